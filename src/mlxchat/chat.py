@@ -1,0 +1,266 @@
+"""A conversation with a model: text in, pieces of text out. Prints nothing.
+
+A model trained on conversations gets nanochat's chat tokens and stops at ``<|assistant_end|>``. A
+base model continues text: ``<|bos|>``, then everything said so far in one piece.
+
+The tokens of the whole conversation are laid out anew for every answer, and the cache keeps the
+longest beginning it shares with them. So only new tokens are processed in a conversation that goes
+on, and clearing, loading, dropping turns and interrupting need no bookkeeping of their own.
+"""
+
+import codecs
+from collections.abc import Generator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from mlxchat.data.conversations import Conversation, Message
+from mlxchat.data.tokenizer import ASSISTANT_END, Tokenizer
+from mlxchat.engine.cache import make_cache
+from mlxchat.engine.generate import generate
+from mlxchat.engine.options import Sampling
+from mlxchat.errors import MlxchatError
+from mlxchat.model.gpt import GPT
+from mlxchat.runtime import mx
+
+_FILE = TypeAdapter(Conversation)
+_FORM = (
+    'Such a file holds {"messages": [{"role": "user", "content": "..."}, '
+    '{"role": "assistant", "content": "..."}]}; /save writes one.'
+)
+
+
+@dataclass
+class _Turn:
+    """What the user said, and the answer as text and as the tokens drawn for it."""
+
+    user: str
+    text: str = ""
+    answer: list[int] = field(default_factory=list)
+
+
+class Chat:
+    """A conversation in turns.
+
+    Args:
+        model: the network.
+        tokenizer: the one it was trained with.
+        conversational: whether it was trained on conversations.
+        sampling: how tokens are chosen.
+        seed: of the random draws; the same seed and messages give the same answers.
+        max_tokens: the most tokens in one answer.
+
+    Attributes:
+        conversational: as given.
+        dropped: turns from the beginning that no longer fit the context. The model doesn't see
+            them; `messages` still has them.
+        truncated: whether the latest answer ended for want of tokens, by ``max_tokens`` or the
+            context, and not because the model was done.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        *,
+        conversational: bool,
+        sampling: Sampling,
+        seed: int,
+        max_tokens: int,
+    ) -> None:
+        self.conversational = conversational
+        self.dropped = 0
+        self.truncated = False
+        self._model = model
+        self._tokenizer = tokenizer
+        self._sampling = sampling
+        self._key = mx.random.key(seed)
+        self._max_tokens = max_tokens
+        self._bos = tokenizer.bos
+        self._end = [tokenizer.special(ASSISTANT_END)] if conversational else []
+        self._system: str | None = None
+        self._turns: list[_Turn] = []
+        self._cache = make_cache(model)
+        self._held: list[int] = []  # the tokens in the cache
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """All that was said, dropped turns included."""
+        messages = [] if self._system is None else [Message("system", self._system)]
+        for turn in self._turns:
+            messages += [Message("user", turn.user), Message("assistant", turn.text)]
+        return tuple(messages)
+
+    def reply(self, text: str) -> Generator[str, None, None]:
+        """Answer ``text``, or continue it: pieces of the answer as they come.
+
+        The pieces are whole characters; a character that the answer breaks off in is left out.
+        Where the conversation and an answer would pass the context, the oldest turns are dropped
+        first. Close the generator to interrupt the answer: what was said stays in the history.
+
+        Raises:
+            MlxchatError: the message is empty, or too long for the context by itself. The history
+                is then as it was.
+        """
+        if self.conversational and not text.strip():
+            raise MlxchatError("The message is empty.", "Say something to the model.")
+        turn = _Turn(_encodable(text))
+        self.dropped, prompt = self._fit([*self._turns, turn])
+        self._turns.append(turn)
+        return self._stream(turn, prompt)
+
+    def complete(self, prompt: str) -> str:
+        """The answer to ``prompt`` by itself; earlier turns are neither seen nor changed.
+
+        Raises:
+            MlxchatError: as `reply`.
+        """
+        turns, dropped = self._turns, self.dropped
+        self._turns, self.dropped = [], 0
+        try:
+            return "".join(self.reply(prompt))
+        finally:
+            self._turns, self.dropped = turns, dropped
+
+    def clear(self) -> None:
+        """Begin a new conversation."""
+        self._system, self._turns, self.dropped = None, [], 0
+
+    def save(self, path: Path) -> None:
+        """Write the conversation as JSON, ``{"messages": [{"role": ..., "content": ...}]}``.
+
+        Raises:
+            MlxchatError: the file cannot be written. One that was there is as it was.
+        """
+        partial = path.parent / f".{path.name}.partial"
+        try:
+            partial.write_bytes(_FILE.dump_json(Conversation(self.messages), indent=2) + b"\n")
+            partial.replace(path)
+        except OSError as error:
+            with suppress(OSError):
+                partial.unlink()
+            raise MlxchatError(
+                f"Cannot write {path}: {error.strerror}.", "Save under another name."
+            ) from error
+
+    def load(self, path: Path) -> None:
+        """Go on with the conversation in a file that `save` wrote, in place of the present one.
+
+        Raises:
+            MlxchatError: the file cannot be read or is no conversation in which user and assistant
+                take turns. The present conversation is then as it was.
+        """
+        try:
+            messages = _FILE.validate_json(path.read_bytes()).messages
+        except OSError as error:
+            raise MlxchatError(
+                f"Cannot read {path}: {error.strerror}.", "Check the name of the file."
+            ) from error
+        except ValidationError as error:
+            fault = error.errors()[0]
+            place = ".".join(map(str, fault["loc"])) or "the file"
+            raise MlxchatError(f"{path}: {place}: {fault['msg']}.", _FORM) from error
+        system = messages[0].content if messages and messages[0].role == "system" else None
+        spoken = messages if system is None else messages[1:]
+        _check_turns(path, spoken)
+        pairs = zip(spoken[::2], spoken[1::2], strict=True)
+        self._turns = [
+            _Turn(user.content, answer.content, self._tokenizer.encode(answer.content))
+            for user, answer in pairs
+        ]
+        self._system, self.dropped = system, 0
+
+    def _fit(self, turns: Sequence[_Turn]) -> tuple[int, list[int]]:
+        """How many of ``turns`` are dropped so that an answer fits, and the prompt of the rest."""
+        context = self._model.config.sequence_len
+        room = min(self._max_tokens, context // 2)
+        for dropped in range(self.dropped, len(turns)):
+            prompt = self._prompt(turns[dropped:])
+            if len(prompt) + room <= context:
+                return dropped, prompt
+        if len(prompt) < context:  # the last message alone, and a shorter answer
+            return dropped, prompt
+        raise MlxchatError(
+            f"The message takes {len(prompt)} tokens; the model's context is {context}.",
+            f"Shorten it to fewer than {context} tokens.",
+        )
+
+    def _prompt(self, turns: Sequence[_Turn]) -> list[int]:
+        """The tokens of ``turns``, up to where the last one's answer begins."""
+        *earlier, last = turns
+        ids, system = [self._bos], self._system
+        for turn in earlier:
+            ids += self._asked(turn, system) + turn.answer + self._end
+            system = None
+        return ids + self._asked(last, system)
+
+    def _asked(self, turn: _Turn, system: str | None) -> list[int]:
+        """The tokens of a turn before its answer, led by the system message where there is one."""
+        messages = [] if system is None else [Message("system", system)]
+        messages.append(Message("user", turn.user))
+        if not self.conversational:
+            return self._tokenizer.encode("\n\n".join(message.content for message in messages))
+        _bos, *ids = self._tokenizer.render_for_completion(Conversation(tuple(messages)))
+        return ids
+
+    def _stream(self, turn: _Turn, prompt: list[int]) -> Generator[str, None, None]:
+        shared = _shared(self._held, prompt)
+        limit = min(self._max_tokens, self._model.config.sequence_len - len(prompt))
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._key, key = mx.random.split(self._key)
+        self.truncated = False
+        try:
+            for layer in self._cache:
+                layer.trim(shared)
+            tokens = generate(
+                self._model,
+                prompt[shared:],
+                self._cache,
+                self._sampling,
+                key,
+                stop=frozenset([self._bos, *self._end]),
+                max_tokens=limit,
+                seen=prompt[:shared],
+            )
+            with closing(tokens):
+                for token in tokens:
+                    turn.answer.append(token)
+                    if piece := decoder.decode(self._tokenizer.token_bytes(token)):
+                        turn.text += piece
+                        yield piece
+        except BaseException:
+            if not turn.answer:  # interrupted before a word: as if it had not been asked
+                self._turns.pop()
+            raise
+        finally:
+            self._held = (prompt + turn.answer)[: self._cache[0].offset]
+        self.truncated = len(turn.answer) == limit
+
+
+def _check_turns(path: Path, spoken: Sequence[Message]) -> None:
+    for number, message in enumerate(spoken):
+        expected = ("user", "assistant")[number % 2]
+        if message.role != expected:
+            raise MlxchatError(
+                f"{path}: {message.content[:40]!r} is from the {message.role} where the turn is "
+                f"the {expected}'s.",
+                _FORM,
+            )
+    if len(spoken) % 2:
+        raise MlxchatError(f"{path}: the last message has no answer.", _FORM)
+
+
+def _shared(held: Sequence[int], prompt: Sequence[int]) -> int:
+    """How many tokens of ``prompt`` need no processing: all that agree with ``held`` but its last.
+
+    The last is processed in any case, for the logits after it.
+    """
+    longest = min(len(held), len(prompt) - 1)
+    return next((i for i in range(longest) if held[i] != prompt[i]), longest)
+
+
+def _encodable(text: str) -> str:
+    """``text`` without the lone surrogates that a terminal in another encoding lets through."""
+    return text.encode("utf-8", "replace").decode("utf-8")

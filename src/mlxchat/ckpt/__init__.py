@@ -1,0 +1,1 @@
+"""Checkpoints: directories that appear whole or not at all."""

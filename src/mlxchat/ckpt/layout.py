@@ -1,0 +1,205 @@
+"""What a saved step's directory holds, and how a model is read from it.
+
+    config.json  model.safetensors  tokenizer.json  tokenizer_config.json  generation_config.json
+    optimizer.safetensors  loader.safetensors  trainer.json
+
+The first line is a model directory as mlx-lm reads it; the second is what training needs to go on.
+"""
+
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mlxchat import __version__
+from mlxchat.data.loader import LoaderState
+from mlxchat.data.tokenizer import ASSISTANT_END, BOS, Tokenizer, is_conversational
+from mlxchat.data.tokenizer import FILE as TOKENIZER
+from mlxchat.errors import MlxchatError
+from mlxchat.model.config import GPTConfig
+from mlxchat.model.gpt import GPT, NORM_EPS, ROPE_BASE, SOFTCAP
+from mlxchat.runtime import mx
+
+FORMAT = 1
+CONFIG = "config.json"
+MODEL = "model.safetensors"
+GENERATION = "generation_config.json"
+OPTIMIZER = "optimizer.safetensors"
+LOADER = "loader.safetensors"
+TRAINER = "trainer.json"
+
+
+class TrainerState(BaseModel):
+    """What training needs beside arrays to go on after a step."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    mlxchat: str = __version__
+    mlx: str = version("mlx")
+    step: int
+    settings: dict[str, Any]
+    plan: dict[str, Any]
+    meter: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A model read from disk, ready to run."""
+
+    model: GPT
+    tokenizer: Tokenizer
+    conversational: bool  # trained on conversations, so that it can be talked with
+
+
+def write_model(folder: Path, model: GPT, tokenizer: Tokenizer, conversational: bool) -> None:
+    """Write the files of a model directory."""
+    config = model.config
+    fields = {
+        "model_type": "nanochat",
+        "architectures": ["NanoChatForCausalLM"],
+        "hidden_size": config.n_embd,
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.n_kv_head,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.sequence_len,
+        "intermediate_size": 4 * config.n_embd,
+        "rope_theta": ROPE_BASE,
+        "rms_norm_eps": NORM_EPS,
+        "final_logit_softcapping": SOFTCAP,
+        "bos_token_id": tokenizer.special(BOS),
+        "eos_token_id": tokenizer.special(ASSISTANT_END),
+        "tie_word_embeddings": False,
+    }
+    stops = [tokenizer.special(ASSISTANT_END), tokenizer.special(BOS)]
+    generation = {"bos_token_id": tokenizer.special(BOS), "eos_token_id": stops}
+    (folder / CONFIG).write_text(json.dumps(fields, indent=2), "utf-8")
+    (folder / GENERATION).write_text(json.dumps(generation, indent=2), "utf-8")
+    tokenizer.save(folder, conversational)
+    mx.save_safetensors(str(folder / MODEL), model.named_parameters(), {"format": "mlx"})
+
+
+def read_config(folder: Path) -> GPTConfig:
+    """The shape of the model in a directory."""
+    fields = _read_json(folder / CONFIG)
+    try:
+        return GPTConfig(
+            sequence_len=fields["max_position_embeddings"],
+            vocab_size=fields["vocab_size"],
+            n_layer=fields["num_hidden_layers"],
+            n_head=fields["num_attention_heads"],
+            n_kv_head=fields["num_key_value_heads"],
+            n_embd=fields["hidden_size"],
+        )
+    except (KeyError, ValidationError) as error:
+        raise _damaged(folder / CONFIG, error) from error
+
+
+def read_model(folder: Path, dtype: mx.Dtype) -> SavedModel:
+    """Read a model directory; ``dtype`` is that of the activations.
+
+    Raises:
+        MlxchatError: a file is missing or damaged, a tensor missing, unexpected or of another
+            shape, or the tokenizer's vocabulary is not the model's. Each is named.
+    """
+    for name in (CONFIG, MODEL, TOKENIZER):
+        if not (folder / name).exists():
+            raise _missing(folder / name)
+    config = read_config(folder)
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size != config.vocab_size:
+        raise MlxchatError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, "
+            f"the model {config.vocab_size:,}.",
+            "Put back the tokenizer that the model was trained with.",
+        )
+    model = GPT(config, dtype)
+    weights = read_arrays(folder / MODEL)
+    check_arrays(folder / MODEL, weights, model.named_parameters())
+    model.load_weights(list(weights.items()))
+    return SavedModel(model, tokenizer, is_conversational(folder))
+
+
+def write_trainer(
+    folder: Path, state: TrainerState, optimizer: dict[str, mx.array], loader: LoaderState
+) -> None:
+    """Write what training needs to go on."""
+    (folder / TRAINER).write_text(state.model_dump_json(indent=2), "utf-8")
+    mx.save_safetensors(str(folder / OPTIMIZER), optimizer)
+    arrays = {name: mx.array(values) for name, values in loader.to_arrays().items()}
+    mx.save_safetensors(str(folder / LOADER), arrays)
+
+
+def read_trainer(folder: Path) -> TrainerState:
+    """The trainer's state in a saved step."""
+    fields = _read_json(folder / TRAINER)
+    try:
+        return TrainerState.model_validate(fields)
+    except ValidationError as error:
+        raise _damaged(folder / TRAINER, error) from error
+
+
+def read_loader(folder: Path) -> LoaderState:
+    """The loader's state in a saved step."""
+    arrays = read_arrays(folder / LOADER)
+    try:
+        return LoaderState.from_arrays({name: np.array(a) for name, a in arrays.items()})
+    except (KeyError, ValueError, TypeError) as error:
+        raise _damaged(folder / LOADER, error) from error
+
+
+def read_arrays(path: Path) -> dict[str, mx.array]:
+    """The arrays of a safetensors file, evaluated."""
+    if not path.exists():
+        raise _missing(path)
+    try:
+        arrays = mx.load(str(path))
+        mx.eval(arrays)
+    except (RuntimeError, ValueError) as error:
+        raise _damaged(path, error) from error
+    if not isinstance(arrays, dict):
+        raise _damaged(path, TypeError("not a table of arrays"))
+    return arrays
+
+
+def check_arrays(path: Path, found: dict[str, mx.array], expected: dict[str, mx.array]) -> None:
+    """Names and shapes must be exactly those expected."""
+    faults = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
+    faults += [f"{name} is unexpected" for name in sorted(found.keys() - expected.keys())]
+    faults += [
+        f"{name} has shape {found[name].shape}, not {expected[name].shape}"
+        for name in sorted(expected.keys() & found.keys())
+        if found[name].shape != expected[name].shape
+    ]
+    if faults:
+        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise MlxchatError(f"{path}: {'; '.join(faults[:3])}{more}.", _USE_ANOTHER)
+
+
+_USE_ANOTHER = "Use another step (--step), or train again with --fresh."
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise _missing(path)
+    try:
+        fields = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    if not isinstance(fields, dict):
+        raise _damaged(path, TypeError("not a JSON object"))
+    return fields
+
+
+def _missing(path: Path) -> MlxchatError:
+    return MlxchatError(f"{path.parent} is incomplete: {path.name} is missing.", _USE_ANOTHER)
+
+
+def _damaged(path: Path, error: Exception) -> MlxchatError:
+    reason = " ".join(str(error).split())[:200]
+    return MlxchatError(f"{path} is damaged ({reason}).", _USE_ANOTHER)

@@ -1,0 +1,115 @@
+"""The built-in corpus: stories and conversations of a small world, made by a grammar, without end.
+
+Document ``i`` of a seed depends on nothing but the two, so a position is all that a loader must
+remember. One question in ten is never shown (`is_held_out`); a model that answers those has learned
+the facts behind the others, or to read.
+"""
+
+from collections.abc import Iterator
+from itertools import count as count_from
+from random import Random
+
+from mlxchat.data.conversations import Conversation, Document, Message
+from mlxchat.data.smalltalk import INTRODUCTIONS, NAME_QUESTIONS, SMALL_TALK, STORY_REQUESTS
+from mlxchat.data.stories import NAMES, passage, story
+from mlxchat.data.world import FACTS, Fact, Question, is_held_out
+
+__all__ = ["Question", "documents", "held_out", "is_held_out", "text"]
+
+STORIES = 1 / 3  # share of documents that are stories
+TURNS = (1, 1, 2, 2, 3, 4)  # how many questions a conversation has, equally likely each
+PASSAGES = 0.45  # share of questions that are about a passage
+CARELESS = 1 / 8  # share of conversations without capitals
+FOLLOWED_UP = ("sound", "home", "food", "legs", "colour")  # kinds of facts with an "And a cow?"
+
+
+def documents(seed: int, start: int = 0) -> Iterator[Document]:
+    """The documents of ``seed``, from number ``start`` on, without end."""
+    for i in count_from(start):
+        rng = Random(f"{seed}/{i}")
+        yield story(rng, rng.choice(NAMES)) if rng.random() < STORIES else _conversation(rng)
+
+
+def held_out(count: int, seed: int = 0) -> list[Question]:
+    """``count`` different questions that no document asks, in the mix that training has."""
+    rng = Random(f"held out/{seed}")
+    questions: dict[str, Question] = {}
+    while len(questions) < count:
+        question = _question(rng)
+        if is_held_out(question.prompt):
+            questions.setdefault(question.prompt, question)
+    return list(questions.values())
+
+
+def text(document: Document) -> str:
+    """The words of a document, its messages joined by line breaks: what a tokenizer learns from."""
+    if isinstance(document, str):
+        return document
+    return "\n".join(message.content for message in document.messages)
+
+
+def _question(rng: Random) -> Question:
+    """A question about the world or about a passage, held out or not."""
+    return _asked(rng)[0]
+
+
+def _of_fact(rng: Random, fact: Fact) -> Question:
+    return Question(rng.choice(fact.questions), fact.statement)
+
+
+def _asked(rng: Random) -> list[Question]:
+    if rng.random() < PASSAGES:
+        return passage(rng)
+    return [_of_fact(rng, rng.choice(FACTS))]
+
+
+def _followed_up(rng: Random) -> list[Question]:
+    """A question about one of a kind, then the same about another in two or three words."""
+    kind = rng.choice(FOLLOWED_UP)
+    first, second = rng.sample([fact for fact in FACTS if fact.kind == kind], 2)
+    return [_of_fact(rng, first), Question(f"And {second.subject}?", second.statement)]
+
+
+def _chatted(rng: Random) -> list[Question]:
+    return [rng.choice(SMALL_TALK)]
+
+
+def _introduced(rng: Random) -> list[Question]:
+    """A name that is told, and after something else, or at once, asked for."""
+    name = rng.choice(NAMES)
+    told = Question(rng.choice(INTRODUCTIONS).format(name), f"It is nice to meet you, {name}!")
+    asked = Question(rng.choice(NAME_QUESTIONS), f"Your name is {name}.")
+    return [told, *rng.choice(((), _asked(rng))), asked]
+
+
+def _told_a_story(rng: Random) -> list[Question]:
+    """A story on demand: the same request, the same story."""
+    request, hero = rng.choice(STORY_REQUESTS), rng.choice(NAMES)
+    if rng.random() < 0.5:
+        return [Question(f"{request}.", story(Random(request), Random(request).choice(NAMES)))]
+    request = f"{request} about {hero}."
+    return [Question(request, story(Random(request), hero))]
+
+
+# How a conversation goes on, equally likely each.
+_EXCHANGES = (*[_asked] * 14, *[_chatted] * 3, _followed_up, _introduced, _told_a_story)
+
+
+def _conversation(rng: Random) -> Conversation:
+    turns: list[Question] = []
+    wanted = rng.choice(TURNS)
+    while len(turns) < wanted:
+        exchange = rng.choice(_EXCHANGES)(rng)
+        if not any(is_held_out(turn.prompt) for turn in exchange):
+            turns += exchange
+    is_careless = rng.random() < CARELESS
+    messages = []
+    for turn in turns:
+        prompt = _careless(turn.prompt) if is_careless else turn.prompt
+        messages += [Message("user", prompt), Message("assistant", turn.answer)]
+    return Conversation(tuple(messages))
+
+
+def _careless(prompt: str) -> str:
+    """As people type: it begins small, and nothing ends it."""
+    return prompt[0].lower() + prompt[1:].rstrip(".!?")

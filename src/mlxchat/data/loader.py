@@ -1,0 +1,134 @@
+"""Batches for training, each with the state that resumes after it.
+
+A thread reads, tokenizes and packs ahead, so that training does not wait; since every batch carries
+its own state, what was read ahead and never trained on is simply read again.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlxchat.data.documents import Cursor, Read
+from mlxchat.data.packing import BestFit, Buffered
+from mlxchat.data.tokenizer import Tokenizer
+
+BUFFER_DOCUMENTS = 1000  # nanochat's
+BATCHES_AHEAD = 8
+
+
+@dataclass(frozen=True)
+class LoaderState:
+    """What the next batch depends on: the documents held, and the next one to read."""
+
+    cursor: Cursor = field(default_factory=Cursor)
+    buffered: tuple[Buffered, ...] = ()
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The state as arrays that a checkpoint can hold."""
+        tokens = [document.tokens for document in self.buffered]
+        return {
+            "cursor": np.array(self.cursor, np.int64),
+            "length": np.array([document.length for document in self.buffered], np.int64),
+            "arrival": np.array([document.arrival for document in self.buffered], np.int64),
+            "kept": np.array([len(kept) for kept in tokens], np.int64),
+            "tokens": np.concatenate([*tokens, np.empty(0, np.int32)]).astype(np.int32),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, npt.NDArray[Any]]) -> "LoaderState":
+        """The inverse of `to_arrays`."""
+        ends = np.cumsum(arrays["kept"])
+        tokens = np.split(arrays["tokens"], ends)[:-1] if len(ends) else []
+        held = zip(arrays["length"].tolist(), arrays["arrival"].tolist(), tokens, strict=True)
+        return cls(
+            Cursor(*arrays["cursor"].tolist()), tuple(Buffered(*document) for document in held)
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids and, one place later, targets, both (B, T) int32; the state after them."""
+
+    ids: npt.NDArray[np.int32]
+    targets: npt.NDArray[np.int32]
+    state: LoaderState
+
+
+class Loader:
+    """An iterator of batches. Close it, or leave it in a ``with``, to stop reading ahead.
+
+    Args:
+        documents: read from ``state``'s cursor on; where they end, so do the batches.
+        tokenizer: that encodes them.
+        batch_size: rows, B.
+        sequence_len: tokens of a row, T, the last target not counted.
+        state: what was held there.
+        threads: that tokenize.
+    """
+
+    def __init__(
+        self,
+        documents: Iterator[Read],
+        tokenizer: Tokenizer,
+        batch_size: int,
+        sequence_len: int,
+        state: LoaderState | None = None,
+        threads: int = 2,
+    ) -> None:
+        self._documents, self._tokenizer, self._threads = documents, tokenizer, threads
+        self._shape = (batch_size, sequence_len + 1)
+        self._batches = self._read(state or LoaderState())
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._ahead = deque(self._submit() for _ in range(BATCHES_AHEAD))
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        batch = self._ahead.popleft().result()
+        if batch is None:
+            self.close()
+            raise StopIteration
+        self._ahead.append(self._submit())
+        return batch
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Read no further. What is being read now ends by itself, or when its source closes."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _submit(self) -> Future[Batch | None]:
+        return self._executor.submit(next, self._batches, None)
+
+    def _read(self, state: LoaderState) -> Iterator[Batch]:
+        cursor = state.cursor
+
+        def refill() -> list[list[int]] | None:
+            nonlocal cursor
+            following = next(self._documents, None)
+            if following is None:
+                return None
+            batch, cursor = following
+            return self._tokenizer.encode_documents(batch, self._threads)
+
+        rows, capacity = self._shape
+        packing = BestFit(capacity, BUFFER_DOCUMENTS, refill, state.buffered)
+        while True:
+            packed = np.empty(self._shape, np.int32)
+            for i in range(rows):
+                row = packing.row()
+                if row is None:
+                    return
+                packed[i] = row
+            after = LoaderState(cursor, packing.snapshot())
+            yield Batch(packed[:, :-1], packed[:, 1:], after)

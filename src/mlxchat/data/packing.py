@@ -1,0 +1,92 @@
+"""Documents into rows without padding: best fit, as nanochat's loader packs them. Pure.
+
+Each row is filled with the largest buffered document that still fits, again and again; when none
+fits, with the beginning of the shortest one, whose rest is dropped. So every row begins with the
+beginning of a document, and every token of it is trained on.
+"""
+
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Tokens = npt.NDArray[np.int32]
+
+
+class Buffered(NamedTuple):
+    """A document waiting for its row.
+
+    Only as many tokens are kept as a row can take; ``length`` is the whole document's, by which
+    it is chosen.
+    """
+
+    length: int
+    arrival: int
+    tokens: Tokens
+
+
+class BestFit:
+    """A buffer of documents, and the rows packed from it.
+
+    Args:
+        capacity: tokens in a row.
+        size: documents to hold before one is chosen.
+        refill: gives the next documents; nothing once there are no more, after which rows are
+            packed from what is left.
+        documents: what an earlier `snapshot` held.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        size: int,
+        refill: Callable[[], Iterable[list[int]] | None],
+        documents: Iterable[Buffered] = (),
+    ) -> None:
+        self.capacity = capacity
+        self._size = size
+        self._refill = refill
+        self._documents = sorted(documents, key=lambda document: document[:2])  # by length, arrival
+        self._arrivals = 1 + max((document.arrival for document in self._documents), default=-1)
+        self._exhausted = False
+
+    def row(self) -> Tokens | None:
+        """The next row, (capacity,); None when the documents left do not fill one."""
+        row = np.empty(self.capacity, np.int32)
+        position = 0
+        while position < self.capacity:
+            self._fill()
+            if not self._documents:
+                return None
+            tokens = self._take(self.capacity - position)
+            row[position : position + len(tokens)] = tokens
+            position += len(tokens)
+        return row
+
+    def snapshot(self) -> tuple[Buffered, ...]:
+        """The documents held now: with them and the same refills, the same rows follow."""
+        return tuple(self._documents)
+
+    def _fill(self) -> None:
+        while len(self._documents) < self._size and not self._exhausted:
+            documents = self._refill()
+            self._exhausted = documents is None
+            for ids in documents or ():
+                tokens = np.array(ids[: self.capacity], np.int32)
+                insort(
+                    self._documents,
+                    Buffered(len(ids), self._arrivals, tokens),
+                    key=lambda document: document[:2],
+                )
+                self._arrivals += 1
+
+    def _take(self, room: int) -> Tokens:
+        """Remove the largest document that fits, the oldest of its length; else the shortest."""
+        fitting = bisect_right(self._documents, room, key=lambda document: document.length)
+        if fitting == 0:
+            return self._documents.pop(0).tokens[:room]
+        length = self._documents[fitting - 1].length
+        oldest = bisect_left(self._documents, length, key=lambda document: document.length)
+        return self._documents.pop(oldest).tokens

@@ -1,0 +1,351 @@
+"""The shards: which datasets there are, bringing them to disk, and reading what is there.
+
+A dataset is a folder of parquet files with one column, ``text``, a document a row. The last file in
+name order is validation, all others are training, in name order.
+"""
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from mlxchat.errors import MlxchatError
+from mlxchat.home import Home
+from mlxchat.telemetry import Event, Noted, Progressed
+
+if TYPE_CHECKING:  # `data status` must not wait for an HTTP library
+    from mlxchat.data.hub import Hub, RemoteFile
+
+GIB = 2**30
+RESERVE = GIB  # bytes of disk that downloads leave free
+ALL_SHARDS = "all shards"  # the task of the bar that counts every file of a fetch
+STREAMED = ".streamed"  # folder of one empty file for each shard that streaming may delete
+MAGIC = b"PAR1"  # what a parquet file starts and ends with
+
+Report = Callable[[Event], None]
+Result = TypeVar("Result")
+
+
+def shard_name(index: int) -> str:
+    """The file name of shard ``index``."""
+    return f"shard_{index:05d}.parquet"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset on the hub: shards 0 to ``last_shard``, the last of which is validation."""
+
+    name: str
+    repo: str
+    last_shard: int
+    licence_note: str
+
+    @property
+    def validation(self) -> str:
+        """The file name of the validation shard."""
+        return shard_name(self.last_shard)
+
+    def training(self, num_shards: int | None = None) -> tuple[str, ...]:
+        """The file names of the first ``num_shards`` training shards, all for None.
+
+        Raises:
+            MlxchatError: the dataset does not have that many, or fewer than one are asked for.
+        """
+        count = self.last_shard if num_shards is None else num_shards
+        if not 1 <= count <= self.last_shard:
+            raise MlxchatError(
+                f"--num-shards {count} cannot be had: {self.name} has {self.last_shard} training "
+                "shards.",
+                f"Give a number from 1 to {self.last_shard}.",
+            )
+        return tuple(shard_name(index) for index in range(count))
+
+
+DATASETS = {
+    dataset.name: dataset
+    for dataset in (
+        Dataset(
+            name="fineweb-edu",
+            repo="karpathy/fineweb-edu-100b-shuffle",
+            last_shard=1822,
+            licence_note="ODC-BY 1.0",
+        ),
+        Dataset(
+            name="climbmix",
+            repo="karpathy/climbmix-400b-shuffle",
+            last_shard=6542,
+            licence_note="CC BY-NC 4.0: non-commercial use only",
+        ),
+    )
+}
+
+
+class ShardSource(Protocol):
+    """Where a loader gets its shards from. A shard is on disk between acquire and release."""
+
+    @property
+    def training(self) -> tuple[str, ...]:
+        """File names, in the order of an epoch."""
+
+    @property
+    def validation(self) -> str:
+        """The file name of the validation shard."""
+
+    def acquire(self, name: str) -> Path:
+        """Block until the shard is on disk; it stays until released.
+
+        Raises:
+            MlxchatError: the shard cannot be had.
+        """
+
+    def release(self, name: str) -> None:
+        """Say that the reader has moved on."""
+
+    def close(self) -> None:
+        """Stop whatever brings shards."""
+
+
+class LocalShards:
+    """The parquet files that are in a folder, all of them and no others."""
+
+    def __init__(self, folder: Path) -> None:
+        """Look into ``folder``.
+
+        Raises:
+            MlxchatError: it does not exist, or holds fewer than two shards.
+        """
+        remedy = "Get them with: mlxchat data fetch --num-shards 4 (or: data fetch --from PATH)"
+        if not folder.is_dir():
+            raise MlxchatError(f"There is no folder {folder}, so no data.", remedy)
+        names = shard_names(folder)
+        if len(names) < 2:
+            found = f"only one shard, {names[0]}" if names else "no shards"
+            raise MlxchatError(
+                f"{folder} holds {found}; the last is validation, so two are the least.", remedy
+            )
+        self.folder = folder
+        self.training = tuple(names[:-1])
+        self.validation = names[-1]
+
+    def acquire(self, name: str) -> Path:
+        """The path of a shard, checked to be one.
+
+        Raises:
+            MlxchatError: the file has gone or is no shard.
+        """
+        check_shard(self.folder / name)
+        return self.folder / name
+
+    def release(self, name: str) -> None:
+        """Nothing: files stay."""
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+
+@dataclass(frozen=True)
+class FolderStatus:
+    """What a dataset's folder holds. ``partial_files`` are downloads begun and not finished."""
+
+    name: str
+    path: Path
+    shards: int
+    bytes: int
+    has_validation: bool
+    partial_files: tuple[str, ...]
+
+
+def status(home: Home) -> list[FolderStatus]:
+    """The dataset folders under ``home``, in name order.
+
+    A known dataset has its validation shard when the hub's last one is there; the user's own, when
+    there are two files or more.
+    """
+    first = home.data("fineweb-edu")
+    folders = sorted(
+        path
+        for path in first.parent.glob(f"{first.name}*")
+        if path.is_dir() and (path == first or path.name.startswith(f"{first.name}_"))
+    )
+    return [_folder_status(folder, first) for folder in folders]
+
+
+def _folder_status(folder: Path, first: Path) -> FolderStatus:
+    name = "fineweb-edu" if folder == first else folder.name.removeprefix(f"{first.name}_")
+    names = shard_names(folder)
+    known = DATASETS.get(name)
+    return FolderStatus(
+        name=name,
+        path=folder,
+        shards=len(names),
+        bytes=sum((folder / shard).stat().st_size for shard in names),
+        has_validation=known.validation in names if known else len(names) >= 2,
+        partial_files=tuple(sorted(path.name for path in folder.glob("*.parquet.*"))),
+    )
+
+
+def shard_names(folder: Path) -> list[str]:
+    """The names of the parquet files in ``folder``, sorted; those of hidden files are left out."""
+    return sorted(path.name for path in folder.glob("*.parquet") if path.name[0] != ".")
+
+
+def check_shard(path: Path) -> None:
+    """Look at a file's frame: a parquet file, whole, with a column ``text`` of strings.
+
+    Raises:
+        MlxchatError: it is not, and in what.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    remedy = f"Delete it and fetch it again, or put text into it: {path}"
+    if not path.is_file():
+        raise MlxchatError(f"{path} does not exist.", "Get it with: mlxchat data fetch")
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        with path.open("rb") as stream:
+            begins_well = stream.read(len(MAGIC)) == MAGIC
+        what = "is truncated or damaged" if begins_well else "is not a parquet file"
+        raise MlxchatError(f"{path} {what}.", remedy) from error
+    if "text" not in schema.names:
+        columns = ", ".join(schema.names) or "none"
+        raise MlxchatError(f"{path} has no column text (its columns: {columns}).", remedy)
+    kind = schema.field("text").type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise MlxchatError(f"The column text of {path} holds {kind}, not strings.", remedy)
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Check that ``needed`` bytes fit on the disk of ``folder`` and leave 1 GiB free.
+
+    Raises:
+        MlxchatError: they do not.
+    """
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if needed and needed + RESERVE > free:
+        raise MlxchatError(
+            f"The disk of {folder} is too small: {needed / GIB:.2f} GiB to download, "
+            f"{free / GIB:.2f} GiB free, of which 1 GiB must stay free.",
+            "Make room, ask for fewer shards, or choose another disk with MLXCHAT_HOME.",
+        )
+
+
+def missing_bytes(hub: "Hub", remote: "RemoteFile", destination: Path) -> int:
+    """What is still to download, beyond what an earlier attempt left."""
+    partial = hub.partial(destination)
+    return max(remote.size - (partial.stat().st_size if partial.exists() else 0), 0)
+
+
+def fetch(
+    folder: Path,
+    dataset: Dataset,
+    num_shards: int,
+    hub: "Hub",
+    report: Report,
+    workers: int = 4,
+    clock: Callable[[], float] = time.time,
+) -> list[Path]:
+    """Download the first ``num_shards`` training shards and the validation shard.
+
+    Shards that are on disk are left as they are, and kept from then on, should streaming have
+    brought them. ``report`` is called from several threads, one at a time: bytes for every file,
+    and for `ALL_SHARDS`.
+
+    Returns:
+        The paths, validation last.
+
+    Raises:
+        MlxchatError: a shard cannot be had, is not one, or the disk is too small for them all; the
+            last is known before anything is downloaded.
+    """
+    training = dataset.training(num_shards)
+    names = (dataset.validation, *training)  # validation first: without it nothing can be done
+    for name in names:
+        (folder / STREAMED / name).unlink(missing_ok=True)
+    missing = [name for name in names if not _is_complete(folder / name, report, clock)]
+    stop = threading.Event()
+    hub = hub.until(stop)
+    with ThreadPoolExecutor(workers, thread_name_prefix="fetch") as pool:
+        try:
+            asked = {name: pool.submit(hub.stat, dataset.repo, name) for name in missing}
+            _wait(asked.values())
+            remotes = {name: future.result() for name, future in asked.items()}
+            needed = sum(missing_bytes(hub, remotes[name], folder / name) for name in missing)
+            require_space(folder, needed)
+            progress = _Progress({name: remotes[name].size for name in missing}, report, clock)
+            _wait(
+                [
+                    pool.submit(
+                        download_shard, hub, remotes[name], folder / name, progress.of(name)
+                    )
+                    for name in missing
+                ]
+            )
+        except BaseException:  # also Ctrl-C: what runs must stop before the pool can close
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [folder / name for name in (*training, dataset.validation)]
+
+
+def download_shard(
+    hub: "Hub", remote: "RemoteFile", destination: Path, report: Callable[[int], None]
+) -> None:
+    """Download one file and check that it is a shard; what is none is deleted.
+
+    Raises:
+        MlxchatError: it cannot be had, or is no shard.
+    """
+    hub.download(remote, destination, report)
+    try:
+        check_shard(destination)
+    except MlxchatError:
+        destination.unlink()
+        raise
+    report(remote.size)
+
+
+def _is_complete(path: Path, report: Report, clock: Callable[[], float]) -> bool:
+    """Whether the file is there; one that is damaged is said to be, and counts as missing."""
+    if not path.exists():
+        return False
+    try:
+        check_shard(path)
+    except MlxchatError as error:
+        report(Noted(clock(), f"{error.problem} It is downloaded again."))
+        return False
+    return True
+
+
+def _wait(futures: "Iterable[Future[Result]]") -> None:
+    """Until all are done; the first to fail raises at once."""
+    for future in as_completed(futures):
+        future.result()
+
+
+class _Progress:
+    """Turns bytes done of single files into events, for each and for their sum."""
+
+    def __init__(self, sizes: dict[str, int], report: Report, clock: Callable[[], float]) -> None:
+        self._sizes = sizes
+        self._done = dict.fromkeys(sizes, 0)
+        self._report = report
+        self._clock = clock
+        self._lock = threading.Lock()
+
+    def of(self, name: str) -> Callable[[int], None]:
+        def report(done: int) -> None:
+            with self._lock:
+                self._done[name] = done
+                now = self._clock()
+                self._report(Progressed(now, name, done, self._sizes[name], "bytes"))
+                total = sum(self._sizes.values())
+                self._report(Progressed(now, ALL_SHARDS, sum(self._done.values()), total, "bytes"))
+
+        return report

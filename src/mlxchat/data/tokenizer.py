@@ -1,0 +1,312 @@
+"""Byte-pair encoding: trained by rustbpe, run by tiktoken, stored as `tokenizers` reads it.
+
+The split pattern, the special tokens and the way a conversation becomes tokens are nanochat's.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import rustbpe
+import tiktoken
+
+from mlxchat.data.conversations import Conversation, Document, Message
+from mlxchat.errors import MlxchatError
+
+SPLIT_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*"
+    r"|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+BOS = "<|bos|>"
+ASSISTANT_END = "<|assistant_end|>"
+SPECIAL_TOKENS = (
+    BOS,
+    "<|user_start|>",
+    "<|user_end|>",
+    "<|assistant_start|>",
+    ASSISTANT_END,
+    "<|python_start|>",
+    "<|python_end|>",
+    "<|output_start|>",
+    "<|output_end|>",
+)
+SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)  # every byte, no merge
+
+FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+
+# Renders what `Tokenizer.render` renders; its presence says that a model was trained on
+# conversations.
+CHAT_TEMPLATE = (
+    "{{- bos_token -}}"
+    "{%- set ns = namespace(system='') -%}"
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'system' -%}"
+    "{%- set ns.system = message['content'] + '\n\n' -%}"
+    "{%- elif message['role'] == 'user' -%}"
+    "{{- '<|user_start|>' + ns.system + message['content'] + '<|user_end|>' -}}"
+    "{%- set ns.system = '' -%}"
+    "{%- else -%}"
+    "{{- '<|assistant_start|>' + message['content'] + '<|assistant_end|>' -}}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|assistant_start|>' -}}{%- endif -%}"
+)
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    Args:
+        ranks: bytes of each token to its id, which is also the order of merging.
+        pattern: regular expression that splits text before merging.
+        special: special tokens to their ids.
+    """
+
+    def __init__(self, ranks: dict[bytes, int], pattern: str, special: dict[str, int]) -> None:
+        self._encoding = tiktoken.Encoding(
+            "mlxchat", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
+        )
+        self._ranks, self._pattern, self._special = ranks, pattern, special
+        self._bytes = {rank: token for token, rank in ranks.items()}
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens, special ones included."""
+        return len(self._ranks) + len(self._special)
+
+    @property
+    def bos(self) -> int:
+        """The id that begins every document."""
+        return self._special[BOS]
+
+    def special(self, name: str) -> int:
+        """The id of a special token, such as ``<|bos|>``."""
+        return self._special[name]
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes a token stands for; none for a special token."""
+        return self._bytes.get(token, b"")
+
+    def byte_lengths(self) -> list[int]:
+        """Number of bytes of every token, by id; 0 for special tokens."""
+        return [len(self.token_bytes(token)) for token in range(self.vocab_size)]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text. What looks like a special token in it is plain text."""
+        return self._encoding.encode_ordinary(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; bytes that are not UTF-8 become replacement characters."""
+        return self._encoding.decode(list(ids))
+
+    def encode_documents(self, documents: Sequence[Document], threads: int) -> list[list[int]]:
+        """Ids of each document, beginning with ``<|bos|>``; texts in parallel."""
+        texts = [document for document in documents if isinstance(document, str)]
+        encoded = iter(self._encoding.encode_ordinary_batch(texts, num_threads=threads))
+        return [
+            [self.bos, *next(encoded)] if isinstance(document, str) else self.render(document)[0]
+            for document in documents
+        ]
+
+    def render(self, conversation: Conversation) -> tuple[list[int], list[int]]:
+        """Ids of a conversation, and a mask that is 1 where the assistant speaks.
+
+        Raises:
+            MlxchatError: user and assistant do not take turns, beginning with the user.
+        """
+        ids, mask = [self.bos], [0]
+        for i, message in enumerate(_merge_system(conversation.messages)):
+            role = "user" if i % 2 == 0 else "assistant"
+            if message.role != role:
+                raise MlxchatError(
+                    f"Message {i + 1} of a conversation is the {message.role}'s, not the {role}'s.",
+                    "User and assistant take turns, the user first.",
+                )
+            text = self.encode(message.content)
+            ids += [self.special(f"<|{role}_start|>"), *text, self.special(f"<|{role}_end|>")]
+            spoken = int(role == "assistant")
+            mask += [0, *[spoken] * len(text), spoken]
+        return ids, mask
+
+    def render_for_completion(self, conversation: Conversation) -> list[int]:
+        """Ids of a conversation that ends with the user, up to where the assistant begins."""
+        return [*self.render(conversation)[0], self.special("<|assistant_start|>")]
+
+    def save(self, folder: Path, conversational: bool = False) -> None:
+        """Write ``tokenizer.json`` and ``tokenizer_config.json`` into an existing folder.
+
+        Args:
+            conversational: the model it goes with was trained on conversations: add the chat
+                template.
+        """
+        config: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": BOS,
+            "eos_token": ASSISTANT_END,
+            "clean_up_tokenization_spaces": False,
+        }
+        if conversational:
+            config["chat_template"] = CHAT_TEMPLATE
+        (folder / FILE).write_text(json.dumps(self._to_json(), ensure_ascii=False), "utf-8")
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2), "utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer":
+        """Read ``tokenizer.json`` from a folder.
+
+        Raises:
+            MlxchatError: no such file, or not a byte-level BPE tokenizer with nanochat's tokens.
+        """
+        path = folder / FILE
+        try:
+            stored = json.loads(path.read_text("utf-8"))
+            pattern = stored["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
+            special = {token["content"]: token["id"] for token in stored["added_tokens"]}
+            vocabulary = stored["model"]["vocab"]
+            ranks = {
+                bytes(_byte_of()[c] for c in token): rank
+                for token, rank in vocabulary.items()
+                if token not in special
+            }
+        except FileNotFoundError:
+            raise MlxchatError(
+                f"There is no tokenizer: {path} does not exist.",
+                "Make one: mlxchat tokenizer train",
+            ) from None
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise MlxchatError(
+                f"{path} is not a byte-level BPE tokenizer ({type(error).__name__}: {error}).",
+                "Train one anew: mlxchat tokenizer train",
+            ) from error
+        if missing := [token for token in SPECIAL_TOKENS if token not in special]:
+            raise MlxchatError(
+                f"{path} lacks the special tokens {', '.join(missing)}.",
+                "Train one anew: mlxchat tokenizer train",
+            )
+        return cls(ranks, pattern, special)
+
+    def _to_json(self) -> dict[str, Any]:
+        """The form of Hugging Face's `tokenizers`: byte-level BPE, every byte a visible letter."""
+        visible = {token: _visible(token) for token in self._ranks}
+        vocabulary = {visible[token]: rank for token, rank in self._ranks.items()}
+        merges = [[visible[left], visible[right]] for left, right in _merges(self._ranks)]
+        added = [
+            {
+                "id": token_id,
+                "content": name,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            for name, token_id in self._special.items()
+        ]
+        split = {
+            "type": "Split",
+            "pattern": {"Regex": self._pattern},
+            "behavior": "Isolated",
+            "invert": False,
+        }
+        byte_level = {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": False,
+        }
+        return {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": added,
+            "normalizer": None,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+            "post_processor": None,
+            "decoder": byte_level,
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": None,
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "ignore_merges": True,
+                "vocab": vocabulary | self._special,
+                "merges": merges,
+            },
+        }
+
+
+def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Learn merges from texts; the vocabulary is smaller where the text has no more pairs.
+
+    Raises:
+        MlxchatError: ``vocab_size`` leaves no room for the 256 bytes and the special tokens.
+    """
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise MlxchatError(
+            f"A vocabulary of {vocab_size} tokens is too small.",
+            f"It takes at least {SMALLEST_VOCABULARY}: 256 bytes and 9 special tokens.",
+        )
+    trainer = rustbpe.Tokenizer()
+    trainer.train_from_iterator(
+        iter(texts), vocab_size - len(SPECIAL_TOKENS), pattern=SPLIT_PATTERN
+    )
+    ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
+    special = {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
+    return Tokenizer(ranks, SPLIT_PATTERN, special)
+
+
+def is_conversational(folder: Path) -> bool:
+    """Whether the tokenizer of this folder goes with a model trained on conversations."""
+    path = folder / CONFIG_FILE
+    return path.exists() and "chat_template" in json.loads(path.read_text("utf-8"))
+
+
+def _merge_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """A system message stands before the first user's words, a blank line between."""
+    if len(messages) > 1 and messages[0].role == "system" and messages[1].role == "user":
+        merged = Message("user", f"{messages[0].content}\n\n{messages[1].content}")
+        return (merged, *messages[2:])
+    return messages
+
+
+def _merges(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
+    """The pair that each token of several bytes was merged from, in order of rank."""
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        parts = [bytes([b]) for b in token]
+        while len(parts) > 2:
+            pairs = [ranks.get(a + b, rank) for a, b in pairwise(parts)]
+            best = min(pairs)
+            if best >= rank:
+                break
+            i = pairs.index(best)
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        if len(parts) == 2:
+            yield parts[0], parts[1]
+
+
+@cache
+def _letter_of() -> dict[int, str]:
+    """GPT-2's visible letter for each byte: itself where printable, else one from U+0100 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    letters = {byte: chr(byte) for byte in printable}
+    for byte in range(256):
+        if byte not in letters:
+            letters[byte] = chr(256 + len(letters) - len(printable))
+    return letters
+
+
+@cache
+def _byte_of() -> dict[str, int]:
+    return {letter: byte for byte, letter in _letter_of().items()}
+
+
+def _visible(token: bytes) -> str:
+    letters = _letter_of()
+    return "".join(letters[byte] for byte in token)

@@ -1,0 +1,59 @@
+"""Bits per byte: the validation loss in a unit that does not depend on the tokenizer."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from mlxchat.data.loader import Batch
+from mlxchat.data.tokenizer import Tokenizer
+from mlxchat.errors import MlxchatError
+from mlxchat.runtime import mx
+from mlxchat.telemetry import Evaluated, Evaluating, Event
+
+
+def bits_per_byte(
+    losses: Callable[[mx.array, mx.array], mx.array],
+    batches: Iterable[Batch],
+    limit: int,
+    tokenizer: Tokenizer,
+    step: int = 0,
+    clock: Callable[[], float] = time.time,
+) -> Iterator[Event]:
+    """Evaluate on at most ``limit`` batches; the last event carries the result.
+
+    As nanochat counts: the summed nats of all tokens that stand for bytes, over the summed bytes;
+    special tokens stand for none and count in neither. ``loss`` is the mean over all tokens.
+
+    Args:
+        losses: nats at every position from ids and targets, as `GPT.losses`.
+        limit: batches at most.
+
+    Raises:
+        MlxchatError: there was not a single batch.
+    """
+    begun = clock()
+    lengths = mx.array(tokenizer.byte_lengths())
+    sums, tokens = np.zeros(3), 0
+    for i, batch in zip(range(limit), batches, strict=False):
+        yield Evaluating(clock(), step, i, limit)
+        targets = mx.array(batch.targets)
+        each = losses(mx.array(batch.ids), targets)
+        bytes_each = lengths[targets]
+        sums += np.array(mx.stack([each.sum(), (each * (bytes_each > 0)).sum(), bytes_each.sum()]))
+        tokens += batch.targets.size
+    if not tokens:
+        raise MlxchatError(
+            "The validation data does not fill one batch.",
+            "Use more text, or a smaller --device-batch-size or --max-seq-len.",
+        )
+    nats, counted, bytes_seen = sums.tolist()
+    yield Evaluated(
+        clock(),
+        step,
+        bits_per_byte=counted / (math.log(2) * bytes_seen),
+        loss=nats / tokens,
+        tokens=tokens,
+        seconds=clock() - begun,
+    )

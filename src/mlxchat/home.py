@@ -1,0 +1,37 @@
+"""Where things lie on disk: one folder, ``$MLXCHAT_HOME``, by default ``~/.cache/mlxchat``."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder that holds data, tokenizers, checkpoints and logs. Nothing here creates one."""
+
+    root: Path
+
+    @classmethod
+    def from_environment(cls) -> "Home":
+        """``$MLXCHAT_HOME``, else ``$XDG_CACHE_HOME/mlxchat``, else ``~/.cache/mlxchat``."""
+        if configured := os.environ.get("MLXCHAT_HOME"):
+            return cls(Path(configured).expanduser().absolute())
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return cls(Path(cache) / "mlxchat")
+
+    def data(self, dataset: str) -> Path:
+        """The folder of a dataset's shards; nanochat's name, ``base_data``, for its first one."""
+        return self.root / ("base_data" if dataset == "fineweb-edu" else f"base_data_{dataset}")
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder of the tokenizer that runs use unless told otherwise."""
+        return self.root / "tokenizer"
+
+    def checkpoints(self, stage: str, tag: str) -> Path:
+        """The folder of one run's saved steps; ``stage`` is ``base``, ``chatsft`` or ``chatrl``."""
+        return self.root / f"{stage}_checkpoints" / tag
+
+    def log(self, tag: str) -> Path:
+        """The file with one JSON object per event of a run."""
+        return self.root / "logs" / tag / "metrics.jsonl"

@@ -1,0 +1,1 @@
+"""Muon for matrices, AdamW for the embedding and the head, and how their numbers change."""

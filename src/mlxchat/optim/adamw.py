@@ -1,0 +1,28 @@
+"""AdamW (https://arxiv.org/abs/1711.05101), as torch computes it."""
+
+from mlxchat.runtime import mx
+
+BETAS = (0.8, 0.95)
+EPS = 1e-10
+
+
+def update(
+    p: mx.array,
+    g: mx.array,
+    m: mx.array,
+    v: mx.array,
+    step: mx.array,
+    lr: mx.array,
+    weight_decay: float,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """One step; returns the parameter and its first and second moments.
+
+    Args:
+        step: updates including this one, a float32 scalar, for the bias correction.
+    """
+    beta1, beta2 = BETAS
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g * g
+    root = mx.sqrt(v) / mx.sqrt(1 - beta2**step) + EPS
+    p = p * (1 - lr * weight_decay) - (lr / (1 - beta1**step)) * m / root
+    return p, m, v

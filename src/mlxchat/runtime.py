@@ -1,0 +1,166 @@
+"""The machine: which backend of MLX it has, in what precision it computes, what it can spare.
+
+MLX is imported here and nowhere else: ``from mlxchat.runtime import mx, nn``. On Linux the CPU
+wheel of MLX brings the reference BLAS, 3 to 7 GFLOP/s where OpenBLAS gives hundreds on the same two
+cores; an OpenBLAS whose symbols carry no prefix, loaded globally before MLX, takes its place.
+"""
+
+import ctypes
+import os
+import shutil
+import sys
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import psutil
+
+from mlxchat.errors import MlxchatError
+from mlxchat.telemetry import Memory
+
+__all__ = ["machine", "memory_use", "mx", "nn", "tree_flatten", "tree_map"]
+
+GIB = 1024**3
+OPENBLAS = "cmeel.prefix/lib/libopenblas.so.0"  # in cmeel-openblas
+
+
+def _load_gfortran(libraries: Path) -> None:
+    """Load the Fortran runtime that OpenBLAS asks for from the copy inside MLX's own wheel.
+
+    The wheel renames it (``libgfortran-<hash>.so.5``), so the linker does not recognise it as the
+    ``libgfortran.so.5`` that OpenBLAS needs; a copy in memory gets its original name back.
+    """
+    for library in sorted(libraries.glob("libquadmath-*")):
+        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    for library in sorted(libraries.glob("libgfortran-*")):
+        renamed = library.name.encode() + b"\0"
+        original = b"libgfortran.so.5".ljust(len(renamed), b"\0")
+        descriptor = os.memfd_create("libgfortran.so.5")
+        with os.fdopen(descriptor, "wb", closefd=False) as memory:
+            memory.write(library.read_bytes().replace(renamed, original))
+        ctypes.CDLL(f"/proc/self/fd/{descriptor}", mode=ctypes.RTLD_GLOBAL)
+
+
+def _preload_openblas() -> bool:
+    """Put OpenBLAS in front of the reference BLAS; False, with a warning, where there is none."""
+    try:
+        libraries = Path(str(distribution("mlx-cpu").locate_file("mlx_cpu.libs")))
+    except PackageNotFoundError:
+        return False  # another backend, with a BLAS of its own, or none at all
+    try:
+        openblas = str(distribution("cmeel-openblas").locate_file(OPENBLAS))
+        try:
+            ctypes.CDLL(openblas, mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            _load_gfortran(libraries)
+            ctypes.CDLL(openblas, mode=ctypes.RTLD_GLOBAL)
+    except (OSError, PackageNotFoundError) as error:
+        warnings.warn(
+            f"OpenBLAS is not available ({error}): training will be 10 to 30 times slower. "
+            'Install it with: pip install "mlxchat[cpu]"',
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+HAS_OPENBLAS = sys.platform == "linux" and _preload_openblas()
+
+try:
+    import mlx.core as mx
+    import mlx.nn as nn
+    from mlx.utils import tree_flatten, tree_map
+except ImportError as error:
+    raise MlxchatError(
+        f"MLX has no backend on this machine ({error}).",
+        'Install one: pip install "mlxchat[cpu]" (any machine) or "mlxchat[cuda]" (NVIDIA GPU).',
+    ) from error
+
+# Peak matrix throughput in FLOP/s. Apple: the GPU's float32 ALUs, which also run bfloat16 on M1 to
+# M5 (Hugging Face's hardware table), by chip name and number of GPU cores where variants differ.
+# NVIDIA: dense bfloat16, from the data sheets, as nanochat counts MFU.
+PEAK_FLOPS = {
+    "Apple M1": 2.6e12,
+    "Apple M1 Pro": 5.2e12,
+    "Apple M1 Max": 10.4e12,
+    "Apple M1 Ultra": 21e12,
+    "Apple M2": 3.6e12,
+    "Apple M2 Pro": 6.8e12,
+    "Apple M2 Max": 13.5e12,
+    "Apple M2 Ultra": 27.2e12,
+    "Apple M3": 4.1e12,
+    "Apple M3 Pro": 7.4e12,
+    "Apple M3 Max": 14.2e12,
+    "Apple M3 Ultra": 28.4e12,
+    "Apple M4": 4.6e12,
+    "Apple M4 Pro": 9.2e12,
+    "Apple M4 Max": 18.4e12,
+    "Apple M5": 5.7e12,
+    "Apple M5 Pro": 11.4e12,
+    "Apple M5 Max": 22.8e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA GeForce RTX 4090": 165e12,
+    "NVIDIA GeForce RTX 3090": 71e12,
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What computes here."""
+
+    backend: str  # "metal", "cuda" or "cpu"
+    device: str  # the chip's name
+    compute_dtype: mx.Dtype  # of activations; parameters and optimizer stay float32
+    peak_flops: float | None  # None where the table has no such chip
+    memory: int  # bytes the backend can address
+
+
+def peak_flops(device: str) -> float | None:
+    """FLOP/s of the longest chip name that ``device`` starts with, None where unknown."""
+    names = [name for name in PEAK_FLOPS if device == name or device.startswith(f"{name} ")]
+    return PEAK_FLOPS[max(names, key=len)] if names else None
+
+
+@cache
+def machine() -> Machine:
+    """This machine; bfloat16 on GPUs, float32 on CPUs, whose half-precision products are slow."""
+    total = psutil.virtual_memory().total
+    if mx.default_device() == mx.Device(mx.cpu):
+        return Machine("cpu", _processor_name(), mx.float32, None, total)
+    info = mx.device_info()
+    backend = "metal" if mx.metal.is_available() else "cuda"
+    device = str(info.get("device_name", backend))
+    memory = int(info.get("max_recommended_working_set_size") or info.get("memory_size") or total)
+    return Machine(backend, device, mx.bfloat16, peak_flops(device), memory)
+
+
+def _processor_name() -> str:
+    return f"{mx.device_info().get('device_name', 'CPU')}, {psutil.cpu_count()} cores"
+
+
+def has_compiler() -> bool:
+    """Whether MLX can fuse element-wise operations on a CPU: it calls g++ to do so."""
+    return machine().backend != "cpu" or shutil.which("g++") is not None
+
+
+def bound_buffer_cache() -> None:
+    """Let MLX keep at most a quarter of memory, and 4 GiB, for reuse; its default is no bound."""
+    mx.set_cache_limit(min(machine().memory // 4, 4 * GIB))
+
+
+def memory_use() -> Memory:
+    """Memory as it is now."""
+    virtual = psutil.virtual_memory()
+    return Memory(
+        active=mx.get_active_memory(),
+        peak=mx.get_peak_memory(),
+        cache=mx.get_cache_memory(),
+        machine_used=virtual.total - virtual.available,
+        machine_total=virtual.total,
+    )

@@ -1,0 +1,95 @@
+"""What a run reads: its dataset, and its tokenizer, trained where there is none."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mlxchat.data.documents import BuiltinDocuments, Documents, ShardDocuments
+from mlxchat.data.hub import Hub
+from mlxchat.data.shards import DATASETS, LocalShards
+from mlxchat.data.streaming import StreamingShards
+from mlxchat.data.tokenizer import Tokenizer, train
+from mlxchat.errors import MlxchatError
+from mlxchat.home import Home
+from mlxchat.telemetry import Event, Progressed
+from mlxchat.train.recipe import DataConfig
+
+MAX_CHARACTERS = 2_000_000_000  # nanochat's
+DOCUMENT_CHARACTERS = 10_000  # of one document at most; nanochat's
+TASK = "reading text for the tokenizer"
+
+
+def open_documents(config: DataConfig, home: Home, report: Callable[[Event], None]) -> Documents:
+    """The dataset that the settings name.
+
+    Raises:
+        MlxchatError: there is no such dataset, or nothing of it on disk and no ``streaming``.
+    """
+    if config.is_builtin:
+        return BuiltinDocuments(config.seed)
+    folder = config.data_dir or home.data(config.dataset)
+    if not config.streaming:
+        return ShardDocuments(LocalShards(folder))
+    if config.dataset not in DATASETS or config.data_dir is not None:
+        raise MlxchatError(
+            "Only a dataset of the hub can be streamed.",
+            f"Use --dataset {' or '.join(DATASETS)}, or leave out --streaming.",
+        )
+    source = StreamingShards(
+        folder,
+        DATASETS[config.dataset],
+        config.max_cached_shards,
+        Hub.from_environment(config.endpoint),
+        report,
+        config.num_shards,
+    )
+    return ShardDocuments(source, text_shards=1)
+
+
+def tokenizer_folder(config: DataConfig, home: Home) -> Path:
+    """Where the run's tokenizer is, or will be; the built-in corpus has one of its own."""
+    default = home.root / "tokenizer_builtin" if config.is_builtin else home.tokenizer
+    return config.tokenizer_dir or default
+
+
+def train_tokenizer(
+    documents: Documents,
+    folder: Path,
+    vocab_size: int | None,
+    report: Callable[[Event], None],
+    max_characters: int = MAX_CHARACTERS,
+    clock: Callable[[], float] = time.time,
+) -> Tokenizer:
+    """Train a tokenizer and put it into ``folder``, which appears whole or not at all.
+
+    Args:
+        vocab_size: tokens; None for what the text can support.
+        max_characters: read at most so much.
+
+    Raises:
+        MlxchatError: there is no text.
+    """
+
+    def texts() -> Iterator[str]:
+        done = told = 0
+        for text in documents.texts():
+            yield text[:DOCUMENT_CHARACTERS]
+            done += min(len(text), DOCUMENT_CHARACTERS)
+            if done - told >= 1_000_000:
+                told = done
+                report(Progressed(clock(), TASK, done, None, "characters"))
+            if done >= max_characters:
+                break
+        report(Progressed(clock(), TASK, done, done, "characters"))
+        if not done:
+            raise MlxchatError("The training data holds no text.", "Use data with text in it.")
+
+    tokenizer = train(texts(), vocab_size or documents.suggested_vocabulary())
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    tokenizer.save(unfinished)
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
+    return tokenizer

@@ -1,0 +1,160 @@
+"""The training loop, the same for every stage: it yields what happens and shows nothing.
+
+A stage differs in the `Run` it passes. Forward, backward and accumulation are compiled as one
+function and the update as another; whatever changes from step to step is an array. A step's loss is
+read while the next step runs.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from mlxchat.data.loader import Batch, LoaderState
+from mlxchat.model.gpt import GPT
+from mlxchat.optim.groups import Arrays, MuonAdamW, Rates, clip
+from mlxchat.runtime import memory_use, mx, nn, tree_flatten
+from mlxchat.telemetry import Ended, Event, Position, Stepped
+
+
+@dataclass
+class Run:
+    """What the loop needs.
+
+    ``step`` counts the updates made. A cadence of 0 steps is never due; the last step is always
+    evaluated, sampled (where there is a cadence) and saved.
+    """
+
+    model: GPT
+    optimizer: MuonAdamW
+    batches: Iterator[Batch]
+    shards: int
+    rates: Callable[[int], Rates]  # by the number of updates made
+    step: int
+    total_steps: int
+    accumulation: int  # micro-batches in a step
+    grad_clip: float  # joint norm; 0 for none
+    eval_every: int
+    sample_every: int
+    save_every: int
+    evaluate: Callable[[int], Iterator[Event]]
+    sample: Callable[[int], Iterator[Event]]
+    save: Callable[[int, LoaderState], Iterator[Event]]
+    stop: Callable[[], bool]  # asked after every step: save and end?
+    clock: Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A step under way on the device, and where in the data it ends."""
+
+    step: int
+    facts: mx.array  # loss, gradient norm, learning rate
+    state: LoaderState
+
+
+def train(run: Run) -> Iterator[Event]:
+    """Train from ``run.step`` to ``run.total_steps``, or until asked to stop."""
+    launch = compile_step(run)
+    if run.step == 0 and run.eval_every:
+        yield from _unless_stopped(run, run.evaluate(0))
+    previous: Launched | None = None
+    begun = run.clock()
+    for step in range(run.step + 1, run.total_steps + 1):
+        current = launch(step)
+        if previous is not None:
+            yield _landed(run, previous, begun)
+            begun = run.clock()
+        previous = current
+        last, stopping = step == run.total_steps, run.stop()
+        activities = [
+            activity
+            for every, activity in ((run.eval_every, run.evaluate), (run.sample_every, run.sample))
+            if every and (last or step % every == 0)
+        ]
+        saving = last or stopping or (run.save_every and step % run.save_every == 0)
+        if not (saving or activities):
+            continue
+        yield _landed(run, current, begun)
+        previous = None
+        for activity in activities:
+            yield from _unless_stopped(run, activity(step))
+        if saving or run.stop():
+            yield from run.save(step, current.state)
+        if run.stop() and not last:
+            yield Ended(run.clock(), step, "interrupted")
+            return
+        begun = run.clock()
+    yield Ended(run.clock(), run.total_steps, "finished")
+
+
+def compile_step(run: Run) -> Callable[[int], Launched]:
+    """The function that starts one optimizer step on the device and does not wait for it."""
+    model, optimizer = run.model, run.optimizer
+
+    def mean_loss(ids: mx.array, targets: mx.array) -> mx.array:
+        return model.losses(ids, targets).sum() / mx.maximum((targets >= 0).sum(), 1)
+
+    loss_and_gradients = nn.value_and_grad(model, mean_loss)
+
+    @partial(mx.compile, inputs=[model.state], outputs=[model.state])
+    def accumulate(
+        ids: mx.array, targets: mx.array, total: mx.array, summed: Arrays
+    ) -> tuple[mx.array, Arrays]:
+        loss, tree = loss_and_gradients(ids, targets)
+        gradients = dict(tree_flatten(tree))
+        if summed:
+            gradients = {name: summed[name] + g for name, g in gradients.items()}
+        return total + loss, gradients
+
+    @mx.compile
+    def update(
+        parameters: Arrays, gradients: Arrays, state: Arrays, rates: Rates
+    ) -> tuple[Arrays, Arrays, mx.array]:
+        mean = {name: g / run.accumulation for name, g in gradients.items()}
+        clipped, norm = clip(mean, run.grad_clip)
+        return *optimizer.update(parameters, clipped, state, rates), norm
+
+    def launch(step: int) -> Launched:
+        loss, gradients = mx.array(0.0), Arrays()
+        for _ in range(run.accumulation):
+            batch = next(run.batches)
+            loss, gradients = accumulate(
+                mx.array(batch.ids), mx.array(batch.targets), loss, gradients
+            )
+            mx.async_eval(loss, gradients)
+        rates = run.rates(step - 1)
+        parameters, optimizer.state, norm = update(
+            model.named_parameters(), gradients, optimizer.state, rates
+        )
+        model.load_weights(list(parameters.items()))
+        facts = mx.stack([loss / run.accumulation, norm, rates.matrix])
+        mx.async_eval(parameters, optimizer.state, facts)
+        return Launched(step, facts, batch.state)
+
+    return launch
+
+
+def _landed(run: Run, launched: Launched, begun: float) -> Stepped:
+    """Wait for a step and tell what it came to."""
+    loss, norm, learning_rate = np.array(launched.facts).tolist()
+    cursor = launched.state.cursor
+    now = run.clock()
+    return Stepped(
+        now,
+        launched.step,
+        loss=loss,
+        learning_rate=learning_rate,
+        gradient_norm=norm,
+        seconds=now - begun,
+        position=Position(cursor.epoch, cursor.shard, run.shards),
+        memory=memory_use(),
+    )
+
+
+def _unless_stopped(run: Run, events: Iterator[Event]) -> Iterator[Event]:
+    for event in events:
+        yield event
+        if run.stop():
+            return

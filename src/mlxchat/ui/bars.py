@@ -1,0 +1,125 @@
+"""Bars of downloads and other tasks, and amounts as one reads them: text that fits its line."""
+
+from collections.abc import Sequence
+
+from rich.console import Group
+from rich.text import Text
+
+from mlxchat.telemetry import Progressed
+
+RATE_SECONDS = 15.0  # a task's rate is that of its last seconds
+LEAST_BAR = 10  # characters; amounts and rates give way before the bar gets shorter
+
+
+def duration(seconds: float) -> str:
+    """``45s``, ``3m 05s``, ``15h 20m`` or ``3d 04h``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02}s"
+    if whole < 86400:
+        return f"{whole // 3600}h {whole % 3600 // 60:02}m"
+    return f"{whole // 86400}d {whole % 86400 // 3600:02}h"
+
+
+def memory_size(count: float) -> str:
+    """Bytes in powers of 1,024: ``3.1 GiB``."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def amount(count: float, unit: str) -> str:
+    """``95.1 MB``, in powers of 1,000, where the unit is bytes, else ``1,234 documents``."""
+    if unit != "bytes":
+        return f"{count:,.0f} {unit}"
+    for name, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {name}"
+    return f"{count:.0f} B"
+
+
+def in_one_line(text: str) -> str:
+    """Text of any origin, on one line and unable to command a terminal."""
+    words = " ".join(text.split())
+    return "".join(letter for letter in words if letter.isprintable())
+
+
+def unwrapped(line: Text) -> Text:
+    """The same line, which ends in an ellipsis rather than wrap."""
+    line.no_wrap, line.overflow = True, "ellipsis"
+    return line
+
+
+def bar(share: float, width: int, style: str) -> Text:
+    """``━━━━━━────``, ``width`` characters; nothing where that is too short to mean anything."""
+    if width < 5:
+        return Text()
+    filled = round(min(share, 1.0) * width)
+    return Text.assemble(("━" * filled, style), ("─" * (width - filled), "dim"))
+
+
+class Task:
+    """A download, or other work with a bar, folded from its `Progressed` events."""
+
+    def __init__(self, first: Progressed) -> None:
+        self.first = first
+        self._recent = [first]
+
+    @property
+    def latest(self) -> Progressed:
+        """How far it is."""
+        return self._recent[-1]
+
+    @property
+    def seconds(self) -> float:
+        """Since its first event."""
+        return self.latest.time - self.first.time
+
+    @property
+    def finished(self) -> bool:
+        """Whether all is done; never where the total is unknown."""
+        return self.latest.total is not None and self.latest.done >= self.latest.total
+
+    def update(self, event: Progressed) -> None:
+        """Take in the next event of the same task."""
+        recent = [past for past in self._recent if event.time - past.time <= RATE_SECONDS]
+        self._recent = [*(recent or self._recent[-1:]), event]
+
+    def rate(self, now: float) -> float | None:
+        """Units per second of late; None before anything came."""
+        start = self._recent[0]
+        done, seconds = self.latest.done - start.done, now - start.time
+        return done / seconds if done > 0 and seconds > 0 else None
+
+
+def bars(tasks: Sequence[Task], *, width: int, now: float) -> Group:
+    """A line for each task: name, bar, share, and as much of amount, rate and time as fits."""
+    rows = [_task_columns(task, now) for task in tasks]
+    columns = list(zip(*rows, strict=True))
+    widths = [max(len(text) for text in column) for column in columns]
+    widths[0] = min(widths[0], width // 2)
+    shown = len(widths)
+    while shown > 2 and width - sum(widths[:shown]) - 2 * shown < LEAST_BAR:
+        shown -= 1
+    room = width - sum(widths[:shown]) - 2 * shown
+    lines = []
+    for task, texts in zip(tasks, rows, strict=True):
+        name = texts[0] if len(texts[0]) <= widths[0] else f"{texts[0][: widths[0] - 1]}…"
+        line = Text(f"{name:<{widths[0]}}  ")
+        total = task.latest.total
+        line.append_text(bar(task.latest.done / total if total else 0.0, room, "cyan"))
+        for text, wide in zip(texts[1:shown], widths[1:shown], strict=True):
+            line.append(f"  {text:>{wide}}")
+        lines.append(unwrapped(line))
+    return Group(*lines)
+
+
+def _task_columns(task: Task, now: float) -> tuple[str, str, str, str, str]:
+    """Name, share, time left, rate, amount: the first ones matter most."""
+    event, rate = task.latest, task.rate(now)
+    share = f"{event.done / event.total:.0%}" if event.total else ""
+    left = duration((event.total - event.done) / rate) if rate and event.total else ""
+    done = amount(event.done, event.unit)
+    if event.total is not None:
+        done = f"{done} of {amount(event.total, event.unit)}"
+    return event.task, share, left, f"{amount(rate, event.unit)}/s" if rate else "", done

@@ -1,0 +1,170 @@
+"""The conversation at the terminal: reads lines, shows answers as they come, obeys /commands.
+
+What a model says goes to the console's file as it is, less control characters: it is neither rich
+markup nor allowed to steer the terminal.
+"""
+
+from collections.abc import Callable, Generator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Protocol
+
+from rich.console import Console
+
+from mlxchat.errors import MlxchatError
+
+COMMANDS = {
+    "/clear": ("", "begin a new conversation"),
+    "/save": ("FILE", "write the conversation to a file"),
+    "/load": ("FILE", "go on with the conversation in a file"),
+    "/help": ("", "show this list"),
+    "/quit": ("", "leave, as Ctrl-D does"),
+}
+CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+class Chat(Protocol):
+    """What answers: `mlxchat.chat.Chat` is one."""
+
+    conversational: bool
+    dropped: int
+    truncated: bool
+
+    def reply(self, text: str) -> Generator[str, None, None]:
+        """Pieces of the answer."""
+
+    def clear(self) -> None:
+        """Forget the conversation."""
+
+    def save(self, path: Path) -> None:
+        """Write the conversation to a file."""
+
+    def load(self, path: Path) -> None:
+        """Take the conversation from a file."""
+
+
+def answer(chat: Chat, prompt: str, console: Console) -> None:
+    """Write the answer to one prompt, and a line feed after it, whatever ends it.
+
+    Raises:
+        MlxchatError: the chat cannot take the prompt.
+    """
+    pieces = chat.reply(prompt)
+    try:
+        with closing(pieces):
+            for piece in pieces:
+                _write(console, piece)
+    finally:
+        _write(console, "\n")
+
+
+def converse(chat: Chat, name: str, console: Console, read: Callable[[str], str] = input) -> None:
+    """Talk until /quit, Ctrl-D, or Ctrl-C twice at the prompt.
+
+    Args:
+        chat: what answers.
+        name: what to call it, such as "d12, step 3225".
+        console: where answers and notes go.
+        read: returns a line for a prompt, as `input`; `EOFError` and `KeyboardInterrupt` are
+            Ctrl-D and Ctrl-C.
+    """
+    with suppress(ImportError):  # imported here because that can write to standard output
+        import readline  # noqa: F401  (gives input() line editing and history)
+    if chat.conversational:
+        _note(console, f"You are talking with {name}.")
+    else:
+        _note(
+            console,
+            f"{name} is a base model: it continues your text and does not answer questions. "
+            "An empty line lets it go on.",
+        )
+    _note(console, "/help lists the commands; Ctrl-C stops an answer, Ctrl-D quits.")
+    interrupted = False
+    while True:
+        try:
+            line = read("> ")
+            interrupted = False
+            if line.strip() == "/quit":
+                return
+            _obey(chat, line, console)
+        except EOFError:
+            _write(console, "\n")
+            return
+        except KeyboardInterrupt:
+            _write(console, "\n")
+            if interrupted:
+                return
+            interrupted = True
+            _note(console, "Ctrl-C again, or Ctrl-D, quits.")
+        except UnicodeDecodeError as error:
+            _note(console, f"That line is not {error.encoding} text.")
+        except MlxchatError as error:
+            _note(console, f"{error.problem} {error.remedy}")
+
+
+def _obey(chat: Chat, line: str, console: Console) -> None:
+    """One line from the person: a command, or something to answer."""
+    command, *arguments = line.split(maxsplit=1) or [""]
+    if not command.startswith("/"):
+        if command or not chat.conversational:
+            _take_turn(chat, line, console)
+        return
+    if command not in COMMANDS:
+        _note(console, f"There is no {command}; /help lists the commands.")
+        return
+    expected, _ = COMMANDS[command]
+    if bool(expected) != bool(arguments):
+        _note(console, f"Usage: {command} {expected}")
+    elif command == "/clear":
+        chat.clear()
+        _note(console, "A new conversation.")
+    elif command == "/save":
+        chat.save(_path(arguments[0]))
+        _note(console, f"Saved to {_path(arguments[0])}.")
+    elif command == "/load":
+        chat.load(_path(arguments[0]))
+        _note(console, f"Going on with {_path(arguments[0])}.")
+    elif command == "/help":
+        for name, (argument, purpose) in COMMANDS.items():
+            _note(console, f"{name} {argument:<4}  {purpose}")
+
+
+def _path(name: str) -> Path:
+    """The file of that name, whose ``~`` means home; ``~nobody`` is left as it is."""
+    path = Path(name.strip())
+    with suppress(RuntimeError):
+        path = path.expanduser()
+    return path
+
+
+def _take_turn(chat: Chat, text: str, console: Console) -> None:
+    """One answer, which Ctrl-C stops, and what there is to say about it."""
+    dropped = chat.dropped
+    try:
+        answer(chat, text, console)
+    except KeyboardInterrupt:
+        _note(console, "Stopped.")
+        return
+    if chat.truncated and chat.conversational:
+        _note(console, "The answer was cut off at the limit of tokens.")
+    if chat.dropped > dropped:
+        turns = "turn" if chat.dropped == 1 else f"{chat.dropped} turns"
+        _note(
+            console,
+            f"The conversation has outgrown the model's context: it no longer sees the first "
+            f"{turns}.",
+        )
+
+
+def _note(console: Console, text: str) -> None:
+    console.print(_printable(console, text), style="dim", markup=False, highlight=False)
+
+
+def _write(console: Console, text: str) -> None:
+    console.file.write(_printable(console, text))
+    console.file.flush()
+
+
+def _printable(console: Console, text: str) -> str:
+    """``text`` without control characters, and with ``?`` for what the terminal cannot show."""
+    return text.translate(CONTROL).encode(console.encoding, "replace").decode(console.encoding)

@@ -1,0 +1,268 @@
+"""The three ways to show events: JSON, plain lines, and a live panel with bars."""
+
+import threading
+from collections.abc import Callable
+from typing import IO, Protocol
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from mlxchat.telemetry import (
+    Ended,
+    Evaluated,
+    Evaluating,
+    Event,
+    Meter,
+    Noted,
+    Progressed,
+    Sampled,
+    Saved,
+    Started,
+    Stepped,
+    to_json,
+)
+from mlxchat.ui.bars import Task, amount, bars, duration, in_one_line
+from mlxchat.ui.dashboard import dashboard, shown_loss
+
+REFRESHES_PER_SECOND = 4
+ALL_SHARDS = "all shards"  # the task that sums up the others stands below them
+
+
+def describe(event: Event, meter: Meter) -> str | None:
+    """The line for an event that happens now and then; None for the ones that come in streams."""
+    match event:
+        case Started():
+            begins = f"step {event.step:,} of {event.total_steps:,}"
+            size = f"{event.parameters:,} parameters, {event.tokens_per_step:,} tokens a step"
+            return f"{event.tag}: {begins}, {size}, on {event.device}"
+        case Evaluated():
+            bits = f"{event.bits_per_byte:.4f} bits per byte"
+            return f"step {event.step:,}: validation {bits}, loss {event.loss:.4f}"
+        case Sampled():
+            return f"step {event.step:,}: sample: {in_one_line(event.prompt + event.text)}"
+        case Saved():
+            return f"step {event.step:,}: saved {event.path}"
+        case Ended(reason="finished"):
+            return f"Finished {event.step:,} steps in {duration(meter.elapsed)}."
+        case Ended():
+            return f"Stopped after step {event.step:,}; the same command goes on from there."
+        case Noted():
+            return event.text
+        case Stepped() | Evaluating() | Progressed():
+            return None
+
+
+def step_line(event: Stepped, meter: Meter) -> str:
+    """A step on one line, for a log that someone reads."""
+    parts = [
+        f"step {event.step:,}/{meter.total_steps:,}",
+        f"loss {shown_loss(meter, event)}",
+        f"lr {event.learning_rate:.3g}",
+        f"norm {event.gradient_norm:.3g}",
+    ]
+    if meter.tokens_per_second is not None:
+        parts.append(f"{meter.tokens_per_second:,.0f} tokens/s")
+    if meter.mfu is not None:
+        parts.append(f"MFU {meter.mfu:.1%}")
+    if meter.seconds_left is not None:
+        parts.append(f"{duration(meter.seconds_left)} left")
+    return ", ".join(parts)
+
+
+class Tasks:
+    """The tasks under way, by name."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, Task] = {}
+        self._finished: set[str] = set()
+
+    def update(self, event: Progressed) -> str | None:
+        """Take an event in; a line about the task when that finished it."""
+        task = self._tasks.get(event.task)
+        if task is None:
+            task = self._tasks[event.task] = Task(event)
+        else:
+            task.update(event)
+        if not task.finished:
+            self._finished.discard(event.task)
+            return None
+        del self._tasks[event.task]
+        if event.task in self._finished:
+            return None
+        self._finished.add(event.task)
+        took = f" in {duration(task.seconds)}" if task.seconds >= 1 else ""
+        return f"{event.task}: {amount(event.done, event.unit)}{took}"
+
+    def shown(self) -> list[Task]:
+        """In the order of their beginning, the sum of all last."""
+        return sorted(self._tasks.values(), key=lambda task: task.first.task == ALL_SHARDS)
+
+
+class View(Protocol):
+    """Shows events, from any thread, until it is closed."""
+
+    def show(self, event: Event, meter: Meter) -> None:
+        """Show an event, which ``meter`` has taken in."""
+
+    def close(self) -> None:
+        """Leave the output as it should stay."""
+
+
+class JsonView:
+    """A line of JSON for each event."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+
+    def show(self, event: Event, meter: Meter) -> None:
+        """Show an event, which ``meter`` has taken in."""
+        with self._lock:
+            self._stream.write(f"{to_json(event)}\n")
+            self._stream.flush()
+
+    def close(self) -> None:
+        """Nothing is left to show."""
+
+
+class PlainView:
+    """Lines: of the steps the first, the last, and about one a second."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+        self._tasks = Tasks()
+        self._shown_at: float | None = None
+        self._held_back: str | None = None
+
+    def show(self, event: Event, meter: Meter) -> None:
+        """Show an event, which ``meter`` has taken in."""
+        with self._lock:
+            if isinstance(event, Stepped):
+                self._step(event, meter)
+                return
+            if isinstance(event, Progressed):
+                line = self._tasks.update(event)
+            else:
+                line = describe(event, meter)
+            if isinstance(event, Started):
+                self._shown_at = None
+            if isinstance(event, Ended):
+                self._write_held_back()
+            if line is not None:
+                self._write(line)
+
+    def _step(self, event: Stepped, meter: Meter) -> None:
+        self._held_back = step_line(event, meter)
+        last = event.step == meter.total_steps
+        if self._shown_at is None or last or event.time - self._shown_at >= 1:
+            self._shown_at = event.time
+            self._write_held_back()
+
+    def _write_held_back(self) -> None:
+        if self._held_back is not None:
+            self._write(self._held_back)
+            self._held_back = None
+
+    def _write(self, line: str) -> None:
+        self._stream.write(f"{line}\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Show the last step if it was left out."""
+        with self._lock:
+            self._write_held_back()
+
+
+class LiveView:
+    """A panel while a model trains, bars below it, and lines that scroll away above.
+
+    rich draws from a thread of its own, which holds rich's lock when it asks for the picture; so
+    the lock of the state is never held while calling rich, and that thread never takes the lock
+    for starting and stopping.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float]) -> None:
+        self._console = console
+        self._clock = clock
+        self._switching = threading.Lock()
+        self._live: Live | None = None
+        self._lock = threading.Lock()
+        self._tasks = Tasks()
+        self._meter: Meter | None = None  # while a run goes on
+        self._latest: Stepped | None = None
+        self._evaluating: Evaluating | None = None
+        self._sample: Sampled | None = None
+        self._since = clock()
+
+    def show(self, event: Event, meter: Meter) -> None:
+        """Show an event, which ``meter`` has taken in."""
+        with self._lock:
+            line = self._take(event, meter)
+            busy = self._meter is not None or bool(self._tasks.shown())
+        if busy and not isinstance(event, Ended):
+            self._start()
+        else:
+            self.close()
+        if line is not None:
+            self._console.print(Text(line, overflow="fold"))
+
+    def _start(self) -> None:
+        with self._switching:
+            if self._live is None:
+                self._live = Live(
+                    get_renderable=self._picture,
+                    console=self._console,
+                    refresh_per_second=REFRESHES_PER_SECOND,
+                    vertical_overflow="crop",
+                )
+                self._live.start()
+
+    def close(self) -> None:
+        """Stop drawing and leave the last picture."""
+        with self._switching:
+            if self._live is not None:
+                self._live.stop()
+                self._live = None
+        with self._lock:
+            self._meter = None
+
+    def _take(self, event: Event, meter: Meter) -> str | None:
+        if isinstance(event, Progressed):
+            return self._tasks.update(event)
+        if not isinstance(event, Noted):
+            self._since = self._clock()
+            self._evaluating = event if isinstance(event, Evaluating) else None
+        match event:
+            case Started():
+                self._meter, self._latest, self._sample = meter, None, None
+            case Stepped():
+                self._latest = event
+            case Sampled():
+                self._sample = event
+            case Evaluated():
+                return None
+        return describe(event, meter)
+
+    def _picture(self) -> Group:
+        with self._lock:
+            meter, latest, evaluating = self._meter, self._latest, self._evaluating
+            sample, since, tasks = self._sample, self._since, self._tasks.shown()
+        now, (width, height) = self._clock(), self._console.size
+        parts: list[RenderableType] = []
+        if meter is not None:
+            tasks = tasks[-max(1, height // 4) :]
+            panel = dashboard(
+                meter,
+                latest,
+                width=width,
+                height=height - 1 - len(tasks),
+                waited=max(0.0, now - since),
+                evaluating=evaluating,
+                sample=sample,
+            )
+            parts.append(panel)
+        if tasks:
+            parts.append(bars(tasks[1 - height :], width=width, now=now))
+        return Group(*parts)

@@ -1,0 +1,23 @@
+"""What every test needs: a home of its own, and nanochat's numbers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "home"
+    monkeypatch.setenv("MLXCHAT_HOME", str(folder))
+    for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    return folder
+
+
+def golden(name: str) -> Any:
+    """The contents of a JSON file that nanochat's own code wrote."""
+    return json.loads((GOLDEN / name).read_text("utf-8"))

@@ -1,0 +1,413 @@
+import codecs
+import json
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from mlx.utils import tree_map
+
+from mlxchat.chat import Chat
+from mlxchat.data.conversations import Conversation, Message
+from mlxchat.data.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
+from mlxchat.engine.cache import KVCache
+from mlxchat.engine.options import Sampling
+from mlxchat.errors import MlxchatError
+from mlxchat.model.config import GPTConfig
+from mlxchat.model.gpt import GPT
+from mlxchat.runtime import mx
+
+BYTES = Tokenizer(
+    {bytes([i]): i for i in range(256)},
+    SPLIT_PATTERN,
+    {name: 256 + i for i, name in enumerate(SPECIAL_TOKENS)},
+)
+BOS, USER, USER_END, ASSISTANT, END = (BYTES.special(name) for name in SPECIAL_TOKENS[:5])
+
+
+class Reciting:
+    """A model that recites ``text`` after every prompt, byte for byte, then ends.
+
+    ``passes`` notes the tokens that each pass got.
+    """
+
+    def __init__(self, text: str | bytes, ending: int = END, sequence_len: int = 512) -> None:
+        script = text.encode() if isinstance(text, str) else text
+        self.config = GPTConfig(
+            sequence_len=sequence_len, vocab_size=BYTES.vocab_size, n_layer=1, n_head=1,
+            n_kv_head=1, n_embd=2,
+        )  # fmt: skip
+        self._script = [*script, ending]
+        self._said = 0
+        self.passes: list[list[int]] = []
+
+    def features(self, ids: mx.array, cache: Sequence[KVCache]) -> mx.array:
+        self.passes.extend(ids.tolist())
+        cache[0].extend(*mx.zeros((2, 1, 1, ids.shape[1], 2)))
+        self._said = self._said + 1 if ids.shape[1] == 1 else 0
+        return mx.full((1, ids.shape[1], 1), self._script[self._said % len(self._script)])
+
+    def logits(self, x: mx.array) -> mx.array:
+        return 9.0 * (mx.arange(BYTES.vocab_size) == x).astype(mx.float32)
+
+    def __call__(self, ids: mx.array, cache: Sequence[KVCache]) -> mx.array:
+        return self.logits(self.features(ids, cache))
+
+
+def network(sequence_len: int = 512) -> GPT:
+    """A small network with random weights, none of them zero."""
+    config = GPTConfig(
+        sequence_len=sequence_len, vocab_size=BYTES.vocab_size, n_layer=2, n_head=2, n_kv_head=1,
+        n_embd=32,
+    )  # fmt: skip
+    model, key = GPT(config), iter(mx.random.split(mx.random.key(1), 64))
+    weights = tree_map(lambda w: mx.random.normal(w.shape, key=next(key)), model.parameters())
+    model.update(weights)
+    return model
+
+
+def chat(
+    model: object,
+    *,
+    conversational: bool = True,
+    max_tokens: int = 64,
+    seed: int = 0,
+    temperature: float = 0,
+) -> Chat:
+    sampling = Sampling(temperature=temperature)
+    return Chat(
+        model, BYTES, conversational=conversational, sampling=sampling, seed=seed,
+        max_tokens=max_tokens,
+    )  # fmt: skip
+
+
+def say(talk: Chat, text: str) -> str:
+    return "".join(talk.reply(text))
+
+
+def dialogue(*contents: str) -> tuple[Message, ...]:
+    return tuple(Message(("user", "assistant")[i % 2], text) for i, text in enumerate(contents))
+
+
+def fill(path: Path, *messages: dict) -> Path:
+    path.write_text(json.dumps({"messages": messages}))
+    return path
+
+
+# Answers
+
+
+def test_answers_in_turns() -> None:
+    talk = chat(Reciting("Fine."))
+    assert say(talk, "How are you?") == "Fine."
+    assert say(talk, "And now?") == "Fine."
+    assert talk.messages == dialogue("How are you?", "Fine.", "And now?", "Fine.")
+    assert not talk.truncated
+
+
+@pytest.mark.parametrize("ending", [END, BOS])
+def test_stops_where_the_model_ends(ending: int) -> None:
+    assert say(chat(Reciting("Bye", ending)), "Bye") == "Bye"
+
+
+@pytest.mark.parametrize("ending", [BOS])
+def test_base_model_stops_at_the_end_of_a_document(ending: int) -> None:
+    talk = chat(Reciting("once", ending), conversational=False)
+    assert say(talk, "There was ") == "once"
+
+
+def test_pieces_are_whole_letters() -> None:
+    text = "né 北京 👩‍🚀!"
+    pieces = list(chat(Reciting(text)).reply("Write"))
+    assert pieces == list(text)
+
+
+def test_broken_bytes_are_shown_as_such() -> None:
+    assert say(chat(Reciting(b"a\xffb")), "Write") == "a\ufffdb"
+
+
+def test_a_letter_cut_off_by_the_limit_is_left_out() -> None:
+    talk = chat(Reciting("ab北京"), max_tokens=7)
+    assert say(talk, "Write") == "ab北"
+    assert talk.truncated
+
+
+def test_the_answer_is_cut_at_max_tokens() -> None:
+    talk = chat(Reciting("abcdef"), max_tokens=3)
+    assert say(talk, "Write") == "abc"
+    assert talk.truncated
+    assert talk.messages == dialogue("Write", "abc")
+
+
+def test_the_seed_decides() -> None:
+    model = network()
+
+    def answers(seed: int) -> list[str]:
+        talk = chat(model, seed=seed, temperature=3.0, max_tokens=20)
+        return [say(talk, "a"), say(talk, "b")]
+
+    assert answers(1) == answers(1)
+    assert answers(1) != answers(2)
+
+
+def test_an_empty_message_is_refused() -> None:
+    talk = chat(Reciting("x"))
+    with pytest.raises(MlxchatError, match="empty"):
+        talk.reply(" \n")
+    assert talk.messages == ()
+
+
+def test_what_looks_like_a_special_token_is_text() -> None:
+    model = Reciting("ok")
+    say(chat(model), "<|assistant_end|>")
+    assert model.passes[0] == [BOS, USER, *b"<|assistant_end|>", USER_END, ASSISTANT]
+
+
+def test_lone_surrogates_do_no_harm(tmp_path: Path) -> None:
+    talk = chat(Reciting("ok"))
+    assert say(talk, "caf\udce9") == "ok"
+    talk.save(tmp_path / "chat.json")
+    assert talk.messages[0].content == "caf?"
+
+
+# The cache
+
+
+def test_every_token_is_processed_once() -> None:
+    model = Reciting("Fine.")
+    talk = chat(model)
+    say(talk, "Hello")
+    say(talk, "Again")
+    first = [BOS, USER, *b"Hello", USER_END, ASSISTANT]
+    second = [END, USER, *b"Again", USER_END, ASSISTANT]
+    answer = [[token] for token in (*b"Fine.", END)]  # the end is read ahead, then forgotten
+    assert model.passes == [first, *answer, second, *answer]
+
+
+def test_base_model_continues_the_whole_text() -> None:
+    model = network()
+    talk = chat(model, conversational=False, max_tokens=12)
+    spoken = [BYTES.bos]
+    for text in ("It was", " and then", ""):
+        answer = say(talk, text)
+        spoken += text.encode()
+        expected = greedy(model, spoken, 12, {BOS})
+        assert answer == text_of(expected)
+        spoken += expected
+
+
+def test_cached_turns_answer_as_a_fresh_pass_would() -> None:
+    model = network()
+    talk = chat(model, max_tokens=12)
+    ids = [BOS]
+    for text in ("Hello", "Who are you?", "Why?"):
+        ids += [USER, *text.encode(), USER_END, ASSISTANT]
+        expected = greedy(model, ids, 12, {BOS, END})
+        assert say(talk, text) == text_of(expected)
+        ids += [*expected, END]
+
+
+def greedy(model: GPT, ids: Sequence[int], count: int, stop: set[int]) -> list[int]:
+    tokens = list(ids)
+    for _ in range(count):
+        token = mx.argmax(model(mx.array([tokens]))[0, -1]).item()
+        if token in stop:
+            break
+        tokens.append(token)
+    return tokens[len(ids) :]
+
+
+def text_of(tokens: Sequence[int]) -> str:
+    """The text of tokens, without the letter that they break off in."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    return decoder.decode(b"".join(BYTES.token_bytes(token) for token in tokens))
+
+
+def test_an_interrupted_answer_stays_and_the_next_one_follows_it() -> None:
+    model = Reciting("one two three")
+    talk = chat(model)
+    pieces = talk.reply("Count")
+    assert list(islice(pieces, 3)) == ["o", "n", "e"]
+    pieces.close()
+    assert talk.messages == dialogue("Count", "one")
+    model.passes.clear()
+    say(talk, "On")
+    assert model.passes[0] == [END, USER, *b"On", USER_END, ASSISTANT]
+
+
+def test_interrupted_before_a_word_it_is_as_if_not_asked(monkeypatch) -> None:
+    model = Reciting("one")
+    talk = chat(model)
+    say(talk, "Count")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "features", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            say(talk, "More")
+    assert talk.messages == dialogue("Count", "one")
+    assert say(talk, "More") == "one"
+
+
+def test_complete_neither_sees_nor_changes_the_conversation() -> None:
+    model = network()
+    talk = chat(model, max_tokens=12)
+    alone = chat(model, max_tokens=12).complete("Who?")
+    say(talk, "Hello")
+    before = talk.messages
+    assert talk.complete("Who?") == alone
+    assert talk.messages == before
+    fresh = chat(model, max_tokens=12)
+    say(fresh, "Hello")
+    assert say(talk, "More") == say(fresh, "More")
+
+
+def test_clear_begins_anew() -> None:
+    model = network()
+    talk = chat(model, max_tokens=12)
+    say(talk, "Hello")
+    talk.clear()
+    assert talk.messages == ()
+    assert say(talk, "Who?") == chat(model, max_tokens=12).complete("Who?")
+
+
+# The context
+
+
+def test_oldest_turns_are_dropped_from_the_context_but_not_from_the_messages() -> None:
+    model = Reciting("12345678", sequence_len=64)
+    talk = chat(model, max_tokens=8)
+    asked = [USER, *b"message 0", USER_END, ASSISTANT]
+    turn = len([*asked, *b"12345678", END])
+    dropped = []
+    for i in range(6):
+        model.passes.clear()
+        say(talk, f"message {i}")
+        dropped.append(talk.dropped)
+    assert 1 + 2 * turn + len(asked) + 8 <= 64 < 1 + 3 * turn + len(asked) + 8
+    assert dropped == [0, 0, 0, 1, 2, 3]
+    assert len(talk.messages) == 12
+    shared = len([BOS, USER, *b"message "])
+    assert len(model.passes[0]) == 1 + 2 * turn + len(asked) - shared
+
+
+def test_after_dropping_it_answers_as_if_the_rest_were_all(tmp_path: Path) -> None:
+    model = network(sequence_len=64)
+    talk = chat(model, max_tokens=4)
+    for text in ("0" * 15, "1" * 15):
+        say(talk, text)
+    last = say(talk, "2" * 15)
+    assert talk.dropped == 1
+    ids = [BOS]
+    for text in ("1" * 15, "2" * 15):
+        ids += [USER, *text.encode(), USER_END, ASSISTANT]
+        if text[0] == "1":
+            ids += [*talk._turns[1].answer, END]
+    assert last == text_of(greedy(model, ids, 4, {BOS, END}))
+
+
+def test_a_message_longer_than_the_context_is_refused_and_the_history_stays() -> None:
+    talk = chat(Reciting("ok", sequence_len=32))
+    say(talk, "Hello")
+    with pytest.raises(MlxchatError, match=r"takes 44 tokens; the model's context is 32"):
+        talk.reply("x" * 40)
+    assert talk.messages == dialogue("Hello", "ok")
+    assert talk.dropped == 0
+    assert say(talk, "Bye") == "ok"
+
+
+def test_a_message_that_leaves_little_room_gets_a_short_answer() -> None:
+    talk = chat(Reciting("a long answer", sequence_len=32))
+    assert say(talk, "x" * 24) == "a lo"
+    assert talk.truncated
+
+
+# Files
+
+
+def test_saved_and_loaded_it_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "chat.json"
+    talk = chat(Reciting("Grüße 👋"))
+    say(talk, "Hello\nthere")
+    talk.save(path)
+    assert json.loads(path.read_text("utf-8")) == {
+        "messages": [
+            {"role": "user", "content": "Hello\nthere"},
+            {"role": "assistant", "content": "Grüße 👋"},
+        ]
+    }
+    model = Reciting("Grüße 👋")
+    other = chat(model)
+    other.load(path)
+    assert other.messages == talk.messages
+    say(other, "On")
+    expected = Conversation((*other.messages[:2], Message("user", "On")))
+    assert model.passes[0] == BYTES.render_for_completion(expected)
+
+
+def test_a_system_message_leads_the_first_turn(tmp_path: Path) -> None:
+    path = fill(
+        tmp_path / "chat.json",
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hi."},
+    )
+    model = Reciting("ok")
+    talk = chat(model)
+    talk.load(path)
+    say(talk, "On")
+    assert talk.messages[0] == Message("system", "Be brief.")
+    assert model.passes[0] == BYTES.render_for_completion(Conversation(talk.messages[:-1]))
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("", "Invalid JSON"),
+        ('{"messages": [', "Invalid JSON"),
+        ("[]", "the file: Input should be"),
+        ("{}", "messages: Field required"),
+        ('{"messages": 3}', "messages: Input should be a valid array"),
+        ('{"messages": [{"role": "user"}]}', "messages.0.content: Field required"),
+        ('{"messages": [{"role": "me", "content": ""}]}', "messages.0.role: Input should be"),
+        ('{"messages": [{"role": "user", "content": 1}]}', "messages.0.content: Input should be"),
+        ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "Invalid JSON"),
+        ('{"messages": [{"role": "user", "content": "Hi"}]}', "the last message has no answer"),
+        ('{"messages": [{"role": "assistant", "content": "Hi"}]}', "'Hi' is from the assistant"),
+    ],
+)
+def test_a_broken_file_is_named_and_changes_nothing(
+    tmp_path: Path, content: str, fault: str
+) -> None:
+    path = tmp_path / "chat.json"
+    path.write_text(content)
+    talk = chat(Reciting("ok"))
+    say(talk, "Hello")
+    with pytest.raises(MlxchatError) as caught:
+        talk.load(path)
+    assert str(path) in caught.value.problem
+    assert fault in caught.value.problem
+    assert "\n" not in caught.value.problem
+    assert '"messages"' in caught.value.remedy
+    assert talk.messages == dialogue("Hello", "ok")
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "chat.json"
+    path.write_bytes(b'{"messages": [{"role": "user", "content": "\xff"}]}')
+    with pytest.raises(MlxchatError, match="Invalid JSON"):
+        chat(Reciting("ok")).load(path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MlxchatError, match=r"none\.json: No such file"):
+        chat(Reciting("ok")).load(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("place", ["", "no/folder/chat.json", "."])
+def test_where_nothing_can_be_written_nothing_is_left(tmp_path: Path, place: str) -> None:
+    with pytest.raises(MlxchatError, match="Cannot write"):
+        chat(Reciting("ok")).save(tmp_path / place)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,245 @@
+import io
+import json
+import re
+import subprocess
+import sys
+import threading
+
+import pytest
+from rich.console import Console
+
+from mlxchat.telemetry import (
+    Ended,
+    Evaluated,
+    Evaluating,
+    Memory,
+    Meter,
+    Noted,
+    Position,
+    Progressed,
+    Sampled,
+    Saved,
+    Started,
+    Stepped,
+)
+from mlxchat.ui.console import QuietStream, Screen, answers, error, say, table
+
+MEMORY = Memory(2**30, 2**30, 0, 2**30, 2**33)
+
+
+def started(step=0, total=100):
+    return Started(0.0, "d4", step, total, 64, 10, None, "a chip", 1000)
+
+
+def stepped(step, time):
+    return Stepped(time, step, 3.0, 0.02, 0.5, 0.1, Position(1, 0, 2), MEMORY)
+
+
+def progressed(done, task="shard_00001.parquet", total=1000, time=0.0):
+    return Progressed(time, task, done, total, "bytes")
+
+
+def lines_of(events):
+    stream = io.StringIO()
+    with Screen(stream=stream) as screen:
+        for event in events:
+            screen.show(event)
+    return stream.getvalue().splitlines()
+
+
+def steps_in(lines):
+    return [int(match[1]) for line in lines if (match := re.match(r"step (\d+)/", line))]
+
+
+def terminal(width=80, height=24):
+    return Console(file=io.StringIO(), force_terminal=True, width=width, height=height)
+
+
+def test_plain_output_shows_every_slow_step():
+    lines = lines_of([started(total=5), *(stepped(n, n * 2.0) for n in range(1, 6))])
+    assert steps_in(lines) == [1, 2, 3, 4, 5]
+    assert "d4" in lines[0] and "1,000 parameters" in lines[0]
+
+
+def test_plain_output_shows_a_fast_step_a_second_and_the_first_and_the_last():
+    events = [stepped(n, n * 0.125) for n in range(1, 31)]
+    assert steps_in(lines_of([started(total=30), *events])) == [1, 9, 17, 25, 30]
+
+
+@pytest.mark.parametrize("end", [[Saved(9.0, 7, "/x", 0.1), Ended(9.0, 7, "interrupted")], []])
+def test_plain_output_shows_the_last_step_of_a_run_that_stops_early(end):
+    lines = lines_of([started(), *(stepped(n, n * 0.01) for n in range(1, 8)), *end])
+    assert steps_in(lines) == [1, 7]
+
+
+def test_plain_output_has_a_line_for_what_happens_now_and_then():
+    lines = lines_of(
+        [
+            Noted(0.0, "training a [tokenizer] first"),
+            started(),
+            stepped(1, 0.0),
+            Evaluating(0.0, 1, 1, 2),
+            Evaluated(0.0, 1, 1.25, 3.5, 640, 1.0),
+            Sampled(0.0, 1, "Once", " upon\n[bold]a\x1b[2J time"),
+            Saved(0.0, 1, "/tmp/step_000001", 0.5),
+            Ended(0.0, 1, "finished"),
+        ]
+    )
+    assert lines[0] == "training a [tokenizer] first"
+    assert "1.2500 bits per byte" in lines[3]
+    assert lines[4] == "step 1: sample: Once upon [bold]a[2J time"
+    assert "/tmp/step_000001" in lines[5]
+    assert lines[6].startswith("Finished")
+    assert len(lines) == 7
+
+
+def test_plain_output_has_one_line_for_a_file():
+    done = [progressed(n, time=n / 100) for n in (0, 500, 1000, 1000)]
+    assert lines_of(done) == ["shard_00001.parquet: 1.0 kB in 10s"]
+
+
+def test_json_is_every_event_and_nothing_else():
+    events = [Noted(0.0, "é"), started(), stepped(1, 0.0), Evaluating(0.0, 1, 1, 2), progressed(1)]
+    stream = io.StringIO()
+    with Screen(json=True, stream=stream) as screen:
+        for event in events:
+            screen.show(event)
+    names = [json.loads(line)["event"] for line in stream.getvalue().splitlines()]
+    assert names == ["note", "started", "step", "evaluating", "progress"]
+
+
+@pytest.mark.parametrize("width", [160, 80, 40])
+def test_a_terminal_gets_a_panel_and_lines_above_it(width):
+    console = terminal(width)
+    with Screen(console=console, clock=lambda: 0.0) as screen:
+        screen.show(started())
+        for step in range(1, 10):
+            screen.show(stepped(step, step * 1.0))
+        screen.show(Sampled(0.0, 9, "Once", " [upon] a time"))
+        screen.show(Ended(9.0, 9, "interrupted"))
+    text = console.file.getvalue()
+    panel = text[text.rindex("╭") :]
+    assert text.index("sample: Once") < text.rindex("╭")
+    assert "9/100" in panel and "3.0000" in panel
+    assert panel.index("╯") < panel.index("Stopped after step 9")
+    assert text.endswith("\x1b[?25h") or "\x1b[?25h" in panel  # the cursor is back
+
+
+def test_a_terminal_gets_bars_with_the_sum_last():
+    console = terminal()
+    with Screen(console=console, clock=lambda: 10.0) as screen:
+        screen.show(progressed(0, "all shards", 4000))
+        screen.show(progressed(0))
+        screen.show(progressed(500, time=5.0))
+        screen.show(progressed(0, "shard_00002.parquet"))
+        screen.show(progressed(1000, "shard_00002.parquet", time=5.0))
+        screen.show(progressed(1500, "all shards", 4000, time=5.0))
+    text = console.file.getvalue()
+    assert "shard_00002.parquet: 1.0 kB in 5s" in text
+    last = text[text.rindex("shard_00001") :]
+    assert "50%" in last and last.index("all shards") > 0
+
+
+def test_a_screen_shows_the_meter_that_a_resumed_run_brings():
+    meter = Meter(step=50, elapsed=7200.0)
+    console = terminal()
+    with Screen(console=console, clock=lambda: 0.0) as screen:
+        screen.follow(meter)
+        for event in (started(step=50), stepped(51, 1.0)):
+            meter.update(event)
+            screen.show(event)
+    assert "2h 00m" in console.file.getvalue()
+    assert meter.elapsed == pytest.approx(7200.1)
+
+
+def test_many_threads_may_report_at_once():
+    console = terminal()
+    with Screen(console=console) as screen:
+
+        def load(name):
+            for done in range(0, 1001, 20):
+                screen.show(progressed(done, name))
+
+        threads = [threading.Thread(target=load, args=(f"file {n}",)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        screen.show(started())
+        for step in range(1, 100):
+            screen.show(stepped(step, step * 0.01))
+        for thread in threads:
+            thread.join(timeout=20)
+        assert not any(thread.is_alive() for thread in threads)
+    text = console.file.getvalue()
+    assert all(f"file {n}: 1.0 kB" in text for n in range(8))
+    screen.show(progressed(0))
+    assert console.file.getvalue() == text  # the end is the end
+
+
+class Gone(io.StringIO):
+    def write(self, text):
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize("json_lines", [True, False])
+def test_a_reader_that_goes_away_ends_the_showing_not_the_run(json_lines):
+    with Screen(json=json_lines, stream=Gone()) as screen:
+        for event in (started(), stepped(1, 0.0), stepped(2, 2.0), Ended(2.0, 2, "finished")):
+            screen.show(event)
+
+
+def test_output_into_head_ends_without_a_traceback():
+    program = """
+import sys
+from mlxchat.telemetry import Noted
+from mlxchat.ui.console import Screen, say
+with Screen() as screen:
+    for number in range(20000):
+        screen.show(Noted(0.0, f"line {number}"))
+say("after")
+print("worked to the end", file=sys.stderr)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "line 0\n"
+        process.stdout.close()
+        assert process.stderr.read() == "worked to the end\n"
+    assert process.returncode == 0
+
+
+def test_letters_that_the_output_lacks_become_question_marks():
+    raw = io.BytesIO()
+    stream = QuietStream(io.TextIOWrapper(raw, encoding="ascii"))
+    stream.write("2 – 3 \ud800\n")
+    stream.flush()
+    assert raw.getvalue() == b"2 ? 3 ?\n"
+
+
+def test_an_error_is_two_lines_on_standard_error(capsys):
+    error(f"no folder {'x' * 200} [red]", "Make one: mkdir [x]")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"Error: no folder {'x' * 200} [red]\nMake one: mkdir [x]\n"
+
+
+def test_lines_and_answers_are_printed_as_they_are(capsys):
+    say("[bold]:smile: 12")
+    answers([("What is [red]?", "A\ncolour.")])
+    assert capsys.readouterr().out == "[bold]:smile: 12\n> What is [red]?\n  A colour.\n"
+
+
+def test_table_aligns_numbers_and_cuts_nothing(capsys):
+    table(["dataset", "shards"], [["[builtin]", 2], ["fineweb-edu", 1822]])
+    header, first, second = capsys.readouterr().out.splitlines()
+    assert header.split() == ["dataset", "shards"]
+    assert first.rstrip() == "[builtin]         2"
+    assert second.rstrip() == "fineweb-edu   1,822"
+
+
+def test_ui_knows_neither_mlx_nor_the_training():
+    program = "import sys, mlxchat.ui.console; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {name for name in loaded if name.split(".")[0] == "mlx"}
+    assert not {name for name in loaded if name.startswith("mlxchat.train")}

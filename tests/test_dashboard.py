@@ -1,0 +1,191 @@
+import io
+import math
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from mlxchat.telemetry import (
+    Evaluated,
+    Evaluating,
+    Memory,
+    Meter,
+    Position,
+    Progressed,
+    Sampled,
+    Started,
+    Stepped,
+)
+from mlxchat.ui.bars import LEAST_BAR, Task, amount, bars, duration, in_one_line
+from mlxchat.ui.dashboard import curve, dashboard
+
+GIB = 2**30
+
+
+def run(steps=300, peak_flops=7.4e12, loss=None, machine_used=12 * GIB, total=20_000):
+    """A meter and the last step of a run whose loss falls from 10 to 3."""
+    meter, step = Meter(), None
+    meter.update(Started(0.0, "d12", 0, total, 65536, 10**9, peak_flops, "Apple M3 Pro", 186))
+    for index in range(1, steps + 1):
+        memory = Memory(3 * GIB, 4 * GIB, GIB // 2, machine_used, 36 * GIB)
+        value = 3 + 7 * math.exp(-index / 40) if loss is None else loss
+        position = Position(1, 2, 50)
+        step = Stepped(28.0 * index, index, value, 0.02, 0.1234, 28.0, position, memory)
+        meter.update(step)
+    return meter, step
+
+
+def drawn(renderable, width=80, color=None):
+    console = Console(
+        width=width,
+        height=100,
+        file=io.StringIO(),
+        force_terminal=color is not None,
+        color_system=color,
+    )
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+SAMPLE = Sampled(0.0, 250, "The capital", " of [red]France[/x]\n\n\x1b[31m is " + "very " * 100)
+NUMBERS = (
+    "300/20,000",
+    "1.5%",
+    "2.2",
+    "1.3500",
+    "1.3000",
+    "0.02",
+    "0.123",
+    "2,341",
+    "31.6%",
+    "2h 20m",
+    "6d 09h",
+    "epoch 1, shard 3/50",
+    "3.0 GiB",
+    "4.0 GiB",
+    "512 MiB",
+    "12.0 of 36.0 GiB",
+)
+
+
+@pytest.mark.parametrize("width", [160, 120, 80, 60, 40])
+@pytest.mark.parametrize("height", [24, 40])
+def test_every_number_is_whole_and_every_line_fits(width, height):
+    meter, latest = run(loss=2.2)
+    for bits in (1.30, 1.35):
+        meter.update(Evaluated(0.0, 300, bits, 3.0, 640, 1.0))
+    text = drawn(dashboard(meter, latest, width=width, height=height, sample=SAMPLE), width)
+    lines = text.splitlines()
+    assert {cell_len(line) for line in lines} == {width}
+    assert len(lines) <= height
+    for number in NUMBERS:
+        assert number in text, number
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize("width", [20, 30, 40, 80, 200])
+@pytest.mark.parametrize("height", [4, 10, 16, 20])
+def test_it_fits_whatever_the_size(width, height):
+    meter, latest = run()
+    evaluating = Evaluating(0.0, 300, 1, 4)
+    panel = dashboard(
+        meter, latest, width=width, height=height, sample=SAMPLE, evaluating=evaluating
+    )
+    lines = drawn(panel, width).splitlines()
+    assert {cell_len(line) for line in lines} == {width}
+    assert len(lines) <= max(height, 5)
+
+
+def test_curve_and_sample_appear_where_there_is_room():
+    meter, latest = run()
+    text = drawn(dashboard(meter, latest, width=80, height=24, sample=SAMPLE))
+    assert "The capital of [red]France[/x]" in text
+    assert "9.8" in text and "⠉" in text
+    assert "⠉" not in drawn(dashboard(meter, latest, width=80, height=10, sample=SAMPLE))
+
+
+def test_what_is_unknown_is_left_out():
+    meter, latest = run(peak_flops=None)
+    text = drawn(dashboard(meter, latest))
+    assert "MFU" not in text
+    assert "bits per byte" not in text
+    before = drawn(dashboard(Meter()))
+    assert "step 0/0" in before and "tokens/s" in before
+    fresh = Meter()
+    fresh.update(Started(0.0, "d12", 0, 100, 64, 10, 1e12, "chip", 1))
+    assert "0/100" in drawn(dashboard(fresh))
+
+
+def test_clocks_go_on_during_a_long_step():
+    meter, latest = run(steps=2, total=4)
+    text = drawn(dashboard(meter, latest, waited=10.0))
+    assert "1m 06s" in text and "46s" in text
+
+
+def test_evaluation_has_a_bar():
+    meter, latest = run()
+    text = drawn(dashboard(meter, latest, evaluating=Evaluating(0.0, 300, 1, 4)))
+    assert "evaluating 1/4" in text and "25.0%" in text
+
+
+def test_a_full_machine_and_a_diverged_run_are_coloured():
+    calm = drawn(dashboard(*run(), width=80), color="standard")
+    full = drawn(dashboard(*run(machine_used=30 * GIB), width=80), color="standard")
+    assert "\x1b[1;33m30.0 of 36.0 GiB" in full
+    assert "\x1b[1;33m" not in calm
+    assert "\x1b[1;31mnan" in drawn(dashboard(*run(loss=math.nan), width=80), color="standard")
+
+
+def test_curve_goes_from_the_upper_left_to_the_lower_right():
+    rows = curve([(0, 1.0), (100, 0.0)], width=10, height=4)
+    assert [len(row) for row in rows] == [10] * 4
+    assert rows[0][0] != " " and rows[3][9] != " "
+    assert rows[0][9] == " " and rows[3][0] == " "
+    assert set(curve([(0, 1.0), (9, 1.0)], width=4, height=2)[1]) == {"⣀"}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (59.6, "1m 00s"), (185, "3m 05s"), (55200, "15h 20m"), (273600, "3d 04h")],
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_amounts_and_text_of_any_origin():
+    assert amount(95_100_000, "bytes") == "95.1 MB"
+    assert amount(512, "bytes") == "512 B"
+    assert amount(1234, "documents") == "1,234 documents"
+    assert in_one_line("a\n\n b\t\x1b[2Jc\x07\x9b") == "a b [2Jc"
+
+
+def task(name="shard_00003.parquet", done=50_000_000, total=100_000_000, unit="bytes"):
+    result = Task(Progressed(0.0, name, 0, total, unit))
+    result.update(Progressed(10.0, name, done, total, unit))
+    return result
+
+
+def test_bars_show_as_much_as_fits():
+    tasks = [task(), task("all shards", done=100_000_000, total=10**9)]
+    wide, narrow = (drawn(bars(tasks, width=w, now=10.0), w).splitlines() for w in (120, 40))
+    assert wide[0].split()[0] == "shard_00003.parquet"
+    for part in ("50%", "10s", "5.0 MB/s", "50.0 MB of 100.0 MB"):
+        assert part in wide[0]
+    assert "1m 30s" in wide[1]
+    assert "50%" in narrow[0] and "MB" not in narrow[0]
+    for line in narrow:
+        assert cell_len(line) <= 40
+        assert line.count("━") + line.count("─") >= LEAST_BAR
+
+
+def test_rate_is_that_of_the_last_seconds():
+    slow = task()
+    for second in range(11, 40):
+        slow.update(Progressed(float(second), "shard_00003.parquet", 50_000_000, 10**8, "bytes"))
+    assert slow.rate(39.0) is None
+    assert task().rate(20.0) == 2_500_000  # a stalled download slows down on the screen
+
+
+def test_a_task_without_a_total_has_no_share():
+    (line,) = drawn(bars([task("words", 500, None, "characters")], width=80, now=10.0)).splitlines()
+    assert "%" not in line and "500 characters" in line

@@ -1,0 +1,162 @@
+import json
+from collections.abc import Sequence
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from mlxchat.engine.cache import make_cache
+from mlxchat.engine.generate import generate, prefill
+from mlxchat.engine.options import Sampling
+from mlxchat.model.config import GPTConfig
+from mlxchat.model.gpt import GPT
+from mlxchat.runtime import mx
+
+GOLDEN = Path(__file__).parent / "golden" / "classic"
+GREEDY = Sampling(temperature=0)
+NEVER: frozenset[int] = frozenset()
+KEY = mx.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def case() -> dict:
+    return json.loads((GOLDEN / "case.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def model(case: dict) -> GPT:
+    model = GPT(GPTConfig(**case["config"]))
+    model.load_weights(str(GOLDEN / "weights.safetensors"))
+    return model
+
+
+def greedy_without_cache(model: GPT, ids: Sequence[int], count: int) -> list[int]:
+    tokens = list(ids)
+    for _ in range(count):
+        tokens.append(mx.argmax(model(mx.array([tokens]))[0, -1]).item())
+    return tokens[len(ids) :]
+
+
+def test_greedy_is_nanochats(model: GPT, case: dict) -> None:
+    tokens = generate(
+        model, case["greedy_prompt"], make_cache(model), GREEDY, KEY, stop=NEVER, max_tokens=20
+    )
+    assert list(tokens) == case["greedy"]
+
+
+def test_greedy_equals_the_full_pass_without_cache(model: GPT) -> None:
+    ids = [3, 1, 4, 1, 5, 9, 2, 6]
+    tokens = generate(model, ids, make_cache(model), GREEDY, KEY, stop=NEVER, max_tokens=30)
+    assert list(tokens) == greedy_without_cache(model, ids, 30)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 39, 40])
+def test_chunked_prefill_equals_one_pass(model: GPT, chunk: int) -> None:
+    ids = mx.random.randint(0, 97, (40,), key=KEY).tolist()
+    whole, chunked = make_cache(model), make_cache(model)
+    expected = prefill(model, ids, whole)
+    assert mx.allclose(expected, model(mx.array([ids]))[:, -1], atol=1e-4)
+    assert mx.allclose(prefill(model, ids, chunked, chunk), expected, atol=1e-4)
+    assert [layer.offset for layer in chunked] == [40] * 4
+
+
+def test_ids_follow_what_the_cache_holds(model: GPT) -> None:
+    ids, cache = [3, 1, 4, 1, 5, 9, 2, 6], make_cache(model)
+    prefill(model, ids[:5], cache)
+    tokens = generate(model, ids[5:], cache, GREEDY, KEY, stop=NEVER, max_tokens=9)
+    assert list(tokens) == greedy_without_cache(model, ids, 9)
+
+
+def test_stop_token_is_neither_yielded_nor_held(model: GPT, case: dict) -> None:
+    ids, cache = case["greedy_prompt"], make_cache(model)
+    stop = case["greedy"][6]
+    tokens = generate(model, ids, cache, GREEDY, KEY, stop=frozenset({stop}), max_tokens=20)
+    assert list(tokens) == case["greedy"][:6]
+    assert [layer.offset for layer in cache] == [len(ids) + 6] * 4
+
+
+def test_all_that_was_yielded_is_held(model: GPT, case: dict) -> None:
+    ids, cache = case["greedy_prompt"], make_cache(model)
+    tokens = generate(model, ids, cache, GREEDY, KEY, stop=NEVER, max_tokens=4)
+    assert list(tokens) == case["greedy"][:4]
+    assert [layer.offset for layer in cache] == [len(ids) + 4] * 4
+
+
+def test_left_early_the_cache_goes_on_from_what_was_yielded(model: GPT, case: dict) -> None:
+    ids, cache = case["greedy_prompt"], make_cache(model)
+    with closing(generate(model, ids, cache, GREEDY, KEY, stop=NEVER, max_tokens=20)) as tokens:
+        said = list(islice(tokens, 5))
+    assert [layer.offset for layer in cache] == [len(ids) + 5] * 4
+    new = [11, 12]
+    tokens = generate(model, new, cache, GREEDY, KEY, stop=NEVER, max_tokens=8)
+    assert list(tokens) == greedy_without_cache(model, [*ids, *said, *new], 8)
+
+
+def test_interrupted_inside_the_network_every_layer_holds_the_same(model: GPT, case: dict) -> None:
+    def interrupt(keys: mx.array, values: mx.array) -> None:
+        raise KeyboardInterrupt
+
+    ids, cache = case["greedy_prompt"], make_cache(model)
+    tokens = generate(model, ids, cache, GREEDY, KEY, stop=NEVER, max_tokens=20)
+    said = [next(tokens), next(tokens)]
+    cache[2].extend = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        next(tokens)
+    assert said == case["greedy"][:2]
+    assert [layer.offset for layer in cache] == [len(ids) + 2] * 4
+
+
+def test_interrupted_in_the_prompt_every_layer_holds_the_same(model: GPT) -> None:
+    def interrupt(keys: mx.array, values: mx.array) -> None:
+        raise KeyboardInterrupt
+
+    cache = make_cache(model)
+    prefill(model, [1, 2, 3], cache)
+    cache[2].extend = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        next(generate(model, [4, 5], cache, GREEDY, KEY, stop=NEVER, max_tokens=1))
+    assert [layer.offset for layer in cache] == [3] * 4
+
+
+def test_the_key_decides(model: GPT) -> None:
+    sampling = Sampling(temperature=2.0, top_k=None)
+
+    def tokens(seed: int) -> list[int]:
+        key, cache = mx.random.key(seed), make_cache(model)
+        return list(generate(model, [1], cache, sampling, key, stop=NEVER, max_tokens=20))
+
+    assert tokens(1) == tokens(1)
+    assert tokens(1) != tokens(2)
+
+
+def test_a_large_penalty_repeats_nothing(model: GPT, case: dict) -> None:
+    sampling = Sampling(temperature=0, repetition_penalty=1e6)
+    ids, before = case["greedy_prompt"], [92, 60]
+    cache = make_cache(model)
+    tokens = list(
+        generate(model, ids, cache, sampling, KEY, stop=NEVER, max_tokens=20, seen=before)
+    )
+    assert len({*tokens, *ids, *before}) == len(tokens) + len(ids) + len(before)
+
+
+def test_stop_tokens_are_not_penalised(model: GPT, case: dict) -> None:
+    sampling = Sampling(temperature=0, repetition_penalty=1e6)
+    first = case["greedy"][0]
+    cache = make_cache(model)
+    tokens = generate(
+        model,
+        case["greedy_prompt"],
+        cache,
+        sampling,
+        KEY,
+        stop=frozenset({first, *case["greedy_prompt"]}),
+        max_tokens=5,
+        seen=[first],
+    )
+    assert list(tokens) == []
+
+
+def test_nothing_to_continue_is_refused(model: GPT) -> None:
+    with pytest.raises(ValueError, match="no token"):
+        next(generate(model, [], make_cache(model), GREEDY, KEY, stop=NEVER, max_tokens=1))

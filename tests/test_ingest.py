@@ -1,0 +1,257 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mlxchat.data import ingest as module
+from mlxchat.data.ingest import DOCUMENT_CHARACTERS, IngestSummary, ingest
+from mlxchat.data.shards import LocalShards, check_shard
+from mlxchat.errors import MlxchatError
+from mlxchat.telemetry import Event, Noted, Progressed
+
+Run = Callable[..., IngestSummary]
+
+
+@pytest.fixture
+def events() -> list[Event]:
+    return []
+
+
+@pytest.fixture
+def run(tmp_path: Path, events: list[Event]) -> Run:
+    def run(source: Path, folder: Path = tmp_path / "home" / "base_data_own", seed: int = 0):
+        return ingest(source, folder, events.append, seed=seed, clock=lambda: 1.0)
+
+    return run
+
+
+def texts(path: Path) -> list[str]:
+    return pq.read_table(path).column("text").to_pylist()
+
+
+def write_lines(path: Path, documents: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text, "id": 1}) + "\n" for text in documents))
+    return path
+
+
+def test_json_lines_become_shards(tmp_path: Path, run: Run) -> None:
+    documents = [f"document {number}" for number in range(200)]
+    summary = run(write_lines(tmp_path / "own.jsonl", documents))
+    training, validation = summary.shards
+    assert [path.name for path in summary.shards] == ["shard_00000.parquet", "shard_00001.parquet"]
+    assert len(texts(validation)) == summary.validation_documents == 10
+    assert sorted(texts(training) + texts(validation)) == sorted(documents)
+    assert summary.documents == 200
+    assert summary.characters == sum(map(len, documents))
+    assert texts(training) != sorted(texts(training), key=documents.index)  # shuffled
+
+
+def test_shards_are_readable_as_local_data(tmp_path: Path, run: Run) -> None:
+    summary = run(write_lines(tmp_path / "own.jsonl", ["one", "two"]))
+    source = LocalShards(summary.shards[0].parent)
+    assert source.training == ("shard_00000.parquet",)
+    assert source.validation == "shard_00001.parquet"
+    for path in summary.shards:
+        check_shard(path)
+
+
+def test_the_layout_is_nanochats(tmp_path: Path, run: Run) -> None:
+    summary = run(write_lines(tmp_path / "own.jsonl", ["some text"] * 3000))
+    metadata = pq.read_metadata(summary.shards[0])
+    assert metadata.num_columns == 1
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [
+        1024,
+        1024,
+        802,
+    ]
+    column = metadata.row_group(0).column(0)
+    assert column.compression == "ZSTD"
+    assert not column.is_stats_set
+    assert not column.has_dictionary_page
+
+
+def test_shards_are_split_by_size(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SHARD_BYTES", 10_000)
+    documents = [f"{number:04d}" + "ä" * 98 for number in range(400)]  # 200 bytes each
+    summary = run(write_lines(tmp_path / "own.jsonl", documents))
+    assert [len(texts(path)) for path in summary.shards] == [50] * 7 + [30, 20]
+    assert sorted(text for path in summary.shards for text in texts(path)) == documents
+
+
+def test_memory_is_bounded_by_dealing_out_early(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SHUFFLED_CHARACTERS", 1000)
+    documents = [f"{number:04d}" * 5 for number in range(1000)]
+    summary = run(write_lines(tmp_path / "own.jsonl", documents))
+    validation = sorted(int(text[:4]) for text in texts(summary.shards[-1]))
+    assert len(validation) == summary.validation_documents == 50
+    assert validation[0] < 100 and validation[-1] > 900  # from all over the source
+    assert sorted(text for path in summary.shards for text in texts(path)) == documents
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_few_large_documents_still_reach_both_sides(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    for limit in (1, 150, 1000):
+        monkeypatch.setattr(module, "SHUFFLED_CHARACTERS", limit)
+        source = write_lines(tmp_path / "own.jsonl", ["x" * 100] * count)
+        summary = run(source, tmp_path / f"limit_{limit}")
+        assert [len(texts(path)) for path in summary.shards] == [count - 1, 1]
+
+
+def test_the_seed_decides(tmp_path: Path, run: Run) -> None:
+    source = write_lines(tmp_path / "own.jsonl", [str(number) for number in range(100)])
+    first, again, other = (
+        [texts(path) for path in run(source, tmp_path / name, seed).shards]
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert first == again != other
+
+
+def test_text_is_cut_at_blank_lines(tmp_path: Path, run: Run) -> None:
+    paragraphs = [f"Paragraph {number}.\nIts second line. " + "word " * 300 for number in range(40)]
+    (tmp_path / "book.txt").write_text("\n\n\n".join(paragraphs), newline="\r\n")
+    summary = run(tmp_path / "book.txt")
+    documents = [text for path in summary.shards for text in texts(path)]
+    assert max(map(len, documents)) <= DOCUMENT_CHARACTERS
+    assert len(documents) == 8
+    found = [paragraph for document in documents for paragraph in document.split("\n\n")]
+    assert sorted(found) == sorted(paragraph.rstrip() for paragraph in paragraphs)
+
+
+def test_a_line_without_end_is_cut_at_words(tmp_path: Path, run: Run) -> None:
+    words = [f"wörd{number}" for number in range(40_000)]
+    (tmp_path / "line.txt").write_text(" ".join(words), encoding="utf-8")
+    summary = run(tmp_path / "line.txt")
+    documents = [text for path in summary.shards for text in texts(path)]
+    assert max(map(len, documents)) <= DOCUMENT_CHARACTERS
+    assert sorted(word for text in documents for word in text.split()) == sorted(words)
+
+
+def test_a_run_of_letters_is_cut_anywhere(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "line.txt").write_text("x" * 20_000)
+    assert run(tmp_path / "line.txt").characters == 20_000
+
+
+def test_parquet_of_other_shape(tmp_path: Path, run: Run) -> None:
+    table = pa.table(
+        {"id": [1, 2, 3, 4], "text": pa.array(["one", None, " ", "two"], pa.large_string())}
+    )
+    pq.write_table(table, tmp_path / "own.parquet")
+    summary = run(tmp_path / "own.parquet")
+    assert sorted(text for path in summary.shards for text in texts(path)) == ["one", "two"]
+
+
+def test_a_folder_is_read_through(tmp_path: Path, run: Run, events: list[Event]) -> None:
+    source = tmp_path / "texts"
+    (source / "deeper").mkdir(parents=True)
+    (source / ".hidden").mkdir()
+    write_lines(source / "deeper" / "a.jsonl", ["one"])
+    (source / "b.TXT").write_bytes(b"\xef\xbb\xbftwo")
+    (source / "empty.txt").write_text(" \n\n")
+    (source / "image.png").write_bytes(b"\xff")
+    (source / "._b.txt").write_bytes(b"\xff")
+    (source / ".hidden" / "c.txt").write_bytes(b"\xff")
+    summary = run(source)
+    assert sorted(text for path in summary.shards for text in texts(path)) == ["one", "two"]
+    assert summary.files == 3
+    notes = [event.text for event in events if isinstance(event, Noted)]
+    assert notes == [f"{source / 'empty.txt'} holds no text and is left out."]
+
+
+def test_progress_counts_bytes_of_the_source(
+    tmp_path: Path, run: Run, events: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REPORT_BYTES", 1000)
+    source = write_lines(tmp_path / "own.jsonl", ["some text"] * 500)
+    run(source)
+    progress = [event for event in events if isinstance(event, Progressed)]
+    assert len(progress) > 5
+    assert [event.done for event in progress] == sorted(event.done for event in progress)
+    size = source.stat().st_size
+    assert progress[-1] == Progressed(1.0, "own.jsonl", size, size, "bytes")
+
+
+def bad_files() -> dict[str, tuple[str, bytes, str]]:
+    """Name of the case: file name, its bytes, what the error says."""
+    good = b'{"text": "fine"}\n'
+    return {
+        "empty": ("own.txt", b"", r"own\.txt is empty"),
+        "blank": ("own.txt", b" \n\n \n", r"own\.txt is empty"),
+        "empty json": ("own.jsonl", b"\n", r"own\.jsonl is empty"),
+        "one document": ("own.txt", b"Just this.", r"own\.txt makes 1 documents"),
+        "latin-1": ("own.txt", b"fine\n\nna\xefve\n", r"own\.txt, line 3 is not UTF-8"),
+        "cut letter": ("own.txt", b"fine\nna\xc3", r"own\.txt, line 2 is not UTF-8"),
+        "latin-1 json": ("own.jsonl", good + b'{"text": "\xef"}', r"line 2 is not UTF-8"),
+        "no json": ("own.jsonl", good + good + b"text\n", r"own\.jsonl, line 3 is not valid JSON"),
+        "no text": ("own.jsonl", good + b'{"content": "x"}\n', r'line 2 has no string "text"'),
+        "not text": ("own.jsonl", b'{"text": 5}\n', r'line 1 has no string "text"'),
+        "a list": ("own.jsonl", b'["text"]\n', r'line 1 has no string "text"'),
+        "surrogate": ("own.jsonl", good + b'{"text": "\\ud800"}\n', "line 2 holds half"),
+        "nested": ("own.jsonl", b"[" * 100_000, "line 1 is not valid JSON"),
+        "no parquet": ("own.parquet", b"text", r"own\.parquet is not a parquet file"),
+        "other": ("own.docx", b"text", r"own\.docx is not one of \.txt, \.jsonl, \.parquet"),
+    }
+
+
+@pytest.mark.parametrize("case", bad_files())
+def test_bad_input_is_one_clear_line(tmp_path: Path, run: Run, case: str) -> None:
+    name, content, said = bad_files()[case]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(MlxchatError, match=said) as caught:
+        run(tmp_path / name)
+    assert "\n" not in caught.value.problem
+    assert caught.value.remedy
+    home = tmp_path / "home"
+    assert not home.exists() or list(home.iterdir()) == []
+
+
+def test_parquet_without_text(tmp_path: Path, run: Run) -> None:
+    pq.write_table(pa.table({"content": ["x"]}), tmp_path / "own.parquet")
+    with pytest.raises(MlxchatError, match=r"own\.parquet has no column text .*content"):
+        run(tmp_path / "own.parquet")
+
+
+def test_damaged_parquet(tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "own.parquet"
+    pq.write_table(pa.table({"text": [f"text {i}" for i in range(5000)]}), path)
+    content = bytearray(path.read_bytes())
+    content[4:2000] = bytes(1996)
+    path.write_bytes(content)
+    with pytest.raises(MlxchatError, match=r"own\.parquet"):
+        run(path)
+
+
+def test_nothing_there(tmp_path: Path, run: Run) -> None:
+    with pytest.raises(MlxchatError, match="does not exist"):
+        run(tmp_path / "nowhere")
+    (tmp_path / "texts").mkdir()
+    with pytest.raises(MlxchatError, match=r"There is no \.txt, \.jsonl, \.parquet in"):
+        run(tmp_path / "texts")
+
+
+def test_an_existing_dataset_is_left_alone(tmp_path: Path, run: Run) -> None:
+    summary = run(write_lines(tmp_path / "own.jsonl", ["one", "two"]))
+    before = [path.read_bytes() for path in summary.shards]
+    with pytest.raises(MlxchatError, match="holds shards already") as caught:
+        run(write_lines(tmp_path / "own.jsonl", ["three", "four"]))
+    assert "another dataset" in caught.value.remedy
+    assert [path.read_bytes() for path in summary.shards] == before
+
+
+def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "own.jsonl", ["some text " * 100] * 3000)
+
+    def interrupt(_: Event) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ingest(source, tmp_path / "home" / "base_data_own", interrupt)
+    assert list((tmp_path / "home").iterdir()) == []

@@ -1,0 +1,235 @@
+import io
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from mlxchat.errors import MlxchatError
+from mlxchat.ui.repl import answer, converse
+
+
+class Parrot:
+    """Repeats what it is told, a word at a time; ``after`` that many words Ctrl-C is pressed."""
+
+    def __init__(self, conversational: bool = True, after: int | None = None) -> None:
+        self.conversational = conversational
+        self.dropped = 0
+        self.truncated = False
+        self.after = after
+        self.calls: list[tuple[str, ...]] = []
+        self.closed = False
+
+    def reply(self, text: str) -> Generator[str, None, None]:
+        if text == "too long":
+            raise MlxchatError("The message is too long.", "Shorten it.")
+        self.calls.append(("reply", text))
+        return self._words(text)
+
+    def _words(self, text: str) -> Iterator[str]:
+        try:
+            for i, word in enumerate(text.split(" ")):
+                if i == self.after:
+                    raise KeyboardInterrupt
+                yield word + " "
+        finally:
+            self.closed = True
+
+    def clear(self) -> None:
+        self.calls.append(("clear",))
+
+    def save(self, path: Path) -> None:
+        if path.name == "full":
+            raise MlxchatError("Cannot write full: No space left on device.", "Save elsewhere.")
+        self.calls.append(("save", str(path)))
+
+    def load(self, path: Path) -> None:
+        self.calls.append(("load", str(path)))
+
+
+def typed(*lines: str | type[BaseException]) -> Callable[[str], str]:
+    """Reads these lines, raising those that are exceptions, then Ctrl-D."""
+    rest = iter([*lines, EOFError])
+
+    def read(prompt: str) -> str:
+        assert prompt == "> "
+        line = next(rest)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    return read
+
+
+def talk(chat: Parrot, *lines: str | type[BaseException], width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    converse(chat, "d4, step 100", console, typed(*lines))
+    return console.file.getvalue()
+
+
+def test_says_who_answers() -> None:
+    assert "talking with d4, step 100" in talk(Parrot())
+
+
+def test_says_that_a_base_model_continues_text() -> None:
+    shown = talk(Parrot(conversational=False))
+    assert "d4, step 100 is a base model: it continues your text" in shown
+
+
+def test_answers_are_written_as_they_are() -> None:
+    chat = Parrot()
+    shown = talk(chat, "[bold]no[/bold] markup, [/] 1.5 :smile:")
+    assert "\n[bold]no[/bold] markup, [/] 1.5 :smile: \n" in shown
+    assert chat.calls == [("reply", "[bold]no[/bold] markup, [/] 1.5 :smile:")]
+
+
+def test_answers_cannot_steer_the_terminal() -> None:
+    shown = talk(Parrot(), "a\x1b[2Jb\r\x07\x9bc\td")
+    assert "a[2Jbc\td" in shown
+
+
+def test_what_the_terminal_cannot_show_becomes_a_question_mark() -> None:
+    raw = io.BytesIO()
+    console = Console(file=io.TextIOWrapper(raw, encoding="ascii", write_through=True))
+    answer(Parrot(), "naïve", console)
+    assert raw.getvalue() == b"na?ve \n"
+
+
+def test_an_empty_line_is_nothing_to_a_chat_and_more_to_a_base_model() -> None:
+    chat, base = Parrot(), Parrot(conversational=False)
+    talk(chat, "", "  ")
+    talk(base, "")
+    assert chat.calls == []
+    assert base.calls == [("reply", "")]
+
+
+def test_text_keeps_its_spaces() -> None:
+    base = Parrot(conversational=False)
+    talk(base, " and then ")
+    assert base.calls == [("reply", " and then ")]
+
+
+def test_commands(tmp_path: Path) -> None:
+    chat = Parrot()
+    path = tmp_path / "my chat.json"
+    shown = talk(chat, f"/save {path}", "/clear", f"  /load   {path} ", width=500)
+    assert chat.calls == [("save", str(path)), ("clear",), ("load", str(path))]
+    assert f"Saved to {path}." in shown
+    assert f"Going on with {path}." in shown
+
+
+def test_tilde_is_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    chat = Parrot()
+    talk(chat, "/save ~/x", "/save ~nobody-of-that-name/x")
+    assert chat.calls == [("save", str(tmp_path / "x")), ("save", "~nobody-of-that-name/x")]
+
+
+def test_help_lists_every_command() -> None:
+    shown = talk(Parrot(), "/help", width=40)
+    assert all(name in shown for name in ("/clear", "/save FILE", "/load FILE", "/help", "/quit"))
+    assert max(map(len, shown.splitlines())) <= 40
+
+
+@pytest.mark.parametrize("line", ["/sav x", "/", "//", "/[red]x"])
+def test_unknown_commands_are_named(line: str) -> None:
+    chat = Parrot()
+    assert f"There is no {line.split()[0]}; /help" in talk(chat, line)
+    assert chat.calls == []
+
+
+@pytest.mark.parametrize("line", ["/save", "/load ", "/clear all", "/quit now", "/help me"])
+def test_a_wrong_use_of_a_command_shows_the_right_one(line: str) -> None:
+    chat = Parrot()
+    assert f"Usage: {line.split()[0]}" in talk(chat, line)
+    assert chat.calls == []
+
+
+def test_quit_quits() -> None:
+    chat = Parrot()
+    talk(chat, " /quit ", "not read")
+    assert chat.calls == []
+
+
+def test_errors_are_shown_and_the_conversation_goes_on() -> None:
+    chat = Parrot()
+    shown = talk(chat, "too long", "/save full", "Hello")
+    assert "The message is too long. Shorten it." in shown
+    assert "No space left on device. Save elsewhere." in shown
+    assert chat.calls == [("reply", "Hello")]
+
+
+def test_a_line_in_another_encoding_is_refused() -> None:
+    error = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+    chat = Parrot()
+    assert "not utf-8 text" in talk(chat, error, "Hello")
+    assert chat.calls == [("reply", "Hello")]
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program() -> None:
+    chat = Parrot(after=2)
+    shown = talk(chat, "one two three", "four")
+    assert "one two \nStopped." in shown
+    assert "three" not in shown
+    assert chat.closed
+    assert chat.calls[-1] == ("reply", "four")
+
+
+def test_ctrl_c_at_the_prompt_clears_the_line_and_twice_quits() -> None:
+    chat = Parrot()
+    shown = talk(chat, KeyboardInterrupt, "one", KeyboardInterrupt, KeyboardInterrupt, "not read")
+    assert chat.calls == [("reply", "one")]
+    assert shown.count("Ctrl-C again") == 2
+
+
+def test_an_answer_cut_off_is_said_to_be() -> None:
+    chat, base = Parrot(), Parrot(conversational=False)
+    chat.truncated = base.truncated = True
+    assert "cut off" in talk(chat, "one")
+    assert "cut off" not in talk(base, "one")
+
+
+@pytest.mark.parametrize(("dropped", "words"), [(1, "the first turn."), (3, "the first 3 turns.")])
+def test_dropped_turns_are_told_once(dropped: int, words: str) -> None:
+    class Forgetful(Parrot):
+        def reply(self, text: str) -> Generator[str, None, None]:
+            self.dropped = dropped
+            return super().reply(text)
+
+    assert talk(Forgetful(), "one", "two", width=200).count(words) == 1
+
+
+def test_one_answer_is_only_the_answer() -> None:
+    console = Console(file=io.StringIO())
+    answer(Parrot(), "one two", console)
+    assert console.file.getvalue() == "one two \n"
+
+
+def test_one_answer_interrupted_ends_its_line_and_is_closed() -> None:
+    console, chat = Console(file=io.StringIO()), Parrot(after=1)
+    with pytest.raises(KeyboardInterrupt):
+        answer(chat, "one two", console)
+    assert console.file.getvalue() == "one \n"
+    assert chat.closed
+
+
+def test_a_reader_that_leaves_closes_the_answer() -> None:
+    class Pipe(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    chat = Parrot()
+    with pytest.raises(BrokenPipeError):
+        answer(chat, "one two", Console(file=Pipe()))
+    assert chat.closed
+
+
+def test_needs_neither_arrays_nor_the_command_line() -> None:
+    code = (
+        "import sys, mlxchat.ui.repl, mlxchat.engine.options;"
+        "print([m for m in ('mlx.core', 'typer', 'readline') if m in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert shown.stdout == "[]\n"

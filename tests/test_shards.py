@@ -1,0 +1,266 @@
+import shutil
+import subprocess
+import sys
+import threading
+from collections import namedtuple
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hub_server import TINY, Fault, HubServer, address, dataset_files, write_shard
+
+from mlxchat.data.hub import Hub
+from mlxchat.data.shards import (
+    ALL_SHARDS,
+    DATASETS,
+    STREAMED,
+    FolderStatus,
+    LocalShards,
+    check_shard,
+    fetch,
+    require_space,
+    shard_name,
+    status,
+)
+from mlxchat.errors import MlxchatError
+from mlxchat.home import Home
+from mlxchat.telemetry import Event, Noted, Progressed
+
+Disk = namedtuple("Disk", "total used free")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[HubServer]:
+    with HubServer(dataset_files(TINY, tmp_path / "origin")) as server:
+        yield server
+
+
+@pytest.fixture
+def hub(server: HubServer) -> Iterator[Hub]:
+    with httpx.Client(trust_env=False, timeout=5) as client:
+        yield Hub(server.endpoint, client, backoff=0.01)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "home" / "base_data_tiny"
+
+
+@pytest.fixture
+def events() -> list[Event]:
+    return []
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_fetch_brings_the_first_shards_and_the_last(
+    hub: Hub, server: HubServer, folder: Path, events: list[Event]
+) -> None:
+    paths = fetch(folder, TINY, 3, hub, events.append, clock=lambda: 5.0)
+    names = [shard_name(index) for index in (0, 1, 2, 9)]
+    assert [path.name for path in paths] == names == names_in(folder)
+    for path in paths:
+        check_shard(path)
+    source = LocalShards(folder)
+    assert source.training == tuple(names[:3]) and source.validation == names[3]
+
+
+def test_fetch_reports_every_file_and_the_sum(hub: Hub, folder: Path, events: list[Event]) -> None:
+    paths = fetch(folder, TINY, 3, hub, events.append, clock=lambda: 5.0)
+    last: dict[str, Progressed] = {}
+    for event in events:
+        assert isinstance(event, Progressed) and event.unit == "bytes" and event.time == 5.0
+        assert event.done >= last.get(event.task, event).done
+        last[event.task] = event
+    sizes = {path.name: path.stat().st_size for path in paths}
+    assert {task: event.done for task, event in last.items()} == sizes | {
+        ALL_SHARDS: sum(sizes.values())
+    }
+    assert all(event.done == event.total for event in last.values())
+
+
+def test_fetch_leaves_alone_what_is_there(
+    hub: Hub, server: HubServer, folder: Path, events: list[Event]
+) -> None:
+    fetch(folder, TINY, 2, hub, events.append)
+    server.requests.clear()
+    fetch(folder, TINY, 2, replace(hub, offline=True), events.append)
+    assert server.requests == []
+    fetch(folder, TINY, 3, hub, events.append)
+    assert {request.path.rpartition("/")[2] for request in server.requests} == {shard_name(2)}
+
+
+def test_fetch_replaces_a_damaged_shard_and_says_so(
+    hub: Hub, folder: Path, events: list[Event]
+) -> None:
+    folder.mkdir(parents=True)
+    (folder / shard_name(0)).write_bytes(b"PAR1 and nothing more")
+    fetch(folder, TINY, 1, hub, events.append)
+    check_shard(folder / shard_name(0))
+    notes = [event.text for event in events if isinstance(event, Noted)]
+    assert len(notes) == 1 and "truncated or damaged" in notes[0]
+
+
+def test_fetch_keeps_what_streaming_brought(hub: Hub, folder: Path, events: list[Event]) -> None:
+    mark = folder / STREAMED / shard_name(0)
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+    fetch(folder, TINY, 1, hub, events.append)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("count", [-1, 0, 10])
+def test_numbers_of_shards_that_cannot_be(
+    hub: Hub, folder: Path, events: list[Event], count: int
+) -> None:
+    with pytest.raises(MlxchatError, match=f"--num-shards {count} cannot") as caught:
+        fetch(folder, TINY, count, hub, events.append)
+    assert "from 1 to 9" in caught.value.remedy
+
+
+def test_a_disk_too_small_is_known_before_downloading(
+    hub: Hub,
+    server: HubServer,
+    folder: Path,
+    events: list[Event],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    free = 2**30 + 10_000
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(10 * free, 9 * free, free))
+    with pytest.raises(MlxchatError, match="too small"):
+        fetch(folder, TINY, 5, hub, events.append)
+    assert all(request.method == "HEAD" for request in server.requests)
+    assert not folder.exists()
+    fetch(folder, TINY, 1, hub, events.append)
+
+
+def test_space_asks_the_disk_of_the_nearest_folder_that_exists(tmp_path: Path) -> None:
+    require_space(tmp_path / "not" / "yet", 1)
+    with pytest.raises(MlxchatError, match="too small"):
+        require_space(tmp_path / "not" / "yet", 10**18)
+
+
+def test_a_missing_shard_stops_the_others(
+    hub: Hub, server: HubServer, folder: Path, events: list[Event]
+) -> None:
+    server.faults = [Fault(name=shard_name(2), status=404), Fault(stall=0.5, times=100)]
+    with pytest.raises(MlxchatError, match=r"shard_00002\.parquet does not exist"):
+        fetch(folder, TINY, 9, hub, events.append)
+    assert server.count("GET", shard_name(8)) == 0
+    server.faults = []
+    fetch(folder, TINY, 9, hub, events.append)
+    assert len(names_in(folder)) == 10
+
+
+def test_an_interruption_ends_the_transfers(hub: Hub, folder: Path) -> None:
+    def interrupt(_: Event) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch(folder, TINY, 9, hub, interrupt)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fetch")]
+
+
+def test_what_is_no_shard_is_not_kept(
+    hub: Hub, server: HubServer, folder: Path, events: list[Event], tmp_path: Path
+) -> None:
+    wrong = tmp_path / "wrong.parquet"
+    pq.write_table(pa.table({"content": ["x"]}), wrong)
+    server.files[address(TINY, shard_name(0))] = wrong
+    with pytest.raises(MlxchatError, match=r"shard_00000\.parquet has no column text"):
+        fetch(folder, TINY, 1, hub, events.append)
+    assert not (folder / shard_name(0)).exists()
+
+
+def test_check_shard_says_what_is_wrong(tmp_path: Path) -> None:
+    whole = write_shard(tmp_path / "whole.parquet")
+    check_shard(whole)
+    cut = tmp_path / "cut.parquet"
+    cut.write_bytes(whole.read_bytes()[:-100])
+    text = tmp_path / "text.parquet"
+    text.write_text("just text")
+    (tmp_path / "empty.parquet").touch()
+    numbers = tmp_path / "numbers.parquet"
+    pq.write_table(pa.table({"text": [1, 2]}), numbers)
+    for name, said in {
+        "nowhere": "does not exist",
+        "cut": "truncated or damaged",
+        "text": "is not a parquet file",
+        "empty": "is not a parquet file",
+        "numbers": "holds int64, not strings",
+    }.items():
+        with pytest.raises(MlxchatError, match=f"{name}.parquet.*{said}"):
+            check_shard(tmp_path / f"{name}.parquet")
+
+
+def test_local_shards_need_two(tmp_path: Path) -> None:
+    for prepare, said in (
+        (lambda: None, "no folder"),
+        ((tmp_path / "data").mkdir, "no shards"),
+        (lambda: write_shard(tmp_path / "data" / shard_name(0)), "only one shard"),
+    ):
+        prepare()
+        with pytest.raises(MlxchatError, match=said) as caught:
+            LocalShards(tmp_path / "data")
+        assert "mlxchat data fetch" in caught.value.remedy
+
+
+def test_local_shards_are_checked_when_read(tmp_path: Path) -> None:
+    for index in range(3):
+        write_shard(tmp_path / shard_name(index))
+    source = LocalShards(tmp_path)
+    assert source.acquire(shard_name(0)) == tmp_path / shard_name(0)
+    source.release(shard_name(0))
+    (tmp_path / shard_name(1)).write_bytes(b"")
+    with pytest.raises(MlxchatError, match="not a parquet file"):
+        source.acquire(shard_name(1))
+    source.close()
+
+
+def test_status(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    assert status(home) == []
+    known = DATASETS["climbmix"]
+    sizes = [
+        write_shard(home.data("climbmix") / name).stat().st_size
+        for name in (shard_name(0), known.validation)
+    ]
+    (home.data("climbmix") / "shard_00001.parquet.incomplete").touch()
+    write_shard(home.data("own") / shard_name(0))
+    home.data("fineweb-edu").mkdir()
+    (tmp_path / "base_database").mkdir()
+    assert [replace(found, bytes=0) for found in status(home)] == [
+        FolderStatus("fineweb-edu", tmp_path / "base_data", 0, 0, False, ()),
+        FolderStatus(
+            "climbmix",
+            tmp_path / "base_data_climbmix",
+            2,
+            0,
+            True,
+            ("shard_00001.parquet.incomplete",),
+        ),
+        FolderStatus("own", tmp_path / "base_data_own", 1, 0, False, ()),
+    ]
+    assert status(home)[1].bytes == sum(sizes)
+
+
+def test_the_datasets() -> None:
+    assert DATASETS["fineweb-edu"].validation == "shard_01822.parquet"
+    assert DATASETS["climbmix"].validation == "shard_06542.parquet"
+    assert "non-commercial" in DATASETS["climbmix"].licence_note
+    assert len(DATASETS["climbmix"].training()) == 6542
+
+
+def test_status_waits_for_no_large_library() -> None:
+    program = (
+        "import sys; from pathlib import Path; from mlxchat.data.shards import status; "
+        "from mlxchat.home import Home; status(Home(Path('nowhere'))); "
+        "sys.exit(bool({'httpx', 'pyarrow', 'mlx'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
