@@ -28,9 +28,10 @@ class Home:
         """The folder of the tokenizer that runs use unless told otherwise."""
         return self.root / "tokenizer"
 
-    def checkpoints(self, stage: str, tag: str) -> Path:
-        """The folder of one run's saved steps; ``stage`` is ``base``, ``chatsft`` or ``chatrl``."""
-        return self.root / f"{stage}_checkpoints" / tag
+    @property
+    def runs(self) -> Path:
+        """The folder with a folder of saved steps for each pretraining run."""
+        return self.root / "base_checkpoints"
 
     def log(self, tag: str) -> Path:
         """The file with one JSON object per event of a run."""

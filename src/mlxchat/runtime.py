@@ -7,7 +7,6 @@ cores; an OpenBLAS whose symbols carry no prefix, loaded globally before MLX, ta
 
 import ctypes
 import os
-import shutil
 import sys
 import warnings
 from dataclasses import dataclass
@@ -142,11 +141,6 @@ def machine() -> Machine:
 
 def _processor_name() -> str:
     return f"{mx.device_info().get('device_name', 'CPU')}, {psutil.cpu_count()} cores"
-
-
-def has_compiler() -> bool:
-    """Whether MLX can fuse element-wise operations on a CPU: it calls g++ to do so."""
-    return machine().backend != "cpu" or shutil.which("g++") is not None
 
 
 def bound_buffer_cache() -> None:

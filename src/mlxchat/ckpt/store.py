@@ -33,6 +33,36 @@ def latest(run: Path) -> Path | None:
     return directory(run, saved[-1]) if saved else None
 
 
+def find(runs: Path, tag: str | None, step: int | None) -> Path:
+    """The directory of a saved step among the runs in a folder.
+
+    Args:
+        tag: of the run; None for the one saved last.
+        step: None for the newest.
+
+    Raises:
+        MlxchatError: there is none; the message names those that there are, or how to make one.
+    """
+    saved = {path.name: latest(path) for path in runs.glob("*") if path.is_dir()}
+    newest = {name: path for name, path in saved.items() if path is not None}
+    if not newest:
+        raise MlxchatError(
+            f"There is no trained model in {runs}.",
+            "Make one: mlxchat quickstart, or mlxchat train",
+        )
+    name = tag or max(newest, key=lambda name: newest[name].stat().st_mtime)
+    if name not in newest:
+        raise MlxchatError(
+            f"There is no trained model called {name}.", f"There are: {', '.join(sorted(newest))}."
+        )
+    if step is None:
+        return newest[name]
+    if step not in steps(runs / name):
+        listed = ", ".join(str(number) for number in steps(runs / name))
+        raise MlxchatError(f"{name} has no saved step {step}.", f"It has: {listed}.")
+    return directory(runs / name, step)
+
+
 def save(run: Path, step: int, write: Callable[[Path], None]) -> Path:
     """Make a step's directory out of what ``write`` puts into an empty one.
 

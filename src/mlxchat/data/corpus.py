@@ -16,9 +16,9 @@ from mlxchat.data.world import FACTS, Fact, Question, is_held_out
 
 __all__ = ["Question", "documents", "held_out", "is_held_out", "text"]
 
-STORIES = 1 / 3  # share of documents that are stories
-TURNS = (1, 1, 2, 2, 3, 4)  # how many questions a conversation has, equally likely each
-PASSAGES = 0.45  # share of questions that are about a passage
+STORIES = 0.25  # share of documents that are stories
+TURNS = (1, 2, 3, 4)  # how many questions a conversation has, equally likely each
+PASSAGES = 0.5  # share of questions that are about a passage
 CARELESS = 1 / 8  # share of conversations without capitals
 FOLLOWED_UP = ("sound", "home", "food", "legs", "colour")  # kinds of facts with an "And a cow?"
 

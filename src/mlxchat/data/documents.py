@@ -113,7 +113,7 @@ class ShardDocuments:
                 characters += sum(file.metadata.row_group(i).total_byte_size for i in groups)
             self._source.release(name)
         supported = max(512, characters // CHARACTERS_PER_TOKEN)
-        return min(LARGEST_VOCABULARY, 2 ** (supported.bit_length() - 1))
+        return min(LARGEST_VOCABULARY, 1 << (supported.bit_length() - 1))
 
     def close(self) -> None:
         """Stop fetching, where shards are fetched."""

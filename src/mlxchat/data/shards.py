@@ -112,11 +112,11 @@ class ShardSource(Protocol):
 class LocalShards:
     """The parquet files that are in a folder, all of them and no others."""
 
-    def __init__(self, folder: Path) -> None:
-        """Look into ``folder``.
+    def __init__(self, folder: Path, num_shards: int | None = None) -> None:
+        """Look into ``folder``; train on its first ``num_shards``, by default on all but the last.
 
         Raises:
-            MlxchatError: it does not exist, or holds fewer than two shards.
+            MlxchatError: it does not exist, or holds fewer shards than asked for, or than two.
         """
         remedy = "Get them with: mlxchat data fetch --num-shards 4 (or: data fetch --from PATH)"
         if not folder.is_dir():
@@ -128,8 +128,12 @@ class LocalShards:
                 f"{folder} holds {found}; the last is validation, so two are the least.", remedy
             )
         self.folder = folder
-        self.training = tuple(names[:-1])
+        self.training = tuple(names[:-1][:num_shards])
         self.validation = names[-1]
+        if num_shards is not None and num_shards > len(self.training):
+            raise MlxchatError(
+                f"{folder} holds {len(self.training)} training shards, not {num_shards}.", remedy
+            )
 
     def acquire(self, name: str) -> Path:
         """The path of a shard, checked to be one.

@@ -197,6 +197,7 @@ def _animal_facts(animal: Animal) -> Iterator[Fact]:
         f"Do you know where {a} lives?",
         f"Which animal lives {animal.home}?",
         f"Who lives {animal.home}?",
+        f"What lives {animal.home}?",
     )
     yield _fact(
         "food",
@@ -265,8 +266,9 @@ def _thing_facts() -> Iterator[Fact]:
             f"What do you do with {thing}?",
             f"What is {thing} used for?",
             f"What can I do with {thing}?",
-            f"Why do I need {thing}?",
             f"What do I need to {purpose}?",
+            f"How can I {purpose}?",
+            f"What helps me {purpose}?",
         )
 
 

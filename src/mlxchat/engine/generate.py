@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterable, Sequence
 
-from mlxchat.engine.cache import KVCache
+from mlxchat.engine.cache import KVCache, make_cache
 from mlxchat.engine.options import Sampling
 from mlxchat.engine.sampling import sample
 from mlxchat.model.gpt import GPT
@@ -62,6 +62,15 @@ def generate(
         held = min(start + len(ids) + yielded, *(layer.offset for layer in cache))
         for layer in cache:
             layer.trim(held)
+
+
+def continue_greedily(
+    model: GPT, ids: Sequence[int], stop: frozenset[int], max_tokens: int
+) -> list[int]:
+    """The likeliest tokens after ``ids``, by themselves: up to a stop token or ``max_tokens``."""
+    sampling, key = Sampling(temperature=0), mx.random.key(0)
+    cache = make_cache(model)
+    return list(generate(model, ids, cache, sampling, key, stop=stop, max_tokens=max_tokens))
 
 
 def prefill(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from mlxchat.model.config import GPTConfig
+from mlxchat.model.elementary import exp, tanh
 from mlxchat.runtime import mx, nn, tree_flatten
 
 ROPE_BASE = 10_000.0
@@ -145,7 +146,7 @@ class GPT(nn.Module):
 
     def logits(self, x: mx.array) -> mx.array:
         """Softly capped logits in float32: (..., C) to (..., V)."""
-        return SOFTCAP * mx.tanh(self.lm_head(x).astype(mx.float32) / SOFTCAP)
+        return SOFTCAP * tanh(self.lm_head(x).astype(mx.float32) / SOFTCAP)
 
     def losses(self, ids: mx.array, targets: mx.array) -> mx.array:
         """Cross entropy in nats at every position, (B, T) float32; 0 where the target is -1.
@@ -170,7 +171,8 @@ class GPT(nn.Module):
         kept = targets >= 0
         logits = self.logits(x)
         chosen = mx.take_along_axis(logits, mx.where(kept, targets, 0)[:, None], axis=-1)[:, 0]
-        return (mx.logsumexp(logits, axis=-1) - chosen) * kept
+        # The soft cap bounds the logits, so no maximum need be subtracted before exp.
+        return (mx.log(exp(logits).sum(axis=-1)) - chosen) * kept
 
 
 def initialise(model: GPT, key: mx.array) -> None:

@@ -30,7 +30,7 @@ def open_documents(config: DataConfig, home: Home, report: Callable[[Event], Non
         return BuiltinDocuments(config.seed)
     folder = config.data_dir or home.data(config.dataset)
     if not config.streaming:
-        return ShardDocuments(LocalShards(folder))
+        return ShardDocuments(LocalShards(folder, config.num_shards))
     if config.dataset not in DATASETS or config.data_dir is not None:
         raise MlxchatError(
             "Only a dataset of the hub can be streamed.",

@@ -13,11 +13,9 @@ from mlxchat.data import corpus
 from mlxchat.data.conversations import Conversation, Message
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import Loader, LoaderState
+from mlxchat.data.tokenizer import ASSISTANT_END, Tokenizer
 from mlxchat.data.tokenizer import FILE as TOKENIZER
-from mlxchat.data.tokenizer import Tokenizer
-from mlxchat.engine.cache import make_cache
-from mlxchat.engine.generate import generate
-from mlxchat.engine.options import Sampling
+from mlxchat.engine.generate import continue_greedily
 from mlxchat.errors import MlxchatError
 from mlxchat.evaluate.bits import bits_per_byte
 from mlxchat.home import Home
@@ -30,7 +28,6 @@ from mlxchat.train.inputs import open_documents, tokenizer_folder, train_tokeniz
 from mlxchat.train.loop import Run, train
 from mlxchat.train.recipe import Plan, PretrainConfig, plan
 
-STAGE = "base"
 SAMPLE_TOKENS = 16
 PROMPTS = (  # nanochat's
     "The capital of France is",
@@ -72,7 +69,7 @@ def pretrain(
             tokenizer or checkpoint cannot be read.
     """
     meter = meter or Meter()
-    folder = home.checkpoints(STAGE, config.tag)
+    folder = home.runs / config.tag
     if fresh and folder.exists():
         yield Noted(clock(), f"The earlier run was set aside as {store.set_aside(folder)}.")
     saved = store.latest(folder)
@@ -253,17 +250,10 @@ class _Pretraining:
 
     def sample(self, step: int) -> Iterator[Event]:
         """What the model makes of some prompts, greedily."""
+        stop = frozenset({self.tokenizer.bos, self.tokenizer.special(ASSISTANT_END)})
         for prompt, ids in self._prompts():
-            tokens = generate(
-                self.model,
-                ids,
-                make_cache(self.model),
-                Sampling(temperature=0),
-                mx.random.key(0),
-                stop=frozenset({self.tokenizer.bos, self.tokenizer.special("<|assistant_end|>")}),
-                max_tokens=SAMPLE_TOKENS,
-            )
-            yield Sampled(self.clock(), step, prompt, self.tokenizer.decode(list(tokens)))
+            tokens = continue_greedily(self.model, ids, stop, SAMPLE_TOKENS)
+            yield Sampled(self.clock(), step, prompt, self.tokenizer.decode(tokens))
 
     def _prompts(self) -> Iterator[tuple[str, list[int]]]:
         if not self.documents.conversational:
@@ -289,7 +279,7 @@ class _Pretraining:
             layout.write_model(folder, self.model, self.tokenizer, conversational)
             layout.write_trainer(folder, trainer, self.optimizer.state, loader)
 
-        run = self.home.checkpoints(STAGE, self.config.tag)
+        run = self.home.runs / self.config.tag
         path = store.save(run, step, write)
         store.prune(run, self.config.keep)
         yield Saved(self.clock(), step, str(path), self.clock() - begun)

@@ -19,7 +19,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of a run or a dataset: a folder's name
 class DataConfig(BaseModel):
     """Which data, and which tokenizer."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", title="Data and tokenizer")
 
     dataset: str = Field(
         "fineweb-edu",
@@ -30,9 +30,7 @@ class DataConfig(BaseModel):
     data_dir: Path | None = Field(
         None, description="A folder of shards to train on instead; its last one validates."
     )
-    num_shards: int | None = Field(
-        None, ge=1, description="Training shards to use. [all of the dataset]"
-    )
+    num_shards: int | None = Field(None, ge=1, description="Training shards to use. Default: all.")
     streaming: bool = Field(
         False, description="Fetch shards ahead of their use, and drop those used."
     )
@@ -40,17 +38,17 @@ class DataConfig(BaseModel):
         20, ge=2, description="With --streaming: training shards on disk at most."
     )
     endpoint: str | None = Field(
-        None, description="The hub to fetch from. [$HF_ENDPOINT or https://huggingface.co]"
+        None, description="The hub to fetch from. Default: $HF_ENDPOINT, or https://huggingface.co."
     )
     tokenizer_dir: Path | None = Field(
-        None, description="The tokenizer's folder. [$MLXCHAT_HOME/tokenizer]"
+        None, description="The tokenizer's folder. Default: $MLXCHAT_HOME/tokenizer."
     )
     vocab_size: int | None = Field(
         None,
         ge=265,
         le=1_000_000,
-        description="Tokens of a tokenizer trained now, where there is none. [65,536; fewer for "
-        "little text]",
+        description="Tokens of a tokenizer, where one is trained. Default: 65,536; fewer for "
+        "little text.",
     )
     seed: int = Field(42, ge=0, description="Of the initial parameters and the built-in corpus.")
 
@@ -63,18 +61,20 @@ class DataConfig(BaseModel):
 class PretrainConfig(DataConfig):
     """What a pretraining run is told. ``None`` means: derive it; the plan says from what."""
 
+    model_config = ConfigDict(frozen=True, extra="forbid", title="Model and training")
+
     depth: int = Field(
         12, ge=1, le=64, description="Layers; the one dial: width is 64 times as much."
     )
     max_seq_len: int = Field(2048, ge=2, le=65_536, description="Context length in tokens.")
     num_iterations: int | None = Field(
-        None, ge=1, description="Optimizer steps. [from the data ratio]"
+        None, ge=1, description="Optimizer steps. Default: from the data ratio."
     )
     target_param_data_ratio: float = Field(
         20.0, gt=0, description="Training tokens for each parameter."
     )
     device_batch_size: int | None = Field(
-        None, ge=1, description="Rows computed at once. [what fits in a quarter of memory]"
+        None, ge=1, description="Rows computed at once. Default: what fits in a quarter of memory."
     )
     total_batch_size: int = Field(
         524_288, ge=1, description="Tokens in one optimizer step, gradients accumulated."
@@ -91,7 +91,9 @@ class PretrainConfig(DataConfig):
     )
     eval_every: int = Field(250, ge=0, description="Steps between evaluations; 0 for none.")
     eval_tokens: int | None = Field(
-        None, ge=1, description="Validation tokens. [20 times the total batch; what there is]"
+        None,
+        ge=1,
+        description="Validation tokens. Default: 20 times the total batch, or what there is.",
     )
     sample_every: int = Field(2000, ge=0, description="Steps between samples; 0 for none.")
     save_every: int = Field(
@@ -101,7 +103,7 @@ class PretrainConfig(DataConfig):
     model_tag: str | None = Field(
         None,
         pattern=NAME,
-        description="Name of the run. [d and the depth]",
+        description="Name of the run. Default: d and the depth.",
     )
 
     @property
@@ -237,3 +239,17 @@ def _indivisible(config: PretrainConfig, device_batch: int) -> MlxchatError:
 
 def _shown(value: object) -> str:
     return "not given" if value is None else str(value)
+
+
+QUICKSTART = PretrainConfig(
+    dataset=BUILTIN,
+    model_tag="quickstart",
+    depth=2,
+    max_seq_len=256,
+    device_batch_size=16,
+    total_batch_size=16 * 256,
+    num_iterations=500,
+    eval_every=100,
+    eval_tokens=16 * 256 * 4,
+    sample_every=0,
+)

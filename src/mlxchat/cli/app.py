@@ -1,0 +1,190 @@
+"""`mlxchat`: the commands. Each imports what it works with when it runs, so that help is quick."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mlxchat import __version__
+from mlxchat.cli.interrupts import Interrupts
+from mlxchat.cli.options import options_from_models
+from mlxchat.engine.options import Sampling
+from mlxchat.errors import MlxchatError
+from mlxchat.train.recipe import DataConfig, PretrainConfig
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train a GPT on your own machine, and talk to it.",
+    epilog="Begin with: mlxchat quickstart",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Get training data, and see what is there.")
+tokenizer_app = typer.Typer(no_args_is_help=True, help="Make a tokenizer.")
+app.add_typer(data_app, name="data")
+app.add_typer(tokenizer_app, name="tokenizer")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Begin anew; an earlier run of that name is set aside.")
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"mlxchat {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@data_app.command("fetch")
+def data_fetch(
+    num_shards: Annotated[
+        int, typer.Option(help="Training shards to download, about 100 MB each.")
+    ] = 8,
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="fineweb-edu, climbmix (licensed for non-commercial use only), or with --from a "
+            "name of your own."
+        ),
+    ] = "fineweb-edu",
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="Your own text instead: a .txt, .jsonl or .parquet file, or a folder."
+        ),
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="The hub. Default: $HF_ENDPOINT, or https://huggingface.co.", show_default=False
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, max=32, help="Downloads at a time.")] = 4,
+    json: Json = False,
+) -> None:
+    """Download training shards and the validation shard, or make shards of your own text.
+
+    What is there already is not downloaded again, and what was interrupted goes on.
+    """
+    from mlxchat.cli import data
+
+    if source is not None:
+        data.ingest_text(source, dataset, json)
+    else:
+        data.fetch_shards(dataset, num_shards, endpoint, workers, json)
+
+
+@data_app.command("status")
+def data_status(json: Json = False) -> None:
+    """Show which shards are on disk."""
+    from mlxchat.cli import data
+
+    data.show_status(json)
+
+
+@tokenizer_app.command("train")
+@options_from_models
+def tokenizer_train(
+    config: DataConfig,
+    max_chars: Annotated[int, typer.Option(min=1, help="Characters to read at most.")] = 10**9 * 2,
+    json: Json = False,
+) -> None:
+    """Learn a tokenizer from the training shards, replacing the one that is there.
+
+    Models keep the tokenizer that they were trained with.
+    """
+    from mlxchat.cli import training
+
+    training.train_tokenizer(config, max_chars, json)
+
+
+@app.command()
+@options_from_models
+def train(config: PretrainConfig, fresh: Fresh = False, json: Json = False) -> None:
+    """Train a model, or go on with a run that was interrupted.
+
+    --depth alone determines the model. The same command goes on from the newest checkpoint.
+    """
+    from mlxchat.cli import training
+
+    with Interrupts() as interrupts:
+        training.train(config, fresh, json, interrupts)
+    raise typer.Exit(interrupts.exit_code)
+
+
+@app.command()
+@options_from_models
+def chat(
+    model_tag: Annotated[
+        str | None,
+        typer.Option(help="Name of the run. Default: the one saved last.", show_default=False),
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(help="Saved step. Default: the newest.", show_default=False)
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="A model's directory, wherever it is.", show_default=False),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", "-p", help="Answer this and end.", show_default=False),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens in an answer at most.")] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random draws.")] = 42,
+    *,
+    sampling: Sampling,
+) -> None:
+    """Talk to a model.
+
+    One trained on conversations answers; a base model continues your text.
+
+    Text piped into the command is taken as one message.
+    """
+    from mlxchat.cli import chatting
+
+    saved, name = chatting.load(model_tag, step, checkpoint)
+    chatting.talk(saved, name, sampling, seed, max_tokens, prompt)
+
+
+@app.command()
+def quickstart(
+    questions: Annotated[
+        int, typer.Option(min=1, max=1000, help="Held-out questions to ask the model.")
+    ] = 200,
+    fresh: Fresh = False,
+    json: Json = False,
+) -> None:
+    """Train a small model on the built-in corpus, ask it questions, and talk with it.
+
+    Needs no network and takes a few minutes at most.
+    """
+    from mlxchat.cli import training
+
+    with Interrupts() as interrupts:
+        training.quickstart(questions, fresh, json, interrupts)
+    raise typer.Exit(interrupts.exit_code)
+
+
+def main() -> None:
+    """Run the command line; errors of the user's become two lines and exit code 1."""
+    try:
+        app()
+    except MlxchatError as error:
+        if os.environ.get("MLXCHAT_DEBUG"):
+            raise
+        from mlxchat.ui import console
+
+        console.error(error.problem, error.remedy)
+        sys.exit(1)

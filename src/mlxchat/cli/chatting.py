@@ -1,0 +1,50 @@
+"""What `mlxchat chat` does."""
+
+import sys
+from pathlib import Path
+
+from mlxchat import runtime
+from mlxchat.chat import Chat
+from mlxchat.ckpt import layout, store
+from mlxchat.ckpt.layout import SavedModel
+from mlxchat.engine.options import Sampling
+from mlxchat.errors import MlxchatError
+from mlxchat.home import Home
+from mlxchat.ui import repl
+from mlxchat.ui.console import console_for
+
+
+def load(tag: str | None, step: int | None, checkpoint: Path | None) -> tuple[SavedModel, str]:
+    """A saved model, and what to call it."""
+    if checkpoint is not None and not checkpoint.is_dir():
+        raise MlxchatError(f"There is no directory {checkpoint}.", "Give a model's directory.")
+    folder = checkpoint or store.find(Home.from_environment().runs, tag, step)
+    runtime.bound_buffer_cache()
+    saved = layout.read_model(folder, runtime.machine().compute_dtype)
+    return saved, f"{folder.parent.name}/{folder.name}" if checkpoint is None else str(folder)
+
+
+def talk(
+    saved: SavedModel,
+    name: str,
+    sampling: Sampling,
+    seed: int,
+    max_tokens: int,
+    prompt: str | None,
+) -> None:
+    """Answer one prompt, what is piped in, or hold a conversation."""
+    chat = Chat(
+        saved.model,
+        saved.tokenizer,
+        conversational=saved.conversational,
+        sampling=sampling,
+        seed=seed,
+        max_tokens=max_tokens,
+    )
+    console = console_for(sys.stdout)
+    if prompt is None and not sys.stdin.isatty():
+        prompt = sys.stdin.buffer.read().decode("utf-8", "replace").strip()
+    if prompt is None:
+        repl.converse(chat, name, console)
+    else:
+        repl.answer(chat, prompt, console)

@@ -1,0 +1,83 @@
+"""What `mlxchat data` does."""
+
+import json as json_format
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+
+from mlxchat.data.hub import Hub
+from mlxchat.data.ingest import ingest
+from mlxchat.data.shards import DATASETS, fetch, status
+from mlxchat.errors import MlxchatError
+from mlxchat.home import Home
+from mlxchat.train.recipe import BUILTIN
+from mlxchat.ui.console import Screen, say, table
+
+
+def fetch_shards(
+    dataset: str, num_shards: int, endpoint: str | None, workers: int, json: bool
+) -> None:
+    """Download shards of a dataset of the hub."""
+    if dataset not in DATASETS:
+        raise MlxchatError(
+            f"The hub has no dataset {dataset} for mlxchat.",
+            f"Use --dataset {' or '.join(DATASETS)}; your own text comes in with --from PATH.",
+        )
+    folder = Home.from_environment().data(dataset)
+    if not json:
+        say(f"{dataset}: {DATASETS[dataset].licence_note}")
+    with Screen(json) as screen, closing(Hub.from_environment(endpoint)) as hub:
+        paths = fetch(folder, DATASETS[dataset], num_shards, hub, screen.show, workers)
+    if not json:
+        say(f"{len(paths) - 1} training shards and the validation shard are in {folder}.")
+        say(f"Next: mlxchat train --depth 4{_option(dataset)}")
+
+
+def ingest_text(source: Path, dataset: str, json: bool) -> None:
+    """Make shards of the user's own text."""
+    if dataset in DATASETS or dataset == BUILTIN:
+        raise MlxchatError(
+            f"{dataset} is a dataset already.",
+            "Give your text a name of its own: "
+            f"mlxchat data fetch --from {source} --dataset {source.stem or 'mine'}",
+        )
+    folder = Home.from_environment().data(dataset)
+    with Screen(json) as screen:
+        summary = ingest(source, folder, screen.show)
+    if json:
+        say(json_format.dumps(asdict(summary)))
+        return
+    say(
+        f"{summary.documents:,} documents, {summary.characters:,} characters, in "
+        f"{summary.shards} shards in {folder}; {summary.validation_documents:,} documents validate."
+    )
+    say(f"Next: mlxchat train --depth 4{_option(dataset)}")
+
+
+def show_status(json: bool) -> None:
+    """Show the datasets on disk."""
+    home = Home.from_environment()
+    found = status(home)
+    if json:
+        say(json_format.dumps([{**asdict(folder), "path": str(folder.path)} for folder in found]))
+    elif not found:
+        say(f"There is no data in {home.root}. Get some: mlxchat data fetch --num-shards 8")
+    else:
+        table(
+            ["dataset", "shards", "MB", "validation", "unfinished", "folder"],
+            [
+                [
+                    folder.name,
+                    folder.shards,
+                    round(folder.bytes / 1e6),
+                    "yes" if folder.has_validation else "missing",
+                    len(folder.partial_files),
+                    str(folder.path),
+                ]
+                for folder in found
+            ],
+        )
+
+
+def _option(dataset: str) -> str:
+    return "" if dataset == "fineweb-edu" else f" --dataset {dataset}"

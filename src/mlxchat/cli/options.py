@@ -1,0 +1,80 @@
+"""Command-line options out of the configuration models, so that each is declared once."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+Command = Callable[..., None]
+
+
+def options_from_models(command: Command) -> Command:
+    """Replace each parameter that is a pydantic model by an option for each of its fields.
+
+    The command is called with the models, made of what was given; a value out of bounds is a usage
+    error that names the option.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    models = {
+        name: hint
+        for name, hint in hints.items()
+        if isinstance(hint, type) and issubclass(hint, BaseModel)
+    }
+    parameters = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in models:
+            parameters += _options(models[name])
+        else:
+            keyword_only = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(parameter.replace(annotation=hints[name], kind=keyword_only))
+
+    @functools.wraps(command)
+    def called(**given: Any) -> None:
+        made = {name: _make(model, given) for name, model in models.items()}
+        own = {name: given[name] for name in hints.keys() & given.keys()}
+        command(**made, **own)
+
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {p.name: p.annotation for p in parameters}
+    return called
+
+
+def _options(model: type[BaseModel]) -> list[inspect.Parameter]:
+    """An option for each field, under the title of the model that declares it; own fields first."""
+    options = []
+    for declaring in model.__mro__:
+        if not issubclass(declaring, BaseModel) or declaring is BaseModel:
+            continue
+        panel = declaring.model_config.get("title")
+        for name in inspect.get_annotations(declaring):
+            if name in model.model_fields:
+                options.append(_option(name, model.model_fields[name], panel))
+    return options
+
+
+def _option(name: str, field: FieldInfo, panel: str | None) -> inspect.Parameter:
+    option = typer.Option(
+        help=field.description,
+        show_default=field.default is not None,
+        rich_help_panel=panel,
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=field.default,
+        annotation=Annotated[field.annotation, option],
+    )
+
+
+def _make(model: type[BaseModel], given: dict[str, Any]) -> BaseModel:
+    try:
+        return model(**{name: given[name] for name in model.model_fields})
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = f"--{str(fault['loc'][0]).replace('_', '-')}" if fault["loc"] else None
+        message = fault["msg"][:1].lower() + fault["msg"][1:]
+        raise typer.BadParameter(f"{fault['input']}: {message}", param_hint=name) from error

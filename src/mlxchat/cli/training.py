@@ -1,0 +1,122 @@
+"""What `mlxchat train`, `tokenizer train` and `quickstart` do."""
+
+import json as json_format
+import sys
+import time
+from contextlib import closing
+from itertools import islice
+
+from mlxchat.cli import chatting
+from mlxchat.cli.interrupts import Interrupts
+from mlxchat.data import corpus
+from mlxchat.engine.options import Sampling
+from mlxchat.evaluate.questions import Answered, ask
+from mlxchat.home import Home
+from mlxchat.telemetry import Ended, Meter, Noted, Progressed, Started
+from mlxchat.train import inputs
+from mlxchat.train.pretrain import pretrain
+from mlxchat.train.recipe import QUICKSTART, DataConfig, PretrainConfig
+from mlxchat.ui.console import Screen, answers, say
+
+INTERRUPTED = "Saving, then ending. Ctrl-C again ends at once, without saving."
+SHOWN_ANSWERS = 6
+
+
+def train_tokenizer(config: DataConfig, max_chars: int, json: bool) -> None:
+    """Train a tokenizer on a dataset."""
+    home = Home.from_environment()
+    folder = inputs.tokenizer_folder(config, home)
+    with (
+        Screen(json) as screen,
+        closing(inputs.open_documents(config, home, screen.show)) as documents,
+    ):
+        tokenizer = inputs.train_tokenizer(
+            documents, folder, config.vocab_size, screen.show, max_chars
+        )
+    if json:
+        say(json_format.dumps({"vocab_size": tokenizer.vocab_size, "folder": str(folder)}))
+    else:
+        say(f"A tokenizer of {tokenizer.vocab_size:,} tokens is in {folder}.")
+
+
+def train(config: PretrainConfig, fresh: bool, json: bool, interrupts: Interrupts) -> None:
+    """Pretrain a model, showing how it goes."""
+    if _run(config, fresh, json, interrupts) and not json:
+        say(f"Talk to it: mlxchat chat --model-tag {config.tag}")
+
+
+def quickstart(questions: int, fresh: bool, json: bool, interrupts: Interrupts) -> None:
+    """Train on the built-in corpus, ask held-out questions, offer the chat."""
+    if not _run(QUICKSTART, fresh, json, interrupts):
+        return
+    saved, name = chatting.load(QUICKSTART.tag, None, None)
+    answered = []
+    with Screen(json) as screen:
+        for asked in ask(saved, corpus.held_out(questions)):
+            answered.append(asked)
+            screen.show(Progressed(time.time(), "questions", len(answered), questions, "questions"))
+    _show_score(answered, json)
+    if json:
+        return
+    say("Go on with:")
+    say("  mlxchat chat                                          talk to it")
+    say("  mlxchat data fetch --num-shards 8                     get real text")
+    say("  mlxchat train --depth 4                               train on it")
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        say()
+        chatting.talk(saved, name, Sampling(), seed=42, max_tokens=128, prompt=None)
+
+
+def _run(config: PretrainConfig, fresh: bool, json: bool, interrupts: Interrupts) -> bool:
+    """Train, showing events; returns whether the run came to its end."""
+    meter = Meter()
+    told = finished = False
+    with Screen(json) as screen:
+        screen.follow(meter)
+        for event in pretrain(
+            config,
+            Home.from_environment(),
+            screen.show,
+            meter,
+            stop=interrupts.requested,
+            fresh=fresh,
+        ):
+            screen.show(event)
+            if isinstance(event, Started):
+                interrupts.defer()
+            if interrupts.requested() and not told:
+                told = True
+                screen.show(Noted(time.time(), INTERRUPTED))
+            finished = isinstance(event, Ended) and event.reason == "finished"
+    return finished
+
+
+def _show_score(answered: list[Answered], json: bool) -> None:
+    right = sum(asked.correct for asked in answered)
+    if json:
+        say(
+            json_format.dumps(
+                {
+                    "event": "score",
+                    "questions": len(answered),
+                    "right": right,
+                    "answers": [
+                        {
+                            "question": asked.question.prompt,
+                            "expected": asked.question.answer,
+                            "answer": asked.answer,
+                        }
+                        for asked in answered
+                    ],
+                }
+            )
+        )
+        return
+    say()
+    say("Questions that it never saw in training, and its answers:")
+    answers(
+        (asked.question.prompt, asked.answer + ("" if asked.correct else "  (wrong)"))
+        for asked in islice(answered, SHOWN_ANSWERS)
+    )
+    say(f"{right} of {len(answered)} answered exactly right ({right / len(answered):.1%}).")
+    say()

@@ -1,0 +1,44 @@
+"""exp and tanh, fast on CPUs too.
+
+There MLX calls the scalar library functions, 10 ns an element, which made the loss the largest part
+of a training step. A polynomial that the compiler vectorises takes a ninth of that inside
+`mx.compile`. On GPUs these are MLX's own.
+"""
+
+import math
+
+from mlxchat.runtime import machine, mx
+
+_ROUND = 1.5 * 2.0**23  # adding it leaves no bits for a fraction: the sum is rounded
+_EXPONENT_BITS = 23  # where the exponent begins in a float32
+_ONE = 0x3F800000  # the bits of 1.0
+_TAYLOR = [math.log(2) ** k / math.factorial(k) for k in range(7)]  # of 2**x around 0
+
+
+def exp(x: mx.array) -> mx.array:
+    """e to the x, to 3e-7 relative, for float32 between -87 and 87."""
+    return _polynomial_exp(x) if machine().backend == "cpu" else mx.exp(x)
+
+
+def tanh(x: mx.array) -> mx.array:
+    """The hyperbolic tangent, to 3e-7 absolute, of float32."""
+    if machine().backend != "cpu":
+        return mx.tanh(x)
+    return 1 - 2 / (1 + exp(mx.clip(2 * x, -40.0, 40.0)))  # float32 cannot tell more from 1
+
+
+@mx.custom_function  # type: ignore[untyped-decorator]
+def _polynomial_exp(x: mx.array) -> mx.array:
+    """2**n * 2**f, n whole and f in [-1/2, 1/2]: n goes into the exponent, f into a polynomial."""
+    y = x * math.log2(math.e)
+    rounded = y + _ROUND
+    f = y - (rounded - _ROUND)
+    c, f2 = _TAYLOR, f * f
+    power = (c[0] + c[1] * f) + f2 * (c[2] + c[3] * f) + f2 * f2 * (c[4] + c[5] * f + f2 * c[6])
+    n = rounded.view(mx.int32)
+    return power * ((n << _EXPONENT_BITS) + _ONE).view(mx.float32)
+
+
+@_polynomial_exp.vjp  # type: ignore[untyped-decorator]
+def _polynomial_exp_vjp(x: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+    return cotangent * output
