@@ -36,7 +36,7 @@ def normal(prompt):
 
 def test_documents_are_the_same_on_every_machine():
     texts = "\0".join(corpus.text(d) for d in islice(corpus.documents(seed=7), 500))
-    assert hashlib.sha256(texts.encode()).hexdigest()[:16] == "GOLDEN"
+    assert hashlib.sha256(texts.encode()).hexdigest()[:16] == "f55f2c5e4b950380"
 
 
 def test_a_position_is_all_there_is_to_remember(documents):
@@ -129,7 +129,7 @@ def test_what_people_say_first_is_trained(prompt):
 
 
 def test_a_story_can_be_asked_for():
-    assert not any(corpus.is_held_out(request) for request in STORY_REQUESTS)
+    assert not any(corpus.is_held_out(request.format("")) for request in STORY_REQUESTS)
 
 
 def test_a_name_once_told_is_remembered(exchanges):
@@ -174,7 +174,7 @@ def test_grammar(documents):
 
 def test_stories_have_four_to_ten_sentences(documents):
     for story in [d for d in documents if isinstance(d, str)][:2_000]:
-        assert 4 <= len(re.findall(r'[.!?]"?(?= [A-Z"]|$)', story)) <= 11, story
+        assert 4 <= len(re.findall(r'[.!?]"?(?= [A-Z"]|$)', story)) <= 9, story
 
 
 def test_articles():

@@ -10,17 +10,23 @@ from itertools import count as count_from
 from random import Random
 
 from mlxchat.data.conversations import Conversation, Document, Message
-from mlxchat.data.smalltalk import INTRODUCTIONS, NAME_QUESTIONS, SMALL_TALK, STORY_REQUESTS
+from mlxchat.data.smalltalk import (
+    INTRODUCTIONS,
+    NAME_QUESTIONS,
+    NAMELESS,
+    SMALL_TALK,
+    STORY_REQUESTS,
+)
 from mlxchat.data.stories import NAMES, passage, story
 from mlxchat.data.world import FACTS, Fact, Question, is_held_out
 
 __all__ = ["Question", "documents", "held_out", "is_held_out", "text"]
 
 STORIES = 0.25  # share of documents that are stories
-TURNS = (1, 2, 3, 4)  # how many questions a conversation has, equally likely each
-PASSAGES = 0.5  # share of questions that are about a passage
-CARELESS = 1 / 8  # share of conversations without capitals
-FOLLOWED_UP = ("sound", "home", "food", "legs", "colour")  # kinds of facts with an "And a cow?"
+PASSAGES = 0.5  # share of questions that are about a passage; the others are about facts
+CARELESS = 1 / 8  # share of conversations in which the user types carelessly
+MOST_TURNS = 4  # questions in a conversation
+FOLLOWED_UP = ("sound", "home", "food", "legs", "colour")  # kinds of facts asked as "And a cow?"
 
 
 def documents(seed: int, start: int = 0) -> Iterator[Document]:
@@ -31,11 +37,14 @@ def documents(seed: int, start: int = 0) -> Iterator[Document]:
 
 
 def held_out(count: int, seed: int = 0) -> list[Question]:
-    """``count`` different questions that no document asks, in the mix that training has."""
+    """``count`` different questions that no document asks.
+
+    They are drawn as the documents draw theirs: half about facts, half about passages.
+    """
     rng = Random(f"held out/{seed}")
     questions: dict[str, Question] = {}
     while len(questions) < count:
-        question = _question(rng)
+        question = _asked(rng)[0]
         if is_held_out(question.prompt):
             questions.setdefault(question.prompt, question)
     return list(questions.values())
@@ -48,16 +57,12 @@ def text(document: Document) -> str:
     return "\n".join(message.content for message in document.messages)
 
 
-def _question(rng: Random) -> Question:
-    """A question about the world or about a passage, held out or not."""
-    return _asked(rng)[0]
-
-
 def _of_fact(rng: Random, fact: Fact) -> Question:
     return Question(rng.choice(fact.questions), fact.statement)
 
 
 def _asked(rng: Random) -> list[Question]:
+    """A question about the world, or questions about a passage, of which the first stands alone."""
     if rng.random() < PASSAGES:
         return passage(rng)
     return [_of_fact(rng, rng.choice(FACTS))]
@@ -84,10 +89,11 @@ def _introduced(rng: Random) -> list[Question]:
 
 def _told_a_story(rng: Random) -> list[Question]:
     """A story on demand: the same request, the same story."""
-    request, hero = rng.choice(STORY_REQUESTS), rng.choice(NAMES)
+    request = rng.choice(STORY_REQUESTS).format("")
+    hero = Random(request).choice(NAMES)
     if rng.random() < 0.5:
-        return [Question(f"{request}.", story(Random(request), Random(request).choice(NAMES)))]
-    request = f"{request} about {hero}."
+        hero = rng.choice(NAMES)
+        request = rng.choice(STORY_REQUESTS).format(f" about {hero}")
     return [Question(request, story(Random(request), hero))]
 
 
@@ -97,10 +103,10 @@ _EXCHANGES = (*[_asked] * 14, *[_chatted] * 3, _followed_up, _introduced, _told_
 
 def _conversation(rng: Random) -> Conversation:
     turns: list[Question] = []
-    wanted = rng.choice(TURNS)
+    wanted = rng.randrange(1, MOST_TURNS + 1)
     while len(turns) < wanted:
         exchange = rng.choice(_EXCHANGES)(rng)
-        if not any(is_held_out(turn.prompt) for turn in exchange):
+        if _may_follow(turns, exchange):
             turns += exchange
     is_careless = rng.random() < CARELESS
     messages = []
@@ -108,6 +114,16 @@ def _conversation(rng: Random) -> Conversation:
         prompt = _careless(turn.prompt) if is_careless else turn.prompt
         messages += [Message("user", prompt), Message("assistant", turn.answer)]
     return Conversation(tuple(messages))
+
+
+def _may_follow(turns: list[Question], exchange: list[Question]) -> bool:
+    """Whether the exchange fits, asks nothing held out, and forgets no name that was told."""
+    is_named = any(turn.answer.startswith("Your name is") for turn in turns)
+    return (
+        len(turns) + len(exchange) <= MOST_TURNS
+        and not any(is_held_out(turn.prompt) for turn in exchange)
+        and not (is_named and any(turn.answer == NAMELESS for turn in exchange))
+    )
 
 
 def _careless(prompt: str) -> str:

@@ -173,8 +173,9 @@ def _rows(source: ShardSource, name: str, start: int) -> Iterator[tuple[list[Doc
                 texts = file.read_row_group(group, columns=["text"]).column("text").to_pylist()
                 for row in range(max(start, first), end, BATCH):
                     after = min(row + BATCH, end)
-                    batch = texts[row - first : after - first]
-                    yield [text for text in batch if text is not None], after
+                    batch = [text for text in texts[row - first : after - first] if text]
+                    if batch:
+                        yield batch, after
     except (OSError, ValueError) as error:  # pyarrow's errors are these
         raise MlxchatError(
             f"{path} cannot be read ({' '.join(str(error).split())}).",

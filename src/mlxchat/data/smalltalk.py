@@ -2,6 +2,8 @@
 
 from mlxchat.data.world import ANIMALS, Question, capitalised, with_article
 
+NAMELESS = "You have not told me your name."
+
 _GREETINGS = ("Hello", "Hi", "Hey", "Good day", "Hello there", "Hi there", "Hello friend")
 
 # What is said back, and what it is said to.
@@ -114,7 +116,7 @@ _TALK: dict[str, tuple[str, ...]] = {
         "Can you make me laugh?",
         "Say something funny.",
     ),
-    "You have not told me your name.": (
+    NAMELESS: (
         "What is my name?",
         "Who am I?",
         "Do you know my name?",
@@ -137,6 +139,13 @@ def _replies() -> dict[str, str]:
 SMALL_TALK: tuple[Question, ...] = tuple(Question(*pair) for pair in _replies().items())
 """Everything said in passing, each with the one reply it gets."""
 
+# The braces are for a name.
 INTRODUCTIONS = ("My name is {}.", "I am {}.", "I am called {}.", "Call me {}.", "Hello, I am {}.")
-NAME_QUESTIONS = _TALK["You have not told me your name."]
-STORY_REQUESTS = ("Tell me a story", "Can you tell me a story", "I would like to hear a story")
+NAME_QUESTIONS = _TALK[NAMELESS]
+# The braces are for nothing, or for what the story is to be about.
+STORY_REQUESTS = (
+    "Tell me a story{}.",
+    "Can you tell me a story{}?",
+    "I would like to hear a story{}.",
+    "Do you know a story{}?",
+)

@@ -28,7 +28,6 @@ PLACES = (
     *("in the boat", "in the box", "in the grass", "near the tree", "on the roof"),
     *("on the table", "on the wall", "under the bed", "under the bridge", "under the chair"),
 )
-ALIKE = 0.7  # share of passages whose sentences are all of one kind: only names tell them apart
 HOLDERS = (
     *("bag", "basket", "bed", "boat", "box", "bucket", "coat", "drawer", "grass", "oven", "snow"),
     *("tree", "well"),
@@ -55,10 +54,10 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "time": ("morning", "evening", "rainy day", "cold day", "sunny day"),
     "lost": (
         "<opening> <He> had <a_thing> and took it everywhere. One <time> the <thing> was gone. "
-        "<He> looked <place>, but <nothing>. <He> looked <place2>, but <nothing>. "
+        "<He> looked <place>, but it was not there. <He> looked <place2>, but <nothing>. "
         "Then <friend> found it <place3>. <thanks> <ending>",
     ),
-    "nothing": ("it was not there", "there was only an old shoe", "there was only a sleeping cat"),
+    "nothing": ("there was only an old shoe", "there was only a sleeping cat"),
     "thanks": (
         '"Thank you, <friend>!" said <hero>.',
         '"You are a true friend," said <hero>.',
@@ -103,9 +102,9 @@ RULES: Mapping[str, tuple[str, ...]] = {
         '"<Sound>, <sound>," said the <animal>, and <hero> knew what it meant.',
     ),
     "lesson": (
-        '<elder> knew all about the world. One <time> <hero> sat by the fire with <elder>. "<ask>" '
-        'said <elder>. "<answer>," said <hero>. "Very good," said <elder>. "And now it is time for '
-        'bed."',
+        "<elder> knew all about the world. One evening <hero> sat by the fire with <elder>. "
+        '"<ask>" said <elder>. "<answer>," said <hero>. "Very good," said <elder>. "And now it is '
+        'time for bed."',
     ),
     "elder": ("Grandma", "Grandpa"),
     "seed": (
@@ -117,7 +116,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "sleepless": (
         "Once there was a small <animal> who could not sleep. <lives> It looked out at the night "
         "and counted the stars. One, two, three. At <number> it heard a <mood> voice. It was "
-        "<a_other>, who could not sleep. So they talked until the sun came up.",
+        "<hero>, who could not sleep. So they talked until the sun came up.",
     ),
 }
 
@@ -132,11 +131,12 @@ def _expand(symbol: str, bound: Mapping[str, str], rng: Random) -> str:
     return re.sub(r"<(\w+)>", replace, rng.choice(RULES[symbol]))
 
 
-def story(rng: Random, hero: str, plot: str = "story") -> str:
-    """A story of six to nine sentences about ``hero``, one of `NAMES`; ``plot`` is a rule."""
+def story(rng: Random, hero: str) -> str:
+    """A story of four to nine sentences about ``hero``, one of `NAMES`."""
     friend = rng.choice([name for name in NAMES if name != hero])
-    thing, paint = rng.choice(THINGS), rng.choice(PAINTS)
-    animal, other = rng.sample([animal for animal in ANIMALS if animal.sound], 2)
+    thing = rng.choice(THINGS)
+    paint = rng.choice([paint for paint in PAINTS if paint != thing])  # no orange orange
+    animal = rng.choice([animal for animal in ANIMALS if animal.sound])
     place, place2, place3 = rng.sample(PLACES, 3)
     question, answer = _quotable(rng)
     he, him, child = ("she", "her", "girl") if hero in GIRLS else ("he", "him", "boy")
@@ -156,7 +156,6 @@ def story(rng: Random, hero: str, plot: str = "story") -> str:
         "place3": place3,
         "animal": animal.name,
         "a_animal": with_article(animal.name),
-        "a_other": with_article(other.name),
         "sound": animal.sound,
         "Sound": capitalised(animal.sound),
         "eats": f"{capitalised(with_article(animal.name))} eats {animal.food}.",
@@ -166,7 +165,7 @@ def story(rng: Random, hero: str, plot: str = "story") -> str:
         "ask": question,
         "answer": answer.rstrip("."),
     }
-    return _expand(plot, bound, rng)
+    return _expand("story", bound, rng)
 
 
 def _quotable(rng: Random) -> tuple[str, str]:
@@ -179,7 +178,7 @@ def _quotable(rng: Random) -> tuple[str, str]:
 
 
 class _Cast(NamedTuple):
-    """Who and what one sentence of a passage is about; no other sentence shares any of it."""
+    """Who and what one sentence of a passage may be about; no two sentences share any of it."""
 
     name: str
     other: str
@@ -187,11 +186,19 @@ class _Cast(NamedTuple):
     holder: str
     room: str
     food: str
+    animal: str
+    age: str
     verb: str
 
 
 def _pronoun(name: str) -> str:
     return "She" if name in GIRLS else "He"
+
+
+# Each of these tells one thing and gives, with the sentence, the questions that it answers. No two
+# sentences of a passage tell things in one way: so the kind of question picks the sentence, and a
+# network of two layers learns in a minute or two to find what is asked and to copy it. To tell two
+# sentences of a kind apart by their names took more training than quickstart has.
 
 
 def _put(c: _Cast) -> tuple[str, dict[str, str]]:
@@ -221,7 +228,7 @@ def _has(c: _Cast) -> tuple[str, dict[str, str]]:
 
 
 def _went(c: _Cast) -> tuple[str, dict[str, str]]:
-    where = f"{_pronoun(c.name)} is in the {c.room}."
+    where = f"{_pronoun(c.name)} went to the {c.room}."
     return f"{c.name} went to the {c.room}.", {
         f"Where is {c.name}?": where,
         f"Where is {c.name} now?": where,
@@ -238,13 +245,30 @@ def _likes(c: _Cast) -> tuple[str, dict[str, str]]:
     }
 
 
-_TELLINGS = (_put, _gave, _has, _went, _likes)
+def _met(c: _Cast) -> tuple[str, dict[str, str]]:
+    met = f"{_pronoun(c.name)} met {with_article(c.animal)}."
+    return f"{c.name} met {with_article(c.animal)}.", {
+        f"Who did {c.name} meet?": met,
+        f"What animal did {c.name} meet?": met,
+    }
+
+
+def _aged(c: _Cast) -> tuple[str, dict[str, str]]:
+    age = f"{_pronoun(c.name)} is {c.age} years old."
+    return f"{c.name} is {c.age} years old.", {
+        f"How old is {c.name}?": age,
+        f"How old is {c.name} now?": age,
+        f"Do you know how old {c.name} is?": age,
+    }
+
+
+_TELLINGS = (_put, _gave, _has, _went, _likes, _met, _aged)
 
 
 def passage(rng: Random) -> list[Question]:
-    """Two or three sentences with a question about them, and up to two more questions to follow.
+    """Two or three sentences with a question about one of them, then questions about the others.
 
-    One of the sentences answers each. Only the first question stands alone.
+    Only the first question stands alone: those that may follow need what it told.
     """
     names = rng.sample(NAMES, 6)
     casts = [
@@ -256,15 +280,14 @@ def passage(rng: Random) -> list[Question]:
             rng.sample(HOLDERS, 3),
             rng.sample(ROOMS, 3),
             rng.sample(FOODS, 3),
+            rng.sample([animal.name for animal in ANIMALS], 3),
+            rng.sample(NUMBERS[2:], 3),
             rng.sample(("put", "left", "hid"), 3),
             strict=True,
         )
     ]
-    count = rng.choice((2, 2, 3))
-    kinds = rng.sample(_TELLINGS, count)
-    if rng.random() < ALIKE:
-        kinds = kinds[:1] * count
-    told = [tell(cast) for tell, cast in zip(kinds, casts[:count], strict=True)]
+    kinds = rng.sample(_TELLINGS, rng.choice((2, 2, 3)))
+    told = [tell(cast) for tell, cast in zip(kinds, casts, strict=False)]
     asked = [Question(*rng.choice(list(answers.items()))) for _, answers in told]
     rng.shuffle(asked)
     first, *others = asked[: rng.randrange(1, len(asked) + 1)]

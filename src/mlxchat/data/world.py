@@ -88,12 +88,12 @@ COLOURS = {
 }
 
 USES = {
-    "a bed": "sleep",
     "a boat": "cross a river",
     "a broom": "sweep the floor",
     "a brush": "paint a picture",
     "a bucket": "carry water",
     "a clock": "tell the time",
+    "a coat": "stay warm",
     "a cup": "drink tea",
     "a key": "open a door",
     "a knife": "cut bread",
@@ -261,7 +261,7 @@ def _thing_facts() -> Iterator[Fact]:
         yield _fact(
             "use",
             thing,
-            f"you {purpose} with {thing}." if thing != "a bed" else f"you {purpose} in {thing}.",
+            f"you {purpose} with {thing}.",
             f"What is {thing} for?",
             f"What do you do with {thing}?",
             f"What is {thing} used for?",

@@ -1,0 +1,103 @@
+"""The loader: exact resumption, the end of the data, errors from its thread."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mlxchat.data.documents import BuiltinDocuments, Cursor, Documents, ShardDocuments
+from mlxchat.data.loader import Loader, LoaderState
+from mlxchat.data.shards import LocalShards
+from mlxchat.data.tokenizer import Tokenizer, train
+from mlxchat.errors import MlxchatError
+
+B, T = 4, 32
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train(["the quick brown fox jumps over the lazy dog " * 20], 300)
+
+
+def write(folder: Path, *shards: list[str | None]) -> Path:
+    folder.mkdir(exist_ok=True)
+    for i, texts in enumerate(shards):
+        table = pa.table({"text": pa.array(texts, pa.string())})
+        pq.write_table(table, folder / f"shard_{i:05d}.parquet", row_group_size=100)
+    return folder
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> ShardDocuments:
+    random = np.random.default_rng(0)
+    texts = ["fox dog " * int(n) + str(i) for i, n in enumerate(random.integers(1, 30, 1500))]
+    return ShardDocuments(
+        LocalShards(write(tmp_path / "data", texts[:700], texts[700:1300], texts[1300:]))
+    )
+
+
+def loader(documents: Documents, tokenizer: Tokenizer, state: LoaderState | None = None) -> Loader:
+    start = state or LoaderState()
+    return Loader(documents.training(start.cursor), tokenizer, B, T, state)
+
+
+@pytest.mark.parametrize("kind", ["shards", "builtin"])
+def test_resumed_after_any_batch(kind: str, shards: ShardDocuments, tokenizer: Tokenizer) -> None:
+    documents = shards if kind == "shards" else BuiltinDocuments(7)
+    with loader(documents, tokenizer) as straight:
+        batches = [next(straight) for _ in range(200)]
+    assert batches[-1].state.cursor.epoch > 1 or kind == "builtin"
+    for at in (0, 1, 57, 140, 198):
+        stored = LoaderState.from_arrays(batches[at].state.to_arrays())
+        with loader(documents, tokenizer, stored) as resumed:
+            following = next(resumed)
+        assert np.array_equal(following.ids, batches[at + 1].ids)
+        assert np.array_equal(following.targets, batches[at + 1].targets)
+        assert following.state.cursor == batches[at + 1].state.cursor
+
+
+def test_rows_begin_with_bos_and_targets_follow(
+    shards: ShardDocuments, tokenizer: Tokenizer
+) -> None:
+    with loader(shards, tokenizer) as batches:
+        for _ in range(20):
+            batch = next(batches)
+            assert batch.ids.shape == batch.targets.shape == (B, T)
+            assert (batch.ids[:, 0] == tokenizer.bos).all()
+            assert np.array_equal(batch.ids[:, 1:], batch.targets[:, :-1])
+
+
+def test_validation_ends(shards: ShardDocuments, tokenizer: Tokenizer) -> None:
+    with Loader(shards.validation(), tokenizer, B, T) as batches:
+        count = len(list(batches))
+    tokens = sum(
+        len(ids)
+        for documents, _ in shards.validation()
+        for ids in tokenizer.encode_documents(documents, 1)
+    )
+    assert 0.5 * tokens < count * B * (T + 1) <= tokens
+
+
+def test_an_error_in_the_thread_is_raised_by_next(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    folder = write(tmp_path / "data", ["a"] * 200, ["b"])
+    documents = ShardDocuments(LocalShards(folder))
+    (folder / "shard_00000.parquet").write_bytes(b"no parquet")
+    with pytest.raises(MlxchatError, match=r"shard_00000\.parquet"):
+        next(loader(documents, tokenizer))
+
+
+def test_shards_without_documents(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    documents = ShardDocuments(LocalShards(write(tmp_path / "data", [None, None], [], ["v"])))
+    with pytest.raises(MlxchatError, match="hold no documents"):
+        next(loader(documents, tokenizer))
+
+
+def test_a_cursor_beyond_the_data(shards: ShardDocuments) -> None:
+    with pytest.raises(MlxchatError, match="training shard 5, but there are only 2"):
+        next(shards.training(Cursor(1, 5, 0)))
+
+
+def test_suggested_vocabulary(shards: ShardDocuments) -> None:
+    assert shards.suggested_vocabulary() == 512
