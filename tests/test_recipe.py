@@ -65,3 +65,10 @@ def test_differences_name_what_would_change_the_result() -> None:
         "--num-iterations (10 -> 20)",
         "--device-batch-size (not given -> 8)",
     ]
+
+
+def test_a_depth_that_heads_cannot_share_names_its_neighbours() -> None:
+    with pytest.raises(MlxchatError, match="depth of 5 makes a width of 320") as raised:
+        plan(PretrainConfig(depth=5), 1024, GIB, 4)
+    assert raised.value.remedy == "Use --depth 4 or 6, or another --head-dim."
+    assert plan(PretrainConfig(depth=5, head_dim=64), 1024, GIB, 4).model.n_head == 5

@@ -39,10 +39,12 @@ class GPTConfig(BaseModel):
         return self.n_embd // self.n_head
 
     @classmethod
-    def from_depth(cls, depth: int, vocab_size: int, sequence_len: int) -> "GPTConfig":
+    def from_depth(
+        cls, depth: int, vocab_size: int, sequence_len: int, head_dim: int = HEAD_DIM
+    ) -> "GPTConfig":
         """nanochat's rule: 64 of width per layer, one head per 128 of width, rounded up."""
         width = depth * ASPECT_RATIO
-        heads = -(-width // HEAD_DIM)
+        heads = -(-width // head_dim)
         return cls(
             sequence_len=sequence_len,
             vocab_size=vocab_size,

@@ -1,13 +1,14 @@
 """Pretraining's settings, and the plan that follows from them. Pure: no arrays, no files."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mlxchat.errors import MlxchatError
 from mlxchat.model.arithmetic import activation_bytes, flops_per_token, parameters
-from mlxchat.model.config import GPTConfig
+from mlxchat.model.config import ASPECT_RATIO, GPTConfig
 from mlxchat.optim.schedule import width_scale
 
 LARGEST_DEVICE_BATCH = 32  # nanochat's
@@ -65,6 +66,9 @@ class PretrainConfig(DataConfig):
 
     depth: int = Field(
         12, ge=1, le=64, description="Layers; the one dial: width is 64 times as much."
+    )
+    head_dim: int = Field(
+        128, ge=2, description="Width of a head, at most; the width is shared out."
     )
     max_seq_len: int = Field(2048, ge=2, le=65_536, description="Context length in tokens.")
     num_iterations: int | None = Field(
@@ -180,7 +184,7 @@ def plan(config: PretrainConfig, vocab_size: int, memory: int, value_bytes: int)
     Raises:
         MlxchatError: the batch sizes do not divide; those that do are named.
     """
-    model = GPTConfig.from_depth(config.depth, vocab_size, config.max_seq_len)
+    model = _model(config, vocab_size)
     device_batch = config.device_batch_size or _fitting_batch(config, model, memory, value_bytes)
     rows, left = divmod(config.total_batch_size, config.max_seq_len)
     if left or rows % device_batch:
@@ -210,6 +214,25 @@ def plan(config: PretrainConfig, vocab_size: int, memory: int, value_bytes: int)
         matrix_lr=config.matrix_lr,
         eval_batches=max(1, evaluated // (device_batch * config.max_seq_len)),
     )
+
+
+def _model(config: PretrainConfig, vocab_size: int) -> GPTConfig:
+    def of(depth: int) -> GPTConfig:
+        return GPTConfig.from_depth(depth, vocab_size, config.max_seq_len, config.head_dim)
+
+    try:
+        return of(config.depth)
+    except ValidationError as error:
+        working = []
+        for depth in range(1, 2 * config.depth + 8):
+            with suppress(ValidationError):
+                working.append(of(depth).n_layer)
+        near = sorted(working, key=lambda depth: abs(depth - config.depth))[:2]
+        raise MlxchatError(
+            f"A depth of {config.depth} makes a width of {ASPECT_RATIO * config.depth} that cannot "
+            f"be shared out among heads of {config.head_dim}.",
+            f"Use --depth {' or '.join(map(str, sorted(near)))}, or another --head-dim.",
+        ) from error
 
 
 def _fitting_batch(config: PretrainConfig, model: GPTConfig, memory: int, value_bytes: int) -> int:
@@ -245,11 +268,18 @@ QUICKSTART = PretrainConfig(
     dataset=BUILTIN,
     model_tag="quickstart",
     depth=2,
-    max_seq_len=256,
+    head_dim=64,  # two heads: with one, the model hardly learns to read
+    max_seq_len=128,
     device_batch_size=16,
-    total_batch_size=16 * 256,
-    num_iterations=500,
-    eval_every=100,
-    eval_tokens=16 * 256 * 4,
+    total_batch_size=16 * 128,
+    num_iterations=900,
+    matrix_lr=0.01,
+    embedding_lr=0.04,
+    unembedding_lr=0.0033,
+    warmdown_ratio=0.5,
+    eval_every=300,
+    eval_tokens=16 * 128 * 16,
     sample_every=0,
+    save_every=300,
+    keep=1,
 )
