@@ -182,6 +182,7 @@ def test_fresh_sets_the_old_run_aside(tmp_path: Path) -> None:
     assert store.steps(runs / "run") == [3]
     assert store.steps(runs / "run.old1")
     assert logged(tmp_path, "step") == [1, 2, 3]
+    assert Home(tmp_path).log("run.old1").exists()
     assert isinstance(events[0], Noted)
 
 

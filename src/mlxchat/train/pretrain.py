@@ -71,7 +71,10 @@ def pretrain(
     meter = meter or Meter()
     folder = home.runs / config.tag
     if fresh and folder.exists():
-        yield Noted(clock(), f"The earlier run was set aside as {store.set_aside(folder)}.")
+        aside = store.set_aside(folder)
+        if home.log(config.tag).exists():
+            home.log(config.tag).parent.rename(home.log(aside.name).parent)
+        yield Noted(clock(), f"The earlier run was set aside as {aside}.")
     saved = store.latest(folder)
     trainer = layout.read_trainer(saved) if saved else None
     if saved and trainer:
