@@ -2,9 +2,9 @@
 
     python benchmarks/streaming.py FOLDER
 
-FOLDER holds shard_*.parquet, the last for validation; it is served as the hub would serve it. Prints
-the validation bits per byte as training goes on, how long it took, and the most training shards
-(unfinished ones included) that were ever on disk.
+FOLDER holds shard_*.parquet, the last for validation; it is served as the hub would serve it.
+Prints the validation bits per byte as training goes on, how long it took, and the most training
+shards (unfinished ones included) that were ever on disk.
 """
 
 import argparse

@@ -118,7 +118,10 @@ class LocalShards:
         Raises:
             MlxchatError: it does not exist, or holds fewer shards than asked for, or than two.
         """
-        remedy = "Get them with: mlxchat data fetch --num-shards 4 (or: data fetch --from PATH)"
+        remedy = (
+            "Get some with mlxchat data fetch --num-shards 8, bring your own with data fetch "
+            "--from PATH, or train with --streaming."
+        )
         if not folder.is_dir():
             raise MlxchatError(f"There is no folder {folder}, so no data.", remedy)
         names = shard_names(folder)

@@ -125,7 +125,7 @@ class StreamingShards:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Stop downloading, and close the hub; a shard begun stays, to be gone on with next time."""
+        """Stop downloading and close the hub; a shard begun stays, to be gone on with later."""
         self._stop.set()
         with self._changed:
             self._changed.notify_all()

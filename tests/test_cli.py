@@ -1,0 +1,167 @@
+"""The program from the outside: options, exit codes, what is printed where."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlxchat import __version__
+
+TINY = (
+    "train --dataset builtin --depth 1 --max-seq-len 32 --device-batch-size 4 "
+    "--total-batch-size 256 --vocab-size 300 --model-tag tiny --eval-tokens 512"
+).split()
+
+
+def mlxchat(*arguments: str, **keywords: object) -> subprocess.CompletedProcess[str]:
+    """Run the program as a user does; nothing here takes a minute."""
+    command = [sys.executable, "-c", "from mlxchat.cli.app import main; main()", *arguments]
+    options = {"capture_output": True, "text": True, "timeout": 60, "stdin": subprocess.DEVNULL}
+    return subprocess.run(command, check=False, **{**options, **keywords})
+
+
+def assert_two_lines(result: subprocess.CompletedProcess[str], problem: str, remedy: str) -> None:
+    assert result.returncode == 1, result.stderr
+    first, second = result.stderr.splitlines()
+    assert first.startswith("Error: ")
+    assert problem in first
+    assert remedy in second
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a home that holds a model of 40 steps."""
+    environment = {**os.environ, "MLXCHAT_HOME": str(tmp_path_factory.mktemp("trained"))}
+    result = mlxchat(*TINY, "--num-iterations", "40", env=environment)
+    assert result.returncode == 0, result.stderr
+    assert "step 40: validation" in result.stdout
+    assert "mlxchat chat --model-tag tiny" in result.stdout
+    return environment
+
+
+def test_version() -> None:
+    assert mlxchat("--version").stdout == f"mlxchat {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "--depth", "0"], "--depth"),
+        (["train", "--nonsense"], "--nonsense"),
+        (["train", "--model-tag", "a/b"], "--model-tag"),
+        (["chat", "--top-p", "2"], "--top-p"),
+        (["chat", "--temperature", "nan"], "--temperature"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_usage_errors_name_the_option(arguments: list[str], said: str) -> None:
+    result = mlxchat(*arguments)
+    assert result.returncode == 2
+    assert said in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem", "remedy"),
+    [
+        (["chat"], "There is no trained model", "mlxchat quickstart"),
+        (["chat", "--checkpoint", "nowhere"], "There is no directory nowhere", "directory"),
+        (["train"], "no data", "mlxchat data fetch"),
+        (["train", "--dataset", "mine", "--streaming"], "Only a dataset of the hub", "--dataset"),
+        (["data", "fetch", "--dataset", "mine"], "no dataset mine", "--from"),
+        (["data", "fetch", "--from", "nowhere", "--dataset", "mine"], "nowhere", ""),
+        (["data", "fetch", "--from", "novel.txt"], "fineweb-edu is a dataset", "--dataset novel"),
+        (
+            [*TINY, "--total-batch-size", "100"],
+            "100 tokens is not a multiple",
+            "--total-batch-size",
+        ),
+    ],
+)
+def test_errors_are_two_lines(arguments: list[str], problem: str, remedy: str) -> None:
+    assert_two_lines(mlxchat(*arguments), problem, remedy)
+
+
+def test_a_traceback_where_it_is_asked_for() -> None:
+    result = mlxchat("chat", env={**os.environ, "MLXCHAT_DEBUG": "1"})
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
+def test_json_is_json_throughout(tmp_path: Path) -> None:
+    result = mlxchat(*TINY, "--num-iterations", "2", "--json")
+    assert result.returncode == 0, result.stderr
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [e["step"] for e in events if e["event"] == "step"] == [1, 2]
+    assert events[-1]["event"] == "ended"
+    assert json.loads(mlxchat("data", "status", "--json").stdout) == []
+
+
+def test_own_text(tmp_path: Path) -> None:
+    source = tmp_path / "novel.txt"
+    source.write_text("\n\n".join(f"Chapter {i}. It was a dark night. " * 40 for i in range(30)))
+    result = mlxchat("data", "fetch", "--from", str(source), "--dataset", "novel")
+    assert result.returncode == 0, result.stderr
+    assert "mlxchat train --depth 4 --dataset novel" in result.stdout
+    status = mlxchat("data", "status").stdout
+    assert "novel" in status
+    result = mlxchat(*TINY, "--dataset", "novel", "--num-iterations", "2", "--save-every", "0")
+    assert result.returncode == 0, result.stderr
+    assert "sample: The capital of France is" in result.stdout
+
+
+def test_chat_answers_a_prompt_and_standard_input(trained: dict[str, str]) -> None:
+    asked = mlxchat("chat", "-p", "hello", "--max-tokens", "5", env=trained)
+    assert asked.returncode == 0, asked.stderr
+    assert asked.stdout.endswith("\n")
+    again = mlxchat("chat", "-p", "hello", "--max-tokens", "5", env=trained)
+    assert again.stdout == asked.stdout
+    piped = {"env": trained, "input": "hello\n", "stdin": None}
+    assert mlxchat("chat", "--max-tokens", "5", **piped).stdout == asked.stdout
+
+
+def test_chat_without_that_model_or_step(trained: dict[str, str]) -> None:
+    assert_two_lines(mlxchat("chat", "--model-tag", "other", env=trained), "other", "tiny")
+    assert_two_lines(mlxchat("chat", "--step", "7", env=trained), "no saved step 7", "40")
+
+
+def test_the_same_command_again_says_that_it_is_finished(trained: dict[str, str]) -> None:
+    result = mlxchat(*TINY, "--num-iterations", "40", env=trained)
+    assert result.returncode == 0
+    assert "is finished" in result.stdout
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_with_its_work_saved(number: int, code: int, home: Path) -> None:
+    command = [sys.executable, "-c", "from mlxchat.cli.app import main; main()", *TINY]
+    process = subprocess.Popen(
+        [*command, "--num-iterations", "100000", "--json"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line)["event"] == "step":
+            process.send_signal(number)
+            break
+    rest, _ = process.communicate(timeout=60)
+    events = [json.loads(line) for line in rest.splitlines()]
+    assert process.returncode == code
+    assert events[-1]["event"] == "ended"
+    assert events[-1]["reason"] == "interrupted"
+    saved = [event for event in events if event["event"] == "saved"]
+    assert Path(saved[-1]["path"]).is_dir()
+
+
+def test_output_into_head(trained: dict[str, str]) -> None:
+    program = f"{sys.executable} -c 'from mlxchat.cli.app import main; main()'"
+    for command in ("--help", "data status", " ".join([*TINY, "--num-iterations", "40"])):
+        result = subprocess.run(
+            ["bash", "-c", f"{program} {command} | head -n 1"],
+            env=trained,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "Traceback" not in result.stderr
