@@ -58,7 +58,7 @@ def _preload_openblas() -> bool:
     except (OSError, PackageNotFoundError) as error:
         warnings.warn(
             f"OpenBLAS is not available ({error}): training will be 10 to 30 times slower. "
-            'Install it with: pip install "mlxchat[cpu]"',
+            'The extra cpu brings it: pip install -e ".[cpu]"',
             RuntimeWarning,
             stacklevel=2,
         )
@@ -75,7 +75,7 @@ try:
 except ImportError as error:
     raise MlxchatError(
         f"MLX has no backend on this machine ({error}).",
-        'Install one: pip install "mlxchat[cpu]" (any machine) or "mlxchat[cuda]" (NVIDIA GPU).',
+        'Install the extra cpu (any machine) or cuda (NVIDIA GPU): pip install -e ".[cpu]"',
     ) from error
 
 # Peak matrix throughput in FLOP/s. Apple: the GPU's float32 ALUs, which also run bfloat16 on M1 to

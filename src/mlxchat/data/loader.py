@@ -4,6 +4,7 @@ A thread reads, tokenizes and packs ahead, so that training does not wait; since
 its own state, what was read ahead and never trained on is simply read again.
 """
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,7 @@ from mlxchat.data.tokenizer import Tokenizer
 
 BUFFER_DOCUMENTS = 1000  # nanochat's
 BATCHES_AHEAD = 8
+TOKENIZER_THREADS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,6 @@ class Loader:
         batch_size: rows, B.
         sequence_len: tokens of a row, T, the last target not counted.
         state: what was held there.
-        threads: that tokenize.
     """
 
     def __init__(
@@ -78,9 +79,8 @@ class Loader:
         batch_size: int,
         sequence_len: int,
         state: LoaderState | None = None,
-        threads: int = 2,
     ) -> None:
-        self._documents, self._tokenizer, self._threads = documents, tokenizer, threads
+        self._documents, self._tokenizer = documents, tokenizer
         self._shape = (batch_size, sequence_len + 1)
         self._batches = self._read(state or LoaderState())
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="loader")
@@ -119,7 +119,7 @@ class Loader:
             if following is None:
                 return None
             batch, cursor = following
-            return self._tokenizer.encode_documents(batch, self._threads)
+            return self._tokenizer.encode_documents(batch, TOKENIZER_THREADS)
 
         rows, capacity = self._shape
         packing = BestFit(capacity, BUFFER_DOCUMENTS, refill, state.buffered)

@@ -1,6 +1,6 @@
 """What a run reads: its dataset, and its tokenizer, trained where there is none."""
 
-import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -61,7 +61,7 @@ def train_tokenizer(
     max_characters: int = MAX_CHARACTERS,
     clock: Callable[[], float] = time.time,
 ) -> Tokenizer:
-    """Train a tokenizer and put it into ``folder``, which appears whole or not at all.
+    """Train a tokenizer and put it into ``folder``; one that is there stays until it is ready.
 
     Args:
         vocab_size: tokens; None for what the text can support.
@@ -86,10 +86,9 @@ def train_tokenizer(
             raise MlxchatError("The training data holds no text.", "Use data with text in it.")
 
     tokenizer = train(texts(), vocab_size or documents.suggested_vocabulary())
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    tokenizer.save(unfinished)
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unfinished", dir=folder) as unfinished:
+        tokenizer.save(Path(unfinished))
+        for path in Path(unfinished).iterdir():
+            path.replace(folder / path.name)
     return tokenizer

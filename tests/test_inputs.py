@@ -1,0 +1,69 @@
+"""Which dataset and tokenizer a run takes, and a tokenizer's training that is interrupted."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mlxchat.data.documents import BuiltinDocuments, ShardDocuments
+from mlxchat.data.tokenizer import Tokenizer
+from mlxchat.errors import MlxchatError
+from mlxchat.home import Home
+from mlxchat.telemetry import Event, Progressed
+from mlxchat.train.inputs import open_documents, tokenizer_folder, train_tokenizer
+from mlxchat.train.recipe import DataConfig
+
+
+class Interrupted(BuiltinDocuments):
+    """Ctrl-C while the text is read."""
+
+    def texts(self) -> Iterator[str]:
+        yield "some text"
+        raise KeyboardInterrupt
+
+
+class Empty(BuiltinDocuments):
+    def texts(self) -> Iterator[str]:
+        return iter(())
+
+
+def test_the_tokenizer_is_replaced_when_the_new_one_is_ready(tmp_path: Path) -> None:
+    folder = tmp_path / "tokenizer"
+    seen: list[Event] = []
+    first = train_tokenizer(BuiltinDocuments(1), folder, 300, seen.append, max_characters=20_000)
+    assert isinstance(seen[-1], Progressed)
+    assert seen[-1].done >= 20_000
+    with pytest.raises(KeyboardInterrupt):
+        train_tokenizer(Interrupted(1), folder, 400, seen.append)
+    assert Tokenizer.load(folder).vocab_size == first.vocab_size == 300
+    train_tokenizer(BuiltinDocuments(1), folder, 310, seen.append, max_characters=20_000)
+    assert Tokenizer.load(folder).vocab_size == 310
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+
+
+def test_no_text_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(MlxchatError, match="holds no text"):
+        train_tokenizer(Empty(1), tmp_path / "tokenizer", 300, lambda _: None)
+    assert not (tmp_path / "tokenizer").exists()
+
+
+def test_folders(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    assert tokenizer_folder(DataConfig(), home) == tmp_path / "tokenizer"
+    assert tokenizer_folder(DataConfig(dataset="builtin"), home) == tmp_path / "tokenizer_builtin"
+    given = DataConfig(dataset="builtin", tokenizer_dir=tmp_path / "mine")
+    assert tokenizer_folder(given, home) == tmp_path / "mine"
+
+
+def test_datasets(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    assert isinstance(open_documents(DataConfig(dataset="builtin"), home, print), BuiltinDocuments)
+    with pytest.raises(MlxchatError, match="no data"):
+        open_documents(DataConfig(), home, print)
+    streamed = open_documents(DataConfig(streaming=True, num_shards=7), home, print)
+    assert isinstance(streamed, ShardDocuments)
+    assert streamed.shards == 7
+    streamed.close()
