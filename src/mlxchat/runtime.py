@@ -135,7 +135,7 @@ def machine() -> Machine:
     info = mx.device_info()
     backend = "metal" if mx.metal.is_available() else "cuda"
     device = str(info.get("device_name", backend))
-    memory = int(info.get("max_recommended_working_set_size") or info.get("memory_size") or total)
+    memory = int(info.get("max_recommended_working_set_size") or info.get("total_memory") or total)
     return Machine(backend, device, mx.bfloat16, peak_flops(device), memory)
 
 

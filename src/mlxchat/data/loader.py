@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxchat.data.documents import Cursor, Read
-from mlxchat.data.packing import BestFit, Buffered
+from mlxchat.data.packing import BestFit, Buffered, Tokens
 from mlxchat.data.tokenizer import Tokenizer
 
 BUFFER_DOCUMENTS = 1000  # nanochat's
@@ -65,7 +65,8 @@ class Loader:
     """An iterator of batches. Close it, or leave it in a ``with``, to stop reading ahead.
 
     Args:
-        documents: read from ``state``'s cursor on; where they end, so do the batches.
+        documents: read from ``state``'s cursor on; where they end, so do the batches, the last one
+            with the rows that there are.
         tokenizer: that encodes them.
         batch_size: rows, B.
         sequence_len: tokens of a row, T, the last target not counted.
@@ -124,11 +125,11 @@ class Loader:
         rows, capacity = self._shape
         packing = BestFit(capacity, BUFFER_DOCUMENTS, refill, state.buffered)
         while True:
-            packed = np.empty(self._shape, np.int32)
-            for i in range(rows):
-                row = packing.row()
-                if row is None:
-                    return
-                packed[i] = row
+            packed: list[Tokens] = []
+            while len(packed) < rows and (row := packing.row()) is not None:
+                packed.append(row)
+            if not packed:
+                return
+            batch = np.stack(packed)
             after = LoaderState(cursor, packing.snapshot())
-            yield Batch(packed[:, :-1], packed[:, 1:], after)
+            yield Batch(batch[:, :-1], batch[:, 1:], after)

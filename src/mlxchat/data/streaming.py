@@ -125,13 +125,12 @@ class StreamingShards:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Stop downloading and close the hub; a shard begun stays, to be gone on with later."""
+        """Stop downloading; what came of a shard stays, and is gone on with next time."""
         self._stop.set()
         with self._changed:
             self._changed.notify_all()
         self._thread.join(CLOSE_SECONDS)
         self._lock_file.close()
-        self._hub.close()
 
     def _hopeless(self, name: str) -> bool:
         return name in self._failures or self._stop.is_set()

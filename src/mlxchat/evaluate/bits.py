@@ -31,7 +31,7 @@ def bits_per_byte(
         limit: batches at most.
 
     Raises:
-        MlxchatError: there was not a single batch.
+        MlxchatError: there was not a single row.
     """
     begun = clock()
     lengths = mx.array(tokenizer.byte_lengths())
@@ -45,8 +45,8 @@ def bits_per_byte(
         tokens += batch.targets.size
     if not tokens:
         raise MlxchatError(
-            "The validation data does not fill one batch.",
-            "Use more text, or a smaller --device-batch-size or --max-seq-len.",
+            "The validation data does not fill one row of the context length.",
+            "Use more text, or a smaller --max-seq-len.",
         )
     nats, counted, bytes_seen = sums.tolist()
     yield Evaluated(
