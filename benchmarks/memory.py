@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py --depth 4 --max-seq-len 512 --device-batch-size 8 --vocab-size 4096
 
-Trains two steps of two micro-batches each on the built-in corpus, whole steps with the optimizer,
-with a vocabulary of the given size, and prints the peak of MLX's allocator.
+Trains two steps of two micro-batches each, whole steps with the optimizer, on random tokens, and
+prints the peak of MLX's allocator.
 """
 
 import argparse
@@ -46,6 +46,7 @@ def main() -> None:
         shards=1,
         rates=lambda _: Rates(*map(mx.array, (0.1, 0.01, 0.02, 0.9))),
         step=0,
+        evaluated=True,
         total_steps=2,
         accumulation=2,
         grad_clip=1.0,

@@ -1,10 +1,13 @@
 """What every test needs: a home of its own, and nanochat's numbers."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # for matrices this small, threads only wait
 
 GOLDEN = Path(__file__).parent / "golden"
 

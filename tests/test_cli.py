@@ -73,7 +73,8 @@ def test_usage_errors_name_the_option(arguments: list[str], said: str) -> None:
         (["train", "--dataset", "mine", "--streaming"], "Only a dataset of the hub", "--dataset"),
         (["data", "fetch", "--dataset", "mine"], "no dataset mine", "--from"),
         (["data", "fetch", "--from", "nowhere", "--dataset", "mine"], "nowhere", ""),
-        (["data", "fetch", "--from", "novel.txt"], "fineweb-edu is a dataset", "--dataset novel"),
+        (["data", "fetch", "--from", "a b.txt", "--dataset", "climbmix"], "taken", "my-a-b"),
+        (["data", "fetch", "--from", "novel.txt", "--dataset", "../x"], "cannot be the name", "my"),
         (
             [*TINY, "--total-batch-size", "100"],
             "100 tokens is not a multiple",
@@ -103,9 +104,12 @@ def test_json_is_json_throughout(tmp_path: Path) -> None:
 def test_own_text(tmp_path: Path) -> None:
     source = tmp_path / "novel.txt"
     source.write_text("\n\n".join(f"Chapter {i}. It was a dark night. " * 40 for i in range(30)))
-    result = mlxchat("data", "fetch", "--from", str(source), "--dataset", "novel")
+    result = mlxchat("data", "fetch", "--from", str(source))
     assert result.returncode == 0, result.stderr
+    assert "2 shards in" in result.stdout
     assert "mlxchat train --depth 4 --dataset novel" in result.stdout
+    again = mlxchat("data", "fetch", "--from", str(source), "--dataset", "other", "--json")
+    assert len(json.loads(again.stdout.splitlines()[-1])["shards"]) == 2
     status = mlxchat("data", "status").stdout
     assert "novel" in status
     result = mlxchat(*TINY, "--dataset", "novel", "--num-iterations", "2", "--save-every", "0")
@@ -142,7 +146,7 @@ def test_interrupted_with_its_work_saved(number: int, code: int, home: Path) -> 
     )
     assert process.stdout is not None
     for line in process.stdout:
-        if json.loads(line)["event"] == "step":
+        if json.loads(line)["event"] == "step" and json.loads(line)["step"] > 3:
             process.send_signal(number)
             break
     rest, _ = process.communicate(timeout=60)

@@ -8,9 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mlxchat.ckpt import layout, store
+from mlxchat.data.shards import LocalShards
 from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
@@ -159,7 +162,7 @@ def test_killed_at_any_moment_and_resumed(
 
 def test_a_finished_run_says_so(straight: tuple[Path, list[Event]]) -> None:
     events = run(straight[0])
-    assert [type(event) for event in events] == [Noted, Ended]
+    assert [type(event) for event in events] == [Noted]
     assert isinstance(events[0], Noted)
     assert "is finished" in events[0].text
 
@@ -183,7 +186,116 @@ def test_fresh_sets_the_old_run_aside(tmp_path: Path) -> None:
     assert store.steps(runs / "run.old1")
     assert logged(tmp_path, "step") == [1, 2, 3]
     assert Home(tmp_path).log("run.old1").exists()
-    assert isinstance(events[0], Noted)
+    assert any(isinstance(e, Noted) and "set aside as run.old1" in e.text for e in events)
+
+
+def test_fresh_with_settings_that_cannot_work_leaves_the_old_run(tmp_path: Path) -> None:
+    run(tmp_path, stop_at=3)
+    with pytest.raises(MlxchatError, match="not a multiple"):
+        run(tmp_path, CONFIG.model_copy(update={"total_batch_size": 100}), fresh=True)
+    assert store.steps(Home(tmp_path).runs / "run")
+    (tmp_path / "logs" / "run.old1").mkdir()
+    (tmp_path / "logs" / "run.old1" / "metrics.jsonl").touch()
+    run(tmp_path, fresh=True)
+    assert Home(tmp_path).log("run.old2").exists()
+
+
+def test_one_process_a_run(tmp_path: Path) -> None:
+    with (
+        store.locked(Home(tmp_path).runs / "run"),
+        pytest.raises(MlxchatError, match="Another process is training run"),
+    ):
+        run(tmp_path)
+
+
+def test_a_full_disk_keeps_what_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, stop_at=3)
+    before = store.steps(Home(tmp_path).runs / "run")
+
+    def full(*_: object) -> None:
+        raise RuntimeError("[write] Unable to write 31798 bytes to file.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mx, "save_safetensors", full)
+        with pytest.raises(MlxchatError, match="could not be saved"):
+            run(tmp_path)
+    assert store.steps(Home(tmp_path).runs / "run") == before
+    assert not list((Home(tmp_path).runs / "run").glob(".unfinished*"))
+    run(tmp_path)
+
+
+def test_more_evaluation_tokens_on_resume_count(tmp_path: Path) -> None:
+    run(tmp_path, stop_at=3)
+    events = run(tmp_path, CONFIG.model_copy(update={"eval_tokens": 1024}))
+    assert {event.tokens for event in events if isinstance(event, Evaluated)} == {1024}
+
+
+def test_another_vocabulary_than_the_tokenizers_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, stop_at=1)
+    other = CONFIG.model_copy(update={"vocab_size": 400, "model_tag": "other"})
+    with pytest.raises(MlxchatError, match="has 300 tokens, not 400"):
+        run(tmp_path, other)
+
+
+def shards(folder: Path, *numbers: int) -> Path:
+    folder.mkdir(exist_ok=True)
+    for number in numbers:
+        texts = [f"This is text {i} of shard {number}, about foxes." * 3 for i in range(150)]
+        path = folder / f"shard_{number:05d}.parquet"
+        pq.write_table(pa.table({"text": texts}), path, row_group_size=50)
+    return folder
+
+
+OWN = CONFIG.model_copy(update={"dataset": "fineweb-edu", "sample_every": 0})
+
+
+def test_a_single_training_shard_resumes_at_its_end(tmp_path: Path) -> None:
+    config = OWN.model_copy(update={"data_dir": shards(tmp_path / "data", 0, 1)})
+    for stop_at in (1, 2, 3, 4, 5, 6, 7, 9, 0):
+        run(tmp_path, config, stop_at=stop_at)
+    assert store.steps(Home(tmp_path).runs / "run")[-1] == 12
+    assert logged(tmp_path, "step") == list(range(1, 13))
+
+
+def test_the_data_must_be_what_it_was(tmp_path: Path) -> None:
+    config = OWN.model_copy(update={"data_dir": shards(tmp_path / "data", 0, 1, 2)})
+    run(tmp_path, config, stop_at=3)
+    (tmp_path / "data" / "shard_00001.parquet").rename(tmp_path / "shard_00001.parquet")
+    shards(tmp_path / "data", 3, 4)
+    with pytest.raises(MlxchatError, match=r"data that is not there: shard_00001\.parquet"):
+        run(tmp_path, config)
+    (tmp_path / "shard_00001.parquet").rename(tmp_path / "data" / "shard_00001.parquet")
+
+
+def test_data_that_fails_saves_what_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = OWN.model_copy(
+        update={
+            "data_dir": shards(tmp_path / "data", 0, 1, 2),
+            "save_every": 0,
+            "eval_every": 0,
+            "num_iterations": 40,
+        }
+    )
+    acquired: list[str] = []
+    acquire = LocalShards.acquire
+
+    def failing(self: LocalShards, name: str) -> Path:
+        acquired.append(name)
+        if len(acquired) > 10:
+            raise MlxchatError("no network", "wait")
+        return acquire(self, name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalShards, "acquire", failing)
+        with pytest.raises(MlxchatError, match="no network"):
+            run(tmp_path, config)
+    done = store.steps(Home(tmp_path).runs / "run")
+    assert len(done) == 1
+    assert logged(tmp_path, "step") == list(range(1, done[0] + 1))
+    run(tmp_path, config)
+    assert logged(tmp_path, "step") == list(range(1, 41))
 
 
 def test_the_checkpoint_keeps_its_tokenizer(tmp_path: Path) -> None:
@@ -199,7 +311,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     run(tmp_path, stop_at=3)
     folder = store.latest(Home(tmp_path).runs / "run")
     assert folder is not None
-    for name in (layout.CONFIG, layout.MODEL, layout.OPTIMIZER, layout.LOADER, layout.TRAINER):
+    for path in sorted(folder.iterdir()):
+        if path.name in (layout.GENERATION, "tokenizer.json"):
+            continue
+        name = path.name
         content = (folder / name).read_bytes()
         (folder / name).unlink()
         with pytest.raises(MlxchatError, match=f"{name} is missing"):

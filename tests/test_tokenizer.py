@@ -12,7 +12,6 @@ from mlxchat.data.tokenizer import (
     SPECIAL_TOKENS,
     SPLIT_PATTERN,
     Tokenizer,
-    is_conversational,
     train,
 )
 from mlxchat.errors import MlxchatError
@@ -75,12 +74,12 @@ def test_turns_must_alternate(tokenizer: Tokenizer) -> None:
 def test_saved_and_loaded(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     again = Tokenizer.load(tmp_path)
-    assert not is_conversational(tmp_path)
+    assert "chat_template" not in (tmp_path / "tokenizer_config.json").read_text()
     assert again.byte_lengths() == tokenizer.byte_lengths()
     for probe, ids in zip(GOLDEN["probes"], GOLDEN["encodings"], strict=True):
         assert again.encode(probe) == ids
     tokenizer.save(tmp_path, conversational=True)
-    assert is_conversational(tmp_path)
+    assert "chat_template" in (tmp_path / "tokenizer_config.json").read_text()
 
 
 def test_the_tokenizers_library_reads_the_file(tokenizer: Tokenizer, tmp_path: Path) -> None:

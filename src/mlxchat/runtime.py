@@ -7,6 +7,7 @@ cores; an OpenBLAS whose symbols carry no prefix, loaded globally before MLX, ta
 
 import ctypes
 import os
+import re
 import sys
 import warnings
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import psutil
 from mlxchat.errors import MlxchatError
 from mlxchat.telemetry import Memory
 
-__all__ = ["machine", "memory_use", "mx", "nn", "tree_flatten", "tree_map"]
+__all__ = ["machine", "memory_use", "mx", "nn", "tree_flatten"]
 
 GIB = 1024**3
 OPENBLAS = "cmeel.prefix/lib/libopenblas.so.0"  # in cmeel-openblas
@@ -42,12 +43,12 @@ def _load_gfortran(libraries: Path) -> None:
         ctypes.CDLL(f"/proc/self/fd/{descriptor}", mode=ctypes.RTLD_GLOBAL)
 
 
-def _preload_openblas() -> bool:
-    """Put OpenBLAS in front of the reference BLAS; False, with a warning, where there is none."""
+def _preload_openblas() -> None:
+    """Put OpenBLAS in front of the reference BLAS; warn where there is none."""
     try:
         libraries = Path(str(distribution("mlx-cpu").locate_file("mlx_cpu.libs")))
     except PackageNotFoundError:
-        return False  # another backend, with a BLAS of its own, or none at all
+        return  # another backend, with a BLAS of its own, or none at all
     try:
         openblas = str(distribution("cmeel-openblas").locate_file(OPENBLAS))
         try:
@@ -62,25 +63,23 @@ def _preload_openblas() -> bool:
             RuntimeWarning,
             stacklevel=2,
         )
-        return False
-    return True
 
 
-HAS_OPENBLAS = sys.platform == "linux" and _preload_openblas()
+if sys.platform == "linux":
+    _preload_openblas()
 
 try:
     import mlx.core as mx
     import mlx.nn as nn
-    from mlx.utils import tree_flatten, tree_map
+    from mlx.utils import tree_flatten
 except ImportError as error:
     raise MlxchatError(
         f"MLX has no backend on this machine ({error}).",
         'Install the extra cpu (any machine) or cuda (NVIDIA GPU): pip install -e ".[cpu]"',
     ) from error
 
-# Peak matrix throughput in FLOP/s. Apple: the GPU's float32 ALUs, which also run bfloat16 on M1 to
-# M5 (Hugging Face's hardware table), by chip name and number of GPU cores where variants differ.
-# NVIDIA: dense bfloat16, from the data sheets, as nanochat counts MFU.
+# Peak matrix throughput in FLOP/s. Apple: the float32 ALUs of the chip's largest GPU, which also
+# run bfloat16 (Hugging Face's hardware table). NVIDIA: dense bfloat16, from the data sheets.
 PEAK_FLOPS = {
     "Apple M1": 2.6e12,
     "Apple M1 Pro": 5.2e12,
@@ -104,8 +103,6 @@ PEAK_FLOPS = {
     "NVIDIA H200": 989e12,
     "NVIDIA A100": 312e12,
     "NVIDIA L40S": 362e12,
-    "NVIDIA GeForce RTX 4090": 165e12,
-    "NVIDIA GeForce RTX 3090": 71e12,
 }
 
 
@@ -122,7 +119,7 @@ class Machine:
 
 def peak_flops(device: str) -> float | None:
     """FLOP/s of the longest chip name that ``device`` starts with, None where unknown."""
-    names = [name for name in PEAK_FLOPS if device == name or device.startswith(f"{name} ")]
+    names = [name for name in PEAK_FLOPS if re.match(rf"{name}\b", device)]
     return PEAK_FLOPS[max(names, key=len)] if names else None
 
 

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlxchat import __version__
 from mlxchat.data.loader import LoaderState
-from mlxchat.data.tokenizer import ASSISTANT_END, BOS, Tokenizer, is_conversational
+from mlxchat.data.tokenizer import ASSISTANT_END, BOS, Tokenizer
+from mlxchat.data.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG
 from mlxchat.data.tokenizer import FILE as TOKENIZER
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import GPTConfig
@@ -45,6 +46,7 @@ class TrainerState(BaseModel):
     settings: dict[str, Any]
     plan: dict[str, Any]
     meter: dict[str, Any]
+    data: list[str]  # the dataset's files
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def read_model(folder: Path, dtype: mx.Dtype) -> SavedModel:
         MlxchatError: a file is missing or damaged, a tensor missing, unexpected or of another
             shape, or the tokenizer's vocabulary is not the model's. Each is named.
     """
-    for name in (CONFIG, MODEL, TOKENIZER):
+    for name in (CONFIG, MODEL, TOKENIZER, TOKENIZER_CONFIG):
         if not (folder / name).exists():
             raise _missing(folder / name)
     config = read_config(folder)
@@ -122,7 +124,8 @@ def read_model(folder: Path, dtype: mx.Dtype) -> SavedModel:
     weights = read_arrays(folder / MODEL)
     check_arrays(folder / MODEL, weights, model.named_parameters())
     model.load_weights(list(weights.items()))
-    return SavedModel(model, tokenizer, is_conversational(folder))
+    conversational = "chat_template" in _read_json(folder / TOKENIZER_CONFIG)
+    return SavedModel(model, tokenizer, conversational)
 
 
 def write_trainer(
@@ -181,7 +184,9 @@ def check_arrays(path: Path, found: dict[str, mx.array], expected: dict[str, mx.
         raise MlxchatError(f"{path}: {'; '.join(faults[:3])}{more}.", _USE_ANOTHER)
 
 
-_USE_ANOTHER = "Use another step (--step), or train again with --fresh."
+_USE_ANOTHER = (
+    "Delete that directory to go on from an earlier step (chat: --step), or train with --fresh."
+)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

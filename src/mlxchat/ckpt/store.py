@@ -4,10 +4,12 @@ A directory is written under a temporary name, synced and renamed: one with a st
 complete by construction.
 """
 
+import fcntl
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mlxchat.errors import MlxchatError
@@ -81,9 +83,10 @@ def save(run: Path, step: int, write: Callable[[Path], None]) -> Path:
             _sync(path)
         unfinished.rename(final)
         _sync(run)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # MLX raises the latter
+        shutil.rmtree(unfinished, ignore_errors=True)
         raise MlxchatError(
-            f"Step {step} could not be saved in {run}: {error.strerror or error}.",
+            f"Step {step} could not be saved in {run}: {getattr(error, 'strerror', 0) or error}.",
             "Free some space and start the same command again; earlier steps are intact.",
         ) from error
     return final
@@ -92,21 +95,36 @@ def save(run: Path, step: int, write: Callable[[Path], None]) -> Path:
 def prune(run: Path, keep: int) -> None:
     """Remove all but the newest ``keep`` steps."""
     for step in steps(run)[:-keep]:
-        shutil.rmtree(directory(run, step))
+        removed = directory(run, step).rename(run / f"{_UNFINISHED}{step}")
+        shutil.rmtree(removed)
 
 
-def set_aside(run: Path) -> Path:
-    """Rename a run's folder, so that a new run can begin in its place; returns its new name."""
-    number = 1
-    while (aside := run.with_name(f"{run.name}.old{number}")).exists():
-        number += 1
-    return run.rename(aside)
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Be the only process that writes this run; the lock of a dead one is void.
+
+    Raises:
+        MlxchatError: another process trains it.
+    """
+    run.parent.mkdir(parents=True, exist_ok=True)
+    with (run.parent / f".{run.name}.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MlxchatError(
+                f"Another process is training {run.name}.",
+                "Wait for it to end, or name another run with --model-tag.",
+            ) from None
+        yield
 
 
 def _sync(path: Path) -> None:
     """Have the system write a file or directory to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        if hasattr(fcntl, "F_FULLFSYNC"):  # a Mac: fsync alone leaves it in the drive's cache
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+        else:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -1,6 +1,7 @@
 """`mlxchat`: the commands. Each imports what it works with when it runs, so that help is quick."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +9,6 @@ from typing import Annotated
 import typer
 
 from mlxchat import __version__
-from mlxchat.cli.interrupts import Interrupts
 from mlxchat.cli.options import options_from_models
 from mlxchat.engine.options import Sampling
 from mlxchat.errors import MlxchatError
@@ -49,15 +49,16 @@ def _root(
 @data_app.command("fetch")
 def data_fetch(
     num_shards: Annotated[
-        int, typer.Option(help="Training shards to download, about 100 MB each.")
-    ] = 8,
+        int | None,
+        typer.Option(help="Training shards to download, 100 MB each. Default: 8.", min=1),
+    ] = None,
     dataset: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="fineweb-edu, climbmix (licensed for non-commercial use only), or with --from a "
-            "name of your own."
+            help="fineweb-edu (the default) or climbmix (licensed for non-commercial use only); "
+            "with --from a name for your text. Default: the file's or folder's.",
         ),
-    ] = "fineweb-edu",
+    ] = None,
     source: Annotated[
         Path | None,
         typer.Option(
@@ -70,7 +71,9 @@ def data_fetch(
             help="The hub. Default: $HF_ENDPOINT, or https://huggingface.co.", show_default=False
         ),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, max=32, help="Downloads at a time.")] = 4,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=32, help="Downloads at a time. Default: 4.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Download training shards and the validation shard, or make shards of your own text.
@@ -79,10 +82,12 @@ def data_fetch(
     """
     from mlxchat.cli import data
 
-    if source is not None:
-        data.ingest_text(source, dataset, json)
+    if source is None:
+        data.fetch_shards(dataset or "fineweb-edu", num_shards or 8, endpoint, workers or 4, json)
+    elif num_shards or endpoint or workers:
+        raise typer.BadParameter("what says how to download does not go with --from.")
     else:
-        data.fetch_shards(dataset, num_shards, endpoint, workers, json)
+        data.ingest_text(source, dataset, json)
 
 
 @data_app.command("status")
@@ -118,9 +123,7 @@ def train(config: PretrainConfig, fresh: Fresh = False, json: Json = False) -> N
     """
     from mlxchat.cli import training
 
-    with Interrupts() as interrupts:
-        training.train(config, fresh, json, interrupts)
-    raise typer.Exit(interrupts.exit_code)
+    training.train(config, fresh, json)
 
 
 @app.command()
@@ -142,7 +145,7 @@ def chat(
         typer.Option("--prompt", "-p", help="Answer this and end.", show_default=False),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens in an answer at most.")] = 512,
-    seed: Annotated[int, typer.Option(min=0, help="Of the random draws.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the random draws.")] = 42,
     *,
     sampling: Sampling,
 ) -> None:
@@ -154,6 +157,8 @@ def chat(
     """
     from mlxchat.cli import chatting
 
+    if checkpoint and (model_tag or step is not None):
+        raise typer.BadParameter("--checkpoint does not go with --model-tag or --step.")
     saved, name = chatting.load(model_tag, step, checkpoint)
     chatting.talk(saved, name, sampling, seed, max_tokens, prompt)
 
@@ -172,19 +177,27 @@ def quickstart(
     """
     from mlxchat.cli import training
 
-    with Interrupts() as interrupts:
-        training.quickstart(questions, fresh, json, interrupts)
-    raise typer.Exit(interrupts.exit_code)
+    training.quickstart(questions, fresh, json)
 
 
 def main() -> None:
-    """Run the command line; errors of the user's become two lines and exit code 1."""
+    """Run the command line; what the user can mend becomes two lines and exit code 1."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115, PTH123  (closed by the caller)
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115, PTH123
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         app()
-    except MlxchatError as error:
-        if os.environ.get("MLXCHAT_DEBUG"):
+    except (MlxchatError, OSError) as error:
+        if os.environ.get("MLXCHAT_DEBUG") == "1":
             raise
         from mlxchat.ui import console
 
-        console.error(error.problem, error.remedy)
+        if isinstance(error, MlxchatError):
+            console.error(error.problem, error.remedy)
+        else:
+            where = f"{error.filename}: " if error.filename else ""
+            console.error(
+                f"{where}{error.strerror or error}.",
+                "Is there room on the disk, and may you write there? MLXCHAT_HOME names the place.",
+            )
         sys.exit(1)

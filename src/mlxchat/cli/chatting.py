@@ -18,6 +18,8 @@ def load(tag: str | None, step: int | None, checkpoint: Path | None) -> tuple[Sa
     """A saved model, and what to call it."""
     if checkpoint is not None and not checkpoint.is_dir():
         raise MlxchatError(f"There is no directory {checkpoint}.", "Give a model's directory.")
+    if checkpoint is not None:
+        checkpoint = store.latest(checkpoint) or checkpoint  # a run's folder means its newest step
     folder = checkpoint or store.find(Home.from_environment().runs, tag, step)
     runtime.bound_buffer_cache()
     saved = layout.read_model(folder, runtime.machine().compute_dtype)

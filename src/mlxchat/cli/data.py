@@ -1,6 +1,7 @@
 """What `mlxchat data` does."""
 
 import json as json_format
+import re
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,7 @@ from mlxchat.data.ingest import ingest
 from mlxchat.data.shards import DATASETS, fetch, status
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.train.recipe import BUILTIN
+from mlxchat.train.recipe import BUILTIN, NAME
 from mlxchat.ui.console import Screen, say, table
 
 
@@ -33,23 +34,26 @@ def fetch_shards(
         say(f"Next: mlxchat train --depth 4{_option(dataset)}")
 
 
-def ingest_text(source: Path, dataset: str, json: bool) -> None:
-    """Make shards of the user's own text."""
-    if dataset in DATASETS or dataset == BUILTIN:
+def ingest_text(source: Path, dataset: str | None, json: bool) -> None:
+    """Make shards of the user's own text, in a dataset of that name or else of the file's."""
+    suggested = re.sub(r"[^A-Za-z0-9]+", "-", source.resolve().stem).strip("-")[:100] or "mine"
+    dataset = dataset or suggested
+    if dataset in DATASETS or dataset == BUILTIN or not re.match(NAME, dataset):
         raise MlxchatError(
-            f"{dataset} is a dataset already.",
-            "Give your text a name of its own: "
-            f"mlxchat data fetch --from {source} --dataset {source.stem or 'mine'}",
+            f"{dataset} cannot be the name of your text: it is taken, or has other characters than "
+            "letters, digits, '.', '_' and '-'.",
+            f"Give it another with --dataset, such as: --dataset my-{suggested}",
         )
     folder = Home.from_environment().data(dataset)
     with Screen(json) as screen:
         summary = ingest(source, folder, screen.show)
     if json:
-        say(json_format.dumps(asdict(summary)))
+        say(json_format.dumps(asdict(summary), default=str))
         return
     say(
         f"{summary.documents:,} documents, {summary.characters:,} characters, in "
-        f"{summary.shards} shards in {folder}; {summary.validation_documents:,} documents validate."
+        f"{len(summary.shards)} shards in {folder}; "
+        f"{summary.validation_documents:,} documents validate."
     )
     say(f"Next: mlxchat train --depth 4{_option(dataset)}")
 

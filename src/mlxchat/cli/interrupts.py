@@ -1,35 +1,46 @@
-"""Ctrl-C and SIGTERM while training: finish the step, save, end."""
+"""Ctrl-C and SIGTERM while training: come to an end, save."""
 
 import os
 import signal
-from types import FrameType, TracebackType
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from types import TracebackType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SHOW_CURSOR = b"\x1b[?25h"
 
 
 class Interrupts:
-    """Remembers the first Ctrl-C or SIGTERM; a second Ctrl-C ends the process at once.
+    """Within its context, remembers Ctrl-C or SIGTERM; a second Ctrl-C ends the process at once.
 
-    Before `defer` is called they act as always.
+    A thread hears of signals while the main one waits for the device, where Python's own handlers
+    would have to wait too.
+
+    Args:
+        told: called, in that thread, when the first signal comes.
     """
 
-    def __init__(self) -> None:
-        self._signal = 0
-        self._before: dict[int, object] = {}
-
-    def defer(self) -> None:
-        """From now on, remember the signal and let the work go on."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._remember)
+    def __init__(self, told: Callable[[], None]) -> None:
+        self._told = told
+        self._number = 0
 
     def requested(self) -> bool:
         """Whether the work should come to an end."""
-        return bool(self._signal)
+        return bool(self._number)
 
     @property
     def exit_code(self) -> int:
         """130 after Ctrl-C, 143 after SIGTERM, 0 without either."""
-        return 128 + self._signal if self._signal else 0
+        return 128 + self._number if self._number else 0
 
     def __enter__(self) -> "Interrupts":
+        self._read, self._write = socket.socketpair()
+        self._write.setblocking(False)
+        self._handlers = {number: signal.signal(number, _leave_to_thread) for number in SIGNALS}
+        self._wakeup = signal.set_wakeup_fd(self._write.fileno())
+        threading.Thread(target=self._listen, name="interrupts", daemon=True).start()
         return self
 
     def __exit__(
@@ -38,10 +49,23 @@ class Interrupts:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._write.close()
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self._signal and number == signal.SIGINT:
-            os._exit(128 + number)
-        self._signal = number
+    def _listen(self) -> None:
+        with self._read:
+            while received := self._read.recv(1):
+                number = received[0]
+                if number in SIGNALS and not self._number:
+                    self._number = number
+                    self._told()
+                elif number == signal.SIGINT:
+                    if sys.stdout.isatty():
+                        os.write(sys.stdout.fileno(), SHOW_CURSOR)
+                    os._exit(128 + number)
+
+
+def _leave_to_thread(number: int, frame: object) -> None:
+    """Python tells the thread only of signals that have a handler."""

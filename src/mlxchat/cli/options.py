@@ -77,4 +77,6 @@ def _make(model: type[BaseModel], given: dict[str, Any]) -> BaseModel:
         fault = error.errors()[0]
         name = f"--{str(fault['loc'][0]).replace('_', '-')}" if fault["loc"] else None
         message = fault["msg"][:1].lower() + fault["msg"][1:]
+        if fault["type"] == "string_pattern_mismatch":
+            message = "letters, digits, '.', '_' and '-' only, 100 at most"
         raise typer.BadParameter(f"{fault['input']}: {message}", param_hint=name) from error

@@ -3,8 +3,10 @@
 import json as json_format
 import sys
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from itertools import islice
+
+import typer
 
 from mlxchat.cli import chatting
 from mlxchat.cli.interrupts import Interrupts
@@ -12,7 +14,7 @@ from mlxchat.data import corpus
 from mlxchat.engine.options import Sampling
 from mlxchat.evaluate.questions import Answered, ask
 from mlxchat.home import Home
-from mlxchat.telemetry import Ended, Meter, Noted, Progressed, Started
+from mlxchat.telemetry import Meter, Noted, Progressed, Started
 from mlxchat.train import inputs
 from mlxchat.train.pretrain import pretrain
 from mlxchat.train.recipe import QUICKSTART, DataConfig, PretrainConfig
@@ -39,16 +41,17 @@ def train_tokenizer(config: DataConfig, max_chars: int, json: bool) -> None:
         say(f"A tokenizer of {tokenizer.vocab_size:,} tokens is in {folder}.")
 
 
-def train(config: PretrainConfig, fresh: bool, json: bool, interrupts: Interrupts) -> None:
+def train(config: PretrainConfig, fresh: bool, json: bool) -> None:
     """Pretrain a model, showing how it goes."""
-    if _run(config, fresh, json, interrupts) and not json:
+    _run(config, fresh, json)
+    if not json:
         say(f"Talk to it: mlxchat chat --model-tag {config.tag}")
 
 
-def quickstart(questions: int, fresh: bool, json: bool, interrupts: Interrupts) -> None:
+def quickstart(questions: int, fresh: bool, json: bool) -> None:
     """Train on the built-in corpus, ask held-out questions, offer the chat."""
-    if not _run(QUICKSTART, fresh, json, interrupts):
-        return
+    tokenizer = Home.from_environment().root / "tokenizer_quickstart"
+    _run(QUICKSTART.model_copy(update={"tokenizer_dir": tokenizer}), fresh, json)
     saved, name = chatting.load(QUICKSTART.tag, None, None)
     answered = []
     with Screen(json) as screen:
@@ -67,28 +70,18 @@ def quickstart(questions: int, fresh: bool, json: bool, interrupts: Interrupts) 
         chatting.talk(saved, name, Sampling(), seed=42, max_tokens=128, prompt=None)
 
 
-def _run(config: PretrainConfig, fresh: bool, json: bool, interrupts: Interrupts) -> bool:
-    """Train, showing events; returns whether the run came to its end."""
-    meter = Meter()
-    told = finished = False
-    with Screen(json) as screen:
+def _run(config: PretrainConfig, fresh: bool, json: bool) -> None:
+    """Train, showing events; once the run has started, Ctrl-C saves before it ends the program."""
+    home, meter = Home.from_environment(), Meter()
+    with Screen(json) as screen, ExitStack() as stack:
         screen.follow(meter)
-        for event in pretrain(
-            config,
-            Home.from_environment(),
-            screen.show,
-            meter,
-            stop=interrupts.requested,
-            fresh=fresh,
-        ):
-            screen.show(event)
+        interrupts = Interrupts(lambda: screen.show(Noted(time.time(), INTERRUPTED)))
+        for event in pretrain(config, home, screen.show, meter, interrupts.requested, fresh):
             if isinstance(event, Started):
-                interrupts.defer()
-            if interrupts.requested() and not told:
-                told = True
-                screen.show(Noted(time.time(), INTERRUPTED))
-            finished = isinstance(event, Ended) and event.reason == "finished"
-    return finished
+                stack.enter_context(interrupts)
+            screen.show(event)
+    if interrupts.requested():
+        raise typer.Exit(interrupts.exit_code)
 
 
 def _show_score(answered: list[Answered], json: bool) -> None:

@@ -35,6 +35,10 @@ class Documents(Protocol):
         """Training shards in an epoch."""
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The files it consists of, in order; none where it is made up."""
+
+    @property
     def conversational(self) -> bool:
         """Whether a model trained on it can be talked with."""
 
@@ -69,6 +73,11 @@ class ShardDocuments:
         """Training shards in an epoch."""
         return len(self._source.training)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The training shards, then the validation shard."""
+        return (*self._source.training, self._source.validation)
+
     def training(self, start: Cursor) -> Iterator[Read]:
         """Training documents from a cursor on, without end.
 
@@ -83,7 +92,7 @@ class ShardDocuments:
                 f"The run goes on at training shard {shard}, but there are only {len(names)}.",
                 "Give it the data it began with.",
             )
-        empty = 0  # shards without a document, one after another
+        empty = -1 if row else 0  # shards without a document, one after another
         while empty < len(names):
             empty += 1
             for documents, after in _rows(self._source, names[shard], row):
@@ -124,6 +133,7 @@ class BuiltinDocuments:
     """The built-in corpus: as many documents as one asks for."""
 
     shards = 1
+    names = ()
     conversational = True
 
     VALIDATION_SEED = 2**40  # above every seed a run may have

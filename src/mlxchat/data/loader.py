@@ -6,8 +6,8 @@ its own state, what was read ahead and never trained on is simply read again.
 
 import os
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,12 @@ from mlxchat.data.tokenizer import Tokenizer
 
 BUFFER_DOCUMENTS = 1000  # nanochat's
 BATCHES_AHEAD = 8
+POLL_SECONDS = 0.1  # between two looks at whether to stop waiting
 TOKENIZER_THREADS = min(4, os.cpu_count() or 1)
+
+
+class Stopped(Exception):  # noqa: N818  (not an error: somebody asked for it)
+    """Work was asked to stop before it was done."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,9 @@ class Loader:
         batch_size: rows, B.
         sequence_len: tokens of a row, T, the last target not counted.
         state: what was held there.
+        stop: asked while a batch is waited for: give up?
+
+    Iterating raises `Stopped` where ``stop`` says so, and whatever reading raised.
     """
 
     def __init__(
@@ -80,8 +88,9 @@ class Loader:
         batch_size: int,
         sequence_len: int,
         state: LoaderState | None = None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._documents, self._tokenizer = documents, tokenizer
+        self._documents, self._tokenizer, self._stop = documents, tokenizer, stop
         self._shape = (batch_size, sequence_len + 1)
         self._batches = self._read(state or LoaderState())
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="loader")
@@ -91,7 +100,11 @@ class Loader:
         return self
 
     def __next__(self) -> Batch:
-        batch = self._ahead.popleft().result()
+        following = self._ahead.popleft()
+        while not wait([following], POLL_SECONDS).done:
+            if self._stop():
+                raise Stopped
+        batch = following.result()
         if batch is None:
             self.close()
             raise StopIteration

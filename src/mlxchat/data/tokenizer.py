@@ -100,8 +100,8 @@ class Tokenizer:
         return self._encoding.encode_ordinary(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; bytes that are not UTF-8 become replacement characters."""
-        return self._encoding.decode(list(ids))
+        """Text of ids, without special tokens; what is not UTF-8 becomes replacement characters."""
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
 
     def encode_documents(self, documents: Sequence[Document], threads: int) -> list[list[int]]:
         """Ids of each document, beginning with ``<|bos|>``; texts in parallel."""
@@ -260,12 +260,6 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
     special = {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
     return Tokenizer(ranks, SPLIT_PATTERN, special)
-
-
-def is_conversational(folder: Path) -> bool:
-    """Whether the tokenizer of this folder goes with a model trained on conversations."""
-    path = folder / CONFIG_FILE
-    return path.exists() and "chat_template" in json.loads(path.read_text("utf-8"))
 
 
 def _merge_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:

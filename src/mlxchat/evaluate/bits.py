@@ -24,7 +24,9 @@ def bits_per_byte(
     """Evaluate on at most ``limit`` batches; the last event carries the result.
 
     As nanochat counts: the summed nats of all tokens that stand for bytes, over the summed bytes;
-    special tokens stand for none and count in neither. ``loss`` is the mean over all tokens.
+    special tokens stand for none and count in neither. (A token that ends within a letter counts
+    its own bytes, not those of its decoded replacement character.) ``loss`` is the mean over all
+    tokens.
 
     Args:
         losses: nats at every position from ids and targets, as `GPT.losses`.

@@ -21,14 +21,14 @@ def flops_per_token(config: GPTConfig) -> int:
     return 6 * (counts["matrices"] + counts["lm_head"]) + attention
 
 
-def activation_bytes(config: GPTConfig, value_bytes: int) -> int:
+def activation_bytes(config: GPTConfig, value_bytes: int, fused_attention: bool) -> int:
     """Bytes that one sequence's activations hold until the backward pass, roughly.
 
     Per position and layer some 20 widths (norms, queries, keys, values, the MLP's hidden layer
-    before and after its square), and the attention scores of every head where attention is not
-    fused, in float32.
+    before and after its square) and, where attention is not fused, the scores of every head in
+    float32.
     """
     T = config.sequence_len
     widths = 20 * config.n_embd * value_bytes
-    scores = 3 * config.n_head * T * 4
+    scores = 0 if fused_attention else 3 * config.n_head * T * 4
     return T * config.n_layer * (widths + scores)

@@ -17,7 +17,7 @@ _TAYLOR = [math.log(2) ** k / math.factorial(k) for k in range(7)]  # of 2**x ar
 
 
 def exp(x: mx.array) -> mx.array:
-    """e to the x, to 3e-7 relative, for float32 between -87 and 87."""
+    """e to the x for float32 between -87 and 87, to 4e-6 relative; to 1.2e-6 within 15 of 0."""
     if machine().backend != "cpu":
         return mx.exp(x)
     return cast(mx.array, _polynomial_exp(x))

@@ -30,7 +30,14 @@ def open_documents(config: DataConfig, home: Home, report: Callable[[Event], Non
         return BuiltinDocuments(config.seed)
     folder = config.data_dir or home.data(config.dataset)
     if not config.streaming:
-        return ShardDocuments(LocalShards(folder, config.num_shards))
+        shards = LocalShards(folder, config.num_shards)
+        known = DATASETS.get(config.dataset) if config.data_dir is None else None
+        if known and shards.validation != known.validation:
+            raise MlxchatError(
+                f"The validation shard, {known.validation}, is not in {folder}.",
+                f"Get it: mlxchat data fetch --dataset {known.name} --num-shards 1",
+            )
+        return ShardDocuments(shards)
     if config.dataset not in DATASETS or config.data_dir is not None:
         raise MlxchatError(
             "Only a dataset of the hub can be streamed.",
@@ -48,8 +55,9 @@ def open_documents(config: DataConfig, home: Home, report: Callable[[Event], Non
 
 
 def tokenizer_folder(config: DataConfig, home: Home) -> Path:
-    """Where the run's tokenizer is, or will be; the built-in corpus has one of its own."""
-    default = home.root / "tokenizer_builtin" if config.is_builtin else home.tokenizer
+    """Where the run's tokenizer is, or will be; one for all the hub's datasets."""
+    of_its_own = config.data_dir is None and config.dataset not in DATASETS
+    default = home.root / f"tokenizer_{config.dataset}" if of_its_own else home.tokenizer
     return config.tokenizer_dir or default
 
 

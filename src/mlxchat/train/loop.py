@@ -6,12 +6,14 @@ read while the next step runs.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from mlxchat.data.loader import Batch, LoaderState
+from mlxchat.data.loader import Batch, LoaderState, Stopped
+from mlxchat.errors import MlxchatError
 from mlxchat.model.gpt import GPT
 from mlxchat.optim.groups import Arrays, MuonAdamW, Rates, clip
 from mlxchat.runtime import memory_use, mx, nn, tree_flatten
@@ -22,8 +24,8 @@ from mlxchat.telemetry import Ended, Event, Position, Stepped
 class Run:
     """What the loop needs.
 
-    ``step`` counts the updates made. A cadence of 0 steps is never due; the last step is always
-    evaluated, sampled (where there is a cadence) and saved.
+    ``step`` counts the updates made. A cadence of 0 steps is never due. The last step is evaluated
+    and sampled, where there is a cadence, and always saved.
     """
 
     model: GPT
@@ -32,6 +34,7 @@ class Run:
     shards: int
     rates: Callable[[int], Rates]  # by the number of updates made
     step: int
+    evaluated: bool  # whether ``step`` has been evaluated already
     total_steps: int
     accumulation: int  # micro-batches in a step
     grad_clip: float  # joint norm; 0 for none
@@ -41,7 +44,7 @@ class Run:
     evaluate: Callable[[int], Iterator[Event]]
     sample: Callable[[int], Iterator[Event]]
     save: Callable[[int, LoaderState], Iterator[Event]]
-    stop: Callable[[], bool]  # asked after every step: save and end?
+    stop: Callable[[], bool]  # asked again and again: save and end?
     clock: Callable[[], float]
 
 
@@ -55,42 +58,58 @@ class Launched:
 
 
 def train(run: Run) -> Iterator[Event]:
-    """Train from ``run.step`` to ``run.total_steps``, or until asked to stop."""
+    """Train from ``run.step`` to ``run.total_steps``, or until asked to stop.
+
+    Asked to stop, or without data, it saves the last whole step first.
+    """
     launch = compile_step(run)
-    if run.step == 0 and run.eval_every:
-        yield from _unless_stopped(run, run.evaluate(0))
-    previous: Launched | None = None
+    if not run.evaluated and run.eval_every and run.step % run.eval_every == 0:
+        yield from _unless_stopped(run, run.evaluate(run.step))
+    latest: Launched | None = None  # the last step launched
+    waiting = False  # whether it is still to be told of
+    saved = run.step
     begun = run.clock()
     for step in range(run.step + 1, run.total_steps + 1):
-        current = launch(step)
-        if previous is not None:
-            yield _landed(run, previous, begun)
+        try:
+            current = launch(step)
+        except (Stopped, MlxchatError) as reason:
+            if latest and waiting:
+                yield _landed(run, latest, begun)
+            if latest and latest.step > saved:
+                yield from run.save(latest.step, latest.state)
+            if isinstance(reason, MlxchatError):
+                raise
+            yield Ended(run.clock(), step - 1, "interrupted")
+            return
+        if latest and waiting:
+            yield _landed(run, latest, begun)
             begun = run.clock()
-        previous = current
-        last, stopping = step == run.total_steps, run.stop()
+        latest, waiting = current, True
+        last = step == run.total_steps
         activities = [
             activity
             for every, activity in ((run.eval_every, run.evaluate), (run.sample_every, run.sample))
             if every and (last or step % every == 0)
         ]
-        saving = last or stopping or (run.save_every and step % run.save_every == 0)
+        saving = last or (run.save_every and step % run.save_every == 0)
         if not (saving or activities):
             continue
         yield _landed(run, current, begun)
-        previous = None
+        waiting = False
         for activity in activities:
-            yield from _unless_stopped(run, activity(step))
-        if saving or run.stop():
+            yield from activity(step) if last else _unless_stopped(run, activity(step))
+        if saving:
             yield from run.save(step, current.state)
-        if run.stop() and not last:
-            yield Ended(run.clock(), step, "interrupted")
-            return
+            saved = step
         begun = run.clock()
     yield Ended(run.clock(), run.total_steps, "finished")
 
 
 def compile_step(run: Run) -> Callable[[int], Launched]:
-    """The function that starts one optimizer step on the device and does not wait for it."""
+    """The function that starts one optimizer step on the device and does not wait for its end.
+
+    It raises `Stopped` between micro-batches when asked to stop, the step then not done at all.
+    """
     model, optimizer = run.model, run.optimizer
 
     def mean_loss(ids: mx.array, targets: mx.array) -> mx.array:
@@ -119,11 +138,14 @@ def compile_step(run: Run) -> Callable[[int], Launched]:
     def launch(step: int) -> Launched:
         loss, gradients = mx.array(0.0), Arrays()
         for _ in range(run.accumulation):
-            batch = next(run.batches)
+            if run.stop():
+                raise Stopped
+            batch, before = next(run.batches), loss
             loss, gradients = accumulate(
                 mx.array(batch.ids), mx.array(batch.targets), loss, gradients
             )
             mx.async_eval(loss, gradients)
+            mx.eval(before)  # one micro-batch under way, no more
         rates = run.rates(step - 1)
         parameters, optimizer.state, norm = update(
             model.named_parameters(), gradients, optimizer.state, rates
@@ -154,7 +176,8 @@ def _landed(run: Run, launched: Launched, begun: float) -> Stepped:
 
 
 def _unless_stopped(run: Run, events: Iterator[Event]) -> Iterator[Event]:
-    for event in events:
-        yield event
-        if run.stop():
-            return
+    with suppress(Stopped):
+        for event in events:
+            yield event
+            if run.stop():
+                return

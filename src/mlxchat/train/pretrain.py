@@ -23,10 +23,10 @@ from mlxchat.model.gpt import GPT, initialise
 from mlxchat.optim import schedule
 from mlxchat.optim.groups import MuonAdamW, Rates
 from mlxchat.runtime import mx
-from mlxchat.telemetry import Ended, Event, JsonLines, Meter, Noted, Sampled, Saved, Started
+from mlxchat.telemetry import Event, JsonLines, Meter, Noted, Sampled, Saved, Started
 from mlxchat.train.inputs import open_documents, tokenizer_folder, train_tokenizer
 from mlxchat.train.loop import Run, train
-from mlxchat.train.recipe import Plan, PretrainConfig, plan
+from mlxchat.train.recipe import Capacity, Plan, PretrainConfig, evaluation_batches, plan
 
 SAMPLE_TOKENS = 16
 PROMPTS = (  # nanochat's
@@ -60,7 +60,7 @@ def pretrain(
         home: where data, tokenizer, checkpoints and log lie.
         report: is told of downloads and the like as they progress, from other threads too.
         meter: folds the events before they are yielded, and goes into the checkpoints.
-        stop: asked after every step whether to save and end.
+        stop: asked again and again whether to save and end.
         fresh: set an earlier run of that name aside and begin anew.
         clock: seconds since the epoch.
 
@@ -69,33 +69,65 @@ def pretrain(
             tokenizer or checkpoint cannot be read.
     """
     meter = meter or Meter()
-    folder = home.runs / config.tag
-    if fresh and folder.exists():
-        aside = store.set_aside(folder)
-        if home.log(config.tag).exists():
-            home.log(config.tag).parent.rename(home.log(aside.name).parent)
-        yield Noted(clock(), f"The earlier run was set aside as {aside}.")
-    saved = store.latest(folder)
-    trainer = layout.read_trainer(saved) if saved else None
-    if saved and trainer:
-        _require_same(config, trainer)
-        if trainer.step == Plan.model_validate(trainer.plan).num_iterations:
-            yield Noted(clock(), f"The run {config.tag} is finished: {saved}")
-            yield Ended(clock(), trainer.step, "finished")
-            return
-    runtime.bound_buffer_cache()
     with ExitStack() as stack:
-        documents = stack.enter_context(closing(open_documents(config, home, report)))
+        stack.enter_context(store.locked(home.runs / config.tag))
+        saved = None if fresh else store.latest(home.runs / config.tag)
+        trainer = layout.read_trainer(saved) if saved else None
+        if saved and trainer:
+            _require_same(config, trainer)
+            if trainer.step == Plan.model_validate(trainer.plan).num_iterations:
+                yield Noted(clock(), f"The run {config.tag} is finished: {saved}")
+                return
+        runtime.bound_buffer_cache()
+        documents = _open_documents(config, home, report, trainer)
+        stack.enter_context(closing(documents))
         if saved and trainer:
             run = _Pretraining.resume(config, home, documents, meter, clock, saved, trainer)
         else:
             tokenizer = yield from _ready_tokenizer(config, home, documents, report, clock)
             run = _Pretraining.begin(config, home, documents, meter, clock, tokenizer)
+            if fresh:
+                yield from _set_aside(home, config.tag, clock)
         log = stack.enter_context(JsonLines.resume(home.log(config.tag), run.step))
         for event in run.events(stack, stop):
             meter.update(event)
             log.write(event)
             yield event
+
+
+def _open_documents(
+    config: PretrainConfig, home: Home, report: Report, trainer: TrainerState | None
+) -> Documents:
+    """The run's dataset; where it goes on, the very files that it began with.
+
+    Raises:
+        MlxchatError: some of those files are not there.
+    """
+    if trainer is None or not trainer.data:
+        return open_documents(config, home, report)
+    begun_with = config.model_copy(update={"num_shards": len(trainer.data) - 1})
+    documents = open_documents(begun_with, home, report)
+    if missing := [name for name in trainer.data if name not in documents.names]:
+        documents.close()
+        raise MlxchatError(
+            f"The run {config.tag} began with data that is not there: {', '.join(missing[:3])}.",
+            "Put it back, name another run with --model-tag, or begin anew with --fresh.",
+        )
+    return documents
+
+
+def _set_aside(home: Home, tag: str, clock: Clock) -> Iterator[Event]:
+    """Rename an earlier run's checkpoints and log."""
+    if not (home.runs / tag).exists():
+        return
+    number = 1
+    while (home.runs / f"{tag}.old{number}").exists() or home.log(f"{tag}.old{number}").exists():
+        number += 1
+    aside = f"{tag}.old{number}"
+    if home.log(tag).exists():
+        home.log(tag).parent.rename(home.log(aside).parent)
+    (home.runs / tag).rename(home.runs / aside)
+    yield Noted(clock(), f"The earlier run was set aside as {aside}.")
 
 
 def _require_same(config: PretrainConfig, trainer: TrainerState) -> None:
@@ -112,7 +144,15 @@ def _ready_tokenizer(
 ) -> Generator[Event, None, Tokenizer]:
     folder = tokenizer_folder(config, home)
     if (folder / TOKENIZER).exists():
-        return Tokenizer.load(folder)
+        tokenizer = Tokenizer.load(folder)
+        if config.vocab_size not in (None, tokenizer.vocab_size):
+            raise MlxchatError(
+                f"The tokenizer in {folder} has {tokenizer.vocab_size:,} tokens, "
+                f"not {config.vocab_size:,}.",
+                "Leave out --vocab-size to use it, make another with mlxchat tokenizer train, or "
+                "give --tokenizer-dir.",
+            )
+        return tokenizer
     yield Noted(clock(), f"No tokenizer yet: training one, to be kept in {folder}.")
     return train_tokenizer(documents, folder, config.vocab_size, report, clock=clock)
 
@@ -144,7 +184,9 @@ class _Pretraining:
         tokenizer: Tokenizer,
     ) -> "_Pretraining":
         machine = runtime.machine()
-        made = plan(config, tokenizer.vocab_size, machine.memory, machine.compute_dtype.size)
+        fused_attention = machine.backend != "cpu"
+        capacity = Capacity(machine.memory, machine.compute_dtype.size, fused_attention)
+        made = plan(config, tokenizer.vocab_size, capacity)
         model = GPT(made.model, machine.compute_dtype)
         initialise(model, mx.random.key(config.seed))
         optimizer = _optimizer(config, model)
@@ -168,6 +210,8 @@ class _Pretraining:
         layout.check_arrays(saved / layout.OPTIMIZER, state, optimizer.state)
         optimizer.state = state
         made = Plan.model_validate(trainer.plan)
+        batches = evaluation_batches(config, made.device_batch_size)
+        made = made.model_copy(update={"eval_batches": batches})
         loader = layout.read_loader(saved)
         parts = (made, stored.tokenizer, stored.model, optimizer, trainer.step, loader)
         meter.restore(trainer.meter)
@@ -197,6 +241,7 @@ class _Pretraining:
                 plan.device_batch_size,
                 self.config.max_seq_len,
                 self.loader,
+                stop,
             )
         )
         yield from train(
@@ -207,13 +252,14 @@ class _Pretraining:
                 shards=self.documents.shards,
                 rates=self.rates,
                 step=self.step,
+                evaluated=any(step == self.step for step, _ in self.meter.evaluations),
                 total_steps=plan.num_iterations,
                 accumulation=plan.accumulation,
                 grad_clip=self.config.grad_clip,
                 eval_every=self.config.eval_every,
                 sample_every=self.config.sample_every,
                 save_every=self.config.save_every,
-                evaluate=lambda step: self.evaluate(step, losses),
+                evaluate=lambda step: self.evaluate(step, losses, stop),
                 sample=self.sample,
                 save=self.save,
                 stop=stop,
@@ -238,7 +284,10 @@ class _Pretraining:
         )
 
     def evaluate(
-        self, step: int, losses: Callable[[mx.array, mx.array], mx.array]
+        self,
+        step: int,
+        losses: Callable[[mx.array, mx.array], mx.array],
+        stop: Callable[[], bool],
     ) -> Iterator[Event]:
         """Bits per byte on the validation documents, from their beginning."""
         batches = Loader(
@@ -246,6 +295,7 @@ class _Pretraining:
             self.tokenizer,
             self.plan.device_batch_size,
             self.config.max_seq_len,
+            stop=stop,
         )
         with batches:
             limit = self.plan.eval_batches
@@ -275,6 +325,7 @@ class _Pretraining:
             settings=self.config.model_dump(mode="json"),
             plan=self.plan.model_dump(mode="json"),
             meter=self.meter.state(),
+            data=list(self.documents.names),
         )
 
         def write(folder: Path) -> None:

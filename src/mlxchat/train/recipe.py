@@ -2,25 +2,29 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mlxchat.errors import MlxchatError
 from mlxchat.model.arithmetic import activation_bytes, flops_per_token, parameters
 from mlxchat.model.config import ASPECT_RATIO, GPTConfig
 from mlxchat.optim.schedule import width_scale
 
+LARGEST_DEPTH = 64
 LARGEST_DEVICE_BATCH = 32  # nanochat's
+TRAINING_BYTES = 14  # for each parameter, at least: itself, gradient, sum, half an optimizer state
 EVALUATION_STEPS = 20  # an evaluation sees the tokens of so many training steps, as nanochat's
 BUILTIN = "builtin"
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of a run or a dataset: a folder's name
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # of a run or a dataset: a folder's name
 
 
 class DataConfig(BaseModel):
     """Which data, and which tokenizer."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Data and tokenizer")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, title="Data and tokenizer"
+    )
 
     dataset: str = Field(
         "fineweb-edu",
@@ -42,7 +46,7 @@ class DataConfig(BaseModel):
         None, description="The hub to fetch from. Default: $HF_ENDPOINT, or https://huggingface.co."
     )
     tokenizer_dir: Path | None = Field(
-        None, description="The tokenizer's folder. Default: $MLXCHAT_HOME/tokenizer."
+        None, description="The tokenizer's folder. Default: in $MLXCHAT_HOME."
     )
     vocab_size: int | None = Field(
         None,
@@ -51,7 +55,14 @@ class DataConfig(BaseModel):
         description="Tokens of a tokenizer, where one is trained. Default: 65,536; fewer for "
         "little text.",
     )
-    seed: int = Field(42, ge=0, description="Of the initial parameters and the built-in corpus.")
+    seed: int = Field(
+        42, ge=0, lt=2**32, description="Of the initial parameters and the built-in corpus."
+    )
+
+    @field_validator("data_dir", "tokenizer_dir")
+    @classmethod
+    def _wherever_one_is(cls, path: Path | None) -> Path | None:
+        return path and path.expanduser().absolute()
 
     @property
     def is_builtin(self) -> bool:
@@ -62,10 +73,10 @@ class DataConfig(BaseModel):
 class PretrainConfig(DataConfig):
     """What a pretraining run is told. ``None`` means: derive it; the plan says from what."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Model and training")
+    model_config = ConfigDict(title="Model and training")
 
     depth: int = Field(
-        12, ge=1, le=64, description="Layers; the one dial: width is 64 times as much."
+        12, ge=1, le=LARGEST_DEPTH, description="Layers; the one dial: width is 64 times as much."
     )
     head_dim: int = Field(
         128, ge=2, description="Width of a head, at most; the width is shared out."
@@ -120,11 +131,12 @@ class PretrainConfig(DataConfig):
 
         Those in `INDEPENDENT` may differ: they change what is seen and kept, not what is learnt.
         """
+        then = PretrainConfig().model_dump(mode="json") | stored
         now = self.model_dump(mode="json")
         return [
-            f"--{name.replace('_', '-')} ({_shown(stored.get(name))} -> {_shown(value)})"
+            f"--{name.replace('_', '-')} ({_shown(then[name])} -> {_shown(value)})"
             for name, value in now.items()
-            if name not in INDEPENDENT and stored.get(name) != value
+            if name not in INDEPENDENT and then[name] != value
         ]
 
 
@@ -173,19 +185,28 @@ class Plan(BaseModel):
         )
 
 
-def plan(config: PretrainConfig, vocab_size: int, memory: int, value_bytes: int) -> Plan:
+class Capacity(NamedTuple):
+    """What the machine has."""
+
+    memory: int  # bytes
+    value_bytes: int  # of one activation
+    fused_attention: bool  # whether the scores of attention are never held
+
+
+def plan(config: PretrainConfig, vocab_size: int, capacity: Capacity) -> Plan:
     """Derive what the settings leave open.
 
     Args:
         vocab_size: of the tokenizer.
-        memory: bytes that the machine has.
-        value_bytes: of one activation.
+        capacity: of the machine, which bounds the default of ``device_batch_size``.
 
     Raises:
-        MlxchatError: the batch sizes do not divide; those that do are named.
+        MlxchatError: the batch sizes do not divide (those that do are named), heads cannot share
+            out the width, or the machine cannot hold the model.
     """
     model = _model(config, vocab_size)
-    device_batch = config.device_batch_size or _fitting_batch(config, model, memory, value_bytes)
+    _require_memory(model, capacity.memory)
+    device_batch = config.device_batch_size or _fitting_batch(config, model, capacity)
     rows, left = divmod(config.total_batch_size, config.max_seq_len)
     if left or rows % device_batch:
         raise _indivisible(config, device_batch)
@@ -200,7 +221,6 @@ def plan(config: PretrainConfig, vocab_size: int, memory: int, value_bytes: int)
             "Give --num-iterations, or a smaller --total-batch-size.",
         )
     scale = width_scale(model.n_embd)
-    evaluated = config.eval_tokens or EVALUATION_STEPS * config.total_batch_size
     return Plan(
         model=model,
         parameters=counts,
@@ -212,8 +232,14 @@ def plan(config: PretrainConfig, vocab_size: int, memory: int, value_bytes: int)
         embedding_lr=config.embedding_lr * scale,
         unembedding_lr=config.unembedding_lr * scale,
         matrix_lr=config.matrix_lr,
-        eval_batches=max(1, evaluated // (device_batch * config.max_seq_len)),
+        eval_batches=evaluation_batches(config, device_batch),
     )
+
+
+def evaluation_batches(config: PretrainConfig, device_batch: int) -> int:
+    """Batches of an evaluation, one at least."""
+    tokens = config.eval_tokens or EVALUATION_STEPS * config.total_batch_size
+    return max(1, tokens // (device_batch * config.max_seq_len))
 
 
 def _model(config: PretrainConfig, vocab_size: int) -> GPTConfig:
@@ -224,21 +250,33 @@ def _model(config: PretrainConfig, vocab_size: int) -> GPTConfig:
         return of(config.depth)
     except ValidationError as error:
         working = []
-        for depth in range(1, 2 * config.depth + 8):
+        for depth in range(1, LARGEST_DEPTH + 1):
             with suppress(ValidationError):
                 working.append(of(depth).n_layer)
         near = sorted(working, key=lambda depth: abs(depth - config.depth))[:2]
+        others = f"--depth {' or '.join(map(str, sorted(near)))}, or " if near else ""
         raise MlxchatError(
             f"A depth of {config.depth} makes a width of {ASPECT_RATIO * config.depth} that cannot "
             f"be shared out among heads of {config.head_dim}.",
-            f"Use --depth {' or '.join(map(str, sorted(near)))}, or another --head-dim.",
+            f"Use {others}another --head-dim.",
         ) from error
 
 
-def _fitting_batch(config: PretrainConfig, model: GPTConfig, memory: int, value_bytes: int) -> int:
+def _require_memory(model: GPTConfig, memory: int) -> None:
+    counts = sum(parameters(model).values())
+    if TRAINING_BYTES * counts > memory:
+        raise MlxchatError(
+            f"Training {counts:,} parameters takes more than {TRAINING_BYTES * counts / 1e9:,.0f} "
+            f"GB; this machine has {memory / 1e9:,.0f} GB.",
+            "Use a smaller --depth.",
+        )
+
+
+def _fitting_batch(config: PretrainConfig, model: GPTConfig, capacity: Capacity) -> int:
     """The most rows, dividing a step's, whose activations fit in a quarter of memory."""
     rows = max(1, config.total_batch_size // config.max_seq_len)
-    fitting = memory // 4 // activation_bytes(model, value_bytes)
+    row_bytes = activation_bytes(model, capacity.value_bytes, capacity.fused_attention)
+    fitting = capacity.memory // 4 // row_bytes
     allowed = [n for n in range(1, LARGEST_DEVICE_BATCH + 1) if rows % n == 0 and n <= fitting]
     return max(allowed, default=1)
 
