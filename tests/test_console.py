@@ -72,6 +72,19 @@ def test_plain_output_shows_the_last_step_of_a_run_that_stops_early(end):
     assert steps_in(lines) == [1, 7]
 
 
+@pytest.mark.parametrize(
+    "event", [Saved(9.0, 3, "/x", 0.1), Noted(0.0, "waiting"), progressed(1000)]
+)
+def test_plain_output_shows_a_step_before_what_comes_after_it(event):
+    lines = lines_of([started(), *(stepped(n, n * 0.01) for n in range(1, 4)), event])
+    assert [line.split(",")[0] for line in lines[1:3]] == ["step 1/100", "step 3/100"]
+    assert len(lines) == 4
+
+
+def test_one_step_is_no_steps():
+    assert lines_of([Ended(0.0, 1, "finished")]) == ["Finished 1 step in 0s."]
+
+
 def test_plain_output_has_a_line_for_what_happens_now_and_then():
     lines = lines_of(
         [

@@ -117,9 +117,9 @@ def test_what_is_unknown_is_left_out():
 
 
 def test_clocks_go_on_during_a_long_step():
-    meter, latest = run(steps=2, total=4)
+    meter, latest = run(steps=4, total=6)
     text = drawn(dashboard(meter, latest, waited=10.0))
-    assert "1m 06s" in text and "46s" in text
+    assert "2m 02s" in text and "46s" in text
 
 
 def test_evaluation_has_a_bar():
@@ -156,6 +156,7 @@ def test_amounts_and_text_of_any_origin():
     assert amount(95_100_000, "bytes") == "95.1 MB"
     assert amount(512, "bytes") == "512 B"
     assert amount(1234, "documents") == "1,234 documents"
+    assert [amount(count, "steps") for count in (0, 1, 2)] == ["0 steps", "1 step", "2 steps"]
     assert in_one_line("a\n\n b\t\x1b[2Jc\x07\x9b") == "a b [2Jc"
 
 

@@ -1,6 +1,7 @@
 import fcntl
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -219,6 +220,29 @@ def test_attempts_are_bounded_and_the_error_names_the_file(
     assert "network" in caught.value.remedy
 
 
+def test_every_wait_is_told_once(hub: Hub, server: HubServer, destination: Path) -> None:
+    notes: list[str] = []
+    server.faults = [
+        Fault(cut=100_000),
+        Fault(status=429, headers={"Retry-After": "120"}),
+        Fault(method="HEAD", status=503),
+    ]
+    fetch(replace(hub, note=notes.append), destination)
+    told = [note.split(" to get shard_00000.parquet: ") for note in notes]
+    waits = ["Trying again in 1 s", "Trying again in 1 s", "Trying again in 120 s"]
+    assert [wait for wait, _ in told] == waits
+    for (_, reason), said in zip(told, ("503", "100000", "429 Too Many Requests."), strict=True):
+        assert said in reason
+
+
+def test_a_redirect_to_a_host_that_cannot_be(
+    hub: Hub, server: HubServer, destination: Path
+) -> None:
+    server.storage = "http://a..b"
+    with pytest.raises(MlxchatError, match=f"{server.endpoint}.*host whose name"):
+        fetch(hub, destination)
+
+
 @pytest.mark.parametrize(
     ("status", "said"), [(404, "does not exist"), (401, "not open"), (418, "418")]
 )
@@ -324,15 +348,35 @@ def test_the_endpoint_comes_from_argument_then_environment(
 
 
 @pytest.mark.parametrize(
-    "endpoint", ["mirror.example", "ftp://mirror.example", "http://", "http://host:port"]
+    "endpoint",
+    [
+        "mirror.example",
+        "ftp://mirror.example",
+        "http://",
+        "http://host:port",
+        "http://127.0.0.1:99999",
+        "http://a..b",
+        f"http://{'a' * 64}.example",
+        "http://xn--a.example",
+        "http://[::1",
+        "http://a\udcff.example",
+    ],
 )
 def test_an_endpoint_that_is_none(environment: pytest.MonkeyPatch, endpoint: str) -> None:
-    with pytest.raises(MlxchatError, match="endpoint"):
-        from_environment(endpoint)
+    environment.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(MlxchatError) as caught:
+        from_environment()
+    assert f"The endpoint {endpoint.rstrip('/')!r} is not" in caught.value.problem
 
 
-def test_a_proxy_that_cannot_be_used(environment: pytest.MonkeyPatch) -> None:
-    environment.setenv("ALL_PROXY", "gopher://127.0.0.1:1")
+@pytest.mark.parametrize("endpoint", ["http://bücher.example", "http://[::1]:8000", "http://a_b."])
+def test_unusual_endpoints(environment: pytest.MonkeyPatch, endpoint: str) -> None:
+    assert from_environment(endpoint).endpoint == endpoint
+
+
+@pytest.mark.parametrize("proxy", ["gopher://127.0.0.1:1", "http://[::1"])
+def test_a_proxy_that_cannot_be_used(environment: pytest.MonkeyPatch, proxy: str) -> None:
+    environment.setenv("ALL_PROXY", proxy)
     with pytest.raises(MlxchatError, match="proxy"):
         from_environment()
 
@@ -350,6 +394,19 @@ def test_the_token_comes_from_environment_then_file(
     assert from_environment().token == "given"
     environment.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
     assert from_environment().token is None
+
+
+@pytest.mark.parametrize("token", ["hf_sécret", "hf_secret\nX-More: 1"])
+def test_a_token_that_cannot_be_sent_is_not_shown(
+    environment: pytest.MonkeyPatch, tmp_path: Path, token: str
+) -> None:
+    (tmp_path / "token").write_text(token, encoding="latin-1")
+    with pytest.raises(MlxchatError, match=str(tmp_path / "token")):
+        from_environment()
+    environment.setenv("HF_TOKEN", token)
+    with pytest.raises(MlxchatError, match="HF_TOKEN") as caught:
+        from_environment()
+    assert "cret" not in caught.value.problem + caught.value.remedy
 
 
 def test_offline_asks_nobody(environment: pytest.MonkeyPatch) -> None:

@@ -140,13 +140,21 @@ def test_a_run_of_letters_is_cut_anywhere(tmp_path: Path, run: Run) -> None:
     assert run(tmp_path / "line.txt").characters == 20_000
 
 
-def test_parquet_of_other_shape(tmp_path: Path, run: Run) -> None:
-    table = pa.table(
-        {"id": [1, 2, 3, 4], "text": pa.array(["one", None, " ", "two"], pa.large_string())}
-    )
-    pq.write_table(table, tmp_path / "own.parquet")
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.string(),
+        pa.large_string(),
+        pa.dictionary(pa.int8(), pa.string()),
+        pa.dictionary(pa.int32(), pa.large_string()),
+    ],
+)
+def test_parquet_of_other_shape(tmp_path: Path, run: Run, kind: pa.DataType) -> None:
+    column = pa.array(["one", None, " ", "two", "one"]).cast(kind)
+    pq.write_table(pa.table({"id": range(5), "text": column}), tmp_path / "own.parquet")
     summary = run(tmp_path / "own.parquet")
-    assert sorted(text for path in summary.shards for text in texts(path)) == ["one", "two"]
+    assert sorted(text for path in summary.shards for text in texts(path)) == ["one", "one", "two"]
+    assert pq.read_schema(summary.shards[0]).field("text").type == pa.string()
 
 
 def test_a_folder_is_read_through(tmp_path: Path, run: Run, events: list[Event]) -> None:
@@ -179,6 +187,16 @@ def test_progress_counts_bytes_of_the_source(
     assert progress[-1] == Progressed(1.0, "own.jsonl", size, size, "bytes")
 
 
+def test_the_task_has_the_name_of_the_folder_one_is_in(
+    tmp_path: Path, run: Run, events: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "texts").mkdir()
+    write_lines(tmp_path / "texts" / "own.jsonl", ["one", "two"])
+    monkeypatch.chdir(tmp_path / "texts")
+    run(Path())
+    assert isinstance(events[-1], Progressed) and events[-1].task == "texts"
+
+
 def bad_files() -> dict[str, tuple[str, bytes, str]]:
     """Name of the case: file name, its bytes, what the error says."""
     good = b'{"text": "fine"}\n'
@@ -186,7 +204,7 @@ def bad_files() -> dict[str, tuple[str, bytes, str]]:
         "empty": ("own.txt", b"", r"own\.txt is empty"),
         "blank": ("own.txt", b" \n\n \n", r"own\.txt is empty"),
         "empty json": ("own.jsonl", b"\n", r"own\.jsonl is empty"),
-        "one document": ("own.txt", b"Just this.", r"own\.txt makes 1 documents"),
+        "one document": ("own.txt", b"Just this.", r"own\.txt makes only one document;"),
         "latin-1": ("own.txt", b"fine\n\nna\xefve\n", r"own\.txt, line 3 is not UTF-8"),
         "cut letter": ("own.txt", b"fine\nna\xc3", r"own\.txt, line 2 is not UTF-8"),
         "latin-1 json": ("own.jsonl", good + b'{"text": "\xef"}', r"line 2 is not UTF-8"),
@@ -215,8 +233,9 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, run: Run, case: str) -> Non
 
 def test_parquet_without_text(tmp_path: Path, run: Run) -> None:
     pq.write_table(pa.table({"content": ["x"]}), tmp_path / "own.parquet")
-    with pytest.raises(MlxchatError, match=r"own\.parquet has no column text .*content"):
+    with pytest.raises(MlxchatError, match=r"own\.parquet has no column text .*content") as caught:
         run(tmp_path / "own.parquet")
+    assert caught.value.remedy.startswith("It should be") and "elete" not in caught.value.remedy
 
 
 def test_damaged_parquet(tmp_path: Path, run: Run) -> None:

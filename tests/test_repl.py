@@ -133,6 +133,13 @@ def test_help_lists_every_command() -> None:
     assert max(map(len, shown.splitlines())) <= 40
 
 
+def test_help_is_aligned() -> None:
+    lines = talk(Parrot(), "/help", width=80).splitlines()
+    purposes = ("begin a new", "write the", "go on with", "show this", "leave, as")
+    starts = [line.index(purpose) for purpose in purposes for line in lines if purpose in line]
+    assert starts == [len("/save FILE") + 2] * 5
+
+
 @pytest.mark.parametrize("line", ["/sav x", "/", "//", "/[red]x"])
 def test_unknown_commands_are_named(line: str) -> None:
     chat = Parrot()

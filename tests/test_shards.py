@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hub_server import TINY, Fault, HubServer, address, dataset_files, write_shard
 
-from mlxchat.data.hub import Hub
+from mlxchat.data.hub import ATTEMPTS, Hub
 from mlxchat.data.shards import (
     ALL_SHARDS,
     DATASETS,
@@ -178,6 +178,30 @@ def test_what_is_no_shard_is_not_kept(
     assert not (folder / shard_name(0)).exists()
 
 
+def test_garbage_from_a_server_is_not_announced_as_done(
+    hub: Hub, server: HubServer, folder: Path, events: list[Event], tmp_path: Path
+) -> None:
+    garbage = tmp_path / "garbage"
+    garbage.write_text("<html>Log in!</html>")
+    server.files = dict.fromkeys(server.files, garbage)
+    with pytest.raises(MlxchatError, match=r"sent no parquet shard.*is not a parquet") as caught:
+        fetch(folder, TINY, 2, hub, events.append)
+    assert "endpoint" in caught.value.remedy and "Delete" not in caught.value.remedy
+    progress = [event for event in events if isinstance(event, Progressed)]
+    assert progress and all(event.done < (event.total or 0) for event in progress)
+
+
+def test_waits_are_noted_and_without_a_network_for_one_file_only(
+    hub: Hub, server: HubServer, folder: Path, events: list[Event]
+) -> None:
+    server.faults = [Fault(method="HEAD", status=503, times=1000)]
+    with pytest.raises(MlxchatError, match="503"):
+        fetch(folder, TINY, 9, hub, events.append, clock=lambda: 5.0)
+    first = f"Trying again in 0.01 s to get {TINY.validation}: the server answers 503"
+    assert events[0] == Noted(5.0, f"{first} Service Unavailable.")
+    assert len(events) == ATTEMPTS - 1
+
+
 def test_check_shard_says_what_is_wrong(tmp_path: Path) -> None:
     whole = write_shard(tmp_path / "whole.parquet")
     check_shard(whole)
@@ -197,6 +221,12 @@ def test_check_shard_says_what_is_wrong(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(MlxchatError, match=f"{name}.parquet.*{said}"):
             check_shard(tmp_path / f"{name}.parquet")
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_check_shard_knows_every_kind_of_string(tmp_path: Path, kind: pa.DataType) -> None:
+    pq.write_table(pa.table({"text": pa.array(["a", "b"]).cast(kind)}), tmp_path / "own.parquet")
+    check_shard(tmp_path / "own.parquet")
 
 
 def test_local_shards_need_two(tmp_path: Path) -> None:

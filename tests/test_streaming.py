@@ -331,10 +331,22 @@ def test_a_report_that_fails_leaves_nobody_waiting(hub: Hub, folder: Path) -> No
         threading.excepthook = hook
 
 
+def test_why_it_waits_is_noted(stream: Stream, server: HubServer, events: list[Event]) -> None:
+    server.faults = [Fault(name=shard_name(0), method="HEAD", status=503)]
+    read(stream(), 0)
+    notes = [event.text for event in events if isinstance(event, Noted)]
+    assert notes == [
+        "Waiting for shard_00000.parquet.",
+        "Trying again in 0.01 s to get shard_00000.parquet: the server answers 503 "
+        "Service Unavailable.",
+    ]
+
+
 def test_two_runs_cannot_share_a_folder(stream: Stream) -> None:
     first = stream()
-    with pytest.raises(MlxchatError, match="Another run streams"):
+    with pytest.raises(MlxchatError, match="Another run streams") as caught:
         stream()
+    assert "MLXCHAT_HOME" in caught.value.remedy
     first.close()
     stream()
 

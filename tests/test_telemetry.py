@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 
 from mlxchat.telemetry import (
+    LEAST_RECENT_STEPS,
     MOST_POINTS,
     RECENT_STEPS,
     Ended,
@@ -128,7 +129,11 @@ def test_meter_computes_rates_from_recent_steps_without_the_first():
     assert (meter.loss, meter.tokens_per_second, meter.seconds_left) == (None, None, None)
     meter.update(stepped(1, seconds=50.0))
     assert meter.tokens_per_second is None
-    for step in range(2, 12):
+    for step in range(2, 2 + LEAST_RECENT_STEPS):
+        assert (meter.tokens_per_second, meter.seconds_left) == (None, None)
+        meter.update(stepped(step, seconds=100.0))
+    assert meter.tokens_per_second == 0.64
+    for step in range(2 + LEAST_RECENT_STEPS, 12):
         meter.update(stepped(step, seconds=100.0))
     for step in range(12, 12 + RECENT_STEPS):
         meter.update(stepped(step, seconds=2.0))
@@ -142,7 +147,7 @@ def test_meter_computes_rates_from_recent_steps_without_the_first():
 
 def test_meter_knows_no_mfu_of_an_unknown_chip():
     meter = Meter()
-    for event in (started(peak=None), stepped(1), stepped(2)):
+    for event in (started(peak=None), *map(stepped, range(1, 5))):
         meter.update(event)
     assert meter.flops_per_second == 640.0
     assert meter.mfu is None

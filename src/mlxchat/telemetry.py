@@ -217,6 +217,7 @@ def _lines_until(path: Path, step: int) -> Iterator[bytes]:
 
 SMOOTHING = 0.9  # of the exponential average of the loss, as in nanochat
 RECENT_STEPS = 20
+LEAST_RECENT_STEPS = 3  # two can land together, and then the second one's seconds are a remainder
 MOST_POINTS = 1000
 _SERIES = ("losses", "evaluations")
 
@@ -299,9 +300,9 @@ class Meter:
 
     @property
     def seconds_per_step(self) -> float | None:
-        """Mean of the recent steps; None until a second step since the start is done."""
-        recent = self._recent
-        return sum(recent) / len(recent) if recent else None
+        """Mean of the recent steps; None while these are fewer than `LEAST_RECENT_STEPS`."""
+        recent = self._recent or ()
+        return sum(recent) / len(recent) if len(recent) >= LEAST_RECENT_STEPS else None
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -52,8 +52,8 @@ def ingest_text(source: Path, dataset: str | None, json: bool) -> None:
         return
     say(
         f"{summary.documents:,} documents, {summary.characters:,} characters, in "
-        f"{len(summary.shards)} shards in {folder}; "
-        f"{summary.validation_documents:,} documents validate."
+        f"{len(summary.shards)} shards in {folder}; {summary.validation_documents:,} of them for "
+        "validation."
     )
     say(f"Next: mlxchat train --depth 4{_option(dataset)}")
 

@@ -189,7 +189,7 @@ def _rows(source: ShardSource, name: str, start: int) -> Iterator[tuple[list[Doc
     except (OSError, ValueError) as error:  # pyarrow's errors are these
         raise MlxchatError(
             f"{path} cannot be read ({' '.join(str(error).split())}).",
-            "Delete it and get it again: mlxchat data fetch",
+            "Move it away and get it again: mlxchat data fetch",
         ) from error
     finally:
         source.release(name)

@@ -60,7 +60,8 @@ class RemoteFile:
 class Hub:
     """Where files come from. Safe to use from several threads.
 
-    ``sleep`` waits between attempts, first ``backoff`` seconds, then twice as long each time.
+    ``sleep`` waits between attempts, first ``backoff`` seconds, then twice as long each time, and
+    ``note`` gets a line before each of these waits.
     """
 
     endpoint: str
@@ -69,6 +70,7 @@ class Hub:
     offline: bool = False
     sleep: Callable[[float], object] = time.sleep
     backoff: float = 1.0
+    note: Callable[[str], object] = lambda text: None
     stop: threading.Event = field(default_factory=threading.Event)
 
     @classmethod
@@ -78,26 +80,24 @@ class Hub:
         Honours ``HF_TOKEN``, the token that ``hf auth login`` stores, and ``HF_HUB_OFFLINE``.
 
         Raises:
-            MlxchatError: the endpoint is no http address, or the proxy none that works.
+            MlxchatError: the endpoint is no http address, the proxy none that works, or the token
+                none that can be sent.
         """
         address = (endpoint or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
-        try:
-            url = httpx.URL(address)
-        except httpx.InvalidURL:
-            url = httpx.URL()
-        if url.scheme not in ("http", "https") or not url.host:
+        if not _is_address(address):
             raise MlxchatError(
                 f"The endpoint {address!r} is not an http or https address.",
                 f"Give one such as {DEFAULT_ENDPOINT} with --endpoint or HF_ENDPOINT.",
             )
+        token = _token()
         try:
             client = httpx.Client(timeout=TIMEOUT)
-        except (ImportError, ValueError) as error:
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
             raise MlxchatError(
                 f"The proxy that the environment names cannot be used: {error}",
                 "Unset ALL_PROXY and HTTPS_PROXY; for a SOCKS proxy: pip install socksio",
             ) from error
-        return cls(address, client, token=_token(), offline=_switched_on("HF_HUB_OFFLINE"))
+        return cls(address, client, token=token, offline=_switched_on("HF_HUB_OFFLINE"))
 
     def until(self, stop: threading.Event) -> "Hub":
         """This hub, whose transfers and waits raise `Cancelled` soon after ``stop`` is set."""
@@ -161,7 +161,10 @@ class Hub:
         pause: float | None = None
         for number in range(ATTEMPTS):
             if number:
-                self.sleep(self.backoff * 2 ** (number - 1) if pause is None else pause)
+                wait = self.backoff * 2 ** (number - 1) if pause is None else pause
+                name = url.rpartition("/")[2]
+                self.note(f"Trying again in {wait:g} s to get {name}: {reason}.")
+                self.sleep(wait)
             self._check_stop()
             try:
                 return attempt()
@@ -169,6 +172,11 @@ class Hub:
                 reason, pause = str(error), error.after
             except httpx.RequestError as error:
                 reason, pause = str(error) or type(error).__name__, None
+            except UnicodeError as error:  # of the name of a proxy, or of a host redirected to
+                raise MlxchatError(
+                    f"The way to {url} leads over a host whose name cannot be one.",
+                    "Check --endpoint, HF_ENDPOINT and HTTPS_PROXY.",
+                ) from error
         raise MlxchatError(
             f"{url} cannot be had: {reason} ({ATTEMPTS} attempts).",
             "Check the network and --endpoint, then run the same command again: "
@@ -346,6 +354,16 @@ def _sha256(stream: BinaryIO) -> str:
     return digest.hexdigest()
 
 
+def _is_address(endpoint: str) -> bool:
+    """Whether a connection to it can be tried."""
+    try:
+        url = httpx.URL(endpoint)
+        url.raw_host.decode("ascii").encode("idna")  # as sockets do: finds labels of no length
+        return url.scheme in ("http", "https") and bool(url.host) and (url.port or 0) < 65_536
+    except (httpx.InvalidURL, UnicodeError):
+        return False
+
+
 def _switched_on(variable: str) -> bool:
     return os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE")
 
@@ -354,10 +372,18 @@ def _token() -> str | None:
     """The user's token, from where the hub's own client looks for it."""
     if _switched_on("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
         return None
-    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
+    source = "HF_TOKEN" if os.environ.get("HF_TOKEN") else "HUGGING_FACE_HUB_TOKEN"
+    token = os.environ.get(source)
     if not token:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         home = Path(os.environ.get("HF_HOME") or cache / "huggingface")
         stored = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser()
-        token = stored.read_text() if stored.is_file() else None
-    return token.strip() or None if token else None
+        source = str(stored)
+        token = stored.read_text("utf-8", errors="replace") if stored.is_file() else ""
+    token = token.strip()
+    if not (token.isascii() and token.isprintable()):  # httpx's own error would show the token
+        raise MlxchatError(
+            f"{source} holds no token: there are characters in it that no token has.",
+            "Set HF_TOKEN to a token as the hub shows it, or unset it.",
+        )
+    return token or None

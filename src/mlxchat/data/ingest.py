@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlxchat.data.hub import storing, sync_folder
-from mlxchat.data.shards import Report, check_shard, shard_name, shard_names
+from mlxchat.data.shards import Report, shard_fault, shard_name, shard_names
 from mlxchat.errors import MlxchatError
 from mlxchat.telemetry import Noted, Progressed
 
@@ -64,7 +64,7 @@ def ingest(
         what = "holds shards already" if shard_names(folder) else "is not empty"
         raise MlxchatError(f"{folder} {what}; nothing was written.", "Choose another dataset name.")
     files = _files(source)
-    meter = _Meter(source.name, sum(path.stat().st_size for path in files), report, clock)
+    meter = _Meter(source.resolve().name, sum(path.stat().st_size for path in files), report, clock)
     with storing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
@@ -214,15 +214,17 @@ def _read_json_lines(path: Path, advance: Advance) -> Iterator[str]:
 
 def _read_parquet(path: Path, advance: Advance) -> Iterator[str]:
     """The rows of the column ``text`` that are not null."""
-    check_shard(path)
+    remedy = "It should be a whole parquet file with a column of strings named text."
     try:
+        if fault := shard_fault(path):
+            raise MlxchatError(f"{path} {fault}.", remedy)
         with pq.ParquetFile(path) as file:
             bytes_per_row = path.stat().st_size / max(file.metadata.num_rows, 1)
             for batch in file.iter_batches(batch_size=ROW_GROUP, columns=["text"]):
                 advance(int(bytes_per_row * batch.num_rows))
                 yield from (text for text in batch.column(0).to_pylist() if text is not None)
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise MlxchatError(f"{path} is damaged: {error}.", "Make the file again.") from error
+        raise MlxchatError(f"{path} is damaged: {error}.", remedy) from error
 
 
 READERS: dict[str, Callable[[Path, Advance], Iterator[str]]] = {
@@ -259,9 +261,9 @@ class _Split:
     def finish(self, source: Path) -> int:
         """Write the rest, validation as the last shard; the number of training shards."""
         if self.documents < 2:
+            found = "only one document" if self.documents else "no document"
             raise MlxchatError(
-                f"{source} makes {self.documents} documents; one is needed for training and one "
-                "for validation.",
+                f"{source} makes {found}; one is needed for training and one for validation.",
                 f"Add text: a document of a .txt file has up to {DOCUMENT_CHARACTERS} characters.",
             )
         self._deal()

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -135,7 +135,9 @@ class LocalShards:
         self.validation = names[-1]
         if num_shards is not None and num_shards > len(self.training):
             raise MlxchatError(
-                f"{folder} holds {len(self.training)} training shards, not {num_shards}.", remedy
+                f"{folder} holds {len(self.training)} of the {num_shards} training shards asked "
+                "for.",
+                remedy,
             )
 
     def acquire(self, name: str) -> Path:
@@ -201,30 +203,44 @@ def shard_names(folder: Path) -> list[str]:
 
 
 def check_shard(path: Path) -> None:
-    """Look at a file's frame: a parquet file, whole, with a column ``text`` of strings.
+    """Look at a shard's frame.
 
     Raises:
-        MlxchatError: it is not, and in what.
+        MlxchatError: it does not exist or is none (`shard_fault`).
+    """
+    if not path.is_file():
+        raise MlxchatError(f"{path} does not exist.", "Get it with: mlxchat data fetch")
+    if fault := shard_fault(path):
+        raise MlxchatError(
+            f"{path} {fault}.",
+            "A shard is a parquet file with a column text of strings. One that came from the hub "
+            "can be deleted and fetched again.",
+        )
+
+
+def shard_fault(path: Path) -> str | None:
+    """What keeps a file from being a whole parquet file with a column ``text`` of strings.
+
+    Returns:
+        The rest of a sentence that begins with the file's name; None for a shard.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    remedy = f"Delete it and fetch it again, or put text into it: {path}"
-    if not path.is_file():
-        raise MlxchatError(f"{path} does not exist.", "Get it with: mlxchat data fetch")
     try:
         schema = pq.read_schema(path)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError):
         with path.open("rb") as stream:
             begins_well = stream.read(len(MAGIC)) == MAGIC
-        what = "is truncated or damaged" if begins_well else "is not a parquet file"
-        raise MlxchatError(f"{path} {what}.", remedy) from error
+        return "is truncated or damaged" if begins_well else "is not a parquet file"
     if "text" not in schema.names:
-        columns = ", ".join(schema.names) or "none"
-        raise MlxchatError(f"{path} has no column text (its columns: {columns}).", remedy)
+        return f"has no column text (its columns: {', '.join(schema.names) or 'none'})"
     kind = schema.field("text").type
+    if pa.types.is_dictionary(kind):  # as pandas writes categories
+        kind = kind.value_type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise MlxchatError(f"The column text of {path} holds {kind}, not strings.", remedy)
+        return f"holds {kind}, not strings, in its column text"
+    return None
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -262,7 +278,7 @@ def fetch(
 
     Shards that are on disk are left as they are, and kept from then on, should streaming have
     brought them. ``report`` is called from several threads, one at a time: bytes for every file,
-    and for `ALL_SHARDS`.
+    and for `ALL_SHARDS`, and a note when a transfer waits to be tried again.
 
     Returns:
         The paths, validation last.
@@ -275,13 +291,16 @@ def fetch(
     names = (dataset.validation, *training)  # validation first: without it nothing can be done
     for name in names:
         (folder / STREAMED / name).unlink(missing_ok=True)
+    report = _one_at_a_time(report)
     missing = [name for name in names if not _is_complete(folder / name, report, clock)]
     stop = threading.Event()
-    hub = hub.until(stop)
+    hub = replace(hub.until(stop), note=lambda text: report(Noted(clock(), text)))
     with ThreadPoolExecutor(workers, thread_name_prefix="fetch") as pool:
         try:
-            asked = {name: pool.submit(hub.stat, dataset.repo, name) for name in missing}
-            _wait(asked.values())
+            asked: dict[str, Future[RemoteFile]] = {}
+            for group in missing[:1], missing[1:]:  # one alone says it where nothing can be had
+                asked |= {name: pool.submit(hub.stat, dataset.repo, name) for name in group}
+                _wait(asked.values())
             remotes = {name: future.result() for name, future in asked.items()}
             needed = sum(missing_bytes(hub, remotes[name], folder / name) for name in missing)
             require_space(folder, needed)
@@ -306,15 +325,19 @@ def download_shard(
 ) -> None:
     """Download one file and check that it is a shard; what is none is deleted.
 
+    ``report`` gets the bytes done, all of them only once the file is known to be a shard.
+
     Raises:
         MlxchatError: it cannot be had, or is no shard.
     """
-    hub.download(remote, destination, report)
-    try:
-        check_shard(destination)
-    except MlxchatError:
+    hub.download(remote, destination, lambda done: report(min(done, remote.size - 1)))
+    if fault := shard_fault(destination):
         destination.unlink()
-        raise
+        raise MlxchatError(
+            f"The server sent no parquet shard: {remote.url} {fault}.",
+            "Nothing of it was kept. Is the endpoint the right one? Check --endpoint and "
+            "HF_ENDPOINT.",
+        )
     report(remote.size)
 
 
@@ -322,12 +345,20 @@ def _is_complete(path: Path, report: Report, clock: Callable[[], float]) -> bool
     """Whether the file is there; one that is damaged is said to be, and counts as missing."""
     if not path.exists():
         return False
-    try:
-        check_shard(path)
-    except MlxchatError as error:
-        report(Noted(clock(), f"{error.problem} It is downloaded again."))
+    if fault := shard_fault(path):
+        report(Noted(clock(), f"{path} {fault}. It is downloaded again."))
         return False
     return True
+
+
+def _one_at_a_time(report: Report) -> Report:
+    lock = threading.Lock()
+
+    def locked(event: Event) -> None:
+        with lock:
+            report(event)
+
+    return locked
 
 
 def _wait(futures: "Iterable[Future[Result]]") -> None:

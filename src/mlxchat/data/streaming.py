@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from mlxchat.data.hub import Cancelled, Hub, storing
@@ -42,7 +43,7 @@ class StreamingShards:
             validation shard comes on top. Files that were there before count, but are never
             dropped; two are always allowed beside them.
         hub: to download from.
-        report: gets progress in bytes, also from the thread that downloads.
+        report: gets progress in bytes and why it waits, also from the thread that downloads.
         num_shards: how many training shards there are to go through; None for all.
         clock: seconds since the epoch.
 
@@ -73,7 +74,7 @@ class StreamingShards:
         self._folder, self._dataset, self._max_cached = folder, dataset, max_cached
         self._report, self._clock = report, clock
         self._stop = threading.Event()
-        self._hub = hub.until(self._stop)
+        self._hub = replace(hub.until(self._stop), note=self._note)
         self._marks = folder / STREAMED
         with storing(folder):
             self._marks.mkdir(parents=True, exist_ok=True)
@@ -99,7 +100,7 @@ class StreamingShards:
         """
         path = self._folder / name
         if not path.is_file():
-            self._report(Noted(self._clock(), f"Waiting for {name}."))
+            self._note(f"Waiting for {name}.")
         with self._changed:
             self._in_use[name] += 1
             self._position = self._index.get(name, self._position)
@@ -132,6 +133,9 @@ class StreamingShards:
         self._thread.join(CLOSE_SECONDS)
         self._lock_file.close()
 
+    def _note(self, text: str) -> None:
+        self._report(Noted(self._clock(), text))
+
     def _hopeless(self, name: str) -> bool:
         return name in self._failures or self._stop.is_set()
 
@@ -147,7 +151,7 @@ class StreamingShards:
             self._lock_file.close()
             raise MlxchatError(
                 f"Another run streams into {self._folder}, and would drop what this one reads.",
-                "Wait for it, or give this run a folder of its own with --data-dir.",
+                "Wait for it to end, or give this run another MLXCHAT_HOME.",
             ) from None
 
     def _forget_missing(self) -> None:

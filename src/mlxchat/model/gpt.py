@@ -17,7 +17,8 @@ from mlxchat.runtime import mx, nn, tree_flatten
 ROPE_BASE = 10_000.0
 NORM_EPS = 1.1920929e-07  # what torch's rms_norm uses when told nothing
 SOFTCAP = 15.0
-LOGITS_LIMIT = 2**26  # elements of float32 logits that exist at once while training
+LOGITS_LIMIT = 2**23  # elements of float32 logits in one chunk of the loss
+MOST_CHUNKS = 64  # since each adds to what is compiled
 
 
 class LayerCache(Protocol):
@@ -151,12 +152,12 @@ class GPT(nn.Module):
     def losses(self, ids: mx.array, targets: mx.array) -> mx.array:
         """Cross entropy in nats at every position, (B, T) float32; 0 where the target is -1.
 
-        Where the logits of the whole batch would exceed `LOGITS_LIMIT` elements they are computed
-        in chunks of rows, and again for the gradient.
+        Logits of more than `LOGITS_LIMIT` elements are computed in chunks of rows, and again for
+        the gradient, so that those of the whole batch never exist at once.
         """
         x = self.features(ids).reshape(-1, self.config.n_embd)  # (N, C)
         flat = targets.reshape(-1)
-        rows = max(1, LOGITS_LIMIT // self.config.vocab_size)
+        rows = max(LOGITS_LIMIT // self.config.vocab_size, -(-flat.size // MOST_CHUNKS))
         if flat.size <= rows:
             return self._cross_entropy(x, flat).reshape(targets.shape)
         chunks = []

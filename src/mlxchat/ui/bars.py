@@ -29,9 +29,10 @@ def memory_size(count: float) -> str:
 
 
 def amount(count: float, unit: str) -> str:
-    """``95.1 MB``, in powers of 1,000, where the unit is bytes, else ``1,234 documents``."""
+    """``95.1 MB``, in powers of 1,000, where the unit is bytes, else ``1 step``, ``2 steps``."""
     if unit != "bytes":
-        return f"{count:,.0f} {unit}"
+        shown = f"{count:,.0f}"
+        return f"{shown} {unit.removesuffix('s') if shown == '1' else unit}"
     for name, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= factor:
             return f"{count / factor:.1f} {name}"

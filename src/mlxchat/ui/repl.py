@@ -125,8 +125,10 @@ def _obey(chat: Chat, line: str, console: Console) -> None:
         chat.load(_path(arguments[0]))
         _note(console, f"Going on with {_path(arguments[0])}.")
     elif command == "/help":
-        for name, (argument, purpose) in COMMANDS.items():
-            _note(console, f"{name} {argument:<4}  {purpose}")
+        purposes = {f"{name} {argument}": purpose for name, (argument, purpose) in COMMANDS.items()}
+        width = max(map(len, purposes))
+        for usage, purpose in purposes.items():
+            _note(console, f"{usage:<{width}}  {purpose}")
 
 
 def _path(name: str) -> Path:

@@ -44,7 +44,7 @@ def describe(event: Event, meter: Meter) -> str | None:
         case Saved():
             return f"step {event.step:,}: saved {event.path}"
         case Ended(reason="finished"):
-            return f"Finished {event.step:,} steps in {duration(meter.elapsed)}."
+            return f"Finished {amount(event.step, 'steps')} in {duration(meter.elapsed)}."
         case Ended():
             return f"Stopped after step {event.step:,}; the same command goes on from there."
         case Noted():
@@ -148,9 +148,8 @@ class PlainView:
                 line = describe(event, meter)
             if isinstance(event, Started):
                 self._shown_at = None
-            if isinstance(event, Ended):
-                self._write_held_back()
             if line is not None:
+                self._write_held_back()
                 self._write(line)
 
     def _step(self, event: Stepped, meter: Meter) -> None:
