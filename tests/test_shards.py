@@ -13,16 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from hub_server import TINY, Fault, HubServer, address, dataset_files, write_shard
 
+from mlxchat.data.fetch import ALL_SHARDS, fetch, require_space
 from mlxchat.data.hub import ATTEMPTS, Hub
 from mlxchat.data.shards import (
-    ALL_SHARDS,
     DATASETS,
     STREAMED,
     FolderStatus,
     LocalShards,
     check_shard,
-    fetch,
-    require_space,
     shard_name,
     status,
 )

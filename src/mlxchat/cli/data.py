@@ -6,9 +6,7 @@ from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
-from mlxchat.data.hub import Hub
-from mlxchat.data.ingest import ingest
-from mlxchat.data.shards import DATASETS, fetch, status
+from mlxchat.data.shards import DATASETS, status
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.train.recipe import BUILTIN, NAME
@@ -19,6 +17,9 @@ def fetch_shards(
     dataset: str, num_shards: int, endpoint: str | None, workers: int, json: bool
 ) -> None:
     """Download shards of a dataset of the hub."""
+    from mlxchat.data.fetch import fetch
+    from mlxchat.data.hub import Hub
+
     if dataset not in DATASETS:
         raise MlxchatError(
             f"The hub has no dataset {dataset} for mlxchat.",
@@ -36,6 +37,8 @@ def fetch_shards(
 
 def ingest_text(source: Path, dataset: str | None, json: bool) -> None:
     """Make shards of the user's own text, in a dataset of that name or else of the file's."""
+    from mlxchat.data.ingest import ingest
+
     suggested = re.sub(r"[^A-Za-z0-9]+", "-", source.resolve().stem).strip("-")[:100] or "mine"
     dataset = dataset or suggested
     if dataset in DATASETS or dataset == BUILTIN or not re.match(NAME, dataset):

@@ -14,17 +14,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from mlxchat.data.fetch import download_shard, missing_bytes, require_space
 from mlxchat.data.hub import Cancelled, Hub, storing
-from mlxchat.data.shards import (
-    STREAMED,
-    Dataset,
-    Report,
-    check_shard,
-    download_shard,
-    missing_bytes,
-    require_space,
-    shard_names,
-)
+from mlxchat.data.shards import STREAMED, Dataset, Report, check_shard, shard_names
 from mlxchat.errors import MlxchatError
 from mlxchat.telemetry import Noted, Progressed
 

@@ -177,5 +177,5 @@ def answers(exchanges: Iterable[tuple[str, str]], stream: TextIO | None = None) 
     """Print questions, each with what the model answered below it."""
     console = console_for(stream or sys.stdout)
     for question, answer in exchanges:
-        console.print(Text(f"> {in_one_line(question)}", style="bold"), soft_wrap=True)
-        console.print(Text(f"  {in_one_line(answer)}"), soft_wrap=True)
+        console.print(Text(f"> {in_one_line(question)}", style="bold"))
+        console.print(Text(f"  {in_one_line(answer)}"))
