@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlxchat.data import ingest as module
-from mlxchat.data.ingest import DOCUMENT_CHARACTERS, IngestSummary, ingest
+from mlxchat.data.ingest import IngestSummary, ingest
+from mlxchat.data.readers import DOCUMENT_CHARACTERS
 from mlxchat.data.shards import LocalShards, check_shard
 from mlxchat.errors import MlxchatError
 from mlxchat.telemetry import Event, Noted, Progressed
