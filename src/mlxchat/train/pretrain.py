@@ -295,7 +295,7 @@ class _Pretraining:
             self.tokenizer,
             self.plan.device_batch_size,
             self.config.max_seq_len,
-            stop=stop,
+            stop=lambda: stop() and step < self.plan.num_iterations,  # the last one is never cut
         )
         with batches:
             limit = self.plan.eval_batches
