@@ -1,0 +1,67 @@
+"""Bits per byte against a sum by hand, and the table of peaks."""
+
+import math
+
+import numpy as np
+import pytest
+
+from mlxchat.data.loader import Batch, LoaderState
+from mlxchat.data.tokenizer import train
+from mlxchat.errors import MlxchatError
+from mlxchat.evaluate.bits import bits_per_byte
+from mlxchat.runtime import mx, peak_flops
+from mlxchat.telemetry import Evaluated
+
+TOKENIZER = train(["an example of a text, an example of another"] * 50, 280)
+
+
+def batch(text: str) -> Batch:
+    ids = np.array([[TOKENIZER.bos, *TOKENIZER.encode(text), TOKENIZER.bos]], np.int32)
+    return Batch(ids[:, :-1], ids[:, 1:], LoaderState())
+
+
+def nats(ids: mx.array, targets: mx.array) -> mx.array:
+    """Made-up losses that tell tokens apart."""
+    return targets.astype(mx.float32) / 100
+
+
+def evaluated(*texts: str, limit: int = 10) -> Evaluated:
+    *_, last = bits_per_byte(nats, map(batch, texts), limit, TOKENIZER)
+    assert isinstance(last, Evaluated)
+    return last
+
+
+def test_summed_nats_over_summed_bytes() -> None:
+    texts = ["an example", "of another text — naïve"]
+    tokens = [token for text in texts for token in TOKENIZER.encode(text)]
+    total_bytes = sum(len(text.encode()) for text in texts)
+    result = evaluated(*texts)
+    expected = sum(tokens) / 100 / (math.log(2) * total_bytes)
+    assert result.bits_per_byte == pytest.approx(expected, rel=1e-6)
+    special = 2 * TOKENIZER.bos / 100  # counts in the loss, not in the bits
+    assert result.tokens == len(tokens) + 2
+    assert result.loss == pytest.approx((sum(tokens) / 100 + special) / result.tokens, rel=1e-6)
+
+
+def test_no_more_batches_than_asked_for() -> None:
+    assert evaluated("an example", "another", limit=1).tokens == evaluated("an example").tokens
+
+
+def test_nothing_to_evaluate_on() -> None:
+    with pytest.raises(MlxchatError, match="does not fill one row"):
+        list(bits_per_byte(nats, [], 3, TOKENIZER))
+
+
+@pytest.mark.parametrize(
+    ("device", "peak"),
+    [
+        ("Apple M3", 4.1e12),
+        ("Apple M3 Pro", 7.4e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("Apple M30", None),
+        ("AMD EPYC, 2 cores", None),
+    ],
+)
+def test_peak_of_a_chip(device: str, peak: float | None) -> None:
+    assert peak_flops(device) == peak
