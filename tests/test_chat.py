@@ -251,26 +251,13 @@ def test_interrupted_before_a_word_it_is_as_if_not_asked(monkeypatch) -> None:
     assert say(talk, "More") == "one"
 
 
-def test_complete_neither_sees_nor_changes_the_conversation() -> None:
-    model = network()
-    talk = chat(model, max_tokens=12)
-    alone = chat(model, max_tokens=12).complete("Who?")
-    say(talk, "Hello")
-    before = talk.messages
-    assert talk.complete("Who?") == alone
-    assert talk.messages == before
-    fresh = chat(model, max_tokens=12)
-    say(fresh, "Hello")
-    assert say(talk, "More") == say(fresh, "More")
-
-
 def test_clear_begins_anew() -> None:
     model = network()
     talk = chat(model, max_tokens=12)
     say(talk, "Hello")
     talk.clear()
     assert talk.messages == ()
-    assert say(talk, "Who?") == chat(model, max_tokens=12).complete("Who?")
+    assert say(talk, "Who?") == say(chat(model, max_tokens=12), "Who?")
 
 
 # The context

@@ -111,19 +111,6 @@ class Chat:
         self._turns.append(turn)
         return self._stream(turn, prompt)
 
-    def complete(self, prompt: str) -> str:
-        """The answer to ``prompt`` by itself; earlier turns are neither seen nor changed.
-
-        Raises:
-            MlxchatError: as `reply`.
-        """
-        turns, dropped = self._turns, self.dropped
-        self._turns, self.dropped = [], 0
-        try:
-            return "".join(self.reply(prompt))
-        finally:
-            self._turns, self.dropped = turns, dropped
-
     def clear(self) -> None:
         """Begin a new conversation."""
         self._system, self._turns, self.dropped = None, [], 0
