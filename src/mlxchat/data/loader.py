@@ -41,7 +41,6 @@ class LoaderState:
         return {
             "cursor": np.array(self.cursor, np.int64),
             "length": np.array([document.length for document in self.buffered], np.int64),
-            "arrival": np.array([document.arrival for document in self.buffered], np.int64),
             "kept": np.array([len(kept) for kept in tokens], np.int64),
             "tokens": np.concatenate([*tokens, np.empty(0, np.int32)]).astype(np.int32),
         }
@@ -51,10 +50,10 @@ class LoaderState:
         """The inverse of `to_arrays`."""
         ends = np.cumsum(arrays["kept"])
         tokens = np.split(arrays["tokens"], ends)[:-1] if len(ends) else []
-        held = zip(arrays["length"].tolist(), arrays["arrival"].tolist(), tokens, strict=True)
-        return cls(
-            Cursor(*arrays["cursor"].tolist()), tuple(Buffered(*document) for document in held)
-        )
+        # Those of one length are in order of arrival, and nothing else of it matters.
+        held = enumerate(zip(arrays["length"].tolist(), tokens, strict=True))
+        buffered = tuple(Buffered(length, i, kept) for i, (length, kept) in held)
+        return cls(Cursor(*arrays["cursor"].tolist()), buffered)
 
 
 @dataclass(frozen=True)
