@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel, ValidationError
@@ -18,24 +18,23 @@ def options_from_models(command: Command) -> Command:
     The command is called with the models, made of what was given; a value out of bounds is a usage
     error that names the option.
     """
-    hints = get_type_hints(command, include_extras=True)
+    given_as = inspect.signature(command).parameters
     models = {
-        name: hint
-        for name, hint in hints.items()
-        if isinstance(hint, type) and issubclass(hint, BaseModel)
+        name: parameter.annotation
+        for name, parameter in given_as.items()
+        if isinstance(parameter.annotation, type) and issubclass(parameter.annotation, BaseModel)
     }
     parameters = []
-    for name, parameter in inspect.signature(command).parameters.items():
+    for name, parameter in given_as.items():
         if name in models:
             parameters += _options(models[name])
         else:
-            keyword_only = inspect.Parameter.KEYWORD_ONLY
-            parameters.append(parameter.replace(annotation=hints[name], kind=keyword_only))
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
     @functools.wraps(command)
     def called(**given: Any) -> None:
         made = {name: _make(model, given) for name, model in models.items()}
-        own = {name: given[name] for name in hints.keys() & given.keys()}
+        own = {name: given[name] for name in given_as.keys() & given.keys()}
         command(**made, **own)
 
     called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
