@@ -50,6 +50,20 @@ def test_no_text_is_an_error(tmp_path: Path) -> None:
     assert not (tmp_path / "tokenizer").exists()
 
 
+class Short(BuiltinDocuments):
+    def texts(self) -> Iterator[str]:
+        return iter(["abab"])
+
+
+def test_a_vocabulary_that_the_text_cannot_fill(tmp_path: Path) -> None:
+    folder = tmp_path / "tokenizer"
+    with pytest.raises(MlxchatError, match="pairs for a vocabulary of 267 tokens") as raised:
+        train_tokenizer(Short(1), folder, 300, lambda _: None)
+    assert raised.value.remedy == "Use --vocab-size 267 or less, or more text."
+    assert not folder.exists()
+    assert train_tokenizer(Short(1), folder, None, lambda _: None).vocab_size == 267
+
+
 def test_folders(tmp_path: Path) -> None:
     home = Home(tmp_path)
     assert tokenizer_folder(DataConfig(), home) == tmp_path / "tokenizer"

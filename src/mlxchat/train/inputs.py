@@ -76,7 +76,7 @@ def train_tokenizer(
         max_characters: read at most so much.
 
     Raises:
-        MlxchatError: there is no text.
+        MlxchatError: there is no text, or not enough for ``vocab_size``.
     """
 
     def texts() -> Iterator[str]:
@@ -94,6 +94,12 @@ def train_tokenizer(
             raise MlxchatError("The training data holds no text.", "Use data with text in it.")
 
     tokenizer = train(texts(), vocab_size or documents.suggested_vocabulary())
+    if vocab_size is not None and tokenizer.vocab_size < vocab_size:
+        raise MlxchatError(
+            f"The text has pairs for a vocabulary of {tokenizer.vocab_size:,} tokens, "
+            f"not {vocab_size:,}.",
+            f"Use --vocab-size {tokenizer.vocab_size} or less, or more text.",
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unfinished", dir=folder) as unfinished:
         tokenizer.save(Path(unfinished))
