@@ -14,8 +14,9 @@ import numpy as np
 from mlxchat import runtime
 from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.gpt import GPT, initialise
-from mlxchat.optim.groups import MuonAdamW, Rates
+from mlxchat.model.gpt import GPT
+from mlxchat.model.initial import initialise
+from mlxchat.optim.groups import GROUPS, MATRIX, MuonAdamW, Rates
 from mlxchat.runtime import mx
 from mlxchat.train.loop import Run, train
 
@@ -25,6 +26,7 @@ MIB = 1024**2
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--arch", choices=list(GROUPS), default="classic")
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--max-seq-len", type=int, default=512)
     parser.add_argument("--device-batch-size", type=int, default=8)
@@ -33,18 +35,20 @@ def main() -> None:
     machine = runtime.machine()
     runtime.bound_buffer_cache()
     model = GPT(
-        GPTConfig.from_depth(given.depth, given.vocab_size, given.max_seq_len),
+        GPTConfig.from_depth(given.depth, given.vocab_size, given.max_seq_len, arch=given.arch),
         machine.compute_dtype,
     )
     initialise(model, mx.random.key(0))
     shape = (given.device_batch_size, given.max_seq_len + 1)
     rows = np.random.default_rng(0).integers(0, given.vocab_size, shape, dtype=np.int32)
+    rate = mx.array(0.01)
+    rates = Rates(dict.fromkeys([MATRIX, *GROUPS[given.arch]], rate), mx.array(0.9), mx.array(0.0))
     run = Run(
         model=model,
-        optimizer=MuonAdamW(model.named_parameters(), 0.0, machine.compute_dtype),
+        optimizer=MuonAdamW(model.named_parameters(), given.arch, machine.compute_dtype),
         batches=itertools.repeat(Batch(rows[:, :-1], rows[:, 1:], LoaderState())),
         shards=1,
-        rates=lambda _: Rates(*map(mx.array, (0.1, 0.01, 0.02, 0.9))),
+        rates=lambda _: rates,
         step=0,
         evaluated=True,
         total_steps=2,
@@ -63,7 +67,8 @@ def main() -> None:
         pass
     weights = sum(p.size for p in model.named_parameters().values())
     print(
-        f"d{given.depth}, vocabulary {given.vocab_size:,}, {shape[0]} rows of {given.max_seq_len}: "
+        f"{given.arch} d{given.depth}, vocabulary {given.vocab_size:,}, "
+        f"{shape[0]} rows of {given.max_seq_len}: "
         f"{weights:,} parameters ({4 * weights / MIB:,.0f} MiB), "
         f"peak {mx.get_peak_memory() / MIB:,.0f} MiB on {machine.device}"
     )

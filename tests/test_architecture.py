@@ -80,6 +80,7 @@ def test_imports_point_one_way(path: Path) -> None:
     [
         "",
         "train",
+        "info",
         "chat",
         "quickstart",
         "data",

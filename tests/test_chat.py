@@ -10,10 +10,10 @@ from mlx.utils import tree_map
 from mlxchat.chat import Chat
 from mlxchat.data.conversations import Conversation, Message
 from mlxchat.data.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
-from mlxchat.engine.cache import KVCache
+from mlxchat.engine.cache import Cache
 from mlxchat.engine.options import Sampling
 from mlxchat.errors import MlxchatError
-from mlxchat.model.config import GPTConfig
+from mlxchat.model.config import Architecture, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
 
@@ -41,24 +41,24 @@ class Reciting:
         self._said = 0
         self.passes: list[list[int]] = []
 
-    def features(self, ids: mx.array, cache: Sequence[KVCache]) -> mx.array:
+    def features(self, ids: mx.array, cache: Cache) -> mx.array:
         self.passes.extend(ids.tolist())
-        cache[0].extend(*mx.zeros((2, 1, 1, ids.shape[1], 2)))
+        cache.layers[0].extend(*mx.zeros((2, 1, 1, ids.shape[1], 2)))
         self._said = self._said + 1 if ids.shape[1] == 1 else 0
         return mx.full((1, ids.shape[1], 1), self._script[self._said % len(self._script)])
 
     def logits(self, x: mx.array) -> mx.array:
         return 9.0 * (mx.arange(BYTES.vocab_size) == x).astype(mx.float32)
 
-    def __call__(self, ids: mx.array, cache: Sequence[KVCache]) -> mx.array:
+    def __call__(self, ids: mx.array, cache: Cache) -> mx.array:
         return self.logits(self.features(ids, cache))
 
 
-def network(sequence_len: int = 512) -> GPT:
-    """A small network with random weights, none of them zero."""
+def network(sequence_len: int = 512, arch: Architecture = "classic") -> GPT:
+    """A small network with random weights, none of them zero; modern ones have a window of 128."""
     config = GPTConfig(
-        sequence_len=sequence_len, vocab_size=BYTES.vocab_size, n_layer=2, n_head=2, n_kv_head=1,
-        n_embd=32,
+        arch=arch, sequence_len=sequence_len, vocab_size=BYTES.vocab_size, n_layer=2, n_head=2,
+        n_kv_head=1, n_embd=32, window_pattern="L" if arch == "classic" else "S",
     )  # fmt: skip
     model, key = GPT(config), iter(mx.random.split(mx.random.key(1), 64))
     weights = tree_map(lambda w: mx.random.normal(w.shape, key=next(key)), model.parameters())
@@ -196,11 +196,12 @@ def test_base_model_continues_the_whole_text() -> None:
         spoken += expected
 
 
-def test_cached_turns_answer_as_a_fresh_pass_would() -> None:
-    model = network()
+@pytest.mark.parametrize("arch", ["classic", "modern"])
+def test_cached_turns_answer_as_a_fresh_pass_would(arch: Architecture) -> None:
+    model = network(arch=arch)
     talk = chat(model, max_tokens=12)
     ids = [BOS]
-    for text in ("Hello", "Who are you?", "Why?"):
+    for text in ("Hello", "Who are you?", "Why? " * 30, "Why?", "Go on."):
         ids += [USER, *text.encode(), USER_END, ASSISTANT]
         expected = greedy(model, ids, 12, {BOS, END})
         assert say(talk, text) == text_of(expected)
@@ -251,10 +252,11 @@ def test_interrupted_before_a_word_it_is_as_if_not_asked(monkeypatch) -> None:
     assert say(talk, "More") == "one"
 
 
-def test_clear_begins_anew() -> None:
-    model = network()
+@pytest.mark.parametrize("arch", ["classic", "modern"])
+def test_clear_begins_anew(arch: Architecture) -> None:
+    model = network(arch=arch)
     talk = chat(model, max_tokens=12)
-    say(talk, "Hello")
+    say(talk, "Hello " * 30)
     talk.clear()
     assert talk.messages == ()
     assert say(talk, "Who?") == say(chat(model, max_tokens=12), "Who?")
@@ -359,10 +361,22 @@ def test_a_system_message_leads_the_first_turn(tmp_path: Path) -> None:
         ('{"messages": 3}', "messages: Input should be a valid array"),
         ('{"messages": [{"role": "user"}]}', "messages.0.content: Field required"),
         ('{"messages": [{"role": "me", "content": ""}]}', "messages.0.role: Input should be"),
-        ('{"messages": [{"role": "user", "content": 1}]}', "messages.0.content: Input should be"),
+        (
+            '{"messages": [{"role": "user", "content": 1}]}',
+            "messages.0.content.str: Input should be",
+        ),
         ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "Invalid JSON"),
         ('{"messages": [{"role": "user", "content": "Hi"}]}', "the last message has no answer"),
         ('{"messages": [{"role": "assistant", "content": "Hi"}]}', "'Hi' is from the assistant"),
+        (
+            '{"messages": [{"role": "user", "content": "6*7?"}, {"role": "assistant", '
+            '"content": [{"type": "python", "text": "6*7"}]}]}',
+            "'6*7' is in parts",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]}',
+            "a user message is text",
+        ),
     ],
 )
 def test_a_broken_file_is_named_and_changes_nothing(

@@ -53,6 +53,7 @@ def test_version() -> None:
         (["train", "--depth", "0"], "--depth"),
         (["train", "--nonsense"], "--nonsense"),
         (["train", "--model-tag", "a/b"], "--model-tag"),
+        (["info", "--arch", "newest"], "--arch"),
         (["chat", "--top-p", "2"], "--top-p"),
         (["chat", "--temperature", "nan"], "--temperature"),
         (["nonsense"], "nonsense"),
@@ -70,6 +71,9 @@ def test_usage_errors_name_the_option(arguments: list[str], said: str) -> None:
         (["chat"], "There is no trained model", "mlxchat quickstart"),
         (["chat", "--checkpoint", "nowhere"], "There is no directory nowhere", "directory"),
         (["train"], "no data", "mlxchat data fetch"),
+        (["train", "--scalar-lr", "1"], "--scalar-lr", "--arch modern"),
+        (["info", "--window-pattern", "SL"], "--window-pattern SL", "--arch modern"),
+        (["info", "--depth", "5"], "width of 320", "--head-dim"),
         (["train", "--dataset", "mine", "--streaming"], "Only a dataset of the hub", "--dataset"),
         (["data", "fetch", "--dataset", "mine"], "no dataset mine", "--from"),
         (["data", "fetch", "--from", "nowhere", "--dataset", "mine"], "nowhere", ""),
@@ -99,6 +103,47 @@ def test_json_is_json_throughout(tmp_path: Path) -> None:
     assert [e["step"] for e in events if e["event"] == "step"] == [1, 2]
     assert events[-1]["event"] == "ended"
     assert json.loads(mlxchat("data", "status", "--json").stdout) == []
+
+
+def facts(*arguments: str, **keywords: object) -> dict:
+    """What --json says, but for what is measured."""
+    result = mlxchat(*arguments, "--json", **keywords)
+    assert result.returncode == 0, result.stderr
+    said = json.loads(result.stdout)
+    assert said.pop("matmul_flops") > 0
+    assert said.pop("seconds") > 0
+    return said
+
+
+@pytest.mark.parametrize("arch", ["classic", "modern"])
+def test_info_and_a_dry_run_say_the_same_and_write_nothing(arch: str, home: Path) -> None:
+    said = facts("info", "--depth", "4", "--arch", arch)
+    assert said == facts("train", "--dry-run", "--depth", "4", "--arch", arch)
+    assert said["plan"]["model"]["arch"] == arch
+    assert said["vocabulary_from"] == "default"
+    assert said["saved_step"] is None
+    assert not home.exists()
+    shown = mlxchat("info", "--depth", "4", "--arch", arch).stdout
+    assert f"d4: {arch}, 4 layers of width 256" in shown
+    assert f"{said['plan']['parameters']:,}" in shown
+    assert "% of the " in shown and "FLOP/s that a matrix product reaches here" in shown
+
+
+def test_info_takes_the_vocabulary_from_the_tokenizer(trained: dict[str, str]) -> None:
+    assert facts("info", "--dataset", "builtin", env=trained)["plan"]["model"]["vocab_size"] == 300
+    other = facts("info", "--dataset", "builtin", "--vocab-size", "500", env=trained)
+    assert other["plan"]["model"]["vocab_size"] == 500
+    refused = mlxchat(*"train --dry-run --dataset builtin --vocab-size 500".split(), env=trained)
+    assert_two_lines(refused, "has 300 tokens, not 500", "--vocab-size")
+
+
+def test_a_dry_run_of_a_run_that_exists(trained: dict[str, str]) -> None:
+    same = [*TINY, "--num-iterations", "40", "--dry-run"]
+    assert facts(*same, env=trained)["saved_step"] == 40
+    assert "step 40 of 40 is saved" in mlxchat(*same, env=trained).stdout
+    assert facts(*same, "--fresh", env=trained)["saved_step"] is None
+    other = mlxchat(*TINY, "--num-iterations", "41", "--dry-run", env=trained)
+    assert_two_lines(other, "--num-iterations (40 -> 41)", "--fresh")
 
 
 def test_own_text(tmp_path: Path) -> None:

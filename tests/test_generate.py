@@ -1,33 +1,31 @@
-import json
 from collections.abc import Sequence
 from contextlib import closing
 from itertools import islice
-from pathlib import Path
 
 import pytest
+from conftest import GOLDEN, golden
 
-from mlxchat.engine.cache import make_cache
+from mlxchat.engine.cache import Cache
 from mlxchat.engine.generate import generate, prefill
 from mlxchat.engine.options import Sampling
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
 
-GOLDEN = Path(__file__).parent / "golden" / "classic"
 GREEDY = Sampling(temperature=0)
 NEVER: frozenset[int] = frozenset()
 KEY = mx.random.key(0)
 
 
-@pytest.fixture(scope="module")
-def case() -> dict:
-    return json.loads((GOLDEN / "case.json").read_text())
+@pytest.fixture(scope="module", params=["classic", "modern"])
+def case(request: pytest.FixtureRequest) -> dict:
+    return golden(f"{request.param}/case.json")
 
 
 @pytest.fixture(scope="module")
 def model(case: dict) -> GPT:
-    model = GPT(GPTConfig(**case["config"]))
-    model.load_weights(str(GOLDEN / "weights.safetensors"))
+    model = GPT(GPTConfig(arch=case["arch"], **case["config"]))
+    model.load_weights(str(GOLDEN / case["arch"] / "weights.safetensors"))
     return model
 
 
@@ -40,54 +38,56 @@ def greedy_without_cache(model: GPT, ids: Sequence[int], count: int) -> list[int
 
 def test_greedy_is_nanochats(model: GPT, case: dict) -> None:
     tokens = generate(
-        model, case["greedy_prompt"], make_cache(model), GREEDY, KEY, stop=NEVER, max_tokens=20
+        model, case["greedy_prompt"], Cache(model.config), GREEDY, KEY, stop=NEVER, max_tokens=20
     )
     assert list(tokens) == case["greedy"]
 
 
-def test_greedy_equals_the_full_pass_without_cache(model: GPT) -> None:
-    ids = [3, 1, 4, 1, 5, 9, 2, 6]
-    tokens = generate(model, ids, make_cache(model), GREEDY, KEY, stop=NEVER, max_tokens=30)
+@pytest.mark.parametrize("length", [8, 120])  # the shortest window is 128
+def test_greedy_equals_the_full_pass_without_cache(model: GPT, length: int) -> None:
+    length = min(length, model.config.sequence_len - 30)
+    ids = mx.random.randint(0, 97, (length,), key=KEY).tolist()
+    tokens = generate(model, ids, Cache(model.config), GREEDY, KEY, stop=NEVER, max_tokens=30)
     assert list(tokens) == greedy_without_cache(model, ids, 30)
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 39, 40])
 def test_chunked_prefill_equals_one_pass(model: GPT, chunk: int) -> None:
     ids = mx.random.randint(0, 97, (40,), key=KEY).tolist()
-    whole, chunked = make_cache(model), make_cache(model)
+    whole, chunked = Cache(model.config), Cache(model.config)
     expected = prefill(model, ids, whole)
     assert mx.allclose(expected, model(mx.array([ids]))[:, -1], atol=1e-4)
     assert mx.allclose(prefill(model, ids, chunked, chunk), expected, atol=1e-4)
-    assert [layer.offset for layer in chunked] == [40] * 4
+    assert [layer.offset for layer in chunked.layers] == [40] * 4
 
 
 def test_ids_follow_what_the_cache_holds(model: GPT) -> None:
-    ids, cache = [3, 1, 4, 1, 5, 9, 2, 6], make_cache(model)
+    ids, cache = [3, 1, 4, 1, 5, 9, 2, 6], Cache(model.config)
     prefill(model, ids[:5], cache)
     tokens = generate(model, ids[5:], cache, GREEDY, KEY, stop=NEVER, max_tokens=9)
     assert list(tokens) == greedy_without_cache(model, ids, 9)
 
 
 def test_stop_token_is_neither_yielded_nor_held(model: GPT, case: dict) -> None:
-    ids, cache = case["greedy_prompt"], make_cache(model)
+    ids, cache = case["greedy_prompt"], Cache(model.config)
     stop = case["greedy"][6]
     tokens = generate(model, ids, cache, GREEDY, KEY, stop=frozenset({stop}), max_tokens=20)
     assert list(tokens) == case["greedy"][:6]
-    assert [layer.offset for layer in cache] == [len(ids) + 6] * 4
+    assert [layer.offset for layer in cache.layers] == [len(ids) + 6] * 4
 
 
 def test_all_that_was_yielded_is_held(model: GPT, case: dict) -> None:
-    ids, cache = case["greedy_prompt"], make_cache(model)
+    ids, cache = case["greedy_prompt"], Cache(model.config)
     tokens = generate(model, ids, cache, GREEDY, KEY, stop=NEVER, max_tokens=4)
     assert list(tokens) == case["greedy"][:4]
-    assert [layer.offset for layer in cache] == [len(ids) + 4] * 4
+    assert [layer.offset for layer in cache.layers] == [len(ids) + 4] * 4
 
 
 def test_left_early_the_cache_goes_on_from_what_was_yielded(model: GPT, case: dict) -> None:
-    ids, cache = case["greedy_prompt"], make_cache(model)
+    ids, cache = case["greedy_prompt"], Cache(model.config)
     with closing(generate(model, ids, cache, GREEDY, KEY, stop=NEVER, max_tokens=20)) as tokens:
         said = list(islice(tokens, 5))
-    assert [layer.offset for layer in cache] == [len(ids) + 5] * 4
+    assert [layer.offset for layer in cache.layers] == [len(ids) + 5] * 4
     new = [11, 12]
     tokens = generate(model, new, cache, GREEDY, KEY, stop=NEVER, max_tokens=8)
     assert list(tokens) == greedy_without_cache(model, [*ids, *said, *new], 8)
@@ -97,33 +97,33 @@ def test_interrupted_inside_the_network_every_layer_holds_the_same(model: GPT, c
     def interrupt(keys: mx.array, values: mx.array) -> None:
         raise KeyboardInterrupt
 
-    ids, cache = case["greedy_prompt"], make_cache(model)
+    ids, cache = case["greedy_prompt"], Cache(model.config)
     tokens = generate(model, ids, cache, GREEDY, KEY, stop=NEVER, max_tokens=20)
     said = [next(tokens), next(tokens)]
-    cache[2].extend = interrupt
+    cache.layers[2].extend = interrupt
     with pytest.raises(KeyboardInterrupt):
         next(tokens)
     assert said == case["greedy"][:2]
-    assert [layer.offset for layer in cache] == [len(ids) + 2] * 4
+    assert [layer.offset for layer in cache.layers] == [len(ids) + 2] * 4
 
 
 def test_interrupted_in_the_prompt_every_layer_holds_the_same(model: GPT) -> None:
     def interrupt(keys: mx.array, values: mx.array) -> None:
         raise KeyboardInterrupt
 
-    cache = make_cache(model)
+    cache = Cache(model.config)
     prefill(model, [1, 2, 3], cache)
-    cache[2].extend = interrupt
+    cache.layers[2].extend = interrupt
     with pytest.raises(KeyboardInterrupt):
         next(generate(model, [4, 5], cache, GREEDY, KEY, stop=NEVER, max_tokens=1))
-    assert [layer.offset for layer in cache] == [3] * 4
+    assert [layer.offset for layer in cache.layers] == [3] * 4
 
 
 def test_the_key_decides(model: GPT) -> None:
     sampling = Sampling(temperature=2.0, top_k=None)
 
     def tokens(seed: int) -> list[int]:
-        key, cache = mx.random.key(seed), make_cache(model)
+        key, cache = mx.random.key(seed), Cache(model.config)
         return list(generate(model, [1], cache, sampling, key, stop=NEVER, max_tokens=20))
 
     assert tokens(1) == tokens(1)
@@ -133,17 +133,18 @@ def test_the_key_decides(model: GPT) -> None:
 def test_a_large_penalty_repeats_nothing(model: GPT, case: dict) -> None:
     sampling = Sampling(temperature=0, repetition_penalty=1e6)
     ids, before = case["greedy_prompt"], [92, 60]
-    cache = make_cache(model)
+    cache = Cache(model.config)
     tokens = list(
         generate(model, ids, cache, sampling, KEY, stop=NEVER, max_tokens=20, seen=before)
     )
-    assert len({*tokens, *ids, *before}) == len(tokens) + len(ids) + len(before)
+    said = {*ids, *before}
+    assert len({*tokens, *said}) == len(tokens) + len(said)
 
 
 def test_stop_tokens_are_not_penalised(model: GPT, case: dict) -> None:
     sampling = Sampling(temperature=0, repetition_penalty=1e6)
     first = case["greedy"][0]
-    cache = make_cache(model)
+    cache = Cache(model.config)
     tokens = generate(
         model,
         case["greedy_prompt"],
@@ -159,4 +160,4 @@ def test_stop_tokens_are_not_penalised(model: GPT, case: dict) -> None:
 
 def test_nothing_to_continue_is_refused(model: GPT) -> None:
     with pytest.raises(ValueError, match="no token"):
-        next(generate(model, [], make_cache(model), GREEDY, KEY, stop=NEVER, max_tokens=1))
+        next(generate(model, [], Cache(model.config), GREEDY, KEY, stop=NEVER, max_tokens=1))

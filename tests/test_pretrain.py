@@ -20,7 +20,7 @@ from mlxchat.home import Home
 from mlxchat.runtime import mx
 from mlxchat.telemetry import Ended, Evaluated, Event, Noted, Sampled, Saved, Stepped
 from mlxchat.train.pretrain import pretrain
-from mlxchat.train.recipe import PretrainConfig
+from mlxchat.train.settings import PretrainConfig
 
 SETTINGS = {
     "depth": 1,
@@ -130,12 +130,23 @@ def test_interrupted_and_resumed(
             assert event.bits_per_byte == match[0].bits_per_byte
 
 
+def test_a_modern_run_interrupted_and_resumed(tmp_path: Path) -> None:
+    modern = CONFIG.model_copy(update={"arch": "modern"})
+    straight = run(tmp_path / "straight", modern)
+    run(tmp_path / "resumed", modern, stop_at=4)
+    run(tmp_path / "resumed", modern)
+    assert_same(final(tmp_path / "resumed"), final(tmp_path / "straight"))
+    rates = [event.learning_rate for event in straight if isinstance(event, Stepped)]
+    full = 0.02 * (256 / 2**19) ** 0.5
+    assert rates == pytest.approx([full * step / 40 for step in range(1, 13)])  # it warms up
+
+
 SCRIPT = """
 import json, sys
 from pathlib import Path
 from mlxchat.home import Home
 from mlxchat.train.pretrain import pretrain
-from mlxchat.train.recipe import PretrainConfig
+from mlxchat.train.settings import PretrainConfig
 config = PretrainConfig.model_validate(json.loads(sys.argv[2]))
 for event in pretrain(config, Home(Path(sys.argv[1])), lambda _: None):
     print(type(event).__name__, getattr(event, "step", ""), flush=True)
@@ -347,12 +358,12 @@ def test_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlxchat.model.gpt import GPT
 
     traces = []
-    losses = GPT.losses
+    loss = GPT.loss
 
     def counted(self: GPT, ids: mx.array, targets: mx.array) -> mx.array:
         traces.append(ids.shape)
-        return losses(self, ids, targets)
+        return loss(self, ids, targets)
 
-    monkeypatch.setattr(GPT, "losses", counted)
+    monkeypatch.setattr(GPT, "loss", counted)
     run(tmp_path, CONFIG.model_copy(update={"eval_every": 0, "sample_every": 0}))
     assert len(traces) == 2

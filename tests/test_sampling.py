@@ -1,3 +1,5 @@
+"""Every sampler against the exact probabilities, in 10^5 draws; and the edges of each."""
+
 import math
 
 import numpy as np
@@ -10,6 +12,7 @@ from mlxchat.runtime import mx
 
 DRAWS = 100_000
 LOGITS = np.array([1.5, -0.5, 3.0, 0.25, -4.0, 2.0, 0.0, 2.9, -1.0, 1.0, -2.5, 0.5])
+SEEN = np.isin(np.arange(12), [1, 2, 6])
 PLAIN = {"temperature": 1.0, "top_k": None}
 
 
@@ -41,48 +44,101 @@ def min_p(probabilities: np.ndarray, p: float) -> np.ndarray:
     return renormalised(probabilities, probabilities >= p * probabilities.max())
 
 
+def penalised(logits: np.ndarray, penalty: float) -> np.ndarray:
+    return np.where(SEEN, np.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def chi_square_p(statistic: float, freedom: int) -> float:
+    """How often Pearson's statistic is larger by chance: Q(freedom / 2, statistic / 2).
+
+    The regularised upper incomplete gamma function, from Q(1/2, x) = erfc(sqrt(x)) or
+    Q(1, x) = exp(-x) by Q(a + 1, x) = Q(a, x) + x^a exp(-x) / Gamma(a + 1)
+    (https://dlmf.nist.gov/8.8.E6).
+    """
+    x = statistic / 2
+    a, q = (0.5, math.erfc(math.sqrt(x))) if freedom % 2 else (1.0, math.exp(-x))
+    while a < freedom / 2:
+        q += x**a * math.exp(-x) / math.gamma(a + 1)
+        a += 1
+    return q
+
+
 def assert_drawn_from(expected: np.ndarray, tokens: mx.array) -> None:
-    """Pearson's chi-square, against a bound (Laurent and Massart, 2000) exceeded once in 10^6."""
-    counts = np.bincount(np.array(tokens), minlength=len(expected))
+    """Pearson's chi-square test at p > 1e-4, and no token that cannot be."""
+    counts = np.bincount(np.array(tokens), minlength=expected.size)
     assert counts.sum() == DRAWS
     possible = expected > 0
     assert not counts[~possible].any()
     mean = DRAWS * expected[possible]
+    assert mean.min() >= 5  # with fewer the statistic has another distribution (Cochran, 1954)
     statistic = ((counts[possible] - mean) ** 2 / mean).sum()
-    freedom, t = possible.sum() - 1, math.log(1e6)
-    assert statistic <= freedom + 2 * math.sqrt(freedom * t) + 2 * t
+    assert chi_square_p(statistic, possible.sum() - 1) > 1e-4
 
 
 def draws(
-    sampling: Sampling, seen: mx.array | None = None, logits: np.ndarray = LOGITS
+    sampling: Sampling, seen: np.ndarray | None = None, logits: np.ndarray = LOGITS
 ) -> mx.array:
+    """10^5 tokens, one for each of as many equal rows, in a single call."""
     rows = mx.broadcast_to(mx.array(logits, mx.float32), (DRAWS, len(logits)))
-    return sample(rows, sampling, mx.random.key(7), seen)
+    return sample(rows, sampling, mx.random.key(7), None if seen is None else mx.array(seen))
+
+
+@pytest.mark.parametrize(
+    ("statistic", "freedom", "p"),
+    [  # quantiles as printed in tables
+        (3.841458820694124, 1, 0.05),
+        (5.991464547107979, 2, 0.05),
+        (7.814727903251179, 3, 0.05),
+        (18.307038053275146, 10, 0.05),
+        (19.67513757268249, 11, 0.05),
+        (31.264133620239985, 11, 1e-3),
+        (0.0, 4, 1.0),
+        (0.0, 5, 1.0),
+    ],
+)
+def test_chi_square_p_is_that_of_the_tables(statistic: float, freedom: int, p: float) -> None:
+    assert chi_square_p(statistic, freedom) == pytest.approx(p, rel=1e-9)
 
 
 CASES = [
     ({"temperature": 1.0}, softmax(LOGITS)),
-    ({"temperature": 0.6}, softmax(LOGITS / 0.6)),
+    ({"temperature": 0.8}, softmax(LOGITS / 0.8)),
     ({"temperature": 1.7}, softmax(LOGITS / 1.7)),
-    ({"top_k": 1}, top_k(softmax(LOGITS), 1)),
     ({"top_k": 4}, top_k(softmax(LOGITS), 4)),
+    ({"top_k": 11}, top_k(softmax(LOGITS), 11)),
     ({"top_k": 12}, softmax(LOGITS)),
     ({"top_k": 50}, softmax(LOGITS)),
     ({"top_p": 0.7}, top_p(softmax(LOGITS), 0.7)),
     ({"top_p": 0.99}, top_p(softmax(LOGITS), 0.99)),
-    ({"top_p": 1e-9}, top_p(softmax(LOGITS), 1e-9)),
+    ({"top_p": 1.0}, softmax(LOGITS)),
     ({"min_p": 0.1}, min_p(softmax(LOGITS), 0.1)),
-    ({"min_p": 0.95}, min_p(softmax(LOGITS), 0.95)),
+    ({"repetition_penalty": 1.5}, softmax(penalised(LOGITS, 1.5))),
     (
         {"temperature": 1.3, "top_k": 7, "top_p": 0.9, "min_p": 0.2},
         min_p(top_p(top_k(softmax(LOGITS / 1.3), 7), 0.9), 0.2),
+    ),
+    ({"temperature": 0.8, "top_k": 3}, top_k(softmax(LOGITS / 0.8), 3)),
+    (
+        {"temperature": 0.8, "repetition_penalty": 1.5},
+        softmax(penalised(LOGITS, 1.5) / 0.8),
+    ),
+    (
+        {"temperature": 1.7, "top_k": 9, "top_p": 0.95, "repetition_penalty": 2.0},
+        top_p(top_k(softmax(penalised(LOGITS, 2.0) / 1.7), 9), 0.95),
     ),
 ]
 
 
 @pytest.mark.parametrize(("fields", "expected"), CASES, ids=[str(fields) for fields, _ in CASES])
 def test_draws_follow_the_exact_probabilities(fields: dict, expected: np.ndarray) -> None:
-    assert_drawn_from(expected, draws(Sampling(**{**PLAIN, **fields})))
+    assert_drawn_from(expected, draws(Sampling(**{**PLAIN, **fields}), SEEN))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-9}, {"min_p": 0.95}]
+)
+def test_a_single_candidate_is_always_drawn(fields: dict) -> None:
+    assert set(draws(Sampling(**{**PLAIN, **fields})).tolist()) == {2}
 
 
 def test_the_test_notices_softmax_taken_for_logits() -> None:
@@ -91,11 +147,20 @@ def test_the_test_notices_softmax_taken_for_logits() -> None:
         assert_drawn_from(softmax(LOGITS), wrong)
 
 
-def test_penalty_is_applied_before_the_temperature() -> None:
-    seen = np.isin(np.arange(12), [1, 2, 6])
-    penalised = np.where(seen, np.where(LOGITS > 0, LOGITS / 1.5, LOGITS * 1.5), LOGITS)
-    sampling = Sampling(temperature=0.8, top_k=None, repetition_penalty=1.5)
-    assert_drawn_from(softmax(penalised / 0.8), draws(sampling, mx.array(seen)))
+def test_the_test_notices_a_temperature_five_percent_off() -> None:
+    wrong = draws(Sampling(temperature=1.05, top_k=None))
+    with pytest.raises(AssertionError):
+        assert_drawn_from(softmax(LOGITS), wrong)
+
+
+@pytest.mark.parametrize("k", [None, 2])
+def test_rows_of_a_batch_are_drawn_independently(k: int | None) -> None:
+    """The pairs drawn for two rows with unlike logits have the product of their probabilities."""
+    logits = np.array([[1.0, 0.5, 0.0], [-0.5, 0.0, 0.7]])
+    rows = mx.broadcast_to(mx.array(logits, mx.float32), (DRAWS, 2, 3))
+    first, second = sample(rows, Sampling(temperature=1.0, top_k=k), mx.random.key(5)).T
+    pairs = np.outer(*(top_k(softmax(row), k or 3) for row in logits))
+    assert_drawn_from(pairs.ravel(), 3 * first + second)
 
 
 def test_penalise_divides_positive_and_multiplies_negative_logits() -> None:
@@ -113,7 +178,19 @@ def test_top_k_keeps_exactly_k_of_a_large_vocabulary() -> None:
 
 def test_top_k_of_equal_logits_keeps_k() -> None:
     drawn = draws(Sampling(temperature=1.0, top_k=3), logits=np.zeros(12))
-    assert len(set(drawn.tolist())) == 3
+    kept = np.isin(np.arange(12), np.array(drawn))
+    assert kept.sum() == 3
+    assert_drawn_from(kept / 3, drawn)
+
+
+def test_top_k_keeps_one_of_the_logits_tied_for_the_last_place() -> None:
+    logits = np.array([0.5, 1.0, 0.5, -1.0, 0.5])
+    drawn = draws(Sampling(temperature=1.0, top_k=2), logits=logits)
+    kept = np.isin(np.arange(5), np.array(drawn))
+    assert kept.sum() == 2
+    assert kept[1]
+    assert not kept[3]
+    assert_drawn_from(renormalised(softmax(logits), kept), drawn)
 
 
 def test_top_p_of_equal_logits_keeps_the_smallest_set() -> None:

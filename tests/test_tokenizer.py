@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import tokenizers
 from conftest import golden
+from pydantic import TypeAdapter
 
-from mlxchat.data.conversations import Conversation, Message
+from mlxchat.data.conversations import Conversation, Message, Part, Role
 from mlxchat.data.tokenizer import (
     SPECIAL_TOKENS,
     SPLIT_PATTERN,
@@ -24,14 +25,13 @@ def tokenizer() -> Tokenizer:
     return train(GOLDEN["train_docs"], GOLDEN["train_vocab_size"])
 
 
-def conversations() -> list[tuple[Conversation, int]]:
-    """The golden conversations that are text throughout, with their indices."""
-    found = []
-    for i, conversation in enumerate(GOLDEN["conversations"]):
-        messages = [Message(m["role"], m["content"]) for m in conversation["messages"]]
-        if all(isinstance(message.content, str) for message in messages):
-            found.append((Conversation(tuple(messages)), i))
-    return found
+CONVERSATIONS = [
+    TypeAdapter(Conversation).validate_python(stored) for stored in GOLDEN["conversations"]
+]
+
+
+def said(*messages: tuple[Role, str]) -> Conversation:
+    return Conversation(tuple(Message(role, text) for role, text in messages))
 
 
 def test_constants_are_nanochats() -> None:
@@ -56,19 +56,72 @@ def test_encoding_is_nanochats_and_decodes_back(tokenizer: Tokenizer) -> None:
     assert batch == [[tokenizer.bos, *ids] for ids in GOLDEN["encodings"]]
 
 
-def test_rendering_is_nanochats(tokenizer: Tokenizer) -> None:
-    for conversation, i in conversations():
-        ids, mask = tokenizer.render(conversation)
-        assert ids == GOLDEN["rendered"][i]["ids"]
-        assert mask == GOLDEN["rendered"][i]["mask"]
-        assert tokenizer.encode_documents([conversation], threads=1) == [ids]
-        question = Conversation(conversation.messages[:-1])
-        assert tokenizer.render_for_completion(question) == GOLDEN["render_for_completion"][i]
+def test_the_golden_conversations_have_a_system_message_and_every_part() -> None:
+    messages = [message for conversation in CONVERSATIONS for message in conversation.messages]
+    assert {message.role for message in messages} == {"system", "user", "assistant"}
+    parts = {part.type for message in messages for part in message.parts}
+    assert parts == {"text", "python", "python_output"}
 
 
-def test_turns_must_alternate(tokenizer: Tokenizer) -> None:
-    with pytest.raises(MlxchatError, match="Message 1 of a conversation is the assistant's"):
-        tokenizer.render(Conversation((Message("assistant", "hello"),)))
+@pytest.mark.parametrize("i", range(len(CONVERSATIONS)))
+def test_rendering_is_nanochats(tokenizer: Tokenizer, i: int) -> None:
+    ids, mask = tokenizer.render(CONVERSATIONS[i])
+    assert ids == GOLDEN["rendered"][i]["ids"]
+    assert mask == GOLDEN["rendered"][i]["mask"]
+    assert tokenizer.encode_documents([CONVERSATIONS[i]], threads=1) == [ids]
+    question = Conversation(CONVERSATIONS[i].messages[:-1])
+    assert tokenizer.render_for_completion(question) == GOLDEN["render_for_completion"][i]
+
+
+def test_the_mask_covers_what_the_assistant_says(tokenizer: Tokenizer) -> None:
+    parts = (Part("text", "a"), Part("python", "1+1"), Part("python_output", "2"), Part("text", ""))
+    ids, mask = tokenizer.render(
+        Conversation((Message("user", "sum"), Message("assistant", parts)))
+    )
+    learned = [token for token, learn in zip(ids, mask, strict=True) if learn]
+    start, end, last = (
+        tokenizer.special(f"<|{name}|>") for name in ("python_start", "python_end", "assistant_end")
+    )
+    assert learned == [*tokenizer.encode("a"), start, *tokenizer.encode("1+1"), end, last]
+
+
+def test_a_text_is_a_single_part() -> None:
+    assert Message("assistant", "Hi").parts == (Part("text", "Hi"),)
+    assert Message("assistant", (Part("text", "6*7="), Part("python", "6*7"))).text == "6*7=6*7"
+
+
+@pytest.mark.parametrize("role", ["system", "user"])
+def test_only_the_assistant_speaks_in_parts(role: Role) -> None:
+    with pytest.raises(ValueError, match=f"a {role} message is text"):
+        Message(role, (Part("text", "Hi"),))
+
+
+@pytest.mark.parametrize(
+    ("conversation", "fault"),
+    [
+        (
+            said(("assistant", "a")),
+            "Message 1 of a conversation is the assistant's, not the user's",
+        ),
+        (
+            said(("user", "a"), ("user", "b")),
+            "Message 2 of a conversation is the user's, not the a",
+        ),
+        (said(("system", "s"), ("assistant", "a")), "Message 2 .* the assistant's, not the user's"),
+        (said(("system", "s"), ("user", "a"), ("user", "b")), "Message 3 .* the user's, not the a"),
+        (said(("user", "a"), ("system", "s")), "Message 2 .* the system's, not the assistant's"),
+        (said(("system", "s")), "no message from a user"),
+        (said(), "no message from a user"),
+    ],
+)
+def test_turns_must_alternate(tokenizer: Tokenizer, conversation: Conversation, fault: str) -> None:
+    with pytest.raises(MlxchatError, match=fault):
+        tokenizer.render(conversation)
+
+
+def test_an_answered_conversation_is_not_completed(tokenizer: Tokenizer) -> None:
+    with pytest.raises(MlxchatError, match="ends with an answer"):
+        tokenizer.render_for_completion(CONVERSATIONS[0])
 
 
 def test_saved_and_loaded(tokenizer: Tokenizer, tmp_path: Path) -> None:

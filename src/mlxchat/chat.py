@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mlxchat.data.conversations import Conversation, Message
 from mlxchat.data.tokenizer import ASSISTANT_END, Tokenizer
-from mlxchat.engine.cache import make_cache
+from mlxchat.engine.cache import Cache
 from mlxchat.engine.generate import generate
 from mlxchat.engine.options import Sampling
 from mlxchat.errors import MlxchatError
@@ -82,7 +82,7 @@ class Chat:
         self._end = [tokenizer.special(ASSISTANT_END)] if conversational else []
         self._system: str | None = None
         self._turns: list[_Turn] = []
-        self._cache = make_cache(model)
+        self._cache = Cache(model.config)
         self._held: list[int] = []  # the tokens in the cache
 
     @property
@@ -137,7 +137,7 @@ class Chat:
 
         Raises:
             MlxchatError: the file cannot be read or is no conversation in which user and assistant
-                take turns. The present conversation is then as it was.
+                take turns, in text. The present conversation is then as it was.
         """
         try:
             messages = _FILE.validate_json(path.read_bytes()).messages
@@ -149,12 +149,12 @@ class Chat:
             fault = error.errors()[0]
             place = ".".join(map(str, fault["loc"])) or "the file"
             raise MlxchatError(f"{path}: {place}: {fault['msg']}.", _FORM) from error
-        system = messages[0].content if messages and messages[0].role == "system" else None
+        system = messages[0].text if messages and messages[0].role == "system" else None
         spoken = messages if system is None else messages[1:]
         _check_turns(path, spoken)
         pairs = zip(spoken[::2], spoken[1::2], strict=True)
         self._turns = [
-            _Turn(user.content, answer.content, self._tokenizer.encode(answer.content))
+            _Turn(user.text, answer.text, self._tokenizer.encode(answer.text))
             for user, answer in pairs
         ]
         self._system, self.dropped = system, 0
@@ -188,7 +188,7 @@ class Chat:
         messages = [] if system is None else [Message("system", system)]
         messages.append(Message("user", turn.user))
         if not self.conversational:
-            return self._tokenizer.encode("\n\n".join(message.content for message in messages))
+            return self._tokenizer.encode("\n\n".join(message.text for message in messages))
         _bos, *ids = self._tokenizer.render_for_completion(Conversation(tuple(messages)))
         return ids
 
@@ -199,8 +199,8 @@ class Chat:
         self._key, key = mx.random.split(self._key)
         self.truncated = False
         try:
-            for layer in self._cache:
-                layer.trim(shared)
+            self._cache.trim(shared)
+            shared = self._cache.offset
             tokens = generate(
                 self._model,
                 prompt[shared:],
@@ -222,7 +222,7 @@ class Chat:
                 self._turns.pop()
             raise
         finally:
-            self._held = (prompt + turn.answer)[: self._cache[0].offset]
+            self._held = (prompt + turn.answer)[: self._cache.offset]
         self.truncated = len(turn.answer) == limit
 
 
@@ -231,8 +231,14 @@ def _check_turns(path: Path, spoken: Sequence[Message]) -> None:
         expected = ("user", "assistant")[number % 2]
         if message.role != expected:
             raise MlxchatError(
-                f"{path}: {message.content[:40]!r} is from the {message.role} where the turn is "
+                f"{path}: {message.text[:40]!r} is from the {message.role} where the turn is "
                 f"the {expected}'s.",
+                _FORM,
+            )
+        if not isinstance(message.content, str):
+            raise MlxchatError(
+                f"{path}: {message.text[:40]!r} is in parts, as answers with tool calls are; chat "
+                "goes on from text only.",
                 _FORM,
             )
     if len(spoken) % 2:

@@ -9,6 +9,7 @@ import ctypes
 import os
 import re
 import sys
+import time
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -20,9 +21,10 @@ import psutil
 from mlxchat.errors import MlxchatError
 from mlxchat.telemetry import Memory
 
-__all__ = ["machine", "memory_use", "mx", "nn", "tree_flatten"]
+__all__ = ["machine", "matmul_flops", "memory_use", "mx", "nn", "tree_flatten"]
 
 GIB = 1024**3
+LARGEST_PRODUCT = 8192  # width of a matrix whose products measure speed
 OPENBLAS = "cmeel.prefix/lib/libopenblas.so.0"  # in cmeel-openblas
 
 
@@ -143,6 +145,26 @@ def _processor_name() -> str:
 def bound_buffer_cache() -> None:
     """Let MLX keep at most a quarter of memory, and 4 GiB, for reuse; its default is no bound."""
     mx.set_cache_limit(min(machine().memory // 4, 4 * GIB))
+
+
+def matmul_flops(seconds: float = 0.3) -> float:
+    """FLOP/s of a matrix product in the compute dtype, measured in about so much time.
+
+    The fastest counts. Matrices become wider as long as time allows: small ones do not fill a GPU.
+    """
+    begun, fastest, size = time.perf_counter(), 0.0, 512
+    while True:
+        a = mx.full((size, size), 1 / size, machine().compute_dtype)
+        mx.eval(a @ a)  # the first one loads the kernel
+        started = time.perf_counter()
+        mx.eval(a @ a)
+        ended = time.perf_counter()
+        fastest = max(fastest, 2 * size**3 / (ended - started))
+        pair, left = 2 * (ended - started), seconds - (ended - begun)
+        if size < LARGEST_PRODUCT and 8 * pair < left:
+            size *= 2
+        elif pair > left:
+            return fastest
 
 
 def memory_use() -> Memory:

@@ -21,8 +21,9 @@ from mlxchat.data.tokenizer import ASSISTANT_END, BOS, Tokenizer
 from mlxchat.data.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG
 from mlxchat.data.tokenizer import FILE as TOKENIZER
 from mlxchat.errors import MlxchatError
-from mlxchat.model.config import GPTConfig
-from mlxchat.model.gpt import GPT, NORM_EPS, ROPE_BASE, SOFTCAP
+from mlxchat.model.config import Architecture, GPTConfig
+from mlxchat.model.gpt import GPT, NORM_EPS, ROPE_BASE
+from mlxchat.model.loss import SOFTCAP
 from mlxchat.runtime import mx
 
 FORMAT = 1
@@ -32,6 +33,7 @@ GENERATION = "generation_config.json"
 OPTIMIZER = "optimizer.safetensors"
 LOADER = "loader.safetensors"
 TRAINER = "trainer.json"
+MODEL_TYPES: dict[Architecture, str] = {"classic": "nanochat", "modern": "nanochat_modern"}
 
 
 class TrainerState(BaseModel):
@@ -62,8 +64,7 @@ def write_model(folder: Path, model: GPT, tokenizer: Tokenizer, conversational: 
     """Write the files of a model directory."""
     config = model.config
     fields = {
-        "model_type": "nanochat",
-        "architectures": ["NanoChatForCausalLM"],
+        "model_type": MODEL_TYPES[config.arch],
         "hidden_size": config.n_embd,
         "num_hidden_layers": config.n_layer,
         "num_attention_heads": config.n_head,
@@ -71,13 +72,18 @@ def write_model(folder: Path, model: GPT, tokenizer: Tokenizer, conversational: 
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.sequence_len,
         "intermediate_size": 4 * config.n_embd,
-        "rope_theta": ROPE_BASE,
+        "rope_theta": ROPE_BASE[config.arch],
         "rms_norm_eps": NORM_EPS,
         "final_logit_softcapping": SOFTCAP,
         "bos_token_id": tokenizer.special(BOS),
         "eos_token_id": tokenizer.special(ASSISTANT_END),
         "tie_word_embeddings": False,
     }
+    if config.arch == "classic":
+        fields["architectures"] = ["NanoChatForCausalLM"]  # what transformers calls it
+    else:
+        fields["window_pattern"] = config.window_pattern
+        fields["vocab_multiple"] = config.vocab_multiple
     stops = [tokenizer.special(ASSISTANT_END), tokenizer.special(BOS)]
     generation = {"bos_token_id": tokenizer.special(BOS), "eos_token_id": stops}
     (folder / CONFIG).write_text(json.dumps(fields, indent=2), "utf-8")
@@ -89,8 +95,12 @@ def write_model(folder: Path, model: GPT, tokenizer: Tokenizer, conversational: 
 def read_config(folder: Path) -> GPTConfig:
     """The shape of the model in a directory."""
     fields = _read_json(folder / CONFIG)
+    arches = {model_type: arch for arch, model_type in MODEL_TYPES.items()}
     try:
         return GPTConfig(
+            arch=arches[fields["model_type"]],
+            window_pattern=fields.get("window_pattern", "L"),
+            vocab_multiple=fields.get("vocab_multiple", 1),
             sequence_len=fields["max_position_embeddings"],
             vocab_size=fields["vocab_size"],
             n_layer=fields["num_hidden_layers"],

@@ -12,7 +12,7 @@ from mlxchat import __version__
 from mlxchat.cli.options import options_from_models
 from mlxchat.engine.options import Sampling
 from mlxchat.errors import MlxchatError
-from mlxchat.train.recipe import DataConfig, PretrainConfig
+from mlxchat.train.settings import DataConfig, PretrainConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -116,14 +116,36 @@ def tokenizer_train(
 
 @app.command()
 @options_from_models
-def train(config: PretrainConfig, fresh: Fresh = False, json: Json = False) -> None:
+def train(
+    config: PretrainConfig,
+    fresh: Fresh = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what it would take, and do nothing.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Train a model, or go on with a run that was interrupted.
 
     --depth alone determines the model. The same command goes on from the newest checkpoint.
     """
-    from mlxchat.cli import training
+    from mlxchat.cli import planning, training
 
-    training.train(config, fresh, json)
+    if dry_run:
+        planning.dry_run(config, fresh, json)
+    else:
+        training.train(config, fresh, json)
+
+
+@app.command()
+@options_from_models
+def info(config: PretrainConfig, json: Json = False) -> None:
+    """Show what a model is and what training it takes, on this machine.
+
+    Takes the same options as train.
+    """
+    from mlxchat.cli import planning
+
+    planning.info(config, json)
 
 
 @app.command()

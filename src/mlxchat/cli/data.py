@@ -9,7 +9,7 @@ from pathlib import Path
 from mlxchat.data.shards import DATASETS, status
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.train.recipe import BUILTIN, NAME
+from mlxchat.train.settings import BUILTIN, NAME
 from mlxchat.ui.console import Screen, say, table
 
 

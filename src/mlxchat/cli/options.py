@@ -9,6 +9,8 @@ import typer
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from mlxchat.train.settings import IN_WORDS
+
 Command = Callable[..., None]
 
 
@@ -77,5 +79,5 @@ def _make(model: type[BaseModel], given: dict[str, Any]) -> BaseModel:
         name = f"--{str(fault['loc'][0]).replace('_', '-')}" if fault["loc"] else None
         message = fault["msg"][:1].lower() + fault["msg"][1:]
         if fault["type"] == "string_pattern_mismatch":
-            message = "letters, digits, '.', '_' and '-' only, 100 at most"
+            message = IN_WORDS[fault["ctx"]["pattern"]]
         raise typer.BadParameter(f"{fault['input']}: {message}", param_hint=name) from error

@@ -54,7 +54,7 @@ def text(document: Document) -> str:
     """The words of a document, its messages joined by line breaks: what a tokenizer learns from."""
     if isinstance(document, str):
         return document
-    return "\n".join(message.content for message in document.messages)
+    return "\n".join(message.text for message in document.messages)
 
 
 def _of_fact(rng: Random, fact: Fact) -> Question:

@@ -38,8 +38,8 @@ SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)  # every byte, no merge
 FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 
-# Renders what `Tokenizer.render` renders; its presence says that a model was trained on
-# conversations.
+# Renders what `Tokenizer.render` renders, of messages that are text; its presence says that a model
+# was trained on conversations.
 CHAT_TEMPLATE = (
     "{{- bos_token -}}"
     "{%- set ns = namespace(system='') -%}"
@@ -113,28 +113,49 @@ class Tokenizer:
         ]
 
     def render(self, conversation: Conversation) -> tuple[list[int], list[int]]:
-        """Ids of a conversation, and a mask that is 1 where the assistant speaks.
+        """Ids of a conversation, and a mask that is 1 on what an assistant learns to say.
+
+        That is the assistant's text and Python with their ends, and not what Python answered.
 
         Raises:
             MlxchatError: user and assistant do not take turns, beginning with the user.
         """
         ids, mask = [self.bos], [0]
-        for i, message in enumerate(_merge_system(conversation.messages)):
-            role = "user" if i % 2 == 0 else "assistant"
-            if message.role != role:
-                raise MlxchatError(
-                    f"Message {i + 1} of a conversation is the {message.role}'s, not the {role}'s.",
-                    "User and assistant take turns, the user first.",
-                )
-            text = self.encode(message.content)
-            ids += [self.special(f"<|{role}_start|>"), *text, self.special(f"<|{role}_end|>")]
-            spoken = int(role == "assistant")
-            mask += [0, *[spoken] * len(text), spoken]
+        for message in conversation.turns():
+            for segment, learned in self._segments(message):
+                ids += segment
+                mask += [learned] * len(segment)
         return ids, mask
 
     def render_for_completion(self, conversation: Conversation) -> list[int]:
-        """Ids of a conversation that ends with the user, up to where the assistant begins."""
-        return [*self.render(conversation)[0], self.special("<|assistant_start|>")]
+        """Ids of a conversation that ends with the user, up to where the assistant begins.
+
+        Raises:
+            MlxchatError: as `render`, and where the assistant has spoken last.
+        """
+        ids, _mask = self.render(conversation)
+        if ids[-1] == self.special(ASSISTANT_END):
+            raise MlxchatError(
+                "The conversation to complete ends with an answer.", "End it with the user's turn."
+            )
+        return [*ids, self.special("<|assistant_start|>")]
+
+    def _segments(self, message: Message) -> Iterator[tuple[list[int], int]]:
+        """The ids of a message piece by piece, each with its value in the mask."""
+        spoken = int(message.role == "assistant")
+        yield [self.special(f"<|{message.role}_start|>")], 0
+        for part in message.parts:
+            ids = self.encode(part.text)
+            if part.type == "text":
+                yield ids, spoken
+            elif part.type == "python":
+                yield self._enclosed("python", ids), spoken
+            else:
+                yield self._enclosed("output", ids), 0
+        yield [self.special(f"<|{message.role}_end|>")], spoken
+
+    def _enclosed(self, name: str, ids: list[int]) -> list[int]:
+        return [self.special(f"<|{name}_start|>"), *ids, self.special(f"<|{name}_end|>")]
 
     def save(self, folder: Path, conversational: bool = False) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_config.json`` into an existing folder.
@@ -260,14 +281,6 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
     special = {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
     return Tokenizer(ranks, SPLIT_PATTERN, special)
-
-
-def _merge_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """A system message stands before the first user's words, a blank line between."""
-    if len(messages) > 1 and messages[0].role == "system" and messages[1].role == "user":
-        merged = Message("user", f"{messages[0].content}\n\n{messages[1].content}")
-        return (merged, *messages[2:])
-    return messages
 
 
 def _merges(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:

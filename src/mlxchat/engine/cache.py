@@ -1,47 +1,128 @@
-"""The keys and values of what a model has read, so that every token is processed once."""
+"""What a model has read: keys and values, so that every token is processed once."""
 
-from mlxchat.model.gpt import GPT
+from mlxchat.model.config import GPTConfig
 from mlxchat.runtime import mx
 
 STEP = 256  # positions added when full; cuDNN decodes fast at multiples of it
 
 
 class KVCache:
-    """One layer's keys and values in buffers that grow by `STEP` positions.
+    """All keys and values of a layer, in buffers that grow by `STEP` positions.
 
-    Fulfils `mlxchat.model.gpt.LayerCache`. Writing into a buffer costs the new positions only,
-    where concatenation would copy all the earlier ones for each token.
+    Writing into a buffer costs the new positions only, where concatenation would copy all the
+    earlier ones for each token.
+
+    Attributes:
+        offset: positions held. It may be lowered: those that follow are forgotten.
     """
 
     def __init__(self) -> None:
+        self.offset = 0
         self._keys: mx.array | None = None  # (B, H, capacity, D)
         self._values: mx.array | None = None
-        self._offset = 0
-
-    @property
-    def offset(self) -> int:
-        """Positions held."""
-        return self._offset
 
     def extend(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Append (B, H, T, D) keys and values; returns views of all held, (B, H, offset, D)."""
-        start, end = self._offset, self._offset + keys.shape[2]
+        start, end = self.offset, self.offset + keys.shape[2]
         self._keys = _with_room(self._keys, keys, start, end)
         self._values = _with_room(self._values, values, start, end)
         self._keys[:, :, start:end] = keys
         self._values[:, :, start:end] = values
-        self._offset = end
+        self.offset = end
         return self._keys[:, :, :end], self._values[:, :, :end]
 
+    def can_trim(self, length: int) -> bool:
+        """Whether all that follows the first ``length`` positions can be forgotten."""
+        return 0 <= length <= self.offset
+
+
+class WindowCache:
+    """The keys and values of a layer that sees ``window`` positions before each one.
+
+    Position p lies in slot p modulo ``window + 1``: no more is held than one position can see.
+
+    Attributes:
+        offset: positions read. It may be lowered as far as `can_trim` allows.
+    """
+
+    def __init__(self, window: int) -> None:
+        self.offset = 0
+        self._slots = window + 1
+        self._keys: mx.array | None = None  # (B, H, slots, D)
+        self._values: mx.array | None = None
+
+    def extend(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Append (B, H, T, D) keys and values; returns all that the new positions can see."""
+        B, H, T, D = keys.shape
+        if self._keys is None or self._values is None:
+            self._keys, self._values = mx.zeros((2, B, H, self._slots, D), keys.dtype)
+        start, end = self.offset, self.offset + T
+        self.offset = end
+        if T == 1:
+            slot = start % self._slots
+            self._keys[:, :, slot : slot + 1] = keys
+            self._values[:, :, slot : slot + 1] = values
+            return self._keys[:, :, :end], self._values[:, :, :end]
+        seen = mx.arange(max(0, start - self._slots + 1), start) % self._slots
+        all_keys = mx.concatenate([self._keys[:, :, seen], keys], axis=2)
+        all_values = mx.concatenate([self._values[:, :, seen], values], axis=2)
+        kept = min(T, self._slots)
+        slots = mx.arange(end - kept, end) % self._slots
+        self._keys[:, :, slots] = keys[:, :, T - kept :]
+        self._values[:, :, slots] = values[:, :, T - kept :]
+        return all_keys, all_values
+
+    def can_trim(self, length: int) -> bool:
+        """Whether all that follows the first ``length`` positions can be forgotten.
+
+        Only one position where the slots have been filled: those that the ones before it would see
+        are no longer there.
+        """
+        overwritten = self.offset > self._slots
+        return (self.offset - 1 if overwritten else 0) <= length <= self.offset
+
+
+class Cache:
+    """The cache of a model: its layers', and the tokens read.
+
+    Fulfils `mlxchat.model.gpt.Cache`.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        self.layers: list[KVCache | WindowCache] = [
+            KVCache() if window >= config.sequence_len else WindowCache(window)
+            for window in config.windows
+        ]
+        self._ids: list[mx.array] = []  # (B, T) each
+
+    @property
+    def offset(self) -> int:
+        """Positions read by every layer."""
+        return min(layer.offset for layer in self.layers)
+
+    def read(self, ids: mx.array) -> mx.array | None:
+        """Note (B, T) ids as read; returns the ones before them, (B, 1), None at the beginning."""
+        before = self._ids[-1][:, -1:] if self._ids else None
+        self._ids.append(ids)
+        return before
+
     def trim(self, length: int) -> None:
-        """Forget all but the first ``length`` positions.
+        """Forget all but the first ``length`` positions; or all, where a window has moved past.
 
         Raises:
-            ValueError: fewer positions than ``length`` are held.
+            ValueError: fewer positions than ``length`` have been read.
         """
-        if not 0 <= length <= self._offset:
-            raise ValueError(f"cannot trim a cache of {self._offset} positions to {length}")
-        self._offset = length
+        if not 0 <= length <= self.offset:
+            raise ValueError(f"cannot trim a cache of {self.offset} positions to {length}")
+        if not all(layer.can_trim(length) for layer in self.layers):
+            length = 0
+        for layer in self.layers:
+            layer.offset = length
+        read, self._ids = self._ids, []
+        for ids in read:
+            if length > 0:
+                self._ids.append(ids[:, :length])
+            length -= ids.shape[1]
 
 
 def _with_room(buffer: mx.array | None, new: mx.array, start: int, end: int) -> mx.array:
@@ -54,8 +135,3 @@ def _with_room(buffer: mx.array | None, new: mx.array, start: int, end: int) -> 
         return mx.zeros((B, H, capacity, D), new.dtype)
     empty = mx.zeros((B, H, capacity - start, D), new.dtype)
     return mx.concatenate([buffer[:, :, :start], empty], axis=2)
-
-
-def make_cache(model: GPT) -> list[KVCache]:
-    """An empty cache for every layer of ``model``."""
-    return [KVCache() for _ in range(model.config.n_layer)]

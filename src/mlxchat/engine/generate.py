@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterable, Sequence
 
-from mlxchat.engine.cache import KVCache, make_cache
+from mlxchat.engine.cache import Cache
 from mlxchat.engine.options import Sampling
 from mlxchat.engine.sampling import sample
 from mlxchat.model.gpt import GPT
@@ -14,7 +14,7 @@ PREFILL_CHUNK = 2048  # prompt tokens in one pass; bounds the memory of attentio
 def generate(
     model: GPT,
     ids: Sequence[int],
-    cache: Sequence[KVCache],
+    cache: Cache,
     sampling: Sampling,
     key: mx.array,
     *,
@@ -25,14 +25,14 @@ def generate(
     """Continue ``ids``, which follow what ``cache`` holds.
 
     However the generator ends (a stop token, ``max_tokens``, `close`, an exception such as Ctrl-C),
-    every layer of the cache then holds the same positions: what it held before, then ``ids`` and
-    the tokens yielded, of which the tail may be missing. ``cache[0].offset`` says how many.
+    the cache then holds what it held before, then ``ids`` and the tokens yielded, of which the tail
+    may be missing, or everything after an exception. ``cache.offset`` says how many.
     A generator that is left early must be closed for this to hold (`contextlib.closing`).
 
     Args:
         model: the network; its context length is the caller's to respect.
         ids: at least one token.
-        cache: one entry a layer (`make_cache`); extended in place.
+        cache: extended in place.
         sampling: how tokens are chosen.
         key: of `mx.random.key`; the same key and inputs give the same tokens.
         stop: tokens that end the generation; they are not yielded, held or penalised.
@@ -44,7 +44,7 @@ def generate(
     """
     if not ids:
         raise ValueError("there is no token to continue")
-    start, yielded = cache[0].offset, 0
+    start, yielded = cache.offset, 0
     draw = _Draw(sampling, key, model.config.vocab_size, {*seen, *ids} - stop)
     try:
         token = draw(prefill(model, ids, cache))  # (1,)
@@ -59,9 +59,7 @@ def generate(
             yield value
             token = following
     finally:
-        held = min(start + len(ids) + yielded, *(layer.offset for layer in cache))
-        for layer in cache:
-            layer.trim(held)
+        cache.trim(min(start + len(ids) + yielded, cache.offset))
 
 
 def continue_greedily(
@@ -69,13 +67,11 @@ def continue_greedily(
 ) -> list[int]:
     """The likeliest tokens after ``ids``, by themselves: up to a stop token or ``max_tokens``."""
     sampling, key = Sampling(temperature=0), mx.random.key(0)
-    cache = make_cache(model)
+    cache = Cache(model.config)
     return list(generate(model, ids, cache, sampling, key, stop=stop, max_tokens=max_tokens))
 
 
-def prefill(
-    model: GPT, ids: Sequence[int], cache: Sequence[KVCache], chunk: int = PREFILL_CHUNK
-) -> mx.array:
+def prefill(model: GPT, ids: Sequence[int], cache: Cache, chunk: int = PREFILL_CHUNK) -> mx.array:
     """Read ``ids`` into ``cache``, ``chunk`` at a time; logits of the next token, (1, V)."""
     for start in range(0, len(ids), chunk):
         x = model.features(mx.array([list(ids[start : start + chunk])]), cache)  # (1, T, C)

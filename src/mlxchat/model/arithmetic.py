@@ -2,33 +2,101 @@
 
 from mlxchat.model.config import GPTConfig
 
+GATE_CHANNELS = 12  # of the stream, that a value embedding's gate sees
+SMEAR_CHANNELS = 24  # of the embedding, that the smear's gate sees
+MOST_CHUNKS = 64  # of the loss, since each adds to what is compiled
+
 
 def parameters(config: GPTConfig) -> dict[str, int]:
-    """Number of parameters by group: ``wte``, ``lm_head``, ``matrices`` (all blocks together)."""
-    C, kv = config.n_embd, config.n_kv_head * config.head_dim
-    block = 2 * C * C + 2 * C * kv + 8 * C * C  # queries and output, keys and values, MLP
-    return {
-        "wte": config.vocab_size * C,
-        "lm_head": config.vocab_size * C,
+    """Number of parameters by group.
+
+    ``wte``, ``lm_head``, ``matrices`` (all blocks together); the modern architecture has
+    ``value_embeds`` and ``scalars`` (with the smear's gate) too.
+    """
+    C = config.n_embd
+    block = 2 * C * C + 2 * C * config.kv_dim + 8 * C * C  # c_q and c_proj, c_k and c_v, MLP
+    counts = {
+        "wte": config.rows * C,
+        "lm_head": config.rows * C,
         "matrices": config.n_layer * block,
     }
+    if config.arch == "modern":
+        mixing = sum(config.has_value_embedding(layer) for layer in range(config.n_layer))
+        counts["matrices"] += mixing * config.n_kv_head * GATE_CHANNELS
+        counts["value_embeds"] = mixing * config.rows * config.kv_dim
+        counts["scalars"] = 2 * config.n_layer + SMEAR_CHANNELS + 2  # smear and backout
+    return counts
+
+
+def scaling_parameters(config: GPTConfig) -> int:
+    """Those by which the modern recipe measures a model: the matrices and the head."""
+    counts = parameters(config)
+    return counts["matrices"] + counts["lm_head"]
 
 
 def flops_per_token(config: GPTConfig) -> int:
     """Forward and backward, as nanochat counts them (https://arxiv.org/abs/2204.02311)."""
-    counts = parameters(config)
-    attention = 12 * config.n_layer * config.n_embd * config.sequence_len
-    return 6 * (counts["matrices"] + counts["lm_head"]) + attention
+    gate = SMEAR_CHANNELS if config.arch == "modern" else 0
+    attention = sum(12 * config.n_embd * window for window in config.windows)
+    return 6 * (scaling_parameters(config) + gate) + attention
 
 
 def activation_bytes(config: GPTConfig, value_bytes: int, fused_attention: bool) -> int:
     """Bytes that one sequence's activations hold until the backward pass, roughly.
 
-    Per position and layer some 20 widths (norms, queries, keys, values, the MLP's hidden layer
+    Per position and layer some 29 widths (norms, queries, keys, values, the MLP's hidden layer
     before and after its square) and, where attention is not fused, the scores of every head in
-    float32.
+    float32, one and a quarter times: as measured.
     """
     T = config.sequence_len
-    widths = 20 * config.n_embd * value_bytes
-    scores = 0 if fused_attention else 3 * config.n_head * T * 4
+    widths = 29 * config.n_embd * value_bytes
+    scores = 0 if fused_attention else 5 * config.n_head * T
     return T * config.n_layer * (widths + scores)
+
+
+def training_bytes(
+    config: GPTConfig,
+    device_batch: int,
+    accumulation: int,
+    value_bytes: int,
+    fused_attention: bool,
+    loss_rows: int,
+) -> dict[str, int]:
+    """Bytes that training takes by what holds them, and ``peak``, at most at one time; roughly.
+
+    ``parameters``, ``gradients`` and ``optimizer`` are held in float32 throughout. Either a
+    micro-batch is computed, which takes ``activations`` (with the loss's logits) and, where
+    gradients are summed over several, ``accumulation``; or the optimizer takes its step, which
+    takes ``update``: all new values beside the old, and the matrices some five times over.
+
+    Args:
+        device_batch: rows in a micro-batch.
+        accumulation: micro-batches in a step.
+        value_bytes: of an activation.
+        fused_attention: whether attention's scores are never held.
+        loss_rows: positions in a chunk of the loss.
+    """
+    counts = parameters(config)
+    weights = 4 * sum(counts.values())
+    matrices = 4 * counts["matrices"]
+    optimizer = 2 * weights - matrices  # AdamW: two numbers for each; Muon: one
+    if config.arch == "modern":
+        optimizer += 4 * config.n_layer * 12 * config.n_embd  # and one a row or column
+    cast = value_bytes * scaling_parameters(config) if value_bytes < 4 else 0
+    rows = device_batch * activation_bytes(config, value_bytes, fused_attention)
+    activations = rows + cast + _loss_bytes(config, device_batch * config.sequence_len, loss_rows)
+    held = {"parameters": weights, "gradients": weights, "optimizer": optimizer}
+    working = {"accumulation": weights} if accumulation > 1 else {}
+    working["activations"] = activations
+    update = weights + optimizer + 5 * matrices
+    peak = sum(held.values()) + max(sum(working.values()), update)
+    return {**held, **working, "update": update, "peak": peak}
+
+
+def _loss_bytes(config: GPTConfig, positions: int, loss_rows: int) -> int:
+    """Of a chunk of logits with what is computed from it, and of the head's gradient.
+
+    As many arrays as were measured on CPUs: MLX begins on what follows before it has let go.
+    """
+    at_once = min(positions, max(loss_rows, -(-positions // MOST_CHUNKS)))
+    return 4 * config.rows * (24 * at_once + 4 * config.n_embd)

@@ -1,40 +1,76 @@
-"""The classic nanochat GPT (commit dfc8833, October 2025) on MLX.
+"""The nanochat GPT on MLX: classic (commit dfc8833, October 2025) and modern (92d63d4, July 2026).
 
-Rotary embeddings (rotated by minus theta, halves paired), query and key normalised after them,
-RMS norms without weights, squared ReLU, no biases, untied embedding and head, logits capped softly.
+Both have rotary embeddings (rotated by minus theta, halves paired), query and key normalised after
+them, RMS norms without weights, squared ReLU, no biases, an untied embedding and head, and logits
+capped softly. Modern adds
+
+- to each token's embedding a share of the one before it (smear),
+- before each layer the embedding once more, both streams weighted by learnt scalars,
+- to the values of every other layer an embedding of the token, by a gate,
+- windows that most layers attend within,
+- at the end the subtraction of what the stream held in the middle (backout).
+
 Parameters are float32 and carry nanochat's names; activations are in the compute dtype, the loss in
 float32.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from mlxchat.model.arithmetic import GATE_CHANNELS, SMEAR_CHANNELS
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.elementary import exp, tanh
+from mlxchat.model.loss import cross_entropies, mean_cross_entropy, soft_cap
 from mlxchat.runtime import mx, nn, tree_flatten
 
-ROPE_BASE = 10_000.0
+ROPE_BASE = {"classic": 10_000.0, "modern": 100_000.0}
+QK_SCALE = {"classic": 1.0, "modern": 1.2}  # of normalised queries and of keys
+UNSEEN = -1e9  # added to a score, makes its weight zero
 NORM_EPS = 1.1920929e-07  # what torch's rms_norm uses when told nothing
-SOFTCAP = 15.0
-LOGITS_LIMIT = 2**23  # elements of float32 logits in one chunk of the loss
-MOST_CHUNKS = 64  # since each adds to what is compiled
 
 
 class LayerCache(Protocol):
-    """The keys and values of one layer, as far as they have been computed."""
+    """The keys and values of one layer, as far as they have been computed and can be seen."""
 
     @property
     def offset(self) -> int:
-        """Positions held so far."""
+        """Positions read so far."""
 
     def extend(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Append (B, H, T, D) keys and values; returns all held, (B, H, offset, D)."""
+        """Append (B, H, T, D) keys and values.
+
+        Returns (B, H, S, D) keys and values: those that the new positions can see, S - T of them
+        before the T new ones. Where T is 1, all S can be seen, in any order.
+        """
+
+
+class Cache(Protocol):
+    """What a model has read."""
+
+    @property
+    def layers(self) -> Sequence[LayerCache]:
+        """One a layer."""
+
+    def read(self, ids: mx.array) -> mx.array | None:
+        """Note (B, T) ids as read; returns the ones before them, (B, 1), None at the beginning."""
 
 
 def norm(x: mx.array) -> mx.array:
     """RMS norm over the last axis, without weights."""
     return mx.fast.rms_norm(x, None, NORM_EPS)
+
+
+def mask(T: int, S: int, window: int, dtype: mx.Dtype) -> str | mx.array | None:
+    """Which of S positions the last T of them can see: ``window`` before each, and itself.
+
+    A form that scaled_dot_product_attention takes; as an array it is added to the scores, since
+    there is no fused kernel for booleans.
+    """
+    if T == 1:
+        return None
+    if window + 1 >= S:
+        return "causal"
+    distance = mx.arange(S - T, S)[:, None] - mx.arange(S)  # (T, S)
+    return mx.where((distance >= 0) & (distance <= window), 0.0, UNSEEN).astype(dtype)
 
 
 class Linear(nn.Linear):
@@ -51,34 +87,49 @@ class Linear(nn.Linear):
 class Attention(nn.Module):
     """Causal self-attention, multi-query where there are fewer key heads than query heads."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.n_head, self.n_kv_head = config.n_head, config.n_kv_head
         self.head_dim = config.head_dim
-        self.c_q = Linear(config.n_embd, config.n_head * self.head_dim)
-        self.c_k = Linear(config.n_embd, config.n_kv_head * self.head_dim)
-        self.c_v = Linear(config.n_embd, config.n_kv_head * self.head_dim)
+        self.window = config.windows[layer]
+        self.rope_base = ROPE_BASE[config.arch]
+        self.scale = QK_SCALE[config.arch] ** 2 / self.head_dim**0.5
+        self.c_q = Linear(config.n_embd, config.n_embd)
+        self.c_k = Linear(config.n_embd, config.kv_dim)
+        self.c_v = Linear(config.n_embd, config.kv_dim)
         self.c_proj = Linear(config.n_embd, config.n_embd)
+        if config.has_value_embedding(layer):
+            self.ve_gate = Linear(GATE_CHANNELS, config.n_kv_head)
 
-    def __call__(self, x: mx.array, cache: LayerCache | None) -> mx.array:
-        """(B, T, C) to (B, T, C); positions follow those that the cache holds."""
+    def __call__(
+        self, x: mx.array, value_embedding: mx.array | None, cache: LayerCache | None
+    ) -> mx.array:
+        """(B, T, C) to (B, T, C); positions follow those that the cache has read.
+
+        A value embedding, (B, T, n_kv_head * D), is added to the values, by head as much as its
+        gate says (https://arxiv.org/abs/2410.17897).
+        """
         B, T, C = x.shape
-        q = self.c_q(x).reshape(B, T, self.n_head, self.head_dim).transpose(0, 2, 1, 3)
-        k = self.c_k(x).reshape(B, T, self.n_kv_head, self.head_dim).transpose(0, 2, 1, 3)
-        v = self.c_v(x).reshape(B, T, self.n_kv_head, self.head_dim).transpose(0, 2, 1, 3)
+        q = self.c_q(x).reshape(B, T, self.n_head, self.head_dim)
+        k = self.c_k(x).reshape(B, T, self.n_kv_head, self.head_dim)
+        v = self.c_v(x).reshape(B, T, self.n_kv_head, self.head_dim)
+        if value_embedding is not None:
+            gate = 3 * mx.sigmoid(self.ve_gate(x[..., :GATE_CHANNELS]))  # (B, T, n_kv_head)
+            v = v + gate[..., None] * value_embedding.reshape(v.shape)
+        q, k, v = (heads.transpose(0, 2, 1, 3) for heads in (q, k, v))  # (B, H, T, D)
         offset = cache.offset if cache is not None else 0
-        q, k = norm(self._rotate(q, offset)), norm(self._rotate(k, offset))  # (B, H, T, D)
+        q, k = norm(self._rotate(q, offset)), norm(self._rotate(k, offset))
         if cache is not None:
             k, v = cache.extend(k, v)
         y = mx.fast.scaled_dot_product_attention(
-            q, k, v, scale=self.head_dim**-0.5, mask="causal" if T > 1 else None
+            q, k, v, scale=self.scale, mask=mask(T, k.shape[2], self.window, q.dtype)
         )
         return self.c_proj(y.transpose(0, 2, 1, 3).reshape(B, T, C))
 
     def _rotate(self, x: mx.array, offset: int) -> mx.array:
         """RoFormer (https://arxiv.org/abs/2104.09864), by minus theta, dimension i with i + D/2."""
         return mx.fast.rope(
-            x, self.head_dim, traditional=False, base=ROPE_BASE, scale=-1.0, offset=offset
+            x, self.head_dim, traditional=False, base=self.rope_base, scale=-1.0, offset=offset
         )
 
 
@@ -98,19 +149,21 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention, then the MLP, each on the normalised stream and added to it."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        self.attn = Attention(config)
+        self.attn = Attention(config, layer)
         self.mlp = MLP(config)
 
-    def __call__(self, x: mx.array, cache: LayerCache | None) -> mx.array:
+    def __call__(
+        self, x: mx.array, value_embedding: mx.array | None, cache: LayerCache | None
+    ) -> mx.array:
         """(B, T, C) to (B, T, C)."""
-        x = x + self.attn(norm(x), cache)
+        x = x + self.attn(norm(x), value_embedding, cache)
         return x + self.mlp(norm(x))
 
 
 class GPT(nn.Module):
-    """The network. Fresh parameters are nanochat's: `initialise` draws them from a key.
+    """The network, its parameters zero or arbitrary: `initial.initialise` draws nanochat's.
 
     Args:
         config: its shape.
@@ -121,16 +174,29 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.dtype = dtype
+        layers = range(config.n_layer)
         self.transformer: dict[str, Any] = {
-            "wte": nn.Embedding(config.vocab_size, config.n_embd),
-            "h": [Block(config) for _ in range(config.n_layer)],
+            "wte": nn.Embedding(config.rows, config.n_embd),
+            "h": [Block(config, layer) for layer in layers],
         }
-        self.lm_head = Linear(config.n_embd, config.vocab_size)
+        self.lm_head = Linear(config.n_embd, config.rows)
+        if config.arch == "modern":
+            self.resid_lambdas = mx.ones(config.n_layer)
+            self.x0_lambdas = mx.zeros(config.n_layer)
+            self.smear_gate = Linear(SMEAR_CHANNELS, 1)
+            self.smear_lambda = mx.zeros(1)
+            self.backout_lambda = mx.zeros(1)
+            self.value_embeds = [
+                nn.Embedding(config.rows, config.kv_dim)
+                if config.has_value_embedding(layer)
+                else nn.Identity()  # keeps the others at their layer's place, and name
+                for layer in layers
+            ]
 
-    def __call__(self, ids: mx.array, cache: Sequence[LayerCache] | None = None) -> mx.array:
+    def __call__(self, ids: mx.array, cache: Cache | None = None) -> mx.array:
         """Logits of the next token at every position: (B, T) integers to (B, T, V) float32.
 
-        ``cache``, one entry a layer, holds what came before ``ids`` and is extended by them.
+        ``cache`` holds what came before ``ids`` and is extended by them.
         """
         return self.logits(self.features(ids, cache))
 
@@ -138,62 +204,59 @@ class GPT(nn.Module):
         """Every parameter by nanochat's name, such as ``transformer.h.0.attn.c_q.weight``."""
         return dict(tree_flatten(self.parameters()))
 
-    def features(self, ids: mx.array, cache: Sequence[LayerCache] | None = None) -> mx.array:
+    def features(self, ids: mx.array, cache: Cache | None = None) -> mx.array:
         """The normalised residual stream after the last block, (B, T, C) in the compute dtype."""
-        x = norm(self.transformer["wte"](ids).astype(self.dtype))
+        before = cache.read(ids) if cache is not None else None
+        x = self._embed(ids)
+        if self.config.arch == "modern":
+            x = self._smear(x, before)
+        x0 = middle = x
         for i, block in enumerate(self.transformer["h"]):
-            x = block(x, cache[i] if cache is not None else None)
+            value_embedding = None
+            if self.config.arch == "modern":
+                x = self._mix(self.resid_lambdas[i], x, self.x0_lambdas[i], x0)
+            if self.config.has_value_embedding(i):
+                value_embedding = self.value_embeds[i](ids).astype(self.dtype)
+            x = block(x, value_embedding, cache.layers[i] if cache is not None else None)
+            if i == self.config.n_layer // 2:
+                middle = x
+        if self.config.arch == "modern":
+            x = self._mix(1, x, -self.backout_lambda, middle)
         return norm(x)
 
     def logits(self, x: mx.array) -> mx.array:
         """Softly capped logits in float32: (..., C) to (..., V)."""
-        return SOFTCAP * tanh(self.lm_head(x).astype(mx.float32) / SOFTCAP)
+        return soft_cap(self.lm_head(x)[..., : self.config.vocab_size])
 
     def losses(self, ids: mx.array, targets: mx.array) -> mx.array:
-        """Cross entropy in nats at every position, (B, T) float32; 0 where the target is -1.
+        """Cross entropy in nats at every position, (B, T) float32; 0 where the target is -1."""
+        return cross_entropies(*self._predictions(ids, targets)).reshape(targets.shape)
 
-        Logits of more than `LOGITS_LIMIT` elements are computed in chunks of rows, and again for
-        the gradient, so that those of the whole batch never exist at once.
-        """
+    def loss(self, ids: mx.array, targets: mx.array) -> mx.array:
+        """The mean of `losses` where the target is not -1, for training."""
+        return mean_cross_entropy(*self._predictions(ids, targets))
+
+    def _predictions(
+        self, ids: mx.array, targets: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array, int]:
         x = self.features(ids).reshape(-1, self.config.n_embd)  # (N, C)
-        flat = targets.reshape(-1)
-        rows = max(LOGITS_LIMIT // self.config.vocab_size, -(-flat.size // MOST_CHUNKS))
-        if flat.size <= rows:
-            return self._cross_entropy(x, flat).reshape(targets.shape)
-        chunks = []
-        for start in range(0, flat.size, rows):
-            # The integer targets stay outside what is checkpointed: they have no gradient.
-            some = flat[start : start + rows]
-            chunk = nn.utils.checkpoint(self, lambda y, t=some: self._cross_entropy(y, t))
-            chunks.append(chunk(x[start : start + rows]))
-        return mx.concatenate(chunks).reshape(targets.shape)
+        return x, self.lm_head.weight, targets.reshape(-1), self.config.vocab_size
 
-    def _cross_entropy(self, x: mx.array, targets: mx.array) -> mx.array:
-        kept = targets >= 0
-        logits = self.logits(x)
-        chosen = mx.take_along_axis(logits, mx.where(kept, targets, 0)[:, None], axis=-1)[:, 0]
-        # The soft cap bounds the logits, so no maximum need be subtracted before exp.
-        return (mx.log(exp(logits).sum(axis=-1)) - chosen) * kept
+    def _embed(self, ids: mx.array) -> mx.array:
+        return norm(self.transformer["wte"](ids).astype(self.dtype))
 
+    def _smear(self, x: mx.array, before: mx.array | None) -> mx.array:
+        """Add to each embedding a share of the one before it, as much as a gate says.
 
-def initialise(model: GPT, key: mx.array) -> None:
-    """Draw nanochat's initial parameters, in place.
+        Args:
+            x: (B, T, C) embeddings.
+            before: (B, 1) ids that came before them; None at the beginning.
+        """
+        first = mx.zeros_like(x[:, :1]) if before is None else self._embed(before)
+        shifted = mx.concatenate([first, x[:, :-1]], axis=1)
+        gate = mx.sigmoid(self.smear_gate(x[..., :SMEAR_CHANNELS]))  # (B, T, 1)
+        return self._mix(1, x, self.smear_lambda * gate, shifted)
 
-    Linear layers are normal with standard deviation min(1, sqrt(out/in)) / sqrt(in)
-    (https://arxiv.org/abs/2310.17813), the embedding standard normal, the head and the layers that
-    write to the residual stream zero.
-    """
-    drawn = []
-    for name, weight in sorted(model.named_parameters().items()):
-        key, own = mx.random.split(key)
-        if name == "lm_head.weight" or name.endswith("c_proj.weight"):
-            value = mx.zeros(weight.shape)
-        elif name == "transformer.wte.weight":
-            value = mx.random.normal(weight.shape, key=own)
-        else:
-            fan_out, fan_in = weight.shape
-            std = min(1.0, math.sqrt(fan_out / fan_in)) / math.sqrt(fan_in)
-            value = mx.random.normal(weight.shape, key=own) * std
-        drawn.append((name, value))
-    model.load_weights(drawn)
-    mx.eval(model.parameters())
+    def _mix(self, a: mx.array | int, x: mx.array, b: mx.array, y: mx.array) -> mx.array:
+        """a * x + b * y, in float32 as a and b are, then in the compute dtype again."""
+        return (a * x + b * y).astype(self.dtype)

@@ -2,7 +2,6 @@
 
 from mlxchat.runtime import mx
 
-BETAS = (0.8, 0.95)
 EPS = 1e-10
 
 
@@ -13,14 +12,15 @@ def update(
     v: mx.array,
     step: mx.array,
     lr: mx.array,
-    weight_decay: float,
+    betas: tuple[float, float],
+    weight_decay: mx.array | float,
 ) -> tuple[mx.array, mx.array, mx.array]:
     """One step; returns the parameter and its first and second moments.
 
     Args:
         step: updates including this one, a float32 scalar, for the bias correction.
     """
-    beta1, beta2 = BETAS
+    beta1, beta2 = betas
     m = beta1 * m + (1 - beta1) * g
     v = beta2 * v + (1 - beta2) * g * g
     root = mx.sqrt(v) / mx.sqrt(1 - beta2**step) + EPS

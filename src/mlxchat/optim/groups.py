@@ -7,22 +7,64 @@ so that the compiled update is traced once.
 from collections import defaultdict
 from typing import NamedTuple
 
-from mlxchat.optim import adamw, muon
+from mlxchat.model.config import Architecture
+from mlxchat.optim import adamw, muon, normuon
 from mlxchat.runtime import mx
 
 Arrays = dict[str, mx.array]
 
-EMBEDDING = "transformer.wte.weight"
-HEAD = "lm_head.weight"
+MATRIX = "matrix"  # the group that Muon updates; AdamW updates the others
 
 
 class Rates(NamedTuple):
     """What the schedules give for one step, scalars."""
 
-    embedding: mx.array
-    unembedding: mx.array
-    matrix: mx.array
-    momentum: mx.array
+    learning: Arrays  # by group
+    momentum: mx.array  # of Muon
+    weight_decay: mx.array  # classic: of AdamW; modern: of Muon
+
+
+class AdamWGroup(NamedTuple):
+    """The numbers of a group of parameters."""
+
+    betas: tuple[float, float]
+    weight_decay: float | None  # None: as the `Rates` say
+
+
+GROUPS: dict[Architecture, dict[str, AdamWGroup]] = {
+    "classic": {
+        "embedding": AdamWGroup((0.8, 0.95), None),
+        "unembedding": AdamWGroup((0.8, 0.95), None),
+    },
+    "modern": {
+        "embedding": AdamWGroup((0.8, 0.995), 0.001),
+        "unembedding": AdamWGroup((0.8, 0.96), 0.01),
+        "value_embeds": AdamWGroup((0.8, 0.995), 0.01),
+        "resid": AdamWGroup((0.8, 0.95), 0.05),
+        "x0": AdamWGroup((0.96, 0.95), 0.0),
+        "smear": AdamWGroup((0.8, 0.95), 0.0),
+    },
+}
+
+
+def group_of(name: str) -> str:
+    """The group of a parameter, by its name."""
+    match name.split("."):
+        case ["transformer", "h", *_]:
+            return MATRIX
+        case ["transformer", "wte", _]:
+            return "embedding"
+        case ["lm_head", _]:
+            return "unembedding"
+        case ["value_embeds", *_]:
+            return "value_embeds"
+        case ["resid_lambdas"]:
+            return "resid"
+        case ["x0_lambdas"]:
+            return "x0"
+        case ["smear_gate", _] | ["smear_lambda"] | ["backout_lambda"]:
+            return "smear"
+    raise KeyError(name)
 
 
 def clip(gradients: Arrays, limit: float) -> tuple[Arrays, mx.array]:
@@ -38,36 +80,44 @@ def clip(gradients: Arrays, limit: float) -> tuple[Arrays, mx.array]:
 
 
 class MuonAdamW:
-    """Muon for the matrices of the blocks, AdamW for the embedding and the head.
+    """Muon for the matrices of the blocks, AdamW for everything else.
 
     Args:
         parameters: by name, float32.
-        weight_decay: of the AdamW parameters.
+        arch: whose Muon, and whose groups of AdamW.
         dtype: in which Muon orthogonalises.
 
     Attributes:
-        state: arrays by name: ``step``; ``muon.NAME``; ``adamw.NAME.m`` and ``adamw.NAME.v``.
+        state: arrays by name: ``step``; ``muon.NAME``, in the modern architecture
+            ``normuon.NAME`` too; ``adamw.NAME.m`` and ``adamw.NAME.v``.
     """
 
-    def __init__(self, parameters: Arrays, weight_decay: float, dtype: mx.Dtype) -> None:
-        self.weight_decay = weight_decay
+    def __init__(self, parameters: Arrays, arch: Architecture, dtype: mx.Dtype) -> None:
         self.dtype = dtype
         self.state: Arrays = {"step": mx.array(0.0)}
+        self._modern = arch == "modern"
+        self._groups = GROUPS[arch]
         self._by_shape: defaultdict[tuple[int, ...], list[str]] = defaultdict(list)
         for name, value in sorted(parameters.items()):
-            if name in (EMBEDDING, HEAD):
-                self.state[f"adamw.{name}.m"] = mx.zeros_like(value)
-                self.state[f"adamw.{name}.v"] = mx.zeros_like(value)
-            else:
+            if group_of(name) == MATRIX:
                 self._by_shape[value.shape].append(name)
                 self.state[f"muon.{name}"] = mx.zeros_like(value)
+                if self._modern:
+                    self.state[f"normuon.{name}"] = normuon.second_moment(value)
+            else:
+                self.state[f"adamw.{name}.m"] = mx.zeros_like(value)
+                self.state[f"adamw.{name}.v"] = mx.zeros_like(value)
 
     def update(
         self, parameters: Arrays, gradients: Arrays, state: Arrays, rates: Rates
     ) -> tuple[Arrays, Arrays]:
         """One step: new parameters and new state. Changes nothing, so that it can be compiled."""
         new, after = {}, {"step": state["step"] + 1}
-        for name, lr in ((EMBEDDING, rates.embedding), (HEAD, rates.unembedding)):
+        for name in parameters:
+            group = group_of(name)
+            if group == MATRIX:
+                continue
+            betas, weight_decay = self._groups[group]
             m, v = f"adamw.{name}.m", f"adamw.{name}.v"
             new[name], after[m], after[v] = adamw.update(
                 parameters[name],
@@ -75,18 +125,25 @@ class MuonAdamW:
                 state[m],
                 state[v],
                 after["step"],
-                lr,
-                self.weight_decay,
+                rates.learning[group],
+                betas,
+                rates.weight_decay if weight_decay is None else weight_decay,
             )
         for names in self._by_shape.values():
-            stacked, buffers = muon.update(
-                mx.stack([parameters[name] for name in names]),
-                mx.stack([gradients[name] for name in names]),
-                mx.stack([state[f"muon.{name}"] for name in names]),
-                rates.matrix,
-                rates.momentum,
-                self.dtype,
-            )
-            new.update(zip(names, stacked, strict=True))
-            after.update(zip((f"muon.{name}" for name in names), buffers, strict=True))
+            buffers = [f"muon.{name}" for name in names]
+            seconds = [f"normuon.{name}" for name in names]
+            p = mx.stack([parameters[name] for name in names])
+            g = mx.stack([gradients[name] for name in names])
+            buffer = mx.stack([state[name] for name in buffers])
+            lr, momentum = rates.learning[MATRIX], rates.momentum
+            if self._modern:
+                second = mx.stack([state[name] for name in seconds])
+                p, buffer, second = normuon.update(
+                    p, g, buffer, second, lr, momentum, rates.weight_decay, self.dtype
+                )
+                after.update(zip(seconds, second, strict=True))
+            else:
+                p, buffer = muon.update(p, g, buffer, lr, momentum, self.dtype)
+            new.update(zip(names, p, strict=True))
+            after.update(zip(buffers, buffer, strict=True))
         return new, after

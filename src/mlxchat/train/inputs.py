@@ -1,26 +1,50 @@
-"""What a run reads: its dataset, and its tokenizer, trained where there is none."""
+"""What a run reads: its dataset, its tokenizer, trained where there is none, and its checkpoint."""
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+from pydantic import ValidationError
+
+from mlxchat.ckpt import layout, store
+from mlxchat.ckpt.layout import TrainerState
 from mlxchat.data.documents import BuiltinDocuments, Documents, ShardDocuments
 from mlxchat.data.hub import Hub
 from mlxchat.data.shards import DATASETS, LocalShards
 from mlxchat.data.streaming import StreamingShards
+from mlxchat.data.tokenizer import FILE as TOKENIZER
 from mlxchat.data.tokenizer import Tokenizer, train
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.telemetry import Event, Progressed
-from mlxchat.train.recipe import DataConfig
+from mlxchat.telemetry import Event, Noted, Progressed
+from mlxchat.train.forecast import VocabularySource
+from mlxchat.train.plan import Plan, evaluation_batches
+from mlxchat.train.settings import CLASSIC, DataConfig, PretrainConfig
 
 MAX_CHARACTERS = 2_000_000_000  # nanochat's
 DOCUMENT_CHARACTERS = 10_000  # of one document at most; nanochat's
 TASK = "reading text for the tokenizer"
 
+Clock = Callable[[], float]
+Report = Callable[[Event], None]
 
-def open_documents(config: DataConfig, home: Home, report: Callable[[Event], None]) -> Documents:
+
+class SavedRun(NamedTuple):
+    """The newest checkpoint of a run to go on with."""
+
+    folder: Path
+    trainer: TrainerState
+    plan: Plan
+
+    @property
+    def finished(self) -> bool:
+        """Whether no step is left."""
+        return self.trainer.step == self.plan.num_iterations
+
+
+def open_documents(config: DataConfig, home: Home, report: Report) -> Documents:
     """The dataset that the settings name.
 
     Raises:
@@ -54,6 +78,27 @@ def open_documents(config: DataConfig, home: Home, report: Callable[[Event], Non
     return ShardDocuments(source, text_shards=1)
 
 
+def reopen_documents(
+    config: PretrainConfig, home: Home, report: Report, begun_with: list[str]
+) -> Documents:
+    """The very files that a run began with; of a dataset that has none, the dataset.
+
+    Raises:
+        MlxchatError: some of those files are not there.
+    """
+    if not begun_with:
+        return open_documents(config, home, report)
+    same = config.model_copy(update={"num_shards": len(begun_with) - 1})
+    documents = open_documents(same, home, report)
+    if missing := [name for name in begun_with if name not in documents.names]:
+        documents.close()
+        raise MlxchatError(
+            f"The run {config.tag} began with data that is not there: {', '.join(missing[:3])}.",
+            "Put it back, name another run with --model-tag, or begin anew with --fresh.",
+        )
+    return documents
+
+
 def tokenizer_folder(config: DataConfig, home: Home) -> Path:
     """Where the run's tokenizer is, or will be; one for all the hub's datasets."""
     of_its_own = config.data_dir is None and config.dataset not in DATASETS
@@ -61,18 +106,63 @@ def tokenizer_folder(config: DataConfig, home: Home) -> Path:
     return config.tokenizer_dir or default
 
 
+def stored_tokenizer(config: DataConfig, home: Home) -> Tokenizer | None:
+    """The run's tokenizer, None where it is yet to be trained.
+
+    Raises:
+        MlxchatError: it has another number of tokens than the settings say.
+    """
+    folder = tokenizer_folder(config, home)
+    if not (folder / TOKENIZER).exists():
+        return None
+    tokenizer = Tokenizer.load(folder)
+    if config.vocab_size not in (None, tokenizer.vocab_size):
+        raise MlxchatError(
+            f"The tokenizer in {folder} has {tokenizer.vocab_size:,} tokens, "
+            f"not {config.vocab_size:,}.",
+            "Leave out --vocab-size to use it, make another with mlxchat tokenizer train, or "
+            "give --tokenizer-dir.",
+        )
+    return tokenizer
+
+
+def vocabulary(config: PretrainConfig, home: Home) -> tuple[int, VocabularySource]:
+    """How many tokens the run's vocabulary has or will have, and what says so."""
+    if config.vocab_size:
+        return config.vocab_size, "--vocab-size"
+    if tokenizer := stored_tokenizer(config, home):
+        return tokenizer.vocab_size, "tokenizer"
+    largest = config.recipe.vocabulary
+    if config.is_builtin:
+        largest = min(largest, BuiltinDocuments(config.seed).suggested_vocabulary())
+    return largest, "default"
+
+
+def ready_tokenizer(
+    config: PretrainConfig, home: Home, documents: Documents, report: Report, clock: Clock
+) -> Generator[Event, None, Tokenizer]:
+    """The run's tokenizer, trained first where there is none."""
+    if tokenizer := stored_tokenizer(config, home):
+        return tokenizer
+    folder = tokenizer_folder(config, home)
+    yield Noted(clock(), f"No tokenizer yet: training one, to be kept in {folder}.")
+    largest = config.recipe.vocabulary
+    return train_tokenizer(documents, folder, config.vocab_size, report, largest, clock=clock)
+
+
 def train_tokenizer(
     documents: Documents,
     folder: Path,
     vocab_size: int | None,
-    report: Callable[[Event], None],
+    report: Report,
+    largest: int = CLASSIC.vocabulary,
     max_characters: int = MAX_CHARACTERS,
-    clock: Callable[[], float] = time.time,
+    clock: Clock = time.time,
 ) -> Tokenizer:
     """Train a tokenizer and put it into ``folder``; one that is there stays until it is ready.
 
     Args:
-        vocab_size: tokens; None for what the text can support.
+        vocab_size: tokens; None for what the text can support, ``largest`` at most.
         max_characters: read at most so much.
 
     Raises:
@@ -93,7 +183,7 @@ def train_tokenizer(
         if not done:
             raise MlxchatError("The training data holds no text.", "Use data with text in it.")
 
-    tokenizer = train(texts(), vocab_size or documents.suggested_vocabulary())
+    tokenizer = train(texts(), vocab_size or min(largest, documents.suggested_vocabulary()))
     if vocab_size is not None and tokenizer.vocab_size < vocab_size:
         raise MlxchatError(
             f"The text has pairs for a vocabulary of {tokenizer.vocab_size:,} tokens, "
@@ -106,3 +196,30 @@ def train_tokenizer(
         for path in Path(unfinished).iterdir():
             path.replace(folder / path.name)
     return tokenizer
+
+
+def saved_run(config: PretrainConfig, home: Home) -> SavedRun | None:
+    """The run of the settings' name, None where nothing of it was saved.
+
+    Raises:
+        MlxchatError: it was begun with other settings (which are named), or cannot be read.
+    """
+    folder = store.latest(home.runs / config.tag)
+    if folder is None:
+        return None
+    trainer = layout.read_trainer(folder)
+    if differences := config.differences(trainer.settings):
+        raise MlxchatError(
+            f"The run {config.tag} was begun with other settings: {', '.join(differences)}.",
+            "Repeat those to go on, name another run with --model-tag, or set the old one aside "
+            "with --fresh.",
+        )
+    try:
+        begun = Plan.model_validate(trainer.plan)
+    except ValidationError as error:
+        raise MlxchatError(
+            f"The run {config.tag} was begun by a version of mlxchat whose plans were others.",
+            "Name another run with --model-tag, or set the old one aside with --fresh.",
+        ) from error
+    batches = evaluation_batches(config, begun.tokens_per_step, begun.device_batch_size)
+    return SavedRun(folder, trainer, begun.model_copy(update={"eval_batches": batches}))

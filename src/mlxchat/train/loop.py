@@ -15,7 +15,7 @@ import numpy as np
 from mlxchat.data.loader import Batch, LoaderState, Stopped
 from mlxchat.errors import MlxchatError
 from mlxchat.model.gpt import GPT
-from mlxchat.optim.groups import Arrays, MuonAdamW, Rates, clip
+from mlxchat.optim.groups import MATRIX, Arrays, MuonAdamW, Rates, clip
 from mlxchat.runtime import memory_use, mx, nn, tree_flatten
 from mlxchat.telemetry import Ended, Event, Position, Stepped
 
@@ -53,7 +53,7 @@ class Launched:
     """A step under way on the device, and where in the data it ends."""
 
     step: int
-    facts: mx.array  # loss, gradient norm, learning rate
+    facts: mx.array  # loss, gradient norm, learning rate of the matrices
     state: LoaderState
 
 
@@ -112,10 +112,7 @@ def compile_step(run: Run) -> Callable[[int], Launched]:
     """
     model, optimizer = run.model, run.optimizer
 
-    def mean_loss(ids: mx.array, targets: mx.array) -> mx.array:
-        return model.losses(ids, targets).sum() / mx.maximum((targets >= 0).sum(), 1)
-
-    loss_and_gradients = nn.value_and_grad(model, mean_loss)
+    loss_and_gradients = nn.value_and_grad(model, model.loss)
 
     @partial(mx.compile, inputs=[model.state], outputs=[model.state])
     def accumulate(
@@ -151,7 +148,7 @@ def compile_step(run: Run) -> Callable[[int], Launched]:
             model.named_parameters(), gradients, optimizer.state, rates
         )
         model.load_weights(list(parameters.items()))
-        facts = mx.stack([loss / run.accumulation, norm, rates.matrix])
+        facts = mx.stack([loss / run.accumulation, norm, rates.learning[MATRIX]])
         mx.async_eval(parameters, optimizer.state, facts)
         return Launched(step, facts, batch.state)
 

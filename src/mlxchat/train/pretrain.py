@@ -1,10 +1,11 @@
 """Pretraining, from settings to a trained model: the recipe that `mlxchat train` runs."""
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mlxchat import runtime
 from mlxchat.ckpt import layout, store
@@ -14,19 +15,28 @@ from mlxchat.data.conversations import Conversation, Message
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import Loader, LoaderState
 from mlxchat.data.tokenizer import ASSISTANT_END, Tokenizer
-from mlxchat.data.tokenizer import FILE as TOKENIZER
 from mlxchat.engine.generate import continue_greedily
-from mlxchat.errors import MlxchatError
 from mlxchat.evaluate.bits import bits_per_byte
 from mlxchat.home import Home
-from mlxchat.model.gpt import GPT, initialise
+from mlxchat.model.gpt import GPT
+from mlxchat.model.initial import initialise
+from mlxchat.model.loss import CHUNK_ROWS
 from mlxchat.optim import schedule
 from mlxchat.optim.groups import MuonAdamW, Rates
 from mlxchat.runtime import mx
 from mlxchat.telemetry import Event, JsonLines, Meter, Noted, Sampled, Saved, Started
-from mlxchat.train.inputs import open_documents, tokenizer_folder, train_tokenizer
+from mlxchat.train.inputs import (
+    Clock,
+    Report,
+    SavedRun,
+    open_documents,
+    ready_tokenizer,
+    reopen_documents,
+    saved_run,
+)
 from mlxchat.train.loop import Run, train
-from mlxchat.train.recipe import Capacity, Plan, PretrainConfig, evaluation_batches, plan
+from mlxchat.train.plan import Capacity, Plan, plan
+from mlxchat.train.settings import PretrainConfig
 
 SAMPLE_TOKENS = 16
 PROMPTS = (  # nanochat's
@@ -40,8 +50,16 @@ PROMPTS = (  # nanochat's
 )
 BUILTIN_PROMPTS = 5
 
-Clock = Callable[[], float]
-Report = Callable[[Event], None]
+
+def capacity() -> Capacity:
+    """Of this machine."""
+    machine = runtime.machine()
+    return Capacity(
+        memory=machine.memory,
+        value_bytes=machine.compute_dtype.size,
+        fused_attention=machine.backend != "cpu",
+        loss_rows=CHUNK_ROWS[machine.backend],
+    )
 
 
 def pretrain(
@@ -71,49 +89,30 @@ def pretrain(
     meter = meter or Meter()
     with ExitStack() as stack:
         stack.enter_context(store.locked(home.runs / config.tag))
-        saved = None if fresh else store.latest(home.runs / config.tag)
-        trainer = layout.read_trainer(saved) if saved else None
-        if saved and trainer:
-            _require_same(config, trainer)
-            if trainer.step == Plan.model_validate(trainer.plan).num_iterations:
-                yield Noted(clock(), f"The run {config.tag} is finished: {saved}")
-                return
+        saved = None if fresh else saved_run(config, home)
+        if saved and saved.finished:
+            yield Noted(clock(), f"The run {config.tag} is finished: {saved.folder}")
+            return
         runtime.bound_buffer_cache()
-        documents = _open_documents(config, home, report, trainer)
-        stack.enter_context(closing(documents))
-        if saved and trainer:
-            run = _Pretraining.resume(config, home, documents, meter, clock, saved, trainer)
+        if saved:
+            documents = reopen_documents(config, home, report, saved.trainer.data)
         else:
-            tokenizer = yield from _ready_tokenizer(config, home, documents, report, clock)
-            run = _Pretraining.begin(config, home, documents, meter, clock, tokenizer)
+            documents = open_documents(config, home, report)
+        stack.enter_context(closing(documents))
+        if saved:
+            learner = _resume(saved)
+            meter.restore(saved.trainer.meter)
+        else:
+            tokenizer = yield from ready_tokenizer(config, home, documents, report, clock)
+            learner = _begin(config, tokenizer)
             if fresh:
                 yield from _set_aside(home, config.tag, clock)
+        run = _Pretraining(config, home, documents, meter, clock, *learner)
         log = stack.enter_context(JsonLines.resume(home.log(config.tag), run.step))
         for event in run.events(stack, stop):
             meter.update(event)
             log.write(event)
             yield event
-
-
-def _open_documents(
-    config: PretrainConfig, home: Home, report: Report, trainer: TrainerState | None
-) -> Documents:
-    """The run's dataset; where it goes on, the very files that it began with.
-
-    Raises:
-        MlxchatError: some of those files are not there.
-    """
-    if trainer is None or not trainer.data:
-        return open_documents(config, home, report)
-    begun_with = config.model_copy(update={"num_shards": len(trainer.data) - 1})
-    documents = open_documents(begun_with, home, report)
-    if missing := [name for name in trainer.data if name not in documents.names]:
-        documents.close()
-        raise MlxchatError(
-            f"The run {config.tag} began with data that is not there: {', '.join(missing[:3])}.",
-            "Put it back, name another run with --model-tag, or begin anew with --fresh.",
-        )
-    return documents
 
 
 def _set_aside(home: Home, tag: str, clock: Clock) -> Iterator[Event]:
@@ -130,36 +129,43 @@ def _set_aside(home: Home, tag: str, clock: Clock) -> Iterator[Event]:
     yield Noted(clock(), f"The earlier run was set aside as {aside}.")
 
 
-def _require_same(config: PretrainConfig, trainer: TrainerState) -> None:
-    if differences := config.differences(trainer.settings):
-        raise MlxchatError(
-            f"The run {config.tag} was begun with other settings: {', '.join(differences)}.",
-            "Repeat those to go on, name another run with --model-tag, or set the old one aside "
-            "with --fresh.",
-        )
+class _Learner(NamedTuple):
+    """What learns, new or as it was saved."""
+
+    plan: Plan
+    tokenizer: Tokenizer
+    model: GPT
+    optimizer: MuonAdamW
+    step: int
+    loader: LoaderState
 
 
-def _ready_tokenizer(
-    config: PretrainConfig, home: Home, documents: Documents, report: Report, clock: Clock
-) -> Generator[Event, None, Tokenizer]:
-    folder = tokenizer_folder(config, home)
-    if (folder / TOKENIZER).exists():
-        tokenizer = Tokenizer.load(folder)
-        if config.vocab_size not in (None, tokenizer.vocab_size):
-            raise MlxchatError(
-                f"The tokenizer in {folder} has {tokenizer.vocab_size:,} tokens, "
-                f"not {config.vocab_size:,}.",
-                "Leave out --vocab-size to use it, make another with mlxchat tokenizer train, or "
-                "give --tokenizer-dir.",
-            )
-        return tokenizer
-    yield Noted(clock(), f"No tokenizer yet: training one, to be kept in {folder}.")
-    return train_tokenizer(documents, folder, config.vocab_size, report, clock=clock)
+def _begin(config: PretrainConfig, tokenizer: Tokenizer) -> _Learner:
+    made = plan(config, tokenizer.vocab_size, capacity())
+    model = GPT(made.model, runtime.machine().compute_dtype)
+    initialise(model, mx.random.key(config.seed))
+    return _Learner(made, tokenizer, model, _optimizer(model), 0, LoaderState())
+
+
+def _resume(saved: SavedRun) -> _Learner:
+    stored = layout.read_model(saved.folder, runtime.machine().compute_dtype)
+    optimizer = _optimizer(stored.model)
+    state = layout.read_arrays(saved.folder / layout.OPTIMIZER)
+    layout.check_arrays(saved.folder / layout.OPTIMIZER, state, optimizer.state)
+    optimizer.state = state
+    loader = layout.read_loader(saved.folder)
+    step = saved.trainer.step
+    return _Learner(saved.plan, stored.tokenizer, stored.model, optimizer, step, loader)
+
+
+def _optimizer(model: GPT) -> MuonAdamW:
+    dtype = runtime.machine().compute_dtype
+    return MuonAdamW(model.named_parameters(), model.config.arch, dtype)
 
 
 @dataclass
 class _Pretraining:
-    """A run and all its parts, new or as they were saved."""
+    """A run and all its parts."""
 
     config: PretrainConfig
     home: Home
@@ -172,50 +178,6 @@ class _Pretraining:
     optimizer: MuonAdamW
     step: int
     loader: LoaderState
-
-    @classmethod
-    def begin(
-        cls,
-        config: PretrainConfig,
-        home: Home,
-        documents: Documents,
-        meter: Meter,
-        clock: Clock,
-        tokenizer: Tokenizer,
-    ) -> "_Pretraining":
-        machine = runtime.machine()
-        fused_attention = machine.backend != "cpu"
-        capacity = Capacity(machine.memory, machine.compute_dtype.size, fused_attention)
-        made = plan(config, tokenizer.vocab_size, capacity)
-        model = GPT(made.model, machine.compute_dtype)
-        initialise(model, mx.random.key(config.seed))
-        optimizer = _optimizer(config, model)
-        parts = (made, tokenizer, model, optimizer, 0, LoaderState())
-        return cls(config, home, documents, meter, clock, *parts)
-
-    @classmethod
-    def resume(
-        cls,
-        config: PretrainConfig,
-        home: Home,
-        documents: Documents,
-        meter: Meter,
-        clock: Clock,
-        saved: Path,
-        trainer: TrainerState,
-    ) -> "_Pretraining":
-        stored = layout.read_model(saved, runtime.machine().compute_dtype)
-        optimizer = _optimizer(config, stored.model)
-        state = layout.read_arrays(saved / layout.OPTIMIZER)
-        layout.check_arrays(saved / layout.OPTIMIZER, state, optimizer.state)
-        optimizer.state = state
-        made = Plan.model_validate(trainer.plan)
-        batches = evaluation_batches(config, made.device_batch_size)
-        made = made.model_copy(update={"eval_batches": batches})
-        loader = layout.read_loader(saved)
-        parts = (made, stored.tokenizer, stored.model, optimizer, trainer.step, loader)
-        meter.restore(trainer.meter)
-        return cls(config, home, documents, meter, clock, *parts)
 
     def events(self, stack: ExitStack, stop: Callable[[], bool]) -> Iterator[Event]:
         """What happens from here to the end; what is opened for it is left to ``stack``."""
@@ -255,7 +217,7 @@ class _Pretraining:
                 evaluated=any(step == self.step for step, _ in self.meter.evaluations),
                 total_steps=plan.num_iterations,
                 accumulation=plan.accumulation,
-                grad_clip=self.config.grad_clip,
+                grad_clip=plan.grad_clip,
                 eval_every=self.config.eval_every,
                 sample_every=self.config.sample_every,
                 save_every=self.config.save_every,
@@ -268,19 +230,17 @@ class _Pretraining:
         )
 
     def rates(self, step: int) -> Rates:
-        """Learning rates and momentum after ``step`` updates."""
+        """Learning rates, momentum and weight decay after ``step`` updates."""
+        plan, arch = self.plan, self.plan.model.arch
+        total, warmdown = plan.num_iterations, plan.warmdown_ratio
         multiplier = schedule.learning_rate_multiplier(
-            step,
-            self.plan.num_iterations,
-            self.config.warmup_ratio,
-            self.config.warmdown_ratio,
-            self.config.final_lr_frac,
+            step, total, plan.warmup_steps, warmdown, plan.final_lr_frac
         )
+        decay = plan.weight_decay * schedule.weight_decay_multiplier(arch, step, total)
         return Rates(
-            mx.array(self.plan.embedding_lr * multiplier),
-            mx.array(self.plan.unembedding_lr * multiplier),
-            mx.array(self.plan.matrix_lr * multiplier),
-            mx.array(schedule.muon_momentum(step)),
+            {group: mx.array(rate * multiplier) for group, rate in plan.learning_rates.items()},
+            mx.array(schedule.muon_momentum(arch, step, total, warmdown)),
+            mx.array(decay),
         )
 
     def evaluate(
@@ -337,8 +297,3 @@ class _Pretraining:
         path = store.save(run, step, write)
         store.prune(run, self.config.keep)
         yield Saved(self.clock(), step, str(path), self.clock() - begun)
-
-
-def _optimizer(config: PretrainConfig, model: GPT) -> MuonAdamW:
-    dtype = runtime.machine().compute_dtype
-    return MuonAdamW(model.named_parameters(), config.weight_decay, dtype)

@@ -1,0 +1,87 @@
+"""Cross entropy of softly capped logits, in chunks of rows, so that they never all exist at once.
+
+The logits of a batch are larger than everything else: 8 rows of 2,048 tokens and a vocabulary of
+65,536 make 4 GB of them. Training needs the gradients of their mean loss only, and those are formed
+along with the loss, chunk by chunk, so that nothing is kept or computed again for a backward pass.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
+
+from mlxchat.model.arithmetic import MOST_CHUNKS
+from mlxchat.model.elementary import exp, log_sum_exp, tanh
+from mlxchat.runtime import machine, mx
+
+SOFTCAP = 15.0
+CHUNK_ROWS = {"cpu": 128, "cuda": 4096, "metal": 1024}
+
+
+def soft_cap(logits: mx.array) -> mx.array:
+    """Bound logits between -15 and 15, in float32."""
+    return SOFTCAP * tanh(logits.astype(mx.float32) / SOFTCAP)
+
+
+def cross_entropies(x: mx.array, weight: mx.array, targets: mx.array, vocab_size: int) -> mx.array:
+    """Nats at every position, (N,) float32; 0 where the target is -1.
+
+    Args:
+        x: (N, C) features.
+        weight: of the head, (V or more, C); rows beyond the vocabulary are left out.
+        targets: (N,) integers.
+    """
+    weight = weight.astype(x.dtype)
+    losses: list[mx.array] = []
+    for rows in _chunks(targets.size):
+        before = losses[-1:]
+        logits = soft_cap((mx.depends(x[rows], before) @ weight.T)[:, :vocab_size])
+        chosen = _chosen(logits, targets[rows])
+        losses.append((log_sum_exp(logits) - chosen) * (targets[rows] >= 0))
+    return mx.concatenate(losses)
+
+
+def mean_cross_entropy(
+    x: mx.array, weight: mx.array, targets: mx.array, vocab_size: int
+) -> mx.array:
+    """The mean of `cross_entropies` where the target is not -1, a float32 scalar."""
+
+    @mx.custom_function
+    def loss_and_gradients(x: mx.array, weight: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        half, columns = weight.astype(x.dtype), mx.arange(vocab_size)
+        total, of_weight = mx.array(0.0), mx.zeros_like(weight)
+        of_x: list[mx.array] = []
+        for rows in _chunks(targets.size):
+            features = mx.depends(x[rows], [of_weight, *of_x[-1:]])  # one chunk after another
+            y = targets[rows]
+            kept = y >= 0
+            logits = soft_cap((features @ half.T)[:, :vocab_size])
+            normaliser = log_sum_exp(logits)
+            total = total + ((normaliser - _chosen(logits, y)) * kept).sum()
+            share = (kept / count)[:, None]
+            # exp(logits) by itself, as the normaliser needs it: they are bounded.
+            expected = exp(logits) * (share / exp(normaliser)[:, None])
+            of_capped = expected - mx.where(columns == y[:, None], share, 0.0)
+            of_logits = (of_capped * (1 - (logits / SOFTCAP).square())).astype(x.dtype)
+            of_x.append(of_logits @ half[:vocab_size])
+            of_weight = of_weight.at[:vocab_size].add((of_logits.T @ features).astype(weight.dtype))
+        return total / count, mx.concatenate(of_x), of_weight
+
+    @loss_and_gradients.vjp
+    def _scaled(
+        _: object, cotangents: list[mx.array], outputs: list[mx.array]
+    ) -> tuple[mx.array, mx.array]:
+        scale, (_, of_x, of_weight) = cotangents[0], outputs
+        return (scale * of_x).astype(of_x.dtype), scale * of_weight
+
+    count = mx.maximum((targets >= 0).sum(), 1)
+    outputs = cast(Callable[..., Sequence[mx.array]], loss_and_gradients)(x, weight)
+    return outputs[0]
+
+
+def _chunks(N: int) -> Iterator[slice]:
+    rows = max(CHUNK_ROWS[machine().backend], -(-N // MOST_CHUNKS))
+    return (slice(start, start + rows) for start in range(0, N, rows))
+
+
+def _chosen(values: mx.array, targets: mx.array) -> mx.array:
+    """The value at each row's target, (N,), whatever it is where the target is -1."""
+    return mx.take_along_axis(values, mx.maximum(targets, 0)[:, None], axis=-1)[:, 0]

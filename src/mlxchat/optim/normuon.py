@@ -1,0 +1,93 @@
+"""The modern architecture's Muon: better conditioned, normalised by neuron, cautious decay.
+
+All matrices of one shape are stacked, (N, R, C), and updated together.
+"""
+
+from mlxchat.optim.muon import nesterov, shape_scale
+from mlxchat.runtime import mx
+
+BETA2 = 0.9  # of the second moment
+POLAR_EXPRESS = (  # https://arxiv.org/abs/2505.16932, for 5 steps, safety 2e-2, cushion 2
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+
+
+def update(
+    p: mx.array,
+    g: mx.array,
+    buffer: mx.array,
+    second: mx.array,
+    lr: mx.array,
+    momentum: mx.array,
+    weight_decay: mx.array,
+    dtype: mx.Dtype,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """One step on (N, R, C) matrices; returns parameters, momentum buffer and second moment.
+
+    Weight decay is cautious (https://arxiv.org/abs/2411.16085): only where the update pulls the
+    parameter towards zero as well.
+
+    Args:
+        second: as `second_moment` makes it.
+        dtype: in which the gradient is orthogonalised.
+    """
+    g, buffer = nesterov(g, buffer, momentum)
+    g = orthogonalise(equalise_rows(g.astype(dtype))).astype(p.dtype)
+    exact = (
+        min(g.shape[-2:]) ** 0.5
+    )  # norm of orthogonal matrices; https://arxiv.org/abs/2602.21545
+    g = g * (exact / mx.maximum(_norm(g), 1e-6))
+    g, second = normalise_neurons(g, second)
+    lr = lr * shape_scale(p)
+    return p - lr * g - lr * weight_decay * p * (g * p >= 0), buffer, second
+
+
+def second_moment(p: mx.array) -> mx.array:
+    """The second moment before the first step: a number for each row, or column if those are more.
+
+    (R, C) to (R, 1) or (1, C).
+    """
+    R, C = p.shape
+    return mx.zeros((R, 1) if R >= C else (1, C))
+
+
+def equalise_rows(G: mx.array) -> mx.array:
+    """Give all rows of a matrix the same norm (https://arxiv.org/abs/2603.28254)."""
+    rows = mx.linalg.norm(G.astype(mx.float32), axis=-1, keepdims=True)
+    scale = _norm(G) / float(G.shape[-2] ** 0.5) / mx.maximum(rows, 1e-6)
+    return G * scale.astype(G.dtype)
+
+
+def orthogonalise(G: mx.array) -> mx.array:
+    """Nearest (semi-)orthogonal matrices, by Polar Express, in the dtype of ``G``."""
+    tall = G.shape[-2] > G.shape[-1]
+    X = G.swapaxes(-1, -2) if tall else G
+    X = (X.astype(mx.float32) / (1.01 * _norm(X) + 1e-6)).astype(G.dtype)
+    for a, b, c in POLAR_EXPRESS:
+        A = X @ X.swapaxes(-1, -2)
+        X = a * X + (b * A + c * (A @ A)) @ X
+    return X.swapaxes(-1, -2) if tall else X
+
+
+def normalise_neurons(g: mx.array, second: mx.array) -> tuple[mx.array, mx.array]:
+    """NorMuon (https://arxiv.org/abs/2510.05491): even out the rows' sizes, the norm unchanged.
+
+    Of columns where there are more of those. Returns the update and its second moment.
+    """
+    axis = -1 if g.shape[-2] >= g.shape[-1] else -2
+    variance = g.square().mean(axis=axis, keepdims=True)
+    second = BETA2 * second + (1 - BETA2) * variance
+    scale = mx.rsqrt(mx.maximum(second, 1e-10))
+    before = mx.sqrt(variance.sum(axis=(-2, -1), keepdims=True))
+    after = mx.sqrt((variance * scale.square()).sum(axis=(-2, -1), keepdims=True))
+    root = float(g.shape[axis] ** 0.5)  # the sums are of means over this many
+    return g * scale * (root * before / mx.maximum(root * after, 1e-10)), second
+
+
+def _norm(G: mx.array) -> mx.array:
+    """Frobenius norms in float32, (..., 1, 1)."""
+    return mx.linalg.norm(G.astype(mx.float32), axis=[-2, -1], keepdims=True)

@@ -1,0 +1,71 @@
+"""What a run will take, before it is begun: numbers that follow from its plan and the machine."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from mlxchat.model.arithmetic import parameters, training_bytes
+from mlxchat.train.plan import Capacity, Plan
+
+UTILISATION = 0.35  # of a matrix product's speed, that training reaches
+
+VocabularySource = Literal["--vocab-size", "tokenizer", "default"]
+
+
+class Forecast(BaseModel):
+    """A plan, and what it comes to on a machine; what is measured or estimated is roughly so."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tag: str
+    saved_step: int | None  # where the run goes on; None: it begins
+    vocabulary_from: VocabularySource
+    plan: Plan
+    parameters: dict[str, int]  # by group
+    tokens: int
+    total_flops: int
+    memory: dict[str, int]  # bytes by component, and their peak
+    machine_memory: int  # bytes
+    device: str
+    matmul_flops: float  # FLOP/s of a matrix product
+    utilisation: float  # of those
+    seconds: float  # for all steps
+
+
+def forecast(
+    plan: Plan,
+    tag: str,
+    vocabulary_from: VocabularySource,
+    saved_step: int | None,
+    capacity: Capacity,
+    device: str,
+    matmul_flops: float,
+) -> Forecast:
+    """Estimate what a plan takes.
+
+    Args:
+        matmul_flops: FLOP/s of a matrix product on ``device``.
+    """
+    total_flops = plan.flops_per_token * plan.tokens
+    return Forecast(
+        tag=tag,
+        saved_step=saved_step,
+        vocabulary_from=vocabulary_from,
+        plan=plan,
+        parameters=parameters(plan.model),
+        tokens=plan.tokens,
+        total_flops=total_flops,
+        memory=training_bytes(
+            plan.model,
+            plan.device_batch_size,
+            plan.accumulation,
+            capacity.value_bytes,
+            capacity.fused_attention,
+            capacity.loss_rows,
+        ),
+        machine_memory=capacity.memory,
+        device=device,
+        matmul_flops=matmul_flops,
+        utilisation=UTILISATION,
+        seconds=total_flops / (UTILISATION * matmul_flops),
+    )

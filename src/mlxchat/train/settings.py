@@ -1,0 +1,300 @@
+"""Pretraining's settings: what one may say, and what each architecture takes where nothing is said.
+
+Pure: no arrays, no files, quick to import.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from mlxchat.errors import MlxchatError
+from mlxchat.model.config import WINDOW_PATTERN, Architecture
+
+LARGEST_DEPTH = 64
+BUILTIN = "builtin"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # of a run or a dataset: a folder's name
+WINDOWS = "^[SL]+$"
+IN_WORDS = {  # what a pattern asks for
+    NAME: "letters, digits, '.', '_' and '-' only, 100 at most",
+    WINDOWS: "letters S and L only",
+}
+
+
+class Recipe(NamedTuple):
+    """What a model is trained with; the architecture's own numbers are nanochat's.
+
+    Learning rates are for a width of 768, the modern ones for a batch of 2^19 tokens too.
+    """
+
+    vocabulary: int  # tokens of a tokenizer that is trained, at most
+    window_pattern: str
+    target_param_data_ratio: float  # classic: of all parameters; modern: of matrices and head
+    total_batch_size: int | None  # tokens; None: derived from the horizon
+    embedding_lr: float
+    unembedding_lr: float
+    scalar_lr: float | None  # None: there are no scalars
+    weight_decay: float  # classic: of embedding and head; modern: of the matrices
+    grad_clip: float  # 0: none
+    warmup_steps: int
+    warmdown_ratio: float
+    final_lr_frac: float
+
+
+CLASSIC = Recipe(
+    vocabulary=65_536,
+    window_pattern="L",
+    target_param_data_ratio=20.0,
+    total_batch_size=524_288,
+    embedding_lr=0.2,
+    unembedding_lr=0.004,
+    scalar_lr=None,
+    weight_decay=0.0,
+    grad_clip=1.0,
+    warmup_steps=0,
+    warmdown_ratio=0.2,
+    final_lr_frac=0.0,
+)
+MODERN = Recipe(
+    vocabulary=32_768,
+    window_pattern=WINDOW_PATTERN,
+    target_param_data_ratio=12.0,
+    total_batch_size=None,
+    embedding_lr=0.3,
+    unembedding_lr=0.008,
+    scalar_lr=0.5,
+    weight_decay=0.28,
+    grad_clip=0.0,
+    warmup_steps=40,
+    warmdown_ratio=0.65,
+    final_lr_frac=0.05,
+)
+RECIPES: dict[Architecture, Recipe] = {"classic": CLASSIC, "modern": MODERN}
+
+
+class DataConfig(BaseModel):
+    """Which data, and which tokenizer."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, title="Data and tokenizer"
+    )
+
+    dataset: str = Field(
+        "fineweb-edu",
+        pattern=NAME,
+        description="fineweb-edu, climbmix (licensed for non-commercial use only), builtin, or a "
+        "name given to `data fetch --from`.",
+    )
+    data_dir: Path | None = Field(
+        None, description="A folder of shards to train on instead; its last one validates."
+    )
+    num_shards: int | None = Field(None, ge=1, description="Training shards to use. Default: all.")
+    streaming: bool = Field(
+        False, description="Fetch shards ahead of their use, and drop those used."
+    )
+    max_cached_shards: int = Field(
+        20, ge=2, description="With --streaming: training shards on disk at most."
+    )
+    endpoint: str | None = Field(
+        None, description="The hub to fetch from. Default: $HF_ENDPOINT, or https://huggingface.co."
+    )
+    tokenizer_dir: Path | None = Field(
+        None, description="The tokenizer's folder. Default: in $MLXCHAT_HOME."
+    )
+    vocab_size: int | None = Field(
+        None,
+        ge=265,
+        le=1_000_000,
+        description="Tokens of a tokenizer, where one is trained. Default: 65,536, a modern run's "
+        "32,768; fewer for little text.",
+    )
+    seed: int = Field(
+        42, ge=0, lt=2**32, description="Of the initial parameters and the built-in corpus."
+    )
+
+    @field_validator("data_dir", "tokenizer_dir")
+    @classmethod
+    def _wherever_one_is(cls, path: Path | None) -> Path | None:
+        return path and path.expanduser().absolute()
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether the data is the built-in corpus."""
+        return self.dataset == BUILTIN and self.data_dir is None
+
+
+class PretrainConfig(DataConfig):
+    """What a pretraining run is told. ``None`` means: derive it; the plan says from what."""
+
+    model_config = ConfigDict(title="Model and training")
+
+    arch: Architecture = Field(
+        "classic", description="classic: nanochat of October 2025; modern: of July 2026."
+    )
+    depth: int = Field(
+        12, ge=1, le=LARGEST_DEPTH, description="Layers; the one dial: width is 64 times as much."
+    )
+    head_dim: int = Field(
+        128, ge=2, description="Width of a head; of a classic one at most, the width is shared out."
+    )
+    max_seq_len: int = Field(2048, ge=2, le=65_536, description="Context length in tokens.")
+    window_pattern: str | None = Field(
+        None,
+        pattern=WINDOWS,
+        description="Reach of attention by layer, repeated: S a quarter of the context, L all. "
+        "Default: SSSL for modern, L for classic.",
+    )
+    num_iterations: int | None = Field(
+        None, ge=1, description="Optimizer steps. Default: from the data ratio."
+    )
+    target_param_data_ratio: float | None = Field(
+        None,
+        gt=0,
+        description="Training tokens for each parameter. Default: 20; modern 12, for those of the "
+        "matrices and the head.",
+    )
+    device_batch_size: int | None = Field(
+        None, ge=1, description="Rows computed at once. Default: what fits in a quarter of memory."
+    )
+    total_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens in one optimizer step, gradients accumulated. Default: 524,288; modern "
+        "from the data ratio.",
+    )
+    embedding_lr: float | None = Field(
+        None, gt=0, description="Learning rate of the embedding (AdamW). Default: 0.2; modern 0.3."
+    )
+    unembedding_lr: float | None = Field(
+        None, gt=0, description="Learning rate of the head (AdamW). Default: 0.004; modern 0.008."
+    )
+    matrix_lr: float = Field(0.02, gt=0, description="Learning rate of the matrices (Muon).")
+    scalar_lr: float | None = Field(
+        None, gt=0, description="Learning rate of the scalars (AdamW), modern only. Default: 0.5."
+    )
+    weight_decay: float | None = Field(
+        None,
+        ge=0,
+        description="Classic: of embedding and head (AdamW). Default: 0. Modern: of the matrices "
+        "(Muon), before it is scaled. Default: 0.28.",
+    )
+    grad_clip: float | None = Field(
+        None,
+        ge=0,
+        description="Largest gradient norm; 0 turns it off. Default: 1; modern 0.",
+    )
+    warmup_steps: int | None = Field(
+        None, ge=0, description="Steps that warm up. Default: 0; modern 40."
+    )
+    warmdown_ratio: float | None = Field(
+        None, ge=0, le=1, description="Share of steps that cool down. Default: 0.2; modern 0.65."
+    )
+    final_lr_frac: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Last learning rate, as a share of the full one. Default: 0; modern 0.05.",
+    )
+    eval_every: int = Field(250, ge=0, description="Steps between evaluations; 0 for none.")
+    eval_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Validation tokens. Default: 20 times the total batch, or what there is.",
+    )
+    sample_every: int = Field(2000, ge=0, description="Steps between samples; 0 for none.")
+    save_every: int = Field(
+        50, ge=0, description="Steps between checkpoints; 0 for the last one only."
+    )
+    keep: int = Field(3, ge=1, description="Checkpoints to keep.")
+    model_tag: str | None = Field(
+        None,
+        pattern=NAME,
+        description="Name of the run. Default: d and the depth.",
+    )
+
+    @model_validator(mode="after")
+    def _have_an_effect(self) -> "PretrainConfig":
+        if self.arch == "classic" and self.scalar_lr is not None:
+            raise MlxchatError(
+                "The classic architecture has no scalars that --scalar-lr would train.",
+                "Leave it out, or use --arch modern.",
+            )
+        if self.arch == "classic" and "S" in (self.window_pattern or ""):
+            raise MlxchatError(
+                f"The classic architecture has no short windows: --window-pattern "
+                f"{self.window_pattern}.",
+                "Leave it out, or use --arch modern.",
+            )
+        return self
+
+    @property
+    def tag(self) -> str:
+        """The run's name."""
+        return self.model_tag or f"d{self.depth}"
+
+    @property
+    def recipe(self) -> Recipe:
+        """The architecture's, with what is set here in its place."""
+        settings = {name: getattr(self, name, None) for name in Recipe._fields}
+        given = {name: value for name, value in settings.items() if value is not None}
+        return RECIPES[self.arch]._replace(**given)
+
+    def differences(self, stored: dict[str, Any]) -> list[str]:
+        """Settings by which this run would not be the stored one, ``name (then -> now)`` each.
+
+        Those in `INDEPENDENT` may differ: they change what is seen and kept, not what is learnt.
+        A default that is spelled out is no difference.
+        """
+        then = PretrainConfig().model_dump(mode="json") | stored
+        now = self.model_dump(mode="json")
+        return [
+            f"--{name.replace('_', '-')} ({_shown(then, name)} -> {_shown(now, name)})"
+            for name in now
+            if name not in INDEPENDENT
+            and then[name] != now[name]
+            and _shown(then, name) != _shown(now, name)
+        ]
+
+
+def _shown(settings: dict[str, Any], name: str) -> str:
+    """A setting, or what stands for it where it is not given."""
+    value = settings[name]
+    if value is None:
+        value = getattr(RECIPES[settings["arch"]], name, None)
+    return "not given" if value is None else str(value)
+
+
+INDEPENDENT = frozenset(
+    {
+        "streaming",
+        "max_cached_shards",
+        "endpoint",
+        "eval_every",
+        "eval_tokens",
+        "sample_every",
+        "save_every",
+        "keep",
+        "model_tag",
+    }
+)
+
+
+QUICKSTART = PretrainConfig(
+    dataset=BUILTIN,
+    model_tag="quickstart",
+    depth=2,
+    head_dim=64,  # two heads: with one, the model hardly learns to read
+    max_seq_len=128,
+    device_batch_size=16,
+    total_batch_size=16 * 128,
+    num_iterations=900,
+    matrix_lr=0.01,
+    embedding_lr=0.04,
+    unembedding_lr=0.0033,
+    warmdown_ratio=0.5,
+    eval_every=300,
+    eval_tokens=16 * 128 * 16,
+    sample_every=0,
+    save_every=300,
+    keep=1,
+)

@@ -1,0 +1,86 @@
+"""A run's numbers before it is begun, as tables: below one another, or two abreast where they fit.
+
+Pure functions, but for `show`, which prints.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple, TextIO
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from mlxchat.ui.console import console_for
+
+ABREAST = 130  # columns of a terminal, from which on two tables stand side by side
+GAP = 4
+
+
+class Row(NamedTuple):
+    """A number with its name, and what there is to say about it."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+class Section(NamedTuple):
+    """Rows that belong together."""
+
+    title: str
+    rows: Sequence[Row]
+
+
+def about(seconds: float) -> str:
+    """``about 45 seconds``, ``about 3.2 hours``: no more digits than an estimate deserves."""
+    for unit, size in (("years", 365 * 86_400), ("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            count = seconds / size
+            return f"about {count:,.0f} {unit}" if count >= 10 else f"about {count:.1f} {unit}"
+    return f"about {seconds:.0f} seconds" if seconds >= 1.5 else "about a second"
+
+
+def flops_per_second(speed: float) -> str:
+    """``430 GFLOP/s`` or ``12.4 TFLOP/s``."""
+    return f"{speed / 1e12:,.1f} TFLOP/s" if speed >= 1e12 else f"{speed / 1e9:,.0f} GFLOP/s"
+
+
+def tables(heading: Sequence[str], sections: Sequence[Section], width: int) -> Group:
+    """The heading's lines, then a table a section, at most ``width`` characters wide."""
+    lines = [Text(line, style="bold" if i == 0 else "") for i, line in enumerate(heading)]
+    if width < ABREAST:
+        each = [_table(section) for section in sections]
+        return Group(*lines, *(part for drawn in each for part in (Text(), drawn)))
+    half = (width - GAP) // 2
+    abreast = Table.grid(padding=(0, GAP, 0, 0))
+    abreast.add_column(width=half)
+    abreast.add_column(width=half)
+    for left in range(0, len(sections), 2):
+        abreast.add_row("")
+        abreast.add_row(*map(_table, sections[left : left + 2]))
+    return Group(*lines, abreast)
+
+
+def show(heading: Sequence[str], sections: Sequence[Section], stream: TextIO | None = None) -> None:
+    """Print the tables; one below the other where nobody looks."""
+    console = console_for(stream or sys.stdout)
+    width = console.width if console.is_terminal else ABREAST - 1
+    console.print(tables(heading, sections, width), width=width)
+
+
+def _table(section: Section) -> Table:
+    drawn = Table(
+        title=Text(section.title, style="bold cyan"),
+        title_justify="left",
+        show_header=False,
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
+    drawn.add_column(no_wrap=True)
+    drawn.add_column(no_wrap=True, justify="right")
+    drawn.add_column(overflow="fold")
+    for row in section.rows:
+        drawn.add_row(Text(row.label), Text(row.value, style="bold"), Text(row.note))
+    return drawn
