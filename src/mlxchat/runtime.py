@@ -69,6 +69,9 @@ def _preload_openblas() -> None:
 
 if sys.platform == "linux":
     _preload_openblas()
+    # What CUDA may have under way at a time, which is memory that cannot be used again meanwhile:
+    # by default a gigabyte for each of ten parts of a graph.
+    os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100")
 
 try:
     import mlx.core as mx

@@ -15,11 +15,12 @@ float32.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from mlxchat.model.arithmetic import GATE_CHANNELS, SMEAR_CHANNELS
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.loss import cross_entropies, mean_cross_entropy, soft_cap
+from mlxchat.model.rotary import Rotation, rotate, rotation
 from mlxchat.runtime import mx, nn, tree_flatten
 
 ROPE_BASE = {"classic": 10_000.0, "modern": 100_000.0}
@@ -31,10 +32,6 @@ NORM_EPS = 1.1920929e-07  # what torch's rms_norm uses when told nothing
 class LayerCache(Protocol):
     """The keys and values of one layer, as far as they have been computed and can be seen."""
 
-    @property
-    def offset(self) -> int:
-        """Positions read so far."""
-
     def extend(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Append (B, H, T, D) keys and values.
 
@@ -45,6 +42,10 @@ class LayerCache(Protocol):
 
 class Cache(Protocol):
     """What a model has read."""
+
+    @property
+    def offset(self) -> int:
+        """Positions read so far."""
 
     @property
     def layers(self) -> Sequence[LayerCache]:
@@ -92,7 +93,6 @@ class Attention(nn.Module):
         self.n_head, self.n_kv_head = config.n_head, config.n_kv_head
         self.head_dim = config.head_dim
         self.window = config.windows[layer]
-        self.rope_base = ROPE_BASE[config.arch]
         self.scale = QK_SCALE[config.arch] ** 2 / self.head_dim**0.5
         self.c_q = Linear(config.n_embd, config.n_embd)
         self.c_k = Linear(config.n_embd, config.kv_dim)
@@ -102,9 +102,13 @@ class Attention(nn.Module):
             self.ve_gate = Linear(GATE_CHANNELS, config.n_kv_head)
 
     def __call__(
-        self, x: mx.array, value_embedding: mx.array | None, cache: LayerCache | None
+        self,
+        x: mx.array,
+        turn: Rotation,
+        value_embedding: mx.array | None,
+        cache: LayerCache | None,
     ) -> mx.array:
-        """(B, T, C) to (B, T, C); positions follow those that the cache has read.
+        """(B, T, C) to (B, T, C).
 
         A value embedding, (B, T, n_kv_head * D), is added to the values, by head as much as its
         gate says (https://arxiv.org/abs/2410.17897).
@@ -116,9 +120,8 @@ class Attention(nn.Module):
         if value_embedding is not None:
             gate = 3 * mx.sigmoid(self.ve_gate(x[..., :GATE_CHANNELS]))  # (B, T, n_kv_head)
             v = v + gate[..., None] * value_embedding.reshape(v.shape)
+        q, k = rotate(norm(q), turn), rotate(norm(k), turn)  # in either order
         q, k, v = (heads.transpose(0, 2, 1, 3) for heads in (q, k, v))  # (B, H, T, D)
-        offset = cache.offset if cache is not None else 0
-        q, k = norm(self._rotate(q, offset)), norm(self._rotate(k, offset))
         if cache is not None:
             k, v = cache.extend(k, v)
         y = mx.fast.scaled_dot_product_attention(
@@ -126,11 +129,16 @@ class Attention(nn.Module):
         )
         return self.c_proj(y.transpose(0, 2, 1, 3).reshape(B, T, C))
 
-    def _rotate(self, x: mx.array, offset: int) -> mx.array:
-        """RoFormer (https://arxiv.org/abs/2104.09864), by minus theta, dimension i with i + D/2."""
-        return mx.fast.rope(
-            x, self.head_dim, traditional=False, base=self.rope_base, scale=-1.0, offset=offset
-        )
+
+@mx.custom_function
+def _relu_squared(x: mx.array) -> mx.array:
+    return mx.maximum(x, 0).square()
+
+
+@_relu_squared.vjp
+def _relu_squared_vjp(_: mx.array, cotangent: mx.array, y: mx.array) -> mx.array:
+    """From the output, so that the input need not be kept."""
+    return mx.sqrt(y) * cotangent * 2
 
 
 class MLP(nn.Module):
@@ -143,7 +151,7 @@ class MLP(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(B, T, C) to (B, T, C)."""
-        return self.c_proj(nn.relu(self.c_fc(x)).square())
+        return self.c_proj(cast(mx.array, _relu_squared(self.c_fc(x))))
 
 
 class Block(nn.Module):
@@ -155,10 +163,14 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def __call__(
-        self, x: mx.array, value_embedding: mx.array | None, cache: LayerCache | None
+        self,
+        x: mx.array,
+        turn: Rotation,
+        value_embedding: mx.array | None,
+        cache: LayerCache | None,
     ) -> mx.array:
         """(B, T, C) to (B, T, C)."""
-        x = x + self.attn(norm(x), value_embedding, cache)
+        x = x + self.attn(norm(x), turn, value_embedding, cache)
         return x + self.mlp(norm(x))
 
 
@@ -206,21 +218,23 @@ class GPT(nn.Module):
 
     def features(self, ids: mx.array, cache: Cache | None = None) -> mx.array:
         """The normalised residual stream after the last block, (B, T, C) in the compute dtype."""
+        config, offset = self.config, cache.offset if cache is not None else 0
+        turn = rotation(ids.shape[1], offset, config.head_dim, ROPE_BASE[config.arch])
         before = cache.read(ids) if cache is not None else None
         x = self._embed(ids)
-        if self.config.arch == "modern":
+        if config.arch == "modern":
             x = self._smear(x, before)
         x0 = middle = x
         for i, block in enumerate(self.transformer["h"]):
             value_embedding = None
-            if self.config.arch == "modern":
+            if config.arch == "modern":
                 x = self._mix(self.resid_lambdas[i], x, self.x0_lambdas[i], x0)
-            if self.config.has_value_embedding(i):
+            if config.has_value_embedding(i):
                 value_embedding = self.value_embeds[i](ids).astype(self.dtype)
-            x = block(x, value_embedding, cache.layers[i] if cache is not None else None)
-            if i == self.config.n_layer // 2:
+            x = block(x, turn, value_embedding, cache.layers[i] if cache is not None else None)
+            if i == config.n_layer // 2:
                 middle = x
-        if self.config.arch == "modern":
+        if config.arch == "modern":
             x = self._mix(1, x, -self.backout_lambda, middle)
         return norm(x)
 

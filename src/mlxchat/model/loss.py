@@ -13,7 +13,7 @@ from mlxchat.model.elementary import exp, log_sum_exp, tanh
 from mlxchat.runtime import machine, mx
 
 SOFTCAP = 15.0
-CHUNK_ROWS = {"cpu": 128, "cuda": 4096, "metal": 1024}
+CHUNK_ROWS = {"cpu": 128, "cuda": 2048, "metal": 1024}
 
 
 def soft_cap(logits: mx.array) -> mx.array:
@@ -29,11 +29,11 @@ def cross_entropies(x: mx.array, weight: mx.array, targets: mx.array, vocab_size
         weight: of the head, (V or more, C); rows beyond the vocabulary are left out.
         targets: (N,) integers.
     """
-    weight = weight.astype(x.dtype)
+    weight = weight[:vocab_size].astype(x.dtype)
     losses: list[mx.array] = []
     for rows in _chunks(targets.size):
         before = losses[-1:]
-        logits = soft_cap((mx.depends(x[rows], before) @ weight.T)[:, :vocab_size])
+        logits = soft_cap(mx.depends(x[rows], before) @ weight.T)
         chosen = _chosen(logits, targets[rows])
         losses.append((log_sum_exp(logits) - chosen) * (targets[rows] >= 0))
     return mx.concatenate(losses)
@@ -46,14 +46,15 @@ def mean_cross_entropy(
 
     @mx.custom_function
     def loss_and_gradients(x: mx.array, weight: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        half, columns = weight.astype(x.dtype), mx.arange(vocab_size)
-        total, of_weight = mx.array(0.0), mx.zeros_like(weight)
+        used, columns = weight[:vocab_size], mx.arange(vocab_size)
+        half = used.astype(x.dtype)
+        total, of_used = mx.array(0.0), mx.zeros_like(used)
         of_x: list[mx.array] = []
         for rows in _chunks(targets.size):
-            features = mx.depends(x[rows], [of_weight, *of_x[-1:]])  # one chunk after another
+            features = mx.depends(x[rows], [of_used, *of_x[-1:]])  # one chunk after another
             y = targets[rows]
             kept = y >= 0
-            logits = soft_cap((features @ half.T)[:, :vocab_size])
+            logits = soft_cap(features @ half.T)
             normaliser = log_sum_exp(logits)
             total = total + ((normaliser - _chosen(logits, y)) * kept).sum()
             share = (kept / count)[:, None]
@@ -61,9 +62,10 @@ def mean_cross_entropy(
             expected = exp(logits) * (share / exp(normaliser)[:, None])
             of_capped = expected - mx.where(columns == y[:, None], share, 0.0)
             of_logits = (of_capped * (1 - (logits / SOFTCAP).square())).astype(x.dtype)
-            of_x.append(of_logits @ half[:vocab_size])
-            of_weight = of_weight.at[:vocab_size].add((of_logits.T @ features).astype(weight.dtype))
-        return total / count, mx.concatenate(of_x), of_weight
+            of_x.append(of_logits @ half)
+            of_used = of_used + of_logits.T @ features
+        of_unused = mx.zeros_like(weight[vocab_size:])
+        return total / count, mx.concatenate(of_x), mx.concatenate([of_used, of_unused])
 
     @loss_and_gradients.vjp
     def _scaled(

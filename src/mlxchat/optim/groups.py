@@ -72,7 +72,7 @@ def clip(gradients: Arrays, limit: float) -> tuple[Arrays, mx.array]:
 
     As torch.nn.utils.clip_grad_norm_ does. A limit of 0 leaves them alone.
     """
-    norm = mx.sqrt(sum((g.square().sum() for g in gradients.values()), mx.array(0.0)))
+    norm = mx.sqrt(mx.stack([g.square().sum() for g in gradients.values()]).sum())
     if limit == 0:
         return gradients, norm
     scale = mx.minimum(limit / (norm + 1e-6), 1.0)

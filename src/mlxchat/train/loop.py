@@ -112,7 +112,10 @@ def compile_step(run: Run) -> Callable[[int], Launched]:
     """
     model, optimizer = run.model, run.optimizer
 
-    loss_and_gradients = nn.value_and_grad(model, model.loss)
+    def share_of_loss(ids: mx.array, targets: mx.array) -> mx.array:
+        return model.loss(ids, targets) / run.accumulation
+
+    loss_and_gradients = nn.value_and_grad(model, share_of_loss)
 
     @partial(mx.compile, inputs=[model.state], outputs=[model.state])
     def accumulate(
@@ -128,8 +131,7 @@ def compile_step(run: Run) -> Callable[[int], Launched]:
     def update(
         parameters: Arrays, gradients: Arrays, state: Arrays, rates: Rates
     ) -> tuple[Arrays, Arrays, mx.array]:
-        mean = {name: g / run.accumulation for name, g in gradients.items()}
-        clipped, norm = clip(mean, run.grad_clip)
+        clipped, norm = clip(gradients, run.grad_clip)
         return *optimizer.update(parameters, clipped, state, rates), norm
 
     def launch(step: int) -> Launched:
@@ -148,7 +150,7 @@ def compile_step(run: Run) -> Callable[[int], Launched]:
             model.named_parameters(), gradients, optimizer.state, rates
         )
         model.load_weights(list(parameters.items()))
-        facts = mx.stack([loss / run.accumulation, norm, rates.learning[MATRIX]])
+        facts = mx.stack([loss, norm, rates.learning[MATRIX]])
         mx.async_eval(parameters, optimizer.state, facts)
         return Launched(step, facts, batch.state)
 
