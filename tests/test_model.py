@@ -103,6 +103,14 @@ def test_bfloat16_is_close_and_stays_bfloat16(case: Case) -> None:
     assert case.loss(half).item() == pytest.approx(case.facts["loss"], abs=1e-2)
 
 
+def test_matrices_cast_once_give_the_same(case: Case) -> None:
+    expected = case.model(mx.bfloat16)(case.io["ids"])
+    model = case.model(mx.bfloat16)
+    model.cast_matrices()
+    assert model.lm_head.weight.dtype == mx.bfloat16
+    assert mx.array_equal(model(case.io["ids"]), expected)
+
+
 def test_rows_beyond_the_vocabulary_change_nothing(case: Case) -> None:
     padded = GPT(case.config.model_copy(update={"vocab_multiple": 64}))
     weights = dict(case.model().named_parameters())

@@ -23,6 +23,7 @@ def load(tag: str | None, step: int | None, checkpoint: Path | None) -> tuple[Sa
     folder = checkpoint or store.find(Home.from_environment().runs, tag, step)
     runtime.bound_buffer_cache()
     saved = layout.read_model(folder, runtime.machine().compute_dtype)
+    saved.model.cast_matrices()
     return saved, f"{folder.parent.name}/{folder.name}" if checkpoint is None else str(folder)
 
 

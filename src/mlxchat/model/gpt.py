@@ -80,9 +80,10 @@ class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """(..., in_features) to (..., out_features)."""
-        return x @ self.weight.astype(x.dtype).T
+    def __call__(self, x: mx.array, onto: mx.array | None = None) -> mx.array:
+        """(..., in_features) to (..., out_features), added to ``onto`` in the same kernel."""
+        weight = self.weight.astype(x.dtype).T
+        return x @ weight if onto is None else mx.addmm(onto, x, weight)
 
 
 class Attention(nn.Module):
@@ -108,17 +109,17 @@ class Attention(nn.Module):
         value_embedding: mx.array | None,
         cache: LayerCache | None,
     ) -> mx.array:
-        """(B, T, C) to (B, T, C).
+        """Add to the stream x, (B, T, C), what attention makes of it.
 
         A value embedding, (B, T, n_kv_head * D), is added to the values, by head as much as its
         gate says (https://arxiv.org/abs/2410.17897).
         """
-        B, T, C = x.shape
-        q = self.c_q(x).reshape(B, T, self.n_head, self.head_dim)
-        k = self.c_k(x).reshape(B, T, self.n_kv_head, self.head_dim)
-        v = self.c_v(x).reshape(B, T, self.n_kv_head, self.head_dim)
+        (B, T, C), normed = x.shape, norm(x)
+        q = self.c_q(normed).reshape(B, T, self.n_head, self.head_dim)
+        k = self.c_k(normed).reshape(B, T, self.n_kv_head, self.head_dim)
+        v = self.c_v(normed).reshape(B, T, self.n_kv_head, self.head_dim)
         if value_embedding is not None:
-            gate = 3 * mx.sigmoid(self.ve_gate(x[..., :GATE_CHANNELS]))  # (B, T, n_kv_head)
+            gate = 3 * mx.sigmoid(self.ve_gate(normed[..., :GATE_CHANNELS]))  # (B, T, n_kv_head)
             v = v + gate[..., None] * value_embedding.reshape(v.shape)
         q, k = rotate(norm(q), turn), rotate(norm(k), turn)  # in either order
         q, k, v = (heads.transpose(0, 2, 1, 3) for heads in (q, k, v))  # (B, H, T, D)
@@ -127,7 +128,7 @@ class Attention(nn.Module):
         y = mx.fast.scaled_dot_product_attention(
             q, k, v, scale=self.scale, mask=mask(T, k.shape[2], self.window, q.dtype)
         )
-        return self.c_proj(y.transpose(0, 2, 1, 3).reshape(B, T, C))
+        return self.c_proj(y.transpose(0, 2, 1, 3).reshape(B, T, C), onto=x)
 
 
 @mx.custom_function
@@ -150,8 +151,8 @@ class MLP(nn.Module):
         self.c_proj = Linear(4 * config.n_embd, config.n_embd)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, T, C) to (B, T, C)."""
-        return self.c_proj(cast(mx.array, _relu_squared(self.c_fc(x))))
+        """Add to the stream x, (B, T, C), what the layers make of it."""
+        return self.c_proj(cast(mx.array, _relu_squared(self.c_fc(norm(x)))), onto=x)
 
 
 class Block(nn.Module):
@@ -170,8 +171,7 @@ class Block(nn.Module):
         cache: LayerCache | None,
     ) -> mx.array:
         """(B, T, C) to (B, T, C)."""
-        x = x + self.attn(norm(x), turn, value_embedding, cache)
-        return x + self.mlp(norm(x))
+        return self.mlp(self.attn(x, turn, value_embedding, cache))
 
 
 class GPT(nn.Module):
@@ -215,6 +215,11 @@ class GPT(nn.Module):
     def named_parameters(self) -> dict[str, mx.array]:
         """Every parameter by nanochat's name, such as ``transformer.h.0.attn.c_q.weight``."""
         return dict(tree_flatten(self.parameters()))
+
+    def cast_matrices(self) -> None:
+        """Hold the matrices in the compute dtype from now on: to infer quickly, not to train."""
+        matrices = {n: w for n, w in self.named_parameters().items() if w.ndim > 1}
+        self.load_weights([(n, w.astype(self.dtype)) for n, w in matrices.items()], strict=False)
 
     def features(self, ids: mx.array, cache: Cache | None = None) -> mx.array:
         """The normalised residual stream after the last block, (B, T, C) in the compute dtype."""
