@@ -99,4 +99,4 @@ def _loss_bytes(config: GPTConfig, positions: int, loss_rows: int) -> int:
     As many arrays as were measured on CPUs: MLX begins on what follows before it has let go.
     """
     at_once = min(positions, max(loss_rows, -(-positions // MOST_CHUNKS)))
-    return 4 * config.rows * (24 * at_once + 4 * config.n_embd)
+    return 4 * config.rows * (18 * at_once + 4 * config.n_embd)

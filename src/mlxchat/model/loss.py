@@ -32,8 +32,7 @@ def cross_entropies(x: mx.array, weight: mx.array, targets: mx.array, vocab_size
     weight = weight[:vocab_size].astype(x.dtype)
     losses: list[mx.array] = []
     for rows in _chunks(targets.size):
-        before = losses[-1:]
-        logits = soft_cap(mx.depends(x[rows], before) @ weight.T)
+        logits = soft_cap(mx.depends(x[rows], losses[-1:]) @ weight.T)
         chosen = _chosen(logits, targets[rows])
         losses.append((log_sum_exp(logits) - chosen) * (targets[rows] >= 0))
     return mx.concatenate(losses)
@@ -51,7 +50,8 @@ def mean_cross_entropy(
         total, of_used = mx.array(0.0), mx.zeros_like(used)
         of_x: list[mx.array] = []
         for rows in _chunks(targets.size):
-            features = mx.depends(x[rows], [of_used, *of_x[-1:]])  # one chunk after another
+            # One chunk after another: nothing of the last one's logits is needed any more.
+            features = mx.depends(x[rows], [total, of_used, *of_x[-1:]])
             y = targets[rows]
             kept = y >= 0
             logits = soft_cap(features @ half.T)
