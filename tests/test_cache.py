@@ -79,6 +79,19 @@ def test_how_far_a_window_can_go_back(read: int, smallest: int) -> None:
     assert mx.array_equal(mx.sort(shown, axis=2), mx.sort(expected, axis=2))
 
 
+def test_twice_back_is_once_too_often() -> None:
+    cache = WindowCache(8)
+    every, _ = draw(1, 31, 0)
+    cache.extend(every[:, :, :10], every[:, :, :10])
+    cache.offset = 9
+    assert [n for n in range(10) if cache.can_trim(n)] == [9]
+    cache.extend(every[:, :, 9:10], every[:, :, 9:10])
+    assert [n for n in range(11) if cache.can_trim(n)] == [9, 10]
+    cache.offset = 0
+    cache.extend(every[:, :, :3], every[:, :, :3])
+    assert all(cache.can_trim(n) for n in range(4))
+
+
 CONFIG = GPTConfig(
     arch="modern",
     sequence_len=512,

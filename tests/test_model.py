@@ -1,5 +1,7 @@
 """Both architectures against nanochat's own numbers, and their decoding against themselves."""
 
+from random import Random
+
 import pytest
 from conftest import GOLDEN, golden
 
@@ -95,6 +97,22 @@ def test_decoding_in_pieces_is_the_full_pass(case: Case, prompt: int, chunk: int
     ends = [*starts[1:], T]
     pieces = [model(ids[:, a:b], cache) for a, b in zip(starts, ends, strict=True)]
     assert mx.abs(mx.concatenate(pieces, axis=1) - case.io["logits"]).max().item() < 1e-4
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_reading_and_forgetting_at_random_is_the_full_pass(seed: int) -> None:
+    case, random = Case("modern"), Random(seed)
+    model, cache, ids = case.model(), Cache(case.config), case.io["ids"][:1]
+    for _ in range(40):
+        start = cache.offset
+        end = start + random.choice([1, 2, 100, 130])
+        if end > ids.shape[1]:
+            cache.trim(0)
+            continue
+        logits = model(ids[:, start:end], cache)
+        assert mx.abs(logits - case.io["logits"][:1, start:end]).max().item() < 1e-4
+        for back in random.choices([0, 1, 2, 100], k=2):  # the second one after the first
+            cache.trim(max(0, cache.offset - back))
 
 
 def test_bfloat16_is_close_and_stays_bfloat16(case: Case) -> None:

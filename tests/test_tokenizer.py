@@ -1,6 +1,7 @@
 """The tokenizer against nanochat's: training, ids, rendering; and its file against `tokenizers`."""
 
 import base64
+import json
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,41 @@ def test_special_tokens_in_text_are_text(tokenizer: Tokenizer) -> None:
 def test_a_file_that_is_no_tokenizer(content: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(MlxchatError, match="is not a byte-level BPE tokenizer"):
+        Tokenizer.load(tmp_path)
+
+
+def damage(folder: Path, kind: str) -> None:
+    path = folder / "tokenizer.json"
+    stored = json.loads(path.read_text("utf-8"))
+    vocabulary = stored["model"]["vocab"]
+    match kind:
+        case "id":
+            stored["added_tokens"][0]["id"] = 100_000
+        case "byte":
+            moved = vocabulary.pop("A")
+            vocabulary["Never seen"] = moved
+        case "list":
+            stored["model"]["vocab"] = list(vocabulary)
+        case "pattern":
+            stored["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "(("
+    path.write_text(json.dumps(stored), "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("id", "the ids are not 0 to 411"),
+        ("byte", "is not a byte-level BPE tokenizer|no token for the byte 65"),
+        ("list", "is not a byte-level BPE tokenizer"),
+        ("pattern", "is not a byte-level BPE tokenizer"),
+    ],
+)
+def test_a_damaged_file_is_named(
+    kind: str, message: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    tokenizer.save(tmp_path)
+    damage(tmp_path, kind)
+    with pytest.raises(MlxchatError, match=message):
         Tokenizer.load(tmp_path)
 
 

@@ -26,7 +26,7 @@ from mlxchat.model.gpt import GPT, NORM_EPS, ROPE_BASE
 from mlxchat.model.loss import SOFTCAP
 from mlxchat.runtime import mx
 
-FORMAT = 1
+FORMAT = 2  # of trainer.json
 CONFIG = "config.json"
 MODEL = "model.safetensors"
 GENERATION = "generation_config.json"
@@ -96,11 +96,17 @@ def read_config(folder: Path) -> GPTConfig:
     """The shape of the model in a directory."""
     fields = _read_json(folder / CONFIG)
     arches = {model_type: arch for arch, model_type in MODEL_TYPES.items()}
+    arch = arches.get(str(fields.get("model_type")))
+    if arch is None:
+        raise MlxchatError(
+            f"{folder / CONFIG} is of a model of type {fields.get('model_type')!r}.",
+            f"Models of type {' and '.join(arches)} can be used.",
+        )
+    own = ("window_pattern", "vocab_multiple") if arch == "modern" else ()
     try:
         return GPTConfig(
-            arch=arches[fields["model_type"]],
-            window_pattern=fields.get("window_pattern", "L"),
-            vocab_multiple=fields.get("vocab_multiple", 1),
+            arch=arch,
+            **{name: fields[name] for name in own},
             sequence_len=fields["max_position_embeddings"],
             vocab_size=fields["vocab_size"],
             n_layer=fields["num_hidden_layers"],
@@ -151,6 +157,13 @@ def write_trainer(
 def read_trainer(folder: Path) -> TrainerState:
     """The trainer's state in a saved step."""
     fields = _read_json(folder / TRAINER)
+    if fields.get("format") != FORMAT:
+        raise MlxchatError(
+            f"{folder} was saved by another version of mlxchat "
+            f"(format {fields.get('format')}, not {FORMAT}).",
+            "Chat with it as it is; to train, name another run with --model-tag, or set this one "
+            "aside with --fresh.",
+        )
     try:
         return TrainerState.model_validate(fields)
     except ValidationError as error:
@@ -217,4 +230,7 @@ def _missing(path: Path) -> MlxchatError:
 
 def _damaged(path: Path, error: Exception) -> MlxchatError:
     reason = " ".join(str(error).split())[:200]
+    if isinstance(error, ValidationError):
+        fault = error.errors()[0]
+        reason = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".removeprefix(": ")
     return MlxchatError(f"{path} is damaged ({reason}).", _USE_ANOTHER)

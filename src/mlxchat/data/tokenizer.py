@@ -193,12 +193,13 @@ class Tokenizer:
                 for token, rank in vocabulary.items()
                 if token not in special
             }
+            tokenizer = cls(ranks, pattern, special)
         except FileNotFoundError:
             raise MlxchatError(
                 f"There is no tokenizer: {path} does not exist.",
                 "Make one: mlxchat tokenizer train",
             ) from None
-        except (ValueError, KeyError, IndexError, TypeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise MlxchatError(
                 f"{path} is not a byte-level BPE tokenizer ({type(error).__name__}: {error}).",
                 "Train one anew: mlxchat tokenizer train",
@@ -208,7 +209,17 @@ class Tokenizer:
                 f"{path} lacks the special tokens {', '.join(missing)}.",
                 "Train one anew: mlxchat tokenizer train",
             )
-        return cls(ranks, pattern, special)
+        if sorted([*ranks.values(), *special.values()]) != list(range(tokenizer.vocab_size)):
+            raise MlxchatError(
+                f"{path}: the ids are not 0 to {tokenizer.vocab_size - 1:,}, each once.",
+                "Train one anew: mlxchat tokenizer train",
+            )
+        if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+            raise MlxchatError(
+                f"{path} has no token for the byte {missing[0]}.",
+                "Train one anew: mlxchat tokenizer train",
+            )
+        return tokenizer
 
     def _to_json(self) -> dict[str, Any]:
         """The form of Hugging Face's `tokenizers`: byte-level BPE, every byte a visible letter."""

@@ -47,6 +47,7 @@ class WindowCache:
 
     def __init__(self, window: int) -> None:
         self.offset = 0
+        self._written = 0  # positions, those forgotten since included
         self._slots = window + 1
         self._keys: mx.array | None = None  # (B, H, slots, D)
         self._values: mx.array | None = None
@@ -57,6 +58,7 @@ class WindowCache:
         if self._keys is None or self._values is None:
             self._keys, self._values = mx.zeros((2, B, H, self._slots, D), keys.dtype)
         start, end = self.offset, self.offset + T
+        self._written = max(self._written, end) if start else end
         self.offset = end
         if T == 1:
             slot = start % self._slots
@@ -75,11 +77,11 @@ class WindowCache:
     def can_trim(self, length: int) -> bool:
         """Whether all that follows the first ``length`` positions can be forgotten.
 
-        Only one position where the slots have been filled: those that the ones before it would see
-        are no longer there.
+        Only the last one written, where the slots have been filled: what those before it saw has
+        been overwritten.
         """
-        overwritten = self.offset > self._slots
-        return (self.offset - 1 if overwritten else 0) <= length <= self.offset
+        overwritten = self._written > self._slots
+        return (self._written - 1 if overwritten else 0) <= length <= self.offset
 
 
 class Cache:

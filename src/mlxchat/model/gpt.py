@@ -70,8 +70,9 @@ def mask(T: int, S: int, window: int, dtype: mx.Dtype) -> str | mx.array | None:
         return None
     if window + 1 >= S:
         return "causal"
-    distance = mx.arange(S - T, S)[:, None] - mx.arange(S)  # (T, S)
-    return mx.where((distance >= 0) & (distance <= window), 0.0, UNSEEN).astype(dtype)
+    query, key = mx.arange(S - T, S)[:, None], mx.arange(S)
+    seen = (key <= query) & (key >= query - window)  # (T, S)
+    return mx.where(seen, mx.array(0, dtype), mx.array(UNSEEN, dtype))
 
 
 class Linear(nn.Linear):
