@@ -7,18 +7,15 @@ prints the peak of MLX's allocator.
 """
 
 import argparse
-import itertools
-
-import numpy as np
 
 from mlxchat import runtime
-from mlxchat.data.loader import Batch, LoaderState
-from mlxchat.model.config import GPTConfig
-from mlxchat.model.gpt import GPT
-from mlxchat.model.initial import initialise
-from mlxchat.optim.groups import GROUPS, MATRIX, MuonAdamW, Rates
+from mlxchat.bench.measure import random_model, random_run
+from mlxchat.optim.groups import GROUPS
 from mlxchat.runtime import mx
-from mlxchat.train.loop import Run, train
+from mlxchat.train.loop import train
+from mlxchat.train.plan import plan
+from mlxchat.train.pretrain import capacity
+from mlxchat.train.settings import PretrainConfig
 
 MIB = 1024**2
 
@@ -32,45 +29,23 @@ def main() -> None:
     parser.add_argument("--device-batch-size", type=int, default=8)
     parser.add_argument("--vocab-size", type=int, default=65_536)
     given = parser.parse_args()
-    machine = runtime.machine()
+    config = PretrainConfig(
+        arch=given.arch,
+        depth=given.depth,
+        max_seq_len=given.max_seq_len,
+        device_batch_size=given.device_batch_size,
+        total_batch_size=2 * given.device_batch_size * given.max_seq_len,
+        num_iterations=2,
+    )
     runtime.bound_buffer_cache()
-    model = GPT(
-        GPTConfig.from_depth(given.depth, given.vocab_size, given.max_seq_len, arch=given.arch),
-        machine.compute_dtype,
-    )
-    initialise(model, mx.random.key(0))
-    shape = (given.device_batch_size, given.max_seq_len + 1)
-    rows = np.random.default_rng(0).integers(0, given.vocab_size, shape, dtype=np.int32)
-    rate = mx.array(0.01)
-    rates = Rates(dict.fromkeys([MATRIX, *GROUPS[given.arch]], rate), mx.array(0.9), mx.array(0.0))
-    run = Run(
-        model=model,
-        optimizer=MuonAdamW(model.named_parameters(), given.arch, machine.compute_dtype),
-        batches=itertools.repeat(Batch(rows[:, :-1], rows[:, 1:], LoaderState())),
-        shards=1,
-        rates=lambda _: rates,
-        step=0,
-        evaluated=True,
-        total_steps=2,
-        accumulation=2,
-        grad_clip=1.0,
-        eval_every=0,
-        sample_every=0,
-        save_every=0,
-        evaluate=lambda _: iter(()),
-        sample=lambda _: iter(()),
-        save=lambda *_: iter(()),
-        stop=lambda: False,
-        clock=lambda: 0.0,
-    )
-    for _ in train(run):
+    made = plan(config, given.vocab_size, capacity())
+    for _ in train(random_run(random_model(made), made, clock=lambda: 0.0)):
         pass
-    weights = sum(p.size for p in model.named_parameters().values())
     print(
         f"{given.arch} d{given.depth}, vocabulary {given.vocab_size:,}, "
-        f"{shape[0]} rows of {given.max_seq_len}: "
-        f"{weights:,} parameters ({4 * weights / MIB:,.0f} MiB), "
-        f"peak {mx.get_peak_memory() / MIB:,.0f} MiB on {machine.device}"
+        f"{given.device_batch_size} rows of {given.max_seq_len}: "
+        f"{made.parameters:,} parameters ({4 * made.parameters / MIB:,.0f} MiB), "
+        f"peak {mx.get_peak_memory() / MIB:,.0f} MiB on {runtime.machine().device}"
     )
 
 

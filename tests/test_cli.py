@@ -51,6 +51,7 @@ def test_version() -> None:
     ("arguments", "said"),
     [
         (["train", "--depth", "0"], "--depth"),
+        (["train", "--depth", "deep"], "neither a number nor auto"),
         (["train", "--nonsense"], "--nonsense"),
         (["train", "--model-tag", "a/b"], "--model-tag"),
         (["info", "--arch", "newest"], "--arch"),
@@ -72,6 +73,8 @@ def test_usage_errors_name_the_option(arguments: list[str], said: str) -> None:
         (["chat", "--checkpoint", "nowhere"], "There is no directory nowhere", "directory"),
         (["train"], "no data", "mlxchat data fetch"),
         (["train", "--scalar-lr", "1"], "--scalar-lr", "--arch modern"),
+        (["train", "--budget", "90"], "'90' is not a duration", "1h30m"),
+        (["info", "--budget", "2h", "--num-iterations", "9"], "--num-iterations 9", "one of them"),
         (["info", "--window-pattern", "SL"], "--window-pattern SL", "--arch modern"),
         (["info", "--depth", "5"], "width of 320", "--head-dim"),
         (["train", "--dataset", "mine", "--streaming"], "Only a dataset of the hub", "--dataset"),
@@ -127,6 +130,15 @@ def test_info_and_a_dry_run_say_the_same_and_write_nothing(arch: str, home: Path
     assert f"d4: {arch}, 4 layers of width 256" in shown
     assert f"{said['plan']['parameters']:,}" in shown
     assert "% of the " in shown and "FLOP/s that a matrix product reaches here" in shown
+
+
+def test_info_of_a_budget_measures_and_says_why() -> None:
+    given = [*TINY[1:], "--depth", "auto", "--budget", "30s"]
+    shown = mlxchat("info", *given)
+    assert shown.returncode == 0, shown.stderr
+    assert "Budget 30s: depth 2, the " in shown.stdout
+    made = facts("info", *given)["plan"]
+    assert made["costs"]["step"] * made["num_iterations"] < 30
 
 
 def test_info_takes_the_vocabulary_from_the_tokenizer(trained: dict[str, str]) -> None:

@@ -3,13 +3,15 @@
 import os
 import signal
 import sys
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from mlxchat import __version__
-from mlxchat.cli.options import options_from_models
+from mlxchat.bench.settings import BenchConfig
+from mlxchat.cli.options import Command, options_from_models
 from mlxchat.engine.options import Sampling
 from mlxchat.errors import MlxchatError
 from mlxchat.train.settings import DataConfig, PretrainConfig
@@ -35,6 +37,21 @@ def _version(asked: bool) -> None:
     if asked:
         typer.echo(f"mlxchat {__version__}")
         raise typer.Exit
+
+
+def _layers(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal():
+        raise typer.BadParameter(f"{text!r} is neither a number nor auto.")
+    return int(text)
+
+
+def _auto_depth(command: Command) -> Command:
+    """Let --depth be ``auto`` too: in words what None means."""
+    _, option = get_args(command.__annotations__["depth"])
+    option.parser, option.metavar = _layers, "INTEGER|auto"
+    return command
 
 
 @app.callback()
@@ -115,6 +132,7 @@ def tokenizer_train(
 
 
 @app.command()
+@_auto_depth
 @options_from_models
 def train(
     config: PretrainConfig,
@@ -126,7 +144,8 @@ def train(
 ) -> None:
     """Train a model, or go on with a run that was interrupted.
 
-    --depth alone determines the model. The same command goes on from the newest checkpoint.
+    --depth alone determines the model; --budget chooses it to suit the time that there is. The same
+    command goes on from the newest checkpoint.
     """
     from mlxchat.cli import planning, training
 
@@ -137,6 +156,7 @@ def train(
 
 
 @app.command()
+@_auto_depth
 @options_from_models
 def info(config: PretrainConfig, json: Json = False) -> None:
     """Show what a model is and what training it takes, on this machine.
@@ -200,6 +220,27 @@ def quickstart(
     from mlxchat.cli import training
 
     training.quickstart(questions, fresh, json)
+
+
+@app.command()
+@options_from_models
+def bench(
+    config: BenchConfig,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print a Markdown table, to paste into an issue.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Measure how fast this machine trains and generates, in a minute or so.
+
+    Uses random weights and tokens; needs no data and writes nothing.
+    """
+    begun = time.time()
+    from mlxchat.cli import benching
+
+    if json and markdown:
+        raise typer.BadParameter("--json does not go with --markdown.")
+    benching.bench(config, begun, json, markdown)
 
 
 def main() -> None:

@@ -1,11 +1,15 @@
 """What `mlxchat info` and `mlxchat train --dry-run` do."""
 
+import time
+
 from mlxchat import runtime
 from mlxchat.home import Home
+from mlxchat.train.budget import reason
 from mlxchat.train.forecast import Forecast, VocabularySource, forecast
 from mlxchat.train.inputs import SavedRun, saved_run, stored_tokenizer, vocabulary
-from mlxchat.train.plan import plan
+from mlxchat.train.plan import Costs
 from mlxchat.train.pretrain import capacity
+from mlxchat.train.probe import planned
 from mlxchat.train.settings import PretrainConfig
 from mlxchat.ui.bars import amount, memory_size
 from mlxchat.ui.console import say
@@ -44,13 +48,23 @@ def _tell(config: PretrainConfig, home: Home, saved: SavedRun | None, json: bool
         made, step = saved.plan, saved.trainer.step
     else:
         vocab_size, source = vocabulary(config, home)
-        made, step = plan(config, vocab_size, available), None
+        made, step = planned(config, vocab_size, available, time.time(), time.time), None
     device, speed = runtime.machine().device, runtime.matmul_flops()
     facts = forecast(made, config.tag, source, step, available, device, speed)
+    if made.costs:
+        facts = measured(facts, made.costs)
     if json:
         say(facts.model_dump_json())
     else:
-        show(heading(facts), sections(facts))
+        because = [reason(config, made)] if made.costs else []
+        show([*heading(facts), *because], sections(facts))
+
+
+def measured(facts: Forecast, costs: Costs) -> Forecast:
+    """The forecast with the time that steps were measured to take in the estimate's place."""
+    seconds = costs.step * facts.plan.num_iterations
+    utilisation = facts.total_flops / seconds / facts.matmul_flops
+    return facts.model_copy(update={"seconds": seconds, "utilisation": utilisation})
 
 
 def heading(facts: Forecast) -> list[str]:

@@ -214,9 +214,9 @@ class Tokenizer:
                 f"{path}: the ids are not 0 to {tokenizer.vocab_size - 1:,}, each once.",
                 "Train one anew: mlxchat tokenizer train",
             )
-        if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+        if bytes_missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
             raise MlxchatError(
-                f"{path} has no token for the byte {missing[0]}.",
+                f"{path} has no token for the byte {bytes_missing[0]}.",
                 "Train one anew: mlxchat tokenizer train",
             )
         return tokenizer

@@ -25,7 +25,8 @@ class Run:
     """What the loop needs.
 
     ``step`` counts the updates made. A cadence of 0 steps is never due. The last step is evaluated
-    and sampled, where there is a cadence, and always saved.
+    and sampled, where there is a cadence, and always saved. ``total_steps`` may be changed whenever
+    an event has been yielded, to more steps than that event tells of.
     """
 
     model: GPT
@@ -69,7 +70,9 @@ def train(run: Run) -> Iterator[Event]:
     waiting = False  # whether it is still to be told of
     saved = run.step
     begun = run.clock()
-    for step in range(run.step + 1, run.total_steps + 1):
+    step = run.step
+    while step < run.total_steps:
+        step += 1
         try:
             current = launch(step)
         except (Stopped, MlxchatError) as reason:

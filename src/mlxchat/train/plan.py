@@ -20,18 +20,34 @@ from mlxchat.model.arithmetic import (
 )
 from mlxchat.model.config import ASPECT_RATIO, GPTConfig
 from mlxchat.optim.schedule import width_scale
-from mlxchat.train.settings import LARGEST_DEPTH, PretrainConfig, Recipe
+from mlxchat.train.settings import DEFAULT_DEPTH, LARGEST_DEPTH, PretrainConfig, Recipe
 
 LARGEST_DEVICE_BATCH = 32  # nanochat's
 EVALUATION_STEPS = 20  # an evaluation sees the tokens of so many training steps, as nanochat's
+BUDGETED_EVALUATION_STEPS = 5  # in a short run, the other 15 are better spent on training
 REFERENCE_DEPTH = 12
 REFERENCE_BATCH = 2**19  # tokens, the best at that depth
 BATCH_EXPONENT = 0.383  # of the horizon (https://arxiv.org/abs/2505.13738)
 SMEAR_RATE = 0.2  # learning rate of smear and backout, whatever the batch
 
 
+class Costs(BaseModel):
+    """Seconds that a run with a time budget has used of it, and that each thing takes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    spent: float = 0.0
+    step: float
+    evaluation: float = 0.0
+    sample: float = 0.0
+    save: float = 0.0
+
+
 class Plan(BaseModel):
-    """What a run does, derived once and kept with its checkpoints."""
+    """What a run does, derived once and kept with its checkpoints.
+
+    That of a run with a time budget is corrected as it goes on.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,6 +66,7 @@ class Plan(BaseModel):
     warmdown_ratio: float
     final_lr_frac: float
     eval_batches: int
+    costs: Costs | None = None  # None: there is no time budget
 
     @property
     def tokens(self) -> int:
@@ -90,9 +107,9 @@ def plan(config: PretrainConfig, vocab_size: int, capacity: Capacity) -> Plan:
             out the width, or the machine cannot hold the model.
     """
     recipe = config.recipe
-    model = _model(config, recipe, vocab_size, config.depth)
+    model = shape(config, vocab_size, config.depth or DEFAULT_DEPTH)
     target_tokens = _target_tokens(recipe, model)
-    total = recipe.total_batch_size or _best_batch(config, recipe, model)
+    total = recipe_batch(config, model)
     device_batch = config.device_batch_size or _fitting_batch(model, total, capacity)
     rows = _rows(config, total, device_batch)
     steps = config.num_iterations or target_tokens // total
@@ -126,11 +143,18 @@ def plan(config: PretrainConfig, vocab_size: int, capacity: Capacity) -> Plan:
 
 def evaluation_batches(config: PretrainConfig, tokens_per_step: int, device_batch: int) -> int:
     """Batches of an evaluation, one at least."""
-    tokens = config.eval_tokens or EVALUATION_STEPS * tokens_per_step
+    steps = BUDGETED_EVALUATION_STEPS if config.budget else EVALUATION_STEPS
+    tokens = config.eval_tokens or steps * tokens_per_step
     return max(1, tokens // (device_batch * config.max_seq_len))
 
 
-def _model(config: PretrainConfig, recipe: Recipe, vocab_size: int, depth: int) -> GPTConfig:
+def shape(config: PretrainConfig, vocab_size: int, depth: int) -> GPTConfig:
+    """The model of that depth.
+
+    Raises:
+        MlxchatError: heads cannot share out the width.
+    """
+
     def of(depth: int) -> GPTConfig:
         return GPTConfig.from_depth(
             depth,
@@ -138,7 +162,7 @@ def _model(config: PretrainConfig, recipe: Recipe, vocab_size: int, depth: int) 
             config.max_seq_len,
             config.head_dim,
             config.arch,
-            recipe.window_pattern,
+            config.recipe.window_pattern,
         )
 
     try:
@@ -170,17 +194,20 @@ def _target_tokens(recipe: Recipe, model: GPTConfig) -> int:
 
 def _horizon_ratio(config: PretrainConfig, recipe: Recipe, model: GPTConfig) -> float:
     """The model's horizon in tokens over that of the reference depth."""
-    reference = _model(config, recipe, model.vocab_size, REFERENCE_DEPTH)
+    reference = shape(config, model.vocab_size, REFERENCE_DEPTH)
     reference_tokens = recipe.target_param_data_ratio * scaling_parameters(reference)
     return max(1, _target_tokens(recipe, model)) / reference_tokens
 
 
-def _best_batch(config: PretrainConfig, recipe: Recipe, model: GPTConfig) -> int:
-    """Tokens of a step, a power of two.
+def recipe_batch(config: PretrainConfig, model: GPTConfig) -> int:
+    """Tokens of a step, as given or by the recipe; where it follows from the horizon, a power of 2.
 
     Raises:
-        MlxchatError: that is less than a row.
+        MlxchatError: that would be less than a row.
     """
+    recipe = config.recipe
+    if recipe.total_batch_size:
+        return recipe.total_batch_size
     best = REFERENCE_BATCH * _horizon_ratio(config, recipe, model) ** BATCH_EXPONENT
     total = int(2 ** round(math.log2(best)))
     if total < config.max_seq_len:

@@ -3,9 +3,8 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from mlxchat import runtime
 from mlxchat.ckpt import layout, store
@@ -19,23 +18,25 @@ from mlxchat.engine.generate import continue_greedily
 from mlxchat.evaluate.bits import bits_per_byte
 from mlxchat.home import Home
 from mlxchat.model.gpt import GPT
-from mlxchat.model.initial import initialise
 from mlxchat.model.loss import CHUNK_ROWS
 from mlxchat.optim import schedule
 from mlxchat.optim.groups import MuonAdamW, Rates
 from mlxchat.runtime import mx
 from mlxchat.telemetry import Event, JsonLines, Meter, Noted, Sampled, Saved, Started
+from mlxchat.train.budget import reason
 from mlxchat.train.inputs import (
     Clock,
     Report,
-    SavedRun,
     open_documents,
     ready_tokenizer,
     reopen_documents,
     saved_run,
 )
+from mlxchat.train.learner import begin, resume
 from mlxchat.train.loop import Run, train
-from mlxchat.train.plan import Capacity, Plan, plan
+from mlxchat.train.pace import Pace
+from mlxchat.train.plan import Capacity, Plan
+from mlxchat.train.probe import planned
 from mlxchat.train.settings import PretrainConfig
 
 SAMPLE_TOKENS = 16
@@ -86,6 +87,7 @@ def pretrain(
         MlxchatError: the settings cannot work, are not those of the run to go on with, or data,
             tokenizer or checkpoint cannot be read.
     """
+    begun = clock()
     meter = meter or Meter()
     with ExitStack() as stack:
         stack.enter_context(store.locked(home.runs / config.tag))
@@ -100,14 +102,19 @@ def pretrain(
             documents = open_documents(config, home, report)
         stack.enter_context(closing(documents))
         if saved:
-            learner = _resume(saved)
+            learner = resume(saved)
             meter.restore(saved.trainer.meter)
         else:
             tokenizer = yield from ready_tokenizer(config, home, documents, report, clock)
-            learner = _begin(config, tokenizer)
+            if config.budget:
+                yield Noted(
+                    clock(), f"Measuring how fast this machine trains, for {config.budget}."
+                )
+            made = planned(config, tokenizer.vocab_size, capacity(), begun, clock)
+            learner = begin(made, tokenizer, config.seed)
             if fresh:
                 yield from _set_aside(home, config.tag, clock)
-        run = _Pretraining(config, home, documents, meter, clock, *learner)
+        run = _Pretraining(config, home, documents, meter, clock, begun, *learner)
         log = stack.enter_context(JsonLines.resume(home.log(config.tag), run.step))
         for event in run.events(stack, stop):
             meter.update(event)
@@ -129,40 +136,6 @@ def _set_aside(home: Home, tag: str, clock: Clock) -> Iterator[Event]:
     yield Noted(clock(), f"The earlier run was set aside as {aside}.")
 
 
-class _Learner(NamedTuple):
-    """What learns, new or as it was saved."""
-
-    plan: Plan
-    tokenizer: Tokenizer
-    model: GPT
-    optimizer: MuonAdamW
-    step: int
-    loader: LoaderState
-
-
-def _begin(config: PretrainConfig, tokenizer: Tokenizer) -> _Learner:
-    made = plan(config, tokenizer.vocab_size, capacity())
-    model = GPT(made.model, runtime.machine().compute_dtype)
-    initialise(model, mx.random.key(config.seed))
-    return _Learner(made, tokenizer, model, _optimizer(model), 0, LoaderState())
-
-
-def _resume(saved: SavedRun) -> _Learner:
-    stored = layout.read_model(saved.folder, runtime.machine().compute_dtype)
-    optimizer = _optimizer(stored.model)
-    state = layout.read_arrays(saved.folder / layout.OPTIMIZER)
-    layout.check_arrays(saved.folder / layout.OPTIMIZER, state, optimizer.state)
-    optimizer.state = state
-    loader = layout.read_loader(saved.folder)
-    step = saved.trainer.step
-    return _Learner(saved.plan, stored.tokenizer, stored.model, optimizer, step, loader)
-
-
-def _optimizer(model: GPT) -> MuonAdamW:
-    dtype = runtime.machine().compute_dtype
-    return MuonAdamW(model.named_parameters(), model.config.arch, dtype)
-
-
 @dataclass
 class _Pretraining:
     """A run and all its parts."""
@@ -172,12 +145,20 @@ class _Pretraining:
     documents: Documents
     meter: Meter
     clock: Clock
+    begun: float  # when this process took the run up, by the clock
     plan: Plan
     tokenizer: Tokenizer
     model: GPT
     optimizer: MuonAdamW
     step: int
     loader: LoaderState
+
+    def __post_init__(self) -> None:
+        self.pace: Pace | None = None
+        if self.config.budget_seconds and self.plan.costs:
+            origin = self.begun - self.plan.costs.spent
+            budget = float(self.config.budget_seconds)
+            self.pace = Pace(self.config, budget, self.plan.costs, origin, self.clock())
 
     def events(self, stack: ExitStack, stop: Callable[[], bool]) -> Iterator[Event]:
         """What happens from here to the end; what is opened for it is left to ``stack``."""
@@ -195,6 +176,8 @@ class _Pretraining:
         )
         if self.step == 0:
             yield Noted(self.clock(), plan.summary())
+            if plan.costs:
+                yield Noted(self.clock(), reason(self.config, plan))
         losses = mx.compile(self.model.losses, inputs=self.model.state)
         batches = stack.enter_context(
             Loader(
@@ -206,27 +189,44 @@ class _Pretraining:
                 stop,
             )
         )
-        yield from train(
-            Run(
-                model=self.model,
-                optimizer=self.optimizer,
-                batches=batches,
-                shards=self.documents.shards,
-                rates=self.rates,
-                step=self.step,
-                evaluated=any(step == self.step for step, _ in self.meter.evaluations),
-                total_steps=plan.num_iterations,
-                accumulation=plan.accumulation,
-                grad_clip=plan.grad_clip,
-                eval_every=self.config.eval_every,
-                sample_every=self.config.sample_every,
-                save_every=self.config.save_every,
-                evaluate=lambda step: self.evaluate(step, losses, stop),
-                sample=self.sample,
-                save=self.save,
-                stop=stop,
-                clock=self.clock,
-            )
+        run = Run(
+            model=self.model,
+            optimizer=self.optimizer,
+            batches=batches,
+            shards=self.documents.shards,
+            rates=self.rates,
+            step=self.step,
+            evaluated=any(step == self.step for step, _ in self.meter.evaluations),
+            total_steps=plan.num_iterations,
+            accumulation=plan.accumulation,
+            grad_clip=plan.grad_clip,
+            eval_every=self.config.eval_every,
+            sample_every=self.config.sample_every,
+            save_every=self.config.save_every,
+            evaluate=lambda step: self.evaluate(step, losses, stop),
+            sample=self.sample,
+            save=self.save,
+            stop=stop,
+            clock=self.clock,
+        )
+        for event in train(run):
+            yield event
+            yield from self.keep_pace(run, event)
+
+    def keep_pace(self, run: Run, event: Event) -> Iterator[Event]:
+        """Correct the number of steps where the time budget asks for it."""
+        if self.pace is None:
+            return
+        before, self.plan = self.plan, self.pace.follow(event, self.plan)
+        if self.plan is before:
+            return
+        run.total_steps = self.plan.num_iterations
+        if self.meter.started:
+            self.meter.started = replace(self.meter.started, total_steps=run.total_steps)
+        yield Noted(
+            self.clock(),
+            f"{run.total_steps:,} steps fit into the budget of {self.config.budget}, not "
+            f"{before.num_iterations:,}.",
         )
 
     def rates(self, step: int) -> Rates:
@@ -280,10 +280,12 @@ class _Pretraining:
     def save(self, step: int, loader: LoaderState) -> Iterator[Event]:
         """Save the step, then let go of the oldest ones beyond ``keep``."""
         begun = self.clock()
+        costs = self.pace.costs(begun) if self.pace else None
+        plan = self.plan.model_copy(update={"costs": costs})
         trainer = TrainerState(
             step=step,
             settings=self.config.model_dump(mode="json"),
-            plan=self.plan.model_dump(mode="json"),
+            plan=plan.model_dump(mode="json"),
             meter=self.meter.state(),
             data=list(self.documents.names),
         )

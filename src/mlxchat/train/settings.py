@@ -10,8 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import WINDOW_PATTERN, Architecture
+from mlxchat.train.duration import spelled, to_seconds
 
 LARGEST_DEPTH = 64
+DEFAULT_DEPTH = 12  # without a time budget
 BUILTIN = "builtin"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # of a run or a dataset: a folder's name
 WINDOWS = "^[SL]+$"
@@ -131,8 +133,17 @@ class PretrainConfig(DataConfig):
     arch: Architecture = Field(
         "classic", description="classic: nanochat of October 2025; modern: of July 2026."
     )
-    depth: int = Field(
-        12, ge=1, le=LARGEST_DEPTH, description="Layers; the one dial: width is 64 times as much."
+    depth: int | None = Field(
+        None,
+        ge=1,
+        le=LARGEST_DEPTH,
+        description="Layers; the one dial: width is 64 times as much. Default: 12; with --budget "
+        "auto, the depth that learns most in that time.",
+    )
+    budget: str | None = Field(
+        None,
+        description="Time to train in, all in all, such as 90s, 30m, 1h30m or 2d: this machine's "
+        "speed is measured, depth, batch and steps are chosen to fit.",
     )
     head_dim: int = Field(
         128, ge=2, description="Width of a head; of a classic one at most, the width is shared out."
@@ -145,13 +156,13 @@ class PretrainConfig(DataConfig):
         "Default: SSSL for modern, L for classic.",
     )
     num_iterations: int | None = Field(
-        None, ge=1, description="Optimizer steps. Default: from the data ratio."
+        None, ge=1, description="Optimizer steps. Default: from the data ratio, or the budget."
     )
     target_param_data_ratio: float | None = Field(
         None,
         gt=0,
         description="Training tokens for each parameter. Default: 20; modern 12, for those of the "
-        "matrices and the head.",
+        "matrices and the head. With --depth auto, for those of the matrices.",
     )
     device_batch_size: int | None = Field(
         None, ge=1, description="Rows computed at once. Default: what fits in a quarter of memory."
@@ -160,7 +171,7 @@ class PretrainConfig(DataConfig):
         None,
         ge=1,
         description="Tokens in one optimizer step, gradients accumulated. Default: 524,288; modern "
-        "from the data ratio.",
+        "from the data ratio; with --budget fewer.",
     )
     embedding_lr: float | None = Field(
         None, gt=0, description="Learning rate of the embedding (AdamW). Default: 0.2; modern 0.3."
@@ -199,7 +210,8 @@ class PretrainConfig(DataConfig):
     eval_tokens: int | None = Field(
         None,
         ge=1,
-        description="Validation tokens. Default: 20 times the total batch, or what there is.",
+        description="Validation tokens. Default: 20 times the total batch (with --budget 5 times), "
+        "or what there is.",
     )
     sample_every: int = Field(2000, ge=0, description="Steps between samples; 0 for none.")
     save_every: int = Field(
@@ -209,8 +221,13 @@ class PretrainConfig(DataConfig):
     model_tag: str | None = Field(
         None,
         pattern=NAME,
-        description="Name of the run. Default: d and the depth.",
+        description="Name of the run. Default: d and the depth; auto- and the budget.",
     )
+
+    @field_validator("budget")
+    @classmethod
+    def _one_spelling(cls, budget: str | None) -> str | None:
+        return None if budget is None else spelled(to_seconds(budget))
 
     @model_validator(mode="after")
     def _have_an_effect(self) -> "PretrainConfig":
@@ -225,12 +242,25 @@ class PretrainConfig(DataConfig):
                 f"{self.window_pattern}.",
                 "Leave it out, or use --arch modern.",
             )
+        if self.budget and self.num_iterations:
+            raise MlxchatError(
+                f"A --budget determines the number of steps: --num-iterations "
+                f"{self.num_iterations} does not go with it.",
+                "Leave one of them out.",
+            )
         return self
+
+    @property
+    def budget_seconds(self) -> int | None:
+        """The time budget, None where there is none."""
+        return to_seconds(self.budget) if self.budget else None
 
     @property
     def tag(self) -> str:
         """The run's name."""
-        return self.model_tag or f"d{self.depth}"
+        if self.depth is None and self.budget:
+            return self.model_tag or f"auto-{self.budget}"
+        return self.model_tag or f"d{self.depth or DEFAULT_DEPTH}"
 
     @property
     def recipe(self) -> Recipe:
@@ -259,6 +289,8 @@ class PretrainConfig(DataConfig):
 def _shown(settings: dict[str, Any], name: str) -> str:
     """A setting, or what stands for it where it is not given."""
     value = settings[name]
+    if value is None and name == "depth":
+        value = "auto" if settings["budget"] else DEFAULT_DEPTH
     if value is None:
         value = getattr(RECIPES[settings["arch"]], name, None)
     return "not given" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""A run's numbers before it is begun, as tables: below one another, or two abreast where they fit.
+"""Numbers with names as tables: below one another, or two abreast where they fit; or Markdown.
 
 Pure functions, but for `show`, which prints.
 """
@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from mlxchat.ui.bars import in_one_line
 from mlxchat.ui.console import console_for
 
 ABREAST = 130  # columns of a terminal, from which on two tables stand side by side
@@ -60,6 +61,21 @@ def tables(heading: Sequence[str], sections: Sequence[Section], width: int) -> G
         abreast.add_row("")
         abreast.add_row(*map(_table, sections[left : left + 2]))
     return Group(*lines, abreast)
+
+
+def markdown(heading: Sequence[str], sections: Sequence[Section]) -> str:
+    """The same as a Markdown table, to paste into an issue: a number and its note in one cell."""
+    lines = [f"**{heading[0]}**", *heading[1:], "", "| | |", "|---|---|"]
+    for section in sections:
+        lines.append(f"| **{_in_a_cell(section.title)}** | |")
+        for row in section.rows:
+            value = " ".join(filter(None, (row.value, row.note)))
+            lines.append(f"| {_in_a_cell(row.label)} | {_in_a_cell(value)} |")
+    return "\n".join(lines)
+
+
+def _in_a_cell(text: str) -> str:
+    return in_one_line(text).replace("|", r"\|")
 
 
 def show(heading: Sequence[str], sections: Sequence[Section], stream: TextIO | None = None) -> None:

@@ -1,0 +1,292 @@
+"""How fast this machine trains and generates, on random weights and random tokens.
+
+The training step is the one of `mlxchat train`, the decoding that of `mlxchat chat`: what is
+measured is what one gets. Medians count; a matrix product measured beside them says what the
+hardware gives.
+"""
+
+import platform
+from collections.abc import Callable
+from contextlib import closing
+from importlib.metadata import version
+from itertools import pairwise, repeat
+from statistics import median
+
+import numpy as np
+
+from mlxchat import __version__, runtime
+from mlxchat.bench.facts import Bench, Environment, Generation, Training
+from mlxchat.bench.settings import BenchConfig
+from mlxchat.data.loader import Batch, LoaderState
+from mlxchat.engine.cache import Cache
+from mlxchat.engine.generate import generate, prefill
+from mlxchat.engine.options import Sampling
+from mlxchat.errors import MlxchatError
+from mlxchat.model.arithmetic import training_bytes
+from mlxchat.model.gpt import GPT
+from mlxchat.model.initial import initialise
+from mlxchat.optim.groups import MuonAdamW, Rates
+from mlxchat.runtime import mx
+from mlxchat.telemetry import Progressed
+from mlxchat.train.inputs import Clock, Report
+from mlxchat.train.loop import Run, compile_step
+from mlxchat.train.plan import Capacity, Plan, plan
+from mlxchat.train.pretrain import capacity
+from mlxchat.train.settings import PretrainConfig
+
+UNCOUNTED_STEPS = 2  # the first one compiles, the second one begins with nothing under way
+LEAST_STEPS = 3
+ROUNDS = 5  # of generation, after one that is not counted
+ROUND_SECONDS = 2.0  # a round of decoding ends after so long
+ROUNDS_SECONDS = 10.0  # no further round is begun after so long
+PROMPT_TOKENS = 64
+NEW_TOKENS = 128
+PREFILL_TOKENS = 1024
+MATMUL_SECONDS = 1.0
+SEED = 0
+
+
+def measure(config: BenchConfig, report: Report, clock: Clock, begun: float) -> Bench:
+    """Train a new model for some steps, let it generate, time a matrix product.
+
+    Args:
+        config: which model, and for how long.
+        report: is told how far it is.
+        clock: seconds.
+        begun: when the command began, by ``clock``.
+
+    Raises:
+        MlxchatError: heads cannot share out the width, or it does not fit in memory.
+    """
+    made = planned(config, capacity())
+    runtime.bound_buffer_cache()
+    mx.reset_peak_memory()
+    model = random_model(made)
+    run = random_run(model, made, clock)
+    started = clock()
+    first, counted = _time_steps(run, made.tokens_per_step, config.seconds, report)
+    peak_memory = mx.get_peak_memory()
+    model.cast_matrices()
+    generation = _generation(model, report, clock)
+    environment = _environment()
+    return Bench(
+        config=config,
+        parameters=made.parameters,
+        flops_per_token=made.flops_per_token,
+        environment=environment,
+        training=_training(made, environment, started - begun, first, counted, peak_memory),
+        generation=generation,
+    )
+
+
+def planned(config: BenchConfig, available: Capacity) -> Plan:
+    """The plan of a training run of one micro-batch a step.
+
+    Raises:
+        MlxchatError: as of `plan`; or the batch takes more memory than there is.
+    """
+    settings = PretrainConfig(
+        arch=config.arch,
+        depth=config.depth,
+        head_dim=config.head_dim,
+        max_seq_len=config.max_seq_len,
+        device_batch_size=config.device_batch_size,
+        total_batch_size=config.device_batch_size * config.max_seq_len,
+        num_iterations=UNCOUNTED_STEPS + config.steps,
+    )
+    made = plan(settings, config.vocab_size, available)
+    needed = training_bytes(
+        made.model,
+        made.device_batch_size,
+        made.accumulation,
+        available.value_bytes,
+        available.fused_attention,
+        available.loss_rows,
+    )["peak"]
+    if needed > available.memory:
+        raise MlxchatError(
+            f"Training {config.device_batch_size:,} rows of {config.max_seq_len:,} tokens at once "
+            f"takes about {needed / 1e9:,.0f} GB; this machine has "
+            f"{available.memory / 1e9:,.0f} GB.",
+            "Use a smaller --device-batch-size, --max-seq-len, --vocab-size or --depth.",
+        )
+    return made
+
+
+def random_model(made: Plan) -> GPT:
+    """A new model, its parameters drawn as for training."""
+    model = GPT(made.model, runtime.machine().compute_dtype)
+    initialise(model, mx.random.key(SEED))
+    return model
+
+
+def random_run(model: GPT, made: Plan, clock: Clock) -> Run:
+    """The training of ``model`` on one batch of random tokens, again and again; nothing is saved.
+
+    Learning rates stay as they are in the plan: they change nothing in the time of a step.
+    """
+    B, T = made.device_batch_size, made.model.sequence_len
+    ids = np.array(_random_ids(made.model.vocab_size, B * T), np.int32).reshape(B, T)
+
+    def rates(_: int) -> Rates:
+        learning = {group: mx.array(rate) for group, rate in made.learning_rates.items()}
+        return Rates(learning, mx.array(0.95), mx.array(made.weight_decay))
+
+    return Run(
+        model=model,
+        optimizer=MuonAdamW(model.named_parameters(), made.model.arch, model.dtype),
+        batches=repeat(Batch(ids, np.roll(ids, -1, axis=1), LoaderState())),
+        shards=1,
+        rates=rates,
+        step=0,
+        evaluated=True,
+        total_steps=made.num_iterations,
+        accumulation=made.accumulation,
+        grad_clip=made.grad_clip,
+        eval_every=0,
+        sample_every=0,
+        save_every=0,
+        evaluate=lambda _: iter(()),
+        sample=lambda _: iter(()),
+        save=lambda *_: iter(()),
+        stop=lambda: False,
+        clock=clock,
+    )
+
+
+def _time_steps(run: Run, tokens: int, limit: float, report: Report) -> tuple[float, list[float]]:
+    """Train until the steps are over, or ``limit`` seconds of those that count.
+
+    Returns the seconds of the first step, and of each that counts. A step has so many ``tokens``.
+
+    As in training, a step is launched before the one under way is waited for; but the first is
+    waited for alone, so that its compilation is seen.
+    """
+    launch, most = compile_step(run), run.total_steps
+
+    def tell(done: int, total: int) -> None:
+        report(Progressed(ends[-1], "training", done * tokens, total * tokens, "tokens"))
+
+    ends = [run.clock()]  # of the steps; before them, the beginning of the first
+    tell(0, most)
+    launch(1)
+    mx.synchronize()
+    ends.append(run.clock())
+    tell(1, most)
+    under_way, over = launch(2), False
+    while not over:
+        done = len(ends)
+        following = launch(done + 1)
+        mx.eval(under_way.facts)
+        under_way = following
+        ends.append(run.clock())
+        slow = done >= UNCOUNTED_STEPS + LEAST_STEPS and ends[-1] - ends[UNCOUNTED_STEPS] >= limit
+        over = slow or done == most
+        tell(done, done if over else most)
+    seconds = [after - before for before, after in pairwise(ends)]
+    return seconds[0], seconds[UNCOUNTED_STEPS:]
+
+
+def _training(
+    made: Plan,
+    environment: Environment,
+    startup: float,
+    first: float,
+    counted: list[float],
+    peak_memory: int,
+) -> Training:
+    tokens_per_second = made.tokens_per_step / median(counted)
+    speed = made.flops_per_token * tokens_per_second
+    peak = environment.peak_flops
+    return Training(
+        startup_seconds=startup,
+        first_step_seconds=first,
+        step_seconds=counted,
+        tokens_per_step=made.tokens_per_step,
+        tokens_per_second=tokens_per_second,
+        flops_per_second=speed,
+        matmul_share=speed / environment.matmul_flops,
+        mfu=speed / peak if peak else None,
+        peak_memory=peak_memory,
+    )
+
+
+def _generation(model: GPT, report: Report, clock: Clock) -> Generation:
+    """Read a prompt; decode after a shorter one. Both stay within the context."""
+    context, vocab_size = model.config.sequence_len, model.config.vocab_size
+    ids = _random_ids(vocab_size, min(PREFILL_TOKENS, context))
+    prompt = ids[: min(PROMPT_TOKENS, context // 2)]
+    decoded = min(NEW_TOKENS, context - len(prompt))
+
+    def rates(task: str, rate: Callable[[], float]) -> float:
+        return median(_rounds(task, rate, report, clock))
+
+    return Generation(
+        prefill_tokens=len(ids),
+        prefill_tokens_per_second=rates("prefill", lambda: _prefill_rate(model, ids, clock)),
+        prompt_tokens=len(prompt),
+        decoded_tokens=decoded,
+        tokens_per_second=rates("decoding", lambda: _decode_rate(model, prompt, decoded, clock)),
+    )
+
+
+def _rounds(task: str, rate: Callable[[], float], report: Report, clock: Clock) -> list[float]:
+    """What ``rate`` returns in each round, the first one left out; one at least."""
+    begun, rates = clock(), list[float]()
+    for done in range(1 + ROUNDS):
+        report(Progressed(clock(), task, done, 1 + ROUNDS, "rounds"))
+        rates.append(rate())
+        if done and clock() - begun >= ROUNDS_SECONDS:
+            break
+    report(Progressed(clock(), task, len(rates), len(rates), "rounds"))
+    return rates[1:]
+
+
+def _prefill_rate(model: GPT, ids: list[int], clock: Clock) -> float:
+    """Tokens a second from a prompt to the logits after it."""
+    begun = clock()
+    mx.eval(prefill(model, ids, Cache(model.config)))
+    return len(ids) / (clock() - begun)
+
+
+def _decode_rate(model: GPT, prompt: list[int], decoded: int, clock: Clock) -> float:
+    """Tokens a second after the first one, for which the prompt is read."""
+    stream = generate(
+        model,
+        prompt,
+        Cache(model.config),
+        Sampling(temperature=0),
+        mx.random.key(SEED),
+        stop=frozenset(),
+        max_tokens=decoded,
+    )
+    with closing(stream):
+        next(stream)
+        times = [clock()]
+        for _ in stream:
+            times.append(clock())
+            if times[-1] - times[0] >= ROUND_SECONDS:
+                break
+    return (len(times) - 1) / (times[-1] - times[0])
+
+
+def _environment() -> Environment:
+    machine = runtime.machine()
+    return Environment(
+        device=machine.device,
+        backend=machine.backend,
+        compute_dtype=str(machine.compute_dtype).rpartition(".")[2],
+        memory=machine.memory,
+        peak_flops=machine.peak_flops,
+        matmul_flops=runtime.matmul_flops(MATMUL_SECONDS),
+        mlxchat=__version__,
+        mlx=version("mlx"),
+        python=platform.python_version(),
+        system=platform.platform(),
+    )
+
+
+def _random_ids(vocab_size: int, count: int) -> list[int]:
+    """The same ones for the same arguments."""
+    ids: list[int] = np.random.default_rng(SEED).integers(0, vocab_size, count).tolist()
+    return ids

@@ -1,0 +1,111 @@
+"""What `mlxchat bench` does."""
+
+import sys
+import time
+
+from mlxchat.bench.facts import Bench
+from mlxchat.bench.measure import measure
+from mlxchat.bench.settings import BenchConfig
+from mlxchat.ui.bars import amount, memory_size
+from mlxchat.ui.console import Screen, say
+from mlxchat.ui.plans import Row, Section, flops_per_second, markdown, show
+
+
+def bench(config: BenchConfig, begun: float, json: bool, as_markdown: bool) -> None:
+    """Measure and print; how far it is goes to standard error, apart from what may be kept.
+
+    Args:
+        begun: when the command began, seconds since the epoch.
+    """
+    with Screen(stream=sys.stderr) as screen:
+        facts = measure(config, screen.show, time.time, begun)
+    if json:
+        say(facts.model_dump_json())
+    elif as_markdown:
+        say(markdown(heading(facts), sections(facts)))
+    else:
+        show(heading(facts), sections(facts))
+
+
+def heading(facts: Bench) -> list[str]:
+    """Which model, on which shapes."""
+    config = facts.config
+    return [
+        f"{config.arch} d{config.depth}: {facts.parameters:,} parameters, vocabulary "
+        f"{config.vocab_size:,}; {amount(config.device_batch_size, 'rows')} of "
+        f"{config.max_seq_len:,} tokens"
+    ]
+
+
+def sections(facts: Bench) -> list[Section]:
+    """The numbers in words."""
+    return [
+        Section("Training", _training(facts)),
+        Section("Generation", _generation(facts)),
+        Section("Machine", _machine(facts)),
+    ]
+
+
+def _training(facts: Bench) -> list[Row]:
+    training, environment = facts.training, facts.environment
+    seconds = training.step_seconds
+    first = training.startup_seconds + training.first_step_seconds
+    start_up = _seconds(training.startup_seconds)
+    compiled = _seconds(training.first_step_seconds)
+    product = flops_per_second(environment.matmul_flops)
+    mfu = Row("MFU", "", "unknown: there is no peak on record for this chip")
+    if training.mfu is not None and environment.peak_flops is not None:
+        peak = flops_per_second(environment.peak_flops)
+        mfu = Row("MFU", f"{training.mfu:.1%}", f"of the chip's {peak}")
+    return [
+        Row("tokens/s", _rate(training.tokens_per_second), f"(median of {len(seconds)} steps)"),
+        Row(
+            "a step",
+            _seconds(training.tokens_per_step / training.tokens_per_second),
+            f"({_seconds(min(seconds))} to {_seconds(max(seconds))})",
+        ),
+        Row(
+            "achieved",
+            flops_per_second(training.flops_per_second),
+            f"({training.matmul_share:.1%} of the {product} of a matrix product here)",
+        ),
+        mfu,
+        Row("peak memory", memory_size(training.peak_memory)),
+        Row("first step", _seconds(first), f"({start_up} start-up, {compiled} with compilation)"),
+    ]
+
+
+def _generation(facts: Bench) -> list[Row]:
+    generation = facts.generation
+    prompt = amount(generation.prompt_tokens, "tokens")
+    return [
+        Row("tokens/s", _rate(generation.tokens_per_second), f"(greedily, after {prompt})"),
+        Row(
+            "prefill tokens/s",
+            _rate(generation.prefill_tokens_per_second),
+            f"(a prompt of {amount(generation.prefill_tokens, 'tokens')})",
+        ),
+    ]
+
+
+def _machine(facts: Bench) -> list[Row]:
+    environment = facts.environment
+    return [
+        Row("device", "", environment.device),
+        Row("backend", "", f"{environment.backend}, {environment.compute_dtype}"),
+        Row("memory", "", memory_size(environment.memory)),
+        Row("mlxchat", "", environment.mlxchat),
+        Row("mlx", "", environment.mlx),
+        Row("python", "", environment.python),
+        Row("system", "", environment.system),
+    ]
+
+
+def _rate(tokens_per_second: float) -> str:
+    """Three digits at least."""
+    return f"{tokens_per_second:,.0f}" if tokens_per_second >= 100 else f"{tokens_per_second:.3g}"
+
+
+def _seconds(seconds: float) -> str:
+    """``2.31 s`` or ``84.2 ms``."""
+    return f"{seconds:,.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"

@@ -1,0 +1,124 @@
+"""The plan of a run on this machine, whose speed is measured where there is a time budget."""
+
+from itertools import pairwise, repeat
+from statistics import median
+
+import numpy as np
+
+from mlxchat.data.loader import Batch, LoaderState
+from mlxchat.model.gpt import GPT
+from mlxchat.model.initial import initialise
+from mlxchat.optim.groups import MuonAdamW, Rates
+from mlxchat.runtime import machine, matmul_flops, mx
+from mlxchat.train.budget import budgeted_plan
+from mlxchat.train.forecast import UTILISATION
+from mlxchat.train.inputs import Clock
+from mlxchat.train.loop import Run, compile_step
+from mlxchat.train.plan import Capacity, Plan, plan
+from mlxchat.train.settings import PretrainConfig
+
+SHARE, SECONDS = 0.05, 60.0  # of a budget, at most, for measuring
+COUNTED_STEPS = 5  # of a plan, at most
+MICRO_BATCHES = 4  # of a step, at most: more of them take as long each
+
+
+def planned(
+    config: PretrainConfig, vocab_size: int, available: Capacity, begun: float, clock: Clock
+) -> Plan:
+    """The plan on this machine; for a time budget its speed is measured first.
+
+    Args:
+        vocab_size: of the tokenizer.
+        available: what the machine has.
+        begun: when the budget's time began to run, by ``clock``.
+
+    Raises:
+        MlxchatError: as of `plan` and `budgeted_plan`.
+    """
+    if config.budget_seconds is None:
+        return plan(config, vocab_size, available)
+    budget = float(config.budget_seconds)
+    probe = Probe(min(SHARE * budget, SECONDS), clock)
+    presumed = UTILISATION * matmul_flops()
+
+    def left() -> float:
+        return begun + budget - clock()
+
+    return budgeted_plan(config, vocab_size, available, left, presumed, probe)
+
+
+class Probe:
+    """Measures plans, one after the other, until the time for it is used up.
+
+    Args:
+        seconds: for all measurements together. The one under way ends with a whole step.
+        clock: seconds.
+    """
+
+    def __init__(self, seconds: float, clock: Clock) -> None:
+        self._clock, self._deadline = clock, clock() + seconds
+
+    def __call__(self, plan: Plan) -> float | None:
+        """Seconds that one of the plan's steps takes, without compilation; None if time is up."""
+        left = self._deadline - self._clock()
+        if left <= 0:
+            return None
+        return step_seconds(plan, left / 2, self._clock)
+
+
+def step_seconds(plan: Plan, limit: float, clock: Clock) -> float:
+    """Train a new model of that plan for a few steps and forget it; the median step in seconds.
+
+    Args:
+        limit: seconds after which no further step is begun, one beside the first being counted.
+        clock: seconds.
+    """
+    begun = clock()
+    accumulation = min(plan.accumulation, MICRO_BATCHES)
+    model = GPT(plan.model, machine().compute_dtype)
+    initialise(model, mx.random.key(0))
+    run = _run(model, plan.model_copy(update={"accumulation": accumulation}), clock)
+    launch = compile_step(run)
+    ends = []
+    for step in range(1, COUNTED_STEPS + 2):  # the first one compiles
+        facts = launch(step).facts
+        mx.eval(facts, model.parameters(), run.optimizer.state)
+        ends.append(clock())
+        if step > 1 and ends[-1] - begun > limit:
+            break
+    took = median(b - a for a, b in pairwise(ends))
+    del launch, run, model
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    return took * plan.accumulation / accumulation
+
+
+def _run(model: GPT, plan: Plan, clock: Clock) -> Run:
+    """Steps on one batch of random tokens, again and again; nothing is evaluated or saved."""
+    shape = (plan.device_batch_size, plan.model.sequence_len)
+    ids = np.random.default_rng(0).integers(plan.model.vocab_size, size=shape, dtype=np.int32)
+
+    def rates(_: int) -> Rates:
+        learning = {group: mx.array(rate) for group, rate in plan.learning_rates.items()}
+        return Rates(learning, mx.array(0.95), mx.array(plan.weight_decay))
+
+    return Run(
+        model=model,
+        optimizer=MuonAdamW(model.named_parameters(), plan.model.arch, model.dtype),
+        batches=repeat(Batch(ids, np.roll(ids, -1, axis=1), LoaderState())),
+        shards=1,
+        rates=rates,
+        step=0,
+        evaluated=True,
+        total_steps=COUNTED_STEPS + 1,
+        accumulation=plan.accumulation,
+        grad_clip=plan.grad_clip,
+        eval_every=0,
+        sample_every=0,
+        save_every=0,
+        evaluate=lambda _: iter(()),
+        sample=lambda _: iter(()),
+        save=lambda *_: iter(()),
+        stop=lambda: False,
+        clock=clock,
+    )

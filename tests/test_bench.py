@@ -1,0 +1,186 @@
+"""What `mlxchat bench` measures, on a clock of its own, and how it is shown."""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from mlxchat import runtime
+from mlxchat.bench.facts import Bench
+from mlxchat.bench.measure import measure, planned
+from mlxchat.bench.settings import BenchConfig
+from mlxchat.cli.benching import heading, sections
+from mlxchat.errors import MlxchatError
+from mlxchat.model.arithmetic import flops_per_token, parameters
+from mlxchat.telemetry import Progressed
+from mlxchat.train.plan import Capacity
+from mlxchat.ui.plans import Row, Section, markdown, tables
+
+GB = 10**9
+CAPACITY = Capacity(24 * GB, 4, False, 1024)
+TINY = {"depth": 1, "max_seq_len": 16, "device_batch_size": 2, "vocab_size": 300, "steps": 4}
+OPTIONS = [part for name, n in TINY.items() for part in (f"--{name.replace('_', '-')}", str(n))]
+PROGRAM = [sys.executable, "-c", "from mlxchat.cli.app import main; main()", "bench"]
+
+
+def ticking() -> Callable[[], float]:
+    """A clock that is a second further each time it is asked."""
+    now = iter(range(1000, 10**6))
+    return lambda: float(next(now))
+
+
+def measured(reported: list[Progressed] | None = None, **settings: object) -> Bench:
+    config = BenchConfig.model_validate({**TINY, **settings})
+    report = [].append if reported is None else reported.append
+    return measure(config, report, ticking(), begun=990.0)
+
+
+@pytest.fixture(scope="module")
+def facts() -> Bench:
+    return measured()
+
+
+def test_speeds_follow_from_the_clock(facts: Bench) -> None:
+    training, generation = facts.training, facts.generation
+    assert training.startup_seconds == 10.0
+    assert training.first_step_seconds == 1.0
+    assert training.step_seconds == [1.0] * 4
+    assert training.tokens_per_step == training.tokens_per_second == 32
+    assert training.flops_per_second == 32 * facts.flops_per_token
+    ratio = training.flops_per_second / facts.environment.matmul_flops
+    assert training.matmul_share == pytest.approx(ratio)
+    assert training.peak_memory > 4 * facts.parameters
+    assert generation.tokens_per_second == 1.0
+    assert (generation.prefill_tokens, generation.prefill_tokens_per_second) == (16, 16.0)
+    assert generation.prompt_tokens + generation.decoded_tokens <= 16
+
+
+@pytest.mark.parametrize("arch", ["classic", "modern"])
+def test_the_model_is_the_one_that_training_would_have(arch: str) -> None:
+    config = BenchConfig(arch=arch, depth=3, max_seq_len=100, device_batch_size=7)
+    made = planned(config, CAPACITY)
+    assert made.model.arch == arch
+    assert made.tokens_per_step == 700
+    assert made.accumulation == 1
+    assert made.parameters == sum(parameters(made.model).values())
+    assert made.flops_per_token == flops_per_token(made.model)
+
+
+def test_the_modern_architecture_is_measured() -> None:
+    assert measured(arch="modern", steps=3).training.tokens_per_second == 32
+
+
+def test_utilisation_of_a_chip_whose_peak_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    chip = replace(runtime.machine(), peak_flops=1e12)
+    monkeypatch.setattr(runtime, "machine", lambda: chip)
+    facts = measured(steps=3)
+    assert facts.environment.peak_flops == 1e12
+    assert facts.training.mfu == pytest.approx(facts.training.flops_per_second / 1e12)
+
+
+def test_no_step_is_begun_when_time_is_up() -> None:
+    events: list[Progressed] = []
+    facts = measured(events, steps=1000, seconds=5)
+    assert len(facts.training.step_seconds) == 5
+    assert len(measured(steps=1000, seconds=0.001).training.step_seconds) == 3
+    last = {event.task: event for event in events}
+    assert set(last) == {"training", "prefill", "decoding"}
+    assert all(event.done == event.total for event in last.values())
+
+
+def test_what_cannot_be_is_an_error() -> None:
+    with pytest.raises(MlxchatError) as caught:
+        planned(BenchConfig(depth=5), CAPACITY)
+    assert "320" in caught.value.problem and "--head-dim" in caught.value.remedy
+    with pytest.raises(MlxchatError) as caught:
+        planned(BenchConfig(device_batch_size=10_000), CAPACITY)
+    assert "10,000 rows of 512" in caught.value.problem and "24 GB" in caught.value.problem
+    assert "--device-batch-size" in caught.value.remedy
+    with pytest.raises(MlxchatError) as caught:
+        planned(BenchConfig(depth=64, vocab_size=65_536), CAPACITY)
+    assert "--depth" in caught.value.remedy
+
+
+def with_peak(facts: Bench) -> Bench:
+    """As on a chip in the table."""
+    chip = {"device": "NVIDIA H100 80GB HBM3", "peak_flops": 989e12, "matmul_flops": 640.2e12}
+    changed = {
+        "environment": facts.environment.model_copy(update=chip),
+        "training": facts.training.model_copy(update={"mfu": 0.4123}),
+    }
+    return facts.model_copy(update=changed)
+
+
+@pytest.mark.parametrize("width", [80, 160])
+@pytest.mark.parametrize("of", [lambda facts: facts, with_peak])
+def test_tables_fit_and_cut_nothing(facts: Bench, of: Callable[[Bench], Bench], width: int) -> None:
+    facts = of(facts)
+    console = Console(file=io.StringIO(), width=width)
+    console.print(tables(heading(facts), sections(facts), width))
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    for said in (facts.environment.device, facts.environment.mlx, f"{facts.parameters:,}"):
+        assert said in text
+    mfu = next(line for line in text.splitlines() if "MFU" in line)
+    assert ("41.2%" in mfu and "989.0 TFLOP/s" in mfu) if facts.training.mfu else "unknown" in mfu
+
+
+def test_markdown_is_one_table(facts: Bench) -> None:
+    lines = markdown(heading(facts), sections(facts)).splitlines()
+    assert lines[0] == f"**{heading(facts)[0]}**"
+    table = lines[lines.index("") + 1 :]
+    assert table[:2] == ["| | |", "|---|---|"]
+    assert all(line.count("|") == 3 for line in table)
+    for label in ("device", "mlx", "mlxchat", "python", "system", "peak memory"):
+        assert any(line.startswith(f"| {label} | ") for line in table)
+    assert "| tokens/s | 32 (median of 4 steps) |" in table
+
+
+def test_markdown_keeps_its_cells_apart() -> None:
+    drawn = markdown(["a model"], [Section("s|t", [Row("a", "1", "of x|y\nand z")])])
+    assert drawn.splitlines()[-2:] == [r"| **s\|t** | |", r"| a | 1 of x\|y and z |"]
+
+
+def test_json_is_one_object() -> None:
+    result = subprocess.run(
+        [*PROGRAM, *OPTIONS, "--json"], capture_output=True, text=True, timeout=60, check=True
+    )
+    said = json.loads(result.stdout)
+    assert Bench.model_validate(said).config == BenchConfig.model_validate(TINY)
+    assert said["training"]["startup_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--json", "--markdown"], 2, "--markdown"),
+        (["--max-seq-len", "8"], 2, "--max-seq-len"),
+        (["--depth", "5"], 1, "Error: A depth of 5"),
+        (["--device-batch-size", "1000000000"], 1, "Error: Training 1,000,000,000 rows"),
+    ],
+)
+def test_errors_come_before_any_work(options: list[str], code: int, said: str) -> None:
+    result = subprocess.run([*PROGRAM, *options], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == (code, "")
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_ctrl_c_ends_it_quietly() -> None:
+    options = ["--steps", "3", "--device-batch-size", "1", "--vocab-size", "300"]
+    process = subprocess.Popen(
+        [*PROGRAM, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("training: 2,560 tokens")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert "Traceback" not in err and "decoding" not in err

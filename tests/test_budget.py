@@ -1,0 +1,428 @@
+"""A time budget: how it is said, what is planned for it, and that it is held whatever the machine
+does."""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxchat.data.loader import LoaderState
+from mlxchat.errors import MlxchatError
+from mlxchat.home import Home
+from mlxchat.model.arithmetic import parameters
+from mlxchat.optim.schedule import learning_rate_multiplier
+from mlxchat.runtime import mx
+from mlxchat.telemetry import Ended, Evaluated, Event, Meter, Noted, Sampled, Saved, Stepped
+from mlxchat.train import loop, pretrain, probe
+from mlxchat.train.budget import STEPS, budgeted_plan, reason
+from mlxchat.train.duration import spelled, to_seconds
+from mlxchat.train.inputs import saved_run
+from mlxchat.train.loop import Launched, Run, train
+from mlxchat.train.pace import Pace, Pause, last_step, seconds_needed, with_steps
+from mlxchat.train.plan import Capacity, Plan, plan
+from mlxchat.train.settings import PretrainConfig
+
+CAPACITY = Capacity(64 * 1024**3, 2, True, 1024)
+TERA = 1e12
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds", "canonical"),
+    [
+        ("90s", 90, "1m30s"),
+        ("30m", 1800, "30m"),
+        ("2h", 7200, "2h"),
+        ("1.5h", 5400, "1h30m"),
+        ("1h30m", 5400, "1h30m"),
+        (" 2D ", 172_800, "2d"),
+        ("1d1h1m1.4s", 90_061, "1d1h1m1s"),
+    ],
+)
+def test_durations(text: str, seconds: int, canonical: str) -> None:
+    assert to_seconds(text) == seconds
+    assert spelled(seconds) == canonical
+    assert PretrainConfig(budget=text) == PretrainConfig(budget=canonical)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "90", "s", "h", "-1h", "0s", "0.4s", "1h 30m", "30m1h", "2hours", "1e3s", "1001d"]
+)
+def test_what_is_no_duration_is_shown_the_forms(text: str) -> None:
+    with pytest.raises(MlxchatError, match="is not a duration") as raised:
+        PretrainConfig(budget=text)
+    assert "1h30m" in raised.value.remedy
+
+
+@given(st.integers(1, 1000 * 86_400))
+def test_every_duration_is_read_back(seconds: int) -> None:
+    assert to_seconds(spelled(seconds)) == seconds
+
+
+def test_a_budget_and_a_number_of_steps_are_one_too_many() -> None:
+    with pytest.raises(MlxchatError, match="--num-iterations 7 does not go with it"):
+        PretrainConfig(budget="2h", num_iterations=7)
+
+
+def test_a_budgets_run_has_a_name_of_its_own() -> None:
+    assert PretrainConfig(budget="120m").tag == "auto-2h"
+    assert PretrainConfig(budget="2h", depth=4).tag == "d4"
+    assert PretrainConfig(budget="2h", model_tag="mine").tag == "mine"
+    assert PretrainConfig().tag == "d12"
+
+
+def test_another_budget_is_another_run() -> None:
+    stored = PretrainConfig(budget="2h").model_dump(mode="json")
+    assert PretrainConfig(budget="120m").differences(stored) == []
+    assert PretrainConfig(budget="3h", depth=4).differences(stored) == [
+        "--depth (auto -> 4)",
+        "--budget (2h -> 3h)",
+    ]
+    without = PretrainConfig().model_dump(mode="json")
+    assert PretrainConfig(depth=12).differences(without) == []
+
+
+def planned(
+    seconds: float, flops: float = TERA, guess: float | None = None, **settings: object
+) -> Plan:
+    """The plan for a machine whose steps all run at ``flops``."""
+    config = PretrainConfig.model_validate({"budget": spelled(round(seconds)), **settings})
+
+    def measure(draft: Plan) -> float:
+        return draft.flops_per_token * draft.tokens_per_step / flops
+
+    return budgeted_plan(config, 32_768, CAPACITY, lambda: seconds, guess or flops, measure)
+
+
+@pytest.mark.parametrize("arch", ["classic", "modern"])
+def test_more_time_makes_deeper_models_that_see_enough(arch: str) -> None:
+    budgets = (300, 3600, 8 * 3600, 3 * 86_400)
+    plans = [planned(seconds, arch=arch) for seconds in budgets]
+    depths = [made.model.n_layer for made in plans]
+    assert depths == sorted(set(depths))
+    for made, seconds in zip(plans, budgets, strict=True):
+        ratio = {"classic": 20, "modern": 12}[arch]
+        assert made.tokens > 0.9 * ratio * parameters(made.model)["matrices"]
+        assert made.num_iterations >= 0.95 * STEPS
+        assert made.tokens_per_step <= 2**19
+        assert made.costs is not None
+        needed = made.num_iterations * made.costs.step
+        assert 0.9 * seconds < needed < seconds
+
+
+def test_what_is_given_is_respected() -> None:
+    made = planned(3600, depth=8, max_seq_len=1000, device_batch_size=3)
+    assert (made.model.n_layer, made.model.sequence_len, made.device_batch_size) == (8, 1000, 3)
+    assert made.tokens_per_step % 3000 == 0
+    made = planned(3600, total_batch_size=2**18)
+    assert made.tokens_per_step == 2**18
+
+
+def test_the_data_ratio_that_is_given_chooses_the_depth() -> None:
+    few, many = (planned(3600, target_param_data_ratio=ratio) for ratio in (5, 80))
+    assert few.model.n_layer > many.model.n_layer
+
+
+@pytest.mark.parametrize("wrong", [0.05, 20.0])
+def test_what_was_measured_counts_not_what_was_presumed(wrong: float) -> None:
+    assert planned(3600, guess=wrong * TERA) == planned(3600)
+
+
+def test_what_is_slower_than_presumed_is_measured_before_it_is_chosen() -> None:
+    measured: list[int] = []
+
+    def measure(draft: Plan) -> float:
+        measured.append(draft.model.n_layer)
+        shallow_is_slow = draft.model.n_layer / 8
+        return draft.flops_per_token * draft.tokens_per_step / (TERA * shallow_is_slow)
+
+    config = PretrainConfig(budget="2h")
+    made = budgeted_plan(config, 32_768, CAPACITY, lambda: 7200.0, 2 * TERA, measure)
+    assert measured[-1] == made.model.n_layer or made.model.n_layer in measured
+    assert len(measured) <= 5
+
+
+def test_without_time_to_measure_the_presumed_speed_is_taken() -> None:
+    config = PretrainConfig(budget="2h")
+    made = budgeted_plan(config, 32_768, CAPACITY, lambda: 7200.0, TERA, lambda _: None)
+    assert made.costs is not None
+    speed = made.flops_per_token * made.tokens_per_step / made.costs.step
+    assert speed == pytest.approx(TERA)
+
+
+def test_too_little_time_is_said_with_numbers() -> None:
+    with pytest.raises(MlxchatError, match=r"budget of 30s, 30 s are left: no time for depth 12"):
+        planned(30, flops=1e9, depth=12)
+
+
+def test_a_fault_of_the_settings_is_not_hidden_by_trying_every_depth() -> None:
+    with pytest.raises(MlxchatError, match="100 tokens is not a multiple"):
+        planned(3600, total_batch_size=100)
+
+
+def test_the_reason_is_said() -> None:
+    config = PretrainConfig(budget="1h")
+    made = planned(3600)
+    depth = made.model.n_layer
+    assert f"Budget 1h: depth {depth}, the deepest that gets about 20, here" in reason(config, made)
+    assert "the shallowest" in reason(config, planned(60, flops=TERA / 10))
+    assert "depth 8, it gets" in reason(
+        PretrainConfig(budget="1h", depth=8), planned(3600, depth=8)
+    )
+
+
+@given(st.integers(0, 500), st.integers(1, 500), st.integers(0, 60), st.floats(0, 50))
+def test_as_many_steps_as_there_is_time_for(step: int, more: int, every: int, pause: float) -> None:
+    pauses = [Pause(every, pause), Pause(0, 2.0)]
+    left = seconds_needed(step, step + more, 0.5, pauses)
+    total = last_step(step, left + 1e-9, 0.5, pauses)
+    assert total >= step + more
+    assert seconds_needed(step, total, 0.5, pauses) <= left + 1e-9
+    assert seconds_needed(step, total + 1, 0.5, pauses) > left
+
+
+SHORT = plan(
+    PretrainConfig(
+        depth=1, max_seq_len=32, device_batch_size=1, total_batch_size=32, num_iterations=1000
+    ),
+    300,
+    CAPACITY,
+)
+
+
+def multiplier(made: Plan, step: int) -> float:
+    return learning_rate_multiplier(
+        step, made.num_iterations, made.warmup_steps, made.warmdown_ratio, made.final_lr_frac
+    )
+
+
+@given(st.integers(1, 998), st.floats(0.05, 3), st.floats(0, 1))
+def test_the_learning_rate_does_not_jump(step: int, factor: float, ratio: float) -> None:
+    before = SHORT.model_copy(update={"warmdown_ratio": ratio})
+    total = step + max(1, int((1000 - step) * factor))
+    after = with_steps(before, step, total)
+    assert after.num_iterations == total
+    assert multiplier(after, step) <= multiplier(before, step) + 1e-9
+    left, rate = total - step, multiplier(before, step)
+    assert multiplier(after, step) >= rate * left / (left + rate) - 1e-9  # of whole steps
+    if ratio * total > 1:
+        assert multiplier(after, total) == 0
+
+
+class FakeClock:
+    """Time that passes only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1e9
+        self.step = 1.0  # seconds of a training step
+
+    def __call__(self) -> float:
+        return self.now
+
+
+Drift = Callable[[float], float]  # seconds of a step by the share of the budget that is used
+
+
+def simulated(
+    monkeypatch: pytest.MonkeyPatch, drift: Drift, arch: str, **settings: object
+) -> tuple[float, list[Plan]]:
+    """How much of the budget the real loop uses, and the plan by which each step was taken."""
+    config = PretrainConfig.model_validate(
+        {
+            "budget": "1000s",
+            "depth": 1,
+            "arch": arch,
+            "max_seq_len": 32,
+            "eval_every": 250,
+            "sample_every": 2000,
+            **settings,
+        }
+    )
+    clock = FakeClock()
+    origin = clock.now
+    plans = [budgeted_plan(config, 300, CAPACITY, lambda: 980.0, 1e6, lambda _: 0.8)]
+    taken: list[Plan] = []
+
+    def passing(seconds: float, event: Event | None = None) -> Iterator[Event]:
+        clock.now += seconds
+        if event:
+            yield event
+
+    def launch(step: int) -> Launched:
+        taken.append(plans[-1])
+        clock.now += drift((clock.now - origin) / 1000)
+        return Launched(step, mx.zeros(3), LoaderState())
+
+    monkeypatch.setattr(loop, "compile_step", lambda _: launch)
+    pace = Pace(config, 1000.0, plans[0].costs, origin, clock.now)
+    clock.now += 20  # what was needed to begin
+    run = SimpleNamespace(
+        step=0,
+        evaluated=False,
+        total_steps=plans[0].num_iterations,
+        shards=1,
+        eval_every=config.eval_every,
+        sample_every=config.sample_every,
+        save_every=config.save_every,
+        evaluate=lambda step: passing(6.0, Evaluated(clock.now + 6, step, 1.0, 1.0, 1, 6.0)),
+        sample=lambda step: passing(3.0, Sampled(clock.now + 3, step, "", "")),
+        save=lambda step, _: passing(0.5, Saved(clock.now + 0.5, step, "", 0.5)),
+        stop=lambda: False,
+        clock=clock,
+    )
+    for event in train(run):
+        plans.append(pace.follow(event, plans[-1]))
+        run.total_steps = plans[-1].num_iterations
+    return (clock.now - origin) / 1000, taken
+
+
+DRIFTS: dict[str, Drift] = {
+    "as planned": lambda _: 0.8,
+    "twice as fast": lambda _: 0.4,
+    "three times as slow": lambda _: 2.4,
+    "getting warm": lambda used: 0.8 + 0.6 * used,
+    "another program": lambda used: 2.0 if 0.4 < used < 0.6 else 0.8,
+    "another program at the end": lambda used: 1.6 if used > 0.8 else 0.8,
+    "another program at first": lambda used: 1.6 if used < 0.5 else 0.8,
+}
+
+
+@pytest.mark.parametrize("arch", ["classic", "modern"])
+@pytest.mark.parametrize("drift", DRIFTS)
+def test_the_budget_is_held(monkeypatch: pytest.MonkeyPatch, drift: str, arch: str) -> None:
+    used, plans = simulated(monkeypatch, DRIFTS[drift], arch)
+    assert 0.97 < used <= 1.01
+    rates = [multiplier(made, step) for step, made in enumerate(plans)]
+    assert max(abs(a - b) for a, b in pairwise(rates)) < 0.06
+    assert all(b <= a for a, b in pairwise(rates[plans[0].warmup_steps :]))
+    assert rates[-1] < 0.1
+
+
+TINY = PretrainConfig(
+    budget="100s",
+    depth=1,
+    dataset="builtin",
+    vocab_size=300,
+    max_seq_len=32,
+    device_batch_size=4,
+    total_batch_size=256,
+    eval_every=40,
+    eval_tokens=512,
+    sample_every=0,
+    save_every=10,
+    keep=1,
+    model_tag="run",
+)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    """Time in which a step takes a second, and compiling it five."""
+    clock = FakeClock()
+    compile_step = loop.compile_step
+
+    def charged(run: Run) -> Callable[[int], Launched]:
+        launch = compile_step(run)
+        clock.now += 5
+
+        def launch_charged(step: int) -> Launched:
+            clock.now += clock.step
+            return launch(step)
+
+        return launch_charged
+
+    for module in (loop, probe):
+        monkeypatch.setattr(module, "compile_step", charged)
+    monkeypatch.setattr(probe, "matmul_flops", lambda: 1e9)
+    return clock
+
+
+def run(
+    home: Path, clock: FakeClock, stop_at: int = 0, config: PretrainConfig = TINY
+) -> list[Event]:
+    seen: list[Event] = []
+
+    def stop() -> bool:
+        return bool(stop_at) and any(isinstance(e, Stepped) and e.step >= stop_at for e in seen)
+
+    meter = Meter()
+    for event in pretrain.pretrain(config, Home(home), lambda _: None, meter, stop, clock=clock):
+        seen.append(event)
+    steps = [event.step for event in seen if isinstance(event, Stepped)]
+    assert stop_at or meter.total_steps == steps[-1]
+    return seen
+
+
+def test_a_run_ends_when_its_budget_does(tmp_path: Path, clock: FakeClock) -> None:
+    began = clock.now
+    events = run(tmp_path, clock)
+    assert 97 <= clock.now - began <= 100
+    assert isinstance(events[-1], Ended)
+    assert events[-1].reason == "finished"
+    notes = [event.text for event in events if isinstance(event, Noted)]
+    assert any("how fast this machine trains, for 1m40s" in note for note in notes)
+    assert any("Budget 1m40s: depth 1, it gets" in note for note in notes)
+    assert isinstance(run_again(tmp_path, clock), Noted)
+
+
+def run_again(home: Path, clock: FakeClock) -> Event:
+    (event,) = pretrain.pretrain(TINY, Home(home), lambda _: None, clock=clock)
+    return event
+
+
+@pytest.mark.parametrize("stop_at", [5, 30, 60])
+def test_what_is_left_is_kept_for_the_resumed_run(
+    tmp_path: Path, clock: FakeClock, stop_at: int
+) -> None:
+    began = clock.now
+    run(tmp_path, clock, stop_at)
+    used = clock.now - began
+    saved = saved_run(TINY, Home(tmp_path))
+    assert saved is not None
+    assert saved.plan.costs is not None
+    assert saved.plan.costs.spent == pytest.approx(used, abs=1)
+    clock.now += 100_000  # nobody trains
+    resumed = clock.now
+    run(tmp_path, clock)
+    assert 97 <= used + clock.now - resumed <= 103
+    with pytest.raises(MlxchatError, match=r"--budget \(1m40s -> 3m20s\)"):
+        run(tmp_path, clock, config=TINY.model_copy(update={"budget": "3m20s"}))
+
+
+def test_a_slower_machine_takes_fewer_steps_and_says_so(tmp_path: Path, clock: FakeClock) -> None:
+    began, notes, steps = clock.now, [], 0
+    for event in pretrain.pretrain(TINY, Home(tmp_path), lambda _: None, clock=clock):
+        if isinstance(event, Stepped):
+            steps = event.step
+            clock.step = 1.0 if steps < 20 else 2.0
+        if isinstance(event, Noted):
+            notes.append(event.text)
+    assert 97 <= clock.now - began <= 103
+    assert any("steps fit into the budget of 1m40s, not" in note for note in notes)
+    finished = saved_run(TINY, Home(tmp_path))
+    assert finished is not None
+    assert finished.finished
+    assert finished.trainer.step == steps < 60
+
+
+def test_a_budget_that_the_tokenizer_used_up(tmp_path: Path, clock: FakeClock) -> None:
+    events = pretrain.pretrain(TINY, Home(tmp_path), lambda _: None, clock=clock)
+    next(events)  # a tokenizer is about to be trained
+    clock.now += 200
+    with pytest.raises(MlxchatError, match="0 s are left"):
+        list(events)
+
+
+def test_measuring_takes_the_probe_no_longer_than_it_is_told(clock: FakeClock) -> None:
+    made = plan(TINY.model_copy(update={"budget": None, "num_iterations": 9}), 300, CAPACITY)
+    measure = probe.Probe(20.0, clock)
+    assert measure(made) == pytest.approx(1.0)  # eleven seconds: it compiles, and takes six steps
+    assert measure(made) == pytest.approx(1.0)  # half of what is left, and half of that counted
+    assert measure(made) is not None
+    assert measure(made) is None
+    assert clock.now - 1e9 <= 20 + 7
+    many = made.model_copy(update={"accumulation": 40})
+    assert probe.step_seconds(many, 3.0, clock) == pytest.approx(10.0)  # four took a second
