@@ -1,0 +1,276 @@
+"""Greedy decoding of one sequence by mlxchat, mlx-lm and torch, in turns, on the same weights.
+
+    python benchmarks/decoding.py --depth 12
+
+A random classic model is written as mlxchat saves one; every program reads that directory, the
+prompt is the same, and the table says how many tokens are the same as ours. Each computes in
+float32 on a CPU and in bfloat16 on a GPU; mlx-lm has the BLAS that mlxchat brings. Counted is the
+time after the first token. Last comes mlxchat's reading of a prompt of 1,024 tokens, against the
+time that its floating-point operations take in a matrix product.
+Needs the extra bench: pip install -e ".[bench]".
+"""
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import rounds
+
+from mlxchat.data.tokenizer import SMALLEST_VOCABULARY, SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
+from mlxchat.errors import MlxchatError
+from mlxchat.model.arithmetic import parameters
+from mlxchat.model.config import GPTConfig
+
+OURS, PREFILL = "mlxchat", "prefill"
+PROGRAMS = (OURS, "mlx-lm", "torch", PREFILL)
+PACKAGES = ("mlx", "mlx-lm", "torch")
+PROMPT_TOKENS, NEW_TOKENS, PREFILL_TOKENS = 64, 128, 1024
+SEQUENCE_LEN = 2048
+LARGEST_VOCABULARY = SMALLEST_VOCABULARY + 256**2  # tokens of one byte, and of two
+
+Continue = Callable[[Sequence[int]], Iterator[int]]
+
+
+def main() -> None:
+    """Measure and print, or be one of the programs."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--depth", type=int, default=12)
+    parser.add_argument("--vocab-size", type=int, default=65_536)
+    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)  # for the workers
+    rounds.add_options(parser, PROGRAMS)
+    given = parser.parse_args()
+    if not SMALLEST_VOCABULARY <= given.vocab_size <= LARGEST_VOCABULARY:
+        parser.error(f"--vocab-size must be {SMALLEST_VOCABULARY} to {LARGEST_VOCABULARY}")
+    config = GPTConfig.from_depth(given.depth, given.vocab_size, SEQUENCE_LEN)
+    if given.worker:
+        rounds.serve(partial(WORKS[given.worker], given.model, config))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        # In a process of its own: what it takes of memory is given back.
+        writer = multiprocessing.get_context("spawn").Process(
+            target=write_random_model, args=(Path(folder), config)
+        )
+        writer.start()
+        writer.join()
+        if writer.exitcode:
+            raise MlxchatError("The model could not be written.", "What was said of it is above.")
+        measured = rounds.measure(given, f"--model={folder}")
+    if given.json:
+        print(json.dumps(rounds.everything(given, measured, PACKAGES)))
+    else:
+        print(report(config, measured, given.threads))
+
+
+def write_random_model(folder: Path, config: GPTConfig) -> None:
+    """Write a model directory; every matrix normal, so that no logit is like another."""
+    from mlxchat.ckpt.layout import write_model
+    from mlxchat.model.gpt import GPT
+    from mlxchat.runtime import mx
+
+    model, key = GPT(config), mx.random.key(0)
+    drawn = []
+    for name, weight in sorted(model.named_parameters().items()):
+        key, own = mx.random.split(key)
+        std = weight.shape[-1] ** -0.5
+        drawn.append((name, std * mx.random.normal(weight.shape, key=own)))
+    model.load_weights(drawn)
+    merges = config.vocab_size - len(SPECIAL_TOKENS)
+    tokens = [bytes([i]) for i in range(256)] + [i.to_bytes(2, "big") for i in range(merges - 256)]
+    special = {name: merges + i for i, name in enumerate(SPECIAL_TOKENS)}
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    write_model(folder, model, Tokenizer(ranks, SPLIT_PATTERN, special), conversational=False)
+
+
+def random_ids(vocab_size: int, count: int) -> list[int]:
+    """The same ones in every program."""
+    ids: list[int] = np.random.default_rng(0).integers(0, vocab_size, count).tolist()
+    return ids
+
+
+def prefill_flops(config: GPTConfig, tokens: int) -> int:
+    """The fewest operations: every matrix for each token, half of the scores, the head once."""
+    counts = parameters(config)
+    scores = 2 * config.n_layer * config.n_embd * tokens**2  # queries by keys, weights by values
+    return 2 * counts["matrices"] * tokens + scores + 2 * counts["lm_head"]
+
+
+def report(config: GPTConfig, measured: Sequence[rounds.Measured], threads: int) -> str:
+    """What was measured, in Markdown."""
+    decoders = [program for program in measured if program.name != PREFILL]
+    speeds = {program.name: program.speeds(NEW_TOKENS - 1) for program in decoders}
+    tokens = {program.name: program.facts["tokens"] for program in decoders}
+    rows = []
+    for program in decoders:
+        own = speeds[program.name]
+        row = {
+            "program": program.name,
+            "device": f"{program.facts['device']}, {program.facts['dtype']}",
+            "tokens/s": f"{statistics.median(own):,.1f}",
+            "of rounds": f"{min(own):,.1f} to {max(own):,.1f}",
+        }
+        if OURS in speeds:
+            row["tokens as ours"] = f"{agreeing(tokens[OURS], tokens[program.name])}/{NEW_TOKENS}"
+            row[f"{OURS} / it"] = f"{rounds.ratio(speeds[OURS], own):.2f}"
+        rows.append(row)
+    lines = [
+        f"Classic d{config.n_layer}, vocabulary {config.vocab_size:,}, prompt of {PROMPT_TOKENS} "
+        f"tokens, {NEW_TOKENS} new ones; medians of {len(measured[0].seconds)} rounds, "
+        f"ratios within a round; {threads} threads; {rounds.listed(*PACKAGES)}.",
+        *(["", rounds.table(rows)] if rows else []),
+    ]
+    lines += [_of_prefill(config, program) for program in measured if program.name == PREFILL]
+    return "\n".join(lines)
+
+
+def _of_prefill(config: GPTConfig, program: rounds.Measured) -> str:
+    seconds, speed = statistics.median(program.seconds), program.facts["matmul_flops"]
+    floor = prefill_flops(config, PREFILL_TOKENS) / speed
+    return (
+        f"\nmlxchat reads {PREFILL_TOKENS:,} tokens in {1000 * seconds:,.1f} ms. Their operations "
+        f"take {1000 * floor:,.1f} ms in a matrix product, at {speed / 1e12:,.2f} TFLOP/s: "
+        f"{floor / seconds:.0%}."
+    )
+
+
+def agreeing(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    """How many tokens are the same before the first that is not."""
+    pairs = zip(ours, theirs, strict=True)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _decode(
+    config: GPTConfig, device: str, dtype: str, after: Continue, drain: Callable[[], None]
+) -> rounds.Work:
+    """A program's decoding: ``after`` a prompt, its next tokens; ``drain`` waits for the device."""
+    prompt, latest = random_ids(config.vocab_size, PROMPT_TOKENS), list[int]()
+
+    def once() -> float:
+        stream = itertools.islice(after(prompt), NEW_TOKENS)
+        latest[:] = [next(stream)]
+        begun = time.perf_counter()
+        latest.extend(stream)
+        seconds = time.perf_counter() - begun
+        drain()
+        return seconds
+
+    return rounds.Work(
+        repeat=lambda times: sum(once() for _ in range(times)),
+        facts=lambda: {"device": device, "dtype": dtype, "tokens": latest},
+    )
+
+
+def _mlxchat(folder: Path, config: GPTConfig) -> rounds.Work:
+    from mlxchat.engine.cache import Cache
+    from mlxchat.engine.generate import generate
+    from mlxchat.engine.options import Sampling
+    from mlxchat.runtime import machine, mx
+
+    model, key = _our_model(folder), mx.random.key(0)
+
+    def after(ids: Sequence[int]) -> Iterator[int]:
+        return generate(
+            model,
+            ids,
+            Cache(config),
+            Sampling(temperature=0),
+            key,
+            stop=frozenset(),
+            max_tokens=NEW_TOKENS,
+        )
+
+    return _decode(config, machine().device, _name(machine().compute_dtype), after, mx.synchronize)
+
+
+def _prefill(folder: Path, config: GPTConfig) -> rounds.Work:
+    from mlxchat.engine.cache import Cache
+    from mlxchat.engine.generate import prefill
+    from mlxchat.runtime import matmul_flops, mx
+
+    model, ids = _our_model(folder), random_ids(config.vocab_size, PREFILL_TOKENS)
+    floors: list[float] = []
+
+    def repeat(times: int) -> float:
+        begun = time.perf_counter()
+        for _ in range(times):
+            mx.eval(prefill(model, ids, Cache(config)))
+        seconds = time.perf_counter() - begun
+        floors.append(matmul_flops(1.0))  # as the machine is in this round
+        return seconds
+
+    return rounds.Work(repeat, lambda: {"matmul_flops": statistics.median(floors)})
+
+
+def _our_model(folder: Path) -> Any:
+    from mlxchat import runtime
+    from mlxchat.ckpt.layout import read_model
+
+    runtime.bound_buffer_cache()
+    model = read_model(folder, runtime.machine().compute_dtype).model
+    model.cast_matrices()
+    return model
+
+
+def _mlx_lm(folder: Path, config: GPTConfig) -> rounds.Work:
+    from mlxchat.runtime import machine, mx  # before mlx-lm imports MLX, so that it has OpenBLAS
+
+    try:
+        from mlx_lm.generate import generate_step
+        from mlx_lm.utils import load_model
+    except ImportError as error:
+        raise MlxchatError(
+            f"mlx-lm cannot be imported ({error}).",
+            'Install the extra bench: pip install -e ".[bench]"; or choose --programs without it.',
+        ) from error
+    model, _ = load_model(folder)
+    dtype = machine().compute_dtype
+    model.set_dtype(dtype)
+    mx.eval(model.parameters())
+
+    def after(ids: Sequence[int]) -> Iterator[int]:
+        for token, _ in generate_step(mx.array(list(ids)), model, max_tokens=NEW_TOKENS):
+            yield int(token)
+
+    return _decode(config, machine().device, _name(dtype), after, mx.synchronize)
+
+
+def _torch(folder: Path, config: GPTConfig) -> rounds.Work:
+    rival = rounds.import_rival("torch_classic")
+    from safetensors.torch import load_file  # both are there, and for this program only
+
+    device = rival.best_device()
+    dtype = rival.dtype_on(device)
+    model = rival.GPT(config)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    model.to(device, dtype)
+
+    def after(ids: Sequence[int]) -> Iterator[int]:
+        return cast(Iterator[int], rival.continue_greedily(model, ids, NEW_TOKENS))
+
+    return _decode(
+        config, rival.name_of(device), _name(dtype), after, partial(rival.synchronise, device)
+    )
+
+
+def _name(dtype: object) -> str:
+    return str(dtype).rpartition(".")[2]
+
+
+WORKS: dict[str, Callable[[Path, GPTConfig], rounds.Work]] = {
+    OURS: _mlxchat,
+    "mlx-lm": _mlx_lm,
+    "torch": _torch,
+    PREFILL: _prefill,
+}
+
+
+if __name__ == "__main__":
+    rounds.explain(main)

@@ -1,0 +1,1 @@
+"""What mlxchat is measured against, written here from the formulas."""

@@ -1,0 +1,149 @@
+"""The programs of benchmarks/: their taking turns, and the torch competitor against nanochat."""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from mlxchat.errors import MlxchatError
+from mlxchat.model.config import GPTConfig
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+WORKER = """
+import sys
+from pathlib import Path
+import rounds
+from mlxchat.errors import MlxchatError
+
+_, name, log, trouble = sys.argv
+
+def note(what):
+    with Path(log).open("a") as lines:
+        lines.write(f"{name} {what}\\n")
+
+def repeat(times):
+    print("what a library prints")
+    note(times)
+    if trouble == "dies":
+        sys.exit(3)
+    return 0.1 * times * (2 if name == "slow" else 1)
+
+def build():
+    if trouble == "cannot":
+        raise MlxchatError("There is no wind.", "Wait.")
+    note("built")
+    return rounds.Work(repeat, lambda: {"name": name})
+
+rounds.serve(build)
+"""
+
+
+@pytest.fixture
+def _path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+@pytest.fixture
+def rounds(_path: None) -> ModuleType:
+    return importlib.import_module("rounds")
+
+
+class Yard:
+    """Programs that do nothing, and what they noted."""
+
+    def __init__(self, rounds: ModuleType, folder: Path) -> None:
+        self.rounds, self.log = rounds, folder / "log"
+        self.script = folder / "worker.py"
+        self.script.write_text(WORKER, "utf-8")
+
+    def program(self, name: str, trouble: str = "none") -> object:
+        command = [sys.executable, str(self.script), name, str(self.log), trouble]
+        return self.rounds.Program(name, command)
+
+    def noted(self) -> list[str]:
+        return self.log.read_text("utf-8").splitlines()
+
+
+@pytest.fixture
+def yard(rounds: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Yard:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(BENCHMARKS), *sys.path]))
+    return Yard(rounds, tmp_path)
+
+
+def test_programs_take_turns(yard: Yard) -> None:
+    told: list[str] = []
+    programs = [yard.program("fast"), yard.program("slow")]
+    measured = yard.rounds.alternate(programs, 3, 0.6, 1, told.append)
+    building = [line for name in ("fast", "slow") for line in (f"{name} built", *[f"{name} 1"] * 2)]
+    assert yard.noted() == building + ["fast 6", "slow 3"] * 3
+    fast, slow = measured
+    assert fast.seconds == pytest.approx([0.1] * 3)
+    assert slow.facts == {"name": "slow"}
+    assert fast.first == pytest.approx(0.1)
+    assert yard.rounds.ratio(fast.speeds(5), slow.speeds(5)) == pytest.approx(2)
+    assert told[-1] == "round 3 of 3"
+
+
+def test_a_program_that_cannot_work_says_why(yard: Yard) -> None:
+    programs = [yard.program("fast"), yard.program("slow", "cannot")]
+    with pytest.raises(MlxchatError, match=r"slow: There is no wind\.") as raised:
+        yard.rounds.alternate(programs, 1, 0.1, 1, lambda _: None)
+    assert raised.value.remedy == "Wait."
+
+
+def test_a_program_that_ends_early_is_named(yard: Yard) -> None:
+    with pytest.raises(MlxchatError, match="slow ended with status 3"):
+        yard.rounds.alternate([yard.program("slow", "dies")], 1, 0.1, 1, lambda _: None)
+
+
+def test_a_table(rounds: ModuleType) -> None:
+    rows = [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
+    assert rounds.table(rows).splitlines() == [
+        "| a | b |",
+        "| --- | --- |",
+        "| 1 | 2 |",
+        "| 3 | 4 |",
+    ]
+
+
+@pytest.mark.usefixtures("_path")
+def test_batches_for_all_and_for_one() -> None:
+    training = importlib.import_module("training")
+    sizes = training.batch_sizes(["torch-eager=2", "4"])
+    assert sizes == {"mlxchat": 4, "torch-eager": 2, "torch-compile": 4}
+    assert set(training.batch_sizes(["mlxchat=2"]).values()) == {2, 8}
+    for wrong in ("0", "-1", "jax=8", "mlxchat="):
+        with pytest.raises(MlxchatError, match="neither a number"):
+            training.batch_sizes([wrong])
+
+
+@pytest.mark.usefixtures("_path")
+def test_operations_of_a_prompt() -> None:
+    decoding = importlib.import_module("decoding")
+    config = GPTConfig(sequence_len=8, vocab_size=10, n_layer=1, n_head=1, n_kv_head=1, n_embd=2)
+    matrices, head, scores = 12 * 2 * 2, 10 * 2, 2 * (2 + 2) * (3 * 3) // 2
+    assert decoding.prefill_flops(config, 3) == 2 * 3 * matrices + 2 * head + scores
+
+
+@pytest.mark.usefixtures("_path")
+def test_torch_computes_what_nanochat_does() -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("safetensors")
+    golden = importlib.import_module("rivals.golden")
+    differences = list(golden.differences(compiled=False))
+    assert len(differences) == 8
+    assert [difference for difference in differences if not difference.small] == []
+
+
+@pytest.mark.usefixtures("_path")
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    rival = importlib.import_module("rivals.torch_training")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(MlxchatError, match=r"needs a C\+\+ compiler") as raised:
+        rival.require_compiler()
+    assert "torch-compile" in raised.value.remedy
