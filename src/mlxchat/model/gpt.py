@@ -10,8 +10,8 @@ capped softly. Modern adds
 - windows that most layers attend within,
 - at the end the subtraction of what the stream held in the middle (backout).
 
-Parameters are float32 and carry nanochat's names; activations are in the compute dtype, the loss in
-float32.
+Parameters carry nanochat's names and are float32 in training; activations are in the compute dtype,
+the loss in float32.
 """
 
 from collections.abc import Sequence
@@ -221,6 +221,7 @@ class GPT(nn.Module):
         """Hold the matrices in the compute dtype from now on: to infer quickly, not to train."""
         matrices = {n: w for n, w in self.named_parameters().items() if w.ndim > 1}
         self.load_weights([(n, w.astype(self.dtype)) for n, w in matrices.items()], strict=False)
+        mx.eval(self.parameters())
 
     def features(self, ids: mx.array, cache: Cache | None = None) -> mx.array:
         """The normalised residual stream after the last block, (B, T, C) in the compute dtype."""

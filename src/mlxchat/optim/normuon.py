@@ -37,10 +37,8 @@ def update(
     """
     g, buffer = nesterov(g, buffer, momentum)
     g = orthogonalise(equalise_rows(g.astype(dtype))).astype(p.dtype)
-    exact = (
-        min(g.shape[-2:]) ** 0.5
-    )  # norm of orthogonal matrices; https://arxiv.org/abs/2602.21545
-    g = g * (exact / mx.maximum(_norm(g), 1e-6))
+    # The norm of orthogonal matrices is known (https://arxiv.org/abs/2602.21545).
+    g = g * (float(min(g.shape[-2:]) ** 0.5) / mx.maximum(_norm(g), 1e-6))
     g, second = normalise_neurons(g, second)
     lr = lr * shape_scale(p)
     return p - lr * g - lr * weight_decay * p * (g * p >= 0), buffer, second
