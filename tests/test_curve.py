@@ -1,7 +1,9 @@
 """Training learns as it did: the loss of 200 steps stays on a recorded curve on every machine.
 
 `golden/curve.json` was recorded with float32 on a Linux CPU; bfloat16 there stays within 1.2%, and
-initial weights changed by a thousandth within 0.5%. A change of numerics must change it knowingly:
+initial weights changed by a thousandth within 0.5%. Where float32 is computed on a CPU, whose
+rounding moves it by less than 0.1%, it is held to 0.2%. A change of numerics must change it
+knowingly:
 
     python tests/test_curve.py
 """
@@ -14,6 +16,7 @@ import pytest
 from conftest import GOLDEN, golden
 
 from mlxchat.home import Home
+from mlxchat.runtime import machine, mx
 from mlxchat.telemetry import Stepped
 from mlxchat.train.pretrain import pretrain
 from mlxchat.train.settings import PretrainConfig
@@ -42,7 +45,9 @@ def curve(home: Path, settings: PretrainConfig = SETTINGS) -> list[float]:
 
 
 def test_the_loss_stays_on_the_recorded_curve(home: Path) -> None:
-    assert curve(home) == pytest.approx(golden("curve.json"), rel=0.02)
+    computer = machine()
+    as_recorded = computer.backend == "cpu" and computer.compute_dtype == mx.float32
+    assert curve(home) == pytest.approx(golden("curve.json"), rel=0.002 if as_recorded else 0.02)
 
 
 if __name__ == "__main__":

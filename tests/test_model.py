@@ -1,12 +1,13 @@
 """Both architectures against nanochat's own numbers, and their decoding against themselves."""
 
 from random import Random
+from typing import Any
 
 import pytest
 from conftest import GOLDEN, golden
 
 from mlxchat.engine.cache import Cache
-from mlxchat.model import loss
+from mlxchat.model import gpt, loss
 from mlxchat.model.arithmetic import flops_per_token, parameters
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
@@ -115,10 +116,32 @@ def test_reading_and_forgetting_at_random_is_the_full_pass(seed: int) -> None:
             cache.trim(max(0, cache.offset - back))
 
 
-def test_bfloat16_is_close_and_stays_bfloat16(case: Case) -> None:
+def test_bfloat16_is_close_and_stays_bfloat16(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, set[mx.Dtype]] = {}
+
+    def record(owner: Any, name: str) -> None:
+        called, dtypes = getattr(owner, name), seen.setdefault(name, set())
+
+        def recorded(*positional: Any, **keywords: Any) -> Any:
+            result = called(*positional, **keywords)
+            arrays = (*positional, *keywords.values(), result)
+            dtypes.update(array.dtype for array in arrays if isinstance(array, mx.array))
+            return result
+
+        monkeypatch.setattr(owner, name, recorded)
+
     half = case.model(mx.bfloat16)
+    record(mx.fast, "scaled_dot_product_attention")
+    record(gpt.Linear, "__call__")
+    record(gpt, "norm")
+    value, tree = nn.value_and_grad(half, case.loss)(half)
     assert half.features(case.io["ids"]).dtype == mx.bfloat16
-    assert case.loss(half).item() == pytest.approx(case.facts["loss"], abs=1e-2)
+    assert len(seen) == 3
+    for function, dtypes in seen.items():
+        assert dtypes == {mx.bfloat16}, function
+    assert value.dtype == mx.float32
+    assert {gradient.dtype for _, gradient in tree_flatten(tree)} == {mx.float32}
+    assert value.item() == pytest.approx(case.facts["loss"], abs=1e-2)
 
 
 def test_matrices_cast_once_give_the_same(case: Case) -> None:

@@ -1,12 +1,16 @@
 """A whole run: what it yields, stores and logs; going on after an interruption, bit for bit."""
 
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,8 +21,13 @@ from mlxchat.data.shards import LocalShards
 from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
+from mlxchat.model.arithmetic import scaling_parameters
+from mlxchat.model.config import GPTConfig
+from mlxchat.model.gpt import GPT
+from mlxchat.optim.groups import MuonAdamW, Rates
 from mlxchat.runtime import mx
 from mlxchat.telemetry import Ended, Evaluated, Event, Noted, Sampled, Saved, Stepped
+from mlxchat.train.loop import Run
 from mlxchat.train.pretrain import pretrain
 from mlxchat.train.settings import PretrainConfig
 
@@ -56,9 +65,9 @@ def run(
     return seen
 
 
-def final(home: Path) -> dict[str, mx.array]:
+def final(home: Path, tag: str = "run") -> dict[str, mx.array]:
     """Every array of the last step: weights, optimizer, loader."""
-    folder = store.directory(Home(home).runs / "run", 12)
+    folder = store.directory(Home(home).runs / tag, 12)
     files = (layout.MODEL, layout.OPTIMIZER, layout.LOADER)
     return {f"{f} {k}": v for f in files for k, v in layout.read_arrays(folder / f).items()}
 
@@ -78,6 +87,13 @@ def logged(home: Path, kind: str) -> list[int]:
 def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event]]:
     home = tmp_path_factory.mktemp("straight")
     return home, run(home)
+
+
+@pytest.fixture
+def prepared(straight: tuple[Path, list[Event]], tmp_path: Path) -> Path:
+    """A home that has a tokenizer already, so that no run in it need train one."""
+    shutil.copytree(straight[0] / "tokenizer_builtin", tmp_path / "tokenizer_builtin")
+    return tmp_path
 
 
 def test_what_happens_in_order(straight: tuple[Path, list[Event]]) -> None:
@@ -113,32 +129,115 @@ def test_what_happens_in_order(straight: tuple[Path, list[Event]]) -> None:
     assert layout.read_model(folder, mx.float32).conversational
 
 
-@pytest.mark.parametrize("stop_at", [1, 3, 4, 8])
+@pytest.mark.parametrize("stop_at", [1, 3, 8])
 def test_interrupted_and_resumed(
-    straight: tuple[Path, list[Event]], tmp_path: Path, stop_at: int
+    straight: tuple[Path, list[Event]], prepared: Path, stop_at: int
 ) -> None:
-    first = run(tmp_path, stop_at=stop_at)
+    first = run(prepared, stop_at=stop_at)
     assert isinstance(first[-1], Ended)
     assert first[-1].reason == "interrupted"
-    second = run(tmp_path)
+    second = run(prepared)
     assert second[-1] == Ended(second[-1].time, 12, "finished")
-    assert_same(final(tmp_path), final(straight[0]))
-    assert logged(tmp_path, "step") == list(range(1, 13))
+    assert_same(final(prepared), final(straight[0]))
+    assert logged(prepared, "step") == list(range(1, 13))
     for event in (*first, *second):
         if isinstance(event, Evaluated):
             match = [e for e in straight[1] if isinstance(e, Evaluated) and e.step == event.step]
             assert event.bits_per_byte == match[0].bits_per_byte
 
 
-def test_a_modern_run_interrupted_and_resumed(tmp_path: Path) -> None:
-    modern = CONFIG.model_copy(update={"arch": "modern"})
-    straight = run(tmp_path / "straight", modern)
-    run(tmp_path / "resumed", modern, stop_at=4)
-    run(tmp_path / "resumed", modern)
-    assert_same(final(tmp_path / "resumed"), final(tmp_path / "straight"))
+def test_a_modern_run_interrupted_and_resumed(prepared: Path) -> None:
+    modern = CONFIG.model_copy(
+        update={
+            "arch": "modern",
+            "depth": 2,
+            "max_seq_len": 160,  # longer than the window of the first layer
+            "device_batch_size": 1,
+            "total_batch_size": 320,
+            "eval_every": 6,
+            "sample_every": 0,
+        }
+    )
+    straight = run(prepared, modern.model_copy(update={"model_tag": "straight"}))
     rates = [event.learning_rate for event in straight if isinstance(event, Stepped)]
-    full = 0.02 * (256 / 2**19) ** 0.5
+    full = 0.02 * (320 / 2**19) ** 0.5
     assert rates == pytest.approx([full * step / 40 for step in range(1, 13)])  # it warms up
+    first = run(prepared, modern, stop_at=4)
+    assert isinstance(first[-1], Ended)
+    assert first[-1].reason == "interrupted"
+    assert 4 <= first[-1].step < 12
+    run(prepared, modern)
+    assert_same(final(prepared), final(prepared, "straight"))
+    folder = store.directory(Home(prepared).runs / "run", 12)
+    assert layout.read_model(folder, mx.float32).model.config.windows == (128, 160)
+
+
+def loop_of(home: Path, config: PretrainConfig, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """What a run passes to the training loop, which is left out."""
+    passed: list[Run] = []
+
+    def loop(run: Run) -> Iterator[Event]:
+        passed.append(run)
+        return iter(())
+
+    monkeypatch.setattr("mlxchat.train.pretrain.train", loop)
+    run(home, config)
+    return passed[0]
+
+
+def assert_rates(rates: Rates, learning: dict[str, float], momentum: float, decay: float) -> None:
+    """They are those, each an array: a number would have the update compiled anew."""
+    assert all(isinstance(rate, mx.array) for rate in (*rates.learning.values(), *rates[1:]))
+    told = {group: rate.item() for group, rate in rates.learning.items()}
+    assert told == pytest.approx(learning, rel=1e-5)
+    assert rates.momentum.item() == pytest.approx(momentum, rel=1e-5)
+    assert rates.weight_decay.item() == pytest.approx(decay, rel=1e-5)
+
+
+def test_the_rates_of_a_classic_run(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CONFIG.model_copy(update={"num_iterations": 1000, "weight_decay": 0.1})
+    run = loop_of(prepared, config, monkeypatch)
+    assert run.grad_clip == 1
+    by_width = (64 / 768) ** -0.5
+    full = {"embedding": 0.2 * by_width, "unembedding": 0.004 * by_width, "matrix": 0.02}
+    for step, multiplier, momentum in (
+        (0, 1, 0.85),
+        (150, 1, 0.9),
+        (800, 1, 0.95),  # the last 200 steps warm down
+        (900, 0.5, 0.95),
+        (999, 1 / 200, 0.95),
+    ):
+        learning = {group: rate * multiplier for group, rate in full.items()}
+        assert_rates(run.rates(step), learning, momentum, 0.1)
+
+
+def test_the_rates_of_a_modern_run(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CONFIG.model_copy(update={"arch": "modern", "num_iterations": 1000})
+    run = loop_of(prepared, config, monkeypatch)
+    assert run.grad_clip == 0
+    by_width, by_batch = (128 / 768) ** -0.5, (256 / 2**19) ** 0.5
+    full = {
+        "embedding": 0.3 * by_width * by_batch,
+        "unembedding": 0.008 * by_width * by_batch,
+        "value_embeds": 0.15 * by_width * by_batch,
+        "matrix": 0.02 * by_batch,
+        "resid": 0.005 * by_batch,
+        "x0": 0.5 * by_batch,
+        "smear": 0.2,
+    }
+    horizons = [
+        scaling_parameters(GPTConfig.from_depth(depth, 300, 32, arch="modern")) for depth in (1, 12)
+    ]
+    decay = 0.28 * by_batch * horizons[1] / horizons[0]
+    for step, multiplier, momentum, decaying in (
+        (0, 1 / 40, 0.85, 1),
+        (19, 0.5, 0.85 + 0.12 * 19 / 400, 0.5 * (1 + math.cos(0.019 * math.pi))),
+        (200, 1, 0.91, 0.5 * (1 + math.cos(0.2 * math.pi))),
+        (500, 0.05 + 0.95 * 500 / 650, 0.97 - 0.07 * 150 / 650, 0.5),  # 650 warm down
+        (999, 0.05 + 0.95 / 650, 0.97 - 0.07 * 649 / 650, 0.5 * (1 + math.cos(0.999 * math.pi))),
+    ):
+        learning = {group: rate * multiplier for group, rate in full.items()}
+        assert_rates(run.rates(step), learning, momentum, decay * decaying)
 
 
 SCRIPT = """
@@ -154,9 +253,9 @@ for event in pretrain(config, Home(Path(sys.argv[1])), lambda _: None):
 
 
 def test_killed_at_any_moment_and_resumed(
-    straight: tuple[Path, list[Event]], tmp_path: Path
+    straight: tuple[Path, list[Event]], prepared: Path
 ) -> None:
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path), json.dumps(SETTINGS)]
+    command = [sys.executable, "-c", SCRIPT, str(prepared), json.dumps(SETTINGS)]
     for lines, pause in ((3, 0.0), (9, 0.004), (7, 0.002)):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
@@ -167,8 +266,8 @@ def test_killed_at_any_moment_and_resumed(
         process.communicate()
         assert process.returncode == -signal.SIGKILL
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    assert_same(final(tmp_path), final(straight[0]))
-    assert logged(tmp_path, "step") == list(range(1, 13))
+    assert_same(final(prepared), final(straight[0]))
+    assert logged(prepared, "step") == list(range(1, 13))
 
 
 def test_a_finished_run_says_so(straight: tuple[Path, list[Event]]) -> None:
@@ -189,26 +288,26 @@ def test_other_settings_are_refused_and_named(straight: tuple[Path, list[Event]]
     assert "--fresh" in raised.value.remedy
 
 
-def test_fresh_sets_the_old_run_aside(tmp_path: Path) -> None:
-    run(tmp_path, stop_at=2)
-    events = run(tmp_path, CONFIG.model_copy(update={"num_iterations": 3}), fresh=True)
-    runs = Home(tmp_path).runs
+def test_fresh_sets_the_old_run_aside(prepared: Path) -> None:
+    run(prepared, stop_at=2)
+    events = run(prepared, CONFIG.model_copy(update={"num_iterations": 3}), fresh=True)
+    runs = Home(prepared).runs
     assert store.steps(runs / "run") == [3]
     assert store.steps(runs / "run.old1")
-    assert logged(tmp_path, "step") == [1, 2, 3]
-    assert Home(tmp_path).log("run.old1").exists()
+    assert logged(prepared, "step") == [1, 2, 3]
+    assert Home(prepared).log("run.old1").exists()
     assert any(isinstance(e, Noted) and "set aside as run.old1" in e.text for e in events)
 
 
-def test_fresh_with_settings_that_cannot_work_leaves_the_old_run(tmp_path: Path) -> None:
-    run(tmp_path, stop_at=3)
+def test_fresh_with_settings_that_cannot_work_leaves_the_old_run(prepared: Path) -> None:
+    run(prepared, stop_at=3)
     with pytest.raises(MlxchatError, match="not a multiple"):
-        run(tmp_path, CONFIG.model_copy(update={"total_batch_size": 100}), fresh=True)
-    assert store.steps(Home(tmp_path).runs / "run")
-    (tmp_path / "logs" / "run.old1").mkdir()
-    (tmp_path / "logs" / "run.old1" / "metrics.jsonl").touch()
-    run(tmp_path, fresh=True)
-    assert Home(tmp_path).log("run.old2").exists()
+        run(prepared, CONFIG.model_copy(update={"total_batch_size": 100}), fresh=True)
+    assert store.steps(Home(prepared).runs / "run")
+    (prepared / "logs" / "run.old1").mkdir()
+    (prepared / "logs" / "run.old1" / "metrics.jsonl").touch()
+    run(prepared, fresh=True)
+    assert Home(prepared).log("run.old2").exists()
 
 
 def test_one_process_a_run(tmp_path: Path) -> None:
@@ -219,9 +318,9 @@ def test_one_process_a_run(tmp_path: Path) -> None:
         run(tmp_path)
 
 
-def test_a_full_disk_keeps_what_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(tmp_path, stop_at=3)
-    before = store.steps(Home(tmp_path).runs / "run")
+def test_a_full_disk_keeps_what_was_saved(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(prepared, stop_at=3)
+    before = store.steps(Home(prepared).runs / "run")
 
     def full(*_: object) -> None:
         raise RuntimeError("[write] Unable to write 31798 bytes to file.")
@@ -229,23 +328,23 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path: Path, monkeypatch: pytest.Mo
     with monkeypatch.context() as patched:
         patched.setattr(mx, "save_safetensors", full)
         with pytest.raises(MlxchatError, match="could not be saved"):
-            run(tmp_path)
-    assert store.steps(Home(tmp_path).runs / "run") == before
-    assert not list((Home(tmp_path).runs / "run").glob(".unfinished*"))
-    run(tmp_path)
+            run(prepared)
+    assert store.steps(Home(prepared).runs / "run") == before
+    assert not list((Home(prepared).runs / "run").glob(".unfinished*"))
+    run(prepared)
 
 
-def test_more_evaluation_tokens_on_resume_count(tmp_path: Path) -> None:
-    run(tmp_path, stop_at=3)
-    events = run(tmp_path, CONFIG.model_copy(update={"eval_tokens": 1024}))
+def test_more_evaluation_tokens_on_resume_count(prepared: Path) -> None:
+    run(prepared, stop_at=3)
+    events = run(prepared, CONFIG.model_copy(update={"eval_tokens": 1024}))
     assert {event.tokens for event in events if isinstance(event, Evaluated)} == {1024}
 
 
-def test_another_vocabulary_than_the_tokenizers_is_refused(tmp_path: Path) -> None:
-    run(tmp_path, stop_at=1)
+def test_another_vocabulary_than_the_tokenizers_is_refused(prepared: Path) -> None:
+    run(prepared, stop_at=1)
     other = CONFIG.model_copy(update={"vocab_size": 400, "model_tag": "other"})
     with pytest.raises(MlxchatError, match="has 300 tokens, not 400"):
-        run(tmp_path, other)
+        run(prepared, other)
 
 
 def shards(folder: Path, *numbers: int) -> Path:
@@ -309,18 +408,18 @@ def test_data_that_fails_saves_what_is_done(
     assert logged(tmp_path, "step") == list(range(1, 41))
 
 
-def test_the_checkpoint_keeps_its_tokenizer(tmp_path: Path) -> None:
-    run(tmp_path, stop_at=1)
-    kept = Tokenizer.load(tmp_path / "tokenizer_builtin").byte_lengths()
-    (tmp_path / "tokenizer_builtin" / "tokenizer.json").unlink()
-    run(tmp_path)
-    folder = store.directory(Home(tmp_path).runs / "run", 12)
+def test_the_checkpoint_keeps_its_tokenizer(prepared: Path) -> None:
+    run(prepared, stop_at=1)
+    kept = Tokenizer.load(prepared / "tokenizer_builtin").byte_lengths()
+    (prepared / "tokenizer_builtin" / "tokenizer.json").unlink()
+    run(prepared)
+    folder = store.directory(Home(prepared).runs / "run", 12)
     assert Tokenizer.load(folder).byte_lengths() == kept
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    run(tmp_path, stop_at=3)
-    folder = store.latest(Home(tmp_path).runs / "run")
+def test_a_missing_file_is_named(prepared: Path) -> None:
+    run(prepared, stop_at=3)
+    folder = store.latest(Home(prepared).runs / "run")
     assert folder is not None
     for path in sorted(folder.iterdir()):
         if path.name in (layout.GENERATION, "tokenizer.json"):
@@ -329,12 +428,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         content = (folder / name).read_bytes()
         (folder / name).unlink()
         with pytest.raises(MlxchatError, match=f"{name} is missing"):
-            run(tmp_path)
+            run(prepared)
         (folder / name).write_bytes(content[: len(content) // 2])
         with pytest.raises(MlxchatError, match=f"{name} is damaged"):
-            run(tmp_path)
+            run(prepared)
         (folder / name).write_bytes(content)
-    run(tmp_path)
+    run(prepared)
 
 
 def test_a_vocabulary_that_does_not_fit(straight: tuple[Path, list[Event]], tmp_path: Path) -> None:
@@ -353,17 +452,23 @@ def test_a_vocabulary_that_does_not_fit(straight: tuple[Path, list[Event]], tmp_
         layout.read_model(tmp_path, mx.float32)
 
 
-def test_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Micro-batches are traced twice (first and later in a step), whatever the number of steps."""
-    from mlxchat.model.gpt import GPT
+@pytest.mark.parametrize("arch", ["classic", "modern"])
+def test_compiled_once(arch: str, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is traced twice (first and later in a step), the update once, in all the steps."""
+    traces: list[str] = []
 
-    traces = []
-    loss = GPT.loss
+    def count(owner: type, name: str) -> None:
+        traced = getattr(owner, name)
 
-    def counted(self: GPT, ids: mx.array, targets: mx.array) -> mx.array:
-        traces.append(ids.shape)
-        return loss(self, ids, targets)
+        def counted(*arguments: Any) -> Any:
+            traces.append(name)
+            return traced(*arguments)
 
-    monkeypatch.setattr(GPT, "loss", counted)
-    run(tmp_path, CONFIG.model_copy(update={"eval_every": 0, "sample_every": 0}))
-    assert len(traces) == 2
+        monkeypatch.setattr(owner, name, counted)
+
+    count(GPT, "loss")
+    count(MuonAdamW, "update")
+    changed = {"arch": arch, "eval_every": 0, "sample_every": 0, "save_every": 0}
+    run(prepared, CONFIG.model_copy(update=changed))
+    assert traces.count("loss") == 2
+    assert traces.count("update") == 1

@@ -146,4 +146,4 @@ class MuonAdamW:
                 p, buffer = muon.update(p, g, buffer, lr, momentum, self.dtype)
             new.update(zip(names, p, strict=True))
             after.update(zip(buffers, buffer, strict=True))
-        return new, after
+        return new, {name: after[name] for name in state}  # another order would be another trace
