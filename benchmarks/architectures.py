@@ -5,18 +5,26 @@
 FOLDER holds shard_*.parquet, the last for validation. Each architecture first takes some steps for
 its speed; then it trains anew with as many steps as the time allows, its schedule made for them.
 Prints a table of validation bits per byte (lower is better) along the way.
+
+The modern recipe scales its rates down for a small batch; it is also trained with those of its
+reference batch, of 2^19 tokens.
 """
 
 import argparse
 import json
+import math
 import os
+import re
 import statistics
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
-ARCHITECTURES = ("classic", "modern")
+from mlxchat.train.plan import REFERENCE_BATCH
+
+RATES = {"embedding-lr": 0.3, "unembedding-lr": 0.008, "matrix-lr": 0.02, "scalar-lr": 0.5}
+WEIGHT_DECAY = 0.28
 PROBE_STEPS = 12
 WARM_UP = 3  # steps that are not counted
 EVALUATIONS = 5
@@ -38,8 +46,11 @@ def main() -> None:
     options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
     options += [f"--data-dir={folder}", "--sample-every=0", "--save-every=0"]
     with tempfile.TemporaryDirectory() as home:
-        runs = {arch: _train(Path(home), arch, options, seconds) for arch in ARCHITECTURES}
-    print(f"| share of {seconds / 60:g} minutes | {' | '.join(ARCHITECTURES)} |")
+        runs = {
+            name: _train(Path(home), re.sub(r"\W+", "-", name), [*options, *own], seconds)
+            for name, own in _compared(given["total_batch_size"]).items()
+        }
+    print(f"| share of {seconds / 60:g} minutes | {' | '.join(runs)} |")
     print("|---|" + "---|" * len(runs))
     rows = zip(*(_bits(events) for events in runs.values()), strict=True)
     for i, bits in enumerate(rows):
@@ -53,17 +64,30 @@ def main() -> None:
         print(f"| {name} | {' | '.join(fact(events) for events in runs.values())} |")
 
 
-def _train(home: Path, arch: str, options: list[str], seconds: float) -> list[dict[str, Any]]:
-    probe = _events(home, arch, f"probe-{arch}", [*options, "--eval-every=0"], PROBE_STEPS)
+def _compared(total_batch_size: int) -> dict[str, list[str]]:
+    """What is trained, by name, and the options that make it so."""
+    factor = math.sqrt(REFERENCE_BATCH / total_batch_size)  # undoes the scaling by the batch
+    unscaled = {name: factor * rate for name, rate in RATES.items()}
+    unscaled["weight-decay"] = WEIGHT_DECAY / factor  # its product with the matrices' rate stays
+    return {
+        "classic": ["--arch=classic"],
+        "modern": ["--arch=modern"],
+        "modern, rates not scaled": [
+            "--arch=modern",
+            *(f"--{name}={value:.6g}" for name, value in unscaled.items()),
+        ],
+    }
+
+
+def _train(home: Path, tag: str, options: list[str], seconds: float) -> list[dict[str, Any]]:
+    probe = _events(home, f"probe-{tag}", [*options, "--eval-every=0"], PROBE_STEPS)
     each = statistics.median(step["seconds"] for step in _steps(probe)[WARM_UP:])
-    total = round(seconds / each / EVALUATIONS) * EVALUATIONS
-    return _events(home, arch, arch, [*options, f"--eval-every={total // EVALUATIONS}"], total)
+    total = max(1, round(seconds / each / EVALUATIONS)) * EVALUATIONS
+    return _events(home, tag, [*options, f"--eval-every={total // EVALUATIONS}"], total)
 
 
-def _events(
-    home: Path, arch: str, tag: str, options: list[str], steps: int
-) -> list[dict[str, Any]]:
-    command = ["mlxchat", "train", f"--arch={arch}", f"--model-tag={tag}", *options]
+def _events(home: Path, tag: str, options: list[str], steps: int) -> list[dict[str, Any]]:
+    command = ["mlxchat", "train", f"--model-tag={tag}", *options]
     subprocess.run(
         [*command, f"--num-iterations={steps}", "--json"],
         env={**os.environ, "MLXCHAT_HOME": str(home)},

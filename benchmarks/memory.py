@@ -9,12 +9,12 @@ prints the peak of MLX's allocator.
 import argparse
 
 from mlxchat import runtime
-from mlxchat.bench.measure import random_model, random_run
 from mlxchat.optim.groups import GROUPS
 from mlxchat.runtime import mx
 from mlxchat.train.loop import train
 from mlxchat.train.plan import plan
-from mlxchat.train.pretrain import capacity
+from mlxchat.train.probe import capacity
+from mlxchat.train.rehearsal import random_model, random_run
 from mlxchat.train.settings import PretrainConfig
 
 MIB = 1024**2

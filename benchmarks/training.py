@@ -166,12 +166,12 @@ def _work(name: str, config: GPTConfig, batch: int, nanochat: Path | None) -> ro
 
 def _ours(config: GPTConfig, ids: Rows, targets: Rows) -> rounds.Work:
     from mlxchat import runtime  # MLX is for this program only
-    from mlxchat.bench.measure import random_model, random_run
     from mlxchat.data.loader import Batch, LoaderState
     from mlxchat.runtime import mx
     from mlxchat.train.loop import compile_step
     from mlxchat.train.plan import plan
-    from mlxchat.train.pretrain import capacity
+    from mlxchat.train.probe import capacity
+    from mlxchat.train.rehearsal import random_model, random_run
     from mlxchat.train.settings import PretrainConfig
 
     settings = PretrainConfig(

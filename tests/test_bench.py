@@ -22,8 +22,8 @@ from mlxchat.telemetry import Progressed
 from mlxchat.train.plan import Capacity
 from mlxchat.ui.plans import Row, Section, markdown, tables
 
-GB = 10**9
-CAPACITY = Capacity(24 * GB, 4, False, 1024)
+GIB = 1024**3
+CAPACITY = Capacity(24 * GIB, 4, "all", 1024)
 TINY = {"depth": 1, "max_seq_len": 16, "device_batch_size": 2, "vocab_size": 300, "steps": 4}
 OPTIONS = [part for name, n in TINY.items() for part in (f"--{name.replace('_', '-')}", str(n))]
 PROGRAM = [sys.executable, "-c", "from mlxchat.cli.app import main; main()", "bench"]
@@ -100,7 +100,7 @@ def test_what_cannot_be_is_an_error() -> None:
     assert "320" in caught.value.problem and "--head-dim" in caught.value.remedy
     with pytest.raises(MlxchatError) as caught:
         planned(BenchConfig(device_batch_size=10_000), CAPACITY)
-    assert "10,000 rows of 512" in caught.value.problem and "24 GB" in caught.value.problem
+    assert "10,000 rows of 512" in caught.value.problem and "24.0 GiB" in caught.value.problem
     assert "--device-batch-size" in caught.value.remedy
     with pytest.raises(MlxchatError) as caught:
         planned(BenchConfig(depth=64, vocab_size=65_536), CAPACITY)

@@ -26,7 +26,7 @@ from mlxchat.train.pace import Pace, Pause, last_step, seconds_needed, with_step
 from mlxchat.train.plan import Capacity, Plan, plan
 from mlxchat.train.settings import PretrainConfig
 
-CAPACITY = Capacity(64 * 1024**3, 2, True, 1024)
+CAPACITY = Capacity(64 * 1024**3, 2, "none", 1024)
 TERA = 1e12
 
 

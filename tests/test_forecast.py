@@ -6,19 +6,25 @@ import pytest
 from rich.console import Console
 
 from mlxchat import runtime
-from mlxchat.cli.planning import heading, sections
+from mlxchat.cli.planning import GROUPS, heading, sections
 from mlxchat.train.forecast import Forecast, forecast
-from mlxchat.train.plan import Capacity, plan
+from mlxchat.train.plan import Capacity, Costs, plan
 from mlxchat.train.settings import PretrainConfig
 from mlxchat.ui.plans import Row, Section, about, flops_per_second, show, tables
 
-CAPACITY = Capacity(128 * 1024**3, 2, True, 1024)
+CAPACITY = Capacity(128 * 1024**3, 2, "none", 1024)
 
 
-def foreseen(**settings: object) -> Forecast:
+def foreseen(saved_step: int | None = None, **settings: object) -> Forecast:
     config = PretrainConfig.model_validate(settings)
     made = plan(config, 32_768, CAPACITY)
-    return forecast(made, config.tag, "default", 7, CAPACITY, "a chip", 1e12)
+    return forecast(made, config.tag, "default", saved_step, CAPACITY, "a chip", 1e12)
+
+
+def drawn(facts: Forecast, width: int) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(tables(heading(facts), sections(facts), width))
+    return console.file.getvalue()
 
 
 def test_the_time_is_that_of_all_floating_point_operations() -> None:
@@ -32,17 +38,64 @@ def test_the_time_is_that_of_all_floating_point_operations() -> None:
 @pytest.mark.parametrize("arch", ["classic", "modern"])
 @pytest.mark.parametrize("width", [80, 160])
 def test_tables_fit_and_cut_nothing(arch: str, width: int) -> None:
-    facts = foreseen(depth=32, arch=arch, device_batch_size=2)
-    console = Console(file=io.StringIO(), width=width)
-    console.print(tables(heading(facts), sections(facts), width))
-    text = console.file.getvalue()
+    facts = foreseen(7, depth=32, arch=arch, device_batch_size=2)
+    text = drawn(facts, width)
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width
     assert "step 7 of" in text
     for name, rate in facts.plan.learning_rates.items():
-        assert name in text and f"{rate:.4g}" in text
+        assert GROUPS[name] in text and f"{rate:.4g}" in text
     for count in (*facts.parameters.values(), facts.plan.parameters, facts.plan.num_iterations):
         assert f"{count:,}" in text
+
+
+@pytest.mark.parametrize("arch", ["classic", "modern"])
+def test_no_note_folds_on_a_wide_terminal(arch: str) -> None:
+    facts = foreseen(7, depth=32, arch=arch)
+    parameters, training, rates, memory = (len(section.rows) for section in sections(facts))
+    titles_and_gaps = 2 * 2
+    expected = len(heading(facts)) + titles_and_gaps + max(parameters, training)
+    assert len(drawn(facts, 160).splitlines()) == expected + max(rates, memory)
+
+
+def test_the_time_of_a_saved_run_is_what_is_left() -> None:
+    whole, half, done = (foreseen(n, depth=4, num_iterations=10) for n in (None, 5, 10))
+    assert (half.seconds, done.seconds) == (pytest.approx(whole.seconds / 2), 0.0)
+    assert half.total_flops == whole.total_flops
+    assert "time left" in drawn(half, 80) and "time left" not in drawn(whole, 80)
+    assert "the run is finished" in drawn(done, 80)
+
+
+def test_the_time_of_a_budget_is_as_measured() -> None:
+    made = plan(PretrainConfig(depth=4, num_iterations=10), 32_768, CAPACITY)
+    costs = Costs(step=made.flops_per_token * made.tokens_per_step / 0.5e12)
+    made = made.model_copy(update={"costs": costs})
+    facts = forecast(made, "auto-1h", "default", None, CAPACITY, "a chip", 1e12)
+    assert facts.seconds == pytest.approx(10 * costs.step)
+    assert facts.utilisation == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("arch", "ratio"), [("classic", "20 a parameter"), ("modern", "12 a")])
+def test_tokens_are_shown_by_those_parameters_that_the_ratio_counts(arch: str, ratio: str) -> None:
+    text = drawn(foreseen(depth=4, arch=arch), 80)
+    assert ratio in text
+    assert ("of matrices and head" in text) == (arch == "modern")
+
+
+def test_groups_have_the_same_names_wherever_they_are() -> None:
+    parts = {part.title: [row.label for row in part.rows] for part in sections(foreseen(depth=4))}
+    assert parts["Parameters"][:3] == parts["Learning rates"][:3]
+
+
+def test_more_memory_than_there_is_is_said_in_red() -> None:
+    facts = foreseen(depth=4, device_batch_size=32, total_batch_size=2**19)
+    assert "more than this machine has" not in drawn(facts, 160)
+    facts = facts.model_copy(update={"machine_memory": 1024**3})
+    assert "more than this machine has (1.0 GiB)" in drawn(facts, 1000)
+    console = Console(file=io.StringIO(), width=1000, force_terminal=True, color_system="standard")
+    console.print(tables(heading(facts), sections(facts), 100))
+    (peak,) = (line for line in console.file.getvalue().splitlines() if "peak" in line)
+    assert "\x1b[31m" in peak and "--device-batch-size" in peak
 
 
 def test_two_tables_abreast_on_a_wide_terminal() -> None:

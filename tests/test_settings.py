@@ -1,9 +1,11 @@
 """What the settings mean for each architecture, and when two runs are the same."""
 
 import pytest
+from pydantic import ValidationError
 
 from mlxchat.errors import MlxchatError
-from mlxchat.train.settings import CLASSIC, MODERN, PretrainConfig, Recipe
+from mlxchat.train.recipes import CLASSIC, MODERN, Recipe
+from mlxchat.train.settings import PretrainConfig
 
 
 def test_what_is_not_given_is_the_architectures() -> None:
@@ -23,6 +25,21 @@ def test_settings_without_effect_are_refused(setting: str, value: object) -> Non
         PretrainConfig.model_validate({setting: value})
     assert "--arch modern" in raised.value.remedy
     assert getattr(PretrainConfig.model_validate({setting: value, "arch": "modern"}), setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("target_param_data_ratio", 1e305),
+        ("target_param_data_ratio", 1e-320),
+        ("max_seq_len", 32_769),
+        ("num_iterations", 10**400),
+        ("total_batch_size", 10**400),
+    ],
+)
+def test_what_no_arithmetic_could_hold_is_out_of_bounds(setting: str, value: float) -> None:
+    with pytest.raises(ValidationError, match=setting):
+        PretrainConfig.model_validate({setting: value})
 
 
 def test_differences_name_what_would_change_the_result() -> None:

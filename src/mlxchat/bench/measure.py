@@ -9,7 +9,7 @@ import platform
 from collections.abc import Callable
 from contextlib import closing
 from importlib.metadata import version
-from itertools import pairwise, repeat
+from itertools import pairwise
 from statistics import median
 
 import numpy as np
@@ -17,21 +17,18 @@ import numpy as np
 from mlxchat import __version__, runtime
 from mlxchat.bench.facts import Bench, Environment, Generation, Training
 from mlxchat.bench.settings import BenchConfig
-from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.engine.cache import Cache
 from mlxchat.engine.generate import generate, prefill
 from mlxchat.engine.options import Sampling
 from mlxchat.errors import MlxchatError
-from mlxchat.model.arithmetic import training_bytes
 from mlxchat.model.gpt import GPT
-from mlxchat.model.initial import initialise
-from mlxchat.optim.groups import MuonAdamW, Rates
 from mlxchat.runtime import mx
 from mlxchat.telemetry import Progressed
 from mlxchat.train.inputs import Clock, Report
 from mlxchat.train.loop import Run, compile_step
-from mlxchat.train.plan import Capacity, Plan, plan
-from mlxchat.train.pretrain import capacity
+from mlxchat.train.plan import GIB, Capacity, Plan, plan
+from mlxchat.train.probe import capacity
+from mlxchat.train.rehearsal import SEED, random_model, random_run
 from mlxchat.train.settings import PretrainConfig
 
 UNCOUNTED_STEPS = 2  # the first one compiles, the second one begins with nothing under way
@@ -43,7 +40,6 @@ PROMPT_TOKENS = 64
 NEW_TOKENS = 128
 PREFILL_TOKENS = 1024
 MATMUL_SECONDS = 1.0
-SEED = 0
 
 
 def measure(config: BenchConfig, report: Report, clock: Clock, begun: float) -> Bench:
@@ -95,63 +91,15 @@ def planned(config: BenchConfig, available: Capacity) -> Plan:
         num_iterations=UNCOUNTED_STEPS + config.steps,
     )
     made = plan(settings, config.vocab_size, available)
-    needed = training_bytes(
-        made.model,
-        made.device_batch_size,
-        made.accumulation,
-        available.value_bytes,
-        available.fused_attention,
-        available.loss_rows,
-    )["peak"]
+    needed = available.training_bytes(made.model, made.device_batch_size, made.accumulation)["peak"]
     if needed > available.memory:
         raise MlxchatError(
             f"Training {config.device_batch_size:,} rows of {config.max_seq_len:,} tokens at once "
-            f"takes about {needed / 1e9:,.0f} GB; this machine has "
-            f"{available.memory / 1e9:,.0f} GB.",
+            f"takes about {needed / GIB:,.1f} GiB; this machine has "
+            f"{available.memory / GIB:,.1f} GiB.",
             "Use a smaller --device-batch-size, --max-seq-len, --vocab-size or --depth.",
         )
     return made
-
-
-def random_model(made: Plan) -> GPT:
-    """A new model, its parameters drawn as for training."""
-    model = GPT(made.model, runtime.machine().compute_dtype)
-    initialise(model, mx.random.key(SEED))
-    return model
-
-
-def random_run(model: GPT, made: Plan, clock: Clock) -> Run:
-    """The training of ``model`` on one batch of random tokens, again and again; nothing is saved.
-
-    Learning rates stay as they are in the plan: they change nothing in the time of a step.
-    """
-    B, T = made.device_batch_size, made.model.sequence_len
-    ids = np.array(_random_ids(made.model.vocab_size, B * T), np.int32).reshape(B, T)
-
-    def rates(_: int) -> Rates:
-        learning = {group: mx.array(rate) for group, rate in made.learning_rates.items()}
-        return Rates(learning, mx.array(0.95), mx.array(made.weight_decay))
-
-    return Run(
-        model=model,
-        optimizer=MuonAdamW(model.named_parameters(), made.model.arch, model.dtype),
-        batches=repeat(Batch(ids, np.roll(ids, -1, axis=1), LoaderState())),
-        shards=1,
-        rates=rates,
-        step=0,
-        evaluated=True,
-        total_steps=made.num_iterations,
-        accumulation=made.accumulation,
-        grad_clip=made.grad_clip,
-        eval_every=0,
-        sample_every=0,
-        save_every=0,
-        evaluate=lambda _: iter(()),
-        sample=lambda _: iter(()),
-        save=lambda *_: iter(()),
-        stop=lambda: False,
-        clock=clock,
-    )
 
 
 def _time_steps(run: Run, tokens: int, limit: float, report: Report) -> tuple[float, list[float]]:

@@ -3,7 +3,7 @@
 from pydantic import BaseModel, ConfigDict, Field
 
 from mlxchat.model.config import HEAD_DIM, Architecture
-from mlxchat.train.settings import LARGEST_DEPTH
+from mlxchat.train.settings import LARGEST_CONTEXT, LARGEST_DEPTH
 
 
 class BenchConfig(BaseModel):
@@ -20,8 +20,12 @@ class BenchConfig(BaseModel):
         ge=2,
         description="Width of a head; of a classic one at most, the width is shared out.",
     )
-    max_seq_len: int = Field(512, ge=16, le=65_536, description="Context length in tokens.")
-    device_batch_size: int = Field(8, ge=1, description="Rows of training computed at once.")
+    max_seq_len: int = Field(
+        512, ge=16, le=LARGEST_CONTEXT, description="Context length in tokens."
+    )
+    device_batch_size: int = Field(
+        8, ge=1, le=10**9, description="Rows of training computed at once."
+    )
     vocab_size: int = Field(4096, ge=265, le=1_000_000, description="Tokens in the vocabulary.")
     steps: int = Field(20, ge=3, description="Training steps to time; the median counts.")
     seconds: float = Field(

@@ -5,13 +5,13 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 
 from mlxchat import __version__
 from mlxchat.bench.settings import BenchConfig
-from mlxchat.cli.options import Command, options_from_models
+from mlxchat.cli.options import options_from_models
 from mlxchat.engine.options import Sampling
 from mlxchat.errors import MlxchatError
 from mlxchat.train.settings import DataConfig, PretrainConfig
@@ -37,21 +37,6 @@ def _version(asked: bool) -> None:
     if asked:
         typer.echo(f"mlxchat {__version__}")
         raise typer.Exit
-
-
-def _layers(text: str) -> int | None:
-    if text == "auto":
-        return None
-    if not text.isdecimal():
-        raise typer.BadParameter(f"{text!r} is neither a number nor auto.")
-    return int(text)
-
-
-def _auto_depth(command: Command) -> Command:
-    """Let --depth be ``auto`` too: in words what None means."""
-    _, option = get_args(command.__annotations__["depth"])
-    option.parser, option.metavar = _layers, "INTEGER|auto"
-    return command
 
 
 @app.callback()
@@ -132,7 +117,6 @@ def tokenizer_train(
 
 
 @app.command()
-@_auto_depth
 @options_from_models
 def train(
     config: PretrainConfig,
@@ -156,7 +140,6 @@ def train(
 
 
 @app.command()
-@_auto_depth
 @options_from_models
 def info(config: PretrainConfig, json: Json = False) -> None:
     """Show what a model is and what training it takes, on this machine.

@@ -58,10 +58,15 @@ def _options(model: type[BaseModel]) -> list[inspect.Parameter]:
 
 
 def _option(name: str, field: FieldInfo, panel: str | None) -> inspect.Parameter:
+    """An integer whose field says ``{"none": WORD}`` can be given as that word, for None."""
+    extra = field.json_schema_extra
+    word = extra.get("none") if isinstance(extra, dict) else None
     option = typer.Option(
         help=field.description,
         show_default=field.default is not None,
         rich_help_panel=panel,
+        parser=_integer_or(str(word)) if word else None,
+        metavar=f"INTEGER|{word}" if word else None,
     )
     return inspect.Parameter(
         name,
@@ -69,6 +74,17 @@ def _option(name: str, field: FieldInfo, panel: str | None) -> inspect.Parameter
         default=field.default,
         annotation=Annotated[field.annotation, option],
     )
+
+
+def _integer_or(word: str) -> Callable[[str], int | None]:
+    def parse(text: str) -> int | None:
+        if text == word:
+            return None
+        if not text.isdecimal():
+            raise typer.BadParameter(f"{text!r} is neither a number nor {word}.")
+        return int(text)
+
+    return parse
 
 
 def _make(model: type[BaseModel], given: dict[str, Any]) -> BaseModel:

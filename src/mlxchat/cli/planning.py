@@ -6,24 +6,38 @@ from mlxchat import runtime
 from mlxchat.home import Home
 from mlxchat.train.budget import reason
 from mlxchat.train.forecast import Forecast, VocabularySource, forecast
-from mlxchat.train.inputs import SavedRun, saved_run, stored_tokenizer, vocabulary
-from mlxchat.train.plan import Costs
-from mlxchat.train.pretrain import capacity
-from mlxchat.train.probe import planned
+from mlxchat.train.inputs import (
+    SavedRun,
+    check_documents,
+    saved_run,
+    stored_tokenizer,
+    vocabulary,
+)
+from mlxchat.train.plan import counted_parameters
+from mlxchat.train.probe import capacity, planned
 from mlxchat.train.settings import PretrainConfig
 from mlxchat.ui.bars import amount, memory_size
 from mlxchat.ui.console import say
 from mlxchat.ui.plans import Row, Section, about, flops_per_second, show
 
-GROUPS = {  # of parameters, in words
+GROUPS = {  # of parameters and of learning rates, in words
     "wte": "embedding",
-    "value_embeds": "value embeddings",
+    "embedding": "embedding",
     "lm_head": "head",
+    "unembedding": "head",
+    "matrices": "matrices",
+    "matrix": "matrices",
+    "value_embeds": "value embeddings",
+    "scalars": "scalars",
+    "resid": "residual scalars",
+    "x0": "embedding scalars",
+    "smear": "smear and backout",
 }
-WORKING = {  # memory that is not held throughout
-    "accumulation": "sum of gradients; while a micro-batch is computed",
-    "activations": "with the loss's logits; while a micro-batch is computed",
-    "update": "new values beside the old; while the optimizer takes its step",
+NOTES = {
+    "scalars": "residual, embedding, smear and backout",
+    "accumulation": "in a micro-batch: the sum of gradients",
+    "activations": "in a micro-batch, with the loss's logits",
+    "update": "in the optimizer's step: new values beside the old",
 }
 
 
@@ -33,9 +47,14 @@ def info(config: PretrainConfig, json: bool) -> None:
 
 
 def dry_run(config: PretrainConfig, fresh: bool, json: bool) -> None:
-    """Show what `train` would do; what it would refuse is refused."""
+    """Show what `train` would do, and refuse what it would refuse: settings that cannot work or are
+    not those of the saved run, data that is not there, a tokenizer of another size. Texts, and the
+    arrays of a checkpoint, are not read.
+    """
     home = Home.from_environment()
     saved = None if fresh else saved_run(config, home)
+    if not (saved and saved.finished):
+        check_documents(config, home, saved.trainer.data if saved else [])
     if saved is None:
         stored_tokenizer(config, home)
     _tell(config, home, saved, json)
@@ -51,20 +70,11 @@ def _tell(config: PretrainConfig, home: Home, saved: SavedRun | None, json: bool
         made, step = planned(config, vocab_size, available, time.time(), time.time), None
     device, speed = runtime.machine().device, runtime.matmul_flops()
     facts = forecast(made, config.tag, source, step, available, device, speed)
-    if made.costs:
-        facts = measured(facts, made.costs)
     if json:
         say(facts.model_dump_json())
     else:
         because = [reason(config, made)] if made.costs else []
         show([*heading(facts), *because], sections(facts))
-
-
-def measured(facts: Forecast, costs: Costs) -> Forecast:
-    """The forecast with the time that steps were measured to take in the estimate's place."""
-    seconds = costs.step * facts.plan.num_iterations
-    utilisation = facts.total_flops / seconds / facts.matmul_flops
-    return facts.model_copy(update={"seconds": seconds, "utilisation": utilisation})
 
 
 def heading(facts: Forecast) -> list[str]:
@@ -77,7 +87,7 @@ def heading(facts: Forecast) -> list[str]:
     }
     lines = [
         f"{facts.tag}: {model.arch}, {model.n_layer} layers of width {model.n_embd:,}, "
-        f"{model.n_head} heads, context {model.sequence_len:,}",
+        f"{amount(model.n_head, 'heads')}, context {model.sequence_len:,}",
         f"Vocabulary {model.vocab_size:,} ({source[facts.vocabulary_from]}).",
     ]
     if facts.saved_step is not None:
@@ -93,7 +103,10 @@ def sections(facts: Forecast) -> list[Section]:
         Section(
             "Parameters",
             [
-                *(Row(GROUPS.get(name, name), f"{n:,}") for name, n in facts.parameters.items()),
+                *(
+                    Row(GROUPS[name], f"{n:,}", NOTES.get(name, ""))
+                    for name, n in facts.parameters.items()
+                ),
                 Row("all", f"{facts.plan.parameters:,}"),
             ],
         ),
@@ -107,33 +120,50 @@ def _training(facts: Forecast) -> list[Row]:
     made = facts.plan
     rows = f"{amount(made.device_batch_size, 'rows')} of {made.model.sequence_len:,}"
     times = "once" if made.accumulation == 1 else f"{made.accumulation:,} times, accumulated"
-    speed = f"{facts.utilisation:.0%} of the {flops_per_second(facts.matmul_flops)}"
+    ratio = facts.tokens / counted_parameters(made.model)
+    counted = " of matrices and head" if made.model.arch == "modern" else ""
     return [
         Row("steps", f"{made.num_iterations:,}"),
-        Row("tokens", f"{facts.tokens:,}", f"{facts.tokens / made.parameters:,.3g} a parameter"),
+        Row("tokens", f"{facts.tokens:,}", f"{ratio:,.3g} a parameter{counted}"),
         Row("tokens a step", f"{made.tokens_per_step:,}", f"{rows}, {times}"),
         Row("FLOPs a token", f"{made.flops_per_token:,}"),
         Row("FLOPs", f"{facts.total_flops:.3g}"),
-        Row("time", about(facts.seconds), f"(at {speed} that a matrix product reaches here)"),
+        _time(facts),
     ]
+
+
+def _time(facts: Forecast) -> Row:
+    product = flops_per_second(facts.matmul_flops)
+    speed = f"at {facts.utilisation:.0%} of a matrix product's {product}"
+    if facts.saved_step is None:
+        return Row("time", about(facts.seconds), speed)
+    if facts.saved_step == facts.plan.num_iterations:
+        return Row("time left", "none", "the run is finished")
+    return Row("time left", about(facts.seconds), speed)
 
 
 def _rates(facts: Forecast) -> list[Row]:
     made = facts.plan
     modern = made.model.arch == "modern"
     decayed = "of the matrices, falls to 0" if modern else "of embedding and head"
-    rows = [Row(name, f"{rate:.4g}") for name, rate in made.learning_rates.items()]
-    rows += [
+    clipped = Row("gradient norm", f"{made.grad_clip:g}", "at most")
+    return [
+        *(Row(GROUPS[name], f"{rate:.4g}") for name, rate in made.learning_rates.items()),
         Row("weight decay", f"{made.weight_decay:.4g}", decayed),
-        Row("gradient norm", f"{made.grad_clip:g}" if made.grad_clip else "any", "at most"),
+        clipped if made.grad_clip else Row("gradient norm", "no limit"),
         Row("warm-up", f"{made.warmup_steps:,}", "steps"),
         Row("cool-down", f"{made.warmdown_ratio:.0%}", f"of steps, to {made.final_lr_frac:.0%}"),
     ]
-    return rows
 
 
 def _memory(facts: Forecast) -> list[Row]:
-    parts = {name: size for name, size in facts.memory.items() if name != "peak"}
-    rows = [Row(name, memory_size(size), WORKING.get(name, "")) for name, size in parts.items()]
-    machine = f"at most at one time; this machine has {memory_size(facts.machine_memory)}"
-    return [*rows, Row("peak", memory_size(facts.memory["peak"]), machine)]
+    peak, machine = facts.memory["peak"], memory_size(facts.machine_memory)
+    too_much = peak > facts.machine_memory
+    note = f"at most at one time; this machine has {machine}"
+    if too_much:
+        note = (
+            f"more than this machine has ({machine}): use a smaller --device-batch-size or --depth"
+        )
+    parts = [(name, size) for name, size in facts.memory.items() if name != "peak"]
+    rows = [Row(name, memory_size(size), NOTES.get(name, "")) for name, size in parts]
+    return [*rows, Row("peak", memory_size(peak), note, too_much)]

@@ -17,7 +17,8 @@ from mlxchat.home import Home
 from mlxchat.telemetry import Meter, Noted, Progressed, Started
 from mlxchat.train import inputs
 from mlxchat.train.pretrain import pretrain
-from mlxchat.train.settings import QUICKSTART, DataConfig, PretrainConfig
+from mlxchat.train.quickstart import QUICKSTART
+from mlxchat.train.settings import DataConfig, PretrainConfig
 from mlxchat.ui.console import Screen, answers, say
 
 INTERRUPTED = "Saving, then ending. Ctrl-C again ends at once, without saving."

@@ -1,10 +1,18 @@
 """Parameters, floating-point operations and bytes: pure functions of the configuration."""
 
-from mlxchat.model.config import GPTConfig
+from typing import Literal
 
-GATE_CHANNELS = 12  # of the stream, that a value embedding's gate sees
-SMEAR_CHANNELS = 24  # of the embedding, that the smear's gate sees
+from mlxchat.model.config import GATE_CHANNELS, SMEAR_CHANNELS, Architecture, GPTConfig
+
 MOST_CHUNKS = 64  # of the loss, since each adds to what is compiled
+WIDTHS_HELD: dict[Architecture, tuple[int, int]] = {  # in the compute dtype, and in float32
+    "classic": (20, 4),
+    "modern": (21, 7),  # mixing streams by learnt scalars is done in float32
+}
+SCORES_HELD = 1.25  # arrays of them, one a head
+
+ScoresHeld = Literal["none", "windows", "all"]
+"""Of which layers the scores of attention are held in training: where its kernel is not fused."""
 
 
 def parameters(config: GPTConfig) -> dict[str, int]:
@@ -41,17 +49,24 @@ def flops_per_token(config: GPTConfig) -> int:
     return 6 * (scaling_parameters(config) + gate) + attention
 
 
-def activation_bytes(config: GPTConfig, value_bytes: int, fused_attention: bool) -> int:
+def activation_bytes(config: GPTConfig, value_bytes: int, scores_held: ScoresHeld) -> int:
     """Bytes that one sequence's activations hold until the backward pass, roughly.
 
-    Per position and layer some 29 widths (norms, queries, keys, values, the MLP's hidden layer
-    before and after its square) and, where attention is not fused, the scores of every head in
-    float32, one and a quarter times: as measured.
+    Per position and layer `WIDTHS_HELD`: norms, queries, keys, values, what attention made of them,
+    the MLP's squares, and the gradients under way; with them the scores of every head, where they
+    are held. Measured at depth 4 on a CPU; each layer of a deeper model takes somewhat less.
     """
-    T = config.sequence_len
-    widths = 29 * config.n_embd * value_bytes
-    scores = 0 if fused_attention else 5 * config.n_head * T
-    return T * config.n_layer * (widths + scores)
+    T, C = config.sequence_len, config.n_embd
+    values, floats = WIDTHS_HELD[config.arch]
+    widths = config.n_layer * C * (values * value_bytes + floats * 4)
+    scores = round(SCORES_HELD * value_bytes * config.n_head * T)
+    return T * (widths + scores * _layers_with_scores(config, scores_held))
+
+
+def _layers_with_scores(config: GPTConfig, scores_held: ScoresHeld) -> int:
+    if scores_held == "windows":
+        return sum(window + 1 < config.sequence_len for window in config.windows)
+    return config.n_layer if scores_held == "all" else 0
 
 
 def training_bytes(
@@ -59,7 +74,7 @@ def training_bytes(
     device_batch: int,
     accumulation: int,
     value_bytes: int,
-    fused_attention: bool,
+    scores_held: ScoresHeld,
     loss_rows: int,
 ) -> dict[str, int]:
     """Bytes that training takes by what holds them, and ``peak``, at most at one time; roughly.
@@ -73,7 +88,7 @@ def training_bytes(
         device_batch: rows in a micro-batch.
         accumulation: micro-batches in a step.
         value_bytes: of an activation.
-        fused_attention: whether attention's scores are never held.
+        scores_held: of which layers attention's scores are held.
         loss_rows: positions in a chunk of the loss.
     """
     counts = parameters(config)
@@ -83,7 +98,7 @@ def training_bytes(
     if config.arch == "modern":
         optimizer += 4 * config.n_layer * 12 * config.n_embd  # and one a row or column
     cast = value_bytes * scaling_parameters(config) if value_bytes < 4 else 0
-    rows = device_batch * activation_bytes(config, value_bytes, fused_attention)
+    rows = device_batch * activation_bytes(config, value_bytes, scores_held)
     activations = rows + cast + _loss_bytes(config, device_batch * config.sequence_len, loss_rows)
     held = {"parameters": weights, "gradients": weights, "optimizer": optimizer}
     working = {"accumulation": weights} if accumulation > 1 else {}
@@ -94,9 +109,10 @@ def training_bytes(
 
 
 def _loss_bytes(config: GPTConfig, positions: int, loss_rows: int) -> int:
-    """Of a chunk of logits with what is computed from it, and of the head's gradient.
+    """Of a chunk of logits with what is computed from it, and of the head's gradient while it is
+    summed.
 
     As many arrays as were measured on CPUs: MLX begins on what follows before it has let go.
     """
     at_once = min(positions, max(loss_rows, -(-positions // MOST_CHUNKS)))
-    return 4 * config.rows * (18 * at_once + 4 * config.n_embd)
+    return 4 * config.rows * (16 * at_once + 2 * config.n_embd)

@@ -6,11 +6,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ASPECT_RATIO = 64  # width per layer
 HEAD_DIM = 128
-WINDOW_PATTERN = "SSSL"  # of the modern architecture
 WINDOW_MULTIPLE = 128  # nanochat's attention kernel works in tiles of it
 VOCABULARY_MULTIPLE = 64  # of the modern architecture
+GATE_CHANNELS = 12  # of the stream, that a value embedding's gate sees
+SMEAR_CHANNELS = 24  # of the embedding, that the smear's gate sees
 
 Architecture = Literal["classic", "modern"]
+
+WINDOW_PATTERNS: dict[Architecture, str] = {"classic": "L", "modern": "SSSL"}
 
 
 class GPTConfig(BaseModel):
@@ -34,7 +37,6 @@ class GPTConfig(BaseModel):
         pattern="^[SL]+$",
         description="reach of attention by layer, repeated: S a quarter of the context, L all",
     )
-
     vocab_multiple: int = Field(
         1, ge=1, description="embedding and head have rows up to the next multiple, unused"
     )
@@ -51,6 +53,11 @@ class GPTConfig(BaseModel):
             raise ValueError(f"head dimension {self.head_dim} is odd; rotary pairs need it even")
         if self.arch == "classic" and "S" in self.window_pattern:
             raise ValueError("the classic architecture has no short windows")
+        if self.arch == "modern" and self.n_embd < SMEAR_CHANNELS:
+            raise ValueError(
+                f"n_embd {self.n_embd} is less than the {SMEAR_CHANNELS} channels that the smear's "
+                "gate sees"
+            )
         return self
 
     @property
@@ -107,6 +114,6 @@ class GPTConfig(BaseModel):
             n_head=heads,
             n_kv_head=heads,
             n_embd=heads * head_dim if modern else width,
-            window_pattern=window_pattern or (WINDOW_PATTERN if modern else "L"),
+            window_pattern=window_pattern or WINDOW_PATTERNS[arch],
             vocab_multiple=VOCABULARY_MULTIPLE if modern else 1,
         )

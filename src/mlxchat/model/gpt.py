@@ -17,8 +17,7 @@ the loss in float32.
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
-from mlxchat.model.arithmetic import GATE_CHANNELS, SMEAR_CHANNELS
-from mlxchat.model.config import GPTConfig
+from mlxchat.model.config import GATE_CHANNELS, SMEAR_CHANNELS, GPTConfig
 from mlxchat.model.loss import cross_entropies, mean_cross_entropy, soft_cap
 from mlxchat.model.rotary import Rotation, rotate, rotation
 from mlxchat.runtime import mx, nn, tree_flatten

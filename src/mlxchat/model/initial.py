@@ -31,7 +31,8 @@ def _classic(name: str, shape: tuple[int, ...], _width: int, key: mx.array) -> m
 
 
 def _modern(name: str, shape: tuple[int, ...], width: int, key: mx.array) -> mx.array:
-    """Embedding and head normal, other matrices uniform, gates barely open, the smear off.
+    """Embedding and head normal, other matrices uniform, the gates of value embeddings slightly
+    above neutral, the smear off.
 
     The weights of the residual stream fall from the first layer to the last, as do those of the
     embedding that is added to it.

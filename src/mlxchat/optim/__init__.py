@@ -1,1 +1,1 @@
-"""Muon for matrices, AdamW for the embedding and the head, and how their numbers change."""
+"""Muon for the matrices of the blocks, AdamW for all else, and how their numbers change."""

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from mlxchat.model.arithmetic import parameters, training_bytes
+from mlxchat.model.arithmetic import parameters
 from mlxchat.train.plan import Capacity, Plan
 
 UTILISATION = 0.35  # of a matrix product's speed, that training reaches
@@ -29,7 +29,7 @@ class Forecast(BaseModel):
     device: str
     matmul_flops: float  # FLOP/s of a matrix product
     utilisation: float  # of those
-    seconds: float  # for all steps
+    seconds: float  # for the steps that are left
 
 
 def forecast(
@@ -41,12 +41,14 @@ def forecast(
     device: str,
     matmul_flops: float,
 ) -> Forecast:
-    """Estimate what a plan takes.
+    """Estimate what a plan takes; the time by the steps measured, where a time budget had them.
 
     Args:
+        saved_step: where the run goes on; None where it begins.
         matmul_flops: FLOP/s of a matrix product on ``device``.
     """
-    total_flops = plan.flops_per_token * plan.tokens
+    step_flops = plan.flops_per_token * plan.tokens_per_step
+    step_seconds = plan.costs.step if plan.costs else step_flops / (UTILISATION * matmul_flops)
     return Forecast(
         tag=tag,
         saved_step=saved_step,
@@ -54,18 +56,11 @@ def forecast(
         plan=plan,
         parameters=parameters(plan.model),
         tokens=plan.tokens,
-        total_flops=total_flops,
-        memory=training_bytes(
-            plan.model,
-            plan.device_batch_size,
-            plan.accumulation,
-            capacity.value_bytes,
-            capacity.fused_attention,
-            capacity.loss_rows,
-        ),
+        total_flops=step_flops * plan.num_iterations,
+        memory=capacity.training_bytes(plan.model, plan.device_batch_size, plan.accumulation),
         machine_memory=capacity.memory,
         device=device,
         matmul_flops=matmul_flops,
-        utilisation=UTILISATION,
-        seconds=total_flops / (UTILISATION * matmul_flops),
+        utilisation=step_flops / step_seconds / matmul_flops,
+        seconds=(plan.num_iterations - (saved_step or 0)) * step_seconds,
     )

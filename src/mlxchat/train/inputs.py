@@ -2,7 +2,8 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from mlxchat.ckpt import layout, store
 from mlxchat.ckpt.layout import TrainerState
 from mlxchat.data.documents import BuiltinDocuments, Documents, ShardDocuments
 from mlxchat.data.hub import Hub
-from mlxchat.data.shards import DATASETS, LocalShards
+from mlxchat.data.shards import DATASETS, Dataset, LocalShards
 from mlxchat.data.streaming import StreamingShards
 from mlxchat.data.tokenizer import FILE as TOKENIZER
 from mlxchat.data.tokenizer import Tokenizer, train
@@ -21,7 +22,8 @@ from mlxchat.home import Home
 from mlxchat.telemetry import Event, Noted, Progressed
 from mlxchat.train.forecast import VocabularySource
 from mlxchat.train.plan import Plan, evaluation_batches
-from mlxchat.train.settings import CLASSIC, DataConfig, PretrainConfig
+from mlxchat.train.recipes import CLASSIC
+from mlxchat.train.settings import DataConfig, PretrainConfig
 
 MAX_CHARACTERS = 2_000_000_000  # nanochat's
 DOCUMENT_CHARACTERS = 10_000  # of one document at most; nanochat's
@@ -62,14 +64,9 @@ def open_documents(config: DataConfig, home: Home, report: Report) -> Documents:
                 f"Get it: mlxchat data fetch --dataset {known.name} --num-shards 1",
             )
         return ShardDocuments(shards)
-    if config.dataset not in DATASETS or config.data_dir is not None:
-        raise MlxchatError(
-            "Only a dataset of the hub can be streamed.",
-            f"Use --dataset {' or '.join(DATASETS)}, or leave out --streaming.",
-        )
     source = StreamingShards(
         folder,
-        DATASETS[config.dataset],
+        _streamed(config),
         config.max_cached_shards,
         Hub.from_environment(config.endpoint),
         report,
@@ -86,17 +83,53 @@ def reopen_documents(
     Raises:
         MlxchatError: some of those files are not there.
     """
-    if not begun_with:
-        return open_documents(config, home, report)
-    same = config.model_copy(update={"num_shards": len(begun_with) - 1})
-    documents = open_documents(same, home, report)
-    if missing := [name for name in begun_with if name not in documents.names]:
+    documents = open_documents(_as_begun(config, begun_with), home, report)
+    try:
+        _require(config, begun_with, documents.names)
+    except MlxchatError:
         documents.close()
+        raise
+    return documents
+
+
+def check_documents(config: PretrainConfig, home: Home, begun_with: list[str]) -> None:
+    """Raise what opening or reopening the dataset would raise, as far as the disk shows it.
+
+    Nothing is fetched, or written.
+
+    Args:
+        begun_with: the files of the run to go on with; none for a new one.
+    """
+    config = _as_begun(config, begun_with)
+    if config.streaming and not config.is_builtin:
+        dataset = _streamed(config)
+        names: tuple[str, ...] = (*dataset.training(config.num_shards), dataset.validation)
+    else:
+        with closing(open_documents(config, home, lambda _: None)) as documents:
+            names = documents.names
+    _require(config, begun_with, names)
+
+
+def _streamed(config: DataConfig) -> Dataset:
+    if config.dataset not in DATASETS or config.data_dir is not None:
+        raise MlxchatError(
+            "Only a dataset of the hub can be streamed.",
+            f"Use --dataset {' or '.join(DATASETS)}, or leave out --streaming.",
+        )
+    return DATASETS[config.dataset]
+
+
+def _as_begun(config: PretrainConfig, begun_with: list[str]) -> PretrainConfig:
+    """With as many training shards as the run began with, though there may be more by now."""
+    return config.model_copy(update={"num_shards": len(begun_with) - 1}) if begun_with else config
+
+
+def _require(config: PretrainConfig, begun_with: list[str], names: Sequence[str]) -> None:
+    if missing := [name for name in begun_with if name not in names]:
         raise MlxchatError(
             f"The run {config.tag} began with data that is not there: {', '.join(missing[:3])}.",
             "Put it back, name another run with --model-tag, or begin anew with --fresh.",
         )
-    return documents
 
 
 def tokenizer_folder(config: DataConfig, home: Home) -> Path:
@@ -142,11 +175,17 @@ def ready_tokenizer(
     config: PretrainConfig, home: Home, documents: Documents, report: Report, clock: Clock
 ) -> Generator[Event, None, Tokenizer]:
     """The run's tokenizer, trained first where there is none."""
+    folder, largest = tokenizer_folder(config, home), config.recipe.vocabulary
     if tokenizer := stored_tokenizer(config, home):
+        if config.vocab_size is None and tokenizer.vocab_size > largest:
+            yield Noted(
+                clock(),
+                f"Using the tokenizer of {tokenizer.vocab_size:,} tokens in {folder}; nanochat's "
+                f"{config.arch} recipe has {largest:,}. For one of those: mlxchat tokenizer train "
+                f"--vocab-size {largest} --tokenizer-dir FOLDER, then train with --tokenizer-dir.",
+            )
         return tokenizer
-    folder = tokenizer_folder(config, home)
     yield Noted(clock(), f"No tokenizer yet: training one, to be kept in {folder}.")
-    largest = config.recipe.vocabulary
     return train_tokenizer(documents, folder, config.vocab_size, report, largest, clock=clock)
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlxchat.errors import MlxchatError
 from mlxchat.model.arithmetic import (
+    ScoresHeld,
     activation_bytes,
     flops_per_token,
     parameters,
@@ -20,15 +21,19 @@ from mlxchat.model.arithmetic import (
 )
 from mlxchat.model.config import ASPECT_RATIO, GPTConfig
 from mlxchat.optim.schedule import width_scale
-from mlxchat.train.settings import DEFAULT_DEPTH, LARGEST_DEPTH, PretrainConfig, Recipe
+from mlxchat.train.recipes import Recipe
+from mlxchat.train.settings import DEFAULT_DEPTH, LARGEST_DEPTH, PretrainConfig
 
 LARGEST_DEVICE_BATCH = 32  # nanochat's
-EVALUATION_STEPS = 20  # an evaluation sees the tokens of so many training steps, as nanochat's
+# An evaluation sees the tokens of so many training steps. In nanochat classic's does; modern's sees
+# those of 80 steps of 2^19 tokens.
+EVALUATION_STEPS = 20
 BUDGETED_EVALUATION_STEPS = 5  # in a short run, the other 15 are better spent on training
 REFERENCE_DEPTH = 12
 REFERENCE_BATCH = 2**19  # tokens, the best at that depth
 BATCH_EXPONENT = 0.383  # of the horizon (https://arxiv.org/abs/2505.13738)
 SMEAR_RATE = 0.2  # learning rate of smear and backout, whatever the batch
+GIB = 1024**3
 
 
 class Costs(BaseModel):
@@ -91,8 +96,16 @@ class Capacity(NamedTuple):
 
     memory: int  # bytes
     value_bytes: int  # of one activation
-    fused_attention: bool  # whether the scores of attention are never held
+    scores_held: ScoresHeld  # of which layers the scores of attention are held
     loss_rows: int  # positions in a chunk of the loss
+
+    def training_bytes(
+        self, model: GPTConfig, device_batch: int, accumulation: int
+    ) -> dict[str, int]:
+        """Bytes that training takes here, as `arithmetic.training_bytes` estimates them."""
+        return training_bytes(
+            model, device_batch, accumulation, self.value_bytes, self.scores_held, self.loss_rows
+        )
 
 
 def plan(config: PretrainConfig, vocab_size: int, capacity: Capacity) -> Plan:
@@ -116,7 +129,7 @@ def plan(config: PretrainConfig, vocab_size: int, capacity: Capacity) -> Plan:
     if steps < 1:
         raise MlxchatError(
             f"{recipe.target_param_data_ratio:g} tokens for each of "
-            f"{_measured_parameters(model):,} parameters are less than one step of {total:,} "
+            f"{counted_parameters(model):,} parameters are less than one step of {total:,} "
             "tokens.",
             "Give --num-iterations, or a smaller --total-batch-size.",
         )
@@ -152,8 +165,14 @@ def shape(config: PretrainConfig, vocab_size: int, depth: int) -> GPTConfig:
     """The model of that depth.
 
     Raises:
-        MlxchatError: heads cannot share out the width.
+        MlxchatError: heads cannot share out the width, or are of an odd one.
     """
+    if config.arch == "modern" and config.head_dim % 2:
+        raise MlxchatError(
+            f"--head-dim {config.head_dim} is odd; rotary embeddings turn a head's channels in "
+            "pairs.",
+            "Use an even --head-dim.",
+        )
 
     def of(depth: int) -> GPTConfig:
         return GPTConfig.from_depth(
@@ -181,7 +200,7 @@ def shape(config: PretrainConfig, vocab_size: int, depth: int) -> GPTConfig:
         ) from error
 
 
-def _measured_parameters(model: GPTConfig) -> int:
+def counted_parameters(model: GPTConfig) -> int:
     """Those that the data ratio counts."""
     if model.arch == "modern":
         return scaling_parameters(model)
@@ -189,34 +208,25 @@ def _measured_parameters(model: GPTConfig) -> int:
 
 
 def _target_tokens(recipe: Recipe, model: GPTConfig) -> int:
-    return int(recipe.target_param_data_ratio * _measured_parameters(model))
+    return int(recipe.target_param_data_ratio * counted_parameters(model))
 
 
 def _horizon_ratio(config: PretrainConfig, recipe: Recipe, model: GPTConfig) -> float:
     """The model's horizon in tokens over that of the reference depth."""
     reference = shape(config, model.vocab_size, REFERENCE_DEPTH)
     reference_tokens = recipe.target_param_data_ratio * scaling_parameters(reference)
-    return max(1, _target_tokens(recipe, model)) / reference_tokens
+    return _target_tokens(recipe, model) / reference_tokens
 
 
 def recipe_batch(config: PretrainConfig, model: GPTConfig) -> int:
-    """Tokens of a step, as given or by the recipe; where it follows from the horizon, a power of 2.
-
-    Raises:
-        MlxchatError: that would be less than a row.
+    """Tokens of a step, as given or by the recipe; where it follows from the horizon, a power of 2,
+    which for no model is less than the longest row.
     """
     recipe = config.recipe
     if recipe.total_batch_size:
         return recipe.total_batch_size
     best = REFERENCE_BATCH * _horizon_ratio(config, recipe, model) ** BATCH_EXPONENT
-    total = int(2 ** round(math.log2(best)))
-    if total < config.max_seq_len:
-        raise MlxchatError(
-            f"A step of {total:,} tokens, the best for this model, is less than one row of "
-            f"{config.max_seq_len:,} tokens.",
-            f"Use --max-seq-len {total} or less, or --total-batch-size {config.max_seq_len}.",
-        )
-    return total
+    return int(2 ** round(math.log2(best)))
 
 
 def _learning_rates(
@@ -250,19 +260,12 @@ def _weight_decay(config: PretrainConfig, recipe: Recipe, model: GPTConfig, tota
 
 def _require_memory(model: GPTConfig, accumulation: int, capacity: Capacity) -> None:
     counts = sum(parameters(model).values())
-    needed = training_bytes(
-        model,
-        1,
-        accumulation,
-        capacity.value_bytes,
-        capacity.fused_attention,
-        capacity.loss_rows,
-    )
+    needed = capacity.training_bytes(model, 1, accumulation)
     least = needed["parameters"] + needed["gradients"] + needed["optimizer"]
     if least > capacity.memory:
         raise MlxchatError(
-            f"Training {counts:,} parameters takes more than {least / 1e9:,.0f} GB; this machine "
-            f"has {capacity.memory / 1e9:,.0f} GB.",
+            f"Training {counts:,} parameters takes more than {least / GIB:,.1f} GiB; this machine "
+            f"has {capacity.memory / GIB:,.1f} GiB.",
             "Use a smaller --depth.",
         )
 
@@ -270,7 +273,7 @@ def _require_memory(model: GPTConfig, accumulation: int, capacity: Capacity) -> 
 def _fitting_batch(model: GPTConfig, total: int, capacity: Capacity) -> int:
     """The most rows, dividing a step's, whose activations fit in a quarter of memory."""
     rows = max(1, total // model.sequence_len)
-    row_bytes = activation_bytes(model, capacity.value_bytes, capacity.fused_attention)
+    row_bytes = activation_bytes(model, capacity.value_bytes, capacity.scores_held)
     fitting = capacity.memory // 4 // row_bytes
     allowed = [n for n in range(1, LARGEST_DEVICE_BATCH + 1) if rows % n == 0 and n <= fitting]
     return max(allowed, default=1)
@@ -286,10 +289,10 @@ def _rows(config: PretrainConfig, total: int, device_batch: int) -> int:
     rows, left = divmod(total, T)
     if not left and rows % device_batch == 0:
         return rows
-    problem = (
-        f"A total batch of {total:,} tokens is not a multiple of {device_batch} rows "
-        f"of {T:,} tokens ({device_batch * T:,})."
-    )
+    unit = f"a row's {T:,} tokens"
+    if device_batch > 1:
+        unit = f"{device_batch} rows of {T:,} tokens ({device_batch * T:,})"
+    problem = f"A total batch of {total:,} tokens is not a multiple of {unit}."
     if left:
         below, above = max(1, rows // device_batch), rows // device_batch + 1
         totals = sorted({n * device_batch * T for n in (below, above)})

@@ -18,7 +18,6 @@ from mlxchat.engine.generate import continue_greedily
 from mlxchat.evaluate.bits import bits_per_byte
 from mlxchat.home import Home
 from mlxchat.model.gpt import GPT
-from mlxchat.model.loss import CHUNK_ROWS
 from mlxchat.optim import schedule
 from mlxchat.optim.groups import MuonAdamW, Rates
 from mlxchat.runtime import mx
@@ -35,8 +34,8 @@ from mlxchat.train.inputs import (
 from mlxchat.train.learner import begin, resume
 from mlxchat.train.loop import Run, train
 from mlxchat.train.pace import Pace
-from mlxchat.train.plan import Capacity, Plan
-from mlxchat.train.probe import planned
+from mlxchat.train.plan import Plan
+from mlxchat.train.probe import capacity, planned
 from mlxchat.train.settings import PretrainConfig
 
 SAMPLE_TOKENS = 16
@@ -50,17 +49,6 @@ PROMPTS = (  # nanochat's
     "If 5*x + 3 = 13, then x is",
 )
 BUILTIN_PROMPTS = 5
-
-
-def capacity() -> Capacity:
-    """Of this machine."""
-    machine = runtime.machine()
-    return Capacity(
-        memory=machine.memory,
-        value_bytes=machine.compute_dtype.size,
-        fused_attention=machine.backend != "cpu",
-        loss_rows=CHUNK_ROWS[machine.backend],
-    )
 
 
 def pretrain(

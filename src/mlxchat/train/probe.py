@@ -1,25 +1,38 @@
-"""The plan of a run on this machine, whose speed is measured where there is a time budget."""
+"""What this machine has, and the plan of a run on it; for a time budget its speed is measured."""
 
-from itertools import pairwise, repeat
+from itertools import pairwise
 from statistics import median
 
-import numpy as np
-
-from mlxchat.data.loader import Batch, LoaderState
-from mlxchat.model.gpt import GPT
-from mlxchat.model.initial import initialise
-from mlxchat.optim.groups import MuonAdamW, Rates
+from mlxchat.model.arithmetic import ScoresHeld
+from mlxchat.model.loss import CHUNK_ROWS
 from mlxchat.runtime import machine, matmul_flops, mx
 from mlxchat.train.budget import budgeted_plan
 from mlxchat.train.forecast import UTILISATION
 from mlxchat.train.inputs import Clock
-from mlxchat.train.loop import Run, compile_step
+from mlxchat.train.loop import compile_step
 from mlxchat.train.plan import Capacity, Plan, plan
+from mlxchat.train.rehearsal import random_model, random_run
 from mlxchat.train.settings import PretrainConfig
 
 SHARE, SECONDS = 0.05, 60.0  # of a budget, at most, for measuring
 COUNTED_STEPS = 5  # of a plan, at most
 MICRO_BATCHES = 4  # of a step, at most: more of them take as long each
+SCORES_HELD: dict[str, ScoresHeld] = {  # by backend; Metal's kernel takes no mask in training
+    "cpu": "all",
+    "cuda": "none",
+    "metal": "windows",
+}
+
+
+def capacity() -> Capacity:
+    """Of this machine."""
+    here = machine()
+    return Capacity(
+        memory=here.memory,
+        value_bytes=here.compute_dtype.size,
+        scores_held=SCORES_HELD[here.backend],
+        loss_rows=CHUNK_ROWS[here.backend],
+    )
 
 
 def planned(
@@ -75,9 +88,8 @@ def step_seconds(plan: Plan, limit: float, clock: Clock) -> float:
     """
     begun = clock()
     accumulation = min(plan.accumulation, MICRO_BATCHES)
-    model = GPT(plan.model, machine().compute_dtype)
-    initialise(model, mx.random.key(0))
-    run = _run(model, plan.model_copy(update={"accumulation": accumulation}), clock)
+    model = random_model(plan)
+    run = random_run(model, plan.model_copy(update={"accumulation": accumulation}), clock)
     launch = compile_step(run)
     ends = []
     for step in range(1, COUNTED_STEPS + 2):  # the first one compiles
@@ -91,34 +103,3 @@ def step_seconds(plan: Plan, limit: float, clock: Clock) -> float:
     mx.clear_cache()
     mx.reset_peak_memory()
     return took * plan.accumulation / accumulation
-
-
-def _run(model: GPT, plan: Plan, clock: Clock) -> Run:
-    """Steps on one batch of random tokens, again and again; nothing is evaluated or saved."""
-    shape = (plan.device_batch_size, plan.model.sequence_len)
-    ids = np.random.default_rng(0).integers(plan.model.vocab_size, size=shape, dtype=np.int32)
-
-    def rates(_: int) -> Rates:
-        learning = {group: mx.array(rate) for group, rate in plan.learning_rates.items()}
-        return Rates(learning, mx.array(0.95), mx.array(plan.weight_decay))
-
-    return Run(
-        model=model,
-        optimizer=MuonAdamW(model.named_parameters(), plan.model.arch, model.dtype),
-        batches=repeat(Batch(ids, np.roll(ids, -1, axis=1), LoaderState())),
-        shards=1,
-        rates=rates,
-        step=0,
-        evaluated=True,
-        total_steps=COUNTED_STEPS + 1,
-        accumulation=plan.accumulation,
-        grad_clip=plan.grad_clip,
-        eval_every=0,
-        sample_every=0,
-        save_every=0,
-        evaluate=lambda _: iter(()),
-        sample=lambda _: iter(()),
-        save=lambda *_: iter(()),
-        stop=lambda: False,
-        clock=clock,
-    )

@@ -1,19 +1,19 @@
-"""Pretraining's settings: what one may say, and what each architecture takes where nothing is said.
-
-Pure: no arrays, no files, quick to import.
-"""
+"""Pretraining's settings: what one may say. Pure: no arrays, no files, quick to import."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mlxchat.errors import MlxchatError
-from mlxchat.model.config import WINDOW_PATTERN, Architecture
+from mlxchat.model.config import Architecture
 from mlxchat.train.duration import spelled, to_seconds
+from mlxchat.train.recipes import RECIPES, Recipe
 
 LARGEST_DEPTH = 64
 DEFAULT_DEPTH = 12  # without a time budget
+LARGEST_CONTEXT = 32_768  # tokens; of their square, a mask, MLX needs fewer than 2^31
+LARGEST_COUNT = 10**15  # of steps, or of tokens in one
 BUILTIN = "builtin"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # of a run or a dataset: a folder's name
 WINDOWS = "^[SL]+$"
@@ -21,57 +21,6 @@ IN_WORDS = {  # what a pattern asks for
     NAME: "letters, digits, '.', '_' and '-' only, 100 at most",
     WINDOWS: "letters S and L only",
 }
-
-
-class Recipe(NamedTuple):
-    """What a model is trained with; the architecture's own numbers are nanochat's.
-
-    Learning rates are for a width of 768, the modern ones for a batch of 2^19 tokens too.
-    """
-
-    vocabulary: int  # tokens of a tokenizer that is trained, at most
-    window_pattern: str
-    target_param_data_ratio: float  # classic: of all parameters; modern: of matrices and head
-    total_batch_size: int | None  # tokens; None: derived from the horizon
-    embedding_lr: float
-    unembedding_lr: float
-    scalar_lr: float | None  # None: there are no scalars
-    weight_decay: float  # classic: of embedding and head; modern: of the matrices
-    grad_clip: float  # 0: none
-    warmup_steps: int
-    warmdown_ratio: float
-    final_lr_frac: float
-
-
-CLASSIC = Recipe(
-    vocabulary=65_536,
-    window_pattern="L",
-    target_param_data_ratio=20.0,
-    total_batch_size=524_288,
-    embedding_lr=0.2,
-    unembedding_lr=0.004,
-    scalar_lr=None,
-    weight_decay=0.0,
-    grad_clip=1.0,
-    warmup_steps=0,
-    warmdown_ratio=0.2,
-    final_lr_frac=0.0,
-)
-MODERN = Recipe(
-    vocabulary=32_768,
-    window_pattern=WINDOW_PATTERN,
-    target_param_data_ratio=12.0,
-    total_batch_size=None,
-    embedding_lr=0.3,
-    unembedding_lr=0.008,
-    scalar_lr=0.5,
-    weight_decay=0.28,
-    grad_clip=0.0,
-    warmup_steps=40,
-    warmdown_ratio=0.65,
-    final_lr_frac=0.05,
-)
-RECIPES: dict[Architecture, Recipe] = {"classic": CLASSIC, "modern": MODERN}
 
 
 class DataConfig(BaseModel):
@@ -137,6 +86,7 @@ class PretrainConfig(DataConfig):
         None,
         ge=1,
         le=LARGEST_DEPTH,
+        json_schema_extra={"none": "auto"},
         description="Layers; the one dial: width is 64 times as much. Default: 12; with --budget "
         "auto, the depth that learns most in that time.",
     )
@@ -148,7 +98,9 @@ class PretrainConfig(DataConfig):
     head_dim: int = Field(
         128, ge=2, description="Width of a head; of a classic one at most, the width is shared out."
     )
-    max_seq_len: int = Field(2048, ge=2, le=65_536, description="Context length in tokens.")
+    max_seq_len: int = Field(
+        2048, ge=2, le=LARGEST_CONTEXT, description="Context length in tokens."
+    )
     window_pattern: str | None = Field(
         None,
         pattern=WINDOWS,
@@ -156,11 +108,15 @@ class PretrainConfig(DataConfig):
         "Default: SSSL for modern, L for classic.",
     )
     num_iterations: int | None = Field(
-        None, ge=1, description="Optimizer steps. Default: from the data ratio, or the budget."
+        None,
+        ge=1,
+        le=LARGEST_COUNT,
+        description="Optimizer steps. Default: from the data ratio, or the budget.",
     )
     target_param_data_ratio: float | None = Field(
         None,
-        gt=0,
+        ge=1e-3,
+        le=1e6,
         description="Training tokens for each parameter. Default: 20; modern 12, for those of the "
         "matrices and the head. With --depth auto, for those of the matrices.",
     )
@@ -170,6 +126,7 @@ class PretrainConfig(DataConfig):
     total_batch_size: int | None = Field(
         None,
         ge=1,
+        le=LARGEST_COUNT,
         description="Tokens in one optimizer step, gradients accumulated. Default: 524,288; modern "
         "from the data ratio; with --budget fewer.",
     )
@@ -181,7 +138,11 @@ class PretrainConfig(DataConfig):
     )
     matrix_lr: float = Field(0.02, gt=0, description="Learning rate of the matrices (Muon).")
     scalar_lr: float | None = Field(
-        None, gt=0, description="Learning rate of the scalars (AdamW), modern only. Default: 0.5."
+        None,
+        gt=0,
+        description="Learning rate of the weights of the embedding that is added to the residual "
+        "stream; those of the stream itself take a hundredth (AdamW). Modern only. Default: 0.5. "
+        "Smear and backout keep 0.2.",
     )
     weight_decay: float | None = Field(
         None,
@@ -308,25 +269,4 @@ INDEPENDENT = frozenset(
         "keep",
         "model_tag",
     }
-)
-
-
-QUICKSTART = PretrainConfig(
-    dataset=BUILTIN,
-    model_tag="quickstart",
-    depth=2,
-    head_dim=64,  # two heads: with one, the model hardly learns to read
-    max_seq_len=128,
-    device_batch_size=16,
-    total_batch_size=16 * 128,
-    num_iterations=900,
-    matrix_lr=0.01,
-    embedding_lr=0.04,
-    unembedding_lr=0.0033,
-    warmdown_ratio=0.5,
-    eval_every=300,
-    eval_tokens=16 * 128 * 16,
-    sample_every=0,
-    save_every=300,
-    keep=1,
 )

@@ -24,6 +24,7 @@ class Row(NamedTuple):
     label: str
     value: str
     note: str = ""
+    warning: bool = False  # whether this cannot go well: in red
 
 
 class Section(NamedTuple):
@@ -98,5 +99,8 @@ def _table(section: Section) -> Table:
     drawn.add_column(no_wrap=True, justify="right")
     drawn.add_column(overflow="fold")
     for row in section.rows:
-        drawn.add_row(Text(row.label), Text(row.value, style="bold"), Text(row.note))
+        style = "red" if row.warning else ""
+        drawn.add_row(
+            Text(row.label, style), Text(row.value, f"bold {style}"), Text(row.note, style)
+        )
     return drawn

@@ -1,0 +1,23 @@
+"""The settings of `mlxchat quickstart`: a small model that soon reads the built-in corpus."""
+
+from mlxchat.train.settings import BUILTIN, PretrainConfig
+
+QUICKSTART = PretrainConfig(
+    dataset=BUILTIN,
+    model_tag="quickstart",
+    depth=2,
+    head_dim=64,  # two heads: with one, the model hardly learns to read
+    max_seq_len=128,
+    device_batch_size=16,
+    total_batch_size=16 * 128,
+    num_iterations=900,
+    matrix_lr=0.01,
+    embedding_lr=0.04,
+    unembedding_lr=0.0033,
+    warmdown_ratio=0.5,
+    eval_every=300,
+    eval_tokens=16 * 128 * 16,
+    sample_every=0,
+    save_every=300,
+    keep=1,
+)
