@@ -1,8 +1,12 @@
-"""exp and tanh against numpy in double precision, and their gradients."""
+"""exp, tanh and the squared ReLU against numpy in double precision, and their gradients."""
+
+import dataclasses
 
 import numpy as np
+import pytest
 
-from mlxchat.model.elementary import exp, tanh
+from mlxchat.model import elementary
+from mlxchat.model.elementary import exp, relu_squared, tanh
 from mlxchat.runtime import mx
 
 X = np.concatenate([np.linspace(-87, 87, 20_001), [0.0, -0.5, 0.5, 1e-6]]).astype(np.float32)
@@ -25,3 +29,13 @@ def test_gradients() -> None:
     for function, derivative in ((exp, mx.exp), (tanh, lambda v: 1 - mx.tanh(v).square())):
         gradient = mx.grad(lambda v, f=function: f(v).sum())(x)
         assert mx.allclose(gradient, derivative(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])  # keep the input, or the output
+def test_relu_squared(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = dataclasses.replace(elementary.machine(), backend=backend)
+    monkeypatch.setattr(elementary, "machine", lambda: there)
+    x = mx.array([-2.0, -0.0, 0.0, 0.5, 3.0])
+    assert relu_squared(x).tolist() == [0, 0, 0, 0.25, 9]
+    gradient = mx.grad(lambda v: (3 * relu_squared(v)).sum())(x)
+    assert mx.allclose(gradient, mx.array([0, 0, 0, 3, 18.0]))

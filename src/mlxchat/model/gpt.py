@@ -15,9 +15,10 @@ the loss in float32.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from mlxchat.model.config import GATE_CHANNELS, SMEAR_CHANNELS, GPTConfig
+from mlxchat.model.elementary import relu_squared
 from mlxchat.model.loss import cross_entropies, mean_cross_entropy, soft_cap
 from mlxchat.model.rotary import Rotation, rotate, rotation
 from mlxchat.runtime import mx, nn, tree_flatten
@@ -131,17 +132,6 @@ class Attention(nn.Module):
         return self.c_proj(y.transpose(0, 2, 1, 3).reshape(B, T, C), onto=x)
 
 
-@mx.custom_function
-def _relu_squared(x: mx.array) -> mx.array:
-    return mx.maximum(x, 0).square()
-
-
-@_relu_squared.vjp
-def _relu_squared_vjp(_: mx.array, cotangent: mx.array, y: mx.array) -> mx.array:
-    """From the output, so that the input need not be kept."""
-    return mx.sqrt(y) * cotangent * 2
-
-
 class MLP(nn.Module):
     """Two linear layers with a squared ReLU (https://arxiv.org/abs/2109.08668) between them."""
 
@@ -152,7 +142,7 @@ class MLP(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Add to the stream x, (B, T, C), what the layers make of it."""
-        return self.c_proj(cast(mx.array, _relu_squared(self.c_fc(norm(x)))), onto=x)
+        return self.c_proj(relu_squared(self.c_fc(norm(x))), onto=x)
 
 
 class Block(nn.Module):
