@@ -12,7 +12,7 @@ from mlxchat.model.arithmetic import flops_per_token, parameters
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.initial import initialise
-from mlxchat.runtime import machine, mx, nn, tree_flatten
+from mlxchat.runtime import mx, nn, tree_flatten
 
 
 class Case:
@@ -42,7 +42,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture(params=[10_000, 20], ids=["whole", "in chunks"])
 def _loss_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(loss.CHUNK_ROWS, machine().backend, request.param)
+    monkeypatch.setattr(loss, "chunk_rows", lambda *_: request.param)
 
 
 def relative(a: mx.array, b: mx.array) -> float:

@@ -165,12 +165,12 @@ def test_the_summary_is_a_line_with_every_rate(arch: str) -> None:
 @pytest.mark.parametrize(
     ("arch", "depth", "vocabulary", "rows", "context", "measured"),
     [
-        ("classic", 2, 1024, 16, 128, 82),
-        ("classic", 4, 4096, 8, 512, 593),
-        ("modern", 4, 4096, 8, 512, 685),
-        ("classic", 4, 65_536, 4, 512, 1470),
-        ("classic", 6, 65_536, 4, 512, 2124),
-        ("classic", 12, 65_536, 1, 512, 5388),
+        ("classic", 2, 1024, 16, 128, 125),
+        ("classic", 4, 4096, 8, 512, 602),
+        ("modern", 4, 4096, 8, 512, 677),
+        ("classic", 4, 65_536, 4, 512, 1502),
+        ("classic", 6, 65_536, 4, 512, 2196),
+        ("classic", 12, 65_536, 1, 512, 4992),
     ],
 )
 def test_memory_is_about_what_was_measured(

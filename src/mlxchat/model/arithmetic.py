@@ -4,6 +4,7 @@ from typing import Literal
 
 from mlxchat.model.config import GATE_CHANNELS, SMEAR_CHANNELS, Architecture, GPTConfig
 
+CHUNK_LOGITS = 2**21  # of the loss, where its chunks would else be smaller
 MOST_CHUNKS = 64  # of the loss, since each adds to what is compiled
 WIDTHS_HELD: dict[Architecture, tuple[int, int]] = {  # in the compute dtype, and in float32
     "classic": (20, 4),
@@ -82,14 +83,14 @@ def training_bytes(
     ``parameters``, ``gradients`` and ``optimizer`` are held in float32 throughout. Either a
     micro-batch is computed, which takes ``activations`` (with the loss's logits) and, where
     gradients are summed over several, ``accumulation``; or the optimizer takes its step, which
-    takes ``update``: all new values beside the old, and the matrices some five times over.
+    takes ``update``: all new values beside the old, and the matrices twice over.
 
     Args:
         device_batch: rows in a micro-batch.
         accumulation: micro-batches in a step.
         value_bytes: of an activation.
         scores_held: of which layers attention's scores are held.
-        loss_rows: positions in a chunk of the loss.
+        loss_rows: positions in a chunk of the loss at least.
     """
     counts = parameters(config)
     weights = 4 * sum(counts.values())
@@ -103,9 +104,14 @@ def training_bytes(
     held = {"parameters": weights, "gradients": weights, "optimizer": optimizer}
     working = {"accumulation": weights} if accumulation > 1 else {}
     working["activations"] = activations
-    update = weights + optimizer + 5 * matrices
+    update = weights + optimizer + 2 * matrices
     peak = sum(held.values()) + max(sum(working.values()), update)
     return {**held, **working, "update": update, "peak": peak}
+
+
+def chunk_rows(positions: int, vocab_size: int, least: int) -> int:
+    """Positions in a chunk of the loss."""
+    return max(least, CHUNK_LOGITS // vocab_size, -(-positions // MOST_CHUNKS))
 
 
 def _loss_bytes(config: GPTConfig, positions: int, loss_rows: int) -> int:
@@ -114,5 +120,5 @@ def _loss_bytes(config: GPTConfig, positions: int, loss_rows: int) -> int:
 
     As many arrays as were measured on CPUs: MLX begins on what follows before it has let go.
     """
-    at_once = min(positions, max(loss_rows, -(-positions // MOST_CHUNKS)))
-    return 4 * config.rows * (16 * at_once + 2 * config.n_embd)
+    at_once = min(positions, chunk_rows(positions, config.vocab_size, loss_rows))
+    return 4 * config.rows * (10 * at_once + 2 * config.n_embd)

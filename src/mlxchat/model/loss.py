@@ -8,12 +8,12 @@ along with the loss, chunk by chunk, so that nothing is kept or computed again f
 from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
-from mlxchat.model.arithmetic import MOST_CHUNKS
+from mlxchat.model.arithmetic import chunk_rows
 from mlxchat.model.elementary import exp, log_sum_exp, tanh
 from mlxchat.runtime import machine, mx
 
 SOFTCAP = 15.0
-CHUNK_ROWS = {"cpu": 128, "cuda": 2048, "metal": 1024}
+CHUNK_ROWS = {"cpu": 128, "cuda": 2048, "metal": 1024}  # at least
 
 
 def soft_cap(logits: mx.array) -> mx.array:
@@ -31,7 +31,7 @@ def cross_entropies(x: mx.array, weight: mx.array, targets: mx.array, vocab_size
     """
     weight = weight[:vocab_size].astype(x.dtype)
     losses: list[mx.array] = []
-    for rows in _chunks(targets.size):
+    for rows in _chunks(targets.size, vocab_size):
         logits = soft_cap(mx.depends(x[rows], losses[-1:]) @ weight.T)
         chosen = _chosen(logits, targets[rows])
         losses.append((log_sum_exp(logits) - chosen) * (targets[rows] >= 0))
@@ -49,7 +49,7 @@ def mean_cross_entropy(
         half = used.astype(x.dtype)
         total, of_used = mx.array(0.0), mx.zeros_like(used)
         of_x: list[mx.array] = []
-        for rows in _chunks(targets.size):
+        for rows in _chunks(targets.size, vocab_size):
             # One chunk after another: nothing of the last one's logits is needed any more.
             features = mx.depends(x[rows], [total, of_used, *of_x[-1:]])
             y = targets[rows]
@@ -79,8 +79,8 @@ def mean_cross_entropy(
     return outputs[0]
 
 
-def _chunks(N: int) -> Iterator[slice]:
-    rows = max(CHUNK_ROWS[machine().backend], -(-N // MOST_CHUNKS))
+def _chunks(N: int, vocab_size: int) -> Iterator[slice]:
+    rows = chunk_rows(N, vocab_size, CHUNK_ROWS[machine().backend])
     return (slice(start, start + rows) for start in range(0, N, rows))
 
 
