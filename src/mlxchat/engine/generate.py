@@ -73,10 +73,10 @@ def continue_greedily(
 
 def prefill(model: GPT, ids: Sequence[int], cache: Cache, chunk: int = PREFILL_CHUNK) -> mx.array:
     """Read ``ids`` into ``cache``, ``chunk`` at a time; logits of the next token, (1, V)."""
-    for start in range(0, len(ids), chunk):
-        x = model.features(mx.array([list(ids[start : start + chunk])]), cache)  # (1, T, C)
-        mx.eval(x)
-    return model.logits(x[:, -1])
+    *earlier, last = (mx.array([ids[i : i + chunk]]) for i in range(0, len(ids), chunk))  # (1, T)
+    for piece in earlier:
+        mx.eval(model.features(piece, cache))  # before the next one: their attention is large
+    return model.logits(model.features(last, cache)[:, -1])
 
 
 class _Draw:

@@ -210,7 +210,7 @@ class GPT(nn.Module):
         """Hold the matrices in the compute dtype from now on: to infer quickly, not to train."""
         matrices = {n: w for n, w in self.named_parameters().items() if w.ndim > 1}
         self.load_weights([(n, w.astype(self.dtype)) for n, w in matrices.items()], strict=False)
-        mx.eval(self.parameters())
+        mx.eval(self.parameters())  # else both copies are held until the first token
 
     def features(self, ids: mx.array, cache: Cache | None = None) -> mx.array:
         """The normalised residual stream after the last block, (B, T, C) in the compute dtype."""
