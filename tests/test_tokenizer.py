@@ -180,7 +180,7 @@ def damage(folder: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("id", "the ids are not 0 to 411"),
+        ("id", "has ids that are not 0 to 411"),
         ("byte", "is not a byte-level BPE tokenizer|no token for the byte 65"),
         ("list", "is not a byte-level BPE tokenizer"),
         ("pattern", "is not a byte-level BPE tokenizer"),

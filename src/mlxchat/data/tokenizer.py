@@ -5,14 +5,13 @@ The split pattern, the special tokens and the way a conversation becomes tokens 
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import rustbpe
 import tiktoken
 
+from mlxchat.data import byte_level
 from mlxchat.data.conversations import Conversation, Document, Message
 from mlxchat.errors import MlxchatError
 
@@ -34,6 +33,8 @@ SPECIAL_TOKENS = (
     "<|output_end|>",
 )
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)  # every byte, no merge
+
+_TRAIN_ANEW = "Train one anew: mlxchat tokenizer train"
 
 FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -172,7 +173,8 @@ class Tokenizer:
         }
         if conversational:
             config["chat_template"] = CHAT_TEMPLATE
-        (folder / FILE).write_text(json.dumps(self._to_json(), ensure_ascii=False), "utf-8")
+        stored = byte_level.to_json(self._ranks, self._pattern, self._special)
+        (folder / FILE).write_text(json.dumps(stored, ensure_ascii=False), "utf-8")
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2), "utf-8")
 
     @classmethod
@@ -184,15 +186,7 @@ class Tokenizer:
         """
         path = folder / FILE
         try:
-            stored = json.loads(path.read_text("utf-8"))
-            pattern = stored["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
-            special = {token["content"]: token["id"] for token in stored["added_tokens"]}
-            vocabulary = stored["model"]["vocab"]
-            ranks = {
-                bytes(_byte_of()[c] for c in token): rank
-                for token, rank in vocabulary.items()
-                if token not in special
-            }
+            ranks, pattern, special = byte_level.from_json(json.loads(path.read_text("utf-8")))
             tokenizer = cls(ranks, pattern, special)
         except FileNotFoundError:
             raise MlxchatError(
@@ -202,76 +196,21 @@ class Tokenizer:
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise MlxchatError(
                 f"{path} is not a byte-level BPE tokenizer ({type(error).__name__}: {error}).",
-                "Train one anew: mlxchat tokenizer train",
+                _TRAIN_ANEW,
             ) from error
-        if missing := [token for token in SPECIAL_TOKENS if token not in special]:
-            raise MlxchatError(
-                f"{path} lacks the special tokens {', '.join(missing)}.",
-                "Train one anew: mlxchat tokenizer train",
-            )
-        if sorted([*ranks.values(), *special.values()]) != list(range(tokenizer.vocab_size)):
-            raise MlxchatError(
-                f"{path}: the ids are not 0 to {tokenizer.vocab_size - 1:,}, each once.",
-                "Train one anew: mlxchat tokenizer train",
-            )
-        if bytes_missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
-            raise MlxchatError(
-                f"{path} has no token for the byte {bytes_missing[0]}.",
-                "Train one anew: mlxchat tokenizer train",
-            )
+        if fault := tokenizer._fault():
+            raise MlxchatError(f"{path} {fault}.", _TRAIN_ANEW)
         return tokenizer
 
-    def _to_json(self) -> dict[str, Any]:
-        """The form of Hugging Face's `tokenizers`: byte-level BPE, every byte a visible letter."""
-        visible = {token: _visible(token) for token in self._ranks}
-        vocabulary = {visible[token]: rank for token, rank in self._ranks.items()}
-        merges = [[visible[left], visible[right]] for left, right in _merges(self._ranks)]
-        added = [
-            {
-                "id": token_id,
-                "content": name,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-            for name, token_id in self._special.items()
-        ]
-        split = {
-            "type": "Split",
-            "pattern": {"Regex": self._pattern},
-            "behavior": "Isolated",
-            "invert": False,
-        }
-        byte_level = {
-            "type": "ByteLevel",
-            "add_prefix_space": False,
-            "trim_offsets": True,
-            "use_regex": False,
-        }
-        return {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": added,
-            "normalizer": None,
-            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-            "post_processor": None,
-            "decoder": byte_level,
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": None,
-                "end_of_word_suffix": None,
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "ignore_merges": True,
-                "vocab": vocabulary | self._special,
-                "merges": merges,
-            },
-        }
+    def _fault(self) -> str | None:
+        """What a file may say that tiktoken takes, and a model cannot use."""
+        if missing := [token for token in SPECIAL_TOKENS if token not in self._special]:
+            return f"lacks the special tokens {', '.join(missing)}"
+        if sorted([*self._ranks.values(), *self._special.values()]) != list(range(self.vocab_size)):
+            return f"has ids that are not 0 to {self.vocab_size - 1:,}, each once"
+        if unknown := [byte for byte in range(256) if bytes([byte]) not in self._ranks]:
+            return f"has no token for the byte {unknown[0]}"
+        return None
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -292,39 +231,3 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
     special = {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
     return Tokenizer(ranks, SPLIT_PATTERN, special)
-
-
-def _merges(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
-    """The pair that each token of several bytes was merged from, in order of rank."""
-    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        parts = [bytes([b]) for b in token]
-        while len(parts) > 2:
-            pairs = [ranks.get(a + b, rank) for a, b in pairwise(parts)]
-            best = min(pairs)
-            if best >= rank:
-                break
-            i = pairs.index(best)
-            parts[i : i + 2] = [parts[i] + parts[i + 1]]
-        if len(parts) == 2:
-            yield parts[0], parts[1]
-
-
-@cache
-def _letter_of() -> dict[int, str]:
-    """GPT-2's visible letter for each byte: itself where printable, else one from U+0100 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    letters = {byte: chr(byte) for byte in printable}
-    for byte in range(256):
-        if byte not in letters:
-            letters[byte] = chr(256 + len(letters) - len(printable))
-    return letters
-
-
-@cache
-def _byte_of() -> dict[str, int]:
-    return {letter: byte for byte, letter in _letter_of().items()}
-
-
-def _visible(token: bytes) -> str:
-    letters = _letter_of()
-    return "".join(letters[byte] for byte in token)
