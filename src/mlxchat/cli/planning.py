@@ -1,9 +1,11 @@
 """What `mlxchat info` and `mlxchat train --dry-run` do."""
 
+import sys
 import time
 
 from mlxchat import runtime
 from mlxchat.home import Home
+from mlxchat.telemetry import Noted
 from mlxchat.train.budget import reason
 from mlxchat.train.forecast import Forecast, VocabularySource, forecast
 from mlxchat.train.inputs import (
@@ -17,7 +19,7 @@ from mlxchat.train.plan import counted_parameters
 from mlxchat.train.probe import capacity, planned
 from mlxchat.train.settings import PretrainConfig
 from mlxchat.ui.bars import amount, memory_size
-from mlxchat.ui.console import say
+from mlxchat.ui.console import Screen, say
 from mlxchat.ui.plans import Row, Section, about, flops_per_second, show
 
 GROUPS = {  # of parameters and of learning rates, in words
@@ -67,7 +69,10 @@ def _tell(config: PretrainConfig, home: Home, saved: SavedRun | None, json: bool
         made, step = saved.plan, saved.trainer.step
     else:
         vocab_size, source = vocabulary(config, home)
-        made, step = planned(config, vocab_size, available, time.time(), time.time), None
+        with Screen(stream=sys.stderr) as screen:
+            if config.budget:
+                screen.show(Noted(time.time(), "Measuring how fast this machine trains."))
+            made, step = planned(config, vocab_size, available, time.time(), time.time), None
     device, speed = runtime.machine().device, runtime.matmul_flops()
     facts = forecast(made, config.tag, source, step, available, device, speed)
     if json:
