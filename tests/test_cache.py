@@ -16,7 +16,7 @@ def test_holds_what_concatenation_would(batch: int) -> None:
     cache = KVCache()
     pieces = [draw(batch, T, seed) for seed, T in enumerate([5, 1, 1, STEP - 7, 1, 1, 2 * STEP])]
     for i, (keys, values) in enumerate(pieces):
-        held_keys, held_values = cache.extend(keys, values)
+        held_keys, held_values, _ = cache.extend(keys, values)
         so_far = pieces[: i + 1]
         assert mx.array_equal(held_keys, mx.concatenate([k for k, _ in so_far], axis=2))
         assert mx.array_equal(held_values, mx.concatenate([v for _, v in so_far], axis=2))
@@ -26,7 +26,7 @@ def test_holds_what_concatenation_would(batch: int) -> None:
 def test_earlier_views_survive_later_writes() -> None:
     cache = KVCache()
     keys, values = draw(1, 4, 0)
-    view, _ = cache.extend(keys, values)
+    view, _, _ = cache.extend(keys, values)
     cache.offset = 0
     cache.extend(*draw(1, 4, 1))
     assert mx.array_equal(view, keys)
@@ -38,13 +38,13 @@ def test_a_forgotten_tail_is_replaced() -> None:
     cache.extend(keys, values)
     cache.offset = STEP + 2
     more_keys, more_values = draw(1, STEP, 1)
-    held, _ = cache.extend(more_keys, more_values)
+    held, _, _ = cache.extend(more_keys, more_values)
     assert mx.array_equal(held, mx.concatenate([keys[:, :, : STEP + 2], more_keys], axis=2))
 
 
 def test_keeps_the_dtype_of_the_keys() -> None:
     for cache in (KVCache(), WindowCache(8)):
-        keys, _ = cache.extend(*(x.astype(mx.bfloat16) for x in draw(1, 3, 0)))
+        keys, _, _ = cache.extend(*(x.astype(mx.bfloat16) for x in draw(1, 3, 0)))
         assert keys.dtype == mx.bfloat16
 
 
@@ -55,7 +55,7 @@ def test_a_window_shows_what_can_be_seen_and_holds_no_more(pieces: list[int]) ->
     end = 0
     for T in pieces:
         start, end = end, end + T
-        shown, values = cache.extend(every[:, :, start:end], -every[:, :, start:end])
+        shown, values, _ = cache.extend(every[:, :, start:end], -every[:, :, start:end])
         expected = every[:, :, max(0, start - window) : end]
         if T == 1:  # in any order
             shown, expected = mx.sort(shown, axis=2), mx.sort(expected, axis=2)
@@ -74,7 +74,7 @@ def test_how_far_a_window_can_go_back(read: int, smallest: int) -> None:
     cache.extend(every[:, :, :read], every[:, :, :read])
     assert [n for n in range(read + 1) if cache.can_trim(n)] == list(range(smallest, read + 1))
     cache.offset = smallest
-    shown, _ = cache.extend(every[:, :, smallest : smallest + 1], every[:, :, :1])
+    shown, _, _ = cache.extend(every[:, :, smallest : smallest + 1], every[:, :, :1])
     expected = every[:, :, max(0, smallest - 8) : smallest + 1]
     assert mx.array_equal(mx.sort(shown, axis=2), mx.sort(expected, axis=2))
 

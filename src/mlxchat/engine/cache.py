@@ -1,6 +1,7 @@
 """What a model has read: keys and values, so that every token is processed once."""
 
 from mlxchat.model.config import GPTConfig
+from mlxchat.model.gpt import Mask, mask
 from mlxchat.runtime import mx
 
 STEP = 256  # positions added when full; cuDNN decodes fast at multiples of it
@@ -21,15 +22,21 @@ class KVCache:
         self._keys: mx.array | None = None  # (B, H, capacity, D)
         self._values: mx.array | None = None
 
-    def extend(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    def extend(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, Mask]:
         """Append (B, H, T, D) keys and values; returns views of all held, (B, H, offset, D)."""
-        start, end = self.offset, self.offset + keys.shape[2]
-        self._keys = _with_room(self._keys, keys, start, end)
-        self._values = _with_room(self._values, values, start, end)
+        T = keys.shape[2]
+        start, end = self.offset, self.offset + T
+        self._keys = with_room(self._keys, keys, start, end)
+        self._values = with_room(self._values, values, start, end)
         self._keys[:, :, start:end] = keys
         self._values[:, :, start:end] = values
         self.offset = end
-        return self._keys[:, :, :end], self._values[:, :, :end]
+        return *self.held(), mask(T, end, end, keys.dtype)
+
+    def held(self) -> tuple[mx.array, mx.array]:
+        """The keys and values of all positions, (B, H, offset, D), in their order."""
+        assert self._keys is not None and self._values is not None
+        return self._keys[:, :, : self.offset], self._values[:, :, : self.offset]
 
     def can_trim(self, length: int) -> bool:
         """Whether all that follows the first ``length`` positions can be forgotten."""
@@ -47,13 +54,17 @@ class WindowCache:
 
     def __init__(self, window: int) -> None:
         self.offset = 0
+        self._window = window
         self._written = 0  # positions, those forgotten since included
         self._slots = window + 1
         self._keys: mx.array | None = None  # (B, H, slots, D)
         self._values: mx.array | None = None
 
-    def extend(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Append (B, H, T, D) keys and values; returns all that the new positions can see."""
+    def extend(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, Mask]:
+        """Append (B, H, T, D) keys and values; returns all that the new positions can see.
+
+        Where T is 1 that is all there is, in no order.
+        """
         B, H, T, D = keys.shape
         if self._keys is None or self._values is None:
             self._keys, self._values = mx.zeros((2, B, H, self._slots, D), keys.dtype)
@@ -64,15 +75,21 @@ class WindowCache:
             slot = start % self._slots
             self._keys[:, :, slot : slot + 1] = keys
             self._values[:, :, slot : slot + 1] = values
-            return self._keys[:, :, :end], self._values[:, :, :end]
-        seen = mx.arange(max(0, start - self._slots + 1), start) % self._slots
+            return self._keys[:, :, :end], self._values[:, :, :end], None
+        seen = mx.arange(max(0, start - self._window), start) % self._slots
         all_keys = mx.concatenate([self._keys[:, :, seen], keys], axis=2)
         all_values = mx.concatenate([self._values[:, :, seen], values], axis=2)
         kept = min(T, self._slots)
         slots = mx.arange(end - kept, end) % self._slots
         self._keys[:, :, slots] = keys[:, :, T - kept :]
         self._values[:, :, slots] = values[:, :, T - kept :]
-        return all_keys, all_values
+        return all_keys, all_values, mask(T, all_keys.shape[2], self._window, keys.dtype)
+
+    def held(self) -> tuple[mx.array, mx.array]:
+        """The keys and values that the next position can see, (B, H, S, D), in their order."""
+        assert self._keys is not None and self._values is not None
+        seen = mx.arange(max(0, self.offset - self._window), self.offset) % self._slots
+        return self._keys[:, :, seen], self._values[:, :, seen]
 
     def can_trim(self, length: int) -> bool:
         """Whether all that follows the first ``length`` positions can be forgotten.
@@ -104,9 +121,14 @@ class Cache:
 
     def read(self, ids: mx.array) -> mx.array | None:
         """Note (B, T) ids as read; returns the ones before them, (B, 1), None at the beginning."""
-        before = self._ids[-1][:, -1:] if self._ids else None
+        before = self.latest
         self._ids.append(ids)
         return before
+
+    @property
+    def latest(self) -> mx.array | None:
+        """The last ids read, (B, 1); None at the beginning."""
+        return self._ids[-1][:, -1:] if self._ids else None
 
     def trim(self, length: int) -> None:
         """Forget all but the first ``length`` positions; or all, where a window has moved past.
@@ -127,7 +149,7 @@ class Cache:
             length -= ids.shape[1]
 
 
-def _with_room(buffer: mx.array | None, new: mx.array, start: int, end: int) -> mx.array:
+def with_room(buffer: mx.array | None, new: mx.array, start: int, end: int) -> mx.array:
     """``buffer``, enlarged where it cannot hold ``end`` positions; its first ``start`` are kept."""
     if buffer is not None and end <= buffer.shape[2]:
         return buffer

@@ -1,7 +1,10 @@
 """Tokens from a model, one after another, the next one under way while the caller has this one."""
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterator, Sequence, Set
 
+import numpy as np
+
+from mlxchat.engine.batch import BatchCache
 from mlxchat.engine.cache import Cache
 from mlxchat.engine.options import Sampling
 from mlxchat.engine.sampling import sample
@@ -45,7 +48,7 @@ def generate(
     if not ids:
         raise ValueError("there is no token to continue")
     start, yielded = cache.offset, 0
-    draw = _Draw(sampling, key, model.config.vocab_size, {*seen, *ids} - stop)
+    draw = _Draw(sampling, key, model.config.vocab_size, [{*seen, *ids} - stop])
     try:
         token = draw(prefill(model, ids, cache))  # (1,)
         mx.async_eval(token)
@@ -62,13 +65,68 @@ def generate(
         cache.trim(min(start + len(ids) + yielded, cache.offset))
 
 
+def generate_batch(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    key: mx.array,
+    *,
+    stop: frozenset[int],
+    max_tokens: int,
+) -> Iterator[list[int | None]]:
+    """Continue several prompts together; prompts that are equal are read once.
+
+    Yields the next token of every prompt, None for those that have ended, until all have.
+
+    Args:
+        model: the network; its context length is the caller's to respect.
+        prompts: of any lengths, each of at least one token.
+        sampling: how tokens are chosen.
+        key: of `mx.random.key`; the same key and inputs give the same tokens.
+        stop: tokens that end a continuation; they are not yielded or penalised.
+        max_tokens: the most tokens to yield for a prompt.
+
+    Raises:
+        ValueError: a prompt is empty, or there is none.
+    """
+    if not prompts or not all(prompts):
+        raise ValueError("there is no token to continue")
+    read: dict[tuple[int, ...], tuple[Cache, mx.array]] = {}
+    for ids in map(tuple, prompts):
+        if ids not in read:
+            alone = Cache(model.config)
+            read[ids] = alone, prefill(model, ids, alone)
+            mx.async_eval(read[ids][1])
+    rows = [read[tuple(ids)] for ids in prompts]
+    cache = BatchCache(model.config, [alone for alone, _ in rows])
+    draw = _Draw(sampling, key, model.config.vocab_size, [set(ids) - stop for ids in prompts])
+    tokens = draw(mx.concatenate([logits for _, logits in rows]))  # (B,)
+    going_on = [True] * len(prompts)
+    del read, rows, alone  # what they hold has been joined
+    mx.async_eval(tokens)
+    for _ in range(max_tokens):
+        following = draw(model(tokens[:, None], cache)[:, -1])
+        mx.async_eval(following)
+        values: list[int] = np.array(tokens).tolist()
+        going_on = [on and token not in stop for on, token in zip(going_on, values, strict=True)]
+        if not any(going_on):
+            return
+        yield [token if on else None for on, token in zip(going_on, values, strict=True)]
+        tokens = following
+
+
 def continue_greedily(
-    model: GPT, ids: Sequence[int], stop: frozenset[int], max_tokens: int
-) -> list[int]:
-    """The likeliest tokens after ``ids``, by themselves: up to a stop token or ``max_tokens``."""
+    model: GPT, prompts: Sequence[Sequence[int]], stop: frozenset[int], max_tokens: int
+) -> list[list[int]]:
+    """The likeliest tokens after each prompt: up to a stop token or ``max_tokens``."""
     sampling, key = Sampling(temperature=0), mx.random.key(0)
-    cache = Cache(model.config)
-    return list(generate(model, ids, cache, sampling, key, stop=stop, max_tokens=max_tokens))
+    steps = generate_batch(model, prompts, sampling, key, stop=stop, max_tokens=max_tokens)
+    continuations: list[list[int]] = [[] for _ in prompts]
+    for tokens in steps:
+        for continuation, token in zip(continuations, tokens, strict=True):
+            if token is not None:
+                continuation.append(token)
+    return continuations
 
 
 def prefill(model: GPT, ids: Sequence[int], cache: Cache, chunk: int = PREFILL_CHUNK) -> mx.array:
@@ -80,23 +138,28 @@ def prefill(model: GPT, ids: Sequence[int], cache: Cache, chunk: int = PREFILL_C
 
 
 class _Draw:
-    """Draws one token after another; its key and the tokens seen change on the device."""
+    """Draws one token after another; its key and the tokens seen change on the device.
+
+    Args:
+        seen: tokens of each row that count for the repetition penalty.
+    """
 
     def __init__(
-        self, sampling: Sampling, key: mx.array, vocab_size: int, seen: Iterable[int]
+        self, sampling: Sampling, key: mx.array, vocab_size: int, seen: Sequence[Set[int]]
     ) -> None:
         self._sampling = sampling
         self._key = key
-        self._seen: mx.array | None = None
+        self._seen: mx.array | None = None  # (B, V)
         if sampling.repetition_penalty > 1:
             self._vocabulary = mx.arange(vocab_size)
-            self._seen = mx.zeros(vocab_size, mx.bool_)
-            self._seen[mx.array(sorted(seen), mx.int32)] = True
+            self._seen = mx.zeros((len(seen), vocab_size), mx.bool_)
+            for row, tokens in enumerate(seen):
+                self._seen[row, mx.array(sorted(tokens), mx.int32)] = True
 
     def __call__(self, logits: mx.array) -> mx.array:
-        """The token after (1, V) logits, (1,)."""
+        """The tokens after (B, V) logits, (B,)."""
         self._key, key = mx.random.split(self._key)
-        token = sample(logits, self._sampling, key, self._seen)
+        tokens = sample(logits, self._sampling, key, self._seen)
         if self._seen is not None:
-            self._seen = self._seen | (self._vocabulary == token)
-        return token
+            self._seen = self._seen | (self._vocabulary == tokens[:, None])
+        return tokens

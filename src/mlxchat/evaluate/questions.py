@@ -10,6 +10,7 @@ from mlxchat.data.tokenizer import ASSISTANT_END
 from mlxchat.engine.generate import continue_greedily
 
 MAX_TOKENS = 64  # of an answer
+BATCH = 16  # questions
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,15 @@ class Answered:
 
 
 def ask(saved: SavedModel, questions: Sequence[Question]) -> Iterator[Answered]:
-    """Ask each question in a conversation of its own."""
+    """Ask each question in a conversation of its own, `BATCH` of them at a time."""
     tokenizer = saved.tokenizer
     stop = frozenset({tokenizer.bos, tokenizer.special(ASSISTANT_END)})
-    for question in questions:
-        ids = tokenizer.render_for_completion(Conversation((Message("user", question.prompt),)))
-        tokens = continue_greedily(saved.model, ids, stop, MAX_TOKENS)
-        yield Answered(question, tokenizer.decode(tokens).strip())
+    for start in range(0, len(questions), BATCH):
+        asked = questions[start : start + BATCH]
+        prompts = [
+            tokenizer.render_for_completion(Conversation((Message("user", question.prompt),)))
+            for question in asked
+        ]
+        answers = continue_greedily(saved.model, prompts, stop, MAX_TOKENS)
+        for question, tokens in zip(asked, answers, strict=True):
+            yield Answered(question, tokenizer.decode(tokens).strip())

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from mlxchat.model.config import GATE_CHANNELS, SMEAR_CHANNELS, GPTConfig
 from mlxchat.model.elementary import relu_squared
 from mlxchat.model.loss import cross_entropies, mean_cross_entropy, soft_cap
-from mlxchat.model.rotary import Rotation, rotate, rotation
+from mlxchat.model.rotary import Rotation, rotate
 from mlxchat.runtime import mx, nn, tree_flatten
 
 ROPE_BASE = {"classic": 10_000.0, "modern": 100_000.0}
@@ -29,14 +29,18 @@ UNSEEN = -1e9  # added to a score, makes its weight zero
 NORM_EPS = 1.1920929e-07  # what torch's rms_norm uses when told nothing
 
 
+Mask = str | mx.array | None
+"""Which keys each query can see, as `mx.fast.scaled_dot_product_attention` takes it."""
+
+
 class LayerCache(Protocol):
     """The keys and values of one layer, as far as they have been computed and can be seen."""
 
-    def extend(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    def extend(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, Mask]:
         """Append (B, H, T, D) keys and values.
 
-        Returns (B, H, S, D) keys and values: those that the new positions can see, S - T of them
-        before the T new ones. Where T is 1, all S can be seen, in any order.
+        Returns (B, H, S, D) keys and values, all that the new positions can see among them, and
+        which of them each can see.
         """
 
 
@@ -44,8 +48,8 @@ class Cache(Protocol):
     """What a model has read."""
 
     @property
-    def offset(self) -> int:
-        """Positions read so far."""
+    def offset(self) -> int | mx.array:
+        """Positions read so far; (B,) where the rows have each read their own number of them."""
 
     @property
     def layers(self) -> Sequence[LayerCache]:
@@ -60,11 +64,10 @@ def norm(x: mx.array) -> mx.array:
     return mx.fast.rms_norm(x, None, NORM_EPS)
 
 
-def mask(T: int, S: int, window: int, dtype: mx.Dtype) -> str | mx.array | None:
+def mask(T: int, S: int, window: int, dtype: mx.Dtype) -> Mask:
     """Which of S positions the last T of them can see: ``window`` before each, and itself.
 
-    A form that scaled_dot_product_attention takes; as an array it is added to the scores, since
-    there is no fused kernel for booleans.
+    As an array it is added to the scores, since there is no fused kernel for booleans.
     """
     if T == 1:
         return None
@@ -124,11 +127,11 @@ class Attention(nn.Module):
             v = v + gate[..., None] * value_embedding.reshape(v.shape)
         q, k = rotate(norm(q), turn), rotate(norm(k), turn)  # in either order
         q, k, v = (heads.transpose(0, 2, 1, 3) for heads in (q, k, v))  # (B, H, T, D)
-        if cache is not None:
-            k, v = cache.extend(k, v)
-        y = mx.fast.scaled_dot_product_attention(
-            q, k, v, scale=self.scale, mask=mask(T, k.shape[2], self.window, q.dtype)
-        )
+        if cache is None:
+            seen = mask(T, T, self.window, q.dtype)
+        else:
+            k, v, seen = cache.extend(k, v)
+        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=seen)
         return self.c_proj(y.transpose(0, 2, 1, 3).reshape(B, T, C), onto=x)
 
 
@@ -215,7 +218,7 @@ class GPT(nn.Module):
     def features(self, ids: mx.array, cache: Cache | None = None) -> mx.array:
         """The normalised residual stream after the last block, (B, T, C) in the compute dtype."""
         config, offset = self.config, cache.offset if cache is not None else 0
-        turn = rotation(ids.shape[1], offset, config.head_dim, ROPE_BASE[config.arch])
+        turn = Rotation(ROPE_BASE[config.arch], offset)
         before = cache.read(ids) if cache is not None else None
         x = self._embed(ids)
         if config.arch == "modern":

@@ -3,27 +3,19 @@
 Dimension i turns with dimension i + D/2, by minus theta.
 """
 
+from functools import lru_cache
 from typing import NamedTuple, cast
+
+import numpy as np
 
 from mlxchat.runtime import mx
 
 
 class Rotation(NamedTuple):
-    """By how much T positions turn."""
+    """By how much positions turn."""
 
     base: float
-    offset: int  # positions before them
-    cos: mx.array  # (T, 1, 1, D/2) float32
-    sin: mx.array  # (T, 1, 2, D/2) float32, the second half negative
-
-
-def rotation(T: int, offset: int, head_dim: int, base: float) -> Rotation:
-    """Of T positions that follow ``offset`` others."""
-    frequencies = base ** (-mx.arange(0, head_dim, 2, dtype=mx.float32) / head_dim)
-    positions = mx.arange(offset, offset + T, dtype=mx.float32)
-    theta = positions[:, None] * frequencies  # (T, D/2)
-    cos, sin = mx.cos(theta)[:, None, None], mx.sin(theta)
-    return Rotation(base, offset, cos, mx.stack([sin, -sin], axis=1)[:, None])
+    offset: int | mx.array  # positions before them; (B,) of each row, where there is one position
 
 
 def rotate(x: mx.array, by: Rotation) -> mx.array:
@@ -35,11 +27,20 @@ def rotate(x: mx.array, by: Rotation) -> mx.array:
     """
     B, T, H, D = x.shape
     if T > 1:
-        return cast(mx.array, _rotate(x, by.cos, by.sin))
+        return cast(mx.array, _rotate(x, *_table(T, cast(int, by.offset), D, by.base)))
     turned = mx.fast.rope(
         x.reshape(B, H, T, D), D, traditional=False, base=by.base, scale=-1.0, offset=by.offset
     )
     return turned.reshape(x.shape)
+
+
+@lru_cache(maxsize=2)
+def _table(T: int, offset: int, D: int, base: float) -> tuple[mx.array, mx.array]:
+    """Cosines (T, 1, 1, D/2) and sines (T, 1, 2, D/2), the second half negative; float32."""
+    frequencies = np.float32(base) ** (-np.arange(0, D, 2, dtype=np.float32) / D)
+    theta = np.arange(offset, offset + T, dtype=np.float32)[:, None] * frequencies  # (T, D/2)
+    cos, sin = np.cos(theta), np.sin(theta)
+    return mx.array(cos[:, None, None]), mx.array(np.stack([sin, -sin], axis=1)[:, None])
 
 
 @mx.custom_function

@@ -252,8 +252,10 @@ class _Pretraining:
     def sample(self, step: int) -> Iterator[Event]:
         """What the model makes of some prompts, greedily."""
         stop = frozenset({self.tokenizer.bos, self.tokenizer.special(ASSISTANT_END)})
-        for prompt, ids in self._prompts():
-            tokens = continue_greedily(self.model, ids, stop, SAMPLE_TOKENS)
+        prompts, ids = zip(*self._prompts(), strict=True)
+        for prompt, tokens in zip(
+            prompts, continue_greedily(self.model, ids, stop, SAMPLE_TOKENS), strict=True
+        ):
             yield Sampled(self.clock(), step, prompt, self.tokenizer.decode(tokens))
 
     def _prompts(self) -> Iterator[tuple[str, list[int]]]:
