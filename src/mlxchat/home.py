@@ -36,3 +36,7 @@ class Home:
     def log(self, tag: str) -> Path:
         """The file with one JSON object per event of a run."""
         return self.root / "logs" / tag / "metrics.jsonl"
+
+    def kernels(self, mlx: str) -> Path:
+        """The folder of the CUDA kernels that a version of MLX has compiled."""
+        return self.root / "kernels" / mlx

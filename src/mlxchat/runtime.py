@@ -13,12 +13,13 @@ import time
 import warnings
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 import psutil
 
 from mlxchat.errors import MlxchatError
+from mlxchat.home import Home
 from mlxchat.telemetry import Memory
 
 __all__ = ["machine", "matmul_flops", "memory_use", "mx", "nn", "tree_flatten"]
@@ -72,6 +73,9 @@ if sys.platform == "linux":
     # What CUDA may have under way at a time, which is memory that cannot be used again meanwhile:
     # by default a gigabyte for each of ten parts of a graph.
     os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100")
+    # Kernels that CUDA compiles, for up to minutes: by default MLX keeps them in /tmp, which a
+    # restart of the machine empties.
+    os.environ.setdefault("MLX_PTX_CACHE_DIR", str(Home.from_environment().kernels(version("mlx"))))
 
 try:
     import mlx.core as mx
