@@ -39,7 +39,7 @@ class ShardWatch(threading.Thread):
     def run(self) -> None:
         """Look ten times a second until the process ends."""
         while True:
-            names = {path.name.split(".")[0] for path in self.folder.glob("shard_*")}
+            names = {path.name.split(".")[0] for path in self.folder.rglob("shard_*")}
             self.most = max(self.most, len(names - {self.validation.split(".")[0]}))
             time.sleep(0.1)
 

@@ -1,10 +1,14 @@
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from any_bytes import FILES, shards_or_a_clear_error
+from hypothesis import given, settings
 
 from mlxchat.data import ingest as module
 from mlxchat.data.ingest import IngestSummary, ingest
@@ -275,3 +279,50 @@ def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         ingest(source, tmp_path / "home" / "base_data_own", interrupt)
     assert list((tmp_path / "home").iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path, run: Run) -> None:
+    source = write_lines(tmp_path / "own.jsonl", ["some text " * 100] * 3000)
+    program = (
+        "import sys, time; from pathlib import Path; from mlxchat.data.ingest import ingest; "
+        "ingest(Path(sys.argv[1]), Path(sys.argv[2]), lambda event: (print(flush=True), "
+        "time.sleep(60)))"
+    )
+    home = tmp_path / "home"
+    command = [sys.executable, "-c", program, str(source), str(home / "base_data_killed")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        (left,) = home.iterdir()
+        with pytest.raises(MlxchatError, match="Another process is writing"):
+            run(source, home / "base_data_killed")
+        run(source, home / "base_data_other")
+        assert left.exists()  # its process lives
+        process.kill()
+    summary = run(source)
+    assert sorted(home.iterdir()) == [home / "base_data_other", summary.shards[0].parent]
+    run(source, home / "base_data_killed")
+
+
+def test_a_disk_that_fails_is_told_and_nothing_is_left(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_lines(tmp_path / "own.jsonl", ["one", "two"])
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "sync", full)
+    with pytest.raises(MlxchatError, match="No space left"):
+        run(source)
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_any_bytes_give_shards_or_a_clear_error(name: str) -> None:
+    @settings(max_examples=100, deadline=None, derandomize=True, database=None)
+    @given(FILES[name])
+    def bring_in(content: bytes) -> None:
+        shards_or_a_clear_error(name, content)
+
+    bring_in()

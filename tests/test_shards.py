@@ -11,16 +11,19 @@ import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hub_server import TINY, Fault, HubServer, address, dataset_files, write_shard
+from hub_server import COMMIT, TINY, Fault, HubServer, address, dataset_files, write_shard
 
-from mlxchat.data.fetch import ALL_SHARDS, fetch, require_space
+from mlxchat.data.disk import require_space
+from mlxchat.data.fetch import ALL_SHARDS, fetch
 from mlxchat.data.hub import ATTEMPTS, Hub
 from mlxchat.data.shards import (
     DATASETS,
+    REVISION,
     STREAMED,
     FolderStatus,
     LocalShards,
     check_shard,
+    pinned_revision,
     shard_name,
     status,
 )
@@ -54,7 +57,7 @@ def events() -> list[Event]:
 
 
 def names_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != REVISION)
 
 
 def test_fetch_brings_the_first_shards_and_the_last(
@@ -105,12 +108,59 @@ def test_fetch_replaces_a_damaged_shard_and_says_so(
     assert len(notes) == 1 and "truncated or damaged" in notes[0]
 
 
-def test_fetch_keeps_what_streaming_brought(hub: Hub, folder: Path, events: list[Event]) -> None:
-    mark = folder / STREAMED / shard_name(0)
-    mark.parent.mkdir(parents=True)
-    mark.touch()
+def test_fetch_keeps_what_streaming_brought(
+    hub: Hub, server: HubServer, folder: Path, events: list[Event]
+) -> None:
+    streamed = write_shard(folder / STREAMED / shard_name(0))
     fetch(folder, TINY, 1, hub, events.append)
-    assert not mark.exists()
+    assert server.count("GET", shard_name(0)) == 0
+    streamed.unlink()
+    check_shard(folder / shard_name(0))
+
+
+def test_all_shards_of_a_folder_are_of_the_revision_of_the_first(
+    hub: Hub, server: HubServer, folder: Path, events: list[Event]
+) -> None:
+    fetch(folder, TINY, 1, hub, events.append)
+    assert pinned_revision(folder) == COMMIT
+    gets = [request.path for request in server.requests if request.method == "GET"]
+    assert gets and all(f"/resolve/{COMMIT}/" in path for path in gets)
+    server.requests.clear()
+    fetch(folder, TINY, 3, hub, events.append)
+    assert all(f"/resolve/{COMMIT}/" in request.path for request in server.requests)
+
+    server.commit = "f" * 40  # the hub has another revision, and has lost the one we began with
+    with pytest.raises(MlxchatError, match="does not exist") as caught:
+        fetch(folder, TINY, 4, hub, events.append)
+    assert REVISION in caught.value.remedy and str(folder) in caught.value.remedy
+    fetch(folder.parent / "other", TINY, 4, hub, events.append)
+    assert pinned_revision(folder.parent / "other") == server.commit
+
+
+def test_a_revision_not_written_to_its_end_is_none(
+    hub: Hub, folder: Path, events: list[Event]
+) -> None:
+    folder.mkdir(parents=True)
+    (folder / REVISION).write_text("abc")
+    assert pinned_revision(folder) is None
+    fetch(folder, TINY, 1, hub, events.append)
+    assert pinned_revision(folder) == COMMIT
+    assert (folder / REVISION).read_text() == f"{COMMIT}\n"
+
+
+def test_two_processes_share_the_work(server: HubServer, folder: Path) -> None:
+    server.bytes_per_second = 100_000
+    program = (
+        "import sys, httpx; from pathlib import Path; from hub_server import TINY; "
+        "from mlxchat.data.fetch import fetch; from mlxchat.data.hub import Hub; "
+        "hub = Hub(sys.argv[1], httpx.Client(trust_env=False)); "
+        "fetch(Path(sys.argv[2]), TINY, 9, hub, lambda event: None, workers=2)"
+    )
+    command = [sys.executable, "-c", program, server.endpoint, str(folder)]
+    both = [subprocess.Popen(command, cwd=Path(__file__).parent) for _ in range(2)]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert names_in(folder) == [shard_name(index) for index in range(10)]
+    assert all(server.count("GET", name) == 1 for name in names_in(folder))
 
 
 @pytest.mark.parametrize("count", [-1, 0, 10])
@@ -134,7 +184,7 @@ def test_a_disk_too_small_is_known_before_downloading(
     with pytest.raises(MlxchatError, match="too small"):
         fetch(folder, TINY, 5, hub, events.append)
     assert all(request.method == "HEAD" for request in server.requests)
-    assert not folder.exists()
+    assert names_in(folder) == []
     fetch(folder, TINY, 1, hub, events.append)
 
 
@@ -147,7 +197,7 @@ def test_space_asks_the_disk_of_the_nearest_folder_that_exists(tmp_path: Path) -
 def test_a_missing_shard_stops_the_others(
     hub: Hub, server: HubServer, folder: Path, events: list[Event]
 ) -> None:
-    server.faults = [Fault(name=shard_name(2), status=404), Fault(stall=0.5, times=100)]
+    server.faults = [Fault(name=shard_name(2), status=404), Fault(cut=0, stall=0.5, times=100)]
     with pytest.raises(MlxchatError, match=r"shard_00002\.parquet does not exist"):
         fetch(folder, TINY, 9, hub, events.append)
     assert server.count("GET", shard_name(8)) == 0
@@ -257,14 +307,15 @@ def test_status(tmp_path: Path) -> None:
     known = DATASETS["climbmix"]
     sizes = [
         write_shard(home.data("climbmix") / name).stat().st_size
-        for name in (shard_name(0), known.validation)
+        for name in (shard_name(0), known.validation, f"{STREAMED}/{shard_name(1)}")
     ]
+    (home.data("climbmix") / REVISION).write_text(f"{COMMIT}\n")
     (home.data("climbmix") / "shard_00001.parquet.incomplete").touch()
     write_shard(home.data("own") / shard_name(0))
     home.data("fineweb-edu").mkdir()
     (tmp_path / "base_database").mkdir()
     assert [replace(found, bytes=0) for found in status(home)] == [
-        FolderStatus("fineweb-edu", tmp_path / "base_data", 0, 0, False, ()),
+        FolderStatus("fineweb-edu", tmp_path / "base_data", 0, 0, False, (), None),
         FolderStatus(
             "climbmix",
             tmp_path / "base_data_climbmix",
@@ -272,8 +323,9 @@ def test_status(tmp_path: Path) -> None:
             0,
             True,
             ("shard_00001.parquet.incomplete",),
+            COMMIT,
         ),
-        FolderStatus("own", tmp_path / "base_data_own", 1, 0, False, ()),
+        FolderStatus("own", tmp_path / "base_data_own", 1, 0, False, (), None),
     ]
     assert status(home)[1].bytes == sum(sizes)
 

@@ -3,14 +3,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from hub_server import TINY, Fault, HubServer, address, dataset_files, write_shard
 
 from mlxchat.data import streaming as module
+from mlxchat.data.download import partial
+from mlxchat.data.fetch import fetch
 from mlxchat.data.hub import ATTEMPTS, Hub
-from mlxchat.data.shards import check_shard, shard_name
+from mlxchat.data.shards import STREAMED, check_shard, shard_name
 from mlxchat.data.streaming import StreamingShards
 from mlxchat.errors import MlxchatError
 from mlxchat.telemetry import Event, Noted, Progressed
@@ -55,15 +58,14 @@ def stream(hub: Hub, folder: Path, events: list[Event]) -> Iterator[Stream]:
         source.close()
 
 
-def on_disk(folder: Path, validation: bool = False) -> set[int]:
-    """Numbers of the shards in a folder, whole or in part."""
-    found = {path.name.partition(".")[0] for path in folder.glob("shard_*")}
-    numbers = {int(name.removeprefix("shard_")) for name in found}
-    return numbers if validation else numbers - {TINY.last_shard}
+def on_disk(folder: Path) -> set[int]:
+    """Numbers of the training shards in a folder, whole or in part, streamed or not."""
+    found = {path.name.partition(".")[0] for path in folder.rglob("shard_*")}
+    return {int(name.removeprefix("shard_")) for name in found} - {TINY.last_shard}
 
 
 def whole(folder: Path) -> set[int]:
-    return {int(path.stem.removeprefix("shard_")) for path in folder.glob("*.parquet")}
+    return {int(path.stem.removeprefix("shard_")) for path in folder.rglob("*.parquet")}
 
 
 def eventually(condition: Callable[[], bool]) -> None:
@@ -124,7 +126,7 @@ def test_the_next_shard_can_be_had_before_the_last_is_given_back(
         source.acquire(shard_name(0))
         for index in range(1, 9):
             check_shard(source.acquire(shard_name(index)))
-            assert (folder / shard_name(index - 1)).exists()  # still in use
+            assert source._find(shard_name(index - 1))  # still in use
             source.release(shard_name(index - 1))
     assert watch.most <= 2
 
@@ -227,7 +229,7 @@ def test_a_partial_file_counts_and_is_gone_on_with(
     read(source, 0)
     eventually(lambda: bool(source._failures))
     source.close()
-    assert hub.partial(folder / shard_name(1)).stat().st_size == 100
+    assert partial(folder / STREAMED / shard_name(1)).stat().st_size == 100
     again = stream(2)
     with Watch(folder) as watch:
         for index in (1, 2, 3):
@@ -266,6 +268,148 @@ def test_failures_are_tried_again_in_the_background(
     server.faults = [Fault(name=shard_name(1), method="HEAD", status=500, times=3 * ATTEMPTS)]
     read(stream(), 0)
     eventually(lambda: whole(folder) == {0, 1, 9})
+
+
+class Link:
+    """Lets downloads end only at moments of a clock that the test advances, one at each."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._changed, self._moments = threading.Condition(), 0
+        download = module.download_shard
+
+        def at_its_moment(*arguments: Any) -> None:
+            with self._changed:
+                while not self._changed.wait_for(lambda: self._moments > 0, 0.05):
+                    arguments[0].check_stop()
+                self._moments -= 1
+            download(*arguments)
+
+        monkeypatch.setattr(module, "download_shard", at_its_moment)
+
+    def pass_time(self, moments: int, idle: Callable[[], bool]) -> None:
+        """Let so many downloads end, fewer where the link is idle."""
+        for _ in range(moments):
+            with self._changed:
+                self._moments = 1
+                self._changed.notify_all()
+            eventually(lambda: self._moments == 0 or idle())
+        with self._changed:
+            self._moments = 0
+
+
+@pytest.mark.parametrize("max_cached", [2, 3, 5])
+def test_with_a_link_twice_as_fast_only_the_first_shard_is_waited_for(
+    stream: Stream,
+    server: HubServer,
+    folder: Path,
+    events: list[Event],
+    monkeypatch: pytest.MonkeyPatch,
+    max_cached: int,
+) -> None:
+    link = Link(monkeypatch)
+    server.faults = [Fault(cut=50, times=20)]
+    source = stream(max_cached)
+    link.pass_time(1, idle=lambda: 9 in whole(folder))
+    eventually(lambda: 9 in whole(folder))
+
+    for number, index in enumerate([*range(9), *range(9)]):
+
+        def idle(index: int = index) -> bool:
+            return whole(folder) >= {9, *((index + i) % 9 for i in range(max_cached))}
+
+        def there(name: str = shard_name(index)) -> bool:
+            return source._find(name) is not None
+
+        first = threading.Thread(target=link.pass_time, args=(1, there))
+        if number == 0:
+            first.start()
+        else:
+            eventually(there)
+        source.acquire(shard_name(index))
+        if number == 0:
+            first.join()
+        link.pass_time(2, idle)  # one shard is read while two could come
+        source.release(shard_name(index))
+    waits = [e.text for e in events if isinstance(e, Noted) and "Waiting" in e.text]
+    assert waits == ["Waiting for shard_00000.parquet."]
+
+
+def test_a_network_that_is_down_for_a_while_is_waited_for(
+    stream: Stream, server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(module, "PATIENCE", 3)
+    outage = 2 * ATTEMPTS
+    server.faults = [Fault(shard_name(0), "HEAD", times=outage, status=503)]
+    read(stream(), 0)
+    assert server.count("HEAD", shard_name(0)) == outage + 1
+
+
+def test_but_not_for_ever(
+    stream: Stream, server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(module, "PATIENCE", 3)
+    server.faults = [Fault(shard_name(0), "HEAD", times=10**6, status=503)]
+    with pytest.raises(MlxchatError, match=r"shard_00000\.parquet cannot be had.*503"):
+        stream().acquire(shard_name(0))
+    assert server.count("HEAD", shard_name(0)) == 3 * ATTEMPTS
+
+
+def test_validation_that_cannot_be_had_holds_up_no_training(
+    stream: Stream, server: HubServer, folder: Path
+) -> None:
+    del server.files[address(TINY, shard_name(9))]
+    source = stream(2)
+    for index in range(9):
+        read(source, index)
+    with pytest.raises(MlxchatError, match=r"shard_00009\.parquet does not exist"):
+        source.acquire(source.validation)
+
+
+def test_a_file_put_there_meanwhile_stays(stream: Stream, folder: Path) -> None:
+    source = stream(3)
+    read(source, 0)
+    eventually(lambda: whole(folder) == {0, 1, 2, 9})
+    own = write_shard(folder / shard_name(1))  # one that streaming has brought, too
+    for index in [*range(9), 0, 1]:
+        read(source, index)
+    assert own.exists()
+    assert whole(folder) >= {1, 9}
+
+
+def test_a_shard_fetched_meanwhile_stays(
+    stream: Stream, hub: Hub, server: HubServer, folder: Path
+) -> None:
+    source = stream(3)
+    read(source, 0)
+    eventually(lambda: whole(folder) == {0, 1, 2, 9})
+    fetch(folder, TINY, 2, hub, lambda event: None)
+    assert server.count("GET", shard_name(1)) == 1
+    for index in range(9):
+        read(source, index)
+    assert (folder / shard_name(0)).exists() and (folder / shard_name(1)).exists()
+
+
+def test_what_a_power_cut_left_of_a_shard_is_fetched_again(stream: Stream, folder: Path) -> None:
+    (folder / STREAMED).mkdir(parents=True)
+    (folder / STREAMED / shard_name(0)).write_bytes(b"PAR1")
+    read(stream(), 0)
+
+
+def test_a_folder_that_cannot_be_written_is_told(
+    stream: Stream, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = stream(2)
+    read(source, 0)
+    eventually(lambda: whole(folder) == {0, 1, 9})
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(MlxchatError, match=r"streamed cannot be stored: Permission denied"):
+        source.acquire(shard_name(5))
 
 
 def test_the_disk_is_asked_before_each_download(

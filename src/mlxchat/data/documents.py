@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import count, islice
 from typing import NamedTuple, Protocol
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlxchat.data import corpus
@@ -186,7 +187,7 @@ def _rows(source: ShardSource, name: str, start: int) -> Iterator[tuple[list[Doc
                     batch = [text for text in texts[row - first : after - first] if text]
                     if batch:
                         yield batch, after
-    except (OSError, ValueError) as error:  # pyarrow's errors are these
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise MlxchatError(
             f"{path} cannot be read ({' '.join(str(error).split())}).",
             "Move it away and get it again: mlxchat data fetch",

@@ -1,46 +1,76 @@
 """Bringing shards from the hub to disk: room first, several at once, each checked."""
 
-import shutil
+import fcntl
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from mlxchat.data.hub import Hub, RemoteFile
-from mlxchat.data.shards import STREAMED, Dataset, Report, shard_fault
+from mlxchat.data.disk import require_space, storing, sync
+from mlxchat.data.download import download, missing_bytes
+from mlxchat.data.hub import NEWEST, Hub, NotFoundError, RemoteFile
+from mlxchat.data.shards import (
+    REVISION,
+    STREAMED,
+    Dataset,
+    Report,
+    parse_revision,
+    pinned_revision,
+    shard_fault,
+)
 from mlxchat.errors import MlxchatError
 from mlxchat.telemetry import Event, Noted, Progressed
 
-GIB = 2**30
-RESERVE = GIB  # bytes of disk that downloads leave free
 ALL_SHARDS = "all shards"  # the task of the bar that counts every file of a fetch
 
 Result = TypeVar("Result")
 
 
-def require_space(folder: Path, needed: int) -> None:
-    """Check that ``needed`` bytes fit on the disk of ``folder`` and leave 1 GiB free.
+def locate(hub: Hub, dataset: Dataset, folder: Path, name: str) -> RemoteFile:
+    """What the hub says of a shard, of the commit that the folder's other shards are of.
+
+    The first shard of a folder decides which that is.
 
     Raises:
-        MlxchatError: they do not.
+        MlxchatError: the hub has no such file or cannot be asked, or the folder cannot be written.
     """
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if needed and needed + RESERVE > free:
-        raise MlxchatError(
-            f"The disk of {folder} is too small: {needed / GIB:.2f} GiB to download, "
-            f"{free / GIB:.2f} GiB free, of which 1 GiB must stay free.",
-            "Make room, ask for fewer shards, or choose another disk with MLXCHAT_HOME.",
-        )
+    pinned = pinned_revision(folder)
+    try:
+        remote = hub.stat(dataset.repo, name, pinned or NEWEST)
+    except NotFoundError as error:
+        if pinned is None:
+            raise
+        raise NotFoundError(
+            error.problem,
+            f"{error.remedy} The shards in {folder} are of the revision that its file {REVISION} "
+            "names; if the hub has given that up, move all of them away and fetch them again.",
+        ) from error
+    if pinned is None and remote.commit:
+        pinned = _pin(folder, remote.commit)
+        if pinned != remote.commit:  # another process was first, with an older one
+            return hub.stat(dataset.repo, name, pinned)
+    return remote
 
 
-def missing_bytes(hub: Hub, remote: RemoteFile, destination: Path) -> int:
-    """What is still to download, beyond what an earlier attempt left."""
-    partial = hub.partial(destination)
-    return max(remote.size - (partial.stat().st_size if partial.exists() else 0), 0)
+def _pin(folder: Path, commit: str) -> str:
+    """Record the commit of a folder's shards, unless one is recorded; the one that is."""
+    with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / REVISION).open("a+b") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            stream.seek(0)
+            if recorded := parse_revision(stream.read()):
+                return recorded
+            stream.truncate(0)
+            stream.write(f"{commit}\n".encode())
+        sync(folder / REVISION)
+        sync(folder)
+    return commit
 
 
 def fetch(
@@ -68,7 +98,7 @@ def fetch(
     training = dataset.training(num_shards)
     names = (dataset.validation, *training)  # validation first: without it nothing can be done
     for name in names:
-        (folder / STREAMED / name).unlink(missing_ok=True)
+        _keep_streamed(folder, name)
     report = _one_at_a_time(report)
     missing = [name for name in names if not _is_complete(folder / name, report, clock)]
     stop = threading.Event()
@@ -77,10 +107,10 @@ def fetch(
         try:
             asked: dict[str, Future[RemoteFile]] = {}
             for group in missing[:1], missing[1:]:  # one alone says it where nothing can be had
-                asked |= {name: pool.submit(hub.stat, dataset.repo, name) for name in group}
+                asked |= {name: pool.submit(locate, hub, dataset, folder, name) for name in group}
                 _wait(asked.values())
             remotes = {name: future.result() for name, future in asked.items()}
-            needed = sum(missing_bytes(hub, remotes[name], folder / name) for name in missing)
+            needed = sum(missing_bytes(remotes[name], folder / name) for name in missing)
             require_space(folder, needed)
             progress = _Progress({name: remotes[name].size for name in missing}, report, clock)
             _wait(
@@ -108,7 +138,7 @@ def download_shard(
     Raises:
         MlxchatError: it cannot be had, or is no shard.
     """
-    hub.download(remote, destination, lambda done: report(min(done, remote.size - 1)))
+    download(hub, remote, destination, lambda done: report(min(done, remote.size - 1)))
     if fault := shard_fault(destination):
         destination.unlink()
         raise MlxchatError(
@@ -117,6 +147,12 @@ def download_shard(
             "HF_ENDPOINT.",
         )
     report(remote.size)
+
+
+def _keep_streamed(folder: Path, name: str) -> None:
+    """Have a shard that streaming brought in its own place, whatever streaming does with it."""
+    with suppress(OSError):  # it is not there, or the disk has no links: then it is downloaded
+        os.link(folder / STREAMED / name, folder / name)
 
 
 def _is_complete(path: Path, report: Report, clock: Callable[[], float]) -> bool:

@@ -1,22 +1,21 @@
-"""One verified, resumable download from the Hugging Face hub, or from what answers as it does.
+"""What the Hugging Face hub, or what answers as it does, says of its files, asked with patience.
 
-The hub answers a HEAD of ``ENDPOINT/datasets/REPO/resolve/main/FILE`` with the file's size and
-sha256 (``X-Linked-Size``, ``X-Linked-Etag``) and redirects a GET to a signed address that expires;
-so every attempt starts at the first address again. A download grows ``FILE.incomplete`` beside its
-destination, under a lock, and is renamed once its size and checksum are right.
+The hub answers a HEAD of ``ENDPOINT/datasets/REPO/resolve/REVISION/FILE`` with the file's size and
+checksum (``X-Linked-Size``, ``X-Linked-Etag``) and the commit it is of (``X-Repo-Commit``), and
+redirects a GET to a signed address that expires; so every attempt starts at the first address
+again.
 """
 
-import fcntl
-import hashlib
 import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import httpx
 
@@ -24,12 +23,11 @@ from mlxchat import __version__
 from mlxchat.errors import MlxchatError
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
-ATTEMPTS = 5
+NEWEST = "main"  # the revision that moves
+ATTEMPTS = 5  # in a row that bring nothing
 LONGEST_PAUSE = 300.0  # seconds; the hub counts requests in windows of five minutes
-LOCK_POLL = 0.2  # seconds between looks at a file that another process is downloading
 TIMEOUT = 10.0  # seconds without a byte
 MAX_REDIRECTS = 5
-HASH_BLOCK = 2**20
 
 Result = TypeVar("Result")
 
@@ -38,21 +36,33 @@ class Cancelled(Exception):  # noqa: N818  (not an error: the caller asked for i
     """The transfer was given up because the hub's ``stop`` was set; what came stays on disk."""
 
 
-class _TryAgain(Exception):  # noqa: N818  (never leaves this module)
-    """This attempt failed in a way that the next may not; ``after`` is what the server asks."""
+class TryAgain(Exception):  # noqa: N818  (`Hub.persist` ends it)
+    """An attempt failed in a way that the next may not; ``after`` seconds, the server asks."""
 
-    def __init__(self, reason: str, after: float | None = None) -> None:
+    def __init__(self, reason: str, after: float = 0.0) -> None:
         super().__init__(reason)
         self.after = after
 
 
+class UnreachableError(MlxchatError):
+    """Attempt after attempt failed for a reason that may pass, such as a network that is down."""
+
+
+class NotFoundError(MlxchatError):
+    """The hub has no such file, or no such revision of it."""
+
+
 @dataclass(frozen=True)
 class RemoteFile:
-    """What the hub says of a file: ``size`` in bytes, and where known its sha256 and commit."""
+    """What the hub says of a file.
+
+    ``url`` is that of the very ``commit`` where the hub names one, else None. ``checksum`` is a
+    sha256 (64 hexadecimal digits), or git's sha1 of the blob (40), or None where there is none.
+    """
 
     url: str
     size: int
-    sha256: str | None
+    checksum: str | None
     commit: str | None
 
 
@@ -61,7 +71,7 @@ class Hub:
     """Where files come from. Safe to use from several threads.
 
     ``sleep`` waits between attempts, first ``backoff`` seconds, then twice as long each time, and
-    ``note`` gets a line before each of these waits.
+    ``note`` gets a line before each of these waits. ``clock`` gives seconds, of whatever origin.
     """
 
     endpoint: str
@@ -69,6 +79,7 @@ class Hub:
     token: str | None = None
     offline: bool = False
     sleep: Callable[[float], object] = time.sleep
+    clock: Callable[[], float] = time.monotonic
     backoff: float = 1.0
     note: Callable[[str], object] = lambda text: None
     stop: threading.Event = field(default_factory=threading.Event)
@@ -103,85 +114,82 @@ class Hub:
         """This hub, whose transfers and waits raise `Cancelled` soon after ``stop`` is set."""
         return replace(self, stop=stop, sleep=stop.wait)
 
+    def check_stop(self) -> None:
+        """Raise `Cancelled` where ``stop`` is set."""
+        if self.stop.is_set():
+            raise Cancelled
+
     def close(self) -> None:
         """Close the connections."""
         self.client.close()
 
-    def stat(self, repo: str, filename: str) -> RemoteFile:
+    def stat(self, repo: str, filename: str, revision: str = NEWEST) -> RemoteFile:
         """Ask for the size and checksum of a file of the dataset ``repo`` (``owner/name``).
 
         Raises:
-            MlxchatError: there is no network, no such file, or no size in the answer.
+            NotFoundError: there is no such file at this revision.
+            UnreachableError: there is no network, or no server that works.
+            MlxchatError: the file is not open to the user, or there is no size in the answer.
         """
-        url = f"{self.endpoint}/datasets/{repo}/resolve/main/{filename}"
-        return self._persist(url, lambda: self._head(url))
+        base = f"{self.endpoint}/datasets/{repo}/resolve"
+        url = f"{base}/{revision}/{filename}"
+        remote = self.persist(url, lambda: self._head(url))
+        if remote.commit:  # so that no other version can come between this answer and the next
+            remote = replace(remote, url=f"{base}/{remote.commit}/{filename}")
+        return remote
 
-    def download(
-        self,
-        remote: RemoteFile,
-        destination: Path,
-        report: Callable[[int], None] = lambda done: None,
-    ) -> None:
-        """Put ``remote`` at ``destination``, whole and verified or not at all.
+    def persist(
+        self, url: str, attempt: Callable[[], Result], progress: Callable[[], int] = lambda: 0
+    ) -> Result:
+        """Call ``attempt`` until it succeeds, with growing pauses.
 
-        Goes on where an earlier download stopped. Where another live process is downloading to the
-        same destination, waits and takes what it made. ``report`` gets the bytes done so far.
+        Args:
+            url: what it is about.
+            attempt: raises `TryAgain` or an error of httpx where another may succeed.
+            progress: how far the attempts have come.
 
         Raises:
-            MlxchatError: the file cannot be had, is not what the hub announced, or cannot be
-                written.
+            UnreachableError: `ATTEMPTS` in a row failed and none came further than any before.
             Cancelled: ``stop`` was set.
+            MlxchatError: the hub is offline, or the host cannot be one.
         """
-        partial = self.partial(destination)
-        with self._locked(partial) as (stream, contended):
-            if contended and destination.is_file() and destination.stat().st_size == remote.size:
-                partial.unlink()
-                return
-            try:
-                self._persist(remote.url, lambda: self._attempt(remote, stream, report))
-            finally:
-                if _size(stream) == 0 < remote.size:
-                    partial.unlink()
-            os.fsync(stream.fileno())
-            partial.replace(destination)
-        sync_folder(destination.parent)
-
-    @staticmethod
-    def partial(destination: Path) -> Path:
-        """Where a download to ``destination`` grows."""
-        return destination.with_name(f"{destination.name}.incomplete")
-
-    def _persist(self, url: str, attempt: Callable[[], Result]) -> Result:
-        """Call ``attempt`` until it succeeds, at most `ATTEMPTS` times, with growing pauses."""
         if self.offline:
             raise MlxchatError(
                 f"HF_HUB_OFFLINE is set, and {url} is not on disk.", "Unset it to download."
             )
-        reason = ""
-        pause: float | None = None
-        for number in range(ATTEMPTS):
-            if number:
-                wait = self.backoff * 2 ** (number - 1) if pause is None else pause
-                name = url.rpartition("/")[2]
-                self.note(f"Trying again in {wait:g} s to get {name}: {reason}.")
-                self.sleep(wait)
-            self._check_stop()
+        furthest, failed = progress(), 0
+        while True:
+            self.check_stop()
+            pause = 0.0
             try:
                 return attempt()
-            except _TryAgain as error:
+            except TryAgain as error:
                 reason, pause = str(error), error.after
             except httpx.RequestError as error:
-                reason, pause = str(error) or type(error).__name__, None
+                reason = str(error) or type(error).__name__
             except UnicodeError as error:  # of the name of a proxy, or of a host redirected to
                 raise MlxchatError(
                     f"The way to {url} leads over a host whose name cannot be one.",
                     "Check --endpoint, HF_ENDPOINT and HTTPS_PROXY.",
                 ) from error
-        raise MlxchatError(
-            f"{url} cannot be had: {reason} ({ATTEMPTS} attempts).",
-            "Check the network and --endpoint, then run the same command again: "
-            "it goes on where it stopped.",
-        )
+            reached = progress()
+            failed = 1 if reached > furthest else failed + 1
+            furthest = max(furthest, reached)
+            if failed == ATTEMPTS:
+                raise UnreachableError(
+                    f"{url} cannot be had: {reason} ({ATTEMPTS} attempts).",
+                    "Check the network and --endpoint, then run the same command again: "
+                    "it goes on where it stopped.",
+                )
+            wait = max(self.backoff * 2 ** (failed - 1), pause)
+            name = url.rpartition("/")[2]
+            self.note(f"Trying again in {wait:g} s to get {name}: {reason}.")
+            self.sleep(wait)
+
+    def get(self, url: str, offset: int) -> AbstractContextManager[httpx.Response]:
+        """Begin to get a file from byte ``offset`` on; another host does not see the token."""
+        headers = self._headers() | ({"Range": f"bytes={offset}-"} if offset else {})
+        return self.client.stream("GET", url, headers=headers, follow_redirects=True)
 
     def _headers(self) -> dict[str, str]:
         headers = {"Accept-Encoding": "identity", "User-Agent": f"mlxchat/{__version__}"}
@@ -198,160 +206,61 @@ class Hub:
         else:
             raise MlxchatError(f"{url} redirects without end.", "Check --endpoint.")
         if response.next_request is None:
-            _check_status(response, url)
+            check_status(response, url)
         size = response.headers.get("x-linked-size") or response.headers.get("content-length", "")
-        if not size.isdigit():
+        if not re.fullmatch("[0-9]{1,18}", size):
             raise MlxchatError(
                 f"The server does not say how big {url} is.", "Check --endpoint and HF_ENDPOINT."
             )
-        etag = response.headers.get("x-linked-etag") or response.headers.get("etag", "")
+        commit = _hexadecimal(response.headers.get("x-repo-commit", ""), 40)
+        # Only the hub's own tag is a checksum: a storage's may be a hash of something else.
+        own = response.headers.get("etag", "") if commit else ""
+        etag = response.headers.get("x-linked-etag") or own
         checksum = etag.removeprefix("W/").strip('"').lower()
-        return RemoteFile(
-            url=url,
-            size=int(size),
-            sha256=checksum if re.fullmatch("[0-9a-f]{64}", checksum) else None,
-            commit=response.headers.get("x-repo-commit"),
-        )
-
-    def _attempt(self, remote: RemoteFile, stream: BinaryIO, report: Callable[[int], None]) -> None:
-        """Bring ``stream`` from whatever it holds to the whole, verified file."""
-        if _size(stream) > remote.size:
-            stream.truncate(0)
-        resumed = _size(stream) > 0
-        if _size(stream) < remote.size:
-            self._receive(remote, stream, report)
-        if _size(stream) < remote.size:
-            raise _TryAgain(f"it ended after {_size(stream)} of {remote.size} bytes")
-        if remote.sha256 in (None, _sha256(stream)) and _size(stream) == remote.size:
-            return
-        stream.truncate(0)
-        if resumed:  # the first part may be of an older version of the file
-            raise _TryAgain("what came does not match its checksum")
-        raise MlxchatError(
-            f"{remote.url} is corrupt: what came does not match the hub's size and checksum.",
-            "Nothing of it was kept. Run the same command again, or choose another --endpoint.",
-        )
-
-    def _receive(self, remote: RemoteFile, stream: BinaryIO, report: Callable[[int], None]) -> None:
-        """Append what is missing, or start over where the server sends the whole."""
-        offset = _size(stream)
-        headers = self._headers() | ({"Range": f"bytes={offset}-"} if offset else {})
-        with self.client.stream(
-            "GET", remote.url, headers=headers, follow_redirects=True
-        ) as response:
-            if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
-                stream.truncate(0)
-                raise _TryAgain("the server has no such part of it")
-            _check_status(response, remote.url)
-            if response.status_code != httpx.codes.PARTIAL_CONTENT:
-                stream.truncate(0)
-                offset = 0
-            for chunk in response.iter_raw():
-                self._check_stop()
-                with storing(remote.url):
-                    _write(stream, chunk)
-                offset += len(chunk)
-                if offset > remote.size:
-                    return
-                report(offset)
-
-    def _check_stop(self) -> None:
-        if self.stop.is_set():
-            raise Cancelled
-
-    @contextmanager
-    def _locked(self, partial: Path) -> Iterator[tuple[BinaryIO, bool]]:
-        """Open ``partial`` for appending, alone; True beside it when another had it meanwhile."""
-        contended = False
-        while True:
-            with storing(partial):
-                partial.parent.mkdir(parents=True, exist_ok=True)
-                stream = partial.open("a+b", buffering=0)
-            with stream:
-                try:
-                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    pass
-                else:
-                    # Whoever held the lock may have renamed or deleted the file we opened.
-                    if _is_at(stream, partial):
-                        yield stream, contended
-                        return
-            contended = True
-            self.sleep(LOCK_POLL)
-            self._check_stop()
+        return RemoteFile(url, int(size), _hexadecimal(checksum, 64, 40), commit)
 
 
-@contextmanager
-def storing(what: Path | str) -> Iterator[None]:
-    """Turn a disk that is full, or a folder that cannot be written, into an error the user sees."""
-    try:
-        yield
-    except OSError as error:
-        raise MlxchatError(
-            f"{what} cannot be stored: {error.strerror or error}.",
-            "Make room on the disk, or choose another folder with MLXCHAT_HOME.",
-        ) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside ``folder`` outlast a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _check_status(response: httpx.Response, url: str) -> None:
-    """Raise for an answer that is not the file: `_TryAgain` where a later one may be."""
+def check_status(response: httpx.Response, url: str) -> None:
+    """Raise for an answer that is not the file: `TryAgain` where a later one may be."""
     status = response.status_code
     if status in (408, 429) or status >= 500:
-        raise _TryAgain(f"the server answers {status} {response.reason_phrase}", _pause(response))
+        raise TryAgain(f"the server answers {status} {response.reason_phrase}", _pause(response))
     if status in (401, 403):
         raise MlxchatError(
             f"{url} is not open to you (status {status}).",
             "Set HF_TOKEN to a token that may read it.",
         )
     if status == httpx.codes.NOT_FOUND:
-        raise MlxchatError(
+        raise NotFoundError(
             f"{url} does not exist (status 404).", "Check the dataset and --endpoint."
         )
     if not response.is_success:
         raise MlxchatError(f"{url}: the server answers {status}.", "Check --endpoint.")
 
 
-def _pause(response: httpx.Response) -> float | None:
-    """Seconds that the server asks us to wait, in either of the two headers the hub uses."""
-    asked = re.match(r"(\d+)$", response.headers.get("retry-after", "")) or re.search(
-        r"\bt=(\d+)", response.headers.get("ratelimit", "")
-    )
-    return min(float(asked[1]), LONGEST_PAUSE) if asked else None
+def _pause(response: httpx.Response) -> float:
+    """Seconds that the server asks us to wait, in any of the ways that the hub or a proxy uses."""
+    after = response.headers.get("retry-after", "")
+    spent = re.search(r"\br=0;t=([0-9]{1,18})", response.headers.get("ratelimit", ""))
+    if re.fullmatch("[0-9]{1,18}", after):
+        seconds = float(after)
+    elif after:
+        seconds = _seconds_until(after, response.headers.get("date", ""))
+    else:
+        seconds = float(spent[1]) if spent else 0.0
+    return min(seconds, LONGEST_PAUSE)
 
 
-def _write(stream: BinaryIO, data: bytes) -> None:
-    view = memoryview(data)
-    while view:  # an unbuffered write to a disk that fills up may be short
-        view = view[stream.write(view) :]
-
-
-def _is_at(stream: BinaryIO, path: Path) -> bool:
+def _seconds_until(moment: str, now: str) -> float:
+    """Between two dates of the server's; 0 where one is none."""
     try:
-        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
+        return (parsedate_to_datetime(moment) - parsedate_to_datetime(now)).total_seconds()
+    except (TypeError, ValueError):
+        return 0.0
 
 
-def _size(stream: BinaryIO) -> int:
-    return os.fstat(stream.fileno()).st_size
-
-
-def _sha256(stream: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    stream.seek(0)
-    while block := stream.read(HASH_BLOCK):
-        digest.update(block)
-    return digest.hexdigest()
+def _hexadecimal(text: str, *lengths: int) -> str | None:
+    return text if len(text) in lengths and re.fullmatch("[0-9a-f]+", text) else None
 
 
 def _is_address(endpoint: str) -> bool:

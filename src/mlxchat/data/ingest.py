@@ -5,16 +5,17 @@ About one document in twenty, chosen at random, becomes validation.
 
 import os
 import random
-import tempfile
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlxchat.data.hub import storing, sync_folder
+from mlxchat.data.disk import is_at, lock, storing, sync
 from mlxchat.data.readers import DOCUMENT_CHARACTERS, READERS, read_documents
 from mlxchat.data.shards import Report, shard_name, shard_names
 from mlxchat.errors import MlxchatError
@@ -25,6 +26,7 @@ ROW_GROUP = 1024  # documents
 SHUFFLED_CHARACTERS = 32_000_000  # held in memory and shuffled at a time
 VALIDATION_PART = 0.05
 REPORT_BYTES = 2**20
+UNFINISHED = ".unfinished"  # ends the name of a hidden folder that shards are being written in
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,7 @@ def ingest(
         raise MlxchatError(f"{folder} {what}; nothing was written.", "Choose another dataset name.")
     files = _files(source)
     meter = _Meter(source.resolve().name, sum(path.stat().st_size for path in files), report, clock)
-    with storing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        unfinished = Path(scratch) / folder.name
-        unfinished.mkdir()
+    with _unfinished(folder) as unfinished:
         split = _Split(unfinished, random.Random(seed))
         for path in files:
             found = split.documents
@@ -72,9 +70,9 @@ def ingest(
                 _empty(path, alone=len(files) == 1, note=lambda text: report(Noted(clock(), text)))
         training = split.finish(source)
         with storing(folder):
-            sync_folder(unfinished)
+            sync(unfinished)
             unfinished.replace(folder)
-            sync_folder(folder.parent)
+            sync(folder.parent)
     meter.finish()
     return IngestSummary(
         shards=tuple(folder / shard_name(index) for index in range(training + 1)),
@@ -83,6 +81,49 @@ def ingest(
         validation_documents=split.validation_documents,
         characters=split.characters,
     )
+
+
+@contextmanager
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside ``folder``, for this process alone; removed where writing fails."""
+    unfinished = folder.with_name(f".{folder.name}{UNFINISHED}")
+    with storing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder.parent)
+        unfinished.mkdir(exist_ok=True)
+    with _locked(unfinished) as alone:
+        if not alone:
+            raise MlxchatError(
+                f"Another process is writing {folder}.",
+                "Wait for it to end, or choose another dataset name.",
+            )
+        try:
+            yield unfinished
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Delete the hidden folders of processes that have died."""
+    for left in parent.glob(f".*{UNFINISHED}"):
+        with _locked(left) as alone:
+            if alone:
+                shutil.rmtree(left)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold a folder's lock; False where another process has it, or has removed the folder."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        yield lock(descriptor) and is_at(descriptor, folder)
+    finally:
+        os.close(descriptor)
 
 
 def _files(source: Path) -> list[Path]:
@@ -200,8 +241,7 @@ class _Shard:
             self._flush()
         with storing(self.path):
             self._writer.close()
-            with self.path.open("rb") as stream:
-                os.fsync(stream.fileno())
+            sync(self.path)
 
     def _flush(self) -> None:
         with storing(self.path):

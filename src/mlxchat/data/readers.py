@@ -19,6 +19,7 @@ from mlxchat.errors import MlxchatError
 DOCUMENT_CHARACTERS = 8_000
 ROWS = 1024  # of a parquet file, read at a time
 PIECE_BYTES = 2**16  # of a line that has no end
+REASON_CHARACTERS = 200  # of what pyarrow says is wrong
 
 Advance = Callable[[int], None]  # is told of bytes read
 
@@ -118,6 +119,7 @@ def _read_json_lines(path: Path, advance: Advance) -> Iterator[str]:
 def _read_parquet(path: Path, advance: Advance) -> Iterator[str]:
     """The rows of the column ``text`` that are not null."""
     remedy = "It should be a whole parquet file with a column of strings named text."
+    row = 0
     try:
         if fault := shard_fault(path):
             raise MlxchatError(f"{path} {fault}.", remedy)
@@ -126,8 +128,12 @@ def _read_parquet(path: Path, advance: Advance) -> Iterator[str]:
             for batch in file.iter_batches(batch_size=ROWS, columns=["text"]):
                 advance(int(bytes_per_row * batch.num_rows))
                 yield from (text for text in batch.column(0).to_pylist() if text is not None)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise MlxchatError(f"{path} is damaged: {error}.", remedy) from error
+                row += batch.num_rows
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno:  # the disk's fault, not the file's
+            raise
+        reason = " ".join(str(error).split())[:REASON_CHARACTERS]
+        raise MlxchatError(f"{path} is damaged after row {row}: {reason}.", remedy) from error
 
 
 READERS: dict[str, Callable[[Path, Advance], Iterator[str]]] = {

@@ -4,6 +4,7 @@ A dataset is a folder of parquet files with one column, ``text``, a document a r
 name order is validation, all others are training, in name order.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry import Event
 
-STREAMED = ".streamed"  # folder of one empty file for each shard that streaming may delete
+STREAMED = ".streamed"  # folder in a dataset's folder of what streaming fetched, and may delete
+REVISION = ".revision"  # file in a dataset's folder with the commit that its shards are of
 MAGIC = b"PAR1"  # what a parquet file starts and ends with
 
 Report = Callable[[Event], None]
@@ -147,7 +149,11 @@ class LocalShards:
 
 @dataclass(frozen=True)
 class FolderStatus:
-    """What a dataset's folder holds. ``partial_files`` are downloads begun and not finished."""
+    """What a dataset's folder holds, in ``bytes`` with what streaming keeps there for a while.
+
+    ``partial_files`` are downloads begun and not finished; ``revision`` is the hub's commit that
+    the shards are of, None where no hub said.
+    """
 
     name: str
     path: Path
@@ -155,6 +161,7 @@ class FolderStatus:
     bytes: int
     has_validation: bool
     partial_files: tuple[str, ...]
+    revision: str | None
 
 
 def status(home: Home) -> list[FolderStatus]:
@@ -180,10 +187,27 @@ def _folder_status(folder: Path, first: Path) -> FolderStatus:
         name=name,
         path=folder,
         shards=len(names),
-        bytes=sum((folder / shard).stat().st_size for shard in names),
+        bytes=sum(
+            path.stat().st_size
+            for part in (folder, folder / STREAMED)
+            for path in part.glob("*.parquet")
+            if path.name[0] != "."
+        ),
         has_validation=known.validation in names if known else len(names) >= 2,
         partial_files=tuple(sorted(path.name for path in folder.glob("*.parquet.*"))),
+        revision=pinned_revision(folder),
     )
+
+
+def pinned_revision(folder: Path) -> str | None:
+    """The hub's commit that the shards in ``folder`` are of, None where none is recorded."""
+    path = folder / REVISION
+    return parse_revision(path.read_bytes()) if path.is_file() else None
+
+
+def parse_revision(content: bytes) -> str | None:
+    """The commit in a file `REVISION`; None for one that was not written to its end."""
+    return content[:40].decode() if re.fullmatch(rb"[0-9a-f]{40}\n", content) else None
 
 
 def shard_names(folder: Path) -> list[str]:
@@ -218,12 +242,14 @@ def shard_fault(path: Path) -> str | None:
 
     try:
         schema = pq.read_schema(path)
-    except (pa.ArrowException, OSError):
+        names = schema.names
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
         with path.open("rb") as stream:
             begins_well = stream.read(len(MAGIC)) == MAGIC
         return "is truncated or damaged" if begins_well else "is not a parquet file"
-    if "text" not in schema.names:
-        return f"has no column text (its columns: {', '.join(schema.names) or 'none'})"
+    if (count := names.count("text")) != 1:
+        found = "no column" if count == 0 else f"{count} columns"
+        return f"has {found} text (its columns: {', '.join(names) or 'none'})"
     kind = schema.field("text").type
     if pa.types.is_dictionary(kind):  # as pandas writes categories
         kind = kind.value_type

@@ -1,28 +1,45 @@
 """Training shards fetched ahead of their use, and dropped behind it.
 
 A thread keeps the shards that the reader needs next on disk, in the order of an epoch and around
-again, and never more than it was allowed: it makes room before it downloads. Shards it fetched are
-marked by an empty file each in ``.streamed/``, which outlasts the process; only those are ever
-deleted, so files that someone else put into the folder stay.
+again, and never more than it was allowed: it makes room before it downloads. What it fetches lies
+in ``.streamed/`` inside the dataset's folder, and only from there is anything ever deleted: files
+that someone put into the folder itself, and the validation shard, stay.
 """
 
-import fcntl
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlxchat.data.fetch import download_shard, missing_bytes, require_space
-from mlxchat.data.hub import Cancelled, Hub, storing
-from mlxchat.data.shards import STREAMED, Dataset, Report, check_shard, shard_names
+from mlxchat.data.disk import lock, require_space, storing
+from mlxchat.data.download import missing_bytes, partial
+from mlxchat.data.fetch import download_shard, locate
+from mlxchat.data.hub import Cancelled, Hub, UnreachableError
+from mlxchat.data.shards import STREAMED, Dataset, Report, check_shard, shard_fault, shard_names
 from mlxchat.errors import MlxchatError
 from mlxchat.telemetry import Noted, Progressed
 
+SHARD = ".parquet"
 LEAST_CACHED = 2  # one to read and one to fetch meanwhile
-RETRY_SECONDS = 30.0  # until a shard that nobody waits for is tried again
+RETRY_SECONDS = 30.0  # until a shard that failed is tried again
+PATIENCE = 10  # failures of a network that a reader without a shard waits through
 CLOSE_SECONDS = 5.0  # that closing waits for a transfer to stop
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why a shard did not come, the ``count``-th time in a row; it is tried again at ``retry``."""
+
+    error: MlxchatError
+    retry: float
+    count: int
+
+    @property
+    def final(self) -> bool:
+        """Whether there is no sense in waiting."""
+        return not isinstance(self.error, UnreachableError) or self.count >= PATIENCE
 
 
 class StreamingShards:
@@ -67,31 +84,32 @@ class StreamingShards:
         self._report, self._clock = report, clock
         self._stop = threading.Event()
         self._hub = replace(hub.until(self._stop), note=self._note)
-        self._marks = folder / STREAMED
+        self._cache = folder / STREAMED
         with storing(folder):
-            self._marks.mkdir(parents=True, exist_ok=True)
-            self._lock_file = (self._marks / "lock").open("a")
+            self._cache.mkdir(parents=True, exist_ok=True)
+            self._lock_file = (self._cache / "lock").open("a")
         self._claim_folder()
-        self._forget_missing()
+        self._drop_damaged()
 
         self._changed = threading.Condition()  # guards what follows
         self._position: int | None = None  # of the reader; until known, nothing comes ahead
         self._in_use: Counter[str] = Counter()
         self._wanted: list[str] = []  # what readers wait for, first come first served
-        self._failures: dict[str, tuple[float, MlxchatError]] = {}
+        self._failures: dict[str, _Failure] = {}
+        self._broken: MlxchatError | None = None  # what ended the thread
         self._thread = threading.Thread(target=self._run, name="streaming", daemon=True)
         self._thread.start()
 
     def acquire(self, name: str) -> Path:
         """Block until the shard is on disk; it stays until released.
 
-        Who holds ``max_cached`` shards and asks for another waits until one is released.
+        Waits through a network that is down for a while. Who holds ``max_cached`` shards and asks
+        for another waits until one is released.
 
         Raises:
             MlxchatError: it cannot be had, is no shard, or the source was closed meanwhile.
         """
-        path = self._folder / name
-        if not path.is_file():
+        if self._find(name) is None:
             self._note(f"Waiting for {name}.")
         with self._changed:
             self._in_use[name] += 1
@@ -100,8 +118,9 @@ class StreamingShards:
             self._wanted.append(name)
             self._changed.notify_all()
             try:
-                self._changed.wait_for(lambda: path.is_file() or self._hopeless(name))
-                if not path.is_file():
+                self._changed.wait_for(lambda: self._find(name) or self._hopeless(name))
+                path = self._find(name)
+                if path is None:
                     raise self._failure(name)
                 check_shard(path)
             except BaseException:
@@ -128,88 +147,98 @@ class StreamingShards:
     def _note(self, text: str) -> None:
         self._report(Noted(self._clock(), text))
 
+    def _find(self, name: str) -> Path | None:
+        """Where a shard is, None while it is nowhere."""
+        return next((p for p in (self._folder / name, self._cache / name) if p.is_file()), None)
+
     def _hopeless(self, name: str) -> bool:
-        return name in self._failures or self._stop.is_set()
+        failure = self._failures.get(name)
+        return self._stop.is_set() or (failure is not None and failure.final)
 
     def _failure(self, name: str) -> MlxchatError:
+        if self._broken:
+            return self._broken
         if name in self._failures:
-            return self._failures[name][1]
+            return self._failures[name].error
         return MlxchatError(f"Fetching stopped before {name} came.", "Run the same command again.")
 
     def _claim_folder(self) -> None:
-        try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(self._lock_file.fileno()):
             self._lock_file.close()
             raise MlxchatError(
                 f"Another run streams into {self._folder}, and would drop what this one reads.",
                 "Wait for it to end, or give this run another MLXCHAT_HOME.",
-            ) from None
+            )
 
-    def _forget_missing(self) -> None:
-        """Drop the marks of shards that are gone, so that they are not taken for ours later."""
-        for name in self._streamed():
-            path = self._folder / name
-            if not path.exists() and not self._hub.partial(path).exists():
-                (self._marks / name).unlink()
-
-    def _streamed(self) -> list[str]:
-        """The shards that streaming brought, or is bringing."""
-        return shard_names(self._marks)
+    def _drop_damaged(self) -> None:
+        """Delete what a crash of the machine left of shards; they are fetched again."""
+        with storing(self._cache):
+            for name in shard_names(self._cache):
+                if shard_fault(self._cache / name):
+                    (self._cache / name).unlink()
 
     def _run(self) -> None:
         """Download what is needed next, until closed."""
         try:
             while not self._stop.is_set():
                 with self._changed:
-                    name = self._next()
+                    with storing(self._cache):
+                        name = self._next()
                     if name is None:
                         self._changed.wait(RETRY_SECONDS)
                         continue
                 self._download(name)
         except Cancelled:
             return
+        except MlxchatError as error:
+            self._broken = error
         finally:  # whatever ended this thread, nobody may wait for it
             self._stop.set()
             with self._changed:
                 self._changed.notify_all()
 
     def _download(self, name: str) -> None:
-        path = self._folder / name
-
         def progressed(done: int) -> None:
             self._report(Progressed(self._clock(), name, done, remote.size, "bytes"))
 
-        failure = None
+        path = (self._folder if name == self.validation else self._cache) / name
+        error: MlxchatError | None = None
         try:
-            remote = self._hub.stat(self._dataset.repo, name)
-            require_space(self._folder, missing_bytes(self._hub, remote, path))
+            remote = locate(self._hub, self._dataset, self._folder, name)
+            require_space(self._folder, missing_bytes(remote, path))
             download_shard(self._hub, remote, path, progressed)
-        except MlxchatError as error:
-            failure = error
+        except MlxchatError as caught:
+            error = caught
         with self._changed:
-            if failure:
-                self._failures[name] = (self._clock() + RETRY_SECONDS, failure)
+            before = self._failures.pop(name, None)
+            if error:
+                count = before.count + 1 if before else 1
+                self._failures[name] = _Failure(error, self._clock() + RETRY_SECONDS, count)
             self._changed.notify_all()
 
     def _next(self) -> str | None:
-        """What to download now, with room made and marked for it; None while there is nothing."""
-        streamed = self._streamed()
-        own = set(shard_names(self._folder)) - set(streamed) - {self.validation}
+        """What to download now, with room made for it; None while there is nothing."""
+        own = set(shard_names(self._folder)) - {self.validation}
+        cached = self._cached()
         slots = max(self._max_cached - len(own), LEAST_CACHED)
         ahead = self._ahead(own, slots)
-        self._drop(streamed, len(streamed) - slots, keep=ahead)  # where fewer are allowed now
+        self._drop(cached, len(cached) - slots, keep=ahead)  # where fewer are allowed now
         now = self._clock()
-        for name in (*self._wanted, self.validation, *ahead):
-            failed = name in self._failures and now < self._failures[name][0]
-            if failed or (self._folder / name).is_file():
+        # What is read next comes before validation, which is seldom needed at once.
+        for name in (*self._wanted, *ahead[:LEAST_CACHED], self.validation, *ahead):
+            failed = name in self._failures and now < self._failures[name].retry
+            if failed or self._find(name):
                 continue
-            if name == self.validation or name in streamed:
+            if name == self.validation or name in cached:
                 return name
-            if self._drop(streamed, len(streamed) + 1 - slots, keep=ahead):
-                (self._marks / name).touch()
+            if self._drop(cached, len(cached) + 1 - slots, keep=ahead):
                 return name
         return None
+
+    def _cached(self) -> list[str]:
+        """The shards that streaming brought, whole or in part."""
+        found = self._cache.glob(f"*{SHARD}*")
+        return sorted({path.name.partition(SHARD)[0] + SHARD for path in found})
 
     def _ahead(self, own: set[str], slots: int) -> list[str]:
         """The next training shards from the reader's position on that take a slot each."""
@@ -218,17 +247,16 @@ class StreamingShards:
         around = (*self.training[self._position :], *self.training[: self._position])
         return [name for name in around if name not in own][:slots]
 
-    def _drop(self, streamed: list[str], count: int, keep: list[str]) -> bool:
-        """Delete ``count`` streamed shards, longest unused first; False where too few may go."""
+    def _drop(self, cached: list[str], count: int, keep: list[str]) -> bool:
+        """Delete ``count`` cached shards, longest unused first; False where too few may go."""
         if count <= 0:
             return True
-        droppable = [name for name in streamed if name not in keep and not self._in_use[name]]
+        droppable = [name for name in cached if name not in keep and not self._in_use[name]]
         for name in sorted(droppable, key=self._distance)[:count]:
-            path = self._folder / name
+            path = self._cache / name
             path.unlink(missing_ok=True)
-            self._hub.partial(path).unlink(missing_ok=True)
-            (self._marks / name).unlink(missing_ok=True)
-            streamed.remove(name)
+            partial(path).unlink(missing_ok=True)
+            cached.remove(name)
         return len(droppable) >= count
 
     def _distance(self, name: str) -> int:
