@@ -22,7 +22,7 @@ from mlxchat.telemetry import (
     Started,
     Stepped,
 )
-from mlxchat.ui.console import QuietStream, Screen, answers, error, say, table
+from mlxchat.ui.console import QuietStream, Screen, answers, error, say, table, warning
 
 MEMORY = Memory(2**30, 2**30, 0, 2**30, 2**33)
 
@@ -233,6 +233,13 @@ def test_an_error_is_two_lines_on_standard_error(capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == f"Error: no folder {'x' * 200} [red]\nMake one: mkdir [x]\n"
+
+
+def test_a_warning_is_a_line_on_standard_error(capsys):
+    warning(f"no [blas] {'x' * 200}")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"Warning: no [blas] {'x' * 200}\n"
 
 
 def test_lines_and_answers_are_printed_as_they_are(capsys):

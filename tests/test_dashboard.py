@@ -1,5 +1,6 @@
 import io
 import math
+from dataclasses import replace
 
 import pytest
 from rich.cells import cell_len
@@ -17,7 +18,8 @@ from mlxchat.telemetry import (
     Stepped,
 )
 from mlxchat.ui.bars import LEAST_BAR, Task, amount, bars, duration, in_one_line
-from mlxchat.ui.dashboard import curve, dashboard
+from mlxchat.ui.curve import curve
+from mlxchat.ui.dashboard import dashboard
 
 GIB = 2**30
 
@@ -120,6 +122,15 @@ def test_clocks_go_on_during_a_long_step():
     meter, latest = run(steps=4, total=6)
     text = drawn(dashboard(meter, latest, waited=10.0))
     assert "2m 02s" in text and "46s" in text
+
+
+@pytest.mark.parametrize("width", [160, 80, 40])
+def test_the_peak_stands_beside_its_estimate(width):
+    meter, latest = run()
+    meter.started = replace(meter.started, estimated_memory=int(4.4 * GIB))
+    text = drawn(dashboard(meter, latest, width=width, height=24), width)
+    assert "4.0 GiB of ~4.4 GiB" in text
+    assert {cell_len(line) for line in text.splitlines()} == {width}
 
 
 def test_evaluation_has_a_bar():

@@ -9,8 +9,13 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
+
+MACHINE_FULL = 0.8  # of its memory: beyond, a machine begins to swap
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Started:
     peak_flops: float | None  # of the chip, FLOP/s; None where unknown
     device: str
     parameters: int
+    estimated_memory: int | None = None  # bytes, MLX's peak as it was planned
 
 
 @dataclass(frozen=True)
@@ -158,6 +164,29 @@ def to_json(event: Event) -> str:
     """One line: ``{"event": "step", "time": ..., ...}``; NaN and infinity become ``null``."""
     values = _without_nan(asdict(event))
     return json.dumps({"event": NAMES[type(event)], **values}, allow_nan=False)
+
+
+@cache
+def _validator(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def from_json(line: str | bytes) -> Event:
+    """The event that `to_json` wrote; a ``null`` in the place of a number is NaN.
+
+    Raises:
+        ValueError: it is none, or one of a version whose events were others.
+    """
+    record = json.loads(line)
+    kinds = {name: kind for kind, name in NAMES.items()}
+    kind = kinds.get(str(record.get("event"))) if isinstance(record, dict) else None
+    if kind is None:
+        raise ValueError(f"no event: {line!r}")
+    for entry in fields(kind):
+        if entry.type is float and record.get(entry.name, 0.0) is None:
+            record[entry.name] = math.nan
+    event: Event = _validator(kind).validate_python(record)
+    return event
 
 
 class JsonLines:

@@ -59,6 +59,15 @@ def bar(share: float, width: int, style: str) -> Text:
     return Text.assemble(("━" * filled, style), ("─" * (width - filled), "dim"))
 
 
+def labelled_bar(label: str, done: int, total: int, width: int, style: str = "cyan") -> Text:
+    """``label ━━━━━━──── 61.7%``; without the bar where there is no room for one."""
+    share = done / total if total else 0.0
+    percent = f"{share:.1%}"
+    room = width - len(label) - len(percent) - 4
+    line = Text(f"{label}  ", style="bold")
+    return line.append_text(bar(share, room, style)).append(f"  {percent}")
+
+
 class Task:
     """A download, or other work with a bar, folded from its `Progressed` events."""
 

@@ -152,6 +152,13 @@ def error(problem: str, remedy: str = "", stream: TextIO | None = None) -> None:
         console.print(Text(remedy), soft_wrap=True)
 
 
+def warning(text: str, stream: TextIO | None = None) -> None:
+    """Print what is amiss though the work goes on, to standard error."""
+    console = console_for(stream or sys.stderr)
+    whole = not console.is_terminal  # where a line too long is folded between words
+    console.print(Text.assemble(("Warning: ", "bold yellow"), text), soft_wrap=whole)
+
+
 def table(
     columns: Sequence[str],
     rows: Iterable[Sequence[str | int | float]],

@@ -24,7 +24,6 @@ class Row(NamedTuple):
     label: str
     value: str
     note: str = ""
-    warning: bool = False  # whether this cannot go well: in red
 
 
 class Section(NamedTuple):
@@ -99,8 +98,5 @@ def _table(section: Section) -> Table:
     drawn.add_column(no_wrap=True, justify="right")
     drawn.add_column(overflow="fold")
     for row in section.rows:
-        style = "red" if row.warning else ""
-        drawn.add_row(
-            Text(row.label, style), Text(row.value, f"bold {style}"), Text(row.note, style)
-        )
+        drawn.add_row(Text(row.label), Text(row.value, "bold"), Text(row.note))
     return drawn

@@ -1,0 +1,457 @@
+"""What the monitor reads: statuses, logs that grow, break and are replaced, processes, the disk."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mlxchat.home import Home
+from mlxchat.monitor import machine as machine_module
+from mlxchat.monitor.log import Log
+from mlxchat.monitor.machine import Disk, Machine, Program, command_of, disk, lives, pressure
+from mlxchat.monitor.runs import SILENT_SECONDS, Run, Runs
+from mlxchat.monitor.snapshot import Monitor, as_json
+from mlxchat.status import Process, Publisher, Status, read_status, status_path, this_process
+from mlxchat.telemetry import (
+    Ended,
+    Evaluated,
+    Evaluating,
+    Event,
+    JsonLines,
+    Memory,
+    Meter,
+    Noted,
+    Position,
+    Progressed,
+    Sampled,
+    Saved,
+    Started,
+    Stepped,
+    from_json,
+    to_json,
+)
+
+GIB = 2**30
+MEMORY = Memory(GIB, 2 * GIB, GIB // 2, 4 * GIB, 8 * GIB)
+HERE, THERE = Process(77, 1000.0, "here"), Process(77, 1000.0, "there")
+
+
+def started(step: int = 0, total: int = 100, time: float = 0.0) -> Started:
+    return Started(time, "d4", step, total, 64, 10, None, "a chip", 1000)
+
+
+def stepped(step: int, loss: float = 3.0, time: float | None = None) -> Stepped:
+    at = 10.0 * step if time is None else time
+    return Stepped(at, step, loss, 0.02, 0.5, 10.0, Position(1, 0, 2), MEMORY)
+
+
+def write_log(path: Path, *events: Event) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{to_json(event)}\n" for event in events))
+
+
+def write_status(home: Path, tag: str, time: float, process: Process = HERE, **facts: str) -> None:
+    log = Home(home).log(tag)
+    with Publisher(status_path(log), Meter(), lambda: MEMORY, lambda: time, process):
+        pass
+    status = json.loads(status_path(log).read_text())
+    status_path(log).write_text(json.dumps({**status, "ended": None, **facts}))
+
+
+def read_runs(home: Path, now: float, alive: bool = True) -> dict[str, Run]:
+    runs = Runs(Home(home), "here", lambda _: alive)
+    return {run.tag: run for run in runs.read(now)}
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        started(),
+        stepped(3),
+        Evaluating(1.0, 2, 3, 4),
+        Evaluated(1.0, 2, 1.5, 3.0, 640, 1.0),
+        Sampled(1.0, 2, "Once", " “upon”\n"),
+        Saved(1.0, 2, "/x", 0.5),
+        Ended(1.0, 2, "finished"),
+        Noted(1.0, "hello"),
+        Progressed(1.0, "a file", 1, None, "bytes"),
+    ],
+)
+def test_an_event_comes_back_from_json(event: Event) -> None:
+    assert from_json(to_json(event)) == event
+
+
+def test_what_json_has_no_number_for_comes_back_as_nan() -> None:
+    event = from_json(to_json(stepped(1, math.inf)))
+    assert isinstance(event, Stepped)
+    assert math.isnan(event.loss)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"{",
+        b"\xff\x00",
+        b"[1]",
+        b"3",
+        b'{"event": "other"}',
+        b'{"event": []}',
+        b'{"event": "ended", "time": 1}',
+        b'{"event": "ended", "time": "soon", "step": 1, "reason": "finished"}',
+    ],
+)
+def test_what_is_no_event_is_a_value_error(line: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        from_json(line)
+
+
+def test_a_log_is_read_as_it_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, taken = tmp_path / "metrics.jsonl", []
+    log = Log(path)
+    log.read()
+    assert (log.meter.step, log.time) == (0, None)
+    monkeypatch.setattr(
+        "mlxchat.monitor.log.from_json", lambda line: taken.append(line) or from_json(line)
+    )
+    with JsonLines(path) as lines:
+        lines.write(started())
+        for step in range(1, 4):
+            lines.write(stepped(step))
+            log.read()
+            assert (log.meter.step, log.time) == (step, 10.0 * step)
+    assert len(taken) == 4  # each line once
+
+
+def test_a_line_that_is_not_whole_yet_is_read_when_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write_log(path, started(), stepped(1))
+    log, line = Log(path), f"{to_json(stepped(2))}\n"
+    with path.open("a") as file:
+        file.write(line[:40])
+        file.flush()
+        log.read()
+        assert log.meter.step == 1
+        file.write(line[40:])
+    log.read()
+    assert log.meter.step == 2
+
+
+def test_a_broken_line_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"\x00\x00\n" + f"{to_json(started())}\n{{\n{to_json(stepped(1))}\n".encode())
+    log = Log(path)
+    log.read()
+    assert (log.meter.total_steps, log.meter.step) == (100, 1)
+
+
+def test_a_log_that_is_replaced_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write_log(path, started(), *map(stepped, range(1, 8)), Ended(70.0, 7, "interrupted"))
+    log = Log(path)
+    log.read()
+    assert (log.meter.step, log.ending) == (7, "interrupted")
+    with JsonLines.resume(path, 4) as lines:
+        lines.write(started(4, time=100.0))
+        log.read()
+        assert (log.meter.step, log.ending, log.time) == (4, None, 100.0)
+        assert [step for step, _ in log.meter.losses] == [1, 2, 3, 4]
+        assert log.meter.elapsed == 40.0
+    path.write_text("")  # in the same file
+    log.read()
+    assert (log.meter.step, log.meter.losses) == (0, [])
+
+
+def test_a_log_that_goes_leaves_what_it_said(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "metrics.jsonl"
+    write_log(path, started(), stepped(1))
+    log = Log(path)
+    log.read()
+    shutil.rmtree(path.parent)
+    log.read()
+    assert log.meter.step == 1
+
+
+def test_a_status_says_who_what_and_how_it_ended(tmp_path: Path) -> None:
+    path, meter, now = tmp_path / "run" / "status.json", Meter(), [100.0]
+
+    def status() -> Status:
+        found = read_status(path)
+        assert found is not None
+        return found
+
+    with Publisher(path, meter, lambda: MEMORY, lambda: now[0], HERE, interval=3600.0) as publisher:
+        assert status() == Status(100.0, HERE, "training", 0, 0, MEMORY)
+        for event, activity in (
+            (started(), "training"),
+            (Evaluating(1.0, 0, 3, 40), "evaluating 3/40"),
+            (stepped(1), "training"),
+            (Sampled(1.0, 1, "", ""), "sampling"),
+        ):
+            meter.update(event)
+            publisher.update(event)
+            now[0] += 1
+            publisher.publish()
+            assert (status().activity, status().time) == (activity, now[0])
+        publisher.update(Ended(1.0, 1, "finished"))
+    assert (status().ended, status().step, status().total_steps) == ("finished", 1, 100)
+    assert [file.name for file in path.parent.iterdir()] == ["status.json"]
+
+
+def test_a_status_is_written_between_events(tmp_path: Path) -> None:
+    path, times = tmp_path / "status.json", iter(range(10**9))
+    with Publisher(path, Meter(), lambda: MEMORY, lambda: float(next(times)), HERE, interval=0.001):
+        while (status := read_status(path)) is None or status.time < 3:
+            pass
+
+
+@pytest.mark.parametrize(
+    ("error", "ended", "failure"),
+    [
+        (ValueError("no room"), "failed", "no room"),
+        (ValueError(), "failed", "ValueError"),
+        (KeyboardInterrupt(), "interrupted", None),
+        (GeneratorExit(), "interrupted", None),
+    ],
+)
+def test_a_status_tells_of_an_error(
+    tmp_path: Path, error: BaseException, ended: str, failure: str | None
+) -> None:
+    path = tmp_path / "status.json"
+    publisher = Publisher(path, Meter(), lambda: MEMORY, lambda: 1.0, HERE)
+    with pytest.raises(type(error)), publisher:
+        raise error
+    status = read_status(path)
+    assert status is not None
+    assert (status.ended, status.failure) == (ended, failure)
+
+
+def test_a_status_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "status.json"
+    with Publisher(path, Meter(), lambda: MEMORY, lambda: 1.0, HERE):
+        pass
+    assert read_status(path) is None
+
+
+def test_a_broken_status_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    for text in ("", "{", "[]", '{"time": 1}', '{"time": "now"}'):
+        path.write_text(text)
+        assert read_status(path) is None
+
+
+@pytest.mark.parametrize(
+    ("process", "alive", "age", "state"),
+    [
+        (HERE, True, 1.0, "running"),
+        (HERE, True, SILENT_SECONDS + 1, "silent"),
+        (HERE, False, 1.0, "died"),
+        (HERE, False, 1e6, "died"),
+        (THERE, False, 1.0, "running"),  # this machine cannot see its processes
+        (THERE, True, SILENT_SECONDS + 1, "silent"),
+        (None, True, 1.0, "running"),  # a version that published nothing
+        (None, False, SILENT_SECONDS + 1, "silent"),
+    ],
+)
+def test_the_state_of_a_run(
+    tmp_path: Path, process: Process | None, alive: bool, age: float, state: str
+) -> None:
+    write_log(Home(tmp_path).log("d4"), started(), stepped(1, time=1000.0))
+    if process:
+        write_status(tmp_path, "d4", 1000.0, process)
+    run = read_runs(tmp_path, 1000.0 + age, alive)["d4"]
+    assert (run.state, run.heard) == (state, 1000.0)
+
+
+@pytest.mark.parametrize("ended", ["finished", "interrupted", "failed"])
+def test_a_run_that_ended_by_its_own_word(tmp_path: Path, ended: str) -> None:
+    write_log(Home(tmp_path).log("d4"), started(), stepped(1))
+    write_status(tmp_path, "d4", 1000.0, ended=ended)
+    assert read_runs(tmp_path, 1001.0, alive=False)["d4"].state == ended
+
+
+@pytest.mark.parametrize("reason", ["finished", "interrupted"])
+def test_a_log_alone_tells_of_the_end(tmp_path: Path, reason: str) -> None:
+    write_log(Home(tmp_path).log("d4"), started(), stepped(1), Ended(20.0, 1, reason))
+    assert read_runs(tmp_path, 21.0)["d4"].state == reason
+
+
+def test_a_run_keeps_its_pace_in_mind(tmp_path: Path) -> None:
+    write_log(Home(tmp_path).log("d4"), started(), *map(stepped, range(1, 6)))
+    run = read_runs(tmp_path, 50.0)["d4"]
+    assert run.seconds_left(50.0) == 950.0
+    assert run.seconds_left(54.0) == 946.0
+    assert run.seconds_left(40.0) == 950.0  # another host's clock
+    assert read_runs(tmp_path, 1e6)["d4"].seconds_left(1e6) is None
+
+
+def test_a_total_that_changed_since_the_beginning(tmp_path: Path) -> None:
+    write_log(Home(tmp_path).log("d4"), started(), stepped(1))
+    write_status(tmp_path, "d4", 10.0)
+    assert read_runs(tmp_path, 11.0)["d4"].meter.total_steps == 100
+    path = status_path(Home(tmp_path).log("d4"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "total_steps": 80}))
+    assert read_runs(tmp_path, 11.0)["d4"].meter.total_steps == 80
+
+
+def test_checkpoints_as_they_come_and_go(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    write_log(home.log("d4"), started(), stepped(1))
+    runs = Runs(home, "here", lambda _: True)
+    (run,) = runs.read(20.0)
+    assert (run.saved_steps, run.saved) == ((), None)
+    for step in (10, 9):
+        (home.runs / "d4" / f"step_{step:06d}").mkdir(parents=True)
+    (home.runs / "d4" / ".unfinished_step_000011").mkdir()
+    os.utime(home.runs / "d4" / "step_000010", (15.0, 15.0))
+    (run,) = runs.read(20.0)
+    assert (run.saved_steps, run.saved) == ((9, 10), 15.0)
+    shutil.rmtree(home.runs)
+    (run,) = runs.read(20.0)
+    assert run.saved_steps == ()
+
+
+def test_runs_come_in_the_order_of_their_beginning_and_vanish(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    for tag, time in (("a", 30.0), ("b", 10.0), ("c", 20.0)):
+        write_log(home.log(tag), started(time=time), stepped(1))
+    (tmp_path / "logs" / "stray").touch()
+    (tmp_path / "logs" / "empty").mkdir()
+    runs = Runs(home, "here", lambda _: True)
+    assert [run.tag for run in runs.read(40.0)] == ["empty", "b", "c", "a"]
+    shutil.rmtree(tmp_path / "logs" / "b")
+    assert [run.tag for run in runs.read(40.0)] == ["empty", "c", "a"]
+    shutil.rmtree(tmp_path / "logs")
+    assert runs.read(40.0) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        ("mlxchat train --depth 4", "train --depth 4"),
+        ("/venv/bin/python3.12 /venv/bin/mlxchat chat", "chat"),
+        ("/Python.app/Contents/MacOS/Python -I /venv/bin/mlxchat data fetch", "data fetch"),
+        ("uv run mlxchat train", ""),
+        ("vim mlxchat", ""),
+        ("python -m pytest mlxchat", ""),
+        ("mlxchat", ""),
+        ("python", ""),
+        ("", ""),
+    ],
+)
+def test_command_lines(line: str, command: str) -> None:
+    assert " ".join(command_of(line.split())) == command
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that calls itself mlxchat."""
+    program = "import sys; sys.stdin.read()"
+    process = subprocess.Popen(
+        ["mlxchat", "-c", program], executable=sys.executable, stdin=subprocess.PIPE
+    )
+    yield process
+    process.communicate()
+
+
+def test_programs_are_found_with_their_memory(sleeper: subprocess.Popen[bytes]) -> None:
+    (found,) = [p for p in machine_module.programs() if p.pid == sleeper.pid]
+    assert found.command.startswith("-c import sys")
+    assert found.resident > 2**20
+
+
+def test_a_process_is_told_from_a_later_one_of_its_id(sleeper: subprocess.Popen[bytes]) -> None:
+    me = this_process()
+    assert me.pid == os.getpid()
+    assert lives(me)
+    assert not lives(Process(me.pid, me.started - 60, me.host))
+    child = machine_module.psutil.Process(sleeper.pid).create_time()
+    assert lives(Process(sleeper.pid, child, me.host))
+    sleeper.kill()
+    while lives(Process(sleeper.pid, child, me.host)):
+        pass  # until it is a zombie
+    sleeper.wait()
+    assert not lives(Process(sleeper.pid, child, me.host))
+
+
+@pytest.mark.parametrize(
+    ("some", "full", "level"),
+    [("0.00", "0.00", "normal"), ("12.5", "0.10", "warning"), ("40.0", "20.0", "critical")],
+)
+def test_pressure_of_linux(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, some: str, full: str, level: str
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    stalls = tmp_path / "memory"
+    rest = "avg60=0.00 avg300=0.00 total=0"
+    stalls.write_text(f"some avg10={some} {rest}\nfull avg10={full} {rest}\n")
+    assert pressure(stalls) == level
+    stalls.write_text("another kernel\n")
+    assert pressure(stalls) is None
+    assert pressure(tmp_path / "missing") is None
+
+
+def test_the_disk_by_what_lies_on_it(tmp_path: Path) -> None:
+    nothing = disk(Home(tmp_path / "not" / "there"))
+    assert nothing == Disk(0, 0, 0, 0, nothing.free)
+    assert nothing.free > 0
+    for name, size in (
+        ("base_data/shard_00000.parquet", 1),
+        ("base_data_climbmix/.streamed/shard", 2),
+        ("base_checkpoints/d4/step_000001/model.safetensors", 4),
+        ("chatsft_checkpoints/d4/step_000001/config.json", 8),
+        ("tokenizer/tokenizer.json", 16),
+        ("tokenizer_builtin/tokenizer.json", 32),
+        ("logs/d4/metrics.jsonl", 64),
+        ("other/file", 128),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * size)
+    found = disk(Home(tmp_path))
+    assert found == Disk(3, 12, 48, 64, found.free)
+
+
+def look(home: Path, now: float = 50.0, programs: tuple[Program, ...] = ()) -> Monitor:
+    return Monitor(
+        Home(home),
+        clock=lambda: now,
+        machine=lambda: Machine("here", 5 * GIB, 8 * GIB, 0, 0, "normal"),
+        programs=lambda: list(programs),
+        lives=lambda _: True,
+    )
+
+
+def test_everything_as_json(tmp_path: Path) -> None:
+    write_log(Home(tmp_path).log("d4"), started(), *map(stepped, range(1, 5)), stepped(5, math.nan))
+    write_status(tmp_path, "d4", 50.0)
+    program = Program(99, 1.0, "chat", GIB)
+    said = as_json(look(tmp_path, programs=(program,)).look())
+    said = json.loads(json.dumps(said, allow_nan=False))
+    (run,) = said["runs"]
+    assert (run["tag"], run["state"], run["step"], run["total_steps"]) == ("d4", "running", 5, 100)
+    assert run["loss"] == pytest.approx(3.0)
+    assert run["diverged"]
+    assert run["seconds_left"] == 950.0
+    assert run["status"]["memory"]["peak"] == 2 * GIB
+    assert run["status"]["process"]["pid"] == 77
+    assert said["machine"]["memory_total"] == 8 * GIB
+    assert not said["machine"]["full"]
+    assert said["processes"] == [{"pid": 99, "started": 1.0, "command": "chat", "resident": GIB}]
+
+
+def test_a_machine_is_full_beyond_four_fifths() -> None:
+    assert not Machine("here", 80, 100, 0, 0, None).full
+    assert Machine("here", 81, 100, 0, 0, None).full
+
+
+def test_looking_writes_nothing(tmp_path: Path) -> None:
+    assert look(tmp_path / "home").look().runs == ()
+    assert not (tmp_path / "home").exists()
