@@ -5,8 +5,10 @@
 A random classic model is written as mlxchat saves one; every program reads that directory, the
 prompt is the same, and the table says how many tokens are the same as ours. Each computes in
 float32 on a CPU and in bfloat16 on a GPU; mlx-lm has the BLAS that mlxchat brings. Counted is the
-time after the first token. Last comes mlxchat's reading of a prompt of 1,024 tokens, against the
-time that its floating-point operations take in a matrix product.
+time after the first token. A token needs every matrix once: that takes at least as long as reading
+so many bytes, which is measured with a large matrix (memory). Then come 16 prompts that mlxchat
+continues together (batch), and its reading of a prompt of 1,024 tokens (prefill), against the time
+that its floating-point operations take in a matrix product.
 Needs the extra bench: pip install -e ".[bench]".
 """
 
@@ -30,11 +32,13 @@ from mlxchat.errors import MlxchatError
 from mlxchat.model.arithmetic import parameters
 from mlxchat.model.config import GPTConfig
 
-OURS, PREFILL = "mlxchat", "prefill"
-PROGRAMS = (OURS, "mlx-lm", "torch", PREFILL)
+OURS, MEMORY, BATCH, PREFILL = "mlxchat", "memory", "batch", "prefill"
+PROGRAMS = (OURS, "mlx-lm", "torch", MEMORY, BATCH, PREFILL)
 PACKAGES = ("mlx", "mlx-lm", "torch")
 PROMPT_TOKENS, NEW_TOKENS, PREFILL_TOKENS = 64, 128, 1024
+TOGETHER = 16  # prompts
 SEQUENCE_LEN = 2048
+WIDE = 2**14  # rows and columns of a matrix that no cache holds
 LARGEST_VOCABULARY = SMALLEST_VOCABULARY + 256**2  # tokens of one byte, and of two
 
 Continue = Callable[[Sequence[int]], Iterator[int]]
@@ -105,7 +109,7 @@ def prefill_flops(config: GPTConfig, tokens: int) -> int:
 
 def report(config: GPTConfig, measured: Sequence[rounds.Measured], threads: int) -> str:
     """What was measured, in Markdown."""
-    decoders = [program for program in measured if program.name != PREFILL]
+    decoders = [program for program in measured if program.name in (OURS, "mlx-lm", "torch")]
     speeds = {program.name: program.speeds(NEW_TOKENS - 1) for program in decoders}
     tokens = {program.name: program.facts["tokens"] for program in decoders}
     rows = []
@@ -127,8 +131,34 @@ def report(config: GPTConfig, measured: Sequence[rounds.Measured], threads: int)
         f"ratios within a round; {threads} threads; {rounds.listed(*PACKAGES)}.",
         *(["", rounds.table(rows)] if rows else []),
     ]
-    lines += [_of_prefill(config, program) for program in measured if program.name == PREFILL]
+    for program in measured:
+        if program.name == MEMORY:
+            lines.append(_of_memory(program, speeds.get(OURS)))
+        if program.name == BATCH:
+            lines.append(_of_batch(program, speeds.get(OURS)))
+        if program.name == PREFILL:
+            lines.append(_of_prefill(config, program))
     return "\n".join(lines)
+
+
+def _of_memory(program: rounds.Measured, ours: Sequence[float] | None) -> str:
+    read, needed = program.facts["matrix_bytes"], program.facts["weight_bytes"]
+    bandwidth, most = program.speeds(read), program.speeds(read / needed)
+    share = f"; mlxchat's are {rounds.ratio(ours, most):.0%} of that" if ours else ""
+    return (
+        f"\nA token needs {needed / 1e6:,.0f} MB of weights. A matrix of {read / 1e6:,.0f} MB is "
+        f"multiplied by a vector at {statistics.median(bandwidth) / 1e9:,.1f} GB/s: at most "
+        f"{statistics.median(most):,.1f} tokens/s{share}."
+    )
+
+
+def _of_batch(program: rounds.Measured, ours: Sequence[float] | None) -> str:
+    speeds = program.speeds(TOGETHER * (NEW_TOKENS - 1))
+    times = f", {rounds.ratio(speeds, ours):.1f} times one alone" if ours else ""
+    return (
+        f"\n{TOGETHER} prompts that mlxchat continues together: "
+        f"{statistics.median(speeds):,.0f} tokens/s{times}."
+    )
 
 
 def _of_prefill(config: GPTConfig, program: rounds.Measured) -> str:
@@ -190,6 +220,52 @@ def _mlxchat(folder: Path, config: GPTConfig) -> rounds.Work:
     return _decode(config, machine().device, _name(machine().compute_dtype), after, mx.synchronize)
 
 
+def _batch(folder: Path, config: GPTConfig) -> rounds.Work:
+    from mlxchat.engine.generate import generate_batch
+    from mlxchat.engine.options import Sampling
+    from mlxchat.runtime import mx
+
+    model, greedy, key = _our_model(folder), Sampling(temperature=0), mx.random.key(0)
+    ids = random_ids(config.vocab_size, TOGETHER * PROMPT_TOKENS)
+    prompts = [ids[row::TOGETHER] for row in range(TOGETHER)]
+
+    def once() -> float:
+        stream = generate_batch(
+            model, prompts, greedy, key, stop=frozenset(), max_tokens=NEW_TOKENS
+        )
+        next(stream)
+        begun = time.perf_counter()
+        for _ in stream:
+            pass
+        return time.perf_counter() - begun
+
+    return rounds.Work(lambda times: sum(once() for _ in range(times)), dict)
+
+
+def _memory(_: Path, config: GPTConfig) -> rounds.Work:
+    from mlxchat.runtime import machine, mx
+
+    counts, dtype = parameters(config), machine().compute_dtype
+    on_cpu = machine().backend == "cpu"  # where numpy reads faster than MLX
+    shape = (WIDE, WIDE)
+    matrix = np.ones(shape, np.float32) if on_cpu else mx.ones(shape, dtype)
+    vector = matrix[0]
+
+    def repeat(times: int) -> float:
+        begun = time.perf_counter()
+        for _ in range(times):
+            product = matrix @ vector
+            if not on_cpu:
+                mx.eval(product)
+        return time.perf_counter() - begun
+
+    facts = {
+        "matrix_bytes": matrix.nbytes,
+        "weight_bytes": (counts["matrices"] + counts["lm_head"]) * dtype.size,
+    }
+    return rounds.Work(repeat, lambda: facts)
+
+
 def _prefill(folder: Path, config: GPTConfig) -> rounds.Work:
     from mlxchat.engine.cache import Cache
     from mlxchat.engine.generate import prefill
@@ -215,7 +291,7 @@ def _our_model(folder: Path) -> Any:
 
     runtime.bound_buffer_cache()
     model = read_model(folder, runtime.machine().compute_dtype).model
-    model.cast_matrices()
+    model.ready_to_infer()
     return model
 
 
@@ -268,6 +344,8 @@ WORKS: dict[str, Callable[[Path, GPTConfig], rounds.Work]] = {
     OURS: _mlxchat,
     "mlx-lm": _mlx_lm,
     "torch": _torch,
+    MEMORY: _memory,
+    BATCH: _batch,
     PREFILL: _prefill,
 }
 

@@ -3,8 +3,8 @@ from collections.abc import Sequence
 import pytest
 from conftest import GOLDEN, golden
 
-from mlxchat.engine.batch import BatchCache
-from mlxchat.engine.cache import STEP, Cache
+from mlxchat.engine.batch import STEP, Batch
+from mlxchat.engine.cache import Cache
 from mlxchat.engine.generate import continue_greedily, generate, generate_batch, prefill
 from mlxchat.engine.options import Sampling
 from mlxchat.model.config import GPTConfig
@@ -45,13 +45,13 @@ def test_each_gets_the_logits_it_gets_alone(model: GPT, lengths: tuple[int, ...]
     caches = [Cache(model.config) for _ in lengths]
     for ids, cache in zip(drawn(*lengths), caches, strict=True):
         prefill(model, ids, cache)
-    batch = BatchCache(model.config, caches)
+    batch = Batch(caches, model.config.windows)
     for following in range(12):
-        ids = mx.array([[(7 * following + row) % 97] for row in range(len(lengths))])
+        tokens = mx.array([(7 * following + row) % 97 for row in range(len(lengths))])
         expected = mx.concatenate(
-            [model(ids[row : row + 1], cache) for row, cache in enumerate(caches)]
+            [model(tokens[row : row + 1, None], cache)[:, -1] for row, cache in enumerate(caches)]
         )
-        assert mx.allclose(model(ids, batch), expected, atol=1e-4)
+        assert mx.allclose(model(tokens[:, None], batch)[:, -1], expected, atol=1e-4)
 
 
 def test_ragged_prompts_are_continued_as_each_alone(model: GPT) -> None:
@@ -85,7 +85,7 @@ def test_samples_of_one_prompt_share_its_prefill_and_differ(
     passes = []
     features = GPT.features
 
-    def noted(self: GPT, ids: mx.array, cache: Cache | BatchCache) -> mx.array:
+    def noted(self: GPT, ids: mx.array, cache: Cache) -> mx.array:
         passes.append(ids.shape)
         return features(self, ids, cache)
 
@@ -117,4 +117,4 @@ def test_more_than_a_position_is_refused(model: GPT) -> None:
     cache = Cache(model.config)
     prefill(model, [1, 2, 3], cache)
     with pytest.raises(ValueError, match="one position, not 2"):
-        model(mx.array([[4, 5]]), BatchCache(model.config, [cache]))
+        model(mx.array([[4, 5]]), Batch([cache], model.config.windows))

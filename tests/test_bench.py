@@ -19,7 +19,7 @@ from mlxchat.cli.benching import heading, sections
 from mlxchat.errors import MlxchatError
 from mlxchat.model.arithmetic import flops_per_token, parameters
 from mlxchat.telemetry import Progressed
-from mlxchat.train.plan import Capacity
+from mlxchat.train.fitting import Capacity
 from mlxchat.ui.plans import Row, Section, markdown, tables
 
 GIB = 1024**3
@@ -102,6 +102,9 @@ def test_what_cannot_be_is_an_error() -> None:
         planned(BenchConfig(device_batch_size=10_000), CAPACITY)
     assert "10,000 rows of 512" in caught.value.problem and "24.0 GiB" in caught.value.problem
     assert "--device-batch-size" in caught.value.remedy
+    with pytest.raises(MlxchatError, match="8 rows of 512 tokens at once only fit into") as caught:
+        planned(BenchConfig(), CAPACITY._replace(memory=GIB // 2))
+    assert "--device-batch-size" in caught.value.remedy
     with pytest.raises(MlxchatError) as caught:
         planned(BenchConfig(depth=64, vocab_size=65_536), CAPACITY)
     assert "--depth" in caught.value.remedy
@@ -163,7 +166,7 @@ def test_json_is_one_object() -> None:
         (["--json", "--markdown"], 2, "--markdown"),
         (["--max-seq-len", "8"], 2, "--max-seq-len"),
         (["--depth", "5"], 1, "Error: A depth of 5"),
-        (["--device-batch-size", "1000000000"], 1, "Error: Training 1,000,000,000 rows"),
+        (["--device-batch-size", "1000000000"], 1, "parameters, 1,000,000,000 rows"),
     ],
 )
 def test_errors_come_before_any_work(options: list[str], code: int, said: str) -> None:

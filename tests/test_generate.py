@@ -93,18 +93,27 @@ def test_left_early_the_cache_goes_on_from_what_was_yielded(model: GPT, case: di
     assert list(tokens) == greedy_without_cache(model, [*ids, *said, *new], 8)
 
 
-def test_interrupted_inside_the_network_every_layer_holds_the_same(model: GPT, case: dict) -> None:
-    def interrupt(keys: mx.array, values: mx.array) -> None:
-        raise KeyboardInterrupt
+def test_interrupted_inside_the_network_what_was_yielded_is_held(
+    model: GPT, case: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, cache, passes, logits = case["greedy_prompt"], Cache(model.config), [], GPT.logits
 
-    ids, cache = case["greedy_prompt"], Cache(model.config)
+    def interrupt(self: GPT, x: mx.array) -> mx.array:
+        passes.append(x)
+        if len(passes) == 4:  # the prompt, and three tokens
+            raise KeyboardInterrupt
+        return logits(self, x)
+
+    monkeypatch.setattr(GPT, "logits", interrupt)
     tokens = generate(model, ids, cache, GREEDY, KEY, stop=NEVER, max_tokens=20)
     said = [next(tokens), next(tokens)]
-    cache.layers[2].extend = interrupt
     with pytest.raises(KeyboardInterrupt):
         next(tokens)
+    monkeypatch.undo()
     assert said == case["greedy"][:2]
     assert [layer.offset for layer in cache.layers] == [len(ids) + 2] * 4
+    again = generate(model, [7], cache, GREEDY, KEY, stop=NEVER, max_tokens=8)
+    assert list(again) == greedy_without_cache(model, [*ids, *said, 7], 8)
 
 
 def test_interrupted_in_the_prompt_every_layer_holds_the_same(model: GPT) -> None:

@@ -37,6 +37,8 @@ def prepare(case: Case, micro_rows: int = ROWS, grad_clip: float = 0.0) -> Run:
         total_steps=STEPS,
         accumulation=ROWS // micro_rows,
         grad_clip=grad_clip,
+        grad_checkpoint=False,
+        loss_rows=16,
         eval_every=0,
         sample_every=0,
         save_every=0,

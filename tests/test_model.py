@@ -152,6 +152,13 @@ def test_matrices_cast_once_give_the_same(case: Case) -> None:
     assert mx.array_equal(model(case.io["ids"]), expected)
 
 
+def test_ready_to_infer_it_gives_the_same(case: Case) -> None:
+    model = case.model()
+    model.ready_to_infer()
+    assert mx.allclose(model(case.io["ids"]), case.io["logits"], atol=1e-4)
+    assert not any("c_k" in name for name in model.named_parameters())
+
+
 def test_rows_beyond_the_vocabulary_change_nothing(case: Case) -> None:
     padded = GPT(case.config.model_copy(update={"vocab_multiple": 64}))
     weights = dict(case.model().named_parameters())

@@ -105,17 +105,15 @@ def test_neurons_are_evened_out_and_the_norm_stays(shape: tuple[int, int]) -> No
 
 
 def test_decay_is_cautious() -> None:
-    p = mx.array([[[1.0, -1.0], [1.0, 1.0]]])
-    g = mx.array([[[1.0, 1.0], [1.0, -1.0]]])  # orthogonal already
-    zeros = mx.zeros_like(p)
-    second = mx.zeros((1, 2, 1))
+    p = mx.array([[1.0, -1.0], [1.0, 1.0]])
+    g = mx.array([[1.0, 1.0], [1.0, -1.0]])  # orthogonal already
+    buffers, seconds = [mx.zeros_like(p)], [normuon.second_moment(p)]
+    lr, momentum = mx.array(0.1), mx.array(0.0)
     decays = [
-        normuon.update(
-            p, g, zeros, second, mx.array(0.1), mx.array(0.0), mx.array(decay), mx.float32
-        )[0]
+        normuon.update([p], [g], buffers, seconds, lr, momentum, mx.array(decay), mx.float32)[0][0]
         for decay in (0.0, 0.5)
     ]
-    assert mx.allclose(decays[0] - decays[1], mx.array([[[0.05, 0.0], [0.05, 0.0]]]), atol=1e-6)
+    assert mx.allclose(decays[0] - decays[1], mx.array([[0.05, 0.0], [0.05, 0.0]]), atol=1e-6)
 
 
 def test_clipping_is_joint() -> None:

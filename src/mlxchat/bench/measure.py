@@ -24,9 +24,10 @@ from mlxchat.errors import MlxchatError
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
 from mlxchat.telemetry import Progressed
+from mlxchat.train.fitting import Capacity
 from mlxchat.train.inputs import Clock, Report
 from mlxchat.train.loop import Run, compile_step
-from mlxchat.train.plan import GIB, Capacity, Plan, plan
+from mlxchat.train.plan import Plan, plan
 from mlxchat.train.probe import capacity
 from mlxchat.train.rehearsal import SEED, random_model, random_run
 from mlxchat.train.settings import PretrainConfig
@@ -62,7 +63,7 @@ def measure(config: BenchConfig, report: Report, clock: Clock, begun: float) -> 
     started = clock()
     first, counted = _time_steps(run, made.tokens_per_step, config.seconds, report)
     peak_memory = mx.get_peak_memory()
-    model.cast_matrices()
+    model.ready_to_infer()
     generation = _generation(model, report, clock)
     environment = _environment()
     return Bench(
@@ -79,7 +80,7 @@ def planned(config: BenchConfig, available: Capacity) -> Plan:
     """The plan of a training run of one micro-batch a step.
 
     Raises:
-        MlxchatError: as of `plan`; or the batch takes more memory than there is.
+        MlxchatError: as of `plan`; or it fits with gradient checkpointing only.
     """
     settings = PretrainConfig(
         arch=config.arch,
@@ -91,12 +92,10 @@ def planned(config: BenchConfig, available: Capacity) -> Plan:
         num_iterations=UNCOUNTED_STEPS + config.steps,
     )
     made = plan(settings, config.vocab_size, available)
-    needed = available.training_bytes(made.model, made.device_batch_size, made.accumulation)["peak"]
-    if needed > available.memory:
+    if made.grad_checkpoint:
         raise MlxchatError(
-            f"Training {config.device_batch_size:,} rows of {config.max_seq_len:,} tokens at once "
-            f"takes about {needed / GIB:,.1f} GiB; this machine has "
-            f"{available.memory / GIB:,.1f} GiB.",
+            f"{config.device_batch_size:,} rows of {config.max_seq_len:,} tokens at once only fit "
+            "into memory with gradient checkpointing, which is not what is measured.",
             "Use a smaller --device-batch-size, --max-seq-len, --vocab-size or --depth.",
         )
     return made

@@ -14,16 +14,21 @@ from mlxchat.ui import repl
 from mlxchat.ui.console import console_for
 
 
-def load(tag: str | None, step: int | None, checkpoint: Path | None) -> tuple[SavedModel, str]:
-    """A saved model, and what to call it."""
+def locate(tag: str | None, step: int | None, checkpoint: Path | None) -> Path:
+    """The directory of a saved model."""
     if checkpoint is not None and not checkpoint.is_dir():
         raise MlxchatError(f"There is no directory {checkpoint}.", "Give a model's directory.")
     if checkpoint is not None:
         checkpoint = store.latest(checkpoint) or checkpoint  # a run's folder means its newest step
-    folder = checkpoint or store.find(Home.from_environment().runs, tag, step)
+    return checkpoint or store.find(Home.from_environment().runs, tag, step)
+
+
+def load(tag: str | None, step: int | None, checkpoint: Path | None) -> tuple[SavedModel, str]:
+    """A saved model, and what to call it."""
+    folder = locate(tag, step, checkpoint)
     runtime.bound_buffer_cache()
     saved = layout.read_model(folder, runtime.machine().compute_dtype)
-    saved.model.cast_matrices()
+    saved.model.ready_to_infer()
     return saved, f"{folder.parent.name}/{folder.name}" if checkpoint is None else str(folder)
 
 

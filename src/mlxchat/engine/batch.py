@@ -1,32 +1,37 @@
-"""Several sequences decoded together: their caches joined into one, a token at a time for each."""
+"""Several sequences that a model extends together, a position at a time."""
 
 from collections.abc import Sequence
 
-from mlxchat.engine.cache import Cache, KVCache, WindowCache, with_room
-from mlxchat.model.config import GPTConfig
-from mlxchat.model.gpt import UNSEEN, Mask
+from mlxchat.engine.cache import Cache, Held
+from mlxchat.model.attention import UNSEEN
 from mlxchat.runtime import mx
 
+STEP = 256  # positions by which buffers grow; cuDNN decodes fast at multiples of it
 
-class BatchCache:
-    """The caches of B sequences as the rows of one; it can be extended by single positions.
 
-    Each row keeps its own positions. What is held is aligned at the end, so that a position is
-    written to the same place in every row. Fulfils `mlxchat.model.gpt.Cache`.
+class Batch:
+    """What B sequences have read. Fulfils `mlxchat.model.gpt.Cache`, for single positions.
+
+    It is aligned at its end, so that a position lies in the same place for all; each sequence
+    counts its own positions.
 
     Args:
-        config: of the model.
-        caches: of batch size 1, with a position at least. One may occur several times: the
-            samples that continue one prompt share its prefill.
+        caches: of batch size 1, with a position at least; they are not changed. One may occur
+            several times: the samples that continue one prompt share its prefill.
+        windows: of the layers.
     """
 
-    def __init__(self, config: GPTConfig, caches: Sequence[Cache]) -> None:
-        self.offset = mx.array([cache.offset for cache in caches])
+    def __init__(self, caches: Sequence[Cache], windows: Sequence[int]) -> None:
+        lengths = [cache.offset for cache in caches]
+        self._begin = max(lengths)
+        padding = [self._begin - length for length in lengths]
+        self.offset = mx.array(lengths)
         latest = [ids for ids in (cache.latest for cache in caches) if ids is not None]
         self._latest = mx.concatenate(latest)  # (B, 1)
-        rows = zip(*(cache.layers for cache in caches), strict=True)
+        layers = zip(*(cache.layers for cache in caches), windows, strict=True)
         self.layers = [
-            JoinedLayer(layers, window) for layers, window in zip(rows, config.windows, strict=True)
+            BatchLayer([row.held for row in rows], padding, self._begin, window)
+            for *rows, window in layers
         ]
 
     def read(self, ids: mx.array) -> mx.array:
@@ -41,37 +46,62 @@ class BatchCache:
         self.offset = self.offset + 1
         return before
 
+    def since(self, row: int, count: int) -> list[Held]:
+        """By layer, what a row has of the first ``count`` positions that came after the caches."""
+        return [
+            (
+                layer.keys[row : row + 1, :, self._begin : self._begin + count],
+                layer.values[row : row + 1, :, self._begin : self._begin + count],
+            )
+            for layer in self.layers
+        ]
 
-class JoinedLayer:
-    """The keys and values of a layer for every row, aligned at their end."""
 
-    def __init__(self, rows: Sequence[KVCache | WindowCache], window: int) -> None:
-        held = [row.held() for row in rows]
-        lengths = [keys.shape[2] for keys, _ in held]
-        self._window = window
-        self._end = max(lengths)
-        self._padding = mx.array([self._end - length for length in lengths])[:, None, None, None]
-        self._padded = self._end - min(lengths)  # positions that not every row holds
-        self._keys = self._joined([keys for keys, _ in held])
-        self._values = self._joined([values for _, values in held])
+class BatchLayer:
+    """The keys and values of a layer, in buffers that grow by `STEP` positions.
 
-    def extend(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, Mask]:
-        """Append (B, H, 1, D) keys and values; returns all that the new position can see."""
-        start, end = self._end, self._end + 1
-        self._keys = with_room(self._keys, keys, start, end)
-        self._values = with_room(self._values, values, start, end)
-        self._keys[:, :, start:end] = keys
-        self._values[:, :, start:end] = values
-        self._end = end
-        begin = max(0, start - self._window)
-        hidden: Mask = None
-        if begin < self._padded:
-            padding = mx.arange(begin, end) < self._padding  # (B, 1, 1, S)
-            hidden = mx.where(padding, mx.array(UNSEEN, keys.dtype), mx.array(0, keys.dtype))
-        return self._keys[:, :, begin:end], self._values[:, :, begin:end], hidden
+    Writing into a buffer costs the new position only, where concatenation would copy all the
+    earlier ones for each token.
 
-    def _joined(self, held: Sequence[mx.array]) -> mx.array:
-        none = (0, 0)
-        return mx.concatenate(
-            [mx.pad(row, [none, none, (self._end - row.shape[2], 0), none]) for row in held]
+    Args:
+        rows: (1, H, n, D) each: the last n positions that each sequence has read.
+        padding: by how many positions each has read less than the longest.
+        end: positions that the longest has read.
+        window: positions that each can see before itself.
+
+    Attributes:
+        keys, values: (B, H, capacity, D).
+    """
+
+    def __init__(self, rows: Sequence[Held], padding: Sequence[int], end: int, window: int) -> None:
+        self._end, self._window = end, window
+        self._padding = mx.array(list(padding))[:, None, None, None]
+        self._padded = max(padding)
+        room = STEP - end % STEP
+        self.keys, self.values = (
+            mx.concatenate([_padded(row, end - row.shape[2], room) for row in arrays])
+            for arrays in zip(*rows, strict=True)
         )
+
+    def extend(
+        self, keys: mx.array, values: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array | None]:
+        """Append (B, H, 1, D) keys and values; returns all that the new position can see, and what
+        hides those that shorter sequences do not have.
+        """
+        start, end = self._end, self._end + 1
+        if start == self.keys.shape[2]:
+            self.keys, self.values = (_padded(x, 0, STEP) for x in (self.keys, self.values))
+        self.keys[:, :, start:end] = keys
+        self.values[:, :, start:end] = values
+        self._end = end
+        begin, hidden = max(0, start - self._window), None
+        if begin < self._padded:
+            missing = mx.arange(begin, end) < self._padding  # (B, 1, 1, S)
+            hidden = mx.where(missing, mx.array(UNSEEN, keys.dtype), mx.array(0, keys.dtype))
+        return self.keys[:, :, begin:end], self.values[:, :, begin:end], hidden
+
+
+def _padded(array: mx.array, before: int, after: int) -> mx.array:
+    """(B, H, n, D) with so many more positions on both sides."""
+    return mx.pad(array, [(0, 0), (0, 0), (before, after), (0, 0)])

@@ -4,7 +4,7 @@ from collections.abc import Generator, Iterator, Sequence, Set
 
 import numpy as np
 
-from mlxchat.engine.batch import BatchCache
+from mlxchat.engine.batch import Batch
 from mlxchat.engine.cache import Cache
 from mlxchat.engine.options import Sampling
 from mlxchat.engine.sampling import sample
@@ -47,22 +47,27 @@ def generate(
     """
     if not ids:
         raise ValueError("there is no token to continue")
-    start, yielded = cache.offset, 0
     draw = _Draw(sampling, key, model.config.vocab_size, [{*seen, *ids} - stop])
     try:
         token = draw(prefill(model, ids, cache))  # (1,)
-        mx.async_eval(token)
-        while yielded < max_tokens:
-            following = draw(model(token[None], cache)[:, -1])
+    except BaseException:
+        cache.trim(cache.offset)  # some layers may have read more
+        raise
+    mx.async_eval(token)
+    batch, yielded = Batch([cache], model.config.windows), list[int]()
+    try:
+        while len(yielded) < max_tokens:
+            following = draw(model(token[:, None], batch)[:, -1])
             mx.async_eval(following)
             value = int(token)
             if value in stop:
                 return
-            yielded += 1
+            yielded.append(value)
             yield value
             token = following
     finally:
-        cache.trim(min(start + len(ids) + yielded, cache.offset))
+        if yielded:
+            cache.append(mx.array([yielded]), batch.since(0, len(yielded)))
 
 
 def generate_batch(
@@ -98,14 +103,14 @@ def generate_batch(
             read[ids] = alone, prefill(model, ids, alone)
             mx.async_eval(read[ids][1])
     rows = [read[tuple(ids)] for ids in prompts]
-    cache = BatchCache(model.config, [alone for alone, _ in rows])
+    batch = Batch([alone for alone, _ in rows], model.config.windows)
     draw = _Draw(sampling, key, model.config.vocab_size, [set(ids) - stop for ids in prompts])
     tokens = draw(mx.concatenate([logits for _, logits in rows]))  # (B,)
     going_on = [True] * len(prompts)
     del read, rows, alone  # what they hold has been joined
     mx.async_eval(tokens)
     for _ in range(max_tokens):
-        following = draw(model(tokens[:, None], cache)[:, -1])
+        following = draw(model(tokens[:, None], batch)[:, -1])
         mx.async_eval(following)
         values: list[int] = np.array(tokens).tolist()
         going_on = [on and token not in stop for on, token in zip(going_on, values, strict=True)]

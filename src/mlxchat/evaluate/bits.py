@@ -43,7 +43,9 @@ def bits_per_byte(
         targets = mx.array(batch.targets)
         each = losses(mx.array(batch.ids), targets)
         bytes_each = lengths[targets]
-        sums += np.array(mx.stack([each.sum(), (each * (bytes_each > 0)).sum(), bytes_each.sum()]))
+        # By row, and those in float64: a float32 sum of a large batch is off by 1e-4 of it.
+        rows = [each.sum(axis=1), (each * (bytes_each > 0)).sum(axis=1), bytes_each.sum(axis=1)]
+        sums += np.array(mx.stack(rows), np.float64).sum(axis=1)
         tokens += batch.targets.size
     if not tokens:
         raise MlxchatError(

@@ -2,15 +2,26 @@
 
 from typing import Literal
 
-from mlxchat.model.config import GATE_CHANNELS, SMEAR_CHANNELS, Architecture, GPTConfig
+from mlxchat.model.config import GATE_CHANNELS, SMEAR_CHANNELS, GPTConfig
 
 CHUNK_LOGITS = 2**21  # of the loss, where its chunks would else be smaller
 MOST_CHUNKS = 64  # of the loss, since each adds to what is compiled
-WIDTHS_HELD: dict[Architecture, tuple[int, int]] = {  # in the compute dtype, and in float32
-    "classic": (20, 4),
-    "modern": (21, 7),  # mixing streams by learnt scalars is done in float32
-}
-SCORES_HELD = 1.25  # arrays of them, one a head
+LARGEST_ARRAY = 2**31 - 1  # elements: MLX computes nonsense or dies beyond
+STACK = 2**26  # bytes that Muon orthogonalises at once, where one matrix has not more
+
+# Arrays (B, T, C) that are held at a time, counted where nothing is computed ahead.
+LAYER = 14  # a layer's for the backward pass: stream and norm twice, queries, keys, values ...
+MLP_INPUT = 4  # on CPUs it is held too, see `elementary.relu_squared`
+BLOCK = 30  # all that there is of a block when its MLP goes backward
+ATTENTION = 10  # when its attention does, beside its scores, and their gradients (H, T, T)
+QUERIES = 256  # that attention takes at once on CPUs, with the keys that they can see
+MIXED, MIXED_FLOATS = 2, 1.5  # a modern layer's two streams mixed, values embedded; some in float32
+STREAMS, STREAMS_FLOATS = 6, 4  # the modern architecture's embeddings, smear and backout
+ENDS = 3  # after the last block: the stream, its norm and the gradient of that
+
+CPU_LOGITS = 6  # float32 arrays of a chunk's logits; on GPUs one, and one of activations
+STACKS = 4  # arrays of those that Muon orthogonalises
+COMPUTED_AHEAD = 0.05  # of all: what follows is begun before memory is let go of
 
 ScoresHeld = Literal["none", "windows", "all"]
 """Of which layers the scores of attention are held in training: where its kernel is not fused."""
@@ -50,24 +61,65 @@ def flops_per_token(config: GPTConfig) -> int:
     return 6 * (scaling_parameters(config) + gate) + attention
 
 
-def activation_bytes(config: GPTConfig, value_bytes: int, scores_held: ScoresHeld) -> int:
-    """Bytes that one sequence's activations hold until the backward pass, roughly.
+def activation_bytes(
+    config: GPTConfig, value_bytes: int, scores_held: ScoresHeld, *, checkpoint: bool = False
+) -> int:
+    """Bytes that one sequence's activations take at most: when the last block goes backward.
 
-    Per position and layer `WIDTHS_HELD`: norms, queries, keys, values, what attention made of them,
-    the MLP's squares, and the gradients under way; with them the scores of every head, where they
-    are held. Measured at depth 4 on a CPU; each layer of a deeper model takes somewhat less.
+    Args:
+        value_bytes: of an activation.
+        scores_held: of which layers attention's scores are held.
+        checkpoint: whether a block's activations are computed again for its backward pass.
     """
-    T, C = config.sequence_len, config.n_embd
-    values, floats = WIDTHS_HELD[config.arch]
-    widths = config.n_layer * C * (values * value_bytes + floats * 4)
-    scores = round(SCORES_HELD * value_bytes * config.n_head * T)
-    return T * (widths + scores * _layers_with_scores(config, scores_held))
+    held = _held_bytes(config, value_bytes, scores_held, checkpoint)
+    if not checkpoint:
+        held.pop()  # counted with the rest of the last block
+    block = BLOCK * _width_bytes(config, value_bytes)
+    if scores := max(_scores(config, scores_held)) * config.n_head * value_bytes:
+        attention = ATTENTION * _width_bytes(config, value_bytes)
+        gradients = config.sequence_len**2 * config.n_head * value_bytes
+        block = scores + max(block, attention + gradients)
+    if config.arch == "modern":
+        block += _mixed_bytes(config, value_bytes, MIXED + STREAMS, MIXED_FLOATS + STREAMS_FLOATS)
+    return sum(held) + block
 
 
-def _layers_with_scores(config: GPTConfig, scores_held: ScoresHeld) -> int:
+def _held_bytes(
+    config: GPTConfig, value_bytes: int, scores_held: ScoresHeld, checkpoint: bool
+) -> list[int]:
+    """What each block holds of one sequence from its forward to its backward pass."""
+    width = _width_bytes(config, value_bytes)
+    if checkpoint:
+        return [width] * config.n_layer
+    layer = (LAYER + MLP_INPUT * (scores_held == "all")) * width
+    if config.arch == "modern":
+        layer += _mixed_bytes(config, value_bytes, MIXED, MIXED_FLOATS)
+    scores = _scores(config, scores_held)
+    return [layer + each * config.n_head * value_bytes for each in scores]
+
+
+def _width_bytes(config: GPTConfig, value_bytes: int) -> int:
+    return config.sequence_len * config.n_embd * value_bytes
+
+
+def _mixed_bytes(config: GPTConfig, value_bytes: int, values: float, floats: float) -> int:
+    """Of arrays (T, C): so many in the compute dtype, and some in float32 where that is another."""
+    widths = values + (floats * 4 / value_bytes if value_bytes < 4 else 0)
+    return round(widths * _width_bytes(config, value_bytes))
+
+
+def _scores(config: GPTConfig, scores_held: ScoresHeld) -> list[int]:
+    """Of one head's scores by layer, how many are held."""
+    T = config.sequence_len
     if scores_held == "windows":
-        return sum(window + 1 < config.sequence_len for window in config.windows)
-    return config.n_layer if scores_held == "all" else 0
+        return [T * T if window + 1 < T else 0 for window in config.windows]
+    if scores_held == "none":
+        return [0] * config.n_layer
+    blocks = [(first, min(first + QUERIES, T)) for first in range(0, T, QUERIES)]
+    return [
+        sum((last - first) * (last - max(0, first - window)) for first, last in blocks)
+        for window in config.windows
+    ]
 
 
 def training_bytes(
@@ -77,13 +129,19 @@ def training_bytes(
     value_bytes: int,
     scores_held: ScoresHeld,
     loss_rows: int,
+    *,
+    checkpoint: bool = False,
 ) -> dict[str, int]:
     """Bytes that training takes by what holds them, and ``peak``, at most at one time; roughly.
 
-    ``parameters``, ``gradients`` and ``optimizer`` are held in float32 throughout. Either a
-    micro-batch is computed, which takes ``activations`` (with the loss's logits) and, where
-    gradients are summed over several, ``accumulation``; or the optimizer takes its step, which
-    takes ``update``: all new values beside the old, and the matrices twice over.
+    ``parameters`` and ``optimizer`` are held throughout, and so are ``gradients``, except those of
+    a step's first micro-batch, which come to be from the last block to the first. One after the
+    other,
+
+    - the loss takes ``logits``, in further micro-batches ``accumulation`` for the gradient of the
+      head on its way into the sum, and of ``activations`` those held by blocks;
+    - the last block's backward pass takes ``activations``, gradients and casts of its matrices;
+    - the optimizer's step takes ``update``.
 
     Args:
         device_batch: rows in a micro-batch.
@@ -91,34 +149,67 @@ def training_bytes(
         value_bytes: of an activation.
         scores_held: of which layers attention's scores are held.
         loss_rows: positions in a chunk of the loss at least.
+        checkpoint: whether a block's activations are computed again for its backward pass.
     """
     counts = parameters(config)
-    weights = 4 * sum(counts.values())
-    matrices = 4 * counts["matrices"]
+    weights, head, matrices = (
+        4 * n for n in (sum(counts.values()), counts["lm_head"], counts["matrices"])
+    )
     optimizer = 2 * weights - matrices  # AdamW: two numbers for each; Muon: one
     if config.arch == "modern":
         optimizer += 4 * config.n_layer * 12 * config.n_embd  # and one a row or column
-    cast = value_bytes * scaling_parameters(config) if value_bytes < 4 else 0
-    rows = device_batch * activation_bytes(config, value_bytes, scores_held)
-    activations = rows + cast + _loss_bytes(config, device_batch * config.sequence_len, loss_rows)
-    held = {"parameters": weights, "gradients": weights, "optimizer": optimizer}
-    working = {"accumulation": weights} if accumulation > 1 else {}
-    working["activations"] = activations
-    update = weights + optimizer + 2 * matrices
-    peak = sum(held.values()) + max(sum(working.values()), update)
-    return {**held, **working, "update": update, "peak": peak}
+
+    casts = counts["matrices"] * value_bytes if value_bytes < 4 else 0
+    block = counts["matrices"] * value_bytes // config.n_layer
+    if checkpoint:
+        block, casts = block + casts // config.n_layer, 0
+    ends = ENDS * _width_bytes(config, value_bytes)
+    held = sum(_held_bytes(config, value_bytes, scores_held, checkpoint), ends)
+    held = device_batch * held + casts
+    activations = (
+        casts
+        + block
+        + device_batch * activation_bytes(config, value_bytes, scores_held, checkpoint=checkpoint)
+    )
+    logits = _logits_bytes(config, device_batch * config.sequence_len, value_bytes, loss_rows)
+    update = max(head, STACKS * value_bytes * _largest_stack(config, value_bytes))
+
+    first = max(head + max(held + logits, activations), weights + block)
+    further = weights + max(head + held + logits, activations)
+    working = max(first, weights + update, further if accumulation > 1 else 0)
+    peak = round((1 + COMPUTED_AHEAD) * (weights + optimizer + working))
+    return {
+        "parameters": weights,
+        "gradients": weights,
+        "optimizer": optimizer,
+        **({"accumulation": head} if accumulation > 1 else {}),
+        "activations": activations,
+        "logits": logits,
+        "update": update,
+        "peak": peak,
+    }
+
+
+def _largest_stack(config: GPTConfig, value_bytes: int) -> int:
+    """Numbers that Muon orthogonalises at once."""
+    square, mlp = config.n_embd**2, 4 * config.n_embd**2
+    return max(
+        min(max(STACK // (value_bytes * size), 1), count * config.n_layer) * size
+        for size, count in ((square, 4), (mlp, 1))
+    )
 
 
 def chunk_rows(positions: int, vocab_size: int, least: int) -> int:
     """Positions in a chunk of the loss."""
-    return max(least, CHUNK_LOGITS // vocab_size, -(-positions // MOST_CHUNKS))
+    rows = max(least, CHUNK_LOGITS // vocab_size, -(-positions // MOST_CHUNKS))
+    return min(rows, LARGEST_ARRAY // vocab_size)
 
 
-def _loss_bytes(config: GPTConfig, positions: int, loss_rows: int) -> int:
-    """Of a chunk of logits with what is computed from it, and of the head's gradient while it is
-    summed.
-
-    As many arrays as were measured on CPUs: MLX begins on what follows before it has let go.
-    """
-    at_once = min(positions, chunk_rows(positions, config.vocab_size, loss_rows))
-    return 4 * config.rows * (10 * at_once + 2 * config.n_embd)
+def _logits_bytes(config: GPTConfig, positions: int, value_bytes: int, loss_rows: int) -> int:
+    """Of a chunk with what is computed from it, and of the head's products."""
+    chunk = config.rows * min(positions, chunk_rows(positions, config.vocab_size, loss_rows))
+    product = config.rows * config.n_embd * value_bytes  # a chunk's gradient of the head
+    if value_bytes == 4:
+        return max(CPU_LOGITS * 4 * chunk, product + 2 * 4 * chunk)
+    cast = config.rows * config.n_embd * value_bytes
+    return cast + max((4 + value_bytes) * chunk, product + value_bytes * chunk)

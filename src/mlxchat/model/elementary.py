@@ -48,7 +48,14 @@ def relu_squared(x: mx.array) -> mx.array:
 
 @mx.custom_function
 def _relu_squared(x: mx.array) -> mx.array:
+    return _square_of_positive(x) if machine().backend == "cpu" else _in_one_kernel(x)
+
+
+def _square_of_positive(x: mx.array) -> mx.array:
     return mx.maximum(x, 0).square()
+
+
+_in_one_kernel = mx.compile(_square_of_positive)
 
 
 @_relu_squared.vjp

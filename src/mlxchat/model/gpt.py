@@ -14,34 +14,21 @@ Parameters carry nanochat's names and are float32 in training; activations are i
 the loss in float32.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
-from mlxchat.model.config import GATE_CHANNELS, SMEAR_CHANNELS, GPTConfig
-from mlxchat.model.elementary import relu_squared
-from mlxchat.model.loss import cross_entropies, mean_cross_entropy, soft_cap
-from mlxchat.model.rotary import Rotation, rotate
+from mlxchat.model.backward import PLAIN, Arrays, Backward, Streams
+from mlxchat.model.block import Block, LayerCache, Linear, norm
+from mlxchat.model.config import SMEAR_CHANNELS, GPTConfig
+from mlxchat.model.loss import LOSS_ROWS, cross_entropies, mean_cross_entropy, soft_cap
+from mlxchat.model.rotary import Rotation
 from mlxchat.runtime import mx, nn, tree_flatten
 
 ROPE_BASE = {"classic": 10_000.0, "modern": 100_000.0}
-QK_SCALE = {"classic": 1.0, "modern": 1.2}  # of normalised queries and of keys
-UNSEEN = -1e9  # added to a score, makes its weight zero
-NORM_EPS = 1.1920929e-07  # what torch's rms_norm uses when told nothing
-
-
-Mask = str | mx.array | None
-"""Which keys each query can see, as `mx.fast.scaled_dot_product_attention` takes it."""
-
-
-class LayerCache(Protocol):
-    """The keys and values of one layer, as far as they have been computed and can be seen."""
-
-    def extend(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, Mask]:
-        """Append (B, H, T, D) keys and values.
-
-        Returns (B, H, S, D) keys and values, all that the new positions can see among them, and
-        which of them each can see.
-        """
+HEAD = "lm_head.weight"
 
 
 class Cache(Protocol):
@@ -57,114 +44,6 @@ class Cache(Protocol):
 
     def read(self, ids: mx.array) -> mx.array | None:
         """Note (B, T) ids as read; returns the ones before them, (B, 1), None at the beginning."""
-
-
-def norm(x: mx.array) -> mx.array:
-    """RMS norm over the last axis, without weights."""
-    return mx.fast.rms_norm(x, None, NORM_EPS)
-
-
-def mask(T: int, S: int, window: int, dtype: mx.Dtype) -> Mask:
-    """Which of S positions the last T of them can see: ``window`` before each, and itself.
-
-    As an array it is added to the scores, since there is no fused kernel for booleans.
-    """
-    if T == 1:
-        return None
-    if window + 1 >= S:
-        return "causal"
-    query, key = mx.arange(S - T, S)[:, None], mx.arange(S)
-    seen = (key <= query) & (key >= query - window)  # (T, S)
-    return mx.where(seen, mx.array(0, dtype), mx.array(UNSEEN, dtype))
-
-
-class Linear(nn.Linear):
-    """A linear layer without bias whose float32 weight is cast to the dtype of its input."""
-
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
-
-    def __call__(self, x: mx.array, onto: mx.array | None = None) -> mx.array:
-        """(..., in_features) to (..., out_features), added to ``onto`` in the same kernel."""
-        weight = self.weight.astype(x.dtype).T
-        return x @ weight if onto is None else mx.addmm(onto, x, weight)
-
-
-class Attention(nn.Module):
-    """Causal self-attention, multi-query where there are fewer key heads than query heads."""
-
-    def __init__(self, config: GPTConfig, layer: int) -> None:
-        super().__init__()
-        self.n_head, self.n_kv_head = config.n_head, config.n_kv_head
-        self.head_dim = config.head_dim
-        self.window = config.windows[layer]
-        self.scale = QK_SCALE[config.arch] ** 2 / self.head_dim**0.5
-        self.c_q = Linear(config.n_embd, config.n_embd)
-        self.c_k = Linear(config.n_embd, config.kv_dim)
-        self.c_v = Linear(config.n_embd, config.kv_dim)
-        self.c_proj = Linear(config.n_embd, config.n_embd)
-        if config.has_value_embedding(layer):
-            self.ve_gate = Linear(GATE_CHANNELS, config.n_kv_head)
-
-    def __call__(
-        self,
-        x: mx.array,
-        turn: Rotation,
-        value_embedding: mx.array | None,
-        cache: LayerCache | None,
-    ) -> mx.array:
-        """Add to the stream x, (B, T, C), what attention makes of it.
-
-        A value embedding, (B, T, n_kv_head * D), is added to the values, by head as much as its
-        gate says (https://arxiv.org/abs/2410.17897).
-        """
-        (B, T, C), normed = x.shape, norm(x)
-        q = self.c_q(normed).reshape(B, T, self.n_head, self.head_dim)
-        k = self.c_k(normed).reshape(B, T, self.n_kv_head, self.head_dim)
-        v = self.c_v(normed).reshape(B, T, self.n_kv_head, self.head_dim)
-        if value_embedding is not None:
-            gate = 3 * mx.sigmoid(self.ve_gate(normed[..., :GATE_CHANNELS]))  # (B, T, n_kv_head)
-            v = v + gate[..., None] * value_embedding.reshape(v.shape)
-        q, k = rotate(norm(q), turn), rotate(norm(k), turn)  # in either order
-        q, k, v = (heads.transpose(0, 2, 1, 3) for heads in (q, k, v))  # (B, H, T, D)
-        if cache is None:
-            seen = mask(T, T, self.window, q.dtype)
-        else:
-            k, v, seen = cache.extend(k, v)
-        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=seen)
-        return self.c_proj(y.transpose(0, 2, 1, 3).reshape(B, T, C), onto=x)
-
-
-class MLP(nn.Module):
-    """Two linear layers with a squared ReLU (https://arxiv.org/abs/2109.08668) between them."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
-        self.c_proj = Linear(4 * config.n_embd, config.n_embd)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """Add to the stream x, (B, T, C), what the layers make of it."""
-        return self.c_proj(relu_squared(self.c_fc(norm(x))), onto=x)
-
-
-class Block(nn.Module):
-    """Attention, then the MLP, each on the normalised stream and added to it."""
-
-    def __init__(self, config: GPTConfig, layer: int) -> None:
-        super().__init__()
-        self.attn = Attention(config, layer)
-        self.mlp = MLP(config)
-
-    def __call__(
-        self,
-        x: mx.array,
-        turn: Rotation,
-        value_embedding: mx.array | None,
-        cache: LayerCache | None,
-    ) -> mx.array:
-        """(B, T, C) to (B, T, C)."""
-        return self.mlp(self.attn(x, turn, value_embedding, cache))
 
 
 class GPT(nn.Module):
@@ -205,32 +84,67 @@ class GPT(nn.Module):
         """
         return self.logits(self.features(ids, cache))
 
-    def named_parameters(self) -> dict[str, mx.array]:
+    def named_parameters(self) -> Arrays:
         """Every parameter by nanochat's name, such as ``transformer.h.0.attn.c_q.weight``."""
         return dict(tree_flatten(self.parameters()))
 
+    @contextmanager
+    def holding(self, parameters: Arrays) -> Iterator[None]:
+        """Let these be the parameters of their names for a while."""
+        named = self.named_parameters()
+        self.load_weights(list(parameters.items()), strict=False)
+        try:
+            yield
+        finally:
+            self.load_weights([(name, named[name]) for name in parameters], strict=False)
+
     def cast_matrices(self) -> None:
         """Hold the matrices in the compute dtype from now on: to infer quickly, not to train."""
-        matrices = {n: w for n, w in self.named_parameters().items() if w.ndim > 1}
+        matrices = {
+            name: weight
+            for name, weight in self.named_parameters().items()
+            if weight.ndim > 1 and mx.issubdtype(weight.dtype, mx.floating)  # else: quantized
+        }
         self.load_weights([(n, w.astype(self.dtype)) for n, w in matrices.items()], strict=False)
         mx.eval(self.parameters())  # else both copies are held until the first token
 
-    def features(self, ids: mx.array, cache: Cache | None = None) -> mx.array:
-        """The normalised residual stream after the last block, (B, T, C) in the compute dtype."""
+    def ready_to_infer(self) -> None:
+        """Hold the parameters as decoding wants them from now on, not as training and saving do."""
+        self.cast_matrices()
+        for block in self.transformer["h"]:
+            block.ready_to_infer()
+        mx.eval(self.parameters())
+
+    def features(
+        self, ids: mx.array, cache: Cache | None = None, backward: Backward | None = None
+    ) -> mx.array:
+        """The normalised residual stream after the last block, (B, T, C) in the compute dtype.
+
+        Args:
+            ids: (B, T) integers.
+            cache: what came before them; is extended by them.
+            backward: how gradients are formed; None where they are not.
+        """
         config, offset = self.config, cache.offset if cache is not None else 0
         turn = Rotation(ROPE_BASE[config.arch], offset)
         before = cache.read(ids) if cache is not None else None
         x = self._embed(ids)
         if config.arch == "modern":
             x = self._smear(x, before)
+        caches = [None] * config.n_layer if cache is None else cache.layers
         x0 = middle = x
-        for i, block in enumerate(self.transformer["h"]):
-            value_embedding = None
+        for i, layer_cache in enumerate(caches):
+            layer = partial(self._layer, i, ids, turn, layer_cache)
+            streams = [x]
             if config.arch == "modern":
-                x = self._mix(self.resid_lambdas[i], x, self.x0_lambdas[i], x0)
-            if config.has_value_embedding(i):
-                value_embedding = self.value_embeds[i](ids).astype(self.dtype)
-            x = block(x, turn, value_embedding, cache.layers[i] if cache is not None else None)
+                streams += [x0, self.resid_lambdas[i], self.x0_lambdas[i]]
+            if backward is None:
+                x = layer(streams)
+            else:
+                streams, own = backward.enter(streams, self._parameters_of_layer(i))
+                x = backward.call(layer, streams, own)
+            if config.arch == "modern":
+                x0 = streams[1]  # the same, in its place in the backward pass
             if i == config.n_layer // 2:
                 middle = x
         if config.arch == "modern":
@@ -241,19 +155,69 @@ class GPT(nn.Module):
         """Softly capped logits in float32: (..., C) to (..., V)."""
         return soft_cap(self.lm_head(x)[..., : self.config.vocab_size])
 
-    def losses(self, ids: mx.array, targets: mx.array) -> mx.array:
-        """Cross entropy in nats at every position, (B, T) float32; 0 where the target is -1."""
-        return cross_entropies(*self._predictions(ids, targets)).reshape(targets.shape)
+    def losses(self, ids: mx.array, targets: mx.array, rows: int = LOSS_ROWS) -> mx.array:
+        """Cross entropy in nats at every position, (B, T) float32; 0 where the target is -1.
 
-    def loss(self, ids: mx.array, targets: mx.array) -> mx.array:
-        """The mean of `losses` where the target is not -1, for training."""
-        return mean_cross_entropy(*self._predictions(ids, targets))
-
-    def _predictions(
-        self, ids: mx.array, targets: mx.array
-    ) -> tuple[mx.array, mx.array, mx.array, int]:
+        Args:
+            ids, targets: (B, T) integers.
+            rows: positions, at least, whose logits are computed at a time.
+        """
         x = self.features(ids).reshape(-1, self.config.n_embd)  # (N, C)
-        return x, self.lm_head.weight, targets.reshape(-1), self.config.vocab_size
+        flat, vocab_size = targets.reshape(-1), self.config.vocab_size
+        losses = cross_entropies(x, self.lm_head.dense, flat, vocab_size, rows)
+        return losses.reshape(targets.shape)
+
+    def loss(
+        self,
+        ids: mx.array,
+        targets: mx.array,
+        rows: int = LOSS_ROWS,
+        backward: Backward = PLAIN,
+    ) -> mx.array:
+        """The mean of `losses` where the target is not -1, for training."""
+        layers = [self._parameters_of_layer(i) for i in range(self.config.n_layer)]
+        others, head = self.named_parameters(), self.lm_head.weight
+        for name in (HEAD, *itertools.chain(*layers)):
+            del others[name]
+        _, others = backward.enter([], others)
+        with self.holding(others):
+            x = self.features(ids, backward=backward).reshape(-1, self.config.n_embd)  # (N, C)
+        [x], entered = backward.enter([x], {HEAD: head})
+        flat, vocab_size = targets.reshape(-1), self.config.vocab_size
+        return mean_cross_entropy(x, entered[HEAD], flat, vocab_size, rows)
+
+    def _parameters_of_layer(self, i: int) -> Arrays:
+        own = f"transformer.h.{i}.", f"value_embeds.{i}."
+        return {n: w for n, w in self.named_parameters().items() if n.startswith(own)}
+
+    def _layer(
+        self,
+        i: int,
+        ids: mx.array,
+        turn: Rotation,
+        cache: LayerCache | None,
+        streams: Streams,
+        parameters: Arrays | None = None,
+    ) -> mx.array:
+        """The residual stream after layer i, (B, T, C).
+
+        Args:
+            streams: the residual stream before it, (B, T, C); in the modern architecture also the
+                embedding, and the two scalars that they are weighted by.
+            parameters: by name, in place of the layer's own.
+        """
+        if parameters is not None:
+            with self.holding(parameters):
+                return self._layer(i, ids, turn, cache, streams)
+        x, *others = streams
+        if others:
+            x0, of_x, of_x0 = others
+            x = self._mix(of_x, x, of_x0, x0)
+        value_embedding = None
+        if self.config.has_value_embedding(i):
+            value_embedding = self.value_embeds[i](ids).astype(self.dtype)
+        block: Block = self.transformer["h"][i]
+        return block(x, turn, value_embedding, cache)
 
     def _embed(self, ids: mx.array) -> mx.array:
         return norm(self.transformer["wte"](ids).astype(self.dtype))

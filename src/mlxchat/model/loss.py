@@ -10,10 +10,11 @@ from typing import cast
 
 from mlxchat.model.arithmetic import chunk_rows
 from mlxchat.model.elementary import exp, log_sum_exp, tanh
-from mlxchat.runtime import machine, mx
+from mlxchat.runtime import mx
 
 SOFTCAP = 15.0
-CHUNK_ROWS = {"cpu": 128, "cuda": 2048, "metal": 1024}  # at least
+LOSS_ROWS = 128  # positions in a chunk, at least
+CHUNK_ROWS = {"cpu": 128, "cuda": 2048, "metal": 1024}  # the fastest by backend
 
 
 def soft_cap(logits: mx.array) -> mx.array:
@@ -21,38 +22,40 @@ def soft_cap(logits: mx.array) -> mx.array:
     return SOFTCAP * tanh(logits.astype(mx.float32) / SOFTCAP)
 
 
-def cross_entropies(x: mx.array, weight: mx.array, targets: mx.array, vocab_size: int) -> mx.array:
+def cross_entropies(
+    x: mx.array, weight: mx.array, targets: mx.array, vocab_size: int, rows: int
+) -> mx.array:
     """Nats at every position, (N,) float32; 0 where the target is -1.
 
     Args:
         x: (N, C) features.
         weight: of the head, (V or more, C); rows beyond the vocabulary are left out.
         targets: (N,) integers.
+        rows: positions in a chunk, at least.
     """
     weight = weight[:vocab_size].astype(x.dtype)
     losses: list[mx.array] = []
-    for rows in _chunks(targets.size, vocab_size):
-        logits = soft_cap(mx.depends(x[rows], losses[-1:]) @ weight.T)
-        chosen = _chosen(logits, targets[rows])
-        losses.append((log_sum_exp(logits) - chosen) * (targets[rows] >= 0))
+    for chunk in _chunks(targets.size, vocab_size, rows):
+        logits = soft_cap(mx.depends(x[chunk], losses[-1:]) @ weight.T)
+        chosen = _chosen(logits, targets[chunk])
+        losses.append((log_sum_exp(logits) - chosen) * (targets[chunk] >= 0))
     return mx.concatenate(losses)
 
 
 def mean_cross_entropy(
-    x: mx.array, weight: mx.array, targets: mx.array, vocab_size: int
+    x: mx.array, weight: mx.array, targets: mx.array, vocab_size: int, rows: int
 ) -> mx.array:
     """The mean of `cross_entropies` where the target is not -1, a float32 scalar."""
 
     @mx.custom_function
     def loss_and_gradients(x: mx.array, weight: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        used, columns = weight[:vocab_size], mx.arange(vocab_size)
-        half = used.astype(x.dtype)
-        total, of_used = mx.array(0.0), mx.zeros_like(used)
+        half, columns = weight[:vocab_size].astype(x.dtype), mx.arange(vocab_size)
+        total, of_weight = mx.array(0.0), mx.array(0.0)
         of_x: list[mx.array] = []
-        for rows in _chunks(targets.size, vocab_size):
+        for chunk in _chunks(targets.size, vocab_size, rows):
             # One chunk after another: nothing of the last one's logits is needed any more.
-            features = mx.depends(x[rows], [total, of_used, *of_x[-1:]])
-            y = targets[rows]
+            features = mx.depends(x[chunk], [total, of_weight, *of_x[-1:]])
+            y = targets[chunk]
             kept = y >= 0
             logits = soft_cap(features @ half.T)
             normaliser = log_sum_exp(logits)
@@ -63,9 +66,10 @@ def mean_cross_entropy(
             of_capped = expected - mx.where(columns == y[:, None], share, 0.0)
             of_logits = (of_capped * (1 - (logits / SOFTCAP).square())).astype(x.dtype)
             of_x.append(of_logits @ half)
-            of_used = of_used + of_logits.T @ features
-        of_unused = mx.zeros_like(weight[vocab_size:])
-        return total / count, mx.concatenate(of_x), mx.concatenate([of_used, of_unused])
+            of_weight = of_weight + of_logits.T @ features
+        if len(weight) > vocab_size:
+            of_weight = mx.concatenate([of_weight, mx.zeros_like(weight[vocab_size:])])
+        return total / count, mx.concatenate(of_x), of_weight
 
     @loss_and_gradients.vjp
     def _scaled(
@@ -79,8 +83,8 @@ def mean_cross_entropy(
     return outputs[0]
 
 
-def _chunks(N: int, vocab_size: int) -> Iterator[slice]:
-    rows = chunk_rows(N, vocab_size, CHUNK_ROWS[machine().backend])
+def _chunks(N: int, vocab_size: int, least: int) -> Iterator[slice]:
+    rows = chunk_rows(N, vocab_size, least)
     return (slice(start, start + rows) for start in range(0, N, rows))
 
 

@@ -4,9 +4,11 @@ Every number that changes from step to step is an array, in the state or in the 
 so that the compiled update is traced once.
 """
 
+import math
 from collections import defaultdict
 from typing import NamedTuple
 
+from mlxchat.model.arithmetic import STACK
 from mlxchat.model.config import Architecture
 from mlxchat.optim import adamw, muon, normuon
 from mlxchat.runtime import mx
@@ -72,7 +74,10 @@ def clip(gradients: Arrays, limit: float) -> tuple[Arrays, mx.array]:
 
     As torch.nn.utils.clip_grad_norm_ does. A limit of 0 leaves them alone.
     """
-    norm = mx.sqrt(mx.stack([g.square().sum() for g in gradients.values()]).sum())
+    squares = mx.array(0.0)
+    for g in gradients.values():  # one after another: the squares are as large as the gradients
+        squares = squares + mx.depends(g, squares).square().sum()
+    norm = mx.sqrt(squares)
     if limit == 0:
         return gradients, norm
     scale = mx.minimum(limit / (norm + 1e-6), 1.0)
@@ -97,10 +102,10 @@ class MuonAdamW:
         self.state: Arrays = {"step": mx.array(0.0)}
         self._modern = arch == "modern"
         self._groups = GROUPS[arch]
-        self._by_shape: defaultdict[tuple[int, ...], list[str]] = defaultdict(list)
+        by_shape: defaultdict[tuple[int, ...], list[str]] = defaultdict(list)
         for name, value in sorted(parameters.items()):
             if group_of(name) == MATRIX:
-                self._by_shape[value.shape].append(name)
+                by_shape[value.shape].append(name)
                 self.state[f"muon.{name}"] = mx.zeros_like(value)
                 if self._modern:
                     self.state[f"normuon.{name}"] = normuon.second_moment(value)
@@ -108,11 +113,19 @@ class MuonAdamW:
                 self.state[f"adamw.{name}.m"] = mx.zeros_like(value)
                 self.state[f"adamw.{name}.v"] = mx.zeros_like(value)
 
+        self._stacks: list[list[str]] = []  # matrices that are updated together
+        for shape, names in by_shape.items():
+            count = max(1, STACK // (dtype.size * math.prod(shape)))
+            self._stacks += [names[i : i + count] for i in range(0, len(names), count)]
+
     def update(
         self, parameters: Arrays, gradients: Arrays, state: Arrays, rates: Rates
     ) -> tuple[Arrays, Arrays]:
-        """One step: new parameters and new state. Changes nothing, so that it can be compiled."""
-        new, after = {}, {"step": state["step"] + 1}
+        """One step: new parameters and new state. Changes nothing, so that it can be compiled.
+
+        What is given may be let go of then: the new arrays take the memory of the old.
+        """
+        new, after = Arrays(), {"step": state["step"] + 1}
         for name in parameters:
             group = group_of(name)
             if group == MATRIX:
@@ -129,21 +142,23 @@ class MuonAdamW:
                 betas,
                 rates.weight_decay if weight_decay is None else weight_decay,
             )
-        for names in self._by_shape.values():
-            buffers = [f"muon.{name}" for name in names]
-            seconds = [f"normuon.{name}" for name in names]
-            p = mx.stack([parameters[name] for name in names])
-            g = mx.stack([gradients[name] for name in names])
-            buffer = mx.stack([state[name] for name in buffers])
-            lr, momentum = rates.learning[MATRIX], rates.momentum
+        lr, momentum = rates.learning[MATRIX], rates.momentum
+        for names in self._stacks:
+            held, seconds = (
+                [f"muon.{name}" for name in names],
+                [f"normuon.{name}" for name in names],
+            )
+            ps, gs = [parameters[name] for name in names], [gradients[name] for name in names]
+            buffers = [state[name] for name in held]
             if self._modern:
-                second = mx.stack([state[name] for name in seconds])
-                p, buffer, second = normuon.update(
-                    p, g, buffer, second, lr, momentum, rates.weight_decay, self.dtype
+                moments = [state[name] for name in seconds]
+                ps, buffers, moments = normuon.update(
+                    ps, gs, buffers, moments, lr, momentum, rates.weight_decay, self.dtype
                 )
-                after.update(zip(seconds, second, strict=True))
+                after.update(zip(seconds, moments, strict=True))
             else:
-                p, buffer = muon.update(p, g, buffer, lr, momentum, self.dtype)
-            new.update(zip(names, p, strict=True))
-            after.update(zip(buffers, buffer, strict=True))
+                ps, buffers = muon.update(ps, gs, buffers, lr, momentum, self.dtype)
+            new.update(zip(names, ps, strict=True))
+            after.update(zip(held, buffers, strict=True))
+            momentum = mx.depends(momentum, ps)  # one stack after another: each takes memory
         return new, {name: after[name] for name in state}  # another order would be another trace

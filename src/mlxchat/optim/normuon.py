@@ -1,9 +1,9 @@
 """The modern architecture's Muon: better conditioned, normalised by neuron, cautious decay.
 
-All matrices of one shape are stacked, (N, R, C), and updated together.
+As in `muon`, matrices of one shape are stacked, (N, R, C), to be orthogonalised.
 """
 
-from mlxchat.optim.muon import nesterov, shape_scale
+from mlxchat.optim.muon import Matrices, nesterov, shape_scale
 from mlxchat.runtime import mx
 
 BETA2 = 0.9  # of the second moment
@@ -17,31 +17,35 @@ POLAR_EXPRESS = (  # https://arxiv.org/abs/2505.16932, for 5 steps, safety 2e-2,
 
 
 def update(
-    p: mx.array,
-    g: mx.array,
-    buffer: mx.array,
-    second: mx.array,
+    ps: Matrices,
+    gs: Matrices,
+    buffers: Matrices,
+    seconds: Matrices,
     lr: mx.array,
     momentum: mx.array,
     weight_decay: mx.array,
     dtype: mx.Dtype,
-) -> tuple[mx.array, mx.array, mx.array]:
-    """One step on (N, R, C) matrices; returns parameters, momentum buffer and second moment.
+) -> tuple[list[mx.array], list[mx.array], list[mx.array]]:
+    """One step on matrices of one shape; returns parameters, momentum buffers and second moments.
 
     Weight decay is cautious (https://arxiv.org/abs/2411.16085): only where the update pulls the
     parameter towards zero as well.
 
     Args:
-        second: as `second_moment` makes it.
-        dtype: in which the gradient is orthogonalised.
+        seconds: as `second_moment` makes them.
+        dtype: in which the gradients are orthogonalised.
     """
-    g, buffer = nesterov(g, buffer, momentum)
-    g = orthogonalise(equalise_rows(g.astype(dtype))).astype(p.dtype)
+    g, buffers = nesterov(gs, buffers, momentum, dtype)
+    g = orthogonalise(equalise_rows(g)).astype(mx.float32)
     # The norm of orthogonal matrices is known (https://arxiv.org/abs/2602.21545).
     g = g * (float(min(g.shape[-2:]) ** 0.5) / mx.maximum(_norm(g), 1e-6))
-    g, second = normalise_neurons(g, second)
-    lr = lr * shape_scale(p)
-    return p - lr * g - lr * weight_decay * p * (g * p >= 0), buffer, second
+    g, second = normalise_neurons(g, mx.stack(list(seconds)))
+    lr = lr * shape_scale(g)
+    new = [
+        p - lr * each - lr * weight_decay * p * (each * p >= 0)
+        for p, each in zip(ps, g, strict=True)
+    ]
+    return new, buffers, list(second)
 
 
 def second_moment(p: mx.array) -> mx.array:

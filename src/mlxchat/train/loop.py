@@ -8,16 +8,17 @@ read while the next step runs.
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from mlxchat.data.loader import Batch, LoaderState, Stopped
 from mlxchat.errors import MlxchatError
+from mlxchat.model.backward import Backward
 from mlxchat.model.gpt import GPT
 from mlxchat.optim.groups import MATRIX, Arrays, MuonAdamW, Rates, clip
-from mlxchat.runtime import memory_use, mx, nn, tree_flatten
+from mlxchat.runtime import memory_use, mx
 from mlxchat.telemetry import Ended, Event, Position, Stepped
+from mlxchat.train.divergence import check_numbers
 
 
 @dataclass
@@ -39,6 +40,8 @@ class Run:
     total_steps: int
     accumulation: int  # micro-batches in a step
     grad_clip: float  # joint norm; 0 for none
+    grad_checkpoint: bool  # compute each block's activations again in the backward pass
+    loss_rows: int  # positions in a chunk of the loss, at least
     eval_every: int
     sample_every: int
     save_every: int
@@ -61,7 +64,13 @@ class Launched:
 def train(run: Run) -> Iterator[Event]:
     """Train from ``run.step`` to ``run.total_steps``, or until asked to stop.
 
-    Asked to stop, or without data, it saves the last whole step first.
+    Asked to stop, or without data to train on or to evaluate with, it saves the last whole step
+    first.
+
+    Raises:
+        MlxchatError: data cannot be had.
+        DivergedError: a step's loss or gradient norm is NaN or infinite; neither that step nor one
+            after it was saved.
     """
     launch = compile_step(run)
     if not run.evaluated and run.eval_every and run.step % run.eval_every == 0:
@@ -77,7 +86,7 @@ def train(run: Run) -> Iterator[Event]:
             current = launch(step)
         except (Stopped, MlxchatError) as reason:
             if latest and waiting:
-                yield _landed(run, latest, begun)
+                yield from _landed(run, latest, begun)
             if latest and latest.step > saved:
                 yield from run.save(latest.step, latest.state)
             if isinstance(reason, MlxchatError):
@@ -85,7 +94,7 @@ def train(run: Run) -> Iterator[Event]:
             yield Ended(run.clock(), step - 1, "interrupted")
             return
         if latest and waiting:
-            yield _landed(run, latest, begun)
+            yield from _landed(run, latest, begun)
             begun = run.clock()
         latest, waiting = current, True
         last = step == run.total_steps
@@ -97,13 +106,19 @@ def train(run: Run) -> Iterator[Event]:
         saving = last or (run.save_every and step % run.save_every == 0)
         if not (saving or activities):
             continue
-        yield _landed(run, current, begun)
+        yield from _landed(run, current, begun)
         waiting = False
-        for activity in activities:
-            yield from activity(step) if last else _unless_stopped(run, activity(step))
-        if saving:
+        failure = None
+        try:
+            for activity in activities:
+                yield from activity(step) if last else _unless_stopped(run, activity(step))
+        except MlxchatError as error:
+            failure = error
+        if saving or failure:
             yield from run.save(step, current.state)
             saved = step
+        if failure:
+            raise failure
         begun = run.clock()
     yield Ended(run.clock(), run.total_steps, "finished")
 
@@ -115,19 +130,18 @@ def compile_step(run: Run) -> Callable[[int], Launched]:
     """
     model, optimizer = run.model, run.optimizer
 
-    def share_of_loss(ids: mx.array, targets: mx.array) -> mx.array:
-        return model.loss(ids, targets) / run.accumulation
+    def share_of_loss(
+        parameters: Arrays, ids: mx.array, targets: mx.array, summed: Arrays
+    ) -> mx.array:
+        backward = Backward(summed, run.grad_checkpoint)
+        with model.holding(parameters):
+            return model.loss(ids, targets, run.loss_rows, backward) / run.accumulation
 
-    loss_and_gradients = nn.value_and_grad(model, share_of_loss)
-
-    @partial(mx.compile, inputs=[model.state], outputs=[model.state])
+    @mx.compile
     def accumulate(
-        ids: mx.array, targets: mx.array, total: mx.array, summed: Arrays
+        parameters: Arrays, ids: mx.array, targets: mx.array, total: mx.array, summed: Arrays
     ) -> tuple[mx.array, Arrays]:
-        loss, tree = loss_and_gradients(ids, targets)
-        gradients = dict(tree_flatten(tree))
-        if summed:
-            gradients = {name: summed[name] + g for name, g in gradients.items()}
+        loss, gradients = mx.value_and_grad(share_of_loss)(parameters, ids, targets, summed)
         return total + loss, gradients
 
     @mx.compile
@@ -143,9 +157,8 @@ def compile_step(run: Run) -> Callable[[int], Launched]:
             if run.stop():
                 raise Stopped
             batch, before = next(run.batches), loss
-            loss, gradients = accumulate(
-                mx.array(batch.ids), mx.array(batch.targets), loss, gradients
-            )
+            ids, targets = mx.array(batch.ids), mx.array(batch.targets)
+            loss, gradients = accumulate(model.named_parameters(), ids, targets, loss, gradients)
             mx.async_eval(loss, gradients)
             mx.eval(before)  # one micro-batch under way, no more
         rates = run.rates(step - 1)
@@ -153,6 +166,7 @@ def compile_step(run: Run) -> Callable[[int], Launched]:
             model.named_parameters(), gradients, optimizer.state, rates
         )
         model.load_weights(list(parameters.items()))
+        del gradients  # with what was before the update: its memory is used again in it
         facts = mx.stack([loss, norm, rates.learning[MATRIX]])
         mx.async_eval(parameters, optimizer.state, facts)
         return Launched(step, facts, batch.state)
@@ -160,12 +174,12 @@ def compile_step(run: Run) -> Callable[[int], Launched]:
     return launch
 
 
-def _landed(run: Run, launched: Launched, begun: float) -> Stepped:
-    """Wait for a step and tell what it came to."""
+def _landed(run: Run, launched: Launched, begun: float) -> Iterator[Event]:
+    """Wait for a step, tell what it came to, and go no further where that is no number."""
     loss, norm, learning_rate = np.array(launched.facts).tolist()
     cursor = launched.state.cursor
     now = run.clock()
-    return Stepped(
+    yield Stepped(
         now,
         launched.step,
         loss=loss,
@@ -175,6 +189,7 @@ def _landed(run: Run, launched: Launched, begun: float) -> Stepped:
         position=Position(cursor.epoch, cursor.shard, run.shards),
         memory=memory_use(),
     )
+    check_numbers({"loss": loss, "gradient norm": norm}, launched.step, cursor)
 
 
 def _unless_stopped(run: Run, events: Iterator[Event]) -> Iterator[Event]:

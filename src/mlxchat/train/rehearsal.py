@@ -47,6 +47,8 @@ def random_run(model: GPT, plan: Plan, clock: Clock) -> Run:
         total_steps=plan.num_iterations,
         accumulation=plan.accumulation,
         grad_clip=plan.grad_clip,
+        grad_checkpoint=plan.grad_checkpoint,
+        loss_rows=plan.loss_rows,
         eval_every=0,
         sample_every=0,
         save_every=0,

@@ -1,0 +1,164 @@
+"""A layer of the network: attention and MLP, each on the normalised residual stream."""
+
+from typing import Protocol
+
+from mlxchat.model.attention import attend
+from mlxchat.model.config import GATE_CHANNELS, GPTConfig
+from mlxchat.model.elementary import relu_squared
+from mlxchat.model.quantized import QuantizedLinear
+from mlxchat.model.rotary import Rotation, rotate
+from mlxchat.model.rows import FEW_ROWS, multiply_few_rows
+from mlxchat.runtime import machine, mx, nn
+
+QK_SCALE = {"classic": 1.0, "modern": 1.2}  # of normalised queries and of keys
+NORM_EPS = 1.1920929e-07  # what torch's rms_norm uses when told nothing
+
+
+class LayerCache(Protocol):
+    """The keys and values of one layer, as far as they have been computed and can be seen."""
+
+    def extend(
+        self, keys: mx.array, values: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array | None]:
+        """Append (B, H, T, D) keys and values.
+
+        Returns (B, H, S, D) keys and values: those that the new positions can see, S - T of them
+        before the T new ones. Where T is 1, all S can be seen, in any order, but for those hidden
+        by what comes third, (B, 1, 1, S) to be added to the scores.
+        """
+
+
+def norm(x: mx.array) -> mx.array:
+    """RMS norm over the last axis, without weights."""
+    return mx.fast.rms_norm(x, None, NORM_EPS)
+
+
+class Linear(nn.Linear):
+    """A linear layer without bias whose float32 weight is cast to the dtype of its input."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def __call__(self, x: mx.array, onto: mx.array | None = None) -> mx.array:
+        """(..., in_features) to (..., out_features), added to ``onto`` in the same kernel."""
+        weight = self.weight.astype(x.dtype)
+        if machine().backend == "cpu" and x.size <= FEW_ROWS * x.shape[-1]:
+            y = multiply_few_rows(x, weight)
+            return y if onto is None else onto + y
+        return x @ weight.T if onto is None else mx.addmm(onto, x, weight.T)
+
+    @property
+    def dense(self) -> mx.array:
+        """The weight as a matrix, which of a quantized layer it isn't."""
+        return self.weight
+
+    def to_quantized(  # type: ignore[override]  # of what nn.Linear takes, what is used
+        self, group_size: int, bits: int, mode: str
+    ) -> QuantizedLinear:
+        """This layer with its weight quantized: what `nn.quantize` puts in its place."""
+        layer: QuantizedLinear = QuantizedLinear.from_linear(self, group_size, bits, mode)
+        return layer
+
+
+class Attention(nn.Module):
+    """Causal self-attention, multi-query where there are fewer key heads than query heads."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.n_head, self.n_kv_head = config.n_head, config.n_kv_head
+        self.head_dim = config.head_dim
+        self.window = config.windows[layer]
+        self.scale = QK_SCALE[config.arch] ** 2 / self.head_dim**0.5
+        self.c_q = Linear(config.n_embd, config.n_embd)
+        self.c_k = Linear(config.n_embd, config.kv_dim)
+        self.c_v = Linear(config.n_embd, config.kv_dim)
+        self.c_proj = Linear(config.n_embd, config.n_embd)
+        self.c_qkv: Linear | None = None  # c_q, c_k and c_v in one, once they are joined
+        if config.has_value_embedding(layer):
+            self.ve_gate = Linear(GATE_CHANNELS, config.n_kv_head)
+
+    def heads(
+        self, x: mx.array, turn: Rotation, value_embedding: mx.array | None
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """Queries and keys, normalised and turned, and values: of (B, T, C), each (B, H, T, D).
+
+        A value embedding, (B, T, n_kv_head * D), is added to the values, by head as much as its
+        gate says (https://arxiv.org/abs/2410.17897).
+        """
+        shape, n_qk = (*x.shape[:2], -1, self.head_dim), self.n_head + self.n_kv_head
+        if self.c_qkv is None:
+            q, k, v = (linear(x).reshape(shape) for linear in (self.c_q, self.c_k, self.c_v))
+            q, k = rotate(norm(q), turn), rotate(norm(k), turn)  # in either order
+        else:
+            joined = self.c_qkv(x).reshape(shape)
+            qk, v = rotate(norm(joined[:, :, :n_qk]), turn), joined[:, :, n_qk:]
+            q, k = qk[:, :, : self.n_head], qk[:, :, self.n_head :]
+        if value_embedding is not None:
+            gate = 3 * mx.sigmoid(self.ve_gate(x[..., :GATE_CHANNELS]))  # (B, T, n_kv_head)
+            v = v + gate[..., None] * value_embedding.reshape(v.shape)
+        q, k, v = (heads.transpose(0, 2, 1, 3) for heads in (q, k, v))
+        return q, k, v
+
+    def join(self) -> None:
+        """Have one product make queries, keys and values from now on: four kernels less."""
+        layers = [self.pop(name) for name in ("c_q", "c_k", "c_v")]
+        joined = {name: mx.concatenate([layer[name] for layer in layers]) for name in layers[0]}
+        self.c_qkv = layers[0].update(joined)
+
+
+class MLP(nn.Module):
+    """Two linear layers with a squared ReLU (https://arxiv.org/abs/2109.08668) between them."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Add to the stream x, (B, T, C), what the layers make of it."""
+        return self.c_proj(relu_squared(self.c_fc(norm(x))), onto=x)
+
+
+class Block(nn.Module):
+    """Attention, then the MLP, each on the normalised stream and added to it."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.attn = Attention(config, layer)
+        self.mlp = MLP(config)
+        self._compiled = False
+
+    def __call__(
+        self,
+        x: mx.array,
+        turn: Rotation,
+        value_embedding: mx.array | None,
+        cache: LayerCache | None,
+    ) -> mx.array:
+        """(B, T, C) to (B, T, C)."""
+        before, after = self._before, self._after
+        if self._compiled and x.shape[1] == 1:
+            before, after = self._before_one, self._after_one
+        q, k, v = before(x, turn, value_embedding)
+        hidden = None
+        if cache is not None:
+            k, v, hidden = cache.extend(k, v)
+        return after(x, attend(q, k, v, self.attn.scale, self.attn.window, hidden))
+
+    def ready_to_infer(self) -> None:
+        """Take as few kernels for a single position as can be, each of which takes longer to launch
+        than to run; compiled, but on CPUs, where a compiler would have to be there.
+        """
+        self.attn.join()
+        if machine().backend != "cpu":
+            self._before_one, self._after_one = mx.compile(self._before), mx.compile(self._after)
+            self._compiled = True
+
+    def _before(
+        self, x: mx.array, turn: Rotation, value_embedding: mx.array | None
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        return self.attn.heads(norm(x), turn, value_embedding)
+
+    def _after(self, x: mx.array, y: mx.array) -> mx.array:
+        y = y.transpose(0, 2, 1, 3).reshape(x.shape)
+        return self.mlp(self.attn.c_proj(y, onto=x))

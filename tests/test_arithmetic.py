@@ -1,0 +1,94 @@
+"""What training takes, estimated from the configuration alone."""
+
+import pytest
+
+from mlxchat.model.arithmetic import (
+    LARGEST_ARRAY,
+    ScoresHeld,
+    activation_bytes,
+    chunk_rows,
+    parameters,
+    training_bytes,
+)
+from mlxchat.model.config import GPTConfig
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("arch", "depth", "vocabulary", "rows", "plain", "checkpointing"),
+    [
+        ("classic", 4, 4096, 8, 0.531, 0.255),
+        ("modern", 4, 4096, 8, 0.599, 0.323),
+        ("classic", 4, 65_536, 4, 1.117, 0.949),
+        ("classic", 6, 65_536, 4, 1.814, 1.392),
+        ("classic", 12, 4096, 1, 1.727, 1.518),
+        ("classic", 12, 65_536, 1, 3.807, 3.426),
+    ],
+)
+def test_memory_is_what_was_measured(
+    arch: str, depth: int, vocabulary: int, rows: int, plain: float, checkpointing: float
+) -> None:
+    """Peaks in GB as benchmarks/memory.py finds them: float32, a CPU, rows of 512 tokens, two
+    micro-batches a step.
+    """
+    model = GPTConfig.from_depth(depth, vocabulary, 512, arch=arch)
+    for checkpoint, measured in ((False, plain), (True, checkpointing)):
+        needed = training_bytes(model, rows, 2, 4, "all", 128, checkpoint=checkpoint)
+        assert needed["peak"] / GB == pytest.approx(measured, rel=0.06)
+
+
+def test_memory_by_component() -> None:
+    model = GPTConfig.from_depth(4, 1024, 256, arch="modern")
+    counts = parameters(model)
+    one, two = (training_bytes(model, 4, n, 4, "all", 128) for n in (1, 2))
+    assert one["parameters"] == one["gradients"] == 4 * sum(counts.values())
+    adamw = sum(counts.values()) - counts["matrices"]
+    assert one["optimizer"] == pytest.approx(8 * adamw + 4 * counts["matrices"], rel=0.02)
+    assert "accumulation" not in one
+    assert two["accumulation"] == 4 * counts["lm_head"]
+    assert two["peak"] > one["peak"] > one["parameters"] + one["optimizer"] + one["activations"]
+    more = training_bytes(model, 8, 2, 4, "all", 128)
+    assert more["activations"] > two["activations"]
+    coarse, fine = (training_bytes(model, 16, 2, 4, "all", rows) for rows in (4096, 128))
+    assert coarse["logits"] == 2 * fine["logits"]  # of 4,096 positions, and of 2^21 logits
+    assert coarse["activations"] == fine["activations"]
+
+
+@pytest.mark.parametrize("arch", ["classic", "modern"])
+def test_checkpointing_holds_one_array_a_layer(arch: str) -> None:
+    def held(depth: int, checkpoint: bool) -> float:
+        model = GPTConfig(arch=arch, n_layer=depth, sequence_len=128)
+        width = model.n_embd * model.sequence_len * 2
+        return activation_bytes(model, 2, "none", checkpoint=checkpoint) / width
+
+    assert held(13, True) - held(12, True) == 1
+    assert held(13, False) - held(12, False) >= 14
+    assert held(1, True) == pytest.approx(held(1, False) + 1)
+
+
+def test_only_layers_whose_attention_is_not_fused_hold_scores() -> None:
+    def of_a_layer(model: GPTConfig, held: ScoresHeld) -> int:
+        deeper = model.model_copy(update={"n_layer": model.n_layer + 1})
+        taken = activation_bytes(deeper, 2, held) - activation_bytes(model, 2, held)
+        fused = activation_bytes(deeper, 2, "none") - activation_bytes(model, 2, "none")
+        return (taken - fused) // (2 * model.n_head)
+
+    windowed = GPTConfig.from_depth(4, 1024, 2048, arch="modern", window_pattern="S")
+    assert of_a_layer(windowed, "windows") == 2048**2
+    short = GPTConfig.from_depth(4, 1024, 128, arch="modern", window_pattern="S")
+    classic = GPTConfig.from_depth(4, 1024, 2048)
+    assert of_a_layer(short, "windows") == of_a_layer(classic, "windows") == 0
+    # On CPUs the MLP's input, four times as wide, is held too.
+    inputs = 4 * 2048 * classic.n_embd // classic.n_head
+    blocks = 256 * sum(range(256, 2049, 256))
+    assert of_a_layer(classic, "all") == blocks + inputs
+    assert of_a_layer(windowed, "all") < of_a_layer(classic, "all")
+
+
+def test_no_array_is_too_large() -> None:
+    assert chunk_rows(2048, 65_536, 128) == 128
+    assert chunk_rows(2048, 1024, 128) == 2048
+    assert chunk_rows(64 * 4096, 65_536, 128) == 4096
+    for positions in (2**14, 2**21, 2**26):
+        assert chunk_rows(positions, 65_536, 2**20) * 65_536 <= LARGEST_ARRAY
