@@ -6,8 +6,8 @@
     python benchmarks/memory.py --depth 4 --max-seq-len 512 --vocab-size 4096 --steps 200 --all
 
 Each case trains in a process of its own, on random tokens: forward, backward, accumulation of
---accumulation micro-batches, clipping, Muon and AdamW. As a run does, it keeps MLX within the
-estimate: within it, MLX computes ahead; --free lets it do so as far as it likes. With --all, whole
+--accumulation micro-batches, clipping, Muon and AdamW. As a run does, it has MLX compute ahead only
+within the estimate, which it then fills; --free lets it do so as far as it likes. With --all, whole
 batches are evaluated, texts continued and the state saved in between, every tenth step.
 """
 
@@ -109,7 +109,7 @@ def measure(case: argparse.Namespace) -> dict[str, Any]:
     estimate = made.memory(capacity())
     runtime.bound_buffer_cache()
     if not case.free:
-        mx.set_memory_limit(estimate["peak"])
+        runtime.hold_memory(capacity().memory, estimate["peak"], None)
     run = random_run(random_model(made), made, time.perf_counter)
     peaks, seconds = [], []
     with tempfile.TemporaryDirectory() as folder:

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "mlxchat"
-ANYONE = {"errors", "home", "telemetry"}
+ANYONE = {"errors", "home", "meter", "status", "telemetry"}
 MODEL = {"model", "runtime"}
 SERVICES = MODEL | {"engine", "ckpt", "data", "optim"}
 ALLOWED = {
     "errors": set(),
     "home": set(),
     "telemetry": set(),
+    "meter": set(),
+    "status": set(),
     "runtime": set(),
     "model": {"runtime"},
     "optim": MODEL,
@@ -24,9 +26,12 @@ ALLOWED = {
     "evaluate": SERVICES,
     "train": SERVICES | {"evaluate"},
     "chat": SERVICES,
+    "quantize": SERVICES | {"evaluate"},
     "bench": SERVICES | {"train"},
-    "ui": set(),
-    "cli": SERVICES | {"ui", "train", "chat", "evaluate", "bench"},
+    "monitor": {"ckpt"},
+    "ui": {"monitor"},
+    "__main__": {"cli"},
+    "cli": SERVICES | {"monitor", "ui", "train", "chat", "quantize", "evaluate", "bench"},
 }
 OUTSIDE = {  # packages that only these parts may import
     "mlx": {"runtime"},
@@ -83,13 +88,19 @@ def test_imports_point_one_way(path: Path) -> None:
         "train",
         "info",
         "chat",
+        "quantize",
         "quickstart",
         "bench",
+        "monitor",
         "data",
         "data fetch",
         "data status",
         "tokenizer",
         "tokenizer train",
+        "checkpoints",
+        "checkpoints list",
+        "checkpoints verify",
+        "checkpoints prune",
     ],
 )
 def test_help_imports_no_arrays(command: str) -> None:

@@ -13,17 +13,19 @@ from hypothesis import strategies as st
 from mlxchat.data.loader import LoaderState
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
+from mlxchat.meter import Meter
 from mlxchat.model.arithmetic import parameters
 from mlxchat.optim.schedule import learning_rate_multiplier
 from mlxchat.runtime import mx
-from mlxchat.telemetry import Ended, Evaluated, Event, Meter, Noted, Sampled, Saved, Stepped
+from mlxchat.telemetry import Ended, Evaluated, Event, Noted, Sampled, Saved, Stepped
 from mlxchat.train import loop, pretrain, probe
 from mlxchat.train.budget import STEPS, budgeted_plan, reason
 from mlxchat.train.duration import spelled, to_seconds
+from mlxchat.train.fitting import MARGIN, Capacity
 from mlxchat.train.inputs import saved_run
 from mlxchat.train.loop import Launched, Run, train
 from mlxchat.train.pace import Pace, Pause, last_step, seconds_needed, with_steps
-from mlxchat.train.plan import Capacity, Plan, plan
+from mlxchat.train.plan import Plan, plan
 from mlxchat.train.settings import PretrainConfig
 
 CAPACITY = Capacity(64 * 1024**3, 2, "none", 1024)
@@ -151,6 +153,14 @@ def test_without_time_to_measure_the_presumed_speed_is_taken() -> None:
     assert made.costs is not None
     speed = made.flops_per_token * made.tokens_per_step / made.costs.step
     assert speed == pytest.approx(TERA)
+
+
+def test_the_model_fits_into_memory_however_much_time_there_is() -> None:
+    free = planned(30 * 86_400)
+    limited = planned(30 * 86_400, memory_limit="2GB")
+    assert MARGIN * limited.memory(CAPACITY)["peak"] <= 2e9 < free.memory(CAPACITY)["peak"]
+    assert limited.model.n_layer < free.model.n_layer
+    assert limited.costs is not None and limited.num_iterations > STEPS
 
 
 def test_too_little_time_is_said_with_numbers() -> None:

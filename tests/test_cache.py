@@ -53,6 +53,18 @@ def test_a_forgotten_tail_is_replaced(length: int) -> None:
     assert mx.array_equal(shown, mx.concatenate([keys[:, :, :length], more_keys], axis=2))
 
 
+def test_interrupted_it_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    cache = LayerCache(1000)
+    cache.extend(*draw(1, 5, 0))
+    monkeypatch.setattr(mx, "concatenate", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        cache.extend(*draw(1, 2, 1))
+    assert cache.offset == cache.held[0].shape[2] == 5
+
+
 def test_keeps_the_dtype_of_the_keys() -> None:
     keys, _, _ = LayerCache(8).extend(*(x.astype(mx.bfloat16) for x in draw(1, 3, 0)))
     assert keys.dtype == mx.bfloat16

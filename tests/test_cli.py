@@ -80,6 +80,15 @@ def test_usage_errors_name_the_option(arguments: list[str], said: str) -> None:
         (["train", "--budget", "90"], "'90' is not a duration", "1h30m"),
         (["info", "--budget", "2h", "--num-iterations", "9"], "--num-iterations 9", "one of them"),
         (["info", "--window-pattern", "SL"], "--window-pattern SL", "--arch modern"),
+        (["info", "--memory-limit", "12"], "'12' is not an amount of memory", "12GB"),
+        (["info", "--memory-limit", "1GB", "--depth", "20"], "takes at least", "--depth"),
+        ([*TINY, "--dry-run", "--memory-limit", "900TB"], "this machine has", "--memory-limit"),
+        pytest.param(
+            [*TINY, "--wired-limit", "1GB"],
+            "--wired-limit is for Macs",
+            "Leave it out",
+            marks=pytest.mark.skipif(sys.platform == "darwin", reason="this is one"),
+        ),
         (["info", "--depth", "5"], "width of 320", "--head-dim"),
         (["train", "--dataset", "mine", "--streaming"], "Only a dataset of the hub", "--dataset"),
         (["data", "fetch", "--dataset", "mine"], "no dataset mine", "--from"),
@@ -103,6 +112,28 @@ def test_a_traceback_where_it_is_asked_for() -> None:
     assert "Traceback" in result.stderr
 
 
+WITHOUT_OPENBLAS = """
+import importlib.metadata
+
+find = importlib.metadata.distribution
+importlib.metadata.distribution = lambda name: find(name.replace("cmeel-openblas", "absent"))
+
+from mlxchat.cli.app import main
+
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Macs have a BLAS of their own")
+def test_without_openblas_there_is_one_line_of_warning() -> None:
+    command = [sys.executable, "-c", WITHOUT_OPENBLAS, "info", "--depth", "1", "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Warning: OpenBLAS is not available (")
+    assert 'pip install -e ".[cpu]"' in line
+    json.loads(result.stdout)
+
+
 def test_json_is_json_throughout(tmp_path: Path) -> None:
     result = mlxchat(*TINY, "--num-iterations", "2", "--json")
     assert result.returncode == 0, result.stderr
@@ -118,6 +149,8 @@ def facts(*arguments: str, **keywords: object) -> dict:
     assert result.returncode == 0, result.stderr
     said = json.loads(result.stdout)
     assert said.pop("matmul_flops") > 0
+    assert 0 < said.pop("memory_limit") <= said["machine_memory"]
+    assert said["memory"].pop("cache") >= 0
     assert said.pop("seconds") >= 0
     assert said.pop("utilisation") > 0
     return said
@@ -125,7 +158,7 @@ def facts(*arguments: str, **keywords: object) -> dict:
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
 def test_info_and_a_dry_run_say_the_same_and_write_nothing(arch: str, home: Path) -> None:
-    given = ["--dataset", "builtin", "--depth", "4", "--arch", arch]
+    given = ["--dataset", "builtin", "--depth", "4", "--arch", arch, "--memory-limit", "least"]
     said = facts("info", *given)
     assert said == facts("train", "--dry-run", *given)
     assert said["plan"]["model"]["arch"] == arch
@@ -145,6 +178,14 @@ def test_info_of_a_budget_measures_and_says_why() -> None:
     assert "Budget 30s: depth 2, the " in shown.stdout
     made = facts("info", *given)["plan"]
     assert made["costs"]["step"] * made["num_iterations"] < 30
+
+
+def test_a_preset_is_printed_and_what_is_given_wins() -> None:
+    shown = mlxchat("info", "--preset", "ultra-low", "--depth", "2", "--max-seq-len", "2048")
+    assert "Preset ultra-low: --memory-limit least\n" in shown.stdout
+    assert "context 2,048" in shown.stdout
+    made = facts("info", "--preset", "ultra-low", "--depth", "2")["plan"]
+    assert made["model"]["sequence_len"] == 512
 
 
 def test_info_takes_the_vocabulary_from_the_tokenizer(trained: dict[str, str]) -> None:

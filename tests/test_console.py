@@ -8,12 +8,12 @@ import threading
 import pytest
 from rich.console import Console
 
+from mlxchat.meter import Meter
 from mlxchat.telemetry import (
     Ended,
     Evaluated,
     Evaluating,
     Memory,
-    Meter,
     Noted,
     Position,
     Progressed,

@@ -6,11 +6,11 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from mlxchat.meter import Meter
 from mlxchat.telemetry import (
     Evaluated,
     Evaluating,
     Memory,
-    Meter,
     Position,
     Progressed,
     Sampled,

@@ -7,18 +7,22 @@ from rich.console import Console
 
 from mlxchat import runtime
 from mlxchat.cli.planning import GROUPS, heading, sections
-from mlxchat.train.forecast import Forecast, forecast
-from mlxchat.train.plan import Capacity, Costs, plan
+from mlxchat.train.fitting import Capacity
+from mlxchat.train.forecast import Forecast, Room, forecast
+from mlxchat.train.plan import Costs, plan
 from mlxchat.train.settings import PretrainConfig
+from mlxchat.ui.bars import memory_size
 from mlxchat.ui.plans import Row, Section, about, flops_per_second, show, tables
 
-CAPACITY = Capacity(128 * 1024**3, 2, "none", 1024)
+GIB = 1024**3
+CAPACITY = Capacity(128 * GIB, 2, "none", 1024)
+ROOM = Room(128 * GIB, None, 4 * GIB, 192 * GIB)
 
 
 def foreseen(saved_step: int | None = None, **settings: object) -> Forecast:
     config = PretrainConfig.model_validate(settings)
     made = plan(config, 32_768, CAPACITY)
-    return forecast(made, config.tag, "default", saved_step, CAPACITY, "a chip", 1e12)
+    return forecast(made, config.tag, "default", saved_step, CAPACITY, ROOM, "a chip", 1e12)
 
 
 def drawn(facts: Forecast, width: int) -> str:
@@ -70,7 +74,7 @@ def test_the_time_of_a_budget_is_as_measured() -> None:
     made = plan(PretrainConfig(depth=4, num_iterations=10), 32_768, CAPACITY)
     costs = Costs(step=made.flops_per_token * made.tokens_per_step / 0.5e12)
     made = made.model_copy(update={"costs": costs})
-    facts = forecast(made, "auto-1h", "default", None, CAPACITY, "a chip", 1e12)
+    facts = forecast(made, "auto-1h", "default", None, CAPACITY, ROOM, "a chip", 1e12)
     assert facts.seconds == pytest.approx(10 * costs.step)
     assert facts.utilisation == pytest.approx(0.5)
 
@@ -87,15 +91,28 @@ def test_groups_have_the_same_names_wherever_they_are() -> None:
     assert parts["Parameters"][:3] == parts["Learning rates"][:3]
 
 
-def test_more_memory_than_there_is_is_said_in_red() -> None:
-    facts = foreseen(depth=4, device_batch_size=32, total_batch_size=2**19)
-    assert "more than this machine has" not in drawn(facts, 160)
-    facts = facts.model_copy(update={"machine_memory": 1024**3})
-    assert "more than this machine has (1.0 GiB)" in drawn(facts, 1000)
-    console = Console(file=io.StringIO(), width=1000, force_terminal=True, color_system="standard")
-    console.print(tables(heading(facts), sections(facts), 100))
-    (peak,) = (line for line in console.file.getvalue().splitlines() if "peak" in line)
-    assert "\x1b[31m" in peak and "--device-batch-size" in peak
+def test_memory_is_shown_by_component_with_its_limit() -> None:
+    facts = foreseen(depth=4, total_batch_size=2**19)
+    text = drawn(facts, 80)
+    assert set(facts.memory) == {*facts.plan.memory(CAPACITY), "cache"}
+    for component, size in facts.memory.items():
+        (line,) = (line for line in text.splitlines() if line.startswith(component))
+        assert memory_size(size) in line
+    assert "128.0 GiB  what this machine can spare of 192.0 GiB" in text
+    told = facts.model_copy(update={"memory_limit_given": "least"})
+    assert "128.0 GiB  --memory-limit least" in drawn(told, 80)
+
+
+def test_checkpointing_is_said_and_takes_its_time() -> None:
+    plain, twice = (foreseen(depth=4, grad_checkpoint=asked) for asked in ("off", "on"))
+    assert twice.seconds == pytest.approx(4 / 3 * plain.seconds)
+
+    def line(**settings: object) -> str:
+        lines = drawn(foreseen(depth=4, **settings), 80).splitlines()
+        return " ".join(next(line for line in lines if line.startswith("checkpointing")).split())
+
+    assert line() == "checkpointing off activations are kept"
+    assert line(grad_checkpoint="on") == "checkpointing on activations are computed again"
 
 
 def test_two_tables_abreast_on_a_wide_terminal() -> None:

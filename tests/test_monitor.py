@@ -6,12 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import monotonic, sleep
 
 import pytest
 
 from mlxchat.home import Home
+from mlxchat.meter import Meter
 from mlxchat.monitor import machine as machine_module
 from mlxchat.monitor.log import Log
 from mlxchat.monitor.machine import Disk, Machine, Program, command_of, disk, lives, pressure
@@ -25,7 +27,6 @@ from mlxchat.telemetry import (
     Event,
     JsonLines,
     Memory,
-    Meter,
     Noted,
     Position,
     Progressed,
@@ -62,6 +63,13 @@ def write_status(home: Path, tag: str, time: float, process: Process = HERE, **f
         pass
     status = json.loads(status_path(log).read_text())
     status_path(log).write_text(json.dumps({**status, "ended": None, **facts}))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = monotonic() + 20
+    while not condition():
+        assert monotonic() < deadline
+        sleep(0.001)
 
 
 def read_runs(home: Path, now: float, alive: bool = True) -> dict[str, Run]:
@@ -207,8 +215,7 @@ def test_a_status_says_who_what_and_how_it_ended(tmp_path: Path) -> None:
 def test_a_status_is_written_between_events(tmp_path: Path) -> None:
     path, times = tmp_path / "status.json", iter(range(10**9))
     with Publisher(path, Meter(), lambda: MEMORY, lambda: float(next(times)), HERE, interval=0.001):
-        while (status := read_status(path)) is None or status.time < 3:
-            pass
+        wait_until(lambda: (status := read_status(path)) is not None and status.time >= 3)
 
 
 @pytest.mark.parametrize(
@@ -375,9 +382,8 @@ def test_a_process_is_told_from_a_later_one_of_its_id(sleeper: subprocess.Popen[
     child = machine_module.psutil.Process(sleeper.pid).create_time()
     assert lives(Process(sleeper.pid, child, me.host))
     sleeper.kill()
-    while lives(Process(sleeper.pid, child, me.host)):
-        pass  # until it is a zombie
-    sleeper.wait()
+    wait_until(lambda: not lives(Process(sleeper.pid, child, me.host)))  # a zombie by then
+    sleeper.wait(timeout=20)
     assert not lives(Process(sleeper.pid, child, me.host))
 
 

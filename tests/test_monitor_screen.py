@@ -6,11 +6,13 @@ import json
 import math
 import os
 import pty
+import select
 import signal
 import struct
 import subprocess
 import sys
 import termios
+import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -21,11 +23,12 @@ from rich.console import Console
 from rich.text import Text
 
 from mlxchat.home import Home
+from mlxchat.meter import Meter
 from mlxchat.monitor.machine import Disk, Machine, Program
 from mlxchat.monitor.runs import Run, State
 from mlxchat.monitor.snapshot import Snapshot
 from mlxchat.status import Process, Status
-from mlxchat.telemetry import Evaluated, Memory, Meter, Position, Started, Stepped
+from mlxchat.telemetry import Evaluated, Memory, Position, Started, Stepped
 from mlxchat.ui.cells import Cell, flow, grid
 from mlxchat.ui.monitor import picture
 from mlxchat.ui.watch import watch
@@ -232,6 +235,16 @@ def test_watching_looks_again_after_the_interval_and_draws_again_for_another_siz
     assert text.index("\x1b[?1049h") < text.index("picture") < text.index("\x1b[?1049l")
 
 
+def read_until(controller: int, awaited: bytes) -> bytes:
+    """What a terminal is sent, up to the awaited bytes."""
+    shown, deadline = b"", time.monotonic() + 20
+    while awaited not in shown:
+        ready, _, _ = select.select([controller], [], [], max(0.0, deadline - time.monotonic()))
+        assert ready, f"no {awaited!r} in {shown!r}"
+        shown += os.read(controller, 4096)
+    return shown
+
+
 COMMAND = [sys.executable, "-c", "from mlxchat.cli.app import main; main()", "monitor"]
 
 
@@ -289,15 +302,12 @@ def test_on_a_terminal_it_ends_at_a_key_and_leaves_the_terminal_as_it_was(
         env=environment,
         start_new_session=True,
     )
-    shown = b""
-    while b"q ends" not in shown:
-        shown += os.read(controller, 4096)
+    shown = read_until(controller, b"q ends")
     if ending == "q":
         os.write(controller, b"xq")
     else:
         process.send_signal(signal.SIGINT)
-    while b"\x1b[?1049l" not in shown:
-        shown += os.read(controller, 4096)
+    shown += read_until(controller, b"\x1b[?1049l")
     assert process.wait(timeout=20) == 0
     assert termios.tcgetattr(terminal) == before
     assert b"Traceback" not in shown

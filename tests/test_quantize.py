@@ -24,7 +24,6 @@ from mlxchat.model.quantization import (
     Format,
     Quantization,
     from_config,
-    quantizable,
     to_config,
 )
 from mlxchat.model.quantized import FEW_ROWS, formats_of, quantize_layers
@@ -184,21 +183,18 @@ def test_parts_sum_up(arch: Architecture) -> None:
     assert sum(part.bytes_after for part in parts) == after
     scales = 8 * machine().compute_dtype.size * 2 / 64  # with offsets, a weight
     bits = {(part.name, part.bits_per_weight - scales) for part in parts[:4]}
-    assert bits >= {("embedding", 5), ("blocks", 5), ("blocks", 4)}
+    assert bits >= {("embedding", 4), ("blocks", 6), ("blocks", 4)}
 
 
-def test_mixed_gives_the_outermost_layers_a_bit_more() -> None:
-    config = network(n_layer=4).config
-    formats = Quantization(bits=4, mixed=True).formats(config)
-    more = {layer.name for layer in quantizable(config) if formats[layer.name].bits == 5}
-    outermost = {
-        name
-        for name in formats
-        if name in ("transformer.wte", "lm_head")
-        or name.startswith(("transformer.h.0.", "transformer.h.3."))
-    }
-    assert more == outermost
-    assert {format.bits for name, format in formats.items() if name not in more} == {4}
+@pytest.mark.parametrize(
+    ("bits", "expected"), [(4, (8, 6, 6)), (3, (6, 5, 5)), (2, (5, 4, 4)), (5, (8, 8, 8))]
+)
+def test_mixed_gives_sensitive_layers_more(bits: int, expected: tuple[int, ...]) -> None:
+    formats = Quantization(bits=bits, mixed=True).formats(network(n_layer=4).config)
+    kinds = ("attn.c_v", "attn.c_proj", "mlp.c_fc")
+    for name, format in formats.items():
+        more = [b for kind, b in zip(kinds, expected, strict=True) if name.endswith(kind)]
+        assert format.bits == (more or [bits])[0], name
 
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
@@ -250,12 +246,13 @@ def test_config_as_mlx_lm_reads_it(tmp_path: Path) -> None:
     quantize(model, Quantization(mixed=True).formats(model.config))
     entry = json.loads((save(tmp_path, model) / layout.CONFIG).read_text())["quantization"]
     common = {"group_size": 64, "bits": 4, "mode": "affine"}
-    outermost = ("transformer.wte", "lm_head", "transformer.h.0.", "transformer.h.7.")
     single = {name: entry.pop(name) for name in sorted(entry.keys() - common.keys())}
     assert entry == common
-    assert all(format == {**common, "bits": 5} for format in single.values())
-    assert single.keys() == {
-        layer.name for layer in quantizable(model.config) if layer.name.startswith(outermost)
+    expected = {"attn.c_v": 8, "attn.c_proj": 6, "mlp.c_fc": 6}
+    assert single == {
+        f"transformer.h.{layer}.{name}": {**common, "bits": bits}
+        for layer in range(8)
+        for name, bits in expected.items()
     }
     read_back = from_config({**entry, **single})
     assert read_back == (Format(**common), {n: Format(**f) for n, f in single.items()})
@@ -393,7 +390,7 @@ def test_a_saved_step_becomes_a_run_of_its_own(
 def test_it_is_told_in_words(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(json=False, bits=3, group_size=32, mixed=True)
     said = capsys.readouterr().out
-    assert "4 bits, groups of 32" in said
+    assert "5 bits, groups of 32" in said
     assert "bits per byte before" in said
     assert "mlxchat chat --model-tag tiny-3bit-g32-mixed" in said
 

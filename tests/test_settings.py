@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from mlxchat.errors import MlxchatError
+from mlxchat.train.presets import PRESETS
 from mlxchat.train.recipes import CLASSIC, MODERN, Recipe
 from mlxchat.train.settings import PretrainConfig
 
@@ -46,10 +47,9 @@ def test_differences_name_what_would_change_the_result() -> None:
     stored = PretrainConfig(depth=4, num_iterations=10).model_dump(mode="json")
     same = PretrainConfig(depth=4, num_iterations=10, save_every=2, eval_every=1, streaming=True)
     assert same.differences(stored) == []
-    other = PretrainConfig(depth=4, num_iterations=20, device_batch_size=8, embedding_lr=0.3)
+    other = PretrainConfig(depth=4, num_iterations=20, embedding_lr=0.3)
     assert other.differences(stored) == [
         "--num-iterations (10 -> 20)",
-        "--device-batch-size (not given -> 8)",
         "--embedding-lr (0.2 -> 0.3)",
     ]
 
@@ -72,3 +72,33 @@ def test_a_setting_that_older_runs_do_not_know_has_its_default() -> None:
     del stored["head_dim"]
     assert PretrainConfig(depth=4).differences(stored) == []
     assert PretrainConfig(depth=4, head_dim=64).differences(stored) == ["--head-dim (128 -> 64)"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_what_it_says(preset: str) -> None:
+    config = PretrainConfig.model_validate({"preset": preset})
+    words = (config.of_preset or "").split()
+    said = dict(zip(words[::2], words[1::2], strict=True))
+    assert said == {f"--{name.replace('_', '-')}": str(v) for name, v in PRESETS[preset].items()}
+    spelled_out = PretrainConfig.model_validate(PRESETS[preset])
+    assert config == spelled_out.model_copy(update={"preset": preset})
+    assert all(option in str(PretrainConfig.model_fields["preset"].description) for option in said)
+
+
+def test_what_is_given_wins_over_the_preset() -> None:
+    config = PretrainConfig(preset="ultra-low", max_seq_len=2048)
+    assert config.max_seq_len == 2048  # though it is the default
+    assert config.of_preset == "--memory-limit least"
+    assert PretrainConfig().of_preset is None
+
+
+def test_a_preset_that_does_not_go_with_a_budget_is_named() -> None:
+    with pytest.raises(MlxchatError, match=r"--num-iterations 100 \(of --preset quick\)"):
+        PretrainConfig(preset="quick", budget="2h")
+
+
+def test_memory_settings_are_no_difference_between_runs() -> None:
+    stored = PretrainConfig(depth=4).model_dump(mode="json")
+    other = {"memory_limit": "4GB", "grad_checkpoint": "on", "wired_limit": "2GB"}
+    assert PretrainConfig.model_validate({"depth": 4, **other}).differences(stored) == []
+    assert PretrainConfig(depth=4, preset="low-memory").differences(stored) == []

@@ -4,16 +4,13 @@ from itertools import pairwise
 
 import pytest
 
+from mlxchat.meter import LEAST_RECENT_STEPS, MOST_POINTS, RECENT_STEPS, Meter
 from mlxchat.telemetry import (
-    LEAST_RECENT_STEPS,
-    MOST_POINTS,
-    RECENT_STEPS,
     Ended,
     Evaluated,
     Evaluating,
     JsonLines,
     Memory,
-    Meter,
     Noted,
     Position,
     Progressed,

@@ -7,6 +7,7 @@ cores; an OpenBLAS whose symbols carry no prefix, loaded globally before MLX, ta
 
 import ctypes
 import os
+import platform
 import re
 import sys
 import time
@@ -25,8 +26,11 @@ from mlxchat.telemetry import Memory
 __all__ = ["machine", "matmul_flops", "memory_use", "mx", "nn", "tree_flatten"]
 
 GIB = 1024**3
+LARGEST_CACHE = 4 * GIB
+SPARED = 0.9  # of the memory that nobody uses
 LARGEST_PRODUCT = 8192  # width of a matrix whose products measure speed
 OPENBLAS = "cmeel.prefix/lib/libopenblas.so.0"  # in cmeel-openblas
+SYSTEM_OPENBLAS = "libopenblas.so.0"
 
 
 def _load_gfortran(libraries: Path) -> None:
@@ -46,6 +50,15 @@ def _load_gfortran(libraries: Path) -> None:
         ctypes.CDLL(f"/proc/self/fd/{descriptor}", mode=ctypes.RTLD_GLOBAL)
 
 
+def _openblas(cpuinfo: Path) -> str:
+    """The library to load: the one of the extra; the system's where the processor
+    cannot run that, whose x86-64 build is for AVX-512 alone.
+    """
+    if platform.machine() == "x86_64" and "avx512f" not in cpuinfo.read_text("ascii", "replace"):
+        return SYSTEM_OPENBLAS
+    return str(distribution("cmeel-openblas").locate_file(OPENBLAS))
+
+
 def _preload_openblas() -> None:
     """Put OpenBLAS in front of the reference BLAS; warn where there is none."""
     try:
@@ -53,7 +66,7 @@ def _preload_openblas() -> None:
     except PackageNotFoundError:
         return  # another backend, with a BLAS of its own, or none at all
     try:
-        openblas = str(distribution("cmeel-openblas").locate_file(OPENBLAS))
+        openblas = _openblas(Path("/proc/cpuinfo"))
         try:
             ctypes.CDLL(openblas, mode=ctypes.RTLD_GLOBAL)
         except OSError:
@@ -62,7 +75,8 @@ def _preload_openblas() -> None:
     except (OSError, PackageNotFoundError) as error:
         warnings.warn(
             f"OpenBLAS is not available ({error}): training will be 10 to 30 times slower. "
-            'The extra cpu brings it: pip install -e ".[cpu]"',
+            'The extra cpu brings it, pip install -e ".[cpu]"; for a processor without AVX-512 '
+            "your system does, as in apt install libopenblas0",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -149,9 +163,85 @@ def _processor_name() -> str:
     return f"{mx.device_info().get('device_name', 'CPU')}, {psutil.cpu_count()} cores"
 
 
+def spare_memory() -> int:
+    """Bytes that the machine can spare now: on a Mac what the system recommends for its GPU,
+    elsewhere most of what is free.
+    """
+    here = machine()
+    if here.backend == "metal":
+        return here.memory
+    free = mx.device_info().get("free_memory") if here.backend == "cuda" else None
+    return int(SPARED * int(free or psutil.virtual_memory().available))
+
+
+def cache_limit(limit: int | None = None, peak: int = 0) -> int:
+    """Bytes that MLX may keep for reuse: a quarter of memory and 4 GiB at most; its default is no
+    bound.
+
+    Args:
+        limit: bytes that MLX may take in all.
+        peak: bytes of them that are in use at one time.
+    """
+    here = machine()
+    most = min(here.memory // 4, LARGEST_CACHE)
+    if limit is None:
+        return most
+    # The allocators of GPUs let go of what they keep when the limit is near; that of CPUs does not.
+    return max(0, min(most, limit - peak if here.backend == "cpu" else limit))
+
+
 def bound_buffer_cache() -> None:
-    """Let MLX keep at most a quarter of memory, and 4 GiB, for reuse; its default is no bound."""
-    mx.set_cache_limit(min(machine().memory // 4, 4 * GIB))
+    """Let MLX keep at most `cache_limit` bytes for reuse."""
+    mx.set_cache_limit(cache_limit())
+
+
+def check_limits(limit: int, wired: int | None) -> None:
+    """Raise where the machine cannot have such limits.
+
+    Args:
+        limit: bytes that MLX may take in all.
+        wired: bytes that may not be swapped out; None where nothing is asked for.
+
+    Raises:
+        MlxchatError: the machine has less memory, or none that can be wired.
+    """
+    here = machine()
+    total = here.memory if here.backend == "cuda" else psutil.virtual_memory().total
+    if limit > total:
+        raise MlxchatError(
+            f"--memory-limit is {limit / GIB:,.1f} GiB; this machine has {total / GIB:,.1f} GiB.",
+            "Use a smaller --memory-limit, or leave it out.",
+        )
+    if wired is not None and here.backend != "metal":
+        raise MlxchatError(
+            f"--wired-limit is for Macs: MLX wires no memory on {here.device}.", "Leave it out."
+        )
+    if wired is not None and wired > here.memory:
+        raise MlxchatError(
+            f"--wired-limit is {wired / GIB:,.1f} GiB; the system lets "
+            f"{here.memory / GIB:,.1f} GiB be wired.",
+            "Use a smaller one, or raise the system's: sudo sysctl iogpu.wired_limit_mb=N",
+        )
+
+
+def hold_memory(limit: int, peak: int, wired: int | None) -> None:
+    """Keep MLX within ``limit`` bytes.
+
+    Args:
+        limit: bytes to take in all, what is kept for reuse included.
+        peak: bytes expected to be in use at one time. Beyond, MLX waits for work under way rather
+            than compute ahead, for which it would take what it can get; what is needed at one time
+            it takes nevertheless.
+        wired: bytes that may not be swapped out; None leaves that as it is.
+
+    Raises:
+        MlxchatError: as of `check_limits`.
+    """
+    check_limits(limit, wired)
+    mx.set_memory_limit(min(limit, peak))
+    mx.set_cache_limit(cache_limit(limit, peak))
+    if wired is not None:
+        mx.set_wired_limit(wired)
 
 
 def matmul_flops(seconds: float = 0.3) -> float:

@@ -18,7 +18,8 @@ from typing import Literal
 import psutil
 from pydantic import TypeAdapter
 
-from mlxchat.telemetry import Ended, Evaluating, Event, Memory, Meter, Sampled, Started, Stepped
+from mlxchat.meter import Meter
+from mlxchat.telemetry import Ended, Evaluating, Event, Memory, Sampled, Started, Stepped
 
 INTERVAL = 2.0  # seconds from one writing to the next
 

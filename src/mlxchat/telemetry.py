@@ -1,14 +1,15 @@
-"""What happens in a run, as values, and what is computed from them.
+"""What happens in a run, as values.
 
-A run yields events; those who show or store them fold them with a `Meter` or write them with
-`to_json`. Nothing here knows of arrays, terminals or clocks: every event carries its own time.
+A run yields events; those who show or store them fold them with a `mlxchat.meter.Meter` or write
+them with `to_json`. Nothing here knows of arrays, terminals or clocks: every event carries its own
+time.
 """
 
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -242,127 +243,3 @@ def _lines_until(path: Path, step: int) -> Iterator[bytes]:
             if record.get("step", 0) > step:
                 return  # notes carry no step, but whatever comes later in the file came later
             yield line.rstrip(b"\n") + b"\n"
-
-
-SMOOTHING = 0.9  # of the exponential average of the loss, as in nanochat
-RECENT_STEPS = 20
-LEAST_RECENT_STEPS = 3  # two can land together, and then the second one's seconds are a remainder
-MOST_POINTS = 1000
-_SERIES = ("losses", "evaluations")
-
-
-@dataclass
-class Meter:
-    """Folds events into what one wants to know of a run.
-
-    The fields that can be given survive in a checkpoint (`state`, `restore`); the rates begin
-    anew with each `Started`. One thread may read while another calls `update`.
-    """
-
-    step: int = 0
-    elapsed: float = 0.0  # seconds of training, those before a resume included
-    peak_memory: int = 0  # bytes, of MLX
-    losses: list[tuple[int, float]] = field(default_factory=list)  # (step, smoothed), thinned
-    evaluations: list[tuple[int, float]] = field(default_factory=list)  # (step, bits per byte)
-    loss_sum: float = 0.0
-    loss_weight: float = 0.0
-    stride: int = 1  # `losses` holds the steps that it divides
-    started: Started | None = field(default=None, init=False)
-    _recent: list[float] | None = field(default=None, init=False)  # None until a step is done
-
-    def update(self, event: Event) -> None:
-        """Take an event in; those that change nothing here are welcome too."""
-        match event:
-            case Started():
-                self.started = event
-                self.step = event.step
-                self._recent = None
-            case Stepped():
-                self._step(event)
-            case Evaluated() if math.isfinite(event.bits_per_byte):
-                self.evaluations.append((event.step, event.bits_per_byte))
-
-    def _step(self, event: Stepped) -> None:
-        self.step = event.step
-        self.elapsed += event.seconds
-        self.peak_memory = max(self.peak_memory, event.memory.peak)
-        if self._recent is None:
-            self._recent = []  # the first step compiles: its time says nothing of the next ones
-        else:
-            self._recent = [*self._recent, event.seconds][-RECENT_STEPS:]
-        if math.isfinite(event.loss):
-            self.loss_sum = SMOOTHING * self.loss_sum + (1 - SMOOTHING) * event.loss
-            self.loss_weight = SMOOTHING * self.loss_weight + (1 - SMOOTHING)
-            self._remember(event.step, self.loss_sum / self.loss_weight)
-
-    def _remember(self, step: int, loss: float) -> None:
-        if step % self.stride == 0:
-            self.losses.append((step, loss))
-        if len(self.losses) >= MOST_POINTS:
-            self.stride *= 2
-            self.losses = [point for point in self.losses if point[0] % self.stride == 0]
-
-    @property
-    def total_steps(self) -> int:
-        """Of the whole run; 0 before it starts."""
-        return self.started.total_steps if self.started else 0
-
-    @property
-    def tokens(self) -> int:
-        """Trained on so far."""
-        return self.step * self.started.tokens_per_step if self.started else 0
-
-    @property
-    def loss(self) -> float | None:
-        """Exponential average of the finite step losses, without its bias to zero, in nats."""
-        return self.loss_sum / self.loss_weight if self.loss_weight else None
-
-    @property
-    def bits_per_byte(self) -> float | None:
-        """Of the last evaluation."""
-        return self.evaluations[-1][1] if self.evaluations else None
-
-    @property
-    def best_bits_per_byte(self) -> float | None:
-        """Of all evaluations, the lowest."""
-        return min((bits for _, bits in self.evaluations), default=None)
-
-    @property
-    def seconds_per_step(self) -> float | None:
-        """Mean of the recent steps; None while these are fewer than `LEAST_RECENT_STEPS`."""
-        recent = self._recent or ()
-        return sum(recent) / len(recent) if len(recent) >= LEAST_RECENT_STEPS else None
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """Of the recent steps."""
-        seconds = self.seconds_per_step
-        return self.started.tokens_per_step / seconds if self.started and seconds else None
-
-    @property
-    def flops_per_second(self) -> float | None:
-        """Of the recent steps, as the model's arithmetic counts them."""
-        rate = self.tokens_per_second
-        return self.started.flops_per_token * rate if self.started and rate else None
-
-    @property
-    def mfu(self) -> float | None:
-        """Model FLOPs utilisation, 0 to 1; None where the chip's peak is unknown."""
-        rate, peak = self.flops_per_second, self.started.peak_flops if self.started else None
-        return rate / peak if rate and peak else None
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Until the last step, at the recent rate."""
-        seconds = self.seconds_per_step
-        return (self.total_steps - self.step) * seconds if seconds is not None else None
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as plain JSON values."""
-        state = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.init}
-        return {**state, **{name: [list(p) for p in state[name]] for name in _SERIES}}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from an earlier meter's `state`; the run's `Started` must follow."""
-        for name, value in state.items():
-            setattr(self, name, [(s, y) for s, y in value] if name in _SERIES else value)

@@ -2,8 +2,11 @@
 
     config.json  model.safetensors  tokenizer.json  tokenizer_config.json  generation_config.json
     optimizer.safetensors  loader.safetensors  trainer.json
+    SHA256SUMS
 
-The first line is a model directory as mlx-lm reads it; the second is what training needs to go on.
+The first line is a model directory as mlx-lm reads it; the second is what training needs to go on,
+and a quantized model hasn't got. Every file that is read is compared with its checksum first, where
+the directory has checksums: one that another program made need not.
 """
 
 import json
@@ -16,23 +19,29 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlxchat import __version__
+from mlxchat.ckpt import checksums
+from mlxchat.ckpt.catalog import CONFIG as CONFIG
+from mlxchat.ckpt.catalog import QUANTIZATION
+from mlxchat.ckpt.catalog import TRAINER as TRAINER
+from mlxchat.ckpt.checksums import missing, unusable
 from mlxchat.data.loader import LoaderState
 from mlxchat.data.tokenizer import ASSISTANT_END, BOS, Tokenizer
 from mlxchat.data.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG
 from mlxchat.data.tokenizer import FILE as TOKENIZER
 from mlxchat.errors import MlxchatError
+from mlxchat.model.block import NORM_EPS
 from mlxchat.model.config import Architecture, GPTConfig
-from mlxchat.model.gpt import GPT, NORM_EPS, ROPE_BASE
+from mlxchat.model.gpt import GPT, ROPE_BASE
 from mlxchat.model.loss import SOFTCAP
+from mlxchat.model.quantization import from_config, quantizable, to_config
+from mlxchat.model.quantized import formats_of, quantize_layers
 from mlxchat.runtime import mx
 
-FORMAT = 2  # of trainer.json
-CONFIG = "config.json"
+FORMAT = 3  # of trainer.json
 MODEL = "model.safetensors"
 GENERATION = "generation_config.json"
 OPTIMIZER = "optimizer.safetensors"
 LOADER = "loader.safetensors"
-TRAINER = "trainer.json"
 MODEL_TYPES: dict[Architecture, str] = {"classic": "nanochat", "modern": "nanochat_modern"}
 
 
@@ -49,6 +58,7 @@ class TrainerState(BaseModel):
     plan: dict[str, Any]
     meter: dict[str, Any]
     data: list[str]  # the dataset's files
+    revision: str | None  # the hub's commit that they are of; None where no hub said
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,8 @@ def write_model(folder: Path, model: GPT, tokenizer: Tokenizer, conversational: 
     else:
         fields["window_pattern"] = config.window_pattern
         fields["vocab_multiple"] = config.vocab_multiple
+    if formats := formats_of(model):
+        fields[QUANTIZATION] = to_config(formats)
     stops = [tokenizer.special(ASSISTANT_END), tokenizer.special(BOS)]
     generation = {"bos_token_id": tokenizer.special(BOS), "eos_token_id": stops}
     (folder / CONFIG).write_text(json.dumps(fields, indent=2), "utf-8")
@@ -118,8 +130,13 @@ def read_config(folder: Path) -> GPTConfig:
         raise _damaged(folder / CONFIG, error) from error
 
 
+def is_quantized(folder: Path) -> bool:
+    """Whether the model in a directory is."""
+    return _read_json(folder / CONFIG).get(QUANTIZATION) is not None
+
+
 def read_model(folder: Path, dtype: mx.Dtype) -> SavedModel:
-    """Read a model directory; ``dtype`` is that of the activations.
+    """Read a model directory, quantized or not; ``dtype`` is that of the activations.
 
     Raises:
         MlxchatError: a file is missing or damaged, a tensor missing, unexpected or of another
@@ -127,7 +144,9 @@ def read_model(folder: Path, dtype: mx.Dtype) -> SavedModel:
     """
     for name in (CONFIG, MODEL, TOKENIZER, TOKENIZER_CONFIG):
         if not (folder / name).exists():
-            raise _missing(folder / name)
+            raise missing(folder / name)
+    for name in (TOKENIZER, GENERATION):
+        checksums.check(folder / name)
     config = read_config(folder)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocab_size != config.vocab_size:
@@ -138,10 +157,25 @@ def read_model(folder: Path, dtype: mx.Dtype) -> SavedModel:
         )
     model = GPT(config, dtype)
     weights = read_arrays(folder / MODEL)
+    _quantize_as_stored(folder, model, weights)
     check_arrays(folder / MODEL, weights, model.named_parameters())
     model.load_weights(list(weights.items()))
     conversational = "chat_template" in _read_json(folder / TOKENIZER_CONFIG)
     return SavedModel(model, tokenizer, conversational)
+
+
+def _quantize_as_stored(folder: Path, model: GPT, weights: dict[str, mx.array]) -> None:
+    """Make quantized layers of those that config.json says are; mlx-lm's rule: that have scales."""
+    entry = _read_json(folder / CONFIG).get(QUANTIZATION)
+    if entry is None:
+        return
+    layers = [layer.name for layer in quantizable(model.config)]
+    try:
+        common, others = from_config(entry)
+        stored = [name for name in layers if f"{name}.scales" in weights]
+        quantize_layers(model, {name: others.get(name, common) for name in stored})
+    except ValueError as error:
+        raise _damaged(folder / CONFIG, error) from error
 
 
 def write_trainer(
@@ -155,8 +189,20 @@ def write_trainer(
 
 
 def read_trainer(folder: Path) -> TrainerState:
-    """The trainer's state in a saved step."""
+    """The trainer's state in a saved step.
+
+    Raises:
+        MlxchatError: the model is quantized, the step is of another version or has no checksums, or
+            a file is missing or damaged.
+    """
+    if is_quantized(folder):
+        raise MlxchatError(
+            f"The model in {folder} is quantized: there is nothing to go on training from.",
+            "Train the run that it was made of, or name another one with --model-tag.",
+        )
     fields = _read_json(folder / TRAINER)
+    if fields.get("format") == FORMAT and not (folder / checksums.FILE).exists():
+        raise missing(folder / checksums.FILE)
     if fields.get("format") != FORMAT:
         raise MlxchatError(
             f"{folder} was saved by another version of mlxchat "
@@ -182,7 +228,8 @@ def read_loader(folder: Path) -> LoaderState:
 def read_arrays(path: Path) -> dict[str, mx.array]:
     """The arrays of a safetensors file, evaluated."""
     if not path.exists():
-        raise _missing(path)
+        raise missing(path)
+    checksums.check(path)
     try:
         arrays = mx.load(str(path))
         mx.eval(arrays)
@@ -204,17 +251,13 @@ def check_arrays(path: Path, found: dict[str, mx.array], expected: dict[str, mx.
     ]
     if faults:
         more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise MlxchatError(f"{path}: {'; '.join(faults[:3])}{more}.", _USE_ANOTHER)
-
-
-_USE_ANOTHER = (
-    "Delete that directory to go on from an earlier step (chat: --step), or train with --fresh."
-)
+        raise unusable(f"{path}: {'; '.join(faults[:3])}{more}.")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
-        raise _missing(path)
+        raise missing(path)
+    checksums.check(path)
     try:
         fields = json.loads(path.read_text("utf-8"))
     except ValueError as error:
@@ -224,13 +267,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     return fields
 
 
-def _missing(path: Path) -> MlxchatError:
-    return MlxchatError(f"{path.parent} is incomplete: {path.name} is missing.", _USE_ANOTHER)
-
-
 def _damaged(path: Path, error: Exception) -> MlxchatError:
     reason = " ".join(str(error).split())[:200]
     if isinstance(error, ValidationError):
         fault = error.errors()[0]
         reason = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".removeprefix(": ")
-    return MlxchatError(f"{path} is damaged ({reason}).", _USE_ANOTHER)
+    return checksums.damaged(path, reason)

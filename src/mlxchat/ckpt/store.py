@@ -1,17 +1,19 @@
 """Saved steps as directories, ``step_003225`` and so on, in one folder a run.
 
-A directory is written under a temporary name, synced and renamed: one with a step's name is
-complete by construction.
+A directory is written under a temporary name, with the checksums of its files, synced and renamed:
+one with a step's name is complete by construction.
 """
 
-import fcntl
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
+from mlxchat.ckpt import checksums
+from mlxchat.data import disk
 from mlxchat.errors import MlxchatError
 
 _STEP = re.compile(r"step_(\d{6,})")
@@ -33,6 +35,11 @@ def latest(run: Path) -> Path | None:
     """The newest saved step, None where there is none."""
     saved = steps(run)
     return directory(run, saved[-1]) if saved else None
+
+
+def size(folder: Path) -> int:
+    """Bytes of the files in a directory."""
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def find(runs: Path, tag: str | None, step: int | None) -> Path:
@@ -71,32 +78,65 @@ def save(run: Path, step: int, write: Callable[[Path], None]) -> Path:
     Raises:
         MlxchatError: the disk is full or cannot be written; what was saved before is untouched.
     """
-    final = directory(run, step)
-    unfinished = run / f"{_UNFINISHED}{final.name}"
+
+    def write_with_checksums(folder: Path) -> None:
+        write(folder)
+        checksums.write(folder)
+
+    return _place(run, step, write_with_checksums)
+
+
+def keep_aside(run: Path, step: int) -> Path:
+    """A copy of a saved step in a run of its own, ``d12.good1``, that nothing later writes into.
+
+    It takes no room where the disk has hard links. A copy that is there already is returned.
+
+    Raises:
+        MlxchatError: the disk is full or cannot be written.
+    """
+    source = directory(run, step)
+    for number in count(1):
+        aside = run.with_name(f"{run.name}.good{number}")
+        if not aside.exists():
+            break
+        if _same(directory(aside, step), source):
+            return directory(aside, step)
+
+    def copy(folder: Path) -> None:
+        shutil.copytree(source, folder, copy_function=_link_or_copy, dirs_exist_ok=True)
+
+    return _place(aside, step, copy)
+
+
+def tidy(run: Path) -> None:
+    """Remove what a killed process left unfinished.
+
+    Raises:
+        MlxchatError: it cannot be removed.
+    """
     try:
-        run.mkdir(parents=True, exist_ok=True)
-        for leftover in run.glob(f"{_UNFINISHED}*"):
-            shutil.rmtree(leftover)
-        unfinished.mkdir()
-        write(unfinished)
-        for path in [*unfinished.iterdir(), unfinished]:
-            _sync(path)
-        unfinished.rename(final)
-        _sync(run)
-    except (OSError, RuntimeError) as error:  # MLX raises the latter
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise MlxchatError(
-            f"Step {step} could not be saved in {run}: {getattr(error, 'strerror', 0) or error}.",
-            "Free some space and start the same command again; earlier steps are intact.",
-        ) from error
-    return final
+        _remove_unfinished(run)
+    except OSError as error:
+        raise _not_removed(run, error) from error
 
 
-def prune(run: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` steps."""
-    for step in steps(run)[:-keep]:
-        removed = directory(run, step).rename(run / f"{_UNFINISHED}{step}")
-        shutil.rmtree(removed)
+def prune(run: Path, keep: int) -> list[int]:
+    """Remove all but the newest ``keep`` steps, and what killed processes left unfinished.
+
+    Returns:
+        The steps that were removed.
+
+    Raises:
+        MlxchatError: one cannot be removed.
+    """
+    removed = steps(run)[:-keep]
+    try:
+        for step in removed:
+            directory(run, step).rename(run / f"{_UNFINISHED}{step}")
+        _remove_unfinished(run)
+    except OSError as error:
+        raise _not_removed(run, error) from error
+    return removed
 
 
 @contextmanager
@@ -108,23 +148,65 @@ def locked(run: Path) -> Iterator[None]:
     """
     run.parent.mkdir(parents=True, exist_ok=True)
     with (run.parent / f".{run.name}.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not disk.lock(file.fileno()):
             raise MlxchatError(
                 f"Another process is training {run.name}.",
                 "Wait for it to end, or name another run with --model-tag.",
-            ) from None
+            )
         yield
 
 
-def _sync(path: Path) -> None:
-    """Have the system write a file or directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+def _place(run: Path, step: int, write: Callable[[Path], None]) -> Path:
+    final = directory(run, step)
+    unfinished = run / f"{_UNFINISHED}{final.name}"
     try:
-        if hasattr(fcntl, "F_FULLFSYNC"):  # a Mac: fsync alone leaves it in the drive's cache
-            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-        else:
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        run.mkdir(parents=True, exist_ok=True)
+        _remove_unfinished(run)
+        unfinished.mkdir()
+        write(unfinished)
+        for path in [*unfinished.iterdir(), unfinished]:
+            disk.sync(path)
+        unfinished.rename(final)
+        for folder in (run, run.parent):
+            disk.sync(folder)
+    except (OSError, RuntimeError) as error:  # MLX raises the latter
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise _not_saved(run, step, getattr(error, "strerror", None) or str(error)) from error
+    return final
+
+
+def _not_saved(run: Path, step: int, reason: str) -> MlxchatError:
+    room = ""
+    before = latest(run)
+    if before is not None:
+        needed, free = size(before) / 1e6, shutil.disk_usage(run).free / 1e6
+        room = f" (a step takes {needed:,.1f} MB, {free:,.1f} MB are free)"
+    return MlxchatError(
+        f"Step {step} could not be saved in {run}: {reason.rstrip('.')}{room}.",
+        "Make room on that disk and start the same command again; earlier steps are intact. "
+        "mlxchat checkpoints list shows what all runs take, checkpoints prune removes old steps.",
+    )
+
+
+def _not_removed(run: Path, error: OSError) -> MlxchatError:
+    return MlxchatError(
+        f"Old steps in {run} could not be removed: {error.strerror or error}.",
+        "The newest are intact. See who may write there; then start the same command again.",
+    )
+
+
+def _remove_unfinished(run: Path) -> None:
+    for leftover in run.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(leftover)
+
+
+def _same(a: Path, b: Path) -> bool:
+    sums = [folder / checksums.FILE for folder in (a, b)]
+    return all(path.exists() for path in sums) and len({path.read_bytes() for path in sums}) == 1
+
+
+def _link_or_copy(source: str, destination: str) -> None:
+    try:
+        os.link(source, destination)
+    except OSError:  # a disk without links
+        shutil.copy2(source, destination)

@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 import time
+import traceback
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +16,7 @@ from mlxchat.bench.settings import BenchConfig
 from mlxchat.cli.options import options_from_models
 from mlxchat.engine.options import Sampling
 from mlxchat.errors import MlxchatError
+from mlxchat.model.quantization import Quantization
 from mlxchat.train.settings import DataConfig, PretrainConfig
 
 app = typer.Typer(
@@ -24,10 +27,15 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Get training data, and see what is there.")
 tokenizer_app = typer.Typer(no_args_is_help=True, help="Make a tokenizer.")
+checkpoints_app = typer.Typer(no_args_is_help=True, help="Look after what training has saved.")
 app.add_typer(data_app, name="data")
 app.add_typer(tokenizer_app, name="tokenizer")
+app.add_typer(checkpoints_app, name="checkpoints")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Tag = Annotated[
+    str | None, typer.Option(help="Name of a run. Default: all runs.", show_default=False)
+]
 Fresh = Annotated[
     bool, typer.Option("--fresh", help="Begin anew; an earlier run of that name is set aside.")
 ]
@@ -116,11 +124,63 @@ def tokenizer_train(
     training.train_tokenizer(config, max_chars, json)
 
 
+@checkpoints_app.command("list")
+def checkpoints_list(model_tag: Tag = None, json: Json = False) -> None:
+    """Show the saved steps of all runs, quantized copies among them, and what they take."""
+    from mlxchat.cli import checkpoints
+
+    checkpoints.show_list(model_tag, json)
+
+
+@checkpoints_app.command("verify")
+def checkpoints_verify(
+    model_tag: Tag = None,
+    step: Annotated[
+        int | None, typer.Option(help="Saved step. Default: all of them.", show_default=False)
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="A model's directory, wherever it is.", show_default=False),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Compare every file with its checksum: is it what was saved?
+
+    Exit code 1 where one is not. What is loaded is checked in any case.
+    """
+    from mlxchat.cli import checkpoints
+
+    if checkpoint and (model_tag or step is not None):
+        raise typer.BadParameter("--checkpoint does not go with --model-tag or --step.")
+    checkpoints.verify(model_tag, step, checkpoint, json)
+
+
+@checkpoints_app.command("prune")
+def checkpoints_prune(
+    model_tag: Tag = None,
+    keep: Annotated[int, typer.Option(min=1, help="Newest steps of a run to keep.")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be removed, and remove nothing.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Remove all but the newest steps of each run, once the newest one is found intact."""
+    from mlxchat.cli import checkpoints
+
+    checkpoints.prune(model_tag, keep, dry_run, json)
+
+
 @app.command()
 @options_from_models
 def train(
     config: PretrainConfig,
     fresh: Fresh = False,
+    supervise: Annotated[
+        bool,
+        typer.Option(
+            "--supervise", help="Start it again from its last checkpoint when its process crashes."
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what it would take, and do nothing.")
     ] = False,
@@ -131,6 +191,13 @@ def train(
     --depth alone determines the model; --budget chooses it to suit the time that there is. The same
     command goes on from the newest checkpoint.
     """
+    if supervise and dry_run:
+        raise typer.BadParameter("--supervise does not go with --dry-run.")
+    if supervise:
+        from mlxchat.cli import supervising
+
+        arguments = [word for word in sys.argv[1:] if word not in ("--supervise", "--fresh")]
+        raise typer.Exit(supervising.train(arguments, config.tag, fresh, json))
     from mlxchat.cli import planning, training
 
     if dry_run:
@@ -189,6 +256,43 @@ def chat(
 
 
 @app.command()
+@options_from_models
+def quantize(
+    quantization: Quantization,
+    model_tag: Annotated[
+        str | None,
+        typer.Option(help="Name of the run. Default: the one saved last.", show_default=False),
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(help="Saved step. Default: the newest.", show_default=False)
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="A model's directory, wherever it is.", show_default=False),
+    ] = None,
+    eval_tokens: Annotated[
+        int,
+        typer.Option(min=0, help="Validation tokens, before and after; 0 for no validation."),
+    ] = 16_384,
+    json: Json = False,
+) -> None:
+    """Save a copy of a model in fewer bits: about a sixth of its size with 4.
+
+    The copy is a run of its own, such as d12-4bit, and is talked with as any
+    other; mlx-lm loads it where the architecture is classic. It cannot be
+    trained any further. The model that it was made of stays as it is.
+
+    How much was lost is told in bits per byte of the validation text, where
+    that is on disk.
+    """
+    from mlxchat.cli import quantizing
+
+    if checkpoint and (model_tag or step is not None):
+        raise typer.BadParameter("--checkpoint does not go with --model-tag or --step.")
+    quantizing.quantize_saved(model_tag, step, checkpoint, quantization, eval_tokens, json)
+
+
+@app.command()
 def quickstart(
     questions: Annotated[
         int, typer.Option(min=1, max=1000, help="Held-out questions to ask the model.")
@@ -226,11 +330,49 @@ def bench(
     benching.bench(config, begun, json, markdown)
 
 
+@app.command()
+def monitor(
+    once: Annotated[
+        bool, typer.Option("--once", help="Print how things are now, and end.")
+    ] = False,
+    interval: Annotated[
+        float | None,
+        typer.Option(min=0.2, max=3600, help="Seconds from one look to the next. Default: 2."),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object, for programs, and end.")
+    ] = False,
+) -> None:
+    """Watch memory, disk, and every run as it trains, from another terminal.
+
+    Shows the machine's memory and its pressure, each run with its progress, loss
+    curve, time left and checkpoints, and what each mlxchat process holds.
+
+    Runs tell of themselves in MLXCHAT_HOME: those of another machine that shares
+    it are shown too, and so is one that was killed.
+
+    q or Ctrl-C ends the watching; the runs go on.
+    """
+    from mlxchat.cli import monitoring
+
+    if interval is not None and (once or json):
+        raise typer.BadParameter("--interval does not go with --once or --json.")
+    monitoring.monitor(once, json, interval or 2.0)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """In place of Python's way, which adds a line of source."""
+    from mlxchat.ui import console
+
+    console.warning(str(message))
+
+
 def main() -> None:
     """Run the command line; what the user can mend becomes two lines and exit code 1."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115, PTH123  (closed by the caller)
     sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115, PTH123
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    warnings.showwarning = _show_warning
     try:
         app()
     except (MlxchatError, OSError) as error:
@@ -247,3 +389,6 @@ def main() -> None:
                 "Is there room on the disk, and may you write there? MLXCHAT_HOME names the place.",
             )
         sys.exit(1)
+    except RuntimeError:  # MLX's, when the device fails it
+        traceback.print_exc()
+        sys.exit(os.EX_SOFTWARE)

@@ -11,7 +11,7 @@ from mlxchat.engine.options import Sampling
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.ui import repl
-from mlxchat.ui.console import console_for
+from mlxchat.ui.console import console_for, warning
 
 
 def locate(tag: str | None, step: int | None, checkpoint: Path | None) -> Path:
@@ -51,8 +51,16 @@ def talk(
     )
     console = console_for(sys.stdout)
     if prompt is None and not sys.stdin.isatty():
-        prompt = sys.stdin.buffer.read().decode("utf-8", "replace").strip()
+        prompt = _text(sys.stdin.buffer.read()).strip()
     if prompt is None:
         repl.converse(chat, name, console)
     else:
         repl.answer(chat, prompt, console)
+
+
+def _text(content: bytes) -> str:
+    """What was piped in; said where it is not all text."""
+    text = content.decode("utf-8", "replace")
+    if text.encode() != content:
+        warning("Standard input is not all UTF-8 text; the model sees \ufffd for what is not.")
+    return text

@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
+from mlxchat.cli.interrupts import ending_soon
 from mlxchat.data.shards import DATASETS, status
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
@@ -28,7 +29,11 @@ def fetch_shards(
     folder = Home.from_environment().data(dataset)
     if not json:
         say(f"{dataset}: {DATASETS[dataset].licence_note}")
-    with Screen(json) as screen, closing(Hub.from_environment(endpoint)) as hub:
+    with (
+        ending_soon(),
+        Screen(json) as screen,
+        closing(Hub.from_environment(endpoint)) as hub,
+    ):
         paths = fetch(folder, DATASETS[dataset], num_shards, hub, screen.show, workers)
     if not json:
         say(f"{len(paths) - 1} training shards and the validation shard are in {folder}.")

@@ -1,15 +1,42 @@
-"""Ctrl-C and SIGTERM while training: come to an end, save."""
+"""Ctrl-C and SIGTERM: while training, come to an end and save; before, end soon."""
 
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SHOW_CURSOR = b"\x1b[?25h"
+GRACE = 2.0  # seconds to tidy up in, where there is nothing to save
+
+
+@contextmanager
+def ending_soon() -> Iterator[None]:
+    """Within it, Ctrl-C and SIGTERM end the process within `GRACE`, a second one at once.
+
+    For work that has nothing to save, such as downloads: one that hangs is not waited for.
+    """
+    received = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            _end_at_once(number)
+        timer = threading.Timer(GRACE, _end_at_once, [number])
+        timer.daemon = True
+        timer.start()
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    handlers = {number: signal.signal(number, end) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 class Interrupts:
@@ -62,9 +89,13 @@ class Interrupts:
                     self._number = number
                     self._told()
                 elif number == signal.SIGINT:
-                    if sys.stdout.isatty():
-                        os.write(sys.stdout.fileno(), SHOW_CURSOR)
-                    os._exit(128 + number)
+                    _end_at_once(number)
+
+
+def _end_at_once(number: int) -> None:
+    if sys.stdout.isatty():
+        os.write(sys.stdout.fileno(), SHOW_CURSOR)
+    os._exit(128 + number)
 
 
 def _leave_to_thread(number: int, frame: object) -> None:

@@ -17,8 +17,8 @@ Command = Callable[..., None]
 def options_from_models(command: Command) -> Command:
     """Replace each parameter that is a pydantic model by an option for each of its fields.
 
-    The command is called with the models, made of what was given; a value out of bounds is a usage
-    error that names the option.
+    The command is called with the models, made of what was given and nothing else, so that they
+    know what was; a value out of bounds is a usage error that names the option.
     """
     given_as = inspect.signature(command).parameters
     models = {
@@ -33,9 +33,14 @@ def options_from_models(command: Command) -> Command:
         else:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
+    parameters.append(
+        inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    )
+
     @functools.wraps(command)
-    def called(**given: Any) -> None:
-        made = {name: _make(model, given) for name, model in models.items()}
+    def called(context: typer.Context, **given: Any) -> None:
+        said = {name: given[name] for name in given if _said(context, name)}
+        made = {name: _make(model, said) for name, model in models.items()}
         own = {name: given[name] for name in given_as.keys() & given.keys()}
         command(**made, **own)
 
@@ -58,15 +63,18 @@ def _options(model: type[BaseModel]) -> list[inspect.Parameter]:
 
 
 def _option(name: str, field: FieldInfo, panel: str | None) -> inspect.Parameter:
-    """An integer whose field says ``{"none": WORD}`` can be given as that word, for None."""
-    extra = field.json_schema_extra
-    word = extra.get("none") if isinstance(extra, dict) else None
+    """As a field's extras have it: ``metavar`` stands in the help for its values; an integer with
+    ``{"none": WORD}`` can be given as that word, for None.
+    """
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    word = extra.get("none")
+    metavar = f"<int>|{word}" if word else extra.get("metavar")
     option = typer.Option(
         help=field.description,
         show_default=field.default is not None,
         rich_help_panel=panel,
         parser=_integer_or(str(word)) if word else None,
-        metavar=f"INTEGER|{word}" if word else None,
+        metavar=str(metavar) if metavar else None,
     )
     return inspect.Parameter(
         name,
@@ -87,9 +95,14 @@ def _integer_or(word: str) -> Callable[[str], int | None]:
     return parse
 
 
+def _said(context: typer.Context, option: str) -> bool:
+    source = context.get_parameter_source(option)
+    return source is not None and source.name != "DEFAULT"
+
+
 def _make(model: type[BaseModel], given: dict[str, Any]) -> BaseModel:
     try:
-        return model(**{name: given[name] for name in model.model_fields})
+        return model(**{name: given[name] for name in model.model_fields if name in given})
     except ValidationError as error:
         fault = error.errors()[0]
         name = f"--{str(fault['loc'][0]).replace('_', '-')}" if fault["loc"] else None

@@ -5,9 +5,11 @@ import time
 
 from mlxchat import runtime
 from mlxchat.home import Home
+from mlxchat.model.arithmetic import chunk_rows
 from mlxchat.telemetry import Noted
 from mlxchat.train.budget import reason
-from mlxchat.train.forecast import Forecast, VocabularySource, forecast
+from mlxchat.train.fitting import Capacity, memory_limit
+from mlxchat.train.forecast import Forecast, Room, VocabularySource, forecast
 from mlxchat.train.inputs import (
     SavedRun,
     check_documents,
@@ -15,7 +17,7 @@ from mlxchat.train.inputs import (
     stored_tokenizer,
     vocabulary,
 )
-from mlxchat.train.plan import counted_parameters
+from mlxchat.train.plan import Plan, counted_parameters, refitted
 from mlxchat.train.probe import capacity, planned
 from mlxchat.train.settings import PretrainConfig
 from mlxchat.ui.bars import amount, memory_size
@@ -37,15 +39,17 @@ GROUPS = {  # of parameters and of learning rates, in words
 }
 NOTES = {
     "scalars": "residual, embedding, smear and backout",
-    "accumulation": "in a micro-batch: the sum of gradients",
-    "activations": "in a micro-batch, with the loss's logits",
+    "accumulation": "in a micro-batch: the head's gradient, then summed",
+    "activations": "in a micro-batch",
     "update": "in the optimizer's step: new values beside the old",
+    "peak": "at most at one time",
+    "cache": "kept for reuse beside it, at most",
 }
 
 
 def info(config: PretrainConfig, json: bool) -> None:
     """Show what a run with these settings would take, whether or not there is one."""
-    _tell(config, Home.from_environment(), None, json)
+    _tell(config, Home.from_environment(), None, json, train=False)
 
 
 def dry_run(config: PretrainConfig, fresh: bool, json: bool) -> None:
@@ -56,17 +60,21 @@ def dry_run(config: PretrainConfig, fresh: bool, json: bool) -> None:
     home = Home.from_environment()
     saved = None if fresh else saved_run(config, home)
     if not (saved and saved.finished):
-        check_documents(config, home, saved.trainer.data if saved else [])
+        begun_with = (saved.trainer.data, saved.trainer.revision) if saved else ([], None)
+        check_documents(config, home, *begun_with)
     if saved is None:
         stored_tokenizer(config, home)
-    _tell(config, home, saved, json)
+    _tell(config, home, saved, json, train=True)
 
 
-def _tell(config: PretrainConfig, home: Home, saved: SavedRun | None, json: bool) -> None:
+def _tell(
+    config: PretrainConfig, home: Home, saved: SavedRun | None, json: bool, *, train: bool
+) -> None:
     available = capacity()
     source: VocabularySource = "tokenizer"
     if saved:
-        made, step = saved.plan, saved.trainer.step
+        step = saved.trainer.step
+        made = saved.plan if saved.finished else refitted(saved.plan, config, available)
     else:
         vocab_size, source = vocabulary(config, home)
         with Screen(stream=sys.stderr) as screen:
@@ -74,12 +82,22 @@ def _tell(config: PretrainConfig, home: Home, saved: SavedRun | None, json: bool
                 screen.show(Noted(time.time(), "Measuring how fast this machine trains."))
             made, step = planned(config, vocab_size, available, time.time(), time.time), None
     device, speed = runtime.machine().device, runtime.matmul_flops()
-    facts = forecast(made, config.tag, source, step, available, device, speed)
+    room = _room(config, made, available)
+    if train:
+        runtime.check_limits(room.limit, config.wired_bytes)
+    facts = forecast(made, config.tag, source, step, available, room, device, speed)
     if json:
         say(facts.model_dump_json())
     else:
         because = [reason(config, made)] if made.costs else []
-        show([*heading(facts), *because], sections(facts))
+        preset = [f"Preset {config.preset}: {config.of_preset}"] if config.of_preset else []
+        show([*heading(facts), *because, *preset], sections(facts))
+
+
+def _room(config: PretrainConfig, made: Plan, available: Capacity) -> Room:
+    limit = memory_limit(config, made.model, made.rows, available)
+    cache = runtime.cache_limit(limit, made.memory(available)["peak"])
+    return Room(limit, config.memory_limit, cache, runtime.machine().memory)
 
 
 def heading(facts: Forecast) -> list[str]:
@@ -117,7 +135,7 @@ def sections(facts: Forecast) -> list[Section]:
         ),
         Section("Training", _training(facts)),
         Section("Learning rates", _rates(facts)),
-        Section("Memory, roughly", _memory(facts)),
+        Section("Memory, as estimated", _memory(facts)),
     ]
 
 
@@ -125,12 +143,14 @@ def _training(facts: Forecast) -> list[Row]:
     made = facts.plan
     rows = f"{amount(made.device_batch_size, 'rows')} of {made.model.sequence_len:,}"
     times = "once" if made.accumulation == 1 else f"{made.accumulation:,} times, accumulated"
+    again = "activations are computed again" if made.grad_checkpoint else "activations are kept"
     ratio = facts.tokens / counted_parameters(made.model)
     counted = " of matrices and head" if made.model.arch == "modern" else ""
     return [
         Row("steps", f"{made.num_iterations:,}"),
         Row("tokens", f"{facts.tokens:,}", f"{ratio:,.3g} a parameter{counted}"),
         Row("tokens a step", f"{made.tokens_per_step:,}", f"{rows}, {times}"),
+        Row("checkpointing", "on" if made.grad_checkpoint else "off", again),
         Row("FLOPs a token", f"{made.flops_per_token:,}"),
         Row("FLOPs", f"{facts.total_flops:.3g}"),
         _time(facts),
@@ -162,13 +182,13 @@ def _rates(facts: Forecast) -> list[Row]:
 
 
 def _memory(facts: Forecast) -> list[Row]:
-    peak, machine = facts.memory["peak"], memory_size(facts.machine_memory)
-    too_much = peak > facts.machine_memory
-    note = f"at most at one time; this machine has {machine}"
-    if too_much:
-        note = (
-            f"more than this machine has ({machine}): use a smaller --device-batch-size or --depth"
-        )
-    parts = [(name, size) for name, size in facts.memory.items() if name != "peak"]
-    rows = [Row(name, memory_size(size), NOTES.get(name, "")) for name, size in parts]
-    return [*rows, Row("peak", memory_size(peak), note, too_much)]
+    made, sizes = facts.plan, facts.memory
+    positions = made.device_batch_size * made.model.sequence_len
+    chunk = min(positions, chunk_rows(positions, made.model.vocab_size, made.loss_rows))
+    notes = NOTES | {"logits": f"in a micro-batch: those of {chunk:,} positions at a time"}
+    spared = f"what this machine can spare of {memory_size(facts.machine_memory)}"
+    given = facts.memory_limit_given and f"--memory-limit {facts.memory_limit_given}"
+    return [
+        *(Row(name, memory_size(n), notes.get(name, "")) for name, n in sizes.items()),
+        Row("limit", memory_size(facts.memory_limit), given or spared),
+    ]

@@ -9,12 +9,13 @@ from itertools import islice
 import typer
 
 from mlxchat.cli import chatting
-from mlxchat.cli.interrupts import Interrupts
+from mlxchat.cli.interrupts import Interrupts, ending_soon
 from mlxchat.data import corpus
 from mlxchat.engine.options import Sampling
 from mlxchat.evaluate.questions import Answered, ask
 from mlxchat.home import Home
-from mlxchat.telemetry import Meter, Noted, Progressed, Started
+from mlxchat.meter import Meter
+from mlxchat.telemetry import Noted, Progressed, Started
 from mlxchat.train import inputs
 from mlxchat.train.pretrain import pretrain
 from mlxchat.train.quickstart import QUICKSTART
@@ -30,6 +31,7 @@ def train_tokenizer(config: DataConfig, max_chars: int, json: bool) -> None:
     home = Home.from_environment()
     folder = inputs.tokenizer_folder(config, home)
     with (
+        ending_soon(),
         Screen(json) as screen,
         closing(inputs.open_documents(config, home, screen.show)) as documents,
     ):
@@ -74,11 +76,13 @@ def quickstart(questions: int, fresh: bool, json: bool) -> None:
 def _run(config: PretrainConfig, fresh: bool, json: bool) -> None:
     """Train, showing events; once the run has started, Ctrl-C saves before it ends the program."""
     home, meter = Home.from_environment(), Meter()
-    with Screen(json) as screen, ExitStack() as stack:
+    with Screen(json) as screen, ExitStack() as stack, ExitStack() as before:
         screen.follow(meter)
+        before.enter_context(ending_soon())
         interrupts = Interrupts(lambda: screen.show(Noted(time.time(), INTERRUPTED)))
         for event in pretrain(config, home, screen.show, meter, interrupts.requested, fresh):
             if isinstance(event, Started):
+                before.close()
                 stack.enter_context(interrupts)
             screen.show(event)
     if interrupts.requested():

@@ -51,14 +51,18 @@ def locate(hub: Hub, dataset: Dataset, folder: Path, name: str) -> RemoteFile:
             "names; if the hub has given that up, move all of them away and fetch them again.",
         ) from error
     if pinned is None and remote.commit:
-        pinned = _pin(folder, remote.commit)
+        pinned = pin(folder, remote.commit)
         if pinned != remote.commit:  # another process was first, with an older one
             return hub.stat(dataset.repo, name, pinned)
     return remote
 
 
-def _pin(folder: Path, commit: str) -> str:
-    """Record the commit of a folder's shards, unless one is recorded; the one that is."""
+def pin(folder: Path, commit: str) -> str:
+    """Record the commit of a folder's shards, unless one is recorded; the one that is.
+
+    Raises:
+        MlxchatError: the folder cannot be written.
+    """
     with storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / REVISION).open("a+b") as stream:

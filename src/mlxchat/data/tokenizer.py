@@ -4,7 +4,10 @@ The split pattern, the special tokens and the way a conversation becomes tokens 
 """
 
 import json
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,7 @@ SPECIAL_TOKENS = (
 )
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)  # every byte, no merge
 
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 _TRAIN_ANEW = "Train one anew: mlxchat tokenizer train"
 
 FILE = "tokenizer.json"
@@ -225,9 +229,33 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
             f"It takes at least {SMALLEST_VOCABULARY}: 256 bytes and 9 special tokens.",
         )
     trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(
-        iter(texts), vocab_size - len(SPECIAL_TOKENS), pattern=SPLIT_PATTERN
-    )
+    with ExitStack() as stack:
+
+        def until_read() -> Iterator[str]:
+            yield from texts
+            stack.enter_context(_ended_by_signals())
+
+        trainer.train_from_iterator(
+            until_read(), vocab_size - len(SPECIAL_TOKENS), pattern=SPLIT_PATTERN
+        )
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
     special = {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
     return Tokenizer(ranks, SPLIT_PATTERN, special)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Within it the system ends the process at Ctrl-C or SIGTERM.
+
+    Python could not: rustbpe takes minutes to merge the pairs of a large text, lets no Python run
+    meanwhile and does not look at signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -29,12 +29,13 @@ class LayerCache:
 
     def extend(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, None]:
         """Append (B, H, T, D) keys and values; returns all that the new positions can see."""
-        self.offset += keys.shape[2]
+        T = keys.shape[2]
         if self._held is not None:
             earlier_keys, earlier_values = self._held
             keys = mx.concatenate([earlier_keys, keys], axis=2)
             values = mx.concatenate([earlier_values, values], axis=2)
-        self._held = keys[:, :, -self._window :], values[:, :, -self._window :]
+        held = keys[:, :, -self._window :], values[:, :, -self._window :]
+        self._held, self.offset = held, self.offset + T  # only now: Ctrl-C may come at any moment
         return keys, values, None
 
     def can_trim(self, length: int) -> bool:

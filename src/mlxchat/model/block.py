@@ -101,9 +101,16 @@ class Attention(nn.Module):
 
     def join(self) -> None:
         """Have one product make queries, keys and values from now on: four kernels less."""
-        layers = [self.pop(name) for name in ("c_q", "c_k", "c_v")]
+        names = ("c_q", "c_k", "c_v")
+        if len({_format(self[name]) for name in names}) > 1:
+            return  # each quantized in its own way, by another program
+        layers = [self.pop(name) for name in names]
         joined = {name: mx.concatenate([layer[name] for layer in layers]) for name in layers[0]}
         self.c_qkv = layers[0].update(joined)
+
+
+def _format(layer: nn.Module) -> tuple[object, ...]:
+    return type(layer), *(getattr(layer, name, None) for name in ("bits", "group_size", "mode"))
 
 
 class MLP(nn.Module):

@@ -17,6 +17,8 @@ from mlxchat.model.config import GPTConfig
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 DEFAULT_BITS, DEFAULT_GROUP_SIZE = 4, 64
+# What costs most, measured one kind of layers at a time on a model trained long (MEMORY.md).
+SENSITIVE = {"attn.c_v": 3, "attn.c_proj": 2, "mlp.c_fc": 2}
 
 Mode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
 
@@ -53,19 +55,23 @@ class Quantization(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", title="Quantization")
 
     bits: int | None = Field(
-        None, description="Of a weight: 2, 3, 4, 5, 6 or 8. Default: 4, or what the mode has."
+        None,
+        description="Bits of a weight: 2, 3, 4, 5, 6 or 8. Default: 4, or what the mode has; 8 "
+        "loses next to nothing, 3 and 2 lose much.",
     )
     group_size: int | None = Field(
         None,
         description="Weights that share a scale: 32, 64 or 128. Default: 64, or what the mode has.",
     )
     mode: Mode = Field(
-        "affine", description="affine: whole numbers; the others: small floating-point numbers."
+        "affine",
+        description="affine: whole numbers with a scale and an offset, any --bits; mxfp4, mxfp8, "
+        "nvfp4: small floating-point numbers, their bits and groups fixed.",
     )
     mixed: bool = Field(
         False,
-        description="Give embedding, head, first and last block, where errors cost most, a bit "
-        "more than --bits.",
+        description="Give the layers whose errors cost most, those of values, attention's output "
+        "and the MLP's input, more bits than --bits: 8, 6 and 6 where the others have 4.",
     )
 
     @model_validator(mode="after")
@@ -117,11 +123,14 @@ class Quantization(BaseModel):
         for layer in layers:
             if layer.width % least.group_size:
                 raise _indivisible(layer, least, layers)
-        most = least
-        if self.mixed:
-            more = BITS[BITS.index(least.bits) + 1]
-            most = Format(group_size=least.group_size, bits=more)
-        return {layer.name: most if layer.sensitive else least for layer in layers}
+        return {layer.name: self._format(layer.more if self.mixed else 0) for layer in layers}
+
+    def _format(self, more: int) -> Format:
+        """That of a layer that gets so many steps of `BITS` more than others."""
+        if not more:
+            return self.format
+        bits = BITS[min(BITS.index(self.format.bits) + more, len(BITS) - 1)]
+        return Format(group_size=self.format.group_size, bits=bits)
 
 
 class Layer(NamedTuple):
@@ -129,21 +138,20 @@ class Layer(NamedTuple):
 
     name: str
     width: int  # of its rows
-    sensitive: bool  # whether its errors cost more than others'
+    more: int = 0  # steps of bits that a mixed quantization gives it beyond others
 
 
 def quantizable(config: GPTConfig) -> Iterator[Layer]:
     """All matrices but the gates, which see a dozen channels only."""
     C = config.n_embd
-    yield Layer("transformer.wte", C, sensitive=True)
+    yield Layer("transformer.wte", C)
     for i in range(config.n_layer):
-        outermost = i in (0, config.n_layer - 1)
         for name in ("attn.c_q", "attn.c_k", "attn.c_v", "attn.c_proj", "mlp.c_fc"):
-            yield Layer(f"transformer.h.{i}.{name}", C, outermost)
-        yield Layer(f"transformer.h.{i}.mlp.c_proj", 4 * C, outermost)
+            yield Layer(f"transformer.h.{i}.{name}", C, SENSITIVE.get(name, 0))
+        yield Layer(f"transformer.h.{i}.mlp.c_proj", 4 * C)
         if config.has_value_embedding(i):
-            yield Layer(f"value_embeds.{i}", config.kv_dim, sensitive=False)
-    yield Layer("lm_head", C, sensitive=True)
+            yield Layer(f"value_embeds.{i}", config.kv_dim)
+    yield Layer("lm_head", C)
 
 
 def to_config(formats: Mapping[str, Format]) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """A run's log, read as it grows."""
 
+import math
 import os
 from pathlib import Path
 
-from mlxchat.telemetry import Ended, Meter, Started, Stepped, from_json
+from mlxchat.meter import Meter
+from mlxchat.telemetry import Ended, Started, Stepped, from_json
 
 
 class Log:
@@ -55,6 +57,8 @@ class Log:
         try:
             event = from_json(line)
         except ValueError:
+            return
+        if not math.isfinite(event.time):
             return
         self.time = event.time
         match event:

@@ -7,9 +7,10 @@ from typing import Literal
 
 from mlxchat.ckpt import store
 from mlxchat.home import Home
+from mlxchat.meter import Meter
 from mlxchat.monitor.log import Log
 from mlxchat.status import Process, Status, read_status, status_path
-from mlxchat.telemetry import Meter, Stepped
+from mlxchat.telemetry import Stepped
 
 SILENT_SECONDS = 60.0  # without a sign of life; a status comes every other second
 
@@ -46,7 +47,8 @@ class Run:
         left = self.meter.seconds_left
         if self.state != "running" or left is None or self.latest is None:
             return None
-        return max(0.0, left - max(0.0, now - self.latest.time))
+        waited = min(max(0.0, now - self.latest.time), self.meter.seconds_per_step or 0.0)
+        return max(0.0, left - waited)
 
 
 class Runs:

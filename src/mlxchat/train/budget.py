@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from mlxchat.errors import MlxchatError
 from mlxchat.model.arithmetic import flops_per_token, parameters
 from mlxchat.model.config import GPTConfig
+from mlxchat.train.fitting import Capacity
 from mlxchat.train.pace import AIM, last_step, pauses
-from mlxchat.train.plan import Capacity, Costs, Plan, plan, recipe_batch, shape
+from mlxchat.train.plan import Costs, Plan, plan, recipe_batch, shape
 from mlxchat.train.settings import LARGEST_DEPTH, PretrainConfig
 
 SHALLOWEST = 2  # one layer cannot learn to repeat what it saw (https://arxiv.org/abs/2209.11895)

@@ -1,15 +1,25 @@
 """What a run will take, before it is begun: numbers that follow from its plan and the machine."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from mlxchat.model.arithmetic import parameters
-from mlxchat.train.plan import Capacity, Plan
+from mlxchat.train.fitting import AGAIN, Capacity
+from mlxchat.train.plan import Plan
 
 UTILISATION = 0.35  # of a matrix product's speed, that training reaches
 
 VocabularySource = Literal["--vocab-size", "tokenizer", "default"]
+
+
+class Room(NamedTuple):
+    """Of memory, in bytes."""
+
+    limit: int  # that training may take
+    given: str | None  # how it was said; None where the machine sets it
+    cache: int  # that may be kept for reuse
+    machine: int
 
 
 class Forecast(BaseModel):
@@ -24,7 +34,9 @@ class Forecast(BaseModel):
     parameters: dict[str, int]  # by group
     tokens: int
     total_flops: int
-    memory: dict[str, int]  # bytes by component, and their peak
+    memory: dict[str, int]  # bytes by component; "peak" of all but the cache
+    memory_limit: int  # bytes that it may take
+    memory_limit_given: str | None  # how it was said; None where the machine sets it
     machine_memory: int  # bytes
     device: str
     matmul_flops: float  # FLOP/s of a matrix product
@@ -38,6 +50,7 @@ def forecast(
     vocabulary_from: VocabularySource,
     saved_step: int | None,
     capacity: Capacity,
+    room: Room,
     device: str,
     matmul_flops: float,
 ) -> Forecast:
@@ -48,7 +61,8 @@ def forecast(
         matmul_flops: FLOP/s of a matrix product on ``device``.
     """
     step_flops = plan.flops_per_token * plan.tokens_per_step
-    step_seconds = plan.costs.step if plan.costs else step_flops / (UTILISATION * matmul_flops)
+    computed = step_flops * (1 + AGAIN * plan.grad_checkpoint)
+    step_seconds = plan.costs.step if plan.costs else computed / (UTILISATION * matmul_flops)
     return Forecast(
         tag=tag,
         saved_step=saved_step,
@@ -57,8 +71,10 @@ def forecast(
         parameters=parameters(plan.model),
         tokens=plan.tokens,
         total_flops=step_flops * plan.num_iterations,
-        memory=capacity.training_bytes(plan.model, plan.device_batch_size, plan.accumulation),
-        machine_memory=capacity.memory,
+        memory={**plan.memory(capacity), "cache": room.cache},
+        memory_limit=room.limit,
+        memory_limit_given=room.given,
+        machine_memory=room.machine,
         device=device,
         matmul_flops=matmul_flops,
         utilisation=step_flops / step_seconds / matmul_flops,

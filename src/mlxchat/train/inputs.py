@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from mlxchat.ckpt import layout, store
 from mlxchat.ckpt.layout import TrainerState
 from mlxchat.data.documents import BuiltinDocuments, Documents, ShardDocuments
+from mlxchat.data.fetch import pin
 from mlxchat.data.hub import Hub
-from mlxchat.data.shards import DATASETS, Dataset, LocalShards
+from mlxchat.data.shards import DATASETS, Dataset, LocalShards, pinned_revision
 from mlxchat.data.streaming import StreamingShards
 from mlxchat.data.tokenizer import FILE as TOKENIZER
 from mlxchat.data.tokenizer import Tokenizer, train
@@ -54,7 +55,7 @@ def open_documents(config: DataConfig, home: Home, report: Report) -> Documents:
     """
     if config.is_builtin:
         return BuiltinDocuments(config.seed)
-    folder = config.data_dir or home.data(config.dataset)
+    folder = _folder(config, home)
     if not config.streaming:
         shards = LocalShards(folder, config.num_shards)
         known = DATASETS.get(config.dataset) if config.data_dir is None else None
@@ -75,31 +76,48 @@ def open_documents(config: DataConfig, home: Home, report: Report) -> Documents:
     return ShardDocuments(source, text_shards=1)
 
 
+def revision(config: DataConfig, home: Home) -> str | None:
+    """The hub's commit that the dataset's files are of, None where none is recorded."""
+    return None if config.is_builtin else pinned_revision(_folder(config, home))
+
+
 def reopen_documents(
-    config: PretrainConfig, home: Home, report: Report, begun_with: list[str]
+    config: PretrainConfig, home: Home, report: Report, begun: TrainerState
 ) -> Documents:
     """The very files that a run began with; of a dataset that has none, the dataset.
 
+    What is yet to be streamed into an empty folder is of the revision that the run began with.
+
+    Args:
+        begun: the state of the run as it was saved.
+
     Raises:
-        MlxchatError: some of those files are not there.
+        MlxchatError: some of those files are not there, or they are of another revision.
     """
-    documents = open_documents(_as_begun(config, begun_with), home, report)
+    if begun.revision and config.streaming and revision(config, home) is None:
+        pin(_folder(config, home), begun.revision)
+    _require_revision(config, home, begun.revision)
+    documents = open_documents(_as_begun(config, begun.data), home, report)
     try:
-        _require(config, begun_with, documents.names)
+        _require(config, begun.data, documents.names)
     except MlxchatError:
         documents.close()
         raise
     return documents
 
 
-def check_documents(config: PretrainConfig, home: Home, begun_with: list[str]) -> None:
+def check_documents(
+    config: PretrainConfig, home: Home, begun_with: list[str], begun_revision: str | None = None
+) -> None:
     """Raise what opening or reopening the dataset would raise, as far as the disk shows it.
 
     Nothing is fetched, or written.
 
     Args:
         begun_with: the files of the run to go on with; none for a new one.
+        begun_revision: the hub's commit that they were of, where one was recorded.
     """
+    _require_revision(config, home, begun_revision)
     config = _as_begun(config, begun_with)
     if config.streaming and not config.is_builtin:
         dataset = _streamed(config)
@@ -108,6 +126,11 @@ def check_documents(config: PretrainConfig, home: Home, begun_with: list[str]) -
         with closing(open_documents(config, home, lambda _: None)) as documents:
             names = documents.names
     _require(config, begun_with, names)
+
+
+def _folder(config: DataConfig, home: Home) -> Path:
+    """Of the shards."""
+    return config.data_dir or home.data(config.dataset)
 
 
 def _streamed(config: DataConfig) -> Dataset:
@@ -122,6 +145,17 @@ def _streamed(config: DataConfig) -> Dataset:
 def _as_begun(config: PretrainConfig, begun_with: list[str]) -> PretrainConfig:
     """With as many training shards as the run began with, though there may be more by now."""
     return config.model_copy(update={"num_shards": len(begun_with) - 1}) if begun_with else config
+
+
+def _require_revision(config: PretrainConfig, home: Home, begun_with: str | None) -> None:
+    found = revision(config, home)
+    if begun_with and found and found != begun_with:
+        raise MlxchatError(
+            f"The run {config.tag} began with revision {begun_with} of its dataset; the shards in "
+            f"{_folder(config, home)} are of {found}.",
+            "Put those back that it began with, name another run with --model-tag, or begin anew "
+            "with --fresh.",
+        )
 
 
 def _require(config: PretrainConfig, begun_with: list[str], names: Sequence[str]) -> None:

@@ -5,26 +5,19 @@ for which nanochat tuned them (base_train at commit 92d63d4).
 """
 
 import math
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlxchat.errors import MlxchatError
-from mlxchat.model.arithmetic import (
-    ScoresHeld,
-    activation_bytes,
-    flops_per_token,
-    parameters,
-    scaling_parameters,
-    training_bytes,
-)
+from mlxchat.model.arithmetic import flops_per_token, parameters, scaling_parameters
 from mlxchat.model.config import ASPECT_RATIO, GPTConfig
 from mlxchat.optim.schedule import width_scale
+from mlxchat.train.fitting import Capacity, Depth, fit, memory_limit
 from mlxchat.train.recipes import Recipe
 from mlxchat.train.settings import DEFAULT_DEPTH, LARGEST_DEPTH, PretrainConfig
 
-LARGEST_DEVICE_BATCH = 32  # nanochat's
 # An evaluation sees the tokens of so many training steps. In nanochat classic's does; modern's sees
 # those of 80 steps of 2^19 tokens.
 EVALUATION_STEPS = 20
@@ -33,7 +26,6 @@ REFERENCE_DEPTH = 12
 REFERENCE_BATCH = 2**19  # tokens, the best at that depth
 BATCH_EXPONENT = 0.383  # of the horizon (https://arxiv.org/abs/2505.13738)
 SMEAR_RATE = 0.2  # learning rate of smear and backout, whatever the batch
-GIB = 1024**3
 
 
 class Costs(BaseModel):
@@ -71,7 +63,24 @@ class Plan(BaseModel):
     warmdown_ratio: float
     final_lr_frac: float
     eval_batches: int
+    grad_checkpoint: bool = False  # compute each block's activations again in the backward pass
+    loss_rows: int = 128  # positions in a chunk of the loss, at least
     costs: Costs | None = None  # None: there is no time budget
+
+    @property
+    def rows(self) -> int:
+        """Of a step."""
+        return self.device_batch_size * self.accumulation
+
+    def memory(self, capacity: Capacity) -> dict[str, int]:
+        """Bytes that training takes by component, and their peak, roughly."""
+        return capacity.training_bytes(
+            self.model,
+            self.device_batch_size,
+            self.accumulation,
+            self.loss_rows,
+            self.grad_checkpoint,
+        )
 
     @property
     def tokens(self) -> int:
@@ -81,30 +90,15 @@ class Plan(BaseModel):
     def summary(self) -> str:
         """The plan in a line."""
         rates = ", ".join(f"{rate:.3g} {group}" for group, rate in self.learning_rates.items())
+        rows = "1 row" if self.device_batch_size == 1 else f"{self.device_batch_size} rows"
+        checkpointing = ", gradient checkpointing" if self.grad_checkpoint else ""
         return (
             f"{self.model.arch}, {self.parameters:,} parameters in {self.model.n_layer} layers of "
             f"width {self.model.n_embd}, vocabulary {self.model.vocab_size:,}; "
             f"{self.num_iterations:,} steps of {self.tokens_per_step:,} tokens "
-            f"({self.device_batch_size} rows of {self.model.sequence_len:,}, "
-            f"{self.accumulation} times); learning rates {rates}; "
+            f"({rows} of {self.model.sequence_len:,}, "
+            f"{self.accumulation} times{checkpointing}); learning rates {rates}; "
             f"weight decay {self.weight_decay:.3g}."
-        )
-
-
-class Capacity(NamedTuple):
-    """What the machine has."""
-
-    memory: int  # bytes
-    value_bytes: int  # of one activation
-    scores_held: ScoresHeld  # of which layers the scores of attention are held
-    loss_rows: int  # positions in a chunk of the loss
-
-    def training_bytes(
-        self, model: GPTConfig, device_batch: int, accumulation: int
-    ) -> dict[str, int]:
-        """Bytes that training takes here, as `arithmetic.training_bytes` estimates them."""
-        return training_bytes(
-            model, device_batch, accumulation, self.value_bytes, self.scores_held, self.loss_rows
         )
 
 
@@ -113,18 +107,17 @@ def plan(config: PretrainConfig, vocab_size: int, capacity: Capacity) -> Plan:
 
     Args:
         vocab_size: of the tokenizer.
-        capacity: of the machine, which bounds the default of ``device_batch_size``.
+        capacity: of the machine, which training fits into.
 
     Raises:
         MlxchatError: the batch sizes do not divide (those that do are named), heads cannot share
-            out the width, or the machine cannot hold the model.
+            out the width, or there is not the memory.
     """
     recipe = config.recipe
     model = shape(config, vocab_size, config.depth or DEFAULT_DEPTH)
     target_tokens = _target_tokens(recipe, model)
     total = recipe_batch(config, model)
-    device_batch = config.device_batch_size or _fitting_batch(model, total, capacity)
-    rows = _rows(config, total, device_batch)
+    rows = _rows(config, total)
     steps = config.num_iterations or target_tokens // total
     if steps < 1:
         raise MlxchatError(
@@ -133,16 +126,15 @@ def plan(config: PretrainConfig, vocab_size: int, capacity: Capacity) -> Plan:
             "tokens.",
             "Give --num-iterations, or a smaller --total-batch-size.",
         )
-    accumulation = rows // device_batch
-    _require_memory(model, accumulation, capacity)
+    cut = fit(config, model, rows, capacity, _shallower(config, model))
     return Plan(
         model=model,
         parameters=sum(parameters(model).values()),
         flops_per_token=flops_per_token(model),
         target_tokens=target_tokens,
         num_iterations=steps,
-        device_batch_size=device_batch,
-        accumulation=accumulation,
+        device_batch_size=cut.device_batch,
+        accumulation=cut.accumulation,
         tokens_per_step=total,
         learning_rates=_learning_rates(recipe, config.matrix_lr, model, total),
         weight_decay=_weight_decay(config, recipe, model, total),
@@ -150,8 +142,34 @@ def plan(config: PretrainConfig, vocab_size: int, capacity: Capacity) -> Plan:
         warmup_steps=recipe.warmup_steps,
         warmdown_ratio=recipe.warmdown_ratio,
         final_lr_frac=recipe.final_lr_frac,
-        eval_batches=evaluation_batches(config, total, device_batch),
+        eval_batches=evaluation_batches(config, total, cut.device_batch),
+        grad_checkpoint=cut.checkpoint,
+        loss_rows=cut.loss_rows,
     )
+
+
+def refitted(made: Plan, config: PretrainConfig, capacity: Capacity) -> Plan:
+    """The plan of a saved run: as it is where its peak fits still, and batch and checkpointing are
+    as asked, so that it goes on bit for bit; else cut up anew.
+
+    Raises:
+        MlxchatError: as of `fit`; or the rows asked for do not divide a step's.
+    """
+    _rows(config, made.tokens_per_step)
+    asked = config.grad_checkpoint in ("auto", "on" if made.grad_checkpoint else "off")
+    asked = asked and config.device_batch_size in (None, made.device_batch_size)
+    limit = memory_limit(config, made.model, made.rows, capacity)
+    if asked and made.memory(capacity)["peak"] <= limit:
+        return made
+    cut = fit(config, made.model, made.rows, capacity, [])
+    changed = {
+        "device_batch_size": cut.device_batch,
+        "accumulation": cut.accumulation,
+        "loss_rows": cut.loss_rows,
+        "grad_checkpoint": cut.checkpoint,
+        "eval_batches": evaluation_batches(config, made.tokens_per_step, cut.device_batch),
+    }
+    return made.model_copy(update=changed)
 
 
 def evaluation_batches(config: PretrainConfig, tokens_per_step: int, device_batch: int) -> int:
@@ -174,23 +192,13 @@ def shape(config: PretrainConfig, vocab_size: int, depth: int) -> GPTConfig:
             "Use an even --head-dim.",
         )
 
-    def of(depth: int) -> GPTConfig:
-        return GPTConfig.from_depth(
-            depth,
-            vocab_size,
-            config.max_seq_len,
-            config.head_dim,
-            config.arch,
-            config.recipe.window_pattern,
-        )
-
     try:
-        return of(depth)
+        return _shape(config, vocab_size, depth)
     except ValidationError as error:
         working = []
         for other in range(1, LARGEST_DEPTH + 1):
             with suppress(ValidationError):
-                working.append(of(other).n_layer)
+                working.append(_shape(config, vocab_size, other).n_layer)
         near = sorted(working, key=lambda other: abs(other - depth))[:2]
         others = f"--depth {' or '.join(map(str, sorted(near)))}, or " if near else ""
         raise MlxchatError(
@@ -198,6 +206,17 @@ def shape(config: PretrainConfig, vocab_size: int, depth: int) -> GPTConfig:
             f"among heads of {config.head_dim}.",
             f"Use {others}another --head-dim.",
         ) from error
+
+
+def _shape(config: PretrainConfig, vocab_size: int, depth: int) -> GPTConfig:
+    return GPTConfig.from_depth(
+        depth,
+        vocab_size,
+        config.max_seq_len,
+        config.head_dim,
+        config.arch,
+        config.recipe.window_pattern,
+    )
 
 
 def counted_parameters(model: GPTConfig) -> int:
@@ -258,34 +277,20 @@ def _weight_decay(config: PretrainConfig, recipe: Recipe, model: GPTConfig, tota
     return recipe.weight_decay * by_batch / _horizon_ratio(config, recipe, model)
 
 
-def _require_memory(model: GPTConfig, accumulation: int, capacity: Capacity) -> None:
-    counts = sum(parameters(model).values())
-    needed = capacity.training_bytes(model, 1, accumulation)
-    least = needed["parameters"] + needed["gradients"] + needed["optimizer"]
-    if least > capacity.memory:
-        raise MlxchatError(
-            f"Training {counts:,} parameters takes more than {least / GIB:,.1f} GiB; this machine "
-            f"has {capacity.memory / GIB:,.1f} GiB.",
-            "Use a smaller --depth.",
-        )
+def _shallower(config: PretrainConfig, model: GPTConfig) -> Iterator[Depth]:
+    for depth in range(model.n_layer - 1, 0, -1):
+        with suppress(ValidationError, MlxchatError):
+            other = _shape(config, model.vocab_size, depth)
+            yield Depth(other, _rows(config, recipe_batch(config, other)))
 
 
-def _fitting_batch(model: GPTConfig, total: int, capacity: Capacity) -> int:
-    """The most rows, dividing a step's, whose activations fit in a quarter of memory."""
-    rows = max(1, total // model.sequence_len)
-    row_bytes = activation_bytes(model, capacity.value_bytes, capacity.scores_held)
-    fitting = capacity.memory // 4 // row_bytes
-    allowed = [n for n in range(1, LARGEST_DEVICE_BATCH + 1) if rows % n == 0 and n <= fitting]
-    return max(allowed, default=1)
-
-
-def _rows(config: PretrainConfig, total: int, device_batch: int) -> int:
-    """Rows of a step.
+def _rows(config: PretrainConfig, total: int) -> int:
+    """Rows of a step of ``total`` tokens.
 
     Raises:
         MlxchatError: they are not whole, or not a multiple of those computed at once.
     """
-    T = config.max_seq_len
+    T, device_batch = config.max_seq_len, config.device_batch_size or 1
     rows, left = divmod(total, T)
     if not left and rows % device_batch == 0:
         return rows

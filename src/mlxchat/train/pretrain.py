@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from mlxchat import runtime
@@ -11,30 +12,36 @@ from mlxchat.ckpt import layout, store
 from mlxchat.ckpt.layout import TrainerState
 from mlxchat.data import corpus
 from mlxchat.data.conversations import Conversation, Message
+from mlxchat.data.disk import storing, sync
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import Loader, LoaderState
 from mlxchat.data.tokenizer import ASSISTANT_END, Tokenizer
 from mlxchat.engine.generate import continue_greedily
 from mlxchat.evaluate.bits import bits_per_byte
 from mlxchat.home import Home
+from mlxchat.meter import Meter
 from mlxchat.model.gpt import GPT
 from mlxchat.optim import schedule
 from mlxchat.optim.groups import MuonAdamW, Rates
 from mlxchat.runtime import mx
-from mlxchat.telemetry import Event, JsonLines, Meter, Noted, Sampled, Saved, Started
+from mlxchat.status import Publisher, status_path
+from mlxchat.telemetry import Event, JsonLines, Noted, Sampled, Saved, Started
 from mlxchat.train.budget import reason
+from mlxchat.train.divergence import DivergedError, check_arrays, ended
+from mlxchat.train.fitting import Capacity, memory_limit
 from mlxchat.train.inputs import (
     Clock,
     Report,
     open_documents,
     ready_tokenizer,
     reopen_documents,
+    revision,
     saved_run,
 )
 from mlxchat.train.learner import begin, resume
 from mlxchat.train.loop import Run, train
 from mlxchat.train.pace import Pace
-from mlxchat.train.plan import Plan
+from mlxchat.train.plan import Plan, refitted
 from mlxchat.train.probe import capacity, planned
 from mlxchat.train.settings import PretrainConfig
 
@@ -73,24 +80,33 @@ def pretrain(
 
     Raises:
         MlxchatError: the settings cannot work, are not those of the run to go on with, or data,
-            tokenizer or checkpoint cannot be read.
+            tokenizer or checkpoint cannot be read; or the loss is NaN or infinite.
     """
     begun = clock()
     meter = meter or Meter()
     with ExitStack() as stack:
         stack.enter_context(store.locked(home.runs / config.tag))
+        store.tidy(home.runs / config.tag)
         saved = None if fresh else saved_run(config, home)
         if saved and saved.finished:
             yield Noted(clock(), f"The run {config.tag} is finished: {saved.folder}")
             return
         runtime.bound_buffer_cache()
         if saved:
-            documents = reopen_documents(config, home, report, saved.trainer.data)
+            documents = reopen_documents(config, home, report, saved.trainer)
         else:
             documents = open_documents(config, home, report)
         stack.enter_context(closing(documents))
+        if config.of_preset:
+            yield Noted(clock(), f"Preset {config.preset}: {config.of_preset}")
+        available = capacity()
         if saved:
-            learner = resume(saved)
+            made = refitted(saved.plan, config, available)
+            _hold_memory(made, config, available)
+            learner = resume(saved._replace(plan=made))
+            if made != saved.plan:
+                text = f"Computed otherwise than before, to learn the same: {made.summary()}"
+                yield Noted(clock(), text)
             meter.restore(saved.trainer.meter)
         else:
             tokenizer = yield from ready_tokenizer(config, home, documents, report, clock)
@@ -98,16 +114,26 @@ def pretrain(
                 yield Noted(
                     clock(), f"Measuring how fast this machine trains, for {config.budget}."
                 )
-            made = planned(config, tokenizer.vocab_size, capacity(), begun, clock)
+            made = planned(config, tokenizer.vocab_size, available, begun, clock)
+            _hold_memory(made, config, available)
             learner = begin(made, tokenizer, config.seed)
             if fresh:
                 yield from _set_aside(home, config.tag, clock)
         run = _Pretraining(config, home, documents, meter, clock, begun, *learner)
         log = stack.enter_context(JsonLines.resume(home.log(config.tag), run.step))
+        status = stack.enter_context(
+            Publisher(status_path(home.log(config.tag)), meter, runtime.memory_use, clock)
+        )
         for event in run.events(stack, stop):
             meter.update(event)
             log.write(event)
+            status.update(event)
             yield event
+
+
+def _hold_memory(made: Plan, config: PretrainConfig, available: Capacity) -> None:
+    limit = memory_limit(config, made.model, made.rows, available)
+    runtime.hold_memory(limit, made.memory(available)["peak"], config.wired_bytes)
 
 
 def _set_aside(home: Home, tag: str, clock: Clock) -> Iterator[Event]:
@@ -161,12 +187,14 @@ class _Pretraining:
             machine.peak_flops,
             machine.device,
             plan.parameters,
+            plan.memory(capacity())["peak"],
         )
         if self.step == 0:
             yield Noted(self.clock(), plan.summary())
             if plan.costs:
                 yield Noted(self.clock(), reason(self.config, plan))
-        losses = mx.compile(self.model.losses, inputs=self.model.state)
+        in_chunks = partial(self.model.losses, rows=plan.loss_rows)
+        losses = mx.compile(in_chunks, inputs=self.model.state)
         batches = stack.enter_context(
             Loader(
                 self.documents.training(self.loader.cursor),
@@ -188,6 +216,8 @@ class _Pretraining:
             total_steps=plan.num_iterations,
             accumulation=plan.accumulation,
             grad_clip=plan.grad_clip,
+            grad_checkpoint=plan.grad_checkpoint,
+            loss_rows=plan.loss_rows,
             eval_every=self.config.eval_every,
             sample_every=self.config.sample_every,
             save_every=self.config.save_every,
@@ -197,9 +227,13 @@ class _Pretraining:
             stop=stop,
             clock=self.clock,
         )
-        for event in train(run):
-            yield event
-            yield from self.keep_pace(run, event)
+        try:
+            for event in train(run):
+                yield event
+                yield from self.keep_pace(run, event)
+        except DivergedError as error:
+            folder = self.home.runs / self.config.tag
+            raise ended(error, folder, self.documents.names) from error
 
     def keep_pace(self, run: Run, event: Event) -> Iterator[Event]:
         """Correct the number of steps where the time budget asks for it."""
@@ -268,8 +302,17 @@ class _Pretraining:
             yield question.prompt, self.tokenizer.render_for_completion(conversation)
 
     def save(self, step: int, loader: LoaderState) -> Iterator[Event]:
-        """Save the step, then let go of the oldest ones beyond ``keep``."""
+        """Save the step, then let go of the oldest ones beyond ``keep``.
+
+        The log is on the disk before: a power cut loses no line of a saved step.
+        """
         begun = self.clock()
+        check_arrays(self.model.named_parameters(), step, loader.cursor)
+        check_arrays(self.optimizer.state, step, loader.cursor)
+        log = self.home.log(self.config.tag)
+        with storing(log):
+            for path in (log, log.parent):
+                sync(path)
         costs = self.pace.costs(begun) if self.pace else None
         plan = self.plan.model_copy(update={"costs": costs})
         trainer = TrainerState(
@@ -278,6 +321,7 @@ class _Pretraining:
             plan=plan.model_dump(mode="json"),
             meter=self.meter.state(),
             data=list(self.documents.names),
+            revision=revision(self.config, self.home),
         )
 
         def write(folder: Path) -> None:

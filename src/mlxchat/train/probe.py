@@ -5,12 +5,13 @@ from statistics import median
 
 from mlxchat.model.arithmetic import ScoresHeld
 from mlxchat.model.loss import CHUNK_ROWS
-from mlxchat.runtime import machine, matmul_flops, mx
+from mlxchat.runtime import machine, matmul_flops, mx, spare_memory
 from mlxchat.train.budget import budgeted_plan
+from mlxchat.train.fitting import Capacity
 from mlxchat.train.forecast import UTILISATION
 from mlxchat.train.inputs import Clock
 from mlxchat.train.loop import compile_step
-from mlxchat.train.plan import Capacity, Plan, plan
+from mlxchat.train.plan import Plan, plan
 from mlxchat.train.rehearsal import random_model, random_run
 from mlxchat.train.settings import PretrainConfig
 
@@ -25,10 +26,10 @@ SCORES_HELD: dict[str, ScoresHeld] = {  # by backend; Metal's kernel takes no ma
 
 
 def capacity() -> Capacity:
-    """Of this machine."""
+    """Of this machine, as much as it can spare now."""
     here = machine()
     return Capacity(
-        memory=here.memory,
+        memory=spare_memory(),
         value_bytes=here.compute_dtype.size,
         scores_held=SCORES_HELD[here.backend],
         loss_rows=CHUNK_ROWS[here.backend],

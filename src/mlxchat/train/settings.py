@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import Architecture
 from mlxchat.train.duration import spelled, to_seconds
+from mlxchat.train.memory import MemoryConfig
+from mlxchat.train.presets import PRESETS, Preset, described, options
 from mlxchat.train.recipes import RECIPES, Recipe
 
 LARGEST_DEPTH = 64
@@ -74,7 +76,7 @@ class DataConfig(BaseModel):
         return self.dataset == BUILTIN and self.data_dir is None
 
 
-class PretrainConfig(DataConfig):
+class PretrainConfig(MemoryConfig, DataConfig):
     """What a pretraining run is told. ``None`` means: derive it; the plan says from what."""
 
     model_config = ConfigDict(title="Model and training")
@@ -87,13 +89,18 @@ class PretrainConfig(DataConfig):
         ge=1,
         le=LARGEST_DEPTH,
         json_schema_extra={"none": "auto"},
-        description="Layers; the one dial: width is 64 times as much. Default: 12; with --budget "
+        description="Layers; the one dial: width is 64 times as much. Default: 12; with --budget: "
         "auto, the depth that learns most in that time.",
     )
     budget: str | None = Field(
         None,
         description="Time to train in, all in all, such as 90s, 30m, 1h30m or 2d: this machine's "
         "speed is measured, depth, batch and steps are chosen to fit.",
+    )
+    preset: Preset | None = Field(
+        None,
+        json_schema_extra={"metavar": "NAME"},
+        description=f"A name for other options, which win if given too: {described()}.",
     )
     head_dim: int = Field(
         128, ge=2, description="Width of a head; of a classic one at most, the width is shared out."
@@ -119,9 +126,6 @@ class PretrainConfig(DataConfig):
         le=1e6,
         description="Training tokens for each parameter. Default: 20; modern 12, for those of the "
         "matrices and the head. With --depth auto, for those of the matrices.",
-    )
-    device_batch_size: int | None = Field(
-        None, ge=1, description="Rows computed at once. Default: what fits in a quarter of memory."
     )
     total_batch_size: int | None = Field(
         None,
@@ -185,6 +189,12 @@ class PretrainConfig(DataConfig):
         description="Name of the run. Default: d and the depth; auto- and the budget.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _under_a_preset(cls, given: Any) -> Any:
+        preset = given.get("preset") if isinstance(given, dict) else None
+        return {**PRESETS[preset], **given} if preset in PRESETS else given
+
     @field_validator("budget")
     @classmethod
     def _one_spelling(cls, budget: str | None) -> str | None:
@@ -204,12 +214,24 @@ class PretrainConfig(DataConfig):
                 "Leave it out, or use --arch modern.",
             )
         if self.budget and self.num_iterations:
+            preset = PRESETS[self.preset] if self.preset else {}
+            of = f" (of --preset {self.preset})" if "num_iterations" in preset else ""
             raise MlxchatError(
                 f"A --budget determines the number of steps: --num-iterations "
-                f"{self.num_iterations} does not go with it.",
+                f"{self.num_iterations}{of} does not go with it.",
                 "Leave one of them out.",
             )
         return self
+
+    @property
+    def of_preset(self) -> str | None:
+        """The options that a preset stands for here; None where there is none."""
+        if self.preset is None:
+            return None
+        preset = PRESETS[self.preset]
+        return options(
+            {name: preset[name] for name in preset if getattr(self, name) == preset[name]}
+        )
 
     @property
     def budget_seconds(self) -> int | None:
@@ -259,6 +281,11 @@ def _shown(settings: dict[str, Any], name: str) -> str:
 
 INDEPENDENT = frozenset(
     {
+        "preset",
+        "memory_limit",
+        "grad_checkpoint",
+        "device_batch_size",
+        "wired_limit",
         "streaming",
         "max_cached_shards",
         "endpoint",

@@ -8,12 +8,12 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from mlxchat.meter import Meter
 from mlxchat.telemetry import (
     Ended,
     Evaluated,
     Evaluating,
     Event,
-    Meter,
     Noted,
     Progressed,
     Sampled,

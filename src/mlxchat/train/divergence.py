@@ -1,0 +1,73 @@
+"""Numbers that are none: a run whose loss is NaN or infinite ends, and loses nothing that was good.
+
+What is saved is looked at before, so that the newest checkpoint is always one to go on from.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+
+from mlxchat.ckpt import store
+from mlxchat.data.documents import Cursor
+from mlxchat.errors import MlxchatError
+from mlxchat.runtime import mx
+
+
+class DivergedError(Exception):
+    """A number that training goes on from is NaN or infinite.
+
+    Args:
+        what: which number, in words.
+        step: the one that it came up in.
+        cursor: up to where the data was read.
+    """
+
+    def __init__(self, what: str, step: int, cursor: Cursor) -> None:
+        super().__init__(f"{what} in step {step}")
+        self.what, self.step, self.cursor = what, step, cursor
+
+
+def check_numbers(numbers: Mapping[str, float], step: int, cursor: Cursor) -> None:
+    """Raise `DivergedError` where one of a step's numbers, by name, is not finite."""
+    for name, number in numbers.items():
+        if not isfinite(number):
+            raise DivergedError(f"The {name} is {number}", step, cursor)
+
+
+def check_arrays(arrays: Mapping[str, mx.array], step: int, cursor: Cursor) -> None:
+    """Raise `DivergedError` where one of the arrays to save, by name, is not finite throughout."""
+    for name, array in arrays.items():  # one after another: little memory beside them
+        if not mx.isfinite(array).all().item():
+            raise DivergedError(f"{name} has numbers that are not finite", step, cursor)
+
+
+def ended(error: DivergedError, run: Path, files: Sequence[str]) -> MlxchatError:
+    """What to tell the user; the newest saved step is set aside.
+
+    Args:
+        error: what happened.
+        run: the run's folder.
+        files: the dataset's, its training shards first; none where it is made up.
+
+    Raises:
+        MlxchatError: the disk is full or cannot be written.
+    """
+    epoch, shard, row = error.cursor
+    file = f"{files[shard]}, " if files else ""
+    problem = (
+        f"{error.what} in step {error.step:,}, with the data read up to epoch {epoch}, {file}row "
+        f"{row:,}."
+    )
+    smaller = "with smaller learning rates under another --model-tag"
+    newest = store.latest(run)
+    if newest is None:
+        return MlxchatError(
+            problem,
+            f"Nothing was saved before. Begin again {smaller}, and save more often: --save-every.",
+        )
+    kept = store.keep_aside(run, store.steps(run)[-1])
+    return MlxchatError(
+        problem,
+        f"The newest good step is {newest}, and stays in {kept} too. The same command goes on from "
+        f"it; if it comes to this again, train {smaller}.",
+    )

@@ -1,0 +1,148 @@
+"""Whatever a person may put into a chat: bytes, texts beyond the context, files edited by hand."""
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_chat import BOS, BYTES, END, Reciting, chat, dialogue, say
+
+from mlxchat.ckpt.layout import SavedModel
+from mlxchat.cli import chatting
+from mlxchat.engine.options import Sampling
+from mlxchat.errors import MlxchatError
+from mlxchat.ui import repl
+from mlxchat.ui.console import console_for
+
+CONTEXT = 64
+ANSWER = "Fine."
+ANY = settings(
+    max_examples=150,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+def piped(content: bytes, conversational: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """What the command prints and warns of when that is its standard input."""
+    said, warned = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
+    model = Reciting(ANSWER, END if conversational else BOS, CONTEXT)
+    saved = SavedModel(model, BYTES, conversational)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), "utf-8"))
+        patched.setattr(sys, "stdout", said)
+        patched.setattr(sys, "stderr", warned)
+        chatting.talk(saved, "tiny", Sampling(temperature=0), 0, 16, None)
+    for stream in (said, warned):
+        stream.flush()
+        stream.seek(0)
+    return said.read(), warned.read()
+
+
+@ANY
+@given(content=st.binary(max_size=80) | st.text(max_size=40).map(str.encode), talks=st.booleans())
+def test_any_bytes_on_standard_input(
+    content: bytes, talks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = content.decode("utf-8", "replace").strip()
+    try:
+        said, warned = piped(content, talks, monkeypatch)
+    except MlxchatError as error:
+        assert error.remedy
+        if not text:
+            assert talks and error.problem == "The message is empty."
+        else:
+            assert f"the model's context is {CONTEXT}" in error.problem
+            assert len(text.encode()) >= CONTEXT - 5
+        return
+    assert said.endswith("\n")
+    assert not text or ANSWER.startswith(said[:-1])
+    assert ("not all UTF-8" in warned) == (content.decode("utf-8", "replace").encode() != content)
+
+
+@pytest.mark.parametrize("talks", [True, False])
+def test_a_prompt_longer_than_the_context_is_refused_with_both_lengths(
+    talks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(MlxchatError) as raised:
+        piped(b"x" * 1000, talks, monkeypatch)
+    tokens = 1004 if talks else 1001
+    assert f"takes {tokens} tokens; the model's context is {CONTEXT}" in raised.value.problem
+    assert f"fewer than {CONTEXT}" in raised.value.remedy
+
+
+def test_what_is_dropped_of_a_conversation_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "long.json"
+    messages = [{"role": m.role, "content": m.text} for m in dialogue(*["0123456789"] * 8)]
+    path.write_text(json.dumps({"messages": messages}))
+    lines = iter([f"/load {path}", "And now?", "x" * 70, "Again"])
+    stream = io.StringIO()
+    talk = chat(Reciting(ANSWER, sequence_len=CONTEXT), max_tokens=16)
+    repl.converse(talk, "tiny", console_for(stream), lambda _: next(lines, "/quit"))
+    said = stream.getvalue()
+    assert talk.dropped == 4
+    assert "no longer sees the first 3 turns" in said
+    assert "no longer sees the first 4 turns" in said
+    assert f"takes 74 tokens; the model's context is {CONTEXT}" in said
+    assert said.count(ANSWER) == 2
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "messages", "type", "text"]), inner)
+    ),
+    max_leaves=6,
+)
+CONTENT = st.text(max_size=20) | JSON
+MESSAGE = JSON | st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "system", "tool"]), "content": CONTENT}
+)
+WHOLE = [
+    {"role": "user", "content": "Hi <|bos|>"},
+    {"role": "assistant", "content": "Hello. \U0001f44b"},
+    {"role": "user", "content": "Again"},
+    {"role": "assistant", "content": ""},
+]
+
+
+@st.composite
+def edited(draw: Any) -> bytes:
+    """A conversation's file after a person was at it."""
+    messages: list[Any] = list(WHOLE)
+    for _ in range(draw(st.integers(0, 3))):
+        place = draw(st.integers(0, len(messages)))
+        messages[place : place + draw(st.integers(0, 1))] = draw(st.lists(MESSAGE, max_size=1))
+    content = bytearray(json.dumps({"messages": messages}).encode())
+    for _ in range(draw(st.integers(0, 2))):
+        place = draw(st.integers(0, len(content)))
+        content[place : place + draw(st.integers(0, 3))] = draw(st.binary(max_size=3))
+    return bytes(content)
+
+
+@ANY
+@given(content=edited() | st.binary(max_size=60) | JSON.map(json.dumps).map(str.encode))
+def test_a_file_edited_by_hand(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "edited.json"
+    path.write_bytes(content)
+    talk = chat(Reciting(ANSWER, sequence_len=512))
+    say(talk, "Before")
+    try:
+        talk.load(path)
+    except MlxchatError as error:
+        assert str(path) in error.problem and error.remedy
+        assert "\n" not in error.problem and error.problem.isprintable(), error.problem
+        assert talk.messages == dialogue("Before", ANSWER)
+    assert say(talk, "After") == ANSWER
+    assert talk.messages[-2:] == dialogue("After", ANSWER)
+    talk.save(path)
+    other = chat(Reciting(ANSWER))
+    other.load(path)
+    assert other.messages == talk.messages

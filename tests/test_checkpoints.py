@@ -1,0 +1,177 @@
+"""`mlxchat checkpoints`, in a home with a run, a quantized copy and a run that is being trained."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlxchat.ckpt import checksums, store
+from mlxchat.cli.app import main
+from mlxchat.errors import MlxchatError
+from mlxchat.home import Home
+
+
+def put(run: Path, step: int, quantized: bool = False) -> Path:
+    """A step with files that are small, as `store.save` leaves it."""
+
+    def write(folder: Path) -> None:
+        config = {"quantization": {"group_size": 64, "bits": 4}} if quantized else {}
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "model.safetensors").write_bytes(bytes(1000))
+        if not quantized:
+            (folder / "trainer.json").write_text("{}")
+
+    return store.save(run, step, write)
+
+
+@pytest.fixture
+def runs(home: Path) -> Path:
+    folder = Home(home).runs
+    for step in (10, 20, 30):
+        put(folder / "d4", step)
+    put(folder / "d4-4bit", 30, quantized=True)
+    for step in (1, 2):
+        put(folder / "busy", step)
+    return folder
+
+
+class Program:
+    """Runs a command in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        """Exit code, output, errors."""
+        self._monkeypatch.setattr(sys, "argv", ["mlxchat", "checkpoints", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = self._capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("warnings.showwarning", None)
+    return Program(monkeypatch, capsys)
+
+
+def test_list(program: Program, runs: Path) -> None:
+    code, said, _ = program("list")
+    assert code == 0
+    lines = said.splitlines()
+    assert [line.split()[:2] for line in lines[1:-1]] == [
+        ["busy", "1"], ["busy", "2"], ["d4", "10"], ["d4", "20"], ["d4", "30"], ["d4-4bit", "30"]
+    ]  # fmt: skip
+    assert "quantized, 4 bits" in lines[6] and "no" in lines[6].split()
+    assert lines[-1].startswith("6 steps, ")
+    _, said, _ = program("list", "--model-tag", "d4-4bit", "--json")
+    (entry,) = json.loads(said)
+    folder = runs / "d4-4bit" / "step_000030"
+    assert entry == {
+        "tag": "d4-4bit",
+        "step": 30,
+        "path": str(folder),
+        "bytes": sum(path.stat().st_size for path in folder.iterdir()),
+        "saved": pytest.approx(folder.stat().st_mtime),
+        "bits": 4,
+        "trainable": False,
+    }
+
+
+def test_nothing_saved(program: Program) -> None:
+    assert program("list", "--json")[1] == "[]\n"
+    for command in ("list", "verify"):
+        assert "Nothing is saved" in program(command)[1]
+    assert program("prune") == (0, "0 steps removed, 0 B.\n", "")
+    code, _, said = program("list", "--model-tag", "d9")
+    assert code == 1 and "no trained model" in said
+
+
+def test_verify(program: Program, runs: Path) -> None:
+    code, said, told = program("verify")
+    assert code == 0
+    assert said.count(" is intact.\n") == 6
+    assert "d4-4bit/step_000030: " in told  # the bar's line
+    model = runs / "d4" / "step_000020" / "model.safetensors"
+    model.write_bytes(bytes(999) + b"\1")
+    (runs / "d4" / "step_000010" / "trainer.json").unlink()
+    (runs / "busy" / "step_000001" / checksums.FILE).unlink()
+    code, said, _ = program("verify", "--json")
+    assert code == 1
+    faults = {Path(entry["path"]).parts[-2:]: entry["fault"] for entry in json.loads(said)}
+    assert f"{model} is damaged" in faults["d4", "step_000020"]
+    assert "trainer.json is missing" in faults["d4", "step_000010"]
+    assert "SHA256SUMS is missing" in faults["busy", "step_000001"]
+    assert [fault for fault in faults.values() if fault is None] == [None] * 3
+    assert program("verify", "--model-tag", "d4", "--step", "20")[0] == 1
+    assert program("verify", "--model-tag", "d4", "--step", "30")[0] == 0
+    assert program("verify", "--checkpoint", str(runs / "d4" / "step_000030"))[0] == 0
+    assert program("verify", "--checkpoint", str(runs / "d4"))[0] == 1
+    assert program("verify", "--checkpoint", str(runs / "d9"))[0] == 1
+    assert program("verify", "--checkpoint", str(runs), "--step", "1")[0] == 2
+
+
+def test_prune(program: Program, runs: Path) -> None:
+    (runs / "d4" / ".unfinished_step_000040").mkdir()
+    with store.locked(runs / "busy"):
+        code, said, _ = program("prune", "--keep", "2", "--dry-run")
+        assert (code, said.splitlines()[0].partition(":")[0]) == (0, "d4, step 10")
+        assert store.steps(runs / "d4") == [10, 20, 30]
+        code, said, told = program("prune")
+        assert code == 0
+        assert "Another process is training busy." in told
+        assert "2 steps removed" in said
+        assert store.steps(runs / "d4") == [30]
+        assert [path.name for path in (runs / "d4").iterdir()] == ["step_000030"]
+        assert store.steps(runs / "busy") == [1, 2]
+        code, _, told = program("prune", "--model-tag", "busy")
+        assert code == 1 and "Another process" in told
+    code, said, _ = program("prune", "--model-tag", "busy", "--json")
+    removed = json.loads(said)
+    assert removed["removed"] == [str(runs / "busy" / "step_000001")]
+    assert removed["bytes"] > 1000
+
+
+def test_older_steps_stay_where_the_newest_is_damaged(program: Program, runs: Path) -> None:
+    (runs / "d4" / "step_000030" / "model.safetensors").write_bytes(b"")
+    code, _, told = program("prune", "--model-tag", "d4")
+    assert code == 1 and "model.safetensors is damaged" in told
+    assert store.steps(runs / "d4") == [10, 20, 30]
+
+
+def test_checksums_are_those_of_sha256sum(runs: Path) -> None:
+    folder = runs / "d4" / "step_000030"
+    lines = (folder / checksums.FILE).read_text().splitlines()
+    assert [line[64:] for line in lines] == [
+        "  config.json", "  model.safetensors", "  trainer.json"
+    ]  # fmt: skip
+    assert lines[1].startswith("541b3e9daa09b20bf85fa273e5cbd3e8")  # of 1,000 zeros
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"\xff\n", b"no sum  config.json\n", b"0" * 64 + b"  config.json"]
+)
+def test_checksums_that_are_none(runs: Path, content: bytes) -> None:
+    folder = runs / "d4" / "step_000030"
+    (folder / checksums.FILE).write_bytes(content)
+    with pytest.raises(MlxchatError, match="SHA256SUMS is damaged"):
+        checksums.check(folder / "config.json")
+
+
+def test_kept_aside_where_the_disk_has_no_links(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr("os.link", link)
+    kept = store.keep_aside(runs / "d4", 30)
+    assert kept == runs / "d4.good1" / "step_000030"
+    assert store.keep_aside(runs / "d4", 30) == kept
+    shutil.rmtree(runs / "d4")
+    for name in checksums.names(kept):
+        checksums.check(kept / name)

@@ -1,0 +1,140 @@
+"""Ctrl-C and SIGTERM at every stage of the program: what is done is saved, and the exit code."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hub_server import Fault, HubServer, address, write_shard
+
+from mlxchat.ckpt import store
+from mlxchat.data.shards import DATASETS
+from mlxchat.home import Home
+
+TINY = (
+    "train --dataset builtin --depth 1 --max-seq-len 32 --device-batch-size 4 --model-tag tiny "
+    "--total-batch-size 256 --vocab-size 300 --save-every 0 --sample-every 0 --eval-every 0"
+).split()
+AT_ONCE = 10.0  # seconds, of which a busy machine may take most
+
+
+@contextmanager
+def program(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], list[dict]]]:
+    """The program with ``--json``, and the list that `until` fills with its events."""
+    command = [sys.executable, "-m", "mlxchat", *arguments, "--json"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            yield process, []
+        finally:
+            process.kill()
+
+
+def until(process: subprocess.Popen[str], events: list[dict], seen: Callable[[dict], bool]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        events.append(json.loads(line))
+        if seen(events[-1]):
+            return
+    raise AssertionError(f"it ended with {events[-1:]}")
+
+
+def ended(process: subprocess.Popen[str], events: list[dict]) -> int:
+    """The exit code; nothing like a traceback was printed."""
+    rest, errors = process.communicate(timeout=AT_ONCE)
+    events += [json.loads(line) for line in rest.splitlines()]
+    assert "Traceback" not in errors, errors
+    return process.returncode
+
+
+@pytest.mark.parametrize(
+    ("stage", "number", "code"),
+    [("evaluating", signal.SIGINT, 130), ("sample", signal.SIGTERM, 143)],
+)
+def test_while_it_evaluates_and_samples(stage: str, number: int, code: int, home: Path) -> None:
+    tokens = "400000" if stage == "evaluating" else "128"
+    cadence = ["--eval-every", "3", "--eval-tokens", tokens, "--sample-every", "3"]
+    with program(*TINY, *cadence, "--num-iterations", "99999") as (process, events):
+        # MLX looks for a compiler when it first compiles; a Ctrl-C in those milliseconds is lost
+        until(process, events, lambda e: e["event"] == stage and e.get("batch", 20) == 20)
+        process.send_signal(number)
+        assert ended(process, events) == code
+    assert events[-1]["reason"] == "interrupted"
+    saved = store.steps(Home(home).runs / "tiny")
+    assert saved == [events[-1]["step"]] if events[-1]["step"] else saved == []
+
+
+def test_a_second_one_ends_at_once(home: Path) -> None:
+    evaluation = "--depth 2 --device-batch-size 1 --eval-every 1 --eval-tokens 9999999".split()
+    with program(*TINY, *evaluation, "--num-iterations", "1") as (process, events):
+        until(process, events, lambda event: event["event"] == "step")
+        process.send_signal(signal.SIGINT)  # the last evaluation is never cut
+        until(process, events, lambda event: "Ctrl-C again" in event.get("text", ""))
+        process.send_signal(signal.SIGINT)
+        assert ended(process, events) == 130
+    assert not store.steps(Home(home).runs / "tiny")
+
+
+def test_while_a_tokenizer_reads_its_text(home: Path) -> None:
+    with program("tokenizer", "train", "--dataset", "builtin") as (process, events):
+        until(process, events, lambda event: event["event"] == "progress")
+        process.send_signal(signal.SIGINT)
+        assert ended(process, events) in (130, -signal.SIGINT)  # it may be merging by then
+    assert not (home / "tokenizer_builtin").exists()
+
+
+MERGING = """
+import sys, time
+import rustbpe
+from mlxchat.data import tokenizer
+
+class Deaf:
+    def train_from_iterator(self, texts, *_, **__):
+        for _ in texts:
+            pass
+        print("merging", flush=True)
+        while True:  # as if in Rust, where no Python runs
+            try:
+                time.sleep(60)
+            except BaseException:
+                pass
+
+rustbpe.Tokenizer = Deaf
+tokenizer.train(["some text"], 300)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_while_a_tokenizer_merges_pairs(number: int) -> None:
+    command = [sys.executable, "-c", MERGING]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "merging\n"
+        process.send_signal(number)
+        assert process.wait(AT_ONCE) == -number  # to a shell, 130 or 143
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("command", ["data fetch --num-shards 1", "train --streaming --depth 1"])
+def test_while_it_downloads(
+    command: str, number: int, code: int, home: Path, tmp_path: Path
+) -> None:
+    dataset = DATASETS["fineweb-edu"]
+    names = [*dataset.training(1), dataset.validation]
+    files = {address(dataset, name): write_shard(tmp_path / name) for name in names}
+    with HubServer(files) as server:
+        server.faults = [Fault(cut=100, stall=60, times=9)]
+        with program(*command.split(), "--endpoint", server.endpoint) as (process, events):
+            gets = 0
+            while not gets:
+                assert process.poll() is None
+                gets = sum(request.method == "GET" for request in list(server.requests))
+                time.sleep(0.02)
+            process.send_signal(number)
+            assert ended(process, events) == code
+    assert not list(home.glob("base_data/*.parquet"))

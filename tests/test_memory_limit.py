@@ -1,0 +1,117 @@
+"""A memory limit is held by a whole run, and changes nothing in what is learnt."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mlxchat import runtime
+from mlxchat.errors import MlxchatError
+from mlxchat.home import Home
+from mlxchat.runtime import mx
+from mlxchat.telemetry import Evaluated, Noted, Saved, Started, Stepped
+from mlxchat.train.pretrain import pretrain
+from mlxchat.train.settings import PretrainConfig
+
+MIB = 1024**2
+RUN = {
+    "dataset": "builtin",
+    "depth": 2,
+    "head_dim": 64,
+    "vocab_size": 300,
+    "max_seq_len": 64,
+    "total_batch_size": 32 * 64,
+    "num_iterations": 3,
+    "eval_every": 3,
+    "eval_tokens": 32 * 64,
+    "sample_every": 3,
+}
+
+
+@pytest.fixture(autouse=True)
+def limits() -> Iterator[None]:
+    """MLX's own afterwards."""
+    before = mx.set_memory_limit(2**40), mx.set_cache_limit(0)
+    yield
+    mx.set_memory_limit(before[0])
+    mx.set_cache_limit(before[1])
+
+
+def trained(home: Path, **settings: object) -> tuple[list[float], int, Started]:
+    """Losses and bits per byte, bytes that MLX took at one time, and how it started."""
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before, learnt, started = mx.get_active_memory(), list[float](), None
+    config = PretrainConfig.model_validate(RUN | settings)
+    for event in pretrain(config, Home(home), lambda _: None):
+        if isinstance(event, Stepped):
+            learnt.append(event.loss)
+        elif isinstance(event, Evaluated):
+            learnt.append(event.bits_per_byte)
+        elif isinstance(event, Started):
+            started = event
+    assert started
+    return learnt, mx.get_peak_memory() - before, started
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all runs, so that they share a tokenizer."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.mark.parametrize(
+    ("arch", "shares"),
+    [("classic", (0.5, 1.0, 2.0)), ("modern", (0.5,))],
+    ids=["classic", "modern"],
+)
+def test_the_limit_is_held_and_the_losses_agree(
+    shared: Path, arch: str, shares: tuple[float, ...]
+) -> None:
+    expected, peak, started = trained(shared, arch=arch, model_tag=f"{arch}-free")
+    assert started.estimated_memory == pytest.approx(peak, rel=0.3)
+    for share in shares:
+        tag, limit = f"{arch}-{share}", f"{share * peak / MIB:.1f}MiB"
+        learnt, taken, _ = trained(shared, arch=arch, model_tag=tag, memory_limit=limit)
+        assert learnt == pytest.approx(expected, rel=1e-4)
+        assert taken <= share * peak
+
+
+def test_a_run_goes_on_within_another_limit(shared: Path) -> None:
+    expected, peak, _ = trained(shared, model_tag="straight", num_iterations=4)
+    steps = {"model_tag": "cut", "num_iterations": 4, "save_every": 1}
+    events = pretrain(PretrainConfig.model_validate(RUN | steps), Home(shared), lambda _: None)
+    for event in events:
+        if isinstance(event, Saved):
+            events.close()
+    limit = f"{peak / 2 / MIB:.0f}MiB"
+    config = PretrainConfig.model_validate(RUN | steps | {"memory_limit": limit})
+    mx.reset_peak_memory()
+    seen = list(pretrain(config, Home(shared), lambda _: None))
+    assert any("otherwise than before" in event.text for event in seen if isinstance(event, Noted))
+    losses = [event.loss for event in seen if isinstance(event, Stepped)]
+    assert losses[-1] == pytest.approx(expected[-2], rel=1e-4)
+
+
+def test_what_may_be_kept_for_reuse_stays_within_the_limit() -> None:
+    memory = runtime.machine().memory
+    assert runtime.cache_limit() == min(memory // 4, runtime.LARGEST_CACHE)
+    assert runtime.cache_limit(100 * MIB, 70 * MIB) <= 100 * MIB
+    assert runtime.cache_limit(100 * MIB, 170 * MIB) <= 100 * MIB
+
+
+def test_limits_that_the_machine_cannot_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime.check_limits(runtime.spare_memory(), None)
+    with pytest.raises(MlxchatError, match=r"is 1,000,000\.0 GiB; this machine has"):
+        runtime.check_limits(10**6 * runtime.GIB, None)
+    other = runtime.Machine("cpu", "a chip", mx.float32, None, 8 * runtime.GIB)
+    monkeypatch.setattr(runtime, "machine", lambda: other)
+    with pytest.raises(MlxchatError, match="--wired-limit is for Macs"):
+        runtime.check_limits(MIB, MIB)
+    mac = runtime.Machine("metal", "Apple M3 Pro", mx.bfloat16, None, 27 * runtime.GIB)
+    monkeypatch.setattr(runtime, "machine", lambda: mac)
+    runtime.check_limits(MIB, 8 * runtime.GIB)
+    assert runtime.spare_memory() == mac.memory
+    with pytest.raises(MlxchatError, match=r"--wired-limit is 30\.0 GiB; .* 27\.0 GiB") as raised:
+        runtime.check_limits(MIB, 30 * runtime.GIB)
+    assert "iogpu.wired_limit_mb" in raised.value.remedy

@@ -1,0 +1,212 @@
+"""What is saved when a run goes wrong: a loss that is no number, data missing or changed."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_pretrain import OWN, logged, run, shards
+
+from mlxchat.ckpt import layout, store
+from mlxchat.data.documents import Cursor
+from mlxchat.data.shards import DATASETS, REVISION
+from mlxchat.errors import MlxchatError
+from mlxchat.home import Home
+from mlxchat.runtime import mx
+from mlxchat.train import inputs, loop, pretrain
+from mlxchat.train.divergence import DivergedError, check_arrays
+from mlxchat.train.loop import Launched, Run
+
+QUIET = OWN.model_copy(update={"eval_every": 0, "save_every": 3})
+A, B = "a" * 40, "b" * 40
+
+
+def folder(home: Path) -> Path:
+    return Home(home).runs / "run"
+
+
+def diverge(patched: pytest.MonkeyPatch, step: int, facts: list[float]) -> None:
+    """Let that step come to these: loss, gradient norm, learning rate."""
+    compile_step = loop.compile_step
+
+    def compiled(run: Run) -> Any:
+        launch = compile_step(run)
+
+        def launched(number: int) -> Launched:
+            done = launch(number)
+            return replace(done, facts=mx.array(facts)) if number == step else done
+
+        return launched
+
+    patched.setattr(loop, "compile_step", compiled)
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ([math.nan, 1.0, 0.1], "The loss is nan in step 8"),
+        ([math.inf, 1.0, 0.1], "The loss is inf in step 8"),
+        ([3.0, math.nan, 0.1], "The gradient norm is nan in step 8"),
+    ],
+)
+def test_a_loss_that_is_no_number_ends_the_run(
+    facts: list[float], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = QUIET.model_copy(update={"data_dir": shards(tmp_path / "data", 0, 1)})
+    with monkeypatch.context() as patched:
+        diverge(patched, 8, facts)
+        for _ in range(2):
+            with pytest.raises(MlxchatError) as raised:
+                run(tmp_path, config)
+    assert said in raised.value.problem
+    assert ", with the data read up to epoch 8, shard_00000.parquet, row " in raised.value.problem
+    kept = folder(tmp_path).with_name("run.good1") / "step_000006"
+    newest = folder(tmp_path) / "step_000006"
+    assert str(newest) in raised.value.remedy and str(kept) in raised.value.remedy
+    assert store.steps(folder(tmp_path)) == [3, 6]
+    assert not kept.parent.with_name("run.good2").exists()  # the same step is not kept twice
+    before = {path.name: path.read_bytes() for path in newest.iterdir()}
+    run(tmp_path, config)  # it was but a bad day
+    assert store.steps(folder(tmp_path)) == [9, 12]
+    assert logged(tmp_path, "step") == list(range(1, 13))
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
+    assert layout.read_trainer(kept).step == 6
+
+
+def test_another_good_step_is_kept_beside_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = QUIET.model_copy(update={"data_dir": shards(tmp_path / "data", 0, 1)})
+    for step in (5, 8):
+        with monkeypatch.context() as patched:
+            diverge(patched, step, [math.nan, 1.0, 0.1])
+            with pytest.raises(MlxchatError):
+                run(tmp_path, config)
+    kept = [folder(tmp_path).with_name(f"run.good{number}") for number in (1, 2)]
+    assert [store.steps(run) for run in kept] == [[3], [6]]
+
+
+def test_before_anything_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = QUIET.model_copy(update={"data_dir": shards(tmp_path / "data", 0, 1)})
+    diverge(monkeypatch, 2, [math.nan, 1.0, 0.1])
+    with pytest.raises(MlxchatError, match="in step 2") as raised:
+        run(tmp_path, config)
+    assert "--save-every" in raised.value.remedy
+    assert store.steps(folder(tmp_path)) == []
+
+
+def test_weights_that_are_no_numbers_are_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = QUIET.model_copy(update={"data_dir": shards(tmp_path / "data", 0, 1)})
+    compile_step = loop.compile_step
+
+    def compiled(run: Run) -> Any:
+        launch = compile_step(run)
+
+        def launched(number: int) -> Launched:
+            done = launch(number)
+            if number == 6:
+                run.model.lm_head.weight = run.model.lm_head.weight * math.inf
+            return done
+
+        return launched
+
+    monkeypatch.setattr(loop, "compile_step", compiled)
+    with pytest.raises(MlxchatError, match=r"lm_head\.weight has numbers that are not finite in"):
+        run(tmp_path, config)
+    assert store.steps(folder(tmp_path)) == [3]
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_one_number_is_found(number: float) -> None:
+    arrays = {"fine": mx.ones((9, 9)), "bad": mx.where(mx.arange(9) == 4, number, 1.0)}
+    with pytest.raises(DivergedError, match="bad has numbers"):
+        check_arrays(arrays, 1, Cursor())
+    check_arrays({"fine": mx.ones(9), "whole": mx.arange(3)}, 1, Cursor())
+
+
+def test_a_validation_shard_that_is_gone_saves_what_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = shards(tmp_path / "data", 0, 1)
+    config = QUIET.model_copy(update={"data_dir": data, "save_every": 0, "eval_every": 5})
+    evaluate = pretrain._Pretraining.evaluate
+
+    def missing(self: Any, step: int, *rest: Any) -> Iterator[Any]:
+        if step == 5:
+            (data / "shard_00001.parquet").rename(tmp_path / "gone")
+        return evaluate(self, step, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pretrain._Pretraining, "evaluate", missing)
+        with pytest.raises(MlxchatError, match=r"shard_00001\.parquet does not exist"):
+            run(tmp_path, config)
+    assert store.steps(folder(tmp_path)) == [5]
+    (tmp_path / "gone").rename(data / "shard_00001.parquet")
+    run(tmp_path, config)
+    assert logged(tmp_path, "step") == list(range(1, 13))
+    assert sorted(set(logged(tmp_path, "evaluation"))) == [0, 5, 10, 12]
+
+
+def test_the_log_is_on_the_disk_before_a_step_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = QUIET.model_copy(update={"data_dir": shards(tmp_path / "data", 0, 1)})
+    log, save, sync = Home(tmp_path).log("run"), store.save, pretrain.sync
+    synced: list[Path] = []
+    lines = 0
+
+    def syncing(path: Path) -> None:
+        nonlocal lines
+        synced.append(path)
+        if path == log:
+            lines = len(logged(tmp_path, "step"))
+        sync(path)
+
+    def saving(run: Path, step: int, *rest: Any) -> Path:
+        assert lines == step and synced[-2:] == [log, log.parent]
+        return save(run, step, *rest)
+
+    monkeypatch.setattr(pretrain, "sync", syncing)
+    monkeypatch.setattr(store, "save", saving)
+    run(tmp_path, config)
+    assert len(synced) == 8
+
+
+def test_a_run_goes_on_with_data_of_its_revision_only(tmp_path: Path) -> None:
+    data = shards(tmp_path / "data", 0, 1)
+    config = QUIET.model_copy(update={"data_dir": data})
+    (data / REVISION).write_text(f"{A}\n")
+    run(tmp_path, config, stop_at=3)
+    newest = store.latest(folder(tmp_path))
+    assert newest is not None
+    assert layout.read_trainer(newest).revision == A
+    (data / REVISION).write_text(f"{B}\n")
+    with pytest.raises(MlxchatError) as raised:
+        run(tmp_path, config)
+    assert A in raised.value.problem and B in raised.value.problem
+    assert "--model-tag" in raised.value.remedy and "--fresh" in raised.value.remedy
+    with pytest.raises(MlxchatError, match=f"began with revision {A}"):
+        inputs.check_documents(config, Home(tmp_path), ["shard_00000.parquet"], A)
+    (data / REVISION).write_text(f"{A}\n")
+    run(tmp_path, config)
+
+
+def test_what_is_streamed_later_is_of_the_revision_that_the_run_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Home(tmp_path)
+    config = OWN.model_copy(update={"streaming": True, "num_shards": 1})
+    training, validation = DATASETS["fineweb-edu"].training(1), DATASETS["fineweb-edu"].validation
+    begun = layout.TrainerState(
+        step=1, settings={}, plan={}, meter={}, data=[*training, validation], revision=A
+    )
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    inputs.reopen_documents(config, home, lambda _: None, begun).close()
+    assert (home.data("fineweb-edu") / REVISION).read_text() == f"{A}\n"
+    other = begun.model_copy(update={"revision": B})
+    with pytest.raises(MlxchatError, match=f"began with revision {B}"):
+        inputs.reopen_documents(config, home, lambda _: None, other)

@@ -1,0 +1,170 @@
+"""A process that crashes is started again, one that ends is not; and the whole of it once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from mlxchat.ckpt import store
+from mlxchat.cli import supervising
+from mlxchat.cli.supervising import supervise
+from mlxchat.errors import MlxchatError
+from mlxchat.home import Home
+from mlxchat.status import read_status, status_path
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+folder, endings = Path(sys.argv[1]), sys.argv[2].split(",")
+starts = folder / "starts"
+number = len(starts.read_text().split()) if starts.exists() else 0
+with starts.open("a") as file:
+    print(sys.argv[3], file=file)
+saved, _, ending = endings[min(number, len(endings) - 1)].rpartition(":")
+if saved:
+    if sys.argv[3] == "anew" and (folder / "run").exists():
+        (folder / "run").rename(folder / "old")
+    (folder / "run" / f"step_{int(saved):06d}").mkdir(parents=True)
+if ending.isdigit():
+    sys.exit(int(ending))
+signal.signal(getattr(signal, ending), signal.SIG_DFL) if ending != "SIGKILL" else None
+os.kill(os.getpid(), getattr(signal, ending))
+"""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervising, "FIRST_PAUSE", 0.01)
+
+
+class Supervised:
+    """Processes that end as told, one after the other: ``STEP:ENDING``, the last one for ever.
+
+    ``starts`` says of each whether it began anew; ``told``, what the user was told.
+    """
+
+    def __init__(self, folder: Path, endings: str, fresh: bool = False) -> None:
+        self.told: list[str] = []
+        self._folder, self._endings = folder, endings
+        self._fresh = fresh
+
+    @property
+    def starts(self) -> list[str]:
+        return (self._folder / "starts").read_text().split()
+
+    def run(self) -> int:
+        return supervise(self._command, self._folder / "run", self._fresh, self.told.append)
+
+    def _command(self, anew: bool) -> list[str]:
+        how = "anew" if anew else "on"
+        return [sys.executable, "-S", "-c", SCRIPT, str(self._folder), self._endings, how]
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"), [("0", 0), ("1", 1), ("2", 2), ("130", 130), ("143", 143), ("SIGTERM", 143)]
+)
+def test_what_ends_by_itself_or_is_asked_to_is_left(tmp_path: Path, ending: str, code: int) -> None:
+    supervised = Supervised(tmp_path, ending)
+    assert supervised.run() == code
+    assert supervised.starts == ["on"]
+    assert supervised.told == []
+
+
+@pytest.mark.parametrize("ending", ["SIGKILL", "SIGSEGV", "SIGABRT", "70"])
+def test_what_crashes_is_started_again(tmp_path: Path, ending: str) -> None:
+    supervised = Supervised(tmp_path, f"{ending},8:{ending},{ending},0")
+    assert supervised.run() == 0
+    assert supervised.starts == ["on"] * 4
+    why = "an error of the backend" if ending == "70" else ending
+    assert [why in text for text in supervised.told] == [True] * 3
+    assert "from the beginning; crash 1 of 5" in supervised.told[0]
+    assert "from step 8; crash 1 of 5" in supervised.told[1]
+    assert "from step 8; crash 2 of 5" in supervised.told[2]
+
+
+def test_crashes_without_progress_are_bounded(tmp_path: Path) -> None:
+    supervised = Supervised(tmp_path, "SIGKILL,2:SIGKILL,4:SIGKILL,SIGABRT")
+    with pytest.raises(MlxchatError, match=r"crashed 5 times from step 4 on, .* by SIGABRT"):
+        supervised.run()
+    assert len(supervised.starts) == 7
+    pauses = [text.partition(" again in ")[2].split()[0] for text in supervised.told]
+    assert len(pauses) == 6
+
+
+def test_pauses_double_up_to_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+
+    def pause(_: object, seconds: float) -> bool:
+        pauses.append(seconds)
+        return True
+
+    monkeypatch.setattr(supervising, "FIRST_PAUSE", 1.0)
+    monkeypatch.setattr(supervising, "MOST_CRASHES", 9)
+    monkeypatch.setattr(supervising._Forwarding, "pause", pause)
+    with pytest.raises(MlxchatError):
+        Supervised(tmp_path, "SIGKILL").run()
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_it_begins_anew_only_until_a_step_of_its_own_is_saved(tmp_path: Path) -> None:
+    (tmp_path / "run" / "step_000009").mkdir(parents=True)
+    supervised = Supervised(tmp_path, "SIGKILL,2:SIGKILL,SIGKILL,0", fresh=True)
+    assert supervised.run() == 0
+    assert supervised.starts == ["anew", "anew", "on", "on"]
+
+
+def test_asked_to_end_in_a_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervising, "FIRST_PAUSE", 60.0)
+    supervised = Supervised(tmp_path, "SIGKILL")
+
+    def end() -> None:
+        while not supervised.told:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    assert supervised.run() == 143
+    thread.join()
+    assert len(supervised.starts) == 1
+
+
+TRAIN = (
+    "train --supervise --dataset builtin --depth 1 --max-seq-len 32 --device-batch-size 4 "
+    "--total-batch-size 256 --vocab-size 300 --model-tag tiny --eval-every 0 --sample-every 0 "
+    "--save-every 2 --num-iterations 100000 --json"
+).split()
+
+
+def test_a_run_is_killed_goes_on_and_is_interrupted(home: Path) -> None:
+    run, log = Home(home).runs / "tiny", Home(home).log("tiny")
+    command = [sys.executable, "-m", "mlxchat", *TRAIN]
+    events: list[dict] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            events.append(json.loads(line))
+            kinds = [event["event"] for event in events]
+            if kinds.count("saved") == 2 and kinds.count("started") == 1 and kinds[-1] == "saved":
+                status = read_status(status_path(log))
+                assert status is not None and status.process.pid != process.pid
+                os.kill(status.process.pid, signal.SIGKILL)
+            if kinds[-1] == "step" and kinds.count("started") == 2:
+                process.send_signal(signal.SIGINT)
+                break
+        rest, _ = process.communicate(timeout=60)
+        events += [json.loads(line) for line in rest.splitlines()]
+    assert process.returncode == 130
+    notes = [event["text"] for event in events if event["event"] == "note"]
+    assert any("ended by SIGKILL" in text and "from step" in text for text in notes)
+    assert events[-1] == {**events[-1], "event": "ended", "reason": "interrupted"}
+    assert store.steps(run)[-1] == events[-1]["step"]
+    logged = [json.loads(line) for line in log.read_text().splitlines()]
+    steps = [event["step"] for event in logged if event["event"] == "step"]
+    assert steps == list(range(1, events[-1]["step"] + 1))
