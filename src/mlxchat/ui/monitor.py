@@ -17,6 +17,7 @@ from mlxchat.ui.runs import panels, table
 
 PANEL_SECONDS = 60.0  # so long a run that has ended keeps its panel
 TROUBLE_SECONDS = 3600.0  # and one that failed, died or fell silent
+WITH_ALL_SIZES = 60  # characters from which processes have all sizes of their memory
 LEAST_EARLIER = 3  # lines of the table of earlier runs that panels leave room for
 PRESSURES = {"normal": "bold green", "warning": "bold yellow", "critical": "bold red"}
 
@@ -115,7 +116,11 @@ def _processes(snapshot: Snapshot, width: int) -> list[Section]:
         rows.append(_row(program.pid, name, run, memory_size(program.resident)))
     for (host, pid), run in running.items():
         rows.append(_row(pid, f"train {run.tag} on {host}", run, "–"))
+    headings: tuple[str, ...]
     headings = ("pid", "process", "MLX active", "MLX peak", "MLX cache", "resident")
+    if width < WITH_ALL_SIZES:
+        rows = [(*row[:2], row[3], row[5]) for row in rows]
+        headings = (*headings[:2], headings[3], headings[5])
     return [Section("processes", grid(headings, rows, width, texts=2))] if rows else []
 
 
