@@ -17,7 +17,7 @@ from mlxchat.ui.runs import panels, table
 
 PANEL_SECONDS = 60.0  # so long a run that has ended keeps its panel
 TROUBLE_SECONDS = 3600.0  # and one that failed, died or fell silent
-WITH_ALL_SIZES = 60  # characters from which processes have all sizes of their memory
+WITH_ALL_SIZES = 56  # characters from which processes have all sizes of their memory
 LEAST_EARLIER = 3  # lines of the table of earlier runs that panels leave room for
 PRESSURES = {"normal": "bold green", "warning": "bold yellow", "critical": "bold red"}
 
