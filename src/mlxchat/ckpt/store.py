@@ -22,7 +22,7 @@ _UNFINISHED = ".unfinished_"
 
 def steps(run: Path) -> list[int]:
     """The steps saved in a run's folder, ascending."""
-    found = (_STEP.fullmatch(path.name) for path in run.glob("step_*"))
+    found = (_STEP.fullmatch(path.name) for path in run.glob("step_*") if path.is_dir())
     return sorted(int(match.group(1)) for match in found if match)
 
 

@@ -389,6 +389,6 @@ def main() -> None:
                 "Is there room on the disk, and may you write there? MLXCHAT_HOME names the place.",
             )
         sys.exit(1)
-    except RuntimeError:  # MLX's, when the device fails it
+    except (RuntimeError, MemoryError):  # MLX's, when the device fails it
         traceback.print_exc()
         sys.exit(os.EX_SOFTWARE)
