@@ -6,18 +6,19 @@ import sys
 import time
 import traceback
 import warnings
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mlxchat import __version__
 from mlxchat.bench.settings import BenchConfig
+from mlxchat.cli.arguments import Checkpoint, Json, ModelTag, SavedStep, require_one_place
+from mlxchat.cli.groups import checkpoints_app, data_app, tokenizer_app
 from mlxchat.cli.options import options_from_models
 from mlxchat.engine.options import Sampling
 from mlxchat.errors import MlxchatError
 from mlxchat.model.quantization import Quantization
-from mlxchat.train.settings import DataConfig, PretrainConfig
+from mlxchat.train.settings import PretrainConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,17 +26,10 @@ app = typer.Typer(
     help="Train a GPT on your own machine, and talk to it.",
     epilog="Begin with: mlxchat quickstart",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Get training data, and see what is there.")
-tokenizer_app = typer.Typer(no_args_is_help=True, help="Make a tokenizer.")
-checkpoints_app = typer.Typer(no_args_is_help=True, help="Look after what training has saved.")
 app.add_typer(data_app, name="data")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(checkpoints_app, name="checkpoints")
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-Tag = Annotated[
-    str | None, typer.Option(help="Name of a run. Default: all runs.", show_default=False)
-]
 Fresh = Annotated[
     bool, typer.Option("--fresh", help="Begin anew; an earlier run of that name is set aside.")
 ]
@@ -54,120 +48,6 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-@data_app.command("fetch")
-def data_fetch(
-    num_shards: Annotated[
-        int | None,
-        typer.Option(help="Training shards to download, 100 MB each. Default: 8.", min=1),
-    ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            help="fineweb-edu (the default) or climbmix (licensed for non-commercial use only); "
-            "with --from a name for your text. Default: the file's or folder's.",
-        ),
-    ] = None,
-    source: Annotated[
-        Path | None,
-        typer.Option(
-            "--from", help="Your own text instead: a .txt, .jsonl or .parquet file, or a folder."
-        ),
-    ] = None,
-    endpoint: Annotated[
-        str | None,
-        typer.Option(
-            help="The hub. Default: $HF_ENDPOINT, or https://huggingface.co.", show_default=False
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, max=32, help="Downloads at a time. Default: 4.")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Download training shards and the validation shard, or make shards of your own text.
-
-    What is there already is not downloaded again, and what was interrupted goes on.
-    """
-    from mlxchat.cli import data
-
-    if source is None:
-        data.fetch_shards(dataset or "fineweb-edu", num_shards or 8, endpoint, workers or 4, json)
-    elif num_shards or endpoint or workers:
-        raise typer.BadParameter("what says how to download does not go with --from.")
-    else:
-        data.ingest_text(source, dataset, json)
-
-
-@data_app.command("status")
-def data_status(json: Json = False) -> None:
-    """Show which shards are on disk."""
-    from mlxchat.cli import data
-
-    data.show_status(json)
-
-
-@tokenizer_app.command("train")
-@options_from_models
-def tokenizer_train(
-    config: DataConfig,
-    max_chars: Annotated[int, typer.Option(min=1, help="Characters to read at most.")] = 10**9 * 2,
-    json: Json = False,
-) -> None:
-    """Learn a tokenizer from the training shards, replacing the one that is there.
-
-    Models keep the tokenizer that they were trained with.
-    """
-    from mlxchat.cli import training
-
-    training.train_tokenizer(config, max_chars, json)
-
-
-@checkpoints_app.command("list")
-def checkpoints_list(model_tag: Tag = None, json: Json = False) -> None:
-    """Show the saved steps of all runs, quantized copies among them, and what they take."""
-    from mlxchat.cli import checkpoints
-
-    checkpoints.show_list(model_tag, json)
-
-
-@checkpoints_app.command("verify")
-def checkpoints_verify(
-    model_tag: Tag = None,
-    step: Annotated[
-        int | None, typer.Option(help="Saved step. Default: all of them.", show_default=False)
-    ] = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(help="A model's directory, wherever it is.", show_default=False),
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Compare every file with its checksum: is it what was saved?
-
-    Exit code 1 where one is not. What is loaded is checked in any case.
-    """
-    from mlxchat.cli import checkpoints
-
-    if checkpoint and (model_tag or step is not None):
-        raise typer.BadParameter("--checkpoint does not go with --model-tag or --step.")
-    checkpoints.verify(model_tag, step, checkpoint, json)
-
-
-@checkpoints_app.command("prune")
-def checkpoints_prune(
-    model_tag: Tag = None,
-    keep: Annotated[int, typer.Option(min=1, help="Newest steps of a run to keep.")] = 1,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be removed, and remove nothing.")
-    ] = False,
-    json: Json = False,
-) -> None:
-    """Remove all but the newest steps of each run, once the newest one is found intact."""
-    from mlxchat.cli import checkpoints
-
-    checkpoints.prune(model_tag, keep, dry_run, json)
 
 
 @app.command()
@@ -221,17 +101,9 @@ def info(config: PretrainConfig, json: Json = False) -> None:
 @app.command()
 @options_from_models
 def chat(
-    model_tag: Annotated[
-        str | None,
-        typer.Option(help="Name of the run. Default: the one saved last.", show_default=False),
-    ] = None,
-    step: Annotated[
-        int | None, typer.Option(help="Saved step. Default: the newest.", show_default=False)
-    ] = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(help="A model's directory, wherever it is.", show_default=False),
-    ] = None,
+    model_tag: ModelTag = None,
+    step: SavedStep = None,
+    checkpoint: Checkpoint = None,
     prompt: Annotated[
         str | None,
         typer.Option("--prompt", "-p", help="Answer this and end.", show_default=False),
@@ -249,8 +121,7 @@ def chat(
     """
     from mlxchat.cli import chatting
 
-    if checkpoint and (model_tag or step is not None):
-        raise typer.BadParameter("--checkpoint does not go with --model-tag or --step.")
+    require_one_place(model_tag, step, checkpoint)
     saved, name = chatting.load(model_tag, step, checkpoint)
     chatting.talk(saved, name, sampling, seed, max_tokens, prompt)
 
@@ -259,17 +130,9 @@ def chat(
 @options_from_models
 def quantize(
     quantization: Quantization,
-    model_tag: Annotated[
-        str | None,
-        typer.Option(help="Name of the run. Default: the one saved last.", show_default=False),
-    ] = None,
-    step: Annotated[
-        int | None, typer.Option(help="Saved step. Default: the newest.", show_default=False)
-    ] = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(help="A model's directory, wherever it is.", show_default=False),
-    ] = None,
+    model_tag: ModelTag = None,
+    step: SavedStep = None,
+    checkpoint: Checkpoint = None,
     eval_tokens: Annotated[
         int,
         typer.Option(min=0, help="Validation tokens, before and after; 0 for no validation."),
@@ -287,8 +150,7 @@ def quantize(
     """
     from mlxchat.cli import quantizing
 
-    if checkpoint and (model_tag or step is not None):
-        raise typer.BadParameter("--checkpoint does not go with --model-tag or --step.")
+    require_one_place(model_tag, step, checkpoint)
     quantizing.quantize_saved(model_tag, step, checkpoint, quantization, eval_tokens, json)
 
 
