@@ -21,9 +21,14 @@ from mlxchat.telemetry import Ended, Event, Position, Stepped
 from mlxchat.train.divergence import check_numbers
 
 
+def nothing(*_: object) -> Iterator[Event]:
+    """What a run does where it evaluates, samples or saves nothing."""
+    return iter(())
+
+
 @dataclass
 class Run:
-    """What the loop needs.
+    """What the loop needs; by default it only trains.
 
     ``step`` counts the updates made. A cadence of 0 steps is never due. The last step is evaluated
     and sampled, where there is a cadence, and always saved. ``total_steps`` may be changed whenever
@@ -33,23 +38,23 @@ class Run:
     model: GPT
     optimizer: MuonAdamW
     batches: Iterator[Batch]
-    shards: int
     rates: Callable[[int], Rates]  # by the number of updates made
-    step: int
-    evaluated: bool  # whether ``step`` has been evaluated already
     total_steps: int
     accumulation: int  # micro-batches in a step
     grad_clip: float  # joint norm; 0 for none
     grad_checkpoint: bool  # compute each block's activations again in the backward pass
     loss_rows: int  # positions in a chunk of the loss, at least
-    eval_every: int
-    sample_every: int
-    save_every: int
-    evaluate: Callable[[int], Iterator[Event]]
-    sample: Callable[[int], Iterator[Event]]
-    save: Callable[[int, LoaderState], Iterator[Event]]
-    stop: Callable[[], bool]  # asked again and again: save and end?
     clock: Callable[[], float]
+    shards: int = 1
+    step: int = 0
+    evaluated: bool = False  # whether ``step`` has been evaluated already
+    eval_every: int = 0
+    sample_every: int = 0
+    save_every: int = 0
+    evaluate: Callable[[int], Iterator[Event]] = nothing
+    sample: Callable[[int], Iterator[Event]] = nothing
+    save: Callable[[int, LoaderState], Iterator[Event]] = nothing
+    stop: Callable[[], bool] = lambda: False  # asked again and again: save and end?
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def train(run: Run) -> Iterator[Event]:
     if not run.evaluated and run.eval_every and run.step % run.eval_every == 0:
         yield from _unless_stopped(run, run.evaluate(run.step))
     latest: Launched | None = None  # the last step launched
-    waiting = False  # whether it is still to be told of
+    untold: Launched | None = None  # it too, where it is still to be told of
     saved = run.step
     begun = run.clock()
     step = run.step
@@ -85,29 +90,25 @@ def train(run: Run) -> Iterator[Event]:
         try:
             current = launch(step)
         except (Stopped, MlxchatError) as reason:
-            if latest and waiting:
-                yield from _landed(run, latest, begun)
+            if untold:
+                yield from _landed(run, untold, begun)
             if latest and latest.step > saved:
                 yield from run.save(latest.step, latest.state)
-            if isinstance(reason, MlxchatError):
+            if not isinstance(reason, Stopped):
                 raise
             yield Ended(run.clock(), step - 1, "interrupted")
             return
-        if latest and waiting:
-            yield from _landed(run, latest, begun)
+        if untold:
+            yield from _landed(run, untold, begun)
             begun = run.clock()
-        latest, waiting = current, True
+        latest = untold = current
         last = step == run.total_steps
-        activities = [
-            activity
-            for every, activity in ((run.eval_every, run.evaluate), (run.sample_every, run.sample))
-            if every and (last or step % every == 0)
-        ]
+        activities = _activities(run, step)
         saving = last or (run.save_every and step % run.save_every == 0)
         if not (saving or activities):
             continue
         yield from _landed(run, current, begun)
-        waiting = False
+        untold = None
         failure = None
         try:
             for activity in activities:
@@ -121,6 +122,13 @@ def train(run: Run) -> Iterator[Event]:
             raise failure
         begun = run.clock()
     yield Ended(run.clock(), run.total_steps, "finished")
+
+
+def _activities(run: Run, step: int) -> list[Callable[[int], Iterator[Event]]]:
+    """Evaluation and sampling, where they are due after a step."""
+    last = step == run.total_steps
+    cadences = (run.eval_every, run.evaluate), (run.sample_every, run.sample)
+    return [activity for every, activity in cadences if every and (last or step % every == 0)]
 
 
 def compile_step(run: Run) -> Callable[[int], Launched]:
