@@ -27,14 +27,18 @@ class Backward(NamedTuple):
     summed: Mapping[str, mx.array] = {}
     checkpoint: bool = False
 
-    def enter(self, streams: Streams, parameters: Arrays) -> tuple[Streams, Arrays]:
-        """What it is given, for a part of the model to begin with.
+    @property
+    def in_any_order(self) -> bool:
+        """Whether nothing is summed and everything held: MLX's own order will do."""
+        return not (self.summed or self.checkpoint)
 
-        In the backward pass the gradients of its parameters are summed here; those of the streams
-        are handed on only after that. With nothing to sum and all activations held, the order does
-        not matter.
+    def enter(self, streams: Streams, parameters: Arrays) -> tuple[Streams, Arrays]:
+        """The arrays unchanged; and in the backward pass a gate where a part of the model begins.
+
+        There the gradients of ``parameters`` are added to ``summed`` before those of ``streams``
+        are handed on, so that the part below begins only when this one holds nothing more.
         """
-        if not (self.summed or self.checkpoint):
+        if self.in_any_order:
             return streams, parameters
         names, count = list(parameters), len(streams)
 

@@ -153,8 +153,8 @@ class Block(nn.Module):
         return after(x, attend(q, k, v, self.attn.scale, self.attn.window, hidden))
 
     def ready_to_infer(self) -> None:
-        """Take as few kernels for a single position as can be, each of which takes longer to launch
-        than to run; compiled, but on CPUs, where a compiler would have to be there.
+        """Prepare for single positions, where a kernel takes longer to launch than to run: fewer of
+        them, and compiled on GPUs. On CPUs MLX would need a compiler installed.
         """
         self.attn.join()
         if machine().backend != "cpu":

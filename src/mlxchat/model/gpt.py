@@ -14,7 +14,6 @@ Parameters carry nanochat's names and are float32 in training; activations are i
 the loss in float32.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -29,6 +28,7 @@ from mlxchat.runtime import mx, nn, tree_flatten
 
 ROPE_BASE = {"classic": 10_000.0, "modern": 100_000.0}
 HEAD = "lm_head.weight"
+OF_LAYERS = ("transformer.h.", "value_embeds.")
 
 
 class Cache(Protocol):
@@ -116,14 +116,14 @@ class GPT(nn.Module):
         mx.eval(self.parameters())
 
     def features(
-        self, ids: mx.array, cache: Cache | None = None, backward: Backward | None = None
+        self, ids: mx.array, cache: Cache | None = None, backward: Backward = PLAIN
     ) -> mx.array:
         """The normalised residual stream after the last block, (B, T, C) in the compute dtype.
 
         Args:
             ids: (B, T) integers.
             cache: what came before them; is extended by them.
-            backward: how gradients are formed; None where they are not.
+            backward: how gradients are formed, where they are.
         """
         config, offset = self.config, cache.offset if cache is not None else 0
         turn = Rotation(ROPE_BASE[config.arch], offset)
@@ -138,7 +138,7 @@ class GPT(nn.Module):
             streams = [x]
             if config.arch == "modern":
                 streams += [x0, self.resid_lambdas[i], self.x0_lambdas[i]]
-            if backward is None:
+            if backward.in_any_order:
                 x = layer(streams)
             else:
                 streams, own = backward.enter(streams, self._parameters_of_layer(i))
@@ -175,19 +175,18 @@ class GPT(nn.Module):
         backward: Backward = PLAIN,
     ) -> mx.array:
         """The mean of `losses` where the target is not -1, for training."""
-        layers = [self._parameters_of_layer(i) for i in range(self.config.n_layer)]
-        others, head = self.named_parameters(), self.lm_head.weight
-        for name in (HEAD, *itertools.chain(*layers)):
-            del others[name]
+        parameters = self.named_parameters()
+        head = {HEAD: parameters.pop(HEAD)}
+        others = {n: w for n, w in parameters.items() if not n.startswith(OF_LAYERS)}
         _, others = backward.enter([], others)
         with self.holding(others):
             x = self.features(ids, backward=backward).reshape(-1, self.config.n_embd)  # (N, C)
-        [x], entered = backward.enter([x], {HEAD: head})
+        [x], head = backward.enter([x], head)
         flat, vocab_size = targets.reshape(-1), self.config.vocab_size
-        return mean_cross_entropy(x, entered[HEAD], flat, vocab_size, rows)
+        return mean_cross_entropy(x, head[HEAD], flat, vocab_size, rows)
 
     def _parameters_of_layer(self, i: int) -> Arrays:
-        own = f"transformer.h.{i}.", f"value_embeds.{i}."
+        own = tuple(f"{prefix}{i}." for prefix in OF_LAYERS)
         return {n: w for n, w in self.named_parameters().items() if n.startswith(own)}
 
     def _layer(

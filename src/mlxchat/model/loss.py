@@ -46,6 +46,7 @@ def mean_cross_entropy(
     x: mx.array, weight: mx.array, targets: mx.array, vocab_size: int, rows: int
 ) -> mx.array:
     """The mean of `cross_entropies` where the target is not -1, a float32 scalar."""
+    count = mx.maximum((targets >= 0).sum(), 1)
 
     @mx.custom_function
     def loss_and_gradients(x: mx.array, weight: mx.array) -> tuple[mx.array, mx.array, mx.array]:
@@ -78,7 +79,6 @@ def mean_cross_entropy(
         scale, (_, of_x, of_weight) = cotangents[0], outputs
         return (scale * of_x).astype(of_x.dtype), scale * of_weight
 
-    count = mx.maximum((targets >= 0).sum(), 1)
     outputs = cast(Callable[..., Sequence[mx.array]], loss_and_gradients)(x, weight)
     return outputs[0]
 
