@@ -3,8 +3,8 @@
     python benchmarks/machines.py
 
 Prints how `mlxchat train` would compute models of several depths within the memory that machines
-have for their GPU, two thirds of all (classic, vocabulary 65,536, context 2,048, bfloat16), and what
-inference holds.
+have for their GPU, two thirds of all (classic, vocabulary 65,536, context 2,048, bfloat16), and
+what inference holds.
 """
 
 import rounds
