@@ -51,8 +51,9 @@ def _load_gfortran(libraries: Path) -> None:
 
 
 def _openblas(cpuinfo: Path) -> str:
-    """The library to load: the one of the extra; the system's where the processor
-    cannot run that, whose x86-64 build is for AVX-512 alone.
+    """The library to load: that of the extra, or the system's where the processor cannot run it.
+
+    For x86-64 it is built for AVX-512 alone.
     """
     if platform.machine() == "x86_64" and "avx512f" not in cpuinfo.read_text("ascii", "replace"):
         return SYSTEM_OPENBLAS

@@ -39,9 +39,9 @@ GROUPS = {  # of parameters and of learning rates, in words
 }
 NOTES = {
     "scalars": "residual, embedding, smear and backout",
-    "accumulation": "in a micro-batch: the head's gradient, then summed",
+    "accumulation": "in later micro-batches: the head's gradient, to be summed",
     "activations": "in a micro-batch",
-    "update": "in the optimizer's step: new values beside the old",
+    "update": "in the optimizer's step: what Muon works on",
     "peak": "at most at one time",
     "cache": "kept for reuse beside it, at most",
 }
