@@ -39,7 +39,7 @@ GROUPS = {  # of parameters and of learning rates, in words
 }
 NOTES = {
     "scalars": "residual, embedding, smear and backout",
-    "accumulation": "in later micro-batches: the head's gradient, to be summed",
+    "accumulation": "the head's gradient, before it is summed",
     "activations": "in a micro-batch",
     "update": "in the optimizer's step: what Muon works on",
     "peak": "at most at one time",
