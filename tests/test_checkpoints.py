@@ -1,8 +1,10 @@
 """`mlxchat checkpoints`, in a home with a run, a quantized copy and a run that is being trained."""
 
 import json
+import os
 import shutil
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -129,7 +131,7 @@ def test_prune(program: Program, runs: Path) -> None:
         assert [path.name for path in (runs / "d4").iterdir()] == ["step_000030"]
         assert store.steps(runs / "busy") == [1, 2]
         code, _, told = program("prune", "--model-tag", "busy")
-        assert code == 1 and "Another process" in told
+        assert code == os.EX_TEMPFAIL and "Another process" in told
     code, said, _ = program("prune", "--model-tag", "busy", "--json")
     removed = json.loads(said)
     assert removed["removed"] == [str(runs / "busy" / "step_000001")]
@@ -141,6 +143,62 @@ def test_older_steps_stay_where_the_newest_is_damaged(program: Program, runs: Pa
     code, _, told = program("prune", "--model-tag", "d4")
     assert code == 1 and "model.safetensors is damaged" in told
     assert store.steps(runs / "d4") == [10, 20, 30]
+
+
+def test_runs_that_cannot_be_pruned_hold_up_no_others(program: Program, runs: Path) -> None:
+    old = runs / "busy" / "step_000002"
+    (old / checksums.FILE).unlink()
+    (old / "trainer.json").write_text('{"format": 2}')
+    (runs / "d4" / "step_000030" / "model.safetensors").write_bytes(b"")
+    for step in (1, 2):
+        put(runs / "fine", step)
+    for arguments, done in ((["--dry-run"], "would be removed"), ([], "removed")):
+        code, said, told = program("prune", *arguments)
+        assert code == 1
+        assert "fine, step 1: " in said and f"1 step {done}" in said
+        assert "model.safetensors is damaged" in told
+        told = " ".join(told.split())
+        assert "step_000002 was saved by an earlier version of mlxchat" in told
+        assert "remove old steps of that run by hand" in told
+    assert [store.steps(runs / name) for name in ("busy", "d4", "fine")] == [
+        [1, 2], [10, 20, 30], [2]
+    ]  # fmt: skip
+    code, said, _ = program("prune", "--json")
+    assert code == 1
+    assert json.loads(said)["removed"] == []
+    assert [entry["path"] for entry in json.loads(said)["left_out"]] == [
+        str(runs / "busy"), str(runs / "d4")
+    ]  # fmt: skip
+    code, _, told = program("prune", "--model-tag", "busy")
+    assert code == 1 and "by hand" in told
+
+
+def test_what_was_removed_is_told_where_the_rest_cannot_be(
+    program: Program, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prune(run: Path, keep: int) -> None:
+        shutil.rmtree(store.directory(run, store.steps(run)[0]))
+        raise MlxchatError("Old steps could not be removed.", "See who may write there.")
+
+    monkeypatch.setattr(store, "prune", prune)
+    (runs / "busy").rename(runs / "c")
+    code, said, told = program("prune", "--json")
+    assert code == 1 and "could not be removed" in told
+    removed = [Path(path).parts[-2:] for path in json.loads(said)["removed"]]
+    assert removed == [("c", "step_000001"), ("d4", "step_000010")]
+
+
+def test_steps_that_vanish_meanwhile(
+    program: Program, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = store.locked
+
+    def vanishing(run: Path) -> AbstractContextManager[None]:
+        shutil.rmtree(run)
+        return locked(run)
+
+    monkeypatch.setattr(store, "locked", vanishing)
+    assert program("prune")[:2] == (0, "0 steps removed, 0 B.\n")
 
 
 def test_checksums_are_those_of_sha256sum(runs: Path) -> None:

@@ -54,7 +54,7 @@ def load(home: Path) -> Learner:
     """Read the newest step as a run that goes on does."""
     saved = saved_run(SAVED, Home(home))
     assert saved is not None
-    return resume(saved)
+    return resume(saved.plan, saved)
 
 
 class Killed(BaseException):

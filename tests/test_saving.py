@@ -15,7 +15,7 @@ from mlxchat.data.shards import DATASETS, REVISION
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.runtime import mx
-from mlxchat.train import inputs, loop, pretrain
+from mlxchat.train import inputs, loop, pretrain, runlog
 from mlxchat.train.divergence import DivergedError, check_arrays
 from mlxchat.train.loop import Launched, Run
 
@@ -155,7 +155,7 @@ def test_the_log_is_on_the_disk_before_a_step_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = QUIET.model_copy(update={"data_dir": shards(tmp_path / "data", 0, 1)})
-    log, save, sync = Home(tmp_path).log("run"), store.save, pretrain.sync
+    log, save, sync = Home(tmp_path).log("run"), store.save, runlog.sync
     synced: list[Path] = []
     lines = 0
 
@@ -170,7 +170,7 @@ def test_the_log_is_on_the_disk_before_a_step_is(
         assert lines == step and synced[-2:] == [log, log.parent]
         return save(run, step, *rest)
 
-    monkeypatch.setattr(pretrain, "sync", syncing)
+    monkeypatch.setattr(runlog, "sync", syncing)
     monkeypatch.setattr(store, "save", saving)
     run(tmp_path, config)
     assert len(synced) == 8

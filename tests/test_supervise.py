@@ -67,7 +67,8 @@ class Supervised:
 
 
 @pytest.mark.parametrize(
-    ("ending", "code"), [("0", 0), ("1", 1), ("2", 2), ("130", 130), ("143", 143), ("SIGTERM", 143)]
+    ("ending", "code"),
+    [("0", 0), ("1", 1), ("2", 2), ("130", 130), ("143", 143), ("SIGTERM", 143), ("75", 75)],
 )
 def test_what_ends_by_itself_or_is_asked_to_is_left(tmp_path: Path, ending: str, code: int) -> None:
     supervised = Supervised(tmp_path, ending)
@@ -86,6 +87,16 @@ def test_what_crashes_is_started_again(tmp_path: Path, ending: str) -> None:
     assert "from the beginning; crash 1 of 5" in supervised.told[0]
     assert "from step 8; crash 1 of 5" in supervised.told[1]
     assert "from step 8; crash 2 of 5" in supervised.told[2]
+
+
+def test_a_lock_is_waited_for_after_a_crash(tmp_path: Path) -> None:
+    supervised = Supervised(tmp_path, "SIGKILL," + "75," * 6 + "8:SIGKILL,75,0")
+    assert supervised.run() == 0
+    assert len(supervised.starts) == 10
+    assert ["Another process" in text for text in supervised.told] == (
+        [False] + [True] * 6 + [False, True]
+    )
+    assert "crash 1 of 5" in supervised.told[7]
 
 
 def test_crashes_without_progress_are_bounded(tmp_path: Path) -> None:

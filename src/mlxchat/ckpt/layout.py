@@ -59,6 +59,7 @@ class TrainerState(BaseModel):
     meter: dict[str, Any]
     data: list[str]  # the dataset's files
     revision: str | None  # the hub's commit that they are of; None where no hub said
+    fingerprints: dict[str, str] = {}  # of those files that were on disk, by name
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,10 @@ _STEP = re.compile(r"step_(\d{6,})")
 _UNFINISHED = ".unfinished_"
 
 
+class LockedError(MlxchatError):
+    """Another process writes the run: it will end, so that trying again can help."""
+
+
 def steps(run: Path) -> list[int]:
     """The steps saved in a run's folder, ascending."""
     found = (_STEP.fullmatch(path.name) for path in run.glob("step_*") if path.is_dir())
@@ -144,12 +148,12 @@ def locked(run: Path) -> Iterator[None]:
     """Be the only process that writes this run; the lock of a dead one is void.
 
     Raises:
-        MlxchatError: another process trains it.
+        LockedError: another process trains it, or removes its old steps.
     """
     run.parent.mkdir(parents=True, exist_ok=True)
     with (run.parent / f".{run.name}.lock").open("a") as file:
         if not disk.lock(file.fileno()):
-            raise MlxchatError(
+            raise LockedError(
                 f"Another process is training {run.name}.",
                 "Wait for it to end, or name another run with --model-tag.",
             )

@@ -230,7 +230,10 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def main() -> None:
-    """Run the command line; what the user can mend becomes two lines and exit code 1."""
+    """Run the command line; what the user can mend becomes two lines and exit code 1.
+
+    75 (``EX_TEMPFAIL``) says that another process is at the run: later it may work.
+    """
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115, PTH123  (closed by the caller)
     sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115, PTH123
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
@@ -240,6 +243,7 @@ def main() -> None:
     except (MlxchatError, OSError) as error:
         if os.environ.get("MLXCHAT_DEBUG") == "1":
             raise
+        from mlxchat.ckpt.store import LockedError
         from mlxchat.ui import console
 
         if isinstance(error, MlxchatError):
@@ -250,7 +254,7 @@ def main() -> None:
                 f"{where}{error.strerror or error}.",
                 "Is there room on the disk, and may you write there? MLXCHAT_HOME names the place.",
             )
-        sys.exit(1)
+        sys.exit(os.EX_TEMPFAIL if isinstance(error, LockedError) else 1)
     except (RuntimeError, MemoryError):  # MLX's, when the device fails it
         traceback.print_exc()
         sys.exit(os.EX_SOFTWARE)

@@ -3,14 +3,13 @@
 import json as json_format
 import sys
 import time
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
 import typer
 
 from mlxchat.ckpt import checksums, store
-from mlxchat.ckpt.catalog import SavedStep, saved_steps
+from mlxchat.ckpt.catalog import TRAINER, SavedStep, saved_steps
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry import Noted, Progressed
@@ -18,6 +17,7 @@ from mlxchat.ui.bars import amount
 from mlxchat.ui.console import Screen, say, table
 
 DATE = "%Y-%m-%d %H:%M"
+FIRST_WITH_CHECKSUMS = 3  # format of trainer.json
 _NOTHING = "Nothing is saved in {}. Train a model: mlxchat train"
 
 
@@ -71,36 +71,81 @@ def verify(tag: str | None, step: int | None, checkpoint: Path | None, json: boo
 def prune(tag: str | None, keep: int, dry_run: bool, json: bool) -> None:
     """Remove all but the newest steps of one run or of all, where the newest one is intact.
 
-    A run that is being trained is left out, unless it is the one that was named: an error then.
+    A run that was not named is left out while it is trained, and where its newest step is not
+    intact or an old one cannot be removed; exit code 1 after the latter two.
     """
     runs = Home.from_environment().runs
     removed: list[SavedStep] = []
+    faults: dict[Path, str] = {}
     with Screen(stream=sys.stderr) as screen:
         for name in dict.fromkeys(saved.tag for saved in _find(tag)):
-            with ExitStack() as stack:
-                try:
-                    stack.enter_context(store.locked(runs / name))
-                except MlxchatError as error:
-                    if tag is not None:
-                        raise
-                    screen.show(Noted(time.time(), error.problem))
-                    continue
-                *earlier, newest = saved_steps(runs, name)
-                old = [*earlier, newest][:-keep]
-                if old:
-                    _require_intact(newest.path, screen)
-                if not dry_run:
-                    store.prune(runs / name, keep)
-                removed += old
+            try:
+                _prune(runs, name, keep, dry_run, removed, screen)
+            except MlxchatError as error:
+                if tag is not None:
+                    raise
+                screen.show(Noted(time.time(), f"{error.problem} {error.remedy}"))
+                if not isinstance(error, store.LockedError):
+                    faults[runs / name] = error.problem
     freed = sum(saved.bytes for saved in removed)
     if json:
         paths = [str(saved.path) for saved in removed]
-        say(json_format.dumps({"removed": paths, "bytes": freed, "dry_run": dry_run}))
-        return
-    for saved in removed:
-        say(f"{saved.tag}, step {saved.step:,}: {amount(saved.bytes, 'bytes')}")
-    said = "would be removed" if dry_run else "removed"
-    say(f"{amount(len(removed), 'steps')} {said}, {amount(freed, 'bytes')}.")
+        left = [{"path": str(run), "fault": fault} for run, fault in faults.items()]
+        said = {"removed": paths, "bytes": freed, "dry_run": dry_run, "left_out": left}
+        say(json_format.dumps(said))
+    else:
+        for saved in removed:
+            say(f"{saved.tag}, step {saved.step:,}: {amount(saved.bytes, 'bytes')}")
+        done = "would be removed" if dry_run else "removed"
+        say(f"{amount(len(removed), 'steps')} {done}, {amount(freed, 'bytes')}.")
+    if faults:
+        raise typer.Exit(1)
+
+
+def _prune(
+    runs: Path, name: str, keep: int, dry_run: bool, removed: list[SavedStep], screen: Screen
+) -> None:
+    """Remove the old steps of a run; those that are gone by then are added to ``removed``.
+
+    Raises:
+        MlxchatError: the run is being trained, its newest step is not intact, or an old one cannot
+            be removed.
+    """
+    with store.locked(runs / name):
+        saved = saved_steps(runs, name)
+        old = saved[:-keep]
+        if old:
+            _require_prunable(saved[-1].path, screen)
+        try:
+            if not dry_run:
+                store.prune(runs / name, keep)
+        finally:
+            removed += [step for step in old if dry_run or not step.path.exists()]
+
+
+def _require_prunable(folder: Path, screen: Screen) -> None:
+    """Check every file of a run's newest step.
+
+    Raises:
+        MlxchatError: as `_require_intact`; another where the step cannot have checksums.
+    """
+    if _without_checksums(folder):
+        raise MlxchatError(
+            f"{folder} was saved by an earlier version of mlxchat, without checksums.",
+            "It cannot be checked: remove old steps of that run by hand.",
+        )
+    _require_intact(folder, screen)
+
+
+def _without_checksums(folder: Path) -> bool:
+    """Whether a step is of the versions that saved none."""
+    try:
+        fields = json_format.loads((folder / TRAINER).read_bytes())
+    except (OSError, ValueError):
+        return False
+    saved_as = fields.get("format") if isinstance(fields, dict) else None
+    earlier = isinstance(saved_as, int) and saved_as < FIRST_WITH_CHECKSUMS
+    return earlier and not (folder / checksums.FILE).exists()
 
 
 def _find(tag: str | None) -> list[SavedStep]:

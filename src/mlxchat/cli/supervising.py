@@ -2,7 +2,7 @@
 
 A process that crashes (killed for memory, ended by the GPU's watchdog, a fault in the backend) is
 started again and goes on from its last checkpoint. One that ends by itself is not, nor one that was
-asked to end.
+asked to end. Where another process has taken the run's lock after a crash, it is waited for.
 """
 
 import os
@@ -70,31 +70,43 @@ def supervise(command: Command, run: Path, fresh: bool, tell: Tell) -> int:
     Raises:
         MlxchatError: it crashed too often without a new checkpoint.
     """
-    earlier, newest, crashes = _identity(run), _newest(run), 0
+    earlier, newest, crashes, pause = _identity(run), _newest(run), 0, FIRST_PAUSE
     with _Forwarding() as forwarding:
         while True:
             anew = fresh and _identity(run) == earlier
             code = forwarding.run(command(anew))
-            if not _crashed(code) or forwarding.asked_to_end:
+            locked = code == os.EX_TEMPFAIL and crashes > 0
+            if forwarding.asked_to_end or not (locked or _crashed(code)):
                 return code if code >= 0 else 128 - code
-            before, newest = newest, _newest(run)
-            crashes = crashes + 1 if newest == before else 1
-            pause = min(FIRST_PAUSE * 2 ** (crashes - 1), LONGEST_PAUSE)
-            since = "from the beginning" if newest is None else f"from step {newest[1]:,}"
-            if crashes == MOST_CRASHES:
-                raise MlxchatError(
-                    f"The run {run.name} crashed {crashes} times {since} on, the last time by "
-                    f"{_reason(code)}; no step was saved between.",
-                    "See above what it said. Save more often with --save-every, or take less "
-                    "memory: --device-batch-size. The same command goes on with it.",
+            if locked:
+                pause = min(2 * pause, LONGEST_PAUSE)
+                tell(
+                    f"Another process is at the run {run.name}. It is tried again in "
+                    f"{amount(pause, 'seconds')}."
                 )
-            tell(
-                f"The process was ended by {_reason(code)}. It is started again in "
-                f"{amount(pause, 'seconds')}, {since}; crash {crashes} of {MOST_CRASHES} at most "
-                "without a new checkpoint."
-            )
+            else:
+                before, newest = newest, _newest(run)
+                crashes = crashes + 1 if newest == before else 1
+                pause = min(FIRST_PAUSE * 2 ** (crashes - 1), LONGEST_PAUSE)
+                since = "from the beginning" if newest is None else f"from step {newest[1]:,}"
+                if crashes == MOST_CRASHES:
+                    raise _too_many(run, since, code)
+                tell(
+                    f"The process was ended by {_reason(code)}. It is started again in "
+                    f"{amount(pause, 'seconds')}, {since}; crash {crashes} of {MOST_CRASHES} at "
+                    "most without a new checkpoint."
+                )
             if not forwarding.pause(pause):
                 return 128 + forwarding.received[0]
+
+
+def _too_many(run: Path, since: str, code: int) -> MlxchatError:
+    return MlxchatError(
+        f"The run {run.name} crashed {MOST_CRASHES} times {since} on, the last time by "
+        f"{_reason(code)}; no step was saved between.",
+        "See above what it said. Save more often with --save-every, or take less memory: "
+        "--device-batch-size. The same command goes on with it.",
+    )
 
 
 def _crashed(code: int) -> bool:

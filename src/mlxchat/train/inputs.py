@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from mlxchat.ckpt import layout, store
 from mlxchat.ckpt.layout import TrainerState
 from mlxchat.data.documents import BuiltinDocuments, Documents, ShardDocuments
 from mlxchat.data.fetch import pin
+from mlxchat.data.fingerprint import fingerprints
 from mlxchat.data.hub import Hub
 from mlxchat.data.shards import DATASETS, Dataset, LocalShards, pinned_revision
 from mlxchat.data.streaming import StreamingShards
@@ -24,6 +25,7 @@ from mlxchat.telemetry import Event, Noted, Progressed
 from mlxchat.train.forecast import VocabularySource
 from mlxchat.train.plan import Plan, evaluation_batches
 from mlxchat.train.recipes import CLASSIC
+from mlxchat.train.same_data import require_names, require_revision, require_same_files
 from mlxchat.train.settings import DataConfig, PretrainConfig
 
 MAX_CHARACTERS = 2_000_000_000  # nanochat's
@@ -81,6 +83,11 @@ def revision(config: DataConfig, home: Home) -> str | None:
     return None if config.is_builtin else pinned_revision(_folder(config, home))
 
 
+def fingerprints_of(documents: Documents, config: DataConfig, home: Home) -> dict[str, str]:
+    """What tells the dataset's files from others of their names, of those that are on disk."""
+    return fingerprints(_folder(config, home), documents.names)
+
+
 def reopen_documents(
     config: PretrainConfig, home: Home, report: Report, begun: TrainerState
 ) -> Documents:
@@ -96,10 +103,10 @@ def reopen_documents(
     """
     if begun.revision and config.streaming and revision(config, home) is None:
         pin(_folder(config, home), begun.revision)
-    _require_revision(config, home, begun.revision)
+    require_revision(config.tag, _folder(config, home), revision(config, home), begun.revision)
     documents = open_documents(_as_begun(config, begun.data), home, report)
     try:
-        _require(config, begun.data, documents.names)
+        require_names(config.tag, begun.data, documents.names)
     except MlxchatError:
         documents.close()
         raise
@@ -117,7 +124,7 @@ def check_documents(
         begun_with: the files of the run to go on with; none for a new one.
         begun_revision: the hub's commit that they were of, where one was recorded.
     """
-    _require_revision(config, home, begun_revision)
+    require_revision(config.tag, _folder(config, home), revision(config, home), begun_revision)
     config = _as_begun(config, begun_with)
     if config.streaming and not config.is_builtin:
         dataset = _streamed(config)
@@ -125,7 +132,7 @@ def check_documents(
     else:
         with closing(open_documents(config, home, lambda _: None)) as documents:
             names = documents.names
-    _require(config, begun_with, names)
+    require_names(config.tag, begun_with, names)
 
 
 def _folder(config: DataConfig, home: Home) -> Path:
@@ -145,25 +152,6 @@ def _streamed(config: DataConfig) -> Dataset:
 def _as_begun(config: PretrainConfig, begun_with: list[str]) -> PretrainConfig:
     """With as many training shards as the run began with, though there may be more by now."""
     return config.model_copy(update={"num_shards": len(begun_with) - 1}) if begun_with else config
-
-
-def _require_revision(config: PretrainConfig, home: Home, begun_with: str | None) -> None:
-    found = revision(config, home)
-    if begun_with and found and found != begun_with:
-        raise MlxchatError(
-            f"The run {config.tag} began with revision {begun_with} of its dataset; the shards in "
-            f"{_folder(config, home)} are of {found}.",
-            "Put those back that it began with, name another run with --model-tag, or begin anew "
-            "with --fresh.",
-        )
-
-
-def _require(config: PretrainConfig, begun_with: list[str], names: Sequence[str]) -> None:
-    if missing := [name for name in begun_with if name not in names]:
-        raise MlxchatError(
-            f"The run {config.tag} began with data that is not there: {', '.join(missing[:3])}.",
-            "Put it back, name another run with --model-tag, or begin anew with --fresh.",
-        )
 
 
 def tokenizer_folder(config: DataConfig, home: Home) -> Path:
@@ -275,7 +263,8 @@ def saved_run(config: PretrainConfig, home: Home) -> SavedRun | None:
     """The run of the settings' name, None where nothing of it was saved.
 
     Raises:
-        MlxchatError: it was begun with other settings (which are named), or cannot be read.
+        MlxchatError: it was begun with other settings (which are named) or, unless it is finished,
+            with other data; or it cannot be read.
     """
     folder = store.latest(home.runs / config.tag)
     if folder is None:
@@ -295,4 +284,7 @@ def saved_run(config: PretrainConfig, home: Home) -> SavedRun | None:
             "Name another run with --model-tag, or set the old one aside with --fresh.",
         ) from error
     batches = evaluation_batches(config, begun.tokens_per_step, begun.device_batch_size)
-    return SavedRun(folder, trainer, begun.model_copy(update={"eval_batches": batches}))
+    saved = SavedRun(folder, trainer, begun.model_copy(update={"eval_batches": batches}))
+    if not saved.finished:
+        require_same_files(config.tag, _folder(config, home), config.data_dir, trainer)
+    return saved

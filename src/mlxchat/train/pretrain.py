@@ -5,57 +5,42 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 from mlxchat import runtime
 from mlxchat.ckpt import layout, store
 from mlxchat.ckpt.layout import TrainerState
-from mlxchat.data import corpus
-from mlxchat.data.conversations import Conversation, Message
-from mlxchat.data.disk import storing, sync
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import Loader, LoaderState
-from mlxchat.data.tokenizer import ASSISTANT_END, Tokenizer
-from mlxchat.engine.generate import continue_greedily
 from mlxchat.evaluate.bits import bits_per_byte
 from mlxchat.home import Home
 from mlxchat.meter import Meter
-from mlxchat.model.gpt import GPT
 from mlxchat.optim import schedule
-from mlxchat.optim.groups import MuonAdamW, Rates
+from mlxchat.optim.groups import Rates
 from mlxchat.runtime import mx
 from mlxchat.status import Publisher, status_path
-from mlxchat.telemetry import Event, JsonLines, Noted, Sampled, Saved, Started
+from mlxchat.telemetry import Event, Noted, Sampled, Saved, Started
 from mlxchat.train.budget import reason
 from mlxchat.train.divergence import DivergedError, check_arrays, ended
-from mlxchat.train.fitting import Capacity, memory_limit
+from mlxchat.train.fitting import Capacity
 from mlxchat.train.inputs import (
     Clock,
     Report,
+    fingerprints_of,
     open_documents,
     ready_tokenizer,
     reopen_documents,
     revision,
     saved_run,
 )
-from mlxchat.train.learner import begin, resume
+from mlxchat.train.learner import Learner, begin, go_on
 from mlxchat.train.loop import Run, train
 from mlxchat.train.pace import Pace
-from mlxchat.train.plan import Plan, refitted
-from mlxchat.train.probe import capacity, planned
+from mlxchat.train.probe import capacity
+from mlxchat.train.runlog import RunLog
+from mlxchat.train.samples import samples
 from mlxchat.train.settings import PretrainConfig
-
-SAMPLE_TOKENS = 16
-PROMPTS = (  # nanochat's
-    "The capital of France is",
-    "The chemical symbol of gold is",
-    "If yesterday was Friday, then tomorrow will be",
-    "The opposite of hot is",
-    "The planets of the solar system are:",
-    "My favorite color is",
-    "If 5*x + 3 = 13, then x is",
-)
-BUILTIN_PROMPTS = 5
 
 
 def pretrain(
@@ -80,7 +65,8 @@ def pretrain(
 
     Raises:
         MlxchatError: the settings cannot work, are not those of the run to go on with, or data,
-            tokenizer or checkpoint cannot be read; or the loss is NaN or infinite.
+            tokenizer or checkpoint cannot be read; the loss is NaN or infinite; or checkpoint or
+            log cannot be written.
     """
     begun = clock()
     meter = meter or Meter()
@@ -99,51 +85,36 @@ def pretrain(
         stack.enter_context(closing(documents))
         if config.of_preset:
             yield Noted(clock(), f"Preset {config.preset}: {config.of_preset}")
-        available = capacity()
+        available, fingerprints = capacity(), fingerprints_of(documents, config, home)
         if saved:
-            made = refitted(saved.plan, config, available)
-            _hold_memory(made, config, available)
-            learner = resume(saved._replace(plan=made))
-            if made != saved.plan:
-                text = f"Computed otherwise than before, to learn the same: {made.summary()}"
-                yield Noted(clock(), text)
+            fingerprints = saved.trainer.fingerprints | fingerprints
+            learner = yield from go_on(config, saved, available, clock)
             meter.restore(saved.trainer.meter)
         else:
             tokenizer = yield from ready_tokenizer(config, home, documents, report, clock)
-            if config.budget:
-                yield Noted(
-                    clock(), f"Measuring how fast this machine trains, for {config.budget}."
-                )
-            made = planned(config, tokenizer.vocab_size, available, begun, clock)
-            _hold_memory(made, config, available)
-            learner = begin(made, tokenizer, config.seed)
+            learner = yield from begin(config, tokenizer, available, begun, clock)
             if fresh:
                 yield from _set_aside(home, config.tag, clock)
-        run = _Pretraining(config, home, documents, meter, clock, begun, *learner)
-        log = stack.enter_context(JsonLines.resume(home.log(config.tag), run.step))
-        status = stack.enter_context(
-            Publisher(status_path(home.log(config.tag)), meter, runtime.memory_use, clock)
+        path = home.log(config.tag)
+        log = stack.enter_context(RunLog(path, learner.step))
+        status = stack.enter_context(Publisher(status_path(path), meter, runtime.memory_use, clock))
+        run = _Pretraining(
+            config, home, documents, fingerprints, meter, log, clock, begun, available, learner
         )
-        for event in run.events(stack, stop):
+        for event in run.events(stack, lambda: log.failed or stop()):
             meter.update(event)
             log.write(event)
             status.update(event)
             yield event
-
-
-def _hold_memory(made: Plan, config: PretrainConfig, available: Capacity) -> None:
-    limit = memory_limit(config, made.model, made.rows, available)
-    runtime.hold_memory(limit, made.memory(available)["peak"], config.wired_bytes)
+        log.check()
 
 
 def _set_aside(home: Home, tag: str, clock: Clock) -> Iterator[Event]:
     """Rename an earlier run's checkpoints and log."""
     if not (home.runs / tag).exists():
         return
-    number = 1
-    while (home.runs / f"{tag}.old{number}").exists() or home.log(f"{tag}.old{number}").exists():
-        number += 1
-    aside = f"{tag}.old{number}"
+    names = (f"{tag}.old{number}" for number in count(1))
+    aside = next(n for n in names if not ((home.runs / n).exists() or home.log(n).exists()))
     if home.log(tag).exists():
         home.log(tag).parent.rename(home.log(aside).parent)
     (home.runs / tag).rename(home.runs / aside)
@@ -157,62 +128,62 @@ class _Pretraining:
     config: PretrainConfig
     home: Home
     documents: Documents
+    fingerprints: dict[str, str]  # of the dataset's files
     meter: Meter
+    log: RunLog
     clock: Clock
     begun: float  # when this process took the run up, by the clock
-    plan: Plan
-    tokenizer: Tokenizer
-    model: GPT
-    optimizer: MuonAdamW
-    step: int
-    loader: LoaderState
+    available: Capacity
+    learner: Learner
 
     def __post_init__(self) -> None:
         self.pace: Pace | None = None
-        if self.config.budget_seconds and self.plan.costs:
-            origin = self.begun - self.plan.costs.spent
+        costs = self.learner.plan.costs
+        if self.config.budget_seconds and costs:
+            origin = self.begun - costs.spent
             budget = float(self.config.budget_seconds)
-            self.pace = Pace(self.config, budget, self.plan.costs, origin, self.clock())
+            self.pace = Pace(self.config, budget, costs, origin, self.clock())
 
     def events(self, stack: ExitStack, stop: Callable[[], bool]) -> Iterator[Event]:
         """What happens from here to the end; what is opened for it is left to ``stack``."""
-        machine, plan = runtime.machine(), self.plan
+        machine, learner = runtime.machine(), self.learner
+        plan = learner.plan
         yield Started(
             self.clock(),
             self.config.tag,
-            self.step,
+            learner.step,
             plan.num_iterations,
             plan.tokens_per_step,
             plan.flops_per_token,
             machine.peak_flops,
             machine.device,
             plan.parameters,
-            plan.memory(capacity())["peak"],
+            plan.memory(self.available)["peak"],
         )
-        if self.step == 0:
+        if learner.step == 0:
             yield Noted(self.clock(), plan.summary())
             if plan.costs:
                 yield Noted(self.clock(), reason(self.config, plan))
-        in_chunks = partial(self.model.losses, rows=plan.loss_rows)
-        losses = mx.compile(in_chunks, inputs=self.model.state)
+        in_chunks = partial(learner.model.losses, rows=plan.loss_rows)
+        losses = mx.compile(in_chunks, inputs=learner.model.state)
         batches = stack.enter_context(
             Loader(
-                self.documents.training(self.loader.cursor),
-                self.tokenizer,
+                self.documents.training(learner.loader.cursor),
+                learner.tokenizer,
                 plan.device_batch_size,
                 self.config.max_seq_len,
-                self.loader,
+                learner.loader,
                 stop,
             )
         )
         run = Run(
-            model=self.model,
-            optimizer=self.optimizer,
+            model=learner.model,
+            optimizer=learner.optimizer,
             batches=batches,
             shards=self.documents.shards,
             rates=self.rates,
-            step=self.step,
-            evaluated=any(step == self.step for step, _ in self.meter.evaluations),
+            step=learner.step,
+            evaluated=any(step == learner.step for step, _ in self.meter.evaluations),
             total_steps=plan.num_iterations,
             accumulation=plan.accumulation,
             grad_clip=plan.grad_clip,
@@ -239,10 +210,12 @@ class _Pretraining:
         """Correct the number of steps where the time budget asks for it."""
         if self.pace is None:
             return
-        before, self.plan = self.plan, self.pace.follow(event, self.plan)
-        if self.plan is before:
+        before = self.learner.plan
+        plan = self.pace.follow(event, before)
+        if plan is before:
             return
-        run.total_steps = self.plan.num_iterations
+        self.learner = self.learner._replace(plan=plan)
+        run.total_steps = plan.num_iterations
         if self.meter.started:
             self.meter.started = replace(self.meter.started, total_steps=run.total_steps)
         yield Noted(
@@ -253,7 +226,7 @@ class _Pretraining:
 
     def rates(self, step: int) -> Rates:
         """Learning rates, momentum and weight decay after ``step`` updates."""
-        plan, arch = self.plan, self.plan.model.arch
+        plan, arch = self.learner.plan, self.learner.plan.model.arch
         total, warmdown = plan.num_iterations, plan.warmdown_ratio
         multiplier = schedule.learning_rate_multiplier(
             step, total, plan.warmup_steps, warmdown, plan.final_lr_frac
@@ -272,49 +245,33 @@ class _Pretraining:
         stop: Callable[[], bool],
     ) -> Iterator[Event]:
         """Bits per byte on the validation documents, from their beginning."""
-        batches = Loader(
-            self.documents.validation(),
-            self.tokenizer,
-            self.plan.device_batch_size,
-            self.config.max_seq_len,
-            stop=lambda: stop() and step < self.plan.num_iterations,  # the last one is never cut
-        )
-        with batches:
-            limit = self.plan.eval_batches
-            yield from bits_per_byte(losses, batches, limit, self.tokenizer, step, self.clock)
+        plan, tokenizer = self.learner.plan, self.learner.tokenizer
+
+        def cut() -> bool:  # the last one never is
+            return stop() and step < self.learner.plan.num_iterations
+
+        rows, context = plan.device_batch_size, self.config.max_seq_len
+        with Loader(self.documents.validation(), tokenizer, rows, context, stop=cut) as batches:
+            limit = plan.eval_batches
+            yield from bits_per_byte(losses, batches, limit, tokenizer, step, self.clock)
 
     def sample(self, step: int) -> Iterator[Event]:
-        """What the model makes of some prompts, greedily."""
-        stop = frozenset({self.tokenizer.bos, self.tokenizer.special(ASSISTANT_END)})
-        prompts, ids = zip(*self._prompts(), strict=True)
-        for prompt, tokens in zip(
-            prompts, continue_greedily(self.model, ids, stop, SAMPLE_TOKENS), strict=True
-        ):
-            yield Sampled(self.clock(), step, prompt, self.tokenizer.decode(tokens))
-
-    def _prompts(self) -> Iterator[tuple[str, list[int]]]:
-        if not self.documents.conversational:
-            for prompt in PROMPTS:
-                yield prompt, [self.tokenizer.bos, *self.tokenizer.encode(prompt)]
-            return
-        for question in corpus.held_out(BUILTIN_PROMPTS):
-            conversation = Conversation((Message("user", question.prompt),))
-            yield question.prompt, self.tokenizer.render_for_completion(conversation)
+        """What the model makes of some prompts."""
+        learner = self.learner
+        for prompt, text in samples(learner.model, learner.tokenizer, self.documents):
+            yield Sampled(self.clock(), step, prompt, text)
 
     def save(self, step: int, loader: LoaderState) -> Iterator[Event]:
         """Save the step, then let go of the oldest ones beyond ``keep``.
 
         The log is on the disk before: a power cut loses no line of a saved step.
         """
-        begun = self.clock()
-        check_arrays(self.model.named_parameters(), step, loader.cursor)
-        check_arrays(self.optimizer.state, step, loader.cursor)
-        log = self.home.log(self.config.tag)
-        with storing(log):
-            for path in (log, log.parent):
-                sync(path)
+        begun, learner = self.clock(), self.learner
+        check_arrays(learner.model.named_parameters(), step, loader.cursor)
+        check_arrays(learner.optimizer.state, step, loader.cursor)
+        self.log.sync()
         costs = self.pace.costs(begun) if self.pace else None
-        plan = self.plan.model_copy(update={"costs": costs})
+        plan = learner.plan.model_copy(update={"costs": costs})
         trainer = TrainerState(
             step=step,
             settings=self.config.model_dump(mode="json"),
@@ -322,12 +279,13 @@ class _Pretraining:
             meter=self.meter.state(),
             data=list(self.documents.names),
             revision=revision(self.config, self.home),
+            fingerprints=self.fingerprints,
         )
 
         def write(folder: Path) -> None:
             conversational = self.documents.conversational
-            layout.write_model(folder, self.model, self.tokenizer, conversational)
-            layout.write_trainer(folder, trainer, self.optimizer.state, loader)
+            layout.write_model(folder, learner.model, learner.tokenizer, conversational)
+            layout.write_trainer(folder, trainer, learner.optimizer.state, loader)
 
         run = self.home.runs / self.config.tag
         path = store.save(run, step, write)

@@ -255,8 +255,8 @@ class PretrainConfig(MemoryConfig, DataConfig):
     def differences(self, stored: dict[str, Any]) -> list[str]:
         """Settings by which this run would not be the stored one, ``name (then -> now)`` each.
 
-        Those in `INDEPENDENT` may differ: they change what is seen and kept, not what is learnt.
-        A default that is spelled out is no difference.
+        Those in `INDEPENDENT` may differ: they do not change what is learnt. A default that is
+        spelled out is no difference.
         """
         then = PretrainConfig().model_dump(mode="json") | stored
         now = self.model_dump(mode="json")
@@ -281,6 +281,8 @@ def _shown(settings: dict[str, Any], name: str) -> str:
 
 INDEPENDENT = frozenset(
     {
+        "data_dir",  # its files are compared
+        "tokenizer_dir",  # a run that goes on has its own
         "preset",
         "memory_limit",
         "grad_checkpoint",
