@@ -65,3 +65,22 @@ def test_nothing_to_evaluate_on() -> None:
 )
 def test_peak_of_a_chip(device: str, peak: float | None) -> None:
     assert peak_flops(device) == peak
+
+
+def test_what_is_not_to_be_learnt_counts_nowhere() -> None:
+    whole = batch("an example of another")
+    targets = whole.targets.copy()
+    targets[:, ::2] = -1
+    kept = targets[targets >= 0]
+    *_, result = bits_per_byte(
+        lambda ids, y: nats(ids, y) * (y >= 0),
+        [Batch(whole.ids, targets, whole.state)],
+        1,
+        TOKENIZER,
+    )
+    assert isinstance(result, Evaluated)
+    lengths = np.array(TOKENIZER.byte_lengths())[kept]
+    assert result.tokens == len(kept)
+    assert result.loss == pytest.approx(kept.sum() / 100 / len(kept), rel=1e-6)
+    spelled = kept[lengths > 0].sum() / 100
+    assert result.bits_per_byte == pytest.approx(spelled / (math.log(2) * lengths.sum()), rel=1e-6)

@@ -1,5 +1,7 @@
 """The loader: exact resumption, the end of the data, errors from its thread."""
 
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlxchat.data.documents import BuiltinDocuments, Cursor, Documents, ShardDocuments
+from mlxchat.data import corpus
+from mlxchat.data.documents import BuiltinDocuments, Cursor, Documents, Read, ShardDocuments
 from mlxchat.data.loader import Loader, LoaderState
 from mlxchat.data.shards import LocalShards
 from mlxchat.data.tokenizer import Tokenizer, train
@@ -105,3 +108,43 @@ def test_a_cursor_beyond_the_data(shards: ShardDocuments) -> None:
 
 def test_suggested_vocabulary(shards: ShardDocuments) -> None:
     assert shards.suggested_vocabulary() == 512
+
+
+class Conversations:
+    """Some conversations, once."""
+
+    def __init__(self, count: int) -> None:
+        self.all = [
+            document
+            for document in islice(corpus.documents(1), count)
+            if not isinstance(document, str)
+        ]
+
+    def __call__(self) -> Iterator[Read]:
+        for row in range(0, len(self.all), 7):
+            yield list(self.all[row : row + 7]), Cursor(1, 0, row + 7)
+
+
+def test_answers_only_keeps_conversations_whole_and_targets_what_is_said() -> None:
+    conversations = Conversations(400)
+    tokenizer = train(map(corpus.text, conversations.all), 400)
+    with Loader(conversations(), tokenizer, B, 256, answers_only=True) as batches:
+        packed = list(batches)
+    ids = np.concatenate([batch.ids for batch in packed])
+    targets = np.concatenate([batch.targets for batch in packed])
+    found = []
+    for row, learned in zip(ids.tolist(), targets.tolist(), strict=True):
+        row.append(learned[-1] if learned[-1] >= 0 else tokenizer.bos)
+        starts = [i for i, token in enumerate(row) if token == tokenizer.bos]
+        for start, end in zip(starts, [*starts[1:], len(row)], strict=True):
+            if end - start > 1:  # not padding
+                found.append((row[start:end], learned[start : end - 1]))
+    rendered = [tokenizer.render(conversation) for conversation in conversations.all]
+    expected = [
+        (ids, [token if said else -1 for token, said in zip(ids, mask, strict=True)][1:])
+        for ids, mask in rendered
+        if len(ids) <= 257
+    ]
+    assert len(expected) < len(rendered)
+    whole = sorted(pair for pair in found if pair in expected)
+    assert whole == sorted(expected)

@@ -57,3 +57,33 @@ def test_empty_documents_do_not_stall() -> None:
     packing = packer(Source([[], [7] * 33]))
     assert packing.row().tolist() == [7] * 33
     assert packing.row() is None
+
+
+def test_padded_rows_keep_documents_whole_but_for_those_longer_than_a_row() -> None:
+    documents = [[1] * 10, [2] * 40, [3] * 30, [4] * 2, [5] * 33, [6] * 24, [7]]
+    packing = BestFit(CAPACITY, 100, Source(documents), padding=-9)
+    rows = []
+    while (row := packing.row()) is not None:
+        rows.append(row.tolist())
+    assert rows == [
+        [2] * 33,  # the beginning of a long one
+        [5] * 33,
+        [3] * 30 + [4] * 2 + [7],
+        [6] * 24 + [-9] * 9,
+        [1] * 10 + [-9] * 23,
+    ]
+
+
+def test_padded_rows_are_resumed_too() -> None:
+    random = np.random.default_rng(3)
+    documents = [[i] * int(n) for i, n in enumerate(random.integers(0, 50, 300))]
+    source = Source(documents)
+    packing = BestFit(CAPACITY, 20, source, padding=-1)
+    while (row := packing.row()) is not None:
+        held, position = packing.snapshot(), source.position
+        resumed = BestFit(CAPACITY, 20, Source(documents, position), held, padding=-1).row()
+        expected = packing.row()
+        assert np.array_equal(resumed, expected) if expected is not None else resumed is None
+        if expected is None:
+            break
+        assert len(row) == CAPACITY

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlxchat.data.conversations import Conversation, Document
 from mlxchat.data.documents import Cursor, Read
 from mlxchat.data.packing import BestFit, Buffered, Tokens
 from mlxchat.data.tokenizer import Tokenizer
 
 BUFFER_DOCUMENTS = 1000  # nanochat's
+BUFFER_CONVERSATIONS = 100  # nanochat's
 BATCHES_AHEAD = 8
 POLL_SECONDS = 0.1  # between two looks at whether to stop waiting
 TOKENIZER_THREADS = min(4, os.cpu_count() or 1)
@@ -58,7 +60,10 @@ class LoaderState:
 
 @dataclass(frozen=True)
 class Batch:
-    """Token ids and, one place later, targets, both (B, T) int32; the state after them."""
+    """Token ids and, one place later, targets, both (B, T) int32; the state after them.
+
+    A target that nothing is to be learnt from is -1.
+    """
 
     ids: npt.NDArray[np.int32]
     targets: npt.NDArray[np.int32]
@@ -76,6 +81,8 @@ class Loader:
         sequence_len: tokens of a row, T, the last target not counted.
         state: what was held there.
         stop: asked while a batch is waited for: give up?
+        answers_only: the documents are conversations. They are kept whole, in padded rows, and only
+            what the assistant says is a target.
 
     Iterating raises `Stopped` where ``stop`` says so, and whatever reading raised.
     """
@@ -88,8 +95,10 @@ class Loader:
         sequence_len: int,
         state: LoaderState | None = None,
         stop: Callable[[], bool] = lambda: False,
+        answers_only: bool = False,
     ) -> None:
         self._documents, self._tokenizer, self._stop = documents, tokenizer, stop
+        self._answers_only = answers_only
         self._shape = (batch_size, sequence_len + 1)
         self._batches = self._read(state or LoaderState())
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="loader")
@@ -132,10 +141,13 @@ class Loader:
             if following is None:
                 return None
             batch, cursor = following
-            return self._tokenizer.encode_documents(batch, TOKENIZER_THREADS)
+            return self._encoded(batch)
 
         rows, capacity = self._shape
-        packing = BestFit(capacity, BUFFER_DOCUMENTS, refill, state.buffered)
+        size, padding = BUFFER_DOCUMENTS, None
+        if self._answers_only:
+            size, padding = BUFFER_CONVERSATIONS, ~self._tokenizer.bos
+        packing = BestFit(capacity, size, refill, state.buffered, padding)
         while True:
             packed: list[Tokens] = []
             while len(packed) < rows and (row := packing.row()) is not None:
@@ -143,5 +155,16 @@ class Loader:
             if not packed:
                 return
             batch = np.stack(packed)
+            ids, targets = np.maximum(batch, ~batch), np.maximum(batch, -1)
             after = LoaderState(cursor, packing.snapshot())
-            yield Batch(batch[:, :-1], batch[:, 1:], after)
+            yield Batch(ids[:, :-1], targets[:, 1:], after)
+
+    def _encoded(self, documents: list[Document]) -> list[list[int]]:
+        """Ids of each document; of one that is not to be learnt, its complement, ``~id``."""
+        if not self._answers_only:
+            return self._tokenizer.encode_documents(documents, TOKENIZER_THREADS)
+        rendered = (self._tokenizer.render(c) for c in documents if isinstance(c, Conversation))
+        return [
+            [token if learned else ~token for token, learned in zip(ids, mask, strict=True)]
+            for ids, mask in rendered
+        ]

@@ -1,8 +1,9 @@
-"""Documents into rows without padding: best fit, as nanochat's loader packs them. Pure.
+"""Documents into rows: best fit, as nanochat's loaders pack them. Pure.
 
-Each row is filled with the largest buffered document that still fits, again and again; when none
-fits, with the beginning of the shortest one, whose rest is dropped. So every row begins with the
-beginning of a document, and every token of it is trained on.
+Each row is filled with the largest buffered document that still fits, again and again. When none
+fits, it is filled with the beginning of the shortest one, whose rest is dropped; or it is padded,
+and only a document that is longer than a row is ever cut. So every row begins with the beginning of
+a document.
 """
 
 from bisect import bisect_left, bisect_right, insort
@@ -18,8 +19,8 @@ Tokens = npt.NDArray[np.int32]
 class Buffered(NamedTuple):
     """A document waiting for its row.
 
-    Only as many tokens are kept as a row can take; ``length`` is the whole document's, by which
-    it is chosen.
+    Only as many tokens are kept as a row can take; ``length``, by which it is chosen, is the whole
+    document's, or where rows are padded that of what is kept.
     """
 
     length: int
@@ -36,6 +37,7 @@ class BestFit:
         refill: gives the next documents; nothing once there are no more, after which rows are
             packed from what is left.
         documents: what an earlier `snapshot` held.
+        padding: the token that fills a row where no document fits; None to cut one instead.
     """
 
     def __init__(
@@ -44,8 +46,10 @@ class BestFit:
         size: int,
         refill: Callable[[], Iterable[list[int]] | None],
         documents: Iterable[Buffered] = (),
+        padding: int | None = None,
     ) -> None:
         self.capacity = capacity
+        self._padding = padding
         self._size = size
         self._refill = refill
         self._documents = sorted(documents, key=lambda document: document[:2])  # by length, arrival
@@ -58,9 +62,13 @@ class BestFit:
         position = 0
         while position < self.capacity:
             self._fill()
+            room = self.capacity - position
+            if self._padding is not None and position and not self._fits(room):
+                row[position:] = self._padding
+                break
             if not self._documents:
                 return None
-            tokens = self._take(self.capacity - position)
+            tokens = self._take(room)
             row[position : position + len(tokens)] = tokens
             position += len(tokens)
         return row
@@ -75,12 +83,16 @@ class BestFit:
             self._exhausted = documents is None
             for ids in documents or ():
                 tokens = np.array(ids[: self.capacity], np.int32)
+                length = len(ids) if self._padding is None else len(tokens)
                 insort(
                     self._documents,
-                    Buffered(len(ids), self._arrivals, tokens),
+                    Buffered(length, self._arrivals, tokens),
                     key=lambda document: document[:2],
                 )
                 self._arrivals += 1
+
+    def _fits(self, room: int) -> bool:
+        return bool(self._documents) and self._documents[0].length <= room
 
     def _take(self, room: int) -> Tokens:
         """Remove the largest document that fits, the oldest of its length; else the shortest."""

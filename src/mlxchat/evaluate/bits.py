@@ -24,9 +24,9 @@ def bits_per_byte(
     """Evaluate on at most ``limit`` batches; the last event carries the result.
 
     As nanochat counts: the summed nats of all tokens that stand for bytes, over the summed bytes;
-    special tokens stand for none and count in neither. (A token that ends within a letter counts
-    its own bytes, not those of its decoded replacement character.) ``loss`` is the mean over all
-    tokens.
+    special tokens stand for none and count in neither, nor do targets of -1. (A token that ends
+    within a letter counts its own bytes, not those of its decoded replacement character.) ``loss``
+    is the mean over all targets that are not -1.
 
     Args:
         losses: nats at every position from ids and targets, as `GPT.losses`.
@@ -42,11 +42,11 @@ def bits_per_byte(
         yield Evaluating(clock(), step, i, limit)
         targets = mx.array(batch.targets)
         each = losses(mx.array(batch.ids), targets)
-        bytes_each = lengths[targets]
+        bytes_each = lengths[mx.maximum(targets, 0)] * (targets >= 0)
         # By row, and those in float64: a float32 sum of a large batch is off by 1e-4 of it.
         rows = [each.sum(axis=1), (each * (bytes_each > 0)).sum(axis=1), bytes_each.sum(axis=1)]
         sums += np.array(mx.stack(rows), np.float64).sum(axis=1)
-        tokens += batch.targets.size
+        tokens += int((batch.targets >= 0).sum())
     if not tokens:
         raise MlxchatError(
             "The validation data does not fill one row of the context length.",

@@ -173,8 +173,13 @@ class GPT(nn.Module):
         targets: mx.array,
         rows: int = LOSS_ROWS,
         backward: Backward = PLAIN,
+        count: mx.array | None = None,
     ) -> mx.array:
-        """The mean of `losses` where the target is not -1, for training."""
+        """The mean of `losses` where the target is not -1, for training.
+
+        Args:
+            count: of a micro-batch, such targets in the whole step, whose mean it is a share of.
+        """
         parameters = self.named_parameters()
         head = {HEAD: parameters.pop(HEAD)}
         others = {n: w for n, w in parameters.items() if not n.startswith(OF_LAYERS)}
@@ -183,7 +188,7 @@ class GPT(nn.Module):
             x = self.features(ids, backward=backward).reshape(-1, self.config.n_embd)  # (N, C)
         [x], head = backward.enter([x], head)
         flat, vocab_size = targets.reshape(-1), self.config.vocab_size
-        return mean_cross_entropy(x, head[HEAD], flat, vocab_size, rows)
+        return mean_cross_entropy(x, head[HEAD], flat, vocab_size, rows, count)
 
     def _parameters_of_layer(self, i: int) -> Arrays:
         own = tuple(f"{prefix}{i}." for prefix in OF_LAYERS)

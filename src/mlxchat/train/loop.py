@@ -8,6 +8,7 @@ read while the next step runs.
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -139,17 +140,22 @@ def compile_step(run: Run) -> Callable[[int], Launched]:
     model, optimizer = run.model, run.optimizer
 
     def share_of_loss(
-        parameters: Arrays, ids: mx.array, targets: mx.array, summed: Arrays
+        parameters: Arrays, ids: mx.array, targets: mx.array, count: mx.array, summed: Arrays
     ) -> mx.array:
         backward = Backward(summed, run.grad_checkpoint)
         with model.holding(parameters):
-            return model.loss(ids, targets, run.loss_rows, backward) / run.accumulation
+            return model.loss(ids, targets, run.loss_rows, backward, count)
 
     @mx.compile
     def accumulate(
-        parameters: Arrays, ids: mx.array, targets: mx.array, total: mx.array, summed: Arrays
+        parameters: Arrays,
+        ids: mx.array,
+        targets: mx.array,
+        count: mx.array,
+        total: mx.array,
+        summed: Arrays,
     ) -> tuple[mx.array, Arrays]:
-        loss, gradients = mx.value_and_grad(share_of_loss)(parameters, ids, targets, summed)
+        loss, gradients = mx.value_and_grad(share_of_loss)(parameters, ids, targets, count, summed)
         return total + loss, gradients
 
     @mx.compile
@@ -160,13 +166,15 @@ def compile_step(run: Run) -> Callable[[int], Launched]:
         return *optimizer.update(parameters, clipped, state, rates), norm
 
     def launch(step: int) -> Launched:
+        batches = list(islice(run.batches, run.accumulation))
+        count = mx.array(max(1, sum(int((batch.targets >= 0).sum()) for batch in batches)))
         loss, gradients = mx.array(0.0), Arrays()
-        for _ in range(run.accumulation):
+        for batch in batches:
             if run.stop():
                 raise Stopped
-            batch, before = next(run.batches), loss
+            parameters, before = model.named_parameters(), loss
             ids, targets = mx.array(batch.ids), mx.array(batch.targets)
-            loss, gradients = accumulate(model.named_parameters(), ids, targets, loss, gradients)
+            loss, gradients = accumulate(parameters, ids, targets, count, loss, gradients)
             mx.async_eval(loss, gradients)
             mx.eval(before)  # one micro-batch under way, no more
         rates = run.rates(step - 1)
@@ -177,7 +185,7 @@ def compile_step(run: Run) -> Callable[[int], Launched]:
         del gradients  # with what was before the update: its memory is used again in it
         facts = mx.stack([loss, norm, rates.learning[MATRIX]])
         mx.async_eval(parameters, optimizer.state, facts)
-        return Launched(step, facts, batch.state)
+        return Launched(step, facts, batches[-1].state)
 
     return launch
 
