@@ -35,9 +35,10 @@ from mlxchat.optim.groups import GROUPS
 from mlxchat.runtime import mx
 from mlxchat.telemetry import Event, Stepped
 from mlxchat.train.loop import Run, train
-from mlxchat.train.plan import Plan, plan
+from mlxchat.train.plan import plan
 from mlxchat.train.probe import capacity
 from mlxchat.train.rehearsal import random_model, random_run
+from mlxchat.train.run_plan import Plan
 from mlxchat.train.settings import PretrainConfig
 
 GB = 10**9

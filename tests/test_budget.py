@@ -25,7 +25,8 @@ from mlxchat.train.fitting import MARGIN, Capacity
 from mlxchat.train.inputs import saved_run
 from mlxchat.train.loop import Launched, Run, train
 from mlxchat.train.pace import Pace, Pause, last_step, seconds_needed, with_steps
-from mlxchat.train.plan import Plan, plan
+from mlxchat.train.plan import plan
+from mlxchat.train.run_plan import Plan
 from mlxchat.train.settings import PretrainConfig
 
 CAPACITY = Capacity(64 * 1024**3, 2, "none", 1024)

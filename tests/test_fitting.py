@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from mlxchat.errors import MlxchatError
 from mlxchat.train.fitting import MARGIN, Capacity, memory_limit
-from mlxchat.train.plan import Plan, plan, refitted
+from mlxchat.train.plan import plan
+from mlxchat.train.run_plan import Plan, refitted
 from mlxchat.train.settings import PretrainConfig
 from mlxchat.train.size import UNITS, rounded, spelled, to_bytes
 

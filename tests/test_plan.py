@@ -8,7 +8,8 @@ from mlxchat.errors import MlxchatError
 from mlxchat.model.arithmetic import parameters
 from mlxchat.model.config import GPTConfig
 from mlxchat.train.fitting import Capacity
-from mlxchat.train.plan import Plan, plan, refitted
+from mlxchat.train.plan import plan
+from mlxchat.train.run_plan import Plan, refitted
 from mlxchat.train.settings import LARGEST_CONTEXT, PretrainConfig
 
 GIB = 1024**3

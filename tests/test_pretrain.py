@@ -180,7 +180,7 @@ def loop_of(home: Path, config: PretrainConfig, monkeypatch: pytest.MonkeyPatch)
         passed.append(run)
         return iter(())
 
-    monkeypatch.setattr("mlxchat.train.pretrain.train", loop)
+    monkeypatch.setattr("mlxchat.train.conduct.train", loop)
     run(home, config)
     return passed[0]
 

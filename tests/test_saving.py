@@ -15,7 +15,7 @@ from mlxchat.data.shards import DATASETS, REVISION
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.runtime import mx
-from mlxchat.train import inputs, loop, pretrain, runlog
+from mlxchat.train import conduct, inputs, loop, runlog
 from mlxchat.train.divergence import DivergedError, check_arrays
 from mlxchat.train.loop import Launched, Run
 
@@ -133,7 +133,7 @@ def test_a_validation_shard_that_is_gone_saves_what_is_done(
 ) -> None:
     data = shards(tmp_path / "data", 0, 1)
     config = QUIET.model_copy(update={"data_dir": data, "save_every": 0, "eval_every": 5})
-    evaluate = pretrain._Pretraining.evaluate
+    evaluate = conduct._Training.evaluate
 
     def missing(self: Any, step: int, *rest: Any) -> Iterator[Any]:
         if step == 5:
@@ -141,7 +141,7 @@ def test_a_validation_shard_that_is_gone_saves_what_is_done(
         return evaluate(self, step, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(pretrain._Pretraining, "evaluate", missing)
+        patched.setattr(conduct._Training, "evaluate", missing)
         with pytest.raises(MlxchatError, match=r"shard_00001\.parquet does not exist"):
             run(tmp_path, config)
     assert store.steps(folder(tmp_path)) == [5]

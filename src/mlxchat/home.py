@@ -33,6 +33,20 @@ class Home:
         """The folder with a folder of saved steps for each pretraining run."""
         return self.root / "base_checkpoints"
 
+    @property
+    def finetuned(self) -> Path:
+        """The folder with a folder of saved steps for each run of fine-tuning."""
+        return self.root / "chatsft_checkpoints"
+
+    @property
+    def stages(self) -> tuple[Path, ...]:
+        """The folders of all runs; a name is that of one run only, whatever its stage."""
+        return self.runs, self.finetuned
+
+    def run(self, tag: str) -> Path:
+        """The folder of a run's saved steps, among the pretraining runs where there is none."""
+        return next((runs / tag for runs in self.stages if (runs / tag).is_dir()), self.runs / tag)
+
     def log(self, tag: str) -> Path:
         """The file with one JSON object per event of a run."""
         return self.root / "logs" / tag / "metrics.jsonl"

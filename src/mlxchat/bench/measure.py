@@ -27,9 +27,10 @@ from mlxchat.telemetry import Progressed
 from mlxchat.train.fitting import Capacity
 from mlxchat.train.inputs import Clock, Report
 from mlxchat.train.loop import Run, compile_step
-from mlxchat.train.plan import Plan, plan
+from mlxchat.train.plan import plan
 from mlxchat.train.probe import capacity
 from mlxchat.train.rehearsal import SEED, random_model, random_run
+from mlxchat.train.run_plan import Plan
 from mlxchat.train.settings import PretrainConfig
 
 UNCOUNTED_STEPS = 2  # the first one compiles, the second one begins with nothing under way

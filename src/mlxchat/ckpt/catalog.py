@@ -1,6 +1,7 @@
 """What is saved: the steps of all runs with their sizes, read without arrays."""
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,17 +26,23 @@ class SavedStep:
     trainable: bool  # whether a run can go on from it
 
 
-def saved_steps(runs: Path, tag: str | None = None) -> list[SavedStep]:
-    """The steps of one run or of all, by name and number, without those removed meanwhile."""
-    tags = sorted(path.name for path in runs.glob("*") if path.is_dir()) if tag is None else [tag]
+def saved_steps(stages: Sequence[Path], tag: str | None = None) -> list[SavedStep]:
+    """The steps of one run or of all, by name and number, without those removed meanwhile.
+
+    Args:
+        stages: the folders of runs, such as `Home.stages`.
+        tag: of the run; None for all.
+    """
+    runs = (path for stage in stages for path in stage.glob("*") if path.is_dir())
+    wanted = [run for run in runs if tag in (None, run.name)]
     found = []
-    for name in tags:
-        for step in store.steps(runs / name):
-            folder = store.directory(runs / name, step)
+    for run in sorted(wanted, key=lambda run: run.name):
+        for step in store.steps(run):
+            folder = store.directory(run, step)
             with suppress(FileNotFoundError):
                 saved, size, bits = folder.stat().st_mtime, store.size(folder), _bits(folder)
                 trainable = bits is None and (folder / TRAINER).exists()
-                found.append(SavedStep(name, step, folder, size, saved, bits, trainable))
+                found.append(SavedStep(run.name, step, folder, size, saved, bits, trainable))
     return found
 
 

@@ -7,7 +7,7 @@ one with a step's name is complete by construction.
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -46,21 +46,23 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def find(runs: Path, tag: str | None, step: int | None) -> Path:
-    """The directory of a saved step among the runs in a folder.
+def find(stages: Sequence[Path], tag: str | None, step: int | None) -> Path:
+    """The directory of a saved step.
 
     Args:
+        stages: the folders of runs, such as `Home.stages`.
         tag: of the run; None for the one saved last.
         step: None for the newest.
 
     Raises:
         MlxchatError: there is none; the message names those that there are, or how to make one.
     """
-    saved = {path.name: latest(path) for path in runs.glob("*") if path.is_dir()}
+    runs = (path for stage in stages for path in stage.glob("*") if path.is_dir())
+    saved = {path.name: latest(path) for path in runs}
     newest = {name: path for name, path in saved.items() if path is not None}
     if not newest:
         raise MlxchatError(
-            f"There is no trained model in {runs}.",
+            f"There is no trained model in {' or '.join(map(str, stages))}.",
             "Make one: mlxchat quickstart, or mlxchat train",
         )
     name = tag or max(newest, key=lambda name: newest[name].stat().st_mtime)
@@ -70,10 +72,11 @@ def find(runs: Path, tag: str | None, step: int | None) -> Path:
         )
     if step is None:
         return newest[name]
-    if step not in steps(runs / name):
-        listed = ", ".join(str(number) for number in steps(runs / name))
+    run = newest[name].parent
+    if step not in steps(run):
+        listed = ", ".join(str(number) for number in steps(run))
         raise MlxchatError(f"{name} has no saved step {step}.", f"It has: {listed}.")
-    return directory(runs / name, step)
+    return directory(run, step)
 
 
 def save(run: Path, step: int, write: Callable[[Path], None]) -> Path:

@@ -28,7 +28,7 @@ def show_list(tag: str | None, json: bool) -> None:
         say(json_format.dumps([{**asdict(saved), "path": str(saved.path)} for saved in found]))
         return
     if not found:
-        say(_NOTHING.format(Home.from_environment().runs))
+        say(_NOTHING.format(Home.from_environment().root))
         return
     table(
         ["run", "step", "MB", "goes on", "model", "saved"],
@@ -60,7 +60,7 @@ def verify(tag: str | None, step: int | None, checkpoint: Path | None, json: boo
     if json:
         say(json_format.dumps([{"path": str(f), "fault": fault} for f, fault in faults.items()]))
     elif not folders:
-        say(_NOTHING.format(Home.from_environment().runs))
+        say(_NOTHING.format(Home.from_environment().root))
     else:
         for folder, fault in faults.items():
             say(fault or f"{folder} is intact.")
@@ -74,19 +74,19 @@ def prune(tag: str | None, keep: int, dry_run: bool, json: bool) -> None:
     A run that was not named is left out while it is trained, and where its newest step is not
     intact or an old one cannot be removed; exit code 1 after the latter two.
     """
-    runs = Home.from_environment().runs
+    home = Home.from_environment()
     removed: list[SavedStep] = []
     faults: dict[Path, str] = {}
     with Screen(stream=sys.stderr) as screen:
         for name in dict.fromkeys(saved.tag for saved in _find(tag)):
             try:
-                _prune(runs, name, keep, dry_run, removed, screen)
+                _prune(home.run(name), keep, dry_run, removed, screen)
             except MlxchatError as error:
                 if tag is not None:
                     raise
                 screen.show(Noted(time.time(), f"{error.problem} {error.remedy}"))
                 if not isinstance(error, store.LockedError):
-                    faults[runs / name] = error.problem
+                    faults[home.run(name)] = error.problem
     freed = sum(saved.bytes for saved in removed)
     if json:
         paths = [str(saved.path) for saved in removed]
@@ -102,23 +102,21 @@ def prune(tag: str | None, keep: int, dry_run: bool, json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _prune(
-    runs: Path, name: str, keep: int, dry_run: bool, removed: list[SavedStep], screen: Screen
-) -> None:
+def _prune(run: Path, keep: int, dry_run: bool, removed: list[SavedStep], screen: Screen) -> None:
     """Remove the old steps of a run; those that are gone by then are added to ``removed``.
 
     Raises:
         MlxchatError: the run is being trained, its newest step is not intact, or an old one cannot
             be removed.
     """
-    with store.locked(runs / name):
-        saved = saved_steps(runs, name)
+    with store.locked(run):
+        saved = saved_steps([run.parent], run.name)
         old = saved[:-keep]
         if old:
             _require_prunable(saved[-1].path, screen)
         try:
             if not dry_run:
-                store.prune(runs / name, keep)
+                store.prune(run, keep)
         finally:
             removed += [step for step in old if dry_run or not step.path.exists()]
 
@@ -154,10 +152,10 @@ def _find(tag: str | None) -> list[SavedStep]:
     Raises:
         MlxchatError: there is no such run; those that there are are named.
     """
-    runs = Home.from_environment().runs
+    stages = Home.from_environment().stages
     if tag is not None:
-        store.find(runs, tag, None)
-    return saved_steps(runs, tag)
+        store.find(stages, tag, None)
+    return saved_steps(stages, tag)
 
 
 def _folders(tag: str | None, step: int | None, checkpoint: Path | None) -> list[Path]:
@@ -168,7 +166,7 @@ def _folders(tag: str | None, step: int | None, checkpoint: Path | None) -> list
         steps = [store.directory(checkpoint, number) for number in store.steps(checkpoint)]
         return steps or [checkpoint]
     if step is not None:
-        return [store.find(Home.from_environment().runs, tag, step)]
+        return [store.find(Home.from_environment().stages, tag, step)]
     return [saved.path for saved in _find(tag)]
 
 

@@ -10,7 +10,8 @@ from mlxchat.cli.interrupts import ending_soon
 from mlxchat.data.shards import DATASETS, status
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.train.settings import BUILTIN, NAME
+from mlxchat.train.run_settings import NAME
+from mlxchat.train.settings import BUILTIN
 from mlxchat.ui.console import Screen, say, table
 
 

@@ -11,14 +11,15 @@ from mlxchat.train.budget import reason
 from mlxchat.train.fitting import Capacity, memory_limit
 from mlxchat.train.forecast import Forecast, Room, VocabularySource, forecast
 from mlxchat.train.inputs import (
-    SavedRun,
     check_documents,
     saved_run,
     stored_tokenizer,
     vocabulary,
 )
-from mlxchat.train.plan import Plan, counted_parameters, refitted
+from mlxchat.train.plan import counted_parameters
 from mlxchat.train.probe import capacity, planned
+from mlxchat.train.run_plan import Plan, refitted
+from mlxchat.train.saved import SavedRun
 from mlxchat.train.settings import PretrainConfig
 from mlxchat.ui.bars import amount, memory_size
 from mlxchat.ui.console import Screen, say

@@ -40,7 +40,9 @@ def quantize_saved(
     """
     home = Home.from_environment()
     source = chatting.locate(tag, step, checkpoint)
-    run, number = destination(home.runs, source, quantization)
+    stage = source.resolve().parent.parent
+    runs = stage if stage in home.stages else home.runs
+    run, number = destination(runs, source, quantization)
     formats = quantization.formats(layout.read_config(source))
     runtime.bound_buffer_cache()
     saved = layout.read_model(source, runtime.machine().compute_dtype)

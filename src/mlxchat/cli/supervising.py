@@ -52,7 +52,7 @@ def train(arguments: list[str], tag: str, fresh: bool, json: bool) -> int:
         with Screen(json) as screen:
             screen.show(Noted(time.time(), text))
 
-    return supervise(command, Home.from_environment().runs / tag, fresh, tell)
+    return supervise(command, Home.from_environment().run(tag), fresh, tell)
 
 
 def supervise(command: Command, run: Path, fresh: bool, tell: Tell) -> int:

@@ -77,7 +77,7 @@ class Runs:
             log.meter.started = replace(log.meter.started, total_steps=status.total_steps)
         signs = [log.time, status.time if status else None]
         heard = max((sign for sign in signs if sign is not None), default=None)
-        steps, saved = _saved(self._home.runs / tag)
+        steps, saved = _saved(self._home.run(tag))
         state = self._state(log.ending, status, heard, now)
         return Run(tag, state, heard, log.meter, log.latest, status, steps, saved)
 

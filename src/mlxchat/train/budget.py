@@ -17,7 +17,8 @@ from mlxchat.model.arithmetic import flops_per_token, parameters
 from mlxchat.model.config import GPTConfig
 from mlxchat.train.fitting import Capacity
 from mlxchat.train.pace import AIM, last_step, pauses
-from mlxchat.train.plan import Costs, Plan, plan, recipe_batch, shape
+from mlxchat.train.plan import plan, recipe_batch, shape
+from mlxchat.train.run_plan import Costs, Plan
 from mlxchat.train.settings import LARGEST_DEPTH, PretrainConfig
 
 SHALLOWEST = 2  # one layer cannot learn to repeat what it saw (https://arxiv.org/abs/2209.11895)

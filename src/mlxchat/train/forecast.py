@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mlxchat.model.arithmetic import parameters
 from mlxchat.train.fitting import AGAIN, Capacity
-from mlxchat.train.plan import Plan
+from mlxchat.train.run_plan import Plan
 
 UTILISATION = 0.35  # of a matrix product's speed, that training reaches
 

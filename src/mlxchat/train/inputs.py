@@ -5,11 +5,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
 
-from pydantic import ValidationError
-
-from mlxchat.ckpt import layout, store
 from mlxchat.ckpt.layout import TrainerState
 from mlxchat.data.documents import BuiltinDocuments, Documents, ShardDocuments
 from mlxchat.data.fetch import pin
@@ -23,9 +19,9 @@ from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry import Event, Noted, Progressed
 from mlxchat.train.forecast import VocabularySource
-from mlxchat.train.plan import Plan, evaluation_batches
 from mlxchat.train.recipes import CLASSIC
 from mlxchat.train.same_data import require_names, require_revision, require_same_files
+from mlxchat.train.saved import SavedRun, read_saved
 from mlxchat.train.settings import DataConfig, PretrainConfig
 
 MAX_CHARACTERS = 2_000_000_000  # nanochat's
@@ -34,19 +30,6 @@ TASK = "reading text for the tokenizer"
 
 Clock = Callable[[], float]
 Report = Callable[[Event], None]
-
-
-class SavedRun(NamedTuple):
-    """The newest checkpoint of a run to go on with."""
-
-    folder: Path
-    trainer: TrainerState
-    plan: Plan
-
-    @property
-    def finished(self) -> bool:
-        """Whether no step is left."""
-        return self.trainer.step == self.plan.num_iterations
 
 
 def open_documents(config: DataConfig, home: Home, report: Report) -> Documents:
@@ -266,25 +249,8 @@ def saved_run(config: PretrainConfig, home: Home) -> SavedRun | None:
         MlxchatError: it was begun with other settings (which are named) or, unless it is finished,
             with other data; or it cannot be read.
     """
-    folder = store.latest(home.runs / config.tag)
-    if folder is None:
-        return None
-    trainer = layout.read_trainer(folder)
-    if differences := config.differences(trainer.settings):
-        raise MlxchatError(
-            f"The run {config.tag} was begun with other settings: {', '.join(differences)}.",
-            "Repeat those to go on, name another run with --model-tag, or set the old one aside "
-            "with --fresh.",
-        )
-    try:
-        begun = Plan.model_validate(trainer.plan)
-    except ValidationError as error:
-        raise MlxchatError(
-            f"The run {config.tag} was begun by a version of mlxchat whose plans were others.",
-            "Name another run with --model-tag, or set the old one aside with --fresh.",
-        ) from error
-    batches = evaluation_batches(config, begun.tokens_per_step, begun.device_batch_size)
-    saved = SavedRun(folder, trainer, begun.model_copy(update={"eval_batches": batches}))
-    if not saved.finished:
-        require_same_files(config.tag, _folder(config, home), config.data_dir, trainer)
+    saved = read_saved(home.runs / config.tag, config)
+    if saved and not saved.finished:
+        folder = _folder(config, home)
+        require_same_files(config.tag, folder, config.data_dir, saved.trainer)
     return saved

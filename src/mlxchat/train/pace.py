@@ -13,7 +13,7 @@ from statistics import mean
 from typing import NamedTuple
 
 from mlxchat.telemetry import Evaluated, Evaluating, Event, Sampled, Saved, Stepped
-from mlxchat.train.plan import Costs, Plan
+from mlxchat.train.run_plan import Costs, Plan
 from mlxchat.train.settings import PretrainConfig
 
 AIM = 0.995  # of the budget; the rest is for what nobody has seen yet, such as the first samples
@@ -102,6 +102,11 @@ class Pace:
         self._occasion: tuple[str, int] | None = None  # of the last pause: its kind and step
         self._mark = 0.0  # the last one passed
         self._steps: list[float] | None = None  # seconds of each; None until one has compiled
+
+    @property
+    def budget(self) -> str | None:
+        """The time budget, as it was said."""
+        return self._config.budget
 
     def costs(self, now: float) -> Costs:
         """What is used of the budget, and what things take."""

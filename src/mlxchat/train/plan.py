@@ -8,98 +8,21 @@ import math
 from collections.abc import Iterator
 from contextlib import suppress
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from mlxchat.errors import MlxchatError
 from mlxchat.model.arithmetic import flops_per_token, parameters, scaling_parameters
 from mlxchat.model.config import ASPECT_RATIO, GPTConfig
 from mlxchat.optim.schedule import width_scale
-from mlxchat.train.fitting import Capacity, Depth, fit, memory_limit
+from mlxchat.train.fitting import Capacity, Depth, fit
 from mlxchat.train.recipes import Recipe
+from mlxchat.train.run_plan import Plan, evaluation_batches, step_rows
 from mlxchat.train.settings import DEFAULT_DEPTH, LARGEST_DEPTH, PretrainConfig
 
-# An evaluation sees the tokens of so many training steps. In nanochat classic's does; modern's sees
-# those of 80 steps of 2^19 tokens.
-EVALUATION_STEPS = 20
-BUDGETED_EVALUATION_STEPS = 5  # in a short run, the other 15 are better spent on training
 REFERENCE_DEPTH = 12
 REFERENCE_BATCH = 2**19  # tokens, the best at that depth
 BATCH_EXPONENT = 0.383  # of the horizon (https://arxiv.org/abs/2505.13738)
 SMEAR_RATE = 0.2  # learning rate of smear and backout, whatever the batch
-
-
-class Costs(BaseModel):
-    """Seconds that a run with a time budget has used of it, and that each thing takes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    spent: float = 0.0
-    step: float
-    evaluation: float = 0.0
-    sample: float = 0.0
-    save: float = 0.0
-
-
-class Plan(BaseModel):
-    """What a run does, derived once and kept with its checkpoints.
-
-    That of a run with a time budget is corrected as it goes on.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: GPTConfig
-    parameters: int
-    flops_per_token: int
-    target_tokens: int  # by the data ratio, whatever the number of steps
-    num_iterations: int
-    device_batch_size: int
-    accumulation: int  # micro-batches in a step
-    tokens_per_step: int
-    learning_rates: dict[str, float]  # by group
-    weight_decay: float  # classic: of embedding and head; modern: of the matrices
-    grad_clip: float
-    warmup_steps: int
-    warmdown_ratio: float
-    final_lr_frac: float
-    eval_batches: int
-    grad_checkpoint: bool = False  # compute each block's activations again in the backward pass
-    loss_rows: int = 128  # positions in a chunk of the loss, at least
-    costs: Costs | None = None  # None: there is no time budget
-
-    @property
-    def rows(self) -> int:
-        """Of a step."""
-        return self.device_batch_size * self.accumulation
-
-    def memory(self, capacity: Capacity) -> dict[str, int]:
-        """Bytes that training takes by component, and their peak, roughly."""
-        return capacity.training_bytes(
-            self.model,
-            self.device_batch_size,
-            self.accumulation,
-            self.loss_rows,
-            self.grad_checkpoint,
-        )
-
-    @property
-    def tokens(self) -> int:
-        """That the run trains on."""
-        return self.num_iterations * self.tokens_per_step
-
-    def summary(self) -> str:
-        """The plan in a line."""
-        rates = ", ".join(f"{rate:.3g} {group}" for group, rate in self.learning_rates.items())
-        rows = "1 row" if self.device_batch_size == 1 else f"{self.device_batch_size} rows"
-        checkpointing = ", gradient checkpointing" if self.grad_checkpoint else ""
-        return (
-            f"{self.model.arch}, {self.parameters:,} parameters in {self.model.n_layer} layers of "
-            f"width {self.model.n_embd}, vocabulary {self.model.vocab_size:,}; "
-            f"{self.num_iterations:,} steps of {self.tokens_per_step:,} tokens "
-            f"({rows} of {self.model.sequence_len:,}, "
-            f"{self.accumulation} times{checkpointing}); learning rates {rates}; "
-            f"weight decay {self.weight_decay:.3g}."
-        )
 
 
 def plan(config: PretrainConfig, vocab_size: int, capacity: Capacity) -> Plan:
@@ -117,7 +40,7 @@ def plan(config: PretrainConfig, vocab_size: int, capacity: Capacity) -> Plan:
     model = shape(config, vocab_size, config.depth or DEFAULT_DEPTH)
     target_tokens = _target_tokens(recipe, model)
     total = recipe_batch(config, model)
-    rows = _rows(config, total)
+    rows = step_rows(config, config.max_seq_len, total)
     steps = config.num_iterations or target_tokens // total
     if steps < 1:
         raise MlxchatError(
@@ -136,47 +59,16 @@ def plan(config: PretrainConfig, vocab_size: int, capacity: Capacity) -> Plan:
         device_batch_size=cut.device_batch,
         accumulation=cut.accumulation,
         tokens_per_step=total,
-        learning_rates=_learning_rates(recipe, config.matrix_lr, model, total),
+        learning_rates=learning_rates(recipe, config.matrix_lr, model, total),
         weight_decay=_weight_decay(config, recipe, model, total),
         grad_clip=recipe.grad_clip,
         warmup_steps=recipe.warmup_steps,
         warmdown_ratio=recipe.warmdown_ratio,
         final_lr_frac=recipe.final_lr_frac,
-        eval_batches=evaluation_batches(config, total, cut.device_batch),
+        eval_batches=evaluation_batches(config, config.max_seq_len, total, cut.device_batch),
         grad_checkpoint=cut.checkpoint,
         loss_rows=cut.loss_rows,
     )
-
-
-def refitted(made: Plan, config: PretrainConfig, capacity: Capacity) -> Plan:
-    """The plan of a saved run: as it is where its peak fits still, and batch and checkpointing are
-    as asked, so that it goes on bit for bit; else cut up anew.
-
-    Raises:
-        MlxchatError: as of `fit`; or the rows asked for do not divide a step's.
-    """
-    _rows(config, made.tokens_per_step)
-    asked = config.grad_checkpoint in ("auto", "on" if made.grad_checkpoint else "off")
-    asked = asked and config.device_batch_size in (None, made.device_batch_size)
-    limit = memory_limit(config, made.model, made.rows, capacity)
-    if asked and made.memory(capacity)["peak"] <= limit:
-        return made
-    cut = fit(config, made.model, made.rows, capacity, [])
-    changed = {
-        "device_batch_size": cut.device_batch,
-        "accumulation": cut.accumulation,
-        "loss_rows": cut.loss_rows,
-        "grad_checkpoint": cut.checkpoint,
-        "eval_batches": evaluation_batches(config, made.tokens_per_step, cut.device_batch),
-    }
-    return made.model_copy(update=changed)
-
-
-def evaluation_batches(config: PretrainConfig, tokens_per_step: int, device_batch: int) -> int:
-    """Batches of an evaluation, one at least."""
-    steps = BUDGETED_EVALUATION_STEPS if config.budget else EVALUATION_STEPS
-    tokens = config.eval_tokens or steps * tokens_per_step
-    return max(1, tokens // (device_batch * config.max_seq_len))
 
 
 def shape(config: PretrainConfig, vocab_size: int, depth: int) -> GPTConfig:
@@ -248,7 +140,7 @@ def recipe_batch(config: PretrainConfig, model: GPTConfig) -> int:
     return int(2 ** round(math.log2(best)))
 
 
-def _learning_rates(
+def learning_rates(
     recipe: Recipe, matrix_lr: float, model: GPTConfig, total: int
 ) -> dict[str, float]:
     """By group: AdamW's shrink with the width, the modern ones grow with the root of the batch."""
@@ -281,28 +173,4 @@ def _shallower(config: PretrainConfig, model: GPTConfig) -> Iterator[Depth]:
     for depth in range(model.n_layer - 1, 0, -1):
         with suppress(ValidationError, MlxchatError):
             other = _shape(config, model.vocab_size, depth)
-            yield Depth(other, _rows(config, recipe_batch(config, other)))
-
-
-def _rows(config: PretrainConfig, total: int) -> int:
-    """Rows of a step of ``total`` tokens.
-
-    Raises:
-        MlxchatError: they are not whole, or not a multiple of those computed at once.
-    """
-    T, device_batch = config.max_seq_len, config.device_batch_size or 1
-    rows, left = divmod(total, T)
-    if not left and rows % device_batch == 0:
-        return rows
-    unit = f"a row's {T:,} tokens"
-    if device_batch > 1:
-        unit = f"{device_batch} rows of {T:,} tokens ({device_batch * T:,})"
-    problem = f"A total batch of {total:,} tokens is not a multiple of {unit}."
-    if left:
-        below, above = max(1, rows // device_batch), rows // device_batch + 1
-        totals = sorted({n * device_batch * T for n in (below, above)})
-        raise MlxchatError(
-            problem, f"Use --total-batch-size {' or '.join(str(n) for n in totals)}."
-        )
-    divisors = [str(n) for n in range(1, min(rows, 64) + 1) if rows % n == 0]
-    raise MlxchatError(problem, f"Use --device-batch-size {', '.join(divisors)}.")
+            yield Depth(other, step_rows(config, config.max_seq_len, recipe_batch(config, other)))

@@ -1,46 +1,44 @@
-"""Pretraining, from settings to a trained model: the recipe that `mlxchat train` runs."""
+"""Pretraining: a new model, on text."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
-from functools import partial
-from itertools import count
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 
-from mlxchat import runtime
-from mlxchat.ckpt import layout, store
-from mlxchat.ckpt.layout import TrainerState
+from mlxchat.data import corpus
+from mlxchat.data.conversations import Conversation, Message
 from mlxchat.data.documents import Documents
-from mlxchat.data.loader import Loader, LoaderState
-from mlxchat.evaluate.bits import bits_per_byte
+from mlxchat.data.loader import LoaderState
+from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.home import Home
 from mlxchat.meter import Meter
+from mlxchat.model.gpt import GPT
+from mlxchat.model.initial import initialise
 from mlxchat.optim import schedule
-from mlxchat.optim.groups import Rates
-from mlxchat.runtime import mx
-from mlxchat.status import Publisher, status_path
-from mlxchat.telemetry import Event, Noted, Sampled, Saved, Started
+from mlxchat.runtime import machine, mx
+from mlxchat.telemetry import Event, Noted
+from mlxchat.train import inputs
 from mlxchat.train.budget import reason
-from mlxchat.train.divergence import DivergedError, check_arrays, ended
+from mlxchat.train.conduct import conduct
 from mlxchat.train.fitting import Capacity
-from mlxchat.train.inputs import (
-    Clock,
-    Report,
-    fingerprints_of,
-    open_documents,
-    ready_tokenizer,
-    reopen_documents,
-    revision,
-    saved_run,
-)
-from mlxchat.train.learner import Learner, begin, go_on
-from mlxchat.train.loop import Run, train
+from mlxchat.train.inputs import Clock, Report
+from mlxchat.train.learner import Learner, hold_memory, new_optimizer
 from mlxchat.train.pace import Pace
-from mlxchat.train.probe import capacity
-from mlxchat.train.runlog import RunLog
-from mlxchat.train.samples import samples
+from mlxchat.train.probe import planned
+from mlxchat.train.run_plan import Plan
+from mlxchat.train.saved import SavedRun
 from mlxchat.train.settings import PretrainConfig
+from mlxchat.train.stage import Stage
+
+PROMPTS = (  # nanochat's
+    "The capital of France is",
+    "The chemical symbol of gold is",
+    "If yesterday was Friday, then tomorrow will be",
+    "The opposite of hot is",
+    "The planets of the solar system are:",
+    "My favorite color is",
+    "If 5*x + 3 = 13, then x is",
+)
+BUILTIN_PROMPTS = 5
 
 
 def pretrain(
@@ -52,242 +50,95 @@ def pretrain(
     fresh: bool = False,
     clock: Clock = time.time,
 ) -> Iterator[Event]:
-    """Begin a run, or go on with the one of the same name; yields what happens.
+    """Pretrain a model, or go on with it, as `conduct` does."""
+    return conduct(Pretraining(config, home, report, clock), meter, stop, fresh)
 
-    Args:
-        config: the settings.
-        home: where data, tokenizer, checkpoints and log lie.
-        report: is told of downloads and the like as they progress, from other threads too.
-        meter: folds the events before they are yielded, and goes into the checkpoints.
-        stop: asked again and again whether to save and end.
-        fresh: set an earlier run of that name aside and begin anew.
-        clock: seconds since the epoch.
 
-    Raises:
-        MlxchatError: the settings cannot work, are not those of the run to go on with, or data,
-            tokenizer or checkpoint cannot be read; the loss is NaN or infinite; or checkpoint or
-            log cannot be written.
-    """
-    begun = clock()
-    meter = meter or Meter()
-    with ExitStack() as stack:
-        stack.enter_context(store.locked(home.runs / config.tag))
-        store.tidy(home.runs / config.tag)
-        saved = None if fresh else saved_run(config, home)
-        if saved and saved.finished:
-            yield Noted(clock(), f"The run {config.tag} is finished: {saved.folder}")
-            return
-        runtime.bound_buffer_cache()
+class Pretraining(Stage):
+    """The stage that every model begins with."""
+
+    def __init__(self, config: PretrainConfig, home: Home, report: Report, clock: Clock) -> None:
+        super().__init__(home, report, clock)
+        self._config = config
+
+    @property
+    def config(self) -> PretrainConfig:
+        """The settings."""
+        return self._config
+
+    @property
+    def folder(self) -> Path:
+        """Of the run's saved steps."""
+        return self.home.runs / self.config.tag
+
+    def saved(self) -> SavedRun | None:
+        """The run to go on with, None where nothing of it was saved."""
+        return inputs.saved_run(self.config, self.home)
+
+    def open(self, saved: SavedRun | None) -> Documents:
+        """The dataset: of a saved run, the very files that it began with."""
         if saved:
-            documents = reopen_documents(config, home, report, saved.trainer)
-        else:
-            documents = open_documents(config, home, report)
-        stack.enter_context(closing(documents))
-        if config.of_preset:
-            yield Noted(clock(), f"Preset {config.preset}: {config.of_preset}")
-        available, fingerprints = capacity(), fingerprints_of(documents, config, home)
-        if saved:
-            fingerprints = saved.trainer.fingerprints | fingerprints
-            learner = yield from go_on(config, saved, available, clock)
-            meter.restore(saved.trainer.meter)
-        else:
-            tokenizer = yield from ready_tokenizer(config, home, documents, report, clock)
-            learner = yield from begin(config, tokenizer, available, begun, clock)
-            if fresh:
-                yield from _set_aside(home, config.tag, clock)
-        path = home.log(config.tag)
-        log = stack.enter_context(RunLog(path, learner.step))
-        status = stack.enter_context(Publisher(status_path(path), meter, runtime.memory_use, clock))
-        run = _Pretraining(
-            config, home, documents, fingerprints, meter, log, clock, begun, available, learner
-        )
-        for event in run.events(stack, lambda: log.failed or stop()):
-            meter.update(event)
-            log.write(event)
-            status.update(event)
-            yield event
-        log.check()
+            return inputs.reopen_documents(self.config, self.home, self.report, saved.trainer)
+        return inputs.open_documents(self.config, self.home, self.report)
 
-
-def _set_aside(home: Home, tag: str, clock: Clock) -> Iterator[Event]:
-    """Rename an earlier run's checkpoints and log."""
-    if not (home.runs / tag).exists():
-        return
-    names = (f"{tag}.old{number}" for number in count(1))
-    aside = next(n for n in names if not ((home.runs / n).exists() or home.log(n).exists()))
-    if home.log(tag).exists():
-        home.log(tag).parent.rename(home.log(aside).parent)
-    (home.runs / tag).rename(home.runs / aside)
-    yield Noted(clock(), f"The earlier run was set aside as {aside}.")
-
-
-@dataclass
-class _Pretraining:
-    """A run and all its parts."""
-
-    config: PretrainConfig
-    home: Home
-    documents: Documents
-    fingerprints: dict[str, str]  # of the dataset's files
-    meter: Meter
-    log: RunLog
-    clock: Clock
-    begun: float  # when this process took the run up, by the clock
-    available: Capacity
-    learner: Learner
-
-    def __post_init__(self) -> None:
-        self.pace: Pace | None = None
-        costs = self.learner.plan.costs
-        if self.config.budget_seconds and costs:
-            origin = self.begun - costs.spent
-            budget = float(self.config.budget_seconds)
-            self.pace = Pace(self.config, budget, costs, origin, self.clock())
-
-    def events(self, stack: ExitStack, stop: Callable[[], bool]) -> Iterator[Event]:
-        """What happens from here to the end; what is opened for it is left to ``stack``."""
-        machine, learner = runtime.machine(), self.learner
-        plan = learner.plan
-        yield Started(
-            self.clock(),
-            self.config.tag,
-            learner.step,
-            plan.num_iterations,
-            plan.tokens_per_step,
-            plan.flops_per_token,
-            machine.peak_flops,
-            machine.device,
-            plan.parameters,
-            plan.memory(self.available)["peak"],
-        )
-        if learner.step == 0:
-            yield Noted(self.clock(), plan.summary())
-            if plan.costs:
-                yield Noted(self.clock(), reason(self.config, plan))
-        in_chunks = partial(learner.model.losses, rows=plan.loss_rows)
-        losses = mx.compile(in_chunks, inputs=learner.model.state)
-        batches = stack.enter_context(
-            Loader(
-                self.documents.training(learner.loader.cursor),
-                learner.tokenizer,
-                plan.device_batch_size,
-                self.config.max_seq_len,
-                learner.loader,
-                stop,
-            )
-        )
-        run = Run(
-            model=learner.model,
-            optimizer=learner.optimizer,
-            batches=batches,
-            shards=self.documents.shards,
-            rates=self.rates,
-            step=learner.step,
-            evaluated=any(step == learner.step for step, _ in self.meter.evaluations),
-            total_steps=plan.num_iterations,
-            accumulation=plan.accumulation,
-            grad_clip=plan.grad_clip,
-            grad_checkpoint=plan.grad_checkpoint,
-            loss_rows=plan.loss_rows,
-            eval_every=self.config.eval_every,
-            sample_every=self.config.sample_every,
-            save_every=self.config.save_every,
-            evaluate=lambda step: self.evaluate(step, losses, stop),
-            sample=self.sample,
-            save=self.save,
-            stop=stop,
-            clock=self.clock,
-        )
-        try:
-            for event in train(run):
-                yield event
-                yield from self.keep_pace(run, event)
-        except DivergedError as error:
-            folder = self.home.runs / self.config.tag
-            raise ended(error, folder, self.documents.names) from error
-
-    def keep_pace(self, run: Run, event: Event) -> Iterator[Event]:
-        """Correct the number of steps where the time budget asks for it."""
-        if self.pace is None:
-            return
-        before = self.learner.plan
-        plan = self.pace.follow(event, before)
-        if plan is before:
-            return
-        self.learner = self.learner._replace(plan=plan)
-        run.total_steps = plan.num_iterations
-        if self.meter.started:
-            self.meter.started = replace(self.meter.started, total_steps=run.total_steps)
-        yield Noted(
-            self.clock(),
-            f"{run.total_steps:,} steps fit into the budget of {self.config.budget}, not "
-            f"{before.num_iterations:,}.",
-        )
-
-    def rates(self, step: int) -> Rates:
-        """Learning rates, momentum and weight decay after ``step`` updates."""
-        plan, arch = self.learner.plan, self.learner.plan.model.arch
-        total, warmdown = plan.num_iterations, plan.warmdown_ratio
-        multiplier = schedule.learning_rate_multiplier(
-            step, total, plan.warmup_steps, warmdown, plan.final_lr_frac
-        )
-        decay = plan.weight_decay * schedule.weight_decay_multiplier(arch, step, total)
-        return Rates(
-            {group: mx.array(rate * multiplier) for group, rate in plan.learning_rates.items()},
-            mx.array(schedule.muon_momentum(arch, step, total, warmdown)),
-            mx.array(decay),
-        )
-
-    def evaluate(
-        self,
-        step: int,
-        losses: Callable[[mx.array, mx.array], mx.array],
-        stop: Callable[[], bool],
-    ) -> Iterator[Event]:
-        """Bits per byte on the validation documents, from their beginning."""
-        plan, tokenizer = self.learner.plan, self.learner.tokenizer
-
-        def cut() -> bool:  # the last one never is
-            return stop() and step < self.learner.plan.num_iterations
-
-        rows, context = plan.device_batch_size, self.config.max_seq_len
-        with Loader(self.documents.validation(), tokenizer, rows, context, stop=cut) as batches:
-            limit = plan.eval_batches
-            yield from bits_per_byte(losses, batches, limit, tokenizer, step, self.clock)
-
-    def sample(self, step: int) -> Iterator[Event]:
-        """What the model makes of some prompts."""
-        learner = self.learner
-        for prompt, text in samples(learner.model, learner.tokenizer, self.documents):
-            yield Sampled(self.clock(), step, prompt, text)
-
-    def save(self, step: int, loader: LoaderState) -> Iterator[Event]:
-        """Save the step, then let go of the oldest ones beyond ``keep``.
-
-        The log is on the disk before: a power cut loses no line of a saved step.
+    def begin(
+        self, documents: Documents, available: Capacity, begun: float
+    ) -> Generator[Event, None, Learner]:
+        """A new model, by a plan that is measured first where there is a time budget; a tokenizer
+        is trained where there is none.
         """
-        begun, learner = self.clock(), self.learner
-        check_arrays(learner.model.named_parameters(), step, loader.cursor)
-        check_arrays(learner.optimizer.state, step, loader.cursor)
-        self.log.sync()
-        costs = self.pace.costs(begun) if self.pace else None
-        plan = learner.plan.model_copy(update={"costs": costs})
-        trainer = TrainerState(
-            step=step,
-            settings=self.config.model_dump(mode="json"),
-            plan=plan.model_dump(mode="json"),
-            meter=self.meter.state(),
-            data=list(self.documents.names),
-            revision=revision(self.config, self.home),
-            fingerprints=self.fingerprints,
+        config, clock = self.config, self.clock
+        tokenizer = yield from inputs.ready_tokenizer(
+            config, self.home, documents, self.report, clock
+        )
+        if config.budget:
+            yield Noted(clock(), f"Measuring how fast this machine trains, for {config.budget}.")
+        made = planned(config, tokenizer.vocab_size, available, begun, clock)
+        hold_memory(made, config, available)
+        model = GPT(made.model, machine().compute_dtype)
+        initialise(model, mx.random.key(config.seed))
+        return Learner(made, tokenizer, model, new_optimizer(model), 0, LoaderState())
+
+    def momentum(self, plan: Plan, step: int) -> float:
+        """Muon's after ``step`` updates."""
+        return schedule.muon_momentum(
+            plan.model.arch, step, plan.num_iterations, plan.warmdown_ratio
         )
 
-        def write(folder: Path) -> None:
-            conversational = self.documents.conversational
-            layout.write_model(folder, learner.model, learner.tokenizer, conversational)
-            layout.write_trainer(folder, trainer, learner.optimizer.state, loader)
+    def prompts(
+        self, tokenizer: Tokenizer, documents: Documents
+    ) -> Iterable[tuple[str, list[int]]]:
+        """Beginnings of sentences, or of the built-in corpus questions that it does not ask."""
+        if not documents.conversational:
+            for prompt in PROMPTS:
+                yield prompt, [tokenizer.bos, *tokenizer.encode(prompt)]
+            return
+        for question in corpus.held_out(BUILTIN_PROMPTS):
+            conversation = Conversation((Message("user", question.prompt),))
+            yield question.prompt, tokenizer.render_for_completion(conversation)
 
-        run = self.home.runs / self.config.tag
-        path = store.save(run, step, write)
-        store.prune(run, self.config.keep)
-        yield Saved(self.clock(), step, str(path), self.clock() - begun)
+    def fingerprints(self, documents: Documents) -> dict[str, str]:
+        """Those of the files that are on disk."""
+        return inputs.fingerprints_of(documents, self.config, self.home)
+
+    @property
+    def revision(self) -> str | None:
+        """The hub's commit that the dataset's files are of, None where none is recorded."""
+        return inputs.revision(self.config, self.home)
+
+    def notes(self) -> Iterable[str]:
+        """What the preset stands for."""
+        if self.config.of_preset:
+            yield f"Preset {self.config.preset}: {self.config.of_preset}"
+
+    def because(self, plan: Plan) -> Iterable[str]:
+        """Why a time budget leads to this plan."""
+        if plan.costs:
+            yield reason(self.config, plan)
+
+    def pace(self, plan: Plan, begun: float) -> Pace | None:
+        """What holds the time budget, where there is one."""
+        if not (self.config.budget_seconds and plan.costs):
+            return None
+        budget, origin = float(self.config.budget_seconds), begun - plan.costs.spent
+        return Pace(self.config, budget, plan.costs, origin, self.clock())

@@ -11,8 +11,9 @@ from mlxchat.train.fitting import Capacity
 from mlxchat.train.forecast import UTILISATION
 from mlxchat.train.inputs import Clock
 from mlxchat.train.loop import compile_step
-from mlxchat.train.plan import Plan, plan
+from mlxchat.train.plan import plan
 from mlxchat.train.rehearsal import random_model, random_run
+from mlxchat.train.run_plan import Plan
 from mlxchat.train.settings import PretrainConfig
 
 SHARE, SECONDS = 0.05, 60.0  # of a budget, at most, for measuring

@@ -11,7 +11,7 @@ from mlxchat.optim.groups import MuonAdamW, Rates
 from mlxchat.runtime import machine, mx
 from mlxchat.train.inputs import Clock
 from mlxchat.train.loop import Run
-from mlxchat.train.plan import Plan
+from mlxchat.train.run_plan import Plan
 
 SEED = 0
 MOMENTUM = 0.95

@@ -1,23 +1,21 @@
 """Pretraining's settings: what one may say. Pure: no arrays, no files, quick to import."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import Architecture
 from mlxchat.train.duration import spelled, to_seconds
-from mlxchat.train.memory import MemoryConfig
 from mlxchat.train.presets import PRESETS, Preset, described, options
 from mlxchat.train.recipes import RECIPES, Recipe
+from mlxchat.train.run_settings import INDEPENDENT, LARGEST_COUNT, NAME, RunConfig
 
 LARGEST_DEPTH = 64
 DEFAULT_DEPTH = 12  # without a time budget
 LARGEST_CONTEXT = 32_768  # tokens; of their square, a mask, MLX needs fewer than 2^31
-LARGEST_COUNT = 10**15  # of steps, or of tokens in one
 BUILTIN = "builtin"
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # of a run or a dataset: a folder's name
 WINDOWS = "^[SL]+$"
 IN_WORDS = {  # what a pattern asks for
     NAME: "letters, digits, '.', '_' and '-' only, 100 at most",
@@ -76,8 +74,17 @@ class DataConfig(BaseModel):
         return self.dataset == BUILTIN and self.data_dir is None
 
 
-class PretrainConfig(MemoryConfig, DataConfig):
+class PretrainConfig(RunConfig, DataConfig):
     """What a pretraining run is told. ``None`` means: derive it; the plan says from what."""
+
+    independent: ClassVar[frozenset[str]] = INDEPENDENT | {
+        "data_dir",  # its files are compared
+        "tokenizer_dir",  # a run that goes on has its own
+        "preset",
+        "streaming",
+        "max_cached_shards",
+        "endpoint",
+    }
 
     model_config = ConfigDict(title="Model and training")
 
@@ -171,23 +178,6 @@ class PretrainConfig(MemoryConfig, DataConfig):
         le=1,
         description="Last learning rate, as a share of the full one. Default: 0; modern 0.05.",
     )
-    eval_every: int = Field(250, ge=0, description="Steps between evaluations; 0 for none.")
-    eval_tokens: int | None = Field(
-        None,
-        ge=1,
-        description="Validation tokens. Default: 20 times the total batch (with --budget 5 times), "
-        "or what there is.",
-    )
-    sample_every: int = Field(2000, ge=0, description="Steps between samples; 0 for none.")
-    save_every: int = Field(
-        50, ge=0, description="Steps between checkpoints; 0 for the last one only."
-    )
-    keep: int = Field(3, ge=1, description="Checkpoints to keep.")
-    model_tag: str | None = Field(
-        None,
-        pattern=NAME,
-        description="Name of the run. Default: d and the depth; auto- and the budget.",
-    )
 
     @model_validator(mode="before")
     @classmethod
@@ -252,50 +242,17 @@ class PretrainConfig(MemoryConfig, DataConfig):
         given = {name: value for name, value in settings.items() if value is not None}
         return RECIPES[self.arch]._replace(**given)
 
-    def differences(self, stored: dict[str, Any]) -> list[str]:
-        """Settings by which this run would not be the stored one, ``name (then -> now)`` each.
+    @property
+    def evaluation_steps(self) -> int:
+        """In a short run, most of the usual ones are better spent on training."""
+        return 5 if self.budget else super().evaluation_steps
 
-        Those in `INDEPENDENT` may differ: they do not change what is learnt. A default that is
-        spelled out is no difference.
-        """
-        then = PretrainConfig().model_dump(mode="json") | stored
-        now = self.model_dump(mode="json")
-        return [
-            f"--{name.replace('_', '-')} ({_shown(then, name)} -> {_shown(now, name)})"
-            for name in now
-            if name not in INDEPENDENT
-            and then[name] != now[name]
-            and _shown(then, name) != _shown(now, name)
-        ]
-
-
-def _shown(settings: dict[str, Any], name: str) -> str:
-    """A setting, or what stands for it where it is not given."""
-    value = settings[name]
-    if value is None and name == "depth":
-        value = "auto" if settings["budget"] else DEFAULT_DEPTH
-    if value is None:
-        value = getattr(RECIPES[settings["arch"]], name, None)
-    return "not given" if value is None else str(value)
-
-
-INDEPENDENT = frozenset(
-    {
-        "data_dir",  # its files are compared
-        "tokenizer_dir",  # a run that goes on has its own
-        "preset",
-        "memory_limit",
-        "grad_checkpoint",
-        "device_batch_size",
-        "wired_limit",
-        "streaming",
-        "max_cached_shards",
-        "endpoint",
-        "eval_every",
-        "eval_tokens",
-        "sample_every",
-        "save_every",
-        "keep",
-        "model_tag",
-    }
-)
+    @classmethod
+    def shown(cls, settings: dict[str, Any], name: str) -> str:
+        """A setting, or what stands for it where it is not given."""
+        value = settings[name]
+        if value is None and name == "depth":
+            value = "auto" if settings["budget"] else DEFAULT_DEPTH
+        if value is None:
+            value = getattr(RECIPES[settings["arch"]], name, None)
+        return "not given" if value is None else str(value)

@@ -1,0 +1,282 @@
+"""A run from its settings to a trained model, whatever its stage: it begins anew, or goes on."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+from mlxchat import runtime
+from mlxchat.ckpt import layout, store
+from mlxchat.ckpt.layout import TrainerState
+from mlxchat.data.documents import Documents
+from mlxchat.data.loader import Loader, LoaderState
+from mlxchat.errors import MlxchatError
+from mlxchat.evaluate.bits import bits_per_byte
+from mlxchat.meter import Meter
+from mlxchat.optim import schedule
+from mlxchat.optim.groups import Rates
+from mlxchat.runtime import mx
+from mlxchat.status import Publisher, status_path
+from mlxchat.telemetry import Event, Noted, Sampled, Saved, Started
+from mlxchat.train.divergence import DivergedError, check_arrays, ended
+from mlxchat.train.fitting import Capacity
+from mlxchat.train.learner import Learner, go_on
+from mlxchat.train.loop import Run, train
+from mlxchat.train.probe import capacity
+from mlxchat.train.runlog import RunLog
+from mlxchat.train.samples import samples
+from mlxchat.train.stage import Stage
+
+
+def conduct(
+    stage: Stage,
+    meter: Meter | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    fresh: bool = False,
+) -> Iterator[Event]:
+    """Begin a run, or go on with the one of the same name; yields what happens.
+
+    Args:
+        stage: what is trained, and how.
+        meter: folds the events before they are yielded, and goes into the checkpoints.
+        stop: asked again and again whether to save and end.
+        fresh: set an earlier run of that name aside and begin anew.
+
+    Raises:
+        MlxchatError: the settings cannot work, are not those of the run to go on with, or data,
+            tokenizer or checkpoint cannot be read; the loss is NaN or infinite; or checkpoint or
+            log cannot be written.
+    """
+    clock, home, tag = stage.clock, stage.home, stage.config.tag
+    begun = clock()
+    meter = meter or Meter()
+    with ExitStack() as stack:
+        stack.enter_context(store.locked(stage.folder))
+        store.tidy(stage.folder)
+        saved = None if fresh else stage.saved()
+        if saved and saved.finished:
+            yield Noted(clock(), f"The run {tag} is finished: {saved.folder}")
+            return
+        _require_own_name(stage)
+        runtime.bound_buffer_cache()
+        documents = stack.enter_context(closing(stage.open(saved)))
+        for note in stage.notes():
+            yield Noted(clock(), note)
+        available, fingerprints = capacity(), stage.fingerprints(documents)
+        if saved:
+            fingerprints = saved.trainer.fingerprints | fingerprints
+            learner = yield from go_on(stage.config, saved, available, clock)
+            meter.restore(saved.trainer.meter)
+        else:
+            learner = yield from stage.begin(documents, available, begun)
+            if fresh:
+                yield from _set_aside(stage)
+        path = home.log(tag)
+        log = stack.enter_context(RunLog(path, learner.step))
+        status = stack.enter_context(Publisher(status_path(path), meter, runtime.memory_use, clock))
+        training = _Training(stage, documents, fingerprints, meter, log, begun, available, learner)
+        for event in training.events(stack, lambda: log.failed or stop()):
+            meter.update(event)
+            log.write(event)
+            status.update(event)
+            yield event
+        log.check()
+
+
+def _require_own_name(stage: Stage) -> None:
+    """A name is one run's only, whatever its stage: log and commands know it by that.
+
+    Raises:
+        MlxchatError: one of another stage has it.
+    """
+    tag = stage.config.tag
+    for runs in stage.home.stages:
+        if runs != stage.folder.parent and store.steps(runs / tag):
+            raise MlxchatError(
+                f"{tag} is the name of another run: {runs / tag}.",
+                "Name this one with --model-tag.",
+            )
+
+
+def _set_aside(stage: Stage) -> Iterator[Event]:
+    """Rename an earlier run's checkpoints and log."""
+    home, run = stage.home, stage.folder
+    if not run.exists():
+        return
+    names = (f"{run.name}.old{number}" for number in count(1))
+    aside = next(n for n in names if not (run.with_name(n).exists() or home.log(n).exists()))
+    if home.log(run.name).exists():
+        home.log(run.name).parent.rename(home.log(aside).parent)
+    run.rename(run.with_name(aside))
+    yield Noted(stage.clock(), f"The earlier run was set aside as {aside}.")
+
+
+@dataclass
+class _Training:
+    """A run and all its parts."""
+
+    stage: Stage
+    documents: Documents
+    fingerprints: dict[str, str]  # of the dataset's files
+    meter: Meter
+    log: RunLog
+    begun: float  # when this process took the run up, by the clock
+    available: Capacity
+    learner: Learner
+
+    def __post_init__(self) -> None:
+        self.clock, self.config = self.stage.clock, self.stage.config
+        self.pace = self.stage.pace(self.learner.plan, self.begun)
+
+    def events(self, stack: ExitStack, stop: Callable[[], bool]) -> Iterator[Event]:
+        """What happens from here to the end; what is opened for it is left to ``stack``."""
+        machine, learner = runtime.machine(), self.learner
+        plan = learner.plan
+        yield Started(
+            self.clock(),
+            self.config.tag,
+            learner.step,
+            plan.num_iterations,
+            plan.tokens_per_step,
+            plan.flops_per_token,
+            machine.peak_flops,
+            machine.device,
+            plan.parameters,
+            plan.memory(self.available)["peak"],
+        )
+        if learner.step == 0:
+            yield Noted(self.clock(), plan.summary())
+            for note in self.stage.because(plan):
+                yield Noted(self.clock(), note)
+        in_chunks = partial(learner.model.losses, rows=plan.loss_rows)
+        losses = mx.compile(in_chunks, inputs=learner.model.state)
+        batches = stack.enter_context(
+            Loader(
+                self.documents.training(learner.loader.cursor),
+                learner.tokenizer,
+                plan.device_batch_size,
+                plan.model.sequence_len,
+                learner.loader,
+                stop,
+                self.stage.answers_only,
+            )
+        )
+        run = Run(
+            model=learner.model,
+            optimizer=learner.optimizer,
+            batches=batches,
+            shards=self.documents.shards,
+            rates=self.rates,
+            step=learner.step,
+            evaluated=any(step == learner.step for step, _ in self.meter.evaluations),
+            total_steps=plan.num_iterations,
+            accumulation=plan.accumulation,
+            grad_clip=plan.grad_clip,
+            grad_checkpoint=plan.grad_checkpoint,
+            loss_rows=plan.loss_rows,
+            eval_every=self.config.eval_every,
+            sample_every=self.config.sample_every,
+            save_every=self.config.save_every,
+            evaluate=lambda step: self.evaluate(step, losses, stop),
+            sample=self.sample,
+            save=self.save,
+            stop=stop,
+            clock=self.clock,
+        )
+        try:
+            for event in train(run):
+                yield event
+                yield from self.keep_pace(run, event)
+        except DivergedError as error:
+            raise ended(error, self.stage.folder, self.documents.names) from error
+
+    def keep_pace(self, run: Run, event: Event) -> Iterator[Event]:
+        """Correct the number of steps where the time budget asks for it."""
+        if self.pace is None:
+            return
+        before = self.learner.plan
+        plan = self.pace.follow(event, before)
+        if plan is before:
+            return
+        self.learner = self.learner._replace(plan=plan)
+        run.total_steps = plan.num_iterations
+        if self.meter.started:
+            self.meter.started = replace(self.meter.started, total_steps=run.total_steps)
+        yield Noted(
+            self.clock(),
+            f"{run.total_steps:,} steps fit into the budget of {self.pace.budget}, not "
+            f"{before.num_iterations:,}.",
+        )
+
+    def rates(self, step: int) -> Rates:
+        """Learning rates, momentum and weight decay after ``step`` updates."""
+        plan, arch = self.learner.plan, self.learner.plan.model.arch
+        total, warmdown = plan.num_iterations, plan.warmdown_ratio
+        multiplier = schedule.learning_rate_multiplier(
+            step, total, plan.warmup_steps, warmdown, plan.final_lr_frac
+        )
+        decay = plan.weight_decay * schedule.weight_decay_multiplier(arch, step, total)
+        return Rates(
+            {group: mx.array(rate * multiplier) for group, rate in plan.learning_rates.items()},
+            mx.array(self.stage.momentum(plan, step)),
+            mx.array(decay),
+        )
+
+    def evaluate(
+        self,
+        step: int,
+        losses: Callable[[mx.array, mx.array], mx.array],
+        stop: Callable[[], bool],
+    ) -> Iterator[Event]:
+        """Bits per byte on the validation documents, from their beginning."""
+        plan, tokenizer = self.learner.plan, self.learner.tokenizer
+
+        def cut() -> bool:  # the last one never is
+            return stop() and step < self.learner.plan.num_iterations
+
+        rows, context = plan.device_batch_size, plan.model.sequence_len
+        documents, answers_only = self.documents.validation(), self.stage.answers_only
+        with Loader(
+            documents, tokenizer, rows, context, stop=cut, answers_only=answers_only
+        ) as batches:
+            limit = plan.eval_batches
+            yield from bits_per_byte(losses, batches, limit, tokenizer, step, self.clock)
+
+    def sample(self, step: int) -> Iterator[Event]:
+        """What the model makes of some prompts."""
+        learner = self.learner
+        prompts = self.stage.prompts(learner.tokenizer, self.documents)
+        for prompt, text in samples(learner.model, learner.tokenizer, prompts):
+            yield Sampled(self.clock(), step, prompt, text)
+
+    def save(self, step: int, loader: LoaderState) -> Iterator[Event]:
+        """Save the step, then let go of the oldest ones beyond ``keep``.
+
+        The log is on the disk before: a power cut loses no line of a saved step.
+        """
+        begun, learner = self.clock(), self.learner
+        check_arrays(learner.model.named_parameters(), step, loader.cursor)
+        check_arrays(learner.optimizer.state, step, loader.cursor)
+        self.log.sync()
+        costs = self.pace.costs(begun) if self.pace else None
+        plan = learner.plan.model_copy(update={"costs": costs})
+        trainer = TrainerState(
+            step=step,
+            settings=self.config.model_dump(mode="json"),
+            plan=plan.model_dump(mode="json"),
+            meter=self.meter.state(),
+            data=list(self.documents.names),
+            revision=self.stage.revision,
+            fingerprints=self.fingerprints,
+        )
+
+        def write(folder: Path) -> None:
+            conversational = self.documents.conversational
+            layout.write_model(folder, learner.model, learner.tokenizer, conversational)
+            layout.write_trainer(folder, trainer, learner.optimizer.state, loader)
+
+        path = store.save(self.stage.folder, step, write)
+        store.prune(self.stage.folder, self.config.keep)
+        yield Saved(self.clock(), step, str(path), self.clock() - begun)

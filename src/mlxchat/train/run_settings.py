@@ -1,0 +1,87 @@
+"""What every run may be told, whatever is trained. Pure: no arrays, no files, quick to import."""
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, Field
+
+from mlxchat.train.memory import MemoryConfig
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # of a run or a dataset: a folder's name
+LARGEST_COUNT = 10**15  # of steps, or of tokens in one
+
+# Settings that may change from one process of a run to the next: what is learnt stays the same.
+INDEPENDENT = frozenset(
+    {
+        "memory_limit",
+        "grad_checkpoint",
+        "device_batch_size",
+        "wired_limit",
+        "eval_every",
+        "eval_tokens",
+        "sample_every",
+        "save_every",
+        "keep",
+        "model_tag",
+    }
+)
+
+
+class RunConfig(MemoryConfig):
+    """How a run is looked at, saved and called."""
+
+    model_config = ConfigDict(title="Evaluating and saving")
+
+    independent: ClassVar[frozenset[str]] = INDEPENDENT
+
+    eval_every: int = Field(250, ge=0, description="Steps between evaluations; 0 for none.")
+    eval_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Validation tokens. Default: 20 times the total batch (with --budget 5 times), "
+        "or what there is.",
+    )
+    sample_every: int = Field(2000, ge=0, description="Steps between samples; 0 for none.")
+    save_every: int = Field(
+        50, ge=0, description="Steps between checkpoints; 0 for the last one only."
+    )
+    keep: int = Field(3, ge=1, description="Checkpoints to keep.")
+    model_tag: str | None = Field(
+        None,
+        pattern=NAME,
+        description="Name of the run. Default: d and the depth; auto- and the budget.",
+    )
+
+    @property
+    @abstractmethod
+    def tag(self) -> str:
+        """The run's name."""
+
+    @property
+    def evaluation_steps(self) -> int:
+        """Steps whose number of tokens an evaluation takes by default.
+
+        Classic nanochat's; modern's is the tokens of 80 steps of 2^19.
+        """
+        return 20
+
+    @classmethod
+    def shown(cls, settings: dict[str, Any], name: str) -> str:
+        """A setting, or what stands for it where it is not given."""
+        return "not given" if settings[name] is None else str(settings[name])
+
+    def differences(self, stored: dict[str, Any]) -> list[str]:
+        """Settings by which this run would not be the stored one, ``name (then -> now)`` each.
+
+        Those in ``independent`` may differ: they do not change what is learnt. A default that is
+        spelled out is no difference.
+        """
+        then = type(self)().model_dump(mode="json") | stored
+        now = self.model_dump(mode="json")
+        return [
+            f"--{name.replace('_', '-')} ({self.shown(then, name)} -> {self.shown(now, name)})"
+            for name in now
+            if name not in self.independent
+            and then[name] != now[name]
+            and self.shown(then, name) != self.shown(now, name)
+        ]

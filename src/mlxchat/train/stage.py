@@ -1,0 +1,105 @@
+"""What tells one kind of training from another, such as pretraining; all else is the same."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable
+from pathlib import Path
+
+from mlxchat.data.documents import Documents
+from mlxchat.data.tokenizer import Tokenizer
+from mlxchat.home import Home
+from mlxchat.telemetry import Event
+from mlxchat.train.fitting import Capacity
+from mlxchat.train.inputs import Clock, Report
+from mlxchat.train.learner import Learner
+from mlxchat.train.pace import Pace
+from mlxchat.train.run_plan import Plan
+from mlxchat.train.run_settings import RunConfig
+from mlxchat.train.saved import SavedRun
+
+
+class Stage(ABC):
+    """A kind of training, with its settings.
+
+    Args:
+        config: the settings.
+        home: where data, tokenizer, checkpoints and log lie.
+        report: is told of downloads and the like as they progress, from other threads too.
+        clock: seconds since the epoch.
+    """
+
+    answers_only = False  # whether only what an assistant says is learnt, of whole conversations
+
+    def __init__(self, home: Home, report: Report, clock: Clock) -> None:
+        self.home, self.report, self.clock = home, report, clock
+
+    @property
+    @abstractmethod
+    def config(self) -> RunConfig:
+        """The settings."""
+
+    @property
+    @abstractmethod
+    def folder(self) -> Path:
+        """Of the run's saved steps."""
+
+    @abstractmethod
+    def saved(self) -> SavedRun | None:
+        """The run to go on with, None where nothing of it was saved.
+
+        Raises:
+            MlxchatError: it was begun with other settings or data, or cannot be read.
+        """
+
+    @abstractmethod
+    def open(self, saved: SavedRun | None) -> Documents:
+        """The dataset: of a saved run, as it began with it.
+
+        Raises:
+            MlxchatError: it is not there, or another one.
+        """
+
+    @abstractmethod
+    def begin(
+        self, documents: Documents, available: Capacity, begun: float
+    ) -> Generator[Event, None, Learner]:
+        """What learns in a new run.
+
+        Args:
+            documents: the dataset.
+            available: the memory that it may take.
+            begun: when this process did, by the clock.
+
+        Raises:
+            MlxchatError: the settings cannot work, or not in that memory.
+        """
+
+    @abstractmethod
+    def momentum(self, plan: Plan, step: int) -> float:
+        """Muon's after ``step`` updates."""
+
+    @abstractmethod
+    def prompts(
+        self, tokenizer: Tokenizer, documents: Documents
+    ) -> Iterable[tuple[str, list[int]]]:
+        """What samples are asked for: in words, and as ids to continue."""
+
+    @abstractmethod
+    def fingerprints(self, documents: Documents) -> dict[str, str]:
+        """What tells the dataset's files from others of their names, by name."""
+
+    @property
+    def revision(self) -> str | None:
+        """The hub's commit that the dataset's files are of, None where none is recorded."""
+        return None
+
+    def notes(self) -> Iterable[str]:
+        """What to say at the beginning."""
+        return ()
+
+    def because(self, plan: Plan) -> Iterable[str]:
+        """What to say of a new run's plan."""
+        return ()
+
+    def pace(self, plan: Plan, begun: float) -> Pace | None:
+        """What holds a time budget, where there is one."""
+        return None
