@@ -101,7 +101,16 @@ JSON = st.recursive(
     ),
     max_leaves=6,
 )
-CONTENT = st.text(max_size=20) | JSON
+PARTS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "type": st.sampled_from(["text", "python", "python_output"]),
+            "text": st.text(max_size=9),
+        }
+    ),
+    max_size=3,
+)
+CONTENT = st.text(max_size=20) | PARTS | JSON
 MESSAGE = JSON | st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "system", "tool"]), "content": CONTENT}
 )

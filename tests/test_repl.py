@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from mlxchat.data.conversations import Part
 from mlxchat.errors import MlxchatError
 from mlxchat.ui.repl import answer, converse
 
@@ -22,18 +23,18 @@ class Parrot:
         self.calls: list[tuple[str, ...]] = []
         self.closed = False
 
-    def reply(self, text: str) -> Generator[str, None, None]:
+    def reply(self, text: str) -> Generator[Part, None, None]:
         if text == "too long":
             raise MlxchatError("The message is too long.", "Shorten it.")
         self.calls.append(("reply", text))
         return self._words(text)
 
-    def _words(self, text: str) -> Iterator[str]:
+    def _words(self, text: str) -> Iterator[Part]:
         try:
             for i, word in enumerate(text.split(" ")):
                 if i == self.after:
                     raise KeyboardInterrupt
-                yield word + " "
+                yield Part("text", word + " ")
         finally:
             self.closed = True
 
@@ -201,7 +202,7 @@ def test_an_answer_cut_off_is_said_to_be() -> None:
 @pytest.mark.parametrize(("dropped", "words"), [(1, "the first turn."), (3, "the first 3 turns.")])
 def test_dropped_turns_are_told_once(dropped: int, words: str) -> None:
     class Forgetful(Parrot):
-        def reply(self, text: str) -> Generator[str, None, None]:
+        def reply(self, text: str) -> Generator[Part, None, None]:
             self.dropped = dropped
             return super().reply(text)
 
@@ -212,6 +213,44 @@ def test_one_answer_is_only_the_answer() -> None:
     console = Console(file=io.StringIO())
     answer(Parrot(), "one two", console)
     assert console.file.getvalue() == "one two \n"
+
+
+class Computing(Parrot):
+    """Says these pieces whatever it is told."""
+
+    def __init__(self, *pieces: tuple[str, str]) -> None:
+        super().__init__()
+        self.pieces = pieces
+
+    def reply(self, text: str) -> Generator[Part, None, None]:
+        yield from (Part(*piece) for piece in self.pieces)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "shown"),
+    [
+        ("t:Half is|p|p:48|p:/2|o|o:24|o:.0|t: |t:24.", "Half is[48/2 = 24.0] 24."),
+        ("p|p:1/0|t:No.", "[1/0]No."),
+        ("p|p:1|p|p:2|o|o:2", "[1][2 = 2]"),
+        ("p|p:1|o|o:1|p|p:2|o|o:2", "[1 = 1][2 = 2]"),
+        ("o|o:1|o|o:2|t:!", "[1][2]!"),
+        ("p", "[]"),
+    ],
+)
+def test_calls_are_shown_in_brackets(pieces: str, shown: str) -> None:
+    types = {"t": "text", "p": "python", "o": "python_output"}
+    split = [piece.partition(":") for piece in pieces.split("|")]
+    chat = Computing(*((types[kind], text) for kind, _, text in split))
+    plain = Console(file=io.StringIO(), width=5)
+    answer(chat, "Half of 48?", plain)
+    assert plain.file.getvalue() == shown + "\n"
+
+
+def test_a_terminal_shows_calls_dimmed() -> None:
+    chat = Computing(("text", "A"), ("python", ""), ("python", "[b]:1:\x1b"), ("text", "B"))
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard")
+    answer(chat, "Which?", console)
+    assert console.file.getvalue() == "A\x1b[2m[\x1b[0m\x1b[2m[b]:1:\x1b[0m\x1b[2m]\x1b[0mB\n"
 
 
 def test_one_answer_interrupted_ends_its_line_and_is_closed() -> None:

@@ -1,26 +1,29 @@
-"""A conversation with a model: text in, pieces of text out. Prints nothing.
+"""A conversation with a model: text in, pieces of an answer out. Prints nothing.
 
-A model trained on conversations gets nanochat's chat tokens and stops at ``<|assistant_end|>``. A
-base model continues text: ``<|bos|>``, then everything said so far in one piece.
+A model trained on conversations gets nanochat's chat tokens, has the calculator and stops at
+``<|assistant_end|>``. A base model continues text: ``<|bos|>``, then everything said so far in one
+piece.
 
 The tokens of the whole conversation are laid out anew for every answer, and the cache keeps the
 longest beginning it shares with them. So only new tokens are processed in a conversation that goes
 on, and clearing, loading, dropping turns and interrupting need no bookkeeping of their own.
 """
 
-import codecs
 from collections.abc import Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from mlxchat.data.conversations import Conversation, Message
+from mlxchat.data.answer import Answer
+from mlxchat.data.conversations import Conversation, Message, Part
 from mlxchat.data.tokenizer import ASSISTANT_END, Tokenizer
 from mlxchat.engine.cache import Cache
 from mlxchat.engine.generate import generate
 from mlxchat.engine.options import Sampling
+from mlxchat.engine.tool_use import ToolUse
 from mlxchat.errors import MlxchatError
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
@@ -34,11 +37,11 @@ _FORM = (
 
 @dataclass
 class _Turn:
-    """What the user said, and the answer as text and as the tokens drawn for it."""
+    """What the user said, and the answer as a message's content and as the tokens drawn for it."""
 
     user: str
-    text: str = ""
-    answer: list[int] = field(default_factory=list)
+    answer: str | tuple[Part, ...] = ""
+    tokens: list[int] = field(default_factory=list)
 
 
 class Chat:
@@ -80,6 +83,7 @@ class Chat:
         self._max_tokens = max_tokens
         self._bos = tokenizer.bos
         self._end = [tokenizer.special(ASSISTANT_END)] if conversational else []
+        self._tools = partial(ToolUse, tokenizer) if conversational else None
         self._system: str | None = None
         self._turns: list[_Turn] = []
         self._cache = Cache(model.config)
@@ -90,13 +94,14 @@ class Chat:
         """All that was said, dropped turns included."""
         messages = [] if self._system is None else [Message("system", self._system)]
         for turn in self._turns:
-            messages += [Message("user", turn.user), Message("assistant", turn.text)]
+            messages += [Message("user", turn.user), Message("assistant", turn.answer)]
         return tuple(messages)
 
-    def reply(self, text: str) -> Generator[str, None, None]:
-        """Answer ``text``, or continue it: pieces of the answer as they come.
+    def reply(self, text: str) -> Generator[Part, None, None]:
+        """Answer ``text``, or continue it: pieces of the answer's parts as they come.
 
         The pieces are whole characters; a character that the answer breaks off in is left out.
+        A tool call and its output begin with an empty piece each.
         Where the conversation and an answer would pass the context, the oldest turns are dropped
         first. Close the generator to interrupt the answer: what was said stays in the history.
 
@@ -137,7 +142,7 @@ class Chat:
 
         Raises:
             MlxchatError: the file cannot be read or is no conversation in which user and assistant
-                take turns, in text. The present conversation is then as it was.
+                take turns. The present conversation is then as it was.
         """
         try:
             messages = _FILE.validate_json(path.read_bytes()).messages
@@ -154,8 +159,7 @@ class Chat:
         _check_turns(path, spoken)
         pairs = zip(spoken[::2], spoken[1::2], strict=True)
         self._turns = [
-            _Turn(user.text, answer.text, self._tokenizer.encode(answer.text))
-            for user, answer in pairs
+            _Turn(user.text, answer.content, self._answered(answer)) for user, answer in pairs
         ]
         self._system, self.dropped = system, 0
 
@@ -179,7 +183,7 @@ class Chat:
         *earlier, last = turns
         ids, system = [self._bos], self._system
         for turn in earlier:
-            ids += self._asked(turn, system) + turn.answer + self._end
+            ids += self._asked(turn, system) + turn.tokens + self._end
             system = None
         return ids + self._asked(last, system)
 
@@ -192,10 +196,17 @@ class Chat:
         _bos, *ids = self._tokenizer.render_for_completion(Conversation(tuple(messages)))
         return ids
 
-    def _stream(self, turn: _Turn, prompt: list[int]) -> Generator[str, None, None]:
+    def _answered(self, answer: Message) -> list[int]:
+        """The tokens of an answer that was not drawn here, without what encloses them."""
+        if not self.conversational:
+            return self._tokenizer.encode(answer.text)
+        ids, _mask = self._tokenizer.render(Conversation((Message("user", ""), answer)))
+        return ids[ids.index(self._tokenizer.special("<|assistant_start|>")) + 1 : -1]
+
+    def _stream(self, turn: _Turn, prompt: list[int]) -> Generator[Part, None, None]:
         shared = _shared(self._held, prompt)
         limit = min(self._max_tokens, self._model.config.sequence_len - len(prompt))
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        answer = Answer(self._tokenizer)
         self._key, key = mx.random.split(self._key)
         self.truncated = False
         try:
@@ -210,20 +221,20 @@ class Chat:
                 stop=frozenset([self._bos, *self._end]),
                 max_tokens=limit,
                 seen=prompt[:shared],
+                tools=self._tools,
             )
             with closing(tokens):
                 for token in tokens:
-                    turn.answer.append(token)
-                    if piece := decoder.decode(self._tokenizer.token_bytes(token)):
-                        turn.text += piece
+                    if piece := answer.take(token):
                         yield piece
         except BaseException:
-            if not turn.answer:  # interrupted before a word: as if it had not been asked
+            if not answer.tokens:  # interrupted before a word: as if it had not been asked
                 self._turns.pop()
             raise
         finally:
-            self._held = (prompt + turn.answer)[: self._cache.offset]
-        self.truncated = len(turn.answer) == limit
+            self._held = (prompt + answer.tokens)[: self._cache.offset]
+            turn.answer, turn.tokens = answer.message()
+        self.truncated = len(answer.tokens) == limit
 
 
 def _check_turns(path: Path, spoken: Sequence[Message]) -> None:
@@ -233,12 +244,6 @@ def _check_turns(path: Path, spoken: Sequence[Message]) -> None:
             raise MlxchatError(
                 f"{path}: {message.text[:40]!r} is from the {message.role} where the turn is "
                 f"the {expected}'s.",
-                _FORM,
-            )
-        if not isinstance(message.content, str):
-            raise MlxchatError(
-                f"{path}: {message.text[:40]!r} is in parts, as answers with tool calls are; chat "
-                "goes on from text only.",
                 _FORM,
             )
     if len(spoken) % 2:

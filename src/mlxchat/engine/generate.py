@@ -1,6 +1,6 @@
 """Tokens from a model, one after another, the next one under way while the caller has this one."""
 
-from collections.abc import Generator, Iterator, Sequence, Set
+from collections.abc import Callable, Generator, Iterator, Sequence, Set
 
 import numpy as np
 
@@ -13,6 +13,12 @@ from mlxchat.runtime import mx
 
 PREFILL_CHUNK = 2048  # prompt tokens in one pass; bounds the memory of attention
 
+Tool = Callable[[int], int | None]
+"""Called with each token of a continuation; returns the one that must follow, None where any may.
+
+`mlxchat.engine.tool_use.ToolUse` is one.
+"""
+
 
 def generate(
     model: GPT,
@@ -24,6 +30,7 @@ def generate(
     stop: frozenset[int],
     max_tokens: int,
     seen: Sequence[int] = (),
+    tools: Callable[[], Tool] | None = None,
 ) -> Generator[int, None, None]:
     """Continue ``ids``, which follow what ``cache`` holds.
 
@@ -41,6 +48,8 @@ def generate(
         stop: tokens that end the generation; they are not yielded, held or penalised.
         max_tokens: the most tokens to yield.
         seen: tokens the cache held before ``ids``; they count for the repetition penalty.
+        tools: makes what forces tokens. Those are yielded and held like others, and count for
+            ``max_tokens``; the token that was sampled in the place of one counts for nothing.
 
     Raises:
         ValueError: ``ids`` is empty.
@@ -55,16 +64,17 @@ def generate(
         raise
     mx.async_eval(token)
     batch, yielded = Batch([cache], model.config.windows), list[int]()
+    tool = tools() if tools else None
     try:
         while len(yielded) < max_tokens:
-            following = draw(model(token[:, None], batch)[:, -1])
+            following = draw(model(token[:, None], batch)[:, -1], token)
             mx.async_eval(following)
             value = int(token)
             if value in stop:
                 return
             yielded.append(value)
             yield value
-            token = following
+            token = _forced(following, [tool(value)]) if tool else following
     finally:
         if yielded:
             cache.append(mx.array([yielded]), batch.since(0, len(yielded)))
@@ -78,6 +88,7 @@ def generate_batch(
     *,
     stop: frozenset[int],
     max_tokens: int,
+    tools: Callable[[], Tool] | None = None,
 ) -> Iterator[list[int | None]]:
     """Continue several prompts together; prompts that are equal are read once.
 
@@ -90,6 +101,7 @@ def generate_batch(
         key: of `mx.random.key`; the same key and inputs give the same tokens.
         stop: tokens that end a continuation; they are not yielded or penalised.
         max_tokens: the most tokens to yield for a prompt.
+        tools: makes what forces tokens, for each prompt one; as for `generate`.
 
     Raises:
         ValueError: a prompt is empty, or there is none.
@@ -107,25 +119,39 @@ def generate_batch(
     draw = _Draw(sampling, key, model.config.vocab_size, [set(ids) - stop for ids in prompts])
     tokens = draw(mx.concatenate([logits for _, logits in rows]))  # (B,)
     going_on = [True] * len(prompts)
+    tool_of_row = [tools() for _ in prompts] if tools else []
     del read, rows, alone  # what they hold has been joined
     mx.async_eval(tokens)
     for _ in range(max_tokens):
-        following = draw(model(tokens[:, None], batch)[:, -1])
+        following = draw(model(tokens[:, None], batch)[:, -1], tokens)
         mx.async_eval(following)
         values: list[int] = np.array(tokens).tolist()
         going_on = [on and token not in stop for on, token in zip(going_on, values, strict=True)]
         if not any(going_on):
             return
-        yield [token if on else None for on, token in zip(going_on, values, strict=True)]
+        yielded = [token if on else None for on, token in zip(going_on, values, strict=True)]
+        yield yielded
         tokens = following
+        if tools:
+            calls = zip(tool_of_row, yielded, strict=True)
+            forced = [None if token is None else tool(token) for tool, token in calls]
+            tokens = _forced(following, forced)
 
 
 def continue_greedily(
-    model: GPT, prompts: Sequence[Sequence[int]], stop: frozenset[int], max_tokens: int
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    stop: frozenset[int],
+    max_tokens: int,
+    tools: Callable[[], Tool] | None = None,
 ) -> list[list[int]]:
-    """The likeliest tokens after each prompt: up to a stop token or ``max_tokens``."""
+    """The likeliest tokens after each prompt, and those that ``tools`` force: up to a stop token or
+    ``max_tokens``.
+    """
     sampling, key = Sampling(temperature=0), mx.random.key(0)
-    steps = generate_batch(model, prompts, sampling, key, stop=stop, max_tokens=max_tokens)
+    steps = generate_batch(
+        model, prompts, sampling, key, stop=stop, max_tokens=max_tokens, tools=tools
+    )
     continuations: list[list[int]] = [[] for _ in prompts]
     for tokens in steps:
         for continuation, token in zip(continuations, tokens, strict=True):
@@ -140,6 +166,14 @@ def prefill(model: GPT, ids: Sequence[int], cache: Cache, chunk: int = PREFILL_C
     for piece in earlier:
         mx.eval(model.features(piece, cache))  # before the next one: their attention is large
     return model.logits(model.features(last, cache)[:, -1])
+
+
+def _forced(sampled: mx.array, forced: Sequence[int | None]) -> mx.array:
+    """``sampled``, (B,), with the tokens that are forced in their rows."""
+    if all(token is None for token in forced):
+        return sampled
+    free = mx.array([token is None for token in forced])
+    return mx.where(free, sampled, mx.array([token or 0 for token in forced], sampled.dtype))
 
 
 class _Draw:
@@ -161,10 +195,11 @@ class _Draw:
             for row, tokens in enumerate(seen):
                 self._seen[row, mx.array(sorted(tokens), mx.int32)] = True
 
-    def __call__(self, logits: mx.array) -> mx.array:
-        """The tokens after (B, V) logits, (B,)."""
+    def __call__(self, logits: mx.array, latest: mx.array | None = None) -> mx.array:
+        """The tokens after (B, V) logits, (B,); ``latest`` are those before, if not of the prompt,
+        (B,).
+        """
         self._key, key = mx.random.split(self._key)
-        tokens = sample(logits, self._sampling, key, self._seen)
-        if self._seen is not None:
-            self._seen = self._seen | (self._vocabulary == tokens[:, None])
-        return tokens
+        if self._seen is not None and latest is not None:
+            self._seen = self._seen | (self._vocabulary == latest[:, None])
+        return sample(logits, self._sampling, key, self._seen)

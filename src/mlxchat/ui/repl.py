@@ -1,15 +1,16 @@
 """The conversation at the terminal: reads lines, shows answers as they come, obeys /commands.
 
 What a model says goes to the console's file as it is, less control characters: it is neither rich
-markup nor allowed to steer the terminal.
+markup nor allowed to steer the terminal. What it has computed is dimmed: ``[48/2 = 24.0]``.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
+from rich.text import Text
 
 from mlxchat.errors import MlxchatError
 
@@ -23,6 +24,18 @@ COMMANDS = {
 CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
+class Piece(Protocol):
+    """Some letters of an answer: `mlxchat.data.conversations.Part` is one."""
+
+    @property
+    def type(self) -> str:
+        """Whether they are ``text``, a call's ``python`` or the ``python_output`` that followed."""
+
+    @property
+    def text(self) -> str:
+        """The letters; none where a call or its output begins."""
+
+
 class Chat(Protocol):
     """What answers: `mlxchat.chat.Chat` is one."""
 
@@ -30,7 +43,7 @@ class Chat(Protocol):
     dropped: int
     truncated: bool
 
-    def reply(self, text: str) -> Generator[str, None, None]:
+    def reply(self, text: str) -> Generator[Piece, None, None]:
         """Pieces of the answer."""
 
     def clear(self) -> None:
@@ -52,10 +65,32 @@ def answer(chat: Chat, prompt: str, console: Console) -> None:
     pieces = chat.reply(prompt)
     try:
         with closing(pieces):
-            for piece in pieces:
-                _write(console, piece)
+            for text, dimmed in _shown(pieces):
+                if dimmed:
+                    _dim(console, text)
+                else:
+                    _write(console, text)
     finally:
         _write(console, "\n")
+
+
+def _shown(pieces: Iterable[Piece]) -> Iterator[tuple[str, bool]]:
+    """What is written for pieces of an answer, each time with whether it is dimmed.
+
+    Calls and outputs are, and in brackets: an output in those of the call before it.
+    """
+    latest = "text"
+    for piece in pieces:
+        if piece.type != latest or not piece.text:
+            answers = piece.type == "python_output" and latest == "python"
+            if latest != "text" and not answers:
+                yield "]", True
+            if piece.type != "text":
+                yield (" = " if answers else "["), True
+        yield piece.text, piece.type != "text"
+        latest = piece.type
+    if latest != "text":
+        yield "]", True
 
 
 def converse(chat: Chat, name: str, console: Console, read: Callable[[str], str] = input) -> None:
@@ -160,6 +195,10 @@ def _take_turn(chat: Chat, text: str, console: Console) -> None:
 
 def _note(console: Console, text: str) -> None:
     console.print(_printable(console, text), style="dim", markup=False, highlight=False)
+
+
+def _dim(console: Console, text: str) -> None:
+    console.print(Text(_printable(console, text), "dim"), end="", soft_wrap=True)
 
 
 def _write(console: Console, text: str) -> None:

@@ -1,0 +1,93 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_chat import BYTES
+from test_tool_use import ids_of
+
+from mlxchat.data.answer import Answer
+from mlxchat.data.conversations import Conversation, Message, Part
+
+
+def told(text: str) -> Answer:
+    answer = Answer(BYTES)
+    for token in ids_of(text):
+        answer.take(token)
+    return answer
+
+
+CALL = "<|python_start|>48/2<|python_end|><|output_start|>24.0<|output_end|>"
+CALL_PARTS = (Part("python", "48/2"), Part("python_output", "24.0"))
+
+
+@pytest.mark.parametrize(
+    ("said", "content"),
+    [
+        ("", ""),
+        ("Just tea.", "Just tea."),
+        (f"Half is {CALL} 24.", (Part("text", "Half is "), *CALL_PARTS, Part("text", " 24."))),
+        (CALL + CALL, (*CALL_PARTS, *CALL_PARTS)),
+        ("<|python_start|>1/0<|python_end|>Oh", (Part("python", "1/0"), Part("text", "Oh"))),
+        ("<|python_start|><|python_end|>", (Part("python", ""),)),
+        ("<|output_start|>5<|output_end|>", (Part("python_output", "5"),)),
+    ],
+)
+def test_tokens_and_parts_say_the_same(said: str, content: str | tuple[Part, ...]) -> None:
+    assert told(said).message() == (content, ids_of(said))
+    conversation = Conversation((Message("user", ""), Message("assistant", content)))
+    ids, _mask = BYTES.render(conversation)
+    assert ids[4:-1] == ids_of(said)
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("It <|python_start|>", "It <|python_start|><|python_end|>"),
+        ("It <|python_start|>48/", "It <|python_start|>48/<|python_end|>"),
+        (f"It {CALL[:-14]}", "It <|python_start|>48/2<|python_end|>"),
+        ("It <|output_start|>", "It "),
+        ("<|output_start|>4", ""),
+    ],
+)
+def test_what_breaks_off_within_a_call_is_whole(said: str, kept: str) -> None:
+    answer = told(said)
+    assert answer.message() == told(kept).message()
+    assert answer.message()[1] == ids_of(kept)
+    assert answer.tokens == ids_of(said)
+
+
+def test_ends_without_beginnings_and_other_special_tokens_say_nothing() -> None:
+    said = "a<|python_end|>b<|output_end|><|user_start|>c"
+    assert told(said).message() == ("abc", ids_of(said))
+
+
+def test_pieces_are_whole_letters_and_calls_begin_with_an_empty_one() -> None:
+    answer = Answer(BYTES)
+    pieces = [answer.take(token) for token in ids_of("é<|python_start|>'ü'<|python_end|>!")]
+    assert [piece for piece in pieces if piece] == [
+        Part("text", "é"),
+        Part("python", ""),
+        *(Part("python", letter) for letter in "'ü'"),
+        Part("text", "!"),
+    ]
+
+
+def test_a_letter_that_a_part_breaks_off_in_is_left_out() -> None:
+    answer = Answer(BYTES)
+    for token in [0xC3, *ids_of("<|python_start|>1"), 0xC3, *ids_of("<|python_end|>é")]:
+        answer.take(token)
+    assert answer.message()[0] == (Part("python", "1"), Part("text", "é"))
+
+
+@settings(max_examples=300, deadline=None, database=None, derandomize=True)
+@given(st.lists(st.integers(256, BYTES.vocab_size - 1) | st.sampled_from([*b"1+2 ", 0xC3, 0xBC])))
+def test_any_tokens_are_a_message_that_says_the_same_again(drawn: list[int]) -> None:
+    answer = Answer(BYTES)
+    pieces = [answer.take(token) for token in drawn]
+    content, _tokens = answer.message()
+    said = Message("assistant", content)
+    assert said.text == "".join(piece.text for piece in pieces if piece)[: len(said.text)]
+    ids, _mask = BYTES.render(Conversation((Message("user", ""), said)))
+    again = Answer(BYTES)
+    for token in ids[4:-1]:
+        again.take(token)
+    assert again.message() == (content, ids[4:-1])
