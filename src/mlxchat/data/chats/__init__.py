@@ -1,0 +1,1 @@
+"""Conversations to fine-tune on: the files people have, and generators."""

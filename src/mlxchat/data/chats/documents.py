@@ -1,0 +1,214 @@
+"""Conversations as the trainer sees them: a weighted mixture in an order that a cursor resumes."""
+
+import hashlib
+import json
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from random import Random
+
+from mlxchat.data import corpus
+from mlxchat.data.chats import spelling
+from mlxchat.data.chats.identity import Identity, is_asked
+from mlxchat.data.chats.identity import conversations as introductions
+from mlxchat.data.chats.reading import Report, fingerprint, read
+from mlxchat.data.chats.sources import BUILTIN, Source, files
+from mlxchat.data.conversations import Conversation, Document
+from mlxchat.data.documents import (
+    BATCH,
+    CHARACTERS_PER_TOKEN,
+    LARGEST_VOCABULARY,
+    Cursor,
+    Read,
+)
+from mlxchat.errors import MlxchatError
+
+BUILTIN_CONVERSATIONS = 16_384
+IDENTITY_CONVERSATIONS = 1_000  # nanochat has as many
+VALIDATION_CONVERSATIONS = 2_048  # at most
+SMALLEST_VOCABULARY = 512
+
+
+class ChatDocuments:
+    """Conversations of files, of the built-in corpus and of generators, all of them in memory.
+
+    A conversation is held out for its content: where its hash is in the lowest ``validation_share``
+    of all hashes, or is the lowest of its source. So neither seeds nor weights nor the order of
+    files move one between validation and training, and its copies go with it.
+
+    Args:
+        sources: each conversation of one comes ``weight`` times an epoch; where that is not whole,
+            the rest is a share of them, others in each epoch.
+        seed: of the order, and of what is made up.
+        validation_share: of the conversations, 0 to 1.
+        identity: who the model is; `IDENTITY_CONVERSATIONS` say so, and what the built-in corpus
+            says of that is left out.
+        spelling_conversations: how many spell words and count letters.
+
+    Attributes:
+        reports: what became of the rows of each source, and of what is made up.
+        names: the files, in order, each once.
+        fingerprints: size in bytes and sha256 of each file, by name.
+        epoch_size: conversations in an epoch.
+        held_out: the conversations for validation, each once, in an order of their own;
+            `VALIDATION_CONVERSATIONS` at most.
+
+    Raises:
+        MlxchatError: a source cannot be read or has nothing to train on, or there are fewer than
+            two conversations.
+    """
+
+    shards = 1
+    conversational = True
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        seed: int,
+        validation_share: float = 0.02,
+        identity: Identity | None = None,
+        spelling_conversations: int = 0,
+    ) -> None:
+        self._seed = seed
+        lots = [_read(source, seed, identity) for source in sources]
+        if identity:
+            lots.append(_made("identity", introductions(identity, seed, IDENTITY_CONVERSATIONS)))
+        if spelling_conversations:
+            lots.append(_made("spelling", spelling.conversations(seed, spelling_conversations)))
+        held_out: dict[str, Conversation] = {}
+        for lot in lots:
+            held_out |= lot.for_validation(validation_share)
+        self.held_out = [held_out[key] for key in sorted(held_out)][:VALIDATION_CONVERSATIONS]
+        self._lots = [lot.without(held_out.keys()) for lot in lots]
+        self.epoch_size = sum(lot.count for lot in self._lots)
+        if not (self.epoch_size and self.held_out):
+            raise MlxchatError(
+                "There are fewer than two conversations: one to train on and one for validation.",
+                f"Give more of them, or those of the built-in corpus: {BUILTIN}.",
+            )
+        paths = dict.fromkeys(path for source in sources for path in files(source))
+        self.names = tuple(map(str, paths))
+        self.fingerprints = {str(path): fingerprint(path) for path in paths}
+        self.reports = tuple(lot.report for lot in self._lots)
+
+    def training(self, start: Cursor) -> Iterator[Read]:
+        """Conversations from a cursor on, without end; each epoch is shuffled by itself.
+
+        Raises:
+            MlxchatError: the cursor is beyond the end of an epoch.
+        """
+        epoch, _, row = start
+        if row > self.epoch_size:
+            raise MlxchatError(
+                f"The run goes on at conversation {row:,}, but an epoch has {self.epoch_size:,}.",
+                "Give it the data it began with.",
+            )
+        while True:
+            order = self._order(epoch)
+            while row < len(order):
+                batch: list[Document] = [*order[row : row + BATCH]]
+                row += len(batch)
+                yield batch, Cursor(epoch, 0, row)
+            epoch, row = epoch + 1, 0
+
+    def validation(self) -> Iterator[Read]:
+        """The conversations held out, once."""
+        for row in range(0, len(self.held_out), BATCH):
+            batch: list[Document] = [*self.held_out[row : row + BATCH]]
+            yield batch, Cursor(1, 0, row + len(batch))
+
+    def texts(self) -> Iterator[str]:
+        """Training text to learn a tokenizer from, whatever the weights."""
+        for lot in self._lots:
+            yield from map(corpus.text, lot.conversations)
+
+    def suggested_vocabulary(self) -> int:
+        """A power of two that the text can support, up to nanochat's 65,536."""
+        supported = max(SMALLEST_VOCABULARY, sum(map(len, self.texts())) // CHARACTERS_PER_TOKEN)
+        return min(LARGEST_VOCABULARY, 1 << (supported.bit_length() - 1))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _order(self, epoch: int) -> list[Conversation]:
+        rng = Random(f"chats/{self._seed}/{epoch}")
+        order = [conversation for lot in self._lots for conversation in lot.epoch(rng)]
+        rng.shuffle(order)
+        return order
+
+
+@dataclass(frozen=True)
+class _Lot:
+    """The conversations of one source, the key of each, and what is reported of them."""
+
+    conversations: list[Conversation]
+    keys: list[str]
+    weight: float
+    report: Report
+
+    @property
+    def count(self) -> int:
+        """How many come in an epoch."""
+        return self._whole * len(self.conversations) + self._part
+
+    @property
+    def _whole(self) -> int:
+        return int(self.weight)
+
+    @property
+    def _part(self) -> int:
+        """How many come once more than the others; one at least of what would never come."""
+        rows = len(self.conversations)
+        return round((self.weight - self._whole) * rows) or int(rows > 0 and self._whole == 0)
+
+    def epoch(self, rng: Random) -> list[Conversation]:
+        """What comes in an epoch."""
+        return self.conversations * self._whole + rng.sample(self.conversations, self._part)
+
+    def for_validation(self, share: float) -> dict[str, Conversation]:
+        """Those for validation, by key: of several different ones at least one, and never all."""
+        found = dict(zip(self.keys, self.conversations, strict=True))
+        keys = sorted(found)
+        chosen = [key for key in keys if int(key, 16) < share * 16 ** len(key)] or keys[:1]
+        return {key: found[key] for key in chosen[: len(keys) - 1]}
+
+    def without(self, held_out: Container[str]) -> "_Lot":
+        """What is left to train on."""
+        pairs = zip(self.keys, self.conversations, strict=True)
+        left = [(key, found) for key, found in pairs if key not in held_out]
+        report = replace(self.report, held_out=len(self.keys) - len(left))
+        return _Lot([found for _, found in left], [key for key, _ in left], self.weight, report)
+
+
+def _read(source: Source, seed: int, identity: Identity | None) -> _Lot:
+    if source.path is None:
+        return _made(
+            BUILTIN, islice(_builtin(seed, identity), BUILTIN_CONVERSATIONS), source.weight
+        )
+    conversations, report = read(source)
+    return _Lot(conversations, list(map(_key, conversations)), source.weight, report)
+
+
+def _made(name: str, conversations: Iterable[Conversation], weight: float = 1) -> _Lot:
+    made = list(conversations)
+    return _Lot(made, list(map(_key, made)), weight, Report(name, len(made), len(made)))
+
+
+def _builtin(seed: int, identity: Identity | None) -> Iterator[Conversation]:
+    """The built-in corpus's conversations, but for those that say who a nameless model is."""
+    for document in corpus.documents(seed):
+        if isinstance(document, str):
+            continue
+        asked = (message.text for message in document.messages if message.role == "user")
+        if identity is None or not any(is_asked(identity, prompt) for prompt in asked):
+            yield document
+
+
+def _key(conversation: Conversation) -> str:
+    """A hash of what is said in a conversation, in hexadecimal."""
+    said = [
+        (message.role, [(part.type, part.text) for part in message.parts])
+        for message in conversation.messages
+    ]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]

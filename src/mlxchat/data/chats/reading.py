@@ -1,0 +1,187 @@
+"""Rows of files become conversations, and every row is accounted for."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mlxchat.data.chats import forms
+from mlxchat.data.chats.sources import Source, files
+from mlxchat.data.conversations import Conversation
+from mlxchat.errors import MlxchatError
+
+EXAMPLES = 5  # rows skipped that a report tells of, and reasons that an error gives
+ROWS = 1024  # of a parquet file, decoded at a time
+FAULT_CHARACTERS = 200  # of what pyarrow says is wrong
+PIECE_BYTES = 2**20  # hashed at a time
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a source's rows: ``rows`` is ``used`` and all ``skipped``.
+
+    ``cut`` (of those used) and ``skipped`` count rows by reason; ``examples`` are the first rows
+    skipped, each with its place and reason. ``held_out`` of those used are for validation.
+    """
+
+    source: str
+    rows: int
+    used: int
+    held_out: int = 0
+    cut: Mapping[str, int] = field(default_factory=dict)
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    examples: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """The report in a line."""
+        said = f"{self.source}: {self.used:,} of {self.rows:,} rows used"
+        if self.held_out:
+            said += f", {self.held_out:,} of them held out"
+        if self.cut:
+            said += f"; cut: {_counted(self.cut)}"
+        if self.skipped:
+            said += f"; skipped: {_counted(self.skipped)}, first {self.examples[0]}"
+        return f"{said}."
+
+
+def read(source: Source) -> tuple[list[Conversation], Report]:
+    """All conversations of a source's files, in memory: some 100,000s are fine.
+
+    Raises:
+        MlxchatError: a file cannot be read, or is not what its name says (file and line are named),
+            or no row can be used.
+    """
+    conversations: list[Conversation] = []
+    cut: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
+    examples: list[str] = []
+    for path in files(source):
+        for place, row in rows(path):
+            try:
+                conversation, left_out = forms.read(row)
+            except forms.UnusableError as error:
+                skipped[error.reason] += 1
+                if len(examples) < EXAMPLES:
+                    examples.append(f"{place}: {error.reason}")
+                continue
+            conversations.append(conversation)
+            if left_out:
+                cut[left_out] += 1
+    if not conversations:
+        raise _nothing(source, skipped)
+    used = len(conversations)
+    total = used + skipped.total()
+    return conversations, Report(
+        str(source), total, used, 0, dict(cut), dict(skipped), tuple(examples)
+    )
+
+
+def rows(path: Path) -> Iterator[tuple[str, object]]:
+    """The decoded rows of a .jsonl, .json or .parquet file, each with its place in words.
+
+    Raises:
+        MlxchatError: it cannot be read, or is not what its name says.
+    """
+    try:
+        yield from _READERS[path.suffix.lower()](path)
+    except OSError as error:
+        raise MlxchatError(
+            f"{path} cannot be read: {error.strerror or error}.", "Check the file."
+        ) from error
+
+
+def fingerprint(path: Path) -> str:
+    """A file's size in bytes and its sha256.
+
+    Raises:
+        MlxchatError: it cannot be read.
+    """
+    digest, size = hashlib.sha256(), 0
+    try:
+        with path.open("rb") as stream:
+            while piece := stream.read(PIECE_BYTES):
+                digest.update(piece)
+                size += len(piece)
+    except OSError as error:
+        raise MlxchatError(
+            f"{path} cannot be read: {error.strerror or error}.", "Check the file."
+        ) from error
+    return f"{size} {digest.hexdigest()}"
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, object]]:
+    with path.open("rb") as stream:
+        for number, raw in enumerate(stream, start=1):
+            if raw.strip():
+                place = f"{path}, line {number}"
+                yield place, _decoded(raw, place, "Each line must be one JSON value.")
+
+
+def _json_list(path: Path) -> Iterator[tuple[str, object]]:
+    remedy = "It must be one JSON list; a file of one value a line is named .jsonl."
+    entries = _decoded(path.read_bytes(), str(path), remedy)
+    if not isinstance(entries, list):
+        raise MlxchatError(f"{path} holds no list.", remedy)
+    yield from ((f"{path}, row {number}", row) for number, row in enumerate(entries, start=1))
+
+
+def _decoded(raw: bytes, place: str, remedy: str) -> object:
+    try:
+        value: object = json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise MlxchatError(f"{place} is not UTF-8.", "Convert the file to UTF-8.") from error
+    except (ValueError, RecursionError) as error:
+        raise MlxchatError(f"{place} is not valid JSON: {error}.", remedy) from error
+    return value
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, object]]:
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            known = [name for name in names if name in forms.KEYS]
+            if not known:
+                raise MlxchatError(
+                    f"{path} has no column of conversations (its columns: {', '.join(names)}).",
+                    f"These are known: {', '.join(sorted(forms.KEYS))}.",
+                )
+            for batch in file.iter_batches(batch_size=ROWS, columns=known):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", row
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno:  # the disk's fault, not the file's
+            raise
+        fault = " ".join(str(error).split())[:FAULT_CHARACTERS]
+        raise MlxchatError(
+            f"{path} is damaged after row {number}: {fault}.", "It should be a whole parquet file."
+        ) from error
+
+
+_READERS: Mapping[str, Callable[[Path], Iterable[tuple[str, object]]]] = {
+    ".jsonl": _json_lines,
+    ".json": _json_list,
+    ".parquet": _parquet,
+}
+
+
+def _nothing(source: Source, skipped: Counter[str]) -> MlxchatError:
+    remedy = 'Give rows like {"messages": [{"role": "user", "content": "..."}, ...]}.'
+    if not skipped:
+        return MlxchatError(f"{source} is empty: it holds no rows.", remedy)
+    return MlxchatError(
+        f"None of the {skipped.total():,} rows of {source} can be used: {_counted(skipped)}.",
+        remedy,
+    )
+
+
+def _counted(reasons: Mapping[str, int]) -> str:
+    """The most frequent reasons, each with its number."""
+    most = Counter(reasons).most_common(EXAMPLES)
+    return ", ".join(f"{reason} ({count:,})" for reason, count in most)

@@ -1,0 +1,460 @@
+"""The forms of conversations that people have: what becomes of each, and of what is in none."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from any_bytes import BYTES, LINES
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxchat.data.chats import forms, reading, sources
+from mlxchat.data.chats.forms import UNANSWERED, UnusableError, Usable
+from mlxchat.data.chats.sources import Source
+from mlxchat.data.conversations import Conversation, Message, Part
+from mlxchat.data.tokenizer import train
+from mlxchat.errors import MlxchatError
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared")
+
+
+def said(*turns: str | list[Part], system: str | None = None) -> Conversation:
+    """A conversation, the user first."""
+    messages = [Message("system", system)] if system else []
+    for number, turn in enumerate(turns):
+        role = ("user", "assistant")[number % 2]
+        messages.append(Message(role, turn if isinstance(turn, str) else tuple(turn)))
+    return Conversation(tuple(messages))
+
+
+def user(text: object) -> dict:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: object) -> dict:
+    return {"role": "assistant", "content": text}
+
+
+def share(*turns: tuple[str, str]) -> dict:
+    return {"conversations": [{"from": speaker, "value": value} for speaker, value in turns]}
+
+
+CALL, OUTPUT = Part("python", '{"name": "find"}'), Part("python_output", "3 found")
+CALLED = said("Find!", [CALL, OUTPUT, Part("text", "Three.")])
+
+USABLE = {
+    "messages": ({"messages": [user("Hi"), assistant("Ho")]}, said("Hi", "Ho")),
+    "bare list": ([user("Hi"), assistant("Ho")], said("Hi", "Ho")),
+    "several turns": (
+        [user("Hi"), assistant("Ho"), user("Yes?"), assistant("No.")],
+        said("Hi", "Ho", "Yes?", "No."),
+    ),
+    "a leading system message": (
+        [{"role": "system", "content": "Be kind."}, user("Hi"), assistant("Ho")],
+        said("Hi", "Ho", system="Be kind."),
+    ),
+    "an empty system message": (
+        [{"role": "system", "content": " "}, user("Hi"), assistant("Ho")],
+        said("Hi", "Ho"),
+    ),
+    "nanochat's parts": (
+        [
+            user("6*7?"),
+            assistant(
+                [
+                    {"type": "text", "text": "It is "},
+                    {"type": "python", "text": "6*7"},
+                    {"type": "python_output", "text": "42"},
+                    {"type": "text", "text": "42."},
+                ]
+            ),
+        ],
+        said(
+            "6*7?",
+            [
+                Part("text", "It is "),
+                Part("python", "6*7"),
+                Part("python_output", "42"),
+                Part("text", "42."),
+            ],
+        ),
+    ),
+    "OpenAI's text parts": (
+        [
+            user([{"type": "text", "text": "Read."}, {"type": "text", "text": "A page."}]),
+            assistant([{"type": "text", "text": "Read it."}]),
+        ],
+        said("Read.\n\nA page.", "Read it."),
+    ),
+    "OpenAI's tool calls": (
+        [
+            user("Find!"),
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": "1", "type": "function", "function": {"name": "find"}}],
+            },
+            {"role": "tool", "tool_call_id": "1", "content": "3 found"},
+            assistant("Three."),
+        ],
+        CALLED,
+    ),
+    "ShareGPT": (share(("human", "Hi"), ("gpt", "Ho")), said("Hi", "Ho")),
+    "ShareGPT with a system key": (
+        {"system": "Be kind.", **share(("user", "Hi"), ("assistant", "Ho"))},
+        said("Hi", "Ho", system="Be kind."),
+    ),
+    "ShareGPT with a tool": (
+        share(
+            ("human", "Find!"),
+            ("function_call", '{"name": "find"}'),
+            ("observation", "3 found"),
+            ("gpt", "Three."),
+        ),
+        CALLED,
+    ),
+    "a call amid words": (
+        share(
+            ("human", "Find!"),
+            ("gpt", "Wait."),
+            ("function_call", '{"name": "find"}'),
+            ("tool", "3 found"),
+            ("gpt", "Three."),
+        ),
+        said("Find!", [Part("text", "Wait."), CALL, OUTPUT, Part("text", "Three.")]),
+    ),
+    "Alpaca": (
+        {"instruction": "Add.", "input": "1 and 2", "output": "3"},
+        said("Add.\n\n1 and 2", "3"),
+    ),
+    "Alpaca without input": (
+        {"instruction": "Sing.", "input": "", "output": "La"},
+        said("Sing.", "La"),
+    ),
+    "Alpaca with instances": (
+        {
+            "instruction": "Add.",
+            "instances": [{"input": "1 and 2", "output": "3"}, {"input": "2", "output": "2"}],
+        },
+        said("Add.\n\n1 and 2", "3"),
+    ),
+    "Dolly": (
+        {"instruction": "Who?", "context": "Ann did.", "response": "Ann", "category": "qa"},
+        said("Who?\n\nAnn did.", "Ann"),
+    ),
+    "GSM8K": (
+        {"question": "Half of 48?", "answer": "It is <<48/2=24>>24.\n#### 24"},
+        said(
+            "Half of 48?",
+            [
+                Part("text", "It is "),
+                Part("python", "48/2"),
+                Part("python_output", "24"),
+                Part("text", "24.\n#### 24"),
+            ],
+        ),
+    ),
+    "question and answer": ({"question": "Who?", "answer": "Ann"}, said("Who?", "Ann")),
+    "prompt and completion": ({"prompt": "Who?", "completion": "Ann"}, said("Who?", "Ann")),
+    "prompt and response": ({"prompt": "Who?", "response": "Ann"}, said("Who?", "Ann")),
+    "nulls, as parquet has them": (
+        {"messages": None, "prompt": "Who?", "completion": None, "response": "Ann"},
+        said("Who?", "Ann"),
+    ),
+}
+
+UNUSABLE = {
+    "neither an object nor a list of messages": [3, "text", None, True],
+    "no messages": [[], {"messages": []}, {"messages": [{"role": "system", "content": ""}]}],
+    "no known form: keys a, b": [{"b": 1, "a": 2}],
+    "no known form: no keys": [{}, {"a": None}],
+    "messages that are no list": [{"messages": "Hi"}],
+    "a message that is no object": [["Hi", "Ho"]],
+    "an unknown role: critic": [[{"role": "critic", "content": "Hm"}]],
+    "an unknown role: None": [[{"content": "Hm"}]],
+    "a message without text": [
+        [user(None), assistant("Ho")],
+        [user(3), assistant("Ho")],
+        [user("Hi"), assistant(None)],
+        {"question": "Who?", "answer": 3},
+    ],
+    "a part of an unknown type: image_url": [
+        [user([{"type": "image_url", "image_url": "x"}]), assistant("Ho")]
+    ],
+    "a part without text": [[user("Hi"), assistant([{"type": "text"}])]],
+    "a tool's part in a message that is not the assistant's": [
+        [user([{"type": "python", "text": "1"}]), assistant("Ho")]
+    ],
+    "somebody speaks out of turn": [
+        [assistant("Ho")],
+        [user("Hi"), user("Hi?"), assistant("Ho")],
+        [user("Hi"), assistant("Ho"), assistant("Ho!")],
+        [user("Hi"), {"role": "system", "content": "Be kind."}, assistant("Ho")],
+    ],
+    "no answer": [[user("Hi")], [{"role": "system", "content": "Be kind."}, user("Hi")]],
+    "an empty question": [[user(" "), assistant("Ho")], [user("")]],
+    "an empty answer": [
+        [user("Hi"), assistant("")],
+        [user("Hi"), assistant([])],
+        [user("Hi"), assistant("\n"), user("Hi?"), assistant("Ho")],
+        {"question": "Who?", "answer": ""},
+    ],
+    "a tool's output without its call": [
+        share(("human", "Hi"), ("observation", "3"), ("gpt", "Three.")),
+        share(("human", "Hi"), ("gpt", "Wait."), ("observation", "3"), ("gpt", "Three.")),
+    ],
+    "a tool call that nothing follows": [
+        share(("human", "Find!"), ("function_call", "find")),
+        share(("human", "Find!"), ("function_call", "find"), ("gpt", "Three.")),
+        share(("human", "Find!"), ("function_call", "find"), ("observation", "3")),
+        share(("human", "Hi"), ("function_call", "f"), ("human", "Hi"), ("gpt", "Ho")),
+    ],
+    "half a surrogate pair": [[user("\ud800"), assistant("Ho")]],
+    "no choices": [{"question": "Who?", "choices": [], "answer": 0}],
+    "choices without a label each": [
+        {"question": "Who?", "choices": {"text": ["a", "b"], "label": ["A"]}, "answerKey": "A"}
+    ],
+    "an answer that is none of the choices": [
+        {"question": "Who?", "choices": ["a", "b"], "answer": 2},
+        {"question": "Who?", "choices": ["a", "b"], "answer": -1},
+        {"question": "Who?", "choices": {"text": ["a"], "label": ["A"]}, "answerKey": ""},
+    ],
+    "no instances": [{"instruction": "Add.", "instances": []}],
+}
+
+
+@pytest.mark.parametrize("row, expected", USABLE.values(), ids=USABLE)
+def test_a_form_that_people_have(row: object, expected: Conversation) -> None:
+    assert forms.read(row) == Usable(expected)
+
+
+@pytest.mark.parametrize(
+    "reason, row", [(reason, row) for reason, rows in UNUSABLE.items() for row in rows]
+)
+def test_a_row_that_cannot_be_used(reason: str, row: object) -> None:
+    with pytest.raises(UnusableError) as caught:
+        forms.read(row)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        [user("More?")],
+        [user("More?"), assistant(" ")],
+        [user("More?"), {"role": "function_call", "content": "find"}],
+        [{"role": "system", "content": "Stop."}],
+    ],
+)
+def test_what_follows_the_last_answer_is_cut(end: list) -> None:
+    row = [user("Hi"), assistant("Ho"), *end]
+    assert forms.read(row) == Usable(said("Hi", "Ho"), UNANSWERED)
+
+
+def test_multiple_choice_is_asked_as_nanochat_asks() -> None:
+    expected = (
+        "Multiple Choice question: Who barks?\n- cat=A\n- dog=B\n\n"
+        "Respond only with the letter of the correct answer."
+    )
+    mmlu = {"question": "Who barks?", "choices": ["cat", "dog"], "answer": 1, "subject": "pets"}
+    arc = {
+        "question": "Who barks?",
+        "choices": {"text": ["cat", "dog"], "label": ["A", "B"]},
+        "answerKey": "B",
+    }
+    assert forms.read(mmlu) == forms.read(arc) == Usable(said(expected, "B"))
+
+
+def test_only_what_the_assistant_says_is_learned() -> None:
+    tokenizer = train(["some text"], 265)
+    ids, mask = tokenizer.render(CALLED)
+    learned = [token for token, is_learned in zip(ids, mask, strict=True) if is_learned]
+    assert tokenizer.decode(learned) == '{"name": "find"}Three.'
+    assert "3 found" in tokenizer.decode(ids)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from([*sorted(forms.KEYS), "role", "from", "content", "value", "type"])
+            | st.text(max_size=5),
+            inner | st.sampled_from(["user", "assistant", "gpt", "tool", "function_call", "text"]),
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+ENTRIES = st.fixed_dictionaries(
+    {
+        "role": st.sampled_from(["user", "assistant", "system", "tool", "function_call"]),
+        "content": st.sampled_from(["", "a", "b c", None, [], [{"type": "python", "text": "1"}]]),
+    }
+)
+
+
+@given(JSON | st.lists(ENTRIES, max_size=6))
+def test_any_row_is_a_conversation_or_refused(row: object) -> None:
+    try:
+        conversation, _ = forms.read(row)
+    except UnusableError as error:
+        assert error.reason
+        assert len(error.reason) < 250
+        return
+    turns = conversation.turns()
+    assert turns[-1].role == "assistant"
+    assert all(turn.text.strip() for turn in turns)
+
+
+def test_a_source_is_a_path_and_perhaps_a_weight(tmp_path: Path) -> None:
+    odd = tmp_path / "a:3"
+    odd.write_text("")
+    assert sources.parse("chats.jsonl") == Source(Path("chats.jsonl"), 1)
+    assert sources.parse("chats.jsonl:0.5") == Source(Path("chats.jsonl"), 0.5)
+    assert sources.parse(str(odd)) == Source(odd, 1)
+    assert sources.parse(f"{odd}:2") == Source(odd, 2)
+    assert sources.parse("builtin") == Source(None, 1)
+    assert sources.parse("builtin:2") == Source(None, 2)
+    assert str(sources.parse("builtin:2")) == "builtin"
+
+
+@pytest.mark.parametrize("tail", ["abc", "0", "-1", "nan", "inf", "1e9", ""])
+def test_a_weight_is_a_positive_number(tail: str) -> None:
+    with pytest.raises(MlxchatError, match="is no weight") as caught:
+        sources.parse(f"chats.jsonl:{tail}")
+    assert "chats.jsonl:3" in caught.value.remedy
+
+
+@pytest.mark.parametrize("text", ["", ":3"])
+def test_a_source_has_a_name(text: str) -> None:
+    with pytest.raises(MlxchatError):
+        sources.parse(text)
+
+
+ROWS = [[user(f"Say {number}."), assistant(str(number))] for number in range(20)]
+
+
+def write(path: Path, rows: list) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows), "utf-8")
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+def test_every_kind_of_file_holds_the_same_rows(tmp_path: Path, suffix: str) -> None:
+    rows = [{"messages": row} for row in ROWS]
+    conversations, report = reading.read(Source(write(tmp_path / f"chats{suffix}", rows)))
+    assert conversations == [forms.read(row).conversation for row in ROWS]
+    assert (report.rows, report.used, report.cut, report.skipped) == (20, 20, {}, {})
+
+
+def test_a_folder_is_read_in_order_without_what_is_hidden(tmp_path: Path) -> None:
+    write(tmp_path / "b" / "2.jsonl", ROWS[10:])
+    write(tmp_path / "a.json", ROWS[:10])
+    write(tmp_path / ".hidden" / "3.jsonl", ROWS)
+    (tmp_path / "manifest.json").write_text('["00000.parquet"]')
+    (tmp_path / "notes.txt").write_text("notes")
+    conversations, _ = reading.read(Source(tmp_path))
+    assert conversations == [forms.read(row).conversation for row in ROWS]
+
+
+def test_every_row_is_accounted_for(tmp_path: Path) -> None:
+    bad = [[user("Hi")]] * 7 + [{"text": "no conversation"}]
+    cut = [[*ROWS[0], user("More?")]] * 3
+    path = write(tmp_path / "chats.jsonl", [*bad, *ROWS, *cut])
+    conversations, report = reading.read(Source(path))
+    assert len(conversations) == report.used == 23
+    assert report.rows == 31 == report.used + sum(report.skipped.values())
+    assert report.skipped == {"no answer": 7, "no known form: keys text": 1}
+    assert report.cut == {UNANSWERED: 3}
+    assert report.examples[0] == f"{path}, line 1: no answer"
+    assert len(report.examples) == reading.EXAMPLES
+    assert report.summary() == (
+        f"{path}: 23 of 31 rows used; cut: what follows the last answer (3); skipped: no answer "
+        f"(7), no known form: keys text (1), first {path}, line 1: no answer."
+    )
+
+
+@pytest.mark.parametrize(
+    "name, content, problem",
+    [
+        ("a.jsonl", b'[]\n{"messages"\n', r"a.jsonl, line 2 is not valid JSON"),
+        ("a.jsonl", b"[]\n\xff\n", r"a.jsonl, line 2 is not UTF-8"),
+        ("a.jsonl", b"[" * 100_000, r"a.jsonl, line 1 is not valid JSON"),
+        ("a.jsonl", b"", r"a.jsonl is empty"),
+        ("a.jsonl", b"[]\n{}\n[]\n", r"None of the 3 rows .*no messages \(2\), no known form"),
+        ("a.json", b"{}", r"a.json holds no list"),
+        ("a.json", b"[1, ", r"a.json is not valid JSON"),
+        ("a.parquet", b"PAR1 and no more", r"a.parquet is damaged"),
+        ("a.txt", b"Hello", r"a.txt is not one of .jsonl, .json, .parquet"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(MlxchatError, match=problem) as caught:
+        reading.read(Source(tmp_path / name))
+    assert caught.value.remedy
+    assert "\n" not in caught.value.problem
+
+
+@given(st.sampled_from(sources.SUFFIXES), BYTES | st.lists(LINES).map(b",".join))
+def test_any_bytes_are_conversations_or_a_clear_error(suffix: str, content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"chats{suffix}"
+        path.write_bytes(content)
+        with pytest.raises(MlxchatError) as caught:  # no such bytes hold a conversation
+            reading.read(Source(path))
+    assert str(path) in caught.value.problem
+    assert caught.value.remedy
+    assert "\n" not in caught.value.problem and len(caught.value.problem) < 600
+
+
+def test_a_parquet_file_of_something_else_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
+    with pytest.raises(MlxchatError, match=r"no column of conversations .its columns: text"):
+        reading.read(Source(tmp_path / "a.parquet"))
+
+
+def test_columns_that_are_not_needed_are_not_read(tmp_path: Path) -> None:
+    times = pa.array([1], pa.timestamp("ns"))  # Python's clock has no nanoseconds
+    rows = pa.table({"prompt": ["Hi"], "response": ["Ho"], "at": times})
+    pq.write_table(rows, tmp_path / "a.parquet")
+    assert reading.read(Source(tmp_path / "a.parquet"))[0] == [said("Hi", "Ho")]
+
+
+def test_a_folder_without_conversations_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MlxchatError, match=r"There is no \.jsonl"):
+        reading.read(Source(tmp_path))
+    with pytest.raises(MlxchatError, match="does not exist"):
+        reading.read(Source(tmp_path / "missing"))
+
+
+@needs_shared
+@pytest.mark.parametrize("path", sorted(SHARED.glob("sft/*.json*")), ids=lambda path: path.name)
+def test_real_files_are_read_whole(path: Path) -> None:
+    text = path.read_text("utf-8")
+    rows = json.loads(text) if path.suffix == ".json" else text.splitlines()
+    conversations, report = reading.read(Source(path))
+    assert report.rows == len(rows) == report.used + sum(report.skipped.values())
+    assert len(conversations) == report.used == len(rows)  # none of these need be skipped
+    is_identity = path.name == "identity_conversations.jsonl"
+    assert report.cut == ({UNANSWERED: 4} if is_identity else {})
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    "folder", ["openai--gsm8k/main/test", "allenai--ai2_arc/ARC-Easy/test", "cais--mmlu/all/dev"]
+)
+def test_tasks_can_be_trained_on(folder: str) -> None:
+    _, report = reading.read(Source(SHARED / "task_data" / folder))
+    assert report.used == report.rows > 200
