@@ -86,9 +86,12 @@ def test_imports_point_one_way(path: Path) -> None:
     [
         "",
         "train",
+        "sft",
         "info",
         "chat",
         "quantize",
+        "eval",
+        "eval chat",
         "quickstart",
         "bench",
         "monitor",

@@ -13,12 +13,13 @@ import typer
 from mlxchat import __version__
 from mlxchat.bench.settings import BenchConfig
 from mlxchat.cli.arguments import Checkpoint, Json, ModelTag, SavedStep, require_one_place
-from mlxchat.cli.groups import checkpoints_app, data_app, tokenizer_app
+from mlxchat.cli.groups import checkpoints_app, data_app, eval_app, tokenizer_app
 from mlxchat.cli.options import options_from_models
 from mlxchat.engine.options import Sampling
 from mlxchat.errors import MlxchatError
 from mlxchat.model.quantization import Quantization
 from mlxchat.train.settings import PretrainConfig
+from mlxchat.train.sft_settings import SftConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(checkpoints_app, name="checkpoints")
+app.add_typer(eval_app, name="eval")
 
 Fresh = Annotated[
     bool, typer.Option("--fresh", help="Begin anew; an earlier run of that name is set aside.")
@@ -84,6 +86,22 @@ def train(
         planning.dry_run(config, fresh, json)
     else:
         training.train(config, fresh, json)
+
+
+@app.command()
+@options_from_models
+def sft(config: SftConfig, fresh: Fresh = False, json: Json = False) -> None:
+    """Fine-tune a model on conversations, so that it answers.
+
+    Only what the assistant says is learnt; conversations stay whole. Takes rows of
+    {"messages": [{"role": ..., "content": ...}]}, bare lists of messages, ShareGPT,
+    Alpaca, GSM8K and multiple choice, and says what became of each.
+
+    The same command goes on from the newest checkpoint.
+    """
+    from mlxchat.cli import finetuning
+
+    finetuning.sft(config, fresh, json)
 
 
 @app.command()
@@ -162,13 +180,13 @@ def quickstart(
     fresh: Fresh = False,
     json: Json = False,
 ) -> None:
-    """Train a small model on the built-in corpus, ask it questions, and talk with it.
+    """Train a small model on the built-in corpus, then to answer; ask it questions, talk with it.
 
     Needs no network and takes a few minutes at most.
     """
-    from mlxchat.cli import training
+    from mlxchat.cli import quickstart
 
-    training.quickstart(questions, fresh, json)
+    quickstart.quickstart(questions, fresh, json)
 
 
 @app.command()

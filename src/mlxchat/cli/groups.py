@@ -1,17 +1,19 @@
-"""The commands of `mlxchat data`, `mlxchat tokenizer` and `mlxchat checkpoints`."""
+"""The commands of `mlxchat data`, `tokenizer`, `checkpoints` and `eval`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mlxchat.cli.arguments import Checkpoint, Json, require_one_place
+from mlxchat.cli.arguments import Checkpoint, Json, ModelTag, SavedStep, require_one_place
 from mlxchat.cli.options import options_from_models
+from mlxchat.evaluate.settings import ChatEvalConfig
 from mlxchat.train.settings import DataConfig
 
 data_app = typer.Typer(no_args_is_help=True, help="Get training data, and see what is there.")
 tokenizer_app = typer.Typer(no_args_is_help=True, help="Make a tokenizer.")
 checkpoints_app = typer.Typer(no_args_is_help=True, help="Look after what training has saved.")
+eval_app = typer.Typer(no_args_is_help=True, help="Measure how good a model is.")
 
 Tag = Annotated[
     str | None, typer.Option(help="Name of a run. Default: all runs.", show_default=False)
@@ -126,3 +128,27 @@ def checkpoints_prune(
     from mlxchat.cli import checkpoints
 
     checkpoints.prune(model_tag, keep, dry_run, json)
+
+
+@eval_app.command("chat")
+@options_from_models
+def eval_chat(
+    model_tag: ModelTag = None,
+    step: SavedStep = None,
+    checkpoint: Checkpoint = None,
+    json: Json = False,
+    *,
+    config: ChatEvalConfig,
+) -> None:
+    """Have a model solve tasks, and foresee conversations that it was not trained on.
+
+    Of a question with choices the letter counts that the model finds likeliest;
+    other answers are written at temperature 0, with the calculator. Beside each
+    score is what guessing gets; centered, that is 0, and all right is 1.
+
+    Tasks are read from local files; spelling needs none.
+    """
+    from mlxchat.cli import evaluating
+
+    require_one_place(model_tag, step, checkpoint)
+    evaluating.evaluate_chat(config, model_tag, step, checkpoint, json)

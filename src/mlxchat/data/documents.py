@@ -1,14 +1,15 @@
 """A dataset as the trainer sees it: documents in an order that a cursor can resume."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import count, islice
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlxchat.data import corpus
 from mlxchat.data.conversations import Document
+from mlxchat.data.fingerprint import KnownShards
 from mlxchat.data.shards import ShardSource
 from mlxchat.errors import MlxchatError
 
@@ -40,6 +41,10 @@ class Documents(Protocol):
         """The files it consists of, in order; none where it is made up."""
 
     @property
+    def fingerprints(self) -> dict[str, str]:
+        """What tells those files from others of their names, as far as is known by now."""
+
+    @property
     def conversational(self) -> bool:
         """Whether a model trained on it can be talked with."""
 
@@ -60,13 +65,24 @@ class Documents(Protocol):
 
 
 class ShardDocuments:
-    """Parquet shards, the last of them for validation."""
+    """Parquet shards, the last of them for validation.
+
+    Args:
+        source: where they come from.
+        text_shards: how many to learn a tokenizer from; None for all.
+        known: frames or fingerprints of shards (`KnownShards`); another one is an `MlxchatError`
+            when it is to be read.
+    """
 
     conversational = False
 
-    def __init__(self, source: ShardSource, text_shards: int | None = None) -> None:
-        """``text_shards``: how many to learn a tokenizer from; None for all."""
-        self._source = source
+    def __init__(
+        self,
+        source: ShardSource,
+        text_shards: int | None = None,
+        known: Mapping[str, str] | None = None,
+    ) -> None:
+        self._source = KnownShards(source, known or {})
         self._text_shards = source.training[:text_shards]
 
     @property
@@ -79,12 +95,17 @@ class ShardDocuments:
         """The training shards, then the validation shard."""
         return (*self._source.training, self._source.validation)
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the shards that were read; of others as much as was known."""
+        return self._source.known
+
     def training(self, start: Cursor) -> Iterator[Read]:
         """Training documents from a cursor on, without end.
 
         Raises:
-            MlxchatError: the cursor's shard is not part of the dataset, a shard cannot be read, or
-                there is not one document.
+            MlxchatError: the cursor's shard is not part of the dataset, a shard cannot be read or
+                is another one than was known, or there is not one document.
         """
         names = self._source.training
         epoch, shard, row = start
@@ -115,8 +136,10 @@ class ShardDocuments:
 
     def suggested_vocabulary(self) -> int:
         """nanochat's 65,536 tokens; fewer, a power of two, for little text."""
-        characters = 0
+        characters, enough = 0, LARGEST_VOCABULARY * CHARACTERS_PER_TOKEN
         for name in self._text_shards:
+            if characters >= enough:
+                break
             path = self._source.acquire(name)
             with pq.ParquetFile(path) as file:
                 groups = range(file.num_row_groups)
@@ -131,11 +154,12 @@ class ShardDocuments:
 
 
 class BuiltinDocuments:
-    """The built-in corpus: as many documents as one asks for."""
+    """The built-in corpus as text: as many documents as one asks for."""
 
     shards = 1
     names = ()
-    conversational = True
+    fingerprints: ClassVar[dict[str, str]] = {}
+    conversational = False
 
     VALIDATION_SEED = 2**40  # above every seed a run may have
     VALIDATION_DOCUMENTS = 2048
@@ -168,7 +192,8 @@ class BuiltinDocuments:
     def _batches(seed: int, start: Cursor) -> Iterator[Read]:
         documents = corpus.documents(seed, start.row)
         for row in count(start.row + BATCH, BATCH):
-            yield list(islice(documents, BATCH)), Cursor(start.epoch, 0, row)
+            batch: list[Document] = [*map(corpus.text, islice(documents, BATCH))]
+            yield batch, Cursor(start.epoch, 0, row)
 
 
 def _rows(source: ShardSource, name: str, start: int) -> Iterator[tuple[list[Document], int]]:

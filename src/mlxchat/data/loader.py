@@ -160,11 +160,15 @@ class Loader:
             yield Batch(ids[:, :-1], targets[:, 1:], after)
 
     def _encoded(self, documents: list[Document]) -> list[list[int]]:
-        """Ids of each document; of one that is not to be learnt, its complement, ``~id``."""
-        if not self._answers_only:
-            return self._tokenizer.encode_documents(documents, TOKENIZER_THREADS)
-        rendered = (self._tokenizer.render(c) for c in documents if isinstance(c, Conversation))
-        return [
-            [token if learned else ~token for token, learned in zip(ids, mask, strict=True)]
-            for ids, mask in rendered
-        ]
+        if self._answers_only:
+            return learnt_only(self._tokenizer, documents)
+        return self._tokenizer.encode_documents(documents, TOKENIZER_THREADS)
+
+
+def learnt_only(tokenizer: Tokenizer, documents: list[Document]) -> list[list[int]]:
+    """Ids of each conversation; of one that is not to be learnt, its complement, ``~id``."""
+    rendered = (tokenizer.render(c) for c in documents if isinstance(c, Conversation))
+    return [
+        [token if learnt else ~token for token, learnt in zip(ids, mask, strict=True)]
+        for ids, mask in rendered
+    ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from mlxchat import runtime
 from mlxchat.ckpt import layout, store
@@ -31,7 +32,7 @@ from mlxchat.train.stage import Stage
 
 
 def conduct(
-    stage: Stage,
+    stage: Stage[Any],
     meter: Meter | None = None,
     stop: Callable[[], bool] = lambda: False,
     fresh: bool = False,
@@ -62,11 +63,11 @@ def conduct(
         _require_own_name(stage)
         runtime.bound_buffer_cache()
         documents = stack.enter_context(closing(stage.open(saved)))
-        for note in stage.notes():
+        for note in stage.notes(documents):
             yield Noted(clock(), note)
-        available, fingerprints = capacity(), stage.fingerprints(documents)
+        available, revision = capacity(), None
         if saved:
-            fingerprints = saved.trainer.fingerprints | fingerprints
+            revision = saved.trainer.revision
             learner = yield from go_on(stage.config, saved, available, clock)
             meter.restore(saved.trainer.meter)
         else:
@@ -76,7 +77,7 @@ def conduct(
         path = home.log(tag)
         log = stack.enter_context(RunLog(path, learner.step))
         status = stack.enter_context(Publisher(status_path(path), meter, runtime.memory_use, clock))
-        training = _Training(stage, documents, fingerprints, meter, log, begun, available, learner)
+        training = _Training(stage, documents, revision, meter, log, begun, available, learner)
         for event in training.events(stack, lambda: log.failed or stop()):
             meter.update(event)
             log.write(event)
@@ -85,7 +86,7 @@ def conduct(
         log.check()
 
 
-def _require_own_name(stage: Stage) -> None:
+def _require_own_name(stage: Stage[Any]) -> None:
     """A name is one run's only, whatever its stage: log and commands know it by that.
 
     Raises:
@@ -100,7 +101,7 @@ def _require_own_name(stage: Stage) -> None:
             )
 
 
-def _set_aside(stage: Stage) -> Iterator[Event]:
+def _set_aside(stage: Stage[Any]) -> Iterator[Event]:
     """Rename an earlier run's checkpoints and log."""
     home, run = stage.home, stage.folder
     if not run.exists():
@@ -117,9 +118,9 @@ def _set_aside(stage: Stage) -> Iterator[Event]:
 class _Training:
     """A run and all its parts."""
 
-    stage: Stage
+    stage: Stage[Any]
     documents: Documents
-    fingerprints: dict[str, str]  # of the dataset's files
+    revision: str | None  # of the dataset's files, as the run that goes on knows it
     meter: Meter
     log: RunLog
     begun: float  # when this process took the run up, by the clock
@@ -268,8 +269,8 @@ class _Training:
             plan=plan.model_dump(mode="json"),
             meter=self.meter.state(),
             data=list(self.documents.names),
-            revision=self.stage.revision,
-            fingerprints=self.fingerprints,
+            revision=self.stage.revision or self.revision,
+            fingerprints=self.documents.fingerprints,
         )
 
         def write(folder: Path) -> None:

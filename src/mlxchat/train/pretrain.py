@@ -5,7 +5,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 
 from mlxchat.data import corpus
-from mlxchat.data.conversations import Conversation, Message
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import LoaderState
 from mlxchat.data.tokenizer import Tokenizer
@@ -54,7 +53,7 @@ def pretrain(
     return conduct(Pretraining(config, home, report, clock), meter, stop, fresh)
 
 
-class Pretraining(Stage):
+class Pretraining(Stage[Documents]):
     """The stage that every model begins with."""
 
     def __init__(self, config: PretrainConfig, home: Home, report: Report, clock: Clock) -> None:
@@ -108,25 +107,19 @@ class Pretraining(Stage):
     def prompts(
         self, tokenizer: Tokenizer, documents: Documents
     ) -> Iterable[tuple[str, list[int]]]:
-        """Beginnings of sentences, or of the built-in corpus questions that it does not ask."""
-        if not documents.conversational:
-            for prompt in PROMPTS:
-                yield prompt, [tokenizer.bos, *tokenizer.encode(prompt)]
-            return
-        for question in corpus.held_out(BUILTIN_PROMPTS):
-            conversation = Conversation((Message("user", question.prompt),))
-            yield question.prompt, tokenizer.render_for_completion(conversation)
-
-    def fingerprints(self, documents: Documents) -> dict[str, str]:
-        """Those of the files that are on disk."""
-        return inputs.fingerprints_of(documents, self.config, self.home)
+        """Beginnings of sentences, or questions that the built-in corpus does not ask."""
+        prompts: Iterable[str] = PROMPTS
+        if self.config.is_builtin:
+            prompts = (f"{asked.prompt}\n" for asked in corpus.held_out(BUILTIN_PROMPTS))
+        for prompt in prompts:
+            yield prompt, [tokenizer.bos, *tokenizer.encode(prompt)]
 
     @property
     def revision(self) -> str | None:
         """The hub's commit that the dataset's files are of, None where none is recorded."""
         return inputs.revision(self.config, self.home)
 
-    def notes(self) -> Iterable[str]:
+    def notes(self, documents: Documents) -> Iterable[str]:
         """What the preset stands for."""
         if self.config.of_preset:
             yield f"Preset {self.config.preset}: {self.config.of_preset}"

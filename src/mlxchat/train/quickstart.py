@@ -1,8 +1,9 @@
 """The settings of `mlxchat quickstart`: a small model that soon reads the built-in corpus."""
 
 from mlxchat.train.settings import BUILTIN, PretrainConfig
+from mlxchat.train.sft_settings import SftConfig
 
-QUICKSTART = PretrainConfig(
+PRETRAINING = PretrainConfig(
     dataset=BUILTIN,
     model_tag="quickstart",
     depth=2,
@@ -10,14 +11,25 @@ QUICKSTART = PretrainConfig(
     max_seq_len=128,
     device_batch_size=16,
     total_batch_size=16 * 128,
-    num_iterations=900,
+    num_iterations=800,
     matrix_lr=0.01,
     embedding_lr=0.04,
     unembedding_lr=0.0033,
     warmdown_ratio=0.5,
-    eval_every=300,
+    eval_every=400,
     eval_tokens=16 * 128 * 16,
     sample_every=0,
-    save_every=300,
+    save_every=400,
+    keep=1,
+)
+TUNING = SftConfig(
+    source=PRETRAINING.tag,
+    data=[BUILTIN],
+    device_batch_size=16,
+    total_batch_size=16 * 128,
+    num_iterations=200,
+    eval_every=0,
+    sample_every=0,
+    save_every=100,
     keep=1,
 )

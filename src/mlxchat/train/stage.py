@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from mlxchat.data.documents import Documents
 from mlxchat.data.tokenizer import Tokenizer
@@ -16,8 +17,10 @@ from mlxchat.train.run_plan import Plan
 from mlxchat.train.run_settings import RunConfig
 from mlxchat.train.saved import SavedRun
 
+Dataset = TypeVar("Dataset", bound=Documents)
 
-class Stage(ABC):
+
+class Stage(ABC, Generic[Dataset]):
     """A kind of training, with its settings.
 
     Args:
@@ -51,7 +54,7 @@ class Stage(ABC):
         """
 
     @abstractmethod
-    def open(self, saved: SavedRun | None) -> Documents:
+    def open(self, saved: SavedRun | None) -> Dataset:
         """The dataset: of a saved run, as it began with it.
 
         Raises:
@@ -60,7 +63,7 @@ class Stage(ABC):
 
     @abstractmethod
     def begin(
-        self, documents: Documents, available: Capacity, begun: float
+        self, documents: Dataset, available: Capacity, begun: float
     ) -> Generator[Event, None, Learner]:
         """What learns in a new run.
 
@@ -78,21 +81,15 @@ class Stage(ABC):
         """Muon's after ``step`` updates."""
 
     @abstractmethod
-    def prompts(
-        self, tokenizer: Tokenizer, documents: Documents
-    ) -> Iterable[tuple[str, list[int]]]:
+    def prompts(self, tokenizer: Tokenizer, documents: Dataset) -> Iterable[tuple[str, list[int]]]:
         """What samples are asked for: in words, and as ids to continue."""
-
-    @abstractmethod
-    def fingerprints(self, documents: Documents) -> dict[str, str]:
-        """What tells the dataset's files from others of their names, by name."""
 
     @property
     def revision(self) -> str | None:
         """The hub's commit that the dataset's files are of, None where none is recorded."""
         return None
 
-    def notes(self) -> Iterable[str]:
+    def notes(self, documents: Dataset) -> Iterable[str]:
         """What to say at the beginning."""
         return ()
 

@@ -1,0 +1,75 @@
+"""What the evaluation of a chat model is told. Pure: no arrays, quick to import."""
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from mlxchat.errors import MlxchatError
+
+TaskName = Literal["arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval", "spelling"]
+TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
+ALL = "all"
+
+
+class ChatEvalConfig(BaseModel):
+    """On what a chat model is evaluated, and how."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tasks: str | None = Field(
+        None,
+        description=f"Any of {', '.join(TASK_NAMES)}, separated by commas; or all. Default: those "
+        "whose data is there.",
+    )
+    task_data: Path | None = Field(
+        None,
+        description="Folder of the tasks' files, laid out as the hub lays them out. Default: "
+        "task_data in $MLXCHAT_HOME.",
+    )
+    data: list[str] | None = Field(
+        None,
+        description="Conversations as sft takes them; once more for each source. What sft holds "
+        "out of them is foreseen, and the last replies are given.",
+        json_schema_extra={"metavar": "PATH"},
+    )
+    validation_share: float = Field(
+        0.02, gt=0, lt=1, description="Share of --data that sft held out."
+    )
+    max_problems: int | None = Field(
+        None, ge=1, description="Of each task at most so many, the same for every model."
+    )
+    batch_size: int = Field(16, ge=1, le=1024, description="Answers written at a time.")
+    max_new_tokens: int = Field(512, ge=1, description="Tokens in a written answer at most.")
+    allow_code_execution: bool = Field(
+        False, description="Run the programs that the model writes for humaneval, on this machine."
+    )
+
+    @field_validator("task_data")
+    @classmethod
+    def _wherever_it_is(cls, path: Path | None) -> Path | None:
+        return path and path.expanduser().absolute()
+
+    @field_validator("tasks")
+    @classmethod
+    def _known(cls, tasks: str | None) -> str | None:
+        if tasks is not None and not _split(tasks):
+            raise MlxchatError("--tasks names no task.", f"Give {', '.join(TASK_NAMES)} or {ALL}.")
+        for name in _split(tasks):
+            if name not in (*TASK_NAMES, ALL):
+                raise MlxchatError(
+                    f"There is no task {name!r}.", f"Give {', '.join(TASK_NAMES)} or {ALL}."
+                )
+        return tasks
+
+    @property
+    def named(self) -> tuple[TaskName, ...] | None:
+        """The tasks that were asked for, each once; None where none was named."""
+        if self.tasks is None:
+            return None
+        names = _split(self.tasks)
+        return tuple(name for name in TASK_NAMES if ALL in names or name in names)
+
+
+def _split(tasks: str | None) -> list[str]:
+    return [name.strip().lower() for name in (tasks or "").split(",") if name.strip()]

@@ -1,0 +1,161 @@
+"""The tasks: where their files are, and how a row of them becomes a problem."""
+
+import string
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from mlxchat.data.chats import spelling
+from mlxchat.data.chats.forms import multiple_choice
+from mlxchat.data.conversations import Conversation
+from mlxchat.data.task_files import files, read_rows
+from mlxchat.errors import MlxchatError
+from mlxchat.evaluate.settings import TaskName
+from mlxchat.evaluate.tasks.problems import (
+    Choice,
+    Exercise,
+    Problem,
+    asked,
+    final_number,
+    gives_number,
+    solves,
+)
+
+SHUFFLE_SEED = 42  # nanochat's: its first problems are ours
+SPELLING_PROBLEMS = 256  # nanochat's SpellingBee
+
+Letter = Annotated[str, Field(pattern=r"^[A-Za-z0-9]$")]  # a byte, so one token in any vocabulary
+
+
+class Row(BaseModel, ABC):
+    """A row of a task's files; its other columns are not looked at."""
+
+    @abstractmethod
+    def problem(self) -> Problem:
+        """What it asks."""
+
+
+class ArcChoices(BaseModel):
+    """The choices of a question of ARC, 3 to 5 of them, labelled by letters or by digits."""
+
+    text: list[str]
+    label: list[Letter] = Field(min_length=2)
+
+
+class ArcRow(Row):
+    """A row of allenai/ai2_arc."""
+
+    question: str
+    choices: ArcChoices
+    answer: Letter = Field(alias="answerKey")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ArcRow":
+        if len(self.choices.text) != len(self.choices.label):
+            raise ValueError("there is not one label for each choice")
+        if self.answer not in self.choices.label:
+            raise ValueError(f"the answer, {self.answer}, is none of the choices")
+        return self
+
+    def problem(self) -> Choice:
+        """The choices keep their labels."""
+        letters, choices = self.choices.label, self.choices.text
+        prompt = multiple_choice(self.question, letters, choices)
+        return Choice(asked(prompt), tuple(letters), self.answer)
+
+
+class MmluRow(Row):
+    """A row of cais/mmlu."""
+
+    question: str
+    choices: list[str] = Field(min_length=4, max_length=4)
+    answer: Literal[0, 1, 2, 3]
+
+    def problem(self) -> Choice:
+        """The choices are A to D."""
+        letters = tuple(string.ascii_uppercase[: len(self.choices)])
+        prompt = multiple_choice(self.question, letters, self.choices)
+        return Choice(asked(prompt), letters, letters[self.answer])
+
+
+class Gsm8kRow(Row):
+    """A row of openai/gsm8k."""
+
+    question: str
+    answer: str
+
+    @model_validator(mode="after")
+    def _has_a_number(self) -> "Gsm8kRow":
+        if final_number(self.answer) is None:
+            raise ValueError("the answer has no number after ####")
+        return self
+
+    def problem(self) -> Exercise:
+        """The number after ``####`` counts."""
+        number = final_number(self.answer)
+        assert number is not None
+        return Exercise(asked(self.question), gives_number(number))
+
+
+class HumanEvalRow(Row):
+    """A row of openai/openai_humaneval."""
+
+    prompt: str
+    test: str
+    entry_point: str
+
+    def problem(self) -> Exercise:
+        """The program that is written is run."""
+        return Exercise(asked(self.prompt), solves(self.prompt, self.test, self.entry_point))
+
+
+FILES: dict[TaskName, tuple[str, type[Row]]] = {
+    "arc-easy": ("allenai--ai2_arc/ARC-Easy/test", ArcRow),
+    "arc-challenge": ("allenai--ai2_arc/ARC-Challenge/test", ArcRow),
+    "mmlu": ("cais--mmlu/all/test", MmluRow),
+    "gsm8k": ("openai--gsm8k/main/test", Gsm8kRow),
+    "humaneval": ("openai--openai_humaneval/openai_humaneval/test", HumanEvalRow),
+}
+RUNS_CODE: TaskName = "humaneval"
+
+
+def is_there(task: TaskName, task_data: Path) -> bool:
+    """Whether a task can be had; spelling needs no files."""
+    return task not in FILES or bool(files(task_data / FILES[task][0]))
+
+
+def problems(task: TaskName, task_data: Path, most: int | None) -> list[Problem]:
+    """A task's problems, in an order that is always the same; the first ``most`` of them.
+
+    Raises:
+        MlxchatError: its files are not there or damaged, or a row of them is not of its form.
+    """
+    if task not in FILES:
+        count = SPELLING_PROBLEMS if most is None else min(most, SPELLING_PROBLEMS)
+        return [_spelled(conversation) for conversation in spelling.held_out(count)]
+    folder, form = task_data / FILES[task][0], FILES[task][1]
+    rows = read_rows(folder)
+    order = np.random.default_rng(SHUFFLE_SEED).permutation(len(rows))[:most].tolist()
+    return [_parsed(form, rows[number], folder, number).problem() for number in order]
+
+
+def _spelled(conversation: Conversation) -> Exercise:
+    """How often a letter is in a word, without the answer."""
+    *asked_before, _answer = conversation.messages
+    expected = spelling.answer(conversation)
+    return Exercise(Conversation(tuple(asked_before)), gives_number(expected))
+
+
+def _parsed(form: type[Row], row: dict[str, Any], folder: Path, number: int) -> Row:
+    try:
+        return form.model_validate(row)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise MlxchatError(
+            f"Row {number + 1} of {folder}: {f'{where}: ' if where else ''}{fault['msg']}.",
+            "The files must be those of the task's split.",
+        ) from error

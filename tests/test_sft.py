@@ -1,0 +1,344 @@
+"""Fine-tuning: the loss by hand, what is derived, going on bit for bit, what is refused."""
+
+import json
+from collections.abc import Iterable
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import golden
+
+from mlxchat.ckpt import layout, store
+from mlxchat.data.chats.documents import ChatDocuments
+from mlxchat.data.chats.sources import parse
+from mlxchat.data.conversations import Conversation, Message
+from mlxchat.data.documents import Cursor
+from mlxchat.data.loader import Batch, Loader, LoaderState
+from mlxchat.data.tokenizer import Tokenizer, train
+from mlxchat.errors import MlxchatError
+from mlxchat.home import Home
+from mlxchat.model.config import GPTConfig
+from mlxchat.model.gpt import GPT
+from mlxchat.model.initial import initialise
+from mlxchat.optim.groups import MuonAdamW, Rates
+from mlxchat.runtime import mx
+from mlxchat.telemetry import Ended, Evaluated, Event, Noted, Sampled, Stepped
+from mlxchat.train.fitting import Capacity
+from mlxchat.train.loop import Run
+from mlxchat.train.loop import train as steps_of
+from mlxchat.train.pretrain import pretrain
+from mlxchat.train.settings import PretrainConfig
+from mlxchat.train.sft import fine_tune
+from mlxchat.train.sft_plan import Base, pretrained, sft_plan, survey
+from mlxchat.train.sft_settings import SftConfig
+
+BASE = PretrainConfig(
+    depth=1,
+    dataset="builtin",
+    vocab_size=300,
+    max_seq_len=64,
+    device_batch_size=4,
+    total_batch_size=256,
+    num_iterations=4,
+    eval_every=0,
+    sample_every=0,
+    save_every=0,
+    model_tag="base",
+)
+TUNING = SftConfig(
+    source="base",
+    num_iterations=12,
+    total_batch_size=256,
+    device_batch_size=2,
+    validation_share=0.1,
+    eval_every=5,
+    eval_tokens=512,
+    sample_every=6,
+    save_every=3,
+    keep=2,
+    model_tag="tuned",
+)
+PLENTY = Capacity(10**12, 4, "all", 128)
+
+
+def talks(count: int) -> list[dict[str, object]]:
+    said = ("Hello there", "a fox", "What is red?", "Count the dogs, please", "the lazy dog jumps")
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": f"{said[i % 5]} {i}"},
+                {"role": "assistant", "content": f"{said[(i + 2) % 5]} {i * 7}"},
+            ]
+        }
+        for i in range(count)
+    ]
+
+
+def write(path: Path, rows: Iterable[object]) -> Path:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def based(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a base model, and 120 conversations."""
+    home = tmp_path_factory.mktemp("based")
+    for _ in pretrain(BASE, Home(home), lambda _: None):
+        pass
+    write(home / "talks.jsonl", talks(120))
+    return home
+
+
+def tuning(home: Path, **settings: object) -> SftConfig:
+    return TUNING.model_copy(update={"data": [str(home / "talks.jsonl")], **settings})
+
+
+def run(home: Path, config: SftConfig, stop_at: int = 0) -> list[Event]:
+    """All events of a run that is asked to stop once step ``stop_at`` is seen."""
+    seen: list[Event] = []
+
+    def stop() -> bool:
+        told = (event.step for event in seen if isinstance(event, Stepped))
+        return bool(stop_at) and max(told, default=0) >= stop_at
+
+    for event in fine_tune(config, Home(home), lambda _: None, stop=stop):
+        seen.append(event)
+    return seen
+
+
+def final(home: Path, tag: str) -> dict[str, mx.array]:
+    folder = store.directory(Home(home).finetuned / tag, 12)
+    files = (layout.MODEL, layout.OPTIMIZER, layout.LOADER)
+    return {f"{f} {k}": v for f in files for k, v in layout.read_arrays(folder / f).items()}
+
+
+def test_the_loss_is_that_of_the_answers_by_hand() -> None:
+    facts = golden("tokenizer.json")
+    tokenizer = train(facts["train_docs"], facts["train_vocab_size"])
+    conversations = [
+        Conversation((Message("user", ask), Message("assistant", answer)))
+        for ask, answer in (("hello the cat", "the dog, 12"), ("seven?", "7"), ("more", "blue"))
+    ]
+    model = GPT(
+        GPTConfig(
+            n_layer=2,
+            n_head=2,
+            n_kv_head=2,
+            n_embd=64,
+            vocab_size=tokenizer.vocab_size,
+            sequence_len=32,
+        )
+    )
+    initialise(model, mx.random.key(0))
+    model.lm_head.weight = mx.random.normal(model.lm_head.weight.shape, key=mx.random.key(1)) / 8
+    documents = iter([(list(conversations), Cursor(1, 0, 3))])
+    [batch] = Loader(documents, tokenizer, 8, 32, answers_only=True)
+    nats, learnt = 0.0, 0
+    for conversation in conversations:
+        ids, mask = tokenizer.render(conversation)
+        # Each by itself, which is the same in a row with others only where they are not attended
+        # to: so each is put into a row of its own.
+        alone = iter([([conversation], Cursor(1, 0, 1))])
+        [row] = Loader(alone, tokenizer, 1, 32, answers_only=True)
+        logits = np.array(model(mx.array(row.ids)))[0].astype(np.float64)
+        for position, (token, said) in enumerate(zip(ids[1:], mask[1:], strict=True)):
+            if said:
+                shifted = logits[position] - logits[position].max()
+                nats += np.log(np.exp(shifted).sum()) - shifted[token]
+                learnt += 1
+        assert (row.targets >= 0).sum() == sum(mask[1:])
+        assert row.ids[0, len(ids) :].tolist() == [tokenizer.bos] * (32 - len(ids))
+    assert (batch.targets >= 0).sum() == learnt
+    rows = [
+        next(Loader(iter([([c], Cursor())]), tokenizer, 1, 32, answers_only=True))
+        for c in conversations
+    ]
+    ids = mx.array(np.concatenate([row.ids for row in rows]))
+    targets = mx.array(np.concatenate([row.targets for row in rows]))
+    assert model.loss(ids, targets).item() == pytest.approx(nats / learnt, abs=1e-5)
+
+
+def test_a_step_is_the_mean_over_its_answers_however_it_is_cut() -> None:
+    config = GPTConfig(n_layer=1, n_head=1, n_kv_head=1, n_embd=64, vocab_size=50, sequence_len=16)
+    random = np.random.default_rng(0)
+    ids = random.integers(0, 50, (4, 16), np.int32)
+    targets = random.integers(0, 50, (4, 16), np.int32)
+    targets[0, 2:], targets[1], targets[2, ::2] = -1, -1, -1  # 2, none, 8 and 16 are learnt
+
+    def stepped(rows: int) -> tuple[float, dict[str, mx.array]]:
+        model = GPT(config)
+        initialise(model, mx.random.key(0))
+        model.lm_head.weight = mx.random.normal(model.lm_head.weight.shape, key=mx.random.key(1))
+        optimizer = MuonAdamW(model.named_parameters(), "classic", mx.float32)
+        groups = ("embedding", "unembedding", "matrix")
+        run = Run(
+            model=model,
+            optimizer=optimizer,
+            batches=(
+                Batch(ids[i : i + rows], targets[i : i + rows], LoaderState())
+                for i in range(0, 4, rows)
+            ),
+            rates=lambda _: Rates(
+                {group: mx.array(0.02) for group in groups}, mx.array(0.9), mx.array(0.0)
+            ),
+            total_steps=1,
+            accumulation=4 // rows,
+            grad_clip=0.0,
+            grad_checkpoint=False,
+            loss_rows=128,
+            clock=count().__next__,
+        )
+        [loss] = [event.loss for event in steps_of(run) if isinstance(event, Stepped)]
+        return loss, model.named_parameters()
+
+    whole, parameters = stepped(4)
+    model = GPT(config)
+    initialise(model, mx.random.key(0))
+    model.lm_head.weight = mx.random.normal(model.lm_head.weight.shape, key=mx.random.key(1))
+    by_hand = model.losses(mx.array(ids), mx.array(targets)).sum().item() / 26
+    assert whole == pytest.approx(by_hand, rel=1e-5)
+    for rows in (1, 2):
+        loss, others = stepped(rows)
+        assert loss == pytest.approx(whole, rel=1e-6)
+        for name, array in parameters.items():
+            assert mx.allclose(others[name], array, atol=1e-5).item(), (rows, name)
+
+
+def test_what_happens(based: Path, tmp_path: Path) -> None:
+    events = run(based, tuning(based, model_tag="straight"))
+    steps = [event.step for event in events if isinstance(event, Stepped)]
+    assert steps == list(range(1, 13))
+    assert [event.step for event in events if isinstance(event, Evaluated)] == [0, 5, 10, 12]
+    assert {event.step for event in events if isinstance(event, Sampled)} == {6, 12}
+    rates = [event.learning_rate for event in events if isinstance(event, Stepped)]
+    assert rates[:7] == pytest.approx([0.8 * 0.02] * 7)  # nanochat's: 0.8, then down to 0
+    assert rates[7:] == pytest.approx([0.8 * 0.02 * left / 6 for left in (5, 4, 3, 2, 1)])
+    folder = store.latest(Home(based).finetuned / "straight")
+    assert folder is not None
+    saved = layout.read_model(folder, mx.float32)
+    assert saved.conversational
+    notes = [event.text for event in events if isinstance(event, Noted)]
+    assert any("120 of 120 rows used" in note for note in notes)
+    assert any("conversations an epoch" in note for note in notes)
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 8])
+def test_interrupted_and_resumed_bit_for_bit(based: Path, stop_at: int) -> None:
+    if not (Home(based).finetuned / "straight").exists():
+        run(based, tuning(based, model_tag="straight"))
+    config = tuning(based, model_tag=f"stopped{stop_at}")
+    first = run(based, config, stop_at=stop_at)
+    assert isinstance(first[-1], Ended)
+    assert first[-1].reason == "interrupted"
+    second = run(based, config)
+    assert isinstance(second[-1], Ended)
+    assert second[-1].reason == "finished"
+    mine, straight = final(based, config.tag), final(based, "straight")
+    assert mine.keys() == straight.keys()
+    for name, array in straight.items():
+        assert mx.array_equal(mine[name], array).item(), name
+
+
+def test_it_begins_with_the_base_models_weights_and_on_request_its_momentum(based: Path) -> None:
+    folder = store.latest(Home(based).runs / "base")
+    assert folder is not None
+    state = layout.read_arrays(folder / layout.OPTIMIZER)
+    for asked in (False, True):
+        tag = f"momentum-{asked}".lower()
+        config = tuning(
+            based, model_tag=tag, load_optimizer=asked, num_iterations=1, init_lr_frac=1e-12
+        )
+        run(based, config)
+        tuned = store.latest(Home(based).finetuned / tag)
+        assert tuned is not None
+        weights = layout.read_arrays(tuned / layout.MODEL)
+        for name, array in layout.read_arrays(folder / layout.MODEL).items():
+            assert mx.allclose(weights[name], array, atol=1e-9).item(), name
+        kept = layout.read_arrays(tuned / layout.OPTIMIZER)
+        assert kept.keys() == state.keys()
+        counts = [name for name in kept if kept[name].size == 1]
+        assert counts
+        for name in counts:
+            assert kept[name].item() == (state[name].item() + 1 if asked else 1)
+
+
+def test_the_survey_is_what_training_packs(based: Path) -> None:
+    folder = store.latest(Home(based).runs / "base")
+    assert folder is not None
+    tokenizer = Tokenizer.load(folder)
+    documents = ChatDocuments([parse(str(based / "talks.jsonl"))], seed=42)
+    told: list[Event] = []
+    found = survey(documents, tokenizer, 20, told.append, lambda: 0.0)
+    rendered = [
+        tokenizer.render(conversation)
+        for conversation in next(documents.training(Cursor()))[0]
+        if isinstance(conversation, Conversation)
+    ]
+    assert found.conversations == len(rendered) == documents.epoch_size
+    assert found.cut == sum(len(ids) > 21 for ids, _ in rendered) > 0
+    assert found.tokens == sum(min(21, len(ids)) for ids, _ in rendered)
+    assert found.learnt == sum(sum(mask[:21]) for _, mask in rendered)
+    assert found.rows * 21 >= found.tokens
+
+
+def test_the_batch_is_pretrainings_or_what_makes_100_steps() -> None:
+    model = GPTConfig(sequence_len=64, vocab_size=300, n_layer=1, n_head=1, n_kv_head=1, n_embd=64)
+    rates = {"embedding": 0.2, "unembedding": 0.004, "matrix": 0.02}
+    base = Base(model, rates, 64 * 64)
+    made = sft_plan(SftConfig(), base, 100_000, PLENTY)
+    assert (made.rows, made.num_iterations) == (64, 1563)  # every row, the last step a part again
+    assert made.learning_rates == {group: 0.8 * rate for group, rate in rates.items()}
+    assert made.weight_decay == made.grad_clip == made.warmup_steps == made.final_lr_frac == 0
+    made = sft_plan(SftConfig(epochs=3), base, 1_000, PLENTY)
+    assert (made.rows, made.num_iterations) == (16, 188)
+    assert sft_plan(SftConfig(), base, 3, PLENTY).num_iterations == 3
+    with pytest.raises(MlxchatError, match="not a multiple of a row's 64 tokens"):
+        sft_plan(SftConfig(total_batch_size=100), base, 100, PLENTY)
+
+
+def test_learning_rates_are_nanochats_where_the_model_says_nothing(based: Path) -> None:
+    folder = store.latest(Home(based).runs / "base")
+    assert folder is not None
+    of_run = pretrained(folder)
+    assert of_run.tokens_per_step == 256
+    trainer = folder / layout.TRAINER
+    content = trainer.read_bytes()
+    trainer.unlink()
+    try:
+        unknown = pretrained(folder)
+    finally:
+        trainer.write_bytes(content)
+    assert unknown.learning_rates == of_run.learning_rates
+    assert unknown.tokens_per_step == 2**19
+
+
+def test_changed_conversations_are_refused(based: Path, tmp_path: Path) -> None:
+    data = write(tmp_path / "mine.jsonl", talks(40))
+    config = TUNING.model_copy(update={"data": [str(data)], "model_tag": "changed"})
+    run(based, config, stop_at=4)
+    write(data, talks(41))
+    with pytest.raises(MlxchatError, match="is not what the run changed began with"):
+        run(based, config)
+    write(data, talks(40))
+    assert isinstance(run(based, config)[-1], Ended)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"data": None}, "There is nothing to learn from"),
+        ({"data": ["nowhere.jsonl"]}, "nowhere.jsonl does not exist"),
+        ({"source": "nobody"}, "There is no trained model called nobody"),
+        ({"model_tag": "base"}, "base is the name of another run"),
+        ({"device_batch_size": 3}, "not a multiple of 3 rows"),
+        ({"memory_limit": "1MiB"}, "takes at least"),
+        ({"identity": "Ada"}, "no KEY=VALUE"),
+    ],
+)
+def test_what_cannot_work_is_refused(
+    based: Path, settings: dict[str, object], problem: str
+) -> None:
+    with pytest.raises(MlxchatError, match=problem):
+        run(based, tuning(based, **{"model_tag": "refused", **settings}))
+    assert not (Home(based).finetuned / "refused").exists()
