@@ -1,0 +1,307 @@
+"""Pickles read as data: nothing is imported, and nothing runs but functions of the caller's.
+
+A pickle is a program for a stack machine. ``pickle.Unpickler`` with a ``find_class`` that admits
+few names still carries out all of that machine's instructions: it calls whatever lies on the stack,
+sets attributes and calls ``__setstate__`` (BUILD), looks classes up in a registry of the process
+(EXT). Here is a machine of our own instead, for the few instructions that data needs: `_OPCODES`
+is all that a pickle can do, any other instruction is refused by its name. What a pickle names is
+looked up in a table and never imported; what it calls must be a `Function` of that table; a state
+that it gives to an object is put aside.
+
+Its size, the number of its instructions and the size and depth of what it makes are bounded.
+
+Instructions: ``pickletools.opcodes`` of Python's library.
+"""
+
+import pickle
+import pickletools
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxchat.ckpt.foreign import damaged, refused
+
+MOST_BYTES = 2**26
+MOST_OPCODES = 2**22
+MOST_VALUES = 2**20  # in the value made, a shared one counted wherever it is
+DEEPEST = 32  # lists within lists
+LONGEST_INTEGER = 8  # bytes; with more, there would be too many integers of one hash
+LONGEST_NAME = 200
+LATEST_PROTOCOL = 5
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function that a pickle may call.
+
+    Args:
+        call: gets the tuple of arguments; raises ValueError where they are not what it takes.
+    """
+
+    call: Callable[[tuple[Any, ...]], Any]
+
+
+Admitted = Mapping[tuple[str, str], Any]  # by module and name: a `Function` or a value
+Resolve = Callable[[Any], Any]
+
+
+class Instance:
+    """What a function may return for a pickle to give it a state, once."""
+
+    state: Any = None
+
+
+class _RefusedError(ValueError):
+    """The pickle asks for more than data."""
+
+
+def load(data: bytes, path: Path, admitted: Admitted, persistent: Resolve | None = None) -> Any:
+    """The value of a pickle: None, numbers, text, bytes, tuples, lists, dictionaries, and what the
+    admitted functions return.
+
+    Args:
+        data: the pickle.
+        path: of the file it is from, for what is said of it.
+        admitted: what it may name.
+        persistent: makes the value of a persistent id; raises ValueError where it knows none. None
+            where the file has no such ids.
+
+    Raises:
+        MlxchatError: it asks for anything else, which is named; it is damaged, or too large.
+    """
+    if len(data) > MOST_BYTES:
+        raise damaged(path, f"a pickle of more than {MOST_BYTES:,} bytes")
+    try:
+        value = _Machine(data, admitted, persistent).run()
+        _check_extent(value)
+    except _RefusedError as error:
+        raise refused(path, str(error)) from error
+    except ValueError as error:
+        raise damaged(path, str(error)) from error
+    return value
+
+
+class _Machine:
+    """The state that instructions change. A stack lies aside for each open MARK."""
+
+    def __init__(self, data: bytes, admitted: Admitted, persistent: Resolve | None) -> None:
+        self.data, self.admitted, self.persistent = data, admitted, persistent
+        self.position = 0
+        self.stack: list[Any] = []
+        self.aside: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self) -> Any:
+        """Carry out the instructions up to STOP."""
+        for _ in range(MOST_OPCODES):
+            code = self.take(1)
+            if code == pickle.STOP:
+                return self.result()
+            step = _OPCODES.get(code)
+            if step is None:
+                raise _unknown(code)
+            step(self)
+        raise ValueError(f"a pickle of more than {MOST_OPCODES:,} instructions")
+
+    def result(self) -> Any:
+        if self.position != len(self.data):
+            raise ValueError("the pickle goes on after its end")
+        if self.aside or len(self.stack) != 1:
+            raise ValueError("the pickle leaves more or less than one value")
+        return self.stack[0]
+
+    def take(self, size: int) -> bytes:
+        taken = self.data[self.position : self.position + size]
+        if len(taken) != size:
+            raise ValueError("the pickle ends too early")
+        self.position += size
+        return taken
+
+    def number(self, form: struct.Struct) -> Any:
+        return form.unpack(self.take(form.size))[0]
+
+    def integer(self) -> int:
+        size = self.number(_U8)
+        if size > LONGEST_INTEGER:
+            raise ValueError(f"an integer of {size} bytes")
+        return int.from_bytes(self.take(size), "little", signed=True)
+
+    def block(self, length: struct.Struct) -> bytes:
+        return self.take(self.number(length))
+
+    def line(self) -> str:
+        end = self.data.find(b"\n", self.position, self.position + LONGEST_NAME)
+        if end < 0:
+            raise ValueError("a name without end")
+        line = self.take(end - self.position).decode("utf-8")
+        self.take(1)
+        return line
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def pop(self, count: int) -> list[Any]:
+        if len(self.stack) < count:
+            raise ValueError("the pickle takes values that it has not")
+        values = self.stack[-count:]
+        del self.stack[-count:]
+        return values
+
+    def top(self) -> Any:
+        """The upmost value, which stays."""
+        if not self.stack:
+            raise ValueError("the pickle takes values that it has not")
+        return self.stack[-1]
+
+    def mark(self) -> None:
+        """Begin a new stack."""
+        self.aside.append(self.stack)
+        self.stack = []
+
+    def since_mark(self) -> list[Any]:
+        """All values of this stack; go on with the one before."""
+        if not self.aside:
+            raise ValueError("the pickle takes values that it has not")
+        values, self.stack = self.stack, self.aside.pop()
+        return values
+
+    def extend(self, items: list[Any]) -> None:
+        target = self.top()
+        if not isinstance(target, list):
+            raise _RefusedError(f"it appends to {_type_of(target)}")
+        target += items
+
+    def update(self, items: list[Any]) -> None:
+        target = self.top()
+        if not isinstance(target, dict):
+            raise _RefusedError(f"it sets an item of {_type_of(target)}")
+        if len(items) % 2:
+            raise ValueError("a key without a value")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if not isinstance(key, str | bytes | int):
+                raise _RefusedError(f"it has {_type_of(key)} as a key")
+            target[key] = value
+
+    def put(self, index: int) -> None:
+        self.memo[index] = self.top()
+
+    def recall(self, index: int) -> None:
+        if index not in self.memo:
+            raise ValueError("the pickle recalls a value that it has not")
+        self.push(self.memo[index])
+
+    def named(self, module: Any, name: Any) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise _RefusedError("it makes up the name of something to call")
+        if (module, name) not in self.admitted:
+            raise _RefusedError(f"it asks for {module}.{name}")
+        self.push(self.admitted[module, name])
+
+    def call(self) -> None:
+        function, arguments = self.pop(2)
+        if not isinstance(function, Function):
+            raise _RefusedError(f"it calls {_type_of(function)}")
+        if not isinstance(arguments, tuple):
+            raise ValueError("arguments that are no tuple")
+        self.push(function.call(arguments))
+
+    def build(self) -> None:
+        (state,) = self.pop(1)
+        target = self.top()
+        if not isinstance(target, Instance) or target.state is not None:
+            raise _RefusedError(f"it sets the state of {_type_of(target)}")
+        target.state = state
+
+    def refer(self) -> None:
+        (identity,) = self.pop(1)
+        if self.persistent is None:
+            raise _RefusedError("it has a persistent id")
+        self.push(self.persistent(identity))
+
+    def protocol(self) -> None:
+        version = self.number(_U8)
+        if version > LATEST_PROTOCOL:
+            raise ValueError(f"a pickle of protocol {version}")
+
+
+_U8, _U16, _U32, _U64 = (struct.Struct(form) for form in ("<B", "<H", "<I", "<Q"))
+_I32, _F64 = struct.Struct("<i"), struct.Struct(">d")
+
+_CONTAINERS = (dict, list, tuple, Instance)
+_OPCODES: dict[bytes, Callable[[_Machine], None]] = {
+    pickle.PROTO: _Machine.protocol,
+    pickle.FRAME: lambda m: m.number(_U64),
+    pickle.NONE: lambda m: m.push(None),
+    pickle.NEWTRUE: lambda m: m.push(True),
+    pickle.NEWFALSE: lambda m: m.push(False),
+    pickle.BININT1: lambda m: m.push(m.number(_U8)),
+    pickle.BININT2: lambda m: m.push(m.number(_U16)),
+    pickle.BININT: lambda m: m.push(m.number(_I32)),
+    pickle.LONG1: lambda m: m.push(m.integer()),
+    pickle.BINFLOAT: lambda m: m.push(m.number(_F64)),
+    pickle.SHORT_BINUNICODE: lambda m: m.push(m.block(_U8).decode("utf-8")),
+    pickle.BINUNICODE: lambda m: m.push(m.block(_U32).decode("utf-8")),
+    pickle.SHORT_BINBYTES: lambda m: m.push(m.block(_U8)),
+    pickle.BINBYTES: lambda m: m.push(m.block(_U32)),
+    pickle.EMPTY_TUPLE: lambda m: m.push(()),
+    pickle.EMPTY_LIST: lambda m: m.push([]),
+    pickle.EMPTY_DICT: lambda m: m.push({}),
+    pickle.MARK: _Machine.mark,
+    pickle.TUPLE: lambda m: m.push(tuple(m.since_mark())),
+    pickle.TUPLE1: lambda m: m.push(tuple(m.pop(1))),
+    pickle.TUPLE2: lambda m: m.push(tuple(m.pop(2))),
+    pickle.TUPLE3: lambda m: m.push(tuple(m.pop(3))),
+    pickle.APPEND: lambda m: m.extend(m.pop(1)),
+    pickle.APPENDS: lambda m: m.extend(m.since_mark()),
+    pickle.SETITEM: lambda m: m.update(m.pop(2)),
+    pickle.SETITEMS: lambda m: m.update(m.since_mark()),
+    pickle.MEMOIZE: lambda m: m.put(len(m.memo)),
+    pickle.BINPUT: lambda m: m.put(m.number(_U8)),
+    pickle.LONG_BINPUT: lambda m: m.put(m.number(_U32)),
+    pickle.BINGET: lambda m: m.recall(m.number(_U8)),
+    pickle.LONG_BINGET: lambda m: m.recall(m.number(_U32)),
+    pickle.GLOBAL: lambda m: m.named(m.line(), m.line()),
+    pickle.STACK_GLOBAL: lambda m: m.named(*m.pop(2)),
+    pickle.REDUCE: _Machine.call,
+    pickle.NEWOBJ: _Machine.call,
+    pickle.BUILD: _Machine.build,
+    pickle.BINPERSID: _Machine.refer,
+}
+
+
+def _check_extent(value: Any) -> None:
+    """Whoever walks through the value must come to an end, also where it is shared or a ring.
+
+    Raises:
+        ValueError: it is too large or too deep.
+    """
+    count, pending = 0, [(value, 1)]
+    while pending:
+        container, depth = pending.pop()
+        inner = _inner(container)
+        count += len(inner)
+        if count > MOST_VALUES:
+            raise ValueError(f"more than {MOST_VALUES:,} values")
+        if depth > DEEPEST:
+            raise ValueError(f"values more than {DEEPEST} deep")
+        pending += [(item, depth + 1) for item in inner if isinstance(item, _CONTAINERS)]
+
+
+def _inner(value: Any) -> list[Any]:
+    state = [value.state] if isinstance(value, Instance) else []
+    if isinstance(value, dict):
+        return [*value.values(), *state]
+    return list(value) if isinstance(value, list | tuple) else state
+
+
+def _unknown(code: bytes) -> ValueError:
+    for opcode in pickletools.opcodes:
+        if opcode.code == code.decode("latin-1"):
+            return _RefusedError(f"it has the instruction {opcode.name}")
+    return ValueError(f"no instruction is 0x{code.hex()}")
+
+
+def _type_of(value: Any) -> str:
+    return f"a value of type {type(value).__name__}"

@@ -1,0 +1,95 @@
+"""nanochat's ``tokenizer.pkl``: a pickled ``tiktoken.Encoding``, read without running it.
+
+What it holds is one object of that class with a name, a split pattern, ranks and special tokens.
+"""
+
+import pickle
+from pathlib import Path
+
+import tiktoken
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mlxchat.ckpt import pickles
+from mlxchat.ckpt.foreign import damaged, refused, unreadable
+from mlxchat.ckpt.pickles import Function, Instance
+from mlxchat.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+
+NAME = "rustbpe"  # of every encoding that nanochat makes
+PROTOCOL = 4  # of the pickles that nanochat makes
+
+
+class _Encoding(BaseModel):
+    """The state of a ``tiktoken.Encoding``."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    name: str
+    pat_str: str
+    mergeable_ranks: dict[bytes, int]
+    special_tokens: dict[str, int]
+
+
+def read(path: Path) -> Tokenizer:
+    """The tokenizer in a ``tokenizer.pkl``.
+
+    Raises:
+        MlxchatError: the file cannot be read, is damaged, asks for something other than data,
+            which is named, or the tokenizer is not one of nanochat's.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(pickles.MOST_BYTES + 1)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    value = pickles.load(data, path, {("tiktoken.core", "Encoding"): Function(_instance)})
+    if not isinstance(value, Instance):
+        raise damaged(path, "no tiktoken encoding")
+    if isinstance(value.state, str):
+        raise refused(path, "it is the name of an encoding of tiktoken's, not a tokenizer")
+    try:
+        encoding = _Encoding.model_validate(value.state)
+        _check(encoding)
+        return Tokenizer(encoding.mergeable_ranks, encoding.pat_str, encoding.special_tokens)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        field = "".join(str(key) for key in fault["loc"][:1])
+        raise damaged(path, f"the encoding's {field!r:.99}: {fault['msg']}") from error
+    except ValueError as error:
+        raise damaged(path, str(error)) from error
+
+
+def write(path: Path, tokenizer: Tokenizer) -> None:
+    """Write what nanochat reads as its tokenizer. The same tokenizer makes the same bytes.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    encoding = tiktoken.Encoding(
+        NAME,
+        pat_str=tokenizer._pattern,
+        mergeable_ranks=tokenizer._ranks,
+        special_tokens=tokenizer._special,
+    )
+    path.write_bytes(pickle.dumps(encoding, PROTOCOL))
+
+
+def _instance(arguments: tuple[object, ...]) -> Instance:
+    if arguments:
+        raise ValueError("an encoding made of something")
+    return Instance()
+
+
+def _check(encoding: _Encoding) -> None:
+    """What tiktoken would take, or end the process for, and a model cannot use.
+
+    Raises:
+        ValueError: ids or tokens are missing, doubled or out of range.
+    """
+    ranks, special = encoding.mergeable_ranks, encoding.special_tokens
+    ids = sorted([*ranks.values(), *special.values()])
+    if ids != list(range(len(ids))):
+        raise ValueError(f"ids that are not 0 to {len(ids) - 1:,}, each once")
+    if missing := [token for token in SPECIAL_TOKENS if token not in special]:
+        raise ValueError(f"no special tokens {', '.join(missing)}")
+    if any(bytes([byte]) not in ranks for byte in range(256)) or b"" in ranks:
+        raise ValueError("a byte without a token, or a token without a byte")
