@@ -11,6 +11,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from mlxchat.ckpt import checksums, layout, store
+from mlxchat.data.fingerprint import agree
 from mlxchat.home import Home
 from mlxchat.runtime import mx
 from mlxchat.train.pretrain import pretrain
@@ -51,18 +52,24 @@ class KilledRuns:
     """Runs in folders below one, each killed again and again, compared with an undisturbed one.
 
     Args:
-        folder: empty.
-        settings: of the run, beside `SETTINGS`.
+        folder: for their homes.
+        settings: of the runs, beside `SETTINGS`.
+        undisturbed: what else the one has that is not killed.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, object],
+        undisturbed: Mapping[str, object] | None = None,
+    ) -> None:
         self._folder = folder
         self._settings = {**SETTINGS, **settings}
         self._steps = int(str(self._settings["num_iterations"]))
         self._straight = folder / "straight"
-        self._wait(self._start(self._straight))
+        self._wait(self._start(self._straight, {**self._settings, **(undisturbed or {})}))
         begun = time.monotonic()
-        self._wait(self._start(self._new_home("timed")))
+        self._wait(self._start(self._new_home("timed"), self._settings))
         self._seconds = time.monotonic() - begun  # of a start, the tokenizer being there
 
     def kill(self, kills: int, seed: int) -> Counter[str]:
@@ -75,7 +82,7 @@ class KilledRuns:
         while counts["kills"] < kills:
             home = self._new_home(f"{seed}-{counts['runs']}")
             for _ in range(MOST_STARTS):
-                process = self._start(home)
+                process = self._start(home, self._settings)
                 if counts["kills"] < kills:
                     self._await_moment(process, home, order)
                     process.kill()
@@ -89,8 +96,8 @@ class KilledRuns:
             counts["runs"] += 1
         return counts
 
-    def _start(self, home: Path) -> BaseProcess:
-        process = _PROCESSES.Process(target=train, args=(str(home), self._settings))
+    def _start(self, home: Path, settings: Mapping[str, object]) -> BaseProcess:
+        process = _PROCESSES.Process(target=train, args=(str(home), settings))
         process.start()
         return process
 
@@ -133,6 +140,10 @@ class KilledRuns:
             assert expected.keys() == found.keys()
             for key in expected:
                 assert mx.array_equal(expected[key], found[key]).item(), f"{home}: {name}, {key}"
+        straight, killed = (layout.read_trainer(end) for end in ends)
+        assert killed.data == straight.data and killed.revision == straight.revision
+        for name in killed.data:
+            assert agree(killed.fingerprints[name], straight.fingerprints[name]), f"{home}: {name}"
         assert not any(_unfinished(home))
         keep = int(str(self._settings["keep"]))
         assert len(store.steps(run)) in (keep, keep + 1)  # killed between the last save and its end

@@ -1,9 +1,11 @@
 """`mlxchat checkpoints`, in a home with a run, a quantized copy and a run that is being trained."""
 
+import errno
 import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -199,6 +201,128 @@ def test_steps_that_vanish_meanwhile(
 
     monkeypatch.setattr(store, "locked", vanishing)
     assert program("prune")[:2] == (0, "0 steps removed, 0 B.\n")
+
+
+def faults(said: str) -> dict[str, str]:
+    """What `prune --json` left out, by run."""
+    return {Path(entry["path"]).name: entry["fault"] for entry in json.loads(said)["left_out"]}
+
+
+def test_a_good_step_stays_where_the_newest_has_a_link_to_nothing(
+    program: Program, runs: Path, tmp_path: Path
+) -> None:
+    model = runs / "d4" / "step_000030" / "model.safetensors"
+    model.rename(tmp_path / "moved")
+    model.symlink_to(tmp_path / "unplugged")
+    code, said, _ = program("list", "--model-tag", "d4", "--json")
+    assert code == 0 and [entry["step"] for entry in json.loads(said)] == [10, 20, 30]
+    code, said, _ = program("verify", "--model-tag", "d4")
+    assert code == 1 and f"{model} is a link to {tmp_path / 'unplugged'}, which is not" in said
+    code, said, _ = program("prune", "--json")
+    assert code == 1 and str(model) in faults(said)["d4"]
+    assert store.steps(runs / "d4") == [10, 20, 30]
+    assert store.steps(runs / "busy") == [2]
+
+
+@pytest.mark.parametrize("what", ["d4", "d4/step_000030"])
+def test_a_run_or_a_step_on_a_disk_that_is_not_there(
+    what: str, program: Program, runs: Path, tmp_path: Path
+) -> None:
+    gone = runs / what
+    gone.rename(tmp_path / "moved")
+    gone.symlink_to(tmp_path / "unplugged")
+    code, said, told = program("list", "--json")
+    assert code == 1 and f"{gone} is a link to {tmp_path / 'unplugged'}" in told
+    assert {entry["tag"] for entry in json.loads(said)} >= {"busy", "d4-4bit"}
+    code, said, _ = program("verify")
+    assert code == 1 and f"{gone} is a link to" in said
+    assert f"{runs / 'busy' / 'step_000002'} is intact" in said
+    for command in ("list", "verify", "prune"):
+        code, said, told = program(command, "--model-tag", "d4")
+        assert code == 1 and str(gone) in said + told
+    code, said, _ = program("prune", "--json")
+    assert code == 1 and str(gone) in faults(said)["d4"]
+    assert store.steps(runs / "busy") == [2]
+    if what == "d4":
+        assert program("list", "--model-tag", "d4-4bit")[0] == 0
+        assert store.find([runs], None, None).parent.name in ("busy", "d4-4bit")
+    with pytest.raises(MlxchatError, match="is a link to"):
+        store.find([runs], "d4", None)
+
+
+def test_of_an_old_step_on_another_disk_the_link_goes(
+    program: Program, runs: Path, tmp_path: Path
+) -> None:
+    old = runs / "d4" / "step_000010"
+    old.rename(tmp_path / "moved")
+    old.symlink_to(tmp_path / "moved")
+    assert program("prune", "--model-tag", "d4")[0] == 0
+    assert [path.name for path in (runs / "d4").iterdir()] == ["step_000030"]
+    assert (tmp_path / "moved" / "trainer.json").exists()
+
+
+def test_what_cannot_be_opened_holds_up_no_other_run(
+    program: Program, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("c", "d", "e"):
+        for step in (1, 2):
+            put(runs / name, step)
+    (runs / ".c.lock").mkdir()
+    (runs / "d" / "step_000002" / checksums.FILE).unlink()
+    (runs / "d" / "step_000002" / checksums.FILE).mkdir()
+    secret, iterate = runs / "e" / "step_000001", Path.iterdir
+
+    def iterdir(path: Path) -> Iterator[Path]:
+        if path == secret:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return iterate(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    code, said, told = program("list", "--json")
+    assert code == 1 and f"{secret} cannot be read: Permission denied" in told
+    assert len(json.loads(said)) == 11
+    code, said, told = program("prune", "--json")
+    assert code == 1
+    assert "lock of the run, cannot be opened" in faults(said)["c"]
+    assert "SHA256SUMS is damaged (Is a directory)" in faults(said)["d"]
+    assert f"{secret} cannot be read" in faults(said)["e"]
+    removed = [Path(path).parts[-2:] for path in json.loads(said)["removed"]]
+    assert removed == [("busy", "step_000001"), ("d4", "step_000010"), ("d4", "step_000020")]
+    code, said, _ = program("verify", "--model-tag", "d")
+    assert code == 1 and "SHA256SUMS is damaged" in said
+    secret = runs
+    code, _, told = program("list")
+    assert code == 1 and f"{runs} cannot be read" in told
+
+
+def test_a_traceback_changes_no_exit_code(
+    program: Program, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLXCHAT_DEBUG", "1")
+    with store.locked(runs / "busy"):
+        code, _, told = program("prune", "--model-tag", "busy")
+    assert code == os.EX_TEMPFAIL
+    assert "Traceback" in told and told.endswith("name another run with --model-tag.\n")
+    code, _, told = program("list", "--model-tag", "d9")
+    assert code == 1 and "Traceback" in told
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.EACCES, "SHA256SUMS cannot be read: Permission denied"),
+        (errno.EIO, r"SHA256SUMS is damaged \(Input/output error\)"),
+    ],
+)
+def test_checksums_that_cannot_be_read(
+    code: int, said: str, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_bytes(path: Path) -> bytes:
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with pytest.raises(MlxchatError, match=said):
+        checksums.check(runs / "d4" / "step_000030" / "config.json")
 
 
 def test_checksums_are_those_of_sha256sum(runs: Path) -> None:

@@ -23,6 +23,14 @@ TINY = (
 AT_ONCE = 10.0  # seconds, of which a busy machine may take most
 
 
+@pytest.fixture(autouse=True)
+def in_a_terminal() -> Iterator[None]:
+    """The programs of a test do not ignore SIGHUP, though this one may be run by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @contextmanager
 def program(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], list[dict]]]:
     """The program with ``--json``, and the list that `until` fills with its events."""
@@ -54,7 +62,11 @@ def ended(process: subprocess.Popen[str], events: list[dict]) -> int:
 
 @pytest.mark.parametrize(
     ("stage", "number", "code"),
-    [("evaluating", signal.SIGINT, 130), ("sample", signal.SIGTERM, 143)],
+    [
+        ("evaluating", signal.SIGINT, 130),
+        ("sample", signal.SIGTERM, 143),
+        ("sample", signal.SIGHUP, 129),
+    ],
 )
 def test_while_it_evaluates_and_samples(stage: str, number: int, code: int, home: Path) -> None:
     tokens = "400000" if stage == "evaluating" else "128"
@@ -69,9 +81,10 @@ def test_while_it_evaluates_and_samples(stage: str, number: int, code: int, home
     assert saved == [events[-1]["step"]] if events[-1]["step"] else saved == []
 
 
-def test_a_second_one_ends_at_once(home: Path) -> None:
+@pytest.mark.parametrize("supervise", [[], ["--supervise"]])
+def test_a_second_one_ends_at_once(supervise: list[str], home: Path) -> None:
     evaluation = "--depth 2 --device-batch-size 1 --eval-every 1 --eval-tokens 9999999".split()
-    with program(*TINY, *evaluation, "--num-iterations", "1") as (process, events):
+    with program(*TINY, *supervise, *evaluation, "--num-iterations", "1") as (process, events):
         until(process, events, lambda event: event["event"] == "step")
         process.send_signal(signal.SIGINT)  # the last evaluation is never cut
         until(process, events, lambda event: "Ctrl-C again" in event.get("text", ""))

@@ -14,11 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hub_server import COMMIT, HubServer, address
 from killed_runs import KilledRuns
 from test_pretrain import CONFIG, run
+from test_same_data import few
 
 from mlxchat.ckpt import checksums, layout, store
 from mlxchat.data import disk
+from mlxchat.data.fingerprint import fingerprint
+from mlxchat.data.shards import DATASETS, REVISION
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.runtime import machine, mx
@@ -31,9 +35,30 @@ SAVED = CONFIG.model_copy(
 
 
 def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    counts = KilledRuns(tmp_path, {}).kill(kills=12, seed=1)
-    assert counts["kills"] == 12
+    counts = KilledRuns(tmp_path, {}).kill(kills=38, seed=1)
+    assert counts["kills"] == 38
     assert counts["while a step was written"] > 0
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_killed_while_it_reads_shards_it_ends_with_the_same_data(
+    tmp_path: Path, streaming: bool
+) -> None:
+    dataset, shards = DATASETS["fineweb-edu"], 6
+    numbers = (*range(shards), dataset.last_shard)
+    origin = few(tmp_path / "origin", *numbers, documents=50)
+    (origin / REVISION).write_text(f"{COMMIT}\n")
+    files = {path.name: path for path in sorted(origin.glob("*.parquet"))}
+    with HubServer({address(dataset, name): path for name, path in files.items()}) as server:
+        offline = {"streaming": False, "data_dir": str(origin)}
+        streamed = {"streaming": True, "endpoint": server.endpoint, "max_cached_shards": 2}
+        settings = {"dataset": dataset.name, "num_shards": shards}
+        settings |= streamed if streaming else offline
+        counts = KilledRuns(tmp_path, settings, undisturbed=offline).kill(kills=6, seed=2)
+    assert counts["kills"] == 6
+    ended = layout.read_trainer(store.directory(Home(tmp_path / "straight").runs / "run", 16))
+    assert ended.revision == COMMIT
+    assert ended.fingerprints == {name: fingerprint(path) for name, path in files.items()}
 
 
 @pytest.fixture(scope="module")

@@ -376,7 +376,8 @@ def test_a_saved_step_becomes_a_run_of_its_own(
         layout.LOADER,
         layout.TRAINER,
     }
-    assert layout.read_model(folder, machine().compute_dtype).conversational
+    copied = layout.read_model(folder, machine().compute_dtype)
+    assert copied.conversational == layout.read_model(source, mx.float32).conversational
     with pytest.raises(MlxchatError, match=r"tiny-4bit.* is quantized: there is nothing") as raised:
         saved_run(TINY.model_copy(update={"model_tag": "tiny-4bit"}), Home(trained))
     assert "--model-tag" in raised.value.remedy

@@ -2,28 +2,62 @@
 
 import errno
 import json
+import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_pretrain import CONFIG, OWN, logged, run, shards
+from hub_server import HubServer, address
+from test_pretrain import CONFIG, OWN, assert_same, final, logged, run, shards
 
 from mlxchat.ckpt import checksums, layout, store
-from mlxchat.data.fingerprint import fingerprint, fingerprints
+from mlxchat.data import documents as documents_module
+from mlxchat.data import fingerprint as module
+from mlxchat.data.documents import ShardDocuments
+from mlxchat.data.fingerprint import KnownShards, agree, fingerprint, frame, frames
+from mlxchat.data.shards import DATASETS, REVISION, STREAMED, Dataset, LocalShards, shard_name
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry import Event, JsonLines, Saved, Stepped
 from mlxchat.train.inputs import saved_run
+from mlxchat.train.pretrain import pretrain
 from mlxchat.train.settings import PretrainConfig
 
 QUIET = OWN.model_copy(update={"eval_every": 0})
+FIRST, SECOND, THIRD, FOURTH = (shard_name(index) for index in range(4))
+TINY = Dataset("fineweb-edu", "someone/tiny", last_shard=3, licence_note="CC0")
 
 
-def write(path: Path, texts: list[str]) -> Path:
-    pq.write_table(pa.table({"text": texts}), path, compression="zstd", write_statistics=False)
+def write(path: Path, texts: list[str], compression: str = "zstd") -> Path:
+    """A shard as `data fetch --from` writes them."""
+    pq.write_table(
+        pa.table({"text": texts}),
+        path,
+        compression=compression,
+        use_dictionary=False,
+        write_statistics=False,
+    )
     return path
+
+
+def few(folder: Path, *numbers: int, text: str = "foxes", documents: int = 10) -> Path:
+    """Shards of so few documents that a run of few steps has many epochs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        order = random.Random(f"{text} {number}")
+        letters = ["".join(order.choices("aeioulmnrst ", k=100)) for _ in range(documents)]
+        write(folder / shard_name(number), [f"About {text}: {some}" for some in letters])
+    return folder
+
+
+def spoilt(path: Path) -> bytes:
+    """Its content with one byte changed, outside of the footer."""
+    content = bytearray(path.read_bytes())
+    content[10] ^= 1
+    return bytes(content)
 
 
 def test_other_text_has_another_fingerprint(tmp_path: Path) -> None:
@@ -34,23 +68,103 @@ def test_other_text_has_another_fingerprint(tmp_path: Path) -> None:
         assert fingerprint(write(tmp_path / "b.parquet", others)) != first
 
 
-def test_only_the_footer_is_read(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.parquet", ["fox"] * 50)
-    first, content = fingerprint(path), bytearray(path.read_bytes())
-    content[10] ^= 1
-    path.write_bytes(content)
-    assert fingerprint(path) == first
-    content[-20] ^= 1
-    path.write_bytes(content)
-    assert fingerprint(path) != first
+@pytest.mark.parametrize(("compression", "most", "least"), [("zstd", 40, 1), ("none", 60, 60)])
+def test_a_fingerprint_misses_no_word_a_frame_does(
+    tmp_path: Path, compression: str, most: int, least: int
+) -> None:
+    order = random.Random(6)
+    words = ["".join(order.choices("abcdefghijklmnop", k=5)) for _ in range(2000)]
+    texts = [" ".join(order.choices(words, k=100)) for _ in range(100)]
+    path = tmp_path / "a.parquet"
+
+    def written(texts: list[str]) -> tuple[str, str]:
+        write(path, texts, compression)
+        return frame(path), fingerprint(path)
+
+    known, missed = written(texts), 0
+    for _ in range(60):
+        number, place = order.randrange(1, 99), 6 * order.randrange(100)
+        text = texts[number]
+        changed = f"{text[:place]}{order.choice(words)}{text[place + 5 :]}"
+        assert changed != text
+        found = written([*texts[:number], changed, *texts[number + 1 :]])
+        assert not agree(known[1], found[1])
+        missed += agree(known[0], found[0])
+    assert least <= missed <= most
+
+
+def test_a_frame_and_a_fingerprint_agree_where_the_file_is_one(tmp_path: Path) -> None:
+    one, other = (write(tmp_path / name, [name]) for name in ("a.parquet", "other.parquet"))
+    assert agree(frame(one), fingerprint(one)) and agree(fingerprint(one), frame(one))
+    assert not agree(frame(one), fingerprint(other)) and not agree(fingerprint(other), frame(one))
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"\xff" * 7, b"\xff\xff\xff\xffPAR1"])
 def test_any_file_has_a_fingerprint(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.parquet").write_bytes(content)
-    found = fingerprints(tmp_path, ["a.parquet", "gone.parquet"])
+    found = frames(tmp_path, ["a.parquet", "gone.parquet"])
     assert found.keys() == {"a.parquet"}
     assert found["a.parquet"].startswith(f"{len(content)} ")
+    assert agree(found["a.parquet"], fingerprint(tmp_path / "a.parquet"))
+
+
+def test_a_shard_is_read_again_only_where_it_was_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, read = shards(tmp_path / "data", 0, 1), []
+
+    def reading(path: Path) -> str:
+        read.append(path.name)
+        return fingerprint(path)
+
+    monkeypatch.setattr(module, "fingerprint", reading)
+    source = KnownShards(LocalShards(data), {FIRST: frame(data / FIRST)})
+    for _ in range(3):
+        assert source.acquire(FIRST) == data / FIRST
+    assert read == [FIRST]
+    assert source.known == {FIRST: fingerprint(data / FIRST)}
+    (data / FIRST).touch()
+    source.acquire(FIRST)
+    assert read == [FIRST] * 2
+    (data / FIRST).write_bytes(spoilt(data / FIRST))
+    with pytest.raises(MlxchatError, match=f"{data / FIRST} is not the file of that name"):
+        source.acquire(FIRST)
+
+
+def test_a_shard_that_cannot_be_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = shards(tmp_path / "data", 0, 1)
+
+    def broken(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(module, "frame", broken)
+    message = rf"{data / FIRST} cannot be read \(Input/output error\)"
+    with pytest.raises(MlxchatError, match=message):
+        frames(data, [FIRST])
+    with pytest.raises(MlxchatError, match=message):
+        KnownShards(LocalShards(data), {}).acquire(FIRST)
+
+
+def test_no_more_shards_are_read_for_a_vocabulary_than_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents_module, "LARGEST_VOCABULARY", 1024)
+    monkeypatch.setattr(documents_module, "CHARACTERS_PER_TOKEN", 1)
+    found = ShardDocuments(LocalShards(shards(tmp_path / "data", 0, 1, 2)))
+    assert found.suggested_vocabulary() == 1024
+    assert found.fingerprints.keys() == {FIRST}
+
+
+def test_a_shard_that_is_refused_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, released = shards(tmp_path / "data", 0, 1), []
+    monkeypatch.setattr(LocalShards, "release", lambda self, name: released.append(name))
+    with pytest.raises(MlxchatError):
+        KnownShards(LocalShards(data), {FIRST: frame(data / SECOND)}).acquire(FIRST)
+    assert released == [FIRST]
 
 
 def newest(home: Path) -> Path:
@@ -78,9 +192,7 @@ def test_other_text_under_the_same_name_is_refused(tmp_path: Path, changed: str)
     for go_on in (lambda: run(tmp_path, config), lambda: saved_run(config, Home(tmp_path))):
         with pytest.raises(MlxchatError) as raised:
             go_on()
-        assert f"{data / changed} is not the file of that name that the run run began with" in (
-            raised.value.problem
-        )
+        assert f"{data / changed} is not the file of that name" in raised.value.problem
         assert "Put that one back" in raised.value.remedy and "--fresh" in raised.value.remedy
     (data / changed).write_bytes(began_with)
     run(tmp_path, config)
@@ -94,8 +206,9 @@ def test_what_is_not_known_is_learnt_when_the_run_goes_on(tmp_path: Path) -> Non
     run(tmp_path, config, stop_at=3)
     forget_fingerprints(tmp_path)
     run(tmp_path, config, stop_at=6)
-    names = ["shard_00000.parquet", "shard_00001.parquet"]
-    assert layout.read_trainer(newest(tmp_path)).fingerprints == fingerprints(data, names)
+    found = layout.read_trainer(newest(tmp_path)).fingerprints
+    assert found[FIRST] == fingerprint(data / FIRST)
+    assert found[SECOND] == frame(data / SECOND)  # validation, which is not looked at
 
 
 def test_data_may_move(tmp_path: Path) -> None:
@@ -131,6 +244,115 @@ def test_a_home_may_move(tmp_path: Path) -> None:
     before.rename(after)
     run(after, config(after))
     assert store.steps(Home(after).runs / "run")[-1] == 12
+
+
+def test_data_of_a_revision_may_move_without_its_record(tmp_path: Path) -> None:
+    here, there = shards(tmp_path / "here", 0, 1), tmp_path / "there"
+    (here / REVISION).write_text(f"{'a' * 40}\n")
+    run(tmp_path, QUIET.model_copy(update={"data_dir": here}), stop_at=3)
+    there.mkdir()
+    for path in here.glob("*.parquet"):
+        path.rename(there / path.name)
+    run(tmp_path, QUIET.model_copy(update={"data_dir": there}), stop_at=6)
+    assert layout.read_trainer(newest(tmp_path)).revision == "a" * 40
+
+
+def test_a_shard_more_changes_nothing(tmp_path: Path) -> None:
+    straight, going_on = tmp_path / "straight", tmp_path / "going_on"
+    config = QUIET.model_copy(update={"data_dir": few(tmp_path / "data", 0, 1, 2)})
+    run(straight, config)
+    run(going_on, config, stop_at=3)
+    few(tmp_path / "data", 3)
+    saved_run(config, Home(going_on))
+    run(going_on, config)
+    assert layout.read_trainer(newest(going_on)).data == [FIRST, SECOND, THIRD]
+    assert_same(final(going_on), final(straight))
+
+
+@pytest.mark.parametrize("change", [spoilt, lambda path: path.read_bytes()[:-1]])
+def test_a_shard_replaced_meanwhile_ends_the_run_saved(
+    tmp_path: Path, change: Callable[[Path], bytes]
+) -> None:
+    straight, ended = tmp_path / "straight", tmp_path / "ended"
+    data = few(tmp_path / "data", 0, 1, 2)
+    config = QUIET.model_copy(update={"data_dir": data, "save_every": 0})
+    run(straight, config)
+    began_with = (data / SECOND).read_bytes()
+    with pytest.raises(MlxchatError, match=f"{data / SECOND} is "):
+        for event in pretrain(config, Home(ended), lambda _: None):
+            if isinstance(event, Stepped) and event.step == 1:
+                (tmp_path / SECOND).write_bytes(change(data / SECOND))
+                (tmp_path / SECOND).replace(data / SECOND)
+    assert 1 <= layout.read_trainer(newest(ended)).step < 12
+    with pytest.raises(MlxchatError, match=f"{data / SECOND} is "):
+        run(ended, config)
+    (data / SECOND).write_bytes(began_with)
+    run(ended, config)
+    assert_same(final(ended), final(straight))
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    """A dataset of the hub, of four shards."""
+    monkeypatch.setitem(DATASETS, TINY.name, TINY)
+    return TINY
+
+
+def at_hub(folder: Path) -> dict[str, Path]:
+    """The shards in a folder by their address at the hub."""
+    return {address(TINY, path.name): path for path in folder.iterdir()}
+
+
+def test_what_is_streamed_later_is_what_was_there(tmp_path: Path, tiny: Dataset) -> None:
+    straight, going_on = tmp_path / "straight", tmp_path / "going_on"
+    same, other = few(tmp_path / "same", 0, 1, 2, 3), few(tmp_path / "other", 0, 1, 2, text="hens")
+    few(other, 3)
+    for home in (straight, going_on):
+        shutil.copytree(same, Home(home).data(tiny.name))
+    run(straight, QUIET)
+    run(going_on, QUIET, stop_at=3)
+    data = Home(going_on).data(tiny.name)
+    for name in (FIRST, SECOND, THIRD):
+        (data / name).unlink()
+    with HubServer(at_hub(other)) as server:
+        streamed = QUIET.model_copy(update={"streaming": True, "endpoint": server.endpoint})
+        with pytest.raises(MlxchatError, match="is not the file of that name") as raised:
+            run(going_on, streamed)
+        assert f"{data / STREAMED}/shard_" in raised.value.problem
+        assert "what streaming brought, delete" in raised.value.remedy
+        assert layout.read_trainer(newest(going_on)).step == 3
+        for path in (data / STREAMED).glob("*.parquet*"):
+            path.unlink()
+        (data / REVISION).unlink()
+        server.files = at_hub(same)
+        run(going_on, streamed)
+    assert_same(final(going_on), final(straight))
+
+
+def test_what_was_streamed_is_the_same_when_it_is_streamed_again(
+    tmp_path: Path, tiny: Dataset
+) -> None:
+    same, other = few(tmp_path / "same", 0, 1, 2, 3), few(tmp_path / "other", 0, 1, 2, text="hens")
+    few(other, 3)
+    with HubServer(at_hub(same)) as server:
+        server.commit = ""  # a mirror that tells of none
+        config = QUIET.model_copy(
+            update={"streaming": True, "endpoint": server.endpoint, "max_cached_shards": 2}
+        )
+        run(tmp_path, config, stop_at=3)
+        begun = layout.read_trainer(newest(tmp_path))
+        assert begun.revision is None
+        assert begun.fingerprints == {
+            name: fingerprint(same / name) for name in (FIRST, SECOND, THIRD)
+        }
+        shutil.rmtree(Home(tmp_path).data(tiny.name))
+        server.files = at_hub(other)
+        with pytest.raises(MlxchatError, match="is not the file of that name"):
+            run(tmp_path, config)
+        shutil.rmtree(Home(tmp_path).data(tiny.name))
+        server.files = at_hub(same)
+        run(tmp_path, config)
+    assert layout.read_trainer(newest(tmp_path)).step == 12
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")

@@ -10,6 +10,7 @@ import pytest
 from conftest import golden
 
 from mlxchat.ckpt import layout, store
+from mlxchat.cli.quantizing import validation_documents
 from mlxchat.data.chats.documents import ChatDocuments
 from mlxchat.data.chats.sources import parse
 from mlxchat.data.conversations import Conversation, Message
@@ -22,6 +23,7 @@ from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.initial import initialise
 from mlxchat.optim.groups import MuonAdamW, Rates
+from mlxchat.quantize import evaluate
 from mlxchat.runtime import mx
 from mlxchat.telemetry import Ended, Evaluated, Event, Noted, Sampled, Stepped
 from mlxchat.train.fitting import Capacity
@@ -342,3 +344,20 @@ def test_what_cannot_work_is_refused(
     with pytest.raises(MlxchatError, match=problem):
         run(based, tuning(based, **{"model_tag": "refused", **settings}))
     assert not (Home(based).finetuned / "refused").exists()
+
+
+def test_a_quantized_copy_is_evaluated_on_the_conversations_held_out(based: Path) -> None:
+    run(based, tuning(based, model_tag="whole", num_iterations=3))
+    folder = store.latest(Home(based).finetuned / "whole")
+    assert folder is not None
+    documents = validation_documents(folder, Home(based))
+    saved = layout.read_model(folder, mx.float32)
+    *_, last = evaluate(saved, documents, 4096)
+    assert isinstance(last, Evaluated)
+    answers = [
+        sum(saved.tokenizer.render(conversation)[1])
+        for read, _ in documents.validation()
+        for conversation in read
+        if isinstance(conversation, Conversation)
+    ]
+    assert last.tokens == sum(answers)

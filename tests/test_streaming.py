@@ -15,7 +15,7 @@ from mlxchat.data.fetch import fetch
 from mlxchat.data.hub import ATTEMPTS, Hub
 from mlxchat.data.shards import STREAMED, check_shard, shard_name
 from mlxchat.data.streaming import StreamingShards
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import LockedError, MlxchatError
 from mlxchat.telemetry import Event, Noted, Progressed
 
 Stream = Callable[..., StreamingShards]
@@ -488,7 +488,7 @@ def test_why_it_waits_is_noted(stream: Stream, server: HubServer, events: list[E
 
 def test_two_runs_cannot_share_a_folder(stream: Stream) -> None:
     first = stream()
-    with pytest.raises(MlxchatError, match="Another run streams") as caught:
+    with pytest.raises(LockedError, match="Another run streams") as caught:
         stream()
     assert "MLXCHAT_HOME" in caught.value.remedy
     first.close()

@@ -146,6 +146,26 @@ def test_asked_to_end_in_a_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(supervised.starts) == 1
 
 
+HANGING_UP = """
+import os, signal, time
+ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+os.kill(os.getppid(), signal.SIGHUP)
+if not ignored:
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("handler", "code"), [(signal.SIG_IGN, 0), (signal.SIG_DFL, 129)])
+def test_a_terminal_that_is_closed(handler: signal.Handlers, code: int, tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, handler)  # nohup ignores it
+    command = [sys.executable, "-S", "-c", HANGING_UP]
+    try:
+        assert supervise(lambda _: command, tmp_path / "run", False, print) == code
+        assert signal.getsignal(signal.SIGHUP) == handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 TRAIN = (
     "train --supervise --dataset builtin --depth 1 --max-seq-len 32 --device-batch-size 4 "
     "--total-batch-size 256 --vocab-size 300 --model-tag tiny --eval-every 0 --sample-every 0 "
@@ -179,3 +199,35 @@ def test_a_run_is_killed_goes_on_and_is_interrupted(home: Path) -> None:
     logged = [json.loads(line) for line in log.read_text().splitlines()]
     steps = [event["step"] for event in logged if event["event"] == "step"]
     assert steps == list(range(1, events[-1]["step"] + 1))
+
+
+FAILING = """
+import sys
+from pathlib import Path
+from mlxchat.cli.app import main
+from mlxchat.train import conduct
+
+failed, save = Path(sys.argv.pop(1)), conduct._Training.save
+
+def failing(self, step, loader):
+    error = {4: RuntimeError("[METAL] Command buffer execution failed"), 6: MemoryError()}.get(step)
+    if error and not (failed / str(step)).exists():
+        (failed / str(step)).touch()
+        raise error
+    yield from save(self, step, loader)
+
+conduct._Training.save = failing
+main()
+"""
+
+
+def test_what_the_backend_raises_is_a_crash_to_go_on_after(home: Path, tmp_path: Path) -> None:
+    arguments = [word for word in TRAIN if word != "--supervise"]
+    command = [sys.executable, "-c", FAILING, str(tmp_path), *arguments, "--num-iterations", "8"]
+    told: list[str] = []
+    assert supervise(lambda _: command, Home(home).runs / "tiny", False, told.append) == 0
+    assert ["an error of the backend" in text for text in told] == [True, True]
+    assert "from step 2;" in told[0] and "from step 4;" in told[1]
+    assert store.steps(Home(home).runs / "tiny")[-1] == 8
+    logged = [json.loads(line) for line in Home(home).log("tiny").read_text().splitlines()]
+    assert [event["step"] for event in logged if event["event"] == "step"] == list(range(1, 9))

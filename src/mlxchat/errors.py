@@ -1,4 +1,4 @@
-"""The one exception that reaches the person at the keyboard."""
+"""The exceptions that reach the person at the keyboard."""
 
 
 class MlxchatError(Exception):
@@ -16,3 +16,7 @@ class MlxchatError(Exception):
         super().__init__(problem)
         self.problem = problem
         self.remedy = remedy
+
+
+class LockedError(MlxchatError):
+    """Another process writes what this one would: it will end, so that trying again can help."""

@@ -117,7 +117,10 @@ def evaluate(
     context = saved.model.config.sequence_len
     rows = max(1, min(AT_ONCE, tokens) // context)
     losses = mx.compile(saved.model.losses, inputs=saved.model.state)
-    with Loader(documents.validation(), saved.tokenizer, rows, context) as batches:
+    answers_only = documents.conversational
+    with Loader(
+        documents.validation(), saved.tokenizer, rows, context, answers_only=answers_only
+    ) as batches:
         limit = math.ceil(tokens / (rows * context))
         yield from bits_per_byte(losses, batches, limit, saved.tokenizer, clock=clock)
 

@@ -1,12 +1,13 @@
 """What is saved: the steps of all runs with their sizes, read without arrays."""
 
 import json
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlxchat.ckpt import store
+from mlxchat.ckpt.folders import is_folder, unreadable
+from mlxchat.errors import MlxchatError
 
 CONFIG = "config.json"
 TRAINER = "trainer.json"
@@ -26,24 +27,34 @@ class SavedStep:
     trainable: bool  # whether a run can go on from it
 
 
-def saved_steps(stages: Sequence[Path], tag: str | None = None) -> list[SavedStep]:
-    """The steps of one run or of all, by name and number, without those removed meanwhile.
+def saved_steps(runs: Iterable[Path], fault: Callable[[MlxchatError], None]) -> list[SavedStep]:
+    """The steps of runs, run by run in ascending order, without those removed meanwhile.
 
     Args:
-        stages: the folders of runs, such as `Home.stages`.
-        tag: of the run; None for all.
+        runs: their folders.
+        fault: is told of each folder, of a run or a step, that cannot be read.
     """
-    runs = (path for stage in stages for path in stage.glob("*") if path.is_dir())
-    wanted = [run for run in runs if tag in (None, run.name)]
     found = []
-    for run in sorted(wanted, key=lambda run: run.name):
-        for step in store.steps(run):
+    for run in runs:
+        try:
+            numbers = store.steps(run)
+        except OSError as error:
+            fault(unreadable(run, error))
+            continue
+        for step in numbers:
             folder = store.directory(run, step)
-            with suppress(FileNotFoundError):
-                saved, size, bits = folder.stat().st_mtime, store.size(folder), _bits(folder)
-                trainable = bits is None and (folder / TRAINER).exists()
-                found.append(SavedStep(run.name, step, folder, size, saved, bits, trainable))
+            try:
+                found.append(_saved_step(run, step, folder))
+            except OSError as error:
+                if is_folder(folder):
+                    fault(unreadable(folder, error))
     return found
+
+
+def _saved_step(run: Path, step: int, folder: Path) -> SavedStep:
+    saved, size, bits = folder.stat().st_mtime, store.size(folder), _bits(folder)
+    trainable = bits is None and (folder / TRAINER).exists()
+    return SavedStep(run.name, step, folder, size, saved, bits, trainable)
 
 
 def _bits(folder: Path) -> int | None:

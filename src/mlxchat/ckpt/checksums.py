@@ -4,10 +4,12 @@ A directory that has them can be checked without mlxchat too: ``sha256sum --chec
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+from mlxchat.ckpt.folders import unplugged, unreadable
 from mlxchat.errors import MlxchatError
 
 FILE = "SHA256SUMS"
@@ -44,17 +46,17 @@ def check(path: Path, report: Callable[[int], None] = lambda _: None) -> None:
     Raises:
         MlxchatError: the file is not what was saved, is not there, or the list is damaged.
     """
-    if not (path.parent / FILE).exists():
+    if not os.path.lexists(path.parent / FILE):
         return
     expected = _read(path.parent).get(path.name)
     if expected is None:
         raise damaged(path.parent / FILE, f"it does not tell of {path.name}")
-    if not path.exists():
-        raise missing(path)
     try:
         found = _sha256(path, report)
+    except FileNotFoundError as error:
+        raise missing(path) from error
     except OSError as error:
-        raise damaged(path, error.strerror or str(error)) from error
+        raise _cannot_be_read(path, error) from error
     if found != expected:
         raise damaged(path, f"its sha256 is not the one in {FILE}")
 
@@ -66,7 +68,7 @@ def damaged(path: Path, reason: str) -> MlxchatError:
 
 def missing(path: Path) -> MlxchatError:
     """What is to be said of a file that is not in its directory."""
-    return MlxchatError(f"{path.parent} is incomplete: {path.name} is missing.", _USE_ANOTHER)
+    return unplugged(path) or unusable(f"{path.parent} is incomplete: {path.name} is missing.")
 
 
 def unusable(problem: str) -> MlxchatError:
@@ -74,12 +76,20 @@ def unusable(problem: str) -> MlxchatError:
     return MlxchatError(problem, _USE_ANOTHER)
 
 
+def _cannot_be_read(path: Path, error: OSError) -> MlxchatError:
+    if isinstance(error, PermissionError):
+        return unreadable(path, error)
+    return damaged(path, error.strerror or str(error))
+
+
 def _read(folder: Path) -> dict[str, str]:
     path = folder / FILE
-    if not path.exists():
-        raise missing(path)
     try:
         lines = path.read_bytes().decode("utf-8").split("\n")
+    except FileNotFoundError as error:
+        raise missing(path) from error
+    except OSError as error:
+        raise _cannot_be_read(path, error) from error
     except UnicodeDecodeError as error:
         raise damaged(path, "it is not text") from error
     sums = {}

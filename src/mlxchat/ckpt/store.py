@@ -7,27 +7,47 @@ one with a step's name is complete by construction.
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import TextIO
 
 from mlxchat.ckpt import checksums
+from mlxchat.ckpt.folders import entries, is_folder, require_connected, unreadable
 from mlxchat.data import disk
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import LockedError, MlxchatError
 
 _STEP = re.compile(r"step_(\d{6,})")
 _UNFINISHED = ".unfinished_"
 
 
-class LockedError(MlxchatError):
-    """Another process writes the run: it will end, so that trying again can help."""
+def runs(stages: Iterable[Path]) -> list[Path]:
+    """The folders of all runs, by name: links to a disk that is not there too.
+
+    Args:
+        stages: the folders that they are in, such as `Home.stages`.
+
+    Raises:
+        MlxchatError: one of those cannot be read.
+    """
+    found = []
+    for stage in stages:
+        try:
+            found += [path for path in entries(stage) if is_folder(path)]
+        except OSError as error:
+            raise unreadable(stage, error) from error
+    return sorted(found, key=lambda run: run.name)
 
 
 def steps(run: Path) -> list[int]:
-    """The steps saved in a run's folder, ascending."""
-    found = (_STEP.fullmatch(path.name) for path in run.glob("step_*") if path.is_dir())
-    return sorted(int(match.group(1)) for match in found if match)
+    """The steps saved in a run's folder, ascending: links to a disk that is not there too.
+
+    Raises:
+        OSError: the folder cannot be read, or is such a link itself.
+    """
+    found = ((_STEP.fullmatch(path.name), path) for path in entries(run))
+    return sorted(int(match.group(1)) for match, path in found if match and is_folder(path))
 
 
 def directory(run: Path, step: int) -> Path:
@@ -36,14 +56,29 @@ def directory(run: Path, step: int) -> Path:
 
 
 def latest(run: Path) -> Path | None:
-    """The newest saved step, None where there is none."""
-    saved = steps(run)
-    return directory(run, saved[-1]) if saved else None
+    """The newest saved step, None where there is none.
+
+    Raises:
+        MlxchatError: the run cannot be read, or that step is on a disk that is not there.
+    """
+    try:
+        saved = steps(run)
+    except OSError as error:
+        raise unreadable(run, error) from error
+    if not saved:
+        return None
+    newest = directory(run, saved[-1])
+    require_connected(newest)
+    return newest
 
 
 def size(folder: Path) -> int:
-    """Bytes of the files in a directory."""
-    return sum(path.stat().st_size for path in folder.iterdir())
+    """Bytes of the files in a directory, without links to what is not there.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return sum(path.stat().st_size for path in folder.iterdir() if path.exists())
 
 
 def find(stages: Sequence[Path], tag: str | None, step: int | None) -> Path:
@@ -55,11 +90,10 @@ def find(stages: Sequence[Path], tag: str | None, step: int | None) -> Path:
         step: None for the newest.
 
     Raises:
-        MlxchatError: there is none; the message names those that there are, or how to make one.
+        MlxchatError: there is none, the message names those that there are, or how to make one; or
+            it cannot be read.
     """
-    runs = (path for stage in stages for path in stage.glob("*") if path.is_dir())
-    saved = {path.name: latest(path) for path in runs}
-    newest = {name: path for name, path in saved.items() if path is not None}
+    newest = dict(_newest(stages, tag))
     if not newest:
         raise MlxchatError(
             f"There is no trained model in {' or '.join(map(str, stages))}.",
@@ -79,8 +113,14 @@ def find(stages: Sequence[Path], tag: str | None, step: int | None) -> Path:
     return directory(run, step)
 
 
-def save(run: Path, step: int, write: Callable[[Path], None]) -> Path:
+def save(run: Path, step: int, write: Callable[[Path], None], needed: int | None = None) -> Path:
     """Make a step's directory out of what ``write`` puts into an empty one.
+
+    Args:
+        run: the run's folder.
+        step: the number of completed steps.
+        write: puts the files into a folder.
+        needed: bytes that they take, about; None for as many as those of the step before.
 
     Raises:
         MlxchatError: the disk is full or cannot be written; what was saved before is untouched.
@@ -90,7 +130,7 @@ def save(run: Path, step: int, write: Callable[[Path], None]) -> Path:
         write(folder)
         checksums.write(folder)
 
-    return _place(run, step, write_with_checksums)
+    return _place(run, step, write_with_checksums, needed)
 
 
 def keep_aside(run: Path, step: int) -> Path:
@@ -136,8 +176,8 @@ def prune(run: Path, keep: int) -> list[int]:
     Raises:
         MlxchatError: one cannot be removed.
     """
-    removed = steps(run)[:-keep]
     try:
+        removed = steps(run)[:-keep]
         for step in removed:
             directory(run, step).rename(run / f"{_UNFINISHED}{step}")
         _remove_unfinished(run)
@@ -152,9 +192,10 @@ def locked(run: Path) -> Iterator[None]:
 
     Raises:
         LockedError: another process trains it, or removes its old steps.
+        MlxchatError: it is on a disk that is not there, or nothing can be written beside it.
     """
-    run.parent.mkdir(parents=True, exist_ok=True)
-    with (run.parent / f".{run.name}.lock").open("a") as file:
+    require_connected(run)
+    with _lock_file(run) as file:
         if not disk.lock(file.fileno()):
             raise LockedError(
                 f"Another process is training {run.name}.",
@@ -163,7 +204,32 @@ def locked(run: Path) -> Iterator[None]:
         yield
 
 
-def _place(run: Path, step: int, write: Callable[[Path], None]) -> Path:
+def _lock_file(run: Path) -> TextIO:
+    path = run.parent / f".{run.name}.lock"
+    try:
+        run.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a")
+    except OSError as error:
+        raise MlxchatError(
+            f"{path}, the lock of the run, cannot be opened: {error.strerror or error}.",
+            "See whose it is, who may write there, and whether there is room on that disk.",
+        ) from error
+
+
+def _newest(stages: Iterable[Path], tag: str | None) -> Iterator[tuple[str, Path]]:
+    """The newest step of each run, by name; one that cannot be read is an error if asked for."""
+    for run in runs(stages):
+        try:
+            newest = latest(run)
+        except MlxchatError:
+            if run.name == tag:
+                raise
+            continue
+        if newest is not None:
+            yield run.name, newest
+
+
+def _place(run: Path, step: int, write: Callable[[Path], None], needed: int | None = None) -> Path:
     final = directory(run, step)
     unfinished = run / f"{_UNFINISHED}{final.name}"
     try:
@@ -178,19 +244,22 @@ def _place(run: Path, step: int, write: Callable[[Path], None]) -> Path:
             disk.sync(folder)
     except (OSError, RuntimeError) as error:  # MLX raises the latter
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise _not_saved(run, step, getattr(error, "strerror", None) or str(error)) from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise _not_saved(run, step, reason.rstrip("."), needed) from error
     return final
 
 
-def _not_saved(run: Path, step: int, reason: str) -> MlxchatError:
-    room = ""
-    before = latest(run)
-    if before is not None:
-        needed, free = size(before) / 1e6, shutil.disk_usage(run).free / 1e6
-        room = f" (a step takes {needed:,.1f} MB, {free:,.1f} MB are free)"
+def _not_saved(run: Path, step: int, reason: str, needed: int | None) -> MlxchatError:
+    earlier = steps(run)
+    if needed is None and earlier:
+        needed = size(directory(run, earlier[-1]))
+    takes = f"a step takes {needed / 1e6:,.1f} MB, " if needed else ""
+    existing = next(path for path in (run, *run.parents) if path.exists())
+    free = shutil.disk_usage(existing).free / 1e6
+    intact = "; earlier steps are intact" if earlier else ""
     return MlxchatError(
-        f"Step {step} could not be saved in {run}: {reason.rstrip('.')}{room}.",
-        "Make room on that disk and start the same command again; earlier steps are intact. "
+        f"Step {step} could not be saved in {run}: {reason} ({takes}{free:,.1f} MB are free).",
+        f"Make room on that disk and start the same command again{intact}. "
         "mlxchat checkpoints list shows what all runs take, checkpoints prune removes old steps.",
     )
 
@@ -204,7 +273,10 @@ def _not_removed(run: Path, error: OSError) -> MlxchatError:
 
 def _remove_unfinished(run: Path) -> None:
     for leftover in run.glob(f"{_UNFINISHED}*"):
-        shutil.rmtree(leftover)
+        if leftover.is_symlink():  # a step that was moved to another disk
+            leftover.unlink()
+        else:
+            shutil.rmtree(leftover)
 
 
 def _same(a: Path, b: Path) -> bool:

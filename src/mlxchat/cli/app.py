@@ -16,7 +16,7 @@ from mlxchat.cli.arguments import Checkpoint, Json, ModelTag, SavedStep, require
 from mlxchat.cli.groups import checkpoints_app, data_app, eval_app, tokenizer_app
 from mlxchat.cli.options import options_from_models
 from mlxchat.engine.options import Sampling
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import LockedError, MlxchatError
 from mlxchat.model.quantization import Quantization
 from mlxchat.train.settings import PretrainConfig
 from mlxchat.train.sft_settings import SftConfig
@@ -250,7 +250,9 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 def main() -> None:
     """Run the command line; what the user can mend becomes two lines and exit code 1.
 
-    75 (``EX_TEMPFAIL``) says that another process is at the run: later it may work.
+    75 (``EX_TEMPFAIL``) says that another process holds what is needed: later it may work. 70
+    (``EX_SOFTWARE``) is a failure of the backend. With ``MLXCHAT_DEBUG=1`` the traceback is shown
+    before, and nothing else changes.
     """
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115, PTH123  (closed by the caller)
     sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115, PTH123
@@ -260,8 +262,7 @@ def main() -> None:
         app()
     except (MlxchatError, OSError) as error:
         if os.environ.get("MLXCHAT_DEBUG") == "1":
-            raise
-        from mlxchat.ckpt.store import LockedError
+            traceback.print_exc()
         from mlxchat.ui import console
 
         if isinstance(error, MlxchatError):

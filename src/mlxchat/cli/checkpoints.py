@@ -1,35 +1,56 @@
 """What `mlxchat checkpoints` does: shows, checks and removes saved steps. Needs no arrays."""
 
 import json as json_format
+import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import typer
 
 from mlxchat.ckpt import checksums, store
 from mlxchat.ckpt.catalog import TRAINER, SavedStep, saved_steps
-from mlxchat.errors import MlxchatError
+from mlxchat.ckpt.folders import require_connected, unreadable
+from mlxchat.errors import LockedError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry import Noted, Progressed
 from mlxchat.ui.bars import amount
-from mlxchat.ui.console import Screen, say, table
+from mlxchat.ui.console import Screen, say, table, warning
 
 DATE = "%Y-%m-%d %H:%M"
 FIRST_WITH_CHECKSUMS = 3  # format of trainer.json
 _NOTHING = "Nothing is saved in {}. Train a model: mlxchat train"
 
 
+class Removed(NamedTuple):
+    """A step that is gone, or would be."""
+
+    tag: str
+    step: int
+    path: Path
+    bytes: int
+
+
 def show_list(tag: str | None, json: bool) -> None:
-    """Show what is saved."""
-    found = _find(tag)
+    """Show what is saved; exit code 1 where some of it cannot be read."""
+    faults: list[MlxchatError] = []
+    found = saved_steps(_runs(tag), faults.append)
+    for fault in faults:
+        warning(f"{fault.problem} {fault.remedy}")
     if json:
         say(json_format.dumps([{**asdict(saved), "path": str(saved.path)} for saved in found]))
-        return
-    if not found:
+    elif found:
+        _show_table(found)
+    elif not faults:
         say(_NOTHING.format(Home.from_environment().root))
-        return
+    if faults:
+        raise typer.Exit(1)
+
+
+def _show_table(found: Sequence[SavedStep]) -> None:
     table(
         ["run", "step", "MB", "goes on", "model", "saved"],
         [
@@ -52,14 +73,13 @@ def verify(tag: str | None, step: int | None, checkpoint: Path | None, json: boo
 
     How far it is goes to standard error.
     """
-    folders = _folders(tag, step, checkpoint)
-    faults = {}
+    faults: dict[Path, str | None] = {}
     with Screen(stream=sys.stderr) as screen:
-        for folder in folders:
+        for folder in _folders(tag, step, checkpoint, faults):
             faults[folder] = _fault(folder, screen)
     if json:
         say(json_format.dumps([{"path": str(f), "fault": fault} for f, fault in faults.items()]))
-    elif not folders:
+    elif not faults:
         say(_NOTHING.format(Home.from_environment().root))
     else:
         for folder, fault in faults.items():
@@ -74,19 +94,18 @@ def prune(tag: str | None, keep: int, dry_run: bool, json: bool) -> None:
     A run that was not named is left out while it is trained, and where its newest step is not
     intact or an old one cannot be removed; exit code 1 after the latter two.
     """
-    home = Home.from_environment()
-    removed: list[SavedStep] = []
+    removed: list[Removed] = []
     faults: dict[Path, str] = {}
     with Screen(stream=sys.stderr) as screen:
-        for name in dict.fromkeys(saved.tag for saved in _find(tag)):
+        for run in _runs(tag):
             try:
-                _prune(home.run(name), keep, dry_run, removed, screen)
+                _prune(run, keep, dry_run, removed, screen)
             except MlxchatError as error:
                 if tag is not None:
                     raise
                 screen.show(Noted(time.time(), f"{error.problem} {error.remedy}"))
-                if not isinstance(error, store.LockedError):
-                    faults[home.run(name)] = error.problem
+                if not isinstance(error, LockedError):
+                    faults[run] = error.problem
     freed = sum(saved.bytes for saved in removed)
     if json:
         paths = [str(saved.path) for saved in removed]
@@ -102,23 +121,31 @@ def prune(tag: str | None, keep: int, dry_run: bool, json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _prune(run: Path, keep: int, dry_run: bool, removed: list[SavedStep], screen: Screen) -> None:
+def _prune(run: Path, keep: int, dry_run: bool, removed: list[Removed], screen: Screen) -> None:
     """Remove the old steps of a run; those that are gone by then are added to ``removed``.
 
     Raises:
         MlxchatError: the run is being trained, its newest step is not intact, or an old one cannot
-            be removed.
+            be read or removed.
     """
     with store.locked(run):
-        saved = saved_steps([run.parent], run.name)
-        old = saved[:-keep]
+        numbers = _steps(run)
+        old = [_old_step(run, step) for step in numbers[:-keep]]
         if old:
-            _require_prunable(saved[-1].path, screen)
+            _require_prunable(store.directory(run, numbers[-1]), screen)
         try:
             if not dry_run:
                 store.prune(run, keep)
         finally:
-            removed += [step for step in old if dry_run or not step.path.exists()]
+            removed += [step for step in old if dry_run or not os.path.lexists(step.path)]
+
+
+def _old_step(run: Path, step: int) -> Removed:
+    folder = store.directory(run, step)
+    try:
+        return Removed(run.name, step, folder, store.size(folder))
+    except OSError as error:
+        raise unreadable(folder, error) from error
 
 
 def _require_prunable(folder: Path, screen: Screen) -> None:
@@ -143,31 +170,52 @@ def _without_checksums(folder: Path) -> bool:
         return False
     saved_as = fields.get("format") if isinstance(fields, dict) else None
     earlier = isinstance(saved_as, int) and saved_as < FIRST_WITH_CHECKSUMS
-    return earlier and not (folder / checksums.FILE).exists()
+    return earlier and not os.path.lexists(folder / checksums.FILE)
 
 
-def _find(tag: str | None) -> list[SavedStep]:
-    """What is saved of a run or of all.
+def _runs(tag: str | None) -> list[Path]:
+    """The folders of one run or of all.
 
     Raises:
         MlxchatError: there is no such run; those that there are are named.
     """
     stages = Home.from_environment().stages
-    if tag is not None:
+    found = [run for run in store.runs(stages) if tag in (None, run.name)]
+    if tag is not None and not any(_steps(run) for run in found):
         store.find(stages, tag, None)
-    return saved_steps(stages, tag)
+    return found
 
 
-def _folders(tag: str | None, step: int | None, checkpoint: Path | None) -> list[Path]:
-    """The steps to verify: that one, those of a run, or all."""
-    if checkpoint is not None:
-        if not checkpoint.is_dir():
-            raise MlxchatError(f"There is no directory {checkpoint}.", "Give a model's directory.")
-        steps = [store.directory(checkpoint, number) for number in store.steps(checkpoint)]
-        return steps or [checkpoint]
+def _steps(run: Path) -> list[int]:
+    """The steps saved in a run's folder.
+
+    Raises:
+        MlxchatError: it cannot be read.
+    """
+    try:
+        return store.steps(run)
+    except OSError as error:
+        raise unreadable(run, error) from error
+
+
+def _folders(
+    tag: str | None, step: int | None, checkpoint: Path | None, faults: dict[Path, str | None]
+) -> list[Path]:
+    """The steps to verify: that one, those of a run, or all.
+
+    Runs that cannot be read are added to ``faults``.
+    """
     if step is not None:
         return [store.find(Home.from_environment().stages, tag, step)]
-    return [saved.path for saved in _find(tag)]
+    if checkpoint is not None and not checkpoint.is_dir():
+        raise MlxchatError(f"There is no directory {checkpoint}.", "Give a model's directory.")
+    folders = []
+    for run in [checkpoint] if checkpoint else _runs(tag):
+        try:
+            folders += [store.directory(run, number) for number in _steps(run)]
+        except MlxchatError as error:
+            faults[run] = error.problem
+    return [checkpoint] if checkpoint and not folders and not faults else folders
 
 
 def _fault(folder: Path, screen: Screen) -> str | None:
@@ -184,6 +232,7 @@ def _require_intact(folder: Path, screen: Screen) -> None:
     Raises:
         MlxchatError: a file is missing or not what was saved, or there are no checksums.
     """
+    require_connected(folder)
     paths = [folder / name for name in checksums.names(folder)]
     sizes = [path.stat().st_size if path.exists() else 0 for path in paths]
     task, before = f"{folder.parent.name}/{folder.name}", 0

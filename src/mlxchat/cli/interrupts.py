@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: while training, come to an end and save; before, end soon."""
+"""Ctrl-C, SIGTERM and a terminal that is closed: while training, save and end; before, end soon."""
 
 import os
 import signal
@@ -9,14 +9,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SHOW_CURSOR = b"\x1b[?25h"
 GRACE = 2.0  # seconds to tidy up in, where there is nothing to save
 
 
+def ending_signals() -> list[signal.Signals]:
+    """Those that ask a program to end; without SIGHUP where it is ignored, as nohup has it.
+
+    A shell lets its background jobs ignore SIGINT: it counts all the same, to whoever sends it.
+    """
+    asking = [signal.SIGINT, signal.SIGTERM]
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return asking if ignored else [*asking, signal.SIGHUP]
+
+
 @contextmanager
 def ending_soon() -> Iterator[None]:
-    """Within it, Ctrl-C and SIGTERM end the process within `GRACE`, a second one at once.
+    """Within it, `ending_signals` end the process within `GRACE`, a second one at once.
 
     For work that has nothing to save, such as downloads: one that hangs is not waited for.
     """
@@ -31,7 +40,7 @@ def ending_soon() -> Iterator[None]:
         timer.start()
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
-    handlers = {number: signal.signal(number, end) for number in SIGNALS}
+    handlers = {number: signal.signal(number, end) for number in ending_signals()}
     try:
         yield
     finally:
@@ -40,7 +49,7 @@ def ending_soon() -> Iterator[None]:
 
 
 class Interrupts:
-    """Within its context, remembers Ctrl-C or SIGTERM; a second Ctrl-C ends the process at once.
+    """Within its context, remembers `ending_signals`; a second Ctrl-C ends the process at once.
 
     A thread hears of signals while the main one waits for the device, where Python's own handlers
     would have to wait too.
@@ -59,13 +68,15 @@ class Interrupts:
 
     @property
     def exit_code(self) -> int:
-        """130 after Ctrl-C, 143 after SIGTERM, 0 without either."""
+        """130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 0 without any."""
         return 128 + self._number if self._number else 0
 
     def __enter__(self) -> "Interrupts":
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
-        self._handlers = {number: signal.signal(number, _leave_to_thread) for number in SIGNALS}
+        self._handlers = {
+            number: signal.signal(number, _leave_to_thread) for number in ending_signals()
+        }
         self._wakeup = signal.set_wakeup_fd(self._write.fileno())
         threading.Thread(target=self._listen, name="interrupts", daemon=True).start()
         return self
@@ -85,7 +96,7 @@ class Interrupts:
         with self._read:
             while received := self._read.recv(1):
                 number = received[0]
-                if number in SIGNALS and not self._number:
+                if number in self._handlers and not self._number:
                     self._number = number
                     self._told()
                 elif number == signal.SIGINT:

@@ -22,6 +22,8 @@ from mlxchat.quantize import Part, destination, evaluate, quantize, save
 from mlxchat.telemetry import Evaluated, Evaluating, Noted, Progressed
 from mlxchat.train.inputs import open_documents
 from mlxchat.train.settings import PretrainConfig
+from mlxchat.train.sft import FineTuning, chat_documents
+from mlxchat.train.sft_settings import SftConfig
 from mlxchat.ui.bars import amount
 from mlxchat.ui.console import Screen, say, table
 
@@ -99,6 +101,8 @@ def validation_documents(source: Path, home: Home) -> Documents:
         raise MlxchatError(f"{source} does not say what text the model was trained on.")
     trainer = layout.read_trainer(source)
     try:
+        if trainer.stage == FineTuning.name:
+            return chat_documents(SftConfig.model_validate(trainer.settings))
         config = PretrainConfig.model_validate(trainer.settings)
     except ValidationError as error:
         raise MlxchatError(f"{source} was saved by another version of mlxchat.") from error

@@ -2,7 +2,8 @@
 
 A process that crashes (killed for memory, ended by the GPU's watchdog, a fault in the backend) is
 started again and goes on from its last checkpoint. One that ends by itself is not, nor one that was
-asked to end. Where another process has taken the run's lock after a crash, it is waited for.
+asked to end. Where another process has taken the run's lock after a crash, or that of the folder
+that it streams into, it is waited for.
 """
 
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from mlxchat.ckpt import store
-from mlxchat.cli.interrupts import SHOW_CURSOR
+from mlxchat.cli.interrupts import SHOW_CURSOR, ending_signals
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry import Noted
@@ -81,7 +82,7 @@ def supervise(command: Command, run: Path, fresh: bool, tell: Tell) -> int:
             if locked:
                 pause = min(2 * pause, LONGEST_PAUSE)
                 tell(
-                    f"Another process is at the run {run.name}. It is tried again in "
+                    f"Another process holds what the run {run.name} needs. It is tried again in "
                     f"{amount(pause, 'seconds')}."
                 )
             else:
@@ -124,12 +125,12 @@ def _identity(run: Path) -> int | None:
 
 def _newest(run: Path) -> tuple[int | None, int] | None:
     """The newest saved step, and of which folder."""
-    saved = store.steps(run)
+    saved = store.steps(run) if run.exists() else []
     return (_identity(run), saved[-1]) if saved else None
 
 
 class _Forwarding:
-    """Within its context, Ctrl-C and the like go to the process that runs, each once.
+    """Within its context, `ending_signals` go to the process that runs, each once.
 
     That process is in a session of its own, out of a terminal's reach: it would get a Ctrl-C twice
     otherwise, and take the second one for a request to end at once.
@@ -160,7 +161,7 @@ class _Forwarding:
         return not self.asked_to_end
 
     def __enter__(self) -> "_Forwarding":
-        handlers = {**dict.fromkeys(ENDING, self._end), signal.SIGTSTP: self._suspend}
+        handlers = {**dict.fromkeys(ending_signals(), self._end), signal.SIGTSTP: self._suspend}
         self._handlers = {number: signal.signal(number, new) for number, new in handlers.items()}
         return self
 

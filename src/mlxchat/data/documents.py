@@ -46,7 +46,7 @@ class Documents(Protocol):
 
     @property
     def conversational(self) -> bool:
-        """Whether a model trained on it can be talked with."""
+        """Whether it is conversations, of which answers are learnt, and not text."""
 
     def training(self, start: Cursor) -> Iterator[Read]:
         """Training documents from a cursor on, without end."""

@@ -5,7 +5,7 @@ name order is validation, all others are training, in name order.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -101,21 +101,30 @@ class ShardSource(Protocol):
 
 
 class LocalShards:
-    """The parquet files that are in a folder, all of them and no others."""
+    """Parquet files in a folder: all that are there when it is opened, or those that are named.
 
-    def __init__(self, folder: Path, num_shards: int | None = None) -> None:
-        """Look into ``folder``; train on its first ``num_shards``, by default on all but the last.
+    Args:
+        folder: that holds them.
+        num_shards: train on the first so many; None for all but the last, which validates.
+        names: of those to use, the one that validates last; the folder is not looked into then.
 
-        Raises:
-            MlxchatError: it does not exist, or holds fewer shards than asked for, or than two.
-        """
+    Raises:
+        MlxchatError: the folder does not exist, or holds fewer shards than asked for, or than two.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        num_shards: int | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
         remedy = (
             "Get some with mlxchat data fetch --num-shards 8, bring your own with data fetch "
             "--from PATH, or train with --streaming."
         )
         if not folder.is_dir():
             raise MlxchatError(f"There is no folder {folder}, so no data.", remedy)
-        names = shard_names(folder)
+        names = shard_names(folder) if names is None else names
         if len(names) < 2:
             found = f"only one shard, {names[0]}" if names else "no shards"
             raise MlxchatError(

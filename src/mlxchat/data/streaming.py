@@ -18,7 +18,7 @@ from mlxchat.data.download import missing_bytes, partial
 from mlxchat.data.fetch import download_shard, locate
 from mlxchat.data.hub import Cancelled, Hub, UnreachableError
 from mlxchat.data.shards import STREAMED, Dataset, Report, check_shard, shard_fault, shard_names
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import LockedError, MlxchatError
 from mlxchat.telemetry import Noted, Progressed
 
 SHARD = ".parquet"
@@ -165,7 +165,7 @@ class StreamingShards:
     def _claim_folder(self) -> None:
         if not lock(self._lock_file.fileno()):
             self._lock_file.close()
-            raise MlxchatError(
+            raise LockedError(
                 f"Another run streams into {self._folder}, and would drop what this one reads.",
                 "Wait for it to end, or give this run another MLXCHAT_HOME.",
             )

@@ -10,6 +10,7 @@ from typing import Any
 
 from mlxchat import runtime
 from mlxchat.ckpt import layout, store
+from mlxchat.ckpt.folders import require_connected
 from mlxchat.ckpt.layout import TrainerState
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import Loader, LoaderState
@@ -55,6 +56,7 @@ def conduct(
     meter = meter or Meter()
     with ExitStack() as stack:
         stack.enter_context(store.locked(stage.folder))
+        require_connected(home.log(tag))
         store.tidy(stage.folder)
         saved = None if fresh else stage.saved()
         if saved and saved.finished:
@@ -94,7 +96,7 @@ def _require_own_name(stage: Stage[Any]) -> None:
     """
     tag = stage.config.tag
     for runs in stage.home.stages:
-        if runs != stage.folder.parent and store.steps(runs / tag):
+        if runs != stage.folder.parent and store.latest(runs / tag):
             raise MlxchatError(
                 f"{tag} is the name of another run: {runs / tag}.",
                 "Name this one with --model-tag.",
@@ -161,7 +163,7 @@ class _Training:
                 plan.model.sequence_len,
                 learner.loader,
                 stop,
-                self.stage.answers_only,
+                self.documents.conversational,
             )
         )
         run = Run(
@@ -238,7 +240,7 @@ class _Training:
             return stop() and step < self.learner.plan.num_iterations
 
         rows, context = plan.device_batch_size, plan.model.sequence_len
-        documents, answers_only = self.documents.validation(), self.stage.answers_only
+        documents, answers_only = self.documents.validation(), self.documents.conversational
         with Loader(
             documents, tokenizer, rows, context, stop=cut, answers_only=answers_only
         ) as batches:
@@ -265,6 +267,7 @@ class _Training:
         plan = learner.plan.model_copy(update={"costs": costs})
         trainer = TrainerState(
             step=step,
+            stage=self.stage.name,
             settings=self.config.model_dump(mode="json"),
             plan=plan.model_dump(mode="json"),
             meter=self.meter.state(),
@@ -278,6 +281,6 @@ class _Training:
             layout.write_model(folder, learner.model, learner.tokenizer, conversational)
             layout.write_trainer(folder, trainer, learner.optimizer.state, loader)
 
-        path = store.save(self.stage.folder, step, write)
+        path = store.save(self.stage.folder, step, write, learner.nbytes)
         store.prune(self.stage.folder, self.config.keep)
         yield Saved(self.clock(), step, str(path), self.clock() - begun)

@@ -42,15 +42,12 @@ def check_arrays(arrays: Mapping[str, mx.array], step: int, cursor: Cursor) -> N
 
 
 def ended(error: DivergedError, run: Path, files: Sequence[str]) -> MlxchatError:
-    """What to tell the user; the newest saved step is set aside.
+    """What to tell the user; the newest saved step is set aside, or it is told why it cannot be.
 
     Args:
         error: what happened.
         run: the run's folder.
         files: the dataset's, its training shards first; none where it is made up.
-
-    Raises:
-        MlxchatError: the disk is full or cannot be written.
     """
     epoch, shard, row = error.cursor
     file = f"{files[shard]}, " if files else ""
@@ -59,13 +56,19 @@ def ended(error: DivergedError, run: Path, files: Sequence[str]) -> MlxchatError
         f"{row:,}."
     )
     smaller = "with smaller learning rates under another --model-tag"
-    newest = store.latest(run)
+    try:
+        newest = store.latest(run)
+        kept = store.keep_aside(run, store.steps(run)[-1]) if newest else None
+    except MlxchatError as failure:
+        return MlxchatError(
+            f"{problem} The newest good step could not be set aside: {failure.problem}",
+            f"{failure.remedy} If it comes to this again, train {smaller}.",
+        )
     if newest is None:
         return MlxchatError(
             problem,
             f"Nothing was saved before. Begin again {smaller}, and save more often: --save-every.",
         )
-    kept = store.keep_aside(run, store.steps(run)[-1])
     return MlxchatError(
         problem,
         f"The newest good step is {newest}, and stays in {kept} too. The same command goes on from "

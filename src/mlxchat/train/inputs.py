@@ -2,16 +2,15 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 
 from mlxchat.ckpt.layout import TrainerState
 from mlxchat.data.documents import BuiltinDocuments, Documents, ShardDocuments
 from mlxchat.data.fetch import pin
-from mlxchat.data.fingerprint import fingerprints
+from mlxchat.data.fingerprint import frames
 from mlxchat.data.hub import Hub
-from mlxchat.data.shards import DATASETS, Dataset, LocalShards, pinned_revision
+from mlxchat.data.shards import DATASETS, Dataset, LocalShards, pinned_revision, shard_names
 from mlxchat.data.streaming import StreamingShards
 from mlxchat.data.tokenizer import FILE as TOKENIZER
 from mlxchat.data.tokenizer import Tokenizer, train
@@ -32,6 +31,19 @@ Clock = Callable[[], float]
 Report = Callable[[Event], None]
 
 
+class StreamedDocuments(ShardDocuments):
+    """Those of a hub; closing them closes the connections to it."""
+
+    def __init__(self, source: StreamingShards, hub: Hub, known: Mapping[str, str]) -> None:
+        super().__init__(source, text_shards=1, known=known)
+        self._hub = hub
+
+    def close(self) -> None:
+        """Stop fetching."""
+        super().close()
+        self._hub.close()
+
+
 def open_documents(config: DataConfig, home: Home, report: Report) -> Documents:
     """The dataset that the settings name.
 
@@ -41,34 +53,21 @@ def open_documents(config: DataConfig, home: Home, report: Report) -> Documents:
     if config.is_builtin:
         return BuiltinDocuments(config.seed)
     folder = _folder(config, home)
-    if not config.streaming:
-        shards = LocalShards(folder, config.num_shards)
-        known = DATASETS.get(config.dataset) if config.data_dir is None else None
-        if known and shards.validation != known.validation:
-            raise MlxchatError(
-                f"The validation shard, {known.validation}, is not in {folder}.",
-                f"Get it: mlxchat data fetch --dataset {known.name} --num-shards 1",
-            )
-        return ShardDocuments(shards)
-    source = StreamingShards(
-        folder,
-        _streamed(config),
-        config.max_cached_shards,
-        Hub.from_environment(config.endpoint),
-        report,
-        config.num_shards,
-    )
-    return ShardDocuments(source, text_shards=1)
+    if config.streaming:
+        return _stream(config, folder, config.num_shards, report, {})
+    shards = LocalShards(folder, config.num_shards)
+    known = DATASETS.get(config.dataset) if config.data_dir is None else None
+    if known and shards.validation != known.validation:
+        raise MlxchatError(
+            f"The validation shard, {known.validation}, is not in {folder}.",
+            f"Get it: mlxchat data fetch --dataset {known.name} --num-shards 1",
+        )
+    return ShardDocuments(shards, known=frames(folder, (*shards.training, shards.validation)))
 
 
 def revision(config: DataConfig, home: Home) -> str | None:
     """The hub's commit that the dataset's files are of, None where none is recorded."""
     return None if config.is_builtin else pinned_revision(_folder(config, home))
-
-
-def fingerprints_of(documents: Documents, config: DataConfig, home: Home) -> dict[str, str]:
-    """What tells the dataset's files from others of their names, of those that are on disk."""
-    return fingerprints(_folder(config, home), documents.names)
 
 
 def reopen_documents(
@@ -82,18 +81,19 @@ def reopen_documents(
         begun: the state of the run as it was saved.
 
     Raises:
-        MlxchatError: some of those files are not there, or they are of another revision.
+        MlxchatError: some of those files are not there, or they are of another revision. Another
+            file of the same name is one when it is to be read.
     """
+    if not begun.data:
+        return open_documents(config, home, report)
+    folder, names = _folder(config, home), begun.data
     if begun.revision and config.streaming and revision(config, home) is None:
-        pin(_folder(config, home), begun.revision)
-    require_revision(config.tag, _folder(config, home), revision(config, home), begun.revision)
-    documents = open_documents(_as_begun(config, begun.data), home, report)
-    try:
-        require_names(config.tag, begun.data, documents.names)
-    except MlxchatError:
-        documents.close()
-        raise
-    return documents
+        pin(folder, begun.revision)
+    check_documents(config, home, names, begun.revision)
+    if config.streaming:
+        return _stream(config, folder, len(names) - 1, report, begun.fingerprints)
+    known = frames(folder, names) | begun.fingerprints
+    return ShardDocuments(LocalShards(folder, names=names), known=known)
 
 
 def check_documents(
@@ -107,15 +107,16 @@ def check_documents(
         begun_with: the files of the run to go on with; none for a new one.
         begun_revision: the hub's commit that they were of, where one was recorded.
     """
-    require_revision(config.tag, _folder(config, home), revision(config, home), begun_revision)
-    config = _as_begun(config, begun_with)
+    folder = _folder(config, home)
+    require_revision(config.tag, folder, revision(config, home), begun_revision)
     if config.streaming and not config.is_builtin:
         dataset = _streamed(config)
-        names: tuple[str, ...] = (*dataset.training(config.num_shards), dataset.validation)
+        training = dataset.training(len(begun_with) - 1 if begun_with else config.num_shards)
+        require_names(config.tag, folder, begun_with, (*training, dataset.validation))
+    elif begun_with:
+        require_names(config.tag, folder, begun_with, shard_names(folder))
     else:
-        with closing(open_documents(config, home, lambda _: None)) as documents:
-            names = documents.names
-    require_names(config.tag, begun_with, names)
+        open_documents(config, home, lambda _: None).close()
 
 
 def _folder(config: DataConfig, home: Home) -> Path:
@@ -132,9 +133,18 @@ def _streamed(config: DataConfig) -> Dataset:
     return DATASETS[config.dataset]
 
 
-def _as_begun(config: PretrainConfig, begun_with: list[str]) -> PretrainConfig:
-    """With as many training shards as the run began with, though there may be more by now."""
-    return config.model_copy(update={"num_shards": len(begun_with) - 1}) if begun_with else config
+def _stream(
+    config: DataConfig,
+    folder: Path,
+    num_shards: int | None,
+    report: Report,
+    known: dict[str, str],
+) -> StreamedDocuments:
+    hub, dataset = Hub.from_environment(config.endpoint), _streamed(config)
+    known = frames(folder, (*dataset.training(num_shards), dataset.validation)) | known
+    most = config.max_cached_shards
+    source = StreamingShards(folder, dataset, most, hub, report, num_shards)
+    return StreamedDocuments(source, hub, known)
 
 
 def tokenizer_folder(config: DataConfig, home: Home) -> Path:

@@ -29,6 +29,12 @@ class Learner(NamedTuple):
     step: int
     loader: LoaderState
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays that are saved: weights and the optimizer's state."""
+        arrays = *self.model.named_parameters().values(), *self.optimizer.state.values()
+        return sum(array.nbytes for array in arrays)
+
 
 def go_on(
     config: RunConfig, saved: SavedRun, available: Capacity, clock: Clock

@@ -56,6 +56,8 @@ def pretrain(
 class Pretraining(Stage[Documents]):
     """The stage that every model begins with."""
 
+    name = "pretraining"
+
     def __init__(self, config: PretrainConfig, home: Home, report: Report, clock: Clock) -> None:
         super().__init__(home, report, clock)
         self._config = config

@@ -7,7 +7,9 @@ from types import TracebackType
 
 from mlxchat.data.disk import sync
 from mlxchat.errors import MlxchatError
-from mlxchat.telemetry import Event, JsonLines
+from mlxchat.telemetry import Event, JsonLines, Saved
+
+_MAKE_ROOM = "Make room on that disk and start the same command again."
 
 
 class RunLog:
@@ -15,15 +17,20 @@ class RunLog:
 
     Args:
         path: the file.
-        step: what the log has of later steps goes.
+        step: the one that was saved last, 0 before any; what the log has of later ones goes.
 
     Raises:
-        OSError: the file cannot be opened, or what it has cannot be kept.
+        MlxchatError: the file cannot be opened, or what it has cannot be kept; it stays as it was.
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        self._path = path
-        self._lines = JsonLines.resume(path, step)
+        self._path, self._saved = path, step
+        try:
+            self._lines = JsonLines.resume(path, step)
+        except OSError as error:
+            raise MlxchatError(
+                f"The log {path} cannot be written: {error.strerror or error}.", _MAKE_ROOM
+            ) from error
         self._failure: OSError | None = None
 
     @property
@@ -33,6 +40,8 @@ class RunLog:
 
     def write(self, event: Event) -> None:
         """Append an event."""
+        if isinstance(event, Saved):
+            self._saved = event.step
         with self._remembering():
             self._lines.write(event)
 
@@ -48,12 +57,14 @@ class RunLog:
         Raises:
             MlxchatError: there was one.
         """
-        if self._failure is not None:
-            raise MlxchatError(
-                f"The log {self._path} could not be written: "
-                f"{self._failure.strerror or self._failure}. The run ended there, and is saved.",
-                "Make room on that disk and start the same command again.",
-            ) from self._failure
+        if self._failure is None:
+            return
+        reason = self._failure.strerror or self._failure
+        saved = f"step {self._saved:,} is saved" if self._saved else "nothing of it is saved"
+        raise MlxchatError(
+            f"The log {self._path} could not be written: {reason}. The run ended there; {saved}.",
+            _MAKE_ROOM,
+        ) from self._failure
 
     @contextmanager
     def _remembering(self) -> Iterator[None]:

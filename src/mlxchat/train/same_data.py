@@ -1,10 +1,13 @@
-"""Whether a run that goes on reads what it began with: files of that name, text and revision."""
+"""Whether a run that goes on finds what it began with: files of that name, text and revision.
+
+What is told here takes a look at each file; the whole is compared when it is read (`KnownShards`).
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from mlxchat.ckpt.layout import TrainerState
-from mlxchat.data.fingerprint import fingerprints
+from mlxchat.data.fingerprint import agree, frames, replaced
 from mlxchat.errors import MlxchatError
 
 _PUT_BACK = "name another run with --model-tag, or begin anew with --fresh."
@@ -31,13 +34,9 @@ def require_same_files(tag: str, folder: Path, data_dir: Path | None, begun: Tra
             "was saved to tell whether their files are the same.",
             f"Give it what it began with, {_PUT_BACK}",
         )
-    found = fingerprints(folder, begun.data)
-    for name, value in found.items():
-        if begun.fingerprints.get(name, value) != value:
-            raise MlxchatError(
-                f"{folder / name} is not the file of that name that the run {tag} began with.",
-                f"Put that one back, {_PUT_BACK}",
-            )
+    for name, found in frames(folder, begun.data).items():
+        if not agree(begun.fingerprints.get(name, found), found):
+            raise replaced(folder / name)
 
 
 def require_revision(tag: str, folder: Path, found: str | None, begun_with: str | None) -> None:
@@ -54,8 +53,14 @@ def require_revision(tag: str, folder: Path, found: str | None, begun_with: str 
         )
 
 
-def require_names(tag: str, begun_with: list[str], names: Sequence[str]) -> None:
+def require_names(tag: str, folder: Path, begun_with: Sequence[str], names: Sequence[str]) -> None:
     """All files that a run began with must be there.
+
+    Args:
+        tag: the run's name.
+        folder: of the dataset.
+        begun_with: their names.
+        names: of the files that are there, or can be fetched.
 
     Raises:
         MlxchatError: some are missing.
@@ -63,7 +68,7 @@ def require_names(tag: str, begun_with: list[str], names: Sequence[str]) -> None
     if missing := [name for name in begun_with if name not in names]:
         raise MlxchatError(
             f"The run {tag} began with data that is not there: {', '.join(missing[:3])}.",
-            f"Put it back, {_PUT_BACK}",
+            f"Put it back into {folder}, {_PUT_BACK}",
         )
 
 

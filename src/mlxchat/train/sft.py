@@ -92,7 +92,7 @@ def chat_documents(config: SftConfig) -> ChatDocuments:
 class FineTuning(Stage[ChatDocuments]):
     """The stage after pretraining."""
 
-    answers_only = True
+    name = "fine-tuning"
 
     def __init__(self, config: SftConfig, home: Home, report: Report, clock: Clock) -> None:
         super().__init__(home, report, clock)
@@ -156,7 +156,3 @@ class FineTuning(Stage[ChatDocuments]):
     def notes(self, documents: ChatDocuments) -> Iterable[str]:
         """What became of the rows of each source."""
         return (report.summary() for report in documents.reports)
-
-    def fingerprints(self, documents: ChatDocuments) -> dict[str, str]:
-        """Those of all files."""
-        return documents.fingerprints

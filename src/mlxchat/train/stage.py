@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from mlxchat.data.documents import Documents
 from mlxchat.data.tokenizer import Tokenizer
@@ -30,7 +30,7 @@ class Stage(ABC, Generic[Dataset]):
         clock: seconds since the epoch.
     """
 
-    answers_only = False  # whether only what an assistant says is learnt, of whole conversations
+    name: ClassVar[str]
 
     def __init__(self, home: Home, report: Report, clock: Clock) -> None:
         self.home, self.report, self.clock = home, report, clock

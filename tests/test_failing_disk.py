@@ -1,0 +1,154 @@
+"""A disk that is full, fails or is not there, wherever a run writes but in a save's own files."""
+
+import errno
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_checkpoints import put
+from test_kills import Faults, Killed
+from test_pretrain import CONFIG, logged, run, shards
+from test_saving import QUIET, diverge, folder
+
+from mlxchat import telemetry
+from mlxchat.ckpt import checksums, layout, store
+from mlxchat.errors import MlxchatError
+from mlxchat.home import Home
+from mlxchat.telemetry import JsonLines
+
+SHORT = CONFIG.model_copy(update={"eval_every": 0, "sample_every": 0})
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+def full(*_: object) -> None:
+    raise FULL
+
+
+def test_a_log_that_fails_from_the_first_event_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(JsonLines, "write", full)
+        with pytest.raises(MlxchatError, match="ended there; nothing of it is saved"):
+            run(tmp_path, SHORT)
+    assert store.steps(folder(tmp_path)) == []
+    run(tmp_path, SHORT, stop_at=3)
+    (saved,) = store.steps(folder(tmp_path))
+    with monkeypatch.context() as patched:
+        patched.setattr(JsonLines, "write", full)
+        with pytest.raises(MlxchatError, match=f"ended there; step {saved} is saved"):
+            run(tmp_path, SHORT)
+    assert store.steps(folder(tmp_path)) == [saved]
+    run(tmp_path, SHORT)
+    assert logged(tmp_path, "step") == list(range(1, 13))
+
+
+def test_a_log_that_cannot_be_gone_on_with_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, SHORT, stop_at=6)
+    log = Home(tmp_path).log("run")
+    before = log.read_bytes()
+
+    def some(*_: object) -> Iterator[bytes]:
+        yield before[:100]
+        raise FULL
+
+    with monkeypatch.context() as patched:
+        patched.setattr(telemetry, "_lines_until", some)
+        with pytest.raises(MlxchatError, match=r"The log .* cannot be written: No space") as raised:
+            run(tmp_path, SHORT)
+    assert str(log) in raised.value.problem and "same command" in raised.value.remedy
+    assert log.read_bytes() == before
+    run(tmp_path, SHORT)
+    assert logged(tmp_path, "step") == list(range(1, 13))
+
+
+def test_the_first_save_on_a_full_disk_says_what_a_step_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(layout, "write_trainer", full)
+        with pytest.raises(MlxchatError, match=r"No space .* MB are free\)") as raised:
+            run(tmp_path, SHORT)
+    assert "earlier" not in raised.value.remedy
+    run(tmp_path, SHORT)
+    taken = store.size(store.directory(folder(tmp_path), 12)) / 1e6
+    said = float(raised.value.problem.partition("a step takes ")[2].split()[0])
+    assert said == pytest.approx(taken, rel=0.2)
+
+
+def test_a_loss_that_is_no_number_is_told_where_the_disk_is_full_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = QUIET.model_copy(update={"data_dir": shards(tmp_path / "data", 0, 1)})
+    mkdir = Path.mkdir
+
+    def making(path: Path, *arguments: object, **keywords: object) -> None:
+        if ".good" in str(path):
+            raise FULL
+        mkdir(path, *arguments, **keywords)
+
+    diverge(monkeypatch, 8, [float("nan"), 1.0, 0.1])
+    monkeypatch.setattr(Path, "mkdir", making)
+    with pytest.raises(MlxchatError) as raised:
+        run(tmp_path, config)
+    assert "The loss is nan in step 8, with the data read up to" in raised.value.problem
+    assert "could not be set aside: " in raised.value.problem
+    assert "No space left on device" in raised.value.problem
+    assert "smaller learning rates" in raised.value.remedy
+    assert store.steps(folder(tmp_path)) == [3, 6]
+
+
+@pytest.mark.parametrize("kind", ["once", "full", "killed"])
+def test_whatever_fails_in_setting_a_step_aside(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for at in range(20):
+        source = tmp_path / f"{kind}{at}"
+        put(source, 4)
+        faults = Faults(at, kind)
+        with monkeypatch.context() as patched:
+            faults.patch(patched)
+            try:
+                store.keep_aside(source, 4)
+            except MlxchatError as error:
+                assert "Step 4 could not be saved" in error.problem
+            except Killed:
+                assert kind == "killed"
+        kept = store.keep_aside(source, 4)
+        assert store.steps(kept.parent) == store.steps(source) == [4]
+        for step in (kept, store.directory(source, 4)):
+            for name in checksums.names(step):
+                checksums.check(step / name)
+        if faults.done <= at:
+            return
+    raise AssertionError(faults.done)
+
+
+@pytest.mark.parametrize(
+    ("what", "fresh"),
+    [("run", False), ("run", True), ("newest step", False), ("log", False), ("log", True)],
+)
+def test_a_disk_that_is_not_connected(what: str, fresh: bool, tmp_path: Path) -> None:
+    run(tmp_path, SHORT, stop_at=6)
+    newest = store.latest(folder(tmp_path))
+    assert newest is not None
+    log = Home(tmp_path).log("run")
+    before = log.read_bytes()
+    moved = {"run": folder(tmp_path), "newest step": newest, "log": log.parent}[what]
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    shutil.move(moved, disk / "moved")
+    moved.symlink_to(disk / "moved")
+    disk.rename(tmp_path / "unplugged")
+    with pytest.raises(MlxchatError) as raised:
+        run(tmp_path, SHORT, fresh=fresh)
+    assert f"{moved} is a link to {disk / 'moved'}, which is not" in raised.value.problem
+    assert "disk connected" in raised.value.remedy
+    (tmp_path / "unplugged").rename(disk)
+    assert store.steps(folder(tmp_path)) == [3, 6]
+    assert log.read_bytes() == before
+    run(tmp_path, SHORT)
+    assert logged(tmp_path, "step") == list(range(1, 13))
