@@ -30,9 +30,9 @@ from mlxchat.data.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG
 from mlxchat.data.tokenizer import FILE as TOKENIZER
 from mlxchat.errors import MlxchatError
 from mlxchat.model.block import NORM_EPS
-from mlxchat.model.config import Architecture, GPTConfig
-from mlxchat.model.gpt import GPT, ROPE_BASE
-from mlxchat.model.loss import SOFTCAP
+from mlxchat.model.config import GPTConfig
+from mlxchat.model.eras import ERAS, EraName
+from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import from_config, quantizable, to_config
 from mlxchat.model.quantized import formats_of, quantize_layers
 from mlxchat.runtime import mx
@@ -42,7 +42,14 @@ MODEL = "model.safetensors"
 GENERATION = "generation_config.json"
 OPTIMIZER = "optimizer.safetensors"
 LOADER = "loader.safetensors"
-MODEL_TYPES: dict[Architecture, str] = {"classic": "nanochat", "modern": "nanochat_modern"}
+MODEL_TYPES: dict[EraName, str] = {  # mlx-lm and transformers know the first
+    era: "nanochat" if era == "classic" else f"nanochat_{era}" for era in ERAS
+}
+OWN_FIELDS = {  # of `GPTConfig`, by their names in config.json; only classic models do without
+    "window_pattern": "window_pattern",
+    "vocab_multiple": "vocab_multiple",
+    "final_logit_softcapping": "softcap",
+}
 
 
 class TrainerState(BaseModel):
@@ -54,12 +61,13 @@ class TrainerState(BaseModel):
     mlxchat: str = __version__
     mlx: str = version("mlx")
     step: int
+    stage: str = "pretraining"
     settings: dict[str, Any]
     plan: dict[str, Any]
     meter: dict[str, Any]
     data: list[str]  # the dataset's files
     revision: str | None  # the hub's commit that they are of; None where no hub said
-    fingerprints: dict[str, str] = {}  # of those files that were on disk, by name
+    fingerprints: dict[str, str] = {}  # or frames, of those files, by name
 
 
 @dataclass(frozen=True)
@@ -73,9 +81,24 @@ class SavedModel:
 
 def write_model(folder: Path, model: GPT, tokenizer: Tokenizer, conversational: bool) -> None:
     """Write the files of a model directory."""
+    (folder / CONFIG).write_text(json.dumps(config_fields(model, tokenizer), indent=2), "utf-8")
+    write_generation(folder, tokenizer)
+    tokenizer.save(folder, conversational)
+    mx.save_safetensors(str(folder / MODEL), model.named_parameters(), {"format": "mlx"})
+
+
+def write_generation(folder: Path, tokenizer: Tokenizer) -> None:
+    """Write which tokens begin and end what a model writes, as transformers and mlx-lm read it."""
+    stops = [tokenizer.special(ASSISTANT_END), tokenizer.special(BOS)]
+    generation = {"bos_token_id": tokenizer.special(BOS), "eos_token_id": stops}
+    (folder / GENERATION).write_text(json.dumps(generation, indent=2), "utf-8")
+
+
+def config_fields(model: GPT, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What config.json says of a model."""
     config = model.config
-    fields = {
-        "model_type": MODEL_TYPES[config.arch],
+    fields: dict[str, Any] = {
+        "model_type": MODEL_TYPES[config.era],
         "hidden_size": config.n_embd,
         "num_hidden_layers": config.n_layer,
         "num_attention_heads": config.n_head,
@@ -83,43 +106,36 @@ def write_model(folder: Path, model: GPT, tokenizer: Tokenizer, conversational: 
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.sequence_len,
         "intermediate_size": 4 * config.n_embd,
-        "rope_theta": ROPE_BASE[config.arch],
+        "rope_theta": config.traits.rope_base,
         "rms_norm_eps": NORM_EPS,
-        "final_logit_softcapping": SOFTCAP,
+        **{name: getattr(config, field) for name, field in OWN_FIELDS.items()},
         "bos_token_id": tokenizer.special(BOS),
         "eos_token_id": tokenizer.special(ASSISTANT_END),
         "tie_word_embeddings": False,
     }
-    if config.arch == "classic":
+    if config.era == "classic":
         fields["architectures"] = ["NanoChatForCausalLM"]  # what transformers calls it
-    else:
-        fields["window_pattern"] = config.window_pattern
-        fields["vocab_multiple"] = config.vocab_multiple
     if formats := formats_of(model):
         fields[QUANTIZATION] = to_config(formats)
-    stops = [tokenizer.special(ASSISTANT_END), tokenizer.special(BOS)]
-    generation = {"bos_token_id": tokenizer.special(BOS), "eos_token_id": stops}
-    (folder / CONFIG).write_text(json.dumps(fields, indent=2), "utf-8")
-    (folder / GENERATION).write_text(json.dumps(generation, indent=2), "utf-8")
-    tokenizer.save(folder, conversational)
-    mx.save_safetensors(str(folder / MODEL), model.named_parameters(), {"format": "mlx"})
+    return fields
 
 
 def read_config(folder: Path) -> GPTConfig:
     """The shape of the model in a directory."""
     fields = _read_json(folder / CONFIG)
-    arches = {model_type: arch for arch, model_type in MODEL_TYPES.items()}
-    arch = arches.get(str(fields.get("model_type")))
-    if arch is None:
+    eras = {model_type: era for era, model_type in MODEL_TYPES.items()}
+    era = eras.get(str(fields.get("model_type")))
+    if era is None:
         raise MlxchatError(
             f"{folder / CONFIG} is of a model of type {fields.get('model_type')!r}.",
-            f"Models of type {' and '.join(arches)} can be used.",
+            f"Models of type {', '.join(eras)} can be used.",
         )
-    own = ("window_pattern", "vocab_multiple") if arch == "modern" else ()
+    own = OWN_FIELDS if era != "classic" else OWN_FIELDS.keys() & fields.keys()
     try:
         return GPTConfig(
-            arch=arch,
-            **{name: fields[name] for name in own},
+            arch=ERAS[era].arch,
+            era=era,
+            **{OWN_FIELDS[name]: fields[name] for name in own},
             sequence_len=fields["max_position_embeddings"],
             vocab_size=fields["vocab_size"],
             n_layer=fields["num_hidden_layers"],

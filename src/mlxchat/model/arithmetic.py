@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-from mlxchat.model.config import GATE_CHANNELS, SMEAR_CHANNELS, GPTConfig
+from mlxchat.model.config import GPTConfig
+from mlxchat.model.eras import SMEAR_CHANNELS
 
 CHUNK_LOGITS = 2**21  # of the loss, where its chunks would else be smaller
 MOST_CHUNKS = 64  # of the loss, since each adds to what is compiled
@@ -15,8 +16,8 @@ MLP_INPUT = 4  # on CPUs it is held too, see `elementary.relu_squared`
 BLOCK = 30  # all that there is of a block when its MLP goes backward
 ATTENTION = 10  # when its attention does, beside its scores, and their gradients (H, T, T)
 QUERIES = 256  # that attention takes at once on CPUs, with the keys that they can see
-MIXED, MIXED_FLOATS = 2, 1.5  # a modern layer's two streams mixed, values embedded; some in float32
-STREAMS, STREAMS_FLOATS = 6, 4  # the modern architecture's embeddings, smear and backout
+MIXED, MIXED_FLOATS = 2, 1.5  # a layer's two streams mixed, values embedded; some in float32
+STREAMS, STREAMS_FLOATS = 6, 4  # with those the embeddings, smear and backout
 ENDS = 3  # after the last block: the stream, its norm and the gradient of that
 
 CPU_LOGITS = 6  # float32 arrays of a chunk's logits; on GPUs one, and one of activations
@@ -30,21 +31,24 @@ ScoresHeld = Literal["none", "windows", "all"]
 def parameters(config: GPTConfig) -> dict[str, int]:
     """Number of parameters by group.
 
-    ``wte``, ``lm_head``, ``matrices`` (all blocks together); the modern architecture has
+    ``wte``, ``lm_head``, ``matrices`` (all blocks together); all eras but the first have
     ``value_embeds`` and ``scalars`` (with the smear's gate) too.
     """
-    C = config.n_embd
+    C, era = config.n_embd, config.traits
     block = 2 * C * C + 2 * C * config.kv_dim + 8 * C * C  # c_q and c_proj, c_k and c_v, MLP
     counts = {
         "wte": config.rows * C,
         "lm_head": config.rows * C,
         "matrices": config.n_layer * block,
     }
-    if config.arch == "modern":
+    if era.lambdas:
         mixing = sum(config.has_value_embedding(layer) for layer in range(config.n_layer))
-        counts["matrices"] += mixing * config.n_kv_head * GATE_CHANNELS
+        if era.gate:
+            counts["matrices"] += mixing * config.n_kv_head * era.gate.channels
         counts["value_embeds"] = mixing * config.rows * config.kv_dim
-        counts["scalars"] = 2 * config.n_layer + SMEAR_CHANNELS + 2  # smear and backout
+        counts["scalars"] = len(era.lambdas) * config.n_layer
+        if era.smear:
+            counts["scalars"] += SMEAR_CHANNELS + 2  # the smear's scalar, and the backout's
     return counts
 
 
@@ -56,7 +60,7 @@ def scaling_parameters(config: GPTConfig) -> int:
 
 def flops_per_token(config: GPTConfig) -> int:
     """Forward and backward, as nanochat counts them (https://arxiv.org/abs/2204.02311)."""
-    gate = SMEAR_CHANNELS if config.arch == "modern" else 0
+    gate = SMEAR_CHANNELS if config.traits.smear else 0
     attention = sum(12 * config.n_embd * window for window in config.windows)
     return 6 * (scaling_parameters(config) + gate) + attention
 
@@ -79,7 +83,7 @@ def activation_bytes(
         attention = ATTENTION * _width_bytes(config, value_bytes)
         gradients = config.sequence_len**2 * config.n_head * value_bytes
         block = scores + max(block, attention + gradients)
-    if config.arch == "modern":
+    if config.traits.lambdas:
         block += _mixed_bytes(config, value_bytes, MIXED + STREAMS, MIXED_FLOATS + STREAMS_FLOATS)
     return sum(held) + block
 
@@ -92,7 +96,7 @@ def _held_bytes(
     if checkpoint:
         return [width] * config.n_layer
     layer = (LAYER + MLP_INPUT * (scores_held == "all")) * width
-    if config.arch == "modern":
+    if config.traits.lambdas:
         layer += _mixed_bytes(config, value_bytes, MIXED, MIXED_FLOATS)
     scores = _scores(config, scores_held)
     return [layer + each * config.n_head * value_bytes for each in scores]

@@ -3,14 +3,13 @@
 from typing import Protocol
 
 from mlxchat.model.attention import attend
-from mlxchat.model.config import GATE_CHANNELS, GPTConfig
+from mlxchat.model.config import GPTConfig
 from mlxchat.model.elementary import relu_squared
 from mlxchat.model.quantized import QuantizedLinear
 from mlxchat.model.rotary import Rotation, rotate
 from mlxchat.model.rows import FEW_ROWS, multiply_few_rows
 from mlxchat.runtime import machine, mx, nn
 
-QK_SCALE = {"classic": 1.0, "modern": 1.2}  # of normalised queries and of keys
 NORM_EPS = 1.1920929e-07  # what torch's rms_norm uses when told nothing
 
 
@@ -68,14 +67,15 @@ class Attention(nn.Module):
         self.n_head, self.n_kv_head = config.n_head, config.n_kv_head
         self.head_dim = config.head_dim
         self.window = config.windows[layer]
-        self.scale = QK_SCALE[config.arch] ** 2 / self.head_dim**0.5
+        self.scale = config.traits.qk_scale**2 / self.head_dim**0.5
         self.c_q = Linear(config.n_embd, config.n_embd)
         self.c_k = Linear(config.n_embd, config.kv_dim)
         self.c_v = Linear(config.n_embd, config.kv_dim)
         self.c_proj = Linear(config.n_embd, config.n_embd)
         self.c_qkv: Linear | None = None  # c_q, c_k and c_v in one, once they are joined
-        if config.has_value_embedding(layer):
-            self.ve_gate = Linear(GATE_CHANNELS, config.n_kv_head)
+        self.gate_channels, self.gate_scale = config.traits.gate or (0, 1.0)
+        if self.gate_channels and config.has_value_embedding(layer):
+            self.ve_gate = Linear(self.gate_channels, config.n_kv_head)
 
     def heads(
         self, x: mx.array, turn: Rotation, value_embedding: mx.array | None
@@ -83,7 +83,7 @@ class Attention(nn.Module):
         """Queries and keys, normalised and turned, and values: of (B, T, C), each (B, H, T, D).
 
         A value embedding, (B, T, n_kv_head * D), is added to the values, by head as much as its
-        gate says (https://arxiv.org/abs/2410.17897).
+        gate says where there is one.
         """
         shape, n_qk = (*x.shape[:2], -1, self.head_dim), self.n_head + self.n_kv_head
         if self.c_qkv is None:
@@ -94,8 +94,11 @@ class Attention(nn.Module):
             qk, v = rotate(norm(joined[:, :, :n_qk]), turn), joined[:, :, n_qk:]
             q, k = qk[:, :, : self.n_head], qk[:, :, self.n_head :]
         if value_embedding is not None:
-            gate = 3 * mx.sigmoid(self.ve_gate(x[..., :GATE_CHANNELS]))  # (B, T, n_kv_head)
-            v = v + gate[..., None] * value_embedding.reshape(v.shape)
+            embedding = value_embedding.reshape(v.shape)
+            if self.gate_channels:
+                gate = self.gate_scale * mx.sigmoid(self.ve_gate(x[..., : self.gate_channels]))
+                embedding = gate[..., None] * embedding  # (B, T, n_kv_head, 1) * (... D)
+            v = v + embedding
         q, k, v = (heads.transpose(0, 2, 1, 3) for heads in (q, k, v))
         return q, k, v
 

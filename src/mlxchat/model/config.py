@@ -1,31 +1,32 @@
 """The shape of a network, and how one number, the depth, determines it."""
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from mlxchat.model.eras import ERAS, SMEAR_CHANNELS, Era, EraName
+from mlxchat.model.eras import Architecture as Architecture
 
 ASPECT_RATIO = 64  # width per layer
 HEAD_DIM = 128
-WINDOW_MULTIPLE = 128  # nanochat's attention kernel works in tiles of it
-VOCABULARY_MULTIPLE = 64  # of the modern architecture
-GATE_CHANNELS = 12  # of the stream, that a value embedding's gate sees
-SMEAR_CHANNELS = 24  # of the embedding, that the smear's gate sees
-
-Architecture = Literal["classic", "modern"]
+VOCABULARY_MULTIPLE = 64  # of all eras but the first
+LARGEST_SOFTCAP = 64.0  # e to this, summed over the largest vocabulary, is a float32
 
 WINDOW_PATTERNS: dict[Architecture, str] = {"classic": "L", "modern": "SSSL"}
 
 
 class GPTConfig(BaseModel):
-    """The shape of a nanochat GPT: classic (commit dfc8833, October 2025) or modern (92d63d4, July
-    2026).
+    """The shape of a nanochat GPT: of the era of that name, or of another of the architecture's.
 
     Attention is multi-query when ``n_kv_head`` is smaller than ``n_head``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    arch: Architecture = Field("classic", description="nanochat's of October 2025, or July 2026")
+    arch: Architecture = Field(
+        "classic", description="whose recipe trains it: nanochat's of October 2025, or July 2026"
+    )
+    era: EraName = Field(
+        default_factory=lambda given: given["arch"], description="whose network it is"
+    )
     sequence_len: int = Field(2048, ge=1, description="context length in tokens")
     vocab_size: int = Field(65_536, ge=1, description="tokens in the vocabulary")
     n_layer: int = Field(12, ge=1, description="transformer blocks")
@@ -35,10 +36,16 @@ class GPTConfig(BaseModel):
     window_pattern: str = Field(
         "L",
         pattern="^[SL]+$",
-        description="reach of attention by layer, repeated: S a quarter of the context, L all",
+        description="reach of attention by layer, repeated: S a share of the context, L all",
     )
     vocab_multiple: int = Field(
         1, ge=1, description="embedding and head have rows up to the next multiple, unused"
+    )
+    softcap: float = Field(
+        default_factory=lambda given: ERAS[given["era"]].softcaps[0],
+        gt=0,
+        le=LARGEST_SOFTCAP,
+        description="bound of the logits",
     )
 
     @model_validator(mode="after")
@@ -51,14 +58,28 @@ class GPTConfig(BaseModel):
             )
         if self.head_dim % 2:
             raise ValueError(f"head dimension {self.head_dim} is odd; rotary pairs need it even")
-        if self.arch == "classic" and "S" in self.window_pattern:
-            raise ValueError("the classic architecture has no short windows")
-        if self.arch == "modern" and self.n_embd < SMEAR_CHANNELS:
-            raise ValueError(
-                f"n_embd {self.n_embd} is less than the {SMEAR_CHANNELS} channels that the smear's "
-                "gate sees"
-            )
+        if self.arch != self.traits.arch:
+            raise ValueError(f"the era {self.era} is trained as {self.traits.arch}")
+        if self.traits.short_window is None and "S" in self.window_pattern:
+            raise ValueError(f"the {self.era} architecture has no short windows")
+        for gate, channels in self._channels().items():
+            if self.n_embd < channels:
+                raise ValueError(
+                    f"n_embd {self.n_embd} is less than the {channels} channels that {gate} sees"
+                )
         return self
+
+    def _channels(self) -> dict[str, int]:
+        gate = self.traits.gate
+        return {
+            "the smear's gate": SMEAR_CHANNELS if self.traits.smear else 0,
+            "the value embeddings' gate": gate.channels if gate else 0,
+        }
+
+    @property
+    def traits(self) -> Era:
+        """What networks of its era do."""
+        return ERAS[self.era]
 
     @property
     def head_dim(self) -> int:
@@ -79,15 +100,16 @@ class GPTConfig(BaseModel):
     def windows(self) -> tuple[int, ...]:
         """For each layer, how many positions before its own a token can attend to."""
         long = self.sequence_len
-        short = -(-long // (4 * WINDOW_MULTIPLE)) * WINDOW_MULTIPLE
+        short = self.traits.short_window(long) if self.traits.short_window else long
         reach = {"L": long, "S": min(short, long)}
         pattern = self.window_pattern
         *before, _ = (reach[pattern[i % len(pattern)]] for i in range(self.n_layer))
         return *before, long
 
     def has_value_embedding(self, layer: int) -> bool:
-        """Every other layer has one in the modern architecture, the last among them."""
-        return self.arch == "modern" and layer % 2 == (self.n_layer - 1) % 2
+        """Whether a layer adds an embedding of the token to its values."""
+        every = self.traits.value_embeddings
+        return every > 0 and (self.n_layer - 1 - layer) % every == 0
 
     @classmethod
     def from_depth(

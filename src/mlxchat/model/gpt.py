@@ -1,14 +1,14 @@
-"""The nanochat GPT on MLX: classic (commit dfc8833, October 2025) and modern (92d63d4, July 2026).
+"""The nanochat GPT on MLX, of every era from October 2025 to July 2026.
 
-Both have rotary embeddings (rotated by minus theta, halves paired), query and key normalised after
+All have rotary embeddings (rotated by minus theta, halves paired), query and key normalised after
 them, RMS norms without weights, squared ReLU, no biases, an untied embedding and head, and logits
-capped softly. Modern adds
+capped softly. Later ones add, one after the other (`mlxchat.model.eras` says which has what),
 
-- to each token's embedding a share of the one before it (smear),
 - before each layer the embedding once more, both streams weighted by learnt scalars,
-- to the values of every other layer an embedding of the token, by a gate,
 - windows that most layers attend within,
-- at the end the subtraction of what the stream held in the middle (backout).
+- to the values of some layers an embedding of the token, by a learnt scalar or a gate,
+- to each token's embedding a share of the one before it (smear), and at the end the subtraction of
+  what the stream held in the middle (backout).
 
 Parameters carry nanochat's names and are float32 in training; activations are in the compute dtype,
 the loss in float32.
@@ -21,12 +21,12 @@ from typing import Any, Protocol
 
 from mlxchat.model.backward import PLAIN, Arrays, Backward, Streams
 from mlxchat.model.block import Block, LayerCache, Linear, norm
-from mlxchat.model.config import SMEAR_CHANNELS, GPTConfig
+from mlxchat.model.config import GPTConfig
+from mlxchat.model.eras import SMEAR_CHANNELS
 from mlxchat.model.loss import LOSS_ROWS, cross_entropies, mean_cross_entropy, soft_cap
 from mlxchat.model.rotary import Rotation
 from mlxchat.runtime import mx, nn, tree_flatten
 
-ROPE_BASE = {"classic": 10_000.0, "modern": 100_000.0}
 HEAD = "lm_head.weight"
 OF_LAYERS = ("transformer.h.", "value_embeds.")
 
@@ -58,18 +58,19 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.dtype = dtype
-        layers = range(config.n_layer)
+        era, layers = config.traits, range(config.n_layer)
         self.transformer: dict[str, Any] = {
             "wte": nn.Embedding(config.rows, config.n_embd),
             "h": [Block(config, layer) for layer in layers],
         }
         self.lm_head = Linear(config.n_embd, config.rows)
-        if config.arch == "modern":
-            self.resid_lambdas = mx.ones(config.n_layer)
-            self.x0_lambdas = mx.zeros(config.n_layer)
+        for name in era.lambdas:
+            self[name] = mx.ones(config.n_layer)
+        if era.smear:
             self.smear_gate = Linear(SMEAR_CHANNELS, 1)
             self.smear_lambda = mx.zeros(1)
             self.backout_lambda = mx.zeros(1)
+        if era.value_embeddings:
             self.value_embeds = [
                 nn.Embedding(config.rows, config.kv_dim)
                 if config.has_value_embedding(layer)
@@ -125,35 +126,35 @@ class GPT(nn.Module):
             cache: what came before them; is extended by them.
             backward: how gradients are formed, where they are.
         """
-        config, offset = self.config, cache.offset if cache is not None else 0
-        turn = Rotation(ROPE_BASE[config.arch], offset)
+        config, era = self.config, self.config.traits
+        turn = Rotation(era.rope_base, cache.offset if cache is not None else 0)
         before = cache.read(ids) if cache is not None else None
         x = self._embed(ids)
-        if config.arch == "modern":
+        if era.smear:
             x = self._smear(x, before)
         caches = [None] * config.n_layer if cache is None else cache.layers
         x0 = middle = x
         for i, layer_cache in enumerate(caches):
             layer = partial(self._layer, i, ids, turn, layer_cache)
             streams = [x]
-            if config.arch == "modern":
-                streams += [x0, self.resid_lambdas[i], self.x0_lambdas[i]]
+            if era.lambdas:
+                streams += [x0, *(self[name][i] for name in era.lambdas)]
             if backward.in_any_order:
                 x = layer(streams)
             else:
                 streams, own = backward.enter(streams, self._parameters_of_layer(i))
                 x = backward.call(layer, streams, own)
-            if config.arch == "modern":
+            if era.lambdas:
                 x0 = streams[1]  # the same, in its place in the backward pass
             if i == config.n_layer // 2:
                 middle = x
-        if config.arch == "modern":
+        if era.smear:
             x = self._mix(1, x, -self.backout_lambda, middle)
         return norm(x)
 
     def logits(self, x: mx.array) -> mx.array:
         """Softly capped logits in float32: (..., C) to (..., V)."""
-        return soft_cap(self.lm_head(x)[..., : self.config.vocab_size])
+        return soft_cap(self.lm_head(x)[..., : self.config.vocab_size], self.config.softcap)
 
     def losses(self, ids: mx.array, targets: mx.array, rows: int = LOSS_ROWS) -> mx.array:
         """Cross entropy in nats at every position, (B, T) float32; 0 where the target is -1.
@@ -162,9 +163,10 @@ class GPT(nn.Module):
             ids, targets: (B, T) integers.
             rows: positions, at least, whose logits are computed at a time.
         """
-        x = self.features(ids).reshape(-1, self.config.n_embd)  # (N, C)
-        flat, vocab_size = targets.reshape(-1), self.config.vocab_size
-        losses = cross_entropies(x, self.lm_head.dense, flat, vocab_size, rows)
+        config, flat = self.config, targets.reshape(-1)
+        x = self.features(ids).reshape(-1, config.n_embd)  # (N, C)
+        weight = self.lm_head.dense
+        losses = cross_entropies(x, weight, flat, config.vocab_size, config.softcap, rows)
         return losses.reshape(targets.shape)
 
     def loss(
@@ -180,15 +182,16 @@ class GPT(nn.Module):
         Args:
             count: of a micro-batch, such targets in the whole step, whose mean it is a share of.
         """
+        config, flat = self.config, targets.reshape(-1)
         parameters = self.named_parameters()
         head = {HEAD: parameters.pop(HEAD)}
         others = {n: w for n, w in parameters.items() if not n.startswith(OF_LAYERS)}
         _, others = backward.enter([], others)
         with self.holding(others):
-            x = self.features(ids, backward=backward).reshape(-1, self.config.n_embd)  # (N, C)
+            x = self.features(ids, backward=backward).reshape(-1, config.n_embd)  # (N, C)
         [x], head = backward.enter([x], head)
-        flat, vocab_size = targets.reshape(-1), self.config.vocab_size
-        return mean_cross_entropy(x, head[HEAD], flat, vocab_size, rows, count)
+        weight = head[HEAD]
+        return mean_cross_entropy(x, weight, flat, config.vocab_size, config.softcap, rows, count)
 
     def _parameters_of_layer(self, i: int) -> Arrays:
         own = tuple(f"{prefix}{i}." for prefix in OF_LAYERS)
@@ -206,20 +209,23 @@ class GPT(nn.Module):
         """The residual stream after layer i, (B, T, C).
 
         Args:
-            streams: the residual stream before it, (B, T, C); in the modern architecture also the
-                embedding, and the two scalars that they are weighted by.
+            streams: the residual stream before it, (B, T, C); where layers have lambdas also the
+                embedding, and those of this layer.
             parameters: by name, in place of the layer's own.
         """
         if parameters is not None:
             with self.holding(parameters):
                 return self._layer(i, ids, turn, cache, streams)
         x, *others = streams
-        if others:
-            x0, of_x, of_x0 = others
-            x = self._mix(of_x, x, of_x0, x0)
+        lambdas = dict(zip(self.config.traits.lambdas, others[1:], strict=True))
+        if lambdas:
+            x = self._mix(lambdas["resid_lambdas"], x, lambdas["x0_lambdas"], others[0])
         value_embedding = None
         if self.config.has_value_embedding(i):
-            value_embedding = self.value_embeds[i](ids).astype(self.dtype)
+            value_embedding = self.value_embeds[i](ids)
+            if "v0_lambdas" in lambdas:
+                value_embedding = lambdas["v0_lambdas"] * value_embedding
+            value_embedding = value_embedding.astype(self.dtype)
         block: Block = self.transformer["h"][i]
         return block(x, turn, value_embedding, cache)
 

@@ -12,31 +12,31 @@ from mlxchat.model.arithmetic import chunk_rows
 from mlxchat.model.elementary import exp, log_sum_exp, tanh
 from mlxchat.runtime import mx
 
-SOFTCAP = 15.0
 LOSS_ROWS = 128  # positions in a chunk, at least
 CHUNK_ROWS = {"cpu": 128, "cuda": 2048, "metal": 1024}  # the fastest by backend
 
 
-def soft_cap(logits: mx.array) -> mx.array:
-    """Bound logits between -15 and 15, in float32."""
-    return SOFTCAP * tanh(logits.astype(mx.float32) / SOFTCAP)
+def soft_cap(logits: mx.array, bound: float) -> mx.array:
+    """Bound logits between plus and minus ``bound``, in float32."""
+    return bound * tanh(logits.astype(mx.float32) / bound)
 
 
 def cross_entropies(
-    x: mx.array, weight: mx.array, targets: mx.array, vocab_size: int, rows: int
+    x: mx.array, weight: mx.array, targets: mx.array, vocab_size: int, softcap: float, rows: int
 ) -> mx.array:
     """Nats at every position, (N,) float32; 0 where the target is -1.
 
     Args:
         x: (N, C) features.
         weight: of the head, (V or more, C); rows beyond the vocabulary are left out.
+        softcap: bound of the logits.
         targets: (N,) integers.
         rows: positions in a chunk, at least.
     """
     weight = weight[:vocab_size].astype(x.dtype)
     losses: list[mx.array] = []
     for chunk in _chunks(targets.size, vocab_size, rows):
-        logits = soft_cap(mx.depends(x[chunk], losses[-1:]) @ weight.T)
+        logits = soft_cap(mx.depends(x[chunk], losses[-1:]) @ weight.T, softcap)
         chosen = _chosen(logits, targets[chunk])
         losses.append((log_sum_exp(logits) - chosen) * (targets[chunk] >= 0))
     return mx.concatenate(losses)
@@ -47,6 +47,7 @@ def mean_cross_entropy(
     weight: mx.array,
     targets: mx.array,
     vocab_size: int,
+    softcap: float,
     rows: int,
     count: mx.array | None = None,
 ) -> mx.array:
@@ -68,14 +69,14 @@ def mean_cross_entropy(
             features = mx.depends(x[chunk], [total, of_weight, *of_x[-1:]])
             y = targets[chunk]
             kept = y >= 0
-            logits = soft_cap(features @ half.T)
+            logits = soft_cap(features @ half.T, softcap)
             normaliser = log_sum_exp(logits)
             total = total + ((normaliser - _chosen(logits, y)) * kept).sum()
             share = (kept / count)[:, None]
             # exp(logits) by itself, as the normaliser needs it: they are bounded.
             expected = exp(logits) * (share / exp(normaliser)[:, None])
             of_capped = expected - mx.where(columns == y[:, None], share, 0.0)
-            of_logits = (of_capped * (1 - (logits / SOFTCAP).square())).astype(x.dtype)
+            of_logits = (of_capped * (1 - (logits / softcap).square())).astype(x.dtype)
             of_x.append(of_logits @ half)
             of_weight = of_weight + of_logits.T @ features
         if len(weight) > vocab_size:

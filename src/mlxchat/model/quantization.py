@@ -142,7 +142,7 @@ class Layer(NamedTuple):
 
 
 def quantizable(config: GPTConfig) -> Iterator[Layer]:
-    """All matrices but the gates, which see a dozen channels only."""
+    """All matrices but the gates, which see a few channels only."""
     C = config.n_embd
     yield Layer("transformer.wte", C)
     for i in range(config.n_layer):

@@ -62,7 +62,7 @@ def group_of(name: str) -> str:
             return "value_embeds"
         case ["resid_lambdas"]:
             return "resid"
-        case ["x0_lambdas"]:
+        case ["x0_lambdas"] | ["v0_lambdas"]:
             return "x0"
         case ["smear_gate", _] | ["smear_lambda"] | ["backout_lambda"]:
             return "smear"

@@ -1,0 +1,339 @@
+"""Models of every era of nanochat's, against nanochat's own code.
+
+What is in golden/eras was computed by nanochat's gpt.py of each case's commit, with PyTorch 2.13 on
+a CPU, in float32 throughout (also the rotary tables, which it keeps in bfloat16), with the config
+in cases.json and the parameters that `drawn` draws. At fbc1484 92d63d4's flash_attention.py, which
+computes the same, stood in for Flash Attention 3. Of the logits sixteen positions of each row
+are kept, of the losses all.
+"""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import GOLDEN, golden
+
+from mlxchat.ckpt import layout
+from mlxchat.data.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
+from mlxchat.engine.cache import Cache
+from mlxchat.errors import MlxchatError
+from mlxchat.model.arithmetic import flops_per_token, parameters
+from mlxchat.model.backward import Backward
+from mlxchat.model.config import GPTConfig
+from mlxchat.model.eras import ERAS, era_of
+from mlxchat.model.gpt import GPT
+from mlxchat.model.quantization import Quantization, quantizable
+from mlxchat.model.quantized import quantize_layers
+from mlxchat.optim.groups import GROUPS, MATRIX, MuonAdamW, Rates, group_of
+from mlxchat.runtime import mx, nn, tree_flatten
+
+CASES = golden("eras/cases.json")
+ERA_OF_CASE = {
+    "classic_padded": "classic",
+    "lambdas_windows": "lambdas",
+    "gates_32_softcap_20": "gates_32",
+    "modern_first": "modern",
+}
+PADDED = CASES.keys() - {"classic"}
+BYTES = Tokenizer(
+    {bytes([i]): i for i in range(256)},
+    SPLIT_PATTERN,
+    {name: 256 + i for i, name in enumerate(SPECIAL_TOKENS)},
+)
+
+
+def drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A parameter, none of whose numbers vanishes."""
+    numbers = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    if len(shape) == 1:
+        numbers = 0.7 + 0.2 * numbers
+    elif not any(part in name for part in ("wte", "value_embeds", "lm_head")):
+        numbers = numbers / shape[1] ** 0.5
+    return numbers.astype(np.float32)
+
+
+class Case:
+    """A model of nanochat's with what it computes."""
+
+    def __init__(self, name: str) -> None:
+        self.facts = CASES[name]
+        self.shapes = {n: tuple(shape) for n, shape in self.facts["parameters"].items()}
+        era = ERAS[ERA_OF_CASE.get(name, name)]
+        self.config = GPTConfig(
+            arch=era.arch,
+            era=era.name,
+            softcap=20.0 if "softcap_20" in name else era.softcaps[0],
+            vocab_multiple=64 if name in PADDED else 1,
+            **self.facts["config"],
+        )
+        self.io = mx.load(str(GOLDEN / "eras" / f"{name}.safetensors"))
+        self.ids = self.io["ids"].astype(mx.int32)
+        self.targets = self.io["targets"].astype(mx.int32)
+
+    def model(self) -> GPT:
+        return with_drawn(GPT(self.config))
+
+
+def with_drawn(model: GPT) -> GPT:
+    named = model.named_parameters()
+    model.load_weights([(n, mx.array(drawn(n, w.shape))) for n, w in named.items()])
+    return model
+
+
+def small(era: str) -> GPT:
+    """A network of an era, of the vocabulary of bytes."""
+    config = GPTConfig(
+        arch=ERAS[era].arch, era=era, sequence_len=64, vocab_size=BYTES.vocab_size, n_layer=3,
+        n_head=4, n_kv_head=2, n_embd=64, vocab_multiple=64,
+        window_pattern="SL" if ERAS[era].short_window else "L",
+    )  # fmt: skip
+    return with_drawn(GPT(config))
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return Case(request.param)
+
+
+def furthest(a: mx.array, b: mx.array) -> float:
+    return float(mx.abs(a - b).max().item())
+
+
+# What is computed
+
+
+def test_parameters(case: Case) -> None:
+    named = case.model().named_parameters()
+    assert {name: weight.shape for name, weight in named.items()} == case.shapes
+    assert sum(weight.size for weight in named.values()) == sum(parameters(case.config).values())
+    scalars = sum(w.size for name, w in named.items() if w.ndim == 1 or "smear" in name)
+    assert abs(flops_per_token(case.config) - case.facts["flops"]) <= 6 * scalars
+
+
+def test_logits(case: Case) -> None:
+    logits, every = case.model()(case.ids), case.config.sequence_len // 16
+    assert furthest(logits[:, ::every], case.io["logits"]) < 1e-4
+
+
+def test_losses(case: Case) -> None:
+    model, kept = case.model(), case.targets >= 0
+    losses = model.losses(case.ids, case.targets)
+    assert furthest(losses, mx.where(kept, case.io["losses"], 0)) < 1e-4
+    assert model.loss(case.ids, case.targets).item() == pytest.approx(case.facts["loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize("context", [96, 1000, 2048])
+def test_windows(case: Case, context: int) -> None:
+    if not case.facts["windows"]:
+        assert set(case.config.windows) == {case.config.sequence_len}
+        return
+    fields = case.config.model_dump() | {"sequence_len": context}
+    expected = [min(window, context) for window in case.facts["windows"][str(context)]]
+    assert list(GPTConfig(**fields).windows) == expected
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_decoding_in_pieces_is_the_full_pass(case: Case, ready: bool) -> None:
+    model, cache, T = case.model(), Cache(case.config), case.ids.shape[1]
+    expected = model(case.ids)
+    if ready:
+        model.ready_to_infer()
+    ends = [T // 2, T // 2 + 3, *range(T // 2 + 4, T + 1)]
+    starts = [0, *ends[:-1]]
+    pieces = [model(case.ids[:, a:b], cache) for a, b in zip(starts, ends, strict=True)]
+    assert furthest(mx.concatenate(pieces, axis=1), expected) < 1e-4
+
+
+def test_bfloat16_is_close_and_stays_bfloat16(case: Case) -> None:
+    half = with_drawn(GPT(case.config, mx.bfloat16))
+    assert half.features(case.ids).dtype == mx.bfloat16
+    loss = half.loss(case.ids, case.targets)
+    assert loss.dtype == mx.float32
+    assert loss.item() == pytest.approx(case.facts["loss"], rel=0.01)
+
+
+def test_windows_and_softcap_matter(case: Case) -> None:
+    expected = case.model()(case.ids)
+    others = [{"softcap": 25.0}] + [{"window_pattern": "L"}] * ("S" in case.config.window_pattern)
+    for other in others:
+        model = with_drawn(GPT(case.config.model_copy(update=other)))
+        assert furthest(model(case.ids), expected) > 0.1
+
+
+# How it is trained
+
+
+def gradients(model: GPT, case: Case, backward: Backward) -> dict[str, mx.array]:
+    _, tree = nn.value_and_grad(model, lambda m: m.loss(case.ids, case.targets, backward=backward))(
+        model
+    )
+    return dict(tree_flatten(tree))
+
+
+def test_gradients_are_those_of_the_losses(case: Case) -> None:
+    model, kept = case.model(), (case.targets >= 0).sum()
+
+    def mean(model: GPT) -> mx.array:
+        return model.losses(case.ids, case.targets).sum() / kept
+
+    expected = dict(tree_flatten(nn.value_and_grad(model, mean)(model)[1]))
+    zero = {name: mx.zeros_like(gradient) for name, gradient in expected.items()}
+    for backward in (Backward(), Backward(zero), Backward(checkpoint=True)):
+        for name, gradient in gradients(model, case, backward).items():
+            difference = mx.linalg.norm(gradient - expected[name])
+            assert (difference / mx.linalg.norm(expected[name])).item() < 1e-4, name
+            assert mx.abs(gradient).max().item() > 0, name
+
+
+@pytest.mark.parametrize("era", ERAS)
+def test_every_parameter_has_a_group_and_is_updated(era: str) -> None:
+    model, ids = small(era), mx.arange(40).reshape(2, 20)
+    before, arch = model.named_parameters(), model.config.arch
+    assert {group_of(name) for name in before} <= {MATRIX, *GROUPS[arch]}
+    learning = {group: mx.array(0.01) for group in (MATRIX, *GROUPS[arch])}
+    optimizer = MuonAdamW(before, arch, mx.float32)
+    rates = Rates(learning, momentum=mx.array(0.9), weight_decay=mx.array(0.0))
+    loss, tree = nn.value_and_grad(model, lambda m: m.loss(ids, ids + 1))(model)
+    after, _ = optimizer.update(before, dict(tree_flatten(tree)), optimizer.state, rates)
+    assert after.keys() == before.keys()
+    assert not any(mx.array_equal(after[name], before[name]).item() for name in before)
+    model.load_weights(list(after.items()))
+    assert model.loss(ids, ids + 1).item() < loss.item()
+
+
+# How it is told apart
+
+
+def test_told_by_its_tensors(case: Case) -> None:
+    assert era_of(case.shapes) is case.config.traits
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "said"),
+    [
+        ("lambdas", {"x0_lambdas": None}, "'lambdas': x0_lambdas missing."),
+        ("modern", {"smear_lambda": None}, "'modern': smear_lambda missing."),
+        ("classic", {"transformer.h.0.attn.ve_gate.weight": (2, 12)}, "channels unexpected"),
+        (
+            "gates_32",
+            {f"transformer.h.{i}.attn.ve_gate.weight": (2, 16) for i in (1, 3)},
+            "'gates_12': ve_gate of 12 channels missing, ve_gate of 16 channels unexpected.",
+        ),
+        (
+            "gates_32",
+            {"bigram_embed.embed.weight": (485, 64), "bigram_lambdas": (4,)},
+            "'gates_32': bigram_embed unexpected, bigram_lambdas unexpected.",
+        ),
+        ("values", {f"value_embeds.{i}.weight": None for i in range(4)}, "value_embeds missing."),
+    ],
+)
+def test_tensors_of_no_era_are_named(
+    name: str, changed: dict[str, tuple[int, ...] | None], said: str
+) -> None:
+    both = Case(name).shapes | changed
+    with pytest.raises(MlxchatError) as raised:
+        era_of({name: shape for name, shape in both.items() if shape is not None})
+    assert said in raised.value.problem
+    assert "October 2025 to July 2026" in raised.value.remedy
+
+
+def test_tensors_that_all_eras_have_are_left_to_loading() -> None:
+    assert era_of({}) is era_of({"transformer.wpe.weight": (8, 8)}) is ERAS["classic"]
+
+
+# Its config
+
+
+def test_the_era_is_the_architectures_where_none_is_given() -> None:
+    for arch in ("classic", "modern"):
+        config = GPTConfig(arch=arch)
+        assert (config.era, config.softcap) == (arch, 15.0)
+        assert GPTConfig(**config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"era": "lambdas"}, "the era lambdas is trained as modern"),
+        ({"arch": "modern", "era": "classic"}, "the era classic is trained as classic"),
+        ({"arch": "ancient"}, "classic' or 'modern"),
+        ({"arch": "modern", "era": "gates"}, "'gates_32'"),
+        ({"softcap": 0}, "greater than 0"),
+        ({"softcap": 100}, "less than or equal to 64"),
+        (
+            {"arch": "modern", "era": "gates_32", "n_embd": 24},
+            "n_embd 24 is less than the 32 channels that the value embeddings' gate sees",
+        ),
+    ],
+)
+def test_what_does_not_go_together(fields: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        GPTConfig(**fields)
+
+
+# On disk
+
+
+@pytest.mark.parametrize("quantization", [None, Quantization(group_size=32)], ids=["whole", "4bit"])
+@pytest.mark.parametrize("era", ERAS)
+def test_read_as_it_was_written(
+    era: str, quantization: Quantization | None, tmp_path: Path
+) -> None:
+    model, ids = small(era), mx.arange(30)[None]
+    if quantization:
+        quantize_layers(model, quantization.formats(model.config))
+    layout.write_model(tmp_path, model, BYTES, False)
+    copy = layout.read_model(tmp_path, mx.float32).model
+    assert copy.config == model.config
+    assert mx.array_equal(copy(ids), model(ids))
+    cache = Cache(copy.config)
+    pieces = [copy(ids[:, i : i + 1], cache) for i in range(30)]
+    assert furthest(mx.concatenate(pieces, axis=1), model(ids)) < 1e-4
+
+
+def test_another_softcap_is_kept(tmp_path: Path) -> None:
+    config = small("gates_32").config.model_copy(update={"softcap": 20.0})
+    layout.write_model(tmp_path, with_drawn(GPT(config)), BYTES, False)
+    assert layout.read_config(tmp_path) == config
+
+
+@pytest.mark.parametrize("era", ERAS)
+def test_all_matrices_but_the_gates_can_be_quantized(era: str) -> None:
+    model = small(era)
+    matrices = {n for n, w in model.named_parameters().items() if w.ndim == 2 and "gate" not in n}
+    assert {f"{layer.name}.weight" for layer in quantizable(model.config)} == matrices
+
+
+@pytest.mark.parametrize("arch", ["classic", "modern"])
+def test_config_files_from_before_eras_are_read(arch: str, tmp_path: Path) -> None:
+    fields = {
+        "model_type": {"classic": "nanochat", "modern": "nanochat_modern"}[arch],
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 97,
+        "max_position_embeddings": 320,
+        "final_logit_softcapping": 15.0,
+    }
+    if arch == "modern":
+        fields |= {"window_pattern": "SSSL", "vocab_multiple": 64}
+    (tmp_path / layout.CONFIG).write_text(json.dumps(fields))
+    own = {"window_pattern": "SSSL", "vocab_multiple": 64} if arch == "modern" else {}
+    assert layout.read_config(tmp_path) == GPTConfig(
+        arch=arch, sequence_len=320, vocab_size=97, n_layer=4, n_head=4, n_kv_head=2, n_embd=64,
+        **own,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("field", ["window_pattern", "vocab_multiple", "final_logit_softcapping"])
+def test_later_eras_need_every_field(field: str, tmp_path: Path) -> None:
+    layout.write_model(tmp_path, small("gates_12"), BYTES, False)
+    path = tmp_path / layout.CONFIG
+    fields = json.loads(path.read_text())
+    del fields[field]
+    path.write_text(json.dumps(fields))
+    with pytest.raises(MlxchatError, match=field):
+        layout.read_config(tmp_path)
