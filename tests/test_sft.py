@@ -1,6 +1,7 @@
 """Fine-tuning: the loss by hand, what is derived, going on bit for bit, what is refused."""
 
 import json
+import shutil
 from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
@@ -31,7 +32,7 @@ from mlxchat.train.loop import Run
 from mlxchat.train.loop import train as steps_of
 from mlxchat.train.pretrain import pretrain
 from mlxchat.train.settings import PretrainConfig
-from mlxchat.train.sft import fine_tune
+from mlxchat.train.sft import fine_tune, named
 from mlxchat.train.sft_plan import Base, pretrained, sft_plan, survey
 from mlxchat.train.sft_settings import SftConfig
 
@@ -93,7 +94,8 @@ def based(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tuning(home: Path, **settings: object) -> SftConfig:
-    return TUNING.model_copy(update={"data": [str(home / "talks.jsonl")], **settings})
+    given = {**TUNING.model_dump(), "data": [str(home / "talks.jsonl")], **settings}
+    return SftConfig.model_validate(given)
 
 
 def run(home: Path, config: SftConfig, stop_at: int = 0) -> list[Event]:
@@ -272,12 +274,14 @@ def test_the_survey_is_what_training_packs(based: Path) -> None:
     documents = ChatDocuments([parse(str(based / "talks.jsonl"))], seed=42)
     told: list[Event] = []
     found = survey(documents, tokenizer, 20, told.append, lambda: 0.0)
-    rendered = [
+    everything = [
         tokenizer.render(conversation)
         for conversation in next(documents.training(Cursor()))[0]
         if isinstance(conversation, Conversation)
     ]
-    assert found.conversations == len(rendered) == documents.epoch_size
+    assert len(everything) == documents.epoch_size
+    rendered = [(ids, mask) for ids, mask in everything if any(mask[:21])]
+    assert found.conversations == len(rendered) == len(everything) - found.unanswered
     assert found.cut == sum(len(ids) > 21 for ids, _ in rendered) > 0
     assert found.tokens == sum(min(21, len(ids)) for ids, _ in rendered)
     assert found.learnt == sum(sum(mask[:21]) for _, mask in rendered)
@@ -315,12 +319,69 @@ def test_learning_rates_are_nanochats_where_the_model_says_nothing(based: Path) 
     assert unknown.tokens_per_step == 2**19
 
 
+def test_a_fine_tuned_model_is_fine_tuned_at_the_rates_of_its_pretraining(based: Path) -> None:
+    run(based, tuning(based, model_tag="first", num_iterations=1))
+    folders = [
+        store.latest(based / name)
+        for name in ("base_checkpoints/base", "chatsft_checkpoints/first")
+    ]
+    base, tuned = (pretrained(folder) for folder in folders if folder)
+    assert tuned.learning_rates == pytest.approx(base.learning_rates)
+    again = tuning(based, source="first", model_tag="second", num_iterations=1)
+    [rate] = [event.learning_rate for event in run(based, again) if isinstance(event, Stepped)]
+    assert rate == pytest.approx(0.8 * 0.02)
+
+
+def test_a_modern_models_rates_are_nanochats_whatever_its_batch(tmp_path: Path) -> None:
+    modern = BASE.model_copy(update={"arch": "modern", "depth": 2, "num_iterations": 1})
+    for _ in pretrain(modern, Home(tmp_path), lambda _: None):
+        pass
+    folder = store.latest(Home(tmp_path).runs / "base")
+    assert folder is not None
+    rates = pretrained(folder).learning_rates
+    by_width = (128 / 768) ** -0.5
+    assert rates["matrix"] == 0.02
+    assert rates["embedding"] == pytest.approx(0.3 * by_width)
+    assert rates["unembedding"] == pytest.approx(0.008 * by_width)
+
+
+def test_what_has_no_answer_within_the_context_is_left_out(based: Path, tmp_path: Path) -> None:
+    long = {"messages": [{"role": "user", "content": "why " * 200}, talks(1)[0]["messages"][1]]}
+    data = write(tmp_path / "long.jsonl", [*[long] * 5, *talks(40)])
+    config = tuning(based, data=[str(data)], model_tag="long", num_iterations=2)
+    events = run(based, config)
+    assert all(event.loss > 0 for event in events if isinstance(event, Stepped))
+    [note] = [e.text for e in events if isinstance(e, Noted) and "an epoch" in e.text]
+    assert "have no answer within that, and are left out" in note
+    data = write(tmp_path / "long.jsonl", [long, {**long, "id": 1}, *[long] * 4])
+    other = {"messages": [{"role": "user", "content": "who " * 200}, talks(1)[0]["messages"][1]]}
+    write(data, [long, other])
+    with pytest.raises(MlxchatError, match="No conversation has an answer within"):
+        run(based, tuning(based, data=[str(data)], model_tag="none"))
+
+
+def test_without_a_source_the_newest_base_model_that_can_be_trained(based: Path) -> None:
+    folder = store.latest(Home(based).runs / "base")
+    assert folder is not None
+    copy = Home(based).runs / "base-4bit" / folder.name
+    shutil.copytree(folder, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "SHA256SUMS").unlink()
+    (copy / "config.json").write_text(json.dumps({**config, "quantization": {"bits": 4}}))
+    try:
+        assert named(SftConfig(), Home(based)).source == "base"
+    finally:
+        shutil.rmtree(copy.parent)
+    with pytest.raises(MlxchatError, match="There is no base model"):
+        named(SftConfig(), Home(based / "nowhere"))
+
+
 def test_changed_conversations_are_refused(based: Path, tmp_path: Path) -> None:
     data = write(tmp_path / "mine.jsonl", talks(40))
     config = TUNING.model_copy(update={"data": [str(data)], "model_tag": "changed"})
     run(based, config, stop_at=4)
     write(data, talks(41))
-    with pytest.raises(MlxchatError, match="is not what the run changed began with"):
+    with pytest.raises(MlxchatError, match="is another file than when the run changed began"):
         run(based, config)
     write(data, talks(40))
     assert isinstance(run(based, config)[-1], Ended)
@@ -335,6 +396,7 @@ def test_changed_conversations_are_refused(based: Path, tmp_path: Path) -> None:
         ({"model_tag": "base"}, "base is the name of another run"),
         ({"device_batch_size": 3}, "not a multiple of 3 rows"),
         ({"memory_limit": "1MiB"}, "takes at least"),
+        ({"epochs": 2}, "--epochs 2 determines"),
         ({"identity": "Ada"}, "no KEY=VALUE"),
     ],
 )

@@ -161,14 +161,17 @@ class Loader:
 
     def _encoded(self, documents: list[Document]) -> list[list[int]]:
         if self._answers_only:
-            return learnt_only(self._tokenizer, documents)
+            return answered(self._tokenizer, documents, self._shape[1])
         return self._tokenizer.encode_documents(documents, TOKENIZER_THREADS)
 
 
-def learnt_only(tokenizer: Tokenizer, documents: list[Document]) -> list[list[int]]:
-    """Ids of each conversation; of one that is not to be learnt, its complement, ``~id``."""
+def answered(tokenizer: Tokenizer, documents: list[Document], capacity: int) -> list[list[int]]:
+    """Ids of each conversation that a row of ``capacity`` holds an answer of, or part of one; of a
+    token that is not to be learnt, the complement, ``~id``.
+    """
     rendered = (tokenizer.render(c) for c in documents if isinstance(c, Conversation))
     return [
         [token if learnt else ~token for token, learnt in zip(ids, mask, strict=True)]
         for ids, mask in rendered
+        if any(mask[:capacity])
     ]

@@ -33,7 +33,7 @@ def bits_per_byte(
         limit: batches at most.
 
     Raises:
-        MlxchatError: there was not a single row.
+        MlxchatError: there was no target that stands for bytes.
     """
     begun = clock()
     lengths = mx.array(tokenizer.byte_lengths())
@@ -47,12 +47,13 @@ def bits_per_byte(
         rows = [each.sum(axis=1), (each * (bytes_each > 0)).sum(axis=1), bytes_each.sum(axis=1)]
         sums += np.array(mx.stack(rows), np.float64).sum(axis=1)
         tokens += int((batch.targets >= 0).sum())
-    if not tokens:
-        raise MlxchatError(
-            "The validation data does not fill one row of the context length.",
-            "Use more text, or a smaller --max-seq-len.",
-        )
     nats, counted, bytes_seen = sums.tolist()
+    if not bytes_seen:
+        raise MlxchatError(
+            "The validation data does not fill one row of the context length, or no answer in it "
+            "is within that.",
+            "Use more of it, or a model of another context length.",
+        )
     yield Evaluated(
         clock(),
         step,

@@ -14,6 +14,7 @@ from mlxchat.ckpt.folders import require_connected
 from mlxchat.ckpt.layout import TrainerState
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import Loader, LoaderState
+from mlxchat.engine.tool_use import ToolUse
 from mlxchat.errors import MlxchatError
 from mlxchat.evaluate.bits import bits_per_byte
 from mlxchat.meter import Meter
@@ -249,9 +250,10 @@ class _Training:
 
     def sample(self, step: int) -> Iterator[Event]:
         """What the model makes of some prompts."""
-        learner = self.learner
-        prompts = self.stage.prompts(learner.tokenizer, self.documents)
-        for prompt, text in samples(learner.model, learner.tokenizer, prompts):
+        model, tokenizer = self.learner.model, self.learner.tokenizer
+        prompts = self.stage.prompts(tokenizer, self.documents)
+        tools = partial(ToolUse, tokenizer) if self.documents.conversational else None
+        for prompt, text in samples(model, tokenizer, prompts, tools):
             yield Sampled(self.clock(), step, prompt, text)
 
     def save(self, step: int, loader: LoaderState) -> Iterator[Event]:

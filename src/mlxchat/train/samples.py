@@ -1,20 +1,33 @@
 """What a model makes of some prompts while it is trained."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 from mlxchat.data.tokenizer import ASSISTANT_END, Tokenizer
-from mlxchat.engine.generate import continue_greedily
+from mlxchat.engine.generate import Tool, continue_greedily
 from mlxchat.model.gpt import GPT
 
+MOST = 7
 TOKENS = 16  # of a sample at most
 
 
 def samples(
-    model: GPT, tokenizer: Tokenizer, prompts: Iterable[tuple[str, list[int]]]
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: Iterable[tuple[str, list[int]]],
+    tools: Callable[[], Tool] | None,
 ) -> Iterator[tuple[str, str]]:
-    """Prompts, in words and as ids, each with its greedy continuation."""
+    """The first prompts that leave room in the context, each with its greedy continuation.
+
+    Args:
+        prompts: in words, and as ids.
+        tools: that the model may use; None for none.
+    """
+    room = model.config.sequence_len - TOKENS
+    fitting = list(islice(((words, ids) for words, ids in prompts if len(ids) <= room), MOST))
+    if not fitting:
+        return
     stop = frozenset({tokenizer.bos, tokenizer.special(ASSISTANT_END)})
-    in_words, ids = zip(*prompts, strict=True)
-    continuations = continue_greedily(model, ids, stop, TOKENS)
-    for prompt, tokens in zip(in_words, continuations, strict=True):
-        yield prompt, tokenizer.decode(tokens)
+    continuations = continue_greedily(model, [ids for _, ids in fitting], stop, TOKENS, tools)
+    for (words, _), tokens in zip(fitting, continuations, strict=True):
+        yield words, tokenizer.decode(tokens)

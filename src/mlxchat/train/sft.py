@@ -1,7 +1,7 @@
 """Supervised fine-tuning: a model learns to answer, from conversations."""
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from mlxchat.ckpt import layout, store
@@ -23,11 +23,9 @@ from mlxchat.train.inputs import Clock, Report
 from mlxchat.train.learner import Learner, hold_memory, load_optimizer, new_optimizer
 from mlxchat.train.run_plan import Plan
 from mlxchat.train.saved import SavedRun, read_saved
-from mlxchat.train.sft_plan import pretrained, sft_plan, survey
+from mlxchat.train.sft_plan import FINE_TUNING, pretrained, sft_plan, survey
 from mlxchat.train.sft_settings import SftConfig
 from mlxchat.train.stage import Stage
-
-SAMPLES = 5  # conversations held out whose first question is sampled
 
 
 def fine_tune(
@@ -51,7 +49,15 @@ def named(config: SftConfig, home: Home) -> SftConfig:
     """
     if config.source is not None:
         return config
-    return config.model_copy(update={"source": store.find([home.runs], None, None).parent.name})
+    newest = [folder for run in store.runs([home.runs]) if (folder := store.latest(run))]
+    whole = [folder for folder in newest if not layout.is_quantized(folder)]
+    if not whole:
+        raise MlxchatError(
+            f"There is no base model in {home.runs}.",
+            "Make one: mlxchat quickstart, or mlxchat train",
+        )
+    latest = max(whole, key=lambda folder: folder.stat().st_mtime)
+    return config.model_copy(update={"source": latest.parent.name})
 
 
 def source_folder(config: SftConfig, home: Home) -> Path:
@@ -92,7 +98,7 @@ def chat_documents(config: SftConfig) -> ChatDocuments:
 class FineTuning(Stage[ChatDocuments]):
     """The stage after pretraining."""
 
-    name = "fine-tuning"
+    name = FINE_TUNING
 
     def __init__(self, config: SftConfig, home: Home, report: Report, clock: Clock) -> None:
         super().__init__(home, report, clock)
@@ -115,14 +121,24 @@ class FineTuning(Stage[ChatDocuments]):
     def open(self, saved: SavedRun | None) -> ChatDocuments:
         """The conversations: of a saved run, those it began with."""
         documents = chat_documents(self.config)
-        begun = saved.trainer.fingerprints if saved else documents.fingerprints
-        if documents.fingerprints != begun:
-            changed = documents.fingerprints.items() ^ begun.items()
-            raise MlxchatError(
-                f"{min(changed)[0]} is not what the run {self.config.tag} began with.",
-                "Put that back, name another run with --model-tag, or begin anew with --fresh.",
-            )
+        if saved:
+            self._require_same_files(saved.trainer.fingerprints, documents.fingerprints)
         return documents
+
+    def _require_same_files(self, begun: Mapping[str, str], found: Mapping[str, str]) -> None:
+        changed = sorted(name for name, _ in begun.items() ^ found.items())
+        if changed:
+            name = changed[0]
+            if name not in begun:
+                fault = "is new since"
+            elif name not in found:
+                fault = "is not there, as it was when"
+            else:
+                fault = "is another file than when"
+            raise MlxchatError(
+                f"{name} {fault} the run {self.config.tag} began.",
+                "Put things back, name another run with --model-tag, or begin anew with --fresh.",
+            )
 
     def begin(
         self, documents: ChatDocuments, available: Capacity, begun: float
@@ -148,11 +164,14 @@ class FineTuning(Stage[ChatDocuments]):
     def prompts(
         self, tokenizer: Tokenizer, documents: ChatDocuments
     ) -> Iterable[tuple[str, list[int]]]:
-        """The first questions of some conversations held out."""
-        for conversation in documents.held_out[:SAMPLES]:
+        """The first questions of the conversations held out."""
+        for conversation in documents.held_out:
             question = Conversation((Message("user", conversation.turns()[0].text),))
-            yield question.messages[0].text, tokenizer.render_for_completion(question)
+            words = f"{question.messages[0].text}\n"
+            yield words, tokenizer.render_for_completion(question)
 
     def notes(self, documents: ChatDocuments) -> Iterable[str]:
-        """What became of the rows of each source."""
-        return (report.summary() for report in documents.reports)
+        """Where it begins, and what became of the rows of each source."""
+        yield f"The model to begin with: {self.config.source}."
+        for report in documents.reports:
+            yield report.summary()

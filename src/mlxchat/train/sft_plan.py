@@ -1,5 +1,6 @@
 """The plan of fine-tuning: what follows from the pretrained model and the conversations."""
 
+from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 from mlxchat.ckpt import layout
 from mlxchat.data.chats.documents import ChatDocuments
 from mlxchat.data.documents import Cursor
-from mlxchat.data.loader import BUFFER_CONVERSATIONS, learnt_only
+from mlxchat.data.loader import BUFFER_CONVERSATIONS, answered
 from mlxchat.data.packing import BestFit
 from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.errors import MlxchatError
@@ -19,11 +20,11 @@ from mlxchat.telemetry import Progressed
 from mlxchat.train.fitting import Capacity, fit
 from mlxchat.train.inputs import Clock, Report
 from mlxchat.train.plan import REFERENCE_BATCH, learning_rates
-from mlxchat.train.recipes import RECIPES
 from mlxchat.train.run_plan import Plan, evaluation_batches, step_rows
 from mlxchat.train.settings import PretrainConfig
 from mlxchat.train.sft_settings import SftConfig
 
+FINE_TUNING = "fine-tuning"  # the name of the stage
 LEAST_STEPS = 100  # that the conversations are spread over, where there are so many rows
 
 
@@ -44,19 +45,26 @@ class Survey(NamedTuple):
     tokens: int
     learnt: int  # of those, that the assistant says
     cut: int  # conversations longer than a row
+    unanswered: int  # left out: no answer begins within a row
 
     def summary(self) -> str:
         """The survey in a line."""
         cut = f"; {self.cut:,} are longer than that, and cut" if self.cut else ""
+        if self.unanswered:
+            cut += f"; {self.unanswered:,} have no answer within that, and are left out"
+        full = self.tokens / (self.rows * (self.context + 1))
         return (
             f"{self.conversations:,} conversations an epoch: {self.tokens:,} tokens, "
             f"{self.learnt:,} of them answers, in {self.rows:,} rows of {self.context:,} "
-            f"({self.tokens / (self.rows * self.context):.0%} full){cut}."
+            f"({full:.0%} full){cut}."
         )
 
 
 def pretrained(folder: Path) -> Base:
     """What a model's directory says of its pretraining; nanochat's numbers where it says nothing.
+
+    As in nanochat, the learning rates of a modern model are those before they were scaled by the
+    batch.
 
     Raises:
         MlxchatError: it is no model, or a quantized one.
@@ -65,18 +73,21 @@ def pretrained(folder: Path) -> Base:
     if layout.is_quantized(folder):
         raise MlxchatError(
             f"The model in {folder} is quantized: it cannot be trained.",
-            "Fine-tune the model that it was made of, and quantize that.",
+            "Name the model that it was made of with --source, and quantize what comes of it.",
         )
+    tokens, config = REFERENCE_BATCH, PretrainConfig(arch=model.arch)
     if (folder / layout.TRAINER).exists():
-        try:
-            plan = Plan.model_validate(layout.read_trainer(folder).plan)
-            return Base(model, plan.learning_rates, plan.tokens_per_step)
-        except ValidationError:
-            pass  # of a version whose plans were others
-    recipe = RECIPES[model.arch]
-    matrix_lr = PretrainConfig().matrix_lr
-    rates = learning_rates(recipe, matrix_lr, model, REFERENCE_BATCH)
-    return Base(model, rates, REFERENCE_BATCH)
+        trainer = layout.read_trainer(folder)
+        with suppress(ValidationError):  # of a version whose settings or plans were others
+            plan = Plan.model_validate(trainer.plan)
+            tokens = plan.tokens_per_step
+            if trainer.stage == FINE_TUNING:
+                share = trainer.settings["init_lr_frac"]
+                rates = {group: rate / share for group, rate in plan.learning_rates.items()}
+                return Base(model, rates, tokens)
+            config = PretrainConfig.model_validate(trainer.settings)
+    rates = learning_rates(config.recipe, config.matrix_lr, model, REFERENCE_BATCH)
+    return Base(model, rates, tokens)
 
 
 def survey(
@@ -87,27 +98,37 @@ def survey(
     Args:
         context: tokens of a row.
         report: is told how far it is.
+
+    Raises:
+        MlxchatError: no conversation has an answer within the context.
     """
-    capacity, lengths = context + 1, list[int]()
-    read = (documents for documents, _ in documents.training(Cursor()))
-    epoch = islice(chain.from_iterable(read), documents.epoch_size)
+    capacity, lengths, read = context + 1, list[int](), 0
+    batches = (batch for batch, _ in documents.training(Cursor()))
+    epoch = islice(chain.from_iterable(batches), documents.epoch_size)
 
     def refill() -> list[list[int]] | None:
+        nonlocal read
         batch = list(islice(epoch, BUFFER_CONVERSATIONS))
-        encoded = learnt_only(tokenizer, batch)
+        encoded = answered(tokenizer, batch, capacity)
         lengths.extend(map(len, encoded))
-        done, total = len(lengths), documents.epoch_size
-        report(Progressed(clock(), "reading conversations", done, total, "conversations"))
-        return encoded or None
+        read += len(batch)
+        total = documents.epoch_size
+        report(Progressed(clock(), "reading conversations", read, total, "conversations"))
+        return encoded if batch else None
 
     packing = BestFit(capacity, BUFFER_CONVERSATIONS, refill, padding=~tokenizer.bos)
     rows = learnt = 0
     while (row := packing.row()) is not None:
         rows += 1
         learnt += int((row[1:] >= 0).sum())
+    if not lengths:
+        raise MlxchatError(
+            f"No conversation has an answer within the model's context of {context:,} tokens.",
+            "Use shorter ones, or a model of a longer context.",
+        )
     kept = sum(min(length, capacity) for length in lengths)
     cut = sum(length > capacity for length in lengths)
-    return Survey(len(lengths), rows, context, kept, learnt, cut)
+    return Survey(len(lengths), rows, context, kept, learnt, cut, read - len(lengths))
 
 
 def sft_plan(config: SftConfig, base: Base, epoch_rows: int, capacity: Capacity) -> Plan:
@@ -122,7 +143,7 @@ def sft_plan(config: SftConfig, base: Base, epoch_rows: int, capacity: Capacity)
         MlxchatError: the batch sizes do not divide, or there is not the memory.
     """
     model, context = base.model, base.model.sequence_len
-    wanted = config.epochs * epoch_rows
+    wanted = (config.epochs or 1) * epoch_rows
     if config.total_batch_size:
         rows = step_rows(config, context, config.total_batch_size)
     else:

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
+from mlxchat.errors import MlxchatError
 from mlxchat.train.run_settings import LARGEST_COUNT, RunConfig
 
 
@@ -36,7 +37,9 @@ class SftConfig(RunConfig):
     validation_share: float = Field(
         0.02, gt=0, lt=1, description="Share of the conversations that are held out."
     )
-    epochs: int = Field(1, ge=1, le=1000, description="Times to go through the conversations.")
+    epochs: int | None = Field(
+        None, ge=1, le=1000, description="Times to go through the conversations. Default: once."
+    )
     num_iterations: int | None = Field(
         None, ge=1, le=LARGEST_COUNT, description="Optimizer steps. Default: from the epochs."
     )
@@ -48,7 +51,11 @@ class SftConfig(RunConfig):
         "or as few as it takes for 100 steps.",
     )
     init_lr_frac: float = Field(
-        0.8, gt=0, le=10, description="Learning rates, as a share of pretraining's."
+        0.8,
+        gt=0,
+        le=10,
+        description="Learning rates, as a share of pretraining's (a modern model's: before they "
+        "are scaled by the batch).",
     )
     warmup_ratio: float = Field(0.0, ge=0, le=1, description="Share of steps that warm up.")
     warmdown_ratio: float = Field(0.5, ge=0, le=1, description="Share of steps that cool down.")
@@ -62,6 +69,16 @@ class SftConfig(RunConfig):
         False, description="Go on with the momentum that pretraining ended with."
     )
     seed: int = Field(42, ge=0, lt=2**32, description="Of the order, and of what is made up.")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "SftConfig":
+        if self.epochs and self.num_iterations:
+            raise MlxchatError(
+                f"--epochs {self.epochs} determines the number of steps: --num-iterations "
+                f"{self.num_iterations} does not go with it.",
+                "Leave one of them out.",
+            )
+        return self
 
     @property
     def tag(self) -> str:
