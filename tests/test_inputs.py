@@ -1,10 +1,12 @@
 """Which dataset and tokenizer a run takes, and a tokenizer's training that is interrupted."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from mlxchat.cli.training import train_tokenizer as tokenizer_command
 from mlxchat.data.documents import BuiltinDocuments, ShardDocuments
 from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.errors import MlxchatError
@@ -81,3 +83,13 @@ def test_datasets(tmp_path: Path) -> None:
     assert isinstance(streamed, ShardDocuments)
     assert streamed.shards == 7
     streamed.close()
+
+
+def test_the_command_reads_as_many_characters_as_it_is_told(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer_command(DataConfig(dataset="builtin", vocab_size=300), 20_000, True)
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    [read] = [event["total"] for event in events if event.get("total") and "done" in event]
+    assert 20_000 <= read < 40_000
+    assert events[-1]["vocab_size"] == 300

@@ -1,6 +1,7 @@
 """Fine-tuning: the loss by hand, what is derived, going on bit for bit, what is refused."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterable
 from itertools import count
@@ -32,7 +33,7 @@ from mlxchat.train.loop import Run
 from mlxchat.train.loop import train as steps_of
 from mlxchat.train.pretrain import pretrain
 from mlxchat.train.settings import PretrainConfig
-from mlxchat.train.sft import fine_tune, named
+from mlxchat.train.sft import fine_tune, with_source
 from mlxchat.train.sft_plan import Base, pretrained, sft_plan, survey
 from mlxchat.train.sft_settings import SftConfig
 
@@ -369,11 +370,42 @@ def test_without_a_source_the_newest_base_model_that_can_be_trained(based: Path)
     (copy / "SHA256SUMS").unlink()
     (copy / "config.json").write_text(json.dumps({**config, "quantization": {"bits": 4}}))
     try:
-        assert named(SftConfig(), Home(based)).source == "base"
+        assert with_source(SftConfig(), Home(based)).source == "base"
     finally:
         shutil.rmtree(copy.parent)
     with pytest.raises(MlxchatError, match="There is no base model"):
-        named(SftConfig(), Home(based / "nowhere"))
+        with_source(SftConfig(), Home(based / "nowhere"))
+
+
+def test_without_a_source_a_run_goes_on_with_its_own(based: Path, tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    shutil.copytree(based / "base_checkpoints", tmp_path / "base_checkpoints")
+    shutil.copy(based / "talks.jsonl", tmp_path)
+    config = tuning(tmp_path, source=None, model_tag=None)
+    assert isinstance(run(tmp_path, config, stop_at=3)[-1], Ended)
+    newer = home.runs / "newer"
+    shutil.copytree(home.runs / "base", newer)
+    [step] = newer.iterdir()
+    os.utime(step, (2**33, 2**33))
+    assert with_source(config, home).source == "base"
+    assert run(tmp_path, config)[-1].step == 12
+    assert with_source(config, home).source == "newer"  # that one is finished
+
+
+def test_a_folder_of_a_runs_name_is_not_the_run(
+    based: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "base").mkdir()
+    monkeypatch.chdir(tmp_path)
+    newest = store.latest(Home(based).runs / "base")
+    assert newest is not None
+    stages = Home(based).stages
+    assert store.find_model(stages, "base", None) == newest
+    assert store.find_model(stages, "./base", None) == tmp_path / "base"
+    assert store.find_model(stages, str(newest.parent), None) == newest
+    assert store.find_model(stages, str(newest.parent), 4) == newest
+    with pytest.raises(MlxchatError, match="base has no saved step 5"):
+        store.find_model(stages, str(newest.parent), 5)
 
 
 def test_changed_conversations_are_refused(based: Path, tmp_path: Path) -> None:

@@ -113,7 +113,6 @@ class Chat:
             raise MlxchatError("The message is empty.", "Say something to the model.")
         turn = _Turn(_encodable(text))
         self.dropped, prompt = self._fit([*self._turns, turn])
-        self._turns.append(turn)
         return self._stream(turn, prompt)
 
     def clear(self) -> None:
@@ -204,6 +203,7 @@ class Chat:
         return ids[ids.index(self._tokenizer.special("<|assistant_start|>")) + 1 : -1]
 
     def _stream(self, turn: _Turn, prompt: list[int]) -> Generator[Part, None, None]:
+        self._turns.append(turn)
         shared = _shared(self._held, prompt)
         limit = min(self._max_tokens, self._model.config.sequence_len - len(prompt))
         answer = Answer(self._tokenizer)

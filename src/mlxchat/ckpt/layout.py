@@ -38,6 +38,7 @@ from mlxchat.model.quantized import formats_of, quantize_layers
 from mlxchat.runtime import mx
 
 FORMAT = 3  # of trainer.json
+PRETRAINING, FINE_TUNING = "pretraining", "fine-tuning"  # the stages
 MODEL = "model.safetensors"
 GENERATION = "generation_config.json"
 OPTIMIZER = "optimizer.safetensors"
@@ -61,7 +62,7 @@ class TrainerState(BaseModel):
     mlxchat: str = __version__
     mlx: str = version("mlx")
     step: int
-    stage: str = "pretraining"
+    stage: str = PRETRAINING
     settings: dict[str, Any]
     plan: dict[str, Any]
     meter: dict[str, Any]

@@ -93,7 +93,7 @@ def find(stages: Sequence[Path], tag: str | None, step: int | None) -> Path:
         MlxchatError: there is none, the message names those that there are, or how to make one; or
             it cannot be read.
     """
-    newest = dict(_newest(stages, tag))
+    newest = dict(newest_steps(stages, tag))
     if not newest:
         raise MlxchatError(
             f"There is no trained model in {' or '.join(map(str, stages))}.",
@@ -111,6 +111,38 @@ def find(stages: Sequence[Path], tag: str | None, step: int | None) -> Path:
         listed = ", ".join(str(number) for number in steps(run))
         raise MlxchatError(f"{name} has no saved step {step}.", f"It has: {listed}.")
     return directory(run, step)
+
+
+def find_model(stages: Sequence[Path], source: str | None, step: int | None) -> Path:
+    """The directory of a model that is named by its run or by its directory, or a run's.
+
+    Args:
+        stages: the folders of runs, such as `Home.stages`.
+        source: a run's name before a directory's; None for the run saved last.
+        step: None for the newest.
+
+    Raises:
+        MlxchatError: there is none, or it cannot be read.
+    """
+    folder = Path(source or "").expanduser().resolve()
+    if source is None or source in {run.name for run in runs(stages)} or not folder.is_dir():
+        return find(stages, source, step)
+    if step is not None:
+        return find([folder.parent], folder.name, step)
+    return latest(folder) or folder
+
+
+def newest_steps(stages: Iterable[Path], tag: str | None = None) -> Iterator[tuple[str, Path]]:
+    """The newest step of each run, by name; one that cannot be read is an error if asked for."""
+    for run in runs(stages):
+        try:
+            newest = latest(run)
+        except MlxchatError:
+            if run.name == tag:
+                raise
+            continue
+        if newest is not None:
+            yield run.name, newest
 
 
 def save(run: Path, step: int, write: Callable[[Path], None], needed: int | None = None) -> Path:
@@ -214,19 +246,6 @@ def _lock_file(run: Path) -> TextIO:
             f"{path}, the lock of the run, cannot be opened: {error.strerror or error}.",
             "See whose it is, who may write there, and whether there is room on that disk.",
         ) from error
-
-
-def _newest(stages: Iterable[Path], tag: str | None) -> Iterator[tuple[str, Path]]:
-    """The newest step of each run, by name; one that cannot be read is an error if asked for."""
-    for run in runs(stages):
-        try:
-            newest = latest(run)
-        except MlxchatError:
-            if run.name == tag:
-                raise
-            continue
-        if newest is not None:
-            yield run.name, newest
 
 
 def _place(run: Path, step: int, write: Callable[[Path], None], needed: int | None = None) -> Path:

@@ -2,7 +2,7 @@
 
 from mlxchat.cli.running import watch
 from mlxchat.home import Home
-from mlxchat.train.sft import fine_tune, named
+from mlxchat.train.sft import fine_tune, with_source
 from mlxchat.train.sft_settings import SftConfig
 from mlxchat.ui.console import say
 
@@ -10,7 +10,7 @@ from mlxchat.ui.console import say
 def sft(config: SftConfig, fresh: bool, json: bool) -> None:
     """Fine-tune a model, showing how it goes."""
     home = Home.from_environment()
-    config = named(config, home)
+    config = with_source(config, home)
     watch(lambda show, meter, stop: fine_tune(config, home, show, meter, stop, fresh), json)
     if not json:
         say(f"Talk to it: mlxchat chat --model-tag {config.tag}")

@@ -8,7 +8,7 @@ import typer
 from mlxchat.cli.arguments import Checkpoint, Json, ModelTag, SavedStep, require_one_place
 from mlxchat.cli.options import options_from_models
 from mlxchat.evaluate.settings import ChatEvalConfig
-from mlxchat.train.settings import DataConfig
+from mlxchat.train.settings import MAX_CHARACTERS, DataConfig
 
 data_app = typer.Typer(no_args_is_help=True, help="Get training data, and see what is there.")
 tokenizer_app = typer.Typer(no_args_is_help=True, help="Make a tokenizer.")
@@ -76,7 +76,7 @@ def data_status(json: Json = False) -> None:
 @options_from_models
 def tokenizer_train(
     config: DataConfig,
-    max_chars: Annotated[int, typer.Option(min=1, help="Characters to read at most.")] = 10**9 * 2,
+    max_chars: Annotated[int, typer.Option(min=1, help="Characters to read at most.")] = MAX_CHARACTERS,
     json: Json = False,
 ) -> None:
     """Learn a tokenizer from the training shards, replacing the one that is there.

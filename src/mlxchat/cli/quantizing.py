@@ -22,7 +22,7 @@ from mlxchat.quantize import Part, destination, evaluate, quantize, save
 from mlxchat.telemetry import Evaluated, Evaluating, Noted, Progressed
 from mlxchat.train.inputs import open_documents
 from mlxchat.train.settings import PretrainConfig
-from mlxchat.train.sft import FineTuning, chat_documents
+from mlxchat.train.sft import chat_documents
 from mlxchat.train.sft_settings import SftConfig
 from mlxchat.ui.bars import amount
 from mlxchat.ui.console import Screen, say, table
@@ -101,7 +101,7 @@ def validation_documents(source: Path, home: Home) -> Documents:
         raise MlxchatError(f"{source} does not say what text the model was trained on.")
     trainer = layout.read_trainer(source)
     try:
-        if trainer.stage == FineTuning.name:
+        if trainer.stage == layout.FINE_TUNING:
             return chat_documents(SftConfig.model_validate(trainer.settings))
         config = PretrainConfig.model_validate(trainer.settings)
     except ValidationError as error:

@@ -40,6 +40,7 @@ def quickstart(questions: int, fresh: bool, json: bool) -> None:
     say("  mlxchat chat                                          talk to it")
     say("  mlxchat data fetch --num-shards 8                     get real text")
     say("  mlxchat train --depth 4                               train on it")
+    say("  mlxchat sft --source d4 --data chats.jsonl            teach it to answer")
     if sys.stdin.isatty() and sys.stdout.isatty():
         say()
         chatting.talk(saved, name, Sampling(), seed=42, max_tokens=128, prompt=None)

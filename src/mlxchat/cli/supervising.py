@@ -89,7 +89,10 @@ def supervise(command: Command, run: Path, fresh: bool, tell: Tell) -> int:
                 before, newest = newest, _newest(run)
                 crashes = crashes + 1 if newest == before else 1
                 pause = min(FIRST_PAUSE * 2 ** (crashes - 1), LONGEST_PAUSE)
-                since = "from the beginning" if newest is None else f"from step {newest[1]:,}"
+                anew = fresh and _identity(run) == earlier
+                since = "from the beginning"
+                if newest and not anew:
+                    since = f"from step {newest[1]:,}"
                 if crashes == MOST_CRASHES:
                     raise _too_many(run, since, code)
                 tell(

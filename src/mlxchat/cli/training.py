@@ -22,7 +22,7 @@ def train_tokenizer(config: DataConfig, max_chars: int, json: bool) -> None:
         closing(inputs.open_documents(config, home, screen.show)) as documents,
     ):
         tokenizer = inputs.train_tokenizer(
-            documents, folder, config.vocab_size, screen.show, max_chars
+            documents, folder, config.vocab_size, screen.show, max_characters=max_chars
         )
     if json:
         say(json_format.dumps({"vocab_size": tokenizer.vocab_size, "folder": str(folder)}))

@@ -34,7 +34,7 @@ from mlxchat.train.stage import Stage
 
 
 def conduct(
-    stage: Stage[Any],
+    stage: Stage[Any, Any],
     meter: Meter | None = None,
     stop: Callable[[], bool] = lambda: False,
     fresh: bool = False,
@@ -89,7 +89,7 @@ def conduct(
         log.check()
 
 
-def _require_own_name(stage: Stage[Any]) -> None:
+def _require_own_name(stage: Stage[Any, Any]) -> None:
     """A name is one run's only, whatever its stage: log and commands know it by that.
 
     Raises:
@@ -104,7 +104,7 @@ def _require_own_name(stage: Stage[Any]) -> None:
             )
 
 
-def _set_aside(stage: Stage[Any]) -> Iterator[Event]:
+def _set_aside(stage: Stage[Any, Any]) -> Iterator[Event]:
     """Rename an earlier run's checkpoints and log."""
     home, run = stage.home, stage.folder
     if not run.exists():
@@ -121,7 +121,7 @@ def _set_aside(stage: Stage[Any]) -> Iterator[Event]:
 class _Training:
     """A run and all its parts."""
 
-    stage: Stage[Any]
+    stage: Stage[Any, Any]
     documents: Documents
     revision: str | None  # of the dataset's files, as the run that goes on knows it
     meter: Meter

@@ -21,9 +21,8 @@ from mlxchat.train.forecast import VocabularySource
 from mlxchat.train.recipes import CLASSIC
 from mlxchat.train.same_data import require_names, require_revision, require_same_files
 from mlxchat.train.saved import SavedRun, read_saved
-from mlxchat.train.settings import DataConfig, PretrainConfig
+from mlxchat.train.settings import MAX_CHARACTERS, DataConfig, PretrainConfig
 
-MAX_CHARACTERS = 2_000_000_000  # nanochat's
 DOCUMENT_CHARACTERS = 10_000  # of one document at most; nanochat's
 TASK = "reading text for the tokenizer"
 
@@ -201,7 +200,9 @@ def ready_tokenizer(
             )
         return tokenizer
     yield Noted(clock(), f"No tokenizer yet: training one, to be kept in {folder}.")
-    return train_tokenizer(documents, folder, config.vocab_size, report, largest, clock=clock)
+    return train_tokenizer(
+        documents, folder, config.vocab_size, report, largest=largest, clock=clock
+    )
 
 
 def train_tokenizer(
@@ -209,6 +210,7 @@ def train_tokenizer(
     folder: Path,
     vocab_size: int | None,
     report: Report,
+    *,
     largest: int = CLASSIC.vocabulary,
     max_characters: int = MAX_CHARACTERS,
     clock: Clock = time.time,

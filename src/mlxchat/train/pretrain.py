@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 
+from mlxchat.ckpt.layout import PRETRAINING
 from mlxchat.data import corpus
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import LoaderState
@@ -19,6 +20,7 @@ from mlxchat.train import inputs
 from mlxchat.train.budget import reason
 from mlxchat.train.conduct import conduct
 from mlxchat.train.fitting import Capacity
+from mlxchat.train.init_from import model_to_begin_with, of_model
 from mlxchat.train.inputs import Clock, Report
 from mlxchat.train.learner import Learner, hold_memory, new_optimizer
 from mlxchat.train.pace import Pace
@@ -50,22 +52,14 @@ def pretrain(
     clock: Clock = time.time,
 ) -> Iterator[Event]:
     """Pretrain a model, or go on with it, as `conduct` does."""
+    config = of_model(config, home)
     return conduct(Pretraining(config, home, report, clock), meter, stop, fresh)
 
 
-class Pretraining(Stage[Documents]):
+class Pretraining(Stage[PretrainConfig, Documents]):
     """The stage that every model begins with."""
 
-    name = "pretraining"
-
-    def __init__(self, config: PretrainConfig, home: Home, report: Report, clock: Clock) -> None:
-        super().__init__(home, report, clock)
-        self._config = config
-
-    @property
-    def config(self) -> PretrainConfig:
-        """The settings."""
-        return self._config
+    name = PRETRAINING
 
     @property
     def folder(self) -> Path:
@@ -96,8 +90,11 @@ class Pretraining(Stage[Documents]):
             yield Noted(clock(), f"Measuring how fast this machine trains, for {config.budget}.")
         made = planned(config, tokenizer.vocab_size, available, begun, clock)
         hold_memory(made, config, available)
-        model = GPT(made.model, machine().compute_dtype)
-        initialise(model, mx.random.key(config.seed))
+        if config.init_from:
+            model = model_to_begin_with(config.init_from, self.home)
+        else:
+            model = GPT(made.model, machine().compute_dtype)
+            initialise(model, mx.random.key(config.seed))
         return Learner(made, tokenizer, model, new_optimizer(model), 0, LoaderState())
 
     def momentum(self, plan: Plan, step: int) -> float:

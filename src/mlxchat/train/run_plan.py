@@ -31,7 +31,7 @@ class Plan(BaseModel):
     model: GPTConfig
     parameters: int
     flops_per_token: int
-    target_tokens: int  # by the data ratio, whatever the number of steps
+    target_tokens: int  # that the data ratio or the epochs ask for
     num_iterations: int
     device_batch_size: int
     accumulation: int  # micro-batches in a step

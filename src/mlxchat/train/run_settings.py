@@ -1,6 +1,7 @@
 """What every run may be told, whatever is trained. Pure: no arrays, no files, quick to import."""
 
 from abc import abstractmethod
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import ConfigDict, Field
@@ -27,6 +28,12 @@ INDEPENDENT = frozenset(
 )
 
 
+def model_name(source: str) -> str:
+    """What to call the model that a run's name, or the path of a model's directory, stands for."""
+    path = Path(source)
+    return path.parent.name if path.name.startswith("step_") else path.name
+
+
 class RunConfig(MemoryConfig):
     """How a run is looked at, saved and called."""
 
@@ -38,8 +45,8 @@ class RunConfig(MemoryConfig):
     eval_tokens: int | None = Field(
         None,
         ge=1,
-        description="Validation tokens. Default: 20 times the total batch (with --budget 5 times), "
-        "or what there is.",
+        description="Validation tokens. Default: 20 times the total batch (5 times where time is "
+        "budgeted), or what there is.",
     )
     sample_every: int = Field(2000, ge=0, description="Steps between samples; 0 for none.")
     save_every: int = Field(
@@ -49,7 +56,7 @@ class RunConfig(MemoryConfig):
     model_tag: str | None = Field(
         None,
         pattern=NAME,
-        description="Name of the run. Default: d and the depth; auto- and the budget.",
+        description="Name of the run. Default: what it is, such as d12, auto-2h or d12-sft.",
     )
 
     @property

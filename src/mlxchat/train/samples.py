@@ -8,7 +8,7 @@ from mlxchat.engine.generate import Tool, continue_greedily
 from mlxchat.model.gpt import GPT
 
 MOST = 7
-TOKENS = 16  # of a sample at most
+TOKENS = 16  # of a sample at most, and a quarter of the context
 
 
 def samples(
@@ -23,11 +23,13 @@ def samples(
         prompts: in words, and as ids.
         tools: that the model may use; None for none.
     """
-    room = model.config.sequence_len - TOKENS
+    context = model.config.sequence_len
+    length = min(TOKENS, context // 4)
+    room = context - length
     fitting = list(islice(((words, ids) for words, ids in prompts if len(ids) <= room), MOST))
     if not fitting:
         return
     stop = frozenset({tokenizer.bos, tokenizer.special(ASSISTANT_END)})
-    continuations = continue_greedily(model, [ids for _, ids in fitting], stop, TOKENS, tools)
+    continuations = continue_greedily(model, [ids for _, ids in fitting], stop, length, tools)
     for (words, _), tokens in zip(fitting, continuations, strict=True):
         yield words, tokenizer.decode(tokens)

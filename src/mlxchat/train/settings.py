@@ -10,12 +10,13 @@ from mlxchat.model.config import Architecture
 from mlxchat.train.duration import spelled, to_seconds
 from mlxchat.train.presets import PRESETS, Preset, described, options
 from mlxchat.train.recipes import RECIPES, Recipe
-from mlxchat.train.run_settings import INDEPENDENT, LARGEST_COUNT, NAME, RunConfig
+from mlxchat.train.run_settings import INDEPENDENT, LARGEST_COUNT, NAME, RunConfig, model_name
 
 LARGEST_DEPTH = 64
 DEFAULT_DEPTH = 12  # without a time budget
 LARGEST_CONTEXT = 32_768  # tokens; of their square, a mask, MLX needs fewer than 2^31
 BUILTIN = "builtin"
+MAX_CHARACTERS = 2_000_000_000  # that a tokenizer is trained on; nanochat's
 WINDOWS = "^[SL]+$"
 IN_WORDS = {  # what a pattern asks for
     NAME: "letters, digits, '.', '_' and '-' only, 100 at most",
@@ -98,6 +99,11 @@ class PretrainConfig(RunConfig, DataConfig):
         json_schema_extra={"none": "auto"},
         description="Layers; the one dial: width is 64 times as much. Default: 12; with --budget: "
         "auto, the depth that learns most in that time.",
+    )
+    init_from: str | None = Field(
+        None,
+        description="Begin with the weights of a model: a run's name, or a model's directory. "
+        "Shape and tokenizer are the model's.",
     )
     budget: str | None = Field(
         None,
@@ -231,6 +237,8 @@ class PretrainConfig(RunConfig, DataConfig):
     @property
     def tag(self) -> str:
         """The run's name."""
+        if self.init_from is not None:
+            return self.model_tag or f"{model_name(self.init_from)}-continued"
         if self.depth is None and self.budget:
             return self.model_tag or f"auto-{self.budget}"
         return self.model_tag or f"d{self.depth or DEFAULT_DEPTH}"

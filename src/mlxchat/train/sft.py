@@ -1,8 +1,12 @@
 """Supervised fine-tuning: a model learns to answer, from conversations."""
 
+import re
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from mlxchat.ckpt import layout, store
 from mlxchat.data.chats.documents import ChatDocuments
@@ -23,9 +27,11 @@ from mlxchat.train.inputs import Clock, Report
 from mlxchat.train.learner import Learner, hold_memory, load_optimizer, new_optimizer
 from mlxchat.train.run_plan import Plan
 from mlxchat.train.saved import SavedRun, read_saved
-from mlxchat.train.sft_plan import FINE_TUNING, pretrained, sft_plan, survey
+from mlxchat.train.sft_plan import pretrained, sft_plan, survey
 from mlxchat.train.sft_settings import SftConfig
 from mlxchat.train.stage import Stage
+
+SET_ASIDE = re.compile(r"\.(good|old)\d+$")  # the name of a run that was
 
 
 def fine_tune(
@@ -38,40 +44,36 @@ def fine_tune(
     clock: Clock = time.time,
 ) -> Iterator[Event]:
     """Fine-tune a model, or go on with it, as `conduct` does."""
-    return conduct(FineTuning(named(config, home), home, report, clock), meter, stop, fresh)
+    return conduct(FineTuning(with_source(config, home), home, report, clock), meter, stop, fresh)
 
 
-def named(config: SftConfig, home: Home) -> SftConfig:
-    """The settings with the name of the model to begin with, where they leave it open.
+def with_source(config: SftConfig, home: Home) -> SftConfig:
+    """The settings with a model to begin with: where they leave it open, that of a run to go on
+    with which was begun with the same settings, or else the base model saved last.
 
     Raises:
         MlxchatError: there is no base model.
     """
     if config.source is not None:
         return config
-    newest = [folder for run in store.runs([home.runs]) if (folder := store.latest(run))]
-    whole = [folder for folder in newest if not layout.is_quantized(folder)]
+    for name, folder in store.newest_steps([home.finetuned]):
+        with suppress(MlxchatError, KeyError, ValidationError):  # not to be gone on with
+            trainer = layout.read_trainer(folder)
+            same = config.model_copy(update={"source": trainer.settings["source"]})
+            unfinished = trainer.step < Plan.model_validate(trainer.plan).num_iterations
+            if unfinished and same.tag == name and not same.differences(trainer.settings):
+                return same
+    whole = {
+        folder.stat().st_mtime: name
+        for name, folder in store.newest_steps([home.runs])
+        if not (SET_ASIDE.search(name) or layout.is_quantized(folder))
+    }
     if not whole:
         raise MlxchatError(
             f"There is no base model in {home.runs}.",
             "Make one: mlxchat quickstart, or mlxchat train",
         )
-    latest = max(whole, key=lambda folder: folder.stat().st_mtime)
-    return config.model_copy(update={"source": latest.parent.name})
-
-
-def source_folder(config: SftConfig, home: Home) -> Path:
-    """The directory of the model to begin with.
-
-    Raises:
-        MlxchatError: there is none.
-    """
-    if config.source is None or not Path(config.source).is_dir():
-        return store.find(home.stages, config.source, config.step)
-    folder = Path(config.source)
-    if config.step is not None:
-        return store.find([folder.resolve().parent], folder.resolve().name, config.step)
-    return store.latest(folder) or folder
+    return config.model_copy(update={"source": whole[max(whole)]})
 
 
 def chat_documents(config: SftConfig) -> ChatDocuments:
@@ -95,19 +97,10 @@ def chat_documents(config: SftConfig) -> ChatDocuments:
     )
 
 
-class FineTuning(Stage[ChatDocuments]):
+class FineTuning(Stage[SftConfig, ChatDocuments]):
     """The stage after pretraining."""
 
-    name = FINE_TUNING
-
-    def __init__(self, config: SftConfig, home: Home, report: Report, clock: Clock) -> None:
-        super().__init__(home, report, clock)
-        self._config = config
-
-    @property
-    def config(self) -> SftConfig:
-        """The settings."""
-        return self._config
+    name = layout.FINE_TUNING
 
     @property
     def folder(self) -> Path:
@@ -144,7 +137,8 @@ class FineTuning(Stage[ChatDocuments]):
         self, documents: ChatDocuments, available: Capacity, begun: float
     ) -> Generator[Event, None, Learner]:
         """The pretrained model, and a plan that follows from it and the conversations."""
-        config, folder = self.config, source_folder(self.config, self.home)
+        config = self.config
+        folder = store.find_model(self.home.stages, config.source, config.step)
         base = pretrained(folder)
         tokenizer = Tokenizer.load(folder)
         found = survey(documents, tokenizer, base.model.sequence_len, self.report, self.clock)

@@ -24,7 +24,6 @@ from mlxchat.train.run_plan import Plan, evaluation_batches, step_rows
 from mlxchat.train.settings import PretrainConfig
 from mlxchat.train.sft_settings import SftConfig
 
-FINE_TUNING = "fine-tuning"  # the name of the stage
 LEAST_STEPS = 100  # that the conversations are spread over, where there are so many rows
 
 
@@ -81,7 +80,7 @@ def pretrained(folder: Path) -> Base:
         with suppress(ValidationError):  # of a version whose settings or plans were others
             plan = Plan.model_validate(trainer.plan)
             tokens = plan.tokens_per_step
-            if trainer.stage == FINE_TUNING:
+            if trainer.stage == layout.FINE_TUNING:
                 share = trainer.settings["init_lr_frac"]
                 rates = {group: rate / share for group, rate in plan.learning_rates.items()}
                 return Base(model, rates, tokens)
@@ -113,7 +112,7 @@ def survey(
         lengths.extend(map(len, encoded))
         read += len(batch)
         total = documents.epoch_size
-        report(Progressed(clock(), "reading conversations", read, total, "conversations"))
+        report(Progressed(clock(), "reading", read, total, "conversations"))
         return encoded if batch else None
 
     packing = BestFit(capacity, BUFFER_CONVERSATIONS, refill, padding=~tokenizer.bos)

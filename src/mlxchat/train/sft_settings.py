@@ -1,11 +1,9 @@
 """Fine-tuning's settings: what one may say. Pure: no arrays, quick to import."""
 
-from pathlib import Path
-
 from pydantic import ConfigDict, Field, model_validator
 
 from mlxchat.errors import MlxchatError
-from mlxchat.train.run_settings import LARGEST_COUNT, RunConfig
+from mlxchat.train.run_settings import LARGEST_COUNT, RunConfig, model_name
 
 
 class SftConfig(RunConfig):
@@ -24,11 +22,13 @@ class SftConfig(RunConfig):
     step: int | None = Field(None, ge=0, description="Its saved step. Default: the newest.")
     data: list[str] | None = Field(
         None,
+        json_schema_extra={"metavar": "PATH"},
         description="Conversations: a .jsonl, .json or .parquet file, or a folder of those; or "
         "builtin. With :3 behind it, each comes three times an epoch. Give it once for each.",
     )
     identity: str | None = Field(
         None,
+        json_schema_extra={"metavar": "TEXT"},
         description='Who the model is: "name=Ada, made by=Grace", and other facts as you like.',
     )
     spelling: int = Field(
@@ -62,9 +62,7 @@ class SftConfig(RunConfig):
     final_lr_frac: float = Field(
         0.0, ge=0, le=1, description="Last learning rate, as a share of the first."
     )
-    grad_clip: float = Field(
-        0.0, ge=0, description="Largest gradient norm. Default: 0, no such limit."
-    )
+    grad_clip: float = Field(0.0, ge=0, description="Largest gradient norm; 0 for no limit.")
     load_optimizer: bool = Field(
         False, description="Go on with the momentum that pretraining ended with."
     )
@@ -85,6 +83,4 @@ class SftConfig(RunConfig):
         """The run's name."""
         if self.model_tag or self.source is None:
             return self.model_tag or "sft"
-        path = Path(self.source)
-        name = path.parent.name if path.name.startswith("step_") else path.name
-        return f"{name}-sft"
+        return f"{model_name(self.source)}-sft"

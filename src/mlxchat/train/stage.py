@@ -17,10 +17,11 @@ from mlxchat.train.run_plan import Plan
 from mlxchat.train.run_settings import RunConfig
 from mlxchat.train.saved import SavedRun
 
+Config = TypeVar("Config", bound=RunConfig)
 Dataset = TypeVar("Dataset", bound=Documents)
 
 
-class Stage(ABC, Generic[Dataset]):
+class Stage(ABC, Generic[Config, Dataset]):
     """A kind of training, with its settings.
 
     Args:
@@ -32,13 +33,8 @@ class Stage(ABC, Generic[Dataset]):
 
     name: ClassVar[str]
 
-    def __init__(self, home: Home, report: Report, clock: Clock) -> None:
-        self.home, self.report, self.clock = home, report, clock
-
-    @property
-    @abstractmethod
-    def config(self) -> RunConfig:
-        """The settings."""
+    def __init__(self, config: Config, home: Home, report: Report, clock: Clock) -> None:
+        self.config, self.home, self.report, self.clock = config, home, report, clock
 
     @property
     @abstractmethod
