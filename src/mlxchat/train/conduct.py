@@ -13,7 +13,7 @@ from mlxchat.ckpt import layout, store
 from mlxchat.ckpt.folders import require_connected
 from mlxchat.ckpt.layout import TrainerState
 from mlxchat.data.documents import Documents
-from mlxchat.data.loader import Loader, LoaderState
+from mlxchat.data.loader import Batch, Loader, LoaderState
 from mlxchat.engine.tool_use import ToolUse
 from mlxchat.errors import MlxchatError
 from mlxchat.evaluate.bits import bits_per_byte
@@ -154,8 +154,6 @@ class _Training:
             yield Noted(self.clock(), plan.summary())
             for note in self.stage.because(plan):
                 yield Noted(self.clock(), note)
-        in_chunks = partial(learner.model.losses, rows=plan.loss_rows)
-        losses = mx.compile(in_chunks, inputs=learner.model.state)
         batches = stack.enter_context(
             Loader(
                 self.documents.training(learner.loader.cursor),
@@ -167,7 +165,20 @@ class _Training:
                 self.documents.conversational,
             )
         )
-        run = Run(
+        run = self.run(batches, stop)
+        try:
+            for event in train(run):
+                yield event
+                yield from self.keep_pace(run, event)
+        except DivergedError as error:
+            raise ended(error, self.stage.folder, self.documents.names) from error
+
+    def run(self, batches: Iterator[Batch], stop: Callable[[], bool]) -> Run:
+        """What the loop needs."""
+        learner, plan = self.learner, self.learner.plan
+        in_chunks = partial(learner.model.losses, rows=plan.loss_rows)
+        losses = mx.compile(in_chunks, inputs=learner.model.state)
+        return Run(
             model=learner.model,
             optimizer=learner.optimizer,
             batches=batches,
@@ -189,12 +200,6 @@ class _Training:
             stop=stop,
             clock=self.clock,
         )
-        try:
-            for event in train(run):
-                yield event
-                yield from self.keep_pace(run, event)
-        except DivergedError as error:
-            raise ended(error, self.stage.folder, self.documents.names) from error
 
     def keep_pace(self, run: Run, event: Event) -> Iterator[Event]:
         """Correct the number of steps where the time budget asks for it."""
