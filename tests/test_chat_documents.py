@@ -179,6 +179,13 @@ def test_files_have_fingerprints(first: Path, second: Path) -> None:
     assert after.fingerprints[str(second)] != before.fingerprints[str(second)]
 
 
+def test_all_that_is_held_out_is_for_validation(tmp_path: Path) -> None:
+    path = write(tmp_path / "many.jsonl", [str(number) for number in range(6000)])
+    documents = ChatDocuments([Source(path)], seed=0, validation_share=0.5)
+    assert documents.reports[0].held_out == len(held_out(documents)) > 2500
+    assert documents.epoch_size + len(documents.held_out) == 6000
+
+
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BUILTIN_CONVERSATIONS", 2000)

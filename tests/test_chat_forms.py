@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -385,6 +386,62 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     )
 
 
+def test_reasons_beyond_the_first_are_counted(tmp_path: Path) -> None:
+    bad = [[{"x" * number: "?"}] * number for number in range(1, 8)]
+    path = write(tmp_path / "chats.jsonl", [ROWS[0], *chain.from_iterable(bad)])
+    summary = reading.read(Source(path))[1].summary()
+    assert summary.startswith(
+        f"{path}: 1 of 29 rows used; skipped: no known form: keys xxxxxxx (7)"
+    )
+    assert "keys xxx (3) and 2 others (3 rows), first" in summary
+    path = write(tmp_path / "fewer.jsonl", [ROWS[0], *chain.from_iterable(bad[:5]), {"y": "?"}])
+    assert " and 1 other (1 row), first" in reading.read(Source(path))[1].summary()
+    assert " 1 of 1 row used" in reading.read(Source(write(path, ROWS[:1])))[1].summary()
+
+
+SPLITS = [
+    "main/test/0.jsonl",
+    "main/Validation/0.jsonl",
+    "main/dev/deep/0.jsonl",
+    "flat/test-00000-of-00002.jsonl",
+    "flat/test-00001-of-00002.jsonl",
+    "flat/dev.jsonl",
+]
+
+
+def test_splits_for_evaluation_are_left_out_of_a_folder(tmp_path: Path) -> None:
+    root = tmp_path / "test"  # its own name does not count
+    training = ["main/train/0.jsonl", "flat/train-00000-of-00001.jsonl", "tests/latest.jsonl"]
+    for name in [*SPLITS, *training]:
+        write(root / name, ROWS[:2])
+    conversations, report = reading.read(Source(root))
+    assert [str(path.relative_to(root)) for path in sources.listing(Source(root)).files] == sorted(
+        training
+    )
+    assert len(conversations) == report.rows == 6
+    left_out = ["flat/dev.jsonl", *SPLITS[3:5], "main/Validation", "main/dev", "main/test"]
+    assert report.left_out == tuple(str(root / name) for name in left_out)
+    assert report.summary().endswith(f", {root}/main/dev and 1 more.")
+    for name in SPLITS:
+        assert reading.read(Source(root / name))[1].left_out == ()
+    assert reading.read(Source(root / "main" / "dev"))[1].rows == 2
+
+
+def test_a_folder_of_nothing_else_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "test" / "0.jsonl", ROWS)
+    with pytest.raises(MlxchatError, match=r"is for evaluation: .*test, for example") as caught:
+        reading.read(Source(tmp_path))
+    assert "name it itself" in caught.value.remedy
+
+
+@needs_shared
+def test_the_rows_that_a_task_is_scored_on_are_not_trained_on() -> None:
+    for name in ("openai--gsm8k", "cais--mmlu", ""):
+        files, left_out = sources.listing(Source(SHARED / "task_data" / name))
+        assert {file.parent.name for file in files} <= {"train", "auxiliary_train"}
+        assert {folder.name for folder in left_out} <= {"test", "validation", "dev"} and left_out
+
+
 @pytest.mark.parametrize(
     "name, content, problem",
     [
@@ -392,7 +449,11 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
         ("a.jsonl", b"[]\n\xff\n", r"a.jsonl, line 2 is not UTF-8"),
         ("a.jsonl", b"[" * 100_000, r"a.jsonl, line 1 is not valid JSON"),
         ("a.jsonl", b"", r"a.jsonl is empty"),
-        ("a.jsonl", b"[]\n{}\n[]\n", r"None of the 3 rows .*no messages \(2\), no known form"),
+        (
+            "a.jsonl",
+            b"[]\n{}\n[]\n",
+            r"3 rows, of which none .*: no messages \(2\), no known form",
+        ),
         ("a.json", b"{}", r"a.json holds no list"),
         ("a.json", b"[1, ", r"a.json is not valid JSON"),
         ("a.parquet", b"PAR1 and no more", r"a.parquet is damaged"),

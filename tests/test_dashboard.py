@@ -168,6 +168,9 @@ def test_amounts_and_text_of_any_origin():
     assert amount(512, "bytes") == "512 B"
     assert amount(1234, "documents") == "1,234 documents"
     assert [amount(count, "steps") for count in (0, 1, 2)] == ["0 steps", "1 step", "2 steps"]
+    units = ("batches", "questions", "bytes")
+    assert [amount(1, unit) for unit in units] == ["1 batch", "1 question", "1 B"]
+    assert amount(2, "batches") == "2 batches"
     assert in_one_line("a\n\n b\t\x1b[2Jc\x07\x9b") == "a b [2Jc"
 
 
@@ -188,6 +191,12 @@ def test_bars_show_as_much_as_fits():
     for line in narrow:
         assert cell_len(line) <= 40
         assert line.count("━") + line.count("─") >= LEAST_BAR
+
+
+def test_a_unit_is_said_once():
+    mmlu = task("mmlu", 900, 14_042, "questions")
+    (line,) = drawn(bars([mmlu], width=80, now=10.0), 80).splitlines()
+    assert line.endswith("  90 questions/s  900 of 14,042 questions")
 
 
 def test_rate_is_that_of_the_last_seconds():

@@ -4,22 +4,41 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from task_rows import ARC, BYTES, GSM8K, HUMAN_EVAL, MMLU, fill, network, saved_in
 
-from mlxchat.cli.evaluating import evaluate_chat, selected
+from mlxchat.ckpt import checksums, layout
+from mlxchat.ckpt.layout import SavedModel, TrainerState
+from mlxchat.cli import evaluating
+from mlxchat.cli.evaluating import (
+    PARTLY_TRAINED,
+    SHARE_UNKNOWN,
+    evaluate_chat,
+    selected,
+    validation_share,
+)
+from mlxchat.data import corpus
 from mlxchat.data.chats.documents import ChatDocuments
 from mlxchat.data.chats.sources import parse
 from mlxchat.data.conversations import Conversation, Message, Part
 from mlxchat.errors import MlxchatError
 from mlxchat.evaluate import padding
 from mlxchat.evaluate.bits import bits_per_byte
-from mlxchat.evaluate.conversations import LONGEST_REPLY, held_out, replies
+from mlxchat.evaluate.conversations import (
+    BUILTIN_QUESTIONS,
+    LONGEST_REPLY,
+    builtin_questions,
+    held_out,
+    replies,
+)
 from mlxchat.evaluate.settings import TASK_NAMES, ChatEvalConfig
-from mlxchat.evaluate.tasks.answers import write
+from mlxchat.evaluate.tasks.answers import Outcome, answer, write
+from mlxchat.evaluate.tasks.problems import Exercise, Problem
 from mlxchat.model.config import Architecture
 from mlxchat.runtime import mx
 from mlxchat.telemetry import Evaluated
@@ -76,7 +95,7 @@ def test_a_conversation_that_just_fits_is_not_cut() -> None:
 
 
 def test_answers_beyond_the_context() -> None:
-    with pytest.raises(MlxchatError, match="None of the 1 conversations has an answer within"):
+    with pytest.raises(MlxchatError, match="No held-out conversation has an answer within"):
         held_out([dialogue("x" * 100, "y")], BYTES, 64)
 
 
@@ -116,6 +135,61 @@ def test_by_default_the_tasks_whose_files_are_there(tmp_path: Path) -> None:
     assert selected(allowed, tmp_path) == (["gsm8k", "humaneval", "spelling"], [])
     assert selected(ChatEvalConfig(data=["builtin"]), tmp_path) == ([], [])
     assert selected(ChatEvalConfig(data=["builtin"], tasks="mmlu"), tmp_path) == (["mmlu"], [])
+    both = ChatEvalConfig(data=["builtin"], task_data=tmp_path, allow_code_execution=True)
+    assert selected(both, tmp_path) == (["gsm8k", "humaneval", "spelling"], [])
+
+
+def test_a_folder_that_is_named_holds_a_task(tmp_path: Path) -> None:
+    with pytest.raises(MlxchatError, match="no files of tasks in") as caught:
+        selected(ChatEvalConfig(task_data=tmp_path / "none"), tmp_path / "none")
+    assert "cais--mmlu/all/test" in caught.value.remedy
+    assert selected(ChatEvalConfig(task_data=tmp_path, tasks="spelling"), tmp_path) == (
+        ["spelling"],
+        [],
+    )
+
+
+# What counts as held out
+
+
+def fine_tuned(folder: Path, share: float, stage: str = "fine-tuning") -> Path:
+    """The directory of a saved step, as far as training says what was held out."""
+    saved_in(folder, network())
+    state = TrainerState(
+        step=1, stage=stage, settings={"validation_share": share}, plan={}, meter={}, data=[],
+        revision=None,
+    )  # fmt: skip
+    (folder / layout.TRAINER).write_text(state.model_dump_json(), "utf-8")
+    checksums.write(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("given", "share", "notes"),
+    [
+        (None, 0.1, []),
+        (0.1, 0.1, []),
+        (0.05, 0.05, []),
+        (0.2, 0.2, [PARTLY_TRAINED.format(0.1, 0.2)]),
+    ],
+)
+def test_what_fine_tuning_held_out(
+    given: float | None, share: float, notes: list[str], tmp_path: Path
+) -> None:
+    model = fine_tuned(tmp_path / "model", 0.1)
+    assert validation_share(ChatEvalConfig(validation_share=given), model, True) == (share, notes)
+
+
+def test_what_is_not_known_to_be_held_out(tmp_path: Path) -> None:
+    base = fine_tuned(tmp_path / "base", 0.1, stage="pretraining")
+    assert validation_share(ChatEvalConfig(), base, False) == (0.02, [])
+    foreign = saved_in(tmp_path / "foreign", network())
+    assert validation_share(ChatEvalConfig(), foreign, True) == (0.02, [SHARE_UNKNOWN.format(0.02)])
+    assert validation_share(ChatEvalConfig(validation_share=0.3), foreign, True) == (0.3, [])
+    trainer = fine_tuned(tmp_path / "old", 0.1) / layout.TRAINER
+    trainer.write_text('{"format": 1}')
+    checksums.write(trainer.parent)
+    assert validation_share(ChatEvalConfig(), trainer.parent, True)[0] == 0.02
 
 
 @pytest.mark.parametrize("tasks", ["humaneval", "all"])
@@ -176,12 +250,14 @@ def test_all_that_was_found(
         share = task["right"] / task["problems"]
         assert task["score"] == share
         assert task["centered"] == pytest.approx((share - task["random"]) / (1 - task["random"]))
-        assert task["error"] == pytest.approx(math.sqrt(share * (1 - share) / task["problems"]))
+        assert task["error"] > 0
     mean = sum(task["centered"] for task in tasks.values()) / 6
     assert facts["centered"] == pytest.approx(mean)
     found = facts["held_out"]
     of_sft = ChatDocuments([parse(str(chats))], seed=7, validation_share=0.6).held_out
-    assert found["conversations"] == len(of_sft) > 5
+    assert found["conversations"] == 4 < len(of_sft)
+    answers = (sum(BYTES.render(conversation)[1]) for conversation in of_sft[:4])
+    assert found["tokens"] == sum(answers)
     assert found["cut"] == 0 and found["loss"] > 0
     assert found["replies"]["problems"] == found["conversations"]
     assert "gsm8k: 2 questions" in said.err
@@ -195,14 +271,74 @@ def test_it_is_told_in_words(
     said = capsys.readouterr()
     assert "never trained on conversations" in said.err
     lines = said.out.splitlines()
-    assert lines[0].split() == ["task", "problems", "right", "score", "random", "centered"]
+    assert lines[0].split() == "task problems right score ± error random centered".split()
     assert "33.3%" in lines[1] and "25.0%" in lines[2]
     assert lines[3].startswith("Centered, mean over 2 tasks: ")
-    assert lines[4] == "9 prompts did not fit 64 tokens: their beginning was cut."
-    run(json=False, checkpoint=saved, data=["builtin"])
+    assert lines[4] == "9 prompts did not fit 64 tokens: cut at the beginning."
+    run(json=False, checkpoint=saved, data=["builtin"], max_problems=20)
     said = capsys.readouterr()
     assert "held-out conversations: loss" in said.out and "word for word" in said.out
-    assert "did not fit 64 tokens: their end was cut" in said.out
+    assert "did not fit 64 tokens: cut at the end" in said.out
+
+
+def test_the_built_in_corpus_has_questions_that_no_conversation_asks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = saved_in(tmp_path / "model", network())
+    run(checkpoint=saved, data=["builtin"], max_problems=3)
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["complete"] and facts["tasks"] == []
+    assert facts["builtin_questions"]["problems"] == 3
+    assert facts["builtin_questions"]["right"] == 0
+    assert facts["held_out"]["conversations"] == 3
+
+
+def test_built_in_questions_are_answered_word_for_word() -> None:
+    exercises = builtin_questions(None)
+    expected = corpus.held_out(BUILTIN_QUESTIONS)
+    for exercise, question in zip(exercises, expected, strict=True):
+        assert exercise.prompt.messages == (Message("user", question.prompt),)
+        assert exercise.is_right(f" {question.answer}\n")
+        assert not exercise.is_right(question.answer[:-1])
+    assert [exercise.prompt for exercise in builtin_questions(7)] == [
+        exercise.prompt for exercise in exercises[:7]
+    ]
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_ctrl_c_loses_no_score_that_is_complete(
+    as_json: bool,
+    tmp_path: Path,
+    task_data: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(saved: SavedModel, asked: list[Problem], *limits: int) -> Iterator[Outcome]:
+        if isinstance(asked[0], Exercise):
+            raise KeyboardInterrupt
+        yield from answer(saved, asked, *limits)
+
+    monkeypatch.setattr(evaluating, "answer", interrupted)
+    saved = saved_in(tmp_path / "model", network())
+    with pytest.raises(typer.Exit) as caught:
+        run(as_json, checkpoint=saved, tasks="arc-easy,mmlu,gsm8k", data=["builtin"])
+    assert caught.value.exit_code == 130
+    said = capsys.readouterr()
+    assert "Interrupted" in said.err
+    if as_json:
+        facts = json.loads(said.out)
+        assert [task["task"] for task in facts["tasks"]] == ["arc-easy", "mmlu"]
+        assert not facts["complete"]
+        assert facts["held_out"] is facts["builtin_questions"] is None
+    else:
+        assert "arc-easy" in said.out and "gsm8k" not in said.out
+        assert "mean over 2 tasks" in said.out
+
+
+def test_data_that_is_not_there(tmp_path: Path) -> None:
+    saved = saved_in(tmp_path / "model", network())
+    with pytest.raises(MlxchatError, match=r"nowhere\.jsonl does not exist"):
+        run(checkpoint=saved, data=["nowhere.jsonl"])
 
 
 @pytest.mark.parametrize(
@@ -211,7 +347,7 @@ def test_it_is_told_in_words(
         (["--tasks", "hellaswag"], "There is no task 'hellaswag'", "arc-easy"),
         (["--tasks", "humaneval"], "runs the programs", "--allow-code-execution"),
         (["--tasks", "mmlu"], "cais--mmlu/all/test", "--task-data"),
-        (["--data", "nowhere.jsonl"], "nowhere.jsonl", "builtin"),
+        (["--task-data", "nowhere"], "no files of tasks in", "--tasks spelling"),
         (["--tasks", "spelling"], "There is no trained model", "mlxchat quickstart"),
     ],
 )

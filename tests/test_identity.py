@@ -41,6 +41,8 @@ def taught() -> list[tuple[str, str]]:
             ADA,
         ),
         ("name=Zoë {2}, born=2026", Identity("Zoë {2}", None, (("born", "2026"),))),
+        ("name=Ada,,made by=Grace, ,", Identity("Ada", "Grace")),
+        ("name=Ada, motto=1+1=2", Identity("Ada", None, (("motto", "1+1=2"),))),
     ],
 )
 def test_an_identity_is_read(text: str, identity: Identity) -> None:
@@ -54,6 +56,10 @@ def test_an_identity_is_read(text: str, identity: Identity) -> None:
         ("Ada", "'Ada' in the identity is no KEY=VALUE"),
         ("name=", "'name=' in the identity is no KEY=VALUE"),
         ("=Ada", "'=Ada' in the identity is no KEY=VALUE"),
+        ("name=,made by=Grace", "'name=' in the identity is no KEY=VALUE"),
+        ("name=Ada; made by=Grace", "name would be 'Ada; made by=Grace': a comma goes between"),
+        ("name=Ada made by=Grace", "name would be 'Ada made by=Grace'"),
+        ("name=Ada, made by=Grace born=2026", "made by would be 'Grace born=2026'"),
         ("made by=Grace", "has no name"),
         ("name=Ada, name=Bob", "says name twice"),
         ("name=A\nda", "name is too long or has unprintable characters"),

@@ -350,9 +350,19 @@ def test_a_score_by_hand() -> None:
     score = scored(40, 100, "ABCD")
     assert (score.problems, score.right, score.random, score.cut) == (100, 40, 0.25, 0)
     assert score.share == pytest.approx(0.4)
-    assert score.error == pytest.approx(math.sqrt(0.4 * 0.6 / 100))
+    assert score.error == pytest.approx(math.sqrt(0.4 * 0.6 / 100), rel=0.01)
     assert score.centered == pytest.approx(0.2)  # (0.4 - 0.25) / 0.75
     assert mean_centered([score, scored(0, 10, "AB")]) == pytest.approx((0.2 - 1) / 2)
+
+
+@pytest.mark.parametrize("right", [0, 1, 7, 50, 99, 100])
+def test_an_error_is_half_of_wilsons_interval(right: int) -> None:
+    """Whose ends are the shares p that lie sqrt(p (1 - p) / n) from the one that was found."""
+    score = scored(right, 100, "ABCD")
+    n, share = 100, right / 100
+    low, high = sorted(np.roots([1 + 1 / n, -(2 * share + 1 / n), share**2]))
+    assert score.error == pytest.approx((high - low) / 2)
+    assert score.error > 0.004
 
 
 # Programs

@@ -10,6 +10,7 @@ from mlxchat.telemetry import Noted
 from mlxchat.train.budget import reason
 from mlxchat.train.fitting import Capacity, memory_limit
 from mlxchat.train.forecast import Forecast, Room, VocabularySource, forecast
+from mlxchat.train.init_from import of_model
 from mlxchat.train.inputs import (
     check_documents,
     saved_run,
@@ -50,7 +51,8 @@ NOTES = {
 
 def info(config: PretrainConfig, json: bool) -> None:
     """Show what a run with these settings would take, whether or not there is one."""
-    _tell(config, Home.from_environment(), None, json, train=False)
+    home = Home.from_environment()
+    _tell(of_model(config, home), home, None, json, train=False)
 
 
 def dry_run(config: PretrainConfig, fresh: bool, json: bool) -> None:
@@ -59,6 +61,7 @@ def dry_run(config: PretrainConfig, fresh: bool, json: bool) -> None:
     arrays of a checkpoint, are not read.
     """
     home = Home.from_environment()
+    config = of_model(config, home)
     saved = None if fresh else saved_run(config, home)
     if not (saved and saved.finished):
         begun_with = (saved.trainer.data, saved.trainer.revision) if saved else ([], None)

@@ -1,18 +1,23 @@
-"""Held-out conversations: how well a model foresees the answers, and gives them itself."""
+"""Held-out conversations: how well a model foresees the answers, and gives them itself.
 
-from collections.abc import Iterable
+And held-out questions of the built-in corpus, which none of its conversations asks.
+"""
+
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from operator import eq
 
+from mlxchat.data import corpus
 from mlxchat.data.conversations import Conversation
 from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.errors import MlxchatError
 from mlxchat.evaluate.padding import by_length, padded
-from mlxchat.evaluate.tasks.problems import Exercise
+from mlxchat.evaluate.tasks.problems import Exercise, asked
 
 LONGEST_REPLY = 64  # tokens, that is asked for
+BUILTIN_QUESTIONS = 200
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,8 @@ def held_out(conversations: Iterable[Conversation], tokenizer: Tokenizer, contex
         rows.append((ids[:-1][:context], targets[1:][:context]))
     if not any(target >= 0 for _, targets in rows for target in targets):
         raise MlxchatError(
-            f"None of the {len(rows):,} conversations has an answer within the model's context of "
-            f"{context:,} tokens.",
+            f"No held-out conversation has an answer within the model's context of {context:,} "
+            "tokens.",
             "Give shorter conversations with --data, or use a model with a longer context.",
         )
     batches = [
@@ -76,3 +81,19 @@ def replies(conversations: Iterable[Conversation], tokenizer: Tokenizer) -> list
         if len(reply) <= LONGEST_REPLY:
             exercises.append(Exercise(prompt, partial(eq, last.text)))
     return exercises
+
+
+def builtin_questions(most: int | None) -> list[Exercise]:
+    """The first ``most`` of the built-in corpus's questions that no conversation of it asks.
+
+    They are to be answered word for word; blanks around an answer do not count.
+    """
+    count = BUILTIN_QUESTIONS if most is None else min(most, BUILTIN_QUESTIONS)
+    return [
+        Exercise(asked(question.prompt), _says(question.answer))
+        for question in corpus.held_out(count)
+    ]
+
+
+def _says(expected: str) -> Callable[[str], bool]:
+    return lambda answer: answer.strip() == expected

@@ -10,6 +10,7 @@ from mlxchat.errors import MlxchatError
 TaskName = Literal["arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval", "spelling"]
 TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
 ALL = "all"
+VALIDATION_SHARE = 0.02  # sft's, where a model does not say its own
 
 
 class ChatEvalConfig(BaseModel):
@@ -30,14 +31,22 @@ class ChatEvalConfig(BaseModel):
     data: list[str] | None = Field(
         None,
         description="Conversations as sft takes them; once more for each source. What sft holds "
-        "out of them is foreseen, and the last replies are given.",
+        "out of them is foreseen, and the last replies are given. For builtin also 200 questions "
+        "that none of its conversations asks.",
         json_schema_extra={"metavar": "PATH"},
     )
-    validation_share: float = Field(
-        0.02, gt=0, lt=1, description="Share of --data that sft held out."
+    validation_share: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Share of --data that sft held out. Default: as the model was fine-tuned, or "
+        f"{VALIDATION_SHARE:g}.",
     )
     max_problems: int | None = Field(
-        None, ge=1, description="Of each task at most so many, the same for every model."
+        None,
+        ge=1,
+        description="Of each task, and of the conversations, at most so many: the same for every "
+        "model.",
     )
     batch_size: int = Field(16, ge=1, le=1024, description="Answers written at a time.")
     max_new_tokens: int = Field(512, ge=1, description="Tokens in a written answer at most.")

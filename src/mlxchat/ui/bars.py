@@ -8,6 +8,7 @@ from rich.text import Text
 from mlxchat.telemetry import Progressed
 
 RATE_SECONDS = 15.0  # a task's rate is that of its last seconds
+SINGULAR = {"batches": "batch"}  # of units that lose more than an s
 LEAST_BAR = 10  # characters; amounts and rates give way before the bar gets shorter
 
 
@@ -32,7 +33,7 @@ def amount(count: float, unit: str) -> str:
     """``95.1 MB``, in powers of 1,000, where the unit is bytes, else ``1 step``, ``2 steps``."""
     if unit != "bytes":
         shown = f"{count:,.0f}"
-        return f"{shown} {unit.removesuffix('s') if shown == '1' else unit}"
+        return f"{shown} {SINGULAR.get(unit, unit.removesuffix('s')) if shown == '1' else unit}"
     for name, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= factor:
             return f"{count / factor:.1f} {name}"
@@ -131,5 +132,6 @@ def _task_columns(task: Task, now: float) -> tuple[str, str, str, str, str]:
     left = duration((event.total - event.done) / rate) if rate and event.total else ""
     done = amount(event.done, event.unit)
     if event.total is not None:
-        done = f"{done} of {amount(event.total, event.unit)}"
+        so_far = done if event.unit == "bytes" else f"{event.done:,}"
+        done = f"{so_far} of {amount(event.total, event.unit)}"
     return event.task, share, left, f"{amount(rate, event.unit)}/s" if rate else "", done

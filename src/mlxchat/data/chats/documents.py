@@ -12,7 +12,7 @@ from mlxchat.data.chats import spelling
 from mlxchat.data.chats.identity import Identity, is_asked
 from mlxchat.data.chats.identity import conversations as introductions
 from mlxchat.data.chats.reading import Report, fingerprint, read
-from mlxchat.data.chats.sources import BUILTIN, Source, files
+from mlxchat.data.chats.sources import BUILTIN, Source, listing
 from mlxchat.data.conversations import Conversation, Document
 from mlxchat.data.documents import (
     BATCH,
@@ -25,7 +25,6 @@ from mlxchat.errors import MlxchatError
 
 BUILTIN_CONVERSATIONS = 16_384
 IDENTITY_CONVERSATIONS = 1_000  # nanochat has as many
-VALIDATION_CONVERSATIONS = 2_048  # at most
 SMALLEST_VOCABULARY = 512
 
 
@@ -50,8 +49,7 @@ class ChatDocuments:
         names: the files, in order, each once.
         fingerprints: size in bytes and sha256 of each file, by name.
         epoch_size: conversations in an epoch.
-        held_out: the conversations for validation, each once, in an order of their own;
-            `VALIDATION_CONVERSATIONS` at most.
+        held_out: the conversations for validation, each once, in an order of their own.
 
     Raises:
         MlxchatError: a source cannot be read or has nothing to train on, or there are fewer than
@@ -79,7 +77,7 @@ class ChatDocuments:
         held_out: dict[str, Conversation] = {}
         for lot in lots:
             held_out |= lot.for_validation(validation_share)
-        self.held_out = [held_out[key] for key in sorted(held_out)][:VALIDATION_CONVERSATIONS]
+        self.held_out = [held_out[key] for key in sorted(held_out)]
         self._lots = [lot.without(held_out.keys()) for lot in lots]
         self.epoch_size = sum(lot.count for lot in self._lots)
         if not (self.epoch_size and self.held_out):
@@ -87,7 +85,7 @@ class ChatDocuments:
                 "There are fewer than two conversations: one to train on and one for validation.",
                 f"Give more of them, or those of the built-in corpus: {BUILTIN}.",
             )
-        paths = dict.fromkeys(path for source in sources for path in files(source))
+        paths = dict.fromkeys(path for source in sources for path in listing(source).files)
         self.names = tuple(map(str, paths))
         self.fingerprints = {str(path): fingerprint(path) for path in paths}
         self.reports = tuple(lot.report for lot in self._lots)

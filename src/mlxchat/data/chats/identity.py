@@ -42,17 +42,26 @@ class Identity:
     def parse(cls, text: str) -> "Identity":
         """Read ``name=Ada, made by=Grace, born=2026``; a value may have commas, a key may not.
 
+        Commas and blanks around a value are dropped.
+
         Raises:
-            MlxchatError: no name, a key twice or without a value, or something too long.
+            MlxchatError: no name, a key twice or without a value, something too long, or an equals
+                sign in a name.
         """
         values: dict[str, str] = {}
         for pair in re.split(r",(?=[^,=]*=)", text):
             key, equals, value = (piece.strip() for piece in pair.partition("="))
-            key = " ".join(key.lower().replace("_", " ").split())
+            key, value = " ".join(key.lower().replace("_", " ").split()), value.strip(", ")
             if not (key and equals and value):
                 raise MlxchatError(f"{pair.strip()!r} in the identity is no KEY=VALUE.", _FORM)
             if key in values:
                 raise MlxchatError(f"The identity says {key} twice.", _FORM)
+            if key in ("name", MAKER) and "=" in value:
+                raise MlxchatError(
+                    f"The identity's {key} would be {value!r}: a comma goes between one KEY=VALUE "
+                    "and the next.",
+                    _FORM,
+                )
             longest = LONGEST_NAME if key in ("name", MAKER) else LONGEST_FACT
             if len(value) > longest or len(key) > LONGEST_NAME or not value.isprintable():
                 raise MlxchatError(

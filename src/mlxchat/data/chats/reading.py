@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlxchat.data.chats import forms
-from mlxchat.data.chats.sources import Source, files
+from mlxchat.data.chats.sources import Source, listing
 from mlxchat.data.conversations import Conversation
 from mlxchat.errors import MlxchatError
 
-EXAMPLES = 5  # rows skipped that a report tells of, and reasons that an error gives
+EXAMPLES = 5  # rows skipped that a report tells of, and reasons or splits that it names
 ROWS = 1024  # of a parquet file, decoded at a time
 FAULT_CHARACTERS = 200  # of what pyarrow says is wrong
 PIECE_BYTES = 2**20  # hashed at a time
@@ -27,6 +27,7 @@ class Report:
 
     ``cut`` (of those used) and ``skipped`` count rows by reason; ``examples`` are the first rows
     skipped, each with its place and reason. ``held_out`` of those used are for validation.
+    ``left_out`` are the folders and files in a source that were not read, being for evaluation.
     """
 
     source: str
@@ -36,16 +37,22 @@ class Report:
     cut: Mapping[str, int] = field(default_factory=dict)
     skipped: Mapping[str, int] = field(default_factory=dict)
     examples: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """The report in a line."""
-        said = f"{self.source}: {self.used:,} of {self.rows:,} rows used"
+        said = f"{self.source}: {self.used:,} of {_rows(self.rows)} used"
         if self.held_out:
             said += f", {self.held_out:,} of them held out"
         if self.cut:
             said += f"; cut: {_counted(self.cut)}"
         if self.skipped:
             said += f"; skipped: {_counted(self.skipped)}, first {self.examples[0]}"
+        if self.left_out:
+            named = ", ".join(self.left_out[:EXAMPLES])
+            more = len(self.left_out) - EXAMPLES
+            said += f"; not read, being for evaluation: {named}"
+            said += f" and {more:,} more" if more > 0 else ""
         return f"{said}."
 
 
@@ -60,7 +67,8 @@ def read(source: Source) -> tuple[list[Conversation], Report]:
     cut: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
     examples: list[str] = []
-    for path in files(source):
+    files, for_evaluation = listing(source)
+    for path in files:
         for place, row in rows(path):
             try:
                 conversation, left_out = forms.read(row)
@@ -77,7 +85,13 @@ def read(source: Source) -> tuple[list[Conversation], Report]:
     used = len(conversations)
     total = used + skipped.total()
     return conversations, Report(
-        str(source), total, used, 0, dict(cut), dict(skipped), tuple(examples)
+        str(source),
+        rows=total,
+        used=used,
+        cut=dict(cut),
+        skipped=dict(skipped),
+        examples=tuple(examples),
+        left_out=tuple(map(str, for_evaluation)),
     )
 
 
@@ -176,12 +190,20 @@ def _nothing(source: Source, skipped: Counter[str]) -> MlxchatError:
     if not skipped:
         return MlxchatError(f"{source} is empty: it holds no rows.", remedy)
     return MlxchatError(
-        f"None of the {skipped.total():,} rows of {source} can be used: {_counted(skipped)}.",
+        f"{source} has {_rows(skipped.total())}, of which none can be used: {_counted(skipped)}.",
         remedy,
     )
 
 
 def _counted(reasons: Mapping[str, int]) -> str:
-    """The most frequent reasons, each with its number."""
-    most = Counter(reasons).most_common(EXAMPLES)
-    return ", ".join(f"{reason} ({count:,})" for reason, count in most)
+    """The most frequent reasons, each with its number, and how many others there are."""
+    ranked = Counter(reasons).most_common()
+    said = ", ".join(f"{reason} ({count:,})" for reason, count in ranked[:EXAMPLES])
+    if others := [count for _, count in ranked[EXAMPLES:]]:
+        noun = "other" if len(others) == 1 else "others"
+        said += f" and {len(others):,} {noun} ({_rows(sum(others))})"
+    return said
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} {'row' if count == 1 else 'rows'}"

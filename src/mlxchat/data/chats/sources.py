@@ -4,8 +4,10 @@ Quick to import, so that settings can be checked before anything is read.
 """
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mlxchat.errors import MlxchatError
 
@@ -13,6 +15,7 @@ BUILTIN = "builtin"
 LARGEST_WEIGHT = 1000
 SUFFIXES = (".jsonl", ".json", ".parquet")
 HUB_MANIFEST = "manifest.json"  # lists the parquet files of a folder in the hub's layout
+_FOR_EVALUATION = re.compile(r"(test|validation|dev)(-\d+-of-\d+)?", re.IGNORECASE)
 
 _FORM = (
     f"Give a file that ends in {', '.join(SUFFIXES)} or a folder of those, or {BUILTIN}; with a "
@@ -53,32 +56,58 @@ def parse(text: str) -> Source:
     return Source(_path(head), weight)
 
 
-def files(source: Source) -> tuple[Path, ...]:
-    """The files of a source, those of a folder sorted; hidden ones are left out.
+class Listing(NamedTuple):
+    """The files of a source, and the folders and files in it that are left out of them."""
+
+    files: tuple[Path, ...] = ()
+    for_evaluation: tuple[Path, ...] = ()
+
+
+def listing(source: Source) -> Listing:
+    """The files of a source, those of a folder sorted.
+
+    What is hidden in a folder is left out. So are the splits in it that are for evaluation: what is
+    called test, validation or dev. They can be named themselves.
 
     Raises:
         MlxchatError: there are none.
     """
     path = source.path
     if path is None:
-        return ()
+        return Listing()
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
             raise MlxchatError(f"{path} is not one of {', '.join(SUFFIXES)}.", _FORM)
-        return (path,)
+        return Listing((path,))
     if not path.exists():
         raise MlxchatError(f"{path} does not exist.", _FORM)
-    found = tuple(
+    found = [
         file
         for file in sorted(path.rglob("*"))
         if file.suffix.lower() in SUFFIXES
         and file.name != HUB_MANIFEST
         and file.is_file()
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    )
+    ]
     if not found:
         raise MlxchatError(f"There is no {', '.join(SUFFIXES)} in {path}.", _FORM)
-    return found
+    splits = {file: split for file in found if (split := _split_for_evaluation(file, path))}
+    if len(splits) == len(found):
+        raise MlxchatError(
+            f"All that is in {path} is for evaluation: {splits[found[0]]}, for example.",
+            "To train on that all the same, name it itself.",
+        )
+    files = tuple(file for file in found if file not in splits)
+    return Listing(files, tuple(dict.fromkeys(splits.values())))
+
+
+def _split_for_evaluation(file: Path, root: Path) -> Path | None:
+    """The file, or the outermost folder of it within ``root``, that is such a split."""
+    inside = file.relative_to(root)
+    for depth, name in enumerate(inside.with_suffix("").parts, start=1):
+        if _FOR_EVALUATION.fullmatch(name):
+            return root.joinpath(*inside.parts[:depth])
+    return None
 
 
 def _path(text: str) -> Path | None:

@@ -41,8 +41,13 @@ class Score:
 
     @property
     def error(self) -> float:
-        """The standard error of the share, binomial."""
-        return math.sqrt(self.share * (1 - self.share) / self.problems)
+        """Half the width of Wilson's interval for the share, at one standard error.
+
+        About the binomial standard error, but not 0 where none or all are right (Wilson 1927,
+        Probable inference, the law of succession, and statistical inference).
+        """
+        n, share = self.problems, self.share
+        return math.sqrt(share * (1 - share) / n + 1 / (4 * n**2)) / (1 + 1 / n)
 
     @property
     def centered(self) -> float:
