@@ -15,7 +15,7 @@ from mlxchat.ckpt.layout import SavedModel
 from mlxchat.cli import chatting
 from mlxchat.cli.interrupts import ending_soon
 from mlxchat.data.chats.documents import ChatDocuments
-from mlxchat.data.chats.sources import Source, parse
+from mlxchat.data.chats.sources import VALIDATION_SHARE, Source, parse
 from mlxchat.data.conversations import Conversation
 from mlxchat.errors import MlxchatError
 from mlxchat.evaluate.bits import bits_per_byte
@@ -26,7 +26,7 @@ from mlxchat.evaluate.conversations import (
     held_out,
     replies,
 )
-from mlxchat.evaluate.settings import TASK_NAMES, VALIDATION_SHARE, ChatEvalConfig, TaskName
+from mlxchat.evaluate.settings import TASK_NAMES, ChatEvalConfig, TaskName
 from mlxchat.evaluate.tasks.answers import Outcome, answer
 from mlxchat.evaluate.tasks.catalog import FILES, RUNS_CODE, is_there, problems
 from mlxchat.evaluate.tasks.problems import Exercise, Problem

@@ -76,7 +76,9 @@ def data_status(json: Json = False) -> None:
 @options_from_models
 def tokenizer_train(
     config: DataConfig,
-    max_chars: Annotated[int, typer.Option(min=1, help="Characters to read at most.")] = MAX_CHARACTERS,
+    max_chars: Annotated[
+        int, typer.Option(min=1, help="Characters to read at most.")
+    ] = MAX_CHARACTERS,
     json: Json = False,
 ) -> None:
     """Learn a tokenizer from the training shards, replacing the one that is there.

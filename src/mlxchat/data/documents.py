@@ -54,14 +54,18 @@ class Documents(Protocol):
     def validation(self) -> Iterator[Read]:
         """Validation documents, once."""
 
+    def close(self) -> None:
+        """Stop whatever fetches; what reads meanwhile is interrupted."""
+
+
+class TextDocuments(Documents, Protocol):
+    """A dataset of text, that a tokenizer can learn from."""
+
     def texts(self) -> Iterator[str]:
         """Training text to learn a tokenizer from."""
 
     def suggested_vocabulary(self) -> int:
         """Tokens of a vocabulary that the text can support."""
-
-    def close(self) -> None:
-        """Stop whatever fetches; what reads meanwhile is interrupted."""
 
 
 class ShardDocuments:

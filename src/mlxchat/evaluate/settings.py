@@ -5,12 +5,12 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from mlxchat.data.chats.sources import VALIDATION_SHARE
 from mlxchat.errors import MlxchatError
 
 TaskName = Literal["arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval", "spelling"]
 TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
 ALL = "all"
-VALIDATION_SHARE = 0.02  # sft's, where a model does not say its own
 
 
 class ChatEvalConfig(BaseModel):

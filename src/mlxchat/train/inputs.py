@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 
 from mlxchat.ckpt.layout import TrainerState
-from mlxchat.data.documents import BuiltinDocuments, Documents, ShardDocuments
+from mlxchat.data.documents import BuiltinDocuments, ShardDocuments, TextDocuments
 from mlxchat.data.fetch import pin
 from mlxchat.data.fingerprint import frames
 from mlxchat.data.hub import Hub
@@ -43,7 +43,7 @@ class StreamedDocuments(ShardDocuments):
         self._hub.close()
 
 
-def open_documents(config: DataConfig, home: Home, report: Report) -> Documents:
+def open_documents(config: DataConfig, home: Home, report: Report) -> TextDocuments:
     """The dataset that the settings name.
 
     Raises:
@@ -71,7 +71,7 @@ def revision(config: DataConfig, home: Home) -> str | None:
 
 def reopen_documents(
     config: PretrainConfig, home: Home, report: Report, begun: TrainerState
-) -> Documents:
+) -> TextDocuments:
     """The very files that a run began with; of a dataset that has none, the dataset.
 
     What is yet to be streamed into an empty folder is of the revision that the run began with.
@@ -186,7 +186,7 @@ def vocabulary(config: PretrainConfig, home: Home) -> tuple[int, VocabularySourc
 
 
 def ready_tokenizer(
-    config: PretrainConfig, home: Home, documents: Documents, report: Report, clock: Clock
+    config: PretrainConfig, home: Home, documents: TextDocuments, report: Report, clock: Clock
 ) -> Generator[Event, None, Tokenizer]:
     """The run's tokenizer, trained first where there is none."""
     folder, largest = tokenizer_folder(config, home), config.recipe.vocabulary
@@ -206,7 +206,7 @@ def ready_tokenizer(
 
 
 def train_tokenizer(
-    documents: Documents,
+    documents: TextDocuments,
     folder: Path,
     vocab_size: int | None,
     report: Report,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mlxchat.ckpt.layout import PRETRAINING
 from mlxchat.data import corpus
-from mlxchat.data.documents import Documents
+from mlxchat.data.documents import TextDocuments
 from mlxchat.data.loader import LoaderState
 from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.home import Home
@@ -56,7 +56,7 @@ def pretrain(
     return conduct(Pretraining(config, home, report, clock), meter, stop, fresh)
 
 
-class Pretraining(Stage[PretrainConfig, Documents]):
+class Pretraining(Stage[PretrainConfig, TextDocuments]):
     """The stage that every model begins with."""
 
     name = PRETRAINING
@@ -70,14 +70,14 @@ class Pretraining(Stage[PretrainConfig, Documents]):
         """The run to go on with, None where nothing of it was saved."""
         return inputs.saved_run(self.config, self.home)
 
-    def open(self, saved: SavedRun | None) -> Documents:
+    def open(self, saved: SavedRun | None) -> TextDocuments:
         """The dataset: of a saved run, the very files that it began with."""
         if saved:
             return inputs.reopen_documents(self.config, self.home, self.report, saved.trainer)
         return inputs.open_documents(self.config, self.home, self.report)
 
     def begin(
-        self, documents: Documents, available: Capacity, begun: float
+        self, documents: TextDocuments, available: Capacity, begun: float
     ) -> Generator[Event, None, Learner]:
         """A new model, by a plan that is measured first where there is a time budget; a tokenizer
         is trained where there is none.
@@ -104,7 +104,7 @@ class Pretraining(Stage[PretrainConfig, Documents]):
         )
 
     def prompts(
-        self, tokenizer: Tokenizer, documents: Documents
+        self, tokenizer: Tokenizer, documents: TextDocuments
     ) -> Iterable[tuple[str, list[int]]]:
         """Beginnings of sentences, or questions that the built-in corpus does not ask."""
         prompts: Iterable[str] = PROMPTS
@@ -118,7 +118,7 @@ class Pretraining(Stage[PretrainConfig, Documents]):
         """The hub's commit that the dataset's files are of, None where none is recorded."""
         return inputs.revision(self.config, self.home)
 
-    def notes(self, documents: Documents) -> Iterable[str]:
+    def notes(self, documents: TextDocuments) -> Iterable[str]:
         """What the preset stands for."""
         if self.config.of_preset:
             yield f"Preset {self.config.preset}: {self.config.of_preset}"

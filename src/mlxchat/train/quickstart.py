@@ -1,6 +1,7 @@
 """The settings of `mlxchat quickstart`: a small model that soon reads the built-in corpus."""
 
-from mlxchat.train.settings import BUILTIN, PretrainConfig
+from mlxchat.data.chats.sources import BUILTIN
+from mlxchat.train.settings import PretrainConfig
 from mlxchat.train.sft_settings import SftConfig
 
 PRETRAINING = PretrainConfig(

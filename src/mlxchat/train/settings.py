@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from mlxchat.data.chats.sources import BUILTIN
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import Architecture
 from mlxchat.train.duration import spelled, to_seconds
@@ -15,7 +16,6 @@ from mlxchat.train.run_settings import INDEPENDENT, LARGEST_COUNT, NAME, RunConf
 LARGEST_DEPTH = 64
 DEFAULT_DEPTH = 12  # without a time budget
 LARGEST_CONTEXT = 32_768  # tokens; of their square, a mask, MLX needs fewer than 2^31
-BUILTIN = "builtin"
 MAX_CHARACTERS = 2_000_000_000  # that a tokenizer is trained on; nanochat's
 WINDOWS = "^[SL]+$"
 IN_WORDS = {  # what a pattern asks for

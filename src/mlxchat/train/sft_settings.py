@@ -2,6 +2,7 @@
 
 from pydantic import ConfigDict, Field, model_validator
 
+from mlxchat.data.chats.sources import VALIDATION_SHARE
 from mlxchat.errors import MlxchatError
 from mlxchat.train.run_settings import LARGEST_COUNT, RunConfig, model_name
 
@@ -35,7 +36,10 @@ class SftConfig(RunConfig):
         0, ge=0, le=10**6, description="Conversations, made up, that spell words and count letters."
     )
     validation_share: float = Field(
-        0.02, gt=0, lt=1, description="Share of the conversations that are held out."
+        VALIDATION_SHARE,
+        gt=0,
+        lt=1,
+        description="Share of the conversations that are held out.",
     )
     epochs: int | None = Field(
         None, ge=1, le=1000, description="Times to go through the conversations. Default: once."

@@ -11,21 +11,15 @@ from mlxchat.data import corpus
 from mlxchat.data.chats import spelling
 from mlxchat.data.chats.identity import Identity, is_asked
 from mlxchat.data.chats.identity import conversations as introductions
-from mlxchat.data.chats.reading import Report, fingerprint, read
-from mlxchat.data.chats.sources import BUILTIN, Source, listing
+from mlxchat.data.chats.reading import Report, read
+from mlxchat.data.chats.sources import BUILTIN, VALIDATION_SHARE, Source, listing
 from mlxchat.data.conversations import Conversation, Document
-from mlxchat.data.documents import (
-    BATCH,
-    CHARACTERS_PER_TOKEN,
-    LARGEST_VOCABULARY,
-    Cursor,
-    Read,
-)
+from mlxchat.data.documents import BATCH, Cursor, Read
+from mlxchat.data.fingerprint import fingerprint
 from mlxchat.errors import MlxchatError
 
 BUILTIN_CONVERSATIONS = 16_384
 IDENTITY_CONVERSATIONS = 1_000  # nanochat has as many
-SMALLEST_VOCABULARY = 512
 
 
 class ChatDocuments:
@@ -47,7 +41,7 @@ class ChatDocuments:
     Attributes:
         reports: what became of the rows of each source, and of what is made up.
         names: the files, in order, each once.
-        fingerprints: size in bytes and sha256 of each file, by name.
+        fingerprints: those of the files before they were read, by name.
         epoch_size: conversations in an epoch.
         held_out: the conversations for validation, each once, in an order of their own.
 
@@ -64,11 +58,14 @@ class ChatDocuments:
         sources: Sequence[Source],
         *,
         seed: int,
-        validation_share: float = 0.02,
+        validation_share: float = VALIDATION_SHARE,
         identity: Identity | None = None,
         spelling_conversations: int = 0,
     ) -> None:
         self._seed = seed
+        paths = dict.fromkeys(path for source in sources for path in listing(source).files)
+        self.names = tuple(map(str, paths))
+        self.fingerprints = {str(path): fingerprint(path) for path in paths}
         lots = [_read(source, seed, identity) for source in sources]
         if identity:
             lots.append(_made("identity", introductions(identity, seed, IDENTITY_CONVERSATIONS)))
@@ -85,9 +82,6 @@ class ChatDocuments:
                 "There are fewer than two conversations: one to train on and one for validation.",
                 f"Give more of them, or those of the built-in corpus: {BUILTIN}.",
             )
-        paths = dict.fromkeys(path for source in sources for path in listing(source).files)
-        self.names = tuple(map(str, paths))
-        self.fingerprints = {str(path): fingerprint(path) for path in paths}
         self.reports = tuple(lot.report for lot in self._lots)
 
     def training(self, start: Cursor) -> Iterator[Read]:
@@ -115,16 +109,6 @@ class ChatDocuments:
         for row in range(0, len(self.held_out), BATCH):
             batch: list[Document] = [*self.held_out[row : row + BATCH]]
             yield batch, Cursor(1, 0, row + len(batch))
-
-    def texts(self) -> Iterator[str]:
-        """Training text to learn a tokenizer from, whatever the weights."""
-        for lot in self._lots:
-            yield from map(corpus.text, lot.conversations)
-
-    def suggested_vocabulary(self) -> int:
-        """A power of two that the text can support, up to nanochat's 65,536."""
-        supported = max(SMALLEST_VOCABULARY, sum(map(len, self.texts())) // CHARACTERS_PER_TOKEN)
-        return min(LARGEST_VOCABULARY, 1 << (supported.bit_length() - 1))
 
     def close(self) -> None:
         """Nothing is held."""

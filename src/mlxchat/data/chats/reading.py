@@ -1,6 +1,5 @@
 """Rows of files become conversations, and every row is accounted for."""
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +17,6 @@ from mlxchat.errors import MlxchatError
 EXAMPLES = 5  # rows skipped that a report tells of, and reasons or splits that it names
 ROWS = 1024  # of a parquet file, decoded at a time
 FAULT_CHARACTERS = 200  # of what pyarrow says is wrong
-PIECE_BYTES = 2**20  # hashed at a time
 
 
 @dataclass(frozen=True)
@@ -107,25 +105,6 @@ def rows(path: Path) -> Iterator[tuple[str, object]]:
         raise MlxchatError(
             f"{path} cannot be read: {error.strerror or error}.", "Check the file."
         ) from error
-
-
-def fingerprint(path: Path) -> str:
-    """A file's size in bytes and its sha256.
-
-    Raises:
-        MlxchatError: it cannot be read.
-    """
-    digest, size = hashlib.sha256(), 0
-    try:
-        with path.open("rb") as stream:
-            while piece := stream.read(PIECE_BYTES):
-                digest.update(piece)
-                size += len(piece)
-    except OSError as error:
-        raise MlxchatError(
-            f"{path} cannot be read: {error.strerror or error}.", "Check the file."
-        ) from error
-    return f"{size} {digest.hexdigest()}"
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, object]]:

@@ -13,6 +13,7 @@ from mlxchat.errors import MlxchatError
 
 BUILTIN = "builtin"
 LARGEST_WEIGHT = 1000
+VALIDATION_SHARE = 0.02  # of conversations, held out by default
 SUFFIXES = (".jsonl", ".json", ".parquet")
 HUB_MANIFEST = "manifest.json"  # lists the parquet files of a folder in the hub's layout
 _FOR_EVALUATION = re.compile(r"(test|validation|dev)(-\d+-of-\d+)?", re.IGNORECASE)
