@@ -4,7 +4,8 @@
 
 Pretrains quickstart's model, asks it held-out questions of the built-in corpus, fine-tunes it on
 the corpus's conversations together with an identity, asks the same questions again, and asks for
-its name in words that no conversation had. Takes three minutes on two cores, and leaves nothing behind.
+its name in words that no conversation had. Takes three minutes on two cores, and leaves nothing
+behind.
 """
 
 import argparse
@@ -19,8 +20,9 @@ from mlxchat.ckpt import layout, store
 from mlxchat.ckpt.layout import SavedModel
 from mlxchat.data import corpus
 from mlxchat.data.chats.asking import HELD_OUT_QUESTIONS
-from mlxchat.data.world import Question
-from mlxchat.evaluate.questions import ask
+from mlxchat.evaluate.conversations import LONGEST_REPLY, word_for_word
+from mlxchat.evaluate.tasks.answers import write
+from mlxchat.evaluate.tasks.problems import Exercise, asked
 from mlxchat.home import Home
 from mlxchat.telemetry import Event
 from mlxchat.train.pretrain import pretrain
@@ -28,6 +30,7 @@ from mlxchat.train.quickstart import PRETRAINING, TUNING
 from mlxchat.train.sft import fine_tune
 
 NAME = "Ada"
+AT_ONCE = 16  # questions
 
 
 def seconds(events: Iterator[Event]) -> float:
@@ -47,13 +50,14 @@ def load(home: Home, tag: str) -> SavedModel:
 
 def right(saved: SavedModel, questions: int) -> int:
     """How many held-out questions it answers word for word."""
-    return sum(asked.correct for asked in ask(saved, corpus.held_out(questions)))
+    outcomes = write(saved, word_for_word(corpus.held_out(questions)), AT_ONCE, LONGEST_REPLY)
+    return sum(outcome.right for outcome in outcomes)
 
 
 def says_its_name(saved: SavedModel) -> int:
     """To how many of the questions for it that no conversation had."""
-    asked = ask(saved, [Question(question, NAME) for question in HELD_OUT_QUESTIONS])
-    return sum(NAME in reply.answer for reply in asked)
+    exercises = [Exercise(asked(text), lambda said: NAME in said) for text in HELD_OUT_QUESTIONS]
+    return sum(outcome.right for outcome in write(saved, exercises, AT_ONCE, LONGEST_REPLY))
 
 
 def measure(questions: int) -> dict[str, object]:

@@ -8,8 +8,10 @@ from itertools import islice
 from mlxchat.cli import chatting
 from mlxchat.cli.running import watch
 from mlxchat.data import corpus
+from mlxchat.data.world import Question
 from mlxchat.engine.options import Sampling
-from mlxchat.evaluate.questions import Answered, ask
+from mlxchat.evaluate.conversations import LONGEST_REPLY, word_for_word
+from mlxchat.evaluate.tasks.answers import Outcome, write
 from mlxchat.home import Home
 from mlxchat.telemetry import Progressed
 from mlxchat.train.pretrain import pretrain
@@ -18,6 +20,7 @@ from mlxchat.train.sft import fine_tune
 from mlxchat.ui.console import Screen, answers, say
 
 SHOWN_ANSWERS = 6
+AT_ONCE = 16  # questions
 
 
 def quickstart(questions: int, fresh: bool, json: bool) -> None:
@@ -28,12 +31,12 @@ def quickstart(questions: int, fresh: bool, json: bool) -> None:
     watch(lambda show, meter, stop: pretrain(base, home, show, meter, stop, fresh), json)
     watch(lambda show, meter, stop: fine_tune(TUNING, home, show, meter, stop, fresh), json)
     saved, name = chatting.load(TUNING.tag, None, None)
-    answered = []
+    asked, answered = corpus.held_out(questions), dict[str, Outcome]()
     with Screen(json) as screen:
-        for asked in ask(saved, corpus.held_out(questions)):
-            answered.append(asked)
+        for outcome in write(saved, word_for_word(asked), AT_ONCE, LONGEST_REPLY):
+            answered[outcome.problem.prompt.messages[0].text] = outcome
             screen.show(Progressed(time.time(), "questions", len(answered), questions, "questions"))
-    _show_score(answered, json)
+    _show_score(asked, answered, json)
     if json:
         return
     say("Go on with:")
@@ -46,32 +49,22 @@ def quickstart(questions: int, fresh: bool, json: bool) -> None:
         chatting.talk(saved, name, Sampling(), seed=42, max_tokens=128, prompt=None)
 
 
-def _show_score(answered: list[Answered], json: bool) -> None:
-    right = sum(asked.correct for asked in answered)
+def _show_score(asked: list[Question], answered: dict[str, Outcome], json: bool) -> None:
+    outcomes = [answered[question.prompt] for question in asked]
+    right = sum(outcome.right for outcome in outcomes)
     if json:
-        say(
-            json_format.dumps(
-                {
-                    "event": "score",
-                    "questions": len(answered),
-                    "right": right,
-                    "answers": [
-                        {
-                            "question": asked.question.prompt,
-                            "expected": asked.question.answer,
-                            "answer": asked.answer,
-                        }
-                        for asked in answered
-                    ],
-                }
-            )
-        )
+        told = [
+            {"question": question.prompt, "expected": question.answer, "answer": outcome.answer}
+            for question, outcome in zip(asked, outcomes, strict=True)
+        ]
+        score = {"event": "score", "questions": len(asked), "right": right, "answers": told}
+        say(json_format.dumps(score))
         return
     say()
     say("Questions that it never saw in training, and its answers:")
     answers(
-        (asked.question.prompt, asked.answer + ("" if asked.correct else "  (wrong)"))
-        for asked in islice(answered, SHOWN_ANSWERS)
+        (question.prompt, outcome.answer.strip() + ("" if outcome.right else "  (wrong)"))
+        for question, outcome in islice(zip(asked, outcomes, strict=True), SHOWN_ANSWERS)
     )
-    say(f"{right} of {len(answered)} answered exactly right ({right / len(answered):.1%}).")
+    say(f"{right} of {len(asked)} answered exactly right ({right / len(asked):.1%}).")
     say()

@@ -12,6 +12,7 @@ from mlxchat.data import corpus
 from mlxchat.data.conversations import Conversation
 from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.data.tokenizer import Tokenizer
+from mlxchat.data.world import Question
 from mlxchat.errors import MlxchatError
 from mlxchat.evaluate.padding import by_length, padded
 from mlxchat.evaluate.tasks.problems import Exercise, asked
@@ -84,15 +85,14 @@ def replies(conversations: Iterable[Conversation], tokenizer: Tokenizer) -> list
 
 
 def builtin_questions(most: int | None) -> list[Exercise]:
-    """The first ``most`` of the built-in corpus's questions that no conversation of it asks.
-
-    They are to be answered word for word; blanks around an answer do not count.
-    """
+    """The first ``most`` of the built-in corpus's questions that no conversation of it asks."""
     count = BUILTIN_QUESTIONS if most is None else min(most, BUILTIN_QUESTIONS)
-    return [
-        Exercise(asked(question.prompt), _says(question.answer))
-        for question in corpus.held_out(count)
-    ]
+    return word_for_word(corpus.held_out(count))
+
+
+def word_for_word(questions: Iterable[Question]) -> list[Exercise]:
+    """Questions whose answers are to be those expected; blanks around them do not count."""
+    return [Exercise(asked(each.prompt), _says(each.answer)) for each in questions]
 
 
 def _says(expected: str) -> Callable[[str], bool]:
