@@ -90,6 +90,8 @@ def test_imports_point_one_way(path: Path) -> None:
         "info",
         "chat",
         "quantize",
+        "import",
+        "export",
         "eval",
         "eval chat",
         "quickstart",

@@ -153,7 +153,7 @@ def test_special_tokens_in_text_are_text(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(ids) == "a <|bos|> b"
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": {"vocab": 3}}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": {"vocab": 3}}', "[" * 10**5])
 def test_a_file_that_is_no_tokenizer(content: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(MlxchatError, match="is not a byte-level BPE tokenizer"):
@@ -167,6 +167,11 @@ def damage(folder: Path, kind: str) -> None:
     match kind:
         case "id":
             stored["added_tokens"][0]["id"] = 100_000
+        case "doubled" | "giant" | "negative" | "fraction" | "true":
+            wrong = {"doubled": 66, "giant": 2**80, "negative": -1, "fraction": 65.5, "true": True}
+            vocabulary["ab" if "ab" in vocabulary else "B"] = wrong[kind]
+        case "nothing":
+            vocabulary[""] = 412
         case "byte":
             moved = vocabulary.pop("A")
             vocabulary["Never seen"] = moved
@@ -181,6 +186,12 @@ def damage(folder: Path, kind: str) -> None:
     ("kind", "message"),
     [
         ("id", "has ids that are not 0 to 411"),
+        ("doubled", "has ids that are not 0 to"),
+        ("giant", "has ids that are not 0 to"),
+        ("negative", "has ids that are not 0 to"),
+        ("fraction", "has ids that are not 0 to"),
+        ("true", "has ids that are not 0 to"),
+        ("nothing", "has a token without a byte"),
         ("byte", "is not a byte-level BPE tokenizer|no token for the byte 65"),
         ("list", "is not a byte-level BPE tokenizer"),
         ("pattern", "is not a byte-level BPE tokenizer"),

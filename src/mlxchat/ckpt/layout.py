@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlxchat import __version__
-from mlxchat.ckpt import checksums
+from mlxchat.ckpt import checksums, origin
 from mlxchat.ckpt.catalog import CONFIG as CONFIG
 from mlxchat.ckpt.catalog import QUANTIZATION
 from mlxchat.ckpt.catalog import TRAINER as TRAINER
@@ -217,6 +217,12 @@ def read_trainer(folder: Path) -> TrainerState:
         raise MlxchatError(
             f"The model in {folder} is quantized: there is nothing to go on training from.",
             "Train the run that it was made of, or name another one with --model-tag.",
+        )
+    if (folder / origin.FILE).exists():
+        raise MlxchatError(
+            f"The model in {folder} was imported: there is no training of it to go on with.",
+            f"Begin with its weights: mlxchat train --init-from {folder.parent.name}, or mlxchat "
+            f"sft --source {folder.parent.name}",
         )
     fields = _read_json(folder / TRAINER)
     if fields.get("format") == FORMAT and not (folder / checksums.FILE).exists():

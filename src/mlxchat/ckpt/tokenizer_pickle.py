@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mlxchat.ckpt import pickles
 from mlxchat.ckpt.foreign import damaged, refused, unreadable
 from mlxchat.ckpt.pickles import Function, Instance
-from mlxchat.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from mlxchat.data.tokenizer import Tokenizer, vocabulary_fault
 
 NAME = "rustbpe"  # of every encoding that nanochat makes
 PROTOCOL = 4  # of the pickles that nanochat makes
@@ -48,7 +48,8 @@ def read(path: Path) -> Tokenizer:
         raise refused(path, "it is the name of an encoding of tiktoken's, not a tokenizer")
     try:
         encoding = _Encoding.model_validate(value.state)
-        _check(encoding)
+        if reason := vocabulary_fault(encoding.mergeable_ranks, encoding.special_tokens):
+            raise damaged(path, f"it {reason}")
         return Tokenizer(encoding.mergeable_ranks, encoding.pat_str, encoding.special_tokens)
     except ValidationError as error:
         fault = error.errors()[0]
@@ -66,9 +67,9 @@ def write(path: Path, tokenizer: Tokenizer) -> None:
     """
     encoding = tiktoken.Encoding(
         NAME,
-        pat_str=tokenizer._pattern,
-        mergeable_ranks=tokenizer._ranks,
-        special_tokens=tokenizer._special,
+        pat_str=tokenizer.pattern,
+        mergeable_ranks=tokenizer.ranks,
+        special_tokens=tokenizer.special_tokens,
     )
     path.write_bytes(pickle.dumps(encoding, PROTOCOL))
 
@@ -77,19 +78,3 @@ def _instance(arguments: tuple[object, ...]) -> Instance:
     if arguments:
         raise ValueError("an encoding made of something")
     return Instance()
-
-
-def _check(encoding: _Encoding) -> None:
-    """What tiktoken would take, or end the process for, and a model cannot use.
-
-    Raises:
-        ValueError: ids or tokens are missing, doubled or out of range.
-    """
-    ranks, special = encoding.mergeable_ranks, encoding.special_tokens
-    ids = sorted([*ranks.values(), *special.values()])
-    if ids != list(range(len(ids))):
-        raise ValueError(f"ids that are not 0 to {len(ids) - 1:,}, each once")
-    if missing := [token for token in SPECIAL_TOKENS if token not in special]:
-        raise ValueError(f"no special tokens {', '.join(missing)}")
-    if any(bytes([byte]) not in ranks for byte in range(256)) or b"" in ranks:
-        raise ValueError("a byte without a token, or a token without a byte")

@@ -13,6 +13,7 @@ import typer
 from mlxchat import __version__
 from mlxchat.bench.settings import BenchConfig
 from mlxchat.cli.arguments import Checkpoint, Json, ModelTag, SavedStep, require_one_place
+from mlxchat.cli.exchange import export, import_model
 from mlxchat.cli.groups import checkpoints_app, data_app, eval_app, tokenizer_app
 from mlxchat.cli.options import options_from_models
 from mlxchat.engine.options import Sampling
@@ -93,11 +94,10 @@ def train(
 def sft(config: SftConfig, fresh: Fresh = False, json: Json = False) -> None:
     """Fine-tune a model on conversations, so that it answers.
 
-    Only what the assistant says is learnt; conversations stay whole. Takes rows of
-    {"messages": [{"role": ..., "content": ...}]}, bare lists of messages, ShareGPT,
-    Alpaca, GSM8K and multiple choice, and says what became of each.
-
-    The same command goes on from the newest checkpoint.
+    Only what the assistant says is learnt, and conversations stay whole. Rows
+    of a file may be {"messages": [{"role": ..., "content": ...}]}, bare lists of
+    messages, ShareGPT, Alpaca, GSM8K or multiple choice; what became of each is
+    said. The same command goes on from the newest checkpoint.
     """
     from mlxchat.cli import finetuning
 
@@ -170,6 +170,10 @@ def quantize(
 
     require_one_place(model_tag, step, checkpoint)
     quantizing.quantize_saved(model_tag, step, checkpoint, quantization, eval_tokens, json)
+
+
+app.command("import")(import_model)
+app.command("export")(export)
 
 
 @app.command()

@@ -39,12 +39,13 @@ SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)  # every byte, no merge
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 _TRAIN_ANEW = "Train one anew: mlxchat tokenizer train"
+_NO_TOKENIZER = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
 
 FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 
-# Renders what `Tokenizer.render` renders, of messages that are text; its presence says that a model
-# was trained on conversations.
+# Renders what `Tokenizer.render` renders, but that special tokens within a text stay special; its
+# presence says that a model was trained on conversations.
 CHAT_TEMPLATE = (
     "{{- bos_token -}}"
     "{%- set ns = namespace(system='') -%}"
@@ -54,8 +55,20 @@ CHAT_TEMPLATE = (
     "{%- elif message['role'] == 'user' -%}"
     "{{- '<|user_start|>' + ns.system + message['content'] + '<|user_end|>' -}}"
     "{%- set ns.system = '' -%}"
-    "{%- else -%}"
+    "{%- elif message['content'] is string -%}"
     "{{- '<|assistant_start|>' + message['content'] + '<|assistant_end|>' -}}"
+    "{%- else -%}"
+    "{{- '<|assistant_start|>' -}}"
+    "{%- for part in message['content'] -%}"
+    "{%- if part['type'] == 'python' -%}"
+    "{{- '<|python_start|>' + part['text'] + '<|python_end|>' -}}"
+    "{%- elif part['type'] == 'python_output' -%}"
+    "{{- '<|output_start|>' + part['text'] + '<|output_end|>' -}}"
+    "{%- else -%}"
+    "{{- part['text'] -}}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{{- '<|assistant_end|>' -}}"
     "{%- endif -%}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|assistant_start|>' -}}{%- endif -%}"
@@ -69,28 +82,31 @@ class Tokenizer:
         ranks: bytes of each token to its id, which is also the order of merging.
         pattern: regular expression that splits text before merging.
         special: special tokens to their ids.
+
+    Attributes:
+        ranks, pattern, special_tokens: as they were given.
     """
 
     def __init__(self, ranks: dict[bytes, int], pattern: str, special: dict[str, int]) -> None:
         self._encoding = tiktoken.Encoding(
             "mlxchat", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
         )
-        self._ranks, self._pattern, self._special = ranks, pattern, special
+        self.ranks, self.pattern, self.special_tokens = ranks, pattern, special
         self._bytes = {rank: token for token, rank in ranks.items()}
 
     @property
     def vocab_size(self) -> int:
         """Tokens, special ones included."""
-        return len(self._ranks) + len(self._special)
+        return len(self.ranks) + len(self.special_tokens)
 
     @property
     def bos(self) -> int:
         """The id that begins every document."""
-        return self._special[BOS]
+        return self.special_tokens[BOS]
 
     def special(self, name: str) -> int:
         """The id of a special token, such as ``<|bos|>``."""
-        return self._special[name]
+        return self.special_tokens[name]
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes a token stands for; none for a special token."""
@@ -177,7 +193,7 @@ class Tokenizer:
         }
         if conversational:
             config["chat_template"] = CHAT_TEMPLATE
-        stored = byte_level.to_json(self._ranks, self._pattern, self._special)
+        stored = byte_level.to_json(self.ranks, self.pattern, self.special_tokens)
         (folder / FILE).write_text(json.dumps(stored, ensure_ascii=False), "utf-8")
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2), "utf-8")
 
@@ -191,30 +207,39 @@ class Tokenizer:
         path = folder / FILE
         try:
             ranks, pattern, special = byte_level.from_json(json.loads(path.read_text("utf-8")))
-            tokenizer = cls(ranks, pattern, special)
+            fault = vocabulary_fault(ranks, special)
+            tokenizer = None if fault else cls(ranks, pattern, special)
         except FileNotFoundError:
             raise MlxchatError(
                 f"There is no tokenizer: {path} does not exist.",
                 "Make one: mlxchat tokenizer train",
             ) from None
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        except _NO_TOKENIZER as error:
             raise MlxchatError(
                 f"{path} is not a byte-level BPE tokenizer ({type(error).__name__}: {error}).",
                 _TRAIN_ANEW,
             ) from error
-        if fault := tokenizer._fault():
+        if tokenizer is None:
             raise MlxchatError(f"{path} {fault}.", _TRAIN_ANEW)
         return tokenizer
 
-    def _fault(self) -> str | None:
-        """What a file may say that tiktoken takes, and a model cannot use."""
-        if missing := [token for token in SPECIAL_TOKENS if token not in self._special]:
-            return f"lacks the special tokens {', '.join(missing)}"
-        if sorted([*self._ranks.values(), *self._special.values()]) != list(range(self.vocab_size)):
-            return f"has ids that are not 0 to {self.vocab_size - 1:,}, each once"
-        if unknown := [byte for byte in range(256) if bytes([byte]) not in self._ranks]:
-            return f"has no token for the byte {unknown[0]}"
-        return None
+
+def vocabulary_fault(ranks: dict[bytes, int], special: dict[str, int]) -> str | None:
+    """What is wrong with a file's vocabulary, such as "has no token for the byte 0"; None where a
+    model can use it.
+
+    To be asked before `Tokenizer` is made of it: for some faults tiktoken would end the process.
+    """
+    ids = [*ranks.values(), *special.values()]
+    if any(type(token) is not int for token in ids) or sorted(ids) != list(range(len(ids))):
+        return f"has ids that are not 0 to {len(ids) - 1:,}, each once"
+    if missing := [token for token in SPECIAL_TOKENS if token not in special]:
+        return f"lacks the special tokens {', '.join(missing)}"
+    if unknown := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+        return f"has no token for the byte {unknown[0]}"
+    if b"" in ranks:
+        return "has a token without a byte"
+    return None
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -59,21 +59,14 @@ def model_to_begin_with(source: str, home: Home) -> GPT:
     Raises:
         MlxchatError: it is not there, or damaged.
     """
-    return layout.read_model(_folder(source, home), machine().compute_dtype).model
-
-
-def _folder(source: str, home: Home) -> Path:
-    path = Path(source)
-    if path.is_dir():
-        return store.latest(path) or path
-    return store.find(home.stages, source, None)
+    folder = store.find_model(home.stages, source, None)
+    return layout.read_model(folder, machine().compute_dtype).model
 
 
 def _folder_or_own(config: PretrainConfig, home: Home) -> Path:
     """Of the model to begin with; where that has gone, of the run that began with it."""
-    assert config.init_from is not None
     try:
-        return _folder(config.init_from, home)
+        return store.find_model(home.stages, config.init_from, None)
     except MlxchatError:
         own = store.latest(home.runs / config.tag)
         if own is None:

@@ -1,0 +1,83 @@
+"""Models for nanochat itself: a folder that can be its NANOCHAT_BASE_DIR."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mlxchat.ckpt import nanochat, tokenizer_pickle, torch_file
+from mlxchat.ckpt.exporters.card import FOLDER, Usage
+from mlxchat.ckpt.exporters.history import History
+from mlxchat.ckpt.exporters.shards import Shards
+from mlxchat.ckpt.layout import SavedModel
+from mlxchat.errors import MlxchatError
+from mlxchat.model.config import GPTConfig
+from mlxchat.model.eras import EraName
+from mlxchat.runtime import mx
+
+COMMITS: dict[tuple[EraName, float], str] = {  # of nanochat, by era and bound of the logits
+    ("classic", 15.0): "dfc8833",
+    ("lambdas", 15.0): "184d4c1",
+    ("values", 15.0): "9a88194",
+    ("gates_32", 15.0): "83dccc2",
+    ("gates_32", 20.0): "1076f97",
+    ("gates_12", 15.0): "f068604",
+    ("modern", 15.0): "92d63d4",
+}
+_SAMPLES: dict[EraName, str] = {  # the script that has a base model write, where it is another
+    "classic": "base_loss --model_tag=",
+    "lambdas": "base_loss --model-tag=",
+    "values": "base_loss --model-tag=",
+}
+
+
+def require_known(config: GPTConfig) -> None:
+    """Check that there was a nanochat with such a network.
+
+    Raises:
+        MlxchatError: its softcap is one that nanochat never had with it.
+    """
+    if (config.era, config.softcap) not in COMMITS:
+        raise MlxchatError(
+            f"No nanochat of the era {config.era!r} caps its logits at {config.softcap:g}.",
+            "Export it --to mlx-lm.",
+        )
+
+
+def write(folder: Path, saved: SavedModel, history: History, shards: Shards) -> Usage:
+    """Write the model's files; returns how they are used."""
+    config, tokenizer, step = saved.model.config, saved.tokenizer, history.step
+    stage = nanochat.CHAT if saved.conversational else nanochat.BASE
+    checkpoints = folder / stage / history.tag
+    checkpoints.mkdir(parents=True)
+    fields = nanochat.FIELDS if config.era == "classic" else (*nanochat.FIELDS, nanochat.WINDOWS)
+    meta: dict[str, Any] = {
+        "step": step,
+        "val_bpb": history.bits_per_byte,
+        "model_config": {name: getattr(config, name) for name in fields},
+        "user_config": {},
+    }
+    (checkpoints / nanochat.meta_file(step)).write_text(json.dumps(meta, indent=2), "utf-8")
+    tensors = {name: shards.cast(a) for name, a in saved.model.named_parameters().items()}
+    torch_file.write(checkpoints / nanochat.model_file(step), tensors)
+    size = sum(array.nbytes for array in tensors.values())
+    shards.report(size, size)
+
+    beside = folder / nanochat.TOKENIZER_FOLDER
+    beside.mkdir()
+    tokenizer_pickle.write(beside / nanochat.TOKENIZER, tokenizer)
+    torch_file.write(
+        beside / nanochat.TOKEN_BYTES, mx.array(tokenizer.byte_lengths(), dtype=mx.int32)
+    )
+    commit = COMMITS[config.era, config.softcap]
+    command = f"chat_cli -i sft -g {history.tag}"
+    if not saved.conversational:
+        command = f"{_SAMPLES.get(config.era, 'base_eval --eval sample --model-tag=')}{history.tag}"
+    return Usage(
+        "bash",
+        (
+            "git clone https://github.com/karpathy/nanochat && cd nanochat",
+            f"git checkout {commit}",
+            f"NANOCHAT_BASE_DIR={FOLDER} python -m scripts.{command}",
+        ),
+        f"nanochat at commit {commit} loads it; at others its network may be another.",
+    )

@@ -1,0 +1,93 @@
+"""Models for Hugging Face's transformers, which knows nanochat's network of the first era.
+
+Source: configuration_nanochat.py and modeling_nanochat.py of transformers 5.
+"""
+
+import json
+from pathlib import Path
+
+from mlxchat.ckpt import layout
+from mlxchat.ckpt.exporters.card import FOLDER, Usage
+from mlxchat.ckpt.exporters.history import History
+from mlxchat.ckpt.exporters.shards import Shards
+from mlxchat.ckpt.importers.hugging_face import renamed
+from mlxchat.ckpt.layout import SavedModel
+from mlxchat.errors import MlxchatError
+from mlxchat.model.config import GPTConfig
+
+_SHARED = (  # of config.json, that are called the same here and there
+    "model_type",
+    "architectures",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "final_logit_softcapping",
+    "bos_token_id",
+    "eos_token_id",
+    "tie_word_embeddings",
+)
+
+
+def require_known(config: GPTConfig) -> None:
+    """Check that transformers has such a network.
+
+    Raises:
+        MlxchatError: it hasn't.
+    """
+    if config.era != "classic":
+        raise MlxchatError(
+            f"transformers knows nanochat's classic network only; this is of the era "
+            f"{config.era!r}.",
+            "Export it --to mlx-lm or --to nanochat.",
+        )
+
+
+def write(folder: Path, saved: SavedModel, history: History, shards: Shards) -> Usage:
+    """Write the model's files; returns how they are used."""
+    model, tokenizer = saved.model, saved.tokenizer
+    ours = layout.config_fields(model, tokenizer)
+    fields = {name: ours[name] for name in _SHARED} | {
+        "dtype": str(shards.dtype).removeprefix("mlx.core."),
+        "hidden_act": "relu2",
+        "attention_bias": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": ours["rope_theta"]},
+        "pad_token_id": ours["bos_token_id"],
+        "use_cache": True,
+    }
+    (folder / layout.CONFIG).write_text(json.dumps(fields, indent=2), "utf-8")
+    layout.write_generation(folder, tokenizer)
+    tokenizer.save(folder, saved.conversational)
+    tensors = {renamed(name): array for name, array in model.named_parameters().items()}
+    shards.write(folder, tensors, "pt")
+    return Usage("python", _CONVERSATION if saved.conversational else _TEXT, "")
+
+
+_LOAD = (
+    "# pip install torch transformers",
+    "from transformers import AutoModelForCausalLM, AutoTokenizer",
+    f'tokenizer = AutoTokenizer.from_pretrained("{FOLDER}")',
+    f'model = AutoModelForCausalLM.from_pretrained("{FOLDER}")',
+)
+_WRITE = (
+    "ids = model.generate(**inputs, max_new_tokens=64, do_sample=False)",
+    "print(tokenizer.decode(ids[0]))",
+)
+_CONVERSATION = (
+    *_LOAD,
+    'messages = [{"role": "user", "content": "Hello! Who are you?"}]',
+    "inputs = tokenizer.apply_chat_template(",
+    '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
+    ")",
+    *_WRITE,
+)
+_TEXT = (
+    *_LOAD,
+    'inputs = tokenizer("<|bos|>The capital of France is", return_tensors="pt")',
+    'inputs.pop("token_type_ids", None)',
+    *_WRITE,
+)

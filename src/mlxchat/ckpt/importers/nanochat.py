@@ -1,0 +1,126 @@
+"""nanochat's checkpoints of all its eras, and those of the original mlxchat, which are alike.
+
+The original mlxchat (zhubert/mlxchat, October 2025) keeps arrays of numpy in place of torch's, and
+its names lack ``transformer.``.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mlxchat.ckpt import nanochat, torch_file
+from mlxchat.ckpt.foreign import damaged
+from mlxchat.ckpt.importers import npz, tokenizers
+from mlxchat.ckpt.importers.foreign_model import (
+    Foreign,
+    Tensor,
+    configure,
+    read_json,
+    require_vocabulary,
+)
+from mlxchat.errors import MlxchatError
+
+COMPILED = "_orig_mod."  # what torch.compile puts before all names
+ROTARY = ("cos", "sin")  # tables that can be computed
+
+_FILE = re.compile(r"model_(\d{1,12})\.(pt|npz)")
+
+
+def open_model(
+    path: Path,
+    step: int | None,
+    tokenizer: Path | None,
+    softcap: float | None,
+    conversational: bool | None,
+) -> Foreign:
+    """A checkpoint; see `importers.open_model`."""
+    file, number = _file(path, step)
+    folder = file.resolve().parent
+    meta_path = file.with_name(nanochat.meta_file(number))
+    if not meta_path.exists():
+        raise MlxchatError(
+            f"{meta_path} is missing, which says how many heads the model in {file.name} has.",
+            "Copy it from where the model was trained.",
+        )
+    meta = read_json(meta_path)
+    tensors = _torch(file) if file.suffix == ".pt" else _numpy(file)
+    config = configure(file, _fields(meta_path, meta), tensors, softcap)
+    found = tokenizers.find(tokenizer, [folder, folder.parent.parent / nanochat.TOKENIZER_FOLDER])
+    require_vocabulary(file, found, config.vocab_size)
+    if conversational is None:
+        conversational = folder.parent.name in nanochat.CONVERSATIONAL
+    notes = []
+    if softcap is None and len(config.traits.softcaps) > 1:
+        caps = " or ".join(f"{cap:g}" for cap in config.traits.softcaps)
+        notes.append(
+            f"The file cannot say whether its logits are capped at {caps}: {config.softcap:g} is "
+            "taken; --softcap takes another. The right one gives fewer bits per byte."
+        )
+    return Foreign(
+        path=file,
+        program="nanochat" if file.suffix == ".pt" else "mlxchat of 2025",
+        step=number,
+        name=folder.name,
+        config=config,
+        tensors=tensors,
+        tokenizer=found,
+        conversational=conversational,
+        bits_per_byte=bits if isinstance(bits := meta.get("val_bpb"), float) else None,
+        notes=tuple(notes),
+    )
+
+
+def _file(path: Path, step: int | None) -> tuple[Path, int]:
+    """The file with the tensors, and its step."""
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    found = {int(match[1]): file for file in files if (match := _FILE.fullmatch(file.name))}
+    if not found:
+        raise MlxchatError(
+            f"There is no model in {path}.",
+            "Give a directory with model_NNNNNN.pt and meta_NNNNNN.json, as nanochat's "
+            "base_checkpoints/d20, or one with config.json and model.safetensors.",
+        )
+    number = max(found) if step is None else step
+    if number not in found:
+        raise MlxchatError(
+            f"{path} has no step {number}.", f"It has: {', '.join(map(str, sorted(found)))}."
+        )
+    return found[number], number
+
+
+def _fields(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
+    fields = meta.get("model_config")
+    if not isinstance(fields, dict):
+        raise damaged(path, "no model_config")
+    if missing := [name for name in nanochat.FIELDS if name not in fields]:
+        raise damaged(path, f"its model_config lacks {', '.join(missing)}")
+    if unknown := [name for name in fields if name not in (*nanochat.FIELDS, nanochat.WINDOWS)]:
+        raise MlxchatError(
+            f"{path} has settings of no nanochat that is known: {', '.join(unknown):.200}.",
+            "Give a model of nanochat's main branch.",
+        )
+    return fields
+
+
+def _torch(path: Path) -> dict[str, Tensor]:
+    value = torch_file.read(path)
+    if not isinstance(value, dict):
+        raise damaged(path, "not a table of tensors")
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in value.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch_file.Tensor):
+            raise damaged(path, f"{name!a:.99} is no tensor")
+        plain = name.removeprefix(COMPILED)
+        if plain in tensors:
+            raise damaged(path, f"{plain} is there twice")
+        tensors[plain] = tensor
+    return tensors
+
+
+def _numpy(path: Path) -> dict[str, Tensor]:
+    arrays = npz.read(path)
+    return {
+        name if name.startswith("lm_head.") else f"transformer.{name}": array
+        for name, array in arrays.items()
+        if name not in ROTARY
+    }

@@ -1,0 +1,184 @@
+"""The optimizers' state that nanochat saved beside a model, where it is whole.
+
+On several GPUs each keeps its own share of it, cut along rows and between matrices: such files are
+not put together again. Source: nanochat/gpt.py (the order of the parameters), muon.py, adamw.py at
+commit dfc8833 and optim.py at 92d63d4.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from mlxchat.ckpt import torch_file
+from mlxchat.ckpt.foreign import damaged
+from mlxchat.ckpt.importers.foreign_model import FLOATS
+from mlxchat.ckpt.torch_file import Tensor
+from mlxchat.errors import MlxchatError
+from mlxchat.model.config import GPTConfig
+from mlxchat.runtime import mx
+
+MATRICES = ("attn.c_q", "attn.c_k", "attn.c_v", "attn.c_proj", "attn.ve_gate")
+MATRICES_OF_MLP = ("mlp.c_fc", "mlp.c_proj")
+Shapes = Mapping[str, tuple[int, ...]]
+
+_WITHOUT = "Import the model without --with-optimizer."
+
+
+def read(model: Path, step: int, config: GPTConfig, expected: Shapes) -> dict[str, mx.array]:
+    """The state as `mlxchat.optim.groups.MuonAdamW` keeps it, in float32.
+
+    Args:
+        model: the file with the tensors of the model.
+        step: of it.
+        expected: names and shapes of that state.
+
+    Raises:
+        MlxchatError: there is none, it is not that of one GPU, of another era, or damaged.
+    """
+    if config.era not in _READERS:
+        raise MlxchatError(
+            f"The optimizer of nanochat's era {config.era!r} is neither the first nor the last.",
+            _WITHOUT,
+        )
+    path = _file(model, step)
+    matrices = [name for layer in range(config.n_layer) for name in _matrices(layer, expected)]
+    shapes = {name: expected[f"muon.{name}"] for name in matrices}
+    state = dict(_READERS[config.era](path, torch_file.read(path), shapes))
+    found = {name: value for name, value in state.items() if name != "step"}
+    for name in expected.keys() - {"step"}:
+        tensor = found.get(name)
+        if tensor is None or tensor.shape != expected[name] or tensor.dtype not in FLOATS:
+            raise _not_whole(path, f"that of {name} is not there or not of {expected[name]}")
+    arrays = {"step": mx.array(state["step"])}
+    for name, tensor in found.items():
+        arrays[name] = mx.contiguous(tensor.read().astype(mx.float32))
+        mx.eval(arrays[name])
+    return {name: arrays[name] for name in expected}
+
+
+def _file(model: Path, step: int) -> Path:
+    """The only file of the step; classic nanochat's name is without a rank."""
+    ranks = sorted(model.parent.glob(f"optim_{step:06d}_rank*.pt"))
+    whole = model.parent / f"optim_{step:06d}.pt"
+    if len(ranks) > 1:
+        raise _not_whole(ranks[0], f"there are {len(ranks)} such files, of as many GPUs")
+    if not ranks and not whole.exists():
+        raise MlxchatError(f"There is no state of an optimizer beside {model}.", _WITHOUT)
+    return ranks[0] if ranks else whole
+
+
+def _matrices(layer: int, expected: Shapes) -> Iterator[str]:
+    """The names of a layer's matrices, in the order in which nanochat makes them."""
+    for matrix in (*MATRICES, *MATRICES_OF_MLP):
+        name = f"transformer.h.{layer}.{matrix}.weight"
+        if f"muon.{name}" in expected:
+            yield name
+
+
+def _classic(path: Path, value: Any, matrices: Shapes) -> Iterator[tuple[str, Any]]:
+    """Of AdamW for head and embedding, and of Muon with a group for each size of matrix."""
+    match value:
+        case [
+            {"state": dict() as adamw},
+            {"state": dict() as muon, "param_groups": [*groups]},
+        ]:
+            pass
+        case _:
+            raise damaged(path, "not the states of AdamW and Muon")
+    yield from _adamw(path, adamw, ["lm_head.weight", "transformer.wte.weight"])
+    by_size: defaultdict[int, list[str]] = defaultdict(list)
+    for name, shape in matrices.items():
+        by_size[prod(shape)].append(name)
+    for group in groups:
+        buffers = [_of(path, muon, key, "momentum_buffer") for key in _keys(path, group)]
+        names = by_size.pop(prod(buffers[0].shape), [])
+        if len(names) != len(buffers):
+            raise _not_whole(path, f"Muon's has {len(buffers)} matrices in place of {len(names)}")
+        yield from ((f"muon.{name}", buffer) for name, buffer in zip(names, buffers, strict=True))
+
+
+def _modern(path: Path, value: Any, matrices: Shapes) -> Iterator[tuple[str, Any]]:
+    """Of one optimizer: groups of AdamW, then of Muon, each with matrices of one shape, stacked."""
+    match value:
+        case {"state": dict() as state, "param_groups": [*groups]}:
+            pass
+        case _:
+            raise damaged(path, "not the state of MuonAdamW")
+    by_shape: defaultdict[tuple[int, ...], list[str]] = defaultdict(list)
+    for name, shape in matrices.items():
+        by_shape[shape].append(name)
+    embedded = [name.split(".")[2] for name in matrices if name.endswith("ve_gate.weight")]
+    names = [
+        "lm_head.weight",
+        "transformer.wte.weight",
+        *(f"value_embeds.{layer}.weight" for layer in embedded),
+        "resid_lambdas",
+        "x0_lambdas",
+        "smear_gate.weight",
+        "smear_lambda",
+        "backout_lambda",
+    ]
+    yield from _adamw(path, state, names)
+    firsts = [_keys(path, group)[0] for group in groups]
+    stacks = [key for key in firsts if key >= len(names)]
+    for key, shape in zip(stacks, sorted(by_shape), strict=False):
+        held = by_shape[shape]
+        for ours, theirs in (("muon", "momentum_buffer"), ("normuon", "second_momentum_buffer")):
+            stack = _of(path, state, key, theirs)
+            if stack.shape[:1] != (len(held),) or len(stack.shape) != 3:
+                raise _not_whole(path, f"Muon's of {shape} has not {len(held)} matrices")
+            for index, name in enumerate(held):
+                yield f"{ours}.{name}", _row(stack, index)
+
+
+def _adamw(path: Path, state: Mapping[Any, Any], names: list[str]) -> Iterator[tuple[str, Any]]:
+    """Moments of parameters that are numbered in this order, and the steps that all have done."""
+    steps = set()
+    for key, name in enumerate(names):
+        yield f"adamw.{name}.m", _of(path, state, key, "exp_avg")
+        yield f"adamw.{name}.v", _of(path, state, key, "exp_avg_sq")
+        steps.add(_number(path, state[key].get("step")))
+    if len(steps) != 1:
+        raise damaged(path, "AdamW has done several numbers of steps")
+    yield "step", steps.pop()
+
+
+def _number(path: Path, value: Any) -> float:
+    if isinstance(value, Tensor) and prod(value.shape) == 1:
+        value = value.read().item()
+    if not isinstance(value, int | float):
+        raise damaged(path, "AdamW does not say how many steps it has done")
+    return float(value)
+
+
+def _of(path: Path, state: Mapping[Any, Any], key: int, what: str) -> Tensor:
+    entry = state.get(key)
+    tensor = entry.get(what) if isinstance(entry, dict) else None
+    if not isinstance(tensor, Tensor):
+        raise _not_whole(path, f"parameter {key!a:.20} has no {what}")
+    return tensor
+
+
+def _row(stack: Tensor, index: int) -> Tensor:
+    """One of the stacked matrices, without reading the others."""
+    offset = stack.offset + index * stack.strides[0]
+    return Tensor(stack.storage, offset, stack.shape[1:], stack.strides[1:])
+
+
+def _keys(path: Path, group: Any) -> list[int]:
+    match group:
+        case {"params": [*keys]} if keys and all(isinstance(key, int) for key in keys):
+            return keys
+    raise damaged(path, "a group without parameters")
+
+
+def _not_whole(path: Path, reason: str) -> MlxchatError:
+    return MlxchatError(
+        f"{path.name} does not hold the whole optimizer of that model: {reason}.",
+        f"Only a run on one GPU saves it whole. {_WITHOUT}",
+    )
+
+
+_READERS = {"classic": _classic, "modern": _modern}

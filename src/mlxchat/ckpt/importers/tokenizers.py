@@ -1,0 +1,39 @@
+"""The tokenizer of a model that another program wrote."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlxchat.ckpt import nanochat, tokenizer_pickle
+from mlxchat.data.tokenizer import FILE, Tokenizer
+from mlxchat.errors import MlxchatError
+
+FILES = (FILE, nanochat.TOKENIZER)
+
+
+def find(given: Path | None, folders: Sequence[Path]) -> Tokenizer:
+    """The tokenizer that is given, or else the first one that lies in the folders.
+
+    Args:
+        given: a tokenizer.pkl or tokenizer.json, or a folder with one.
+
+    Raises:
+        MlxchatError: there is none, or it is not one of nanochat's.
+    """
+    if given is not None and given.is_file():
+        return _read(given)
+    places = folders if given is None else [given]
+    for folder in places:
+        for name in FILES:
+            if (folder / name).exists():
+                return _read(folder / name)
+    listed = " or ".join(str(folder) for folder in places)
+    raise MlxchatError(
+        f"There is no tokenizer in {listed}.",
+        f"Say where the model's {nanochat.TOKENIZER} or {FILE} is: --tokenizer FILE",
+    )
+
+
+def _read(path: Path) -> Tokenizer:
+    if path.name == FILE:
+        return Tokenizer.load(path.parent)
+    return tokenizer_pickle.read(path)

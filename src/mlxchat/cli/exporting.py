@@ -1,0 +1,83 @@
+"""What `mlxchat export` does."""
+
+import json as json_format
+import sys
+import time
+from pathlib import Path
+
+from mlxchat import runtime
+from mlxchat.ckpt import exporters, layout, store
+from mlxchat.ckpt.exporters import Program, history
+from mlxchat.cli import chatting
+from mlxchat.errors import MlxchatError
+from mlxchat.model.quantization import Quantization
+from mlxchat.quantize import quantize
+from mlxchat.runtime import mx
+from mlxchat.telemetry import Progressed
+from mlxchat.ui.bars import amount
+from mlxchat.ui.console import Screen, say
+
+
+def export(
+    program: Program,
+    model_tag: str | None,
+    model_step: int | None,
+    checkpoint: Path | None,
+    out: Path | None,
+    dtype: str | None,
+    bits: int | None,
+    json: bool,
+) -> None:
+    """Write a model for another program, showing how far it is on standard error.
+
+    Args:
+        model_tag, model_step, checkpoint: which.
+        out: where to; None for the run's name and the program's, here.
+        dtype: MLX's name; None for float32, of a quantized model bfloat16.
+        bits: of a weight, where it is to be quantized.
+    """
+    source = chatting.locate(model_tag, model_step, checkpoint)
+    tag, step = named(source)
+    folder = (out or Path(f"{tag}-{program}")).absolute()
+    exporters.require_possible(program, source, folder)
+    quantization = None if bits is None else Quantization(bits=bits)
+    if quantization:
+        _require_quantizable(program, source)
+    precision: mx.Dtype = getattr(mx, dtype or ("float32" if bits is None else "bfloat16"))
+    runtime.bound_buffer_cache()
+    with Screen(stream=sys.stderr) as screen:
+
+        def report(done: int, total: int) -> None:
+            screen.show(Progressed(time.time(), "writing", done, total, "bytes"))
+
+        saved = layout.read_model(source, precision)
+        about = history.read(source, tag, step)
+        if quantization:
+            quantize(saved.model, quantization.formats(saved.model.config))
+        written = exporters.write(program, folder, saved, about, precision, report)
+    commands = written.usage.at(str(folder))
+    if json:
+        facts = {"program": program, "source": str(source), "path": str(written.folder)}
+        say(json_format.dumps(facts | {"bytes": written.bytes, "commands": commands}))
+        return
+    say(f"{amount(written.bytes, 'bytes')} in {folder}")
+    say(written.usage.remark or "Run it there:")
+    for line in commands:
+        say(f"  {line}")
+
+
+def named(source: Path) -> tuple[str, int]:
+    """The name of a model and its step: a saved step's run, or the directory's own."""
+    source = source.resolve()
+    steps = {store.directory(source.parent, step): step for step in store.steps(source.parent)}
+    return (source.parent.name, steps[source]) if source in steps else (source.name, 0)
+
+
+def _require_quantizable(program: Program, source: Path) -> None:
+    if program != "mlx-lm":
+        raise MlxchatError(
+            f"{program} cannot read a model that is quantized by MLX.",
+            "Leave out --quantize, or export --to mlx-lm.",
+        )
+    if layout.is_quantized(source):
+        raise MlxchatError(f"The model in {source} is quantized already.", "Leave out --quantize.")

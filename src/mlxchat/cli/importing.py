@@ -1,0 +1,86 @@
+"""What `mlxchat import` does."""
+
+import json as json_format
+import re
+import sys
+import time
+from pathlib import Path
+
+from mlxchat import runtime
+from mlxchat.ckpt import importers, store
+from mlxchat.ckpt.importers import optimizer
+from mlxchat.ckpt.importers.foreign_model import Foreign, network
+from mlxchat.errors import MlxchatError
+from mlxchat.home import Home
+from mlxchat.model.arithmetic import parameters
+from mlxchat.telemetry import Noted, Progressed
+from mlxchat.train.learner import new_optimizer
+from mlxchat.train.run_settings import NAME
+from mlxchat.ui.console import Screen, say
+
+
+def import_model(
+    path: Path,
+    step: int | None,
+    tag: str | None,
+    tokenizer: Path | None,
+    softcap: float | None,
+    conversational: bool | None,
+    with_optimizer: bool,
+    json: bool,
+) -> None:
+    """Save a model of another program as a run, showing how far it is on standard error."""
+    home = Home.from_environment()
+    foreign = importers.open_model(path, step, tokenizer, softcap, conversational)
+    run = _destination(home, foreign, tag)
+    runtime.bound_buffer_cache()
+    with Screen(stream=sys.stderr) as screen:
+        for note in foreign.notes:
+            screen.show(Noted(time.time(), note))
+
+        def report(done: int, total: int) -> None:
+            screen.show(Progressed(time.time(), "reading", done, total, "bytes"))
+
+        model, state = network(foreign, report), None
+        if with_optimizer:
+            expected = {name: array.shape for name, array in new_optimizer(model).state.items()}
+            state = optimizer.read(foreign.path, foreign.step, foreign.config, expected)
+        folder = importers.save(run, foreign, model, state)
+    config = foreign.config
+    facts = {
+        "path": str(folder),
+        "model_tag": run.name,
+        "step": foreign.step,
+        "program": foreign.program,
+        "era": config.era,
+        "parameters": sum(parameters(config).values()),
+        "softcap": config.softcap,
+        "conversational": foreign.conversational,
+        "optimizer": state is not None,
+    }
+    if json:
+        say(json_format.dumps(facts))
+        return
+    kind = "trained on conversations" if foreign.conversational else "a base model"
+    say(
+        f"{facts['parameters']:,} parameters in {config.n_layer} layers of nanochat's era "
+        f"{config.era!r}, {kind}: {folder}"
+    )
+    say(f"Talk to it: mlxchat chat --model-tag {run.name}")
+
+
+def _destination(home: Home, foreign: Foreign, tag: str | None) -> Path:
+    """The folder of a new run, of the stage that the model has come to.
+
+    Raises:
+        MlxchatError: the name is no folder's, or another run's.
+    """
+    name = tag or foreign.name
+    if not re.fullmatch(NAME, name):
+        raise MlxchatError(f"{name!a} cannot be the name of a run.", "Name it with --model-tag.")
+    if any(store.steps(stage / name) for stage in home.stages):
+        raise MlxchatError(
+            f"There is a run called {name} already: {home.run(name)}.",
+            "Name this one with --model-tag.",
+        )
+    return (home.finetuned if foreign.conversational else home.runs) / name

@@ -1,0 +1,154 @@
+"""Pretraining begins with the weights of a model that is there already."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from foreign_models import TOKENIZER
+from typer.testing import CliRunner
+
+from mlxchat.ckpt import layout
+from mlxchat.cli.app import app
+from mlxchat.errors import MlxchatError
+from mlxchat.home import Home
+from mlxchat.model.config import GPTConfig
+from mlxchat.model.gpt import GPT
+from mlxchat.model.initial import initialise
+from mlxchat.model.quantization import Quantization
+from mlxchat.quantize import quantize
+from mlxchat.runtime import mx
+from mlxchat.telemetry import Evaluated
+from mlxchat.train.init_from import of_model
+from mlxchat.train.pretrain import pretrain
+from mlxchat.train.settings import PretrainConfig
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return model(tmp_path / "source")
+
+
+def model(folder: Path, bits: int | None = None, **shape: Any) -> Path:
+    """A model's directory, as an import or another program leaves it."""
+    config = GPTConfig.from_depth(1, TOKENIZER.vocab_size, 32, arch=shape.pop("arch", "classic"))
+    network = GPT(GPTConfig(**(config.model_dump() | shape)))
+    initialise(network, mx.random.key(3))
+    network.lm_head.weight = 0.3 * mx.random.normal(network.lm_head.weight.shape)
+    if bits:
+        quantize(network, Quantization(bits=bits).formats(network.config))
+    folder.mkdir()
+    layout.write_model(folder, network, TOKENIZER, conversational=False)
+    return folder
+
+
+def config(source: object, **settings: Any) -> PretrainConfig:
+    return PretrainConfig.model_validate(
+        {
+            "init_from": str(source), "dataset": "builtin", "device_batch_size": 4,
+            "total_batch_size": 256, "num_iterations": 2, "eval_every": 2, "eval_tokens": 256,
+            "sample_every": 0, "save_every": 1,
+        }
+        | settings
+    )  # fmt: skip
+
+
+def test_training_begins_where_the_model_is(source: Path) -> None:
+    """With learning rates that change nothing, the saved weights are the model's."""
+    still = {"embedding_lr": 1e-30, "unembedding_lr": 1e-30, "matrix_lr": 1e-30}
+    events = list(pretrain(config(source, **still), Home.from_environment(), lambda _: None))
+    assert [event.step for event in events if isinstance(event, Evaluated)] == [0, 2]
+    folder = Home.from_environment().runs / "source-continued" / "step_000002"
+    before = layout.read_model(source, mx.float32)
+    after = layout.read_model(folder, mx.float32)
+    assert after.model.config == before.model.config
+    expected = before.model.named_parameters()
+    for name, array in after.model.named_parameters().items():
+        assert mx.allclose(array, expected[name], rtol=0, atol=1e-20)
+    assert after.tokenizer.encode("the cat") == TOKENIZER.encode("the cat")
+    assert layout.read_trainer(folder).settings["init_from"] == str(source)
+
+
+@pytest.mark.parametrize("arch", ["classic", "modern"])
+def test_its_shape_is_the_model_s(arch: Any, tmp_path: Path) -> None:
+    folder = model(tmp_path / "m", arch=arch)
+    settled = of_model(config(folder), Home.from_environment())
+    assert (settled.arch, settled.depth, settled.max_seq_len) == (arch, 1, 32)
+    assert settled.tokenizer_dir == folder
+
+
+def test_it_goes_on_when_its_source_has_gone(source: Path) -> None:
+    home = Home.from_environment()
+    stopped = config(source, save_every=1)
+    run = pretrain(stopped, home, lambda _: None, stop=lambda: (home.runs / stopped.tag).exists())
+    list(run)
+    shutil.rmtree(source)
+    list(pretrain(stopped, home, lambda _: None))
+    assert (home.runs / stopped.tag / "step_000002").exists()
+
+
+def test_a_run_s_name_will_do(source: Path) -> None:
+    home = Home.from_environment()
+    list(pretrain(config(source, model_tag="first"), home, lambda _: None))
+    list(pretrain(config("first"), home, lambda _: None))
+    assert (home.runs / "first-continued" / "step_000002").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"depth": 2}, "--depth 2"),
+        ({"arch": "modern"}, "--arch modern"),
+        ({"max_seq_len": 64}, "--max-seq-len 64"),
+        ({"head_dim": 32}, "--head-dim 32"),
+        ({"vocab_size": 300}, "--vocab-size 300"),
+        ({"tokenizer_dir": "/elsewhere"}, "--tokenizer-dir /elsewhere"),
+    ],
+)
+def test_settings_that_say_another_shape_are_refused(
+    settings: dict[str, Any], said: str, source: Path
+) -> None:
+    with pytest.raises(MlxchatError, match=said) as caught:
+        of_model(config(source, **settings), Home.from_environment())
+    assert caught.value.remedy == "Leave it out."
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ({"n_embd": 96, "n_head": 1, "n_kv_head": 1}, "n_embd is 96, not 64"),
+        ({"n_head": 2, "n_kv_head": 1}, "n_kv_head is 1, not 2"),
+        ({"softcap": 20.0}, "softcap is 20.0, not 15.0"),
+        (
+            {"arch": "modern", "era": "gates_32", "n_embd": 128, "n_head": 1, "n_kv_head": 1},
+            "era is gates_32, not modern",
+        ),
+    ],
+)
+def test_shapes_that_pretraining_does_not_have_are_refused(
+    shape: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(MlxchatError, match=said) as caught:
+        of_model(config(model(tmp_path / "m", **shape)), Home.from_environment())
+    assert "mlxchat sft --source" in caught.value.remedy
+
+
+def test_quantized_and_missing_models_are_refused(tmp_path: Path) -> None:
+    home = Home.from_environment()
+    with pytest.raises(MlxchatError, match="is quantized"):
+        of_model(config(model(tmp_path / "m", bits=8)), home)
+    with pytest.raises(MlxchatError, match="no trained model"):
+        of_model(config("nowhere"), home)
+
+
+@pytest.mark.parametrize("command", [["info"], ["train", "--dry-run"]])
+def test_what_it_takes_is_told_beforehand(command: list[str], source: Path) -> None:
+    result = CliRunner().invoke(
+        app,
+        [*command, "--init-from", str(source), "--dataset", "builtin", "--json", "--num-iterations",
+         "2", "--total-batch-size", "256"],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["plan"]["model"]["n_embd"] == 64 and told["vocabulary_from"] == "tokenizer"

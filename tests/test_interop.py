@@ -1,0 +1,176 @@
+"""mlx-lm and transformers run what is exported for them, and compute the same.
+
+Skipped where they are not installed (extra ``interop``).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import golden
+from foreign_models import TOKENIZER
+from mlx.utils import tree_map
+
+from mlxchat.ckpt import exporters
+from mlxchat.ckpt.exporters.history import History
+from mlxchat.ckpt.layout import SavedModel
+from mlxchat.data.conversations import Conversation, Message, Part
+from mlxchat.data.tokenizer import train
+from mlxchat.engine.cache import Cache
+from mlxchat.model.config import GPTConfig
+from mlxchat.model.eras import ERAS
+from mlxchat.model.gpt import GPT
+from mlxchat.model.quantization import Quantization
+from mlxchat.quantize import quantize
+from mlxchat.runtime import mx
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
+
+HISTORY = History("d4", 7)
+PROMPT = [256, *range(150)]  # longer than a short window
+NEW = 50
+
+
+def network(era: Any) -> SavedModel:
+    """A network of an era with random weights, none of them zero."""
+    classic = era == "classic"
+    config = GPTConfig(
+        arch=ERAS[era].arch, era=era, sequence_len=256, vocab_size=TOKENIZER.vocab_size, n_layer=4,
+        n_head=4, n_kv_head=2, n_embd=64, window_pattern="L" if classic else "SSL",
+        vocab_multiple=1 if classic else 64,
+    )  # fmt: skip
+    model, keys = GPT(config), iter(mx.random.split(mx.random.key(1), 64))
+    draw = tree_map(lambda w: 0.3 * mx.random.normal(w.shape, key=next(keys)), model.parameters())
+    model.update(draw)
+    return SavedModel(model, TOKENIZER, False)
+
+
+def greedy(model: GPT, prompt: list[int]) -> list[int]:
+    """The likeliest tokens after a prompt, one by one."""
+    cache, ids = Cache(model.config), mx.array([prompt])
+    written = []
+    for _ in range(NEW):
+        ids = model(ids, cache)[:, -1:].argmax(-1)
+        written.append(ids.item())
+    return written
+
+
+def loaded_by_mlx_lm(folder: Path, trust: bool) -> tuple[Any, Any]:
+    utils = pytest.importorskip("mlx_lm.utils")
+    model, _ = utils.load_model(folder, trust_remote_code=trust)
+    return model, utils.load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("era", list(ERAS))
+def test_mlx_lm_computes_the_same(era: Any, tmp_path: Path) -> None:
+    step = pytest.importorskip("mlx_lm.generate").generate_step
+    ours = network(era)
+    exporters.write("mlx-lm", tmp_path / "out", ours, HISTORY, mx.float32)
+    theirs, tokenizer = loaded_by_mlx_lm(tmp_path / "out", trust=era != "classic")
+    ids = mx.array([PROMPT, PROMPT[::-1]])
+    assert mx.abs(theirs(ids) - ours.model(ids)).max().item() < 1e-3
+    written = [token for token, _ in step(mx.array(PROMPT), theirs, max_tokens=NEW)]
+    assert written == greedy(ours.model, PROMPT)
+    in_pieces = step(mx.array(PROMPT), theirs, max_tokens=NEW, prefill_step_size=29)
+    assert [token for token, _ in in_pieces] == written
+    assert tokenizer.encode("the cat, 日本語") == ours.tokenizer.encode("the cat, 日本語")
+
+
+def test_mlx_lm_asks_before_it_runs_our_network(tmp_path: Path) -> None:
+    pytest.importorskip("mlx_lm")
+    exporters.write("mlx-lm", tmp_path / "out", network("modern"), HISTORY, mx.float32)
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        loaded_by_mlx_lm(tmp_path / "out", trust=False)
+
+
+@pytest.mark.parametrize("era", ["classic", "lambdas", "modern"])
+def test_mlx_lm_writes_several_texts_at_once(era: Any, tmp_path: Path) -> None:
+    """Prompts of different lengths, which it pads."""
+    batches = pytest.importorskip("mlx_lm.generate").batch_generate
+    ours = network(era)
+    exporters.write("mlx-lm", tmp_path / "out", ours, HISTORY, mx.float32)
+    theirs, tokenizer = loaded_by_mlx_lm(tmp_path / "out", trust=True)
+    tokenizer._eos_token_ids = set()
+    prompts = [PROMPT, PROMPT[:5], PROMPT[40:100]]
+    texts = batches(theirs, tokenizer, prompts, max_tokens=NEW, verbose=False).texts
+    for prompt, text in zip(prompts, texts, strict=True):
+        assert text == tokenizer.decode(greedy(ours.model, prompt))
+
+
+@pytest.mark.parametrize("era", ["classic", "modern"])
+def test_mlx_lm_computes_the_same_with_few_bits(era: Any, tmp_path: Path) -> None:
+    ours = network(era)
+    quantize(ours.model, Quantization(bits=4, group_size=32).formats(ours.model.config))
+    exporters.write("mlx-lm", tmp_path / "out", ours, HISTORY, mx.float32)
+    theirs, _ = loaded_by_mlx_lm(tmp_path / "out", trust=True)
+    ids = mx.array([PROMPT])
+    assert mx.abs(theirs(ids) - ours.model(ids)).max().item() < 1e-3
+
+
+@pytest.mark.parametrize("limit", [10**9, 300_000])
+def test_transformers_computes_the_same(limit: int, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    ours = network("classic")
+    exporters.write("transformers", tmp_path / "out", ours, HISTORY, mx.float32, limit=limit)
+    theirs, told = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not told["missing_keys"] and not told["unexpected_keys"], told
+    assert type(theirs).__name__ == "NanoChatForCausalLM" and theirs.dtype == torch.float32
+    with torch.no_grad():
+        logits = theirs(torch.tensor([PROMPT])).logits
+        written = theirs.generate(
+            torch.tensor([PROMPT]), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False,
+            eos_token_id=None,
+        )  # fmt: skip
+    assert mx.abs(mx.array(logits.numpy()) - ours.model(mx.array([PROMPT]))).max().item() < 1e-3
+    assert written[0, len(PROMPT) :].tolist() == greedy(ours.model, PROMPT)
+
+
+def parsed(conversation: dict[str, Any]) -> Conversation:
+    return Conversation(
+        tuple(
+            Message(m["role"], m["content"])
+            if isinstance(m["content"], str)
+            else Message(m["role"], tuple(Part(p["type"], p["text"]) for p in m["content"]))
+            for m in conversation["messages"]
+        )
+    )
+
+
+@pytest.mark.parametrize("program", ["mlx-lm", "transformers"])
+def test_chats_are_rendered_as_here(program: Any, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    reference = golden("tokenizer.json")
+    tokenizer = train(iter(reference["train_docs"]), reference["vocab_size"])
+    config = GPTConfig(vocab_size=tokenizer.vocab_size, n_layer=1, n_head=2, n_kv_head=2, n_embd=16)
+    out = tmp_path / "out"
+    exporters.write(program, out, SavedModel(GPT(config), tokenizer, True), HISTORY, mx.float32)
+    theirs = transformers.AutoTokenizer.from_pretrained(out)
+    assert theirs.bos_token_id == tokenizer.bos
+    cases = zip(
+        reference["conversations"], reference["rendered"], reference["render_for_completion"],
+        strict=True,
+    )  # fmt: skip
+    for conversation, expected, to_complete in cases:
+        messages = conversation["messages"]
+        rendered = theirs.apply_chat_template(messages, tokenize=True, return_dict=False)
+        assert rendered == expected["ids"] == tokenizer.render(parsed(conversation))[0]
+        asked = theirs.apply_chat_template(
+            messages[:-1], tokenize=True, add_generation_prompt=True, return_dict=False
+        )
+        assert asked == to_complete
+
+
+def test_texts_are_encoded_as_here(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    reference = golden("tokenizer.json")
+    tokenizer = train(iter(reference["train_docs"]), reference["vocab_size"])
+    tokenizer.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in reference["probes"]:
+        if any(name in text for name in reference["special_tokens"]):
+            continue  # plain text here, special there
+        assert theirs.encode(text, add_special_tokens=False) == tokenizer.encode(text)
+        assert theirs.decode(tokenizer.encode(text)) == text
