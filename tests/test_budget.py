@@ -17,7 +17,7 @@ from mlxchat.meter import Meter
 from mlxchat.model.arithmetic import parameters
 from mlxchat.optim.schedule import learning_rate_multiplier
 from mlxchat.runtime import mx
-from mlxchat.telemetry import Ended, Evaluated, Event, Noted, Sampled, Saved, Stepped
+from mlxchat.telemetry import Ended, Evaluated, Event, Noted, Replanned, Sampled, Saved, Stepped
 from mlxchat.train import loop, pretrain, probe
 from mlxchat.train.budget import STEPS, budgeted_plan, reason
 from mlxchat.train.duration import spelled, to_seconds
@@ -28,6 +28,7 @@ from mlxchat.train.pace import Pace, Pause, last_step, seconds_needed, with_step
 from mlxchat.train.plan import plan
 from mlxchat.train.run_plan import Plan
 from mlxchat.train.settings import PretrainConfig
+from mlxchat.ui.views import describe
 
 CAPACITY = Capacity(64 * 1024**3, 2, "none", 1024)
 TERA = 1e12
@@ -409,8 +410,9 @@ def test_a_slower_machine_takes_fewer_steps_and_says_so(tmp_path: Path, clock: F
         if isinstance(event, Stepped):
             steps = event.step
             clock.step = 1.0 if steps < 20 else 2.0
-        if isinstance(event, Noted):
-            notes.append(event.text)
+        if isinstance(event, Replanned):
+            notes.append(describe(event, Meter()) or "")
+            assert event.total_steps != event.before
     assert 97 <= clock.now - began <= 103
     assert any("steps fit into the budget of 1m40s, not" in note for note in notes)
     finished = saved_run(TINY, Home(tmp_path))

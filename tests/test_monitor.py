@@ -30,6 +30,7 @@ from mlxchat.telemetry import (
     Noted,
     Position,
     Progressed,
+    Replanned,
     Sampled,
     Saved,
     Started,
@@ -303,8 +304,8 @@ def test_a_total_that_changed_since_the_beginning(tmp_path: Path) -> None:
     write_log(Home(tmp_path).log("d4"), started(), stepped(1))
     write_status(tmp_path, "d4", 10.0)
     assert read_runs(tmp_path, 11.0)["d4"].meter.total_steps == 100
-    path = status_path(Home(tmp_path).log("d4"))
-    path.write_text(json.dumps({**json.loads(path.read_text()), "total_steps": 80}))
+    changed = Replanned(2.0, 1, 80, 100, "1h")
+    write_log(Home(tmp_path).log("d4"), started(), stepped(1), changed, stepped(2))
     assert read_runs(tmp_path, 11.0)["d4"].meter.total_steps == 80
 
 

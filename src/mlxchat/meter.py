@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from mlxchat.telemetry import Evaluated, Event, Started, Stepped
+from mlxchat.telemetry import Evaluated, Event, Replanned, Started, Stepped
 
 SMOOTHING = 0.9  # of the exponential average of the loss, as in nanochat
 RECENT_STEPS = 20
@@ -42,6 +42,8 @@ class Meter:
                 self._recent = None
             case Stepped():
                 self._step(event)
+            case Replanned() if self.started:
+                self.started = replace(self.started, total_steps=event.total_steps)
             case Evaluated() if math.isfinite(event.bits_per_byte):
                 self.evaluations.append((event.step, event.bits_per_byte))
 

@@ -121,6 +121,17 @@ class Ended:
 
 
 @dataclass(frozen=True)
+class Replanned:
+    """The run takes another number of steps than was told, to hold a time budget."""
+
+    time: float
+    step: int  # the last one done
+    total_steps: int
+    before: int  # total steps until now
+    budget: str  # as it was said
+
+
+@dataclass(frozen=True)
 class Noted:
     """Something worth a line: a tokenizer is trained first, a shard waited for."""
 
@@ -139,7 +150,18 @@ class Progressed:
     unit: str  # "bytes", "characters" or "documents"
 
 
-Event = Started | Stepped | Evaluating | Evaluated | Sampled | Saved | Ended | Noted | Progressed
+Event = (
+    Started
+    | Stepped
+    | Evaluating
+    | Evaluated
+    | Sampled
+    | Saved
+    | Replanned
+    | Ended
+    | Noted
+    | Progressed
+)
 
 
 NAMES: dict[type, str] = {
@@ -150,6 +172,7 @@ NAMES: dict[type, str] = {
     Sampled: "sample",
     Saved: "saved",
     Ended: "ended",
+    Replanned: "replan",
     Noted: "note",
     Progressed: "progress",
 }

@@ -1,7 +1,7 @@
 """The runs of a home: how far each is, whether it lives, and what it has saved."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -73,8 +73,6 @@ class Runs:
     def _run(self, tag: str, log: Log, now: float) -> Run:
         status = read_status(status_path(self._home.log(tag)))
         log.read()
-        if status and status.total_steps and log.meter.started:  # a time budget changes its total
-            log.meter.started = replace(log.meter.started, total_steps=status.total_steps)
         signs = [log.time, status.time if status else None]
         heard = max((sign for sign in signs if sign is not None), default=None)
         steps, saved = _saved(self._home.run(tag))

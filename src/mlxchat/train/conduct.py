@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -22,7 +22,7 @@ from mlxchat.optim import schedule
 from mlxchat.optim.groups import Rates
 from mlxchat.runtime import mx
 from mlxchat.status import Publisher, status_path
-from mlxchat.telemetry import Event, Noted, Sampled, Saved, Started
+from mlxchat.telemetry import Event, Noted, Replanned, Sampled, Saved, Started
 from mlxchat.train.divergence import DivergedError, check_arrays, ended
 from mlxchat.train.fitting import Capacity
 from mlxchat.train.learner import Learner, go_on
@@ -211,13 +211,8 @@ class _Training:
             return
         self.learner = self.learner._replace(plan=plan)
         run.total_steps = plan.num_iterations
-        if self.meter.started:
-            self.meter.started = replace(self.meter.started, total_steps=run.total_steps)
-        yield Noted(
-            self.clock(),
-            f"{run.total_steps:,} steps fit into the budget of {self.pace.budget}, not "
-            f"{before.num_iterations:,}.",
-        )
+        steps = run.total_steps, before.num_iterations
+        yield Replanned(self.clock(), self.meter.step, *steps, self.pace.budget)
 
     def rates(self, step: int) -> Rates:
         """Learning rates, momentum and weight decay after ``step`` updates."""
@@ -287,6 +282,8 @@ class _Training:
             conversational = self.documents.conversational
             layout.write_model(folder, learner.model, learner.tokenizer, conversational)
             layout.write_trainer(folder, trainer, learner.optimizer.state, loader)
+            if learner.past:
+                learner.past.write(folder)
 
         path = store.save(self.stage.folder, step, write, learner.nbytes)
         store.prune(self.stage.folder, self.config.keep)

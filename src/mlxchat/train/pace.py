@@ -104,9 +104,9 @@ class Pace:
         self._steps: list[float] | None = None  # seconds of each; None until one has compiled
 
     @property
-    def budget(self) -> str | None:
+    def budget(self) -> str:
         """The time budget, as it was said."""
-        return self._config.budget
+        return self._config.budget or ""
 
     def costs(self, now: float) -> Costs:
         """What is used of the budget, and what things take."""

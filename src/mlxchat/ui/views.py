@@ -16,6 +16,7 @@ from mlxchat.telemetry import (
     Event,
     Noted,
     Progressed,
+    Replanned,
     Sampled,
     Saved,
     Started,
@@ -43,6 +44,11 @@ def describe(event: Event, meter: Meter) -> str | None:
             return f"step {event.step:,}: sample: {in_one_line(event.prompt + event.text)}"
         case Saved():
             return f"step {event.step:,}: saved {event.path}"
+        case Replanned():
+            return (
+                f"{event.total_steps:,} steps fit into the budget of {event.budget}, not "
+                f"{event.before:,}."
+            )
         case Ended(reason="finished"):
             return f"Finished {amount(event.step, 'steps')} in {duration(meter.elapsed)}."
         case Ended():
