@@ -473,3 +473,22 @@ def test_compiled_once(arch: str, prepared: Path, monkeypatch: pytest.MonkeyPatc
     run(prepared, CONFIG.model_copy(update=changed))
     assert traces.count("loss") == 2
     assert traces.count("update") == 1
+
+
+def test_an_evaluation_is_of_the_same_rows_however_many_are_computed_at_once(
+    prepared: Path,
+) -> None:
+    found = []
+    for rows in (1, 4, 8):
+        config = CONFIG.model_copy(
+            update={
+                "device_batch_size": rows,
+                "eval_tokens": 10 * 32,
+                "num_iterations": 1,
+                "model_tag": f"rows{rows}",
+            }
+        )
+        first = next(event for event in run(prepared, config) if isinstance(event, Evaluated))
+        found.append((first.tokens, first.bits_per_byte))
+    assert {tokens for tokens, _ in found} == {320}
+    assert [bits for _, bits in found] == pytest.approx([found[0][1]] * 3, rel=1e-6)

@@ -6,7 +6,7 @@ its own state, what was read ahead and never trained on is simply read again.
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
@@ -163,6 +163,15 @@ class Loader:
         if self._answers_only:
             return answered(self._tokenizer, documents, self._shape[1])
         return self._tokenizer.encode_documents(documents, TOKENIZER_THREADS)
+
+
+def first_rows(batches: Iterable[Batch], rows: int) -> Iterator[Batch]:
+    """So many rows, however many a batch has; the last batch is cut."""
+    for batch in batches:
+        yield Batch(batch.ids[:rows], batch.targets[:rows], batch.state)
+        rows -= len(batch.ids)
+        if rows <= 0:
+            return
 
 
 def answered(tokenizer: Tokenizer, documents: list[Document], capacity: int) -> list[list[int]]:

@@ -147,7 +147,7 @@ def _filled(config: PretrainConfig, draft: Plan, left: float, step_seconds: floa
     Raises:
         MlxchatError: that is none.
     """
-    evaluation = FORWARD_SHARE * draft.eval_batches * step_seconds / draft.accumulation
+    evaluation = FORWARD_SHARE * step_seconds * draft.eval_rows / draft.rows
     costs = Costs(step=step_seconds, evaluation=evaluation if config.eval_every else 0.0)
     training = AIM * left - costs.evaluation  # the first one is before the first step
     steps = last_step(0, training, step_seconds, pauses(config, costs))

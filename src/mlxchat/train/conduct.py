@@ -1,5 +1,6 @@
 """A run from its settings to a trained model, whatever its stage: it begins anew, or goes on."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from mlxchat.ckpt import layout, store
 from mlxchat.ckpt.folders import require_connected
 from mlxchat.ckpt.layout import TrainerState
 from mlxchat.data.documents import Documents
-from mlxchat.data.loader import Batch, Loader, LoaderState
+from mlxchat.data.loader import Batch, Loader, LoaderState, first_rows
 from mlxchat.engine.tool_use import ToolUse
 from mlxchat.errors import MlxchatError
 from mlxchat.evaluate.bits import bits_per_byte
@@ -245,8 +246,9 @@ class _Training:
         with Loader(
             documents, tokenizer, rows, context, stop=cut, answers_only=answers_only
         ) as batches:
-            limit = plan.eval_batches
-            yield from bits_per_byte(losses, batches, limit, tokenizer, step, self.clock)
+            wanted = first_rows(batches, plan.eval_rows)
+            limit = math.ceil(plan.eval_rows / rows)
+            yield from bits_per_byte(losses, wanted, limit, tokenizer, step, self.clock)
 
     def sample(self, step: int) -> Iterator[Event]:
         """What the model makes of some prompts."""

@@ -16,7 +16,7 @@ from mlxchat.model.config import ASPECT_RATIO, GPTConfig
 from mlxchat.optim.schedule import width_scale
 from mlxchat.train.fitting import Capacity, Depth, fit
 from mlxchat.train.recipes import Recipe
-from mlxchat.train.run_plan import Plan, evaluation_batches, step_rows
+from mlxchat.train.run_plan import Plan, evaluation_rows, step_rows
 from mlxchat.train.settings import DEFAULT_DEPTH, LARGEST_DEPTH, PretrainConfig
 
 REFERENCE_DEPTH = 12
@@ -65,7 +65,7 @@ def plan(config: PretrainConfig, vocab_size: int, capacity: Capacity) -> Plan:
         warmup_steps=recipe.warmup_steps,
         warmdown_ratio=recipe.warmdown_ratio,
         final_lr_frac=recipe.final_lr_frac,
-        eval_batches=evaluation_batches(config, config.max_seq_len, total, cut.device_batch),
+        eval_rows=evaluation_rows(config, config.max_seq_len, total),
         grad_checkpoint=cut.checkpoint,
         loss_rows=cut.loss_rows,
     )

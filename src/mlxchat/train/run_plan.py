@@ -42,7 +42,7 @@ class Plan(BaseModel):
     warmup_steps: int
     warmdown_ratio: float
     final_lr_frac: float
-    eval_batches: int
+    eval_rows: int  # of an evaluation, at most
     grad_checkpoint: bool = False  # compute each block's activations again in the backward pass
     loss_rows: int = 128  # positions in a chunk of the loss, at least
     costs: Costs | None = None  # None: there is no time budget
@@ -89,31 +89,26 @@ def refitted(made: Plan, config: RunConfig, capacity: Capacity) -> Plan:
     Raises:
         MlxchatError: as of `fit`; or the rows asked for do not divide a step's.
     """
-    context = made.model.sequence_len
-    step_rows(config, context, made.tokens_per_step)
+    step_rows(config, made.model.sequence_len, made.tokens_per_step)
     asked = config.grad_checkpoint in ("auto", "on" if made.grad_checkpoint else "off")
     asked = asked and config.device_batch_size in (None, made.device_batch_size)
     limit = memory_limit(config, made.model, made.rows, capacity)
     if asked and made.memory(capacity)["peak"] <= limit:
         return made
     cut = fit(config, made.model, made.rows, capacity, [])
-    batches = evaluation_batches(config, context, made.tokens_per_step, cut.device_batch)
     changed = {
         "device_batch_size": cut.device_batch,
         "accumulation": cut.accumulation,
         "loss_rows": cut.loss_rows,
         "grad_checkpoint": cut.checkpoint,
-        "eval_batches": batches,
     }
     return made.model_copy(update=changed)
 
 
-def evaluation_batches(
-    config: RunConfig, context: int, tokens_per_step: int, device_batch: int
-) -> int:
-    """Batches of an evaluation, one at least; ``context`` is the tokens of a row."""
+def evaluation_rows(config: RunConfig, context: int, tokens_per_step: int) -> int:
+    """Rows of an evaluation at most, one at least; ``context`` is the tokens of a row."""
     tokens = config.eval_tokens or config.evaluation_steps * tokens_per_step
-    return max(1, tokens // (device_batch * context))
+    return max(1, tokens // context)
 
 
 def step_rows(config: RunConfig, context: int, total: int) -> int:

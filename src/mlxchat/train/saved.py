@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from mlxchat.ckpt import layout, store
 from mlxchat.ckpt.layout import TrainerState
 from mlxchat.errors import MlxchatError
-from mlxchat.train.run_plan import Plan, evaluation_batches
+from mlxchat.train.run_plan import Plan, evaluation_rows
 from mlxchat.train.run_settings import RunConfig
 
 
@@ -48,6 +48,5 @@ def read_saved(run: Path, config: RunConfig) -> SavedRun | None:
             f"The run {config.tag} was begun by a version of mlxchat whose plans were others.",
             "Name another run with --model-tag, or set the old one aside with --fresh.",
         ) from error
-    context = begun.model.sequence_len
-    batches = evaluation_batches(config, context, begun.tokens_per_step, begun.device_batch_size)
-    return SavedRun(folder, trainer, begun.model_copy(update={"eval_batches": batches}))
+    rows = evaluation_rows(config, begun.model.sequence_len, begun.tokens_per_step)
+    return SavedRun(folder, trainer, begun.model_copy(update={"eval_rows": rows}))

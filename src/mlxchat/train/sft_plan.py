@@ -20,7 +20,7 @@ from mlxchat.telemetry import Progressed
 from mlxchat.train.fitting import Capacity, fit
 from mlxchat.train.inputs import Clock, Report
 from mlxchat.train.plan import REFERENCE_BATCH, learning_rates
-from mlxchat.train.run_plan import Plan, evaluation_batches, step_rows
+from mlxchat.train.run_plan import Plan, evaluation_rows, step_rows
 from mlxchat.train.settings import PretrainConfig
 from mlxchat.train.sft_settings import SftConfig
 
@@ -167,7 +167,7 @@ def sft_plan(config: SftConfig, base: Base, epoch_rows: int, capacity: Capacity)
         warmup_steps=round(config.warmup_ratio * steps),
         warmdown_ratio=config.warmdown_ratio,
         final_lr_frac=config.final_lr_frac,
-        eval_batches=evaluation_batches(config, context, total, cut.device_batch),
+        eval_rows=evaluation_rows(config, context, total),
         grad_checkpoint=cut.checkpoint,
         loss_rows=cut.loss_rows,
     )
