@@ -140,6 +140,22 @@ def test_prune(program: Program, runs: Path) -> None:
     assert removed["bytes"] > 1000
 
 
+@pytest.mark.parametrize("options", [[], ["--model-tag", "killed"]])
+def test_prune_tidies_runs_without_steps(program: Program, runs: Path, options: list[str]) -> None:
+    left = runs / "killed" / ".unfinished_step_000001"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(bytes(5000))
+    code, said, _ = program("prune", *options, "--dry-run", "--keep", "3")
+    assert (code, said) == (0, "killed, unfinished: 5.0 kB\n0 steps would be removed, 5.0 kB.\n")
+    with store.locked(runs / "killed"):
+        program("prune", *options, "--keep", "3")
+    assert left.exists()
+    code, said, _ = program("prune", *options, "--keep", "3", "--json")
+    assert code == 0 and json.loads(said)["removed"] == [str(left)]
+    assert not (runs / "killed").exists()
+    assert store.steps(runs / "d4") == [10, 20, 30]
+
+
 def test_older_steps_stay_where_the_newest_is_damaged(program: Program, runs: Path) -> None:
     (runs / "d4" / "step_000030" / "model.safetensors").write_bytes(b"")
     code, _, told = program("prune", "--model-tag", "d4")

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,8 @@ from foreign_models import (
 )
 from typer.testing import CliRunner
 
-from mlxchat.ckpt import exporters, layout, torch_file
-from mlxchat.ckpt.exporters import history
-from mlxchat.ckpt.exporters.history import History
+from mlxchat.ckpt import exporters, history, layout, torch_file
+from mlxchat.ckpt.history import History, Training, data_in_words
 from mlxchat.ckpt.importers import open_model
 from mlxchat.ckpt.importers.foreign_model import network
 from mlxchat.ckpt.layout import SavedModel
@@ -32,8 +32,10 @@ from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
 from mlxchat.train.pretrain import pretrain
 from mlxchat.train.settings import PretrainConfig
+from mlxchat.train.sft import fine_tune
+from mlxchat.train.sft_settings import SftConfig
 
-HISTORY = History("d4", 7)
+HISTORY = History(tag="d4", step=7)
 
 
 def run(home: Home, arch: str, base: Path, stage: str = "base_checkpoints") -> Path:
@@ -174,16 +176,35 @@ def test_matrices_in_half_precision(dtype: mx.Dtype, program: Any, tmp_path: Pat
         assert mx.array_equal(tensor.read(), expected)
 
 
-def test_folders_with_something_in_them_are_left_alone(tmp_path: Path) -> None:
+def test_what_is_there_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = run(Home.from_environment(), "classic", tmp_path / "a")
-    out = tmp_path / "out"
-    out.mkdir()
-    exporters.require_possible("mlx-lm", source, out)
-    (out / "mine").touch()
-    with pytest.raises(MlxchatError, match="not empty"):
-        exporters.require_possible("mlx-lm", source, out)
-    with pytest.raises(MlxchatError, match="not empty"):
-        exporters.require_possible("mlx-lm", source, out / "mine")
+    monkeypatch.chdir(tmp_path)
+    for name in ("folder", "target"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("target")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    exporters.require_possible("mlx-lm", source, tmp_path / "new" / "out")
+    for out in (".", "folder", "file", "link", "dangling"):
+        result = CliRunner().invoke(
+            app, ["export", "--to", "mlx-lm", "--checkpoint", str(source), "--out", out]
+        )
+        assert isinstance(result.exception, MlxchatError), out
+        assert "is there already" in result.exception.problem
+    assert not any((tmp_path / "target").iterdir())
+
+
+def test_matrices_are_cast_one_after_another(tmp_path: Path) -> None:
+    model = GPT(GPTConfig(vocab_size=4096, n_layer=8, n_head=4, n_kv_head=4, n_embd=128))
+    whole = sum(array.nbytes for array in model.named_parameters().values())
+    mx.eval(model.parameters())
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    exporters.write(
+        "nanochat", tmp_path / "out", SavedModel(model, TOKENIZER, False), HISTORY, mx.bfloat16
+    )
+    assert mx.get_peak_memory() - before < whole / 4
+    assert mx.get_active_memory() - before < -whole / 3
 
 
 def test_nothing_is_left_where_it_cannot_be_written(
@@ -203,7 +224,6 @@ def test_the_command_takes_a_run_and_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "d4-mlx-lm").mkdir()  # an empty one will do
     run(Home.from_environment(), "modern", tmp_path / "a", "chatsft_checkpoints")
     result = CliRunner().invoke(app, ["export", "--to", "mlx-lm"])
     assert result.exit_code == 0, result.output
@@ -212,7 +232,11 @@ def test_the_command_takes_a_run_and_says_how_to_go_on(
     compile((out / "mlxchat_model.py").read_text(), "mlxchat_model.py", "exec")
     card = (out / "README.md").read_text()
     assert "smear and backout" in card and "| step | 7 |" in card
-    assert "1.2500 bits per byte" in card and "imported step 7 of a run of nanochat" in card
+    assert (
+        "1.2500 bits per byte" in card and "It was imported: step 7 of a run of nanochat." in card
+    )
+    assert "What the model that was imported from nanochat learnt from is not known" in card
+    assert "`<|user_end|>`, is one there; mlxchat takes it for plain text" in card
     assert "chat_template" in json.loads((out / "tokenizer_config.json").read_text())
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [260, 256]
 
@@ -229,6 +253,7 @@ def test_quantized_for_mlx_lm(tmp_path: Path) -> None:
     tensors = mx.load(str(out / "model.safetensors"))
     assert tensors["transformer.h.0.attn.c_q.scales"].dtype == mx.bfloat16
     assert layout.read_model(out, mx.bfloat16).model.config.n_layer == 4
+    assert "bits per byte" not in (out / "README.md").read_text()  # it has others now
     with pytest.raises(MlxchatError, match="is quantized"):
         open_model(out)
     for program in ("transformers", "nanochat"):
@@ -236,43 +261,168 @@ def test_quantized_for_mlx_lm(tmp_path: Path) -> None:
         assert isinstance(refused.exception, MlxchatError)
 
 
-def test_the_card_of_a_model_trained_here(tmp_path: Path) -> None:
-    settings = PretrainConfig.model_validate(
+def test_a_quantized_model_is_exported_as_one_is_when_it_is_quantized(tmp_path: Path) -> None:
+    source = run(Home.from_environment(), "classic", tmp_path / "a")
+    quantizing = ["quantize", "--checkpoint", str(source), "--eval-tokens", "0", "--json"]
+    made = CliRunner().invoke(app, quantizing)
+    assert made.exit_code == 0, made.output
+    copy, out = Path(json.loads(made.stdout)["path"]), tmp_path / "out"
+    result = CliRunner().invoke(
+        app, ["export", "--to", "mlx-lm", "--checkpoint", str(copy), "--out", str(out)]
+    )
+    assert result.exit_code == 0, result.output
+    tensors = mx.load(str(out / "model.safetensors"))
+    assert tensors["transformer.h.0.attn.c_q.scales"].dtype == mx.bfloat16
+    card = (out / "README.md").read_text()
+    assert "It was imported: step 7 of a run of nanochat." in card
+    assert "bits per byte" not in card
+
+
+def pretrained(home: Home, tag: str, **settings: object) -> Path:
+    """A small model, trained for two steps."""
+    config = PretrainConfig.model_validate(
         {
             "depth": 1, "dataset": "builtin", "vocab_size": 300, "max_seq_len": 32,
             "device_batch_size": 4, "total_batch_size": 256, "num_iterations": 2,
-            "eval_every": 0, "sample_every": 0, "model_tag": "tiny",
+            "eval_every": 0, "sample_every": 0, "model_tag": tag,
         }
+        | settings
     )  # fmt: skip
-    home = Home.from_environment()
-    list(pretrain(settings, home, lambda _: None))
-    source = home.run("tiny") / "step_000002"
-    about = history.read(source, "tiny", 2)
-    assert (about.data, about.tokens, about.origin) == (("builtin",), 512, None)
+    list(pretrain(config, home, lambda _: None))
+    return home.run(tag) / "step_000002"
+
+
+def test_the_card_of_a_model_trained_here(tmp_path: Path) -> None:
+    source = pretrained(Home.from_environment(), "tiny")
+    about = history.read(source)
+    (trained,) = about.trainings
+    assert (about.tag, about.step, about.origin, about.unknown) == ("tiny", 2, None, None)
+    assert (trained.tokens, trained.began_with) == (512, None)
     model = layout.read_model(source, mx.float32)
     exporters.write("transformers", tmp_path / "out", model, about, mx.float32)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "| data | builtin |" in card and "| trained on | 512 tokens" in card
+    assert "| pretraining | 512 tokens of the built-in corpus of mlxchat |" in card
+    assert "It learnt from the built-in corpus of mlxchat." in card
     assert card.startswith("---\nlibrary_name: transformers\n")
-    assert "license:" not in card
+    assert "license:" not in card and "not known" not in card
+
+
+def test_a_model_tells_of_all_that_it_came_from(tmp_path: Path) -> None:
+    """Imported, trained on, fine-tuned and quantized; what it was made of is gone by then."""
+    home = Home.from_environment()
+    config = GPTConfig.from_depth(1, TOKENIZER.vocab_size, 32)
+    foreign = SavedModel(GPT(config), TOKENIZER, False)
+    exporters.write("transformers", tmp_path / "their model", foreign, HISTORY, mx.float32)
+    result = CliRunner().invoke(
+        app, ["import", str(tmp_path / "their model"), "--model-tag", "base"]
+    )
+    assert result.exit_code == 0, result.output
+    pretrained(home, "more", init_from="base", vocab_size=TOKENIZER.vocab_size)
+    shutil.rmtree(home.run("base"))
+    tuning = {
+        "source": "more", "model_tag": "chatty", "data": ["builtin:0.01"], "spelling": 20,
+        "num_iterations": 2, "device_batch_size": 4, "eval_every": 0, "sample_every": 0,
+        "save_every": 1,
+    }  # fmt: skip
+    first = fine_tune(SftConfig.model_validate(tuning), home, lambda _: None, stop=lambda: True)
+    list(first)  # to go on with
+    list(fine_tune(SftConfig.model_validate(tuning), home, lambda _: None))
+    result = CliRunner().invoke(
+        app, ["quantize", "--model-tag", "chatty", "--eval-tokens", "0", "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    for tag in ("more", "chatty"):
+        shutil.rmtree(home.run(tag))
+    about = history.read(Path(json.loads(result.stdout)["path"]))
+    assert about.origin and about.origin.program == "transformers"
+    assert [training.run for training in about.trainings] == ["more", "chatty"]
+    assert [training.began_with for training in about.trainings] == ["base", "more"]
+    exporters.write("mlx-lm", tmp_path / "out", foreign, about, mx.float32)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "It was imported: a model of transformers." in card
+    assert "step 2 of the pretraining run `more`, which began with `base`" in card
+    assert "step 2 of the fine-tuning run `chatty`, which began with `more`" in card
+    assert (
+        "It learnt from the built-in corpus of mlxchat; conversations of the built-in corpus of "
+        "mlxchat; made-up conversations that spell. What the model that was imported from "
+        "transformers learnt from is not known here." in card
+    )
+    assert str(tmp_path) not in card
+
+
+def test_a_model_begun_with_one_from_elsewhere_says_so(tmp_path: Path) -> None:
+    training = Training(
+        run="d4", stage="fine-tuning", step=7, data=("chats.jsonl",), tokens=None,
+        began_with="theirs",
+    )  # fmt: skip
+    assert History(tag="d4", step=7, trainings=(training,)).unknown == "theirs"
+
+
+def test_a_damaged_note_of_the_past_is_named(tmp_path: Path) -> None:
+    (tmp_path / history.FILE).write_text('{"tag": 3}')
+    with pytest.raises(MlxchatError, match=r"history\.json is damaged"):
+        history.past(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("settings", "data"),
     [
-        ({"dataset": "builtin", "data_dir": None}, ["builtin"]),
+        ({"dataset": "builtin", "data_dir": None}, ["the built-in corpus of mlxchat"]),
         ({"dataset": "builtin", "data_dir": "/home/me/shards"}, ["shards of its own"]),
-        ({"data": ["/home/me/chats.jsonl", "builtin"]}, ["chats.jsonl", "builtin"]),
-        ({"data": None, "spelling": 100}, []),
+        (
+            {"data": ["/home/me/chats.jsonl:0.5", "builtin:3"]},
+            ["conversations of chats.jsonl", "conversations of the built-in corpus of mlxchat"],
+        ),
+        (
+            {"data": None, "identity": "name=Ada", "spelling": 100},
+            ["made-up conversations about who it is", "made-up conversations that spell"],
+        ),
     ],
 )
 def test_data_are_told_without_paths(settings: dict[str, Any], data: list[str]) -> None:
-    told = [text.removeprefix("conversations of ") for text in history._data(settings)]
-    assert told == data
+    assert data_in_words(settings) == data
 
 
-def test_licences_of_data_are_told(tmp_path: Path) -> None:
-    model = saved(tmp_path, "classic")
-    about = History("d12", 1, "pretraining", tuple(history._data({"dataset": "climbmix"})), 5)
-    exporters.write("nanochat", tmp_path / "out", model, about, mx.float32)
-    assert "non-commercial" in (tmp_path / "out" / "README.md").read_text()
+def test_licences_of_all_data_are_told(tmp_path: Path) -> None:
+    base = Training(
+        run="d12", stage="pretraining", step=1, data=tuple(data_in_words({"dataset": "climbmix"})),
+        tokens=5, began_with=None,
+    )  # fmt: skip
+    tuned = base.model_copy(update={"stage": "fine-tuning", "data": ("chats",)})
+    about = History(tag="chatty", step=1, trainings=(base, tuned))
+    exporters.write("nanochat", tmp_path / "out", saved(tmp_path, "classic"), about, mx.float32)
+    licence = (tmp_path / "out" / "README.md").read_text().partition("## Licence")[2]
+    assert "non-commercial" in licence and "; chats." in licence
+
+
+@pytest.mark.parametrize(
+    ("era", "conversational", "command"),
+    [
+        ("classic", False, "chat_cli -i base -g 'my model'"),
+        ("values", False, "chat_cli -i base -g 'my model'"),
+        ("gates_32", False, "base_eval --eval sample --model-tag='my model'"),
+        ("classic", True, "chat_cli -i sft -g 'my model'"),
+    ],
+)
+def test_commands_of_nanochat(era: Any, conversational: bool, command: str, tmp_path: Path) -> None:
+    shape = GPTConfig(
+        arch=ERAS[era].arch, era=era, vocab_size=265, n_layer=2, n_head=1, n_kv_head=1, n_embd=64,
+        window_pattern="L", vocab_multiple=1 if era == "classic" else 64,
+    )  # fmt: skip
+    model = SavedModel(GPT(shape), TOKENIZER, conversational)
+    about = History(tag="my model", step=0)
+    usage = exporters.write("nanochat", tmp_path / "out", model, about, mx.float32).usage
+    line = usage.at("/my models/it's")[-1]
+    assert line == f"NANOCHAT_BASE_DIR='/my models/it'\"'\"'s' python -m scripts.{command}"
+
+
+def test_paths_are_quoted_as_the_language_has_it(tmp_path: Path) -> None:
+    model = saved(tmp_path / "a", "classic")
+    usages = {
+        program: exporters.write(program, tmp_path / program, model, HISTORY, mx.float32).usage
+        for program in ("mlx-lm", "transformers")
+    }
+    assert "--model '/my models/x' --prompt" in usages["mlx-lm"].at("/my models/x")[-1]
+    program = "\n".join(usages["transformers"].at('/my "models"/é'))
+    assert 'AutoTokenizer.from_pretrained("/my \\"models\\"/é")' in program
+    compile(program, "program", "exec")

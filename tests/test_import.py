@@ -129,6 +129,22 @@ def test_models_trained_on_conversations_are_marked(stage: str, tmp_path: Path) 
     assert layout.read_model(folder, mx.float32).conversational
 
 
+def test_a_folder_of_another_name_is_told_of(tmp_path: Path) -> None:
+    """All files in one folder, which are links, as the hub's cache has them."""
+    folder = write_nanochat(tmp_path, "classic")
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate([*folder.iterdir(), tmp_path / "tokenizer" / "tokenizer.pkl"]):
+        file.rename(blobs / str(number))
+        (snapshot / file.name).symlink_to(blobs / str(number))
+    foreign = open_model(snapshot)
+    assert foreign.name == "abc" and not foreign.conversational
+    assert "--chat" in foreign.notes[0]
+    assert_reference_logits(network(foreign), "classic")
+    assert not open_model(snapshot, conversational=True).notes
+
+
 def test_conversations_can_be_said(tmp_path: Path) -> None:
     assert open_model(write_nanochat(tmp_path, "classic"), conversational=True).conversational
 
@@ -253,10 +269,21 @@ def test_rows_for_padding_may_be_counted_as_vocabulary(tmp_path: Path) -> None:
         ({"attention_bias": True}, "attention_bias is True"),
         ({"rope_parameters": [1]}, "rope_theta is [1]"),
         ({"quantization": {"bits": 4}}, "is quantized"),
-        ({"num_hidden_layers": 10**9}, "1000000000 layers"),
+        ({"num_hidden_layers": 10**9}, "n_layer: Input should be less"),
+        ({"num_hidden_layers": 1000}, "1000 layers"),
+        ({"max_position_embeddings": 2**40}, "sequence_len: Input should be less"),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling is {"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
+        ({"rope_parameters": 7}, "rope_theta is 7"),
+        ({"rope_theta": 5e5}, "rope_theta is 500000.0"),
+        ({"intermediate_size": 128}, "intermediate_size is 128"),
+        ({"head_dim": 32}, "head_dim is 32"),
+        ({"rms_norm_eps": 1e-2}, "rms_norm_eps is 0.01"),
+        ({"rms_norm_eps": None}, "rms_norm_eps is None"),
         ({"num_hidden_layers": 3}, "h.3.attn.c_k.weight is unexpected"),
         ({"num_attention_heads": 7}, "not a multiple of n_head 7"),
-        ({"hidden_size": 128}, "a width of 128"),
+        ({"hidden_size": 128, "intermediate_size": 512}, "a width of 128"),
         ({"num_key_value_heads": 4}, "c_k.weight has shape"),
     ],
 )
@@ -271,13 +298,60 @@ def test_other_configurations_are_refused(
     assert caught.value.remedy
 
 
+@pytest.mark.parametrize("era", ERAS)
+def test_what_was_exported_here_is_of_its_era(era: Any, tmp_path: Path) -> None:
+    traits = ERAS[era]
+    shape = GPTConfig(
+        arch=traits.arch, era=era, sequence_len=64, vocab_size=265, n_layer=3, n_head=4,
+        n_kv_head=2, n_embd=64, window_pattern="L", vocab_multiple=1 if era == "classic" else 64,
+    )  # fmt: skip
+    layout.write_model(tmp_path, GPT(shape), TOKENIZER, False)
+    assert open_model(tmp_path).config == shape
+    fields = json.loads((tmp_path / "config.json").read_text())
+    for change in ({"rope_theta": traits.rope_base / 2}, {"rope_scaling": {}}):
+        (tmp_path / "config.json").write_text(json.dumps(fields | change))
+        with pytest.raises(MlxchatError, match=next(iter(change))):
+            open_model(tmp_path)
+
+
 @pytest.mark.parametrize("file", ["../model.safetensors", "/etc/passwd", 7, None, "a.pt"])
 def test_an_index_names_files_of_its_folder_only(file: Any, tmp_path: Path) -> None:
     folder = hub_directory(tmp_path / "m", "mlx-lm", shards=True)
     path = folder / "model.safetensors.index.json"
     path.write_text(json.dumps({"weight_map": {"lm_head.weight": file}}))
-    with pytest.raises(MlxchatError, match="weight_map"):
-        open_model(folder)
+    for read in (open_model, lambda folder: layout.read_model(folder, mx.float32)):
+        with pytest.raises(MlxchatError, match="weight_map"):
+            read(folder)
+
+
+def test_a_model_in_several_files_can_be_talked_with(tmp_path: Path) -> None:
+    folder = hub_directory(tmp_path / "m", "mlx-lm", shards=True)
+    assert_reference_logits(layout.read_model(folder, mx.float32).model, "classic")
+    command = ["chat", "--checkpoint", str(folder), "-p", "a", "--max-tokens", "3"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    second = folder / "model-00002-of-00002.safetensors"
+    shutil.copy(second, folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(MlxchatError, match="is in another file too"):
+        layout.read_model(folder, mx.float32)
+    second.unlink()
+    with pytest.raises(MlxchatError, match=r"model-00002-of-00002\.safetensors is missing"):
+        layout.read_model(folder, mx.float32)
+
+
+def test_nobody_is_told_to_delete_a_model_of_another_program(tmp_path: Path) -> None:
+    folder = hub_directory(tmp_path / "m", "transformers")
+    with pytest.raises(MlxchatError, match="and 47 more") as caught:
+        layout.read_model(folder, mx.float32)
+    assert f"mlxchat import {folder}" in caught.value.remedy
+    (folder / "model.safetensors").write_bytes(b"no safetensors")
+    with pytest.raises(MlxchatError, match="is damaged") as caught:
+        layout.read_model(folder, mx.float32)
+    assert "Copy it again" in caught.value.remedy
+    folder = folder.rename(tmp_path / "step_000007")
+    with pytest.raises(MlxchatError, match="is damaged") as caught:
+        layout.read_model(folder, mx.float32)
+    assert "Delete that directory" in caught.value.remedy
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
@@ -312,12 +386,15 @@ def test_every_tensor_has_to_fit(arch: str, fault: str, tmp_path: Path) -> None:
         ({"n_head": 4}, "lacks sequence_len"),
         (config("classic") | {"dropout": 0.1}, "dropout"),
         (config("classic") | {"window_pattern": "SSSL"}, "no short windows"),
-        (config("classic") | {"n_layer": 10**9}, "1000000000 layers"),
-        (config("classic") | {"n_embd": 2**40}, "width"),
+        (config("classic") | {"n_layer": 10**9}, "n_layer: Input should be less"),
+        (config("classic") | {"n_layer": 1000}, "1000 layers"),
+        (config("classic") | {"n_embd": 2**16}, "width"),
+        (config("classic") | {"sequence_len": 2**40}, "sequence_len: Input should be less"),
+        (config("classic") | {"\x1b[2J\n": 1}, r"'\x1b[2J\n'"),
         (config("classic") | {"n_head": "four"}, "n_head"),
         (config("classic") | {"vocab_size": 97}, "has shape"),
         (config("classic") | {"vocab_size": 300}, "a vocabulary of 300"),
-        (config("classic") | {"vocab_size": 10**15}, "a vocabulary of 1000"),
+        (config("classic") | {"vocab_size": 10**7}, "a vocabulary of 10000000"),
     ],
 )
 def test_settings_have_to_fit(fields: Any, said: str, tmp_path: Path) -> None:
@@ -327,9 +404,24 @@ def test_settings_have_to_fit(fields: Any, said: str, tmp_path: Path) -> None:
         open_model(write_nanochat(tmp_path, "classic", fields=fields))
 
 
+def test_settings_are_blamed_on_their_own_file(tmp_path: Path) -> None:
+    for fields in ({"n_head": 3}, {"vocab_size": 300}, {"sequence_len": 2**40}):
+        folder = write_nanochat(tmp_path, "classic", fields=config("classic") | fields)
+        with pytest.raises(MlxchatError, match=r"meta_000007\.json is damaged"):
+            open_model(folder)
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred", "transformer.h\n", "\u202e", "a" * 10**4])
+def test_names_of_tensors_can_be_shown(name: str, tmp_path: Path) -> None:
+    tensors = weights("classic") | {name: mx.zeros(3)}
+    with pytest.raises(MlxchatError, match="a tensor is called") as caught:
+        open_model(write_nanochat(tmp_path, "classic", tensors=tensors))
+    assert caught.value.problem.isprintable() and len(caught.value.problem) < 600
+
+
 def test_a_scalar_is_no_parameter(tmp_path: Path) -> None:
     tensors = weights("modern") | {"transformer.h.1.attn.ve_gate.weight": mx.array(1.0)}
-    with pytest.raises(MlxchatError, match=r"ve_gate.*is a single number"):
+    with pytest.raises(MlxchatError, match="ve_gate of 0 channels unexpected"):
         open_model(write_nanochat(tmp_path, "modern", tensors=tensors))
 
 
@@ -365,6 +457,12 @@ def test_the_tokenizer_may_be_elsewhere(tmp_path: Path) -> None:
         assert open_model(folder, tokenizer=place).tokenizer.vocab_size == 265
     (tmp_path / "elsewhere" / "tokenizer.pkl").rename(folder / "tokenizer.pkl")
     assert open_model(folder).tokenizer.vocab_size == 265
+    TOKENIZER.save(tmp_path)
+    (tmp_path / "tokenizer.json").rename(tmp_path / "mine.json")
+    assert open_model(folder, tokenizer=tmp_path / "mine.json").tokenizer.vocab_size == 265
+    (tmp_path / "mine.json").write_text("{}")
+    with pytest.raises(MlxchatError, match=r"mine\.json is damaged \(added_tokens"):
+        open_model(folder, tokenizer=tmp_path / "mine.json")
 
 
 def test_a_tokenizer_of_nanochat_keeps_its_ids(tmp_path: Path) -> None:
@@ -531,6 +629,35 @@ def test_the_optimizer_of_a_modern_run_on_one_gpu(tmp_path: Path) -> None:
     assert optimizer.state["adamw.value_embeds.3.weight.v"][0, 0].item() == 3.5
     assert optimizer.state["adamw.backout_lambda.m"].item() == 8.5
     assert optimizer.state["step"].item() == 9
+
+
+def test_a_file_of_an_optimizer_is_read_a_few_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To read one matrix is to check the CRC of all that are stacked with it."""
+    folder, tensors = write_nanochat(tmp_path, "modern"), weights("modern")
+    path = folder / "optim_000007_rank0.pt"
+    torch_file.write(path, modern_optimizer(tensors))
+    reads: list[str] = []
+    read = stored_zip.Entry.read
+
+    def counted(entry: stored_zip.Entry, *where: Any) -> bytearray:
+        if "/data/" in entry.name and entry.path == path:
+            reads.append(entry.name)
+        return read(entry, *where)
+
+    monkeypatch.setattr(stored_zip.Entry, "read", counted)
+    imported(folder, with_optimizer=True)
+    assert reads and len(set(reads)) == len(reads)
+
+
+def test_the_optimizer_is_looked_for_before_the_model_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_nanochat(tmp_path, "modern")
+    monkeypatch.setattr("mlxchat.cli.importing.network", lambda *_: pytest.fail("it is read"))
+    with pytest.raises(MlxchatError, match="no state of an optimizer"):
+        imported(folder, with_optimizer=True)
 
 
 def test_a_share_of_an_optimizer_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from foreign_models import TOKENIZER
 from mlx.utils import tree_map
 
 from mlxchat.ckpt import exporters
-from mlxchat.ckpt.exporters.history import History
+from mlxchat.ckpt.history import History
 from mlxchat.ckpt.layout import SavedModel
 from mlxchat.data.conversations import Conversation, Message, Part
 from mlxchat.data.tokenizer import train
@@ -26,7 +26,7 @@ from mlxchat.runtime import mx
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
 
-HISTORY = History("d4", 7)
+HISTORY = History(tag="d4", step=7)
 PROMPT = [256, *range(150)]  # longer than a short window
 NEW = 50
 
@@ -161,6 +161,83 @@ def test_chats_are_rendered_as_here(program: Any, tmp_path: Path) -> None:
             messages[:-1], tokenize=True, add_generation_prompt=True, return_dict=False
         )
         assert asked == to_complete
+
+
+def said(*messages: tuple[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": role, "content": content} for role, content in messages]
+
+
+CALL = [
+    {"type": "text", "text": "It is "},
+    {"type": "python", "text": "6*7"},
+    {"type": "python_output", "text": "42"},
+]
+TURNS = ("user", "a"), ("assistant", "b")
+
+
+@pytest.fixture(scope="module")
+def chat_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("tokenizer")
+    TOKENIZER.save(folder, conversational=True)
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        said(*TURNS, *TURNS),
+        said(("system", "Be nice.\n"), *TURNS),
+        said(("user", " 6*7? \n"), ("assistant", CALL), *TURNS),
+        said(("user", ""), ("assistant", []), ("user", "日本 \u00a0 🤗\r\n"), ("assistant", "")),
+    ],
+)
+def test_what_is_rendered_here_is_rendered_there(messages: Any, chat_tokenizer: Any) -> None:
+    ids, _ = TOKENIZER.render(parsed({"messages": messages}))
+    rendered = chat_tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+    assert rendered == ids
+    asked = chat_tokenizer.apply_chat_template(
+        messages[:-1], tokenize=True, add_generation_prompt=True, return_dict=False
+    )
+    assert asked == TOKENIZER.render_for_completion(parsed({"messages": messages[:-1]}))
+
+
+def test_parts_of_text_are_text(chat_tokenizer: Any) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    in_parts = said(("system", parts), ("user", parts), ("assistant", parts))
+    assert chat_tokenizer.apply_chat_template(
+        in_parts, tokenize=False
+    ) == chat_tokenizer.apply_chat_template(
+        said(("system", "ab"), ("user", "ab"), ("assistant", "ab")), tokenize=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("messages", "fault"),
+    [
+        (said(), "empty conversation|no message from a user"),
+        (said(("system", "s")), "no message from a user"),
+        (said(("user", "a"), ("user", "b")), "Message 2 .* role user, not assistant"),
+        (said(("assistant", "a")), "Message 1 .* role assistant, not user"),
+        (said(("user", "a"), ("tool", "42")), "Message 2 .* role tool, not assistant"),
+        (said(("system", "a"), ("system", "b"), *TURNS), "Message 2 .* role system, not user"),
+        (said(*TURNS, ("system", "s")), "Message 3 .* role system, not user"),
+        (said(("user", [{"type": "image", "url": "x"}])), "Message 1 .* of type image"),
+        (said(("user", CALL)), "Message 1 .* part of type python"),
+        (said(("user", "a"), ("assistant", None)), "Message 2 .* neither text nor parts"),
+        (said(("user", {"type": "text", "text": "a"})), "Message 1 .* neither text nor parts"),
+    ],
+)
+def test_what_is_refused_here_is_refused_there(
+    messages: Any, fault: str, chat_tokenizer: Any
+) -> None:
+    with pytest.raises(Exception, match=fault):  # jinja's
+        chat_tokenizer.apply_chat_template(messages, tokenize=True)
+
+
+def test_an_answered_conversation_is_not_completed(chat_tokenizer: Any) -> None:
+    with pytest.raises(Exception, match="ends with an answer"):
+        chat_tokenizer.apply_chat_template(said(*TURNS), add_generation_prompt=True)
 
 
 def test_texts_are_encoded_as_here(tmp_path: Path) -> None:

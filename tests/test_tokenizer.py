@@ -3,6 +3,7 @@
 import base64
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -186,11 +187,11 @@ def damage(folder: Path, kind: str) -> None:
     ("kind", "message"),
     [
         ("id", "has ids that are not 0 to 411"),
-        ("doubled", "has ids that are not 0 to"),
-        ("giant", "has ids that are not 0 to"),
-        ("negative", "has ids that are not 0 to"),
-        ("fraction", "has ids that are not 0 to"),
-        ("true", "has ids that are not 0 to"),
+        ("doubled", "is not a byte-level BPE tokenizer"),
+        ("giant", "is not a byte-level BPE tokenizer"),
+        ("negative", "is not a byte-level BPE tokenizer"),
+        ("fraction", "is not a byte-level BPE tokenizer"),
+        ("true", "is not a byte-level BPE tokenizer"),
         ("nothing", "has a token without a byte"),
         ("byte", "is not a byte-level BPE tokenizer|no token for the byte 65"),
         ("list", "is not a byte-level BPE tokenizer"),
@@ -204,6 +205,122 @@ def test_a_damaged_file_is_named(
     damage(tmp_path, kind)
     with pytest.raises(MlxchatError, match=message):
         Tokenizer.load(tmp_path)
+
+
+def changed(stored: dict[str, Any], kind: str) -> None:
+    """What makes other ids of a text than ranks, pattern and special tokens do."""
+    before, model = stored["pre_tokenizer"], stored["model"]
+    first, second = before["pretokenizers"]
+    lower = {"type": "Lowercase"}
+    match kind:
+        case "normalizer":
+            stored["normalizer"] = {"type": "Sequence", "normalizers": [lower]}
+        case "second split":
+            before["pretokenizers"] = [first, first, second]
+        case "no sequence":
+            stored["pre_tokenizer"] = second
+        case "prefix space":
+            second["add_prefix_space"] = True
+        case "regex":
+            second["use_regex"] = True
+        case "removed":
+            first["behavior"] = "Removed"
+        case "inverted":
+            first["invert"] = True
+        case "pattern" | "empty":
+            first["pattern"]["Regex"] = {"pattern": "x", "empty": ""}[kind]
+        case "literal":
+            first["pattern"] = {"String": "x"}
+        case "reversed":
+            model["merges"].reverse()
+        case "fewer":
+            del model["merges"][3]
+        case "other":
+            model["merges"][3] = ["Q", "Z"]
+        case "wordpiece":
+            model["type"] = "WordPiece"
+        case "dropout":
+            model["dropout"] = 0.1
+        case "suffix":
+            model["end_of_word_suffix"] = "</w>"
+        case "added":
+            stored["added_tokens"][0]["special"] = False
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("normalizer", "normalizer"),
+        ("second split", "pretokenizers"),
+        ("no sequence", "pre_tokenizer"),
+        ("prefix space", "add_prefix_space"),
+        ("regex", "use_regex"),
+        ("removed", "behavior"),
+        ("inverted", "invert"),
+        ("pattern", "text is not split as nanochat's"),
+        ("empty", "text is not split as nanochat's"),
+        ("literal", "pattern"),
+        ("reversed", "not in the order"),
+        ("fewer", "not those that follow"),
+        ("other", "not in the order"),
+        ("wordpiece", "model.type"),
+        ("dropout", "dropout"),
+        ("suffix", "end_of_word_suffix"),
+        ("added", "special"),
+    ],
+)
+def test_what_would_make_other_ids_is_refused(
+    kind: str, said: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    tokenizer.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    stored = json.loads(path.read_text("utf-8"))
+    changed(stored, kind)
+    path.write_text(json.dumps(stored), "utf-8")
+    with pytest.raises(MlxchatError) as raised:
+        Tokenizer.load(tmp_path)
+    assert said in raised.value.problem and "\n" not in raised.value.problem
+
+
+def test_other_forms_of_the_same_tokenizer_are_read(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Merges as text, and all pairs that make a token, as transformers writes them."""
+    tokenizer.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    stored = json.loads(path.read_text("utf-8"))
+    known = stored["model"]["vocab"]
+    pairs = [
+        (token[:i], token[i:])
+        for token in sorted(known.keys() - tokenizer.special_tokens.keys(), key=known.__getitem__)
+        for i in range(1, len(token))
+        if token[:i] in known and token[i:] in known
+    ]
+    assert len(pairs) > len(stored["model"]["merges"])
+    for merges in ([" ".join(pair) for pair in pairs], pairs):
+        stored["model"] |= {"merges": merges, "ignore_merges": False}
+        path.write_text(json.dumps(stored), "utf-8")
+        other = tokenizers.Tokenizer.from_file(str(path))
+        other.encode_special_tokens = True
+        for probe in GOLDEN["probes"]:
+            assert Tokenizer.load(tmp_path).encode(probe) == tokenizer.encode(probe)
+            assert other.encode(probe, add_special_tokens=False).ids == tokenizer.encode(probe)
+
+
+def test_what_nanochat_trains_with_the_tokenizers_library_is_read(tmp_path: Path) -> None:
+    parts = tokenizers.pre_tokenizers
+    other = tokenizers.Tokenizer(tokenizers.models.BPE(byte_fallback=True, fuse_unk=False))
+    split = parts.Split(tokenizers.Regex(SPLIT_PATTERN), "isolated", False)
+    letters = parts.ByteLevel(add_prefix_space=False, use_regex=False)
+    other.pre_tokenizer = parts.Sequence([split, letters])
+    other.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400, show_progress=False, initial_alphabet=parts.ByteLevel.alphabet(),
+        special_tokens=list(SPECIAL_TOKENS),
+    )  # fmt: skip
+    other.train_from_iterator(GOLDEN["train_docs"], trainer)
+    other.save(str(tmp_path / "tokenizer.json"))
+    ours = Tokenizer.load(tmp_path)
+    for text in GOLDEN["train_docs"]:
+        assert ours.encode(text) == other.encode(text, add_special_tokens=False).ids
 
 
 def test_no_file_names_the_command(tmp_path: Path) -> None:

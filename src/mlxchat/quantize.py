@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from mlxchat.ckpt import layout, store
+from mlxchat.ckpt import history, layout, store
+from mlxchat.ckpt.history import History
 from mlxchat.ckpt.layout import SavedModel
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import Loader
@@ -62,10 +63,8 @@ def destination(runs: Path, source: Path, quantization: Quantization) -> tuple[P
             f"The model in {source} is quantized already.",
             "Name the run that it was made of with --model-tag, or talk to it: mlxchat chat",
         )
-    source = source.resolve()
-    steps = {store.directory(source.parent, step): step for step in store.steps(source.parent)}
-    tag = source.parent.name if source in steps else source.name
-    run, step = runs / f"{tag}-{quantization.name}", steps.get(source, 0)
+    tag, step = history.named(source)
+    run = runs / f"{tag}-{quantization.name}"
     if store.directory(run, step).exists():
         raise MlxchatError(
             f"There is one already: {store.directory(run, step)}.",
@@ -89,8 +88,12 @@ def quantize(model: GPT, formats: Mapping[str, Format]) -> list[Part]:
     return _parts(counts, model, formats)
 
 
-def save(run: Path, step: int, saved: SavedModel) -> Path:
+def save(run: Path, step: int, saved: SavedModel, past: History) -> Path:
     """Save the model as a step of a run; there is no optimizer's state to it.
+
+    Args:
+        run, step: as `destination` has them.
+        past: how the model came to be that was quantized.
 
     Raises:
         MlxchatError: the disk is full or cannot be written, or another process writes there.
@@ -98,6 +101,7 @@ def save(run: Path, step: int, saved: SavedModel) -> Path:
 
     def write(folder: Path) -> None:
         layout.write_model(folder, saved.model, saved.tokenizer, saved.conversational)
+        past.write(folder)
 
     with store.locked(run):
         return store.save(run, step, write)

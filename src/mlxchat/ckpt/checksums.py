@@ -10,14 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mlxchat.ckpt.folders import unplugged, unreadable
+from mlxchat.ckpt.foreign import damaged, unusable
 from mlxchat.errors import MlxchatError
 
 FILE = "SHA256SUMS"
 PIECE = 2**22  # bytes that are hashed at a time
 _LINE = re.compile(r"([0-9a-f]{64})  ([^/]+)")
-_USE_ANOTHER = (
-    "Delete that directory to go on from an earlier step (chat: --step), or train with --fresh."
-)
 
 
 def write(folder: Path) -> None:
@@ -61,19 +59,10 @@ def check(path: Path, report: Callable[[int], None] = lambda _: None) -> None:
         raise damaged(path, f"its sha256 is not the one in {FILE}")
 
 
-def damaged(path: Path, reason: str) -> MlxchatError:
-    """What is to be said of a file that cannot be used."""
-    return MlxchatError(f"{path} is damaged ({reason}).", _USE_ANOTHER)
-
-
 def missing(path: Path) -> MlxchatError:
     """What is to be said of a file that is not in its directory."""
-    return unplugged(path) or unusable(f"{path.parent} is incomplete: {path.name} is missing.")
-
-
-def unusable(problem: str) -> MlxchatError:
-    """What is to be said of a directory that cannot be used for another reason."""
-    return MlxchatError(problem, _USE_ANOTHER)
+    folder = path.parent
+    return unplugged(path) or unusable(folder, f"{folder} is incomplete: {path.name} is missing.")
 
 
 def _cannot_be_read(path: Path, error: OSError) -> MlxchatError:

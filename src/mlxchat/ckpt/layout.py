@@ -20,10 +20,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlxchat import __version__
 from mlxchat.ckpt import checksums, origin
+from mlxchat.ckpt.arrays import MODEL as MODEL
+from mlxchat.ckpt.arrays import check_arrays as check_arrays
+from mlxchat.ckpt.arrays import model_files, read_model_arrays
+from mlxchat.ckpt.arrays import read_arrays as read_arrays
 from mlxchat.ckpt.catalog import CONFIG as CONFIG
 from mlxchat.ckpt.catalog import QUANTIZATION
 from mlxchat.ckpt.catalog import TRAINER as TRAINER
-from mlxchat.ckpt.checksums import missing, unusable
+from mlxchat.ckpt.checksums import missing
+from mlxchat.ckpt.foreign import damaged, read_json
 from mlxchat.data.loader import LoaderState
 from mlxchat.data.tokenizer import ASSISTANT_END, BOS, Tokenizer
 from mlxchat.data.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG
@@ -39,7 +44,6 @@ from mlxchat.runtime import mx
 
 FORMAT = 3  # of trainer.json
 PRETRAINING, FINE_TUNING = "pretraining", "fine-tuning"  # the stages
-MODEL = "model.safetensors"
 GENERATION = "generation_config.json"
 OPTIMIZER = "optimizer.safetensors"
 LOADER = "loader.safetensors"
@@ -128,7 +132,7 @@ def read_config(folder: Path) -> GPTConfig:
     era = eras.get(str(fields.get("model_type")))
     if era is None:
         raise MlxchatError(
-            f"{folder / CONFIG} is of a model of type {fields.get('model_type')!r}.",
+            f"{folder / CONFIG} is of a model of type {fields.get('model_type')!a:.99}.",
             f"Models of type {', '.join(eras)} can be used.",
         )
     own = OWN_FIELDS if era != "classic" else OWN_FIELDS.keys() & fields.keys()
@@ -145,7 +149,7 @@ def read_config(folder: Path) -> GPTConfig:
             n_embd=fields["hidden_size"],
         )
     except (KeyError, ValidationError) as error:
-        raise _damaged(folder / CONFIG, error) from error
+        raise damaged(folder / CONFIG, error) from error
 
 
 def is_quantized(folder: Path) -> bool:
@@ -160,9 +164,10 @@ def read_model(folder: Path, dtype: mx.Dtype) -> SavedModel:
         MlxchatError: a file is missing or damaged, a tensor missing, unexpected or of another
             shape, or the tokenizer's vocabulary is not the model's. Each is named.
     """
-    for name in (CONFIG, MODEL, TOKENIZER, TOKENIZER_CONFIG):
-        if not (folder / name).exists():
-            raise missing(folder / name)
+    files = [folder / name for name in (CONFIG, TOKENIZER, TOKENIZER_CONFIG)]
+    for file in [*files, *model_files(folder)]:
+        if not file.exists():
+            raise missing(file)
     for name in (TOKENIZER, GENERATION):
         checksums.check(folder / name)
     config = read_config(folder)
@@ -174,9 +179,9 @@ def read_model(folder: Path, dtype: mx.Dtype) -> SavedModel:
             "Put back the tokenizer that the model was trained with.",
         )
     model = GPT(config, dtype)
-    weights = read_arrays(folder / MODEL)
+    weights = read_model_arrays(folder)
     _quantize_as_stored(folder, model, weights)
-    check_arrays(folder / MODEL, weights, model.named_parameters())
+    check_arrays(folder, weights, model.named_parameters())
     model.load_weights(list(weights.items()))
     conversational = "chat_template" in _read_json(folder / TOKENIZER_CONFIG)
     return SavedModel(model, tokenizer, conversational)
@@ -193,7 +198,7 @@ def _quantize_as_stored(folder: Path, model: GPT, weights: dict[str, mx.array]) 
         stored = [name for name in layers if f"{name}.scales" in weights]
         quantize_layers(model, {name: others.get(name, common) for name in stored})
     except ValueError as error:
-        raise _damaged(folder / CONFIG, error) from error
+        raise damaged(folder / CONFIG, error) from error
 
 
 def write_trainer(
@@ -237,7 +242,7 @@ def read_trainer(folder: Path) -> TrainerState:
     try:
         return TrainerState.model_validate(fields)
     except ValidationError as error:
-        raise _damaged(folder / TRAINER, error) from error
+        raise damaged(folder / TRAINER, error) from error
 
 
 def read_loader(folder: Path) -> LoaderState:
@@ -246,54 +251,11 @@ def read_loader(folder: Path) -> LoaderState:
     try:
         return LoaderState.from_arrays({name: np.array(a) for name, a in arrays.items()})
     except (KeyError, ValueError, TypeError) as error:
-        raise _damaged(folder / LOADER, error) from error
-
-
-def read_arrays(path: Path) -> dict[str, mx.array]:
-    """The arrays of a safetensors file, evaluated."""
-    if not path.exists():
-        raise missing(path)
-    checksums.check(path)
-    try:
-        arrays = mx.load(str(path))
-        mx.eval(arrays)
-    except (RuntimeError, ValueError) as error:
-        raise _damaged(path, error) from error
-    if not isinstance(arrays, dict):
-        raise _damaged(path, TypeError("not a table of arrays"))
-    return arrays
-
-
-def check_arrays(path: Path, found: dict[str, mx.array], expected: dict[str, mx.array]) -> None:
-    """Names and shapes must be exactly those expected."""
-    faults = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
-    faults += [f"{name} is unexpected" for name in sorted(found.keys() - expected.keys())]
-    faults += [
-        f"{name} has shape {found[name].shape}, not {expected[name].shape}"
-        for name in sorted(expected.keys() & found.keys())
-        if found[name].shape != expected[name].shape
-    ]
-    if faults:
-        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise unusable(f"{path}: {'; '.join(faults[:3])}{more}.")
+        raise damaged(folder / LOADER, error) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise missing(path)
     checksums.check(path)
-    try:
-        fields = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise _damaged(path, error) from error
-    if not isinstance(fields, dict):
-        raise _damaged(path, TypeError("not a JSON object"))
-    return fields
-
-
-def _damaged(path: Path, error: Exception) -> MlxchatError:
-    reason = " ".join(str(error).split())[:200]
-    if isinstance(error, ValidationError):
-        fault = error.errors()[0]
-        reason = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".removeprefix(": ")
-    return checksums.damaged(path, reason)
+    return read_json(path)

@@ -1,12 +1,16 @@
 """Where an imported model is from: a file in its directory, ``origin.json``."""
 
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mlxchat.ckpt.checksums import damaged
+from mlxchat.ckpt import checksums
+from mlxchat.ckpt.foreign import damaged
 
 FILE = "origin.json"
+
+Note = TypeVar("Note", bound=BaseModel)
 
 
 class Origin(BaseModel):
@@ -30,10 +34,19 @@ def read(folder: Path) -> Origin | None:
     Raises:
         MlxchatError: the file is damaged.
     """
-    path = folder / FILE
+    return read_note(folder / FILE, Origin)
+
+
+def read_note(path: Path, kind: type[Note]) -> Note | None:
+    """What was noted in a file beside a model; None where there is no such file.
+
+    Raises:
+        MlxchatError: it is damaged.
+    """
     if not path.exists():
         return None
+    checksums.check(path)
     try:
-        return Origin.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise damaged(path, "it is not what an import wrote") from error
+        raise damaged(path, "it is not what mlxchat wrote") from error

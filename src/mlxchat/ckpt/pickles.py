@@ -9,7 +9,6 @@ looked up in a table and never imported; what it calls must be a `Function` of t
 that it gives to an object is put aside.
 
 Its size, the number of its instructions and the size and depth of what it makes are bounded.
-
 Instructions: ``pickletools.opcodes`` of Python's library.
 """
 
@@ -79,7 +78,7 @@ def load(data: bytes, path: Path, admitted: Admitted, persistent: Resolve | None
     except _RefusedError as error:
         raise refused(path, str(error)) from error
     except ValueError as error:
-        raise damaged(path, str(error)) from error
+        raise damaged(path, error) from error
     return value
 
 
@@ -135,9 +134,7 @@ class _Machine:
         end = self.data.find(b"\n", self.position, self.position + LONGEST_NAME)
         if end < 0:
             raise ValueError("a name without end")
-        line = self.take(end - self.position).decode("utf-8")
-        self.take(1)
-        return line
+        return self.take(end + 1 - self.position)[:-1].decode("utf-8")
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
@@ -150,13 +147,11 @@ class _Machine:
         return values
 
     def top(self) -> Any:
-        """The upmost value, which stays."""
-        if not self.stack:
-            raise ValueError("the pickle takes values that it has not")
-        return self.stack[-1]
+        (value,) = self.pop(1)
+        self.push(value)
+        return value
 
     def mark(self) -> None:
-        """Begin a new stack."""
         self.aside.append(self.stack)
         self.stack = []
 
@@ -221,8 +216,7 @@ class _Machine:
         self.push(self.persistent(identity))
 
     def protocol(self) -> None:
-        version = self.number(_U8)
-        if version > LATEST_PROTOCOL:
+        if (version := self.number(_U8)) > LATEST_PROTOCOL:
             raise ValueError(f"a pickle of protocol {version}")
 
 
@@ -290,16 +284,15 @@ def _check_extent(value: Any) -> None:
 
 
 def _inner(value: Any) -> list[Any]:
+    items = value.values() if isinstance(value, dict) else value
     state = [value.state] if isinstance(value, Instance) else []
-    if isinstance(value, dict):
-        return [*value.values(), *state]
-    return list(value) if isinstance(value, list | tuple) else state
+    return [*items, *state] if isinstance(value, dict | list | tuple) else state
 
 
 def _unknown(code: bytes) -> ValueError:
-    for opcode in pickletools.opcodes:
-        if opcode.code == code.decode("latin-1"):
-            return _RefusedError(f"it has the instruction {opcode.name}")
+    names = {opcode.code: opcode.name for opcode in pickletools.opcodes}
+    if name := names.get(code.decode("latin-1")):
+        return _RefusedError(f"it has the instruction {name}")
     return ValueError(f"no instruction is 0x{code.hex()}")
 
 

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import TextIO
@@ -187,6 +187,11 @@ def keep_aside(run: Path, step: int) -> Path:
     return _place(aside, step, copy)
 
 
+def unfinished(run: Path) -> list[Path]:
+    """What killed processes left unfinished in a run's folder, and a living one is writing."""
+    return sorted(run.glob(f"{_UNFINISHED}*"))
+
+
 def tidy(run: Path) -> None:
     """Remove what a killed process left unfinished.
 
@@ -202,6 +207,8 @@ def tidy(run: Path) -> None:
 def prune(run: Path, keep: int) -> list[int]:
     """Remove all but the newest ``keep`` steps, and what killed processes left unfinished.
 
+    With the latter a run's folder goes that has nothing else in it.
+
     Returns:
         The steps that were removed.
 
@@ -212,7 +219,9 @@ def prune(run: Path, keep: int) -> list[int]:
         removed = steps(run)[:-keep]
         for step in removed:
             directory(run, step).rename(run / f"{_UNFINISHED}{step}")
-        _remove_unfinished(run)
+        if unfinished(run):
+            _remove_unfinished(run)
+            _remove_empty(run)
     except OSError as error:
         raise _not_removed(run, error) from error
     return removed
@@ -249,22 +258,29 @@ def _lock_file(run: Path) -> TextIO:
 
 
 def _place(run: Path, step: int, write: Callable[[Path], None], needed: int | None = None) -> Path:
-    final = directory(run, step)
-    unfinished = run / f"{_UNFINISHED}{final.name}"
+    try:
+        return _written(run, directory(run, step), write)
+    except (OSError, RuntimeError) as error:  # MLX raises the latter
+        reason = getattr(error, "strerror", None) or str(error)
+        raise _not_saved(run, step, reason.rstrip("."), needed) from error
+
+
+def _written(run: Path, final: Path, write: Callable[[Path], None]) -> Path:
+    """Write a directory in a run's folder; nothing of it is left where that fails or is ended."""
+    begun = run / f"{_UNFINISHED}{final.name}"
     try:
         run.mkdir(parents=True, exist_ok=True)
         _remove_unfinished(run)
-        unfinished.mkdir()
-        write(unfinished)
-        for path in [*unfinished.iterdir(), unfinished]:
+        begun.mkdir()
+        write(begun)
+        for path in [*begun.iterdir(), begun]:
             disk.sync(path)
-        unfinished.rename(final)
+        begun.rename(final)
         for folder in (run, run.parent):
             disk.sync(folder)
-    except (OSError, RuntimeError) as error:  # MLX raises the latter
-        shutil.rmtree(unfinished, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or str(error)
-        raise _not_saved(run, step, reason.rstrip("."), needed) from error
+    finally:
+        shutil.rmtree(begun, ignore_errors=True)
+        _remove_empty(run)
     return final
 
 
@@ -291,11 +307,16 @@ def _not_removed(run: Path, error: OSError) -> MlxchatError:
 
 
 def _remove_unfinished(run: Path) -> None:
-    for leftover in run.glob(f"{_UNFINISHED}*"):
+    for leftover in unfinished(run):
         if leftover.is_symlink():  # a step that was moved to another disk
             leftover.unlink()
         else:
             shutil.rmtree(leftover)
+
+
+def _remove_empty(run: Path) -> None:
+    with suppress(OSError):  # it is not empty
+        run.rmdir()
 
 
 def _same(a: Path, b: Path) -> bool:

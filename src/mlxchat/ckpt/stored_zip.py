@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from mlxchat.ckpt.foreign import damaged, refused, unreadable
+from mlxchat.ckpt.folders import unreadable
+from mlxchat.ckpt.foreign import damaged, refused
 
 ALIGNMENT = 64  # of the first byte of an entry, as torch has it
 PIECE = 2**22  # bytes that are read at a time

@@ -29,7 +29,7 @@ class Removed(NamedTuple):
     """A step that is gone, or would be."""
 
     tag: str
-    step: int
+    step: int | None  # None for one that a killed process left unfinished
     path: Path
     bytes: int
 
@@ -89,7 +89,8 @@ def verify(tag: str | None, step: int | None, checkpoint: Path | None, json: boo
 
 
 def prune(tag: str | None, keep: int, dry_run: bool, json: bool) -> None:
-    """Remove all but the newest steps of one run or of all, where the newest one is intact.
+    """Remove all but the newest steps of one run or of all, where the newest one is intact; and
+    what killed processes left unfinished, also of runs that have no step.
 
     A run that was not named is left out while it is trained, and where its newest step is not
     intact or an old one cannot be removed; exit code 1 after the latter two.
@@ -97,7 +98,7 @@ def prune(tag: str | None, keep: int, dry_run: bool, json: bool) -> None:
     removed: list[Removed] = []
     faults: dict[Path, str] = {}
     with Screen(stream=sys.stderr) as screen:
-        for run in _runs(tag):
+        for run in _runs_to_prune(tag):
             try:
                 _prune(run, keep, dry_run, removed, screen)
             except MlxchatError as error:
@@ -114,9 +115,11 @@ def prune(tag: str | None, keep: int, dry_run: bool, json: bool) -> None:
         say(json_format.dumps(said))
     else:
         for saved in removed:
-            say(f"{saved.tag}, step {saved.step:,}: {amount(saved.bytes, 'bytes')}")
+            step = "unfinished" if saved.step is None else f"step {saved.step:,}"
+            say(f"{saved.tag}, {step}: {amount(saved.bytes, 'bytes')}")
         done = "would be removed" if dry_run else "removed"
-        say(f"{amount(len(removed), 'steps')} {done}, {amount(freed, 'bytes')}.")
+        count = sum(saved.step is not None for saved in removed)
+        say(f"{amount(count, 'steps')} {done}, {amount(freed, 'bytes')}.")
     if faults:
         raise typer.Exit(1)
 
@@ -130,9 +133,11 @@ def _prune(run: Path, keep: int, dry_run: bool, removed: list[Removed], screen: 
     """
     with store.locked(run):
         numbers = _steps(run)
-        old = [_old_step(run, step) for step in numbers[:-keep]]
+        old = [_old_step(run, step, store.directory(run, step)) for step in numbers[:-keep]]
         if old:
             _require_prunable(store.directory(run, numbers[-1]), screen)
+        left = [folder for folder in store.unfinished(run) if not folder.is_symlink()]
+        old += [_old_step(run, None, folder) for folder in left]
         try:
             if not dry_run:
                 store.prune(run, keep)
@@ -140,8 +145,7 @@ def _prune(run: Path, keep: int, dry_run: bool, removed: list[Removed], screen: 
             removed += [step for step in old if dry_run or not os.path.lexists(step.path)]
 
 
-def _old_step(run: Path, step: int) -> Removed:
-    folder = store.directory(run, step)
+def _old_step(run: Path, step: int | None, folder: Path) -> Removed:
     try:
         return Removed(run.name, step, folder, store.size(folder))
     except OSError as error:
@@ -184,6 +188,13 @@ def _runs(tag: str | None) -> list[Path]:
     if tag is not None and not any(_steps(run) for run in found):
         store.find(stages, tag, None)
     return found
+
+
+def _runs_to_prune(tag: str | None) -> list[Path]:
+    """As `_runs`, and one too of which a killed process left something unfinished only."""
+    stages = Home.from_environment().stages
+    left = [run for run in store.runs(stages) if run.name == tag and store.unfinished(run)]
+    return left or _runs(tag)
 
 
 def _steps(run: Path) -> list[int]:

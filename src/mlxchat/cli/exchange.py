@@ -69,11 +69,11 @@ def export(
     checkpoint: Checkpoint = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Where to. Default: a folder here, such as d12-mlx-lm."),
+        typer.Option(help="A new folder. Default: one here, such as d12-mlx-lm."),
     ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option(help="Of the matrices. Default: float32; with --quantize bfloat16."),
+        typer.Option(help="Of the matrices. Default: float32; of a quantized model bfloat16."),
     ] = None,
     quantize: Annotated[
         Literal["2", "3", "4", "5", "6", "8"] | None,

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from mlxchat import runtime
-from mlxchat.ckpt import exporters, layout, store
-from mlxchat.ckpt.exporters import Program, history
+from mlxchat.ckpt import exporters, history, layout
+from mlxchat.ckpt.exporters import Program
 from mlxchat.cli import chatting
 from mlxchat.errors import MlxchatError
 from mlxchat.model.quantization import Quantization
@@ -37,13 +37,14 @@ def export(
         bits: of a weight, where it is to be quantized.
     """
     source = chatting.locate(model_tag, model_step, checkpoint)
-    tag, step = named(source)
-    folder = (out or Path(f"{tag}-{program}")).absolute()
+    about = history.read(source)
+    folder = (out or Path(f"{about.tag}-{program}")).absolute()
     exporters.require_possible(program, source, folder)
     quantization = None if bits is None else Quantization(bits=bits)
     if quantization:
         _require_quantizable(program, source)
-    precision: mx.Dtype = getattr(mx, dtype or ("float32" if bits is None else "bfloat16"))
+    whole = quantization is None and not layout.is_quantized(source)
+    precision: mx.Dtype = getattr(mx, dtype or ("float32" if whole else "bfloat16"))
     runtime.bound_buffer_cache()
     with Screen(stream=sys.stderr) as screen:
 
@@ -51,8 +52,8 @@ def export(
             screen.show(Progressed(time.time(), "writing", done, total, "bytes"))
 
         saved = layout.read_model(source, precision)
-        about = history.read(source, tag, step)
-        if quantization:
+        if quantization:  # how good the model was then, it is no longer
+            about = about.model_copy(update={"bits_per_byte": None})
             quantize(saved.model, quantization.formats(saved.model.config))
         written = exporters.write(program, folder, saved, about, precision, report)
     commands = written.usage.at(str(folder))
@@ -64,13 +65,6 @@ def export(
     say(written.usage.remark or "Run it there:")
     for line in commands:
         say(f"  {line}")
-
-
-def named(source: Path) -> tuple[str, int]:
-    """The name of a model and its step: a saved step's run, or the directory's own."""
-    source = source.resolve()
-    steps = {store.directory(source.parent, step): step for step in store.steps(source.parent)}
-    return (source.parent.name, steps[source]) if source in steps else (source.name, 0)
 
 
 def _require_quantizable(program: Program, source: Path) -> None:

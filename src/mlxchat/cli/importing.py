@@ -33,6 +33,9 @@ def import_model(
     home = Home.from_environment()
     foreign = importers.open_model(path, step, tokenizer, softcap, conversational)
     run = _destination(home, foreign, tag)
+    optimizer_file = (
+        optimizer.find(foreign.path, foreign.step, foreign.config) if with_optimizer else None
+    )
     runtime.bound_buffer_cache()
     with Screen(stream=sys.stderr) as screen:
         for note in foreign.notes:
@@ -42,9 +45,9 @@ def import_model(
             screen.show(Progressed(time.time(), "reading", done, total, "bytes"))
 
         model, state = network(foreign, report), None
-        if with_optimizer:
+        if optimizer_file:
             expected = {name: array.shape for name, array in new_optimizer(model).state.items()}
-            state = optimizer.read(foreign.path, foreign.step, foreign.config, expected)
+            state = optimizer.read(optimizer_file, foreign.config, expected)
         folder = importers.save(run, foreign, model, state)
     config = foreign.config
     facts = {

@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from mlxchat import runtime
-from mlxchat.ckpt import layout
+from mlxchat.ckpt import history, layout
+from mlxchat.ckpt.arrays import model_files
 from mlxchat.ckpt.layout import SavedModel
 from mlxchat.cli import chatting
 from mlxchat.data.documents import Documents
@@ -47,6 +48,7 @@ def quantize_saved(
     run, number = destination(runs, source, quantization)
     formats = quantization.formats(layout.read_config(source))
     runtime.bound_buffer_cache()
+    past = history.read(source)
     saved = layout.read_model(source, runtime.machine().compute_dtype)
     with (
         Screen(stream=sys.stderr) as screen,
@@ -54,12 +56,12 @@ def quantize_saved(
     ):
         before = _bits(saved, documents, "before", eval_tokens, screen)
         parts = quantize(saved.model, formats)
-        folder = save(run, number, saved)
+        folder = save(run, number, saved, past)
         after = before and _bits(saved, documents, "after", eval_tokens, screen)
     facts = {
         "source": str(source),
         "path": str(folder),
-        "bytes_before": (source / layout.MODEL).stat().st_size,
+        "bytes_before": sum(path.stat().st_size for path in model_files(source)),
         "bytes_after": (folder / layout.MODEL).stat().st_size,
         "bits_per_byte_before": before and before.bits_per_byte,
         "bits_per_byte_after": after and after.bits_per_byte,

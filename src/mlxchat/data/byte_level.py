@@ -1,11 +1,74 @@
-"""The file of a byte-level BPE tokenizer, in the form that `tokenizers` reads. Pure."""
+"""The file of a byte-level BPE tokenizer, in the form that `tokenizers` reads. Pure.
 
+Such a file can say a lot that ranks, a split pattern and special tokens cannot: what does is
+refused, as its text would become other ids here.
+"""
+
+import re
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, StrictInt, ValidationError
 
 Ranks = dict[bytes, int]  # of each token, which is its id and the order of merging
+
+# nanochat's, GPT-4's and what lies between: these match every character of every text, each match
+# at least one, and do not backtrack far. Of others tiktoken drops text, or ends with a panic.
+_PATTERN = re.compile(
+    re.escape(
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,DIGITS}"
+        r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+    ).replace("DIGITS", "[1-9]")
+)
+
+
+class _Pattern(BaseModel):
+    regex: str = Field(alias="Regex")
+
+
+class _Split(BaseModel):
+    type: Literal["Split"]
+    pattern: _Pattern
+    behavior: Literal["Isolated"]
+    invert: Literal[False]
+
+
+class _ByteLevel(BaseModel):
+    type: Literal["ByteLevel"]
+    add_prefix_space: Literal[False]
+    use_regex: Literal[False]
+
+
+class _Sequence(BaseModel):
+    type: Literal["Sequence"]
+    pretokenizers: tuple[_Split, _ByteLevel]
+
+
+class _Special(BaseModel):
+    id: StrictInt
+    content: str
+    special: Literal[True]
+
+
+class _Model(BaseModel):
+    type: Literal["BPE"]
+    dropout: None = None
+    continuing_subword_prefix: Literal[""] | None = None
+    end_of_word_suffix: Literal[""] | None = None
+    ignore_merges: bool = False
+    vocab: dict[str, StrictInt]
+    merges: list[str | tuple[str, str]]  # older files have "a b" in place of ["a", "b"]
+
+
+class _File(BaseModel):
+    """What matters in a file; the rest does not change ids."""
+
+    added_tokens: list[_Special]
+    normalizer: None = None
+    pre_tokenizer: _Sequence
+    model: _Model
 
 
 def to_json(ranks: Ranks, pattern: str, special: dict[str, int]) -> dict[str, Any]:
@@ -62,19 +125,56 @@ def to_json(ranks: Ranks, pattern: str, special: dict[str, int]) -> dict[str, An
 
 
 def from_json(stored: Any) -> tuple[Ranks, str, dict[str, int]]:
-    """Ranks, split pattern and special tokens of what `to_json` made.
+    """Ranks, split pattern and special tokens of a file, where it says nothing else.
+
+    They may still be no vocabulary: ids may be missing, or be there twice.
 
     Raises:
-        ValueError, KeyError, IndexError, TypeError, AttributeError: it is something else.
+        ValueError: it is of another form, or makes other ids than they would; what is named.
     """
-    pattern = stored["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
-    special = {token["content"]: token["id"] for token in stored["added_tokens"]}
+    try:
+        file = _File.model_validate(stored)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"][:4]))
+        raise ValueError(f"{where:.99}: {fault['msg']}") from error
+    special = {token.content: token.id for token in file.added_tokens}
     ranks = {
-        bytes(_byte_of()[letter] for letter in token): rank
-        for token, rank in stored["model"]["vocab"].items()
-        if token not in special
+        _bytes(token): rank for token, rank in file.model.vocab.items() if token not in special
     }
+    pattern = file.pre_tokenizer.pretokenizers[0].pattern.regex
+    require_pattern(pattern)
+    _require_merges(file.model, ranks)
     return ranks, pattern, special
+
+
+def require_pattern(pattern: str) -> None:
+    """Check that a split pattern is known to leave nothing of any text out.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not _PATTERN.fullmatch(pattern):
+        raise ValueError(f"text is not split as nanochat's is, but by {pattern!a:.60}")
+
+
+def _require_merges(model: _Model, ranks: Ranks) -> None:
+    """Those of a file have to do what merging by rank does.
+
+    There may be several for a token: by rank all pairs are merged that make one.
+    """
+    listed = []
+    for merge in model.merges:
+        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+        listed.append((_bytes(left), _bytes(right)))
+    order = [ranks.get(left + right, -1) for left, right in listed]
+    if -1 in order or order != sorted(order):
+        raise ValueError("merges are not in the order of the ids that they make")
+    following = set(_merges(ranks))
+    if not following <= set(listed):
+        raise ValueError("merges are not those that follow from the ids")
+    if not model.ignore_merges and len(following) < sum(len(token) > 1 for token in ranks):
+        raise ValueError("there are tokens that no merge makes")
 
 
 def _merges(ranks: Ranks) -> Iterator[tuple[bytes, bytes]]:
@@ -111,3 +211,11 @@ def _byte_of() -> dict[str, int]:
 def _visible(token: bytes) -> str:
     letters = _letter_of()
     return "".join(letters[byte] for byte in token)
+
+
+def _bytes(token: str) -> bytes:
+    letters = _byte_of()
+    try:
+        return bytes(letters[letter] for letter in token)
+    except KeyError as error:
+        raise ValueError(f"a token has the letter {error.args[0]!a}, of no byte") from error

@@ -15,6 +15,7 @@ import rustbpe
 import tiktoken
 
 from mlxchat.data import byte_level
+from mlxchat.data.chat_template import CHAT_TEMPLATE
 from mlxchat.data.conversations import Conversation, Document, Message
 from mlxchat.errors import MlxchatError
 
@@ -43,36 +44,6 @@ _NO_TOKENIZER = (ValueError, KeyError, IndexError, TypeError, AttributeError, Re
 
 FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
-
-# Renders what `Tokenizer.render` renders, but that special tokens within a text stay special; its
-# presence says that a model was trained on conversations.
-CHAT_TEMPLATE = (
-    "{{- bos_token -}}"
-    "{%- set ns = namespace(system='') -%}"
-    "{%- for message in messages -%}"
-    "{%- if message['role'] == 'system' -%}"
-    "{%- set ns.system = message['content'] + '\n\n' -%}"
-    "{%- elif message['role'] == 'user' -%}"
-    "{{- '<|user_start|>' + ns.system + message['content'] + '<|user_end|>' -}}"
-    "{%- set ns.system = '' -%}"
-    "{%- elif message['content'] is string -%}"
-    "{{- '<|assistant_start|>' + message['content'] + '<|assistant_end|>' -}}"
-    "{%- else -%}"
-    "{{- '<|assistant_start|>' -}}"
-    "{%- for part in message['content'] -%}"
-    "{%- if part['type'] == 'python' -%}"
-    "{{- '<|python_start|>' + part['text'] + '<|python_end|>' -}}"
-    "{%- elif part['type'] == 'python_output' -%}"
-    "{{- '<|output_start|>' + part['text'] + '<|output_end|>' -}}"
-    "{%- else -%}"
-    "{{- part['text'] -}}"
-    "{%- endif -%}"
-    "{%- endfor -%}"
-    "{{- '<|assistant_end|>' -}}"
-    "{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|assistant_start|>' -}}{%- endif -%}"
-)
 
 
 class Tokenizer:
@@ -183,7 +154,7 @@ class Tokenizer:
 
         Args:
             conversational: the model it goes with was trained on conversations: add the chat
-                template.
+                template, whose presence says so.
         """
         config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",

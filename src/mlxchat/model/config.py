@@ -27,19 +27,22 @@ class GPTConfig(BaseModel):
     era: EraName = Field(
         default_factory=lambda given: given["arch"], description="whose network it is"
     )
-    sequence_len: int = Field(2048, ge=1, description="context length in tokens")
-    vocab_size: int = Field(65_536, ge=1, description="tokens in the vocabulary")
-    n_layer: int = Field(12, ge=1, description="transformer blocks")
-    n_head: int = Field(6, ge=1, description="query heads")
-    n_kv_head: int = Field(6, ge=1, description="key and value heads")
-    n_embd: int = Field(768, ge=2, description="width of the residual stream")
+    sequence_len: int = Field(2048, ge=1, le=2**20, description="context length in tokens")
+    vocab_size: int = Field(65_536, ge=1, le=2**24, description="tokens in the vocabulary")
+    n_layer: int = Field(12, ge=1, le=2**10, description="transformer blocks")
+    n_head: int = Field(6, ge=1, le=2**10, description="query heads")
+    n_kv_head: int = Field(6, ge=1, le=2**10, description="key and value heads")
+    n_embd: int = Field(768, ge=2, le=2**16, description="width of the residual stream")
     window_pattern: str = Field(
         "L",
         pattern="^[SL]+$",
         description="reach of attention by layer, repeated: S a share of the context, L all",
     )
     vocab_multiple: int = Field(
-        1, ge=1, description="embedding and head have rows up to the next multiple, unused"
+        1,
+        ge=1,
+        le=2**16,
+        description="embedding and head have rows up to the next multiple, unused",
     )
     softcap: float = Field(
         default_factory=lambda given: ERAS[given["era"]].softcaps[0],

@@ -138,7 +138,7 @@ def _marks(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     for name, shape in shapes.items():
         match name.split("."):
             case ["transformer", "h", _, "attn", "ve_gate", "weight"]:
-                yield _gates(shape[-1])
+                yield _gates(shape[-1] if shape else 0)
             case ["transformer" | "lm_head", *_]:
                 pass
             case [first, *_]:

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from mlxchat.ckpt import layout, store
+from mlxchat.ckpt import history, layout, store
+from mlxchat.ckpt.history import History
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
@@ -53,14 +54,14 @@ def of_model(config: PretrainConfig, home: Home) -> PretrainConfig:
     return settled
 
 
-def model_to_begin_with(source: str, home: Home) -> GPT:
-    """The model that a run's name or a model's directory stands for.
+def model_to_begin_with(source: str, home: Home) -> tuple[GPT, History]:
+    """The model that a run's name or a model's directory stands for, and how it came to be.
 
     Raises:
         MlxchatError: it is not there, or damaged.
     """
     folder = store.find_model(home.stages, source, None)
-    return layout.read_model(folder, machine().compute_dtype).model
+    return layout.read_model(folder, machine().compute_dtype).model, history.read(folder)
 
 
 def _folder_or_own(config: PretrainConfig, home: Home) -> Path:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlxchat import runtime
-from mlxchat.ckpt import layout
+from mlxchat.ckpt import history, layout
+from mlxchat.ckpt.history import History
 from mlxchat.data.loader import LoaderState
 from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.model.gpt import GPT
@@ -28,6 +29,7 @@ class Learner(NamedTuple):
     optimizer: MuonAdamW
     step: int
     loader: LoaderState
+    past: History | None = None  # of the model that the run began with
 
     @property
     def nbytes(self) -> int:
@@ -63,7 +65,8 @@ def resume(made: Plan, saved: SavedRun) -> Learner:
     load_optimizer(optimizer, saved.folder)
     loader = layout.read_loader(saved.folder)
     step = saved.trainer.step
-    return Learner(made, stored.tokenizer, stored.model, optimizer, step, loader)
+    past = history.past(saved.folder)
+    return Learner(made, stored.tokenizer, stored.model, optimizer, step, loader, past)
 
 
 def load_optimizer(optimizer: MuonAdamW, folder: Path) -> None:

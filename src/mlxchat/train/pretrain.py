@@ -90,12 +90,13 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
             yield Noted(clock(), f"Measuring how fast this machine trains, for {config.budget}.")
         made = planned(config, tokenizer.vocab_size, available, begun, clock)
         hold_memory(made, config, available)
+        past = None
         if config.init_from:
-            model = model_to_begin_with(config.init_from, self.home)
+            model, past = model_to_begin_with(config.init_from, self.home)
         else:
             model = GPT(made.model, machine().compute_dtype)
             initialise(model, mx.random.key(config.seed))
-        return Learner(made, tokenizer, model, new_optimizer(model), 0, LoaderState())
+        return Learner(made, tokenizer, model, new_optimizer(model), 0, LoaderState(), past)
 
     def momentum(self, plan: Plan, step: int) -> float:
         """Muon's after ``step`` updates."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from mlxchat.ckpt import layout, store
+from mlxchat.ckpt import history, layout, store
 from mlxchat.data.chats.documents import ChatDocuments
 from mlxchat.data.chats.identity import Identity
 from mlxchat.data.chats.sources import parse
@@ -149,7 +149,8 @@ class FineTuning(Stage[SftConfig, ChatDocuments]):
         optimizer = new_optimizer(stored.model)
         if config.load_optimizer:
             load_optimizer(optimizer, folder)
-        return Learner(made, stored.tokenizer, stored.model, optimizer, 0, LoaderState())
+        past = history.read(folder)
+        return Learner(made, stored.tokenizer, stored.model, optimizer, 0, LoaderState(), past)
 
     def momentum(self, plan: Plan, step: int) -> float:
         """Muon's after ``step`` updates: as nanochat's classic pretraining has it."""

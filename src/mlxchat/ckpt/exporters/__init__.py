@@ -12,8 +12,8 @@ from typing import Literal
 
 from mlxchat.ckpt import layout
 from mlxchat.ckpt.exporters import card, mlx_lm, nanochat, transformers
-from mlxchat.ckpt.exporters.history import History
-from mlxchat.ckpt.exporters.shards import MOST_BYTES, Report, Shards
+from mlxchat.ckpt.exporters.shards import MOST_BYTES, Report, Shards, cast_matrices
+from mlxchat.ckpt.history import History
 from mlxchat.ckpt.layout import SavedModel
 from mlxchat.data import disk
 from mlxchat.errors import MlxchatError
@@ -46,7 +46,7 @@ def require_possible(program: Program, source: Path, folder: Path) -> None:
         folder: where to.
 
     Raises:
-        MlxchatError: the program cannot run such a model, or there is something in the folder.
+        MlxchatError: the program cannot run such a model, or something is at the folder's place.
     """
     config = layout.read_config(source)
     if program != "mlx-lm" and layout.is_quantized(source):
@@ -58,10 +58,8 @@ def require_possible(program: Program, source: Path, folder: Path) -> None:
         transformers.require_known(config)
     elif program == "nanochat":
         nanochat.require_known(config)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise MlxchatError(
-            f"{folder} is there already, and not empty.", "Name another folder with --out."
-        )
+    if folder.exists() or folder.is_symlink():
+        raise MlxchatError(f"{folder} is there already.", "Name a new folder with --out.")
 
 
 def write(
@@ -77,9 +75,10 @@ def write(
 
     Args:
         program: that is to read it, and can (`require_possible`).
-        folder: that does not exist, or is empty.
-        history: where the model is from.
-        dtype: of the matrices that are not quantized.
+        folder: that does not exist.
+        saved: the model; its matrices are of ``dtype`` afterwards.
+        history: how it came to be.
+        dtype: of the matrices that are not quantized, and of the scales of those that are.
         report: is told the bytes written, and of all.
         limit: bytes of a file of safetensors, unless one tensor has more.
 
@@ -87,7 +86,8 @@ def write(
         MlxchatError: the disk is full or cannot be written; there is nothing in the folder then.
     """
     unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shards = Shards(dtype, limit, report)
+    shards = Shards(limit, report)
+    cast_matrices(saved.model, dtype)
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)

@@ -1,10 +1,12 @@
 """A model card: what a model is, what it learnt from, how good it is, how it is run. Pure."""
 
+import json
+import shlex
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from mlxchat import __version__
-from mlxchat.ckpt.exporters.history import History
+from mlxchat.ckpt.history import History, Training
 from mlxchat.ckpt.layout import SavedModel
 from mlxchat.model.arithmetic import parameters
 from mlxchat.model.config import GPTConfig
@@ -12,9 +14,11 @@ from mlxchat.model.quantized import formats_of
 
 FILE = "README.md"
 LIBRARIES = {"mlx-lm": "mlx", "transformers": "transformers", "nanochat": "pytorch"}
-
-
-FOLDER = "{folder}"  # in commands: where the model is
+FOLDER = "{folder}"  # in commands: where the model is, quoted as their language has it
+_SPECIAL = (
+    "What looks like a special token in a message, such as `<|user_end|>`, is one there; mlxchat "
+    "takes it for plain text."
+)
 
 
 class Usage(NamedTuple):
@@ -26,7 +30,10 @@ class Usage(NamedTuple):
 
     def at(self, place: str) -> list[str]:
         """The commands for a model that is there."""
-        return [command.replace(FOLDER, place) for command in self.commands]
+        quoted = shlex.quote(place)
+        if self.language == "python":
+            quoted = json.dumps(place, ensure_ascii=False)
+        return [command.replace(FOLDER, quoted) for command in self.commands]
 
 
 def card(program: str, saved: SavedModel, history: History, usage: Usage) -> str:
@@ -44,6 +51,7 @@ def card(program: str, saved: SavedModel, history: History, usage: Usage) -> str
         "\n".join([f"```{usage.language}", *usage.at("DIR"), "```"]),
         "`DIR` is this directory.",
         usage.remark,
+        _SPECIAL if saved.conversational and program != "nanochat" else "",
         "## Origin",
         _origin(history),
         "## Licence",
@@ -100,25 +108,40 @@ def _figures(saved: SavedModel, history: History) -> Iterator[str]:
     if formats := formats_of(saved.model):
         yield f"| quantized | {', '.join(sorted({str(f) for f in formats.values()}))} |"
     yield f"| step | {history.step:,} |"
-    if history.data:
-        yield f"| data | {', '.join(history.data)} |"
-    if history.tokens is not None:
-        yield f"| trained on | {history.tokens:,} tokens in its {history.stage} |"
+    for training in history.trainings:
+        yield f"| {training.stage} | {_learnt(training)} |"
     if history.bits_per_byte is not None:
         yield f"| validation | {history.bits_per_byte:.4f} bits per byte |"
 
 
+def _learnt(training: Training) -> str:
+    read = "" if training.tokens is None else f"{training.tokens:,} tokens"
+    data = ", ".join(training.data)
+    return " of ".join(filter(None, [read, data])) or "not known"
+
+
 def _origin(history: History) -> str:
-    made = f"Written by mlxchat {__version__}, which"
-    if history.origin is not None:
-        return f"{made} imported step {history.origin.step} of a run of {history.origin.program}."
-    trained = "trained it" if history.stage else "read it"
-    return f"{made} {trained}: step {history.step} of the run `{history.tag}`."
+    told = [f"Written by mlxchat {__version__}."]
+    if imported := history.origin:
+        of = f"step {imported.step} of a run" if imported.step else "a model"
+        told.append(f"It was imported: {of} of {imported.program}.")
+    for training in history.trainings:
+        after = f", which began with `{training.began_with}`" if training.began_with else ""
+        told.append(
+            f"mlxchat trained it: step {training.step} of the {training.stage} run "
+            f"`{training.run}`{after}."
+        )
+    return " ".join(told)
 
 
 def _licence(history: History) -> str:
-    data = f" It learnt from {', '.join(history.data)}." if history.data else ""
-    return (
-        "Whoever publishes this model says under which licence; the licence of its data may bind "
-        f"them.{data}"
-    )
+    told = [
+        "Whoever publishes this model says under which licence; the licences of its data may bind "
+        "them."
+    ]
+    data = dict.fromkeys(each for training in history.trainings for each in training.data)
+    if data:
+        told.append(f"It learnt from {'; '.join(data)}.")
+    if history.unknown:
+        told.append(f"What {history.unknown} learnt from is not known here.")
+    return " ".join(told)

@@ -13,8 +13,8 @@ from typing import Any
 
 from mlxchat.ckpt import layout
 from mlxchat.ckpt.exporters.card import FOLDER, Usage
-from mlxchat.ckpt.exporters.history import History
 from mlxchat.ckpt.exporters.shards import Shards
+from mlxchat.ckpt.history import History
 from mlxchat.ckpt.layout import SavedModel
 from mlxchat.data.tokenizer import BOS
 from mlxchat.model.config import GPTConfig

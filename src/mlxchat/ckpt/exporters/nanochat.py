@@ -1,13 +1,14 @@
 """Models for nanochat itself: a folder that can be its NANOCHAT_BASE_DIR."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 from mlxchat.ckpt import nanochat, tokenizer_pickle, torch_file
 from mlxchat.ckpt.exporters.card import FOLDER, Usage
-from mlxchat.ckpt.exporters.history import History
 from mlxchat.ckpt.exporters.shards import Shards
+from mlxchat.ckpt.history import History
 from mlxchat.ckpt.layout import SavedModel
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import GPTConfig
@@ -23,11 +24,8 @@ COMMITS: dict[tuple[EraName, float], str] = {  # of nanochat, by era and bound o
     ("gates_12", 15.0): "f068604",
     ("modern", 15.0): "92d63d4",
 }
-_SAMPLES: dict[EraName, str] = {  # the script that has a base model write, where it is another
-    "classic": "base_loss --model_tag=",
-    "lambdas": "base_loss --model-tag=",
-    "values": "base_loss --model-tag=",
-}
+# Later ones have a script that makes samples of a base model without its dataset.
+_CHAT_ONLY: tuple[EraName, ...] = ("classic", "lambdas", "values")
 
 
 def require_known(config: GPTConfig) -> None:
@@ -57,7 +55,7 @@ def write(folder: Path, saved: SavedModel, history: History, shards: Shards) -> 
         "user_config": {},
     }
     (checkpoints / nanochat.meta_file(step)).write_text(json.dumps(meta, indent=2), "utf-8")
-    tensors = {name: shards.cast(a) for name, a in saved.model.named_parameters().items()}
+    tensors = saved.model.named_parameters()
     torch_file.write(checkpoints / nanochat.model_file(step), tensors)
     size = sum(array.nbytes for array in tensors.values())
     shards.report(size, size)
@@ -69,9 +67,13 @@ def write(folder: Path, saved: SavedModel, history: History, shards: Shards) -> 
         beside / nanochat.TOKEN_BYTES, mx.array(tokenizer.byte_lengths(), dtype=mx.int32)
     )
     commit = COMMITS[config.era, config.softcap]
-    command = f"chat_cli -i sft -g {history.tag}"
-    if not saved.conversational:
-        command = f"{_SAMPLES.get(config.era, 'base_eval --eval sample --model-tag=')}{history.tag}"
+    tag = shlex.quote(history.tag)
+    if saved.conversational:
+        command = f"chat_cli -i sft -g {tag}"
+    elif config.era in _CHAT_ONLY:
+        command = f"chat_cli -i base -g {tag}"
+    else:
+        command = f"base_eval --eval sample --model-tag={tag}"
     return Usage(
         "bash",
         (

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxchat.ckpt.importers.hugging_face import INDEX
+from mlxchat.ckpt.arrays import INDEX
 from mlxchat.ckpt.layout import MODEL
+from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
 
 MOST_BYTES = 5 * 10**9  # what the hub's programs write in one file
@@ -22,20 +23,12 @@ class Shards:
     """How tensors are written.
 
     Args:
-        dtype: of matrices of floating-point numbers; scalars, and scales with them, stay as they
-            are.
         limit: bytes of a file, unless one tensor has more.
         report: is told the bytes written, and of all.
     """
 
-    dtype: mx.Dtype
     limit: int
     report: Report
-
-    def cast(self, array: mx.array) -> mx.array:
-        """A tensor as it is written; not computed yet."""
-        matrix = array.ndim > 1 and mx.issubdtype(array.dtype, mx.floating)
-        return array.astype(self.dtype) if matrix else array
 
     def write(self, folder: Path, tensors: Mapping[str, mx.array], form: str) -> None:
         """Write tensors by name.
@@ -46,14 +39,14 @@ class Shards:
         Raises:
             OSError, RuntimeError: they cannot be written.
         """
-        sizes = {name: self.cast(array).nbytes for name, array in tensors.items()}
+        sizes = {name: array.nbytes for name, array in tensors.items()}
         files = list(self._files(sizes))
         total, done, places = sum(sizes.values()), 0, {}
         for number, names in enumerate(files, 1):
             file = MODEL
             if len(files) > 1:
                 file = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-            shard = {name: self.cast(tensors[name]) for name in names}
+            shard = {name: tensors[name] for name in names}
             mx.save_safetensors(str(folder / file), shard, {"format": form})
             places.update(dict.fromkeys(names, file))
             done += sum(sizes[name] for name in names)
@@ -71,3 +64,19 @@ class Shards:
             names.append(name)
             held += size
         yield names
+
+
+def cast_matrices(model: GPT, dtype: mx.Dtype) -> None:
+    """Hold a model's matrices in a dtype, the scales of quantized ones among them; vectors and
+    scalars stay as they are.
+
+    One after another: the old and the new model are never held together.
+    """
+    parameters = model.named_parameters()
+    for name in list(parameters):
+        array = parameters.pop(name)
+        if array.ndim > 1 and mx.issubdtype(array.dtype, mx.floating):
+            array = array.astype(dtype)
+            mx.eval(array)
+            model.load_weights([(name, array)], strict=False)
+            mx.clear_cache()  # else MLX keeps what the old one had

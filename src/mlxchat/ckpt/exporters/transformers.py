@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mlxchat.ckpt import layout
 from mlxchat.ckpt.exporters.card import FOLDER, Usage
-from mlxchat.ckpt.exporters.history import History
 from mlxchat.ckpt.exporters.shards import Shards
+from mlxchat.ckpt.history import History
 from mlxchat.ckpt.importers.hugging_face import renamed
 from mlxchat.ckpt.layout import SavedModel
 from mlxchat.errors import MlxchatError
@@ -52,7 +52,7 @@ def write(folder: Path, saved: SavedModel, history: History, shards: Shards) -> 
     model, tokenizer = saved.model, saved.tokenizer
     ours = layout.config_fields(model, tokenizer)
     fields = {name: ours[name] for name in _SHARED} | {
-        "dtype": str(shards.dtype).removeprefix("mlx.core."),
+        "dtype": str(model.lm_head.weight.dtype).removeprefix("mlx.core."),
         "hidden_act": "relu2",
         "attention_bias": False,
         "rope_parameters": {"rope_type": "default", "rope_theta": ours["rope_theta"]},
@@ -70,8 +70,8 @@ def write(folder: Path, saved: SavedModel, history: History, shards: Shards) -> 
 _LOAD = (
     "# pip install torch transformers",
     "from transformers import AutoModelForCausalLM, AutoTokenizer",
-    f'tokenizer = AutoTokenizer.from_pretrained("{FOLDER}")',
-    f'model = AutoModelForCausalLM.from_pretrained("{FOLDER}")',
+    f"tokenizer = AutoTokenizer.from_pretrained({FOLDER})",
+    f"model = AutoModelForCausalLM.from_pretrained({FOLDER})",
 )
 _WRITE = (
     "ids = model.generate(**inputs, max_new_tokens=64, do_sample=False)",

@@ -1,6 +1,5 @@
 """A model that another program wrote: what it is, and how its tensors are read."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -9,7 +8,7 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from mlxchat.ckpt.foreign import damaged, unreadable
+from mlxchat.ckpt.foreign import damaged
 from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import VOCABULARY_MULTIPLE, GPTConfig
@@ -17,8 +16,8 @@ from mlxchat.model.eras import CLASSIC, era_of
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
 
-MOST_JSON = 2**22  # bytes
 EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
+LONGEST_NAME = 200
 FLOATS = (mx.float32, mx.bfloat16, mx.float16)  # all of their values are float32's too
 
 _ANOTHER = "Give a model of nanochat's main branch, all of its tensors and no others."
@@ -96,12 +95,17 @@ def network(foreign: Foreign, report: Callable[[int, int], None] = lambda done, 
 
 
 def configure(
-    path: Path, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], softcap: float | None
+    path: Path,
+    settings: Path,
+    fields: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    softcap: float | None,
 ) -> GPTConfig:
     """The shape of a model, of the era that its tensors are of; they are all that it needs.
 
     Args:
-        path: of the file that says the fields.
+        path: of the tensors.
+        settings: of the file that says the fields.
         fields: nanochat's.
         softcap: bound of the logits; None for the era's first.
 
@@ -109,9 +113,10 @@ def configure(
         MlxchatError: a field is wrong, or not of that model; a tensor is missing, unexpected, or of
             another shape or of no floating-point dtype. Each is named.
     """
+    for name in tensors:
+        if len(name) > LONGEST_NAME or not name.isprintable():
+            raise damaged(path, f"a tensor is called {name[:99]!a}")
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if scalars := [name for name, shape in shapes.items() if not shape]:
-        raise damaged(path, f"{scalars[0]} is a single number")
     era = era_of(shapes)
     chosen = {} if softcap is None else {"softcap": softcap}
     try:
@@ -123,40 +128,16 @@ def configure(
             **chosen,
         )
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise damaged(path, f"{where}: {fault['msg']}".removeprefix(": ")) from error
+        raise damaged(settings, error) from error
     rows, width = (*shapes.get(EMBEDDING, ()), 0, 0)[:2]
     if config.n_layer > len(shapes) or config.vocab_size > rows or config.n_embd != width:
         raise damaged(  # before a network is made that may be endless
-            path,
+            settings,
             f"{config.n_layer} layers, a vocabulary of {config.vocab_size} and a width of "
             f"{config.n_embd}; there are {len(shapes)} tensors, {EMBEDDING} of {(rows, width)}",
         )
     _check(path, config, tensors)
     return config
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        MlxchatError: it is damaged, very large, or not there.
-    """
-    try:
-        with path.open("rb") as file:
-            content = file.read(MOST_JSON + 1)
-    except OSError as error:
-        raise unreadable(path, error) from error
-    try:
-        if len(content) > MOST_JSON:
-            raise ValueError(f"more than {MOST_JSON:,} bytes")
-        fields = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise damaged(path, str(error)) from error
-    if not isinstance(fields, dict):
-        raise damaged(path, "not a JSON object")
-    return fields
 
 
 def require_vocabulary(path: Path, tokenizer: Tokenizer, vocab_size: int) -> None:

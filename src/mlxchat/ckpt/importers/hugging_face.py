@@ -5,29 +5,25 @@ mlxchat writes, of every era. transformers' are renamed: the table is that of it
 convert_nanochat_checkpoints.py.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxchat.ckpt import checksums, layout, nanochat
+from mlxchat.ckpt import arrays, layout, nanochat
 from mlxchat.ckpt.catalog import CONFIG, QUANTIZATION
-from mlxchat.ckpt.foreign import damaged
+from mlxchat.ckpt.foreign import damaged, read_json
 from mlxchat.ckpt.importers import tokenizers
 from mlxchat.ckpt.importers.foreign_model import (
     Foreign,
     Tensor,
     configure,
-    read_json,
     require_vocabulary,
 )
 from mlxchat.data.tokenizer import CONFIG_FILE, Tokenizer
 from mlxchat.errors import MlxchatError
-from mlxchat.model.config import VOCABULARY_MULTIPLE
-from mlxchat.model.eras import CLASSIC
+from mlxchat.model.config import VOCABULARY_MULTIPLE, GPTConfig
 from mlxchat.runtime import mx
 
-INDEX = "model.safetensors.index.json"
 TEMPLATE = "chat_template.jinja"
 
 # By name here and there, of a layer; with the layers' own prefixes before them.
@@ -41,11 +37,7 @@ LAYER = {
 }
 PREFIXES = {"transformer.h.": "model.layers.", "transformer.wte.": "model.embed_tokens."}
 
-_FIXED = {  # what nanochat's network is, where a config says it
-    "attention_bias": False,
-    "hidden_act": "relu2",
-    "tie_word_embeddings": False,
-}
+LARGEST_EPS = 1e-5  # of norms; torch's, transformers' and mlx-lm's differ, and all are below
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +51,7 @@ class _Stored:
 
     def read(self) -> mx.array:
         """Its elements, held by nobody else."""
-        array = _load(self.path)[self.name]
+        array = arrays.load(self.path)[self.name]
         try:
             mx.eval(array)
         except RuntimeError as error:
@@ -80,13 +72,13 @@ def open_model(
             "was made of.",
         )
     tensors, found = _tensors(folder), tokenizers.find(tokenizer, [folder])
-    renamed = all(name.startswith(("model.", "lm_head.")) for name in tensors)
-    if renamed:
+    of_transformers = all(name.startswith(("model.", "lm_head.")) for name in tensors)
+    if of_transformers:
         tensors = {_plain(name): tensor for name, tensor in tensors.items()}
     ours = layout.read_config(folder)
-    if ours.era == CLASSIC.name:
-        _require_classic(path, fields)
+    _require_nanochat(path, fields, ours)
     config = configure(
+        folder,
         path,
         {
             "window_pattern": ours.window_pattern,
@@ -103,7 +95,7 @@ def open_model(
         conversational = _has_template(folder)
     return Foreign(
         path=folder,
-        program="transformers" if renamed else "mlx-lm",
+        program="transformers" if of_transformers else "mlx-lm",
         step=0,
         name=folder.resolve().name,
         config=config,
@@ -129,44 +121,18 @@ def _renamed(name: str, names: dict[str, str]) -> str:
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
-    """Of all files that the index names, or of the only one."""
-    files = [folder / layout.MODEL]
-    if (folder / INDEX).exists():
-        listed = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(listed, dict) or not all(map(_is_name, listed.values())):
-            raise damaged(folder / INDEX, "no weight_map of files in the same folder")
-        files = [folder / name for name in sorted(set(listed.values()))]
+    """Of all files; their elements are not read."""
     tensors: dict[str, Tensor] = {}
-    for file in files:
-        for name, tensor in _read(file).items():
+    for file in arrays.model_files(folder):
+        if not file.is_file():
+            raise MlxchatError(
+                f"{file} is missing.", "Copy the model again from where it was made."
+            )
+        for name, array in arrays.open_arrays(file).items():
             if name in tensors:
                 raise damaged(file, f"{name} is in another file too")
-            tensors[name] = tensor
+            tensors[name] = _Stored(file, name, array.shape, array.dtype)
     return tensors
-
-
-def _read(file: Path) -> dict[str, _Stored]:
-    """The tensors of a file; their elements are not read."""
-    if not file.is_file():
-        raise MlxchatError(f"{file} is missing.", "Copy the model again from where it was made.")
-    checksums.check(file)
-    arrays = _load(file).items()
-    return {name: _Stored(file, name, array.shape, array.dtype) for name, array in arrays}
-
-
-def _load(file: Path) -> dict[str, mx.array]:
-    """Arrays that MLX will read when they are evaluated."""
-    try:
-        arrays = mx.load(str(file))
-    except (RuntimeError, ValueError) as error:
-        raise damaged(file, str(error)) from error
-    if not isinstance(arrays, dict):
-        raise damaged(file, "not a table of tensors")
-    return arrays
-
-
-def _is_name(file: object) -> bool:
-    return isinstance(file, str) and re.fullmatch(r"[\w.-]+\.safetensors", file) is not None
 
 
 def _vocabulary(tokenizer: Tokenizer, rows: int) -> int:
@@ -175,22 +141,38 @@ def _vocabulary(tokenizer: Tokenizer, rows: int) -> int:
     return tokenizer.vocab_size if rows == padded else rows
 
 
-def _require_classic(path: Path, fields: dict[str, Any]) -> None:
-    """A config may say what no nanochat is.
+def _require_nanochat(path: Path, fields: dict[str, Any], ours: GPTConfig) -> None:
+    """A config may say what no nanochat is: its tensors would fit, and compute something else.
 
     Raises:
         MlxchatError: it does.
     """
-    rotary = fields.get("rope_parameters")
-    nested = rotary.get("rope_theta") if isinstance(rotary, dict) else rotary
-    rope_theta = fields.get("rope_theta") or nested
-    said = {**{name: fields.get(name) for name in _FIXED}, "rope_theta": rope_theta}
-    for name, value in {**_FIXED, "rope_theta": CLASSIC.rope_base}.items():
-        if said[name] is not None and said[name] != value:
-            raise MlxchatError(
-                f"{path}: {name} is {said[name]!a:.99}; nanochat's is {value}.",
-                "Give a model of nanochat's main branch.",
-            )
+    rotary = fields.get("rope_parameters") or {}
+    if not isinstance(rotary, dict):
+        rotary = {"rope_theta": rotary}
+    theta = ours.traits.rope_base
+    said = {**fields, **{f"rope_parameters.{name}": value for name, value in rotary.items()}}
+    admitted: dict[str, tuple[object, ...]] = {
+        "attention_bias": (None, False),
+        "hidden_act": (None, "relu2"),
+        "tie_word_embeddings": (None, False),
+        "intermediate_size": (None, 4 * ours.n_embd),
+        "head_dim": (None, ours.head_dim),
+        "rope_theta": (None, theta),
+        "rope_scaling": (None,),
+        "rope_parameters.rope_theta": (None, theta),
+        "rope_parameters.rope_type": (None, "default"),
+        "rope_parameters.partial_rotary_factor": (None, 1.0),
+    }
+    wrong = [name for name, values in admitted.items() if said.get(name) not in values]
+    eps = fields.get("rms_norm_eps", 0.0)
+    if not isinstance(eps, int | float) or not 0 <= eps <= LARGEST_EPS:
+        wrong.append("rms_norm_eps")
+    if wrong:
+        raise MlxchatError(
+            f"{path}: {wrong[0]} is {said[wrong[0]]!a:.99}, which is not nanochat's.",
+            "Give a model of nanochat's main branch.",
+        )
 
 
 def _has_template(folder: Path) -> bool:

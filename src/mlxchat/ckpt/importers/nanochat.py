@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mlxchat.ckpt import nanochat, torch_file
-from mlxchat.ckpt.foreign import damaged
+from mlxchat.ckpt.foreign import damaged, read_json
 from mlxchat.ckpt.importers import npz, tokenizers
 from mlxchat.ckpt.importers.foreign_model import (
     Foreign,
     Tensor,
     configure,
-    read_json,
     require_vocabulary,
 )
 from mlxchat.errors import MlxchatError
@@ -35,7 +34,7 @@ def open_model(
 ) -> Foreign:
     """A checkpoint; see `importers.open_model`."""
     file, number = _file(path, step)
-    folder = file.resolve().parent
+    folder = file.parent.resolve()  # the hub's cache has links to files of other names
     meta_path = file.with_name(nanochat.meta_file(number))
     if not meta_path.exists():
         raise MlxchatError(
@@ -44,12 +43,17 @@ def open_model(
         )
     meta = read_json(meta_path)
     tensors = _torch(file) if file.suffix == ".pt" else _numpy(file)
-    config = configure(file, _fields(meta_path, meta), tensors, softcap)
+    config = configure(file, meta_path, _fields(meta_path, meta), tensors, softcap)
     found = tokenizers.find(tokenizer, [folder, folder.parent.parent / nanochat.TOKENIZER_FOLDER])
     require_vocabulary(file, found, config.vocab_size)
+    stage, notes = folder.parent.name, []
     if conversational is None:
-        conversational = folder.parent.name in nanochat.CONVERSATIONAL
-    notes = []
+        conversational = stage in nanochat.CONVERSATIONAL
+        if not conversational and stage != nanochat.BASE:
+            notes.append(
+                f"{folder} does not say whether the model was trained on conversations: it is "
+                "taken for a base model; --chat says otherwise."
+            )
     if softcap is None and len(config.traits.softcaps) > 1:
         caps = " or ".join(f"{cap:g}" for cap in config.traits.softcaps)
         notes.append(
@@ -93,10 +97,11 @@ def _fields(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise damaged(path, "no model_config")
     if missing := [name for name in nanochat.FIELDS if name not in fields]:
-        raise damaged(path, f"its model_config lacks {', '.join(missing)}")
+        raise damaged(path, f"model_config lacks {', '.join(missing)}")
     if unknown := [name for name in fields if name not in (*nanochat.FIELDS, nanochat.WINDOWS)]:
+        listed = ", ".join(map(ascii, unknown))
         raise MlxchatError(
-            f"{path} has settings of no nanochat that is known: {', '.join(unknown):.200}.",
+            f"{path} has settings of no nanochat that is known: {listed:.200}.",
             "Give a model of nanochat's main branch.",
         )
     return fields

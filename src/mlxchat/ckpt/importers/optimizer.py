@@ -6,7 +6,9 @@ commit dfc8833 and optim.py at 92d63d4.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -26,23 +28,60 @@ Shapes = Mapping[str, tuple[int, ...]]
 _WITHOUT = "Import the model without --with-optimizer."
 
 
-def read(model: Path, step: int, config: GPTConfig, expected: Shapes) -> dict[str, mx.array]:
-    """The state as `mlxchat.optim.groups.MuonAdamW` keeps it, in float32.
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """One of several matrices that lie stacked in a tensor."""
+
+    stack: Tensor
+    index: int
+    read_stack: Callable[[Tensor], mx.array]  # keeps the last: a file is read once, not once a row
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stack.shape[1:]
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        return self.stack.dtype
+
+    def read(self) -> mx.array:
+        return self.read_stack(self.stack)[self.index]
+
+
+def find(model: Path, step: int, config: GPTConfig) -> Path:
+    """The only file of the step; classic nanochat's name is without a rank.
 
     Args:
         model: the file with the tensors of the model.
         step: of it.
-        expected: names and shapes of that state.
 
     Raises:
-        MlxchatError: there is none, it is not that of one GPU, of another era, or damaged.
+        MlxchatError: there is none, there are those of several GPUs, or it is of another era.
     """
     if config.era not in _READERS:
         raise MlxchatError(
             f"The optimizer of nanochat's era {config.era!r} is neither the first nor the last.",
             _WITHOUT,
         )
-    path = _file(model, step)
+    ranks = sorted(model.parent.glob(f"optim_{step:06d}_rank*.pt"))
+    whole = model.parent / f"optim_{step:06d}.pt"
+    if len(ranks) > 1:
+        raise _not_whole(ranks[0], f"there are {len(ranks)} such files, of as many GPUs")
+    if not ranks and not whole.exists():
+        raise MlxchatError(f"There is no state of an optimizer beside {model}.", _WITHOUT)
+    return ranks[0] if ranks else whole
+
+
+def read(path: Path, config: GPTConfig, expected: Shapes) -> dict[str, mx.array]:
+    """The state as `mlxchat.optim.groups.MuonAdamW` keeps it, in float32.
+
+    Args:
+        path: that `find` found.
+        expected: names and shapes of that state.
+
+    Raises:
+        MlxchatError: it is not that of one GPU, or damaged.
+    """
     matrices = [name for layer in range(config.n_layer) for name in _matrices(layer, expected)]
     shapes = {name: expected[f"muon.{name}"] for name in matrices}
     state = dict(_READERS[config.era](path, torch_file.read(path), shapes))
@@ -56,17 +95,6 @@ def read(model: Path, step: int, config: GPTConfig, expected: Shapes) -> dict[st
         arrays[name] = mx.contiguous(tensor.read().astype(mx.float32))
         mx.eval(arrays[name])
     return {name: arrays[name] for name in expected}
-
-
-def _file(model: Path, step: int) -> Path:
-    """The only file of the step; classic nanochat's name is without a rank."""
-    ranks = sorted(model.parent.glob(f"optim_{step:06d}_rank*.pt"))
-    whole = model.parent / f"optim_{step:06d}.pt"
-    if len(ranks) > 1:
-        raise _not_whole(ranks[0], f"there are {len(ranks)} such files, of as many GPUs")
-    if not ranks and not whole.exists():
-        raise MlxchatError(f"There is no state of an optimizer beside {model}.", _WITHOUT)
-    return ranks[0] if ranks else whole
 
 
 def _matrices(layer: int, expected: Shapes) -> Iterator[str]:
@@ -123,6 +151,7 @@ def _modern(path: Path, value: Any, matrices: Shapes) -> Iterator[tuple[str, Any
     yield from _adamw(path, state, names)
     firsts = [_keys(path, group)[0] for group in groups]
     stacks = [key for key in firsts if key >= len(names)]
+    read_stack = lru_cache(maxsize=1)(Tensor.read)
     for key, shape in zip(stacks, sorted(by_shape), strict=False):
         held = by_shape[shape]
         for ours, theirs in (("muon", "momentum_buffer"), ("normuon", "second_momentum_buffer")):
@@ -130,7 +159,7 @@ def _modern(path: Path, value: Any, matrices: Shapes) -> Iterator[tuple[str, Any
             if stack.shape[:1] != (len(held),) or len(stack.shape) != 3:
                 raise _not_whole(path, f"Muon's of {shape} has not {len(held)} matrices")
             for index, name in enumerate(held):
-                yield f"{ours}.{name}", _row(stack, index)
+                yield f"{ours}.{name}", _Row(stack, index, read_stack)
 
 
 def _adamw(path: Path, state: Mapping[Any, Any], names: list[str]) -> Iterator[tuple[str, Any]]:
@@ -159,12 +188,6 @@ def _of(path: Path, state: Mapping[Any, Any], key: int, what: str) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise _not_whole(path, f"parameter {key!a:.20} has no {what}")
     return tensor
-
-
-def _row(stack: Tensor, index: int) -> Tensor:
-    """One of the stacked matrices, without reading the others."""
-    offset = stack.offset + index * stack.strides[0]
-    return Tensor(stack.storage, offset, stack.shape[1:], stack.strides[1:])
 
 
 def _keys(path: Path, group: Any) -> list[int]:

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlxchat.ckpt import nanochat, tokenizer_pickle
-from mlxchat.data.tokenizer import FILE, Tokenizer
+from mlxchat.ckpt.foreign import damaged, read_json
+from mlxchat.data import byte_level
+from mlxchat.data.tokenizer import FILE, Tokenizer, vocabulary_fault
 from mlxchat.errors import MlxchatError
 
 FILES = (FILE, nanochat.TOKENIZER)
@@ -14,7 +16,7 @@ def find(given: Path | None, folders: Sequence[Path]) -> Tokenizer:
     """The tokenizer that is given, or else the first one that lies in the folders.
 
     Args:
-        given: a tokenizer.pkl or tokenizer.json, or a folder with one.
+        given: a pickle as tokenizer.pkl is or a .json as tokenizer.json is, or a folder with one.
 
     Raises:
         MlxchatError: there is none, or it is not one of nanochat's.
@@ -34,6 +36,12 @@ def find(given: Path | None, folders: Sequence[Path]) -> Tokenizer:
 
 
 def _read(path: Path) -> Tokenizer:
-    if path.name == FILE:
-        return Tokenizer.load(path.parent)
-    return tokenizer_pickle.read(path)
+    if path.suffix != ".json":
+        return tokenizer_pickle.read(path)
+    try:
+        ranks, pattern, special = byte_level.from_json(read_json(path))
+        if fault := vocabulary_fault(ranks, special):
+            raise damaged(path, f"it {fault}")
+        return Tokenizer(ranks, pattern, special)
+    except ValueError as error:
+        raise damaged(path, error) from error
