@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mlxchat import runtime
-from mlxchat.ckpt import layout, store
+from mlxchat.ckpt import catalog, layout
 from mlxchat.ckpt.layout import SavedModel
 from mlxchat.data import corpus
 from mlxchat.data.chats.asking import HELD_OUT_QUESTIONS
@@ -43,7 +43,7 @@ def seconds(events: Iterator[Event]) -> float:
 
 def load(home: Home, tag: str) -> SavedModel:
     """A run's newest model."""
-    saved = layout.read_model(store.find(home.stages, tag, None), runtime.machine().compute_dtype)
+    saved = layout.read_model(catalog.find(home.stages, tag, None), runtime.machine().compute_dtype)
     saved.model.ready_to_infer()
     return saved
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxchat.ckpt import checksums, store
+from mlxchat.ckpt import catalog, checksums, store
 from mlxchat.cli.app import main
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
@@ -261,9 +261,9 @@ def test_a_run_or_a_step_on_a_disk_that_is_not_there(
     assert store.steps(runs / "busy") == [2]
     if what == "d4":
         assert program("list", "--model-tag", "d4-4bit")[0] == 0
-        assert store.find([runs], None, None).parent.name in ("busy", "d4-4bit")
+        assert catalog.find([runs], None, None).parent.name in ("busy", "d4-4bit")
     with pytest.raises(MlxchatError, match="is a link to"):
-        store.find([runs], "d4", None)
+        catalog.find([runs], "d4", None)
 
 
 def test_of_an_old_step_on_another_disk_the_link_goes(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import golden
 
-from mlxchat.ckpt import layout, store
+from mlxchat.ckpt import catalog, layout, store
 from mlxchat.cli.quantizing import validation_documents
 from mlxchat.data.chats.documents import ChatDocuments
 from mlxchat.data.chats.sources import parse
@@ -400,12 +400,12 @@ def test_a_folder_of_a_runs_name_is_not_the_run(
     newest = store.latest(Home(based).runs / "base")
     assert newest is not None
     stages = Home(based).stages
-    assert store.find_model(stages, "base", None) == newest
-    assert store.find_model(stages, "./base", None) == tmp_path / "base"
-    assert store.find_model(stages, str(newest.parent), None) == newest
-    assert store.find_model(stages, str(newest.parent), 4) == newest
+    assert catalog.find_model(stages, "base", None) == newest
+    assert catalog.find_model(stages, "./base", None) == tmp_path / "base"
+    assert catalog.find_model(stages, str(newest.parent), None) == newest
+    assert catalog.find_model(stages, str(newest.parent), 4) == newest
     with pytest.raises(MlxchatError, match="base has no saved step 5"):
-        store.find_model(stages, str(newest.parent), 5)
+        catalog.find_model(stages, str(newest.parent), 5)
 
 
 def test_changed_conversations_are_refused(based: Path, tmp_path: Path) -> None:

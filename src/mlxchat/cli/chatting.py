@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mlxchat import runtime
 from mlxchat.chat import Chat
-from mlxchat.ckpt import layout, store
+from mlxchat.ckpt import catalog, layout, store
 from mlxchat.ckpt.layout import SavedModel
 from mlxchat.engine.options import Sampling
 from mlxchat.errors import MlxchatError
@@ -20,7 +20,7 @@ def locate(tag: str | None, step: int | None, checkpoint: Path | None) -> Path:
         raise MlxchatError(f"There is no directory {checkpoint}.", "Give a model's directory.")
     if checkpoint is not None:
         checkpoint = store.latest(checkpoint) or checkpoint  # a run's folder means its newest step
-    return checkpoint or store.find(Home.from_environment().stages, tag, step)
+    return checkpoint or catalog.find(Home.from_environment().stages, tag, step)
 
 
 def load(tag: str | None, step: int | None, checkpoint: Path | None) -> tuple[SavedModel, str]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import typer
 
-from mlxchat.ckpt import checksums, store
+from mlxchat.ckpt import catalog, checksums, store
 from mlxchat.ckpt.catalog import TRAINER, SavedStep, saved_steps
 from mlxchat.ckpt.folders import require_connected, unreadable
 from mlxchat.errors import LockedError, MlxchatError
@@ -184,16 +184,16 @@ def _runs(tag: str | None) -> list[Path]:
         MlxchatError: there is no such run; those that there are are named.
     """
     stages = Home.from_environment().stages
-    found = [run for run in store.runs(stages) if tag in (None, run.name)]
+    found = [run for run in catalog.runs(stages) if tag in (None, run.name)]
     if tag is not None and not any(_steps(run) for run in found):
-        store.find(stages, tag, None)
+        catalog.find(stages, tag, None)
     return found
 
 
 def _runs_to_prune(tag: str | None) -> list[Path]:
     """As `_runs`, and one too of which a killed process left something unfinished only."""
     stages = Home.from_environment().stages
-    left = [run for run in store.runs(stages) if run.name == tag and store.unfinished(run)]
+    left = [run for run in catalog.runs(stages) if run.name == tag and store.unfinished(run)]
     return left or _runs(tag)
 
 
@@ -217,7 +217,7 @@ def _folders(
     Runs that cannot be read are added to ``faults``.
     """
     if step is not None:
-        return [store.find(Home.from_environment().stages, tag, step)]
+        return [catalog.find(Home.from_environment().stages, tag, step)]
     if checkpoint is not None and not checkpoint.is_dir():
         raise MlxchatError(f"There is no directory {checkpoint}.", "Give a model's directory.")
     folders = []

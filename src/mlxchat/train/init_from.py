@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from mlxchat.ckpt import history, layout, store
+from mlxchat.ckpt import catalog, history, layout, store
 from mlxchat.ckpt.history import History
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
@@ -60,14 +60,14 @@ def model_to_begin_with(source: str, home: Home) -> tuple[GPT, History]:
     Raises:
         MlxchatError: it is not there, or damaged.
     """
-    folder = store.find_model(home.stages, source, None)
+    folder = catalog.find_model(home.stages, source, None)
     return layout.read_model(folder, machine().compute_dtype).model, history.read(folder)
 
 
 def _folder_or_own(config: PretrainConfig, home: Home) -> Path:
     """Of the model to begin with; where that has gone, of the run that began with it."""
     try:
-        return store.find_model(home.stages, config.init_from, None)
+        return catalog.find_model(home.stages, config.init_from, None)
     except MlxchatError:
         own = store.latest(home.runs / config.tag)
         if own is None:

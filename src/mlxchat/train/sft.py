@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from mlxchat.ckpt import history, layout, store
+from mlxchat.ckpt import catalog, history, layout
 from mlxchat.data.chats.documents import ChatDocuments
 from mlxchat.data.chats.identity import Identity
 from mlxchat.data.chats.sources import parse
@@ -56,7 +56,7 @@ def with_source(config: SftConfig, home: Home) -> SftConfig:
     """
     if config.source is not None:
         return config
-    for name, folder in store.newest_steps([home.finetuned]):
+    for name, folder in catalog.newest_steps([home.finetuned]):
         with suppress(MlxchatError, KeyError, ValidationError):  # not to be gone on with
             trainer = layout.read_trainer(folder)
             same = config.model_copy(update={"source": trainer.settings["source"]})
@@ -65,7 +65,7 @@ def with_source(config: SftConfig, home: Home) -> SftConfig:
                 return same
     whole = {
         folder.stat().st_mtime: name
-        for name, folder in store.newest_steps([home.runs])
+        for name, folder in catalog.newest_steps([home.runs])
         if not (SET_ASIDE.search(name) or layout.is_quantized(folder))
     }
     if not whole:
@@ -138,7 +138,7 @@ class FineTuning(Stage[SftConfig, ChatDocuments]):
     ) -> Generator[Event, None, Learner]:
         """The pretrained model, and a plan that follows from it and the conversations."""
         config = self.config
-        folder = store.find_model(self.home.stages, config.source, config.step)
+        folder = catalog.find_model(self.home.stages, config.source, config.step)
         base = pretrained(folder)
         tokenizer = Tokenizer.load(folder)
         found = survey(documents, tokenizer, base.model.sequence_len, self.report, self.clock)
