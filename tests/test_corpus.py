@@ -9,8 +9,9 @@ import pytest
 
 from mlxchat.data import corpus
 from mlxchat.data.conversations import Conversation
+from mlxchat.data.facts import FACTS
 from mlxchat.data.smalltalk import SMALL_TALK, STORY_REQUESTS
-from mlxchat.data.world import ANIMALS, FACTS, with_article
+from mlxchat.data.world import ANIMALS, with_article
 
 ROLES = ["user", "assistant"]
 

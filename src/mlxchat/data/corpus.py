@@ -10,6 +10,7 @@ from itertools import count as count_from
 from random import Random
 
 from mlxchat.data.conversations import Conversation, Document, Message
+from mlxchat.data.facts import FACTS, Fact
 from mlxchat.data.smalltalk import (
     INTRODUCTIONS,
     NAME_QUESTIONS,
@@ -18,7 +19,7 @@ from mlxchat.data.smalltalk import (
     STORY_REQUESTS,
 )
 from mlxchat.data.stories import NAMES, passage, story
-from mlxchat.data.world import FACTS, Fact, Question, is_held_out
+from mlxchat.data.world import Question, is_held_out
 
 __all__ = ["Question", "documents", "held_out", "is_held_out", "text"]
 
