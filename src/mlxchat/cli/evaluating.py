@@ -33,7 +33,6 @@ from mlxchat.evaluate.tasks.problems import Exercise, Problem
 from mlxchat.evaluate.tasks.score import Score, mean_centered
 from mlxchat.home import Home
 from mlxchat.telemetry import Evaluated, Evaluating, Noted, Progressed
-from mlxchat.train.sft import FineTuning
 from mlxchat.ui.bars import amount
 from mlxchat.ui.console import Screen, say, table
 
@@ -170,7 +169,7 @@ def _fine_tuned_with(model: Path) -> float | None:
         trainer = layout.read_trainer(model)
     except MlxchatError:  # of another version: nothing of it is needed to evaluate
         return None
-    return trainer.settings["validation_share"] if trainer.stage == FineTuning.name else None
+    return trainer.settings["validation_share"] if trainer.stage == layout.FINE_TUNING else None
 
 
 def _held_out(sources: Sequence[Source], share: float) -> list[Conversation]:
