@@ -19,11 +19,10 @@ import psutil
 from pydantic import TypeAdapter
 
 from mlxchat.meter import Meter
-from mlxchat.telemetry import Ended, Evaluating, Event, Memory, Sampled, Started, Stepped
+from mlxchat.telemetry import Clock, Ended, Evaluating, Event, Memory, Sampled, Started, Stepped
 
 INTERVAL = 2.0  # seconds from one writing to the next
 
-Clock = Callable[[], float]
 Ending = Literal["finished", "interrupted", "failed"]
 
 

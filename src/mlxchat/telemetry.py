@@ -8,7 +8,7 @@ time.
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -162,6 +162,8 @@ Event = (
     | Noted
     | Progressed
 )
+Report = Callable[[Event], None]  # is told of progress, from other threads too
+Clock = Callable[[], float]  # seconds since the epoch
 
 
 NAMES: dict[type, str] = {

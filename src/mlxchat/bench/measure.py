@@ -23,9 +23,8 @@ from mlxchat.engine.options import Sampling
 from mlxchat.errors import MlxchatError
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
-from mlxchat.telemetry import Progressed
+from mlxchat.telemetry import Clock, Progressed, Report
 from mlxchat.train.fitting import Capacity
-from mlxchat.train.inputs import Clock, Report
 from mlxchat.train.loop import Run, compile_step
 from mlxchat.train.plan import plan
 from mlxchat.train.probe import capacity

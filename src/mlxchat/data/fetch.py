@@ -18,13 +18,12 @@ from mlxchat.data.shards import (
     REVISION,
     STREAMED,
     Dataset,
-    Report,
     parse_revision,
     pinned_revision,
     shard_fault,
 )
 from mlxchat.errors import MlxchatError
-from mlxchat.telemetry import Event, Noted, Progressed
+from mlxchat.telemetry import Event, Noted, Progressed, Report
 
 ALL_SHARDS = "all shards"  # the task of the bar that counts every file of a fetch
 

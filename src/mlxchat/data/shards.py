@@ -5,20 +5,17 @@ name order is validation, all others are training, in name order.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.telemetry import Event
 
 STREAMED = ".streamed"  # folder in a dataset's folder of what streaming fetched, and may delete
 REVISION = ".revision"  # file in a dataset's folder with the commit that its shards are of
 MAGIC = b"PAR1"  # what a parquet file starts and ends with
-
-Report = Callable[[Event], None]
 
 
 def shard_name(index: int) -> str:

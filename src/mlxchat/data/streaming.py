@@ -17,9 +17,9 @@ from mlxchat.data.disk import lock, require_space, storing
 from mlxchat.data.download import missing_bytes, partial
 from mlxchat.data.fetch import download_shard, locate
 from mlxchat.data.hub import Cancelled, Hub, UnreachableError
-from mlxchat.data.shards import STREAMED, Dataset, Report, check_shard, shard_fault, shard_names
+from mlxchat.data.shards import STREAMED, Dataset, check_shard, shard_fault, shard_names
 from mlxchat.errors import LockedError, MlxchatError
-from mlxchat.telemetry import Noted, Progressed
+from mlxchat.telemetry import Noted, Progressed, Report
 
 SHARD = ".parquet"
 LEAST_CACHED = 2  # one to read and one to fetch meanwhile

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
 from mlxchat.ckpt.layout import TrainerState
@@ -16,7 +16,7 @@ from mlxchat.data.tokenizer import FILE as TOKENIZER
 from mlxchat.data.tokenizer import Tokenizer, train
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.telemetry import Event, Noted, Progressed
+from mlxchat.telemetry import Clock, Event, Noted, Progressed, Report
 from mlxchat.train.forecast import VocabularySource
 from mlxchat.train.recipes import CLASSIC
 from mlxchat.train.same_data import require_names, require_revision, require_same_files
@@ -25,9 +25,6 @@ from mlxchat.train.settings import MAX_CHARACTERS, DataConfig, PretrainConfig
 
 DOCUMENT_CHARACTERS = 10_000  # of one document at most; nanochat's
 TASK = "reading text for the tokenizer"
-
-Clock = Callable[[], float]
-Report = Callable[[Event], None]
 
 
 class StreamedDocuments(ShardDocuments):

@@ -15,13 +15,12 @@ from mlxchat.model.gpt import GPT
 from mlxchat.model.initial import initialise
 from mlxchat.optim import schedule
 from mlxchat.runtime import machine, mx
-from mlxchat.telemetry import Event, Noted
+from mlxchat.telemetry import Clock, Event, Noted, Report
 from mlxchat.train import inputs
 from mlxchat.train.budget import reason
 from mlxchat.train.conduct import conduct
 from mlxchat.train.fitting import Capacity
 from mlxchat.train.init_from import model_to_begin_with, of_model
-from mlxchat.train.inputs import Clock, Report
 from mlxchat.train.learner import Learner, hold_memory, new_optimizer
 from mlxchat.train.pace import Pace
 from mlxchat.train.probe import planned

@@ -20,10 +20,9 @@ from mlxchat.home import Home
 from mlxchat.meter import Meter
 from mlxchat.optim import schedule
 from mlxchat.runtime import machine
-from mlxchat.telemetry import Event, Noted
+from mlxchat.telemetry import Clock, Event, Noted, Report
 from mlxchat.train.conduct import conduct
 from mlxchat.train.fitting import Capacity
-from mlxchat.train.inputs import Clock, Report
 from mlxchat.train.learner import Learner, hold_memory, load_optimizer, new_optimizer
 from mlxchat.train.run_plan import Plan
 from mlxchat.train.saved import SavedRun, read_saved

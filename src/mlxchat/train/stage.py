@@ -8,9 +8,8 @@ from typing import ClassVar, Generic, TypeVar
 from mlxchat.data.documents import Documents
 from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.home import Home
-from mlxchat.telemetry import Event
+from mlxchat.telemetry import Clock, Event, Report
 from mlxchat.train.fitting import Capacity
-from mlxchat.train.inputs import Clock, Report
 from mlxchat.train.learner import Learner
 from mlxchat.train.pace import Pace
 from mlxchat.train.run_plan import Plan
