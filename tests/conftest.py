@@ -1,17 +1,16 @@
-"""What every test needs: a home of its own, and nanochat's numbers."""
+"""What every test needs: a home of its own, and nanochat's models."""
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # for matrices this small, threads only wait
 # On CUDA and M5 float32 products would be rounded to 10 bits of mantissa: too coarse for 1e-4.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
+pytest.register_assert_rewrite("support")
 
-GOLDEN = Path(__file__).parent / "golden"
+from support.cases import Case  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +22,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def golden(name: str) -> Any:
-    """The contents of a JSON file that nanochat's own code wrote."""
-    return json.loads((GOLDEN / name).read_text("utf-8"))
+@pytest.fixture(scope="module", params=["classic", "modern"])
+def case(request: pytest.FixtureRequest) -> Case:
+    return Case(request.param)

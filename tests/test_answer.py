@@ -1,8 +1,8 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_chat import BYTES
-from test_tool_use import ids_of
+from support.chats import ids_of
+from support.models import BYTES
 
 from mlxchat.data.answer import Answer
 from mlxchat.data.conversations import Conversation, Message, Part

@@ -5,7 +5,7 @@ from itertools import repeat
 
 import numpy as np
 import pytest
-from test_model import Case, case
+from support.cases import Case
 
 from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.model.arithmetic import training_bytes
@@ -18,8 +18,6 @@ from mlxchat.optim.groups import GROUPS, MATRIX, Arrays, MuonAdamW, Rates
 from mlxchat.runtime import machine, mx
 from mlxchat.train.loop import Run, compile_step
 from mlxchat.train.probe import SCORES_HELD
-
-__all__ = ["case"]  # a fixture
 
 
 def loss_and_gradients(case: Case, model: GPT, backward: Backward) -> tuple[mx.array, Arrays]:

@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 
 import pytest
-from conftest import GOLDEN, golden
+from support.cases import GOLDEN, golden
 
 from mlxchat.engine.batch import STEP, Batch
 from mlxchat.engine.cache import Cache

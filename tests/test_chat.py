@@ -5,97 +5,14 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from mlx.utils import tree_map
+from support.chats import ASSISTANT, BOS, END, USER, USER_END, Reciting, chat, dialogue, fill, say
+from support.models import BYTES, network
 
-from mlxchat.chat import Chat
 from mlxchat.data.conversations import Conversation, Message, Part
-from mlxchat.data.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
-from mlxchat.engine.cache import Cache
-from mlxchat.engine.options import Sampling
 from mlxchat.errors import MlxchatError
-from mlxchat.model.config import Architecture, GPTConfig
+from mlxchat.model.config import Architecture
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
-
-BYTES = Tokenizer(
-    {bytes([i]): i for i in range(256)},
-    SPLIT_PATTERN,
-    {name: 256 + i for i, name in enumerate(SPECIAL_TOKENS)},
-)
-BOS, USER, USER_END, ASSISTANT, END = (BYTES.special(name) for name in SPECIAL_TOKENS[:5])
-
-
-class Reciting:
-    """A model that recites ``text``, or tokens, after every prompt, byte for byte, then ends.
-
-    ``passes`` notes the tokens that each pass got.
-    """
-
-    def __init__(
-        self, text: str | Sequence[int], ending: int = END, sequence_len: int = 512
-    ) -> None:
-        script = text.encode() if isinstance(text, str) else text
-        self.config = GPTConfig(
-            sequence_len=sequence_len, vocab_size=BYTES.vocab_size, n_layer=1, n_head=1,
-            n_kv_head=1, n_embd=2,
-        )  # fmt: skip
-        self._script = [*script, ending]
-        self._said = 0
-        self.passes: list[list[int]] = []
-
-    def features(self, ids: mx.array, cache: Cache) -> mx.array:
-        self.passes.extend(ids.tolist())
-        cache.read(ids)
-        cache.layers[0].extend(*mx.zeros((2, 1, 1, ids.shape[1], 2)))
-        self._said = self._said + 1 if ids.shape[1] == 1 else 0
-        return mx.full((1, ids.shape[1], 1), self._script[self._said % len(self._script)])
-
-    def logits(self, x: mx.array) -> mx.array:
-        return 9.0 * (mx.arange(BYTES.vocab_size) == x).astype(mx.float32)
-
-    def __call__(self, ids: mx.array, cache: Cache) -> mx.array:
-        return self.logits(self.features(ids, cache))
-
-
-def network(sequence_len: int = 512, arch: Architecture = "classic") -> GPT:
-    """A small network with random weights, none of them zero; modern ones have a window of 128."""
-    config = GPTConfig(
-        arch=arch, sequence_len=sequence_len, vocab_size=BYTES.vocab_size, n_layer=2, n_head=2,
-        n_kv_head=1, n_embd=32, window_pattern="L" if arch == "classic" else "S",
-    )  # fmt: skip
-    model, key = GPT(config), iter(mx.random.split(mx.random.key(1), 64))
-    weights = tree_map(lambda w: mx.random.normal(w.shape, key=next(key)), model.parameters())
-    model.update(weights)
-    return model
-
-
-def chat(
-    model: object,
-    *,
-    conversational: bool = True,
-    max_tokens: int = 64,
-    seed: int = 0,
-    temperature: float = 0,
-) -> Chat:
-    sampling = Sampling(temperature=temperature)
-    return Chat(
-        model, BYTES, conversational=conversational, sampling=sampling, seed=seed,
-        max_tokens=max_tokens,
-    )  # fmt: skip
-
-
-def say(talk: Chat, text: str) -> str:
-    return "".join(piece.text for piece in talk.reply(text))
-
-
-def dialogue(*contents: str) -> tuple[Message, ...]:
-    return tuple(Message(("user", "assistant")[i % 2], text) for i, text in enumerate(contents))
-
-
-def fill(path: Path, *messages: dict) -> Path:
-    path.write_text(json.dumps({"messages": messages}))
-    return path
-
 
 # Answers
 
@@ -143,7 +60,7 @@ def test_the_answer_is_cut_at_max_tokens() -> None:
 
 
 def test_the_seed_decides() -> None:
-    model = network()
+    model = network().model
 
     def answers(seed: int) -> list[str]:
         talk = chat(model, seed=seed, temperature=3.0, max_tokens=20)
@@ -188,7 +105,7 @@ def test_every_token_is_processed_once() -> None:
 
 
 def test_base_model_continues_the_whole_text() -> None:
-    model = network()
+    model = network().model
     talk = chat(model, conversational=False, max_tokens=12)
     spoken = [BYTES.bos]
     for text in ("It was", " and then", ""):
@@ -201,7 +118,7 @@ def test_base_model_continues_the_whole_text() -> None:
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
 def test_cached_turns_answer_as_a_fresh_pass_would(arch: Architecture) -> None:
-    model = network(arch=arch)
+    model = network(arch=arch).model
     talk = chat(model, max_tokens=12)
     ids = [BOS]
     for text in ("Hello", "Who are you?", "Why? " * 30, "Why?", "Go on."):
@@ -257,7 +174,7 @@ def test_interrupted_before_a_word_it_is_as_if_not_asked(monkeypatch) -> None:
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
 def test_clear_begins_anew(arch: Architecture) -> None:
-    model = network(arch=arch)
+    model = network(arch=arch).model
     talk = chat(model, max_tokens=12)
     say(talk, "Hello " * 30)
     talk.clear()
@@ -286,7 +203,7 @@ def test_oldest_turns_are_dropped_from_the_context_but_not_from_the_messages() -
 
 
 def test_after_dropping_it_answers_as_if_the_rest_were_all(tmp_path: Path) -> None:
-    model = network(sequence_len=64)
+    model = network(sequence_len=64).model
     talk = chat(model, max_tokens=4)
     for text in ("0" * 15, "1" * 15):
         say(talk, text)

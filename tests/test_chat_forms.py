@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from any_bytes import BYTES, LINES
 from hypothesis import given
 from hypothesis import strategies as st
+from support.any_bytes import BYTES, LINES
 
 from mlxchat.data.chats import forms, reading, sources
 from mlxchat.data.chats.forms import UNANSWERED, UnusableError, Usable

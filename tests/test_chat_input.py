@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_chat import BOS, BYTES, END, Reciting, chat, dialogue, say
+from support.chats import BOS, END, Reciting, chat, dialogue, say
+from support.models import BYTES
 
 from mlxchat.ckpt.layout import SavedModel
 from mlxchat.cli import chatting

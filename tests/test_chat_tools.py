@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from test_chat import BYTES, END, Reciting, chat, fill
-from test_tool_use import ids_of
+from support.chats import END, Reciting, chat, fill, ids_of
+from support.models import BYTES
 
 from mlxchat.chat import Chat
 from mlxchat.data.conversations import Conversation, Message, Part

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from support.checkpoints import put_step
 
 from mlxchat.ckpt import catalog, checksums, store
 from mlxchat.cli.app import main
@@ -17,27 +18,14 @@ from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 
 
-def put(run: Path, step: int, quantized: bool = False) -> Path:
-    """A step with files that are small, as `store.save` leaves it."""
-
-    def write(folder: Path) -> None:
-        config = {"quantization": {"group_size": 64, "bits": 4}} if quantized else {}
-        (folder / "config.json").write_text(json.dumps(config))
-        (folder / "model.safetensors").write_bytes(bytes(1000))
-        if not quantized:
-            (folder / "trainer.json").write_text("{}")
-
-    return store.save(run, step, write)
-
-
 @pytest.fixture
 def runs(home: Path) -> Path:
     folder = Home(home).runs
     for step in (10, 20, 30):
-        put(folder / "d4", step)
-    put(folder / "d4-4bit", 30, quantized=True)
+        put_step(folder / "d4", step)
+    put_step(folder / "d4-4bit", 30, quantized=True)
     for step in (1, 2):
-        put(folder / "busy", step)
+        put_step(folder / "busy", step)
     return folder
 
 
@@ -169,7 +157,7 @@ def test_runs_that_cannot_be_pruned_hold_up_no_others(program: Program, runs: Pa
     (old / "trainer.json").write_text('{"format": 2}')
     (runs / "d4" / "step_000030" / "model.safetensors").write_bytes(b"")
     for step in (1, 2):
-        put(runs / "fine", step)
+        put_step(runs / "fine", step)
     for arguments, done in ((["--dry-run"], "would be removed"), ([], "removed")):
         code, said, told = program("prune", *arguments)
         assert code == 1
@@ -282,7 +270,7 @@ def test_what_cannot_be_opened_holds_up_no_other_run(
 ) -> None:
     for name in ("c", "d", "e"):
         for step in (1, 2):
-            put(runs / name, step)
+            put_step(runs / name, step)
     (runs / ".c.lock").mkdir()
     (runs / "d" / "step_000002" / checksums.FILE).unlink()
     (runs / "d" / "step_000002" / checksums.FILE).mkdir()

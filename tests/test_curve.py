@@ -5,7 +5,7 @@ initial weights changed by a thousandth within 0.5%. Where float32 is computed o
 rounding moves it by less than 0.1%, it is held to 0.2%. A change of numerics must change it
 knowingly:
 
-    python tests/test_curve.py
+    PYTHONPATH=tests python tests/train/test_curve.py
 """
 
 import json
@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import GOLDEN, golden
+from support.cases import GOLDEN, golden
 
 from mlxchat.home import Home
 from mlxchat.runtime import machine, mx

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from hub_server import Fault, HubServer, Request
+from support.hub_server import Fault, HubServer, Request
 
 from mlxchat.data import download as module
 from mlxchat.data.download import MISMATCHES, download, partial

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, golden
+from support.cases import GOLDEN, golden
 
 from mlxchat.ckpt import layout
 from mlxchat.data.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer

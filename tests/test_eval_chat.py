@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
-from task_rows import ARC, BYTES, GSM8K, HUMAN_EVAL, MMLU, fill, network, saved_in
+from support.models import BYTES, network, saved_in
+from support.task_rows import ARC, GSM8K, HUMAN_EVAL, MMLU, fill
 
 from mlxchat.ckpt import checksums, layout
 from mlxchat.ckpt.layout import SavedModel, TrainerState

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import tiktoken
-from foreign_models import (
-    TOKENIZER,
+from support.foreign_models import (
     assert_reference_logits,
     config,
     saved,
     weights,
     write_nanochat,
 )
+from support.models import BYTES
 from typer.testing import CliRunner
 
 from mlxchat.ckpt import exporters, history, layout, torch_file
@@ -88,7 +88,7 @@ def test_every_era_survives(era: Any, program: Any, tmp_path: Path) -> None:
         arch="modern", era=era, sequence_len=512, vocab_size=265, n_layer=4, n_head=4,
         n_kv_head=2, n_embd=64, window_pattern="SL", vocab_multiple=64,
     )  # fmt: skip
-    model = SavedModel(GPT(shape), TOKENIZER, False)
+    model = SavedModel(GPT(shape), BYTES, False)
     exporters.write(program, tmp_path / "out", model, HISTORY, mx.float32)
     folder = (
         tmp_path / "out" / "base_checkpoints" / "d4" if program == "nanochat" else tmp_path / "out"
@@ -201,7 +201,7 @@ def test_matrices_are_cast_one_after_another(tmp_path: Path) -> None:
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     exporters.write(
-        "nanochat", tmp_path / "out", SavedModel(model, TOKENIZER, False), HISTORY, mx.bfloat16
+        "nanochat", tmp_path / "out", SavedModel(model, BYTES, False), HISTORY, mx.bfloat16
     )
     assert mx.get_peak_memory() - before < whole / 4
     assert mx.get_active_memory() - before < -whole / 3
@@ -310,14 +310,14 @@ def test_the_card_of_a_model_trained_here(tmp_path: Path) -> None:
 def test_a_model_tells_of_all_that_it_came_from(tmp_path: Path) -> None:
     """Imported, trained on, fine-tuned and quantized; what it was made of is gone by then."""
     home = Home.from_environment()
-    config = GPTConfig.from_depth(1, TOKENIZER.vocab_size, 32)
-    foreign = SavedModel(GPT(config), TOKENIZER, False)
+    config = GPTConfig.from_depth(1, BYTES.vocab_size, 32)
+    foreign = SavedModel(GPT(config), BYTES, False)
     exporters.write("transformers", tmp_path / "their model", foreign, HISTORY, mx.float32)
     result = CliRunner().invoke(
         app, ["import", str(tmp_path / "their model"), "--model-tag", "base"]
     )
     assert result.exit_code == 0, result.output
-    pretrained(home, "more", init_from="base", vocab_size=TOKENIZER.vocab_size)
+    pretrained(home, "more", init_from="base", vocab_size=BYTES.vocab_size)
     shutil.rmtree(home.run("base"))
     tuning = {
         "source": "more", "model_tag": "chatty", "data": ["builtin:0.01"], "spelling": 20,
@@ -409,7 +409,7 @@ def test_commands_of_nanochat(era: Any, conversational: bool, command: str, tmp_
         arch=ERAS[era].arch, era=era, vocab_size=265, n_layer=2, n_head=1, n_kv_head=1, n_embd=64,
         window_pattern="L", vocab_multiple=1 if era == "classic" else 64,
     )  # fmt: skip
-    model = SavedModel(GPT(shape), TOKENIZER, conversational)
+    model = SavedModel(GPT(shape), BYTES, conversational)
     about = History(tag="my model", step=0)
     usage = exporters.write("nanochat", tmp_path / "out", model, about, mx.float32).usage
     line = usage.at("/my models/it's")[-1]

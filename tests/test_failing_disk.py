@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_checkpoints import put
-from test_kills import Faults, Killed
-from test_pretrain import CONFIG, logged, run, shards
-from test_saving import QUIET, diverge, folder
+from support.checkpoints import put_step
+from support.disk_faults import Faults, Killed
+from support.runs import CONFIG, QUIET, diverge, logged, run, run_folder, shards
 
 from mlxchat import telemetry
 from mlxchat.ckpt import checksums, layout, store
@@ -32,14 +31,14 @@ def test_a_log_that_fails_from_the_first_event_on(
         patched.setattr(JsonLines, "write", full)
         with pytest.raises(MlxchatError, match="ended there; nothing of it is saved"):
             run(tmp_path, SHORT)
-    assert store.steps(folder(tmp_path)) == []
+    assert store.steps(run_folder(tmp_path)) == []
     run(tmp_path, SHORT, stop_at=3)
-    (saved,) = store.steps(folder(tmp_path))
+    (saved,) = store.steps(run_folder(tmp_path))
     with monkeypatch.context() as patched:
         patched.setattr(JsonLines, "write", full)
         with pytest.raises(MlxchatError, match=f"ended there; step {saved} is saved"):
             run(tmp_path, SHORT)
-    assert store.steps(folder(tmp_path)) == [saved]
+    assert store.steps(run_folder(tmp_path)) == [saved]
     run(tmp_path, SHORT)
     assert logged(tmp_path, "step") == list(range(1, 13))
 
@@ -74,7 +73,7 @@ def test_the_first_save_on_a_full_disk_says_what_a_step_takes(
             run(tmp_path, SHORT)
     assert "earlier" not in raised.value.remedy
     run(tmp_path, SHORT)
-    taken = store.size(store.directory(folder(tmp_path), 12)) / 1e6
+    taken = store.size(store.directory(run_folder(tmp_path), 12)) / 1e6
     said = float(raised.value.problem.partition("a step takes ")[2].split()[0])
     assert said == pytest.approx(taken, rel=0.2)
 
@@ -98,7 +97,7 @@ def test_a_loss_that_is_no_number_is_told_where_the_disk_is_full_too(
     assert "could not be set aside: " in raised.value.problem
     assert "No space left on device" in raised.value.problem
     assert "smaller learning rates" in raised.value.remedy
-    assert store.steps(folder(tmp_path)) == [3, 6]
+    assert store.steps(run_folder(tmp_path)) == [3, 6]
 
 
 @pytest.mark.parametrize("kind", ["once", "full", "killed"])
@@ -107,7 +106,7 @@ def test_whatever_fails_in_setting_a_step_aside(
 ) -> None:
     for at in range(20):
         source = tmp_path / f"{kind}{at}"
-        put(source, 4)
+        put_step(source, 4)
         faults = Faults(at, kind)
         with monkeypatch.context() as patched:
             faults.patch(patched)
@@ -133,11 +132,11 @@ def test_whatever_fails_in_setting_a_step_aside(
 )
 def test_a_disk_that_is_not_connected(what: str, fresh: bool, tmp_path: Path) -> None:
     run(tmp_path, SHORT, stop_at=6)
-    newest = store.latest(folder(tmp_path))
+    newest = store.latest(run_folder(tmp_path))
     assert newest is not None
     log = Home(tmp_path).log("run")
     before = log.read_bytes()
-    moved = {"run": folder(tmp_path), "newest step": newest, "log": log.parent}[what]
+    moved = {"run": run_folder(tmp_path), "newest step": newest, "log": log.parent}[what]
     disk = tmp_path / "disk"
     disk.mkdir()
     shutil.move(moved, disk / "moved")
@@ -148,7 +147,7 @@ def test_a_disk_that_is_not_connected(what: str, fresh: bool, tmp_path: Path) ->
     assert f"{moved} is a link to {disk / 'moved'}, which is not" in raised.value.problem
     assert "disk connected" in raised.value.remedy
     (tmp_path / "unplugged").rename(disk)
-    assert store.steps(folder(tmp_path)) == [3, 6]
+    assert store.steps(run_folder(tmp_path)) == [3, 6]
     assert log.read_bytes() == before
     run(tmp_path, SHORT)
     assert logged(tmp_path, "step") == list(range(1, 13))

@@ -3,8 +3,8 @@
 from collections import Counter
 from pathlib import Path
 
-from fault_schedules import Schedules
-from streaming_runs import interrupted_run
+from support.download_faults import Schedules
+from support.streaming_runs import interrupted_run
 
 
 def test_every_file_ends_right_or_is_reported(tmp_path: Path) -> None:

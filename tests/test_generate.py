@@ -3,7 +3,7 @@ from contextlib import closing
 from itertools import islice
 
 import pytest
-from conftest import GOLDEN, golden
+from support.cases import GOLDEN, golden
 
 from mlxchat.engine.cache import Cache
 from mlxchat.engine.generate import generate, prefill

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from hub_server import COMMIT, Fault, HubServer
+from support.hub_server import COMMIT, Fault, HubServer
 
 from mlxchat.data.hub import ATTEMPTS, Hub, UnreachableError
 from mlxchat.errors import MlxchatError

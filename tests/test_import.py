@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from foreign_models import (
-    TOKENIZER,
+from support.foreign_models import (
     assert_reference_logits,
     config,
     weights,
     write_nanochat,
 )
-from hostile_pickles import running
+from support.hostile_pickles import running
+from support.models import BYTES
 from typer.testing import CliRunner
 
 from mlxchat.ckpt import layout, stored_zip, torch_file
@@ -216,7 +216,7 @@ def hub_directory(folder: Path, form: str, shards: bool = False) -> Path:
         }  # fmt: skip
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(fields))
-    TOKENIZER.save(folder)
+    BYTES.save(folder)
     if not shards:
         mx.save_safetensors(str(folder / "model.safetensors"), tensors)
         return folder
@@ -305,7 +305,7 @@ def test_what_was_exported_here_is_of_its_era(era: Any, tmp_path: Path) -> None:
         arch=traits.arch, era=era, sequence_len=64, vocab_size=265, n_layer=3, n_head=4,
         n_kv_head=2, n_embd=64, window_pattern="L", vocab_multiple=1 if era == "classic" else 64,
     )  # fmt: skip
-    layout.write_model(tmp_path, GPT(shape), TOKENIZER, False)
+    layout.write_model(tmp_path, GPT(shape), BYTES, False)
     assert open_model(tmp_path).config == shape
     fields = json.loads((tmp_path / "config.json").read_text())
     for change in ({"rope_theta": traits.rope_base / 2}, {"rope_scaling": {}}):
@@ -457,7 +457,7 @@ def test_the_tokenizer_may_be_elsewhere(tmp_path: Path) -> None:
         assert open_model(folder, tokenizer=place).tokenizer.vocab_size == 265
     (tmp_path / "elsewhere" / "tokenizer.pkl").rename(folder / "tokenizer.pkl")
     assert open_model(folder).tokenizer.vocab_size == 265
-    TOKENIZER.save(tmp_path)
+    BYTES.save(tmp_path)
     (tmp_path / "tokenizer.json").rename(tmp_path / "mine.json")
     assert open_model(folder, tokenizer=tmp_path / "mine.json").tokenizer.vocab_size == 265
     (tmp_path / "mine.json").write_text("{}")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from any_bytes import FILES, shards_or_a_clear_error
 from hypothesis import given, settings
+from support.any_bytes import FILES, shards_or_a_clear_error
 
 from mlxchat.data import ingest as module
 from mlxchat.data.ingest import IngestSummary, ingest

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from foreign_models import TOKENIZER
+from support.models import BYTES
 from typer.testing import CliRunner
 
 from mlxchat.ckpt import layout
@@ -32,14 +32,14 @@ def source(tmp_path: Path) -> Path:
 
 def model(folder: Path, bits: int | None = None, **shape: Any) -> Path:
     """A model's directory, as an import or another program leaves it."""
-    config = GPTConfig.from_depth(1, TOKENIZER.vocab_size, 32, arch=shape.pop("arch", "classic"))
+    config = GPTConfig.from_depth(1, BYTES.vocab_size, 32, arch=shape.pop("arch", "classic"))
     network = GPT(GPTConfig(**(config.model_dump() | shape)))
     initialise(network, mx.random.key(3))
     network.lm_head.weight = 0.3 * mx.random.normal(network.lm_head.weight.shape)
     if bits:
         quantize(network, Quantization(bits=bits).formats(network.config))
     folder.mkdir()
-    layout.write_model(folder, network, TOKENIZER, conversational=False)
+    layout.write_model(folder, network, BYTES, conversational=False)
     return folder
 
 
@@ -66,7 +66,7 @@ def test_training_begins_where_the_model_is(source: Path) -> None:
     expected = before.model.named_parameters()
     for name, array in after.model.named_parameters().items():
         assert mx.allclose(array, expected[name], rtol=0, atol=1e-20)
-    assert after.tokenizer.encode("the cat") == TOKENIZER.encode("the cat")
+    assert after.tokenizer.encode("the cat") == BYTES.encode("the cat")
     assert layout.read_trainer(folder).settings["init_from"] == str(source)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import golden
-from foreign_models import TOKENIZER
 from mlx.utils import tree_map
+from support.cases import golden
+from support.models import BYTES
 
 from mlxchat.ckpt import exporters
 from mlxchat.ckpt.history import History
@@ -35,14 +35,14 @@ def network(era: Any) -> SavedModel:
     """A network of an era with random weights, none of them zero."""
     classic = era == "classic"
     config = GPTConfig(
-        arch=ERAS[era].arch, era=era, sequence_len=256, vocab_size=TOKENIZER.vocab_size, n_layer=4,
+        arch=ERAS[era].arch, era=era, sequence_len=256, vocab_size=BYTES.vocab_size, n_layer=4,
         n_head=4, n_kv_head=2, n_embd=64, window_pattern="L" if classic else "SSL",
         vocab_multiple=1 if classic else 64,
     )  # fmt: skip
     model, keys = GPT(config), iter(mx.random.split(mx.random.key(1), 64))
     draw = tree_map(lambda w: 0.3 * mx.random.normal(w.shape, key=next(keys)), model.parameters())
     model.update(draw)
-    return SavedModel(model, TOKENIZER, False)
+    return SavedModel(model, BYTES, False)
 
 
 def greedy(model: GPT, prompt: list[int]) -> list[int]:
@@ -179,7 +179,7 @@ TURNS = ("user", "a"), ("assistant", "b")
 def chat_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("tokenizer")
-    TOKENIZER.save(folder, conversational=True)
+    BYTES.save(folder, conversational=True)
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
@@ -193,13 +193,13 @@ def chat_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     ],
 )
 def test_what_is_rendered_here_is_rendered_there(messages: Any, chat_tokenizer: Any) -> None:
-    ids, _ = TOKENIZER.render(parsed({"messages": messages}))
+    ids, _ = BYTES.render(parsed({"messages": messages}))
     rendered = chat_tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
     assert rendered == ids
     asked = chat_tokenizer.apply_chat_template(
         messages[:-1], tokenize=True, add_generation_prompt=True, return_dict=False
     )
-    assert asked == TOKENIZER.render_for_completion(parsed({"messages": messages[:-1]}))
+    assert asked == BYTES.render_for_completion(parsed({"messages": messages[:-1]}))
 
 
 def test_parts_of_text_are_text(chat_tokenizer: Any) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hub_server import Fault, HubServer, address, write_shard
+from support.hub_server import Fault, HubServer, address, write_shard
 
 from mlxchat.ckpt import store
 from mlxchat.data.shards import DATASETS

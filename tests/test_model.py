@@ -4,7 +4,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from conftest import GOLDEN, golden
+from support.cases import Case, relative
 
 from mlxchat.engine.cache import Cache
 from mlxchat.model import gpt, loss
@@ -15,38 +15,9 @@ from mlxchat.model.initial import initialise
 from mlxchat.runtime import mx, nn, tree_flatten
 
 
-class Case:
-    """A model of nanochat's with what it computes."""
-
-    def __init__(self, arch: str) -> None:
-        self.facts = golden(f"{arch}/case.json")
-        self.config = GPTConfig(arch=arch, **self.facts["config"])
-        self.io = self.load("io")
-
-    def load(self, name: str) -> dict[str, mx.array]:
-        return mx.load(str(GOLDEN / self.config.arch / f"{name}.safetensors"))
-
-    def model(self, dtype: mx.Dtype = mx.float32) -> GPT:
-        model = GPT(self.config, dtype)
-        model.load_weights(list(self.load("weights").items()))
-        return model
-
-    def loss(self, model: GPT) -> mx.array:
-        return model.loss(self.io["ids"], self.io["targets"])
-
-
-@pytest.fixture(scope="module", params=["classic", "modern"])
-def case(request: pytest.FixtureRequest) -> Case:
-    return Case(request.param)
-
-
 @pytest.fixture(params=[10_000, 20], ids=["whole", "in chunks"])
 def _loss_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "chunk_rows", lambda *_: request.param)
-
-
-def relative(a: mx.array, b: mx.array) -> float:
-    return float(mx.linalg.norm(a - b).item() / mx.linalg.norm(b).item())
 
 
 def test_logits(case: Case) -> None:

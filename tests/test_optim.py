@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_model import Case, case, relative
+from support.cases import Case, relative
 
 from mlxchat.model.gpt import GPT
 from mlxchat.optim import normuon
@@ -14,8 +14,6 @@ from mlxchat.optim.schedule import (
     width_scale,
 )
 from mlxchat.runtime import mx, nn, tree_flatten
-
-__all__ = ["case"]  # a fixture
 
 LEARNING = {
     "classic": {"embedding": 0.2, "unembedding": 0.004, "matrix": 0.02},

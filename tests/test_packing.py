@@ -1,7 +1,7 @@
 """Best-fit packing against the batches that nanochat packed from the same documents."""
 
 import numpy as np
-from conftest import golden
+from support.cases import golden
 
 from mlxchat.data.packing import BestFit, Buffered
 

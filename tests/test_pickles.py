@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile_pickles import EXTENSION, greedy, malformed, running, text
 from hypothesis import given
 from hypothesis import strategies as st
+from support.hostile_pickles import EXTENSION, greedy, malformed, running, text
 
 from mlxchat.ckpt import pickles
 from mlxchat.ckpt.pickles import Function, Instance

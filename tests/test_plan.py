@@ -1,8 +1,8 @@
 """The plan against nanochat's own numbers for every depth, and what cannot work."""
 
 import pytest
-from conftest import golden
 from pydantic import ValidationError
+from support.cases import golden
 
 from mlxchat.errors import MlxchatError
 from mlxchat.model.arithmetic import parameters

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from support.runs import CONFIG, OWN, SETTINGS, assert_same, final, logged, run, shards
 
 from mlxchat.ckpt import checksums, layout, store
 from mlxchat.data.shards import LocalShards
@@ -28,59 +27,7 @@ from mlxchat.optim.groups import MuonAdamW, Rates
 from mlxchat.runtime import mx
 from mlxchat.telemetry import Ended, Evaluated, Event, Noted, Sampled, Saved, Stepped
 from mlxchat.train.loop import Run
-from mlxchat.train.pretrain import pretrain
 from mlxchat.train.settings import PretrainConfig
-
-SETTINGS = {
-    "depth": 1,
-    "dataset": "builtin",
-    "vocab_size": 300,
-    "max_seq_len": 32,
-    "device_batch_size": 4,
-    "total_batch_size": 256,
-    "num_iterations": 12,
-    "eval_every": 5,
-    "eval_tokens": 512,
-    "sample_every": 6,
-    "save_every": 3,
-    "keep": 2,
-    "model_tag": "run",
-}
-CONFIG = PretrainConfig.model_validate(SETTINGS)
-
-
-def run(
-    home: Path, config: PretrainConfig = CONFIG, stop_at: int = 0, **keywords: bool
-) -> list[Event]:
-    """All events of a run that is asked to stop once step ``stop_at`` is seen."""
-    seen: list[Event] = []
-
-    def stop() -> bool:
-        return bool(stop_at) and any(
-            isinstance(event, Stepped) and event.step >= stop_at for event in seen
-        )
-
-    for event in pretrain(config, Home(home), lambda _: None, stop=stop, **keywords):
-        seen.append(event)
-    return seen
-
-
-def final(home: Path, tag: str = "run") -> dict[str, mx.array]:
-    """Every array of the last step: weights, optimizer, loader."""
-    folder = store.directory(Home(home).runs / tag, 12)
-    files = (layout.MODEL, layout.OPTIMIZER, layout.LOADER)
-    return {f"{f} {k}": v for f in files for k, v in layout.read_arrays(folder / f).items()}
-
-
-def assert_same(a: dict[str, mx.array], b: dict[str, mx.array]) -> None:
-    assert a.keys() == b.keys()
-    for name in a:
-        assert mx.array_equal(a[name], b[name]).item(), name
-
-
-def logged(home: Path, kind: str) -> list[int]:
-    lines = Home(home).log("run").read_text().splitlines()
-    return [event["step"] for event in map(json.loads, lines) if event["event"] == kind]
 
 
 @pytest.fixture(scope="module")
@@ -345,18 +292,6 @@ def test_another_vocabulary_than_the_tokenizers_is_refused(prepared: Path) -> No
     other = CONFIG.model_copy(update={"vocab_size": 400, "model_tag": "other"})
     with pytest.raises(MlxchatError, match="has 300 tokens, not 400"):
         run(prepared, other)
-
-
-def shards(folder: Path, *numbers: int) -> Path:
-    folder.mkdir(exist_ok=True)
-    for number in numbers:
-        texts = [f"This is text {i} of shard {number}, about foxes." * 3 for i in range(150)]
-        path = folder / f"shard_{number:05d}.parquet"
-        pq.write_table(pa.table({"text": texts}), path, row_group_size=50)
-    return folder
-
-
-OWN = CONFIG.model_copy(update={"dataset": "fineweb-edu", "sample_every": 0})
 
 
 def test_a_single_training_shard_resumes_at_its_end(tmp_path: Path) -> None:

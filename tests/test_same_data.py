@@ -7,11 +7,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from hub_server import HubServer, address
-from test_pretrain import CONFIG, OWN, assert_same, final, logged, run, shards
+from support.hub_server import HubServer, address
+from support.runs import CONFIG, QUIET, assert_same, few, final, logged, run, shards, write_texts
 
 from mlxchat.ckpt import checksums, layout, store
 from mlxchat.data import documents as documents_module
@@ -26,31 +24,8 @@ from mlxchat.train.inputs import saved_run
 from mlxchat.train.pretrain import pretrain
 from mlxchat.train.settings import PretrainConfig
 
-QUIET = OWN.model_copy(update={"eval_every": 0})
 FIRST, SECOND, THIRD, FOURTH = (shard_name(index) for index in range(4))
 TINY = Dataset("fineweb-edu", "someone/tiny", last_shard=3, licence_note="CC0")
-
-
-def write(path: Path, texts: list[str], compression: str = "zstd") -> Path:
-    """A shard as `data fetch --from` writes them."""
-    pq.write_table(
-        pa.table({"text": texts}),
-        path,
-        compression=compression,
-        use_dictionary=False,
-        write_statistics=False,
-    )
-    return path
-
-
-def few(folder: Path, *numbers: int, text: str = "foxes", documents: int = 10) -> Path:
-    """Shards of so few documents that a run of few steps has many epochs."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in numbers:
-        order = random.Random(f"{text} {number}")
-        letters = ["".join(order.choices("aeioulmnrst ", k=100)) for _ in range(documents)]
-        write(folder / shard_name(number), [f"About {text}: {some}" for some in letters])
-    return folder
 
 
 def spoilt(path: Path) -> bytes:
@@ -62,10 +37,10 @@ def spoilt(path: Path) -> bytes:
 
 def test_other_text_has_another_fingerprint(tmp_path: Path) -> None:
     words = ["fox", "hen", "owl"] * 50
-    first = fingerprint(write(tmp_path / "a.parquet", words))
-    assert fingerprint(write(tmp_path / "again.parquet", words)) == first
+    first = fingerprint(write_texts(tmp_path / "a.parquet", words))
+    assert fingerprint(write_texts(tmp_path / "again.parquet", words)) == first
     for others in ([*words, "cat"], [*words[:-1], "owls"], ["a fox", *words[1:]]):
-        assert fingerprint(write(tmp_path / "b.parquet", others)) != first
+        assert fingerprint(write_texts(tmp_path / "b.parquet", others)) != first
 
 
 @pytest.mark.parametrize(("compression", "most", "least"), [("zstd", 40, 1), ("none", 60, 60)])
@@ -78,7 +53,7 @@ def test_a_fingerprint_misses_no_word_a_frame_does(
     path = tmp_path / "a.parquet"
 
     def written(texts: list[str]) -> tuple[str, str]:
-        write(path, texts, compression)
+        write_texts(path, texts, compression)
         return frame(path), fingerprint(path)
 
     known, missed = written(texts), 0
@@ -94,7 +69,7 @@ def test_a_fingerprint_misses_no_word_a_frame_does(
 
 
 def test_a_frame_and_a_fingerprint_agree_where_the_file_is_one(tmp_path: Path) -> None:
-    one, other = (write(tmp_path / name, [name]) for name in ("a.parquet", "other.parquet"))
+    one, other = (write_texts(tmp_path / name, [name]) for name in ("a.parquet", "other.parquet"))
     assert agree(frame(one), fingerprint(one)) and agree(fingerprint(one), frame(one))
     assert not agree(frame(one), fingerprint(other)) and not agree(fingerprint(other), frame(one))
 
@@ -188,7 +163,7 @@ def test_other_text_under_the_same_name_is_refused(tmp_path: Path, changed: str)
     config = QUIET.model_copy(update={"data_dir": data})
     run(tmp_path, config, stop_at=3)
     began_with = (data / changed).read_bytes()
-    write(data / changed, ["Another text, about hens."] * 150)
+    write_texts(data / changed, ["Another text, about hens."] * 150)
     for go_on in (lambda: run(tmp_path, config), lambda: saved_run(config, Home(tmp_path))):
         with pytest.raises(MlxchatError) as raised:
             go_on()
@@ -196,7 +171,7 @@ def test_other_text_under_the_same_name_is_refused(tmp_path: Path, changed: str)
         assert "Put that one back" in raised.value.remedy and "--fresh" in raised.value.remedy
     (data / changed).write_bytes(began_with)
     run(tmp_path, config)
-    write(data / changed, ["Another text, about hens."] * 150)
+    write_texts(data / changed, ["Another text, about hens."] * 150)
     run(tmp_path, config)  # says that it is finished
 
 

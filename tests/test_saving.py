@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_pretrain import OWN, logged, run, shards
+from support.runs import OWN, QUIET, diverge, logged, run, run_folder, shards
 
 from mlxchat.ckpt import layout, store
 from mlxchat.data.documents import Cursor
@@ -19,28 +18,7 @@ from mlxchat.train import conduct, inputs, loop, runlog
 from mlxchat.train.divergence import DivergedError, check_arrays
 from mlxchat.train.loop import Launched, Run
 
-QUIET = OWN.model_copy(update={"eval_every": 0, "save_every": 3})
 A, B = "a" * 40, "b" * 40
-
-
-def folder(home: Path) -> Path:
-    return Home(home).runs / "run"
-
-
-def diverge(patched: pytest.MonkeyPatch, step: int, facts: list[float]) -> None:
-    """Let that step come to these: loss, gradient norm, learning rate."""
-    compile_step = loop.compile_step
-
-    def compiled(run: Run) -> Any:
-        launch = compile_step(run)
-
-        def launched(number: int) -> Launched:
-            done = launch(number)
-            return replace(done, facts=mx.array(facts)) if number == step else done
-
-        return launched
-
-    patched.setattr(loop, "compile_step", compiled)
 
 
 @pytest.mark.parametrize(
@@ -62,14 +40,14 @@ def test_a_loss_that_is_no_number_ends_the_run(
                 run(tmp_path, config)
     assert said in raised.value.problem
     assert ", with the data read up to epoch 8, shard_00000.parquet, row " in raised.value.problem
-    kept = folder(tmp_path).with_name("run.good1") / "step_000006"
-    newest = folder(tmp_path) / "step_000006"
+    kept = run_folder(tmp_path).with_name("run.good1") / "step_000006"
+    newest = run_folder(tmp_path) / "step_000006"
     assert str(newest) in raised.value.remedy and str(kept) in raised.value.remedy
-    assert store.steps(folder(tmp_path)) == [3, 6]
+    assert store.steps(run_folder(tmp_path)) == [3, 6]
     assert not kept.parent.with_name("run.good2").exists()  # the same step is not kept twice
     before = {path.name: path.read_bytes() for path in newest.iterdir()}
     run(tmp_path, config)  # it was but a bad day
-    assert store.steps(folder(tmp_path)) == [9, 12]
+    assert store.steps(run_folder(tmp_path)) == [9, 12]
     assert logged(tmp_path, "step") == list(range(1, 13))
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
     assert layout.read_trainer(kept).step == 6
@@ -84,7 +62,7 @@ def test_another_good_step_is_kept_beside_the_first(
             diverge(patched, step, [math.nan, 1.0, 0.1])
             with pytest.raises(MlxchatError):
                 run(tmp_path, config)
-    kept = [folder(tmp_path).with_name(f"run.good{number}") for number in (1, 2)]
+    kept = [run_folder(tmp_path).with_name(f"run.good{number}") for number in (1, 2)]
     assert [store.steps(run) for run in kept] == [[3], [6]]
 
 
@@ -94,7 +72,7 @@ def test_before_anything_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(MlxchatError, match="in step 2") as raised:
         run(tmp_path, config)
     assert "--save-every" in raised.value.remedy
-    assert store.steps(folder(tmp_path)) == []
+    assert store.steps(run_folder(tmp_path)) == []
 
 
 def test_weights_that_are_no_numbers_are_not_saved(
@@ -117,7 +95,7 @@ def test_weights_that_are_no_numbers_are_not_saved(
     monkeypatch.setattr(loop, "compile_step", compiled)
     with pytest.raises(MlxchatError, match=r"lm_head\.weight has numbers that are not finite in"):
         run(tmp_path, config)
-    assert store.steps(folder(tmp_path)) == [3]
+    assert store.steps(run_folder(tmp_path)) == [3]
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
@@ -144,7 +122,7 @@ def test_a_validation_shard_that_is_gone_saves_what_is_done(
         patched.setattr(conduct._Training, "evaluate", missing)
         with pytest.raises(MlxchatError, match=r"shard_00001\.parquet does not exist"):
             run(tmp_path, config)
-    assert store.steps(folder(tmp_path)) == [5]
+    assert store.steps(run_folder(tmp_path)) == [5]
     (tmp_path / "gone").rename(data / "shard_00001.parquet")
     run(tmp_path, config)
     assert logged(tmp_path, "step") == list(range(1, 13))
@@ -181,7 +159,7 @@ def test_a_run_goes_on_with_data_of_its_revision_only(tmp_path: Path) -> None:
     config = QUIET.model_copy(update={"data_dir": data})
     (data / REVISION).write_text(f"{A}\n")
     run(tmp_path, config, stop_at=3)
-    newest = store.latest(folder(tmp_path))
+    newest = store.latest(run_folder(tmp_path))
     assert newest is not None
     assert layout.read_trainer(newest).revision == A
     (data / REVISION).write_text(f"{B}\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import golden
+from support.cases import golden
 
 from mlxchat.ckpt import catalog, layout, store
 from mlxchat.cli.quantizing import validation_documents

@@ -11,7 +11,8 @@ import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hub_server import COMMIT, TINY, Fault, HubServer, address, dataset_files, write_shard
+from support.hub_server import COMMIT, TINY, Fault, HubServer, address, dataset_files, write_shard
+from support.places import TESTS
 
 from mlxchat.data.disk import require_space
 from mlxchat.data.fetch import ALL_SHARDS, fetch
@@ -151,13 +152,13 @@ def test_a_revision_not_written_to_its_end_is_none(
 def test_two_processes_share_the_work(server: HubServer, folder: Path) -> None:
     server.bytes_per_second = 100_000
     program = (
-        "import sys, httpx; from pathlib import Path; from hub_server import TINY; "
+        "import sys, httpx; from pathlib import Path; from support.hub_server import TINY; "
         "from mlxchat.data.fetch import fetch; from mlxchat.data.hub import Hub; "
         "hub = Hub(sys.argv[1], httpx.Client(trust_env=False)); "
         "fetch(Path(sys.argv[2]), TINY, 9, hub, lambda event: None, workers=2)"
     )
     command = [sys.executable, "-c", program, server.endpoint, str(folder)]
-    both = [subprocess.Popen(command, cwd=Path(__file__).parent) for _ in range(2)]
+    both = [subprocess.Popen(command, cwd=TESTS) for _ in range(2)]
     assert [process.wait(60) for process in both] == [0, 0]
     assert names_in(folder) == [shard_name(index) for index in range(10)]
     assert all(server.count("GET", name) == 1 for name in names_in(folder))

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hub_server import TINY, Fault, HubServer, address, dataset_files, write_shard
+from support.hub_server import TINY, Fault, HubServer, address, dataset_files, write_shard
 
 from mlxchat.data import streaming as module
 from mlxchat.data.download import partial

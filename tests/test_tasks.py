@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from task_rows import ARC, BYTES, GSM8K, HUMAN_EVAL, MMLU, fill, network
+from support.models import BYTES, network
+from support.task_rows import ARC, GSM8K, HUMAN_EVAL, MMLU, fill
 
 from mlxchat.ckpt.layout import SavedModel
 from mlxchat.engine.generate import continue_greedily

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import tokenizers
-from conftest import golden
 from pydantic import TypeAdapter
+from support.cases import golden
 
 from mlxchat.data.conversations import Conversation, Message, Part, Role
 from mlxchat.data.tokenizer import (

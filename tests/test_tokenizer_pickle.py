@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import tiktoken
-from hostile_pickles import greedy, malformed, running, text
 from hypothesis import given
 from hypothesis import strategies as st
+from support.hostile_pickles import greedy, malformed, running, text
 
 from mlxchat.ckpt import pickles, tokenizer_pickle
 from mlxchat.data.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer, train

@@ -2,8 +2,9 @@ import re
 from collections.abc import Callable, Sequence
 
 import pytest
-from conftest import GOLDEN, golden
-from test_chat import BYTES
+from support.cases import GOLDEN, golden
+from support.chats import ids_of
+from support.models import BYTES
 
 from mlxchat.engine.cache import Cache
 from mlxchat.engine.generate import Tool, continue_greedily, generate, generate_batch
@@ -17,16 +18,6 @@ from mlxchat.runtime import mx
 GREEDY = Sampling(temperature=0)
 NEVER: frozenset[int] = frozenset()
 KEY = mx.random.key(0)
-
-
-def ids_of(text: str) -> list[int]:
-    """Tokens of a text in which ``<|python_start|>`` and the like are special."""
-    pieces = re.split(r"(<\|\w+\|>)", text)
-    return [
-        token
-        for number, piece in enumerate(pieces)
-        for token in ([BYTES.special(piece)] if number % 2 else BYTES.encode(piece))
-    ]
 
 
 # What must follow

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hostile_pickles import greedy, malformed, running, text
 from hypothesis import given
 from hypothesis import strategies as st
+from support.hostile_pickles import greedy, malformed, running, text
 
 from mlxchat.ckpt import pickles, stored_zip, torch_file
 from mlxchat.ckpt.torch_file import Tensor

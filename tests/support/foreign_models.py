@@ -8,21 +8,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from conftest import GOLDEN, golden
-
 from mlxchat.ckpt import tokenizer_pickle, torch_file
 from mlxchat.ckpt.importers import open_model
 from mlxchat.ckpt.importers.foreign_model import network
 from mlxchat.ckpt.layout import SavedModel
-from mlxchat.data.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
+from support.cases import GOLDEN, golden
+from support.models import BYTES
 
-TOKENIZER = Tokenizer(
-    {bytes([i]): i for i in range(256)},
-    SPLIT_PATTERN,
-    {name: 256 + i for i, name in enumerate(SPECIAL_TOKENS)},
-)
 KNOWN = 97  # tokens of the reference
 ROWS = {"classic": 265, "modern": 320}  # of the tables: the modern ones are padded to 64
 TABLES = ("transformer.wte.", "lm_head.", "value_embeds.")
@@ -41,7 +35,7 @@ def weights(arch: str) -> dict[str, mx.array]:
 
 def config(arch: str) -> dict[str, Any]:
     """nanochat's own settings of them."""
-    return golden(f"{arch}/case.json")["config"] | {"vocab_size": TOKENIZER.vocab_size}
+    return golden(f"{arch}/case.json")["config"] | {"vocab_size": BYTES.vocab_size}
 
 
 def write_nanochat(
@@ -59,14 +53,14 @@ def write_nanochat(
     torch_file.write(folder / f"model_{step:06d}.pt", tensors or weights(arch))
     meta = {"step": step, "val_bpb": 1.25, "model_config": fields or config(arch)}
     (folder / f"meta_{step:06d}.json").write_text(json.dumps(meta), "utf-8")
-    tokenizer_pickle.write(beside / "tokenizer.pkl", TOKENIZER)
+    tokenizer_pickle.write(beside / "tokenizer.pkl", BYTES)
     return folder
 
 
 def saved(base: Path, arch: str, conversational: bool = False) -> SavedModel:
     """The reference model."""
     foreign = open_model(write_nanochat(base, arch))
-    return SavedModel(network(foreign), TOKENIZER, conversational)
+    return SavedModel(network(foreign), BYTES, conversational)
 
 
 def assert_reference_logits(model: GPT, arch: str) -> None:

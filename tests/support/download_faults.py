@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 import httpx
-from hub_server import Fault, HubServer
 
 from mlxchat.data.download import download, partial
 from mlxchat.data.hub import ATTEMPTS, Hub
 from mlxchat.errors import MlxchatError
+from support.hub_server import Fault, HubServer
 
 REPO = "someone/texts"
 NAME = "shard_00000.parquet"

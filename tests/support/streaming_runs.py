@@ -1,9 +1,9 @@
 """A streamed dataset read by a process that is killed again and again, over a bad network.
 
-    python streaming_runs.py ENDPOINT FOLDER LOG
+    python -m support.streaming_runs ENDPOINT FOLDER LOG
 
 reads documents through a few cached shards and appends them to LOG, each line with the cursor after
-it, as a trainer would save them; where there is a log, it goes on after its last whole line.
+it, as a trainer would save them. Where a log exists, it resumes after the last whole line.
 """
 
 import json
@@ -15,13 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-from hub_server import Fault, HubServer, dataset_files
 
 from mlxchat.data import streaming
 from mlxchat.data.documents import Cursor, ShardDocuments
 from mlxchat.data.hub import Hub
 from mlxchat.data.shards import STREAMED, Dataset, LocalShards
 from mlxchat.data.streaming import StreamingShards
+from support.hub_server import Fault, HubServer, dataset_files
+from support.places import TESTS
 
 FORTY = Dataset("forty", "someone/forty", last_shard=40, licence_note="CC0")
 CACHED = 3
@@ -47,7 +48,7 @@ def recorded(log: Path) -> list[Read]:
 
 
 def consume(endpoint: str, folder: Path, log: Path) -> None:
-    """Go on where the log ends."""
+    """Resume where the log ends."""
     streaming.RETRY_SECONDS = 0.05
     before = recorded(log)
     log.write_text("".join(json.dumps(read) + "\n" for read in before))
@@ -75,12 +76,12 @@ def interrupted_run(seed: int, folder: Path, kills: int) -> tuple[list[Read], li
     processes = 0
     with HubServer(files) as server:
         server.faults = [_fault(order) for _ in range(80)]
-        command = [sys.executable, __file__, server.endpoint, str(data), str(log)]
+        command = [sys.executable, "-m", __spec__.name, server.endpoint, str(data), str(log)]
         while len(recorded(log)) < len(offline):
             processes += 1
             assert processes < 20 + kills
             moment = moments.pop(0) if moments else len(offline) + 1
-            with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+            with subprocess.Popen(command, cwd=TESTS, stderr=subprocess.DEVNULL) as process:
                 while process.poll() is None and len(recorded(log)) <= moment:
                     time.sleep(0.002)
                 process.kill()

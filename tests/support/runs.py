@@ -1,0 +1,127 @@
+"""Small runs of pretraining, their data, and what they leave."""
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mlxchat.ckpt import layout, store
+from mlxchat.data.shards import shard_name
+from mlxchat.home import Home
+from mlxchat.runtime import mx
+from mlxchat.telemetry import Event, Stepped
+from mlxchat.train import loop
+from mlxchat.train.loop import Launched, Run
+from mlxchat.train.pretrain import pretrain
+from mlxchat.train.settings import PretrainConfig
+
+SETTINGS = {
+    "depth": 1,
+    "dataset": "builtin",
+    "vocab_size": 300,
+    "max_seq_len": 32,
+    "device_batch_size": 4,
+    "total_batch_size": 256,
+    "num_iterations": 12,
+    "eval_every": 5,
+    "eval_tokens": 512,
+    "sample_every": 6,
+    "save_every": 3,
+    "keep": 2,
+    "model_tag": "run",
+}
+CONFIG = PretrainConfig.model_validate(SETTINGS)
+OWN = CONFIG.model_copy(update={"dataset": "fineweb-edu", "sample_every": 0})  # of `shards`
+QUIET = OWN.model_copy(update={"eval_every": 0, "save_every": 3})
+
+
+def run(
+    home: Path, config: PretrainConfig = CONFIG, stop_at: int = 0, **keywords: bool
+) -> list[Event]:
+    """All events of a run that is asked to stop once step ``stop_at`` is seen."""
+    seen: list[Event] = []
+
+    def stop() -> bool:
+        return bool(stop_at) and any(
+            isinstance(event, Stepped) and event.step >= stop_at for event in seen
+        )
+
+    for event in pretrain(config, Home(home), lambda _: None, stop=stop, **keywords):
+        seen.append(event)
+    return seen
+
+
+def final(home: Path, tag: str = "run") -> dict[str, mx.array]:
+    """Every array of the last step: weights, optimizer, loader."""
+    folder = store.directory(Home(home).runs / tag, 12)
+    files = (layout.MODEL, layout.OPTIMIZER, layout.LOADER)
+    return {f"{f} {k}": v for f in files for k, v in layout.read_arrays(folder / f).items()}
+
+
+def assert_same(a: dict[str, mx.array], b: dict[str, mx.array]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert mx.array_equal(a[name], b[name]).item(), name
+
+
+def logged(home: Path, kind: str) -> list[int]:
+    """The steps of all events of a kind in the log of ``run``."""
+    lines = Home(home).log("run").read_text().splitlines()
+    return [event["step"] for event in map(json.loads, lines) if event["event"] == kind]
+
+
+def shards(folder: Path, *numbers: int) -> Path:
+    """Shards of 150 documents each."""
+    folder.mkdir(exist_ok=True)
+    for number in numbers:
+        texts = [f"This is text {i} of shard {number}, about foxes." * 3 for i in range(150)]
+        path = folder / f"shard_{number:05d}.parquet"
+        pq.write_table(pa.table({"text": texts}), path, row_group_size=50)
+    return folder
+
+
+def write_texts(path: Path, texts: list[str], compression: str = "zstd") -> Path:
+    """A shard as `data fetch --from` writes them."""
+    pq.write_table(
+        pa.table({"text": texts}),
+        path,
+        compression=compression,
+        use_dictionary=False,
+        write_statistics=False,
+    )
+    return path
+
+
+def few(folder: Path, *numbers: int, text: str = "foxes", documents: int = 10) -> Path:
+    """Shards of so few documents that a run of few steps has many epochs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        order = random.Random(f"{text} {number}")
+        letters = ["".join(order.choices("aeioulmnrst ", k=100)) for _ in range(documents)]
+        write_texts(folder / shard_name(number), [f"About {text}: {some}" for some in letters])
+    return folder
+
+
+def run_folder(home: Path) -> Path:
+    return Home(home).runs / "run"
+
+
+def diverge(patched: pytest.MonkeyPatch, step: int, facts: list[float]) -> None:
+    """Have a step end with this loss, gradient norm and learning rate."""
+    compile_step = loop.compile_step
+
+    def compiled(run: Run) -> Any:
+        launch = compile_step(run)
+
+        def launched(number: int) -> Launched:
+            done = launch(number)
+            return replace(done, facts=mx.array(facts)) if number == step else done
+
+        return launched
+
+    patched.setattr(loop, "compile_step", compiled)
