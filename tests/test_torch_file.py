@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.hostile_pickles import greedy, malformed, running, text
+from support.places import TESTS
 
 from mlxchat.ckpt import pickles, stored_zip, torch_file
 from mlxchat.ckpt.torch_file import Tensor
 from mlxchat.errors import MlxchatError
 from mlxchat.runtime import mx
 
-DATA = Path(__file__).parent / "data"  # made by torch: see make_torch_files.py there
+DATA = TESTS / "interop" / "torch_files"  # made by torch: see make_torch_files.py there
 NUMBERS = (np.arange(12, dtype=np.float32) / 8).reshape(3, 4)
 
 
