@@ -7,6 +7,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 import pytest
+from support.places import SHARED, needs_shared
 
 from mlxchat.data import corpus
 from mlxchat.data.chats import documents as module
@@ -18,7 +19,6 @@ from mlxchat.data.conversations import Conversation
 from mlxchat.data.documents import BATCH, Cursor, Documents
 from mlxchat.errors import MlxchatError
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 BUILTIN = Source(None)
 
 
@@ -225,9 +225,9 @@ def test_made_up_conversations_are_mixed_in(first: Path) -> None:
     assert any(spelling.ANSWER in c.messages[-1].text for c in conversations)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared")
+@needs_shared
 def test_all_real_files_at_once() -> None:
-    documents = ChatDocuments([Source(SHARED / "sft")], seed=0)
+    documents = ChatDocuments([Source(SHARED / "data" / "sft")], seed=0)
     (report,) = documents.reports
     assert report.rows == report.used + sum(report.skipped.values()) == 10_529
     assert documents.epoch_size == report.used - report.held_out

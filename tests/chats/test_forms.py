@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.any_bytes import BYTES, LINES
+from support.places import SHARED, needs_shared
 
 from mlxchat.data.chats import forms, reading, sources
 from mlxchat.data.chats.forms import UNANSWERED, UnusableError, Usable
@@ -18,9 +19,6 @@ from mlxchat.data.chats.sources import Source
 from mlxchat.data.conversations import Conversation, Message, Part
 from mlxchat.data.tokenizer import train
 from mlxchat.errors import MlxchatError
-
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared")
 
 
 def said(*turns: str | list[Part], system: str | None = None) -> Conversation:
@@ -437,7 +435,7 @@ def test_a_folder_of_nothing_else_is_refused(tmp_path: Path) -> None:
 @needs_shared
 def test_the_rows_that_a_task_is_scored_on_are_not_trained_on() -> None:
     for name in ("openai--gsm8k", "cais--mmlu", ""):
-        files, left_out = sources.listing(Source(SHARED / "task_data" / name))
+        files, left_out = sources.listing(Source(SHARED / "data" / "task_data" / name))
         assert {file.parent.name for file in files} <= {"train", "auxiliary_train"}
         assert {folder.name for folder in left_out} <= {"test", "validation", "dev"} and left_out
 
@@ -501,7 +499,9 @@ def test_a_folder_without_conversations_is_named(tmp_path: Path) -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize("path", sorted(SHARED.glob("sft/*.json*")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((SHARED / "data" / "sft").glob("*.json*")), ids=lambda path: path.name
+)
 def test_real_files_are_read_whole(path: Path) -> None:
     text = path.read_text("utf-8")
     rows = json.loads(text) if path.suffix == ".json" else text.splitlines()
@@ -517,5 +517,5 @@ def test_real_files_are_read_whole(path: Path) -> None:
     "folder", ["openai--gsm8k/main/test", "allenai--ai2_arc/ARC-Easy/test", "cais--mmlu/all/dev"]
 )
 def test_tasks_can_be_trained_on(folder: str) -> None:
-    _, report = reading.read(Source(SHARED / "task_data" / folder))
+    _, report = reading.read(Source(SHARED / "data" / "task_data" / folder))
     assert report.used == report.rows > 200
