@@ -18,6 +18,7 @@ from support.foreign_models import (
 )
 from support.hostile_pickles import running
 from support.models import BYTES
+from support.places import SHARED, needs_shared
 from typer.testing import CliRunner
 
 from mlxchat.ckpt import layout, stored_zip, torch_file
@@ -32,8 +33,6 @@ from mlxchat.model.eras import ERAS
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
 from mlxchat.train.learner import load_optimizer, new_optimizer
-
-SHARED = Path(__file__).parents[2] / "shared"
 
 
 def imported(path: Path, **options: Any) -> Path:
@@ -465,10 +464,9 @@ def test_the_tokenizer_may_be_elsewhere(tmp_path: Path) -> None:
         open_model(folder, tokenizer=tmp_path / "mine.json")
 
 
+@needs_shared
 def test_a_tokenizer_of_nanochat_keeps_its_ids(tmp_path: Path) -> None:
     tokenizers = SHARED / "data" / "tokenizers"
-    if not tokenizers.exists():
-        pytest.skip("no shared data here")
     shape = GPTConfig(n_layer=1, n_head=2, n_kv_head=2, n_embd=16)
     folder = write_nanochat(
         tmp_path,
@@ -483,10 +481,9 @@ def test_a_tokenizer_of_nanochat_keeps_its_ids(tmp_path: Path) -> None:
         assert tokenizer.encode(case["text"]) == case["ids"]["nanochat_65536_a"]
 
 
+@needs_shared
 def test_the_tokenizer_has_to_be_of_its_size(tmp_path: Path) -> None:
     source = SHARED / "data" / "tokenizers" / "nanochat_65536_a.pkl"
-    if not source.exists():
-        pytest.skip("no shared data here")
     with pytest.raises(MlxchatError, match=r"65,536 tokens, the model in .* 265"):
         open_model(write_nanochat(tmp_path, "classic"), tokenizer=source)
 

@@ -12,14 +12,13 @@ import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
 from support.hostile_pickles import greedy, malformed, running, text
+from support.places import SHARED, needs_shared
 
 from mlxchat.ckpt import pickles, tokenizer_pickle
 from mlxchat.data.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer, train
 from mlxchat.errors import MlxchatError
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-TOKENIZERS = SHARED / "tokenizers"
-needs_shared = pytest.mark.skipif(not TOKENIZERS.exists(), reason="no shared data here")
+TOKENIZERS = SHARED / "data" / "tokenizers"
 TEXTS = ["the cat sat on the mat", "日本語 🇫🇷 naïve", " a  b\r\n\t12345"]
 RANKS = {bytes([byte]): byte for byte in range(256)}
 SPECIAL = {name: 256 + index for index, name in enumerate(SPECIAL_TOKENS)}
@@ -80,7 +79,9 @@ def test_ranks_of_a_tokenizer_of_nanochat_and_a_megabyte_of_text() -> None:
     reference = tiktoken.Encoding(
         "ranks", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={}
     )
-    documents = pq.read_table(SHARED / "base_data" / "shard_00000.parquet")["text"].to_pylist()
+    documents = pq.read_table(SHARED / "data" / "base_data" / "shard_00000.parquet")[
+        "text"
+    ].to_pylist()
     text = "\n".join(documents)[: 2**20]
     assert len(text) == 2**20
     assert tokenizer.encode(text) == reference.encode_ordinary(text)
