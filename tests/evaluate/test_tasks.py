@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.models import BYTES, network
+from support.places import SHARED, needs_shared
 from support.task_rows import ARC, GSM8K, HUMAN_EVAL, MMLU, fill
 
 from mlxchat.ckpt.layout import SavedModel
@@ -32,8 +33,7 @@ from mlxchat.model.config import Architecture, GPTConfig
 from mlxchat.runtime import mx
 
 STOP = frozenset({BYTES.bos, BYTES.special("<|assistant_end|>")})
-REAL = Path(__file__).parent.parent.parent / "shared" / "data" / "task_data"
-needs_real_data = pytest.mark.skipif(not REAL.exists(), reason="../shared is not there")
+REAL = SHARED / "data" / "task_data"
 
 
 def questions(count: int, letters: str = "ABCD", seed: int = 0) -> list[Choice]:
@@ -165,7 +165,7 @@ def test_spelling_needs_no_files(tmp_path: Path) -> None:
         assert sum(problem.is_right(f"#### {number}") for number in range(30)) == 1
 
 
-@needs_real_data
+@needs_shared
 @pytest.mark.parametrize(
     ("task", "count"),
     [
@@ -255,7 +255,7 @@ def test_a_random_model_guesses() -> None:
         assert abs(score.share - score.random) < 3.5 * error
 
 
-@needs_real_data
+@needs_shared
 def test_a_random_model_guesses_on_arc_easy() -> None:
     asked_for = problems("arc-easy", REAL, 200)
     score = Score.of("arc-easy", list(choose(network(sequence_len=1024), asked_for)))
@@ -387,7 +387,7 @@ def test_humaneval_runs_what_was_written(tmp_path: Path) -> None:
     assert not problem.is_right("Twice is easy.")
 
 
-@needs_real_data
+@needs_shared
 def test_canonical_solutions_pass() -> None:
     rows = pq.read_table(REAL / catalog.FILES["humaneval"][0] / "00000.parquet").to_pylist()
     for row in rows[::20]:
