@@ -1,33 +1,16 @@
-"""SIGKILL, a failing disk, changed bytes; `benchmarks/kills.py` is the long form of the first."""
+"""Runs killed by SIGKILL at random moments; `benchmarks/kills.py` is the long form."""
 
-import random
-import resource
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.disk_faults import Faults, Killed
 from support.hub_server import COMMIT, HubServer, address
 from support.killed_runs import KilledRuns
-from support.runs import CONFIG, few, run
+from support.runs import few
 
-from mlxchat.ckpt import checksums, layout, store
+from mlxchat.ckpt import layout, store
 from mlxchat.data.fingerprint import fingerprint
 from mlxchat.data.shards import DATASETS, REVISION
-from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.runtime import machine
-from mlxchat.train.inputs import saved_run
-from mlxchat.train.learner import Learner, resume
-
-SAVED = CONFIG.model_copy(
-    update={"num_iterations": 4, "eval_every": 0, "sample_every": 0, "save_every": 2}
-)
 
 
 def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
@@ -55,160 +38,3 @@ def test_killed_while_it_reads_shards_it_ends_with_the_same_data(
     ended = layout.read_trainer(store.directory(Home(tmp_path / "straight").runs / "run", 16))
     assert ended.revision == COMMIT
     assert ended.fingerprints == {name: fingerprint(path) for name, path in files.items()}
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with a run whose steps 2 and 4 are saved."""
-    home = tmp_path_factory.mktemp("trained")
-    run(home, SAVED)
-    return home
-
-
-@pytest.fixture
-def copied(trained: Path, tmp_path: Path) -> Path:
-    """One of its own."""
-    return Path(shutil.copytree(trained, tmp_path / "copied"))
-
-
-def load(home: Path) -> Learner:
-    """Read the newest step as a run that goes on does."""
-    saved = saved_run(SAVED, Home(home))
-    assert saved is not None
-    return resume(saved.plan, saved)
-
-
-def save(home: Path, learner: Learner, step: int) -> None:
-    """Save the learner as a step, and let go of the oldest, as a run does."""
-    saved = saved_run(SAVED, Home(home))
-    assert saved is not None
-    trainer = saved.trainer.model_copy(update={"step": step})
-
-    def write(folder: Path) -> None:
-        layout.write_model(folder, learner.model, learner.tokenizer, True)
-        layout.write_trainer(folder, trainer, learner.optimizer.state, learner.loader)
-
-    folder = Home(home).runs / "run"
-    store.save(folder, step, write)
-    store.prune(folder, 2)
-
-
-@pytest.mark.parametrize("kind", ["once", "full", "killed"])
-def test_whatever_fails_in_a_save_the_newest_step_can_be_loaded(
-    kind: str, copied: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    learner, folder, step = load(copied), Home(copied).runs / "run", 4
-    with monkeypatch.context() as patched:
-        counting = Faults(10**9, "once")
-        counting.patch(patched)
-        save(copied, learner, step := step + 1)
-    assert counting.done > 25
-    for at in range(counting.done):
-        faults = Faults(at, kind)
-        with monkeypatch.context() as patched:
-            faults.patch(patched)
-            try:
-                save(copied, learner, step + 1)
-            except MlxchatError as error:
-                assert "could not be" in error.problem and "intact" in error.remedy
-                assert kind != "full" or "No space left" in error.problem
-            except Killed:
-                assert kind == "killed"
-            else:
-                assert at >= faults.done - 1  # the last thing of all, or none, failed unnoticed
-        newest = load(copied).step
-        assert newest in (step, step + 1), at
-        if newest == step:
-            save(copied, learner, step + 1)
-        step += 1
-        assert load(copied).step == step
-        store.prune(folder, 2)
-        assert store.steps(folder) == [step - 1, step]
-
-
-def test_a_disk_that_is_full_says_what_to_free(copied: Path) -> None:
-    learner = load(copied)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for size in (100, 5000, 100_000, 250_000):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-        try:
-            with pytest.raises(MlxchatError, match=r"Step 5 could .* MB are free") as raised:
-                save(copied, learner, 5)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert "mlxchat checkpoints list" in raised.value.remedy
-        assert load(copied).step == 4
-        assert not list((Home(copied).runs / "run").glob(".unfinished*"))
-    save(copied, learner, 5)
-    assert load(copied).step == 5
-
-
-def test_every_changed_byte_is_refused_and_its_file_named(copied: Path) -> None:
-    order = random.Random(3)
-    folder = Home(copied).runs / "run" / "step_000004"
-    contents = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-    assert len(contents) == 9
-    for _ in range(500):
-        name = order.choice(list(contents))
-        changed = bytearray(contents[name])
-        changed[order.randrange(len(changed))] ^= order.randint(1, 255)
-        (folder / name).write_bytes(changed)
-        with pytest.raises(MlxchatError) as raised:
-            load(copied)
-        assert str(folder) in raised.value.problem
-        assert f"{name} is damaged" in raised.value.problem or name == checksums.FILE
-        assert checksums.FILE in raised.value.problem
-        assert "earlier step" in raised.value.remedy
-        (folder / name).write_bytes(contents[name])
-    assert load(copied).step == 4
-
-
-def test_what_is_talked_with_is_checked_too(copied: Path) -> None:
-    folder = Home(copied).runs / "run" / "step_000004"
-    for name in (layout.CONFIG, layout.MODEL, layout.GENERATION, "tokenizer.json"):
-        content = (folder / name).read_bytes()
-        (folder / name).write_bytes(content[:-1] + b" ")
-        with pytest.raises(MlxchatError, match=f"{name} is damaged"):
-            layout.read_model(folder, machine().compute_dtype)
-        (folder / name).write_bytes(content)
-    (folder / checksums.FILE).unlink()  # as of another program's model
-    layout.read_model(folder, machine().compute_dtype)
-    with pytest.raises(MlxchatError, match=f"{checksums.FILE} is missing"):
-        load(copied)
-
-
-LOCKING = """
-import sys, time
-from pathlib import Path
-from mlxchat.ckpt import store
-with store.locked(Path(sys.argv[1])):
-    print("locked", flush=True)
-    time.sleep(60)
-"""
-
-
-@pytest.fixture
-def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that holds the lock of the run ``run`` in the home ``tmp_path``."""
-    command = [sys.executable, "-c", LOCKING, str(Home(tmp_path).runs / "run")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "locked\n"
-        yield process
-        process.kill()
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_the_lock_of_a_dead_process_is_void(
-    number: int, holder: subprocess.Popen[str], tmp_path: Path
-) -> None:
-    folder = Home(tmp_path).runs / "run"
-    for _ in range(2):
-        with pytest.raises(MlxchatError, match="Another process is training run"):
-            run(tmp_path)
-        time.sleep(0.01)
-    assert not folder.exists()
-    holder.send_signal(number)
-    holder.wait()
-    with store.locked(folder):
-        pass

@@ -188,21 +188,3 @@ def test_what_is_streamed_later_is_of_the_revision_that_the_run_began_with(
     other = begun.model_copy(update={"revision": B})
     with pytest.raises(MlxchatError, match=f"began with revision {B}"):
         inputs.reopen_documents(config, home, lambda _: None, other)
-
-
-@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit, MlxchatError("a", "b")])
-def test_a_save_that_is_ended_leaves_nothing(end: Any, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-
-    def ended(folder: Path) -> None:
-        (folder / "large").write_bytes(bytes(1000))
-        raise end
-
-    with pytest.raises(BaseException) as raised:
-        store.save(run, 1, ended)
-    assert raised.value is end or raised.type is end
-    assert not run.exists()
-    store.save(run, 1, lambda folder: (folder / "small").touch())
-    with pytest.raises(type(raised.value)):
-        store.save(run, 2, ended)
-    assert [path.name for path in run.iterdir()] == ["step_000001"]
