@@ -125,3 +125,10 @@ def diverge(patched: pytest.MonkeyPatch, step: int, facts: list[float]) -> None:
         return launched
 
     patched.setattr(loop, "compile_step", compiled)
+
+
+def spoilt(path: Path) -> bytes:
+    """Its content with one byte changed, outside of the footer."""
+    content = bytearray(path.read_bytes())
+    content[10] ^= 1
+    return bytes(content)
