@@ -1,9 +1,7 @@
 """A process that crashes is started again, one that ends is not; and the whole of it once."""
 
-import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -11,12 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mlxchat.ckpt import store
 from mlxchat.cli import supervising
 from mlxchat.cli.supervising import supervise
 from mlxchat.errors import MlxchatError
-from mlxchat.home import Home
-from mlxchat.status import read_status, status_path
 
 SCRIPT = """
 import os, signal, sys
@@ -164,70 +159,3 @@ def test_a_terminal_that_is_closed(handler: signal.Handlers, code: int, tmp_path
         assert signal.getsignal(signal.SIGHUP) == handler
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-TRAIN = (
-    "train --supervise --dataset builtin --depth 1 --max-seq-len 32 --device-batch-size 4 "
-    "--total-batch-size 256 --vocab-size 300 --model-tag tiny --eval-every 0 --sample-every 0 "
-    "--save-every 2 --num-iterations 100000 --json"
-).split()
-
-
-def test_a_run_is_killed_goes_on_and_is_interrupted(home: Path) -> None:
-    run, log = Home(home).runs / "tiny", Home(home).log("tiny")
-    command = [sys.executable, "-m", "mlxchat", *TRAIN]
-    events: list[dict] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            events.append(json.loads(line))
-            kinds = [event["event"] for event in events]
-            if kinds.count("saved") == 2 and kinds.count("started") == 1 and kinds[-1] == "saved":
-                status = read_status(status_path(log))
-                assert status is not None and status.process.pid != process.pid
-                os.kill(status.process.pid, signal.SIGKILL)
-            if kinds[-1] == "step" and kinds.count("started") == 2:
-                process.send_signal(signal.SIGINT)
-                break
-        rest, _ = process.communicate(timeout=60)
-        events += [json.loads(line) for line in rest.splitlines()]
-    assert process.returncode == 130
-    notes = [event["text"] for event in events if event["event"] == "note"]
-    assert any("ended by SIGKILL" in text and "from step" in text for text in notes)
-    assert events[-1] == {**events[-1], "event": "ended", "reason": "interrupted"}
-    assert store.steps(run)[-1] == events[-1]["step"]
-    logged = [json.loads(line) for line in log.read_text().splitlines()]
-    steps = [event["step"] for event in logged if event["event"] == "step"]
-    assert steps == list(range(1, events[-1]["step"] + 1))
-
-
-FAILING = """
-import sys
-from pathlib import Path
-from mlxchat.cli.app import main
-from mlxchat.train import conduct
-
-failed, save = Path(sys.argv.pop(1)), conduct._Training.save
-
-def failing(self, step, loader):
-    error = {4: RuntimeError("[METAL] Command buffer execution failed"), 6: MemoryError()}.get(step)
-    if error and not (failed / str(step)).exists():
-        (failed / str(step)).touch()
-        raise error
-    yield from save(self, step, loader)
-
-conduct._Training.save = failing
-main()
-"""
-
-
-def test_what_the_backend_raises_is_a_crash_to_go_on_after(home: Path, tmp_path: Path) -> None:
-    arguments = [word for word in TRAIN if word != "--supervise"]
-    command = [sys.executable, "-c", FAILING, str(tmp_path), *arguments, "--num-iterations", "8"]
-    told: list[str] = []
-    assert supervise(lambda _: command, Home(home).runs / "tiny", False, told.append) == 0
-    assert ["an error of the backend" in text for text in told] == [True, True]
-    assert "from step 2;" in told[0] and "from step 4;" in told[1]
-    assert store.steps(Home(home).runs / "tiny")[-1] == 8
-    logged = [json.loads(line) for line in Home(home).log("tiny").read_text().splitlines()]
-    assert [event["step"] for event in logged if event["event"] == "step"] == list(range(1, 9))
