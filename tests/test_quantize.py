@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from mlx.utils import tree_map
+from support.extras import extra
 
 from mlxchat.ckpt import checksums, layout, store
 from mlxchat.cli.quantizing import quantize_saved
@@ -260,8 +261,9 @@ def test_config_as_mlx_lm_reads_it(tmp_path: Path) -> None:
     assert to_config(formats_of(model)) == {**entry, **single}
 
 
+@pytest.mark.slow
 def test_mlx_lm_reads_it(tmp_path: Path) -> None:
-    utils = pytest.importorskip("mlx_lm.utils")
+    utils = extra("mlx_lm.utils")
     for number, quantization in enumerate((Quantization(), Quantization(bits=3, mixed=True))):
         model = network()
         quantize(model, quantization.formats(model.config))

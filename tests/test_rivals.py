@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from support.extras import extra
 
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import GPTConfig
@@ -130,9 +131,10 @@ def test_operations_of_a_prompt() -> None:
 
 
 @pytest.mark.usefixtures("_path")
+@pytest.mark.slow
 def test_torch_computes_what_nanochat_does() -> None:
-    pytest.importorskip("torch")
-    pytest.importorskip("safetensors")
+    extra("torch")
+    extra("safetensors")
     golden = importlib.import_module("rivals.golden")
     differences = list(golden.differences(compiled=False))
     assert len(differences) == 8
@@ -140,8 +142,9 @@ def test_torch_computes_what_nanochat_does() -> None:
 
 
 @pytest.mark.usefixtures("_path")
+@pytest.mark.slow
 def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("torch")
+    extra("torch")
     rival = importlib.import_module("rivals.torch_training")
     monkeypatch.setenv("PATH", "")
     with pytest.raises(MlxchatError, match=r"needs a C\+\+ compiler") as raised:

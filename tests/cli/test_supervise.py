@@ -1,4 +1,4 @@
-"""A process that crashes is started again, one that ends is not; and the whole of it once."""
+"""A process that crashes is started again; one that ends by itself is not."""
 
 import os
 import signal

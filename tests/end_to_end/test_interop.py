@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from mlx.utils import tree_map
 from support.cases import golden
+from support.extras import extra
 from support.models import BYTES
 
 from mlxchat.ckpt import exporters
@@ -24,7 +25,7 @@ from mlxchat.model.quantization import Quantization
 from mlxchat.quantize import quantize
 from mlxchat.runtime import mx
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # theirs
 
 HISTORY = History(tag="d4", step=7)
 PROMPT = [256, *range(150)]  # longer than a short window
@@ -56,14 +57,14 @@ def greedy(model: GPT, prompt: list[int]) -> list[int]:
 
 
 def loaded_by_mlx_lm(folder: Path, trust: bool) -> tuple[Any, Any]:
-    utils = pytest.importorskip("mlx_lm.utils")
+    utils = extra("mlx_lm.utils")
     model, _ = utils.load_model(folder, trust_remote_code=trust)
     return model, utils.load_tokenizer(folder)
 
 
 @pytest.mark.parametrize("era", list(ERAS))
 def test_mlx_lm_computes_the_same(era: Any, tmp_path: Path) -> None:
-    step = pytest.importorskip("mlx_lm.generate").generate_step
+    step = extra("mlx_lm.generate").generate_step
     ours = network(era)
     exporters.write("mlx-lm", tmp_path / "out", ours, HISTORY, mx.float32)
     theirs, tokenizer = loaded_by_mlx_lm(tmp_path / "out", trust=era != "classic")
@@ -77,7 +78,7 @@ def test_mlx_lm_computes_the_same(era: Any, tmp_path: Path) -> None:
 
 
 def test_mlx_lm_asks_before_it_runs_our_network(tmp_path: Path) -> None:
-    pytest.importorskip("mlx_lm")
+    extra("mlx_lm")
     exporters.write("mlx-lm", tmp_path / "out", network("modern"), HISTORY, mx.float32)
     with pytest.raises(ValueError, match="trust_remote_code"):
         loaded_by_mlx_lm(tmp_path / "out", trust=False)
@@ -86,7 +87,7 @@ def test_mlx_lm_asks_before_it_runs_our_network(tmp_path: Path) -> None:
 @pytest.mark.parametrize("era", ["classic", "lambdas", "modern"])
 def test_mlx_lm_writes_several_texts_at_once(era: Any, tmp_path: Path) -> None:
     """Prompts of different lengths, which it pads."""
-    batches = pytest.importorskip("mlx_lm.generate").batch_generate
+    batches = extra("mlx_lm.generate").batch_generate
     ours = network(era)
     exporters.write("mlx-lm", tmp_path / "out", ours, HISTORY, mx.float32)
     theirs, tokenizer = loaded_by_mlx_lm(tmp_path / "out", trust=True)
@@ -109,8 +110,8 @@ def test_mlx_lm_computes_the_same_with_few_bits(era: Any, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("limit", [10**9, 300_000])
 def test_transformers_computes_the_same(limit: int, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    torch = extra("torch")
+    transformers = extra("transformers")
     ours = network("classic")
     exporters.write("transformers", tmp_path / "out", ours, HISTORY, mx.float32, limit=limit)
     theirs, told = transformers.AutoModelForCausalLM.from_pretrained(
@@ -141,7 +142,7 @@ def parsed(conversation: dict[str, Any]) -> Conversation:
 
 @pytest.mark.parametrize("program", ["mlx-lm", "transformers"])
 def test_chats_are_rendered_as_here(program: Any, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = extra("transformers")
     reference = golden("tokenizer.json")
     tokenizer = train(iter(reference["train_docs"]), reference["vocab_size"])
     config = GPTConfig(vocab_size=tokenizer.vocab_size, n_layer=1, n_head=2, n_kv_head=2, n_embd=16)
@@ -177,7 +178,7 @@ TURNS = ("user", "a"), ("assistant", "b")
 
 @pytest.fixture(scope="module")
 def chat_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    transformers = pytest.importorskip("transformers")
+    transformers = extra("transformers")
     folder = tmp_path_factory.mktemp("tokenizer")
     BYTES.save(folder, conversational=True)
     return transformers.AutoTokenizer.from_pretrained(folder)
@@ -241,7 +242,7 @@ def test_an_answered_conversation_is_not_completed(chat_tokenizer: Any) -> None:
 
 
 def test_texts_are_encoded_as_here(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = extra("transformers")
     reference = golden("tokenizer.json")
     tokenizer = train(iter(reference["train_docs"]), reference["vocab_size"])
     tokenizer.save(tmp_path)

@@ -12,6 +12,8 @@ from mlxchat.data.fingerprint import fingerprint
 from mlxchat.data.shards import DATASETS, REVISION
 from mlxchat.home import Home
 
+pytestmark = pytest.mark.slow
+
 
 def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     counts = KilledRuns(tmp_path, {}).kill(kills=38, seed=1)

@@ -15,17 +15,18 @@ from mlxchat.cli.supervising import supervise
 from mlxchat.home import Home
 from mlxchat.status import read_status, status_path
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervising, "FIRST_PAUSE", 0.01)
-
+pytestmark = pytest.mark.slow
 
 TRAIN = (
     "train --supervise --dataset builtin --depth 1 --max-seq-len 32 --device-batch-size 4 "
     "--total-batch-size 256 --vocab-size 300 --model-tag tiny --eval-every 0 --sample-every 0 "
     "--save-every 2 --num-iterations 100000 --json"
 ).split()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervising, "FIRST_PAUSE", 0.01)
 
 
 def test_a_run_is_killed_goes_on_and_is_interrupted(home: Path) -> None:

@@ -79,9 +79,8 @@ def test_ranks_of_a_tokenizer_of_nanochat_and_a_megabyte_of_text() -> None:
     reference = tiktoken.Encoding(
         "ranks", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={}
     )
-    documents = pq.read_table(SHARED / "data" / "base_data" / "shard_00000.parquet")[
-        "text"
-    ].to_pylist()
+    shard = SHARED / "data" / "base_data" / "shard_00000.parquet"
+    documents = pq.read_table(shard)["text"].to_pylist()
     text = "\n".join(documents)[: 2**20]
     assert len(text) == 2**20
     assert tokenizer.encode(text) == reference.encode_ordinary(text)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.extras import extra
 from support.hostile_pickles import greedy, malformed, running, text
 from support.places import TESTS
 
@@ -173,8 +174,9 @@ def test_other_values_cannot_be_written(value: Any, tmp_path: Path) -> None:
         torch_file.write(tmp_path / "a.pt", value)
 
 
+@pytest.mark.slow
 def test_torch_reads_what_is_written(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+    torch = extra("torch")
     value = everything_writable()
     torch_file.write(tmp_path / "a.pt", value)
     loads = [{"weights_only": True}, {"weights_only": False}, {"weights_only": True, "mmap": True}]
@@ -186,8 +188,9 @@ def test_torch_reads_what_is_written(tmp_path: Path) -> None:
         assert found["state"] == value["state"]
 
 
+@pytest.mark.slow
 def test_what_torch_writes_now_is_read(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+    torch = extra("torch")
     for path in DATA.glob("*.pt"):
         torch.save(torch.load(path, weights_only=True), tmp_path / path.name)
         if path.name != "before_1_6.pt":
