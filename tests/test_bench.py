@@ -76,7 +76,7 @@ def test_the_modern_architecture_is_measured() -> None:
     assert measured(arch="modern", steps=3).training.tokens_per_second == 32
 
 
-def test_utilisation_of_a_chip_whose_peak_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_utilisation_is_measured_against_a_known_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     chip = replace(runtime.machine(), peak_flops=1e12)
     monkeypatch.setattr(runtime, "machine", lambda: chip)
     facts = measured(steps=3)
@@ -94,7 +94,7 @@ def test_no_step_is_begun_when_time_is_up() -> None:
     assert all(event.done == event.total for event in last.values())
 
 
-def test_what_cannot_be_is_an_error() -> None:
+def test_impossible_settings_are_an_error() -> None:
     with pytest.raises(MlxchatError) as caught:
         planned(BenchConfig(depth=5), CAPACITY)
     assert "320" in caught.value.problem and "--head-dim" in caught.value.remedy

@@ -173,7 +173,7 @@ def test_all_matrices_but_the_gates_are_quantized(arch: Architecture) -> None:
 
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
-def test_parts_sum_up(arch: Architecture) -> None:
+def test_the_parts_sum_up_to_the_model(arch: Architecture) -> None:
     model = network(arch)
     before = model.named_parameters().values()
     parameters, size = sum(w.size for w in before), sum(w.nbytes for w in before)
@@ -199,7 +199,7 @@ def test_mixed_gives_sensitive_layers_more(bits: int, expected: tuple[int, ...])
 
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
-def test_sizes_of_depth_12(arch: Architecture) -> None:
+def test_depth_12_shrinks_as_promised(arch: Architecture) -> None:
     config = GPTConfig.from_depth(12, 65_536, 2048, arch=arch)
     for quantization, most in ((Quantization(bits=4), 0.16), (Quantization(mixed=True), 0.18)):
         formats = quantization.formats(config)
@@ -213,7 +213,7 @@ def test_sizes_of_depth_12(arch: Architecture) -> None:
         assert bits / (32 * weights) <= most
 
 
-def test_one_layer_after_another() -> None:
+def test_layers_are_quantized_one_after_another() -> None:
     gc.collect()
     others = mx.get_active_memory()  # that other tests hold
     model = network(n_layer=8)
@@ -230,7 +230,9 @@ def test_one_layer_after_another() -> None:
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
 @pytest.mark.parametrize("mode", ["affine", "nvfp4"])
-def test_read_as_it_was_written(arch: Architecture, mode: str, tmp_path: Path) -> None:
+def test_a_quantized_model_is_read_as_it_was_written(
+    arch: Architecture, mode: str, tmp_path: Path
+) -> None:
     model = network(arch)
     mixed = mode == "affine"
     quantize(model, Quantization(mode=mode, mixed=mixed).formats(model.config))
@@ -271,7 +273,7 @@ def test_mlx_lm_reads_it(tmp_path: Path) -> None:
         assert furthest(theirs(ids()), model(ids())) < 1e-3
 
 
-def test_layers_that_mlx_lm_left_as_they_were(tmp_path: Path) -> None:
+def test_layers_that_mlx_lm_left_dense_are_read(tmp_path: Path) -> None:
     model = network()
     formats = Quantization().formats(model.config)
     head = formats.pop("lm_head")
@@ -300,7 +302,7 @@ def test_a_damaged_entry_is_named(entry: object, tmp_path: Path) -> None:
         read(folder)
 
 
-def test_other_bits_than_config_says(tmp_path: Path) -> None:
+def test_other_bits_than_the_config_says_are_refused(tmp_path: Path) -> None:
     model = network()
     quantize(model, Quantization(bits=4).formats(model.config))
     folder = save(tmp_path, model)
@@ -326,7 +328,7 @@ def test_other_bits_than_config_says(tmp_path: Path) -> None:
         ({"bits": 8, "mixed": True}, "--mixed does not go with --bits 8", "one of"),
     ],
 )
-def test_settings_that_do_not_exist(given: dict, problem: str, remedy: str) -> None:
+def test_settings_that_do_not_exist_are_refused(given: dict, problem: str, remedy: str) -> None:
     with pytest.raises(MlxchatError) as raised:
         Quantization(**given)
     assert problem in raised.value.problem
@@ -342,7 +344,7 @@ def test_settings_that_do_not_exist(given: dict, problem: str, remedy: str) -> N
         ({}, 48, "Only widths that 32 divides"),
     ],
 )
-def test_rows_that_groups_do_not_divide(given: dict, width: int, remedy: str) -> None:
+def test_rows_that_groups_do_not_divide_are_refused(given: dict, width: int, remedy: str) -> None:
     config = GPTConfig(vocab_size=265, n_layer=1, n_head=2, n_kv_head=2, n_embd=width)
     with pytest.raises(MlxchatError, match=f"wte have {width} weights") as raised:
         Quantization(**given).formats(config)
@@ -391,7 +393,7 @@ def test_a_saved_step_becomes_a_run_of_its_own(
     assert "mlxchat chat --model-tag tiny-4bit" in raised.value.remedy
 
 
-def test_it_is_told_in_words(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_result_is_shown_in_words(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(json=False, bits=3, group_size=32, mixed=True)
     said = capsys.readouterr().out
     assert "5 bits, groups of 32" in said
@@ -399,7 +401,9 @@ def test_it_is_told_in_words(trained: Path, capsys: pytest.CaptureFixture[str]) 
     assert "mlxchat chat --model-tag tiny-3bit-g32-mixed" in said
 
 
-def test_without_validation_text(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_validation_text_nothing_is_measured(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     elsewhere = trained / "copied"
     (trained / "base_checkpoints/tiny/step_000002").rename(elsewhere)
     (elsewhere / layout.TRAINER).unlink()
@@ -413,9 +417,7 @@ def test_without_validation_text(trained: Path, capsys: pytest.CaptureFixture[st
     assert "not measured" not in capsys.readouterr().err
 
 
-def test_nothing_is_left_where_it_cannot_be_saved(
-    trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_save_leaves_nothing(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 

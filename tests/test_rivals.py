@@ -101,7 +101,7 @@ def test_a_program_that_ends_early_is_named(yard: Yard) -> None:
         yard.rounds.alternate([yard.program("slow", "dies")], 1, 0.1, 1, lambda _: None)
 
 
-def test_a_table(rounds: ModuleType) -> None:
+def test_a_table_is_markdown(rounds: ModuleType) -> None:
     rows = [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
     assert rounds.table(rows).splitlines() == [
         "| a | b |",
@@ -112,7 +112,7 @@ def test_a_table(rounds: ModuleType) -> None:
 
 
 @pytest.mark.usefixtures("_path")
-def test_batches_for_all_and_for_one() -> None:
+def test_batch_sizes_are_set_for_all_or_for_one() -> None:
     training = importlib.import_module("training")
     sizes = training.batch_sizes(["torch-eager=2", "4"])
     assert sizes == {"mlxchat": 4, "torch-eager": 2, "torch-compile": 4}
@@ -123,7 +123,7 @@ def test_batches_for_all_and_for_one() -> None:
 
 
 @pytest.mark.usefixtures("_path")
-def test_operations_of_a_prompt() -> None:
+def test_the_operations_of_a_prompt_are_counted() -> None:
     decoding = importlib.import_module("decoding")
     config = GPTConfig(sequence_len=8, vocab_size=10, n_layer=1, n_head=1, n_kv_head=1, n_embd=2)
     matrices, head, scores = 12 * 2 * 2, 10 * 2, 2 * (2 + 2) * (3 * 3) // 2

@@ -227,14 +227,14 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("row, expected", USABLE.values(), ids=USABLE)
-def test_a_form_that_people_have(row: object, expected: Conversation) -> None:
+def test_a_common_form_is_read(row: object, expected: Conversation) -> None:
     assert forms.read(row) == Usable(expected)
 
 
 @pytest.mark.parametrize(
     "reason, row", [(reason, row) for reason, rows in UNUSABLE.items() for row in rows]
 )
-def test_a_row_that_cannot_be_used(reason: str, row: object) -> None:
+def test_an_unusable_row_is_refused_with_its_reason(reason: str, row: object) -> None:
     with pytest.raises(UnusableError) as caught:
         forms.read(row)
     assert caught.value.reason == reason

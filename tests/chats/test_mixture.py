@@ -62,7 +62,7 @@ def held_out(documents: ChatDocuments) -> list[str]:
     return asked(documents.held_out)
 
 
-def test_it_is_a_dataset(first: Path) -> None:
+def test_conversations_are_documents(first: Path) -> None:
     documents: Documents = ChatDocuments([Source(first)], seed=0)
     assert documents.conversational
     assert documents.shards == 1
@@ -81,7 +81,7 @@ def test_an_epoch_has_every_conversation_once(first: Path, second: Path) -> None
     assert one != epoch(ChatDocuments([Source(first), Source(second)], seed=1))
 
 
-def test_a_cursor_goes_on_exactly(first: Path) -> None:
+def test_a_cursor_resumes_exactly(first: Path) -> None:
     documents = ChatDocuments([Source(first)], seed=0)
     reads = list(islice(documents.training(Cursor()), 9))
     again = ChatDocuments([Source(first)], seed=0)
@@ -126,7 +126,7 @@ def all_rows(path: Path) -> Iterator[Conversation]:
             return
 
 
-def test_little_of_little_is_at_least_one(tmp_path: Path) -> None:
+def test_at_least_one_conversation_is_used(tmp_path: Path) -> None:
     path = write(tmp_path / "few.jsonl", ["a", "b", "c"])
     assert ChatDocuments([Source(path, 0.1)], seed=0).epoch_size == 1
 
@@ -153,7 +153,7 @@ def test_copies_are_held_out_together(tmp_path: Path, first: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3, 10])
-def test_something_is_left_for_each(tmp_path: Path, count: int) -> None:
+def test_training_and_validation_each_get_some(tmp_path: Path, count: int) -> None:
     path = write(tmp_path / "few.jsonl", [f"prompt {number}" for number in range(count)])
     for share in (0, 0.5, 1):
         documents = ChatDocuments([Source(path)], seed=0, validation_share=share)
@@ -161,7 +161,7 @@ def test_something_is_left_for_each(tmp_path: Path, count: int) -> None:
         assert len(held_out(documents)) + documents.epoch_size == count
 
 
-def test_one_conversation_is_too_few(tmp_path: Path) -> None:
+def test_a_single_conversation_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "one.jsonl", ["same", "same"])
     with pytest.raises(MlxchatError, match="fewer than two"):
         ChatDocuments([Source(path)], seed=0)
@@ -226,7 +226,7 @@ def test_made_up_conversations_are_mixed_in(first: Path) -> None:
 
 
 @needs_shared
-def test_all_real_files_at_once() -> None:
+def test_every_row_of_the_real_files_is_used_or_accounted_for() -> None:
     documents = ChatDocuments([Source(SHARED / "data" / "sft")], seed=0)
     (report,) = documents.reports
     assert report.rows == report.used + sum(report.skipped.values()) == 10_529

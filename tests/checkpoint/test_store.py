@@ -133,7 +133,7 @@ def test_every_changed_byte_is_refused_and_its_file_named(copied: Path) -> None:
     assert load(copied).step == 4
 
 
-def test_what_is_talked_with_is_checked_too(copied: Path) -> None:
+def test_a_model_to_chat_with_is_checked_too(copied: Path) -> None:
     folder = Home(copied).runs / "run" / "step_000004"
     for name in (layout.CONFIG, layout.MODEL, layout.GENERATION, "tokenizer.json"):
         content = (folder / name).read_bytes()
@@ -185,7 +185,7 @@ def test_the_lock_of_a_dead_process_is_void(
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit, MlxchatError("a", "b")])
-def test_a_save_that_is_ended_leaves_nothing(end: Any, tmp_path: Path) -> None:
+def test_an_interrupted_save_leaves_nothing(end: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
 
     def ended(folder: Path) -> None:

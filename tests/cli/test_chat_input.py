@@ -48,7 +48,7 @@ def piped(content: bytes, conversational: bool, monkeypatch: pytest.MonkeyPatch)
 
 @ANY
 @given(content=st.binary(max_size=80) | st.text(max_size=40).map(str.encode), talks=st.booleans())
-def test_any_bytes_on_standard_input(
+def test_any_bytes_on_standard_input_are_answered_or_refused(
     content: bytes, talks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = content.decode("utf-8", "replace").strip()
@@ -78,7 +78,7 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_lengths(
     assert f"fewer than {CONTEXT}" in raised.value.remedy
 
 
-def test_what_is_dropped_of_a_conversation_is_said(tmp_path: Path) -> None:
+def test_turns_dropped_from_the_context_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "long.json"
     messages = [{"role": m.role, "content": m.text} for m in dialogue(*["0123456789"] * 8)]
     path.write_text(json.dumps({"messages": messages}))
@@ -139,7 +139,7 @@ def edited(draw: Any) -> bytes:
 
 @ANY
 @given(content=edited() | st.binary(max_size=60) | JSON.map(json.dumps).map(str.encode))
-def test_a_file_edited_by_hand(content: bytes, tmp_path: Path) -> None:
+def test_a_file_edited_by_hand_is_loaded_or_refused_by_name(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "edited.json"
     path.write_bytes(content)
     talk = chat(Reciting(ANSWER, sequence_len=512))

@@ -51,7 +51,7 @@ def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return Program(monkeypatch, capsys)
 
 
-def test_list(program: Program, runs: Path) -> None:
+def test_list_shows_every_saved_step(program: Program, runs: Path) -> None:
     code, said, _ = program("list")
     assert code == 0
     lines = said.splitlines()
@@ -74,7 +74,7 @@ def test_list(program: Program, runs: Path) -> None:
     }
 
 
-def test_nothing_saved(program: Program) -> None:
+def test_an_empty_home_is_no_error(program: Program) -> None:
     assert program("list", "--json")[1] == "[]\n"
     for command in ("list", "verify"):
         assert "Nothing is saved" in program(command)[1]
@@ -83,7 +83,7 @@ def test_nothing_saved(program: Program) -> None:
     assert code == 1 and "no trained model" in said
 
 
-def test_verify(program: Program, runs: Path) -> None:
+def test_verify_names_every_damaged_step(program: Program, runs: Path) -> None:
     code, said, told = program("verify")
     assert code == 0
     assert said.count(" is intact.\n") == 6
@@ -107,7 +107,7 @@ def test_verify(program: Program, runs: Path) -> None:
     assert program("verify", "--checkpoint", str(runs), "--step", "1")[0] == 2
 
 
-def test_prune(program: Program, runs: Path) -> None:
+def test_prune_keeps_the_newest_steps_and_skips_runs_in_use(program: Program, runs: Path) -> None:
     (runs / "d4" / ".unfinished_step_000040").mkdir()
     with store.locked(runs / "busy"):
         code, said, _ = program("prune", "--keep", "2", "--dry-run")
@@ -129,7 +129,9 @@ def test_prune(program: Program, runs: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--model-tag", "killed"]])
-def test_prune_tidies_runs_without_steps(program: Program, runs: Path, options: list[str]) -> None:
+def test_prune_cleans_up_runs_without_steps(
+    program: Program, runs: Path, options: list[str]
+) -> None:
     left = runs / "killed" / ".unfinished_step_000001"
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(bytes(5000))
@@ -151,7 +153,7 @@ def test_older_steps_stay_where_the_newest_is_damaged(program: Program, runs: Pa
     assert store.steps(runs / "d4") == [10, 20, 30]
 
 
-def test_runs_that_cannot_be_pruned_hold_up_no_others(program: Program, runs: Path) -> None:
+def test_a_run_that_cannot_be_pruned_does_not_stop_the_others(program: Program, runs: Path) -> None:
     old = runs / "busy" / "step_000002"
     (old / checksums.FILE).unlink()
     (old / "trainer.json").write_text('{"format": 2}')
@@ -179,7 +181,7 @@ def test_runs_that_cannot_be_pruned_hold_up_no_others(program: Program, runs: Pa
     assert code == 1 and "by hand" in told
 
 
-def test_what_was_removed_is_told_where_the_rest_cannot_be(
+def test_prune_reports_what_it_removed_before_it_failed(
     program: Program, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def prune(run: Path, keep: int) -> None:
@@ -194,7 +196,7 @@ def test_what_was_removed_is_told_where_the_rest_cannot_be(
     assert removed == [("c", "step_000001"), ("d4", "step_000010")]
 
 
-def test_steps_that_vanish_meanwhile(
+def test_steps_that_vanish_during_a_command_are_skipped(
     program: Program, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     locked = store.locked
@@ -212,7 +214,7 @@ def faults(said: str) -> dict[str, str]:
     return {Path(entry["path"]).name: entry["fault"] for entry in json.loads(said)["left_out"]}
 
 
-def test_a_good_step_stays_where_the_newest_has_a_link_to_nothing(
+def test_prune_keeps_a_good_step_if_the_newest_has_a_dangling_link(
     program: Program, runs: Path, tmp_path: Path
 ) -> None:
     model = runs / "d4" / "step_000030" / "model.safetensors"
@@ -229,7 +231,7 @@ def test_a_good_step_stays_where_the_newest_has_a_link_to_nothing(
 
 
 @pytest.mark.parametrize("what", ["d4", "d4/step_000030"])
-def test_a_run_or_a_step_on_a_disk_that_is_not_there(
+def test_a_run_or_step_on_a_missing_disk_is_named_and_the_others_are_shown(
     what: str, program: Program, runs: Path, tmp_path: Path
 ) -> None:
     gone = runs / what
@@ -254,7 +256,7 @@ def test_a_run_or_a_step_on_a_disk_that_is_not_there(
         catalog.find([runs], "d4", None)
 
 
-def test_of_an_old_step_on_another_disk_the_link_goes(
+def test_prune_removes_only_the_link_to_a_step_on_another_disk(
     program: Program, runs: Path, tmp_path: Path
 ) -> None:
     old = runs / "d4" / "step_000010"
@@ -265,7 +267,7 @@ def test_of_an_old_step_on_another_disk_the_link_goes(
     assert (tmp_path / "moved" / "trainer.json").exists()
 
 
-def test_what_cannot_be_opened_holds_up_no_other_run(
+def test_an_unreadable_run_does_not_stop_the_others(
     program: Program, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("c", "d", "e"):
@@ -299,7 +301,7 @@ def test_what_cannot_be_opened_holds_up_no_other_run(
     assert code == 1 and f"{runs} cannot be read" in told
 
 
-def test_a_traceback_changes_no_exit_code(
+def test_a_traceback_does_not_change_the_exit_code(
     program: Program, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLXCHAT_DEBUG", "1")
@@ -318,7 +320,7 @@ def test_a_traceback_changes_no_exit_code(
         (errno.EIO, r"SHA256SUMS is damaged \(Input/output error\)"),
     ],
 )
-def test_checksums_that_cannot_be_read(
+def test_an_unreadable_checksum_file_is_an_error(
     code: int, said: str, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read_bytes(path: Path) -> bytes:
@@ -329,7 +331,7 @@ def test_checksums_that_cannot_be_read(
         checksums.check(runs / "d4" / "step_000030" / "config.json")
 
 
-def test_checksums_are_those_of_sha256sum(runs: Path) -> None:
+def test_sha256sum_verifies_the_checksums(runs: Path) -> None:
     folder = runs / "d4" / "step_000030"
     lines = (folder / checksums.FILE).read_text().splitlines()
     assert [line[64:] for line in lines] == [
@@ -341,14 +343,14 @@ def test_checksums_are_those_of_sha256sum(runs: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"\n", b"\xff\n", b"no sum  config.json\n", b"0" * 64 + b"  config.json"]
 )
-def test_checksums_that_are_none(runs: Path, content: bytes) -> None:
+def test_a_malformed_checksum_file_is_damaged(runs: Path, content: bytes) -> None:
     folder = runs / "d4" / "step_000030"
     (folder / checksums.FILE).write_bytes(content)
     with pytest.raises(MlxchatError, match="SHA256SUMS is damaged"):
         checksums.check(folder / "config.json")
 
 
-def test_kept_aside_where_the_disk_has_no_links(
+def test_a_step_is_kept_aside_even_if_the_disk_has_no_links(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def link(*_: object) -> None:

@@ -68,7 +68,9 @@ def ended(process: subprocess.Popen[str], events: list[dict]) -> int:
         ("sample", signal.SIGHUP, 129),
     ],
 )
-def test_while_it_evaluates_and_samples(stage: str, number: int, code: int, home: Path) -> None:
+def test_interrupted_while_evaluating_or_sampling_it_saves(
+    stage: str, number: int, code: int, home: Path
+) -> None:
     tokens = "400000" if stage == "evaluating" else "128"
     cadence = ["--eval-every", "3", "--eval-tokens", tokens, "--sample-every", "3"]
     with program(*TINY, *cadence, "--num-iterations", "99999") as (process, events):
@@ -82,7 +84,7 @@ def test_while_it_evaluates_and_samples(stage: str, number: int, code: int, home
 
 
 @pytest.mark.parametrize("supervise", [[], ["--supervise"]])
-def test_a_second_one_ends_at_once(supervise: list[str], home: Path) -> None:
+def test_a_second_interrupt_ends_at_once(supervise: list[str], home: Path) -> None:
     evaluation = "--depth 2 --device-batch-size 1 --eval-every 1 --eval-tokens 9999999".split()
     with program(*TINY, *supervise, *evaluation, "--num-iterations", "1") as (process, events):
         until(process, events, lambda event: event["event"] == "step")
@@ -93,7 +95,7 @@ def test_a_second_one_ends_at_once(supervise: list[str], home: Path) -> None:
     assert not store.steps(Home(home).runs / "tiny")
 
 
-def test_while_a_tokenizer_reads_its_text(home: Path) -> None:
+def test_interrupted_while_a_tokenizer_reads_text_it_leaves_nothing(home: Path) -> None:
     with program("tokenizer", "train", "--dataset", "builtin") as (process, events):
         until(process, events, lambda event: event["event"] == "progress")
         process.send_signal(signal.SIGINT)
@@ -123,7 +125,7 @@ tokenizer.train(["some text"], 300)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_while_a_tokenizer_merges_pairs(number: int) -> None:
+def test_interrupted_while_a_tokenizer_merges_pairs_it_ends(number: int) -> None:
     command = [sys.executable, "-c", MERGING]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -134,7 +136,7 @@ def test_while_a_tokenizer_merges_pairs(number: int) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("command", ["data fetch --num-shards 1", "train --streaming --depth 1"])
-def test_while_it_downloads(
+def test_interrupted_while_downloading_it_leaves_no_shard(
     command: str, number: int, code: int, home: Path, tmp_path: Path
 ) -> None:
     dataset = DATASETS["fineweb-edu"]

@@ -43,7 +43,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return environment
 
 
-def test_version() -> None:
+def test_version_prints_the_version() -> None:
     assert mlxchat("--version").stdout == f"mlxchat {__version__}\n"
 
 
@@ -106,7 +106,7 @@ def test_errors_are_two_lines(arguments: list[str], problem: str, remedy: str) -
     assert_two_lines(mlxchat(*arguments), problem, remedy)
 
 
-def test_a_traceback_where_it_is_asked_for() -> None:
+def test_a_traceback_is_shown_on_request() -> None:
     result = mlxchat("chat", env={**os.environ, "MLXCHAT_DEBUG": "1"})
     assert result.returncode == 1
     assert "Traceback" in result.stderr
@@ -196,7 +196,7 @@ def test_info_takes_the_vocabulary_from_the_tokenizer(trained: dict[str, str]) -
     assert_two_lines(refused, "has 300 tokens, not 500", "--vocab-size")
 
 
-def test_a_dry_run_of_a_run_that_exists(trained: dict[str, str]) -> None:
+def test_a_dry_run_reports_the_saved_run(trained: dict[str, str]) -> None:
     same = [*TINY, "--num-iterations", "40", "--dry-run"]
     assert facts(*same, env=trained)["saved_step"] == 40
     shown = mlxchat(*same, env=trained).stdout
@@ -206,7 +206,7 @@ def test_a_dry_run_of_a_run_that_exists(trained: dict[str, str]) -> None:
     assert_two_lines(other, "--num-iterations (40 -> 41)", "--fresh")
 
 
-def test_own_text(tmp_path: Path) -> None:
+def test_own_text_is_fetched_and_trained_on(tmp_path: Path) -> None:
     source = tmp_path / "novel.txt"
     source.write_text("\n\n".join(f"Chapter {i}. It was a dark night. " * 40 for i in range(30)))
     result = mlxchat("data", "fetch", "--from", str(source))
@@ -232,7 +232,7 @@ def test_chat_answers_a_prompt_and_standard_input(trained: dict[str, str]) -> No
     assert mlxchat("chat", "--max-tokens", "5", **piped).stdout == asked.stdout
 
 
-def test_chat_without_that_model_or_step(trained: dict[str, str]) -> None:
+def test_chat_names_the_model_or_step_that_is_missing(trained: dict[str, str]) -> None:
     assert_two_lines(mlxchat("chat", "--model-tag", "other", env=trained), "other", "tiny")
     assert_two_lines(mlxchat("chat", "--step", "7", env=trained), "no saved step 7", "40")
 
@@ -244,7 +244,7 @@ def test_the_same_command_again_says_that_it_is_finished(trained: dict[str, str]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_with_its_work_saved(number: int, code: int, home: Path) -> None:
+def test_an_interrupted_run_saves_its_work(number: int, code: int, home: Path) -> None:
     command = [sys.executable, "-c", "from mlxchat.cli.app import main; main()", *TINY]
     process = subprocess.Popen(
         [*command, "--num-iterations", "100000", "--json"], stdout=subprocess.PIPE, text=True
@@ -263,7 +263,7 @@ def test_interrupted_with_its_work_saved(number: int, code: int, home: Path) -> 
     assert Path(saved[-1]["path"]).is_dir()
 
 
-def test_output_into_head(trained: dict[str, str]) -> None:
+def test_output_into_head_ends_without_a_traceback(trained: dict[str, str]) -> None:
     program = f"{sys.executable} -c 'from mlxchat.cli.app import main; main()'"
     for command in ("--help", "data status", " ".join([*TINY, "--num-iterations", "40"])):
         result = subprocess.run(

@@ -65,7 +65,9 @@ class Supervised:
     ("ending", "code"),
     [("0", 0), ("1", 1), ("2", 2), ("130", 130), ("143", 143), ("SIGTERM", 143), ("75", 75)],
 )
-def test_what_ends_by_itself_or_is_asked_to_is_left(tmp_path: Path, ending: str, code: int) -> None:
+def test_a_process_that_ends_by_itself_is_not_restarted(
+    tmp_path: Path, ending: str, code: int
+) -> None:
     supervised = Supervised(tmp_path, ending)
     assert supervised.run() == code
     assert supervised.starts == ["on"]
@@ -73,7 +75,7 @@ def test_what_ends_by_itself_or_is_asked_to_is_left(tmp_path: Path, ending: str,
 
 
 @pytest.mark.parametrize("ending", ["SIGKILL", "SIGSEGV", "SIGABRT", "70"])
-def test_what_crashes_is_started_again(tmp_path: Path, ending: str) -> None:
+def test_a_process_that_crashes_is_restarted(tmp_path: Path, ending: str) -> None:
     supervised = Supervised(tmp_path, f"{ending},8:{ending},{ending},0")
     assert supervised.run() == 0
     assert supervised.starts == ["on"] * 4
@@ -84,7 +86,7 @@ def test_what_crashes_is_started_again(tmp_path: Path, ending: str) -> None:
     assert "from step 8; crash 2 of 5" in supervised.told[2]
 
 
-def test_a_lock_is_waited_for_after_a_crash(tmp_path: Path) -> None:
+def test_after_a_crash_it_waits_for_the_lock(tmp_path: Path) -> None:
     supervised = Supervised(tmp_path, "SIGKILL," + "75," * 6 + "8:SIGKILL,75,0")
     assert supervised.run() == 0
     assert len(supervised.starts) == 10
@@ -118,14 +120,14 @@ def test_pauses_double_up_to_a_minute(tmp_path: Path, monkeypatch: pytest.Monkey
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
-def test_it_begins_anew_only_until_a_step_of_its_own_is_saved(tmp_path: Path) -> None:
+def test_fresh_restarts_from_scratch_only_until_a_step_is_saved(tmp_path: Path) -> None:
     (tmp_path / "run" / "step_000009").mkdir(parents=True)
     supervised = Supervised(tmp_path, "SIGKILL,2:SIGKILL,SIGKILL,0", fresh=True)
     assert supervised.run() == 0
     assert supervised.starts == ["anew", "anew", "on", "on"]
 
 
-def test_asked_to_end_in_a_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_during_a_pause_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervising, "FIRST_PAUSE", 60.0)
     supervised = Supervised(tmp_path, "SIGKILL")
 
@@ -151,7 +153,9 @@ if not ignored:
 
 
 @pytest.mark.parametrize(("handler", "code"), [(signal.SIG_IGN, 0), (signal.SIG_DFL, 129)])
-def test_a_terminal_that_is_closed(handler: signal.Handlers, code: int, tmp_path: Path) -> None:
+def test_a_closed_terminal_ends_the_run_unless_ignored(
+    handler: signal.Handlers, code: int, tmp_path: Path
+) -> None:
     before = signal.signal(signal.SIGHUP, handler)  # nohup ignores it
     command = [sys.executable, "-S", "-c", HANGING_UP]
     try:

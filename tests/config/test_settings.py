@@ -9,7 +9,7 @@ from mlxchat.train.recipes import CLASSIC, MODERN, Recipe
 from mlxchat.train.settings import PretrainConfig
 
 
-def test_what_is_not_given_is_the_architectures() -> None:
+def test_defaults_are_those_of_the_architecture() -> None:
     assert PretrainConfig().recipe == CLASSIC
     assert PretrainConfig(arch="modern").recipe == MODERN
     given = PretrainConfig(arch="modern", grad_clip=1.0, warmup_steps=0, window_pattern="L")
@@ -38,7 +38,7 @@ def test_settings_without_effect_are_refused(setting: str, value: object) -> Non
         ("total_batch_size", 10**400),
     ],
 )
-def test_what_no_arithmetic_could_hold_is_out_of_bounds(setting: str, value: float) -> None:
+def test_numbers_beyond_all_arithmetic_are_refused(setting: str, value: float) -> None:
     with pytest.raises(ValidationError, match=setting):
         PretrainConfig.model_validate({setting: value})
 
@@ -75,7 +75,7 @@ def test_a_setting_that_older_runs_do_not_know_has_its_default() -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_is_what_it_says(preset: str) -> None:
+def test_a_preset_sets_what_it_names(preset: str) -> None:
     config = PretrainConfig.model_validate({"preset": preset})
     words = (config.of_preset or "").split()
     said = dict(zip(words[::2], words[1::2], strict=True))

@@ -133,7 +133,7 @@ def test_a_story_can_be_asked_for():
     assert not any(corpus.is_held_out(request.format("")) for request in STORY_REQUESTS)
 
 
-def test_a_name_once_told_is_remembered(exchanges):
+def test_a_name_is_remembered_later_in_the_conversation(exchanges):
     remembered = 0
     for before, _, answer in exchanges:
         names = re.findall(r"It is nice to meet you, (\w+)!", " ".join(m.content for m in before))
@@ -153,7 +153,7 @@ def test_the_answer_about_a_passage_is_in_the_passage():
         assert re.findall(r"\w+", q.answer)[-1] in told
 
 
-def test_grammar(documents):
+def test_documents_have_no_placeholders_wrong_articles_or_doubled_words(documents):
     for document in documents[:5_000]:
         text = corpus.text(document)
         assert not re.search(r"[<>{}_]|  |\.\.|,,", text), text
@@ -178,13 +178,13 @@ def test_stories_have_four_to_ten_sentences(documents):
         assert 4 <= len(re.findall(r'[.!?]"?(?= [A-Z"]|$)', story)) <= 9, story
 
 
-def test_articles():
+def test_an_article_fits_its_word():
     assert with_article("owl") == "an owl"
     assert with_article("orange drum") == "an orange drum"
     assert {with_article(a.name).split()[0] for a in ANIMALS} == {"a", "an"}
 
 
-def test_the_words_are_few(documents):
+def test_the_vocabulary_has_a_few_hundred_words(documents):
     words = Counter(w for d in documents for w in re.findall(r"[a-z]+", corpus.text(d).lower()))
     assert 400 < len(words) < 700
 

@@ -86,7 +86,7 @@ def test_another_host_does_not_see_the_token(
         assert all("authorization" not in request.headers for request in storage.requests)
 
 
-def test_a_cut_transfer_goes_on_where_it_stopped(
+def test_a_cut_transfer_resumes_where_it_stopped(
     hub: Hub, server: HubServer, destination: Path, pauses: list[float]
 ) -> None:
     server.faults = [Fault(cut=100_000), Fault(cut=50_000)]
@@ -97,7 +97,7 @@ def test_a_cut_transfer_goes_on_where_it_stopped(
     assert pauses == [1.0, 1.0]  # each went on
 
 
-def test_a_later_process_goes_on_where_the_first_stopped(
+def test_a_later_process_resumes_where_the_first_stopped(
     hub: Hub, server: HubServer, destination: Path
 ) -> None:
     server.faults = [Fault(cut=100_000), Fault(status=500, times=ATTEMPTS)]
@@ -139,9 +139,7 @@ def test_a_complete_partial_file_is_not_fetched_again(
     assert storage_requests(server) == []
 
 
-def test_a_range_that_cannot_be_had_starts_over(
-    hub: Hub, server: HubServer, destination: Path
-) -> None:
+def test_a_refused_range_starts_over(hub: Hub, server: HubServer, destination: Path) -> None:
     destination.parent.mkdir()
     partial(destination).write_bytes(CONTENT[:10])
     server.faults = [Fault(status=416)]
@@ -158,7 +156,7 @@ def test_a_corrupt_file_is_an_error_and_is_not_kept(
     assert list(destination.parent.iterdir()) == []
 
 
-def test_what_came_wrong_is_fetched_again(hub: Hub, server: HubServer, destination: Path) -> None:
+def test_corrupt_bytes_are_fetched_again(hub: Hub, server: HubServer, destination: Path) -> None:
     server.faults = [Fault(spoil=len(CONTENT) - 1), Fault(cut=1000), Fault(spoil=0)]
     fetch(hub, destination)
     assert destination.read_bytes() == CONTENT
@@ -200,7 +198,7 @@ def test_without_a_checksum_parts_are_not_put_together(
     assert all("range" not in request.headers for request in storage_requests(server))
 
 
-def test_gits_checksum_is_known(hub: Hub, server: HubServer, destination: Path) -> None:
+def test_a_git_checksum_is_checked(hub: Hub, server: HubServer, destination: Path) -> None:
     right = hashlib.sha1(b"blob %d\0" % len(CONTENT) + CONTENT).hexdigest()
     remote = replace(hub.stat(REPO, "shard_00000.parquet"), checksum=right)
     download(hub, remote, destination)
@@ -209,14 +207,14 @@ def test_gits_checksum_is_known(hub: Hub, server: HubServer, destination: Path) 
         download(hub, replace(remote, checksum="0" * 40), destination)
 
 
-def test_a_stall_is_noticed_and_gone_on_after(server: HubServer, destination: Path) -> None:
+def test_a_stalled_transfer_is_noticed_and_resumed(server: HubServer, destination: Path) -> None:
     server.faults = [Fault(cut=100_000, stall=60), Fault(cut=0, stall=60)]
     with httpx.Client(trust_env=False, timeout=0.1) as client:
         fetch(Hub(server.endpoint, client, sleep=lambda _: None), destination)
     assert destination.read_bytes() == CONTENT
 
 
-def test_a_trickle_is_a_stall(
+def test_a_trickle_counts_as_a_stall(
     hub: Hub, server: HubServer, destination: Path, pauses: list[float]
 ) -> None:
     times = itertools.count(0, 600)  # more between two chunks than they may take
@@ -225,7 +223,7 @@ def test_a_trickle_is_a_stall(
     assert pauses and "range" in storage_requests(server)[-1].headers
 
 
-def test_attempts_that_bring_something_are_not_counted(
+def test_attempts_that_make_progress_are_not_counted(
     hub: Hub, server: HubServer, destination: Path
 ) -> None:
     server.faults = [Fault(cut=10_000, times=4 * ATTEMPTS)]
@@ -248,7 +246,7 @@ def test_what_another_process_finished_meanwhile_is_not_fetched_again(
 
 
 @pytest.mark.parametrize("call", ["sync", "replace"])
-def test_a_disk_that_fails_at_the_end_is_told(
+def test_a_disk_failure_at_the_end_is_reported(
     hub: Hub, destination: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     def fail(*_: object) -> None:
@@ -289,7 +287,7 @@ def test_passing_failures_are_retried(
     assert destination.read_bytes() == CONTENT
 
 
-def test_every_wait_is_told_once(hub: Hub, server: HubServer, destination: Path) -> None:
+def test_every_wait_is_reported_once(hub: Hub, server: HubServer, destination: Path) -> None:
     notes: list[str] = []
     server.faults = [
         Fault(cut=100_000),
@@ -304,7 +302,7 @@ def test_every_wait_is_told_once(hub: Hub, server: HubServer, destination: Path)
         assert said in reason
 
 
-def test_a_redirect_to_a_host_that_cannot_be(
+def test_a_redirect_to_an_impossible_host_is_an_error(
     hub: Hub, server: HubServer, destination: Path
 ) -> None:
     server.storage = "http://a..b"
@@ -327,7 +325,7 @@ def test_final_answers_are_not_retried(
     assert list(destination.parent.iterdir()) == []
 
 
-def test_a_destination_that_cannot_be_written(hub: Hub, tmp_path: Path) -> None:
+def test_an_unwritable_destination_is_an_error(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file, not a folder")
     with pytest.raises(MlxchatError, match="cannot be stored"):
         fetch(hub, tmp_path / "data" / "shard_00000.parquet")

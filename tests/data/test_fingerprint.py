@@ -54,7 +54,7 @@ def test_a_fingerprint_misses_no_word_a_frame_does(
     assert least <= missed <= most
 
 
-def test_a_frame_and_a_fingerprint_agree_where_the_file_is_one(tmp_path: Path) -> None:
+def test_a_frame_and_a_fingerprint_of_one_file_agree(tmp_path: Path) -> None:
     one, other = (write_texts(tmp_path / name, [name]) for name in ("a.parquet", "other.parquet"))
     assert agree(frame(one), fingerprint(one)) and agree(fingerprint(one), frame(one))
     assert not agree(frame(one), fingerprint(other)) and not agree(fingerprint(other), frame(one))
@@ -69,7 +69,7 @@ def test_any_file_has_a_fingerprint(tmp_path: Path, content: bytes) -> None:
     assert agree(found["a.parquet"], fingerprint(tmp_path / "a.parquet"))
 
 
-def test_a_shard_is_read_again_only_where_it_was_touched(
+def test_a_shard_is_read_again_only_if_it_was_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, read = shards(tmp_path / "data", 0, 1), []
@@ -92,9 +92,7 @@ def test_a_shard_is_read_again_only_where_it_was_touched(
         source.acquire(FIRST)
 
 
-def test_a_shard_that_cannot_be_read_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_shard_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = shards(tmp_path / "data", 0, 1)
 
     def broken(path: Path) -> str:

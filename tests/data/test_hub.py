@@ -100,7 +100,7 @@ def test_attempts_are_bounded_and_the_error_names_the_file(
     assert "network" in caught.value.remedy
 
 
-def test_no_network(pauses: list[float]) -> None:
+def test_without_a_network_it_retries_then_names_the_endpoint(pauses: list[float]) -> None:
     with HubServer({}) as closed:
         endpoint = closed.endpoint
     with (
@@ -151,7 +151,7 @@ def test_the_endpoint_comes_from_argument_then_environment(
         "http://a\udcff.example",
     ],
 )
-def test_an_endpoint_that_is_none(environment: pytest.MonkeyPatch, endpoint: str) -> None:
+def test_a_malformed_endpoint_is_refused(environment: pytest.MonkeyPatch, endpoint: str) -> None:
     environment.setenv("HF_ENDPOINT", endpoint)
     with pytest.raises(MlxchatError) as caught:
         from_environment()
@@ -159,12 +159,12 @@ def test_an_endpoint_that_is_none(environment: pytest.MonkeyPatch, endpoint: str
 
 
 @pytest.mark.parametrize("endpoint", ["http://bücher.example", "http://[::1]:8000", "http://a_b."])
-def test_unusual_endpoints(environment: pytest.MonkeyPatch, endpoint: str) -> None:
+def test_unusual_endpoints_are_accepted(environment: pytest.MonkeyPatch, endpoint: str) -> None:
     assert from_environment(endpoint).endpoint == endpoint
 
 
 @pytest.mark.parametrize("proxy", ["gopher://127.0.0.1:1", "http://[::1"])
-def test_a_proxy_that_cannot_be_used(environment: pytest.MonkeyPatch, proxy: str) -> None:
+def test_an_unusable_proxy_is_an_error(environment: pytest.MonkeyPatch, proxy: str) -> None:
     environment.setenv("ALL_PROXY", proxy)
     with pytest.raises(MlxchatError, match="proxy"):
         from_environment()
@@ -198,7 +198,7 @@ def test_a_token_that_cannot_be_sent_is_not_shown(
     assert "cret" not in caught.value.problem + caught.value.remedy
 
 
-def test_offline_asks_nobody(environment: pytest.MonkeyPatch) -> None:
+def test_offline_no_request_is_made(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(MlxchatError, match="HF_HUB_OFFLINE"):
         from_environment().stat(REPO, "shard_00000.parquet")

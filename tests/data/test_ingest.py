@@ -154,7 +154,9 @@ def test_a_run_of_letters_is_cut_anywhere(tmp_path: Path, run: Run) -> None:
         pa.dictionary(pa.int32(), pa.large_string()),
     ],
 )
-def test_parquet_of_other_shape(tmp_path: Path, run: Run, kind: pa.DataType) -> None:
+def test_parquet_with_other_columns_and_string_types_is_read(
+    tmp_path: Path, run: Run, kind: pa.DataType
+) -> None:
     column = pa.array(["one", None, " ", "two", "one"]).cast(kind)
     pq.write_table(pa.table({"id": range(5), "text": column}), tmp_path / "own.parquet")
     summary = run(tmp_path / "own.parquet")
@@ -236,14 +238,14 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, run: Run, case: str) -> Non
     assert not home.exists() or list(home.iterdir()) == []
 
 
-def test_parquet_without_text(tmp_path: Path, run: Run) -> None:
+def test_parquet_without_a_text_column_is_refused(tmp_path: Path, run: Run) -> None:
     pq.write_table(pa.table({"content": ["x"]}), tmp_path / "own.parquet")
     with pytest.raises(MlxchatError, match=r"own\.parquet has no column text .*content") as caught:
         run(tmp_path / "own.parquet")
     assert caught.value.remedy.startswith("It should be") and "elete" not in caught.value.remedy
 
 
-def test_damaged_parquet(tmp_path: Path, run: Run) -> None:
+def test_damaged_parquet_is_refused(tmp_path: Path, run: Run) -> None:
     path = tmp_path / "own.parquet"
     pq.write_table(pa.table({"text": [f"text {i}" for i in range(5000)]}), path)
     content = bytearray(path.read_bytes())
@@ -253,7 +255,7 @@ def test_damaged_parquet(tmp_path: Path, run: Run) -> None:
         run(path)
 
 
-def test_nothing_there(tmp_path: Path, run: Run) -> None:
+def test_a_missing_or_empty_source_is_refused(tmp_path: Path, run: Run) -> None:
     with pytest.raises(MlxchatError, match="does not exist"):
         run(tmp_path / "nowhere")
     (tmp_path / "texts").mkdir()
@@ -304,7 +306,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path, run: 
     run(source, home / "base_data_killed")
 
 
-def test_a_disk_that_fails_is_told_and_nothing_is_left(
+def test_a_disk_failure_is_reported_and_leaves_nothing(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_lines(tmp_path / "own.jsonl", ["one", "two"])

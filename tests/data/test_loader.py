@@ -47,7 +47,9 @@ def loader(documents: Documents, tokenizer: Tokenizer, state: LoaderState | None
 
 
 @pytest.mark.parametrize("kind", ["shards", "builtin"])
-def test_resumed_after_any_batch(kind: str, shards: ShardDocuments, tokenizer: Tokenizer) -> None:
+def test_it_resumes_exactly_after_any_batch(
+    kind: str, shards: ShardDocuments, tokenizer: Tokenizer
+) -> None:
     documents = shards if kind == "shards" else BuiltinDocuments(7)
     with loader(documents, tokenizer) as straight:
         batches = [next(straight) for _ in range(200)]
@@ -95,18 +97,18 @@ def test_an_error_in_the_thread_is_raised_by_next(tmp_path: Path, tokenizer: Tok
         next(loader(documents, tokenizer))
 
 
-def test_shards_without_documents(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_shards_without_documents_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     documents = ShardDocuments(LocalShards(write(tmp_path / "data", [None, None], [], ["v"])))
     with pytest.raises(MlxchatError, match="hold no documents"):
         next(loader(documents, tokenizer))
 
 
-def test_a_cursor_beyond_the_data(shards: ShardDocuments) -> None:
+def test_a_cursor_beyond_the_data_is_refused(shards: ShardDocuments) -> None:
     with pytest.raises(MlxchatError, match="training shard 5, but there are only 2"):
         next(shards.training(Cursor(1, 5, 0)))
 
 
-def test_suggested_vocabulary(shards: ShardDocuments) -> None:
+def test_the_suggested_vocabulary_follows_from_the_text(shards: ShardDocuments) -> None:
     assert shards.suggested_vocabulary() == 512
 
 

@@ -35,7 +35,7 @@ def test_rows_are_nanochats() -> None:
         assert np.array_equal(packing.row(), row)
 
 
-def test_resumed_from_any_row() -> None:
+def test_packing_resumes_from_any_row() -> None:
     source = Source(GOLDEN["documents"])
     packing = packer(source)
     for i in range(1, len(ROWS)):

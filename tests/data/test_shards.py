@@ -165,7 +165,7 @@ def test_two_processes_share_the_work(server: HubServer, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [-1, 0, 10])
-def test_numbers_of_shards_that_cannot_be(
+def test_an_impossible_number_of_shards_is_refused(
     hub: Hub, folder: Path, events: list[Event], count: int
 ) -> None:
     with pytest.raises(MlxchatError, match=f"--num-shards {count} cannot") as caught:
@@ -216,7 +216,7 @@ def test_an_interruption_ends_the_transfers(hub: Hub, folder: Path) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("fetch")]
 
 
-def test_what_is_no_shard_is_not_kept(
+def test_a_file_that_is_no_shard_is_not_kept(
     hub: Hub, server: HubServer, folder: Path, events: list[Event], tmp_path: Path
 ) -> None:
     wrong = tmp_path / "wrong.parquet"
@@ -302,7 +302,7 @@ def test_local_shards_are_checked_when_read(tmp_path: Path) -> None:
     source.close()
 
 
-def test_status(tmp_path: Path) -> None:
+def test_status_counts_shards_bytes_and_unfinished_files(tmp_path: Path) -> None:
     home = Home(tmp_path)
     assert status(home) == []
     known = DATASETS["climbmix"]
@@ -331,14 +331,14 @@ def test_status(tmp_path: Path) -> None:
     assert status(home)[1].bytes == sum(sizes)
 
 
-def test_the_datasets() -> None:
+def test_the_datasets_have_nanochats_validation_shards() -> None:
     assert DATASETS["fineweb-edu"].validation == "shard_01822.parquet"
     assert DATASETS["climbmix"].validation == "shard_06542.parquet"
     assert "non-commercial" in DATASETS["climbmix"].licence_note
     assert len(DATASETS["climbmix"].training()) == 6542
 
 
-def test_status_waits_for_no_large_library() -> None:
+def test_status_imports_no_large_library() -> None:
     program = (
         "import sys; from pathlib import Path; from mlxchat.data.shards import status; "
         "from mlxchat.home import Home; status(Home(Path('nowhere'))); "

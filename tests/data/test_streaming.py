@@ -193,7 +193,7 @@ def test_many_files_of_others_leave_room_for_two(stream: Stream, folder: Path) -
     assert watch.most <= len(own) + 2
 
 
-def test_a_restart_goes_on_with_what_is_there(
+def test_a_restart_reuses_the_shards_on_disk(
     stream: Stream, server: HubServer, folder: Path
 ) -> None:
     source = stream(3)
@@ -218,7 +218,7 @@ def test_a_restart_elsewhere_with_less_room_drops_the_rest(stream: Stream, folde
     eventually(lambda: whole(folder) == {6, 7, 9})
 
 
-def test_a_partial_file_counts_and_is_gone_on_with(
+def test_a_partial_file_counts_and_is_resumed(
     stream: Stream, server: HubServer, hub: Hub, folder: Path
 ) -> None:
     server.faults = [
@@ -261,7 +261,7 @@ def test_a_failure_is_forgotten_when_the_shard_is_asked_for(
     read(source, 1)
 
 
-def test_failures_are_tried_again_in_the_background(
+def test_failures_are_retried_in_the_background(
     stream: Stream, server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.05)
@@ -345,7 +345,7 @@ def test_a_network_that_is_down_for_a_while_is_waited_for(
     assert server.count("HEAD", shard_name(0)) == outage + 1
 
 
-def test_but_not_for_ever(
+def test_a_network_that_stays_down_is_an_error(
     stream: Stream, server: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)
@@ -356,7 +356,7 @@ def test_but_not_for_ever(
     assert server.count("HEAD", shard_name(0)) == 3 * ATTEMPTS
 
 
-def test_validation_that_cannot_be_had_holds_up_no_training(
+def test_unavailable_validation_does_not_stop_training(
     stream: Stream, server: HubServer, folder: Path
 ) -> None:
     del server.files[address(TINY, shard_name(9))]
@@ -391,13 +391,13 @@ def test_a_shard_fetched_meanwhile_stays(
     assert (folder / shard_name(0)).exists() and (folder / shard_name(1)).exists()
 
 
-def test_what_a_power_cut_left_of_a_shard_is_fetched_again(stream: Stream, folder: Path) -> None:
+def test_a_shard_damaged_by_a_power_cut_is_fetched_again(stream: Stream, folder: Path) -> None:
     (folder / STREAMED).mkdir(parents=True)
     (folder / STREAMED / shard_name(0)).write_bytes(b"PAR1")
     read(stream(), 0)
 
 
-def test_a_folder_that_cannot_be_written_is_told(
+def test_an_unwritable_folder_is_reported(
     stream: Stream, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = stream(2)
@@ -475,7 +475,9 @@ def test_a_report_that_fails_leaves_nobody_waiting(hub: Hub, folder: Path) -> No
         threading.excepthook = hook
 
 
-def test_why_it_waits_is_noted(stream: Stream, server: HubServer, events: list[Event]) -> None:
+def test_the_reason_for_waiting_is_reported(
+    stream: Stream, server: HubServer, events: list[Event]
+) -> None:
     server.faults = [Fault(name=shard_name(0), method="HEAD", status=503)]
     read(stream(), 0)
     notes = [event.text for event in events if isinstance(event, Noted)]
@@ -495,7 +497,7 @@ def test_two_runs_cannot_share_a_folder(stream: Stream) -> None:
     stream()
 
 
-def test_one_shard_is_too_little_room(stream: Stream) -> None:
+def test_room_for_one_shard_is_refused(stream: Stream) -> None:
     with pytest.raises(MlxchatError, match="--max-cached-shards 1 is too few"):
         stream(1)
 

@@ -15,14 +15,14 @@ from mlxchat.home import Home
 pytestmark = pytest.mark.slow
 
 
-def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_a_run_killed_at_random_moments_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     counts = KilledRuns(tmp_path, {}).kill(kills=38, seed=1)
     assert counts["kills"] == 38
     assert counts["while a step was written"] > 0
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_killed_while_it_reads_shards_it_ends_with_the_same_data(
+def test_a_run_killed_while_reading_shards_ends_with_the_same_data(
     tmp_path: Path, streaming: bool
 ) -> None:
     dataset, shards = DATASETS["fineweb-edu"], 6

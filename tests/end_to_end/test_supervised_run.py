@@ -29,7 +29,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervising, "FIRST_PAUSE", 0.01)
 
 
-def test_a_run_is_killed_goes_on_and_is_interrupted(home: Path) -> None:
+def test_a_killed_run_resumes_and_can_be_interrupted(home: Path) -> None:
     run, log = Home(home).runs / "tiny", Home(home).log("tiny")
     command = [sys.executable, "-m", "mlxchat", *TRAIN]
     events: list[dict] = []
@@ -77,7 +77,7 @@ main()
 """
 
 
-def test_what_the_backend_raises_is_a_crash_to_go_on_after(home: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_after_an_error_of_the_backend(home: Path, tmp_path: Path) -> None:
     arguments = [word for word in TRAIN if word != "--supervise"]
     command = [sys.executable, "-c", FAILING, str(tmp_path), *arguments, "--num-iterations", "8"]
     told: list[str] = []

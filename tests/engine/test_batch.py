@@ -108,7 +108,7 @@ def test_the_penalty_is_of_each_rows_own_tokens(model: GPT) -> None:
 
 
 @pytest.mark.parametrize("prompts", [[], [[1], []]])
-def test_nothing_to_continue_is_refused(model: GPT, prompts: list[list[int]]) -> None:
+def test_an_empty_prompt_is_refused(model: GPT, prompts: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="no token"):
         next(generate_batch(model, prompts, GREEDY, KEY, stop=NEVER, max_tokens=1))
 

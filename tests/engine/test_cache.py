@@ -53,7 +53,7 @@ def test_a_forgotten_tail_is_replaced(length: int) -> None:
     assert mx.array_equal(shown, mx.concatenate([keys[:, :, :length], more_keys], axis=2))
 
 
-def test_interrupted_it_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_leaves_it_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -71,7 +71,7 @@ def test_keeps_the_dtype_of_the_keys() -> None:
 
 
 @pytest.mark.parametrize(("read", "smallest"), [(5, 0), (8, 0), (9, 9), (30, 30)])
-def test_how_far_a_window_can_go_back(read: int, smallest: int) -> None:
+def test_a_window_can_be_trimmed_as_far_as_it_holds_keys(read: int, smallest: int) -> None:
     cache = LayerCache(8)
     every, _ = draw(1, 31, 0)
     cache.extend(every[:, :, :read], every[:, :, :read])
@@ -93,14 +93,14 @@ CONFIG = GPTConfig(
 )
 
 
-def test_a_cache_for_every_layer() -> None:
+def test_every_layer_has_a_cache() -> None:
     cache = Cache(CONFIG)
     GPT(CONFIG)(mx.array([[1, 2, 3], [4, 5, 6]]), cache)
     assert [layer.offset for layer in cache.layers] == [3, 3, 3]
     assert cache.offset == 3
 
 
-def test_the_tokens_before() -> None:
+def test_it_remembers_the_token_before_each_position() -> None:
     cache = Cache(CONFIG)
     model = GPT(CONFIG)
     assert cache.read(mx.array([[1, 2]])) is None

@@ -173,7 +173,7 @@ def test_interrupted_before_a_word_it_is_as_if_not_asked(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
-def test_clear_begins_anew(arch: Architecture) -> None:
+def test_clear_starts_from_scratch(arch: Architecture) -> None:
     model = network(arch=arch).model
     talk = chat(model, max_tokens=12)
     say(talk, "Hello " * 30)
@@ -236,7 +236,7 @@ def test_a_message_that_leaves_little_room_gets_a_short_answer() -> None:
 # Files
 
 
-def test_saved_and_loaded_it_goes_on(tmp_path: Path) -> None:
+def test_a_saved_chat_is_loaded_and_continued(tmp_path: Path) -> None:
     path = tmp_path / "chat.json"
     talk = chat(Reciting("Grüße 👋"))
     say(talk, "Hello\nthere")
@@ -310,20 +310,20 @@ def test_a_broken_file_is_named_and_changes_nothing(
     assert talk.messages == dialogue("Hello", "ok")
 
 
-def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "chat.json"
     path.write_bytes(b'{"messages": [{"role": "user", "content": "\xff"}]}')
     with pytest.raises(MlxchatError, match="Invalid JSON"):
         chat(Reciting("ok")).load(path)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(MlxchatError, match=r"none\.json: No such file"):
         chat(Reciting("ok")).load(tmp_path / "none.json")
 
 
 @pytest.mark.parametrize("place", ["", "no/folder/chat.json", "."])
-def test_where_nothing_can_be_written_nothing_is_left(tmp_path: Path, place: str) -> None:
+def test_a_failed_save_leaves_nothing(tmp_path: Path, place: str) -> None:
     with pytest.raises(MlxchatError, match="Cannot write"):
         chat(Reciting("ok")).save(tmp_path / place)
     assert list(tmp_path.iterdir()) == []

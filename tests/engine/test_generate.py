@@ -83,7 +83,7 @@ def test_all_that_was_yielded_is_held(model: GPT, case: dict) -> None:
     assert [layer.offset for layer in cache.layers] == [len(ids) + 4] * 4
 
 
-def test_left_early_the_cache_goes_on_from_what_was_yielded(model: GPT, case: dict) -> None:
+def test_left_early_the_cache_continues_from_what_was_yielded(model: GPT, case: dict) -> None:
     ids, cache = case["greedy_prompt"], Cache(model.config)
     with closing(generate(model, ids, cache, GREEDY, KEY, stop=NEVER, max_tokens=20)) as tokens:
         said = list(islice(tokens, 5))
@@ -128,7 +128,7 @@ def test_interrupted_in_the_prompt_every_layer_holds_the_same(model: GPT) -> Non
     assert [layer.offset for layer in cache.layers] == [3] * 4
 
 
-def test_the_key_decides(model: GPT) -> None:
+def test_the_same_key_draws_the_same_tokens(model: GPT) -> None:
     sampling = Sampling(temperature=2.0, top_k=None)
 
     def tokens(seed: int) -> list[int]:
@@ -167,6 +167,6 @@ def test_stop_tokens_are_not_penalised(model: GPT, case: dict) -> None:
     assert list(tokens) == []
 
 
-def test_nothing_to_continue_is_refused(model: GPT) -> None:
+def test_an_empty_prompt_is_refused(model: GPT) -> None:
     with pytest.raises(ValueError, match="no token"):
         next(generate(model, [], Cache(model.config), GREEDY, KEY, stop=NEVER, max_tokens=1))

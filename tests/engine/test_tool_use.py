@@ -55,7 +55,7 @@ def test_an_end_without_a_beginning_forces_nothing() -> None:
     assert completed("<|python_start|>1<|python_end|>+1<|python_end|>").count("output_end") == 1
 
 
-def test_a_second_beginning_begins_anew() -> None:
+def test_a_second_beginning_starts_the_call_over() -> None:
     text = "<|python_start|>1+<|python_start|>2<|python_end|>"
     assert completed(text) == f"{text}<|output_start|>2<|output_end|>"
 
@@ -148,7 +148,7 @@ def test_rows_that_have_ended_call_no_tool(model: GPT) -> None:
     assert called == together
 
 
-def test_the_cache_holds_forced_tokens_and_goes_on(model: GPT) -> None:
+def test_the_cache_holds_forced_tokens_and_continues(model: GPT) -> None:
     ids, cache = PROMPTS[1], Cache(model.config)
     tokens = generate(model, ids, cache, GREEDY, KEY, stop=NEVER, max_tokens=6, tools=rigged)
     said = list(tokens)

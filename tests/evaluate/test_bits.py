@@ -47,7 +47,7 @@ def test_no_more_batches_than_asked_for() -> None:
     assert evaluated("an example", "another", limit=1).tokens == evaluated("an example").tokens
 
 
-def test_nothing_to_evaluate_on() -> None:
+def test_too_little_text_for_a_row_is_refused() -> None:
     with pytest.raises(MlxchatError, match="does not fill one row"):
         list(bits_per_byte(nats, [], 3, TOKENIZER))
 
@@ -63,11 +63,11 @@ def test_nothing_to_evaluate_on() -> None:
         ("AMD EPYC, 2 cores", None),
     ],
 )
-def test_peak_of_a_chip(device: str, peak: float | None) -> None:
+def test_the_peak_of_a_chip_is_found_by_its_name(device: str, peak: float | None) -> None:
     assert peak_flops(device) == peak
 
 
-def test_what_is_not_to_be_learnt_counts_nowhere() -> None:
+def test_ignored_tokens_do_not_count() -> None:
     whole = batch("an example of another")
     targets = whole.targets.copy()
     targets[:, ::2] = -1

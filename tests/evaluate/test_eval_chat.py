@@ -95,7 +95,7 @@ def test_a_conversation_that_just_fits_is_not_cut() -> None:
     assert held_out(CONVERSATIONS[:1], BYTES, length - 2).cut == 1
 
 
-def test_answers_beyond_the_context() -> None:
+def test_conversations_without_an_answer_in_the_context_are_refused() -> None:
     with pytest.raises(MlxchatError, match="No held-out conversation has an answer within"):
         held_out([dialogue("x" * 100, "y")], BYTES, 64)
 
@@ -174,14 +174,14 @@ def fine_tuned(folder: Path, share: float, stage: str = "fine-tuning") -> Path:
         (0.2, 0.2, [PARTLY_TRAINED.format(0.1, 0.2)]),
     ],
 )
-def test_what_fine_tuning_held_out(
+def test_the_share_that_fine_tuning_held_out_is_used(
     given: float | None, share: float, notes: list[str], tmp_path: Path
 ) -> None:
     model = fine_tuned(tmp_path / "model", 0.1)
     assert validation_share(ChatEvalConfig(validation_share=given), model, True) == (share, notes)
 
 
-def test_what_is_not_known_to_be_held_out(tmp_path: Path) -> None:
+def test_an_unknown_held_out_share_is_remarked_on(tmp_path: Path) -> None:
     base = fine_tuned(tmp_path / "base", 0.1, stage="pretraining")
     assert validation_share(ChatEvalConfig(), base, False) == (0.02, [])
     foreign = saved_in(tmp_path / "foreign", network())
@@ -219,7 +219,7 @@ def task_data(home: Path) -> Path:
     return folder
 
 
-def test_all_that_was_found(
+def test_json_has_every_loss_score_and_reply(
     tmp_path: Path, task_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved = saved_in(tmp_path / "model", network())
@@ -264,7 +264,7 @@ def test_all_that_was_found(
     assert "gsm8k: 2 questions" in said.err
 
 
-def test_it_is_told_in_words(
+def test_the_results_are_shown_in_words(
     tmp_path: Path, task_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved = saved_in(tmp_path / "model", network(sequence_len=64), conversational=False)
@@ -336,7 +336,7 @@ def test_ctrl_c_loses_no_score_that_is_complete(
         assert "mean over 2 tasks" in said.out
 
 
-def test_data_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_data_is_named(tmp_path: Path) -> None:
     saved = saved_in(tmp_path / "model", network())
     with pytest.raises(MlxchatError, match=r"nowhere\.jsonl does not exist"):
         run(checkpoint=saved, data=["nowhere.jsonl"])
@@ -364,7 +364,7 @@ def test_errors_are_two_lines(arguments: list[str], problem: str, remedy: str) -
     "arguments",
     [["--max-problems", "0"], ["--batch-size", "0"], ["--checkpoint", "x", "--model-tag", "y"]],
 )
-def test_usage_errors(arguments: list[str]) -> None:
+def test_usage_errors_name_the_option(arguments: list[str]) -> None:
     program = [sys.executable, "-m", "mlxchat", "eval", "chat", *arguments]
     result = subprocess.run(program, capture_output=True, text=True, check=False)
     assert result.returncode == 2 and arguments[0] in result.stderr

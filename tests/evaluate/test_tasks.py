@@ -95,7 +95,7 @@ def test_gsm8k_is_right_when_the_last_number_is(tmp_path: Path) -> None:
         ("#### 1,000,000", "1000000"),
     ],
 )
-def test_the_number_after_the_marks(text: str, number: str | None) -> None:
+def test_the_answer_of_gsm8k_is_the_number_after_the_marks(text: str, number: str | None) -> None:
     assert final_number(text) == number
 
 
@@ -138,9 +138,7 @@ def test_a_missing_folder_is_named(task: str, tmp_path: Path) -> None:
         ("humaneval", {"prompt": "def f(): ..."}, "test: Field required"),
     ],
 )
-def test_a_row_that_is_none_of_the_task_is_named(
-    task: str, row: dict, fault: str, tmp_path: Path
-) -> None:
+def test_a_row_of_another_shape_is_named(task: str, row: dict, fault: str, tmp_path: Path) -> None:
     folder = fill(tmp_path, task, row)
     with pytest.raises(MlxchatError) as caught:
         problems(task, tmp_path, None)
@@ -330,7 +328,7 @@ class Scripted:
         return self.logits(self.features(ids, cache))
 
 
-def test_the_calculator_is_at_hand() -> None:
+def test_answers_may_use_the_calculator() -> None:
     call = [BYTES.special("<|python_start|>"), *b"6*7", BYTES.special("<|python_end|>")]
     forced = [BYTES.special("<|output_start|>"), *b"42", BYTES.special("<|output_end|>")]
     saved = SavedModel(Scripted([*call, *([0] * len(forced)), *b" is it"]), BYTES, True)
@@ -347,7 +345,7 @@ def scored(right: int, count: int, letters: str) -> Score:
     return Score.of("made up", outcomes)
 
 
-def test_a_score_by_hand() -> None:
+def test_a_score_is_as_computed_by_hand() -> None:
     score = scored(40, 100, "ABCD")
     assert (score.problems, score.right, score.random, score.cut) == (100, 40, 0.25, 0)
     assert score.share == pytest.approx(0.4)
@@ -436,7 +434,7 @@ def test_a_file_is_limited(tmp_path: Path) -> None:
     assert not runs_through(flood, memory=2**20)
 
 
-def test_it_knows_nothing_of_us_and_leaves_nothing(
+def test_a_program_sees_no_secrets_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")

@@ -99,7 +99,7 @@ def test_every_era_survives(era: Any, program: Any, tmp_path: Path) -> None:
     assert all(mx.array_equal(back[name], array) for name, array in ours.items())
 
 
-def test_names_and_settings_of_transformers(tmp_path: Path) -> None:
+def test_config_and_names_are_those_of_transformers(tmp_path: Path) -> None:
     out = tmp_path / "out"
     exporters.write("transformers", out, saved(tmp_path / "a", "classic"), HISTORY, mx.float32)
     fields = json.loads((out / "config.json").read_text())
@@ -164,7 +164,9 @@ def test_large_models_are_cut_into_files(program: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
 @pytest.mark.parametrize("program", ["mlx-lm", "nanochat"])
-def test_matrices_in_half_precision(dtype: mx.Dtype, program: Any, tmp_path: Path) -> None:
+def test_only_matrices_are_written_in_half_precision(
+    dtype: mx.Dtype, program: Any, tmp_path: Path
+) -> None:
     model, out = saved(tmp_path / "a", "modern"), tmp_path / "out"
     exporters.write(program, out, model, HISTORY, dtype)
     folder = out / "base_checkpoints" / "d4" if program == "nanochat" else out
@@ -220,7 +222,7 @@ def test_nothing_is_left_where_it_cannot_be_written(
     assert not list((tmp_path / "b").iterdir())
 
 
-def test_the_command_takes_a_run_and_says_how_to_go_on(
+def test_the_command_takes_a_run_and_says_what_to_do_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -241,7 +243,7 @@ def test_the_command_takes_a_run_and_says_how_to_go_on(
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [260, 256]
 
 
-def test_quantized_for_mlx_lm(tmp_path: Path) -> None:
+def test_the_command_quantizes_for_mlx_lm(tmp_path: Path) -> None:
     source, out = run(Home.from_environment(), "classic", tmp_path / "a"), tmp_path / "out"
     to = ["export", "--checkpoint", str(source), "--out", str(out), "--json"]
     result = CliRunner().invoke(app, [*to, "--to", "mlx-lm", "--quantize", "4"])
@@ -292,7 +294,7 @@ def pretrained(home: Home, tag: str, **settings: object) -> Path:
     return home.run(tag) / "step_000002"
 
 
-def test_the_card_of_a_model_trained_here(tmp_path: Path) -> None:
+def test_the_card_says_how_the_model_was_trained(tmp_path: Path) -> None:
     source = pretrained(Home.from_environment(), "tiny")
     about = history.read(source)
     (trained,) = about.trainings
@@ -307,7 +309,7 @@ def test_the_card_of_a_model_trained_here(tmp_path: Path) -> None:
     assert "license:" not in card and "not known" not in card
 
 
-def test_a_model_tells_of_all_that_it_came_from(tmp_path: Path) -> None:
+def test_the_card_names_every_model_it_came_from(tmp_path: Path) -> None:
     """Imported, trained on, fine-tuned and quantized; what it was made of is gone by then."""
     home = Home.from_environment()
     config = GPTConfig.from_depth(1, BYTES.vocab_size, 32)
@@ -379,11 +381,11 @@ def test_a_damaged_note_of_the_past_is_named(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_data_are_told_without_paths(settings: dict[str, Any], data: list[str]) -> None:
+def test_data_are_named_without_paths(settings: dict[str, Any], data: list[str]) -> None:
     assert data_in_words(settings) == data
 
 
-def test_licences_of_all_data_are_told(tmp_path: Path) -> None:
+def test_the_card_names_the_licence_of_all_data(tmp_path: Path) -> None:
     base = Training(
         run="d12", stage="pretraining", step=1, data=tuple(data_in_words({"dataset": "climbmix"})),
         tokens=5, began_with=None,
@@ -404,7 +406,9 @@ def test_licences_of_all_data_are_told(tmp_path: Path) -> None:
         ("classic", True, "chat_cli -i sft -g 'my model'"),
     ],
 )
-def test_commands_of_nanochat(era: Any, conversational: bool, command: str, tmp_path: Path) -> None:
+def test_the_usage_is_a_command_of_nanochat(
+    era: Any, conversational: bool, command: str, tmp_path: Path
+) -> None:
     shape = GPTConfig(
         arch=ERAS[era].arch, era=era, vocab_size=265, n_layer=2, n_head=1, n_kv_head=1, n_embd=64,
         window_pattern="L", vocab_multiple=1 if era == "classic" else 64,

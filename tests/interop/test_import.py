@@ -128,7 +128,7 @@ def test_models_trained_on_conversations_are_marked(stage: str, tmp_path: Path) 
     assert layout.read_model(folder, mx.float32).conversational
 
 
-def test_a_folder_of_another_name_is_told_of(tmp_path: Path) -> None:
+def test_a_folder_of_another_name_is_reported(tmp_path: Path) -> None:
     """All files in one folder, which are links, as the hub's cache has them."""
     folder = write_nanochat(tmp_path, "classic")
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
@@ -144,7 +144,7 @@ def test_a_folder_of_another_name_is_told_of(tmp_path: Path) -> None:
     assert not open_model(snapshot, conversational=True).notes
 
 
-def test_conversations_can_be_said(tmp_path: Path) -> None:
+def test_the_user_can_say_that_a_model_is_conversational(tmp_path: Path) -> None:
     assert open_model(write_nanochat(tmp_path, "classic"), conversational=True).conversational
 
 
@@ -158,7 +158,7 @@ def numpy_checkpoint(base: Path) -> Path:
     return folder
 
 
-def test_checkpoints_of_the_original_mlxchat(tmp_path: Path) -> None:
+def test_checkpoints_of_the_original_mlxchat_are_read(tmp_path: Path) -> None:
     saved = layout.read_model(imported(numpy_checkpoint(tmp_path)), mx.float32)
     assert_reference_logits(saved.model, "classic")
 
@@ -231,7 +231,7 @@ def hub_directory(folder: Path, form: str, shards: bool = False) -> Path:
 
 @pytest.mark.parametrize("form", ["transformers", "mlx-lm"])
 @pytest.mark.parametrize("shards", [False, True])
-def test_directories_of_the_hub(form: str, shards: bool, tmp_path: Path) -> None:
+def test_directories_of_the_hub_are_read(form: str, shards: bool, tmp_path: Path) -> None:
     folder = imported(hub_directory(tmp_path / "my-model", form, shards))
     assert folder.parts[-2:] == ("my-model", "step_000000")
     saved = layout.read_model(folder, mx.float32)
@@ -432,7 +432,7 @@ def test_damaged_settings_are_refused(content: str, tmp_path: Path) -> None:
         open_model(folder)
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(MlxchatError, match=r"no .*nowhere"):
         open_model(tmp_path / "nowhere")
     folder = write_nanochat(tmp_path, "classic")
@@ -526,7 +526,7 @@ def test_other_values_than_tensors_are_refused(tmp_path: Path) -> None:
             open_model(folder)
 
 
-def test_an_imported_run_cannot_go_on_but_begin(tmp_path: Path) -> None:
+def test_an_imported_run_cannot_resume_but_can_initialise(tmp_path: Path) -> None:
     imported(write_nanochat(tmp_path, "classic"))
     result = CliRunner().invoke(app, ["train", "--dataset", "builtin", "--model-tag", "d4"])
     assert isinstance(result.exception, MlxchatError)
@@ -568,7 +568,7 @@ def classic_optimizers(tensors: dict[str, mx.array]) -> list[Any]:
     ]
 
 
-def test_the_optimizer_of_a_classic_run_on_one_gpu(tmp_path: Path) -> None:
+def test_the_optimizer_of_a_classic_run_on_one_gpu_is_imported(tmp_path: Path) -> None:
     folder, tensors = write_nanochat(tmp_path, "classic"), weights("classic")
     *states, moments = classic_optimizers(tensors)
     torch_file.write(folder / "optim_000007.pt", states)
@@ -613,7 +613,7 @@ def modern_optimizer(tensors: dict[str, mx.array], gpus: int = 1) -> dict[str, A
     return {"state": state, "param_groups": groups}
 
 
-def test_the_optimizer_of_a_modern_run_on_one_gpu(tmp_path: Path) -> None:
+def test_the_optimizer_of_a_modern_run_on_one_gpu_is_imported(tmp_path: Path) -> None:
     folder, tensors = write_nanochat(tmp_path, "modern"), weights("modern")
     torch_file.write(folder / "optim_000007_rank0.pt", modern_optimizer(tensors))
     saved = imported(folder, with_optimizer=True)

@@ -59,7 +59,7 @@ def same(a: Tokenizer, b: Tokenizer) -> bool:
 
 
 @needs_shared
-def test_ids_of_a_tokenizer_of_nanochat() -> None:
+def test_a_tokenizer_of_nanochat_keeps_its_ids() -> None:
     tokenizer = tokenizer_pickle.read(TOKENIZERS / "nanochat_65536_a.pkl")
     cases = json.loads((TOKENIZERS / "reference_ids.json").read_text("utf-8"))["cases"]
     assert len(cases) == 15
@@ -70,7 +70,7 @@ def test_ids_of_a_tokenizer_of_nanochat() -> None:
 
 
 @needs_shared
-def test_ranks_of_a_tokenizer_of_nanochat_and_a_megabyte_of_text() -> None:
+def test_a_tokenizer_of_nanochat_encodes_a_megabyte_as_tiktoken() -> None:
     tokenizer = tokenizer_pickle.read(TOKENIZERS / "nanochat_65536_a.pkl")
     lines = (TOKENIZERS / "nanochat_65536_a.tiktoken").read_bytes().splitlines()
     ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)}

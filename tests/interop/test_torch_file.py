@@ -87,7 +87,7 @@ def assert_refused(path: Path) -> MlxchatError:
     return error
 
 
-def test_a_state_dict_of_torch() -> None:
+def test_a_state_dict_of_torch_is_read() -> None:
     value = torch_file.read(DATA / "state_dict.pt")
     assert list(value) == ["c_q.weight", "wte.weight"]
     assert value["c_q.weight"].dtype == mx.float32
@@ -97,7 +97,7 @@ def test_a_state_dict_of_torch() -> None:
     assert np.array_equal(np.array(embedding.astype(mx.float32)), -NUMBERS)
 
 
-def test_optimizers_of_torch() -> None:
+def test_optimizers_of_torch_are_read() -> None:
     adamw, muon = torch_file.read(DATA / "optimizers.pt")
     assert [group["lr"] for group in adamw["param_groups"]] == [0.25, 0.5]
     assert adamw["param_groups"][0]["betas"] == (0.75, 0.5)
@@ -107,7 +107,7 @@ def test_optimizers_of_torch() -> None:
     assert np.array_equal(np.array(muon["state"][0]["momentum_buffer"].read()), NUMBERS)
 
 
-def test_every_kind_of_value_of_torch() -> None:
+def test_every_kind_of_value_of_torch_is_read() -> None:
     value = torch_file.read(DATA / "everything.pt")
     expected = {
         "transposed": NUMBERS.T,

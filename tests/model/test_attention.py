@@ -30,7 +30,7 @@ def by_hand(q: mx.array, k: mx.array, v: mx.array, window: int) -> mx.array:
     [(2, 2), (7, 30), (QUERIES + 1, QUERIES + 1), (2 * QUERIES + 9, 3 * QUERIES), (1, 40)],
 )
 @pytest.mark.parametrize("window", [0, 3, 100, QUERIES, 10_000])
-def test_equals_the_formula(T: int, S: int, window: int) -> None:
+def test_attention_equals_the_formula(T: int, S: int, window: int) -> None:
     q, k, v = drawn(2, 4, 2, T, S)
     if T == 1:  # sees all that it is given
         k, v = (x[:, :, max(0, S - 1 - window) :] for x in (k, v))
@@ -63,7 +63,7 @@ def test_a_single_query_sees_what_is_not_hidden() -> None:
 
 
 @pytest.mark.skipif(machine().backend != "cpu", reason="there scores are not held")
-def test_holds_the_scores_of_a_block_only() -> None:
+def test_attention_holds_the_scores_of_one_block_at_a_time() -> None:
     T = 8 * QUERIES
     q, k, v = drawn(1, 8, 8, T, T)
     mx.eval(q, k, v)

@@ -12,19 +12,19 @@ from mlxchat.runtime import mx
 X = np.concatenate([np.linspace(-87, 87, 20_001), [0.0, -0.5, 0.5, 1e-6]]).astype(np.float32)
 
 
-def test_exp() -> None:
+def test_exp_is_numpys() -> None:
     exact = np.exp(X.astype(np.float64))
     assert np.max(np.abs(np.array(exp(mx.array(X))) / exact - 1)) < 6e-6
     near = np.abs(X) < 10
     assert np.max(np.abs(np.array(exp(mx.array(X[near]))) / exact[near] - 1)) < 1e-6
 
 
-def test_tanh_at_any_size() -> None:
+def test_tanh_is_numpys_at_any_size() -> None:
     x = np.concatenate([X, [-1e30, 1e30]]).astype(np.float32)
     assert np.max(np.abs(np.array(tanh(mx.array(x))) - np.tanh(x.astype(np.float64)))) < 3e-7
 
 
-def test_gradients() -> None:
+def test_gradients_are_those_of_the_formulas() -> None:
     x = mx.array(np.linspace(-8, 8, 1001, dtype=np.float32))
     for function, derivative in ((exp, mx.exp), (tanh, lambda v: 1 - mx.tanh(v).square())):
         gradient = mx.grad(lambda v, f=function: f(v).sum())(x)
@@ -32,7 +32,9 @@ def test_gradients() -> None:
 
 
 @pytest.mark.parametrize("backend", ["cpu", "cuda"])  # keep the input, or the output
-def test_relu_squared(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relu_squared_and_its_gradient_are_exact(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     there = dataclasses.replace(elementary.machine(), backend=backend)
     monkeypatch.setattr(elementary, "machine", lambda: there)
     x = mx.array([-2.0, -0.0, 0.0, 0.5, 3.0])

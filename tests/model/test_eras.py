@@ -104,7 +104,7 @@ def furthest(a: mx.array, b: mx.array) -> float:
 # What is computed
 
 
-def test_parameters(case: Case) -> None:
+def test_parameters_and_flops_equal_nanochats(case: Case) -> None:
     named = case.model().named_parameters()
     assert {name: weight.shape for name, weight in named.items()} == case.shapes
     assert sum(weight.size for weight in named.values()) == sum(parameters(case.config).values())
@@ -112,12 +112,12 @@ def test_parameters(case: Case) -> None:
     assert abs(flops_per_token(case.config) - case.facts["flops"]) <= 6 * scalars
 
 
-def test_logits(case: Case) -> None:
+def test_logits_equal_nanochats(case: Case) -> None:
     logits, every = case.model()(case.ids), case.config.sequence_len // 16
     assert furthest(logits[:, ::every], case.io["logits"]) < 1e-4
 
 
-def test_losses(case: Case) -> None:
+def test_losses_equal_nanochats(case: Case) -> None:
     model, kept = case.model(), case.targets >= 0
     losses = model.losses(case.ids, case.targets)
     assert furthest(losses, mx.where(kept, case.io["losses"], 0)) < 1e-4
@@ -125,7 +125,7 @@ def test_losses(case: Case) -> None:
 
 
 @pytest.mark.parametrize("context", [96, 1000, 2048])
-def test_windows(case: Case, context: int) -> None:
+def test_windows_equal_nanochats_at_any_context(case: Case, context: int) -> None:
     if not case.facts["windows"]:
         assert set(case.config.windows) == {case.config.sequence_len}
         return
@@ -206,7 +206,7 @@ def test_every_parameter_has_a_group_and_is_updated(era: str) -> None:
 # How it is told apart
 
 
-def test_told_by_its_tensors(case: Case) -> None:
+def test_an_era_is_recognised_by_its_tensors(case: Case) -> None:
     assert era_of(case.shapes) is case.config.traits
 
 
@@ -268,7 +268,7 @@ def test_the_era_is_the_architectures_where_none_is_given() -> None:
         ),
     ],
 )
-def test_what_does_not_go_together(fields: dict[str, object], said: str) -> None:
+def test_settings_that_contradict_the_era_are_refused(fields: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         GPTConfig(**fields)
 
@@ -278,7 +278,7 @@ def test_what_does_not_go_together(fields: dict[str, object], said: str) -> None
 
 @pytest.mark.parametrize("quantization", [None, Quantization(group_size=32)], ids=["whole", "4bit"])
 @pytest.mark.parametrize("era", ERAS)
-def test_read_as_it_was_written(
+def test_a_saved_model_is_read_as_it_was_written(
     era: str, quantization: Quantization | None, tmp_path: Path
 ) -> None:
     model, ids = small(era), mx.arange(30)[None]

@@ -20,12 +20,12 @@ def _loss_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(loss, "chunk_rows", lambda *_: request.param)
 
 
-def test_logits(case: Case) -> None:
+def test_logits_equal_nanochats(case: Case) -> None:
     assert mx.abs(case.model()(case.io["ids"]) - case.io["logits"]).max().item() < 1e-4
 
 
 @pytest.mark.usefixtures("_loss_chunks")
-def test_losses(case: Case) -> None:
+def test_losses_equal_nanochats(case: Case) -> None:
     model = case.model()
     losses = model.losses(case.io["ids"], case.io["targets"])
     assert mx.abs(losses.reshape(-1) - case.io["loss_per_token"]).max().item() < 1e-4
@@ -36,7 +36,7 @@ def test_losses(case: Case) -> None:
 
 
 @pytest.mark.usefixtures("_loss_chunks")
-def test_gradients(case: Case) -> None:
+def test_gradients_equal_nanochats(case: Case) -> None:
     model = case.model()
     _, tree = nn.value_and_grad(model, case.loss)(model)
     gradients = dict(tree_flatten(tree))
@@ -46,7 +46,7 @@ def test_gradients(case: Case) -> None:
         assert relative(gradient, expected[name]) < 1e-4, name
 
 
-def test_counts(case: Case) -> None:
+def test_parameters_and_flops_equal_nanochats(case: Case) -> None:
     count = case.facts["num_params"]
     assert sum(p.size for p in case.model().named_parameters().values()) == count
     assert sum(parameters(case.config).values()) == count
@@ -123,7 +123,7 @@ def test_matrices_cast_once_give_the_same(case: Case) -> None:
     assert mx.array_equal(model(case.io["ids"]), expected)
 
 
-def test_ready_to_infer_it_gives_the_same(case: Case) -> None:
+def test_preparing_for_inference_changes_no_result(case: Case) -> None:
     model = case.model()
     model.ready_to_infer()
     assert mx.allclose(model(case.io["ids"]), case.io["logits"], atol=1e-4)
@@ -153,7 +153,7 @@ def deviation(weight: mx.array) -> float:
     return float(weight.square().mean().sqrt().item())
 
 
-def test_initial_parameters_of_classic() -> None:
+def test_classic_parameters_begin_as_nanochats() -> None:
     model = GPT(GPTConfig.from_depth(2, 300, 64))
     initialise(model, mx.random.key(1))
     weights = model.named_parameters()
@@ -169,7 +169,7 @@ def test_initial_parameters_of_classic() -> None:
     assert all(mx.array_equal(again.named_parameters()[n], w) for n, w in weights.items())
 
 
-def test_initial_parameters_of_modern() -> None:
+def test_modern_parameters_begin_as_nanochats() -> None:
     model = GPT(GPTConfig.from_depth(4, 320, 64, arch="modern"))
     initialise(model, mx.random.key(1))
     weights = model.named_parameters()

@@ -8,7 +8,7 @@ from mlxchat.runtime import mx
 
 @pytest.mark.parametrize("shape", [(1, 12), (300, 64), (1536, 257), (4096, 768), (768, 3072)])
 @pytest.mark.parametrize("rows", [(1,), (1, 1), (3, 1), (1, 4)])
-def test_the_product_is_the_same(shape: tuple[int, int], rows: tuple[int, ...]) -> None:
+def test_a_product_in_pieces_is_the_same(shape: tuple[int, int], rows: tuple[int, ...]) -> None:
     x = mx.random.normal((*rows, shape[1]), key=mx.random.key(0))
     weight = mx.random.normal(shape, key=mx.random.key(1))
     y = multiply_few_rows(x, weight)

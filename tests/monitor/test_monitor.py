@@ -160,7 +160,7 @@ def test_a_broken_line_is_left_out(tmp_path: Path) -> None:
     assert (log.meter.total_steps, log.meter.step) == (100, 1)
 
 
-def test_a_log_that_is_replaced_is_read_anew(tmp_path: Path) -> None:
+def test_a_replaced_log_is_read_from_the_start(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write_log(path, started(), *map(stepped, range(1, 8)), Ended(70.0, 7, "interrupted"))
     log = Log(path)
@@ -177,7 +177,7 @@ def test_a_log_that_is_replaced_is_read_anew(tmp_path: Path) -> None:
     assert (log.meter.step, log.meter.losses) == (0, [])
 
 
-def test_a_log_that_goes_leaves_what_it_said(tmp_path: Path) -> None:
+def test_a_deleted_log_leaves_what_it_said(tmp_path: Path) -> None:
     path = tmp_path / "run" / "metrics.jsonl"
     write_log(path, started(), stepped(1))
     log = Log(path)
@@ -248,7 +248,7 @@ def test_a_status_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:
     assert read_status(path) is None
 
 
-def test_a_broken_status_is_none(tmp_path: Path) -> None:
+def test_a_broken_status_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "status.json"
     for text in ("", "{", "[]", '{"time": 1}', '{"time": "now"}'):
         path.write_text(text)
@@ -268,7 +268,7 @@ def test_a_broken_status_is_none(tmp_path: Path) -> None:
         (None, False, SILENT_SECONDS + 1, "silent"),
     ],
 )
-def test_the_state_of_a_run(
+def test_the_state_follows_from_process_and_log(
     tmp_path: Path, process: Process | None, alive: bool, age: float, state: str
 ) -> None:
     write_log(Home(tmp_path).log("d4"), started(), stepped(1, time=1000.0))
@@ -279,19 +279,19 @@ def test_the_state_of_a_run(
 
 
 @pytest.mark.parametrize("ended", ["finished", "interrupted", "failed"])
-def test_a_run_that_ended_by_its_own_word(tmp_path: Path, ended: str) -> None:
+def test_a_run_is_ended_if_its_status_says_so(tmp_path: Path, ended: str) -> None:
     write_log(Home(tmp_path).log("d4"), started(), stepped(1))
     write_status(tmp_path, "d4", 1000.0, ended=ended)
     assert read_runs(tmp_path, 1001.0, alive=False)["d4"].state == ended
 
 
 @pytest.mark.parametrize("reason", ["finished", "interrupted"])
-def test_a_log_alone_tells_of_the_end(tmp_path: Path, reason: str) -> None:
+def test_a_log_alone_shows_that_a_run_ended(tmp_path: Path, reason: str) -> None:
     write_log(Home(tmp_path).log("d4"), started(), stepped(1), Ended(20.0, 1, reason))
     assert read_runs(tmp_path, 21.0)["d4"].state == reason
 
 
-def test_a_run_keeps_its_pace_in_mind(tmp_path: Path) -> None:
+def test_the_pace_of_a_run_is_remembered(tmp_path: Path) -> None:
     write_log(Home(tmp_path).log("d4"), started(), *map(stepped, range(1, 6)))
     run = read_runs(tmp_path, 50.0)["d4"]
     assert run.seconds_left(50.0) == 950.0
@@ -300,7 +300,7 @@ def test_a_run_keeps_its_pace_in_mind(tmp_path: Path) -> None:
     assert read_runs(tmp_path, 1e6)["d4"].seconds_left(1e6) is None
 
 
-def test_a_total_that_changed_since_the_beginning(tmp_path: Path) -> None:
+def test_a_changed_number_of_steps_is_followed(tmp_path: Path) -> None:
     write_log(Home(tmp_path).log("d4"), started(), stepped(1))
     write_status(tmp_path, "d4", 10.0)
     assert read_runs(tmp_path, 11.0)["d4"].meter.total_steps == 100
@@ -309,7 +309,7 @@ def test_a_total_that_changed_since_the_beginning(tmp_path: Path) -> None:
     assert read_runs(tmp_path, 11.0)["d4"].meter.total_steps == 80
 
 
-def test_checkpoints_as_they_come_and_go(tmp_path: Path) -> None:
+def test_checkpoints_are_listed_as_they_come_and_go(tmp_path: Path) -> None:
     home = Home(tmp_path)
     write_log(home.log("d4"), started(), stepped(1))
     runs = Runs(home, "here", lambda _: True)
@@ -354,7 +354,7 @@ def test_runs_come_in_the_order_of_their_beginning_and_vanish(tmp_path: Path) ->
         ("", ""),
     ],
 )
-def test_command_lines(line: str, command: str) -> None:
+def test_the_command_is_found_in_a_command_line(line: str, command: str) -> None:
     assert " ".join(command_of(line.split())) == command
 
 
@@ -392,7 +392,7 @@ def test_a_process_is_told_from_a_later_one_of_its_id(sleeper: subprocess.Popen[
     ("some", "full", "level"),
     [("0.00", "0.00", "normal"), ("12.5", "0.10", "warning"), ("40.0", "20.0", "critical")],
 )
-def test_pressure_of_linux(
+def test_memory_pressure_is_read_from_linux(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, some: str, full: str, level: str
 ) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
@@ -405,7 +405,7 @@ def test_pressure_of_linux(
     assert pressure(tmp_path / "missing") is None
 
 
-def test_the_disk_by_what_lies_on_it(tmp_path: Path) -> None:
+def test_disk_use_is_split_by_kind(tmp_path: Path) -> None:
     nothing = disk(Home(tmp_path / "not" / "there"))
     assert nothing == Disk(0, 0, 0, 0, nothing.free)
     assert nothing.free > 0
@@ -436,7 +436,7 @@ def look(home: Path, now: float = 50.0, programs: tuple[Program, ...] = ()) -> M
     )
 
 
-def test_everything_as_json(tmp_path: Path) -> None:
+def test_json_has_everything_the_screen_shows(tmp_path: Path) -> None:
     write_log(Home(tmp_path).log("d4"), started(), *map(stepped, range(1, 5)), stepped(5, math.nan))
     write_status(tmp_path, "d4", 50.0)
     program = Program(99, 1.0, "chat", GIB)

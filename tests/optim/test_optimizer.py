@@ -40,7 +40,7 @@ def golden_rates(case: Case) -> Rates:
     return Rates(learning, mx.array(0.95), mx.array(weight_decay))
 
 
-def test_three_steps(case: Case) -> None:
+def test_three_steps_equal_nanochats(case: Case) -> None:
     model = case.model()
     optimizer = MuonAdamW(model.named_parameters(), case.config.arch, mx.float32)
     rates, state = golden_rates(case), optimizer.state
@@ -82,7 +82,7 @@ def test_polar_express_makes_singular_values_one(shape: tuple[int, int]) -> None
     assert values.max() < 1.2
 
 
-def test_equal_rows_and_the_same_norm() -> None:
+def test_equalised_rows_keep_the_norm_of_the_matrix() -> None:
     G = mx.random.normal((2, 5, 7), key=mx.random.key(0))
     rows = mx.linalg.norm(normuon.equalise_rows(G), axis=-1)  # (2, 5)
     expected = mx.linalg.norm(G, axis=[-2, -1]) / 5**0.5
@@ -123,7 +123,7 @@ def test_clipping_is_joint() -> None:
     assert clip(gradients, 0.0)[0] is gradients
 
 
-def test_learning_rates() -> None:
+def test_the_learning_rate_warms_up_and_down() -> None:
     multipliers = [learning_rate_multiplier(i, 100, 10, 0.2, 0.05) for i in range(100)]
     assert multipliers[:2] == [0.1, 0.2]
     assert multipliers[10:81] == [1.0] * 71
@@ -131,7 +131,7 @@ def test_learning_rates() -> None:
     assert multipliers[99] == pytest.approx(0.05 + 0.95 * 0.05)
 
 
-def test_momentum() -> None:
+def test_muons_momentum_equals_nanochats() -> None:
     classic = [muon_momentum("classic", i, 1000, 0.2) for i in (0, 150, 300, 999)]
     assert classic == pytest.approx([0.85, 0.9, 0.95, 0.95])
     modern = [muon_momentum("modern", i, 2000, 0.65) for i in (0, 200, 400, 699, 700, 1350, 2000)]
@@ -140,7 +140,7 @@ def test_momentum() -> None:
     assert short == pytest.approx(0.85 + 0.12 * 0.75)
 
 
-def test_weight_decay() -> None:
+def test_modern_weight_decay_falls_to_zero() -> None:
     assert weight_decay_multiplier("classic", 99, 100) == 1
     falling = [weight_decay_multiplier("modern", i, 100) for i in (0, 50, 100)]
     assert falling == pytest.approx([1, 0.5, 0], abs=1e-12)

@@ -46,7 +46,7 @@ TERA = 1e12
         ("1d1h1m1.4s", 90_061, "1d1h1m1s"),
     ],
 )
-def test_durations(text: str, seconds: int, canonical: str) -> None:
+def test_every_form_of_a_duration_is_read(text: str, seconds: int, canonical: str) -> None:
     assert to_seconds(text) == seconds
     assert spelled(seconds) == canonical
     assert PretrainConfig(budget=text) == PretrainConfig(budget=canonical)
@@ -55,7 +55,7 @@ def test_durations(text: str, seconds: int, canonical: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "90", "s", "h", "-1h", "0s", "0.4s", "1h 30m", "30m1h", "2hours", "1e3s", "1001d"]
 )
-def test_what_is_no_duration_is_shown_the_forms(text: str) -> None:
+def test_a_malformed_duration_is_refused_with_examples(text: str) -> None:
     with pytest.raises(MlxchatError, match="is not a duration") as raised:
         PretrainConfig(budget=text)
     assert "1h30m" in raised.value.remedy
@@ -117,7 +117,7 @@ def test_more_time_makes_deeper_models_that_see_enough(arch: str) -> None:
         assert 0.9 * seconds < needed < seconds
 
 
-def test_what_is_given_is_respected() -> None:
+def test_given_settings_are_respected() -> None:
     made = planned(3600, depth=8, max_seq_len=1000, device_batch_size=3)
     assert (made.model.n_layer, made.model.sequence_len, made.device_batch_size) == (8, 1000, 3)
     assert made.tokens_per_step % 3000 == 0
@@ -175,7 +175,7 @@ def test_a_fault_of_the_settings_is_not_hidden_by_trying_every_depth() -> None:
         planned(3600, total_batch_size=100)
 
 
-def test_the_reason_is_said() -> None:
+def test_the_reason_is_stated() -> None:
     config = PretrainConfig(budget="1h")
     made = planned(3600)
     depth = made.model.n_layer
@@ -421,7 +421,7 @@ def test_a_slower_machine_takes_fewer_steps_and_says_so(tmp_path: Path, clock: F
     assert finished.trainer.step == steps < 60
 
 
-def test_a_budget_that_the_tokenizer_used_up(tmp_path: Path, clock: FakeClock) -> None:
+def test_a_budget_used_up_by_the_tokenizer_is_refused(tmp_path: Path, clock: FakeClock) -> None:
     events = pretrain.pretrain(TINY, Home(tmp_path), lambda _: None, clock=clock)
     next(events)  # a tokenizer is about to be trained
     clock.now += 200

@@ -149,7 +149,7 @@ def test_durations_have_no_more_digits_than_they_deserve(seconds: float, said: s
     assert about(seconds) == said
 
 
-def test_speeds() -> None:
+def test_speeds_have_units_and_three_digits() -> None:
     assert flops_per_second(430.2e9) == "430 GFLOP/s"
     assert flops_per_second(12.36e12) == "12.4 TFLOP/s"
 

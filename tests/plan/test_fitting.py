@@ -123,7 +123,7 @@ def test_of_a_small_model_no_less_is_asked_than_anyone_has() -> None:
     assert not least.grad_checkpoint and least.device_batch_size > 1
 
 
-def test_a_saved_run_goes_on_as_it_was_where_it_fits() -> None:
+def test_a_saved_run_keeps_its_batches_if_they_fit() -> None:
     config = PretrainConfig.model_validate(SMALL)
     saved = plan(config, 4096, PLENTY)
     assert refitted(saved, config, PLENTY) is saved
@@ -150,7 +150,7 @@ def test_a_saved_run_goes_on_as_it_was_where_it_fits() -> None:
         ("1.5tib", 3 * 2**39, "1.5TiB"),
     ],
 )
-def test_sizes(text: str, size: int, canonical: str) -> None:
+def test_every_form_of_a_size_is_read(text: str, size: int, canonical: str) -> None:
     assert to_bytes(text) == size
     assert spelled(text) == canonical
     assert PretrainConfig(memory_limit=text, wired_limit=text).memory_limit == canonical
@@ -159,7 +159,7 @@ def test_sizes(text: str, size: int, canonical: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "12", "GB", "-1GB", "0GB", "0.5MB", "1e3GB", "12 G", "2000TB"]
 )
-def test_what_is_no_size_is_shown_the_forms(text: str) -> None:
+def test_a_malformed_size_is_refused_with_examples(text: str) -> None:
     with pytest.raises(MlxchatError, match="is not an amount of memory") as raised:
         PretrainConfig(memory_limit=text)
     assert "12GB" in raised.value.remedy
@@ -167,5 +167,5 @@ def test_what_is_no_size_is_shown_the_forms(text: str) -> None:
         PretrainConfig(wired_limit="least")
 
 
-def test_sizes_in_words() -> None:
+def test_sizes_are_rounded_for_display() -> None:
     assert [rounded(n) for n in (602 * MIB, GIB, 3 * GIB // 2)] == ["602 MiB", "1.0 GiB", "1.5 GiB"]

@@ -83,7 +83,7 @@ def test_batch_sizes_that_do_not_divide_name_those_that_do() -> None:
     assert raised.value.remedy == "Use --total-batch-size 8192 or 12288."
 
 
-def test_a_batch_that_is_no_whole_row() -> None:
+def test_a_batch_of_no_whole_row_is_refused() -> None:
     config = PretrainConfig(depth=4, total_batch_size=5000, device_batch_size=1)
     with pytest.raises(MlxchatError, match="not a multiple of a row's 2,048 tokens") as raised:
         plan(config, 1024, SMALL)
@@ -111,7 +111,7 @@ def test_a_depth_that_heads_cannot_share_names_its_neighbours() -> None:
     assert plan(PretrainConfig(depth=5, arch="modern"), 1024, SMALL).model.n_embd == 384
 
 
-def test_a_head_dimension_that_never_works() -> None:
+def test_a_head_dimension_that_never_works_is_refused() -> None:
     with pytest.raises(MlxchatError, match="shared out among heads of 3") as raised:
         plan(PretrainConfig(depth=4, head_dim=3), 1024, SMALL)
     assert raised.value.remedy == "Use another --head-dim."
@@ -120,7 +120,7 @@ def test_a_head_dimension_that_never_works() -> None:
     assert raised.value.remedy == "Use an even --head-dim."
 
 
-def test_a_modern_width_that_the_smear_cannot_read() -> None:
+def test_a_modern_width_too_small_for_the_smear_is_refused() -> None:
     def narrow(arch: str) -> GPTConfig:
         return GPTConfig(arch=arch, n_embd=16, n_head=1, n_kv_head=1)
 

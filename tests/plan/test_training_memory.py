@@ -26,7 +26,7 @@ GB = 10**9
         ("classic", 12, 65_536, 1, 3.807, 3.426),
     ],
 )
-def test_memory_is_what_was_measured(
+def test_estimated_memory_equals_the_measured(
     arch: str, depth: int, vocabulary: int, rows: int, plain: float, checkpointing: float
 ) -> None:
     """Peaks in GB as benchmarks/memory.py finds them: float32, a CPU, rows of 512 tokens, two
@@ -38,7 +38,7 @@ def test_memory_is_what_was_measured(
         assert needed["peak"] / GB == pytest.approx(measured, rel=0.06)
 
 
-def test_memory_by_component() -> None:
+def test_memory_is_estimated_by_component() -> None:
     model = GPTConfig.from_depth(4, 1024, 256, arch="modern")
     counts = parameters(model)
     one, two = (training_bytes(model, 4, n, 4, "all", 128) for n in (1, 2))

@@ -191,7 +191,7 @@ def test_curve_stays_short_and_evenly_spaced_however_long_the_run():
     assert {after - before for before, after in pairwise(steps)} == {16}
 
 
-def test_restored_meter_goes_on_as_if_never_interrupted():
+def test_a_restored_meter_continues_as_if_never_interrupted():
     whole, first = Meter(), Meter()
     for meter in (whole, first):
         meter.update(started())

@@ -126,7 +126,7 @@ def test_an_answered_conversation_is_not_completed(tokenizer: Tokenizer) -> None
         tokenizer.render_for_completion(CONVERSATIONS[0])
 
 
-def test_saved_and_loaded(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_saved_tokenizer_is_loaded_unchanged(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     again = Tokenizer.load(tmp_path)
     assert "chat_template" not in (tmp_path / "tokenizer_config.json").read_text()
@@ -155,7 +155,7 @@ def test_special_tokens_in_text_are_text(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": {"vocab": 3}}', "[" * 10**5])
-def test_a_file_that_is_no_tokenizer(content: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_tokenizer_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(MlxchatError, match="is not a byte-level BPE tokenizer"):
         Tokenizer.load(tmp_path)
@@ -329,6 +329,6 @@ def test_no_file_names_the_command(tmp_path: Path) -> None:
     assert "mlxchat tokenizer train" in raised.value.remedy
 
 
-def test_a_vocabulary_without_room_for_bytes() -> None:
+def test_a_vocabulary_without_room_for_bytes_is_refused() -> None:
     with pytest.raises(MlxchatError, match="264 tokens is too small"):
         train(["text"], 264)

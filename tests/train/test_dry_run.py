@@ -23,7 +23,7 @@ def shards(folder: Path, *names: str) -> Path:
     return folder
 
 
-def test_data_is_looked_for(tmp_path: Path) -> None:
+def test_a_dry_run_finds_that_data_is_missing(tmp_path: Path) -> None:
     config = PretrainConfig(data_dir=tmp_path / "data")
     with pytest.raises(MlxchatError, match="no data"):
         check_documents(config, Home(tmp_path), [])

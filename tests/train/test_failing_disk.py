@@ -24,7 +24,7 @@ def full(*_: object) -> None:
     raise FULL
 
 
-def test_a_log_that_fails_from_the_first_event_on(
+def test_a_log_that_fails_from_the_first_event_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
@@ -43,7 +43,7 @@ def test_a_log_that_fails_from_the_first_event_on(
     assert logged(tmp_path, "step") == list(range(1, 13))
 
 
-def test_a_log_that_cannot_be_gone_on_with_stays(
+def test_a_log_that_cannot_be_continued_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path, SHORT, stop_at=6)
@@ -78,7 +78,7 @@ def test_the_first_save_on_a_full_disk_says_what_a_step_takes(
     assert said == pytest.approx(taken, rel=0.2)
 
 
-def test_a_loss_that_is_no_number_is_told_where_the_disk_is_full_too(
+def test_a_nan_loss_is_reported_even_if_the_disk_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = QUIET.model_copy(update={"data_dir": shards(tmp_path / "data", 0, 1)})
@@ -101,7 +101,7 @@ def test_a_loss_that_is_no_number_is_told_where_the_disk_is_full_too(
 
 
 @pytest.mark.parametrize("kind", ["once", "full", "killed"])
-def test_whatever_fails_in_setting_a_step_aside(
+def test_setting_a_step_aside_survives_any_failure(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for at in range(20):
@@ -130,7 +130,9 @@ def test_whatever_fails_in_setting_a_step_aside(
     ("what", "fresh"),
     [("run", False), ("run", True), ("newest step", False), ("log", False), ("log", True)],
 )
-def test_a_disk_that_is_not_connected(what: str, fresh: bool, tmp_path: Path) -> None:
+def test_a_disconnected_disk_is_named_and_changes_nothing(
+    what: str, fresh: bool, tmp_path: Path
+) -> None:
     run(tmp_path, SHORT, stop_at=6)
     newest = store.latest(run_folder(tmp_path))
     assert newest is not None

@@ -71,14 +71,14 @@ def test_training_begins_where_the_model_is(source: Path) -> None:
 
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
-def test_its_shape_is_the_model_s(arch: Any, tmp_path: Path) -> None:
+def test_its_shape_is_the_models(arch: Any, tmp_path: Path) -> None:
     folder = model(tmp_path / "m", arch=arch)
     settled = of_model(config(folder), Home.from_environment())
     assert (settled.arch, settled.depth, settled.max_seq_len) == (arch, 1, 32)
     assert settled.tokenizer_dir == folder
 
 
-def test_it_goes_on_when_its_source_has_gone(source: Path) -> None:
+def test_it_resumes_without_its_source(source: Path) -> None:
     home = Home.from_environment()
     stopped = config(source, save_every=1)
     run = pretrain(stopped, home, lambda _: None, stop=lambda: (home.runs / stopped.tag).exists())
@@ -88,7 +88,7 @@ def test_it_goes_on_when_its_source_has_gone(source: Path) -> None:
     assert (home.runs / stopped.tag / "step_000002").exists()
 
 
-def test_a_run_s_name_will_do(source: Path) -> None:
+def test_a_runs_name_is_accepted(source: Path) -> None:
     home = Home.from_environment()
     list(pretrain(config(source, model_tag="first"), home, lambda _: None))
     list(pretrain(config("first"), home, lambda _: None))

@@ -57,7 +57,7 @@ class Short(BuiltinDocuments):
         return iter(["abab"])
 
 
-def test_a_vocabulary_that_the_text_cannot_fill(tmp_path: Path) -> None:
+def test_a_vocabulary_too_large_for_the_text_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "tokenizer"
     with pytest.raises(MlxchatError, match="pairs for a vocabulary of 267 tokens") as raised:
         train_tokenizer(Short(1), folder, 300, lambda _: None)
@@ -66,7 +66,7 @@ def test_a_vocabulary_that_the_text_cannot_fill(tmp_path: Path) -> None:
     assert train_tokenizer(Short(1), folder, None, lambda _: None).vocab_size == 267
 
 
-def test_folders(tmp_path: Path) -> None:
+def test_a_tokenizers_folder_follows_from_the_dataset(tmp_path: Path) -> None:
     home = Home(tmp_path)
     assert tokenizer_folder(DataConfig(), home) == tmp_path / "tokenizer"
     assert tokenizer_folder(DataConfig(dataset="builtin"), home) == tmp_path / "tokenizer_builtin"
@@ -74,7 +74,7 @@ def test_folders(tmp_path: Path) -> None:
     assert tokenizer_folder(given, home) == tmp_path / "mine"
 
 
-def test_datasets(tmp_path: Path) -> None:
+def test_the_settings_decide_which_documents_are_opened(tmp_path: Path) -> None:
     home = Home(tmp_path)
     assert isinstance(open_documents(DataConfig(dataset="builtin"), home, print), BuiltinDocuments)
     with pytest.raises(MlxchatError, match="no data"):

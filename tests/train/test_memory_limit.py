@@ -77,7 +77,7 @@ def test_the_limit_is_held_and_the_losses_agree(
         assert taken <= share * peak
 
 
-def test_a_run_goes_on_within_another_limit(shared: Path) -> None:
+def test_a_run_resumes_within_another_limit(shared: Path) -> None:
     expected, peak, _ = trained(shared, model_tag="straight", num_iterations=4)
     steps = {"model_tag": "cut", "num_iterations": 4, "save_every": 1}
     events = pretrain(PretrainConfig.model_validate(RUN | steps), Home(shared), lambda _: None)
@@ -100,7 +100,7 @@ def test_what_may_be_kept_for_reuse_stays_within_the_limit() -> None:
     assert runtime.cache_limit(100 * MIB, 170 * MIB) <= 100 * MIB
 
 
-def test_limits_that_the_machine_cannot_have(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_impossible_limits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime.check_limits(runtime.spare_memory(), None)
     with pytest.raises(MlxchatError, match=r"is 1,000,000\.0 GiB; this machine has"):
         runtime.check_limits(10**6 * runtime.GIB, None)

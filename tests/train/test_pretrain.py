@@ -43,7 +43,7 @@ def prepared(straight: tuple[Path, list[Event]], tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_happens_in_order(straight: tuple[Path, list[Event]]) -> None:
+def test_events_come_in_order(straight: tuple[Path, list[Event]]) -> None:
     home, events = straight
     kinds = (Stepped, Evaluated, Sampled, Saved, Ended)
     order = [(type(e).__name__, e.step) for e in events if isinstance(e, kinds)]
@@ -77,7 +77,7 @@ def test_what_happens_in_order(straight: tuple[Path, list[Event]]) -> None:
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 8])
-def test_interrupted_and_resumed(
+def test_an_interrupted_run_resumes_bit_for_bit(
     straight: tuple[Path, list[Event]], prepared: Path, stop_at: int
 ) -> None:
     first = run(prepared, stop_at=stop_at)
@@ -93,7 +93,7 @@ def test_interrupted_and_resumed(
             assert event.bits_per_byte == match[0].bits_per_byte
 
 
-def test_a_modern_run_interrupted_and_resumed(prepared: Path) -> None:
+def test_an_interrupted_modern_run_resumes_bit_for_bit(prepared: Path) -> None:
     modern = CONFIG.model_copy(
         update={
             "arch": "modern",
@@ -141,7 +141,9 @@ def assert_rates(rates: Rates, learning: dict[str, float], momentum: float, deca
     assert rates.weight_decay.item() == pytest.approx(decay, rel=1e-5)
 
 
-def test_the_rates_of_a_classic_run(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rates_of_a_classic_run_are_nanochats(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = CONFIG.model_copy(update={"num_iterations": 1000, "weight_decay": 0.1})
     run = loop_of(prepared, config, monkeypatch)
     assert run.grad_clip == 1
@@ -158,7 +160,9 @@ def test_the_rates_of_a_classic_run(prepared: Path, monkeypatch: pytest.MonkeyPa
         assert_rates(run.rates(step), learning, momentum, 0.1)
 
 
-def test_the_rates_of_a_modern_run(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rates_of_a_modern_run_are_nanochats(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = CONFIG.model_copy(update={"arch": "modern", "num_iterations": 1000})
     run = loop_of(prepared, config, monkeypatch)
     assert run.grad_clip == 0
@@ -199,7 +203,7 @@ for event in pretrain(config, Home(Path(sys.argv[1])), lambda _: None):
 """
 
 
-def test_killed_at_any_moment_and_resumed(
+def test_a_killed_run_resumes_bit_for_bit(
     straight: tuple[Path, list[Event]], prepared: Path
 ) -> None:
     command = [sys.executable, "-c", SCRIPT, str(prepared), json.dumps(SETTINGS)]
@@ -257,7 +261,7 @@ def test_fresh_with_settings_that_cannot_work_leaves_the_old_run(prepared: Path)
     assert Home(prepared).log("run.old2").exists()
 
 
-def test_one_process_a_run(tmp_path: Path) -> None:
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
     with (
         store.locked(Home(tmp_path).runs / "run"),
         pytest.raises(MlxchatError, match="Another process is training run"),
@@ -312,9 +316,7 @@ def test_the_data_must_be_what_it_was(tmp_path: Path) -> None:
     (tmp_path / "shard_00001.parquet").rename(tmp_path / "data" / "shard_00001.parquet")
 
 
-def test_data_that_fails_saves_what_is_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_is_saved_when_data_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = OWN.model_copy(
         update={
             "data_dir": shards(tmp_path / "data", 0, 1, 2),
@@ -371,7 +373,9 @@ def test_a_missing_file_is_named(prepared: Path) -> None:
     run(prepared)
 
 
-def test_a_vocabulary_that_does_not_fit(straight: tuple[Path, list[Event]], tmp_path: Path) -> None:
+def test_a_vocabulary_that_does_not_fit_is_refused(
+    straight: tuple[Path, list[Event]], tmp_path: Path
+) -> None:
     folder = store.latest(Home(straight[0]).runs / "run")
     assert folder is not None
     for path in folder.iterdir():
@@ -389,7 +393,9 @@ def test_a_vocabulary_that_does_not_fit(straight: tuple[Path, list[Event]], tmp_
 
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
-def test_compiled_once(arch: str, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_compiled_once(
+    arch: str, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The loss is traced twice (first and later in a step), the update once, in all the steps."""
     traces: list[str] = []
 

@@ -68,7 +68,7 @@ def test_other_text_under_the_same_name_is_refused(tmp_path: Path, changed: str)
     run(tmp_path, config)  # says that it is finished
 
 
-def test_what_is_not_known_is_learnt_when_the_run_goes_on(tmp_path: Path) -> None:
+def test_unknown_fingerprints_are_taken_when_a_run_resumes(tmp_path: Path) -> None:
     data = shards(tmp_path / "data", 0, 1)
     config = QUIET.model_copy(update={"data_dir": data})
     run(tmp_path, config, stop_at=3)
@@ -79,7 +79,7 @@ def test_what_is_not_known_is_learnt_when_the_run_goes_on(tmp_path: Path) -> Non
     assert found[SECOND] == frame(data / SECOND)  # validation, which is not looked at
 
 
-def test_data_may_move(tmp_path: Path) -> None:
+def test_a_run_resumes_with_data_that_moved(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     config = QUIET.model_copy(update={"data_dir": shards(here, 0, 1)})
     moved = config.model_copy(update={"data_dir": there})
@@ -103,7 +103,7 @@ def test_the_built_in_corpus_is_no_folder_of_that_name(tmp_path: Path) -> None:
         run(tmp_path, CONFIG.model_copy(update={"data_dir": folder}))
 
 
-def test_a_home_may_move(tmp_path: Path) -> None:
+def test_a_run_resumes_in_a_home_that_moved(tmp_path: Path) -> None:
     def config(home: Path) -> PretrainConfig:
         return CONFIG.model_copy(update={"tokenizer_dir": home / "tokenizer_quickstart"})
 
@@ -125,7 +125,7 @@ def test_data_of_a_revision_may_move_without_its_record(tmp_path: Path) -> None:
     assert layout.read_trainer(newest(tmp_path)).revision == "a" * 40
 
 
-def test_a_shard_more_changes_nothing(tmp_path: Path) -> None:
+def test_an_additional_shard_changes_nothing(tmp_path: Path) -> None:
     straight, going_on = tmp_path / "straight", tmp_path / "going_on"
     config = QUIET.model_copy(update={"data_dir": few(tmp_path / "data", 0, 1, 2)})
     run(straight, config)
@@ -138,7 +138,7 @@ def test_a_shard_more_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [spoilt, lambda path: path.read_bytes()[:-1]])
-def test_a_shard_replaced_meanwhile_ends_the_run_saved(
+def test_a_run_saves_and_ends_if_a_shard_is_replaced(
     tmp_path: Path, change: Callable[[Path], bytes]
 ) -> None:
     straight, ended = tmp_path / "straight", tmp_path / "ended"
@@ -227,7 +227,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("what", ["write", "sync"])
-def test_a_log_that_cannot_be_written_ends_the_run_saved(
+def test_a_run_saves_and_ends_if_its_log_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     config = CONFIG.model_copy(update={"save_every": 4 if what == "sync" else 0, "eval_every": 0})

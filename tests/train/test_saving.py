@@ -29,7 +29,7 @@ A, B = "a" * 40, "b" * 40
         ([3.0, math.nan, 0.1], "The gradient norm is nan in step 8"),
     ],
 )
-def test_a_loss_that_is_no_number_ends_the_run(
+def test_a_loss_or_norm_that_is_not_finite_ends_the_run(
     facts: list[float], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = QUIET.model_copy(update={"data_dir": shards(tmp_path / "data", 0, 1)})
@@ -66,7 +66,9 @@ def test_another_good_step_is_kept_beside_the_first(
     assert [store.steps(run) for run in kept] == [[3], [6]]
 
 
-def test_before_anything_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diverging_before_the_first_save_names_save_every(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = QUIET.model_copy(update={"data_dir": shards(tmp_path / "data", 0, 1)})
     diverge(monkeypatch, 2, [math.nan, 1.0, 0.1])
     with pytest.raises(MlxchatError, match="in step 2") as raised:
@@ -75,7 +77,7 @@ def test_before_anything_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert store.steps(run_folder(tmp_path)) == []
 
 
-def test_weights_that_are_no_numbers_are_not_saved(
+def test_weights_that_are_not_finite_are_not_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = QUIET.model_copy(update={"data_dir": shards(tmp_path / "data", 0, 1)})
@@ -99,14 +101,14 @@ def test_weights_that_are_no_numbers_are_not_saved(
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-def test_one_number_is_found(number: float) -> None:
+def test_a_single_number_that_is_not_finite_is_found(number: float) -> None:
     arrays = {"fine": mx.ones((9, 9)), "bad": mx.where(mx.arange(9) == 4, number, 1.0)}
     with pytest.raises(DivergedError, match="bad has numbers"):
         check_arrays(arrays, 1, Cursor())
     check_arrays({"fine": mx.ones(9), "whole": mx.arange(3)}, 1, Cursor())
 
 
-def test_a_validation_shard_that_is_gone_saves_what_is_done(
+def test_progress_is_saved_when_a_validation_shard_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = shards(tmp_path / "data", 0, 1)
@@ -154,7 +156,7 @@ def test_the_log_is_on_the_disk_before_a_step_is(
     assert len(synced) == 8
 
 
-def test_a_run_goes_on_with_data_of_its_revision_only(tmp_path: Path) -> None:
+def test_a_run_resumes_only_with_data_of_its_revision(tmp_path: Path) -> None:
     data = shards(tmp_path / "data", 0, 1)
     config = QUIET.model_copy(update={"data_dir": data})
     (data / REVISION).write_text(f"{A}\n")

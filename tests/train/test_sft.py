@@ -210,7 +210,7 @@ def test_a_step_is_the_mean_over_its_answers_however_it_is_cut() -> None:
             assert mx.allclose(others[name], array, atol=1e-5).item(), (rows, name)
 
 
-def test_what_happens(based: Path, tmp_path: Path) -> None:
+def test_a_run_steps_evaluates_samples_and_saves(based: Path, tmp_path: Path) -> None:
     events = run(based, tuning(based, model_tag="straight"))
     steps = [event.step for event in events if isinstance(event, Stepped)]
     assert steps == list(range(1, 13))
@@ -229,7 +229,7 @@ def test_what_happens(based: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop_at", [1, 5, 8])
-def test_interrupted_and_resumed_bit_for_bit(based: Path, stop_at: int) -> None:
+def test_an_interrupted_run_resumes_bit_for_bit(based: Path, stop_at: int) -> None:
     if not (Home(based).finetuned / "straight").exists():
         run(based, tuning(based, model_tag="straight"))
     config = tuning(based, model_tag=f"stopped{stop_at}")
@@ -377,7 +377,7 @@ def test_without_a_source_the_newest_base_model_that_can_be_trained(based: Path)
         with_source(SftConfig(), Home(based / "nowhere"))
 
 
-def test_without_a_source_a_run_goes_on_with_its_own(based: Path, tmp_path: Path) -> None:
+def test_without_a_source_a_run_resumes_from_its_own(based: Path, tmp_path: Path) -> None:
     home = Home(tmp_path)
     shutil.copytree(based / "base_checkpoints", tmp_path / "base_checkpoints")
     shutil.copy(based / "talks.jsonl", tmp_path)
@@ -432,7 +432,7 @@ def test_changed_conversations_are_refused(based: Path, tmp_path: Path) -> None:
         ({"identity": "Ada"}, "no KEY=VALUE"),
     ],
 )
-def test_what_cannot_work_is_refused(
+def test_settings_that_cannot_work_are_refused(
     based: Path, settings: dict[str, object], problem: str
 ) -> None:
     with pytest.raises(MlxchatError, match=problem):

@@ -194,7 +194,7 @@ class Gone(io.StringIO):
 
 
 @pytest.mark.parametrize("json_lines", [True, False])
-def test_a_reader_that_goes_away_ends_the_showing_not_the_run(json_lines):
+def test_a_reader_that_leaves_ends_the_output_not_the_run(json_lines):
     with Screen(json=json_lines, stream=Gone()) as screen:
         for event in (started(), stepped(1, 0.0), stepped(2, 2.0), Ended(2.0, 2, "finished")):
             screen.show(event)

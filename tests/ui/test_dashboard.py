@@ -118,7 +118,7 @@ def test_what_is_unknown_is_left_out():
     assert "0/100" in drawn(dashboard(fresh))
 
 
-def test_clocks_go_on_during_a_long_step():
+def test_clocks_keep_running_during_a_long_step():
     meter, latest = run(steps=4, total=6)
     text = drawn(dashboard(meter, latest, waited=10.0))
     assert "2m 02s" in text and "46s" in text
@@ -159,11 +159,11 @@ def test_curve_goes_from_the_upper_left_to_the_lower_right():
     ("seconds", "text"),
     [(0, "0s"), (59.6, "1m 00s"), (185, "3m 05s"), (55200, "15h 20m"), (273600, "3d 04h")],
 )
-def test_duration(seconds, text):
+def test_durations_are_rounded_for_display(seconds, text):
     assert duration(seconds) == text
 
 
-def test_amounts_and_text_of_any_origin():
+def test_amounts_have_units_and_text_is_harmless():
     assert amount(95_100_000, "bytes") == "95.1 MB"
     assert amount(512, "bytes") == "512 B"
     assert amount(1234, "documents") == "1,234 documents"

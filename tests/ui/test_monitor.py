@@ -164,7 +164,7 @@ def test_runs_of_long_ago_get_a_line_and_are_counted_where_there_is_no_room() ->
         (run(loss=math.nan), ["nan"]),
     ],
 )
-def test_what_there_is_to_say(shown: Run, words: list[str]) -> None:
+def test_the_screen_shows_the_facts_of_a_run(shown: Run, words: list[str]) -> None:
     text = " ".join(drawn(snapshot(shown)).replace("│", " ").split())
     for word in words:
         assert " ".join(word.split()) in text, word
@@ -178,7 +178,7 @@ def test_a_run_that_has_only_just_begun_or_left_nothing_behind() -> None:
     assert "earlier runs" in text
 
 
-def test_a_run_on_another_machine() -> None:
+def test_a_run_on_another_machine_is_shown_as_such() -> None:
     text = drawn(snapshot(run(host="there"), programs=(Program(101, 1.0, "chat", GIB),)))
     (there,) = [line for line in text.splitlines() if "train d12 on there" in line]
     assert "4.0 GiB" in there

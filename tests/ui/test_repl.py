@@ -112,7 +112,7 @@ def test_text_keeps_its_spaces() -> None:
     assert base.calls == [("reply", " and then ")]
 
 
-def test_commands(tmp_path: Path) -> None:
+def test_save_load_and_clear_are_carried_out(tmp_path: Path) -> None:
     chat = Parrot()
     path = tmp_path / "my chat.json"
     shown = talk(chat, f"/save {path}", "/clear", f"  /load   {path} ", width=500)
@@ -161,7 +161,7 @@ def test_quit_quits() -> None:
     assert chat.calls == []
 
 
-def test_errors_are_shown_and_the_conversation_goes_on() -> None:
+def test_errors_are_shown_and_the_conversation_continues() -> None:
     chat = Parrot()
     shown = talk(chat, "too long", "/save full", "Hello")
     assert "The message is too long. Shorten it." in shown
