@@ -1,4 +1,4 @@
-"""What every test needs: a home of its own, and nanochat's models."""
+"""Fixtures of all tests: a home for each, and nanochat's models."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What `mlxchat bench` measures, on a clock of its own, and how it is shown."""
+"""The measurements of `mlxchat bench`, on a fake clock, and their tables."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The programs of benchmarks/: their taking turns, and the torch competitor against nanochat."""
+"""The programs of benchmarks/ take turns; the torch rival computes what nanochat does."""
 
 import importlib
 import os

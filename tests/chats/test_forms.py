@@ -1,4 +1,4 @@
-"""The forms of conversations that people have: what becomes of each, and of what is in none."""
+"""Common file formats of conversations are read; rows in no known format are refused."""
 
 import json
 import tempfile

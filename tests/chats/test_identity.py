@@ -1,4 +1,4 @@
-"""Who a model is: what a user may say of it, and how it is taught and asked."""
+"""A model's identity: what a user may state, and how it is taught and asked."""
 
 import re
 

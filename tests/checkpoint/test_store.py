@@ -42,14 +42,14 @@ def copied(trained: Path, tmp_path: Path) -> Path:
 
 
 def load(home: Path) -> Learner:
-    """Read the newest step as a run that goes on does."""
+    """Read the newest step as a resuming run does."""
     saved = saved_run(SAVED, Home(home))
     assert saved is not None
     return resume(saved.plan, saved)
 
 
 def save(home: Path, learner: Learner, step: int) -> None:
-    """Save the learner as a step, and let go of the oldest, as a run does."""
+    """Save the learner as a step and remove the oldest, as a run does."""
     saved = saved_run(SAVED, Home(home))
     assert saved is not None
     trainer = saved.trainer.model_copy(update={"step": step})

@@ -1,4 +1,4 @@
-"""Whatever a person may put into a chat: bytes, texts beyond the context, files edited by hand."""
+"""Hostile or accidental input to a chat: any bytes, overlong texts, files edited by hand."""
 
 import io
 import json

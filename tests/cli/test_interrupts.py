@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at every stage of the program: what is done is saved, and the exit code."""
+"""Ctrl-C and SIGTERM at every stage of the program: progress is saved, the exit code is right."""
 
 import json
 import signal

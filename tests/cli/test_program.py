@@ -1,4 +1,4 @@
-"""The program from the outside: options, exit codes, what is printed where."""
+"""The program from the outside: options, exit codes, standard output and errors."""
 
 import json
 import os

@@ -23,7 +23,7 @@ with starts.open("a") as file:
     print(sys.argv[3], file=file)
 saved, _, ending = endings[min(number, len(endings) - 1)].rpartition(":")
 if saved:
-    if sys.argv[3] == "anew" and (folder / "run").exists():
+    if sys.argv[3] == "fresh" and (folder / "run").exists():
         (folder / "run").rename(folder / "old")
     (folder / "run" / f"step_{int(saved):06d}").mkdir(parents=True)
 if ending.isdigit():
@@ -41,7 +41,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 class Supervised:
     """Processes that end as told, one after the other: ``STEP:ENDING``, the last one for ever.
 
-    ``starts`` says of each whether it began anew; ``told``, what the user was told.
+    ``starts`` says of each whether it started from scratch; ``told``, what the user was told.
     """
 
     def __init__(self, folder: Path, endings: str, fresh: bool = False) -> None:
@@ -56,8 +56,8 @@ class Supervised:
     def run(self) -> int:
         return supervise(self._command, self._folder / "run", self._fresh, self.told.append)
 
-    def _command(self, anew: bool) -> list[str]:
-        how = "anew" if anew else "on"
+    def _command(self, fresh: bool) -> list[str]:
+        how = "fresh" if fresh else "on"
         return [sys.executable, "-S", "-c", SCRIPT, str(self._folder), self._endings, how]
 
 
@@ -124,7 +124,7 @@ def test_fresh_restarts_from_scratch_only_until_a_step_is_saved(tmp_path: Path) 
     (tmp_path / "run" / "step_000009").mkdir(parents=True)
     supervised = Supervised(tmp_path, "SIGKILL,2:SIGKILL,SIGKILL,0", fresh=True)
     assert supervised.run() == 0
-    assert supervised.starts == ["anew", "anew", "on", "on"]
+    assert supervised.starts == ["fresh", "fresh", "on", "on"]
 
 
 def test_sigterm_during_a_pause_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What the settings mean for each architecture, and when two runs are the same."""
+"""The defaults of each architecture, and when two runs count as the same."""
 
 import pytest
 from pydantic import ValidationError

@@ -1,4 +1,4 @@
-"""The built-in corpus: what it promises of determinism, of honesty and of English."""
+"""The built-in corpus is deterministic, never asks a held-out question, and is correct English."""
 
 import hashlib
 import re

@@ -327,7 +327,7 @@ def test_the_card_names_every_model_it_came_from(tmp_path: Path) -> None:
         "save_every": 1,
     }  # fmt: skip
     first = fine_tune(SftConfig.model_validate(tuning), home, lambda _: None, stop=lambda: True)
-    list(first)  # to go on with
+    list(first)  # to resume from
     list(fine_tune(SftConfig.model_validate(tuning), home, lambda _: None))
     result = CliRunner().invoke(
         app, ["quantize", "--model-tag", "chatty", "--eval-tokens", "0", "--json"]

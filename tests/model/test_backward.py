@@ -1,4 +1,4 @@
-"""Gradients are summed and activations computed again without changing them, in less memory."""
+"""Accumulation and gradient checkpointing save memory and do not change the gradients."""
 
 from collections.abc import Iterator
 from itertools import repeat

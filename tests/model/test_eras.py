@@ -203,7 +203,7 @@ def test_every_parameter_has_a_group_and_is_updated(era: str) -> None:
     assert model.loss(ids, ids + 1).item() < loss.item()
 
 
-# How it is told apart
+# How an era is recognised
 
 
 def test_an_era_is_recognised_by_its_tensors(case: Case) -> None:

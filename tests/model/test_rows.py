@@ -1,4 +1,4 @@
-"""Products of a few rows in pieces."""
+"""Products of a few rows with a large matrix, computed in pieces."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What the monitor reads: statuses, logs that grow, break and are replaced, processes, the disk."""
+"""What the monitor reads: statuses; logs that grow, break or are replaced; processes; the disk."""
 
 import json
 import math

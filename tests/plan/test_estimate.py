@@ -1,4 +1,4 @@
-"""What a run will take: the numbers, and how they are shown."""
+"""The estimated time and memory of a run, and their tables."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""How a step is cut up to fit into memory: what is chosen, and what is refused."""
+"""How a step is divided to fit into memory, and which steps are refused."""
 
 import pytest
 from hypothesis import given
@@ -127,7 +127,7 @@ def test_a_saved_run_keeps_its_batches_if_they_fit() -> None:
     config = PretrainConfig.model_validate(SMALL)
     saved = plan(config, 4096, PLENTY)
     assert refitted(saved, config, PLENTY) is saved
-    tight = PLENTY._replace(memory=peak(saved))  # the margin is for what is chosen anew
+    tight = PLENTY._replace(memory=peak(saved))  # the margin is for new choices only
     assert refitted(saved, config, tight) is saved
     limited = config.model_copy(update={"memory_limit": "400MB"})
     other = refitted(saved, limited, PLENTY)

@@ -1,4 +1,4 @@
-"""What training takes, estimated from the configuration alone."""
+"""The memory of training, estimated from the configuration alone."""
 
 import pytest
 

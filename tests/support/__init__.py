@@ -1,1 +1,1 @@
-"""What test modules share; none of them imports from another."""
+"""Helpers that test modules share; no test module imports from another."""

@@ -1,4 +1,4 @@
-"""Whatever bytes a user's files may hold, and what must become of them."""
+"""Arbitrary bytes as a user's files, and the check that they give shards or a clear error."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""A row of each task's files, and a small model to answer them."""
+"""A row of each task's files."""
 
 from pathlib import Path
 

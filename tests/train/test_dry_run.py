@@ -1,4 +1,4 @@
-"""What a run would refuse or remark on before it begins, seen without beginning it."""
+"""A dry run reports what a run would refuse or remark on."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A disk that is full, fails or is not there, wherever a run writes but in a save's own files."""
+"""A disk that is full, fails or is missing, wherever a run writes except in a save's own files."""
 
 import errno
 import shutil

@@ -1,4 +1,4 @@
-"""Pretraining begins with the weights of a model that is there already."""
+"""Pretraining that begins with the weights of an existing model."""
 
 import json
 import shutil

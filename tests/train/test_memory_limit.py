@@ -1,4 +1,4 @@
-"""A memory limit is held by a whole run, and changes nothing in what is learnt."""
+"""A whole run keeps to its memory limit and learns the same."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A whole run: what it yields, stores and logs; going on after an interruption, bit for bit."""
+"""A whole run: its events, checkpoints and log; it resumes bit for bit after an interruption."""
 
 import json
 import math
@@ -133,7 +133,7 @@ def loop_of(home: Path, config: PretrainConfig, monkeypatch: pytest.MonkeyPatch)
 
 
 def assert_rates(rates: Rates, learning: dict[str, float], momentum: float, decay: float) -> None:
-    """They are those, each an array: a number would have the update compiled anew."""
+    """The rates are these, each an array: a number would recompile the update."""
     assert all(isinstance(rate, mx.array) for rate in (*rates.learning.values(), *rates[1:]))
     told = {group: rate.item() for group, rate in rates.learning.items()}
     assert told == pytest.approx(learning, rel=1e-5)

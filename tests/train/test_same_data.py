@@ -1,4 +1,4 @@
-"""A run goes on with the files that it began with, wherever they are, and with no others."""
+"""A run resumes only with the files that it began with, wherever they are now."""
 
 import errno
 import json

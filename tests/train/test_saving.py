@@ -1,4 +1,4 @@
-"""What is saved when a run goes wrong: a loss that is no number, data missing or changed."""
+"""A run that goes wrong (NaN, missing or changed data) keeps its last good step."""
 
 import math
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Fine-tuning: the loss by hand, what is derived, going on bit for bit, what is refused."""
+"""Fine-tuning: the loss by hand, derived settings, resuming bit for bit, refusals."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What the monitor shows, at any size; and the program, in a terminal and in a pipe."""
+"""The screen of the monitor at any size, and the program in a terminal and in a pipe."""
 
 import fcntl
 import io
