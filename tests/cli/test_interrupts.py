@@ -20,6 +20,8 @@ TINY = (
     "train --dataset builtin --depth 1 --max-seq-len 32 --device-batch-size 4 --model-tag tiny "
     "--total-batch-size 256 --vocab-size 300 --save-every 0 --sample-every 0 --eval-every 0"
 ).split()
+FETCH = "data fetch --num-shards 1"
+STREAM = "train --streaming --depth 1"
 AT_ONCE = 10.0  # seconds, of which a busy machine may take most
 
 
@@ -65,7 +67,7 @@ def ended(process: subprocess.Popen[str], events: list[dict]) -> int:
     [
         ("evaluating", signal.SIGINT, 130),
         ("sample", signal.SIGTERM, 143),
-        ("sample", signal.SIGHUP, 129),
+        pytest.param("sample", signal.SIGHUP, 129, marks=pytest.mark.slow),
     ],
 )
 def test_interrupted_while_evaluating_or_sampling_it_saves(
@@ -83,6 +85,7 @@ def test_interrupted_while_evaluating_or_sampling_it_saves(
     assert saved == [events[-1]["step"]] if events[-1]["step"] else saved == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("supervise", [[], ["--supervise"]])
 def test_a_second_interrupt_ends_at_once(supervise: list[str], home: Path) -> None:
     evaluation = "--depth 2 --device-batch-size 1 --eval-every 1 --eval-tokens 9999999".split()
@@ -134,8 +137,15 @@ def test_interrupted_while_a_tokenizer_merges_pairs_it_ends(number: int) -> None
         assert process.wait(AT_ONCE) == -number  # to a shell, 130 or 143
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("command", ["data fetch --num-shards 1", "train --streaming --depth 1"])
+@pytest.mark.parametrize(
+    ("command", "number", "code"),
+    [
+        pytest.param(FETCH, signal.SIGINT, 130, marks=pytest.mark.slow),
+        (FETCH, signal.SIGTERM, 143),
+        (STREAM, signal.SIGINT, 130),
+        pytest.param(STREAM, signal.SIGTERM, 143, marks=pytest.mark.slow),
+    ],
+)
 def test_interrupted_while_downloading_it_leaves_no_shard(
     command: str, number: int, code: int, home: Path, tmp_path: Path
 ) -> None:

@@ -44,6 +44,7 @@ def curve(home: Path, settings: PretrainConfig = SETTINGS) -> list[float]:
     return [sum(losses[i : i + AVERAGED]) / AVERAGED for i in range(0, STEPS, AVERAGED)]
 
 
+@pytest.mark.slow
 def test_the_loss_stays_on_the_recorded_curve(home: Path) -> None:
     computer = machine()
     as_recorded = computer.backend == "cpu" and computer.compute_dtype == mx.float32
