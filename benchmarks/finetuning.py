@@ -24,7 +24,7 @@ from mlxchat.evaluate.conversations import LONGEST_REPLY, word_for_word
 from mlxchat.evaluate.tasks.answers import write
 from mlxchat.evaluate.tasks.problems import Exercise, asked
 from mlxchat.home import Home
-from mlxchat.telemetry import Event
+from mlxchat.telemetry.events import Event
 from mlxchat.train.pretrain import pretrain
 from mlxchat.train.quickstart import PRETRAINING, TUNING
 from mlxchat.train.sft import fine_tune

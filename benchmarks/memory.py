@@ -33,7 +33,7 @@ from mlxchat.engine.generate import continue_greedily
 from mlxchat.errors import MlxchatError
 from mlxchat.optim.groups import GROUPS
 from mlxchat.runtime import mx
-from mlxchat.telemetry import Event, Stepped
+from mlxchat.telemetry.events import Event, Stepped
 from mlxchat.train.loop import Run, train
 from mlxchat.train.plan import plan
 from mlxchat.train.probe import capacity

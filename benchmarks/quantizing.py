@@ -28,7 +28,7 @@ from mlxchat.data.documents import Documents
 from mlxchat.home import Home
 from mlxchat.model.quantization import Format, Quantization, quantizable
 from mlxchat.quantize import evaluate, quantize
-from mlxchat.telemetry import Evaluated, Progressed
+from mlxchat.telemetry.events import Evaluated, Progressed
 from mlxchat.ui.console import Screen
 
 WAYS = (

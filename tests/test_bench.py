@@ -18,7 +18,7 @@ from mlxchat.bench.settings import BenchConfig
 from mlxchat.cli.benching import heading, sections
 from mlxchat.errors import MlxchatError
 from mlxchat.model.arithmetic import flops_per_token, parameters
-from mlxchat.telemetry import Progressed
+from mlxchat.telemetry.events import Progressed
 from mlxchat.train.fitting import Capacity
 from mlxchat.ui.plans import Row, Section, markdown, tables
 

@@ -23,7 +23,7 @@ from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import Format, Quantization
 from mlxchat.model.quantized import quantize_layers
 from mlxchat.runtime import mx
-from mlxchat.telemetry import Event
+from mlxchat.telemetry.events import Event
 
 AT_ONCE = 4096  # tokens that are evaluated together, where the context is no longer
 PARTS = {  # of a model, by how the names of its layers begin

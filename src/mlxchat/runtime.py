@@ -21,7 +21,7 @@ import psutil
 
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.telemetry import Memory
+from mlxchat.telemetry.events import Memory
 
 __all__ = ["machine", "matmul_flops", "memory_use", "mx", "nn", "tree_flatten"]
 

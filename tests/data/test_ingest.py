@@ -15,7 +15,7 @@ from mlxchat.data.ingest import IngestSummary, ingest
 from mlxchat.data.readers import DOCUMENT_CHARACTERS
 from mlxchat.data.shards import LocalShards, check_shard
 from mlxchat.errors import MlxchatError
-from mlxchat.telemetry import Event, Noted, Progressed
+from mlxchat.telemetry.events import Event, Noted, Progressed
 
 Run = Callable[..., IngestSummary]
 

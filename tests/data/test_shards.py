@@ -30,7 +30,7 @@ from mlxchat.data.shards import (
 )
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.telemetry import Event, Noted, Progressed
+from mlxchat.telemetry.events import Event, Noted, Progressed
 
 Disk = namedtuple("Disk", "total used free")
 

@@ -16,7 +16,7 @@ from mlxchat.data.hub import ATTEMPTS, Hub
 from mlxchat.data.shards import STREAMED, check_shard, shard_name
 from mlxchat.data.streaming import StreamingShards
 from mlxchat.errors import LockedError, MlxchatError
-from mlxchat.telemetry import Event, Noted, Progressed
+from mlxchat.telemetry.events import Event, Noted, Progressed
 
 Stream = Callable[..., StreamingShards]
 PATIENCE = 10.0

@@ -13,7 +13,7 @@ from mlxchat.ckpt import store
 from mlxchat.cli import supervising
 from mlxchat.cli.supervising import supervise
 from mlxchat.home import Home
-from mlxchat.status import read_status, status_path
+from mlxchat.telemetry.status import read_status, status_path
 
 pytestmark = pytest.mark.slow
 

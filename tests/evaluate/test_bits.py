@@ -10,7 +10,7 @@ from mlxchat.data.tokenizer import train
 from mlxchat.errors import MlxchatError
 from mlxchat.evaluate.bits import bits_per_byte
 from mlxchat.runtime import mx, peak_flops
-from mlxchat.telemetry import Evaluated
+from mlxchat.telemetry.events import Evaluated
 
 TOKENIZER = train(["an example of a text, an example of another"] * 50, 280)
 

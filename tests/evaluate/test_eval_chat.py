@@ -42,7 +42,7 @@ from mlxchat.evaluate.tasks.answers import Outcome, answer, write
 from mlxchat.evaluate.tasks.problems import Exercise, Problem
 from mlxchat.model.config import Architecture
 from mlxchat.runtime import mx
-from mlxchat.telemetry import Evaluated
+from mlxchat.telemetry.events import Evaluated
 
 
 def dialogue(*contents: str | tuple[Part, ...]) -> Conversation:

@@ -13,14 +13,12 @@ from time import monotonic, sleep
 import pytest
 
 from mlxchat.home import Home
-from mlxchat.meter import Meter
 from mlxchat.monitor import machine as machine_module
 from mlxchat.monitor.log import Log
 from mlxchat.monitor.machine import Disk, Machine, Program, command_of, disk, lives, pressure
 from mlxchat.monitor.runs import SILENT_SECONDS, Run, Runs
 from mlxchat.monitor.snapshot import Monitor, as_json
-from mlxchat.status import Process, Publisher, Status, read_status, status_path, this_process
-from mlxchat.telemetry import (
+from mlxchat.telemetry.events import (
     Ended,
     Evaluated,
     Evaluating,
@@ -37,6 +35,15 @@ from mlxchat.telemetry import (
     Stepped,
     from_json,
     to_json,
+)
+from mlxchat.telemetry.meter import Meter
+from mlxchat.telemetry.status import (
+    Process,
+    Publisher,
+    Status,
+    read_status,
+    status_path,
+    this_process,
 )
 
 GIB = 2**30

@@ -13,11 +13,20 @@ from hypothesis import strategies as st
 from mlxchat.data.loader import LoaderState
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.meter import Meter
 from mlxchat.model.arithmetic import parameters
 from mlxchat.optim.schedule import learning_rate_multiplier
 from mlxchat.runtime import mx
-from mlxchat.telemetry import Ended, Evaluated, Event, Noted, Replanned, Sampled, Saved, Stepped
+from mlxchat.telemetry.events import (
+    Ended,
+    Evaluated,
+    Event,
+    Noted,
+    Replanned,
+    Sampled,
+    Saved,
+    Stepped,
+)
+from mlxchat.telemetry.meter import Meter
 from mlxchat.train import loop, pretrain, probe
 from mlxchat.train.budget import STEPS, budgeted_plan, reason
 from mlxchat.train.duration import spelled, to_seconds

@@ -14,7 +14,7 @@ from mlxchat.ckpt import layout, store
 from mlxchat.data.shards import shard_name
 from mlxchat.home import Home
 from mlxchat.runtime import mx
-from mlxchat.telemetry import Event, Stepped
+from mlxchat.telemetry.events import Event, Stepped
 from mlxchat.train import loop
 from mlxchat.train.loop import Launched, Run
 from mlxchat.train.pretrain import pretrain

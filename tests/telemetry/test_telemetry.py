@@ -4,8 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from mlxchat.meter import LEAST_RECENT_STEPS, MOST_POINTS, RECENT_STEPS, Meter
-from mlxchat.telemetry import (
+from mlxchat.telemetry.events import (
     Ended,
     Evaluated,
     Evaluating,
@@ -21,6 +20,7 @@ from mlxchat.telemetry import (
     Stepped,
     to_json,
 )
+from mlxchat.telemetry.meter import LEAST_RECENT_STEPS, MOST_POINTS, RECENT_STEPS, Meter
 
 MEMORY = Memory(active=1, peak=2, cache=3, machine_used=4, machine_total=8)
 POSITION = Position(epoch=1, shard=0, shards=2)

@@ -17,7 +17,7 @@ from support.cases import GOLDEN, golden
 
 from mlxchat.home import Home
 from mlxchat.runtime import machine, mx
-from mlxchat.telemetry import Stepped
+from mlxchat.telemetry.events import Stepped
 from mlxchat.train.pretrain import pretrain
 from mlxchat.train.settings import PretrainConfig
 

@@ -7,7 +7,7 @@ import pytest
 from mlxchat.data.documents import BuiltinDocuments
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.telemetry import Noted
+from mlxchat.telemetry.events import Noted
 from mlxchat.train import settings
 from mlxchat.train.inputs import check_documents, ready_tokenizer, train_tokenizer
 from mlxchat.train.recipes import MODERN

@@ -10,11 +10,10 @@ from support.checkpoints import put_step
 from support.disk_faults import Faults, Killed
 from support.runs import CONFIG, QUIET, diverge, logged, run, run_folder, shards
 
-from mlxchat import telemetry
 from mlxchat.ckpt import checksums, layout, store
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.telemetry import JsonLines
+from mlxchat.telemetry.events import JsonLines, events
 
 SHORT = CONFIG.model_copy(update={"eval_every": 0, "sample_every": 0})
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -55,7 +54,7 @@ def test_a_log_that_cannot_be_continued_stays(
         raise FULL
 
     with monkeypatch.context() as patched:
-        patched.setattr(telemetry, "_lines_until", some)
+        patched.setattr(events, "_lines_until", some)
         with pytest.raises(MlxchatError, match=r"The log .* cannot be written: No space") as raised:
             run(tmp_path, SHORT)
     assert str(log) in raised.value.problem and "same command" in raised.value.remedy

@@ -19,7 +19,7 @@ from mlxchat.model.initial import initialise
 from mlxchat.model.quantization import Quantization
 from mlxchat.quantize import quantize
 from mlxchat.runtime import mx
-from mlxchat.telemetry import Evaluated
+from mlxchat.telemetry.events import Evaluated
 from mlxchat.train.init_from import of_model
 from mlxchat.train.pretrain import pretrain
 from mlxchat.train.settings import PretrainConfig

@@ -11,7 +11,7 @@ from mlxchat.data.documents import BuiltinDocuments, ShardDocuments
 from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.telemetry import Event, Progressed
+from mlxchat.telemetry.events import Event, Progressed
 from mlxchat.train.inputs import open_documents, tokenizer_folder, train_tokenizer
 from mlxchat.train.settings import DataConfig
 

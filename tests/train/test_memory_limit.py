@@ -9,7 +9,7 @@ from mlxchat import runtime
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.runtime import mx
-from mlxchat.telemetry import Evaluated, Noted, Saved, Started, Stepped
+from mlxchat.telemetry.events import Evaluated, Noted, Saved, Started, Stepped
 from mlxchat.train.pretrain import pretrain
 from mlxchat.train.settings import PretrainConfig
 

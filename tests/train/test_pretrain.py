@@ -25,7 +25,7 @@ from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.optim.groups import MuonAdamW, Rates
 from mlxchat.runtime import mx
-from mlxchat.telemetry import Ended, Evaluated, Event, Noted, Sampled, Saved, Stepped
+from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Saved, Stepped
 from mlxchat.train.loop import Run
 from mlxchat.train.settings import PretrainConfig
 

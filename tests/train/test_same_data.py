@@ -26,7 +26,7 @@ from mlxchat.data.fingerprint import fingerprint, frame
 from mlxchat.data.shards import DATASETS, REVISION, STREAMED, Dataset, shard_name
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.telemetry import Event, JsonLines, Saved, Stepped
+from mlxchat.telemetry.events import Event, JsonLines, Saved, Stepped
 from mlxchat.train.inputs import saved_run
 from mlxchat.train.pretrain import pretrain
 from mlxchat.train.settings import PretrainConfig
@@ -247,7 +247,7 @@ def test_a_run_saves_and_ends_if_its_log_cannot_be_written(
         if what == "write":
             patched.setattr(JsonLines, "write", failing)
         else:
-            patched.setattr("mlxchat.train.runlog.sync", unsynced)
+            patched.setattr("mlxchat.telemetry.log.sync", unsynced)
         with pytest.raises(MlxchatError) as raised:
             run(tmp_path, config)
     log = Home(tmp_path).log("run")

@@ -14,7 +14,8 @@ from mlxchat.data.shards import DATASETS, REVISION
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.runtime import mx
-from mlxchat.train import conduct, inputs, loop, runlog
+from mlxchat.telemetry import log as runlog
+from mlxchat.train import conduct, inputs, loop
 from mlxchat.train.divergence import DivergedError, check_arrays
 from mlxchat.train.loop import Launched, Run
 

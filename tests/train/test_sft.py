@@ -27,7 +27,7 @@ from mlxchat.model.initial import initialise
 from mlxchat.optim.groups import MuonAdamW, Rates
 from mlxchat.quantize import evaluate
 from mlxchat.runtime import mx
-from mlxchat.telemetry import Ended, Evaluated, Event, Noted, Sampled, Stepped
+from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Stepped
 from mlxchat.train.fitting import Capacity
 from mlxchat.train.loop import Run
 from mlxchat.train.loop import train as steps_of

@@ -8,8 +8,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from mlxchat.meter import Meter
-from mlxchat.telemetry import (
+from mlxchat.telemetry.events import (
     Ended,
     Evaluated,
     Evaluating,
@@ -22,6 +21,7 @@ from mlxchat.telemetry import (
     Started,
     Stepped,
 )
+from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.console import QuietStream, Screen, answers, error, say, table, warning
 
 MEMORY = Memory(2**30, 2**30, 0, 2**30, 2**33)
@@ -203,7 +203,7 @@ def test_a_reader_that_leaves_ends_the_output_not_the_run(json_lines):
 def test_output_into_head_ends_without_a_traceback():
     program = """
 import sys
-from mlxchat.telemetry import Noted
+from mlxchat.telemetry.events import Noted
 from mlxchat.ui.console import Screen, say
 with Screen() as screen:
     for number in range(20000):

@@ -6,8 +6,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from mlxchat.meter import Meter
-from mlxchat.telemetry import (
+from mlxchat.telemetry.events import (
     Evaluated,
     Evaluating,
     Memory,
@@ -17,6 +16,7 @@ from mlxchat.telemetry import (
     Started,
     Stepped,
 )
+from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.bars import LEAST_BAR, Task, amount, bars, duration, in_one_line
 from mlxchat.ui.curve import curve
 from mlxchat.ui.dashboard import dashboard

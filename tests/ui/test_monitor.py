@@ -23,12 +23,12 @@ from rich.console import Console
 from rich.text import Text
 
 from mlxchat.home import Home
-from mlxchat.meter import Meter
 from mlxchat.monitor.machine import Disk, Machine, Program
 from mlxchat.monitor.runs import Run, State
 from mlxchat.monitor.snapshot import Snapshot
-from mlxchat.status import Process, Status
-from mlxchat.telemetry import Evaluated, Memory, Position, Started, Stepped
+from mlxchat.telemetry.events import Evaluated, Memory, Position, Started, Stepped
+from mlxchat.telemetry.meter import Meter
+from mlxchat.telemetry.status import Process, Status
 from mlxchat.ui.cells import Cell, flow, grid
 from mlxchat.ui.monitor import picture
 from mlxchat.ui.watch import watch

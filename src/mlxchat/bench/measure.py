@@ -23,7 +23,7 @@ from mlxchat.engine.options import Sampling
 from mlxchat.errors import MlxchatError
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
-from mlxchat.telemetry import Clock, Progressed, Report
+from mlxchat.telemetry.events import Clock, Progressed, Report
 from mlxchat.train.fitting import Capacity
 from mlxchat.train.loop import Run, compile_step
 from mlxchat.train.plan import plan

@@ -16,7 +16,7 @@ from mlxchat.ckpt.catalog import TRAINER, SavedStep, saved_steps
 from mlxchat.ckpt.folders import require_connected, unreadable
 from mlxchat.errors import LockedError, MlxchatError
 from mlxchat.home import Home
-from mlxchat.telemetry import Noted, Progressed
+from mlxchat.telemetry.events import Noted, Progressed
 from mlxchat.ui.bars import amount
 from mlxchat.ui.console import Screen, say, table, warning
 

@@ -32,7 +32,7 @@ from mlxchat.evaluate.tasks.catalog import FILES, RUNS_CODE, is_there, problems
 from mlxchat.evaluate.tasks.problems import Exercise, Problem
 from mlxchat.evaluate.tasks.score import Score, mean_centered
 from mlxchat.home import Home
-from mlxchat.telemetry import Evaluated, Evaluating, Noted, Progressed
+from mlxchat.telemetry.events import Evaluated, Evaluating, Noted, Progressed
 from mlxchat.ui.bars import amount
 from mlxchat.ui.console import Screen, say, table
 

@@ -13,7 +13,7 @@ from mlxchat.errors import MlxchatError
 from mlxchat.model.quantization import Quantization
 from mlxchat.quantize import quantize
 from mlxchat.runtime import mx
-from mlxchat.telemetry import Progressed
+from mlxchat.telemetry.events import Progressed
 from mlxchat.ui.bars import amount
 from mlxchat.ui.console import Screen, say
 

@@ -6,7 +6,7 @@ import time
 from mlxchat import runtime
 from mlxchat.home import Home
 from mlxchat.model.arithmetic import chunk_rows
-from mlxchat.telemetry import Noted
+from mlxchat.telemetry.events import Noted
 from mlxchat.train.budget import reason
 from mlxchat.train.fitting import Capacity, memory_limit
 from mlxchat.train.forecast import Forecast, Room, VocabularySource, forecast

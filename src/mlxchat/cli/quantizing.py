@@ -20,7 +20,7 @@ from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.quantization import Quantization
 from mlxchat.quantize import Part, destination, evaluate, quantize, save
-from mlxchat.telemetry import Evaluated, Evaluating, Noted, Progressed
+from mlxchat.telemetry.events import Evaluated, Evaluating, Noted, Progressed
 from mlxchat.train.inputs import open_documents
 from mlxchat.train.settings import PretrainConfig
 from mlxchat.train.sft import chat_documents

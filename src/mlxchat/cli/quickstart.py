@@ -13,7 +13,7 @@ from mlxchat.engine.options import Sampling
 from mlxchat.evaluate.conversations import LONGEST_REPLY, word_for_word
 from mlxchat.evaluate.tasks.answers import Outcome, write
 from mlxchat.home import Home
-from mlxchat.telemetry import Progressed
+from mlxchat.telemetry.events import Progressed
 from mlxchat.train.pretrain import pretrain
 from mlxchat.train.quickstart import PRETRAINING, TUNING
 from mlxchat.train.sft import fine_tune

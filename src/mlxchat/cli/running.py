@@ -7,8 +7,8 @@ from contextlib import ExitStack
 import typer
 
 from mlxchat.cli.interrupts import Interrupts, ending_soon
-from mlxchat.meter import Meter
-from mlxchat.telemetry import Event, Noted, Started
+from mlxchat.telemetry.events import Event, Noted, Started
+from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.console import Screen
 
 INTERRUPTED = "Saving, then ending. Ctrl-C again ends at once, without saving."

@@ -21,7 +21,7 @@ from mlxchat.ckpt import store
 from mlxchat.cli.interrupts import SHOW_CURSOR, ending_signals
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.telemetry import Noted
+from mlxchat.telemetry.events import Noted
 from mlxchat.ui.bars import amount
 from mlxchat.ui.console import Screen
 

@@ -23,7 +23,7 @@ from mlxchat.data.shards import (
     shard_fault,
 )
 from mlxchat.errors import MlxchatError
-from mlxchat.telemetry import Event, Noted, Progressed, Report
+from mlxchat.telemetry.events import Event, Noted, Progressed, Report
 
 ALL_SHARDS = "all shards"  # the task of the bar that counts every file of a fetch
 

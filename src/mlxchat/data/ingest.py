@@ -19,7 +19,7 @@ from mlxchat.data.disk import is_at, lock, storing, sync
 from mlxchat.data.readers import DOCUMENT_CHARACTERS, READERS, read_documents
 from mlxchat.data.shards import shard_name, shard_names
 from mlxchat.errors import MlxchatError
-from mlxchat.telemetry import Noted, Progressed, Report
+from mlxchat.telemetry.events import Noted, Progressed, Report
 
 SHARD_BYTES = 100_000_000  # of UTF-8 text
 ROW_GROUP = 1024  # documents

@@ -19,7 +19,7 @@ from mlxchat.data.fetch import download_shard, locate
 from mlxchat.data.hub import Cancelled, Hub, UnreachableError
 from mlxchat.data.shards import STREAMED, Dataset, check_shard, shard_fault, shard_names
 from mlxchat.errors import LockedError, MlxchatError
-from mlxchat.telemetry import Noted, Progressed, Report
+from mlxchat.telemetry.events import Noted, Progressed, Report
 
 SHARD = ".parquet"
 LEAST_CACHED = 2  # one to read and one to fetch meanwhile

@@ -10,7 +10,7 @@ from mlxchat.data.loader import Batch
 from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.errors import MlxchatError
 from mlxchat.runtime import mx
-from mlxchat.telemetry import Evaluated, Evaluating, Event
+from mlxchat.telemetry.events import Evaluated, Evaluating, Event
 
 
 def bits_per_byte(

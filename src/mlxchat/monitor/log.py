@@ -4,8 +4,8 @@ import math
 import os
 from pathlib import Path
 
-from mlxchat.meter import Meter
-from mlxchat.telemetry import Ended, Started, Stepped, from_json
+from mlxchat.telemetry.events import Ended, Started, Stepped, from_json
+from mlxchat.telemetry.meter import Meter
 
 
 class Log:

@@ -13,8 +13,8 @@ from typing import Literal
 import psutil
 
 from mlxchat.home import Home
-from mlxchat.status import Process
-from mlxchat.telemetry import MACHINE_FULL
+from mlxchat.telemetry.events import MACHINE_FULL
+from mlxchat.telemetry.status import Process
 
 SAME_START = 2.0  # seconds by which two readings of a process's start may differ
 STALLED = 0.1  # of the last ten seconds: beyond, waiting for memory is felt

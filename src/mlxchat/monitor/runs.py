@@ -7,10 +7,10 @@ from typing import Literal
 
 from mlxchat.ckpt import store
 from mlxchat.home import Home
-from mlxchat.meter import Meter
 from mlxchat.monitor.log import Log
-from mlxchat.status import Process, Status, read_status, status_path
-from mlxchat.telemetry import Stepped
+from mlxchat.telemetry.events import Stepped
+from mlxchat.telemetry.meter import Meter
+from mlxchat.telemetry.status import Process, Status, read_status, status_path
 
 SILENT_SECONDS = 60.0  # without a sign of life; a status comes every other second
 

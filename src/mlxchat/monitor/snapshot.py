@@ -9,7 +9,7 @@ from typing import Any
 from mlxchat.home import Home
 from mlxchat.monitor.machine import Disk, Machine, Program, disk, lives, machine, programs
 from mlxchat.monitor.runs import Run, Runs
-from mlxchat.status import Process
+from mlxchat.telemetry.status import Process
 
 DISK_SECONDS = 10.0  # from one sum of all files to the next
 

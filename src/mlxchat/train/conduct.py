@@ -18,18 +18,18 @@ from mlxchat.data.loader import Batch, Loader, LoaderState, first_rows
 from mlxchat.engine.tool_use import ToolUse
 from mlxchat.errors import MlxchatError
 from mlxchat.evaluate.bits import bits_per_byte
-from mlxchat.meter import Meter
 from mlxchat.optim import schedule
 from mlxchat.optim.groups import Rates
 from mlxchat.runtime import mx
-from mlxchat.status import Publisher, status_path
-from mlxchat.telemetry import Event, Noted, Replanned, Sampled, Saved, Started
+from mlxchat.telemetry.events import Event, Noted, Replanned, Sampled, Saved, Started
+from mlxchat.telemetry.log import RunLog
+from mlxchat.telemetry.meter import Meter
+from mlxchat.telemetry.status import Publisher, status_path
 from mlxchat.train.divergence import DivergedError, check_arrays, ended
 from mlxchat.train.fitting import Capacity
 from mlxchat.train.learner import Learner, go_on
 from mlxchat.train.loop import Run, train
 from mlxchat.train.probe import capacity
-from mlxchat.train.runlog import RunLog
 from mlxchat.train.samples import samples
 from mlxchat.train.stage import Stage
 

@@ -16,7 +16,7 @@ from mlxchat.data.tokenizer import FILE as TOKENIZER
 from mlxchat.data.tokenizer import Tokenizer, train
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.telemetry import Clock, Event, Noted, Progressed, Report
+from mlxchat.telemetry.events import Clock, Event, Noted, Progressed, Report
 from mlxchat.train.forecast import VocabularySource
 from mlxchat.train.recipes import CLASSIC
 from mlxchat.train.same_data import require_names, require_revision, require_same_files

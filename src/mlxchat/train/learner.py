@@ -12,7 +12,7 @@ from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.model.gpt import GPT
 from mlxchat.optim.groups import MuonAdamW
 from mlxchat.runtime import machine
-from mlxchat.telemetry import Clock, Event, Noted
+from mlxchat.telemetry.events import Clock, Event, Noted
 from mlxchat.train.fitting import Capacity, memory_limit
 from mlxchat.train.run_plan import Plan, refitted
 from mlxchat.train.run_settings import RunConfig

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import NamedTuple
 
-from mlxchat.telemetry import Evaluated, Evaluating, Event, Sampled, Saved, Stepped
+from mlxchat.telemetry.events import Evaluated, Evaluating, Event, Sampled, Saved, Stepped
 from mlxchat.train.run_plan import Costs, Plan
 from mlxchat.train.settings import PretrainConfig
 

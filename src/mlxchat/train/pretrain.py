@@ -10,12 +10,12 @@ from mlxchat.data.documents import TextDocuments
 from mlxchat.data.loader import LoaderState
 from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.home import Home
-from mlxchat.meter import Meter
 from mlxchat.model.gpt import GPT
 from mlxchat.model.initial import initialise
 from mlxchat.optim import schedule
 from mlxchat.runtime import machine, mx
-from mlxchat.telemetry import Clock, Event, Noted, Report
+from mlxchat.telemetry.events import Clock, Event, Noted, Report
+from mlxchat.telemetry.meter import Meter
 from mlxchat.train import inputs
 from mlxchat.train.budget import reason
 from mlxchat.train.conduct import conduct

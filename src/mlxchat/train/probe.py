@@ -6,7 +6,7 @@ from statistics import median
 from mlxchat.model.arithmetic import ScoresHeld
 from mlxchat.model.loss import CHUNK_ROWS
 from mlxchat.runtime import machine, matmul_flops, mx, spare_memory
-from mlxchat.telemetry import Clock
+from mlxchat.telemetry.events import Clock
 from mlxchat.train.budget import budgeted_plan
 from mlxchat.train.fitting import Capacity
 from mlxchat.train.forecast import UTILISATION

@@ -9,7 +9,7 @@ from mlxchat.model.gpt import GPT
 from mlxchat.model.initial import initialise
 from mlxchat.optim.groups import MuonAdamW, Rates
 from mlxchat.runtime import machine, mx
-from mlxchat.telemetry import Clock
+from mlxchat.telemetry.events import Clock
 from mlxchat.train.loop import Run
 from mlxchat.train.run_plan import Plan
 

@@ -17,10 +17,10 @@ from mlxchat.data.loader import LoaderState
 from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.meter import Meter
 from mlxchat.optim import schedule
 from mlxchat.runtime import machine
-from mlxchat.telemetry import Clock, Event, Noted, Report
+from mlxchat.telemetry.events import Clock, Event, Noted, Report
+from mlxchat.telemetry.meter import Meter
 from mlxchat.train.conduct import conduct
 from mlxchat.train.fitting import Capacity
 from mlxchat.train.learner import Learner, hold_memory, load_optimizer, new_optimizer

@@ -16,7 +16,7 @@ from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.errors import MlxchatError
 from mlxchat.model.arithmetic import flops_per_token, parameters
 from mlxchat.model.config import GPTConfig
-from mlxchat.telemetry import Clock, Progressed, Report
+from mlxchat.telemetry.events import Clock, Progressed, Report
 from mlxchat.train.fitting import Capacity, fit
 from mlxchat.train.plan import REFERENCE_BATCH, learning_rates
 from mlxchat.train.run_plan import Plan, evaluation_rows, step_rows

@@ -8,7 +8,7 @@ from typing import ClassVar, Generic, TypeVar
 from mlxchat.data.documents import Documents
 from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.home import Home
-from mlxchat.telemetry import Clock, Event, Report
+from mlxchat.telemetry.events import Clock, Event, Report
 from mlxchat.train.fitting import Capacity
 from mlxchat.train.learner import Learner
 from mlxchat.train.pace import Pace

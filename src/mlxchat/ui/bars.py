@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Group
 from rich.text import Text
 
-from mlxchat.telemetry import Progressed
+from mlxchat.telemetry.events import Progressed
 
 RATE_SECONDS = 15.0  # a task's rate is that of its last seconds
 SINGULAR = {"batches": "batch"}  # of units that lose more than an s

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mlxchat.meter import Meter
-from mlxchat.telemetry import Event
+from mlxchat.telemetry.events import Event
+from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.bars import in_one_line
 from mlxchat.ui.views import JsonView, LiveView, PlainView, View
 

@@ -12,8 +12,8 @@ from rich.console import Group
 from rich.panel import Panel
 from rich.text import Text
 
-from mlxchat.meter import Meter
-from mlxchat.telemetry import MACHINE_FULL, Evaluating, Memory, Sampled, Stepped
+from mlxchat.telemetry.events import MACHINE_FULL, Evaluating, Memory, Sampled, Stepped
+from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.bars import duration, in_one_line, labelled_bar, memory_size, unwrapped
 from mlxchat.ui.cells import Cell, column, join
 from mlxchat.ui.curve import labelled_curve

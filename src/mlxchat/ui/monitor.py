@@ -9,7 +9,7 @@ from rich.text import Text
 
 from mlxchat.monitor.runs import Run
 from mlxchat.monitor.snapshot import Snapshot
-from mlxchat.telemetry import MACHINE_FULL
+from mlxchat.telemetry.events import MACHINE_FULL
 from mlxchat.ui.bars import amount, in_one_line, labelled_bar, memory_size, unwrapped
 from mlxchat.ui.cells import Cell, Section, flow, grid, wrapped
 from mlxchat.ui.dashboard import GAP

@@ -8,8 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from mlxchat.meter import Meter
-from mlxchat.telemetry import (
+from mlxchat.telemetry.events import (
     Ended,
     Evaluated,
     Evaluating,
@@ -23,6 +22,7 @@ from mlxchat.telemetry import (
     Stepped,
     to_json,
 )
+from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.bars import Task, amount, bars, duration, in_one_line
 from mlxchat.ui.dashboard import dashboard, shown_loss
 

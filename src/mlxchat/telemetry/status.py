@@ -18,8 +18,17 @@ from typing import Literal
 import psutil
 from pydantic import TypeAdapter
 
-from mlxchat.meter import Meter
-from mlxchat.telemetry import Clock, Ended, Evaluating, Event, Memory, Sampled, Started, Stepped
+from mlxchat.telemetry.events import (
+    Clock,
+    Ended,
+    Evaluating,
+    Event,
+    Memory,
+    Sampled,
+    Started,
+    Stepped,
+)
+from mlxchat.telemetry.meter import Meter
 
 INTERVAL = 2.0  # seconds from one writing to the next
 

@@ -7,7 +7,7 @@ from types import TracebackType
 
 from mlxchat.data.disk import sync
 from mlxchat.errors import MlxchatError
-from mlxchat.telemetry import Event, JsonLines, Saved
+from mlxchat.telemetry.events import Event, JsonLines, Saved
 
 _MAKE_ROOM = "Make room on that disk and start the same command again."
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from mlxchat.telemetry import Evaluated, Event, Replanned, Started, Stepped
+from mlxchat.telemetry.events import Evaluated, Event, Replanned, Started, Stepped
 
 SMOOTHING = 0.9  # of the exponential average of the loss, as in nanochat
 RECENT_STEPS = 20
