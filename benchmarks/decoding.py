@@ -199,9 +199,9 @@ def _decode(
 
 
 def _mlxchat(folder: Path, config: GPTConfig) -> rounds.Work:
+    from mlxchat.config.inference import Sampling
     from mlxchat.engine.cache import Cache
     from mlxchat.engine.generate import generate
-    from mlxchat.engine.options import Sampling
     from mlxchat.runtime import machine, mx
 
     model, key = _our_model(folder), mx.random.key(0)
@@ -221,8 +221,8 @@ def _mlxchat(folder: Path, config: GPTConfig) -> rounds.Work:
 
 
 def _batch(folder: Path, config: GPTConfig) -> rounds.Work:
+    from mlxchat.config.inference import Sampling
     from mlxchat.engine.generate import generate_batch
-    from mlxchat.engine.options import Sampling
     from mlxchat.runtime import mx
 
     model, greedy, key = _our_model(folder), Sampling(temperature=0), mx.random.key(0)

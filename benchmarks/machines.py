@@ -9,11 +9,11 @@ what inference holds.
 
 import rounds
 
+from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.model.arithmetic import parameters
 from mlxchat.model.config import GPTConfig
 from mlxchat.train.fitting import Capacity, fit
-from mlxchat.train.settings import PretrainConfig
 
 LIMITS = {8: 5, 16: 11, 24: 16, 36: 24}  # GB, of memory and for training
 DEPTHS = (12, 16, 20, 26)

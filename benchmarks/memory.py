@@ -28,6 +28,7 @@ import rounds
 
 from mlxchat import runtime
 from mlxchat.ckpt import store
+from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.loader import LoaderState
 from mlxchat.engine.generate import continue_greedily
 from mlxchat.errors import MlxchatError
@@ -39,7 +40,6 @@ from mlxchat.train.plan import plan
 from mlxchat.train.probe import capacity
 from mlxchat.train.rehearsal import random_model, random_run
 from mlxchat.train.run_plan import Plan
-from mlxchat.train.settings import PretrainConfig
 
 GB = 10**9
 FIRST_STEPS = 5  # whose peak is what later ones are compared to

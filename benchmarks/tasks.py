@@ -25,8 +25,8 @@ import rounds
 from mlxchat import runtime
 from mlxchat.ckpt import layout
 from mlxchat.ckpt.layout import SavedModel
+from mlxchat.config.inference import TaskName
 from mlxchat.data import tokenizer
-from mlxchat.evaluate.settings import TaskName
 from mlxchat.evaluate.tasks.answers import Outcome, answer
 from mlxchat.evaluate.tasks.catalog import problems
 from mlxchat.evaluate.tasks.problems import Choice, Problem

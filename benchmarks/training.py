@@ -166,13 +166,13 @@ def _work(name: str, config: GPTConfig, batch: int, nanochat: Path | None) -> ro
 
 def _ours(config: GPTConfig, ids: Rows, targets: Rows) -> rounds.Work:
     from mlxchat import runtime  # MLX is for this program only
+    from mlxchat.config.pretrain import PretrainConfig
     from mlxchat.data.loader import Batch, LoaderState
     from mlxchat.runtime import mx
     from mlxchat.train.loop import compile_step
     from mlxchat.train.plan import plan
     from mlxchat.train.probe import capacity
     from mlxchat.train.rehearsal import random_model, random_run
-    from mlxchat.train.settings import PretrainConfig
 
     settings = PretrainConfig(
         depth=config.n_layer,

@@ -14,8 +14,8 @@ from rich.console import Console
 from mlxchat import runtime
 from mlxchat.bench.facts import Bench
 from mlxchat.bench.measure import measure, planned
-from mlxchat.bench.settings import BenchConfig
 from mlxchat.cli.benching import heading, sections
+from mlxchat.config.inference import BenchConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.model.arithmetic import flops_per_token, parameters
 from mlxchat.telemetry.events import Progressed

@@ -11,6 +11,7 @@ from support.extras import extra
 
 from mlxchat.ckpt import checksums, layout, store
 from mlxchat.cli.quantizing import quantize_saved
+from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from mlxchat.engine.cache import Cache
 from mlxchat.errors import MlxchatError
@@ -32,7 +33,6 @@ from mlxchat.quantize import quantize
 from mlxchat.runtime import machine, mx
 from mlxchat.train.inputs import saved_run
 from mlxchat.train.pretrain import pretrain
-from mlxchat.train.settings import PretrainConfig
 
 BYTES = Tokenizer(
     {bytes([i]): i for i in range(256)},

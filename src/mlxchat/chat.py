@@ -17,12 +17,12 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from mlxchat.config.inference import Sampling
 from mlxchat.data.answer import Answer
 from mlxchat.data.conversations import Conversation, Message, Part
 from mlxchat.data.tokenizer import ASSISTANT_END, Tokenizer
 from mlxchat.engine.cache import Cache
 from mlxchat.engine.generate import generate
-from mlxchat.engine.options import Sampling
 from mlxchat.engine.tool_use import ToolUse
 from mlxchat.errors import MlxchatError
 from mlxchat.model.gpt import GPT

@@ -14,7 +14,7 @@ from support.models import BYTES
 
 from mlxchat.ckpt.layout import SavedModel
 from mlxchat.cli import chatting
-from mlxchat.engine.options import Sampling
+from mlxchat.config.inference import Sampling
 from mlxchat.errors import MlxchatError
 from mlxchat.ui import repl
 from mlxchat.ui.console import console_for

@@ -3,10 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
+from mlxchat.config.pretrain import PRESETS, PretrainConfig
+from mlxchat.config.recipes import CLASSIC, MODERN, Recipe
 from mlxchat.errors import MlxchatError
-from mlxchat.train.presets import PRESETS
-from mlxchat.train.recipes import CLASSIC, MODERN, Recipe
-from mlxchat.train.settings import PretrainConfig
 
 
 def test_defaults_are_those_of_the_architecture() -> None:

@@ -3,10 +3,10 @@ from collections.abc import Sequence
 import pytest
 from support.cases import GOLDEN, golden
 
+from mlxchat.config.inference import Sampling
 from mlxchat.engine.batch import STEP, Batch
 from mlxchat.engine.cache import Cache
 from mlxchat.engine.generate import continue_greedily, generate, generate_batch, prefill
-from mlxchat.engine.options import Sampling
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx

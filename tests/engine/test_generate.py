@@ -5,9 +5,9 @@ from itertools import islice
 import pytest
 from support.cases import GOLDEN, golden
 
+from mlxchat.config.inference import Sampling
 from mlxchat.engine.cache import Cache
 from mlxchat.engine.generate import generate, prefill
-from mlxchat.engine.options import Sampling
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from mlxchat.engine.options import Sampling
+from mlxchat.config.inference import Sampling
 from mlxchat.engine.sampling import keep_min_p, keep_top_p, penalise, sample
 from mlxchat.runtime import mx
 

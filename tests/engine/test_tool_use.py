@@ -6,9 +6,9 @@ from support.cases import GOLDEN, golden
 from support.chats import ids_of
 from support.models import BYTES
 
+from mlxchat.config.inference import Sampling
 from mlxchat.engine.cache import Cache
 from mlxchat.engine.generate import Tool, continue_greedily, generate, generate_batch
-from mlxchat.engine.options import Sampling
 from mlxchat.engine.sampling import sample
 from mlxchat.engine.tool_use import ToolUse
 from mlxchat.model.config import GPTConfig

@@ -23,6 +23,7 @@ from mlxchat.cli.evaluating import (
     selected,
     validation_share,
 )
+from mlxchat.config.inference import TASK_NAMES, ChatEvalConfig
 from mlxchat.data import corpus
 from mlxchat.data.chats.documents import ChatDocuments
 from mlxchat.data.chats.sources import parse
@@ -37,7 +38,6 @@ from mlxchat.evaluate.conversations import (
     held_out,
     replies,
 )
-from mlxchat.evaluate.settings import TASK_NAMES, ChatEvalConfig
 from mlxchat.evaluate.tasks.answers import Outcome, answer, write
 from mlxchat.evaluate.tasks.problems import Exercise, Problem
 from mlxchat.model.config import Architecture

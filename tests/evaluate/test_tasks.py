@@ -17,13 +17,13 @@ from support.places import SHARED, needs_shared
 from support.task_rows import ARC, GSM8K, HUMAN_EVAL, MMLU, fill
 
 from mlxchat.ckpt.layout import SavedModel
+from mlxchat.config.inference import TASK_NAMES, ChatEvalConfig
 from mlxchat.engine.generate import continue_greedily
 from mlxchat.engine.tool_use import ToolUse
 from mlxchat.errors import MlxchatError
 from mlxchat.evaluate import padding
 from mlxchat.evaluate.execution import runs_through
 from mlxchat.evaluate.padding import by_length, padded
-from mlxchat.evaluate.settings import TASK_NAMES, ChatEvalConfig
 from mlxchat.evaluate.tasks import catalog
 from mlxchat.evaluate.tasks.answers import Outcome, answer, choose, fitted, write
 from mlxchat.evaluate.tasks.catalog import problems

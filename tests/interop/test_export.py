@@ -24,6 +24,8 @@ from mlxchat.ckpt.importers import open_model
 from mlxchat.ckpt.importers.foreign_model import network
 from mlxchat.ckpt.layout import SavedModel
 from mlxchat.cli.app import app
+from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.config.sft import SftConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
@@ -31,9 +33,7 @@ from mlxchat.model.eras import ERAS
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
 from mlxchat.train.pretrain import pretrain
-from mlxchat.train.settings import PretrainConfig
 from mlxchat.train.sft import fine_tune
-from mlxchat.train.sft_settings import SftConfig
 
 HISTORY = History(tag="d4", step=7)
 

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.config.units import spell_duration, to_seconds
 from mlxchat.data.loader import LoaderState
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
@@ -29,14 +31,12 @@ from mlxchat.telemetry.events import (
 from mlxchat.telemetry.meter import Meter
 from mlxchat.train import loop, pretrain, probe
 from mlxchat.train.budget import STEPS, budgeted_plan, reason
-from mlxchat.train.duration import spelled, to_seconds
 from mlxchat.train.fitting import MARGIN, Capacity
 from mlxchat.train.inputs import saved_run
 from mlxchat.train.loop import Launched, Run, train
 from mlxchat.train.pace import Pace, Pause, last_step, seconds_needed, with_steps
 from mlxchat.train.plan import plan
 from mlxchat.train.run_plan import Plan
-from mlxchat.train.settings import PretrainConfig
 from mlxchat.ui.views import describe
 
 CAPACITY = Capacity(64 * 1024**3, 2, "none", 1024)
@@ -57,7 +57,7 @@ TERA = 1e12
 )
 def test_every_form_of_a_duration_is_read(text: str, seconds: int, canonical: str) -> None:
     assert to_seconds(text) == seconds
-    assert spelled(seconds) == canonical
+    assert spell_duration(seconds) == canonical
     assert PretrainConfig(budget=text) == PretrainConfig(budget=canonical)
 
 
@@ -72,7 +72,7 @@ def test_a_malformed_duration_is_refused_with_examples(text: str) -> None:
 
 @given(st.integers(1, 1000 * 86_400))
 def test_every_duration_is_read_back(seconds: int) -> None:
-    assert to_seconds(spelled(seconds)) == seconds
+    assert to_seconds(spell_duration(seconds)) == seconds
 
 
 def test_a_budget_and_a_number_of_steps_are_one_too_many() -> None:
@@ -102,7 +102,7 @@ def planned(
     seconds: float, flops: float = TERA, guess: float | None = None, **settings: object
 ) -> Plan:
     """The plan for a machine whose steps all run at ``flops``."""
-    config = PretrainConfig.model_validate({"budget": spelled(round(seconds)), **settings})
+    config = PretrainConfig.model_validate({"budget": spell_duration(round(seconds)), **settings})
 
     def measure(draft: Plan) -> float:
         return draft.flops_per_token * draft.tokens_per_step / flops

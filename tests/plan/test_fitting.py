@@ -4,14 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.config.units import BYTES, round_size, spell_size, to_bytes
 from mlxchat.errors import MlxchatError
 from mlxchat.train.fitting import MARGIN, Capacity, memory_limit
 from mlxchat.train.plan import plan
 from mlxchat.train.run_plan import Plan, refitted
-from mlxchat.train.settings import PretrainConfig
-from mlxchat.train.size import UNITS, rounded, spelled, to_bytes
 
-GIB, MIB = UNITS["GiB"], UNITS["MiB"]
+GIB, MIB = BYTES["GiB"], BYTES["MiB"]
 PLENTY = Capacity(1024 * GIB, 4, "all", 128)
 GPU = Capacity(1024 * GIB, 2, "none", 2048)
 SMALL = {"depth": 4, "max_seq_len": 512, "total_batch_size": 64 * 512}
@@ -96,7 +96,7 @@ def test_a_model_that_does_not_fit_is_refused_with_its_components() -> None:
         plan(config, 65_536, capacity)
     needed = plan(config, 65_536, PLENTY).memory(PLENTY)
     for component in ("parameters", "gradients", "optimizer", "accumulation"):
-        assert f"{component} {rounded(needed[component])}" in raised.value.problem
+        assert f"{component} {round_size(needed[component])}" in raised.value.problem
     assert "--memory-limit" not in raised.value.remedy  # more than the machine has is no help
     depth = int(raised.value.remedy.removeprefix("Use --depth ").removesuffix("."))
     assert plan(PretrainConfig(depth=depth), 65_536, capacity).model.n_layer == depth
@@ -152,7 +152,7 @@ def test_a_saved_run_keeps_its_batches_if_they_fit() -> None:
 )
 def test_every_form_of_a_size_is_read(text: str, size: int, canonical: str) -> None:
     assert to_bytes(text) == size
-    assert spelled(text) == canonical
+    assert spell_size(text) == canonical
     assert PretrainConfig(memory_limit=text, wired_limit=text).memory_limit == canonical
 
 
@@ -168,4 +168,8 @@ def test_a_malformed_size_is_refused_with_examples(text: str) -> None:
 
 
 def test_sizes_are_rounded_for_display() -> None:
-    assert [rounded(n) for n in (602 * MIB, GIB, 3 * GIB // 2)] == ["602 MiB", "1.0 GiB", "1.5 GiB"]
+    assert [round_size(n) for n in (602 * MIB, GIB, 3 * GIB // 2)] == [
+        "602 MiB",
+        "1.0 GiB",
+        "1.5 GiB",
+    ]

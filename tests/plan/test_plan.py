@@ -4,13 +4,13 @@ import pytest
 from pydantic import ValidationError
 from support.cases import golden
 
+from mlxchat.config.pretrain import LARGEST_CONTEXT, PretrainConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.model.arithmetic import parameters
 from mlxchat.model.config import GPTConfig
 from mlxchat.train.fitting import Capacity
 from mlxchat.train.plan import plan
 from mlxchat.train.run_plan import Plan, refitted
-from mlxchat.train.settings import LARGEST_CONTEXT, PretrainConfig
 
 GIB = 1024**3
 SMALL = Capacity(8 * GIB, 4, "all", 128)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlxchat.chat import Chat
+from mlxchat.config.inference import Sampling
 from mlxchat.data.conversations import Message
 from mlxchat.data.tokenizer import SPECIAL_TOKENS
 from mlxchat.engine.cache import Cache
-from mlxchat.engine.options import Sampling
 from mlxchat.model.config import GPTConfig
 from mlxchat.runtime import mx
 from support.models import BYTES

@@ -11,11 +11,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from mlxchat.ckpt import checksums, layout, store
+from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.fingerprint import agree
 from mlxchat.home import Home
 from mlxchat.runtime import mx
 from mlxchat.train.pretrain import pretrain
-from mlxchat.train.settings import PretrainConfig
 
 SETTINGS: Mapping[str, object] = {
     "depth": 1,

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlxchat.ckpt import layout, store
+from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.shards import shard_name
 from mlxchat.home import Home
 from mlxchat.runtime import mx
@@ -18,7 +19,6 @@ from mlxchat.telemetry.events import Event, Stepped
 from mlxchat.train import loop
 from mlxchat.train.loop import Launched, Run
 from mlxchat.train.pretrain import pretrain
-from mlxchat.train.settings import PretrainConfig
 
 SETTINGS = {
     "depth": 1,

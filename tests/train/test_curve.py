@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from support.cases import GOLDEN, golden
 
+from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.home import Home
 from mlxchat.runtime import machine, mx
 from mlxchat.telemetry.events import Stepped
 from mlxchat.train.pretrain import pretrain
-from mlxchat.train.settings import PretrainConfig
 
 STEPS, AVERAGED = 200, 20
 SETTINGS = PretrainConfig(  # classic, nanochat's learning rates and schedule

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from mlxchat.config import pretrain
+from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.config.recipes import MODERN
 from mlxchat.data.documents import BuiltinDocuments
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Noted
-from mlxchat.train import settings
 from mlxchat.train.inputs import check_documents, ready_tokenizer, train_tokenizer
-from mlxchat.train.recipes import MODERN
-from mlxchat.train.settings import PretrainConfig
 
 THREE = ["shard_00000.parquet", "shard_00001.parquet", "shard_00002.parquet"]
 
@@ -54,7 +54,7 @@ def test_of_a_stream_nothing_is_fetched_and_nothing_written(tmp_path: Path) -> N
 def test_a_tokenizer_larger_than_the_recipes_is_remarked_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipes: int, remarks: int
 ) -> None:
-    monkeypatch.setitem(settings.RECIPES, "modern", MODERN._replace(vocabulary=recipes))
+    monkeypatch.setitem(pretrain.RECIPES, "modern", MODERN._replace(vocabulary=recipes))
     config = PretrainConfig(arch="modern", dataset="builtin", tokenizer_dir=tmp_path)
     documents = BuiltinDocuments(1)
     train_tokenizer(documents, tmp_path, 300, lambda _: None, max_characters=20_000)

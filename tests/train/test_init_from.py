@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from mlxchat.ckpt import layout
 from mlxchat.cli.app import app
+from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
@@ -22,7 +23,6 @@ from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Evaluated
 from mlxchat.train.init_from import of_model
 from mlxchat.train.pretrain import pretrain
-from mlxchat.train.settings import PretrainConfig
 
 
 @pytest.fixture

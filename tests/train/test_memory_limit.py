@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from mlxchat import runtime
+from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Evaluated, Noted, Saved, Started, Stepped
 from mlxchat.train.pretrain import pretrain
-from mlxchat.train.settings import PretrainConfig
 
 MIB = 1024**2
 RUN = {

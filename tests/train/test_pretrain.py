@@ -16,6 +16,7 @@ import pytest
 from support.runs import CONFIG, OWN, SETTINGS, assert_same, final, logged, run, shards
 
 from mlxchat.ckpt import checksums, layout, store
+from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.shards import LocalShards
 from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.errors import MlxchatError
@@ -27,7 +28,6 @@ from mlxchat.optim.groups import MuonAdamW, Rates
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Saved, Stepped
 from mlxchat.train.loop import Run
-from mlxchat.train.settings import PretrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ import json, sys
 from pathlib import Path
 from mlxchat.home import Home
 from mlxchat.train.pretrain import pretrain
-from mlxchat.train.settings import PretrainConfig
+from mlxchat.config.pretrain import PretrainConfig
 config = PretrainConfig.model_validate(json.loads(sys.argv[2]))
 for event in pretrain(config, Home(Path(sys.argv[1])), lambda _: None):
     print(type(event).__name__, getattr(event, "step", ""), flush=True)

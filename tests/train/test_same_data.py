@@ -22,6 +22,7 @@ from support.runs import (
 )
 
 from mlxchat.ckpt import checksums, layout, store
+from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.fingerprint import fingerprint, frame
 from mlxchat.data.shards import DATASETS, REVISION, STREAMED, Dataset, shard_name
 from mlxchat.errors import MlxchatError
@@ -29,7 +30,6 @@ from mlxchat.home import Home
 from mlxchat.telemetry.events import Event, JsonLines, Saved, Stepped
 from mlxchat.train.inputs import saved_run
 from mlxchat.train.pretrain import pretrain
-from mlxchat.train.settings import PretrainConfig
 
 FIRST, SECOND, THIRD, FOURTH = (shard_name(index) for index in range(4))
 TINY = Dataset("fineweb-edu", "someone/tiny", last_shard=3, licence_note="CC0")

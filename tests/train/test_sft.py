@@ -13,6 +13,8 @@ from support.cases import golden
 
 from mlxchat.ckpt import catalog, layout, store
 from mlxchat.cli.quantizing import validation_documents
+from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.config.sft import SftConfig
 from mlxchat.data.chats.documents import ChatDocuments
 from mlxchat.data.chats.sources import parse
 from mlxchat.data.conversations import Conversation, Message
@@ -32,10 +34,8 @@ from mlxchat.train.fitting import Capacity
 from mlxchat.train.loop import Run
 from mlxchat.train.loop import train as steps_of
 from mlxchat.train.pretrain import pretrain
-from mlxchat.train.settings import PretrainConfig
 from mlxchat.train.sft import fine_tune, with_source
 from mlxchat.train.sft_plan import Base, pretrained, sft_plan, survey
-from mlxchat.train.sft_settings import SftConfig
 
 BASE = PretrainConfig(
     depth=1,

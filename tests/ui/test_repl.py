@@ -274,7 +274,7 @@ def test_a_reader_that_leaves_closes_the_answer() -> None:
 
 def test_needs_neither_arrays_nor_the_command_line() -> None:
     code = (
-        "import sys, mlxchat.ui.repl, mlxchat.engine.options;"
+        "import sys, mlxchat.ui.repl, mlxchat.config.inference;"
         "print([m for m in ('mlx.core', 'typer', 'readline') if m in sys.modules])"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from mlxchat.bench.settings import BenchConfig
+from mlxchat.config.inference import BenchConfig
 
 
 class Facts(BaseModel):

@@ -16,10 +16,10 @@ import numpy as np
 
 from mlxchat import __version__, runtime
 from mlxchat.bench.facts import Bench, Environment, Generation, Training
-from mlxchat.bench.settings import BenchConfig
+from mlxchat.config.inference import BenchConfig, Sampling
+from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.engine.cache import Cache
 from mlxchat.engine.generate import generate, prefill
-from mlxchat.engine.options import Sampling
 from mlxchat.errors import MlxchatError
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
@@ -30,7 +30,6 @@ from mlxchat.train.plan import plan
 from mlxchat.train.probe import capacity
 from mlxchat.train.rehearsal import SEED, random_model, random_run
 from mlxchat.train.run_plan import Plan
-from mlxchat.train.settings import PretrainConfig
 
 UNCOUNTED_STEPS = 2  # the first one compiles, the second one begins with nothing under way
 LEAST_STEPS = 3

@@ -11,16 +11,15 @@ from typing import Annotated
 import typer
 
 from mlxchat import __version__
-from mlxchat.bench.settings import BenchConfig
 from mlxchat.cli.arguments import Checkpoint, Json, ModelTag, SavedStep, require_one_place
 from mlxchat.cli.exchange import export, import_model
 from mlxchat.cli.groups import checkpoints_app, data_app, eval_app, tokenizer_app
 from mlxchat.cli.options import options_from_models
-from mlxchat.engine.options import Sampling
+from mlxchat.config.inference import BenchConfig, Sampling
+from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.config.sft import SftConfig
 from mlxchat.errors import LockedError, MlxchatError
 from mlxchat.model.quantization import Quantization
-from mlxchat.train.settings import PretrainConfig
-from mlxchat.train.sft_settings import SftConfig
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -5,7 +5,7 @@ import time
 
 from mlxchat.bench.facts import Bench
 from mlxchat.bench.measure import measure
-from mlxchat.bench.settings import BenchConfig
+from mlxchat.config.inference import BenchConfig
 from mlxchat.ui.bars import amount, memory_size
 from mlxchat.ui.console import Screen, say
 from mlxchat.ui.plans import Row, Section, flops_per_second, markdown, show

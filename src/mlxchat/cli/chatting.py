@@ -7,7 +7,7 @@ from mlxchat import runtime
 from mlxchat.chat import Chat
 from mlxchat.ckpt import catalog, layout, store
 from mlxchat.ckpt.layout import SavedModel
-from mlxchat.engine.options import Sampling
+from mlxchat.config.inference import Sampling
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.ui import repl

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mlxchat.cli.interrupts import ending_soon
+from mlxchat.config.run import NAME
 from mlxchat.data.chats.sources import BUILTIN
 from mlxchat.data.shards import DATASETS, status
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.train.run_settings import NAME
 from mlxchat.ui.console import Screen, say, table
 
 

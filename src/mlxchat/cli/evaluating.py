@@ -14,6 +14,7 @@ from mlxchat.ckpt import layout
 from mlxchat.ckpt.layout import SavedModel
 from mlxchat.cli import chatting
 from mlxchat.cli.interrupts import ending_soon
+from mlxchat.config.inference import TASK_NAMES, ChatEvalConfig, TaskName
 from mlxchat.data.chats.documents import ChatDocuments
 from mlxchat.data.chats.sources import VALIDATION_SHARE, Source, parse
 from mlxchat.data.conversations import Conversation
@@ -26,7 +27,6 @@ from mlxchat.evaluate.conversations import (
     held_out,
     replies,
 )
-from mlxchat.evaluate.settings import TASK_NAMES, ChatEvalConfig, TaskName
 from mlxchat.evaluate.tasks.answers import Outcome, answer
 from mlxchat.evaluate.tasks.catalog import FILES, RUNS_CODE, is_there, problems
 from mlxchat.evaluate.tasks.problems import Exercise, Problem

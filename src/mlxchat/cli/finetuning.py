@@ -1,9 +1,9 @@
 """What `mlxchat sft` does."""
 
 from mlxchat.cli.running import watch
+from mlxchat.config.sft import SftConfig
 from mlxchat.home import Home
 from mlxchat.train.sft import fine_tune, with_source
-from mlxchat.train.sft_settings import SftConfig
 from mlxchat.ui.console import say
 
 

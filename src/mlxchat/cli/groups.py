@@ -7,8 +7,8 @@ import typer
 
 from mlxchat.cli.arguments import Checkpoint, Json, ModelTag, SavedStep, require_one_place
 from mlxchat.cli.options import options_from_models
-from mlxchat.evaluate.settings import ChatEvalConfig
-from mlxchat.train.settings import MAX_CHARACTERS, DataConfig
+from mlxchat.config.inference import ChatEvalConfig
+from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig
 
 data_app = typer.Typer(no_args_is_help=True, help="Get training data, and see what is there.")
 tokenizer_app = typer.Typer(no_args_is_help=True, help="Make a tokenizer.")

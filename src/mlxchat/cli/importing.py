@@ -10,12 +10,12 @@ from mlxchat import runtime
 from mlxchat.ckpt import importers, store
 from mlxchat.ckpt.importers import optimizer
 from mlxchat.ckpt.importers.foreign_model import Foreign, network
+from mlxchat.config.run import NAME
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.arithmetic import parameters
 from mlxchat.telemetry.events import Noted, Progressed
 from mlxchat.train.learner import new_optimizer
-from mlxchat.train.run_settings import NAME
 from mlxchat.ui.console import Screen, say
 
 

@@ -9,7 +9,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from mlxchat.train.settings import IN_WORDS
+from mlxchat.config.pretrain import IN_WORDS
 
 Command = Callable[..., None]
 

@@ -4,6 +4,7 @@ import sys
 import time
 
 from mlxchat import runtime
+from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.home import Home
 from mlxchat.model.arithmetic import chunk_rows
 from mlxchat.telemetry.events import Noted
@@ -21,7 +22,6 @@ from mlxchat.train.plan import counted_parameters
 from mlxchat.train.probe import capacity, planned
 from mlxchat.train.run_plan import Plan, refitted
 from mlxchat.train.saved import SavedRun
-from mlxchat.train.settings import PretrainConfig
 from mlxchat.ui.bars import amount, memory_size
 from mlxchat.ui.console import Screen, say
 from mlxchat.ui.plans import Row, Section, about, flops_per_second, show

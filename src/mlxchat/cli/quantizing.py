@@ -15,6 +15,8 @@ from mlxchat.ckpt import history, layout
 from mlxchat.ckpt.arrays import model_files
 from mlxchat.ckpt.layout import SavedModel
 from mlxchat.cli import chatting
+from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.config.sft import SftConfig
 from mlxchat.data.documents import Documents
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
@@ -22,9 +24,7 @@ from mlxchat.model.quantization import Quantization
 from mlxchat.quantize import Part, destination, evaluate, quantize, save
 from mlxchat.telemetry.events import Evaluated, Evaluating, Noted, Progressed
 from mlxchat.train.inputs import open_documents
-from mlxchat.train.settings import PretrainConfig
 from mlxchat.train.sft import chat_documents
-from mlxchat.train.sft_settings import SftConfig
 from mlxchat.ui.bars import amount
 from mlxchat.ui.console import Screen, say, table
 

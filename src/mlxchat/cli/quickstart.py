@@ -7,9 +7,9 @@ from itertools import islice
 
 from mlxchat.cli import chatting
 from mlxchat.cli.running import watch
+from mlxchat.config.inference import Sampling
 from mlxchat.data import corpus
 from mlxchat.data.world import Question
-from mlxchat.engine.options import Sampling
 from mlxchat.evaluate.conversations import LONGEST_REPLY, word_for_word
 from mlxchat.evaluate.tasks.answers import Outcome, write
 from mlxchat.home import Home

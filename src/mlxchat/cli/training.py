@@ -5,10 +5,10 @@ from contextlib import closing
 
 from mlxchat.cli.interrupts import ending_soon
 from mlxchat.cli.running import watch
+from mlxchat.config.pretrain import DataConfig, PretrainConfig
 from mlxchat.home import Home
 from mlxchat.train import inputs
 from mlxchat.train.pretrain import pretrain
-from mlxchat.train.settings import DataConfig, PretrainConfig
 from mlxchat.ui.console import Screen, say
 
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Generator, Iterator, Sequence, Set
 
 import numpy as np
 
+from mlxchat.config.inference import Sampling
 from mlxchat.engine.batch import Batch
 from mlxchat.engine.cache import Cache
-from mlxchat.engine.options import Sampling
 from mlxchat.engine.sampling import sample
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx

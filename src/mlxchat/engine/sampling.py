@@ -2,7 +2,7 @@
 
 import math
 
-from mlxchat.engine.options import Sampling
+from mlxchat.config.inference import Sampling
 from mlxchat.runtime import mx
 
 COLDEST = 1e-6  # a lower temperature is greedy: dividing by it would overflow float32

@@ -12,6 +12,7 @@ not so few tokens that Muon's matrix products take much more than a fifth of a s
 
 from collections.abc import Callable, Iterator
 
+from mlxchat.config.pretrain import LARGEST_DEPTH, PretrainConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.model.arithmetic import flops_per_token, parameters
 from mlxchat.model.config import GPTConfig
@@ -19,7 +20,6 @@ from mlxchat.train.fitting import Capacity
 from mlxchat.train.pace import AIM, last_step, pauses
 from mlxchat.train.plan import plan, recipe_batch, shape
 from mlxchat.train.run_plan import Costs, Plan
-from mlxchat.train.settings import LARGEST_DEPTH, PretrainConfig
 
 SHALLOWEST = 2  # one layer cannot learn to repeat what it saw (https://arxiv.org/abs/2209.11895)
 STEPS = 1000

@@ -6,17 +6,17 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from mlxchat.config.run import LEAST, MemoryConfig
+from mlxchat.config.units import BYTES, round_size, to_bytes
 from mlxchat.errors import MlxchatError
 from mlxchat.model.arithmetic import ScoresHeld, chunk_rows, parameters, training_bytes
 from mlxchat.model.config import GPTConfig
-from mlxchat.train.memory import LEAST, MemoryConfig
-from mlxchat.train.size import UNITS, rounded, to_bytes
 
 LARGEST_DEVICE_BATCH = 32  # nanochat's
 LEAST_LOSS_ROWS = 64
 MARGIN = 1 / 0.9  # over the estimate, which is within 10% of what is measured
 LEAST_ROOM = 1.05  # over the least that it can be, where the least is asked for
-LEAST_LIMIT = 512 * UNITS["MiB"]  # then; less than that would save what nobody misses
+LEAST_LIMIT = 512 * BYTES["MiB"]  # then; less than that would save what nobody misses
 AGAIN = 1 / 3  # of a token's time: with checkpointing the forward pass is done twice
 MICRO_BATCH = 256  # tokens in whose time gradients are summed and kernels launched
 CHUNK = 16  # tokens in whose time the head's weight is read and its gradient written
@@ -191,14 +191,14 @@ def _too_large(
     room = int(MARGIN * peak)
     whose = "this machine can spare"
     if config.memory_limit not in (None, LEAST):
-        unit = "GiB" if room >= UNITS["GiB"] else "MiB"
-        others = [*others, f"--memory-limit {math.ceil(10 * room / UNITS[unit]) / 10:g}{unit}"]
+        unit = "GiB" if room >= BYTES["GiB"] else "MiB"
+        others = [*others, f"--memory-limit {math.ceil(10 * room / BYTES[unit]) / 10:g}{unit}"]
         whose = f"--memory-limit {config.memory_limit} is"
-    parts = ", ".join(f"{name} {rounded(size)}" for name, size in needed.items())
+    parts = ", ".join(f"{name} {round_size(size)}" for name, size in needed.items())
     return MlxchatError(
         f"Training {sum(parameters(model).values()):,} parameters, {least.device_batch:,} "
         f"{'row' if least.device_batch == 1 else 'rows'} of {model.sequence_len:,} tokens at once, "
-        f"takes at least {rounded(room)}, a tenth to be safe included ({parts}); "
-        f"{whose} {rounded(limit)}.",
+        f"takes at least {round_size(room)}, a tenth to be safe included ({parts}); "
+        f"{whose} {round_size(limit)}.",
         f"Use {' or '.join(others)}." if others else "Use a smaller --max-seq-len or --vocab-size.",
     )

@@ -5,13 +5,13 @@ from typing import Any
 
 from mlxchat.ckpt import catalog, history, layout, store
 from mlxchat.ckpt.history import History
+from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import machine
 from mlxchat.train.plan import shape
-from mlxchat.train.settings import PretrainConfig
 
 
 def of_model(config: PretrainConfig, home: Home) -> PretrainConfig:

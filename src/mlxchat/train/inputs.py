@@ -6,6 +6,8 @@ from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
 from mlxchat.ckpt.layout import TrainerState
+from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig, PretrainConfig
+from mlxchat.config.recipes import CLASSIC
 from mlxchat.data.documents import BuiltinDocuments, ShardDocuments, TextDocuments
 from mlxchat.data.fetch import pin
 from mlxchat.data.fingerprint import frames
@@ -18,10 +20,8 @@ from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Clock, Event, Noted, Progressed, Report
 from mlxchat.train.forecast import VocabularySource
-from mlxchat.train.recipes import CLASSIC
 from mlxchat.train.same_data import require_names, require_revision, require_same_files
 from mlxchat.train.saved import SavedRun, read_saved
-from mlxchat.train.settings import MAX_CHARACTERS, DataConfig, PretrainConfig
 
 DOCUMENT_CHARACTERS = 10_000  # of one document at most; nanochat's
 TASK = "reading text for the tokenizer"

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from mlxchat import runtime
 from mlxchat.ckpt import history, layout
 from mlxchat.ckpt.history import History
+from mlxchat.config.run import RunConfig
 from mlxchat.data.loader import LoaderState
 from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.model.gpt import GPT
@@ -15,7 +16,6 @@ from mlxchat.runtime import machine
 from mlxchat.telemetry.events import Clock, Event, Noted
 from mlxchat.train.fitting import Capacity, memory_limit
 from mlxchat.train.run_plan import Plan, refitted
-from mlxchat.train.run_settings import RunConfig
 from mlxchat.train.saved import SavedRun
 
 

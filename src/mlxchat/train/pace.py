@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import NamedTuple
 
+from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.telemetry.events import Evaluated, Evaluating, Event, Sampled, Saved, Stepped
 from mlxchat.train.run_plan import Costs, Plan
-from mlxchat.train.settings import PretrainConfig
 
 AIM = 0.995  # of the budget; the rest is for what nobody has seen yet, such as the first samples
 MARKS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98)  # of the steps or of the budget

@@ -10,14 +10,14 @@ from contextlib import suppress
 
 from pydantic import ValidationError
 
+from mlxchat.config.pretrain import DEFAULT_DEPTH, LARGEST_DEPTH, PretrainConfig
+from mlxchat.config.recipes import Recipe
 from mlxchat.errors import MlxchatError
 from mlxchat.model.arithmetic import flops_per_token, parameters, scaling_parameters
 from mlxchat.model.config import ASPECT_RATIO, GPTConfig
 from mlxchat.optim.schedule import width_scale
 from mlxchat.train.fitting import Capacity, Depth, fit
-from mlxchat.train.recipes import Recipe
 from mlxchat.train.run_plan import Plan, evaluation_rows, step_rows
-from mlxchat.train.settings import DEFAULT_DEPTH, LARGEST_DEPTH, PretrainConfig
 
 REFERENCE_DEPTH = 12
 REFERENCE_BATCH = 2**19  # tokens, the best at that depth

@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 
 from mlxchat.ckpt.layout import PRETRAINING
+from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data import corpus
 from mlxchat.data.documents import TextDocuments
 from mlxchat.data.loader import LoaderState
@@ -26,7 +27,6 @@ from mlxchat.train.pace import Pace
 from mlxchat.train.probe import planned
 from mlxchat.train.run_plan import Plan
 from mlxchat.train.saved import SavedRun
-from mlxchat.train.settings import PretrainConfig
 from mlxchat.train.stage import Stage
 
 PROMPTS = (  # nanochat's

@@ -3,6 +3,7 @@
 from itertools import pairwise
 from statistics import median
 
+from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.model.arithmetic import ScoresHeld
 from mlxchat.model.loss import CHUNK_ROWS
 from mlxchat.runtime import machine, matmul_flops, mx, spare_memory
@@ -14,7 +15,6 @@ from mlxchat.train.loop import compile_step
 from mlxchat.train.plan import plan
 from mlxchat.train.rehearsal import random_model, random_run
 from mlxchat.train.run_plan import Plan
-from mlxchat.train.settings import PretrainConfig
 
 SHARE, SECONDS = 0.05, 60.0  # of a budget, at most, for measuring
 COUNTED_STEPS = 5  # of a plan, at most

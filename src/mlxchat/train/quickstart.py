@@ -1,8 +1,8 @@
 """The settings of `mlxchat quickstart`: a small model that soon reads the built-in corpus."""
 
+from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.config.sft import SftConfig
 from mlxchat.data.chats.sources import BUILTIN
-from mlxchat.train.settings import PretrainConfig
-from mlxchat.train.sft_settings import SftConfig
 
 PRETRAINING = PretrainConfig(
     dataset=BUILTIN,

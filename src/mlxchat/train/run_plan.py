@@ -2,10 +2,10 @@
 
 from pydantic import BaseModel, ConfigDict
 
+from mlxchat.config.run import RunConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import GPTConfig
 from mlxchat.train.fitting import Capacity, fit, memory_limit
-from mlxchat.train.run_settings import RunConfig
 
 
 class Costs(BaseModel):

@@ -7,9 +7,9 @@ from pydantic import ValidationError
 
 from mlxchat.ckpt import layout, store
 from mlxchat.ckpt.layout import TrainerState
+from mlxchat.config.run import RunConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.train.run_plan import Plan, evaluation_rows
-from mlxchat.train.run_settings import RunConfig
 
 
 class SavedRun(NamedTuple):

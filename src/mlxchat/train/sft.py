@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from mlxchat.ckpt import catalog, history, layout
+from mlxchat.config.sft import SftConfig
 from mlxchat.data.chats.documents import ChatDocuments
 from mlxchat.data.chats.identity import Identity
 from mlxchat.data.chats.sources import parse
@@ -27,7 +28,6 @@ from mlxchat.train.learner import Learner, hold_memory, load_optimizer, new_opti
 from mlxchat.train.run_plan import Plan
 from mlxchat.train.saved import SavedRun, read_saved
 from mlxchat.train.sft_plan import pretrained, sft_plan, survey
-from mlxchat.train.sft_settings import SftConfig
 from mlxchat.train.stage import Stage
 
 SET_ASIDE = re.compile(r"\.(good|old)\d+$")  # the name of a run that was

@@ -8,6 +8,8 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from mlxchat.ckpt import layout
+from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.config.sft import SftConfig
 from mlxchat.data.chats.documents import ChatDocuments
 from mlxchat.data.documents import Cursor
 from mlxchat.data.loader import BUFFER_CONVERSATIONS, answered
@@ -20,8 +22,6 @@ from mlxchat.telemetry.events import Clock, Progressed, Report
 from mlxchat.train.fitting import Capacity, fit
 from mlxchat.train.plan import REFERENCE_BATCH, learning_rates
 from mlxchat.train.run_plan import Plan, evaluation_rows, step_rows
-from mlxchat.train.settings import PretrainConfig
-from mlxchat.train.sft_settings import SftConfig
 
 LEAST_STEPS = 100  # that the conversations are spread over, where there are so many rows
 

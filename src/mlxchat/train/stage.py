@@ -5,6 +5,7 @@ from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
+from mlxchat.config.run import RunConfig
 from mlxchat.data.documents import Documents
 from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.home import Home
@@ -13,7 +14,6 @@ from mlxchat.train.fitting import Capacity
 from mlxchat.train.learner import Learner
 from mlxchat.train.pace import Pace
 from mlxchat.train.run_plan import Plan
-from mlxchat.train.run_settings import RunConfig
 from mlxchat.train.saved import SavedRun
 
 Config = TypeVar("Config", bound=RunConfig)

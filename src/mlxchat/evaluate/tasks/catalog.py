@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from mlxchat.config.inference import TaskName
 from mlxchat.data.chats import spelling
 from mlxchat.data.chats.forms import multiple_choice
 from mlxchat.data.conversations import Conversation
 from mlxchat.data.task_files import files, read_rows
 from mlxchat.errors import MlxchatError
-from mlxchat.evaluate.settings import TaskName
 from mlxchat.evaluate.tasks.problems import (
     Choice,
     Exercise,

@@ -1,17 +1,51 @@
-"""Pretraining's settings: what one may say. Pure: no arrays, no files, quick to import."""
+"""Pretraining's settings: what one may say. Pure: no arrays, no files, quick to import.
 
+Names for settings: what each stands for, declared once. Pure.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from mlxchat.config.recipes import RECIPES, Recipe
+from mlxchat.config.run import INDEPENDENT, LARGEST_COUNT, NAME, RunConfig, model_name
+from mlxchat.config.units import spell_duration, to_seconds
 from mlxchat.data.chats.sources import BUILTIN
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import Architecture
-from mlxchat.train.duration import spelled, to_seconds
-from mlxchat.train.presets import PRESETS, Preset, described, options
-from mlxchat.train.recipes import RECIPES, Recipe
-from mlxchat.train.run_settings import INDEPENDENT, LARGEST_COUNT, NAME, RunConfig, model_name
+
+Preset = Literal["low-memory", "ultra-low", "quick", "test"]
+
+PRESETS: dict[Preset, dict[str, Any]] = {
+    "low-memory": {"memory_limit": "least"},
+    "ultra-low": {"memory_limit": "least", "max_seq_len": 512},
+    "quick": {
+        "num_iterations": 100,
+        "total_batch_size": 16_384,
+        "eval_every": 50,
+        "model_tag": "quick",
+    },
+    "test": {
+        "num_iterations": 2,
+        "total_batch_size": 8192,
+        "eval_tokens": 8192,
+        "model_tag": "test",
+    },
+}
+assert tuple(PRESETS) == get_args(Preset)
+
+
+def options(settings: Mapping[str, Any]) -> str:
+    """Settings as one would give them: ``--memory-limit least --max-seq-len 512``."""
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
+
+
+def described() -> str:
+    """All presets with what they stand for."""
+    return "; ".join(f"{name} is {options(settings)}" for name, settings in PRESETS.items())
+
 
 LARGEST_DEPTH = 64
 DEFAULT_DEPTH = 12  # without a time budget
@@ -194,7 +228,7 @@ class PretrainConfig(RunConfig, DataConfig):
     @field_validator("budget")
     @classmethod
     def _one_spelling(cls, budget: str | None) -> str | None:
-        return None if budget is None else spelled(to_seconds(budget))
+        return None if budget is None else spell_duration(to_seconds(budget))
 
     @model_validator(mode="after")
     def _have_an_effect(self) -> "PretrainConfig":

@@ -1,12 +1,42 @@
-"""What the evaluation of a chat model is told. Pure: no arrays, quick to import."""
+"""How the next token is chosen, as numbers; kept apart from arrays so that ``--help`` is quick.
+
+What the evaluation of a chat model is told. Pure: no arrays, quick to import.
+
+What a measurement is told. Pure: no arrays, quick to import.
+"""
 
 from pathlib import Path
 from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from mlxchat.config.pretrain import LARGEST_CONTEXT, LARGEST_DEPTH
 from mlxchat.data.chats.sources import VALIDATION_SHARE
 from mlxchat.errors import MlxchatError
+from mlxchat.model.config import HEAD_DIM, Architecture
+
+
+class Sampling(BaseModel):
+    """The choice of the next token. The filters apply in the order of the fields, penalty first."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, title="Sampling")
+
+    temperature: float = Field(
+        0.6, ge=0, description="Divides the logits: 0 takes the likeliest token, 1 samples as is."
+    )
+    top_k: int | None = Field(
+        50, ge=1, description="Keep this many of the likeliest tokens; a large number keeps all."
+    )
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Keep the fewest tokens whose probabilities reach this sum."
+    )
+    min_p: float = Field(
+        0.0, ge=0, lt=1, description="Keep tokens with this share of the likeliest's probability."
+    )
+    repetition_penalty: float = Field(
+        1.0, ge=1, description="Makes tokens that occurred before less likely; 1 leaves them alone."
+    )
+
 
 TaskName = Literal["arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval", "spelling"]
 TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
@@ -82,3 +112,30 @@ class ChatEvalConfig(BaseModel):
 
 def _split(tasks: str | None) -> list[str]:
     return [name.strip().lower() for name in (tasks or "").split(",") if name.strip()]
+
+
+class BenchConfig(BaseModel):
+    """Which model is measured, and for how long."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    arch: Architecture = Field(
+        "classic", description="classic: nanochat of October 2025; modern: of July 2026."
+    )
+    depth: int = Field(4, ge=1, le=LARGEST_DEPTH, description="Layers; width is 64 times as much.")
+    head_dim: int = Field(
+        HEAD_DIM,
+        ge=2,
+        description="Width of a head; of a classic one at most, the width is shared out.",
+    )
+    max_seq_len: int = Field(
+        512, ge=16, le=LARGEST_CONTEXT, description="Context length in tokens."
+    )
+    device_batch_size: int = Field(
+        8, ge=1, le=10**9, description="Rows of training computed at once."
+    )
+    vocab_size: int = Field(4096, ge=265, le=1_000_000, description="Tokens in the vocabulary.")
+    steps: int = Field(20, ge=3, description="Training steps to time; the median counts.")
+    seconds: float = Field(
+        30, gt=0, description="Seconds to train for at most, once three steps are timed."
+    )

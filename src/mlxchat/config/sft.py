@@ -2,9 +2,9 @@
 
 from pydantic import ConfigDict, Field, model_validator
 
+from mlxchat.config.run import LARGEST_COUNT, RunConfig, model_name
 from mlxchat.data.chats.sources import VALIDATION_SHARE
 from mlxchat.errors import MlxchatError
-from mlxchat.train.run_settings import LARGEST_COUNT, RunConfig, model_name
 
 
 class SftConfig(RunConfig):
