@@ -29,8 +29,8 @@ import rounds
 
 from mlxchat.data.tokenizer import SMALLEST_VOCABULARY, SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from mlxchat.errors import MlxchatError
-from mlxchat.model.arithmetic import parameters
 from mlxchat.model.config import GPTConfig
+from mlxchat.model.size import parameters
 
 OURS, MEMORY, BATCH, PREFILL = "mlxchat", "memory", "batch", "prefill"
 PROGRAMS = (OURS, "mlx-lm", "torch", MEMORY, BATCH, PREFILL)

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from mlxchat.ckpt import nanochat, tokenizer_pickle, torch_file
 from mlxchat.data.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
-from mlxchat.model.arithmetic import parameters
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
+from mlxchat.model.size import parameters
 
 VOCABULARY = 65_536
 

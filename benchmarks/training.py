@@ -28,8 +28,8 @@ import numpy.typing as npt
 import rounds
 
 from mlxchat.errors import MlxchatError
-from mlxchat.model.arithmetic import flops_per_token
 from mlxchat.model.config import GPTConfig
+from mlxchat.model.size import flops_per_token
 
 if TYPE_CHECKING:
     import torch

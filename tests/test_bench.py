@@ -17,7 +17,7 @@ from mlxchat.bench.measure import measure, planned
 from mlxchat.cli.benching import heading, sections
 from mlxchat.config.inference import BenchConfig
 from mlxchat.errors import MlxchatError
-from mlxchat.model.arithmetic import flops_per_token, parameters
+from mlxchat.model.size import flops_per_token, parameters
 from mlxchat.telemetry.events import Progressed
 from mlxchat.train.fitting import Capacity
 from mlxchat.ui.plans import Row, Section, markdown, tables

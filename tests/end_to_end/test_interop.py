@@ -18,8 +18,7 @@ from mlxchat.ckpt.layout import SavedModel
 from mlxchat.data.conversations import Conversation, Message, Part
 from mlxchat.data.tokenizer import train
 from mlxchat.engine.cache import Cache
-from mlxchat.model.config import GPTConfig
-from mlxchat.model.eras import ERAS
+from mlxchat.model.config import ERAS, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import Quantization
 from mlxchat.quantize import quantize

@@ -28,8 +28,7 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.model.config import GPTConfig
-from mlxchat.model.eras import ERAS
+from mlxchat.model.config import ERAS, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
 from mlxchat.train.pretrain import pretrain

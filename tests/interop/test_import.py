@@ -28,8 +28,7 @@ from mlxchat.cli.app import app
 from mlxchat.cli.importing import import_model
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.model.config import GPTConfig
-from mlxchat.model.eras import ERAS
+from mlxchat.model.config import ERAS, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
 from mlxchat.train.learner import load_optimizer, new_optimizer

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from mlxchat.model.arithmetic import QUERIES
-from mlxchat.model.attention import attend
+from mlxchat.model.block import attend
+from mlxchat.model.size import QUERIES
 from mlxchat.runtime import machine, mx
 
 SCALE = 0.3

@@ -8,11 +8,10 @@ import pytest
 from support.cases import Case
 
 from mlxchat.data.loader import Batch, LoaderState
-from mlxchat.model.arithmetic import training_bytes
 from mlxchat.model.backward import Backward
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.gpt import GPT
-from mlxchat.model.initial import initialise
+from mlxchat.model.gpt import GPT, initialise
+from mlxchat.model.size import training_bytes
 from mlxchat.optim import groups
 from mlxchat.optim.groups import GROUPS, MATRIX, Arrays, MuonAdamW, Rates
 from mlxchat.runtime import machine, mx

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mlxchat.model import elementary
-from mlxchat.model.elementary import exp, relu_squared, tanh
+from mlxchat.model import cpu
+from mlxchat.model.cpu import exp, relu_squared, tanh
 from mlxchat.runtime import mx
 
 X = np.concatenate([np.linspace(-87, 87, 20_001), [0.0, -0.5, 0.5, 1e-6]]).astype(np.float32)
@@ -35,8 +35,8 @@ def test_gradients_are_those_of_the_formulas() -> None:
 def test_relu_squared_and_its_gradient_are_exact(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = dataclasses.replace(elementary.machine(), backend=backend)
-    monkeypatch.setattr(elementary, "machine", lambda: there)
+    there = dataclasses.replace(cpu.machine(), backend=backend)
+    monkeypatch.setattr(cpu, "machine", lambda: there)
     x = mx.array([-2.0, -0.0, 0.0, 0.5, 3.0])
     assert relu_squared(x).tolist() == [0, 0, 0, 0.25, 9]
     gradient = mx.grad(lambda v: (3 * relu_squared(v)).sum())(x)

@@ -19,13 +19,12 @@ from mlxchat.ckpt import layout
 from mlxchat.data.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from mlxchat.engine.cache import Cache
 from mlxchat.errors import MlxchatError
-from mlxchat.model.arithmetic import flops_per_token, parameters
 from mlxchat.model.backward import Backward
-from mlxchat.model.config import GPTConfig
-from mlxchat.model.eras import ERAS, era_of
+from mlxchat.model.config import ERAS, GPTConfig, era_of
 from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import Quantization, quantizable
 from mlxchat.model.quantized import quantize_layers
+from mlxchat.model.size import flops_per_token, parameters
 from mlxchat.optim.groups import GROUPS, MATRIX, MuonAdamW, Rates, group_of
 from mlxchat.runtime import mx, nn, tree_flatten
 

@@ -8,10 +8,9 @@ from support.cases import Case, relative
 
 from mlxchat.engine.cache import Cache
 from mlxchat.model import gpt, loss
-from mlxchat.model.arithmetic import flops_per_token, parameters
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.gpt import GPT
-from mlxchat.model.initial import initialise
+from mlxchat.model.gpt import GPT, initialise
+from mlxchat.model.size import flops_per_token, parameters
 from mlxchat.runtime import mx, nn, tree_flatten
 
 

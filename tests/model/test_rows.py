@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlxchat.model.rows import multiply_few_rows, pieces
+from mlxchat.model.cpu import multiply_few_rows, pieces
 from mlxchat.runtime import mx
 
 

@@ -15,7 +15,7 @@ from mlxchat.config.units import spell_duration, to_seconds
 from mlxchat.data.loader import LoaderState
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.model.arithmetic import parameters
+from mlxchat.model.size import parameters
 from mlxchat.optim.schedule import learning_rate_multiplier
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import (

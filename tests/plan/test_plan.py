@@ -6,8 +6,8 @@ from support.cases import golden
 
 from mlxchat.config.pretrain import LARGEST_CONTEXT, PretrainConfig
 from mlxchat.errors import MlxchatError
-from mlxchat.model.arithmetic import parameters
 from mlxchat.model.config import GPTConfig
+from mlxchat.model.size import parameters
 from mlxchat.train.fitting import Capacity
 from mlxchat.train.plan import plan
 from mlxchat.train.run_plan import Plan, refitted

@@ -2,7 +2,8 @@
 
 import pytest
 
-from mlxchat.model.arithmetic import (
+from mlxchat.model.config import GPTConfig
+from mlxchat.model.size import (
     LARGEST_ARRAY,
     ScoresHeld,
     activation_bytes,
@@ -10,7 +11,6 @@ from mlxchat.model.arithmetic import (
     parameters,
     training_bytes,
 )
-from mlxchat.model.config import GPTConfig
 
 GB = 10**9
 

@@ -15,8 +15,7 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.gpt import GPT
-from mlxchat.model.initial import initialise
+from mlxchat.model.gpt import GPT, initialise
 from mlxchat.model.quantization import Quantization
 from mlxchat.quantize import quantize
 from mlxchat.runtime import mx

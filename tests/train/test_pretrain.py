@@ -21,9 +21,9 @@ from mlxchat.data.shards import LocalShards
 from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.model.arithmetic import scaling_parameters
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
+from mlxchat.model.size import scaling_parameters
 from mlxchat.optim.groups import MuonAdamW, Rates
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Saved, Stepped

@@ -24,8 +24,7 @@ from mlxchat.data.tokenizer import Tokenizer, train
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.gpt import GPT
-from mlxchat.model.initial import initialise
+from mlxchat.model.gpt import GPT, initialise
 from mlxchat.optim.groups import MuonAdamW, Rates
 from mlxchat.quantize import evaluate
 from mlxchat.runtime import mx

@@ -35,8 +35,7 @@ from mlxchat.data.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG
 from mlxchat.data.tokenizer import FILE as TOKENIZER
 from mlxchat.errors import MlxchatError
 from mlxchat.model.block import NORM_EPS
-from mlxchat.model.config import GPTConfig
-from mlxchat.model.eras import ERAS, EraName
+from mlxchat.model.config import ERAS, EraName, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import from_config, quantizable, to_config
 from mlxchat.model.quantized import formats_of, quantize_layers

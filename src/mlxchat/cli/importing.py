@@ -13,7 +13,7 @@ from mlxchat.ckpt.importers.foreign_model import Foreign, network
 from mlxchat.config.run import NAME
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.model.arithmetic import parameters
+from mlxchat.model.size import parameters
 from mlxchat.telemetry.events import Noted, Progressed
 from mlxchat.train.learner import new_optimizer
 from mlxchat.ui.console import Screen, say

@@ -6,7 +6,7 @@ import time
 from mlxchat import runtime
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.home import Home
-from mlxchat.model.arithmetic import chunk_rows
+from mlxchat.model.size import chunk_rows
 from mlxchat.telemetry.events import Noted
 from mlxchat.train.budget import reason
 from mlxchat.train.fitting import Capacity, memory_limit

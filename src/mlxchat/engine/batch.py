@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mlxchat.engine.cache import Cache, Held
-from mlxchat.model.attention import UNSEEN
+from mlxchat.model.block import UNSEEN
 from mlxchat.runtime import mx
 
 STEP = 256  # positions by which buffers grow; cuDNN decodes fast at multiples of it

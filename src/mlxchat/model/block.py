@@ -1,14 +1,124 @@
-"""A layer of the network: attention and MLP, each on the normalised residual stream."""
+"""A layer of the network: attention and MLP, each on the normalised residual stream.
 
-from typing import Protocol
+Causal attention, to all that came before or to a window of it.
 
-from mlxchat.model.attention import attend
+Rotary position embeddings (RoFormer, https://arxiv.org/abs/2104.09864), as nanochat has them.
+
+Dimension i turns with dimension i + D/2, by minus theta.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple, Protocol, cast
+
+import numpy as np
+
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.elementary import relu_squared
+from mlxchat.model.cpu import FEW_ROWS, multiply_few_rows, relu_squared
 from mlxchat.model.quantized import QuantizedLinear
-from mlxchat.model.rotary import Rotation, rotate
-from mlxchat.model.rows import FEW_ROWS, multiply_few_rows
+from mlxchat.model.size import QUERIES
 from mlxchat.runtime import machine, mx, nn
+
+UNSEEN = -1e9  # added to a score, makes its weight zero
+
+
+def attend(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    scale: float,
+    window: int,
+    hidden: mx.array | None = None,
+) -> mx.array:
+    """What the queries of the last T of S positions make of the values, (B, H, T, D).
+
+    On CPUs, where the scores are not fused, queries are taken in blocks, each with the keys that
+    it can see: half of the scores at most are neither computed nor held.
+
+    Args:
+        q: (B, H, T, D).
+        k, v: (B, n_kv_head, S, D).
+        scale: of the scores.
+        window: positions that each can see before itself.
+        hidden: what is added to the scores of a single query, (B, 1, 1, S); it sees all S.
+    """
+    T, S = q.shape[2], k.shape[2]
+    if T == 1:
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=hidden)
+    block = QUERIES if machine().backend == "cpu" else T
+    seen = []
+    for first in range(0, T, block):
+        last = min(first + block, T)
+        begin, end = max(0, S - T + first - window), S - T + last
+        seen.append(
+            mx.fast.scaled_dot_product_attention(
+                q[:, :, first:last],
+                k[:, :, begin:end],
+                v[:, :, begin:end],
+                scale=scale,
+                mask=_mask(last - first, end - begin, window, q.dtype),
+            )
+        )
+    return mx.concatenate(seen, axis=2)
+
+
+def _mask(T: int, S: int, window: int, dtype: mx.Dtype) -> str | mx.array:
+    """Which of S positions the last T can see; an array is added to the scores, since there is no
+    fused kernel for booleans.
+    """
+    if window + 1 >= S:
+        return "causal"
+    query, key = mx.arange(S - T, S)[:, None], mx.arange(S)
+    seen = (key <= query) & (key >= query - window)  # (T, S)
+    return mx.where(seen, mx.array(0, dtype), mx.array(UNSEEN, dtype))
+
+
+class Rotation(NamedTuple):
+    """By how much positions turn."""
+
+    base: float
+    offset: int | mx.array  # positions before them; (B,) of each row, where there is one position
+
+
+def rotate(x: mx.array, by: Rotation) -> mx.array:
+    """Turn (B, T, H, D) queries or keys.
+
+    In training one element-wise pass in each direction, on the layout that the projections make;
+    `mx.fast.rope` wants heads before positions, and takes four times as long on CUDA. A single
+    position has no such layout: there it is the one kernel that decoding wants.
+    """
+    B, T, H, D = x.shape
+    if T > 1:
+        return cast(mx.array, _rotate(x, *_table(T, cast(int, by.offset), D, by.base)))
+    turned = mx.fast.rope(
+        x.reshape(B, H, T, D), D, traditional=False, base=by.base, scale=-1.0, offset=by.offset
+    )
+    return turned.reshape(x.shape)
+
+
+@lru_cache(maxsize=2)
+def _table(T: int, offset: int, D: int, base: float) -> tuple[mx.array, mx.array]:
+    """Cosines (T, 1, 1, D/2) and sines (T, 1, 2, D/2), the second half negative; float32."""
+    frequencies = np.float32(base) ** (-np.arange(0, D, 2, dtype=np.float32) / D)
+    theta = np.arange(offset, offset + T, dtype=np.float32)[:, None] * frequencies  # (T, D/2)
+    cos, sin = np.cos(theta), np.sin(theta)
+    return mx.array(cos[:, None, None]), mx.array(np.stack([sin, -sin], axis=1)[:, None])
+
+
+@mx.custom_function
+def _rotate(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+    halves = x.reshape(*x.shape[:-1], 2, -1)
+    turned = halves * cos + halves[..., ::-1, :] * sin
+    return turned.astype(x.dtype).reshape(x.shape)
+
+
+@_rotate.vjp
+def _turn_back(
+    primals: tuple[mx.array, mx.array, mx.array], cotangent: mx.array, _: mx.array
+) -> tuple[mx.array, mx.array, mx.array]:
+    _, cos, sin = primals
+    back = cast(mx.array, _rotate(cotangent, cos, -sin))
+    return back, mx.zeros_like(cos), mx.zeros_like(sin)
+
 
 NORM_EPS = 1.1920929e-07  # what torch's rms_norm uses when told nothing
 

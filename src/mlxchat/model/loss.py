@@ -8,8 +8,8 @@ along with the loss, chunk by chunk, so that nothing is kept or computed again f
 from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
-from mlxchat.model.arithmetic import chunk_rows
-from mlxchat.model.elementary import exp, log_sum_exp, tanh
+from mlxchat.model.cpu import exp, log_sum_exp, tanh
+from mlxchat.model.size import chunk_rows
 from mlxchat.runtime import mx
 
 LOSS_ROWS = 128  # positions in a chunk, at least

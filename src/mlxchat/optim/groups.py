@@ -8,8 +8,8 @@ import math
 from collections import defaultdict
 from typing import NamedTuple
 
-from mlxchat.model.arithmetic import STACK
 from mlxchat.model.config import Architecture
+from mlxchat.model.size import STACK
 from mlxchat.optim import adamw, muon, normuon
 from mlxchat.runtime import mx
 

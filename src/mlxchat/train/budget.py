@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 
 from mlxchat.config.pretrain import LARGEST_DEPTH, PretrainConfig
 from mlxchat.errors import MlxchatError
-from mlxchat.model.arithmetic import flops_per_token, parameters
 from mlxchat.model.config import GPTConfig
+from mlxchat.model.size import flops_per_token, parameters
 from mlxchat.train.fitting import Capacity
 from mlxchat.train.pace import AIM, last_step, pauses
 from mlxchat.train.plan import plan, recipe_batch, shape

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from mlxchat.config.run import LEAST, MemoryConfig
 from mlxchat.config.units import BYTES, round_size, to_bytes
 from mlxchat.errors import MlxchatError
-from mlxchat.model.arithmetic import ScoresHeld, chunk_rows, parameters, training_bytes
 from mlxchat.model.config import GPTConfig
+from mlxchat.model.size import ScoresHeld, chunk_rows, parameters, training_bytes
 
 LARGEST_DEVICE_BATCH = 32  # nanochat's
 LEAST_LOSS_ROWS = 64

@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from mlxchat.model.arithmetic import parameters
+from mlxchat.model.size import parameters
 from mlxchat.train.fitting import AGAIN, Capacity
 from mlxchat.train.run_plan import Plan
 

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from mlxchat.config.pretrain import DEFAULT_DEPTH, LARGEST_DEPTH, PretrainConfig
 from mlxchat.config.recipes import Recipe
 from mlxchat.errors import MlxchatError
-from mlxchat.model.arithmetic import flops_per_token, parameters, scaling_parameters
 from mlxchat.model.config import ASPECT_RATIO, GPTConfig
+from mlxchat.model.size import flops_per_token, parameters, scaling_parameters
 from mlxchat.optim.schedule import width_scale
 from mlxchat.train.fitting import Capacity, Depth, fit
 from mlxchat.train.run_plan import Plan, evaluation_rows, step_rows

@@ -11,8 +11,7 @@ from mlxchat.data.documents import TextDocuments
 from mlxchat.data.loader import LoaderState
 from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.home import Home
-from mlxchat.model.gpt import GPT
-from mlxchat.model.initial import initialise
+from mlxchat.model.gpt import GPT, initialise
 from mlxchat.optim import schedule
 from mlxchat.runtime import machine, mx
 from mlxchat.telemetry.events import Clock, Event, Noted, Report

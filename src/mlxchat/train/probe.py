@@ -4,8 +4,8 @@ from itertools import pairwise
 from statistics import median
 
 from mlxchat.config.pretrain import PretrainConfig
-from mlxchat.model.arithmetic import ScoresHeld
 from mlxchat.model.loss import CHUNK_ROWS
+from mlxchat.model.size import ScoresHeld
 from mlxchat.runtime import machine, matmul_flops, mx, spare_memory
 from mlxchat.telemetry.events import Clock
 from mlxchat.train.budget import budgeted_plan

@@ -5,8 +5,7 @@ from itertools import repeat
 import numpy as np
 
 from mlxchat.data.loader import Batch, LoaderState
-from mlxchat.model.gpt import GPT
-from mlxchat.model.initial import initialise
+from mlxchat.model.gpt import GPT, initialise
 from mlxchat.optim.groups import MuonAdamW, Rates
 from mlxchat.runtime import machine, mx
 from mlxchat.telemetry.events import Clock

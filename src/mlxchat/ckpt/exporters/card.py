@@ -8,9 +8,9 @@ from typing import NamedTuple
 from mlxchat import __version__
 from mlxchat.ckpt.history import History, Training
 from mlxchat.ckpt.layout import SavedModel
-from mlxchat.model.arithmetic import parameters
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.quantized import formats_of
+from mlxchat.model.size import parameters
 
 FILE = "README.md"
 LIBRARIES = {"mlx-lm": "mlx", "transformers": "transformers", "nanochat": "pytorch"}

@@ -11,8 +11,7 @@ from mlxchat.ckpt.exporters.shards import Shards
 from mlxchat.ckpt.history import History
 from mlxchat.ckpt.layout import SavedModel
 from mlxchat.errors import MlxchatError
-from mlxchat.model.config import GPTConfig
-from mlxchat.model.eras import EraName
+from mlxchat.model.config import EraName, GPTConfig
 from mlxchat.runtime import mx
 
 COMMITS: dict[tuple[EraName, float], str] = {  # of nanochat, by era and bound of the logits

@@ -11,8 +11,7 @@ from pydantic import ValidationError
 from mlxchat.ckpt.foreign import damaged
 from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.errors import MlxchatError
-from mlxchat.model.config import VOCABULARY_MULTIPLE, GPTConfig
-from mlxchat.model.eras import CLASSIC, era_of
+from mlxchat.model.config import CLASSIC, VOCABULARY_MULTIPLE, GPTConfig, era_of
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
 

@@ -2,8 +2,7 @@
 
 from typing import Literal
 
-from mlxchat.model.config import GPTConfig
-from mlxchat.model.eras import SMEAR_CHANNELS
+from mlxchat.model.config import SMEAR_CHANNELS, GPTConfig
 
 CHUNK_LOGITS = 2**21  # of the loss, where its chunks would else be smaller
 MOST_CHUNKS = 64  # of the loss, since each adds to what is compiled
