@@ -32,7 +32,7 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.loader import LoaderState
 from mlxchat.engine.generate import continue_greedily
 from mlxchat.errors import MlxchatError
-from mlxchat.optim.groups import GROUPS
+from mlxchat.optim.optimizer import GROUPS
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Event, Stepped
 from mlxchat.train.loop import Run, train

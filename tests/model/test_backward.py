@@ -12,8 +12,8 @@ from mlxchat.model.backward import Backward
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT, initialise
 from mlxchat.model.size import training_bytes
-from mlxchat.optim import groups
-from mlxchat.optim.groups import GROUPS, MATRIX, Arrays, MuonAdamW, Rates
+from mlxchat.optim import optimizer
+from mlxchat.optim.optimizer import GROUPS, MATRIX, Arrays, MuonAdamW, Rates
 from mlxchat.runtime import machine, mx
 from mlxchat.train.loop import Run, compile_step
 from mlxchat.train.probe import SCORES_HELD
@@ -127,7 +127,7 @@ def test_the_estimate_is_what_is_taken(arch: str, checkpoint: bool, accumulation
 def test_an_update_takes_the_memory_of_what_was_before(
     arch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(groups, "STACK", 2**18)
+    monkeypatch.setattr(optimizer, "STACK", 2**18)
     config = GPTConfig.from_depth(4, 2048, 128, head_dim=64, arch=arch)
     run = new_run(config, 1, 1, False, 64)
     update = mx.compile(run.optimizer.update)

@@ -25,7 +25,7 @@ from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import Quantization, quantizable
 from mlxchat.model.quantized import quantize_layers
 from mlxchat.model.size import flops_per_token, parameters
-from mlxchat.optim.groups import GROUPS, MATRIX, MuonAdamW, Rates, group_of
+from mlxchat.optim.optimizer import GROUPS, MATRIX, MuonAdamW, Rates, group_of
 from mlxchat.runtime import mx, nn, tree_flatten
 
 CASES = golden("eras/cases.json")

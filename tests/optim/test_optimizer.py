@@ -5,8 +5,8 @@ import pytest
 from support.cases import Case, relative
 
 from mlxchat.model.gpt import GPT
-from mlxchat.optim import normuon
-from mlxchat.optim.groups import GROUPS, MATRIX, MuonAdamW, Rates, clip, group_of
+from mlxchat.optim import muon
+from mlxchat.optim.optimizer import GROUPS, MATRIX, MuonAdamW, Rates, clip, group_of
 from mlxchat.optim.schedule import (
     learning_rate_multiplier,
     muon_momentum,
@@ -77,14 +77,14 @@ def test_the_state_keeps_its_names_and_shapes(case: Case) -> None:
 @pytest.mark.parametrize("shape", [(8, 8), (24, 6), (6, 24)])
 def test_polar_express_makes_singular_values_one(shape: tuple[int, int]) -> None:
     G = mx.random.normal((3, *shape), key=mx.random.key(0))
-    values = np.linalg.svd(np.array(normuon.orthogonalise(G)), compute_uv=False)
+    values = np.linalg.svd(np.array(muon.polar_express(G)), compute_uv=False)
     assert values.min() > 0.8
     assert values.max() < 1.2
 
 
 def test_equalised_rows_keep_the_norm_of_the_matrix() -> None:
     G = mx.random.normal((2, 5, 7), key=mx.random.key(0))
-    rows = mx.linalg.norm(normuon.equalise_rows(G), axis=-1)  # (2, 5)
+    rows = mx.linalg.norm(muon.equalise_rows(G), axis=-1)  # (2, 5)
     expected = mx.linalg.norm(G, axis=[-2, -1]) / 5**0.5
     assert mx.allclose(rows, mx.broadcast_to(expected[:, None], (2, 5)), rtol=1e-5)
 
@@ -92,9 +92,9 @@ def test_equalised_rows_keep_the_norm_of_the_matrix() -> None:
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
 def test_neurons_are_evened_out_and_the_norm_stays(shape: tuple[int, int]) -> None:
     g = mx.random.normal((1, *shape), key=mx.random.key(0))
-    second = normuon.second_moment(g[0])[None]
+    second = muon.second_moment(g[0])[None]
     assert second.size == max(shape)
-    evened, after = normuon.normalise_neurons(g, second)
+    evened, after = muon.normalise_neurons(g, second)
     assert mx.linalg.norm(evened).item() == pytest.approx(mx.linalg.norm(g).item(), rel=1e-5)
     axis = 2 if shape[0] > shape[1] else 1
     sizes = mx.linalg.norm(evened, axis=axis)  # the first time, all alike
@@ -105,10 +105,12 @@ def test_neurons_are_evened_out_and_the_norm_stays(shape: tuple[int, int]) -> No
 def test_decay_is_cautious() -> None:
     p = mx.array([[1.0, -1.0], [1.0, 1.0]])
     g = mx.array([[1.0, 1.0], [1.0, -1.0]])  # orthogonal already
-    buffers, seconds = [mx.zeros_like(p)], [normuon.second_moment(p)]
+    buffers, seconds = [mx.zeros_like(p)], [muon.second_moment(p)]
     lr, momentum = mx.array(0.1), mx.array(0.0)
     decays = [
-        normuon.update([p], [g], buffers, seconds, lr, momentum, mx.array(decay), mx.float32)[0][0]
+        muon.normuon_update([p], [g], buffers, seconds, lr, momentum, mx.array(decay), mx.float32)[
+            0
+        ][0]
         for decay in (0.0, 0.5)
     ]
     assert mx.allclose(decays[0] - decays[1], mx.array([[0.05, 0.0], [0.05, 0.0]]), atol=1e-6)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from mlxchat.data.loader import Batch, LoaderState
-from mlxchat.optim.groups import GROUPS, MATRIX, Arrays, MuonAdamW, Rates, group_of
+from mlxchat.optim.optimizer import GROUPS, MATRIX, Arrays, MuonAdamW, Rates, group_of
 from mlxchat.runtime import mx
 from mlxchat.train.loop import Launched, Run
 from support.cases import Case

@@ -24,7 +24,7 @@ from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.size import scaling_parameters
-from mlxchat.optim.groups import MuonAdamW, Rates
+from mlxchat.optim.optimizer import MuonAdamW, Rates
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Saved, Stepped
 from mlxchat.train.loop import Run

@@ -25,7 +25,7 @@ from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT, initialise
-from mlxchat.optim.groups import MuonAdamW, Rates
+from mlxchat.optim.optimizer import MuonAdamW, Rates
 from mlxchat.quantize import evaluate
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Stepped

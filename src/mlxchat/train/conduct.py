@@ -19,7 +19,7 @@ from mlxchat.engine.tool_use import ToolUse
 from mlxchat.errors import MlxchatError
 from mlxchat.evaluate.bits import bits_per_byte
 from mlxchat.optim import schedule
-from mlxchat.optim.groups import Rates
+from mlxchat.optim.optimizer import Rates
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Event, Noted, Replanned, Sampled, Saved, Started
 from mlxchat.telemetry.log import RunLog

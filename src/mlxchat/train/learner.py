@@ -11,7 +11,7 @@ from mlxchat.config.run import RunConfig
 from mlxchat.data.loader import LoaderState
 from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.model.gpt import GPT
-from mlxchat.optim.groups import MuonAdamW
+from mlxchat.optim.optimizer import MuonAdamW
 from mlxchat.runtime import machine
 from mlxchat.telemetry.events import Clock, Event, Noted
 from mlxchat.train.fitting import Capacity, memory_limit

@@ -16,7 +16,7 @@ from mlxchat.data.loader import Batch, LoaderState, Stopped
 from mlxchat.errors import MlxchatError
 from mlxchat.model.backward import Backward
 from mlxchat.model.gpt import GPT
-from mlxchat.optim.groups import MATRIX, Arrays, MuonAdamW, Rates, clip
+from mlxchat.optim.optimizer import MATRIX, Arrays, MuonAdamW, Rates, clip
 from mlxchat.runtime import memory_use, mx
 from mlxchat.telemetry.events import Ended, Event, Position, Stepped
 from mlxchat.train.divergence import check_numbers

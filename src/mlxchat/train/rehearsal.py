@@ -6,7 +6,7 @@ import numpy as np
 
 from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.model.gpt import GPT, initialise
-from mlxchat.optim.groups import MuonAdamW, Rates
+from mlxchat.optim.optimizer import MuonAdamW, Rates
 from mlxchat.runtime import machine, mx
 from mlxchat.telemetry.events import Clock
 from mlxchat.train.loop import Run

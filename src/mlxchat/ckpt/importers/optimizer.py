@@ -73,7 +73,7 @@ def find(model: Path, step: int, config: GPTConfig) -> Path:
 
 
 def read(path: Path, config: GPTConfig, expected: Shapes) -> dict[str, mx.array]:
-    """The state as `mlxchat.optim.groups.MuonAdamW` keeps it, in float32.
+    """The state as `mlxchat.optim.optimizer.MuonAdamW` keeps it, in float32.
 
     Args:
         path: that `find` found.

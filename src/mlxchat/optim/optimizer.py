@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from mlxchat.model.config import Architecture
 from mlxchat.model.size import STACK
-from mlxchat.optim import adamw, muon, normuon
+from mlxchat.optim import adamw, muon
+from mlxchat.optim import muon as normuon
 from mlxchat.runtime import mx
 
 Arrays = dict[str, mx.array]
@@ -152,12 +153,12 @@ class MuonAdamW:
             buffers = [state[name] for name in held]
             if self._modern:
                 moments = [state[name] for name in seconds]
-                ps, buffers, moments = normuon.update(
+                ps, buffers, moments = normuon.normuon_update(
                     ps, gs, buffers, moments, lr, momentum, rates.weight_decay, self.dtype
                 )
                 after.update(zip(seconds, moments, strict=True))
             else:
-                ps, buffers = muon.update(ps, gs, buffers, lr, momentum, self.dtype)
+                ps, buffers = muon.muon_update(ps, gs, buffers, lr, momentum, self.dtype)
             new.update(zip(names, ps, strict=True))
             after.update(zip(held, buffers, strict=True))
             momentum = mx.depends(momentum, ps)  # one stack after another: each takes memory
