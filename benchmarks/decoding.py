@@ -27,10 +27,10 @@ from typing import Any, cast
 import numpy as np
 import rounds
 
-from mlxchat.data.tokenizer import SMALLEST_VOCABULARY, SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import parameters
+from mlxchat.tokenizer.bpe import SMALLEST_VOCABULARY, SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 
 OURS, MEMORY, BATCH, PREFILL = "mlxchat", "memory", "batch", "prefill"
 PROGRAMS = (OURS, "mlx-lm", "torch", MEMORY, BATCH, PREFILL)

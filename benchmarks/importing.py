@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 
 from mlxchat.ckpt import nanochat, tokenizer_pickle, torch_file
-from mlxchat.data.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.size import parameters
+from mlxchat.tokenizer.bpe import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 
 VOCABULARY = 65_536
 

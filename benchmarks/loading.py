@@ -24,8 +24,8 @@ import rounds
 from mlxchat.data.documents import Cursor, ShardDocuments
 from mlxchat.data.loader import BATCHES_AHEAD, Batch, Loader
 from mlxchat.data.shards import LocalShards
-from mlxchat.data.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer, train
 from mlxchat.errors import MlxchatError
+from mlxchat.tokenizer.bpe import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer, train
 
 SMALL, LARGE = 4_096, 65_536  # vocabularies
 VOCABULARIES = {"small": SMALL, "large": LARGE}

@@ -26,7 +26,6 @@ from mlxchat import runtime
 from mlxchat.ckpt import layout
 from mlxchat.ckpt.layout import SavedModel
 from mlxchat.config.inference import TaskName
-from mlxchat.data import tokenizer
 from mlxchat.evaluate.tasks.answers import Outcome, answer
 from mlxchat.evaluate.tasks.catalog import problems
 from mlxchat.evaluate.tasks.problems import Choice, Problem
@@ -34,6 +33,7 @@ from mlxchat.evaluate.tasks.score import Score
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
+from mlxchat.tokenizer import bpe
 
 TASKS: tuple[TaskName, ...] = ("gsm8k", "arc-easy", "arc-challenge", "mmlu")
 SEQUENCE_LEN = 2048
@@ -42,7 +42,7 @@ WARM_UP = 16  # problems that are not counted: the first ones compile
 
 def random_model(depth: int, vocab_size: int, texts: Iterable[str], seed: int) -> SavedModel:
     """Every matrix normal with a variance of one over its inputs, as if it talked."""
-    learnt = tokenizer.train(texts, vocab_size)
+    learnt = bpe.train(texts, vocab_size)
     config = GPTConfig.from_depth(depth, learnt.vocab_size, SEQUENCE_LEN)
     model = GPT(config, runtime.machine().compute_dtype)
     weights = sorted(model.named_parameters().items())

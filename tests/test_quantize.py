@@ -12,7 +12,6 @@ from support.extras import extra
 from mlxchat.ckpt import checksums, layout, store
 from mlxchat.cli.quantizing import quantize_saved
 from mlxchat.config.pretrain import PretrainConfig
-from mlxchat.data.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from mlxchat.engine.cache import Cache
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
@@ -31,6 +30,7 @@ from mlxchat.model.quantization import (
 from mlxchat.model.quantized import FEW_ROWS, formats_of, quantize_layers
 from mlxchat.quantize import quantize
 from mlxchat.runtime import machine, mx
+from mlxchat.tokenizer.bpe import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from mlxchat.train.inputs import saved_run
 from mlxchat.train.pretrain import pretrain
 

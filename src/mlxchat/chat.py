@@ -19,14 +19,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from mlxchat.config.inference import Sampling
 from mlxchat.data.answer import Answer
-from mlxchat.data.conversations import Conversation, Message, Part
-from mlxchat.data.tokenizer import ASSISTANT_END, Tokenizer
 from mlxchat.engine.cache import Cache
 from mlxchat.engine.generate import generate
 from mlxchat.engine.tool_use import ToolUse
 from mlxchat.errors import MlxchatError
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
+from mlxchat.tokenizer.bpe import ASSISTANT_END, Tokenizer
+from mlxchat.tokenizer.messages import Conversation, Message, Part
 
 _FILE = TypeAdapter(Conversation)
 _FORM = (

@@ -16,9 +16,9 @@ from support.places import SHARED, needs_shared
 from mlxchat.data.chats import forms, reading, sources
 from mlxchat.data.chats.forms import UNANSWERED, UnusableError, Usable
 from mlxchat.data.chats.sources import Source
-from mlxchat.data.conversations import Conversation, Message, Part
-from mlxchat.data.tokenizer import train
 from mlxchat.errors import MlxchatError
+from mlxchat.tokenizer.bpe import train
+from mlxchat.tokenizer.messages import Conversation, Message, Part
 
 
 def said(*turns: str | list[Part], system: str | None = None) -> Conversation:

@@ -6,8 +6,8 @@ import pytest
 
 from mlxchat.data.chats import asking
 from mlxchat.data.chats.identity import Identity, conversations, is_asked
-from mlxchat.data.conversations import Conversation
 from mlxchat.errors import MlxchatError
+from mlxchat.tokenizer.messages import Conversation
 
 ADA = Identity("Ada", "Grace", (("purpose", "help with homework"), ("favourite colour", "blue")))
 

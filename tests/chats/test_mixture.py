@@ -15,9 +15,9 @@ from mlxchat.data.chats import spelling
 from mlxchat.data.chats.documents import IDENTITY_CONVERSATIONS, ChatDocuments
 from mlxchat.data.chats.identity import Identity
 from mlxchat.data.chats.sources import Source, parse
-from mlxchat.data.conversations import Conversation
 from mlxchat.data.documents import BATCH, Cursor, Documents
 from mlxchat.errors import MlxchatError
+from mlxchat.tokenizer.messages import Conversation
 
 BUILTIN = Source(None)
 

@@ -6,7 +6,7 @@ import pytest
 
 from mlxchat.data.chats import spelling
 from mlxchat.data.chats.words import WORDS
-from mlxchat.data.conversations import Conversation
+from mlxchat.tokenizer.messages import Conversation
 
 COUNT = re.compile(r"'(\w+)'\.count\('(\w)'\)")
 

@@ -8,10 +8,10 @@ from itertools import islice
 import pytest
 
 from mlxchat.data import corpus
-from mlxchat.data.conversations import Conversation
 from mlxchat.data.facts import FACTS
 from mlxchat.data.smalltalk import SMALL_TALK, STORY_REQUESTS
 from mlxchat.data.world import ANIMALS, with_article
+from mlxchat.tokenizer.messages import Conversation
 
 ROLES = ["user", "assistant"]
 

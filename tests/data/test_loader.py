@@ -13,8 +13,8 @@ from mlxchat.data import corpus
 from mlxchat.data.documents import BuiltinDocuments, Cursor, Documents, Read, ShardDocuments
 from mlxchat.data.loader import Loader, LoaderState
 from mlxchat.data.shards import LocalShards
-from mlxchat.data.tokenizer import Tokenizer, train
 from mlxchat.errors import MlxchatError
+from mlxchat.tokenizer.bpe import Tokenizer, train
 
 B, T = 4, 32
 

@@ -15,14 +15,14 @@ from support.models import BYTES
 from mlxchat.ckpt import exporters
 from mlxchat.ckpt.history import History
 from mlxchat.ckpt.layout import SavedModel
-from mlxchat.data.conversations import Conversation, Message, Part
-from mlxchat.data.tokenizer import train
 from mlxchat.engine.cache import Cache
 from mlxchat.model.config import ERAS, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import Quantization
 from mlxchat.quantize import quantize
 from mlxchat.runtime import mx
+from mlxchat.tokenizer.bpe import train
+from mlxchat.tokenizer.messages import Conversation, Message, Part
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # theirs
 

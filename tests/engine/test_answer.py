@@ -5,7 +5,7 @@ from support.chats import ids_of
 from support.models import BYTES
 
 from mlxchat.data.answer import Answer
-from mlxchat.data.conversations import Conversation, Message, Part
+from mlxchat.tokenizer.messages import Conversation, Message, Part
 
 
 def told(text: str) -> Answer:

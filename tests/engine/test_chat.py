@@ -8,11 +8,11 @@ import pytest
 from support.chats import ASSISTANT, BOS, END, USER, USER_END, Reciting, chat, dialogue, fill, say
 from support.models import BYTES, network
 
-from mlxchat.data.conversations import Conversation, Message, Part
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import Architecture
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
+from mlxchat.tokenizer.messages import Conversation, Message, Part
 
 # Answers
 

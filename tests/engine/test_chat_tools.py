@@ -13,9 +13,9 @@ from support.chats import END, Reciting, chat, fill, ids_of
 from support.models import BYTES
 
 from mlxchat.chat import Chat
-from mlxchat.data.conversations import Conversation, Message, Part
 from mlxchat.engine.cache import Cache
 from mlxchat.runtime import mx
+from mlxchat.tokenizer.messages import Conversation, Message, Part
 from mlxchat.ui import repl
 
 FORCED = ids_of("<|output_start|>24.0<|output_end|>")

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from mlxchat.data.loader import Batch, LoaderState
-from mlxchat.data.tokenizer import train
 from mlxchat.errors import MlxchatError
 from mlxchat.evaluate.bits import bits_per_byte
 from mlxchat.runtime import mx, peak_flops
 from mlxchat.telemetry.events import Evaluated
+from mlxchat.tokenizer.bpe import train
 
 TOKENIZER = train(["an example of a text, an example of another"] * 50, 280)
 

@@ -27,7 +27,6 @@ from mlxchat.config.inference import TASK_NAMES, ChatEvalConfig
 from mlxchat.data import corpus
 from mlxchat.data.chats.documents import ChatDocuments
 from mlxchat.data.chats.sources import parse
-from mlxchat.data.conversations import Conversation, Message, Part
 from mlxchat.errors import MlxchatError
 from mlxchat.evaluate import padding
 from mlxchat.evaluate.bits import bits_per_byte
@@ -43,6 +42,7 @@ from mlxchat.evaluate.tasks.problems import Exercise, Problem
 from mlxchat.model.config import Architecture
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Evaluated
+from mlxchat.tokenizer.messages import Conversation, Message, Part
 
 
 def dialogue(*contents: str | tuple[Part, ...]) -> Conversation:

@@ -15,8 +15,8 @@ from support.hostile_pickles import greedy, malformed, running, text
 from support.places import SHARED, needs_shared
 
 from mlxchat.ckpt import pickles, tokenizer_pickle
-from mlxchat.data.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer, train
 from mlxchat.errors import MlxchatError
+from mlxchat.tokenizer.bpe import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer, train
 
 TOKENIZERS = SHARED / "data" / "tokenizers"
 TEXTS = ["the cat sat on the mat", "日本語 🇫🇷 naïve", " a  b\r\n\t12345"]

@@ -16,7 +16,6 @@ import pytest
 from support.cases import GOLDEN, golden
 
 from mlxchat.ckpt import layout
-from mlxchat.data.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from mlxchat.engine.cache import Cache
 from mlxchat.errors import MlxchatError
 from mlxchat.model.backward import Backward
@@ -27,6 +26,7 @@ from mlxchat.model.quantized import quantize_layers
 from mlxchat.model.size import flops_per_token, parameters
 from mlxchat.optim.optimizer import GROUPS, MATRIX, MuonAdamW, Rates, group_of
 from mlxchat.runtime import mx, nn, tree_flatten
+from mlxchat.tokenizer.bpe import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 
 CASES = golden("eras/cases.json")
 ERA_OF_CASE = {

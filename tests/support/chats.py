@@ -7,11 +7,11 @@ from pathlib import Path
 
 from mlxchat.chat import Chat
 from mlxchat.config.inference import Sampling
-from mlxchat.data.conversations import Message
-from mlxchat.data.tokenizer import SPECIAL_TOKENS
 from mlxchat.engine.cache import Cache
 from mlxchat.model.config import GPTConfig
 from mlxchat.runtime import mx
+from mlxchat.tokenizer.bpe import SPECIAL_TOKENS
+from mlxchat.tokenizer.messages import Message
 from support.models import BYTES
 
 BOS, USER, USER_END, ASSISTANT, END = (BYTES.special(name) for name in SPECIAL_TOKENS[:5])

@@ -6,10 +6,10 @@ from mlx.utils import tree_map
 
 from mlxchat.ckpt import layout
 from mlxchat.ckpt.layout import SavedModel
-from mlxchat.data.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from mlxchat.model.config import Architecture, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
+from mlxchat.tokenizer.bpe import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 
 BYTES = Tokenizer(
     {bytes([i]): i for i in range(256)},

@@ -10,14 +10,9 @@ import tokenizers
 from pydantic import TypeAdapter
 from support.cases import golden
 
-from mlxchat.data.conversations import Conversation, Message, Part, Role
-from mlxchat.data.tokenizer import (
-    SPECIAL_TOKENS,
-    SPLIT_PATTERN,
-    Tokenizer,
-    train,
-)
 from mlxchat.errors import MlxchatError
+from mlxchat.tokenizer.bpe import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer, train
+from mlxchat.tokenizer.messages import Conversation, Message, Part, Role
 
 GOLDEN = golden("tokenizer.json")
 

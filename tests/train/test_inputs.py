@@ -9,10 +9,10 @@ import pytest
 from mlxchat.cli.training import train_tokenizer as tokenizer_command
 from mlxchat.config.pretrain import DataConfig
 from mlxchat.data.documents import BuiltinDocuments, ShardDocuments
-from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Event, Progressed
+from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train.inputs import open_documents, tokenizer_folder, train_tokenizer
 
 

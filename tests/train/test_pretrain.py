@@ -18,7 +18,6 @@ from support.runs import CONFIG, OWN, SETTINGS, assert_same, final, logged, run,
 from mlxchat.ckpt import checksums, layout, store
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.shards import LocalShards
-from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
@@ -27,6 +26,7 @@ from mlxchat.model.size import scaling_parameters
 from mlxchat.optim.optimizer import MuonAdamW, Rates
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Saved, Stepped
+from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train.loop import Run
 
 

@@ -17,10 +17,8 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.data.chats.documents import ChatDocuments
 from mlxchat.data.chats.sources import parse
-from mlxchat.data.conversations import Conversation, Message
 from mlxchat.data.documents import Cursor
 from mlxchat.data.loader import Batch, Loader, LoaderState
-from mlxchat.data.tokenizer import Tokenizer, train
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
@@ -29,6 +27,8 @@ from mlxchat.optim.optimizer import MuonAdamW, Rates
 from mlxchat.quantize import evaluate
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Stepped
+from mlxchat.tokenizer.bpe import Tokenizer, train
+from mlxchat.tokenizer.messages import Conversation, Message
 from mlxchat.train.fitting import Capacity
 from mlxchat.train.loop import Run
 from mlxchat.train.loop import train as steps_of

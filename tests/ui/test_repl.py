@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from mlxchat.data.conversations import Part
 from mlxchat.errors import MlxchatError
+from mlxchat.tokenizer.messages import Part
 from mlxchat.ui.repl import answer, converse
 
 

@@ -30,9 +30,6 @@ from mlxchat.ckpt.catalog import TRAINER as TRAINER
 from mlxchat.ckpt.checksums import missing
 from mlxchat.ckpt.foreign import damaged, read_json
 from mlxchat.data.loader import LoaderState
-from mlxchat.data.tokenizer import ASSISTANT_END, BOS, Tokenizer
-from mlxchat.data.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG
-from mlxchat.data.tokenizer import FILE as TOKENIZER
 from mlxchat.errors import MlxchatError
 from mlxchat.model.block import NORM_EPS
 from mlxchat.model.config import ERAS, EraName, GPTConfig
@@ -40,6 +37,9 @@ from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import from_config, quantizable, to_config
 from mlxchat.model.quantized import formats_of, quantize_layers
 from mlxchat.runtime import mx
+from mlxchat.tokenizer.bpe import ASSISTANT_END, BOS, Tokenizer
+from mlxchat.tokenizer.bpe import CONFIG_FILE as TOKENIZER_CONFIG
+from mlxchat.tokenizer.bpe import FILE as TOKENIZER
 
 FORMAT = 3  # of trainer.json
 PRETRAINING, FINE_TUNING = "pretraining", "fine-tuning"  # the stages

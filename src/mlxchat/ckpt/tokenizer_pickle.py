@@ -13,8 +13,8 @@ from mlxchat.ckpt import pickles
 from mlxchat.ckpt.folders import unreadable
 from mlxchat.ckpt.foreign import damaged, refused
 from mlxchat.ckpt.pickles import Function, Instance
-from mlxchat.data import byte_level
-from mlxchat.data.tokenizer import Tokenizer, vocabulary_fault
+from mlxchat.tokenizer import files
+from mlxchat.tokenizer.bpe import Tokenizer, vocabulary_fault
 
 NAME = "rustbpe"  # of every encoding that nanochat makes
 PROTOCOL = 4  # of the pickles that nanochat makes
@@ -52,7 +52,7 @@ def read(path: Path) -> Tokenizer:
         encoding = _Encoding.model_validate(value.state)
         if reason := vocabulary_fault(encoding.mergeable_ranks, encoding.special_tokens):
             raise damaged(path, f"it {reason}")
-        byte_level.require_pattern(encoding.pat_str)
+        files.require_pattern(encoding.pat_str)
         return Tokenizer(encoding.mergeable_ranks, encoding.pat_str, encoding.special_tokens)
     except ValidationError as error:
         fault = error.errors()[0]

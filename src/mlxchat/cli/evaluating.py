@@ -17,7 +17,6 @@ from mlxchat.cli.interrupts import ending_soon
 from mlxchat.config.inference import TASK_NAMES, ChatEvalConfig, TaskName
 from mlxchat.data.chats.documents import ChatDocuments
 from mlxchat.data.chats.sources import VALIDATION_SHARE, Source, parse
-from mlxchat.data.conversations import Conversation
 from mlxchat.errors import MlxchatError
 from mlxchat.evaluate.bits import bits_per_byte
 from mlxchat.evaluate.conversations import (
@@ -33,6 +32,7 @@ from mlxchat.evaluate.tasks.problems import Exercise, Problem
 from mlxchat.evaluate.tasks.score import Score, mean_centered
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Evaluated, Evaluating, Noted, Progressed
+from mlxchat.tokenizer.messages import Conversation
 from mlxchat.ui.bars import amount
 from mlxchat.ui.console import Screen, say, table
 

@@ -2,8 +2,8 @@
 
 import codecs
 
-from mlxchat.data.conversations import Part
-from mlxchat.data.tokenizer import Tokenizer
+from mlxchat.tokenizer.bpe import Tokenizer
+from mlxchat.tokenizer.messages import Part
 
 BEGINNINGS = {
     "<|python_start|>": Part("python", ""),

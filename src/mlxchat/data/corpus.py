@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from itertools import count as count_from
 from random import Random
 
-from mlxchat.data.conversations import Conversation, Document, Message
 from mlxchat.data.facts import FACTS, Fact
 from mlxchat.data.smalltalk import (
     INTRODUCTIONS,
@@ -20,6 +19,7 @@ from mlxchat.data.smalltalk import (
 )
 from mlxchat.data.stories import NAMES, passage, story
 from mlxchat.data.world import Question, is_held_out
+from mlxchat.tokenizer.messages import Conversation, Document, Message
 
 __all__ = ["Question", "documents", "held_out", "is_held_out", "text"]
 

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlxchat.data import corpus
-from mlxchat.data.conversations import Document
 from mlxchat.data.fingerprint import KnownShards
 from mlxchat.data.shards import ShardSource
 from mlxchat.errors import MlxchatError
+from mlxchat.tokenizer.messages import Document
 
 BATCH = 128  # documents read, and tokenized, at a time
 CHARACTERS_PER_TOKEN = 400  # of text for each token of a vocabulary, at least

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlxchat.data.conversations import Conversation, Document
 from mlxchat.data.documents import Cursor, Read
 from mlxchat.data.packing import BestFit, Buffered, Tokens
-from mlxchat.data.tokenizer import Tokenizer
+from mlxchat.tokenizer.bpe import Tokenizer
+from mlxchat.tokenizer.messages import Conversation, Document
 
 BUFFER_DOCUMENTS = 1000  # nanochat's
 BUFFER_CONVERSATIONS = 100  # nanochat's

@@ -11,7 +11,7 @@ from mlxchat.engine.calculator import calculate
 
 
 class Tokenizer(Protocol):
-    """Text to tokens and back: `mlxchat.data.tokenizer.Tokenizer` is one."""
+    """Text to tokens and back: `mlxchat.tokenizer.bpe.Tokenizer` is one."""
 
     def special(self, name: str) -> int:
         """The id of a special token."""

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from mlxchat.data.loader import Batch
-from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.errors import MlxchatError
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Evaluated, Evaluating, Event
+from mlxchat.tokenizer.bpe import Tokenizer
 
 
 def bits_per_byte(

@@ -9,13 +9,13 @@ from functools import partial
 from operator import eq
 
 from mlxchat.data import corpus
-from mlxchat.data.conversations import Conversation
 from mlxchat.data.loader import Batch, LoaderState
-from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.data.world import Question
 from mlxchat.errors import MlxchatError
 from mlxchat.evaluate.padding import by_length, padded
 from mlxchat.evaluate.tasks.problems import Exercise, asked
+from mlxchat.tokenizer.bpe import Tokenizer
+from mlxchat.tokenizer.messages import Conversation
 
 LONGEST_REPLY = 64  # tokens, that is asked for
 BUILTIN_QUESTIONS = 200

@@ -9,13 +9,13 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data import corpus
 from mlxchat.data.documents import TextDocuments
 from mlxchat.data.loader import LoaderState
-from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.home import Home
 from mlxchat.model.gpt import GPT, initialise
 from mlxchat.optim import schedule
 from mlxchat.runtime import machine, mx
 from mlxchat.telemetry.events import Clock, Event, Noted, Report
 from mlxchat.telemetry.meter import Meter
+from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train import inputs
 from mlxchat.train.budget import reason
 from mlxchat.train.conduct import conduct

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
-from mlxchat.data.tokenizer import ASSISTANT_END, Tokenizer
 from mlxchat.engine.generate import Tool, continue_greedily
 from mlxchat.model.gpt import GPT
+from mlxchat.tokenizer.bpe import ASSISTANT_END, Tokenizer
 
 MOST = 7
 TOKENS = 16  # of a sample at most, and a quarter of the context

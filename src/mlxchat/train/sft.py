@@ -13,15 +13,15 @@ from mlxchat.config.sft import SftConfig
 from mlxchat.data.chats.documents import ChatDocuments
 from mlxchat.data.chats.identity import Identity
 from mlxchat.data.chats.sources import parse
-from mlxchat.data.conversations import Conversation, Message
 from mlxchat.data.loader import LoaderState
-from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.optim import schedule
 from mlxchat.runtime import machine
 from mlxchat.telemetry.events import Clock, Event, Noted, Report
 from mlxchat.telemetry.meter import Meter
+from mlxchat.tokenizer.bpe import Tokenizer
+from mlxchat.tokenizer.messages import Conversation, Message
 from mlxchat.train.conduct import conduct
 from mlxchat.train.fitting import Capacity
 from mlxchat.train.learner import Learner, hold_memory, load_optimizer, new_optimizer

@@ -14,11 +14,11 @@ from mlxchat.data.chats.documents import ChatDocuments
 from mlxchat.data.documents import Cursor
 from mlxchat.data.loader import BUFFER_CONVERSATIONS, answered
 from mlxchat.data.packing import BestFit
-from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import flops_per_token, parameters
 from mlxchat.telemetry.events import Clock, Progressed, Report
+from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train.fitting import Capacity, fit
 from mlxchat.train.plan import REFERENCE_BATCH, learning_rates
 from mlxchat.train.run_plan import Plan, evaluation_rows, step_rows

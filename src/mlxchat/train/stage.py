@@ -7,9 +7,9 @@ from typing import ClassVar, Generic, TypeVar
 
 from mlxchat.config.run import RunConfig
 from mlxchat.data.documents import Documents
-from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Clock, Event, Report
+from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train.fitting import Capacity
 from mlxchat.train.learner import Learner
 from mlxchat.train.pace import Pace

@@ -25,7 +25,7 @@ CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) no
 
 
 class Piece(Protocol):
-    """Some letters of an answer: `mlxchat.data.conversations.Part` is one."""
+    """Some letters of an answer: `mlxchat.tokenizer.messages.Part` is one."""
 
     @property
     def type(self) -> str:

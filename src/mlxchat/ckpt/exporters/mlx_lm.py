@@ -16,8 +16,8 @@ from mlxchat.ckpt.exporters.card import FOLDER, Usage
 from mlxchat.ckpt.exporters.shards import Shards
 from mlxchat.ckpt.history import History
 from mlxchat.ckpt.layout import SavedModel
-from mlxchat.data.tokenizer import BOS
 from mlxchat.model.config import GPTConfig
+from mlxchat.tokenizer.bpe import BOS
 
 MODULE = "mlxchat_model.py"
 SOURCE = "mlxchat_model.py.txt"  # no module of ours: it is run by mlx-lm

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from mlxchat.ckpt.foreign import damaged
-from mlxchat.data.tokenizer import Tokenizer
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import CLASSIC, VOCABULARY_MULTIPLE, GPTConfig, era_of
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
+from mlxchat.tokenizer.bpe import Tokenizer
 
 EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
 LONGEST_NAME = 200

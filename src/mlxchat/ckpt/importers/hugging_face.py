@@ -19,10 +19,10 @@ from mlxchat.ckpt.importers.foreign_model import (
     configure,
     require_vocabulary,
 )
-from mlxchat.data.tokenizer import CONFIG_FILE, Tokenizer
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import VOCABULARY_MULTIPLE, GPTConfig
 from mlxchat.runtime import mx
+from mlxchat.tokenizer.bpe import CONFIG_FILE, Tokenizer
 
 TEMPLATE = "chat_template.jinja"
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from mlxchat.ckpt import nanochat, tokenizer_pickle
 from mlxchat.ckpt.foreign import damaged, read_json
-from mlxchat.data import byte_level
-from mlxchat.data.tokenizer import FILE, Tokenizer, vocabulary_fault
 from mlxchat.errors import MlxchatError
+from mlxchat.tokenizer import files
+from mlxchat.tokenizer.bpe import FILE, Tokenizer, vocabulary_fault
 
 FILES = (FILE, nanochat.TOKENIZER)
 
@@ -39,7 +39,7 @@ def _read(path: Path) -> Tokenizer:
     if path.suffix != ".json":
         return tokenizer_pickle.read(path)
     try:
-        ranks, pattern, special = byte_level.from_json(read_json(path))
+        ranks, pattern, special = files.from_json(read_json(path))
         if fault := vocabulary_fault(ranks, special):
             raise damaged(path, f"it {fault}")
         return Tokenizer(ranks, pattern, special)

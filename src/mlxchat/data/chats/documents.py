@@ -13,10 +13,10 @@ from mlxchat.data.chats.identity import Identity, is_asked
 from mlxchat.data.chats.identity import conversations as introductions
 from mlxchat.data.chats.reading import Report, read
 from mlxchat.data.chats.sources import BUILTIN, VALIDATION_SHARE, Source, listing
-from mlxchat.data.conversations import Conversation, Document
 from mlxchat.data.documents import BATCH, Cursor, Read
 from mlxchat.data.fingerprint import fingerprint
 from mlxchat.errors import MlxchatError
+from mlxchat.tokenizer.messages import Conversation, Document
 
 BUILTIN_CONVERSATIONS = 16_384
 IDENTITY_CONVERSATIONS = 1_000  # nanochat has as many

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from mlxchat.data.conversations import Conversation, Message, Part, Role
+from mlxchat.tokenizer.messages import Conversation, Message, Part, Role
 
 UNANSWERED = "what follows the last answer"
 KEYS_NAMED = 5  # of a row in no known form

@@ -13,10 +13,10 @@ from random import Random
 from typing import NamedTuple
 
 from mlxchat.data.chats import asking
-from mlxchat.data.conversations import Conversation, Message
 from mlxchat.data.smalltalk import SMALL_TALK
 from mlxchat.data.world import Question
 from mlxchat.errors import MlxchatError
+from mlxchat.tokenizer.messages import Conversation, Message
 
 LONGEST_NAME = 60  # characters
 LONGEST_FACT = 300

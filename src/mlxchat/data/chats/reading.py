@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from mlxchat.data.chats import forms
 from mlxchat.data.chats.sources import Source, listing
-from mlxchat.data.conversations import Conversation
 from mlxchat.errors import MlxchatError
+from mlxchat.tokenizer.messages import Conversation
 
 EXAMPLES = 5  # rows skipped that a report tells of, and reasons or splits that it names
 ROWS = 1024  # of a parquet file, decoded at a time

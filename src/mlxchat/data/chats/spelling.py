@@ -14,7 +14,7 @@ from random import Random
 from string import ascii_lowercase
 
 from mlxchat.data.chats.words import WORDS
-from mlxchat.data.conversations import Conversation, Message, Part
+from mlxchat.tokenizer.messages import Conversation, Message, Part
 
 ANSWER = "#### "  # stands before the final answer, as in GSM8K
 SPELLED = 1 / 4  # share of conversations that spell a word and count nothing

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlxchat.ckpt.layout import SavedModel
-from mlxchat.data.tokenizer import ASSISTANT_END
 from mlxchat.engine.generate import continue_greedily
 from mlxchat.engine.tool_use import ToolUse
 from mlxchat.evaluate.padding import by_length, padded
 from mlxchat.evaluate.tasks.problems import Choice, Exercise, Problem
 from mlxchat.runtime import mx
+from mlxchat.tokenizer.bpe import ASSISTANT_END
 
 FRAME = 2  # tokens that stay at the beginning of a prompt: <|bos|><|user_start|>
 

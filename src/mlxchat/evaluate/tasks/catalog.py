@@ -11,7 +11,6 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from mlxchat.config.inference import TaskName
 from mlxchat.data.chats import spelling
 from mlxchat.data.chats.forms import multiple_choice
-from mlxchat.data.conversations import Conversation
 from mlxchat.data.task_files import files, read_rows
 from mlxchat.errors import MlxchatError
 from mlxchat.evaluate.tasks.problems import (
@@ -23,6 +22,7 @@ from mlxchat.evaluate.tasks.problems import (
     gives_number,
     solves,
 )
+from mlxchat.tokenizer.messages import Conversation
 
 SHUFFLE_SEED = 42  # nanochat's: its first problems are ours
 SPELLING_PROBLEMS = 256  # nanochat's SpellingBee

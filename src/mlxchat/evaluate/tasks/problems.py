@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mlxchat.data.conversations import Conversation, Message
 from mlxchat.evaluate.execution import runs_through
+from mlxchat.tokenizer.messages import Conversation, Message
 
 _NUMBER = re.compile(r"#### (-?[0-9.,]+)")
 _FENCED = re.compile(r"```(?:python)?[ \t]*\n(.*?)\n```", re.DOTALL)

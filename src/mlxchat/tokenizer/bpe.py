@@ -14,10 +14,10 @@ from typing import Any
 import rustbpe
 import tiktoken
 
-from mlxchat.data import byte_level
-from mlxchat.data.chat_template import CHAT_TEMPLATE
-from mlxchat.data.conversations import Conversation, Document, Message
 from mlxchat.errors import MlxchatError
+from mlxchat.tokenizer import files
+from mlxchat.tokenizer.files import CHAT_TEMPLATE
+from mlxchat.tokenizer.messages import Conversation, Document, Message
 
 SPLIT_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*"
@@ -164,7 +164,7 @@ class Tokenizer:
         }
         if conversational:
             config["chat_template"] = CHAT_TEMPLATE
-        stored = byte_level.to_json(self.ranks, self.pattern, self.special_tokens)
+        stored = files.to_json(self.ranks, self.pattern, self.special_tokens)
         (folder / FILE).write_text(json.dumps(stored, ensure_ascii=False), "utf-8")
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2), "utf-8")
 
@@ -177,7 +177,7 @@ class Tokenizer:
         """
         path = folder / FILE
         try:
-            ranks, pattern, special = byte_level.from_json(json.loads(path.read_text("utf-8")))
+            ranks, pattern, special = files.from_json(json.loads(path.read_text("utf-8")))
             fault = vocabulary_fault(ranks, special)
             tokenizer = None if fault else cls(ranks, pattern, special)
         except FileNotFoundError:

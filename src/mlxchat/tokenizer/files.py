@@ -2,6 +2,11 @@
 
 Such a file can say a lot that ranks, a split pattern and special tokens cannot: what does is
 refused, as its text would become other ids here.
+
+How a conversation becomes tokens, as a Jinja template that transformers and mlx-lm run.
+
+It renders what `Tokenizer.render` renders and refuses what that refuses, but that special tokens in
+a text stay special, and that a user and a system message may consist of parts of text too.
 """
 
 import re
@@ -219,3 +224,52 @@ def _bytes(token: str) -> bytes:
         return bytes(letters[letter] for letter in token)
     except KeyError as error:
         raise ValueError(f"a token has the letter {error.args[0]!a}, of no byte") from error
+
+
+CHAT_TEMPLATE = (
+    "{{- bos_token -}}"
+    "{%- set ns = namespace(lead='', text='', turns=0) -%}"
+    "{%- for message in messages -%}"
+    "{%- set name = 'Message ' ~ loop.index ~ ' of the conversation' -%}"
+    "{%- set role, content = message['role'], message.get('content') -%}"
+    "{%- set leads = loop.first and role == 'system' -%}"
+    "{%- set expected = 'system' if leads else ['user', 'assistant'][ns.turns % 2] -%}"
+    "{%- if role != expected -%}"
+    "{{- raise_exception(name ~ ' has the role ' ~ role ~ ', not ' ~ expected ~ ': user and '"
+    " ~ 'assistant take turns, the user first; a system message may lead.') -}}"
+    "{%- endif -%}"
+    "{%- if content is mapping or content is not iterable -%}"
+    "{{- raise_exception(name ~ ' has neither text nor parts.') -}}"
+    "{%- endif -%}"
+    "{%- set ns.text = '' -%}"
+    "{%- for part in ([{'type': 'text', 'text': content}] if content is string else content) -%}"
+    "{%- if part is not mapping or part['text'] is not string -%}"
+    "{{- raise_exception(name ~ ' has a part of type ' ~ part['type'] ~ ', without text.') -}}"
+    "{%- elif part['type'] == 'text' -%}"
+    "{%- set ns.text = ns.text + part['text'] -%}"
+    "{%- elif part['type'] == 'python' and role == 'assistant' -%}"
+    "{%- set ns.text = ns.text + '<|python_start|>' + part['text'] + '<|python_end|>' -%}"
+    "{%- elif part['type'] == 'python_output' and role == 'assistant' -%}"
+    "{%- set ns.text = ns.text + '<|output_start|>' + part['text'] + '<|output_end|>' -%}"
+    "{%- else -%}"
+    "{{- raise_exception(name ~ ' has a part of type ' ~ part['type'] ~ '.') -}}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if leads -%}"
+    "{%- set ns.lead = ns.text + '\n\n' -%}"
+    "{%- else -%}"
+    "{{- '<|' + role + '_start|>' + ns.lead + ns.text + '<|' + role + '_end|>' -}}"
+    "{%- set ns.lead = '' -%}"
+    "{%- set ns.turns = ns.turns + 1 -%}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if ns.turns == 0 -%}"
+    "{{- raise_exception('The conversation has no message from a user.') -}}"
+    "{%- endif -%}"
+    "{%- if add_generation_prompt -%}"
+    "{%- if ns.turns % 2 == 0 -%}"
+    "{{- raise_exception('The conversation to complete ends with an answer.') -}}"
+    "{%- endif -%}"
+    "{{- '<|assistant_start|>' -}}"
+    "{%- endif -%}"
+)
