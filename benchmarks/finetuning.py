@@ -18,8 +18,8 @@ from pathlib import Path
 from mlxchat import runtime
 from mlxchat.ckpt import catalog, layout
 from mlxchat.ckpt.layout import SavedModel
-from mlxchat.data import corpus
 from mlxchat.data.chats.asking import HELD_OUT_QUESTIONS
+from mlxchat.data.corpus import documents
 from mlxchat.evaluate.conversations import LONGEST_REPLY, word_for_word
 from mlxchat.evaluate.tasks.answers import write
 from mlxchat.evaluate.tasks.problems import Exercise, asked
@@ -50,7 +50,7 @@ def load(home: Home, tag: str) -> SavedModel:
 
 def right(saved: SavedModel, questions: int) -> int:
     """How many held-out questions it answers word for word."""
-    outcomes = write(saved, word_for_word(corpus.held_out(questions)), AT_ONCE, LONGEST_REPLY)
+    outcomes = write(saved, word_for_word(documents.held_out(questions)), AT_ONCE, LONGEST_REPLY)
     return sum(outcome.right for outcome in outcomes)
 
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from mlxchat.data.chats import spelling
-from mlxchat.data.chats.words import WORDS
+from mlxchat.data.chats.spelling import WORDS
 from mlxchat.tokenizer.messages import Conversation
 
 COUNT = re.compile(r"'(\w+)'\.count\('(\w)'\)")

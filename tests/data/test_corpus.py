@@ -7,10 +7,8 @@ from itertools import islice
 
 import pytest
 
-from mlxchat.data import corpus
-from mlxchat.data.facts import FACTS
-from mlxchat.data.smalltalk import SMALL_TALK, STORY_REQUESTS
-from mlxchat.data.world import ANIMALS, with_article
+from mlxchat.data.corpus import documents as corpus
+from mlxchat.data.corpus.world import ANIMALS, FACTS, SMALL_TALK, STORY_REQUESTS, with_article
 from mlxchat.tokenizer.messages import Conversation
 
 ROLES = ["user", "assistant"]

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from support.any_bytes import FILES, shards_or_a_clear_error
 
 from mlxchat.data import ingest as module
-from mlxchat.data.ingest import IngestSummary, ingest
-from mlxchat.data.readers import DOCUMENT_CHARACTERS
+from mlxchat.data.ingest import DOCUMENT_CHARACTERS, IngestSummary, ingest
 from mlxchat.data.shards import LocalShards, check_shard
 from mlxchat.errors import MlxchatError
 from mlxchat.telemetry.events import Event, Noted, Progressed

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlxchat.data import corpus
+from mlxchat.data.corpus import documents as corpus
 from mlxchat.data.documents import BuiltinDocuments, Cursor, Documents, Read, ShardDocuments
 from mlxchat.data.loader import Loader, LoaderState
 from mlxchat.data.shards import LocalShards

@@ -10,8 +10,7 @@ import pytest
 from support.hub_server import TINY, Fault, HubServer, address, dataset_files, write_shard
 
 from mlxchat.data import streaming as module
-from mlxchat.data.download import partial
-from mlxchat.data.fetch import fetch
+from mlxchat.data.download import fetch, partial
 from mlxchat.data.hub import ATTEMPTS, Hub
 from mlxchat.data.shards import STREAMED, check_shard, shard_name
 from mlxchat.data.streaming import StreamingShards

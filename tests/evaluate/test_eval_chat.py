@@ -24,9 +24,9 @@ from mlxchat.cli.evaluating import (
     validation_share,
 )
 from mlxchat.config.inference import TASK_NAMES, ChatEvalConfig
-from mlxchat.data import corpus
-from mlxchat.data.chats.documents import ChatDocuments
+from mlxchat.data.chats.mixture import ChatDocuments
 from mlxchat.data.chats.sources import parse
+from mlxchat.data.corpus import documents
 from mlxchat.errors import MlxchatError
 from mlxchat.evaluate import padding
 from mlxchat.evaluate.bits import bits_per_byte
@@ -296,7 +296,7 @@ def test_the_built_in_corpus_has_questions_that_no_conversation_asks(
 
 def test_built_in_questions_are_answered_word_for_word() -> None:
     exercises = builtin_questions(None)
-    expected = corpus.held_out(BUILTIN_QUESTIONS)
+    expected = documents.held_out(BUILTIN_QUESTIONS)
     for exercise, question in zip(exercises, expected, strict=True):
         assert exercise.prompt.messages == (Message("user", question.prompt),)
         assert exercise.is_right(f" {question.answer}\n")

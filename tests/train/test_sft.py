@@ -15,7 +15,7 @@ from mlxchat.ckpt import catalog, layout, store
 from mlxchat.cli.quantizing import validation_documents
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig
-from mlxchat.data.chats.documents import ChatDocuments
+from mlxchat.data.chats.mixture import ChatDocuments
 from mlxchat.data.chats.sources import parse
 from mlxchat.data.documents import Cursor
 from mlxchat.data.loader import Batch, Loader, LoaderState

@@ -19,7 +19,7 @@ def fetch_shards(
     dataset: str, num_shards: int, endpoint: str | None, workers: int, json: bool
 ) -> None:
     """Download shards of a dataset of the hub."""
-    from mlxchat.data.fetch import fetch
+    from mlxchat.data.download import fetch
     from mlxchat.data.hub import Hub
 
     if dataset not in DATASETS:

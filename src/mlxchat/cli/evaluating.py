@@ -15,7 +15,7 @@ from mlxchat.ckpt.layout import SavedModel
 from mlxchat.cli import chatting
 from mlxchat.cli.interrupts import ending_soon
 from mlxchat.config.inference import TASK_NAMES, ChatEvalConfig, TaskName
-from mlxchat.data.chats.documents import ChatDocuments
+from mlxchat.data.chats.mixture import ChatDocuments
 from mlxchat.data.chats.sources import VALIDATION_SHARE, Source, parse
 from mlxchat.errors import MlxchatError
 from mlxchat.evaluate.bits import bits_per_byte

@@ -8,8 +8,8 @@ from itertools import islice
 from mlxchat.cli import chatting
 from mlxchat.cli.running import watch
 from mlxchat.config.inference import Sampling
-from mlxchat.data import corpus
-from mlxchat.data.world import Question
+from mlxchat.data.corpus import documents
+from mlxchat.data.corpus.world import Question
 from mlxchat.evaluate.conversations import LONGEST_REPLY, word_for_word
 from mlxchat.evaluate.tasks.answers import Outcome, write
 from mlxchat.home import Home
@@ -31,7 +31,7 @@ def quickstart(questions: int, fresh: bool, json: bool) -> None:
     watch(lambda show, meter, stop: pretrain(base, home, show, meter, stop, fresh), json)
     watch(lambda show, meter, stop: fine_tune(TUNING, home, show, meter, stop, fresh), json)
     saved, name = chatting.load(TUNING.tag, None, None)
-    asked, answered = corpus.held_out(questions), dict[str, Outcome]()
+    asked, answered = documents.held_out(questions), dict[str, Outcome]()
     with Screen(json) as screen:
         for outcome in write(saved, word_for_word(asked), AT_ONCE, LONGEST_REPLY):
             answered[outcome.problem.prompt.messages[0].text] = outcome

@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlxchat.data import corpus
+from mlxchat.data.corpus import documents as corpus
 from mlxchat.data.fingerprint import KnownShards
 from mlxchat.data.shards import ShardSource
 from mlxchat.errors import MlxchatError

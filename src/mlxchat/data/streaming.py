@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlxchat.data.disk import lock, require_space, storing
-from mlxchat.data.download import missing_bytes, partial
-from mlxchat.data.fetch import download_shard, locate
+from mlxchat.data.download import download_shard, locate, missing_bytes, partial
 from mlxchat.data.hub import Cancelled, Hub, UnreachableError
 from mlxchat.data.shards import STREAMED, Dataset, check_shard, shard_fault, shard_names
 from mlxchat.errors import LockedError, MlxchatError

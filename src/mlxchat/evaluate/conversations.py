@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from operator import eq
 
-from mlxchat.data import corpus
+from mlxchat.data.corpus import documents
+from mlxchat.data.corpus.world import Question
 from mlxchat.data.loader import Batch, LoaderState
-from mlxchat.data.world import Question
 from mlxchat.errors import MlxchatError
 from mlxchat.evaluate.padding import by_length, padded
 from mlxchat.evaluate.tasks.problems import Exercise, asked
@@ -87,7 +87,7 @@ def replies(conversations: Iterable[Conversation], tokenizer: Tokenizer) -> list
 def builtin_questions(most: int | None) -> list[Exercise]:
     """The first ``most`` of the built-in corpus's questions that no conversation of it asks."""
     count = BUILTIN_QUESTIONS if most is None else min(most, BUILTIN_QUESTIONS)
-    return word_for_word(corpus.held_out(count))
+    return word_for_word(documents.held_out(count))
 
 
 def word_for_word(questions: Iterable[Question]) -> list[Exercise]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mlxchat.ckpt.layout import PRETRAINING
 from mlxchat.config.pretrain import PretrainConfig
-from mlxchat.data import corpus
+from mlxchat.data.corpus.documents import held_out
 from mlxchat.data.documents import TextDocuments
 from mlxchat.data.loader import LoaderState
 from mlxchat.home import Home
@@ -108,7 +108,7 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         """Beginnings of sentences, or questions that the built-in corpus does not ask."""
         prompts: Iterable[str] = PROMPTS
         if self.config.is_builtin:
-            prompts = (f"{asked.prompt}\n" for asked in corpus.held_out(BUILTIN_PROMPTS))
+            prompts = (f"{asked.prompt}\n" for asked in held_out(BUILTIN_PROMPTS))
         for prompt in prompts:
             yield prompt, [tokenizer.bos, *tokenizer.encode(prompt)]
 

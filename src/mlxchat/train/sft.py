@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from mlxchat.ckpt import catalog, history, layout
 from mlxchat.config.sft import SftConfig
-from mlxchat.data.chats.documents import ChatDocuments
 from mlxchat.data.chats.identity import Identity
+from mlxchat.data.chats.mixture import ChatDocuments
 from mlxchat.data.chats.sources import parse
 from mlxchat.data.loader import LoaderState
 from mlxchat.errors import MlxchatError

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from mlxchat.ckpt import layout
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig
-from mlxchat.data.chats.documents import ChatDocuments
+from mlxchat.data.chats.mixture import ChatDocuments
 from mlxchat.data.documents import Cursor
 from mlxchat.data.loader import BUFFER_CONVERSATIONS, answered
 from mlxchat.data.packing import BestFit

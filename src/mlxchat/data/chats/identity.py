@@ -13,8 +13,7 @@ from random import Random
 from typing import NamedTuple
 
 from mlxchat.data.chats import asking
-from mlxchat.data.smalltalk import SMALL_TALK
-from mlxchat.data.world import Question
+from mlxchat.data.corpus.world import SMALL_TALK, Question
 from mlxchat.errors import MlxchatError
 from mlxchat.tokenizer.messages import Conversation, Message
 

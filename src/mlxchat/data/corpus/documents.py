@@ -9,16 +9,18 @@ from collections.abc import Iterator
 from itertools import count as count_from
 from random import Random
 
-from mlxchat.data.facts import FACTS, Fact
-from mlxchat.data.smalltalk import (
+from mlxchat.data.corpus.stories import NAMES, passage, story
+from mlxchat.data.corpus.world import (
+    FACTS,
     INTRODUCTIONS,
     NAME_QUESTIONS,
     NAMELESS,
     SMALL_TALK,
     STORY_REQUESTS,
+    Fact,
+    Question,
+    is_held_out,
 )
-from mlxchat.data.stories import NAMES, passage, story
-from mlxchat.data.world import Question, is_held_out
 from mlxchat.tokenizer.messages import Conversation, Document, Message
 
 __all__ = ["Question", "documents", "held_out", "is_held_out", "text"]

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from random import Random
 from typing import NamedTuple
 
-from mlxchat.data.facts import FACTS
-from mlxchat.data.world import (
+from mlxchat.data.corpus.world import (
     ANIMALS,
     COLOURS,
+    FACTS,
     NUMBERS,
     Question,
     capitalised,

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from random import Random
 
-from mlxchat.data import corpus
 from mlxchat.data.chats import spelling
 from mlxchat.data.chats.identity import Identity, is_asked
 from mlxchat.data.chats.identity import conversations as introductions
 from mlxchat.data.chats.reading import Report, read
 from mlxchat.data.chats.sources import BUILTIN, VALIDATION_SHARE, Source, listing
+from mlxchat.data.corpus import documents
 from mlxchat.data.documents import BATCH, Cursor, Read
 from mlxchat.data.fingerprint import fingerprint
 from mlxchat.errors import MlxchatError
@@ -179,7 +179,7 @@ def _made(name: str, conversations: Iterable[Conversation], weight: float = 1) -
 
 def _builtin(seed: int, identity: Identity | None) -> Iterator[Conversation]:
     """The built-in corpus's conversations, but for those that say who a nameless model is."""
-    for document in corpus.documents(seed):
+    for document in documents.documents(seed):
         if isinstance(document, str):
             continue
         asked = (message.text for message in document.messages if message.role == "user")

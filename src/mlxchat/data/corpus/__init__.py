@@ -1,0 +1,1 @@
+"""The built-in corpus: a grammar's stories, facts and questions."""
