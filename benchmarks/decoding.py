@@ -76,7 +76,7 @@ def main() -> None:
 
 def write_random_model(folder: Path, config: GPTConfig) -> None:
     """Write a model directory; every matrix normal, so that no logit is like another."""
-    from mlxchat.ckpt.layout import write_model
+    from mlxchat.checkpoint.layout import write_model
     from mlxchat.model.gpt import GPT
     from mlxchat.runtime import mx
 
@@ -287,7 +287,7 @@ def _prefill(folder: Path, config: GPTConfig) -> rounds.Work:
 
 def _our_model(folder: Path) -> Any:
     from mlxchat import runtime
-    from mlxchat.ckpt.layout import read_model
+    from mlxchat.checkpoint.layout import read_model
 
     runtime.bound_buffer_cache()
     model = read_model(folder, runtime.machine().compute_dtype).model

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mlxchat import runtime
-from mlxchat.ckpt import catalog, layout
-from mlxchat.ckpt.layout import SavedModel
+from mlxchat.checkpoint import catalog, layout
+from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.data.chats.asking import HELD_OUT_QUESTIONS
 from mlxchat.data.corpus import documents
 from mlxchat.evaluate.conversations import LONGEST_REPLY, word_for_word

@@ -27,7 +27,7 @@ from typing import Any
 import rounds
 
 from mlxchat import runtime
-from mlxchat.ckpt import store
+from mlxchat.checkpoint import store
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.loader import LoaderState
 from mlxchat.engine.generate import continue_greedily

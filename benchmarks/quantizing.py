@@ -20,8 +20,8 @@ from pathlib import Path
 import rounds
 
 from mlxchat import runtime
-from mlxchat.ckpt import layout
-from mlxchat.ckpt.layout import SavedModel
+from mlxchat.checkpoint import layout
+from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.cli import chatting
 from mlxchat.cli.quantizing import validation_documents
 from mlxchat.data.documents import Documents

@@ -23,8 +23,8 @@ from typing import Any
 import rounds
 
 from mlxchat import runtime
-from mlxchat.ckpt import layout
-from mlxchat.ckpt.layout import SavedModel
+from mlxchat.checkpoint import layout
+from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.config.inference import TaskName
 from mlxchat.evaluate.tasks.answers import Outcome, answer
 from mlxchat.evaluate.tasks.catalog import problems

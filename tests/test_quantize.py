@@ -9,7 +9,7 @@ import pytest
 from mlx.utils import tree_map
 from support.extras import extra
 
-from mlxchat.ckpt import checksums, layout, store
+from mlxchat.checkpoint import files, layout, store
 from mlxchat.cli.quantizing import quantize_saved
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.engine.cache import Cache
@@ -282,7 +282,7 @@ def test_layers_that_mlx_lm_left_dense_are_read(tmp_path: Path) -> None:
     config = json.loads((folder / layout.CONFIG).read_text())
     config["quantization"] = {"group_size": head.group_size, "bits": 4, "lm_head": False}
     (folder / layout.CONFIG).write_text(json.dumps(config))
-    (folder / checksums.FILE).unlink()
+    (folder / files.CHECKSUMS).unlink()
     copy = read(folder)
     assert formats_of(copy) == formats
     assert furthest(copy(ids()), model(ids())) < close()
@@ -297,7 +297,7 @@ def test_a_damaged_entry_is_named(entry: object, tmp_path: Path) -> None:
     folder = save(tmp_path, model)
     config = json.loads((folder / layout.CONFIG).read_text())
     (folder / layout.CONFIG).write_text(json.dumps({**config, "quantization": entry}))
-    (folder / checksums.FILE).unlink()
+    (folder / files.CHECKSUMS).unlink()
     with pytest.raises(MlxchatError, match=r"config\.json is damaged"):
         read(folder)
 
@@ -309,7 +309,7 @@ def test_other_bits_than_the_config_says_are_refused(tmp_path: Path) -> None:
     config = json.loads((folder / layout.CONFIG).read_text())
     config["quantization"]["bits"] = 8
     (folder / layout.CONFIG).write_text(json.dumps(config))
-    (folder / checksums.FILE).unlink()
+    (folder / files.CHECKSUMS).unlink()
     with pytest.raises(MlxchatError, match=r"lm_head\.weight has shape"):
         read(folder)
 

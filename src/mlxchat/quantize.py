@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from mlxchat.ckpt import history, layout, store
-from mlxchat.ckpt.history import History
-from mlxchat.ckpt.layout import SavedModel
+from mlxchat.checkpoint import history, layout, store
+from mlxchat.checkpoint.history import History
+from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import Loader
 from mlxchat.errors import MlxchatError

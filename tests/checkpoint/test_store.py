@@ -15,7 +15,7 @@ import pytest
 from support.disk_faults import Faults, Killed
 from support.runs import CONFIG, run
 
-from mlxchat.ckpt import checksums, layout, store
+from mlxchat.checkpoint import files, layout, store
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.runtime import machine
@@ -126,8 +126,8 @@ def test_every_changed_byte_is_refused_and_its_file_named(copied: Path) -> None:
         with pytest.raises(MlxchatError) as raised:
             load(copied)
         assert str(folder) in raised.value.problem
-        assert f"{name} is damaged" in raised.value.problem or name == checksums.FILE
-        assert checksums.FILE in raised.value.problem
+        assert f"{name} is damaged" in raised.value.problem or name == files.CHECKSUMS
+        assert files.CHECKSUMS in raised.value.problem
         assert "earlier step" in raised.value.remedy
         (folder / name).write_bytes(contents[name])
     assert load(copied).step == 4
@@ -141,9 +141,9 @@ def test_a_model_to_chat_with_is_checked_too(copied: Path) -> None:
         with pytest.raises(MlxchatError, match=f"{name} is damaged"):
             layout.read_model(folder, machine().compute_dtype)
         (folder / name).write_bytes(content)
-    (folder / checksums.FILE).unlink()  # as of another program's model
+    (folder / files.CHECKSUMS).unlink()  # as of another program's model
     layout.read_model(folder, machine().compute_dtype)
-    with pytest.raises(MlxchatError, match=f"{checksums.FILE} is missing"):
+    with pytest.raises(MlxchatError, match=f"{files.CHECKSUMS} is missing"):
         load(copied)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.chats import BOS, END, Reciting, chat, dialogue, say
 from support.models import BYTES
 
-from mlxchat.ckpt.layout import SavedModel
+from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.cli import chatting
 from mlxchat.config.inference import Sampling
 from mlxchat.errors import MlxchatError

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.checkpoints import put_step
 
-from mlxchat.ckpt import catalog, checksums, store
+from mlxchat.checkpoint import catalog, files, store
 from mlxchat.cli.app import main
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
@@ -91,7 +91,7 @@ def test_verify_names_every_damaged_step(program: Program, runs: Path) -> None:
     model = runs / "d4" / "step_000020" / "model.safetensors"
     model.write_bytes(bytes(999) + b"\1")
     (runs / "d4" / "step_000010" / "trainer.json").unlink()
-    (runs / "busy" / "step_000001" / checksums.FILE).unlink()
+    (runs / "busy" / "step_000001" / files.CHECKSUMS).unlink()
     code, said, _ = program("verify", "--json")
     assert code == 1
     faults = {Path(entry["path"]).parts[-2:]: entry["fault"] for entry in json.loads(said)}
@@ -155,7 +155,7 @@ def test_older_steps_stay_where_the_newest_is_damaged(program: Program, runs: Pa
 
 def test_a_run_that_cannot_be_pruned_does_not_stop_the_others(program: Program, runs: Path) -> None:
     old = runs / "busy" / "step_000002"
-    (old / checksums.FILE).unlink()
+    (old / files.CHECKSUMS).unlink()
     (old / "trainer.json").write_text('{"format": 2}')
     (runs / "d4" / "step_000030" / "model.safetensors").write_bytes(b"")
     for step in (1, 2):
@@ -274,8 +274,8 @@ def test_an_unreadable_run_does_not_stop_the_others(
         for step in (1, 2):
             put_step(runs / name, step)
     (runs / ".c.lock").mkdir()
-    (runs / "d" / "step_000002" / checksums.FILE).unlink()
-    (runs / "d" / "step_000002" / checksums.FILE).mkdir()
+    (runs / "d" / "step_000002" / files.CHECKSUMS).unlink()
+    (runs / "d" / "step_000002" / files.CHECKSUMS).mkdir()
     secret, iterate = runs / "e" / "step_000001", Path.iterdir
 
     def iterdir(path: Path) -> Iterator[Path]:
@@ -328,12 +328,12 @@ def test_an_unreadable_checksum_file_is_an_error(
 
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
     with pytest.raises(MlxchatError, match=said):
-        checksums.check(runs / "d4" / "step_000030" / "config.json")
+        files.check_file(runs / "d4" / "step_000030" / "config.json")
 
 
 def test_sha256sum_verifies_the_checksums(runs: Path) -> None:
     folder = runs / "d4" / "step_000030"
-    lines = (folder / checksums.FILE).read_text().splitlines()
+    lines = (folder / files.CHECKSUMS).read_text().splitlines()
     assert [line[64:] for line in lines] == [
         "  config.json", "  model.safetensors", "  trainer.json"
     ]  # fmt: skip
@@ -345,9 +345,9 @@ def test_sha256sum_verifies_the_checksums(runs: Path) -> None:
 )
 def test_a_malformed_checksum_file_is_damaged(runs: Path, content: bytes) -> None:
     folder = runs / "d4" / "step_000030"
-    (folder / checksums.FILE).write_bytes(content)
+    (folder / files.CHECKSUMS).write_bytes(content)
     with pytest.raises(MlxchatError, match="SHA256SUMS is damaged"):
-        checksums.check(folder / "config.json")
+        files.check_file(folder / "config.json")
 
 
 def test_a_step_is_kept_aside_even_if_the_disk_has_no_links(
@@ -361,5 +361,5 @@ def test_a_step_is_kept_aside_even_if_the_disk_has_no_links(
     assert kept == runs / "d4.good1" / "step_000030"
     assert store.keep_aside(runs / "d4", 30) == kept
     shutil.rmtree(runs / "d4")
-    for name in checksums.names(kept):
-        checksums.check(kept / name)
+    for name in files.summed_files(kept):
+        files.check_file(kept / name)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.hub_server import Fault, HubServer, address, write_shard
 
-from mlxchat.ckpt import store
+from mlxchat.checkpoint import store
 from mlxchat.data.shards import DATASETS
 from mlxchat.home import Home
 

@@ -12,9 +12,9 @@ from support.cases import golden
 from support.extras import extra
 from support.models import BYTES
 
+from mlxchat.checkpoint.history import History
+from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.ckpt import exporters
-from mlxchat.ckpt.history import History
-from mlxchat.ckpt.layout import SavedModel
 from mlxchat.engine.cache import Cache
 from mlxchat.model.config import ERAS, GPTConfig
 from mlxchat.model.gpt import GPT

@@ -7,7 +7,7 @@ from support.hub_server import COMMIT, HubServer, address
 from support.killed_runs import KilledRuns
 from support.runs import few
 
-from mlxchat.ckpt import layout, store
+from mlxchat.checkpoint import layout, store
 from mlxchat.data.fingerprint import fingerprint
 from mlxchat.data.shards import DATASETS, REVISION
 from mlxchat.home import Home

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxchat.ckpt import store
+from mlxchat.checkpoint import store
 from mlxchat.cli import supervising
 from mlxchat.cli.supervising import supervise
 from mlxchat.home import Home

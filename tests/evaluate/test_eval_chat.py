@@ -13,8 +13,8 @@ import typer
 from support.models import BYTES, network, saved_in
 from support.task_rows import ARC, GSM8K, HUMAN_EVAL, MMLU, fill
 
-from mlxchat.ckpt import checksums, layout
-from mlxchat.ckpt.layout import SavedModel, TrainerState
+from mlxchat.checkpoint import files, layout
+from mlxchat.checkpoint.layout import SavedModel, TrainerState
 from mlxchat.cli import evaluating
 from mlxchat.cli.evaluating import (
     PARTLY_TRAINED,
@@ -161,7 +161,7 @@ def fine_tuned(folder: Path, share: float, stage: str = "fine-tuning") -> Path:
         revision=None,
     )  # fmt: skip
     (folder / layout.TRAINER).write_text(state.model_dump_json(), "utf-8")
-    checksums.write(folder)
+    files.write_checksums(folder)
     return folder
 
 
@@ -189,7 +189,7 @@ def test_an_unknown_held_out_share_is_remarked_on(tmp_path: Path) -> None:
     assert validation_share(ChatEvalConfig(validation_share=0.3), foreign, True) == (0.3, [])
     trainer = fine_tuned(tmp_path / "old", 0.1) / layout.TRAINER
     trainer.write_text('{"format": 1}')
-    checksums.write(trainer.parent)
+    files.write_checksums(trainer.parent)
     assert validation_share(ChatEvalConfig(), trainer.parent, True)[0] == 0.02
 
 

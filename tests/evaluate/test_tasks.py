@@ -16,7 +16,7 @@ from support.models import BYTES, network
 from support.places import SHARED, needs_shared
 from support.task_rows import ARC, GSM8K, HUMAN_EVAL, MMLU, fill
 
-from mlxchat.ckpt.layout import SavedModel
+from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.config.inference import TASK_NAMES, ChatEvalConfig
 from mlxchat.engine.generate import continue_greedily
 from mlxchat.engine.tool_use import ToolUse

@@ -18,11 +18,12 @@ from support.foreign_models import (
 from support.models import BYTES
 from typer.testing import CliRunner
 
-from mlxchat.ckpt import exporters, history, layout, torch_file
-from mlxchat.ckpt.history import History, Training, data_in_words
+from mlxchat.checkpoint import history, layout
+from mlxchat.checkpoint.history import History, Training, data_in_words
+from mlxchat.checkpoint.layout import SavedModel
+from mlxchat.ckpt import exporters, torch_file
 from mlxchat.ckpt.importers import open_model
 from mlxchat.ckpt.importers.foreign_model import network
-from mlxchat.ckpt.layout import SavedModel
 from mlxchat.cli.app import app
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig

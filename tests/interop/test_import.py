@@ -21,7 +21,8 @@ from support.models import BYTES
 from support.places import SHARED, needs_shared
 from typer.testing import CliRunner
 
-from mlxchat.ckpt import layout, stored_zip, torch_file
+from mlxchat.checkpoint import layout
+from mlxchat.ckpt import stored_zip, torch_file
 from mlxchat.ckpt.importers import open_model
 from mlxchat.ckpt.importers.foreign_model import network
 from mlxchat.cli.app import app

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from support.cases import GOLDEN, golden
 
-from mlxchat.ckpt import layout
+from mlxchat.checkpoint import layout
 from mlxchat.engine.cache import Cache
 from mlxchat.errors import MlxchatError
 from mlxchat.model.backward import Backward

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from mlxchat.ckpt import store
+from mlxchat.checkpoint import store
 
 
 def put_step(run: Path, step: int, quantized: bool = False) -> Path:

@@ -8,10 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.ckpt import tokenizer_pickle, torch_file
 from mlxchat.ckpt.importers import open_model
 from mlxchat.ckpt.importers.foreign_model import network
-from mlxchat.ckpt.layout import SavedModel
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
 from support.cases import GOLDEN, golden

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from mlxchat.ckpt import checksums, layout, store
+from mlxchat.checkpoint import files, layout, store
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.fingerprint import agree
 from mlxchat.home import Home
@@ -126,8 +126,8 @@ class KilledRuns:
         run = Home(home).runs / "run"
         for step in store.steps(run):
             folder = store.directory(run, step)
-            for name in checksums.names(folder):
-                checksums.check(folder / name)
+            for name in files.summed_files(folder):
+                files.check_file(folder / name)
         if any(_unfinished(home)):
             return "while a step was written"
         return "between" if store.steps(run) else "before a step was saved"

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from mlx.utils import tree_map
 
-from mlxchat.ckpt import layout
-from mlxchat.ckpt.layout import SavedModel
+from mlxchat.checkpoint import layout
+from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.model.config import Architecture, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlxchat.ckpt import layout, store
+from mlxchat.checkpoint import layout, store
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.shards import shard_name
 from mlxchat.home import Home

@@ -10,7 +10,7 @@ from support.checkpoints import put_step
 from support.disk_faults import Faults, Killed
 from support.runs import CONFIG, QUIET, diverge, logged, run, run_folder, shards
 
-from mlxchat.ckpt import checksums, layout, store
+from mlxchat.checkpoint import files, layout, store
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import JsonLines, events
@@ -118,8 +118,8 @@ def test_setting_a_step_aside_survives_any_failure(
         kept = store.keep_aside(source, 4)
         assert store.steps(kept.parent) == store.steps(source) == [4]
         for step in (kept, store.directory(source, 4)):
-            for name in checksums.names(step):
-                checksums.check(step / name)
+            for name in files.summed_files(step):
+                files.check_file(step / name)
         if faults.done <= at:
             return
     raise AssertionError(faults.done)

@@ -9,7 +9,7 @@ import pytest
 from support.models import BYTES
 from typer.testing import CliRunner
 
-from mlxchat.ckpt import layout
+from mlxchat.checkpoint import layout
 from mlxchat.cli.app import app
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.errors import MlxchatError

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from support.runs import CONFIG, OWN, SETTINGS, assert_same, final, logged, run, shards
 
-from mlxchat.ckpt import checksums, layout, store
+from mlxchat.checkpoint import files, layout, store
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.shards import LocalShards
 from mlxchat.errors import MlxchatError
@@ -379,7 +379,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused(
     folder = store.latest(Home(straight[0]).runs / "run")
     assert folder is not None
     for path in folder.iterdir():
-        if path.name != checksums.FILE:
+        if path.name != files.CHECKSUMS:
             (tmp_path / path.name).write_bytes(path.read_bytes())
     fields = json.loads((tmp_path / layout.CONFIG).read_text())
     (tmp_path / layout.CONFIG).write_text(json.dumps({**fields, "vocab_size": 400}))

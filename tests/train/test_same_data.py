@@ -21,7 +21,7 @@ from support.runs import (
     write_texts,
 )
 
-from mlxchat.ckpt import checksums, layout, store
+from mlxchat.checkpoint import files, layout, store
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.fingerprint import fingerprint, frame
 from mlxchat.data.shards import DATASETS, REVISION, STREAMED, Dataset, shard_name
@@ -47,7 +47,7 @@ def forget_fingerprints(home: Path) -> None:
     fields = json.loads((folder / layout.TRAINER).read_text())
     del fields["fingerprints"]
     (folder / layout.TRAINER).write_text(json.dumps(fields))
-    checksums.write(folder)
+    files.write_checksums(folder)
 
 
 @pytest.mark.parametrize("changed", ["shard_00001.parquet", "shard_00002.parquet"])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.runs import OWN, QUIET, diverge, logged, run, run_folder, shards
 
-from mlxchat.ckpt import layout, store
+from mlxchat.checkpoint import layout, store
 from mlxchat.data.documents import Cursor
 from mlxchat.data.shards import DATASETS, REVISION
 from mlxchat.errors import MlxchatError

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from support.cases import golden
 
-from mlxchat.ckpt import catalog, layout, store
+from mlxchat.checkpoint import catalog, layout, store
 from mlxchat.cli.quantizing import validation_documents
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxchat.ckpt.foreign import damaged, refused
+from mlxchat.checkpoint.files import damaged, refused
 
 MOST_BYTES = 2**26
 MOST_OPCODES = 2**22

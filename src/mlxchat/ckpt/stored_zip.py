@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from mlxchat.ckpt.folders import unreadable
-from mlxchat.ckpt.foreign import damaged, refused
+from mlxchat.checkpoint.files import damaged, refused, unreadable
 
 ALIGNMENT = 64  # of the first byte of an entry, as torch has it
 PIECE = 2**22  # bytes that are read at a time

@@ -9,9 +9,8 @@ from pathlib import Path
 import tiktoken
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mlxchat.checkpoint.files import damaged, refused, unreadable
 from mlxchat.ckpt import pickles
-from mlxchat.ckpt.folders import unreadable
-from mlxchat.ckpt.foreign import damaged, refused
 from mlxchat.ckpt.pickles import Function, Instance
 from mlxchat.tokenizer import files
 from mlxchat.tokenizer.bpe import Tokenizer, vocabulary_fault

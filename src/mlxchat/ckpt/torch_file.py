@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from mlxchat.checkpoint.files import damaged, refused, unreadable
 from mlxchat.ckpt import pickles, stored_zip
-from mlxchat.ckpt.folders import unreadable
-from mlxchat.ckpt.foreign import damaged, refused
 from mlxchat.ckpt.pickles import Function, Instance
 from mlxchat.ckpt.stored_zip import Entry
 from mlxchat.errors import MlxchatError

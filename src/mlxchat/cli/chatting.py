@@ -5,8 +5,8 @@ from pathlib import Path
 
 from mlxchat import runtime
 from mlxchat.chat import Chat
-from mlxchat.ckpt import catalog, layout, store
-from mlxchat.ckpt.layout import SavedModel
+from mlxchat.checkpoint import catalog, layout, store
+from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.config.inference import Sampling
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import typer
 
-from mlxchat.ckpt import catalog, checksums, store
-from mlxchat.ckpt.catalog import TRAINER, SavedStep, saved_steps
-from mlxchat.ckpt.folders import require_connected, unreadable
+from mlxchat.checkpoint import catalog, files, store
+from mlxchat.checkpoint.catalog import TRAINER, SavedStep, saved_steps
+from mlxchat.checkpoint.files import require_connected, unreadable
 from mlxchat.errors import LockedError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Noted, Progressed
@@ -174,7 +174,7 @@ def _without_checksums(folder: Path) -> bool:
         return False
     saved_as = fields.get("format") if isinstance(fields, dict) else None
     earlier = isinstance(saved_as, int) and saved_as < FIRST_WITH_CHECKSUMS
-    return earlier and not os.path.lexists(folder / checksums.FILE)
+    return earlier and not os.path.lexists(folder / files.CHECKSUMS)
 
 
 def _runs(tag: str | None) -> list[Path]:
@@ -244,7 +244,7 @@ def _require_intact(folder: Path, screen: Screen) -> None:
         MlxchatError: a file is missing or not what was saved, or there are no checksums.
     """
     require_connected(folder)
-    paths = [folder / name for name in checksums.names(folder)]
+    paths = [folder / name for name in files.summed_files(folder)]
     sizes = [path.stat().st_size if path.exists() else 0 for path in paths]
     task, before = f"{folder.parent.name}/{folder.name}", 0
     for path, size in zip(paths, sizes, strict=True):
@@ -253,5 +253,5 @@ def _require_intact(folder: Path, screen: Screen) -> None:
             now = time.time()
             screen.show(Progressed(now, task, before + done, sum(sizes), "bytes"))
 
-        checksums.check(path, report)
+        files.check_file(path, report)
         before += size

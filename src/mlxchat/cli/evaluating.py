@@ -10,8 +10,8 @@ from typing import Any
 
 import typer
 
-from mlxchat.ckpt import layout
-from mlxchat.ckpt.layout import SavedModel
+from mlxchat.checkpoint import layout
+from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.cli import chatting
 from mlxchat.cli.interrupts import ending_soon
 from mlxchat.config.inference import TASK_NAMES, ChatEvalConfig, TaskName

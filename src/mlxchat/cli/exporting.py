@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 from mlxchat import runtime
-from mlxchat.ckpt import exporters, history, layout
+from mlxchat.checkpoint import history, layout
+from mlxchat.ckpt import exporters
 from mlxchat.ckpt.exporters import Program
 from mlxchat.cli import chatting
 from mlxchat.errors import MlxchatError

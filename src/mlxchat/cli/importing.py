@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 from mlxchat import runtime
-from mlxchat.ckpt import importers, store
+from mlxchat.checkpoint import store
+from mlxchat.ckpt import importers
 from mlxchat.ckpt.importers import optimizer
 from mlxchat.ckpt.importers.foreign_model import Foreign, network
 from mlxchat.config.run import NAME

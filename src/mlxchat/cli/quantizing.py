@@ -11,9 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from mlxchat import runtime
-from mlxchat.ckpt import history, layout
-from mlxchat.ckpt.arrays import model_files
-from mlxchat.ckpt.layout import SavedModel
+from mlxchat.checkpoint import history, layout
+from mlxchat.checkpoint.layout import SavedModel, model_files
 from mlxchat.cli import chatting
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 
-from mlxchat.ckpt import store
+from mlxchat.checkpoint import store
 from mlxchat.cli.interrupts import SHOW_CURSOR, ending_signals
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home

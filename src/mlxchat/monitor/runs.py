@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mlxchat.ckpt import store
+from mlxchat.checkpoint import store
 from mlxchat.home import Home
 from mlxchat.monitor.log import Log
 from mlxchat.telemetry.events import Stepped

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mlxchat import runtime
-from mlxchat.ckpt import layout, store
-from mlxchat.ckpt.folders import require_connected
-from mlxchat.ckpt.layout import TrainerState
+from mlxchat.checkpoint import layout, store
+from mlxchat.checkpoint.files import require_connected
+from mlxchat.checkpoint.layout import TrainerState
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import Batch, Loader, LoaderState, first_rows
 from mlxchat.engine.tool_use import ToolUse

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 
-from mlxchat.ckpt import store
+from mlxchat.checkpoint import store
 from mlxchat.data.documents import Cursor
 from mlxchat.errors import MlxchatError
 from mlxchat.runtime import mx

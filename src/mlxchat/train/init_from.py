@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from mlxchat.ckpt import catalog, history, layout, store
-from mlxchat.ckpt.history import History
+from mlxchat.checkpoint import catalog, history, layout, store
+from mlxchat.checkpoint.history import History
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home

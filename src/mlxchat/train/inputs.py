@@ -5,7 +5,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
-from mlxchat.ckpt.layout import TrainerState
+from mlxchat.checkpoint.layout import TrainerState
 from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig, PretrainConfig
 from mlxchat.config.recipes import CLASSIC
 from mlxchat.data.documents import BuiltinDocuments, ShardDocuments, TextDocuments

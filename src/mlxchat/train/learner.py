@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlxchat import runtime
-from mlxchat.ckpt import history, layout
-from mlxchat.ckpt.history import History
+from mlxchat.checkpoint import history, layout
+from mlxchat.checkpoint.history import History
 from mlxchat.config.run import RunConfig
 from mlxchat.data.loader import LoaderState
 from mlxchat.model.gpt import GPT

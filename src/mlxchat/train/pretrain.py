@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 
-from mlxchat.ckpt.layout import PRETRAINING
+from mlxchat.checkpoint.layout import PRETRAINING
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.corpus.documents import held_out
 from mlxchat.data.documents import TextDocuments

@@ -6,7 +6,7 @@ What is told here takes a look at each file; the whole is compared when it is re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlxchat.ckpt.layout import TrainerState
+from mlxchat.checkpoint.layout import TrainerState
 from mlxchat.data.fingerprint import agree, frames, replaced
 from mlxchat.errors import MlxchatError
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from mlxchat.ckpt import layout, store
-from mlxchat.ckpt.layout import TrainerState
+from mlxchat.checkpoint import layout, store
+from mlxchat.checkpoint.layout import TrainerState
 from mlxchat.config.run import RunConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.train.run_plan import Plan, evaluation_rows

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from mlxchat.ckpt import catalog, history, layout
+from mlxchat.checkpoint import catalog, history, layout
 from mlxchat.config.sft import SftConfig
 from mlxchat.data.chats.identity import Identity
 from mlxchat.data.chats.mixture import ChatDocuments

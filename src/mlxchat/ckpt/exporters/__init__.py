@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mlxchat.ckpt import layout
+from mlxchat.checkpoint import layout
+from mlxchat.checkpoint.history import History
+from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.ckpt.exporters import card, mlx_lm, nanochat, transformers
 from mlxchat.ckpt.exporters.shards import MOST_BYTES, Report, Shards, cast_matrices
-from mlxchat.ckpt.history import History
-from mlxchat.ckpt.layout import SavedModel
 from mlxchat.data import disk
 from mlxchat.errors import MlxchatError
 from mlxchat.runtime import mx

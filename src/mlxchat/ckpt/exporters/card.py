@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from mlxchat import __version__
-from mlxchat.ckpt.history import History, Training
-from mlxchat.ckpt.layout import SavedModel
+from mlxchat.checkpoint.history import History, Training
+from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.quantized import formats_of
 from mlxchat.model.size import parameters

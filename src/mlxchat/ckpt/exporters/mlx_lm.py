@@ -11,11 +11,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from mlxchat.ckpt import layout
+from mlxchat.checkpoint import layout
+from mlxchat.checkpoint.history import History
+from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.ckpt.exporters.card import FOLDER, Usage
 from mlxchat.ckpt.exporters.shards import Shards
-from mlxchat.ckpt.history import History
-from mlxchat.ckpt.layout import SavedModel
 from mlxchat.model.config import GPTConfig
 from mlxchat.tokenizer.bpe import BOS
 

@@ -5,11 +5,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from mlxchat.checkpoint.history import History
+from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.ckpt import nanochat, tokenizer_pickle, torch_file
 from mlxchat.ckpt.exporters.card import FOLDER, Usage
 from mlxchat.ckpt.exporters.shards import Shards
-from mlxchat.ckpt.history import History
-from mlxchat.ckpt.layout import SavedModel
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import EraName, GPTConfig
 from mlxchat.runtime import mx

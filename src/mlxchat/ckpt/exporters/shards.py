@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxchat.ckpt.arrays import INDEX
-from mlxchat.ckpt.layout import MODEL
+from mlxchat.checkpoint.layout import INDEX, MODEL
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
 

@@ -6,12 +6,12 @@ Source: configuration_nanochat.py and modeling_nanochat.py of transformers 5.
 import json
 from pathlib import Path
 
-from mlxchat.ckpt import layout
+from mlxchat.checkpoint import layout
+from mlxchat.checkpoint.history import History
+from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.ckpt.exporters.card import FOLDER, Usage
 from mlxchat.ckpt.exporters.shards import Shards
-from mlxchat.ckpt.history import History
 from mlxchat.ckpt.importers.hugging_face import renamed
-from mlxchat.ckpt.layout import SavedModel
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import GPTConfig
 

@@ -6,10 +6,10 @@ they are wanted, one after another.
 
 from pathlib import Path
 
-from mlxchat.ckpt import layout, store
+from mlxchat.checkpoint import layout, store
+from mlxchat.checkpoint.layout import Origin
 from mlxchat.ckpt.importers import hugging_face, nanochat
 from mlxchat.ckpt.importers.foreign_model import Foreign
-from mlxchat.ckpt.origin import Origin
 from mlxchat.errors import MlxchatError
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from mlxchat.ckpt.foreign import damaged
+from mlxchat.checkpoint.files import damaged
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import CLASSIC, VOCABULARY_MULTIPLE, GPTConfig, era_of
 from mlxchat.model.gpt import GPT

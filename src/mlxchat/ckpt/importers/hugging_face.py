@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxchat.ckpt import arrays, layout, nanochat
-from mlxchat.ckpt.catalog import CONFIG, QUANTIZATION
-from mlxchat.ckpt.foreign import damaged, read_json
+from mlxchat.checkpoint import layout
+from mlxchat.checkpoint.catalog import CONFIG, QUANTIZATION
+from mlxchat.checkpoint.files import damaged, read_json
+from mlxchat.checkpoint.layout import load, model_files, open_arrays
+from mlxchat.ckpt import nanochat
 from mlxchat.ckpt.importers import tokenizers
 from mlxchat.ckpt.importers.foreign_model import (
     Foreign,
@@ -51,7 +53,7 @@ class _Stored:
 
     def read(self) -> mx.array:
         """Its elements, held by nobody else."""
-        array = arrays.load(self.path)[self.name]
+        array = load(self.path)[self.name]
         try:
             mx.eval(array)
         except RuntimeError as error:
@@ -123,12 +125,12 @@ def _renamed(name: str, names: dict[str, str]) -> str:
 def _tensors(folder: Path) -> dict[str, Tensor]:
     """Of all files; their elements are not read."""
     tensors: dict[str, Tensor] = {}
-    for file in arrays.model_files(folder):
+    for file in model_files(folder):
         if not file.is_file():
             raise MlxchatError(
                 f"{file} is missing.", "Copy the model again from where it was made."
             )
-        for name, array in arrays.open_arrays(file).items():
+        for name, array in open_arrays(file).items():
             if name in tensors:
                 raise damaged(file, f"{name} is in another file too")
             tensors[name] = _Stored(file, name, array.shape, array.dtype)

@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mlxchat.checkpoint.files import damaged, read_json
 from mlxchat.ckpt import nanochat, torch_file
-from mlxchat.ckpt.foreign import damaged, read_json
 from mlxchat.ckpt.importers import npz, tokenizers
 from mlxchat.ckpt.importers.foreign_model import (
     Foreign,

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy
 
+from mlxchat.checkpoint.files import damaged
 from mlxchat.ckpt import stored_zip
-from mlxchat.ckpt.foreign import damaged
 from mlxchat.ckpt.stored_zip import Entry
 from mlxchat.runtime import mx
 

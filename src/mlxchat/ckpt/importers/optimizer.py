@@ -13,8 +13,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from mlxchat.checkpoint.files import damaged
 from mlxchat.ckpt import torch_file
-from mlxchat.ckpt.foreign import damaged
 from mlxchat.ckpt.importers.foreign_model import FLOATS
 from mlxchat.ckpt.torch_file import Tensor
 from mlxchat.errors import MlxchatError

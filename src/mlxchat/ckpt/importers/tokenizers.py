@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from mlxchat.checkpoint.files import damaged, read_json
 from mlxchat.ckpt import nanochat, tokenizer_pickle
-from mlxchat.ckpt.foreign import damaged, read_json
 from mlxchat.errors import MlxchatError
 from mlxchat.tokenizer import files
 from mlxchat.tokenizer.bpe import FILE, Tokenizer, vocabulary_fault

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlxchat.ckpt.layout import SavedModel
+from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.engine.generate import continue_greedily
 from mlxchat.engine.tool_use import ToolUse
 from mlxchat.evaluate.padding import by_length, padded

@@ -13,8 +13,8 @@ from itertools import count
 from pathlib import Path
 from typing import TextIO
 
-from mlxchat.ckpt import checksums
-from mlxchat.ckpt.folders import entries, is_folder, require_connected, unreadable
+from mlxchat.checkpoint import files
+from mlxchat.checkpoint.files import entries, is_folder, require_connected, unreadable
 from mlxchat.data import disk
 from mlxchat.errors import LockedError, MlxchatError
 
@@ -78,7 +78,7 @@ def save(run: Path, step: int, write: Callable[[Path], None], needed: int | None
 
     def write_with_checksums(folder: Path) -> None:
         write(folder)
-        checksums.write(folder)
+        files.write_checksums(folder)
 
     return _place(run, step, write_with_checksums, needed)
 
@@ -238,7 +238,7 @@ def _remove_empty(run: Path) -> None:
 
 
 def _same(a: Path, b: Path) -> bool:
-    sums = [folder / checksums.FILE for folder in (a, b)]
+    sums = [folder / files.CHECKSUMS for folder in (a, b)]
     return all(path.exists() for path in sums) and len({path.read_bytes() for path in sums}) == 1
 
 

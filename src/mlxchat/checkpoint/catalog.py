@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxchat.ckpt import store
-from mlxchat.ckpt.folders import entries, is_folder, unreadable
+from mlxchat.checkpoint import store
+from mlxchat.checkpoint.files import entries, is_folder, unreadable
 from mlxchat.errors import MlxchatError
 
 CONFIG = "config.json"

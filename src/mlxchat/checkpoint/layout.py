@@ -7,28 +7,36 @@
 The first line is a model directory as mlx-lm reads it; the second is what training needs to go on,
 and a quantized model hasn't got. Every file that is read is compared with its checksum first, where
 the directory has checksums: one that another program made need not.
+
+The arrays of safetensors files, and which files a model's directory has them in.
+
+Where an imported model is from: a file in its directory, ``origin.json``.
 """
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlxchat import __version__
-from mlxchat.ckpt import checksums, origin
-from mlxchat.ckpt.arrays import MODEL as MODEL
-from mlxchat.ckpt.arrays import check_arrays as check_arrays
-from mlxchat.ckpt.arrays import model_files, read_model_arrays
-from mlxchat.ckpt.arrays import read_arrays as read_arrays
-from mlxchat.ckpt.catalog import CONFIG as CONFIG
-from mlxchat.ckpt.catalog import QUANTIZATION
-from mlxchat.ckpt.catalog import TRAINER as TRAINER
-from mlxchat.ckpt.checksums import missing
-from mlxchat.ckpt.foreign import damaged, read_json
+from mlxchat.checkpoint import files
+from mlxchat.checkpoint.catalog import CONFIG as CONFIG
+from mlxchat.checkpoint.catalog import QUANTIZATION
+from mlxchat.checkpoint.catalog import TRAINER as TRAINER
+from mlxchat.checkpoint.files import (
+    CHECKSUMS,
+    check_file,
+    damaged,
+    missing_file,
+    read_json,
+    unusable,
+)
 from mlxchat.data.loader import LoaderState
 from mlxchat.errors import MlxchatError
 from mlxchat.model.block import NORM_EPS
@@ -40,6 +48,135 @@ from mlxchat.runtime import mx
 from mlxchat.tokenizer.bpe import ASSISTANT_END, BOS, Tokenizer
 from mlxchat.tokenizer.bpe import CONFIG_FILE as TOKENIZER_CONFIG
 from mlxchat.tokenizer.bpe import FILE as TOKENIZER
+
+MODEL = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model: all that its index names, or the only one. They may be missing.
+
+    Raises:
+        MlxchatError: the index is damaged, or names files of other folders.
+    """
+    index = folder / INDEX
+    if not index.exists():
+        return [folder / MODEL]
+    files.check_file(index)
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(map(_is_name, listed.values())):
+        raise damaged(index, "no weight_map of files in the same folder")
+    return [folder / name for name in sorted(set(listed.values()))]
+
+
+def read_model_arrays(folder: Path) -> dict[str, mx.array]:
+    """The arrays of all files of a model, evaluated.
+
+    Raises:
+        MlxchatError: a file is missing or damaged, or two have an array of the same name.
+    """
+    arrays: dict[str, mx.array] = {}
+    for file in model_files(folder):
+        for name, array in read_arrays(file).items():
+            if name in arrays:
+                raise damaged(file, f"{name} is in another file too")
+            arrays[name] = array
+    return arrays
+
+
+def read_arrays(path: Path) -> dict[str, mx.array]:
+    """The arrays of a safetensors file, evaluated."""
+    arrays = open_arrays(path)
+    try:
+        mx.eval(arrays)
+    except RuntimeError as error:
+        raise damaged(path, error) from error
+    return arrays
+
+
+def open_arrays(path: Path) -> dict[str, mx.array]:
+    """The arrays of a safetensors file, which MLX will read when they are evaluated."""
+    if not path.exists():
+        raise files.missing_file(path)
+    files.check_file(path)
+    return load(path)
+
+
+def load(path: Path) -> dict[str, mx.array]:
+    """As `open_arrays`, of a file that has been checked."""
+    try:
+        arrays: Any = mx.load(str(path))
+    except (RuntimeError, ValueError) as error:
+        raise damaged(path, error) from error
+    if not isinstance(arrays, dict):
+        raise damaged(path, "not a table of arrays")
+    return arrays
+
+
+def check_arrays(
+    path: Path, found: Mapping[str, mx.array], expected: Mapping[str, mx.array]
+) -> None:
+    """Names and shapes must be exactly those expected; ``path`` is of the file or its folder."""
+    faults = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
+    faults += [f"{name} is unexpected" for name in sorted(found.keys() - expected.keys())]
+    faults += [
+        f"{name} has shape {found[name].shape}, not {expected[name].shape}"
+        for name in sorted(expected.keys() & found.keys())
+        if found[name].shape != expected[name].shape
+    ]
+    if faults:
+        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
+        folder = path if path.is_dir() else path.parent
+        raise unusable(folder, f"{path}: {'; '.join(faults[:3])}{more}.")
+
+
+def _is_name(file: object) -> bool:
+    return isinstance(file, str) and re.fullmatch(r"[\w.-]+\.safetensors", file) is not None
+
+
+ORIGIN = "origin.json"
+
+Note = TypeVar("Note", bound=BaseModel)
+
+
+class Origin(BaseModel):
+    """What was imported."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    program: str  # that wrote it
+    path: str
+    step: int
+    bits_per_byte: float | None = None  # of validation, as that program measured it
+
+    def write(self, folder: Path) -> None:
+        """Into the directory of the imported model."""
+        (folder / ORIGIN).write_text(self.model_dump_json(indent=2), "utf-8")
+
+
+def read_origin(folder: Path) -> Origin | None:
+    """That of the model in a directory; None where it wasn't imported.
+
+    Raises:
+        MlxchatError: the file is damaged.
+    """
+    return read_note(folder / ORIGIN, Origin)
+
+
+def read_note(path: Path, kind: type[Note]) -> Note | None:
+    """What was noted in a file beside a model; None where there is no such file.
+
+    Raises:
+        MlxchatError: it is damaged.
+    """
+    if not path.exists():
+        return None
+    files.check_file(path)
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise damaged(path, "it is not what mlxchat wrote") from error
+
 
 FORMAT = 3  # of trainer.json
 PRETRAINING, FINE_TUNING = "pretraining", "fine-tuning"  # the stages
@@ -166,9 +303,9 @@ def read_model(folder: Path, dtype: mx.Dtype) -> SavedModel:
     files = [folder / name for name in (CONFIG, TOKENIZER, TOKENIZER_CONFIG)]
     for file in [*files, *model_files(folder)]:
         if not file.exists():
-            raise missing(file)
+            raise missing_file(file)
     for name in (TOKENIZER, GENERATION):
-        checksums.check(folder / name)
+        check_file(folder / name)
     config = read_config(folder)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocab_size != config.vocab_size:
@@ -222,15 +359,15 @@ def read_trainer(folder: Path) -> TrainerState:
             f"The model in {folder} is quantized: there is nothing to go on training from.",
             "Train the run that it was made of, or name another one with --model-tag.",
         )
-    if (folder / origin.FILE).exists():
+    if (folder / ORIGIN).exists():
         raise MlxchatError(
             f"The model in {folder} was imported: there is no training of it to go on with.",
             f"Begin with its weights: mlxchat train --init-from {folder.parent.name}, or mlxchat "
             f"sft --source {folder.parent.name}",
         )
     fields = _read_json(folder / TRAINER)
-    if fields.get("format") == FORMAT and not (folder / checksums.FILE).exists():
-        raise missing(folder / checksums.FILE)
+    if fields.get("format") == FORMAT and not (folder / CHECKSUMS).exists():
+        raise missing_file(folder / CHECKSUMS)
     if fields.get("format") != FORMAT:
         raise MlxchatError(
             f"{folder} was saved by another version of mlxchat "
@@ -255,6 +392,6 @@ def read_loader(folder: Path) -> LoaderState:
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
-        raise missing(path)
-    checksums.check(path)
+        raise missing_file(path)
+    check_file(path)
     return read_json(path)

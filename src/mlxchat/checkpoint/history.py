@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from mlxchat.ckpt import layout, origin, store
-from mlxchat.ckpt.origin import Origin
+from mlxchat.checkpoint import layout, store
+from mlxchat.checkpoint import layout as origin
+from mlxchat.checkpoint.layout import Origin
 from mlxchat.data.chats.sources import BUILTIN
 from mlxchat.data.shards import DATASETS
 from mlxchat.errors import MlxchatError
@@ -80,7 +81,7 @@ def read(folder: Path) -> History:
             of mlxchat says of training is not looked at.
     """
     tag, step = named(folder)
-    imported = origin.read(folder)
+    imported = origin.read_origin(folder)
     if imported is not None:
         return History(tag=tag, step=step, origin=imported, bits_per_byte=imported.bits_per_byte)
     before = past(folder) or History(tag=tag, step=step)

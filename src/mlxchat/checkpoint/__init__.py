@@ -1,0 +1,1 @@
+"""Saved steps: their files, where they lie, and what they hold."""

@@ -1,0 +1,226 @@
+"""Folders that may be links to another disk: what is in them, and what to say where it is away.
+
+What is to be said of files that cannot be used, and JSON files, whoever wrote them.
+
+The checksums of a directory's files, in the form of ``sha256sum``.
+
+A directory that has them can be checked without mlxchat too: ``sha256sum --check SHA256SUMS``.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from mlxchat.errors import MlxchatError
+
+
+def entries(folder: Path) -> list[Path]:
+    """What is in a folder; nothing where there is none.
+
+    Raises:
+        OSError: it cannot be read, or is on a disk that is not there.
+    """
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        if unplugged(folder):
+            raise
+        return []
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is a folder, or a link to what is not there and may have been one."""
+    return path.is_dir() or (path.is_symlink() and not path.exists())
+
+
+def unplugged(path: Path) -> MlxchatError | None:
+    """What is to be said where a path, or a folder above it, is a link to what is not there."""
+    links = (part for part in (path, *path.parents) if part.is_symlink())
+    broken = next((link for link in links if not link.exists()), None)
+    if broken is None:
+        return None
+    return MlxchatError(
+        f"{broken} is a link to {broken.readlink()}, which is not there.",
+        "Is its disk connected? Connect it, or remove the link to do without.",
+    )
+
+
+def require_connected(path: Path) -> None:
+    """Check that a path, or a folder above it, is no link to what is not there.
+
+    Raises:
+        MlxchatError: one is.
+    """
+    if error := unplugged(path):
+        raise error
+
+
+def unreadable(path: Path, error: OSError) -> MlxchatError:
+    """What is to be said of a folder or file that cannot be read."""
+    away = unplugged(path) if isinstance(error, FileNotFoundError) else None
+    return away or MlxchatError(
+        f"{path} cannot be read: {error.strerror or error}.",
+        "See whose it is, and who may read it.",
+    )
+
+
+LONGEST = 200  # characters of a reason, which may quote the file
+MOST_JSON = 2**26  # bytes; a tokenizer of 65,536 tokens has 3 million
+
+_STEP = re.compile(r"step_\d+")
+_EARLIER = (
+    "Delete that directory to go on from an earlier step (chat: --step), or train with --fresh."
+)
+_COPY = "Copy it again from where it was made."
+
+
+def damaged(path: Path, reason: str | Exception) -> MlxchatError:
+    """The file is not what its writer meant it to be."""
+    remedy = _EARLIER if _STEP.fullmatch(path.parent.name) else _COPY
+    return MlxchatError(f"{path} is damaged ({_reason(reason)}).", remedy)
+
+
+def unusable(folder: Path, problem: str) -> MlxchatError:
+    """The files of a model do not go together; ``problem`` may quote them."""
+    another = f"{_COPY} Another program's is to be taken over first: mlxchat import {folder}"
+    remedy = _EARLIER if _STEP.fullmatch(folder.name) else another
+    return MlxchatError(one_line(problem, 5 * LONGEST), remedy)
+
+
+def refused(path: Path, reason: str) -> MlxchatError:
+    """The file asks for more than data."""
+    return MlxchatError(
+        f"{path} is refused: {one_line(reason)}.",
+        "Nothing in it was run. Do not load it with pickle or torch unless you trust its maker; "
+        "save it again as tensors, numbers, text, lists and dictionaries alone.",
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        MlxchatError: it is damaged, very large, or not there.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_JSON + 1)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if len(content) > MOST_JSON:
+        raise damaged(path, f"more than {MOST_JSON:,} bytes")
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, error) from error
+    if not isinstance(fields, dict):
+        raise damaged(path, "not a JSON object")
+    return fields
+
+
+def one_line(text: str, longest: int = LONGEST) -> str:
+    """One line that can be shown: no escape sequence of a file's reaches a terminal."""
+    words = " ".join(text[: 2 * longest].split())[:longest]
+    return "".join(letter if letter.isprintable() else "?" for letter in words)
+
+
+def _reason(given: str | Exception) -> str:
+    if isinstance(given, ValidationError):
+        fault = given.errors()[0]
+        given = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".removeprefix(": ")
+    return one_line(str(given))
+
+
+CHECKSUMS = "SHA256SUMS"
+PIECE = 2**22  # bytes that are hashed at a time
+_LINE = re.compile(r"([0-9a-f]{64})  ([^/]+)")
+
+
+def write_checksums(folder: Path) -> None:
+    """Write the checksums of all files that are in a folder."""
+    summed_files = sorted(path.name for path in folder.iterdir() if path.name != CHECKSUMS)
+    lines = [f"{_sha256(folder / name)}  {name}\n" for name in summed_files]
+    (folder / CHECKSUMS).write_text("".join(lines), "utf-8")
+
+
+def summed_files(folder: Path) -> list[str]:
+    """The files that a folder has checksums of.
+
+    Raises:
+        MlxchatError: it has none, or the list is damaged.
+    """
+    return list(_read(folder))
+
+
+def check_file(path: Path, report: Callable[[int], None] = lambda _: None) -> None:
+    """Compare a file with its checksum, if its folder has checksums.
+
+    Args:
+        path: the file.
+        report: gets the number of bytes read, again and again.
+
+    Raises:
+        MlxchatError: the file is not what was saved, is not there, or the list is damaged.
+    """
+    if not os.path.lexists(path.parent / CHECKSUMS):
+        return
+    expected = _read(path.parent).get(path.name)
+    if expected is None:
+        raise damaged(path.parent / CHECKSUMS, f"it does not tell of {path.name}")
+    try:
+        found = _sha256(path, report)
+    except FileNotFoundError as error:
+        raise missing_file(path) from error
+    except OSError as error:
+        raise _cannot_be_read(path, error) from error
+    if found != expected:
+        raise damaged(path, f"its sha256 is not the one in {CHECKSUMS}")
+
+
+def missing_file(path: Path) -> MlxchatError:
+    """What is to be said of a file that is not in its directory."""
+    folder = path.parent
+    return unplugged(path) or unusable(folder, f"{folder} is incomplete: {path.name} is missing.")
+
+
+def _cannot_be_read(path: Path, error: OSError) -> MlxchatError:
+    if isinstance(error, PermissionError):
+        return unreadable(path, error)
+    return damaged(path, error.strerror or str(error))
+
+
+def _read(folder: Path) -> dict[str, str]:
+    path = folder / CHECKSUMS
+    try:
+        lines = path.read_bytes().decode("utf-8").split("\n")
+    except FileNotFoundError as error:
+        raise missing_file(path) from error
+    except OSError as error:
+        raise _cannot_be_read(path, error) from error
+    except UnicodeDecodeError as error:
+        raise damaged(path, "it is not text") from error
+    sums = {}
+    for number, line in enumerate(lines[:-1], 1):
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise damaged(path, f"line {number}")
+        sums[match.group(2)] = match.group(1)
+    if not sums or lines[-1]:
+        raise damaged(path, "it ends too early")
+    return sums
+
+
+def _sha256(path: Path, report: Callable[[int], None] = lambda _: None) -> str:
+    digest, done = hashlib.sha256(), 0
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+            done += len(piece)
+            report(done)
+    return digest.hexdigest()
