@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from mlxchat.ckpt import nanochat, tokenizer_pickle, torch_file
+from mlxchat.interop import nanochat_files, torch_file
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.size import parameters
@@ -42,26 +42,30 @@ def main() -> None:
 
 def write(base: Path, config: GPTConfig) -> None:
     """A checkpoint of nanochat's with its tokenizer."""
-    folder = base / nanochat.BASE / f"d{config.n_layer}"
+    folder = base / nanochat_files.BASE / f"d{config.n_layer}"
     folder.mkdir(parents=True)
-    (base / nanochat.TOKENIZER_FOLDER).mkdir()
-    fields = nanochat.FIELDS if config.arch == "classic" else (*nanochat.FIELDS, nanochat.WINDOWS)
+    (base / nanochat_files.TOKENIZER_FOLDER).mkdir()
+    fields = (
+        nanochat_files.FIELDS
+        if config.arch == "classic"
+        else (*nanochat_files.FIELDS, nanochat_files.WINDOWS)
+    )
     meta = {"model_config": {name: getattr(config, name) for name in fields}}
-    (folder / nanochat.meta_file(1)).write_text(json.dumps(meta), "utf-8")
-    torch_file.write(folder / nanochat.model_file(1), GPT(config).named_parameters())
+    (folder / nanochat_files.meta_file(1)).write_text(json.dumps(meta), "utf-8")
+    torch_file.write(folder / nanochat_files.model_file(1), GPT(config).named_parameters())
     ranks = {bytes([byte]): byte for byte in range(256)}
     merged = VOCABULARY - len(SPECIAL_TOKENS) - len(ranks)
     ranks |= {b"%06d" % number: 256 + number for number in range(merged)}
     special = {name: len(ranks) + number for number, name in enumerate(SPECIAL_TOKENS)}
-    path = base / nanochat.TOKENIZER_FOLDER / nanochat.TOKENIZER
-    tokenizer_pickle.write(path, Tokenizer(ranks, SPLIT_PATTERN, special))
+    path = base / nanochat_files.TOKENIZER_FOLDER / nanochat_files.TOKENIZER
+    nanochat_files.write(path, Tokenizer(ranks, SPLIT_PATTERN, special))
     size = sum(parameters(config).values())
     print(f"{size:,} parameters, {4 * size / 1e9:.2f} GB in float32")
 
 
 def measure(base: Path) -> None:
     """Import it, and tell what that took."""
-    [folder] = (base / nanochat.BASE).iterdir()
+    [folder] = (base / nanochat_files.BASE).iterdir()
     command = [sys.executable, "-m", "mlxchat", "import", str(folder), "--json"]
     begun = time.monotonic()
     home = os.environ | {"MLXCHAT_HOME": str(base / "home")}

@@ -14,8 +14,8 @@ from support.models import BYTES
 
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
-from mlxchat.ckpt import exporters
 from mlxchat.engine.cache import Cache
+from mlxchat.interop import exporters
 from mlxchat.model.config import ERAS, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import Quantization

@@ -21,14 +21,14 @@ from typer.testing import CliRunner
 from mlxchat.checkpoint import history, layout
 from mlxchat.checkpoint.history import History, Training, data_in_words
 from mlxchat.checkpoint.layout import SavedModel
-from mlxchat.ckpt import exporters, torch_file
-from mlxchat.ckpt.importers import open_model
-from mlxchat.ckpt.importers.foreign_model import network
 from mlxchat.cli.app import app
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
+from mlxchat.interop import exporters, torch_file
+from mlxchat.interop.importers import open_model
+from mlxchat.interop.importers.model import network
 from mlxchat.model.config import ERAS, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx

@@ -22,13 +22,13 @@ from support.places import SHARED, needs_shared
 from typer.testing import CliRunner
 
 from mlxchat.checkpoint import layout
-from mlxchat.ckpt import stored_zip, torch_file
-from mlxchat.ckpt.importers import open_model
-from mlxchat.ckpt.importers.foreign_model import network
 from mlxchat.cli.app import app
 from mlxchat.cli.importing import import_model
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
+from mlxchat.interop import stored_zip, torch_file
+from mlxchat.interop.importers import open_model
+from mlxchat.interop.importers.model import network
 from mlxchat.model.config import ERAS, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.hostile_pickles import EXTENSION, greedy, malformed, running, text
 
-from mlxchat.ckpt import pickles
-from mlxchat.ckpt.pickles import Function, Instance
 from mlxchat.errors import MlxchatError
+from mlxchat.interop import pickles
+from mlxchat.interop.pickles import Function, Instance
 
 PATH = Path("some.pkl")
 PLAIN = st.recursive(

@@ -16,9 +16,9 @@ from support.extras import extra
 from support.hostile_pickles import greedy, malformed, running, text
 from support.places import TESTS
 
-from mlxchat.ckpt import pickles, stored_zip, torch_file
-from mlxchat.ckpt.torch_file import Tensor
 from mlxchat.errors import MlxchatError
+from mlxchat.interop import pickles, stored_zip, torch_file
+from mlxchat.interop.torch_file import Tensor
 from mlxchat.runtime import mx
 
 DATA = TESTS / "interop" / "torch_files"  # made by torch: see make_torch_files.py there

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mlxchat.checkpoint.layout import SavedModel
-from mlxchat.ckpt import tokenizer_pickle, torch_file
-from mlxchat.ckpt.importers import open_model
-from mlxchat.ckpt.importers.foreign_model import network
+from mlxchat.interop import nanochat_files, torch_file
+from mlxchat.interop.importers import open_model
+from mlxchat.interop.importers.model import network
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
 from support.cases import GOLDEN, golden
@@ -53,7 +53,7 @@ def write_nanochat(
     torch_file.write(folder / f"model_{step:06d}.pt", tensors or weights(arch))
     meta = {"step": step, "val_bpb": 1.25, "model_config": fields or config(arch)}
     (folder / f"meta_{step:06d}.json").write_text(json.dumps(meta), "utf-8")
-    tokenizer_pickle.write(beside / "tokenizer.pkl", BYTES)
+    nanochat_files.write(beside / "tokenizer.pkl", BYTES)
     return folder
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from mlxchat import runtime
 from mlxchat.checkpoint import history, layout
-from mlxchat.ckpt import exporters
-from mlxchat.ckpt.exporters import Program
 from mlxchat.cli import chatting
 from mlxchat.errors import MlxchatError
+from mlxchat.interop import exporters
+from mlxchat.interop.exporters import Program
 from mlxchat.model.quantization import Quantization
 from mlxchat.quantize import quantize
 from mlxchat.runtime import mx

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from mlxchat import runtime
 from mlxchat.checkpoint import store
-from mlxchat.ckpt import importers
-from mlxchat.ckpt.importers import optimizer
-from mlxchat.ckpt.importers.foreign_model import Foreign, network
 from mlxchat.config.run import NAME
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
+from mlxchat.interop import importers
+from mlxchat.interop.importers import optimizer
+from mlxchat.interop.importers.model import Foreign, network
 from mlxchat.model.size import parameters
 from mlxchat.telemetry.events import Noted, Progressed
 from mlxchat.train.learner import new_optimizer

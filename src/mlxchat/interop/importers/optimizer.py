@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from mlxchat.checkpoint.files import damaged
-from mlxchat.ckpt import torch_file
-from mlxchat.ckpt.importers.foreign_model import FLOATS
-from mlxchat.ckpt.torch_file import Tensor
 from mlxchat.errors import MlxchatError
+from mlxchat.interop import torch_file
+from mlxchat.interop.importers.model import FLOATS
+from mlxchat.interop.torch_file import Tensor
 from mlxchat.model.config import GPTConfig
 from mlxchat.runtime import mx
 

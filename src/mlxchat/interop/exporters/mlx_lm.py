@@ -14,8 +14,7 @@ from typing import Any
 from mlxchat.checkpoint import layout
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
-from mlxchat.ckpt.exporters.card import FOLDER, Usage
-from mlxchat.ckpt.exporters.shards import Shards
+from mlxchat.interop.exporters.card import FOLDER, Shards, Usage
 from mlxchat.model.config import GPTConfig
 from mlxchat.tokenizer.bpe import BOS
 
@@ -30,7 +29,7 @@ def write(folder: Path, saved: SavedModel, history: History, shards: Shards) -> 
     foreign = needs_module(model.config)
     if foreign:
         fields |= {"model_file": MODULE, **_network(model.config)}
-        text = files("mlxchat.ckpt.exporters").joinpath(SOURCE).read_text("utf-8")
+        text = files("mlxchat.interop.exporters").joinpath(SOURCE).read_text("utf-8")
         (folder / MODULE).write_text(text, "utf-8")
     (folder / layout.CONFIG).write_text(json.dumps(fields, indent=2), "utf-8")
     layout.write_generation(folder, tokenizer)

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from mlxchat.checkpoint.files import damaged, refused, unreadable
-from mlxchat.ckpt import pickles, stored_zip
-from mlxchat.ckpt.pickles import Function, Instance
-from mlxchat.ckpt.stored_zip import Entry
 from mlxchat.errors import MlxchatError
+from mlxchat.interop import pickles, stored_zip
+from mlxchat.interop.pickles import Function, Instance
+from mlxchat.interop.stored_zip import Entry
 from mlxchat.runtime import mx
 
 ROOT = "archive"  # the folder of all entries, in what is written

@@ -1,6 +1,9 @@
-"""A model that another program wrote: what it is, and how its tensors are read."""
+"""A model that another program wrote: what it is, and how its tensors are read.
 
-from collections.abc import Callable, Mapping
+The tokenizer of a model that another program wrote.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -8,12 +11,14 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from mlxchat.checkpoint.files import damaged
+from mlxchat.checkpoint.files import damaged, read_json
 from mlxchat.errors import MlxchatError
+from mlxchat.interop import nanochat_files
 from mlxchat.model.config import CLASSIC, VOCABULARY_MULTIPLE, GPTConfig, era_of
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
-from mlxchat.tokenizer.bpe import Tokenizer
+from mlxchat.tokenizer import files
+from mlxchat.tokenizer.bpe import FILE, Tokenizer, vocabulary_fault
 
 EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
 LONGEST_NAME = 200
@@ -171,3 +176,41 @@ def _check(path: Path, config: GPTConfig, tensors: Mapping[str, Tensor]) -> None
     if faults:
         more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise MlxchatError(f"{path}: {'; '.join(faults[:3])}{more}.", _ANOTHER)
+
+
+FILES = (FILE, nanochat_files.TOKENIZER)
+
+
+def find(given: Path | None, folders: Sequence[Path]) -> Tokenizer:
+    """The tokenizer that is given, or else the first one that lies in the folders.
+
+    Args:
+        given: a pickle as tokenizer.pkl is or a .json as tokenizer.json is, or a folder with one.
+
+    Raises:
+        MlxchatError: there is none, or it is not one of nanochat's.
+    """
+    if given is not None and given.is_file():
+        return _read(given)
+    places = folders if given is None else [given]
+    for folder in places:
+        for name in FILES:
+            if (folder / name).exists():
+                return _read(folder / name)
+    listed = " or ".join(str(folder) for folder in places)
+    raise MlxchatError(
+        f"There is no tokenizer in {listed}.",
+        f"Say where the model's {nanochat_files.TOKENIZER} or {FILE} is: --tokenizer FILE",
+    )
+
+
+def _read(path: Path) -> Tokenizer:
+    if path.suffix != ".json":
+        return nanochat_files.read(path)
+    try:
+        ranks, pattern, special = files.from_json(read_json(path))
+        if fault := vocabulary_fault(ranks, special):
+            raise damaged(path, f"it {fault}")
+        return Tokenizer(ranks, pattern, special)
+    except ValueError as error:
+        raise damaged(path, error) from error

@@ -7,10 +7,9 @@ from typing import Any
 
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
-from mlxchat.ckpt import nanochat, tokenizer_pickle, torch_file
-from mlxchat.ckpt.exporters.card import FOLDER, Usage
-from mlxchat.ckpt.exporters.shards import Shards
 from mlxchat.errors import MlxchatError
+from mlxchat.interop import nanochat_files, torch_file
+from mlxchat.interop.exporters.card import FOLDER, Shards, Usage
 from mlxchat.model.config import EraName, GPTConfig
 from mlxchat.runtime import mx
 
@@ -43,27 +42,31 @@ def require_known(config: GPTConfig) -> None:
 def write(folder: Path, saved: SavedModel, history: History, shards: Shards) -> Usage:
     """Write the model's files; returns how they are used."""
     config, tokenizer, step = saved.model.config, saved.tokenizer, history.step
-    stage = nanochat.CHAT if saved.conversational else nanochat.BASE
+    stage = nanochat_files.CHAT if saved.conversational else nanochat_files.BASE
     checkpoints = folder / stage / history.tag
     checkpoints.mkdir(parents=True)
-    fields = nanochat.FIELDS if config.era == "classic" else (*nanochat.FIELDS, nanochat.WINDOWS)
+    fields = (
+        nanochat_files.FIELDS
+        if config.era == "classic"
+        else (*nanochat_files.FIELDS, nanochat_files.WINDOWS)
+    )
     meta: dict[str, Any] = {
         "step": step,
         "val_bpb": history.bits_per_byte,
         "model_config": {name: getattr(config, name) for name in fields},
         "user_config": {},
     }
-    (checkpoints / nanochat.meta_file(step)).write_text(json.dumps(meta, indent=2), "utf-8")
+    (checkpoints / nanochat_files.meta_file(step)).write_text(json.dumps(meta, indent=2), "utf-8")
     tensors = saved.model.named_parameters()
-    torch_file.write(checkpoints / nanochat.model_file(step), tensors)
+    torch_file.write(checkpoints / nanochat_files.model_file(step), tensors)
     size = sum(array.nbytes for array in tensors.values())
     shards.report(size, size)
 
-    beside = folder / nanochat.TOKENIZER_FOLDER
+    beside = folder / nanochat_files.TOKENIZER_FOLDER
     beside.mkdir()
-    tokenizer_pickle.write(beside / nanochat.TOKENIZER, tokenizer)
+    nanochat_files.write(beside / nanochat_files.TOKENIZER, tokenizer)
     torch_file.write(
-        beside / nanochat.TOKEN_BYTES, mx.array(tokenizer.byte_lengths(), dtype=mx.int32)
+        beside / nanochat_files.TOKEN_BYTES, mx.array(tokenizer.byte_lengths(), dtype=mx.int32)
     )
     commit = COMMITS[config.era, config.softcap]
     tag = shlex.quote(history.tag)

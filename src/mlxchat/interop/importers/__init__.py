@@ -8,9 +8,9 @@ from pathlib import Path
 
 from mlxchat.checkpoint import layout, store
 from mlxchat.checkpoint.layout import Origin
-from mlxchat.ckpt.importers import hugging_face, nanochat
-from mlxchat.ckpt.importers.foreign_model import Foreign
 from mlxchat.errors import MlxchatError
+from mlxchat.interop.importers import hugging_face, nanochat
+from mlxchat.interop.importers.model import Foreign
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
 

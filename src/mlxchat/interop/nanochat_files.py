@@ -1,4 +1,12 @@
-"""nanochat's ``tokenizer.pkl``: a pickled ``tiktoken.Encoding``, read without running it.
+"""How nanochat lays out its checkpoints.
+
+    base_checkpoints/d20/model_021400.pt meta_021400.json optim_021400_rank0.pt
+    mid_checkpoints/...  chatsft_checkpoints/...  chatrl_checkpoints/...
+    tokenizer/tokenizer.pkl token_bytes.pt
+
+Source: nanochat/checkpoint_manager.py and scripts/tok_train.py at commits dfc8833 and 92d63d4.
+
+nanochat's ``tokenizer.pkl``: a pickled ``tiktoken.Encoding``, read without running it.
 
 What it holds is one object of that class with a name, a split pattern, ranks and special tokens.
 """
@@ -10,10 +18,32 @@ import tiktoken
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlxchat.checkpoint.files import damaged, refused, unreadable
-from mlxchat.ckpt import pickles
-from mlxchat.ckpt.pickles import Function, Instance
+from mlxchat.interop import pickles
+from mlxchat.interop.pickles import Function, Instance
 from mlxchat.tokenizer import files
 from mlxchat.tokenizer.bpe import Tokenizer, vocabulary_fault
+
+BASE = "base_checkpoints"
+CHAT = "chatsft_checkpoints"
+CONVERSATIONAL = (CHAT, "mid_checkpoints", "chatrl_checkpoints")  # trained on conversations
+
+TOKENIZER_FOLDER = "tokenizer"  # beside the folders of checkpoints
+TOKENIZER = "tokenizer.pkl"
+TOKEN_BYTES = "token_bytes.pt"
+
+FIELDS = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
+WINDOWS = "window_pattern"  # since the era that has short windows
+
+
+def model_file(step: int) -> str:
+    """The tensors of a step."""
+    return f"model_{step:06d}.pt"
+
+
+def meta_file(step: int) -> str:
+    """What it is, as JSON."""
+    return f"meta_{step:06d}.json"
+
 
 NAME = "rustbpe"  # of every encoding that nanochat makes
 PROTOCOL = 4  # of the pickles that nanochat makes

@@ -13,15 +13,10 @@ from mlxchat.checkpoint import layout
 from mlxchat.checkpoint.catalog import CONFIG, QUANTIZATION
 from mlxchat.checkpoint.files import damaged, read_json
 from mlxchat.checkpoint.layout import load, model_files, open_arrays
-from mlxchat.ckpt import nanochat
-from mlxchat.ckpt.importers import tokenizers
-from mlxchat.ckpt.importers.foreign_model import (
-    Foreign,
-    Tensor,
-    configure,
-    require_vocabulary,
-)
 from mlxchat.errors import MlxchatError
+from mlxchat.interop import nanochat_files
+from mlxchat.interop.importers import model
+from mlxchat.interop.importers.model import Foreign, Tensor, configure, require_vocabulary
 from mlxchat.model.config import VOCABULARY_MULTIPLE, GPTConfig
 from mlxchat.runtime import mx
 from mlxchat.tokenizer.bpe import CONFIG_FILE, Tokenizer
@@ -73,7 +68,7 @@ def open_model(
             f"Talk to it as it is: mlxchat chat --checkpoint {folder}; or import the model that it "
             "was made of.",
         )
-    tensors, found = _tensors(folder), tokenizers.find(tokenizer, [folder])
+    tensors, found = _tensors(folder), model.find(tokenizer, [folder])
     of_transformers = all(name.startswith(("model.", "lm_head.")) for name in tensors)
     if of_transformers:
         tensors = {_plain(name): tensor for name, tensor in tensors.items()}
@@ -84,7 +79,7 @@ def open_model(
         path,
         {
             "window_pattern": ours.window_pattern,
-            **{name: getattr(ours, name) for name in nanochat.FIELDS},
+            **{name: getattr(ours, name) for name in nanochat_files.FIELDS},
             "vocab_size": _vocabulary(found, ours.vocab_size),
         },
         tensors,

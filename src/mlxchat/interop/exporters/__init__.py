@@ -13,10 +13,10 @@ from typing import Literal
 from mlxchat.checkpoint import layout
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
-from mlxchat.ckpt.exporters import card, mlx_lm, nanochat, transformers
-from mlxchat.ckpt.exporters.shards import MOST_BYTES, Report, Shards, cast_matrices
 from mlxchat.data import disk
 from mlxchat.errors import MlxchatError
+from mlxchat.interop.exporters import card, mlx_lm, nanochat, transformers
+from mlxchat.interop.exporters.card import MOST_BYTES, Report, Shards, cast_matrices
 from mlxchat.runtime import mx
 
 Program = Literal["mlx-lm", "transformers", "nanochat"]

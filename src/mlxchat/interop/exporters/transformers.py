@@ -9,10 +9,9 @@ from pathlib import Path
 from mlxchat.checkpoint import layout
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
-from mlxchat.ckpt.exporters.card import FOLDER, Usage
-from mlxchat.ckpt.exporters.shards import Shards
-from mlxchat.ckpt.importers.hugging_face import renamed
 from mlxchat.errors import MlxchatError
+from mlxchat.interop.exporters.card import FOLDER, Shards, Usage
+from mlxchat.interop.importers.hugging_face import renamed
 from mlxchat.model.config import GPTConfig
 
 _SHARED = (  # of config.json, that are called the same here and there

@@ -1,1 +1,0 @@
-"""Checkpoints: directories that appear whole or not at all."""
