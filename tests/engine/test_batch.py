@@ -4,8 +4,7 @@ import pytest
 from support.cases import GOLDEN, golden
 
 from mlxchat.config.inference import Sampling
-from mlxchat.engine.batch import STEP, Batch
-from mlxchat.engine.cache import Cache
+from mlxchat.engine.cache import STEP, Batch, Cache
 from mlxchat.engine.generate import continue_greedily, generate, generate_batch, prefill
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT

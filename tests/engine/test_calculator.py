@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxchat.engine.calculator import MAX_BITS, MAX_LENGTH, MAX_OPERATORS, calculate
+from mlxchat.engine.tools import MAX_BITS, MAX_LENGTH, MAX_OPERATORS, calculate
 
 LIMIT = 0.05  # seconds for one expression
 HOSTILE = [

@@ -12,8 +12,8 @@ from rich.console import Console
 from support.chats import END, Reciting, chat, fill, ids_of
 from support.models import BYTES
 
-from mlxchat.chat import Chat
 from mlxchat.engine.cache import Cache
+from mlxchat.engine.chat import Chat
 from mlxchat.runtime import mx
 from mlxchat.tokenizer.messages import Conversation, Message, Part
 from mlxchat.ui import repl

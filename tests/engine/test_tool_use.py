@@ -10,7 +10,7 @@ from mlxchat.config.inference import Sampling
 from mlxchat.engine.cache import Cache
 from mlxchat.engine.generate import Tool, continue_greedily, generate, generate_batch
 from mlxchat.engine.sampling import sample
-from mlxchat.engine.tool_use import ToolUse
+from mlxchat.engine.tools import ToolUse
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx

@@ -19,7 +19,7 @@ from support.task_rows import ARC, GSM8K, HUMAN_EVAL, MMLU, fill
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.config.inference import TASK_NAMES, ChatEvalConfig
 from mlxchat.engine.generate import continue_greedily
-from mlxchat.engine.tool_use import ToolUse
+from mlxchat.engine.tools import ToolUse
 from mlxchat.errors import MlxchatError
 from mlxchat.evaluate import padding
 from mlxchat.evaluate.execution import runs_through

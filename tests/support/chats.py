@@ -5,9 +5,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlxchat.chat import Chat
 from mlxchat.config.inference import Sampling
 from mlxchat.engine.cache import Cache
+from mlxchat.engine.chat import Chat
 from mlxchat.model.config import GPTConfig
 from mlxchat.runtime import mx
 from mlxchat.tokenizer.bpe import SPECIAL_TOKENS

@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 
 from mlxchat import runtime
-from mlxchat.chat import Chat
 from mlxchat.checkpoint import catalog, layout, store
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.config.inference import Sampling
+from mlxchat.engine.chat import Chat
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.ui import repl

@@ -5,8 +5,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence, Set
 import numpy as np
 
 from mlxchat.config.inference import Sampling
-from mlxchat.engine.batch import Batch
-from mlxchat.engine.cache import Cache
+from mlxchat.engine.cache import Batch, Cache
 from mlxchat.engine.sampling import sample
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
@@ -16,7 +15,7 @@ PREFILL_CHUNK = 2048  # prompt tokens in one pass; bounds the memory of attentio
 Tool = Callable[[int], int | None]
 """Called with each token of a continuation; returns the one that must follow, None where any may.
 
-`mlxchat.engine.tool_use.ToolUse` is one.
+`mlxchat.engine.tools.ToolUse` is one.
 """
 
 

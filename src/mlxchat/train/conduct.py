@@ -15,7 +15,7 @@ from mlxchat.checkpoint.files import require_connected
 from mlxchat.checkpoint.layout import TrainerState
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import Batch, Loader, LoaderState, first_rows
-from mlxchat.engine.tool_use import ToolUse
+from mlxchat.engine.tools import ToolUse
 from mlxchat.errors import MlxchatError
 from mlxchat.evaluate.bits import bits_per_byte
 from mlxchat.optim import schedule

@@ -37,7 +37,7 @@ class Piece(Protocol):
 
 
 class Chat(Protocol):
-    """What answers: `mlxchat.chat.Chat` is one."""
+    """What answers: `mlxchat.engine.chat.Chat` is one."""
 
     conversational: bool
     dropped: int

@@ -7,7 +7,7 @@ import numpy as np
 
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.engine.generate import continue_greedily
-from mlxchat.engine.tool_use import ToolUse
+from mlxchat.engine.tools import ToolUse
 from mlxchat.evaluate.padding import by_length, padded
 from mlxchat.evaluate.tasks.problems import Choice, Exercise, Problem
 from mlxchat.runtime import mx
