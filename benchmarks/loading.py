@@ -155,9 +155,9 @@ class Timed:
 def _training(given: argparse.Namespace, vocab_size: int, batches: Timed) -> rounds.Work:
     from mlxchat import runtime
     from mlxchat.config.pretrain import PretrainConfig
+    from mlxchat.plan.plan import plan
     from mlxchat.runtime import mx
     from mlxchat.train.loop import compile_step
-    from mlxchat.train.plan import plan
     from mlxchat.train.probe import capacity
     from mlxchat.train.rehearsal import random_model, random_run
 

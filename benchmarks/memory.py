@@ -33,13 +33,12 @@ from mlxchat.data.loader import LoaderState
 from mlxchat.engine.generate import continue_greedily
 from mlxchat.errors import MlxchatError
 from mlxchat.optim.optimizer import GROUPS
+from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Event, Stepped
 from mlxchat.train.loop import Run, train
-from mlxchat.train.plan import plan
 from mlxchat.train.probe import capacity
 from mlxchat.train.rehearsal import random_model, random_run
-from mlxchat.train.run_plan import Plan
 
 GB = 10**9
 FIRST_STEPS = 5  # whose peak is what later ones are compared to

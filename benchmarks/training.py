@@ -168,9 +168,9 @@ def _ours(config: GPTConfig, ids: Rows, targets: Rows) -> rounds.Work:
     from mlxchat import runtime  # MLX is for this program only
     from mlxchat.config.pretrain import PretrainConfig
     from mlxchat.data.loader import Batch, LoaderState
+    from mlxchat.plan.plan import plan
     from mlxchat.runtime import mx
     from mlxchat.train.loop import compile_step
-    from mlxchat.train.plan import plan
     from mlxchat.train.probe import capacity
     from mlxchat.train.rehearsal import random_model, random_run
 

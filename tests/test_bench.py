@@ -18,8 +18,8 @@ from mlxchat.cli.benching import heading, sections
 from mlxchat.config.inference import BenchConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.model.size import flops_per_token, parameters
+from mlxchat.plan.memory import Capacity
 from mlxchat.telemetry.events import Progressed
-from mlxchat.train.fitting import Capacity
 from mlxchat.ui.plans import Row, Section, markdown, tables
 
 GIB = 1024**3

@@ -17,6 +17,18 @@ from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.size import parameters
 from mlxchat.optim.schedule import learning_rate_multiplier
+from mlxchat.plan.budget import (
+    STEPS,
+    Pace,
+    Pause,
+    budgeted_plan,
+    last_step,
+    reason,
+    seconds_needed,
+    with_steps,
+)
+from mlxchat.plan.memory import MARGIN, Capacity
+from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import (
     Ended,
@@ -30,13 +42,8 @@ from mlxchat.telemetry.events import (
 )
 from mlxchat.telemetry.meter import Meter
 from mlxchat.train import loop, pretrain, probe
-from mlxchat.train.budget import STEPS, budgeted_plan, reason
-from mlxchat.train.fitting import MARGIN, Capacity
 from mlxchat.train.inputs import saved_run
 from mlxchat.train.loop import Launched, Run, train
-from mlxchat.train.pace import Pace, Pause, last_step, seconds_needed, with_steps
-from mlxchat.train.plan import plan
-from mlxchat.train.run_plan import Plan
 from mlxchat.ui.views import describe
 
 CAPACITY = Capacity(64 * 1024**3, 2, "none", 1024)

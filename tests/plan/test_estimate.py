@@ -8,10 +8,9 @@ from rich.console import Console
 from mlxchat import runtime
 from mlxchat.cli.planning import GROUPS, heading, sections
 from mlxchat.config.pretrain import PretrainConfig
-from mlxchat.train.fitting import Capacity
-from mlxchat.train.forecast import Forecast, Room, forecast
-from mlxchat.train.plan import plan
-from mlxchat.train.run_plan import Costs
+from mlxchat.plan.estimate import Forecast, Room, forecast
+from mlxchat.plan.memory import Capacity
+from mlxchat.plan.plan import Costs, plan
 from mlxchat.ui.bars import memory_size
 from mlxchat.ui.plans import Row, Section, about, flops_per_second, show, tables
 

@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.units import BYTES, round_size, spell_size, to_bytes
 from mlxchat.errors import MlxchatError
-from mlxchat.train.fitting import MARGIN, Capacity, memory_limit
-from mlxchat.train.plan import plan
-from mlxchat.train.run_plan import Plan, refitted
+from mlxchat.plan.memory import MARGIN, Capacity, memory_limit
+from mlxchat.plan.plan import Plan, plan, refitted
 
 GIB, MIB = BYTES["GiB"], BYTES["MiB"]
 PLENTY = Capacity(1024 * GIB, 4, "all", 128)

@@ -8,9 +8,8 @@ from mlxchat.config.pretrain import LARGEST_CONTEXT, PretrainConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import parameters
-from mlxchat.train.fitting import Capacity
-from mlxchat.train.plan import plan
-from mlxchat.train.run_plan import Plan, refitted
+from mlxchat.plan.memory import Capacity
+from mlxchat.plan.plan import Plan, plan, refitted
 
 GIB = 1024**3
 SMALL = Capacity(8 * GIB, 4, "all", 128)

@@ -24,12 +24,12 @@ from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT, initialise
 from mlxchat.optim.optimizer import MuonAdamW, Rates
+from mlxchat.plan.memory import Capacity
 from mlxchat.quantize import evaluate
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Stepped
 from mlxchat.tokenizer.bpe import Tokenizer, train
 from mlxchat.tokenizer.messages import Conversation, Message
-from mlxchat.train.fitting import Capacity
 from mlxchat.train.loop import Run
 from mlxchat.train.loop import train as steps_of
 from mlxchat.train.pretrain import pretrain

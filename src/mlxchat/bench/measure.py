@@ -22,14 +22,13 @@ from mlxchat.engine.cache import Cache
 from mlxchat.engine.generate import generate, prefill
 from mlxchat.errors import MlxchatError
 from mlxchat.model.gpt import GPT
+from mlxchat.plan.memory import Capacity
+from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Clock, Progressed, Report
-from mlxchat.train.fitting import Capacity
 from mlxchat.train.loop import Run, compile_step
-from mlxchat.train.plan import plan
 from mlxchat.train.probe import capacity
 from mlxchat.train.rehearsal import SEED, random_model, random_run
-from mlxchat.train.run_plan import Plan
 
 UNCOUNTED_STEPS = 2  # the first one compiles, the second one begins with nothing under way
 LEAST_STEPS = 3

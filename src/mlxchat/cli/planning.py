@@ -7,10 +7,11 @@ from mlxchat import runtime
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.home import Home
 from mlxchat.model.size import chunk_rows
+from mlxchat.plan.budget import reason
+from mlxchat.plan.estimate import Forecast, Room, VocabularySource, forecast
+from mlxchat.plan.memory import Capacity, memory_limit
+from mlxchat.plan.plan import Plan, counted_parameters, refitted
 from mlxchat.telemetry.events import Noted
-from mlxchat.train.budget import reason
-from mlxchat.train.fitting import Capacity, memory_limit
-from mlxchat.train.forecast import Forecast, Room, VocabularySource, forecast
 from mlxchat.train.init_from import of_model
 from mlxchat.train.inputs import (
     check_documents,
@@ -18,9 +19,7 @@ from mlxchat.train.inputs import (
     stored_tokenizer,
     vocabulary,
 )
-from mlxchat.train.plan import counted_parameters
 from mlxchat.train.probe import capacity, planned
-from mlxchat.train.run_plan import Plan, refitted
 from mlxchat.train.saved import SavedRun
 from mlxchat.ui.bars import amount, memory_size
 from mlxchat.ui.console import Screen, say

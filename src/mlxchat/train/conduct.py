@@ -20,13 +20,13 @@ from mlxchat.errors import MlxchatError
 from mlxchat.evaluate.bits import bits_per_byte
 from mlxchat.optim import schedule
 from mlxchat.optim.optimizer import Rates
+from mlxchat.plan.memory import Capacity
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Event, Noted, Replanned, Sampled, Saved, Started
 from mlxchat.telemetry.log import RunLog
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.status import Publisher, status_path
 from mlxchat.train.divergence import DivergedError, check_arrays, ended
-from mlxchat.train.fitting import Capacity
 from mlxchat.train.learner import Learner, go_on
 from mlxchat.train.loop import Run, train
 from mlxchat.train.probe import capacity

@@ -10,8 +10,8 @@ from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
+from mlxchat.plan.plan import shape
 from mlxchat.runtime import machine
-from mlxchat.train.plan import shape
 
 
 def of_model(config: PretrainConfig, home: Home) -> PretrainConfig:

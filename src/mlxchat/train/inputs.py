@@ -16,10 +16,10 @@ from mlxchat.data.shards import DATASETS, Dataset, LocalShards, pinned_revision,
 from mlxchat.data.streaming import StreamingShards
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
+from mlxchat.plan.estimate import VocabularySource
 from mlxchat.telemetry.events import Clock, Event, Noted, Progressed, Report
 from mlxchat.tokenizer.bpe import FILE as TOKENIZER
 from mlxchat.tokenizer.bpe import Tokenizer, train
-from mlxchat.train.forecast import VocabularySource
 from mlxchat.train.same_data import require_names, require_revision, require_same_files
 from mlxchat.train.saved import SavedRun, read_saved
 

@@ -11,11 +11,11 @@ from mlxchat.config.run import RunConfig
 from mlxchat.data.loader import LoaderState
 from mlxchat.model.gpt import GPT
 from mlxchat.optim.optimizer import MuonAdamW
+from mlxchat.plan.memory import Capacity, memory_limit
+from mlxchat.plan.plan import Plan, refitted
 from mlxchat.runtime import machine
 from mlxchat.telemetry.events import Clock, Event, Noted
 from mlxchat.tokenizer.bpe import Tokenizer
-from mlxchat.train.fitting import Capacity, memory_limit
-from mlxchat.train.run_plan import Plan, refitted
 from mlxchat.train.saved import SavedRun
 
 

@@ -12,19 +12,18 @@ from mlxchat.data.loader import LoaderState
 from mlxchat.home import Home
 from mlxchat.model.gpt import GPT, initialise
 from mlxchat.optim import schedule
+from mlxchat.plan.budget import Pace, reason
+from mlxchat.plan.memory import Capacity
+from mlxchat.plan.plan import Plan
 from mlxchat.runtime import machine, mx
 from mlxchat.telemetry.events import Clock, Event, Noted, Report
 from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train import inputs
-from mlxchat.train.budget import reason
 from mlxchat.train.conduct import conduct
-from mlxchat.train.fitting import Capacity
 from mlxchat.train.init_from import model_to_begin_with, of_model
 from mlxchat.train.learner import Learner, hold_memory, new_optimizer
-from mlxchat.train.pace import Pace
 from mlxchat.train.probe import planned
-from mlxchat.train.run_plan import Plan
 from mlxchat.train.saved import SavedRun
 from mlxchat.train.stage import Stage
 

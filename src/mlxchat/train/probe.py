@@ -6,15 +6,14 @@ from statistics import median
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.model.loss import CHUNK_ROWS
 from mlxchat.model.size import ScoresHeld
+from mlxchat.plan.budget import budgeted_plan
+from mlxchat.plan.estimate import UTILISATION
+from mlxchat.plan.memory import Capacity
+from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import machine, matmul_flops, mx, spare_memory
 from mlxchat.telemetry.events import Clock
-from mlxchat.train.budget import budgeted_plan
-from mlxchat.train.fitting import Capacity
-from mlxchat.train.forecast import UTILISATION
 from mlxchat.train.loop import compile_step
-from mlxchat.train.plan import plan
 from mlxchat.train.rehearsal import random_model, random_run
-from mlxchat.train.run_plan import Plan
 
 SHARE, SECONDS = 0.05, 60.0  # of a budget, at most, for measuring
 COUNTED_STEPS = 5  # of a plan, at most

@@ -7,10 +7,10 @@ import numpy as np
 from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.model.gpt import GPT, initialise
 from mlxchat.optim.optimizer import MuonAdamW, Rates
+from mlxchat.plan.plan import Plan
 from mlxchat.runtime import machine, mx
 from mlxchat.telemetry.events import Clock
 from mlxchat.train.loop import Run
-from mlxchat.train.run_plan import Plan
 
 SEED = 0
 MOMENTUM = 0.95

@@ -9,7 +9,7 @@ from mlxchat.checkpoint import layout, store
 from mlxchat.checkpoint.layout import TrainerState
 from mlxchat.config.run import RunConfig
 from mlxchat.errors import MlxchatError
-from mlxchat.train.run_plan import Plan, evaluation_rows
+from mlxchat.plan.plan import Plan, evaluation_rows
 
 
 class SavedRun(NamedTuple):

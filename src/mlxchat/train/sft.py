@@ -17,15 +17,15 @@ from mlxchat.data.loader import LoaderState
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.optim import schedule
+from mlxchat.plan.memory import Capacity
+from mlxchat.plan.plan import Plan
 from mlxchat.runtime import machine
 from mlxchat.telemetry.events import Clock, Event, Noted, Report
 from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message
 from mlxchat.train.conduct import conduct
-from mlxchat.train.fitting import Capacity
 from mlxchat.train.learner import Learner, hold_memory, load_optimizer, new_optimizer
-from mlxchat.train.run_plan import Plan
 from mlxchat.train.saved import SavedRun, read_saved
 from mlxchat.train.sft_plan import pretrained, sft_plan, survey
 from mlxchat.train.stage import Stage

@@ -17,11 +17,10 @@ from mlxchat.data.packing import BestFit
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import flops_per_token, parameters
+from mlxchat.plan.memory import Capacity, fit
+from mlxchat.plan.plan import REFERENCE_BATCH, Plan, evaluation_rows, learning_rates, step_rows
 from mlxchat.telemetry.events import Clock, Progressed, Report
 from mlxchat.tokenizer.bpe import Tokenizer
-from mlxchat.train.fitting import Capacity, fit
-from mlxchat.train.plan import REFERENCE_BATCH, learning_rates
-from mlxchat.train.run_plan import Plan, evaluation_rows, step_rows
 
 LEAST_STEPS = 100  # that the conversations are spread over, where there are so many rows
 

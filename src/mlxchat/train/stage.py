@@ -8,12 +8,12 @@ from typing import ClassVar, Generic, TypeVar
 from mlxchat.config.run import RunConfig
 from mlxchat.data.documents import Documents
 from mlxchat.home import Home
+from mlxchat.plan.budget import Pace
+from mlxchat.plan.memory import Capacity
+from mlxchat.plan.plan import Plan
 from mlxchat.telemetry.events import Clock, Event, Report
 from mlxchat.tokenizer.bpe import Tokenizer
-from mlxchat.train.fitting import Capacity
 from mlxchat.train.learner import Learner
-from mlxchat.train.pace import Pace
-from mlxchat.train.run_plan import Plan
 from mlxchat.train.saved import SavedRun
 
 Config = TypeVar("Config", bound=RunConfig)

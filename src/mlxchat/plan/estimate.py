@@ -5,8 +5,8 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from mlxchat.model.size import parameters
-from mlxchat.train.fitting import AGAIN, Capacity
-from mlxchat.train.run_plan import Plan
+from mlxchat.plan.memory import AGAIN, Capacity
+from mlxchat.plan.plan import Plan
 
 UTILISATION = 0.35  # of a matrix product's speed, that training reaches
 

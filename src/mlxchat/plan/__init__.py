@@ -1,0 +1,1 @@
+"""From settings and a machine to the numbers of a run; pure."""
