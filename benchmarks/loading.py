@@ -158,8 +158,7 @@ def _training(given: argparse.Namespace, vocab_size: int, batches: Timed) -> rou
     from mlxchat.plan.plan import plan
     from mlxchat.runtime import mx
     from mlxchat.train.loop import compile_step
-    from mlxchat.train.probe import capacity
-    from mlxchat.train.rehearsal import random_model, random_run
+    from mlxchat.train.measure import capacity, random_model, random_run
 
     settings = PretrainConfig(
         depth=given.depth,

@@ -37,8 +37,7 @@ from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Event, Stepped
 from mlxchat.train.loop import Run, train
-from mlxchat.train.probe import capacity
-from mlxchat.train.rehearsal import random_model, random_run
+from mlxchat.train.measure import capacity, random_model, random_run
 
 GB = 10**9
 FIRST_STEPS = 5  # whose peak is what later ones are compared to

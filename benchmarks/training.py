@@ -171,8 +171,7 @@ def _ours(config: GPTConfig, ids: Rows, targets: Rows) -> rounds.Work:
     from mlxchat.plan.plan import plan
     from mlxchat.runtime import mx
     from mlxchat.train.loop import compile_step
-    from mlxchat.train.probe import capacity
-    from mlxchat.train.rehearsal import random_model, random_run
+    from mlxchat.train.measure import capacity, random_model, random_run
 
     settings = PretrainConfig(
         depth=config.n_layer,

@@ -20,7 +20,7 @@ from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.runtime import machine
 from mlxchat.train.inputs import saved_run
-from mlxchat.train.learner import Learner, resume
+from mlxchat.train.resume import Learner, resume
 
 SAVED = CONFIG.model_copy(
     update={"num_iterations": 4, "eval_every": 0, "sample_every": 0, "save_every": 2}

@@ -32,7 +32,7 @@ from mlxchat.interop.importers.model import network
 from mlxchat.model.config import ERAS, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
-from mlxchat.train.learner import load_optimizer, new_optimizer
+from mlxchat.train.resume import load_optimizer, new_optimizer
 
 
 def imported(path: Path, **options: Any) -> Path:

@@ -16,7 +16,7 @@ from mlxchat.optim import optimizer
 from mlxchat.optim.optimizer import GROUPS, MATRIX, Arrays, MuonAdamW, Rates
 from mlxchat.runtime import machine, mx
 from mlxchat.train.loop import Run, compile_step
-from mlxchat.train.probe import SCORES_HELD
+from mlxchat.train.measure import SCORES_HELD
 
 
 def loss_and_gradients(case: Case, model: GPT, backward: Backward) -> tuple[mx.array, Arrays]:

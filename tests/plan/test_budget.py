@@ -41,7 +41,8 @@ from mlxchat.telemetry.events import (
     Stepped,
 )
 from mlxchat.telemetry.meter import Meter
-from mlxchat.train import loop, pretrain, probe
+from mlxchat.train import loop, pretrain
+from mlxchat.train import measure as probe
 from mlxchat.train.inputs import saved_run
 from mlxchat.train.loop import Launched, Run, train
 from mlxchat.ui.views import describe

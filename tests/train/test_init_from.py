@@ -20,8 +20,7 @@ from mlxchat.model.quantization import Quantization
 from mlxchat.quantize import quantize
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Evaluated
-from mlxchat.train.init_from import of_model
-from mlxchat.train.pretrain import pretrain
+from mlxchat.train.pretrain import of_model, pretrain
 
 
 @pytest.fixture

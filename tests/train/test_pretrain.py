@@ -127,7 +127,7 @@ def loop_of(home: Path, config: PretrainConfig, monkeypatch: pytest.MonkeyPatch)
         passed.append(run)
         return iter(())
 
-    monkeypatch.setattr("mlxchat.train.conduct.train", loop)
+    monkeypatch.setattr("mlxchat.train.run.train", loop)
     run(home, config)
     return passed[0]
 

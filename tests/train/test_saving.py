@@ -15,9 +15,10 @@ from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.runtime import mx
 from mlxchat.telemetry import log as runlog
-from mlxchat.train import conduct, inputs, loop
+from mlxchat.train import inputs, loop
 from mlxchat.train.divergence import DivergedError, check_arrays
 from mlxchat.train.loop import Launched, Run
+from mlxchat.train.run import _Training
 
 A, B = "a" * 40, "b" * 40
 
@@ -114,7 +115,7 @@ def test_progress_is_saved_when_a_validation_shard_is_gone(
 ) -> None:
     data = shards(tmp_path / "data", 0, 1)
     config = QUIET.model_copy(update={"data_dir": data, "save_every": 0, "eval_every": 5})
-    evaluate = conduct._Training.evaluate
+    evaluate = _Training.evaluate
 
     def missing(self: Any, step: int, *rest: Any) -> Iterator[Any]:
         if step == 5:
@@ -122,7 +123,7 @@ def test_progress_is_saved_when_a_validation_shard_is_gone(
         return evaluate(self, step, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(conduct._Training, "evaluate", missing)
+        patched.setattr(_Training, "evaluate", missing)
         with pytest.raises(MlxchatError, match=r"shard_00001\.parquet does not exist"):
             run(tmp_path, config)
     assert store.steps(run_folder(tmp_path)) == [5]

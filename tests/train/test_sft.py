@@ -33,8 +33,7 @@ from mlxchat.tokenizer.messages import Conversation, Message
 from mlxchat.train.loop import Run
 from mlxchat.train.loop import train as steps_of
 from mlxchat.train.pretrain import pretrain
-from mlxchat.train.sft import fine_tune, with_source
-from mlxchat.train.sft_plan import Base, pretrained, sft_plan, survey
+from mlxchat.train.sft import Base, fine_tune, pretrained, sft_plan, survey, with_source
 
 BASE = PretrainConfig(
     depth=1,

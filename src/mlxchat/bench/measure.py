@@ -27,8 +27,7 @@ from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Clock, Progressed, Report
 from mlxchat.train.loop import Run, compile_step
-from mlxchat.train.probe import capacity
-from mlxchat.train.rehearsal import SEED, random_model, random_run
+from mlxchat.train.measure import SEED, capacity, random_model, random_run
 
 UNCOUNTED_STEPS = 2  # the first one compiles, the second one begins with nothing under way
 LEAST_STEPS = 3

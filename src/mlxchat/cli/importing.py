@@ -16,7 +16,7 @@ from mlxchat.interop.importers import optimizer
 from mlxchat.interop.importers.model import Foreign, network
 from mlxchat.model.size import parameters
 from mlxchat.telemetry.events import Noted, Progressed
-from mlxchat.train.learner import new_optimizer
+from mlxchat.train.resume import new_optimizer
 from mlxchat.ui.console import Screen, say
 
 

@@ -12,15 +12,15 @@ from mlxchat.plan.estimate import Forecast, Room, VocabularySource, forecast
 from mlxchat.plan.memory import Capacity, memory_limit
 from mlxchat.plan.plan import Plan, counted_parameters, refitted
 from mlxchat.telemetry.events import Noted
-from mlxchat.train.init_from import of_model
 from mlxchat.train.inputs import (
     check_documents,
     saved_run,
     stored_tokenizer,
     vocabulary,
 )
-from mlxchat.train.probe import capacity, planned
-from mlxchat.train.saved import SavedRun
+from mlxchat.train.measure import capacity, planned
+from mlxchat.train.pretrain import of_model
+from mlxchat.train.resume import SavedRun
 from mlxchat.ui.bars import amount, memory_size
 from mlxchat.ui.console import Screen, say
 from mlxchat.ui.plans import Row, Section, about, flops_per_second, show

@@ -20,8 +20,13 @@ from mlxchat.plan.estimate import VocabularySource
 from mlxchat.telemetry.events import Clock, Event, Noted, Progressed, Report
 from mlxchat.tokenizer.bpe import FILE as TOKENIZER
 from mlxchat.tokenizer.bpe import Tokenizer, train
-from mlxchat.train.same_data import require_names, require_revision, require_same_files
-from mlxchat.train.saved import SavedRun, read_saved
+from mlxchat.train.resume import (
+    SavedRun,
+    read_saved,
+    require_names,
+    require_revision,
+    require_same_files,
+)
 
 DOCUMENT_CHARACTERS = 10_000  # of one document at most; nanochat's
 TASK = "reading text for the tokenizer"

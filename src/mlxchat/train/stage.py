@@ -13,8 +13,7 @@ from mlxchat.plan.memory import Capacity
 from mlxchat.plan.plan import Plan
 from mlxchat.telemetry.events import Clock, Event, Report
 from mlxchat.tokenizer.bpe import Tokenizer
-from mlxchat.train.learner import Learner
-from mlxchat.train.saved import SavedRun
+from mlxchat.train.resume import Learner, SavedRun
 
 Config = TypeVar("Config", bound=RunConfig)
 Dataset = TypeVar("Dataset", bound=Documents)

@@ -1,19 +1,63 @@
-"""What this machine has, and the plan of a run on it; for a time budget its speed is measured."""
+"""What this machine has, and the plan of a run on it; for a time budget its speed is measured.
 
-from itertools import pairwise
+Training on random tokens, to see what its steps take: nothing is read, evaluated or saved.
+"""
+
+from itertools import pairwise, repeat
 from statistics import median
 
+import numpy as np
+
 from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.data.loader import Batch, LoaderState
+from mlxchat.model.gpt import GPT, initialise
 from mlxchat.model.loss import CHUNK_ROWS
 from mlxchat.model.size import ScoresHeld
+from mlxchat.optim.optimizer import MuonAdamW, Rates
 from mlxchat.plan.budget import budgeted_plan
 from mlxchat.plan.estimate import UTILISATION
 from mlxchat.plan.memory import Capacity
 from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import machine, matmul_flops, mx, spare_memory
 from mlxchat.telemetry.events import Clock
-from mlxchat.train.loop import compile_step
-from mlxchat.train.rehearsal import random_model, random_run
+from mlxchat.train.loop import Run, compile_step
+
+SEED = 0
+MOMENTUM = 0.95
+
+
+def random_model(plan: Plan) -> GPT:
+    """A new model, its parameters drawn as for training."""
+    model = GPT(plan.model, machine().compute_dtype)
+    initialise(model, mx.random.key(SEED))
+    return model
+
+
+def random_run(model: GPT, plan: Plan, clock: Clock) -> Run:
+    """The training of ``model`` on one batch of random tokens, again and again.
+
+    Rates stay as they are in the plan: they change nothing in the time of a step.
+    """
+    shape = (plan.device_batch_size, plan.model.sequence_len)
+    ids = np.random.default_rng(SEED).integers(plan.model.vocab_size, size=shape, dtype=np.int32)
+
+    def rates(_: int) -> Rates:
+        learning = {group: mx.array(rate) for group, rate in plan.learning_rates.items()}
+        return Rates(learning, mx.array(MOMENTUM), mx.array(plan.weight_decay))
+
+    return Run(
+        model=model,
+        optimizer=MuonAdamW(model.named_parameters(), plan.model.arch, model.dtype),
+        batches=repeat(Batch(ids, np.roll(ids, -1, axis=1), LoaderState())),
+        rates=rates,
+        total_steps=plan.num_iterations,
+        accumulation=plan.accumulation,
+        grad_clip=plan.grad_clip,
+        grad_checkpoint=plan.grad_checkpoint,
+        loss_rows=plan.loss_rows,
+        clock=clock,
+    )
+
 
 SHARE, SECONDS = 0.05, 60.0  # of a budget, at most, for measuring
 COUNTED_STEPS = 5  # of a plan, at most

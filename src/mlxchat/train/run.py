@@ -1,11 +1,14 @@
-"""A run from its settings to a trained model, whatever its stage: it begins anew, or goes on."""
+"""A run from its settings to a trained model, whatever its stage: it begins anew, or goes on.
+
+What a model makes of some prompts while it is trained.
+"""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,11 @@ from mlxchat.checkpoint.files import require_connected
 from mlxchat.checkpoint.layout import TrainerState
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import Batch, Loader, LoaderState, first_rows
+from mlxchat.engine.generate import Tool, continue_greedily
 from mlxchat.engine.tools import ToolUse
 from mlxchat.errors import MlxchatError
 from mlxchat.evaluate.bits import bits_per_byte
+from mlxchat.model.gpt import GPT
 from mlxchat.optim import schedule
 from mlxchat.optim.optimizer import Rates
 from mlxchat.plan.memory import Capacity
@@ -26,12 +31,39 @@ from mlxchat.telemetry.events import Event, Noted, Replanned, Sampled, Saved, St
 from mlxchat.telemetry.log import RunLog
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.status import Publisher, status_path
+from mlxchat.tokenizer.bpe import ASSISTANT_END, Tokenizer
 from mlxchat.train.divergence import DivergedError, check_arrays, ended
-from mlxchat.train.learner import Learner, go_on
 from mlxchat.train.loop import Run, train
-from mlxchat.train.probe import capacity
-from mlxchat.train.samples import samples
+from mlxchat.train.measure import capacity
+from mlxchat.train.resume import Learner, go_on
 from mlxchat.train.stage import Stage
+
+MOST = 7
+TOKENS = 16  # of a sample at most, and a quarter of the context
+
+
+def samples(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: Iterable[tuple[str, list[int]]],
+    tools: Callable[[], Tool] | None,
+) -> Iterator[tuple[str, str]]:
+    """The first prompts that leave room in the context, each with its greedy continuation.
+
+    Args:
+        prompts: in words, and as ids.
+        tools: that the model may use; None for none.
+    """
+    context = model.config.sequence_len
+    length = min(TOKENS, context // 4)
+    room = context - length
+    fitting = list(islice(((words, ids) for words, ids in prompts if len(ids) <= room), MOST))
+    if not fitting:
+        return
+    stop = frozenset({tokenizer.bos, tokenizer.special(ASSISTANT_END)})
+    continuations = continue_greedily(model, [ids for _, ids in fitting], stop, length, tools)
+    for (words, _), tokens in zip(fitting, continuations, strict=True):
+        yield words, tokenizer.decode(tokens)
 
 
 def conduct(
