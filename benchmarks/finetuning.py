@@ -20,9 +20,9 @@ from mlxchat.checkpoint import catalog, layout
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.data.chats.asking import HELD_OUT_QUESTIONS
 from mlxchat.data.corpus import documents
-from mlxchat.evaluate.conversations import LONGEST_REPLY, word_for_word
-from mlxchat.evaluate.tasks.answers import write
-from mlxchat.evaluate.tasks.problems import Exercise, asked
+from mlxchat.evaluate.answers import write
+from mlxchat.evaluate.loss import LONGEST_REPLY, word_for_word
+from mlxchat.evaluate.tasks import Exercise, asked
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Event
 from mlxchat.train.pretrain import pretrain

@@ -26,10 +26,8 @@ from mlxchat import runtime
 from mlxchat.checkpoint import layout
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.config.inference import TaskName
-from mlxchat.evaluate.tasks.answers import Outcome, answer
-from mlxchat.evaluate.tasks.catalog import problems
-from mlxchat.evaluate.tasks.problems import Choice, Problem
-from mlxchat.evaluate.tasks.score import Score
+from mlxchat.evaluate.answers import Outcome, Score, answer
+from mlxchat.evaluate.tasks import Choice, Problem, problems
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx

@@ -18,7 +18,7 @@ from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import Loader
 from mlxchat.errors import MlxchatError
-from mlxchat.evaluate.bits import bits_per_byte
+from mlxchat.evaluate.loss import bits_per_byte
 from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import Format, Quantization
 from mlxchat.model.quantized import quantize_layers

@@ -7,7 +7,7 @@ import pytest
 
 from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.errors import MlxchatError
-from mlxchat.evaluate.bits import bits_per_byte
+from mlxchat.evaluate.loss import bits_per_byte
 from mlxchat.runtime import mx, peak_flops
 from mlxchat.telemetry.events import Evaluated
 from mlxchat.tokenizer.bpe import train

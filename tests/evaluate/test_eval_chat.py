@@ -28,17 +28,17 @@ from mlxchat.data.chats.mixture import ChatDocuments
 from mlxchat.data.chats.sources import parse
 from mlxchat.data.corpus import documents
 from mlxchat.errors import MlxchatError
-from mlxchat.evaluate import padding
-from mlxchat.evaluate.bits import bits_per_byte
-from mlxchat.evaluate.conversations import (
+from mlxchat.evaluate import answers as padding
+from mlxchat.evaluate.answers import Outcome, answer, write
+from mlxchat.evaluate.loss import (
     BUILTIN_QUESTIONS,
     LONGEST_REPLY,
+    bits_per_byte,
     builtin_questions,
     held_out,
     replies,
 )
-from mlxchat.evaluate.tasks.answers import Outcome, answer, write
-from mlxchat.evaluate.tasks.problems import Exercise, Problem
+from mlxchat.evaluate.tasks import Exercise, Problem
 from mlxchat.model.config import Architecture
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Evaluated

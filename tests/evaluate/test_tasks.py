@@ -21,14 +21,20 @@ from mlxchat.config.inference import TASK_NAMES, ChatEvalConfig
 from mlxchat.engine.generate import continue_greedily
 from mlxchat.engine.tools import ToolUse
 from mlxchat.errors import MlxchatError
-from mlxchat.evaluate import padding
+from mlxchat.evaluate import answers, tasks
+from mlxchat.evaluate.answers import (
+    Outcome,
+    Score,
+    answer,
+    by_length,
+    choose,
+    fitted,
+    mean_centered,
+    padded,
+    write,
+)
 from mlxchat.evaluate.execution import runs_through
-from mlxchat.evaluate.padding import by_length, padded
-from mlxchat.evaluate.tasks import catalog
-from mlxchat.evaluate.tasks.answers import Outcome, answer, choose, fitted, write
-from mlxchat.evaluate.tasks.catalog import problems
-from mlxchat.evaluate.tasks.problems import Choice, Exercise, asked, final_number, program
-from mlxchat.evaluate.tasks.score import Score, mean_centered
+from mlxchat.evaluate.tasks import Choice, Exercise, asked, final_number, problems, program
 from mlxchat.model.config import Architecture, GPTConfig
 from mlxchat.runtime import mx
 
@@ -116,12 +122,12 @@ def test_files_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
     assert asked_for == {"first", "second"}
 
 
-@pytest.mark.parametrize("task", catalog.FILES)
+@pytest.mark.parametrize("task", tasks.FILES)
 def test_a_missing_folder_is_named(task: str, tmp_path: Path) -> None:
     with pytest.raises(MlxchatError) as caught:
         problems(task, tmp_path, None)
-    assert str(tmp_path / catalog.FILES[task][0]) in caught.value.problem
-    organisation, name = catalog.FILES[task][0].split("/")[0].split("--")
+    assert str(tmp_path / tasks.FILES[task][0]) in caught.value.problem
+    organisation, name = tasks.FILES[task][0].split("/")[0].split("--")
     assert f"{organisation}/{name}" in caught.value.remedy
 
 
@@ -155,7 +161,7 @@ def test_a_damaged_file_is_named(content: bytes, tmp_path: Path) -> None:
 
 def test_spelling_needs_no_files(tmp_path: Path) -> None:
     every = problems("spelling", tmp_path, None)
-    assert len(every) == catalog.SPELLING_PROBLEMS
+    assert len(every) == tasks.SPELLING_PROBLEMS
     assert [p.prompt for p in problems("spelling", tmp_path, 5)] == [p.prompt for p in every[:5]]
     for problem in every:
         assert isinstance(problem, Exercise)
@@ -195,7 +201,7 @@ def test_tasks_by_name() -> None:
 
 
 def test_groups_are_bounded_and_hold_every_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(padding, "AT_ONCE", 100)
+    monkeypatch.setattr(answers, "AT_ONCE", 100)
     lengths = [random.Random(5).randrange(1, 130) for _ in range(200)]
     groups = list(by_length(lengths, rows=8))
     assert sorted(index for group in groups for index in group) == list(range(200))
@@ -223,7 +229,7 @@ def test_a_long_prompt_loses_the_beginning_of_what_was_said(room: int) -> None:
 def test_choices_are_those_of_each_question_alone(
     arch: Architecture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(padding, "AT_ONCE", 1500)
+    monkeypatch.setattr(answers, "AT_ONCE", 1500)
     saved = network(arch=arch)
     asked_for = questions(30) + questions(10, "ABC", seed=1) + questions(5, "12345", seed=2)
     outcomes = {id(outcome.problem): outcome for outcome in choose(saved, asked_for)}
@@ -387,7 +393,7 @@ def test_humaneval_runs_what_was_written(tmp_path: Path) -> None:
 
 @needs_shared
 def test_canonical_solutions_pass() -> None:
-    rows = pq.read_table(REAL / catalog.FILES["humaneval"][0] / "00000.parquet").to_pylist()
+    rows = pq.read_table(REAL / tasks.FILES["humaneval"][0] / "00000.parquet").to_pylist()
     for row in rows[::20]:
         said = f"```python\n{row['prompt']}{row['canonical_solution']}\n```"
         assert runs_through(program(row["prompt"], said, row["test"], row["entry_point"]))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlxchat.evaluate.tasks import catalog
+from mlxchat.evaluate import tasks
 
 ARC = {
     "id": "Q1",
@@ -25,7 +25,7 @@ HUMAN_EVAL = {
 
 
 def fill(root: Path, task: str, *rows: dict) -> Path:
-    folder = root / catalog.FILES[task][0]
+    folder = root / tasks.FILES[task][0]
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(list(rows)), folder / "00000.parquet")
     return folder

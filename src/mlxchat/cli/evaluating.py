@@ -18,18 +18,16 @@ from mlxchat.config.inference import TASK_NAMES, ChatEvalConfig, TaskName
 from mlxchat.data.chats.mixture import ChatDocuments
 from mlxchat.data.chats.sources import VALIDATION_SHARE, Source, parse
 from mlxchat.errors import MlxchatError
-from mlxchat.evaluate.bits import bits_per_byte
-from mlxchat.evaluate.conversations import (
+from mlxchat.evaluate.answers import Outcome, Score, answer, mean_centered
+from mlxchat.evaluate.loss import (
     LONGEST_REPLY,
     HeldOut,
+    bits_per_byte,
     builtin_questions,
     held_out,
     replies,
 )
-from mlxchat.evaluate.tasks.answers import Outcome, answer
-from mlxchat.evaluate.tasks.catalog import FILES, RUNS_CODE, is_there, problems
-from mlxchat.evaluate.tasks.problems import Exercise, Problem
-from mlxchat.evaluate.tasks.score import Score, mean_centered
+from mlxchat.evaluate.tasks import FILES, RUNS_CODE, Exercise, Problem, is_there, problems
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Evaluated, Evaluating, Noted, Progressed
 from mlxchat.tokenizer.messages import Conversation

@@ -10,8 +10,8 @@ from mlxchat.cli.running import watch
 from mlxchat.config.inference import Sampling
 from mlxchat.data.corpus import documents
 from mlxchat.data.corpus.world import Question
-from mlxchat.evaluate.conversations import LONGEST_REPLY, word_for_word
-from mlxchat.evaluate.tasks.answers import Outcome, write
+from mlxchat.evaluate.answers import Outcome, write
+from mlxchat.evaluate.loss import LONGEST_REPLY, word_for_word
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Progressed
 from mlxchat.train.pretrain import pretrain

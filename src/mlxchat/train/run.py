@@ -21,7 +21,7 @@ from mlxchat.data.loader import Batch, Loader, LoaderState, first_rows
 from mlxchat.engine.generate import Tool, continue_greedily
 from mlxchat.engine.tools import ToolUse
 from mlxchat.errors import MlxchatError
-from mlxchat.evaluate.bits import bits_per_byte
+from mlxchat.evaluate.loss import bits_per_byte
 from mlxchat.model.gpt import GPT
 from mlxchat.optim import schedule
 from mlxchat.optim.optimizer import Rates

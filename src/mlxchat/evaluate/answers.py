@@ -1,17 +1,56 @@
-"""What a model answers to a task's problems."""
+"""What a model answers to a task's problems.
 
+Rows of different lengths computed together: those of about one length, padded on the right.
+
+What follows a row changes nothing in it, because attention looks back only.
+
+How many problems of a task a model gets right, beside what guessing gets.
+"""
+
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.engine.generate import continue_greedily
 from mlxchat.engine.tools import ToolUse
-from mlxchat.evaluate.padding import by_length, padded
-from mlxchat.evaluate.tasks.problems import Choice, Exercise, Problem
+from mlxchat.evaluate.tasks import Choice, Exercise, Problem
 from mlxchat.runtime import mx
 from mlxchat.tokenizer.bpe import ASSISTANT_END
+
+AT_ONCE = 8192  # tokens, padding included
+
+
+def by_length(lengths: Sequence[int], rows: int | None = None) -> Iterator[list[int]]:
+    """The indices of all rows, in groups of rows to compute together, short ones first.
+
+    A group has `AT_ONCE` tokens at most, padding included, or is a single row.
+
+    Args:
+        lengths: of the rows, in tokens.
+        rows: in a group at most.
+    """
+    group: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        too_long = (len(group) + 1) * lengths[index] > AT_ONCE
+        if group and (too_long or len(group) == rows):
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
+
+
+def padded(rows: Sequence[Sequence[int]], value: int) -> npt.NDArray[np.int32]:
+    """The rows one below the other, (B, T), with ``value`` after the shorter ones."""
+    array = np.full((len(rows), max(map(len, rows))), value, np.int32)
+    for place, row in zip(array, rows, strict=True):
+        place[: len(row)] = row
+    return array
+
 
 FRAME = 2  # tokens that stay at the beginning of a prompt: <|bos|><|user_start|>
 
@@ -89,3 +128,56 @@ def write(
 def fitted(ids: list[int], room: int) -> list[int]:
     """A prompt of at most ``room`` tokens: where it is longer, without the user's first words."""
     return ids if len(ids) <= room else [*ids[:FRAME], *ids[FRAME + len(ids) - room :]]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of one task.
+
+    Attributes:
+        random: share that guessing gets right: one over the choices, averaged over the questions
+            (nanochat takes 0.25 where a few have 3 or 5); 0 where answers are written.
+        cut: prompts that lost their beginning.
+    """
+
+    task: str
+    problems: int
+    right: int
+    random: float
+    cut: int
+
+    @classmethod
+    def of(cls, task: str, outcomes: Sequence[Outcome]) -> "Score":
+        """Count outcomes, of which there is one at least."""
+        return cls(
+            task,
+            problems=len(outcomes),
+            right=sum(outcome.right for outcome in outcomes),
+            random=sum(outcome.problem.random for outcome in outcomes) / len(outcomes),
+            cut=sum(outcome.cut for outcome in outcomes),
+        )
+
+    @property
+    def share(self) -> float:
+        """Of problems, that are right."""
+        return self.right / self.problems
+
+    @property
+    def error(self) -> float:
+        """Half the width of Wilson's interval for the share, at one standard error.
+
+        About the binomial standard error, but not 0 where none or all are right (Wilson 1927,
+        Probable inference, the law of succession, and statistical inference).
+        """
+        n, share = self.problems, self.share
+        return math.sqrt(share * (1 - share) / n + 1 / (4 * n**2)) / (1 + 1 / n)
+
+    @property
+    def centered(self) -> float:
+        """0 for guessing, 1 where all are right; as in nanochat's ChatCORE."""
+        return (self.share - self.random) / (1 - self.random)
+
+
+def mean_centered(scores: Sequence[Score]) -> float:
+    """The mean over tasks; nanochat's ChatCORE, where they are its own."""
+    return sum(score.centered for score in scores) / len(scores)

@@ -1,1 +1,0 @@
-"""Tasks by name: their problems, what a model answers, how many it gets right."""
