@@ -14,10 +14,8 @@ import pytest
 
 from mlxchat.home import Home
 from mlxchat.monitor import machine as machine_module
-from mlxchat.monitor.log import Log
 from mlxchat.monitor.machine import Disk, Machine, Program, command_of, disk, lives, pressure
-from mlxchat.monitor.runs import SILENT_SECONDS, Run, Runs
-from mlxchat.monitor.snapshot import Monitor, as_json
+from mlxchat.monitor.runs import SILENT_SECONDS, Log, Monitor, Run, Runs, as_json
 from mlxchat.telemetry.events import (
     Ended,
     Evaluated,
@@ -134,7 +132,7 @@ def test_a_log_is_read_as_it_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     log.read()
     assert (log.meter.step, log.time) == (0, None)
     monkeypatch.setattr(
-        "mlxchat.monitor.log.from_json", lambda line: taken.append(line) or from_json(line)
+        "mlxchat.monitor.runs.from_json", lambda line: taken.append(line) or from_json(line)
     )
     with JsonLines(path) as lines:
         lines.write(started())

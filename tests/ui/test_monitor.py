@@ -24,8 +24,7 @@ from rich.text import Text
 
 from mlxchat.home import Home
 from mlxchat.monitor.machine import Disk, Machine, Program
-from mlxchat.monitor.runs import Run, State
-from mlxchat.monitor.snapshot import Snapshot
+from mlxchat.monitor.runs import Run, Snapshot, State
 from mlxchat.telemetry.events import Evaluated, Memory, Position, Started, Stepped
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.status import Process, Status

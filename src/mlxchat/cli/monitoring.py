@@ -4,7 +4,7 @@ import json as json_format
 import sys
 
 from mlxchat.home import Home
-from mlxchat.monitor.snapshot import Monitor, as_json
+from mlxchat.monitor.runs import Monitor, as_json
 from mlxchat.ui.console import console_for, say
 from mlxchat.ui.monitor import picture
 from mlxchat.ui.watch import keyboard, watch

@@ -1,16 +1,88 @@
-"""The runs of a home: how far each is, whether it lives, and what it has saved."""
+"""The runs of a home: how far each is, whether it lives, and what it has saved.
 
+A run's log, read as it grows.
+
+All that a monitor shows, at one moment.
+"""
+
+import math
+import os
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mlxchat.checkpoint import store
 from mlxchat.home import Home
-from mlxchat.monitor.log import Log
-from mlxchat.telemetry.events import Stepped
+from mlxchat.monitor.machine import Disk, Machine, Program, disk, lives, machine, programs
+from mlxchat.telemetry.events import Ended, Started, Stepped, from_json
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.status import Process, Status, read_status, status_path
+
+
+class Log:
+    """What a run's log says so far; `read` goes on where it left off.
+
+    Attributes:
+        meter: the events, folded.
+        latest: the last step.
+        ending: how the run ended by its own word, None while it goes on.
+        time: of the last event, seconds since the epoch.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: tuple[int, int] | None = None  # device and inode of the file that was read
+        self._offset = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        self._offset = 0
+        self.meter = Meter()
+        self.latest: Stepped | None = None
+        self.ending: str | None = None
+        self.time: float | None = None
+
+    def read(self) -> None:
+        """Take in the lines that have come; all of them where the file is another by now.
+
+        A line whose end is missing is left for the next time, one that is broken left out. A log
+        that has gone leaves everything as it was.
+        """
+        try:
+            with self._path.open("rb") as file:
+                facts = os.fstat(file.fileno())
+                identity = (facts.st_dev, facts.st_ino)
+                if identity != self._file or facts.st_size < self._offset:
+                    self._forget()
+                    self._file = identity
+                file.seek(self._offset)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    self._offset += len(line)
+                    self._take(line)
+        except OSError:
+            return
+
+    def _take(self, line: bytes) -> None:
+        try:
+            event = from_json(line)
+        except ValueError:
+            return
+        if not math.isfinite(event.time):
+            return
+        self.time = event.time
+        match event:
+            case Started():
+                self.ending = None
+            case Stepped():
+                self.latest = event
+            case Ended():
+                self.ending = event.reason
+        self.meter.update(event)
+
 
 SILENT_SECONDS = 60.0  # without a sign of life; a status comes every other second
 
@@ -107,3 +179,87 @@ def _saved(run: Path) -> tuple[tuple[int, ...], float | None]:
     except OSError:
         return (), None
     return steps, newest
+
+
+DISK_SECONDS = 10.0  # from one sum of all files to the next
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A home and its machine at a moment."""
+
+    time: float  # seconds since the epoch
+    home: str
+    machine: Machine
+    disk: Disk
+    runs: tuple[Run, ...]
+    programs: tuple[Program, ...]
+
+
+class Monitor:
+    """Looks at a home and at this machine.
+
+    Args:
+        home: whose runs and files are looked at; processes are those of the whole machine.
+        clock: seconds since the epoch.
+        machine, programs, lives: tell of the system.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        clock: Callable[[], float] = time.time,
+        machine: Callable[[], Machine] = machine,
+        programs: Callable[[], list[Program]] = programs,
+        lives: Callable[[Process], bool] = lives,
+    ) -> None:
+        self._home, self._clock = home, clock
+        self._machine, self._programs = machine, programs
+        self._runs = Runs(home, machine().host, lives)
+        self._disk: tuple[float, Disk] | None = None
+
+    def look(self) -> Snapshot:
+        """How things are now."""
+        now = self._clock()
+        if self._disk is None or now - self._disk[0] >= DISK_SECONDS:
+            self._disk = now, disk(self._home)
+        return Snapshot(
+            now,
+            str(self._home.root),
+            self._machine(),
+            self._disk[1],
+            tuple(self._runs.read(now)),
+            tuple(self._programs()),
+        )
+
+
+def as_json(snapshot: Snapshot) -> dict[str, Any]:
+    """Plain values for `json.dumps`: bytes, seconds, and None for what is not known."""
+    return {
+        "time": snapshot.time,
+        "home": snapshot.home,
+        "machine": {**asdict(snapshot.machine), "full": snapshot.machine.full},
+        "disk": asdict(snapshot.disk),
+        "runs": [_run(run, snapshot.time) for run in snapshot.runs],
+        "processes": [asdict(program) for program in snapshot.programs],
+    }
+
+
+def _run(run: Run, now: float) -> dict[str, Any]:
+    meter = run.meter
+    return {
+        "tag": run.tag,
+        "state": run.state,
+        "last_sign_of_life": run.heard,
+        "step": meter.step,
+        "total_steps": meter.total_steps,
+        "loss": meter.loss,
+        "diverged": run.latest is not None and not math.isfinite(run.latest.loss),
+        "bits_per_byte": meter.bits_per_byte,
+        "tokens_per_second": meter.tokens_per_second if run.state == "running" else None,
+        "elapsed": meter.elapsed,
+        "seconds_left": run.seconds_left(now),
+        "loss_curve": [list(point) for point in meter.losses],
+        "saved_steps": list(run.saved_steps),
+        "status": asdict(run.status) if run.status else None,
+    }

@@ -7,8 +7,7 @@ line. Every line is laid out here to fit; only a command or a name too long for 
 from rich.console import Group
 from rich.text import Text
 
-from mlxchat.monitor.runs import Run
-from mlxchat.monitor.snapshot import Snapshot
+from mlxchat.monitor.runs import Run, Snapshot
 from mlxchat.telemetry.events import MACHINE_FULL
 from mlxchat.ui.bars import amount, in_one_line, labelled_bar, memory_size, unwrapped
 from mlxchat.ui.cells import Cell, Section, flow, grid, wrapped
