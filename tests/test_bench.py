@@ -20,7 +20,7 @@ from mlxchat.errors import MlxchatError
 from mlxchat.model.size import flops_per_token, parameters
 from mlxchat.plan.memory import Capacity
 from mlxchat.telemetry.events import Progressed
-from mlxchat.ui.plans import Row, Section, markdown, tables
+from mlxchat.ui.tables import Row, Section, markdown, tables
 
 GIB = 1024**3
 CAPACITY = Capacity(24 * GIB, 4, "all", 1024)

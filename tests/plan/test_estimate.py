@@ -11,8 +11,8 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.plan.estimate import Forecast, Room, forecast
 from mlxchat.plan.memory import Capacity
 from mlxchat.plan.plan import Costs, plan
-from mlxchat.ui.bars import memory_size
-from mlxchat.ui.plans import Row, Section, about, flops_per_second, show, tables
+from mlxchat.ui.tables import Row, Section, about, flops_per_second, show, tables
+from mlxchat.ui.text import memory_size
 
 GIB = 1024**3
 CAPACITY = Capacity(128 * GIB, 2, "none", 1024)

@@ -17,9 +17,8 @@ from mlxchat.telemetry.events import (
     Stepped,
 )
 from mlxchat.telemetry.meter import Meter
-from mlxchat.ui.bars import LEAST_BAR, Task, amount, bars, duration, in_one_line
-from mlxchat.ui.curve import curve
-from mlxchat.ui.dashboard import dashboard
+from mlxchat.ui.dashboard import curve, dashboard
+from mlxchat.ui.text import LEAST_BAR, Task, amount, bars, duration, in_one_line
 
 GIB = 2**30
 

@@ -28,9 +28,8 @@ from mlxchat.monitor.runs import Run, Snapshot, State
 from mlxchat.telemetry.events import Evaluated, Memory, Position, Started, Stepped
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.status import Process, Status
-from mlxchat.ui.cells import Cell, flow, grid
-from mlxchat.ui.monitor import picture
-from mlxchat.ui.watch import watch
+from mlxchat.ui.monitor import picture, watch
+from mlxchat.ui.text import Cell, flow, grid
 
 GIB = 2**30
 DRAWN = {chr(code) for code in range(0x2801, 0x2900)}  # the dots of a curve

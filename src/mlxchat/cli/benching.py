@@ -6,9 +6,9 @@ import time
 from mlxchat.bench.facts import Bench
 from mlxchat.bench.measure import measure
 from mlxchat.config.inference import BenchConfig
-from mlxchat.ui.bars import amount, memory_size
 from mlxchat.ui.console import Screen, say
-from mlxchat.ui.plans import Row, Section, flops_per_second, markdown, show
+from mlxchat.ui.tables import Row, Section, flops_per_second, markdown, show
+from mlxchat.ui.text import amount, memory_size
 
 
 def bench(config: BenchConfig, begun: float, json: bool, as_markdown: bool) -> None:

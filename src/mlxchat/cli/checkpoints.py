@@ -17,8 +17,8 @@ from mlxchat.checkpoint.files import require_connected, unreadable
 from mlxchat.errors import LockedError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Noted, Progressed
-from mlxchat.ui.bars import amount
 from mlxchat.ui.console import Screen, say, table, warning
+from mlxchat.ui.text import amount
 
 DATE = "%Y-%m-%d %H:%M"
 FIRST_WITH_CHECKSUMS = 3  # format of trainer.json

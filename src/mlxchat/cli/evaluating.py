@@ -31,8 +31,8 @@ from mlxchat.evaluate.tasks import FILES, RUNS_CODE, Exercise, Problem, is_there
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Evaluated, Evaluating, Noted, Progressed
 from mlxchat.tokenizer.messages import Conversation
-from mlxchat.ui.bars import amount
 from mlxchat.ui.console import Screen, say, table
+from mlxchat.ui.text import amount
 
 SEED = 42  # of the built-in corpus's conversations; what is held out does not depend on it
 INTERRUPTED = 130

@@ -15,8 +15,8 @@ from mlxchat.model.quantization import Quantization
 from mlxchat.quantize import quantize
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Progressed
-from mlxchat.ui.bars import amount
 from mlxchat.ui.console import Screen, say
+from mlxchat.ui.text import amount
 
 
 def export(

@@ -6,8 +6,7 @@ import sys
 from mlxchat.home import Home
 from mlxchat.monitor.runs import Monitor, as_json
 from mlxchat.ui.console import console_for, say
-from mlxchat.ui.monitor import picture
-from mlxchat.ui.watch import keyboard, watch
+from mlxchat.ui.monitor import keyboard, picture, watch
 
 PIPE_WIDTH = 100  # characters of a line where no terminal says
 

@@ -21,9 +21,9 @@ from mlxchat.train.inputs import (
 from mlxchat.train.measure import capacity, planned
 from mlxchat.train.pretrain import of_model
 from mlxchat.train.resume import SavedRun
-from mlxchat.ui.bars import amount, memory_size
 from mlxchat.ui.console import Screen, say
-from mlxchat.ui.plans import Row, Section, about, flops_per_second, show
+from mlxchat.ui.tables import Row, Section, about, flops_per_second, show
+from mlxchat.ui.text import amount, memory_size
 
 GROUPS = {  # of parameters and of learning rates, in words
     "wte": "embedding",

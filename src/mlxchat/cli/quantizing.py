@@ -24,8 +24,8 @@ from mlxchat.quantize import Part, destination, evaluate, quantize, save
 from mlxchat.telemetry.events import Evaluated, Evaluating, Noted, Progressed
 from mlxchat.train.inputs import open_documents
 from mlxchat.train.sft import chat_documents
-from mlxchat.ui.bars import amount
 from mlxchat.ui.console import Screen, say, table
+from mlxchat.ui.text import amount
 
 
 def quantize_saved(

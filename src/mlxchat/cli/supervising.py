@@ -22,8 +22,8 @@ from mlxchat.cli.interrupts import SHOW_CURSOR, ending_signals
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Noted
-from mlxchat.ui.bars import amount
 from mlxchat.ui.console import Screen
+from mlxchat.ui.text import amount
 
 MOST_CRASHES = 5  # one after another, without a new checkpoint between them
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds; each is twice the one before

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from mlxchat.telemetry.events import Event
 from mlxchat.telemetry.meter import Meter
-from mlxchat.ui.bars import in_one_line
+from mlxchat.ui.text import in_one_line
 from mlxchat.ui.views import JsonView, LiveView, PlainView, View
 
 PIPE_WIDTH = 1000  # columns: nothing is folded where nobody looks

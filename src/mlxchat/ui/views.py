@@ -23,8 +23,8 @@ from mlxchat.telemetry.events import (
     to_json,
 )
 from mlxchat.telemetry.meter import Meter
-from mlxchat.ui.bars import Task, amount, bars, duration, in_one_line
 from mlxchat.ui.dashboard import dashboard, shown_loss
+from mlxchat.ui.text import Task, amount, bars, duration, in_one_line
 
 REFRESHES_PER_SECOND = 4
 ALL_SHARDS = "all shards"  # the task that sums up the others stands below them

@@ -11,8 +11,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mlxchat.ui.bars import in_one_line
 from mlxchat.ui.console import console_for
+from mlxchat.ui.text import in_one_line
 
 ABREAST = 130  # columns of a terminal, from which on two tables stand side by side
 GAP = 4
