@@ -22,8 +22,8 @@ import rounds
 from mlxchat import runtime
 from mlxchat.checkpoint import layout
 from mlxchat.checkpoint.layout import SavedModel
-from mlxchat.cli import chatting
-from mlxchat.cli.quantizing import validation_documents
+from mlxchat.cli import chat
+from mlxchat.cli.quantize import validation_documents
 from mlxchat.data.documents import Documents
 from mlxchat.home import Home
 from mlxchat.model.quantization import Format, Quantization, quantizable
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--eval-tokens", type=int, default=65_536)
     parser.add_argument("--sensitivity", type=int, metavar="BITS")
     given = parser.parse_args()
-    source = chatting.locate(given.model_tag, given.step, given.checkpoint)
+    source = chat.locate(given.model_tag, given.step, given.checkpoint)
     runtime.bound_buffer_cache()
     with (
         closing(validation_documents(source, Home.from_environment())) as documents,

@@ -14,7 +14,7 @@ from rich.console import Console
 from mlxchat import runtime
 from mlxchat.bench.facts import Bench
 from mlxchat.bench.measure import measure, planned
-from mlxchat.cli.benching import heading, sections
+from mlxchat.cli.bench import heading, sections
 from mlxchat.config.inference import BenchConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.model.size import flops_per_token, parameters

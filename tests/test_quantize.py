@@ -10,7 +10,7 @@ from mlx.utils import tree_map
 from support.extras import extra
 
 from mlxchat.checkpoint import files, layout, store
-from mlxchat.cli.quantizing import quantize_saved
+from mlxchat.cli.quantize import quantize_saved
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.engine.cache import Cache
 from mlxchat.errors import MlxchatError

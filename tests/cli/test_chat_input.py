@@ -13,7 +13,7 @@ from support.chats import BOS, END, Reciting, chat, dialogue, say
 from support.models import BYTES
 
 from mlxchat.checkpoint.layout import SavedModel
-from mlxchat.cli import chatting
+from mlxchat.cli import chat as chatting
 from mlxchat.config.inference import Sampling
 from mlxchat.errors import MlxchatError
 from mlxchat.ui import repl

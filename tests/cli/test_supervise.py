@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mlxchat.cli import supervising
-from mlxchat.cli.supervising import supervise
+from mlxchat.cli import supervise as supervising
+from mlxchat.cli.supervise import supervise
 from mlxchat.errors import MlxchatError
 
 SCRIPT = """

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from mlxchat.checkpoint import store
-from mlxchat.cli import supervising
-from mlxchat.cli.supervising import supervise
+from mlxchat.cli import supervise as supervising
+from mlxchat.cli.supervise import supervise
 from mlxchat.home import Home
 from mlxchat.telemetry.status import read_status, status_path
 

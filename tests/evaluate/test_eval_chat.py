@@ -15,8 +15,8 @@ from support.task_rows import ARC, GSM8K, HUMAN_EVAL, MMLU, fill
 
 from mlxchat.checkpoint import files, layout
 from mlxchat.checkpoint.layout import SavedModel, TrainerState
-from mlxchat.cli import evaluating
-from mlxchat.cli.evaluating import (
+from mlxchat.cli import evaluate
+from mlxchat.cli.evaluate import (
     PARTLY_TRAINED,
     SHARE_UNKNOWN,
     evaluate_chat,
@@ -319,7 +319,7 @@ def test_ctrl_c_loses_no_score_that_is_complete(
             raise KeyboardInterrupt
         yield from answer(saved, asked, *limits)
 
-    monkeypatch.setattr(evaluating, "answer", interrupted)
+    monkeypatch.setattr(evaluate, "answer", interrupted)
     saved = saved_in(tmp_path / "model", network())
     with pytest.raises(typer.Exit) as caught:
         run(as_json, checkpoint=saved, tasks="arc-easy,mmlu,gsm8k", data=["builtin"])

@@ -12,7 +12,7 @@ import pytest
 from support.cases import golden
 
 from mlxchat.checkpoint import catalog, layout, store
-from mlxchat.cli.quantizing import validation_documents
+from mlxchat.cli.quantize import validation_documents
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.data.chats.mixture import ChatDocuments

@@ -267,7 +267,7 @@ def test_in_a_pipe_there_is_one_picture_without_control_characters(
 def test_json_is_one_object_and_mlx_is_not_imported(ended: Home) -> None:
     script = (
         "import sys\n"
-        "from mlxchat.cli.monitoring import monitor\n"
+        "from mlxchat.cli.monitor import monitor\n"
         "monitor(once=False, json=True, interval=2.0)\n"
         "heavy = {'mlx', 'mlx.core', 'pyarrow', 'httpx', 'tiktoken', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

@@ -11,10 +11,16 @@ from typing import Annotated
 import typer
 
 from mlxchat import __version__
-from mlxchat.cli.arguments import Checkpoint, Json, ModelTag, SavedStep, require_one_place
 from mlxchat.cli.exchange import export, import_model
 from mlxchat.cli.groups import checkpoints_app, data_app, eval_app, tokenizer_app
-from mlxchat.cli.options import options_from_models
+from mlxchat.cli.options import (
+    Checkpoint,
+    Json,
+    ModelTag,
+    SavedStep,
+    options_from_models,
+    require_one_place,
+)
 from mlxchat.config.inference import BenchConfig, Sampling
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig
@@ -76,7 +82,7 @@ def train(
     if supervise and dry_run:
         raise typer.BadParameter("--supervise does not go with --dry-run.")
     if supervise:
-        from mlxchat.cli import supervising
+        from mlxchat.cli import supervise as supervising
 
         arguments = [word for word in sys.argv[1:] if word not in ("--supervise", "--fresh")]
         raise typer.Exit(supervising.train(arguments, config.tag, fresh, json))
@@ -136,11 +142,11 @@ def chat(
 
     Text piped into the command is taken as one message.
     """
-    from mlxchat.cli import chatting
+    from mlxchat.cli.chat import load, talk
 
     require_one_place(model_tag, step, checkpoint)
-    saved, name = chatting.load(model_tag, step, checkpoint)
-    chatting.talk(saved, name, sampling, seed, max_tokens, prompt)
+    saved, name = load(model_tag, step, checkpoint)
+    talk(saved, name, sampling, seed, max_tokens, prompt)
 
 
 @app.command()
@@ -165,10 +171,10 @@ def quantize(
     How much was lost is told in bits per byte of the validation text, where
     that is on disk.
     """
-    from mlxchat.cli import quantizing
+    from mlxchat.cli.quantize import quantize_saved
 
     require_one_place(model_tag, step, checkpoint)
-    quantizing.quantize_saved(model_tag, step, checkpoint, quantization, eval_tokens, json)
+    quantize_saved(model_tag, step, checkpoint, quantization, eval_tokens, json)
 
 
 app.command("import")(import_model)
@@ -206,7 +212,7 @@ def bench(
     Uses random weights and tokens; needs no data and writes nothing.
     """
     begun = time.time()
-    from mlxchat.cli import benching
+    from mlxchat.cli import bench as benching
 
     if json and markdown:
         raise typer.BadParameter("--json does not go with --markdown.")
@@ -236,7 +242,7 @@ def monitor(
 
     q or Ctrl-C ends the watching; the runs go on.
     """
-    from mlxchat.cli import monitoring
+    from mlxchat.cli import monitor as monitoring
 
     if interval is not None and (once or json):
         raise typer.BadParameter("--interval does not go with --once or --json.")

@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
-from mlxchat.cli.interrupts import ending_soon
+from mlxchat.cli.session import ending_soon
 from mlxchat.config.run import NAME
 from mlxchat.data.chats.sources import BUILTIN
 from mlxchat.data.shards import DATASETS, status

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mlxchat.cli.arguments import Checkpoint, Json, ModelTag, SavedStep, require_one_place
+from mlxchat.cli.options import Checkpoint, Json, ModelTag, SavedStep, require_one_place
 
 
 def import_model(

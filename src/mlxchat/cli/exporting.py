@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mlxchat import runtime
 from mlxchat.checkpoint import history, layout
-from mlxchat.cli import chatting
+from mlxchat.cli import chat
 from mlxchat.errors import MlxchatError
 from mlxchat.interop import exporters
 from mlxchat.interop.exporters import Program
@@ -37,7 +37,7 @@ def export(
         dtype: MLX's name; None for float32, of a quantized model bfloat16.
         bits: of a weight, where it is to be quantized.
     """
-    source = chatting.locate(model_tag, model_step, checkpoint)
+    source = chat.locate(model_tag, model_step, checkpoint)
     about = history.read(source)
     folder = (out or Path(f"{about.tag}-{program}")).absolute()
     exporters.require_possible(program, source, folder)

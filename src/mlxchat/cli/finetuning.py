@@ -1,6 +1,6 @@
 """What `mlxchat sft` does."""
 
-from mlxchat.cli.running import watch
+from mlxchat.cli.session import watch
 from mlxchat.config.sft import SftConfig
 from mlxchat.home import Home
 from mlxchat.train.sft import fine_tune, with_source

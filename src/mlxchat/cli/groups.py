@@ -5,8 +5,14 @@ from typing import Annotated
 
 import typer
 
-from mlxchat.cli.arguments import Checkpoint, Json, ModelTag, SavedStep, require_one_place
-from mlxchat.cli.options import options_from_models
+from mlxchat.cli.options import (
+    Checkpoint,
+    Json,
+    ModelTag,
+    SavedStep,
+    options_from_models,
+    require_one_place,
+)
 from mlxchat.config.inference import ChatEvalConfig
 from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig
 
@@ -150,7 +156,7 @@ def eval_chat(
 
     Tasks are read from local files; spelling needs none.
     """
-    from mlxchat.cli import evaluating
+    from mlxchat.cli import evaluate
 
     require_one_place(model_tag, step, checkpoint)
-    evaluating.evaluate_chat(config, model_tag, step, checkpoint, json)
+    evaluate.evaluate_chat(config, model_tag, step, checkpoint, json)

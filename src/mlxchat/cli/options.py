@@ -1,8 +1,12 @@
-"""Command-line options out of the configuration models, so that each is declared once."""
+"""Command-line options out of the configuration models, so that each is declared once.
+
+Options that several commands have.
+"""
 
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -110,3 +114,26 @@ def _make(model: type[BaseModel], given: dict[str, Any]) -> BaseModel:
         if fault["type"] == "string_pattern_mismatch":
             message = IN_WORDS[fault["ctx"]["pattern"]]
         raise typer.BadParameter(f"{fault['input']}: {message}", param_hint=name) from error
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+ModelTag = Annotated[
+    str | None,
+    typer.Option(help="Name of the run. Default: the one saved last.", show_default=False),
+]
+SavedStep = Annotated[
+    int | None, typer.Option(help="Saved step. Default: the newest.", show_default=False)
+]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="A model's directory, wherever it is.", show_default=False)
+]
+
+
+def require_one_place(tag: str | None, step: int | None, checkpoint: Path | None) -> None:
+    """A model is named by its run and step, or by its directory.
+
+    Raises:
+        typer.BadParameter: both are given.
+    """
+    if checkpoint and (tag or step is not None):
+        raise typer.BadParameter("--checkpoint does not go with --model-tag or --step.")

@@ -5,8 +5,8 @@ import sys
 import time
 from itertools import islice
 
-from mlxchat.cli import chatting
-from mlxchat.cli.running import watch
+from mlxchat.cli import chat
+from mlxchat.cli.session import watch
 from mlxchat.config.inference import Sampling
 from mlxchat.data.corpus import documents
 from mlxchat.data.corpus.world import Question
@@ -30,7 +30,7 @@ def quickstart(questions: int, fresh: bool, json: bool) -> None:
     base = PRETRAINING.model_copy(update={"tokenizer_dir": tokenizer})
     watch(lambda show, meter, stop: pretrain(base, home, show, meter, stop, fresh), json)
     watch(lambda show, meter, stop: fine_tune(TUNING, home, show, meter, stop, fresh), json)
-    saved, name = chatting.load(TUNING.tag, None, None)
+    saved, name = chat.load(TUNING.tag, None, None)
     asked, answered = documents.held_out(questions), dict[str, Outcome]()
     with Screen(json) as screen:
         for outcome in write(saved, word_for_word(asked), AT_ONCE, LONGEST_REPLY):
@@ -46,7 +46,7 @@ def quickstart(questions: int, fresh: bool, json: bool) -> None:
     say("  mlxchat sft --source d4 --data chats.jsonl            teach it to answer")
     if sys.stdin.isatty() and sys.stdout.isatty():
         say()
-        chatting.talk(saved, name, Sampling(), seed=42, max_tokens=128, prompt=None)
+        chat.talk(saved, name, Sampling(), seed=42, max_tokens=128, prompt=None)
 
 
 def _show_score(asked: list[Question], answered: dict[str, Outcome], json: bool) -> None:

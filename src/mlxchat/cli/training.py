@@ -3,8 +3,7 @@
 import json as json_format
 from contextlib import closing
 
-from mlxchat.cli.interrupts import ending_soon
-from mlxchat.cli.running import watch
+from mlxchat.cli.session import ending_soon, watch
 from mlxchat.config.pretrain import DataConfig, PretrainConfig
 from mlxchat.home import Home
 from mlxchat.train import inputs

@@ -12,8 +12,8 @@ import typer
 
 from mlxchat.checkpoint import layout
 from mlxchat.checkpoint.layout import SavedModel
-from mlxchat.cli import chatting
-from mlxchat.cli.interrupts import ending_soon
+from mlxchat.cli import chat
+from mlxchat.cli.session import ending_soon
 from mlxchat.config.inference import TASK_NAMES, ChatEvalConfig, TaskName
 from mlxchat.data.chats.mixture import ChatDocuments
 from mlxchat.data.chats.sources import VALIDATION_SHARE, Source, parse
@@ -85,8 +85,8 @@ def evaluate_chat(
         task: problems(task, folder, config.max_problems) for task in tasks
     }
     sources = [parse(text) for text in config.data or ()]
-    model = chatting.locate(tag, step, checkpoint)
-    saved, name = chatting.load(tag, step, checkpoint)
+    model = chat.locate(tag, step, checkpoint)
+    saved, name = chat.load(tag, step, checkpoint)
     if not saved.conversational:
         notes.append(UNTRAINED.format(name))
     conversations: list[Conversation] = []

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from mlxchat.checkpoint import store
-from mlxchat.cli.interrupts import SHOW_CURSOR, ending_signals
+from mlxchat.cli.session import SHOW_CURSOR, ending_signals
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Noted
