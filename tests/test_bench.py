@@ -12,8 +12,7 @@ import pytest
 from rich.console import Console
 
 from mlxchat import runtime
-from mlxchat.bench.facts import Bench
-from mlxchat.bench.measure import measure, planned
+from mlxchat.bench import Bench, measure, planned
 from mlxchat.cli.bench import heading, sections
 from mlxchat.config.inference import BenchConfig
 from mlxchat.errors import MlxchatError

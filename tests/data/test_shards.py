@@ -14,7 +14,6 @@ import pytest
 from support.hub_server import COMMIT, TINY, Fault, HubServer, address, dataset_files, write_shard
 from support.places import TESTS
 
-from mlxchat.data.disk import require_space
 from mlxchat.data.download import ALL_SHARDS, fetch
 from mlxchat.data.hub import ATTEMPTS, Hub
 from mlxchat.data.shards import (
@@ -28,6 +27,7 @@ from mlxchat.data.shards import (
     shard_name,
     status,
 )
+from mlxchat.disk import require_space
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Event, Noted, Progressed

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxchat.data import disk
+from mlxchat import disk
 from mlxchat.runtime import mx
 
 

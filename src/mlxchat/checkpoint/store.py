@@ -13,9 +13,9 @@ from itertools import count
 from pathlib import Path
 from typing import TextIO
 
+from mlxchat import disk
 from mlxchat.checkpoint import files
 from mlxchat.checkpoint.files import entries, is_folder, require_connected, unreadable
-from mlxchat.data import disk
 from mlxchat.errors import LockedError, MlxchatError
 
 _STEP = re.compile(r"step_(\d{6,})")

@@ -3,8 +3,7 @@
 import sys
 import time
 
-from mlxchat.bench.facts import Bench
-from mlxchat.bench.measure import measure
+from mlxchat.bench import Bench, measure
 from mlxchat.config.inference import BenchConfig
 from mlxchat.ui.console import Screen, say
 from mlxchat.ui.tables import Row, Section, flops_per_second, markdown, show

@@ -21,7 +21,6 @@ from typing import BinaryIO, TypeVar
 
 import httpx
 
-from mlxchat.data.disk import is_at, lock, require_space, storing, sync
 from mlxchat.data.hub import NEWEST, Hub, NotFoundError, RemoteFile, TryAgain, check_status
 from mlxchat.data.shards import (
     REVISION,
@@ -31,6 +30,7 @@ from mlxchat.data.shards import (
     pinned_revision,
     shard_fault,
 )
+from mlxchat.disk import is_at, lock, require_space, storing, sync
 from mlxchat.errors import MlxchatError
 from mlxchat.telemetry.events import Event, Noted, Progressed, Report
 

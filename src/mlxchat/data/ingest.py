@@ -23,8 +23,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlxchat.data.disk import is_at, lock, storing, sync
 from mlxchat.data.shards import shard_fault, shard_name, shard_names
+from mlxchat.disk import is_at, lock, storing, sync
 from mlxchat.errors import MlxchatError
 from mlxchat.telemetry.events import Noted, Progressed, Report
 

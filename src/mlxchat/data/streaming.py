@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlxchat.data.disk import lock, require_space, storing
 from mlxchat.data.download import download_shard, locate, missing_bytes, partial
 from mlxchat.data.hub import Cancelled, Hub, UnreachableError
 from mlxchat.data.shards import STREAMED, Dataset, check_shard, shard_fault, shard_names
+from mlxchat.disk import lock, require_space, storing
 from mlxchat.errors import LockedError, MlxchatError
 from mlxchat.telemetry.events import Noted, Progressed, Report
 

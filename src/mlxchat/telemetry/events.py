@@ -1,6 +1,6 @@
 """What happens in a run, as values.
 
-A run yields events; those who show or store them fold them with a `mlxchat.telemetry.meter.Meter` or write
+A run yields events; those who show or store them fold them with a `Meter` or write
 them with `to_json`. Nothing here knows of arrays, terminals or clocks: every event carries its own
 time.
 """

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from mlxchat.data.disk import sync
+from mlxchat.disk import sync
 from mlxchat.errors import MlxchatError
 from mlxchat.telemetry.events import Event, JsonLines, Saved
 

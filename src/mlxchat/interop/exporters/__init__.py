@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mlxchat import disk
 from mlxchat.checkpoint import layout
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
-from mlxchat.data import disk
 from mlxchat.errors import MlxchatError
 from mlxchat.interop.exporters import card, mlx_lm, nanochat, transformers
 from mlxchat.interop.exporters.card import MOST_BYTES, Report, Shards, cast_matrices
