@@ -22,7 +22,7 @@ from mlxchat.config.inference import BenchConfig, Sampling
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.engine.cache import Cache
 from mlxchat.engine.generate import generate, prefill
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import MemoryLimitError
 from mlxchat.model.gpt import GPT
 from mlxchat.plan.memory import Capacity
 from mlxchat.plan.plan import Plan, plan
@@ -149,7 +149,7 @@ def planned(config: BenchConfig, available: Capacity) -> Plan:
     )
     made = plan(settings, config.vocab_size, available)
     if made.grad_checkpoint:
-        raise MlxchatError(
+        raise MemoryLimitError(
             f"{config.device_batch_size:,} rows of {config.max_seq_len:,} tokens at once only fit "
             "into memory with gradient checkpointing, which is not what is measured.",
             "Use a smaller --device-batch-size, --max-seq-len, --vocab-size or --depth.",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import DiskError
 
 GIB = 2**30
 RESERVE = GIB  # bytes of disk that downloads leave free
@@ -19,7 +19,7 @@ def storing(what: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise MlxchatError(
+        raise DiskError(
             f"{what} cannot be stored: {error.strerror or error}.",
             "Make room on the disk, or choose another folder with MLXCHAT_HOME.",
         ) from error
@@ -63,7 +63,7 @@ def require_space(folder: Path, needed: int) -> None:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if needed and needed + RESERVE > free:
-        raise MlxchatError(
+        raise DiskError(
             f"The disk of {folder} is too small: {needed / GIB:.2f} GiB to download, "
             f"{free / GIB:.2f} GiB free, of which 1 GiB must stay free.",
             "Make room, ask for fewer shards, or choose another disk with MLXCHAT_HOME.",

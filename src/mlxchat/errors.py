@@ -1,22 +1,90 @@
-"""The exceptions that reach the person at the keyboard."""
+"""The exceptions of mlxchat, for the person at the keyboard and for programs that call it.
+
+    MlxchatError
+      ConfigError       a setting is wrong, or two do not go together
+      DataError         text, conversations or a tokenizer cannot be used
+      CheckpointError   a saved step or a model is damaged, incomplete or of another kind
+      NotFound          no run, model, step or file has that name
+      MemoryLimitError  the model does not fit into the memory
+      DiskError         the disk is full, not writable or not connected
+      LockedError       another process uses the run or the folder
+      DivergedError     the loss or a weight is NaN or infinite
+      BackendError      MLX or its device failed
+
+Each says what is wrong and what to do about it. Settings are named as in Python, in backquotes:
+`total_batch_size`, or `depth=4` with a value; the command line writes them as its options.
+"""
+
+import shlex
+from pathlib import Path
 
 
 class MlxchatError(Exception):
-    """Something the user can understand and mend.
-
-    The command line prints both parts, a line each, and no traceback (``MLXCHAT_DEBUG=1`` shows
-    it).
+    """The base of all errors that a user can understand and fix.
 
     Args:
         problem: what is wrong, naming the file, setting or number at fault.
         remedy: what to do about it: a command where one helps.
+
+    >>> print(MlxchatError("The disk is full.", "Delete some files."))
+    The disk is full.
+    Delete some files.
     """
 
     def __init__(self, problem: str, remedy: str = "") -> None:
-        super().__init__(problem)
+        super().__init__(problem, remedy)
         self.problem = problem
         self.remedy = remedy
 
+    def __str__(self) -> str:
+        return f"{self.problem}\n{self.remedy}" if self.remedy else self.problem
+
+
+class ConfigError(MlxchatError):
+    """A setting is wrong, or two settings do not go together."""
+
+
+class DataError(MlxchatError):
+    """Text, conversations or a tokenizer cannot be read, fetched or used."""
+
+
+class CheckpointError(MlxchatError):
+    """A saved step or a model is damaged, incomplete or of another kind than what is needed."""
+
+
+class NotFound(MlxchatError):  # noqa: N818  (it reads like a name in `except mlxchat.NotFound`)
+    """No run, model, saved step or file has the name that was given."""
+
+
+class MemoryLimitError(MlxchatError):
+    """The model cannot be trained or run within the memory limit."""
+
+
+class DiskError(MlxchatError):
+    """The disk is full, not writable or not connected."""
+
 
 class LockedError(MlxchatError):
-    """Another process writes what this one would: it will end, so that trying again can help."""
+    """Another process uses the run or the folder; once it has ended, a retry can work."""
+
+
+class DivergedError(MlxchatError):
+    """Training stopped because the loss or a weight is NaN or infinite."""
+
+
+class BackendError(MlxchatError):
+    """MLX is missing a backend, or its device failed."""
+
+
+def command(name: str, *arguments: str | Path, **options: object) -> str:
+    """A command line to paste into a terminal, with its options written as flags.
+
+    >>> command("sft", source="d4", load_optimizer=True)
+    'mlxchat sft --source d4 --load-optimizer'
+    """
+    words = ["mlxchat", *name.split(), *(shlex.quote(str(word)) for word in arguments)]
+    for option, value in options.items():
+        words.append("--" + option.strip("_").replace("_", "-"))
+        if value is not True:
+            words.append(shlex.quote(str(value)))
+    return " ".join(words)

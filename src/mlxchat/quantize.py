@@ -17,7 +17,7 @@ from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import Loader
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import CheckpointError
 from mlxchat.evaluate.loss import bits_per_byte
 from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import Format, Quantization
@@ -59,14 +59,14 @@ def destination(runs: Path, source: Path, quantization: Quantization) -> tuple[P
         MlxchatError: the model is quantized already, or there is such a copy.
     """
     if layout.is_quantized(source):
-        raise MlxchatError(
+        raise CheckpointError(
             f"The model in {source} is quantized already.",
             "Name the run that it was made of with --model-tag, or talk to it: mlxchat chat",
         )
     tag, step = history.named(source)
     run = runs / f"{tag}-{quantization.name}"
     if store.directory(run, step).exists():
-        raise MlxchatError(
+        raise CheckpointError(
             f"There is one already: {store.directory(run, step)}.",
             f"Talk to it: mlxchat chat --model-tag {run.name}; or delete it to make it anew.",
         )

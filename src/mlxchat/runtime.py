@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import BackendError, ConfigError, MemoryLimitError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Memory
 
@@ -97,7 +97,7 @@ try:
     import mlx.nn as nn
     from mlx.utils import tree_flatten
 except ImportError as error:
-    raise MlxchatError(
+    raise BackendError(
         f"MLX has no backend on this machine ({error}).",
         'Install the extra cpu (any machine) or cuda (NVIDIA GPU): pip install -e ".[cpu]"',
     ) from error
@@ -209,16 +209,16 @@ def check_limits(limit: int, wired: int | None) -> None:
     here = machine()
     total = here.memory if here.backend == "cuda" else psutil.virtual_memory().total
     if limit > total:
-        raise MlxchatError(
+        raise MemoryLimitError(
             f"--memory-limit is {limit / GIB:,.1f} GiB; this machine has {total / GIB:,.1f} GiB.",
             "Use a smaller --memory-limit, or leave it out.",
         )
     if wired is not None and here.backend != "metal":
-        raise MlxchatError(
+        raise ConfigError(
             f"--wired-limit is for Macs: MLX wires no memory on {here.device}.", "Leave it out."
         )
     if wired is not None and wired > here.memory:
-        raise MlxchatError(
+        raise ConfigError(
             f"--wired-limit is {wired / GIB:,.1f} GiB; the system lets "
             f"{here.memory / GIB:,.1f} GiB be wired.",
             "Use a smaller one, or raise the system's: sudo sysctl iogpu.wired_limit_mb=N",

@@ -16,7 +16,7 @@ from mlxchat.home import Home
 from mlxchat.runtime import mx
 from mlxchat.telemetry import log as runlog
 from mlxchat.train import inputs, loop
-from mlxchat.train.divergence import DivergedError, check_arrays
+from mlxchat.train.divergence import NotFiniteError, check_arrays
 from mlxchat.train.loop import Launched, Run
 from mlxchat.train.run import _Training
 
@@ -105,7 +105,7 @@ def test_weights_that_are_not_finite_are_not_saved(
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_a_single_number_that_is_not_finite_is_found(number: float) -> None:
     arrays = {"fine": mx.ones((9, 9)), "bad": mx.where(mx.arange(9) == 4, number, 1.0)}
-    with pytest.raises(DivergedError, match="bad has numbers"):
+    with pytest.raises(NotFiniteError, match="bad has numbers"):
         check_arrays(arrays, 1, Cursor())
     check_arrays({"fine": mx.ones(9), "whole": mx.arange(3)}, 1, Cursor())
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mlxchat.checkpoint import store
 from mlxchat.checkpoint.files import entries, is_folder, unreadable
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import MlxchatError, NotFound
 
 CONFIG = "config.json"
 TRAINER = "trainer.json"
@@ -59,13 +59,13 @@ def find(stages: Sequence[Path], tag: str | None, step: int | None) -> Path:
     """
     newest = dict(newest_steps(stages, tag))
     if not newest:
-        raise MlxchatError(
+        raise NotFound(
             f"There is no trained model in {' or '.join(map(str, stages))}.",
             "Make one: mlxchat quickstart, or mlxchat train",
         )
     name = tag or max(newest, key=lambda name: newest[name].stat().st_mtime)
     if name not in newest:
-        raise MlxchatError(
+        raise NotFound(
             f"There is no trained model called {name}.", f"There are: {', '.join(sorted(newest))}."
         )
     if step is None:
@@ -73,7 +73,7 @@ def find(stages: Sequence[Path], tag: str | None, step: int | None) -> Path:
     run = newest[name].parent
     if step not in store.steps(run):
         listed = ", ".join(str(number) for number in store.steps(run))
-        raise MlxchatError(f"{name} has no saved step {step}.", f"It has: {listed}.")
+        raise NotFound(f"{name} has no saved step {step}.", f"It has: {listed}.")
     return store.directory(run, step)
 
 

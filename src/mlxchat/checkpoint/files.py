@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import CheckpointError, DiskError, MlxchatError
 
 
 def entries(folder: Path) -> list[Path]:
@@ -45,7 +45,7 @@ def unplugged(path: Path) -> MlxchatError | None:
     broken = next((link for link in links if not link.exists()), None)
     if broken is None:
         return None
-    return MlxchatError(
+    return DiskError(
         f"{broken} is a link to {broken.readlink()}, which is not there.",
         "Is its disk connected? Connect it, or remove the link to do without.",
     )
@@ -64,7 +64,7 @@ def require_connected(path: Path) -> None:
 def unreadable(path: Path, error: OSError) -> MlxchatError:
     """What is to be said of a folder or file that cannot be read."""
     away = unplugged(path) if isinstance(error, FileNotFoundError) else None
-    return away or MlxchatError(
+    return away or CheckpointError(
         f"{path} cannot be read: {error.strerror or error}.",
         "See whose it is, and who may read it.",
     )
@@ -83,19 +83,19 @@ _COPY = "Copy it again from where it was made."
 def damaged(path: Path, reason: str | Exception) -> MlxchatError:
     """The file is not what its writer meant it to be."""
     remedy = _EARLIER if _STEP.fullmatch(path.parent.name) else _COPY
-    return MlxchatError(f"{path} is damaged ({_reason(reason)}).", remedy)
+    return CheckpointError(f"{path} is damaged ({_reason(reason)}).", remedy)
 
 
 def unusable(folder: Path, problem: str) -> MlxchatError:
     """The files of a model do not go together; ``problem`` may quote them."""
     another = f"{_COPY} Another program's is to be taken over first: mlxchat import {folder}"
     remedy = _EARLIER if _STEP.fullmatch(folder.name) else another
-    return MlxchatError(one_line(problem, 5 * LONGEST), remedy)
+    return CheckpointError(one_line(problem, 5 * LONGEST), remedy)
 
 
 def refused(path: Path, reason: str) -> MlxchatError:
     """The file asks for more than data."""
-    return MlxchatError(
+    return CheckpointError(
         f"{path} is refused: {one_line(reason)}.",
         "Nothing in it was run. Do not load it with pickle or torch unless you trust its maker; "
         "save it again as tensors, numbers, text, lists and dictionaries alone.",

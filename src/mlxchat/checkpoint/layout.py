@@ -38,7 +38,7 @@ from mlxchat.checkpoint.files import (
     unusable,
 )
 from mlxchat.data.loader import LoaderState
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import CheckpointError
 from mlxchat.model.block import NORM_EPS
 from mlxchat.model.config import ERAS, EraName, GPTConfig
 from mlxchat.model.gpt import GPT
@@ -267,7 +267,7 @@ def read_config(folder: Path) -> GPTConfig:
     eras = {model_type: era for era, model_type in MODEL_TYPES.items()}
     era = eras.get(str(fields.get("model_type")))
     if era is None:
-        raise MlxchatError(
+        raise CheckpointError(
             f"{folder / CONFIG} is of a model of type {fields.get('model_type')!a:.99}.",
             f"Models of type {', '.join(eras)} can be used.",
         )
@@ -309,7 +309,7 @@ def read_model(folder: Path, dtype: mx.Dtype) -> SavedModel:
     config = read_config(folder)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocab_size != config.vocab_size:
-        raise MlxchatError(
+        raise CheckpointError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, "
             f"the model {config.vocab_size:,}.",
             "Put back the tokenizer that the model was trained with.",
@@ -355,12 +355,12 @@ def read_trainer(folder: Path) -> TrainerState:
             a file is missing or damaged.
     """
     if is_quantized(folder):
-        raise MlxchatError(
+        raise CheckpointError(
             f"The model in {folder} is quantized: there is nothing to go on training from.",
             "Train the run that it was made of, or name another one with --model-tag.",
         )
     if (folder / ORIGIN).exists():
-        raise MlxchatError(
+        raise CheckpointError(
             f"The model in {folder} was imported: there is no training of it to go on with.",
             f"Begin with its weights: mlxchat train --init-from {folder.parent.name}, or mlxchat "
             f"sft --source {folder.parent.name}",
@@ -369,7 +369,7 @@ def read_trainer(folder: Path) -> TrainerState:
     if fields.get("format") == FORMAT and not (folder / CHECKSUMS).exists():
         raise missing_file(folder / CHECKSUMS)
     if fields.get("format") != FORMAT:
-        raise MlxchatError(
+        raise CheckpointError(
             f"{folder} was saved by another version of mlxchat "
             f"(format {fields.get('format')}, not {FORMAT}).",
             "Chat with it as it is; to train, name another run with --model-tag, or set this one "

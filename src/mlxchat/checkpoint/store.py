@@ -16,7 +16,7 @@ from typing import TextIO
 from mlxchat import disk
 from mlxchat.checkpoint import files
 from mlxchat.checkpoint.files import entries, is_folder, require_connected, unreadable
-from mlxchat.errors import LockedError, MlxchatError
+from mlxchat.errors import DiskError, LockedError, MlxchatError
 
 _STEP = re.compile(r"step_(\d{6,})")
 _UNFINISHED = ".unfinished_"
@@ -169,7 +169,7 @@ def _lock_file(run: Path) -> TextIO:
         run.parent.mkdir(parents=True, exist_ok=True)
         return path.open("a")
     except OSError as error:
-        raise MlxchatError(
+        raise DiskError(
             f"{path}, the lock of the run, cannot be opened: {error.strerror or error}.",
             "See whose it is, who may write there, and whether there is room on that disk.",
         ) from error
@@ -210,7 +210,7 @@ def _not_saved(run: Path, step: int, reason: str, needed: int | None) -> Mlxchat
     existing = next(path for path in (run, *run.parents) if path.exists())
     free = shutil.disk_usage(existing).free / 1e6
     intact = "; earlier steps are intact" if earlier else ""
-    return MlxchatError(
+    return DiskError(
         f"Step {step} could not be saved in {run}: {reason} ({takes}{free:,.1f} MB are free).",
         f"Make room on that disk and start the same command again{intact}. "
         "mlxchat checkpoints list shows what all runs take, checkpoints prune removes old steps.",
@@ -218,7 +218,7 @@ def _not_saved(run: Path, step: int, reason: str, needed: int | None) -> Mlxchat
 
 
 def _not_removed(run: Path, error: OSError) -> MlxchatError:
-    return MlxchatError(
+    return DiskError(
         f"Old steps in {run} could not be removed: {error.strerror or error}.",
         "The newest are intact. See who may write there; then start the same command again.",
     )

@@ -8,7 +8,7 @@ from mlxchat.checkpoint import catalog, layout, store
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.config.inference import Sampling
 from mlxchat.engine.chat import Chat
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import NotFound
 from mlxchat.home import Home
 from mlxchat.ui import repl
 from mlxchat.ui.console import console_for, warning
@@ -17,7 +17,7 @@ from mlxchat.ui.console import console_for, warning
 def locate(tag: str | None, step: int | None, checkpoint: Path | None) -> Path:
     """The directory of a saved model."""
     if checkpoint is not None and not checkpoint.is_dir():
-        raise MlxchatError(f"There is no directory {checkpoint}.", "Give a model's directory.")
+        raise NotFound(f"There is no directory {checkpoint}.", "Give a model's directory.")
     if checkpoint is not None:
         checkpoint = store.latest(checkpoint) or checkpoint  # a run's folder means its newest step
     return checkpoint or catalog.find(Home.from_environment().stages, tag, step)

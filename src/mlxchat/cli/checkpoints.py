@@ -14,7 +14,7 @@ import typer
 from mlxchat.checkpoint import catalog, files, store
 from mlxchat.checkpoint.catalog import TRAINER, SavedStep, saved_steps
 from mlxchat.checkpoint.files import require_connected, unreadable
-from mlxchat.errors import LockedError, MlxchatError
+from mlxchat.errors import CheckpointError, LockedError, MlxchatError, NotFound
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Noted, Progressed
 from mlxchat.ui.console import Screen, say, table, warning
@@ -159,7 +159,7 @@ def _require_prunable(folder: Path, screen: Screen) -> None:
         MlxchatError: as `_require_intact`; another where the step cannot have checksums.
     """
     if _without_checksums(folder):
-        raise MlxchatError(
+        raise CheckpointError(
             f"{folder} was saved by an earlier version of mlxchat, without checksums.",
             "It cannot be checked: remove old steps of that run by hand.",
         )
@@ -219,7 +219,7 @@ def _folders(
     if step is not None:
         return [catalog.find(Home.from_environment().stages, tag, step)]
     if checkpoint is not None and not checkpoint.is_dir():
-        raise MlxchatError(f"There is no directory {checkpoint}.", "Give a model's directory.")
+        raise NotFound(f"There is no directory {checkpoint}.", "Give a model's directory.")
     folders = []
     for run in [checkpoint] if checkpoint else _runs(tag):
         try:

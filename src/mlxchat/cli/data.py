@@ -10,7 +10,7 @@ from mlxchat.cli.session import ending_soon
 from mlxchat.config.run import NAME
 from mlxchat.data.chats.sources import BUILTIN
 from mlxchat.data.shards import DATASETS, status
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import ConfigError, NotFound
 from mlxchat.home import Home
 from mlxchat.ui.console import Screen, say, table
 
@@ -23,7 +23,7 @@ def fetch_shards(
     from mlxchat.data.hub import Hub
 
     if dataset not in DATASETS:
-        raise MlxchatError(
+        raise NotFound(
             f"The hub has no dataset {dataset} for mlxchat.",
             f"Use --dataset {' or '.join(DATASETS)}; your own text comes in with --from PATH.",
         )
@@ -48,7 +48,7 @@ def ingest_text(source: Path, dataset: str | None, json: bool) -> None:
     suggested = re.sub(r"[^A-Za-z0-9]+", "-", source.resolve().stem).strip("-")[:100] or "mine"
     dataset = dataset or suggested
     if dataset in DATASETS or dataset == BUILTIN or not re.match(NAME, dataset):
-        raise MlxchatError(
+        raise ConfigError(
             f"{dataset} cannot be the name of your text: it is taken, or has other characters than "
             "letters, digits, '.', '_' and '-'.",
             f"Give it another with --dataset, such as: --dataset my-{suggested}",

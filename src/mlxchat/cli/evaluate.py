@@ -17,7 +17,7 @@ from mlxchat.cli.session import ending_soon
 from mlxchat.config.inference import TASK_NAMES, ChatEvalConfig, TaskName
 from mlxchat.data.chats.mixture import ChatDocuments
 from mlxchat.data.chats.sources import VALIDATION_SHARE, Source, parse
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import ConfigError, MlxchatError, NotFound
 from mlxchat.evaluate.answers import Outcome, Score, answer, mean_centered
 from mlxchat.evaluate.loss import (
     LONGEST_REPLY,
@@ -121,7 +121,7 @@ def selected(config: ChatEvalConfig, task_data: Path) -> tuple[list[TaskName], l
     """
     if config.named is not None:
         if RUNS_CODE in config.named and not config.allow_code_execution:
-            raise MlxchatError(
+            raise ConfigError(
                 f"The task {RUNS_CODE} runs the programs that the model writes, on this machine.",
                 "Allow it with --allow-code-execution, or name other tasks with --tasks.",
             )
@@ -131,7 +131,7 @@ def selected(config: ChatEvalConfig, task_data: Path) -> tuple[list[TaskName], l
     there = [task for task in TASK_NAMES if is_there(task, task_data)]
     if not FILES.keys() & there:
         if config.task_data is not None:
-            raise MlxchatError(
+            raise NotFound(
                 f"There are no files of tasks in {task_data}.",
                 f"It holds folders such as {FILES['mmlu'][0]} with parquet files in them; "
                 "--tasks spelling needs none.",

@@ -8,7 +8,7 @@ from pathlib import Path
 from mlxchat import runtime
 from mlxchat.checkpoint import history, layout
 from mlxchat.cli import chat
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import CheckpointError
 from mlxchat.interop import exporters
 from mlxchat.interop.exporters import Program
 from mlxchat.model.quantization import Quantization
@@ -70,9 +70,11 @@ def export(
 
 def _require_quantizable(program: Program, source: Path) -> None:
     if program != "mlx-lm":
-        raise MlxchatError(
+        raise CheckpointError(
             f"{program} cannot read a model that is quantized by MLX.",
             "Leave out --quantize, or export --to mlx-lm.",
         )
     if layout.is_quantized(source):
-        raise MlxchatError(f"The model in {source} is quantized already.", "Leave out --quantize.")
+        raise CheckpointError(
+            f"The model in {source} is quantized already.", "Leave out --quantize."
+        )

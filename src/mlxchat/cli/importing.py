@@ -9,7 +9,7 @@ from pathlib import Path
 from mlxchat import runtime
 from mlxchat.checkpoint import store
 from mlxchat.config.run import NAME
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import ConfigError
 from mlxchat.home import Home
 from mlxchat.interop import importers
 from mlxchat.interop.importers import optimizer
@@ -81,9 +81,9 @@ def _destination(home: Home, foreign: Foreign, tag: str | None) -> Path:
     """
     name = tag or foreign.name
     if not re.fullmatch(NAME, name):
-        raise MlxchatError(f"{name!a} cannot be the name of a run.", "Name it with --model-tag.")
+        raise ConfigError(f"{name!a} cannot be the name of a run.", "Name it with --model-tag.")
     if any(store.steps(stage / name) for stage in home.stages):
-        raise MlxchatError(
+        raise ConfigError(
             f"There is a run called {name} already: {home.run(name)}.",
             "Name this one with --model-tag.",
         )

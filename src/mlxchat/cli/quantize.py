@@ -17,7 +17,7 @@ from mlxchat.cli import chat
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.data.documents import Documents
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import CheckpointError, DataError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.quantization import Quantization
 from mlxchat.quantize import Part, destination, evaluate, quantize, save
@@ -99,19 +99,19 @@ def validation_documents(source: Path, home: Home) -> Documents:
         MlxchatError: the model's directory doesn't say which that is, or it is not there.
     """
     if not (source / layout.TRAINER).exists():
-        raise MlxchatError(f"{source} does not say what text the model was trained on.")
+        raise CheckpointError(f"{source} does not say what text the model was trained on.")
     trainer = layout.read_trainer(source)
     try:
         if trainer.stage == layout.FINE_TUNING:
             return chat_documents(SftConfig.model_validate(trainer.settings))
         config = PretrainConfig.model_validate(trainer.settings)
     except ValidationError as error:
-        raise MlxchatError(f"{source} was saved by another version of mlxchat.") from error
+        raise CheckpointError(f"{source} was saved by another version of mlxchat.") from error
     on_disk = config.model_copy(update={"streaming": False, "num_shards": None})
     documents = open_documents(on_disk, home, lambda _: None)
     if documents.names[-1:] != tuple(trainer.data[-1:]):
         documents.close()
-        raise MlxchatError(f"The validation shard of the run, {trainer.data[-1]}, is not there.")
+        raise DataError(f"The validation shard of the run, {trainer.data[-1]}, is not there.")
     return documents
 
 

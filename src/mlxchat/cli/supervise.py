@@ -19,7 +19,7 @@ from types import FrameType, TracebackType
 
 from mlxchat.checkpoint import store
 from mlxchat.cli.session import SHOW_CURSOR, ending_signals
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import BackendError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Noted
 from mlxchat.ui.console import Screen
@@ -105,7 +105,7 @@ def supervise(command: Command, run: Path, fresh: bool, tell: Tell) -> int:
 
 
 def _too_many(run: Path, since: str, code: int) -> MlxchatError:
-    return MlxchatError(
+    return BackendError(
         f"The run {run.name} crashed {MOST_CRASHES} times {since} on, the last time by "
         f"{_reason(code)}; no step was saved between.",
         "See above what it said. Save more often with --save-every, or take less memory: "

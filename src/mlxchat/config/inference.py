@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mlxchat.config.pretrain import LARGEST_CONTEXT, LARGEST_DEPTH
 from mlxchat.data.chats.sources import VALIDATION_SHARE
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import ConfigError
 from mlxchat.model.config import HEAD_DIM, Architecture
 
 
@@ -93,10 +93,10 @@ class ChatEvalConfig(BaseModel):
     @classmethod
     def _known(cls, tasks: str | None) -> str | None:
         if tasks is not None and not _split(tasks):
-            raise MlxchatError("--tasks names no task.", f"Give {', '.join(TASK_NAMES)} or {ALL}.")
+            raise ConfigError("--tasks names no task.", f"Give {', '.join(TASK_NAMES)} or {ALL}.")
         for name in _split(tasks):
             if name not in (*TASK_NAMES, ALL):
-                raise MlxchatError(
+                raise ConfigError(
                     f"There is no task {name!r}.", f"Give {', '.join(TASK_NAMES)} or {ALL}."
                 )
         return tasks

@@ -13,7 +13,7 @@ from mlxchat.config.recipes import RECIPES, Recipe
 from mlxchat.config.run import INDEPENDENT, LARGEST_COUNT, NAME, RunConfig, model_name
 from mlxchat.config.units import spell_duration, to_seconds
 from mlxchat.data.chats.sources import BUILTIN
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import ConfigError
 from mlxchat.model.config import Architecture
 
 Preset = Literal["low-memory", "ultra-low", "quick", "test"]
@@ -233,12 +233,12 @@ class PretrainConfig(RunConfig, DataConfig):
     @model_validator(mode="after")
     def _have_an_effect(self) -> "PretrainConfig":
         if self.arch == "classic" and self.scalar_lr is not None:
-            raise MlxchatError(
+            raise ConfigError(
                 "The classic architecture has no scalars that --scalar-lr would train.",
                 "Leave it out, or use --arch modern.",
             )
         if self.arch == "classic" and "S" in (self.window_pattern or ""):
-            raise MlxchatError(
+            raise ConfigError(
                 f"The classic architecture has no short windows: --window-pattern "
                 f"{self.window_pattern}.",
                 "Leave it out, or use --arch modern.",
@@ -246,7 +246,7 @@ class PretrainConfig(RunConfig, DataConfig):
         if self.budget and self.num_iterations:
             preset = PRESETS[self.preset] if self.preset else {}
             of = f" (of --preset {self.preset})" if "num_iterations" in preset else ""
-            raise MlxchatError(
+            raise ConfigError(
                 f"A --budget determines the number of steps: --num-iterations "
                 f"{self.num_iterations}{of} does not go with it.",
                 "Leave one of them out.",

@@ -4,7 +4,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from mlxchat.config.run import LARGEST_COUNT, RunConfig, model_name
 from mlxchat.data.chats.sources import VALIDATION_SHARE
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import ConfigError
 
 
 class SftConfig(RunConfig):
@@ -75,7 +75,7 @@ class SftConfig(RunConfig):
     @model_validator(mode="after")
     def _one_length(self) -> "SftConfig":
         if self.epochs and self.num_iterations:
-            raise MlxchatError(
+            raise ConfigError(
                 f"--epochs {self.epochs} determines the number of steps: --num-iterations "
                 f"{self.num_iterations} does not go with it.",
                 "Leave one of them out.",

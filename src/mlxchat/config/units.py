@@ -5,7 +5,7 @@ Amounts of memory as one says them: ``12GB``, ``800MB``, ``1.5GiB``. Pure.
 
 import re
 
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import ConfigError
 
 SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}  # seconds
 LONGEST_DURATION = 1000 * SECONDS["d"]
@@ -24,7 +24,7 @@ def to_seconds(text: str) -> int:
     parts = match.groupdict(default="0") if match else {}
     seconds = round(sum(float(count) * SECONDS[unit] for unit, count in parts.items()))
     if not 1 <= seconds <= LONGEST_DURATION:
-        raise MlxchatError(
+        raise ConfigError(
             f"{text!r} is not a duration of a second to 1,000 days.",
             "Write it as 90s, 30m, 2h, 1.5h, 1h30m or 2d.",
         )
@@ -84,7 +84,7 @@ def _parts(text: str) -> tuple[str, str]:
         number = match[1]
         if BYTES["MB"] <= float(number) * BYTES[unit] <= LARGEST_SIZE:
             return number, unit
-    raise MlxchatError(
+    raise ConfigError(
         f"{text!r} is not an amount of memory of a megabyte to 1,000 TB.",
         "Write it as 12GB, 0.5GB, 800MB or 12GiB (GB are 10^9 bytes, GiB 2^30).",
     )

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from mlxchat.data.corpus import documents as corpus
 from mlxchat.data.fingerprint import KnownShards
 from mlxchat.data.shards import ShardSource
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import DataError
 from mlxchat.tokenizer.messages import Document
 
 BATCH = 128  # documents read, and tokenized, at a time
@@ -114,7 +114,7 @@ class ShardDocuments:
         names = self._source.training
         epoch, shard, row = start
         if shard >= len(names):
-            raise MlxchatError(
+            raise DataError(
                 f"The run goes on at training shard {shard}, but there are only {len(names)}.",
                 "Give it the data it began with.",
             )
@@ -125,7 +125,7 @@ class ShardDocuments:
                 empty = 0
                 yield documents, Cursor(epoch, shard, after)
             epoch, shard, row = epoch + (shard + 1) // len(names), (shard + 1) % len(names), 0
-        raise MlxchatError("The training shards hold no documents.", "Use data with text in it.")
+        raise DataError("The training shards hold no documents.", "Use data with text in it.")
 
     def validation(self) -> Iterator[Read]:
         """Documents of the validation shard, once."""
@@ -217,7 +217,7 @@ def _rows(source: ShardSource, name: str, start: int) -> Iterator[tuple[list[Doc
                     if batch:
                         yield batch, after
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise MlxchatError(
+        raise DataError(
             f"{path} cannot be read ({' '.join(str(error).split())}).",
             "Move it away and get it again: mlxchat data fetch",
         ) from error

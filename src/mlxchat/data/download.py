@@ -31,7 +31,7 @@ from mlxchat.data.shards import (
     shard_fault,
 )
 from mlxchat.disk import is_at, lock, require_space, storing, sync
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import DataError
 from mlxchat.telemetry.events import Event, Noted, Progressed, Report
 
 LOCK_POLL = 0.2  # seconds between looks at a file that another process is downloading
@@ -117,7 +117,7 @@ class _Transfer:
         self._mismatches += 1
         if self._mismatches < MISMATCHES:
             raise TryAgain("what came does not match the hub's size and checksum")
-        raise MlxchatError(
+        raise DataError(
             f"{remote.url} is corrupt: what came does not match the hub's size and checksum.",
             "Nothing of it was kept. Run the same command again, or choose another --endpoint.",
         )
@@ -328,7 +328,7 @@ def download_shard(
     download(hub, remote, destination, lambda done: report(min(done, remote.size - 1)))
     if fault := shard_fault(destination):
         destination.unlink()
-        raise MlxchatError(
+        raise DataError(
             f"The server sent no parquet shard: {remote.url} {fault}.",
             "Nothing of it was kept. Is the endpoint the right one? Check --endpoint and "
             "HF_ENDPOINT.",

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mlxchat.data.shards import MAGIC, ShardSource
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import DataError, MlxchatError
 
 _END = 4 + len(MAGIC)  # bytes: the footer's length, and the magic number after it
 _PIECE = 2**20  # bytes read at a time
@@ -73,7 +73,7 @@ def agree(one: str, other: str) -> bool:
 
 def replaced(path: Path) -> MlxchatError:
     """What to tell the user of a file that is another one than the run knows."""
-    return MlxchatError(
+    return DataError(
         f"{path} is not the file of that name that the run began with.",
         "Put that one back (what streaming brought, delete: it is fetched again), name another run "
         "with --model-tag, or begin anew with --fresh.",
@@ -142,7 +142,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise MlxchatError(
+        raise DataError(
             f"{path} cannot be read ({error.strerror or error}).",
             "Look at its permissions and its disk; what came from the hub can be moved away and "
             "fetched again: mlxchat data fetch",

@@ -20,7 +20,7 @@ from typing import TypeVar
 import httpx
 
 from mlxchat import __version__
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import ConfigError, DataError, NotFound
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 NEWEST = "main"  # the revision that moves
@@ -44,11 +44,11 @@ class TryAgain(Exception):  # noqa: N818  (`Hub.persist` ends it)
         self.after = after
 
 
-class UnreachableError(MlxchatError):
+class UnreachableError(DataError):
     """Attempt after attempt failed for a reason that may pass, such as a network that is down."""
 
 
-class NotFoundError(MlxchatError):
+class NotFoundError(NotFound):
     """The hub has no such file, or no such revision of it."""
 
 
@@ -96,7 +96,7 @@ class Hub:
         """
         address = (endpoint or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
         if not _is_address(address):
-            raise MlxchatError(
+            raise ConfigError(
                 f"The endpoint {address!r} is not an http or https address.",
                 f"Give one such as {DEFAULT_ENDPOINT} with --endpoint or HF_ENDPOINT.",
             )
@@ -104,7 +104,7 @@ class Hub:
         try:
             client = httpx.Client(timeout=TIMEOUT)
         except (ImportError, ValueError, httpx.InvalidURL) as error:
-            raise MlxchatError(
+            raise DataError(
                 f"The proxy that the environment names cannot be used: {error}",
                 "Unset ALL_PROXY and HTTPS_PROXY; for a SOCKS proxy: pip install socksio",
             ) from error
@@ -154,7 +154,7 @@ class Hub:
             MlxchatError: the hub is offline, or the host cannot be one.
         """
         if self.offline:
-            raise MlxchatError(
+            raise DataError(
                 f"HF_HUB_OFFLINE is set, and {url} is not on disk.", "Unset it to download."
             )
         furthest, failed = progress(), 0
@@ -168,7 +168,7 @@ class Hub:
             except httpx.RequestError as error:
                 reason = str(error) or type(error).__name__
             except UnicodeError as error:  # of the name of a proxy, or of a host redirected to
-                raise MlxchatError(
+                raise DataError(
                     f"The way to {url} leads over a host whose name cannot be one.",
                     "Check --endpoint, HF_ENDPOINT and HTTPS_PROXY.",
                 ) from error
@@ -204,12 +204,12 @@ class Hub:
                 break
             request = response.next_request  # without the token where the host is another
         else:
-            raise MlxchatError(f"{url} redirects without end.", "Check --endpoint.")
+            raise DataError(f"{url} redirects without end.", "Check --endpoint.")
         if response.next_request is None:
             check_status(response, url)
         size = response.headers.get("x-linked-size") or response.headers.get("content-length", "")
         if not re.fullmatch("[0-9]{1,18}", size):
-            raise MlxchatError(
+            raise DataError(
                 f"The server does not say how big {url} is.", "Check --endpoint and HF_ENDPOINT."
             )
         commit = _hexadecimal(response.headers.get("x-repo-commit", ""), 40)
@@ -226,7 +226,7 @@ def check_status(response: httpx.Response, url: str) -> None:
     if status in (408, 429) or status >= 500:
         raise TryAgain(f"the server answers {status} {response.reason_phrase}", _pause(response))
     if status in (401, 403):
-        raise MlxchatError(
+        raise DataError(
             f"{url} is not open to you (status {status}).",
             "Set HF_TOKEN to a token that may read it.",
         )
@@ -235,7 +235,7 @@ def check_status(response: httpx.Response, url: str) -> None:
             f"{url} does not exist (status 404).", "Check the dataset and --endpoint."
         )
     if not response.is_success:
-        raise MlxchatError(f"{url}: the server answers {status}.", "Check --endpoint.")
+        raise DataError(f"{url}: the server answers {status}.", "Check --endpoint.")
 
 
 def _pause(response: httpx.Response) -> float:
@@ -291,7 +291,7 @@ def _token() -> str | None:
         token = stored.read_text("utf-8", errors="replace") if stored.is_file() else ""
     token = token.strip()
     if not (token.isascii() and token.isprintable()):  # httpx's own error would show the token
-        raise MlxchatError(
+        raise DataError(
             f"{source} holds no token: there are characters in it that no token has.",
             "Set HF_TOKEN to a token as the hub shows it, or unset it.",
         )

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from mlxchat.data.shards import shard_fault, shard_name, shard_names
 from mlxchat.disk import is_at, lock, storing, sync
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import DataError, DiskError, LockedError, MlxchatError, NotFound
 from mlxchat.telemetry.events import Noted, Progressed, Report
 
 DOCUMENT_CHARACTERS = 8_000
@@ -43,7 +43,7 @@ def read_documents(path: Path, advance: Advance) -> Iterator[str]:
             if text.strip():
                 yield text
     except OSError as error:
-        raise MlxchatError(
+        raise DataError(
             f"{path} cannot be read: {error.strerror or error}.", "Check the file."
         ) from error
 
@@ -117,14 +117,14 @@ def _read_json_lines(path: Path, advance: Advance) -> Iterator[str]:
             except UnicodeDecodeError as error:
                 raise _not_utf8(path, number) from error
             except (ValueError, RecursionError) as error:
-                raise MlxchatError(f"{where} is not valid JSON: {error}.", remedy) from error
+                raise DataError(f"{where} is not valid JSON: {error}.", remedy) from error
             text = entry.get("text") if isinstance(entry, dict) else None
             if not isinstance(text, str):
-                raise MlxchatError(f'{where} has no string "text".', remedy)
+                raise DataError(f'{where} has no string "text".', remedy)
             try:
                 text.encode()
             except UnicodeEncodeError as error:
-                raise MlxchatError(f"{where} holds half a surrogate pair.", remedy) from error
+                raise DataError(f"{where} holds half a surrogate pair.", remedy) from error
             yield text
 
 
@@ -134,7 +134,7 @@ def _read_parquet(path: Path, advance: Advance) -> Iterator[str]:
     row = 0
     try:
         if fault := shard_fault(path):
-            raise MlxchatError(f"{path} {fault}.", remedy)
+            raise DataError(f"{path} {fault}.", remedy)
         with pq.ParquetFile(path) as file:
             bytes_per_row = path.stat().st_size / max(file.metadata.num_rows, 1)
             for batch in file.iter_batches(batch_size=ROWS, columns=["text"]):
@@ -145,7 +145,7 @@ def _read_parquet(path: Path, advance: Advance) -> Iterator[str]:
         if isinstance(error, OSError) and error.errno:  # the disk's fault, not the file's
             raise
         reason = " ".join(str(error).split())[:REASON_CHARACTERS]
-        raise MlxchatError(f"{path} is damaged after row {row}: {reason}.", remedy) from error
+        raise DataError(f"{path} is damaged after row {row}: {reason}.", remedy) from error
 
 
 READERS: dict[str, Callable[[Path, Advance], Iterator[str]]] = {
@@ -156,7 +156,7 @@ READERS: dict[str, Callable[[Path, Advance], Iterator[str]]] = {
 
 
 def _not_utf8(path: Path, number: int) -> MlxchatError:
-    return MlxchatError(f"{path}, line {number} is not UTF-8.", "Convert the file to UTF-8.")
+    return DataError(f"{path}, line {number} is not UTF-8.", "Convert the file to UTF-8.")
 
 
 SHARD_BYTES = 100_000_000  # of UTF-8 text
@@ -195,7 +195,7 @@ def ingest(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         what = "holds shards already" if shard_names(folder) else "is not empty"
-        raise MlxchatError(f"{folder} {what}; nothing was written.", "Choose another dataset name.")
+        raise DiskError(f"{folder} {what}; nothing was written.", "Choose another dataset name.")
     files = _files(source)
     meter = _Meter(source.resolve().name, sum(path.stat().st_size for path in files), report, clock)
     with _unfinished(folder) as unfinished:
@@ -231,7 +231,7 @@ def _unfinished(folder: Path) -> Iterator[Path]:
         unfinished.mkdir(exist_ok=True)
     with _locked(unfinished) as alone:
         if not alone:
-            raise MlxchatError(
+            raise LockedError(
                 f"Another process is writing {folder}.",
                 "Wait for it to end, or choose another dataset name.",
             )
@@ -269,10 +269,10 @@ def _files(source: Path) -> list[Path]:
     kinds = ", ".join(READERS)
     remedy = f"Give a file that ends in one of {kinds}, or a folder of such files."
     if not source.exists():
-        raise MlxchatError(f"{source} does not exist.", remedy)
+        raise NotFound(f"{source} does not exist.", remedy)
     if source.is_file():
         if source.suffix.lower() not in READERS:
-            raise MlxchatError(f"{source} is not one of {kinds}.", remedy)
+            raise DataError(f"{source} is not one of {kinds}.", remedy)
         return [source]
     files = sorted(
         path
@@ -282,13 +282,13 @@ def _files(source: Path) -> list[Path]:
         and not any(part.startswith(".") for part in path.relative_to(source).parts)
     )
     if not files:
-        raise MlxchatError(f"There is no {kinds} in {source}.", remedy)
+        raise DataError(f"There is no {kinds} in {source}.", remedy)
     return files
 
 
 def _empty(path: Path, alone: bool, note: Callable[[str], None]) -> None:
     if alone:
-        raise MlxchatError(f"{path} is empty: it holds no text.", "Put some text into it.")
+        raise DataError(f"{path} is empty: it holds no text.", "Put some text into it.")
     note(f"{path} holds no text and is left out.")
 
 
@@ -316,7 +316,7 @@ class _Split:
         """Write the rest, validation as the last shard; the number of training shards."""
         if self.documents < 2:
             found = "only one document" if self.documents else "no document"
-            raise MlxchatError(
+            raise DataError(
                 f"{source} makes {found}; one is needed for training and one for validation.",
                 f"Add text: a document of a .txt file has up to {DOCUMENT_CHARACTERS} characters.",
             )

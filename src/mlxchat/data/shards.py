@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import ConfigError, DataError, NotFound
 from mlxchat.home import Home
 
 STREAMED = ".streamed"  # folder in a dataset's folder of what streaming fetched, and may delete
@@ -45,7 +45,7 @@ class Dataset:
         """
         count = self.last_shard if num_shards is None else num_shards
         if not 1 <= count <= self.last_shard:
-            raise MlxchatError(
+            raise ConfigError(
                 f"--num-shards {count} cannot be had: {self.name} has {self.last_shard} training "
                 "shards.",
                 f"Give a number from 1 to {self.last_shard}.",
@@ -120,18 +120,18 @@ class LocalShards:
             "--from PATH, or train with --streaming."
         )
         if not folder.is_dir():
-            raise MlxchatError(f"There is no folder {folder}, so no data.", remedy)
+            raise NotFound(f"There is no folder {folder}, so no data.", remedy)
         names = shard_names(folder) if names is None else names
         if len(names) < 2:
             found = f"only one shard, {names[0]}" if names else "no shards"
-            raise MlxchatError(
+            raise DataError(
                 f"{folder} holds {found}; the last is validation, so two are the least.", remedy
             )
         self.folder = folder
         self.training = tuple(names[:-1][:num_shards])
         self.validation = names[-1]
         if num_shards is not None and num_shards > len(self.training):
-            raise MlxchatError(
+            raise DataError(
                 f"{folder} holds {len(self.training)} of the {num_shards} training shards asked "
                 "for.",
                 remedy,
@@ -228,9 +228,9 @@ def check_shard(path: Path) -> None:
         MlxchatError: it does not exist or is none (`shard_fault`).
     """
     if not path.is_file():
-        raise MlxchatError(f"{path} does not exist.", "Get it with: mlxchat data fetch")
+        raise NotFound(f"{path} does not exist.", "Get it with: mlxchat data fetch")
     if fault := shard_fault(path):
-        raise MlxchatError(
+        raise DataError(
             f"{path} {fault}.",
             "A shard is a parquet file with a column text of strings. One that came from the hub "
             "can be deleted and fetched again.",

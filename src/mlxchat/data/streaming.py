@@ -17,7 +17,7 @@ from mlxchat.data.download import download_shard, locate, missing_bytes, partial
 from mlxchat.data.hub import Cancelled, Hub, UnreachableError
 from mlxchat.data.shards import STREAMED, Dataset, check_shard, shard_fault, shard_names
 from mlxchat.disk import lock, require_space, storing
-from mlxchat.errors import LockedError, MlxchatError
+from mlxchat.errors import ConfigError, DataError, LockedError, MlxchatError
 from mlxchat.telemetry.events import Noted, Progressed, Report
 
 SHARD = ".parquet"
@@ -71,7 +71,7 @@ class StreamingShards:
         clock: Callable[[], float] = time.time,
     ) -> None:
         if max_cached < LEAST_CACHED:
-            raise MlxchatError(
+            raise ConfigError(
                 f"--max-cached-shards {max_cached} is too few: one shard is read while the next "
                 "is fetched.",
                 f"Give {LEAST_CACHED} or more.",
@@ -159,7 +159,7 @@ class StreamingShards:
             return self._broken
         if name in self._failures:
             return self._failures[name].error
-        return MlxchatError(f"Fetching stopped before {name} came.", "Run the same command again.")
+        return DataError(f"Fetching stopped before {name} came.", "Run the same command again.")
 
     def _claim_folder(self) -> None:
         if not lock(self._lock_file.fileno()):

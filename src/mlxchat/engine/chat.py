@@ -24,7 +24,7 @@ from mlxchat.config.inference import Sampling
 from mlxchat.engine.cache import Cache
 from mlxchat.engine.generate import generate
 from mlxchat.engine.tools import ToolUse
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import ConfigError, DataError, DiskError
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
 from mlxchat.tokenizer.bpe import ASSISTANT_END, Tokenizer
@@ -179,7 +179,7 @@ class Chat:
                 is then as it was.
         """
         if self.conversational and not text.strip():
-            raise MlxchatError("The message is empty.", "Say something to the model.")
+            raise ConfigError("The message is empty.", "Say something to the model.")
         turn = _Turn(_encodable(text))
         self.dropped, prompt = self._fit([*self._turns, turn])
         return self._stream(turn, prompt)
@@ -201,7 +201,7 @@ class Chat:
         except OSError as error:
             with suppress(OSError):
                 partial.unlink()
-            raise MlxchatError(
+            raise DiskError(
                 f"Cannot write {path}: {error.strerror}.", "Save under another name."
             ) from error
 
@@ -215,13 +215,13 @@ class Chat:
         try:
             messages = _FILE.validate_json(path.read_bytes()).messages
         except OSError as error:
-            raise MlxchatError(
+            raise DiskError(
                 f"Cannot read {path}: {error.strerror}.", "Check the name of the file."
             ) from error
         except ValidationError as error:
             fault = error.errors()[0]
             place = ".".join(map(str, fault["loc"])) or "the file"
-            raise MlxchatError(f"{path}: {place}: {fault['msg']}.", _FORM) from error
+            raise DataError(f"{path}: {place}: {fault['msg']}.", _FORM) from error
         system = messages[0].text if messages and messages[0].role == "system" else None
         spoken = messages if system is None else messages[1:]
         _check_turns(path, spoken)
@@ -241,7 +241,7 @@ class Chat:
                 return dropped, prompt
         if len(prompt) < context:  # the last message alone, and a shorter answer
             return dropped, prompt
-        raise MlxchatError(
+        raise ConfigError(
             f"The message takes {len(prompt)} tokens; the model's context is {context}.",
             f"Shorten it to fewer than {context} tokens.",
         )
@@ -310,13 +310,13 @@ def _check_turns(path: Path, spoken: Sequence[Message]) -> None:
     for number, message in enumerate(spoken):
         expected = ("user", "assistant")[number % 2]
         if message.role != expected:
-            raise MlxchatError(
+            raise DataError(
                 f"{path}: {message.text[:40]!r} is from the {message.role} where the turn is "
                 f"the {expected}'s.",
                 _FORM,
             )
     if len(spoken) % 2:
-        raise MlxchatError(f"{path}: the last message has no answer.", _FORM)
+        raise DataError(f"{path}: the last message has no answer.", _FORM)
 
 
 def _shared(held: Sequence[int], prompt: Sequence[int]) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from mlxchat.data.corpus import documents
 from mlxchat.data.corpus.world import Question
 from mlxchat.data.loader import Batch, LoaderState
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import DataError
 from mlxchat.evaluate.answers import by_length, padded
 from mlxchat.evaluate.tasks import Exercise, asked
 from mlxchat.runtime import mx
@@ -62,7 +62,7 @@ def bits_per_byte(
         tokens += int((batch.targets >= 0).sum())
     nats, counted, bytes_seen = sums.tolist()
     if not bytes_seen:
-        raise MlxchatError(
+        raise DataError(
             "The validation data does not fill one row of the context length, or no answer in it "
             "is within that.",
             "Use more of it, or a model of another context length.",
@@ -114,7 +114,7 @@ def held_out(conversations: Iterable[Conversation], tokenizer: Tokenizer, contex
         targets = [token if learned else -1 for token, learned in zip(ids, mask, strict=True)]
         rows.append((ids[:-1][:context], targets[1:][:context]))
     if not any(target >= 0 for _, targets in rows for target in targets):
-        raise MlxchatError(
+        raise DataError(
             f"No held-out conversation has an answer within the model's context of {context:,} "
             "tokens.",
             "Give shorter conversations with --data, or use a model with a longer context.",

@@ -26,7 +26,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from mlxchat.config.inference import TaskName
 from mlxchat.data.chats import spelling
 from mlxchat.data.chats.forms import multiple_choice
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import DataError, NotFound
 from mlxchat.evaluate.execution import runs_through
 from mlxchat.tokenizer.messages import Conversation, Message
 
@@ -133,7 +133,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     paths = files(folder)
     if not paths:
         organisation, _, name = folder.parent.parent.name.partition("--")
-        raise MlxchatError(
+        raise NotFound(
             f"There is no task data in {folder}.",
             f"Put the parquet files of {organisation}/{name}, config {folder.parent.name}, split "
             f"{folder.name} there; or name the folder of your task data with --task-data.",
@@ -144,7 +144,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
             rows += pq.read_table(path).to_pylist()
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())[:REASON_CHARACTERS]
-            raise MlxchatError(
+            raise DataError(
                 f"{path} cannot be read: {reason}.", "It should be a whole parquet file."
             ) from error
     return rows
@@ -281,7 +281,7 @@ def _parsed(form: type[Row], row: dict[str, Any], folder: Path, number: int) -> 
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"]))
-        raise MlxchatError(
+        raise DataError(
             f"Row {number + 1} of {folder}: {f'{where}: ' if where else ''}{fault['msg']}.",
             "The files must be those of the task's split.",
         ) from error

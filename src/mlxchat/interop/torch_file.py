@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mlxchat.checkpoint.files import damaged, refused, unreadable
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import CheckpointError
 from mlxchat.interop import pickles, stored_zip
 from mlxchat.interop.pickles import Function, Instance
 from mlxchat.interop.stored_zip import Entry
@@ -154,7 +154,7 @@ def _check_kind(path: Path) -> None:
     except OSError as error:
         raise unreadable(path, error) from error
     if head[:1] == pickle.PROTO:
-        raise MlxchatError(
+        raise CheckpointError(
             f"{path} is of the format that torch wrote before version 1.6.",
             "Save it again with a newer torch: "
             "torch.save(torch.load(FILE, weights_only=True), NEW_FILE)",

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import CheckpointError
 
 WINDOW_MULTIPLE = 128  # nanochat's attention kernel works in tiles of it
 SMEAR_CHANNELS = 24  # of the embedding, that the smear's gate sees
@@ -130,7 +130,7 @@ def era_of(shapes: Mapping[str, tuple[int, ...]]) -> Era:
         return nearest
     faults = [f"{mark} missing" for mark in sorted(nearest.marks - found)]
     faults += [f"{mark} unexpected" for mark in sorted(found - nearest.marks)]
-    raise MlxchatError(
+    raise CheckpointError(
         "These are tensors of no nanochat that is known; compared with those of the era "
         f"{nearest.name!r}: {', '.join(faults)}.",
         "Models of nanochat's main branch from October 2025 to July 2026 can be used, but for "

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import ConfigError, MlxchatError
 from mlxchat.model.config import GPTConfig
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -83,13 +83,13 @@ class Quantization(BaseModel):
             given, has = getattr(self, name), getattr(self.format, name)
             if given not in (None, has):
                 option = f"--{name.replace('_', '-')}"
-                raise MlxchatError(
+                raise ConfigError(
                     f"{option} {given} does not go with --mode {self.mode}, which has {has}.",
                     f"Leave out {option}, or use --mode affine.",
                 )
         if self.mixed and (self.mode != "affine" or self.format.bits == BITS[-1]):
             other = f"--mode {self.mode}" if self.mode != "affine" else f"--bits {BITS[-1]}"
-            raise MlxchatError(
+            raise ConfigError(
                 f"--mixed does not go with {other}, which has no more bits to give.",
                 "Leave one of them out.",
             )
@@ -183,7 +183,7 @@ def _require_one_of(known: tuple[int, ...], given: int, option: str) -> None:
     if given not in known:
         *most, last = known
         listed = f"{', '.join(map(str, most))} or {last}"
-        raise MlxchatError(f"There is no quantization with {option} {given}.", f"Use {listed}.")
+        raise ConfigError(f"There is no quantization with {option} {given}.", f"Use {listed}.")
 
 
 def _indivisible(layer: Layer, format: Format, layers: list[Layer]) -> MlxchatError:
@@ -191,7 +191,7 @@ def _indivisible(layer: Layer, format: Format, layers: list[Layer]) -> MlxchatEr
     option = f"--group-size {fitting[-1]}" if fitting else ""
     if option and format.mode != "affine":
         option = f"--mode affine {option}"
-    return MlxchatError(
+    return ConfigError(
         f"The rows of {layer.name} have {layer.width} weights, which groups of "
         f"{format.group_size} do not divide.",
         f"Use {option}." if option else "Only widths that 32 divides can be quantized.",

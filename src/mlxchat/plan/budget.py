@@ -24,7 +24,7 @@ from statistics import mean
 from typing import NamedTuple
 
 from mlxchat.config.pretrain import LARGEST_DEPTH, PretrainConfig
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import ConfigError, MlxchatError
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import flops_per_token, parameters
 from mlxchat.plan.memory import Capacity
@@ -299,7 +299,7 @@ def _filled(config: PretrainConfig, draft: Plan, left: float, step_seconds: floa
     training = AIM * left - costs.evaluation  # the first one is before the first step
     steps = last_step(0, training, step_seconds, pauses(config, costs))
     if steps < 1:
-        raise MlxchatError(
+        raise ConfigError(
             f"Of the budget of {config.budget}, {max(0.0, left):.0f} s are left: no time for depth "
             f"{draft.model.n_layer}, where a step of {draft.tokens_per_step:,} tokens takes about "
             f"{step_seconds:.3g} s and an evaluation {costs.evaluation:.3g} s.",

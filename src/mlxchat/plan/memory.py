@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from mlxchat.config.run import LEAST, MemoryConfig
 from mlxchat.config.units import BYTES, round_size, to_bytes
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import MemoryLimitError, MlxchatError
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import ScoresHeld, chunk_rows, parameters, training_bytes
 
@@ -195,7 +195,7 @@ def _too_large(
         others = [*others, f"--memory-limit {math.ceil(10 * room / BYTES[unit]) / 10:g}{unit}"]
         whose = f"--memory-limit {config.memory_limit} is"
     parts = ", ".join(f"{name} {round_size(size)}" for name, size in needed.items())
-    return MlxchatError(
+    return MemoryLimitError(
         f"Training {sum(parameters(model).values()):,} parameters, {least.device_batch:,} "
         f"{'row' if least.device_batch == 1 else 'rows'} of {model.sequence_len:,} tokens at once, "
         f"takes at least {round_size(room)}, a tenth to be safe included ({parts}); "

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mlxchat.config.pretrain import DEFAULT_DEPTH, LARGEST_DEPTH, PretrainConfig
 from mlxchat.config.recipes import Recipe
 from mlxchat.config.run import RunConfig
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import ConfigError, MlxchatError
 from mlxchat.model.config import ASPECT_RATIO, GPTConfig
 from mlxchat.model.size import flops_per_token, parameters, scaling_parameters
 from mlxchat.optim.schedule import width_scale
@@ -142,11 +142,9 @@ def step_rows(config: RunConfig, context: int, total: int) -> int:
     if left:
         below, above = max(1, rows // device_batch), rows // device_batch + 1
         totals = sorted({n * device_batch * context for n in (below, above)})
-        raise MlxchatError(
-            problem, f"Use --total-batch-size {' or '.join(str(n) for n in totals)}."
-        )
+        raise ConfigError(problem, f"Use --total-batch-size {' or '.join(str(n) for n in totals)}.")
     divisors = [str(n) for n in range(1, min(rows, 64) + 1) if rows % n == 0]
-    raise MlxchatError(problem, f"Use --device-batch-size {', '.join(divisors)}.")
+    raise ConfigError(problem, f"Use --device-batch-size {', '.join(divisors)}.")
 
 
 REFERENCE_DEPTH = 12
@@ -173,7 +171,7 @@ def plan(config: PretrainConfig, vocab_size: int, capacity: Capacity) -> Plan:
     rows = step_rows(config, config.max_seq_len, total)
     steps = config.num_iterations or target_tokens // total
     if steps < 1:
-        raise MlxchatError(
+        raise ConfigError(
             f"{recipe.target_param_data_ratio:g} tokens for each of "
             f"{counted_parameters(model):,} parameters are less than one step of {total:,} "
             "tokens.",
@@ -208,7 +206,7 @@ def shape(config: PretrainConfig, vocab_size: int, depth: int) -> GPTConfig:
         MlxchatError: heads cannot share out the width, or are of an odd one.
     """
     if config.arch == "modern" and config.head_dim % 2:
-        raise MlxchatError(
+        raise ConfigError(
             f"--head-dim {config.head_dim} is odd; rotary embeddings turn a head's channels in "
             "pairs.",
             "Use an even --head-dim.",
@@ -223,7 +221,7 @@ def shape(config: PretrainConfig, vocab_size: int, depth: int) -> GPTConfig:
                 working.append(_shape(config, vocab_size, other).n_layer)
         near = sorted(working, key=lambda other: abs(other - depth))[:2]
         others = f"--depth {' or '.join(map(str, sorted(near)))}, or " if near else ""
-        raise MlxchatError(
+        raise ConfigError(
             f"A depth of {depth} makes a width of {ASPECT_RATIO * depth} that cannot be shared out "
             f"among heads of {config.head_dim}.",
             f"Use {others}another --head-dim.",

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 
 from mlxchat.disk import sync
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import DiskError
 from mlxchat.telemetry.events import Event, JsonLines, Saved
 
 _MAKE_ROOM = "Make room on that disk and start the same command again."
@@ -28,7 +28,7 @@ class RunLog:
         try:
             self._lines = JsonLines.resume(path, step)
         except OSError as error:
-            raise MlxchatError(
+            raise DiskError(
                 f"The log {path} cannot be written: {error.strerror or error}.", _MAKE_ROOM
             ) from error
         self._failure: OSError | None = None
@@ -61,7 +61,7 @@ class RunLog:
             return
         reason = self._failure.strerror or self._failure
         saved = f"step {self._saved:,} is saved" if self._saved else "nothing of it is saved"
-        raise MlxchatError(
+        raise DiskError(
             f"The log {self._path} could not be written: {reason}. The run ended there; {saved}.",
             _MAKE_ROOM,
         ) from self._failure

@@ -14,7 +14,7 @@ from typing import Any
 import rustbpe
 import tiktoken
 
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import DataError, NotFound
 from mlxchat.tokenizer import files
 from mlxchat.tokenizer.files import CHAT_TEMPLATE
 from mlxchat.tokenizer.messages import Conversation, Document, Message
@@ -127,7 +127,7 @@ class Tokenizer:
         """
         ids, _mask = self.render(conversation)
         if ids[-1] == self.special(ASSISTANT_END):
-            raise MlxchatError(
+            raise DataError(
                 "The conversation to complete ends with an answer.", "End it with the user's turn."
             )
         return [*ids, self.special("<|assistant_start|>")]
@@ -181,17 +181,17 @@ class Tokenizer:
             fault = vocabulary_fault(ranks, special)
             tokenizer = None if fault else cls(ranks, pattern, special)
         except FileNotFoundError:
-            raise MlxchatError(
+            raise NotFound(
                 f"There is no tokenizer: {path} does not exist.",
                 "Make one: mlxchat tokenizer train",
             ) from None
         except _NO_TOKENIZER as error:
-            raise MlxchatError(
+            raise DataError(
                 f"{path} is not a byte-level BPE tokenizer ({type(error).__name__}: {error}).",
                 _TRAIN_ANEW,
             ) from error
         if tokenizer is None:
-            raise MlxchatError(f"{path} {fault}.", _TRAIN_ANEW)
+            raise DataError(f"{path} {fault}.", _TRAIN_ANEW)
         return tokenizer
 
 
@@ -220,7 +220,7 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         MlxchatError: ``vocab_size`` leaves no room for the 256 bytes and the special tokens.
     """
     if vocab_size < SMALLEST_VOCABULARY:
-        raise MlxchatError(
+        raise DataError(
             f"A vocabulary of {vocab_size} tokens is too small.",
             f"It takes at least {SMALLEST_VOCABULARY}: 256 bytes and 9 special tokens.",
         )

@@ -9,7 +9,7 @@ expressions it wants computed, and what came out. These are nanochat's, in memor
 from dataclasses import dataclass
 from typing import Literal
 
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import DataError
 
 Role = Literal["system", "user", "assistant"]
 
@@ -63,13 +63,13 @@ class Conversation:
         leading = int(bool(self.messages) and self.messages[0].role == "system")
         turns = self.messages[leading:]
         if not turns:
-            raise MlxchatError(
+            raise DataError(
                 "A conversation has no message from a user.", "Begin it with one, or leave it out."
             )
         for number, message in enumerate(turns):
             expected = ("user", "assistant")[number % 2]
             if message.role != expected:
-                raise MlxchatError(
+                raise DataError(
                     f"Message {leading + number + 1} of a conversation is the {message.role}'s, "
                     f"not the {expected}'s.",
                     "User and assistant take turns, the user first; a system message may lead.",

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from mlxchat.checkpoint import store
 from mlxchat.data.documents import Cursor
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import DivergedError, MlxchatError
 from mlxchat.runtime import mx
 
 
-class DivergedError(Exception):
+class NotFiniteError(Exception):
     """A number that training goes on from is NaN or infinite.
 
     Args:
@@ -28,20 +28,20 @@ class DivergedError(Exception):
 
 
 def check_numbers(numbers: Mapping[str, float], step: int, cursor: Cursor) -> None:
-    """Raise `DivergedError` where one of a step's numbers, by name, is not finite."""
+    """Raise `NotFiniteError` where one of a step's numbers, by name, is not finite."""
     for name, number in numbers.items():
         if not isfinite(number):
-            raise DivergedError(f"The {name} is {number}", step, cursor)
+            raise NotFiniteError(f"The {name} is {number}", step, cursor)
 
 
 def check_arrays(arrays: Mapping[str, mx.array], step: int, cursor: Cursor) -> None:
-    """Raise `DivergedError` where one of the arrays to save, by name, is not finite throughout."""
+    """Raise `NotFiniteError` where one of the arrays to save, by name, is not finite throughout."""
     for name, array in arrays.items():  # one after another: little memory beside them
         if not mx.isfinite(array).all().item():
-            raise DivergedError(f"{name} has numbers that are not finite", step, cursor)
+            raise NotFiniteError(f"{name} has numbers that are not finite", step, cursor)
 
 
-def ended(error: DivergedError, run: Path, files: Sequence[str]) -> MlxchatError:
+def ended(error: NotFiniteError, run: Path, files: Sequence[str]) -> MlxchatError:
     """What to tell the user; the newest saved step is set aside, or it is told why it cannot be.
 
     Args:
@@ -60,16 +60,16 @@ def ended(error: DivergedError, run: Path, files: Sequence[str]) -> MlxchatError
         newest = store.latest(run)
         kept = store.keep_aside(run, store.steps(run)[-1]) if newest else None
     except MlxchatError as failure:
-        return MlxchatError(
+        return DivergedError(
             f"{problem} The newest good step could not be set aside: {failure.problem}",
             f"{failure.remedy} If it comes to this again, train {smaller}.",
         )
     if newest is None:
-        return MlxchatError(
+        return DivergedError(
             problem,
             f"Nothing was saved before. Begin again {smaller}, and save more often: --save-every.",
         )
-    return MlxchatError(
+    return DivergedError(
         problem,
         f"The newest good step is {newest}, and stays in {kept} too. The same command goes on from "
         f"it; if it comes to this again, train {smaller}.",

@@ -14,7 +14,7 @@ from mlxchat.data.fingerprint import frames
 from mlxchat.data.hub import Hub
 from mlxchat.data.shards import DATASETS, Dataset, LocalShards, pinned_revision, shard_names
 from mlxchat.data.streaming import StreamingShards
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import ConfigError, DataError, NotFound
 from mlxchat.home import Home
 from mlxchat.plan.estimate import VocabularySource
 from mlxchat.telemetry.events import Clock, Event, Noted, Progressed, Report
@@ -59,7 +59,7 @@ def open_documents(config: DataConfig, home: Home, report: Report) -> TextDocume
     shards = LocalShards(folder, config.num_shards)
     known = DATASETS.get(config.dataset) if config.data_dir is None else None
     if known and shards.validation != known.validation:
-        raise MlxchatError(
+        raise NotFound(
             f"The validation shard, {known.validation}, is not in {folder}.",
             f"Get it: mlxchat data fetch --dataset {known.name} --num-shards 1",
         )
@@ -127,7 +127,7 @@ def _folder(config: DataConfig, home: Home) -> Path:
 
 def _streamed(config: DataConfig) -> Dataset:
     if config.dataset not in DATASETS or config.data_dir is not None:
-        raise MlxchatError(
+        raise ConfigError(
             "Only a dataset of the hub can be streamed.",
             f"Use --dataset {' or '.join(DATASETS)}, or leave out --streaming.",
         )
@@ -166,7 +166,7 @@ def stored_tokenizer(config: DataConfig, home: Home) -> Tokenizer | None:
         return None
     tokenizer = Tokenizer.load(folder)
     if config.vocab_size not in (None, tokenizer.vocab_size):
-        raise MlxchatError(
+        raise ConfigError(
             f"The tokenizer in {folder} has {tokenizer.vocab_size:,} tokens, "
             f"not {config.vocab_size:,}.",
             "Leave out --vocab-size to use it, make another with mlxchat tokenizer train, or "
@@ -239,11 +239,11 @@ def train_tokenizer(
                 break
         report(Progressed(clock(), TASK, done, done, "characters"))
         if not done:
-            raise MlxchatError("The training data holds no text.", "Use data with text in it.")
+            raise DataError("The training data holds no text.", "Use data with text in it.")
 
     tokenizer = train(texts(), vocab_size or min(largest, documents.suggested_vocabulary()))
     if vocab_size is not None and tokenizer.vocab_size < vocab_size:
-        raise MlxchatError(
+        raise DataError(
             f"The text has pairs for a vocabulary of {tokenizer.vocab_size:,} tokens, "
             f"not {vocab_size:,}.",
             f"Use --vocab-size {tokenizer.vocab_size} or less, or more text.",

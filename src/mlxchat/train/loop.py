@@ -75,7 +75,7 @@ def train(run: Run) -> Iterator[Event]:
 
     Raises:
         MlxchatError: data cannot be had.
-        DivergedError: a step's loss or gradient norm is NaN or infinite; neither that step nor one
+        NotFiniteError: a step's loss or gradient norm is NaN or infinite; neither that step nor one
             after it was saved.
     """
     launch = compile_step(run)

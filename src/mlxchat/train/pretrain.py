@@ -15,7 +15,7 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.corpus.documents import held_out
 from mlxchat.data.documents import TextDocuments
 from mlxchat.data.loader import LoaderState
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import CheckpointError, ConfigError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT, initialise
@@ -46,7 +46,7 @@ def of_model(config: PretrainConfig, home: Home) -> PretrainConfig:
     folder = _folder_or_own(config, home)
     model = layout.read_config(folder)
     if layout.is_quantized(folder):
-        raise MlxchatError(
+        raise CheckpointError(
             f"The model in {folder} is quantized: it cannot be trained.",
             "Begin with the model that it was made of.",
         )
@@ -54,7 +54,7 @@ def of_model(config: PretrainConfig, home: Home) -> PretrainConfig:
     determined = _determined(model, folder)
     for name, value in (determined | {"vocab_size": model.vocab_size}).items():
         if given.get(name) not in (None, value):
-            raise MlxchatError(
+            raise ConfigError(
                 f"--{name.replace('_', '-')} {given[name]} does not go with --init-from: the model "
                 f"in {folder} has {value}.",
                 "Leave it out.",
@@ -67,7 +67,7 @@ def of_model(config: PretrainConfig, home: Home) -> PretrainConfig:
             for name in GPTConfig.model_fields
             if getattr(model, name) != getattr(expected, name)
         ]
-        raise MlxchatError(
+        raise CheckpointError(
             f"Pretraining has no model like the one in {folder}: {', '.join(differences)}.",
             f"Fine-tune it: mlxchat sft --source {config.init_from}",
         )

@@ -20,7 +20,7 @@ from mlxchat.checkpoint.layout import TrainerState
 from mlxchat.config.run import RunConfig
 from mlxchat.data.fingerprint import agree, frames, replaced
 from mlxchat.data.loader import LoaderState
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import CheckpointError, ConfigError, DataError
 from mlxchat.model.gpt import GPT
 from mlxchat.optim.optimizer import MuonAdamW
 from mlxchat.plan.memory import Capacity, memory_limit
@@ -54,7 +54,7 @@ def read_saved(run: Path, config: RunConfig) -> SavedRun | None:
         return None
     trainer = layout.read_trainer(folder)
     if differences := config.differences(trainer.settings):
-        raise MlxchatError(
+        raise ConfigError(
             f"The run {config.tag} was begun with other settings: {', '.join(differences)}.",
             "Repeat those to go on, name another run with --model-tag, or set the old one aside "
             "with --fresh.",
@@ -62,7 +62,7 @@ def read_saved(run: Path, config: RunConfig) -> SavedRun | None:
     try:
         begun = Plan.model_validate(trainer.plan)
     except ValidationError as error:
-        raise MlxchatError(
+        raise CheckpointError(
             f"The run {config.tag} was begun by a version of mlxchat whose plans were others.",
             "Name another run with --model-tag, or set the old one aside with --fresh.",
         ) from error
@@ -161,7 +161,7 @@ def require_same_files(tag: str, folder: Path, data_dir: Path | None, begun: Tra
     before = begun.settings.get("data_dir")
     comparable = bool(begun.data) and begun.fingerprints.keys() >= set(begun.data)
     if not comparable and before != (data_dir and str(data_dir)):
-        raise MlxchatError(
+        raise DataError(
             f"The run {tag} began with {_said(before)}, not with {_said(data_dir)}, and nothing "
             "was saved to tell whether their files are the same.",
             f"Give it what it began with, {_PUT_BACK}",
@@ -178,7 +178,7 @@ def require_revision(tag: str, folder: Path, found: str | None, begun_with: str 
         MlxchatError: they differ.
     """
     if begun_with and found and found != begun_with:
-        raise MlxchatError(
+        raise DataError(
             f"The run {tag} began with revision {begun_with} of its dataset; the shards in "
             f"{folder} are of {found}.",
             f"Put those back that it began with, {_PUT_BACK}",
@@ -198,7 +198,7 @@ def require_names(tag: str, folder: Path, begun_with: Sequence[str], names: Sequ
         MlxchatError: some are missing.
     """
     if missing := [name for name in begun_with if name not in names]:
-        raise MlxchatError(
+        raise DataError(
             f"The run {tag} began with data that is not there: {', '.join(missing[:3])}.",
             f"Put it back into {folder}, {_PUT_BACK}",
         )

@@ -20,7 +20,7 @@ from mlxchat.data.documents import Documents
 from mlxchat.data.loader import Batch, Loader, LoaderState, first_rows
 from mlxchat.engine.generate import Tool, continue_greedily
 from mlxchat.engine.tools import ToolUse
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import ConfigError
 from mlxchat.evaluate.loss import bits_per_byte
 from mlxchat.model.gpt import GPT
 from mlxchat.optim import schedule
@@ -32,7 +32,7 @@ from mlxchat.telemetry.log import RunLog
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.status import Publisher, status_path
 from mlxchat.tokenizer.bpe import ASSISTANT_END, Tokenizer
-from mlxchat.train.divergence import DivergedError, check_arrays, ended
+from mlxchat.train.divergence import NotFiniteError, check_arrays, ended
 from mlxchat.train.loop import Run, train
 from mlxchat.train.measure import capacity
 from mlxchat.train.resume import Learner, go_on
@@ -131,7 +131,7 @@ def _require_own_name(stage: Stage[Any, Any]) -> None:
     tag = stage.config.tag
     for runs in stage.home.stages:
         if runs != stage.folder.parent and store.latest(runs / tag):
-            raise MlxchatError(
+            raise ConfigError(
                 f"{tag} is the name of another run: {runs / tag}.",
                 "Name this one with --model-tag.",
             )
@@ -203,7 +203,7 @@ class _Training:
             for event in train(run):
                 yield event
                 yield from self.keep_pace(run, event)
-        except DivergedError as error:
+        except NotFiniteError as error:
             raise ended(error, self.stage.folder, self.documents.names) from error
 
     def run(self, batches: Iterator[Batch], stop: Callable[[], bool]) -> Run:

@@ -22,7 +22,7 @@ from mlxchat.data.chats.sources import parse
 from mlxchat.data.documents import Cursor
 from mlxchat.data.loader import BUFFER_CONVERSATIONS, LoaderState, answered
 from mlxchat.data.packing import BestFit
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import CheckpointError, DataError, MlxchatError, NotFound
 from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import flops_per_token, parameters
@@ -91,7 +91,7 @@ def pretrained(folder: Path) -> Base:
     """
     model = layout.read_config(folder)
     if layout.is_quantized(folder):
-        raise MlxchatError(
+        raise CheckpointError(
             f"The model in {folder} is quantized: it cannot be trained.",
             "Name the model that it was made of with --source, and quantize what comes of it.",
         )
@@ -142,7 +142,7 @@ def survey(
         rows += 1
         learnt += int((row[1:] >= 0).sum())
     if not lengths:
-        raise MlxchatError(
+        raise DataError(
             f"No conversation has an answer within the model's context of {context:,} tokens.",
             "Use shorter ones, or a model of a longer context.",
         )
@@ -239,7 +239,7 @@ def with_source(config: SftConfig, home: Home) -> SftConfig:
         if not (SET_ASIDE.search(name) or layout.is_quantized(folder))
     }
     if not whole:
-        raise MlxchatError(
+        raise NotFound(
             f"There is no base model in {home.runs}.",
             "Make one: mlxchat quickstart, or mlxchat train",
         )
@@ -253,7 +253,7 @@ def chat_documents(config: SftConfig) -> ChatDocuments:
         MlxchatError: they name none, or some cannot be read.
     """
     if not (config.data or config.identity or config.spelling):
-        raise MlxchatError(
+        raise DataError(
             "There is nothing to learn from.",
             "Name conversations with --data FILE, or --data builtin for the built-in corpus's; see "
             "also --identity and --spelling.",
@@ -298,7 +298,7 @@ class FineTuning(Stage[SftConfig, ChatDocuments]):
                 fault = "is not there, as it was when"
             else:
                 fault = "is another file than when"
-            raise MlxchatError(
+            raise DataError(
                 f"{name} {fault} the run {self.config.tag} began.",
                 "Put things back, name another run with --model-tag, or begin anew with --fresh.",
             )

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from mlxchat.data.chats import asking
 from mlxchat.data.corpus.world import SMALL_TALK, Question
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import ConfigError
 from mlxchat.tokenizer.messages import Conversation, Message
 
 LONGEST_NAME = 60  # characters
@@ -52,25 +52,25 @@ class Identity:
             key, equals, value = (piece.strip() for piece in pair.partition("="))
             key, value = " ".join(key.lower().replace("_", " ").split()), value.strip(", ")
             if not (key and equals and value):
-                raise MlxchatError(f"{pair.strip()!r} in the identity is no KEY=VALUE.", _FORM)
+                raise ConfigError(f"{pair.strip()!r} in the identity is no KEY=VALUE.", _FORM)
             if key in values:
-                raise MlxchatError(f"The identity says {key} twice.", _FORM)
+                raise ConfigError(f"The identity says {key} twice.", _FORM)
             if key in ("name", MAKER) and "=" in value:
-                raise MlxchatError(
+                raise ConfigError(
                     f"The identity's {key} would be {value!r}: a comma goes between one KEY=VALUE "
                     "and the next.",
                     _FORM,
                 )
             longest = LONGEST_NAME if key in ("name", MAKER) else LONGEST_FACT
             if len(value) > longest or len(key) > LONGEST_NAME or not value.isprintable():
-                raise MlxchatError(
+                raise ConfigError(
                     f"The identity's {key[:LONGEST_NAME]} is too long or has unprintable "
                     f"characters; {longest} characters are the most.",
                     _FORM,
                 )
             values[key] = value
         if "name" not in values:
-            raise MlxchatError("The identity has no name.", _FORM)
+            raise ConfigError("The identity has no name.", _FORM)
         name, maker = values.pop("name"), values.pop(MAKER, None)
         return cls(name, maker, tuple(values.items()))
 

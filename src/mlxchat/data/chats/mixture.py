@@ -15,7 +15,7 @@ from mlxchat.data.chats.sources import BUILTIN, VALIDATION_SHARE, Source, listin
 from mlxchat.data.corpus import documents
 from mlxchat.data.documents import BATCH, Cursor, Read
 from mlxchat.data.fingerprint import fingerprint
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import DataError
 from mlxchat.tokenizer.messages import Conversation, Document
 
 BUILTIN_CONVERSATIONS = 16_384
@@ -78,7 +78,7 @@ class ChatDocuments:
         self._lots = [lot.without(held_out.keys()) for lot in lots]
         self.epoch_size = sum(lot.count for lot in self._lots)
         if not (self.epoch_size and self.held_out):
-            raise MlxchatError(
+            raise DataError(
                 "There are fewer than two conversations: one to train on and one for validation.",
                 f"Give more of them, or those of the built-in corpus: {BUILTIN}.",
             )
@@ -92,7 +92,7 @@ class ChatDocuments:
         """
         epoch, _, row = start
         if row > self.epoch_size:
-            raise MlxchatError(
+            raise DataError(
                 f"The run goes on at conversation {row:,}, but an epoch has {self.epoch_size:,}.",
                 "Give it the data it began with.",
             )

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from mlxchat.data.chats import forms
 from mlxchat.data.chats.sources import Source, listing
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import DataError, MlxchatError
 from mlxchat.tokenizer.messages import Conversation
 
 EXAMPLES = 5  # rows skipped that a report tells of, and reasons or splits that it names
@@ -102,7 +102,7 @@ def rows(path: Path) -> Iterator[tuple[str, object]]:
     try:
         yield from _READERS[path.suffix.lower()](path)
     except OSError as error:
-        raise MlxchatError(
+        raise DataError(
             f"{path} cannot be read: {error.strerror or error}.", "Check the file."
         ) from error
 
@@ -119,7 +119,7 @@ def _json_list(path: Path) -> Iterator[tuple[str, object]]:
     remedy = "It must be one JSON list; a file of one value a line is named .jsonl."
     entries = _decoded(path.read_bytes(), str(path), remedy)
     if not isinstance(entries, list):
-        raise MlxchatError(f"{path} holds no list.", remedy)
+        raise DataError(f"{path} holds no list.", remedy)
     yield from ((f"{path}, row {number}", row) for number, row in enumerate(entries, start=1))
 
 
@@ -127,9 +127,9 @@ def _decoded(raw: bytes, place: str, remedy: str) -> object:
     try:
         value: object = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise MlxchatError(f"{place} is not UTF-8.", "Convert the file to UTF-8.") from error
+        raise DataError(f"{place} is not UTF-8.", "Convert the file to UTF-8.") from error
     except (ValueError, RecursionError) as error:
-        raise MlxchatError(f"{place} is not valid JSON: {error}.", remedy) from error
+        raise DataError(f"{place} is not valid JSON: {error}.", remedy) from error
     return value
 
 
@@ -140,7 +140,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, object]]:
             names = file.schema_arrow.names
             known = [name for name in names if name in forms.KEYS]
             if not known:
-                raise MlxchatError(
+                raise DataError(
                     f"{path} has no column of conversations (its columns: {', '.join(names)}).",
                     f"These are known: {', '.join(sorted(forms.KEYS))}.",
                 )
@@ -152,7 +152,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, object]]:
         if isinstance(error, OSError) and error.errno:  # the disk's fault, not the file's
             raise
         fault = " ".join(str(error).split())[:FAULT_CHARACTERS]
-        raise MlxchatError(
+        raise DataError(
             f"{path} is damaged after row {number}: {fault}.", "It should be a whole parquet file."
         ) from error
 
@@ -167,8 +167,8 @@ _READERS: Mapping[str, Callable[[Path], Iterable[tuple[str, object]]]] = {
 def _nothing(source: Source, skipped: Counter[str]) -> MlxchatError:
     remedy = 'Give rows like {"messages": [{"role": "user", "content": "..."}, ...]}.'
     if not skipped:
-        return MlxchatError(f"{source} is empty: it holds no rows.", remedy)
-    return MlxchatError(
+        return DataError(f"{source} is empty: it holds no rows.", remedy)
+    return DataError(
         f"{source} has {_rows(skipped.total())}, of which none can be used: {_counted(skipped)}.",
         remedy,
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import DataError, NotFound
 
 BUILTIN = "builtin"
 LARGEST_WEIGHT = 1000
@@ -53,7 +53,7 @@ def parse(text: str) -> Source:
     except ValueError:
         weight = math.nan
     if not (head and 0 < weight <= LARGEST_WEIGHT):
-        raise MlxchatError(f"{text} does not exist, and {tail!r} is no weight.", _FORM)
+        raise NotFound(f"{text} does not exist, and {tail!r} is no weight.", _FORM)
     return Source(_path(head), weight)
 
 
@@ -78,10 +78,10 @@ def listing(source: Source) -> Listing:
         return Listing()
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
-            raise MlxchatError(f"{path} is not one of {', '.join(SUFFIXES)}.", _FORM)
+            raise DataError(f"{path} is not one of {', '.join(SUFFIXES)}.", _FORM)
         return Listing((path,))
     if not path.exists():
-        raise MlxchatError(f"{path} does not exist.", _FORM)
+        raise NotFound(f"{path} does not exist.", _FORM)
     found = [
         file
         for file in sorted(path.rglob("*"))
@@ -91,10 +91,10 @@ def listing(source: Source) -> Listing:
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
     ]
     if not found:
-        raise MlxchatError(f"There is no {', '.join(SUFFIXES)} in {path}.", _FORM)
+        raise DataError(f"There is no {', '.join(SUFFIXES)} in {path}.", _FORM)
     splits = {file: split for file in found if (split := _split_for_evaluation(file, path))}
     if len(splits) == len(found):
-        raise MlxchatError(
+        raise DataError(
             f"All that is in {path} is for evaluation: {splits[found[0]]}, for example.",
             "To train on that all the same, name it itself.",
         )
@@ -113,5 +113,5 @@ def _split_for_evaluation(file: Path, root: Path) -> Path | None:
 
 def _path(text: str) -> Path | None:
     if not text:
-        raise MlxchatError("A source of conversations has no name.", _FORM)
+        raise DataError("A source of conversations has no name.", _FORM)
     return None if text == BUILTIN else Path(text)

@@ -14,7 +14,7 @@ from mlxchat import disk
 from mlxchat.checkpoint import layout
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import CheckpointError, DiskError
 from mlxchat.interop.exporters import card, mlx_lm, nanochat, transformers
 from mlxchat.interop.exporters.card import MOST_BYTES, Report, Shards, cast_matrices
 from mlxchat.runtime import mx
@@ -50,7 +50,7 @@ def require_possible(program: Program, source: Path, folder: Path) -> None:
     """
     config = layout.read_config(source)
     if program != "mlx-lm" and layout.is_quantized(source):
-        raise MlxchatError(
+        raise CheckpointError(
             f"The model in {source} is quantized, which {program} cannot read.",
             "Export the model that it was made of, or this one --to mlx-lm.",
         )
@@ -59,7 +59,7 @@ def require_possible(program: Program, source: Path, folder: Path) -> None:
     elif program == "nanochat":
         nanochat.require_known(config)
     if folder.exists() or folder.is_symlink():
-        raise MlxchatError(f"{folder} is there already.", "Name a new folder with --out.")
+        raise CheckpointError(f"{folder} is there already.", "Name a new folder with --out.")
 
 
 def write(
@@ -100,7 +100,7 @@ def write(
         unfinished.replace(folder)
         disk.sync(folder.parent)
     except (OSError, RuntimeError) as error:  # MLX raises the latter
-        raise MlxchatError(
+        raise DiskError(
             f"{folder} could not be written: {getattr(error, 'strerror', None) or error}.",
             "Is there room on the disk, and may you write there? --out names another place.",
         ) from error

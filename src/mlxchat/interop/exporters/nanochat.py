@@ -7,7 +7,7 @@ from typing import Any
 
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import CheckpointError
 from mlxchat.interop import nanochat_files, torch_file
 from mlxchat.interop.exporters.card import FOLDER, Shards, Usage
 from mlxchat.model.config import EraName, GPTConfig
@@ -33,7 +33,7 @@ def require_known(config: GPTConfig) -> None:
         MlxchatError: its softcap is one that nanochat never had with it.
     """
     if (config.era, config.softcap) not in COMMITS:
-        raise MlxchatError(
+        raise CheckpointError(
             f"No nanochat of the era {config.era!r} caps its logits at {config.softcap:g}.",
             "Export it --to mlx-lm.",
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from mlxchat.checkpoint import layout
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import CheckpointError
 from mlxchat.interop.exporters.card import FOLDER, Shards, Usage
 from mlxchat.interop.importers.hugging_face import renamed
 from mlxchat.model.config import GPTConfig
@@ -39,7 +39,7 @@ def require_known(config: GPTConfig) -> None:
         MlxchatError: it hasn't.
     """
     if config.era != "classic":
-        raise MlxchatError(
+        raise CheckpointError(
             f"transformers knows nanochat's classic network only; this is of the era "
             f"{config.era!r}.",
             "Export it --to mlx-lm or --to nanochat.",

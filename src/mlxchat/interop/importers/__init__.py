@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlxchat.checkpoint import layout, store
 from mlxchat.checkpoint.layout import Origin
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import ConfigError, NotFound
 from mlxchat.interop.importers import hugging_face, nanochat
 from mlxchat.interop.importers.model import Foreign
 from mlxchat.model.gpt import GPT
@@ -36,10 +36,10 @@ def open_model(
             another architecture.
     """
     if not path.exists():
-        raise MlxchatError(f"There is no {path}.", "Give a model's directory or file.")
+        raise NotFound(f"There is no {path}.", "Give a model's directory or file.")
     if (path / layout.CONFIG).exists():
         if step is not None:
-            raise MlxchatError(f"{path} has no steps to choose from.", "Leave out --step.")
+            raise ConfigError(f"{path} has no steps to choose from.", "Leave out --step.")
         return hugging_face.open_model(path, tokenizer, softcap, conversational)
     return nanochat.open_model(path, step, tokenizer, softcap, conversational)
 

@@ -13,7 +13,7 @@ from mlxchat.checkpoint import layout
 from mlxchat.checkpoint.catalog import CONFIG, QUANTIZATION
 from mlxchat.checkpoint.files import damaged, read_json
 from mlxchat.checkpoint.layout import load, model_files, open_arrays
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import CheckpointError
 from mlxchat.interop import nanochat_files
 from mlxchat.interop.importers import model
 from mlxchat.interop.importers.model import Foreign, Tensor, configure, require_vocabulary
@@ -63,7 +63,7 @@ def open_model(
     path = folder / CONFIG
     fields = read_json(path)
     if QUANTIZATION in fields or "quantization_config" in fields:
-        raise MlxchatError(
+        raise CheckpointError(
             f"The model in {folder} is quantized.",
             f"Talk to it as it is: mlxchat chat --checkpoint {folder}; or import the model that it "
             "was made of.",
@@ -122,7 +122,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in model_files(folder):
         if not file.is_file():
-            raise MlxchatError(
+            raise CheckpointError(
                 f"{file} is missing.", "Copy the model again from where it was made."
             )
         for name, array in open_arrays(file).items():
@@ -166,7 +166,7 @@ def _require_nanochat(path: Path, fields: dict[str, Any], ours: GPTConfig) -> No
     if not isinstance(eps, int | float) or not 0 <= eps <= LARGEST_EPS:
         wrong.append("rms_norm_eps")
     if wrong:
-        raise MlxchatError(
+        raise CheckpointError(
             f"{path}: {wrong[0]} is {said[wrong[0]]!a:.99}, which is not nanochat's.",
             "Give a model of nanochat's main branch.",
         )

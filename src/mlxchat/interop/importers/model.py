@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from mlxchat.checkpoint.files import damaged, read_json
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import CheckpointError, NotFound
 from mlxchat.interop import nanochat_files
 from mlxchat.model.config import CLASSIC, VOCABULARY_MULTIPLE, GPTConfig, era_of
 from mlxchat.model.gpt import GPT
@@ -151,7 +151,7 @@ def require_vocabulary(path: Path, tokenizer: Tokenizer, vocab_size: int) -> Non
         MlxchatError: it has another number of tokens.
     """
     if tokenizer.vocab_size != vocab_size:
-        raise MlxchatError(
+        raise CheckpointError(
             f"The tokenizer has {tokenizer.vocab_size:,} tokens, the model in {path} "
             f"{vocab_size:,}.",
             "Give the one that it was trained with: --tokenizer FILE",
@@ -175,7 +175,7 @@ def _check(path: Path, config: GPTConfig, tensors: Mapping[str, Tensor]) -> None
             faults.append(f"{name} is of {dtype}".replace("mlx.core.", ""))
     if faults:
         more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise MlxchatError(f"{path}: {'; '.join(faults[:3])}{more}.", _ANOTHER)
+        raise CheckpointError(f"{path}: {'; '.join(faults[:3])}{more}.", _ANOTHER)
 
 
 FILES = (FILE, nanochat_files.TOKENIZER)
@@ -198,7 +198,7 @@ def find(given: Path | None, folders: Sequence[Path]) -> Tokenizer:
             if (folder / name).exists():
                 return _read(folder / name)
     listed = " or ".join(str(folder) for folder in places)
-    raise MlxchatError(
+    raise NotFound(
         f"There is no tokenizer in {listed}.",
         f"Say where the model's {nanochat_files.TOKENIZER} or {FILE} is: --tokenizer FILE",
     )

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from mlxchat.checkpoint.files import damaged, read_json
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import CheckpointError, NotFound
 from mlxchat.interop import nanochat_files, stored_zip, torch_file
 from mlxchat.interop.importers import model
 from mlxchat.interop.importers.model import Foreign, Tensor, configure, require_vocabulary
@@ -99,7 +99,7 @@ def open_model(
     folder = file.parent.resolve()  # the hub's cache has links to files of other names
     meta_path = file.with_name(nanochat_files.meta_file(number))
     if not meta_path.exists():
-        raise MlxchatError(
+        raise CheckpointError(
             f"{meta_path} is missing, which says how many heads the model in {file.name} has.",
             "Copy it from where the model was trained.",
         )
@@ -141,14 +141,14 @@ def _file(path: Path, step: int | None) -> tuple[Path, int]:
     files = [path] if path.is_file() else sorted(path.iterdir())
     found = {int(match[1]): file for file in files if (match := _FILE.fullmatch(file.name))}
     if not found:
-        raise MlxchatError(
+        raise NotFound(
             f"There is no model in {path}.",
             "Give a directory with model_NNNNNN.pt and meta_NNNNNN.json, as nanochat's "
             "base_checkpoints/d20, or one with config.json and model.safetensors.",
         )
     number = max(found) if step is None else step
     if number not in found:
-        raise MlxchatError(
+        raise NotFound(
             f"{path} has no step {number}.", f"It has: {', '.join(map(str, sorted(found)))}."
         )
     return found[number], number
@@ -164,7 +164,7 @@ def _fields(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
         name for name in fields if name not in (*nanochat_files.FIELDS, nanochat_files.WINDOWS)
     ]:
         listed = ", ".join(map(ascii, unknown))
-        raise MlxchatError(
+        raise CheckpointError(
             f"{path} has settings of no nanochat that is known: {listed:.200}.",
             "Give a model of nanochat's main branch.",
         )

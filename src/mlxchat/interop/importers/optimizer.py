@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxchat.checkpoint.files import damaged
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import CheckpointError, MlxchatError, NotFound
 from mlxchat.interop import torch_file
 from mlxchat.interop.importers.model import FLOATS
 from mlxchat.interop.torch_file import Tensor
@@ -59,7 +59,7 @@ def find(model: Path, step: int, config: GPTConfig) -> Path:
         MlxchatError: there is none, there are those of several GPUs, or it is of another era.
     """
     if config.era not in _READERS:
-        raise MlxchatError(
+        raise CheckpointError(
             f"The optimizer of nanochat's era {config.era!r} is neither the first nor the last.",
             _WITHOUT,
         )
@@ -68,7 +68,7 @@ def find(model: Path, step: int, config: GPTConfig) -> Path:
     if len(ranks) > 1:
         raise _not_whole(ranks[0], f"there are {len(ranks)} such files, of as many GPUs")
     if not ranks and not whole.exists():
-        raise MlxchatError(f"There is no state of an optimizer beside {model}.", _WITHOUT)
+        raise NotFound(f"There is no state of an optimizer beside {model}.", _WITHOUT)
     return ranks[0] if ranks else whole
 
 
@@ -198,7 +198,7 @@ def _keys(path: Path, group: Any) -> list[int]:
 
 
 def _not_whole(path: Path, reason: str) -> MlxchatError:
-    return MlxchatError(
+    return CheckpointError(
         f"{path.name} does not hold the whole optimizer of that model: {reason}.",
         f"Only a run on one GPU saves it whole. {_WITHOUT}",
     )
