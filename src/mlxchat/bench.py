@@ -152,7 +152,7 @@ def planned(config: BenchConfig, available: Capacity) -> Plan:
         raise MemoryLimitError(
             f"{config.device_batch_size:,} rows of {config.max_seq_len:,} tokens at once only fit "
             "into memory with gradient checkpointing, which is not what is measured.",
-            "Use a smaller --device-batch-size, --max-seq-len, --vocab-size or --depth.",
+            "Use a smaller `device_batch_size`, `max_seq_len`, `vocab_size` or `depth`.",
         )
     return made
 

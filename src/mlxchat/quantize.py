@@ -17,7 +17,7 @@ from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import Loader
-from mlxchat.errors import CheckpointError
+from mlxchat.errors import CheckpointError, command
 from mlxchat.evaluate.loss import bits_per_byte
 from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import Format, Quantization
@@ -61,14 +61,14 @@ def destination(runs: Path, source: Path, quantization: Quantization) -> tuple[P
     if layout.is_quantized(source):
         raise CheckpointError(
             f"The model in {source} is quantized already.",
-            "Name the run that it was made of with --model-tag, or talk to it: mlxchat chat",
+            "Name the run that it was made of with `model_tag`, or talk to it: mlxchat chat",
         )
     tag, step = history.named(source)
     run = runs / f"{tag}-{quantization.name}"
     if store.directory(run, step).exists():
         raise CheckpointError(
             f"There is one already: {store.directory(run, step)}.",
-            f"Talk to it: mlxchat chat --model-tag {run.name}; or delete it to make it anew.",
+            f"Talk to it: {command('chat', model_tag=run.name)}; or delete it to make it anew.",
         )
     return run, step
 

@@ -210,16 +210,16 @@ def check_limits(limit: int, wired: int | None) -> None:
     total = here.memory if here.backend == "cuda" else psutil.virtual_memory().total
     if limit > total:
         raise MemoryLimitError(
-            f"--memory-limit is {limit / GIB:,.1f} GiB; this machine has {total / GIB:,.1f} GiB.",
-            "Use a smaller --memory-limit, or leave it out.",
+            f"`memory_limit` is {limit / GIB:,.1f} GiB; this machine has {total / GIB:,.1f} GiB.",
+            "Use a smaller `memory_limit`, or leave it out.",
         )
     if wired is not None and here.backend != "metal":
         raise ConfigError(
-            f"--wired-limit is for Macs: MLX wires no memory on {here.device}.", "Leave it out."
+            f"`wired_limit` is for Macs: MLX wires no memory on {here.device}.", "Leave it out."
         )
     if wired is not None and wired > here.memory:
         raise ConfigError(
-            f"--wired-limit is {wired / GIB:,.1f} GiB; the system lets "
+            f"`wired_limit` is {wired / GIB:,.1f} GiB; the system lets "
             f"{here.memory / GIB:,.1f} GiB be wired.",
             "Use a smaller one, or raise the system's: sudo sysctl iogpu.wired_limit_mb=N",
         )

@@ -75,7 +75,7 @@ MOST_JSON = 2**26  # bytes; a tokenizer of 65,536 tokens has 3 million
 
 _STEP = re.compile(r"step_\d+")
 _EARLIER = (
-    "Delete that directory to go on from an earlier step (chat: --step), or train with --fresh."
+    "Delete that directory to go on from an earlier step (chat: `step`), or train with `fresh`."
 )
 _COPY = "Copy it again from where it was made."
 

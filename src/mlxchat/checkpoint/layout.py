@@ -38,7 +38,7 @@ from mlxchat.checkpoint.files import (
     unusable,
 )
 from mlxchat.data.loader import LoaderState
-from mlxchat.errors import CheckpointError
+from mlxchat.errors import CheckpointError, command
 from mlxchat.model.block import NORM_EPS
 from mlxchat.model.config import ERAS, EraName, GPTConfig
 from mlxchat.model.gpt import GPT
@@ -357,13 +357,14 @@ def read_trainer(folder: Path) -> TrainerState:
     if is_quantized(folder):
         raise CheckpointError(
             f"The model in {folder} is quantized: there is nothing to go on training from.",
-            "Train the run that it was made of, or name another one with --model-tag.",
+            "Train the run that it was made of, or name another one with `model_tag`.",
         )
     if (folder / ORIGIN).exists():
         raise CheckpointError(
             f"The model in {folder} was imported: there is no training of it to go on with.",
-            f"Begin with its weights: mlxchat train --init-from {folder.parent.name}, or mlxchat "
-            f"sft --source {folder.parent.name}",
+            "Begin with its weights: "
+            f"{command('train', init_from=folder.parent.name)}, or "
+            f"{command('sft', source=folder.parent.name)}",
         )
     fields = _read_json(folder / TRAINER)
     if fields.get("format") == FORMAT and not (folder / CHECKSUMS).exists():
@@ -372,8 +373,8 @@ def read_trainer(folder: Path) -> TrainerState:
         raise CheckpointError(
             f"{folder} was saved by another version of mlxchat "
             f"(format {fields.get('format')}, not {FORMAT}).",
-            "Chat with it as it is; to train, name another run with --model-tag, or set this one "
-            "aside with --fresh.",
+            "Chat with it as it is; to train, name another run with `model_tag`, or set this one "
+            "aside with `fresh`.",
         )
     try:
         return TrainerState.model_validate(fields)

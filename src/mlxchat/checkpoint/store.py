@@ -158,7 +158,7 @@ def locked(run: Path) -> Iterator[None]:
         if not disk.lock(file.fileno()):
             raise LockedError(
                 f"Another process is training {run.name}.",
-                "Wait for it to end, or name another run with --model-tag.",
+                "Wait for it to end, or name another run with `model_tag`.",
             )
         yield
 

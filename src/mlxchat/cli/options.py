@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from mlxchat.config.pretrain import IN_WORDS
+from mlxchat.ui.text import as_options
 
 Command = Callable[..., None]
 
@@ -74,7 +75,7 @@ def _option(name: str, field: FieldInfo, panel: str | None) -> inspect.Parameter
     word = extra.get("none")
     metavar = f"<int>|{word}" if word else extra.get("metavar")
     option = typer.Option(
-        help=field.description,
+        help=as_options(field.description or ""),
         show_default=field.default is not None,
         rich_help_panel=panel,
         parser=_integer_or(str(word)) if word else None,
@@ -109,7 +110,7 @@ def _make(model: type[BaseModel], given: dict[str, Any]) -> BaseModel:
         return model(**{name: given[name] for name in model.model_fields if name in given})
     except ValidationError as error:
         fault = error.errors()[0]
-        name = f"--{str(fault['loc'][0]).replace('_', '-')}" if fault["loc"] else None
+        name = as_options(f"`{fault['loc'][0]}`") if fault["loc"] else None
         message = fault["msg"][:1].lower() + fault["msg"][1:]
         if fault["type"] == "string_pattern_mismatch":
             message = IN_WORDS[fault["ctx"]["pattern"]]

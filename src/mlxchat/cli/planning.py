@@ -107,7 +107,7 @@ def heading(facts: Forecast) -> list[str]:
     """Which model, with which vocabulary; how far it is."""
     model = facts.plan.model
     source = {
-        "--vocab-size": "as --vocab-size says",
+        "vocab_size": "as --vocab-size says",
         "tokenizer": "the tokenizer's",
         "default": "the default; fewer where there is little text",
     }

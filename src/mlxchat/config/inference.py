@@ -69,7 +69,7 @@ class ChatEvalConfig(BaseModel):
         None,
         gt=0,
         lt=1,
-        description="Share of --data that sft held out. Default: as the model was fine-tuned, or "
+        description="Share of `data` that sft held out. Default: as the model was fine-tuned, or "
         f"{VALIDATION_SHARE:g}.",
     )
     max_problems: int | None = Field(
@@ -93,7 +93,7 @@ class ChatEvalConfig(BaseModel):
     @classmethod
     def _known(cls, tasks: str | None) -> str | None:
         if tasks is not None and not _split(tasks):
-            raise ConfigError("--tasks names no task.", f"Give {', '.join(TASK_NAMES)} or {ALL}.")
+            raise ConfigError("`tasks` names no task.", f"Give {', '.join(TASK_NAMES)} or {ALL}.")
         for name in _split(tasks):
             if name not in (*TASK_NAMES, ALL):
                 raise ConfigError(

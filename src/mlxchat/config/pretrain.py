@@ -38,8 +38,8 @@ assert tuple(PRESETS) == get_args(Preset)
 
 
 def options(settings: Mapping[str, Any]) -> str:
-    """Settings as one would give them: ``--memory-limit least --max-seq-len 512``."""
-    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
+    """Settings as one would give them, such as `memory_limit=least` `max_seq_len=512`."""
+    return " ".join(f"`{name}={value}`" for name, value in settings.items())
 
 
 def described() -> str:
@@ -69,7 +69,7 @@ class DataConfig(BaseModel):
         "fineweb-edu",
         pattern=NAME,
         description="fineweb-edu, climbmix (licensed for non-commercial use only), builtin, or a "
-        "name given to `data fetch --from`.",
+        "name given to your own text with `mlxchat data fetch`.",
     )
     data_dir: Path | None = Field(
         None, description="A folder of shards to train on instead; its last one validates."
@@ -79,7 +79,7 @@ class DataConfig(BaseModel):
         False, description="Fetch shards ahead of their use, and drop those used."
     )
     max_cached_shards: int = Field(
-        20, ge=2, description="With --streaming: training shards on disk at most."
+        20, ge=2, description="With `streaming`: training shards on disk at most."
     )
     endpoint: str | None = Field(
         None, description="The hub to fetch from. Default: $HF_ENDPOINT, or https://huggingface.co."
@@ -131,7 +131,7 @@ class PretrainConfig(RunConfig, DataConfig):
         ge=1,
         le=LARGEST_DEPTH,
         json_schema_extra={"none": "auto"},
-        description="Layers; the one dial: width is 64 times as much. Default: 12; with --budget: "
+        description="Layers; the one dial: width is 64 times as much. Default: 12; with `budget`: "
         "auto, the depth that learns most in that time.",
     )
     init_from: str | None = Field(
@@ -172,14 +172,14 @@ class PretrainConfig(RunConfig, DataConfig):
         ge=1e-3,
         le=1e6,
         description="Training tokens for each parameter. Default: 20; modern 12, for those of the "
-        "matrices and the head. With --depth auto, for those of the matrices.",
+        "matrices and the head. With `depth=auto`, for those of the matrices.",
     )
     total_batch_size: int | None = Field(
         None,
         ge=1,
         le=LARGEST_COUNT,
         description="Tokens in one optimizer step, gradients accumulated. Default: 524,288; modern "
-        "from the data ratio; with --budget fewer.",
+        "from the data ratio; with `budget` fewer.",
     )
     embedding_lr: float | None = Field(
         None, gt=0, description="Learning rate of the embedding (AdamW). Default: 0.2; modern 0.3."
@@ -234,21 +234,21 @@ class PretrainConfig(RunConfig, DataConfig):
     def _have_an_effect(self) -> "PretrainConfig":
         if self.arch == "classic" and self.scalar_lr is not None:
             raise ConfigError(
-                "The classic architecture has no scalars that --scalar-lr would train.",
-                "Leave it out, or use --arch modern.",
+                "The classic architecture has no scalars that `scalar_lr` would train.",
+                "Leave it out, or use `arch=modern`.",
             )
         if self.arch == "classic" and "S" in (self.window_pattern or ""):
             raise ConfigError(
-                f"The classic architecture has no short windows: --window-pattern "
-                f"{self.window_pattern}.",
-                "Leave it out, or use --arch modern.",
+                "The classic architecture has no short windows: "
+                f"`window_pattern={self.window_pattern}`.",
+                "Leave it out, or use `arch=modern`.",
             )
         if self.budget and self.num_iterations:
             preset = PRESETS[self.preset] if self.preset else {}
-            of = f" (of --preset {self.preset})" if "num_iterations" in preset else ""
+            of = f" (of `preset={self.preset}`)" if "num_iterations" in preset else ""
             raise ConfigError(
-                f"A --budget determines the number of steps: --num-iterations "
-                f"{self.num_iterations}{of} does not go with it.",
+                f"A `budget` determines the number of steps: "
+                f"`num_iterations={self.num_iterations}`{of} does not go with it.",
                 "Leave one of them out.",
             )
         return self

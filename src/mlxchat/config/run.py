@@ -132,7 +132,7 @@ class RunConfig(MemoryConfig):
         then = type(self)().model_dump(mode="json") | stored
         now = self.model_dump(mode="json")
         return [
-            f"--{name.replace('_', '-')} ({self.shown(then, name)} -> {self.shown(now, name)})"
+            f"`{name}` ({self.shown(then, name)} -> {self.shown(now, name)})"
             for name in now
             if name not in self.independent
             and then[name] != now[name]

@@ -76,8 +76,8 @@ class SftConfig(RunConfig):
     def _one_length(self) -> "SftConfig":
         if self.epochs and self.num_iterations:
             raise ConfigError(
-                f"--epochs {self.epochs} determines the number of steps: --num-iterations "
-                f"{self.num_iterations} does not go with it.",
+                f"`epochs={self.epochs}` determines the number of steps: "
+                f"`num_iterations={self.num_iterations}` does not go with it.",
                 "Leave one of them out.",
             )
         return self

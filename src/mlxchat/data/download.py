@@ -119,7 +119,7 @@ class _Transfer:
             raise TryAgain("what came does not match the hub's size and checksum")
         raise DataError(
             f"{remote.url} is corrupt: what came does not match the hub's size and checksum.",
-            "Nothing of it was kept. Run the same command again, or choose another --endpoint.",
+            "Nothing of it was kept. Run the same command again, or choose another `endpoint`.",
         )
 
     def _receive(self, offset: int) -> None:
@@ -330,7 +330,7 @@ def download_shard(
         destination.unlink()
         raise DataError(
             f"The server sent no parquet shard: {remote.url} {fault}.",
-            "Nothing of it was kept. Is the endpoint the right one? Check --endpoint and "
+            "Nothing of it was kept. Is the endpoint the right one? Check `endpoint` and "
             "HF_ENDPOINT.",
         )
     report(remote.size)

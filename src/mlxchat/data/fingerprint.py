@@ -76,7 +76,7 @@ def replaced(path: Path) -> MlxchatError:
     return DataError(
         f"{path} is not the file of that name that the run began with.",
         "Put that one back (what streaming brought, delete: it is fetched again), name another run "
-        "with --model-tag, or begin anew with --fresh.",
+        "with `model_tag`, or begin anew with `fresh`.",
     )
 
 

@@ -98,7 +98,7 @@ class Hub:
         if not _is_address(address):
             raise ConfigError(
                 f"The endpoint {address!r} is not an http or https address.",
-                f"Give one such as {DEFAULT_ENDPOINT} with --endpoint or HF_ENDPOINT.",
+                f"Give one such as {DEFAULT_ENDPOINT} with `endpoint` or HF_ENDPOINT.",
             )
         token = _token()
         try:
@@ -170,7 +170,7 @@ class Hub:
             except UnicodeError as error:  # of the name of a proxy, or of a host redirected to
                 raise DataError(
                     f"The way to {url} leads over a host whose name cannot be one.",
-                    "Check --endpoint, HF_ENDPOINT and HTTPS_PROXY.",
+                    "Check `endpoint`, HF_ENDPOINT and HTTPS_PROXY.",
                 ) from error
             reached = progress()
             failed = 1 if reached > furthest else failed + 1
@@ -178,7 +178,7 @@ class Hub:
             if failed == ATTEMPTS:
                 raise UnreachableError(
                     f"{url} cannot be had: {reason} ({ATTEMPTS} attempts).",
-                    "Check the network and --endpoint, then run the same command again: "
+                    "Check the network and `endpoint`, then run the same command again: "
                     "it goes on where it stopped.",
                 )
             wait = max(self.backoff * 2 ** (failed - 1), pause)
@@ -204,13 +204,13 @@ class Hub:
                 break
             request = response.next_request  # without the token where the host is another
         else:
-            raise DataError(f"{url} redirects without end.", "Check --endpoint.")
+            raise DataError(f"{url} redirects without end.", "Check `endpoint`.")
         if response.next_request is None:
             check_status(response, url)
         size = response.headers.get("x-linked-size") or response.headers.get("content-length", "")
         if not re.fullmatch("[0-9]{1,18}", size):
             raise DataError(
-                f"The server does not say how big {url} is.", "Check --endpoint and HF_ENDPOINT."
+                f"The server does not say how big {url} is.", "Check `endpoint` and HF_ENDPOINT."
             )
         commit = _hexadecimal(response.headers.get("x-repo-commit", ""), 40)
         # Only the hub's own tag is a checksum: a storage's may be a hash of something else.
@@ -232,10 +232,10 @@ def check_status(response: httpx.Response, url: str) -> None:
         )
     if status == httpx.codes.NOT_FOUND:
         raise NotFoundError(
-            f"{url} does not exist (status 404).", "Check the dataset and --endpoint."
+            f"{url} does not exist (status 404).", "Check the dataset and `endpoint`."
         )
     if not response.is_success:
-        raise DataError(f"{url}: the server answers {status}.", "Check --endpoint.")
+        raise DataError(f"{url}: the server answers {status}.", "Check `endpoint`.")
 
 
 def _pause(response: httpx.Response) -> float:

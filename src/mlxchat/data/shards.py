@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from mlxchat.errors import ConfigError, DataError, NotFound
+from mlxchat.errors import ConfigError, DataError, NotFound, command
 from mlxchat.home import Home
 
 STREAMED = ".streamed"  # folder in a dataset's folder of what streaming fetched, and may delete
@@ -46,7 +46,7 @@ class Dataset:
         count = self.last_shard if num_shards is None else num_shards
         if not 1 <= count <= self.last_shard:
             raise ConfigError(
-                f"--num-shards {count} cannot be had: {self.name} has {self.last_shard} training "
+                f"`num_shards={count}` cannot be had: {self.name} has {self.last_shard} training "
                 "shards.",
                 f"Give a number from 1 to {self.last_shard}.",
             )
@@ -116,8 +116,8 @@ class LocalShards:
         names: Sequence[str] | None = None,
     ) -> None:
         remedy = (
-            "Get some with mlxchat data fetch --num-shards 8, bring your own with data fetch "
-            "--from PATH, or train with --streaming."
+            f"Get some: {command('data fetch', num_shards=8)}. Bring your own: "
+            f"{command('data fetch', from_='PATH')}. Or train with `streaming`."
         )
         if not folder.is_dir():
             raise NotFound(f"There is no folder {folder}, so no data.", remedy)

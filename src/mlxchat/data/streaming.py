@@ -72,7 +72,7 @@ class StreamingShards:
     ) -> None:
         if max_cached < LEAST_CACHED:
             raise ConfigError(
-                f"--max-cached-shards {max_cached} is too few: one shard is read while the next "
+                f"`max_cached_shards={max_cached}` is too few: one shard is read while the next "
                 "is fetched.",
                 f"Give {LEAST_CACHED} or more.",
             )

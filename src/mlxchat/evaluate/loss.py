@@ -117,7 +117,7 @@ def held_out(conversations: Iterable[Conversation], tokenizer: Tokenizer, contex
         raise DataError(
             f"No held-out conversation has an answer within the model's context of {context:,} "
             "tokens.",
-            "Give shorter conversations with --data, or use a model with a longer context.",
+            "Give shorter conversations with `data`, or use a model with a longer context.",
         )
     batches = [
         Batch(

@@ -136,7 +136,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
         raise NotFound(
             f"There is no task data in {folder}.",
             f"Put the parquet files of {organisation}/{name}, config {folder.parent.name}, split "
-            f"{folder.name} there; or name the folder of your task data with --task-data.",
+            f"{folder.name} there; or name the folder of your task data with `task_data`.",
         )
     rows: list[dict[str, Any]] = []
     for path in paths:

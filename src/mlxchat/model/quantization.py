@@ -65,32 +65,31 @@ class Quantization(BaseModel):
     )
     mode: Mode = Field(
         "affine",
-        description="affine: whole numbers with a scale and an offset, any --bits; mxfp4, mxfp8, "
+        description="affine: whole numbers with a scale and an offset, any `bits`; mxfp4, mxfp8, "
         "nvfp4: small floating-point numbers, their bits and groups fixed.",
     )
     mixed: bool = Field(
         False,
         description="Give the layers whose errors cost most, those of values, attention's output "
-        "and the MLP's input, more bits than --bits: 8, 6 and 6 where the others have 4.",
+        "and the MLP's input, more bits than `bits`: 8, 6 and 6 where the others have 4.",
     )
 
     @model_validator(mode="after")
     def _exists(self) -> "Quantization":
         if self.mode == "affine":
-            _require_one_of(BITS, self.format.bits, "--bits")
-            _require_one_of(GROUP_SIZES, self.format.group_size, "--group-size")
+            _require_one_of(BITS, self.format.bits, "bits")
+            _require_one_of(GROUP_SIZES, self.format.group_size, "group_size")
         for name in ("bits", "group_size"):
             given, has = getattr(self, name), getattr(self.format, name)
             if given not in (None, has):
-                option = f"--{name.replace('_', '-')}"
                 raise ConfigError(
-                    f"{option} {given} does not go with --mode {self.mode}, which has {has}.",
-                    f"Leave out {option}, or use --mode affine.",
+                    f"`{name}={given}` does not go with `mode={self.mode}`, which has {has}.",
+                    f"Leave out `{name}`, or use `mode=affine`.",
                 )
         if self.mixed and (self.mode != "affine" or self.format.bits == BITS[-1]):
-            other = f"--mode {self.mode}" if self.mode != "affine" else f"--bits {BITS[-1]}"
+            other = f"`mode={self.mode}`" if self.mode != "affine" else f"`bits={BITS[-1]}`"
             raise ConfigError(
-                f"--mixed does not go with {other}, which has no more bits to give.",
+                f"`mixed` does not go with {other}, which has no more bits to give.",
                 "Leave one of them out.",
             )
         return self
@@ -183,14 +182,14 @@ def _require_one_of(known: tuple[int, ...], given: int, option: str) -> None:
     if given not in known:
         *most, last = known
         listed = f"{', '.join(map(str, most))} or {last}"
-        raise ConfigError(f"There is no quantization with {option} {given}.", f"Use {listed}.")
+        raise ConfigError(f"There is no quantization with `{option}={given}`.", f"Use {listed}.")
 
 
 def _indivisible(layer: Layer, format: Format, layers: list[Layer]) -> MlxchatError:
     fitting = [size for size in GROUP_SIZES if not any(each.width % size for each in layers)]
-    option = f"--group-size {fitting[-1]}" if fitting else ""
+    option = f"`group_size={fitting[-1]}`" if fitting else ""
     if option and format.mode != "affine":
-        option = f"--mode affine {option}"
+        option = f"`mode=affine` {option}"
     return ConfigError(
         f"The rows of {layer.name} have {layer.width} weights, which groups of "
         f"{format.group_size} do not divide.",

@@ -303,6 +303,6 @@ def _filled(config: PretrainConfig, draft: Plan, left: float, step_seconds: floa
             f"Of the budget of {config.budget}, {max(0.0, left):.0f} s are left: no time for depth "
             f"{draft.model.n_layer}, where a step of {draft.tokens_per_step:,} tokens takes about "
             f"{step_seconds:.3g} s and an evaluation {costs.evaluation:.3g} s.",
-            "Use a longer --budget, a smaller --depth or --max-seq-len, or fewer --eval-tokens.",
+            "Use a longer `budget`, a smaller `depth` or `max_seq_len`, or fewer `eval_tokens`.",
         )
     return draft.model_copy(update={"num_iterations": steps, "costs": costs})

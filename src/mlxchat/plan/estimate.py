@@ -10,7 +10,7 @@ from mlxchat.plan.plan import Plan
 
 UTILISATION = 0.35  # of a matrix product's speed, that training reaches
 
-VocabularySource = Literal["--vocab-size", "tokenizer", "default"]
+VocabularySource = Literal["vocab_size", "tokenizer", "default"]
 
 
 class Room(NamedTuple):

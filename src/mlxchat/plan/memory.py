@@ -161,7 +161,7 @@ def _alternatives(
     if config.grad_checkpoint == "off":
         relaxed = config.model_copy(update={"grad_checkpoint": "auto"})
         if fits(relaxed, model, rows):
-            found.append("--grad-checkpoint auto")
+            found.append("`grad_checkpoint=auto`")
     if config.device_batch_size:
         relaxed = config.model_copy(update={"device_batch_size": None})
         fitting = [
@@ -170,10 +170,10 @@ def _alternatives(
             if MARGIN * _peak(model, cut, capacity) <= limit
         ]
         if fitting:
-            found.append(f"--device-batch-size {max(fitting)}")
+            found.append(f"`device_batch_size={max(fitting)}`")
     for other in shallower:
         if fits(config, *other):
-            found.append(f"--depth {other.model.n_layer}")
+            found.append(f"`depth={other.model.n_layer}`")
             break
     return found
 
@@ -192,13 +192,13 @@ def _too_large(
     whose = "this machine can spare"
     if config.memory_limit not in (None, LEAST):
         unit = "GiB" if room >= BYTES["GiB"] else "MiB"
-        others = [*others, f"--memory-limit {math.ceil(10 * room / BYTES[unit]) / 10:g}{unit}"]
-        whose = f"--memory-limit {config.memory_limit} is"
+        others = [*others, f"`memory_limit={math.ceil(10 * room / BYTES[unit]) / 10:g}{unit}`"]
+        whose = f"`memory_limit={config.memory_limit}` is"
     parts = ", ".join(f"{name} {round_size(size)}" for name, size in needed.items())
     return MemoryLimitError(
         f"Training {sum(parameters(model).values()):,} parameters, {least.device_batch:,} "
         f"{'row' if least.device_batch == 1 else 'rows'} of {model.sequence_len:,} tokens at once, "
         f"takes at least {round_size(room)}, a tenth to be safe included ({parts}); "
         f"{whose} {round_size(limit)}.",
-        f"Use {' or '.join(others)}." if others else "Use a smaller --max-seq-len or --vocab-size.",
+        f"Use {' or '.join(others)}." if others else "Use a smaller `max_seq_len` or `vocab_size`.",
     )

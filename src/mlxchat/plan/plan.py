@@ -142,9 +142,9 @@ def step_rows(config: RunConfig, context: int, total: int) -> int:
     if left:
         below, above = max(1, rows // device_batch), rows // device_batch + 1
         totals = sorted({n * device_batch * context for n in (below, above)})
-        raise ConfigError(problem, f"Use --total-batch-size {' or '.join(str(n) for n in totals)}.")
+        raise ConfigError(problem, f"Use `total_batch_size` {' or '.join(str(n) for n in totals)}.")
     divisors = [str(n) for n in range(1, min(rows, 64) + 1) if rows % n == 0]
-    raise ConfigError(problem, f"Use --device-batch-size {', '.join(divisors)}.")
+    raise ConfigError(problem, f"Use `device_batch_size` {', '.join(divisors)}.")
 
 
 REFERENCE_DEPTH = 12
@@ -175,7 +175,7 @@ def plan(config: PretrainConfig, vocab_size: int, capacity: Capacity) -> Plan:
             f"{recipe.target_param_data_ratio:g} tokens for each of "
             f"{counted_parameters(model):,} parameters are less than one step of {total:,} "
             "tokens.",
-            "Give --num-iterations, or a smaller --total-batch-size.",
+            "Give `num_iterations`, or a smaller `total_batch_size`.",
         )
     cut = fit(config, model, rows, capacity, _shallower(config, model))
     return Plan(
@@ -207,9 +207,9 @@ def shape(config: PretrainConfig, vocab_size: int, depth: int) -> GPTConfig:
     """
     if config.arch == "modern" and config.head_dim % 2:
         raise ConfigError(
-            f"--head-dim {config.head_dim} is odd; rotary embeddings turn a head's channels in "
+            f"`head_dim={config.head_dim}` is odd; rotary embeddings turn a head's channels in "
             "pairs.",
-            "Use an even --head-dim.",
+            "Use an even `head_dim`.",
         )
 
     try:
@@ -220,11 +220,11 @@ def shape(config: PretrainConfig, vocab_size: int, depth: int) -> GPTConfig:
             with suppress(ValidationError):
                 working.append(_shape(config, vocab_size, other).n_layer)
         near = sorted(working, key=lambda other: abs(other - depth))[:2]
-        others = f"--depth {' or '.join(map(str, sorted(near)))}, or " if near else ""
+        others = f"`depth` {' or '.join(map(str, sorted(near)))}, or " if near else ""
         raise ConfigError(
             f"A depth of {depth} makes a width of {ASPECT_RATIO * depth} that cannot be shared out "
             f"among heads of {config.head_dim}.",
-            f"Use {others}another --head-dim.",
+            f"Use {others}another `head_dim`.",
         ) from error
 
 

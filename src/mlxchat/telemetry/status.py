@@ -18,6 +18,7 @@ from typing import Literal
 import psutil
 from pydantic import TypeAdapter
 
+from mlxchat.errors import MlxchatError
 from mlxchat.telemetry.events import (
     Clock,
     Ended,
@@ -159,7 +160,8 @@ class Publisher:
         self._closing.set()
         self._thread.join()
         if isinstance(error, Exception):
-            self._ended, self._failure = "failed", str(error) or type(error).__name__
+            problem = error.problem if isinstance(error, MlxchatError) else str(error)
+            self._ended, self._failure = "failed", problem or type(error).__name__
         else:
             self._ended = self._ended or "interrupted"
         self.publish()

@@ -55,7 +55,7 @@ def ended(error: NotFiniteError, run: Path, files: Sequence[str]) -> MlxchatErro
         f"{error.what} in step {error.step:,}, with the data read up to epoch {epoch}, {file}row "
         f"{row:,}."
     )
-    smaller = "with smaller learning rates under another --model-tag"
+    smaller = "with smaller learning rates under another `model_tag`"
     try:
         newest = store.latest(run)
         kept = store.keep_aside(run, store.steps(run)[-1]) if newest else None
@@ -67,7 +67,7 @@ def ended(error: NotFiniteError, run: Path, files: Sequence[str]) -> MlxchatErro
     if newest is None:
         return DivergedError(
             problem,
-            f"Nothing was saved before. Begin again {smaller}, and save more often: --save-every.",
+            f"Nothing was saved before. Begin again {smaller}, and save more often: `save_every`.",
         )
     return DivergedError(
         problem,

@@ -14,7 +14,7 @@ from mlxchat.data.fingerprint import frames
 from mlxchat.data.hub import Hub
 from mlxchat.data.shards import DATASETS, Dataset, LocalShards, pinned_revision, shard_names
 from mlxchat.data.streaming import StreamingShards
-from mlxchat.errors import ConfigError, DataError, NotFound
+from mlxchat.errors import ConfigError, DataError, NotFound, command
 from mlxchat.home import Home
 from mlxchat.plan.estimate import VocabularySource
 from mlxchat.telemetry.events import Clock, Event, Noted, Progressed, Report
@@ -61,7 +61,7 @@ def open_documents(config: DataConfig, home: Home, report: Report) -> TextDocume
     if known and shards.validation != known.validation:
         raise NotFound(
             f"The validation shard, {known.validation}, is not in {folder}.",
-            f"Get it: mlxchat data fetch --dataset {known.name} --num-shards 1",
+            f"Get it: {command('data fetch', dataset=known.name, num_shards=1)}",
         )
     return ShardDocuments(shards, known=frames(folder, (*shards.training, shards.validation)))
 
@@ -129,7 +129,7 @@ def _streamed(config: DataConfig) -> Dataset:
     if config.dataset not in DATASETS or config.data_dir is not None:
         raise ConfigError(
             "Only a dataset of the hub can be streamed.",
-            f"Use --dataset {' or '.join(DATASETS)}, or leave out --streaming.",
+            f"Use `dataset` {' or '.join(DATASETS)}, or leave out `streaming`.",
         )
     return DATASETS[config.dataset]
 
@@ -169,8 +169,8 @@ def stored_tokenizer(config: DataConfig, home: Home) -> Tokenizer | None:
         raise ConfigError(
             f"The tokenizer in {folder} has {tokenizer.vocab_size:,} tokens, "
             f"not {config.vocab_size:,}.",
-            "Leave out --vocab-size to use it, make another with mlxchat tokenizer train, or "
-            "give --tokenizer-dir.",
+            "Leave out `vocab_size` to use it, make another with mlxchat tokenizer train, or "
+            "give `tokenizer_dir`.",
         )
     return tokenizer
 
@@ -178,7 +178,7 @@ def stored_tokenizer(config: DataConfig, home: Home) -> Tokenizer | None:
 def vocabulary(config: PretrainConfig, home: Home) -> tuple[int, VocabularySource]:
     """How many tokens the run's vocabulary has or will have, and what says so."""
     if config.vocab_size:
-        return config.vocab_size, "--vocab-size"
+        return config.vocab_size, "vocab_size"
     if tokenizer := stored_tokenizer(config, home):
         return tokenizer.vocab_size, "tokenizer"
     largest = config.recipe.vocabulary
@@ -197,8 +197,9 @@ def ready_tokenizer(
             yield Noted(
                 clock(),
                 f"Using the tokenizer of {tokenizer.vocab_size:,} tokens in {folder}; nanochat's "
-                f"{config.arch} recipe has {largest:,}. For one of those: mlxchat tokenizer train "
-                f"--vocab-size {largest} --tokenizer-dir FOLDER, then train with --tokenizer-dir.",
+                f"{config.arch} recipe has {largest:,}. For one of those: "
+                f"{command('tokenizer train', vocab_size=largest, tokenizer_dir='FOLDER')}, then "
+                "train with `tokenizer_dir`.",
             )
         return tokenizer
     yield Noted(clock(), f"No tokenizer yet: training one, to be kept in {folder}.")
@@ -246,7 +247,7 @@ def train_tokenizer(
         raise DataError(
             f"The text has pairs for a vocabulary of {tokenizer.vocab_size:,} tokens, "
             f"not {vocab_size:,}.",
-            f"Use --vocab-size {tokenizer.vocab_size} or less, or more text.",
+            f"Use `vocab_size={tokenizer.vocab_size}` or less, or more text.",
         )
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unfinished", dir=folder) as unfinished:

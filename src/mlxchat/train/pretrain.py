@@ -15,7 +15,7 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.corpus.documents import held_out
 from mlxchat.data.documents import TextDocuments
 from mlxchat.data.loader import LoaderState
-from mlxchat.errors import CheckpointError, ConfigError, MlxchatError
+from mlxchat.errors import CheckpointError, ConfigError, MlxchatError, command
 from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT, initialise
@@ -55,7 +55,7 @@ def of_model(config: PretrainConfig, home: Home) -> PretrainConfig:
     for name, value in (determined | {"vocab_size": model.vocab_size}).items():
         if given.get(name) not in (None, value):
             raise ConfigError(
-                f"--{name.replace('_', '-')} {given[name]} does not go with --init-from: the model "
+                f"`{name}={given[name]}` does not go with `init_from`: the model "
                 f"in {folder} has {value}.",
                 "Leave it out.",
             )
@@ -69,7 +69,7 @@ def of_model(config: PretrainConfig, home: Home) -> PretrainConfig:
         ]
         raise CheckpointError(
             f"Pretraining has no model like the one in {folder}: {', '.join(differences)}.",
-            f"Fine-tune it: mlxchat sft --source {config.init_from}",
+            f"Fine-tune it: {command('sft', source=config.init_from)}",
         )
     return settled
 

@@ -56,15 +56,15 @@ def read_saved(run: Path, config: RunConfig) -> SavedRun | None:
     if differences := config.differences(trainer.settings):
         raise ConfigError(
             f"The run {config.tag} was begun with other settings: {', '.join(differences)}.",
-            "Repeat those to go on, name another run with --model-tag, or set the old one aside "
-            "with --fresh.",
+            "Repeat those to go on, name another run with `model_tag`, or set the old one aside "
+            "with `fresh`.",
         )
     try:
         begun = Plan.model_validate(trainer.plan)
     except ValidationError as error:
         raise CheckpointError(
             f"The run {config.tag} was begun by a version of mlxchat whose plans were others.",
-            "Name another run with --model-tag, or set the old one aside with --fresh.",
+            "Name another run with `model_tag`, or set the old one aside with `fresh`.",
         ) from error
     rows = evaluation_rows(config, begun.model.sequence_len, begun.tokens_per_step)
     return SavedRun(folder, trainer, begun.model_copy(update={"eval_rows": rows}))
@@ -142,7 +142,7 @@ def new_optimizer(model: GPT) -> MuonAdamW:
     return MuonAdamW(model.named_parameters(), model.config.arch, machine().compute_dtype)
 
 
-_PUT_BACK = "name another run with --model-tag, or begin anew with --fresh."
+_PUT_BACK = "name another run with `model_tag`, or begin anew with `fresh`."
 
 
 def require_same_files(tag: str, folder: Path, data_dir: Path | None, begun: TrainerState) -> None:
@@ -205,4 +205,4 @@ def require_names(tag: str, folder: Path, begun_with: Sequence[str], names: Sequ
 
 
 def _said(data_dir: Path | str | None) -> str:
-    return f"--data-dir {data_dir}" if data_dir else "the dataset's own folder"
+    return f"`data_dir={data_dir}`" if data_dir else "the dataset's own folder"

@@ -133,7 +133,7 @@ def _require_own_name(stage: Stage[Any, Any]) -> None:
         if runs != stage.folder.parent and store.latest(runs / tag):
             raise ConfigError(
                 f"{tag} is the name of another run: {runs / tag}.",
-                "Name this one with --model-tag.",
+                "Name this one with `model_tag`.",
             )
 
 

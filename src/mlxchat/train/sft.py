@@ -93,7 +93,7 @@ def pretrained(folder: Path) -> Base:
     if layout.is_quantized(folder):
         raise CheckpointError(
             f"The model in {folder} is quantized: it cannot be trained.",
-            "Name the model that it was made of with --source, and quantize what comes of it.",
+            "Name the model that it was made of with `source`, and quantize what comes of it.",
         )
     tokens, config = REFERENCE_BATCH, PretrainConfig(arch=model.arch)
     if (folder / layout.TRAINER).exists():
@@ -255,8 +255,8 @@ def chat_documents(config: SftConfig) -> ChatDocuments:
     if not (config.data or config.identity or config.spelling):
         raise DataError(
             "There is nothing to learn from.",
-            "Name conversations with --data FILE, or --data builtin for the built-in corpus's; see "
-            "also --identity and --spelling.",
+            "Name conversations with `data=FILE`, or `data=builtin` for the built-in corpus's; see "
+            "also `identity` and `spelling`.",
         )
     return ChatDocuments(
         [parse(text) for text in config.data or ()],
@@ -300,7 +300,7 @@ class FineTuning(Stage[SftConfig, ChatDocuments]):
                 fault = "is another file than when"
             raise DataError(
                 f"{name} {fault} the run {self.config.tag} began.",
-                "Put things back, name another run with --model-tag, or begin anew with --fresh.",
+                "Put things back, name another run with `model_tag`, or begin anew with `fresh`.",
             )
 
     def begin(

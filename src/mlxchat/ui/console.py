@@ -17,7 +17,7 @@ from rich.text import Text
 
 from mlxchat.telemetry.events import Event
 from mlxchat.telemetry.meter import Meter
-from mlxchat.ui.text import in_one_line
+from mlxchat.ui.text import as_options, in_one_line
 from mlxchat.ui.views import JsonView, LiveView, PlainView, View
 
 PIPE_WIDTH = 1000  # columns: nothing is folded where nobody looks
@@ -148,16 +148,16 @@ def say(text: str = "", stream: TextIO | None = None) -> None:
 def error(problem: str, remedy: str = "", stream: TextIO | None = None) -> None:
     """Print what is wrong and, on a line of its own, what to do, to standard error."""
     console = console_for(stream or sys.stderr)
-    console.print(Text.assemble(("Error: ", "bold red"), problem), soft_wrap=True)
+    console.print(Text.assemble(("Error: ", "bold red"), as_options(problem)), soft_wrap=True)
     if remedy:
-        console.print(Text(remedy), soft_wrap=True)
+        console.print(Text(as_options(remedy)), soft_wrap=True)
 
 
 def warning(text: str, stream: TextIO | None = None) -> None:
     """Print what is amiss though the work goes on, to standard error."""
     console = console_for(stream or sys.stderr)
     whole = not console.is_terminal  # where a line too long is folded between words
-    console.print(Text.assemble(("Warning: ", "bold yellow"), text), soft_wrap=whole)
+    console.print(Text.assemble(("Warning: ", "bold yellow"), as_options(text)), soft_wrap=whole)
 
 
 def table(

@@ -30,6 +30,7 @@ from mlxchat.ui.text import (
     Cell,
     Section,
     amount,
+    as_options,
     column,
     duration,
     flow,
@@ -156,7 +157,7 @@ def _notice(run: Run, now: float) -> str:
             return f"Stopped on {when}; {resume}."
         case "failed":
             problem = (run.status.failure if run.status else None) or ""
-            return f"Failed on {when}: {problem} When that is mended, {resume}."
+            return f"Failed on {when}: {as_options(problem)} When that is mended, {resume}."
         case "died":
             return f"Its process was killed or crashed. Last heard of on {when}; {resume}."
         case _:

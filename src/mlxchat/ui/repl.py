@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mlxchat.errors import MlxchatError
+from mlxchat.ui.text import as_options
 
 COMMANDS = {
     "/clear": ("", "begin a new conversation"),
@@ -134,7 +135,7 @@ def converse(chat: Chat, name: str, console: Console, read: Callable[[str], str]
         except UnicodeDecodeError as error:
             _note(console, f"That line is not {error.encoding} text.")
         except MlxchatError as error:
-            _note(console, f"{error.problem} {error.remedy}")
+            _note(console, as_options(f"{error.problem} {error.remedy}"))
 
 
 def _obey(chat: Chat, line: str, console: Console) -> None:

@@ -3,6 +3,7 @@
 Numbers with their names, in columns, lines and tables, and panels of such lines.
 """
 
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,22 @@ from mlxchat.telemetry.events import Progressed
 RATE_SECONDS = 15.0  # a task's rate is that of its last seconds
 SINGULAR = {"batches": "batch"}  # of units that lose more than an s
 LEAST_BAR = 10  # characters; amounts and rates give way before the bar gets shorter
+
+_SETTING = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
+_OTHERWISE = {"conversational": "chat"}  # settings whose option has another name
+
+
+def as_options(text: str) -> str:
+    """Write the settings that a message names as options: `depth=4` becomes ``--depth 4``."""
+
+    def option(setting: re.Match[str]) -> str:
+        name, value = setting.groups()
+        written = "--" + _OTHERWISE.get(name, name).replace("_", "-")
+        if value is None:
+            return written
+        return f'{written} "{value}"' if " " in value else f"{written} {value}"
+
+    return _SETTING.sub(option, text)
 
 
 def duration(seconds: float) -> str:

@@ -24,7 +24,7 @@ from mlxchat.telemetry.events import (
 )
 from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.dashboard import dashboard, shown_loss
-from mlxchat.ui.text import Task, amount, bars, duration, in_one_line
+from mlxchat.ui.text import Task, amount, as_options, bars, duration, in_one_line
 
 REFRESHES_PER_SECOND = 4
 ALL_SHARDS = "all shards"  # the task that sums up the others stands below them
@@ -54,7 +54,7 @@ def describe(event: Event, meter: Meter) -> str | None:
         case Ended():
             return f"Stopped after step {event.step:,}; the same command goes on from there."
         case Noted():
-            return event.text
+            return as_options(event.text)
         case Stepped() | Evaluating() | Progressed():
             return None
 

@@ -26,7 +26,7 @@ GREETED = 1 / 5  # share of questions with a greeting before them
 AMID_TALK = 1 / 3  # share of conversations with small talk before or after the question
 AGAIN = 1 / 4  # share of conversations that ask for something else about the model, too
 
-_FORM = 'Write it like --identity "name=Ada, made by=Grace, purpose=help with homework".'
+_FORM = 'Write it like `identity="name=Ada, made by=Grace, purpose=help with homework"`.'
 
 
 @dataclass(frozen=True)

@@ -52,14 +52,14 @@ def require_possible(program: Program, source: Path, folder: Path) -> None:
     if program != "mlx-lm" and layout.is_quantized(source):
         raise CheckpointError(
             f"The model in {source} is quantized, which {program} cannot read.",
-            "Export the model that it was made of, or this one --to mlx-lm.",
+            "Export the model that it was made of, or this one `to=mlx-lm`.",
         )
     if program == "transformers":
         transformers.require_known(config)
     elif program == "nanochat":
         nanochat.require_known(config)
     if folder.exists() or folder.is_symlink():
-        raise CheckpointError(f"{folder} is there already.", "Name a new folder with --out.")
+        raise CheckpointError(f"{folder} is there already.", "Name a new folder with `out`.")
 
 
 def write(
@@ -102,7 +102,7 @@ def write(
     except (OSError, RuntimeError) as error:  # MLX raises the latter
         raise DiskError(
             f"{folder} could not be written: {getattr(error, 'strerror', None) or error}.",
-            "Is there room on the disk, and may you write there? --out names another place.",
+            "Is there room on the disk, and may you write there? `out` names another place.",
         ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

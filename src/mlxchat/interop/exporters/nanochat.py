@@ -35,7 +35,7 @@ def require_known(config: GPTConfig) -> None:
     if (config.era, config.softcap) not in COMMITS:
         raise CheckpointError(
             f"No nanochat of the era {config.era!r} caps its logits at {config.softcap:g}.",
-            "Export it --to mlx-lm.",
+            "Export it `to=mlx-lm`.",
         )
 
 

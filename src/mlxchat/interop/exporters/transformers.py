@@ -42,7 +42,7 @@ def require_known(config: GPTConfig) -> None:
         raise CheckpointError(
             f"transformers knows nanochat's classic network only; this is of the era "
             f"{config.era!r}.",
-            "Export it --to mlx-lm or --to nanochat.",
+            "Export it `to=mlx-lm` or `to=nanochat`.",
         )
 
 

@@ -39,7 +39,7 @@ def open_model(
         raise NotFound(f"There is no {path}.", "Give a model's directory or file.")
     if (path / layout.CONFIG).exists():
         if step is not None:
-            raise ConfigError(f"{path} has no steps to choose from.", "Leave out --step.")
+            raise ConfigError(f"{path} has no steps to choose from.", "Leave out `step`.")
         return hugging_face.open_model(path, tokenizer, softcap, conversational)
     return nanochat.open_model(path, step, tokenizer, softcap, conversational)
 

@@ -13,7 +13,7 @@ from mlxchat.checkpoint import layout
 from mlxchat.checkpoint.catalog import CONFIG, QUANTIZATION
 from mlxchat.checkpoint.files import damaged, read_json
 from mlxchat.checkpoint.layout import load, model_files, open_arrays
-from mlxchat.errors import CheckpointError
+from mlxchat.errors import CheckpointError, command
 from mlxchat.interop import nanochat_files
 from mlxchat.interop.importers import model
 from mlxchat.interop.importers.model import Foreign, Tensor, configure, require_vocabulary
@@ -65,8 +65,8 @@ def open_model(
     if QUANTIZATION in fields or "quantization_config" in fields:
         raise CheckpointError(
             f"The model in {folder} is quantized.",
-            f"Talk to it as it is: mlxchat chat --checkpoint {folder}; or import the model that it "
-            "was made of.",
+            f"Talk to it as it is: {command('chat', checkpoint=folder)}; or import the "
+            "model that it was made of.",
         )
     tensors, found = _tensors(folder), model.find(tokenizer, [folder])
     of_transformers = all(name.startswith(("model.", "lm_head.")) for name in tensors)

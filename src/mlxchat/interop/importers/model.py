@@ -154,7 +154,7 @@ def require_vocabulary(path: Path, tokenizer: Tokenizer, vocab_size: int) -> Non
         raise CheckpointError(
             f"The tokenizer has {tokenizer.vocab_size:,} tokens, the model in {path} "
             f"{vocab_size:,}.",
-            "Give the one that it was trained with: --tokenizer FILE",
+            "Give the one that it was trained with: `tokenizer=FILE`",
         )
 
 
@@ -200,7 +200,7 @@ def find(given: Path | None, folders: Sequence[Path]) -> Tokenizer:
     listed = " or ".join(str(folder) for folder in places)
     raise NotFound(
         f"There is no tokenizer in {listed}.",
-        f"Say where the model's {nanochat_files.TOKENIZER} or {FILE} is: --tokenizer FILE",
+        f"Say where the model's {nanochat_files.TOKENIZER} or {FILE} is: `tokenizer=FILE`",
     )
 
 

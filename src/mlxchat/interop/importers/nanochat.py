@@ -114,13 +114,13 @@ def open_model(
         if not conversational and stage != nanochat_files.BASE:
             notes.append(
                 f"{folder} does not say whether the model was trained on conversations: it is "
-                "taken for a base model; --chat says otherwise."
+                "taken for a base model; `conversational` says otherwise."
             )
     if softcap is None and len(config.traits.softcaps) > 1:
         caps = " or ".join(f"{cap:g}" for cap in config.traits.softcaps)
         notes.append(
             f"The file cannot say whether its logits are capped at {caps}: {config.softcap:g} is "
-            "taken; --softcap takes another. The right one gives fewer bits per byte."
+            "taken; `softcap` takes another. The right one gives fewer bits per byte."
         )
     return Foreign(
         path=file,

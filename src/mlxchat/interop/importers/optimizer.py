@@ -25,7 +25,7 @@ MATRICES = ("attn.c_q", "attn.c_k", "attn.c_v", "attn.c_proj", "attn.ve_gate")
 MATRICES_OF_MLP = ("mlp.c_fc", "mlp.c_proj")
 Shapes = Mapping[str, tuple[int, ...]]
 
-_WITHOUT = "Import the model without --with-optimizer."
+_WITHOUT = "Import the model without `with_optimizer`."
 
 
 @dataclass(frozen=True, eq=False)
