@@ -1,44 +1,73 @@
 """Imports point one way, MLX is imported in one place, and help needs neither."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "mlxchat"
-ANYONE = {"errors", "home", "meter", "status", "telemetry"}
-MODEL = {"model", "runtime"}
-SERVICES = MODEL | {"engine", "ckpt", "data", "optim"}
+ANYONE = {"disk", "errors", "home", "telemetry"}
 ALLOWED = {
+    "__main__": {"cli"},
+    "disk": set(),
     "errors": set(),
     "home": set(),
     "telemetry": set(),
-    "meter": set(),
-    "status": set(),
     "runtime": set(),
     "model": {"runtime"},
-    "optim": MODEL,
-    "data": MODEL,
-    "engine": MODEL,
-    "ckpt": MODEL | {"data"},
-    "evaluate": SERVICES,
-    "train": SERVICES | {"evaluate"},
-    "chat": SERVICES,
-    "quantize": SERVICES | {"evaluate"},
-    "bench": SERVICES | {"train"},
-    "monitor": {"ckpt"},
+    "tokenizer": set(),
+    "optim": {"model", "runtime"},
+    "data": {"tokenizer"},
+    "config": {"data", "model"},
+    "plan": {"config", "model", "optim"},
+    "engine": {"config", "model", "runtime", "tokenizer"},
+    "checkpoint": {"data", "model", "runtime", "tokenizer"},
+    "interop": {"checkpoint", "model", "runtime", "tokenizer"},
+    "evaluate": {"checkpoint", "config", "data", "engine", "runtime", "tokenizer"},
+    "train": {
+        "checkpoint",
+        "config",
+        "data",
+        "engine",
+        "evaluate",
+        "model",
+        "optim",
+        "plan",
+        "runtime",
+        "tokenizer",
+    },
+    "quantize": {"checkpoint", "data", "evaluate", "model", "runtime"},
+    "bench": {"config", "engine", "model", "plan", "runtime", "train"},
+    "monitor": {"checkpoint"},
     "ui": {"monitor"},
-    "__main__": {"cli"},
-    "cli": SERVICES | {"monitor", "ui", "train", "chat", "quantize", "evaluate", "bench"},
+    "cli": {
+        "bench",
+        "checkpoint",
+        "config",
+        "data",
+        "engine",
+        "evaluate",
+        "interop",
+        "model",
+        "monitor",
+        "plan",
+        "quantize",
+        "runtime",
+        "tokenizer",
+        "train",
+        "ui",
+    },
 }
 OUTSIDE = {  # packages that only these parts may import
     "mlx": {"runtime"},
     "rich": {"ui"},
     "typer": {"cli"},
     "httpx": {"data"},
-    "pyarrow": {"data"},
+    "pyarrow": {"data", "evaluate"},
 }
 
 
@@ -79,6 +108,41 @@ def test_imports_point_one_way(path: Path) -> None:
             assert version or other == own or other in ALLOWED[own] | ANYONE, f"imports {name}"
         elif package in OUTSIDE:
             assert own in OUTSIDE[package], f"imports {name}"
+
+
+FLAG = re.compile(r"--[a-z][a-z-]+")
+OTHER_PROGRAMS = {  # whose options these are, or the names of whose folders
+    "interop/exporters/mlx_lm.py",
+    "interop/exporters/nanochat.py",
+    "evaluate/tasks.py",
+}
+
+
+def strings(path: Path) -> Iterator[str]:
+    """The string literals of a file, parts of f-strings among them, without docstrings."""
+    tree = ast.parse(path.read_text("utf-8"))
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and id(node) not in docstrings
+        ):
+            yield node.value
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_only_the_command_line_names_its_options(path: Path) -> None:
+    name = str(path.relative_to(SOURCE))
+    if part(path) == "cli" or name in OTHER_PROGRAMS:
+        return
+    assert [text for text in strings(path) if FLAG.search(text)] == []
 
 
 @pytest.mark.parametrize(
