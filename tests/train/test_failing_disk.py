@@ -13,7 +13,8 @@ from support.runs import CONFIG, QUIET, diverge, logged, run, run_folder, shards
 from mlxchat.checkpoint import files, layout, store
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.telemetry.events import JsonLines, events
+from mlxchat.telemetry import events
+from mlxchat.telemetry.events import JsonLines
 
 SHORT = CONFIG.model_copy(update={"eval_every": 0, "sample_every": 0})
 FULL = OSError(errno.ENOSPC, "No space left on device")
