@@ -427,7 +427,7 @@ def test_changed_conversations_are_refused(based: Path, tmp_path: Path) -> None:
         ({"model_tag": "base"}, "base is the name of another run"),
         ({"device_batch_size": 3}, "not a multiple of 3 rows"),
         ({"memory_limit": "1MiB"}, "takes at least"),
-        ({"epochs": 2}, "--epochs 2 determines"),
+        ({"epochs": 2}, "`epochs=2` determines"),
         ({"identity": "Ada"}, "no KEY=VALUE"),
     ],
 )
