@@ -55,7 +55,7 @@ def test_nanochat_gets_back_what_it_gave(arch: str, conversational: bool, tmp_pa
     exporters.write("nanochat", out, model, HISTORY, mx.float32)
     stage = "chatsft_checkpoints" if conversational else "base_checkpoints"
     file = out / stage / "d4" / "model_000007.pt"
-    found, expected = torch_file.read(file), weights(arch)
+    found, expected = torch_file.read_torch(file), weights(arch)
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
         assert tensor.dtype == mx.float32
@@ -64,7 +64,7 @@ def test_nanochat_gets_back_what_it_gave(arch: str, conversational: bool, tmp_pa
     assert meta["model_config"] == config(arch) and meta["step"] == 7
     encoding = pickle.loads((out / "tokenizer" / "tokenizer.pkl").read_bytes())
     assert type(encoding) is tiktoken.Encoding and encoding.n_vocab == 265
-    lengths = torch_file.read(out / "tokenizer" / "token_bytes.pt")
+    lengths = torch_file.read_torch(out / "tokenizer" / "token_bytes.pt")
     assert lengths.dtype == mx.int32
     assert lengths.read().tolist() == [1] * 256 + [0] * 9
     again = open_model(file.parent)

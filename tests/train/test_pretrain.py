@@ -237,7 +237,7 @@ def test_other_settings_are_refused_and_named(straight: tuple[Path, list[Event]]
     assert "`matrix_lr` (0.02 -> 0.01)" in raised.value.problem
     assert "keep" not in raised.value.problem
     assert "`model_tag`" in raised.value.remedy
-    assert "--fresh" in raised.value.remedy
+    assert "`fresh`" in raised.value.remedy
 
 
 def test_fresh_sets_the_old_run_aside(prepared: Path) -> None:

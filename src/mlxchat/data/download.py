@@ -211,10 +211,10 @@ def _size(stream: BinaryIO) -> int:
 
 ALL_SHARDS = "all shards"  # the task of the bar that counts every file of a fetch
 
-Result = TypeVar("Result")
+Waited = TypeVar("Waited")
 
 
-def locate(hub: Hub, dataset: Dataset, folder: Path, name: str) -> RemoteFile:
+def stat_shard(hub: Hub, dataset: Dataset, folder: Path, name: str) -> RemoteFile:
     """What the hub says of a shard, of the commit that the folder's other shards are of.
 
     The first shard of a folder decides which that is.
@@ -294,7 +294,9 @@ def fetch(
         try:
             asked: dict[str, Future[RemoteFile]] = {}
             for group in missing[:1], missing[1:]:  # one alone says it where nothing can be had
-                asked |= {name: pool.submit(locate, hub, dataset, folder, name) for name in group}
+                asked |= {
+                    name: pool.submit(stat_shard, hub, dataset, folder, name) for name in group
+                }
                 _wait(asked.values())
             remotes = {name: future.result() for name, future in asked.items()}
             needed = sum(missing_bytes(remotes[name], folder / name) for name in missing)
@@ -362,7 +364,7 @@ def _one_at_a_time(report: Report) -> Report:
     return locked
 
 
-def _wait(futures: Iterable[Future[Result]]) -> None:
+def _wait(futures: Iterable[Future[Waited]]) -> None:
     """Until all are done; the first to fail raises at once."""
     for future in as_completed(futures):
         future.result()

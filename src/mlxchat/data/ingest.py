@@ -4,7 +4,7 @@ About one document in twenty, chosen at random, becomes validation.
 
 Documents out of the kinds of files that people have.
 
-Text files are cut at blank lines into documents of at most `DOCUMENT_CHARACTERS`, because packing
+Text files are cut at blank lines into documents of at most `LONGEST_DOCUMENT`, because packing
 drops what is left of a document longer than a row; a line of a .jsonl file and a row of a .parquet
 file are a document each.
 """
@@ -28,10 +28,10 @@ from mlxchat.disk import is_at, lock, storing, sync
 from mlxchat.errors import DataError, DiskError, LockedError, MlxchatError, NotFound
 from mlxchat.telemetry.events import Noted, Progressed, Report
 
-DOCUMENT_CHARACTERS = 8_000
-ROWS = 1024  # of a parquet file, read at a time
+LONGEST_DOCUMENT = 8_000
+ROWS_READ = 1024  # of a parquet file, read at a time
 PIECE_BYTES = 2**16  # of a line that has no end
-REASON_CHARACTERS = 200  # of what pyarrow says is wrong
+LONGEST_REASON = 200  # of what pyarrow says is wrong
 
 Advance = Callable[[int], None]  # is told of bytes read
 
@@ -52,7 +52,7 @@ def _read_text(path: Path, advance: Advance) -> Iterator[str]:
     """Paragraphs, as many together as fit into a document."""
     document = ""
     for paragraph in _paragraphs(_text_pieces(path, advance)):
-        if document and len(document) + 2 + len(paragraph) > DOCUMENT_CHARACTERS:
+        if document and len(document) + 2 + len(paragraph) > LONGEST_DOCUMENT:
             yield document
             document = ""
         document = f"{document}\n\n{paragraph}" if document else paragraph
@@ -64,7 +64,7 @@ def _paragraphs(pieces: Iterable[str]) -> Iterator[str]:
     paragraph = ""
     for piece in pieces:
         paragraph += piece
-        while len(paragraph) > DOCUMENT_CHARACTERS:
+        while len(paragraph) > LONGEST_DOCUMENT:
             end = _cut(paragraph)
             yield paragraph[:end].rstrip()
             paragraph = paragraph[end:].lstrip("\n")
@@ -79,10 +79,10 @@ def _paragraphs(pieces: Iterable[str]) -> Iterator[str]:
 def _cut(text: str) -> int:
     """Where to cut ``text``: after the last line, sentence or word that a document has room for."""
     for separator in ("\n", ". ", " "):
-        end = text.rfind(separator, DOCUMENT_CHARACTERS // 2, DOCUMENT_CHARACTERS)
+        end = text.rfind(separator, LONGEST_DOCUMENT // 2, LONGEST_DOCUMENT)
         if end > 0:
             return end + len(separator)
-    return DOCUMENT_CHARACTERS
+    return LONGEST_DOCUMENT
 
 
 def _text_pieces(path: Path, advance: Advance) -> Iterator[str]:
@@ -137,14 +137,14 @@ def _read_parquet(path: Path, advance: Advance) -> Iterator[str]:
             raise DataError(f"{path} {fault}.", remedy)
         with pq.ParquetFile(path) as file:
             bytes_per_row = path.stat().st_size / max(file.metadata.num_rows, 1)
-            for batch in file.iter_batches(batch_size=ROWS, columns=["text"]):
+            for batch in file.iter_batches(batch_size=ROWS_READ, columns=["text"]):
                 advance(int(bytes_per_row * batch.num_rows))
                 yield from (text for text in batch.column(0).to_pylist() if text is not None)
                 row += batch.num_rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno:  # the disk's fault, not the file's
             raise
-        reason = " ".join(str(error).split())[:REASON_CHARACTERS]
+        reason = " ".join(str(error).split())[:LONGEST_REASON]
         raise DataError(f"{path} is damaged after row {row}: {reason}.", remedy) from error
 
 
@@ -318,7 +318,7 @@ class _Split:
             found = "only one document" if self.documents else "no document"
             raise DataError(
                 f"{source} makes {found}; one is needed for training and one for validation.",
-                f"Add text: a document of a .txt file has up to {DOCUMENT_CHARACTERS} characters.",
+                f"Add text: a document of a .txt file has up to {LONGEST_DOCUMENT} characters.",
             )
         self._deal()
         if self._training:

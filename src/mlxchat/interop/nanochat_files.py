@@ -32,7 +32,7 @@ TOKENIZER = "tokenizer.pkl"
 TOKEN_BYTES = "token_bytes.pt"
 
 FIELDS = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
-WINDOWS = "window_pattern"  # since the era that has short windows
+WINDOWS_FIELD = "window_pattern"  # since the era that has short windows
 
 
 def model_file(step: int) -> str:
@@ -45,7 +45,7 @@ def meta_file(step: int) -> str:
     return f"meta_{step:06d}.json"
 
 
-NAME = "rustbpe"  # of every encoding that nanochat makes
+ENCODING_NAME = "rustbpe"  # of every encoding that nanochat makes
 PROTOCOL = 4  # of the pickles that nanochat makes
 
 
@@ -60,7 +60,7 @@ class _Encoding(BaseModel):
     special_tokens: dict[str, int]
 
 
-def read(path: Path) -> Tokenizer:
+def read_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer in a ``tokenizer.pkl``.
 
     Raises:
@@ -91,14 +91,14 @@ def read(path: Path) -> Tokenizer:
         raise damaged(path, str(error)) from error
 
 
-def write(path: Path, tokenizer: Tokenizer) -> None:
+def write_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
     """Write what nanochat reads as its tokenizer. The same tokenizer makes the same bytes.
 
     Raises:
         OSError: the file cannot be written.
     """
     encoding = tiktoken.Encoding(
-        NAME,
+        ENCODING_NAME,
         pat_str=tokenizer.pattern,
         mergeable_ranks=tokenizer.ranks,
         special_tokens=tokenizer.special_tokens,

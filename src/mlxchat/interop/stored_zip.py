@@ -17,7 +17,7 @@ from typing import BinaryIO
 from mlxchat.checkpoint.files import damaged, refused, unreadable
 
 ALIGNMENT = 64  # of the first byte of an entry, as torch has it
-PIECE = 2**22  # bytes that are read at a time
+PIECE_BYTES = 2**22  # bytes that are read at a time
 MOST_AT_A_TIME = 2**24  # bytes of the directory: 200,000 entries
 FLAGS = 0x0808  # sizes after the data, names in UTF-8; others mean encryption or patches
 _HEADER = struct.Struct("<4s22xHH")  # before each entry: signature, lengths of name and extra field
@@ -49,7 +49,7 @@ class Entry:
             with self.path.open("rb", buffering=0) as file:
                 file.seek(self.start)
                 while position < self.size:
-                    piece = file.read(min(PIECE, self.size - position))
+                    piece = file.read(min(PIECE_BYTES, self.size - position))
                     if not piece:
                         raise damaged(self.path, "it ends too early")
                     crc = zlib.crc32(piece, crc)
@@ -74,7 +74,7 @@ class _Directory(io.FileIO):
         return super().read(size) or b""
 
 
-def entries(path: Path) -> dict[str, Entry]:
+def zip_entries(path: Path) -> dict[str, Entry]:
     """The entries of a zip file, by name.
 
     Raises:
@@ -91,7 +91,7 @@ def entries(path: Path) -> dict[str, Entry]:
         raise damaged(path, f"no zip file: {error}") from error
 
 
-def write(path: Path, contents: Iterable[tuple[str, memoryview]]) -> None:
+def write_zip(path: Path, contents: Iterable[tuple[str, memoryview]]) -> None:
     """Write a zip file of entries that are asked for one after another.
 
     Each begins at a multiple of `ALIGNMENT` (unless it has 2 GB: its header is longer). The same

@@ -58,7 +58,7 @@ class Storage:
 
 
 @dataclass(frozen=True, eq=False)
-class Tensor:
+class TorchTensor:
     """A tensor in a file. Offset and strides count elements of the storage."""
 
     storage: Storage
@@ -93,8 +93,8 @@ class Tensor:
         return mx.array(values, self.dtype)
 
 
-def read(path: Path) -> Any:
-    """The value that ``torch.save`` wrote: `Tensor` for tensors and parameters, dictionaries,
+def read_torch(path: Path) -> Any:
+    """The value that ``torch.save`` wrote: `TorchTensor` for tensors and parameters, dictionaries,
     lists, tuples, numbers, text and None; mx.Dtype for dtypes, text for devices.
 
     Raises:
@@ -102,7 +102,7 @@ def read(path: Path) -> Any:
             other than data, which is named.
     """
     _check_kind(path)
-    entries = stored_zip.entries(path)
+    entries = stored_zip.zip_entries(path)
     root = next(iter(entries), "").split("/")[0]
     pickled = entries.get(f"{root}/data.pkl")
     if pickled is None or any(not name.startswith(f"{root}/") for name in entries):
@@ -120,7 +120,7 @@ def read(path: Path) -> Any:
     return pickles.load(bytes(pickled.read()), path, _ADMITTED, storage)
 
 
-def write(path: Path, value: Any) -> None:
+def write_torch(path: Path, value: Any) -> None:
     """Write what ``torch.load(path, weights_only=True)`` reads.
 
     Arrays are evaluated and written one after another. The same value makes the same bytes.
@@ -144,7 +144,7 @@ def write(path: Path, value: Any) -> None:
             yield f"{ROOT}/data/{key}", _content(array)
         yield f"{ROOT}/version", memoryview(VERSION)
 
-    stored_zip.write(path, contents())
+    stored_zip.write_zip(path, contents())
 
 
 def _check_kind(path: Path) -> None:
@@ -183,7 +183,7 @@ def _storage(entry: Entry | None, dtype: mx.Dtype, count: int) -> Storage:
     return Storage(entry, dtype, count)
 
 
-def _tensor(arguments: tuple[Any, ...]) -> Tensor:
+def _tensor(arguments: tuple[Any, ...]) -> TorchTensor:
     match arguments:
         case (Storage() as storage, int() as offset, tuple() as shape, tuple() as strides, *_):
             pass
@@ -199,12 +199,12 @@ def _tensor(arguments: tuple[Any, ...]) -> Tensor:
         raise ValueError(f"a tensor of {elements:,} elements")
     if elements and (last >= storage.count or elements > storage.count):
         raise ValueError(f"a tensor reaches beyond {storage.entry.name}")
-    return Tensor(storage, offset, shape, strides)
+    return TorchTensor(storage, offset, shape, strides)
 
 
-def _parameter(arguments: tuple[Any, ...]) -> Tensor:
+def _parameter(arguments: tuple[Any, ...]) -> TorchTensor:
     match arguments:
-        case (Tensor() as tensor, *_):
+        case (TorchTensor() as tensor, *_):
             return tensor
     raise ValueError("a parameter that is no tensor")
 

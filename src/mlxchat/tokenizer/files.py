@@ -76,7 +76,7 @@ class _File(BaseModel):
     model: _Model
 
 
-def to_json(ranks: Ranks, pattern: str, special: dict[str, int]) -> dict[str, Any]:
+def tokenizer_to_json(ranks: Ranks, pattern: str, special: dict[str, int]) -> dict[str, Any]:
     """The form of Hugging Face's `tokenizers`: byte-level BPE, every byte a visible letter."""
     visible = {token: _visible(token) for token in ranks}
     vocabulary = {visible[token]: rank for token, rank in ranks.items()}
@@ -129,7 +129,7 @@ def to_json(ranks: Ranks, pattern: str, special: dict[str, int]) -> dict[str, An
     }
 
 
-def from_json(stored: Any) -> tuple[Ranks, str, dict[str, int]]:
+def tokenizer_from_json(stored: Any) -> tuple[Ranks, str, dict[str, int]]:
     """Ranks, split pattern and special tokens of a file, where it says nothing else.
 
     They may still be no vocabulary: ids may be missing, or be there twice.

@@ -97,7 +97,7 @@ SPELLED = 1 / 4  # share of conversations that spell a word and count nothing
 FOREIGN_LETTER = 1 / 8  # share of letters that are drawn from the alphabet, not from the word
 LAZY = 1 / 3  # share of questions that are typed without capitals
 UNMARKED = 1 / 3  # share of questions without their mark at the end
-ONE_IN = 10  # how many pairs of word and letter there are for each that is held out
+PAIRS_PER_HELD_OUT = 10  # how many pairs of word and letter there are for each that is held out
 
 COUNTING = (
     "How many times is the letter {letter} in {word}?",
@@ -152,7 +152,7 @@ SPELLING = (
 _QUOTES = ("", "", "'", '"')
 
 
-def conversations(seed: int, count: int) -> Iterator[Conversation]:
+def spelling_conversations(seed: int, count: int) -> Iterator[Conversation]:
     """``count`` conversations to train on; three in four count, the others only spell."""
     for number in range(count):
         rng = Random(f"spelling/{seed}/{number}")
@@ -162,19 +162,19 @@ def conversations(seed: int, count: int) -> Iterator[Conversation]:
             yield _counted(rng, *_drawn(rng, wanted=False))
 
 
-def held_out(count: int, seed: int = 0) -> list[Conversation]:
+def held_out_conversations(count: int, seed: int = 0) -> list[Conversation]:
     """``count`` conversations that count, each about a word and a letter never trained on."""
     rng = Random(f"spelling/held out/{seed}")
     return [_counted(rng, *_drawn(rng, wanted=True)) for _ in range(count)]
 
 
-def is_held_out(word: str, letter: str) -> bool:
+def is_pair_held_out(word: str, letter: str) -> bool:
     """Whether counting this letter in this word is kept from training: one pair in ten."""
     digest = hashlib.sha256(f"{word} {letter}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") % ONE_IN == 0
+    return int.from_bytes(digest[:8], "big") % PAIRS_PER_HELD_OUT == 0
 
 
-def answer(conversation: Conversation) -> str:
+def final_answer(conversation: Conversation) -> str:
     """The final answer of a conversation that counts: what follows the last `ANSWER`."""
     return conversation.messages[-1].text.rpartition(ANSWER)[2].strip()
 
@@ -184,7 +184,7 @@ def _drawn(rng: Random, wanted: bool) -> tuple[str, str]:
     while True:
         word = rng.choice(WORDS)
         letter = rng.choice(ascii_lowercase if rng.random() < FOREIGN_LETTER else word)
-        if is_held_out(word, letter) == wanted:
+        if is_pair_held_out(word, letter) == wanted:
             return word, letter
 
 

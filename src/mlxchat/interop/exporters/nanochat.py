@@ -49,7 +49,7 @@ def write(folder: Path, saved: SavedModel, history: History, weights: WeightWrit
     fields = (
         nanochat_files.FIELDS
         if config.era == "classic"
-        else (*nanochat_files.FIELDS, nanochat_files.WINDOWS)
+        else (*nanochat_files.FIELDS, nanochat_files.WINDOWS_FIELD)
     )
     meta: dict[str, Any] = {
         "step": step,
@@ -59,14 +59,14 @@ def write(folder: Path, saved: SavedModel, history: History, weights: WeightWrit
     }
     (checkpoints / nanochat_files.meta_file(step)).write_text(json.dumps(meta, indent=2), "utf-8")
     tensors = saved.model.named_parameters()
-    torch_file.write(checkpoints / nanochat_files.model_file(step), tensors)
+    torch_file.write_torch(checkpoints / nanochat_files.model_file(step), tensors)
     size = sum(array.nbytes for array in tensors.values())
     weights.report(size, size)
 
     beside = folder / nanochat_files.TOKENIZER_FOLDER
     beside.mkdir()
-    nanochat_files.write(beside / nanochat_files.TOKENIZER, tokenizer)
-    torch_file.write(
+    nanochat_files.write_tokenizer(beside / nanochat_files.TOKENIZER, tokenizer)
+    torch_file.write_torch(
         beside / nanochat_files.TOKEN_BYTES, mx.array(tokenizer.byte_lengths(), dtype=mx.int32)
     )
 

@@ -40,11 +40,13 @@ def open_model(
     if (path / layout.CONFIG).exists():
         if step is not None:
             raise ConfigError(f"{path} has no steps to choose from.", "Leave out `step`.")
-        return hugging_face.open_model(path, tokenizer, softcap, conversational)
-    return nanochat.open_model(path, step, tokenizer, softcap, conversational)
+        return hugging_face.open_hugging_face(path, tokenizer, softcap, conversational)
+    return nanochat.open_nanochat(path, step, tokenizer, softcap, conversational)
 
 
-def save(run: Path, foreign: Foreign, model: GPT, optimizer: dict[str, mx.array] | None) -> Path:
+def save_imported(
+    run: Path, foreign: Foreign, model: GPT, optimizer: dict[str, mx.array] | None
+) -> Path:
     """Save an imported model as the only step of a run.
 
     Args:

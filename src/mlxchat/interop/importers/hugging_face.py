@@ -19,12 +19,12 @@ from mlxchat.interop.importers import model
 from mlxchat.interop.importers.model import Foreign, Tensor, configure, require_vocabulary
 from mlxchat.model.config import VOCABULARY_MULTIPLE, GPTConfig
 from mlxchat.runtime import mx
-from mlxchat.tokenizer.bpe import CONFIG_FILE, Tokenizer
+from mlxchat.tokenizer.bpe import TOKENIZER_CONFIG_FILE, Tokenizer
 
-TEMPLATE = "chat_template.jinja"
+TEMPLATE_FILE = "chat_template.jinja"
 
 # By name here and there, of a layer; with the layers' own prefixes before them.
-LAYER = {
+LAYER_NAMES = {
     "attn.c_q": "self_attn.q_proj",
     "attn.c_k": "self_attn.k_proj",
     "attn.c_v": "self_attn.v_proj",
@@ -56,7 +56,7 @@ class _Stored:
         return array
 
 
-def open_model(
+def open_hugging_face(
     folder: Path, tokenizer: Path | None, softcap: float | None, conversational: bool | None
 ) -> Foreign:
     """A model of the hub's; see `importers.open_model`."""
@@ -68,7 +68,7 @@ def open_model(
             f"Talk to it as it is: {command('chat', checkpoint=folder)}; or import the "
             "model that it was made of.",
         )
-    tensors, found = _tensors(folder), model.find(tokenizer, [folder])
+    tensors, found = _tensors(folder), model.find_tokenizer(tokenizer, [folder])
     of_transformers = all(name.startswith(("model.", "lm_head.")) for name in tensors)
     if of_transformers:
         tensors = {_plain(name): tensor for name, tensor in tensors.items()}
@@ -104,11 +104,11 @@ def open_model(
 
 def renamed(name: str) -> str:
     """What transformers calls a parameter of nanochat's classic network."""
-    return _renamed(name, {**PREFIXES, **LAYER})
+    return _renamed(name, {**PREFIXES, **LAYER_NAMES})
 
 
 def _plain(name: str) -> str:
-    return _renamed(name, {there: here for here, there in {**PREFIXES, **LAYER}.items()})
+    return _renamed(name, {there: here for here, there in {**PREFIXES, **LAYER_NAMES}.items()})
 
 
 def _renamed(name: str, names: dict[str, str]) -> str:
@@ -173,5 +173,7 @@ def _require_nanochat(path: Path, fields: dict[str, Any], ours: GPTConfig) -> No
 
 
 def _has_template(folder: Path) -> bool:
-    path = folder / CONFIG_FILE
-    return (folder / TEMPLATE).exists() or (path.exists() and "chat_template" in read_json(path))
+    path = folder / TOKENIZER_CONFIG_FILE
+    return (folder / TEMPLATE_FILE).exists() or (
+        path.exists() and "chat_template" in read_json(path)
+    )

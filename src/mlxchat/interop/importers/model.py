@@ -18,10 +18,10 @@ from mlxchat.model.config import CLASSIC, VOCABULARY_MULTIPLE, GPTConfig, era_of
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
 from mlxchat.tokenizer import files
-from mlxchat.tokenizer.bpe import FILE, Tokenizer, vocabulary_fault
+from mlxchat.tokenizer.bpe import TOKENIZER_FILE, Tokenizer, vocabulary_fault
 
-EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
-LONGEST_NAME = 200
+EMBEDDING_WEIGHT, HEAD_WEIGHT = "transformer.wte.weight", "lm_head.weight"
+LONGEST_TENSOR_NAME = 200
 FLOATS = (mx.float32, mx.bfloat16, mx.float16)  # all of their values are float32's too
 
 _ANOTHER = "Give a model of nanochat's main branch, all of its tensors and no others."
@@ -86,7 +86,7 @@ def network(foreign: Foreign, report: Callable[[int, int], None] = lambda done, 
         tensor = tensors.pop(name)
         array = tensor.read()
         done += array.nbytes
-        if name in (EMBEDDING, HEAD):
+        if name in (EMBEDDING_WEIGHT, HEAD_WEIGHT):
             array = array[: foreign.config.rows]
         array = mx.contiguous(array.astype(mx.float32))
         mx.eval(array)
@@ -118,7 +118,7 @@ def configure(
             another shape or of no floating-point dtype. Each is named.
     """
     for name in tensors:
-        if len(name) > LONGEST_NAME or not name.isprintable():
+        if len(name) > LONGEST_TENSOR_NAME or not name.isprintable():
             raise damaged(path, f"a tensor is called {name[:99]!a}")
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     era = era_of(shapes)
@@ -133,12 +133,13 @@ def configure(
         )
     except ValidationError as error:
         raise damaged(settings, error) from error
-    rows, width = (*shapes.get(EMBEDDING, ()), 0, 0)[:2]
+    rows, width = (*shapes.get(EMBEDDING_WEIGHT, ()), 0, 0)[:2]
     if config.n_layer > len(shapes) or config.vocab_size > rows or config.n_embd != width:
         raise damaged(  # before a network is made that may be endless
             settings,
             f"{config.n_layer} layers, a vocabulary of {config.vocab_size} and a width of "
-            f"{config.n_embd}; there are {len(shapes)} tensors, {EMBEDDING} of {(rows, width)}",
+            f"{config.n_embd}; there are {len(shapes)} tensors, {EMBEDDING_WEIGHT} has shape "
+            f"{(rows, width)}",
         )
     _check(path, config, tensors)
     return config
@@ -167,7 +168,7 @@ def _check(path: Path, config: GPTConfig, tensors: Mapping[str, Tensor]) -> None
     for name in sorted(expected.keys() & tensors.keys()):
         found, dtype = tensors[name].shape, tensors[name].dtype
         shapes = [expected[name]]
-        if name in (EMBEDDING, HEAD):
+        if name in (EMBEDDING_WEIGHT, HEAD_WEIGHT):
             shapes.append((padded, config.n_embd))
         if tuple(found) not in shapes:
             faults.append(f"{name} has shape {tuple(found)}, not {expected[name]}")
@@ -178,10 +179,10 @@ def _check(path: Path, config: GPTConfig, tensors: Mapping[str, Tensor]) -> None
         raise CheckpointError(f"{path}: {'; '.join(faults[:3])}{more}.", _ANOTHER)
 
 
-FILES = (FILE, nanochat_files.TOKENIZER)
+TOKENIZER_FILES = (TOKENIZER_FILE, nanochat_files.TOKENIZER)
 
 
-def find(given: Path | None, folders: Sequence[Path]) -> Tokenizer:
+def find_tokenizer(given: Path | None, folders: Sequence[Path]) -> Tokenizer:
     """The tokenizer that is given, or else the first one that lies in the folders.
 
     Args:
@@ -194,21 +195,21 @@ def find(given: Path | None, folders: Sequence[Path]) -> Tokenizer:
         return _read(given)
     places = folders if given is None else [given]
     for folder in places:
-        for name in FILES:
+        for name in TOKENIZER_FILES:
             if (folder / name).exists():
                 return _read(folder / name)
     listed = " or ".join(str(folder) for folder in places)
     raise NotFound(
         f"There is no tokenizer in {listed}.",
-        f"Say where the model's {nanochat_files.TOKENIZER} or {FILE} is: `tokenizer=FILE`",
+        f"Name the model's {nanochat_files.TOKENIZER} or {TOKENIZER_FILE}: `tokenizer=FILE`",
     )
 
 
 def _read(path: Path) -> Tokenizer:
     if path.suffix != ".json":
-        return nanochat_files.read(path)
+        return nanochat_files.read_tokenizer(path)
     try:
-        ranks, pattern, special = files.from_json(read_json(path))
+        ranks, pattern, special = files.tokenizer_from_json(read_json(path))
         if fault := vocabulary_fault(ranks, special):
             raise damaged(path, f"it {fault}")
         return Tokenizer(ranks, pattern, special)

@@ -17,7 +17,7 @@ from mlxchat.checkpoint.files import damaged
 from mlxchat.errors import CheckpointError, MlxchatError, NotFound
 from mlxchat.interop import torch_file
 from mlxchat.interop.importers.model import FLOATS
-from mlxchat.interop.torch_file import Tensor
+from mlxchat.interop.torch_file import TorchTensor
 from mlxchat.model.config import GPTConfig
 from mlxchat.runtime import mx
 
@@ -32,9 +32,11 @@ _WITHOUT = "Import the model without `with_optimizer`."
 class _Row:
     """One of several matrices that lie stacked in a tensor."""
 
-    stack: Tensor
+    stack: TorchTensor
     index: int
-    read_stack: Callable[[Tensor], mx.array]  # keeps the last: a file is read once, not once a row
+    read_stack: Callable[
+        [TorchTensor], mx.array
+    ]  # keeps the last: a file is read once, not once a row
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -48,7 +50,7 @@ class _Row:
         return self.read_stack(self.stack)[self.index]
 
 
-def find(model: Path, step: int, config: GPTConfig) -> Path:
+def find_optimizer(model: Path, step: int, config: GPTConfig) -> Path:
     """The only file of the step; classic nanochat's name is without a rank.
 
     Args:
@@ -72,11 +74,11 @@ def find(model: Path, step: int, config: GPTConfig) -> Path:
     return ranks[0] if ranks else whole
 
 
-def read(path: Path, config: GPTConfig, expected: Shapes) -> dict[str, mx.array]:
+def read_optimizer(path: Path, config: GPTConfig, expected: Shapes) -> dict[str, mx.array]:
     """The state as `mlxchat.optim.optimizer.MuonAdamW` keeps it, in float32.
 
     Args:
-        path: that `find` found.
+        path: that `find_optimizer` found.
         expected: names and shapes of that state.
 
     Raises:
@@ -84,7 +86,7 @@ def read(path: Path, config: GPTConfig, expected: Shapes) -> dict[str, mx.array]
     """
     matrices = [name for layer in range(config.n_layer) for name in _matrices(layer, expected)]
     shapes = {name: expected[f"muon.{name}"] for name in matrices}
-    state = dict(_READERS[config.era](path, torch_file.read(path), shapes))
+    state = dict(_READERS[config.era](path, torch_file.read_torch(path), shapes))
     found = {name: value for name, value in state.items() if name != "step"}
     for name in expected.keys() - {"step"}:
         tensor = found.get(name)
@@ -151,7 +153,7 @@ def _modern(path: Path, value: Any, matrices: Shapes) -> Iterator[tuple[str, Any
     yield from _adamw(path, state, names)
     firsts = [_keys(path, group)[0] for group in groups]
     stacks = [key for key in firsts if key >= len(names)]
-    read_stack = lru_cache(maxsize=1)(Tensor.read)
+    read_stack = lru_cache(maxsize=1)(TorchTensor.read)
     for key, shape in zip(stacks, sorted(by_shape), strict=False):
         held = by_shape[shape]
         for ours, theirs in (("muon", "momentum_buffer"), ("normuon", "second_momentum_buffer")):
@@ -175,17 +177,17 @@ def _adamw(path: Path, state: Mapping[Any, Any], names: list[str]) -> Iterator[t
 
 
 def _number(path: Path, value: Any) -> float:
-    if isinstance(value, Tensor) and prod(value.shape) == 1:
+    if isinstance(value, TorchTensor) and prod(value.shape) == 1:
         value = value.read().item()
     if not isinstance(value, int | float):
         raise damaged(path, "AdamW does not say how many steps it has done")
     return float(value)
 
 
-def _of(path: Path, state: Mapping[Any, Any], key: int, what: str) -> Tensor:
+def _of(path: Path, state: Mapping[Any, Any], key: int, what: str) -> TorchTensor:
     entry = state.get(key)
     tensor = entry.get(what) if isinstance(entry, dict) else None
-    if not isinstance(tensor, Tensor):
+    if not isinstance(tensor, TorchTensor):
         raise _not_whole(path, f"parameter {key!a:.20} has no {what}")
     return tensor
 
