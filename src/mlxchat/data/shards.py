@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mlxchat.errors import ConfigError, DataError, NotFound, command
-from mlxchat.home import Home
+from mlxchat.home import DEFAULT_DATASET, Home
 
 STREAMED = ".streamed"  # folder in a dataset's folder of what streaming fetched, and may delete
 REVISION = ".revision"  # file in a dataset's folder with the commit that its shards are of
@@ -25,12 +25,22 @@ def shard_name(index: int) -> str:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset on the hub: shards 0 to ``last_shard``, the last of which is validation."""
+    """A dataset on the Hugging Face hub.
+
+    Attributes:
+        name: the name in `dataset`, and in the name of the folder on disk.
+        repo: the repository on the hub, ``owner/name``.
+        last_shard: the index of the last shard, which is validation; shards 0 up to it are
+            training.
+        licence_note: the licence, shown before a download.
+        restriction: a restriction of the licence to mention in help texts, or empty.
+    """
 
     name: str
     repo: str
     last_shard: int
     licence_note: str
+    restriction: str = ""
 
     @property
     def validation(self) -> str:
@@ -57,7 +67,7 @@ DATASETS = {
     dataset.name: dataset
     for dataset in (
         Dataset(
-            name="fineweb-edu",
+            name=DEFAULT_DATASET,
             repo="karpathy/fineweb-edu-100b-shuffle",
             last_shard=1822,
             licence_note="ODC-BY 1.0",
@@ -67,9 +77,22 @@ DATASETS = {
             repo="karpathy/climbmix-400b-shuffle",
             last_shard=6542,
             licence_note="CC BY-NC 4.0: non-commercial use only",
+            restriction="licensed for non-commercial use only",
         ),
     )
 }
+
+
+def dataset_names() -> str:
+    """List the datasets of the hub for help texts, with the restrictions of their licences.
+
+    >>> dataset_names()
+    'fineweb-edu, climbmix (licensed for non-commercial use only)'
+    """
+    return ", ".join(
+        f"{dataset.name} ({dataset.restriction})" if dataset.restriction else dataset.name
+        for dataset in DATASETS.values()
+    )
 
 
 class ShardSource(Protocol):
@@ -176,7 +199,7 @@ def status(home: Home) -> list[FolderStatus]:
     A known dataset has its validation shard when the hub's last one is there; the user's own, when
     there are two files or more.
     """
-    first = home.data("fineweb-edu")
+    first = home.data(DEFAULT_DATASET)
     folders = sorted(
         path
         for path in first.parent.glob(f"{first.name}*")
@@ -186,7 +209,7 @@ def status(home: Home) -> list[FolderStatus]:
 
 
 def _folder_status(folder: Path, first: Path) -> FolderStatus:
-    name = "fineweb-edu" if folder == first else folder.name.removeprefix(f"{first.name}_")
+    name = DEFAULT_DATASET if folder == first else folder.name.removeprefix(f"{first.name}_")
     names = shard_names(folder)
     known = DATASETS.get(name)
     return FolderStatus(

@@ -70,10 +70,10 @@ def _array(path: Path, entry: Entry) -> NpzArray:
         shape, in_columns, dtype = npy.read_array_header_1_0(header, LARGEST_HEADER)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
         raise damaged(path, f"{entry.name} is no array: {error}") from error
-    if dtype.str not in _DTYPES or in_columns:
-        raise damaged(
-            path, f"{entry.name} is of {dtype.str}, which is not supported, or in Fortran order"
-        )
+    if dtype.str not in _DTYPES:
+        raise damaged(path, f"{entry.name} is of {dtype.str}, which is not supported")
+    if in_columns:
+        raise damaged(path, f"{entry.name} is stored by columns")
     if entry.size - header.tell() != prod(shape) * dtype.itemsize:
         raise damaged(path, f"{entry.name} is not of shape {shape}")
     return NpzArray(entry, header.tell(), shape, _DTYPES[dtype.str])
