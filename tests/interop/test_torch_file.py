@@ -207,7 +207,7 @@ def test_a_tensor_is_read_in_little_memory(tmp_path: Path) -> None:
     assert [tensor.read()[-1].item() for tensor in tensors] == list(range(6))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < size + 2 * stored_zip.PIECE + 2**20
+    assert peak < size + 2 * stored_zip.PIECE_BYTES + 2**20
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_a_tensor_is_read_in_little_memory(tmp_path: Path) -> None:
         ({"key": text("../0")}, "missing"),
         ({"key": text("/etc/passwd")}, "missing"),
         ({"key": b"K\x00"}, "persistent id"),
-        ({"kind": "TorchTensor"}, "torch.Tensor"),
+        ({"kind": "Tensor"}, "torch.Tensor"),
         ({"offset": 1}, "beyond"),
         ({"offset": -1}, "out of range"),
         ({"offset": 2**40}, "out of range"),

@@ -1,8 +1,7 @@
-"""Models as the hub has them: transformers' NanoChatForCausalLM, and mlx-lm's nanochat.
+"""Models in the hub's form: transformers' NanoChatForCausalLM, and mlx-lm's nanochat.
 
-Both are safetensors with a config.json; mlx-lm's have nanochat's names, and so have those that
-mlxchat writes, of every era. transformers' are renamed: the table is that of its
-convert_nanochat_checkpoints.py.
+Both are safetensors with a config.json. mlx-lm uses nanochat's names, as mlxchat does for every
+era. transformers renames the tensors; the table is that of its convert_nanochat_checkpoints.py.
 """
 
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from mlxchat.tokenizer.bpe import TOKENIZER_CONFIG_FILE, Tokenizer
 
 TEMPLATE_FILE = "chat_template.jinja"
 
-# By name here and there, of a layer; with the layers' own prefixes before them.
+# nanochat's names in a layer, and transformers'.
 LAYER_NAMES = {
     "attn.c_q": "self_attn.q_proj",
     "attn.c_k": "self_attn.k_proj",
@@ -34,7 +33,7 @@ LAYER_NAMES = {
 }
 PREFIXES = {"transformer.h.": "model.layers.", "transformer.wte.": "model.embed_tokens."}
 
-LARGEST_EPS = 1e-5  # of norms; torch's, transformers' and mlx-lm's differ, and all are below
+LARGEST_EPS = 1e-5  # of norms; those of torch, transformers and mlx-lm differ, all below this
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +46,7 @@ class _Stored:
     dtype: mx.Dtype
 
     def read(self) -> mx.array:
-        """Its elements, held by nobody else."""
+        """Read its elements; no one else holds them."""
         array = load(self.path)[self.name]
         try:
             mx.eval(array)
@@ -59,7 +58,7 @@ class _Stored:
 def open_hugging_face(
     folder: Path, tokenizer: Path | None, softcap: float | None, conversational: bool | None
 ) -> Foreign:
-    """A model of the hub's; see `importers.open_model`."""
+    """Open a directory with a config.json; see `importers.open_model`."""
     path = folder / CONFIG
     fields = read_json(path)
     if QUANTIZATION in fields or "quantization_config" in fields:
@@ -103,7 +102,7 @@ def open_hugging_face(
 
 
 def renamed(name: str) -> str:
-    """What transformers calls a parameter of nanochat's classic network."""
+    """Return transformers' name for a parameter of nanochat's classic network."""
     return _renamed(name, {**PREFIXES, **LAYER_NAMES})
 
 
@@ -118,7 +117,7 @@ def _renamed(name: str, names: dict[str, str]) -> str:
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
-    """Of all files; their elements are not read."""
+    """Return the tensors of all files by name; their elements are not read."""
     tensors: dict[str, Tensor] = {}
     for file in model_files(folder):
         if not file.is_file():
@@ -133,16 +132,16 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _vocabulary(tokenizer: Tokenizer, rows: int) -> int:
-    """The tokenizer's, where the config counts the rows that pad it too."""
+    """Return the tokenizer's size if ``rows`` is that size padded, else ``rows``."""
     padded = -(-tokenizer.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     return tokenizer.vocab_size if rows == padded else rows
 
 
 def _require_nanochat(path: Path, fields: dict[str, Any], ours: GPTConfig) -> None:
-    """A config may say what no nanochat is: its tensors would fit, and compute something else.
+    """Refuse a config that describes another network whose tensors would fit.
 
     Raises:
-        MlxchatError: it does.
+        CheckpointError: a field differs from nanochat's.
     """
     rotary = fields.get("rope_parameters") or {}
     if not isinstance(rotary, dict):

@@ -15,8 +15,8 @@ from mlxchat.interop.importers import model
 from mlxchat.interop.importers.model import Foreign, Tensor, configure, require_vocabulary
 from mlxchat.interop.npz_file import read_npz
 
-COMPILED = "_orig_mod."  # what torch.compile puts before all names
-ROTARY = ("cos", "sin")  # tables that can be computed
+COMPILED = "_orig_mod."  # torch.compile puts it before all names
+ROTARY = ("cos", "sin")  # tables that are computed instead
 
 _FILE = re.compile(r"model_(\d{1,12})\.(pt|npz)")
 
@@ -28,7 +28,7 @@ def open_nanochat(
     softcap: float | None,
     conversational: bool | None,
 ) -> Foreign:
-    """A checkpoint; see `importers.open_model`."""
+    """Open a checkpoint; see `importers.open_model`."""
     file, number = _file(path, step)
     folder = file.parent.resolve()  # the hub's cache has links to files of other names
     meta_path = file.with_name(nanochat_files.meta_file(number))
@@ -49,14 +49,14 @@ def open_nanochat(
         conversational = stage in nanochat_files.CONVERSATIONAL
         if not conversational and stage != nanochat_files.BASE:
             notes.append(
-                f"{folder} does not say whether the model was trained on conversations: it is "
-                "taken for a base model; `conversational` says otherwise."
+                f"{folder} does not say whether the model was trained on conversations. It is "
+                "taken for a base model; `conversational` imports it as a chat model."
             )
     if softcap is None and len(config.traits.softcaps) > 1:
         caps = " or ".join(f"{cap:g}" for cap in config.traits.softcaps)
         notes.append(
-            f"The file cannot say whether its logits are capped at {caps}: {config.softcap:g} is "
-            "taken; `softcap` takes another. The right one gives fewer bits per byte."
+            f"The file does not say whether its logits are capped at {caps}. {config.softcap:g} is "
+            "assumed; `softcap` sets another. The right one gives fewer bits per byte."
         )
     return Foreign(
         path=file,
@@ -73,7 +73,7 @@ def open_nanochat(
 
 
 def _file(path: Path, step: int | None) -> tuple[Path, int]:
-    """The file with the tensors, and its step."""
+    """Return the file with the tensors, and its step."""
     files = [path] if path.is_file() else sorted(path.iterdir())
     found = {int(match[1]): file for file in files if (match := _FILE.fullmatch(file.name))}
     if not found:

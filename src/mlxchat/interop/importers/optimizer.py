@@ -1,7 +1,7 @@
-"""The optimizers' state that nanochat saved beside a model, where it is whole.
+"""The optimizer state that nanochat saved beside a model, if it is in one file.
 
-On several GPUs each keeps its own share of it, cut along rows and between matrices: such files are
-not put together again. Source: nanochat/gpt.py (the order of the parameters), muon.py, adamw.py at
+With several GPUs each saves its own share, cut along rows and between matrices; such files are not
+put together again. Source: nanochat/gpt.py (the order of the parameters), muon.py, adamw.py at
 commit dfc8833 and optim.py at 92d63d4.
 """
 
@@ -36,7 +36,7 @@ class _Row:
     index: int
     read_stack: Callable[
         [TorchTensor], mx.array
-    ]  # keeps the last: a file is read once, not once a row
+    ]  # caches the last stack, so that it is read once, not once per row
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -51,14 +51,16 @@ class _Row:
 
 
 def find_optimizer(model: Path, step: int, config: GPTConfig) -> Path:
-    """The only file of the step; classic nanochat's name is without a rank.
+    """Return the optimizer's only file of a step. Classic nanochat's name has no rank.
 
     Args:
-        model: the file with the tensors of the model.
-        step: of it.
+        model: the file with the model's tensors.
+        step: the model's step.
+        config: the model's configuration.
 
     Raises:
-        MlxchatError: there is none, there are those of several GPUs, or it is of another era.
+        NotFound: there is no such file.
+        CheckpointError: there are files of several GPUs, or the era is neither first nor last.
     """
     if config.era not in _READERS:
         raise CheckpointError(
@@ -75,14 +77,15 @@ def find_optimizer(model: Path, step: int, config: GPTConfig) -> Path:
 
 
 def read_optimizer(path: Path, config: GPTConfig, expected: Shapes) -> dict[str, mx.array]:
-    """The state as `mlxchat.optim.optimizer.MuonAdamW` keeps it, in float32.
+    """Read the state in the form of `mlxchat.optim.optimizer.MuonAdamW`, in float32.
 
     Args:
-        path: that `find_optimizer` found.
-        expected: names and shapes of that state.
+        path: the file that `find_optimizer` found.
+        config: the model's configuration.
+        expected: the names and shapes of the state.
 
     Raises:
-        MlxchatError: it is not that of one GPU, or damaged.
+        CheckpointError: it is not the state of one GPU, or is damaged.
     """
     matrices = [name for layer in range(config.n_layer) for name in _matrices(layer, expected)]
     shapes = {name: expected[f"muon.{name}"] for name in matrices}
@@ -100,7 +103,7 @@ def read_optimizer(path: Path, config: GPTConfig, expected: Shapes) -> dict[str,
 
 
 def _matrices(layer: int, expected: Shapes) -> Iterator[str]:
-    """The names of a layer's matrices, in the order in which nanochat makes them."""
+    """Yield the names of a layer's matrices, in the order in which nanochat creates them."""
     for matrix in (*MATRICES, *MATRICES_OF_MLP):
         name = f"transformer.h.{layer}.{matrix}.weight"
         if f"muon.{name}" in expected:
@@ -108,7 +111,7 @@ def _matrices(layer: int, expected: Shapes) -> Iterator[str]:
 
 
 def _classic(path: Path, value: Any, matrices: Shapes) -> Iterator[tuple[str, Any]]:
-    """Of AdamW for head and embedding, and of Muon with a group for each size of matrix."""
+    """Yield the state of AdamW (head, embedding) and of Muon (a group per matrix size)."""
     match value:
         case [
             {"state": dict() as adamw},
@@ -130,7 +133,7 @@ def _classic(path: Path, value: Any, matrices: Shapes) -> Iterator[tuple[str, An
 
 
 def _modern(path: Path, value: Any, matrices: Shapes) -> Iterator[tuple[str, Any]]:
-    """Of one optimizer: groups of AdamW, then of Muon, each with matrices of one shape, stacked."""
+    """Yield the state of one optimizer: groups of AdamW, then of Muon, stacked by shape."""
     match value:
         case {"state": dict() as state, "param_groups": [*groups]}:
             pass
@@ -165,7 +168,7 @@ def _modern(path: Path, value: Any, matrices: Shapes) -> Iterator[tuple[str, Any
 
 
 def _adamw(path: Path, state: Mapping[Any, Any], names: list[str]) -> Iterator[tuple[str, Any]]:
-    """Moments of parameters that are numbered in this order, and the steps that all have done."""
+    """Yield the moments of parameters in nanochat's order, and their common number of steps."""
     steps = set()
     for key, name in enumerate(names):
         yield f"adamw.{name}.m", _of(path, state, key, "exp_avg")
