@@ -9,14 +9,14 @@ from support.cases import Case, relative
 from mlxchat.engine.cache import Cache
 from mlxchat.model import gpt, loss
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.gpt import GPT, initialise
+from mlxchat.model.gpt import GPT
 from mlxchat.model.size import flops_per_token, parameters
 from mlxchat.runtime import mx, nn, tree_flatten
 
 
 @pytest.fixture(params=[10_000, 20], ids=["whole", "in chunks"])
 def _loss_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss, "chunk_rows", lambda *_: request.param)
+    monkeypatch.setattr(loss, "chunk_size", lambda *_: request.param)
 
 
 def test_logits_equal_nanochats(case: Case) -> None:
@@ -153,8 +153,7 @@ def deviation(weight: mx.array) -> float:
 
 
 def test_classic_parameters_begin_as_nanochats() -> None:
-    model = GPT(GPTConfig.from_depth(2, 300, 64))
-    initialise(model, mx.random.key(1))
+    model = GPT.new(GPTConfig.from_depth(2, 300, 64), seed=1)
     weights = model.named_parameters()
     for name, weight in weights.items():
         if name == "lm_head.weight" or name.endswith("c_proj.weight"):
@@ -163,14 +162,12 @@ def test_classic_parameters_begin_as_nanochats() -> None:
             assert deviation(weight) == pytest.approx(1, rel=0.02)
         else:  # 128 x 128 and 512 x 128 alike
             assert deviation(weight) == pytest.approx(128**-0.5, rel=0.03)
-    again = GPT(model.config)
-    initialise(again, mx.random.key(1))
+    again = GPT.new(model.config, seed=1)
     assert all(mx.array_equal(again.named_parameters()[n], w) for n, w in weights.items())
 
 
 def test_modern_parameters_begin_as_nanochats() -> None:
-    model = GPT(GPTConfig.from_depth(4, 320, 64, arch="modern"))
-    initialise(model, mx.random.key(1))
+    model = GPT.new(GPTConfig.from_depth(4, 320, 64, arch="modern"), seed=1)
     weights = model.named_parameters()
     expected = {
         "transformer.wte.weight": 0.8,

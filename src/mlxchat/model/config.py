@@ -243,7 +243,7 @@ class GPTConfig(BaseModel):
         return self.n_kv_head * self.head_dim
 
     @property
-    def rows(self) -> int:
+    def padded_vocab_size(self) -> int:
         """Rows of the embedding and the head; those beyond the vocabulary are never used."""
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
@@ -256,6 +256,11 @@ class GPTConfig(BaseModel):
         pattern = self.window_pattern
         *before, _ = (reach[pattern[i % len(pattern)]] for i in range(self.n_layer))
         return *before, long
+
+    @property
+    def backout_layer(self) -> int:
+        """The layer in the middle, after which the residual stream is kept for the backout."""
+        return self.n_layer // 2
 
     def has_value_embedding(self, layer: int) -> bool:
         """Whether a layer adds an embedding of the token to its values."""
