@@ -27,7 +27,7 @@ from mlxchat.model.quantization import (
     from_config,
     to_config,
 )
-from mlxchat.model.quantized import FEW_ROWS, formats_of, quantize_layers
+from mlxchat.model.quantized import DIRECT_ROWS, formats_of, quantize_layers
 from mlxchat.quantize import quantize
 from mlxchat.runtime import machine, mx
 from mlxchat.tokenizer.bpe import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
@@ -106,7 +106,7 @@ def read(folder: Path) -> GPT:
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=str)
-@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1])
+@pytest.mark.parametrize("rows", [1, DIRECT_ROWS, DIRECT_ROWS + 1])
 def test_a_quantized_layer_computes_what_its_weights_stand_for(format: Format, rows: int) -> None:
     dense = Linear(128, 32)
     layer = dense.to_quantized(**format.model_dump())

@@ -1,4 +1,4 @@
-"""Accumulation and gradient checkpointing save memory and do not change the gradients."""
+"""Accumulation and gradient checkpointing save memory and leave the gradients alone."""
 
 from collections.abc import Iterator
 from itertools import repeat

@@ -26,10 +26,10 @@ ScoresHeld = Literal["none", "windows", "all"]
 
 
 def parameters(config: GPTConfig) -> dict[str, int]:
-    """Number of parameters by group.
+    """Return the number of parameters by group.
 
-    ``wte``, ``lm_head``, ``matrices`` (all blocks together); all eras but the first have
-    ``value_embeds`` and ``scalars`` (with the smear's gate) too.
+    The groups are ``wte``, ``lm_head`` and ``matrices`` (of all blocks together). All eras but the
+    first also have ``value_embeds`` and ``scalars``, which include the smear's gate.
     """
     C, era = config.n_embd, config.traits
     block = 2 * C * C + 2 * C * config.kv_dim + 8 * C * C  # c_q and c_proj, c_k and c_v, MLP
@@ -50,13 +50,16 @@ def parameters(config: GPTConfig) -> dict[str, int]:
 
 
 def scaling_parameters(config: GPTConfig) -> int:
-    """Those by which the modern recipe measures a model: the matrices and the head."""
+    """Return the number of parameters in the matrices and the head, by which recipes scale."""
     counts = parameters(config)
     return counts["matrices"] + counts["lm_head"]
 
 
 def flops_per_token(config: GPTConfig) -> int:
-    """Forward and backward, as nanochat counts them (https://arxiv.org/abs/2204.02311)."""
+    """Return the floating-point operations of a forward and backward pass per token.
+
+    nanochat counts them so, after PaLM (https://arxiv.org/abs/2204.02311).
+    """
     gate = SMEAR_CHANNELS if config.traits.smear else 0
     attention = sum(12 * config.n_embd * window for window in config.windows)
     return 6 * (scaling_parameters(config) + gate) + attention
