@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.cases import GOLDEN, golden
+from support.marks import slow
 
 from mlxchat.checkpoint import layout
 from mlxchat.engine.cache import Cache
@@ -134,7 +135,7 @@ def test_windows_equal_nanochats_at_any_context(case: Case, context: int) -> Non
     assert list(GPTConfig(**fields).windows) == expected
 
 
-@pytest.mark.parametrize("ready", [False, True])
+@pytest.mark.parametrize("ready", [slow(False), True])
 def test_decoding_in_pieces_equals_the_full_pass(case: Case, ready: bool) -> None:
     model, cache, T = case.model(), Cache(case.config), case.ids.shape[1]
     expected = model(case.ids)

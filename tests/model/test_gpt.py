@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from support.cases import Case, relative
+from support.marks import slow
 
 from mlxchat.engine.cache import Cache
 from mlxchat.model import block, gpt, loss
@@ -62,7 +63,7 @@ def test_windows_equal_nanochats() -> None:
 
 
 @pytest.mark.parametrize("prompt", [0, 5, 128, 129, 200])  # the short windows are 128
-@pytest.mark.parametrize("chunk", [1, 3, 60, 150])
+@pytest.mark.parametrize("chunk", [slow(1), 3, 60, 150])
 def test_decoding_in_pieces_equals_the_full_pass(case: Case, prompt: int, chunk: int) -> None:
     model, cache = case.model(), Cache(case.config)
     ids, T = case.io["ids"], case.io["ids"].shape[1]
