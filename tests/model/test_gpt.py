@@ -13,7 +13,7 @@ from mlxchat.model import block, gpt, loss
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.size import flops_per_token, parameters
-from mlxchat.runtime import mx, nn, tree_flatten
+from mlxchat.runtime import machine, mx, nn, tree_flatten
 
 
 @pytest.fixture(params=[10_000, 20], ids=["whole", "in chunks"])
@@ -181,6 +181,17 @@ def test_short_windows_need_an_era_that_has_them() -> None:
         GPTConfig(window_pattern="SL")
 
 
+def test_a_new_model_depends_on_shape_and_seed_only() -> None:
+    config = GPTConfig.from_depth(2, vocab_size=300, sequence_len=64)
+    assert GPT.new(config).dtype == machine().compute_dtype
+    weights, same, other = (GPT.new(config, seed).named_parameters() for seed in (0, 0, 1))
+    assert {weight.dtype for weight in weights.values()} == {mx.float32}
+    assert all(mx.array_equal(same[name], weight) for name, weight in weights.items())
+    drawn = [name for name, weight in weights.items() if weight.any()]
+    assert drawn
+    assert not any(mx.array_equal(other[name], weights[name]) for name in drawn)
+
+
 def deviation(weight: mx.array) -> float:
     return float(weight.square().mean().sqrt().item())
 
@@ -195,8 +206,6 @@ def test_initial_parameters_of_the_classic_network_are_nanochats() -> None:
             assert deviation(weight) == pytest.approx(1, rel=0.02)
         else:  # 128 x 128 and 512 x 128 alike
             assert deviation(weight) == pytest.approx(128**-0.5, rel=0.03)
-    again = GPT.new(model.config, seed=1)
-    assert all(mx.array_equal(again.named_parameters()[n], w) for n, w in weights.items())
 
 
 def test_initial_parameters_of_the_modern_network_are_nanochats() -> None:

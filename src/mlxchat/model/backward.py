@@ -38,7 +38,9 @@ def ordered_loss(
             them (https://arxiv.org/abs/1604.06174).
     """
     if not summed and not checkpoint:
-        return model.loss(ids, targets, chunk_rows, count)  # MLX's own order is as good
+        return model.loss(
+            ids, targets, chunk_rows, count
+        )  # with nothing to add or to recompute, any order will do
     embedding, layers, head = _stages(model)
     run = _checkpointed if checkpoint else _plain
     rope = Rope(model.config.traits.rope_base, 0)
@@ -109,7 +111,7 @@ It must not close over any other array that has a gradient.
 def _layer(
     model: GPT, i: int, ids: mx.array, rope: Rope, streams: list[mx.array], parameters: Arrays
 ) -> mx.array:
-    """Run layer ``i`` as a `Stage`."""
+    """Run layer ``i``; with the first four arguments bound, this is a `Stage`."""
     x, *mixed = streams
     x0, *scalars = mixed or [x]  # a layer without lambdas does not use it
     lambdas = dict(zip(model.config.traits.lambdas, scalars, strict=True))

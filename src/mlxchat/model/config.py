@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from mlxchat.errors import CheckpointError
 
 WINDOW_MULTIPLE = 128  # the tile size of nanochat's attention kernel; short windows are multiples
-SMEAR_CHANNELS = 24  # the smear's gate sees the first channels of the embedding only
+SMEAR_CHANNELS = 24  # how many channels of the embedding the smear's gate sees
 
 Architecture = Literal["classic", "modern"]
 """Which recipe and optimizer train a model: nanochat's of October 2025, or of July 2026."""
