@@ -38,9 +38,8 @@ def ordered_loss(
             them (https://arxiv.org/abs/1604.06174).
     """
     if not summed and not checkpoint:
-        return model.loss(
-            ids, targets, chunk_rows, count
-        )  # with nothing to add or to recompute, any order will do
+        # Nothing to add and nothing to compute again: MLX's own order will do.
+        return model.loss(ids, targets, chunk_rows, count)
     embedding, layers, head = _stages(model)
     run = _checkpointed if checkpoint else _plain
     rope = Rope(model.config.traits.rope_base, 0)
@@ -53,7 +52,7 @@ def ordered_loss(
             streams, parameters = _gate(streams, parameters, summed)
             x = run(partial(_layer, model, i, ids, rope), streams, parameters)  # (B, T, C)
             if lambdas:
-                x0 = streams[1]  # past the gate: the layers above wait for this one's gradients
+                x0 = streams[1]  # so that its gradient from the layers above passes this gate too
             if i == model.config.backout_layer:
                 middle = x
         x = model.final_norm(x, middle)  # (B, T, C)
