@@ -143,11 +143,12 @@ def test_compiled_single_positions_equal_the_full_pass(
     model(ids[:, : T - 4], cache)
     monkeypatch.setattr(block, "machine", lambda: gpu)
     model.ready_to_infer()
-    compiled = count_calls(monkeypatch, block.OnePosition, "__call__")
+    run = count_calls(monkeypatch, block.OnePosition, "__call__")
+    traced = count_calls(monkeypatch, block.Attention, "qkv")
     for t in range(T - 4, T):
         logits = model(ids[:, t : t + 1], cache)
         assert mx.allclose(logits, case.io["logits"][:, t : t + 1], atol=1e-4)
-    assert len(compiled) == 4 * case.config.n_layer
+    assert (len(run), len(traced)) == (4 * case.config.n_layer, case.config.n_layer)
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[None]:

@@ -120,8 +120,11 @@ class GPT(nn.Module):
         Returns:
             (B, T, C) in the compute dtype.
         """
-        rope = Rope(self.config.traits.rope_base, cache.offset if cache is not None else 0)
-        previous = cache.read(ids) if cache is not None else None  # (B, 1); after the offset above
+        offset = cache.offset if cache is not None else 0
+        if ids.shape[1] == 1:
+            offset = mx.array(offset)  # `OnePosition` would compile again for every other integer
+        rope = Rope(self.config.traits.rope_base, offset)
+        previous = cache.read(ids) if cache is not None else None  # (B, 1)
         caches = cache.layers if cache is not None else [None] * self.config.n_layer
         x = x0 = middle = self.embed(ids, previous)  # (B, T, C)
         for i, layer_cache in enumerate(caches):
