@@ -31,14 +31,14 @@ FOLLOWED_UP = ("sound", "home", "food", "legs", "colour")  # kinds of facts aske
 
 
 def corpus_documents(seed: int, start: int = 0) -> Iterator[Document]:
-    """The documents of ``seed``, from number ``start`` on, without end."""
+    """Yield the documents of ``seed`` from number ``start`` on, without end."""
     for i in count_from(start):
         rng = Random(f"{seed}/{i}")
         yield story(rng, rng.choice(CHILD_NAMES)) if rng.random() < STORIES else _conversation(rng)
 
 
 def held_out_questions(count: int, seed: int = 0) -> list[Question]:
-    """``count`` different questions that no document asks.
+    """Return ``count`` different questions that no document asks.
 
     They are drawn as the documents draw theirs: half about facts, half about passages.
     """
@@ -52,7 +52,7 @@ def held_out_questions(count: int, seed: int = 0) -> list[Question]:
 
 
 def document_text(document: Document) -> str:
-    """The words of a document, its messages joined by line breaks: what a tokenizer learns from."""
+    """Return a document's text, its messages joined by line breaks, for training a tokenizer."""
     if isinstance(document, str):
         return document
     return "\n".join(message.text for message in document.messages)
