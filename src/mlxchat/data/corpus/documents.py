@@ -25,7 +25,7 @@ from mlxchat.tokenizer.messages import Conversation, Document, Message
 
 STORIES = 0.25  # share of documents that are stories
 PASSAGES = 0.5  # share of questions that are about a passage; the others are about facts
-CARELESS_SHARE = 1 / 8  # share of conversations in which the user types carelessly
+CARELESS_CONVERSATIONS = 1 / 8  # share of conversations in which the user types carelessly
 MOST_TURNS = 4  # questions in a conversation
 FOLLOWED_UP = ("sound", "home", "food", "legs", "colour")  # kinds of facts asked as "And a cow?"
 
@@ -109,7 +109,7 @@ def _conversation(rng: Random) -> Conversation:
         exchange = rng.choice(_EXCHANGES)(rng)
         if _may_follow(turns, exchange):
             turns += exchange
-    is_careless = rng.random() < CARELESS_SHARE
+    is_careless = rng.random() < CARELESS_CONVERSATIONS
     messages = []
     for turn in turns:
         prompt = _careless(turn.prompt) if is_careless else turn.prompt
