@@ -24,7 +24,7 @@ from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import Quantization, quantizable
 from mlxchat.model.quantized import quantize_layers
 from mlxchat.model.size import flops_per_token, parameters
-from mlxchat.optim.optimizer import GROUPS, MATRIX, MuonAdamW, Rates, group_of
+from mlxchat.optim.optimizer import PARAM_GROUPS, MuonAdamW, Rates, group_of
 from mlxchat.runtime import mx, nn, tree_flatten
 from mlxchat.tokenizer.bpe import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 
@@ -190,15 +190,14 @@ def test_gradients_are_those_of_the_losses(case: Case) -> None:
 def test_every_parameter_has_a_group_and_is_updated(era: str) -> None:
     model, ids = small(era), mx.arange(40).reshape(2, 20)
     before, arch = model.named_parameters(), model.config.arch
-    assert {group_of(name) for name in before} <= {MATRIX, *GROUPS[arch]}
-    learning = {group: mx.array(0.01) for group in (MATRIX, *GROUPS[arch])}
-    optimizer = MuonAdamW(before, arch, mx.float32)
+    assert {group_of(arch, name) for name in before} <= set(PARAM_GROUPS[arch])
+    learning = {group.name: mx.array(0.01) for group in PARAM_GROUPS[arch]}
     rates = Rates(learning, momentum=mx.array(0.9), weight_decay=mx.array(0.0))
     loss, tree = nn.value_and_grad(model, lambda m: m.loss(ids, ids + 1))(model)
-    after, _ = optimizer.update(before, dict(tree_flatten(tree)), optimizer.state, rates)
+    MuonAdamW(model).update(model, dict(tree_flatten(tree)), rates)
+    after = model.named_parameters()
     assert after.keys() == before.keys()
     assert not any(mx.array_equal(after[name], before[name]).item() for name in before)
-    model.load_weights(list(after.items()))
     assert model.loss(ids, ids + 1).item() < loss.item()
 
 

@@ -1,0 +1,63 @@
+"""The loss and the gradients of a micro-batch, compiled."""
+
+from typing import Protocol, cast
+
+from mlxchat.model.backward import Arrays, Backward
+from mlxchat.model.gpt import GPT
+from mlxchat.model.loss import LOSS_ROWS
+from mlxchat.runtime import mx
+
+
+class Accumulate(Protocol):
+    """Adds a micro-batch's share of a step's loss and gradients to those of the ones before it."""
+
+    def __call__(
+        self,
+        parameters: Arrays,
+        ids: mx.array,
+        targets: mx.array,
+        count: mx.array,
+        loss: mx.array,
+        gradients: Arrays,
+    ) -> tuple[mx.array, Arrays]:
+        """Return the sums of loss and gradients, by parameter name.
+
+        Args:
+            parameters: of the model, by name.
+            ids, targets: (B, T) integers; positions whose target is -1 do not count.
+            count: positions that count in the whole step, a scalar; at least 1.
+            loss: sum so far, a float32 scalar.
+            gradients: sums so far by parameter name; none before the first micro-batch.
+        """
+
+
+def compile_gradients(
+    model: GPT, loss_rows: int = LOSS_ROWS, checkpoint: bool = False
+) -> Accumulate:
+    """Compile the forward and the backward pass of ``model``.
+
+    Args:
+        loss_rows: positions in a chunk of the loss, at least.
+        checkpoint: compute each block's activations again in the backward pass.
+    """
+
+    def share_of_loss(
+        parameters: Arrays, ids: mx.array, targets: mx.array, count: mx.array, summed: Arrays
+    ) -> mx.array:
+        with model.holding(parameters):
+            return model.loss(ids, targets, loss_rows, Backward(summed, checkpoint), count)
+
+    def accumulate(
+        parameters: Arrays,
+        ids: mx.array,
+        targets: mx.array,
+        count: mx.array,
+        loss: mx.array,
+        gradients: Arrays,
+    ) -> tuple[mx.array, Arrays]:
+        share, gradients = mx.value_and_grad(share_of_loss)(
+            parameters, ids, targets, count, gradients
+        )
+        return loss + share, gradients
+
+    return cast(Accumulate, mx.compile(accumulate))
