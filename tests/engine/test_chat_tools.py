@@ -12,7 +12,7 @@ from rich.console import Console
 from support.chats import END, Reciting, chat, fill, ids_of
 from support.models import BYTES
 
-from mlxchat.engine.cache import Cache
+from mlxchat.engine.cache import KVCache
 from mlxchat.engine.chat import Chat
 from mlxchat.runtime import mx
 from mlxchat.tokenizer.messages import Conversation, Message, Part
@@ -100,7 +100,7 @@ def interrupted_at(count: int) -> tuple[Chat, Reciting]:
     """A chat in which Ctrl-C comes in the pass of that number."""
 
     class Interrupted(Reciting):
-        def features(self, ids: mx.array, cache: Cache) -> mx.array:
+        def features(self, ids: mx.array, cache: KVCache) -> mx.array:
             if len(self.passes) == count - 1:
                 raise KeyboardInterrupt
             return super().features(ids, cache)

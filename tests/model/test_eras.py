@@ -16,7 +16,7 @@ import pytest
 from support.cases import GOLDEN, golden
 
 from mlxchat.checkpoint import layout
-from mlxchat.engine.cache import Cache
+from mlxchat.engine.cache import KVCache
 from mlxchat.errors import MlxchatError
 from mlxchat.model.backward import Backward
 from mlxchat.model.config import ERAS, GPTConfig, era_of
@@ -135,7 +135,7 @@ def test_windows_equal_nanochats_at_any_context(case: Case, context: int) -> Non
 
 @pytest.mark.parametrize("ready", [False, True])
 def test_decoding_in_pieces_is_the_full_pass(case: Case, ready: bool) -> None:
-    model, cache, T = case.model(), Cache(case.config), case.ids.shape[1]
+    model, cache, T = case.model(), KVCache(case.config), case.ids.shape[1]
     expected = model(case.ids)
     if ready:
         model.ready_to_infer()
@@ -286,7 +286,7 @@ def test_a_saved_model_is_read_as_it_was_written(
     copy = layout.read_model(tmp_path, mx.float32).model
     assert copy.config == model.config
     assert mx.array_equal(copy(ids), model(ids))
-    cache = Cache(copy.config)
+    cache = KVCache(copy.config)
     pieces = [copy(ids[:, i : i + 1], cache) for i in range(30)]
     assert furthest(mx.concatenate(pieces, axis=1), model(ids)) < 1e-4
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from support.cases import Case, relative
 
-from mlxchat.engine.cache import Cache
+from mlxchat.engine.cache import KVCache
 from mlxchat.model import gpt, loss
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT, initialise
@@ -61,7 +61,7 @@ def test_windows_are_nanochats() -> None:
 @pytest.mark.parametrize("prompt", [0, 5, 128, 129, 200])  # the short windows are 128
 @pytest.mark.parametrize("chunk", [1, 3, 60, 150])
 def test_decoding_in_pieces_is_the_full_pass(case: Case, prompt: int, chunk: int) -> None:
-    model, cache = case.model(), Cache(case.config)
+    model, cache = case.model(), KVCache(case.config)
     ids, T = case.io["ids"], case.io["ids"].shape[1]
     prompt = min(prompt, T // 2)
     starts = [0, *range(prompt, T, chunk)] if prompt else range(0, T, chunk)
@@ -73,7 +73,7 @@ def test_decoding_in_pieces_is_the_full_pass(case: Case, prompt: int, chunk: int
 @pytest.mark.parametrize("seed", range(12))
 def test_reading_and_forgetting_at_random_is_the_full_pass(seed: int) -> None:
     case, random = Case("modern"), Random(seed)
-    model, cache, ids = case.model(), Cache(case.config), case.io["ids"][:1]
+    model, cache, ids = case.model(), KVCache(case.config), case.io["ids"][:1]
     for _ in range(40):
         start = cache.offset
         end = start + random.choice([1, 2, 100, 130])

@@ -21,8 +21,9 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from mlxchat.config.inference import Sampling
-from mlxchat.engine.cache import Cache
+from mlxchat.engine.cache import KVCache
 from mlxchat.engine.generate import generate
+from mlxchat.engine.sampling import make_sampler
 from mlxchat.engine.tools import ToolUse
 from mlxchat.errors import ConfigError, DataError, DiskError
 from mlxchat.model.gpt import GPT
@@ -155,7 +156,7 @@ class Chat:
         self._tools = partial(ToolUse, tokenizer) if conversational else None
         self._system: str | None = None
         self._turns: list[_Turn] = []
-        self._cache = Cache(model.config)
+        self._cache = KVCache(model.config)
         self._held: list[int] = []  # the tokens in the cache
 
     @property
@@ -285,10 +286,10 @@ class Chat:
                 self._model,
                 prompt[shared:],
                 self._cache,
-                self._sampling,
-                key,
+                make_sampler(self._sampling, key),
                 stop=frozenset([self._bos, *self._end]),
                 max_tokens=limit,
+                repetition_penalty=self._sampling.repetition_penalty,
                 seen=prompt[:shared],
                 tools=self._tools,
             )

@@ -128,7 +128,10 @@ class GPT(nn.Module):
             backward: how gradients are formed, where they are.
         """
         config, era = self.config, self.config.traits
-        turn = Rotation(era.rope_base, cache.offset if cache is not None else 0)
+        offset = cache.offset if cache is not None else 0
+        if ids.shape[1] == 1:
+            offset = mx.array(offset)  # a number would be compiled again for each position
+        turn = Rotation(era.rope_base, offset)
         before = cache.read(ids) if cache is not None else None
         x = self._embed(ids)
         if era.smear:
