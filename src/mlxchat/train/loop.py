@@ -148,9 +148,10 @@ def compile_step(run: Run) -> Callable[[int], Launched]:
         for batch in batches:
             if run.stop():
                 raise Stopped
-            parameters, before = model.named_parameters(), loss
-            ids, targets = mx.array(batch.ids), mx.array(batch.targets)
-            loss, gradients = accumulate(parameters, ids, targets, count, loss, gradients)
+            before, ids, targets = loss, mx.array(batch.ids), mx.array(batch.targets)
+            loss, gradients = accumulate(
+                model.named_parameters(), ids, targets, count, loss, gradients
+            )
             mx.async_eval(loss, gradients)
             mx.eval(before)  # one micro-batch under way, no more
         rates = run.rates(step - 1)
