@@ -9,7 +9,7 @@ from support.cases import Case, relative
 from mlxchat.config.recipes import RECIPES
 from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.model.gpt import GPT
-from mlxchat.model.loss import LOSS_ROWS
+from mlxchat.model.loss import CHUNK_ROWS
 from mlxchat.optim import muon
 from mlxchat.optim.optimizer import PARAM_GROUPS, MuonAdamW, Rates, clip, group_of
 from mlxchat.optim.rule import Step
@@ -103,7 +103,7 @@ def test_a_step_by_hand_equals_the_training_loops_to_the_bit(case: Case) -> None
         accumulation=1,
         grad_clip=clip_at,
         grad_checkpoint=False,
-        loss_rows=LOSS_ROWS,
+        loss_rows=CHUNK_ROWS,
         clock=lambda: 0.0,
     )
     launch = compile_step(run)

@@ -2,9 +2,9 @@
 
 from typing import Protocol, cast
 
-from mlxchat.model.backward import Arrays, Backward
-from mlxchat.model.gpt import GPT
-from mlxchat.model.loss import LOSS_ROWS
+from mlxchat.model.backward import ordered_loss
+from mlxchat.model.gpt import GPT, Arrays
+from mlxchat.model.loss import CHUNK_ROWS
 from mlxchat.runtime import mx
 
 
@@ -32,20 +32,22 @@ class Accumulate(Protocol):
 
 
 def compile_gradients(
-    model: GPT, loss_rows: int = LOSS_ROWS, checkpoint: bool = False
+    model: GPT, chunk_rows: int = CHUNK_ROWS, checkpoint: bool = False
 ) -> Accumulate:
     """Compile the forward and the backward pass of ``model``.
 
     Args:
-        loss_rows: positions in a chunk of the loss, at least.
+        chunk_rows: positions, at least, whose loss is computed at a time.
         checkpoint: compute each block's activations again in the backward pass.
     """
 
     def share_of_loss(
         parameters: Arrays, ids: mx.array, targets: mx.array, count: mx.array, summed: Arrays
     ) -> mx.array:
-        with model.holding(parameters):
-            return model.loss(ids, targets, loss_rows, Backward(summed, checkpoint), count)
+        with model.using(parameters):
+            return ordered_loss(
+                model, ids, targets, chunk_rows, count, summed=summed, checkpoint=checkpoint
+            )
 
     def accumulate(
         parameters: Arrays,
