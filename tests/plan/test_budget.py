@@ -85,7 +85,7 @@ def test_every_duration_is_read_back(seconds: int) -> None:
 
 
 def test_a_budget_and_a_number_of_steps_are_one_too_many() -> None:
-    with pytest.raises(MlxchatError, match="--num-iterations 7 does not go with it"):
+    with pytest.raises(MlxchatError, match="`num_iterations=7` does not go with it"):
         PretrainConfig(budget="2h", num_iterations=7)
 
 
@@ -100,8 +100,8 @@ def test_another_budget_is_another_run() -> None:
     stored = PretrainConfig(budget="2h").model_dump(mode="json")
     assert PretrainConfig(budget="120m").differences(stored) == []
     assert PretrainConfig(budget="3h", depth=4).differences(stored) == [
-        "--depth (auto -> 4)",
-        "--budget (2h -> 3h)",
+        "`depth` (auto -> 4)",
+        "`budget` (2h -> 3h)",
     ]
     without = PretrainConfig().model_dump(mode="json")
     assert PretrainConfig(depth=12).differences(without) == []
@@ -418,7 +418,7 @@ def test_what_is_left_is_kept_for_the_resumed_run(
     resumed = clock.now
     run(tmp_path, clock)
     assert 97 <= used + clock.now - resumed <= 103
-    with pytest.raises(MlxchatError, match=r"--budget \(1m40s -> 3m20s\)"):
+    with pytest.raises(MlxchatError, match=r"`budget` \(1m40s -> 3m20s\)"):
         run(tmp_path, clock, config=TINY.model_copy(update={"budget": "3m20s"}))
 
 
