@@ -17,6 +17,7 @@ from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.errors import CheckpointError, DiskError
 from mlxchat.interop.exporters import card, mlx_lm, nanochat, transformers
 from mlxchat.interop.exporters.card import MOST_BYTES, Report, Shards, cast_matrices
+from mlxchat.model.config import GPTConfig
 from mlxchat.runtime import mx
 
 Program = Literal["mlx-lm", "transformers", "nanochat"]
@@ -48,10 +49,18 @@ def require_possible(program: Program, source: Path, folder: Path) -> None:
     Raises:
         MlxchatError: the program cannot run such a model, or something is at the folder's place.
     """
-    config = layout.read_config(source)
-    if program != "mlx-lm" and layout.is_quantized(source):
+    require_readable(program, layout.read_config(source), layout.is_quantized(source), folder)
+
+
+def require_readable(program: Program, config: GPTConfig, quantized: bool, folder: Path) -> None:
+    """Check that a program can run a model of this shape, and that the folder is free.
+
+    Raises:
+        CheckpointError: it cannot, or something is in the folder's place.
+    """
+    if program != "mlx-lm" and quantized:
         raise CheckpointError(
-            f"The model in {source} is quantized, which {program} cannot read.",
+            f"The model is quantized, which {program} cannot read.",
             "Export the model that it was made of, or this one `to=mlx-lm`.",
         )
     if program == "transformers":
