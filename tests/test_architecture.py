@@ -43,7 +43,7 @@ ALLOWED = {
     },
     "quantize": {"checkpoint", "data", "evaluate", "model", "runtime"},
     "bench": {"config", "engine", "model", "plan", "runtime", "train"},
-    "api": {
+    "trained": {
         "checkpoint",
         "config",
         "data",
@@ -54,8 +54,8 @@ ALLOWED = {
         "quantize",
         "runtime",
         "tokenizer",
-        "train",
     },
+    "api": {"checkpoint", "config", "interop", "runtime", "train", "trained"},
     "monitor": {"checkpoint"},
     "ui": {"monitor"},
     "cli": {

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import mlxchat
-from mlxchat import api, errors
+from mlxchat import api, errors, trained
 from mlxchat.checkpoint import layout, store
 from mlxchat.config.inference import Sampling
 from mlxchat.home import Home
@@ -59,7 +59,7 @@ def chats(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with runs as quickstart leaves them, though of a much smaller model."""
     home = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
@@ -70,9 +70,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def runs(trained: Path, home: Path) -> Home:
+def runs(trained_home: Path, home: Path) -> Home:
     """The test's own copy of that home."""
-    shutil.copytree(trained, home)
+    shutil.copytree(trained_home, home)
     return Home(home)
 
 
@@ -87,20 +87,20 @@ def test_all_names_what_the_public_modules_define() -> None:
         for name, value in vars(errors).items()
         if isinstance(value, type) and issubclass(value, errors.MlxchatError)
     }
-    expected |= set(api.__all__)
+    expected |= {"Model", "Loss", *api.__all__}
     expected |= {"GPT", "GPTConfig", "MuonAdamW", "PretrainConfig", "SftConfig"}
     expected |= {"Tokenizer", "Conversation", "Message", "Chat"}
     assert set(mlxchat.__all__) == expected
     assert set(mlxchat.__all__) <= set(dir(mlxchat))
 
 
-def test_the_api_module_defines_nothing_public_beside_its_all() -> None:
+def test_the_public_functions_are_all_that_their_module_defines() -> None:
     own = {
         name
         for name, value in vars(api).items()
         if getattr(value, "__module__", None) == api.__name__ and not name.startswith("_")
     }
-    assert own - {"SamplingOptions", "Settings"} == set(api.__all__)
+    assert own == set(api.__all__)
 
 
 def test_types_for_checkers_are_those_of_the_running_program() -> None:
@@ -116,7 +116,7 @@ def test_types_for_checkers_are_those_of_the_running_program() -> None:
 def test_every_name_is_documented(name: str) -> None:
     value = getattr(mlxchat, name)
     assert inspect.getdoc(value)
-    if inspect.isclass(value) and value.__module__ == api.__name__:
+    if value is mlxchat.Model:
         for member, function in vars(value).items():
             if not member.startswith("_") and inspect.isfunction(function):
                 assert inspect.getdoc(function), f"{name}.{member}"
@@ -153,7 +153,7 @@ def test_imports_without_arrays(statement: str) -> None:
 
 
 def test_sampling_options_are_the_settings_of_sampling() -> None:
-    assert set(api.SamplingOptions.__annotations__) == set(Sampling.model_fields)
+    assert set(trained.SamplingOptions.__annotations__) == set(Sampling.model_fields)
 
 
 # ---- a model -------------------------------------------------------------------------------------
@@ -394,7 +394,7 @@ def test_wrong_arguments_of_a_model_are_config_errors(runs: Home) -> None:
 
 # ---- examples ------------------------------------------------------------------------------------
 
-WITH_EXAMPLES = ["api", "errors", "runtime"]
+WITH_EXAMPLES = ["api", "config.validate", "errors", "runtime", "trained"]
 
 
 @pytest.mark.parametrize("module", WITH_EXAMPLES)

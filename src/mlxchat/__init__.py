@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from mlxchat import blas
 
 if TYPE_CHECKING:
-    from mlxchat.api import Loss, Model, fine_tune, import_model, load, pretrain
+    from mlxchat.api import fine_tune, import_model, load, pretrain
     from mlxchat.config.pretrain import PretrainConfig
     from mlxchat.config.sft import SftConfig
     from mlxchat.engine.chat import Chat
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     )
     from mlxchat.tokenizer.bpe import Tokenizer
     from mlxchat.tokenizer.messages import Conversation, Message
+    from mlxchat.trained import Loss, Model
 
 __version__ = "0.1.0"
 
@@ -95,7 +96,7 @@ __all__ = [
 ]
 
 _MODULES = {  # that define the public names
-    "mlxchat.api": "Loss Model fine_tune import_model load pretrain",
+    "mlxchat.api": "fine_tune import_model load pretrain",
     "mlxchat.config.pretrain": "PretrainConfig",
     "mlxchat.config.sft": "SftConfig",
     "mlxchat.engine.chat": "Chat",
@@ -108,6 +109,7 @@ _MODULES = {  # that define the public names
     "Sampled Saved Started Stepped",
     "mlxchat.tokenizer.bpe": "Tokenizer",
     "mlxchat.tokenizer.messages": "Conversation Message",
+    "mlxchat.trained": "Loss Model",
 }
 
 if not TYPE_CHECKING:  # a type checker would take any name for one of the package's
