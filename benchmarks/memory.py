@@ -152,7 +152,7 @@ def planned(case: argparse.Namespace) -> Plan:
 
 def add_activities(run: Run, folder: Path) -> None:
     """What else a run does: evaluate, sample, and save all that it would go on from."""
-    losses = mx.compile(partial(run.model.losses, rows=run.loss_rows), inputs=run.model.state)
+    losses = mx.compile(partial(run.model.losses, chunk_rows=run.loss_rows), inputs=run.model.state)
 
     def evaluate(_: int) -> Iterator[Event]:
         for batch in itertools.islice(run.batches, 4):

@@ -6,7 +6,7 @@ import time
 from mlxchat import runtime
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.home import Home
-from mlxchat.model.size import chunk_rows
+from mlxchat.model.loss import chunk_size
 from mlxchat.plan.budget import reason
 from mlxchat.plan.estimate import Forecast, Room, VocabularySource, forecast
 from mlxchat.plan.memory import Capacity, memory_limit
@@ -187,7 +187,7 @@ def _rates(facts: Forecast) -> list[Row]:
 def _memory(facts: Forecast) -> list[Row]:
     made, sizes = facts.plan, facts.memory
     positions = made.device_batch_size * made.model.sequence_len
-    chunk = min(positions, chunk_rows(positions, made.model.vocab_size, made.loss_rows))
+    chunk = min(positions, chunk_size(positions, made.model.vocab_size, made.loss_rows))
     notes = NOTES | {"logits": f"in a micro-batch: those of {chunk:,} positions at a time"}
     spared = f"what this machine can spare of {memory_size(facts.machine_memory)}"
     given = facts.memory_limit_given and f"--memory-limit {facts.memory_limit_given}"

@@ -14,7 +14,7 @@ import numpy as np
 
 from mlxchat.data.loader import Batch, LoaderState, Stopped
 from mlxchat.errors import MlxchatError
-from mlxchat.model.backward import Backward
+from mlxchat.model.backward import ordered_loss
 from mlxchat.model.gpt import GPT
 from mlxchat.optim.optimizer import MATRIX, Arrays, MuonAdamW, Rates, clip
 from mlxchat.runtime import memory_use, mx
@@ -142,9 +142,11 @@ def compile_step(run: Run) -> Callable[[int], Launched]:
     def share_of_loss(
         parameters: Arrays, ids: mx.array, targets: mx.array, count: mx.array, summed: Arrays
     ) -> mx.array:
-        backward = Backward(summed, run.grad_checkpoint)
-        with model.holding(parameters):
-            return model.loss(ids, targets, run.loss_rows, backward, count)
+        checkpoint = run.grad_checkpoint
+        with model.using(parameters):
+            return ordered_loss(
+                model, ids, targets, run.loss_rows, count, summed=summed, checkpoint=checkpoint
+            )
 
     @mx.compile
     def accumulate(
