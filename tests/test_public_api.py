@@ -15,6 +15,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from support.api_runs import TINY, chats, small_runs
 
 import mlxchat
 from mlxchat import api, errors, trained
@@ -24,48 +25,12 @@ from mlxchat.home import Home
 from mlxchat.telemetry import events
 from mlxchat.telemetry.events import Noted, Progressed
 
-TINY = {
-    "depth": 1,
-    "dataset": "builtin",
-    "vocab_size": 300,
-    "max_seq_len": 128,
-    "device_batch_size": 2,
-    "total_batch_size": 256,
-    "num_iterations": 4,
-    "eval_tokens": 256,
-    "sample_every": 0,
-    "save_every": 2,
-}
-TUNING = {
-    "source": "quickstart",
-    "num_iterations": 2,
-    "total_batch_size": 256,
-    "eval_every": 0,
-    "sample_every": 0,
-}
-
-
-def chats(folder: Path) -> Path:
-    """A file of conversations."""
-    said = [("What does a {} say?", "A {} says moo."), ("Who says moo?", "The {} does.")]
-    rows = [
-        {"prompt": asked.format(f"cow {number}"), "completion": answer.format(f"cow {number}")}
-        for number in range(50)
-        for asked, answer in said
-    ]
-    path = folder / "chats.jsonl"
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    return path
-
 
 @pytest.fixture(scope="module")
 def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with runs as quickstart leaves them, though of a much smaller model."""
     home = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLXCHAT_HOME", str(home))
-        list(mlxchat.pretrain(**TINY, model_tag="quickstart"))
-        list(mlxchat.fine_tune(**TUNING, data=[str(chats(home))]))
+    small_runs(home, home)
     return home
 
 
@@ -181,7 +146,13 @@ def test_the_lines_of_a_notebook_as_they_are_printed(home: Path) -> None:
     assert "moo" in "".join(part.text for part in reply).lower()
     kinds = {
         type(event).__name__
-        for event in mlxchat.pretrain(depth=2, dataset="builtin", num_iterations=50)
+        for event in mlxchat.pretrain(
+            depth=2,
+            dataset="builtin",
+            max_seq_len=128,
+            total_batch_size=2048,
+            num_iterations=50,
+        )
     }
     assert {"Started", "Stepped", "Evaluated", "Saved", "Ended"} <= kinds
 

@@ -4,7 +4,8 @@
 
     model = mlxchat.load("quickstart-sft")          # the name of a run, or a model's directory
     print(model.generate("The cow", max_tokens=20))
-    for event in mlxchat.pretrain(depth=2, dataset="builtin", num_iterations=50):
+    for event in mlxchat.pretrain(dataset="builtin", depth=2, max_seq_len=128,
+                                  total_batch_size=2048, num_iterations=50):
         print(event)
 
 The names in ``__all__`` are the public API; docs/api.md describes it. They are imported when they
