@@ -5,7 +5,9 @@ import importlib
 import inspect
 import json
 import math
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -270,6 +272,20 @@ def test_a_run_that_is_left_can_be_resumed(kind: str, home: Path) -> None:
     assert isinstance(straight[-1], mlxchat.Ended)
     files = [store.directory(run, 4) / layout.MODEL for run in (folder, folder.parent / "straight")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_ctrl_c_within_a_step_leaves_a_run_that_can_be_resumed(home: Path) -> None:
+    settings = {**TINY, "num_iterations": 100_000, "eval_every": 0, "model_tag": "long"}
+    ctrl_c = threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT])
+    with pytest.raises(KeyboardInterrupt):
+        for event in mlxchat.pretrain(**settings):
+            if isinstance(event, mlxchat.Stepped) and event.step == 3:
+                ctrl_c.start()
+    saved = store.steps(Home(home).runs / "long")[-1]
+    resumed = mlxchat.pretrain(**settings)
+    steps = (event.step for event in resumed if isinstance(event, mlxchat.Stepped))
+    assert next(steps) == saved + 1
+    resumed.close()
 
 
 def test_a_run_that_is_asked_to_stop_saves(home: Path) -> None:
