@@ -381,7 +381,12 @@ def test_wrong_arguments_of_a_model_are_config_errors(runs: Home) -> None:
 
 # ---- examples ------------------------------------------------------------------------------------
 
-WITH_EXAMPLES = ["api", "config.validate", "errors", "runtime", "trained"]
+SOURCE = Path(mlxchat.__file__).parent
+WITH_EXAMPLES = [
+    ".".join(("mlxchat", *path.relative_to(SOURCE).with_suffix("").parts))
+    for path in sorted(SOURCE.rglob("*.py"))
+    if ">>> " in path.read_text("utf-8")
+]
 
 
 @pytest.mark.parametrize("module", WITH_EXAMPLES)
@@ -390,6 +395,6 @@ def test_examples_in_docstrings(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     chats(tmp_path)
-    result = doctest.testmod(importlib.import_module(f"mlxchat.{module}"))
+    result = doctest.testmod(importlib.import_module(module))
     assert result.attempted
     assert not result.failed
