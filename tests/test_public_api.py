@@ -167,6 +167,16 @@ def test_a_model_is_found_by_name_by_folder_and_as_the_newest(runs: Home) -> Non
     assert "quickstart-sft: classic, depth 1, conversational" in repr(mlxchat.load())
 
 
+def test_another_home_is_given_by_keyword(trained_home: Path, home: Path, tmp_path: Path) -> None:
+    model = mlxchat.load("quickstart", home=trained_home)
+    exported = model.export("mlx-lm", tmp_path / "out")
+    mlxchat.import_model(exported, "back", home=tmp_path / "elsewhere")
+    assert mlxchat.load(home=tmp_path / "elsewhere").name == "back"
+    list(mlxchat.pretrain(**TINY, model_tag="there", home=tmp_path / "elsewhere"))
+    assert mlxchat.load("there", home=tmp_path / "elsewhere").name == "there"
+    assert not home.exists()
+
+
 def test_generated_text_is_repeatable_bounded_and_streamed(runs: Home) -> None:
     model = mlxchat.load("quickstart")
     text = model.generate("The cow", max_tokens=12, seed=7)

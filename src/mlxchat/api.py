@@ -29,13 +29,19 @@ from mlxchat.trained import Model, new_run
 __all__ = ["fine_tune", "import_model", "load", "pretrain"]
 
 
-def load(source: str | Path | None = None, *, step: int | None = None) -> Model:
+def load(
+    source: str | Path | None = None,
+    *,
+    step: int | None = None,
+    home: str | Path | None = None,
+) -> Model:
     """Load a trained model.
 
     Args:
         source: the name of a run, or the directory of a model or of a run. By default the run
             that was saved last.
         step: which of the run's saved steps; by default the newest.
+        home: where runs are; by default ``$MLXCHAT_HOME``.
 
     Raises:
         NotFound: there is no such model; the message lists the ones there are.
@@ -46,11 +52,11 @@ def load(source: str | Path | None = None, *, step: int | None = None) -> Model:
     >>> model.name, model.conversational
     ('quickstart-sft', True)
     """
-    home = Home.from_environment()
-    folder = catalog.find_model(home.stages, None if source is None else str(source), step)
+    place = _home(home)
+    folder = catalog.find_model(place.stages, None if source is None else str(source), step)
     runtime.bound_buffer_cache()
     saved = layout.read_model(folder, runtime.machine().compute_dtype)
-    return Model(saved, history.read(folder), home)
+    return Model(saved, history.read(folder), place)
 
 
 def pretrain(
@@ -58,6 +64,7 @@ def pretrain(
     *,
     fresh: bool = False,
     stop: Callable[[], bool] = lambda: False,
+    home: str | Path | None = None,
     **settings: Any,
 ) -> Generator[Event, None, None]:
     """Pretrain a model, or resume the run of the same name; iterate over it to make it happen.
@@ -74,6 +81,7 @@ def pretrain(
         config: the settings as one object, in place of ``settings``.
         fresh: set an earlier run of that name aside and train from scratch.
         stop: called again and again; returns whether to save and end.
+        home: where data, checkpoints and logs are; by default ``$MLXCHAT_HOME``.
         **settings: the fields of `PretrainConfig`, such as ``depth=4`` or ``dataset="builtin"``.
 
     Raises:
@@ -93,9 +101,9 @@ def pretrain(
     >>> mlxchat.load("tiny").config.n_layer
     1
     """
-    chosen, home = _config(PretrainConfig, config, settings), Home.from_environment()
+    chosen, place = _config(PretrainConfig, config, settings), _home(home)
     return _one_stream(
-        lambda report: pretraining.pretrain(chosen, home, report, stop=stop, fresh=fresh)
+        lambda report: pretraining.pretrain(chosen, place, report, stop=stop, fresh=fresh)
     )
 
 
@@ -104,6 +112,7 @@ def fine_tune(
     *,
     fresh: bool = False,
     stop: Callable[[], bool] = lambda: False,
+    home: str | Path | None = None,
     **settings: Any,
 ) -> Generator[Event, None, None]:
     """Fine-tune a model on conversations, or resume the run of the same name.
@@ -114,6 +123,7 @@ def fine_tune(
         config: the settings as one object, in place of ``settings``.
         fresh: set an earlier run of that name aside and begin from scratch.
         stop: called again and again; returns whether to save and end.
+        home: where data, checkpoints and logs are; by default ``$MLXCHAT_HOME``.
         **settings: the fields of `SftConfig`, such as ``source="d4"`` or ``data=["chats.jsonl"]``.
 
     Raises:
@@ -133,8 +143,8 @@ def fine_tune(
     >>> mlxchat.load("tuned").conversational
     True
     """
-    chosen, home = _config(SftConfig, config, settings), Home.from_environment()
-    return _one_stream(lambda report: sft.fine_tune(chosen, home, report, stop=stop, fresh=fresh))
+    chosen, place = _config(SftConfig, config, settings), _home(home)
+    return _one_stream(lambda report: sft.fine_tune(chosen, place, report, stop=stop, fresh=fresh))
 
 
 def import_model(
@@ -146,6 +156,7 @@ def import_model(
     softcap: float | None = None,
     conversational: bool | None = None,
     with_optimizer: bool = False,
+    home: str | Path | None = None,
 ) -> Model:
     """Import a model that another program trained, as a run that can be fine-tuned or continued.
 
@@ -160,23 +171,29 @@ def import_model(
         softcap: the bound of the logits; by default the era's.
         conversational: whether it was trained on conversations; by default as the folder says.
         with_optimizer: import the state of its optimizer too.
+        home: where runs are; by default ``$MLXCHAT_HOME``.
 
     Raises:
         NotFound: there is no such file.
         CheckpointError: the model is damaged, of another architecture, or asks for more than data.
         ConfigError: the name is another run's, or no name.
     """
-    home = Home.from_environment()
     tokenizer_path = None if tokenizer is None else Path(tokenizer)
     foreign = importers.open_model(Path(path), step, tokenizer_path, softcap, conversational)
-    run = new_run(home, name or foreign.name, foreign.conversational)
+    run = new_run(_home(home), name or foreign.name, foreign.conversational)
     file = importing.find(foreign.path, foreign.step, foreign.config) if with_optimizer else None
     runtime.bound_buffer_cache()
     model, state = read_network(foreign), None
     if file:
         expected = {name: array.shape for name, array in new_optimizer(model).state.items()}
         state = importing.read(file, foreign.config, expected)
-    return load(importers.save(run, foreign, model, state))
+    return load(importers.save(run, foreign, model, state), home=home)
+
+
+def _home(folder: str | Path | None) -> Home:
+    if folder is None:
+        return Home.from_environment()
+    return Home(Path(folder).expanduser().absolute())
 
 
 class _Reports:
