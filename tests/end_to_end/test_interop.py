@@ -14,7 +14,7 @@ from support.models import BYTES
 
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
-from mlxchat.engine.cache import Cache
+from mlxchat.engine.cache import KVCache
 from mlxchat.interop import exporters
 from mlxchat.model.config import ERAS, GPTConfig
 from mlxchat.model.gpt import GPT
@@ -47,7 +47,7 @@ def network(era: Any) -> SavedModel:
 
 def greedy(model: GPT, prompt: list[int]) -> list[int]:
     """The likeliest tokens after a prompt, one by one."""
-    cache, ids = Cache(model.config), mx.array([prompt])
+    cache, ids = KVCache(model.config), mx.array([prompt])
     written = []
     for _ in range(NEW):
         ids = model(ids, cache)[:, -1:].argmax(-1)

@@ -14,7 +14,7 @@ from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.size import training_bytes
 from mlxchat.optim import optimizer
-from mlxchat.optim.optimizer import GROUPS, MATRIX, Arrays, MuonAdamW, Rates
+from mlxchat.optim.optimizer import PARAM_GROUPS, Arrays, MuonAdamW, Rates
 from mlxchat.runtime import machine, mx
 from mlxchat.train.loop import Run, compile_step
 from mlxchat.train.measure import SCORES_HELD
@@ -78,11 +78,11 @@ def new_run(config: GPTConfig, rows: int, accumulation: int, checkpoint: bool, c
     model = GPT.new(config)
     shape = rows, config.sequence_len
     ids = np.random.default_rng(0).integers(config.vocab_size, size=shape, dtype=np.int32)
-    learning = {group: mx.array(0.01) for group in (MATRIX, *GROUPS[config.arch])}
+    learning = {group.name: mx.array(0.01) for group in PARAM_GROUPS[config.arch]}
     rates = Rates(learning, momentum=mx.array(0.9), weight_decay=mx.array(0.0))
     return Run(
         model=model,
-        optimizer=MuonAdamW(model.named_parameters(), config.arch, model.dtype),
+        optimizer=MuonAdamW(model),
         batches=repeat(Batch(ids, ids, LoaderState())),
         rates=lambda _: rates,
         total_steps=2,
@@ -135,19 +135,15 @@ def test_an_update_reuses_the_memory_of_the_old_parameters_and_state(
     monkeypatch.setattr(optimizer, "STACK", 2**18)
     config = GPTConfig.from_depth(4, 2048, 128, head_dim=64, arch=arch)
     run = new_run(config, 1, 1, False, 64)
-    update = mx.compile(run.optimizer.update)
-    parameters = run.model.named_parameters()
-    gradients = {name: mx.ones_like(p) for name, p in parameters.items()}
-    state, rates = run.optimizer.state, run.rates(0)
-    run.optimizer.state = {}
-    del run
-    mx.eval(parameters, gradients, state)
+    model, adam, rates = run.model, run.optimizer, run.rates(0)
+    gradients = {name: mx.ones_like(p) for name, p in model.named_parameters().items()}
+    mx.eval(model.parameters(), gradients, adam.state)
     mx.synchronize()
     mx.set_memory_limit(1)  # so that MLX computes nothing ahead
-    held = sum(p.nbytes for p in parameters.values())
+    held = sum(p.nbytes for p in model.named_parameters().values())
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    parameters, state = update(parameters, gradients, state, rates)
+    adam.update(model, gradients, rates)
     del gradients
-    mx.eval(parameters, state)
+    mx.eval(model.parameters(), adam.state)
     assert mx.get_peak_memory() - before < 0.2 * held

@@ -171,7 +171,7 @@ def test_a_step_is_the_mean_over_its_answers_however_it_is_cut() -> None:
     def stepped(rows: int) -> tuple[float, dict[str, mx.array]]:
         model = GPT.new(config, dtype=mx.float32)
         model.lm_head.weight = mx.random.normal(model.lm_head.weight.shape, key=mx.random.key(1))
-        optimizer = MuonAdamW(model.named_parameters(), "classic", mx.float32)
+        optimizer = MuonAdamW(model)
         groups = ("embedding", "unembedding", "matrix")
         run = Run(
             model=model,

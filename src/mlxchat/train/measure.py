@@ -45,7 +45,7 @@ def random_run(model: GPT, plan: Plan, clock: Clock) -> Run:
 
     return Run(
         model=model,
-        optimizer=MuonAdamW(model.named_parameters(), plan.model.arch, model.dtype),
+        optimizer=MuonAdamW(model),
         batches=repeat(Batch(ids, np.roll(ids, -1, axis=1), LoaderState())),
         rates=rates,
         total_steps=plan.num_iterations,
