@@ -234,11 +234,11 @@ def test_other_settings_are_refused_and_named(straight: tuple[Path, list[Event]]
     other = CONFIG.model_copy(update={"num_iterations": 20, "keep": 9, "matrix_lr": 0.01})
     with pytest.raises(MlxchatError) as raised:
         run(straight[0], other)
-    assert "--num-iterations (12 -> 20)" in raised.value.problem
-    assert "--matrix-lr (0.02 -> 0.01)" in raised.value.problem
+    assert "`num_iterations` (12 -> 20)" in raised.value.problem
+    assert "`matrix_lr` (0.02 -> 0.01)" in raised.value.problem
     assert "keep" not in raised.value.problem
-    assert "--model-tag" in raised.value.remedy
-    assert "--fresh" in raised.value.remedy
+    assert "`model_tag`" in raised.value.remedy
+    assert "`fresh`" in raised.value.remedy
 
 
 def test_fresh_sets_the_old_run_aside(prepared: Path) -> None:

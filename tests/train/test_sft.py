@@ -29,7 +29,7 @@ from mlxchat.plan.memory import Capacity
 from mlxchat.quantize import evaluate
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Stepped
-from mlxchat.tokenizer.bpe import Tokenizer, train
+from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message
 from mlxchat.train.loop import Run
 from mlxchat.train.loop import train as steps_of
@@ -119,7 +119,7 @@ def final(home: Path, tag: str) -> dict[str, mx.array]:
 
 def test_the_loss_is_that_of_the_answers_by_hand() -> None:
     facts = golden("tokenizer.json")
-    tokenizer = train(facts["train_docs"], facts["train_vocab_size"])
+    tokenizer = Tokenizer.train(facts["train_docs"], facts["train_vocab_size"])
     conversations = [
         Conversation((Message("user", ask), Message("assistant", answer)))
         for ask, answer in (("hello the cat", "the dog, 12"), ("seven?", "7"), ("more", "blue"))
@@ -423,7 +423,7 @@ def test_changed_conversations_are_refused(based: Path, tmp_path: Path) -> None:
         ({"model_tag": "base"}, "base is the name of another run"),
         ({"device_batch_size": 3}, "not a multiple of 3 rows"),
         ({"memory_limit": "1MiB"}, "takes at least"),
-        ({"epochs": 2}, "--epochs 2 determines"),
+        ({"epochs": 2}, "`epochs=2` determines"),
         ({"identity": "Ada"}, "no KEY=VALUE"),
     ],
 )

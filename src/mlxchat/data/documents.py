@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlxchat.data.corpus import documents as corpus
+from mlxchat.data.corpus.documents import corpus_documents, document_text
 from mlxchat.data.fingerprint import KnownShards
 from mlxchat.data.shards import ShardSource
 from mlxchat.errors import DataError
@@ -136,7 +136,7 @@ class ShardDocuments:
         """Training text to learn a tokenizer from."""
         for name in self._text_shards:
             for documents, _ in _rows(self._source, name, 0):
-                yield from (corpus.text(document) for document in documents)
+                yield from (document_text(document) for document in documents)
 
     def suggested_vocabulary(self) -> int:
         """nanochat's 65,536 tokens; fewer, a power of two, for little text."""
@@ -183,7 +183,7 @@ class BuiltinDocuments:
 
     def texts(self) -> Iterator[str]:
         """The first documents."""
-        return map(corpus.text, islice(corpus.documents(self._seed), self.TEXTS))
+        return map(document_text, islice(corpus_documents(self._seed), self.TEXTS))
 
     def suggested_vocabulary(self) -> int:
         """Nearly a token a word."""
@@ -194,9 +194,9 @@ class BuiltinDocuments:
 
     @staticmethod
     def _batches(seed: int, start: Cursor) -> Iterator[Read]:
-        documents = corpus.documents(seed, start.row)
+        documents = corpus_documents(seed, start.row)
         for row in count(start.row + BATCH, BATCH):
-            batch: list[Document] = [*map(corpus.text, islice(documents, BATCH))]
+            batch: list[Document] = [*map(document_text, islice(documents, BATCH))]
             yield batch, Cursor(start.epoch, 0, row)
 
 

@@ -25,7 +25,7 @@ from mlxchat.errors import ConfigError, DataError, NotFound
 DEFAULT_ENDPOINT = "https://huggingface.co"
 NEWEST = "main"  # the revision that moves
 ATTEMPTS = 5  # in a row that bring nothing
-LONGEST_PAUSE = 300.0  # seconds; the hub counts requests in windows of five minutes
+LONGEST_REQUESTED_PAUSE = 300.0  # seconds; the hub counts requests in windows of five minutes
 TIMEOUT = 10.0  # seconds without a byte
 MAX_REDIRECTS = 5
 
@@ -248,7 +248,7 @@ def _pause(response: httpx.Response) -> float:
         seconds = _seconds_until(after, response.headers.get("date", ""))
     else:
         seconds = float(spent[1]) if spent else 0.0
-    return min(seconds, LONGEST_PAUSE)
+    return min(seconds, LONGEST_REQUESTED_PAUSE)
 
 
 def _seconds_until(moment: str, now: str) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlxchat.data.download import download_shard, locate, missing_bytes, partial
+from mlxchat.data.download import download_shard, missing_bytes, partial, stat_shard
 from mlxchat.data.hub import Cancelled, Hub, UnreachableError
 from mlxchat.data.shards import STREAMED, Dataset, check_shard, shard_fault, shard_names
 from mlxchat.disk import lock, require_space, storing
@@ -203,7 +203,7 @@ class StreamingShards:
         path = (self._folder if name == self.validation else self._cache) / name
         error: MlxchatError | None = None
         try:
-            remote = locate(self._hub, self._dataset, self._folder, name)
+            remote = stat_shard(self._hub, self._dataset, self._folder, name)
             require_space(self._folder, missing_bytes(remote, path))
             download_shard(self._hub, remote, path, progressed)
         except MlxchatError as caught:

@@ -27,7 +27,7 @@ UNANSWERED = "what follows the last answer"
 KEYS_NAMED = 5  # of a row in no known form
 NAME_CHARACTERS = 30  # of a key, a role or a type in a reason
 
-Row = Mapping[str, Any]
+JsonRow = Mapping[str, Any]
 
 _SPEAKERS: Mapping[str, Role] = {
     "system": "system",
@@ -58,7 +58,7 @@ class Usable(NamedTuple):
     cut: str | None = None
 
 
-def read(row: object) -> Usable:
+def read_row(row: object) -> Usable:
     """The conversation that a row holds.
 
     What comes after the last answer (a question, a call that nothing follows) is cut.
@@ -101,7 +101,7 @@ def solution(text: str) -> Iterator[Part]:
             yield Part("text", piece)
 
 
-def _chat(row: Row) -> Iterator[Message]:
+def _chat(row: JsonRow) -> Iterator[Message]:
     entries = row.get("messages", row.get("conversations"))
     if not isinstance(entries, list):
         raise UnusableError("messages that are no list")
@@ -151,7 +151,7 @@ def _message(entry: object) -> Message:
     return Message("assistant", (said + calls) or (Part("text", ""),))
 
 
-def _calls(entry: Row) -> tuple[Part, ...]:
+def _calls(entry: JsonRow) -> tuple[Part, ...]:
     """OpenAI's calls: a list of objects, each with the function's name and its arguments."""
     calls = entry.get("tool_calls") or []
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
@@ -194,7 +194,7 @@ def _parts(content: object) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def _instructed(row: Row) -> Iterator[Message]:
+def _instructed(row: JsonRow) -> Iterator[Message]:
     given = row
     if "instances" in row:
         instances = row["instances"]
@@ -207,12 +207,12 @@ def _instructed(row: Row) -> Iterator[Message]:
     yield Message("assistant", _text(given.get("output", given.get("response"))))
 
 
-def _worked(row: Row) -> Iterator[Message]:
+def _worked(row: JsonRow) -> Iterator[Message]:
     yield Message("user", _text(row["question"]))
     yield _spoken(tuple(solution(_text(row["answer"]))) or (Part("text", ""),))
 
 
-def _chosen(row: Row) -> Iterator[Message]:
+def _chosen(row: JsonRow) -> Iterator[Message]:
     """MMLU numbers the right choice from 0; ARC labels the choices and names the right label."""
     given = row["choices"]
     choices, labels = given, None
@@ -238,12 +238,12 @@ def _chosen(row: Row) -> Iterator[Message]:
     yield Message("assistant", _text(answer))
 
 
-def _completed(row: Row) -> Iterator[Message]:
+def _completed(row: JsonRow) -> Iterator[Message]:
     yield Message("user", _text(row["prompt"]))
     yield Message("assistant", _text(row.get("completion", row.get("response"))))
 
 
-_FORMS: tuple[tuple[set[str], Callable[[Row], Iterator[Message]]], ...] = (
+_FORMS: tuple[tuple[set[str], Callable[[JsonRow], Iterator[Message]]], ...] = (
     ({"messages"}, _chat),
     ({"conversations"}, _chat),
     ({"instruction", "instances"}, _instructed),

@@ -15,12 +15,12 @@ from mlxchat.errors import DataError, MlxchatError
 from mlxchat.tokenizer.messages import Conversation
 
 EXAMPLES = 5  # rows skipped that a report tells of, and reasons or splits that it names
-ROWS = 1024  # of a parquet file, decoded at a time
+ROWS_DECODED = 1024  # of a parquet file, decoded at a time
 FAULT_CHARACTERS = 200  # of what pyarrow says is wrong
 
 
 @dataclass(frozen=True)
-class Report:
+class SourceReport:
     """What became of a source's rows: ``rows`` is ``used`` and all ``skipped``.
 
     ``cut`` (of those used) and ``skipped`` count rows by reason; ``examples`` are the first rows
@@ -54,7 +54,7 @@ class Report:
         return f"{said}."
 
 
-def read(source: Source) -> tuple[list[Conversation], Report]:
+def read_source(source: Source) -> tuple[list[Conversation], SourceReport]:
     """All conversations of a source's files, in memory: some 100,000s are fine.
 
     Raises:
@@ -69,7 +69,7 @@ def read(source: Source) -> tuple[list[Conversation], Report]:
     for path in files:
         for place, row in rows(path):
             try:
-                conversation, left_out = forms.read(row)
+                conversation, left_out = forms.read_row(row)
             except forms.UnusableError as error:
                 skipped[error.reason] += 1
                 if len(examples) < EXAMPLES:
@@ -82,7 +82,7 @@ def read(source: Source) -> tuple[list[Conversation], Report]:
         raise _nothing(source, skipped)
     used = len(conversations)
     total = used + skipped.total()
-    return conversations, Report(
+    return conversations, SourceReport(
         str(source),
         rows=total,
         used=used,
@@ -144,7 +144,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, object]]:
                     f"{path} has no column of conversations (its columns: {', '.join(names)}).",
                     f"These are known: {', '.join(sorted(forms.KEYS))}.",
                 )
-            for batch in file.iter_batches(batch_size=ROWS, columns=known):
+            for batch in file.iter_batches(batch_size=ROWS_DECODED, columns=known):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", row
