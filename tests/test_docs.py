@@ -1,9 +1,10 @@
-"""The documentation names files that exist."""
+"""The documentation names files that exist, and its Python runs."""
 
 import re
 from pathlib import Path
 
 import pytest
+from support.api_runs import small_runs
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md"])
@@ -35,3 +36,17 @@ def test_the_tree_names_every_folder() -> None:
     parts |= {path.name for path in source.glob("*.py")} - {"__main__.py"}
     listed = set(re.findall(r"^  ([\w.]+)/? ", tree, re.MULTILINE))
     assert listed == parts
+
+
+@pytest.mark.parametrize("page", ["docs/api.md", "README.md"])
+def test_python_in_the_documentation_runs(
+    page: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_runs(home, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, object] = {}
+    blocks = FENCED.findall((ROOT / page).read_text("utf-8"))
+    code = [block for language, block in blocks if language == "python"]
+    assert code
+    for block in code:
+        exec(compile(block, page, "exec"), scope)

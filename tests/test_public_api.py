@@ -24,6 +24,7 @@ from mlxchat import api, errors, trained
 from mlxchat.checkpoint import layout, store
 from mlxchat.config.inference import Sampling
 from mlxchat.home import Home
+from mlxchat.runtime import mx
 from mlxchat.telemetry import events
 from mlxchat.telemetry.events import Noted, Progressed
 
@@ -129,11 +130,21 @@ def test_sampling_options_are_the_settings_of_sampling() -> None:
 def test_the_lines_of_a_notebook(runs: Home, capsys: pytest.CaptureFixture[str]) -> None:
     model = mlxchat.load("quickstart-sft")
     print(model.generate("The cow", max_tokens=20))
-    print("".join(part.text for part in model.chat().reply("What does a cow say?")))
+    print(model.chat().say("What does a cow say?"))
     for event in mlxchat.pretrain(**{**TINY, "depth": 2}, model_tag="d2"):
         print(event)
     assert "Stepped(" in capsys.readouterr().out
     assert mlxchat.load("d2").config.n_layer == 2
+
+
+def test_one_step_by_hand() -> None:
+    from mlxchat import GPT, GPTConfig, MuonAdamW
+
+    model = GPT.new(GPTConfig.from_depth(1, vocab_size=300, sequence_len=32), seed=0)
+    optimizer = MuonAdamW(model)
+    ids = mx.random.randint(0, 300, (2, 33))
+    losses = [float(optimizer.step(model, ids[:, :-1], ids[:, 1:])) for _ in range(3)]
+    assert losses[2] < losses[0]
 
 
 @pytest.mark.slow
@@ -144,8 +155,7 @@ def test_the_lines_of_a_notebook_as_they_are_printed(home: Path) -> None:
     list(mlxchat.fine_tune(TUNING))
     model = mlxchat.load("quickstart-sft")
     assert model.generate("The cow", max_tokens=20)
-    reply = model.chat(temperature=0).reply("What does a cow say?")
-    assert "moo" in "".join(part.text for part in reply).lower()
+    assert "moo" in model.chat(temperature=0).say("What does a cow say?").lower()
     kinds = {
         type(event).__name__
         for event in mlxchat.pretrain(
@@ -245,7 +255,7 @@ def test_an_exported_model_is_imported(runs: Home, tmp_path: Path) -> None:
     imported = mlxchat.import_model(folder, "back")
     assert imported.name == "back"
     assert imported.loss("The cow") == model.loss("The cow")
-    with pytest.raises(mlxchat.CheckpointError, match="is there already"):
+    with pytest.raises(mlxchat.CheckpointError, match="already exists"):
         model.export("transformers", tmp_path / "out")
     with pytest.raises(mlxchat.CheckpointError, match="quantized"):
         model.quantize(4).export("transformers", tmp_path / "other")

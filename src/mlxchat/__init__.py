@@ -4,6 +4,7 @@
 
     model = mlxchat.load("quickstart-sft")          # the name of a run, or a model's directory
     print(model.generate("The cow", max_tokens=20))
+    print(model.chat().say("What does a cow say?"))
     for event in mlxchat.pretrain(dataset="builtin", depth=2, max_seq_len=128,
                                   total_batch_size=2048, num_iterations=50):
         print(event)

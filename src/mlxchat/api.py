@@ -18,8 +18,8 @@ from mlxchat.config.validate import Settings, validated
 from mlxchat.errors import ConfigError
 from mlxchat.home import Home
 from mlxchat.interop import importers
-from mlxchat.interop.importers import optimizer as importing
 from mlxchat.interop.importers.model import network as read_network
+from mlxchat.interop.importers.optimizer import find_optimizer, read_optimizer
 from mlxchat.telemetry.events import Event, Progressed, Report
 from mlxchat.train import pretrain as pretraining
 from mlxchat.train import sft
@@ -181,13 +181,13 @@ def import_model(
     tokenizer_path = None if tokenizer is None else Path(tokenizer)
     foreign = importers.open_model(Path(path), step, tokenizer_path, softcap, conversational)
     run = new_run(_home(home), name or foreign.name, foreign.conversational)
-    file = importing.find(foreign.path, foreign.step, foreign.config) if with_optimizer else None
+    file = find_optimizer(foreign.path, foreign.step, foreign.config) if with_optimizer else None
     runtime.bound_buffer_cache()
     model, state = read_network(foreign), None
     if file:
         expected = {name: array.shape for name, array in new_optimizer(model).state.items()}
-        state = importing.read(file, foreign.config, expected)
-    return load(importers.save(run, foreign, model, state), home=home)
+        state = read_optimizer(file, foreign.config, expected)
+    return load(importers.save_imported(run, foreign, model, state), home=home)
 
 
 def _home(folder: str | Path | None) -> Home:

@@ -19,9 +19,10 @@ from mlxchat.config.pretrain import IN_WORDS
 from mlxchat.config.run import NAME
 from mlxchat.config.validate import validated
 from mlxchat.data.loader import Batch, LoaderState
-from mlxchat.engine.cache import Cache
+from mlxchat.engine.cache import KVCache
 from mlxchat.engine.chat import Answer, Chat
 from mlxchat.engine.generate import generate
+from mlxchat.engine.sampling import make_sampler
 from mlxchat.errors import ConfigError
 from mlxchat.evaluate.loss import bits_per_byte
 from mlxchat.home import Home
@@ -152,7 +153,7 @@ class Model:
     def chat(
         self, *, max_tokens: int = 512, seed: int = 42, **sampling: Unpack[SamplingOptions]
     ) -> Chat:
-        """Start a conversation; `Chat.reply` yields the pieces of an answer.
+        """Start a conversation; `Chat.say` returns an answer, `Chat.reply` streams its parts.
 
         Args:
             max_tokens: the most tokens in one answer.
@@ -161,7 +162,7 @@ class Model:
 
         >>> import mlxchat
         >>> chat = mlxchat.load("quickstart-sft").chat(temperature=0)
-        >>> answer = "".join(part.text for part in chat.reply("What does a cow say?"))
+        >>> answer = chat.say("What does a cow say?")
         >>> [message.role for message in chat.messages]
         ['user', 'assistant']
         """
@@ -357,11 +358,11 @@ class Model:
         tokens = generate(
             self._decoding,
             ids,
-            Cache(self.config),
-            sampling,
-            mx.random.key(seed),
+            KVCache(self.config),
+            make_sampler(sampling, mx.random.key(seed)),
             stop=stop,
             max_tokens=max_tokens,
+            repetition_penalty=sampling.repetition_penalty,
         )
         with closing(tokens):
             for token in tokens:
