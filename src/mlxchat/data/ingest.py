@@ -27,7 +27,7 @@ from mlxchat.telemetry.events import Noted, Progressed, Report
 
 LONGEST_DOCUMENT = 8_000  # characters
 ROWS_READ = 1024  # rows of a parquet file that are read at a time
-PIECE_BYTES = 2**16  # longer lines are read in pieces of this size
+LINE_PIECE = 2**16  # longer lines are read in pieces of this size
 LONGEST_REASON = 200  # characters of pyarrow's error message
 
 Advance = Callable[[int], None]  # called with the number of bytes read
@@ -87,12 +87,12 @@ def _cut(text: str) -> int:
 
 
 def _text_pieces(path: Path, advance: Advance) -> Iterator[str]:
-    """Yield the lines of a UTF-8 file; longer ones than `PIECE_BYTES` in pieces."""
+    """Yield the lines of a UTF-8 file; longer ones than `LINE_PIECE` in pieces."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     number = 1
     with path.open("rb") as stream:
         while True:
-            raw = stream.readline(PIECE_BYTES)
+            raw = stream.readline(LINE_PIECE)
             try:
                 piece = decoder.decode(raw, final=not raw)
             except UnicodeDecodeError as error:

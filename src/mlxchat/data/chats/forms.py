@@ -59,13 +59,13 @@ class Usable(NamedTuple):
 
 
 def read_row(row: object) -> Usable:
-    """The conversation that a row holds.
+    """Return the conversation in a row.
 
-    What comes after the last answer (a question, a call that nothing follows) is cut.
+    Everything after the last answer (a question, a tool call without a reply) is cut.
 
     Raises:
-        UnusableError: the row is in no known form, somebody speaks out of turn, or a question or
-            an answer is empty.
+        UnusableError: the row is in no known form, the roles do not alternate, or a question or an
+            answer is empty.
     """
     if isinstance(row, list):
         row = {"messages": row}
@@ -80,7 +80,7 @@ def read_row(row: object) -> Usable:
 
 
 def multiple_choice(question: str, letters: Sequence[str], choices: Sequence[str]) -> str:
-    """A question with choices in the form of nanochat's `render_mc` (tasks/common.py)."""
+    """Return a multiple-choice question in the form of nanochat's `render_mc` (tasks/common.py)."""
     listed = "".join(
         f"- {choice}={letter}\n" for letter, choice in zip(letters, choices, strict=True)
     )
@@ -91,7 +91,7 @@ def multiple_choice(question: str, letters: Sequence[str], choices: Sequence[str
 
 
 def solution(text: str) -> Iterator[Part]:
-    """The parts of a GSM8K solution: ``<<48/2=24>>`` is an expression and what comes of it."""
+    """Yield the parts of a GSM8K solution: ``<<48/2=24>>`` is an expression and its result."""
     for number, piece in enumerate(re.split(r"<<([^>]+)>>", text)):
         if number % 2:
             expression, _, result = piece.rpartition("=") if "=" in piece else (piece, "", "")
@@ -256,7 +256,7 @@ _FORMS: tuple[tuple[set[str], Callable[[JsonRow], Iterator[Message]]], ...] = (
     ({"prompt", "response"}, _completed),
 )
 
-# All that a row is asked for.
+# All keys that are read.
 KEYS = frozenset({"system", "input", "context"}.union(*(keys for keys, _ in _FORMS)))
 
 

@@ -85,7 +85,7 @@ class _Topic(NamedTuple):
 
 
 def identity_conversations(identity: Identity, seed: int, count: int) -> Iterator[Conversation]:
-    """``count`` conversations in which a user asks a model who it is."""
+    """Yield ``count`` conversations in which a user asks a model who it is."""
     topics = _topics(identity)
     weights = [topic.weight for topic in topics]
     talk = [said for said in SMALL_TALK if not is_asked(identity, said.prompt)]
@@ -145,7 +145,7 @@ def _asked(rng: Random, topic: _Topic) -> Question:
 
 
 def _mistyped(rng: Random, template: str) -> str:
-    """Two letters of one word swapped, where there is a word of four."""
+    """Swap two letters of one word, if it has a word of four letters."""
     places = [match.start() for match in re.finditer(r"(?<=[a-z])[a-z]{2}(?=[a-z])", template)]
     places = [place for place in places if "{" not in template[max(0, place - 7) : place]]
     if not places:

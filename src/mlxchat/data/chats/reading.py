@@ -1,4 +1,4 @@
-"""Rows of files become conversations, and every row is accounted for."""
+"""Reading conversations from files, with a report on every row."""
 
 import json
 from collections import Counter
@@ -38,7 +38,7 @@ class SourceReport:
     left_out: tuple[str, ...] = ()
 
     def summary(self) -> str:
-        """The report in a line."""
+        """Return the report as one line."""
         said = f"{self.source}: {self.used:,} of {_rows(self.rows)} used"
         if self.held_out:
             said += f", {self.held_out:,} of them held out"
@@ -55,11 +55,11 @@ class SourceReport:
 
 
 def read_source(source: Source) -> tuple[list[Conversation], SourceReport]:
-    """All conversations of a source's files, in memory: some 100,000s are fine.
+    """Read all conversations of a source into memory; a few 100,000 are fine.
 
     Raises:
-        MlxchatError: a file cannot be read, or is not what its name says (file and line are named),
-            or no row can be used.
+        DataError: a file cannot be read or is not in the format of its suffix (file and line are
+            named), or no row can be used.
     """
     conversations: list[Conversation] = []
     cut: Counter[str] = Counter()
@@ -94,10 +94,10 @@ def read_source(source: Source) -> tuple[list[Conversation], SourceReport]:
 
 
 def rows(path: Path) -> Iterator[tuple[str, object]]:
-    """The decoded rows of a .jsonl, .json or .parquet file, each with its place in words.
+    """Yield the decoded rows of a .jsonl, .json or .parquet file, each with its place in words.
 
     Raises:
-        MlxchatError: it cannot be read, or is not what its name says.
+        DataError: the file cannot be read, or is not in the format of its suffix.
     """
     try:
         yield from _READERS[path.suffix.lower()](path)
@@ -175,7 +175,7 @@ def _nothing(source: Source, skipped: Counter[str]) -> MlxchatError:
 
 
 def _counted(reasons: Mapping[str, int]) -> str:
-    """The most frequent reasons, each with its number, and how many others there are."""
+    """Return the most frequent reasons with their counts, and the number of others."""
     ranked = Counter(reasons).most_common()
     said = ", ".join(f"{reason} ({count:,})" for reason, count in ranked[:EXAMPLES])
     if others := [count for _, count in ranked[EXAMPLES:]]:

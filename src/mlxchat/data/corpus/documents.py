@@ -25,20 +25,20 @@ from mlxchat.tokenizer.messages import Conversation, Document, Message
 
 STORIES = 0.25  # share of documents that are stories
 PASSAGES = 0.5  # share of questions that are about a passage; the others are about facts
-CARELESS_SHARE = 1 / 8  # share of conversations in which the user types carelessly
+CARELESS_CONVERSATIONS = 1 / 8  # share of conversations in which the user types carelessly
 MOST_TURNS = 4  # questions in a conversation
 FOLLOWED_UP = ("sound", "home", "food", "legs", "colour")  # kinds of facts asked as "And a cow?"
 
 
 def corpus_documents(seed: int, start: int = 0) -> Iterator[Document]:
-    """The documents of ``seed``, from number ``start`` on, without end."""
+    """Yield the documents of ``seed`` from number ``start`` on, without end."""
     for i in count_from(start):
         rng = Random(f"{seed}/{i}")
         yield story(rng, rng.choice(CHILD_NAMES)) if rng.random() < STORIES else _conversation(rng)
 
 
 def held_out_questions(count: int, seed: int = 0) -> list[Question]:
-    """``count`` different questions that no document asks.
+    """Return ``count`` different questions that no document asks.
 
     They are drawn as the documents draw theirs: half about facts, half about passages.
     """
@@ -52,7 +52,7 @@ def held_out_questions(count: int, seed: int = 0) -> list[Question]:
 
 
 def document_text(document: Document) -> str:
-    """The words of a document, its messages joined by line breaks: what a tokenizer learns from."""
+    """Return a document's text, its messages joined by line breaks, for training a tokenizer."""
     if isinstance(document, str):
         return document
     return "\n".join(message.text for message in document.messages)
@@ -109,7 +109,7 @@ def _conversation(rng: Random) -> Conversation:
         exchange = rng.choice(_EXCHANGES)(rng)
         if _may_follow(turns, exchange):
             turns += exchange
-    is_careless = rng.random() < CARELESS_SHARE
+    is_careless = rng.random() < CARELESS_CONVERSATIONS
     messages = []
     for turn in turns:
         prompt = _careless(turn.prompt) if is_careless else turn.prompt
