@@ -20,8 +20,8 @@ from mlxchat.data.chats.identity import Identity
 from mlxchat.data.chats.mixture import ChatDocuments
 from mlxchat.data.chats.sources import parse
 from mlxchat.data.documents import Cursor
-from mlxchat.data.loader import BUFFER_CONVERSATIONS, LoaderState, answered
-from mlxchat.data.packing import BestFit
+from mlxchat.data.loader import BUFFER_CONVERSATIONS, LoaderState, pack_answers, render_answers
+from mlxchat.data.packing import unmask
 from mlxchat.errors import CheckpointError, DataError, MlxchatError, NotFound
 from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
@@ -129,18 +129,19 @@ def survey(
     def refill() -> list[list[int]] | None:
         nonlocal read
         batch = list(islice(epoch, BUFFER_CONVERSATIONS))
-        encoded = answered(tokenizer, batch, capacity)
+        encoded = render_answers(tokenizer, batch, capacity)
         lengths.extend(map(len, encoded))
         read += len(batch)
         total = documents.epoch_size
         report(Progressed(clock(), "reading", read, total, "conversations"))
         return encoded if batch else None
 
-    packing = BestFit(capacity, BUFFER_CONVERSATIONS, refill, padding=~tokenizer.bos)
+    packing = pack_answers(tokenizer, capacity, refill)
     rows = learnt = 0
     while (row := packing.row()) is not None:
         rows += 1
-        learnt += int((row[1:] >= 0).sum())
+        _, targets = unmask(row[1:])
+        learnt += int((targets >= 0).sum())
     if not lengths:
         raise DataError(
             f"No conversation has an answer within the model's context of {context:,} tokens.",
