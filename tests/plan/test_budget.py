@@ -4,7 +4,6 @@ does."""
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -18,8 +17,8 @@ from mlxchat.home import Home
 from mlxchat.model.size import parameters
 from mlxchat.optim.schedule import learning_rate_multiplier
 from mlxchat.plan.budget import (
-    STEPS,
-    Pace,
+    TARGET_STEPS,
+    Deadline,
     Pause,
     budgeted_plan,
     last_step,
@@ -27,7 +26,7 @@ from mlxchat.plan.budget import (
     seconds_needed,
     with_steps,
 )
-from mlxchat.plan.memory import MARGIN, Capacity
+from mlxchat.plan.memory import MARGIN, Resources
 from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import (
@@ -41,13 +40,25 @@ from mlxchat.telemetry.events import (
     Stepped,
 )
 from mlxchat.telemetry.meter import Meter
-from mlxchat.train import loop, pretrain
-from mlxchat.train import measure as probe
+from mlxchat.train import measure
 from mlxchat.train.inputs import saved_run
-from mlxchat.train.loop import Launched, Run, train
+from mlxchat.train.loop import (
+    Cadence,
+    Compile,
+    Hooks,
+    Launch,
+    Pending,
+    Step,
+    Stop,
+    compile_step,
+    train,
+)
+from mlxchat.train.measure import step_seconds, step_timer
+from mlxchat.train.pretrain import Pretraining
+from mlxchat.train.run import conduct
 from mlxchat.ui.views import describe
 
-CAPACITY = Capacity(64 * 1024**3, 2, "none", 1024)
+RESOURCES = Resources(64 * 1024**3, 2, "none", 1024)
 TERA = 1e12
 
 
@@ -84,7 +95,7 @@ def test_every_duration_is_read_back(seconds: int) -> None:
 
 
 def test_a_budget_and_a_number_of_steps_are_one_too_many() -> None:
-    with pytest.raises(MlxchatError, match="--num-iterations 7 does not go with it"):
+    with pytest.raises(MlxchatError, match="`num_iterations=7` does not go with it"):
         PretrainConfig(budget="2h", num_iterations=7)
 
 
@@ -99,8 +110,8 @@ def test_another_budget_is_another_run() -> None:
     stored = PretrainConfig(budget="2h").model_dump(mode="json")
     assert PretrainConfig(budget="120m").differences(stored) == []
     assert PretrainConfig(budget="3h", depth=4).differences(stored) == [
-        "--depth (auto -> 4)",
-        "--budget (2h -> 3h)",
+        "`depth` (auto -> 4)",
+        "`budget` (2h -> 3h)",
     ]
     without = PretrainConfig().model_dump(mode="json")
     assert PretrainConfig(depth=12).differences(without) == []
@@ -115,7 +126,7 @@ def planned(
     def measure(draft: Plan) -> float:
         return draft.flops_per_token * draft.tokens_per_step / flops
 
-    return budgeted_plan(config, 32_768, CAPACITY, lambda: seconds, guess or flops, measure)
+    return budgeted_plan(config, 32_768, RESOURCES, lambda: seconds, guess or flops, measure)
 
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
@@ -127,7 +138,7 @@ def test_more_time_makes_deeper_models_that_see_enough(arch: str) -> None:
     for made, seconds in zip(plans, budgets, strict=True):
         ratio = {"classic": 20, "modern": 12}[arch]
         assert made.tokens > 0.9 * ratio * parameters(made.model)["matrices"]
-        assert made.num_iterations >= 0.95 * STEPS
+        assert made.num_iterations >= 0.95 * TARGET_STEPS
         assert made.tokens_per_step <= 2**19
         assert made.costs is not None
         needed = made.num_iterations * made.costs.step
@@ -161,14 +172,14 @@ def test_what_is_slower_than_presumed_is_measured_before_it_is_chosen() -> None:
         return draft.flops_per_token * draft.tokens_per_step / (TERA * shallow_is_slow)
 
     config = PretrainConfig(budget="2h")
-    made = budgeted_plan(config, 32_768, CAPACITY, lambda: 7200.0, 2 * TERA, measure)
+    made = budgeted_plan(config, 32_768, RESOURCES, lambda: 7200.0, 2 * TERA, measure)
     assert measured[-1] == made.model.n_layer or made.model.n_layer in measured
     assert len(measured) <= 5
 
 
 def test_without_time_to_measure_the_presumed_speed_is_taken() -> None:
     config = PretrainConfig(budget="2h")
-    made = budgeted_plan(config, 32_768, CAPACITY, lambda: 7200.0, TERA, lambda _: None)
+    made = budgeted_plan(config, 32_768, RESOURCES, lambda: 7200.0, TERA, lambda _: None)
     assert made.costs is not None
     speed = made.flops_per_token * made.tokens_per_step / made.costs.step
     assert speed == pytest.approx(TERA)
@@ -177,13 +188,13 @@ def test_without_time_to_measure_the_presumed_speed_is_taken() -> None:
 def test_the_model_fits_into_memory_however_much_time_there_is() -> None:
     free = planned(30 * 86_400)
     limited = planned(30 * 86_400, memory_limit="2GB")
-    assert MARGIN * limited.memory(CAPACITY)["peak"] <= 2e9 < free.memory(CAPACITY)["peak"]
+    assert MARGIN * limited.peak <= 2e9 < free.peak
     assert limited.model.n_layer < free.model.n_layer
-    assert limited.costs is not None and limited.num_iterations > STEPS
+    assert limited.costs is not None and limited.num_iterations > TARGET_STEPS
 
 
 def test_too_little_time_is_said_with_numbers() -> None:
-    with pytest.raises(MlxchatError, match=r"budget of 30s, 30 s are left: no time for depth 12"):
+    with pytest.raises(MlxchatError, match=r"budget of 30s has 30 s left: no time for depth 12"):
         planned(30, flops=1e9, depth=12)
 
 
@@ -218,7 +229,7 @@ SHORT = plan(
         depth=1, max_seq_len=32, device_batch_size=1, total_batch_size=32, num_iterations=1000
     ),
     300,
-    CAPACITY,
+    RESOURCES,
 )
 
 
@@ -255,9 +266,7 @@ class FakeClock:
 Drift = Callable[[float], float]  # seconds of a step by the share of the budget that is used
 
 
-def simulated(
-    monkeypatch: pytest.MonkeyPatch, drift: Drift, arch: str, **settings: object
-) -> tuple[float, list[Plan]]:
+def simulated(drift: Drift, arch: str, **settings: object) -> tuple[float, list[Plan]]:
     """How much of the budget the real loop uses, and the plan by which each step was taken."""
     config = PretrainConfig.model_validate(
         {
@@ -272,7 +281,7 @@ def simulated(
     )
     clock = FakeClock()
     origin = clock.now
-    plans = [budgeted_plan(config, 300, CAPACITY, lambda: 980.0, 1e6, lambda _: 0.8)]
+    plans = [budgeted_plan(config, 300, RESOURCES, lambda: 980.0, 1e6, lambda _: 0.8)]
     taken: list[Plan] = []
 
     def passing(seconds: float, event: Event | None = None) -> Iterator[Event]:
@@ -280,31 +289,22 @@ def simulated(
         if event:
             yield event
 
-    def launch(step: int) -> Launched:
+    def launch(step: int) -> Pending:
         taken.append(plans[-1])
         clock.now += drift((clock.now - origin) / 1000)
-        return Launched(step, mx.zeros(3), LoaderState())
+        return Pending(step, mx.zeros(3), LoaderState())
 
-    monkeypatch.setattr(loop, "compile_step", lambda _: launch)
-    pace = Pace(config, 1000.0, plans[0].costs, origin, clock.now)
+    deadline = Deadline(config, 1000.0, plans[0].costs, origin, clock.now)
     clock.now += 20  # what was needed to begin
-    run = SimpleNamespace(
-        step=0,
-        evaluated=False,
-        total_steps=plans[0].num_iterations,
-        shards=1,
-        eval_every=config.eval_every,
-        sample_every=config.sample_every,
-        save_every=config.save_every,
+    hooks = Hooks(
+        clock,
         evaluate=lambda step: passing(6.0, Evaluated(clock.now + 6, step, 1.0, 1.0, 1, 6.0)),
         sample=lambda step: passing(3.0, Sampled(clock.now + 3, step, "", "")),
         save=lambda step, _: passing(0.5, Saved(clock.now + 0.5, step, "", 0.5)),
-        stop=lambda: False,
-        clock=clock,
     )
-    for event in train(run):
-        plans.append(pace.follow(event, plans[-1]))
-        run.total_steps = plans[-1].num_iterations
+    cadence = Cadence(config.eval_every, config.sample_every, config.save_every)
+    for event in train(launch, lambda: plans[-1].num_iterations, hooks, cadence):
+        plans.append(deadline.follow(event, plans[-1]))
     return (clock.now - origin) / 1000, taken
 
 
@@ -321,8 +321,8 @@ DRIFTS: dict[str, Drift] = {
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
 @pytest.mark.parametrize("drift", DRIFTS)
-def test_the_budget_is_held(monkeypatch: pytest.MonkeyPatch, drift: str, arch: str) -> None:
-    used, plans = simulated(monkeypatch, DRIFTS[drift], arch)
+def test_the_budget_is_held(drift: str, arch: str) -> None:
+    used, plans = simulated(DRIFTS[drift], arch)
     assert 0.97 < used <= 1.01
     rates = [multiplier(made, step) for step, made in enumerate(plans)]
     assert max(abs(a - b) for a, b in pairwise(rates)) < 0.06
@@ -349,24 +349,28 @@ TINY = PretrainConfig(
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
-    """Time in which a step takes a second, and compiling it five."""
-    clock = FakeClock()
-    compile_step = loop.compile_step
+    monkeypatch.setattr(measure, "matmul_flops", lambda: 1e9)
+    return FakeClock()
 
-    def charged(run: Run) -> Callable[[int], Launched]:
-        launch = compile_step(run)
+
+def charged_to(clock: FakeClock) -> Compile:
+    """Have compiling take five seconds, and a step as long as the clock says."""
+
+    def compiled(step: Step, stop: Stop = lambda: False) -> Launch:
+        launch = compile_step(step, stop)
         clock.now += 5
 
-        def launch_charged(step: int) -> Launched:
+        def launch_charged(number: int) -> Pending:
             clock.now += clock.step
-            return launch(step)
+            return launch(number)
 
         return launch_charged
 
-    for module in (loop, probe):
-        monkeypatch.setattr(module, "compile_step", charged)
-    monkeypatch.setattr(probe, "matmul_flops", lambda: 1e9)
-    return clock
+    return compiled
+
+
+def pretraining(home: Path, clock: FakeClock, config: PretrainConfig) -> Pretraining:
+    return Pretraining(config, Home(home), lambda _: None, clock, charged_to(clock))
 
 
 def run(
@@ -378,7 +382,7 @@ def run(
         return bool(stop_at) and any(isinstance(e, Stepped) and e.step >= stop_at for e in seen)
 
     meter = Meter()
-    for event in pretrain.pretrain(config, Home(home), lambda _: None, meter, stop, clock=clock):
+    for event in conduct(pretraining(home, clock, config), meter, stop):
         seen.append(event)
     steps = [event.step for event in seen if isinstance(event, Stepped)]
     assert stop_at or meter.total_steps == steps[-1]
@@ -398,7 +402,7 @@ def test_a_run_ends_when_its_budget_does(tmp_path: Path, clock: FakeClock) -> No
 
 
 def run_again(home: Path, clock: FakeClock) -> Event:
-    (event,) = pretrain.pretrain(TINY, Home(home), lambda _: None, clock=clock)
+    (event,) = conduct(pretraining(home, clock, TINY))
     return event
 
 
@@ -417,13 +421,13 @@ def test_what_is_left_is_kept_for_the_resumed_run(
     resumed = clock.now
     run(tmp_path, clock)
     assert 97 <= used + clock.now - resumed <= 103
-    with pytest.raises(MlxchatError, match=r"--budget \(1m40s -> 3m20s\)"):
+    with pytest.raises(MlxchatError, match=r"`budget` \(1m40s -> 3m20s\)"):
         run(tmp_path, clock, config=TINY.model_copy(update={"budget": "3m20s"}))
 
 
 def test_a_slower_machine_takes_fewer_steps_and_says_so(tmp_path: Path, clock: FakeClock) -> None:
     began, notes, steps = clock.now, [], 0
-    for event in pretrain.pretrain(TINY, Home(tmp_path), lambda _: None, clock=clock):
+    for event in conduct(pretraining(tmp_path, clock, TINY)):
         if isinstance(event, Stepped):
             steps = event.step
             clock.step = 1.0 if steps < 20 else 2.0
@@ -439,20 +443,22 @@ def test_a_slower_machine_takes_fewer_steps_and_says_so(tmp_path: Path, clock: F
 
 
 def test_a_budget_used_up_by_the_tokenizer_is_refused(tmp_path: Path, clock: FakeClock) -> None:
-    events = pretrain.pretrain(TINY, Home(tmp_path), lambda _: None, clock=clock)
+    events = conduct(pretraining(tmp_path, clock, TINY))
     next(events)  # a tokenizer is about to be trained
     clock.now += 200
-    with pytest.raises(MlxchatError, match="0 s are left"):
+    with pytest.raises(MlxchatError, match="has 0 s left"):
         list(events)
 
 
-def test_measuring_takes_the_probe_no_longer_than_it_is_told(clock: FakeClock) -> None:
-    made = plan(TINY.model_copy(update={"budget": None, "num_iterations": 9}), 300, CAPACITY)
-    measure = probe.Probe(20.0, clock)
-    assert measure(made) == pytest.approx(1.0)  # eleven seconds: it compiles, and takes six steps
-    assert measure(made) == pytest.approx(1.0)  # half of what is left, and half of that counted
-    assert measure(made) is not None
-    assert measure(made) is None
+def test_measuring_takes_no_longer_than_it_may(clock: FakeClock) -> None:
+    made = plan(TINY.model_copy(update={"budget": None, "num_iterations": 9}), 300, RESOURCES)
+    timed = step_timer(20.0, clock, charged_to(clock))
+    assert timed(made) == pytest.approx(1.0)  # eleven seconds: it compiles, and takes six steps
+    assert timed(made) == pytest.approx(1.0)  # half of what is left, and half of that counted
+    assert timed(made) is not None
+    assert timed(made) is None
     assert clock.now - 1e9 <= 20 + 7
     many = made.model_copy(update={"accumulation": 40})
-    assert probe.step_seconds(many, 3.0, clock) == pytest.approx(10.0)  # four took a second
+    assert step_seconds(many, 3.0, clock, charged_to(clock)) == pytest.approx(
+        10.0
+    )  # four took a second
