@@ -71,6 +71,7 @@ def test_the_model_is_the_one_that_training_would_have(arch: str) -> None:
     assert made.flops_per_token == flops_per_token(made.model)
 
 
+@pytest.mark.slow
 def test_the_modern_architecture_is_measured() -> None:
     assert measured(arch="modern", steps=3).training.tokens_per_second == 32
 
@@ -175,6 +176,7 @@ def test_errors_come_before_any_work(options: list[str], code: int, said: str) -
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_quietly() -> None:
     options = ["--steps", "3", "--device-batch-size", "1", "--vocab-size", "300"]
     process = subprocess.Popen(

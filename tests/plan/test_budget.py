@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.marks import slow
 
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.units import spell_duration, to_seconds
@@ -406,7 +407,7 @@ def run_again(home: Path, clock: FakeClock) -> Event:
     return event
 
 
-@pytest.mark.parametrize("stop_at", [5, 30, 60])
+@pytest.mark.parametrize("stop_at", [slow(5), 30, slow(60)])
 def test_what_is_left_is_kept_for_the_resumed_run(
     tmp_path: Path, clock: FakeClock, stop_at: int
 ) -> None:
@@ -425,6 +426,7 @@ def test_what_is_left_is_kept_for_the_resumed_run(
         run(tmp_path, clock, config=TINY.model_copy(update={"budget": "3m20s"}))
 
 
+@pytest.mark.slow
 def test_a_slower_machine_takes_fewer_steps_and_says_so(tmp_path: Path, clock: FakeClock) -> None:
     began, notes, steps = clock.now, [], 0
     for event in conduct(pretraining(tmp_path, clock, TINY)):

@@ -86,6 +86,7 @@ def test_it_resumes_without_its_source(source: Path) -> None:
     assert (home.runs / stopped.tag / "step_000002").exists()
 
 
+@pytest.mark.slow
 def test_a_runs_name_is_accepted(source: Path) -> None:
     home = Home.from_environment()
     list(pretrain(config(source, model_tag="first"), home, lambda _: None))

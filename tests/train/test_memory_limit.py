@@ -60,6 +60,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "shares"),
     [("classic", (0.5, 1.0, 2.0)), ("modern", (0.5,))],
