@@ -3,7 +3,7 @@
 import numpy as np
 from support.cases import golden
 
-from mlxchat.data.packing import BestFit, Buffered
+from mlxchat.data.packing import BestFit, Buffered, mask, unmask
 
 GOLDEN = golden("packing.json")
 CAPACITY = GOLDEN["T"] + 1
@@ -87,3 +87,11 @@ def test_padded_rows_are_resumed_too() -> None:
         if expected is None:
             break
         assert len(row) == CAPACITY
+
+
+def test_masked_tokens_keep_their_ids_and_are_no_targets() -> None:
+    packed = np.array([[5, mask(0), mask(7), 0]], np.int32)
+    ids, targets = unmask(packed)
+    assert ids.tolist() == [[5, 0, 7, 0]]
+    assert targets.tolist() == [[5, -1, -1, 0]]
+    assert ids.dtype == targets.dtype == np.int32

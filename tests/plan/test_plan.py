@@ -144,3 +144,12 @@ def test_a_saved_run_takes_no_batch_that_does_not_divide_its_step(rows: int) -> 
     made = plan(config, 512, SMALL)
     with pytest.raises(MlxchatError, match=f"not a multiple of {rows} rows"):
         refitted(made, config.model_copy(update={"device_batch_size": rows}), SMALL)
+
+
+def test_a_plan_that_an_earlier_version_saved_is_read() -> None:
+    made = plan(PretrainConfig(depth=2, max_seq_len=64, total_batch_size=2048), 512, SMALL)
+    saved = made.model_dump(mode="json", exclude={"chunk_rows", "memory_limit", "peak"})
+    read = Plan.model_validate(saved | {"loss_rows": made.chunk_rows})
+    assert read.division == made.division
+    assert refitted(read, PretrainConfig(), SMALL) == made
+    assert Plan.model_validate(made.model_dump(mode="json")) == made
