@@ -4,15 +4,15 @@ import pytest
 from pydantic import ValidationError
 
 from mlxchat.config.pretrain import PRESETS, PretrainConfig
-from mlxchat.config.recipes import CLASSIC, MODERN, Recipe
+from mlxchat.config.recipes import CLASSIC_RECIPE, MODERN_RECIPE, Recipe
 from mlxchat.errors import MlxchatError
 
 
 def test_defaults_are_those_of_the_architecture() -> None:
-    assert PretrainConfig().recipe == CLASSIC
-    assert PretrainConfig(arch="modern").recipe == MODERN
+    assert PretrainConfig().recipe == CLASSIC_RECIPE
+    assert PretrainConfig(arch="modern").recipe == MODERN_RECIPE
     given = PretrainConfig(arch="modern", grad_clip=1.0, warmup_steps=0, window_pattern="L")
-    assert given.recipe == MODERN._replace(grad_clip=1.0, warmup_steps=0, window_pattern="L")
+    assert given.recipe == MODERN_RECIPE._replace(grad_clip=1.0, warmup_steps=0, window_pattern="L")
 
 
 def test_every_default_of_an_architecture_can_be_given() -> None:

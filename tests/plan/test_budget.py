@@ -49,8 +49,8 @@ from mlxchat.train.loop import (
     Hooks,
     Launch,
     Pending,
+    ShouldStop,
     Step,
-    Stop,
     compile_step,
     train,
 )
@@ -357,7 +357,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
 def charged_to(clock: FakeClock) -> Compile:
     """Have compiling take five seconds, and a step as long as the clock says."""
 
-    def compiled(step: Step, stop: Stop = lambda: False) -> Launch:
+    def compiled(step: Step, stop: ShouldStop = lambda: False) -> Launch:
         launch = compile_step(step, stop)
         clock.now += 5
 

@@ -5,12 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxchat.config.pretrain import PretrainConfig
-from mlxchat.config.units import BYTES, round_size, spell_size, to_bytes
+from mlxchat.config.units import UNIT_BYTES, round_size, spell_size, to_bytes
 from mlxchat.errors import MlxchatError
 from mlxchat.plan.memory import MARGIN, Resources, training_bytes
 from mlxchat.plan.plan import Plan, plan, refitted
 
-GIB, MIB = BYTES["GiB"], BYTES["MiB"]
+GIB, MIB = UNIT_BYTES["GiB"], UNIT_BYTES["MiB"]
 PLENTY = Resources(1024 * GIB, 4, "all", 128)
 GPU = Resources(1024 * GIB, 2, "none", 2048)
 SMALL = {"depth": 4, "max_seq_len": 512, "total_batch_size": 64 * 512}

@@ -28,7 +28,7 @@ from mlxchat.optim.optimizer import MuonAdamW, Rates
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Saved, Stepped
 from mlxchat.tokenizer.bpe import Tokenizer
-from mlxchat.train.loop import Launch, Pending, Step, Stop
+from mlxchat.train.loop import Launch, Pending, ShouldStop, Step
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def step_of(home: Path, config: PretrainConfig) -> Step:
     def never(number: int) -> Pending:
         raise Stopped
 
-    def keep(step: Step, stop: Stop) -> Launch:
+    def keep(step: Step, stop: ShouldStop) -> Launch:
         compiled.append(step)
         return never
 

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from mlxchat.config.run import LEAST, MemoryConfig
-from mlxchat.config.units import BYTES, round_size, to_bytes
+from mlxchat.config.units import UNIT_BYTES, round_size, to_bytes
 from mlxchat.errors import MemoryLimitError
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import QUERIES, STACK, chunk_rows, parameters
@@ -57,7 +57,7 @@ LARGEST_DEVICE_BATCH = 32  # nanochat's
 SMALLEST_CHUNK_ROWS = 64
 MARGIN = 1 / 0.9  # over the estimate, which is within 10% of what was measured
 LEAST_MARGIN = 1.05  # `memory_limit=least` allows this much over the smallest possible peak ...
-LEAST_LIMIT = 512 * BYTES["MiB"]  # ... and never less than this, which every machine can spare
+LEAST_LIMIT = 512 * UNIT_BYTES["MiB"]  # ... and never less than this, which every machine can spare
 CHECKPOINTING = {"auto": (False, True), "on": (True,), "off": (False,)}
 
 # What a division costs, in units of the time that one token takes forward and backward.
@@ -231,8 +231,8 @@ def _too_large(
     room = int(MARGIN * needed.pop("peak"))
     limited_by = "this machine can spare"
     if config.memory_limit not in (None, LEAST):
-        unit = "GiB" if room >= BYTES["GiB"] else "MiB"
-        others = [*others, f"`memory_limit={math.ceil(10 * room / BYTES[unit]) / 10:g}{unit}`"]
+        unit = "GiB" if room >= UNIT_BYTES["GiB"] else "MiB"
+        others = [*others, f"`memory_limit={math.ceil(10 * room / UNIT_BYTES[unit]) / 10:g}{unit}`"]
         limited_by = f"`memory_limit={config.memory_limit}` is"
     parts = ", ".join(f"{name} {round_size(size)}" for name, size in needed.items())
     rows = least.device_batch_size

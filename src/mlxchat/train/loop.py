@@ -6,7 +6,7 @@ models; it calls a function that launches a step, which `compile_step` makes of 
 waits.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -26,7 +26,7 @@ from mlxchat.train.divergence import check_numbers
 
 # ==== The loop ===================================================================================
 
-Stop = Callable[[], bool]  # asked again and again whether to save and end
+ShouldStop = Callable[[], bool]  # asked again and again whether to save and end
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Hooks:
     evaluate: Callable[[int], Iterator[Event]] = nothing
     sample: Callable[[int], Iterator[Event]] = nothing
     save: Callable[[int, LoaderState], Iterator[Event]] = nothing
-    stop: Stop = lambda: False
+    stop: ShouldStop = lambda: False
 
 
 def train(
@@ -82,8 +82,7 @@ def train(
 ) -> Iterator[Event]:
     """Train from ``step`` to the last one, or until asked to stop.
 
-    When it is asked to stop, or training or validation data cannot be read, the last complete step
-    is saved first.
+    The last complete step is saved first if it is asked to stop or data cannot be read.
 
     Args:
         launch: starts a step.
@@ -128,13 +127,8 @@ def train(
         if not (saving or activities):
             continue
         yield from _finish(current, started, hooks.clock, shards)
-        finished, failure = True, None
-        try:
-            for activity in activities:
-                events = activity(step)
-                yield from events if last else _until_stopped(events, hooks.stop)
-        except MlxchatError as error:
-            failure = error
+        finished = True
+        failure = yield from _perform(activities, step, hooks.stop, last)
         if saving or failure:
             yield from hooks.save(step, current.state)
             saved = step
@@ -150,6 +144,20 @@ def _due(
     """Return evaluation and sampling, where they are due after a step."""
     optional = (cadence.eval_every, hooks.evaluate), (cadence.sample_every, hooks.sample)
     return [activity for every, activity in optional if every and (last or step % every == 0)]
+
+
+def _perform(
+    activities: list[Callable[[int], Iterator[Event]]], step: int, stop: ShouldStop, last: bool
+) -> Generator[Event, None, MlxchatError | None]:
+    """Evaluate and sample, and return the error of one that fails; all but the last step's may be
+    cut short.
+    """
+    try:
+        for activity in activities:
+            yield from activity(step) if last else _until_stopped(activity(step), stop)
+    except MlxchatError as error:
+        return error
+    return None
 
 
 def _finish(pending: Pending, started: float, clock: Clock, shards: int) -> Iterator[Event]:
@@ -170,7 +178,7 @@ def _finish(pending: Pending, started: float, clock: Clock, shards: int) -> Iter
     check_numbers({"loss": loss, "gradient norm": norm}, pending.step, cursor)
 
 
-def _until_stopped(events: Iterator[Event], stop: Stop) -> Iterator[Event]:
+def _until_stopped(events: Iterator[Event], stop: ShouldStop) -> Iterator[Event]:
     with suppress(Stopped):
         for event in events:
             yield event
@@ -196,11 +204,11 @@ class Step:
 class Compile(Protocol):
     """The type of `compile_step`, for functions that take another one in tests."""
 
-    def __call__(self, step: Step, stop: Stop = ...) -> Launch:
+    def __call__(self, step: Step, stop: ShouldStop = ...) -> Launch:
         """Make the function that launches a step."""
 
 
-def compile_step(step: Step, stop: Stop = lambda: False) -> Launch:
+def compile_step(step: Step, stop: ShouldStop = lambda: False) -> Launch:
     """Make the function that starts an optimizer step on the device without waiting for its end.
 
     Forward, backward and accumulation are compiled as one function and the update as another.
