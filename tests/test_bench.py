@@ -97,17 +97,17 @@ def test_no_step_is_begun_when_time_is_up() -> None:
 def test_impossible_settings_are_an_error() -> None:
     with pytest.raises(MlxchatError) as caught:
         planned(BenchConfig(depth=5), RESOURCES)
-    assert "320" in caught.value.problem and "--head-dim" in caught.value.remedy
+    assert "320" in caught.value.problem and "`head_dim`" in caught.value.remedy
     with pytest.raises(MlxchatError) as caught:
         planned(BenchConfig(device_batch_size=10_000), RESOURCES)
     assert "10,000 rows of 512" in caught.value.problem and "24.0 GiB" in caught.value.problem
-    assert "--device-batch-size" in caught.value.remedy
+    assert "`device_batch_size" in caught.value.remedy
     with pytest.raises(MlxchatError, match="8 rows of 512 tokens at once only fit into") as caught:
         planned(BenchConfig(), RESOURCES._replace(memory=GIB // 2))
-    assert "--device-batch-size" in caught.value.remedy
+    assert "`device_batch_size" in caught.value.remedy
     with pytest.raises(MlxchatError) as caught:
         planned(BenchConfig(depth=64, vocab_size=65_536), RESOURCES)
-    assert "--depth" in caught.value.remedy
+    assert "`depth" in caught.value.remedy
 
 
 def with_peak(facts: Bench) -> Bench:

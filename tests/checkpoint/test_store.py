@@ -152,7 +152,7 @@ def test_a_model_to_chat_with_is_checked_too(copied: Path) -> None:
 LOCKING = """
 import sys, time
 from pathlib import Path
-from mlxchat.ckpt import store
+from mlxchat.checkpoint import store
 with store.locked(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(60)

@@ -110,7 +110,7 @@ def test_interrupted_while_a_tokenizer_reads_text_it_leaves_nothing(home: Path) 
 MERGING = """
 import sys, time
 import rustbpe
-from mlxchat.data import tokenizer
+from mlxchat.tokenizer import bpe
 
 class Deaf:
     def train_from_iterator(self, texts, *_, **__):
@@ -124,7 +124,7 @@ class Deaf:
                 pass
 
 rustbpe.Tokenizer = Deaf
-tokenizer.train(["some text"], 300)
+bpe.train(["some text"], 300)
 """
 
 

@@ -6,12 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxchat.checkpoint import store
-from mlxchat.checkpoint.files import entries, is_folder, unreadable
+from mlxchat.checkpoint.files import CONFIG, QUANTIZATION, TRAINER, entries, is_folder, unreadable
 from mlxchat.errors import MlxchatError, NotFound
-
-CONFIG = "config.json"
-TRAINER = "trainer.json"
-QUANTIZATION = "quantization"  # in config.json, where mlx-lm has it
 
 
 @dataclass(frozen=True)
@@ -77,6 +73,26 @@ def find(stages: Sequence[Path], tag: str | None, step: int | None) -> Path:
     return store.directory(run, step)
 
 
+def locate(stages: Sequence[Path], tag: str | None, step: int | None, folder: Path | None) -> Path:
+    """Return the directory of a saved model that is named by its run or by its directory.
+
+    Args:
+        stages: the folders of runs, such as `Home.stages`.
+        tag: the run's name; None for the run saved last.
+        step: a saved step of that run; None for the newest.
+        folder: a model's directory, or a run's folder (its newest step), in place of a name.
+
+    Raises:
+        NotFound: there is no such run, step or directory.
+        MlxchatError: it cannot be read.
+    """
+    if folder is None:
+        return find(stages, tag, step)
+    if not folder.is_dir():
+        raise NotFound(f"There is no directory {folder}.", "Give a model's directory.")
+    return store.latest(folder) or folder
+
+
 def find_model(stages: Sequence[Path], source: str | None, step: int | None) -> Path:
     """The directory of a model that is named by its run or by its directory, or a run's.
 
@@ -94,6 +110,58 @@ def find_model(stages: Sequence[Path], source: str | None, step: int | None) -> 
     if step is not None:
         return find([folder.parent], folder.name, step)
     return store.latest(folder) or folder
+
+
+def steps_to_verify(
+    stages: Sequence[Path],
+    tag: str | None,
+    folder: Path | None,
+    fault: Callable[[Path, MlxchatError], None],
+) -> list[Path]:
+    """Return the steps of a run or of all runs, or a model's directory.
+
+    Args:
+        stages: the folders of runs, such as `Home.stages`.
+        tag: the run's name; None for all runs.
+        folder: a run's folder or a model's directory, in place of a name.
+        fault: called with each run that cannot be read, and why.
+
+    Raises:
+        NotFound: there is no such run or directory.
+    """
+    if folder is not None and not folder.is_dir():
+        raise NotFound(f"There is no directory {folder}.", "Give a model's directory.")
+    found, failed = [], False
+    for run in [folder] if folder else named_runs(stages, tag):
+        try:
+            found += [store.directory(run, step) for step in store.require_steps(run)]
+        except MlxchatError as error:
+            failed = True
+            fault(run, error)
+    return [folder] if folder and not found and not failed else found
+
+
+def named_runs(stages: Sequence[Path], tag: str | None) -> list[Path]:
+    """Return the folder of the run called ``tag``, or those of all runs.
+
+    Raises:
+        NotFound: no run of that name has a saved step; the message lists the names.
+        MlxchatError: a folder cannot be read.
+    """
+    found = [run for run in runs(stages) if tag in (None, run.name)]
+    if tag is not None and not any(store.require_steps(run) for run in found):
+        find(stages, tag, None)
+    return found
+
+
+def runs_to_prune(stages: Sequence[Path], tag: str | None) -> list[Path]:
+    """Return `named_runs`, or a run without a step in which a killed process left files.
+
+    Raises:
+        MlxchatError: as `named_runs`.
+    """
+    left = [run for run in runs(stages) if run.name == tag and store.unfinished(run)]
+    return left or named_runs(stages, tag)
 
 
 def newest_steps(stages: Iterable[Path], tag: str | None = None) -> Iterator[tuple[str, Path]]:

@@ -19,6 +19,11 @@ from pydantic import ValidationError
 
 from mlxchat.errors import CheckpointError, DiskError, MlxchatError
 
+CONFIG = "config.json"
+TRAINER = "trainer.json"
+CHECKSUMS = "SHA256SUMS"
+QUANTIZATION = "quantization"  # in config.json, where mlx-lm has it
+
 
 def entries(folder: Path) -> list[Path]:
     """What is in a folder; nothing where there is none.
@@ -137,7 +142,6 @@ def _reason(given: str | Exception) -> str:
     return one_line(str(given))
 
 
-CHECKSUMS = "SHA256SUMS"
 PIECE = 2**22  # bytes that are hashed at a time
 _LINE = re.compile(r"([0-9a-f]{64})  ([^/]+)")
 

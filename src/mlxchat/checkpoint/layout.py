@@ -26,17 +26,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlxchat import __version__
 from mlxchat.checkpoint import files
-from mlxchat.checkpoint.catalog import CONFIG as CONFIG
-from mlxchat.checkpoint.catalog import QUANTIZATION
-from mlxchat.checkpoint.catalog import TRAINER as TRAINER
 from mlxchat.checkpoint.files import (
     CHECKSUMS,
+    QUANTIZATION,
     check_file,
     damaged,
     missing_file,
     read_json,
     unusable,
 )
+from mlxchat.checkpoint.files import CONFIG as CONFIG
+from mlxchat.checkpoint.files import TRAINER as TRAINER
 from mlxchat.data.loader import LoaderState
 from mlxchat.errors import CheckpointError, command
 from mlxchat.model.block import NORM_EPS
@@ -44,7 +44,7 @@ from mlxchat.model.config import ERAS, EraName, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import from_config, quantizable, to_config
 from mlxchat.model.quantized import formats_of, quantize_layers
-from mlxchat.runtime import mx
+from mlxchat.runtime import bound_buffer_cache, machine, mx
 from mlxchat.tokenizer.bpe import ASSISTANT_END, BOS, Tokenizer
 from mlxchat.tokenizer.bpe import CONFIG_FILE as TOKENIZER_CONFIG
 from mlxchat.tokenizer.bpe import FILE as TOKENIZER
@@ -99,11 +99,11 @@ def open_arrays(path: Path) -> dict[str, mx.array]:
     if not path.exists():
         raise files.missing_file(path)
     files.check_file(path)
-    return load(path)
+    return open_unchecked(path)
 
 
-def load(path: Path) -> dict[str, mx.array]:
-    """As `open_arrays`, of a file that has been checked."""
+def open_unchecked(path: Path) -> dict[str, mx.array]:
+    """Open a safetensors file as `open_arrays` does, without comparing its checksum."""
     try:
         arrays: Any = mx.load(str(path))
     except (RuntimeError, ValueError) as error:
@@ -321,6 +321,18 @@ def read_model(folder: Path, dtype: mx.Dtype) -> SavedModel:
     model.load_weights(list(weights.items()))
     conversational = "chat_template" in _read_json(folder / TOKENIZER_CONFIG)
     return SavedModel(model, tokenizer, conversational)
+
+
+def load(folder: Path) -> SavedModel:
+    """Read a model for inference: in this machine's dtype, with a bounded buffer cache.
+
+    Raises:
+        MlxchatError: as `read_model`.
+    """
+    bound_buffer_cache()
+    saved = read_model(folder, machine().compute_dtype)
+    saved.model.ready_to_infer()
+    return saved
 
 
 def _quantize_as_stored(folder: Path, model: GPT, weights: dict[str, mx.array]) -> None:

@@ -4,6 +4,7 @@ A directory is written under a temporary name, with the checksums of its files, 
 one with a step's name is complete by construction.
 """
 
+import json
 import os
 import re
 import shutil
@@ -11,15 +12,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 from mlxchat import disk
 from mlxchat.checkpoint import files
 from mlxchat.checkpoint.files import entries, is_folder, require_connected, unreadable
-from mlxchat.errors import DiskError, LockedError, MlxchatError
+from mlxchat.errors import CheckpointError, DiskError, LockedError, MlxchatError
 
 _STEP = re.compile(r"step_(\d{6,})")
 _UNFINISHED = ".unfinished_"
+FIRST_WITH_CHECKSUMS = 3  # format of trainer.json
 
 
 def steps(run: Path) -> list[int]:
@@ -30,6 +32,18 @@ def steps(run: Path) -> list[int]:
     """
     found = ((_STEP.fullmatch(path.name), path) for path in entries(run))
     return sorted(int(match.group(1)) for match, path in found if match and is_folder(path))
+
+
+def require_steps(run: Path) -> list[int]:
+    """Return `steps`, with an error that a user can understand where they cannot be read.
+
+    Raises:
+        MlxchatError: the folder cannot be read.
+    """
+    try:
+        return steps(run)
+    except OSError as error:
+        raise unreadable(run, error) from error
 
 
 def directory(run: Path, step: int) -> Path:
@@ -43,10 +57,7 @@ def latest(run: Path) -> Path | None:
     Raises:
         MlxchatError: the run cannot be read, or that step is on a disk that is not there.
     """
-    try:
-        saved = steps(run)
-    except OSError as error:
-        raise unreadable(run, error) from error
+    saved = require_steps(run)
     if not saved:
         return None
     newest = directory(run, saved[-1])
@@ -145,6 +156,78 @@ def prune(run: Path, keep: int) -> list[int]:
     return removed
 
 
+class Removed(NamedTuple):
+    """A saved step, or what a killed process left of one, that was or would be removed."""
+
+    tag: str
+    step: int | None  # None for an unfinished one
+    path: Path
+    bytes: int
+
+
+def prune_verified(
+    run: Path,
+    keep: int,
+    dry_run: bool,
+    removed: Callable[[Removed], None],
+    report: Callable[[Path, int, int], None],
+) -> None:
+    """Remove old steps as `prune` does, once every file of the newest step is found intact.
+
+    Args:
+        run: the run's folder.
+        keep: the number of newest steps to keep.
+        dry_run: remove nothing.
+        removed: called with each step that is gone or, in a dry run, would be; also when an error
+            follows.
+        report: as for `verify`.
+
+    Raises:
+        LockedError: the run is being trained.
+        CheckpointError: its newest step is not intact, or has no checksums.
+        DiskError: an old step cannot be removed.
+    """
+    with locked(run):
+        numbers = require_steps(run)
+        old = [_old_step(run, step, directory(run, step)) for step in numbers[:-keep]]
+        if old:
+            newest = directory(run, numbers[-1])
+            _require_verifiable(newest)
+            verify(newest, report)
+        left = [folder for folder in unfinished(run) if not folder.is_symlink()]
+        old += [_old_step(run, None, folder) for folder in left]
+        try:
+            if not dry_run:
+                prune(run, keep)
+        finally:
+            for step in old:
+                if dry_run or not os.path.lexists(step.path):
+                    removed(step)
+
+
+def verify(folder: Path, report: Callable[[Path, int, int], None]) -> None:
+    """Compare every file of a saved step with its checksum.
+
+    Args:
+        folder: the step's directory.
+        report: called with the directory, the bytes read so far and the bytes in all.
+
+    Raises:
+        MlxchatError: a file is missing or not what was saved, or there are no checksums.
+    """
+    require_connected(folder)
+    paths = [folder / name for name in files.summed_files(folder)]
+    sizes = [path.stat().st_size if path.exists() else 0 for path in paths]
+    before = 0
+    for path, size in zip(paths, sizes, strict=True):
+
+        def read(done: int, before: int = before) -> None:
+            report(folder, before + done, sum(sizes))
+
+        files.check_file(path, read)
+        before += size
+
+
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Be the only process that writes this run; the lock of a dead one is void.
@@ -161,6 +244,28 @@ def locked(run: Path) -> Iterator[None]:
                 "Wait for it to end, or name another run with `model_tag`.",
             )
         yield
+
+
+def _old_step(run: Path, step: int | None, folder: Path) -> Removed:
+    try:
+        return Removed(run.name, step, folder, size(folder))
+    except OSError as error:
+        raise unreadable(folder, error) from error
+
+
+def _require_verifiable(folder: Path) -> None:
+    """Raise `CheckpointError` for a step saved by a version that wrote no checksums."""
+    try:
+        fields = json.loads((folder / files.TRAINER).read_bytes())
+    except (OSError, ValueError):
+        return
+    saved_as = fields.get("format") if isinstance(fields, dict) else None
+    earlier = isinstance(saved_as, int) and saved_as < FIRST_WITH_CHECKSUMS
+    if earlier and not os.path.lexists(folder / files.CHECKSUMS):
+        raise CheckpointError(
+            f"{folder} was saved by an earlier version of mlxchat, without checksums.",
+            "It cannot be checked: remove old steps of that run by hand.",
+        )
 
 
 def _lock_file(run: Path) -> TextIO:

@@ -3,33 +3,20 @@
 import sys
 from pathlib import Path
 
-from mlxchat import runtime
-from mlxchat.checkpoint import catalog, layout, store
+from mlxchat.checkpoint import catalog, layout
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.config.inference import Sampling
 from mlxchat.engine.chat import Chat
-from mlxchat.errors import NotFound
 from mlxchat.home import Home
 from mlxchat.ui import repl
 from mlxchat.ui.console import console_for, warning
 
 
-def locate(tag: str | None, step: int | None, checkpoint: Path | None) -> Path:
-    """The directory of a saved model."""
-    if checkpoint is not None and not checkpoint.is_dir():
-        raise NotFound(f"There is no directory {checkpoint}.", "Give a model's directory.")
-    if checkpoint is not None:
-        checkpoint = store.latest(checkpoint) or checkpoint  # a run's folder means its newest step
-    return checkpoint or catalog.find(Home.from_environment().stages, tag, step)
-
-
 def load(tag: str | None, step: int | None, checkpoint: Path | None) -> tuple[SavedModel, str]:
-    """A saved model, and what to call it."""
-    folder = locate(tag, step, checkpoint)
-    runtime.bound_buffer_cache()
-    saved = layout.read_model(folder, runtime.machine().compute_dtype)
-    saved.model.ready_to_infer()
-    return saved, f"{folder.parent.name}/{folder.name}" if checkpoint is None else str(folder)
+    """Read a saved model; returns it with a name for it."""
+    folder = catalog.locate(Home.from_environment().stages, tag, step, checkpoint)
+    name = f"{folder.parent.name}/{folder.name}" if checkpoint is None else str(folder)
+    return layout.load(folder), name
 
 
 def talk(

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from mlxchat.checkpoint import layout
+from mlxchat.checkpoint import catalog, layout
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.cli import chat
 from mlxchat.cli.session import ending_soon
@@ -85,7 +85,7 @@ def evaluate_chat(
         task: problems(task, folder, config.max_problems) for task in tasks
     }
     sources = [parse(text) for text in config.data or ()]
-    model = chat.locate(tag, step, checkpoint)
+    model = catalog.locate(Home.from_environment().stages, tag, step, checkpoint)
     saved, name = chat.load(tag, step, checkpoint)
     if not saved.conversational:
         notes.append(UNTRAINED.format(name))

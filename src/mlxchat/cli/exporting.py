@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 from mlxchat import runtime
-from mlxchat.checkpoint import history, layout
-from mlxchat.cli import chat
+from mlxchat.checkpoint import catalog, history, layout
 from mlxchat.errors import CheckpointError
+from mlxchat.home import Home
 from mlxchat.interop import exporters
 from mlxchat.interop.exporters import Program
 from mlxchat.model.quantization import Quantization
@@ -37,7 +37,7 @@ def export(
         dtype: MLX's name; None for float32, of a quantized model bfloat16.
         bits: of a weight, where it is to be quantized.
     """
-    source = chat.locate(model_tag, model_step, checkpoint)
+    source = catalog.locate(Home.from_environment().stages, model_tag, model_step, checkpoint)
     about = history.read(source)
     folder = (out or Path(f"{about.tag}-{program}")).absolute()
     exporters.require_possible(program, source, folder)

@@ -11,9 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from mlxchat import runtime
-from mlxchat.checkpoint import history, layout
+from mlxchat.checkpoint import catalog, history, layout
 from mlxchat.checkpoint.layout import SavedModel, model_files
-from mlxchat.cli import chat
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.data.documents import Documents
@@ -41,7 +40,7 @@ def quantize_saved(
     How far it is goes to standard error.
     """
     home = Home.from_environment()
-    source = chat.locate(tag, step, checkpoint)
+    source = catalog.locate(home.stages, tag, step, checkpoint)
     stage = source.resolve().parent.parent
     runs = stage if stage in home.stages else home.runs
     run, number = destination(runs, source, quantization)

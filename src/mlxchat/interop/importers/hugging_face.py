@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mlxchat.checkpoint import layout
-from mlxchat.checkpoint.catalog import CONFIG, QUANTIZATION
-from mlxchat.checkpoint.files import damaged, read_json
-from mlxchat.checkpoint.layout import load, model_files, open_arrays
+from mlxchat.checkpoint.files import CONFIG, QUANTIZATION, damaged, read_json
+from mlxchat.checkpoint.layout import model_files, open_arrays, open_unchecked
 from mlxchat.errors import CheckpointError, command
 from mlxchat.interop import nanochat_files
 from mlxchat.interop.importers import model
@@ -48,7 +47,7 @@ class _Stored:
 
     def read(self) -> mx.array:
         """Its elements, held by nobody else."""
-        array = load(self.path)[self.name]
+        array = open_unchecked(self.path)[self.name]
         try:
             mx.eval(array)
         except RuntimeError as error:
