@@ -1,5 +1,4 @@
-"""A time budget: how it is said, what is planned for it, and that it is held whatever the machine
-does."""
+"""Time budgets: how they are written, the plan for one, and that a run keeps to it."""
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -75,7 +74,7 @@ TERA = 1e12
         ("1d1h1m1.4s", 90_061, "1d1h1m1s"),
     ],
 )
-def test_every_form_of_a_duration_is_read(text: str, seconds: int, canonical: str) -> None:
+def test_durations_are_read_in_every_form(text: str, seconds: int, canonical: str) -> None:
     assert to_seconds(text) == seconds
     assert spell_duration(seconds) == canonical
     assert PretrainConfig(budget=text) == PretrainConfig(budget=canonical)
@@ -95,12 +94,12 @@ def test_every_duration_is_read_back(seconds: int) -> None:
     assert to_seconds(spell_duration(seconds)) == seconds
 
 
-def test_a_budget_and_a_number_of_steps_are_one_too_many() -> None:
+def test_a_budget_and_a_number_of_steps_exclude_each_other() -> None:
     with pytest.raises(MlxchatError, match="`num_iterations=7` does not go with it"):
         PretrainConfig(budget="2h", num_iterations=7)
 
 
-def test_a_budgets_run_has_a_name_of_its_own() -> None:
+def test_a_run_is_named_after_its_budget() -> None:
     assert PretrainConfig(budget="120m").tag == "auto-2h"
     assert PretrainConfig(budget="2h", depth=4).tag == "d4"
     assert PretrainConfig(budget="2h", model_tag="mine").tag == "mine"
@@ -121,7 +120,7 @@ def test_another_budget_is_another_run() -> None:
 def planned(
     seconds: float, flops: float = TERA, guess: float | None = None, **settings: object
 ) -> Plan:
-    """The plan for a machine whose steps all run at ``flops``."""
+    """Return the plan for a machine that trains every model at ``flops``."""
     config = PretrainConfig.model_validate({"budget": spell_duration(round(seconds)), **settings})
 
     def measure(draft: Plan) -> float:
@@ -160,11 +159,11 @@ def test_the_data_ratio_that_is_given_chooses_the_depth() -> None:
 
 
 @pytest.mark.parametrize("wrong", [0.05, 20.0])
-def test_what_was_measured_counts_not_what_was_presumed(wrong: float) -> None:
+def test_the_measured_speed_overrides_the_presumed_one(wrong: float) -> None:
     assert planned(3600, guess=wrong * TERA) == planned(3600)
 
 
-def test_what_is_slower_than_presumed_is_measured_before_it_is_chosen() -> None:
+def test_a_depth_slower_than_presumed_is_measured_before_it_is_chosen() -> None:
     measured: list[int] = []
 
     def measure(draft: Plan) -> float:
@@ -178,7 +177,7 @@ def test_what_is_slower_than_presumed_is_measured_before_it_is_chosen() -> None:
     assert len(measured) <= 5
 
 
-def test_without_time_to_measure_the_presumed_speed_is_taken() -> None:
+def test_without_time_to_measure_the_presumed_speed_is_used() -> None:
     config = PretrainConfig(budget="2h")
     made = budgeted_plan(config, 32_768, RESOURCES, lambda: 7200.0, TERA, lambda _: None)
     assert made.costs is not None
@@ -194,17 +193,17 @@ def test_the_model_fits_into_memory_however_much_time_there_is() -> None:
     assert limited.costs is not None and limited.num_iterations > TARGET_STEPS
 
 
-def test_too_little_time_is_said_with_numbers() -> None:
+def test_the_error_for_too_little_time_gives_numbers() -> None:
     with pytest.raises(MlxchatError, match=r"budget of 30s has 30 s left: no time for depth 12"):
         planned(30, flops=1e9, depth=12)
 
 
-def test_a_fault_of_the_settings_is_not_hidden_by_trying_every_depth() -> None:
+def test_an_error_in_the_settings_is_not_hidden_by_trying_every_depth() -> None:
     with pytest.raises(MlxchatError, match="100 tokens is not a multiple"):
         planned(3600, total_batch_size=100)
 
 
-def test_the_reason_is_stated() -> None:
+def test_the_reason_for_a_budgeted_plan_is_stated() -> None:
     config = PretrainConfig(budget="1h")
     made = planned(3600)
     depth = made.model.n_layer
@@ -216,7 +215,9 @@ def test_the_reason_is_stated() -> None:
 
 
 @given(st.integers(0, 500), st.integers(1, 500), st.integers(0, 60), st.floats(0, 50))
-def test_as_many_steps_as_there_is_time_for(step: int, more: int, every: int, pause: float) -> None:
+def test_the_last_step_is_the_last_that_fits_into_the_time(
+    step: int, more: int, every: int, pause: float
+) -> None:
     pauses = [Pause(every, pause), Pause(0, 2.0)]
     left = seconds_needed(step, step + more, 0.5, pauses)
     total = last_step(step, left + 1e-9, 0.5, pauses)
@@ -241,7 +242,9 @@ def multiplier(made: Plan, step: int) -> float:
 
 
 @given(st.integers(1, 998), st.floats(0.05, 3), st.floats(0, 1))
-def test_the_learning_rate_does_not_jump(step: int, factor: float, ratio: float) -> None:
+def test_replanning_does_not_make_the_learning_rate_jump(
+    step: int, factor: float, ratio: float
+) -> None:
     before = SHORT.model_copy(update={"warmdown_ratio": ratio})
     total = step + max(1, int((1000 - step) * factor))
     after = with_steps(before, step, total)
@@ -254,7 +257,7 @@ def test_the_learning_rate_does_not_jump(step: int, factor: float, ratio: float)
 
 
 class FakeClock:
-    """Time that passes only when it is told to."""
+    """A clock that is advanced by hand."""
 
     def __init__(self) -> None:
         self.now = 1e9
@@ -268,7 +271,7 @@ Drift = Callable[[float], float]  # seconds of a step by the share of the budget
 
 
 def simulated(drift: Drift, arch: str, **settings: object) -> tuple[float, list[Plan]]:
-    """How much of the budget the real loop uses, and the plan by which each step was taken."""
+    """Return the share of the budget that the loop uses, and the plan of each step."""
     config = PretrainConfig.model_validate(
         {
             "budget": "1000s",
@@ -322,7 +325,7 @@ DRIFTS: dict[str, Drift] = {
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
 @pytest.mark.parametrize("drift", DRIFTS)
-def test_the_budget_is_held(drift: str, arch: str) -> None:
+def test_a_run_keeps_to_its_budget_whatever_its_speed(drift: str, arch: str) -> None:
     used, plans = simulated(DRIFTS[drift], arch)
     assert 0.97 < used <= 1.01
     rates = [multiplier(made, step) for step, made in enumerate(plans)]
@@ -408,7 +411,7 @@ def run_again(home: Path, clock: FakeClock) -> Event:
 
 
 @pytest.mark.parametrize("stop_at", [slow(5), 30, slow(60)])
-def test_what_is_left_is_kept_for_the_resumed_run(
+def test_a_resumed_run_has_the_rest_of_the_budget(
     tmp_path: Path, clock: FakeClock, stop_at: int
 ) -> None:
     began = clock.now
@@ -427,7 +430,9 @@ def test_what_is_left_is_kept_for_the_resumed_run(
 
 
 @pytest.mark.slow
-def test_a_slower_machine_takes_fewer_steps_and_says_so(tmp_path: Path, clock: FakeClock) -> None:
+def test_a_machine_that_slows_down_takes_fewer_steps_and_says_so(
+    tmp_path: Path, clock: FakeClock
+) -> None:
     began, notes, steps = clock.now, [], 0
     for event in conduct(pretraining(tmp_path, clock, TINY)):
         if isinstance(event, Stepped):

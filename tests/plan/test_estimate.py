@@ -31,7 +31,7 @@ def drawn(facts: Estimate, width: int) -> str:
     return console.file.getvalue()
 
 
-def test_the_time_is_that_of_all_floating_point_operations() -> None:
+def test_the_estimated_time_follows_from_the_operations() -> None:
     facts = estimated(depth=12, arch="modern")
     assert facts.tokens == 2520 * 524_288
     assert facts.total_flops == facts.tokens * facts.plan.flops_per_token
@@ -41,7 +41,7 @@ def test_the_time_is_that_of_all_floating_point_operations() -> None:
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
 @pytest.mark.parametrize("width", [80, 160])
-def test_tables_fit_and_cut_nothing(arch: str, width: int) -> None:
+def test_tables_fit_the_terminal_without_truncation(arch: str, width: int) -> None:
     facts = estimated(7, depth=32, arch=arch, device_batch_size=2)
     text = drawn(facts, width)
     assert "…" not in text
@@ -54,7 +54,7 @@ def test_tables_fit_and_cut_nothing(arch: str, width: int) -> None:
 
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
-def test_no_note_folds_on_a_wide_terminal(arch: str) -> None:
+def test_no_note_wraps_on_a_wide_terminal(arch: str) -> None:
     facts = estimated(7, depth=32, arch=arch)
     parameters, training, rates, memory = (len(section.rows) for section in sections(facts))
     titles_and_gaps = 2 * 2
@@ -62,7 +62,7 @@ def test_no_note_folds_on_a_wide_terminal(arch: str) -> None:
     assert len(drawn(facts, 160).splitlines()) == expected + max(rates, memory)
 
 
-def test_the_time_of_a_saved_run_is_what_is_left() -> None:
+def test_the_estimated_time_of_a_saved_run_is_that_of_the_steps_left() -> None:
     whole, half, done = (estimated(n, depth=4, num_iterations=10) for n in (None, 5, 10))
     assert (half.seconds, done.seconds) == (pytest.approx(whole.seconds / 2), 0.0)
     assert half.total_flops == whole.total_flops
@@ -70,7 +70,7 @@ def test_the_time_of_a_saved_run_is_what_is_left() -> None:
     assert "the run is finished" in drawn(done, 80)
 
 
-def test_the_time_of_a_budget_is_as_measured() -> None:
+def test_the_estimated_time_of_a_budgeted_run_is_the_measured_one() -> None:
     made = plan(PretrainConfig(depth=4, num_iterations=10), 32_768, RESOURCES)
     costs = Costs(step=made.flops_per_token * made.tokens_per_step / 0.5e12)
     made = made.model_copy(update={"costs": costs})
@@ -80,13 +80,13 @@ def test_the_time_of_a_budget_is_as_measured() -> None:
 
 
 @pytest.mark.parametrize(("arch", "ratio"), [("classic", "20 a parameter"), ("modern", "12 a")])
-def test_tokens_are_shown_by_those_parameters_that_the_ratio_counts(arch: str, ratio: str) -> None:
+def test_tokens_are_shown_per_parameter_that_the_ratio_counts(arch: str, ratio: str) -> None:
     text = drawn(estimated(depth=4, arch=arch), 80)
     assert ratio in text
     assert ("of matrices and head" in text) == (arch == "modern")
 
 
-def test_groups_have_the_same_names_wherever_they_are() -> None:
+def test_groups_have_the_same_names_in_every_table() -> None:
     parts = {part.title: [row.label for row in part.rows] for part in sections(estimated(depth=4))}
     assert parts["Parameters"][:3] == parts["Learning rates"][:3]
 
@@ -103,7 +103,7 @@ def test_memory_is_shown_by_component_with_its_limit() -> None:
     assert "128.0 GiB  --memory-limit least" in drawn(told, 80)
 
 
-def test_checkpointing_is_said_and_takes_its_time() -> None:
+def test_checkpointing_is_shown_and_takes_a_third_longer() -> None:
     plain, twice = (estimated(depth=4, grad_checkpoint=asked) for asked in ("off", "on"))
     assert twice.seconds == pytest.approx(4 / 3 * plain.seconds)
 
@@ -115,7 +115,7 @@ def test_checkpointing_is_said_and_takes_its_time() -> None:
     assert line(grad_checkpoint="on") == "checkpointing on activations are computed again"
 
 
-def test_two_tables_abreast_on_a_wide_terminal() -> None:
+def test_tables_are_side_by_side_on_a_wide_terminal() -> None:
     def lines(width: int) -> list[str]:
         console = Console(file=io.StringIO(), width=width)
         both = [Section("left", [Row("a", "1")]), Section("right", [Row("b", "2", "a note")])]
@@ -126,7 +126,7 @@ def test_two_tables_abreast_on_a_wide_terminal() -> None:
     assert not any("left" in line and "right" in line for line in lines(80))
 
 
-def test_nothing_is_abreast_in_a_pipe() -> None:
+def test_tables_are_one_below_the_other_in_a_pipe() -> None:
     stream = io.StringIO()
     show(["[model]"], [Section("left", [Row("a", "1")]), Section("right", [Row("b", "2")])], stream)
     lines = [line.rstrip() for line in stream.getvalue().splitlines()]
@@ -144,7 +144,7 @@ def test_nothing_is_abreast_in_a_pipe() -> None:
         (1e11, "about 3,171 years"),
     ],
 )
-def test_durations_have_no_more_digits_than_they_deserve(seconds: float, said: str) -> None:
+def test_estimated_durations_are_rounded(seconds: float, said: str) -> None:
     assert about(seconds) == said
 
 
@@ -153,7 +153,7 @@ def test_speeds_have_units_and_three_digits() -> None:
     assert flops_per_second(12.36e12) == "12.4 TFLOP/s"
 
 
-def test_a_matrix_product_is_timed_for_as_long_as_it_is_told(
+def test_matrix_products_are_timed_for_the_given_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[float] = []

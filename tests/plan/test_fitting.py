@@ -1,4 +1,4 @@
-"""How a step is divided to fit into memory, and which steps are refused."""
+"""How a step is divided to fit into memory, and when none fits."""
 
 import pytest
 from hypothesis import given
@@ -20,7 +20,7 @@ def made(resources: Resources = PLENTY, vocab_size: int = 4096, **settings: obje
     return plan(PretrainConfig.model_validate(SMALL | settings), vocab_size, resources)
 
 
-def test_with_plenty_of_memory_the_largest_batch_and_nothing_computed_twice() -> None:
+def test_plenty_of_memory_gives_the_largest_batch_without_checkpointing() -> None:
     for resources in (PLENTY, GPU):
         free = made(resources)
         assert (free.device_batch_size, free.accumulation) == (32, 2)
@@ -29,7 +29,9 @@ def test_with_plenty_of_memory_the_largest_batch_and_nothing_computed_twice() ->
 
 
 @given(st.integers(1, 100), st.floats(0.02, 1.5), st.booleans())
-def test_what_is_chosen_fits_and_the_total_is_exact(rows: int, share: float, gpu: bool) -> None:
+def test_the_chosen_division_fits_and_keeps_the_total_batch(
+    rows: int, share: float, gpu: bool
+) -> None:
     resources = GPU if gpu else PLENTY
     batch = {"total_batch_size": rows * 512}
     limit = int(share * made(resources, 65_536, **batch).peak)
@@ -43,8 +45,7 @@ def test_what_is_chosen_fits_and_the_total_is_exact(rows: int, share: float, gpu
     assert fitting.tokens_per_step == rows * 512
 
 
-def test_less_memory_costs_the_cheapest_first() -> None:
-    """Smaller batches: rows this long are not computed twice."""
+def test_less_memory_makes_batches_smaller_before_it_checkpoints() -> None:
     most = made(max_seq_len=1024).peak
     batches, twice = [], []
     for share in (1.2, 0.7, 0.4, 0.2, 0.12):
@@ -56,7 +57,7 @@ def test_less_memory_costs_the_cheapest_first() -> None:
     assert not any(twice)
 
 
-def test_rows_that_are_short_are_computed_twice_rather_than_alone() -> None:
+def test_short_rows_are_checkpointed_rather_than_computed_one_by_one() -> None:
     short = {"depth": 12, "max_seq_len": 128, "total_batch_size": 64 * 128}
     few = made(device_batch_size=4, grad_checkpoint="off", **short).peak
     tight = made(memory_limit=f"{int(MARGIN * few) // MIB + 1}MiB", **short)
@@ -64,14 +65,14 @@ def test_rows_that_are_short_are_computed_twice_rather_than_alone() -> None:
 
 
 @pytest.mark.parametrize(("asked", "twice"), [("on", True), ("off", False)])
-def test_checkpointing_that_is_asked_for_is_kept(asked: str, twice: bool) -> None:
+def test_checkpointing_given_in_the_settings_is_kept(asked: str, twice: bool) -> None:
     for share in (2.0, 0.5):
         limit = int(share * made(grad_checkpoint=asked).peak)
         fitting = made(grad_checkpoint=asked, memory_limit=f"{limit // MIB}MiB")
         assert fitting.grad_checkpoint == twice
 
 
-def test_a_device_batch_that_is_given_is_kept_or_refused() -> None:
+def test_a_given_device_batch_size_is_kept_or_refused() -> None:
     assert made(device_batch_size=64).device_batch_size == 64
     whole = made(device_batch_size=64, grad_checkpoint="off").peak
     with pytest.raises(MlxchatError, match="64 rows of 512 tokens at once") as raised:
@@ -100,7 +101,7 @@ def test_a_model_that_does_not_fit_is_refused_with_its_components() -> None:
         plan(PretrainConfig(depth=depth + 2), 65_536, resources)
 
 
-def test_the_least_is_near_what_nothing_less_is_possible_than() -> None:
+def test_the_least_limit_is_just_above_the_smallest_possible_peak() -> None:
     large = {"depth": 12, "max_seq_len": 2048, "total_batch_size": 32 * 2048}
     config = PretrainConfig.model_validate(large | {"memory_limit": "least"})
     least = plan(config, 65_536, GPU)
@@ -112,14 +113,14 @@ def test_the_least_is_near_what_nothing_less_is_possible_than() -> None:
         made(GPU, 65_536, **large, memory_limit=f"{below // MIB}MiB")
 
 
-def test_of_a_small_model_no_less_is_asked_than_anyone_has() -> None:
+def test_the_least_limit_of_a_small_model_is_512_mib() -> None:
     small = PretrainConfig.model_validate(SMALL | {"memory_limit": "least"})
     least = plan(small, 4096, PLENTY)
     assert least.memory_limit == 512 * MIB
     assert not least.grad_checkpoint and least.device_batch_size > 1
 
 
-def test_a_saved_run_keeps_its_batches_if_they_fit() -> None:
+def test_a_saved_run_keeps_its_division_if_it_fits() -> None:
     config = PretrainConfig.model_validate(SMALL)
     saved = plan(config, 4096, PLENTY)
     assert refitted(saved, config, PLENTY) == saved
@@ -149,7 +150,7 @@ def test_a_saved_run_keeps_its_batches_if_they_fit() -> None:
         ("1.5tib", 3 * 2**39, "1.5TiB"),
     ],
 )
-def test_every_form_of_a_size_is_read(text: str, size: int, canonical: str) -> None:
+def test_sizes_are_read_in_every_form(text: str, size: int, canonical: str) -> None:
     assert to_bytes(text) == size
     assert spell_size(text) == canonical
     assert PretrainConfig(memory_limit=text, wired_limit=text).memory_limit == canonical

@@ -1,4 +1,4 @@
-"""The memory of training, estimated from the configuration alone."""
+"""The estimate of the memory that training takes."""
 
 import pytest
 
@@ -36,10 +36,10 @@ def on_a_gpu(held: ScoresHeld) -> Resources:
         ("classic", 12, 65_536, 1, 3.807, 3.426),
     ],
 )
-def test_estimated_memory_equals_the_measured(
+def test_estimated_memory_is_close_to_the_measured(
     arch: str, depth: int, vocabulary: int, rows: int, plain: float, checkpointing: float
 ) -> None:
-    """Peaks in GB as benchmarks/memory.py finds them: float32, a CPU, rows of 512 tokens, two
+    """Peaks in GB as benchmarks/memory.py measures them: float32, a CPU, rows of 512 tokens, two
     micro-batches a step.
     """
     model = GPTConfig.from_depth(depth, vocabulary, 512, arch=arch)
@@ -66,7 +66,7 @@ def test_memory_is_estimated_by_component() -> None:
 
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
-def test_checkpointing_holds_one_array_a_layer(arch: str) -> None:
+def test_checkpointing_keeps_one_array_per_layer(arch: str) -> None:
     def held(depth: int, checkpoint: bool) -> float:
         model = GPTConfig(arch=arch, n_layer=depth, sequence_len=128)
         width = model.n_embd * model.sequence_len * 2
@@ -77,7 +77,7 @@ def test_checkpointing_holds_one_array_a_layer(arch: str) -> None:
     assert held(1, True) == pytest.approx(held(1, False) + 1)
 
 
-def test_only_layers_whose_attention_is_not_fused_hold_scores() -> None:
+def test_only_layers_without_fused_attention_keep_scores() -> None:
     def of_a_layer(model: GPTConfig, held: ScoresHeld) -> int:
         deeper = model.model_copy(update={"n_layer": model.n_layer + 1})
         taken = activation_bytes(deeper, on_a_gpu(held)) - activation_bytes(model, on_a_gpu(held))
@@ -98,7 +98,7 @@ def test_only_layers_whose_attention_is_not_fused_hold_scores() -> None:
     assert of_a_layer(windowed, "all") < of_a_layer(classic, "all")
 
 
-def test_no_array_is_too_large() -> None:
+def test_no_chunk_of_logits_is_too_large_an_array() -> None:
     assert chunk_rows(2048, 65_536, 128) == 128
     assert chunk_rows(2048, 1024, 128) == 2048
     assert chunk_rows(64 * 4096, 65_536, 128) == 4096

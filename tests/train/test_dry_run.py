@@ -38,7 +38,7 @@ def test_a_saved_run_needs_the_files_it_began_with(tmp_path: Path) -> None:
         check_documents(config, Home(tmp_path), [*THREE[:2], "shard_00009.parquet"])
 
 
-def test_of_a_stream_nothing_is_fetched_and_nothing_written(tmp_path: Path) -> None:
+def test_a_dry_run_of_a_stream_downloads_and_writes_nothing(tmp_path: Path) -> None:
     config = PretrainConfig(streaming=True, num_shards=2, endpoint="http://localhost:1")
     begun_with = [*THREE[:2], "shard_01822.parquet"]
     check_documents(config, Home(tmp_path / "home"), begun_with)

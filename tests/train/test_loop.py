@@ -142,6 +142,11 @@ def test_the_time_of_a_step_does_not_include_what_is_between_steps() -> None:
     assert [event.seconds for event in run.events() if isinstance(event, Stepped)] == [1.0] * 4
 
 
+def test_the_times_of_steps_add_up_to_the_time_of_the_run() -> None:
+    run = Run(total=3)  # launching a step takes a second, before the result of the last is read
+    assert [event.seconds for event in run.events() if isinstance(event, Stepped)] == [2.0, 1.0, 0]
+
+
 @pytest.mark.parametrize(("evaluated", "first"), [(True, "stepped 5"), (False, "evaluated 4")])
 def test_a_resumed_run_continues_after_its_step(evaluated: bool, first: str) -> None:
     run = Run(resumed_at=4, evaluated=evaluated, cadence=Cadence(eval_every=4))
@@ -196,7 +201,7 @@ def test_failing_data_saves_the_last_complete_step_first() -> None:
 
 
 @pytest.mark.parametrize("metrics", [[math.nan, 1.0, 0.1], [3.0, math.inf, 0.1]])
-def test_a_step_that_diverges_is_told_and_neither_it_nor_a_later_one_saved(
+def test_a_step_that_diverges_is_reported_but_not_saved(
     metrics: list[float],
 ) -> None:
     run = Run(metrics={4: metrics}, cadence=Cadence(save_every=3))

@@ -1,4 +1,4 @@
-"""A run that goes wrong (NaN, missing or changed data) keeps its last good step."""
+"""A run that fails (NaN, missing or changed data) keeps its last good step."""
 
 import math
 from pathlib import Path
@@ -90,7 +90,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-def test_a_single_number_that_is_not_finite_is_found(number: float) -> None:
+def test_a_single_element_that_is_not_finite_is_found(number: float) -> None:
     arrays = {"fine": mx.ones((9, 9)), "bad": mx.where(mx.arange(9) == 4, number, 1.0)}
     with pytest.raises(NotFiniteError, match="bad has numbers"):
         check_finite(arrays, 1, Cursor())
@@ -156,7 +156,7 @@ def test_a_run_resumes_only_with_data_of_its_revision(tmp_path: Path) -> None:
     run(tmp_path, config)
 
 
-def test_what_is_streamed_later_is_of_the_revision_that_the_run_began_with(
+def test_shards_streamed_later_are_of_the_revision_the_run_began_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = Home(tmp_path)
