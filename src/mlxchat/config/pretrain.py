@@ -34,14 +34,14 @@ PRESETS: dict[Preset, dict[str, Any]] = {
 assert tuple(PRESETS) == get_args(Preset)
 
 
-def options(settings: Mapping[str, Any]) -> str:
+def as_settings(settings: Mapping[str, Any]) -> str:
     """Write settings as messages name them, such as `memory_limit=least` `max_seq_len=512`."""
     return " ".join(f"`{name}={value}`" for name, value in settings.items())
 
 
-def described() -> str:
+def describe_presets() -> str:
     """List all presets with the settings that they stand for."""
-    return "; ".join(f"{name} is {options(settings)}" for name, settings in PRESETS.items())
+    return "; ".join(f"{name} is {as_settings(settings)}" for name, settings in PRESETS.items())
 
 
 LARGEST_DEPTH = 64
@@ -148,7 +148,7 @@ class PretrainConfig(RunConfig, DataConfig):
         None,
         json_schema_extra={"metavar": "NAME"},
         description="Shorthand for other options, which take precedence if given as well: "
-        f"{described()}.",
+        f"{describe_presets()}.",
     )
     head_dim: int = Field(
         128, ge=2, description="Width of an attention head (an upper bound for classic models)."
@@ -225,17 +225,17 @@ class PretrainConfig(RunConfig, DataConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _under_a_preset(cls, given: Any) -> Any:
+    def _fill_in_preset(cls, given: Any) -> Any:
         preset = given.get("preset") if isinstance(given, dict) else None
         return {**PRESETS[preset], **given} if preset in PRESETS else given
 
     @field_validator("budget")
     @classmethod
-    def _one_spelling(cls, budget: str | None) -> str | None:
+    def _canonical_budget(cls, budget: str | None) -> str | None:
         return None if budget is None else spell_duration(to_seconds(budget))
 
     @model_validator(mode="after")
-    def _have_an_effect(self) -> "PretrainConfig":
+    def _require_effect(self) -> "PretrainConfig":
         if self.arch == "classic" and self.scalar_lr is not None:
             raise ConfigError(
                 "The classic architecture has no scalars that `scalar_lr` would train.",
@@ -251,7 +251,7 @@ class PretrainConfig(RunConfig, DataConfig):
             preset = PRESETS[self.preset] if self.preset else {}
             of = f" (of `preset={self.preset}`)" if "num_iterations" in preset else ""
             raise ConfigError(
-                f"A `budget` determines the number of steps: "
+                "A `budget` determines the number of steps: "
                 f"`num_iterations={self.num_iterations}`{of} does not go with it.",
                 "Leave one of them out.",
             )
@@ -263,7 +263,7 @@ class PretrainConfig(RunConfig, DataConfig):
         if self.preset is None:
             return None
         preset = PRESETS[self.preset]
-        return options(
+        return as_settings(
             {name: preset[name] for name in preset if getattr(self, name) == preset[name]}
         )
 

@@ -41,7 +41,7 @@ class MemoryConfig(BaseModel):
 
     @field_validator("memory_limit", "wired_limit")
     @classmethod
-    def _one_spelling_of_a_size(cls, size: str | None, info: ValidationInfo) -> str | None:
+    def _canonical_size(cls, size: str | None, info: ValidationInfo) -> str | None:
         least = info.field_name == "memory_limit" and size == LEAST
         return size if size is None or least else spell_size(size)
 

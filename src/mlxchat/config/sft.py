@@ -85,7 +85,7 @@ class SftConfig(RunConfig):
     )
 
     @model_validator(mode="after")
-    def _one_length(self) -> "SftConfig":
+    def _require_one_length(self) -> "SftConfig":
         if self.epochs and self.num_iterations:
             raise ConfigError(
                 f"`epochs={self.epochs}` determines the number of steps: "

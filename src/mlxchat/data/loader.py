@@ -32,7 +32,7 @@ class Stopped(Exception):  # noqa: N818  (not an error: somebody asked for it)
 
 @dataclass(frozen=True)
 class LoaderState:
-    """What the next batch depends on: the buffered documents, and the next one to read."""
+    """All that the next batch depends on: the buffered documents, and the next one to read."""
 
     cursor: Cursor = field(default_factory=Cursor)
     buffered: tuple[Buffered, ...] = ()

@@ -58,7 +58,7 @@ def budgeted_plan(
 
     Args:
         vocab_size: tokens in the tokenizer's vocabulary.
-        resources: what the machine offers.
+        resources: the means of the machine.
         left: returns the seconds left of the budget.
         flops: FLOP/s presumed for training before anything is measured.
         measure: measures the step of a plan.

@@ -1,4 +1,4 @@
-"""What a run will take, estimated before it starts: time, memory, floating-point operations."""
+"""An estimate of the time, memory and operations of a run, before it starts."""
 
 from typing import Literal, NamedTuple
 

@@ -24,7 +24,7 @@ ScoresHeld = Literal["none", "windows", "all"]
 
 
 class Resources(NamedTuple):
-    """What this machine offers to training; asked for once, when a run starts."""
+    """The means of this machine; determined once, when a run starts."""
 
     memory: int  # bytes that it can spare
     value_bytes: int  # of one activation

@@ -47,7 +47,7 @@ class Plan(BatchPlan):
     model: GPTConfig
     parameters: int
     flops_per_token: int
-    target_tokens: int  # asked for by the data ratio or the number of epochs
+    target_tokens: int  # by the data ratio or the number of epochs
     num_iterations: int
     tokens_per_step: int
     learning_rates: dict[str, float]  # by group
@@ -89,7 +89,7 @@ def plan(config: PretrainConfig, vocab_size: int, resources: Resources) -> Plan:
 
     Args:
         vocab_size: tokens in the tokenizer's vocabulary.
-        resources: what the machine offers.
+        resources: the means of the machine.
 
     Raises:
         ConfigError: the batch sizes do not divide (those that do are named), the width cannot be

@@ -26,7 +26,7 @@ from mlxchat.train.divergence import check_numbers
 
 # ==== The loop ===================================================================================
 
-ShouldStop = Callable[[], bool]  # asked again and again whether to save and end
+ShouldStop = Callable[[], bool]  # asked often: save and end now?
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,9 @@ def nothing(*_: object) -> Iterator[Event]:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a run does between steps, given the number of steps done; each yields its events."""
+    """The activities of a run between steps. Each is given the number of steps done, and yields its
+    events; ``stop`` is asked often whether to save and end.
+    """
 
     clock: Clock
     evaluate: Callable[[int], Iterator[Event]] = nothing
@@ -82,7 +84,7 @@ def train(
 ) -> Iterator[Event]:
     """Train from ``step`` to the last one, or until asked to stop.
 
-    The last complete step is saved first if it is asked to stop or data cannot be read.
+    If it is asked to stop, or data cannot be read, the last complete step is saved first.
 
     Args:
         launch: starts a step.
@@ -191,7 +193,7 @@ def _until_stopped(events: Iterator[Event], stop: ShouldStop) -> Iterator[Event]
 
 @dataclass(frozen=True)
 class Step:
-    """What an optimizer step is computed with."""
+    """The parts that optimizer steps are computed with."""
 
     model: GPT
     optimizer: MuonAdamW

@@ -1,4 +1,4 @@
-"""What this machine offers to training, and how fast it trains on synthetic data."""
+"""The means of this machine for training, and its speed on synthetic data."""
 
 from itertools import pairwise, repeat
 from statistics import median
@@ -31,7 +31,7 @@ SCORES_HELD: dict[str, ScoresHeld] = {  # by backend; Metal's kernel takes no ma
 
 
 def resources() -> Resources:
-    """Return what this machine offers to training now."""
+    """Return the means that this machine has for training now."""
     here = machine()
     return Resources(
         memory=spare_memory(),
@@ -56,7 +56,7 @@ def measured_plan(
 
     Args:
         vocab_size: tokens in the tokenizer's vocabulary.
-        resources: what the machine offers.
+        resources: the means of the machine.
         started_at: when the budget started to run, by ``clock``.
         compile: makes the function that launches a step.
 
