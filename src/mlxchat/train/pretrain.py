@@ -18,12 +18,12 @@ from mlxchat.data.loader import LoaderState
 from mlxchat.errors import CheckpointError, ConfigError, MlxchatError, command
 from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.gpt import GPT, initialise
+from mlxchat.model.gpt import GPT
 from mlxchat.optim import schedule
 from mlxchat.plan.budget import Deadline, reason
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan, plan, shape
-from mlxchat.runtime import hold_memory, machine, mx
+from mlxchat.runtime import hold_memory, machine
 from mlxchat.telemetry.events import Clock, Event, Noted, Report
 from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import Tokenizer
@@ -177,8 +177,7 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         if config.init_from:
             model, past = model_to_begin_with(config.init_from, self.home)
         else:
-            model = GPT(made.model, machine().compute_dtype)
-            initialise(model, mx.random.key(config.seed))
+            model = GPT.new(made.model, config.seed)
         return Learner(made, tokenizer, model, new_optimizer(model), 0, LoaderState(), past)
 
     def momentum(self, plan: Plan, step: int) -> float:

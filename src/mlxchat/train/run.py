@@ -217,7 +217,7 @@ class _Training:
     def hooks(self, stop: Callable[[], bool]) -> Hooks:
         """Return what the loop calls between steps."""
         model, chunk_rows = self.learner.model, self.learner.plan.chunk_rows
-        losses = mx.compile(partial(model.losses, rows=chunk_rows), inputs=model.state)
+        losses = mx.compile(partial(model.losses, chunk_rows=chunk_rows), inputs=model.state)
         return Hooks(
             clock=self.clock,
             evaluate=lambda step: self.evaluate(step, losses, stop),
