@@ -407,11 +407,11 @@ def test_a_step_is_compiled_once(
 
         monkeypatch.setattr(owner, name, counted)
 
-    count(GPT, "loss")
+    count(GPT, "mean_loss")
     count(MuonAdamW, "update")
     changed = {"arch": arch, "eval_every": 0, "sample_every": 0, "save_every": 0}
     run(prepared, CONFIG.model_copy(update=changed))
-    assert traces.count("loss") == 2
+    assert traces.count("mean_loss") == 2
     assert traces.count("update") == 1
 
 
