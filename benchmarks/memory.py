@@ -32,12 +32,12 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.loader import LoaderState
 from mlxchat.engine.generate import continue_greedily
 from mlxchat.errors import MlxchatError
-from mlxchat.optim.optimizer import GROUPS
+from mlxchat.optim.optimizer import PARAM_GROUPS
 from mlxchat.plan.memory import training_bytes
 from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Event, Stepped
-from mlxchat.train.loop import Cadence, Hooks, Step, compile_step, train
+from mlxchat.train.loop import Cadence, Hooks, TrainingStep, compile_step, train
 from mlxchat.train.measure import resources, synthetic_step
 
 GB = 10**9
@@ -49,7 +49,7 @@ PROMPT = list(range(20))
 def main() -> None:
     """Measure and print; or be the process of one case."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--arch", choices=list(GROUPS), nargs="+", default=["classic"])
+    parser.add_argument("--arch", choices=list(PARAM_GROUPS), nargs="+", default=["classic"])
     parser.add_argument("--depth", type=int, nargs="+", default=[4])
     parser.add_argument("--vocab-size", type=int, nargs="+", default=[65_536])
     parser.add_argument("--max-seq-len", type=int, nargs="+", default=[2048])
@@ -151,7 +151,7 @@ def planned(case: argparse.Namespace) -> Plan:
     return made.model_copy(update={"chunk_rows": case.chunk_rows or made.chunk_rows})
 
 
-def activities(run: Step, folder: Path) -> Hooks:
+def activities(run: TrainingStep, folder: Path) -> Hooks:
     """Return what else a run does: evaluate, sample, and save all that it would resume from."""
     in_chunks = partial(run.model.losses, chunk_rows=run.plan.chunk_rows)
     losses = mx.compile(in_chunks, inputs=run.model.state)

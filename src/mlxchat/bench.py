@@ -18,9 +18,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from mlxchat import __version__, runtime
-from mlxchat.config.inference import BenchConfig, Sampling
+from mlxchat.config.inference import BenchConfig
 from mlxchat.config.pretrain import PretrainConfig
-from mlxchat.engine.cache import Cache
+from mlxchat.engine.cache import KVCache
 from mlxchat.engine.generate import generate, prefill
 from mlxchat.errors import MemoryLimitError
 from mlxchat.model.gpt import GPT
@@ -28,7 +28,7 @@ from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Clock, Progressed, Report
-from mlxchat.train.loop import Step, compile_step
+from mlxchat.train.loop import TrainingStep, compile_step
 from mlxchat.train.measure import resources, synthetic_step
 
 
@@ -159,7 +159,7 @@ def planned(config: BenchConfig, resources: Resources) -> Plan:
 
 
 def _time_steps(
-    step: Step, made: Plan, limit: float, report: Report, clock: Clock
+    step: TrainingStep, made: Plan, limit: float, report: Report, clock: Clock
 ) -> tuple[float, list[float]]:
     """Train until the steps are over, or ``limit`` seconds of those that count.
 
@@ -251,7 +251,7 @@ def _rounds(task: str, rate: Callable[[], float], report: Report, clock: Clock) 
 def _prefill_rate(model: GPT, ids: list[int], clock: Clock) -> float:
     """Tokens a second from a prompt to the logits after it."""
     begun = clock()
-    mx.eval(prefill(model, ids, Cache(model.config)))
+    mx.eval(prefill(model, ids, KVCache(model.config)))
     return len(ids) / (clock() - begun)
 
 
@@ -260,9 +260,7 @@ def _decode_rate(model: GPT, prompt: list[int], decoded: int, clock: Clock) -> f
     stream = generate(
         model,
         prompt,
-        Cache(model.config),
-        Sampling(temperature=0),
-        mx.random.key(SEED),
+        KVCache(model.config),
         stop=frozenset(),
         max_tokens=decoded,
     )

@@ -49,7 +49,7 @@ from mlxchat.train.loop import (
     Launch,
     Pending,
     ShouldStop,
-    Step,
+    TrainingStep,
     compile_step,
     train,
 )
@@ -360,7 +360,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
 def charged_to(clock: FakeClock) -> Compile:
     """Have compiling take five seconds, and a step as long as the clock says."""
 
-    def compiled(step: Step, stop: ShouldStop = lambda: False) -> Launch:
+    def compiled(step: TrainingStep, stop: ShouldStop = lambda: False) -> Launch:
         launch = compile_step(step, stop)
         clock.now += 5
 

@@ -15,7 +15,7 @@ from mlxchat.data.shards import shard_name
 from mlxchat.home import Home
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Event, Stepped
-from mlxchat.train.loop import Compile, Launch, Pending, ShouldStop, Step, compile_step
+from mlxchat.train.loop import Compile, Launch, Pending, ShouldStop, TrainingStep, compile_step
 from mlxchat.train.pretrain import Pretraining, of_model
 from mlxchat.train.run import conduct
 
@@ -119,7 +119,7 @@ def run_folder(home: Path) -> Path:
 def diverging(step: int, metrics: list[float]) -> Compile:
     """Have a step end with this loss, gradient norm and learning rate."""
 
-    def compiled(of: Step, stop: ShouldStop) -> Launch:
+    def compiled(of: TrainingStep, stop: ShouldStop) -> Launch:
         launch = compile_step(of, stop)
 
         def launch_diverging(number: int) -> Pending:

@@ -28,9 +28,9 @@ from mlxchat.plan.memory import BatchPlan, Resources
 from mlxchat.quantize import evaluate
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Stepped
-from mlxchat.tokenizer.bpe import Tokenizer, train
+from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message
-from mlxchat.train.loop import Step, compile_step
+from mlxchat.train.loop import TrainingStep, compile_step
 from mlxchat.train.pretrain import pretrain
 from mlxchat.train.sft import Base, fine_tune, pretrained, sft_plan, survey, with_source
 
@@ -117,7 +117,7 @@ def final(home: Path, tag: str) -> dict[str, mx.array]:
 
 def test_the_loss_is_that_of_the_answers_by_hand() -> None:
     facts = golden("tokenizer.json")
-    tokenizer = train(facts["train_docs"], facts["train_vocab_size"])
+    tokenizer = Tokenizer.train(facts["train_docs"], facts["train_vocab_size"])
     conversations = [
         Conversation((Message("user", ask), Message("assistant", answer)))
         for ask, answer in (("hello the cat", "the dog, 12"), ("seven?", "7"), ("more", "blue"))
@@ -169,9 +169,9 @@ def test_a_step_is_the_mean_over_its_answers_however_it_is_cut() -> None:
     def stepped(rows: int) -> tuple[float, dict[str, mx.array]]:
         model = GPT.new(config, dtype=mx.float32)
         model.lm_head.weight = mx.random.normal(model.lm_head.weight.shape, key=mx.random.key(1))
-        optimizer = MuonAdamW(model.named_parameters(), "classic", mx.float32)
+        optimizer = MuonAdamW(model)
         groups = ("embedding", "unembedding", "matrix")
-        step = Step(
+        step = TrainingStep(
             model=model,
             optimizer=optimizer,
             batches=(
@@ -420,7 +420,7 @@ def test_changed_conversations_are_refused(based: Path, tmp_path: Path) -> None:
         ({"model_tag": "base"}, "base is the name of another run"),
         ({"device_batch_size": 3}, "not a multiple of 3 rows"),
         ({"memory_limit": "1MiB"}, "needs at least"),
-        ({"epochs": 2}, "--epochs 2 determines"),
+        ({"epochs": 2}, "`epochs=2` determines"),
         ({"identity": "Ada"}, "no KEY=VALUE"),
     ],
 )

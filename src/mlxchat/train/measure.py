@@ -16,7 +16,7 @@ from mlxchat.plan.memory import Resources, ScoresHeld
 from mlxchat.plan.plan import Plan
 from mlxchat.runtime import machine, matmul_flops, mx, spare_memory
 from mlxchat.telemetry.events import Clock
-from mlxchat.train.loop import Compile, Step, compile_step
+from mlxchat.train.loop import Compile, TrainingStep, compile_step
 
 MODEL_SEED = 0
 MOMENTUM = 0.95
@@ -115,7 +115,7 @@ def step_seconds(plan: Plan, limit: float, clock: Clock, compile: Compile = comp
 # ==== Training on synthetic data =================================================================
 
 
-def synthetic_step(plan: Plan) -> Step:
+def synthetic_step(plan: Plan) -> TrainingStep:
     """Return the steps of a new model, on one batch of random tokens again and again.
 
     The rates are constant, which makes no difference to the time of a step.
@@ -129,9 +129,9 @@ def synthetic_step(plan: Plan) -> Step:
         learning = {group: mx.array(rate) for group, rate in plan.learning_rates.items()}
         return Rates(learning, mx.array(MOMENTUM), mx.array(plan.weight_decay))
 
-    return Step(
+    return TrainingStep(
         model=model,
-        optimizer=MuonAdamW(model.named_parameters(), plan.model.arch, model.dtype),
+        optimizer=MuonAdamW(model),
         batches=repeat(Batch(ids, np.roll(ids, -1, axis=1), LoaderState())),
         rates=rates,
         plan=plan,

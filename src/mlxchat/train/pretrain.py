@@ -12,7 +12,7 @@ from mlxchat.checkpoint import catalog, history, layout, store
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import PRETRAINING
 from mlxchat.config.pretrain import PretrainConfig
-from mlxchat.data.corpus.documents import held_out
+from mlxchat.data.corpus.documents import held_out_questions
 from mlxchat.data.documents import TextDocuments
 from mlxchat.data.loader import LoaderState
 from mlxchat.errors import CheckpointError, ConfigError, MlxchatError, command
@@ -192,7 +192,7 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         """Beginnings of sentences, or questions that the built-in corpus does not ask."""
         prompts: Iterable[str] = PROMPTS
         if self.config.is_builtin:
-            prompts = (f"{asked.prompt}\n" for asked in held_out(BUILTIN_PROMPTS))
+            prompts = (f"{asked.prompt}\n" for asked in held_out_questions(BUILTIN_PROMPTS))
         for prompt in prompts:
             yield prompt, [tokenizer.bos, *tokenizer.encode(prompt)]
 

@@ -32,7 +32,7 @@ from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.status import Publisher, status_path
 from mlxchat.tokenizer.bpe import ASSISTANT_END, Tokenizer
 from mlxchat.train.divergence import NotFiniteError, check_finite, diverged
-from mlxchat.train.loop import Cadence, Hooks, Step, train
+from mlxchat.train.loop import Cadence, Hooks, TrainingStep, train
 from mlxchat.train.measure import resources
 from mlxchat.train.resume import Learner, go_on
 from mlxchat.train.stage import Stage
@@ -196,7 +196,9 @@ class _Training:
                 self.documents.conversational,
             )
         )
-        step = Step(learner.model, learner.optimizer, batches, self.rates, plan, plan.grad_clip)
+        step = TrainingStep(
+            learner.model, learner.optimizer, batches, self.rates, plan, plan.grad_clip
+        )
         config = self.config
         events = train(
             self.stage.compile(step, stop),
