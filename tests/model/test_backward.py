@@ -12,12 +12,12 @@ from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.model.backward import ordered_loss
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
-from mlxchat.model.size import training_bytes
 from mlxchat.optim import optimizer
 from mlxchat.optim.optimizer import PARAM_GROUPS, Arrays, MuonAdamW, Rates
-from mlxchat.runtime import machine, mx
-from mlxchat.train.loop import Run, compile_step
-from mlxchat.train.measure import SCORES_HELD
+from mlxchat.plan.memory import BatchPlan, training_bytes
+from mlxchat.runtime import mx
+from mlxchat.train.loop import TrainingStep, compile_step
+from mlxchat.train.measure import resources
 
 
 def loss_and_gradients(
@@ -74,36 +74,32 @@ def _limits() -> Iterator[None]:
     mx.set_memory_limit(before)
 
 
-def new_run(config: GPTConfig, rows: int, accumulation: int, checkpoint: bool, chunk: int) -> Run:
+def new_step(config: GPTConfig, plan: BatchPlan) -> TrainingStep:
     model = GPT.new(config)
-    shape = rows, config.sequence_len
+    shape = plan.device_batch_size, config.sequence_len
     ids = np.random.default_rng(0).integers(config.vocab_size, size=shape, dtype=np.int32)
     learning = {group.name: mx.array(0.01) for group in PARAM_GROUPS[config.arch]}
     rates = Rates(learning, momentum=mx.array(0.9), weight_decay=mx.array(0.0))
-    return Run(
+    return TrainingStep(
         model=model,
         optimizer=MuonAdamW(model),
         batches=repeat(Batch(ids, ids, LoaderState())),
         rates=lambda _: rates,
-        total_steps=2,
-        accumulation=accumulation,
+        plan=plan,
         grad_clip=1.0,
-        grad_checkpoint=checkpoint,
-        loss_rows=chunk,
-        clock=lambda: 0.0,
     )
 
 
-def peak_of_two_steps(run: Run, limit: int) -> int:
+def peak_of_two_steps(step: TrainingStep, limit: int) -> int:
     """Return MLX's peak memory in bytes. The limit bounds what MLX computes ahead."""
     mx.synchronize()
     mx.clear_cache()
     others = mx.get_active_memory()
     mx.set_memory_limit(others + limit)
     mx.reset_peak_memory()
-    launch = compile_step(run)
-    for step in (1, 2):
-        mx.eval(launch(step).facts, run.model.parameters(), run.optimizer.state)
+    launch = compile_step(step)
+    for number in (1, 2):
+        mx.eval(launch(number).metrics, step.model.parameters(), step.optimizer.state)
     return int(mx.get_peak_memory()) - others
 
 
@@ -114,17 +110,11 @@ def test_the_memory_estimate_equals_the_peak(
     arch: str, checkpoint: bool, accumulation: int
 ) -> None:
     config = GPTConfig.from_depth(4, 2048, 128, head_dim=64, arch=arch)
-    run = new_run(config, 4, accumulation, checkpoint, 64)
-    needed = training_bytes(
-        config,
-        4,
-        accumulation,
-        machine().compute_dtype.size,
-        SCORES_HELD[machine().backend],
-        64,
-        checkpoint=checkpoint,
+    batch = BatchPlan(
+        device_batch_size=4, accumulation=accumulation, chunk_rows=64, grad_checkpoint=checkpoint
     )
-    assert peak_of_two_steps(run, needed["peak"]) == pytest.approx(needed["peak"], rel=0.1)
+    expected = training_bytes(config, batch, resources())["peak"]
+    assert peak_of_two_steps(new_step(config, batch), expected) == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.usefixtures("_limits")
@@ -134,8 +124,8 @@ def test_an_update_reuses_the_memory_of_the_old_parameters_and_state(
 ) -> None:
     monkeypatch.setattr(optimizer, "STACK", 2**18)
     config = GPTConfig.from_depth(4, 2048, 128, head_dim=64, arch=arch)
-    run = new_run(config, 1, 1, False, 64)
-    model, adam, rates = run.model, run.optimizer, run.rates(0)
+    step = new_step(config, BatchPlan(device_batch_size=1, accumulation=1, chunk_rows=64))
+    model, adam, rates = step.model, step.optimizer, step.rates(0)
     gradients = {name: mx.ones_like(p) for name, p in model.named_parameters().items()}
     mx.eval(model.parameters(), gradients, adam.state)
     mx.synchronize()

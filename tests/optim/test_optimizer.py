@@ -19,8 +19,9 @@ from mlxchat.optim.schedule import (
     weight_decay_multiplier,
     width_scale,
 )
+from mlxchat.plan.memory import BatchPlan
 from mlxchat.runtime import mx, nn, tree_flatten
-from mlxchat.train.loop import Run, compile_step
+from mlxchat.train.loop import TrainingStep, compile_step
 
 LEARNING = {
     "classic": {"embedding": 0.2, "unembedding": 0.004, "matrix": 0.02},
@@ -94,27 +95,23 @@ def test_a_step_by_hand_equals_the_training_loops_to_the_bit(case: Case) -> None
     ids, targets = np.array(case.io["ids"]), np.array(case.io["targets"])
     targets[0, 3] = -1
     looped, by_hand = case.model(), case.model()
-    run = Run(
+    step = TrainingStep(
         model=looped,
         optimizer=MuonAdamW(looped),
         batches=repeat(Batch(ids, targets, LoaderState())),
         rates=lambda _: rates,
-        total_steps=3,
-        accumulation=1,
+        plan=BatchPlan(device_batch_size=len(ids), accumulation=1, chunk_rows=CHUNK_ROWS),
         grad_clip=clip_at,
-        grad_checkpoint=False,
-        loss_rows=CHUNK_ROWS,
-        clock=lambda: 0.0,
     )
-    launch = compile_step(run)
+    launch = compile_step(step)
     optimizer = MuonAdamW(by_hand, RECIPES[case.config.arch]._replace(grad_clip=clip_at))
-    for step in (1, 2, 3):
-        expected = launch(step).facts[0].item()
+    for number in (1, 2, 3):
+        expected = launch(number).metrics[0].item()
         assert optimizer.step(by_hand, ids, targets, rates).item() == expected
     for name, p in looped.named_parameters().items():
         assert mx.array_equal(by_hand.named_parameters()[name], p), name
-    assert optimizer.state.keys() == run.optimizer.state.keys()
-    for name, array in run.optimizer.state.items():
+    assert optimizer.state.keys() == step.optimizer.state.keys()
+    for name, array in step.optimizer.state.items():
         assert mx.array_equal(optimizer.state[name], array), name
 
 

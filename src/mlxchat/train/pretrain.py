@@ -20,16 +20,16 @@ from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.optim import schedule
-from mlxchat.plan.budget import Pace, reason
-from mlxchat.plan.memory import Capacity
-from mlxchat.plan.plan import Plan, shape
-from mlxchat.runtime import machine
+from mlxchat.plan.budget import Deadline, reason
+from mlxchat.plan.memory import Resources
+from mlxchat.plan.plan import Plan, plan, shape
+from mlxchat.runtime import hold_memory, machine
 from mlxchat.telemetry.events import Clock, Event, Noted, Report
 from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train import inputs
-from mlxchat.train.measure import planned
-from mlxchat.train.resume import Learner, SavedRun, hold_memory, new_optimizer
+from mlxchat.train.measure import measured_plan
+from mlxchat.train.resume import Learner, SavedRun, new_optimizer
 from mlxchat.train.run import conduct
 from mlxchat.train.stage import Stage
 
@@ -156,7 +156,7 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         return inputs.open_documents(self.config, self.home, self.report)
 
     def begin(
-        self, documents: TextDocuments, available: Capacity, begun: float
+        self, documents: TextDocuments, resources: Resources, begun: float
     ) -> Generator[Event, None, Learner]:
         """A new model, by a plan that is measured first where there is a time budget; a tokenizer
         is trained where there is none.
@@ -167,8 +167,12 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         )
         if config.budget:
             yield Noted(clock(), f"Measuring how fast this machine trains, for {config.budget}.")
-        made = planned(config, tokenizer.vocab_size, available, begun, clock)
-        hold_memory(made, config, available)
+            made = measured_plan(
+                config, tokenizer.vocab_size, resources, begun, clock, self.compile
+            )
+        else:
+            made = plan(config, tokenizer.vocab_size, resources)
+        hold_memory(made.memory_limit, made.peak, config.wired_bytes)
         past = None
         if config.init_from:
             model, past = model_to_begin_with(config.init_from, self.home)
@@ -207,9 +211,9 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         if plan.costs:
             yield reason(self.config, plan)
 
-    def pace(self, plan: Plan, begun: float) -> Pace | None:
+    def deadline(self, plan: Plan, begun: float) -> Deadline | None:
         """What holds the time budget, where there is one."""
         if not (self.config.budget_seconds and plan.costs):
             return None
         budget, origin = float(self.config.budget_seconds), begun - plan.costs.spent
-        return Pace(self.config, budget, plan.costs, origin, self.clock())
+        return Deadline(self.config, budget, plan.costs, origin, self.clock())

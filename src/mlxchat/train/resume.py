@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from mlxchat import runtime
 from mlxchat.checkpoint import history, layout, store
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import TrainerState
@@ -23,9 +22,9 @@ from mlxchat.data.loader import LoaderState
 from mlxchat.errors import CheckpointError, ConfigError, DataError
 from mlxchat.model.gpt import GPT
 from mlxchat.optim.optimizer import MuonAdamW
-from mlxchat.plan.memory import Capacity, memory_limit
+from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan, evaluation_rows, refitted
-from mlxchat.runtime import machine
+from mlxchat.runtime import hold_memory, machine
 from mlxchat.telemetry.events import Clock, Event, Noted
 from mlxchat.tokenizer.bpe import Tokenizer
 
@@ -89,17 +88,17 @@ class Learner(NamedTuple):
 
 
 def go_on(
-    config: RunConfig, saved: SavedRun, available: Capacity, clock: Clock
+    config: RunConfig, saved: SavedRun, resources: Resources, clock: Clock
 ) -> Generator[Event, None, Learner]:
     """That of a saved run, computed otherwise where the memory or the settings ask for it.
 
     Raises:
         MlxchatError: it does not fit into the memory, or as `resume`.
     """
-    made = refitted(saved.plan, config, available)
-    hold_memory(made, config, available)
+    made = refitted(saved.plan, config, resources)
+    hold_memory(made.memory_limit, made.peak, config.wired_bytes)
     learner = resume(made, saved)
-    if made != saved.plan:
+    if made.division != saved.plan.division:
         yield Noted(clock(), f"Computed otherwise than before, to learn the same: {made.summary()}")
     return learner
 
@@ -129,12 +128,6 @@ def load_optimizer(optimizer: MuonAdamW, folder: Path) -> None:
     state = layout.read_arrays(path)
     layout.check_arrays(path, state, optimizer.state)
     optimizer.state = state
-
-
-def hold_memory(made: Plan, config: RunConfig, available: Capacity) -> None:
-    """Let this process take no more than the plan's peak, and the memory limit, allow."""
-    limit = memory_limit(config, made.model, made.rows, available)
-    runtime.hold_memory(limit, made.memory(available)["peak"], config.wired_bytes)
 
 
 def new_optimizer(model: GPT) -> MuonAdamW:

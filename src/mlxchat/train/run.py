@@ -17,7 +17,7 @@ from mlxchat.checkpoint import layout, store
 from mlxchat.checkpoint.files import require_connected
 from mlxchat.checkpoint.layout import TrainerState
 from mlxchat.data.documents import Documents
-from mlxchat.data.loader import Batch, Loader, LoaderState, first_rows
+from mlxchat.data.loader import Loader, LoaderState, first_rows
 from mlxchat.engine.generate import Tool, continue_greedily
 from mlxchat.engine.tools import ToolUse
 from mlxchat.errors import ConfigError
@@ -25,16 +25,15 @@ from mlxchat.evaluate.loss import bits_per_byte
 from mlxchat.model.gpt import GPT
 from mlxchat.optim import schedule
 from mlxchat.optim.optimizer import Rates
-from mlxchat.plan.memory import Capacity
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Event, Noted, Replanned, Sampled, Saved, Started
 from mlxchat.telemetry.log import RunLog
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.status import Publisher, status_path
 from mlxchat.tokenizer.bpe import ASSISTANT_END, Tokenizer
-from mlxchat.train.divergence import NotFiniteError, check_arrays, ended
-from mlxchat.train.loop import Run, train
-from mlxchat.train.measure import capacity
+from mlxchat.train.divergence import NotFiniteError, check_finite, diverged
+from mlxchat.train.loop import Cadence, Hooks, TrainingStep, train
+from mlxchat.train.measure import resources
 from mlxchat.train.resume import Learner, go_on
 from mlxchat.train.stage import Stage
 
@@ -101,7 +100,7 @@ def conduct(
         documents = stack.enter_context(closing(stage.open(saved)))
         for note in stage.notes(documents):
             yield Noted(clock(), note)
-        available, revision = capacity(), None
+        available, revision = resources(), None
         if saved:
             revision = saved.trainer.revision
             learner = yield from go_on(stage.config, saved, available, clock)
@@ -113,7 +112,7 @@ def conduct(
         path = home.log(tag)
         log = stack.enter_context(RunLog(path, learner.step))
         status = stack.enter_context(Publisher(status_path(path), meter, runtime.memory_use, clock))
-        training = _Training(stage, documents, revision, meter, log, begun, available, learner)
+        training = _Training(stage, documents, revision, meter, log, begun, learner)
         for event in training.events(stack, lambda: log.failed or stop()):
             meter.update(event)
             log.write(event)
@@ -160,12 +159,11 @@ class _Training:
     meter: Meter
     log: RunLog
     begun: float  # when this process took the run up, by the clock
-    available: Capacity
     learner: Learner
 
     def __post_init__(self) -> None:
         self.clock, self.config = self.stage.clock, self.stage.config
-        self.pace = self.stage.pace(self.learner.plan, self.begun)
+        self.deadline = self.stage.deadline(self.learner.plan, self.begun)
 
     def events(self, stack: ExitStack, stop: Callable[[], bool]) -> Iterator[Event]:
         """What happens from here to the end; what is opened for it is left to ``stack``."""
@@ -181,7 +179,7 @@ class _Training:
             machine.peak_flops,
             machine.device,
             plan.parameters,
-            plan.memory(self.available)["peak"],
+            plan.peak,
         )
         if learner.step == 0:
             yield Noted(self.clock(), plan.summary())
@@ -198,54 +196,49 @@ class _Training:
                 self.documents.conversational,
             )
         )
-        run = self.run(batches, stop)
-        try:
-            for event in train(run):
-                yield event
-                yield from self.keep_pace(run, event)
-        except NotFiniteError as error:
-            raise ended(error, self.stage.folder, self.documents.names) from error
-
-    def run(self, batches: Iterator[Batch], stop: Callable[[], bool]) -> Run:
-        """What the loop needs."""
-        learner, plan = self.learner, self.learner.plan
-        in_chunks = partial(learner.model.losses, chunk_rows=plan.loss_rows)
-        losses = mx.compile(in_chunks, inputs=learner.model.state)
-        return Run(
-            model=learner.model,
-            optimizer=learner.optimizer,
-            batches=batches,
-            shards=self.documents.shards,
-            rates=self.rates,
+        step = TrainingStep(
+            learner.model, learner.optimizer, batches, self.rates, plan, plan.grad_clip
+        )
+        config = self.config
+        events = train(
+            self.stage.compile(step, stop),
+            lambda: self.learner.plan.num_iterations,
+            self.hooks(stop),
+            Cadence(config.eval_every, config.sample_every, config.save_every),
             step=learner.step,
             evaluated=any(step == learner.step for step, _ in self.meter.evaluations),
-            total_steps=plan.num_iterations,
-            accumulation=plan.accumulation,
-            grad_clip=plan.grad_clip,
-            grad_checkpoint=plan.grad_checkpoint,
-            loss_rows=plan.loss_rows,
-            eval_every=self.config.eval_every,
-            sample_every=self.config.sample_every,
-            save_every=self.config.save_every,
+            shards=self.documents.shards,
+        )
+        try:
+            for event in events:
+                yield event
+                yield from self.keep_deadline(event)
+        except NotFiniteError as error:
+            raise diverged(error, self.stage.folder, self.documents.names) from error
+
+    def hooks(self, stop: Callable[[], bool]) -> Hooks:
+        """Return what the loop calls between steps."""
+        model, chunk_rows = self.learner.model, self.learner.plan.chunk_rows
+        losses = mx.compile(partial(model.losses, chunk_rows=chunk_rows), inputs=model.state)
+        return Hooks(
+            clock=self.clock,
             evaluate=lambda step: self.evaluate(step, losses, stop),
             sample=self.sample,
             save=self.save,
             stop=stop,
-            clock=self.clock,
         )
 
-    def keep_pace(self, run: Run, event: Event) -> Iterator[Event]:
+    def keep_deadline(self, event: Event) -> Iterator[Event]:
         """Correct the number of steps where the time budget asks for it."""
-        if self.pace is None:
+        if self.deadline is None:
             return
         before = self.learner.plan
-        plan = self.pace.follow(event, before)
+        plan = self.deadline.follow(event, before)
         if plan is before:
             return
         self.learner = self.learner._replace(plan=plan)
-        run.total_steps = plan.num_iterations
-        steps = run.total_steps, before.num_iterations
-        yield Replanned(self.clock(), self.meter.step, *steps, self.pace.budget)
+        steps = plan.num_iterations, before.num_iterations
+        yield Replanned(self.clock(), self.meter.step, *steps, self.deadline.budget)
 
     def rates(self, step: int) -> Rates:
         """Learning rates, momentum and weight decay after ``step`` updates."""
@@ -296,10 +289,10 @@ class _Training:
         The log is on the disk before: a power cut loses no line of a saved step.
         """
         begun, learner = self.clock(), self.learner
-        check_arrays(learner.model.named_parameters(), step, loader.cursor)
-        check_arrays(learner.optimizer.state, step, loader.cursor)
+        check_finite(learner.model.named_parameters(), step, loader.cursor)
+        check_finite(learner.optimizer.state, step, loader.cursor)
         self.log.sync()
-        costs = self.pace.costs(begun) if self.pace else None
+        costs = self.deadline.costs(begun) if self.deadline else None
         plan = learner.plan.model_copy(update={"costs": costs})
         trainer = TrainerState(
             step=step,

@@ -20,17 +20,17 @@ from mlxchat.data.chats.identity import Identity
 from mlxchat.data.chats.mixture import ChatDocuments
 from mlxchat.data.chats.sources import parse
 from mlxchat.data.documents import Cursor
-from mlxchat.data.loader import BUFFER_CONVERSATIONS, LoaderState, answered
-from mlxchat.data.packing import BestFit
+from mlxchat.data.loader import BUFFER_CONVERSATIONS, LoaderState, pack_answers, render_answers
+from mlxchat.data.packing import unmask
 from mlxchat.errors import CheckpointError, DataError, MlxchatError, NotFound
 from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import flops_per_token, parameters
 from mlxchat.optim import schedule
 from mlxchat.optim.schedule import REFERENCE_BATCH, learning_rates
-from mlxchat.plan.memory import Capacity, fit
+from mlxchat.plan.memory import Resources, fit
 from mlxchat.plan.plan import Plan, evaluation_rows, step_rows
-from mlxchat.runtime import machine
+from mlxchat.runtime import hold_memory, machine
 from mlxchat.telemetry.events import Clock, Event, Noted, Progressed, Report
 from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import Tokenizer
@@ -38,7 +38,6 @@ from mlxchat.tokenizer.messages import Conversation, Message
 from mlxchat.train.resume import (
     Learner,
     SavedRun,
-    hold_memory,
     load_optimizer,
     new_optimizer,
     read_saved,
@@ -130,18 +129,19 @@ def survey(
     def refill() -> list[list[int]] | None:
         nonlocal read
         batch = list(islice(epoch, BUFFER_CONVERSATIONS))
-        encoded = answered(tokenizer, batch, capacity)
+        encoded = render_answers(tokenizer, batch, capacity)
         lengths.extend(map(len, encoded))
         read += len(batch)
         total = documents.epoch_size
         report(Progressed(clock(), "reading", read, total, "conversations"))
         return encoded if batch else None
 
-    packing = BestFit(capacity, BUFFER_CONVERSATIONS, refill, padding=~tokenizer.bos)
+    packing = pack_answers(tokenizer, capacity, refill)
     rows = learnt = 0
     while (row := packing.row()) is not None:
         rows += 1
-        learnt += int((row[1:] >= 0).sum())
+        _, targets = unmask(row[1:])
+        learnt += int((targets >= 0).sum())
     if not lengths:
         raise DataError(
             f"No conversation has an answer within the model's context of {context:,} tokens.",
@@ -152,13 +152,13 @@ def survey(
     return Survey(len(lengths), rows, context, kept, learnt, cut, read - len(lengths))
 
 
-def sft_plan(config: SftConfig, base: Base, epoch_rows: int, capacity: Capacity) -> Plan:
+def sft_plan(config: SftConfig, base: Base, epoch_rows: int, resources: Resources) -> Plan:
     """Derive what the settings leave open.
 
     Args:
         base: what is fine-tuned.
         epoch_rows: that the conversations of an epoch take.
-        capacity: of the machine, which training fits into.
+        resources: what the machine offers.
 
     Raises:
         MlxchatError: the batch sizes do not divide, or there is not the memory.
@@ -170,16 +170,15 @@ def sft_plan(config: SftConfig, base: Base, epoch_rows: int, capacity: Capacity)
     else:
         rows = _batch(base.tokens_per_step // context, wanted, config.device_batch_size or 1)
     steps = config.num_iterations or -(-wanted // rows)
-    cut = fit(config, model, rows, capacity, [])
+    batch = fit(config, model, rows, resources)
     total = rows * context
     return Plan(
+        **dict(batch),
         model=model,
         parameters=sum(parameters(model).values()),
         flops_per_token=flops_per_token(model),
         target_tokens=wanted * context,
         num_iterations=steps,
-        device_batch_size=cut.device_batch,
-        accumulation=cut.accumulation,
         tokens_per_step=total,
         learning_rates={
             group: config.init_lr_frac * rate for group, rate in base.learning_rates.items()
@@ -190,8 +189,6 @@ def sft_plan(config: SftConfig, base: Base, epoch_rows: int, capacity: Capacity)
         warmdown_ratio=config.warmdown_ratio,
         final_lr_frac=config.final_lr_frac,
         eval_rows=evaluation_rows(config, context, total),
-        grad_checkpoint=cut.checkpoint,
-        loss_rows=cut.loss_rows,
     )
 
 
@@ -305,7 +302,7 @@ class FineTuning(Stage[SftConfig, ChatDocuments]):
             )
 
     def begin(
-        self, documents: ChatDocuments, available: Capacity, begun: float
+        self, documents: ChatDocuments, resources: Resources, begun: float
     ) -> Generator[Event, None, Learner]:
         """The pretrained model, and a plan that follows from it and the conversations."""
         config = self.config
@@ -314,8 +311,8 @@ class FineTuning(Stage[SftConfig, ChatDocuments]):
         tokenizer = Tokenizer.load(folder)
         found = survey(documents, tokenizer, base.model.sequence_len, self.report, self.clock)
         yield Noted(self.clock(), found.summary())
-        made = sft_plan(config, base, found.rows, available)
-        hold_memory(made, config, available)
+        made = sft_plan(config, base, found.rows, resources)
+        hold_memory(made.memory_limit, made.peak, config.wired_bytes)
         stored = layout.read_model(folder, machine().compute_dtype)
         optimizer = new_optimizer(stored.model)
         if config.load_optimizer:

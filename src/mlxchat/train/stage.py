@@ -8,11 +8,12 @@ from typing import ClassVar, Generic, TypeVar
 from mlxchat.config.run import RunConfig
 from mlxchat.data.documents import Documents
 from mlxchat.home import Home
-from mlxchat.plan.budget import Pace
-from mlxchat.plan.memory import Capacity
+from mlxchat.plan.budget import Deadline
+from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan
 from mlxchat.telemetry.events import Clock, Event, Report
 from mlxchat.tokenizer.bpe import Tokenizer
+from mlxchat.train.loop import Compile, compile_step
 from mlxchat.train.resume import Learner, SavedRun
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -27,12 +28,21 @@ class Stage(ABC, Generic[Config, Dataset]):
         home: where data, tokenizer, checkpoints and log lie.
         report: is told of downloads and the like as they progress, from other threads too.
         clock: seconds since the epoch.
+        compile: makes the function that launches a step.
     """
 
     name: ClassVar[str]
 
-    def __init__(self, config: Config, home: Home, report: Report, clock: Clock) -> None:
+    def __init__(
+        self,
+        config: Config,
+        home: Home,
+        report: Report,
+        clock: Clock,
+        compile: Compile = compile_step,
+    ) -> None:
         self.config, self.home, self.report, self.clock = config, home, report, clock
+        self.compile = compile
 
     @property
     @abstractmethod
@@ -57,13 +67,13 @@ class Stage(ABC, Generic[Config, Dataset]):
 
     @abstractmethod
     def begin(
-        self, documents: Dataset, available: Capacity, begun: float
+        self, documents: Dataset, resources: Resources, begun: float
     ) -> Generator[Event, None, Learner]:
         """What learns in a new run.
 
         Args:
             documents: the dataset.
-            available: the memory that it may take.
+            resources: what the machine offers.
             begun: when this process did, by the clock.
 
         Raises:
@@ -91,6 +101,6 @@ class Stage(ABC, Generic[Config, Dataset]):
         """What to say of a new run's plan."""
         return ()
 
-    def pace(self, plan: Plan, begun: float) -> Pace | None:
-        """What holds a time budget, where there is one."""
+    def deadline(self, plan: Plan, begun: float) -> Deadline | None:
+        """Return what keeps to the time budget, if there is one."""
         return None
