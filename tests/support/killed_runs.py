@@ -126,8 +126,8 @@ class KilledRuns:
         run = Home(home).runs / "run"
         for step in store.steps(run):
             folder = store.directory(run, step)
-            for name in files.summed_files(folder):
-                files.check_file(folder / name)
+            for name in files.files_with_checksums(folder):
+                files.verify_file(folder / name)
         if any(_unfinished(home)):
             return "while a step was written"
         return "between" if store.steps(run) else "before a step was saved"

@@ -119,8 +119,8 @@ def test_setting_a_step_aside_survives_any_failure(
         kept = store.keep_aside(source, 4)
         assert store.steps(kept.parent) == store.steps(source) == [4]
         for step in (kept, store.directory(source, 4)):
-            for name in files.summed_files(step):
-                files.check_file(step / name)
+            for name in files.files_with_checksums(step):
+                files.verify_file(step / name)
         if faults.done <= at:
             return
     raise AssertionError(faults.done)

@@ -29,7 +29,7 @@ from mlxchat.checkpoint import files
 from mlxchat.checkpoint.files import (
     CHECKSUMS,
     QUANTIZATION,
-    check_file,
+    verify_file,
     damaged,
     missing_file,
     read_json,
@@ -62,7 +62,7 @@ def model_files(folder: Path) -> list[Path]:
     index = folder / INDEX
     if not index.exists():
         return [folder / MODEL]
-    files.check_file(index)
+    files.verify_file(index)
     listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not listed or not all(map(_is_name, listed.values())):
         raise damaged(index, "no weight_map of files in the same folder")
@@ -98,7 +98,7 @@ def open_arrays(path: Path) -> dict[str, mx.array]:
     """The arrays of a safetensors file, which MLX will read when they are evaluated."""
     if not path.exists():
         raise files.missing_file(path)
-    files.check_file(path)
+    files.verify_file(path)
     return open_unchecked(path)
 
 
@@ -171,7 +171,7 @@ def read_note(path: Path, kind: type[Note]) -> Note | None:
     """
     if not path.exists():
         return None
-    files.check_file(path)
+    files.verify_file(path)
     try:
         return kind.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -305,7 +305,7 @@ def read_model(folder: Path, dtype: mx.Dtype) -> SavedModel:
         if not file.exists():
             raise missing_file(file)
     for name in (TOKENIZER, GENERATION):
-        check_file(folder / name)
+        verify_file(folder / name)
     config = read_config(folder)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocab_size != config.vocab_size:
@@ -406,5 +406,5 @@ def read_loader(folder: Path) -> LoaderState:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise missing_file(path)
-    check_file(path)
+    verify_file(path)
     return read_json(path)
