@@ -4,6 +4,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+STAGE_FOLDERS = {  # of the runs of each stage of training; nanochat's names
+    "pretraining": "base_checkpoints",
+    "fine-tuning": "chatsft_checkpoints",
+}
+
 
 @dataclass(frozen=True)
 class Home:
@@ -28,20 +33,24 @@ class Home:
         """The folder of the tokenizer that runs use unless told otherwise."""
         return self.root / "tokenizer"
 
+    def stage(self, name: str) -> Path:
+        """The folder with a folder of saved steps for each run of a stage."""
+        return self.root / STAGE_FOLDERS[name]
+
     @property
     def runs(self) -> Path:
         """The folder with a folder of saved steps for each pretraining run."""
-        return self.root / "base_checkpoints"
+        return self.stage("pretraining")
 
     @property
     def finetuned(self) -> Path:
         """The folder with a folder of saved steps for each run of fine-tuning."""
-        return self.root / "chatsft_checkpoints"
+        return self.stage("fine-tuning")
 
     @property
     def stages(self) -> tuple[Path, ...]:
         """The folders of all runs; a name is that of one run only, whatever its stage."""
-        return self.runs, self.finetuned
+        return tuple(map(self.stage, STAGE_FOLDERS))
 
     def run(self, tag: str) -> Path:
         """The folder of a run's saved steps, among the pretraining runs where there is none."""

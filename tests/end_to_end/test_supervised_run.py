@@ -61,9 +61,9 @@ FAILING = """
 import sys
 from pathlib import Path
 from mlxchat.cli.app import main
-from mlxchat.train import run
+from mlxchat.train.activities import Activities
 
-failed, save = Path(sys.argv.pop(1)), run._Training.save
+failed, save = Path(sys.argv.pop(1)), Activities.save
 
 def failing(self, step, loader):
     error = {4: RuntimeError("[METAL] Command buffer execution failed"), 6: MemoryError()}.get(step)
@@ -72,7 +72,7 @@ def failing(self, step, loader):
         raise error
     yield from save(self, step, loader)
 
-run._Training.save = failing
+Activities.save = failing
 main()
 """
 

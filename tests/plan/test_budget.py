@@ -44,8 +44,8 @@ from mlxchat.telemetry.events import (
 from mlxchat.telemetry.meter import Meter
 from mlxchat.train import loop, pretrain
 from mlxchat.train import measure as probe
-from mlxchat.train.inputs import saved_run
 from mlxchat.train.loop import Launched, Run, train
+from mlxchat.train.pretrain import Pretraining
 from mlxchat.ui.views import describe
 
 CAPACITY = Capacity(64 * 1024**3, 2, "none", 1024)
@@ -410,7 +410,7 @@ def test_what_is_left_is_kept_for_the_resumed_run(
     began = clock.now
     run(tmp_path, clock, stop_at)
     used = clock.now - began
-    saved = saved_run(TINY, Home(tmp_path))
+    saved = Pretraining(TINY, Home(tmp_path)).saved()
     assert saved is not None
     assert saved.plan.costs is not None
     assert saved.plan.costs.spent == pytest.approx(used, abs=1)
@@ -434,9 +434,9 @@ def test_a_slower_machine_takes_fewer_steps_and_says_so(tmp_path: Path, clock: F
             assert event.total_steps != event.before
     assert 97 <= clock.now - began <= 103
     assert any("steps fit into the budget of 1m40s, not" in note for note in notes)
-    finished = saved_run(TINY, Home(tmp_path))
+    finished = Pretraining(TINY, Home(tmp_path)).saved()
     assert finished is not None
-    assert finished.finished
+    assert finished.trainer.finished
     assert finished.trainer.step == steps < 60
 
 

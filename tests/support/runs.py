@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlxchat.checkpoint import layout, store
+from mlxchat.checkpoint import layout, store, trainer
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.shards import shard_name
 from mlxchat.home import Home
@@ -59,7 +59,7 @@ def run(
 def final(home: Path, tag: str = "run") -> dict[str, mx.array]:
     """Every array of the last step: weights, optimizer, loader."""
     folder = store.directory(Home(home).runs / tag, 12)
-    files = (layout.MODEL, layout.OPTIMIZER, layout.LOADER)
+    files = (layout.MODEL, trainer.OPTIMIZER, trainer.LOADER)
     return {f"{f} {k}": v for f in files for k, v in layout.read_arrays(folder / f).items()}
 
 

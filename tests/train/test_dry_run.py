@@ -34,7 +34,7 @@ def test_a_dry_run_finds_that_data_is_missing(tmp_path: Path) -> None:
 def test_a_saved_run_needs_the_files_it_began_with(tmp_path: Path) -> None:
     config = PretrainConfig(data_dir=shards(tmp_path / "data", *THREE, "shard_00003.parquet"))
     check_documents(config, Home(tmp_path), [*THREE[:2], "shard_00003.parquet"])
-    with pytest.raises(MlxchatError, match=r"not there: shard_00009\.parquet"):
+    with pytest.raises(MlxchatError, match=r"files that are missing: shard_00009\.parquet"):
         check_documents(config, Home(tmp_path), [*THREE[:2], "shard_00009.parquet"])
 
 
@@ -42,7 +42,7 @@ def test_of_a_stream_nothing_is_fetched_and_nothing_written(tmp_path: Path) -> N
     config = PretrainConfig(streaming=True, num_shards=2, endpoint="http://localhost:1")
     begun_with = [*THREE[:2], "shard_01822.parquet"]
     check_documents(config, Home(tmp_path / "home"), begun_with)
-    with pytest.raises(MlxchatError, match="data that is not there: mine"):
+    with pytest.raises(MlxchatError, match="files that are missing: mine"):
         check_documents(config, Home(tmp_path / "home"), [*begun_with[1:], "mine.parquet"])
     with pytest.raises(MlxchatError, match="--num-shards 5000"):
         too_many = config.model_copy(update={"num_shards": 5000})

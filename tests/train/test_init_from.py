@@ -20,7 +20,9 @@ from mlxchat.model.quantization import Quantization
 from mlxchat.quantize import quantize
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Evaluated
-from mlxchat.train.pretrain import of_model, pretrain
+from mlxchat.train.base import with_shape_of_base
+from mlxchat.train.pretrain import pretrain
+from mlxchat.train.stage import read_trainer
 
 
 @pytest.fixture
@@ -65,13 +67,13 @@ def test_training_begins_where_the_model_is(source: Path) -> None:
     for name, array in after.model.named_parameters().items():
         assert mx.allclose(array, expected[name], rtol=0, atol=1e-20)
     assert after.tokenizer.encode("the cat") == BYTES.encode("the cat")
-    assert layout.read_trainer(folder).settings["init_from"] == str(source)
+    assert read_trainer(folder).settings.init_from == str(source)
 
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
 def test_its_shape_is_the_models(arch: Any, tmp_path: Path) -> None:
     folder = model(tmp_path / "m", arch=arch)
-    settled = of_model(config(folder), Home.from_environment())
+    settled = with_shape_of_base(config(folder), Home.from_environment())
     assert (settled.arch, settled.depth, settled.max_seq_len) == (arch, 1, 32)
     assert settled.tokenizer_dir == folder
 
@@ -109,7 +111,7 @@ def test_settings_that_say_another_shape_are_refused(
     settings: dict[str, Any], said: str, source: Path
 ) -> None:
     with pytest.raises(MlxchatError, match=said) as caught:
-        of_model(config(source, **settings), Home.from_environment())
+        with_shape_of_base(config(source, **settings), Home.from_environment())
     assert caught.value.remedy == "Leave it out."
 
 
@@ -129,16 +131,16 @@ def test_shapes_that_pretraining_does_not_have_are_refused(
     shape: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(MlxchatError, match=said) as caught:
-        of_model(config(model(tmp_path / "m", **shape)), Home.from_environment())
+        with_shape_of_base(config(model(tmp_path / "m", **shape)), Home.from_environment())
     assert "mlxchat sft --source" in caught.value.remedy
 
 
 def test_quantized_and_missing_models_are_refused(tmp_path: Path) -> None:
     home = Home.from_environment()
     with pytest.raises(MlxchatError, match="is quantized"):
-        of_model(config(model(tmp_path / "m", bits=8)), home)
+        with_shape_of_base(config(model(tmp_path / "m", bits=8)), home)
     with pytest.raises(MlxchatError, match="no trained model"):
-        of_model(config("nowhere"), home)
+        with_shape_of_base(config("nowhere"), home)
 
 
 @pytest.mark.parametrize("command", [["info"], ["train", "--dry-run"]])

@@ -312,7 +312,7 @@ def test_the_data_must_be_what_it_was(tmp_path: Path) -> None:
     run(tmp_path, config, stop_at=3)
     (tmp_path / "data" / "shard_00001.parquet").rename(tmp_path / "shard_00001.parquet")
     shards(tmp_path / "data", 3, 4)
-    with pytest.raises(MlxchatError, match=r"data that is not there: shard_00001\.parquet"):
+    with pytest.raises(MlxchatError, match=r"files that are missing: shard_00001\.parquet"):
         run(tmp_path, config)
     (tmp_path / "shard_00001.parquet").rename(tmp_path / "data" / "shard_00001.parquet")
 

@@ -28,8 +28,8 @@ from mlxchat.data.shards import DATASETS, REVISION, STREAMED, Dataset, shard_nam
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Event, JsonLines, Saved, Stepped
-from mlxchat.train.inputs import saved_run
-from mlxchat.train.pretrain import pretrain
+from mlxchat.train.pretrain import Pretraining, pretrain
+from mlxchat.train.stage import read_trainer
 
 FIRST, SECOND, THIRD, FOURTH = (shard_name(index) for index in range(4))
 TINY = Dataset("fineweb-edu", "someone/tiny", last_shard=3, licence_note="CC0")
@@ -57,7 +57,10 @@ def test_other_text_under_the_same_name_is_refused(tmp_path: Path, changed: str)
     run(tmp_path, config, stop_at=3)
     began_with = (data / changed).read_bytes()
     write_texts(data / changed, ["Another text, about hens."] * 150)
-    for go_on in (lambda: run(tmp_path, config), lambda: saved_run(config, Home(tmp_path))):
+    for go_on in (
+        lambda: run(tmp_path, config),
+        lambda: Pretraining(config, Home(tmp_path)).saved(),
+    ):
         with pytest.raises(MlxchatError) as raised:
             go_on()
         assert f"{data / changed} is not the file of that name" in raised.value.problem
@@ -74,7 +77,7 @@ def test_unknown_fingerprints_are_taken_when_a_run_resumes(tmp_path: Path) -> No
     run(tmp_path, config, stop_at=3)
     forget_fingerprints(tmp_path)
     run(tmp_path, config, stop_at=6)
-    found = layout.read_trainer(newest(tmp_path)).fingerprints
+    found = read_trainer(newest(tmp_path)).fingerprints
     assert found[FIRST] == fingerprint(data / FIRST)
     assert found[SECOND] == frame(data / SECOND)  # validation, which is not looked at
 
@@ -90,7 +93,7 @@ def test_a_run_resumes_with_data_that_moved(tmp_path: Path) -> None:
     shutil.copytree(there, here)
     with pytest.raises(MlxchatError) as raised:
         run(tmp_path, config)
-    assert f"began with `data_dir={there}`, not with `data_dir={here}`" in raised.value.problem
+    assert f"started with `data_dir={there}`, not with `data_dir={here}`" in raised.value.problem
     with pytest.raises(MlxchatError, match="not with the dataset's own folder"):
         run(tmp_path, config.model_copy(update={"data_dir": None}))
     run(tmp_path, moved)
@@ -99,7 +102,7 @@ def test_a_run_resumes_with_data_that_moved(tmp_path: Path) -> None:
 def test_the_built_in_corpus_is_no_folder_of_that_name(tmp_path: Path) -> None:
     run(tmp_path, CONFIG, stop_at=1)
     folder = shards(tmp_path / "data", 0, 1)
-    with pytest.raises(MlxchatError, match="began with the dataset's own folder, not with"):
+    with pytest.raises(MlxchatError, match="was started with the dataset's own folder, not with"):
         run(tmp_path, CONFIG.model_copy(update={"data_dir": folder}))
 
 
@@ -122,7 +125,7 @@ def test_data_of_a_revision_may_move_without_its_record(tmp_path: Path) -> None:
     for path in here.glob("*.parquet"):
         path.rename(there / path.name)
     run(tmp_path, QUIET.model_copy(update={"data_dir": there}), stop_at=6)
-    assert layout.read_trainer(newest(tmp_path)).revision == "a" * 40
+    assert read_trainer(newest(tmp_path)).revision == "a" * 40
 
 
 def test_an_additional_shard_changes_nothing(tmp_path: Path) -> None:
@@ -131,9 +134,9 @@ def test_an_additional_shard_changes_nothing(tmp_path: Path) -> None:
     run(straight, config)
     run(going_on, config, stop_at=3)
     few(tmp_path / "data", 3)
-    saved_run(config, Home(going_on))
+    Pretraining(config, Home(going_on)).saved()
     run(going_on, config)
-    assert layout.read_trainer(newest(going_on)).data == [FIRST, SECOND, THIRD]
+    assert read_trainer(newest(going_on)).data == [FIRST, SECOND, THIRD]
     assert_same(final(going_on), final(straight))
 
 
@@ -151,7 +154,7 @@ def test_a_run_saves_and_ends_if_a_shard_is_replaced(
             if isinstance(event, Stepped) and event.step == 1:
                 (tmp_path / SECOND).write_bytes(change(data / SECOND))
                 (tmp_path / SECOND).replace(data / SECOND)
-    assert 1 <= layout.read_trainer(newest(ended)).step < 12
+    assert 1 <= read_trainer(newest(ended)).step < 12
     with pytest.raises(MlxchatError, match=f"{data / SECOND} is "):
         run(ended, config)
     (data / SECOND).write_bytes(began_with)
@@ -188,7 +191,7 @@ def test_what_is_streamed_later_is_what_was_there(tmp_path: Path, tiny: Dataset)
             run(going_on, streamed)
         assert f"{data / STREAMED}/shard_" in raised.value.problem
         assert "what streaming brought, delete" in raised.value.remedy
-        assert layout.read_trainer(newest(going_on)).step == 3
+        assert read_trainer(newest(going_on)).step == 3
         for path in (data / STREAMED).glob("*.parquet*"):
             path.unlink()
         (data / REVISION).unlink()
@@ -208,7 +211,7 @@ def test_what_was_streamed_is_the_same_when_it_is_streamed_again(
             update={"streaming": True, "endpoint": server.endpoint, "max_cached_shards": 2}
         )
         run(tmp_path, config, stop_at=3)
-        begun = layout.read_trainer(newest(tmp_path))
+        begun = read_trainer(newest(tmp_path))
         assert begun.revision is None
         assert begun.fingerprints == {
             name: fingerprint(same / name) for name in (FIRST, SECOND, THIRD)
@@ -220,7 +223,7 @@ def test_what_was_streamed_is_the_same_when_it_is_streamed_again(
         shutil.rmtree(Home(tmp_path).data(tiny.name))
         server.files = at_hub(same)
         run(tmp_path, config)
-    assert layout.read_trainer(newest(tmp_path)).step == 12
+    assert read_trainer(newest(tmp_path)).step == 12
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")

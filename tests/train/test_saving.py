@@ -7,18 +7,24 @@ from typing import Any
 
 import pytest
 from support.runs import OWN, QUIET, diverge, logged, run, run_folder, shards
+from support.saved_runs import trainer_fields
 
-from mlxchat.checkpoint import layout, store
+from mlxchat.checkpoint import store
+from mlxchat.checkpoint.trainer import TrainerState
+from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.documents import Cursor
 from mlxchat.data.shards import DATASETS, REVISION
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.runtime import mx
 from mlxchat.telemetry import log as runlog
+from mlxchat.telemetry.events import Event
 from mlxchat.train import inputs, loop
 from mlxchat.train.divergence import NotFiniteError, check_arrays
 from mlxchat.train.loop import Launched, Run
-from mlxchat.train.run import _Training
+from mlxchat.train.pretrain import Pretraining
+from mlxchat.train.run import run as run_stage
+from mlxchat.train.stage import read_trainer
 
 A, B = "a" * 40, "b" * 40
 
@@ -52,7 +58,7 @@ def test_a_loss_or_norm_that_is_not_finite_ends_the_run(
     assert store.steps(run_folder(tmp_path)) == [9, 12]
     assert logged(tmp_path, "step") == list(range(1, 13))
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
-    assert layout.read_trainer(kept).step == 6
+    assert read_trainer(kept).step == 6
 
 
 def test_another_good_step_is_kept_beside_the_first(
@@ -75,7 +81,7 @@ def test_diverging_before_the_first_save_names_save_every(
     diverge(monkeypatch, 2, [math.nan, 1.0, 0.1])
     with pytest.raises(MlxchatError, match="in step 2") as raised:
         run(tmp_path, config)
-    assert "--save-every" in raised.value.remedy
+    assert "`save_every`" in raised.value.remedy
     assert store.steps(run_folder(tmp_path)) == []
 
 
@@ -110,22 +116,24 @@ def test_a_single_number_that_is_not_finite_is_found(number: float) -> None:
     check_arrays({"fine": mx.ones(9), "whole": mx.arange(3)}, 1, Cursor())
 
 
-def test_progress_is_saved_when_a_validation_shard_is_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_is_saved_when_a_validation_shard_is_gone(tmp_path: Path) -> None:
     data = shards(tmp_path / "data", 0, 1)
     config = QUIET.model_copy(update={"data_dir": data, "save_every": 0, "eval_every": 5})
-    evaluate = _Training.evaluate
 
-    def missing(self: Any, step: int, *rest: Any) -> Iterator[Any]:
-        if step == 5:
-            (data / "shard_00001.parquet").rename(tmp_path / "gone")
-        return evaluate(self, step, *rest)
+    def losing_the_shard(passed: Run) -> Iterator[Event]:
+        evaluate = passed.evaluate
 
-    with monkeypatch.context() as patched:
-        patched.setattr(_Training, "evaluate", missing)
-        with pytest.raises(MlxchatError, match=r"shard_00001\.parquet does not exist"):
-            run(tmp_path, config)
+        def missing(step: int) -> Iterator[Event]:
+            if step == 5:
+                (data / "shard_00001.parquet").rename(tmp_path / "gone")
+            return evaluate(step)
+
+        passed.evaluate = missing
+        return loop.train(passed)
+
+    with pytest.raises(MlxchatError, match=r"shard_00001\.parquet does not exist"):
+        for _ in run_stage(Pretraining(config, Home(tmp_path)), train=losing_the_shard):
+            pass
     assert store.steps(run_folder(tmp_path)) == [5]
     (tmp_path / "gone").rename(data / "shard_00001.parquet")
     run(tmp_path, config)
@@ -165,13 +173,13 @@ def test_a_run_resumes_only_with_data_of_its_revision(tmp_path: Path) -> None:
     run(tmp_path, config, stop_at=3)
     newest = store.latest(run_folder(tmp_path))
     assert newest is not None
-    assert layout.read_trainer(newest).revision == A
+    assert read_trainer(newest).revision == A
     (data / REVISION).write_text(f"{B}\n")
     with pytest.raises(MlxchatError) as raised:
         run(tmp_path, config)
     assert A in raised.value.problem and B in raised.value.problem
-    assert "--model-tag" in raised.value.remedy and "--fresh" in raised.value.remedy
-    with pytest.raises(MlxchatError, match=f"began with revision {A}"):
+    assert "`model_tag`" in raised.value.remedy and "`fresh`" in raised.value.remedy
+    with pytest.raises(MlxchatError, match=f"was started with revision {A}"):
         inputs.check_documents(config, Home(tmp_path), ["shard_00000.parquet"], A)
     (data / REVISION).write_text(f"{A}\n")
     run(tmp_path, config)
@@ -183,12 +191,11 @@ def test_what_is_streamed_later_is_of_the_revision_that_the_run_began_with(
     home = Home(tmp_path)
     config = OWN.model_copy(update={"streaming": True, "num_shards": 1})
     training, validation = DATASETS["fineweb-edu"].training(1), DATASETS["fineweb-edu"].validation
-    begun = layout.TrainerState(
-        step=1, settings={}, plan={}, meter={}, data=[*training, validation], revision=A
-    )
+    fields = trainer_fields("classic") | {"data": [*training, validation], "revision": A}
+    begun = TrainerState[PretrainConfig].model_validate(fields)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     inputs.reopen_documents(config, home, lambda _: None, begun).close()
     assert (home.data("fineweb-edu") / REVISION).read_text() == f"{A}\n"
     other = begun.model_copy(update={"revision": B})
-    with pytest.raises(MlxchatError, match=f"began with revision {B}"):
+    with pytest.raises(MlxchatError, match=f"was started with revision {B}"):
         inputs.reopen_documents(config, home, lambda _: None, other)

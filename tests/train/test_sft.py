@@ -12,7 +12,7 @@ import pytest
 from support.cases import golden
 from support.marks import slow
 
-from mlxchat.checkpoint import catalog, layout, store
+from mlxchat.checkpoint import catalog, layout, store, trainer
 from mlxchat.cli.quantize import validation_documents
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig
@@ -31,10 +31,12 @@ from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Stepped
 from mlxchat.tokenizer.bpe import Tokenizer, train
 from mlxchat.tokenizer.messages import Conversation, Message
+from mlxchat.train.base import Base, read_base
 from mlxchat.train.loop import Run
 from mlxchat.train.loop import train as steps_of
 from mlxchat.train.pretrain import pretrain
-from mlxchat.train.sft import Base, fine_tune, pretrained, sft_plan, survey, with_source
+from mlxchat.train.sft import fine_tune, with_source
+from mlxchat.train.sft_plan import sft_plan, survey
 
 BASE = PretrainConfig(
     depth=1,
@@ -113,7 +115,7 @@ def run(home: Path, config: SftConfig, stop_at: int = 0) -> list[Event]:
 
 def final(home: Path, tag: str) -> dict[str, mx.array]:
     folder = store.directory(Home(home).finetuned / tag, 12)
-    files = (layout.MODEL, layout.OPTIMIZER, layout.LOADER)
+    files = (layout.MODEL, trainer.OPTIMIZER, trainer.LOADER)
     return {f"{f} {k}": v for f in files for k, v in layout.read_arrays(folder / f).items()}
 
 
@@ -224,7 +226,7 @@ def test_a_run_steps_evaluates_samples_and_saves(based: Path, tmp_path: Path) ->
     assert saved.conversational
     notes = [event.text for event in events if isinstance(event, Noted)]
     assert any("120 of 120 rows used" in note for note in notes)
-    assert any("conversations an epoch" in note for note in notes)
+    assert any("conversations per epoch" in note for note in notes)
 
 
 @pytest.mark.parametrize("stop_at", [slow(1), 5, slow(8)])
@@ -247,7 +249,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(based: Path, stop_at: int) -> No
 def test_it_begins_with_the_base_models_weights_and_on_request_its_momentum(based: Path) -> None:
     folder = store.latest(Home(based).runs / "base")
     assert folder is not None
-    state = layout.read_arrays(folder / layout.OPTIMIZER)
+    state = layout.read_arrays(folder / trainer.OPTIMIZER)
     for asked in (False, True):
         tag = f"momentum-{asked}".lower()
         config = tuning(
@@ -259,7 +261,7 @@ def test_it_begins_with_the_base_models_weights_and_on_request_its_momentum(base
         weights = layout.read_arrays(tuned / layout.MODEL)
         for name, array in layout.read_arrays(folder / layout.MODEL).items():
             assert mx.allclose(weights[name], array, atol=1e-9).item(), name
-        kept = layout.read_arrays(tuned / layout.OPTIMIZER)
+        kept = layout.read_arrays(tuned / trainer.OPTIMIZER)
         assert kept.keys() == state.keys()
         counts = [name for name in kept if kept[name].size == 1]
         assert counts
@@ -306,13 +308,13 @@ def test_the_batch_is_pretrainings_or_what_makes_100_steps() -> None:
 def test_learning_rates_are_nanochats_where_the_model_says_nothing(based: Path) -> None:
     folder = store.latest(Home(based).runs / "base")
     assert folder is not None
-    of_run = pretrained(folder)
+    of_run = read_base(folder, Home(based))
     assert of_run.tokens_per_step == 256
     trainer = folder / layout.TRAINER
     content = trainer.read_bytes()
     trainer.unlink()
     try:
-        unknown = pretrained(folder)
+        unknown = read_base(folder, Home(based))
     finally:
         trainer.write_bytes(content)
     assert unknown.learning_rates == of_run.learning_rates
@@ -325,7 +327,7 @@ def test_a_fine_tuned_model_is_fine_tuned_at_the_rates_of_its_pretraining(based:
         store.latest(based / name)
         for name in ("base_checkpoints/base", "chatsft_checkpoints/first")
     ]
-    base, tuned = (pretrained(folder) for folder in folders if folder)
+    base, tuned = (read_base(folder, Home(based)) for folder in folders if folder)
     assert tuned.learning_rates == pytest.approx(base.learning_rates)
     again = tuning(based, source="first", model_tag="second", num_iterations=1)
     [rate] = [event.learning_rate for event in run(based, again) if isinstance(event, Stepped)]
@@ -338,7 +340,7 @@ def test_a_modern_models_rates_are_nanochats_whatever_its_batch(tmp_path: Path) 
         pass
     folder = store.latest(Home(tmp_path).runs / "base")
     assert folder is not None
-    rates = pretrained(folder).learning_rates
+    rates = read_base(folder, Home(tmp_path)).learning_rates
     by_width = (128 / 768) ** -0.5
     assert rates["matrix"] == 0.02
     assert rates["embedding"] == pytest.approx(0.3 * by_width)
@@ -351,8 +353,8 @@ def test_what_has_no_answer_within_the_context_is_left_out(based: Path, tmp_path
     config = tuning(based, data=[str(data)], model_tag="long", num_iterations=2)
     events = run(based, config)
     assert all(event.loss > 0 for event in events if isinstance(event, Stepped))
-    [note] = [e.text for e in events if isinstance(e, Noted) and "an epoch" in e.text]
-    assert "have no answer within that, and are left out" in note
+    [note] = [e.text for e in events if isinstance(e, Noted) and "per epoch" in e.text]
+    assert "have no answer within that and are skipped" in note
     data = write(tmp_path / "long.jsonl", [long, {**long, "id": 1}, *[long] * 4])
     other = {"messages": [{"role": "user", "content": "who " * 200}, talks(1)[0]["messages"][1]]}
     write(data, [long, other])
@@ -412,7 +414,7 @@ def test_changed_conversations_are_refused(based: Path, tmp_path: Path) -> None:
     config = TUNING.model_copy(update={"data": [str(data)], "model_tag": "changed"})
     run(based, config, stop_at=4)
     write(data, talks(41))
-    with pytest.raises(MlxchatError, match="is another file than when the run changed began"):
+    with pytest.raises(MlxchatError, match="not the same file as when the run changed was started"):
         run(based, config)
     write(data, talks(40))
     assert isinstance(run(based, config)[-1], Ended)
@@ -427,7 +429,7 @@ def test_changed_conversations_are_refused(based: Path, tmp_path: Path) -> None:
         ({"model_tag": "base"}, "base is the name of another run"),
         ({"device_batch_size": 3}, "not a multiple of 3 rows"),
         ({"memory_limit": "1MiB"}, "takes at least"),
-        ({"epochs": 2}, "--epochs 2 determines"),
+        ({"epochs": 2}, "`epochs=2` determines"),
         ({"identity": "Ada"}, "no KEY=VALUE"),
     ],
 )

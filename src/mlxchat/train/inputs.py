@@ -5,7 +5,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
-from mlxchat.checkpoint.layout import TrainerState
+from mlxchat.checkpoint.trainer import TrainerState
 from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig, PretrainConfig
 from mlxchat.config.recipes import CLASSIC
 from mlxchat.data.documents import BuiltinDocuments, ShardDocuments, TextDocuments
@@ -20,13 +20,7 @@ from mlxchat.plan.estimate import VocabularySource
 from mlxchat.telemetry.events import Clock, Event, Noted, Progressed, Report
 from mlxchat.tokenizer.bpe import FILE as TOKENIZER
 from mlxchat.tokenizer.bpe import Tokenizer, train
-from mlxchat.train.resume import (
-    SavedRun,
-    read_saved,
-    require_names,
-    require_revision,
-    require_same_files,
-)
+from mlxchat.train.resume import require_names, require_revision, require_same_files
 
 DOCUMENT_CHARACTERS = 10_000  # of one document at most; nanochat's
 TASK = "reading text for the tokenizer"
@@ -72,7 +66,7 @@ def revision(config: DataConfig, home: Home) -> str | None:
 
 
 def reopen_documents(
-    config: PretrainConfig, home: Home, report: Report, begun: TrainerState
+    config: PretrainConfig, home: Home, report: Report, begun: TrainerState[PretrainConfig]
 ) -> TextDocuments:
     """The very files that a run began with; of a dataset that has none, the dataset.
 
@@ -95,6 +89,17 @@ def reopen_documents(
         return _stream(config, folder, len(names) - 1, report, begun.fingerprints)
     known = frames(folder, names) | begun.fingerprints
     return ShardDocuments(LocalShards(folder, names=names), known=known)
+
+
+def require_same_data(
+    config: PretrainConfig, home: Home, state: TrainerState[PretrainConfig]
+) -> None:
+    """Check that the dataset's files are those that a saved run was started with.
+
+    Raises:
+        DataError: one has changed, or that cannot be told.
+    """
+    require_same_files(config.tag, _folder(config, home), config.data_dir, state)
 
 
 def check_documents(
@@ -255,17 +260,3 @@ def train_tokenizer(
         for path in Path(unfinished).iterdir():
             path.replace(folder / path.name)
     return tokenizer
-
-
-def saved_run(config: PretrainConfig, home: Home) -> SavedRun | None:
-    """The run of the settings' name, None where nothing of it was saved.
-
-    Raises:
-        MlxchatError: it was begun with other settings (which are named) or, unless it is finished,
-            with other data; or it cannot be read.
-    """
-    saved = read_saved(home.runs / config.tag, config)
-    if saved and not saved.finished:
-        folder = _folder(config, home)
-        require_same_files(config.tag, folder, config.data_dir, saved.trainer)
-    return saved

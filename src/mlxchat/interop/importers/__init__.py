@@ -6,7 +6,7 @@ they are wanted, one after another.
 
 from pathlib import Path
 
-from mlxchat.checkpoint import layout, store
+from mlxchat.checkpoint import layout, store, trainer
 from mlxchat.checkpoint.layout import Origin
 from mlxchat.errors import ConfigError, NotFound
 from mlxchat.interop.importers import hugging_face, nanochat
@@ -67,7 +67,7 @@ def save(run: Path, foreign: Foreign, model: GPT, optimizer: dict[str, mx.array]
         layout.write_model(folder, model, foreign.tokenizer, foreign.conversational)
         origin.write(folder)
         if optimizer is not None:
-            mx.save_safetensors(str(folder / layout.OPTIMIZER), optimizer)
+            mx.save_safetensors(str(folder / trainer.OPTIMIZER), optimizer)
 
     with store.locked(run):
         return store.save(run, foreign.step, write, _size(model, optimizer))
