@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -158,7 +159,7 @@ def _training(given: argparse.Namespace, vocab_size: int, batches: Timed) -> rou
     from mlxchat.plan.plan import plan
     from mlxchat.runtime import mx
     from mlxchat.train.loop import compile_step
-    from mlxchat.train.measure import capacity, random_model, random_run
+    from mlxchat.train.measure import resources, synthetic_step
 
     settings = PretrainConfig(
         depth=given.depth,
@@ -168,17 +169,16 @@ def _training(given: argparse.Namespace, vocab_size: int, batches: Timed) -> rou
         num_iterations=1,
     )
     runtime.bound_buffer_cache()
-    made = plan(settings, vocab_size, capacity())
-    run = random_run(random_model(made), made, time.perf_counter)
-    run.batches = batches
-    launch, waits = compile_step(run), list[float]()
+    made = plan(settings, vocab_size, resources())
+    step = replace(synthetic_step(made), batches=batches)
+    launch, waits = compile_step(step), list[float]()
 
     def repeat(times: int) -> float:
         batches.seconds, begun, latest = 0.0, time.perf_counter(), mx.array(0.0)
-        for step in range(1, times + 1):
-            before, latest = latest, launch(step).facts
+        for number in range(1, times + 1):
+            before, latest = latest, launch(number).metrics
             mx.eval(before)  # as the training loop reads a step's loss: while the next one runs
-        mx.eval(latest, run.model.parameters(), run.optimizer.state)
+        mx.eval(latest, step.model.parameters(), step.optimizer.state)
         seconds = time.perf_counter() - begun
         waits.append(batches.seconds / seconds)
         return seconds

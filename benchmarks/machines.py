@@ -13,7 +13,7 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import parameters
-from mlxchat.plan.memory import Capacity, fit
+from mlxchat.plan.memory import Resources, fit
 
 LIMITS = {8: 5, 16: 11, 24: 16, 36: 24}  # GB, of memory and for training
 DEPTHS = (12, 16, 20, 26)
@@ -26,23 +26,23 @@ def main() -> None:
     rows = []
     for memory, limit in LIMITS.items():
         row = {"memory": f"{memory} GB", "limit": f"{limit} GB"}
-        rows.append(row | {f"depth {depth}": cut(depth, memory, limit) for depth in DEPTHS})
+        rows.append(row | {f"depth {depth}": division(depth, memory, limit) for depth in DEPTHS})
     print(rounds.table(rows))
     print()
     print(rounds.table([inference(depth) for depth in DEPTHS]))
 
 
-def cut(depth: int, memory: int, limit: int) -> str:
+def division(depth: int, memory: int, limit: int) -> str:
     """How training would be computed, in words."""
     config = PretrainConfig(depth=depth, memory_limit=f"{limit}GB")
-    capacity = Capacity(memory * 10**9, VALUE_BYTES, "windows", 1024)
+    resources = Resources(memory * 10**9, VALUE_BYTES, "windows", 1024)
     model = GPTConfig.from_depth(depth, VOCABULARY, CONTEXT)
     try:
-        chosen = fit(config, model, TOKENS // CONTEXT, capacity, [])
+        chosen = fit(config, model, TOKENS // CONTEXT, resources)
     except MlxchatError:
         return "no"
-    rows = f"{chosen.device_batch} row{'s' if chosen.device_batch > 1 else ''}"
-    return f"{rows}, checkpointing" if chosen.checkpoint else rows
+    rows = f"{chosen.device_batch_size} row{'s' if chosen.device_batch_size > 1 else ''}"
+    return f"{rows}, checkpointing" if chosen.grad_checkpoint else rows
 
 
 def inference(depth: int) -> dict[str, str]:

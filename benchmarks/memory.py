@@ -33,11 +33,12 @@ from mlxchat.data.loader import LoaderState
 from mlxchat.engine.generate import continue_greedily
 from mlxchat.errors import MlxchatError
 from mlxchat.optim.optimizer import GROUPS
+from mlxchat.plan.memory import training_bytes
 from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Event, Stepped
-from mlxchat.train.loop import Run, train
-from mlxchat.train.measure import capacity, random_model, random_run
+from mlxchat.train.loop import Cadence, Hooks, Step, compile_step, train
+from mlxchat.train.measure import resources, synthetic_step
 
 GB = 10**9
 FIRST_STEPS = 5  # whose peak is what later ones are compared to
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument(
         "--grad-checkpoint", choices=["auto", "on", "off"], nargs="+", default=["auto"]
     )
-    parser.add_argument("--loss-rows", type=int, help="of a chunk; default: as planned")
+    parser.add_argument("--chunk-rows", type=int, help="positions in a chunk of the loss")
     parser.add_argument("--memory-limit", help="that is planned for, such as 4GB")
     parser.add_argument("--accumulation", type=int, default=4, help="micro-batches in a step")
     parser.add_argument("--steps", type=int, default=FIRST_STEPS)
@@ -105,16 +106,16 @@ def in_a_process(case: dict[str, Any]) -> dict[str, Any]:
 def measure(case: argparse.Namespace) -> dict[str, Any]:
     """Train as told; returns peaks and estimate in bytes."""
     made = planned(case)
-    estimate = made.memory(capacity())
+    estimate = training_bytes(made.model, made, resources())
     runtime.bound_buffer_cache()
     if not case.free:
-        runtime.hold_memory(capacity().memory, estimate["peak"], None)
-    run = random_run(random_model(made), made, time.perf_counter)
+        runtime.hold_memory(resources().memory, estimate["peak"], None)
+    step, hooks, cadence = synthetic_step(made), Hooks(time.perf_counter), Cadence()
     peaks, seconds = [], []
     with tempfile.TemporaryDirectory() as folder:
         if case.all:
-            add_activities(run, Path(folder))
-        for event in train(run):
+            hooks, cadence = activities(step, Path(folder)), Cadence(EVERY, EVERY, EVERY)
+        for event in train(compile_step(step), lambda: made.num_iterations, hooks, cadence):
             if isinstance(event, Stepped):
                 peaks.append(mx.get_peak_memory())
                 seconds.append(event.seconds)
@@ -124,7 +125,7 @@ def measure(case: argparse.Namespace) -> dict[str, Any]:
         "case": vars(case),
         "parameters": made.parameters,
         "checkpointing": made.grad_checkpoint,
-        "loss_rows": made.loss_rows,
+        "chunk_rows": made.chunk_rows,
         "estimate": estimate,
         "peak_first": peaks[min(FIRST_STEPS, len(peaks)) - 1],
         "peak": mx.get_peak_memory(),
@@ -146,13 +147,14 @@ def planned(case: argparse.Namespace) -> Plan:
         grad_checkpoint=case.grad_checkpoint,
         memory_limit=case.memory_limit,
     )
-    made = plan(config, case.vocab_size, capacity())
-    return made.model_copy(update={"loss_rows": case.loss_rows or made.loss_rows})
+    made = plan(config, case.vocab_size, resources())
+    return made.model_copy(update={"chunk_rows": case.chunk_rows or made.chunk_rows})
 
 
-def add_activities(run: Run, folder: Path) -> None:
-    """What else a run does: evaluate, sample, and save all that it would go on from."""
-    losses = mx.compile(partial(run.model.losses, rows=run.loss_rows), inputs=run.model.state)
+def activities(run: Step, folder: Path) -> Hooks:
+    """Return what else a run does: evaluate, sample, and save all that it would resume from."""
+    in_chunks = partial(run.model.losses, rows=run.plan.chunk_rows)
+    losses = mx.compile(in_chunks, inputs=run.model.state)
 
     def evaluate(_: int) -> Iterator[Event]:
         for batch in itertools.islice(run.batches, 4):
@@ -172,8 +174,7 @@ def add_activities(run: Run, folder: Path) -> None:
         store.prune(folder, 1)
         return iter(())
 
-    run.eval_every = run.sample_every = run.save_every = EVERY
-    run.evaluate, run.sample, run.save = evaluate, sample, save
+    return Hooks(time.perf_counter, evaluate, sample, save)
 
 
 def report(given: argparse.Namespace, measured: list[dict[str, Any]]) -> str:
@@ -188,7 +189,7 @@ def report(given: argparse.Namespace, measured: list[dict[str, Any]]) -> str:
             "parameters": f"{result['parameters'] / 1e6:,.1f} M",
             "rows": f"{case['device_batch_size']} of {case['max_seq_len']:,}",
             "checkpointing": "yes" if result["checkpointing"] else "no",
-            "chunk": f"{result['loss_rows']:,}",
+            "chunk": f"{result['chunk_rows']:,}",
             "peak, GB": f"{result['peak'] / GB:.3f}",
             "estimate": f"{expected / GB:.3f}",
             "estimate / peak": f"{expected / result['peak']:.2f}",

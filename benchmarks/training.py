@@ -19,6 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,7 +172,7 @@ def _ours(config: GPTConfig, ids: Rows, targets: Rows) -> rounds.Work:
     from mlxchat.plan.plan import plan
     from mlxchat.runtime import mx
     from mlxchat.train.loop import compile_step
-    from mlxchat.train.measure import capacity, random_model, random_run
+    from mlxchat.train.measure import resources, synthetic_step
 
     settings = PretrainConfig(
         depth=config.n_layer,
@@ -181,17 +182,17 @@ def _ours(config: GPTConfig, ids: Rows, targets: Rows) -> rounds.Work:
         num_iterations=1,
     )
     runtime.bound_buffer_cache()
-    made = plan(settings, config.vocab_size, capacity())
-    run = random_run(random_model(made), made, time.perf_counter)
-    run.batches = itertools.repeat(Batch(ids, targets, LoaderState()))
-    launch = compile_step(run)
+    made = plan(settings, config.vocab_size, resources())
+    batches = itertools.repeat(Batch(ids, targets, LoaderState()))
+    step = replace(synthetic_step(made), batches=batches)
+    launch = compile_step(step)
 
     def repeat(times: int) -> float:
         begun, latest = time.perf_counter(), mx.array(0.0)
-        for step in range(1, times + 1):
-            before, latest = latest, launch(step).facts
+        for number in range(1, times + 1):
+            before, latest = latest, launch(number).metrics
             mx.eval(before)  # as the training loop reads a step's loss: while the next one runs
-        mx.eval(latest, run.model.parameters(), run.optimizer.state)
+        mx.eval(latest, step.model.parameters(), step.optimizer.state)
         return time.perf_counter() - begun
 
     def facts() -> dict[str, Any]:

@@ -17,12 +17,12 @@ from mlxchat.cli.bench import heading, sections
 from mlxchat.config.inference import BenchConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.model.size import flops_per_token, parameters
-from mlxchat.plan.memory import Capacity
+from mlxchat.plan.memory import Resources
 from mlxchat.telemetry.events import Progressed
 from mlxchat.ui.tables import Row, Section, markdown, tables
 
 GIB = 1024**3
-CAPACITY = Capacity(24 * GIB, 4, "all", 1024)
+RESOURCES = Resources(24 * GIB, 4, "all", 1024)
 TINY = {"depth": 1, "max_seq_len": 16, "device_batch_size": 2, "vocab_size": 300, "steps": 4}
 OPTIONS = [part for name, n in TINY.items() for part in (f"--{name.replace('_', '-')}", str(n))]
 PROGRAM = [sys.executable, "-c", "from mlxchat.cli.app import main; main()", "bench"]
@@ -63,7 +63,7 @@ def test_speeds_follow_from_the_clock(facts: Bench) -> None:
 @pytest.mark.parametrize("arch", ["classic", "modern"])
 def test_the_model_is_the_one_that_training_would_have(arch: str) -> None:
     config = BenchConfig(arch=arch, depth=3, max_seq_len=100, device_batch_size=7)
-    made = planned(config, CAPACITY)
+    made = planned(config, RESOURCES)
     assert made.model.arch == arch
     assert made.tokens_per_step == 700
     assert made.accumulation == 1
@@ -96,17 +96,17 @@ def test_no_step_is_begun_when_time_is_up() -> None:
 
 def test_impossible_settings_are_an_error() -> None:
     with pytest.raises(MlxchatError) as caught:
-        planned(BenchConfig(depth=5), CAPACITY)
+        planned(BenchConfig(depth=5), RESOURCES)
     assert "320" in caught.value.problem and "`head_dim`" in caught.value.remedy
     with pytest.raises(MlxchatError) as caught:
-        planned(BenchConfig(device_batch_size=10_000), CAPACITY)
+        planned(BenchConfig(device_batch_size=10_000), RESOURCES)
     assert "10,000 rows of 512" in caught.value.problem and "24.0 GiB" in caught.value.problem
     assert "`device_batch_size" in caught.value.remedy
     with pytest.raises(MlxchatError, match="8 rows of 512 tokens at once only fit into") as caught:
-        planned(BenchConfig(), CAPACITY._replace(memory=GIB // 2))
+        planned(BenchConfig(), RESOURCES._replace(memory=GIB // 2))
     assert "`device_batch_size" in caught.value.remedy
     with pytest.raises(MlxchatError) as caught:
-        planned(BenchConfig(depth=64, vocab_size=65_536), CAPACITY)
+        planned(BenchConfig(depth=64, vocab_size=65_536), RESOURCES)
     assert "`depth" in caught.value.remedy
 
 

@@ -24,12 +24,12 @@ from mlxchat.engine.cache import Cache
 from mlxchat.engine.generate import generate, prefill
 from mlxchat.errors import MemoryLimitError
 from mlxchat.model.gpt import GPT
-from mlxchat.plan.memory import Capacity
+from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Clock, Progressed, Report
-from mlxchat.train.loop import Run, compile_step
-from mlxchat.train.measure import SEED, capacity, random_model, random_run
+from mlxchat.train.loop import Step, compile_step
+from mlxchat.train.measure import resources, synthetic_step
 
 
 class Facts(BaseModel):
@@ -97,6 +97,7 @@ PROMPT_TOKENS = 64
 NEW_TOKENS = 128
 PREFILL_TOKENS = 1024
 MATMUL_SECONDS = 1.0
+SEED = 0
 
 
 def measure(config: BenchConfig, report: Report, clock: Clock, begun: float) -> Bench:
@@ -111,14 +112,14 @@ def measure(config: BenchConfig, report: Report, clock: Clock, begun: float) -> 
     Raises:
         MlxchatError: heads cannot share out the width, or it does not fit in memory.
     """
-    made = planned(config, capacity())
+    made = planned(config, resources())
     runtime.bound_buffer_cache()
     mx.reset_peak_memory()
-    model = random_model(made)
-    run = random_run(model, made, clock)
+    step = synthetic_step(made)
     started = clock()
-    first, counted = _time_steps(run, made.tokens_per_step, config.seconds, report)
+    first, counted = _time_steps(step, made, config.seconds, report, clock)
     peak_memory = mx.get_peak_memory()
+    model = step.model
     model.ready_to_infer()
     generation = _generation(model, report, clock)
     environment = _environment()
@@ -132,7 +133,7 @@ def measure(config: BenchConfig, report: Report, clock: Clock, begun: float) -> 
     )
 
 
-def planned(config: BenchConfig, available: Capacity) -> Plan:
+def planned(config: BenchConfig, resources: Resources) -> Plan:
     """The plan of a training run of one micro-batch a step.
 
     Raises:
@@ -147,7 +148,7 @@ def planned(config: BenchConfig, available: Capacity) -> Plan:
         total_batch_size=config.device_batch_size * config.max_seq_len,
         num_iterations=UNCOUNTED_STEPS + config.steps,
     )
-    made = plan(settings, config.vocab_size, available)
+    made = plan(settings, config.vocab_size, resources)
     if made.grad_checkpoint:
         raise MemoryLimitError(
             f"{config.device_batch_size:,} rows of {config.max_seq_len:,} tokens at once only fit "
@@ -157,32 +158,34 @@ def planned(config: BenchConfig, available: Capacity) -> Plan:
     return made
 
 
-def _time_steps(run: Run, tokens: int, limit: float, report: Report) -> tuple[float, list[float]]:
+def _time_steps(
+    step: Step, made: Plan, limit: float, report: Report, clock: Clock
+) -> tuple[float, list[float]]:
     """Train until the steps are over, or ``limit`` seconds of those that count.
 
-    Returns the seconds of the first step, and of each that counts. A step has so many ``tokens``.
+    Returns the seconds of the first step, and of each that counts.
 
     As in training, a step is launched before the one under way is waited for; but the first is
     waited for alone, so that its compilation is seen.
     """
-    launch, most = compile_step(run), run.total_steps
+    launch, most, tokens = compile_step(step), made.num_iterations, made.tokens_per_step
 
     def tell(done: int, total: int) -> None:
         report(Progressed(ends[-1], "training", done * tokens, total * tokens, "tokens"))
 
-    ends = [run.clock()]  # of the steps; before them, the beginning of the first
+    ends = [clock()]  # of the steps; before them, the beginning of the first
     tell(0, most)
     launch(1)
     mx.synchronize()
-    ends.append(run.clock())
+    ends.append(clock())
     tell(1, most)
     under_way, over = launch(2), False
     while not over:
         done = len(ends)
         following = launch(done + 1)
-        mx.eval(under_way.facts)
+        mx.eval(under_way.metrics)
         under_way = following
-        ends.append(run.clock())
+        ends.append(clock())
         slow = done >= UNCOUNTED_STEPS + LEAST_STEPS and ends[-1] - ends[UNCOUNTED_STEPS] >= limit
         over = slow or done == most
         tell(done, done if over else most)

@@ -82,7 +82,7 @@ def test_usage_errors_name_the_option(arguments: list[str], said: str) -> None:
         (["info", "--budget", "2h", "--num-iterations", "9"], "--num-iterations 9", "one of them"),
         (["info", "--window-pattern", "SL"], "--window-pattern SL", "--arch modern"),
         (["info", "--memory-limit", "12"], "'12' is not an amount of memory", "12GB"),
-        (["info", "--memory-limit", "1GB", "--depth", "20"], "takes at least", "--depth"),
+        (["info", "--memory-limit", "1GB", "--depth", "20"], "needs at least", "--depth"),
         ([*TINY, "--dry-run", "--memory-limit", "900TB"], "this machine has", "--memory-limit"),
         pytest.param(
             [*TINY, "--wired-limit", "1GB"],

@@ -1,27 +1,27 @@
-"""The defaults of each architecture, and when two runs count as the same."""
+"""The defaults of each architecture, presets, and which settings make another run."""
 
 import pytest
 from pydantic import ValidationError
 
 from mlxchat.config.pretrain import PRESETS, PretrainConfig
-from mlxchat.config.recipes import CLASSIC, MODERN, Recipe
+from mlxchat.config.recipes import CLASSIC_RECIPE, MODERN_RECIPE, Recipe
 from mlxchat.errors import MlxchatError
 
 
 def test_defaults_are_those_of_the_architecture() -> None:
-    assert PretrainConfig().recipe == CLASSIC
-    assert PretrainConfig(arch="modern").recipe == MODERN
+    assert PretrainConfig().recipe == CLASSIC_RECIPE
+    assert PretrainConfig(arch="modern").recipe == MODERN_RECIPE
     given = PretrainConfig(arch="modern", grad_clip=1.0, warmup_steps=0, window_pattern="L")
-    assert given.recipe == MODERN._replace(grad_clip=1.0, warmup_steps=0, window_pattern="L")
+    assert given.recipe == MODERN_RECIPE._replace(grad_clip=1.0, warmup_steps=0, window_pattern="L")
 
 
-def test_every_default_of_an_architecture_can_be_given() -> None:
+def test_every_number_of_a_recipe_is_a_setting() -> None:
     assert set(Recipe._fields) - set(PretrainConfig.model_fields) == {"vocabulary"}
 
 
 @pytest.mark.parametrize(("setting", "value"), [("scalar_lr", 0.5), ("window_pattern", "SL")])
 def test_settings_without_effect_are_refused(setting: str, value: object) -> None:
-    with pytest.raises(MlxchatError, match=f"`{setting}") as raised:
+    with pytest.raises(MlxchatError, match=setting) as raised:
         PretrainConfig.model_validate({setting: value})
     assert "`arch=modern`" in raised.value.remedy
     assert getattr(PretrainConfig.model_validate({setting: value, "arch": "modern"}), setting)
@@ -37,7 +37,7 @@ def test_settings_without_effect_are_refused(setting: str, value: object) -> Non
         ("total_batch_size", 10**400),
     ],
 )
-def test_numbers_beyond_all_arithmetic_are_refused(setting: str, value: float) -> None:
+def test_absurd_numbers_are_refused(setting: str, value: float) -> None:
     with pytest.raises(ValidationError, match=setting):
         PretrainConfig.model_validate({setting: value})
 
@@ -53,7 +53,7 @@ def test_differences_name_what_would_change_the_result() -> None:
     ]
 
 
-def test_a_default_that_is_spelled_out_is_no_difference() -> None:
+def test_spelling_out_a_default_is_no_difference() -> None:
     stored = PretrainConfig(arch="modern").model_dump(mode="json")
     assert PretrainConfig(arch="modern", embedding_lr=0.3).differences(stored) == []
     assert PretrainConfig(arch="modern", embedding_lr=0.2).differences(stored) == [
@@ -66,7 +66,7 @@ def test_another_architecture_is_one_difference() -> None:
     assert PretrainConfig(arch="modern").differences(stored) == ["`arch` (classic -> modern)"]
 
 
-def test_a_setting_that_older_runs_do_not_know_has_its_default() -> None:
+def test_a_setting_missing_in_an_older_run_has_its_default() -> None:
     stored = PretrainConfig(depth=4).model_dump(mode="json")
     del stored["head_dim"]
     assert PretrainConfig(depth=4).differences(stored) == []
@@ -74,25 +74,23 @@ def test_a_setting_that_older_runs_do_not_know_has_its_default() -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_sets_what_it_names(preset: str) -> None:
+def test_a_preset_sets_what_its_help_says(preset: str) -> None:
     config = PretrainConfig.model_validate({"preset": preset})
-    said = (config.of_preset or "").split()
-    assert said == [f"`{name}={value}`" for name, value in PRESETS[preset].items()]
+    listed = (config.of_preset or "").split()
+    assert listed == [f"`{name}={value}`" for name, value in PRESETS[preset].items()]
     spelled_out = PretrainConfig.model_validate(PRESETS[preset])
     assert config == spelled_out.model_copy(update={"preset": preset})
-    assert all(
-        setting in str(PretrainConfig.model_fields["preset"].description) for setting in said
-    )
+    assert " ".join(listed) in str(PretrainConfig.model_fields["preset"].description)
 
 
-def test_what_is_given_wins_over_the_preset() -> None:
+def test_a_given_setting_overrides_the_preset() -> None:
     config = PretrainConfig(preset="ultra-low", max_seq_len=2048)
     assert config.max_seq_len == 2048  # though it is the default
     assert config.of_preset == "`memory_limit=least`"
     assert PretrainConfig().of_preset is None
 
 
-def test_a_preset_that_does_not_go_with_a_budget_is_named() -> None:
+def test_an_error_names_the_preset_that_conflicts_with_a_budget() -> None:
     with pytest.raises(MlxchatError, match=r"`num_iterations=100` \(of `preset=quick`\)"):
         PretrainConfig(preset="quick", budget="2h")
 

@@ -1,4 +1,4 @@
-"""The loader: exact resumption, the end of the data, errors from its thread."""
+"""The loader resumes exactly, ends with the data, and passes on errors of its thread."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -47,7 +47,7 @@ def loader(documents: Documents, tokenizer: Tokenizer, state: LoaderState | None
 
 
 @pytest.mark.parametrize("kind", ["shards", "builtin"])
-def test_it_resumes_exactly_after_any_batch(
+def test_loading_resumes_exactly_after_any_batch(
     kind: str, shards: ShardDocuments, tokenizer: Tokenizer
 ) -> None:
     documents = shards if kind == "shards" else BuiltinDocuments(7)
@@ -74,7 +74,7 @@ def test_rows_begin_with_bos_and_targets_follow(
             assert np.array_equal(batch.ids[:, 1:], batch.targets[:, :-1])
 
 
-def test_validation_ends_with_the_rows_that_there_are(
+def test_the_last_validation_batch_has_the_rows_that_are_left(
     shards: ShardDocuments, tokenizer: Tokenizer
 ) -> None:
     with Loader(shards.validation(), tokenizer, B, T) as batches:
@@ -113,7 +113,7 @@ def test_the_suggested_vocabulary_follows_from_the_text(shards: ShardDocuments) 
 
 
 class Conversations:
-    """Some conversations, once."""
+    """A source of some conversations, read once."""
 
     def __init__(self, count: int) -> None:
         self.all = [
@@ -127,7 +127,7 @@ class Conversations:
             yield list(self.all[row : row + 7]), Cursor(1, 0, row + 7)
 
 
-def test_answers_only_keeps_conversations_whole_and_targets_what_is_said() -> None:
+def test_conversations_are_kept_whole_and_only_answers_are_targets() -> None:
     conversations = Conversations(400)
     tokenizer = train(map(corpus.text, conversations.all), 400)
     with Loader(conversations(), tokenizer, B, 256, answers_only=True) as batches:

@@ -1,9 +1,9 @@
-"""Best-fit packing against the batches that nanochat packed from the same documents."""
+"""Best-fit packing equals nanochat's, resumes, pads and masks."""
 
 import numpy as np
 from support.cases import golden
 
-from mlxchat.data.packing import BestFit, Buffered
+from mlxchat.data.packing import BestFit, Buffered, mask, unmask
 
 GOLDEN = golden("packing.json")
 CAPACITY = GOLDEN["T"] + 1
@@ -15,7 +15,7 @@ ROWS = [
 
 
 class Source:
-    """Documents in refills of a given size, from any position on."""
+    """A source of documents that returns a few at a time, from any position on."""
 
     def __init__(self, documents: list[list[int]], position: int = 0) -> None:
         self.documents, self.position = documents, position
@@ -44,7 +44,7 @@ def test_packing_resumes_from_any_row() -> None:
         assert np.array_equal(resumed.row(), ROWS[i])
 
 
-def test_the_end_of_the_documents_fills_what_rows_it_can() -> None:
+def test_at_the_end_of_the_documents_only_whole_rows_are_packed() -> None:
     documents = [[0] * 10, [1] * 40, [2] * 30]
     packing = packer(Source(documents))
     rows = []
@@ -59,7 +59,7 @@ def test_empty_documents_do_not_stall() -> None:
     assert packing.row() is None
 
 
-def test_padded_rows_keep_documents_whole_but_for_those_longer_than_a_row() -> None:
+def test_padded_rows_cut_only_documents_longer_than_a_row() -> None:
     documents = [[1] * 10, [2] * 40, [3] * 30, [4] * 2, [5] * 33, [6] * 24, [7]]
     packing = BestFit(CAPACITY, 100, Source(documents), padding=-9)
     rows = []
@@ -74,7 +74,7 @@ def test_padded_rows_keep_documents_whole_but_for_those_longer_than_a_row() -> N
     ]
 
 
-def test_padded_rows_are_resumed_too() -> None:
+def test_packing_of_padded_rows_resumes() -> None:
     random = np.random.default_rng(3)
     documents = [[i] * int(n) for i, n in enumerate(random.integers(0, 50, 300))]
     source = Source(documents)
@@ -87,3 +87,11 @@ def test_padded_rows_are_resumed_too() -> None:
         if expected is None:
             break
         assert len(row) == CAPACITY
+
+
+def test_masked_tokens_keep_their_ids_and_are_no_targets() -> None:
+    packed = np.array([[5, mask(0), mask(7), 0]], np.int32)
+    ids, targets = unmask(packed)
+    assert ids.tolist() == [[5, 0, 7, 0]]
+    assert targets.tolist() == [[5, -1, -1, 0]]
+    assert ids.dtype == targets.dtype == np.int32

@@ -60,19 +60,19 @@ def test_a_killed_run_resumes_and_can_be_interrupted(home: Path) -> None:
 FAILING = """
 import sys
 from pathlib import Path
+from mlxchat.checkpoint import store
 from mlxchat.cli.app import main
-from mlxchat.train.activities import Activities
 
-failed, save = Path(sys.argv.pop(1)), Activities.save
+failed, save = Path(sys.argv.pop(1)), store.save
 
-def failing(self, step, loader):
+def failing(run, step, *rest):
     error = {4: RuntimeError("[METAL] Command buffer execution failed"), 6: MemoryError()}.get(step)
     if error and not (failed / str(step)).exists():
         (failed / str(step)).touch()
         raise error
-    yield from save(self, step, loader)
+    return save(run, step, *rest)
 
-Activities.save = failing
+store.save = failing
 main()
 """
 

@@ -12,12 +12,12 @@ from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.model.backward import Backward
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT, initialise
-from mlxchat.model.size import training_bytes
 from mlxchat.optim import optimizer
 from mlxchat.optim.optimizer import GROUPS, MATRIX, Arrays, MuonAdamW, Rates
+from mlxchat.plan.memory import BatchPlan, training_bytes
 from mlxchat.runtime import machine, mx
-from mlxchat.train.loop import Run, compile_step
-from mlxchat.train.measure import SCORES_HELD
+from mlxchat.train.loop import Step, compile_step
+from mlxchat.train.measure import resources
 
 
 def loss_and_gradients(case: Case, model: GPT, backward: Backward) -> tuple[mx.array, Arrays]:
@@ -71,37 +71,33 @@ def _limits() -> Iterator[None]:
     mx.set_memory_limit(before)
 
 
-def new_run(config: GPTConfig, rows: int, accumulation: int, checkpoint: bool, chunk: int) -> Run:
+def new_step(config: GPTConfig, plan: BatchPlan) -> Step:
     model = GPT(config, machine().compute_dtype)
     initialise(model, mx.random.key(0))
-    shape = rows, config.sequence_len
+    shape = plan.device_batch_size, config.sequence_len
     ids = np.random.default_rng(0).integers(config.vocab_size, size=shape, dtype=np.int32)
     learning = {group: mx.array(0.01) for group in (MATRIX, *GROUPS[config.arch])}
     rates = Rates(learning, momentum=mx.array(0.9), weight_decay=mx.array(0.0))
-    return Run(
+    return Step(
         model=model,
         optimizer=MuonAdamW(model.named_parameters(), config.arch, model.dtype),
         batches=repeat(Batch(ids, ids, LoaderState())),
         rates=lambda _: rates,
-        total_steps=2,
-        accumulation=accumulation,
+        plan=plan,
         grad_clip=1.0,
-        grad_checkpoint=checkpoint,
-        loss_rows=chunk,
-        clock=lambda: 0.0,
     )
 
 
-def peak_of_two_steps(run: Run, limit: int) -> int:
+def peak_of_two_steps(step: Step, limit: int) -> int:
     """Bytes that MLX takes at most, its computing ahead kept within a limit."""
     mx.synchronize()
     mx.clear_cache()
     elsewhere = mx.get_active_memory()
     mx.set_memory_limit(elsewhere + limit)
     mx.reset_peak_memory()
-    launch = compile_step(run)
-    for step in (1, 2):
-        mx.eval(launch(step).facts, run.model.parameters(), run.optimizer.state)
+    launch = compile_step(step)
+    for number in (1, 2):
+        mx.eval(launch(number).metrics, step.model.parameters(), step.optimizer.state)
     return int(mx.get_peak_memory()) - elsewhere
 
 
@@ -110,17 +106,11 @@ def peak_of_two_steps(run: Run, limit: int) -> int:
 @pytest.mark.parametrize(("checkpoint", "accumulation"), [(False, 1), slow(False, 2), (True, 2)])
 def test_the_estimate_is_what_is_taken(arch: str, checkpoint: bool, accumulation: int) -> None:
     config = GPTConfig.from_depth(4, 2048, 128, head_dim=64, arch=arch)
-    run = new_run(config, 4, accumulation, checkpoint, 64)
-    needed = training_bytes(
-        config,
-        4,
-        accumulation,
-        machine().compute_dtype.size,
-        SCORES_HELD[machine().backend],
-        64,
-        checkpoint=checkpoint,
+    batch = BatchPlan(
+        device_batch_size=4, accumulation=accumulation, chunk_rows=64, grad_checkpoint=checkpoint
     )
-    assert peak_of_two_steps(run, needed["peak"]) == pytest.approx(needed["peak"], rel=0.1)
+    expected = training_bytes(config, batch, resources())["peak"]
+    assert peak_of_two_steps(new_step(config, batch), expected) == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.usefixtures("_limits")
@@ -130,13 +120,13 @@ def test_an_update_takes_the_memory_of_what_was_before(
 ) -> None:
     monkeypatch.setattr(optimizer, "STACK", 2**18)
     config = GPTConfig.from_depth(4, 2048, 128, head_dim=64, arch=arch)
-    run = new_run(config, 1, 1, False, 64)
-    update = mx.compile(run.optimizer.update)
-    parameters = run.model.named_parameters()
+    step = new_step(config, BatchPlan(device_batch_size=1, accumulation=1, chunk_rows=64))
+    update = mx.compile(step.optimizer.update)
+    parameters = step.model.named_parameters()
     gradients = {name: mx.ones_like(p) for name, p in parameters.items()}
-    state, rates = run.optimizer.state, run.rates(0)
-    run.optimizer.state = {}
-    del run
+    state, rates = step.optimizer.state, step.rates(0)
+    step.optimizer.state = {}
+    del step
     mx.eval(parameters, gradients, state)
     mx.synchronize()
     mx.set_memory_limit(1)  # so that nothing is computed ahead

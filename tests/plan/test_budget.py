@@ -1,10 +1,8 @@
-"""A time budget: how it is said, what is planned for it, and that it is held whatever the machine
-does."""
+"""Time budgets: how they are written, the plan for one, and that a run keeps to it."""
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -19,8 +17,8 @@ from mlxchat.home import Home
 from mlxchat.model.size import parameters
 from mlxchat.optim.schedule import learning_rate_multiplier
 from mlxchat.plan.budget import (
-    STEPS,
-    Pace,
+    TARGET_STEPS,
+    Deadline,
     Pause,
     budgeted_plan,
     last_step,
@@ -28,7 +26,7 @@ from mlxchat.plan.budget import (
     seconds_needed,
     with_steps,
 )
-from mlxchat.plan.memory import MARGIN, Capacity
+from mlxchat.plan.memory import MARGIN, Resources
 from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import (
@@ -42,13 +40,24 @@ from mlxchat.telemetry.events import (
     Stepped,
 )
 from mlxchat.telemetry.meter import Meter
-from mlxchat.train import loop, pretrain
-from mlxchat.train import measure as probe
-from mlxchat.train.loop import Launched, Run, train
+from mlxchat.train import measure
+from mlxchat.train.loop import (
+    Cadence,
+    Compile,
+    Hooks,
+    Launch,
+    Pending,
+    ShouldStop,
+    Step,
+    compile_step,
+    train,
+)
+from mlxchat.train.measure import step_seconds, step_timer
 from mlxchat.train.pretrain import Pretraining
+from mlxchat.train.run import run as run_stage
 from mlxchat.ui.views import describe
 
-CAPACITY = Capacity(64 * 1024**3, 2, "none", 1024)
+RESOURCES = Resources(64 * 1024**3, 2, "none", 1024)
 TERA = 1e12
 
 
@@ -64,7 +73,7 @@ TERA = 1e12
         ("1d1h1m1.4s", 90_061, "1d1h1m1s"),
     ],
 )
-def test_every_form_of_a_duration_is_read(text: str, seconds: int, canonical: str) -> None:
+def test_durations_are_read_in_every_form(text: str, seconds: int, canonical: str) -> None:
     assert to_seconds(text) == seconds
     assert spell_duration(seconds) == canonical
     assert PretrainConfig(budget=text) == PretrainConfig(budget=canonical)
@@ -84,12 +93,12 @@ def test_every_duration_is_read_back(seconds: int) -> None:
     assert to_seconds(spell_duration(seconds)) == seconds
 
 
-def test_a_budget_and_a_number_of_steps_are_one_too_many() -> None:
+def test_a_budget_and_a_number_of_steps_exclude_each_other() -> None:
     with pytest.raises(MlxchatError, match="`num_iterations=7` does not go with it"):
         PretrainConfig(budget="2h", num_iterations=7)
 
 
-def test_a_budgets_run_has_a_name_of_its_own() -> None:
+def test_a_run_is_named_after_its_budget() -> None:
     assert PretrainConfig(budget="120m").tag == "auto-2h"
     assert PretrainConfig(budget="2h", depth=4).tag == "d4"
     assert PretrainConfig(budget="2h", model_tag="mine").tag == "mine"
@@ -110,13 +119,13 @@ def test_another_budget_is_another_run() -> None:
 def planned(
     seconds: float, flops: float = TERA, guess: float | None = None, **settings: object
 ) -> Plan:
-    """The plan for a machine whose steps all run at ``flops``."""
+    """Return the plan for a machine that trains every model at ``flops``."""
     config = PretrainConfig.model_validate({"budget": spell_duration(round(seconds)), **settings})
 
     def measure(draft: Plan) -> float:
         return draft.flops_per_token * draft.tokens_per_step / flops
 
-    return budgeted_plan(config, 32_768, CAPACITY, lambda: seconds, guess or flops, measure)
+    return budgeted_plan(config, 32_768, RESOURCES, lambda: seconds, guess or flops, measure)
 
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
@@ -128,7 +137,7 @@ def test_more_time_makes_deeper_models_that_see_enough(arch: str) -> None:
     for made, seconds in zip(plans, budgets, strict=True):
         ratio = {"classic": 20, "modern": 12}[arch]
         assert made.tokens > 0.9 * ratio * parameters(made.model)["matrices"]
-        assert made.num_iterations >= 0.95 * STEPS
+        assert made.num_iterations >= 0.95 * TARGET_STEPS
         assert made.tokens_per_step <= 2**19
         assert made.costs is not None
         needed = made.num_iterations * made.costs.step
@@ -149,11 +158,11 @@ def test_the_data_ratio_that_is_given_chooses_the_depth() -> None:
 
 
 @pytest.mark.parametrize("wrong", [0.05, 20.0])
-def test_what_was_measured_counts_not_what_was_presumed(wrong: float) -> None:
+def test_the_measured_speed_overrides_the_presumed_one(wrong: float) -> None:
     assert planned(3600, guess=wrong * TERA) == planned(3600)
 
 
-def test_what_is_slower_than_presumed_is_measured_before_it_is_chosen() -> None:
+def test_a_depth_slower_than_presumed_is_measured_before_it_is_chosen() -> None:
     measured: list[int] = []
 
     def measure(draft: Plan) -> float:
@@ -162,14 +171,14 @@ def test_what_is_slower_than_presumed_is_measured_before_it_is_chosen() -> None:
         return draft.flops_per_token * draft.tokens_per_step / (TERA * shallow_is_slow)
 
     config = PretrainConfig(budget="2h")
-    made = budgeted_plan(config, 32_768, CAPACITY, lambda: 7200.0, 2 * TERA, measure)
+    made = budgeted_plan(config, 32_768, RESOURCES, lambda: 7200.0, 2 * TERA, measure)
     assert measured[-1] == made.model.n_layer or made.model.n_layer in measured
     assert len(measured) <= 5
 
 
-def test_without_time_to_measure_the_presumed_speed_is_taken() -> None:
+def test_without_time_to_measure_the_presumed_speed_is_used() -> None:
     config = PretrainConfig(budget="2h")
-    made = budgeted_plan(config, 32_768, CAPACITY, lambda: 7200.0, TERA, lambda _: None)
+    made = budgeted_plan(config, 32_768, RESOURCES, lambda: 7200.0, TERA, lambda _: None)
     assert made.costs is not None
     speed = made.flops_per_token * made.tokens_per_step / made.costs.step
     assert speed == pytest.approx(TERA)
@@ -178,22 +187,22 @@ def test_without_time_to_measure_the_presumed_speed_is_taken() -> None:
 def test_the_model_fits_into_memory_however_much_time_there_is() -> None:
     free = planned(30 * 86_400)
     limited = planned(30 * 86_400, memory_limit="2GB")
-    assert MARGIN * limited.memory(CAPACITY)["peak"] <= 2e9 < free.memory(CAPACITY)["peak"]
+    assert MARGIN * limited.peak <= 2e9 < free.peak
     assert limited.model.n_layer < free.model.n_layer
-    assert limited.costs is not None and limited.num_iterations > STEPS
+    assert limited.costs is not None and limited.num_iterations > TARGET_STEPS
 
 
-def test_too_little_time_is_said_with_numbers() -> None:
-    with pytest.raises(MlxchatError, match=r"budget of 30s, 30 s are left: no time for depth 12"):
+def test_the_error_for_too_little_time_gives_numbers() -> None:
+    with pytest.raises(MlxchatError, match=r"budget of 30s has 30 s left: no time for depth 12"):
         planned(30, flops=1e9, depth=12)
 
 
-def test_a_fault_of_the_settings_is_not_hidden_by_trying_every_depth() -> None:
+def test_an_error_in_the_settings_is_not_hidden_by_trying_every_depth() -> None:
     with pytest.raises(MlxchatError, match="100 tokens is not a multiple"):
         planned(3600, total_batch_size=100)
 
 
-def test_the_reason_is_stated() -> None:
+def test_the_reason_for_a_budgeted_plan_is_stated() -> None:
     config = PretrainConfig(budget="1h")
     made = planned(3600)
     depth = made.model.n_layer
@@ -205,7 +214,9 @@ def test_the_reason_is_stated() -> None:
 
 
 @given(st.integers(0, 500), st.integers(1, 500), st.integers(0, 60), st.floats(0, 50))
-def test_as_many_steps_as_there_is_time_for(step: int, more: int, every: int, pause: float) -> None:
+def test_the_last_step_is_the_last_that_fits_into_the_time(
+    step: int, more: int, every: int, pause: float
+) -> None:
     pauses = [Pause(every, pause), Pause(0, 2.0)]
     left = seconds_needed(step, step + more, 0.5, pauses)
     total = last_step(step, left + 1e-9, 0.5, pauses)
@@ -219,7 +230,7 @@ SHORT = plan(
         depth=1, max_seq_len=32, device_batch_size=1, total_batch_size=32, num_iterations=1000
     ),
     300,
-    CAPACITY,
+    RESOURCES,
 )
 
 
@@ -230,7 +241,9 @@ def multiplier(made: Plan, step: int) -> float:
 
 
 @given(st.integers(1, 998), st.floats(0.05, 3), st.floats(0, 1))
-def test_the_learning_rate_does_not_jump(step: int, factor: float, ratio: float) -> None:
+def test_replanning_does_not_make_the_learning_rate_jump(
+    step: int, factor: float, ratio: float
+) -> None:
     before = SHORT.model_copy(update={"warmdown_ratio": ratio})
     total = step + max(1, int((1000 - step) * factor))
     after = with_steps(before, step, total)
@@ -243,7 +256,7 @@ def test_the_learning_rate_does_not_jump(step: int, factor: float, ratio: float)
 
 
 class FakeClock:
-    """Time that passes only when it is told to."""
+    """A clock that is advanced by hand."""
 
     def __init__(self) -> None:
         self.now = 1e9
@@ -256,10 +269,8 @@ class FakeClock:
 Drift = Callable[[float], float]  # seconds of a step by the share of the budget that is used
 
 
-def simulated(
-    monkeypatch: pytest.MonkeyPatch, drift: Drift, arch: str, **settings: object
-) -> tuple[float, list[Plan]]:
-    """How much of the budget the real loop uses, and the plan by which each step was taken."""
+def simulated(drift: Drift, arch: str, **settings: object) -> tuple[float, list[Plan]]:
+    """Return the share of the budget that the loop uses, and the plan of each step."""
     config = PretrainConfig.model_validate(
         {
             "budget": "1000s",
@@ -273,7 +284,7 @@ def simulated(
     )
     clock = FakeClock()
     origin = clock.now
-    plans = [budgeted_plan(config, 300, CAPACITY, lambda: 980.0, 1e6, lambda _: 0.8)]
+    plans = [budgeted_plan(config, 300, RESOURCES, lambda: 980.0, 1e6, lambda _: 0.8)]
     taken: list[Plan] = []
 
     def passing(seconds: float, event: Event | None = None) -> Iterator[Event]:
@@ -281,31 +292,22 @@ def simulated(
         if event:
             yield event
 
-    def launch(step: int) -> Launched:
+    def launch(step: int) -> Pending:
         taken.append(plans[-1])
         clock.now += drift((clock.now - origin) / 1000)
-        return Launched(step, mx.zeros(3), LoaderState())
+        return Pending(step, mx.zeros(3), LoaderState())
 
-    monkeypatch.setattr(loop, "compile_step", lambda _: launch)
-    pace = Pace(config, 1000.0, plans[0].costs, origin, clock.now)
+    deadline = Deadline(config, 1000.0, plans[0].costs, origin, clock.now)
     clock.now += 20  # what was needed to begin
-    run = SimpleNamespace(
-        step=0,
-        evaluated=False,
-        total_steps=plans[0].num_iterations,
-        shards=1,
-        eval_every=config.eval_every,
-        sample_every=config.sample_every,
-        save_every=config.save_every,
+    hooks = Hooks(
+        clock,
         evaluate=lambda step: passing(6.0, Evaluated(clock.now + 6, step, 1.0, 1.0, 1, 6.0)),
         sample=lambda step: passing(3.0, Sampled(clock.now + 3, step, "", "")),
         save=lambda step, _: passing(0.5, Saved(clock.now + 0.5, step, "", 0.5)),
-        stop=lambda: False,
-        clock=clock,
     )
-    for event in train(run):
-        plans.append(pace.follow(event, plans[-1]))
-        run.total_steps = plans[-1].num_iterations
+    cadence = Cadence(config.eval_every, config.sample_every, config.save_every)
+    for event in train(launch, lambda: plans[-1].num_iterations, hooks, cadence):
+        plans.append(deadline.follow(event, plans[-1]))
     return (clock.now - origin) / 1000, taken
 
 
@@ -322,8 +324,8 @@ DRIFTS: dict[str, Drift] = {
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
 @pytest.mark.parametrize("drift", DRIFTS)
-def test_the_budget_is_held(monkeypatch: pytest.MonkeyPatch, drift: str, arch: str) -> None:
-    used, plans = simulated(monkeypatch, DRIFTS[drift], arch)
+def test_a_run_keeps_to_its_budget_whatever_its_speed(drift: str, arch: str) -> None:
+    used, plans = simulated(DRIFTS[drift], arch)
     assert 0.97 < used <= 1.01
     rates = [multiplier(made, step) for step, made in enumerate(plans)]
     assert max(abs(a - b) for a, b in pairwise(rates)) < 0.06
@@ -350,24 +352,28 @@ TINY = PretrainConfig(
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
-    """Time in which a step takes a second, and compiling it five."""
-    clock = FakeClock()
-    compile_step = loop.compile_step
+    monkeypatch.setattr(measure, "matmul_flops", lambda: 1e9)
+    return FakeClock()
 
-    def charged(run: Run) -> Callable[[int], Launched]:
-        launch = compile_step(run)
+
+def charged_to(clock: FakeClock) -> Compile:
+    """Have compiling take five seconds, and a step as long as the clock says."""
+
+    def compiled(step: Step, stop: ShouldStop = lambda: False) -> Launch:
+        launch = compile_step(step, stop)
         clock.now += 5
 
-        def launch_charged(step: int) -> Launched:
+        def launch_charged(number: int) -> Pending:
             clock.now += clock.step
-            return launch(step)
+            return launch(number)
 
         return launch_charged
 
-    for module in (loop, probe):
-        monkeypatch.setattr(module, "compile_step", charged)
-    monkeypatch.setattr(probe, "matmul_flops", lambda: 1e9)
-    return clock
+    return compiled
+
+
+def pretraining(home: Path, clock: FakeClock, config: PretrainConfig) -> Pretraining:
+    return Pretraining(config, Home(home), lambda _: None, clock, charged_to(clock))
 
 
 def run(
@@ -379,7 +385,7 @@ def run(
         return bool(stop_at) and any(isinstance(e, Stepped) and e.step >= stop_at for e in seen)
 
     meter = Meter()
-    for event in pretrain.pretrain(config, Home(home), lambda _: None, meter, stop, clock=clock):
+    for event in run_stage(pretraining(home, clock, config), meter, stop):
         seen.append(event)
     steps = [event.step for event in seen if isinstance(event, Stepped)]
     assert stop_at or meter.total_steps == steps[-1]
@@ -399,12 +405,12 @@ def test_a_run_ends_when_its_budget_does(tmp_path: Path, clock: FakeClock) -> No
 
 
 def run_again(home: Path, clock: FakeClock) -> Event:
-    (event,) = pretrain.pretrain(TINY, Home(home), lambda _: None, clock=clock)
+    (event,) = run_stage(pretraining(home, clock, TINY))
     return event
 
 
 @pytest.mark.parametrize("stop_at", [slow(5), 30, slow(60)])
-def test_what_is_left_is_kept_for_the_resumed_run(
+def test_a_resumed_run_has_the_rest_of_the_budget(
     tmp_path: Path, clock: FakeClock, stop_at: int
 ) -> None:
     began = clock.now
@@ -423,9 +429,11 @@ def test_what_is_left_is_kept_for_the_resumed_run(
 
 
 @pytest.mark.slow
-def test_a_slower_machine_takes_fewer_steps_and_says_so(tmp_path: Path, clock: FakeClock) -> None:
+def test_a_machine_that_slows_down_takes_fewer_steps_and_says_so(
+    tmp_path: Path, clock: FakeClock
+) -> None:
     began, notes, steps = clock.now, [], 0
-    for event in pretrain.pretrain(TINY, Home(tmp_path), lambda _: None, clock=clock):
+    for event in run_stage(pretraining(tmp_path, clock, TINY)):
         if isinstance(event, Stepped):
             steps = event.step
             clock.step = 1.0 if steps < 20 else 2.0
@@ -441,20 +449,22 @@ def test_a_slower_machine_takes_fewer_steps_and_says_so(tmp_path: Path, clock: F
 
 
 def test_a_budget_used_up_by_the_tokenizer_is_refused(tmp_path: Path, clock: FakeClock) -> None:
-    events = pretrain.pretrain(TINY, Home(tmp_path), lambda _: None, clock=clock)
+    events = run_stage(pretraining(tmp_path, clock, TINY))
     next(events)  # a tokenizer is about to be trained
     clock.now += 200
-    with pytest.raises(MlxchatError, match="0 s are left"):
+    with pytest.raises(MlxchatError, match="has 0 s left"):
         list(events)
 
 
-def test_measuring_takes_the_probe_no_longer_than_it_is_told(clock: FakeClock) -> None:
-    made = plan(TINY.model_copy(update={"budget": None, "num_iterations": 9}), 300, CAPACITY)
-    measure = probe.Probe(20.0, clock)
-    assert measure(made) == pytest.approx(1.0)  # eleven seconds: it compiles, and takes six steps
-    assert measure(made) == pytest.approx(1.0)  # half of what is left, and half of that counted
-    assert measure(made) is not None
-    assert measure(made) is None
+def test_measuring_takes_no_longer_than_it_may(clock: FakeClock) -> None:
+    made = plan(TINY.model_copy(update={"budget": None, "num_iterations": 9}), 300, RESOURCES)
+    timed = step_timer(20.0, clock, charged_to(clock))
+    assert timed(made) == pytest.approx(1.0)  # eleven seconds: it compiles, and takes six steps
+    assert timed(made) == pytest.approx(1.0)  # half of what is left, and half of that counted
+    assert timed(made) is not None
+    assert timed(made) is None
     assert clock.now - 1e9 <= 20 + 7
     many = made.model_copy(update={"accumulation": 40})
-    assert probe.step_seconds(many, 3.0, clock) == pytest.approx(10.0)  # four took a second
+    assert step_seconds(many, 3.0, clock, charged_to(clock)) == pytest.approx(
+        10.0
+    )  # four took a second

@@ -8,41 +8,41 @@ from rich.console import Console
 from mlxchat import runtime
 from mlxchat.cli.planning import GROUPS, heading, sections
 from mlxchat.config.pretrain import PretrainConfig
-from mlxchat.plan.estimate import Forecast, Room, forecast
-from mlxchat.plan.memory import Capacity
+from mlxchat.plan.estimate import Estimate, Room, estimate
+from mlxchat.plan.memory import Resources, training_bytes
 from mlxchat.plan.plan import Costs, plan
 from mlxchat.ui.tables import Row, Section, about, flops_per_second, show, tables
 from mlxchat.ui.text import memory_size
 
 GIB = 1024**3
-CAPACITY = Capacity(128 * GIB, 2, "none", 1024)
-ROOM = Room(128 * GIB, None, 4 * GIB, 192 * GIB)
+RESOURCES = Resources(128 * GIB, 2, "none", 1024)
+ROOM = Room(None, 4 * GIB, 192 * GIB)
 
 
-def foreseen(saved_step: int | None = None, **settings: object) -> Forecast:
+def estimated(saved_step: int | None = None, **settings: object) -> Estimate:
     config = PretrainConfig.model_validate(settings)
-    made = plan(config, 32_768, CAPACITY)
-    return forecast(made, config.tag, "default", saved_step, CAPACITY, ROOM, "a chip", 1e12)
+    made = plan(config, 32_768, RESOURCES)
+    return estimate(made, config.tag, "default", saved_step, RESOURCES, ROOM, "a chip", 1e12)
 
 
-def drawn(facts: Forecast, width: int) -> str:
+def drawn(facts: Estimate, width: int) -> str:
     console = Console(file=io.StringIO(), width=width)
     console.print(tables(heading(facts), sections(facts), width))
     return console.file.getvalue()
 
 
-def test_the_time_is_that_of_all_floating_point_operations() -> None:
-    facts = foreseen(depth=12, arch="modern")
+def test_the_estimated_time_follows_from_the_operations() -> None:
+    facts = estimated(depth=12, arch="modern")
     assert facts.tokens == 2520 * 524_288
     assert facts.total_flops == facts.tokens * facts.plan.flops_per_token
     assert facts.seconds == pytest.approx(facts.total_flops / 0.35e12)
-    assert Forecast.model_validate_json(facts.model_dump_json()) == facts
+    assert Estimate.model_validate_json(facts.model_dump_json()) == facts
 
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
 @pytest.mark.parametrize("width", [80, 160])
-def test_tables_fit_and_cut_nothing(arch: str, width: int) -> None:
-    facts = foreseen(7, depth=32, arch=arch, device_batch_size=2)
+def test_tables_fit_the_terminal_without_truncation(arch: str, width: int) -> None:
+    facts = estimated(7, depth=32, arch=arch, device_batch_size=2)
     text = drawn(facts, width)
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width
@@ -54,47 +54,47 @@ def test_tables_fit_and_cut_nothing(arch: str, width: int) -> None:
 
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
-def test_no_note_folds_on_a_wide_terminal(arch: str) -> None:
-    facts = foreseen(7, depth=32, arch=arch)
+def test_no_note_wraps_on_a_wide_terminal(arch: str) -> None:
+    facts = estimated(7, depth=32, arch=arch)
     parameters, training, rates, memory = (len(section.rows) for section in sections(facts))
     titles_and_gaps = 2 * 2
     expected = len(heading(facts)) + titles_and_gaps + max(parameters, training)
     assert len(drawn(facts, 160).splitlines()) == expected + max(rates, memory)
 
 
-def test_the_time_of_a_saved_run_is_what_is_left() -> None:
-    whole, half, done = (foreseen(n, depth=4, num_iterations=10) for n in (None, 5, 10))
+def test_the_estimated_time_of_a_saved_run_is_that_of_the_steps_left() -> None:
+    whole, half, done = (estimated(n, depth=4, num_iterations=10) for n in (None, 5, 10))
     assert (half.seconds, done.seconds) == (pytest.approx(whole.seconds / 2), 0.0)
     assert half.total_flops == whole.total_flops
     assert "time left" in drawn(half, 80) and "time left" not in drawn(whole, 80)
     assert "the run is finished" in drawn(done, 80)
 
 
-def test_the_time_of_a_budget_is_as_measured() -> None:
-    made = plan(PretrainConfig(depth=4, num_iterations=10), 32_768, CAPACITY)
+def test_the_estimated_time_of_a_budgeted_run_is_the_measured_one() -> None:
+    made = plan(PretrainConfig(depth=4, num_iterations=10), 32_768, RESOURCES)
     costs = Costs(step=made.flops_per_token * made.tokens_per_step / 0.5e12)
     made = made.model_copy(update={"costs": costs})
-    facts = forecast(made, "auto-1h", "default", None, CAPACITY, ROOM, "a chip", 1e12)
+    facts = estimate(made, "auto-1h", "default", None, RESOURCES, ROOM, "a chip", 1e12)
     assert facts.seconds == pytest.approx(10 * costs.step)
     assert facts.utilisation == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(("arch", "ratio"), [("classic", "20 a parameter"), ("modern", "12 a")])
-def test_tokens_are_shown_by_those_parameters_that_the_ratio_counts(arch: str, ratio: str) -> None:
-    text = drawn(foreseen(depth=4, arch=arch), 80)
+def test_tokens_are_shown_per_parameter_that_the_ratio_counts(arch: str, ratio: str) -> None:
+    text = drawn(estimated(depth=4, arch=arch), 80)
     assert ratio in text
     assert ("of matrices and head" in text) == (arch == "modern")
 
 
-def test_groups_have_the_same_names_wherever_they_are() -> None:
-    parts = {part.title: [row.label for row in part.rows] for part in sections(foreseen(depth=4))}
+def test_groups_have_the_same_names_in_every_table() -> None:
+    parts = {part.title: [row.label for row in part.rows] for part in sections(estimated(depth=4))}
     assert parts["Parameters"][:3] == parts["Learning rates"][:3]
 
 
 def test_memory_is_shown_by_component_with_its_limit() -> None:
-    facts = foreseen(depth=4, total_batch_size=2**19)
+    facts = estimated(depth=4, total_batch_size=2**19)
     text = drawn(facts, 80)
-    assert set(facts.memory) == {*facts.plan.memory(CAPACITY), "cache"}
+    assert set(facts.memory) == {*training_bytes(facts.plan.model, facts.plan, RESOURCES), "cache"}
     for component, size in facts.memory.items():
         (line,) = (line for line in text.splitlines() if line.startswith(component))
         assert memory_size(size) in line
@@ -103,19 +103,19 @@ def test_memory_is_shown_by_component_with_its_limit() -> None:
     assert "128.0 GiB  --memory-limit least" in drawn(told, 80)
 
 
-def test_checkpointing_is_said_and_takes_its_time() -> None:
-    plain, twice = (foreseen(depth=4, grad_checkpoint=asked) for asked in ("off", "on"))
+def test_checkpointing_is_shown_and_takes_a_third_longer() -> None:
+    plain, twice = (estimated(depth=4, grad_checkpoint=asked) for asked in ("off", "on"))
     assert twice.seconds == pytest.approx(4 / 3 * plain.seconds)
 
     def line(**settings: object) -> str:
-        lines = drawn(foreseen(depth=4, **settings), 80).splitlines()
+        lines = drawn(estimated(depth=4, **settings), 80).splitlines()
         return " ".join(next(line for line in lines if line.startswith("checkpointing")).split())
 
     assert line() == "checkpointing off activations are kept"
     assert line(grad_checkpoint="on") == "checkpointing on activations are computed again"
 
 
-def test_two_tables_abreast_on_a_wide_terminal() -> None:
+def test_tables_are_side_by_side_on_a_wide_terminal() -> None:
     def lines(width: int) -> list[str]:
         console = Console(file=io.StringIO(), width=width)
         both = [Section("left", [Row("a", "1")]), Section("right", [Row("b", "2", "a note")])]
@@ -126,7 +126,7 @@ def test_two_tables_abreast_on_a_wide_terminal() -> None:
     assert not any("left" in line and "right" in line for line in lines(80))
 
 
-def test_nothing_is_abreast_in_a_pipe() -> None:
+def test_tables_are_one_below_the_other_in_a_pipe() -> None:
     stream = io.StringIO()
     show(["[model]"], [Section("left", [Row("a", "1")]), Section("right", [Row("b", "2")])], stream)
     lines = [line.rstrip() for line in stream.getvalue().splitlines()]
@@ -144,7 +144,7 @@ def test_nothing_is_abreast_in_a_pipe() -> None:
         (1e11, "about 3,171 years"),
     ],
 )
-def test_durations_have_no_more_digits_than_they_deserve(seconds: float, said: str) -> None:
+def test_estimated_durations_are_rounded(seconds: float, said: str) -> None:
     assert about(seconds) == said
 
 
@@ -153,7 +153,7 @@ def test_speeds_have_units_and_three_digits() -> None:
     assert flops_per_second(12.36e12) == "12.4 TFLOP/s"
 
 
-def test_a_matrix_product_is_timed_for_as_long_as_it_is_told(
+def test_matrix_products_are_timed_for_the_given_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[float] = []

@@ -1,4 +1,4 @@
-"""The plan against nanochat's own numbers for every depth, and what cannot work."""
+"""Plans equal nanochat's at every depth, and impossible settings are refused."""
 
 import pytest
 from pydantic import ValidationError
@@ -8,16 +8,16 @@ from mlxchat.config.pretrain import LARGEST_CONTEXT, PretrainConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import parameters
-from mlxchat.plan.memory import Capacity
+from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan, plan, refitted
 
 GIB = 1024**3
-SMALL = Capacity(8 * GIB, 4, "all", 128)
-LARGE = Capacity(1024 * GIB, 2, "none", 1024)
+SMALL = Resources(8 * GIB, 4, "all", 128)
+LARGE = Resources(1024 * GIB, 2, "none", 1024)
 
 
 def assert_planned(made: Plan, expected: dict) -> None:
-    """What the golden plans of both architectures have in common."""
+    """Compare what the golden plans of both architectures have in common."""
     assert made.model.n_embd == expected["n_embd"]
     assert made.model.n_head == expected["n_head"]
     assert made.flops_per_token == expected["flops_per_token"]
@@ -54,7 +54,7 @@ def test_modern_plans_are_nanochats(expected: dict) -> None:
     assert (made.warmdown_ratio, made.final_lr_frac) == (0.65, 0.05)
 
 
-def test_a_given_number_of_steps_leaves_the_modern_weight_decay() -> None:
+def test_a_given_number_of_steps_does_not_change_the_modern_weight_decay() -> None:
     derived = plan(PretrainConfig(depth=4, arch="modern"), 32_768, LARGE)
     short = plan(PretrainConfig(depth=4, arch="modern", num_iterations=10), 32_768, LARGE)
     assert short.num_iterations == 10
@@ -71,7 +71,7 @@ def test_a_given_batch_scales_the_modern_rates() -> None:
     assert made.learning_rates["smear"] == 0.2
 
 
-def test_batch_sizes_that_do_not_divide_name_those_that_do() -> None:
+def test_an_error_for_an_impossible_batch_size_names_possible_ones() -> None:
     config = PretrainConfig(depth=4, total_batch_size=12_288, max_seq_len=2048, device_batch_size=4)
     with pytest.raises(MlxchatError, match="12,288 tokens is not a multiple of 4 rows") as raised:
         plan(config, 1024, SMALL)
@@ -82,27 +82,27 @@ def test_batch_sizes_that_do_not_divide_name_those_that_do() -> None:
     assert raised.value.remedy == "Use `total_batch_size` 8192 or 12288."
 
 
-def test_a_batch_of_no_whole_row_is_refused() -> None:
+def test_a_batch_that_is_not_whole_rows_is_refused() -> None:
     config = PretrainConfig(depth=4, total_batch_size=5000, device_batch_size=1)
     with pytest.raises(MlxchatError, match="not a multiple of a row's 2,048 tokens") as raised:
         plan(config, 1024, SMALL)
     assert raised.value.remedy == "Use `total_batch_size` 4096 or 6144."
 
 
-def test_the_smallest_model_takes_a_row_of_the_longest_context() -> None:
+def test_the_smallest_model_can_have_the_longest_context() -> None:
     config = PretrainConfig(depth=1, arch="modern", head_dim=64, max_seq_len=LARGEST_CONTEXT)
     assert plan(config, 265, LARGE).tokens_per_step == LARGEST_CONTEXT
 
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
-def test_a_horizon_of_no_step_is_refused(arch: str) -> None:
+def test_a_horizon_shorter_than_a_step_is_refused(arch: str) -> None:
     for ratio in (0.1, 1e-3):
         config = PretrainConfig(depth=1, arch=arch, target_param_data_ratio=ratio)
         with pytest.raises(MlxchatError, match="less than one step"):
             plan(config, 265, SMALL)
 
 
-def test_a_depth_that_heads_cannot_share_names_its_neighbours() -> None:
+def test_an_error_for_an_impossible_depth_names_its_neighbours() -> None:
     with pytest.raises(MlxchatError, match="depth of 5 makes a width of 320") as raised:
         plan(PretrainConfig(depth=5), 1024, SMALL)
     assert raised.value.remedy == "Use `depth` 4 or 6, or another `head_dim`."
@@ -110,8 +110,8 @@ def test_a_depth_that_heads_cannot_share_names_its_neighbours() -> None:
     assert plan(PretrainConfig(depth=5, arch="modern"), 1024, SMALL).model.n_embd == 384
 
 
-def test_a_head_dimension_that_never_works_is_refused() -> None:
-    with pytest.raises(MlxchatError, match="shared out among heads of 3") as raised:
+def test_an_impossible_head_dimension_is_refused() -> None:
+    with pytest.raises(MlxchatError, match="divided among heads of width 3") as raised:
         plan(PretrainConfig(depth=4, head_dim=3), 1024, SMALL)
     assert raised.value.remedy == "Use another `head_dim`."
     with pytest.raises(MlxchatError, match="`head_dim=63` is odd") as raised:
@@ -139,8 +139,17 @@ def test_the_summary_is_a_line_with_every_rate(arch: str) -> None:
 
 
 @pytest.mark.parametrize("rows", [5, 100])
-def test_a_saved_run_takes_no_batch_that_does_not_divide_its_step(rows: int) -> None:
+def test_a_saved_run_refuses_a_batch_size_that_does_not_divide_its_step(rows: int) -> None:
     config = PretrainConfig(depth=2, max_seq_len=64, total_batch_size=2048)
     made = plan(config, 512, SMALL)
     with pytest.raises(MlxchatError, match=f"not a multiple of {rows} rows"):
         refitted(made, config.model_copy(update={"device_batch_size": rows}), SMALL)
+
+
+def test_a_plan_that_an_earlier_version_saved_is_read() -> None:
+    made = plan(PretrainConfig(depth=2, max_seq_len=64, total_batch_size=2048), 512, SMALL)
+    saved = made.model_dump(mode="json", exclude={"chunk_rows", "memory_limit", "peak"})
+    read = Plan.model_validate(saved | {"loss_rows": made.chunk_rows})
+    assert read.division == made.division
+    assert refitted(read, PretrainConfig(), SMALL) == made
+    assert Plan.model_validate(made.model_dump(mode="json")) == made

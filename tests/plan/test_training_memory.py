@@ -1,18 +1,28 @@
-"""The memory of training, estimated from the configuration alone."""
+"""The estimate of the memory that training takes."""
 
 import pytest
 
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.size import (
-    LARGEST_ARRAY,
+from mlxchat.model.size import LARGEST_ARRAY, chunk_rows, parameters
+from mlxchat.plan.memory import (
+    BatchPlan,
+    Resources,
     ScoresHeld,
     activation_bytes,
-    chunk_rows,
-    parameters,
     training_bytes,
 )
 
 GB = 10**9
+CPU = Resources(memory=0, value_bytes=4, scores_held="all", chunk_rows=128)
+
+
+def estimated(model: GPTConfig, rows: int, accumulation: int, **batch: int) -> dict[str, int]:
+    division = BatchPlan(device_batch_size=rows, accumulation=accumulation, **batch)
+    return training_bytes(model, division, CPU)
+
+
+def on_a_gpu(held: ScoresHeld) -> Resources:
+    return CPU._replace(value_bytes=2, scores_held=held)
 
 
 @pytest.mark.parametrize(
@@ -26,52 +36,54 @@ GB = 10**9
         ("classic", 12, 65_536, 1, 3.807, 3.426),
     ],
 )
-def test_estimated_memory_equals_the_measured(
+def test_estimated_memory_is_close_to_the_measured(
     arch: str, depth: int, vocabulary: int, rows: int, plain: float, checkpointing: float
 ) -> None:
-    """Peaks in GB as benchmarks/memory.py finds them: float32, a CPU, rows of 512 tokens, two
+    """Peaks in GB as benchmarks/memory.py measures them: float32, a CPU, rows of 512 tokens, two
     micro-batches a step.
     """
     model = GPTConfig.from_depth(depth, vocabulary, 512, arch=arch)
     for checkpoint, measured in ((False, plain), (True, checkpointing)):
-        needed = training_bytes(model, rows, 2, 4, "all", 128, checkpoint=checkpoint)
+        needed = estimated(model, rows, 2, grad_checkpoint=checkpoint)
         assert needed["peak"] / GB == pytest.approx(measured, rel=0.06)
 
 
 def test_memory_is_estimated_by_component() -> None:
     model = GPTConfig.from_depth(4, 1024, 256, arch="modern")
     counts = parameters(model)
-    one, two = (training_bytes(model, 4, n, 4, "all", 128) for n in (1, 2))
+    one, two = (estimated(model, 4, n) for n in (1, 2))
     assert one["parameters"] == one["gradients"] == 4 * sum(counts.values())
     adamw = sum(counts.values()) - counts["matrices"]
     assert one["optimizer"] == pytest.approx(8 * adamw + 4 * counts["matrices"], rel=0.02)
     assert "accumulation" not in one
     assert two["accumulation"] == 4 * counts["lm_head"]
     assert two["peak"] > one["peak"] > one["parameters"] + one["optimizer"] + one["activations"]
-    more = training_bytes(model, 8, 2, 4, "all", 128)
+    more = estimated(model, 8, 2)
     assert more["activations"] > two["activations"]
-    coarse, fine = (training_bytes(model, 16, 2, 4, "all", rows) for rows in (4096, 128))
+    coarse, fine = (estimated(model, 16, 2, chunk_rows=rows) for rows in (4096, 128))
     assert coarse["logits"] == 2 * fine["logits"]  # of 4,096 positions, and of 2^21 logits
     assert coarse["activations"] == fine["activations"]
 
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
-def test_checkpointing_holds_one_array_a_layer(arch: str) -> None:
+def test_checkpointing_keeps_one_array_per_layer(arch: str) -> None:
     def held(depth: int, checkpoint: bool) -> float:
         model = GPTConfig(arch=arch, n_layer=depth, sequence_len=128)
         width = model.n_embd * model.sequence_len * 2
-        return activation_bytes(model, 2, "none", checkpoint=checkpoint) / width
+        return activation_bytes(model, on_a_gpu("none"), checkpoint=checkpoint) / width
 
     assert held(13, True) - held(12, True) == 1
     assert held(13, False) - held(12, False) >= 14
     assert held(1, True) == pytest.approx(held(1, False) + 1)
 
 
-def test_only_layers_whose_attention_is_not_fused_hold_scores() -> None:
+def test_only_layers_without_fused_attention_keep_scores() -> None:
     def of_a_layer(model: GPTConfig, held: ScoresHeld) -> int:
         deeper = model.model_copy(update={"n_layer": model.n_layer + 1})
-        taken = activation_bytes(deeper, 2, held) - activation_bytes(model, 2, held)
-        fused = activation_bytes(deeper, 2, "none") - activation_bytes(model, 2, "none")
+        taken = activation_bytes(deeper, on_a_gpu(held)) - activation_bytes(model, on_a_gpu(held))
+        fused = activation_bytes(deeper, on_a_gpu("none")) - activation_bytes(
+            model, on_a_gpu("none")
+        )
         return (taken - fused) // (2 * model.n_head)
 
     windowed = GPTConfig.from_depth(4, 1024, 2048, arch="modern", window_pattern="S")
@@ -86,7 +98,7 @@ def test_only_layers_whose_attention_is_not_fused_hold_scores() -> None:
     assert of_a_layer(windowed, "all") < of_a_layer(classic, "all")
 
 
-def test_no_array_is_too_large() -> None:
+def test_no_chunk_of_logits_is_too_large_an_array() -> None:
     assert chunk_rows(2048, 65_536, 128) == 128
     assert chunk_rows(2048, 1024, 128) == 2048
     assert chunk_rows(64 * 4096, 65_536, 128) == 4096

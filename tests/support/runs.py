@@ -2,13 +2,12 @@
 
 import json
 import random
+import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 from mlxchat.checkpoint import layout, store, trainer
 from mlxchat.config.pretrain import PretrainConfig
@@ -16,9 +15,10 @@ from mlxchat.data.shards import shard_name
 from mlxchat.home import Home
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Event, Stepped
-from mlxchat.train import loop
-from mlxchat.train.loop import Launched, Run
-from mlxchat.train.pretrain import pretrain
+from mlxchat.train.base import with_shape_of_base
+from mlxchat.train.loop import Compile, Launch, Pending, ShouldStop, Step, compile_step
+from mlxchat.train.pretrain import Pretraining
+from mlxchat.train.run import run as run_stage
 
 SETTINGS = {
     "depth": 1,
@@ -41,9 +41,13 @@ QUIET = OWN.model_copy(update={"eval_every": 0, "save_every": 3})
 
 
 def run(
-    home: Path, config: PretrainConfig = CONFIG, stop_at: int = 0, **keywords: bool
+    home: Path,
+    config: PretrainConfig = CONFIG,
+    stop_at: int = 0,
+    compile: Compile = compile_step,
+    **keywords: bool,
 ) -> list[Event]:
-    """All events of a run that is asked to stop once step ``stop_at`` is seen."""
+    """Return all events of a run that is asked to stop once step ``stop_at`` is seen."""
     seen: list[Event] = []
 
     def stop() -> bool:
@@ -51,7 +55,11 @@ def run(
             isinstance(event, Stepped) and event.step >= stop_at for event in seen
         )
 
-    for event in pretrain(config, Home(home), lambda _: None, stop=stop, **keywords):
+    where = Home(home)
+    stage = Pretraining(
+        with_shape_of_base(config, where), where, lambda _: None, time.time, compile
+    )
+    for event in run_stage(stage, stop=stop, **keywords):
         seen.append(event)
     return seen
 
@@ -111,20 +119,19 @@ def run_folder(home: Path) -> Path:
     return Home(home).runs / "run"
 
 
-def diverge(patched: pytest.MonkeyPatch, step: int, facts: list[float]) -> None:
+def diverging(step: int, metrics: list[float]) -> Compile:
     """Have a step end with this loss, gradient norm and learning rate."""
-    compile_step = loop.compile_step
 
-    def compiled(run: Run) -> Any:
-        launch = compile_step(run)
+    def compiled(of: Step, stop: ShouldStop) -> Launch:
+        launch = compile_step(of, stop)
 
-        def launched(number: int) -> Launched:
-            done = launch(number)
-            return replace(done, facts=mx.array(facts)) if number == step else done
+        def launch_diverging(number: int) -> Pending:
+            pending = launch(number)
+            return replace(pending, metrics=mx.array(metrics)) if number == step else pending
 
-        return launched
+        return launch_diverging
 
-    patched.setattr(loop, "compile_step", compiled)
+    return compiled
 
 
 def spoilt(path: Path) -> bytes:

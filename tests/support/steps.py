@@ -4,8 +4,9 @@ import numpy as np
 
 from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.optim.optimizer import GROUPS, MATRIX, Arrays, MuonAdamW, Rates, group_of
+from mlxchat.plan.memory import BatchPlan
 from mlxchat.runtime import mx
-from mlxchat.train.loop import Launched, Run
+from mlxchat.train.loop import Pending, Step
 from support.cases import Case
 
 STEPS, ROWS, LENGTH = 2, 4, 24
@@ -17,40 +18,38 @@ def rows(case: Case) -> np.ndarray:
     return np.random.default_rng(5).integers(case.config.vocab_size, size=shape, dtype=np.int32)
 
 
-def prepare(case: Case, micro_rows: int = ROWS, grad_clip: float = 0.0) -> Run:
+def prepare(case: Case, micro_rows: int = ROWS, grad_clip: float = 0.0) -> Step:
     """Steps of ROWS rows, ``micro_rows`` of them at once; Muon without momentum."""
     model, ids = case.model(), rows(case)
     learning = {group: mx.array(0.01) for group in (MATRIX, *GROUPS[case.config.arch])}
     rates = Rates(learning, momentum=mx.array(0.0), weight_decay=mx.array(0.0))
     micro_batches = ids.reshape(-1, micro_rows, LENGTH + 1)
-    return Run(
+    return Step(
         model=model,
         optimizer=MuonAdamW(model.named_parameters(), case.config.arch, mx.float32),
         batches=(Batch(ids[:, :-1], ids[:, 1:], LoaderState()) for ids in micro_batches),
         rates=lambda _: rates,
-        total_steps=STEPS,
-        accumulation=ROWS // micro_rows,
+        plan=BatchPlan(
+            device_batch_size=micro_rows, accumulation=ROWS // micro_rows, chunk_rows=16
+        ),
         grad_clip=grad_clip,
-        grad_checkpoint=False,
-        loss_rows=16,
-        clock=lambda: 0.0,
     )
 
 
-def loss_and_norm(launched: Launched) -> tuple[float, float]:
-    loss, norm, _ = launched.facts.tolist()
+def loss_and_norm(pending: Pending) -> tuple[float, float]:
+    loss, norm, _ = pending.metrics.tolist()
     return loss, norm
 
 
-def optimized_gradients(run: Run) -> Arrays:
+def optimized_gradients(step: Step) -> Arrays:
     """What the optimizer was given in the first step, from the moments that it made of it."""
-    state, gradients = run.optimizer.state, {}
-    for name in run.model.named_parameters():
+    state, gradients = step.optimizer.state, {}
+    for name in step.model.named_parameters():
         group = group_of(name)
         if group == MATRIX:
             gradients[name] = state[f"muon.{name}"]
         else:
-            beta1, _ = GROUPS[run.model.config.arch][group].betas
+            beta1, _ = GROUPS[step.model.config.arch][group].betas
             gradients[name] = state[f"adamw.{name}.m"] / (1 - beta1)
     return gradients
 

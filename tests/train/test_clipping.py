@@ -7,7 +7,7 @@ from support.steps import ROWS, joint_norm, loss_and_norm, optimized_gradients, 
 from mlxchat.train.loop import compile_step
 
 
-def test_gradients_are_clipped_and_their_norm_told_unclipped(case: Case) -> None:
+def test_gradients_are_clipped_and_the_norm_before_is_reported(case: Case) -> None:
     limit = 0.01
     clipped, free = (prepare(case, ROWS // 2, grad_clip) for grad_clip in (limit, 1e6))
     launch_clipped, launch_free = compile_step(clipped), compile_step(free)

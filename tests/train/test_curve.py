@@ -37,7 +37,7 @@ SETTINGS = PretrainConfig(  # classic, nanochat's learning rates and schedule
 
 
 def curve(home: Path, settings: PretrainConfig = SETTINGS) -> list[float]:
-    """Mean losses of 20 steps each."""
+    """Return the mean losses of every 20 steps."""
     events = pretrain(settings, Home(home), lambda _: None)
     losses = [event.loss for event in events if isinstance(event, Stepped)]
     assert len(losses) == STEPS

@@ -6,7 +6,7 @@ import pytest
 
 from mlxchat.config import pretrain
 from mlxchat.config.pretrain import PretrainConfig
-from mlxchat.config.recipes import MODERN
+from mlxchat.config.recipes import MODERN_RECIPE
 from mlxchat.data.documents import BuiltinDocuments
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
@@ -38,7 +38,7 @@ def test_a_saved_run_needs_the_files_it_began_with(tmp_path: Path) -> None:
         check_documents(config, Home(tmp_path), [*THREE[:2], "shard_00009.parquet"])
 
 
-def test_of_a_stream_nothing_is_fetched_and_nothing_written(tmp_path: Path) -> None:
+def test_a_dry_run_of_a_stream_downloads_and_writes_nothing(tmp_path: Path) -> None:
     config = PretrainConfig(streaming=True, num_shards=2, endpoint="http://localhost:1")
     begun_with = [*THREE[:2], "shard_01822.parquet"]
     check_documents(config, Home(tmp_path / "home"), begun_with)
@@ -54,7 +54,7 @@ def test_of_a_stream_nothing_is_fetched_and_nothing_written(tmp_path: Path) -> N
 def test_a_tokenizer_larger_than_the_recipes_is_remarked_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipes: int, remarks: int
 ) -> None:
-    monkeypatch.setitem(pretrain.RECIPES, "modern", MODERN._replace(vocabulary=recipes))
+    monkeypatch.setitem(pretrain.RECIPES, "modern", MODERN_RECIPE._replace(vocabulary=recipes))
     config = PretrainConfig(arch="modern", dataset="builtin", tokenizer_dir=tmp_path)
     documents = BuiltinDocuments(1)
     train_tokenizer(documents, tmp_path, 300, lambda _: None, max_characters=20_000)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.checkpoints import put_step
 from support.disk_faults import Faults, Killed
-from support.runs import CONFIG, QUIET, diverge, logged, run, run_folder, shards
+from support.runs import CONFIG, QUIET, diverging, logged, run, run_folder, shards
 
 from mlxchat.checkpoint import files, store, trainer
 from mlxchat.errors import MlxchatError
@@ -89,10 +89,9 @@ def test_a_nan_loss_is_reported_even_if_the_disk_is_full(
             raise FULL
         mkdir(path, *arguments, **keywords)
 
-    diverge(monkeypatch, 8, [float("nan"), 1.0, 0.1])
     monkeypatch.setattr(Path, "mkdir", making)
     with pytest.raises(MlxchatError) as raised:
-        run(tmp_path, config)
+        run(tmp_path, config, compile=diverging(8, [float("nan"), 1.0, 0.1]))
     assert "The loss is nan in step 8, with the data read up to" in raised.value.problem
     assert "could not be set aside: " in raised.value.problem
     assert "No space left on device" in raised.value.problem

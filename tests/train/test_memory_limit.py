@@ -30,7 +30,7 @@ RUN = {
 
 @pytest.fixture(autouse=True)
 def limits() -> Iterator[None]:
-    """MLX's own afterwards."""
+    """Restore the limits of MLX afterwards."""
     before = mx.set_memory_limit(2**40), mx.set_cache_limit(0)
     yield
     mx.set_memory_limit(before[0])
@@ -38,7 +38,7 @@ def limits() -> Iterator[None]:
 
 
 def trained(home: Path, **settings: object) -> tuple[list[float], int, Started]:
-    """Losses and bits per byte, bytes that MLX took at one time, and how it started."""
+    """Return losses and bits per byte, the peak of MLX's memory, and the first event."""
     mx.clear_cache()
     mx.reset_peak_memory()
     before, learnt, started = mx.get_active_memory(), list[float](), None
@@ -56,7 +56,7 @@ def trained(home: Path, **settings: object) -> tuple[list[float], int, Started]:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for all runs, so that they share a tokenizer."""
+    """Return one home for all runs, so that they share a tokenizer."""
     return tmp_path_factory.mktemp("home")
 
 
@@ -66,7 +66,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [("classic", (0.5, 1.0, 2.0)), ("modern", (0.5,))],
     ids=["classic", "modern"],
 )
-def test_the_limit_is_held_and_the_losses_agree(
+def test_training_stays_within_the_limit_and_learns_the_same(
     shared: Path, arch: str, shares: tuple[float, ...]
 ) -> None:
     expected, peak, started = trained(shared, arch=arch, model_tag=f"{arch}-free")
@@ -94,7 +94,7 @@ def test_a_run_resumes_within_another_limit(shared: Path) -> None:
     assert losses[-1] == pytest.approx(expected[-2], rel=1e-4)
 
 
-def test_what_may_be_kept_for_reuse_stays_within_the_limit() -> None:
+def test_the_buffer_cache_stays_within_the_limit() -> None:
     memory = runtime.machine().memory
     assert runtime.cache_limit() == min(memory // 4, runtime.LARGEST_CACHE)
     assert runtime.cache_limit(100 * MIB, 70 * MIB) <= 100 * MIB

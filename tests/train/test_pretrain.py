@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from support.runs import CONFIG, OWN, SETTINGS, assert_same, final, logged, run,
 
 from mlxchat.checkpoint import files, layout, store
 from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.data.loader import Stopped
 from mlxchat.data.shards import LocalShards
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
@@ -28,7 +28,7 @@ from mlxchat.optim.optimizer import MuonAdamW, Rates
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Saved, Stepped
 from mlxchat.tokenizer.bpe import Tokenizer
-from mlxchat.train.loop import Run
+from mlxchat.train.loop import Launch, Pending, ShouldStop, Step
 
 
 @pytest.fixture(scope="module")
@@ -120,17 +120,19 @@ def test_an_interrupted_modern_run_resumes_bit_for_bit(prepared: Path) -> None:
     assert layout.read_model(folder, mx.float32).model.config.windows == (128, 160)
 
 
-def loop_of(home: Path, config: PretrainConfig, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """What a run passes to the training loop, which is left out."""
-    passed: list[Run] = []
+def step_of(home: Path, config: PretrainConfig) -> Step:
+    """Return what a run computes its steps with, without computing one."""
+    compiled: list[Step] = []
 
-    def loop(run: Run) -> Iterator[Event]:
-        passed.append(run)
-        return iter(())
+    def never(number: int) -> Pending:
+        raise Stopped
 
-    monkeypatch.setattr("mlxchat.train.run.train", loop)
-    run(home, config)
-    return passed[0]
+    def keep(step: Step, stop: ShouldStop) -> Launch:
+        compiled.append(step)
+        return never
+
+    run(home, config, compile=keep)
+    return compiled[0]
 
 
 def assert_rates(rates: Rates, learning: dict[str, float], momentum: float, decay: float) -> None:
@@ -142,15 +144,13 @@ def assert_rates(rates: Rates, learning: dict[str, float], momentum: float, deca
     assert rates.weight_decay.item() == pytest.approx(decay, rel=1e-5)
 
 
-def test_the_rates_of_a_classic_run_are_nanochats(
-    prepared: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_rates_of_a_classic_run_are_nanochats(prepared: Path) -> None:
     config = CONFIG.model_copy(update={"num_iterations": 1000, "weight_decay": 0.1})
-    run = loop_of(prepared, config, monkeypatch)
-    assert run.grad_clip == 1
+    step = step_of(prepared, config)
+    assert step.grad_clip == 1
     by_width = (64 / 768) ** -0.5
     full = {"embedding": 0.2 * by_width, "unembedding": 0.004 * by_width, "matrix": 0.02}
-    for step, multiplier, momentum in (
+    for number, multiplier, momentum in (
         (0, 1, 0.85),
         (150, 1, 0.9),
         (800, 1, 0.95),  # the last 200 steps warm down
@@ -158,15 +158,13 @@ def test_the_rates_of_a_classic_run_are_nanochats(
         (999, 1 / 200, 0.95),
     ):
         learning = {group: rate * multiplier for group, rate in full.items()}
-        assert_rates(run.rates(step), learning, momentum, 0.1)
+        assert_rates(step.rates(number), learning, momentum, 0.1)
 
 
-def test_the_rates_of_a_modern_run_are_nanochats(
-    prepared: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_rates_of_a_modern_run_are_nanochats(prepared: Path) -> None:
     config = CONFIG.model_copy(update={"arch": "modern", "num_iterations": 1000})
-    run = loop_of(prepared, config, monkeypatch)
-    assert run.grad_clip == 0
+    step = step_of(prepared, config)
+    assert step.grad_clip == 0
     by_width, by_batch = (128 / 768) ** -0.5, (256 / 2**19) ** 0.5
     full = {
         "embedding": 0.3 * by_width * by_batch,
@@ -181,7 +179,7 @@ def test_the_rates_of_a_modern_run_are_nanochats(
         scaling_parameters(GPTConfig.from_depth(depth, 300, 32, arch="modern")) for depth in (1, 12)
     ]
     decay = 0.28 * by_batch * horizons[1] / horizons[0]
-    for step, multiplier, momentum, decaying in (
+    for number, multiplier, momentum, decaying in (
         (0, 1 / 40, 0.85, 1),
         (19, 0.5, 0.85 + 0.12 * 19 / 400, 0.5 * (1 + math.cos(0.019 * math.pi))),
         (200, 1, 0.91, 0.5 * (1 + math.cos(0.2 * math.pi))),
@@ -189,7 +187,7 @@ def test_the_rates_of_a_modern_run_are_nanochats(
         (999, 0.05 + 0.95 / 650, 0.97 - 0.07 * 649 / 650, 0.5 * (1 + math.cos(0.999 * math.pi))),
     ):
         learning = {group: rate * multiplier for group, rate in full.items()}
-        assert_rates(run.rates(step), learning, momentum, decay * decaying)
+        assert_rates(step.rates(number), learning, momentum, decay * decaying)
 
 
 SCRIPT = """

@@ -1,12 +1,11 @@
-"""A run that goes wrong (NaN, missing or changed data) keeps its last good step."""
+"""A run that fails (NaN, missing or changed data) keeps its last good step."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.runs import OWN, QUIET, diverge, logged, run, run_folder, shards
+from support.runs import OWN, QUIET, diverging, logged, run, run_folder, shards
 from support.saved_runs import trainer_fields
 
 from mlxchat.checkpoint import store
@@ -14,23 +13,22 @@ from mlxchat.checkpoint.trainer import TrainerState
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.documents import Cursor
 from mlxchat.data.shards import DATASETS, REVISION
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import DivergedError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.runtime import mx
 from mlxchat.telemetry import log as runlog
-from mlxchat.telemetry.events import Event
-from mlxchat.train import inputs, loop
-from mlxchat.train.divergence import NotFiniteError, check_arrays
-from mlxchat.train.loop import Launched, Run
-from mlxchat.train.pretrain import Pretraining
-from mlxchat.train.run import run as run_stage
+from mlxchat.telemetry.events import Stepped
+from mlxchat.train import inputs
+from mlxchat.train.divergence import NotFiniteError, check_finite
+from mlxchat.train.loop import Launch, Pending, ShouldStop, Step, compile_step
+from mlxchat.train.pretrain import pretrain
 from mlxchat.train.stage import read_trainer
 
 A, B = "a" * 40, "b" * 40
 
 
 @pytest.mark.parametrize(
-    ("facts", "said"),
+    ("metrics", "said"),
     [
         ([math.nan, 1.0, 0.1], "The loss is nan in step 8"),
         ([math.inf, 1.0, 0.1], "The loss is inf in step 8"),
@@ -38,14 +36,12 @@ A, B = "a" * 40, "b" * 40
     ],
 )
 def test_a_loss_or_norm_that_is_not_finite_ends_the_run(
-    facts: list[float], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    metrics: list[float], said: str, tmp_path: Path
 ) -> None:
     config = QUIET.model_copy(update={"data_dir": shards(tmp_path / "data", 0, 1)})
-    with monkeypatch.context() as patched:
-        diverge(patched, 8, facts)
-        for _ in range(2):
-            with pytest.raises(MlxchatError) as raised:
-                run(tmp_path, config)
+    for _ in range(2):
+        with pytest.raises(DivergedError) as raised:
+            run(tmp_path, config, compile=diverging(8, metrics))
     assert said in raised.value.problem
     assert ", with the data read up to epoch 8, shard_00000.parquet, row " in raised.value.problem
     kept = run_folder(tmp_path).with_name("run.good1") / "step_000006"
@@ -61,79 +57,58 @@ def test_a_loss_or_norm_that_is_not_finite_ends_the_run(
     assert read_trainer(kept).step == 6
 
 
-def test_another_good_step_is_kept_beside_the_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_good_step_is_kept_beside_the_first(tmp_path: Path) -> None:
     config = QUIET.model_copy(update={"data_dir": shards(tmp_path / "data", 0, 1)})
     for step in (5, 8):
-        with monkeypatch.context() as patched:
-            diverge(patched, step, [math.nan, 1.0, 0.1])
-            with pytest.raises(MlxchatError):
-                run(tmp_path, config)
+        with pytest.raises(DivergedError):
+            run(tmp_path, config, compile=diverging(step, [math.nan, 1.0, 0.1]))
     kept = [run_folder(tmp_path).with_name(f"run.good{number}") for number in (1, 2)]
     assert [store.steps(run) for run in kept] == [[3], [6]]
 
 
-def test_diverging_before_the_first_save_names_save_every(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_diverging_before_the_first_save_names_save_every(tmp_path: Path) -> None:
     config = QUIET.model_copy(update={"data_dir": shards(tmp_path / "data", 0, 1)})
-    diverge(monkeypatch, 2, [math.nan, 1.0, 0.1])
-    with pytest.raises(MlxchatError, match="in step 2") as raised:
-        run(tmp_path, config)
+    with pytest.raises(DivergedError, match="in step 2") as raised:
+        run(tmp_path, config, compile=diverging(2, [math.nan, 1.0, 0.1]))
     assert "`save_every`" in raised.value.remedy
     assert store.steps(run_folder(tmp_path)) == []
 
 
-def test_weights_that_are_not_finite_are_not_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     config = QUIET.model_copy(update={"data_dir": shards(tmp_path / "data", 0, 1)})
-    compile_step = loop.compile_step
 
-    def compiled(run: Run) -> Any:
-        launch = compile_step(run)
+    def compiled(step: Step, stop: ShouldStop) -> Launch:
+        launch = compile_step(step, stop)
 
-        def launched(number: int) -> Launched:
-            done = launch(number)
+        def launch_and_spoil(number: int) -> Pending:
+            pending = launch(number)
             if number == 6:
-                run.model.lm_head.weight = run.model.lm_head.weight * math.inf
-            return done
+                step.model.lm_head.weight = step.model.lm_head.weight * math.inf
+            return pending
 
-        return launched
+        return launch_and_spoil
 
-    monkeypatch.setattr(loop, "compile_step", compiled)
-    with pytest.raises(MlxchatError, match=r"lm_head\.weight has numbers that are not finite in"):
-        run(tmp_path, config)
+    with pytest.raises(DivergedError, match=r"lm_head\.weight has numbers that are not finite in"):
+        run(tmp_path, config, compile=compiled)
     assert store.steps(run_folder(tmp_path)) == [3]
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-def test_a_single_number_that_is_not_finite_is_found(number: float) -> None:
+def test_a_single_element_that_is_not_finite_is_found(number: float) -> None:
     arrays = {"fine": mx.ones((9, 9)), "bad": mx.where(mx.arange(9) == 4, number, 1.0)}
     with pytest.raises(NotFiniteError, match="bad has numbers"):
-        check_arrays(arrays, 1, Cursor())
-    check_arrays({"fine": mx.ones(9), "whole": mx.arange(3)}, 1, Cursor())
+        check_finite(arrays, 1, Cursor())
+    check_finite({"fine": mx.ones(9), "whole": mx.arange(3)}, 1, Cursor())
 
 
 def test_progress_is_saved_when_a_validation_shard_is_gone(tmp_path: Path) -> None:
     data = shards(tmp_path / "data", 0, 1)
     config = QUIET.model_copy(update={"data_dir": data, "save_every": 0, "eval_every": 5})
-
-    def losing_the_shard(passed: Run) -> Iterator[Event]:
-        evaluate = passed.evaluate
-
-        def missing(step: int) -> Iterator[Event]:
-            if step == 5:
-                (data / "shard_00001.parquet").rename(tmp_path / "gone")
-            return evaluate(step)
-
-        passed.evaluate = missing
-        return loop.train(passed)
-
+    events = pretrain(config, Home(tmp_path), lambda _: None)
     with pytest.raises(MlxchatError, match=r"shard_00001\.parquet does not exist"):
-        for _ in run_stage(Pretraining(config, Home(tmp_path)), train=losing_the_shard):
-            pass
+        for event in events:
+            if isinstance(event, Stepped) and event.step == 5:  # which is evaluated next
+                (data / "shard_00001.parquet").rename(tmp_path / "gone")
     assert store.steps(run_folder(tmp_path)) == [5]
     (tmp_path / "gone").rename(data / "shard_00001.parquet")
     run(tmp_path, config)
@@ -185,7 +160,7 @@ def test_a_run_resumes_only_with_data_of_its_revision(tmp_path: Path) -> None:
     run(tmp_path, config)
 
 
-def test_what_is_streamed_later_is_of_the_revision_that_the_run_began_with(
+def test_shards_streamed_later_are_of_the_revision_the_run_began_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = Home(tmp_path)

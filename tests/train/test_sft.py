@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +24,14 @@ from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT, initialise
 from mlxchat.optim.optimizer import MuonAdamW, Rates
-from mlxchat.plan.memory import Capacity
+from mlxchat.plan.memory import BatchPlan, Resources
 from mlxchat.quantize import evaluate
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Stepped
 from mlxchat.tokenizer.bpe import Tokenizer, train
 from mlxchat.tokenizer.messages import Conversation, Message
 from mlxchat.train.base import Base, read_base
-from mlxchat.train.loop import Run
-from mlxchat.train.loop import train as steps_of
+from mlxchat.train.loop import Step, compile_step
 from mlxchat.train.pretrain import pretrain
 from mlxchat.train.sft import fine_tune, with_source
 from mlxchat.train.sft_plan import sft_plan, survey
@@ -64,7 +62,7 @@ TUNING = SftConfig(
     keep=2,
     model_tag="tuned",
 )
-PLENTY = Capacity(10**12, 4, "all", 128)
+PLENTY = Resources(10**12, 4, "all", 128)
 
 
 def talks(count: int) -> list[dict[str, object]]:
@@ -178,7 +176,7 @@ def test_a_step_is_the_mean_over_its_answers_however_it_is_cut() -> None:
         model.lm_head.weight = mx.random.normal(model.lm_head.weight.shape, key=mx.random.key(1))
         optimizer = MuonAdamW(model.named_parameters(), "classic", mx.float32)
         groups = ("embedding", "unembedding", "matrix")
-        run = Run(
+        step = Step(
             model=model,
             optimizer=optimizer,
             batches=(
@@ -188,14 +186,10 @@ def test_a_step_is_the_mean_over_its_answers_however_it_is_cut() -> None:
             rates=lambda _: Rates(
                 {group: mx.array(0.02) for group in groups}, mx.array(0.9), mx.array(0.0)
             ),
-            total_steps=1,
-            accumulation=4 // rows,
+            plan=BatchPlan(device_batch_size=rows, accumulation=4 // rows),
             grad_clip=0.0,
-            grad_checkpoint=False,
-            loss_rows=128,
-            clock=count().__next__,
         )
-        [loss] = [event.loss for event in steps_of(run) if isinstance(event, Stepped)]
+        loss = compile_step(step)(1).metrics[0].item()
         return loss, model.named_parameters()
 
     whole, parameters = stepped(4)
@@ -295,11 +289,14 @@ def test_the_batch_is_pretrainings_or_what_makes_100_steps() -> None:
     rates = {"embedding": 0.2, "unembedding": 0.004, "matrix": 0.02}
     base = Base(model, rates, 64 * 64)
     made = sft_plan(SftConfig(), base, 100_000, PLENTY)
-    assert (made.rows, made.num_iterations) == (64, 1563)  # every row, the last step a part again
+    assert (made.rows_per_step, made.num_iterations) == (
+        64,
+        1563,
+    )  # every row, the last step a part again
     assert made.learning_rates == {group: 0.8 * rate for group, rate in rates.items()}
     assert made.weight_decay == made.grad_clip == made.warmup_steps == made.final_lr_frac == 0
     made = sft_plan(SftConfig(epochs=3), base, 1_000, PLENTY)
-    assert (made.rows, made.num_iterations) == (16, 188)
+    assert (made.rows_per_step, made.num_iterations) == (16, 188)
     assert sft_plan(SftConfig(), base, 3, PLENTY).num_iterations == 3
     with pytest.raises(MlxchatError, match="not a multiple of a row's 64 tokens"):
         sft_plan(SftConfig(total_batch_size=100), base, 100, PLENTY)
@@ -428,7 +425,7 @@ def test_changed_conversations_are_refused(based: Path, tmp_path: Path) -> None:
         ({"source": "nobody"}, "There is no trained model called nobody"),
         ({"model_tag": "base"}, "base is the name of another run"),
         ({"device_batch_size": 3}, "not a multiple of 3 rows"),
-        ({"memory_limit": "1MiB"}, "takes at least"),
+        ({"memory_limit": "1MiB"}, "needs at least"),
         ({"epochs": 2}, "`epochs=2` determines"),
         ({"identity": "Ada"}, "no KEY=VALUE"),
     ],

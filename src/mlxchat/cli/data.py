@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mlxchat.cli.session import ending_soon
-from mlxchat.config.run import NAME
+from mlxchat.config.run import NAME_PATTERN
 from mlxchat.data.chats.sources import BUILTIN
 from mlxchat.data.shards import DATASETS, status
 from mlxchat.errors import ConfigError, NotFound
@@ -47,7 +47,7 @@ def ingest_text(source: Path, dataset: str | None, json: bool) -> None:
 
     suggested = re.sub(r"[^A-Za-z0-9]+", "-", source.resolve().stem).strip("-")[:100] or "mine"
     dataset = dataset or suggested
-    if dataset in DATASETS or dataset == BUILTIN or not re.match(NAME, dataset):
+    if dataset in DATASETS or dataset == BUILTIN or not re.match(NAME_PATTERN, dataset):
         raise ConfigError(
             f"{dataset} cannot be the name of your text: it is taken, or has other characters than "
             "letters, digits, '.', '_' and '-'.",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlxchat import runtime
 from mlxchat.checkpoint import store
-from mlxchat.config.run import NAME
+from mlxchat.config.run import NAME_PATTERN
 from mlxchat.errors import ConfigError
 from mlxchat.home import Home
 from mlxchat.interop import importers
@@ -80,7 +80,7 @@ def _destination(home: Home, foreign: Foreign, tag: str | None) -> Path:
         MlxchatError: the name is no folder's, or another run's.
     """
     name = tag or foreign.name
-    if not re.fullmatch(NAME, name):
+    if not re.fullmatch(NAME_PATTERN, name):
         raise ConfigError(f"{name!a} cannot be the name of a run.", "Name it with --model-tag.")
     if any(store.steps(stage / name) for stage in home.stages):
         raise ConfigError(

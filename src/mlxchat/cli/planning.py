@@ -8,9 +8,8 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.home import Home
 from mlxchat.model.size import chunk_rows
 from mlxchat.plan.budget import reason
-from mlxchat.plan.estimate import Forecast, Room, VocabularySource, forecast
-from mlxchat.plan.memory import Capacity, memory_limit
-from mlxchat.plan.plan import Plan, counted_parameters, refitted
+from mlxchat.plan.estimate import Estimate, Room, VocabularySource, estimate
+from mlxchat.plan.plan import counted_parameters, plan, refitted
 from mlxchat.telemetry.events import Noted
 from mlxchat.train.base import with_shape_of_base
 from mlxchat.train.inputs import (
@@ -18,7 +17,7 @@ from mlxchat.train.inputs import (
     stored_tokenizer,
     vocabulary,
 )
-from mlxchat.train.measure import capacity, planned
+from mlxchat.train.measure import measured_plan, resources
 from mlxchat.train.pretrain import Pretraining
 from mlxchat.train.resume import SavedRun
 from mlxchat.ui.console import Screen, say
@@ -78,22 +77,27 @@ def _tell(
     *,
     train: bool,
 ) -> None:
-    available = capacity()
+    available = resources()
     source: VocabularySource = "tokenizer"
     if saved:
         step = saved.trainer.step
         made = saved.plan if saved.trainer.finished else refitted(saved.plan, config, available)
     else:
         vocab_size, source = vocabulary(config, home)
-        with Screen(stream=sys.stderr) as screen:
-            if config.budget:
+        step = None
+        if config.budget:
+            with Screen(stream=sys.stderr) as screen:
                 screen.show(Noted(time.time(), "Measuring how fast this machine trains."))
-            made, step = planned(config, vocab_size, available, time.time(), time.time), None
+                made = measured_plan(config, vocab_size, available, time.time(), time.time)
+        else:
+            made = plan(config, vocab_size, available)
     device, speed = runtime.machine().device, runtime.matmul_flops()
-    room = _room(config, made, available)
+    limit = made.memory_limit or available.memory
+    cache = runtime.cache_limit(limit, made.peak)
+    room = Room(config.memory_limit, cache, runtime.machine().memory)
     if train:
-        runtime.check_limits(room.limit, config.wired_bytes)
-    facts = forecast(made, config.tag, source, step, available, room, device, speed)
+        runtime.check_limits(limit, config.wired_bytes)
+    facts = estimate(made, config.tag, source, step, available, room, device, speed)
     if json:
         say(facts.model_dump_json())
     else:
@@ -102,13 +106,7 @@ def _tell(
         show([*heading(facts), *because, *preset], sections(facts))
 
 
-def _room(config: PretrainConfig, made: Plan, available: Capacity) -> Room:
-    limit = memory_limit(config, made.model, made.rows, available)
-    cache = runtime.cache_limit(limit, made.memory(available)["peak"])
-    return Room(limit, config.memory_limit, cache, runtime.machine().memory)
-
-
-def heading(facts: Forecast) -> list[str]:
+def heading(facts: Estimate) -> list[str]:
     """Which model, with which vocabulary; how far it is."""
     model = facts.plan.model
     source = {
@@ -128,7 +126,7 @@ def heading(facts: Forecast) -> list[str]:
     return lines
 
 
-def sections(facts: Forecast) -> list[Section]:
+def sections(facts: Estimate) -> list[Section]:
     """The numbers in words."""
     return [
         Section(
@@ -147,7 +145,7 @@ def sections(facts: Forecast) -> list[Section]:
     ]
 
 
-def _training(facts: Forecast) -> list[Row]:
+def _training(facts: Estimate) -> list[Row]:
     made = facts.plan
     rows = f"{amount(made.device_batch_size, 'rows')} of {made.model.sequence_len:,}"
     times = "once" if made.accumulation == 1 else f"{made.accumulation:,} times, accumulated"
@@ -165,7 +163,7 @@ def _training(facts: Forecast) -> list[Row]:
     ]
 
 
-def _time(facts: Forecast) -> Row:
+def _time(facts: Estimate) -> Row:
     product = flops_per_second(facts.matmul_flops)
     speed = f"at {facts.utilisation:.0%} of a matrix product's {product}"
     if facts.saved_step is None:
@@ -175,7 +173,7 @@ def _time(facts: Forecast) -> Row:
     return Row("time left", about(facts.seconds), speed)
 
 
-def _rates(facts: Forecast) -> list[Row]:
+def _rates(facts: Estimate) -> list[Row]:
     made = facts.plan
     modern = made.model.arch == "modern"
     decayed = "of the matrices, falls to 0" if modern else "of embedding and head"
@@ -189,10 +187,10 @@ def _rates(facts: Forecast) -> list[Row]:
     ]
 
 
-def _memory(facts: Forecast) -> list[Row]:
+def _memory(facts: Estimate) -> list[Row]:
     made, sizes = facts.plan, facts.memory
     positions = made.device_batch_size * made.model.sequence_len
-    chunk = min(positions, chunk_rows(positions, made.model.vocab_size, made.loss_rows))
+    chunk = min(positions, chunk_rows(positions, made.model.vocab_size, made.chunk_rows))
     notes = NOTES | {"logits": f"in a micro-batch: those of {chunk:,} positions at a time"}
     spared = f"what this machine can spare of {memory_size(facts.machine_memory)}"
     given = facts.memory_limit_given and f"--memory-limit {facts.memory_limit_given}"

@@ -1,1 +1,1 @@
-"""What a person may set: settings models, presets and recipes, without arrays or files."""
+"""Settings, presets and recipes. Pure: no arrays, no files."""

@@ -1,9 +1,4 @@
-"""How the next token is chosen, as numbers; kept apart from arrays so that ``--help`` is quick.
-
-What the evaluation of a chat model is told. Pure: no arrays, quick to import.
-
-What a measurement is told. Pure: no arrays, quick to import.
-"""
+"""Settings of sampling, of evaluating chat models and of benchmarks. Pure: quick to import."""
 
 from pathlib import Path
 from typing import Literal, get_args
@@ -17,24 +12,35 @@ from mlxchat.model.config import HEAD_DIM, Architecture
 
 
 class Sampling(BaseModel):
-    """The choice of the next token. The filters apply in the order of the fields, penalty first."""
+    """How the next token is chosen. The penalty applies first, then the filters in field order."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, title="Sampling")
 
     temperature: float = Field(
-        0.6, ge=0, description="Divides the logits: 0 takes the likeliest token, 1 samples as is."
+        0.6,
+        ge=0,
+        description="Divisor of the logits: 0 always takes the most likely token, 1 leaves them "
+        "unchanged.",
     )
     top_k: int | None = Field(
-        50, ge=1, description="Keep this many of the likeliest tokens; a large number keeps all."
+        50,
+        ge=1,
+        description="Keep only this many of the most likely tokens; a large number keeps all.",
     )
     top_p: float = Field(
-        1.0, gt=0, le=1, description="Keep the fewest tokens whose probabilities reach this sum."
+        1.0,
+        gt=0,
+        le=1,
+        description="Keep only the most likely tokens whose probabilities add up to this.",
     )
     min_p: float = Field(
-        0.0, ge=0, lt=1, description="Keep tokens with this share of the likeliest's probability."
+        0.0,
+        ge=0,
+        lt=1,
+        description="Keep only tokens at least this probable relative to the most likely one.",
     )
     repetition_penalty: float = Field(
-        1.0, ge=1, description="Makes tokens that occurred before less likely; 1 leaves them alone."
+        1.0, ge=1, description="Make tokens that have occurred before less likely; 1 has no effect."
     )
 
 
@@ -44,49 +50,49 @@ ALL = "all"
 
 
 class ChatEvalConfig(BaseModel):
-    """On what a chat model is evaluated, and how."""
+    """The tasks and conversations that a chat model is evaluated on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tasks: str | None = Field(
         None,
-        description=f"Any of {', '.join(TASK_NAMES)}, separated by commas; or all. Default: those "
-        "whose data is there.",
+        description=f"Tasks, separated by commas: any of {', '.join(TASK_NAMES)}; or all. "
+        "Default: those whose data is present.",
     )
     task_data: Path | None = Field(
         None,
-        description="Folder of the tasks' files, laid out as the hub lays them out. Default: "
-        "task_data in $MLXCHAT_HOME.",
+        description="Folder of the task files, laid out as on the hub. Default: task_data in "
+        "$MLXCHAT_HOME.",
     )
     data: list[str] | None = Field(
         None,
-        description="Conversations as sft takes them; once more for each source. What sft holds "
-        "out of them is foreseen, and the last replies are given. For builtin also 200 questions "
-        "that none of its conversations asks.",
+        description="Conversations in the formats of sft; repeat for several sources. Measures "
+        "the loss on the held-out conversations and checks the final replies; for builtin also "
+        "the answers to 200 questions that none of its conversations asks.",
         json_schema_extra={"metavar": "PATH"},
     )
     validation_share: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="Share of `data` that sft held out. Default: as the model was fine-tuned, or "
-        f"{VALIDATION_SHARE:g}.",
+        description="Share of `data` that sft held out. Default: the share the model was "
+        f"fine-tuned with, or {VALIDATION_SHARE:g}.",
     )
     max_problems: int | None = Field(
         None,
         ge=1,
-        description="Of each task, and of the conversations, at most so many: the same for every "
-        "model.",
+        description="Problems of each task, and conversations, to evaluate at most; the same ones "
+        "for every model.",
     )
-    batch_size: int = Field(16, ge=1, le=1024, description="Answers written at a time.")
-    max_new_tokens: int = Field(512, ge=1, description="Tokens in a written answer at most.")
+    batch_size: int = Field(16, ge=1, le=1024, description="Answers to generate at a time.")
+    max_new_tokens: int = Field(512, ge=1, description="Tokens in a generated answer, at most.")
     allow_code_execution: bool = Field(
-        False, description="Run the programs that the model writes for humaneval, on this machine."
+        False, description="Run the programs that the model writes for humaneval on this machine."
     )
 
     @field_validator("task_data")
     @classmethod
-    def _wherever_it_is(cls, path: Path | None) -> Path | None:
+    def _absolute(cls, path: Path | None) -> Path | None:
         return path and path.expanduser().absolute()
 
     @field_validator("tasks")
@@ -103,7 +109,7 @@ class ChatEvalConfig(BaseModel):
 
     @property
     def named(self) -> tuple[TaskName, ...] | None:
-        """The tasks that were asked for, each once; None where none was named."""
+        """The tasks in the settings, each once; None if none is named."""
         if self.tasks is None:
             return None
         names = _split(self.tasks)
@@ -115,27 +121,27 @@ def _split(tasks: str | None) -> list[str]:
 
 
 class BenchConfig(BaseModel):
-    """Which model is measured, and for how long."""
+    """The model to benchmark, and for how long."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     arch: Architecture = Field(
-        "classic", description="classic: nanochat of October 2025; modern: of July 2026."
+        "classic", description="classic: nanochat as of October 2025; modern: as of July 2026."
     )
-    depth: int = Field(4, ge=1, le=LARGEST_DEPTH, description="Layers; width is 64 times as much.")
+    depth: int = Field(
+        4, ge=1, le=LARGEST_DEPTH, description="Layers; the width is 64 times as large."
+    )
     head_dim: int = Field(
         HEAD_DIM,
         ge=2,
-        description="Width of a head; of a classic one at most, the width is shared out.",
+        description="Width of an attention head (an upper bound for classic models).",
     )
     max_seq_len: int = Field(
         512, ge=16, le=LARGEST_CONTEXT, description="Context length in tokens."
     )
-    device_batch_size: int = Field(
-        8, ge=1, le=10**9, description="Rows of training computed at once."
-    )
+    device_batch_size: int = Field(8, ge=1, le=10**9, description="Rows in a training micro-batch.")
     vocab_size: int = Field(4096, ge=265, le=1_000_000, description="Tokens in the vocabulary.")
     steps: int = Field(20, ge=3, description="Training steps to time; the median counts.")
     seconds: float = Field(
-        30, gt=0, description="Seconds to train for at most, once three steps are timed."
+        30, gt=0, description="Train for at most this many seconds once three steps are timed."
     )

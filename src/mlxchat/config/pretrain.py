@@ -1,7 +1,4 @@
-"""Pretraining's settings: what one may say. Pure: no arrays, no files, quick to import.
-
-Names for settings: what each stands for, declared once. Pure.
-"""
+"""Settings of pretraining, and presets that stand for several of them. Pure: quick to import."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +7,7 @@ from typing import Any, ClassVar, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mlxchat.config.recipes import RECIPES, Recipe
-from mlxchat.config.run import INDEPENDENT, LARGEST_COUNT, NAME, RunConfig, model_name
+from mlxchat.config.run import INDEPENDENT, LARGEST_COUNT, NAME_PATTERN, RunConfig, model_name
 from mlxchat.config.units import spell_duration, to_seconds
 from mlxchat.data.chats.sources import BUILTIN
 from mlxchat.errors import ConfigError
@@ -37,29 +34,29 @@ PRESETS: dict[Preset, dict[str, Any]] = {
 assert tuple(PRESETS) == get_args(Preset)
 
 
-def options(settings: Mapping[str, Any]) -> str:
-    """Settings as one would give them, such as `memory_limit=least` `max_seq_len=512`."""
+def as_settings(settings: Mapping[str, Any]) -> str:
+    """Write settings as messages name them, such as `memory_limit=least` `max_seq_len=512`."""
     return " ".join(f"`{name}={value}`" for name, value in settings.items())
 
 
-def described() -> str:
-    """All presets with what they stand for."""
-    return "; ".join(f"{name} is {options(settings)}" for name, settings in PRESETS.items())
+def describe_presets() -> str:
+    """List all presets with the settings that they stand for."""
+    return "; ".join(f"{name} is {as_settings(settings)}" for name, settings in PRESETS.items())
 
 
 LARGEST_DEPTH = 64
 DEFAULT_DEPTH = 12  # without a time budget
-LARGEST_CONTEXT = 32_768  # tokens; of their square, a mask, MLX needs fewer than 2^31
-MAX_CHARACTERS = 2_000_000_000  # that a tokenizer is trained on; nanochat's
-WINDOWS = "^[SL]+$"
-IN_WORDS = {  # what a pattern asks for
-    NAME: "letters, digits, '.', '_' and '-' only, 100 at most",
-    WINDOWS: "letters S and L only",
+LARGEST_CONTEXT = 32_768  # tokens; the mask, their square, must have fewer than 2^31 elements
+MAX_CHARACTERS = 2_000_000_000  # to train a tokenizer on; nanochat's
+WINDOW_LETTERS = "^[SL]+$"
+IN_WORDS = {  # what each pattern allows
+    NAME_PATTERN: "only letters, digits, '.', '_' and '-', at most 100",
+    WINDOW_LETTERS: "only the letters S and L",
 }
 
 
 class DataConfig(BaseModel):
-    """Which data, and which tokenizer."""
+    """The data and the tokenizer."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, title="Data and tokenizer"
@@ -67,40 +64,43 @@ class DataConfig(BaseModel):
 
     dataset: str = Field(
         "fineweb-edu",
-        pattern=NAME,
-        description="fineweb-edu, climbmix (licensed for non-commercial use only), builtin, or a "
-        "name given to your own text with `mlxchat data fetch`.",
+        pattern=NAME_PATTERN,
+        description="fineweb-edu, climbmix (licensed for non-commercial use only), builtin, or "
+        "the name of your own text added with `mlxchat data fetch`.",
     )
     data_dir: Path | None = Field(
-        None, description="A folder of shards to train on instead; its last one validates."
+        None, description="Train on this folder of shards instead; the last one is for validation."
     )
     num_shards: int | None = Field(None, ge=1, description="Training shards to use. Default: all.")
     streaming: bool = Field(
-        False, description="Fetch shards ahead of their use, and drop those used."
+        False, description="Download shards just before they are needed, and delete them after use."
     )
     max_cached_shards: int = Field(
-        20, ge=2, description="With `streaming`: training shards on disk at most."
+        20, ge=2, description="With `streaming`: training shards to keep on disk, at most."
     )
     endpoint: str | None = Field(
-        None, description="The hub to fetch from. Default: $HF_ENDPOINT, or https://huggingface.co."
+        None, description="Hub to download from. Default: $HF_ENDPOINT, or https://huggingface.co."
     )
     tokenizer_dir: Path | None = Field(
-        None, description="The tokenizer's folder. Default: in $MLXCHAT_HOME."
+        None, description="Folder of the tokenizer. Default: in $MLXCHAT_HOME."
     )
     vocab_size: int | None = Field(
         None,
         ge=265,
         le=1_000_000,
-        description="Tokens of a tokenizer, where one is trained. Default: 65,536, a modern run's "
-        "32,768; fewer for little text.",
+        description="Vocabulary size of the tokenizer, if one is trained. Default: 65,536, modern "
+        "32,768; smaller if there is little text.",
     )
     seed: int = Field(
-        42, ge=0, lt=2**32, description="Of the initial parameters and the built-in corpus."
+        42,
+        ge=0,
+        lt=2**32,
+        description="Random seed of the initial parameters and the built-in corpus.",
     )
 
     @field_validator("data_dir", "tokenizer_dir")
     @classmethod
-    def _wherever_one_is(cls, path: Path | None) -> Path | None:
+    def _absolute(cls, path: Path | None) -> Path | None:
         return path and path.expanduser().absolute()
 
     @property
@@ -110,11 +110,11 @@ class DataConfig(BaseModel):
 
 
 class PretrainConfig(RunConfig, DataConfig):
-    """What a pretraining run is told. ``None`` means: derive it; the plan says from what."""
+    """Settings of a pretraining run. The plan derives those that are ``None``."""
 
     independent: ClassVar[frozenset[str]] = INDEPENDENT | {
-        "data_dir",  # its files are compared
-        "tokenizer_dir",  # a run that goes on has its own
+        "data_dir",  # the files themselves are compared
+        "tokenizer_dir",  # a saved run has its own tokenizer
         "preset",
         "streaming",
         "max_cached_shards",
@@ -124,42 +124,43 @@ class PretrainConfig(RunConfig, DataConfig):
     model_config = ConfigDict(title="Model and training")
 
     arch: Architecture = Field(
-        "classic", description="classic: nanochat of October 2025; modern: of July 2026."
+        "classic", description="classic: nanochat as of October 2025; modern: as of July 2026."
     )
     depth: int | None = Field(
         None,
         ge=1,
         le=LARGEST_DEPTH,
         json_schema_extra={"none": "auto"},
-        description="Layers; the one dial: width is 64 times as much. Default: 12; with `budget`: "
-        "auto, the depth that learns most in that time.",
+        description="Layers, the one dial for the size of the model: the width is 64 times as "
+        "large. Default: 12; with `budget`: auto, the depth that learns most in that time.",
     )
     init_from: str | None = Field(
         None,
-        description="Begin with the weights of a model: a run's name, or a model's directory. "
-        "Shape and tokenizer are the model's.",
+        description="Start from the weights of this model: the name of a run, or a model "
+        "directory. Shape and tokenizer are those of the model.",
     )
     budget: str | None = Field(
         None,
-        description="Time to train in, all in all, such as 90s, 30m, 1h30m or 2d: this machine's "
-        "speed is measured, depth, batch and steps are chosen to fit.",
+        description="Total time to train for, such as 90s, 30m, 1h30m or 2d. Measures the speed "
+        "of this machine and chooses depth, batch size and number of steps to fit.",
     )
     preset: Preset | None = Field(
         None,
         json_schema_extra={"metavar": "NAME"},
-        description=f"A name for other options, which win if given too: {described()}.",
+        description="Shorthand for other options, which take precedence if given as well: "
+        f"{describe_presets()}.",
     )
     head_dim: int = Field(
-        128, ge=2, description="Width of a head; of a classic one at most, the width is shared out."
+        128, ge=2, description="Width of an attention head (an upper bound for classic models)."
     )
     max_seq_len: int = Field(
         2048, ge=2, le=LARGEST_CONTEXT, description="Context length in tokens."
     )
     window_pattern: str | None = Field(
         None,
-        pattern=WINDOWS,
-        description="Reach of attention by layer, repeated: S a quarter of the context, L all. "
-        "Default: SSSL for modern, L for classic.",
+        pattern=WINDOW_LETTERS,
+        description="Attention window of each layer, repeated over the layers: S is a quarter of "
+        "the context, L all of it. Default: SSSL for modern, L for classic.",
     )
     num_iterations: int | None = Field(
         None,
@@ -171,67 +172,70 @@ class PretrainConfig(RunConfig, DataConfig):
         None,
         ge=1e-3,
         le=1e6,
-        description="Training tokens for each parameter. Default: 20; modern 12, for those of the "
-        "matrices and the head. With `depth=auto`, for those of the matrices.",
+        description="Training tokens per parameter. Default: 20; modern 12, counting only the "
+        "matrices and the head. With `depth=auto` only the matrices count.",
     )
     total_batch_size: int | None = Field(
         None,
         ge=1,
         le=LARGEST_COUNT,
-        description="Tokens in one optimizer step, gradients accumulated. Default: 524,288; modern "
-        "from the data ratio; with `budget` fewer.",
+        description="Tokens in an optimizer step, over all accumulated micro-batches. Default: "
+        "524,288; modern: from the data ratio; smaller with `budget`.",
     )
     embedding_lr: float | None = Field(
-        None, gt=0, description="Learning rate of the embedding (AdamW). Default: 0.2; modern 0.3."
+        None, gt=0, description="AdamW learning rate of the embedding. Default: 0.2; modern 0.3."
     )
     unembedding_lr: float | None = Field(
-        None, gt=0, description="Learning rate of the head (AdamW). Default: 0.004; modern 0.008."
+        None, gt=0, description="AdamW learning rate of the head. Default: 0.004; modern 0.008."
     )
-    matrix_lr: float = Field(0.02, gt=0, description="Learning rate of the matrices (Muon).")
+    matrix_lr: float = Field(0.02, gt=0, description="Muon learning rate of the matrices.")
     scalar_lr: float | None = Field(
         None,
         gt=0,
-        description="Learning rate of the weights of the embedding that is added to the residual "
-        "stream; those of the stream itself take a hundredth (AdamW). Modern only. Default: 0.5. "
-        "Smear and backout keep 0.2.",
+        description="AdamW learning rate of x0_lambdas; resid_lambdas use 1/100 of it. Modern "
+        "only. Default: 0.5. Smear and backout always use 0.2.",
     )
     weight_decay: float | None = Field(
         None,
         ge=0,
-        description="Classic: of embedding and head (AdamW). Default: 0. Modern: of the matrices "
-        "(Muon), before it is scaled. Default: 0.28.",
+        description="Classic: AdamW weight decay of embedding and head, default 0. Modern: Muon "
+        "weight decay of the matrices before scaling, default 0.28.",
     )
     grad_clip: float | None = Field(
         None,
         ge=0,
-        description="Largest gradient norm; 0 turns it off. Default: 1; modern 0.",
+        description="Largest gradient norm; 0 disables clipping. Default: 1; modern 0.",
     )
     warmup_steps: int | None = Field(
-        None, ge=0, description="Steps that warm up. Default: 0; modern 40."
+        None, ge=0, description="Steps over which the learning rate rises. Default: 0; modern 40."
     )
     warmdown_ratio: float | None = Field(
-        None, ge=0, le=1, description="Share of steps that cool down. Default: 0.2; modern 0.65."
+        None,
+        ge=0,
+        le=1,
+        description="Share of the steps over which the learning rate falls. Default: 0.2; modern "
+        "0.65.",
     )
     final_lr_frac: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="Last learning rate, as a share of the full one. Default: 0; modern 0.05.",
+        description="Final learning rate as a share of the full one. Default: 0; modern 0.05.",
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _under_a_preset(cls, given: Any) -> Any:
+    def _fill_in_preset(cls, given: Any) -> Any:
         preset = given.get("preset") if isinstance(given, dict) else None
         return {**PRESETS[preset], **given} if preset in PRESETS else given
 
     @field_validator("budget")
     @classmethod
-    def _one_spelling(cls, budget: str | None) -> str | None:
+    def _canonical_budget(cls, budget: str | None) -> str | None:
         return None if budget is None else spell_duration(to_seconds(budget))
 
     @model_validator(mode="after")
-    def _have_an_effect(self) -> "PretrainConfig":
+    def _require_effect(self) -> "PretrainConfig":
         if self.arch == "classic" and self.scalar_lr is not None:
             raise ConfigError(
                 "The classic architecture has no scalars that `scalar_lr` would train.",
@@ -247,7 +251,7 @@ class PretrainConfig(RunConfig, DataConfig):
             preset = PRESETS[self.preset] if self.preset else {}
             of = f" (of `preset={self.preset}`)" if "num_iterations" in preset else ""
             raise ConfigError(
-                f"A `budget` determines the number of steps: "
+                "A `budget` determines the number of steps: "
                 f"`num_iterations={self.num_iterations}`{of} does not go with it.",
                 "Leave one of them out.",
             )
@@ -255,17 +259,17 @@ class PretrainConfig(RunConfig, DataConfig):
 
     @property
     def of_preset(self) -> str | None:
-        """The options that a preset stands for here; None where there is none."""
+        """The settings that the preset provides here; None if there is no preset."""
         if self.preset is None:
             return None
         preset = PRESETS[self.preset]
-        return options(
+        return as_settings(
             {name: preset[name] for name in preset if getattr(self, name) == preset[name]}
         )
 
     @property
     def budget_seconds(self) -> int | None:
-        """The time budget, None where there is none."""
+        """The time budget; None if there is none."""
         return to_seconds(self.budget) if self.budget else None
 
     @property
@@ -279,19 +283,19 @@ class PretrainConfig(RunConfig, DataConfig):
 
     @property
     def recipe(self) -> Recipe:
-        """The architecture's, with what is set here in its place."""
+        """The architecture's recipe, with the values that the settings give instead."""
         settings = {name: getattr(self, name, None) for name in Recipe._fields}
         given = {name: value for name, value in settings.items() if value is not None}
         return RECIPES[self.arch]._replace(**given)
 
     @property
     def evaluation_steps(self) -> int:
-        """In a short run, most of the usual ones are better spent on training."""
+        """The size of an evaluation by default, in steps: small if time is limited by a budget."""
         return 5 if self.budget else super().evaluation_steps
 
     @classmethod
     def shown(cls, settings: dict[str, Any], name: str) -> str:
-        """A setting, or what stands for it where it is not given."""
+        """Write the value of a setting, or its default if it is not given."""
         value = settings[name]
         if value is None and name == "depth":
             value = "auto" if settings["budget"] else DEFAULT_DEPTH

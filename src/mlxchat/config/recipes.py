@@ -1,4 +1,4 @@
-"""What each architecture is trained with where nothing else is said. Pure numbers."""
+"""The recipe of each architecture: the numbers it is trained with by default."""
 
 from typing import NamedTuple
 
@@ -6,12 +6,12 @@ from mlxchat.model.config import WINDOW_PATTERNS, Architecture
 
 
 class Recipe(NamedTuple):
-    """What a model is trained with; the architecture's own numbers are nanochat's.
+    """The numbers that a model is trained with. The defaults are nanochat's.
 
-    Learning rates are for a width of 768, the modern ones for a batch of 2^19 tokens too.
+    Learning rates are those for a width of 768, the modern ones also for a batch of 2^19 tokens.
     """
 
-    vocabulary: int  # tokens of a tokenizer that is trained, at most
+    vocabulary: int  # tokens of a newly trained tokenizer, at most
     window_pattern: str
     target_param_data_ratio: float  # classic: of all parameters; modern: of matrices and head
     total_batch_size: int | None  # tokens; None: derived from the horizon
@@ -25,7 +25,7 @@ class Recipe(NamedTuple):
     final_lr_frac: float
 
 
-CLASSIC = Recipe(
+CLASSIC_RECIPE = Recipe(
     vocabulary=65_536,
     window_pattern=WINDOW_PATTERNS["classic"],
     target_param_data_ratio=20.0,
@@ -39,7 +39,7 @@ CLASSIC = Recipe(
     warmdown_ratio=0.2,
     final_lr_frac=0.0,
 )
-MODERN = Recipe(
+MODERN_RECIPE = Recipe(
     vocabulary=32_768,
     window_pattern=WINDOW_PATTERNS["modern"],
     target_param_data_ratio=12.0,
@@ -53,4 +53,4 @@ MODERN = Recipe(
     warmdown_ratio=0.65,
     final_lr_frac=0.05,
 )
-RECIPES: dict[Architecture, Recipe] = {"classic": CLASSIC, "modern": MODERN}
+RECIPES: dict[Architecture, Recipe] = {"classic": CLASSIC_RECIPE, "modern": MODERN_RECIPE}

@@ -1,4 +1,4 @@
-"""Fine-tuning's settings: what one may say. Pure: no arrays, quick to import."""
+"""Settings of supervised fine-tuning. Pure: quick to import."""
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -8,7 +8,7 @@ from mlxchat.errors import ConfigError
 
 
 class SftConfig(RunConfig):
-    """What a run of fine-tuning is told. ``None`` means: derive it; the plan says from what.
+    """Settings of a fine-tuning run. The plan derives those that are ``None``.
 
     The defaults are nanochat's (chat_sft at commit 92d63d4), for both architectures.
     """
@@ -17,32 +17,38 @@ class SftConfig(RunConfig):
 
     source: str | None = Field(
         None,
-        description="The model to begin with: a run's name, or a model's directory. Default: the "
+        description="Model to fine-tune: the name of a run, or a model directory. Default: the "
         "base model saved last.",
     )
-    step: int | None = Field(None, ge=0, description="Its saved step. Default: the newest.")
+    step: int | None = Field(
+        None, ge=0, description="Saved step of that model. Default: the newest."
+    )
     data: list[str] | None = Field(
         None,
         json_schema_extra={"metavar": "PATH"},
-        description="Conversations: a .jsonl, .json or .parquet file, or a folder of those; or "
-        "builtin. With :3 behind it, each comes three times an epoch. Give it once for each.",
+        description="Conversations: a .jsonl, .json or .parquet file, a folder of those, or "
+        "builtin. Append :3 to use each conversation three times per epoch. Repeat for several "
+        "sources.",
     )
     identity: str | None = Field(
         None,
         json_schema_extra={"metavar": "TEXT"},
-        description='Who the model is: "name=Ada, made by=Grace", and other facts as you like.',
+        description='Who the model is: "name=Ada, made by=Grace", and any other facts.',
     )
     spelling: int = Field(
-        0, ge=0, le=10**6, description="Conversations, made up, that spell words and count letters."
+        0,
+        ge=0,
+        le=10**6,
+        description="Generated conversations about spelling words and counting letters.",
     )
     validation_share: float = Field(
         VALIDATION_SHARE,
         gt=0,
         lt=1,
-        description="Share of the conversations that are held out.",
+        description="Share of the conversations to hold out.",
     )
     epochs: int | None = Field(
-        None, ge=1, le=1000, description="Times to go through the conversations. Default: once."
+        None, ge=1, le=1000, description="Passes through the conversations. Default: one."
     )
     num_iterations: int | None = Field(
         None, ge=1, le=LARGEST_COUNT, description="Optimizer steps. Default: from the epochs."
@@ -51,29 +57,35 @@ class SftConfig(RunConfig):
         None,
         ge=1,
         le=LARGEST_COUNT,
-        description="Tokens in one optimizer step, padding included. Default: as in pretraining, "
-        "or as few as it takes for 100 steps.",
+        description="Tokens in an optimizer step, including padding. Default: as in pretraining, "
+        "or fewer to make 100 steps.",
     )
     init_lr_frac: float = Field(
         0.8,
         gt=0,
         le=10,
-        description="Learning rates, as a share of pretraining's (a modern model's: before they "
-        "are scaled by the batch).",
+        description="Learning rates as a share of those of pretraining (for a modern model, "
+        "before scaling by the batch).",
     )
-    warmup_ratio: float = Field(0.0, ge=0, le=1, description="Share of steps that warm up.")
-    warmdown_ratio: float = Field(0.5, ge=0, le=1, description="Share of steps that cool down.")
+    warmup_ratio: float = Field(
+        0.0, ge=0, le=1, description="Share of the steps over which the learning rate rises."
+    )
+    warmdown_ratio: float = Field(
+        0.5, ge=0, le=1, description="Share of the steps over which the learning rate falls."
+    )
     final_lr_frac: float = Field(
-        0.0, ge=0, le=1, description="Last learning rate, as a share of the first."
+        0.0, ge=0, le=1, description="Final learning rate as a share of the first."
     )
-    grad_clip: float = Field(0.0, ge=0, description="Largest gradient norm; 0 for no limit.")
+    grad_clip: float = Field(0.0, ge=0, description="Largest gradient norm; 0 disables clipping.")
     load_optimizer: bool = Field(
-        False, description="Go on with the momentum that pretraining ended with."
+        False, description="Start with the optimizer state that pretraining ended with."
     )
-    seed: int = Field(42, ge=0, lt=2**32, description="Of the order, and of what is made up.")
+    seed: int = Field(
+        42, ge=0, lt=2**32, description="Random seed of the order and of generated conversations."
+    )
 
     @model_validator(mode="after")
-    def _one_length(self) -> "SftConfig":
+    def _require_one_length(self) -> "SftConfig":
         if self.epochs and self.num_iterations:
             raise ConfigError(
                 f"`epochs={self.epochs}` determines the number of steps: "

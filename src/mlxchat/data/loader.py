@@ -1,7 +1,7 @@
-"""Batches for training, each with the state that resumes after it.
+"""Batches for training, each with the state from which loading resumes after it.
 
-A thread reads, tokenizes and packs ahead, so that training does not wait; since every batch carries
-its own state, what was read ahead and never trained on is simply read again.
+A thread reads, tokenizes and packs ahead, so that training does not wait. Every batch carries its
+own state, so batches that were prepared but never trained on are simply prepared again.
 """
 
 import os
@@ -15,30 +15,30 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxchat.data.documents import Cursor, Read
-from mlxchat.data.packing import BestFit, Buffered, Tokens
+from mlxchat.data.packing import BestFit, Buffered, Tokens, mask, unmask
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Document
 
 BUFFER_DOCUMENTS = 1000  # nanochat's
 BUFFER_CONVERSATIONS = 100  # nanochat's
 BATCHES_AHEAD = 8
-POLL_SECONDS = 0.1  # between two looks at whether to stop waiting
+WAIT_SECONDS = 0.1  # for a batch, before asking again whether to stop
 TOKENIZER_THREADS = min(4, os.cpu_count() or 1)
 
 
 class Stopped(Exception):  # noqa: N818  (not an error: somebody asked for it)
-    """Work was asked to stop before it was done."""
+    """Raised when work was asked to stop before it was done."""
 
 
 @dataclass(frozen=True)
 class LoaderState:
-    """What the next batch depends on: the documents held, and the next one to read."""
+    """All that the next batch depends on: the buffered documents, and the next one to read."""
 
     cursor: Cursor = field(default_factory=Cursor)
     buffered: tuple[Buffered, ...] = ()
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The state as arrays that a checkpoint can hold."""
+        """Return the state as arrays that a checkpoint can hold."""
         tokens = [document.tokens for document in self.buffered]
         return {
             "cursor": np.array(self.cursor, np.int64),
@@ -49,20 +49,20 @@ class LoaderState:
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, npt.NDArray[Any]]) -> "LoaderState":
-        """The inverse of `to_arrays`."""
+        """Return the state that `to_arrays` made these arrays of."""
         ends = np.cumsum(arrays["kept"])
         tokens = np.split(arrays["tokens"], ends)[:-1] if len(ends) else []
-        # Those of one length are in order of arrival, and nothing else of it matters.
-        held = enumerate(zip(arrays["length"].tolist(), tokens, strict=True))
-        buffered = tuple(Buffered(length, i, kept) for i, (length, kept) in held)
+        # Documents of one length are in order of arrival, and only that order matters.
+        documents = enumerate(zip(arrays["length"].tolist(), tokens, strict=True))
+        buffered = tuple(Buffered(length, i, kept) for i, (length, kept) in documents)
         return cls(Cursor(*arrays["cursor"].tolist()), buffered)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Token ids and, one place later, targets, both (B, T) int32; the state after them.
+    """Token ids and, shifted by one, targets, both (B, T) int32; and the state after them.
 
-    A target that nothing is to be learnt from is -1.
+    A target that is not to be learned is -1.
     """
 
     ids: npt.NDArray[np.int32]
@@ -71,27 +71,27 @@ class Batch:
 
 
 class Loader:
-    """An iterator of batches. Close it, or leave it in a ``with``, to stop reading ahead.
+    """An iterator of batches. Close it, or use it in a ``with`` statement, to stop reading ahead.
 
     Args:
-        documents: read from ``state``'s cursor on; where they end, so do the batches, the last one
-            with the rows that there are.
-        tokenizer: that encodes them.
-        batch_size: rows, B.
-        sequence_len: tokens of a row, T, the last target not counted.
-        state: what was held there.
-        stop: asked while a batch is waited for: give up?
-        answers_only: the documents are conversations. They are kept whole, in padded rows, and only
+        documents: the documents from ``state``'s cursor on. The batches end when they do; the last
+            one has the rows that are left.
+        tokenizer: encodes the documents.
+        device_batch_size: rows in a batch, B.
+        sequence_len: tokens in a row, T, not counting the last target.
+        state: where to resume; None for the beginning.
+        stop: asked, while waiting for a batch, whether to give up.
+        answers_only: the documents are conversations, which are kept whole in padded rows; only
             what the assistant says is a target.
 
-    Iterating raises `Stopped` where ``stop`` says so, and whatever reading raised.
+    Iterating raises `Stopped` if ``stop`` says so, and any error of reading.
     """
 
     def __init__(
         self,
         documents: Iterator[Read],
         tokenizer: Tokenizer,
-        batch_size: int,
+        device_batch_size: int,
         sequence_len: int,
         state: LoaderState | None = None,
         stop: Callable[[], bool] = lambda: False,
@@ -99,7 +99,7 @@ class Loader:
     ) -> None:
         self._documents, self._tokenizer, self._stop = documents, tokenizer, stop
         self._answers_only = answers_only
-        self._shape = (batch_size, sequence_len + 1)
+        self._shape = (device_batch_size, sequence_len + 1)
         self._batches = self._read(state or LoaderState())
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._ahead = deque(self._submit() for _ in range(BATCHES_AHEAD))
@@ -109,7 +109,7 @@ class Loader:
 
     def __next__(self) -> Batch:
         following = self._ahead.popleft()
-        while not wait([following], POLL_SECONDS).done:
+        while not wait([following], WAIT_SECONDS).done:
             if self._stop():
                 raise Stopped
         batch = following.result()
@@ -126,7 +126,7 @@ class Loader:
         self.close()
 
     def close(self) -> None:
-        """Read no further. What is being read now ends by itself, or when its source closes."""
+        """Stop reading ahead. A read under way ends by itself, or when its source closes."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _submit(self) -> Future[Batch | None]:
@@ -144,29 +144,28 @@ class Loader:
             return self._encoded(batch)
 
         rows, capacity = self._shape
-        size, padding = BUFFER_DOCUMENTS, None
         if self._answers_only:
-            size, padding = BUFFER_CONVERSATIONS, ~self._tokenizer.bos
-        packing = BestFit(capacity, size, refill, state.buffered, padding)
+            packing = pack_answers(self._tokenizer, capacity, refill, state.buffered)
+        else:
+            packing = BestFit(capacity, BUFFER_DOCUMENTS, refill, state.buffered)
         while True:
             packed: list[Tokens] = []
             while len(packed) < rows and (row := packing.row()) is not None:
                 packed.append(row)
             if not packed:
                 return
-            batch = np.stack(packed)
-            ids, targets = np.maximum(batch, ~batch), np.maximum(batch, -1)
+            ids, targets = unmask(np.stack(packed))
             after = LoaderState(cursor, packing.snapshot())
             yield Batch(ids[:, :-1], targets[:, 1:], after)
 
     def _encoded(self, documents: list[Document]) -> list[list[int]]:
         if self._answers_only:
-            return answered(self._tokenizer, documents, self._shape[1])
+            return render_answers(self._tokenizer, documents, self._shape[1])
         return self._tokenizer.encode_documents(documents, TOKENIZER_THREADS)
 
 
 def first_rows(batches: Iterable[Batch], rows: int) -> Iterator[Batch]:
-    """So many rows, however many a batch has; the last batch is cut."""
+    """Yield the first ``rows`` rows of some batches, cutting the last batch."""
     for batch in batches:
         yield Batch(batch.ids[:rows], batch.targets[:rows], batch.state)
         rows -= len(batch.ids)
@@ -174,13 +173,26 @@ def first_rows(batches: Iterable[Batch], rows: int) -> Iterator[Batch]:
             return
 
 
-def answered(tokenizer: Tokenizer, documents: list[Document], capacity: int) -> list[list[int]]:
-    """Ids of each conversation that a row of ``capacity`` holds an answer of, or part of one; of a
-    token that is not to be learnt, the complement, ``~id``.
+def render_answers(
+    tokenizer: Tokenizer, documents: list[Document], capacity: int
+) -> list[list[int]]:
+    """Return the ids of conversations, masked where the assistant does not speak.
+
+    A conversation is left out if none of an answer is within the first ``capacity`` tokens.
     """
     rendered = (tokenizer.render(c) for c in documents if isinstance(c, Conversation))
     return [
-        [token if learnt else ~token for token, learnt in zip(ids, mask, strict=True)]
-        for ids, mask in rendered
-        if any(mask[:capacity])
+        [token if learned else mask(token) for token, learned in zip(ids, answers, strict=True)]
+        for ids, answers in rendered
+        if any(answers[:capacity])
     ]
+
+
+def pack_answers(
+    tokenizer: Tokenizer,
+    capacity: int,
+    refill: Callable[[], list[list[int]] | None],
+    buffered: Iterable[Buffered] = (),
+) -> BestFit:
+    """Pack conversations, as `render_answers` returns them, into rows padded with masked tokens."""
+    return BestFit(capacity, BUFFER_CONVERSATIONS, refill, buffered, mask(tokenizer.bos))

@@ -1,9 +1,12 @@
-"""Documents into rows: best fit, as nanochat's loaders pack them. Pure.
+"""Packing documents into rows by best fit, as nanochat's loaders do. Pure.
 
 Each row is filled with the largest buffered document that still fits, again and again. When none
-fits, it is filled with the beginning of the shortest one, whose rest is dropped; or it is padded,
-and only a document that is longer than a row is ever cut. So every row begins with the beginning of
-a document.
+fits, the rest of the row is filled with the beginning of the shortest document, whose remainder is
+dropped; or it is padded, and only a document longer than a row is ever cut. So every row begins
+with the beginning of a document.
+
+Tokens that are not to be learned, such as a user's words and padding, are masked: they pass through
+the buffer, and through the checkpoints that hold it, as their complement, which is negative.
 """
 
 from bisect import bisect_left, bisect_right, insort
@@ -16,11 +19,21 @@ import numpy.typing as npt
 Tokens = npt.NDArray[np.int32]
 
 
+def mask(token: int) -> int:
+    """Return the form in which a token that is not to be learned is packed."""
+    return ~token
+
+
+def unmask(packed: Tokens) -> tuple[Tokens, Tokens]:
+    """Return what packed tokens stand for: their ids, and the same as targets, -1 where masked."""
+    return np.maximum(packed, ~packed), np.maximum(packed, -1)
+
+
 class Buffered(NamedTuple):
     """A document waiting for its row.
 
-    Only as many tokens are kept as a row can take; ``length``, by which it is chosen, is the whole
-    document's, or where rows are padded that of what is kept.
+    Only as many tokens are kept as fit into a row; ``length``, by which a document is chosen, is
+    that of the whole document, or if rows are padded that of the tokens kept.
     """
 
     length: int
@@ -33,10 +46,10 @@ class BestFit:
 
     Args:
         capacity: tokens in a row.
-        size: documents to hold before one is chosen.
-        refill: gives the next documents; nothing once there are no more, after which rows are
-            packed from what is left.
-        documents: what an earlier `snapshot` held.
+        size: documents to buffer before one is chosen.
+        refill: returns the next documents; None when there are no more, after which rows are
+            packed from those that are left.
+        documents: the documents in an earlier `snapshot`.
         padding: the token that fills a row where no document fits; None to cut one instead.
     """
 
@@ -57,7 +70,7 @@ class BestFit:
         self._exhausted = False
 
     def row(self) -> Tokens | None:
-        """The next row, (capacity,); None when the documents left do not fill one."""
+        """Return the next row, (capacity,); None when the documents left do not fill one."""
         row = np.empty(self.capacity, np.int32)
         position = 0
         while position < self.capacity:
@@ -74,7 +87,7 @@ class BestFit:
         return row
 
     def snapshot(self) -> tuple[Buffered, ...]:
-        """The documents held now: with them and the same refills, the same rows follow."""
+        """Return the buffered documents: with them and the same refills, the same rows follow."""
         return tuple(self._documents)
 
     def _fill(self) -> None:

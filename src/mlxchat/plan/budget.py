@@ -1,20 +1,17 @@
-"""The plan that a time budget allows: which depth, which batch, how many steps. Pure.
+"""Time budgets: the plan that a budget allows, and keeping to it while the run trains. Pure.
 
-Depth: the deepest model that gets, in that time, as many tokens for each parameter of its matrices
-as the recipe's data ratio says (20; modern 12). Embedding and head are left out: in small models
-they are most of the parameters, and a budget of minutes would never be enough for a model that is
-worth training. The deeper model is the better one only if it sees enough: for short budgets a
-shallow one learns more.
+`budgeted_plan` chooses depth, batch and number of steps:
 
-Batch: rows by a power of two, as many as leave a thousand steps; the recipe's batch at most, and
-not so few tokens that Muon's matrix products take much more than a fifth of a step.
+- Depth: the deepest model that gets, within the budget, as many tokens for each parameter of its
+  matrices as the recipe's data ratio (20; modern 12). Embedding and head are not counted: in small
+  models they are most of the parameters, and a budget of minutes would never be enough for a model
+  worth training. A deeper model is better only if it sees enough tokens; with a short budget a
+  shallow one learns more.
+- Batch: a power of two of rows, such that there are about a thousand steps; at most the recipe's
+  batch, and not so few tokens that Muon's matrix products take much more than a fifth of a step.
 
-Holding a time budget: how many steps fit into what is left, asked again as a run goes on. Pure.
-
-The number of steps is planned from a measured speed, and speed changes: a laptop gets warm, another
-program starts. So at some marks the rest is planned anew from what steps, evaluations, samples and
-checkpoints were seen to take. The learning rate does not jump by that: before it cools down it
-is the same for any number of steps, and from then on only its slope changes.
+`Deadline` follows the run's events and corrects the number of steps to what the remaining time
+allows.
 """
 
 import math
@@ -27,32 +24,175 @@ from mlxchat.config.pretrain import LARGEST_DEPTH, PretrainConfig
 from mlxchat.errors import ConfigError, MlxchatError
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import flops_per_token, parameters
-from mlxchat.plan.memory import Capacity
+from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Costs, Plan, plan, recipe_batch, shape
 from mlxchat.telemetry.events import Evaluated, Evaluating, Event, Sampled, Saved, Stepped
 
-AIM = 0.995  # of the budget; the rest is for what nobody has seen yet, such as the first samples
-MARKS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98)  # of the steps or of the budget
-TOLERANCE = 0.005  # of the steps: a plan that is off by less stays
-LEAST_STEPS_SEEN = 3  # or a hundredth of all, for their mean to count
-RECENT_STEPS = 10  # or a tenth of all: those whose mean it is
-KINDS: dict[type, str] = {
-    Evaluating: "evaluation",
-    Evaluated: "evaluation",
-    Sampled: "sample",
-    Saved: "save",
-}
+AIM = 0.995  # of the budget; the rest is for costs not yet seen, such as the first samples
+
+Measure = Callable[[Plan], float | None]
+"""Returns the seconds that a step of a plan takes; None when there is no time left to measure."""
+
+
+# ==== The plan that a budget allows ==============================================================
+
+SHALLOWEST = 2  # one layer cannot learn to repeat what it saw (https://arxiv.org/abs/2209.11895)
+TARGET_STEPS = 1000
+TOKENS_PER_CHANNEL = 16  # in a step, at least; Muon costs as much as about 4 tokens per channel
+TRAINING_SHARE = 0.9  # of the remaining time; the rest evaluates, samples and saves
+FORWARD_SHARE = 1 / 3  # of a training step's time, to evaluate as many tokens
+
+
+def budgeted_plan(
+    config: PretrainConfig,
+    vocab_size: int,
+    resources: Resources,
+    left: Callable[[], float],
+    flops: float,
+    measure: Measure,
+) -> Plan:
+    """Choose what the settings leave open so that training ends when the budget does.
+
+    Depth and batch are chosen by a presumed speed and measured, then chosen again by the measured
+    speed, until the choice is one that was measured or there is no time to measure more.
+
+    Args:
+        vocab_size: tokens in the tokenizer's vocabulary.
+        resources: the means of the machine.
+        left: returns the seconds left of the budget.
+        flops: FLOP/s presumed for training before anything is measured.
+        measure: measures the step of a plan.
+
+    Raises:
+        MlxchatError: `plan` refuses the settings, or there is no time for a single step.
+    """
+    speeds: dict[int, float] = {}  # FLOP/s by depth
+    measured: set[tuple[int, int]] = set()
+
+    def speed(depth: int) -> float:
+        return speeds[min(speeds, key=lambda other: abs(other - depth))] if speeds else flops
+
+    while True:
+        draft = _draft(config, vocab_size, resources, TRAINING_SHARE * left(), speed)
+        depth, step_flops = draft.model.n_layer, draft.flops_per_token * draft.tokens_per_step
+        choice = (depth, draft.tokens_per_step)
+        seconds = None if choice in measured else measure(draft)
+        if seconds is None:
+            return _with_steps_that_fit(config, draft, left(), step_flops / speed(depth))
+        measured.add(choice)
+        speeds[depth] = step_flops / seconds
+
+
+def reason(config: PretrainConfig, plan: Plan) -> str:
+    """Explain the plan of a run with a time budget in one line."""
+    depth, tokens = plan.model.n_layer, plan.tokens / parameters(plan.model)["matrices"]
+    enough = config.recipe.target_param_data_ratio
+    each = f"{tokens:.3g} tokens for each parameter of its matrices"
+    if config.depth is not None:
+        why = f"it gets {each}"
+    elif depth > SHALLOWEST or tokens >= enough:
+        why = f"the deepest that gets about {enough:g}, here {each}"
+    else:
+        why = f"the shallowest; even so it gets only {each} (of {enough:g})"
+    speed = f", at {plan.tokens_per_step / plan.costs.step:,.0f} tokens/s" if plan.costs else ""
+    return (
+        f"Budget {config.budget}: depth {depth}, {why}; {plan.num_iterations:,} steps of "
+        f"{plan.tokens_per_step:,} tokens{speed}."
+    )
+
+
+def _draft(
+    config: PretrainConfig,
+    vocab_size: int,
+    resources: Resources,
+    seconds: float,
+    speed: Callable[[int], float],
+) -> Plan:
+    """Return the plan of the depth that suits ``seconds`` of training, or of the depth given."""
+
+    def tokens(model: GPTConfig) -> float:
+        return max(0.0, seconds) * speed(model.n_layer) / flops_per_token(model)
+
+    def draft_of(depth: int) -> Plan:
+        model = shape(config, vocab_size, depth)
+        total = config.total_batch_size or _batch(config, model, tokens(model))
+        chosen = {"depth": depth, "total_batch_size": total, "num_iterations": TARGET_STEPS}
+        return plan(config.model_copy(update=chosen), vocab_size, resources)
+
+    if config.depth is not None:
+        return draft_of(config.depth)
+    drafts = _possible(draft_of)
+    best = next(drafts)
+    for draft in drafts:
+        needed = config.recipe.target_param_data_ratio * parameters(draft.model)["matrices"]
+        if tokens(draft.model) < needed:
+            break
+        best = draft
+    return best
+
+
+def _possible(draft_of: Callable[[int], Plan]) -> Iterator[Plan]:
+    """Yield the drafts of all depths that are possible; if none is, raise the last one's error."""
+    none = True
+    for depth in range(SHALLOWEST, LARGEST_DEPTH + 1):
+        try:
+            draft = draft_of(depth)
+        except MlxchatError:  # the heads cannot divide the width, or it needs too much memory
+            if none and depth == LARGEST_DEPTH:
+                raise
+            continue
+        none = False
+        yield draft
+
+
+def _batch(config: PretrainConfig, model: GPTConfig, tokens: float) -> int:
+    """Return the tokens of a step of a run of ``tokens``."""
+    unit = (config.device_batch_size or 1) * config.max_seq_len
+    least = TOKENS_PER_CHANNEL * model.n_embd
+    wanted = min(recipe_batch(config, model), max(least, tokens / TARGET_STEPS))
+    times = max(1, int(wanted // unit))
+    return unit << times.bit_length() - 1
+
+
+def _with_steps_that_fit(
+    config: PretrainConfig, draft: Plan, left: float, step_seconds: float
+) -> Plan:
+    """Return the plan with as many steps as fit into ``left`` seconds.
+
+    Raises:
+        ConfigError: not even one does.
+    """
+    evaluation = FORWARD_SHARE * step_seconds * draft.eval_rows / draft.rows_per_step
+    costs = Costs(step=step_seconds, evaluation=evaluation if config.eval_every else 0.0)
+    training = AIM * left - costs.evaluation  # the first evaluation is before the first step
+    steps = last_step(0, training, step_seconds, pauses(config, costs))
+    if steps < 1:
+        raise ConfigError(
+            f"The budget of {config.budget} has {max(0.0, left):.0f} s left: no time for depth "
+            f"{draft.model.n_layer}, where a step of {draft.tokens_per_step:,} tokens takes about "
+            f"{step_seconds:.3g} s and an evaluation {costs.evaluation:.3g} s.",
+            "Use a longer `budget`, a smaller `depth` or `max_seq_len`, or fewer `eval_tokens`.",
+        )
+    return draft.model_copy(update={"num_iterations": steps, "costs": costs})
+
+
+# ==== How many steps fit =========================================================================
 
 
 class Pause(NamedTuple):
-    """What is done every so many steps (0: never) and after the last one, and what it takes."""
+    """A periodic pause of training: its interval in steps and its duration in seconds.
+
+    Every pause is also due after the last step; with an interval of 0, only then.
+    """
 
     every: int
     seconds: float
 
 
 def pauses(config: PretrainConfig, costs: Costs) -> list[Pause]:
-    """Those of a run; what has no cadence isn't done, but for the last checkpoint."""
+    """Return the pauses of a run. An evaluation or a sample with an interval of 0 never happens;
+    the last checkpoint always does.
+    """
     optional = (
         Pause(config.eval_every, costs.evaluation),
         Pause(config.sample_every, costs.sample),
@@ -64,7 +204,7 @@ def pauses(config: PretrainConfig, costs: Costs) -> list[Pause]:
 
 
 def seconds_needed(step: int, total: int, step_seconds: float, pauses: Sequence[Pause]) -> float:
-    """From the end of ``step`` to the end of a run of ``total`` steps."""
+    """Return the time from the end of ``step`` to the end of a run of ``total`` steps."""
     needed = (total - step) * step_seconds
     for every, seconds in pauses:
         times = total // every - step // every + (total % every > 0) if every else 1
@@ -73,8 +213,8 @@ def seconds_needed(step: int, total: int, step_seconds: float, pauses: Sequence[
 
 
 def last_step(step: int, left: float, step_seconds: float, pauses: Sequence[Pause]) -> int:
-    """The most steps in all that ``left`` seconds allow after ``step``; ``step`` if not even one is
-    possible.
+    """Return the last step that can end within ``left`` seconds after ``step``; ``step`` itself if
+    none can.
     """
     following = range(step + 1, step + 1 + math.ceil(max(0.0, left) / step_seconds))
     fitting = bisect_right(
@@ -84,10 +224,10 @@ def last_step(step: int, left: float, step_seconds: float, pauses: Sequence[Paus
 
 
 def with_steps(plan: Plan, step: int, total: int) -> Plan:
-    """The plan with another number of steps, ``step`` of them done.
+    """Return the plan with another total number of steps, after ``step`` of them are done.
 
-    The learning rate after ``step`` is what it was: a warm-down that has begun goes on from there
-    to the new end, and one that should have begun begins now.
+    The learning rate does not jump: a warm-down under way continues from its present rate to the
+    new end, and one that should have started by the new total starts now.
     """
     warmdown = round(plan.warmdown_ratio * plan.num_iterations)
     before, left = plan.num_iterations - step, total - step
@@ -98,15 +238,30 @@ def with_steps(plan: Plan, step: int, total: int) -> Plan:
     return plan.model_copy(update={"num_iterations": total, "warmdown_ratio": rescaled / total})
 
 
-class Pace:
-    """Follows a budgeted run by its events; plans the rest anew at `MARKS`, and near the end.
+# ==== Keeping to the budget ======================================================================
+
+MARKS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98)  # of the steps or of the budget
+TOLERANCE = 0.005  # of the steps: a plan that is off by less is left alone
+LEAST_STEPS_SEEN = 3  # before their mean counts; or a hundredth of all steps
+AVERAGED_STEPS = 10  # the most recent ones; or a tenth of all steps
+COST_OF: dict[type, str] = {  # the field of `Costs` that an event contributes to
+    Evaluating: "evaluation",
+    Evaluated: "evaluation",
+    Sampled: "sample",
+    Saved: "save",
+}
+
+
+class Deadline:
+    """Follows a run with a time budget by its events and corrects its number of steps at `MARKS`,
+    and near the end.
 
     Args:
         config: the settings.
         budget: seconds.
-        costs: what things are thought to take, until they are seen.
-        origin: when nothing of the budget was used, by the events' clock.
-        now: time.
+        costs: the presumed costs, used until the real ones are seen.
+        origin: the time, by the events' clock, at which none of the budget was used.
+        now: the present time.
     """
 
     def __init__(
@@ -114,21 +269,21 @@ class Pace:
     ) -> None:
         self._config, self._budget, self._costs, self._origin = config, budget, costs, origin
         self._latest = now
-        self._occasion: tuple[str, int] | None = None  # of the last pause: its kind and step
+        self._occasion: tuple[str, int] | None = None  # the last pause: its cost and step
         self._mark = 0.0  # the last one passed
         self._steps: list[float] | None = None  # seconds of each; None until one has compiled
 
     @property
     def budget(self) -> str:
-        """The time budget, as it was said."""
+        """The time budget, as the settings give it."""
         return self._config.budget or ""
 
     def costs(self, now: float) -> Costs:
-        """What is used of the budget, and what things take."""
+        """Return the costs as they are known, and the time spent until ``now``."""
         return self._costs.model_copy(update={"spent": now - self._origin})
 
     def follow(self, event: Event, plan: Plan) -> Plan:
-        """The plan from ``event`` on: mostly the same."""
+        """Return the plan from ``event`` on, which is mostly the same."""
         took, self._latest = event.time - self._latest, event.time
         match event:
             case Stepped():
@@ -138,27 +293,26 @@ class Pace:
                     self._steps.append(took)
                 return self._replanned(event, plan, self._steps)
             case Evaluating() | Evaluated() | Sampled() | Saved():
-                occasion = (KINDS[type(event)], event.step)
-                self._count(occasion, took)
+                self._add((COST_OF[type(event)], event.step), took)
         return plan
 
-    def _count(self, occasion: tuple[str, int], seconds: float) -> None:
-        """Add to what the last pause of its kind took, or begin with this one."""
-        kind, _ = occasion
-        before = getattr(self._costs, kind) if occasion == self._occasion else 0.0
+    def _add(self, occasion: tuple[str, int], seconds: float) -> None:
+        """Add to the cost of the pause under way, or start to count a new one."""
+        cost, _ = occasion
+        before = getattr(self._costs, cost) if occasion == self._occasion else 0.0
         self._occasion = occasion
-        self._costs = self._costs.model_copy(update={kind: before + seconds})
+        self._costs = self._costs.model_copy(update={cost: before + seconds})
 
     def _replanned(self, event: Stepped, plan: Plan, steps: list[float]) -> Plan:
         planned, spent = plan.num_iterations, event.time - self._origin
         progress = max(spent / self._budget, event.step / planned)
         mark = max((mark for mark in MARKS if mark <= progress), default=0.0)
         due = mark > self._mark or event.step == planned - 1  # is there time for more?
-        seen = len(steps) >= max(LEAST_STEPS_SEEN, planned // 100)
-        if not (due and seen) or event.step >= planned:
+        enough = len(steps) >= max(LEAST_STEPS_SEEN, planned // 100)
+        if not (due and enough) or event.step >= planned:
             return plan
         self._mark = max(self._mark, mark)
-        step_seconds = mean(steps[-max(RECENT_STEPS, planned // 10) :])
+        step_seconds = mean(steps[-max(AVERAGED_STEPS, planned // 10) :])
         self._costs = self._costs.model_copy(update={"step": step_seconds})
         left = AIM * self._budget - spent
         allowed = last_step(event.step, left, step_seconds, pauses(self._config, self._costs))
@@ -166,143 +320,3 @@ class Pace:
         if abs(total - planned) <= TOLERANCE * planned:
             return plan
         return with_steps(plan, event.step, total)
-
-
-SHALLOWEST = 2  # one layer cannot learn to repeat what it saw (https://arxiv.org/abs/2209.11895)
-STEPS = 1000
-TOKENS_A_CHANNEL = 16  # in a step at least; Muon costs as much as some 4 tokens for each
-TRAINING_SHARE = 0.9  # of the time that is left; the rest evaluates, samples and saves
-FORWARD_SHARE = 1 / 3  # of a training step's time, that an evaluation takes for as many tokens
-
-Measure = Callable[[Plan], float | None]
-
-
-def budgeted_plan(
-    config: PretrainConfig,
-    vocab_size: int,
-    capacity: Capacity,
-    left: Callable[[], float],
-    flops: float,
-    measure: Measure,
-) -> Plan:
-    """Choose what the settings leave open so that training ends when the time does.
-
-    A depth and batch are chosen by a presumed speed and measured; by the speed measured they are
-    chosen again, until the choice is one that was measured, or there is no time to measure more.
-
-    Args:
-        vocab_size: of the tokenizer.
-        capacity: of the machine.
-        left: seconds of the budget.
-        flops: FLOP/s presumed of training, before anything is measured.
-        measure: seconds that a step of a plan takes; None where there is no time to measure it.
-
-    Raises:
-        MlxchatError: as of `plan`, or there is not the time for a step.
-    """
-    speeds: dict[int, float] = {}  # FLOP/s by depth
-    seen: set[tuple[int, int]] = set()
-
-    def speed(depth: int) -> float:
-        return speeds[min(speeds, key=lambda other: abs(other - depth))] if speeds else flops
-
-    while True:
-        draft = _draft(config, vocab_size, capacity, TRAINING_SHARE * left(), speed)
-        depth, step_flops = draft.model.n_layer, draft.flops_per_token * draft.tokens_per_step
-        choice = (depth, draft.tokens_per_step)
-        seconds = None if choice in seen else measure(draft)
-        if seconds is None:
-            return _filled(config, draft, left(), step_flops / speed(depth))
-        seen.add(choice)
-        speeds[depth] = step_flops / seconds
-
-
-def reason(config: PretrainConfig, made: Plan) -> str:
-    """Why a budgeted run is what it is, in a line."""
-    depth, tokens = made.model.n_layer, made.tokens / parameters(made.model)["matrices"]
-    enough = config.recipe.target_param_data_ratio
-    each = f"{tokens:.3g} tokens for each parameter of its matrices"
-    if config.depth is not None:
-        why = f"it gets {each}"
-    elif depth > SHALLOWEST or tokens >= enough:
-        why = f"the deepest that gets about {enough:g}, here {each}"
-    else:
-        why = f"the shallowest; even so it gets only {each} (of {enough:g})"
-    measured = f", at {made.tokens_per_step / made.costs.step:,.0f} a second" if made.costs else ""
-    return (
-        f"Budget {config.budget}: depth {depth}, {why}; {made.num_iterations:,} steps of "
-        f"{made.tokens_per_step:,} tokens{measured}."
-    )
-
-
-def _draft(
-    config: PretrainConfig,
-    vocab_size: int,
-    capacity: Capacity,
-    seconds: float,
-    speed: Callable[[int], float],
-) -> Plan:
-    """The plan of the depth that suits ``seconds`` of training, or of the one given."""
-
-    def tokens(model: GPTConfig) -> float:
-        return max(0.0, seconds) * speed(model.n_layer) / flops_per_token(model)
-
-    def drafted(depth: int) -> Plan:
-        model = shape(config, vocab_size, depth)
-        total = config.total_batch_size or _batch(config, model, tokens(model))
-        chosen = {"depth": depth, "total_batch_size": total, "num_iterations": STEPS}
-        return plan(config.model_copy(update=chosen), vocab_size, capacity)
-
-    if config.depth is not None:
-        return drafted(config.depth)
-    drafts = _possible(drafted)
-    best = next(drafts)
-    for draft in drafts:
-        needed = config.recipe.target_param_data_ratio * parameters(draft.model)["matrices"]
-        if tokens(draft.model) < needed:
-            break
-        best = draft
-    return best
-
-
-def _possible(drafted: Callable[[int], Plan]) -> Iterator[Plan]:
-    """Those of all depths that can be; where none can, the last one's fault is raised."""
-    none = True
-    for depth in range(SHALLOWEST, LARGEST_DEPTH + 1):
-        try:
-            draft = drafted(depth)
-        except MlxchatError:  # heads cannot share out the width, or too much memory
-            if none and depth == LARGEST_DEPTH:
-                raise
-            continue
-        none = False
-        yield draft
-
-
-def _batch(config: PretrainConfig, model: GPTConfig, tokens: float) -> int:
-    """Tokens of a step."""
-    unit = (config.device_batch_size or 1) * config.max_seq_len
-    least = TOKENS_A_CHANNEL * model.n_embd
-    wanted = min(recipe_batch(config, model), max(least, tokens / STEPS))
-    times = max(1, int(wanted // unit))
-    return unit << times.bit_length() - 1
-
-
-def _filled(config: PretrainConfig, draft: Plan, left: float, step_seconds: float) -> Plan:
-    """The plan with the steps that there is time for.
-
-    Raises:
-        MlxchatError: that is none.
-    """
-    evaluation = FORWARD_SHARE * step_seconds * draft.eval_rows / draft.rows
-    costs = Costs(step=step_seconds, evaluation=evaluation if config.eval_every else 0.0)
-    training = AIM * left - costs.evaluation  # the first one is before the first step
-    steps = last_step(0, training, step_seconds, pauses(config, costs))
-    if steps < 1:
-        raise ConfigError(
-            f"Of the budget of {config.budget}, {max(0.0, left):.0f} s are left: no time for depth "
-            f"{draft.model.n_layer}, where a step of {draft.tokens_per_step:,} tokens takes about "
-            f"{step_seconds:.3g} s and an evaluation {costs.evaluation:.3g} s.",
-            "Use a longer `budget`, a smaller `depth` or `max_seq_len`, or fewer `eval_tokens`.",
-        )
-    return draft.model_copy(update={"num_iterations": steps, "costs": costs})

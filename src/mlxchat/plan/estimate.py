@@ -1,34 +1,33 @@
-"""What a run will take, before it is begun: numbers that follow from its plan and the machine."""
+"""An estimate of the time, memory and operations of a run, before it starts."""
 
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from mlxchat.model.size import parameters
-from mlxchat.plan.memory import AGAIN, Capacity
+from mlxchat.plan.memory import RECOMPUTING, Resources, training_bytes
 from mlxchat.plan.plan import Plan
 
-UTILISATION = 0.35  # of a matrix product's speed, that training reaches
+UTILISATION = 0.35  # the share of a matrix product's speed that training reaches
 
 VocabularySource = Literal["vocab_size", "tokenizer", "default"]
 
 
 class Room(NamedTuple):
-    """Of memory, in bytes."""
+    """The memory around a run."""
 
-    limit: int  # that training may take
-    given: str | None  # how it was said; None where the machine sets it
-    cache: int  # that may be kept for reuse
-    machine: int
+    given: str | None  # the limit as the settings give it; None where the machine sets it
+    cache: int  # bytes that MLX may keep for reuse
+    machine: int  # bytes
 
 
-class Forecast(BaseModel):
-    """A plan, and what it comes to on a machine; what is measured or estimated is roughly so."""
+class Estimate(BaseModel):
+    """A plan, and what it takes on a machine. Times and sizes are approximate."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tag: str
-    saved_step: int | None  # where the run goes on; None: it begins
+    saved_step: int | None  # where the run resumes; None for a new run
     vocabulary_from: VocabularySource
     plan: Plan
     parameters: dict[str, int]  # by group
@@ -36,34 +35,35 @@ class Forecast(BaseModel):
     total_flops: int
     memory: dict[str, int]  # bytes by component; "peak" of all but the cache
     memory_limit: int  # bytes that it may take
-    memory_limit_given: str | None  # how it was said; None where the machine sets it
+    memory_limit_given: str | None  # as the settings give it; None where the machine sets it
     machine_memory: int  # bytes
     device: str
     matmul_flops: float  # FLOP/s of a matrix product
-    utilisation: float  # of those
+    utilisation: float  # the share of that speed which training is expected to reach
     seconds: float  # for the steps that are left
 
 
-def forecast(
+def estimate(
     plan: Plan,
     tag: str,
     vocabulary_from: VocabularySource,
     saved_step: int | None,
-    capacity: Capacity,
+    resources: Resources,
     room: Room,
     device: str,
     matmul_flops: float,
-) -> Forecast:
-    """Estimate what a plan takes; the time by the steps measured, where a time budget had them.
+) -> Estimate:
+    """Estimate what a plan takes. Its time follows from the steps measured for a time budget, if
+    there is one.
 
     Args:
-        saved_step: where the run goes on; None where it begins.
+        saved_step: where the run resumes; None for a new run.
         matmul_flops: FLOP/s of a matrix product on ``device``.
     """
     step_flops = plan.flops_per_token * plan.tokens_per_step
-    computed = step_flops * (1 + AGAIN * plan.grad_checkpoint)
+    computed = step_flops * (1 + RECOMPUTING * plan.grad_checkpoint)
     step_seconds = plan.costs.step if plan.costs else computed / (UTILISATION * matmul_flops)
-    return Forecast(
+    return Estimate(
         tag=tag,
         saved_step=saved_step,
         vocabulary_from=vocabulary_from,
@@ -71,8 +71,8 @@ def forecast(
         parameters=parameters(plan.model),
         tokens=plan.tokens,
         total_flops=step_flops * plan.num_iterations,
-        memory={**plan.memory(capacity), "cache": room.cache},
-        memory_limit=room.limit,
+        memory={**training_bytes(plan.model, plan, resources), "cache": room.cache},
+        memory_limit=plan.memory_limit or resources.memory,
         memory_limit_given=room.given,
         machine_memory=room.machine,
         device=device,

@@ -1,9 +1,9 @@
-"""What a run does, as numbers, whatever is trained. Pure: no arrays, no files.
+"""The plan of a run: every number that follows from the settings, derived once. Pure.
 
-The plan that follows from pretraining's settings: nanochat's rules. Pure: no arrays, no files.
-
-The modern architecture's batch, learning rates and weight decay are carried over from depth 12,
-for which nanochat tuned them (base_train at commit 92d63d4).
+`plan` derives the plan of pretraining by nanochat's rules (that of fine-tuning is in `train.sft`);
+`refitted` adapts a saved plan to the memory available when the run resumes. The modern
+architecture's batch, learning rates and weight decay are transferred from depth 12, for which
+nanochat tuned them (base_train at commit 92d63d4).
 """
 
 import math
@@ -15,15 +15,20 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mlxchat.config.pretrain import DEFAULT_DEPTH, LARGEST_DEPTH, PretrainConfig
 from mlxchat.config.recipes import Recipe
 from mlxchat.config.run import RunConfig
-from mlxchat.errors import ConfigError, MlxchatError
+from mlxchat.errors import ConfigError
 from mlxchat.model.config import ASPECT_RATIO, GPTConfig
 from mlxchat.model.size import flops_per_token, parameters, scaling_parameters
 from mlxchat.optim.schedule import width_scale
-from mlxchat.plan.memory import Capacity, Depth, fit, memory_limit
+from mlxchat.plan.memory import BatchPlan, Resources, ShallowerModel, fit
+
+REFERENCE_DEPTH = 12
+REFERENCE_BATCH = 2**19  # tokens, the best at that depth
+BATCH_EXPONENT = 0.383  # of the horizon (https://arxiv.org/abs/2505.13738)
+SMEAR_RATE = 0.2  # learning rate of smear and backout, whatever the batch
 
 
 class Costs(BaseModel):
-    """Seconds that a run with a time budget has used of it, and that each thing takes."""
+    """The time budget of a run: seconds used so far, and seconds that each activity takes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,181 +39,123 @@ class Costs(BaseModel):
     save: float = 0.0
 
 
-class Plan(BaseModel):
-    """What a run does, derived once and kept with its checkpoints.
-
-    That of a run with a time budget is corrected as it goes on.
+class Plan(BatchPlan):
+    """The plan of a run, stored in its checkpoints. That of a run with a time budget is corrected
+    while it runs.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: GPTConfig
     parameters: int
     flops_per_token: int
-    target_tokens: int  # that the data ratio or the epochs ask for
+    target_tokens: int  # by the data ratio or the number of epochs
     num_iterations: int
-    device_batch_size: int
-    accumulation: int  # micro-batches in a step
     tokens_per_step: int
     learning_rates: dict[str, float]  # by group
     weight_decay: float  # classic: of embedding and head; modern: of the matrices
-    grad_clip: float
+    grad_clip: float  # largest gradient norm; 0: no limit
     warmup_steps: int
     warmdown_ratio: float
     final_lr_frac: float
-    eval_rows: int  # of an evaluation, at most
-    grad_checkpoint: bool = False  # compute each block's activations again in the backward pass
-    loss_rows: int = 128  # positions in a chunk of the loss, at least
+    eval_rows: int  # in an evaluation, at most
     costs: Costs | None = None  # None: there is no time budget
 
     @property
-    def rows(self) -> int:
-        """Of a step."""
+    def rows_per_step(self) -> int:
+        """Rows in an optimizer step."""
         return self.device_batch_size * self.accumulation
-
-    def memory(self, capacity: Capacity) -> dict[str, int]:
-        """Bytes that training takes by component, and their peak, roughly."""
-        return capacity.training_bytes(
-            self.model,
-            self.device_batch_size,
-            self.accumulation,
-            self.loss_rows,
-            self.grad_checkpoint,
-        )
 
     @property
     def tokens(self) -> int:
-        """That the run trains on."""
+        """Tokens that the run trains on."""
         return self.num_iterations * self.tokens_per_step
 
     def summary(self) -> str:
-        """The plan in a line."""
+        """Return the plan in one line."""
         rates = ", ".join(f"{rate:.3g} {group}" for group, rate in self.learning_rates.items())
         rows = "1 row" if self.device_batch_size == 1 else f"{self.device_batch_size} rows"
+        batches = f"{self.accumulation} micro-batch{'' if self.accumulation == 1 else 'es'}"
         checkpointing = ", gradient checkpointing" if self.grad_checkpoint else ""
         return (
             f"{self.model.arch}, {self.parameters:,} parameters in {self.model.n_layer} layers of "
             f"width {self.model.n_embd}, vocabulary {self.model.vocab_size:,}; "
             f"{self.num_iterations:,} steps of {self.tokens_per_step:,} tokens "
-            f"({rows} of {self.model.sequence_len:,}, "
-            f"{self.accumulation} times{checkpointing}); learning rates {rates}; "
-            f"weight decay {self.weight_decay:.3g}."
+            f"({batches} of {rows} of {self.model.sequence_len:,}{checkpointing}); "
+            f"learning rates {rates}; weight decay {self.weight_decay:.3g}."
         )
 
 
-def refitted(made: Plan, config: RunConfig, capacity: Capacity) -> Plan:
-    """The plan of a saved run: as it is where its peak fits still, and batch and checkpointing are
-    as asked, so that it goes on bit for bit; else cut up anew.
-
-    Raises:
-        MlxchatError: as of `fit`; or the rows asked for do not divide a step's.
-    """
-    step_rows(config, made.model.sequence_len, made.tokens_per_step)
-    asked = config.grad_checkpoint in ("auto", "on" if made.grad_checkpoint else "off")
-    asked = asked and config.device_batch_size in (None, made.device_batch_size)
-    limit = memory_limit(config, made.model, made.rows, capacity)
-    if asked and made.memory(capacity)["peak"] <= limit:
-        return made
-    cut = fit(config, made.model, made.rows, capacity, [])
-    changed = {
-        "device_batch_size": cut.device_batch,
-        "accumulation": cut.accumulation,
-        "loss_rows": cut.loss_rows,
-        "grad_checkpoint": cut.checkpoint,
-    }
-    return made.model_copy(update=changed)
-
-
-def evaluation_rows(config: RunConfig, context: int, tokens_per_step: int) -> int:
-    """Rows of an evaluation at most, one at least; ``context`` is the tokens of a row."""
-    tokens = config.eval_tokens or config.evaluation_steps * tokens_per_step
-    return max(1, tokens // context)
-
-
-def step_rows(config: RunConfig, context: int, total: int) -> int:
-    """Rows of ``context`` tokens in a step of ``total`` tokens.
-
-    Raises:
-        MlxchatError: they are not whole, or not a multiple of those computed at once.
-    """
-    device_batch = config.device_batch_size or 1
-    rows, left = divmod(total, context)
-    if not left and rows % device_batch == 0:
-        return rows
-    unit = f"a row's {context:,} tokens"
-    if device_batch > 1:
-        unit = f"{device_batch} rows of {context:,} tokens ({device_batch * context:,})"
-    problem = f"A total batch of {total:,} tokens is not a multiple of {unit}."
-    if left:
-        below, above = max(1, rows // device_batch), rows // device_batch + 1
-        totals = sorted({n * device_batch * context for n in (below, above)})
-        raise ConfigError(problem, f"Use `total_batch_size` {' or '.join(str(n) for n in totals)}.")
-    divisors = [str(n) for n in range(1, min(rows, 64) + 1) if rows % n == 0]
-    raise ConfigError(problem, f"Use `device_batch_size` {', '.join(divisors)}.")
-
-
-REFERENCE_DEPTH = 12
-REFERENCE_BATCH = 2**19  # tokens, the best at that depth
-BATCH_EXPONENT = 0.383  # of the horizon (https://arxiv.org/abs/2505.13738)
-SMEAR_RATE = 0.2  # learning rate of smear and backout, whatever the batch
-
-
-def plan(config: PretrainConfig, vocab_size: int, capacity: Capacity) -> Plan:
-    """Derive what the settings leave open.
+def plan(config: PretrainConfig, vocab_size: int, resources: Resources) -> Plan:
+    """Derive what pretraining's settings leave open.
 
     Args:
-        vocab_size: of the tokenizer.
-        capacity: of the machine, which training fits into.
+        vocab_size: tokens in the tokenizer's vocabulary.
+        resources: the means of the machine.
 
     Raises:
-        MlxchatError: the batch sizes do not divide (those that do are named), heads cannot share
-            out the width, or there is not the memory.
+        ConfigError: the batch sizes do not divide (those that do are named), the width cannot be
+            divided among the heads, or the data ratio asks for less than one step.
+        MemoryLimitError: training does not fit into memory.
     """
     recipe = config.recipe
     model = shape(config, vocab_size, config.depth or DEFAULT_DEPTH)
     target_tokens = _target_tokens(recipe, model)
-    total = recipe_batch(config, model)
-    rows = step_rows(config, config.max_seq_len, total)
-    steps = config.num_iterations or target_tokens // total
+    tokens_per_step = recipe_batch(config, model)
+    rows = step_rows(config, config.max_seq_len, tokens_per_step)
+    steps = config.num_iterations or target_tokens // tokens_per_step
     if steps < 1:
         raise ConfigError(
             f"{recipe.target_param_data_ratio:g} tokens for each of "
-            f"{counted_parameters(model):,} parameters are less than one step of {total:,} "
-            "tokens.",
+            f"{counted_parameters(model):,} parameters are less than one step of "
+            f"{tokens_per_step:,} tokens.",
             "Give `num_iterations`, or a smaller `total_batch_size`.",
         )
-    cut = fit(config, model, rows, capacity, _shallower(config, model))
+    batch = fit(config, model, rows, resources, _shallower(config, model))
     return Plan(
+        **dict(batch),
         model=model,
         parameters=sum(parameters(model).values()),
         flops_per_token=flops_per_token(model),
         target_tokens=target_tokens,
         num_iterations=steps,
-        device_batch_size=cut.device_batch,
-        accumulation=cut.accumulation,
-        tokens_per_step=total,
-        learning_rates=learning_rates(recipe, config.matrix_lr, model, total),
-        weight_decay=_weight_decay(config, recipe, model, total),
+        tokens_per_step=tokens_per_step,
+        learning_rates=learning_rates(recipe, config.matrix_lr, model, tokens_per_step),
+        weight_decay=_weight_decay(config, recipe, model, tokens_per_step),
         grad_clip=recipe.grad_clip,
         warmup_steps=recipe.warmup_steps,
         warmdown_ratio=recipe.warmdown_ratio,
         final_lr_frac=recipe.final_lr_frac,
-        eval_rows=evaluation_rows(config, config.max_seq_len, total),
-        grad_checkpoint=cut.checkpoint,
-        loss_rows=cut.loss_rows,
+        eval_rows=evaluation_rows(config, config.max_seq_len, tokens_per_step),
     )
 
 
-def shape(config: PretrainConfig, vocab_size: int, depth: int) -> GPTConfig:
-    """The model of that depth.
+def refitted(saved: Plan, config: RunConfig, resources: Resources) -> Plan:
+    """Return the plan by which a saved run resumes.
+
+    Its steps are divided as before, so that it resumes bit for bit, as long as that agrees with the
+    settings and still fits; otherwise they are divided again.
 
     Raises:
-        MlxchatError: heads cannot share out the width, or are of an odd one.
+        ConfigError: the device batch size in the settings does not divide the rows of a step.
+        MemoryLimitError: training does not fit into memory.
+    """
+    step_rows(config, saved.model.sequence_len, saved.tokens_per_step)
+    batch = fit(config, saved.model, saved.rows_per_step, resources, saved=saved)
+    return saved.model_copy(update=dict(batch))
+
+
+# ==== The model's shape ==========================================================================
+
+
+def shape(config: PretrainConfig, vocab_size: int, depth: int) -> GPTConfig:
+    """Return the model's shape at a depth.
+
+    Raises:
+        ConfigError: the width cannot be divided among the heads, or they have an odd width.
     """
     if config.arch == "modern" and config.head_dim % 2:
         raise ConfigError(
-            f"`head_dim={config.head_dim}` is odd; rotary embeddings turn a head's channels in "
-            "pairs.",
+            f"`head_dim={config.head_dim}` is odd, but rotary embeddings rotate the channels of a "
+            "head in pairs.",
             "Use an even `head_dim`.",
         )
 
@@ -222,8 +169,8 @@ def shape(config: PretrainConfig, vocab_size: int, depth: int) -> GPTConfig:
         near = sorted(working, key=lambda other: abs(other - depth))[:2]
         others = f"`depth` {' or '.join(map(str, sorted(near)))}, or " if near else ""
         raise ConfigError(
-            f"A depth of {depth} makes a width of {ASPECT_RATIO * depth} that cannot be shared out "
-            f"among heads of {config.head_dim}.",
+            f"A depth of {depth} makes a width of {ASPECT_RATIO * depth}, which cannot be divided "
+            f"among heads of width {config.head_dim}.",
             f"Use {others}another `head_dim`.",
         ) from error
 
@@ -239,8 +186,20 @@ def _shape(config: PretrainConfig, vocab_size: int, depth: int) -> GPTConfig:
     )
 
 
+def _shallower(config: PretrainConfig, model: GPTConfig) -> Iterator[ShallowerModel]:
+    """Yield the models of smaller depths that the settings allow, deepest first."""
+    for depth in range(model.n_layer - 1, 0, -1):
+        with suppress(ValidationError, ConfigError):
+            other = _shape(config, model.vocab_size, depth)
+            rows = step_rows(config, config.max_seq_len, recipe_batch(config, other))
+            yield ShallowerModel(other, rows)
+
+
+# ==== Horizon and batch ==========================================================================
+
+
 def counted_parameters(model: GPTConfig) -> int:
-    """Those that the data ratio counts."""
+    """Return the number of parameters that the data ratio refers to."""
     if model.arch == "modern":
         return scaling_parameters(model)
     return sum(parameters(model).values())
@@ -251,15 +210,17 @@ def _target_tokens(recipe: Recipe, model: GPTConfig) -> int:
 
 
 def _horizon_ratio(config: PretrainConfig, recipe: Recipe, model: GPTConfig) -> float:
-    """The model's horizon in tokens over that of the reference depth."""
+    """Return the model's horizon in tokens, divided by that of the reference depth."""
     reference = shape(config, model.vocab_size, REFERENCE_DEPTH)
     reference_tokens = recipe.target_param_data_ratio * scaling_parameters(reference)
     return _target_tokens(recipe, model) / reference_tokens
 
 
 def recipe_batch(config: PretrainConfig, model: GPTConfig) -> int:
-    """Tokens of a step, as given or by the recipe; where it follows from the horizon, a power of 2,
-    which for no model is less than the longest row.
+    """Return the tokens of a step, from the settings or the recipe.
+
+    A batch that follows from the horizon is a power of 2, and for no model smaller than the longest
+    row.
     """
     recipe = config.recipe
     if recipe.total_batch_size:
@@ -268,10 +229,45 @@ def recipe_batch(config: PretrainConfig, model: GPTConfig) -> int:
     return int(2 ** round(math.log2(best)))
 
 
+def step_rows(config: RunConfig, context: int, tokens_per_step: int) -> int:
+    """Return the number of rows of ``context`` tokens in a step.
+
+    Raises:
+        ConfigError: it is not whole, or not a multiple of the device batch size in the settings.
+    """
+    device_batch_size = config.device_batch_size or 1
+    rows, left = divmod(tokens_per_step, context)
+    if not left and rows % device_batch_size == 0:
+        return rows
+    unit = f"a row's {context:,} tokens"
+    if device_batch_size > 1:
+        tokens = device_batch_size * context
+        unit = f"{device_batch_size} rows of {context:,} tokens ({tokens:,})"
+    problem = f"A total batch of {tokens_per_step:,} tokens is not a multiple of {unit}."
+    if left:
+        below, above = max(1, rows // device_batch_size), rows // device_batch_size + 1
+        totals = sorted({n * device_batch_size * context for n in (below, above)})
+        raise ConfigError(problem, f"Use `total_batch_size` {' or '.join(str(n) for n in totals)}.")
+    divisors = [str(n) for n in range(1, min(rows, 64) + 1) if rows % n == 0]
+    raise ConfigError(problem, f"Use `device_batch_size` {', '.join(divisors)}.")
+
+
+def evaluation_rows(config: RunConfig, context: int, tokens_per_step: int) -> int:
+    """Return the largest number of rows of ``context`` tokens in an evaluation, at least one."""
+    tokens = config.eval_tokens or config.evaluation_steps * tokens_per_step
+    return max(1, tokens // context)
+
+
+# ==== Learning rates and weight decay ============================================================
+
+
 def learning_rates(
-    recipe: Recipe, matrix_lr: float, model: GPTConfig, total: int
+    recipe: Recipe, matrix_lr: float, model: GPTConfig, tokens_per_step: int
 ) -> dict[str, float]:
-    """By group: AdamW's shrink with the width, the modern ones grow with the root of the batch."""
+    """Return the learning rates by group.
+
+    AdamW's shrink with the square root of the width; the modern ones grow with that of the batch.
+    """
     by_width = width_scale(model.n_embd)
     rates = {
         "embedding": recipe.embedding_lr * by_width,
@@ -283,22 +279,19 @@ def learning_rates(
     rates["value_embeds"] = rates["embedding"] / 2
     rates["resid"] = recipe.scalar_lr * 0.01
     rates["x0"] = recipe.scalar_lr
-    by_batch = math.sqrt(total / REFERENCE_BATCH)
+    by_batch = math.sqrt(tokens_per_step / REFERENCE_BATCH)
     return {group: rate * by_batch for group, rate in rates.items()} | {"smear": SMEAR_RATE}
 
 
-def _weight_decay(config: PretrainConfig, recipe: Recipe, model: GPTConfig, total: int) -> float:
-    """Modern: such that batch / (learning rate * decay * horizon) stays what it is at the reference
-    depth (https://arxiv.org/abs/2405.13698), also where the number of steps is given.
+def _weight_decay(
+    config: PretrainConfig, recipe: Recipe, model: GPTConfig, tokens_per_step: int
+) -> float:
+    """Return the weight decay.
+
+    The modern one keeps batch / (learning rate * decay * horizon) as it is at the reference depth
+    (https://arxiv.org/abs/2405.13698), even if the settings give the number of steps.
     """
     if config.arch == "classic":
         return recipe.weight_decay
-    by_batch = math.sqrt(total / REFERENCE_BATCH)
+    by_batch = math.sqrt(tokens_per_step / REFERENCE_BATCH)
     return recipe.weight_decay * by_batch / _horizon_ratio(config, recipe, model)
-
-
-def _shallower(config: PretrainConfig, model: GPTConfig) -> Iterator[Depth]:
-    for depth in range(model.n_layer - 1, 0, -1):
-        with suppress(ValidationError, MlxchatError):
-            other = _shape(config, model.vocab_size, depth)
-            yield Depth(other, step_rows(config, config.max_seq_len, recipe_batch(config, other)))

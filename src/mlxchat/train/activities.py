@@ -15,13 +15,13 @@ from mlxchat.engine.generate import Tool, continue_greedily
 from mlxchat.engine.tools import ToolUse
 from mlxchat.evaluate.loss import bits_per_byte
 from mlxchat.model.gpt import GPT
-from mlxchat.plan.budget import Pace
+from mlxchat.plan.budget import Deadline
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Event, Sampled, Saved
 from mlxchat.telemetry.log import RunLog
 from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import ASSISTANT_END, Tokenizer
-from mlxchat.train.divergence import check_arrays
+from mlxchat.train.divergence import check_finite
 from mlxchat.train.resume import TrainState
 from mlxchat.train.stage import Stage
 
@@ -49,13 +49,13 @@ class Activities:
     state: TrainState
     meter: Meter
     log: RunLog
-    deadline: Pace | None
+    deadline: Deadline | None
     revision: str | None
     stop: Callable[[], bool]
 
     def __post_init__(self) -> None:
         model = self.state.model
-        in_chunks = partial(model.losses, rows=self.state.plan.loss_rows)
+        in_chunks = partial(model.losses, rows=self.state.plan.chunk_rows)
         self._losses = mx.compile(in_chunks, inputs=model.state)
 
     def evaluate(self, step: int) -> Iterator[Event]:
@@ -93,8 +93,8 @@ class Activities:
         """
         stage, state = self.stage, self.state
         began = stage.clock()
-        check_arrays(state.model.named_parameters(), step, loader.cursor)
-        check_arrays(state.optimizer.state, step, loader.cursor)
+        check_finite(state.model.named_parameters(), step, loader.cursor)
+        check_finite(state.optimizer.state, step, loader.cursor)
         self.log.sync()
         record = self._trainer_state(step, began)
 

@@ -1,6 +1,6 @@
-"""Numbers that are none: a run whose loss is NaN or infinite ends, and loses nothing that was good.
+"""Stop a run whose loss or weights are NaN or infinite, keeping the last good checkpoint.
 
-What is saved is looked at before, so that the newest checkpoint is always one to go on from.
+Arrays are checked before they are saved, so that the newest checkpoint can always be resumed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,12 @@ from mlxchat.runtime import mx
 
 
 class NotFiniteError(Exception):
-    """A number that training goes on from is NaN or infinite.
+    """A number that training depends on is NaN or infinite.
 
     Args:
         what: which number, in words.
-        step: the one that it came up in.
-        cursor: up to where the data was read.
+        step: the step that it came up in.
+        cursor: the position up to which the data had been read.
     """
 
     def __init__(self, what: str, step: int, cursor: Cursor) -> None:
@@ -28,26 +28,26 @@ class NotFiniteError(Exception):
 
 
 def check_numbers(numbers: Mapping[str, float], step: int, cursor: Cursor) -> None:
-    """Raise `NotFiniteError` where one of a step's numbers, by name, is not finite."""
+    """Raise `NotFiniteError` if one of a step's numbers, given by name, is not finite."""
     for name, number in numbers.items():
         if not isfinite(number):
             raise NotFiniteError(f"The {name} is {number}", step, cursor)
 
 
-def check_arrays(arrays: Mapping[str, mx.array], step: int, cursor: Cursor) -> None:
-    """Raise `NotFiniteError` where one of the arrays to save, by name, is not finite throughout."""
-    for name, array in arrays.items():  # one after another: little memory beside them
+def check_finite(arrays: Mapping[str, mx.array], step: int, cursor: Cursor) -> None:
+    """Raise `NotFiniteError` if one of the arrays to save has an element that is not finite."""
+    for name, array in arrays.items():  # one at a time, which takes little memory
         if not mx.isfinite(array).all().item():
             raise NotFiniteError(f"{name} has numbers that are not finite", step, cursor)
 
 
-def ended(error: NotFiniteError, run: Path, files: Sequence[str]) -> MlxchatError:
-    """What to tell the user; the newest saved step is set aside, or it is told why it cannot be.
+def diverged(error: NotFiniteError, run: Path, files: Sequence[str]) -> MlxchatError:
+    """Set the newest checkpoint aside and return the error to raise, which names it.
 
     Args:
-        error: what happened.
+        error: the number that is not finite.
         run: the run's folder.
-        files: the dataset's, its training shards first; none where it is made up.
+        files: the names of the dataset's files, training shards first; empty for generated data.
     """
     epoch, shard, row = error.cursor
     file = f"{files[shard]}, " if files else ""
@@ -62,15 +62,15 @@ def ended(error: NotFiniteError, run: Path, files: Sequence[str]) -> MlxchatErro
     except MlxchatError as failure:
         return DivergedError(
             f"{problem} The newest good step could not be set aside: {failure.problem}",
-            f"{failure.remedy} If it comes to this again, train {smaller}.",
+            f"{failure.remedy} If the run diverges again, train {smaller}.",
         )
     if newest is None:
         return DivergedError(
             problem,
-            f"Nothing was saved before. Begin again {smaller}, and save more often: `save_every`.",
+            f"No earlier step was saved. Start again {smaller}, and save more often: `save_every`.",
         )
     return DivergedError(
         problem,
-        f"The newest good step is {newest}, and stays in {kept} too. The same command goes on from "
-        f"it; if it comes to this again, train {smaller}.",
+        f"The newest good step is {newest}; a copy of it stays in {kept}. Run the same command "
+        f"again to resume from it; if the run diverges again, train {smaller}.",
     )

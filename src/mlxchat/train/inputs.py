@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mlxchat.checkpoint.trainer import TrainerState
 from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig, PretrainConfig
-from mlxchat.config.recipes import CLASSIC
+from mlxchat.config.recipes import CLASSIC_RECIPE
 from mlxchat.data.documents import BuiltinDocuments, ShardDocuments, TextDocuments
 from mlxchat.data.download import pin
 from mlxchat.data.fingerprint import frames
@@ -239,7 +239,7 @@ def train_tokenizer(
     vocab_size: int | None,
     report: Report,
     *,
-    largest: int = CLASSIC.vocabulary,
+    largest: int = CLASSIC_RECIPE.vocabulary,
     max_characters: int = MAX_CHARACTERS,
     clock: Clock = time.time,
 ) -> Tokenizer:

@@ -1,7 +1,4 @@
-"""What this machine has, and the plan of a run on it; for a time budget its speed is measured.
-
-Training on random tokens, to see what its steps take: nothing is read, evaluated or saved.
-"""
+"""The means of this machine for training, and its speed on synthetic data."""
 
 from itertools import pairwise, repeat
 from statistics import median
@@ -12,56 +9,20 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.model.gpt import GPT, initialise
 from mlxchat.model.loss import CHUNK_ROWS
-from mlxchat.model.size import ScoresHeld
 from mlxchat.optim.optimizer import MuonAdamW, Rates
-from mlxchat.plan.budget import budgeted_plan
+from mlxchat.plan.budget import Measure, budgeted_plan
 from mlxchat.plan.estimate import UTILISATION
-from mlxchat.plan.memory import Capacity
-from mlxchat.plan.plan import Plan, plan
+from mlxchat.plan.memory import Resources, ScoresHeld
+from mlxchat.plan.plan import Plan
 from mlxchat.runtime import machine, matmul_flops, mx, spare_memory
 from mlxchat.telemetry.events import Clock
-from mlxchat.train.loop import Run, compile_step
+from mlxchat.train.loop import Compile, Step, compile_step
 
-SEED = 0
+MODEL_SEED = 0
 MOMENTUM = 0.95
-
-
-def random_model(plan: Plan) -> GPT:
-    """A new model, its parameters drawn as for training."""
-    model = GPT(plan.model, machine().compute_dtype)
-    initialise(model, mx.random.key(SEED))
-    return model
-
-
-def random_run(model: GPT, plan: Plan, clock: Clock) -> Run:
-    """The training of ``model`` on one batch of random tokens, again and again.
-
-    Rates stay as they are in the plan: they change nothing in the time of a step.
-    """
-    shape = (plan.device_batch_size, plan.model.sequence_len)
-    ids = np.random.default_rng(SEED).integers(plan.model.vocab_size, size=shape, dtype=np.int32)
-
-    def rates(_: int) -> Rates:
-        learning = {group: mx.array(rate) for group, rate in plan.learning_rates.items()}
-        return Rates(learning, mx.array(MOMENTUM), mx.array(plan.weight_decay))
-
-    return Run(
-        model=model,
-        optimizer=MuonAdamW(model.named_parameters(), plan.model.arch, model.dtype),
-        batches=repeat(Batch(ids, np.roll(ids, -1, axis=1), LoaderState())),
-        rates=rates,
-        total_steps=plan.num_iterations,
-        accumulation=plan.accumulation,
-        grad_clip=plan.grad_clip,
-        grad_checkpoint=plan.grad_checkpoint,
-        loss_rows=plan.loss_rows,
-        clock=clock,
-    )
-
-
-SHARE, SECONDS = 0.05, 60.0  # of a budget, at most, for measuring
+BUDGET_SHARE, LONGEST_SECONDS = 0.05, 60.0  # of a budget, at most, to measure speed
 COUNTED_STEPS = 5  # of a plan, at most
-MICRO_BATCHES = 4  # of a step, at most: more of them take as long each
+MICRO_BATCHES = 4  # of a step, at most; more of them take as long each
 SCORES_HELD: dict[str, ScoresHeld] = {  # by backend; Metal's kernel takes no mask in training
     "cpu": "all",
     "cuda": "none",
@@ -69,82 +30,111 @@ SCORES_HELD: dict[str, ScoresHeld] = {  # by backend; Metal's kernel takes no ma
 }
 
 
-def capacity() -> Capacity:
-    """Of this machine, as much as it can spare now."""
+def resources() -> Resources:
+    """Return the means that this machine has for training now."""
     here = machine()
-    return Capacity(
+    return Resources(
         memory=spare_memory(),
         value_bytes=here.compute_dtype.size,
         scores_held=SCORES_HELD[here.backend],
-        loss_rows=CHUNK_ROWS[here.backend],
+        chunk_rows=CHUNK_ROWS[here.backend],
     )
 
 
-def planned(
-    config: PretrainConfig, vocab_size: int, available: Capacity, begun: float, clock: Clock
+# ==== The plan for a time budget =================================================================
+
+
+def measured_plan(
+    config: PretrainConfig,
+    vocab_size: int,
+    resources: Resources,
+    started_at: float,
+    clock: Clock,
+    compile: Compile = compile_step,
 ) -> Plan:
-    """The plan on this machine; for a time budget its speed is measured first.
+    """Return the plan for a time budget, measuring how fast this machine trains.
 
     Args:
-        vocab_size: of the tokenizer.
-        available: what the machine has.
-        begun: when the budget's time began to run, by ``clock``.
+        vocab_size: tokens in the tokenizer's vocabulary.
+        resources: the means of the machine.
+        started_at: when the budget started to run, by ``clock``.
+        compile: makes the function that launches a step.
 
     Raises:
-        MlxchatError: as of `plan` and `budgeted_plan`.
+        MlxchatError: as `budgeted_plan` does.
     """
-    if config.budget_seconds is None:
-        return plan(config, vocab_size, available)
-    budget = float(config.budget_seconds)
-    probe = Probe(min(SHARE * budget, SECONDS), clock)
+    budget = float(config.budget_seconds or 0)
+    measure = step_timer(min(BUDGET_SHARE * budget, LONGEST_SECONDS), clock, compile)
     presumed = UTILISATION * matmul_flops()
 
     def left() -> float:
-        return begun + budget - clock()
+        return started_at + budget - clock()
 
-    return budgeted_plan(config, vocab_size, available, left, presumed, probe)
+    return budgeted_plan(config, vocab_size, resources, left, presumed, measure)
 
 
-class Probe:
-    """Measures plans, one after the other, until the time for it is used up.
+def step_timer(seconds: float, clock: Clock, compile: Compile = compile_step) -> Measure:
+    """Return a function that measures the steps of plans, one plan after the other, until
+    ``seconds`` from now have passed. A measurement under way then ends with a whole step.
+    """
+    deadline = clock() + seconds
+
+    def measure(plan: Plan) -> float | None:
+        left = deadline - clock()
+        return step_seconds(plan, left / 2, clock, compile) if left > 0 else None
+
+    return measure
+
+
+def step_seconds(plan: Plan, limit: float, clock: Clock, compile: Compile = compile_step) -> float:
+    """Train a new model for a few steps, discard it, and return the seconds of the median step,
+    without compilation.
 
     Args:
-        seconds: for all measurements together. The one under way ends with a whole step.
-        clock: seconds.
+        limit: seconds after which no further step is started; two steps are always taken.
+        clock: returns seconds.
     """
-
-    def __init__(self, seconds: float, clock: Clock) -> None:
-        self._clock, self._deadline = clock, clock() + seconds
-
-    def __call__(self, plan: Plan) -> float | None:
-        """Seconds that one of the plan's steps takes, without compilation; None if time is up."""
-        left = self._deadline - self._clock()
-        if left <= 0:
-            return None
-        return step_seconds(plan, left / 2, self._clock)
-
-
-def step_seconds(plan: Plan, limit: float, clock: Clock) -> float:
-    """Train a new model of that plan for a few steps and forget it; the median step in seconds.
-
-    Args:
-        limit: seconds after which no further step is begun, one beside the first being counted.
-        clock: seconds.
-    """
-    begun = clock()
+    started = clock()
     accumulation = min(plan.accumulation, MICRO_BATCHES)
-    model = random_model(plan)
-    run = random_run(model, plan.model_copy(update={"accumulation": accumulation}), clock)
-    launch = compile_step(run)
+    step = synthetic_step(plan.model_copy(update={"accumulation": accumulation}))
+    launch = compile(step)
     ends = []
-    for step in range(1, COUNTED_STEPS + 2):  # the first one compiles
-        facts = launch(step).facts
-        mx.eval(facts, model.parameters(), run.optimizer.state)
+    for number in range(1, COUNTED_STEPS + 2):  # the first one compiles
+        metrics = launch(number).metrics
+        mx.eval(metrics, step.model.parameters(), step.optimizer.state)
         ends.append(clock())
-        if step > 1 and ends[-1] - begun > limit:
+        if number > 1 and ends[-1] - started > limit:
             break
-    took = median(b - a for a, b in pairwise(ends))
-    del launch, run, model
+    seconds = median(b - a for a, b in pairwise(ends))
+    del launch, step
     mx.clear_cache()
     mx.reset_peak_memory()
-    return took * plan.accumulation / accumulation
+    return seconds * plan.accumulation / accumulation
+
+
+# ==== Training on synthetic data =================================================================
+
+
+def synthetic_step(plan: Plan) -> Step:
+    """Return the steps of a new model, on one batch of random tokens again and again.
+
+    The rates are constant, which makes no difference to the time of a step.
+    """
+    model = GPT(plan.model, machine().compute_dtype)
+    initialise(model, mx.random.key(MODEL_SEED))
+    shape = (plan.device_batch_size, plan.model.sequence_len)
+    random = np.random.default_rng(MODEL_SEED)
+    ids = random.integers(plan.model.vocab_size, size=shape, dtype=np.int32)
+
+    def rates(_: int) -> Rates:
+        learning = {group: mx.array(rate) for group, rate in plan.learning_rates.items()}
+        return Rates(learning, mx.array(MOMENTUM), mx.array(plan.weight_decay))
+
+    return Step(
+        model=model,
+        optimizer=MuonAdamW(model.named_parameters(), plan.model.arch, model.dtype),
+        batches=repeat(Batch(ids, np.roll(ids, -1, axis=1), LoaderState())),
+        rates=rates,
+        plan=plan,
+        grad_clip=plan.grad_clip,
+    )

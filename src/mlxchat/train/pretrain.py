@@ -14,17 +14,17 @@ from mlxchat.errors import DataError
 from mlxchat.home import Home
 from mlxchat.model.gpt import GPT, initialise
 from mlxchat.optim import schedule
-from mlxchat.plan.budget import Pace, reason
-from mlxchat.plan.memory import Capacity
-from mlxchat.plan.plan import REFERENCE_BATCH, Plan, learning_rates
-from mlxchat.runtime import machine, mx
+from mlxchat.plan.budget import Deadline, reason
+from mlxchat.plan.memory import Resources
+from mlxchat.plan.plan import REFERENCE_BATCH, Plan, learning_rates, plan
+from mlxchat.runtime import hold_memory, machine, mx
 from mlxchat.telemetry.events import Clock, Event, Noted, Report
 from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train import inputs
 from mlxchat.train.base import with_shape_of_base
-from mlxchat.train.measure import planned
-from mlxchat.train.resume import SavedRun, TrainState, hold_memory, new_optimizer
+from mlxchat.train.measure import measured_plan
+from mlxchat.train.resume import SavedRun, TrainState, new_optimizer
 from mlxchat.train.run import run
 from mlxchat.train.stage import Prepared, Stage, history_of
 
@@ -88,12 +88,12 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
             plan.model.arch, step, plan.num_iterations, plan.warmdown_ratio
         )
 
-    def deadline(self, plan: Plan, started_at: float) -> Pace | None:
+    def deadline(self, plan: Plan, started_at: float) -> Deadline | None:
         """Return what keeps the run within its time budget; None if it has none."""
         if not (self.config.budget_seconds and plan.costs):
             return None
         budget, origin = float(self.config.budget_seconds), started_at - plan.costs.spent
-        return Pace(self.config, budget, plan.costs, origin, self.clock())
+        return Deadline(self.config, budget, plan.costs, origin, self.clock())
 
     def saved(self) -> SavedRun[PretrainConfig] | None:
         """Find the run's newest checkpoint; the data must be the same unless it is finished."""
@@ -123,7 +123,7 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
             yield f"Preset {self.config.preset}: {self.config.of_preset}"
 
     def prepare(
-        self, documents: TextDocuments, resources: Capacity, started_at: float
+        self, documents: TextDocuments, resources: Resources, started_at: float
     ) -> Generator[Event, None, Prepared]:
         """Train a tokenizer if there is none, plan, and make the model.
 
@@ -133,19 +133,23 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         tokenizer = yield from inputs.ready_tokenizer(config, home, documents, self.report, clock)
         if config.budget:
             yield Noted(clock(), f"Measuring how fast this machine trains, for {config.budget}.")
-        plan = planned(config, tokenizer.vocab_size, resources, started_at, clock)
-        hold_memory(plan, config, resources)
+            made = measured_plan(
+                config, tokenizer.vocab_size, resources, started_at, clock, self.compile
+            )
+        else:
+            made = plan(config, tokenizer.vocab_size, resources)
+        hold_memory(made.memory_limit, made.peak, config.wired_bytes)
         before = None
         if config.init_from:
             folder = catalog.find_model(home.stages, config.init_from, None)
             model = layout.read_model(folder, machine().compute_dtype).model
             before = history_of(folder, home)
         else:
-            model = GPT(plan.model, machine().compute_dtype)
+            model = GPT(made.model, machine().compute_dtype)
             initialise(model, mx.random.key(config.seed))
         optimizer = new_optimizer(model)
-        state = TrainState(plan, tokenizer, model, optimizer, 0, LoaderState(), before)
-        return Prepared(state, (reason(config, plan),) if plan.costs else ())
+        state = TrainState(made, tokenizer, model, optimizer, 0, LoaderState(), before)
+        return Prepared(state, (reason(config, made),) if made.costs else ())
 
     def prompts(
         self, tokenizer: Tokenizer, documents: TextDocuments

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
-from mlxchat import runtime
 from mlxchat.checkpoint import history, layout, store, trainer
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.trainer import TrainerState
@@ -20,8 +19,9 @@ from mlxchat.data.loader import LoaderState
 from mlxchat.errors import ConfigError, DataError
 from mlxchat.model.gpt import GPT
 from mlxchat.optim.optimizer import MuonAdamW
-from mlxchat.plan.memory import Capacity, memory_limit
+from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan, evaluation_rows, refitted
+from mlxchat.runtime import hold_memory, machine
 from mlxchat.telemetry.events import Clock, Event, Noted
 from mlxchat.tokenizer.bpe import Tokenizer
 
@@ -86,7 +86,7 @@ def read_saved(run: Path, stage: str, config: Config) -> SavedRun[Config] | None
 
 
 def resume(
-    config: RunConfig, saved: SavedRun[Config], resources: Capacity, clock: Clock
+    config: RunConfig, saved: SavedRun[Config], resources: Resources, clock: Clock
 ) -> Generator[Event, None, TrainState]:
     """Load a saved run, with other micro-batches if memory or settings require it.
 
@@ -95,9 +95,9 @@ def resume(
         CheckpointError: as `load_state`.
     """
     plan = refitted(saved.plan, config, resources)
-    hold_memory(plan, config, resources)
+    hold_memory(plan.memory_limit, plan.peak, config.wired_bytes)
     state = load_state(plan, saved)
-    if plan != saved.plan:
+    if plan.division != saved.plan.division:
         yield Noted(clock(), f"Micro-batching changed (the result is the same): {plan.summary()}")
     return state
 
@@ -112,7 +112,7 @@ def load_state(plan: Plan, saved: SavedRun[Config]) -> TrainState:
     Raises:
         CheckpointError: a file of the checkpoint is missing, damaged or another model's.
     """
-    stored = layout.read_model(saved.folder, runtime.machine().compute_dtype)
+    stored = layout.read_model(saved.folder, machine().compute_dtype)
     optimizer = new_optimizer(stored.model)
     optimizer.state = trainer.read_optimizer(saved.folder, optimizer.state)
     loader = trainer.read_loader(saved.folder)
@@ -123,14 +123,8 @@ def load_state(plan: Plan, saved: SavedRun[Config]) -> TrainState:
 
 def new_optimizer(model: GPT) -> MuonAdamW:
     """Return an optimizer for a model, its state as before the first step."""
-    dtype = runtime.machine().compute_dtype
+    dtype = machine().compute_dtype
     return MuonAdamW(model.named_parameters(), model.config.arch, dtype)
-
-
-def hold_memory(plan: Plan, config: RunConfig, resources: Capacity) -> None:
-    """Limit this process to the plan's peak, and to the memory limit."""
-    limit = memory_limit(config, plan.model, plan.rows, resources)
-    runtime.hold_memory(limit, plan.memory(resources)["peak"], config.wired_bytes)
 
 
 # Is the data the same?

@@ -17,11 +17,10 @@ from mlxchat.telemetry.events import Event, Noted, Replanned, Started
 from mlxchat.telemetry.log import RunLog
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.status import Publisher, status_path
-from mlxchat.train import loop
 from mlxchat.train.activities import Activities
-from mlxchat.train.divergence import NotFiniteError, ended
-from mlxchat.train.loop import Run
-from mlxchat.train.measure import capacity
+from mlxchat.train.divergence import NotFiniteError, diverged
+from mlxchat.train.loop import Cadence, Hooks, Step, train
+from mlxchat.train.measure import resources
 from mlxchat.train.resume import TrainState, resume
 from mlxchat.train.stage import Stage
 
@@ -31,7 +30,6 @@ def run(
     meter: Meter | None = None,
     stop: Callable[[], bool] = lambda: False,
     fresh: bool = False,
-    train: Callable[[Run], Iterator[Event]] = loop.train,
 ) -> Iterator[Event]:
     """Start a run, or resume the one of the same name; yields what happens.
 
@@ -40,7 +38,6 @@ def run(
         meter: folds the events before they are yielded, and goes into the checkpoints.
         stop: asked again and again whether to save and end.
         fresh: set an earlier run of that name aside and start from scratch.
-        train: the training loop.
 
     Raises:
         ConfigError: the settings cannot work, or are not those of the run to resume.
@@ -73,14 +70,14 @@ def run(
             yield Noted(clock(), note)
 
         # Plan, tokenizer, model and optimizer: as saved, or new
-        resources, revision = capacity(), None
+        means, revision = resources(), None
         if saved:
-            state = yield from resume(config, saved, resources, clock)
+            state = yield from resume(config, saved, means, clock)
             notes: tuple[str, ...] = ()
             revision = saved.trainer.revision
             meter.restore(saved.trainer.meter)
         else:
-            state, plan_notes = yield from stage.prepare(documents, resources, started_at)
+            state, plan_notes = yield from stage.prepare(documents, means, started_at)
             notes = (state.plan.summary(), *plan_notes)
             if fresh:
                 yield from _set_aside(stage)
@@ -97,8 +94,7 @@ def run(
         deadline = stage.deadline(state.plan, started_at)
         activities = Activities(stage, documents, state, meter, log, deadline, revision, stopping)
         batches = stack.enter_context(_batches(activities))
-        peak = state.plan.memory(resources)["peak"]
-        for event in _events(activities, batches, peak, notes, train):
+        for event in _events(activities, batches, notes):
             meter.update(event)
             log.write(event)
             status.update(event)
@@ -149,76 +145,56 @@ def _batches(activities: Activities) -> Loader:
 
 
 def _events(
-    activities: Activities,
-    batches: Iterator[Batch],
-    peak: int,
-    notes: tuple[str, ...],
-    train: Callable[[Run], Iterator[Event]],
+    activities: Activities, batches: Iterator[Batch], notes: tuple[str, ...]
 ) -> Iterator[Event]:
     """Train to the end, or until stopped; yields what happens.
 
     Args:
         activities: the run's.
         batches: to train on.
-        peak: bytes of memory that training takes, as estimated.
         notes: about the plan of a new run.
-        train: the training loop.
 
     Raises:
         DivergedError: the loss or a weight is NaN or infinite.
     """
-    stage, clock, plan = activities.stage, activities.stage.clock, activities.state.plan
+    stage, state = activities.stage, activities.state
+    config, clock, plan = stage.config, stage.clock, state.plan
     machine = runtime.machine()
     yield Started(
         clock(),
-        stage.config.tag,
-        activities.state.step,
+        config.tag,
+        state.step,
         plan.num_iterations,
         plan.tokens_per_step,
         plan.flops_per_token,
         machine.peak_flops,
         machine.device,
         plan.parameters,
-        peak,
+        plan.peak,
     )
     for note in notes:
         yield Noted(clock(), note)
-    passed = _passed_to_loop(activities, batches)
-    try:
-        for event in train(passed):
-            yield event
-            yield from _keep_deadline(activities, passed, event)
-    except NotFiniteError as error:
-        raise ended(error, stage.folder, activities.documents.names) from error
 
+    def rates_after(step: int) -> Rates:
+        return rates(stage, state, step)
 
-def _passed_to_loop(activities: Activities, batches: Iterator[Batch]) -> Run:
-    """Return everything that the training loop needs."""
-    stage, state = activities.stage, activities.state
-    config, plan = stage.config, state.plan
-    evaluations = activities.meter.evaluations
-    return Run(
-        model=state.model,
-        optimizer=state.optimizer,
-        batches=batches,
-        shards=activities.documents.shards,
-        rates=lambda step: rates(stage, state, step),
+    stop = activities.stop
+    parts = Step(state.model, state.optimizer, batches, rates_after, plan, plan.grad_clip)
+    events = train(
+        stage.compile(parts, stop),
+        lambda: state.plan.num_iterations,
+        Hooks(clock, activities.evaluate, activities.sample, activities.save, stop),
+        Cadence(config.eval_every, config.sample_every, config.save_every),
         step=state.step,
-        evaluated=any(step == state.step for step, _ in evaluations),
-        total_steps=plan.num_iterations,
-        accumulation=plan.accumulation,
-        grad_clip=plan.grad_clip,
-        grad_checkpoint=plan.grad_checkpoint,
-        loss_rows=plan.loss_rows,
-        eval_every=config.eval_every,
-        sample_every=config.sample_every,
-        save_every=config.save_every,
-        evaluate=activities.evaluate,
-        sample=activities.sample,
-        save=activities.save,
-        stop=activities.stop,
-        clock=stage.clock,
+        evaluated=any(step == state.step for step, _ in activities.meter.evaluations),
+        shards=activities.documents.shards,
     )
+    try:
+        for event in events:
+            yield event
+            yield from _keep_deadline(activities, event)
+    except NotFiniteError as error:
+        raise diverged(error, stage.folder, activities.documents.names) from error
 
 
 def rates(stage: Stage[Any, Any], state: TrainState, step: int) -> Rates:
@@ -236,7 +212,7 @@ def rates(stage: Stage[Any, Any], state: TrainState, step: int) -> Rates:
     )
 
 
-def _keep_deadline(activities: Activities, passed: Run, event: Event) -> Iterator[Event]:
+def _keep_deadline(activities: Activities, event: Event) -> Iterator[Event]:
     """Change the number of steps if the time budget requires it."""
     deadline, state = activities.deadline, activities.state
     if deadline is None:
@@ -244,6 +220,5 @@ def _keep_deadline(activities: Activities, passed: Run, event: Event) -> Iterato
     before, state.plan = state.plan, deadline.follow(event, state.plan)
     if state.plan is before:
         return
-    passed.total_steps = state.plan.num_iterations
     steps = state.plan.num_iterations, before.num_iterations
     yield Replanned(activities.stage.clock(), activities.meter.step, *steps, deadline.budget)

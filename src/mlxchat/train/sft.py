@@ -15,15 +15,15 @@ from mlxchat.data.loader import LoaderState
 from mlxchat.errors import DataError, MlxchatError, NotFound
 from mlxchat.home import Home
 from mlxchat.optim import schedule
-from mlxchat.plan.memory import Capacity
+from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan
-from mlxchat.runtime import machine
+from mlxchat.runtime import hold_memory, machine
 from mlxchat.telemetry.events import Clock, Event, Noted, Report
 from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message
 from mlxchat.train.base import read_base
-from mlxchat.train.resume import SavedRun, TrainState, hold_memory, new_optimizer, read_saved
+from mlxchat.train.resume import SavedRun, TrainState, new_optimizer, read_saved
 from mlxchat.train.run import run
 from mlxchat.train.sft_plan import sft_plan, survey
 from mlxchat.train.stage import Prepared, Stage, history_of
@@ -169,7 +169,7 @@ class FineTuning(Stage[SftConfig, ChatDocuments]):
             yield report.summary()
 
     def prepare(
-        self, documents: ChatDocuments, resources: Capacity, started_at: float
+        self, documents: ChatDocuments, resources: Resources, started_at: float
     ) -> Generator[Event, None, Prepared]:
         """Read the model to fine-tune, and plan by its training and the conversations."""
         config, home = self.config, self.home
@@ -179,7 +179,7 @@ class FineTuning(Stage[SftConfig, ChatDocuments]):
         found = survey(documents, tokenizer, base.model.sequence_len, self.report, self.clock)
         yield Noted(self.clock(), found.summary())
         plan = sft_plan(config, base, found.rows, resources)
-        hold_memory(plan, config, resources)
+        hold_memory(plan.memory_limit, plan.peak, config.wired_bytes)
         model = layout.read_model(folder, machine().compute_dtype).model
         optimizer = new_optimizer(model)
         if config.load_optimizer:

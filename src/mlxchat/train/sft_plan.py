@@ -6,11 +6,11 @@ from typing import NamedTuple
 from mlxchat.config.sft import SftConfig
 from mlxchat.data.chats.mixture import ChatDocuments
 from mlxchat.data.documents import Cursor
-from mlxchat.data.loader import BUFFER_CONVERSATIONS, answered
-from mlxchat.data.packing import BestFit
+from mlxchat.data.loader import BUFFER_CONVERSATIONS, pack_answers, render_answers
+from mlxchat.data.packing import unmask
 from mlxchat.errors import DataError
 from mlxchat.model.size import flops_per_token, parameters
-from mlxchat.plan.memory import Capacity, fit
+from mlxchat.plan.memory import Resources, fit
 from mlxchat.plan.plan import Plan, evaluation_rows, step_rows
 from mlxchat.telemetry.events import Clock, Progressed, Report
 from mlxchat.tokenizer.bpe import Tokenizer
@@ -19,14 +19,14 @@ from mlxchat.train.base import Base
 LEAST_STEPS = 100  # over which the conversations are spread, if there are that many rows
 
 
-def sft_plan(config: SftConfig, base: Base, epoch_rows: int, resources: Capacity) -> Plan:
+def sft_plan(config: SftConfig, base: Base, epoch_rows: int, resources: Resources) -> Plan:
     """Derive the numbers that the settings leave open.
 
     Args:
         config: the settings.
         base: the model to fine-tune.
         epoch_rows: rows that the conversations of an epoch take.
-        resources: what training may use of this machine.
+        resources: the means of the machine.
 
     Raises:
         ConfigError: the batch sizes do not divide.
@@ -39,16 +39,15 @@ def sft_plan(config: SftConfig, base: Base, epoch_rows: int, resources: Capacity
     else:
         rows = _batch(base.tokens_per_step // context, wanted, config.device_batch_size or 1)
     steps = config.num_iterations or -(-wanted // rows)
-    cut = fit(config, model, rows, resources, [])
+    batch = fit(config, model, rows, resources)
     total = rows * context
     return Plan(
+        **dict(batch),
         model=model,
         parameters=sum(parameters(model).values()),
         flops_per_token=flops_per_token(model),
         target_tokens=wanted * context,
         num_iterations=steps,
-        device_batch_size=cut.device_batch,
-        accumulation=cut.accumulation,
         tokens_per_step=total,
         learning_rates={
             group: config.init_lr_frac * rate for group, rate in base.learning_rates.items()
@@ -59,8 +58,6 @@ def sft_plan(config: SftConfig, base: Base, epoch_rows: int, resources: Capacity
         warmdown_ratio=config.warmdown_ratio,
         final_lr_frac=config.final_lr_frac,
         eval_rows=evaluation_rows(config, context, total),
-        grad_checkpoint=cut.checkpoint,
-        loss_rows=cut.loss_rows,
     )
 
 
@@ -117,18 +114,19 @@ def survey(
     def refill() -> list[list[int]] | None:
         nonlocal read
         batch = list(islice(epoch, BUFFER_CONVERSATIONS))
-        encoded = answered(tokenizer, batch, capacity)
+        encoded = render_answers(tokenizer, batch, capacity)
         lengths.extend(map(len, encoded))
         read += len(batch)
         total = documents.epoch_size
         report(Progressed(clock(), "reading", read, total, "conversations"))
         return encoded if batch else None
 
-    packing = BestFit(capacity, BUFFER_CONVERSATIONS, refill, padding=~tokenizer.bos)
+    packing = pack_answers(tokenizer, capacity, refill)
     rows = learnt = 0
     while (row := packing.row()) is not None:
         rows += 1
-        learnt += int((row[1:] >= 0).sum())
+        _, targets = unmask(row[1:])
+        learnt += int((targets >= 0).sum())
     if not lengths:
         raise DataError(
             f"No conversation has an answer within the model's context of {context:,} tokens.",

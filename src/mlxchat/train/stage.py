@@ -19,11 +19,12 @@ from mlxchat.config.run import RunConfig
 from mlxchat.data.documents import Documents
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.plan.budget import Pace
-from mlxchat.plan.memory import Capacity
+from mlxchat.plan.budget import Deadline
+from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan
 from mlxchat.telemetry.events import Clock, Event, Report
 from mlxchat.tokenizer.bpe import Tokenizer
+from mlxchat.train.loop import Compile, compile_step
 from mlxchat.train.resume import SavedRun, TrainState, read_saved
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -45,6 +46,7 @@ class Stage(ABC, Generic[Config, Dataset]):
         home: where data, tokenizer, checkpoints and log are.
         report: called with the progress of downloads and the like, also from other threads.
         clock: seconds since the epoch.
+        compile: makes the function that launches a step.
     """
 
     name: ClassVar[str]  # in trainer.json
@@ -56,8 +58,10 @@ class Stage(ABC, Generic[Config, Dataset]):
         home: Home,
         report: Report = lambda _: None,
         clock: Clock = time.time,
+        compile: Compile = compile_step,
     ) -> None:
         self.config, self.home, self.report, self.clock = config, home, report, clock
+        self.compile = compile
 
     @property
     def folder(self) -> Path:
@@ -91,7 +95,7 @@ class Stage(ABC, Generic[Config, Dataset]):
     def momentum(self, plan: Plan, step: int) -> float:
         """Return Muon's momentum after ``step`` updates."""
 
-    def deadline(self, plan: Plan, started_at: float) -> Pace | None:
+    def deadline(self, plan: Plan, started_at: float) -> Deadline | None:
         """Return what keeps the run within its time budget; None if it has none.
 
         Args:
@@ -137,13 +141,13 @@ class Stage(ABC, Generic[Config, Dataset]):
 
     @abstractmethod
     def prepare(
-        self, documents: Dataset, resources: Capacity, started_at: float
+        self, documents: Dataset, resources: Resources, started_at: float
     ) -> Generator[Event, None, Prepared]:
         """Make the model, the optimizer and the plan of a new run.
 
         Args:
             documents: the dataset.
-            resources: what training may use of this machine.
+            resources: the means of the machine.
             started_at: when this process started.
 
         Raises:
