@@ -65,7 +65,7 @@ def save(home: Path, state: TrainState, step: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [slow("once"), slow("full"), "killed"])
-def test_whatever_fails_in_a_save_the_newest_step_can_be_loaded(
+def test_the_newest_step_can_be_loaded_whatever_fails_in_a_save(
     kind: str, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state, folder, step = load(copied), Home(copied).runs / "run", 4
@@ -97,7 +97,7 @@ def test_whatever_fails_in_a_save_the_newest_step_can_be_loaded(
         assert store.steps(folder) == [step - 1, step]
 
 
-def test_a_disk_that_is_full_says_what_to_free(copied: Path) -> None:
+def test_a_full_disk_error_says_what_to_free(copied: Path) -> None:
     state = load(copied)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     for size in (100, 5000, 100_000, 250_000):
@@ -135,7 +135,7 @@ def test_every_changed_byte_is_refused_and_its_file_named(copied: Path) -> None:
     assert load(copied).step == 4
 
 
-def test_a_model_to_chat_with_is_checked_too(copied: Path) -> None:
+def test_a_model_is_verified_when_it_is_loaded_for_chat(copied: Path) -> None:
     folder = Home(copied).runs / "run" / "step_000004"
     for name in (layout.CONFIG, layout.MODEL, layout.GENERATION, "tokenizer.json"):
         content = (folder / name).read_bytes()

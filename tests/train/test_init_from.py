@@ -54,7 +54,7 @@ def config(source: object, **settings: Any) -> PretrainConfig:
     )  # fmt: skip
 
 
-def test_training_begins_where_the_model_is(source: Path) -> None:
+def test_training_starts_from_the_models_weights(source: Path) -> None:
     """With learning rates that change nothing, the saved weights are the model's."""
     still = {"embedding_lr": 1e-30, "unembedding_lr": 1e-30, "matrix_lr": 1e-30}
     events = list(pretrain(config(source, **still), Home.from_environment(), lambda _: None))
@@ -71,7 +71,7 @@ def test_training_begins_where_the_model_is(source: Path) -> None:
 
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
-def test_its_shape_is_the_models(arch: Any, tmp_path: Path) -> None:
+def test_the_shape_follows_from_the_model(arch: Any, tmp_path: Path) -> None:
     folder = model(tmp_path / "m", arch=arch)
     settled = with_shape_of_base(config(folder), Home.from_environment())
     assert (settled.arch, settled.depth, settled.max_seq_len) == (arch, 1, 32)
@@ -107,7 +107,7 @@ def test_a_runs_name_is_accepted(source: Path) -> None:
         ({"tokenizer_dir": "/elsewhere"}, "`tokenizer_dir=/elsewhere`"),
     ],
 )
-def test_settings_that_say_another_shape_are_refused(
+def test_settings_that_contradict_the_model_are_refused(
     settings: dict[str, Any], said: str, source: Path
 ) -> None:
     with pytest.raises(MlxchatError, match=said) as caught:
@@ -144,12 +144,12 @@ def test_quantized_and_missing_models_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [["info"], ["train", "--dry-run"]])
-def test_what_it_takes_is_told_beforehand(command: list[str], source: Path) -> None:
+def test_info_and_dry_run_know_the_models_shape(command: list[str], source: Path) -> None:
     result = CliRunner().invoke(
         app,
         [*command, "--init-from", str(source), "--dataset", "builtin", "--json", "--num-iterations",
          "2", "--total-batch-size", "256"],
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
-    assert told["plan"]["model"]["n_embd"] == 64 and told["vocabulary_from"] == "tokenizer"
+    found = json.loads(result.stdout)
+    assert found["plan"]["model"]["n_embd"] == 64 and found["vocabulary_from"] == "tokenizer"

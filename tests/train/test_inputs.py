@@ -46,7 +46,7 @@ def test_the_tokenizer_is_replaced_when_the_new_one_is_ready(tmp_path: Path) -> 
     ]
 
 
-def test_no_text_is_an_error(tmp_path: Path) -> None:
+def test_a_tokenizer_needs_text(tmp_path: Path) -> None:
     with pytest.raises(MlxchatError, match="holds no text"):
         train_tokenizer(Empty(1), tmp_path / "tokenizer", 300, lambda _: None)
     assert not (tmp_path / "tokenizer").exists()
@@ -85,7 +85,7 @@ def test_the_settings_decide_which_documents_are_opened(tmp_path: Path) -> None:
     streamed.close()
 
 
-def test_the_command_reads_as_many_characters_as_it_is_told(
+def test_the_command_reads_at_most_the_characters_asked_for(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer_command(DataConfig(dataset="builtin", vocab_size=300), 20_000, True)

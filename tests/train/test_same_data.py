@@ -51,18 +51,18 @@ def forget_fingerprints(home: Path) -> None:
 
 
 @pytest.mark.parametrize("changed", ["shard_00001.parquet", "shard_00002.parquet"])
-def test_other_text_under_the_same_name_is_refused(tmp_path: Path, changed: str) -> None:
+def test_a_changed_file_is_refused(tmp_path: Path, changed: str) -> None:
     data = shards(tmp_path / "data", 0, 1, 2)  # the last one validates
     config = QUIET.model_copy(update={"data_dir": data})
     run(tmp_path, config, stop_at=3)
     began_with = (data / changed).read_bytes()
     write_texts(data / changed, ["Another text, about hens."] * 150)
-    for go_on in (
+    for resume in (
         lambda: run(tmp_path, config),
         lambda: Pretraining(config, Home(tmp_path)).saved(),
     ):
         with pytest.raises(MlxchatError) as raised:
-            go_on()
+            resume()
         assert f"{data / changed} is not the file of that name" in raised.value.problem
         assert "Put that one back" in raised.value.remedy and "`fresh`" in raised.value.remedy
     (data / changed).write_bytes(began_with)
@@ -71,7 +71,7 @@ def test_other_text_under_the_same_name_is_refused(tmp_path: Path, changed: str)
     run(tmp_path, config)  # says that it is finished
 
 
-def test_unknown_fingerprints_are_taken_when_a_run_resumes(tmp_path: Path) -> None:
+def test_missing_fingerprints_are_added_when_a_run_resumes(tmp_path: Path) -> None:
     data = shards(tmp_path / "data", 0, 1)
     config = QUIET.model_copy(update={"data_dir": data})
     run(tmp_path, config, stop_at=3)
@@ -99,7 +99,7 @@ def test_a_run_resumes_with_data_that_moved(tmp_path: Path) -> None:
     run(tmp_path, moved)
 
 
-def test_the_built_in_corpus_is_no_folder_of_that_name(tmp_path: Path) -> None:
+def test_the_built_in_corpus_is_not_a_folder_of_that_name(tmp_path: Path) -> None:
     run(tmp_path, CONFIG, stop_at=1)
     folder = shards(tmp_path / "data", 0, 1)
     with pytest.raises(MlxchatError, match="was started with the dataset's own folder, not with"):
@@ -174,7 +174,7 @@ def at_hub(folder: Path) -> dict[str, Path]:
     return {address(TINY, path.name): path for path in folder.iterdir()}
 
 
-def test_what_is_streamed_later_is_what_was_there(tmp_path: Path, tiny: Dataset) -> None:
+def test_streamed_shards_are_the_same_as_those_on_disk(tmp_path: Path, tiny: Dataset) -> None:
     straight, going_on = tmp_path / "straight", tmp_path / "going_on"
     same, other = few(tmp_path / "same", 0, 1, 2, 3), few(tmp_path / "other", 0, 1, 2, text="hens")
     few(other, 3)
@@ -200,9 +200,7 @@ def test_what_is_streamed_later_is_what_was_there(tmp_path: Path, tiny: Dataset)
     assert_same(final(going_on), final(straight))
 
 
-def test_what_was_streamed_is_the_same_when_it_is_streamed_again(
-    tmp_path: Path, tiny: Dataset
-) -> None:
+def test_a_shard_streamed_again_must_be_the_same(tmp_path: Path, tiny: Dataset) -> None:
     same, other = few(tmp_path / "same", 0, 1, 2, 3), few(tmp_path / "other", 0, 1, 2, text="hens")
     few(other, 3)
     with HubServer(at_hub(same)) as server:
@@ -211,9 +209,9 @@ def test_what_was_streamed_is_the_same_when_it_is_streamed_again(
             update={"streaming": True, "endpoint": server.endpoint, "max_cached_shards": 2}
         )
         run(tmp_path, config, stop_at=3)
-        begun = read_trainer(newest(tmp_path))
-        assert begun.revision is None
-        assert begun.fingerprints == {
+        state = read_trainer(newest(tmp_path))
+        assert state.revision is None
+        assert state.fingerprints == {
             name: fingerprint(same / name) for name in (FIRST, SECOND, THIRD)
         }
         shutil.rmtree(Home(tmp_path).data(tiny.name))

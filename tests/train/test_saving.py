@@ -57,7 +57,7 @@ def test_a_loss_or_norm_that_is_not_finite_ends_the_run(
     assert read_trainer(kept).step == 6
 
 
-def test_another_good_step_is_kept_beside_the_first(tmp_path: Path) -> None:
+def test_a_second_good_step_is_kept_beside_the_first(tmp_path: Path) -> None:
     config = QUIET.model_copy(update={"data_dir": shards(tmp_path / "data", 0, 1)})
     for step in (5, 8):
         with pytest.raises(DivergedError):
@@ -116,7 +116,7 @@ def test_progress_is_saved_when_a_validation_shard_is_gone(tmp_path: Path) -> No
     assert sorted(set(logged(tmp_path, "evaluation"))) == [0, 5, 10, 12]
 
 
-def test_the_log_is_on_the_disk_before_a_step_is(
+def test_the_log_is_synced_before_a_step_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = QUIET.model_copy(update={"data_dir": shards(tmp_path / "data", 0, 1)})
@@ -160,17 +160,17 @@ def test_a_run_resumes_only_with_data_of_its_revision(tmp_path: Path) -> None:
     run(tmp_path, config)
 
 
-def test_shards_streamed_later_are_of_the_revision_the_run_began_with(
+def test_shards_streamed_later_are_of_the_runs_revision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = Home(tmp_path)
     config = OWN.model_copy(update={"streaming": True, "num_shards": 1})
     training, validation = DATASETS["fineweb-edu"].training(1), DATASETS["fineweb-edu"].validation
     fields = trainer_fields("classic") | {"data": [*training, validation], "revision": A}
-    begun = TrainerState[PretrainConfig].model_validate(fields)
+    state = TrainerState[PretrainConfig].model_validate(fields)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    inputs.reopen_documents(config, home, lambda _: None, begun).close()
+    inputs.reopen_documents(config, home, lambda _: None, state).close()
     assert (home.data("fineweb-edu") / REVISION).read_text() == f"{A}\n"
-    other = begun.model_copy(update={"revision": B})
+    other = state.model_copy(update={"revision": B})
     with pytest.raises(MlxchatError, match=f"was started with revision {B}"):
         inputs.reopen_documents(config, home, lambda _: None, other)

@@ -103,8 +103,8 @@ def run(home: Path, config: SftConfig, stop_at: int = 0) -> list[Event]:
     seen: list[Event] = []
 
     def stop() -> bool:
-        told = (event.step for event in seen if isinstance(event, Stepped))
-        return bool(stop_at) and max(told, default=0) >= stop_at
+        seen_steps = (event.step for event in seen if isinstance(event, Stepped))
+        return bool(stop_at) and max(seen_steps, default=0) >= stop_at
 
     for event in fine_tune(config, Home(home), lambda _: None, stop=stop):
         seen.append(event)
@@ -117,7 +117,7 @@ def final(home: Path, tag: str) -> dict[str, mx.array]:
     return {f"{f} {k}": v for f in files for k, v in layout.read_arrays(folder / f).items()}
 
 
-def test_the_loss_is_that_of_the_answers_by_hand() -> None:
+def test_the_loss_equals_one_computed_by_hand_from_the_answers() -> None:
     facts = golden("tokenizer.json")
     tokenizer = train(facts["train_docs"], facts["train_vocab_size"])
     conversations = [
@@ -163,7 +163,7 @@ def test_the_loss_is_that_of_the_answers_by_hand() -> None:
     assert model.loss(ids, targets).item() == pytest.approx(nats / learnt, abs=1e-5)
 
 
-def test_a_step_is_the_mean_over_its_answers_however_it_is_cut() -> None:
+def test_a_step_is_the_mean_over_its_answers_however_it_is_split() -> None:
     config = GPTConfig(n_layer=1, n_head=1, n_kv_head=1, n_embd=64, vocab_size=50, sequence_len=16)
     random = np.random.default_rng(0)
     ids = random.integers(0, 50, (4, 16), np.int32)
@@ -240,7 +240,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(based: Path, stop_at: int) -> No
         assert mx.array_equal(mine[name], array).item(), name
 
 
-def test_it_begins_with_the_base_models_weights_and_on_request_its_momentum(based: Path) -> None:
+def test_it_starts_from_the_base_models_weights_and_on_request_its_momentum(based: Path) -> None:
     folder = store.latest(Home(based).runs / "base")
     assert folder is not None
     state = layout.read_arrays(folder / trainer.OPTIMIZER)
@@ -263,13 +263,13 @@ def test_it_begins_with_the_base_models_weights_and_on_request_its_momentum(base
             assert kept[name].item() == (state[name].item() + 1 if asked else 1)
 
 
-def test_the_survey_is_what_training_packs(based: Path) -> None:
+def test_the_survey_counts_what_training_packs(based: Path) -> None:
     folder = store.latest(Home(based).runs / "base")
     assert folder is not None
     tokenizer = Tokenizer.load(folder)
     documents = ChatDocuments([parse(str(based / "talks.jsonl"))], seed=42)
-    told: list[Event] = []
-    found = survey(documents, tokenizer, 20, told.append, lambda: 0.0)
+    reports: list[Event] = []
+    found = survey(documents, tokenizer, 20, reports.append, lambda: 0.0)
     everything = [
         tokenizer.render(conversation)
         for conversation in next(documents.training(Cursor()))[0]
@@ -284,7 +284,7 @@ def test_the_survey_is_what_training_packs(based: Path) -> None:
     assert found.rows * 21 >= found.tokens
 
 
-def test_the_batch_is_pretrainings_or_what_makes_100_steps() -> None:
+def test_the_batch_is_pretrainings_or_small_enough_for_100_steps() -> None:
     model = GPTConfig(sequence_len=64, vocab_size=300, n_layer=1, n_head=1, n_kv_head=1, n_embd=64)
     rates = {"embedding": 0.2, "unembedding": 0.004, "matrix": 0.02}
     base = Base(model, rates, 64 * 64)
@@ -344,7 +344,9 @@ def test_a_modern_models_rates_are_nanochats_whatever_its_batch(tmp_path: Path) 
     assert rates["unembedding"] == pytest.approx(0.008 * by_width)
 
 
-def test_what_has_no_answer_within_the_context_is_left_out(based: Path, tmp_path: Path) -> None:
+def test_conversations_without_an_answer_in_the_context_are_skipped(
+    based: Path, tmp_path: Path
+) -> None:
     long = {"messages": [{"role": "user", "content": "why " * 200}, talks(1)[0]["messages"][1]]}
     data = write(tmp_path / "long.jsonl", [*[long] * 5, *talks(40)])
     config = tuning(based, data=[str(data)], model_tag="long", num_iterations=2)
@@ -359,7 +361,7 @@ def test_what_has_no_answer_within_the_context_is_left_out(based: Path, tmp_path
         run(based, tuning(based, data=[str(data)], model_tag="none"))
 
 
-def test_without_a_source_the_newest_base_model_that_can_be_trained(based: Path) -> None:
+def test_the_default_source_is_the_newest_trainable_base_model(based: Path) -> None:
     folder = store.latest(Home(based).runs / "base")
     assert folder is not None
     copy = Home(based).runs / "base-4bit" / folder.name
@@ -375,7 +377,7 @@ def test_without_a_source_the_newest_base_model_that_can_be_trained(based: Path)
         with_source(SftConfig(), Home(based / "nowhere"))
 
 
-def test_without_a_source_a_run_resumes_from_its_own(based: Path, tmp_path: Path) -> None:
+def test_a_run_without_a_source_resumes_with_its_own(based: Path, tmp_path: Path) -> None:
     home = Home(tmp_path)
     shutil.copytree(based / "base_checkpoints", tmp_path / "base_checkpoints")
     shutil.copy(based / "talks.jsonl", tmp_path)
@@ -438,7 +440,7 @@ def test_settings_that_cannot_work_are_refused(
     assert not (Home(based).finetuned / "refused").exists()
 
 
-def test_a_quantized_copy_is_evaluated_on_the_conversations_held_out(based: Path) -> None:
+def test_a_quantized_copy_is_evaluated_on_the_held_out_conversations(based: Path) -> None:
     run(based, tuning(based, model_tag="whole", num_iterations=3))
     folder = store.latest(Home(based).finetuned / "whole")
     assert folder is not None

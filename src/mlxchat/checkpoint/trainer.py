@@ -26,7 +26,8 @@ from mlxchat.plan.plan import Plan
 from mlxchat.runtime import mx
 from mlxchat.telemetry.meter import MeterState
 
-FORMAT = 3  # of trainer.json
+FORMAT = 4  # of trainer.json
+READABLE = (3, 4)  # in format 3, the plan has older names and fewer fields
 OPTIMIZER = "optimizer.safetensors"
 LOADER = "loader.safetensors"
 
@@ -96,7 +97,7 @@ def read_state(folder: Path, settings: Mapping[str, type[Settings]]) -> TrainerS
             f"{command('sft', source=folder.parent.name)}",
         )
     fields = layout.read_checked_json(folder / TRAINER)
-    if fields.get("format") != FORMAT:
+    if fields.get("format") not in READABLE:
         raise _of_another_version(folder, f"format {fields.get('format')}, not {FORMAT}")
     if not (folder / CHECKSUMS).exists():
         raise missing_file(folder / CHECKSUMS)
