@@ -153,7 +153,7 @@ def planned(case: argparse.Namespace) -> Plan:
 
 def activities(run: Step, folder: Path) -> Hooks:
     """Return what else a run does: evaluate, sample, and save all that it would resume from."""
-    in_chunks = partial(run.model.losses, rows=run.plan.chunk_rows)
+    in_chunks = partial(run.model.losses, chunk_rows=run.plan.chunk_rows)
     losses = mx.compile(in_chunks, inputs=run.model.state)
 
     def evaluate(_: int) -> Iterator[Event]:

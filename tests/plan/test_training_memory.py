@@ -3,7 +3,8 @@
 import pytest
 
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.size import LARGEST_ARRAY, chunk_rows, parameters
+from mlxchat.model.loss import LARGEST_ARRAY, chunk_size
+from mlxchat.model.size import parameters
 from mlxchat.plan.memory import (
     BatchPlan,
     Resources,
@@ -99,8 +100,8 @@ def test_only_layers_without_fused_attention_keep_scores() -> None:
 
 
 def test_no_chunk_of_logits_is_too_large_an_array() -> None:
-    assert chunk_rows(2048, 65_536, 128) == 128
-    assert chunk_rows(2048, 1024, 128) == 2048
-    assert chunk_rows(64 * 4096, 65_536, 128) == 4096
+    assert chunk_size(2048, 65_536, 128) == 128
+    assert chunk_size(2048, 1024, 128) == 2048
+    assert chunk_size(64 * 4096, 65_536, 128) == 4096
     for positions in (2**14, 2**21, 2**26):
-        assert chunk_rows(positions, 65_536, 2**20) * 65_536 <= LARGEST_ARRAY
+        assert chunk_size(positions, 65_536, 2**20) * 65_536 <= LARGEST_ARRAY

@@ -22,7 +22,7 @@ from mlxchat.data.loader import Batch, Loader, LoaderState
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.gpt import GPT, initialise
+from mlxchat.model.gpt import GPT
 from mlxchat.optim.optimizer import MuonAdamW, Rates
 from mlxchat.plan.memory import BatchPlan, Resources
 from mlxchat.quantize import evaluate
@@ -124,17 +124,15 @@ def test_the_loss_equals_one_computed_by_hand_from_the_answers() -> None:
         Conversation((Message("user", ask), Message("assistant", answer)))
         for ask, answer in (("hello the cat", "the dog, 12"), ("seven?", "7"), ("more", "blue"))
     ]
-    model = GPT(
-        GPTConfig(
-            n_layer=2,
-            n_head=2,
-            n_kv_head=2,
-            n_embd=64,
-            vocab_size=tokenizer.vocab_size,
-            sequence_len=32,
-        )
+    config = GPTConfig(
+        n_layer=2,
+        n_head=2,
+        n_kv_head=2,
+        n_embd=64,
+        vocab_size=tokenizer.vocab_size,
+        sequence_len=32,
     )
-    initialise(model, mx.random.key(0))
+    model = GPT.new(config, dtype=mx.float32)
     model.lm_head.weight = mx.random.normal(model.lm_head.weight.shape, key=mx.random.key(1)) / 8
     documents = iter([(list(conversations), Cursor(1, 0, 3))])
     [batch] = Loader(documents, tokenizer, 8, 32, answers_only=True)
@@ -171,8 +169,7 @@ def test_a_step_is_the_mean_over_its_answers_however_it_is_split() -> None:
     targets[0, 2:], targets[1], targets[2, ::2] = -1, -1, -1  # 2, none, 8 and 16 are learnt
 
     def stepped(rows: int) -> tuple[float, dict[str, mx.array]]:
-        model = GPT(config)
-        initialise(model, mx.random.key(0))
+        model = GPT.new(config, dtype=mx.float32)
         model.lm_head.weight = mx.random.normal(model.lm_head.weight.shape, key=mx.random.key(1))
         optimizer = MuonAdamW(model.named_parameters(), "classic", mx.float32)
         groups = ("embedding", "unembedding", "matrix")
@@ -193,8 +190,7 @@ def test_a_step_is_the_mean_over_its_answers_however_it_is_split() -> None:
         return loss, model.named_parameters()
 
     whole, parameters = stepped(4)
-    model = GPT(config)
-    initialise(model, mx.random.key(0))
+    model = GPT.new(config, dtype=mx.float32)
     model.lm_head.weight = mx.random.normal(model.lm_head.weight.shape, key=mx.random.key(1))
     by_hand = model.losses(mx.array(ids), mx.array(targets)).sum().item() / 26
     assert whole == pytest.approx(by_hand, rel=1e-5)

@@ -6,7 +6,7 @@ import time
 from mlxchat import runtime
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.home import Home
-from mlxchat.model.size import chunk_rows
+from mlxchat.model.loss import chunk_size
 from mlxchat.plan.budget import reason
 from mlxchat.plan.estimate import Estimate, Room, VocabularySource, estimate
 from mlxchat.plan.plan import counted_parameters, plan, refitted
@@ -190,7 +190,7 @@ def _rates(facts: Estimate) -> list[Row]:
 def _memory(facts: Estimate) -> list[Row]:
     made, sizes = facts.plan, facts.memory
     positions = made.device_batch_size * made.model.sequence_len
-    chunk = min(positions, chunk_rows(positions, made.model.vocab_size, made.chunk_rows))
+    chunk = min(positions, chunk_size(positions, made.model.vocab_size, made.chunk_rows))
     notes = NOTES | {"logits": f"in a micro-batch: those of {chunk:,} positions at a time"}
     spared = f"what this machine can spare of {memory_size(facts.machine_memory)}"
     given = facts.memory_limit_given and f"--memory-limit {facts.memory_limit_given}"

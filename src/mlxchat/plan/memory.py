@@ -16,8 +16,10 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from mlxchat.config.run import LEAST, MemoryConfig
 from mlxchat.config.units import UNIT_BYTES, round_size, to_bytes
 from mlxchat.errors import MemoryLimitError
+from mlxchat.model.block import QUERIES
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.size import QUERIES, STACK, chunk_rows, parameters
+from mlxchat.model.loss import chunk_size
+from mlxchat.model.size import STACK, parameters
 
 ScoresHeld = Literal["none", "windows", "all"]
 """The layers that keep attention scores for their backward pass: those without a fused kernel."""
@@ -51,8 +53,7 @@ class BatchPlan(BaseModel):
         return self.device_batch_size, self.accumulation, self.chunk_rows, self.grad_checkpoint
 
 
-# ==== Choosing how to divide a step ==============================================================
-
+# ==== Choosing how to divide a step =======================================================
 LARGEST_DEVICE_BATCH = 32  # nanochat's
 SMALLEST_CHUNK_ROWS = 64
 MARGIN = 1 / 0.9  # over the estimate, which is within 10% of what was measured
@@ -184,7 +185,7 @@ def _peak(model: GPTConfig, batch: BatchPlan, resources: Resources) -> int:
 def _time(model: GPTConfig, batch: BatchPlan) -> float:
     """Return the time of a token, in units of its forward and backward pass."""
     tokens = batch.device_batch_size * model.sequence_len
-    chunk = min(tokens, chunk_rows(tokens, model.vocab_size, batch.chunk_rows))
+    chunk = min(tokens, chunk_size(tokens, model.vocab_size, batch.chunk_rows))
     recomputing = RECOMPUTING * batch.grad_checkpoint
     return 1 + recomputing + MICRO_BATCH_COST / tokens + CHUNK_COST / chunk
 
@@ -385,9 +386,10 @@ def _logits_bytes(model: GPTConfig, positions: int, value_bytes: int, least_rows
     """Return the size of a chunk's logits, of what is computed from them, and of the products with
     the head's weight.
     """
-    chunk = model.rows * min(positions, chunk_rows(positions, model.vocab_size, least_rows))
-    product = model.rows * model.n_embd * value_bytes  # a chunk's gradient of the head
+    vocabulary = model.padded_vocab_size
+    chunk = vocabulary * min(positions, chunk_size(positions, model.vocab_size, least_rows))
+    product = vocabulary * model.n_embd * value_bytes  # a chunk's gradient of the head
     if value_bytes == 4:
         return max(CPU_LOGITS * 4 * chunk, product + 2 * 4 * chunk)
-    cast = model.rows * model.n_embd * value_bytes
+    cast = vocabulary * model.n_embd * value_bytes
     return cast + max((4 + value_bytes) * chunk, product + value_bytes * chunk)

@@ -55,7 +55,7 @@ class Activities:
 
     def __post_init__(self) -> None:
         model = self.state.model
-        in_chunks = partial(model.losses, rows=self.state.plan.chunk_rows)
+        in_chunks = partial(model.losses, chunk_rows=self.state.plan.chunk_rows)
         self._losses = mx.compile(in_chunks, inputs=model.state)
 
     def evaluate(self, step: int) -> Iterator[Event]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from mlxchat.data.loader import Batch, LoaderState, Stopped
 from mlxchat.errors import MlxchatError
-from mlxchat.model.backward import Backward
+from mlxchat.model.backward import ordered_loss
 from mlxchat.model.gpt import GPT
 from mlxchat.optim.optimizer import MATRIX, Arrays, MuonAdamW, Rates, clip
 from mlxchat.plan.memory import BatchPlan
@@ -222,9 +222,11 @@ def compile_step(step: Step, stop: ShouldStop = lambda: False) -> Launch:
     def share_of_loss(
         parameters: Arrays, ids: mx.array, targets: mx.array, count: mx.array, summed: Arrays
     ) -> mx.array:
-        backward = Backward(summed, plan.grad_checkpoint)
-        with model.holding(parameters):
-            return model.loss(ids, targets, plan.chunk_rows, backward, count)
+        checkpoint = plan.grad_checkpoint
+        with model.using(parameters):
+            return ordered_loss(
+                model, ids, targets, plan.chunk_rows, count, summed=summed, checkpoint=checkpoint
+            )
 
     @mx.compile
     def accumulate(

@@ -7,8 +7,8 @@ import numpy as np
 
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.loader import Batch, LoaderState
-from mlxchat.model.gpt import GPT, initialise
-from mlxchat.model.loss import CHUNK_ROWS
+from mlxchat.model.gpt import GPT
+from mlxchat.model.loss import FASTEST_CHUNK_ROWS
 from mlxchat.optim.optimizer import MuonAdamW, Rates
 from mlxchat.plan.budget import Measure, budgeted_plan
 from mlxchat.plan.estimate import UTILISATION
@@ -37,7 +37,7 @@ def resources() -> Resources:
         memory=spare_memory(),
         value_bytes=here.compute_dtype.size,
         scores_held=SCORES_HELD[here.backend],
-        chunk_rows=CHUNK_ROWS[here.backend],
+        chunk_rows=FASTEST_CHUNK_ROWS[here.backend],
     )
 
 
@@ -120,8 +120,7 @@ def synthetic_step(plan: Plan) -> Step:
 
     The rates are constant, which makes no difference to the time of a step.
     """
-    model = GPT(plan.model, machine().compute_dtype)
-    initialise(model, mx.random.key(MODEL_SEED))
+    model = GPT.new(plan.model, MODEL_SEED)
     shape = (plan.device_batch_size, plan.model.sequence_len)
     random = np.random.default_rng(MODEL_SEED)
     ids = random.integers(plan.model.vocab_size, size=shape, dtype=np.int32)

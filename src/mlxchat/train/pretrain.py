@@ -12,12 +12,12 @@ from mlxchat.data.loader import LoaderState
 from mlxchat.data.shards import DATASETS
 from mlxchat.errors import DataError
 from mlxchat.home import Home
-from mlxchat.model.gpt import GPT, initialise
+from mlxchat.model.gpt import GPT
 from mlxchat.optim import schedule
 from mlxchat.plan.budget import Deadline, reason
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import REFERENCE_BATCH, Plan, learning_rates, plan
-from mlxchat.runtime import hold_memory, machine, mx
+from mlxchat.runtime import hold_memory, machine
 from mlxchat.telemetry.events import Clock, Event, Noted, Report
 from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import Tokenizer
@@ -145,8 +145,7 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
             model = layout.read_model(folder, machine().compute_dtype).model
             before = history_of(folder, home)
         else:
-            model = GPT(made.model, machine().compute_dtype)
-            initialise(model, mx.random.key(config.seed))
+            model = GPT.new(made.model, config.seed)
         optimizer = new_optimizer(model)
         state = TrainState(made, tokenizer, model, optimizer, 0, LoaderState(), before)
         return Prepared(state, (reason(config, made),) if made.costs else ())

@@ -87,7 +87,7 @@ def network(foreign: Foreign, report: Callable[[int, int], None] = lambda done, 
         array = tensor.read()
         done += array.nbytes
         if name in (EMBEDDING, HEAD):
-            array = array[: foreign.config.rows]
+            array = array[: foreign.config.padded_vocab_size]
         array = mx.contiguous(array.astype(mx.float32))
         mx.eval(array)
         weights.append((name, array))
