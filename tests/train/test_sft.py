@@ -274,9 +274,9 @@ def test_the_survey_counts_what_training_packs(based: Path) -> None:
     assert len(everything) == documents.epoch_size
     rendered = [(ids, mask) for ids, mask in everything if any(mask[:21])]
     assert found.conversations == len(rendered) == len(everything) - found.unanswered
-    assert found.cut == sum(len(ids) > 21 for ids, _ in rendered) > 0
+    assert found.truncated == sum(len(ids) > 21 for ids, _ in rendered) > 0
     assert found.tokens == sum(min(21, len(ids)) for ids, _ in rendered)
-    assert found.learnt == sum(sum(mask[:21]) for _, mask in rendered)
+    assert found.answer_tokens == sum(sum(mask[:21]) for _, mask in rendered)
     assert found.rows * 21 >= found.tokens
 
 

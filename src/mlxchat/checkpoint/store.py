@@ -294,19 +294,19 @@ def _place(run: Path, step: int, write: Callable[[Path], None], needed: int | No
 
 def _written(run: Path, final: Path, write: Callable[[Path], None]) -> Path:
     """Write a directory in a run's folder; nothing is left of it if that fails."""
-    begun = run / f"{_UNFINISHED}{final.name}"
+    unfinished_step = run / f"{_UNFINISHED}{final.name}"
     try:
         run.mkdir(parents=True, exist_ok=True)
         _remove_unfinished(run)
-        begun.mkdir()
-        write(begun)
-        for path in [*begun.iterdir(), begun]:
+        unfinished_step.mkdir()
+        write(unfinished_step)
+        for path in [*unfinished_step.iterdir(), unfinished_step]:
             disk.sync(path)
-        begun.rename(final)
+        unfinished_step.rename(final)
         for folder in (run, run.parent):
             disk.sync(folder)
     finally:
-        shutil.rmtree(begun, ignore_errors=True)
+        shutil.rmtree(unfinished_step, ignore_errors=True)
         _remove_empty(run)
     return final
 

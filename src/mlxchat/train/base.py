@@ -4,16 +4,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlxchat.checkpoint import catalog, layout, store
+from mlxchat.checkpoint.history import History
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.errors import CheckpointError, ConfigError, MlxchatError, command
 from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
+from mlxchat.model.gpt import GPT
 from mlxchat.plan.plan import REFERENCE_BATCH, learning_rates, shape
-from mlxchat.train.stage import read_trainer, stage_of
+from mlxchat.runtime import machine
+from mlxchat.train.stage import history_of, read_trainer, stage_of
 
 
 class Base(NamedTuple):
-    """What fine-tuning takes over from the training of the model that it begins with."""
+    """The facts of a trained model from which fine-tuning plans."""
 
     model: GPTConfig
     learning_rates: dict[str, float]  # at their highest, by group
@@ -42,6 +45,16 @@ def read_base(folder: Path, home: Home) -> Base:
     state = read_trainer(folder)
     rates = stage_of(state, home).learning_rates(state.plan)
     return Base(model, rates, state.plan.tokens_per_step)
+
+
+def load_base(folder: Path, home: Home) -> tuple[GPT, History]:
+    """Read the model in a directory to train it further, and how it came to be.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    model = layout.read_model(folder, machine().compute_dtype).model
+    return model, history_of(folder, home)
 
 
 def with_shape_of_base(config: PretrainConfig, home: Home) -> PretrainConfig:

@@ -1,4 +1,4 @@
-"""What pretraining reads: its dataset, and its tokenizer, which is trained if there is none.
+"""The inputs of pretraining: its dataset, and its tokenizer, which is trained if there is none.
 
 A resumed run needs the very files that it was started with: `reopen_documents`, or, without opening
 anything, `check_documents`.
@@ -65,6 +65,39 @@ def open_documents(config: DataConfig, home: Home, report: Report) -> TextDocume
     return ShardDocuments(shards, known=frames(folder, (*shards.training, shards.validation)))
 
 
+def open_validation(config: DataConfig, home: Home, names: list[str]) -> TextDocuments:
+    """Open the dataset of a saved run for its validation documents, from disk only.
+
+    Args:
+        config: the run's settings.
+        home: where the data is.
+        names: the files of the dataset when the run was saved.
+
+    Raises:
+        NotFound: there is no such dataset on disk.
+        DataError: its validation shard is not the run's.
+    """
+    on_disk = config.model_copy(update={"streaming": False, "num_shards": None})
+    documents = open_documents(on_disk, home, lambda _: None)
+    if documents.names[-1:] != tuple(names[-1:]):
+        documents.close()
+        raise DataError(f"The validation shard of the run, {names[-1]}, is missing.")
+    return documents
+
+
+def data_in_words(config: DataConfig) -> list[str]:
+    """Return the dataset's name, for one from the hub with address and licence."""
+    name = config.dataset
+    if config.data_dir:
+        return ["shards of its own"]
+    if config.is_builtin:
+        return ["the built-in corpus of mlxchat"]
+    if name not in DATASETS:
+        return [name]
+    dataset = DATASETS[name]
+    return [f"{name} (https://huggingface.co/datasets/{dataset.repo}; {dataset.licence_note})"]
+
+
 def revision(config: DataConfig, home: Home) -> str | None:
     """Return the hub's commit that the dataset's files are from; None if none is recorded."""
     return None if config.is_builtin else pinned_revision(_folder(config, home))
@@ -106,7 +139,7 @@ def require_same_data(
     """Check that the dataset's files are those that a saved run was started with.
 
     Raises:
-        DataError: one has changed, or that cannot be told.
+        DataError: one has changed, or nothing was saved to compare them with.
     """
     require_same_files(config.tag, _folder(config, home), config.data_dir, state)
 

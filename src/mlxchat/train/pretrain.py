@@ -3,30 +3,27 @@
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 
-from mlxchat.checkpoint import catalog, layout
+from mlxchat.checkpoint import catalog
 from mlxchat.config.pretrain import PretrainConfig
-from mlxchat.data.chats.sources import BUILTIN
 from mlxchat.data.corpus.documents import held_out
 from mlxchat.data.documents import TextDocuments
 from mlxchat.data.loader import LoaderState
-from mlxchat.data.shards import DATASETS
-from mlxchat.errors import DataError
 from mlxchat.home import Home
 from mlxchat.model.gpt import GPT
 from mlxchat.optim import schedule
 from mlxchat.plan.budget import Deadline, reason
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import REFERENCE_BATCH, Plan, learning_rates, plan
-from mlxchat.runtime import hold_memory, machine
+from mlxchat.runtime import hold_memory
 from mlxchat.telemetry.events import Clock, Event, Noted, Report
 from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train import inputs
-from mlxchat.train.base import with_shape_of_base
+from mlxchat.train.base import load_base, with_shape_of_base
 from mlxchat.train.measure import measured_plan
 from mlxchat.train.resume import SavedRun, TrainState, new_optimizer
 from mlxchat.train.run import run
-from mlxchat.train.stage import Prepared, Stage, history_of
+from mlxchat.train.stage import Prepared, Stage
 
 PROMPTS = (  # nanochat's
     "The capital of France is",
@@ -67,15 +64,7 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
 
     def data_in_words(self) -> list[str]:
         """Return the dataset's name, for one from the hub with address and licence."""
-        name = self.config.dataset
-        if self.config.data_dir:
-            return ["shards of its own"]
-        if name == BUILTIN:
-            return ["the built-in corpus of mlxchat"]
-        if name not in DATASETS:
-            return [name]
-        dataset = DATASETS[name]
-        return [f"{name} (https://huggingface.co/datasets/{dataset.repo}; {dataset.licence_note})"]
+        return inputs.data_in_words(self.config)
 
     def learning_rates(self, plan: Plan) -> dict[str, float]:
         """Return the settings' rates for the reference batch."""
@@ -109,13 +98,8 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         return inputs.open_documents(self.config, self.home, self.report)
 
     def validation(self, names: list[str]) -> TextDocuments:
-        """Open the dataset; its validation shard must be the run's."""
-        on_disk = self.config.model_copy(update={"streaming": False, "num_shards": None})
-        documents = inputs.open_documents(on_disk, self.home, self.report)
-        if documents.names[-1:] != tuple(names[-1:]):
-            documents.close()
-            raise DataError(f"The validation shard of the run, {names[-1]}, is missing.")
-        return documents
+        """Open the dataset, whose validation shard must be the run's."""
+        return inputs.open_validation(self.config, self.home, names)
 
     def notes(self, documents: TextDocuments) -> Iterable[str]:
         """Return what the preset stands for."""
@@ -142,8 +126,7 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         before = None
         if config.init_from:
             folder = catalog.find_model(home.stages, config.init_from, None)
-            model = layout.read_model(folder, machine().compute_dtype).model
-            before = history_of(folder, home)
+            model, before = load_base(folder, home)
         else:
             model = GPT.new(made.model, config.seed)
         optimizer = new_optimizer(model)

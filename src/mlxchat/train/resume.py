@@ -1,7 +1,7 @@
 """Resuming: the newest checkpoint of a run, whether its data are the same, and its state.
 
-Whether files are the same is told here by a look at each (name, size, first and last bytes); the
-whole of a file is compared when it is read (`KnownShards`).
+Files are compared here by their first and last bytes (`frames`); the whole of a file is compared
+when it is read (`KnownShards`).
 """
 
 from collections.abc import Generator, Sequence

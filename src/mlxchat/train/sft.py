@@ -17,16 +17,16 @@ from mlxchat.home import Home
 from mlxchat.optim import schedule
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan
-from mlxchat.runtime import hold_memory, machine
+from mlxchat.runtime import hold_memory
 from mlxchat.telemetry.events import Clock, Event, Noted, Report
 from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message
-from mlxchat.train.base import read_base
+from mlxchat.train.base import load_base, read_base
 from mlxchat.train.resume import SavedRun, TrainState, new_optimizer, read_saved
 from mlxchat.train.run import run
 from mlxchat.train.sft_plan import sft_plan, survey
-from mlxchat.train.stage import Prepared, Stage, history_of
+from mlxchat.train.stage import Prepared, Stage
 
 SET_ASIDE = re.compile(r"\.(good|old)\d+$")  # ends the name of a run that was set aside
 WEIGHT = re.compile(r":[\d.e+-]+$")  # of a source of conversations
@@ -180,11 +180,10 @@ class FineTuning(Stage[SftConfig, ChatDocuments]):
         yield Noted(self.clock(), found.summary())
         plan = sft_plan(config, base, found.rows, resources)
         hold_memory(plan.memory_limit, plan.peak, config.wired_bytes)
-        model = layout.read_model(folder, machine().compute_dtype).model
+        model, before = load_base(folder, home)
         optimizer = new_optimizer(model)
         if config.load_optimizer:
             optimizer.state = trainer.read_optimizer(folder, optimizer.state)
-        before = history_of(folder, home)
         state = TrainState(plan, tokenizer, model, optimizer, 0, LoaderState(), before)
         return Prepared(state, ())
 

@@ -75,20 +75,20 @@ class Survey(NamedTuple):
     rows: int  # after packing, of ``context`` tokens
     context: int
     tokens: int
-    learnt: int  # of those, the assistant's: they have a loss
-    cut: int  # conversations longer than a row, truncated
+    answer_tokens: int  # of those, the assistant's: only they have a loss
+    truncated: int  # conversations longer than a row
     unanswered: int  # conversations skipped, as no answer begins within a row
 
     def summary(self) -> str:
         """Return the survey in a sentence."""
-        cut = f"; {self.cut:,} are longer than that and truncated" if self.cut else ""
+        rest = f"; {self.truncated:,} are longer than that and truncated" if self.truncated else ""
         if self.unanswered:
-            cut += f"; {self.unanswered:,} have no answer within that and are skipped"
+            rest += f"; {self.unanswered:,} have no answer within that and are skipped"
         full = self.tokens / (self.rows * (self.context + 1))
         return (
             f"{self.conversations:,} conversations per epoch: {self.tokens:,} tokens, "
-            f"{self.learnt:,} of them answers, in {self.rows:,} rows of {self.context:,} "
-            f"({full:.0%} full){cut}."
+            f"{self.answer_tokens:,} of them answers, in {self.rows:,} rows of {self.context:,} "
+            f"({full:.0%} full){rest}."
         )
 
 
@@ -122,16 +122,24 @@ def survey(
         return encoded if batch else None
 
     packing = pack_answers(tokenizer, capacity, refill)
-    rows = learnt = 0
+    rows = answer_tokens = 0
     while (row := packing.row()) is not None:
         rows += 1
         _, targets = unmask(row[1:])
-        learnt += int((targets >= 0).sum())
+        answer_tokens += int((targets >= 0).sum())
     if not lengths:
         raise DataError(
             f"No conversation has an answer within the model's context of {context:,} tokens.",
             "Use shorter conversations, or a model with a longer context.",
         )
     kept = sum(min(length, capacity) for length in lengths)
-    cut = sum(length > capacity for length in lengths)
-    return Survey(len(lengths), rows, context, kept, learnt, cut, read - len(lengths))
+    truncated = sum(length > capacity for length in lengths)
+    return Survey(
+        conversations=len(lengths),
+        rows=rows,
+        context=context,
+        tokens=kept,
+        answer_tokens=answer_tokens,
+        truncated=truncated,
+        unanswered=read - len(lengths),
+    )
