@@ -44,7 +44,7 @@ def test_a_dry_run_of_a_stream_downloads_and_writes_nothing(tmp_path: Path) -> N
     check_documents(config, Home(tmp_path / "home"), saved)
     with pytest.raises(MlxchatError, match="files that are missing: mine"):
         check_documents(config, Home(tmp_path / "home"), [*saved[1:], "mine.parquet"])
-    with pytest.raises(MlxchatError, match="--num-shards 5000"):
+    with pytest.raises(MlxchatError, match="`num_shards=5000`"):
         too_many = config.model_copy(update={"num_shards": 5000})
         check_documents(too_many, Home(tmp_path / "home"), [])
     assert not (tmp_path / "home").exists()
