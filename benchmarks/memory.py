@@ -32,7 +32,7 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.loader import LoaderState
 from mlxchat.engine.generate import continue_greedily
 from mlxchat.errors import MlxchatError
-from mlxchat.optim.optimizer import GROUPS
+from mlxchat.optim.optimizer import PARAM_GROUPS
 from mlxchat.plan.memory import training_bytes
 from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import mx
@@ -49,7 +49,7 @@ PROMPT = list(range(20))
 def main() -> None:
     """Measure and print; or be the process of one case."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--arch", choices=list(GROUPS), nargs="+", default=["classic"])
+    parser.add_argument("--arch", choices=list(PARAM_GROUPS), nargs="+", default=["classic"])
     parser.add_argument("--depth", type=int, nargs="+", default=[4])
     parser.add_argument("--vocab-size", type=int, nargs="+", default=[65_536])
     parser.add_argument("--max-seq-len", type=int, nargs="+", default=[2048])

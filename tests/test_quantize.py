@@ -12,7 +12,7 @@ from support.extras import extra
 from mlxchat.checkpoint import files, layout, store, trainer
 from mlxchat.cli.quantize import quantize_saved
 from mlxchat.config.pretrain import PretrainConfig
-from mlxchat.engine.cache import Cache
+from mlxchat.engine.cache import KVCache
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.block import Linear
@@ -139,7 +139,7 @@ def test_a_quantized_network_computes_what_its_weights_stand_for(
     assert furthest(model(ids()), reference(ids())) < close()
     targets = mx.roll(ids(), -1, axis=1)
     assert furthest(model.losses(ids(), targets), reference.losses(ids(), targets)) < close()
-    cache, pieces = Cache(model.config), mx.split(ids(), [9, 10, 11], axis=1)
+    cache, pieces = KVCache(model.config), mx.split(ids(), [9, 10, 11], axis=1)
     logits = mx.concatenate([model(piece, cache) for piece in pieces], axis=1)
     assert furthest(logits, reference(ids())) < close()
 

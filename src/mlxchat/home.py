@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+DEFAULT_DATASET = "fineweb-edu"  # nanochat's first; a row of data/shards.py describes it
 STAGE_FOLDERS = {  # of the runs of each stage of training; nanochat's names
     "pretraining": "base_checkpoints",
     "fine-tuning": "chatsft_checkpoints",
@@ -26,7 +27,7 @@ class Home:
 
     def data(self, dataset: str) -> Path:
         """Return the folder of a dataset's shards; nanochat calls its first one ``base_data``."""
-        return self.root / ("base_data" if dataset == "fineweb-edu" else f"base_data_{dataset}")
+        return self.root / ("base_data" if dataset == DEFAULT_DATASET else f"base_data_{dataset}")
 
     @property
     def tokenizer(self) -> Path:

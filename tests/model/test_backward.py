@@ -13,7 +13,7 @@ from mlxchat.model.backward import ordered_loss
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.optim import optimizer
-from mlxchat.optim.optimizer import GROUPS, MATRIX, Arrays, MuonAdamW, Rates
+from mlxchat.optim.optimizer import PARAM_GROUPS, Arrays, MuonAdamW, Rates
 from mlxchat.plan.memory import BatchPlan, training_bytes
 from mlxchat.runtime import mx
 from mlxchat.train.loop import Step, compile_step
@@ -78,11 +78,11 @@ def new_step(config: GPTConfig, plan: BatchPlan) -> Step:
     model = GPT.new(config)
     shape = plan.device_batch_size, config.sequence_len
     ids = np.random.default_rng(0).integers(config.vocab_size, size=shape, dtype=np.int32)
-    learning = {group: mx.array(0.01) for group in (MATRIX, *GROUPS[config.arch])}
+    learning = {group.name: mx.array(0.01) for group in PARAM_GROUPS[config.arch]}
     rates = Rates(learning, momentum=mx.array(0.9), weight_decay=mx.array(0.0))
     return Step(
         model=model,
-        optimizer=MuonAdamW(model.named_parameters(), config.arch, model.dtype),
+        optimizer=MuonAdamW(model),
         batches=repeat(Batch(ids, ids, LoaderState())),
         rates=lambda _: rates,
         plan=plan,
@@ -125,19 +125,15 @@ def test_an_update_reuses_the_memory_of_the_old_parameters_and_state(
     monkeypatch.setattr(optimizer, "STACK", 2**18)
     config = GPTConfig.from_depth(4, 2048, 128, head_dim=64, arch=arch)
     step = new_step(config, BatchPlan(device_batch_size=1, accumulation=1, chunk_rows=64))
-    update = mx.compile(step.optimizer.update)
-    parameters = step.model.named_parameters()
-    gradients = {name: mx.ones_like(p) for name, p in parameters.items()}
-    state, rates = step.optimizer.state, step.rates(0)
-    step.optimizer.state = {}
-    del step
-    mx.eval(parameters, gradients, state)
+    model, adam, rates = step.model, step.optimizer, step.rates(0)
+    gradients = {name: mx.ones_like(p) for name, p in model.named_parameters().items()}
+    mx.eval(model.parameters(), gradients, adam.state)
     mx.synchronize()
     mx.set_memory_limit(1)  # so that MLX computes nothing ahead
-    held = sum(p.nbytes for p in parameters.values())
+    held = sum(p.nbytes for p in model.named_parameters().values())
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    parameters, state = update(parameters, gradients, state, rates)
+    adam.update(model, gradients, rates)
     del gradients
-    mx.eval(parameters, state)
+    mx.eval(model.parameters(), adam.state)
     assert mx.get_peak_memory() - before < 0.2 * held

@@ -18,7 +18,7 @@ from support.cases import GOLDEN, golden
 from support.marks import slow
 
 from mlxchat.checkpoint import layout
-from mlxchat.engine.cache import Cache
+from mlxchat.engine.cache import KVCache
 from mlxchat.errors import MlxchatError
 from mlxchat.model.backward import ordered_loss
 from mlxchat.model.config import ERAS, GPTConfig, era_of
@@ -26,7 +26,7 @@ from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import Quantization, quantizable
 from mlxchat.model.quantized import quantize_layers
 from mlxchat.model.size import flops_per_token, parameters
-from mlxchat.optim.optimizer import GROUPS, MATRIX, MuonAdamW, Rates, group_of
+from mlxchat.optim.optimizer import PARAM_GROUPS, MuonAdamW, Rates, group_of
 from mlxchat.runtime import mx, nn, tree_flatten
 from mlxchat.tokenizer.bpe import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 
@@ -137,7 +137,7 @@ def test_windows_equal_nanochats_at_any_context(case: Case, context: int) -> Non
 
 @pytest.mark.parametrize("ready", [slow(False), True])
 def test_decoding_in_pieces_equals_the_full_pass(case: Case, ready: bool) -> None:
-    model, cache, T = case.model(), Cache(case.config), case.ids.shape[1]
+    model, cache, T = case.model(), KVCache(case.config), case.ids.shape[1]
     expected = model(case.ids)
     if ready:
         model.ready_to_infer()
@@ -193,15 +193,14 @@ def test_gradients_equal_those_of_the_losses(case: Case) -> None:
 def test_every_parameter_has_a_group_and_is_updated(era: str) -> None:
     model, ids = small(era), mx.arange(40).reshape(2, 20)
     before, arch = model.named_parameters(), model.config.arch
-    assert {group_of(name) for name in before} <= {MATRIX, *GROUPS[arch]}
-    learning = {group: mx.array(0.01) for group in (MATRIX, *GROUPS[arch])}
-    optimizer = MuonAdamW(before, arch, mx.float32)
+    assert {group_of(arch, name) for name in before} <= set(PARAM_GROUPS[arch])
+    learning = {group.name: mx.array(0.01) for group in PARAM_GROUPS[arch]}
     rates = Rates(learning, momentum=mx.array(0.9), weight_decay=mx.array(0.0))
     loss, tree = nn.value_and_grad(model, lambda m: m.loss(ids, ids + 1))(model)
-    after, _ = optimizer.update(before, dict(tree_flatten(tree)), optimizer.state, rates)
+    MuonAdamW(model).update(model, dict(tree_flatten(tree)), rates)
+    after = model.named_parameters()
     assert after.keys() == before.keys()
     assert not any(mx.array_equal(after[name], before[name]).item() for name in before)
-    model.load_weights(list(after.items()))
     assert model.loss(ids, ids + 1).item() < loss.item()
 
 
@@ -292,7 +291,7 @@ def test_a_saved_model_is_read_back_unchanged(
     copy = layout.read_model(tmp_path, mx.float32).model
     assert copy.config == model.config
     assert mx.array_equal(copy(ids), model(ids))
-    cache = Cache(copy.config)
+    cache = KVCache(copy.config)
     pieces = [copy(ids[:, i : i + 1], cache) for i in range(30)]
     assert largest_difference(mx.concatenate(pieces, axis=1), model(ids)) < 1e-4
 

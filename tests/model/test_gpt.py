@@ -8,7 +8,7 @@ import pytest
 from support.cases import Case, relative
 from support.marks import slow
 
-from mlxchat.engine.cache import Cache
+from mlxchat.engine.cache import KVCache
 from mlxchat.model import block, gpt, loss
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
@@ -65,7 +65,7 @@ def test_windows_equal_nanochats() -> None:
 @pytest.mark.parametrize("prompt", [0, 5, 128, 129, 200])  # the short windows are 128
 @pytest.mark.parametrize("chunk", [slow(1), 3, 60, 150])
 def test_decoding_in_pieces_equals_the_full_pass(case: Case, prompt: int, chunk: int) -> None:
-    model, cache = case.model(), Cache(case.config)
+    model, cache = case.model(), KVCache(case.config)
     ids, T = case.io["ids"], case.io["ids"].shape[1]
     prompt = min(prompt, T // 2)
     starts = [0, *range(prompt, T, chunk)] if prompt else range(0, T, chunk)
@@ -77,7 +77,7 @@ def test_decoding_in_pieces_equals_the_full_pass(case: Case, prompt: int, chunk:
 @pytest.mark.parametrize("seed", range(12))
 def test_reading_and_trimming_at_random_equals_the_full_pass(seed: int) -> None:
     case, random = Case("modern"), Random(seed)
-    model, cache, ids = case.model(), Cache(case.config), case.io["ids"][:1]
+    model, cache, ids = case.model(), KVCache(case.config), case.io["ids"][:1]
     for _ in range(40):
         start = cache.offset
         end = start + random.choice([1, 2, 100, 130])
@@ -138,7 +138,7 @@ def test_compiled_single_positions_equal_the_full_pass(
 ) -> None:
     """Decode as on GPUs, where `ready_to_infer` compiles what surrounds attention."""
     gpu = dataclasses.replace(block.machine(), backend="cuda")
-    model, cache, ids = case.model(), Cache(case.config), case.io["ids"]
+    model, cache, ids = case.model(), KVCache(case.config), case.io["ids"]
     T = ids.shape[1]
     model(ids[:, : T - 4], cache)
     monkeypatch.setattr(block, "machine", lambda: gpu)

@@ -28,7 +28,7 @@ from mlxchat.plan.memory import BatchPlan, Resources
 from mlxchat.quantize import evaluate
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Stepped
-from mlxchat.tokenizer.bpe import Tokenizer, train
+from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message
 from mlxchat.train.base import Base, read_base
 from mlxchat.train.loop import Step, compile_step
@@ -119,7 +119,7 @@ def final(home: Path, tag: str) -> dict[str, mx.array]:
 
 def test_the_loss_equals_one_computed_by_hand_from_the_answers() -> None:
     facts = golden("tokenizer.json")
-    tokenizer = train(facts["train_docs"], facts["train_vocab_size"])
+    tokenizer = Tokenizer.train(facts["train_docs"], facts["train_vocab_size"])
     conversations = [
         Conversation((Message("user", ask), Message("assistant", answer)))
         for ask, answer in (("hello the cat", "the dog, 12"), ("seven?", "7"), ("more", "blue"))
@@ -171,7 +171,7 @@ def test_a_step_is_the_mean_over_its_answers_however_it_is_split() -> None:
     def stepped(rows: int) -> tuple[float, dict[str, mx.array]]:
         model = GPT.new(config, dtype=mx.float32)
         model.lm_head.weight = mx.random.normal(model.lm_head.weight.shape, key=mx.random.key(1))
-        optimizer = MuonAdamW(model.named_parameters(), "classic", mx.float32)
+        optimizer = MuonAdamW(model)
         groups = ("embedding", "unembedding", "matrix")
         step = Step(
             model=model,

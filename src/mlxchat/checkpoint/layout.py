@@ -35,9 +35,13 @@ from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import from_config, quantizable, to_config
 from mlxchat.model.quantized import formats_of, quantize_layers
 from mlxchat.runtime import bound_buffer_cache, machine, mx
-from mlxchat.tokenizer.bpe import ASSISTANT_END, BOS, Tokenizer
-from mlxchat.tokenizer.bpe import CONFIG_FILE as TOKENIZER_CONFIG
-from mlxchat.tokenizer.bpe import FILE as TOKENIZER
+from mlxchat.tokenizer.bpe import (
+    ASSISTANT_END,
+    BOS,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    Tokenizer,
+)
 
 MODEL = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -152,13 +156,13 @@ def read_model(folder: Path, dtype: mx.Dtype) -> SavedModel:
         CheckpointError: a file is missing or damaged; a tensor is missing, unexpected or has
             another shape; or the tokenizer's vocabulary is not the model's. Each is named.
     """
-    for name in (CONFIG, TOKENIZER, TOKENIZER_CONFIG):
+    for name in (CONFIG, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE):
         if not (folder / name).exists():
             raise missing_file(folder / name)
     for file in model_files(folder):
         if not file.exists():
             raise missing_file(file)
-    for name in (TOKENIZER, GENERATION):
+    for name in (TOKENIZER_FILE, GENERATION):
         verify_file(folder / name)
     config = read_config(folder)
     tokenizer = Tokenizer.load(folder)
@@ -173,7 +177,7 @@ def read_model(folder: Path, dtype: mx.Dtype) -> SavedModel:
     _quantize_as_stored(folder, model, weights)
     check_arrays(folder, weights, model.named_parameters())
     model.load_weights(list(weights.items()))
-    conversational = "chat_template" in read_checked_json(folder / TOKENIZER_CONFIG)
+    conversational = "chat_template" in read_checked_json(folder / TOKENIZER_CONFIG_FILE)
     return SavedModel(model, tokenizer, conversational)
 
 

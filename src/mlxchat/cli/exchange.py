@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from mlxchat.cli.options import Checkpoint, Json, ModelTag, SavedStep, require_one_place
+from mlxchat.interop.programs import Program, runnable_models
 
 
 def import_model(
@@ -61,8 +62,10 @@ def import_model(
 
 def export(
     to: Annotated[
-        Literal["mlx-lm", "transformers", "nanochat"],
-        typer.Option(help="The program that is to run it.", show_default=False),
+        Program,
+        typer.Option(
+            help=f"The program that will run it ({runnable_models()}).", show_default=False
+        ),
     ],
     model_tag: ModelTag = None,
     step: SavedStep = None,
@@ -81,11 +84,7 @@ def export(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Write a model for another program, with its tokenizer and a model card.
-
-    mlx-lm runs all; transformers those of the classic architecture; nanochat, at
-    the commit that is told, all.
-    """
+    """Export a model for another program, with its tokenizer and a model card."""
     from mlxchat.cli import exporting
 
     require_one_place(model_tag, step, checkpoint)

@@ -10,7 +10,7 @@ from mlxchat.checkpoint import catalog, layout
 from mlxchat.errors import CheckpointError
 from mlxchat.home import Home
 from mlxchat.interop import exporters
-from mlxchat.interop.exporters import Program
+from mlxchat.interop.programs import Program
 from mlxchat.model.quantization import Quantization
 from mlxchat.quantize import quantize
 from mlxchat.runtime import mx

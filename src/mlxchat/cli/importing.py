@@ -35,7 +35,9 @@ def import_model(
     foreign = importers.open_model(path, step, tokenizer, softcap, conversational)
     run = _destination(home, foreign, tag)
     optimizer_file = (
-        optimizer.find(foreign.path, foreign.step, foreign.config) if with_optimizer else None
+        optimizer.find_optimizer(foreign.path, foreign.step, foreign.config)
+        if with_optimizer
+        else None
     )
     runtime.bound_buffer_cache()
     with Screen(stream=sys.stderr) as screen:
@@ -48,8 +50,8 @@ def import_model(
         model, state = network(foreign, report), None
         if optimizer_file:
             expected = {name: array.shape for name, array in new_optimizer(model).state.items()}
-            state = optimizer.read(optimizer_file, foreign.config, expected)
-        folder = importers.save(run, foreign, model, state)
+            state = optimizer.read_optimizer(optimizer_file, foreign.config, expected)
+        folder = importers.save_imported(run, foreign, model, state)
     config = foreign.config
     facts = {
         "path": str(folder),

@@ -22,7 +22,7 @@ from mlxchat.train.pretrain import Pretraining
 from mlxchat.train.resume import SavedRun
 from mlxchat.ui.console import Screen, say
 from mlxchat.ui.tables import Row, Section, about, flops_per_second, show
-from mlxchat.ui.text import amount, memory_size
+from mlxchat.ui.text import amount, as_options, memory_size
 
 GROUPS = {  # of parameters and of learning rates, in words
     "wte": "embedding",
@@ -102,7 +102,9 @@ def _tell(
         say(facts.model_dump_json())
     else:
         because = [reason(config, made)] if made.costs else []
-        preset = [f"Preset {config.preset}: {config.of_preset}"] if config.of_preset else []
+        preset = []
+        if config.of_preset:
+            preset = [f"Preset {config.preset}: {as_options(config.of_preset)}"]
         show([*heading(facts), *because, *preset], sections(facts))
 
 

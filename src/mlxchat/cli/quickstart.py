@@ -8,7 +8,7 @@ from itertools import islice
 from mlxchat.cli import chat
 from mlxchat.cli.session import watch
 from mlxchat.config.inference import Sampling
-from mlxchat.data.corpus import documents
+from mlxchat.data.corpus.documents import held_out_questions
 from mlxchat.data.corpus.world import Question
 from mlxchat.evaluate.answers import Outcome, write
 from mlxchat.evaluate.loss import LONGEST_REPLY, word_for_word
@@ -31,7 +31,7 @@ def quickstart(questions: int, fresh: bool, json: bool) -> None:
     watch(lambda show, meter, stop: pretrain(base, home, show, meter, stop, fresh), json)
     watch(lambda show, meter, stop: fine_tune(TUNING, home, show, meter, stop, fresh), json)
     saved, name = chat.load(TUNING.tag, None, None)
-    asked, answered = documents.held_out(questions), dict[str, Outcome]()
+    asked, answered = held_out_questions(questions), dict[str, Outcome]()
     with Screen(json) as screen:
         for outcome in write(saved, word_for_word(asked), AT_ONCE, LONGEST_REPLY):
             answered[outcome.problem.prompt.messages[0].text] = outcome

@@ -14,7 +14,7 @@ from operator import eq
 
 import numpy as np
 
-from mlxchat.data.corpus import documents
+from mlxchat.data.corpus.documents import held_out_questions
 from mlxchat.data.corpus.world import Question
 from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.errors import DataError
@@ -147,7 +147,7 @@ def replies(conversations: Iterable[Conversation], tokenizer: Tokenizer) -> list
 def builtin_questions(most: int | None) -> list[Exercise]:
     """The first ``most`` of the built-in corpus's questions that no conversation of it asks."""
     count = BUILTIN_QUESTIONS if most is None else min(most, BUILTIN_QUESTIONS)
-    return word_for_word(documents.held_out(count))
+    return word_for_word(held_out_questions(count))
 
 
 def word_for_word(questions: Iterable[Question]) -> list[Exercise]:

@@ -261,7 +261,7 @@ def problems(task: TaskName, task_data: Path, most: int | None) -> list[Problem]
     """
     if task not in FILES:
         count = SPELLING_PROBLEMS if most is None else min(most, SPELLING_PROBLEMS)
-        return [_spelled(conversation) for conversation in spelling.held_out(count)]
+        return [_spelled(conversation) for conversation in spelling.held_out_conversations(count)]
     folder, form = task_data / FILES[task][0], FILES[task][1]
     rows = read_rows(folder)
     order = np.random.default_rng(SHUFFLE_SEED).permutation(len(rows))[:most].tolist()
@@ -271,7 +271,7 @@ def problems(task: TaskName, task_data: Path, most: int | None) -> list[Problem]
 def _spelled(conversation: Conversation) -> Exercise:
     """How often a letter is in a word, without the answer."""
     *asked_before, _answer = conversation.messages
-    expected = spelling.answer(conversation)
+    expected = spelling.final_answer(conversation)
     return Exercise(Conversation(tuple(asked_before)), gives_number(expected))
 
 

@@ -18,13 +18,11 @@ from mlxchat.config.run import RunConfig
 from mlxchat.errors import ConfigError
 from mlxchat.model.config import ASPECT_RATIO, GPTConfig
 from mlxchat.model.size import flops_per_token, parameters, scaling_parameters
-from mlxchat.optim.schedule import width_scale
+from mlxchat.optim.schedule import REFERENCE_BATCH, learning_rates
 from mlxchat.plan.memory import BatchPlan, Resources, ShallowerModel, fit
 
 REFERENCE_DEPTH = 12
-REFERENCE_BATCH = 2**19  # tokens, the best at that depth
 BATCH_EXPONENT = 0.383  # of the horizon (https://arxiv.org/abs/2505.13738)
-SMEAR_RATE = 0.2  # learning rate of smear and backout, whatever the batch
 
 
 class Costs(BaseModel):
@@ -118,7 +116,7 @@ def plan(config: PretrainConfig, vocab_size: int, resources: Resources) -> Plan:
         target_tokens=target_tokens,
         num_iterations=steps,
         tokens_per_step=tokens_per_step,
-        learning_rates=learning_rates(recipe, config.matrix_lr, model, tokens_per_step),
+        learning_rates=learning_rates(recipe, model, tokens_per_step),
         weight_decay=_weight_decay(config, recipe, model, tokens_per_step),
         grad_clip=recipe.grad_clip,
         warmup_steps=recipe.warmup_steps,
@@ -259,28 +257,6 @@ def evaluation_rows(config: RunConfig, context: int, tokens_per_step: int) -> in
 
 
 # ==== Learning rates and weight decay ============================================================
-
-
-def learning_rates(
-    recipe: Recipe, matrix_lr: float, model: GPTConfig, tokens_per_step: int
-) -> dict[str, float]:
-    """Return the learning rates by group.
-
-    AdamW's shrink with the square root of the width; the modern ones grow with that of the batch.
-    """
-    by_width = width_scale(model.n_embd)
-    rates = {
-        "embedding": recipe.embedding_lr * by_width,
-        "unembedding": recipe.unembedding_lr * by_width,
-        "matrix": matrix_lr,
-    }
-    if recipe.scalar_lr is None:
-        return rates
-    rates["value_embeds"] = rates["embedding"] / 2
-    rates["resid"] = recipe.scalar_lr * 0.01
-    rates["x0"] = recipe.scalar_lr
-    by_batch = math.sqrt(tokens_per_step / REFERENCE_BATCH)
-    return {group: rate * by_batch for group, rate in rates.items()} | {"smear": SMEAR_RATE}
 
 
 def _weight_decay(

@@ -10,7 +10,8 @@ from mlxchat.errors import CheckpointError, ConfigError, MlxchatError, command
 from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
-from mlxchat.plan.plan import REFERENCE_BATCH, learning_rates, shape
+from mlxchat.optim.schedule import REFERENCE_BATCH, learning_rates
+from mlxchat.plan.plan import shape
 from mlxchat.runtime import machine
 from mlxchat.train.stage import history_of, read_trainer, stage_of
 
@@ -40,7 +41,7 @@ def read_base(folder: Path, home: Home) -> Base:
         )
     if not (folder / layout.TRAINER).exists():
         config = PretrainConfig(arch=model.arch)
-        rates = learning_rates(config.recipe, config.matrix_lr, model, REFERENCE_BATCH)
+        rates = learning_rates(config.recipe, model, REFERENCE_BATCH)
         return Base(model, rates, REFERENCE_BATCH)
     state = read_trainer(folder)
     rates = stage_of(state, home).learning_rates(state.plan)

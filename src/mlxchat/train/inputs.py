@@ -22,8 +22,7 @@ from mlxchat.errors import ConfigError, DataError, NotFound, command
 from mlxchat.home import Home
 from mlxchat.plan.estimate import VocabularySource
 from mlxchat.telemetry.events import Clock, Event, Noted, Progressed, Report
-from mlxchat.tokenizer.bpe import FILE as TOKENIZER
-from mlxchat.tokenizer.bpe import Tokenizer, train
+from mlxchat.tokenizer.bpe import TOKENIZER_FILE, Tokenizer
 from mlxchat.train.resume import require_names, require_revision, require_same_files
 
 DOCUMENT_CHARACTERS = 10_000  # read of one document, at most; nanochat's
@@ -214,7 +213,7 @@ def stored_tokenizer(config: DataConfig, home: Home) -> Tokenizer | None:
         ConfigError: it has another vocabulary size than the settings say.
     """
     folder = tokenizer_folder(config, home)
-    if not (folder / TOKENIZER).exists():
+    if not (folder / TOKENIZER_FILE).exists():
         return None
     tokenizer = Tokenizer.load(folder)
     if config.vocab_size not in (None, tokenizer.vocab_size):
@@ -305,7 +304,9 @@ def train_tokenizer(
         if not done:
             raise DataError("The training data contain no text.", "Use data that contain some.")
 
-    tokenizer = train(texts(), vocab_size or min(largest, documents.suggested_vocabulary()))
+    tokenizer = Tokenizer.train(
+        texts(), vocab_size or min(largest, documents.suggested_vocabulary())
+    )
     if vocab_size is not None and tokenizer.vocab_size < vocab_size:
         raise DataError(
             f"The text supports a vocabulary of {tokenizer.vocab_size:,} tokens, not "

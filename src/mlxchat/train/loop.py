@@ -16,9 +16,9 @@ import numpy as np
 
 from mlxchat.data.loader import Batch, LoaderState, Stopped
 from mlxchat.errors import MlxchatError
-from mlxchat.model.backward import ordered_loss
 from mlxchat.model.gpt import GPT
-from mlxchat.optim.optimizer import MATRIX, Arrays, MuonAdamW, Rates, clip
+from mlxchat.optim.gradients import compile_gradients
+from mlxchat.optim.optimizer import MATRIX, Arrays, MuonAdamW, Rates
 from mlxchat.plan.memory import BatchPlan
 from mlxchat.runtime import memory_use, mx
 from mlxchat.telemetry.events import Clock, Ended, Event, Position, Stepped
@@ -213,39 +213,11 @@ class Compile(Protocol):
 def compile_step(step: Step, stop: ShouldStop = lambda: False) -> Launch:
     """Make the function that starts an optimizer step on the device without waiting for its end.
 
-    Forward, backward and accumulation are compiled as one function and the update as another.
-    Whatever changes from step to step is an array. ``stop`` is asked before each micro-batch; if it
-    says so, the function raises `Stopped` and the model is what it was before the step.
+    ``stop`` is asked before each micro-batch; if it says so, the function raises `Stopped` and the
+    model is what it was before the step.
     """
     model, optimizer, plan = step.model, step.optimizer, step.plan
-
-    def share_of_loss(
-        parameters: Arrays, ids: mx.array, targets: mx.array, count: mx.array, summed: Arrays
-    ) -> mx.array:
-        checkpoint = plan.grad_checkpoint
-        with model.using(parameters):
-            return ordered_loss(
-                model, ids, targets, plan.chunk_rows, count, summed=summed, checkpoint=checkpoint
-            )
-
-    @mx.compile
-    def accumulate(
-        parameters: Arrays,
-        ids: mx.array,
-        targets: mx.array,
-        count: mx.array,
-        total: mx.array,
-        summed: Arrays,
-    ) -> tuple[mx.array, Arrays]:
-        loss, gradients = mx.value_and_grad(share_of_loss)(parameters, ids, targets, count, summed)
-        return total + loss, gradients
-
-    @mx.compile
-    def update(
-        parameters: Arrays, gradients: Arrays, state: Arrays, rates: Rates
-    ) -> tuple[Arrays, Arrays, mx.array]:
-        clipped, norm = clip(gradients, step.grad_clip)
-        return *optimizer.update(parameters, clipped, state, rates), norm
+    accumulate = compile_gradients(model, plan.chunk_rows, plan.grad_checkpoint)
 
     def launch(number: int) -> Pending:
         batches = list(islice(step.batches, plan.accumulation))
@@ -254,19 +226,17 @@ def compile_step(step: Step, stop: ShouldStop = lambda: False) -> Launch:
         for batch in batches:
             if stop():
                 raise Stopped
-            parameters, before = model.named_parameters(), loss
-            ids, targets = mx.array(batch.ids), mx.array(batch.targets)
-            loss, gradients = accumulate(parameters, ids, targets, count, loss, gradients)
+            before, ids, targets = loss, mx.array(batch.ids), mx.array(batch.targets)
+            loss, gradients = accumulate(
+                model.named_parameters(), ids, targets, count, loss, gradients
+            )
             mx.async_eval(loss, gradients)
             mx.eval(before)  # no more than one micro-batch under way
         rates = step.rates(number - 1)
-        parameters, optimizer.state, norm = update(
-            model.named_parameters(), gradients, optimizer.state, rates
-        )
-        model.load_weights(list(parameters.items()))
+        norm = optimizer.update(model, gradients, rates, step.grad_clip)
         del gradients  # so that the update can reuse their memory
         metrics = mx.stack([loss, norm, rates.learning[MATRIX]])
-        mx.async_eval(parameters, optimizer.state, metrics)
+        mx.async_eval(model.parameters(), optimizer.state, metrics)
         return Pending(number, metrics, batches[-1].state)
 
     return launch

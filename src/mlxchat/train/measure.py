@@ -131,7 +131,7 @@ def synthetic_step(plan: Plan) -> Step:
 
     return Step(
         model=model,
-        optimizer=MuonAdamW(model.named_parameters(), plan.model.arch, model.dtype),
+        optimizer=MuonAdamW(model),
         batches=repeat(Batch(ids, np.roll(ids, -1, axis=1), LoaderState())),
         rates=rates,
         plan=plan,

@@ -5,15 +5,16 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 
 from mlxchat.checkpoint import catalog
 from mlxchat.config.pretrain import PretrainConfig
-from mlxchat.data.corpus.documents import held_out
+from mlxchat.data.corpus.documents import held_out_questions
 from mlxchat.data.documents import TextDocuments
 from mlxchat.data.loader import LoaderState
 from mlxchat.home import Home
 from mlxchat.model.gpt import GPT
 from mlxchat.optim import schedule
+from mlxchat.optim.schedule import REFERENCE_BATCH, learning_rates
 from mlxchat.plan.budget import Deadline, reason
 from mlxchat.plan.memory import Resources
-from mlxchat.plan.plan import REFERENCE_BATCH, Plan, learning_rates, plan
+from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import hold_memory
 from mlxchat.telemetry.events import Clock, Event, Noted, Report
 from mlxchat.telemetry.meter import Meter
@@ -68,8 +69,7 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
 
     def learning_rates(self, plan: Plan) -> dict[str, float]:
         """Return the settings' rates for the reference batch."""
-        config = self.config
-        return learning_rates(config.recipe, config.matrix_lr, plan.model, REFERENCE_BATCH)
+        return learning_rates(self.config.recipe, plan.model, REFERENCE_BATCH)
 
     def momentum(self, plan: Plan, step: int) -> float:
         """Return Muon's momentum after ``step`` updates."""
@@ -139,7 +139,7 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         """Return beginnings of sentences, or questions that the built-in corpus does not ask."""
         prompts: Iterable[str] = PROMPTS
         if self.config.is_builtin:
-            prompts = (f"{question.prompt}\n" for question in held_out(BUILTIN_PROMPTS))
+            prompts = (f"{question.prompt}\n" for question in held_out_questions(BUILTIN_PROMPTS))
         for prompt in prompts:
             yield prompt, [tokenizer.bos, *tokenizer.encode(prompt)]
 

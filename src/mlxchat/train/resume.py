@@ -123,8 +123,7 @@ def load_state(plan: Plan, saved: SavedRun[Config]) -> TrainState:
 
 def new_optimizer(model: GPT) -> MuonAdamW:
     """Return an optimizer for a model, its state as before the first step."""
-    dtype = machine().compute_dtype
-    return MuonAdamW(model.named_parameters(), model.config.arch, dtype)
+    return MuonAdamW(model)
 
 
 # Is the data the same?
