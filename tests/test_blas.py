@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,7 +29,7 @@ def test_the_wheel_is_for_processors_that_can_run_it(
         def locate_file(self, path: str) -> Path:
             return Path("/wheel") / path
 
-    monkeypatch.setattr(blas.platform, "machine", lambda: machine)
+    monkeypatch.setattr(blas.os, "uname", lambda: SimpleNamespace(machine=machine))
     monkeypatch.setattr(importlib.metadata, "distribution", lambda _: Found())
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"processor : 0\n{flags}\n")

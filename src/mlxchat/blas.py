@@ -12,7 +12,6 @@ reason.
 """
 
 import os
-import platform
 import sys
 import warnings
 from collections.abc import Sequence
@@ -111,7 +110,7 @@ def _openblas(cpuinfo: Path) -> str:
     """
     from importlib.metadata import distribution
 
-    if platform.machine() == "x86_64" and "avx512f" not in cpuinfo.read_text("ascii", "replace"):
+    if os.uname().machine == "x86_64" and "avx512f" not in cpuinfo.read_text("ascii", "replace"):
         return SYSTEM_OPENBLAS
     return str(distribution("cmeel-openblas").locate_file(OPENBLAS))
 

@@ -1,0 +1,253 @@
+"""The public functions: load a trained model, train one, import one.
+
+The command line does the same with the same parts. Here nothing is printed, and whatever fails for
+a reason that a user can fix raises an `MlxchatError`.
+"""
+
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, cast
+
+from mlxchat import runtime
+from mlxchat.checkpoint import catalog, history, layout
+from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.config.sft import SftConfig
+from mlxchat.config.validate import Settings, validated
+from mlxchat.errors import ConfigError
+from mlxchat.home import Home
+from mlxchat.interop import importers
+from mlxchat.interop.importers.model import network as read_network
+from mlxchat.interop.importers.optimizer import find_optimizer, read_optimizer
+from mlxchat.telemetry.events import Event, Progressed, Report
+from mlxchat.train import pretrain as pretraining
+from mlxchat.train import sft
+from mlxchat.train.resume import new_optimizer
+from mlxchat.trained import Model, new_run
+
+__all__ = ["fine_tune", "import_model", "load", "pretrain"]
+
+
+def load(
+    source: str | Path | None = None,
+    *,
+    step: int | None = None,
+    home: str | Path | None = None,
+) -> Model:
+    """Load a trained model.
+
+    Args:
+        source: the name of a run, or the directory of a model or of a run. By default the run
+            that was saved last.
+        step: which of the run's saved steps; by default the newest.
+        home: where runs are; by default ``$MLXCHAT_HOME``.
+
+    Raises:
+        NotFound: there is no such model; the message lists the ones there are.
+        CheckpointError: a file of the model is missing or damaged.
+
+    >>> import mlxchat
+    >>> model = mlxchat.load("quickstart-sft")
+    >>> model.name, model.conversational
+    ('quickstart-sft', True)
+    """
+    place = _home(home)
+    folder = catalog.find_model(place.stages, None if source is None else str(source), step)
+    runtime.bound_buffer_cache()
+    saved = layout.read_model(folder, runtime.machine().compute_dtype)
+    return Model(saved, history.read(folder), place)
+
+
+def pretrain(
+    config: PretrainConfig | None = None,
+    *,
+    fresh: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+    home: str | Path | None = None,
+    **settings: Any,
+) -> Generator[Event, None, None]:
+    """Pretrain a model, or resume the run of the same name; iterate over it to make it happen.
+
+    One stream carries everything: the steps, evaluations, samples and checkpoints of the run, its
+    notes, and the progress of downloads that other threads make. Of the latter the newest comes
+    before the next event of the run.
+
+    To end early, let ``stop`` return True: the run saves and ends. Leaving the loop (``break``,
+    Ctrl-C, or ``close()`` of the iterator) saves nothing more; the run can be resumed from its
+    newest checkpoint by the same call.
+
+    Args:
+        config: the settings as one object, in place of ``settings``.
+        fresh: set an earlier run of that name aside and train from scratch.
+        stop: called again and again; returns whether to save and end.
+        home: where data, checkpoints and logs are; by default ``$MLXCHAT_HOME``.
+        **settings: the fields of `PretrainConfig`, such as ``depth=4`` or ``dataset="builtin"``.
+
+    Raises:
+        ConfigError: a setting is unknown, out of bounds, or does not go with the others or with
+            the run to resume.
+        MlxchatError: while iterating, as the error messages say.
+
+    >>> import mlxchat
+    >>> for event in mlxchat.pretrain(
+    ...     depth=1, dataset="builtin", vocab_size=300, max_seq_len=32, device_batch_size=4,
+    ...     total_batch_size=128, num_iterations=2, eval_tokens=128, model_tag="tiny",
+    ... ):
+    ...     if isinstance(event, mlxchat.Stepped):
+    ...         print(event.step, event.position.epoch)
+    1 1
+    2 1
+    >>> mlxchat.load("tiny").config.n_layer
+    1
+    """
+    chosen, place = _config(PretrainConfig, config, settings), _home(home)
+    return _one_stream(
+        lambda report: pretraining.pretrain(chosen, place, report, stop=stop, fresh=fresh)
+    )
+
+
+def fine_tune(
+    config: SftConfig | None = None,
+    *,
+    fresh: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+    home: str | Path | None = None,
+    **settings: Any,
+) -> Generator[Event, None, None]:
+    """Fine-tune a model on conversations, or resume the run of the same name.
+
+    As `pretrain` in every other way.
+
+    Args:
+        config: the settings as one object, in place of ``settings``.
+        fresh: set an earlier run of that name aside and begin from scratch.
+        stop: called again and again; returns whether to save and end.
+        home: where data, checkpoints and logs are; by default ``$MLXCHAT_HOME``.
+        **settings: the fields of `SftConfig`, such as ``source="d4"`` or ``data=["chats.jsonl"]``.
+
+    Raises:
+        ConfigError: a setting is unknown, out of bounds, or does not go with the others or with
+            the run to resume.
+        NotFound: there is no such model to fine-tune.
+        MlxchatError: while iterating, as the error messages say.
+
+    >>> import mlxchat
+    >>> for event in mlxchat.fine_tune(
+    ...     source="quickstart", data=["chats.jsonl"], num_iterations=2, total_batch_size=256,
+    ...     eval_every=0, sample_every=0, model_tag="tuned",
+    ... ):
+    ...     if isinstance(event, mlxchat.Saved):
+    ...         print(event.step)
+    2
+    >>> mlxchat.load("tuned").conversational
+    True
+    """
+    chosen, place = _config(SftConfig, config, settings), _home(home)
+    return _one_stream(lambda report: sft.fine_tune(chosen, place, report, stop=stop, fresh=fresh))
+
+
+def import_model(
+    path: str | Path,
+    name: str | None = None,
+    *,
+    step: int | None = None,
+    tokenizer: str | Path | None = None,
+    softcap: float | None = None,
+    conversational: bool | None = None,
+    with_optimizer: bool = False,
+    home: str | Path | None = None,
+) -> Model:
+    """Import a model that another program trained, as a run that can be fine-tuned or continued.
+
+    These are checkpoints of nanochat (``model_*.pt``), of the original mlxchat
+    (``model_*.npz``), and directories for transformers or mlx-lm. Nothing in the files is run.
+
+    Args:
+        path: the directory or file of the checkpoint.
+        name: the name of the new run; by default the folder's.
+        step: which of a directory's checkpoints; by default the newest.
+        tokenizer: the file or folder of its tokenizer; by default where its program puts it.
+        softcap: the bound of the logits; by default the era's.
+        conversational: whether it was trained on conversations; by default as the folder says.
+        with_optimizer: import the state of its optimizer too.
+        home: where runs are; by default ``$MLXCHAT_HOME``.
+
+    Raises:
+        NotFound: there is no such file.
+        CheckpointError: the model is damaged, of another architecture, or asks for more than data.
+        ConfigError: the name is another run's, or no name.
+    """
+    tokenizer_path = None if tokenizer is None else Path(tokenizer)
+    foreign = importers.open_model(Path(path), step, tokenizer_path, softcap, conversational)
+    run = new_run(_home(home), name or foreign.name, foreign.conversational)
+    file = find_optimizer(foreign.path, foreign.step, foreign.config) if with_optimizer else None
+    runtime.bound_buffer_cache()
+    model, state = read_network(foreign), None
+    if file:
+        expected = {name: array.shape for name, array in new_optimizer(model).state.items()}
+        state = read_optimizer(file, foreign.config, expected)
+    return load(importers.save_imported(run, foreign, model, state), home=home)
+
+
+def _home(folder: str | Path | None) -> Home:
+    if folder is None:
+        return Home.from_environment()
+    return Home(Path(folder).expanduser().absolute())
+
+
+class _Reports:
+    """Events that other threads report, until the run's own iterator passes them on."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._events: dict[object, Event] = {}
+
+    def add(self, event: Event) -> None:
+        """Keep an event; of a task's progress only the newest is kept."""
+        key: object = event.task if isinstance(event, Progressed) else object()
+        with self._lock:
+            self._events.pop(key, None)
+            self._events[key] = event
+
+    def take(self) -> list[Event]:
+        """Return what is kept, oldest first, and forget it."""
+        with self._lock:
+            events, self._events = list(self._events.values()), {}
+        return events
+
+
+def _one_stream(begin: Callable[[Report], Iterator[Event]]) -> Generator[Event, None, None]:
+    """Return the events of a run in one stream with those that it reports.
+
+    Args:
+        begin: starts the run, given what it reports to.
+    """
+    reports = _Reports()
+    run = cast(Generator[Event, None, None], begin(reports.add))
+
+    def events() -> Generator[Event, None, None]:
+        with closing(run):
+            for event in run:
+                yield from reports.take()
+                yield event
+            yield from reports.take()
+
+    return events()
+
+
+def _config(kind: type[Settings], config: Settings | None, settings: dict[str, Any]) -> Settings:
+    """Return the settings of a run, given as one object or one by one."""
+    if config is None:
+        return validated(kind, settings)
+    if not isinstance(config, kind):
+        raise ConfigError(
+            f"{config!r:.100} is no {kind.__name__}.",
+            "Give settings by their names, as in `depth=4`.",
+        )
+    if settings:
+        raise ConfigError(
+            f"`{next(iter(settings))}` does not go with a {kind.__name__}, which has all settings.",
+            "Give one or the other.",
+        )
+    return config

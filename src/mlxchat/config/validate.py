@@ -1,0 +1,47 @@
+"""Settings that a program gives by name; pydantic's errors become ours. Imports no arrays."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from mlxchat.config.pretrain import IN_WORDS
+from mlxchat.errors import ConfigError
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def validated(kind: type[Settings], given: Mapping[str, Any]) -> Settings:
+    """Return settings made of what a program gives by name.
+
+    >>> from mlxchat.config.sft import SftConfig
+    >>> validated(SftConfig, {"epoch": 2})
+    Traceback (most recent call last):
+    mlxchat.errors.ConfigError: There is no setting `epoch`.
+    Did you mean `epochs`?
+
+    Raises:
+        ConfigError: one is unknown, or its value is not one that it can have.
+    """
+    for name in given.keys() - kind.model_fields.keys():
+        nearest = get_close_matches(name, kind.model_fields, 1)
+        raise ConfigError(
+            f"There is no setting `{name}`.",
+            f"Did you mean `{nearest[0]}`?"
+            if nearest
+            else f"There are: {', '.join(kind.model_fields)}.",
+        )
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        if not fault["loc"]:
+            raise ConfigError(f"{fault['msg']}.") from error
+        name, reason = str(fault["loc"][0]), fault["msg"][:1].lower() + fault["msg"][1:]
+        if fault["type"] == "string_pattern_mismatch":
+            reason = IN_WORDS[fault["ctx"]["pattern"]]
+        raise ConfigError(
+            f"`{name}={given.get(name)}`: {reason}.",
+            f"`{name}`: {kind.model_fields[name].description}",
+        ) from error

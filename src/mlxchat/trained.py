@@ -1,0 +1,393 @@
+"""A trained model as programs use it: generate, chat, measure, quantize, save, export."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from functools import cached_property
+from pathlib import Path
+from re import fullmatch
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, cast
+
+import numpy as np
+
+from mlxchat.checkpoint import store
+from mlxchat.checkpoint.history import History
+from mlxchat.checkpoint.layout import SavedModel
+from mlxchat.config.inference import Sampling
+from mlxchat.config.pretrain import IN_WORDS
+from mlxchat.config.run import NAME
+from mlxchat.config.validate import validated
+from mlxchat.data.loader import Batch, LoaderState
+from mlxchat.engine.cache import KVCache
+from mlxchat.engine.chat import Answer, Chat
+from mlxchat.engine.generate import generate
+from mlxchat.engine.sampling import make_sampler
+from mlxchat.errors import ConfigError
+from mlxchat.evaluate.loss import bits_per_byte
+from mlxchat.home import Home
+from mlxchat.interop import exporters
+from mlxchat.interop.exporters import Program
+from mlxchat.model.config import GPTConfig
+from mlxchat.model.gpt import GPT
+from mlxchat.model.quantization import Mode, Quantization
+from mlxchat.model.quantized import formats_of, quantize_layers
+from mlxchat.quantize import quantize, save
+from mlxchat.runtime import mx
+from mlxchat.telemetry.events import Evaluated
+from mlxchat.tokenizer.bpe import ASSISTANT_END, Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class Loss(NamedTuple):
+    """How well a model predicts a text."""
+
+    nats_per_token: float  # mean cross entropy
+    bits_per_byte: float  # comparable between tokenizers
+    tokens: int  # that were predicted
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The keyword arguments that choose the next token; `Sampling` has the defaults."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+
+
+class Model:
+    """A trained model with its tokenizer, as `load` returns it.
+
+    Attributes:
+        network: the `GPT`, its weights as they are saved.
+        tokenizer: the `Tokenizer` it was trained with.
+        conversational: whether it was trained on conversations, so that it answers.
+
+    The weights are held once for saving and once, from the first token on, as decoding wants them;
+    arrays that are the same in both are shared.
+    """
+
+    def __init__(self, saved: SavedModel, about: History, home: Home) -> None:
+        self.network: GPT = saved.model
+        self.tokenizer: Tokenizer = saved.tokenizer
+        self.conversational: bool = saved.conversational
+        self._about = about
+        self._home = home
+
+    @property
+    def name(self) -> str:
+        """The name of its run, or of its directory."""
+        return self._about.tag
+
+    @property
+    def config(self) -> GPTConfig:
+        """The shape of the network."""
+        return self.network.config
+
+    def __repr__(self) -> str:
+        kind = "conversational" if self.conversational else "base"
+        return (
+            f"<mlxchat.Model {self.name}: {self.config.arch}, depth {self.config.n_layer}, {kind}>"
+        )
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = 256,
+        seed: int = 42,
+        **sampling: Unpack[SamplingOptions],
+    ) -> str:
+        """Continue a text.
+
+        A model that was trained on conversations continues it too; `chat` has it answer.
+
+        Args:
+            prompt: the text, which follows ``<|bos|>``, or token ids as they are.
+            max_tokens: the most tokens to generate; they end earlier at the end of the context, or
+                where the model ends the document or its answer.
+            seed: of the random draws; the same seed and prompt give the same text.
+            **sampling: ``temperature`` (0.6; 0 takes the likeliest token), ``top_k`` (50),
+                ``top_p``, ``min_p`` and ``repetition_penalty``.
+
+        Raises:
+            ConfigError: the prompt leaves no room in the context, or a value is out of bounds.
+
+        >>> import mlxchat
+        >>> model = mlxchat.load("quickstart")
+        >>> text = model.generate("The cow", max_tokens=20, temperature=0)
+        >>> text == model.generate("The cow", max_tokens=20, temperature=0)
+        True
+        """
+        return "".join(self.stream(prompt, max_tokens=max_tokens, seed=seed, **sampling))
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = 256,
+        seed: int = 42,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Generator[str, None, None]:
+        """Continue a text, piece by piece as it is generated; pieces are whole characters.
+
+        Arguments and errors are those of `generate`.
+
+        >>> import mlxchat
+        >>> model = mlxchat.load("quickstart")
+        >>> pieces = model.stream("The cow", max_tokens=20, seed=1)
+        >>> "".join(pieces) == model.generate("The cow", max_tokens=20, seed=1)
+        True
+        """
+        ids = self._ids(prompt)
+        room = self.config.sequence_len - len(ids)
+        if room < 1:
+            raise self._too_long(ids)
+        chosen = validated(Sampling, sampling)
+        return self._pieces(ids, min(max_tokens, room), seed, chosen)
+
+    def chat(
+        self, *, max_tokens: int = 512, seed: int = 42, **sampling: Unpack[SamplingOptions]
+    ) -> Chat:
+        """Start a conversation; `Chat.say` returns an answer, `Chat.reply` streams its parts.
+
+        Args:
+            max_tokens: the most tokens in one answer.
+            seed: of the random draws.
+            **sampling: as for `generate`.
+
+        >>> import mlxchat
+        >>> chat = mlxchat.load("quickstart-sft").chat(temperature=0)
+        >>> answer = chat.say("What does a cow say?")
+        >>> [message.role for message in chat.messages]
+        ['user', 'assistant']
+        """
+        return Chat(
+            self._decoding,
+            self.tokenizer,
+            conversational=self.conversational,
+            sampling=validated(Sampling, sampling),
+            seed=seed,
+            max_tokens=max_tokens,
+        )
+
+    def loss(self, text: str | Sequence[int]) -> Loss:
+        """Measure how well the model predicts a text, per token and per byte.
+
+        Args:
+            text: the text, which follows ``<|bos|>``, or token ids, of which the first is given
+                and the others are predicted. What is longer than the context is predicted in
+                pieces, each from its own tokens only.
+
+        Raises:
+            DataError: there is nothing to predict.
+
+        >>> import mlxchat
+        >>> loss = mlxchat.load("quickstart").loss("The cow says moo.")
+        >>> loss.nats_per_token > 0, loss.bits_per_byte > 0
+        (True, True)
+        """
+        ids, context = np.array(self._ids(text), np.int32), self.config.sequence_len
+        pieces = [
+            Batch(ids[None, i : i + context][:, : len(ids) - 1 - i], targets, LoaderState())
+            for i in range(0, len(ids) - 1, context)
+            for targets in [ids[None, i + 1 : i + 1 + context]]
+        ]
+        events = list(bits_per_byte(self.network.losses, pieces, len(pieces), self.tokenizer))
+        result = cast(Evaluated, events[-1])
+        return Loss(result.loss, result.bits_per_byte, result.tokens)
+
+    def logits(self, text: str | Sequence[int]) -> mx.array:
+        """Return the logits of the next token after each token, (T, V) float32.
+
+        Args:
+            text: the text, which follows ``<|bos|>``, or token ids; T of them.
+
+        Raises:
+            ConfigError: it is longer than the context.
+
+        >>> import mlxchat
+        >>> model = mlxchat.load("quickstart")
+        >>> ids = [model.tokenizer.bos, *model.tokenizer.encode("The cow")]
+        >>> model.logits("The cow").shape == (len(ids), model.config.vocab_size)
+        True
+        """
+        ids = self._ids(text)
+        if len(ids) > self.config.sequence_len:
+            raise self._too_long(ids)
+        logits: mx.array = self.network(mx.array([ids]))[0]
+        return logits
+
+    def quantize(
+        self,
+        bits: int | None = None,
+        *,
+        group_size: int | None = None,
+        mode: Mode = "affine",
+        mixed: bool = False,
+    ) -> Model:
+        """Return a copy with fewer bits per weight, which cannot be trained; this one stays.
+
+        Args:
+            bits: 2, 3, 4, 5, 6 or 8; by default 4, or what the mode has.
+            group_size: weights that share a scale: 32, 64 or 128; by default 64.
+            mode: ``"affine"``, or ``"mxfp4"``, ``"mxfp8"`` or ``"nvfp4"``, whose bits and groups
+                are fixed.
+            mixed: give the layers whose errors cost most more bits.
+
+        Raises:
+            ConfigError: there is no such quantization, or this model is quantized already.
+
+        >>> import mlxchat
+        >>> small = mlxchat.load("quickstart").quantize(8)
+        >>> small.name
+        'quickstart-8bit'
+        """
+        given = {"bits": bits, "group_size": group_size, "mode": mode, "mixed": mixed}
+        chosen = validated(Quantization, given)
+        if formats_of(self.network):
+            raise ConfigError(
+                f"{self.name} is quantized already.", "Load the model it was made of."
+            )
+        network = copied(self.network)
+        quantize(network, chosen.formats(self.config))
+        tag = f"{self.name}-{chosen.name}"
+        about = self._about.model_copy(update={"tag": tag, "bits_per_byte": None})
+        return Model(SavedModel(network, self.tokenizer, self.conversational), about, self._home)
+
+    def save(self, to: str | Path | None = None) -> Path:
+        """Save the model as a run of its own, and return its directory.
+
+        mlx-lm loads the directory of a classic model as it is. What training needs to resume is
+        not saved; the model can be trained further as ``source`` or ``init_from``.
+
+        Args:
+            to: a name, for `load` and the command line, or the path of a folder. By default the
+                model's own name.
+
+        Raises:
+            ConfigError: there is a run of that name, or it cannot be a name.
+            DiskError: the disk is full or not writable.
+
+        >>> import mlxchat
+        >>> folder = mlxchat.load("quickstart").quantize(8).save("small")
+        >>> mlxchat.load("small").name, mlxchat.load(folder).name
+        ('small', 'small')
+        """
+        to = self.name if to is None else to
+        if isinstance(to, Path) or Path(to).name != to:
+            run = Path(to).expanduser().absolute()
+            if store.steps(run):
+                raise ConfigError(f"There is a model in {run} already.", "Name another folder.")
+        else:
+            run = new_run(self._home, to, self.conversational)
+        return save(run, self._about.step, self._saved(self.network), self._about)
+
+    def export(
+        self,
+        to: Program,
+        out: str | Path | None = None,
+        *,
+        dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    ) -> Path:
+        """Write the model for another program, with its tokenizer and a model card.
+
+        Args:
+            to: ``"mlx-lm"``, ``"transformers"`` (classic models only) or ``"nanochat"``.
+            out: a new folder; by default one here, such as ``d12-mlx-lm``.
+            dtype: of the matrices; by default float32, of a quantized model bfloat16.
+
+        Returns:
+            The folder.
+
+        Raises:
+            CheckpointError: that program cannot run such a model, or the folder exists.
+            DiskError: the disk is full or not writable.
+
+        >>> import mlxchat, pathlib, tempfile
+        >>> out = pathlib.Path(tempfile.mkdtemp()) / "cow"
+        >>> folder = mlxchat.load("quickstart-sft").export("mlx-lm", out)
+        >>> (folder / "model.safetensors").exists()
+        True
+        """
+        quantized = bool(formats_of(self.network))
+        folder = Path(out or f"{self.name}-{to}").expanduser().absolute()
+        exporters.require_readable(to, self.config, quantized, folder)
+        precision = getattr(mx, dtype or ("bfloat16" if quantized else "float32"))
+        copy = self._saved(copied(self.network))  # which exporting casts
+        return exporters.write(to, folder, copy, self._about, precision).folder
+
+    @cached_property
+    def _decoding(self) -> GPT:
+        """The network as decoding wants it."""
+        network = copied(self.network)
+        network.ready_to_infer()
+        return network
+
+    def _saved(self, network: GPT) -> SavedModel:
+        return SavedModel(network, self.tokenizer, self.conversational)
+
+    def _ids(self, text: str | Sequence[int]) -> list[int]:
+        """Return token ids; of a text, after ``<|bos|>``."""
+        if isinstance(text, str):
+            return [self.tokenizer.bos, *self.tokenizer.encode(text)]
+        ids = list(text)
+        if not ids or not all(0 <= token < self.config.vocab_size for token in ids):
+            raise ConfigError(
+                "These are no token ids of the model.",
+                f"Give at least one, each from 0 to {self.config.vocab_size - 1:,}.",
+            )
+        return ids
+
+    def _too_long(self, ids: Sequence[int]) -> ConfigError:
+        context = self.config.sequence_len
+        return ConfigError(
+            f"The text has {len(ids):,} tokens; the model's context is {context:,}.",
+            f"Shorten it to fewer than {context:,} tokens.",
+        )
+
+    def _pieces(
+        self, ids: Sequence[int], max_tokens: int, seed: int, sampling: Sampling
+    ) -> Generator[str, None, None]:
+        stop = frozenset({self.tokenizer.bos, self.tokenizer.special(ASSISTANT_END)})
+        answer = Answer(self.tokenizer)
+        tokens = generate(
+            self._decoding,
+            ids,
+            KVCache(self.config),
+            make_sampler(sampling, mx.random.key(seed)),
+            stop=stop,
+            max_tokens=max_tokens,
+            repetition_penalty=sampling.repetition_penalty,
+        )
+        with closing(tokens):
+            for token in tokens:
+                if piece := answer.take(token):
+                    yield piece.text
+
+
+def new_run(home: Home, name: str, conversational: bool) -> Path:
+    """Return the folder of a new run, of the stage that its model has come to.
+
+    Raises:
+        ConfigError: the name cannot be a folder's, or is another run's.
+    """
+    if not fullmatch(NAME, name):
+        raise ConfigError(f"{name!a} cannot be the name of a run.", f"Use {IN_WORDS[NAME]}.")
+    if any(store.steps(stage / name) for stage in home.stages):
+        raise ConfigError(
+            f"There is a run called {name} already: {home.run(name)}.", "Choose another name."
+        )
+    return (home.finetuned if conversational else home.runs) / name
+
+
+def copied(network: GPT) -> GPT:
+    """Return a network with the same arrays, to change without changing the first."""
+    copy = GPT(network.config, network.dtype)
+    quantize_layers(copy, formats_of(network))
+    copy.load_weights(list(network.named_parameters().items()))
+    return copy

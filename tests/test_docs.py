@@ -1,0 +1,52 @@
+"""The documentation names files that exist, and its Python runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+from support.api_runs import small_runs
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md"])
+PLACES = [ROOT, ROOT / "src" / "mlxchat", ROOT / "tests"]
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+QUOTED = re.compile(r"`([^`\n]+)`")
+PATH = re.compile(r"\.?[\w-]+(/[\w.-]+)*(/|\.py|\.md|\.toml|\.yaml)|\.ci/run")
+
+
+def paths(page: Path) -> set[str]:
+    """The paths in backquotes, outside blocks of code."""
+    text = FENCED.sub("", page.read_text("utf-8"))
+    return {quoted for quoted in QUOTED.findall(text) if PATH.fullmatch(quoted)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paths_exist(page: Path) -> None:
+    named = {path.replace("NEW.py", "__init__.py") for path in paths(page)}  # NEW is the reader's
+    missing = {path for path in named if not any((place / path).exists() for place in PLACES)}
+    assert not missing
+    assert named or page.name == "api.md"
+
+
+def test_the_tree_names_every_folder() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    [tree] = [code for language, code in FENCED.findall(page) if "mlxchat/" in code]
+    source = ROOT / "src" / "mlxchat"
+    parts = {path.name for path in source.iterdir() if path.is_dir() and path.name[0] != "_"}
+    parts |= {path.name for path in source.glob("*.py")} - {"__main__.py"}
+    listed = set(re.findall(r"^  ([\w.]+)/? ", tree, re.MULTILINE))
+    assert listed == parts
+
+
+@pytest.mark.parametrize("page", ["docs/api.md", "README.md"])
+def test_python_in_the_documentation_runs(
+    page: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_runs(home, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, object] = {}
+    blocks = FENCED.findall((ROOT / page).read_text("utf-8"))
+    code = [block for language, block in blocks if language == "python"]
+    assert code
+    for block in code:
+        exec(compile(block, page, "exec"), scope)
