@@ -26,7 +26,7 @@ ALLOWED = {
     "config": {"data", "model"},
     "plan": {"config", "model", "optim"},
     "engine": {"config", "model", "runtime", "tokenizer"},
-    "checkpoint": {"data", "model", "runtime", "tokenizer"},
+    "checkpoint": {"config", "data", "model", "plan", "runtime", "tokenizer"},
     "interop": {"checkpoint", "model", "runtime", "tokenizer"},
     "evaluate": {"checkpoint", "config", "data", "engine", "runtime", "tokenizer"},
     "train": {

@@ -9,7 +9,7 @@ import pytest
 from mlx.utils import tree_map
 from support.extras import extra
 
-from mlxchat.checkpoint import files, layout, store
+from mlxchat.checkpoint import files, layout, store, trainer
 from mlxchat.cli.quantize import quantize_saved
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.engine.cache import KVCache
@@ -31,8 +31,7 @@ from mlxchat.model.quantized import DIRECT_ROWS, formats_of, quantize_layers
 from mlxchat.quantize import quantize
 from mlxchat.runtime import machine, mx
 from mlxchat.tokenizer.bpe import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
-from mlxchat.train.inputs import saved_run
-from mlxchat.train.pretrain import pretrain
+from mlxchat.train.pretrain import Pretraining, pretrain
 
 BYTES = Tokenizer(
     {bytes([i]): i for i in range(256)},
@@ -381,14 +380,14 @@ def test_a_saved_step_becomes_a_run_of_its_own(
     assert facts["validation_tokens"] == 128
     assert facts["bits_per_byte_after"] == pytest.approx(facts["bits_per_byte_before"], rel=0.1)
     assert {path.name for path in source.iterdir()} - {path.name for path in folder.iterdir()} == {
-        layout.OPTIMIZER,
-        layout.LOADER,
+        trainer.OPTIMIZER,
+        trainer.LOADER,
         layout.TRAINER,
     }
     copied = layout.read_model(folder, machine().compute_dtype)
     assert copied.conversational == layout.read_model(source, mx.float32).conversational
-    with pytest.raises(MlxchatError, match=r"tiny-4bit.* is quantized: there is nothing") as raised:
-        saved_run(TINY.model_copy(update={"model_tag": "tiny-4bit"}), Home(trained))
+    with pytest.raises(MlxchatError, match=r"tiny-4bit.* is quantized: its training") as raised:
+        Pretraining(TINY.model_copy(update={"model_tag": "tiny-4bit"}), Home(trained)).saved()
     assert "`model_tag`" in raised.value.remedy
     with pytest.raises(MlxchatError, match="quantized already"):
         run(tag="tiny-4bit")

@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DEFAULT_DATASET = "fineweb-edu"  # nanochat's first; a row of data/shards.py describes it
+STAGE_FOLDERS = {  # of the runs of each stage of training; nanochat's names
+    "pretraining": "base_checkpoints",
+    "fine-tuning": "chatsft_checkpoints",
+}
 
 
 @dataclass(frozen=True)
@@ -15,38 +19,42 @@ class Home:
 
     @classmethod
     def from_environment(cls) -> "Home":
-        """``$MLXCHAT_HOME``, else ``$XDG_CACHE_HOME/mlxchat``, else ``~/.cache/mlxchat``."""
+        """Return ``$MLXCHAT_HOME``, else ``$XDG_CACHE_HOME/mlxchat``, else ``~/.cache/mlxchat``."""
         if configured := os.environ.get("MLXCHAT_HOME"):
             return cls(Path(configured).expanduser().absolute())
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         return cls(Path(cache) / "mlxchat")
 
     def data(self, dataset: str) -> Path:
-        """The folder of a dataset's shards; for the default one it is nanochat's, ``base_data``."""
+        """Return the folder of a dataset's shards; nanochat calls its first one ``base_data``."""
         return self.root / ("base_data" if dataset == DEFAULT_DATASET else f"base_data_{dataset}")
 
     @property
     def tokenizer(self) -> Path:
-        """The folder of the tokenizer that runs use unless told otherwise."""
+        """The folder of the tokenizer that runs use by default."""
         return self.root / "tokenizer"
+
+    def stage(self, name: str) -> Path:
+        """Return the folder with a folder of saved steps for each run of a stage."""
+        return self.root / STAGE_FOLDERS[name]
 
     @property
     def runs(self) -> Path:
         """The folder with a folder of saved steps for each pretraining run."""
-        return self.root / "base_checkpoints"
+        return self.stage("pretraining")
 
     @property
     def finetuned(self) -> Path:
-        """The folder with a folder of saved steps for each run of fine-tuning."""
-        return self.root / "chatsft_checkpoints"
+        """The folder with a folder of saved steps for each fine-tuning run."""
+        return self.stage("fine-tuning")
 
     @property
     def stages(self) -> tuple[Path, ...]:
-        """The folders of all runs; a name is that of one run only, whatever its stage."""
-        return self.runs, self.finetuned
+        """The folders of the runs of all stages. No two runs have the same name."""
+        return tuple(map(self.stage, STAGE_FOLDERS))
 
     def run(self, tag: str) -> Path:
-        """The folder of a run's saved steps, among the pretraining runs where there is none."""
+        """Return the folder of a run's saved steps; a new run's is among the pretraining runs."""
         return next((runs / tag for runs in self.stages if (runs / tag).is_dir()), self.runs / tag)
 
     def log(self, tag: str) -> Path:

@@ -63,7 +63,7 @@ def destination(runs: Path, source: Path, quantization: Quantization) -> tuple[P
             f"The model in {source} is quantized already.",
             "Name the run that it was made of with `model_tag`, or talk to it: mlxchat chat",
         )
-    tag, step = history.named(source)
+    tag, step = history.model_name(source)
     run = runs / f"{tag}-{quantization.name}"
     if store.directory(run, step).exists():
         raise CheckpointError(

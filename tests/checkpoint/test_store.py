@@ -16,12 +16,12 @@ from support.disk_faults import Faults, Killed
 from support.marks import slow
 from support.runs import CONFIG, run
 
-from mlxchat.checkpoint import files, layout, store
+from mlxchat.checkpoint import files, layout, store, trainer
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.runtime import machine
-from mlxchat.train.inputs import saved_run
-from mlxchat.train.resume import Learner, resume
+from mlxchat.train.pretrain import Pretraining
+from mlxchat.train.resume import TrainState, load_state
 
 SAVED = CONFIG.model_copy(
     update={"num_iterations": 4, "eval_every": 0, "sample_every": 0, "save_every": 2}
@@ -42,22 +42,22 @@ def copied(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "copied"))
 
 
-def load(home: Path) -> Learner:
+def load(home: Path) -> TrainState:
     """Read the newest step as a resuming run does."""
-    saved = saved_run(SAVED, Home(home))
+    saved = Pretraining(SAVED, Home(home)).saved()
     assert saved is not None
-    return resume(saved.plan, saved)
+    return load_state(saved.plan, saved)
 
 
-def save(home: Path, learner: Learner, step: int) -> None:
-    """Save the learner as a step and remove the oldest, as a run does."""
-    saved = saved_run(SAVED, Home(home))
+def save(home: Path, state: TrainState, step: int) -> None:
+    """Save the state as a step and remove the oldest, as a run does."""
+    saved = Pretraining(SAVED, Home(home)).saved()
     assert saved is not None
-    trainer = saved.trainer.model_copy(update={"step": step})
+    record = saved.trainer.model_copy(update={"step": step})
 
     def write(folder: Path) -> None:
-        layout.write_model(folder, learner.model, learner.tokenizer, True)
-        layout.write_trainer(folder, trainer, learner.optimizer.state, learner.loader)
+        layout.write_model(folder, state.model, state.tokenizer, True)
+        trainer.write(folder, record, state.optimizer.state, state.loader)
 
     folder = Home(home).runs / "run"
     store.save(folder, step, write)
@@ -65,21 +65,21 @@ def save(home: Path, learner: Learner, step: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [slow("once"), slow("full"), "killed"])
-def test_whatever_fails_in_a_save_the_newest_step_can_be_loaded(
+def test_the_newest_step_can_be_loaded_whatever_fails_in_a_save(
     kind: str, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learner, folder, step = load(copied), Home(copied).runs / "run", 4
+    state, folder, step = load(copied), Home(copied).runs / "run", 4
     with monkeypatch.context() as patched:
         counting = Faults(10**9, "once")
         counting.patch(patched)
-        save(copied, learner, step := step + 1)
+        save(copied, state, step := step + 1)
     assert counting.done > 25
     for at in range(counting.done):
         faults = Faults(at, kind)
         with monkeypatch.context() as patched:
             faults.patch(patched)
             try:
-                save(copied, learner, step + 1)
+                save(copied, state, step + 1)
             except MlxchatError as error:
                 assert "could not be" in error.problem and "intact" in error.remedy
                 assert kind != "full" or "No space left" in error.problem
@@ -90,27 +90,27 @@ def test_whatever_fails_in_a_save_the_newest_step_can_be_loaded(
         newest = load(copied).step
         assert newest in (step, step + 1), at
         if newest == step:
-            save(copied, learner, step + 1)
+            save(copied, state, step + 1)
         step += 1
         assert load(copied).step == step
         store.prune(folder, 2)
         assert store.steps(folder) == [step - 1, step]
 
 
-def test_a_disk_that_is_full_says_what_to_free(copied: Path) -> None:
-    learner = load(copied)
+def test_a_full_disk_error_says_what_to_free(copied: Path) -> None:
+    state = load(copied)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     for size in (100, 5000, 100_000, 250_000):
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
         try:
             with pytest.raises(MlxchatError, match=r"Step 5 could .* MB are free") as raised:
-                save(copied, learner, 5)
+                save(copied, state, 5)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert "mlxchat checkpoints list" in raised.value.remedy
         assert load(copied).step == 4
         assert not list((Home(copied).runs / "run").glob(".unfinished*"))
-    save(copied, learner, 5)
+    save(copied, state, 5)
     assert load(copied).step == 5
 
 
@@ -135,7 +135,7 @@ def test_every_changed_byte_is_refused_and_its_file_named(copied: Path) -> None:
     assert load(copied).step == 4
 
 
-def test_a_model_to_chat_with_is_checked_too(copied: Path) -> None:
+def test_a_model_is_verified_when_it_is_loaded_for_chat(copied: Path) -> None:
     folder = Home(copied).runs / "run" / "step_000004"
     for name in (layout.CONFIG, layout.MODEL, layout.GENERATION, "tokenizer.json"):
         content = (folder / name).read_bytes()

@@ -328,7 +328,7 @@ def test_an_unreadable_checksum_file_is_an_error(
 
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
     with pytest.raises(MlxchatError, match=said):
-        files.check_file(runs / "d4" / "step_000030" / "config.json")
+        files.verify_file(runs / "d4" / "step_000030" / "config.json")
 
 
 def test_sha256sum_verifies_the_checksums(runs: Path) -> None:
@@ -347,7 +347,7 @@ def test_a_malformed_checksum_file_is_damaged(runs: Path, content: bytes) -> Non
     folder = runs / "d4" / "step_000030"
     (folder / files.CHECKSUMS).write_bytes(content)
     with pytest.raises(MlxchatError, match="SHA256SUMS is damaged"):
-        files.check_file(folder / "config.json")
+        files.verify_file(folder / "config.json")
 
 
 def test_a_step_is_kept_aside_even_if_the_disk_has_no_links(
@@ -361,5 +361,5 @@ def test_a_step_is_kept_aside_even_if_the_disk_has_no_links(
     assert kept == runs / "d4.good1" / "step_000030"
     assert store.keep_aside(runs / "d4", 30) == kept
     shutil.rmtree(runs / "d4")
-    for name in files.summed_files(kept):
-        files.check_file(kept / name)
+    for name in files.files_with_checksums(kept):
+        files.verify_file(kept / name)

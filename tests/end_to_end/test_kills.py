@@ -7,10 +7,11 @@ from support.hub_server import COMMIT, HubServer, address
 from support.killed_runs import KilledRuns
 from support.runs import few
 
-from mlxchat.checkpoint import layout, store
+from mlxchat.checkpoint import store
 from mlxchat.data.fingerprint import fingerprint
 from mlxchat.data.shards import DATASETS, REVISION
 from mlxchat.home import Home
+from mlxchat.train.stage import read_trainer
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +38,6 @@ def test_a_run_killed_while_reading_shards_ends_with_the_same_data(
         settings |= streamed if streaming else offline
         counts = KilledRuns(tmp_path, settings, undisturbed=offline).kill(kills=6, seed=2)
     assert counts["kills"] == 6
-    ended = layout.read_trainer(store.directory(Home(tmp_path / "straight").runs / "run", 16))
+    ended = read_trainer(store.directory(Home(tmp_path / "straight").runs / "run", 16))
     assert ended.revision == COMMIT
     assert ended.fingerprints == {name: fingerprint(path) for name, path in files.items()}

@@ -12,10 +12,11 @@ import pytest
 import typer
 from support.marks import slow
 from support.models import BYTES, network, saved_in
+from support.saved_runs import trainer_fields
 from support.task_rows import ARC, GSM8K, HUMAN_EVAL, MMLU, fill
 
 from mlxchat.checkpoint import files, layout
-from mlxchat.checkpoint.layout import SavedModel, TrainerState
+from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.cli import evaluate
 from mlxchat.cli.evaluate import (
     PARTLY_TRAINED,
@@ -157,11 +158,10 @@ def test_a_folder_that_is_named_holds_a_task(tmp_path: Path) -> None:
 def fine_tuned(folder: Path, share: float, stage: str = "fine-tuning") -> Path:
     """The directory of a saved step, as far as training says what was held out."""
     saved_in(folder, network())
-    state = TrainerState(
-        step=1, stage=stage, settings={"validation_share": share}, plan={}, meter={}, data=[],
-        revision=None,
-    )  # fmt: skip
-    (folder / layout.TRAINER).write_text(state.model_dump_json(), "utf-8")
+    fields = trainer_fields("sft" if stage == "fine-tuning" else "classic")
+    if stage == "fine-tuning":
+        fields["settings"]["validation_share"] = share
+    (folder / layout.TRAINER).write_text(json.dumps(fields), "utf-8")
     files.write_checksums(folder)
     return folder
 

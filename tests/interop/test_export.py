@@ -20,7 +20,7 @@ from support.models import BYTES
 from typer.testing import CliRunner
 
 from mlxchat.checkpoint import history, layout
-from mlxchat.checkpoint.history import History, Training, data_in_words
+from mlxchat.checkpoint.history import History, Training
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.cli.app import app
 from mlxchat.config.pretrain import PretrainConfig
@@ -34,8 +34,9 @@ from mlxchat.interop.programs import PROGRAMS, Program
 from mlxchat.model.config import ERAS, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
-from mlxchat.train.pretrain import pretrain
-from mlxchat.train.sft import fine_tune
+from mlxchat.train.pretrain import Pretraining, pretrain
+from mlxchat.train.sft import FineTuning, fine_tune
+from mlxchat.train.stage import history_of
 
 HISTORY = History(tag="d4", step=7)
 
@@ -298,7 +299,7 @@ def pretrained(home: Home, tag: str, **settings: object) -> Path:
 
 def test_the_card_says_how_the_model_was_trained(tmp_path: Path) -> None:
     source = pretrained(Home.from_environment(), "tiny")
-    about = history.read(source)
+    about = history_of(source, Home.from_environment())
     (trained,) = about.trainings
     assert (about.tag, about.step, about.origin, about.unknown) == ("tiny", 2, None, None)
     assert (trained.tokens, trained.began_with) == (512, None)
@@ -338,7 +339,7 @@ def test_the_card_names_every_model_it_came_from(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     for tag in ("more", "chatty"):
         shutil.rmtree(home.run(tag))
-    about = history.read(Path(json.loads(result.stdout)["path"]))
+    about = history_of(Path(json.loads(result.stdout)["path"]), home)
     assert about.origin and about.origin.program == "transformers"
     assert [training.run for training in about.trainings] == ["more", "chatty"]
     assert [training.began_with for training in about.trainings] == ["base", "more"]
@@ -366,7 +367,7 @@ def test_a_model_begun_with_one_from_elsewhere_says_so(tmp_path: Path) -> None:
 def test_a_damaged_note_of_the_past_is_named(tmp_path: Path) -> None:
     (tmp_path / history.FILE).write_text('{"tag": 3}')
     with pytest.raises(MlxchatError, match=r"history\.json is damaged"):
-        history.past(tmp_path)
+        history.read_file(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -385,12 +386,16 @@ def test_a_damaged_note_of_the_past_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_data_are_named_without_paths(settings: dict[str, Any], data: list[str]) -> None:
-    assert data_in_words(settings) == data
+    pretraining = "dataset" in settings
+    config = (PretrainConfig if pretraining else SftConfig).model_validate(settings)
+    stage = (Pretraining if pretraining else FineTuning)(config, Home.from_environment())
+    assert stage.data_in_words() == data
 
 
 def test_the_card_names_the_licence_of_all_data(tmp_path: Path) -> None:
+    climbmix = Pretraining(PretrainConfig(dataset="climbmix"), Home.from_environment())
     base = Training(
-        run="d12", stage="pretraining", step=1, data=tuple(data_in_words({"dataset": "climbmix"})),
+        run="d12", stage="pretraining", step=1, data=tuple(climbmix.data_in_words()),
         tokens=5, began_with=None,
     )  # fmt: skip
     tuned = base.model_copy(update={"stage": "fine-tuning", "data": ("chats",)})

@@ -41,7 +41,6 @@ from mlxchat.telemetry.events import (
 )
 from mlxchat.telemetry.meter import Meter
 from mlxchat.train import measure
-from mlxchat.train.inputs import saved_run
 from mlxchat.train.loop import (
     Cadence,
     Compile,
@@ -55,7 +54,7 @@ from mlxchat.train.loop import (
 )
 from mlxchat.train.measure import step_seconds, step_timer
 from mlxchat.train.pretrain import Pretraining
-from mlxchat.train.run import conduct
+from mlxchat.train.run import run as run_stage
 from mlxchat.ui.views import describe
 
 RESOURCES = Resources(64 * 1024**3, 2, "none", 1024)
@@ -386,7 +385,7 @@ def run(
         return bool(stop_at) and any(isinstance(e, Stepped) and e.step >= stop_at for e in seen)
 
     meter = Meter()
-    for event in conduct(pretraining(home, clock, config), meter, stop):
+    for event in run_stage(pretraining(home, clock, config), meter, stop):
         seen.append(event)
     steps = [event.step for event in seen if isinstance(event, Stepped)]
     assert stop_at or meter.total_steps == steps[-1]
@@ -406,7 +405,7 @@ def test_a_run_ends_when_its_budget_does(tmp_path: Path, clock: FakeClock) -> No
 
 
 def run_again(home: Path, clock: FakeClock) -> Event:
-    (event,) = conduct(pretraining(home, clock, TINY))
+    (event,) = run_stage(pretraining(home, clock, TINY))
     return event
 
 
@@ -417,7 +416,7 @@ def test_a_resumed_run_has_the_rest_of_the_budget(
     began = clock.now
     run(tmp_path, clock, stop_at)
     used = clock.now - began
-    saved = saved_run(TINY, Home(tmp_path))
+    saved = Pretraining(TINY, Home(tmp_path)).saved()
     assert saved is not None
     assert saved.plan.costs is not None
     assert saved.plan.costs.spent == pytest.approx(used, abs=1)
@@ -434,7 +433,7 @@ def test_a_machine_that_slows_down_takes_fewer_steps_and_says_so(
     tmp_path: Path, clock: FakeClock
 ) -> None:
     began, notes, steps = clock.now, [], 0
-    for event in conduct(pretraining(tmp_path, clock, TINY)):
+    for event in run_stage(pretraining(tmp_path, clock, TINY)):
         if isinstance(event, Stepped):
             steps = event.step
             clock.step = 1.0 if steps < 20 else 2.0
@@ -443,14 +442,14 @@ def test_a_machine_that_slows_down_takes_fewer_steps_and_says_so(
             assert event.total_steps != event.before
     assert 97 <= clock.now - began <= 103
     assert any("steps fit into the budget of 1m40s, not" in note for note in notes)
-    finished = saved_run(TINY, Home(tmp_path))
+    finished = Pretraining(TINY, Home(tmp_path)).saved()
     assert finished is not None
-    assert finished.finished
+    assert finished.trainer.finished
     assert finished.trainer.step == steps < 60
 
 
 def test_a_budget_used_up_by_the_tokenizer_is_refused(tmp_path: Path, clock: FakeClock) -> None:
-    events = conduct(pretraining(tmp_path, clock, TINY))
+    events = run_stage(pretraining(tmp_path, clock, TINY))
     next(events)  # a tokenizer is about to be trained
     clock.now += 200
     with pytest.raises(MlxchatError, match="has 0 s left"):

@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from mlxchat.checkpoint import files, layout, store
+from mlxchat.checkpoint import files, layout, store, trainer
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.fingerprint import agree
 from mlxchat.home import Home
 from mlxchat.runtime import mx
 from mlxchat.train.pretrain import pretrain
+from mlxchat.train.stage import read_trainer
 
 SETTINGS: Mapping[str, object] = {
     "depth": 1,
@@ -32,7 +33,7 @@ SETTINGS: Mapping[str, object] = {
     "keep": 2,
     "model_tag": "run",
 }
-STATE = (layout.MODEL, layout.OPTIMIZER, layout.LOADER)
+STATE = (layout.MODEL, trainer.OPTIMIZER, trainer.LOADER)
 MOST_STARTS = 1000
 
 _ON_CPU = mx.default_device() == mx.Device(mx.cpu)
@@ -126,8 +127,8 @@ class KilledRuns:
         run = Home(home).runs / "run"
         for step in store.steps(run):
             folder = store.directory(run, step)
-            for name in files.summed_files(folder):
-                files.check_file(folder / name)
+            for name in files.files_with_checksums(folder):
+                files.verify_file(folder / name)
         if any(_unfinished(home)):
             return "while a step was written"
         return "between" if store.steps(run) else "before a step was saved"
@@ -140,7 +141,7 @@ class KilledRuns:
             assert expected.keys() == found.keys()
             for key in expected:
                 assert mx.array_equal(expected[key], found[key]).item(), f"{home}: {name}, {key}"
-        straight, killed = (layout.read_trainer(end) for end in ends)
+        straight, killed = (read_trainer(end) for end in ends)
         assert killed.data == straight.data and killed.revision == straight.revision
         for name in killed.data:
             assert agree(killed.fingerprints[name], straight.fingerprints[name]), f"{home}: {name}"

@@ -9,15 +9,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlxchat.checkpoint import layout, store
+from mlxchat.checkpoint import layout, store, trainer
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.shards import shard_name
 from mlxchat.home import Home
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Event, Stepped
+from mlxchat.train.base import with_shape_of_base
 from mlxchat.train.loop import Compile, Launch, Pending, ShouldStop, TrainingStep, compile_step
-from mlxchat.train.pretrain import Pretraining, of_model
-from mlxchat.train.run import conduct
+from mlxchat.train.pretrain import Pretraining
+from mlxchat.train.run import run as run_stage
 
 SETTINGS = {
     "depth": 1,
@@ -55,8 +56,10 @@ def run(
         )
 
     where = Home(home)
-    stage = Pretraining(of_model(config, where), where, lambda _: None, time.time, compile)
-    for event in conduct(stage, stop=stop, **keywords):
+    stage = Pretraining(
+        with_shape_of_base(config, where), where, lambda _: None, time.time, compile
+    )
+    for event in run_stage(stage, stop=stop, **keywords):
         seen.append(event)
     return seen
 
@@ -64,7 +67,7 @@ def run(
 def final(home: Path, tag: str = "run") -> dict[str, mx.array]:
     """Every array of the last step: weights, optimizer, loader."""
     folder = store.directory(Home(home).runs / tag, 12)
-    files = (layout.MODEL, layout.OPTIMIZER, layout.LOADER)
+    files = (layout.MODEL, trainer.OPTIMIZER, trainer.LOADER)
     return {f"{f} {k}": v for f in files for k, v in layout.read_arrays(folder / f).items()}
 
 

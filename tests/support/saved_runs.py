@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+RUNS = Path(__file__).parents[1] / "golden" / "runs"
 SAMPLED = 8  # values of each tensor, evenly spaced
 CPU = ("vendor_id", "cpu family", "model", "model name", "stepping")
 
@@ -45,6 +46,12 @@ def _openblas(name: str, kind: Any) -> str | int | None:
     function.restype = kind
     found = function()
     return found.decode() if isinstance(found, bytes) else found
+
+
+def trainer_fields(name: str) -> dict[str, Any]:
+    """The contents of trainer.json in the saved run ``name``."""
+    [path] = (RUNS / name).glob("*_checkpoints/*/step_*/trainer.json")
+    return json.loads(path.read_text("utf-8"))
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:

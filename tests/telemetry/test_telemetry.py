@@ -20,7 +20,7 @@ from mlxchat.telemetry.events import (
     Stepped,
     to_json,
 )
-from mlxchat.telemetry.meter import LEAST_RECENT_STEPS, MOST_POINTS, RECENT_STEPS, Meter
+from mlxchat.telemetry.meter import LEAST_RECENT_STEPS, MOST_POINTS, RECENT_STEPS, Meter, MeterState
 
 MEMORY = Memory(active=1, peak=2, cache=3, machine_used=4, machine_total=8)
 POSITION = Position(epoch=1, shard=0, shards=2)
@@ -168,7 +168,7 @@ def test_a_step_that_diverged_does_not_spoil_the_average_nor_the_state():
     meter.update(Evaluated(0.0, 2, math.inf, math.inf, 640, 1.0))
     assert meter.loss == pytest.approx(3.0)
     assert meter.bits_per_byte is None
-    json.dumps(meter.state(), allow_nan=False)
+    json.dumps(meter.state().model_dump(), allow_nan=False)
 
 
 def test_meter_keeps_the_last_and_the_best_evaluation_and_the_peak():
@@ -201,7 +201,7 @@ def test_a_restored_meter_continues_as_if_never_interrupted():
             if step % 500 == 0:
                 meter.update(Evaluated(0.0, step, 1.0, 2.0, 64, 1.0))
     second = Meter()
-    second.restore(json.loads(json.dumps(first.state())))
+    second.restore(MeterState.model_validate_json(first.state().model_dump_json()))
     second.update(started(step=1500))
     assert second.seconds_left is None
     for step in range(1501, 2500):

@@ -31,19 +31,19 @@ def test_a_dry_run_finds_that_data_is_missing(tmp_path: Path) -> None:
     check_documents(config, Home(tmp_path), [])
 
 
-def test_a_saved_run_needs_the_files_it_began_with(tmp_path: Path) -> None:
+def test_a_saved_run_needs_the_files_it_was_started_with(tmp_path: Path) -> None:
     config = PretrainConfig(data_dir=shards(tmp_path / "data", *THREE, "shard_00003.parquet"))
     check_documents(config, Home(tmp_path), [*THREE[:2], "shard_00003.parquet"])
-    with pytest.raises(MlxchatError, match=r"not there: shard_00009\.parquet"):
+    with pytest.raises(MlxchatError, match=r"files that are missing: shard_00009\.parquet"):
         check_documents(config, Home(tmp_path), [*THREE[:2], "shard_00009.parquet"])
 
 
 def test_a_dry_run_of_a_stream_downloads_and_writes_nothing(tmp_path: Path) -> None:
     config = PretrainConfig(streaming=True, num_shards=2, endpoint="http://localhost:1")
-    begun_with = [*THREE[:2], "shard_01822.parquet"]
-    check_documents(config, Home(tmp_path / "home"), begun_with)
-    with pytest.raises(MlxchatError, match="data that is not there: mine"):
-        check_documents(config, Home(tmp_path / "home"), [*begun_with[1:], "mine.parquet"])
+    saved = [*THREE[:2], "shard_01822.parquet"]
+    check_documents(config, Home(tmp_path / "home"), saved)
+    with pytest.raises(MlxchatError, match="files that are missing: mine"):
+        check_documents(config, Home(tmp_path / "home"), [*saved[1:], "mine.parquet"])
     with pytest.raises(MlxchatError, match="`num_shards=5000`"):
         too_many = config.model_copy(update={"num_shards": 5000})
         check_documents(too_many, Home(tmp_path / "home"), [])
@@ -51,7 +51,7 @@ def test_a_dry_run_of_a_stream_downloads_and_writes_nothing(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("recipes", "remarks"), [(280, 1), (300, 0)])
-def test_a_tokenizer_larger_than_the_recipes_is_remarked_on(
+def test_a_tokenizer_larger_than_the_recipes_is_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipes: int, remarks: int
 ) -> None:
     monkeypatch.setitem(pretrain.RECIPES, "modern", MODERN_RECIPE._replace(vocabulary=recipes))

@@ -10,7 +10,7 @@ from support.checkpoints import put_step
 from support.disk_faults import Faults, Killed
 from support.runs import CONFIG, QUIET, diverging, logged, run, run_folder, shards
 
-from mlxchat.checkpoint import files, layout, store
+from mlxchat.checkpoint import files, store, trainer
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry import events
@@ -68,7 +68,7 @@ def test_the_first_save_on_a_full_disk_says_what_a_step_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(layout, "write_trainer", full)
+        patched.setattr(trainer, "write", full)
         with pytest.raises(MlxchatError, match=r"No space .* MB are free\)") as raised:
             run(tmp_path, SHORT)
     assert "earlier" not in raised.value.remedy
@@ -118,8 +118,8 @@ def test_setting_a_step_aside_survives_any_failure(
         kept = store.keep_aside(source, 4)
         assert store.steps(kept.parent) == store.steps(source) == [4]
         for step in (kept, store.directory(source, 4)):
-            for name in files.summed_files(step):
-                files.check_file(step / name)
+            for name in files.files_with_checksums(step):
+                files.verify_file(step / name)
         if faults.done <= at:
             return
     raise AssertionError(faults.done)

@@ -20,7 +20,9 @@ from mlxchat.model.quantization import Quantization
 from mlxchat.quantize import quantize
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Evaluated
-from mlxchat.train.pretrain import of_model, pretrain
+from mlxchat.train.base import with_shape_of_base
+from mlxchat.train.pretrain import pretrain
+from mlxchat.train.stage import read_trainer
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def config(source: object, **settings: Any) -> PretrainConfig:
     )  # fmt: skip
 
 
-def test_training_begins_where_the_model_is(source: Path) -> None:
+def test_training_starts_from_the_models_weights(source: Path) -> None:
     """With learning rates that change nothing, the saved weights are the model's."""
     still = {"embedding_lr": 1e-30, "unembedding_lr": 1e-30, "matrix_lr": 1e-30}
     events = list(pretrain(config(source, **still), Home.from_environment(), lambda _: None))
@@ -64,13 +66,13 @@ def test_training_begins_where_the_model_is(source: Path) -> None:
     for name, array in after.model.named_parameters().items():
         assert mx.allclose(array, expected[name], rtol=0, atol=1e-20)
     assert after.tokenizer.encode("the cat") == BYTES.encode("the cat")
-    assert layout.read_trainer(folder).settings["init_from"] == str(source)
+    assert read_trainer(folder).settings.init_from == str(source)
 
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
-def test_its_shape_is_the_models(arch: Any, tmp_path: Path) -> None:
+def test_the_shape_follows_from_the_model(arch: Any, tmp_path: Path) -> None:
     folder = model(tmp_path / "m", arch=arch)
-    settled = of_model(config(folder), Home.from_environment())
+    settled = with_shape_of_base(config(folder), Home.from_environment())
     assert (settled.arch, settled.depth, settled.max_seq_len) == (arch, 1, 32)
     assert settled.tokenizer_dir == folder
 
@@ -104,11 +106,11 @@ def test_a_runs_name_is_accepted(source: Path) -> None:
         ({"tokenizer_dir": "/elsewhere"}, "`tokenizer_dir=/elsewhere`"),
     ],
 )
-def test_settings_that_say_another_shape_are_refused(
+def test_settings_that_contradict_the_model_are_refused(
     settings: dict[str, Any], said: str, source: Path
 ) -> None:
     with pytest.raises(MlxchatError, match=said) as caught:
-        of_model(config(source, **settings), Home.from_environment())
+        with_shape_of_base(config(source, **settings), Home.from_environment())
     assert caught.value.remedy == "Leave it out."
 
 
@@ -128,25 +130,25 @@ def test_shapes_that_pretraining_does_not_have_are_refused(
     shape: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(MlxchatError, match=said) as caught:
-        of_model(config(model(tmp_path / "m", **shape)), Home.from_environment())
+        with_shape_of_base(config(model(tmp_path / "m", **shape)), Home.from_environment())
     assert "mlxchat sft --source" in caught.value.remedy
 
 
 def test_quantized_and_missing_models_are_refused(tmp_path: Path) -> None:
     home = Home.from_environment()
     with pytest.raises(MlxchatError, match="is quantized"):
-        of_model(config(model(tmp_path / "m", bits=8)), home)
+        with_shape_of_base(config(model(tmp_path / "m", bits=8)), home)
     with pytest.raises(MlxchatError, match="no trained model"):
-        of_model(config("nowhere"), home)
+        with_shape_of_base(config("nowhere"), home)
 
 
 @pytest.mark.parametrize("command", [["info"], ["train", "--dry-run"]])
-def test_what_it_takes_is_told_beforehand(command: list[str], source: Path) -> None:
+def test_info_and_dry_run_know_the_models_shape(command: list[str], source: Path) -> None:
     result = CliRunner().invoke(
         app,
         [*command, "--init-from", str(source), "--dataset", "builtin", "--json", "--num-iterations",
          "2", "--total-batch-size", "256"],
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
-    assert told["plan"]["model"]["n_embd"] == 64 and told["vocabulary_from"] == "tokenizer"
+    found = json.loads(result.stdout)
+    assert found["plan"]["model"]["n_embd"] == 64 and found["vocabulary_from"] == "tokenizer"

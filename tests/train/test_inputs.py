@@ -46,8 +46,8 @@ def test_the_tokenizer_is_replaced_when_the_new_one_is_ready(tmp_path: Path) -> 
     ]
 
 
-def test_no_text_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(MlxchatError, match="holds no text"):
+def test_a_tokenizer_needs_text(tmp_path: Path) -> None:
+    with pytest.raises(MlxchatError, match="contain no text"):
         train_tokenizer(Empty(1), tmp_path / "tokenizer", 300, lambda _: None)
     assert not (tmp_path / "tokenizer").exists()
 
@@ -59,7 +59,7 @@ class Short(BuiltinDocuments):
 
 def test_a_vocabulary_too_large_for_the_text_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "tokenizer"
-    with pytest.raises(MlxchatError, match="pairs for a vocabulary of 267 tokens") as raised:
+    with pytest.raises(MlxchatError, match="supports a vocabulary of 267 tokens") as raised:
         train_tokenizer(Short(1), folder, 300, lambda _: None)
     assert raised.value.remedy == "Use `vocab_size=267` or less, or more text."
     assert not folder.exists()
@@ -85,7 +85,7 @@ def test_the_settings_decide_which_documents_are_opened(tmp_path: Path) -> None:
     streamed.close()
 
 
-def test_the_command_reads_as_many_characters_as_it_is_told(
+def test_the_command_reads_at_most_the_characters_asked_for(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer_command(DataConfig(dataset="builtin", vocab_size=300), 20_000, True)

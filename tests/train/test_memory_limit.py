@@ -89,7 +89,7 @@ def test_a_run_resumes_within_another_limit(shared: Path) -> None:
     config = PretrainConfig.model_validate(RUN | steps | {"memory_limit": limit})
     mx.reset_peak_memory()
     seen = list(pretrain(config, Home(shared), lambda _: None))
-    assert any("otherwise than before" in event.text for event in seen if isinstance(event, Noted))
+    assert any("Micro-batching changed" in event.text for event in seen if isinstance(event, Noted))
     losses = [event.loss for event in seen if isinstance(event, Stepped)]
     assert losses[-1] == pytest.approx(expected[-2], rel=1e-4)
 

@@ -138,8 +138,8 @@ def step_of(home: Path, config: PretrainConfig) -> TrainingStep:
 def assert_rates(rates: Rates, learning: dict[str, float], momentum: float, decay: float) -> None:
     """The rates are these, each an array: a number would recompile the update."""
     assert all(isinstance(rate, mx.array) for rate in (*rates.learning.values(), *rates[1:]))
-    told = {group: rate.item() for group, rate in rates.learning.items()}
-    assert told == pytest.approx(learning, rel=1e-5)
+    found = {group: rate.item() for group, rate in rates.learning.items()}
+    assert found == pytest.approx(learning, rel=1e-5)
     assert rates.momentum.item() == pytest.approx(momentum, rel=1e-5)
     assert rates.weight_decay.item() == pytest.approx(decay, rel=1e-5)
 
@@ -220,7 +220,7 @@ def test_a_killed_run_resumes_bit_for_bit(
     assert logged(prepared, "step") == list(range(1, 13))
 
 
-def test_a_finished_run_says_so(straight: tuple[Path, list[Event]]) -> None:
+def test_a_finished_run_is_not_resumed(straight: tuple[Path, list[Event]]) -> None:
     events = run(straight[0])
     assert [type(event) for event in events] == [Noted]
     assert isinstance(events[0], Noted)
@@ -284,7 +284,7 @@ def test_a_full_disk_keeps_what_was_saved(prepared: Path, monkeypatch: pytest.Mo
     run(prepared)
 
 
-def test_more_evaluation_tokens_on_resume_count(prepared: Path) -> None:
+def test_a_resumed_run_may_evaluate_more_tokens(prepared: Path) -> None:
     run(prepared, stop_at=3)
     events = run(prepared, CONFIG.model_copy(update={"eval_tokens": 1024}))
     assert {event.tokens for event in events if isinstance(event, Evaluated)} == {1024}
@@ -305,12 +305,12 @@ def test_a_single_training_shard_resumes_at_its_end(tmp_path: Path) -> None:
     assert logged(tmp_path, "step") == list(range(1, 13))
 
 
-def test_the_data_must_be_what_it_was(tmp_path: Path) -> None:
+def test_a_run_resumes_only_with_the_data_it_was_started_with(tmp_path: Path) -> None:
     config = OWN.model_copy(update={"data_dir": shards(tmp_path / "data", 0, 1, 2)})
     run(tmp_path, config, stop_at=3)
     (tmp_path / "data" / "shard_00001.parquet").rename(tmp_path / "shard_00001.parquet")
     shards(tmp_path / "data", 3, 4)
-    with pytest.raises(MlxchatError, match=r"data that is not there: shard_00001\.parquet"):
+    with pytest.raises(MlxchatError, match=r"files that are missing: shard_00001\.parquet"):
         run(tmp_path, config)
     (tmp_path / "shard_00001.parquet").rename(tmp_path / "data" / "shard_00001.parquet")
 
@@ -415,7 +415,7 @@ def test_a_step_is_compiled_once(
     assert traces.count("updated") == 1
 
 
-def test_an_evaluation_is_of_the_same_rows_however_many_are_computed_at_once(
+def test_an_evaluation_reads_the_same_rows_whatever_the_micro_batch(
     prepared: Path,
 ) -> None:
     found = []

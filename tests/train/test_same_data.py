@@ -28,8 +28,8 @@ from mlxchat.data.shards import DATASETS, REVISION, STREAMED, Dataset, shard_nam
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Event, JsonLines, Saved, Stepped
-from mlxchat.train.inputs import saved_run
-from mlxchat.train.pretrain import pretrain
+from mlxchat.train.pretrain import Pretraining, pretrain
+from mlxchat.train.stage import read_trainer
 
 FIRST, SECOND, THIRD, FOURTH = (shard_name(index) for index in range(4))
 TINY = Dataset("fineweb-edu", "someone/tiny", last_shard=3, licence_note="CC0")
@@ -51,15 +51,18 @@ def forget_fingerprints(home: Path) -> None:
 
 
 @pytest.mark.parametrize("changed", ["shard_00001.parquet", "shard_00002.parquet"])
-def test_other_text_under_the_same_name_is_refused(tmp_path: Path, changed: str) -> None:
+def test_a_changed_file_is_refused(tmp_path: Path, changed: str) -> None:
     data = shards(tmp_path / "data", 0, 1, 2)  # the last one validates
     config = QUIET.model_copy(update={"data_dir": data})
     run(tmp_path, config, stop_at=3)
     began_with = (data / changed).read_bytes()
     write_texts(data / changed, ["Another text, about hens."] * 150)
-    for go_on in (lambda: run(tmp_path, config), lambda: saved_run(config, Home(tmp_path))):
+    for resume in (
+        lambda: run(tmp_path, config),
+        lambda: Pretraining(config, Home(tmp_path)).saved(),
+    ):
         with pytest.raises(MlxchatError) as raised:
-            go_on()
+            resume()
         assert f"{data / changed} is not the file of that name" in raised.value.problem
         assert "Put that one back" in raised.value.remedy and "`fresh`" in raised.value.remedy
     (data / changed).write_bytes(began_with)
@@ -68,13 +71,13 @@ def test_other_text_under_the_same_name_is_refused(tmp_path: Path, changed: str)
     run(tmp_path, config)  # says that it is finished
 
 
-def test_unknown_fingerprints_are_taken_when_a_run_resumes(tmp_path: Path) -> None:
+def test_missing_fingerprints_are_added_when_a_run_resumes(tmp_path: Path) -> None:
     data = shards(tmp_path / "data", 0, 1)
     config = QUIET.model_copy(update={"data_dir": data})
     run(tmp_path, config, stop_at=3)
     forget_fingerprints(tmp_path)
     run(tmp_path, config, stop_at=6)
-    found = layout.read_trainer(newest(tmp_path)).fingerprints
+    found = read_trainer(newest(tmp_path)).fingerprints
     assert found[FIRST] == fingerprint(data / FIRST)
     assert found[SECOND] == frame(data / SECOND)  # validation, which is not looked at
 
@@ -90,16 +93,16 @@ def test_a_run_resumes_with_data_that_moved(tmp_path: Path) -> None:
     shutil.copytree(there, here)
     with pytest.raises(MlxchatError) as raised:
         run(tmp_path, config)
-    assert f"began with `data_dir={there}`, not with `data_dir={here}`" in raised.value.problem
+    assert f"started with `data_dir={there}`, not with `data_dir={here}`" in raised.value.problem
     with pytest.raises(MlxchatError, match="not with the dataset's own folder"):
         run(tmp_path, config.model_copy(update={"data_dir": None}))
     run(tmp_path, moved)
 
 
-def test_the_built_in_corpus_is_no_folder_of_that_name(tmp_path: Path) -> None:
+def test_the_built_in_corpus_is_not_a_folder_of_that_name(tmp_path: Path) -> None:
     run(tmp_path, CONFIG, stop_at=1)
     folder = shards(tmp_path / "data", 0, 1)
-    with pytest.raises(MlxchatError, match="began with the dataset's own folder, not with"):
+    with pytest.raises(MlxchatError, match="was started with the dataset's own folder, not with"):
         run(tmp_path, CONFIG.model_copy(update={"data_dir": folder}))
 
 
@@ -122,7 +125,7 @@ def test_data_of_a_revision_may_move_without_its_record(tmp_path: Path) -> None:
     for path in here.glob("*.parquet"):
         path.rename(there / path.name)
     run(tmp_path, QUIET.model_copy(update={"data_dir": there}), stop_at=6)
-    assert layout.read_trainer(newest(tmp_path)).revision == "a" * 40
+    assert read_trainer(newest(tmp_path)).revision == "a" * 40
 
 
 def test_an_additional_shard_changes_nothing(tmp_path: Path) -> None:
@@ -131,9 +134,9 @@ def test_an_additional_shard_changes_nothing(tmp_path: Path) -> None:
     run(straight, config)
     run(going_on, config, stop_at=3)
     few(tmp_path / "data", 3)
-    saved_run(config, Home(going_on))
+    Pretraining(config, Home(going_on)).saved()
     run(going_on, config)
-    assert layout.read_trainer(newest(going_on)).data == [FIRST, SECOND, THIRD]
+    assert read_trainer(newest(going_on)).data == [FIRST, SECOND, THIRD]
     assert_same(final(going_on), final(straight))
 
 
@@ -151,7 +154,7 @@ def test_a_run_saves_and_ends_if_a_shard_is_replaced(
             if isinstance(event, Stepped) and event.step == 1:
                 (tmp_path / SECOND).write_bytes(change(data / SECOND))
                 (tmp_path / SECOND).replace(data / SECOND)
-    assert 1 <= layout.read_trainer(newest(ended)).step < 12
+    assert 1 <= read_trainer(newest(ended)).step < 12
     with pytest.raises(MlxchatError, match=f"{data / SECOND} is "):
         run(ended, config)
     (data / SECOND).write_bytes(began_with)
@@ -171,7 +174,7 @@ def at_hub(folder: Path) -> dict[str, Path]:
     return {address(TINY, path.name): path for path in folder.iterdir()}
 
 
-def test_what_is_streamed_later_is_what_was_there(tmp_path: Path, tiny: Dataset) -> None:
+def test_streamed_shards_are_the_same_as_those_on_disk(tmp_path: Path, tiny: Dataset) -> None:
     straight, going_on = tmp_path / "straight", tmp_path / "going_on"
     same, other = few(tmp_path / "same", 0, 1, 2, 3), few(tmp_path / "other", 0, 1, 2, text="hens")
     few(other, 3)
@@ -188,7 +191,7 @@ def test_what_is_streamed_later_is_what_was_there(tmp_path: Path, tiny: Dataset)
             run(going_on, streamed)
         assert f"{data / STREAMED}/shard_" in raised.value.problem
         assert "what streaming brought, delete" in raised.value.remedy
-        assert layout.read_trainer(newest(going_on)).step == 3
+        assert read_trainer(newest(going_on)).step == 3
         for path in (data / STREAMED).glob("*.parquet*"):
             path.unlink()
         (data / REVISION).unlink()
@@ -197,9 +200,7 @@ def test_what_is_streamed_later_is_what_was_there(tmp_path: Path, tiny: Dataset)
     assert_same(final(going_on), final(straight))
 
 
-def test_what_was_streamed_is_the_same_when_it_is_streamed_again(
-    tmp_path: Path, tiny: Dataset
-) -> None:
+def test_a_shard_streamed_again_must_be_the_same(tmp_path: Path, tiny: Dataset) -> None:
     same, other = few(tmp_path / "same", 0, 1, 2, 3), few(tmp_path / "other", 0, 1, 2, text="hens")
     few(other, 3)
     with HubServer(at_hub(same)) as server:
@@ -208,9 +209,9 @@ def test_what_was_streamed_is_the_same_when_it_is_streamed_again(
             update={"streaming": True, "endpoint": server.endpoint, "max_cached_shards": 2}
         )
         run(tmp_path, config, stop_at=3)
-        begun = layout.read_trainer(newest(tmp_path))
-        assert begun.revision is None
-        assert begun.fingerprints == {
+        state = read_trainer(newest(tmp_path))
+        assert state.revision is None
+        assert state.fingerprints == {
             name: fingerprint(same / name) for name in (FIRST, SECOND, THIRD)
         }
         shutil.rmtree(Home(tmp_path).data(tiny.name))
@@ -220,7 +221,7 @@ def test_what_was_streamed_is_the_same_when_it_is_streamed_again(
         shutil.rmtree(Home(tmp_path).data(tiny.name))
         server.files = at_hub(same)
         run(tmp_path, config)
-    assert layout.read_trainer(newest(tmp_path)).step == 12
+    assert read_trainer(newest(tmp_path)).step == 12
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")

@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 from support.runs import OWN, QUIET, diverging, logged, run, run_folder, shards
+from support.saved_runs import trainer_fields
 
-from mlxchat.checkpoint import layout, store
+from mlxchat.checkpoint import store
+from mlxchat.checkpoint.trainer import TrainerState
+from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.documents import Cursor
 from mlxchat.data.shards import DATASETS, REVISION
 from mlxchat.errors import DivergedError, MlxchatError
@@ -19,6 +22,7 @@ from mlxchat.train import inputs
 from mlxchat.train.divergence import NotFiniteError, check_finite
 from mlxchat.train.loop import Launch, Pending, ShouldStop, TrainingStep, compile_step
 from mlxchat.train.pretrain import pretrain
+from mlxchat.train.stage import read_trainer
 
 A, B = "a" * 40, "b" * 40
 
@@ -50,10 +54,10 @@ def test_a_loss_or_norm_that_is_not_finite_ends_the_run(
     assert store.steps(run_folder(tmp_path)) == [9, 12]
     assert logged(tmp_path, "step") == list(range(1, 13))
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
-    assert layout.read_trainer(kept).step == 6
+    assert read_trainer(kept).step == 6
 
 
-def test_another_good_step_is_kept_beside_the_first(tmp_path: Path) -> None:
+def test_a_second_good_step_is_kept_beside_the_first(tmp_path: Path) -> None:
     config = QUIET.model_copy(update={"data_dir": shards(tmp_path / "data", 0, 1)})
     for step in (5, 8):
         with pytest.raises(DivergedError):
@@ -112,7 +116,7 @@ def test_progress_is_saved_when_a_validation_shard_is_gone(tmp_path: Path) -> No
     assert sorted(set(logged(tmp_path, "evaluation"))) == [0, 5, 10, 12]
 
 
-def test_the_log_is_on_the_disk_before_a_step_is(
+def test_the_log_is_synced_before_a_step_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = QUIET.model_copy(update={"data_dir": shards(tmp_path / "data", 0, 1)})
@@ -144,30 +148,29 @@ def test_a_run_resumes_only_with_data_of_its_revision(tmp_path: Path) -> None:
     run(tmp_path, config, stop_at=3)
     newest = store.latest(run_folder(tmp_path))
     assert newest is not None
-    assert layout.read_trainer(newest).revision == A
+    assert read_trainer(newest).revision == A
     (data / REVISION).write_text(f"{B}\n")
     with pytest.raises(MlxchatError) as raised:
         run(tmp_path, config)
     assert A in raised.value.problem and B in raised.value.problem
     assert "`model_tag`" in raised.value.remedy and "`fresh`" in raised.value.remedy
-    with pytest.raises(MlxchatError, match=f"began with revision {A}"):
+    with pytest.raises(MlxchatError, match=f"was started with revision {A}"):
         inputs.check_documents(config, Home(tmp_path), ["shard_00000.parquet"], A)
     (data / REVISION).write_text(f"{A}\n")
     run(tmp_path, config)
 
 
-def test_shards_streamed_later_are_of_the_revision_the_run_began_with(
+def test_shards_streamed_later_are_of_the_runs_revision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = Home(tmp_path)
     config = OWN.model_copy(update={"streaming": True, "num_shards": 1})
     training, validation = DATASETS["fineweb-edu"].training(1), DATASETS["fineweb-edu"].validation
-    begun = layout.TrainerState(
-        step=1, settings={}, plan={}, meter={}, data=[*training, validation], revision=A
-    )
+    fields = trainer_fields("classic") | {"data": [*training, validation], "revision": A}
+    state = TrainerState[PretrainConfig].model_validate(fields)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    inputs.reopen_documents(config, home, lambda _: None, begun).close()
+    inputs.reopen_documents(config, home, lambda _: None, state).close()
     assert (home.data("fineweb-edu") / REVISION).read_text() == f"{A}\n"
-    other = begun.model_copy(update={"revision": B})
-    with pytest.raises(MlxchatError, match=f"began with revision {B}"):
+    other = state.model_copy(update={"revision": B})
+    with pytest.raises(MlxchatError, match=f"was started with revision {B}"):
         inputs.reopen_documents(config, home, lambda _: None, other)

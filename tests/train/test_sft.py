@@ -11,7 +11,7 @@ import pytest
 from support.cases import golden
 from support.marks import slow
 
-from mlxchat.checkpoint import catalog, layout, store
+from mlxchat.checkpoint import catalog, layout, store, trainer
 from mlxchat.cli.quantize import validation_documents
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig
@@ -30,9 +30,11 @@ from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Stepped
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message
+from mlxchat.train.base import Base, read_base
 from mlxchat.train.loop import TrainingStep, compile_step
 from mlxchat.train.pretrain import pretrain
-from mlxchat.train.sft import Base, fine_tune, pretrained, sft_plan, survey, with_source
+from mlxchat.train.sft import fine_tune, with_source
+from mlxchat.train.sft_plan import sft_plan, survey
 
 BASE = PretrainConfig(
     depth=1,
@@ -101,8 +103,8 @@ def run(home: Path, config: SftConfig, stop_at: int = 0) -> list[Event]:
     seen: list[Event] = []
 
     def stop() -> bool:
-        told = (event.step for event in seen if isinstance(event, Stepped))
-        return bool(stop_at) and max(told, default=0) >= stop_at
+        seen_steps = (event.step for event in seen if isinstance(event, Stepped))
+        return bool(stop_at) and max(seen_steps, default=0) >= stop_at
 
     for event in fine_tune(config, Home(home), lambda _: None, stop=stop):
         seen.append(event)
@@ -111,11 +113,11 @@ def run(home: Path, config: SftConfig, stop_at: int = 0) -> list[Event]:
 
 def final(home: Path, tag: str) -> dict[str, mx.array]:
     folder = store.directory(Home(home).finetuned / tag, 12)
-    files = (layout.MODEL, layout.OPTIMIZER, layout.LOADER)
+    files = (layout.MODEL, trainer.OPTIMIZER, trainer.LOADER)
     return {f"{f} {k}": v for f in files for k, v in layout.read_arrays(folder / f).items()}
 
 
-def test_the_loss_is_that_of_the_answers_by_hand() -> None:
+def test_the_loss_equals_one_computed_by_hand_from_the_answers() -> None:
     facts = golden("tokenizer.json")
     tokenizer = Tokenizer.train(facts["train_docs"], facts["train_vocab_size"])
     conversations = [
@@ -159,7 +161,7 @@ def test_the_loss_is_that_of_the_answers_by_hand() -> None:
     assert model.loss(ids, targets).item() == pytest.approx(nats / learnt, abs=1e-5)
 
 
-def test_a_step_is_the_mean_over_its_answers_however_it_is_cut() -> None:
+def test_a_step_is_the_mean_over_its_answers_however_it_is_split() -> None:
     config = GPTConfig(n_layer=1, n_head=1, n_kv_head=1, n_embd=64, vocab_size=50, sequence_len=16)
     random = np.random.default_rng(0)
     ids = random.integers(0, 50, (4, 16), np.int32)
@@ -214,7 +216,7 @@ def test_a_run_steps_evaluates_samples_and_saves(based: Path, tmp_path: Path) ->
     assert saved.conversational
     notes = [event.text for event in events if isinstance(event, Noted)]
     assert any("120 of 120 rows used" in note for note in notes)
-    assert any("conversations an epoch" in note for note in notes)
+    assert any("conversations per epoch" in note for note in notes)
 
 
 @pytest.mark.parametrize("stop_at", [slow(1), 5, slow(8)])
@@ -234,10 +236,10 @@ def test_an_interrupted_run_resumes_bit_for_bit(based: Path, stop_at: int) -> No
         assert mx.array_equal(mine[name], array).item(), name
 
 
-def test_it_begins_with_the_base_models_weights_and_on_request_its_momentum(based: Path) -> None:
+def test_it_starts_from_the_base_models_weights_and_on_request_its_momentum(based: Path) -> None:
     folder = store.latest(Home(based).runs / "base")
     assert folder is not None
-    state = layout.read_arrays(folder / layout.OPTIMIZER)
+    state = layout.read_arrays(folder / trainer.OPTIMIZER)
     for asked in (False, True):
         tag = f"momentum-{asked}".lower()
         config = tuning(
@@ -249,7 +251,7 @@ def test_it_begins_with_the_base_models_weights_and_on_request_its_momentum(base
         weights = layout.read_arrays(tuned / layout.MODEL)
         for name, array in layout.read_arrays(folder / layout.MODEL).items():
             assert mx.allclose(weights[name], array, atol=1e-9).item(), name
-        kept = layout.read_arrays(tuned / layout.OPTIMIZER)
+        kept = layout.read_arrays(tuned / trainer.OPTIMIZER)
         assert kept.keys() == state.keys()
         counts = [name for name in kept if kept[name].size == 1]
         assert counts
@@ -257,13 +259,13 @@ def test_it_begins_with_the_base_models_weights_and_on_request_its_momentum(base
             assert kept[name].item() == (state[name].item() + 1 if asked else 1)
 
 
-def test_the_survey_is_what_training_packs(based: Path) -> None:
+def test_the_survey_counts_what_training_packs(based: Path) -> None:
     folder = store.latest(Home(based).runs / "base")
     assert folder is not None
     tokenizer = Tokenizer.load(folder)
     documents = ChatDocuments([parse(str(based / "talks.jsonl"))], seed=42)
-    told: list[Event] = []
-    found = survey(documents, tokenizer, 20, told.append, lambda: 0.0)
+    reports: list[Event] = []
+    found = survey(documents, tokenizer, 20, reports.append, lambda: 0.0)
     everything = [
         tokenizer.render(conversation)
         for conversation in next(documents.training(Cursor()))[0]
@@ -272,13 +274,13 @@ def test_the_survey_is_what_training_packs(based: Path) -> None:
     assert len(everything) == documents.epoch_size
     rendered = [(ids, mask) for ids, mask in everything if any(mask[:21])]
     assert found.conversations == len(rendered) == len(everything) - found.unanswered
-    assert found.cut == sum(len(ids) > 21 for ids, _ in rendered) > 0
+    assert found.truncated == sum(len(ids) > 21 for ids, _ in rendered) > 0
     assert found.tokens == sum(min(21, len(ids)) for ids, _ in rendered)
-    assert found.learnt == sum(sum(mask[:21]) for _, mask in rendered)
+    assert found.answer_tokens == sum(sum(mask[:21]) for _, mask in rendered)
     assert found.rows * 21 >= found.tokens
 
 
-def test_the_batch_is_pretrainings_or_what_makes_100_steps() -> None:
+def test_the_batch_is_pretrainings_or_small_enough_for_100_steps() -> None:
     model = GPTConfig(sequence_len=64, vocab_size=300, n_layer=1, n_head=1, n_kv_head=1, n_embd=64)
     rates = {"embedding": 0.2, "unembedding": 0.004, "matrix": 0.02}
     base = Base(model, rates, 64 * 64)
@@ -299,13 +301,13 @@ def test_the_batch_is_pretrainings_or_what_makes_100_steps() -> None:
 def test_learning_rates_are_nanochats_where_the_model_says_nothing(based: Path) -> None:
     folder = store.latest(Home(based).runs / "base")
     assert folder is not None
-    of_run = pretrained(folder)
+    of_run = read_base(folder, Home(based))
     assert of_run.tokens_per_step == 256
     trainer = folder / layout.TRAINER
     content = trainer.read_bytes()
     trainer.unlink()
     try:
-        unknown = pretrained(folder)
+        unknown = read_base(folder, Home(based))
     finally:
         trainer.write_bytes(content)
     assert unknown.learning_rates == of_run.learning_rates
@@ -318,7 +320,7 @@ def test_a_fine_tuned_model_is_fine_tuned_at_the_rates_of_its_pretraining(based:
         store.latest(based / name)
         for name in ("base_checkpoints/base", "chatsft_checkpoints/first")
     ]
-    base, tuned = (pretrained(folder) for folder in folders if folder)
+    base, tuned = (read_base(folder, Home(based)) for folder in folders if folder)
     assert tuned.learning_rates == pytest.approx(base.learning_rates)
     again = tuning(based, source="first", model_tag="second", num_iterations=1)
     [rate] = [event.learning_rate for event in run(based, again) if isinstance(event, Stepped)]
@@ -331,21 +333,23 @@ def test_a_modern_models_rates_are_nanochats_whatever_its_batch(tmp_path: Path) 
         pass
     folder = store.latest(Home(tmp_path).runs / "base")
     assert folder is not None
-    rates = pretrained(folder).learning_rates
+    rates = read_base(folder, Home(tmp_path)).learning_rates
     by_width = (128 / 768) ** -0.5
     assert rates["matrix"] == 0.02
     assert rates["embedding"] == pytest.approx(0.3 * by_width)
     assert rates["unembedding"] == pytest.approx(0.008 * by_width)
 
 
-def test_what_has_no_answer_within_the_context_is_left_out(based: Path, tmp_path: Path) -> None:
+def test_conversations_without_an_answer_in_the_context_are_skipped(
+    based: Path, tmp_path: Path
+) -> None:
     long = {"messages": [{"role": "user", "content": "why " * 200}, talks(1)[0]["messages"][1]]}
     data = write(tmp_path / "long.jsonl", [*[long] * 5, *talks(40)])
     config = tuning(based, data=[str(data)], model_tag="long", num_iterations=2)
     events = run(based, config)
     assert all(event.loss > 0 for event in events if isinstance(event, Stepped))
-    [note] = [e.text for e in events if isinstance(e, Noted) and "an epoch" in e.text]
-    assert "have no answer within that, and are left out" in note
+    [note] = [e.text for e in events if isinstance(e, Noted) and "per epoch" in e.text]
+    assert "have no answer within that and are skipped" in note
     data = write(tmp_path / "long.jsonl", [long, {**long, "id": 1}, *[long] * 4])
     other = {"messages": [{"role": "user", "content": "who " * 200}, talks(1)[0]["messages"][1]]}
     write(data, [long, other])
@@ -353,7 +357,7 @@ def test_what_has_no_answer_within_the_context_is_left_out(based: Path, tmp_path
         run(based, tuning(based, data=[str(data)], model_tag="none"))
 
 
-def test_without_a_source_the_newest_base_model_that_can_be_trained(based: Path) -> None:
+def test_the_default_source_is_the_newest_trainable_base_model(based: Path) -> None:
     folder = store.latest(Home(based).runs / "base")
     assert folder is not None
     copy = Home(based).runs / "base-4bit" / folder.name
@@ -369,7 +373,7 @@ def test_without_a_source_the_newest_base_model_that_can_be_trained(based: Path)
         with_source(SftConfig(), Home(based / "nowhere"))
 
 
-def test_without_a_source_a_run_resumes_from_its_own(based: Path, tmp_path: Path) -> None:
+def test_a_run_without_a_source_resumes_with_its_own(based: Path, tmp_path: Path) -> None:
     home = Home(tmp_path)
     shutil.copytree(based / "base_checkpoints", tmp_path / "base_checkpoints")
     shutil.copy(based / "talks.jsonl", tmp_path)
@@ -405,7 +409,7 @@ def test_changed_conversations_are_refused(based: Path, tmp_path: Path) -> None:
     config = TUNING.model_copy(update={"data": [str(data)], "model_tag": "changed"})
     run(based, config, stop_at=4)
     write(data, talks(41))
-    with pytest.raises(MlxchatError, match="is another file than when the run changed began"):
+    with pytest.raises(MlxchatError, match="not the same file as when the run changed was started"):
         run(based, config)
     write(data, talks(40))
     assert isinstance(run(based, config)[-1], Ended)
@@ -432,7 +436,7 @@ def test_settings_that_cannot_work_are_refused(
     assert not (Home(based).finetuned / "refused").exists()
 
 
-def test_a_quantized_copy_is_evaluated_on_the_conversations_held_out(based: Path) -> None:
+def test_a_quantized_copy_is_evaluated_on_the_held_out_conversations(based: Path) -> None:
     run(based, tuning(based, model_tag="whole", num_iterations=3))
     folder = store.latest(Home(based).finetuned / "whole")
     assert folder is not None

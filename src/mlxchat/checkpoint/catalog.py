@@ -1,4 +1,7 @@
-"""What is saved: the runs, their steps, and the one that is meant; read without arrays."""
+"""Finds saved steps: all of them, those of a run, or the one that a name stands for.
+
+Nothing here reads arrays or imports MLX.
+"""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,18 +22,18 @@ class SavedStep:
     path: Path
     bytes: int
     saved: float  # seconds since the epoch
-    bits: int | None  # of most weights, where the model is quantized
-    trainable: bool  # whether a run can go on from it
+    bits: int | None  # of most weights; None if the model is not quantized
+    trainable: bool  # whether training can resume from it
 
 
 def runs(stages: Iterable[Path]) -> list[Path]:
-    """The folders of all runs, by name: links to a disk that is not there too.
+    """Return the folders of all runs, sorted by name, broken links included.
 
     Args:
-        stages: the folders that they are in, such as `Home.stages`.
+        stages: the folders of runs, such as `Home.stages`.
 
     Raises:
-        MlxchatError: one of those cannot be read.
+        MlxchatError: one of those folders cannot be read.
     """
     found = []
     for stage in stages:
@@ -42,16 +45,16 @@ def runs(stages: Iterable[Path]) -> list[Path]:
 
 
 def find(stages: Sequence[Path], tag: str | None, step: int | None) -> Path:
-    """The directory of a saved step.
+    """Return the directory of a saved step.
 
     Args:
         stages: the folders of runs, such as `Home.stages`.
-        tag: of the run; None for the one saved last.
-        step: None for the newest.
+        tag: the run's name; None for the run saved last.
+        step: the step; None for the newest.
 
     Raises:
-        MlxchatError: there is none, the message names those that there are, or how to make one; or
-            it cannot be read.
+        NotFound: there is no such run or step; the message lists what there is.
+        MlxchatError: it cannot be read.
     """
     newest = dict(newest_steps(stages, tag))
     if not newest:
@@ -94,15 +97,16 @@ def locate(stages: Sequence[Path], tag: str | None, step: int | None, folder: Pa
 
 
 def find_model(stages: Sequence[Path], source: str | None, step: int | None) -> Path:
-    """The directory of a model that is named by its run or by its directory, or a run's.
+    """Return the directory of a model that is named by a run, a run's folder or its directory.
 
     Args:
         stages: the folders of runs, such as `Home.stages`.
-        source: a run's name before a directory's; None for the run saved last.
-        step: None for the newest.
+        source: a run's name or, if no run has that name, a path; None for the run saved last.
+        step: a saved step of the run; None for the newest.
 
     Raises:
-        MlxchatError: there is none, or it cannot be read.
+        NotFound: there is no such model.
+        MlxchatError: it cannot be read.
     """
     folder = Path(source or "").expanduser().resolve()
     if source is None or source in {run.name for run in runs(stages)} or not folder.is_dir():
@@ -165,7 +169,13 @@ def runs_to_prune(stages: Sequence[Path], tag: str | None) -> list[Path]:
 
 
 def newest_steps(stages: Iterable[Path], tag: str | None = None) -> Iterator[tuple[str, Path]]:
-    """The newest step of each run, by name; one that cannot be read is an error if asked for."""
+    """Yield the name and the newest step of each run.
+
+    Runs that cannot be read are skipped, except the one called ``tag``.
+
+    Raises:
+        MlxchatError: the run called ``tag`` cannot be read.
+    """
     for run in runs(stages):
         try:
             newest = store.latest(run)
@@ -178,11 +188,13 @@ def newest_steps(stages: Iterable[Path], tag: str | None = None) -> Iterator[tup
 
 
 def saved_steps(runs: Iterable[Path], fault: Callable[[MlxchatError], None]) -> list[SavedStep]:
-    """The steps of runs, run by run in ascending order, without those removed meanwhile.
+    """Return the saved steps of runs, in ascending order within a run.
+
+    Steps that are removed meanwhile are skipped.
 
     Args:
-        runs: their folders.
-        fault: is told of each folder, of a run or a step, that cannot be read.
+        runs: the folders of the runs.
+        fault: called with the error for each run or step that cannot be read.
     """
     found = []
     for run in runs:
@@ -208,7 +220,7 @@ def _saved_step(run: Path, step: int, folder: Path) -> SavedStep:
 
 
 def _bits(folder: Path) -> int | None:
-    """None also where the file cannot be read: checking it is not for a list."""
+    """Return the bits of most weights; None also if config.json cannot be read."""
     try:
         fields = json.loads((folder / CONFIG).read_bytes())
     except (OSError, ValueError):

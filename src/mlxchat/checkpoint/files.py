@@ -1,10 +1,8 @@
-"""Folders that may be links to another disk: what is in them, and what to say where it is away.
+"""Files of checkpoints and models: checksums, folders on other disks, JSON, and error messages.
 
-What is to be said of files that cannot be used, and JSON files, whoever wrote them.
-
-The checksums of a directory's files, in the form of ``sha256sum``.
-
-A directory that has them can be checked without mlxchat too: ``sha256sum --check SHA256SUMS``.
+Checksums have the form of ``sha256sum``, so that a directory can be checked without mlxchat too:
+``sha256sum --check SHA256SUMS``. A run's folder may be a link to another disk; where that disk is
+not connected, the messages say so.
 """
 
 import hashlib
@@ -17,166 +15,58 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mlxchat.errors import CheckpointError, DiskError, MlxchatError
+from mlxchat.errors import CheckpointError, DiskError, MlxchatError, command
 
 CONFIG = "config.json"
 TRAINER = "trainer.json"
 CHECKSUMS = "SHA256SUMS"
 QUANTIZATION = "quantization"  # in config.json, where mlx-lm has it
-
-
-def entries(folder: Path) -> list[Path]:
-    """What is in a folder; nothing where there is none.
-
-    Raises:
-        OSError: it cannot be read, or is on a disk that is not there.
-    """
-    try:
-        return list(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        if unplugged(folder):
-            raise
-        return []
-
-
-def is_folder(path: Path) -> bool:
-    """Whether it is a folder, or a link to what is not there and may have been one."""
-    return path.is_dir() or (path.is_symlink() and not path.exists())
-
-
-def unplugged(path: Path) -> MlxchatError | None:
-    """What is to be said where a path, or a folder above it, is a link to what is not there."""
-    links = (part for part in (path, *path.parents) if part.is_symlink())
-    broken = next((link for link in links if not link.exists()), None)
-    if broken is None:
-        return None
-    return DiskError(
-        f"{broken} is a link to {broken.readlink()}, which is not there.",
-        "Is its disk connected? Connect it, or remove the link to do without.",
-    )
-
-
-def require_connected(path: Path) -> None:
-    """Check that a path, or a folder above it, is no link to what is not there.
-
-    Raises:
-        MlxchatError: one is.
-    """
-    if error := unplugged(path):
-        raise error
-
-
-def unreadable(path: Path, error: OSError) -> MlxchatError:
-    """What is to be said of a folder or file that cannot be read."""
-    away = unplugged(path) if isinstance(error, FileNotFoundError) else None
-    return away or CheckpointError(
-        f"{path} cannot be read: {error.strerror or error}.",
-        "See whose it is, and who may read it.",
-    )
-
-
+PIECE = 2**22  # bytes hashed at a time
 LONGEST = 200  # characters of a reason, which may quote the file
 MOST_JSON = 2**26  # bytes; a tokenizer of 65,536 tokens has 3 million
 
+_LINE = re.compile(r"([0-9a-f]{64})  ([^/]+)")  # of CHECKSUMS
 _STEP = re.compile(r"step_\d+")
 _EARLIER = (
-    "Delete that directory to go on from an earlier step (chat: `step`), or train with `fresh`."
+    "Delete that directory to resume from an earlier step (chat: `step`), or train with `fresh`."
 )
 _COPY = "Copy it again from where it was made."
 
 
-def damaged(path: Path, reason: str | Exception) -> MlxchatError:
-    """The file is not what its writer meant it to be."""
-    remedy = _EARLIER if _STEP.fullmatch(path.parent.name) else _COPY
-    return CheckpointError(f"{path} is damaged ({_reason(reason)}).", remedy)
-
-
-def unusable(folder: Path, problem: str) -> MlxchatError:
-    """The files of a model do not go together; ``problem`` may quote them."""
-    another = f"{_COPY} Another program's is to be taken over first: mlxchat import {folder}"
-    remedy = _EARLIER if _STEP.fullmatch(folder.name) else another
-    return CheckpointError(one_line(problem, 5 * LONGEST), remedy)
-
-
-def refused(path: Path, reason: str) -> MlxchatError:
-    """The file asks for more than data."""
-    return CheckpointError(
-        f"{path} is refused: {one_line(reason)}.",
-        "Nothing in it was run. Do not load it with pickle or torch unless you trust its maker; "
-        "save it again as tensors, numbers, text, lists and dictionaries alone.",
-    )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        MlxchatError: it is damaged, very large, or not there.
-    """
-    try:
-        with path.open("rb") as file:
-            content = file.read(MOST_JSON + 1)
-    except OSError as error:
-        raise unreadable(path, error) from error
-    if len(content) > MOST_JSON:
-        raise damaged(path, f"more than {MOST_JSON:,} bytes")
-    try:
-        fields = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise damaged(path, error) from error
-    if not isinstance(fields, dict):
-        raise damaged(path, "not a JSON object")
-    return fields
-
-
-def one_line(text: str, longest: int = LONGEST) -> str:
-    """One line that can be shown: no escape sequence of a file's reaches a terminal."""
-    words = " ".join(text[: 2 * longest].split())[:longest]
-    return "".join(letter if letter.isprintable() else "?" for letter in words)
-
-
-def _reason(given: str | Exception) -> str:
-    if isinstance(given, ValidationError):
-        fault = given.errors()[0]
-        given = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".removeprefix(": ")
-    return one_line(str(given))
-
-
-PIECE = 2**22  # bytes that are hashed at a time
-_LINE = re.compile(r"([0-9a-f]{64})  ([^/]+)")
+# Checksums
 
 
 def write_checksums(folder: Path) -> None:
-    """Write the checksums of all files that are in a folder."""
-    summed_files = sorted(path.name for path in folder.iterdir() if path.name != CHECKSUMS)
-    lines = [f"{_sha256(folder / name)}  {name}\n" for name in summed_files]
+    """Write the checksums of all files in a folder."""
+    names = sorted(path.name for path in folder.iterdir() if path.name != CHECKSUMS)
+    lines = [f"{_sha256(folder / name)}  {name}\n" for name in names]
     (folder / CHECKSUMS).write_text("".join(lines), "utf-8")
 
 
-def summed_files(folder: Path) -> list[str]:
-    """The files that a folder has checksums of.
+def files_with_checksums(folder: Path) -> list[str]:
+    """Return the names of the files whose checksums a folder has.
 
     Raises:
-        MlxchatError: it has none, or the list is damaged.
+        CheckpointError: it has no checksums, or their list is damaged.
     """
     return list(_read(folder))
 
 
-def check_file(path: Path, report: Callable[[int], None] = lambda _: None) -> None:
+def verify_file(path: Path, report: Callable[[int], None] = lambda _: None) -> None:
     """Compare a file with its checksum, if its folder has checksums.
 
     Args:
         path: the file.
-        report: gets the number of bytes read, again and again.
+        report: called with the number of bytes read so far.
 
     Raises:
-        MlxchatError: the file is not what was saved, is not there, or the list is damaged.
+        CheckpointError: the file is missing or not what was saved, or the list is damaged.
     """
     if not os.path.lexists(path.parent / CHECKSUMS):
         return
     expected = _read(path.parent).get(path.name)
     if expected is None:
-        raise damaged(path.parent / CHECKSUMS, f"it does not tell of {path.name}")
+        raise damaged(path.parent / CHECKSUMS, f"it does not list {path.name}")
     try:
         found = _sha256(path, report)
     except FileNotFoundError as error:
@@ -185,12 +75,6 @@ def check_file(path: Path, report: Callable[[int], None] = lambda _: None) -> No
         raise _cannot_be_read(path, error) from error
     if found != expected:
         raise damaged(path, f"its sha256 is not the one in {CHECKSUMS}")
-
-
-def missing_file(path: Path) -> MlxchatError:
-    """What is to be said of a file that is not in its directory."""
-    folder = path.parent
-    return unplugged(path) or unusable(folder, f"{folder} is incomplete: {path.name} is missing.")
 
 
 def _cannot_be_read(path: Path, error: OSError) -> MlxchatError:
@@ -228,3 +112,125 @@ def _sha256(path: Path, report: Callable[[int], None] = lambda _: None) -> str:
             done += len(piece)
             report(done)
     return digest.hexdigest()
+
+
+# Folders that may be links to another disk
+
+
+def entries(folder: Path) -> list[Path]:
+    """Return what is in a folder; nothing if there is no folder.
+
+    Raises:
+        OSError: it cannot be read, or is on a disk that is not connected.
+    """
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        if unplugged(folder):
+            raise
+        return []
+
+
+def is_folder(path: Path) -> bool:
+    """Tell whether a path is a folder, or a broken link, which may have been one."""
+    return path.is_dir() or (path.is_symlink() and not path.exists())
+
+
+def unplugged(path: Path) -> MlxchatError | None:
+    """Return the error for a path that is, or is below, a broken link; None if it is not."""
+    links = (part for part in (path, *path.parents) if part.is_symlink())
+    broken = next((link for link in links if not link.exists()), None)
+    if broken is None:
+        return None
+    return DiskError(
+        f"{broken} is a link to {broken.readlink()}, which is not there.",
+        "Is its disk connected? Connect it, or remove the link to do without it.",
+    )
+
+
+def require_connected(path: Path) -> None:
+    """Check that a path is not a broken link, nor below one.
+
+    Raises:
+        DiskError: it is.
+    """
+    if error := unplugged(path):
+        raise error
+
+
+# JSON
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read the object in a JSON file.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or very large.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_JSON + 1)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if len(content) > MOST_JSON:
+        raise damaged(path, f"more than {MOST_JSON:,} bytes")
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, error) from error
+    if not isinstance(fields, dict):
+        raise damaged(path, "not a JSON object")
+    return fields
+
+
+# Error messages
+
+
+def missing_file(path: Path) -> MlxchatError:
+    """Return the error for a file that is missing in a model's directory."""
+    folder = path.parent
+    return unplugged(path) or unusable(folder, f"{folder} is incomplete: {path.name} is missing.")
+
+
+def unreadable(path: Path, error: OSError) -> MlxchatError:
+    """Return the error for a folder or file that cannot be read."""
+    away = unplugged(path) if isinstance(error, FileNotFoundError) else None
+    return away or CheckpointError(
+        f"{path} cannot be read: {error.strerror or error}.",
+        "Check who owns it and who may read it.",
+    )
+
+
+def damaged(path: Path, reason: str | Exception) -> MlxchatError:
+    """Return the error for a file whose contents are not what its writer meant."""
+    remedy = _EARLIER if _STEP.fullmatch(path.parent.name) else _COPY
+    return CheckpointError(f"{path} is damaged ({_reason(reason)}).", remedy)
+
+
+def unusable(folder: Path, problem: str) -> MlxchatError:
+    """Return the error for files that do not fit together; ``problem`` may quote them."""
+    another = f"{_COPY} If it is another program's, import it first: {command('import', folder)}"
+    remedy = _EARLIER if _STEP.fullmatch(folder.name) else another
+    return CheckpointError(one_line(problem, 5 * LONGEST), remedy)
+
+
+def refused(path: Path, reason: str) -> MlxchatError:
+    """Return the error for a file that asks for more than being read as data."""
+    return CheckpointError(
+        f"{path} is refused: {one_line(reason)}.",
+        "Nothing in it was run. Do not load it with pickle or torch unless you trust its author; "
+        "save it again with nothing but tensors, numbers, text, lists and dictionaries.",
+    )
+
+
+def one_line(text: str, longest: int = LONGEST) -> str:
+    """Return a text as one line that is safe to show: without escape sequences for a terminal."""
+    words = " ".join(text[: 2 * longest].split())[:longest]
+    return "".join(letter if letter.isprintable() else "?" for letter in words)
+
+
+def _reason(given: str | Exception) -> str:
+    if isinstance(given, ValidationError):
+        fault = given.errors()[0]
+        given = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".removeprefix(": ")
+    return one_line(str(given))

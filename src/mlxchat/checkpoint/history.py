@@ -1,29 +1,22 @@
-"""How a model came to be: the runs it learnt in, oldest first, and the import before them.
+"""How a model came to be: the import it started from and the runs it was trained in, oldest first.
 
-What a saved step's own files tell is its own run, or its import. What was before that is kept in
-``history.json``: in the steps of a run that began with another model, and in quantized copies.
+A saved step's own files describe its own run, or its import. Everything before that is kept in
+``history.json``, which is written into the steps of a run that began with another model and into
+quantized copies. `mlxchat.train.stage.history_of` combines the two.
 """
 
-import re
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from mlxchat.checkpoint import layout, store
-from mlxchat.checkpoint import layout as origin
 from mlxchat.checkpoint.layout import Origin
-from mlxchat.data.chats.sources import BUILTIN
-from mlxchat.data.shards import DATASETS
-from mlxchat.errors import MlxchatError
 
 FILE = "history.json"
-_BUILTIN = "the built-in corpus of mlxchat"
-_WEIGHT = re.compile(r":[\d.e+-]+$")  # of a source of conversations
 
 
 class Training(BaseModel):
-    """A run that a model learnt in."""
+    """A run in which a model was trained."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,8 +24,8 @@ class Training(BaseModel):
     stage: str  # "pretraining" or "fine-tuning"
     step: int
     data: tuple[str, ...]  # in words, with licences
-    tokens: int | None  # that were read
-    began_with: str | None  # the model; None for random weights
+    tokens: int | None  # that the run has read
+    began_with: str | None  # the model; None: random weights
 
 
 class History(BaseModel):
@@ -40,30 +33,60 @@ class History(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tag: str  # of its run
+    tag: str  # name of the model's run
     step: int
     trainings: tuple[Training, ...] = ()
-    origin: Origin | None = None  # where it, or what it began with, was imported from
-    bits_per_byte: float | None = None  # of validation text
+    origin: Origin | None = None  # the import of the model, or of the first one before it
+    bits_per_byte: float | None = None  # on validation text
 
     @property
     def unknown(self) -> str | None:
-        """The model of which is not known what it learnt from; None where all is known."""
+        """The model whose training data are not known; None if everything is known."""
         if self.origin is not None:
             return f"the model that was imported from {self.origin.program}"
         return self.trainings[0].began_with if self.trainings else self.tag
 
-    def write(self, folder: Path) -> None:
-        """Into the directory of a model that comes from this one.
+    def with_training(self, training: Training, bits_per_byte: float | None) -> "History":
+        """Return this history with one more run at its end."""
+        changed = {"trainings": (*self.trainings, training), "bits_per_byte": bits_per_byte}
+        return self.model_copy(update=changed)
 
-        How good this one was is left out: the other is another.
+    def write(self, folder: Path) -> None:
+        """Write this history into the directory of a model that is made from this one.
+
+        The bits per byte are left out: they are not the new model's.
         """
         kept = self.model_copy(update={"bits_per_byte": None})
         (folder / FILE).write_text(kept.model_dump_json(indent=2), "utf-8")
 
 
-def named(folder: Path) -> tuple[str, int]:
-    """The name of a model and its step: a saved step's run, or the directory's own and 0.
+def read_before(folder: Path) -> History:
+    """Read how the model in a directory came to be, without the run that saved it.
+
+    Raises:
+        CheckpointError: `layout.ORIGIN` or `FILE` is damaged.
+    """
+    tag, step = model_name(folder)
+    origin = layout.read_origin(folder)
+    if origin is not None:
+        return History(tag=tag, step=step, origin=origin, bits_per_byte=origin.bits_per_byte)
+    before = read_file(folder) or History(tag=tag, step=step)
+    return before.model_copy(update={"tag": tag, "step": step})
+
+
+def read_file(folder: Path) -> History | None:
+    """Read `FILE` in a model's directory; None if there is none.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    return layout.read_record(folder / FILE, History)
+
+
+def model_name(folder: Path) -> tuple[str, int]:
+    """Return the name of a model and its step.
+
+    They are the run and the step of a saved step; of another directory its own name and 0.
 
     Raises:
         OSError: the folder that it is in cannot be read.
@@ -71,71 +94,3 @@ def named(folder: Path) -> tuple[str, int]:
     folder = folder.resolve()
     steps = {store.directory(folder.parent, step): step for step in store.steps(folder.parent)}
     return (folder.parent.name, steps[folder]) if folder in steps else (folder.name, 0)
-
-
-def read(folder: Path) -> History:
-    """That of the model in a directory.
-
-    Raises:
-        MlxchatError: what its import or the model before it left is damaged. What another version
-            of mlxchat says of training is not looked at.
-    """
-    tag, step = named(folder)
-    imported = origin.read_origin(folder)
-    if imported is not None:
-        return History(tag=tag, step=step, origin=imported, bits_per_byte=imported.bits_per_byte)
-    before = past(folder) or History(tag=tag, step=step)
-    known = before.model_copy(update={"tag": tag, "step": step})
-    try:
-        trainer = layout.read_trainer(folder)
-    except MlxchatError:  # there is none, as of a quantized copy, or of another version
-        return known
-    evaluations = trainer.meter.get("evaluations") or [[0, None]]
-    tokens = trainer.plan.get("tokens_per_step")
-    source = trainer.settings.get("source") or trainer.settings.get("init_from")
-    own = Training(
-        run=tag,
-        stage=trainer.stage,
-        step=trainer.step,
-        data=tuple(data_in_words(trainer.settings)),
-        tokens=tokens * trainer.step if isinstance(tokens, int) else None,
-        began_with=Path(source).name if source else None,
-    )
-    return known.model_copy(
-        update={"trainings": (*before.trainings, own), "bits_per_byte": evaluations[-1][1]}
-    )
-
-
-def past(folder: Path) -> History | None:
-    """That of the model which the one in a directory comes from; None where nothing is noted.
-
-    Raises:
-        MlxchatError: the note is damaged.
-    """
-    return origin.read_note(folder / FILE, History)
-
-
-def data_in_words(settings: dict[str, Any]) -> list[str]:
-    """What a run of these settings learns from, with licences where these are known."""
-    if "dataset" not in settings:
-        return _conversations(settings)
-    if settings.get("data_dir"):
-        return ["shards of its own"]
-    name = str(settings["dataset"])
-    if name not in DATASETS:
-        return [_BUILTIN if name == BUILTIN else name]
-    dataset = DATASETS[name]
-    return [f"{name} (https://huggingface.co/datasets/{dataset.repo}; {dataset.licence_note})"]
-
-
-def _conversations(settings: dict[str, Any]) -> list[str]:
-    sources = [_WEIGHT.sub("", text) for text in settings.get("data") or ()]
-    told = [
-        f"conversations of {_BUILTIN if source == BUILTIN else Path(source).name}"
-        for source in sources
-    ]
-    if settings.get("identity"):
-        told.append("made-up conversations about who it is")
-    if settings.get("spelling"):
-        told.append("made-up conversations that spell")
-    return told

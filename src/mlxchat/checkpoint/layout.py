@@ -1,44 +1,34 @@
-"""What a saved step's directory holds, and how a model is read from it.
+"""A model's directory: its files, and how a model is written to them and read back.
 
     config.json  model.safetensors  tokenizer.json  tokenizer_config.json  generation_config.json
-    optimizer.safetensors  loader.safetensors  trainer.json
-    SHA256SUMS
+    origin.json     where an imported model is from
+    SHA256SUMS      checksums of all files
 
-The first line is a model directory as mlx-lm reads it; the second is what training needs to go on,
-and a quantized model hasn't got. Every file that is read is compared with its checksum first, where
-the directory has checksums: one that another program made need not.
-
-The arrays of safetensors files, and which files a model's directory has them in.
-
-Where an imported model is from: a file in its directory, ``origin.json``.
+mlx-lm reads the first line too. A saved step has more files: see `mlxchat.checkpoint.trainer` and
+`mlxchat.checkpoint.history`. Where there are checksums, each file is compared with its own before
+it is used; a directory that another program made has none.
 """
 
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mlxchat import __version__
-from mlxchat.checkpoint import files
+from mlxchat.checkpoint.files import CONFIG as CONFIG
 from mlxchat.checkpoint.files import (
-    CHECKSUMS,
     QUANTIZATION,
-    check_file,
     damaged,
     missing_file,
     read_json,
     unusable,
+    verify_file,
 )
-from mlxchat.checkpoint.files import CONFIG as CONFIG
 from mlxchat.checkpoint.files import TRAINER as TRAINER
-from mlxchat.data.loader import LoaderState
-from mlxchat.errors import CheckpointError, command
+from mlxchat.errors import CheckpointError
 from mlxchat.model.block import NORM_EPS
 from mlxchat.model.config import ERAS, EraName, GPTConfig
 from mlxchat.model.gpt import GPT
@@ -55,177 +45,31 @@ from mlxchat.tokenizer.bpe import (
 
 MODEL = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-
-
-def model_files(folder: Path) -> list[Path]:
-    """The files of a model: all that its index names, or the only one. They may be missing.
-
-    Raises:
-        MlxchatError: the index is damaged, or names files of other folders.
-    """
-    index = folder / INDEX
-    if not index.exists():
-        return [folder / MODEL]
-    files.check_file(index)
-    listed = read_json(index).get("weight_map")
-    if not isinstance(listed, dict) or not listed or not all(map(_is_name, listed.values())):
-        raise damaged(index, "no weight_map of files in the same folder")
-    return [folder / name for name in sorted(set(listed.values()))]
-
-
-def read_model_arrays(folder: Path) -> dict[str, mx.array]:
-    """The arrays of all files of a model, evaluated.
-
-    Raises:
-        MlxchatError: a file is missing or damaged, or two have an array of the same name.
-    """
-    arrays: dict[str, mx.array] = {}
-    for file in model_files(folder):
-        for name, array in read_arrays(file).items():
-            if name in arrays:
-                raise damaged(file, f"{name} is in another file too")
-            arrays[name] = array
-    return arrays
-
-
-def read_arrays(path: Path) -> dict[str, mx.array]:
-    """The arrays of a safetensors file, evaluated."""
-    arrays = open_arrays(path)
-    try:
-        mx.eval(arrays)
-    except RuntimeError as error:
-        raise damaged(path, error) from error
-    return arrays
-
-
-def open_arrays(path: Path) -> dict[str, mx.array]:
-    """The arrays of a safetensors file, which MLX will read when they are evaluated."""
-    if not path.exists():
-        raise files.missing_file(path)
-    files.check_file(path)
-    return open_unchecked(path)
-
-
-def open_unchecked(path: Path) -> dict[str, mx.array]:
-    """Open a safetensors file as `open_arrays` does, without comparing its checksum."""
-    try:
-        arrays: Any = mx.load(str(path))
-    except (RuntimeError, ValueError) as error:
-        raise damaged(path, error) from error
-    if not isinstance(arrays, dict):
-        raise damaged(path, "not a table of arrays")
-    return arrays
-
-
-def check_arrays(
-    path: Path, found: Mapping[str, mx.array], expected: Mapping[str, mx.array]
-) -> None:
-    """Names and shapes must be exactly those expected; ``path`` is of the file or its folder."""
-    faults = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
-    faults += [f"{name} is unexpected" for name in sorted(found.keys() - expected.keys())]
-    faults += [
-        f"{name} has shape {found[name].shape}, not {expected[name].shape}"
-        for name in sorted(expected.keys() & found.keys())
-        if found[name].shape != expected[name].shape
-    ]
-    if faults:
-        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
-        folder = path if path.is_dir() else path.parent
-        raise unusable(folder, f"{path}: {'; '.join(faults[:3])}{more}.")
-
-
-def _is_name(file: object) -> bool:
-    return isinstance(file, str) and re.fullmatch(r"[\w.-]+\.safetensors", file) is not None
-
-
-ORIGIN = "origin.json"
-
-Note = TypeVar("Note", bound=BaseModel)
-
-
-class Origin(BaseModel):
-    """What was imported."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    program: str  # that wrote it
-    path: str
-    step: int
-    bits_per_byte: float | None = None  # of validation, as that program measured it
-
-    def write(self, folder: Path) -> None:
-        """Into the directory of the imported model."""
-        (folder / ORIGIN).write_text(self.model_dump_json(indent=2), "utf-8")
-
-
-def read_origin(folder: Path) -> Origin | None:
-    """That of the model in a directory; None where it wasn't imported.
-
-    Raises:
-        MlxchatError: the file is damaged.
-    """
-    return read_note(folder / ORIGIN, Origin)
-
-
-def read_note(path: Path, kind: type[Note]) -> Note | None:
-    """What was noted in a file beside a model; None where there is no such file.
-
-    Raises:
-        MlxchatError: it is damaged.
-    """
-    if not path.exists():
-        return None
-    files.check_file(path)
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise damaged(path, "it is not what mlxchat wrote") from error
-
-
-FORMAT = 3  # of trainer.json
-PRETRAINING, FINE_TUNING = "pretraining", "fine-tuning"  # the stages
 GENERATION = "generation_config.json"
-OPTIMIZER = "optimizer.safetensors"
-LOADER = "loader.safetensors"
+ORIGIN = "origin.json"
 MODEL_TYPES: dict[EraName, str] = {  # mlx-lm and transformers know the first
     era: "nanochat" if era == "classic" else f"nanochat_{era}" for era in ERAS
 }
-OWN_FIELDS = {  # of `GPTConfig`, by their names in config.json; only classic models do without
+OWN_FIELDS = {  # names in config.json and in `GPTConfig`; optional in classic models only
     "window_pattern": "window_pattern",
     "vocab_multiple": "vocab_multiple",
     "final_logit_softcapping": "softcap",
 }
 
-
-class TrainerState(BaseModel):
-    """What training needs beside arrays to go on after a step."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: int = FORMAT
-    mlxchat: str = __version__
-    mlx: str = version("mlx")
-    step: int
-    stage: str = PRETRAINING
-    settings: dict[str, Any]
-    plan: dict[str, Any]
-    meter: dict[str, Any]
-    data: list[str]  # the dataset's files
-    revision: str | None  # the hub's commit that they are of; None where no hub said
-    fingerprints: dict[str, str] = {}  # or frames, of those files, by name
+Record = TypeVar("Record", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A model read from disk, ready to run."""
+    """A model that was read from its directory."""
 
     model: GPT
     tokenizer: Tokenizer
-    conversational: bool  # trained on conversations, so that it can be talked with
+    conversational: bool  # trained on conversations: it answers, and does not just continue
 
 
 def write_model(folder: Path, model: GPT, tokenizer: Tokenizer, conversational: bool) -> None:
-    """Write the files of a model directory."""
+    """Write a model's files, without origin and checksums, into a directory."""
     (folder / CONFIG).write_text(json.dumps(config_fields(model, tokenizer), indent=2), "utf-8")
     write_generation(folder, tokenizer)
     tokenizer.save(folder, conversational)
@@ -233,14 +77,14 @@ def write_model(folder: Path, model: GPT, tokenizer: Tokenizer, conversational: 
 
 
 def write_generation(folder: Path, tokenizer: Tokenizer) -> None:
-    """Write which tokens begin and end what a model writes, as transformers and mlx-lm read it."""
+    """Write generation_config.json: the tokens that begin and end a text, for other programs."""
     stops = [tokenizer.special(ASSISTANT_END), tokenizer.special(BOS)]
     generation = {"bos_token_id": tokenizer.special(BOS), "eos_token_id": stops}
     (folder / GENERATION).write_text(json.dumps(generation, indent=2), "utf-8")
 
 
 def config_fields(model: GPT, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What config.json says of a model."""
+    """Return the contents of a model's config.json."""
     config = model.config
     fields: dict[str, Any] = {
         "model_type": MODEL_TYPES[config.era],
@@ -266,14 +110,18 @@ def config_fields(model: GPT, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> GPTConfig:
-    """The shape of the model in a directory."""
-    fields = _read_json(folder / CONFIG)
+    """Read the shape of the model in a directory.
+
+    Raises:
+        CheckpointError: config.json is missing, damaged or of another kind of model.
+    """
+    fields = read_checked_json(folder / CONFIG)
     eras = {model_type: era for era, model_type in MODEL_TYPES.items()}
     era = eras.get(str(fields.get("model_type")))
     if era is None:
         raise CheckpointError(
-            f"{folder / CONFIG} is of a model of type {fields.get('model_type')!a:.99}.",
-            f"Models of type {', '.join(eras)} can be used.",
+            f"The model in {folder} is of type {fields.get('model_type')!a:.99}.",
+            f"Use a model of type {', '.join(eras)}.",
         )
     own = OWN_FIELDS if era != "classic" else OWN_FIELDS.keys() & fields.keys()
     try:
@@ -293,37 +141,43 @@ def read_config(folder: Path) -> GPTConfig:
 
 
 def is_quantized(folder: Path) -> bool:
-    """Whether the model in a directory is."""
-    return _read_json(folder / CONFIG).get(QUANTIZATION) is not None
+    """Tell whether the model in a directory is quantized."""
+    return read_checked_json(folder / CONFIG).get(QUANTIZATION) is not None
 
 
 def read_model(folder: Path, dtype: mx.Dtype) -> SavedModel:
-    """Read a model directory, quantized or not; ``dtype`` is that of the activations.
+    """Read a model, quantized or not.
+
+    Args:
+        folder: the model's directory.
+        dtype: of the activations.
 
     Raises:
-        MlxchatError: a file is missing or damaged, a tensor missing, unexpected or of another
-            shape, or the tokenizer's vocabulary is not the model's. Each is named.
+        CheckpointError: a file is missing or damaged; a tensor is missing, unexpected or has
+            another shape; or the tokenizer's vocabulary is not the model's. Each is named.
     """
-    files = [folder / name for name in (CONFIG, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE)]
-    for file in [*files, *model_files(folder)]:
+    for name in (CONFIG, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE):
+        if not (folder / name).exists():
+            raise missing_file(folder / name)
+    for file in model_files(folder):
         if not file.exists():
             raise missing_file(file)
     for name in (TOKENIZER_FILE, GENERATION):
-        check_file(folder / name)
+        verify_file(folder / name)
     config = read_config(folder)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocab_size != config.vocab_size:
         raise CheckpointError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, "
             f"the model {config.vocab_size:,}.",
-            "Put back the tokenizer that the model was trained with.",
+            "Put back the tokenizer with which the model was trained.",
         )
     model = GPT(config, dtype)
     weights = read_model_arrays(folder)
     _quantize_as_stored(folder, model, weights)
     check_arrays(folder, weights, model.named_parameters())
     model.load_weights(list(weights.items()))
-    conversational = "chat_template" in _read_json(folder / TOKENIZER_CONFIG_FILE)
+    conversational = "chat_template" in read_checked_json(folder / TOKENIZER_CONFIG_FILE)
     return SavedModel(model, tokenizer, conversational)
 
 
@@ -340,8 +194,8 @@ def load(folder: Path) -> SavedModel:
 
 
 def _quantize_as_stored(folder: Path, model: GPT, weights: dict[str, mx.array]) -> None:
-    """Make quantized layers of those that config.json says are; mlx-lm's rule: that have scales."""
-    entry = _read_json(folder / CONFIG).get(QUANTIZATION)
+    """Replace the layers that are stored quantized: by mlx-lm's rule, those that have scales."""
+    entry = read_checked_json(folder / CONFIG).get(QUANTIZATION)
     if entry is None:
         return
     layers = [layer.name for layer in quantizable(model.config)]
@@ -353,62 +207,142 @@ def _quantize_as_stored(folder: Path, model: GPT, weights: dict[str, mx.array]) 
         raise damaged(folder / CONFIG, error) from error
 
 
-def write_trainer(
-    folder: Path, state: TrainerState, optimizer: dict[str, mx.array], loader: LoaderState
-) -> None:
-    """Write what training needs to go on."""
-    (folder / TRAINER).write_text(state.model_dump_json(indent=2), "utf-8")
-    mx.save_safetensors(str(folder / OPTIMIZER), optimizer)
-    arrays = {name: mx.array(values) for name, values in loader.to_arrays().items()}
-    mx.save_safetensors(str(folder / LOADER), arrays)
+# Weight files
 
 
-def read_trainer(folder: Path) -> TrainerState:
-    """The trainer's state in a saved step.
+def model_files(folder: Path) -> list[Path]:
+    """Return the weight files of a model: those in its index, or the only one. Some may be missing.
 
     Raises:
-        MlxchatError: the model is quantized, the step is of another version or has no checksums, or
-            a file is missing or damaged.
+        CheckpointError: the index is damaged, or names files in other folders.
     """
-    if is_quantized(folder):
-        raise CheckpointError(
-            f"The model in {folder} is quantized: there is nothing to go on training from.",
-            "Train the run that it was made of, or name another one with `model_tag`.",
-        )
-    if (folder / ORIGIN).exists():
-        raise CheckpointError(
-            f"The model in {folder} was imported: there is no training of it to go on with.",
-            "Begin with its weights: "
-            f"{command('train', init_from=folder.parent.name)}, or "
-            f"{command('sft', source=folder.parent.name)}",
-        )
-    fields = _read_json(folder / TRAINER)
-    if fields.get("format") == FORMAT and not (folder / CHECKSUMS).exists():
-        raise missing_file(folder / CHECKSUMS)
-    if fields.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{folder} was saved by another version of mlxchat "
-            f"(format {fields.get('format')}, not {FORMAT}).",
-            "Chat with it as it is; to train, name another run with `model_tag`, or set this one "
-            "aside with `fresh`.",
-        )
+    index = folder / INDEX
+    if not index.exists():
+        return [folder / MODEL]
+    verify_file(index)
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(map(_is_name, listed.values())):
+        raise damaged(index, "no weight_map of files in the same folder")
+    return [folder / name for name in sorted(set(listed.values()))]
+
+
+def read_model_arrays(folder: Path) -> dict[str, mx.array]:
+    """Read the arrays in all weight files of a model.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or two hold an array of the same name.
+    """
+    arrays: dict[str, mx.array] = {}
+    for file in model_files(folder):
+        for name, array in read_arrays(file).items():
+            if name in arrays:
+                raise damaged(file, f"{name} is in another file too")
+            arrays[name] = array
+    return arrays
+
+
+def read_arrays(path: Path) -> dict[str, mx.array]:
+    """Read the arrays of a safetensors file."""
+    arrays = open_arrays(path)
     try:
-        return TrainerState.model_validate(fields)
-    except ValidationError as error:
-        raise damaged(folder / TRAINER, error) from error
+        mx.eval(arrays)
+    except RuntimeError as error:
+        raise damaged(path, error) from error
+    return arrays
 
 
-def read_loader(folder: Path) -> LoaderState:
-    """The loader's state in a saved step."""
-    arrays = read_arrays(folder / LOADER)
-    try:
-        return LoaderState.from_arrays({name: np.array(a) for name, a in arrays.items()})
-    except (KeyError, ValueError, TypeError) as error:
-        raise damaged(folder / LOADER, error) from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def open_arrays(path: Path) -> dict[str, mx.array]:
+    """Open a safetensors file; MLX reads its arrays when they are evaluated."""
     if not path.exists():
         raise missing_file(path)
-    check_file(path)
+    verify_file(path)
+    return open_unchecked(path)
+
+
+def open_unchecked(path: Path) -> dict[str, mx.array]:
+    """Open a safetensors file as `open_arrays` does, without comparing its checksum."""
+    try:
+        arrays: Any = mx.load(str(path))
+    except (RuntimeError, ValueError) as error:
+        raise damaged(path, error) from error
+    if not isinstance(arrays, dict):
+        raise damaged(path, "not a table of arrays")
+    return arrays
+
+
+def check_arrays(
+    path: Path, found: Mapping[str, mx.array], expected: Mapping[str, mx.array]
+) -> None:
+    """Raise `CheckpointError` unless names and shapes are exactly those expected.
+
+    ``path`` is the file, or the model's directory, for the message.
+    """
+    faults = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
+    faults += [f"{name} is unexpected" for name in sorted(found.keys() - expected.keys())]
+    faults += [
+        f"{name} has shape {found[name].shape}, not {expected[name].shape}"
+        for name in sorted(expected.keys() & found.keys())
+        if found[name].shape != expected[name].shape
+    ]
+    if faults:
+        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
+        folder = path if path.is_dir() else path.parent
+        raise unusable(folder, f"{path}: {'; '.join(faults[:3])}{more}.")
+
+
+def _is_name(file: object) -> bool:
+    return isinstance(file, str) and re.fullmatch(r"[\w.-]+\.safetensors", file) is not None
+
+
+# Small JSON files
+
+
+class Origin(BaseModel):
+    """Where an imported model is from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    program: str  # the one that wrote it
+    path: str
+    step: int
+    bits_per_byte: float | None = None  # on validation text, as that program measured it
+
+    def write(self, folder: Path) -> None:
+        """Write it into the directory of the imported model."""
+        (folder / ORIGIN).write_text(self.model_dump_json(indent=2), "utf-8")
+
+
+def read_origin(folder: Path) -> Origin | None:
+    """Read where the model in a directory is from; None if it was not imported.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    return read_record(folder / ORIGIN, Origin)
+
+
+def read_record(path: Path, kind: type[Record]) -> Record | None:
+    """Read a JSON file that holds a pydantic model; None if there is no such file.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    verify_file(path)
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise damaged(path, "it is not what mlxchat wrote") from error
+
+
+def read_checked_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file of a model's directory.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    if not path.exists():
+        raise missing_file(path)
+    verify_file(path)
     return read_json(path)

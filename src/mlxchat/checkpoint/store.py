@@ -1,7 +1,8 @@
-"""Saved steps as directories, ``step_003225`` and so on, in one folder a run.
+"""Saves steps as directories, ``step_003225`` and so on, in a folder for each run.
 
-A directory is written under a temporary name, with the checksums of its files, synced and renamed:
-one with a step's name is complete by construction.
+A directory is written under a temporary name, with the checksums of its files, then synced and
+renamed: one with a step's name is complete by construction. One process at a time may write to a
+run (`locked`). Old steps are removed here too.
 """
 
 import json
@@ -25,10 +26,10 @@ FIRST_WITH_CHECKSUMS = 3  # format of trainer.json
 
 
 def steps(run: Path) -> list[int]:
-    """The steps saved in a run's folder, ascending: links to a disk that is not there too.
+    """Return the steps saved in a run's folder in ascending order, broken links included.
 
     Raises:
-        OSError: the folder cannot be read, or is such a link itself.
+        OSError: the folder cannot be read, or is a broken link itself.
     """
     found = ((_STEP.fullmatch(path.name), path) for path in entries(run))
     return sorted(int(match.group(1)) for match, path in found if match and is_folder(path))
@@ -47,15 +48,15 @@ def require_steps(run: Path) -> list[int]:
 
 
 def directory(run: Path, step: int) -> Path:
-    """Where a step is saved."""
+    """Return the directory of a step."""
     return run / f"step_{step:06d}"
 
 
 def latest(run: Path) -> Path | None:
-    """The newest saved step, None where there is none.
+    """Return the directory of the newest saved step; None if there is none.
 
     Raises:
-        MlxchatError: the run cannot be read, or that step is on a disk that is not there.
+        MlxchatError: the run cannot be read, or that step is on a disk that is not connected.
     """
     saved = require_steps(run)
     if not saved:
@@ -66,7 +67,7 @@ def latest(run: Path) -> Path | None:
 
 
 def size(folder: Path) -> int:
-    """Bytes of the files in a directory, without links to what is not there.
+    """Return the bytes of the files in a directory, without broken links.
 
     Raises:
         OSError: it cannot be read.
@@ -75,16 +76,16 @@ def size(folder: Path) -> int:
 
 
 def save(run: Path, step: int, write: Callable[[Path], None], needed: int | None = None) -> Path:
-    """Make a step's directory out of what ``write`` puts into an empty one.
+    """Save a step; returns its directory.
 
     Args:
         run: the run's folder.
         step: the number of completed steps.
-        write: puts the files into a folder.
-        needed: bytes that they take, about; None for as many as those of the step before.
+        write: writes the step's files into an empty folder.
+        needed: bytes that they take, roughly; None for those of the step before.
 
     Raises:
-        MlxchatError: the disk is full or cannot be written; what was saved before is untouched.
+        DiskError: the disk is full or cannot be written; earlier steps are untouched.
     """
 
     def write_with_checksums(folder: Path) -> None:
@@ -95,12 +96,15 @@ def save(run: Path, step: int, write: Callable[[Path], None], needed: int | None
 
 
 def keep_aside(run: Path, step: int) -> Path:
-    """A copy of a saved step in a run of its own, ``d12.good1``, that nothing later writes into.
+    """Copy a saved step into a run of its own, such as ``d12.good1``, that no training writes to.
 
-    It takes no room where the disk has hard links. A copy that is there already is returned.
+    It takes no space on a disk with hard links. An existing copy is used.
+
+    Returns:
+        The directory of the copy.
 
     Raises:
-        MlxchatError: the disk is full or cannot be written.
+        DiskError: the disk is full or cannot be written.
     """
     source = directory(run, step)
     for number in count(1):
@@ -117,15 +121,15 @@ def keep_aside(run: Path, step: int) -> Path:
 
 
 def unfinished(run: Path) -> list[Path]:
-    """What killed processes left unfinished in a run's folder, and a living one is writing."""
+    """Return the unfinished directories in a run's folder: abandoned, or being written now."""
     return sorted(run.glob(f"{_UNFINISHED}*"))
 
 
 def tidy(run: Path) -> None:
-    """Remove what a killed process left unfinished.
+    """Remove the unfinished directories of a run that this process has `locked`.
 
     Raises:
-        MlxchatError: it cannot be removed.
+        DiskError: one cannot be removed.
     """
     try:
         _remove_unfinished(run)
@@ -134,15 +138,15 @@ def tidy(run: Path) -> None:
 
 
 def prune(run: Path, keep: int) -> list[int]:
-    """Remove all but the newest ``keep`` steps, and what killed processes left unfinished.
+    """Remove all but the newest ``keep`` steps, and the unfinished directories.
 
-    With the latter a run's folder goes that has nothing else in it.
+    The run's folder is removed too if nothing else is in it.
 
     Returns:
         The steps that were removed.
 
     Raises:
-        MlxchatError: one cannot be removed.
+        DiskError: one cannot be removed.
     """
     try:
         removed = steps(run)[:-keep]
@@ -216,7 +220,7 @@ def verify(folder: Path, report: Callable[[Path, int, int], None]) -> None:
         MlxchatError: a file is missing or not what was saved, or there are no checksums.
     """
     require_connected(folder)
-    paths = [folder / name for name in files.summed_files(folder)]
+    paths = [folder / name for name in files.files_with_checksums(folder)]
     sizes = [path.stat().st_size if path.exists() else 0 for path in paths]
     before = 0
     for path, size in zip(paths, sizes, strict=True):
@@ -224,17 +228,17 @@ def verify(folder: Path, report: Callable[[Path, int, int], None]) -> None:
         def read(done: int, before: int = before) -> None:
             report(folder, before + done, sum(sizes))
 
-        files.check_file(path, read)
+        files.verify_file(path, read)
         before += size
 
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Be the only process that writes this run; the lock of a dead one is void.
+    """Keep other processes from writing to a run. The lock of a process that died is void.
 
     Raises:
         LockedError: another process trains it, or removes its old steps.
-        MlxchatError: it is on a disk that is not there, or nothing can be written beside it.
+        DiskError: its disk is not connected, or the lock file cannot be written.
     """
     require_connected(run)
     with _lock_file(run) as file:
@@ -276,7 +280,7 @@ def _lock_file(run: Path) -> TextIO:
     except OSError as error:
         raise DiskError(
             f"{path}, the lock of the run, cannot be opened: {error.strerror or error}.",
-            "See whose it is, who may write there, and whether there is room on that disk.",
+            "Check who owns it, who may write there, and whether there is space on that disk.",
         ) from error
 
 
@@ -289,20 +293,20 @@ def _place(run: Path, step: int, write: Callable[[Path], None], needed: int | No
 
 
 def _written(run: Path, final: Path, write: Callable[[Path], None]) -> Path:
-    """Write a directory in a run's folder; nothing of it is left where that fails or is ended."""
-    begun = run / f"{_UNFINISHED}{final.name}"
+    """Write a directory in a run's folder; nothing is left of it if that fails."""
+    unfinished_step = run / f"{_UNFINISHED}{final.name}"
     try:
         run.mkdir(parents=True, exist_ok=True)
         _remove_unfinished(run)
-        begun.mkdir()
-        write(begun)
-        for path in [*begun.iterdir(), begun]:
+        unfinished_step.mkdir()
+        write(unfinished_step)
+        for path in [*unfinished_step.iterdir(), unfinished_step]:
             disk.sync(path)
-        begun.rename(final)
+        unfinished_step.rename(final)
         for folder in (run, run.parent):
             disk.sync(folder)
     finally:
-        shutil.rmtree(begun, ignore_errors=True)
+        shutil.rmtree(unfinished_step, ignore_errors=True)
         _remove_empty(run)
     return final
 
@@ -317,15 +321,15 @@ def _not_saved(run: Path, step: int, reason: str, needed: int | None) -> Mlxchat
     intact = "; earlier steps are intact" if earlier else ""
     return DiskError(
         f"Step {step} could not be saved in {run}: {reason} ({takes}{free:,.1f} MB are free).",
-        f"Make room on that disk and start the same command again{intact}. "
-        "mlxchat checkpoints list shows what all runs take, checkpoints prune removes old steps.",
+        f"Free space on that disk and start the same command again{intact}. "
+        "mlxchat checkpoints list shows the size of all runs, checkpoints prune removes old steps.",
     )
 
 
 def _not_removed(run: Path, error: OSError) -> MlxchatError:
     return DiskError(
         f"Old steps in {run} could not be removed: {error.strerror or error}.",
-        "The newest are intact. See who may write there; then start the same command again.",
+        "The newest are intact. Check who may write there; then start the same command again.",
     )
 
 

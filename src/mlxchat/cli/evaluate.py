@@ -31,6 +31,7 @@ from mlxchat.evaluate.tasks import FILES, RUNS_CODE, Exercise, Problem, is_there
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Evaluated, Evaluating, Noted, Progressed
 from mlxchat.tokenizer.messages import Conversation
+from mlxchat.train.stage import read_trainer, stage_of
 from mlxchat.ui.console import Screen, say, table
 from mlxchat.ui.text import amount
 
@@ -164,10 +165,10 @@ def _fine_tuned_with(model: Path) -> float | None:
     if not (model / layout.TRAINER).exists():
         return None
     try:
-        trainer = layout.read_trainer(model)
+        state = read_trainer(model)
     except MlxchatError:  # of another version: nothing of it is needed to evaluate
         return None
-    return trainer.settings["validation_share"] if trainer.stage == layout.FINE_TUNING else None
+    return stage_of(state, Home.from_environment()).held_out_share
 
 
 def _held_out(sources: Sequence[Source], share: float) -> list[Conversation]:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from mlxchat import runtime
-from mlxchat.checkpoint import catalog, history, layout
+from mlxchat.checkpoint import catalog, layout
 from mlxchat.errors import CheckpointError
 from mlxchat.home import Home
 from mlxchat.interop import exporters
@@ -15,6 +15,7 @@ from mlxchat.model.quantization import Quantization
 from mlxchat.quantize import quantize
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Progressed
+from mlxchat.train.stage import history_of
 from mlxchat.ui.console import Screen, say
 from mlxchat.ui.text import amount
 
@@ -37,8 +38,9 @@ def export(
         dtype: MLX's name; None for float32, of a quantized model bfloat16.
         bits: of a weight, where it is to be quantized.
     """
-    source = catalog.locate(Home.from_environment().stages, model_tag, model_step, checkpoint)
-    about = history.read(source)
+    home = Home.from_environment()
+    source = catalog.locate(home.stages, model_tag, model_step, checkpoint)
+    about = history_of(source, home)
     folder = (out or Path(f"{about.tag}-{program}")).absolute()
     exporters.require_possible(program, source, folder)
     quantization = None if bits is None else Quantization(bits=bits)

@@ -11,14 +11,14 @@ from mlxchat.plan.budget import reason
 from mlxchat.plan.estimate import Estimate, Room, VocabularySource, estimate
 from mlxchat.plan.plan import counted_parameters, plan, refitted
 from mlxchat.telemetry.events import Noted
+from mlxchat.train.base import with_shape_of_base
 from mlxchat.train.inputs import (
     check_documents,
-    saved_run,
     stored_tokenizer,
     vocabulary,
 )
 from mlxchat.train.measure import measured_plan, resources
-from mlxchat.train.pretrain import of_model
+from mlxchat.train.pretrain import Pretraining
 from mlxchat.train.resume import SavedRun
 from mlxchat.ui.console import Screen, say
 from mlxchat.ui.tables import Row, Section, about, flops_per_second, show
@@ -50,7 +50,7 @@ NOTES = {
 def info(config: PretrainConfig, json: bool) -> None:
     """Show what a run with these settings would take, whether or not there is one."""
     home = Home.from_environment()
-    _tell(of_model(config, home), home, None, json, train=False)
+    _tell(with_shape_of_base(config, home), home, None, json, train=False)
 
 
 def dry_run(config: PretrainConfig, fresh: bool, json: bool) -> None:
@@ -59,9 +59,9 @@ def dry_run(config: PretrainConfig, fresh: bool, json: bool) -> None:
     arrays of a checkpoint, are not read.
     """
     home = Home.from_environment()
-    config = of_model(config, home)
-    saved = None if fresh else saved_run(config, home)
-    if not (saved and saved.finished):
+    config = with_shape_of_base(config, home)
+    saved = None if fresh else Pretraining(config, home).saved()
+    if not (saved and saved.trainer.finished):
         begun_with = (saved.trainer.data, saved.trainer.revision) if saved else ([], None)
         check_documents(config, home, *begun_with)
     if saved is None:
@@ -70,13 +70,18 @@ def dry_run(config: PretrainConfig, fresh: bool, json: bool) -> None:
 
 
 def _tell(
-    config: PretrainConfig, home: Home, saved: SavedRun | None, json: bool, *, train: bool
+    config: PretrainConfig,
+    home: Home,
+    saved: SavedRun[PretrainConfig] | None,
+    json: bool,
+    *,
+    train: bool,
 ) -> None:
     available = resources()
     source: VocabularySource = "tokenizer"
     if saved:
         step = saved.trainer.step
-        made = saved.plan if saved.finished else refitted(saved.plan, config, available)
+        made = saved.plan if saved.trainer.finished else refitted(saved.plan, config, available)
     else:
         vocab_size, source = vocabulary(config, home)
         step = None

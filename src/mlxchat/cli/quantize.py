@@ -8,21 +8,16 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from mlxchat import runtime
-from mlxchat.checkpoint import catalog, history, layout
+from mlxchat.checkpoint import catalog, layout
 from mlxchat.checkpoint.layout import SavedModel, model_files
-from mlxchat.config.pretrain import PretrainConfig
-from mlxchat.config.sft import SftConfig
 from mlxchat.data.documents import Documents
-from mlxchat.errors import CheckpointError, DataError, MlxchatError
+from mlxchat.errors import CheckpointError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.quantization import Quantization
 from mlxchat.quantize import Part, destination, evaluate, quantize, save
 from mlxchat.telemetry.events import Evaluated, Evaluating, Noted, Progressed
-from mlxchat.train.inputs import open_documents
-from mlxchat.train.sft import chat_documents
+from mlxchat.train.stage import history_of, read_trainer, stage_of
 from mlxchat.ui.console import Screen, say, table
 from mlxchat.ui.text import amount
 
@@ -46,7 +41,7 @@ def quantize_saved(
     run, number = destination(runs, source, quantization)
     formats = quantization.formats(layout.read_config(source))
     runtime.bound_buffer_cache()
-    past = history.read(source)
+    past = history_of(source, home)
     saved = layout.read_model(source, runtime.machine().compute_dtype)
     with (
         Screen(stream=sys.stderr) as screen,
@@ -99,19 +94,8 @@ def validation_documents(source: Path, home: Home) -> Documents:
     """
     if not (source / layout.TRAINER).exists():
         raise CheckpointError(f"{source} does not say what text the model was trained on.")
-    trainer = layout.read_trainer(source)
-    try:
-        if trainer.stage == layout.FINE_TUNING:
-            return chat_documents(SftConfig.model_validate(trainer.settings))
-        config = PretrainConfig.model_validate(trainer.settings)
-    except ValidationError as error:
-        raise CheckpointError(f"{source} was saved by another version of mlxchat.") from error
-    on_disk = config.model_copy(update={"streaming": False, "num_shards": None})
-    documents = open_documents(on_disk, home, lambda _: None)
-    if documents.names[-1:] != tuple(trainer.data[-1:]):
-        documents.close()
-        raise DataError(f"The validation shard of the run, {trainer.data[-1]}, is not there.")
-    return documents
+    state = read_trainer(source)
+    return stage_of(state, home).validation(state.data)
 
 
 def _bits(

@@ -386,10 +386,10 @@ def _logits_bytes(model: GPTConfig, positions: int, value_bytes: int, least_rows
     """Return the size of a chunk's logits, of what is computed from them, and of the products with
     the head's weight.
     """
-    rows = model.padded_vocab_size
-    chunk = rows * min(positions, chunk_size(positions, model.vocab_size, least_rows))
-    product = rows * model.n_embd * value_bytes  # a chunk's gradient of the head
+    vocabulary = model.padded_vocab_size
+    chunk = vocabulary * min(positions, chunk_size(positions, model.vocab_size, least_rows))
+    product = vocabulary * model.n_embd * value_bytes  # a chunk's gradient of the head
     if value_bytes == 4:
         return max(CPU_LOGITS * 4 * chunk, product + 2 * 4 * chunk)
-    cast = rows * model.n_embd * value_bytes
+    cast = vocabulary * model.n_embd * value_bytes
     return cast + max((4 + value_bytes) * chunk, product + value_bytes * chunk)

@@ -1,9 +1,9 @@
 """What is computed from a run's events: rates, averages, time left."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+
+from pydantic import BaseModel, ConfigDict
 
 from mlxchat.telemetry.events import Evaluated, Event, Replanned, Started, Stepped
 
@@ -11,7 +11,21 @@ SMOOTHING = 0.9  # of the exponential average of the loss, as in nanochat
 RECENT_STEPS = 20
 LEAST_RECENT_STEPS = 3  # two can land together, and then the second one's seconds are a remainder
 MOST_POINTS = 1000
-_SERIES = ("losses", "evaluations")
+
+
+class MeterState(BaseModel):
+    """The fields of a `Meter` that a checkpoint keeps."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int
+    elapsed: float
+    peak_memory: int
+    losses: tuple[tuple[int, float], ...]
+    evaluations: tuple[tuple[int, float], ...]
+    loss_sum: float
+    loss_weight: float
+    stride: int
 
 
 @dataclass
@@ -124,12 +138,12 @@ class Meter:
         seconds = self.seconds_per_step
         return (self.total_steps - self.step) * seconds if seconds is not None else None
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as plain JSON values."""
-        state = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.init}
-        return {**state, **{name: [list(p) for p in state[name]] for name in _SERIES}}
+    def state(self) -> MeterState:
+        """Return the fields that a checkpoint keeps."""
+        kept = {name: getattr(self, name) for name in MeterState.model_fields}
+        return MeterState.model_validate(kept)
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from an earlier meter's `state`; the run's `Started` must follow."""
-        for name, value in state.items():
-            setattr(self, name, [(s, y) for s, y in value] if name in _SERIES else value)
+    def restore(self, state: MeterState) -> None:
+        """Continue from the state of an earlier meter; the run's `Started` must follow."""
+        for name, value in state:
+            setattr(self, name, list(value) if isinstance(value, tuple) else value)

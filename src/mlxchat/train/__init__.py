@@ -1,1 +1,7 @@
-"""Training: one loop for every stage, and the recipes that set it up."""
+"""Training: one loop (`loop`), one course of a run (`run`), and a module for each stage."""
+
+from mlxchat.train.pretrain import Pretraining
+from mlxchat.train.sft import FineTuning
+from mlxchat.train.stage import STAGES
+
+STAGES.update({stage.name: stage for stage in (Pretraining, FineTuning)})

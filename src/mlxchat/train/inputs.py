@@ -1,11 +1,15 @@
-"""What a run reads: its dataset, its tokenizer, trained where there is none, and its checkpoint."""
+"""The inputs of pretraining: its dataset, and its tokenizer, which is trained if there is none.
+
+A resumed run needs the very files that it was started with: `reopen_documents`, or, without opening
+anything, `check_documents`.
+"""
 
 import tempfile
 import time
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
-from mlxchat.checkpoint.layout import TrainerState
+from mlxchat.checkpoint.trainer import TrainerState
 from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig, PretrainConfig
 from mlxchat.config.recipes import CLASSIC_RECIPE
 from mlxchat.data.documents import BuiltinDocuments, ShardDocuments, TextDocuments
@@ -19,36 +23,31 @@ from mlxchat.home import Home
 from mlxchat.plan.estimate import VocabularySource
 from mlxchat.telemetry.events import Clock, Event, Noted, Progressed, Report
 from mlxchat.tokenizer.bpe import TOKENIZER_FILE, Tokenizer
-from mlxchat.train.resume import (
-    SavedRun,
-    read_saved,
-    require_names,
-    require_revision,
-    require_same_files,
-)
+from mlxchat.train.resume import require_names, require_revision, require_same_files
 
-DOCUMENT_CHARACTERS = 10_000  # of one document at most; nanochat's
+DOCUMENT_CHARACTERS = 10_000  # read of one document, at most; nanochat's
 TASK = "reading text for the tokenizer"
 
 
 class StreamedDocuments(ShardDocuments):
-    """Those of a hub; closing them closes the connections to it."""
+    """Documents of shards that are streamed from the hub; closing them closes its connections."""
 
     def __init__(self, source: StreamingShards, hub: Hub, known: Mapping[str, str]) -> None:
         super().__init__(source, text_shards=1, known=known)
         self._hub = hub
 
     def close(self) -> None:
-        """Stop fetching."""
+        """Stop downloading."""
         super().close()
         self._hub.close()
 
 
 def open_documents(config: DataConfig, home: Home, report: Report) -> TextDocuments:
-    """The dataset that the settings name.
+    """Open the dataset that the settings name.
 
     Raises:
-        MlxchatError: there is no such dataset, or nothing of it on disk and no ``streaming``.
+        NotFound: there is no such dataset on disk, and ``streaming`` is off.
+        ConfigError: it cannot be streamed.
     """
     if config.is_builtin:
         return BuiltinDocuments(config.seed)
@@ -65,62 +64,115 @@ def open_documents(config: DataConfig, home: Home, report: Report) -> TextDocume
     return ShardDocuments(shards, known=frames(folder, (*shards.training, shards.validation)))
 
 
+def open_validation(config: DataConfig, home: Home, names: list[str]) -> TextDocuments:
+    """Open the dataset of a saved run for its validation documents, from disk only.
+
+    Args:
+        config: the run's settings.
+        home: where the data is.
+        names: the files of the dataset when the run was saved.
+
+    Raises:
+        NotFound: there is no such dataset on disk.
+        DataError: its validation shard is not the run's.
+    """
+    on_disk = config.model_copy(update={"streaming": False, "num_shards": None})
+    documents = open_documents(on_disk, home, lambda _: None)
+    if documents.names[-1:] != tuple(names[-1:]):
+        documents.close()
+        raise DataError(f"The validation shard of the run, {names[-1]}, is missing.")
+    return documents
+
+
+def data_in_words(config: DataConfig) -> list[str]:
+    """Return the dataset's name, for one from the hub with address and licence."""
+    name = config.dataset
+    if config.data_dir:
+        return ["shards of its own"]
+    if config.is_builtin:
+        return ["the built-in corpus of mlxchat"]
+    if name not in DATASETS:
+        return [name]
+    dataset = DATASETS[name]
+    return [f"{name} (https://huggingface.co/datasets/{dataset.repo}; {dataset.licence_note})"]
+
+
 def revision(config: DataConfig, home: Home) -> str | None:
-    """The hub's commit that the dataset's files are of, None where none is recorded."""
+    """Return the hub's commit that the dataset's files are from; None if none is recorded."""
     return None if config.is_builtin else pinned_revision(_folder(config, home))
 
 
 def reopen_documents(
-    config: PretrainConfig, home: Home, report: Report, begun: TrainerState
+    config: PretrainConfig, home: Home, report: Report, state: TrainerState[PretrainConfig]
 ) -> TextDocuments:
-    """The very files that a run began with; of a dataset that has none, the dataset.
+    """Open the very files that a run was started with; the dataset as it is if it has no files.
 
-    What is yet to be streamed into an empty folder is of the revision that the run began with.
+    What is still to be streamed into an empty folder is from the revision that the run was started
+    with.
 
     Args:
-        begun: the state of the run as it was saved.
+        config: the settings.
+        home: where the data is.
+        report: called with the progress of downloads.
+        state: the run's state when it was saved.
 
     Raises:
-        MlxchatError: some of those files are not there, or they are of another revision. Another
-            file of the same name is one when it is to be read.
+        DataError: some of those files are missing or from another revision. One that has changed
+            raises it when it is read.
     """
-    if not begun.data:
+    if not state.data:
         return open_documents(config, home, report)
-    folder, names = _folder(config, home), begun.data
-    if begun.revision and config.streaming and revision(config, home) is None:
-        pin(folder, begun.revision)
-    check_documents(config, home, names, begun.revision)
+    folder, names = _folder(config, home), state.data
+    if state.revision and config.streaming and revision(config, home) is None:
+        pin(folder, state.revision)
+    check_documents(config, home, names, state.revision)
     if config.streaming:
-        return _stream(config, folder, len(names) - 1, report, begun.fingerprints)
-    known = frames(folder, names) | begun.fingerprints
+        return _stream(config, folder, len(names) - 1, report, state.fingerprints)
+    known = frames(folder, names) | state.fingerprints
     return ShardDocuments(LocalShards(folder, names=names), known=known)
 
 
+def require_same_data(
+    config: PretrainConfig, home: Home, state: TrainerState[PretrainConfig]
+) -> None:
+    """Check that the dataset's files are those that a saved run was started with.
+
+    Raises:
+        DataError: one has changed, or nothing was saved to compare them with.
+    """
+    require_same_files(config.tag, _folder(config, home), config.data_dir, state)
+
+
 def check_documents(
-    config: PretrainConfig, home: Home, begun_with: list[str], begun_revision: str | None = None
+    config: PretrainConfig, home: Home, saved: list[str], saved_revision: str | None = None
 ) -> None:
     """Raise what opening or reopening the dataset would raise, as far as the disk shows it.
 
-    Nothing is fetched, or written.
+    Nothing is downloaded or written.
 
     Args:
-        begun_with: the files of the run to go on with; none for a new one.
-        begun_revision: the hub's commit that they were of, where one was recorded.
+        config: the settings.
+        home: where the data is.
+        saved: the files of the run to resume; none for a new run.
+        saved_revision: the hub's commit that they were from, if one was recorded.
+
+    Raises:
+        MlxchatError: as `open_documents` and `reopen_documents`.
     """
     folder = _folder(config, home)
-    require_revision(config.tag, folder, revision(config, home), begun_revision)
+    require_revision(config.tag, folder, revision(config, home), saved_revision)
     if config.streaming and not config.is_builtin:
         dataset = _streamed(config)
-        training = dataset.training(len(begun_with) - 1 if begun_with else config.num_shards)
-        require_names(config.tag, folder, begun_with, (*training, dataset.validation))
-    elif begun_with:
-        require_names(config.tag, folder, begun_with, shard_names(folder))
+        training = dataset.training(len(saved) - 1 if saved else config.num_shards)
+        require_names(config.tag, folder, saved, (*training, dataset.validation))
+    elif saved:
+        require_names(config.tag, folder, saved, shard_names(folder))
     else:
         open_documents(config, home, lambda _: None).close()
 
 
 def _folder(config: DataConfig, home: Home) -> Path:
-    """Of the shards."""
+    """Return the folder of the shards."""
     return config.data_dir or home.data(config.dataset)
 
 
@@ -148,17 +200,17 @@ def _stream(
 
 
 def tokenizer_folder(config: DataConfig, home: Home) -> Path:
-    """Where the run's tokenizer is, or will be; one for all the hub's datasets."""
+    """Return the folder of the run's tokenizer, which all datasets of the hub share."""
     of_its_own = config.data_dir is None and config.dataset not in DATASETS
     default = home.root / f"tokenizer_{config.dataset}" if of_its_own else home.tokenizer
     return config.tokenizer_dir or default
 
 
 def stored_tokenizer(config: DataConfig, home: Home) -> Tokenizer | None:
-    """The run's tokenizer, None where it is yet to be trained.
+    """Read the run's tokenizer; None if it has yet to be trained.
 
     Raises:
-        MlxchatError: it has another number of tokens than the settings say.
+        ConfigError: it has another vocabulary size than the settings say.
     """
     folder = tokenizer_folder(config, home)
     if not (folder / TOKENIZER_FILE).exists():
@@ -168,14 +220,14 @@ def stored_tokenizer(config: DataConfig, home: Home) -> Tokenizer | None:
         raise ConfigError(
             f"The tokenizer in {folder} has {tokenizer.vocab_size:,} tokens, "
             f"not {config.vocab_size:,}.",
-            "Leave out `vocab_size` to use it, make another with mlxchat tokenizer train, or "
-            "give `tokenizer_dir`.",
+            "Leave out `vocab_size` to use it, train another with mlxchat tokenizer train, or set "
+            "`tokenizer_dir`.",
         )
     return tokenizer
 
 
 def vocabulary(config: PretrainConfig, home: Home) -> tuple[int, VocabularySource]:
-    """How many tokens the run's vocabulary has or will have, and what says so."""
+    """Return the size of the run's vocabulary, and what determines it."""
     if config.vocab_size:
         return config.vocab_size, "vocab_size"
     if tokenizer := stored_tokenizer(config, home):
@@ -189,19 +241,25 @@ def vocabulary(config: PretrainConfig, home: Home) -> tuple[int, VocabularySourc
 def ready_tokenizer(
     config: PretrainConfig, home: Home, documents: TextDocuments, report: Report, clock: Clock
 ) -> Generator[Event, None, Tokenizer]:
-    """The run's tokenizer, trained first where there is none."""
+    """Read the run's tokenizer, or train it if there is none.
+
+    Raises:
+        MlxchatError: as `stored_tokenizer` and `train_tokenizer`.
+    """
     folder, largest = tokenizer_folder(config, home), config.recipe.vocabulary
     if tokenizer := stored_tokenizer(config, home):
         if config.vocab_size is None and tokenizer.vocab_size > largest:
             yield Noted(
                 clock(),
                 f"Using the tokenizer of {tokenizer.vocab_size:,} tokens in {folder}; nanochat's "
-                f"{config.arch} recipe has {largest:,}. For one of those: "
+                f"{config.arch} recipe has {largest:,}. To train one of that size: "
                 f"{command('tokenizer train', vocab_size=largest, tokenizer_dir='FOLDER')}, then "
                 "train with `tokenizer_dir`.",
             )
         return tokenizer
-    yield Noted(clock(), f"No tokenizer yet: training one, to be kept in {folder}.")
+    yield Noted(
+        clock(), f"There is no tokenizer yet: training one, which will be stored in {folder}."
+    )
     return train_tokenizer(
         documents, folder, config.vocab_size, report, largest=largest, clock=clock
     )
@@ -217,37 +275,42 @@ def train_tokenizer(
     max_characters: int = MAX_CHARACTERS,
     clock: Clock = time.time,
 ) -> Tokenizer:
-    """Train a tokenizer and put it into ``folder``; one that is there stays until it is ready.
+    """Train a tokenizer and store it in ``folder``; an older one there is replaced at the end.
 
     Args:
-        vocab_size: tokens; None for what the text can support, ``largest`` at most.
-        max_characters: read at most so much.
+        documents: the text to train on.
+        folder: where to store the tokenizer.
+        vocab_size: size of the vocabulary; None for what the text supports, at most ``largest``.
+        report: called with the progress.
+        largest: see ``vocab_size``.
+        max_characters: characters to read, at most.
+        clock: seconds since the epoch.
 
     Raises:
-        MlxchatError: there is no text, or not enough for ``vocab_size``.
+        DataError: there is no text, or not enough for ``vocab_size``.
     """
 
     def texts() -> Iterator[str]:
-        done = told = 0
+        done = reported = 0
         for text in documents.texts():
             yield text[:DOCUMENT_CHARACTERS]
             done += min(len(text), DOCUMENT_CHARACTERS)
-            if done - told >= 1_000_000:
-                told = done
+            if done - reported >= 1_000_000:
+                reported = done
                 report(Progressed(clock(), TASK, done, None, "characters"))
             if done >= max_characters:
                 break
         report(Progressed(clock(), TASK, done, done, "characters"))
         if not done:
-            raise DataError("The training data holds no text.", "Use data with text in it.")
+            raise DataError("The training data contain no text.", "Use data that contain some.")
 
     tokenizer = Tokenizer.train(
         texts(), vocab_size or min(largest, documents.suggested_vocabulary())
     )
     if vocab_size is not None and tokenizer.vocab_size < vocab_size:
         raise DataError(
-            f"The text has pairs for a vocabulary of {tokenizer.vocab_size:,} tokens, "
-            f"not {vocab_size:,}.",
+            f"The text supports a vocabulary of {tokenizer.vocab_size:,} tokens, not "
+            f"{vocab_size:,}.",
             f"Use `vocab_size={tokenizer.vocab_size}` or less, or more text.",
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -256,17 +319,3 @@ def train_tokenizer(
         for path in Path(unfinished).iterdir():
             path.replace(folder / path.name)
     return tokenizer
-
-
-def saved_run(config: PretrainConfig, home: Home) -> SavedRun | None:
-    """The run of the settings' name, None where nothing of it was saved.
-
-    Raises:
-        MlxchatError: it was begun with other settings (which are named) or, unless it is finished,
-            with other data; or it cannot be read.
-    """
-    saved = read_saved(home.runs / config.tag, config)
-    if saved and not saved.finished:
-        folder = _folder(config, home)
-        require_same_files(config.tag, folder, config.data_dir, saved.trainer)
-    return saved

@@ -1,113 +1,30 @@
-"""Pretraining: a new model, on text.
-
-Pretraining that begins with the weights of a model, one that was imported for instance.
-"""
+"""Pretraining: a new model, or an existing one, is trained on text."""
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from pathlib import Path
-from typing import Any
 
-from mlxchat.checkpoint import catalog, history, layout, store
-from mlxchat.checkpoint.history import History
-from mlxchat.checkpoint.layout import PRETRAINING
+from mlxchat.checkpoint import catalog
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.corpus.documents import held_out_questions
 from mlxchat.data.documents import TextDocuments
 from mlxchat.data.loader import LoaderState
-from mlxchat.errors import CheckpointError, ConfigError, MlxchatError, command
 from mlxchat.home import Home
-from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.optim import schedule
+from mlxchat.optim.schedule import REFERENCE_BATCH, learning_rates
 from mlxchat.plan.budget import Deadline, reason
 from mlxchat.plan.memory import Resources
-from mlxchat.plan.plan import Plan, plan, shape
-from mlxchat.runtime import hold_memory, machine
+from mlxchat.plan.plan import Plan, plan
+from mlxchat.runtime import hold_memory
 from mlxchat.telemetry.events import Clock, Event, Noted, Report
 from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train import inputs
+from mlxchat.train.base import load_base, with_shape_of_base
 from mlxchat.train.measure import measured_plan
-from mlxchat.train.resume import Learner, SavedRun, new_optimizer
-from mlxchat.train.run import conduct
-from mlxchat.train.stage import Stage
-
-
-def of_model(config: PretrainConfig, home: Home) -> PretrainConfig:
-    """The settings with the shape and the tokenizer of the model to begin with, if there is one.
-
-    Raises:
-        MlxchatError: there is no such model, it is quantized, is not of a shape that pretraining
-            has, or a setting says another one.
-    """
-    if config.init_from is None:
-        return config
-    folder = _folder_or_own(config, home)
-    model = layout.read_config(folder)
-    if layout.is_quantized(folder):
-        raise CheckpointError(
-            f"The model in {folder} is quantized: it cannot be trained.",
-            "Begin with the model that it was made of.",
-        )
-    given = config.model_dump(exclude_unset=True)
-    determined = _determined(model, folder)
-    for name, value in (determined | {"vocab_size": model.vocab_size}).items():
-        if given.get(name) not in (None, value):
-            raise ConfigError(
-                f"`{name}={given[name]}` does not go with `init_from`: the model "
-                f"in {folder} has {value}.",
-                "Leave it out.",
-            )
-    settled = PretrainConfig.model_validate(given | determined)
-    expected = shape(settled, model.vocab_size, model.n_layer)
-    if expected != model:
-        differences = [
-            f"its {name} is {getattr(model, name)}, not {getattr(expected, name)}"
-            for name in GPTConfig.model_fields
-            if getattr(model, name) != getattr(expected, name)
-        ]
-        raise CheckpointError(
-            f"Pretraining has no model like the one in {folder}: {', '.join(differences)}.",
-            f"Fine-tune it: {command('sft', source=config.init_from)}",
-        )
-    return settled
-
-
-def model_to_begin_with(source: str, home: Home) -> tuple[GPT, History]:
-    """The model that a run's name or a model's directory stands for, and how it came to be.
-
-    Raises:
-        MlxchatError: it is not there, or damaged.
-    """
-    folder = catalog.find_model(home.stages, source, None)
-    return layout.read_model(folder, machine().compute_dtype).model, history.read(folder)
-
-
-def _folder_or_own(config: PretrainConfig, home: Home) -> Path:
-    """Of the model to begin with; where that has gone, of the run that began with it."""
-    try:
-        return catalog.find_model(home.stages, config.init_from, None)
-    except MlxchatError:
-        own = store.latest(home.runs / config.tag)
-        if own is None:
-            raise
-        return own
-
-
-def _determined(model: GPTConfig, folder: Path) -> dict[str, Any]:
-    """The settings that a model leaves no choice of."""
-    determined: dict[str, Any] = {
-        "arch": model.arch,
-        "depth": model.n_layer,
-        "head_dim": model.head_dim,
-        "max_seq_len": model.sequence_len,
-        "tokenizer_dir": folder.absolute(),
-    }
-    if model.arch == "modern":
-        determined["window_pattern"] = model.window_pattern
-    return determined
-
+from mlxchat.train.resume import SavedRun, TrainState, new_optimizer
+from mlxchat.train.run import run
+from mlxchat.train.stage import Prepared, Stage
 
 PROMPTS = (  # nanochat's
     "The capital of France is",
@@ -130,90 +47,103 @@ def pretrain(
     fresh: bool = False,
     clock: Clock = time.time,
 ) -> Iterator[Event]:
-    """Pretrain a model, or go on with it, as `conduct` does."""
-    config = of_model(config, home)
-    return conduct(Pretraining(config, home, report, clock), meter, stop, fresh)
+    """Pretrain a model, or resume the run of that name; see `mlxchat.train.run.run`."""
+    config = with_shape_of_base(config, home)
+    return run(Pretraining(config, home, report, clock), meter, stop, fresh)
 
 
 class Pretraining(Stage[PretrainConfig, TextDocuments]):
-    """The stage that every model begins with."""
+    """The stage that comes first."""
 
-    name = PRETRAINING
+    name = "pretraining"
+    settings = PretrainConfig
 
     @property
-    def folder(self) -> Path:
-        """Of the run's saved steps."""
-        return self.home.runs / self.config.tag
+    def begins_with(self) -> str | None:
+        """The model named by ``init_from``; None: random weights."""
+        return self.config.init_from
 
-    def saved(self) -> SavedRun | None:
-        """The run to go on with, None where nothing of it was saved."""
-        return inputs.saved_run(self.config, self.home)
+    def data_in_words(self) -> list[str]:
+        """Return the dataset's name, for one from the hub with address and licence."""
+        return inputs.data_in_words(self.config)
 
-    def open(self, saved: SavedRun | None) -> TextDocuments:
-        """The dataset: of a saved run, the very files that it began with."""
-        if saved:
-            return inputs.reopen_documents(self.config, self.home, self.report, saved.trainer)
-        return inputs.open_documents(self.config, self.home, self.report)
-
-    def begin(
-        self, documents: TextDocuments, resources: Resources, begun: float
-    ) -> Generator[Event, None, Learner]:
-        """A new model, by a plan that is measured first where there is a time budget; a tokenizer
-        is trained where there is none.
-        """
-        config, clock = self.config, self.clock
-        tokenizer = yield from inputs.ready_tokenizer(
-            config, self.home, documents, self.report, clock
-        )
-        if config.budget:
-            yield Noted(clock(), f"Measuring how fast this machine trains, for {config.budget}.")
-            made = measured_plan(
-                config, tokenizer.vocab_size, resources, begun, clock, self.compile
-            )
-        else:
-            made = plan(config, tokenizer.vocab_size, resources)
-        hold_memory(made.memory_limit, made.peak, config.wired_bytes)
-        past = None
-        if config.init_from:
-            model, past = model_to_begin_with(config.init_from, self.home)
-        else:
-            model = GPT.new(made.model, config.seed)
-        return Learner(made, tokenizer, model, new_optimizer(model), 0, LoaderState(), past)
+    def learning_rates(self, plan: Plan) -> dict[str, float]:
+        """Return the settings' rates for the reference batch."""
+        return learning_rates(self.config.recipe, plan.model, REFERENCE_BATCH)
 
     def momentum(self, plan: Plan, step: int) -> float:
-        """Muon's after ``step`` updates."""
+        """Return Muon's momentum after ``step`` updates."""
         return schedule.muon_momentum(
             plan.model.arch, step, plan.num_iterations, plan.warmdown_ratio
         )
 
+    def deadline(self, plan: Plan, started_at: float) -> Deadline | None:
+        """Return what keeps the run within its time budget; None if it has none."""
+        if not (self.config.budget_seconds and plan.costs):
+            return None
+        budget, origin = float(self.config.budget_seconds), started_at - plan.costs.spent
+        return Deadline(self.config, budget, plan.costs, origin, self.clock())
+
+    def saved(self) -> SavedRun[PretrainConfig] | None:
+        """Find the run's newest checkpoint; the data must be the same unless it is finished."""
+        saved = super().saved()
+        if saved and not saved.trainer.finished:
+            inputs.require_same_data(self.config, self.home, saved.trainer)
+        return saved
+
+    def open(self, saved: SavedRun[PretrainConfig] | None) -> TextDocuments:
+        """Open the dataset: for a saved run, the very files that it was started with."""
+        if saved:
+            return inputs.reopen_documents(self.config, self.home, self.report, saved.trainer)
+        return inputs.open_documents(self.config, self.home, self.report)
+
+    def validation(self, names: list[str]) -> TextDocuments:
+        """Open the dataset, whose validation shard must be the run's."""
+        return inputs.open_validation(self.config, self.home, names)
+
+    def notes(self, documents: TextDocuments) -> Iterable[str]:
+        """Return what the preset stands for."""
+        if self.config.of_preset:
+            yield f"Preset {self.config.preset}: {self.config.of_preset}"
+
+    def prepare(
+        self, documents: TextDocuments, resources: Resources, started_at: float
+    ) -> Generator[Event, None, Prepared]:
+        """Train a tokenizer if there is none, plan, and make the model.
+
+        If there is a time budget, the plan is based on the measured speed of this machine.
+        """
+        config, home, clock = self.config, self.home, self.clock
+        tokenizer = yield from inputs.ready_tokenizer(config, home, documents, self.report, clock)
+        if config.budget:
+            yield Noted(clock(), f"Measuring how fast this machine trains, for {config.budget}.")
+            made = measured_plan(
+                config, tokenizer.vocab_size, resources, started_at, clock, self.compile
+            )
+        else:
+            made = plan(config, tokenizer.vocab_size, resources)
+        hold_memory(made.memory_limit, made.peak, config.wired_bytes)
+        before = None
+        if config.init_from:
+            folder = catalog.find_model(home.stages, config.init_from, None)
+            model, before = load_base(folder, home)
+        else:
+            model = GPT.new(made.model, config.seed)
+        optimizer = new_optimizer(model)
+        state = TrainState(made, tokenizer, model, optimizer, 0, LoaderState(), before)
+        return Prepared(state, (reason(config, made),) if made.costs else ())
+
     def prompts(
         self, tokenizer: Tokenizer, documents: TextDocuments
     ) -> Iterable[tuple[str, list[int]]]:
-        """Beginnings of sentences, or questions that the built-in corpus does not ask."""
+        """Return beginnings of sentences, or questions that the built-in corpus does not ask."""
         prompts: Iterable[str] = PROMPTS
         if self.config.is_builtin:
-            prompts = (f"{asked.prompt}\n" for asked in held_out_questions(BUILTIN_PROMPTS))
+            prompts = (f"{question.prompt}\n" for question in held_out_questions(BUILTIN_PROMPTS))
         for prompt in prompts:
             yield prompt, [tokenizer.bos, *tokenizer.encode(prompt)]
 
     @property
     def revision(self) -> str | None:
-        """The hub's commit that the dataset's files are of, None where none is recorded."""
+        """The hub's commit that the dataset's files are from; None if none is recorded."""
         return inputs.revision(self.config, self.home)
-
-    def notes(self, documents: TextDocuments) -> Iterable[str]:
-        """What the preset stands for."""
-        if self.config.of_preset:
-            yield f"Preset {self.config.preset}: {self.config.of_preset}"
-
-    def because(self, plan: Plan) -> Iterable[str]:
-        """Why a time budget leads to this plan."""
-        if plan.costs:
-            yield reason(self.config, plan)
-
-    def deadline(self, plan: Plan, begun: float) -> Deadline | None:
-        """What holds the time budget, where there is one."""
-        if not (self.config.budget_seconds and plan.costs):
-            return None
-        budget, origin = float(self.config.budget_seconds), begun - plan.costs.spent
-        return Deadline(self.config, budget, plan.costs, origin, self.clock())

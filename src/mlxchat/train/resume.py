@@ -1,25 +1,22 @@
-"""What learns in a run: a new model with its optimizer, or those of a checkpoint.
+"""Resuming: the newest checkpoint of a run, whether its data are the same, and its state.
 
-A run to go on with: its newest saved step.
-
-Whether a run that goes on finds what it began with: files of that name, text and revision.
-
-What is told here takes a look at each file; the whole is compared when it is read (`KnownShards`).
+Files are compared here by their first and last bytes (`frames`); the whole of a file is compared
+when it is read (`KnownShards`).
 """
 
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
-from pydantic import ValidationError
-
-from mlxchat.checkpoint import history, layout, store
+from mlxchat.checkpoint import history, layout, store, trainer
 from mlxchat.checkpoint.history import History
-from mlxchat.checkpoint.layout import TrainerState
+from mlxchat.checkpoint.trainer import TrainerState
+from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.run import RunConfig
 from mlxchat.data.fingerprint import agree, frames, replaced
 from mlxchat.data.loader import LoaderState
-from mlxchat.errors import CheckpointError, ConfigError, DataError
+from mlxchat.errors import ConfigError, DataError
 from mlxchat.model.gpt import GPT
 from mlxchat.optim.optimizer import MuonAdamW
 from mlxchat.plan.memory import Resources
@@ -28,49 +25,15 @@ from mlxchat.runtime import hold_memory, machine
 from mlxchat.telemetry.events import Clock, Event, Noted
 from mlxchat.tokenizer.bpe import Tokenizer
 
-
-class SavedRun(NamedTuple):
-    """The newest checkpoint of a run to go on with."""
-
-    folder: Path
-    trainer: TrainerState
-    plan: Plan
-
-    @property
-    def finished(self) -> bool:
-        """Whether no step is left."""
-        return self.trainer.step == self.plan.num_iterations
+Config = TypeVar("Config", bound=RunConfig)
 
 
-def read_saved(run: Path, config: RunConfig) -> SavedRun | None:
-    """The run in a folder, None where nothing of it was saved.
+@dataclass
+class TrainState:
+    """Everything that training changes or continues from.
 
-    Raises:
-        MlxchatError: it was begun with other settings (which are named), or it cannot be read.
+    ``step`` and ``loader`` are where this process takes it up; ``plan`` may change on the way.
     """
-    folder = store.latest(run)
-    if folder is None:
-        return None
-    trainer = layout.read_trainer(folder)
-    if differences := config.differences(trainer.settings):
-        raise ConfigError(
-            f"The run {config.tag} was begun with other settings: {', '.join(differences)}.",
-            "Repeat those to go on, name another run with `model_tag`, or set the old one aside "
-            "with `fresh`.",
-        )
-    try:
-        begun = Plan.model_validate(trainer.plan)
-    except ValidationError as error:
-        raise CheckpointError(
-            f"The run {config.tag} was begun by a version of mlxchat whose plans were others.",
-            "Name another run with `model_tag`, or set the old one aside with `fresh`.",
-        ) from error
-    rows = evaluation_rows(config, begun.model.sequence_len, begun.tokens_per_step)
-    return SavedRun(folder, trainer, begun.model_copy(update={"eval_rows": rows}))
-
-
-class Learner(NamedTuple):
-    """A model and all that its training goes on from."""
 
     plan: Plan
     tokenizer: Tokenizer
@@ -78,7 +41,7 @@ class Learner(NamedTuple):
     optimizer: MuonAdamW
     step: int
     loader: LoaderState
-    past: History | None = None  # of the model that the run began with
+    before: History | None = None  # how the model came to be that the run began with
 
     @property
     def nbytes(self) -> int:
@@ -87,115 +50,147 @@ class Learner(NamedTuple):
         return sum(array.nbytes for array in arrays)
 
 
-def go_on(
-    config: RunConfig, saved: SavedRun, resources: Resources, clock: Clock
-) -> Generator[Event, None, Learner]:
-    """That of a saved run, computed otherwise where the memory or the settings ask for it.
+class SavedRun(NamedTuple, Generic[Config]):
+    """The newest checkpoint of a run."""
+
+    folder: Path
+    trainer: TrainerState[Config]
+    plan: Plan  # the saved one, with the evaluation that the settings ask for now
+
+
+def read_saved(run: Path, stage: str, config: Config) -> SavedRun[Config] | None:
+    """Read the newest checkpoint of a run; None if nothing has been saved.
+
+    Args:
+        run: the folder of the run's saved steps.
+        stage: the stage's name.
+        config: the settings with which the run is to be resumed.
 
     Raises:
-        MlxchatError: it does not fit into the memory, or as `resume`.
+        ConfigError: the run was started with other settings, which are named.
+        CheckpointError: the checkpoint cannot be read.
     """
-    made = refitted(saved.plan, config, resources)
-    hold_memory(made.memory_limit, made.peak, config.wired_bytes)
-    learner = resume(made, saved)
-    if made.division != saved.plan.division:
-        yield Noted(clock(), f"Computed otherwise than before, to learn the same: {made.summary()}")
-    return learner
+    folder = store.latest(run)
+    if folder is None:
+        return None
+    state = trainer.read_state(folder, {stage: type(config)})
+    if differences := config.differences(state.settings.model_dump(mode="json")):
+        raise ConfigError(
+            f"The run {config.tag} was started with other settings: {', '.join(differences)}.",
+            "Repeat those to resume it, name another run with `model_tag`, or set the old one "
+            "aside with `fresh`.",
+        )
+    plan = state.plan
+    rows = evaluation_rows(config, plan.model.sequence_len, plan.tokens_per_step)
+    return SavedRun(folder, state, plan.model_copy(update={"eval_rows": rows}))
 
 
-def resume(made: Plan, saved: SavedRun) -> Learner:
-    """As it was saved, to be trained by a plan that may compute the same otherwise.
+def resume(
+    config: RunConfig, saved: SavedRun[Config], resources: Resources, clock: Clock
+) -> Generator[Event, None, TrainState]:
+    """Load a saved run, with other micro-batches if memory or settings require it.
 
     Raises:
-        MlxchatError: a file of the checkpoint is missing, damaged or of another model.
+        MemoryLimitError: it does not fit.
+        CheckpointError: as `load_state`.
+    """
+    plan = refitted(saved.plan, config, resources)
+    hold_memory(plan.memory_limit, plan.peak, config.wired_bytes)
+    state = load_state(plan, saved)
+    if plan.division != saved.plan.division:
+        yield Noted(clock(), f"Micro-batching changed (the result is the same): {plan.summary()}")
+    return state
+
+
+def load_state(plan: Plan, saved: SavedRun[Config]) -> TrainState:
+    """Load model, optimizer and place in the data as they were saved.
+
+    Args:
+        plan: to train by: the saved one, or one that computes the same in other micro-batches.
+        saved: the checkpoint.
+
+    Raises:
+        CheckpointError: a file of the checkpoint is missing, damaged or another model's.
     """
     stored = layout.read_model(saved.folder, machine().compute_dtype)
     optimizer = new_optimizer(stored.model)
-    load_optimizer(optimizer, saved.folder)
-    loader = layout.read_loader(saved.folder)
+    optimizer.state = trainer.read_optimizer(saved.folder, optimizer.state)
+    loader = trainer.read_loader(saved.folder)
+    before = history.read_file(saved.folder)
     step = saved.trainer.step
-    past = history.past(saved.folder)
-    return Learner(made, stored.tokenizer, stored.model, optimizer, step, loader, past)
-
-
-def load_optimizer(optimizer: MuonAdamW, folder: Path) -> None:
-    """Give an optimizer the state in a saved step.
-
-    Raises:
-        MlxchatError: there is none, it is damaged or of another model.
-    """
-    path = folder / layout.OPTIMIZER
-    state = layout.read_arrays(path)
-    layout.check_arrays(path, state, optimizer.state)
-    optimizer.state = state
+    return TrainState(plan, stored.tokenizer, stored.model, optimizer, step, loader, before)
 
 
 def new_optimizer(model: GPT) -> MuonAdamW:
-    """Of a model, at its beginning."""
+    """Return an optimizer for a model, its state as before the first step."""
     return MuonAdamW(model)
 
 
-_PUT_BACK = "name another run with `model_tag`, or begin anew with `fresh`."
+# Is the data the same?
+
+_PUT_BACK = "name another run with `model_tag`, or start from scratch with `fresh`."
 
 
-def require_same_files(tag: str, folder: Path, data_dir: Path | None, begun: TrainerState) -> None:
-    """Compare the files that are in a folder with those of their names that a run began with.
+def require_same_files(
+    tag: str, folder: Path, data_dir: Path | None, state: TrainerState[PretrainConfig]
+) -> None:
+    """Compare the files in a folder with those of the same names that a run started with.
 
     Args:
         tag: the run's name.
-        folder: where its shards are to be read from.
-        data_dir: what the settings say of that.
-        begun: the state of the run as it was saved.
+        folder: the folder from which its shards will be read.
+        data_dir: the setting that led to ``folder``.
+        state: the run's state when it was saved.
 
     Raises:
-        MlxchatError: one is another file, or the folder is another one and there is nothing to
-            compare its files with.
+        DataError: a file has changed, or the folder is another one and no fingerprints were saved
+            with which to compare its files.
     """
-    before = begun.settings.get("data_dir")
-    comparable = bool(begun.data) and begun.fingerprints.keys() >= set(begun.data)
-    if not comparable and before != (data_dir and str(data_dir)):
+    before = state.settings.data_dir
+    comparable = bool(state.data) and state.fingerprints.keys() >= set(state.data)
+    if not comparable and before != data_dir:
         raise DataError(
-            f"The run {tag} began with {_said(before)}, not with {_said(data_dir)}, and nothing "
-            "was saved to tell whether their files are the same.",
-            f"Give it what it began with, {_PUT_BACK}",
+            f"The run {tag} was started with {_in_words(before)}, not with {_in_words(data_dir)}, "
+            "and nothing was saved that tells whether their files are the same.",
+            f"Give it the data that it was started with, {_PUT_BACK}",
         )
-    for name, found in frames(folder, begun.data).items():
-        if not agree(begun.fingerprints.get(name, found), found):
+    for name, found in frames(folder, state.data).items():
+        if not agree(state.fingerprints.get(name, found), found):
             raise replaced(folder / name)
 
 
-def require_revision(tag: str, folder: Path, found: str | None, begun_with: str | None) -> None:
-    """Compare revisions of the hub, where both are known.
+def require_revision(tag: str, folder: Path, found: str | None, saved: str | None) -> None:
+    """Compare the hub's commits of a dataset now and when a run was saved, if both are known.
 
     Raises:
-        MlxchatError: they differ.
+        DataError: they differ.
     """
-    if begun_with and found and found != begun_with:
+    if saved and found and found != saved:
         raise DataError(
-            f"The run {tag} began with revision {begun_with} of its dataset; the shards in "
-            f"{folder} are of {found}.",
-            f"Put those back that it began with, {_PUT_BACK}",
+            f"The run {tag} was started with revision {saved} of its dataset; the shards in "
+            f"{folder} are from revision {found}.",
+            f"Put back the shards that it was started with, {_PUT_BACK}",
         )
 
 
-def require_names(tag: str, folder: Path, begun_with: Sequence[str], names: Sequence[str]) -> None:
-    """All files that a run began with must be there.
+def require_names(tag: str, folder: Path, saved: Sequence[str], names: Sequence[str]) -> None:
+    """Check that all files with which a run was started are available.
 
     Args:
         tag: the run's name.
-        folder: of the dataset.
-        begun_with: their names.
-        names: of the files that are there, or can be fetched.
+        folder: the dataset's folder.
+        saved: the names of the files when the run was saved.
+        names: the names of the files that are there, or that can be fetched.
 
     Raises:
-        MlxchatError: some are missing.
+        DataError: some are missing.
     """
-    if missing := [name for name in begun_with if name not in names]:
+    if missing := [name for name in saved if name not in names]:
         raise DataError(
-            f"The run {tag} began with data that is not there: {', '.join(missing[:3])}.",
-            f"Put it back into {folder}, {_PUT_BACK}",
+            f"The run {tag} was started with files that are missing: {', '.join(missing[:3])}.",
+            f"Put them back into {folder}, {_PUT_BACK}",
         )
 
 
-def _said(data_dir: Path | str | None) -> str:
+def _in_words(data_dir: Path | None) -> str:
     return f"`data_dir={data_dir}`" if data_dir else "the dataset's own folder"

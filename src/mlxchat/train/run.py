@@ -1,119 +1,100 @@
-"""A run from its settings to a trained model, whatever its stage: it begins anew, or goes on.
+"""A run, from its settings to a trained model: what happens in which order, whatever the stage."""
 
-What a model makes of some prompts while it is trained.
-"""
-
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
-from functools import partial
-from itertools import count, islice
-from pathlib import Path
+from itertools import count
 from typing import Any
 
 from mlxchat import runtime
-from mlxchat.checkpoint import layout, store
+from mlxchat.checkpoint import store
 from mlxchat.checkpoint.files import require_connected
-from mlxchat.checkpoint.layout import TrainerState
-from mlxchat.data.documents import Documents
-from mlxchat.data.loader import Loader, LoaderState, first_rows
-from mlxchat.engine.generate import Tool, continue_greedily
-from mlxchat.engine.tools import ToolUse
+from mlxchat.data.loader import Batch, Loader
 from mlxchat.errors import ConfigError
-from mlxchat.evaluate.loss import bits_per_byte
-from mlxchat.model.gpt import GPT
 from mlxchat.optim import schedule
 from mlxchat.optim.optimizer import Rates
 from mlxchat.runtime import mx
-from mlxchat.telemetry.events import Event, Noted, Replanned, Sampled, Saved, Started
+from mlxchat.telemetry.events import Event, Noted, Replanned, Started
 from mlxchat.telemetry.log import RunLog
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.status import Publisher, status_path
-from mlxchat.tokenizer.bpe import ASSISTANT_END, Tokenizer
-from mlxchat.train.divergence import NotFiniteError, check_finite, diverged
+from mlxchat.train.activities import Activities
+from mlxchat.train.divergence import NotFiniteError, diverged
 from mlxchat.train.loop import Cadence, Hooks, TrainingStep, train
 from mlxchat.train.measure import resources
-from mlxchat.train.resume import Learner, go_on
+from mlxchat.train.resume import TrainState, resume
 from mlxchat.train.stage import Stage
 
-MOST = 7
-TOKENS = 16  # of a sample at most, and a quarter of the context
 
-
-def samples(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompts: Iterable[tuple[str, list[int]]],
-    tools: Callable[[], Tool] | None,
-) -> Iterator[tuple[str, str]]:
-    """The first prompts that leave room in the context, each with its greedy continuation.
-
-    Args:
-        prompts: in words, and as ids.
-        tools: that the model may use; None for none.
-    """
-    context = model.config.sequence_len
-    length = min(TOKENS, context // 4)
-    room = context - length
-    fitting = list(islice(((words, ids) for words, ids in prompts if len(ids) <= room), MOST))
-    if not fitting:
-        return
-    stop = frozenset({tokenizer.bos, tokenizer.special(ASSISTANT_END)})
-    continuations = continue_greedily(model, [ids for _, ids in fitting], stop, length, tools)
-    for (words, _), tokens in zip(fitting, continuations, strict=True):
-        yield words, tokenizer.decode(tokens)
-
-
-def conduct(
+def run(
     stage: Stage[Any, Any],
     meter: Meter | None = None,
     stop: Callable[[], bool] = lambda: False,
     fresh: bool = False,
 ) -> Iterator[Event]:
-    """Begin a run, or go on with the one of the same name; yields what happens.
+    """Start a run, or resume the one of the same name; yields what happens.
 
     Args:
         stage: what is trained, and how.
         meter: folds the events before they are yielded, and goes into the checkpoints.
         stop: asked again and again whether to save and end.
-        fresh: set an earlier run of that name aside and begin anew.
+        fresh: set an earlier run of that name aside and start from scratch.
 
     Raises:
-        MlxchatError: the settings cannot work, are not those of the run to go on with, or data,
-            tokenizer or checkpoint cannot be read; the loss is NaN or infinite; or checkpoint or
-            log cannot be written.
+        ConfigError: the settings cannot work, or are not those of the run to resume.
+        DataError: data or tokenizer cannot be read, or are not those of the run to resume.
+        CheckpointError: the checkpoint cannot be read.
+        MemoryLimitError: training does not fit into the memory.
+        LockedError: another process trains this run.
+        DiskError: checkpoint or log cannot be written.
+        DivergedError: the loss or a weight is NaN or infinite.
     """
-    clock, home, tag = stage.clock, stage.home, stage.config.tag
-    begun = clock()
-    meter = meter or Meter()
+    config, home, clock = stage.config, stage.home, stage.clock
+    meter, started_at = meter or Meter(), clock()
     with ExitStack() as stack:
+        # Only one process at a time may write to a run.
         stack.enter_context(store.locked(stage.folder))
-        require_connected(home.log(tag))
+        require_connected(home.log(config.tag))
         store.tidy(stage.folder)
+
+        # Was it started before?
         saved = None if fresh else stage.saved()
-        if saved and saved.finished:
-            yield Noted(clock(), f"The run {tag} is finished: {saved.folder}")
+        if saved and saved.trainer.finished:
+            yield Noted(clock(), f"The run {config.tag} is finished: {saved.folder}")
             return
         _require_own_name(stage)
+
+        # Data
         runtime.bound_buffer_cache()
         documents = stack.enter_context(closing(stage.open(saved)))
         for note in stage.notes(documents):
             yield Noted(clock(), note)
-        available, revision = resources(), None
+
+        # Plan, tokenizer, model and optimizer: as saved, or new
+        means, revision = resources(), None
         if saved:
+            state = yield from resume(config, saved, means, clock)
+            notes: tuple[str, ...] = ()
             revision = saved.trainer.revision
-            learner = yield from go_on(stage.config, saved, available, clock)
             meter.restore(saved.trainer.meter)
         else:
-            learner = yield from stage.begin(documents, available, begun)
+            state, plan_notes = yield from stage.prepare(documents, means, started_at)
+            notes = (state.plan.summary(), *plan_notes)
             if fresh:
                 yield from _set_aside(stage)
-        path = home.log(tag)
-        log = stack.enter_context(RunLog(path, learner.step))
+
+        # Log and status file: other programs follow the run by them.
+        path = home.log(config.tag)
+        log = stack.enter_context(RunLog(path, state.step))
         status = stack.enter_context(Publisher(status_path(path), meter, runtime.memory_use, clock))
-        training = _Training(stage, documents, revision, meter, log, begun, learner)
-        for event in training.events(stack, lambda: log.failed or stop()):
+
+        # Training
+        def stopping() -> bool:
+            return log.failed or stop()
+
+        deadline = stage.deadline(state.plan, started_at)
+        activities = Activities(stage, documents, state, meter, log, deadline, revision, stopping)
+        batches = stack.enter_context(_batches(activities))
+        for event in _events(activities, batches, notes):
             meter.update(event)
             log.write(event)
             status.update(event)
@@ -122,10 +103,10 @@ def conduct(
 
 
 def _require_own_name(stage: Stage[Any, Any]) -> None:
-    """A name is one run's only, whatever its stage: log and commands know it by that.
+    """Check that no run of another stage has the same name: commands and log go by that.
 
     Raises:
-        MlxchatError: one of another stage has it.
+        ConfigError: one has.
     """
     tag = stage.config.tag
     for runs in stage.home.stages:
@@ -137,181 +118,107 @@ def _require_own_name(stage: Stage[Any, Any]) -> None:
 
 
 def _set_aside(stage: Stage[Any, Any]) -> Iterator[Event]:
-    """Rename an earlier run's checkpoints and log."""
-    home, run = stage.home, stage.folder
-    if not run.exists():
+    """Rename the checkpoints and the log of an earlier run."""
+    home, folder = stage.home, stage.folder
+    if not folder.exists():
         return
-    names = (f"{run.name}.old{number}" for number in count(1))
-    aside = next(n for n in names if not (run.with_name(n).exists() or home.log(n).exists()))
-    if home.log(run.name).exists():
-        home.log(run.name).parent.rename(home.log(aside).parent)
-    run.rename(run.with_name(aside))
+    names = (f"{folder.name}.old{number}" for number in count(1))
+    aside = next(n for n in names if not (folder.with_name(n).exists() or home.log(n).exists()))
+    if home.log(folder.name).exists():
+        home.log(folder.name).parent.rename(home.log(aside).parent)
+    folder.rename(folder.with_name(aside))
     yield Noted(stage.clock(), f"The earlier run was set aside as {aside}.")
 
 
-@dataclass
-class _Training:
-    """A run and all its parts."""
+def _batches(activities: Activities) -> Loader:
+    """Open the loader of the training batches where the run is in the data."""
+    state, documents = activities.state, activities.documents
+    return Loader(
+        documents.training(state.loader.cursor),
+        state.tokenizer,
+        state.plan.device_batch_size,
+        state.plan.model.sequence_len,
+        state.loader,
+        activities.stop,
+        documents.conversational,
+    )
 
-    stage: Stage[Any, Any]
-    documents: Documents
-    revision: str | None  # of the dataset's files, as the run that goes on knows it
-    meter: Meter
-    log: RunLog
-    begun: float  # when this process took the run up, by the clock
-    learner: Learner
 
-    def __post_init__(self) -> None:
-        self.clock, self.config = self.stage.clock, self.stage.config
-        self.deadline = self.stage.deadline(self.learner.plan, self.begun)
+def _events(
+    activities: Activities, batches: Iterator[Batch], notes: tuple[str, ...]
+) -> Iterator[Event]:
+    """Train to the end, or until stopped; yields what happens.
 
-    def events(self, stack: ExitStack, stop: Callable[[], bool]) -> Iterator[Event]:
-        """What happens from here to the end; what is opened for it is left to ``stack``."""
-        machine, learner = runtime.machine(), self.learner
-        plan = learner.plan
-        yield Started(
-            self.clock(),
-            self.config.tag,
-            learner.step,
-            plan.num_iterations,
-            plan.tokens_per_step,
-            plan.flops_per_token,
-            machine.peak_flops,
-            machine.device,
-            plan.parameters,
-            plan.peak,
-        )
-        if learner.step == 0:
-            yield Noted(self.clock(), plan.summary())
-            for note in self.stage.because(plan):
-                yield Noted(self.clock(), note)
-        batches = stack.enter_context(
-            Loader(
-                self.documents.training(learner.loader.cursor),
-                learner.tokenizer,
-                plan.device_batch_size,
-                plan.model.sequence_len,
-                learner.loader,
-                stop,
-                self.documents.conversational,
-            )
-        )
-        step = TrainingStep(
-            learner.model, learner.optimizer, batches, self.rates, plan, plan.grad_clip
-        )
-        config = self.config
-        events = train(
-            self.stage.compile(step, stop),
-            lambda: self.learner.plan.num_iterations,
-            self.hooks(stop),
-            Cadence(config.eval_every, config.sample_every, config.save_every),
-            step=learner.step,
-            evaluated=any(step == learner.step for step, _ in self.meter.evaluations),
-            shards=self.documents.shards,
-        )
-        try:
-            for event in events:
-                yield event
-                yield from self.keep_deadline(event)
-        except NotFiniteError as error:
-            raise diverged(error, self.stage.folder, self.documents.names) from error
+    Args:
+        activities: the run's.
+        batches: to train on.
+        notes: about the plan of a new run.
 
-    def hooks(self, stop: Callable[[], bool]) -> Hooks:
-        """Return what the loop calls between steps."""
-        model, chunk_rows = self.learner.model, self.learner.plan.chunk_rows
-        losses = mx.compile(partial(model.losses, chunk_rows=chunk_rows), inputs=model.state)
-        return Hooks(
-            clock=self.clock,
-            evaluate=lambda step: self.evaluate(step, losses, stop),
-            sample=self.sample,
-            save=self.save,
-            stop=stop,
-        )
+    Raises:
+        DivergedError: the loss or a weight is NaN or infinite.
+    """
+    stage, state = activities.stage, activities.state
+    config, clock, plan = stage.config, stage.clock, state.plan
+    machine = runtime.machine()
+    yield Started(
+        clock(),
+        config.tag,
+        state.step,
+        plan.num_iterations,
+        plan.tokens_per_step,
+        plan.flops_per_token,
+        machine.peak_flops,
+        machine.device,
+        plan.parameters,
+        plan.peak,
+    )
+    for note in notes:
+        yield Noted(clock(), note)
 
-    def keep_deadline(self, event: Event) -> Iterator[Event]:
-        """Correct the number of steps where the time budget asks for it."""
-        if self.deadline is None:
-            return
-        before = self.learner.plan
-        plan = self.deadline.follow(event, before)
-        if plan is before:
-            return
-        self.learner = self.learner._replace(plan=plan)
-        steps = plan.num_iterations, before.num_iterations
-        yield Replanned(self.clock(), self.meter.step, *steps, self.deadline.budget)
+    def rates_after(step: int) -> Rates:
+        return rates(stage, state, step)
 
-    def rates(self, step: int) -> Rates:
-        """Learning rates, momentum and weight decay after ``step`` updates."""
-        plan, arch = self.learner.plan, self.learner.plan.model.arch
-        total, warmdown = plan.num_iterations, plan.warmdown_ratio
-        multiplier = schedule.learning_rate_multiplier(
-            step, total, plan.warmup_steps, warmdown, plan.final_lr_frac
-        )
-        decay = plan.weight_decay * schedule.weight_decay_multiplier(arch, step, total)
-        return Rates(
-            {group: mx.array(rate * multiplier) for group, rate in plan.learning_rates.items()},
-            mx.array(self.stage.momentum(plan, step)),
-            mx.array(decay),
-        )
+    stop = activities.stop
+    parts = TrainingStep(state.model, state.optimizer, batches, rates_after, plan, plan.grad_clip)
+    events = train(
+        stage.compile(parts, stop),
+        lambda: state.plan.num_iterations,
+        Hooks(clock, activities.evaluate, activities.sample, activities.save, stop),
+        Cadence(config.eval_every, config.sample_every, config.save_every),
+        step=state.step,
+        evaluated=any(step == state.step for step, _ in activities.meter.evaluations),
+        shards=activities.documents.shards,
+    )
+    try:
+        for event in events:
+            yield event
+            yield from _keep_deadline(activities, event)
+    except NotFiniteError as error:
+        raise diverged(error, stage.folder, activities.documents.names) from error
 
-    def evaluate(
-        self,
-        step: int,
-        losses: Callable[[mx.array, mx.array], mx.array],
-        stop: Callable[[], bool],
-    ) -> Iterator[Event]:
-        """Bits per byte on the validation documents, from their beginning."""
-        plan, tokenizer = self.learner.plan, self.learner.tokenizer
 
-        def cut() -> bool:  # the last one never is
-            return stop() and step < self.learner.plan.num_iterations
+def rates(stage: Stage[Any, Any], state: TrainState, step: int) -> Rates:
+    """Return learning rates, momentum and weight decay after ``step`` updates, as arrays."""
+    plan = state.plan
+    total = plan.num_iterations
+    multiplier = schedule.learning_rate_multiplier(
+        step, total, plan.warmup_steps, plan.warmdown_ratio, plan.final_lr_frac
+    )
+    decay = schedule.weight_decay_multiplier(plan.model.arch, step, total)
+    return Rates(
+        {group: mx.array(rate * multiplier) for group, rate in plan.learning_rates.items()},
+        mx.array(stage.momentum(plan, step)),
+        mx.array(plan.weight_decay * decay),
+    )
 
-        rows, context = plan.device_batch_size, plan.model.sequence_len
-        documents, answers_only = self.documents.validation(), self.documents.conversational
-        with Loader(
-            documents, tokenizer, rows, context, stop=cut, answers_only=answers_only
-        ) as batches:
-            wanted = first_rows(batches, plan.eval_rows)
-            limit = math.ceil(plan.eval_rows / rows)
-            yield from bits_per_byte(losses, wanted, limit, tokenizer, step, self.clock)
 
-    def sample(self, step: int) -> Iterator[Event]:
-        """What the model makes of some prompts."""
-        model, tokenizer = self.learner.model, self.learner.tokenizer
-        prompts = self.stage.prompts(tokenizer, self.documents)
-        tools = partial(ToolUse, tokenizer) if self.documents.conversational else None
-        for prompt, text in samples(model, tokenizer, prompts, tools):
-            yield Sampled(self.clock(), step, prompt, text)
-
-    def save(self, step: int, loader: LoaderState) -> Iterator[Event]:
-        """Save the step, then let go of the oldest ones beyond ``keep``.
-
-        The log is on the disk before: a power cut loses no line of a saved step.
-        """
-        begun, learner = self.clock(), self.learner
-        check_finite(learner.model.named_parameters(), step, loader.cursor)
-        check_finite(learner.optimizer.state, step, loader.cursor)
-        self.log.sync()
-        costs = self.deadline.costs(begun) if self.deadline else None
-        plan = learner.plan.model_copy(update={"costs": costs})
-        trainer = TrainerState(
-            step=step,
-            stage=self.stage.name,
-            settings=self.config.model_dump(mode="json"),
-            plan=plan.model_dump(mode="json"),
-            meter=self.meter.state(),
-            data=list(self.documents.names),
-            revision=self.stage.revision or self.revision,
-            fingerprints=self.documents.fingerprints,
-        )
-
-        def write(folder: Path) -> None:
-            conversational = self.documents.conversational
-            layout.write_model(folder, learner.model, learner.tokenizer, conversational)
-            layout.write_trainer(folder, trainer, learner.optimizer.state, loader)
-            if learner.past:
-                learner.past.write(folder)
-
-        path = store.save(self.stage.folder, step, write, learner.nbytes)
-        store.prune(self.stage.folder, self.config.keep)
-        yield Saved(self.clock(), step, str(path), self.clock() - begun)
+def _keep_deadline(activities: Activities, event: Event) -> Iterator[Event]:
+    """Change the number of steps if the time budget requires it."""
+    deadline, state = activities.deadline, activities.state
+    if deadline is None:
+        return
+    before, state.plan = state.plan, deadline.follow(event, state.plan)
+    if state.plan is before:
+        return
+    steps = state.plan.num_iterations, before.num_iterations
+    yield Replanned(activities.stage.clock(), activities.meter.step, *steps, deadline.budget)

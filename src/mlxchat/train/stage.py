@@ -1,12 +1,23 @@
-"""What tells one kind of training from another, such as pretraining; all else is the same."""
+"""A stage of training, such as pretraining: everything in which it differs from the other stages.
 
+`STAGES` lists them. The loop (`loop`), the course of a run (`run`), resuming (`resume`) and the
+format of a checkpoint are the same for all. To add a stage: its settings in ``config/NEW.py``, its
+subclass of `Stage` in ``train/NEW.py``, a row in `STAGES` (``train/__init__.py``) and in
+`mlxchat.home.STAGE_FOLDERS`, and a command.
+"""
+
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
+from mlxchat.checkpoint import history, trainer
+from mlxchat.checkpoint.history import History, Training
+from mlxchat.checkpoint.trainer import TrainerState
 from mlxchat.config.run import RunConfig
 from mlxchat.data.documents import Documents
+from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.plan.budget import Deadline
 from mlxchat.plan.memory import Resources
@@ -14,93 +25,183 @@ from mlxchat.plan.plan import Plan
 from mlxchat.telemetry.events import Clock, Event, Report
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train.loop import Compile, compile_step
-from mlxchat.train.resume import Learner, SavedRun
+from mlxchat.train.resume import SavedRun, TrainState, read_saved
 
 Config = TypeVar("Config", bound=RunConfig)
 Dataset = TypeVar("Dataset", bound=Documents)
 
 
+class Prepared(NamedTuple):
+    """A new run, ready to train."""
+
+    state: TrainState
+    notes: tuple[str, ...]  # about its plan
+
+
 class Stage(ABC, Generic[Config, Dataset]):
-    """A kind of training, with its settings.
+    """A stage with the settings of one run, new or saved.
 
     Args:
         config: the settings.
-        home: where data, tokenizer, checkpoints and log lie.
-        report: is told of downloads and the like as they progress, from other threads too.
+        home: where data, tokenizer, checkpoints and log are.
+        report: called with the progress of downloads and the like, also from other threads.
         clock: seconds since the epoch.
         compile: makes the function that launches a step.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str]  # in trainer.json
+    settings: ClassVar[type[RunConfig]]  # the class of ``config``
 
     def __init__(
         self,
         config: Config,
         home: Home,
-        report: Report,
-        clock: Clock,
+        report: Report = lambda _: None,
+        clock: Clock = time.time,
         compile: Compile = compile_step,
     ) -> None:
         self.config, self.home, self.report, self.clock = config, home, report, clock
         self.compile = compile
 
     @property
-    @abstractmethod
     def folder(self) -> Path:
-        """Of the run's saved steps."""
+        """The folder of the run's saved steps."""
+        return self.home.stage(self.name) / self.config.tag
+
+    # What follows from the settings
+
+    @property
+    @abstractmethod
+    def begins_with(self) -> str | None:
+        """The run or directory of the model that the run begins with; None: random weights."""
+
+    @property
+    def held_out_share(self) -> float | None:
+        """The share of the conversations that is held out; None if there are no conversations."""
+        return None
 
     @abstractmethod
-    def saved(self) -> SavedRun | None:
-        """The run to go on with, None where nothing of it was saved.
+    def data_in_words(self) -> list[str]:
+        """Return what the run learns from, for a model card: with licences, without paths."""
 
-        Raises:
-            MlxchatError: it was begun with other settings or data, or cannot be read.
+    @abstractmethod
+    def learning_rates(self, plan: Plan) -> dict[str, float]:
+        """Return the rates, by group, at which a later stage would fine-tune the run's model.
+
+        They are those of pretraining, before they are scaled by the batch.
         """
 
     @abstractmethod
-    def open(self, saved: SavedRun | None) -> Dataset:
-        """The dataset: of a saved run, as it began with it.
+    def momentum(self, plan: Plan, step: int) -> float:
+        """Return Muon's momentum after ``step`` updates."""
+
+    def deadline(self, plan: Plan, started_at: float) -> Deadline | None:
+        """Return what keeps the run within its time budget; None if it has none.
+
+        Args:
+            plan: of the run.
+            started_at: when this process started or resumed the run.
+        """
+        return None
+
+    # The parts of a run
+
+    def saved(self) -> SavedRun[Config] | None:
+        """Find the run's newest checkpoint; None if nothing of it has been saved.
 
         Raises:
-            MlxchatError: it is not there, or another one.
+            ConfigError: the run was started with other settings.
+            DataError: it was started with other data.
+            CheckpointError: it cannot be read.
+        """
+        return read_saved(self.folder, self.name, self.config)
+
+    @abstractmethod
+    def open(self, saved: SavedRun[Config] | None) -> Dataset:
+        """Open the dataset: for a saved run, the one that it was started with.
+
+        Raises:
+            MlxchatError: the dataset is missing, or has changed.
         """
 
     @abstractmethod
-    def begin(
-        self, documents: Dataset, resources: Resources, begun: float
-    ) -> Generator[Event, None, Learner]:
-        """What learns in a new run.
+    def validation(self, names: list[str]) -> Documents:
+        """Open the dataset to read its validation documents, from disk only.
+
+        Args:
+            names: the files of the dataset when the run was saved.
+
+        Raises:
+            MlxchatError: they are not on disk.
+        """
+
+    def notes(self, documents: Dataset) -> Iterable[str]:
+        """Return what to tell the user about settings and data before the run starts."""
+        return ()
+
+    @abstractmethod
+    def prepare(
+        self, documents: Dataset, resources: Resources, started_at: float
+    ) -> Generator[Event, None, Prepared]:
+        """Make the model, the optimizer and the plan of a new run.
 
         Args:
             documents: the dataset.
-            resources: what the machine offers.
-            begun: when this process did, by the clock.
+            resources: the means of the machine.
+            started_at: when this process started.
 
         Raises:
             MlxchatError: the settings cannot work, or not in that memory.
         """
 
     @abstractmethod
-    def momentum(self, plan: Plan, step: int) -> float:
-        """Muon's after ``step`` updates."""
-
-    @abstractmethod
     def prompts(self, tokenizer: Tokenizer, documents: Dataset) -> Iterable[tuple[str, list[int]]]:
-        """What samples are asked for: in words, and as ids to continue."""
+        """Return the prompts of the samples, each as text and as ids."""
 
     @property
     def revision(self) -> str | None:
-        """The hub's commit that the dataset's files are of, None where none is recorded."""
+        """The hub's commit that the dataset's files are from; None if none is recorded."""
         return None
 
-    def notes(self, documents: Dataset) -> Iterable[str]:
-        """What to say at the beginning."""
-        return ()
 
-    def because(self, plan: Plan) -> Iterable[str]:
-        """What to say of a new run's plan."""
-        return ()
+STAGES: dict[str, type[Stage[Any, Any]]] = {}  # by name; filled in train/__init__.py
 
-    def deadline(self, plan: Plan, begun: float) -> Deadline | None:
-        """Return what keeps to the time budget, if there is one."""
-        return None
+
+def read_trainer(folder: Path) -> TrainerState[RunConfig]:
+    """Read the trainer's state of a saved step, whatever its stage.
+
+    Raises:
+        CheckpointError: as `mlxchat.checkpoint.trainer.read_state`.
+    """
+    return trainer.read_state(folder, {name: stage.settings for name, stage in STAGES.items()})
+
+
+def stage_of(state: TrainerState[RunConfig], home: Home) -> Stage[Any, Any]:
+    """Return the stage of a saved step, with the settings of its run."""
+    return STAGES[state.stage](state.settings, home)
+
+
+def history_of(folder: Path, home: Home) -> History:
+    """Read how the model in a directory came to be, the run that saved it included.
+
+    What another version of mlxchat says of that run is ignored.
+
+    Raises:
+        CheckpointError: the record of its import, or of the model before it, is damaged.
+    """
+    before = history.read_before(folder)
+    try:
+        state = read_trainer(folder)
+    except MlxchatError:  # an imported model, a quantized copy, or of another version
+        return before
+    stage = stage_of(state, home)
+    training = Training(
+        run=before.tag,
+        stage=state.stage,
+        step=state.step,
+        data=tuple(stage.data_in_words()),
+        tokens=state.plan.tokens_per_step * state.step,
+        began_with=Path(stage.begins_with).name if stage.begins_with else None,
+    )
+    evaluations = state.meter.evaluations
+    return before.with_training(training, evaluations[-1][1] if evaluations else None)

@@ -6,7 +6,7 @@ they are needed.
 
 from pathlib import Path
 
-from mlxchat.checkpoint import layout, store
+from mlxchat.checkpoint import layout, store, trainer
 from mlxchat.checkpoint.layout import Origin
 from mlxchat.errors import ConfigError, NotFound
 from mlxchat.interop.importers import hugging_face, nanochat
@@ -76,7 +76,7 @@ def save_imported(
         layout.write_model(folder, model, foreign.tokenizer, foreign.conversational)
         origin.write(folder)
         if optimizer is not None:
-            mx.save_safetensors(str(folder / layout.OPTIMIZER), optimizer)
+            mx.save_safetensors(str(folder / trainer.OPTIMIZER), optimizer)
 
     with store.locked(run):
         return store.save(run, foreign.step, write, _size(model, optimizer))

@@ -1,0 +1,149 @@
+"""What a run does between steps: it evaluates, samples and saves."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mlxchat.checkpoint import layout, store, trainer
+from mlxchat.data.documents import Documents
+from mlxchat.data.loader import Loader, LoaderState, first_rows
+from mlxchat.engine.generate import Tool, continue_greedily
+from mlxchat.engine.tools import ToolUse
+from mlxchat.evaluate.loss import bits_per_byte
+from mlxchat.model.gpt import GPT
+from mlxchat.plan.budget import Deadline
+from mlxchat.runtime import mx
+from mlxchat.telemetry.events import Event, Sampled, Saved
+from mlxchat.telemetry.log import RunLog
+from mlxchat.telemetry.meter import Meter
+from mlxchat.tokenizer.bpe import ASSISTANT_END, Tokenizer
+from mlxchat.train.divergence import check_finite
+from mlxchat.train.resume import TrainState
+from mlxchat.train.stage import Stage
+
+SAMPLES = 7
+SAMPLE_TOKENS = 16  # at most; also at most a quarter of the context
+
+
+@dataclass
+class Activities:
+    """The activities of a run.
+
+    Args:
+        stage: the stage, with the settings.
+        documents: the dataset.
+        state: what is trained; its plan may change on the way.
+        meter: goes into the checkpoints.
+        log: is on disk before a step is saved.
+        deadline: keeps the time budget, if there is one.
+        revision: of the dataset's files, as a resumed run knows it.
+        stop: asked again and again whether to save and end.
+    """
+
+    stage: Stage[Any, Any]
+    documents: Documents
+    state: TrainState
+    meter: Meter
+    log: RunLog
+    deadline: Deadline | None
+    revision: str | None
+    stop: Callable[[], bool]
+
+    def __post_init__(self) -> None:
+        model = self.state.model
+        in_chunks = partial(model.losses, chunk_rows=self.state.plan.chunk_rows)
+        self._losses = mx.compile(in_chunks, inputs=model.state)
+
+    def evaluate(self, step: int) -> Iterator[Event]:
+        """Measure the bits per byte of the first validation documents.
+
+        The evaluation after the last step is not cut short by ``stop``.
+        """
+        plan, tokenizer = self.state.plan, self.state.tokenizer
+
+        def stop() -> bool:
+            return self.stop() and step < self.state.plan.num_iterations
+
+        rows, context = plan.device_batch_size, plan.model.sequence_len
+        documents, answers_only = self.documents.validation(), self.documents.conversational
+        with Loader(
+            documents, tokenizer, rows, context, stop=stop, answers_only=answers_only
+        ) as batches:
+            wanted = first_rows(batches, plan.eval_rows)
+            limit = math.ceil(plan.eval_rows / rows)
+            clock = self.stage.clock
+            yield from bits_per_byte(self._losses, wanted, limit, tokenizer, step, clock)
+
+    def sample(self, step: int) -> Iterator[Event]:
+        """Have the model continue the stage's prompts."""
+        model, tokenizer = self.state.model, self.state.tokenizer
+        prompts = self.stage.prompts(tokenizer, self.documents)
+        tools = partial(ToolUse, tokenizer) if self.documents.conversational else None
+        for prompt, text in samples(model, tokenizer, prompts, tools):
+            yield Sampled(self.stage.clock(), step, prompt, text)
+
+    def save(self, step: int, loader: LoaderState) -> Iterator[Event]:
+        """Save a checkpoint, then remove the oldest ones beyond ``keep``.
+
+        The log is synced first: a power failure loses no line of a saved step.
+        """
+        stage, state = self.stage, self.state
+        began = stage.clock()
+        check_finite(state.model.named_parameters(), step, loader.cursor)
+        check_finite(state.optimizer.state, step, loader.cursor)
+        self.log.sync()
+        record = self._trainer_state(step, began)
+
+        def write(folder: Path) -> None:
+            conversational = self.documents.conversational
+            layout.write_model(folder, state.model, state.tokenizer, conversational)
+            trainer.write(folder, record, state.optimizer.state, loader)
+            if state.before:
+                state.before.write(folder)
+
+        path = store.save(stage.folder, step, write, state.nbytes)
+        store.prune(stage.folder, stage.config.keep)
+        yield Saved(stage.clock(), step, str(path), stage.clock() - began)
+
+    def _trainer_state(self, step: int, now: float) -> trainer.TrainerState[Any]:
+        costs = self.deadline.costs(now) if self.deadline else None
+        return trainer.TrainerState(
+            step=step,
+            stage=self.stage.name,
+            settings=self.stage.config,
+            plan=self.state.plan.model_copy(update={"costs": costs}),
+            meter=self.meter.state(),
+            data=list(self.documents.names),
+            revision=self.stage.revision or self.revision,
+            fingerprints=self.documents.fingerprints,
+        )
+
+
+def samples(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: Iterable[tuple[str, list[int]]],
+    tools: Callable[[], Tool] | None,
+) -> Iterator[tuple[str, str]]:
+    """Yield the first prompts that leave room in the context, each with its greedy continuation.
+
+    Args:
+        model: continues them.
+        tokenizer: decodes the continuations.
+        prompts: as text and as ids.
+        tools: makes the tool that the model may use; None for no tools.
+    """
+    context = model.config.sequence_len
+    length = min(SAMPLE_TOKENS, context // 4)
+    room = context - length
+    fitting = list(islice(((words, ids) for words, ids in prompts if len(ids) <= room), SAMPLES))
+    if not fitting:
+        return
+    stop = frozenset({tokenizer.bos, tokenizer.special(ASSISTANT_END)})
+    continuations = continue_greedily(model, [ids for _, ids in fitting], stop, length, tools)
+    for (words, _), tokens in zip(fitting, continuations, strict=True):
+        yield words, tokenizer.decode(tokens)

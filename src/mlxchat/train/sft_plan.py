@@ -1,0 +1,145 @@
+"""The plan of fine-tuning: what follows from the model to begin with and the conversations."""
+
+from itertools import chain, islice
+from typing import NamedTuple
+
+from mlxchat.config.sft import SftConfig
+from mlxchat.data.chats.mixture import ChatDocuments
+from mlxchat.data.documents import Cursor
+from mlxchat.data.loader import BUFFER_CONVERSATIONS, pack_answers, render_answers
+from mlxchat.data.packing import unmask
+from mlxchat.errors import DataError
+from mlxchat.model.size import flops_per_token, parameters
+from mlxchat.plan.memory import Resources, fit
+from mlxchat.plan.plan import Plan, evaluation_rows, step_rows
+from mlxchat.telemetry.events import Clock, Progressed, Report
+from mlxchat.tokenizer.bpe import Tokenizer
+from mlxchat.train.base import Base
+
+LEAST_STEPS = 100  # over which the conversations are spread, if there are that many rows
+
+
+def sft_plan(config: SftConfig, base: Base, epoch_rows: int, resources: Resources) -> Plan:
+    """Derive the numbers that the settings leave open.
+
+    Args:
+        config: the settings.
+        base: the model to fine-tune.
+        epoch_rows: rows that the conversations of an epoch take.
+        resources: the means of the machine.
+
+    Raises:
+        ConfigError: the batch sizes do not divide.
+        MemoryLimitError: it does not fit into the memory.
+    """
+    model, context = base.model, base.model.sequence_len
+    wanted = (config.epochs or 1) * epoch_rows
+    if config.total_batch_size:
+        rows = step_rows(config, context, config.total_batch_size)
+    else:
+        rows = _batch(base.tokens_per_step // context, wanted, config.device_batch_size or 1)
+    steps = config.num_iterations or -(-wanted // rows)
+    batch = fit(config, model, rows, resources)
+    total = rows * context
+    return Plan(
+        **dict(batch),
+        model=model,
+        parameters=sum(parameters(model).values()),
+        flops_per_token=flops_per_token(model),
+        target_tokens=wanted * context,
+        num_iterations=steps,
+        tokens_per_step=total,
+        learning_rates={
+            group: config.init_lr_frac * rate for group, rate in base.learning_rates.items()
+        },
+        weight_decay=0.0,
+        grad_clip=config.grad_clip,
+        warmup_steps=round(config.warmup_ratio * steps),
+        warmdown_ratio=config.warmdown_ratio,
+        final_lr_frac=config.final_lr_frac,
+        eval_rows=evaluation_rows(config, context, total),
+    )
+
+
+def _batch(rows: int, wanted: int, multiple: int) -> int:
+    """Return the rows of a step: the base's, halved until ``wanted`` rows make `LEAST_STEPS`."""
+    while rows > multiple and rows * LEAST_STEPS > wanted:
+        rows //= 2
+    return max(multiple, rows - rows % multiple)
+
+
+class Survey(NamedTuple):
+    """The size of an epoch of conversations, before and after packing."""
+
+    conversations: int
+    rows: int  # after packing, of ``context`` tokens
+    context: int
+    tokens: int
+    answer_tokens: int  # of those, the assistant's: only they have a loss
+    truncated: int  # conversations longer than a row
+    unanswered: int  # conversations skipped, as no answer begins within a row
+
+    def summary(self) -> str:
+        """Return the survey in a sentence."""
+        rest = f"; {self.truncated:,} are longer than that and truncated" if self.truncated else ""
+        if self.unanswered:
+            rest += f"; {self.unanswered:,} have no answer within that and are skipped"
+        full = self.tokens / (self.rows * (self.context + 1))
+        return (
+            f"{self.conversations:,} conversations per epoch: {self.tokens:,} tokens, "
+            f"{self.answer_tokens:,} of them answers, in {self.rows:,} rows of {self.context:,} "
+            f"({full:.0%} full){rest}."
+        )
+
+
+def survey(
+    documents: ChatDocuments, tokenizer: Tokenizer, context: int, report: Report, clock: Clock
+) -> Survey:
+    """Render and pack the first epoch, as training will.
+
+    Args:
+        documents: the conversations.
+        tokenizer: renders them.
+        context: tokens in a row.
+        report: called with the progress.
+        clock: seconds since the epoch.
+
+    Raises:
+        DataError: no conversation has an answer within the context.
+    """
+    capacity, lengths, read = context + 1, list[int](), 0
+    batches = (batch for batch, _ in documents.training(Cursor()))
+    epoch = islice(chain.from_iterable(batches), documents.epoch_size)
+
+    def refill() -> list[list[int]] | None:
+        nonlocal read
+        batch = list(islice(epoch, BUFFER_CONVERSATIONS))
+        encoded = render_answers(tokenizer, batch, capacity)
+        lengths.extend(map(len, encoded))
+        read += len(batch)
+        total = documents.epoch_size
+        report(Progressed(clock(), "reading", read, total, "conversations"))
+        return encoded if batch else None
+
+    packing = pack_answers(tokenizer, capacity, refill)
+    rows = answer_tokens = 0
+    while (row := packing.row()) is not None:
+        rows += 1
+        _, targets = unmask(row[1:])
+        answer_tokens += int((targets >= 0).sum())
+    if not lengths:
+        raise DataError(
+            f"No conversation has an answer within the model's context of {context:,} tokens.",
+            "Use shorter conversations, or a model with a longer context.",
+        )
+    kept = sum(min(length, capacity) for length in lengths)
+    truncated = sum(length > capacity for length in lengths)
+    return Survey(
+        conversations=len(lengths),
+        rows=rows,
+        context=context,
+        tokens=kept,
+        answer_tokens=answer_tokens,
+        truncated=truncated,
+        unanswered=read - len(lengths),
+    )
