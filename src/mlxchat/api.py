@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mlxchat import runtime
-from mlxchat.checkpoint import catalog, history, layout
+from mlxchat.checkpoint import catalog, layout
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.config.validate import Settings, validated
@@ -24,6 +24,7 @@ from mlxchat.telemetry.events import Event, Progressed, Report
 from mlxchat.train import pretrain as pretraining
 from mlxchat.train import sft
 from mlxchat.train.resume import new_optimizer
+from mlxchat.train.stage import history_of
 from mlxchat.trained import Model, new_run
 
 __all__ = ["fine_tune", "import_model", "load", "pretrain"]
@@ -56,7 +57,7 @@ def load(
     folder = catalog.find_model(place.stages, None if source is None else str(source), step)
     runtime.bound_buffer_cache()
     saved = layout.read_model(folder, runtime.machine().compute_dtype)
-    return Model(saved, history.read(folder), place)
+    return Model(saved, history_of(folder, place), place)
 
 
 def pretrain(

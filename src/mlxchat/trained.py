@@ -16,7 +16,7 @@ from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.config.inference import Sampling
 from mlxchat.config.pretrain import IN_WORDS
-from mlxchat.config.run import NAME
+from mlxchat.config.run import NAME_PATTERN
 from mlxchat.config.validate import validated
 from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.engine.cache import KVCache
@@ -376,8 +376,10 @@ def new_run(home: Home, name: str, conversational: bool) -> Path:
     Raises:
         ConfigError: the name cannot be a folder's, or is another run's.
     """
-    if not fullmatch(NAME, name):
-        raise ConfigError(f"{name!a} cannot be the name of a run.", f"Use {IN_WORDS[NAME]}.")
+    if not fullmatch(NAME_PATTERN, name):
+        raise ConfigError(
+            f"{name!a} cannot be the name of a run.", f"Use {IN_WORDS[NAME_PATTERN]}."
+        )
     if any(store.steps(stage / name) for stage in home.stages):
         raise ConfigError(
             f"There is a run called {name} already: {home.run(name)}.", "Choose another name."
