@@ -40,10 +40,10 @@ ALLOWED = {
         "runtime",
         "tokenizer",
     },
-    "quantize": {"checkpoint", "data", "evaluate", "model", "runtime"},
+    "quantize": {"checkpoint", "config", "data", "evaluate", "model", "runtime", "train"},
     "bench": {"config", "engine", "model", "plan", "runtime", "train"},
     "monitor": {"checkpoint"},
-    "ui": {"monitor"},
+    "ui": {"model", "monitor", "plan"},
     "cli": {
         "bench",
         "checkpoint",

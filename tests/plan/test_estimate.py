@@ -6,11 +6,11 @@ import pytest
 from rich.console import Console
 
 from mlxchat import runtime
-from mlxchat.cli.planning import GROUPS, heading, sections
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.plan.estimate import Forecast, Room, forecast
 from mlxchat.plan.memory import Capacity
 from mlxchat.plan.plan import Costs, plan
+from mlxchat.ui.estimate import GROUP_LABELS, estimate_heading, estimate_sections
 from mlxchat.ui.tables import Row, Section, about, flops_per_second, show, tables
 from mlxchat.ui.text import memory_size
 
@@ -27,7 +27,7 @@ def foreseen(saved_step: int | None = None, **settings: object) -> Forecast:
 
 def drawn(facts: Forecast, width: int) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(tables(heading(facts), sections(facts), width))
+    console.print(tables(estimate_heading(facts), estimate_sections(facts), width))
     return console.file.getvalue()
 
 
@@ -48,7 +48,7 @@ def test_tables_fit_and_cut_nothing(arch: str, width: int) -> None:
     assert max(map(len, text.splitlines())) <= width
     assert "step 7 of" in text
     for name, rate in facts.plan.learning_rates.items():
-        assert GROUPS[name] in text and f"{rate:.4g}" in text
+        assert GROUP_LABELS[name] in text and f"{rate:.4g}" in text
     for count in (*facts.parameters.values(), facts.plan.parameters, facts.plan.num_iterations):
         assert f"{count:,}" in text
 
@@ -56,9 +56,11 @@ def test_tables_fit_and_cut_nothing(arch: str, width: int) -> None:
 @pytest.mark.parametrize("arch", ["classic", "modern"])
 def test_no_note_folds_on_a_wide_terminal(arch: str) -> None:
     facts = foreseen(7, depth=32, arch=arch)
-    parameters, training, rates, memory = (len(section.rows) for section in sections(facts))
+    parameters, training, rates, memory = (
+        len(section.rows) for section in estimate_sections(facts)
+    )
     titles_and_gaps = 2 * 2
-    expected = len(heading(facts)) + titles_and_gaps + max(parameters, training)
+    expected = len(estimate_heading(facts)) + titles_and_gaps + max(parameters, training)
     assert len(drawn(facts, 160).splitlines()) == expected + max(rates, memory)
 
 
@@ -79,7 +81,9 @@ def test_the_time_of_a_budget_is_as_measured() -> None:
     assert facts.utilisation == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize(("arch", "ratio"), [("classic", "20 a parameter"), ("modern", "12 a")])
+@pytest.mark.parametrize(
+    ("arch", "ratio"), [("classic", "20 per parameter"), ("modern", "12 per parameter of")]
+)
 def test_tokens_are_shown_by_those_parameters_that_the_ratio_counts(arch: str, ratio: str) -> None:
     text = drawn(foreseen(depth=4, arch=arch), 80)
     assert ratio in text
@@ -87,7 +91,10 @@ def test_tokens_are_shown_by_those_parameters_that_the_ratio_counts(arch: str, r
 
 
 def test_groups_have_the_same_names_wherever_they_are() -> None:
-    parts = {part.title: [row.label for row in part.rows] for part in sections(foreseen(depth=4))}
+    parts = {
+        part.title: [row.label for row in part.rows]
+        for part in estimate_sections(foreseen(depth=4))
+    }
     assert parts["Parameters"][:3] == parts["Learning rates"][:3]
 
 
@@ -112,7 +119,7 @@ def test_checkpointing_is_said_and_takes_its_time() -> None:
         return " ".join(next(line for line in lines if line.startswith("checkpointing")).split())
 
     assert line() == "checkpointing off activations are kept"
-    assert line(grad_checkpoint="on") == "checkpointing on activations are computed again"
+    assert line(grad_checkpoint="on") == "checkpointing on activations are recomputed"
 
 
 def test_two_tables_abreast_on_a_wide_terminal() -> None:

@@ -97,11 +97,11 @@ THREE = snapshot(
 @pytest.mark.parametrize("width", [60, 80, 100, 160, 240])
 @pytest.mark.parametrize("height", [24, 30, 40, 60])
 def test_three_runs_fit_at_any_size(width: int, height: int) -> None:
-    text = drawn(THREE, width, height, "q ends")
+    text = drawn(THREE, width, height, "q quits")
     lines = text.splitlines()
     assert {cell_len(line) for line in lines[:-1]} == {width}
     assert len(lines) <= height
-    assert lines[-1] == "q ends"
+    assert lines[-1] == "q quits"
     numbers = ["1,300/20,000", "3.0000", "6d 01h", "died", "3.0 GiB", "4.0 GiB", "512 MiB"]
     facts = ["12.0 of 36.0 GiB", "33.3%", "normal", "0.5 of 2.0 GiB", "812.3 GB", "340.5 GB"]
     for shown in [*numbers, *facts, "2.4 MB", "812.0 MB", "120.3 GB", "101", "103", "104"]:
@@ -267,8 +267,8 @@ def test_in_a_pipe_there_is_one_picture_without_control_characters(
 def test_json_is_one_object_and_mlx_is_not_imported(ended: Home) -> None:
     script = (
         "import sys\n"
-        "from mlxchat.cli.monitor import monitor\n"
-        "monitor(once=False, json=True, interval=2.0)\n"
+        "from mlxchat.cli.monitor import monitor_command\n"
+        "monitor_command(json=True)\n"
         "heavy = {'mlx', 'mlx.core', 'pyarrow', 'httpx', 'tiktoken', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
@@ -300,7 +300,7 @@ def test_on_a_terminal_it_ends_at_a_key_and_leaves_the_terminal_as_it_was(
         env=environment,
         start_new_session=True,
     )
-    shown = read_until(controller, b"q ends")
+    shown = read_until(controller, b"q quits")
     if ending == "q":
         os.write(controller, b"xq")
     else:

@@ -57,7 +57,7 @@ class Chat(Protocol):
         """Take the conversation from a file."""
 
 
-def answer(chat: Chat, prompt: str, console: Console) -> None:
+def answer_prompt(chat: Chat, prompt: str, console: Console) -> None:
     """Write the answer to one prompt, and a line feed after it, whatever ends it.
 
     Raises:
@@ -179,7 +179,7 @@ def _take_turn(chat: Chat, text: str, console: Console) -> None:
     """One answer, which Ctrl-C stops, and what there is to say about it."""
     dropped = chat.dropped
     try:
-        answer(chat, text, console)
+        answer_prompt(chat, text, console)
     except KeyboardInterrupt:
         _note(console, "Stopped.")
         return
