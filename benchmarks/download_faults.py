@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from fault_schedules import Schedules
+from support.download_faults import Schedules
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from any_bytes import FILES, shards_or_a_clear_error
 from hypothesis import HealthCheck, given, settings
+from support.any_bytes import FILES, shards_or_a_clear_error
 
 
 def fuzz(name: str, examples: int) -> Callable[[], None]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from killed_runs import KilledRuns
+from support.killed_runs import KilledRuns
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from hub_server import HubServer, address
+from support.hub_server import HubServer, address
 
 from mlxchat.data.shards import DATASETS, shard_name
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from hub_server import HubServer
 from serve_shards import addresses
+from support.hub_server import HubServer
 
 TRAIN = (
     "train --depth 4 --streaming --max-cached-shards 2 --vocab-size 4096 --max-seq-len 512 "

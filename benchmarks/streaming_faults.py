@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from streaming_runs import interrupted_run
+from support.streaming_runs import interrupted_run
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ ALLOWED = {
     "errors": set(),
     "home": set(),
     "telemetry": set(),
+    "blas": set(),
     "runtime": set(),
     "model": {"runtime"},
     "tokenizer": set(),

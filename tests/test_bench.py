@@ -71,6 +71,7 @@ def test_the_model_is_the_one_that_training_would_have(arch: str) -> None:
     assert made.flops_per_token == flops_per_token(made.model)
 
 
+@pytest.mark.slow
 def test_the_modern_architecture_is_measured() -> None:
     assert measured(arch="modern", steps=3).training.tokens_per_second == 32
 
@@ -96,17 +97,17 @@ def test_no_step_is_begun_when_time_is_up() -> None:
 def test_impossible_settings_are_an_error() -> None:
     with pytest.raises(MlxchatError) as caught:
         planned(BenchConfig(depth=5), CAPACITY)
-    assert "320" in caught.value.problem and "--head-dim" in caught.value.remedy
+    assert "320" in caught.value.problem and "`head_dim`" in caught.value.remedy
     with pytest.raises(MlxchatError) as caught:
         planned(BenchConfig(device_batch_size=10_000), CAPACITY)
     assert "10,000 rows of 512" in caught.value.problem and "24.0 GiB" in caught.value.problem
-    assert "--device-batch-size" in caught.value.remedy
+    assert "`device_batch_size" in caught.value.remedy
     with pytest.raises(MlxchatError, match="8 rows of 512 tokens at once only fit into") as caught:
         planned(BenchConfig(), CAPACITY._replace(memory=GIB // 2))
-    assert "--device-batch-size" in caught.value.remedy
+    assert "`device_batch_size" in caught.value.remedy
     with pytest.raises(MlxchatError) as caught:
         planned(BenchConfig(depth=64, vocab_size=65_536), CAPACITY)
-    assert "--depth" in caught.value.remedy
+    assert "`depth" in caught.value.remedy
 
 
 def with_peak(facts: Bench) -> Bench:
@@ -175,6 +176,7 @@ def test_errors_come_before_any_work(options: list[str], code: int, said: str) -
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_quietly() -> None:
     options = ["--steps", "3", "--device-batch-size", "1", "--vocab-size", "300"]
     process = subprocess.Popen(

@@ -320,12 +320,12 @@ def test_other_bits_than_the_config_says_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "problem", "remedy"),
     [
-        ({"bits": 7}, "--bits 7", "Use 2, 3, 4, 5, 6 or 8"),
-        ({"group_size": 16}, "--group-size 16", "Use 32, 64 or 128"),
-        ({"mode": "mxfp4", "bits": 8}, "--bits 8 does not go with --mode mxfp4", "--bits"),
-        ({"mode": "nvfp4", "group_size": 32}, "which has 16", "--group-size"),
-        ({"mode": "mxfp8", "mixed": True}, "--mixed does not go with --mode mxfp8", "one of"),
-        ({"bits": 8, "mixed": True}, "--mixed does not go with --bits 8", "one of"),
+        ({"bits": 7}, "`bits=7`", "Use 2, 3, 4, 5, 6 or 8"),
+        ({"group_size": 16}, "`group_size=16`", "Use 32, 64 or 128"),
+        ({"mode": "mxfp4", "bits": 8}, "`bits=8` does not go with `mode=mxfp4`", "`bits`"),
+        ({"mode": "nvfp4", "group_size": 32}, "which has 16", "`group_size`"),
+        ({"mode": "mxfp8", "mixed": True}, "`mixed` does not go with `mode=mxfp8`", "one of"),
+        ({"bits": 8, "mixed": True}, "`mixed` does not go with `bits=8`", "one of"),
     ],
 )
 def test_settings_that_do_not_exist_are_refused(given: dict, problem: str, remedy: str) -> None:
@@ -338,8 +338,8 @@ def test_settings_that_do_not_exist_are_refused(given: dict, problem: str, remed
 @pytest.mark.parametrize(
     ("given", "width", "remedy"),
     [
-        ({}, 96, "--group-size 32"),
-        ({"group_size": 128}, 64, "--group-size 64"),
+        ({}, 96, "`group_size=32`"),
+        ({"group_size": 128}, 64, "`group_size=64`"),
         ({"mode": "mxfp4"}, 48, "Only widths that 32 divides"),
         ({}, 48, "Only widths that 32 divides"),
     ],
@@ -385,7 +385,7 @@ def test_a_saved_step_becomes_a_run_of_its_own(
     assert copied.conversational == layout.read_model(source, mx.float32).conversational
     with pytest.raises(MlxchatError, match=r"tiny-4bit.* is quantized: there is nothing") as raised:
         saved_run(TINY.model_copy(update={"model_tag": "tiny-4bit"}), Home(trained))
-    assert "--model-tag" in raised.value.remedy
+    assert "`model_tag`" in raised.value.remedy
     with pytest.raises(MlxchatError, match="quantized already"):
         run(tag="tiny-4bit")
     with pytest.raises(MlxchatError, match="There is one already") as raised:

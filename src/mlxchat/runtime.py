@@ -1,96 +1,20 @@
-"""The machine: which backend of MLX it has, in what precision it computes, what it can spare.
+"""The machine: which backend MLX has on it, in what precision it computes, and its memory.
 
-MLX is imported here and nowhere else: ``from mlxchat.runtime import mx, nn``. On Linux the CPU
-wheel of MLX brings the reference BLAS, 3 to 7 GFLOP/s where OpenBLAS gives hundreds on the same two
-cores; an OpenBLAS whose symbols carry no prefix, loaded globally before MLX, takes its place.
+MLX is imported here and nowhere else: ``from mlxchat.runtime import mx, nn``. What has to happen
+before that is in `mlxchat.blas`, whose import hook `mlxchat` has installed by then.
 """
 
-import ctypes
-import os
-import platform
 import re
-import sys
 import time
-import warnings
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, distribution, version
-from pathlib import Path
 
 import psutil
 
 from mlxchat.errors import BackendError, ConfigError, MemoryLimitError
-from mlxchat.home import Home
 from mlxchat.telemetry.events import Memory
 
 __all__ = ["machine", "matmul_flops", "memory_use", "mx", "nn", "tree_flatten"]
-
-GIB = 1024**3
-LARGEST_CACHE = 4 * GIB
-SPARED = 0.9  # of the memory that nobody uses
-LARGEST_PRODUCT = 8192  # width of a matrix whose products measure speed
-OPENBLAS = "cmeel.prefix/lib/libopenblas.so.0"  # in cmeel-openblas
-SYSTEM_OPENBLAS = "libopenblas.so.0"
-
-
-def _load_gfortran(libraries: Path) -> None:
-    """Load the Fortran runtime that OpenBLAS asks for from the copy inside MLX's own wheel.
-
-    The wheel renames it (``libgfortran-<hash>.so.5``), so the linker does not recognise it as the
-    ``libgfortran.so.5`` that OpenBLAS needs; a copy in memory gets its original name back.
-    """
-    for library in sorted(libraries.glob("libquadmath-*")):
-        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-    for library in sorted(libraries.glob("libgfortran-*")):
-        renamed = library.name.encode() + b"\0"
-        original = b"libgfortran.so.5".ljust(len(renamed), b"\0")
-        descriptor = os.memfd_create("libgfortran.so.5")
-        with os.fdopen(descriptor, "wb", closefd=False) as memory:
-            memory.write(library.read_bytes().replace(renamed, original))
-        ctypes.CDLL(f"/proc/self/fd/{descriptor}", mode=ctypes.RTLD_GLOBAL)
-
-
-def _openblas(cpuinfo: Path) -> str:
-    """The library to load: that of the extra, or the system's where the processor cannot run it.
-
-    For x86-64 it is built for AVX-512 alone.
-    """
-    if platform.machine() == "x86_64" and "avx512f" not in cpuinfo.read_text("ascii", "replace"):
-        return SYSTEM_OPENBLAS
-    return str(distribution("cmeel-openblas").locate_file(OPENBLAS))
-
-
-def _preload_openblas() -> None:
-    """Put OpenBLAS in front of the reference BLAS; warn where there is none."""
-    try:
-        libraries = Path(str(distribution("mlx-cpu").locate_file("mlx_cpu.libs")))
-    except PackageNotFoundError:
-        return  # another backend, with a BLAS of its own, or none at all
-    try:
-        openblas = _openblas(Path("/proc/cpuinfo"))
-        try:
-            ctypes.CDLL(openblas, mode=ctypes.RTLD_GLOBAL)
-        except OSError:
-            _load_gfortran(libraries)
-            ctypes.CDLL(openblas, mode=ctypes.RTLD_GLOBAL)
-    except (OSError, PackageNotFoundError) as error:
-        warnings.warn(
-            f"OpenBLAS is not available ({error}): training will be 10 to 30 times slower. "
-            'The extra cpu brings it, pip install -e ".[cpu]"; for a processor without AVX-512 '
-            "your system does, as in apt install libopenblas0",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-
-
-if sys.platform == "linux":
-    _preload_openblas()
-    # What CUDA may have under way at a time, which is memory that cannot be used again meanwhile:
-    # by default a gigabyte for each of ten parts of a graph.
-    os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100")
-    # Kernels that CUDA compiles, for up to minutes: by default MLX keeps them in /tmp, which a
-    # restart of the machine empties.
-    os.environ.setdefault("MLX_PTX_CACHE_DIR", str(Home.from_environment().kernels(version("mlx"))))
 
 try:
     import mlx.core as mx
@@ -101,6 +25,11 @@ except ImportError as error:
         f"MLX has no backend on this machine ({error}).",
         'Install the extra cpu (any machine) or cuda (NVIDIA GPU): pip install -e ".[cpu]"',
     ) from error
+
+GIB = 1024**3
+LARGEST_CACHE = 4 * GIB
+SPARED = 0.9  # share of the free memory
+LARGEST_PRODUCT = 8192  # width of the matrices that measure speed
 
 # Peak matrix throughput in FLOP/s. Apple: the float32 ALUs of the chip's largest GPU, which also
 # run bfloat16 (Hugging Face's hardware table). NVIDIA: dense bfloat16, from the data sheets.
@@ -132,24 +61,21 @@ PEAK_FLOPS = {
 
 @dataclass(frozen=True)
 class Machine:
-    """What computes here."""
+    """The device that MLX computes on."""
 
     backend: str  # "metal", "cuda" or "cpu"
     device: str  # the chip's name
-    compute_dtype: mx.Dtype  # of activations; parameters and optimizer stay float32
-    peak_flops: float | None  # None where the table has no such chip
-    memory: int  # bytes the backend can address
-
-
-def peak_flops(device: str) -> float | None:
-    """FLOP/s of the longest chip name that ``device`` starts with, None where unknown."""
-    names = [name for name in PEAK_FLOPS if re.match(rf"{name}\b", device)]
-    return PEAK_FLOPS[max(names, key=len)] if names else None
+    compute_dtype: mx.Dtype  # of activations; parameters and optimizer state stay float32
+    peak_flops: float | None  # None for a chip that is not in the table
+    memory: int  # bytes that the backend can address
 
 
 @cache
 def machine() -> Machine:
-    """This machine; bfloat16 on GPUs, float32 on CPUs, whose half-precision products are slow."""
+    """Return this machine.
+
+    The compute dtype is bfloat16 on GPUs and float32 on CPUs, whose bfloat16 products are slow.
+    """
     total = psutil.virtual_memory().total
     if mx.default_device() == mx.Device(mx.cpu):
         return Machine("cpu", _processor_name(), mx.float32, None, total)
@@ -164,9 +90,52 @@ def _processor_name() -> str:
     return f"{mx.device_info().get('device_name', 'CPU')}, {psutil.cpu_count()} cores"
 
 
+def peak_flops(device: str) -> float | None:
+    """Return the FLOP/s of the longest chip name that ``device`` starts with, None if unknown.
+
+    >>> peak_flops("Apple M3 Pro") / 1e12
+    7.4
+    """
+    names = [name for name in PEAK_FLOPS if re.match(rf"{name}\b", device)]
+    return PEAK_FLOPS[max(names, key=len)] if names else None
+
+
+def matmul_flops(seconds: float = 0.3) -> float:
+    """Measure the FLOP/s of matrix products in the compute dtype, in about ``seconds``.
+
+    The fastest product counts. Matrices grow as long as time allows: small ones do not fill a GPU.
+    """
+    begin, fastest, size = time.perf_counter(), 0.0, 512
+    while True:
+        a = mx.full((size, size), 1 / size, machine().compute_dtype)
+        mx.eval(a @ a)  # the first product loads the kernel
+        start = time.perf_counter()
+        mx.eval(a @ a)
+        end = time.perf_counter()
+        fastest = max(fastest, 2 * size**3 / (end - start))
+        pair, left = 2 * (end - start), seconds - (end - begin)
+        if size < LARGEST_PRODUCT and 8 * pair < left:
+            size *= 2
+        elif pair > left:
+            return fastest
+
+
+def memory_use() -> Memory:
+    """Return the memory in use now."""
+    virtual = psutil.virtual_memory()
+    return Memory(
+        active=mx.get_active_memory(),
+        peak=mx.get_peak_memory(),
+        cache=mx.get_cache_memory(),
+        machine_used=virtual.total - virtual.available,
+        machine_total=virtual.total,
+    )
+
+
 def spare_memory() -> int:
-    """Bytes that the machine can spare now: on a Mac what the system recommends for its GPU,
-    elsewhere most of what is free.
+    """Return the bytes that the machine can spare now.
+
+    On a Mac these are what the system recommends for its GPU, elsewhere most of what is free.
     """
     here = machine()
     if here.backend == "metal":
@@ -176,18 +145,19 @@ def spare_memory() -> int:
 
 
 def cache_limit(limit: int | None = None, peak: int = 0) -> int:
-    """Bytes that MLX may keep for reuse: a quarter of memory and 4 GiB at most; its default is no
-    bound.
+    """Return the bytes that MLX may keep for reuse: at most 4 GiB or a quarter of the memory.
+
+    MLX's own default has no bound.
 
     Args:
-        limit: bytes that MLX may take in all.
-        peak: bytes of them that are in use at one time.
+        limit: bytes that MLX may take in total.
+        peak: the part of them that is in use at one time.
     """
     here = machine()
     most = min(here.memory // 4, LARGEST_CACHE)
     if limit is None:
         return most
-    # The allocators of GPUs let go of what they keep when the limit is near; that of CPUs does not.
+    # The GPU allocators free what they keep when the limit is near; the CPU's does not.
     return max(0, min(most, limit - peak if here.backend == "cpu" else limit))
 
 
@@ -197,14 +167,15 @@ def bound_buffer_cache() -> None:
 
 
 def check_limits(limit: int, wired: int | None) -> None:
-    """Raise where the machine cannot have such limits.
+    """Check that the machine can have such limits.
 
     Args:
-        limit: bytes that MLX may take in all.
-        wired: bytes that may not be swapped out; None where nothing is asked for.
+        limit: bytes that MLX may take in total.
+        wired: bytes that may not be swapped out; None for no such limit.
 
     Raises:
-        MlxchatError: the machine has less memory, or none that can be wired.
+        MemoryLimitError: the machine has less memory than ``limit``.
+        ConfigError: the machine cannot wire so much memory, or none at all.
     """
     here = machine()
     total = here.memory if here.backend == "cuda" else psutil.virtual_memory().total
@@ -219,8 +190,8 @@ def check_limits(limit: int, wired: int | None) -> None:
         )
     if wired is not None and wired > here.memory:
         raise ConfigError(
-            f"`wired_limit` is {wired / GIB:,.1f} GiB; the system lets "
-            f"{here.memory / GIB:,.1f} GiB be wired.",
+            f"`wired_limit` is {wired / GIB:,.1f} GiB; the system allows at most "
+            f"{here.memory / GIB:,.1f} GiB.",
             "Use a smaller one, or raise the system's: sudo sysctl iogpu.wired_limit_mb=N",
         )
 
@@ -229,49 +200,16 @@ def hold_memory(limit: int, peak: int, wired: int | None) -> None:
     """Keep MLX within ``limit`` bytes.
 
     Args:
-        limit: bytes to take in all, what is kept for reuse included.
-        peak: bytes expected to be in use at one time. Beyond, MLX waits for work under way rather
-            than compute ahead, for which it would take what it can get; what is needed at one time
-            it takes nevertheless.
+        limit: bytes in total, including those kept for reuse.
+        peak: bytes expected to be in use at one time. Beyond it MLX waits for work under way
+            before it starts more; what a single operation needs it takes nevertheless.
         wired: bytes that may not be swapped out; None leaves that as it is.
 
     Raises:
-        MlxchatError: as of `check_limits`.
+        MlxchatError: as for `check_limits`.
     """
     check_limits(limit, wired)
     mx.set_memory_limit(min(limit, peak))
     mx.set_cache_limit(cache_limit(limit, peak))
     if wired is not None:
         mx.set_wired_limit(wired)
-
-
-def matmul_flops(seconds: float = 0.3) -> float:
-    """FLOP/s of a matrix product in the compute dtype, measured in about so much time.
-
-    The fastest counts. Matrices become wider as long as time allows: small ones do not fill a GPU.
-    """
-    begun, fastest, size = time.perf_counter(), 0.0, 512
-    while True:
-        a = mx.full((size, size), 1 / size, machine().compute_dtype)
-        mx.eval(a @ a)  # the first one loads the kernel
-        started = time.perf_counter()
-        mx.eval(a @ a)
-        ended = time.perf_counter()
-        fastest = max(fastest, 2 * size**3 / (ended - started))
-        pair, left = 2 * (ended - started), seconds - (ended - begun)
-        if size < LARGEST_PRODUCT and 8 * pair < left:
-            size *= 2
-        elif pair > left:
-            return fastest
-
-
-def memory_use() -> Memory:
-    """Memory as it is now."""
-    virtual = psutil.virtual_memory()
-    return Memory(
-        active=mx.get_active_memory(),
-        peak=mx.get_peak_memory(),
-        cache=mx.get_cache_memory(),
-        machine_used=virtual.total - virtual.available,
-        machine_total=virtual.total,
-    )

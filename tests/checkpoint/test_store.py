@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from support.disk_faults import Faults, Killed
+from support.marks import slow
 from support.runs import CONFIG, run
 
 from mlxchat.checkpoint import files, layout, store
@@ -63,7 +64,7 @@ def save(home: Path, learner: Learner, step: int) -> None:
     store.prune(folder, 2)
 
 
-@pytest.mark.parametrize("kind", ["once", "full", "killed"])
+@pytest.mark.parametrize("kind", [slow("once"), slow("full"), "killed"])
 def test_whatever_fails_in_a_save_the_newest_step_can_be_loaded(
     kind: str, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +114,7 @@ def test_a_disk_that_is_full_says_what_to_free(copied: Path) -> None:
     assert load(copied).step == 5
 
 
+@pytest.mark.slow
 def test_every_changed_byte_is_refused_and_its_file_named(copied: Path) -> None:
     order = random.Random(3)
     folder = Home(copied).runs / "run" / "step_000004"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.hub_server import Fault, HubServer, address, write_shard
+from support.marks import slow
 
 from mlxchat.checkpoint import store
 from mlxchat.data.shards import DATASETS
@@ -67,7 +68,7 @@ def ended(process: subprocess.Popen[str], events: list[dict]) -> int:
     [
         ("evaluating", signal.SIGINT, 130),
         ("sample", signal.SIGTERM, 143),
-        pytest.param("sample", signal.SIGHUP, 129, marks=pytest.mark.slow),
+        slow("sample", signal.SIGHUP, 129),
     ],
 )
 def test_interrupted_while_evaluating_or_sampling_it_saves(
@@ -109,7 +110,7 @@ def test_interrupted_while_a_tokenizer_reads_text_it_leaves_nothing(home: Path) 
 MERGING = """
 import sys, time
 import rustbpe
-from mlxchat.data import tokenizer
+from mlxchat.tokenizer import bpe
 
 class Deaf:
     def train_from_iterator(self, texts, *_, **__):
@@ -123,7 +124,7 @@ class Deaf:
                 pass
 
 rustbpe.Tokenizer = Deaf
-tokenizer.train(["some text"], 300)
+bpe.train(["some text"], 300)
 """
 
 
@@ -140,10 +141,10 @@ def test_interrupted_while_a_tokenizer_merges_pairs_it_ends(number: int) -> None
 @pytest.mark.parametrize(
     ("command", "number", "code"),
     [
-        pytest.param(FETCH, signal.SIGINT, 130, marks=pytest.mark.slow),
+        slow(FETCH, signal.SIGINT, 130),
         (FETCH, signal.SIGTERM, 143),
         (STREAM, signal.SIGINT, 130),
-        pytest.param(STREAM, signal.SIGTERM, 143, marks=pytest.mark.slow),
+        slow(STREAM, signal.SIGTERM, 143),
     ],
 )
 def test_interrupted_while_downloading_it_leaves_no_shard(

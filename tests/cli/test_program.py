@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.marks import slow
 
 from mlxchat import __version__
 
@@ -113,10 +114,15 @@ def test_a_traceback_is_shown_on_request() -> None:
 
 
 WITHOUT_OPENBLAS = """
-import importlib.metadata
+import ctypes
 
-find = importlib.metadata.distribution
-importlib.metadata.distribution = lambda name: find(name.replace("cmeel-openblas", "absent"))
+class Library(ctypes.CDLL):
+    def __init__(self, name, *arguments, **keywords):
+        if "openblas" in str(name):
+            raise OSError(f"{name}: cannot open shared object file")
+        super().__init__(name, *arguments, **keywords)
+
+ctypes.CDLL = Library
 
 from mlxchat.cli.app import main
 
@@ -156,7 +162,7 @@ def facts(*arguments: str, **keywords: object) -> dict:
     return said
 
 
-@pytest.mark.parametrize("arch", ["classic", "modern"])
+@pytest.mark.parametrize("arch", ["classic", slow("modern")])
 def test_info_and_a_dry_run_say_the_same_and_write_nothing(arch: str, home: Path) -> None:
     given = ["--dataset", "builtin", "--depth", "4", "--arch", arch, "--memory-limit", "least"]
     said = facts("info", *given)
@@ -171,6 +177,7 @@ def test_info_and_a_dry_run_say_the_same_and_write_nothing(arch: str, home: Path
     assert "at 35% of a matrix product's " in shown
 
 
+@pytest.mark.slow
 def test_info_of_a_budget_measures_and_says_why() -> None:
     given = [*TINY[1:], "--depth", "auto", "--budget", "30s"]
     shown = mlxchat("info", *given)
@@ -243,7 +250,7 @@ def test_the_same_command_again_says_that_it_is_finished(trained: dict[str, str]
     assert "is finished" in result.stdout
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), slow(signal.SIGTERM, 143)])
 def test_an_interrupted_run_saves_its_work(number: int, code: int, home: Path) -> None:
     command = [sys.executable, "-c", "from mlxchat.cli.app import main; main()", *TINY]
     process = subprocess.Popen(

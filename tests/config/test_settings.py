@@ -21,9 +21,9 @@ def test_every_default_of_an_architecture_can_be_given() -> None:
 
 @pytest.mark.parametrize(("setting", "value"), [("scalar_lr", 0.5), ("window_pattern", "SL")])
 def test_settings_without_effect_are_refused(setting: str, value: object) -> None:
-    with pytest.raises(MlxchatError, match=f"--{setting.replace('_', '-')}") as raised:
+    with pytest.raises(MlxchatError, match=f"`{setting}") as raised:
         PretrainConfig.model_validate({setting: value})
-    assert "--arch modern" in raised.value.remedy
+    assert "`arch=modern`" in raised.value.remedy
     assert getattr(PretrainConfig.model_validate({setting: value, "arch": "modern"}), setting)
 
 
@@ -48,8 +48,8 @@ def test_differences_name_what_would_change_the_result() -> None:
     assert same.differences(stored) == []
     other = PretrainConfig(depth=4, num_iterations=20, embedding_lr=0.3)
     assert other.differences(stored) == [
-        "--num-iterations (10 -> 20)",
-        "--embedding-lr (0.2 -> 0.3)",
+        "`num_iterations` (10 -> 20)",
+        "`embedding_lr` (0.2 -> 0.3)",
     ]
 
 
@@ -57,42 +57,43 @@ def test_a_default_that_is_spelled_out_is_no_difference() -> None:
     stored = PretrainConfig(arch="modern").model_dump(mode="json")
     assert PretrainConfig(arch="modern", embedding_lr=0.3).differences(stored) == []
     assert PretrainConfig(arch="modern", embedding_lr=0.2).differences(stored) == [
-        "--embedding-lr (0.3 -> 0.2)"
+        "`embedding_lr` (0.3 -> 0.2)"
     ]
 
 
 def test_another_architecture_is_one_difference() -> None:
     stored = PretrainConfig().model_dump(mode="json")
-    assert PretrainConfig(arch="modern").differences(stored) == ["--arch (classic -> modern)"]
+    assert PretrainConfig(arch="modern").differences(stored) == ["`arch` (classic -> modern)"]
 
 
 def test_a_setting_that_older_runs_do_not_know_has_its_default() -> None:
     stored = PretrainConfig(depth=4).model_dump(mode="json")
     del stored["head_dim"]
     assert PretrainConfig(depth=4).differences(stored) == []
-    assert PretrainConfig(depth=4, head_dim=64).differences(stored) == ["--head-dim (128 -> 64)"]
+    assert PretrainConfig(depth=4, head_dim=64).differences(stored) == ["`head_dim` (128 -> 64)"]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_sets_what_it_names(preset: str) -> None:
     config = PretrainConfig.model_validate({"preset": preset})
-    words = (config.of_preset or "").split()
-    said = dict(zip(words[::2], words[1::2], strict=True))
-    assert said == {f"--{name.replace('_', '-')}": str(v) for name, v in PRESETS[preset].items()}
+    said = (config.of_preset or "").split()
+    assert said == [f"`{name}={value}`" for name, value in PRESETS[preset].items()]
     spelled_out = PretrainConfig.model_validate(PRESETS[preset])
     assert config == spelled_out.model_copy(update={"preset": preset})
-    assert all(option in str(PretrainConfig.model_fields["preset"].description) for option in said)
+    assert all(
+        setting in str(PretrainConfig.model_fields["preset"].description) for setting in said
+    )
 
 
 def test_what_is_given_wins_over_the_preset() -> None:
     config = PretrainConfig(preset="ultra-low", max_seq_len=2048)
     assert config.max_seq_len == 2048  # though it is the default
-    assert config.of_preset == "--memory-limit least"
+    assert config.of_preset == "`memory_limit=least`"
     assert PretrainConfig().of_preset is None
 
 
 def test_a_preset_that_does_not_go_with_a_budget_is_named() -> None:
-    with pytest.raises(MlxchatError, match=r"--num-iterations 100 \(of --preset quick\)"):
+    with pytest.raises(MlxchatError, match=r"`num_iterations=100` \(of `preset=quick`\)"):
         PretrainConfig(preset="quick", budget="2h")
 
 

@@ -8,6 +8,7 @@ from support.download_faults import Schedules
 from support.streaming_runs import interrupted_run
 
 
+@pytest.mark.slow
 def test_every_file_is_right_or_its_error_is_reported(tmp_path: Path) -> None:
     with Schedules(tmp_path) as schedules:
         outcomes = Counter(schedules.run(seed) for seed in range(200))

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from support.any_bytes import FILES, shards_or_a_clear_error
+from support.marks import slow
 
 from mlxchat.data import ingest as module
 from mlxchat.data.ingest import DOCUMENT_CHARACTERS, IngestSummary, ingest
@@ -319,7 +320,7 @@ def test_a_disk_failure_is_reported_and_leaves_nothing(
     assert list((tmp_path / "home").iterdir()) == []
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", ["own.jsonl", slow("own.txt"), slow("own.parquet")])
 def test_any_bytes_give_shards_or_a_clear_error(name: str) -> None:
     @settings(max_examples=100, deadline=None, derandomize=True, database=None)
     @given(FILES[name])

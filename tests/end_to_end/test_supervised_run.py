@@ -60,9 +60,9 @@ FAILING = """
 import sys
 from pathlib import Path
 from mlxchat.cli.app import main
-from mlxchat.train import conduct
+from mlxchat.train import run
 
-failed, save = Path(sys.argv.pop(1)), conduct._Training.save
+failed, save = Path(sys.argv.pop(1)), run._Training.save
 
 def failing(self, step, loader):
     error = {4: RuntimeError("[METAL] Command buffer execution failed"), 6: MemoryError()}.get(step)
@@ -71,7 +71,7 @@ def failing(self, step, loader):
         raise error
     yield from save(self, step, loader)
 
-conduct._Training.save = failing
+run._Training.save = failing
 main()
 """
 

@@ -139,7 +139,8 @@ def test_trimming_to_what_is_not_there_is_refused(length: int) -> None:
 def test_what_was_read_elsewhere_is_taken_in() -> None:
     model, cache, elsewhere = GPT(CONFIG), Cache(CONFIG), Cache(CONFIG)
     model(mx.array([[1, 2, 3, 4, 5]]), elsewhere)
-    model(mx.array([[1, 2, 3]]), cache)
+    model(mx.array([[1, 2, 3, 6, 7]]), cache)  # with some BLAS, three alone are rounded otherwise
+    cache.trim(3)
     held = [layer.held for layer in elsewhere.layers]
     cache.append(mx.array([[4, 5]]), [(keys[:, :, 3:], values[:, :, 3:]) for keys, values in held])
     assert cache.offset == 5

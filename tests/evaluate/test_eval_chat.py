@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from support.marks import slow
 from support.models import BYTES, network, saved_in
 from support.task_rows import ARC, GSM8K, HUMAN_EVAL, MMLU, fill
 
@@ -262,6 +263,7 @@ def test_json_has_every_loss_score_and_reply(
     assert "gsm8k: 2 questions" in said.err
 
 
+@pytest.mark.slow
 def test_the_results_are_shown_in_words(
     tmp_path: Path, task_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -304,7 +306,7 @@ def test_built_in_questions_are_answered_word_for_word() -> None:
     ]
 
 
-@pytest.mark.parametrize("as_json", [True, False])
+@pytest.mark.parametrize("as_json", [slow(True), False])
 def test_ctrl_c_loses_no_score_that_is_complete(
     as_json: bool,
     tmp_path: Path,

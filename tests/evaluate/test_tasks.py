@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.marks import slow
 from support.models import BYTES, network
 from support.places import SHARED, needs_shared
 from support.task_rows import ARC, GSM8K, HUMAN_EVAL, MMLU, fill
@@ -259,6 +260,7 @@ def test_a_random_model_guesses() -> None:
         assert abs(score.share - score.random) < 3.5 * error
 
 
+@pytest.mark.slow
 @needs_shared
 def test_a_random_model_guesses_on_arc_easy() -> None:
     asked_for = problems("arc-easy", REAL, 200)
@@ -271,7 +273,7 @@ def test_a_random_model_guesses_on_arc_easy() -> None:
 # Writing
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 16])
+@pytest.mark.parametrize("batch_size", [slow(1), 3, slow(16)])
 def test_written_answers_are_those_of_each_prompt_alone(batch_size: int) -> None:
     saved = network(sequence_len=128)
     exercises = [

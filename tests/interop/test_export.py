@@ -309,6 +309,7 @@ def test_the_card_says_how_the_model_was_trained(tmp_path: Path) -> None:
     assert "license:" not in card and "not known" not in card
 
 
+@pytest.mark.slow
 def test_the_card_names_every_model_it_came_from(tmp_path: Path) -> None:
     """Imported, trained on, fine-tuned and quantized; what it was made of is gone by then."""
     home = Home.from_environment()

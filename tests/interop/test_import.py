@@ -139,7 +139,7 @@ def test_a_folder_of_another_name_is_reported(tmp_path: Path) -> None:
         (snapshot / file.name).symlink_to(blobs / str(number))
     foreign = open_model(snapshot)
     assert foreign.name == "abc" and not foreign.conversational
-    assert "--chat" in foreign.notes[0]
+    assert "`conversational`" in foreign.notes[0]
     assert_reference_logits(network(foreign), "classic")
     assert not open_model(snapshot, conversational=True).notes
 
@@ -446,7 +446,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "tokenizer")
     with pytest.raises(MlxchatError, match="no tokenizer") as caught:
         open_model(folder)
-    assert "--tokenizer" in caught.value.remedy
+    assert "`tokenizer=FILE`" in caught.value.remedy
 
 
 def test_the_tokenizer_may_be_elsewhere(tmp_path: Path) -> None:

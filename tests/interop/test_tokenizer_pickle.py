@@ -196,6 +196,7 @@ def test_files_that_cannot_be_read_are_named(
     assert "100 bytes" in assert_refused(tmp_path / "a.pkl", pickled(STATE)).problem
 
 
+@pytest.mark.slow
 def test_truncated_files_are_refused(tmp_path: Path) -> None:
     content = pickle.dumps(tiktoken.Encoding(**STATE), 4)
     for end in range(len(content)):

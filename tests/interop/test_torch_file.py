@@ -429,6 +429,7 @@ STATE_DICT = (DATA / "state_dict.pt").read_bytes()
 EXPECTED = listed(torch_file.read(DATA / "state_dict.pt"))
 
 
+@pytest.mark.slow
 def test_truncated_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "some.pt"
     for end in range(len(STATE_DICT)):

@@ -6,6 +6,7 @@ from itertools import repeat
 import numpy as np
 import pytest
 from support.cases import Case
+from support.marks import slow
 
 from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.model.backward import Backward
@@ -28,7 +29,7 @@ def loss_and_gradients(case: Case, model: GPT, backward: Backward) -> tuple[mx.a
     return found
 
 
-@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [mx.float32, slow(mx.bfloat16)], ids=["float32", "bfloat16"])
 def test_checkpointing_changes_nothing(case: Case, dtype: mx.Dtype) -> None:
     model = case.model(dtype)
     expected_loss, expected = loss_and_gradients(case, model, Backward())
@@ -106,7 +107,7 @@ def peak_of_two_steps(run: Run, limit: int) -> int:
 
 @pytest.mark.usefixtures("_limits")
 @pytest.mark.parametrize("arch", ["classic", "modern"])
-@pytest.mark.parametrize(("checkpoint", "accumulation"), [(False, 1), (False, 2), (True, 2)])
+@pytest.mark.parametrize(("checkpoint", "accumulation"), [(False, 1), slow(False, 2), (True, 2)])
 def test_the_estimate_is_what_is_taken(arch: str, checkpoint: bool, accumulation: int) -> None:
     config = GPTConfig.from_depth(4, 2048, 128, head_dim=64, arch=arch)
     run = new_run(config, 4, accumulation, checkpoint, 64)

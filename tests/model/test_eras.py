@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.cases import GOLDEN, golden
+from support.marks import slow
 
 from mlxchat.checkpoint import layout
 from mlxchat.engine.cache import Cache
@@ -133,7 +134,7 @@ def test_windows_equal_nanochats_at_any_context(case: Case, context: int) -> Non
     assert list(GPTConfig(**fields).windows) == expected
 
 
-@pytest.mark.parametrize("ready", [False, True])
+@pytest.mark.parametrize("ready", [slow(False), True])
 def test_decoding_in_pieces_is_the_full_pass(case: Case, ready: bool) -> None:
     model, cache, T = case.model(), Cache(case.config), case.ids.shape[1]
     expected = model(case.ids)

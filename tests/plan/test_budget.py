@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.marks import slow
 
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.units import spell_duration, to_seconds
@@ -84,7 +85,7 @@ def test_every_duration_is_read_back(seconds: int) -> None:
 
 
 def test_a_budget_and_a_number_of_steps_are_one_too_many() -> None:
-    with pytest.raises(MlxchatError, match="--num-iterations 7 does not go with it"):
+    with pytest.raises(MlxchatError, match="`num_iterations=7` does not go with it"):
         PretrainConfig(budget="2h", num_iterations=7)
 
 
@@ -99,8 +100,8 @@ def test_another_budget_is_another_run() -> None:
     stored = PretrainConfig(budget="2h").model_dump(mode="json")
     assert PretrainConfig(budget="120m").differences(stored) == []
     assert PretrainConfig(budget="3h", depth=4).differences(stored) == [
-        "--depth (auto -> 4)",
-        "--budget (2h -> 3h)",
+        "`depth` (auto -> 4)",
+        "`budget` (2h -> 3h)",
     ]
     without = PretrainConfig().model_dump(mode="json")
     assert PretrainConfig(depth=12).differences(without) == []
@@ -402,7 +403,7 @@ def run_again(home: Path, clock: FakeClock) -> Event:
     return event
 
 
-@pytest.mark.parametrize("stop_at", [5, 30, 60])
+@pytest.mark.parametrize("stop_at", [slow(5), 30, slow(60)])
 def test_what_is_left_is_kept_for_the_resumed_run(
     tmp_path: Path, clock: FakeClock, stop_at: int
 ) -> None:
@@ -417,10 +418,11 @@ def test_what_is_left_is_kept_for_the_resumed_run(
     resumed = clock.now
     run(tmp_path, clock)
     assert 97 <= used + clock.now - resumed <= 103
-    with pytest.raises(MlxchatError, match=r"--budget \(1m40s -> 3m20s\)"):
+    with pytest.raises(MlxchatError, match=r"`budget` \(1m40s -> 3m20s\)"):
         run(tmp_path, clock, config=TINY.model_copy(update={"budget": "3m20s"}))
 
 
+@pytest.mark.slow
 def test_a_slower_machine_takes_fewer_steps_and_says_so(tmp_path: Path, clock: FakeClock) -> None:
     began, notes, steps = clock.now, [], 0
     for event in pretrain.pretrain(TINY, Home(tmp_path), lambda _: None, clock=clock):

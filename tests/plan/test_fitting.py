@@ -80,10 +80,13 @@ def test_a_device_batch_that_is_given_is_kept_or_refused() -> None:
     whole = peak(made(device_batch_size=64, grad_checkpoint="off"))
     with pytest.raises(MlxchatError, match="64 rows of 512 tokens at once") as raised:
         made(device_batch_size=64, grad_checkpoint="off", memory_limit=f"{whole // 4 // MIB}MiB")
-    options = raised.value.remedy.removeprefix("Use ").removesuffix(".").split(" or ")
-    assert {option.split()[0] for option in options} >= {"--device-batch-size", "--memory-limit"}
-    for option in options:  # each of them works
-        name, value = option.removeprefix("--").replace("-", "_").split()
+    settings = raised.value.remedy.removeprefix("Use ").removesuffix(".").split(" or ")
+    assert {setting.split("=")[0] for setting in settings} >= {
+        "`device_batch_size",
+        "`memory_limit",
+    }
+    for setting in settings:  # each of them works
+        name, value = setting.strip("`").split("=")
         works = {"device_batch_size": 64, "grad_checkpoint": "off", name: value}
         made(**{"memory_limit": f"{whole // 4 // MIB}MiB"} | works)
 
@@ -96,8 +99,8 @@ def test_a_model_that_does_not_fit_is_refused_with_its_components() -> None:
     needed = plan(config, 65_536, PLENTY).memory(PLENTY)
     for component in ("parameters", "gradients", "optimizer", "accumulation"):
         assert f"{component} {round_size(needed[component])}" in raised.value.problem
-    assert "--memory-limit" not in raised.value.remedy  # more than the machine has is no help
-    depth = int(raised.value.remedy.removeprefix("Use --depth ").removesuffix("."))
+    assert "memory_limit" not in raised.value.remedy  # more than the machine has is no help
+    depth = int(raised.value.remedy.removeprefix("Use `depth=").removesuffix("`."))
     assert plan(PretrainConfig(depth=depth), 65_536, capacity).model.n_layer == depth
     with pytest.raises(MlxchatError):
         plan(PretrainConfig(depth=depth + 2), 65_536, capacity)

@@ -75,18 +75,18 @@ def test_batch_sizes_that_do_not_divide_name_those_that_do() -> None:
     config = PretrainConfig(depth=4, total_batch_size=12_288, max_seq_len=2048, device_batch_size=4)
     with pytest.raises(MlxchatError, match="12,288 tokens is not a multiple of 4 rows") as raised:
         plan(config, 1024, SMALL)
-    assert raised.value.remedy == "Use --device-batch-size 1, 2, 3, 6."
+    assert raised.value.remedy == "Use `device_batch_size` 1, 2, 3, 6."
     config = PretrainConfig(depth=4, total_batch_size=10_000, max_seq_len=2048, device_batch_size=2)
     with pytest.raises(MlxchatError) as raised:
         plan(config, 1024, SMALL)
-    assert raised.value.remedy == "Use --total-batch-size 8192 or 12288."
+    assert raised.value.remedy == "Use `total_batch_size` 8192 or 12288."
 
 
 def test_a_batch_of_no_whole_row_is_refused() -> None:
     config = PretrainConfig(depth=4, total_batch_size=5000, device_batch_size=1)
     with pytest.raises(MlxchatError, match="not a multiple of a row's 2,048 tokens") as raised:
         plan(config, 1024, SMALL)
-    assert raised.value.remedy == "Use --total-batch-size 4096 or 6144."
+    assert raised.value.remedy == "Use `total_batch_size` 4096 or 6144."
 
 
 def test_the_smallest_model_takes_a_row_of_the_longest_context() -> None:
@@ -105,7 +105,7 @@ def test_a_horizon_of_no_step_is_refused(arch: str) -> None:
 def test_a_depth_that_heads_cannot_share_names_its_neighbours() -> None:
     with pytest.raises(MlxchatError, match="depth of 5 makes a width of 320") as raised:
         plan(PretrainConfig(depth=5), 1024, SMALL)
-    assert raised.value.remedy == "Use --depth 4 or 6, or another --head-dim."
+    assert raised.value.remedy == "Use `depth` 4 or 6, or another `head_dim`."
     assert plan(PretrainConfig(depth=5, head_dim=64), 1024, SMALL).model.n_head == 5
     assert plan(PretrainConfig(depth=5, arch="modern"), 1024, SMALL).model.n_embd == 384
 
@@ -113,10 +113,10 @@ def test_a_depth_that_heads_cannot_share_names_its_neighbours() -> None:
 def test_a_head_dimension_that_never_works_is_refused() -> None:
     with pytest.raises(MlxchatError, match="shared out among heads of 3") as raised:
         plan(PretrainConfig(depth=4, head_dim=3), 1024, SMALL)
-    assert raised.value.remedy == "Use another --head-dim."
-    with pytest.raises(MlxchatError, match="--head-dim 63 is odd") as raised:
+    assert raised.value.remedy == "Use another `head_dim`."
+    with pytest.raises(MlxchatError, match="`head_dim=63` is odd") as raised:
         plan(PretrainConfig(depth=4, arch="modern", head_dim=63), 1024, SMALL)
-    assert raised.value.remedy == "Use an even --head-dim."
+    assert raised.value.remedy == "Use an even `head_dim`."
 
 
 def test_a_modern_width_too_small_for_the_smear_is_refused() -> None:

@@ -86,6 +86,7 @@ def test_it_resumes_without_its_source(source: Path) -> None:
     assert (home.runs / stopped.tag / "step_000002").exists()
 
 
+@pytest.mark.slow
 def test_a_runs_name_is_accepted(source: Path) -> None:
     home = Home.from_environment()
     list(pretrain(config(source, model_tag="first"), home, lambda _: None))
@@ -96,12 +97,12 @@ def test_a_runs_name_is_accepted(source: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"depth": 2}, "--depth 2"),
-        ({"arch": "modern"}, "--arch modern"),
-        ({"max_seq_len": 64}, "--max-seq-len 64"),
-        ({"head_dim": 32}, "--head-dim 32"),
-        ({"vocab_size": 300}, "--vocab-size 300"),
-        ({"tokenizer_dir": "/elsewhere"}, "--tokenizer-dir /elsewhere"),
+        ({"depth": 2}, "`depth=2`"),
+        ({"arch": "modern"}, "`arch=modern`"),
+        ({"max_seq_len": 64}, "`max_seq_len=64`"),
+        ({"head_dim": 32}, "`head_dim=32`"),
+        ({"vocab_size": 300}, "`vocab_size=300`"),
+        ({"tokenizer_dir": "/elsewhere"}, "`tokenizer_dir=/elsewhere`"),
     ],
 )
 def test_settings_that_say_another_shape_are_refused(

@@ -60,6 +60,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "shares"),
     [("classic", (0.5, 1.0, 2.0)), ("modern", (0.5,))],
@@ -106,12 +107,12 @@ def test_impossible_limits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         runtime.check_limits(10**6 * runtime.GIB, None)
     other = runtime.Machine("cpu", "a chip", mx.float32, None, 8 * runtime.GIB)
     monkeypatch.setattr(runtime, "machine", lambda: other)
-    with pytest.raises(MlxchatError, match="--wired-limit is for Macs"):
+    with pytest.raises(MlxchatError, match="`wired_limit` is for Macs"):
         runtime.check_limits(MIB, MIB)
     mac = runtime.Machine("metal", "Apple M3 Pro", mx.bfloat16, None, 27 * runtime.GIB)
     monkeypatch.setattr(runtime, "machine", lambda: mac)
     runtime.check_limits(MIB, 8 * runtime.GIB)
     assert runtime.spare_memory() == mac.memory
-    with pytest.raises(MlxchatError, match=r"--wired-limit is 30\.0 GiB; .* 27\.0 GiB") as raised:
+    with pytest.raises(MlxchatError, match=r"`wired_limit` is 30\.0 GiB; .* 27\.0 GiB") as raised:
         runtime.check_limits(MIB, 30 * runtime.GIB)
     assert "iogpu.wired_limit_mb" in raised.value.remedy

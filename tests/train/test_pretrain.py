@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.marks import slow
 from support.runs import CONFIG, OWN, SETTINGS, assert_same, final, logged, run, shards
 
 from mlxchat.checkpoint import files, layout, store
@@ -76,7 +77,7 @@ def test_events_come_in_order(straight: tuple[Path, list[Event]]) -> None:
     assert not layout.read_model(folder, mx.float32).conversational
 
 
-@pytest.mark.parametrize("stop_at", [1, 3, 8])
+@pytest.mark.parametrize("stop_at", [slow(1), 3, slow(8)])
 def test_an_interrupted_run_resumes_bit_for_bit(
     straight: tuple[Path, list[Event]], prepared: Path, stop_at: int
 ) -> None:

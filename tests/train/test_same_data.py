@@ -61,7 +61,7 @@ def test_other_text_under_the_same_name_is_refused(tmp_path: Path, changed: str)
         with pytest.raises(MlxchatError) as raised:
             go_on()
         assert f"{data / changed} is not the file of that name" in raised.value.problem
-        assert "Put that one back" in raised.value.remedy and "--fresh" in raised.value.remedy
+        assert "Put that one back" in raised.value.remedy and "`fresh`" in raised.value.remedy
     (data / changed).write_bytes(began_with)
     run(tmp_path, config)
     write_texts(data / changed, ["Another text, about hens."] * 150)
@@ -90,7 +90,7 @@ def test_a_run_resumes_with_data_that_moved(tmp_path: Path) -> None:
     shutil.copytree(there, here)
     with pytest.raises(MlxchatError) as raised:
         run(tmp_path, config)
-    assert f"began with --data-dir {there}, not with --data-dir {here}" in raised.value.problem
+    assert f"began with `data_dir={there}`, not with `data_dir={here}`" in raised.value.problem
     with pytest.raises(MlxchatError, match="not with the dataset's own folder"):
         run(tmp_path, config.model_copy(update={"data_dir": None}))
     run(tmp_path, moved)

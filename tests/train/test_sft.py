@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.cases import golden
+from support.marks import slow
 
 from mlxchat.checkpoint import catalog, layout, store
 from mlxchat.config.pretrain import PretrainConfig
@@ -225,7 +226,7 @@ def test_a_run_steps_evaluates_samples_and_saves(based: Path, tmp_path: Path) ->
     assert any("conversations an epoch" in note for note in notes)
 
 
-@pytest.mark.parametrize("stop_at", [1, 5, 8])
+@pytest.mark.parametrize("stop_at", [slow(1), 5, slow(8)])
 def test_an_interrupted_run_resumes_bit_for_bit(based: Path, stop_at: int) -> None:
     if not (Home(based).finetuned / "straight").exists():
         run(based, tuning(based, model_tag="straight"))

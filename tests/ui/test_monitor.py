@@ -320,6 +320,7 @@ TRAIN = (
 ).split()
 
 
+@pytest.mark.slow
 def test_a_real_run_is_watched_and_its_death_is_seen(home: Path) -> None:
     def seen() -> dict[str, object]:
         command = [*COMMAND, "--json"]

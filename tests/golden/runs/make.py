@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from saved_runs import digest, environment, outline, read_weights
+from support.saved_runs import digest, environment, outline, read_weights
 
 import mlxchat
 from mlxchat.runtime import mx  # loads OpenBLAS, which `environment` asks
