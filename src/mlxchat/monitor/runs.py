@@ -16,7 +16,7 @@ from typing import Any, Literal
 from mlxchat.checkpoint import store
 from mlxchat.home import Home
 from mlxchat.monitor.machine import Disk, Machine, Program, disk, lives, machine, programs
-from mlxchat.telemetry.events import Ended, Started, Stepped, from_json
+from mlxchat.telemetry.events import Ended, Started, Stepped, event_from_json
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.status import Process, Status, read_status, status_path
 
@@ -68,7 +68,7 @@ class Log:
 
     def _take(self, line: bytes) -> None:
         try:
-            event = from_json(line)
+            event = event_from_json(line)
         except ValueError:
             return
         if not math.isfinite(event.time):

@@ -30,7 +30,7 @@ from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Event, Noted, Replanned, Sampled, Saved, Started
 from mlxchat.telemetry.log import RunLog
 from mlxchat.telemetry.meter import Meter
-from mlxchat.telemetry.status import Publisher, status_path
+from mlxchat.telemetry.status import StatusFile, status_path
 from mlxchat.tokenizer.bpe import ASSISTANT_END, Tokenizer
 from mlxchat.train.divergence import NotFiniteError, check_arrays, ended
 from mlxchat.train.loop import Run, train
@@ -112,7 +112,9 @@ def conduct(
                 yield from _set_aside(stage)
         path = home.log(tag)
         log = stack.enter_context(RunLog(path, learner.step))
-        status = stack.enter_context(Publisher(status_path(path), meter, runtime.memory_use, clock))
+        status = stack.enter_context(
+            StatusFile(status_path(path), meter, runtime.memory_use, clock)
+        )
         training = _Training(stage, documents, revision, meter, log, begun, available, learner)
         for event in training.events(stack, lambda: log.failed or stop()):
             meter.update(event)

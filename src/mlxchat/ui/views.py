@@ -20,7 +20,7 @@ from mlxchat.telemetry.events import (
     Saved,
     Started,
     Stepped,
-    to_json,
+    event_to_json,
 )
 from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.dashboard import dashboard, shown_loss
@@ -125,7 +125,7 @@ class JsonView:
     def show(self, event: Event, meter: Meter) -> None:
         """Show an event, which ``meter`` has taken in."""
         with self._lock:
-            self._stream.write(f"{to_json(event)}\n")
+            self._stream.write(f"{event_to_json(event)}\n")
             self._stream.flush()
 
     def close(self) -> None:
