@@ -14,8 +14,16 @@ import pytest
 
 from mlxchat.home import Home
 from mlxchat.monitor import machine as machine_module
-from mlxchat.monitor.machine import Disk, Machine, Program, command_of, disk, lives, pressure
-from mlxchat.monitor.runs import SILENT_SECONDS, Log, Monitor, Run, Runs, as_json
+from mlxchat.monitor.machine import (
+    Disk,
+    HostMemory,
+    MlxchatProcess,
+    command_of,
+    disk,
+    lives,
+    pressure,
+)
+from mlxchat.monitor.runs import SILENT_SECONDS, Log, Monitor, Runs, WatchedRun, as_json
 from mlxchat.telemetry.events import (
     Ended,
     Evaluated,
@@ -78,7 +86,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         sleep(0.001)
 
 
-def read_runs(home: Path, now: float, alive: bool = True) -> dict[str, Run]:
+def read_runs(home: Path, now: float, alive: bool = True) -> dict[str, WatchedRun]:
     runs = Runs(Home(home), "here", lambda _: alive)
     return {run.tag: run for run in runs.read(now)}
 
@@ -285,7 +293,7 @@ def test_the_state_follows_from_process_and_log(
     if process:
         write_status(tmp_path, "d4", 1000.0, process)
     run = read_runs(tmp_path, 1000.0 + age, alive)["d4"]
-    assert (run.state, run.heard) == (state, 1000.0)
+    assert (run.state, run.last_seen) == (state, 1000.0)
 
 
 @pytest.mark.parametrize("ended", ["finished", "interrupted", "failed"])
@@ -380,7 +388,7 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_programs_are_found_with_their_memory(sleeper: subprocess.Popen[bytes]) -> None:
-    (found,) = [p for p in machine_module.programs() if p.pid == sleeper.pid]
+    (found,) = [p for p in machine_module.mlxchat_processes() if p.pid == sleeper.pid]
     assert found.command.startswith("-c import sys")
     assert found.resident > 2**20
 
@@ -436,12 +444,12 @@ def test_disk_use_is_split_by_kind(tmp_path: Path) -> None:
     assert found == Disk(3, 12, 48, 64, found.free)
 
 
-def look(home: Path, now: float = 50.0, programs: tuple[Program, ...] = ()) -> Monitor:
+def look(home: Path, now: float = 50.0, processes: tuple[MlxchatProcess, ...] = ()) -> Monitor:
     return Monitor(
         Home(home),
         clock=lambda: now,
-        machine=lambda: Machine("here", 5 * GIB, 8 * GIB, 0, 0, "normal"),
-        programs=lambda: list(programs),
+        memory=lambda: HostMemory("here", 5 * GIB, 8 * GIB, 0, 0, "normal"),
+        processes=lambda: list(processes),
         lives=lambda _: True,
     )
 
@@ -449,8 +457,8 @@ def look(home: Path, now: float = 50.0, programs: tuple[Program, ...] = ()) -> M
 def test_json_has_everything_the_screen_shows(tmp_path: Path) -> None:
     write_log(Home(tmp_path).log("d4"), started(), *map(stepped, range(1, 5)), stepped(5, math.nan))
     write_status(tmp_path, "d4", 50.0)
-    program = Program(99, 1.0, "chat", GIB)
-    said = as_json(look(tmp_path, programs=(program,)).look())
+    program = MlxchatProcess(99, 1.0, "chat", GIB)
+    said = as_json(look(tmp_path, processes=(program,)).look())
     said = json.loads(json.dumps(said, allow_nan=False))
     (run,) = said["runs"]
     assert (run["tag"], run["state"], run["step"], run["total_steps"]) == ("d4", "running", 5, 100)
@@ -465,8 +473,8 @@ def test_json_has_everything_the_screen_shows(tmp_path: Path) -> None:
 
 
 def test_a_machine_is_full_beyond_four_fifths() -> None:
-    assert not Machine("here", 80, 100, 0, 0, None).full
-    assert Machine("here", 81, 100, 0, 0, None).full
+    assert not HostMemory("here", 80, 100, 0, 0, None).full
+    assert HostMemory("here", 81, 100, 0, 0, None).full
 
 
 def test_looking_writes_nothing(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_log_that_cannot_be_continued_stays(
         raise FULL
 
     with monkeypatch.context() as patched:
-        patched.setattr(log, "_lines_until", some)
+        patched.setattr("mlxchat.telemetry.log._lines_until", some)
         with pytest.raises(MlxchatError, match=r"The log .* cannot be written: No space") as raised:
             run(tmp_path, SHORT)
     assert str(log) in raised.value.problem and "same command" in raised.value.remedy

@@ -118,7 +118,7 @@ def test_save_load_and_clear_are_carried_out(tmp_path: Path) -> None:
     shown = talk(chat, f"/save {path}", "/clear", f"  /load   {path} ", width=500)
     assert chat.calls == [("save", str(path)), ("clear",), ("load", str(path))]
     assert f"Saved to {path}." in shown
-    assert f"Going on with {path}." in shown
+    assert f"Resumed {path}." in shown
 
 
 def test_tilde_is_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_help_lists_every_command() -> None:
 
 def test_help_is_aligned() -> None:
     lines = talk(Parrot(), "/help", width=80).splitlines()
-    purposes = ("begin a new", "write the", "go on with", "show this", "leave, as")
+    purposes = ("start a new", "write the", "resume the", "show this", "quit, as")
     starts = [line.index(purpose) for purpose in purposes for line in lines if purpose in line]
     assert starts == [len("/save FILE") + 2] * 5
 
@@ -144,7 +144,7 @@ def test_help_is_aligned() -> None:
 @pytest.mark.parametrize("line", ["/sav x", "/", "//", "/[red]x"])
 def test_unknown_commands_are_named(line: str) -> None:
     chat = Parrot()
-    assert f"There is no {line.split()[0]}; /help" in talk(chat, line)
+    assert f"Unknown command {line.split()[0]}; /help" in talk(chat, line)
     assert chat.calls == []
 
 
