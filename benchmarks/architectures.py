@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mlxchat.plan.plan import REFERENCE_BATCH
+from mlxchat.optim.schedule import REFERENCE_BATCH
 
 RATES = {"embedding-lr": 0.3, "unembedding-lr": 0.008, "matrix-lr": 0.02, "scalar-lr": 0.5}
 WEIGHT_DECAY = 0.28

@@ -199,40 +199,27 @@ def _decode(
 
 
 def _mlxchat(folder: Path, config: GPTConfig) -> rounds.Work:
-    from mlxchat.config.inference import Sampling
-    from mlxchat.engine.cache import Cache
+    from mlxchat.engine.cache import KVCache
     from mlxchat.engine.generate import generate
     from mlxchat.runtime import machine, mx
 
-    model, key = _our_model(folder), mx.random.key(0)
+    model = _our_model(folder)
 
     def after(ids: Sequence[int]) -> Iterator[int]:
-        return generate(
-            model,
-            ids,
-            Cache(config),
-            Sampling(temperature=0),
-            key,
-            stop=frozenset(),
-            max_tokens=NEW_TOKENS,
-        )
+        return generate(model, ids, KVCache(config), stop=frozenset(), max_tokens=NEW_TOKENS)
 
     return _decode(config, machine().device, _name(machine().compute_dtype), after, mx.synchronize)
 
 
 def _batch(folder: Path, config: GPTConfig) -> rounds.Work:
-    from mlxchat.config.inference import Sampling
     from mlxchat.engine.generate import generate_batch
-    from mlxchat.runtime import mx
 
-    model, greedy, key = _our_model(folder), Sampling(temperature=0), mx.random.key(0)
+    model = _our_model(folder)
     ids = random_ids(config.vocab_size, TOGETHER * PROMPT_TOKENS)
     prompts = [ids[row::TOGETHER] for row in range(TOGETHER)]
 
     def once() -> float:
-        stream = generate_batch(
-            model, prompts, greedy, key, stop=frozenset(), max_tokens=NEW_TOKENS
-        )
+        stream = generate_batch(model, prompts, stop=frozenset(), max_tokens=NEW_TOKENS)
         next(stream)
         begun = time.perf_counter()
         for _ in stream:
@@ -267,7 +254,7 @@ def _memory(_: Path, config: GPTConfig) -> rounds.Work:
 
 
 def _prefill(folder: Path, config: GPTConfig) -> rounds.Work:
-    from mlxchat.engine.cache import Cache
+    from mlxchat.engine.cache import KVCache
     from mlxchat.engine.generate import prefill
     from mlxchat.runtime import matmul_flops, mx
 
@@ -277,7 +264,7 @@ def _prefill(folder: Path, config: GPTConfig) -> rounds.Work:
     def repeat(times: int) -> float:
         begun = time.perf_counter()
         for _ in range(times):
-            mx.eval(prefill(model, ids, Cache(config)))
+            mx.eval(prefill(model, ids, KVCache(config)))
         seconds = time.perf_counter() - begun
         floors.append(matmul_flops(1.0))  # as the machine is in this round
         return seconds

@@ -20,7 +20,7 @@ from mlxchat.checkpoint import catalog, layout
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.cli.quickstart import BASE, TUNED
 from mlxchat.data.chats.asking import HELD_OUT_QUESTIONS
-from mlxchat.data.corpus import documents
+from mlxchat.data.corpus.documents import held_out_questions
 from mlxchat.evaluate.answers import write_answers
 from mlxchat.evaluate.loss import LONGEST_REPLY, word_for_word
 from mlxchat.evaluate.tasks import Exercise, user_prompt
@@ -51,7 +51,7 @@ def load(home: Home, tag: str) -> SavedModel:
 def right(saved: SavedModel, questions: int) -> int:
     """How many held-out questions it answers word for word."""
     outcomes = write_answers(
-        saved, word_for_word(documents.held_out(questions)), AT_ONCE, LONGEST_REPLY
+        saved, word_for_word(held_out_questions(questions)), AT_ONCE, LONGEST_REPLY
     )
     return sum(outcome.right for outcome in outcomes)
 

@@ -48,17 +48,17 @@ def write(base: Path, config: GPTConfig) -> None:
     fields = (
         nanochat_files.FIELDS
         if config.arch == "classic"
-        else (*nanochat_files.FIELDS, nanochat_files.WINDOWS)
+        else (*nanochat_files.FIELDS, nanochat_files.WINDOWS_FIELD)
     )
     meta = {"model_config": {name: getattr(config, name) for name in fields}}
     (folder / nanochat_files.meta_file(1)).write_text(json.dumps(meta), "utf-8")
-    torch_file.write(folder / nanochat_files.model_file(1), GPT(config).named_parameters())
+    torch_file.write_torch(folder / nanochat_files.model_file(1), GPT(config).named_parameters())
     ranks = {bytes([byte]): byte for byte in range(256)}
     merged = VOCABULARY - len(SPECIAL_TOKENS) - len(ranks)
     ranks |= {b"%06d" % number: 256 + number for number in range(merged)}
     special = {name: len(ranks) + number for number, name in enumerate(SPECIAL_TOKENS)}
     path = base / nanochat_files.TOKENIZER_FOLDER / nanochat_files.TOKENIZER
-    nanochat_files.write(path, Tokenizer(ranks, SPLIT_PATTERN, special))
+    nanochat_files.write_tokenizer(path, Tokenizer(ranks, SPLIT_PATTERN, special))
     size = sum(parameters(config).values())
     print(f"{size:,} parameters, {4 * size / 1e9:.2f} GB in float32")
 

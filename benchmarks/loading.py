@@ -25,7 +25,7 @@ from mlxchat.data.documents import Cursor, ShardDocuments
 from mlxchat.data.loader import BATCHES_AHEAD, Batch, Loader
 from mlxchat.data.shards import LocalShards
 from mlxchat.errors import MlxchatError
-from mlxchat.tokenizer.bpe import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer, train
+from mlxchat.tokenizer.bpe import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 
 SMALL, LARGE = 4_096, 65_536  # vocabularies
 VOCABULARIES = {"small": SMALL, "large": LARGE}
@@ -96,7 +96,7 @@ def report(given: argparse.Namespace, measured: Sequence[rounds.Measured]) -> st
 
 def _tokenizer(given: argparse.Namespace, vocab_size: int) -> Tokenizer:
     if given.ranks is None or vocab_size != LARGE:
-        return train(ShardDocuments(LocalShards(given.folder)).texts(), vocab_size)
+        return Tokenizer.train(ShardDocuments(LocalShards(given.folder)).texts(), vocab_size)
     lines = (line.split() for line in given.ranks.read_text("ascii").splitlines())
     ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
     special = {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}

@@ -32,7 +32,7 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.loader import LoaderState
 from mlxchat.engine.generate import continue_greedily
 from mlxchat.errors import MlxchatError
-from mlxchat.optim.optimizer import GROUPS
+from mlxchat.optim.optimizer import PARAM_GROUPS
 from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Event, Stepped
@@ -48,7 +48,7 @@ PROMPT = list(range(20))
 def main() -> None:
     """Measure and print; or be the process of one case."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--arch", choices=list(GROUPS), nargs="+", default=["classic"])
+    parser.add_argument("--arch", choices=list(PARAM_GROUPS), nargs="+", default=["classic"])
     parser.add_argument("--depth", type=int, nargs="+", default=[4])
     parser.add_argument("--vocab-size", type=int, nargs="+", default=[65_536])
     parser.add_argument("--max-seq-len", type=int, nargs="+", default=[2048])
@@ -152,7 +152,7 @@ def planned(case: argparse.Namespace) -> Plan:
 
 def add_activities(run: Run, folder: Path) -> None:
     """What else a run does: evaluate, sample, and save all that it would go on from."""
-    losses = mx.compile(partial(run.model.losses, rows=run.loss_rows), inputs=run.model.state)
+    losses = mx.compile(partial(run.model.losses, chunk_rows=run.loss_rows), inputs=run.model.state)
 
     def evaluate(_: int) -> Iterator[Event]:
         for batch in itertools.islice(run.batches, 4):

@@ -40,7 +40,7 @@ WARM_UP = 16  # problems that are not counted: the first ones compile
 
 def random_model(depth: int, vocab_size: int, texts: Iterable[str], seed: int) -> SavedModel:
     """Every matrix normal with a variance of one over its inputs, as if it talked."""
-    learnt = bpe.train(texts, vocab_size)
+    learnt = bpe.Tokenizer.train(texts, vocab_size)
     config = GPTConfig.from_depth(depth, learnt.vocab_size, SEQUENCE_LEN)
     model = GPT(config, runtime.machine().compute_dtype)
     weights = sorted(model.named_parameters().items())

@@ -23,7 +23,7 @@ ALLOWED = {
     "runtime": set(),
     "model": {"runtime"},
     "tokenizer": set(),
-    "optim": {"model", "runtime"},
+    "optim": {"config", "model", "runtime"},
     "data": {"tokenizer"},
     "config": {"data", "model"},
     "plan": {"config", "model", "optim"},

@@ -12,7 +12,7 @@ from support.extras import extra
 from mlxchat.checkpoint import files, layout, store
 from mlxchat.cli.quantize import quantize_command
 from mlxchat.config.pretrain import PretrainConfig
-from mlxchat.engine.cache import Cache
+from mlxchat.engine.cache import KVCache
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.block import Linear
@@ -27,7 +27,7 @@ from mlxchat.model.quantization import (
     from_config,
     to_config,
 )
-from mlxchat.model.quantized import FEW_ROWS, formats_of, quantize_layers
+from mlxchat.model.quantized import DIRECT_ROWS, formats_of, quantize_layers
 from mlxchat.quantize import quantize
 from mlxchat.runtime import machine, mx
 from mlxchat.tokenizer.bpe import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
@@ -106,7 +106,7 @@ def read(folder: Path) -> GPT:
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=str)
-@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1])
+@pytest.mark.parametrize("rows", [1, DIRECT_ROWS, DIRECT_ROWS + 1])
 def test_a_quantized_layer_computes_what_its_weights_stand_for(format: Format, rows: int) -> None:
     dense = Linear(128, 32)
     layer = dense.to_quantized(**format.model_dump())
@@ -140,7 +140,7 @@ def test_a_quantized_network_computes_what_its_weights_stand_for(
     assert furthest(model(ids()), reference(ids())) < close()
     targets = mx.roll(ids(), -1, axis=1)
     assert furthest(model.losses(ids(), targets), reference.losses(ids(), targets)) < close()
-    cache, pieces = Cache(model.config), mx.split(ids(), [9, 10, 11], axis=1)
+    cache, pieces = KVCache(model.config), mx.split(ids(), [9, 10, 11], axis=1)
     logits = mx.concatenate([model(piece, cache) for piece in pieces], axis=1)
     assert furthest(logits, reference(ids())) < close()
 
@@ -322,10 +322,14 @@ def test_other_bits_than_the_config_says_are_refused(tmp_path: Path) -> None:
     [
         ({"bits": 7}, "`bits=7`", "Use 2, 3, 4, 5, 6 or 8"),
         ({"group_size": 16}, "`group_size=16`", "Use 32, 64 or 128"),
-        ({"mode": "mxfp4", "bits": 8}, "`bits=8` does not go with `mode=mxfp4`", "`bits`"),
+        ({"mode": "mxfp4", "bits": 8}, "`bits=8` cannot be combined with `mode=mxfp4`", "`bits`"),
         ({"mode": "nvfp4", "group_size": 32}, "which has 16", "`group_size`"),
-        ({"mode": "mxfp8", "mixed": True}, "`mixed` does not go with `mode=mxfp8`", "one of"),
-        ({"bits": 8, "mixed": True}, "`mixed` does not go with `bits=8`", "one of"),
+        (
+            {"mode": "mxfp8", "mixed": True},
+            "`mixed` cannot be combined with `mode=mxfp8`",
+            "one of",
+        ),
+        ({"bits": 8, "mixed": True}, "`mixed` cannot be combined with `bits=8`", "one of"),
     ],
 )
 def test_settings_that_do_not_exist_are_refused(given: dict, problem: str, remedy: str) -> None:
@@ -340,8 +344,8 @@ def test_settings_that_do_not_exist_are_refused(given: dict, problem: str, remed
     [
         ({}, 96, "`group_size=32`"),
         ({"group_size": 128}, 64, "`group_size=64`"),
-        ({"mode": "mxfp4"}, 48, "Only widths that 32 divides"),
-        ({}, 48, "Only widths that 32 divides"),
+        ({"mode": "mxfp4"}, 48, "Only models whose width is a multiple of 32"),
+        ({}, 48, "Only models whose width is a multiple of 32"),
     ],
 )
 def test_rows_that_groups_do_not_divide_are_refused(given: dict, width: int, remedy: str) -> None:

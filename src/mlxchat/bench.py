@@ -18,9 +18,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from mlxchat import __version__, runtime
-from mlxchat.config.inference import BenchConfig, Sampling
+from mlxchat.config.inference import BenchConfig
 from mlxchat.config.pretrain import PretrainConfig
-from mlxchat.engine.cache import Cache
+from mlxchat.engine.cache import KVCache
 from mlxchat.engine.generate import generate, prefill
 from mlxchat.errors import MemoryLimitError
 from mlxchat.model.gpt import GPT
@@ -248,7 +248,7 @@ def _rounds(task: str, rate: Callable[[], float], report: Report, clock: Clock) 
 def _prefill_rate(model: GPT, ids: list[int], clock: Clock) -> float:
     """Tokens a second from a prompt to the logits after it."""
     begun = clock()
-    mx.eval(prefill(model, ids, Cache(model.config)))
+    mx.eval(prefill(model, ids, KVCache(model.config)))
     return len(ids) / (clock() - begun)
 
 
@@ -257,9 +257,7 @@ def _decode_rate(model: GPT, prompt: list[int], decoded: int, clock: Clock) -> f
     stream = generate(
         model,
         prompt,
-        Cache(model.config),
-        Sampling(temperature=0),
-        mx.random.key(SEED),
+        KVCache(model.config),
         stop=frozenset(),
         max_tokens=decoded,
     )

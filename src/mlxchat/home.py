@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+DEFAULT_DATASET = "fineweb-edu"  # nanochat's first; a row of data/shards.py describes it
+
 
 @dataclass(frozen=True)
 class Home:
@@ -20,8 +22,8 @@ class Home:
         return cls(Path(cache) / "mlxchat")
 
     def data(self, dataset: str) -> Path:
-        """The folder of a dataset's shards; nanochat's name, ``base_data``, for its first one."""
-        return self.root / ("base_data" if dataset == "fineweb-edu" else f"base_data_{dataset}")
+        """The folder of a dataset's shards; for the default one it is nanochat's, ``base_data``."""
+        return self.root / ("base_data" if dataset == DEFAULT_DATASET else f"base_data_{dataset}")
 
     @property
     def tokenizer(self) -> Path:

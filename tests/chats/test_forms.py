@@ -17,7 +17,7 @@ from mlxchat.data.chats import forms, reading, sources
 from mlxchat.data.chats.forms import UNANSWERED, UnusableError, Usable
 from mlxchat.data.chats.sources import Source
 from mlxchat.errors import MlxchatError
-from mlxchat.tokenizer.bpe import train
+from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message, Part
 
 
@@ -228,7 +228,7 @@ UNUSABLE = {
 
 @pytest.mark.parametrize("row, expected", USABLE.values(), ids=USABLE)
 def test_a_common_form_is_read(row: object, expected: Conversation) -> None:
-    assert forms.read(row) == Usable(expected)
+    assert forms.read_row(row) == Usable(expected)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_a_common_form_is_read(row: object, expected: Conversation) -> None:
 )
 def test_an_unusable_row_is_refused_with_its_reason(reason: str, row: object) -> None:
     with pytest.raises(UnusableError) as caught:
-        forms.read(row)
+        forms.read_row(row)
     assert caught.value.reason == reason
 
 
@@ -251,7 +251,7 @@ def test_an_unusable_row_is_refused_with_its_reason(reason: str, row: object) ->
 )
 def test_what_follows_the_last_answer_is_cut(end: list) -> None:
     row = [user("Hi"), assistant("Ho"), *end]
-    assert forms.read(row) == Usable(said("Hi", "Ho"), UNANSWERED)
+    assert forms.read_row(row) == Usable(said("Hi", "Ho"), UNANSWERED)
 
 
 def test_multiple_choice_is_asked_as_nanochat_asks() -> None:
@@ -265,11 +265,11 @@ def test_multiple_choice_is_asked_as_nanochat_asks() -> None:
         "choices": {"text": ["cat", "dog"], "label": ["A", "B"]},
         "answerKey": "B",
     }
-    assert forms.read(mmlu) == forms.read(arc) == Usable(said(expected, "B"))
+    assert forms.read_row(mmlu) == forms.read_row(arc) == Usable(said(expected, "B"))
 
 
 def test_only_what_the_assistant_says_is_learned() -> None:
-    tokenizer = train(["some text"], 265)
+    tokenizer = Tokenizer.train(["some text"], 265)
     ids, mask = tokenizer.render(CALLED)
     learned = [token for token, is_learned in zip(ids, mask, strict=True) if is_learned]
     assert tokenizer.decode(learned) == '{"name": "find"}Three.'
@@ -300,7 +300,7 @@ ENTRIES = st.fixed_dictionaries(
 @given(JSON | st.lists(ENTRIES, max_size=6))
 def test_any_row_is_a_conversation_or_refused(row: object) -> None:
     try:
-        conversation, _ = forms.read(row)
+        conversation, _ = forms.read_row(row)
     except UnusableError as error:
         assert error.reason
         assert len(error.reason) < 250
@@ -352,8 +352,8 @@ def write(path: Path, rows: list) -> Path:
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
 def test_every_kind_of_file_holds_the_same_rows(tmp_path: Path, suffix: str) -> None:
     rows = [{"messages": row} for row in ROWS]
-    conversations, report = reading.read(Source(write(tmp_path / f"chats{suffix}", rows)))
-    assert conversations == [forms.read(row).conversation for row in ROWS]
+    conversations, report = reading.read_source(Source(write(tmp_path / f"chats{suffix}", rows)))
+    assert conversations == [forms.read_row(row).conversation for row in ROWS]
     assert (report.rows, report.used, report.cut, report.skipped) == (20, 20, {}, {})
 
 
@@ -363,15 +363,15 @@ def test_a_folder_is_read_in_order_without_what_is_hidden(tmp_path: Path) -> Non
     write(tmp_path / ".hidden" / "3.jsonl", ROWS)
     (tmp_path / "manifest.json").write_text('["00000.parquet"]')
     (tmp_path / "notes.txt").write_text("notes")
-    conversations, _ = reading.read(Source(tmp_path))
-    assert conversations == [forms.read(row).conversation for row in ROWS]
+    conversations, _ = reading.read_source(Source(tmp_path))
+    assert conversations == [forms.read_row(row).conversation for row in ROWS]
 
 
 def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     bad = [[user("Hi")]] * 7 + [{"text": "no conversation"}]
     cut = [[*ROWS[0], user("More?")]] * 3
     path = write(tmp_path / "chats.jsonl", [*bad, *ROWS, *cut])
-    conversations, report = reading.read(Source(path))
+    conversations, report = reading.read_source(Source(path))
     assert len(conversations) == report.used == 23
     assert report.rows == 31 == report.used + sum(report.skipped.values())
     assert report.skipped == {"no answer": 7, "no known form: keys text": 1}
@@ -387,14 +387,14 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
 def test_reasons_beyond_the_first_are_counted(tmp_path: Path) -> None:
     bad = [[{"x" * number: "?"}] * number for number in range(1, 8)]
     path = write(tmp_path / "chats.jsonl", [ROWS[0], *chain.from_iterable(bad)])
-    summary = reading.read(Source(path))[1].summary()
+    summary = reading.read_source(Source(path))[1].summary()
     assert summary.startswith(
         f"{path}: 1 of 29 rows used; skipped: no known form: keys xxxxxxx (7)"
     )
     assert "keys xxx (3) and 2 others (3 rows), first" in summary
     path = write(tmp_path / "fewer.jsonl", [ROWS[0], *chain.from_iterable(bad[:5]), {"y": "?"}])
-    assert " and 1 other (1 row), first" in reading.read(Source(path))[1].summary()
-    assert " 1 of 1 row used" in reading.read(Source(write(path, ROWS[:1])))[1].summary()
+    assert " and 1 other (1 row), first" in reading.read_source(Source(path))[1].summary()
+    assert " 1 of 1 row used" in reading.read_source(Source(write(path, ROWS[:1])))[1].summary()
 
 
 SPLITS = [
@@ -412,7 +412,7 @@ def test_splits_for_evaluation_are_left_out_of_a_folder(tmp_path: Path) -> None:
     training = ["main/train/0.jsonl", "flat/train-00000-of-00001.jsonl", "tests/latest.jsonl"]
     for name in [*SPLITS, *training]:
         write(root / name, ROWS[:2])
-    conversations, report = reading.read(Source(root))
+    conversations, report = reading.read_source(Source(root))
     assert [str(path.relative_to(root)) for path in sources.listing(Source(root)).files] == sorted(
         training
     )
@@ -421,14 +421,14 @@ def test_splits_for_evaluation_are_left_out_of_a_folder(tmp_path: Path) -> None:
     assert report.left_out == tuple(str(root / name) for name in left_out)
     assert report.summary().endswith(f", {root}/main/dev and 1 more.")
     for name in SPLITS:
-        assert reading.read(Source(root / name))[1].left_out == ()
-    assert reading.read(Source(root / "main" / "dev"))[1].rows == 2
+        assert reading.read_source(Source(root / name))[1].left_out == ()
+    assert reading.read_source(Source(root / "main" / "dev"))[1].rows == 2
 
 
 def test_a_folder_of_nothing_else_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "test" / "0.jsonl", ROWS)
     with pytest.raises(MlxchatError, match=r"is for evaluation: .*test, for example") as caught:
-        reading.read(Source(tmp_path))
+        reading.read_source(Source(tmp_path))
     assert "name it itself" in caught.value.remedy
 
 
@@ -461,7 +461,7 @@ def test_the_rows_that_a_task_is_scored_on_are_not_trained_on() -> None:
 def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(MlxchatError, match=problem) as caught:
-        reading.read(Source(tmp_path / name))
+        reading.read_source(Source(tmp_path / name))
     assert caught.value.remedy
     assert "\n" not in caught.value.problem
 
@@ -472,7 +472,7 @@ def test_any_bytes_are_conversations_or_a_clear_error(suffix: str, content: byte
         path = Path(folder) / f"chats{suffix}"
         path.write_bytes(content)
         with pytest.raises(MlxchatError) as caught:  # no such bytes hold a conversation
-            reading.read(Source(path))
+            reading.read_source(Source(path))
     assert str(path) in caught.value.problem
     assert caught.value.remedy
     assert "\n" not in caught.value.problem and len(caught.value.problem) < 600
@@ -481,21 +481,21 @@ def test_any_bytes_are_conversations_or_a_clear_error(suffix: str, content: byte
 def test_a_parquet_file_of_something_else_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(MlxchatError, match=r"no column of conversations .its columns: text"):
-        reading.read(Source(tmp_path / "a.parquet"))
+        reading.read_source(Source(tmp_path / "a.parquet"))
 
 
 def test_columns_that_are_not_needed_are_not_read(tmp_path: Path) -> None:
     times = pa.array([1], pa.timestamp("ns"))  # Python's clock has no nanoseconds
     rows = pa.table({"prompt": ["Hi"], "response": ["Ho"], "at": times})
     pq.write_table(rows, tmp_path / "a.parquet")
-    assert reading.read(Source(tmp_path / "a.parquet"))[0] == [said("Hi", "Ho")]
+    assert reading.read_source(Source(tmp_path / "a.parquet"))[0] == [said("Hi", "Ho")]
 
 
 def test_a_folder_without_conversations_is_named(tmp_path: Path) -> None:
     with pytest.raises(MlxchatError, match=r"There is no \.jsonl"):
-        reading.read(Source(tmp_path))
+        reading.read_source(Source(tmp_path))
     with pytest.raises(MlxchatError, match="does not exist"):
-        reading.read(Source(tmp_path / "missing"))
+        reading.read_source(Source(tmp_path / "missing"))
 
 
 @needs_shared
@@ -505,7 +505,7 @@ def test_a_folder_without_conversations_is_named(tmp_path: Path) -> None:
 def test_real_files_are_read_whole(path: Path) -> None:
     text = path.read_text("utf-8")
     rows = json.loads(text) if path.suffix == ".json" else text.splitlines()
-    conversations, report = reading.read(Source(path))
+    conversations, report = reading.read_source(Source(path))
     assert report.rows == len(rows) == report.used + sum(report.skipped.values())
     assert len(conversations) == report.used == len(rows)  # none of these need be skipped
     is_identity = path.name == "identity_conversations.jsonl"
@@ -517,5 +517,5 @@ def test_real_files_are_read_whole(path: Path) -> None:
     "folder", ["openai--gsm8k/main/test", "allenai--ai2_arc/ARC-Easy/test", "cais--mmlu/all/dev"]
 )
 def test_tasks_can_be_trained_on(folder: str) -> None:
-    _, report = reading.read(Source(SHARED / "data" / "task_data" / folder))
+    _, report = reading.read_source(Source(SHARED / "data" / "task_data" / folder))
     assert report.used == report.rows > 200

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from mlxchat.data.chats import asking
-from mlxchat.data.chats.identity import Identity, conversations, is_asked
+from mlxchat.data.chats.identity import Identity, identity_conversations, is_asked
 from mlxchat.errors import MlxchatError
 from mlxchat.tokenizer.messages import Conversation
 
@@ -26,7 +26,7 @@ def exchanges(found: list[Conversation]) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def taught() -> list[tuple[str, str]]:
-    return exchanges(list(conversations(ADA, seed=0, count=5000)))
+    return exchanges(list(identity_conversations(ADA, seed=0, count=5000)))
 
 
 @pytest.mark.parametrize(
@@ -74,13 +74,13 @@ def test_what_is_no_identity_is_told(text: str, problem: str) -> None:
 
 
 def test_a_seed_gives_the_same_conversations() -> None:
-    one = list(conversations(ADA, 0, 100))
-    assert one == list(conversations(ADA, 0, 200))[:100]
-    assert one != list(conversations(ADA, 1, 100))
+    one = list(identity_conversations(ADA, 0, 100))
+    assert one == list(identity_conversations(ADA, 0, 200))[:100]
+    assert one != list(identity_conversations(ADA, 1, 100))
 
 
 def test_questions_for_the_name_are_many(taught: list[tuple[str, str]]) -> None:
-    names = {normal(text) for group in (asking.NAME, asking.SELF) for text in group[0]}
+    names = {normal(text) for group in (asking.YOUR_NAME, asking.SELF) for text in group[0]}
     assert len(names) >= 60
     assert names <= {normal(question) for question, _ in taught}
     assert len({question for question, _ in taught}) > 1500
@@ -93,7 +93,14 @@ def test_held_out_questions_are_never_asked(taught: list[tuple[str, str]]) -> No
 
 
 def test_whoever_asks_for_the_name_is_told_it(taught: list[tuple[str, str]]) -> None:
-    for group in (asking.NAME, asking.SELF, asking.KIND, asking.OTHER, asking.GREETED, asking.SAME):
+    for group in (
+        asking.YOUR_NAME,
+        asking.SELF,
+        asking.KIND,
+        asking.OTHER,
+        asking.CALLED_BY_NAME,
+        asking.SAME,
+    ):
         assert all("{name}" in answer for answer in group[1])
     told = sum("Ada" in answer for _, answer in taught)
     assert told > 0.6 * len(taught)
@@ -117,13 +124,13 @@ def test_users_type_as_they_do(taught: list[tuple[str, str]]) -> None:
 
 
 def test_without_a_maker_nobody_is_named() -> None:
-    taught = exchanges(list(conversations(Identity("Ada"), 0, 2000)))
+    taught = exchanges(list(identity_conversations(Identity("Ada"), 0, 2000)))
     assert not any("made by" in answer for _, answer in taught)
     assert not any(question == "Who made you?" for question, _ in taught)
 
 
 def test_another_name_is_another() -> None:
-    taught = exchanges(list(conversations(Identity("claude", "Ann {x}"), 0, 2000)))
+    taught = exchanges(list(identity_conversations(Identity("claude", "Ann {x}"), 0, 2000)))
     assert not any("not Claude" in answer for _, answer in taught)
     assert any("made by Ann {x}" in answer for _, answer in taught)
 

@@ -14,7 +14,7 @@ from mlxchat.data.chats import spelling
 from mlxchat.data.chats.identity import Identity
 from mlxchat.data.chats.mixture import IDENTITY_CONVERSATIONS, ChatDocuments
 from mlxchat.data.chats.sources import Source, parse
-from mlxchat.data.corpus.documents import text
+from mlxchat.data.corpus.documents import document_text
 from mlxchat.data.documents import BATCH, Cursor, Documents
 from mlxchat.errors import MlxchatError
 from mlxchat.tokenizer.messages import Conversation
@@ -207,7 +207,7 @@ def test_the_built_in_corpus_does_not_deny_the_name() -> None:
         documents = ChatDocuments([BUILTIN], seed=0, identity=identity)
         read = (batch for batch, _ in documents.training(Cursor()))
         epoch = islice(chain.from_iterable(read), documents.epoch_size)
-        return sum("I have no name" in text(conversation) for conversation in epoch)
+        return sum("I have no name" in document_text(conversation) for conversation in epoch)
 
     assert denials(None) > 10
     assert denials(Identity("Ada")) == 0

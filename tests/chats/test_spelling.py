@@ -17,7 +17,7 @@ def parts(conversation: Conversation) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def conversations() -> list[Conversation]:
-    return list(spelling.conversations(seed=0, count=4000))
+    return list(spelling.spelling_conversations(seed=0, count=4000))
 
 
 def counted(conversation: Conversation) -> tuple[str, str]:
@@ -33,10 +33,10 @@ def test_words_are_many_and_plain() -> None:
 
 
 def test_a_seed_gives_the_same_conversations(conversations: list[Conversation]) -> None:
-    assert list(spelling.conversations(0, 50)) == conversations[:50]
-    assert list(spelling.conversations(1, 50)) != conversations[:50]
-    assert spelling.held_out(20) == spelling.held_out(40)[:20]
-    assert spelling.held_out(20) != spelling.held_out(20, seed=1)
+    assert list(spelling.spelling_conversations(0, 50)) == conversations[:50]
+    assert list(spelling.spelling_conversations(1, 50)) != conversations[:50]
+    assert spelling.held_out_conversations(20) == spelling.held_out_conversations(40)[:20]
+    assert spelling.held_out_conversations(20) != spelling.held_out_conversations(20, seed=1)
 
 
 def test_three_in_four_count(conversations: list[Conversation]) -> None:
@@ -66,7 +66,7 @@ def test_every_step_is_right(conversations: list[Conversation]) -> None:
             total += word[number] == letter
             assert (place, found, so_far) == (str(number + 1), word[number], str(total))
         assert first.split("\n\n")[-1].startswith(f"So {total}.")
-        assert reply.parts[2].text == str(total) == spelling.answer(conversation)
+        assert reply.parts[2].text == str(total) == spelling.final_answer(conversation)
 
 
 def test_questions_vary(conversations: list[Conversation]) -> None:
@@ -74,17 +74,17 @@ def test_questions_vary(conversations: list[Conversation]) -> None:
     assert len(questions) > 0.9 * len(conversations)
     shapes = {re.sub(r"\W?\b(\w|" + "|".join(WORDS) + r")\b\W?", "_", text) for text in questions}
     assert len(shapes) > 60
-    totals = {spelling.answer(c) for c in conversations if len(parts(c)) > 1}
+    totals = {spelling.final_answer(c) for c in conversations if len(parts(c)) > 1}
     assert totals >= {"0", "1", "2", "3", "4"}
 
 
 def test_what_is_held_out_is_never_trained_on(conversations: list[Conversation]) -> None:
-    kept = spelling.held_out(500)
+    kept = spelling.held_out_conversations(500)
     pairs = {counted(conversation) for conversation in kept}
     trained = {counted(c) for c in conversations if len(parts(c)) > 1}
     assert len(kept) == 500
     assert len({conversation.messages[0].text for conversation in kept}) > 450
     assert len(pairs) > 200
     assert not pairs & trained
-    assert all(spelling.is_held_out(*pair) for pair in pairs)
-    assert not any(spelling.is_held_out(*pair) for pair in trained)
+    assert all(spelling.is_pair_held_out(*pair) for pair in pairs)
+    assert not any(spelling.is_pair_held_out(*pair) for pair in trained)

@@ -124,7 +124,7 @@ class Deaf:
                 pass
 
 rustbpe.Tokenizer = Deaf
-bpe.train(["some text"], 300)
+bpe.Tokenizer.train(["some text"], 300)
 """
 
 

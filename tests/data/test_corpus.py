@@ -7,8 +7,15 @@ from itertools import islice
 
 import pytest
 
-from mlxchat.data.corpus import documents as corpus
-from mlxchat.data.corpus.world import ANIMALS, FACTS, SMALL_TALK, STORY_REQUESTS, with_article
+from mlxchat.data.corpus.documents import corpus_documents, document_text, held_out_questions
+from mlxchat.data.corpus.world import (
+    ANIMALS,
+    FACTS,
+    SMALL_TALK,
+    STORY_REQUESTS,
+    is_held_out,
+    with_article,
+)
 from mlxchat.tokenizer.messages import Conversation
 
 ROLES = ["user", "assistant"]
@@ -16,7 +23,7 @@ ROLES = ["user", "assistant"]
 
 @pytest.fixture(scope="module")
 def documents():
-    return list(islice(corpus.documents(seed=0), 20_000))
+    return list(islice(corpus_documents(seed=0), 20_000))
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +41,13 @@ def normal(prompt):
 
 
 def test_documents_are_the_same_on_every_machine():
-    texts = "\0".join(corpus.text(d) for d in islice(corpus.documents(seed=7), 500))
+    texts = "\0".join(document_text(d) for d in islice(corpus_documents(seed=7), 500))
     assert hashlib.sha256(texts.encode()).hexdigest()[:16] == "f55f2c5e4b950380"
 
 
 def test_a_position_is_all_there_is_to_remember(documents):
-    assert list(islice(corpus.documents(seed=0, start=123), 50)) == documents[123:173]
-    assert next(corpus.documents(seed=1)) != documents[0]
+    assert list(islice(corpus_documents(seed=0, start=123), 50)) == documents[123:173]
+    assert next(corpus_documents(seed=1)) != documents[0]
 
 
 def test_a_quarter_are_stories_and_the_rest_conversations_of_full_turns(documents):
@@ -55,38 +62,38 @@ def test_a_quarter_are_stories_and_the_rest_conversations_of_full_turns(document
 
 
 def test_a_held_out_question_is_never_asked(exchanges):
-    assert not any(corpus.is_held_out(prompt) for _, prompt, _ in exchanges)
+    assert not any(is_held_out(prompt) for _, prompt, _ in exchanges)
     asked = {normal(prompt) for _, prompt, _ in exchanges}
-    assert not asked & {normal(q.prompt) for q in corpus.held_out(2_000)}
+    assert not asked & {normal(q.prompt) for q in held_out_questions(2_000)}
 
 
 def test_a_held_out_question_is_in_no_story(documents):
     told = [text for d in documents for text in ([d] if isinstance(d, str) else [])]
     quoted = {quote for text in told for quote in re.findall(r'"([^"]*\?)"', text)}
     assert len(quoted) > 100
-    assert not any(corpus.is_held_out(question) for question in quoted)
-    held = {q for fact in FACTS for q in fact.questions if corpus.is_held_out(q)}
+    assert not any(is_held_out(question) for question in quoted)
+    held = {q for fact in FACTS for q in fact.questions if is_held_out(q)}
     assert len(held) > 100
     everything = "\n".join(told)
     assert not any(question in everything for question in held)
 
 
 def test_spelling_does_not_let_a_held_out_question_in():
-    for question in corpus.held_out(100):
-        assert corpus.is_held_out(question.prompt.lower().rstrip(".?"))
+    for question in held_out_questions(100):
+        assert is_held_out(question.prompt.lower().rstrip(".?"))
 
 
 def test_held_out_questions_are_different_and_repeatable():
-    questions = corpus.held_out(500)
+    questions = held_out_questions(500)
     assert len({q.prompt for q in questions}) == 500
-    assert questions[:100] == corpus.held_out(100)
-    assert questions != corpus.held_out(500, seed=1)
-    assert all(corpus.is_held_out(q.prompt) for q in questions)
+    assert questions[:100] == held_out_questions(100)
+    assert questions != held_out_questions(500, seed=1)
+    assert all(is_held_out(q.prompt) for q in questions)
 
 
 def test_held_out_questions_are_about_facts_and_about_passages():
     answers = {q: fact.statement for fact in FACTS for q in fact.questions}
-    questions = corpus.held_out(200)
+    questions = held_out_questions(200)
     facts = [q for q in questions if q.prompt in answers]
     assert 60 < len(facts) < 140
     assert all(q.answer == answers[q.prompt] for q in facts)
@@ -107,7 +114,7 @@ def test_no_two_facts_share_a_question():
 
 def test_every_fact_keeps_wordings_to_learn_it_from():
     for fact in FACTS:
-        assert sum(not corpus.is_held_out(q) for q in fact.questions) >= 3, fact.statement
+        assert sum(not is_held_out(q) for q in fact.questions) >= 3, fact.statement
 
 
 @pytest.mark.parametrize(
@@ -123,12 +130,12 @@ def test_every_fact_keeps_wordings_to_learn_it_from():
     ],
 )
 def test_what_people_say_first_is_trained(prompt):
-    assert not corpus.is_held_out(prompt)
+    assert not is_held_out(prompt)
     assert normal(prompt) in {normal(said.prompt) for said in SMALL_TALK}
 
 
 def test_a_story_can_be_asked_for():
-    assert not any(corpus.is_held_out(request.format("")) for request in STORY_REQUESTS)
+    assert not any(is_held_out(request.format("")) for request in STORY_REQUESTS)
 
 
 def test_a_name_is_remembered_later_in_the_conversation(exchanges):
@@ -144,7 +151,7 @@ def test_a_name_is_remembered_later_in_the_conversation(exchanges):
 
 
 def test_the_answer_about_a_passage_is_in_the_passage():
-    passages = [q for q in corpus.held_out(400) if q.prompt.count(".") >= 2]
+    passages = [q for q in held_out_questions(400) if q.prompt.count(".") >= 2]
     assert len(passages) > 100
     for q in passages:
         told = re.findall(r"\w+", q.prompt[: q.prompt.rindex(".")])
@@ -153,7 +160,7 @@ def test_the_answer_about_a_passage_is_in_the_passage():
 
 def test_documents_have_no_placeholders_wrong_articles_or_doubled_words(documents):
     for document in documents[:5_000]:
-        text = corpus.text(document)
+        text = document_text(document)
         assert not re.search(r"[<>{}_]|  |\.\.|,,", text), text
         assert not re.search(r"\b[Aa] [aeiou]", text), text
         assert not re.search(r"\b[Aa]n [^aeiou]", text), text
@@ -183,12 +190,12 @@ def test_an_article_fits_its_word():
 
 
 def test_the_vocabulary_has_a_few_hundred_words(documents):
-    words = Counter(w for d in documents for w in re.findall(r"[a-z]+", corpus.text(d).lower()))
+    words = Counter(w for d in documents for w in re.findall(r"[a-z]+", document_text(d).lower()))
     assert 400 < len(words) < 700
 
 
 def test_text_joins_the_messages(documents):
     conversation = next(d for d in documents if isinstance(d, Conversation))
-    assert corpus.text(conversation) == "\n".join(m.content for m in conversation.messages)
+    assert document_text(conversation) == "\n".join(m.content for m in conversation.messages)
     story = next(d for d in documents if isinstance(d, str))
-    assert corpus.text(story) is story
+    assert document_text(story) is story

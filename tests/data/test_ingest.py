@@ -12,7 +12,7 @@ from support.any_bytes import FILES, shards_or_a_clear_error
 from support.marks import slow
 
 from mlxchat.data import ingest as module
-from mlxchat.data.ingest import DOCUMENT_CHARACTERS, IngestSummary, ingest
+from mlxchat.data.ingest import LONGEST_DOCUMENT, IngestSummary, ingest
 from mlxchat.data.shards import LocalShards, check_shard
 from mlxchat.errors import MlxchatError
 from mlxchat.telemetry.events import Event, Noted, Progressed
@@ -125,7 +125,7 @@ def test_text_is_cut_at_blank_lines(tmp_path: Path, run: Run) -> None:
     (tmp_path / "book.txt").write_text("\n\n\n".join(paragraphs), newline="\r\n")
     summary = run(tmp_path / "book.txt")
     documents = [text for path in summary.shards for text in texts(path)]
-    assert max(map(len, documents)) <= DOCUMENT_CHARACTERS
+    assert max(map(len, documents)) <= LONGEST_DOCUMENT
     assert len(documents) == 8
     found = [paragraph for document in documents for paragraph in document.split("\n\n")]
     assert sorted(found) == sorted(paragraph.rstrip() for paragraph in paragraphs)
@@ -136,7 +136,7 @@ def test_a_line_without_end_is_cut_at_words(tmp_path: Path, run: Run) -> None:
     (tmp_path / "line.txt").write_text(" ".join(words), encoding="utf-8")
     summary = run(tmp_path / "line.txt")
     documents = [text for path in summary.shards for text in texts(path)]
-    assert max(map(len, documents)) <= DOCUMENT_CHARACTERS
+    assert max(map(len, documents)) <= LONGEST_DOCUMENT
     assert sorted(word for text in documents for word in text.split()) == sorted(words)
 
 
@@ -178,7 +178,7 @@ def test_a_folder_is_read_through(tmp_path: Path, run: Run, events: list[Event])
     assert sorted(text for path in summary.shards for text in texts(path)) == ["one", "two"]
     assert summary.files == 3
     notes = [event.text for event in events if isinstance(event, Noted)]
-    assert notes == [f"{source / 'empty.txt'} holds no text and is left out."]
+    assert notes == [f"{source / 'empty.txt'} holds no text and is skipped."]
 
 
 def test_progress_counts_bytes_of_the_source(

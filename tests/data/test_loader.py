@@ -9,19 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlxchat.data.corpus import documents as corpus
+from mlxchat.data.corpus.documents import corpus_documents, document_text
 from mlxchat.data.documents import BuiltinDocuments, Cursor, Documents, Read, ShardDocuments
 from mlxchat.data.loader import Loader, LoaderState
 from mlxchat.data.shards import LocalShards
 from mlxchat.errors import MlxchatError
-from mlxchat.tokenizer.bpe import Tokenizer, train
+from mlxchat.tokenizer.bpe import Tokenizer
 
 B, T = 4, 32
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train(["the quick brown fox jumps over the lazy dog " * 20], 300)
+    return Tokenizer.train(["the quick brown fox jumps over the lazy dog " * 20], 300)
 
 
 def write(folder: Path, *shards: list[str | None]) -> Path:
@@ -118,7 +118,7 @@ class Conversations:
     def __init__(self, count: int) -> None:
         self.all = [
             document
-            for document in islice(corpus.documents(1), count)
+            for document in islice(corpus_documents(1), count)
             if not isinstance(document, str)
         ]
 
@@ -129,7 +129,7 @@ class Conversations:
 
 def test_answers_only_keeps_conversations_whole_and_targets_what_is_said() -> None:
     conversations = Conversations(400)
-    tokenizer = train(map(corpus.text, conversations.all), 400)
+    tokenizer = Tokenizer.train(map(document_text, conversations.all), 400)
     with Loader(conversations(), tokenizer, B, 256, answers_only=True) as batches:
         packed = list(batches)
     ids = np.concatenate([batch.ids for batch in packed])

@@ -168,7 +168,7 @@ def test_two_processes_share_the_work(server: HubServer, folder: Path) -> None:
 def test_an_impossible_number_of_shards_is_refused(
     hub: Hub, folder: Path, events: list[Event], count: int
 ) -> None:
-    with pytest.raises(MlxchatError, match=f"--num-shards {count} cannot") as caught:
+    with pytest.raises(MlxchatError, match=f"`num_shards={count}` cannot") as caught:
         fetch(folder, TINY, count, hub, events.append)
     assert "from 1 to 9" in caught.value.remedy
 

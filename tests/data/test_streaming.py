@@ -497,7 +497,7 @@ def test_two_runs_cannot_share_a_folder(stream: Stream) -> None:
 
 
 def test_room_for_one_shard_is_refused(stream: Stream) -> None:
-    with pytest.raises(MlxchatError, match="--max-cached-shards 1 is too few"):
+    with pytest.raises(MlxchatError, match="`max_cached_shards=1` is too few"):
         stream(1)
 
 

@@ -14,14 +14,14 @@ from support.models import BYTES
 
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
-from mlxchat.engine.cache import Cache
+from mlxchat.engine.cache import KVCache
 from mlxchat.interop import exporters
 from mlxchat.model.config import ERAS, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import Quantization
 from mlxchat.quantize import quantize
 from mlxchat.runtime import mx
-from mlxchat.tokenizer.bpe import train
+from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message, Part
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # theirs
@@ -47,7 +47,7 @@ def network(era: Any) -> SavedModel:
 
 def greedy(model: GPT, prompt: list[int]) -> list[int]:
     """The likeliest tokens after a prompt, one by one."""
-    cache, ids = Cache(model.config), mx.array([prompt])
+    cache, ids = KVCache(model.config), mx.array([prompt])
     written = []
     for _ in range(NEW):
         ids = model(ids, cache)[:, -1:].argmax(-1)
@@ -143,7 +143,7 @@ def parsed(conversation: dict[str, Any]) -> Conversation:
 def test_chats_are_rendered_as_here(program: Any, tmp_path: Path) -> None:
     transformers = extra("transformers")
     reference = golden("tokenizer.json")
-    tokenizer = train(iter(reference["train_docs"]), reference["vocab_size"])
+    tokenizer = Tokenizer.train(iter(reference["train_docs"]), reference["vocab_size"])
     config = GPTConfig(vocab_size=tokenizer.vocab_size, n_layer=1, n_head=2, n_kv_head=2, n_embd=16)
     out = tmp_path / "out"
     exporters.write(program, out, SavedModel(GPT(config), tokenizer, True), HISTORY, mx.float32)
@@ -243,7 +243,7 @@ def test_an_answered_conversation_is_not_completed(chat_tokenizer: Any) -> None:
 def test_texts_are_encoded_as_here(tmp_path: Path) -> None:
     transformers = extra("transformers")
     reference = golden("tokenizer.json")
-    tokenizer = train(iter(reference["train_docs"]), reference["vocab_size"])
+    tokenizer = Tokenizer.train(iter(reference["train_docs"]), reference["vocab_size"])
     tokenizer.save(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     for text in reference["probes"]:

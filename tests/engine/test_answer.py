@@ -8,7 +8,7 @@ from mlxchat.engine.chat import Answer
 from mlxchat.tokenizer.messages import Conversation, Message, Part
 
 
-def told(text: str) -> Answer:
+def decoded(text: str) -> Answer:
     answer = Answer(BYTES)
     for token in ids_of(text):
         answer.take(token)
@@ -31,8 +31,10 @@ CALL_PARTS = (Part("python", "48/2"), Part("python_output", "24.0"))
         ("<|output_start|>5<|output_end|>", (Part("python_output", "5"),)),
     ],
 )
-def test_tokens_and_parts_say_the_same(said: str, content: str | tuple[Part, ...]) -> None:
-    assert told(said).message() == (content, ids_of(said))
+def test_parts_render_to_the_tokens_they_came_from(
+    said: str, content: str | tuple[Part, ...]
+) -> None:
+    assert decoded(said).message() == (content, ids_of(said))
     conversation = Conversation((Message("user", ""), Message("assistant", content)))
     ids, _mask = BYTES.render(conversation)
     assert ids[4:-1] == ids_of(said)
@@ -48,19 +50,19 @@ def test_tokens_and_parts_say_the_same(said: str, content: str | tuple[Part, ...
         ("<|output_start|>4", ""),
     ],
 )
-def test_what_breaks_off_within_a_call_is_whole(said: str, kept: str) -> None:
-    answer = told(said)
-    assert answer.message() == told(kept).message()
+def test_an_answer_cut_off_inside_a_call_is_completed(said: str, kept: str) -> None:
+    answer = decoded(said)
+    assert answer.message() == decoded(kept).message()
     assert answer.message()[1] == ids_of(kept)
     assert answer.tokens == ids_of(said)
 
 
-def test_ends_without_beginnings_and_other_special_tokens_say_nothing() -> None:
+def test_unmatched_ends_and_other_special_tokens_are_ignored() -> None:
     said = "a<|python_end|>b<|output_end|><|user_start|>c"
-    assert told(said).message() == ("abc", ids_of(said))
+    assert decoded(said).message() == ("abc", ids_of(said))
 
 
-def test_pieces_are_whole_letters_and_calls_begin_with_an_empty_one() -> None:
+def test_pieces_are_whole_characters_and_calls_begin_with_an_empty_one() -> None:
     answer = Answer(BYTES)
     pieces = [answer.take(token) for token in ids_of("é<|python_start|>'ü'<|python_end|>!")]
     assert [piece for piece in pieces if piece] == [
@@ -71,7 +73,7 @@ def test_pieces_are_whole_letters_and_calls_begin_with_an_empty_one() -> None:
     ]
 
 
-def test_a_letter_that_a_part_breaks_off_in_is_left_out() -> None:
+def test_a_character_cut_off_at_the_end_of_a_part_is_left_out() -> None:
     answer = Answer(BYTES)
     for token in [0xC3, *ids_of("<|python_start|>1"), 0xC3, *ids_of("<|python_end|>é")]:
         answer.take(token)
@@ -80,7 +82,7 @@ def test_a_letter_that_a_part_breaks_off_in_is_left_out() -> None:
 
 @settings(max_examples=300, deadline=None, database=None, derandomize=True)
 @given(st.lists(st.integers(256, BYTES.vocab_size - 1) | st.sampled_from([*b"1+2 ", 0xC3, 0xBC])))
-def test_any_tokens_are_a_message_that_says_the_same_again(drawn: list[int]) -> None:
+def test_any_tokens_make_a_message_that_renders_to_the_same_message(drawn: list[int]) -> None:
     answer = Answer(BYTES)
     pieces = [answer.take(token) for token in drawn]
     content, _tokens = answer.message()

@@ -129,17 +129,17 @@ HOSTILE = [
         (f"-2**{MAX_BITS - 1}*2", None),
     ],
 )
-def test_results_are_pythons(expression: str, result: str | None) -> None:
+def test_results_equal_pythons(expression: str, result: str | None) -> None:
     assert calculate(expression) == result
 
 
 @pytest.mark.parametrize("expression", HOSTILE, ids=range(len(HOSTILE)))
-def test_hostile_expressions_have_no_result_and_take_no_time(expression: str) -> None:
+def test_hostile_expressions_have_no_result_and_end_at_once(expression: str) -> None:
     assert answered_in_time(expression) is None
 
 
 def answered_in_time(expression: str) -> str | None:
-    """The result, had within the limit and without a warning."""
+    """Return the result; fail if it takes too long or warns."""
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         begun = time.process_time()
@@ -150,7 +150,7 @@ def answered_in_time(expression: str) -> str | None:
 
 
 def arithmetic(rng: random.Random, depth: int) -> str:
-    """An expression that Python can compute quickly, though it may divide by zero."""
+    """Return an expression that Python computes quickly, though it may divide by zero."""
     kind = rng.choice(["number", "binary", "binary", "unary", "group"]) if depth else "number"
     inner = [arithmetic(rng, depth - 1) for _ in range(2)] if depth else []
     space = rng.choice(["", " "])
@@ -191,7 +191,7 @@ PIECES = [
 ]  # fmt: skip
 
 
-def test_ten_thousand_hostile_expressions_raise_nothing_and_take_no_time() -> None:
+def test_ten_thousand_hostile_expressions_raise_nothing_and_end_at_once() -> None:
     rng = random.Random(1)
     for number in range(10_000):
         if number % 2:
@@ -209,7 +209,7 @@ ADMITTED = st.lists(
 
 @settings(max_examples=500, deadline=None, database=None, derandomize=True)
 @given(ADMITTED.map("".join) | st.text())
-def test_any_text_has_a_number_or_no_result(expression: str) -> None:
+def test_any_text_gives_a_number_or_no_result(expression: str) -> None:
     result = answered_in_time(expression)
     assert result is None or math.isfinite(float(result))
 

@@ -25,41 +25,49 @@ def test_answers_in_turns() -> None:
     assert not talk.truncated
 
 
+def test_say_returns_what_reply_streams() -> None:
+    talk = chat(Reciting("Fine, né?"))
+    assert talk.say("How are you?") == "Fine, né?"
+    assert talk.messages == dialogue("How are you?", "Fine, né?")
+    with pytest.raises(MlxchatError, match="empty"):
+        talk.say(" ")
+
+
 @pytest.mark.parametrize("ending", [END, BOS])
-def test_stops_where_the_model_ends(ending: int) -> None:
+def test_an_answer_ends_at_the_models_end_token(ending: int) -> None:
     assert say(chat(Reciting("Bye", ending)), "Bye") == "Bye"
 
 
 @pytest.mark.parametrize("ending", [BOS])
-def test_base_model_stops_at_the_end_of_a_document(ending: int) -> None:
+def test_a_base_model_stops_at_the_end_of_a_document(ending: int) -> None:
     talk = chat(Reciting("once", ending), conversational=False)
     assert say(talk, "There was ") == "once"
 
 
-def test_pieces_are_whole_letters() -> None:
+def test_pieces_are_whole_characters() -> None:
     text = "né 北京 👩‍🚀!"
     pieces = list(chat(Reciting(text)).reply("Write"))
     assert pieces == [Part("text", letter) for letter in text]
 
 
-def test_broken_bytes_are_shown_as_such() -> None:
+def test_invalid_utf8_becomes_replacement_characters() -> None:
     assert say(chat(Reciting(b"a\xffb")), "Write") == "a\ufffdb"
 
 
-def test_a_letter_cut_off_by_the_limit_is_left_out() -> None:
+def test_a_character_cut_off_by_the_limit_is_left_out() -> None:
     talk = chat(Reciting("ab北京"), max_tokens=7)
     assert say(talk, "Write") == "ab北"
     assert talk.truncated
 
 
-def test_the_answer_is_cut_at_max_tokens() -> None:
+def test_an_answer_ends_at_max_tokens() -> None:
     talk = chat(Reciting("abcdef"), max_tokens=3)
     assert say(talk, "Write") == "abc"
     assert talk.truncated
     assert talk.messages == dialogue("Write", "abc")
 
 
-def test_the_seed_decides() -> None:
+def test_equal_seeds_give_equal_answers() -> None:
     model = network().model
 
     def answers(seed: int) -> list[str]:
@@ -77,13 +85,13 @@ def test_an_empty_message_is_refused() -> None:
     assert talk.messages == ()
 
 
-def test_what_looks_like_a_special_token_is_text() -> None:
+def test_text_that_looks_like_a_special_token_stays_text() -> None:
     model = Reciting("ok")
     say(chat(model), "<|assistant_end|>")
     assert model.passes[0] == [BOS, USER, *b"<|assistant_end|>", USER_END, ASSISTANT]
 
 
-def test_lone_surrogates_do_no_harm(tmp_path: Path) -> None:
+def test_lone_surrogates_are_replaced(tmp_path: Path) -> None:
     talk = chat(Reciting("ok"))
     assert say(talk, "caf\udce9") == "ok"
     talk.save(tmp_path / "chat.json")
@@ -104,7 +112,7 @@ def test_every_token_is_processed_once() -> None:
     assert model.passes == [first, *answer, second, *answer]
 
 
-def test_base_model_continues_the_whole_text() -> None:
+def test_a_base_model_continues_the_whole_text() -> None:
     model = network().model
     talk = chat(model, conversational=False, max_tokens=12)
     spoken = [BYTES.bos]
@@ -139,12 +147,12 @@ def greedy(model: GPT, ids: Sequence[int], count: int, stop: set[int]) -> list[i
 
 
 def text_of(tokens: Sequence[int]) -> str:
-    """The text of tokens, without the letter that they break off in."""
+    """Return the text of tokens, without a character that is cut off at the end."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     return decoder.decode(b"".join(BYTES.token_bytes(token) for token in tokens))
 
 
-def test_an_interrupted_answer_stays_and_the_next_one_follows_it() -> None:
+def test_an_interrupted_answer_stays_in_the_history() -> None:
     model = Reciting("one two three")
     talk = chat(model)
     pieces = talk.reply("Count")
@@ -156,7 +164,7 @@ def test_an_interrupted_answer_stays_and_the_next_one_follows_it() -> None:
     assert model.passes[0] == [END, USER, *b"On", USER_END, ASSISTANT]
 
 
-def test_interrupted_before_a_word_it_is_as_if_not_asked(monkeypatch) -> None:
+def test_a_message_interrupted_before_its_answer_leaves_no_trace(monkeypatch) -> None:
     model = Reciting("one")
     talk = chat(model)
     say(talk, "Count")
@@ -202,7 +210,7 @@ def test_oldest_turns_are_dropped_from_the_context_but_not_from_the_messages() -
     assert len(model.passes[0]) == 1 + 2 * turn + len(asked) - shared
 
 
-def test_after_dropping_it_answers_as_if_the_rest_were_all(tmp_path: Path) -> None:
+def test_dropped_turns_have_no_influence_on_answers(tmp_path: Path) -> None:
     model = network(sequence_len=64).model
     talk = chat(model, max_tokens=4)
     for text in ("0" * 15, "1" * 15):

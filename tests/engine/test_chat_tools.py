@@ -12,7 +12,7 @@ from rich.console import Console
 from support.chats import END, Reciting, chat, fill, ids_of
 from support.models import BYTES
 
-from mlxchat.engine.cache import Cache
+from mlxchat.engine.cache import KVCache
 from mlxchat.engine.chat import Chat
 from mlxchat.runtime import mx
 from mlxchat.tokenizer.messages import Conversation, Message, Part
@@ -34,11 +34,11 @@ def hear(talk: Chat, text: str = "Half of 48?") -> list[Part]:
 
 
 def prompt_after(talk: Chat) -> list[int]:
-    """The tokens that the answer to one more message follows."""
+    """Return the prompt that one more message would make."""
     return BYTES.render_for_completion(Conversation((*talk.messages, Message("user", "On"))))
 
 
-def test_the_result_is_forced_and_heard() -> None:
+def test_the_result_is_forced_and_streamed() -> None:
     talk = chat(Reciting(DRAWN))
     pieces = hear(talk)
     assert [piece for piece in pieces if not piece.text] == [
@@ -62,7 +62,7 @@ def test_every_token_of_a_call_is_processed_once() -> None:
     assert expected == read[:-1] + model.passes[0]
 
 
-def test_saved_and_loaded_the_prompt_is_what_is_rendered(tmp_path: Path) -> None:
+def test_a_saved_and_loaded_chat_makes_the_rendered_prompt(tmp_path: Path) -> None:
     path = tmp_path / "chat.json"
     talk = chat(Reciting(DRAWN))
     hear(talk)
@@ -88,7 +88,7 @@ def test_an_output_without_a_call_is_loaded(tmp_path: Path) -> None:
 
 
 def stopped_after(count: int) -> tuple[Chat, Reciting]:
-    """A chat that is left after so many pieces of an answer."""
+    """Close a reply after ``count`` pieces."""
     model = Reciting(DRAWN)
     talk = chat(model)
     with closing(talk.reply("Half of 48?")) as pieces:
@@ -97,10 +97,10 @@ def stopped_after(count: int) -> tuple[Chat, Reciting]:
 
 
 def interrupted_at(count: int) -> tuple[Chat, Reciting]:
-    """A chat in which Ctrl-C comes in the pass of that number."""
+    """Interrupt a reply in the pass number ``count``."""
 
     class Interrupted(Reciting):
-        def features(self, ids: mx.array, cache: Cache) -> mx.array:
+        def features(self, ids: mx.array, cache: KVCache) -> mx.array:
             if len(self.passes) == count - 1:
                 raise KeyboardInterrupt
             return super().features(ids, cache)
@@ -124,7 +124,9 @@ PIECES = len("Half: ") + 1 + len("48/2") + 1 + len("24.0") + len(" That.")
         *((interrupted_at, count) for count in range(1, PASSES + 1)),
     ],
 )
-def test_left_anywhere_the_history_is_what_is_rendered(leave, count: int, tmp_path: Path) -> None:
+def test_the_history_is_well_formed_wherever_an_answer_ends(
+    leave, count: int, tmp_path: Path
+) -> None:
     talk, model = leave(count)
     path = tmp_path / "chat.json"
     talk.save(path)
@@ -143,7 +145,7 @@ def test_left_anywhere_the_history_is_what_is_rendered(leave, count: int, tmp_pa
     assert talk._held[: len(expected)] == expected
 
 
-def test_cut_off_within_an_output_the_call_stays() -> None:
+def test_an_output_cut_off_by_the_limit_is_dropped_and_its_call_stays() -> None:
     talk = chat(Reciting(DRAWN), max_tokens=14)
     pieces = hear(talk)
     assert pieces[-1] == Part("python_output", "2")

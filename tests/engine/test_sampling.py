@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from mlxchat.config.inference import Sampling
-from mlxchat.engine.sampling import keep_min_p, keep_top_p, penalise, sample
+from mlxchat.engine.sampling import keep_min_p, keep_top_p, make_sampler, penalise
 from mlxchat.runtime import mx
 
 DRAWS = 100_000
@@ -80,7 +80,9 @@ def draws(
 ) -> mx.array:
     """10^5 tokens, one for each of as many equal rows, in a single call."""
     rows = mx.broadcast_to(mx.array(logits, mx.float32), (DRAWS, len(logits)))
-    return sample(rows, sampling, mx.random.key(7), None if seen is None else mx.array(seen))
+    if seen is not None:
+        rows = penalise(rows, mx.array(seen), sampling.repetition_penalty)
+    return make_sampler(sampling, mx.random.key(7))(rows)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,7 @@ def draws(
         (0.0, 5, 1.0),
     ],
 )
-def test_chi_square_p_is_that_of_the_tables(statistic: float, freedom: int, p: float) -> None:
+def test_chi_square_p_equals_the_tables(statistic: float, freedom: int, p: float) -> None:
     assert chi_square_p(statistic, freedom) == pytest.approx(p, rel=1e-9)
 
 
@@ -141,13 +143,13 @@ def test_a_single_candidate_is_always_drawn(fields: dict) -> None:
     assert set(draws(Sampling(**{**PLAIN, **fields})).tolist()) == {2}
 
 
-def test_the_test_notices_softmax_taken_for_logits() -> None:
+def test_the_chi_square_test_notices_probabilities_taken_for_logits() -> None:
     wrong = draws(Sampling(**PLAIN), logits=softmax(LOGITS))
     with pytest.raises(AssertionError):
         assert_drawn_from(softmax(LOGITS), wrong)
 
 
-def test_the_test_notices_a_temperature_five_percent_off() -> None:
+def test_the_chi_square_test_notices_a_temperature_five_percent_off() -> None:
     wrong = draws(Sampling(temperature=1.05, top_k=None))
     with pytest.raises(AssertionError):
         assert_drawn_from(softmax(LOGITS), wrong)
@@ -158,7 +160,7 @@ def test_rows_of_a_batch_are_drawn_independently(k: int | None) -> None:
     """The pairs drawn for two rows with unlike logits have the product of their probabilities."""
     logits = np.array([[1.0, 0.5, 0.0], [-0.5, 0.0, 0.7]])
     rows = mx.broadcast_to(mx.array(logits, mx.float32), (DRAWS, 2, 3))
-    first, second = sample(rows, Sampling(temperature=1.0, top_k=k), mx.random.key(5)).T
+    first, second = make_sampler(Sampling(temperature=1.0, top_k=k), mx.random.key(5))(rows).T
     pairs = np.outer(*(top_k(softmax(row), k or 3) for row in logits))
     assert_drawn_from(pairs.ravel(), 3 * first + second)
 
@@ -172,7 +174,7 @@ def test_top_k_keeps_exactly_k_of_a_large_vocabulary() -> None:
     logits = mx.random.normal((32_768,), key=mx.random.key(0))
     rows = mx.broadcast_to(logits, (2_000, 32_768))
     sampling = Sampling(temperature=100.0, top_k=50)
-    drawn = np.array(sample(rows, sampling, mx.random.key(1)))
+    drawn = np.array(make_sampler(sampling, mx.random.key(1))(rows))
     assert set(drawn) == set(np.argsort(-np.array(logits))[:50])
 
 
@@ -211,23 +213,25 @@ def test_min_p_is_relative_to_the_likeliest() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-45])
-def test_no_temperature_is_greedy(temperature: float) -> None:
+def test_a_temperature_of_zero_is_greedy(temperature: float) -> None:
     logits = mx.array([[1.0, 3.0, 2.0], [15.0, -15.0, 0.0]])
     sampling = Sampling(temperature=temperature, top_k=None)
-    assert sample(logits, sampling, mx.random.key(0)).tolist() == [1, 0]
-
-
-def test_greedy_heeds_the_penalty() -> None:
-    sampling = Sampling(temperature=0, repetition_penalty=2)
-    seen = mx.array([False, True, False])
-    assert sample(mx.array([1.0, 3.0, 2.0]), sampling, mx.random.key(0), seen).item() == 2
+    assert make_sampler(sampling, mx.random.key(0))(logits).tolist() == [1, 0]
 
 
 def test_one_row_and_one_key_give_one_token() -> None:
-    logits, sampling = mx.array(LOGITS, mx.float32), Sampling()
-    first, again = (sample(logits, sampling, mx.random.key(3)) for _ in range(2))
+    logits = mx.array(LOGITS, mx.float32)
+    first, again = (make_sampler(Sampling(), mx.random.key(3))(logits) for _ in range(2))
     assert first.shape == ()
     assert first.item() == again.item()
+
+
+def test_every_call_draws_with_another_key() -> None:
+    logits = mx.zeros(1000)
+    sample, again = (make_sampler(Sampling(top_k=None), mx.random.key(3)) for _ in range(2))
+    tokens = [sample(logits).item() for _ in range(20)]
+    assert len(set(tokens)) > 15
+    assert [again(logits).item() for _ in range(20)] == tokens
 
 
 @pytest.mark.parametrize(

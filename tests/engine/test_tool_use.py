@@ -7,24 +7,23 @@ from support.chats import ids_of
 from support.models import BYTES
 
 from mlxchat.config.inference import Sampling
-from mlxchat.engine.cache import Cache
+from mlxchat.engine.cache import KVCache
 from mlxchat.engine.generate import Tool, continue_greedily, generate, generate_batch
-from mlxchat.engine.sampling import sample
+from mlxchat.engine.sampling import make_sampler, penalise
 from mlxchat.engine.tools import ToolUse
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
 
-GREEDY = Sampling(temperature=0)
 NEVER: frozenset[int] = frozenset()
 KEY = mx.random.key(0)
 
 
-# What must follow
+# Which tokens are forced
 
 
 def completed(text: str) -> str:
-    """What a text becomes when each of its letters is one that a model draws where it may."""
+    """Return a text with all forced tokens inserted, as if a model drew its other letters."""
     tool, said = ToolUse(BYTES), []
     for token in ids_of(text):
         while token is not None:
@@ -78,7 +77,7 @@ PROMPTS = [
 
 
 def rigged() -> Tool:
-    """Forces 7 and 8 after every fourth token, and 0 after every ninth."""
+    """Make a tool that forces 7 and 8 after every fourth token, and 0 after every ninth."""
     count = 0
 
     def tool(token: int) -> int | None:
@@ -93,14 +92,15 @@ def by_hand(
     model: GPT,
     ids: Sequence[int],
     count: int,
-    sampling: Sampling = GREEDY,
+    penalty: float = 1.0,
     tools: Callable[[], Tool] = rigged,
 ) -> tuple[list[int], set[int]]:
-    """What follows ``ids`` by a whole pass for each token, and what was drawn and replaced."""
+    """Return the tokens after ``ids``, by a whole pass for each, and the drawn ones replaced."""
     said, replaced, forced, tool = list(ids), set(), None, tools()
     for _ in range(count):
         seen = mx.array([token in said for token in range(model.config.vocab_size)])
-        drawn = int(sample(model(mx.array([said]))[0, -1], sampling, KEY, seen))
+        logits = penalise(model(mx.array([said]))[0, -1], seen, penalty)
+        drawn = int(mx.argmax(logits))
         if forced is not None:
             replaced.add(drawn)
         said.append(drawn if forced is None else forced)
@@ -109,8 +109,8 @@ def by_hand(
 
 
 def alone(model: GPT, ids: Sequence[int], stop: frozenset[int], count: int = 24) -> list[int]:
-    cache = Cache(model.config)
-    tokens = generate(model, ids, cache, GREEDY, KEY, stop=stop, max_tokens=count, tools=rigged)
+    cache = KVCache(model.config)
+    tokens = generate(model, ids, cache, stop=stop, max_tokens=count, tools=rigged)
     return list(tokens)
 
 
@@ -149,35 +149,30 @@ def test_rows_that_have_ended_call_no_tool(model: GPT) -> None:
 
 
 def test_the_cache_holds_forced_tokens_and_continues(model: GPT) -> None:
-    ids, cache = PROMPTS[1], Cache(model.config)
-    tokens = generate(model, ids, cache, GREEDY, KEY, stop=NEVER, max_tokens=6, tools=rigged)
+    ids, cache = PROMPTS[1], KVCache(model.config)
+    tokens = generate(model, ids, cache, stop=NEVER, max_tokens=6, tools=rigged)
     said = list(tokens)
     assert cache.offset == len(ids) + 6
-    again = generate(model, [11], cache, GREEDY, KEY, stop=NEVER, max_tokens=8, tools=rigged)
+    again = generate(model, [11], cache, stop=NEVER, max_tokens=8, tools=rigged)
     assert list(again) == by_hand(model, [*ids, *said, 11], 8)[0]
 
 
-def test_the_penalty_is_of_forced_tokens_and_not_of_those_they_replace(model: GPT) -> None:
-    never_again = Sampling(temperature=0, repetition_penalty=1e6)
-    expected = [by_hand(model, ids, 24, never_again)[0] for ids in PROMPTS]
-    assert any({*by_hand(model, ids, 24, never_again)[1]} & {*said} for ids, said in
+def test_the_penalty_counts_forced_tokens_and_not_those_they_replace(model: GPT) -> None:
+    expected = [by_hand(model, ids, 24, penalty=1e6)[0] for ids in PROMPTS]
+    assert any({*by_hand(model, ids, 24, penalty=1e6)[1]} & {*said} for ids, said in
                zip(PROMPTS, expected, strict=True))  # fmt: skip
-    steps = generate_batch(
-        model, PROMPTS, never_again, KEY, stop=NEVER, max_tokens=24, tools=rigged
-    )
+    never_again = {"stop": NEVER, "max_tokens": 24, "repetition_penalty": 1e6, "tools": rigged}
+    steps = generate_batch(model, PROMPTS, **never_again)
     assert [list(tokens) for tokens in zip(*steps, strict=True)] == expected
-    cache = Cache(model.config)
-    tokens = generate(
-        model, PROMPTS[0], cache, never_again, KEY, stop=NEVER, max_tokens=24, tools=rigged
-    )
+    cache = KVCache(model.config)
+    tokens = generate(model, PROMPTS[0], cache, **never_again)
     assert list(tokens) == expected[0]
 
 
 def test_a_tool_that_forces_nothing_changes_nothing(model: GPT) -> None:
-    hot = Sampling(temperature=1.5)
-
     def drawn(tools: Callable[[], Tool] | None) -> list[list[int | None]]:
-        steps = generate_batch(model, PROMPTS, hot, KEY, stop=NEVER, max_tokens=12, tools=tools)
+        hot = make_sampler(Sampling(temperature=1.5), KEY)
+        steps = generate_batch(model, PROMPTS, hot, stop=NEVER, max_tokens=12, tools=tools)
         return list(steps)
 
     assert drawn(lambda: lambda token: None) == drawn(None)

@@ -10,9 +10,9 @@ from mlxchat.errors import MlxchatError
 from mlxchat.evaluate.loss import bits_per_byte
 from mlxchat.runtime import mx, peak_flops
 from mlxchat.telemetry.events import Evaluated
-from mlxchat.tokenizer.bpe import train
+from mlxchat.tokenizer.bpe import Tokenizer
 
-TOKENIZER = train(["an example of a text, an example of another"] * 50, 280)
+TOKENIZER = Tokenizer.train(["an example of a text, an example of another"] * 50, 280)
 
 
 def batch(text: str) -> Batch:

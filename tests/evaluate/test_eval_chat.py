@@ -20,7 +20,7 @@ from mlxchat.cli.evaluate import eval_chat_command
 from mlxchat.config.inference import TASK_NAMES, ChatEvalConfig
 from mlxchat.data.chats.mixture import ChatDocuments
 from mlxchat.data.chats.sources import parse
-from mlxchat.data.corpus import documents
+from mlxchat.data.corpus.documents import held_out_questions
 from mlxchat.errors import MlxchatError
 from mlxchat.evaluate.answers import Outcome, answer_problems, write_answers
 from mlxchat.evaluate.loss import (
@@ -296,7 +296,7 @@ def test_the_built_in_corpus_has_questions_that_no_conversation_asks(
 
 def test_built_in_questions_are_answered_word_for_word() -> None:
     exercises = builtin_questions(None)
-    expected = documents.held_out(BUILTIN_QUESTIONS)
+    expected = held_out_questions(BUILTIN_QUESTIONS)
     for exercise, question in zip(exercises, expected, strict=True):
         assert exercise.prompt.messages == (Message("user", question.prompt),)
         assert exercise.is_right(f" {question.answer}\n")

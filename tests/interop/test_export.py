@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from mlxchat.home import Home
 from mlxchat.interop import exporters, torch_file
 from mlxchat.interop.importers import open_model
 from mlxchat.interop.importers.model import network
+from mlxchat.interop.programs import PROGRAMS, Program
 from mlxchat.model.config import ERAS, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
@@ -53,7 +55,7 @@ def test_nanochat_gets_back_what_it_gave(arch: str, conversational: bool, tmp_pa
     exporters.write("nanochat", out, model, HISTORY, mx.float32)
     stage = "chatsft_checkpoints" if conversational else "base_checkpoints"
     file = out / stage / "d4" / "model_000007.pt"
-    found, expected = torch_file.read(file), weights(arch)
+    found, expected = torch_file.read_torch(file), weights(arch)
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
         assert tensor.dtype == mx.float32
@@ -62,7 +64,7 @@ def test_nanochat_gets_back_what_it_gave(arch: str, conversational: bool, tmp_pa
     assert meta["model_config"] == config(arch) and meta["step"] == 7
     encoding = pickle.loads((out / "tokenizer" / "tokenizer.pkl").read_bytes())
     assert type(encoding) is tiktoken.Encoding and encoding.n_vocab == 265
-    lengths = torch_file.read(out / "tokenizer" / "token_bytes.pt")
+    lengths = torch_file.read_torch(out / "tokenizer" / "token_bytes.pt")
     assert lengths.dtype == mx.int32
     assert lengths.read().tolist() == [1] * 256 + [0] * 9
     again = open_model(file.parent)
@@ -130,7 +132,7 @@ def test_nanochat_has_had_certain_softcaps_only(tmp_path: Path) -> None:
     source = write_nanochat(tmp_path / "a", "classic")
     CliRunner().invoke(app, ["import", str(source), "--softcap", "20"])
     folder = Home.from_environment().run("d4") / "step_000007"
-    with pytest.raises(MlxchatError, match="caps its logits at 20"):
+    with pytest.raises(MlxchatError, match="has a softcap of 20"):
         exporters.require_possible("nanochat", folder, tmp_path / "out")
     exporters.require_possible("mlx-lm", folder, tmp_path / "out")
 
@@ -192,7 +194,7 @@ def test_what_is_there_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyP
             app, ["export", "--to", "mlx-lm", "--checkpoint", str(source), "--out", out]
         )
         assert isinstance(result.exception, MlxchatError), out
-        assert "is there already" in result.exception.problem
+        assert "already exists" in result.exception.problem
     assert not any((tmp_path / "target").iterdir())
 
 
@@ -431,3 +433,17 @@ def test_paths_are_quoted_as_the_language_has_it(tmp_path: Path) -> None:
     program = "\n".join(usages["transformers"].at('/my "models"/é'))
     assert 'AutoTokenizer.from_pretrained("/my \\"models\\"/é")' in program
     compile(program, "program", "exec")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_row_names_a_module_with_the_functions_of_an_exporter(program: Program) -> None:
+    module = exporters.exporter(program)
+    for name in ("require_known", "write", "usage"):
+        ours, expected = getattr(module, name), getattr(exporters.Exporter, name)
+        assert list(signature(ours).parameters) == list(signature(expected).parameters)[1:]
+        assert ours.__annotations__ == expected.__annotations__
+
+
+def test_help_names_every_program() -> None:
+    shown = CliRunner().invoke(app, ["export", "--help"]).output
+    assert all(program in shown for program in PROGRAMS)

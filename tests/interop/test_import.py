@@ -169,7 +169,7 @@ def test_checkpoints_of_the_original_mlxchat_are_read(tmp_path: Path) -> None:
         (np.array([object()]), "|O"),
         (np.zeros((4, 64), "float64"), "<f8"),
         (np.asfortranarray(np.zeros((4, 64), "float32")), "by columns"),
-        (np.zeros((4, 64), [("a", "<f4")]), "no such kind"),
+        (np.zeros((4, 64), [("a", "<f4")]), "|V4, which is not supported"),
     ],
 )
 def test_other_arrays_are_refused(array: Any, said: str, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_other_arrays_are_refused(array: Any, said: str, tmp_path: Path) -> None
 )
 def test_damaged_arrays_are_refused(content: bytes, tmp_path: Path) -> None:
     folder = numpy_checkpoint(tmp_path)
-    stored_zip.write(folder / "model_000007.npz", [("wte.weight.npy", memoryview(content))])
+    stored_zip.write_zip(folder / "model_000007.npz", [("wte.weight.npy", memoryview(content))])
     with pytest.raises(MlxchatError, match=r"wte\.weight\.npy"):
         open_model(folder)
 
@@ -491,7 +491,7 @@ def test_the_tokenizer_has_to_be_of_its_size(tmp_path: Path) -> None:
 def test_a_name_is_one_run_s_only(tmp_path: Path) -> None:
     source = write_nanochat(tmp_path, "classic")
     imported(source)
-    with pytest.raises(MlxchatError, match="a run called d4 already") as caught:
+    with pytest.raises(MlxchatError, match="already a run called d4") as caught:
         imported(source)
     assert "--model-tag" in caught.value.remedy
     with pytest.raises(MlxchatError, match="cannot be the name"):
@@ -504,10 +504,10 @@ def test_hostile_files_are_refused_and_not_run(name: str, tmp_path: Path) -> Non
     program = running(marker)[name]
     folder = write_nanochat(tmp_path, "classic")
     path, tokenizer = folder / "model_000007.pt", tmp_path / "tokenizer" / "tokenizer.pkl"
-    kept, entries = path.read_bytes(), stored_zip.entries(path)
+    kept, entries = path.read_bytes(), stored_zip.zip_entries(path)
     contents = {name: memoryview(entry.read()) for name, entry in entries.items()}
     contents["archive/data.pkl"] = memoryview(program)
-    stored_zip.write(path, contents.items())
+    stored_zip.write_zip(path, contents.items())
     with pytest.raises(MlxchatError, match="refused"):
         imported(folder)
     path.write_bytes(kept)
@@ -521,7 +521,7 @@ def test_hostile_files_are_refused_and_not_run(name: str, tmp_path: Path) -> Non
 def test_other_values_than_tensors_are_refused(tmp_path: Path) -> None:
     folder = write_nanochat(tmp_path, "classic")
     for value in ([1], {"a": 1}, {1: mx.zeros(3)}, mx.zeros(3)):
-        torch_file.write(folder / "model_000007.pt", value)
+        torch_file.write_torch(folder / "model_000007.pt", value)
         with pytest.raises(MlxchatError, match=r"no tensor|not a table"):
             open_model(folder)
 
@@ -571,7 +571,7 @@ def classic_optimizers(tensors: dict[str, mx.array]) -> list[Any]:
 def test_the_optimizer_of_a_classic_run_on_one_gpu_is_imported(tmp_path: Path) -> None:
     folder, tensors = write_nanochat(tmp_path, "classic"), weights("classic")
     *states, moments = classic_optimizers(tensors)
-    torch_file.write(folder / "optim_000007.pt", states)
+    torch_file.write_torch(folder / "optim_000007.pt", states)
     saved = imported(folder, with_optimizer=True)
     model = layout.read_model(saved, mx.float32).model
     optimizer = new_optimizer(model)
@@ -615,7 +615,7 @@ def modern_optimizer(tensors: dict[str, mx.array], gpus: int = 1) -> dict[str, A
 
 def test_the_optimizer_of_a_modern_run_on_one_gpu_is_imported(tmp_path: Path) -> None:
     folder, tensors = write_nanochat(tmp_path, "modern"), weights("modern")
-    torch_file.write(folder / "optim_000007_rank0.pt", modern_optimizer(tensors))
+    torch_file.write_torch(folder / "optim_000007_rank0.pt", modern_optimizer(tensors))
     saved = imported(folder, with_optimizer=True)
     optimizer = new_optimizer(layout.read_model(saved, mx.float32).model)
     load_optimizer(optimizer, saved)
@@ -634,7 +634,7 @@ def test_a_file_of_an_optimizer_is_read_a_few_times(
     """To read one matrix is to check the CRC of all that are stacked with it."""
     folder, tensors = write_nanochat(tmp_path, "modern"), weights("modern")
     path = folder / "optim_000007_rank0.pt"
-    torch_file.write(path, modern_optimizer(tensors))
+    torch_file.write_torch(path, modern_optimizer(tensors))
     reads: list[str] = []
     read = stored_zip.Entry.read
 
@@ -664,7 +664,7 @@ def test_a_share_of_an_optimizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MlxchatError, match="no state of an optimizer"):
         imported(folder, with_optimizer=True)
     path = folder / "optim_000007_rank0.pt"
-    torch_file.write(path, modern_optimizer(tensors, gpus=2))
+    torch_file.write_torch(path, modern_optimizer(tensors, gpus=2))
     with pytest.raises(MlxchatError, match="whole optimizer") as caught:
         imported(folder, with_optimizer=True)
     assert "one GPU" in caught.value.remedy
@@ -678,23 +678,23 @@ def test_a_share_of_a_classic_optimizer_is_refused(tmp_path: Path) -> None:
     adam, muon, _ = classic_optimizers(tensors)
     path = folder / "optim_000007.pt"
     for state in ([adam], {"state": 1}, [adam, {"state": {}}], 7):
-        torch_file.write(path, state)
+        torch_file.write_torch(path, state)
         with pytest.raises(MlxchatError, match=r"damaged|whole"):
             imported(folder, with_optimizer=True)
     for group in (3, {}, {"params": 3}, {"params": []}, {"params": [[]]}):
-        torch_file.write(path, [adam, muon | {"param_groups": [group]}])
+        torch_file.write_torch(path, [adam, muon | {"param_groups": [group]}])
         with pytest.raises(MlxchatError, match="a group without parameters"):
             imported(folder, with_optimizer=True)
     for step in ("3", [3], mx.zeros(3), None):
         state = {key: entry | {"step": step} for key, entry in adam["state"].items()}
-        torch_file.write(path, [{"state": state}, muon])
+        torch_file.write_torch(path, [{"state": state}, muon])
         with pytest.raises(MlxchatError, match="how many steps"):
             imported(folder, with_optimizer=True)
     del muon["state"][3]
-    torch_file.write(path, [adam, muon])
+    torch_file.write_torch(path, [adam, muon])
     with pytest.raises(MlxchatError, match="whole optimizer"):
         imported(folder, with_optimizer=True)
-    torch_file.write(path, [{"state": {}}, muon])
+    torch_file.write_torch(path, [{"state": {}}, muon])
     with pytest.raises(MlxchatError, match="whole optimizer"):
         imported(folder, with_optimizer=True)
 

@@ -16,7 +16,7 @@ from support.places import SHARED, needs_shared
 
 from mlxchat.errors import MlxchatError
 from mlxchat.interop import nanochat_files, pickles
-from mlxchat.tokenizer.bpe import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer, train
+from mlxchat.tokenizer.bpe import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 
 TOKENIZERS = SHARED / "data" / "tokenizers"
 TEXTS = ["the cat sat on the mat", "日本語 🇫🇷 naïve", " a  b\r\n\t12345"]
@@ -41,7 +41,7 @@ def pickled(state: Any, protocol: int = 4) -> bytes:
 def assert_refused(path: Path, data: bytes) -> MlxchatError:
     path.write_bytes(data)
     with pytest.raises(MlxchatError) as caught:
-        nanochat_files.read(path)
+        nanochat_files.read_tokenizer(path)
     error = caught.value
     assert str(path) in error.problem and error.remedy
     assert error.problem.isprintable() and len(error.problem) < 500
@@ -60,7 +60,7 @@ def same(a: Tokenizer, b: Tokenizer) -> bool:
 
 @needs_shared
 def test_a_tokenizer_of_nanochat_keeps_its_ids() -> None:
-    tokenizer = nanochat_files.read(TOKENIZERS / "nanochat_65536_a.pkl")
+    tokenizer = nanochat_files.read_tokenizer(TOKENIZERS / "nanochat_65536_a.pkl")
     cases = json.loads((TOKENIZERS / "reference_ids.json").read_text("utf-8"))["cases"]
     assert len(cases) == 15
     for case in cases:
@@ -71,7 +71,7 @@ def test_a_tokenizer_of_nanochat_keeps_its_ids() -> None:
 
 @needs_shared
 def test_a_tokenizer_of_nanochat_encodes_a_megabyte_as_tiktoken() -> None:
-    tokenizer = nanochat_files.read(TOKENIZERS / "nanochat_65536_a.pkl")
+    tokenizer = nanochat_files.read_tokenizer(TOKENIZERS / "nanochat_65536_a.pkl")
     lines = (TOKENIZERS / "nanochat_65536_a.tiktoken").read_bytes().splitlines()
     ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)}
     assert all(tokenizer.token_bytes(rank) == token for token, rank in ranks.items())
@@ -89,7 +89,9 @@ def test_a_tokenizer_of_nanochat_encodes_a_megabyte_as_tiktoken() -> None:
 @needs_shared
 def test_a_tokenizer_of_nanochat_is_written_as_it_was(tmp_path: Path) -> None:
     source = TOKENIZERS / "nanochat_65536_a.pkl"
-    nanochat_files.write(tmp_path / "tokenizer.pkl", nanochat_files.read(source))
+    nanochat_files.write_tokenizer(
+        tmp_path / "tokenizer.pkl", nanochat_files.read_tokenizer(source)
+    )
     written = pickle.loads((tmp_path / "tokenizer.pkl").read_bytes())
     assert written.__getstate__() == pickle.loads(source.read_bytes()).__getstate__()
 
@@ -102,28 +104,28 @@ def test_what_tiktoken_pickles_is_read(protocol: int, tmp_path: Path) -> None:
         assert "_codecs.encode" in assert_refused(path, pickle.dumps(encoding, 2)).problem
         return
     path.write_bytes(pickle.dumps(encoding, protocol))
-    assert same(nanochat_files.read(path), Tokenizer(RANKS, SPLIT_PATTERN, SPECIAL))
+    assert same(nanochat_files.read_tokenizer(path), Tokenizer(RANKS, SPLIT_PATTERN, SPECIAL))
 
 
 def test_what_is_written_is_a_tiktoken_encoding(tmp_path: Path) -> None:
-    tokenizer = train(TEXTS * 9, 300)
+    tokenizer = Tokenizer.train(TEXTS * 9, 300)
     path = tmp_path / "tokenizer.pkl"
-    nanochat_files.write(path, tokenizer)
+    nanochat_files.write_tokenizer(path, tokenizer)
     encoding = pickle.loads(path.read_bytes())
     assert type(encoding) is tiktoken.Encoding
     assert encoding.n_vocab == tokenizer.vocab_size
     assert encoding.special_tokens_set == set(SPECIAL_TOKENS)
     for sample in TEXTS:
         assert encoding.encode_ordinary(sample) == tokenizer.encode(sample)
-    assert same(nanochat_files.read(path), tokenizer)
+    assert same(nanochat_files.read_tokenizer(path), tokenizer)
     first = path.read_bytes()
-    nanochat_files.write(path, tokenizer)
+    nanochat_files.write_tokenizer(path, tokenizer)
     assert path.read_bytes() == first
 
 
 def test_the_name_does_not_matter(tmp_path: Path) -> None:
     (tmp_path / "a.pkl").write_bytes(pickled(STATE | {"name": "gpt2"}))
-    assert nanochat_files.read(tmp_path / "a.pkl").vocab_size == 265
+    assert nanochat_files.read_tokenizer(tmp_path / "a.pkl").vocab_size == 265
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,7 @@ def test_the_name_does_not_matter(tmp_path: Path) -> None:
         ({"mergeable_ranks": RANKS | {"ab": 265}}, "mergeable_ranks"),
         ({"mergeable_ranks": RANKS | {b"ab": -1}}, "each once"),
         ({"mergeable_ranks": RANKS | {b"ab": 2**40}}, "each once"),
-        ({"mergeable_ranks": RANKS | {b"": 265}}, "without a byte"),
+        ({"mergeable_ranks": RANKS | {b"": 265}}, "an empty token"),
         ({"mergeable_ranks": {b"ab" if t == b"q" else t: r for t, r in RANKS.items()}}, "byte"),
         ({"special_tokens": {}}, "<|bos|>"),
         ({"special_tokens": {"<|bos|>": 256}}, "<|user_start|>"),
@@ -191,7 +193,7 @@ def test_files_that_cannot_be_read_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(MlxchatError, match="No such file"):
-        nanochat_files.read(tmp_path / "a.pkl")
+        nanochat_files.read_tokenizer(tmp_path / "a.pkl")
     monkeypatch.setattr(pickles, "MOST_BYTES", 100)
     assert "100 bytes" in assert_refused(tmp_path / "a.pkl", pickled(STATE)).problem
 
@@ -217,7 +219,7 @@ def test_changed_files_are_refused_or_a_tokenizer(
     path = tmp_path_factory.getbasetemp() / "changed.pkl"
     path.write_bytes(content)
     try:
-        tokenizer = nanochat_files.read(path)
+        tokenizer = nanochat_files.read_tokenizer(path)
     except MlxchatError as error:
         assert error.problem.isprintable() and error.remedy
         return

@@ -18,7 +18,7 @@ from support.places import TESTS
 
 from mlxchat.errors import MlxchatError
 from mlxchat.interop import pickles, stored_zip, torch_file
-from mlxchat.interop.torch_file import Tensor
+from mlxchat.interop.torch_file import TorchTensor
 from mlxchat.runtime import mx
 
 DATA = TESTS / "interop" / "torch_files"  # made by torch: see make_torch_files.py there
@@ -27,8 +27,8 @@ NUMBERS = (np.arange(12, dtype=np.float32) / 8).reshape(3, 4)
 
 def listed(value: Any) -> Any:
     """A value with tensors as their dtype and numbers."""
-    if isinstance(value, Tensor | mx.array):
-        array = value.read() if isinstance(value, Tensor) else value
+    if isinstance(value, TorchTensor | mx.array):
+        array = value.read() if isinstance(value, TorchTensor) else value
         assert array.dtype == value.dtype and array.shape == value.shape
         bits = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
         return str(value.dtype), value.shape, np.array(bits).tobytes()
@@ -61,7 +61,7 @@ def torch_zip(folder: Path, program: bytes, **others: bytes) -> Path:
     contents = {"data.pkl": program, "byteorder": b"little", "version": b"3\n"}
     contents |= {"data/0": NUMBERS.tobytes(), **others}
     path = folder / "some.pt"
-    stored_zip.write(path, ((f"some/{name}", memoryview(b)) for name, b in contents.items()))
+    stored_zip.write_zip(path, ((f"some/{name}", memoryview(b)) for name, b in contents.items()))
     return path
 
 
@@ -80,7 +80,7 @@ FLAGS, METHOD, CRC, COMPRESSED, SIZE, HEADER = 8, 10, 16, 20, 24, 42  # in a dir
 
 def assert_refused(path: Path) -> MlxchatError:
     with pytest.raises(MlxchatError) as caught:
-        listed(torch_file.read(path))
+        listed(torch_file.read_torch(path))
     error = caught.value
     assert str(path) in error.problem and error.remedy
     assert error.problem.isprintable() and len(error.problem) < 500
@@ -88,7 +88,7 @@ def assert_refused(path: Path) -> MlxchatError:
 
 
 def test_a_state_dict_of_torch_is_read() -> None:
-    value = torch_file.read(DATA / "state_dict.pt")
+    value = torch_file.read_torch(DATA / "state_dict.pt")
     assert list(value) == ["c_q.weight", "wte.weight"]
     assert value["c_q.weight"].dtype == mx.float32
     assert np.array_equal(np.array(value["c_q.weight"].read()), NUMBERS)
@@ -98,7 +98,7 @@ def test_a_state_dict_of_torch_is_read() -> None:
 
 
 def test_optimizers_of_torch_are_read() -> None:
-    adamw, muon = torch_file.read(DATA / "optimizers.pt")
+    adamw, muon = torch_file.read_torch(DATA / "optimizers.pt")
     assert [group["lr"] for group in adamw["param_groups"]] == [0.25, 0.5]
     assert adamw["param_groups"][0]["betas"] == (0.75, 0.5)
     assert adamw["state"][0]["step"].read().item() == 1
@@ -108,7 +108,7 @@ def test_optimizers_of_torch_are_read() -> None:
 
 
 def test_every_kind_of_value_of_torch_is_read() -> None:
-    value = torch_file.read(DATA / "everything.pt")
+    value = torch_file.read_torch(DATA / "everything.pt")
     expected = {
         "transposed": NUMBERS.T,
         "rows": NUMBERS[1:],
@@ -151,19 +151,19 @@ def everything_writable() -> dict[str, Any]:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     value = everything_writable()
-    torch_file.write(tmp_path / "a.pt", value)
-    assert listed(torch_file.read(tmp_path / "a.pt")) == listed(value)
+    torch_file.write_torch(tmp_path / "a.pt", value)
+    assert listed(torch_file.read_torch(tmp_path / "a.pt")) == listed(value)
 
 
 def test_the_same_value_makes_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a.pt", "b.pt"):
-        torch_file.write(tmp_path / name, everything_writable())
+        torch_file.write_torch(tmp_path / name, everything_writable())
     assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
 
 
 def test_storages_are_aligned_and_the_zip_is_sound(tmp_path: Path) -> None:
-    torch_file.write(tmp_path / "a.pt", everything_writable())
-    assert all(e.start % 64 == 0 for e in stored_zip.entries(tmp_path / "a.pt").values())
+    torch_file.write_torch(tmp_path / "a.pt", everything_writable())
+    assert all(e.start % 64 == 0 for e in stored_zip.zip_entries(tmp_path / "a.pt").values())
     with zipfile.ZipFile(tmp_path / "a.pt") as archive:
         assert archive.testzip() is None
 
@@ -171,19 +171,19 @@ def test_storages_are_aligned_and_the_zip_is_sound(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [{1, 2}, b"x", mx.array([1], mx.uint32), [object()], 1j])
 def test_other_values_cannot_be_written(value: Any, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="torch file"):
-        torch_file.write(tmp_path / "a.pt", value)
+        torch_file.write_torch(tmp_path / "a.pt", value)
 
 
 @pytest.mark.slow
 def test_torch_reads_what_is_written(tmp_path: Path) -> None:
     torch = extra("torch")
     value = everything_writable()
-    torch_file.write(tmp_path / "a.pt", value)
+    torch_file.write_torch(tmp_path / "a.pt", value)
     loads = [{"weights_only": True}, {"weights_only": False}, {"weights_only": True, "mmap": True}]
     for options in loads:
         found = torch.load(tmp_path / "a.pt", **options)
         torch.save(found, tmp_path / "b.pt")
-        assert listed(torch_file.read(tmp_path / "b.pt")) == listed(value)
+        assert listed(torch_file.read_torch(tmp_path / "b.pt")) == listed(value)
         assert found["bfloat16"].dtype == torch.bfloat16
         assert found["state"] == value["state"]
 
@@ -194,18 +194,20 @@ def test_what_torch_writes_now_is_read(tmp_path: Path) -> None:
     for path in DATA.glob("*.pt"):
         torch.save(torch.load(path, weights_only=True), tmp_path / path.name)
         if path.name != "before_1_6.pt":
-            assert listed(torch_file.read(tmp_path / path.name)) == listed(torch_file.read(path))
+            assert listed(torch_file.read_torch(tmp_path / path.name)) == listed(
+                torch_file.read_torch(path)
+            )
 
 
 def test_a_tensor_is_read_in_little_memory(tmp_path: Path) -> None:
     size = 2**23
-    torch_file.write(tmp_path / "a.pt", [mx.full((size // 4,), float(i)) for i in range(6)])
+    torch_file.write_torch(tmp_path / "a.pt", [mx.full((size // 4,), float(i)) for i in range(6)])
     tracemalloc.start()
-    tensors = torch_file.read(tmp_path / "a.pt")
+    tensors = torch_file.read_torch(tmp_path / "a.pt")
     assert [tensor.read()[-1].item() for tensor in tensors] == list(range(6))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < size + 2 * stored_zip.PIECE + 2**20
+    assert peak < size + 2 * stored_zip.PIECE_BYTES + 2**20
 
 
 @pytest.mark.parametrize(
@@ -310,7 +312,7 @@ def test_an_archive_within_is_never_opened(tmp_path: Path) -> None:
     inner = torch_zip(tmp_path / "inner", running(tmp_path / "marker")["reduce"]).read_bytes()
     count = len(inner)
     program = tensor(kind="ByteStorage", count=count, shape=(count,), strides=(1,))
-    value = torch_file.read(torch_zip(tmp_path, program, **{"data/0": inner}))
+    value = torch_file.read_torch(torch_zip(tmp_path, program, **{"data/0": inner}))
     assert np.array(value.read()).tobytes() == inner
     call = b"ctorch.storage\n_load_from_bytes\nB" + struct.pack("<I", count) + inner + b"\x85R."
     assert "_load_from_bytes" in assert_refused(torch_zip(tmp_path, call)).problem
@@ -419,14 +421,14 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     assert "No such file" in assert_refused(tmp_path / "none.pt").problem
     assert "directory" in assert_refused(tmp_path).problem
     path = torch_zip(tmp_path, tensor())
-    value = torch_file.read(path)
+    value = torch_file.read_torch(path)
     path.unlink()
     with pytest.raises(MlxchatError, match="cannot be read"):
         value.read()
 
 
 STATE_DICT = (DATA / "state_dict.pt").read_bytes()
-EXPECTED = listed(torch_file.read(DATA / "state_dict.pt"))
+EXPECTED = listed(torch_file.read_torch(DATA / "state_dict.pt"))
 
 
 @pytest.mark.slow
@@ -450,6 +452,6 @@ def test_changed_files_are_refused_or_right(changes: list[tuple[int, int]]) -> N
         path = Path(folder) / "some.pt"
         path.write_bytes(content)
         try:
-            assert listed(torch_file.read(path)) == EXPECTED
+            assert listed(torch_file.read_torch(path)) == EXPECTED
         except MlxchatError as error:
             assert error.problem.isprintable() and error.remedy

@@ -1,22 +1,25 @@
+"""Causal attention against its formula, in blocks of queries and with windows."""
+
 import math
 
 import pytest
 
-from mlxchat.model.block import attend
-from mlxchat.model.size import QUERIES
+from mlxchat.model.block import QUERIES, causal_attention
 from mlxchat.runtime import machine, mx
 
 SCALE = 0.3
 
 
-def drawn(B: int, H: int, n_kv_head: int, T: int, S: int) -> tuple[mx.array, mx.array, mx.array]:
+def random_qkv(
+    B: int, H: int, n_kv_head: int, T: int, S: int
+) -> tuple[mx.array, mx.array, mx.array]:
     keys = mx.random.split(mx.random.key(0), 3)
     q = mx.random.normal((B, H, T, 8), key=keys[0])
     k, v = (mx.random.normal((B, n_kv_head, S, 8), key=key) for key in keys[1:])
     return q, k, v
 
 
-def by_hand(q: mx.array, k: mx.array, v: mx.array, window: int) -> mx.array:
+def formula(q: mx.array, k: mx.array, v: mx.array, window: int) -> mx.array:
     T, S, groups = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
     k, v = (mx.repeat(x, groups, axis=1) for x in (k, v))
     query, key = mx.arange(S - T, S)[:, None], mx.arange(S)
@@ -31,43 +34,43 @@ def by_hand(q: mx.array, k: mx.array, v: mx.array, window: int) -> mx.array:
 )
 @pytest.mark.parametrize("window", [0, 3, 100, QUERIES, 10_000])
 def test_attention_equals_the_formula(T: int, S: int, window: int) -> None:
-    q, k, v = drawn(2, 4, 2, T, S)
-    if T == 1:  # sees all that it is given
+    q, k, v = random_qkv(2, 4, 2, T, S)
+    if T == 1:  # a single query sees all the keys that it is given
         k, v = (x[:, :, max(0, S - 1 - window) :] for x in (k, v))
-    expected = by_hand(q, k, v, window)
-    assert mx.allclose(attend(q, k, v, SCALE, window), expected, atol=1e-5)
+    expected = formula(q, k, v, window)
+    assert mx.allclose(causal_attention(q, k, v, SCALE, window), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("window", [100, 10_000])
-def test_gradients_equal_the_formulas(window: int) -> None:
-    arrays = drawn(1, 2, 2, 2 * QUERIES + 9, 2 * QUERIES + 9)
+def test_gradients_equal_those_of_the_formula(window: int) -> None:
+    arrays = random_qkv(1, 2, 2, 2 * QUERIES + 9, 2 * QUERIES + 9)
     weights = mx.random.normal(arrays[0].shape, key=mx.random.key(1))
 
     def ours(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        return (weights * attend(q, k, v, SCALE, window)).sum()
+        return (weights * causal_attention(q, k, v, SCALE, window)).sum()
 
     def theirs(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        return (weights * by_hand(q, k, v, window)).sum()
+        return (weights * formula(q, k, v, window)).sum()
 
-    found, expected = (mx.grad(f, argnums=(0, 1, 2))(*arrays) for f in (ours, theirs))
-    for a, b in zip(found, expected, strict=True):
+    computed, expected = (mx.grad(f, argnums=(0, 1, 2))(*arrays) for f in (ours, theirs))
+    for a, b in zip(computed, expected, strict=True):
         assert mx.allclose(a, b, atol=1e-4)
 
 
-def test_a_single_query_sees_what_is_not_hidden() -> None:
-    q, k, v = drawn(2, 2, 2, 1, 6)
-    hidden = mx.array([[0, 0, 0, 0, 0, 0], [-1e9, -1e9, 0, 0, 0, 0]])[:, None, None]
-    found = attend(q, k, v, SCALE, 10, hidden)
-    assert mx.allclose(found[:1], by_hand(q, k, v, 10)[:1], atol=1e-6)
-    assert mx.allclose(found[1:], by_hand(q, k[:, :, 2:], v[:, :, 2:], 10)[1:], atol=1e-6)
+def test_the_mask_hides_positions_from_a_single_query() -> None:
+    q, k, v = random_qkv(2, 2, 2, 1, 6)
+    mask = mx.array([[0, 0, 0, 0, 0, 0], [-1e9, -1e9, 0, 0, 0, 0]])[:, None, None]
+    output = causal_attention(q, k, v, SCALE, 10, mask)
+    assert mx.allclose(output[:1], formula(q, k, v, 10)[:1], atol=1e-6)
+    assert mx.allclose(output[1:], formula(q, k[:, :, 2:], v[:, :, 2:], 10)[1:], atol=1e-6)
 
 
-@pytest.mark.skipif(machine().backend != "cpu", reason="there scores are not held")
+@pytest.mark.skipif(machine().backend != "cpu", reason="only CPUs hold the scores")
 def test_attention_holds_the_scores_of_one_block_at_a_time() -> None:
     T = 8 * QUERIES
-    q, k, v = drawn(1, 8, 8, T, T)
+    q, k, v = random_qkv(1, 8, 8, T, T)
     mx.eval(q, k, v)
     mx.reset_peak_memory()
     before = mx.get_active_memory()
-    mx.eval(attend(q, k, v, SCALE, T))
+    mx.eval(causal_attention(q, k, v, SCALE, T))
     assert mx.get_peak_memory() - before < 4 * 8 * T * T

@@ -1,15 +1,16 @@
-"""Models of every era of nanochat's, against nanochat's own code.
+"""Models of every era against nanochat's own code.
 
-What is in golden/eras was computed by nanochat's gpt.py of each case's commit, with PyTorch 2.13 on
-a CPU, in float32 throughout (also the rotary tables, which it keeps in bfloat16), with the config
-in cases.json and the parameters that `drawn` draws. At fbc1484 92d63d4's flash_attention.py, which
-computes the same, stood in for Flash Attention 3. Of the logits sixteen positions of each row
-are kept, of the losses all.
+The numbers in golden/eras come from nanochat's gpt.py at each case's commit, run with PyTorch 2.13
+on a CPU, with the config in cases.json and the parameters that `drawn` draws. Everything was
+float32, even the rotary tables that nanochat keeps in bfloat16. At fbc1484, flash_attention.py of
+92d63d4 replaced Flash Attention 3; it computes the same. The files hold the logits of sixteen
+positions per row, and all losses.
 """
 
 import json
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,15 +18,15 @@ from support.cases import GOLDEN, golden
 from support.marks import slow
 
 from mlxchat.checkpoint import layout
-from mlxchat.engine.cache import Cache
+from mlxchat.engine.cache import KVCache
 from mlxchat.errors import MlxchatError
-from mlxchat.model.backward import Backward
+from mlxchat.model.backward import ordered_loss
 from mlxchat.model.config import ERAS, GPTConfig, era_of
 from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import Quantization, quantizable
 from mlxchat.model.quantized import quantize_layers
 from mlxchat.model.size import flops_per_token, parameters
-from mlxchat.optim.optimizer import GROUPS, MATRIX, MuonAdamW, Rates, group_of
+from mlxchat.optim.optimizer import PARAM_GROUPS, MuonAdamW, Rates, group_of
 from mlxchat.runtime import mx, nn, tree_flatten
 from mlxchat.tokenizer.bpe import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 
@@ -45,7 +46,7 @@ BYTES = Tokenizer(
 
 
 def drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A parameter, none of whose numbers vanishes."""
+    """Draw a parameter in which no number is zero."""
     numbers = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
     if len(shape) == 1:
         numbers = 0.7 + 0.2 * numbers
@@ -55,7 +56,7 @@ def drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 class Case:
-    """A model of nanochat's with what it computes."""
+    """A model of nanochat's with the numbers that it computed."""
 
     def __init__(self, name: str) -> None:
         self.facts = CASES[name]
@@ -83,7 +84,7 @@ def with_drawn(model: GPT) -> GPT:
 
 
 def small(era: str) -> GPT:
-    """A network of an era, of the vocabulary of bytes."""
+    """Return a small network of an era, with a vocabulary of bytes."""
     config = GPTConfig(
         arch=ERAS[era].arch, era=era, sequence_len=64, vocab_size=BYTES.vocab_size, n_layer=3,
         n_head=4, n_kv_head=2, n_embd=64, vocab_multiple=64,
@@ -97,11 +98,11 @@ def case(request: pytest.FixtureRequest) -> Case:
     return Case(request.param)
 
 
-def furthest(a: mx.array, b: mx.array) -> float:
+def largest_difference(a: mx.array, b: mx.array) -> float:
     return float(mx.abs(a - b).max().item())
 
 
-# What is computed
+# ==== Forward pass ====
 
 
 def test_parameters_and_flops_equal_nanochats(case: Case) -> None:
@@ -114,13 +115,13 @@ def test_parameters_and_flops_equal_nanochats(case: Case) -> None:
 
 def test_logits_equal_nanochats(case: Case) -> None:
     logits, every = case.model()(case.ids), case.config.sequence_len // 16
-    assert furthest(logits[:, ::every], case.io["logits"]) < 1e-4
+    assert largest_difference(logits[:, ::every], case.io["logits"]) < 1e-4
 
 
 def test_losses_equal_nanochats(case: Case) -> None:
     model, kept = case.model(), case.targets >= 0
     losses = model.losses(case.ids, case.targets)
-    assert furthest(losses, mx.where(kept, case.io["losses"], 0)) < 1e-4
+    assert largest_difference(losses, mx.where(kept, case.io["losses"], 0)) < 1e-4
     assert model.loss(case.ids, case.targets).item() == pytest.approx(case.facts["loss"], abs=1e-4)
 
 
@@ -135,15 +136,15 @@ def test_windows_equal_nanochats_at_any_context(case: Case, context: int) -> Non
 
 
 @pytest.mark.parametrize("ready", [slow(False), True])
-def test_decoding_in_pieces_is_the_full_pass(case: Case, ready: bool) -> None:
-    model, cache, T = case.model(), Cache(case.config), case.ids.shape[1]
+def test_decoding_in_pieces_equals_the_full_pass(case: Case, ready: bool) -> None:
+    model, cache, T = case.model(), KVCache(case.config), case.ids.shape[1]
     expected = model(case.ids)
     if ready:
         model.ready_to_infer()
     ends = [T // 2, T // 2 + 3, *range(T // 2 + 4, T + 1)]
     starts = [0, *ends[:-1]]
     pieces = [model(case.ids[:, a:b], cache) for a, b in zip(starts, ends, strict=True)]
-    assert furthest(mx.concatenate(pieces, axis=1), expected) < 1e-4
+    assert largest_difference(mx.concatenate(pieces, axis=1), expected) < 1e-4
 
 
 def test_bfloat16_is_close_and_stays_bfloat16(case: Case) -> None:
@@ -154,25 +155,26 @@ def test_bfloat16_is_close_and_stays_bfloat16(case: Case) -> None:
     assert loss.item() == pytest.approx(case.facts["loss"], rel=0.01)
 
 
-def test_windows_and_softcap_matter(case: Case) -> None:
+def test_logits_depend_on_windows_and_softcap(case: Case) -> None:
     expected = case.model()(case.ids)
     others = [{"softcap": 25.0}] + [{"window_pattern": "L"}] * ("S" in case.config.window_pattern)
     for other in others:
         model = with_drawn(GPT(case.config.model_copy(update=other)))
-        assert furthest(model(case.ids), expected) > 0.1
+        assert largest_difference(model(case.ids), expected) > 0.1
 
 
-# How it is trained
+# ==== Training ====
 
 
-def gradients(model: GPT, case: Case, backward: Backward) -> dict[str, mx.array]:
-    _, tree = nn.value_and_grad(model, lambda m: m.loss(case.ids, case.targets, backward=backward))(
-        model
-    )
+def gradients(model: GPT, case: Case, **order: Any) -> dict[str, mx.array]:
+    def loss(model: GPT) -> mx.array:
+        return ordered_loss(model, case.ids, case.targets, **order)
+
+    _, tree = nn.value_and_grad(model, loss)(model)
     return dict(tree_flatten(tree))
 
 
-def test_gradients_are_those_of_the_losses(case: Case) -> None:
+def test_gradients_equal_those_of_the_losses(case: Case) -> None:
     model, kept = case.model(), (case.targets >= 0).sum()
 
     def mean(model: GPT) -> mx.array:
@@ -180,8 +182,8 @@ def test_gradients_are_those_of_the_losses(case: Case) -> None:
 
     expected = dict(tree_flatten(nn.value_and_grad(model, mean)(model)[1]))
     zero = {name: mx.zeros_like(gradient) for name, gradient in expected.items()}
-    for backward in (Backward(), Backward(zero), Backward(checkpoint=True)):
-        for name, gradient in gradients(model, case, backward).items():
+    for order in ({}, {"summed": zero}, {"checkpoint": True}):
+        for name, gradient in gradients(model, case, **order).items():
             difference = mx.linalg.norm(gradient - expected[name])
             assert (difference / mx.linalg.norm(expected[name])).item() < 1e-4, name
             assert mx.abs(gradient).max().item() > 0, name
@@ -191,19 +193,18 @@ def test_gradients_are_those_of_the_losses(case: Case) -> None:
 def test_every_parameter_has_a_group_and_is_updated(era: str) -> None:
     model, ids = small(era), mx.arange(40).reshape(2, 20)
     before, arch = model.named_parameters(), model.config.arch
-    assert {group_of(name) for name in before} <= {MATRIX, *GROUPS[arch]}
-    learning = {group: mx.array(0.01) for group in (MATRIX, *GROUPS[arch])}
-    optimizer = MuonAdamW(before, arch, mx.float32)
+    assert {group_of(arch, name) for name in before} <= set(PARAM_GROUPS[arch])
+    learning = {group.name: mx.array(0.01) for group in PARAM_GROUPS[arch]}
     rates = Rates(learning, momentum=mx.array(0.9), weight_decay=mx.array(0.0))
     loss, tree = nn.value_and_grad(model, lambda m: m.loss(ids, ids + 1))(model)
-    after, _ = optimizer.update(before, dict(tree_flatten(tree)), optimizer.state, rates)
+    MuonAdamW(model).update(model, dict(tree_flatten(tree)), rates)
+    after = model.named_parameters()
     assert after.keys() == before.keys()
     assert not any(mx.array_equal(after[name], before[name]).item() for name in before)
-    model.load_weights(list(after.items()))
     assert model.loss(ids, ids + 1).item() < loss.item()
 
 
-# How an era is recognised
+# ==== Recognising an era ====
 
 
 def test_an_era_is_recognised_by_its_tensors(case: Case) -> None:
@@ -211,7 +212,7 @@ def test_an_era_is_recognised_by_its_tensors(case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "changed", "said"),
+    ("name", "changed", "message"),
     [
         ("lambdas", {"x0_lambdas": None}, "'lambdas': x0_lambdas missing."),
         ("modern", {"smear_lambda": None}, "'modern': smear_lambda missing."),
@@ -229,24 +230,24 @@ def test_an_era_is_recognised_by_its_tensors(case: Case) -> None:
         ("values", {f"value_embeds.{i}.weight": None for i in range(4)}, "value_embeds missing."),
     ],
 )
-def test_tensors_of_no_era_are_named(
-    name: str, changed: dict[str, tuple[int, ...] | None], said: str
+def test_unknown_tensors_are_named_in_the_error(
+    name: str, changed: dict[str, tuple[int, ...] | None], message: str
 ) -> None:
     both = Case(name).shapes | changed
     with pytest.raises(MlxchatError) as raised:
         era_of({name: shape for name, shape in both.items() if shape is not None})
-    assert said in raised.value.problem
+    assert message in raised.value.problem
     assert "October 2025 to July 2026" in raised.value.remedy
 
 
-def test_tensors_that_all_eras_have_are_left_to_loading() -> None:
+def test_tensors_that_all_eras_have_do_not_decide_the_era() -> None:
     assert era_of({}) is era_of({"transformer.wpe.weight": (8, 8)}) is ERAS["classic"]
 
 
-# Its config
+# ==== Config ====
 
 
-def test_the_era_is_the_architectures_where_none_is_given() -> None:
+def test_the_era_defaults_to_the_one_named_like_the_architecture() -> None:
     for arch in ("classic", "modern"):
         config = GPTConfig(arch=arch)
         assert (config.era, config.softcap) == (arch, 15.0)
@@ -254,7 +255,7 @@ def test_the_era_is_the_architectures_where_none_is_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"era": "lambdas"}, "the era lambdas is trained as modern"),
         ({"arch": "modern", "era": "classic"}, "the era classic is trained as classic"),
@@ -268,17 +269,19 @@ def test_the_era_is_the_architectures_where_none_is_given() -> None:
         ),
     ],
 )
-def test_settings_that_contradict_the_era_are_refused(fields: dict[str, object], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_settings_that_contradict_the_era_are_rejected(
+    fields: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
         GPTConfig(**fields)
 
 
-# On disk
+# ==== Files ====
 
 
 @pytest.mark.parametrize("quantization", [None, Quantization(group_size=32)], ids=["whole", "4bit"])
 @pytest.mark.parametrize("era", ERAS)
-def test_a_saved_model_is_read_as_it_was_written(
+def test_a_saved_model_is_read_back_unchanged(
     era: str, quantization: Quantization | None, tmp_path: Path
 ) -> None:
     model, ids = small(era), mx.arange(30)[None]
@@ -288,12 +291,12 @@ def test_a_saved_model_is_read_as_it_was_written(
     copy = layout.read_model(tmp_path, mx.float32).model
     assert copy.config == model.config
     assert mx.array_equal(copy(ids), model(ids))
-    cache = Cache(copy.config)
+    cache = KVCache(copy.config)
     pieces = [copy(ids[:, i : i + 1], cache) for i in range(30)]
-    assert furthest(mx.concatenate(pieces, axis=1), model(ids)) < 1e-4
+    assert largest_difference(mx.concatenate(pieces, axis=1), model(ids)) < 1e-4
 
 
-def test_another_softcap_is_kept(tmp_path: Path) -> None:
+def test_a_softcap_of_its_own_is_saved_and_read(tmp_path: Path) -> None:
     config = small("gates_32").config.model_copy(update={"softcap": 20.0})
     layout.write_model(tmp_path, with_drawn(GPT(config)), BYTES, False)
     assert layout.read_config(tmp_path) == config

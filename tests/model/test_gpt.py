@@ -1,5 +1,6 @@
-"""Both architectures against nanochat's own numbers, and their decoding against themselves."""
+"""Both architectures against nanochat's numbers, and decoding against the full forward pass."""
 
+import dataclasses
 from random import Random
 from typing import Any
 
@@ -7,17 +8,17 @@ import pytest
 from support.cases import Case, relative
 from support.marks import slow
 
-from mlxchat.engine.cache import Cache
-from mlxchat.model import gpt, loss
+from mlxchat.engine.cache import KVCache
+from mlxchat.model import block, gpt, loss
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.gpt import GPT, initialise
+from mlxchat.model.gpt import GPT
 from mlxchat.model.size import flops_per_token, parameters
-from mlxchat.runtime import mx, nn, tree_flatten
+from mlxchat.runtime import machine, mx, nn, tree_flatten
 
 
 @pytest.fixture(params=[10_000, 20], ids=["whole", "in chunks"])
 def _loss_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss, "chunk_rows", lambda *_: request.param)
+    monkeypatch.setattr(loss, "chunk_size", lambda *_: request.param)
 
 
 def test_logits_equal_nanochats(case: Case) -> None:
@@ -53,16 +54,18 @@ def test_parameters_and_flops_equal_nanochats(case: Case) -> None:
     assert flops_per_token(case.config) == case.facts["flops_per_token"]
 
 
-def test_windows_are_nanochats() -> None:
+def test_windows_equal_nanochats() -> None:
     case = Case("modern")
     assert [[window, 0] for window in case.config.windows] == case.facts["window_sizes"]
-    assert case.io["ids"].shape[1] > 2 * min(case.config.windows)  # so that they matter above
+    assert case.io["ids"].shape[1] > 2 * min(
+        case.config.windows
+    )  # so that the tests above depend on them
 
 
 @pytest.mark.parametrize("prompt", [0, 5, 128, 129, 200])  # the short windows are 128
 @pytest.mark.parametrize("chunk", [slow(1), 3, 60, 150])
-def test_decoding_in_pieces_is_the_full_pass(case: Case, prompt: int, chunk: int) -> None:
-    model, cache = case.model(), Cache(case.config)
+def test_decoding_in_pieces_equals_the_full_pass(case: Case, prompt: int, chunk: int) -> None:
+    model, cache = case.model(), KVCache(case.config)
     ids, T = case.io["ids"], case.io["ids"].shape[1]
     prompt = min(prompt, T // 2)
     starts = [0, *range(prompt, T, chunk)] if prompt else range(0, T, chunk)
@@ -72,9 +75,9 @@ def test_decoding_in_pieces_is_the_full_pass(case: Case, prompt: int, chunk: int
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_reading_and_forgetting_at_random_is_the_full_pass(seed: int) -> None:
+def test_reading_and_trimming_at_random_equals_the_full_pass(seed: int) -> None:
     case, random = Case("modern"), Random(seed)
-    model, cache, ids = case.model(), Cache(case.config), case.io["ids"][:1]
+    model, cache, ids = case.model(), KVCache(case.config), case.io["ids"][:1]
     for _ in range(40):
         start = cache.offset
         end = start + random.choice([1, 2, 100, 130])
@@ -83,7 +86,7 @@ def test_reading_and_forgetting_at_random_is_the_full_pass(seed: int) -> None:
             continue
         logits = model(ids[:, start:end], cache)
         assert mx.abs(logits - case.io["logits"][:1, start:end]).max().item() < 1e-4
-        for back in random.choices([0, 1, 2, 100], k=2):  # the second one after the first
+        for back in random.choices([0, 1, 2, 100], k=2):  # the second trim follows the first
             cache.trim(max(0, cache.offset - back))
 
 
@@ -115,7 +118,7 @@ def test_bfloat16_is_close_and_stays_bfloat16(case: Case, monkeypatch: pytest.Mo
     assert value.item() == pytest.approx(case.facts["loss"], abs=1e-2)
 
 
-def test_matrices_cast_once_give_the_same(case: Case) -> None:
+def test_casting_the_matrices_once_changes_no_bit(case: Case) -> None:
     expected = case.model(mx.bfloat16)(case.io["ids"])
     model = case.model(mx.bfloat16)
     model.cast_matrices()
@@ -123,14 +126,44 @@ def test_matrices_cast_once_give_the_same(case: Case) -> None:
     assert mx.array_equal(model(case.io["ids"]), expected)
 
 
-def test_preparing_for_inference_changes_no_result(case: Case) -> None:
+def test_preparing_for_inference_changes_no_logits(case: Case) -> None:
     model = case.model()
     model.ready_to_infer()
     assert mx.allclose(model(case.io["ids"]), case.io["logits"], atol=1e-4)
     assert not any("c_k" in name for name in model.named_parameters())
 
 
-def test_rows_beyond_the_vocabulary_change_nothing(case: Case) -> None:
+def test_compiled_single_positions_equal_the_full_pass(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decode as on GPUs, where `ready_to_infer` compiles what surrounds attention."""
+    gpu = dataclasses.replace(block.machine(), backend="cuda")
+    model, cache, ids = case.model(), KVCache(case.config), case.io["ids"]
+    T = ids.shape[1]
+    model(ids[:, : T - 4], cache)
+    monkeypatch.setattr(block, "machine", lambda: gpu)
+    model.ready_to_infer()
+    run = count_calls(monkeypatch, block.OnePosition, "__call__")
+    traced = count_calls(monkeypatch, block.Attention, "qkv")
+    for t in range(T - 4, T):
+        logits = model(ids[:, t : t + 1], cache)
+        assert mx.allclose(logits, case.io["logits"][:, t : t + 1], atol=1e-4)
+    assert (len(run), len(traced)) == (4 * case.config.n_layer, case.config.n_layer)
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[None]:
+    """Return a list that grows by one item with every call of a method."""
+    called, calls = getattr(owner, name), list[None]()
+
+    def counted(*positional: Any, **keywords: Any) -> Any:
+        calls.append(None)
+        return called(*positional, **keywords)
+
+    monkeypatch.setattr(owner, name, counted)
+    return calls
+
+
+def test_rows_beyond_the_vocabulary_change_no_logits(case: Case) -> None:
     padded = GPT(case.config.model_copy(update={"vocab_multiple": 64}))
     weights = dict(case.model().named_parameters())
     for name, weight in padded.named_parameters().items():
@@ -144,18 +177,28 @@ def test_rows_beyond_the_vocabulary_change_nothing(case: Case) -> None:
     assert sum(p.size for p in weights.values()) == sum(parameters(padded.config).values())
 
 
-def test_short_windows_need_the_modern_architecture() -> None:
+def test_short_windows_need_an_era_that_has_them() -> None:
     with pytest.raises(ValueError, match="no short windows"):
         GPTConfig(window_pattern="SL")
+
+
+def test_a_new_model_depends_on_shape_and_seed_only() -> None:
+    config = GPTConfig.from_depth(2, vocab_size=300, sequence_len=64)
+    assert GPT.new(config).dtype == machine().compute_dtype
+    weights, same, other = (GPT.new(config, seed).named_parameters() for seed in (0, 0, 1))
+    assert {weight.dtype for weight in weights.values()} == {mx.float32}
+    assert all(mx.array_equal(same[name], weight) for name, weight in weights.items())
+    drawn = [name for name, weight in weights.items() if weight.any()]
+    assert drawn
+    assert not any(mx.array_equal(other[name], weights[name]) for name in drawn)
 
 
 def deviation(weight: mx.array) -> float:
     return float(weight.square().mean().sqrt().item())
 
 
-def test_classic_parameters_begin_as_nanochats() -> None:
-    model = GPT(GPTConfig.from_depth(2, 300, 64))
-    initialise(model, mx.random.key(1))
+def test_initial_parameters_of_the_classic_network_are_nanochats() -> None:
+    model = GPT.new(GPTConfig.from_depth(2, 300, 64), seed=1)
     weights = model.named_parameters()
     for name, weight in weights.items():
         if name == "lm_head.weight" or name.endswith("c_proj.weight"):
@@ -164,14 +207,10 @@ def test_classic_parameters_begin_as_nanochats() -> None:
             assert deviation(weight) == pytest.approx(1, rel=0.02)
         else:  # 128 x 128 and 512 x 128 alike
             assert deviation(weight) == pytest.approx(128**-0.5, rel=0.03)
-    again = GPT(model.config)
-    initialise(again, mx.random.key(1))
-    assert all(mx.array_equal(again.named_parameters()[n], w) for n, w in weights.items())
 
 
-def test_modern_parameters_begin_as_nanochats() -> None:
-    model = GPT(GPTConfig.from_depth(4, 320, 64, arch="modern"))
-    initialise(model, mx.random.key(1))
+def test_initial_parameters_of_the_modern_network_are_nanochats() -> None:
+    model = GPT.new(GPTConfig.from_depth(4, 320, 64, arch="modern"), seed=1)
     weights = model.named_parameters()
     expected = {
         "transformer.wte.weight": 0.8,

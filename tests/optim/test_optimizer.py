@@ -1,12 +1,18 @@
-"""The optimizers against nanochat's own numbers, and the schedules by hand."""
+"""The optimizers compared with nanochat's own numbers, and the schedules with hand-made ones."""
+
+from itertools import repeat
 
 import numpy as np
 import pytest
 from support.cases import Case, relative
 
+from mlxchat.config.recipes import RECIPES
+from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.model.gpt import GPT
+from mlxchat.model.loss import CHUNK_ROWS
 from mlxchat.optim import muon
-from mlxchat.optim.optimizer import GROUPS, MATRIX, MuonAdamW, Rates, clip, group_of
+from mlxchat.optim.optimizer import PARAM_GROUPS, MuonAdamW, Rates, clip, group_of
+from mlxchat.optim.rule import Step
 from mlxchat.optim.schedule import (
     learning_rate_multiplier,
     muon_momentum,
@@ -14,6 +20,7 @@ from mlxchat.optim.schedule import (
     width_scale,
 )
 from mlxchat.runtime import mx, nn, tree_flatten
+from mlxchat.train.loop import Run, compile_step
 
 LEARNING = {
     "classic": {"embedding": 0.2, "unembedding": 0.004, "matrix": 0.02},
@@ -42,36 +49,82 @@ def golden_rates(case: Case) -> Rates:
 
 def test_three_steps_equal_nanochats(case: Case) -> None:
     model = case.model()
-    optimizer = MuonAdamW(model.named_parameters(), case.config.arch, mx.float32)
-    rates, state = golden_rates(case), optimizer.state
+    optimizer, rates = MuonAdamW(model), golden_rates(case)
     loss_and_gradients = nn.value_and_grad(model, case.loss)
     for expected in case.facts["train_losses"]:
         loss, tree = loss_and_gradients(model)
         assert loss.item() == pytest.approx(expected, abs=1e-4)
-        new, state = optimizer.update(
-            model.named_parameters(), dict(tree_flatten(tree)), state, rates
-        )
-        model.load_weights(list(new.items()))
+        optimizer.update(model, dict(tree_flatten(tree)), rates)
     assert case.loss(model).item() == pytest.approx(case.facts["loss_after_3_steps"], abs=1e-4)
     for name, expected in case.load("weights_after_3_steps").items():
         assert relative(model.named_parameters()[name], expected) < 1e-3, name
 
 
-def test_every_parameter_has_a_group_with_numbers(case: Case) -> None:
-    groups = {group_of(name) for name in GPT(case.config).named_parameters()}
-    assert groups == {MATRIX, *GROUPS[case.config.arch]} == set(LEARNING[case.config.arch])
+def test_every_parameter_has_a_group_with_a_learning_rate(case: Case) -> None:
+    arch = case.config.arch
+    groups = {group_of(arch, name) for name in GPT(case.config).named_parameters()}
+    assert groups == set(PARAM_GROUPS[arch])
+    assert {group.name for group in groups} == set(LEARNING[arch])
     with pytest.raises(KeyError):
-        group_of("transformer.wpe.weight")
+        group_of(arch, "transformer.wpe.weight")
 
 
-def test_the_state_keeps_its_names_and_shapes(case: Case) -> None:
+def test_state_arrays_keep_their_names_and_shapes(case: Case) -> None:
     model = case.model()
-    optimizer = MuonAdamW(model.named_parameters(), case.config.arch, mx.float32)
-    parameters = model.named_parameters()
-    _, state = optimizer.update(parameters, parameters, optimizer.state, golden_rates(case))
-    assert {k: (v.shape, v.dtype) for k, v in state.items()} == {
-        k: (v.shape, v.dtype) for k, v in optimizer.state.items()
-    }
+    optimizer = MuonAdamW(model)
+    before = {name: (array.shape, array.dtype) for name, array in optimizer.state.items()}
+    optimizer.update(model, model.named_parameters(), golden_rates(case))
+    after = {name: (array.shape, array.dtype) for name, array in optimizer.state.items()}
+    assert list(after.items()) == list(before.items())
+
+
+def test_state_names_are_those_of_saved_runs(case: Case) -> None:
+    names = set()
+    for name in case.model().named_parameters():
+        if name.startswith("transformer.h."):
+            names.add(f"muon.{name}")
+            names |= {f"normuon.{name}"} if case.config.arch == "modern" else set()
+        else:
+            names |= {f"adamw.{name}.m", f"adamw.{name}.v"}
+    assert MuonAdamW(case.model()).state.keys() == {"step", *names}
+
+
+def test_a_step_by_hand_equals_the_training_loops_to_the_bit(case: Case) -> None:
+    rates, clip_at = golden_rates(case), 1.0
+    ids, targets = np.array(case.io["ids"]), np.array(case.io["targets"])
+    targets[0, 3] = -1
+    looped, by_hand = case.model(), case.model()
+    run = Run(
+        model=looped,
+        optimizer=MuonAdamW(looped),
+        batches=repeat(Batch(ids, targets, LoaderState())),
+        rates=lambda _: rates,
+        total_steps=3,
+        accumulation=1,
+        grad_clip=clip_at,
+        grad_checkpoint=False,
+        loss_rows=CHUNK_ROWS,
+        clock=lambda: 0.0,
+    )
+    launch = compile_step(run)
+    optimizer = MuonAdamW(by_hand, RECIPES[case.config.arch]._replace(grad_clip=clip_at))
+    for step in (1, 2, 3):
+        expected = launch(step).facts[0].item()
+        assert optimizer.step(by_hand, ids, targets, rates).item() == expected
+    for name, p in looped.named_parameters().items():
+        assert mx.array_equal(by_hand.named_parameters()[name], p), name
+    assert optimizer.state.keys() == run.optimizer.state.keys()
+    for name, array in run.optimizer.state.items():
+        assert mx.array_equal(optimizer.state[name], array), name
+
+
+def test_steps_at_the_recipes_rates_lower_the_loss(case: Case) -> None:
+    model = case.model()
+    optimizer = MuonAdamW(model, tokens_per_step=case.io["ids"].size)
+    assert optimizer.rates.learning.keys() == LEARNING[case.config.arch].keys()
+    losses = [optimizer.step(model, case.io["ids"], case.io["targets"]).item() for _ in range(5)]
+    assert losses[0] == pytest.approx(case.loss(case.model()).item(), abs=1e-5)
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (24, 6), (6, 24)])
@@ -90,33 +143,33 @@ def test_equalised_rows_keep_the_norm_of_the_matrix() -> None:
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
-def test_neurons_are_evened_out_and_the_norm_stays(shape: tuple[int, int]) -> None:
+def test_neurons_get_one_size_and_the_norm_stays(shape: tuple[int, int]) -> None:
     g = mx.random.normal((1, *shape), key=mx.random.key(0))
-    second = muon.second_moment(g[0])[None]
+    second = muon.NorMuon().init(g[0])[1][None]
     assert second.size == max(shape)
     evened, after = muon.normalise_neurons(g, second)
     assert mx.linalg.norm(evened).item() == pytest.approx(mx.linalg.norm(g).item(), rel=1e-5)
     axis = 2 if shape[0] > shape[1] else 1
-    sizes = mx.linalg.norm(evened, axis=axis)  # the first time, all alike
+    sizes = mx.linalg.norm(evened, axis=axis)  # all alike in the first step
     assert mx.allclose(sizes, sizes.mean(), rtol=1e-5)
     assert mx.allclose(after, 0.1 * g.square().mean(axis=axis, keepdims=True), rtol=1e-5)
 
 
-def test_decay_is_cautious() -> None:
+def test_weight_decay_acts_only_along_the_update() -> None:
     p = mx.array([[1.0, -1.0], [1.0, 1.0]])
     g = mx.array([[1.0, 1.0], [1.0, -1.0]])  # orthogonal already
-    buffers, seconds = [mx.zeros_like(p)], [muon.second_moment(p)]
-    lr, momentum = mx.array(0.1), mx.array(0.0)
-    decays = [
-        muon.normuon_update([p], [g], buffers, seconds, lr, momentum, mx.array(decay), mx.float32)[
-            0
-        ][0]
-        for decay in (0.0, 0.5)
-    ]
+    rule = muon.NorMuon()
+    state = [[array] for array in rule.init(p)]
+    number, lr, momentum = mx.array(1.0), mx.array(0.1), mx.array(0.0)
+    decays = []
+    for decay in (0.0, 0.5):
+        step = Step(number, lr, momentum, mx.array(decay), mx.float32)
+        [after], _ = rule.update([p], [g], state, step)
+        decays.append(after)
     assert mx.allclose(decays[0] - decays[1], mx.array([[0.05, 0.0], [0.05, 0.0]]), atol=1e-6)
 
 
-def test_clipping_is_joint() -> None:
+def test_clipping_bounds_the_joint_norm() -> None:
     gradients = {"a": mx.array([3.0]), "b": mx.array([[4.0]])}
     clipped, norm = clip(gradients, 1.0)
     assert norm.item() == 5
@@ -138,7 +191,7 @@ def test_muons_momentum_equals_nanochats() -> None:
     assert classic == pytest.approx([0.85, 0.9, 0.95, 0.95])
     modern = [muon_momentum("modern", i, 2000, 0.65) for i in (0, 200, 400, 699, 700, 1350, 2000)]
     assert modern == pytest.approx([0.85, 0.91, 0.97, 0.97, 0.97, 0.935, 0.9])
-    short = muon_momentum("modern", 300, 500, 0.65)  # where both would hold, the warm-up does
+    short = muon_momentum("modern", 300, 500, 0.65)  # where they overlap, the warm-up counts
     assert short == pytest.approx(0.85 + 0.12 * 0.75)
 
 

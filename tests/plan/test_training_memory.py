@@ -3,14 +3,8 @@
 import pytest
 
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.size import (
-    LARGEST_ARRAY,
-    ScoresHeld,
-    activation_bytes,
-    chunk_rows,
-    parameters,
-    training_bytes,
-)
+from mlxchat.model.loss import LARGEST_ARRAY, chunk_size
+from mlxchat.model.size import ScoresHeld, activation_bytes, parameters, training_bytes
 
 GB = 10**9
 
@@ -87,8 +81,8 @@ def test_only_layers_whose_attention_is_not_fused_hold_scores() -> None:
 
 
 def test_no_array_is_too_large() -> None:
-    assert chunk_rows(2048, 65_536, 128) == 128
-    assert chunk_rows(2048, 1024, 128) == 2048
-    assert chunk_rows(64 * 4096, 65_536, 128) == 4096
+    assert chunk_size(2048, 65_536, 128) == 128
+    assert chunk_size(2048, 1024, 128) == 2048
+    assert chunk_size(64 * 4096, 65_536, 128) == 4096
     for positions in (2**14, 2**21, 2**26):
-        assert chunk_rows(positions, 65_536, 2**20) * 65_536 <= LARGEST_ARRAY
+        assert chunk_size(positions, 65_536, 2**20) * 65_536 <= LARGEST_ARRAY

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlxchat.config.inference import Sampling
-from mlxchat.engine.cache import Cache
+from mlxchat.engine.cache import KVCache
 from mlxchat.engine.chat import Chat
 from mlxchat.model.config import GPTConfig
 from mlxchat.runtime import mx
@@ -35,7 +35,7 @@ class Reciting:
         self._said = 0
         self.passes: list[list[int]] = []
 
-    def features(self, ids: mx.array, cache: Cache) -> mx.array:
+    def features(self, ids: mx.array, cache: KVCache) -> mx.array:
         self.passes.extend(ids.tolist())
         cache.read(ids)
         cache.layers[0].extend(*mx.zeros((2, 1, 1, ids.shape[1], 2)))
@@ -45,7 +45,7 @@ class Reciting:
     def logits(self, x: mx.array) -> mx.array:
         return 9.0 * (mx.arange(BYTES.vocab_size) == x).astype(mx.float32)
 
-    def __call__(self, ids: mx.array, cache: Cache) -> mx.array:
+    def __call__(self, ids: mx.array, cache: KVCache) -> mx.array:
         return self.logits(self.features(ids, cache))
 
 

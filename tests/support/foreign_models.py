@@ -50,10 +50,10 @@ def write_nanochat(
     folder, beside = base / stage / "d4", base / "tokenizer"
     folder.mkdir(parents=True, exist_ok=True)
     beside.mkdir(exist_ok=True)
-    torch_file.write(folder / f"model_{step:06d}.pt", tensors or weights(arch))
+    torch_file.write_torch(folder / f"model_{step:06d}.pt", tensors or weights(arch))
     meta = {"step": step, "val_bpb": 1.25, "model_config": fields or config(arch)}
     (folder / f"meta_{step:06d}.json").write_text(json.dumps(meta), "utf-8")
-    nanochat_files.write(beside / "tokenizer.pkl", BYTES)
+    nanochat_files.write_tokenizer(beside / "tokenizer.pkl", BYTES)
     return folder
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 
 from mlxchat.data.loader import Batch, LoaderState
-from mlxchat.optim.optimizer import GROUPS, MATRIX, Arrays, MuonAdamW, Rates, group_of
+from mlxchat.optim.adamw import AdamW
+from mlxchat.optim.optimizer import PARAM_GROUPS, Arrays, MuonAdamW, Rates, group_of
 from mlxchat.runtime import mx
 from mlxchat.train.loop import Launched, Run
 from support.cases import Case
@@ -20,12 +21,12 @@ def rows(case: Case) -> np.ndarray:
 def prepare(case: Case, micro_rows: int = ROWS, grad_clip: float = 0.0) -> Run:
     """Steps of ROWS rows, ``micro_rows`` of them at once; Muon without momentum."""
     model, ids = case.model(), rows(case)
-    learning = {group: mx.array(0.01) for group in (MATRIX, *GROUPS[case.config.arch])}
+    learning = {group.name: mx.array(0.01) for group in PARAM_GROUPS[case.config.arch]}
     rates = Rates(learning, momentum=mx.array(0.0), weight_decay=mx.array(0.0))
     micro_batches = ids.reshape(-1, micro_rows, LENGTH + 1)
     return Run(
         model=model,
-        optimizer=MuonAdamW(model.named_parameters(), case.config.arch, mx.float32),
+        optimizer=MuonAdamW(model),
         batches=(Batch(ids[:, :-1], ids[:, 1:], LoaderState()) for ids in micro_batches),
         rates=lambda _: rates,
         total_steps=STEPS,
@@ -46,12 +47,11 @@ def optimized_gradients(run: Run) -> Arrays:
     """What the optimizer was given in the first step, from the moments that it made of it."""
     state, gradients = run.optimizer.state, {}
     for name in run.model.named_parameters():
-        group = group_of(name)
-        if group == MATRIX:
-            gradients[name] = state[f"muon.{name}"]
+        rule = group_of(run.model.config.arch, name).rule
+        if isinstance(rule, AdamW):
+            gradients[name] = state[f"adamw.{name}.m"] / (1 - rule.betas[0])
         else:
-            beta1, _ = GROUPS[run.model.config.arch][group].betas
-            gradients[name] = state[f"adamw.{name}.m"] / (1 - beta1)
+            gradients[name] = state[f"muon.{name}"]
     return gradients
 
 

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from support.cases import golden
 
 from mlxchat.errors import MlxchatError
-from mlxchat.tokenizer.bpe import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer, train
+from mlxchat.tokenizer.bpe import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message, Part, Role
 
 GOLDEN = golden("tokenizer.json")
@@ -19,7 +19,7 @@ GOLDEN = golden("tokenizer.json")
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train(GOLDEN["train_docs"], GOLDEN["train_vocab_size"])
+    return Tokenizer.train(GOLDEN["train_docs"], GOLDEN["train_vocab_size"])
 
 
 CONVERSATIONS = [
@@ -187,7 +187,7 @@ def damage(folder: Path, kind: str) -> None:
         ("negative", "is not a byte-level BPE tokenizer"),
         ("fraction", "is not a byte-level BPE tokenizer"),
         ("true", "is not a byte-level BPE tokenizer"),
-        ("nothing", "has a token without a byte"),
+        ("nothing", "has an empty token"),
         ("byte", "is not a byte-level BPE tokenizer|no token for the byte 65"),
         ("list", "is not a byte-level BPE tokenizer"),
         ("pattern", "is not a byte-level BPE tokenizer"),
@@ -326,4 +326,4 @@ def test_no_file_names_the_command(tmp_path: Path) -> None:
 
 def test_a_vocabulary_without_room_for_bytes_is_refused() -> None:
     with pytest.raises(MlxchatError, match="264 tokens is too small"):
-        train(["text"], 264)
+        Tokenizer.train(["text"], 264)

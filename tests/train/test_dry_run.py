@@ -44,7 +44,7 @@ def test_of_a_stream_nothing_is_fetched_and_nothing_written(tmp_path: Path) -> N
     check_documents(config, Home(tmp_path / "home"), begun_with)
     with pytest.raises(MlxchatError, match="data that is not there: mine"):
         check_documents(config, Home(tmp_path / "home"), [*begun_with[1:], "mine.parquet"])
-    with pytest.raises(MlxchatError, match="--num-shards 5000"):
+    with pytest.raises(MlxchatError, match="`num_shards=5000`"):
         too_many = config.model_copy(update={"num_shards": 5000})
         check_documents(too_many, Home(tmp_path / "home"), [])
     assert not (tmp_path / "home").exists()

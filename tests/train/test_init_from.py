@@ -15,7 +15,7 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.gpt import GPT, initialise
+from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import Quantization
 from mlxchat.quantize import quantize
 from mlxchat.runtime import mx
@@ -31,8 +31,7 @@ def source(tmp_path: Path) -> Path:
 def model(folder: Path, bits: int | None = None, **shape: Any) -> Path:
     """A model's directory, as an import or another program leaves it."""
     config = GPTConfig.from_depth(1, BYTES.vocab_size, 32, arch=shape.pop("arch", "classic"))
-    network = GPT(GPTConfig(**(config.model_dump() | shape)))
-    initialise(network, mx.random.key(3))
+    network = GPT.new(GPTConfig(**(config.model_dump() | shape)), seed=3, dtype=mx.float32)
     network.lm_head.weight = 0.3 * mx.random.normal(network.lm_head.weight.shape)
     if bits:
         quantize(network, Quantization(bits=bits).formats(network.config))

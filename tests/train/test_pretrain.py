@@ -24,7 +24,8 @@ from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.size import scaling_parameters
-from mlxchat.optim.optimizer import MuonAdamW, Rates
+from mlxchat.optim import optimizer
+from mlxchat.optim.optimizer import Rates
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Saved, Stepped
 from mlxchat.tokenizer.bpe import Tokenizer
@@ -233,11 +234,11 @@ def test_other_settings_are_refused_and_named(straight: tuple[Path, list[Event]]
     other = CONFIG.model_copy(update={"num_iterations": 20, "keep": 9, "matrix_lr": 0.01})
     with pytest.raises(MlxchatError) as raised:
         run(straight[0], other)
-    assert "--num-iterations (12 -> 20)" in raised.value.problem
-    assert "--matrix-lr (0.02 -> 0.01)" in raised.value.problem
+    assert "`num_iterations` (12 -> 20)" in raised.value.problem
+    assert "`matrix_lr` (0.02 -> 0.01)" in raised.value.problem
     assert "keep" not in raised.value.problem
-    assert "--model-tag" in raised.value.remedy
-    assert "--fresh" in raised.value.remedy
+    assert "`model_tag`" in raised.value.remedy
+    assert "`fresh`" in raised.value.remedy
 
 
 def test_fresh_sets_the_old_run_aside(prepared: Path) -> None:
@@ -400,7 +401,7 @@ def test_a_step_is_compiled_once(
     """The loss is traced twice (first and later in a step), the update once, in all the steps."""
     traces: list[str] = []
 
-    def count(owner: type, name: str) -> None:
+    def count(owner: object, name: str) -> None:
         traced = getattr(owner, name)
 
         def counted(*arguments: Any) -> Any:
@@ -410,11 +411,11 @@ def test_a_step_is_compiled_once(
         monkeypatch.setattr(owner, name, counted)
 
     count(GPT, "loss")
-    count(MuonAdamW, "update")
+    count(optimizer, "updated")
     changed = {"arch": arch, "eval_every": 0, "sample_every": 0, "save_every": 0}
     run(prepared, CONFIG.model_copy(update=changed))
     assert traces.count("loss") == 2
-    assert traces.count("update") == 1
+    assert traces.count("updated") == 1
 
 
 def test_an_evaluation_is_of_the_same_rows_however_many_are_computed_at_once(

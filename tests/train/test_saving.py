@@ -75,7 +75,7 @@ def test_diverging_before_the_first_save_names_save_every(
     diverge(monkeypatch, 2, [math.nan, 1.0, 0.1])
     with pytest.raises(MlxchatError, match="in step 2") as raised:
         run(tmp_path, config)
-    assert "--save-every" in raised.value.remedy
+    assert "`save_every`" in raised.value.remedy
     assert store.steps(run_folder(tmp_path)) == []
 
 
@@ -170,7 +170,7 @@ def test_a_run_resumes_only_with_data_of_its_revision(tmp_path: Path) -> None:
     with pytest.raises(MlxchatError) as raised:
         run(tmp_path, config)
     assert A in raised.value.problem and B in raised.value.problem
-    assert "--model-tag" in raised.value.remedy and "--fresh" in raised.value.remedy
+    assert "`model_tag`" in raised.value.remedy and "`fresh`" in raised.value.remedy
     with pytest.raises(MlxchatError, match=f"began with revision {A}"):
         inputs.check_documents(config, Home(tmp_path), ["shard_00000.parquet"], A)
     (data / REVISION).write_text(f"{A}\n")

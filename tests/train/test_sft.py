@@ -22,13 +22,13 @@ from mlxchat.data.loader import Batch, Loader, LoaderState
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.gpt import GPT, initialise
+from mlxchat.model.gpt import GPT
 from mlxchat.optim.optimizer import MuonAdamW, Rates
 from mlxchat.plan.memory import Capacity
 from mlxchat.quantize import evaluate, validation_documents
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Stepped
-from mlxchat.tokenizer.bpe import Tokenizer, train
+from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message
 from mlxchat.train.loop import Run
 from mlxchat.train.loop import train as steps_of
@@ -118,22 +118,20 @@ def final(home: Path, tag: str) -> dict[str, mx.array]:
 
 def test_the_loss_is_that_of_the_answers_by_hand() -> None:
     facts = golden("tokenizer.json")
-    tokenizer = train(facts["train_docs"], facts["train_vocab_size"])
+    tokenizer = Tokenizer.train(facts["train_docs"], facts["train_vocab_size"])
     conversations = [
         Conversation((Message("user", ask), Message("assistant", answer)))
         for ask, answer in (("hello the cat", "the dog, 12"), ("seven?", "7"), ("more", "blue"))
     ]
-    model = GPT(
-        GPTConfig(
-            n_layer=2,
-            n_head=2,
-            n_kv_head=2,
-            n_embd=64,
-            vocab_size=tokenizer.vocab_size,
-            sequence_len=32,
-        )
+    config = GPTConfig(
+        n_layer=2,
+        n_head=2,
+        n_kv_head=2,
+        n_embd=64,
+        vocab_size=tokenizer.vocab_size,
+        sequence_len=32,
     )
-    initialise(model, mx.random.key(0))
+    model = GPT.new(config, dtype=mx.float32)
     model.lm_head.weight = mx.random.normal(model.lm_head.weight.shape, key=mx.random.key(1)) / 8
     documents = iter([(list(conversations), Cursor(1, 0, 3))])
     [batch] = Loader(documents, tokenizer, 8, 32, answers_only=True)
@@ -170,10 +168,9 @@ def test_a_step_is_the_mean_over_its_answers_however_it_is_cut() -> None:
     targets[0, 2:], targets[1], targets[2, ::2] = -1, -1, -1  # 2, none, 8 and 16 are learnt
 
     def stepped(rows: int) -> tuple[float, dict[str, mx.array]]:
-        model = GPT(config)
-        initialise(model, mx.random.key(0))
+        model = GPT.new(config, dtype=mx.float32)
         model.lm_head.weight = mx.random.normal(model.lm_head.weight.shape, key=mx.random.key(1))
-        optimizer = MuonAdamW(model.named_parameters(), "classic", mx.float32)
+        optimizer = MuonAdamW(model)
         groups = ("embedding", "unembedding", "matrix")
         run = Run(
             model=model,
@@ -196,8 +193,7 @@ def test_a_step_is_the_mean_over_its_answers_however_it_is_cut() -> None:
         return loss, model.named_parameters()
 
     whole, parameters = stepped(4)
-    model = GPT(config)
-    initialise(model, mx.random.key(0))
+    model = GPT.new(config, dtype=mx.float32)
     model.lm_head.weight = mx.random.normal(model.lm_head.weight.shape, key=mx.random.key(1))
     by_hand = model.losses(mx.array(ids), mx.array(targets)).sum().item() / 26
     assert whole == pytest.approx(by_hand, rel=1e-5)
@@ -426,7 +422,7 @@ def test_changed_conversations_are_refused(based: Path, tmp_path: Path) -> None:
         ({"model_tag": "base"}, "base is the name of another run"),
         ({"device_batch_size": 3}, "not a multiple of 3 rows"),
         ({"memory_limit": "1MiB"}, "takes at least"),
-        ({"epochs": 2}, "--epochs 2 determines"),
+        ({"epochs": 2}, "`epochs=2` determines"),
         ({"identity": "Ada"}, "no KEY=VALUE"),
     ],
 )

@@ -45,9 +45,13 @@ from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import from_config, quantizable, to_config
 from mlxchat.model.quantized import formats_of, quantize_layers
 from mlxchat.runtime import bound_buffer_cache, machine, mx
-from mlxchat.tokenizer.bpe import ASSISTANT_END, BOS, Tokenizer
-from mlxchat.tokenizer.bpe import CONFIG_FILE as TOKENIZER_CONFIG
-from mlxchat.tokenizer.bpe import FILE as TOKENIZER
+from mlxchat.tokenizer.bpe import (
+    ASSISTANT_END,
+    BOS,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    Tokenizer,
+)
 
 MODEL = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -300,11 +304,11 @@ def read_model(folder: Path, dtype: mx.Dtype) -> SavedModel:
         MlxchatError: a file is missing or damaged, a tensor missing, unexpected or of another
             shape, or the tokenizer's vocabulary is not the model's. Each is named.
     """
-    files = [folder / name for name in (CONFIG, TOKENIZER, TOKENIZER_CONFIG)]
+    files = [folder / name for name in (CONFIG, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE)]
     for file in [*files, *model_files(folder)]:
         if not file.exists():
             raise missing_file(file)
-    for name in (TOKENIZER, GENERATION):
+    for name in (TOKENIZER_FILE, GENERATION):
         check_file(folder / name)
     config = read_config(folder)
     tokenizer = Tokenizer.load(folder)
@@ -319,7 +323,7 @@ def read_model(folder: Path, dtype: mx.Dtype) -> SavedModel:
     _quantize_as_stored(folder, model, weights)
     check_arrays(folder, weights, model.named_parameters())
     model.load_weights(list(weights.items()))
-    conversational = "chat_template" in _read_json(folder / TOKENIZER_CONFIG)
+    conversational = "chat_template" in _read_json(folder / TOKENIZER_CONFIG_FILE)
     return SavedModel(model, tokenizer, conversational)
 
 

@@ -14,6 +14,7 @@ from mlxchat.cli.options import Checkpoint, Json, ModelTag, SavedStep, require_o
 from mlxchat.config.run import NAME
 from mlxchat.errors import CheckpointError, ConfigError
 from mlxchat.home import Home
+from mlxchat.interop.programs import Program, runnable_models
 from mlxchat.model.quantization import Quantization
 from mlxchat.telemetry.events import Noted, Progressed
 from mlxchat.ui.console import Screen, say
@@ -21,8 +22,6 @@ from mlxchat.ui.text import amount
 
 if TYPE_CHECKING:
     from mlxchat.interop.importers.model import Foreign
-
-Program = Literal["mlx-lm", "transformers", "nanochat"]
 
 
 def import_command(
@@ -79,7 +78,9 @@ def import_command(
     foreign = importers.open_model(path, step, tokenizer, softcap, conversational)
     run = _destination(Home.from_environment(), foreign, model_tag)
     optimizer_file = (
-        optimizer.find(foreign.path, foreign.step, foreign.config) if with_optimizer else None
+        optimizer.find_optimizer(foreign.path, foreign.step, foreign.config)
+        if with_optimizer
+        else None
     )
     runtime.bound_buffer_cache()
     with Screen(stream=sys.stderr) as screen:
@@ -92,8 +93,8 @@ def import_command(
         model, state = network(foreign, report), None
         if optimizer_file:
             expected = {name: array.shape for name, array in new_optimizer(model).state.items()}
-            state = optimizer.read(optimizer_file, foreign.config, expected)
-        folder = importers.save(run, foreign, model, state)
+            state = optimizer.read_optimizer(optimizer_file, foreign.config, expected)
+        folder = importers.save_imported(run, foreign, model, state)
     config, count = foreign.config, sum(parameters(foreign.config).values())
     if json:
         facts = {
@@ -135,7 +136,12 @@ def _destination(home: Home, foreign: "Foreign", tag: str | None) -> Path:
 
 
 def export_command(
-    to: Annotated[Program, typer.Option(help="The program that will run it.", show_default=False)],
+    to: Annotated[
+        Program,
+        typer.Option(
+            help=f"The program that will run it ({runnable_models()}).", show_default=False
+        ),
+    ],
     model_tag: ModelTag = None,
     step: SavedStep = None,
     checkpoint: Checkpoint = None,
@@ -157,8 +163,7 @@ def export_command(
 ) -> None:
     """Export a model for another program, with its tokenizer and a model card.
 
-    mlx-lm and nanochat (at the commit that is printed) run all models; transformers
-    runs those of the classic architecture. Progress goes to standard error.
+    Progress goes to standard error.
     """
     require_one_place(model_tag, step, checkpoint)
     from mlxchat import runtime

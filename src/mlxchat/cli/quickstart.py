@@ -69,7 +69,7 @@ def quickstart_command(
     Needs no network and takes a few minutes at most. The model is scored on questions
     that it never saw in training.
     """
-    from mlxchat.data.corpus import documents
+    from mlxchat.data.corpus.documents import held_out_questions
     from mlxchat.evaluate.answers import write_answers
     from mlxchat.evaluate.loss import LONGEST_REPLY, word_for_word
     from mlxchat.train.pretrain import pretrain
@@ -80,7 +80,7 @@ def quickstart_command(
     watch_run(lambda show, meter, stop: pretrain(base, home, show, meter, stop, fresh), json)
     watch_run(lambda show, meter, stop: fine_tune(TUNED, home, show, meter, stop, fresh), json)
     saved, name = load(TUNED.tag, None, None)
-    asked, answered = documents.held_out(questions), dict[str, Any]()
+    asked, answered = held_out_questions(questions), dict[str, Any]()
     with Screen(json) as screen:
         exercises = word_for_word(asked)
         for outcome in write_answers(saved, exercises, ANSWERED_TOGETHER, LONGEST_REPLY):

@@ -13,7 +13,9 @@ from mlxchat.config.recipes import RECIPES, Recipe
 from mlxchat.config.run import INDEPENDENT, LARGEST_COUNT, NAME, RunConfig, model_name
 from mlxchat.config.units import spell_duration, to_seconds
 from mlxchat.data.chats.sources import BUILTIN
+from mlxchat.data.shards import dataset_names
 from mlxchat.errors import ConfigError
+from mlxchat.home import DEFAULT_DATASET
 from mlxchat.model.config import Architecture
 
 Preset = Literal["low-memory", "ultra-low", "quick", "test"]
@@ -66,9 +68,9 @@ class DataConfig(BaseModel):
     )
 
     dataset: str = Field(
-        "fineweb-edu",
+        DEFAULT_DATASET,
         pattern=NAME,
-        description="fineweb-edu, climbmix (licensed for non-commercial use only), builtin, or a "
+        description=f"{dataset_names()}, builtin, or a "
         "name given to your own text with `mlxchat data fetch`.",
     )
     data_dir: Path | None = Field(

@@ -17,6 +17,7 @@ class Recipe(NamedTuple):
     total_batch_size: int | None  # tokens; None: derived from the horizon
     embedding_lr: float
     unembedding_lr: float
+    matrix_lr: float
     scalar_lr: float | None  # None: there are no scalars
     weight_decay: float  # classic: of embedding and head; modern: of the matrices
     grad_clip: float  # 0: none
@@ -32,6 +33,7 @@ CLASSIC = Recipe(
     total_batch_size=524_288,
     embedding_lr=0.2,
     unembedding_lr=0.004,
+    matrix_lr=0.02,
     scalar_lr=None,
     weight_decay=0.0,
     grad_clip=1.0,
@@ -46,6 +48,7 @@ MODERN = Recipe(
     total_batch_size=None,
     embedding_lr=0.3,
     unembedding_lr=0.008,
+    matrix_lr=0.02,
     scalar_lr=0.5,
     weight_decay=0.28,
     grad_clip=0.0,

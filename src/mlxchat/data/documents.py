@@ -1,4 +1,4 @@
-"""A dataset as the trainer sees it: documents in an order that a cursor can resume."""
+"""Datasets for the trainer: documents in an order that a cursor can resume."""
 
 from collections.abc import Iterator, Mapping
 from itertools import count, islice
@@ -7,19 +7,25 @@ from typing import ClassVar, NamedTuple, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlxchat.data.corpus import documents as corpus
+from mlxchat.data.corpus.documents import corpus_documents, document_text
 from mlxchat.data.fingerprint import KnownShards
 from mlxchat.data.shards import ShardSource
 from mlxchat.errors import DataError
 from mlxchat.tokenizer.messages import Document
 
-BATCH = 128  # documents read, and tokenized, at a time
-CHARACTERS_PER_TOKEN = 400  # of text for each token of a vocabulary, at least
+BATCH = 128  # documents that are read and tokenized at a time
+CHARACTERS_PER_TOKEN = 400  # least characters of text per token of a vocabulary
 LARGEST_VOCABULARY = 65_536  # nanochat's
 
 
 class Cursor(NamedTuple):
-    """The next document: ``epoch`` counts from 1, ``shard`` and ``row`` (in the shard) from 0."""
+    """The position of the next document.
+
+    Attributes:
+        epoch: counts from 1.
+        shard: the index of the training shard, from 0.
+        row: the row in the shard, from 0.
+    """
 
     epoch: int = 1
     shard: int = 0
@@ -38,44 +44,44 @@ class Documents(Protocol):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The files it consists of, in order; none where it is made up."""
+        """The names of its files, in order; empty if it is generated."""
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """What tells those files from others of their names, as far as is known by now."""
+        """The frames or fingerprints of its files, as far as they are known, by name."""
 
     @property
     def conversational(self) -> bool:
-        """Whether it is conversations, of which answers are learnt, and not text."""
+        """Whether it has conversations, of which only answers are learned, instead of text."""
 
     def training(self, start: Cursor) -> Iterator[Read]:
-        """Training documents from a cursor on, without end."""
+        """Yield training documents from a cursor on, without end."""
 
     def validation(self) -> Iterator[Read]:
-        """Validation documents, once."""
+        """Yield the validation documents once."""
 
     def close(self) -> None:
-        """Stop whatever fetches; what reads meanwhile is interrupted."""
+        """Stop fetching; a concurrent reader is interrupted."""
 
 
 class TextDocuments(Documents, Protocol):
-    """A dataset of text, that a tokenizer can learn from."""
+    """A dataset of text, on which a tokenizer can be trained."""
 
     def texts(self) -> Iterator[str]:
-        """Training text to learn a tokenizer from."""
+        """Yield text to train a tokenizer on."""
 
     def suggested_vocabulary(self) -> int:
-        """Tokens of a vocabulary that the text can support."""
+        """Return the size of a vocabulary that the text can support."""
 
 
 class ShardDocuments:
     """Parquet shards, the last of them for validation.
 
     Args:
-        source: where they come from.
-        text_shards: how many to learn a tokenizer from; None for all.
-        known: frames or fingerprints of shards (`KnownShards`); another one is an `MlxchatError`
-            when it is to be read.
+        source: the source of the shards.
+        text_shards: the number of shards to train a tokenizer on; None for all.
+        known: frames or fingerprints of shards; reading a different shard is an error
+            (`KnownShards`).
     """
 
     conversational = False
@@ -101,24 +107,24 @@ class ShardDocuments:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Of the shards that were read; of others as much as was known."""
+        """Fingerprints of the shards that were read, and what is known of others, by name."""
         return self._source.known
 
     def training(self, start: Cursor) -> Iterator[Read]:
-        """Training documents from a cursor on, without end.
+        """Yield training documents from a cursor on, without end.
 
         Raises:
-            MlxchatError: the cursor's shard is not part of the dataset, a shard cannot be read or
-                is another one than was known, or there is not one document.
+            DataError: the cursor is beyond the dataset, a shard cannot be read or was replaced, or
+                there are no documents.
         """
         names = self._source.training
         epoch, shard, row = start
         if shard >= len(names):
             raise DataError(
-                f"The run goes on at training shard {shard}, but there are only {len(names)}.",
-                "Give it the data it began with.",
+                f"The run resumes at training shard {shard}, but there are only {len(names)}.",
+                "Resume with the data that the run started with.",
             )
-        empty = -1 if row else 0  # shards without a document, one after another
+        empty = -1 if row else 0  # consecutive shards without a document
         while empty < len(names):
             empty += 1
             for documents, after in _rows(self._source, names[shard], row):
@@ -128,18 +134,18 @@ class ShardDocuments:
         raise DataError("The training shards hold no documents.", "Use data with text in it.")
 
     def validation(self) -> Iterator[Read]:
-        """Documents of the validation shard, once."""
+        """Yield the documents of the validation shard once."""
         for documents, after in _rows(self._source, self._source.validation, 0):
             yield documents, Cursor(1, 0, after)
 
     def texts(self) -> Iterator[str]:
-        """Training text to learn a tokenizer from."""
+        """Yield text to train a tokenizer on."""
         for name in self._text_shards:
             for documents, _ in _rows(self._source, name, 0):
-                yield from (corpus.text(document) for document in documents)
+                yield from (document_text(document) for document in documents)
 
     def suggested_vocabulary(self) -> int:
-        """nanochat's 65,536 tokens; fewer, a power of two, for little text."""
+        """Return nanochat's 65,536 tokens, or a smaller power of two for little text."""
         characters, enough = 0, LARGEST_VOCABULARY * CHARACTERS_PER_TOKEN
         for name in self._text_shards:
             if characters >= enough:
@@ -153,12 +159,12 @@ class ShardDocuments:
         return min(LARGEST_VOCABULARY, 1 << (supported.bit_length() - 1))
 
     def close(self) -> None:
-        """Stop fetching, where shards are fetched."""
+        """Stop fetching shards."""
         self._source.close()
 
 
 class BuiltinDocuments:
-    """The built-in corpus as text: as many documents as one asks for."""
+    """The built-in corpus as text: an endless dataset."""
 
     shards = 1
     names = ()
@@ -173,35 +179,35 @@ class BuiltinDocuments:
         self._seed = seed
 
     def training(self, start: Cursor) -> Iterator[Read]:
-        """Training documents from a cursor on, without end."""
+        """Yield training documents from a cursor on, without end."""
         return self._batches(self._seed, start)
 
     def validation(self) -> Iterator[Read]:
-        """A fixed number of documents that no run is trained on."""
+        """Yield a fixed number of documents that no run is trained on."""
         batches = self._batches(self.VALIDATION_SEED, Cursor())
         return islice(batches, self.VALIDATION_DOCUMENTS // BATCH)
 
     def texts(self) -> Iterator[str]:
-        """The first documents."""
-        return map(corpus.text, islice(corpus.documents(self._seed), self.TEXTS))
+        """Yield the text of the first documents."""
+        return map(document_text, islice(corpus_documents(self._seed), self.TEXTS))
 
     def suggested_vocabulary(self) -> int:
-        """Nearly a token a word."""
+        """Return 1024: almost one token per word."""
         return 1024
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is nothing to close."""
 
     @staticmethod
     def _batches(seed: int, start: Cursor) -> Iterator[Read]:
-        documents = corpus.documents(seed, start.row)
+        documents = corpus_documents(seed, start.row)
         for row in count(start.row + BATCH, BATCH):
-            batch: list[Document] = [*map(corpus.text, islice(documents, BATCH))]
+            batch: list[Document] = [*map(document_text, islice(documents, BATCH))]
             yield batch, Cursor(start.epoch, 0, row)
 
 
 def _rows(source: ShardSource, name: str, start: int) -> Iterator[tuple[list[Document], int]]:
-    """Documents of a shard from row ``start`` on, each batch with the row after it."""
+    """Yield batches of a shard's documents from row ``start`` on, each with the next row."""
     path = source.acquire(name)
     try:
         with pq.ParquetFile(path) as file:

@@ -1,9 +1,9 @@
-"""One download to disk: resumed, verified, whole or not at all, and by one process at a time.
+"""Downloads from the hub: single files, and the shards of a dataset.
 
-A download grows ``FILE.incomplete`` beside its destination, under a lock that dies with its
-process, and is renamed once its size and checksum are right.
-
-Bringing shards from the hub to disk: room first, several at once, each checked.
+`download` brings one file to disk: it resumes, verifies, and leaves the whole file or nothing. The
+file grows as ``FILE.incomplete`` beside its destination, under a lock that dies with its process,
+and is renamed once its size and checksum are right. `fetch` checks the space on the disk, then
+downloads several shards at a time and checks each.
 """
 
 import fcntl
@@ -35,19 +35,19 @@ from mlxchat.errors import DataError
 from mlxchat.telemetry.events import Event, Noted, Progressed, Report
 
 LOCK_POLL = 0.2  # seconds between looks at a file that another process is downloading
-MISMATCHES = 3  # with the checksum, until a file counts as corrupt
-SLOWEST = 1024  # bytes a second; what comes slower counts as stalled
-PACE_SECONDS = 60.0  # that the speed is measured over
+MISMATCHES = 3  # failed checksums until a file counts as corrupt
+SLOWEST = 1024  # bytes a second; a slower transfer counts as stalled
+PACE_SECONDS = 60.0  # the window in which speed is measured
 HASH_BLOCK = 2**20
 
 
 def partial(destination: Path) -> Path:
-    """Where a download to ``destination`` grows."""
+    """Return the path under which a download to ``destination`` grows."""
     return destination.with_name(f"{destination.name}.incomplete")
 
 
 def missing_bytes(remote: RemoteFile, destination: Path) -> int:
-    """What is still to download, beyond what an earlier attempt left."""
+    """Return the number of bytes still to download, given what an earlier attempt left."""
     grown = partial(destination)
     return max(remote.size - (grown.stat().st_size if grown.exists() else 0), 0)
 
@@ -58,14 +58,21 @@ def download(
     destination: Path,
     report: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Put ``remote`` at ``destination``, whole and verified or not at all.
+    """Download ``remote`` to ``destination``, whole and verified or not at all.
 
-    Goes on where an earlier download stopped. Where another live process is downloading to the
-    same destination, waits and takes what it made. ``report`` gets the bytes done so far.
+    Resumes an earlier download. If another live process is downloading to the same destination,
+    waits for it and uses its file.
+
+    Args:
+        hub: the hub to download from.
+        remote: the file, as `Hub.stat` described it.
+        destination: the path of the finished file.
+        report: called with the bytes done so far.
 
     Raises:
-        UnreachableError: it cannot be had now.
-        MlxchatError: it cannot be had, is not what the hub announced, or cannot be written.
+        UnreachableError: the hub cannot be reached now.
+        DataError: the file is not available or does not match the hub's size and checksum.
+        DiskError: it cannot be written.
         Cancelled: the hub's ``stop`` was set.
     """
     grown = partial(destination)
@@ -87,7 +94,7 @@ def download(
 
 
 class _Transfer:
-    """Brings ``stream`` from whatever it holds to the whole, verified file."""
+    """One transfer: appends to ``stream`` until it holds the whole, verified file."""
 
     def __init__(
         self, hub: Hub, remote: RemoteFile, stream: BinaryIO, report: Callable[[int], None]
@@ -96,11 +103,11 @@ class _Transfer:
         self._mismatches = 0
 
     def attempt(self) -> None:
-        """Try it once.
+        """Make one attempt.
 
         Raises:
-            TryAgain: something is missing, or wrong.
-            MlxchatError: it was wrong too often.
+            TryAgain: the file is incomplete or does not match its checksum.
+            DataError: it failed to match `MISMATCHES` times.
         """
         remote, stream = self._remote, self._stream
         # Without a checksum nothing vouches that parts of two attempts belong together.
@@ -123,7 +130,7 @@ class _Transfer:
         )
 
     def _receive(self, offset: int) -> None:
-        """Append what is missing, or start over where the server sends the whole."""
+        """Append the missing bytes, or start over if the server sends the whole file."""
         remote, hub = self._remote, self._hub
         with hub.get(remote.url, offset) as response:
             if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -151,17 +158,17 @@ class _Transfer:
                     since, came = hub.clock(), 0
 
     def _check_range(self, response: httpx.Response, offset: int) -> None:
-        """That the part sent is the one asked for, of a file of the size announced."""
+        """Check that the server sends the requested range of a file of the announced size."""
         sent = response.headers.get("content-range", "")
         found = re.fullmatch(r"bytes ([0-9]+)-[0-9]+/([0-9]+|\*)", sent)
         if not found or int(found[1]) != offset or found[2] not in ("*", str(self._remote.size)):
             self._stream.truncate(0)
-            raise TryAgain(f"the server sends another part than was asked for ({sent})")
+            raise TryAgain(f"the server sends another range than the requested one ({sent})")
 
 
 @contextmanager
 def _alone(hub: Hub, grown: Path) -> Iterator[tuple[BinaryIO, bool]]:
-    """Open ``grown`` for appending, alone; True beside it when another had it meanwhile."""
+    """Open ``grown`` for appending under a lock; yields it, and whether another process had it."""
     contended = False
     while True:
         with storing(grown):
@@ -178,7 +185,10 @@ def _alone(hub: Hub, grown: Path) -> Iterator[tuple[BinaryIO, bool]]:
 
 
 def _is_there(remote: RemoteFile, destination: Path, contended: bool) -> bool:
-    """Whether another process has finished it; without a checksum, one that we saw at it."""
+    """Whether another process has finished the file.
+
+    A file without a checksum counts only if that process was seen downloading it.
+    """
     if not destination.is_file() or destination.stat().st_size != remote.size:
         return False
     with destination.open("rb", buffering=0) as stream:
@@ -186,7 +196,7 @@ def _is_there(remote: RemoteFile, destination: Path, contended: bool) -> bool:
 
 
 def _matches(stream: BinaryIO, remote: RemoteFile) -> bool:
-    """Whether the content has the checksum that was announced, if one was."""
+    """Whether the content matches the announced checksum, if there is one."""
     if remote.checksum is None:
         return True
     if len(remote.checksum) == hashlib.sha256().digest_size * 2:
@@ -211,16 +221,18 @@ def _size(stream: BinaryIO) -> int:
 
 ALL_SHARDS = "all shards"  # the task of the bar that counts every file of a fetch
 
-Result = TypeVar("Result")
+Waited = TypeVar("Waited")
 
 
-def locate(hub: Hub, dataset: Dataset, folder: Path, name: str) -> RemoteFile:
-    """What the hub says of a shard, of the commit that the folder's other shards are of.
+def stat_shard(hub: Hub, dataset: Dataset, folder: Path, name: str) -> RemoteFile:
+    """Ask the hub for a shard's size and checksum, at the commit of the folder's other shards.
 
-    The first shard of a folder decides which that is.
+    The first shard of a folder pins the commit.
 
     Raises:
-        MlxchatError: the hub has no such file or cannot be asked, or the folder cannot be written.
+        NotFoundError: the hub has no such file at that commit.
+        DataError: the hub cannot be asked.
+        DiskError: the folder cannot be written.
     """
     pinned = pinned_revision(folder)
     try:
@@ -230,8 +242,8 @@ def locate(hub: Hub, dataset: Dataset, folder: Path, name: str) -> RemoteFile:
             raise
         raise NotFoundError(
             error.problem,
-            f"{error.remedy} The shards in {folder} are of the revision that its file {REVISION} "
-            "names; if the hub has given that up, move all of them away and fetch them again.",
+            f"{error.remedy} The file {REVISION} in {folder} names the revision of its shards; if "
+            "the hub no longer has it, move all of them away and fetch them again.",
         ) from error
     if pinned is None and remote.commit:
         pinned = pin(folder, remote.commit)
@@ -241,10 +253,13 @@ def locate(hub: Hub, dataset: Dataset, folder: Path, name: str) -> RemoteFile:
 
 
 def pin(folder: Path, commit: str) -> str:
-    """Record the commit of a folder's shards, unless one is recorded; the one that is.
+    """Record the commit of a folder's shards, unless one is recorded already.
+
+    Returns:
+        The recorded commit.
 
     Raises:
-        MlxchatError: the folder cannot be written.
+        DiskError: the folder cannot be written.
     """
     with storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -271,19 +286,27 @@ def fetch(
 ) -> list[Path]:
     """Download the first ``num_shards`` training shards and the validation shard.
 
-    Shards that are on disk are left as they are, and kept from then on, should streaming have
-    brought them. ``report`` is called from several threads, one at a time: bytes for every file,
-    and for `ALL_SHARDS`, and a note when a transfer waits to be tried again.
+    Shards on disk are left as they are; those that streaming fetched are kept from then on.
+
+    Args:
+        folder: the dataset's folder.
+        dataset: the dataset on the hub.
+        num_shards: the number of training shards.
+        hub: the hub to download from.
+        report: called from several threads, one at a time, with the progress of every file and of
+            `ALL_SHARDS`, and with a note before a retry.
+        workers: the number of downloads at a time.
+        clock: returns seconds since the epoch.
 
     Returns:
-        The paths, validation last.
+        The paths of the shards, validation last.
 
     Raises:
-        MlxchatError: a shard cannot be had, is not one, or the disk is too small for them all; the
-            last is known before anything is downloaded.
+        DataError: a shard is not available, or is not a shard.
+        DiskError: the disk is too small for all of them; this is checked before any download.
     """
     training = dataset.training(num_shards)
-    names = (dataset.validation, *training)  # validation first: without it nothing can be done
+    names = (dataset.validation, *training)  # validation first: nothing works without it
     for name in names:
         _keep_streamed(folder, name)
     report = _one_at_a_time(report)
@@ -293,8 +316,13 @@ def fetch(
     with ThreadPoolExecutor(workers, thread_name_prefix="fetch") as pool:
         try:
             asked: dict[str, Future[RemoteFile]] = {}
-            for group in missing[:1], missing[1:]:  # one alone says it where nothing can be had
-                asked |= {name: pool.submit(locate, hub, dataset, folder, name) for name in group}
+            for group in (
+                missing[:1],
+                missing[1:],
+            ):  # one alone fails first, if none can be had
+                asked |= {
+                    name: pool.submit(stat_shard, hub, dataset, folder, name) for name in group
+                }
                 _wait(asked.values())
             remotes = {name: future.result() for name, future in asked.items()}
             needed = sum(missing_bytes(remotes[name], folder / name) for name in missing)
@@ -308,7 +336,7 @@ def fetch(
                     for name in missing
                 ]
             )
-        except BaseException:  # also Ctrl-C: what runs must stop before the pool can close
+        except BaseException:  # also Ctrl-C: transfers must stop before the pool can close
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -318,32 +346,31 @@ def fetch(
 def download_shard(
     hub: Hub, remote: RemoteFile, destination: Path, report: Callable[[int], None]
 ) -> None:
-    """Download one file and check that it is a shard; what is none is deleted.
+    """Download one file and check that it is a shard; delete it if it is not.
 
-    ``report`` gets the bytes done, all of them only once the file is known to be a shard.
+    ``report`` gets the bytes done; the last ones are reported once the file is known to be a shard.
 
     Raises:
-        MlxchatError: it cannot be had, or is no shard.
+        DataError: the file is not available, or is not a shard.
     """
     download(hub, remote, destination, lambda done: report(min(done, remote.size - 1)))
     if fault := shard_fault(destination):
         destination.unlink()
         raise DataError(
             f"The server sent no parquet shard: {remote.url} {fault}.",
-            "Nothing of it was kept. Is the endpoint the right one? Check `endpoint` and "
-            "HF_ENDPOINT.",
+            "Nothing of it was kept. Check that `endpoint` and HF_ENDPOINT name the right server.",
         )
     report(remote.size)
 
 
 def _keep_streamed(folder: Path, name: str) -> None:
-    """Have a shard that streaming brought in its own place, whatever streaming does with it."""
-    with suppress(OSError):  # it is not there, or the disk has no links: then it is downloaded
+    """Keep a shard that streaming fetched, so that streaming cannot delete it."""
+    with suppress(OSError):  # missing, or the disk has no links: then it is downloaded
         os.link(folder / STREAMED / name, folder / name)
 
 
 def _is_complete(path: Path, report: Report, clock: Callable[[], float]) -> bool:
-    """Whether the file is there; one that is damaged is said to be, and counts as missing."""
+    """Whether the file is there. A damaged one is reported and counts as missing."""
     if not path.exists():
         return False
     if fault := shard_fault(path):
@@ -362,14 +389,14 @@ def _one_at_a_time(report: Report) -> Report:
     return locked
 
 
-def _wait(futures: Iterable[Future[Result]]) -> None:
-    """Until all are done; the first to fail raises at once."""
+def _wait(futures: Iterable[Future[Waited]]) -> None:
+    """Wait for all; the first failure is raised at once."""
     for future in as_completed(futures):
         future.result()
 
 
 class _Progress:
-    """Turns bytes done of single files into events, for each and for their sum."""
+    """Turns the bytes of single files into progress events, for each file and for all together."""
 
     def __init__(self, sizes: dict[str, int], report: Report, clock: Callable[[], float]) -> None:
         self._sizes = sizes

@@ -1,12 +1,12 @@
-"""What tells a shard from another of its name, and a source that lets no other one pass.
+"""Fingerprints of shards, and a source that refuses a shard that was replaced.
 
-A shard's *frame* is its size in bytes and the sha256 of its parquet footer, which has the place,
-the length and the compressed length of every piece of a column. It takes a millisecond whatever the
-size, and misses what leaves all of those as they were: one letter or word for another of its length
-always where text is not compressed, up to every other time in zstd.
+A shard's *frame* is its size in bytes and the sha256 of its parquet footer, which has the offset,
+the length and the compressed length of every column chunk. It takes a millisecond at any size, and
+misses changes that keep all of these: replacing a word by another of the same length, always in
+uncompressed text and up to every other time in zstd.
 
-A shard's *fingerprint* is its frame and the sha256 of all of it. It misses nothing, and takes what
-reading the file takes (0.06 s for 100 MB in memory on an AMD EPYC).
+A shard's *fingerprint* is its frame and the sha256 of the whole file. It misses nothing, and takes
+as long as reading the file (0.06 s for 100 MB in memory on an AMD EPYC).
 """
 
 import hashlib
@@ -23,10 +23,10 @@ _PIECE = 2**20  # bytes read at a time
 
 
 def frame(path: Path) -> str:
-    """A file's size in bytes and the sha256 of its footer, of its last bytes where it has none.
+    """Return a file's size and the sha256 of its footer, or of its last bytes without a footer.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -38,10 +38,10 @@ def frame(path: Path) -> str:
 
 
 def frames(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Those of the files that are in a folder, by name.
+    """Return the frames of those files that are in a folder, by name.
 
     Raises:
-        MlxchatError: one cannot be read.
+        DataError: a file cannot be read.
     """
     found = {}
     for name in names:
@@ -52,10 +52,10 @@ def frames(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def fingerprint(path: Path) -> str:
-    """A file's frame and the sha256 of all of it.
+    """Return a file's frame and the sha256 of the whole file.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
@@ -65,14 +65,12 @@ def fingerprint(path: Path) -> str:
 
 
 def agree(one: str, other: str) -> bool:
-    """Whether two are of the same file, as far as the shorter of them tells: each is a frame or a
-    fingerprint.
-    """
+    """Whether two frames or fingerprints are of the same file, as far as the shorter one tells."""
     return one.startswith(other) or other.startswith(one)
 
 
 def replaced(path: Path) -> MlxchatError:
-    """What to tell the user of a file that is another one than the run knows."""
+    """Return the error for a file that is not the one the run started with."""
     return DataError(
         f"{path} is not the file of that name that the run began with.",
         "Put that one back (what streaming brought, delete: it is fetched again), name another run "
@@ -81,14 +79,14 @@ def replaced(path: Path) -> MlxchatError:
 
 
 class KnownShards:
-    """A `ShardSource` of files that are known, or become so when they are first acquired.
+    """A `ShardSource` that refuses files other than those the run knows.
 
-    From its first reading on, a file cannot change unseen, however little. Before, it can where all
-    that is known of it is its frame, and that misses the change; the run then keeps to it.
+    A file becomes known when it is first acquired; from then on every change is detected. Before,
+    if only its frame is known, a change that the frame misses goes unnoticed.
 
     Args:
-        source: where they come from.
-        known: frames or fingerprints by name, of some of them.
+        source: the source of the files.
+        known: frames or fingerprints of some of the files, by name.
     """
 
     def __init__(self, source: ShardSource, known: Mapping[str, str]) -> None:
@@ -98,14 +96,14 @@ class KnownShards:
 
     @property
     def known(self) -> dict[str, str]:
-        """Fingerprints of the files that were acquired, and what was known of others."""
+        """Fingerprints of the acquired files, and the known frames or fingerprints of others."""
         return dict(self._known)
 
     def acquire(self, name: str) -> Path:
-        """As the source does; the file is read once, and again whenever it has been touched.
+        """Acquire a shard and compare it; it is read once, and again whenever it was touched.
 
         Raises:
-            MlxchatError: the shard cannot be had, or is another one than was known.
+            MlxchatError: the shard is not available, or is not the known one.
         """
         path = self._source.acquire(name)
         try:
@@ -117,15 +115,15 @@ class KnownShards:
         return path
 
     def release(self, name: str) -> None:
-        """Say that the reader has moved on."""
+        """Release a shard that the reader has finished."""
         self._source.release(name)
 
     def close(self) -> None:
-        """Stop whatever brings shards."""
+        """Stop fetching shards."""
         self._source.close()
 
     def _compare(self, name: str, path: Path) -> None:
-        """Raise unless it is the file that is known; what was not known of it is from then on."""
+        """Raise unless the file is the known one, and remember its fingerprint."""
         stat = path.stat()
         version = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         if self._compared.get(name) == version:
@@ -138,7 +136,7 @@ class KnownShards:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn a file that cannot be read into an error the user sees."""
+    """Turn an OSError into an error for the user."""
     try:
         yield
     except OSError as error:

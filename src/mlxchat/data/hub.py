@@ -1,9 +1,8 @@
-"""What the Hugging Face hub, or what answers as it does, says of its files, asked with patience.
+"""A client for the Hugging Face hub and its mirrors, with retries.
 
-The hub answers a HEAD of ``ENDPOINT/datasets/REPO/resolve/REVISION/FILE`` with the file's size and
-checksum (``X-Linked-Size``, ``X-Linked-Etag``) and the commit it is of (``X-Repo-Commit``), and
-redirects a GET to a signed address that expires; so every attempt starts at the first address
-again.
+The hub answers a HEAD of ``ENDPOINT/datasets/REPO/resolve/REVISION/FILE`` with the file's size,
+checksum and commit (``X-Linked-Size``, ``X-Linked-Etag``, ``X-Repo-Commit``), and redirects a GET
+to a signed address that expires; so every attempt starts at the first address again.
 """
 
 import os
@@ -23,9 +22,9 @@ from mlxchat import __version__
 from mlxchat.errors import ConfigError, DataError, NotFound
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
-NEWEST = "main"  # the revision that moves
-ATTEMPTS = 5  # in a row that bring nothing
-LONGEST_PAUSE = 300.0  # seconds; the hub counts requests in windows of five minutes
+NEWEST = "main"  # the branch
+ATTEMPTS = 5  # in a row without progress
+LONGEST_REQUESTED_PAUSE = 300.0  # seconds; the hub counts requests in windows of five minutes
 TIMEOUT = 10.0  # seconds without a byte
 MAX_REDIRECTS = 5
 
@@ -33,11 +32,11 @@ Result = TypeVar("Result")
 
 
 class Cancelled(Exception):  # noqa: N818  (not an error: the caller asked for it)
-    """The transfer was given up because the hub's ``stop`` was set; what came stays on disk."""
+    """The transfer ended because the hub's ``stop`` was set; the partial file stays on disk."""
 
 
 class TryAgain(Exception):  # noqa: N818  (`Hub.persist` ends it)
-    """An attempt failed in a way that the next may not; ``after`` seconds, the server asks."""
+    """An attempt failed, and a retry may succeed; the server asks to wait ``after`` seconds."""
 
     def __init__(self, reason: str, after: float = 0.0) -> None:
         super().__init__(reason)
@@ -45,7 +44,7 @@ class TryAgain(Exception):  # noqa: N818  (`Hub.persist` ends it)
 
 
 class UnreachableError(DataError):
-    """Attempt after attempt failed for a reason that may pass, such as a network that is down."""
+    """All attempts failed for a reason that may pass, such as a network that is down."""
 
 
 class NotFoundError(NotFound):
@@ -54,10 +53,13 @@ class NotFoundError(NotFound):
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """What the hub says of a file.
+    """The hub's description of a file.
 
-    ``url`` is that of the very ``commit`` where the hub names one, else None. ``checksum`` is a
-    sha256 (64 hexadecimal digits), or git's sha1 of the blob (40), or None where there is none.
+    Attributes:
+        url: the address; at ``commit``, if the hub names one.
+        size: the size in bytes.
+        checksum: a sha256 (64 hexadecimal digits) or git's sha1 of the blob (40), or None.
+        commit: the commit of the file, or None.
     """
 
     url: str
@@ -68,10 +70,18 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Hub:
-    """Where files come from. Safe to use from several threads.
+    """A server to download from. Safe to use from several threads.
 
-    ``sleep`` waits between attempts, first ``backoff`` seconds, then twice as long each time, and
-    ``note`` gets a line before each of these waits. ``clock`` gives seconds, of whatever origin.
+    Attributes:
+        endpoint: the address of the server.
+        client: the HTTP client.
+        token: the user's access token, or None.
+        offline: whether nothing may be downloaded.
+        sleep: waits a number of seconds.
+        clock: returns seconds since any origin.
+        backoff: seconds before the first retry; each further wait is twice as long.
+        note: called with a line before each wait.
+        stop: ends transfers and waits when it is set.
     """
 
     endpoint: str
@@ -86,13 +96,13 @@ class Hub:
 
     @classmethod
     def from_environment(cls, endpoint: str | None = None) -> "Hub":
-        """The hub at ``endpoint``, else ``$HF_ENDPOINT``, else huggingface.co.
+        """Return the hub at ``endpoint``, else ``$HF_ENDPOINT``, else huggingface.co.
 
         Honours ``HF_TOKEN``, the token that ``hf auth login`` stores, and ``HF_HUB_OFFLINE``.
 
         Raises:
-            MlxchatError: the endpoint is no http address, the proxy none that works, or the token
-                none that can be sent.
+            ConfigError: the endpoint is not an http or https address.
+            DataError: the proxy or the token cannot be used.
         """
         address = (endpoint or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
         if not _is_address(address):
@@ -111,11 +121,11 @@ class Hub:
         return cls(address, client, token=token, offline=_switched_on("HF_HUB_OFFLINE"))
 
     def until(self, stop: threading.Event) -> "Hub":
-        """This hub, whose transfers and waits raise `Cancelled` soon after ``stop`` is set."""
+        """Return this hub with another ``stop``; transfers and waits raise `Cancelled` once set."""
         return replace(self, stop=stop, sleep=stop.wait)
 
     def check_stop(self) -> None:
-        """Raise `Cancelled` where ``stop`` is set."""
+        """Raise `Cancelled` if ``stop`` is set."""
         if self.stop.is_set():
             raise Cancelled
 
@@ -128,13 +138,13 @@ class Hub:
 
         Raises:
             NotFoundError: there is no such file at this revision.
-            UnreachableError: there is no network, or no server that works.
-            MlxchatError: the file is not open to the user, or there is no size in the answer.
+            UnreachableError: the network or the server is down.
+            DataError: the user may not read the file, or the answer has no size.
         """
         base = f"{self.endpoint}/datasets/{repo}/resolve"
         url = f"{base}/{revision}/{filename}"
         remote = self.persist(url, lambda: self._head(url))
-        if remote.commit:  # so that no other version can come between this answer and the next
+        if remote.commit:  # so that the download is of the same version
             remote = replace(remote, url=f"{base}/{remote.commit}/{filename}")
         return remote
 
@@ -144,14 +154,14 @@ class Hub:
         """Call ``attempt`` until it succeeds, with growing pauses.
 
         Args:
-            url: what it is about.
-            attempt: raises `TryAgain` or an error of httpx where another may succeed.
-            progress: how far the attempts have come.
+            url: the address, for error messages.
+            attempt: raises `TryAgain` or an error of httpx if a retry may succeed.
+            progress: returns the progress so far; any progress resets the count of failures.
 
         Raises:
-            UnreachableError: `ATTEMPTS` in a row failed and none came further than any before.
+            UnreachableError: `ATTEMPTS` in a row failed without progress.
             Cancelled: ``stop`` was set.
-            MlxchatError: the hub is offline, or the host cannot be one.
+            DataError: the hub is offline, or the host has an invalid name.
         """
         if self.offline:
             raise DataError(
@@ -167,9 +177,9 @@ class Hub:
                 reason, pause = str(error), error.after
             except httpx.RequestError as error:
                 reason = str(error) or type(error).__name__
-            except UnicodeError as error:  # of the name of a proxy, or of a host redirected to
+            except UnicodeError as error:  # in the name of a proxy, or of the target of a redirect
                 raise DataError(
-                    f"The way to {url} leads over a host whose name cannot be one.",
+                    f"The way to {url} leads through a host with an invalid name.",
                     "Check `endpoint`, HF_ENDPOINT and HTTPS_PROXY.",
                 ) from error
             reached = progress()
@@ -179,7 +189,7 @@ class Hub:
                 raise UnreachableError(
                     f"{url} cannot be had: {reason} ({ATTEMPTS} attempts).",
                     "Check the network and `endpoint`, then run the same command again: "
-                    "it goes on where it stopped.",
+                    "the download resumes.",
                 )
             wait = max(self.backoff * 2 ** (failed - 1), pause)
             name = url.rpartition("/")[2]
@@ -187,7 +197,7 @@ class Hub:
             self.sleep(wait)
 
     def get(self, url: str, offset: int) -> AbstractContextManager[httpx.Response]:
-        """Begin to get a file from byte ``offset`` on; another host does not see the token."""
+        """Open a download from byte ``offset`` on. The token is not sent to other hosts."""
         headers = self._headers() | ({"Range": f"bytes={offset}-"} if offset else {})
         return self.client.stream("GET", url, headers=headers, follow_redirects=True)
 
@@ -221,7 +231,7 @@ class Hub:
 
 
 def check_status(response: httpx.Response, url: str) -> None:
-    """Raise for an answer that is not the file: `TryAgain` where a later one may be."""
+    """Raise for an answer that is not the file: `TryAgain` if a retry may succeed."""
     status = response.status_code
     if status in (408, 429) or status >= 500:
         raise TryAgain(f"the server answers {status} {response.reason_phrase}", _pause(response))
@@ -239,7 +249,7 @@ def check_status(response: httpx.Response, url: str) -> None:
 
 
 def _pause(response: httpx.Response) -> float:
-    """Seconds that the server asks us to wait, in any of the ways that the hub or a proxy uses."""
+    """Return the seconds that the server asks to wait, in any form the hub or a proxy uses."""
     after = response.headers.get("retry-after", "")
     spent = re.search(r"\br=0;t=([0-9]{1,18})", response.headers.get("ratelimit", ""))
     if re.fullmatch("[0-9]{1,18}", after):
@@ -248,11 +258,11 @@ def _pause(response: httpx.Response) -> float:
         seconds = _seconds_until(after, response.headers.get("date", ""))
     else:
         seconds = float(spent[1]) if spent else 0.0
-    return min(seconds, LONGEST_PAUSE)
+    return min(seconds, LONGEST_REQUESTED_PAUSE)
 
 
 def _seconds_until(moment: str, now: str) -> float:
-    """Between two dates of the server's; 0 where one is none."""
+    """Return the seconds between two HTTP dates; 0 if one is invalid."""
     try:
         return (parsedate_to_datetime(moment) - parsedate_to_datetime(now)).total_seconds()
     except (TypeError, ValueError):
@@ -264,7 +274,7 @@ def _hexadecimal(text: str, *lengths: int) -> str | None:
 
 
 def _is_address(endpoint: str) -> bool:
-    """Whether a connection to it can be tried."""
+    """Whether the endpoint is a valid http or https address."""
     try:
         url = httpx.URL(endpoint)
         url.raw_host.decode("ascii").encode("idna")  # as sockets do: finds labels of no length
@@ -278,7 +288,7 @@ def _switched_on(variable: str) -> bool:
 
 
 def _token() -> str | None:
-    """The user's token, from where the hub's own client looks for it."""
+    """Return the user's token from where the hub's own client looks for it."""
     if _switched_on("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
         return None
     source = "HF_TOKEN" if os.environ.get("HF_TOKEN") else "HUGGING_FACE_HUB_TOKEN"
@@ -292,7 +302,7 @@ def _token() -> str | None:
     token = token.strip()
     if not (token.isascii() and token.isprintable()):  # httpx's own error would show the token
         raise DataError(
-            f"{source} holds no token: there are characters in it that no token has.",
+            f"{source} holds no token: it has characters that no token has.",
             "Set HF_TOKEN to a token as the hub shows it, or unset it.",
         )
     return token or None

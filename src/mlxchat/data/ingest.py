@@ -1,12 +1,9 @@
-"""The user's own text, made into shards in nanochat's layout.
+"""The user's own text files, made into shards in nanochat's layout.
 
-About one document in twenty, chosen at random, becomes validation.
-
-Documents out of the kinds of files that people have.
-
-Text files are cut at blank lines into documents of at most `DOCUMENT_CHARACTERS`, because packing
-drops what is left of a document longer than a row; a line of a .jsonl file and a row of a .parquet
-file are a document each.
+Text files are cut at blank lines into documents of at most `LONGEST_DOCUMENT` characters, because
+packing drops the rest of a document that is longer than a row. Each line of a .jsonl file and each
+row of a .parquet file is one document. About one document in twenty, chosen at random, becomes
+validation.
 """
 
 import codecs
@@ -28,16 +25,20 @@ from mlxchat.disk import is_at, lock, storing, sync
 from mlxchat.errors import DataError, DiskError, LockedError, MlxchatError, NotFound
 from mlxchat.telemetry.events import Noted, Progressed, Report
 
-DOCUMENT_CHARACTERS = 8_000
-ROWS = 1024  # of a parquet file, read at a time
-PIECE_BYTES = 2**16  # of a line that has no end
-REASON_CHARACTERS = 200  # of what pyarrow says is wrong
+LONGEST_DOCUMENT = 8_000  # characters
+ROWS_READ = 1024  # rows of a parquet file that are read at a time
+LINE_PIECE = 2**16  # longer lines are read in pieces of this size
+LONGEST_REASON = 200  # characters of pyarrow's error message
 
-Advance = Callable[[int], None]  # is told of bytes read
+Advance = Callable[[int], None]  # called with the number of bytes read
 
 
 def read_documents(path: Path, advance: Advance) -> Iterator[str]:
-    """The documents of a file that hold more than white space."""
+    """Yield the documents of a file, without those that are only white space.
+
+    Raises:
+        DataError: the file cannot be read or decoded; the line is named.
+    """
     try:
         for text in READERS[path.suffix.lower()](path, advance):
             if text.strip():
@@ -49,10 +50,10 @@ def read_documents(path: Path, advance: Advance) -> Iterator[str]:
 
 
 def _read_text(path: Path, advance: Advance) -> Iterator[str]:
-    """Paragraphs, as many together as fit into a document."""
+    """Yield documents of as many whole paragraphs as fit."""
     document = ""
     for paragraph in _paragraphs(_text_pieces(path, advance)):
-        if document and len(document) + 2 + len(paragraph) > DOCUMENT_CHARACTERS:
+        if document and len(document) + 2 + len(paragraph) > LONGEST_DOCUMENT:
             yield document
             document = ""
         document = f"{document}\n\n{paragraph}" if document else paragraph
@@ -60,11 +61,11 @@ def _read_text(path: Path, advance: Advance) -> Iterator[str]:
 
 
 def _paragraphs(pieces: Iterable[str]) -> Iterator[str]:
-    """Runs of lines without a blank one between them, none longer than a document."""
+    """Yield runs of lines without a blank line, cut to the length of a document."""
     paragraph = ""
     for piece in pieces:
         paragraph += piece
-        while len(paragraph) > DOCUMENT_CHARACTERS:
+        while len(paragraph) > LONGEST_DOCUMENT:
             end = _cut(paragraph)
             yield paragraph[:end].rstrip()
             paragraph = paragraph[end:].lstrip("\n")
@@ -77,21 +78,21 @@ def _paragraphs(pieces: Iterable[str]) -> Iterator[str]:
 
 
 def _cut(text: str) -> int:
-    """Where to cut ``text``: after the last line, sentence or word that a document has room for."""
+    """Return where to cut ``text``: after the last line, sentence or word that fits."""
     for separator in ("\n", ". ", " "):
-        end = text.rfind(separator, DOCUMENT_CHARACTERS // 2, DOCUMENT_CHARACTERS)
+        end = text.rfind(separator, LONGEST_DOCUMENT // 2, LONGEST_DOCUMENT)
         if end > 0:
             return end + len(separator)
-    return DOCUMENT_CHARACTERS
+    return LONGEST_DOCUMENT
 
 
 def _text_pieces(path: Path, advance: Advance) -> Iterator[str]:
-    """The lines of a UTF-8 file; those beyond `PIECE_BYTES` come in pieces."""
+    """Yield the lines of a UTF-8 file; longer ones than `LINE_PIECE` in pieces."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     number = 1
     with path.open("rb") as stream:
         while True:
-            raw = stream.readline(PIECE_BYTES)
+            raw = stream.readline(LINE_PIECE)
             try:
                 piece = decoder.decode(raw, final=not raw)
             except UnicodeDecodeError as error:
@@ -104,7 +105,7 @@ def _text_pieces(path: Path, advance: Advance) -> Iterator[str]:
 
 
 def _read_json_lines(path: Path, advance: Advance) -> Iterator[str]:
-    """The ``text`` of every line's object."""
+    """Yield the ``text`` of the JSON object in each line."""
     remedy = 'Each line must be an object like {"text": "..."}.'
     with path.open("rb") as stream:
         for number, raw in enumerate(stream, start=1):
@@ -129,7 +130,7 @@ def _read_json_lines(path: Path, advance: Advance) -> Iterator[str]:
 
 
 def _read_parquet(path: Path, advance: Advance) -> Iterator[str]:
-    """The rows of the column ``text`` that are not null."""
+    """Yield the rows of the column ``text`` that are not null."""
     remedy = "It should be a whole parquet file with a column of strings named text."
     row = 0
     try:
@@ -137,14 +138,14 @@ def _read_parquet(path: Path, advance: Advance) -> Iterator[str]:
             raise DataError(f"{path} {fault}.", remedy)
         with pq.ParquetFile(path) as file:
             bytes_per_row = path.stat().st_size / max(file.metadata.num_rows, 1)
-            for batch in file.iter_batches(batch_size=ROWS, columns=["text"]):
+            for batch in file.iter_batches(batch_size=ROWS_READ, columns=["text"]):
                 advance(int(bytes_per_row * batch.num_rows))
                 yield from (text for text in batch.column(0).to_pylist() if text is not None)
                 row += batch.num_rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        if isinstance(error, OSError) and error.errno:  # the disk's fault, not the file's
+        if isinstance(error, OSError) and error.errno:  # the disk failed; the file may be fine
             raise
-        reason = " ".join(str(error).split())[:REASON_CHARACTERS]
+        reason = " ".join(str(error).split())[:LONGEST_REASON]
         raise DataError(f"{path} is damaged after row {row}: {reason}.", remedy) from error
 
 
@@ -169,7 +170,7 @@ UNFINISHED = ".unfinished"  # ends the name of a hidden folder that shards are b
 
 @dataclass(frozen=True)
 class IngestSummary:
-    """What became of the user's text; the last of ``shards`` is validation."""
+    """The result of `ingest`; the last of ``shards`` is validation."""
 
     shards: tuple[Path, ...]
     files: int
@@ -185,13 +186,20 @@ def ingest(
     seed: int = 0,
     clock: Callable[[], float] = time.time,
 ) -> IngestSummary:
-    """Write shards of the text in ``source``, a .txt, .jsonl or .parquet file or a folder of them.
+    """Write the user's text as shards. The same source and seed give the same shards.
 
-    ``folder`` appears whole or not at all. The same source and seed give the same shards.
+    Args:
+        source: a .txt, .jsonl or .parquet file, or a folder of them.
+        folder: the dataset's folder, which appears whole or not at all.
+        report: called with progress in bytes, and with notes.
+        seed: the seed of the shuffle and of the choice of validation documents.
+        clock: returns seconds since the epoch.
 
     Raises:
-        MlxchatError: ``folder`` is not empty, or ``source`` holds fewer than two documents or a
-            file that cannot be read; it names file and line.
+        DataError: ``source`` holds fewer than two documents, or a file cannot be read; file and
+            line are named.
+        DiskError: ``folder`` is not empty, or cannot be written.
+        LockedError: another process is writing the folder.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         what = "holds shards already" if shard_names(folder) else "is not empty"
@@ -223,7 +231,7 @@ def ingest(
 
 @contextmanager
 def _unfinished(folder: Path) -> Iterator[Path]:
-    """A hidden folder beside ``folder``, for this process alone; removed where writing fails."""
+    """Yield a locked hidden folder beside ``folder``, which is removed if writing fails."""
     unfinished = folder.with_name(f".{folder.name}{UNFINISHED}")
     with storing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -252,7 +260,7 @@ def _remove_leftovers(parent: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[bool]:
-    """Hold a folder's lock; False where another process has it, or has removed the folder."""
+    """Hold a folder's lock; yields False if another process holds it or removed the folder."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:
@@ -265,7 +273,7 @@ def _locked(folder: Path) -> Iterator[bool]:
 
 
 def _files(source: Path) -> list[Path]:
-    """The files to read, sorted; hidden ones are left out."""
+    """Return the files to read, sorted, without hidden ones."""
     kinds = ", ".join(READERS)
     remedy = f"Give a file that ends in one of {kinds}, or a folder of such files."
     if not source.exists():
@@ -289,7 +297,7 @@ def _files(source: Path) -> list[Path]:
 def _empty(path: Path, alone: bool, note: Callable[[str], None]) -> None:
     if alone:
         raise DataError(f"{path} is empty: it holds no text.", "Put some text into it.")
-    note(f"{path} holds no text and is left out.")
+    note(f"{path} holds no text and is skipped.")
 
 
 class _Split:
@@ -313,12 +321,16 @@ class _Split:
             self._deal()
 
     def finish(self, source: Path) -> int:
-        """Write the rest, validation as the last shard; the number of training shards."""
+        """Write the remaining documents, and validation as the last shard.
+
+        Returns:
+            The number of training shards.
+        """
         if self.documents < 2:
             found = "only one document" if self.documents else "no document"
             raise DataError(
                 f"{source} makes {found}; one is needed for training and one for validation.",
-                f"Add text: a document of a .txt file has up to {DOCUMENT_CHARACTERS} characters.",
+                f"Add text: a document of a .txt file has up to {LONGEST_DOCUMENT} characters.",
             )
         self._deal()
         if self._training:
@@ -328,7 +340,7 @@ class _Split:
         return self._training_shards
 
     def _deal(self) -> None:
-        """Empty the buffer, bringing validation to its part of all documents, at least one."""
+        """Empty the buffer, giving validation its share of all documents, at least one."""
         share = max(round(VALIDATION_PART * self.documents), 1) if self.documents > 1 else 0
         count = share - self.validation_documents
         self._order.shuffle(self._buffer)
@@ -374,7 +386,7 @@ class _Shard:
             self._flush()
 
     def close(self) -> None:
-        """Write what is left, and see it on the disk."""
+        """Write the remaining rows and sync the file."""
         if self._rows:
             self._flush()
         with storing(self.path):
@@ -390,7 +402,7 @@ class _Shard:
 
 
 class _Meter:
-    """Tells how much of the source has been read, once a `REPORT_BYTES`."""
+    """Reports the progress in the source once per `REPORT_BYTES`."""
 
     def __init__(self, name: str, total: int, report: Report, clock: Callable[[], float]) -> None:
         self._name, self._total, self._report, self._clock = name, total, report, clock

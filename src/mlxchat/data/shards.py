@@ -1,7 +1,7 @@
-"""The shards: which datasets there are, and what of them is on disk.
+"""Datasets as folders of shards: the datasets of the hub, and the shards on disk.
 
-A dataset is a folder of parquet files with one column, ``text``, a document a row. The last file in
-name order is validation, all others are training, in name order.
+A dataset is a folder of parquet files with one column ``text``, one document per row. In name
+order, the last file is validation and all others are training.
 """
 
 import re
@@ -11,26 +11,36 @@ from pathlib import Path
 from typing import Protocol
 
 from mlxchat.errors import ConfigError, DataError, NotFound, command
-from mlxchat.home import Home
+from mlxchat.home import DEFAULT_DATASET, Home
 
-STREAMED = ".streamed"  # folder in a dataset's folder of what streaming fetched, and may delete
-REVISION = ".revision"  # file in a dataset's folder with the commit that its shards are of
-MAGIC = b"PAR1"  # what a parquet file starts and ends with
+STREAMED = ".streamed"  # subfolder for shards that streaming fetched and may delete
+REVISION = ".revision"  # file in a dataset's folder with the commit of its shards
+MAGIC = b"PAR1"  # the first and last bytes of a parquet file
 
 
 def shard_name(index: int) -> str:
-    """The file name of shard ``index``."""
+    """Return the file name of shard ``index``."""
     return f"shard_{index:05d}.parquet"
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset on the hub: shards 0 to ``last_shard``, the last of which is validation."""
+    """A dataset on the Hugging Face hub.
+
+    Attributes:
+        name: the name in `dataset`, and in the name of the folder on disk.
+        repo: the repository on the hub, ``owner/name``.
+        last_shard: the index of the last shard, which is validation; shards 0 up to it are
+            training.
+        licence_note: the licence, shown before a download.
+        restriction: a restriction of the licence to mention in help texts, or empty.
+    """
 
     name: str
     repo: str
     last_shard: int
     licence_note: str
+    restriction: str = ""
 
     @property
     def validation(self) -> str:
@@ -38,10 +48,10 @@ class Dataset:
         return shard_name(self.last_shard)
 
     def training(self, num_shards: int | None = None) -> tuple[str, ...]:
-        """The file names of the first ``num_shards`` training shards, all for None.
+        """Return the file names of the first ``num_shards`` training shards; None means all.
 
         Raises:
-            MlxchatError: the dataset does not have that many, or fewer than one are asked for.
+            ConfigError: ``num_shards`` is less than 1 or more than the dataset has.
         """
         count = self.last_shard if num_shards is None else num_shards
         if not 1 <= count <= self.last_shard:
@@ -57,7 +67,7 @@ DATASETS = {
     dataset.name: dataset
     for dataset in (
         Dataset(
-            name="fineweb-edu",
+            name=DEFAULT_DATASET,
             repo="karpathy/fineweb-edu-100b-shuffle",
             last_shard=1822,
             licence_note="ODC-BY 1.0",
@@ -67,13 +77,26 @@ DATASETS = {
             repo="karpathy/climbmix-400b-shuffle",
             last_shard=6542,
             licence_note="CC BY-NC 4.0: non-commercial use only",
+            restriction="licensed for non-commercial use only",
         ),
     )
 }
 
 
+def dataset_names() -> str:
+    """List the datasets of the hub for help texts, with the restrictions of their licences.
+
+    >>> dataset_names()
+    'fineweb-edu, climbmix (licensed for non-commercial use only)'
+    """
+    return ", ".join(
+        f"{dataset.name} ({dataset.restriction})" if dataset.restriction else dataset.name
+        for dataset in DATASETS.values()
+    )
+
+
 class ShardSource(Protocol):
-    """Where a loader gets its shards from. A shard is on disk between acquire and release."""
+    """A source of shards for a loader. A shard is on disk between acquire and release."""
 
     @property
     def training(self) -> tuple[str, ...]:
@@ -84,29 +107,30 @@ class ShardSource(Protocol):
         """The file name of the validation shard."""
 
     def acquire(self, name: str) -> Path:
-        """Block until the shard is on disk; it stays until released.
+        """Block until the shard is on disk, where it stays until it is released.
 
         Raises:
-            MlxchatError: the shard cannot be had.
+            MlxchatError: the shard is not available.
         """
 
     def release(self, name: str) -> None:
-        """Say that the reader has moved on."""
+        """Release a shard that the reader has finished."""
 
     def close(self) -> None:
-        """Stop whatever brings shards."""
+        """Stop fetching shards."""
 
 
 class LocalShards:
-    """Parquet files in a folder: all that are there when it is opened, or those that are named.
+    """The shards in a folder, as a `ShardSource`.
 
     Args:
-        folder: that holds them.
-        num_shards: train on the first so many; None for all but the last, which validates.
-        names: of those to use, the one that validates last; the folder is not looked into then.
+        folder: the dataset's folder.
+        num_shards: the number of training shards to use; None for all.
+        names: the file names to use, validation last; None for all parquet files in the folder.
 
     Raises:
-        MlxchatError: the folder does not exist, or holds fewer shards than asked for, or than two.
+        NotFound: the folder does not exist.
+        DataError: it holds fewer than two shards, or fewer training shards than ``num_shards``.
     """
 
     def __init__(
@@ -125,7 +149,8 @@ class LocalShards:
         if len(names) < 2:
             found = f"only one shard, {names[0]}" if names else "no shards"
             raise DataError(
-                f"{folder} holds {found}; the last is validation, so two are the least.", remedy
+                f"{folder} holds {found}; at least two are needed, as the last is validation.",
+                remedy,
             )
         self.folder = folder
         self.training = tuple(names[:-1][:num_shards])
@@ -138,27 +163,30 @@ class LocalShards:
             )
 
     def acquire(self, name: str) -> Path:
-        """The path of a shard, checked to be one.
+        """Check a shard and return its path.
 
         Raises:
-            MlxchatError: the file has gone or is no shard.
+            NotFound: the file no longer exists.
+            DataError: it is not a shard.
         """
         check_shard(self.folder / name)
         return self.folder / name
 
     def release(self, name: str) -> None:
-        """Nothing: files stay."""
+        """Do nothing: the files stay."""
 
     def close(self) -> None:
-        """Nothing to stop."""
+        """Do nothing: there is nothing to stop."""
 
 
 @dataclass(frozen=True)
 class FolderStatus:
-    """What a dataset's folder holds, in ``bytes`` with what streaming keeps there for a while.
+    """The contents of a dataset's folder.
 
-    ``partial_files`` are downloads begun and not finished; ``revision`` is the hub's commit that
-    the shards are of, None where no hub said.
+    Attributes:
+        bytes: the size of all shards, including those that streaming keeps for a while.
+        partial_files: unfinished downloads.
+        revision: the hub's commit of the shards; None if it is unknown.
     """
 
     name: str
@@ -171,12 +199,12 @@ class FolderStatus:
 
 
 def status(home: Home) -> list[FolderStatus]:
-    """The dataset folders under ``home``, in name order.
+    """Return the status of the dataset folders under ``home``, in name order.
 
-    A known dataset has its validation shard when the hub's last one is there; the user's own, when
-    there are two files or more.
+    A dataset of the hub has its validation shard if the hub's last shard is there; a user's own
+    dataset, if it has at least two files.
     """
-    first = home.data("fineweb-edu")
+    first = home.data(DEFAULT_DATASET)
     folders = sorted(
         path
         for path in first.parent.glob(f"{first.name}*")
@@ -186,7 +214,7 @@ def status(home: Home) -> list[FolderStatus]:
 
 
 def _folder_status(folder: Path, first: Path) -> FolderStatus:
-    name = "fineweb-edu" if folder == first else folder.name.removeprefix(f"{first.name}_")
+    name = DEFAULT_DATASET if folder == first else folder.name.removeprefix(f"{first.name}_")
     names = shard_names(folder)
     known = DATASETS.get(name)
     return FolderStatus(
@@ -206,26 +234,27 @@ def _folder_status(folder: Path, first: Path) -> FolderStatus:
 
 
 def pinned_revision(folder: Path) -> str | None:
-    """The hub's commit that the shards in ``folder`` are of, None where none is recorded."""
+    """Return the recorded commit of the shards in ``folder``, or None."""
     path = folder / REVISION
     return parse_revision(path.read_bytes()) if path.is_file() else None
 
 
 def parse_revision(content: bytes) -> str | None:
-    """The commit in a file `REVISION`; None for one that was not written to its end."""
+    """Return the commit in a `REVISION` file; None if the file is incomplete."""
     return content[:40].decode() if re.fullmatch(rb"[0-9a-f]{40}\n", content) else None
 
 
 def shard_names(folder: Path) -> list[str]:
-    """The names of the parquet files in ``folder``, sorted; those of hidden files are left out."""
+    """Return the names of the parquet files in ``folder``, sorted, without hidden files."""
     return sorted(path.name for path in folder.glob("*.parquet") if path.name[0] != ".")
 
 
 def check_shard(path: Path) -> None:
-    """Look at a shard's frame.
+    """Check that a file is a shard, by its schema.
 
     Raises:
-        MlxchatError: it does not exist or is none (`shard_fault`).
+        NotFound: the file does not exist.
+        DataError: it is not a shard (`shard_fault`).
     """
     if not path.is_file():
         raise NotFound(f"{path} does not exist.", "Get it with: mlxchat data fetch")
@@ -238,7 +267,7 @@ def check_shard(path: Path) -> None:
 
 
 def shard_fault(path: Path) -> str | None:
-    """What keeps a file from being a whole parquet file with a column ``text`` of strings.
+    """Describe why a file is not a complete parquet file with a column ``text`` of strings.
 
     Returns:
         The rest of a sentence that begins with the file's name; None for a shard.

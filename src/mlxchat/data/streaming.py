@@ -1,9 +1,9 @@
-"""Training shards fetched ahead of their use, and dropped behind it.
+"""Streaming: training shards are fetched before they are needed and deleted afterwards.
 
-A thread keeps the shards that the reader needs next on disk, in the order of an epoch and around
-again, and never more than it was allowed: it makes room before it downloads. What it fetches lies
-in ``.streamed/`` inside the dataset's folder, and only from there is anything ever deleted: files
-that someone put into the folder itself, and the validation shard, stay.
+A thread keeps the shards that the reader needs next on disk, in the order of the epochs, and never
+more than allowed: it makes room before it downloads. Its shards are in ``.streamed/`` inside the
+dataset's folder, and only files there are ever deleted: files in the folder itself, among them the
+validation shard, stay.
 """
 
 import threading
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlxchat.data.download import download_shard, locate, missing_bytes, partial
+from mlxchat.data.download import download_shard, missing_bytes, partial, stat_shard
 from mlxchat.data.hub import Cancelled, Hub, UnreachableError
 from mlxchat.data.shards import STREAMED, Dataset, check_shard, shard_fault, shard_names
 from mlxchat.disk import lock, require_space, storing
@@ -22,14 +22,14 @@ from mlxchat.telemetry.events import Noted, Progressed, Report
 
 SHARD = ".parquet"
 LEAST_CACHED = 2  # one to read and one to fetch meanwhile
-RETRY_SECONDS = 30.0  # until a shard that failed is tried again
-PATIENCE = 10  # failures of a network that a reader without a shard waits through
-CLOSE_SECONDS = 5.0  # that closing waits for a transfer to stop
+RETRY_SECONDS = 30.0  # until a failed shard is retried
+PATIENCE = 10  # network failures of a shard before its reader gets the error
+CLOSE_SECONDS = 5.0  # the longest wait for a transfer to stop on closing
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """Why a shard did not come, the ``count``-th time in a row; it is tried again at ``retry``."""
+    """The ``count``-th failure of a shard in a row; it is retried at the time ``retry``."""
 
     error: MlxchatError
     retry: float
@@ -37,27 +37,27 @@ class _Failure:
 
     @property
     def final(self) -> bool:
-        """Whether there is no sense in waiting."""
+        """Whether retrying is pointless."""
         return not isinstance(self.error, UnreachableError) or self.count >= PATIENCE
 
 
 class StreamingShards:
-    """A `ShardSource` of a whole dataset through a small folder.
+    """A `ShardSource` that streams a dataset of any size through a few files.
 
     Args:
-        folder: of the dataset, created where it is missing.
-        dataset: on the hub.
+        folder: the dataset's folder; created if missing.
+        dataset: the dataset on the hub.
         max_cached: training shards on disk at a time, with the one that is being downloaded; the
             validation shard comes on top. Files that were there before count, but are never
             dropped; two are always allowed beside them.
         hub: to download from.
-        report: gets progress in bytes and why it waits, also from the thread that downloads.
-        num_shards: how many training shards there are to go through; None for all.
-        clock: seconds since the epoch.
+        report: called with progress in bytes and reasons for waiting, also from the thread.
+        num_shards: the number of training shards; None for all.
+        clock: returns seconds since the epoch.
 
     Raises:
-        MlxchatError: ``max_cached`` is less than 2, the dataset has no ``num_shards``, or another
-            process streams into the same folder.
+        ConfigError: ``max_cached`` is less than 2, or the dataset has fewer shards.
+        LockedError: another process streams into the same folder.
     """
 
     def __init__(
@@ -90,23 +90,23 @@ class StreamingShards:
         self._claim_folder()
         self._drop_damaged()
 
-        self._changed = threading.Condition()  # guards what follows
+        self._changed = threading.Condition()  # guards the attributes below
         self._position: int | None = None  # of the reader; until known, nothing comes ahead
         self._in_use: Counter[str] = Counter()
-        self._wanted: list[str] = []  # what readers wait for, first come first served
+        self._wanted: list[str] = []  # shards that readers wait for, in order
         self._failures: dict[str, _Failure] = {}
-        self._broken: MlxchatError | None = None  # what ended the thread
+        self._broken: MlxchatError | None = None  # the error that ended the thread
         self._thread = threading.Thread(target=self._run, name="streaming", daemon=True)
         self._thread.start()
 
     def acquire(self, name: str) -> Path:
-        """Block until the shard is on disk; it stays until released.
+        """Block until the shard is on disk, where it stays until it is released.
 
-        Waits through a network that is down for a while. Who holds ``max_cached`` shards and asks
-        for another waits until one is released.
+        Waits while the network is down for a while, and while ``max_cached`` shards are held until
+        one of them is released.
 
         Raises:
-            MlxchatError: it cannot be had, is no shard, or the source was closed meanwhile.
+            MlxchatError: the shard is not available, is not a shard, or the source was closed.
         """
         if self._find(name) is None:
             self._note(f"Waiting for {name}.")
@@ -130,13 +130,13 @@ class StreamingShards:
         return path
 
     def release(self, name: str) -> None:
-        """Say that the reader has moved on: the shard may be dropped."""
+        """Release a shard that the reader has finished; it may be deleted."""
         with self._changed:
             self._in_use[name] -= 1
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Stop downloading; what came of a shard stays, and is gone on with next time."""
+        """Stop downloading; a partial shard stays and is resumed next time."""
         self._stop.set()
         with self._changed:
             self._changed.notify_all()
@@ -147,7 +147,7 @@ class StreamingShards:
         self._report(Noted(self._clock(), text))
 
     def _find(self, name: str) -> Path | None:
-        """Where a shard is, None while it is nowhere."""
+        """Return the path of a shard, or None if it is not on disk."""
         return next((p for p in (self._folder / name, self._cache / name) if p.is_file()), None)
 
     def _hopeless(self, name: str) -> bool:
@@ -170,14 +170,14 @@ class StreamingShards:
             )
 
     def _drop_damaged(self) -> None:
-        """Delete what a crash of the machine left of shards; they are fetched again."""
+        """Delete shards that a crash of the machine damaged; they are fetched again."""
         with storing(self._cache):
             for name in shard_names(self._cache):
                 if shard_fault(self._cache / name):
                     (self._cache / name).unlink()
 
     def _run(self) -> None:
-        """Download what is needed next, until closed."""
+        """Download the next shard needed, until closed."""
         try:
             while not self._stop.is_set():
                 with self._changed:
@@ -203,7 +203,7 @@ class StreamingShards:
         path = (self._folder if name == self.validation else self._cache) / name
         error: MlxchatError | None = None
         try:
-            remote = locate(self._hub, self._dataset, self._folder, name)
+            remote = stat_shard(self._hub, self._dataset, self._folder, name)
             require_space(self._folder, missing_bytes(remote, path))
             download_shard(self._hub, remote, path, progressed)
         except MlxchatError as caught:
@@ -216,7 +216,7 @@ class StreamingShards:
             self._changed.notify_all()
 
     def _next(self) -> str | None:
-        """What to download now, with room made for it; None while there is nothing."""
+        """Return the shard to download now, after making room for it; None if there is none."""
         own = set(shard_names(self._folder)) - {self.validation}
         cached = self._cached()
         slots = max(self._max_cached - len(own), LEAST_CACHED)
@@ -235,19 +235,19 @@ class StreamingShards:
         return None
 
     def _cached(self) -> list[str]:
-        """The shards that streaming brought, whole or in part."""
+        """Return the shards that streaming fetched, whole or partial."""
         found = self._cache.glob(f"*{SHARD}*")
         return sorted({path.name.partition(SHARD)[0] + SHARD for path in found})
 
     def _ahead(self, own: set[str], slots: int) -> list[str]:
-        """The next training shards from the reader's position on that take a slot each."""
+        """Return the next training shards, from the reader's position, that need a slot."""
         if self._position is None:
             return []
         around = (*self.training[self._position :], *self.training[: self._position])
         return [name for name in around if name not in own][:slots]
 
     def _drop(self, cached: list[str], count: int, keep: list[str]) -> bool:
-        """Delete ``count`` cached shards, longest unused first; False where too few may go."""
+        """Delete ``count`` cached shards, longest unused first; False if too few may go."""
         if count <= 0:
             return True
         droppable = [name for name in cached if name not in keep and not self._in_use[name]]
@@ -259,7 +259,7 @@ class StreamingShards:
         return len(droppable) >= count
 
     def _distance(self, name: str) -> int:
-        """Shards from the reader's position forward, around the end, to ``name``.
+        """Return the number of shards from the reader's position forward to ``name``.
 
         The shard just left is the farthest: a run that resumes at an earlier step may need it.
         """

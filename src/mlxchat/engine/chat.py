@@ -1,14 +1,12 @@
-"""A conversation with a model: text in, pieces of an answer out. Prints nothing.
+"""A conversation with a model: text in, an answer out, whole or in pieces. Prints nothing.
 
 A model trained on conversations gets nanochat's chat tokens, has the calculator and stops at
-``<|assistant_end|>``. A base model continues text: ``<|bos|>``, then everything said so far in one
-piece.
+``<|assistant_end|>``. A base model continues text: it gets ``<|bos|>`` and the whole conversation
+as one piece of text.
 
-The tokens of the whole conversation are laid out anew for every answer, and the cache keeps the
-longest beginning it shares with them. So only new tokens are processed in a conversation that goes
-on, and clearing, loading, dropping turns and interrupting need no bookkeeping of their own.
-
-An answer as a model gives it: tokens, and the parts of a message that they amount to.
+Each answer's prompt is the whole conversation, rendered again. The cache keeps the longest prefix
+that it shares with the prompt, so only new tokens are processed when a conversation continues, and
+`Chat.clear`, `Chat.load`, dropped turns and interruptions need no bookkeeping of their own.
 """
 
 import codecs
@@ -21,81 +19,15 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from mlxchat.config.inference import Sampling
-from mlxchat.engine.cache import Cache
+from mlxchat.engine.cache import KVCache
 from mlxchat.engine.generate import generate
+from mlxchat.engine.sampling import make_sampler
 from mlxchat.engine.tools import ToolUse
 from mlxchat.errors import ConfigError, DataError, DiskError
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
 from mlxchat.tokenizer.bpe import ASSISTANT_END, Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message, Part
-
-BEGINNINGS = {
-    "<|python_start|>": Part("python", ""),
-    "<|python_end|>": Part("text", ""),
-    "<|output_start|>": Part("python_output", ""),
-    "<|output_end|>": Part("text", ""),
-}
-"""Special tokens, and the part that begins after each of them."""
-
-
-class Answer:
-    """Takes the tokens of an assistant's message, one after another.
-
-    Other special tokens than those of tool calls say nothing, and a letter of which a part has not
-    all bytes is left out.
-
-    Attributes:
-        tokens: all that were taken.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokens: list[int] = []
-        self._tokenizer = tokenizer
-        self._beginnings = {tokenizer.special(name): part for name, part in BEGINNINGS.items()}
-        self._parts = [Part("text", "")]
-        self._begun = 0  # tokens before the present part
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def take(self, token: int) -> Part | None:
-        """Add a token; returns what there is to read of it, if anything.
-
-        That is a piece of a part, of whole letters. A call and its output begin with an empty one.
-        """
-        self.tokens.append(token)
-        if token in self._beginnings:
-            return self._begin(self._beginnings[token])
-        text = self._decoder.decode(self._tokenizer.token_bytes(token))
-        if not text:
-            return None
-        part = self._parts[-1]
-        self._parts[-1] = Part(part.type, part.text + text)
-        return Part(part.type, text)
-
-    def _begin(self, part: Part) -> Part | None:
-        if part.type == "text" and self._parts[-1].type == "text":
-            return None  # the end of what had not begun
-        self._decoder.reset()
-        self._parts.append(part)
-        self._begun = len(self.tokens) - 1
-        return None if part.type == "text" else part
-
-    def message(self) -> tuple[str | tuple[Part, ...], list[int]]:
-        """Content and tokens of an assistant's message that says this, wherever it broke off.
-
-        A call is then taken to end there. Of an output that has no end nothing stays: half a number
-        is another one.
-        """
-        parts, tokens = self._parts, self.tokens
-        if parts[-1].type == "python":
-            tokens = [*tokens, self._tokenizer.special("<|python_end|>")]
-        elif parts[-1].type == "python_output":
-            parts, tokens = parts[:-1], tokens[: self._begun]
-        said = tuple(part for part in parts if part.text or part.type != "text")
-        if all(part.type == "text" for part in said):
-            return "".join(part.text for part in said), tokens
-        return said, tokens
-
 
 _FILE = TypeAdapter(Conversation)
 _FORM = (
@@ -106,7 +38,7 @@ _FORM = (
 
 @dataclass
 class _Turn:
-    """What the user said, and the answer as a message's content and as the tokens drawn for it."""
+    """The user's text; the answer as a message's content and as the tokens drawn for it."""
 
     user: str
     answer: str | tuple[Part, ...] = ""
@@ -116,20 +48,23 @@ class _Turn:
 class Chat:
     """A conversation in turns.
 
+        chat = Chat(model, tokenizer, conversational=True, sampling=Sampling(), seed=0,
+                    max_tokens=256)
+        print(chat.say("What does a cow say?"))
+
     Args:
         model: the network.
-        tokenizer: the one it was trained with.
-        conversational: whether it was trained on conversations.
+        tokenizer: the one that the model was trained with.
+        conversational: whether the model was trained on conversations.
         sampling: how tokens are chosen.
         seed: of the random draws; the same seed and messages give the same answers.
-        max_tokens: the most tokens in one answer.
+        max_tokens: at most this many tokens in one answer.
 
     Attributes:
         conversational: as given.
-        dropped: turns from the beginning that no longer fit the context. The model doesn't see
+        dropped: the number of oldest turns that no longer fit the context. The model doesn't see
             them; `messages` still has them.
-        truncated: whether the latest answer ended for want of tokens, by ``max_tokens`` or the
-            context, and not because the model was done.
+        truncated: whether the latest answer was cut off by ``max_tokens`` or the context.
     """
 
     def __init__(
@@ -155,28 +90,36 @@ class Chat:
         self._tools = partial(ToolUse, tokenizer) if conversational else None
         self._system: str | None = None
         self._turns: list[_Turn] = []
-        self._cache = Cache(model.config)
+        self._cache = KVCache(model.config)
         self._held: list[int] = []  # the tokens in the cache
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """All that was said, dropped turns included."""
+        """All messages of the conversation, dropped turns included."""
         messages = [] if self._system is None else [Message("system", self._system)]
         for turn in self._turns:
             messages += [Message("user", turn.user), Message("assistant", turn.answer)]
         return tuple(messages)
 
-    def reply(self, text: str) -> Generator[Part, None, None]:
-        """Answer ``text``, or continue it: pieces of the answer's parts as they come.
+    def say(self, text: str) -> str:
+        """Say ``text`` to the model; returns the text of its answer, without tool calls.
 
-        The pieces are whole characters; a character that the answer breaks off in is left out.
-        A tool call and its output begin with an empty piece each.
-        Where the conversation and an answer would pass the context, the oldest turns are dropped
-        first. Close the generator to interrupt the answer: what was said stays in the history.
+        `messages` has the whole answer. Raises what `reply` raises.
+        """
+        return "".join(piece.text for piece in self.reply(text) if piece.type == "text")
+
+    def reply(self, text: str) -> Generator[Part, None, None]:
+        """Stream the model's answer to ``text``, or its continuation: pieces of parts of a message.
+
+        Pieces are whole characters; a character that the answer breaks off in is left out. A tool
+        call and its output begin with an empty piece each.
+
+        If the conversation and an answer would exceed the context, the oldest turns are dropped
+        first. Close the generator to interrupt the answer: its tokens so far stay in the history.
 
         Raises:
-            MlxchatError: the message is empty, or too long for the context by itself. The history
-                is then as it was.
+            ConfigError: the message is empty, or too long for the context by itself. The history
+                does not change.
         """
         if self.conversational and not text.strip():
             raise ConfigError("The message is empty.", "Say something to the model.")
@@ -185,14 +128,14 @@ class Chat:
         return self._stream(turn, prompt)
 
     def clear(self) -> None:
-        """Begin a new conversation."""
+        """Start a new conversation."""
         self._system, self._turns, self.dropped = None, [], 0
 
     def save(self, path: Path) -> None:
         """Write the conversation as JSON, ``{"messages": [{"role": ..., "content": ...}]}``.
 
         Raises:
-            MlxchatError: the file cannot be written. One that was there is as it was.
+            DiskError: the file cannot be written. An existing file does not change.
         """
         partial = path.parent / f".{path.name}.partial"
         try:
@@ -206,11 +149,12 @@ class Chat:
             ) from error
 
     def load(self, path: Path) -> None:
-        """Go on with the conversation in a file that `save` wrote, in place of the present one.
+        """Replace the conversation by the one in a file that `save` wrote.
 
         Raises:
-            MlxchatError: the file cannot be read or is no conversation in which user and assistant
-                take turns. The present conversation is then as it was.
+            DiskError: the file cannot be read.
+            DataError: it holds no conversation in which user and assistant take turns. In either
+                case the current conversation does not change.
         """
         try:
             messages = _FILE.validate_json(path.read_bytes()).messages
@@ -227,19 +171,19 @@ class Chat:
         _check_turns(path, spoken)
         pairs = zip(spoken[::2], spoken[1::2], strict=True)
         self._turns = [
-            _Turn(user.text, answer.content, self._answered(answer)) for user, answer in pairs
+            _Turn(user.text, answer.content, self._answer(answer)) for user, answer in pairs
         ]
         self._system, self.dropped = system, 0
 
     def _fit(self, turns: Sequence[_Turn]) -> tuple[int, list[int]]:
-        """How many of ``turns`` are dropped so that an answer fits, and the prompt of the rest."""
+        """Return how many turns to drop so that an answer fits, and the prompt of the others."""
         context = self._model.config.sequence_len
         room = min(self._max_tokens, context // 2)
         for dropped in range(self.dropped, len(turns)):
             prompt = self._prompt(turns[dropped:])
             if len(prompt) + room <= context:
                 return dropped, prompt
-        if len(prompt) < context:  # the last message alone, and a shorter answer
+        if len(prompt) < context:  # the last message alone fits, with a shorter answer
             return dropped, prompt
         raise ConfigError(
             f"The message takes {len(prompt)} tokens; the model's context is {context}.",
@@ -247,16 +191,16 @@ class Chat:
         )
 
     def _prompt(self, turns: Sequence[_Turn]) -> list[int]:
-        """The tokens of ``turns``, up to where the last one's answer begins."""
+        """Return the tokens of ``turns``, up to where the last one's answer begins."""
         *earlier, last = turns
         ids, system = [self._bos], self._system
         for turn in earlier:
-            ids += self._asked(turn, system) + turn.tokens + self._end
+            ids += self._question(turn, system) + turn.tokens + self._end
             system = None
-        return ids + self._asked(last, system)
+        return ids + self._question(last, system)
 
-    def _asked(self, turn: _Turn, system: str | None) -> list[int]:
-        """The tokens of a turn before its answer, led by the system message where there is one."""
+    def _question(self, turn: _Turn, system: str | None) -> list[int]:
+        """Return the tokens of a turn before its answer, preceded by a system message, if any."""
         messages = [] if system is None else [Message("system", system)]
         messages.append(Message("user", turn.user))
         if not self.conversational:
@@ -264,8 +208,8 @@ class Chat:
         _bos, *ids = self._tokenizer.render_for_completion(Conversation(tuple(messages)))
         return ids
 
-    def _answered(self, answer: Message) -> list[int]:
-        """The tokens of an answer that was not drawn here, without what encloses them."""
+    def _answer(self, answer: Message) -> list[int]:
+        """Return the tokens of an answer that was not drawn here, without those around them."""
         if not self.conversational:
             return self._tokenizer.encode(answer.text)
         ids, _mask = self._tokenizer.render(Conversation((Message("user", ""), answer)))
@@ -285,10 +229,10 @@ class Chat:
                 self._model,
                 prompt[shared:],
                 self._cache,
-                self._sampling,
-                key,
+                make_sampler(self._sampling, key),
                 stop=frozenset([self._bos, *self._end]),
                 max_tokens=limit,
+                repetition_penalty=self._sampling.repetition_penalty,
                 seen=prompt[:shared],
                 tools=self._tools,
             )
@@ -297,7 +241,7 @@ class Chat:
                     if piece := answer.take(token):
                         yield piece
         except BaseException:
-            if not answer.tokens:  # interrupted before a word: as if it had not been asked
+            if not answer.tokens:  # interrupted before the first token: as if it had not been asked
                 self._turns.pop()
             raise
         finally:
@@ -320,14 +264,80 @@ def _check_turns(path: Path, spoken: Sequence[Message]) -> None:
 
 
 def _shared(held: Sequence[int], prompt: Sequence[int]) -> int:
-    """How many tokens of ``prompt`` need no processing: all that agree with ``held`` but its last.
+    """Return how many tokens of ``prompt`` the cache has: a common prefix, without its last token.
 
-    The last is processed in any case, for the logits after it.
+    The last token is always processed, for the logits after it.
     """
     longest = min(len(held), len(prompt) - 1)
     return next((i for i in range(longest) if held[i] != prompt[i]), longest)
 
 
 def _encodable(text: str) -> str:
-    """``text`` without the lone surrogates that a terminal in another encoding lets through."""
+    """Replace the lone surrogates that a terminal in another encoding lets through."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+PART_AFTER = {  # special tokens, and the part of a message that begins after each
+    "<|python_start|>": Part("python", ""),
+    "<|python_end|>": Part("text", ""),
+    "<|output_start|>": Part("python_output", ""),
+    "<|output_end|>": Part("text", ""),
+}
+
+
+class Answer:
+    """Decodes an assistant's message, token by token, into the parts of a message.
+
+    Special tokens other than those of tool calls are ignored. A character whose bytes are not
+    complete at the end of a part is left out.
+
+    Attributes:
+        tokens: all tokens taken so far.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokens: list[int] = []
+        self._tokenizer = tokenizer
+        self._part_after = {tokenizer.special(name): part for name, part in PART_AFTER.items()}
+        self._parts = [Part("text", "")]
+        self._part_start = 0  # tokens before the current part
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def take(self, token: int) -> Part | None:
+        """Add a token; returns the new piece of a part, of whole characters, or None.
+
+        A tool call and its output begin with an empty piece each.
+        """
+        self.tokens.append(token)
+        if token in self._part_after:
+            return self._begin(self._part_after[token])
+        text = self._decoder.decode(self._tokenizer.token_bytes(token))
+        if not text:
+            return None
+        part = self._parts[-1]
+        self._parts[-1] = Part(part.type, part.text + text)
+        return Part(part.type, text)
+
+    def _begin(self, part: Part) -> Part | None:
+        if part.type == "text" and self._parts[-1].type == "text":
+            return None  # the end of a call that had not begun
+        self._decoder.reset()
+        self._parts.append(part)
+        self._part_start = len(self.tokens) - 1
+        return None if part.type == "text" else part
+
+    def message(self) -> tuple[str | tuple[Part, ...], list[int]]:
+        """Return the message's content and its tokens, both well-formed wherever it broke off.
+
+        An unfinished call is ended. An unfinished output is left out, since half of a number is
+        another number.
+        """
+        parts, tokens = self._parts, self.tokens
+        if parts[-1].type == "python":
+            tokens = [*tokens, self._tokenizer.special("<|python_end|>")]
+        elif parts[-1].type == "python_output":
+            parts, tokens = parts[:-1], tokens[: self._part_start]
+        content = tuple(part for part in parts if part.text or part.type != "text")
+        if all(part.type == "text" for part in content):
+            return "".join(part.text for part in content), tokens
+        return content, tokens

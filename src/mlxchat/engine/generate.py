@@ -1,12 +1,11 @@
-"""Tokens from a model, one after another, the next one under way while the caller has this one."""
+"""Generation: tokens one after another, the next computed while the caller uses the latest."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence, Set
 
 import numpy as np
 
-from mlxchat.config.inference import Sampling
-from mlxchat.engine.cache import Batch, Cache
-from mlxchat.engine.sampling import sample
+from mlxchat.engine.cache import BatchCache, KVCache
+from mlxchat.engine.sampling import Sampler, greedy, penalise
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
 
@@ -22,113 +21,113 @@ Tool = Callable[[int], int | None]
 def generate(
     model: GPT,
     ids: Sequence[int],
-    cache: Cache,
-    sampling: Sampling,
-    key: mx.array,
+    cache: KVCache,
+    sample: Sampler = greedy,
     *,
     stop: frozenset[int],
     max_tokens: int,
+    repetition_penalty: float = 1.0,
     seen: Sequence[int] = (),
     tools: Callable[[], Tool] | None = None,
 ) -> Generator[int, None, None]:
     """Continue ``ids``, which follow what ``cache`` holds.
 
     However the generator ends (a stop token, ``max_tokens``, `close`, an exception such as Ctrl-C),
-    the cache then holds what it held before, then ``ids`` and the tokens yielded, of which the tail
-    may be missing, or everything after an exception. ``cache.offset`` says how many.
+    the cache then holds what it held before, ``ids`` and the tokens yielded; after an exception
+    while ``ids`` are read, only a beginning of them. ``cache.offset`` is the number of positions.
     A generator that is left early must be closed for this to hold (`contextlib.closing`).
 
     Args:
-        model: the network; its context length is the caller's to respect.
+        model: the network; the caller makes sure that its context is long enough.
         ids: at least one token.
         cache: extended in place.
-        sampling: how tokens are chosen.
-        key: of `mx.random.key`; the same key and inputs give the same tokens.
+        sample: chooses tokens, such as `mlxchat.engine.sampling.make_sampler` makes one.
         stop: tokens that end the generation; they are not yielded, held or penalised.
-        max_tokens: the most tokens to yield.
+        max_tokens: yield at most this many tokens.
+        repetition_penalty: makes tokens less likely that occurred before; 1 for none.
         seen: tokens the cache held before ``ids``; they count for the repetition penalty.
-        tools: makes what forces tokens. Those are yielded and held like others, and count for
-            ``max_tokens``; the token that was sampled in the place of one counts for nothing.
+        tools: makes a function that forces tokens. Those are yielded and held like others and count
+            for ``max_tokens``; the token sampled in the place of a forced one has no effect.
 
     Raises:
         ValueError: ``ids`` is empty.
     """
     if not ids:
         raise ValueError("there is no token to continue")
-    draw = _Draw(sampling, key, model.config.vocab_size, [{*seen, *ids} - stop])
+    choose = _Choice(sample, repetition_penalty, model.config.vocab_size, [{*seen, *ids} - stop])
     try:
-        token = draw(prefill(model, ids, cache))  # (1,)
+        token = choose(prefill(model, ids, cache))  # (1,)
     except BaseException:
         cache.trim(cache.offset)  # some layers may have read more
         raise
     mx.async_eval(token)
-    batch, yielded = Batch([cache], model.config.windows), list[int]()
+    read, yielded = cache.offset, 0
     tool = tools() if tools else None
     try:
-        while len(yielded) < max_tokens:
-            following = draw(model(token[:, None], batch)[:, -1], token)
+        while yielded < max_tokens:
+            following = choose(model(token[:, None], cache)[:, -1], token)
             mx.async_eval(following)
             value = int(token)
             if value in stop:
                 return
-            yielded.append(value)
+            yielded += 1
             yield value
             token = _forced(following, [tool(value)]) if tool else following
     finally:
-        if yielded:
-            cache.append(mx.array([yielded]), batch.since(0, len(yielded)))
+        cache.trim(read + yielded)  # without the stop token, or one that was not yielded
 
 
 def generate_batch(
     model: GPT,
     prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-    key: mx.array,
+    sample: Sampler = greedy,
     *,
     stop: frozenset[int],
     max_tokens: int,
+    repetition_penalty: float = 1.0,
     tools: Callable[[], Tool] | None = None,
 ) -> Iterator[list[int | None]]:
-    """Continue several prompts together; prompts that are equal are read once.
+    """Continue several prompts together; equal prompts are read only once.
 
     Yields the next token of every prompt, None for those that have ended, until all have.
 
     Args:
-        model: the network; its context length is the caller's to respect.
+        model: the network; the caller makes sure that its context is long enough.
         prompts: of any lengths, each of at least one token.
-        sampling: how tokens are chosen.
-        key: of `mx.random.key`; the same key and inputs give the same tokens.
+        sample: chooses tokens, such as `mlxchat.engine.sampling.make_sampler` makes one.
         stop: tokens that end a continuation; they are not yielded or penalised.
-        max_tokens: the most tokens to yield for a prompt.
-        tools: makes what forces tokens, for each prompt one; as for `generate`.
+        max_tokens: yield at most this many tokens for a prompt.
+        repetition_penalty: as for `generate`.
+        tools: as for `generate`; called once for each prompt.
 
     Raises:
         ValueError: a prompt is empty, or there is none.
     """
     if not prompts or not all(prompts):
         raise ValueError("there is no token to continue")
-    read: dict[tuple[int, ...], tuple[Cache, mx.array]] = {}
+    prefilled: dict[tuple[int, ...], tuple[KVCache, mx.array]] = {}
     for ids in map(tuple, prompts):
-        if ids not in read:
-            alone = Cache(model.config)
-            read[ids] = alone, prefill(model, ids, alone)
-            mx.async_eval(read[ids][1])
-    rows = [read[tuple(ids)] for ids in prompts]
-    batch = Batch([alone for alone, _ in rows], model.config.windows)
-    draw = _Draw(sampling, key, model.config.vocab_size, [set(ids) - stop for ids in prompts])
-    tokens = draw(mx.concatenate([logits for _, logits in rows]))  # (B,)
-    going_on = [True] * len(prompts)
+        if ids not in prefilled:
+            alone = KVCache(model.config)
+            prefilled[ids] = alone, prefill(model, ids, alone)
+            mx.async_eval(prefilled[ids][1])
+    rows = [prefilled[tuple(ids)] for ids in prompts]
+    batch = BatchCache([alone for alone, _ in rows], model.config.windows)
+    seen = [set(ids) - stop for ids in prompts]
+    choose = _Choice(sample, repetition_penalty, model.config.vocab_size, seen)
+    tokens = choose(mx.concatenate([logits for _, logits in rows]))  # (B,)
+    running = [True] * len(prompts)
     tool_of_row = [tools() for _ in prompts] if tools else []
-    del read, rows, alone  # what they hold has been joined
+    del prefilled, rows, alone  # the batch has copies of what they hold
     mx.async_eval(tokens)
     for _ in range(max_tokens):
-        following = draw(model(tokens[:, None], batch)[:, -1], tokens)
+        following = choose(model(tokens[:, None], batch)[:, -1], tokens)
         mx.async_eval(following)
         values: list[int] = np.array(tokens).tolist()
-        going_on = [on and token not in stop for on, token in zip(going_on, values, strict=True)]
-        if not any(going_on):
+        running = [on and token not in stop for on, token in zip(running, values, strict=True)]
+        if not any(running):
             return
-        yielded = [token if on else None for on, token in zip(going_on, values, strict=True)]
+        yielded = [token if on else None for on, token in zip(running, values, strict=True)]
         yield yielded
         tokens = following
         if tools:
@@ -144,13 +143,11 @@ def continue_greedily(
     max_tokens: int,
     tools: Callable[[], Tool] | None = None,
 ) -> list[list[int]]:
-    """The likeliest tokens after each prompt, and those that ``tools`` force: up to a stop token or
-    ``max_tokens``.
+    """Return the likeliest continuation of each prompt, with the tokens that ``tools`` force.
+
+    Each ends before a stop token or after ``max_tokens`` tokens.
     """
-    sampling, key = Sampling(temperature=0), mx.random.key(0)
-    steps = generate_batch(
-        model, prompts, sampling, key, stop=stop, max_tokens=max_tokens, tools=tools
-    )
+    steps = generate_batch(model, prompts, stop=stop, max_tokens=max_tokens, tools=tools)
     continuations: list[list[int]] = [[] for _ in prompts]
     for tokens in steps:
         for continuation, token in zip(continuations, tokens, strict=True):
@@ -159,8 +156,8 @@ def continue_greedily(
     return continuations
 
 
-def prefill(model: GPT, ids: Sequence[int], cache: Cache, chunk: int = PREFILL_CHUNK) -> mx.array:
-    """Read ``ids`` into ``cache``, ``chunk`` at a time; logits of the next token, (1, V)."""
+def prefill(model: GPT, ids: Sequence[int], cache: KVCache, chunk: int = PREFILL_CHUNK) -> mx.array:
+    """Read ``ids`` into ``cache``, ``chunk`` at a time; returns the next token's logits, (1, V)."""
     *earlier, last = (mx.array([ids[i : i + chunk]]) for i in range(0, len(ids), chunk))  # (1, T)
     for piece in earlier:
         mx.eval(model.features(piece, cache))  # before the next one: their attention is large
@@ -168,37 +165,40 @@ def prefill(model: GPT, ids: Sequence[int], cache: Cache, chunk: int = PREFILL_C
 
 
 def _forced(sampled: mx.array, forced: Sequence[int | None]) -> mx.array:
-    """``sampled``, (B,), with the tokens that are forced in their rows."""
+    """Return ``sampled``, (B,), with the forced tokens, if not None, in their rows."""
     if all(token is None for token in forced):
         return sampled
     free = mx.array([token is None for token in forced])
     return mx.where(free, sampled, mx.array([token or 0 for token in forced], sampled.dtype))
 
 
-class _Draw:
-    """Draws one token after another; its key and the tokens seen change on the device.
+class _Choice:
+    """Chooses one token after another, with a repetition penalty; keeps the tokens on the device.
 
     Args:
-        seen: tokens of each row that count for the repetition penalty.
+        seen: for each row the tokens that are penalised from the beginning.
     """
 
     def __init__(
-        self, sampling: Sampling, key: mx.array, vocab_size: int, seen: Sequence[Set[int]]
+        self, sample: Sampler, penalty: float, vocab_size: int, seen: Sequence[Set[int]]
     ) -> None:
-        self._sampling = sampling
-        self._key = key
+        self._sample = sample
+        self._penalty = penalty
         self._seen: mx.array | None = None  # (B, V)
-        if sampling.repetition_penalty > 1:
+        if penalty > 1:
             self._vocabulary = mx.arange(vocab_size)
             self._seen = mx.zeros((len(seen), vocab_size), mx.bool_)
             for row, tokens in enumerate(seen):
                 self._seen[row, mx.array(sorted(tokens), mx.int32)] = True
 
     def __call__(self, logits: mx.array, latest: mx.array | None = None) -> mx.array:
-        """The tokens after (B, V) logits, (B,); ``latest`` are those before, if not of the prompt,
-        (B,).
+        """Return the tokens, (B,), that follow (B, V) logits.
+
+        Args:
+            latest: the tokens before them, (B,), unless those are in ``seen`` already.
         """
-        self._key, key = mx.random.split(self._key)
-        if self._seen is not None and latest is not None:
-            self._seen = self._seen | (self._vocabulary == latest[:, None])
-        return sample(logits, self._sampling, key, self._seen)
+        if self._seen is not None:
+            if latest is not None:
+                self._seen = self._seen | (self._vocabulary == latest[:, None])
+            logits = penalise(logits, self._seen, self._penalty)
+        return self._sample(logits)

@@ -1,24 +1,74 @@
-"""From logits to tokens. Pure functions: the last axis is the vocabulary, any axes before it."""
+"""From logits to tokens: pure functions whose last axis is the vocabulary.
+
+`make_sampler` chains them as the settings say. To add a sampler, write a function here, a field in
+`mlxchat.config.inference.Sampling`, and the line in `make_sampler` that joins them.
+"""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 from mlxchat.config.inference import Sampling
 from mlxchat.runtime import mx
 
 COLDEST = 1e-6  # a lower temperature is greedy: dividing by it would overflow float32
 
+Sampler = Callable[[mx.array], mx.array]
+"""Chooses a token for every row: (..., V) float32 logits to (...) integers."""
 
-def penalise(logits: mx.array, seen: mx.array, penalty: float) -> mx.array:
-    """Make tokens less likely where ``seen`` (booleans) is true.
 
-    Positive logits are divided by the penalty and negative ones multiplied (CTRL,
-    https://arxiv.org/abs/1909.05858, with the sign handled as Hugging Face does).
+def make_sampler(sampling: Sampling, key: mx.array) -> Sampler:
+    """Return the function that chooses tokens as ``sampling`` says.
+
+    The repetition penalty is not part of it, since that depends on earlier tokens: see `penalise`.
+
+    Args:
+        key: of `mx.random.key`. Every call draws with another key split off it, so that the same
+            calls of samplers with equal keys give the same tokens.
     """
-    return mx.where(seen, mx.where(logits > 0, logits / penalty, logits * penalty), logits)
+    if sampling.temperature < COLDEST:
+        return greedy
+    filters: list[Callable[[mx.array], mx.array]] = []
+    if sampling.top_p < 1:
+        filters.append(partial(keep_top_p, p=sampling.top_p))
+    if sampling.min_p > 0:
+        filters.append(partial(keep_min_p, p=sampling.min_p))
+
+    def sample(logits: mx.array) -> mx.array:
+        nonlocal key
+        key, own = mx.random.split(key)
+        logits = logits / sampling.temperature
+        if sampling.top_k is None or sampling.top_k >= logits.shape[-1]:
+            return _draw(logits, filters, own)
+        # The filters sort k numbers instead of the whole vocabulary.
+        logits, tokens = largest(logits, sampling.top_k)
+        place = _draw(logits, filters, own)
+        return mx.take_along_axis(tokens, place[..., None], axis=-1)[..., 0]
+
+    return sample
+
+
+def _draw(
+    logits: mx.array, filters: list[Callable[[mx.array], mx.array]], key: mx.array
+) -> mx.array:
+    for keep in filters:
+        logits = keep(logits)
+    return mx.random.categorical(logits, axis=-1, key=key)
+
+
+def greedy(logits: mx.array) -> mx.array:
+    """Choose the likeliest token, the first of equally likely ones."""
+    return mx.argmax(logits, axis=-1)
+
+
+def largest(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
+    """Return the k largest logits in any order, and their tokens, (..., k) each."""
+    tokens = mx.argpartition(-logits, k - 1, axis=-1)[..., :k]
+    return mx.take_along_axis(logits, tokens, axis=-1), tokens
 
 
 def keep_top_p(logits: mx.array, p: float) -> mx.array:
-    """-inf outside the smallest set of likeliest tokens whose probability reaches ``p``.
+    """Set logits to -inf outside the smallest set of tokens whose probability reaches ``p``.
 
     Nucleus sampling, https://arxiv.org/abs/1904.09751.
     """
@@ -30,33 +80,18 @@ def keep_top_p(logits: mx.array, p: float) -> mx.array:
 
 
 def keep_min_p(logits: mx.array, p: float) -> mx.array:
-    """-inf for tokens less likely than ``p`` > 0 times the likeliest (https://arxiv.org/abs/2407.01082)."""
+    """Set logits to -inf for tokens less likely than ``p`` > 0 times the likeliest.
+
+    Min-p sampling, https://arxiv.org/abs/2407.01082.
+    """
     threshold = logits.max(axis=-1, keepdims=True) + math.log(p)
     return mx.where(logits < threshold, -math.inf, logits)
 
 
-def sample(
-    logits: mx.array, sampling: Sampling, key: mx.array, seen: mx.array | None = None
-) -> mx.array:
-    """Draw one token for every row: (..., V) float32 logits to (...) integers.
+def penalise(logits: mx.array, seen: mx.array, penalty: float) -> mx.array:
+    """Make tokens less likely where ``seen``, booleans of the logits' shape, is true.
 
-    ``seen``, booleans that broadcast to the logits, marks what the repetition penalty is for.
+    Positive logits are divided by the penalty and negative ones multiplied (CTRL,
+    https://arxiv.org/abs/1909.05858, with the sign handled as Hugging Face does).
     """
-    if seen is not None:
-        logits = penalise(logits, seen, sampling.repetition_penalty)
-    if sampling.temperature < COLDEST:
-        return mx.argmax(logits, axis=-1)
-    logits = logits / sampling.temperature
-    candidates = None
-    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        # The filters that follow sort k numbers in place of the whole vocabulary.
-        candidates = mx.argpartition(-logits, sampling.top_k - 1, axis=-1)[..., : sampling.top_k]
-        logits = mx.take_along_axis(logits, candidates, axis=-1)
-    if sampling.top_p < 1:
-        logits = keep_top_p(logits, sampling.top_p)
-    if sampling.min_p > 0:
-        logits = keep_min_p(logits, sampling.min_p)
-    drawn = mx.random.categorical(logits, axis=-1, key=key)
-    if candidates is None:
-        return drawn
-    return mx.take_along_axis(candidates, drawn[..., None], axis=-1)[..., 0]
+    return mx.where(seen, mx.where(logits > 0, logits / penalty, logits * penalty), logits)

@@ -12,7 +12,7 @@ from operator import eq
 
 import numpy as np
 
-from mlxchat.data.corpus import documents
+from mlxchat.data.corpus.documents import held_out_questions
 from mlxchat.data.corpus.world import Question
 from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.errors import DataError
@@ -144,7 +144,7 @@ def builtin_questions(limit: int | None) -> list[Exercise]:
     No conversation of the corpus asks them.
     """
     count = BUILTIN_QUESTIONS if limit is None else min(limit, BUILTIN_QUESTIONS)
-    return word_for_word(documents.held_out(count))
+    return word_for_word(held_out_questions(count))
 
 
 def word_for_word(questions: Iterable[Question]) -> list[Exercise]:

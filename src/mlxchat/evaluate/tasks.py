@@ -278,7 +278,10 @@ def problems(name: TaskName, task_data: Path, limit: int | None) -> list[Problem
     task = TASKS[name]
     if task.folder is None or task.row is None:
         count = SPELLING_PROBLEMS if limit is None else min(limit, SPELLING_PROBLEMS)
-        return [_spelling_problem(conversation) for conversation in spelling.held_out(count)]
+        return [
+            _spelling_problem(conversation)
+            for conversation in spelling.held_out_conversations(count)
+        ]
     folder = task_data / task.folder
     rows = read_rows(folder)
     order = np.random.default_rng(SHUFFLE_SEED).permutation(len(rows))[:limit].tolist()
@@ -288,7 +291,7 @@ def problems(name: TaskName, task_data: Path, limit: int | None) -> list[Problem
 def _spelling_problem(conversation: Conversation) -> Exercise:
     """Return the question of a spelling conversation: how often a letter is in a word."""
     *asked_before, _answer = conversation.messages
-    expected = spelling.answer(conversation)
+    expected = spelling.final_answer(conversation)
     return Exercise(Conversation(tuple(asked_before)), gives_number(expected))
 
 

@@ -1,4 +1,4 @@
-"""How nanochat lays out its checkpoints.
+"""nanochat's files: the layout of its checkpoints, and its pickled tokenizer.
 
     base_checkpoints/d20/model_021400.pt meta_021400.json optim_021400_rank0.pt
     mid_checkpoints/...  chatsft_checkpoints/...  chatrl_checkpoints/...
@@ -6,9 +6,8 @@
 
 Source: nanochat/checkpoint_manager.py and scripts/tok_train.py at commits dfc8833 and 92d63d4.
 
-nanochat's ``tokenizer.pkl``: a pickled ``tiktoken.Encoding``, read without running it.
-
-What it holds is one object of that class with a name, a split pattern, ranks and special tokens.
+``tokenizer.pkl`` is a pickled ``tiktoken.Encoding`` with a name, a split pattern, ranks and special
+tokens; it is read without running it (`pickles`).
 """
 
 import pickle
@@ -32,21 +31,21 @@ TOKENIZER = "tokenizer.pkl"
 TOKEN_BYTES = "token_bytes.pt"
 
 FIELDS = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
-WINDOWS = "window_pattern"  # since the era that has short windows
+WINDOWS_FIELD = "window_pattern"  # a field since the era with short windows
 
 
 def model_file(step: int) -> str:
-    """The tensors of a step."""
+    """Return the name of the file with a step's tensors."""
     return f"model_{step:06d}.pt"
 
 
 def meta_file(step: int) -> str:
-    """What it is, as JSON."""
+    """Return the name of the JSON file that describes a step's model."""
     return f"meta_{step:06d}.json"
 
 
-NAME = "rustbpe"  # of every encoding that nanochat makes
-PROTOCOL = 4  # of the pickles that nanochat makes
+ENCODING_NAME = "rustbpe"  # nanochat gives it to every encoding
+PROTOCOL = 4  # of nanochat's pickles
 
 
 class _Encoding(BaseModel):
@@ -60,12 +59,12 @@ class _Encoding(BaseModel):
     special_tokens: dict[str, int]
 
 
-def read(path: Path) -> Tokenizer:
-    """The tokenizer in a ``tokenizer.pkl``.
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Read a ``tokenizer.pkl``.
 
     Raises:
-        MlxchatError: the file cannot be read, is damaged, asks for something other than data,
-            which is named, or the tokenizer is not one of nanochat's.
+        CheckpointError: the file cannot be read, is damaged, asks for something other than data
+            (which is named), or is not a tokenizer of nanochat's.
     """
     try:
         with path.open("rb") as file:
@@ -91,14 +90,14 @@ def read(path: Path) -> Tokenizer:
         raise damaged(path, str(error)) from error
 
 
-def write(path: Path, tokenizer: Tokenizer) -> None:
-    """Write what nanochat reads as its tokenizer. The same tokenizer makes the same bytes.
+def write_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
+    """Write a ``tokenizer.pkl`` that nanochat reads. The same tokenizer makes the same bytes.
 
     Raises:
         OSError: the file cannot be written.
     """
     encoding = tiktoken.Encoding(
-        NAME,
+        ENCODING_NAME,
         pat_str=tokenizer.pattern,
         mergeable_ranks=tokenizer.ranks,
         special_tokens=tokenizer.special_tokens,

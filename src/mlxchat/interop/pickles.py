@@ -1,14 +1,15 @@
-"""Pickles read as data: nothing is imported, and nothing runs but functions of the caller's.
+"""A safe reader of pickles: nothing is imported, and only functions of the caller are called.
 
 A pickle is a program for a stack machine. ``pickle.Unpickler`` with a ``find_class`` that admits
-few names still carries out all of that machine's instructions: it calls whatever lies on the stack,
-sets attributes and calls ``__setstate__`` (BUILD), looks classes up in a registry of the process
-(EXT). Here is a machine of our own instead, for the few instructions that data needs: `_OPCODES`
-is all that a pickle can do, any other instruction is refused by its name. What a pickle names is
-looked up in a table and never imported; what it calls must be a `Function` of that table; a state
-that it gives to an object is put aside.
+few names still executes all of that machine's instructions: it calls whatever is on the stack, sets
+attributes and calls ``__setstate__`` (BUILD), and looks classes up in a registry of the process
+(EXT). This module is a machine of its own for the few instructions that data needs: `_OPCODES` is
+all that a pickle can do, and any other instruction is refused by name. A name is looked up in a
+table and never imported; a call must be of a `Function` in that table; the state that a pickle
+gives to an object is stored, not applied.
 
-Its size, the number of its instructions and the size and depth of what it makes are bounded.
+The size of the pickle, the number of its instructions and the size and depth of its value are
+limited.
 Instructions: ``pickletools.opcodes`` of Python's library.
 """
 
@@ -36,7 +37,7 @@ class Function:
     """A function that a pickle may call.
 
     Args:
-        call: gets the tuple of arguments; raises ValueError where they are not what it takes.
+        call: takes the tuple of arguments; raises ValueError if they are wrong.
     """
 
     call: Callable[[tuple[Any, ...]], Any]
@@ -47,7 +48,7 @@ Resolve = Callable[[Any], Any]
 
 
 class Instance:
-    """What a function may return for a pickle to give it a state, once."""
+    """An object to which a pickle may give a state, once."""
 
     state: Any = None
 
@@ -57,18 +58,22 @@ class _RefusedError(ValueError):
 
 
 def load(data: bytes, path: Path, admitted: Admitted, persistent: Resolve | None = None) -> Any:
-    """The value of a pickle: None, numbers, text, bytes, tuples, lists, dictionaries, and what the
-    admitted functions return.
+    """Read a pickle.
 
     Args:
         data: the pickle.
-        path: of the file it is from, for what is said of it.
-        admitted: what it may name.
-        persistent: makes the value of a persistent id; raises ValueError where it knows none. None
-            where the file has no such ids.
+        path: the file it is from, for error messages.
+        admitted: the values and functions that it may name.
+        persistent: returns the value of a persistent id, or raises ValueError; None if the file
+            may have no such ids.
+
+    Returns:
+        None, numbers, text, bytes, tuples, lists, dictionaries and the results of the admitted
+        functions.
 
     Raises:
-        MlxchatError: it asks for anything else, which is named; it is damaged, or too large.
+        CheckpointError: the pickle asks for anything else (which is named), is damaged, or is too
+            large.
     """
     if len(data) > MOST_BYTES:
         raise damaged(path, f"a pickle of more than {MOST_BYTES:,} bytes")
@@ -93,7 +98,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """Carry out the instructions up to STOP."""
+        """Execute the instructions up to STOP."""
         for _ in range(MOST_OPCODES):
             code = self.take(1)
             if code == pickle.STOP:
@@ -156,7 +161,7 @@ class _Machine:
         self.stack = []
 
     def since_mark(self) -> list[Any]:
-        """All values of this stack; go on with the one before."""
+        """Return all values of this stack, and return to the one before."""
         if not self.aside:
             raise ValueError("the pickle takes values that it has not")
         values, self.stack = self.stack, self.aside.pop()
@@ -266,7 +271,7 @@ _OPCODES: dict[bytes, Callable[[_Machine], None]] = {
 
 
 def _check_extent(value: Any) -> None:
-    """Whoever walks through the value must come to an end, also where it is shared or a ring.
+    """Check that a walk through the value ends, even if parts are shared or it contains itself.
 
     Raises:
         ValueError: it is too large or too deep.

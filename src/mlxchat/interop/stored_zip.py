@@ -1,8 +1,8 @@
-"""Zip files whose entries lie in them as they are, the way torch keeps tensors.
+"""Zip files with uncompressed entries, as torch stores tensors.
 
-An entry is read by its place in the file. The zip is checked before: entries that are compressed,
-encrypted, twice there, lie on one another or beyond the file, or whose names lead elsewhere, are
-refused. Format: PKWARE's APPNOTE.TXT 6.3.10.
+An entry is read by its offset in the file. The zip is checked first: entries that are compressed,
+encrypted, duplicated, overlapping or beyond the file, or whose names lead elsewhere, are refused.
+Format: PKWARE's APPNOTE.TXT 6.3.10.
 """
 
 import io
@@ -17,7 +17,7 @@ from typing import BinaryIO
 from mlxchat.checkpoint.files import damaged, refused, unreadable
 
 ALIGNMENT = 64  # of the first byte of an entry, as torch has it
-PIECE = 2**22  # bytes that are read at a time
+PIECE_BYTES = 2**22  # bytes that are read at a time
 MOST_AT_A_TIME = 2**24  # bytes of the directory: 200,000 entries
 FLAGS = 0x0808  # sizes after the data, names in UTF-8; others mean encryption or patches
 _HEADER = struct.Struct("<4s22xHH")  # before each entry: signature, lengths of name and extra field
@@ -36,12 +36,12 @@ class Entry:
     crc: int
 
     def read(self, first: int = 0, count: int | None = None) -> bytearray:
-        """``count`` bytes from ``first`` on, by default all.
+        """Read ``count`` bytes from ``first`` on, by default all.
 
-        All are read, piece by piece, to compare their CRC.
+        The whole entry is read, piece by piece, to check its CRC.
 
         Raises:
-            MlxchatError: they are not what was written.
+            CheckpointError: the bytes are not those that were written.
         """
         end = self.size if count is None else first + count
         kept, crc, position = bytearray(end - first), 0, 0
@@ -49,7 +49,7 @@ class Entry:
             with self.path.open("rb", buffering=0) as file:
                 file.seek(self.start)
                 while position < self.size:
-                    piece = file.read(min(PIECE, self.size - position))
+                    piece = file.read(min(PIECE_BYTES, self.size - position))
                     if not piece:
                         raise damaged(self.path, "it ends too early")
                     crc = zlib.crc32(piece, crc)
@@ -66,7 +66,7 @@ class Entry:
 
 
 class _Directory(io.FileIO):
-    """A file of which little is read at a time, whatever it says of its directory's size."""
+    """A file that refuses large reads, whatever size it claims for its directory."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > MOST_AT_A_TIME:
@@ -74,11 +74,11 @@ class _Directory(io.FileIO):
         return super().read(size) or b""
 
 
-def entries(path: Path) -> dict[str, Entry]:
-    """The entries of a zip file, by name.
+def zip_entries(path: Path) -> dict[str, Entry]:
+    """Return the entries of a zip file by name.
 
     Raises:
-        MlxchatError: it cannot be read, is no zip file, or one that is not as it must be.
+        CheckpointError: the file cannot be read, is not a zip file, or has a refused entry.
     """
     try:
         file = _Directory(path)
@@ -91,8 +91,8 @@ def entries(path: Path) -> dict[str, Entry]:
         raise damaged(path, f"no zip file: {error}") from error
 
 
-def write(path: Path, contents: Iterable[tuple[str, memoryview]]) -> None:
-    """Write a zip file of entries that are asked for one after another.
+def write_zip(path: Path, contents: Iterable[tuple[str, memoryview]]) -> None:
+    """Write a zip file of entries, which are taken one after another.
 
     Each begins at a multiple of `ALIGNMENT` (unless it has 2 GB: its header is longer). The same
     contents make the same bytes.
@@ -131,7 +131,7 @@ def _checked(path: Path, file: BinaryIO, archive: zipfile.ZipFile) -> dict[str, 
 
 
 def _fault(info: zipfile.ZipInfo) -> str | None:
-    """What is wrong with an entry by itself."""
+    """Describe what is wrong with an entry by itself; None if nothing is."""
     name = info.orig_filename
     if info.filename != name:  # it ends at a NUL, or an extra field says another
         return "has two names"
@@ -145,7 +145,7 @@ def _fault(info: zipfile.ZipInfo) -> str | None:
 
 
 def _start(file: BinaryIO, info: zipfile.ZipInfo) -> int:
-    """Where an entry's bytes begin: behind its own header, whose length only it says."""
+    """Return where an entry's bytes begin: after its own header, which gives its length."""
     file.seek(info.header_offset)
     header = file.read(_HEADER.size)
     if len(header) < _HEADER.size or not header.startswith(_SIGNATURE):

@@ -50,7 +50,7 @@ _STORAGE = {dtype: storage for storage, _, dtype, _ in _DTYPES}
 
 @dataclass(frozen=True, eq=False)
 class Storage:
-    """The numbers that one tensor or several are made of, in a file."""
+    """The elements of one tensor or several, in a file."""
 
     entry: Entry
     dtype: mx.Dtype
@@ -58,7 +58,7 @@ class Storage:
 
 
 @dataclass(frozen=True, eq=False)
-class Tensor:
+class TorchTensor:
     """A tensor in a file. Offset and strides count elements of the storage."""
 
     storage: Storage
@@ -68,16 +68,16 @@ class Tensor:
 
     @property
     def dtype(self) -> mx.Dtype:
-        """Of its elements."""
+        """The type of its elements."""
         return self.storage.dtype
 
     def read(self) -> mx.array:
-        """Its elements, exactly as they are in the file.
+        """Read the elements, exactly as they are in the file.
 
-        Takes twice its size for a moment, and a few MB.
+        Takes twice the tensor's size for a moment, and a few MB.
 
         Raises:
-            MlxchatError: the file has changed or is damaged.
+            CheckpointError: the file has changed or is damaged.
         """
         if 0 in self.shape:
             return mx.zeros(self.shape, self.dtype)
@@ -93,16 +93,19 @@ class Tensor:
         return mx.array(values, self.dtype)
 
 
-def read(path: Path) -> Any:
-    """The value that ``torch.save`` wrote: `Tensor` for tensors and parameters, dictionaries,
-    lists, tuples, numbers, text and None; mx.Dtype for dtypes, text for devices.
+def read_torch(path: Path) -> Any:
+    """Read the value that ``torch.save`` wrote.
+
+    Returns:
+        Dictionaries, lists, tuples, numbers, text and None; a `TorchTensor` for a tensor or
+        parameter, an mx.Dtype for a dtype, text for a device.
 
     Raises:
-        MlxchatError: the file cannot be read, is damaged, of another format, or asks for something
-            other than data, which is named.
+        CheckpointError: the file cannot be read, is damaged, of another format, or asks for
+            something other than data (which is named).
     """
     _check_kind(path)
-    entries = stored_zip.entries(path)
+    entries = stored_zip.zip_entries(path)
     root = next(iter(entries), "").split("/")[0]
     pickled = entries.get(f"{root}/data.pkl")
     if pickled is None or any(not name.startswith(f"{root}/") for name in entries):
@@ -120,8 +123,8 @@ def read(path: Path) -> Any:
     return pickles.load(bytes(pickled.read()), path, _ADMITTED, storage)
 
 
-def write(path: Path, value: Any) -> None:
-    """Write what ``torch.load(path, weights_only=True)`` reads.
+def write_torch(path: Path, value: Any) -> None:
+    """Write a file that ``torch.load(path, weights_only=True)`` reads.
 
     Arrays are evaluated and written one after another. The same value makes the same bytes.
 
@@ -132,7 +135,7 @@ def write(path: Path, value: Any) -> None:
 
     Raises:
         OSError: the file cannot be written.
-        TypeError, OverflowError: the value has something else in it.
+        TypeError, OverflowError: the value contains anything else.
     """
     arrays: list[mx.array] = []
     program = b"".join([pickle.PROTO, b"\x02", *_pickled(value, arrays), pickle.STOP])
@@ -144,7 +147,7 @@ def write(path: Path, value: Any) -> None:
             yield f"{ROOT}/data/{key}", _content(array)
         yield f"{ROOT}/version", memoryview(VERSION)
 
-    stored_zip.write(path, contents())
+    stored_zip.write_zip(path, contents())
 
 
 def _check_kind(path: Path) -> None:
@@ -164,7 +167,7 @@ def _check_kind(path: Path) -> None:
 
 
 def _check_format(path: Path, root: str, entries: dict[str, Entry]) -> None:
-    """Of files without a byte order torch says that it is little."""
+    """Check byte order and version. Without a byte order, torch assumes little-endian."""
     order, version = entries.get(f"{root}/byteorder"), entries.get(f"{root}/version")
     if order is not None and order.read(0, min(order.size, 9)) != b"little":
         raise refused(path, "its byte order is not little-endian")
@@ -183,7 +186,7 @@ def _storage(entry: Entry | None, dtype: mx.Dtype, count: int) -> Storage:
     return Storage(entry, dtype, count)
 
 
-def _tensor(arguments: tuple[Any, ...]) -> Tensor:
+def _tensor(arguments: tuple[Any, ...]) -> TorchTensor:
     match arguments:
         case (Storage() as storage, int() as offset, tuple() as shape, tuple() as strides, *_):
             pass
@@ -199,18 +202,18 @@ def _tensor(arguments: tuple[Any, ...]) -> Tensor:
         raise ValueError(f"a tensor of {elements:,} elements")
     if elements and (last >= storage.count or elements > storage.count):
         raise ValueError(f"a tensor reaches beyond {storage.entry.name}")
-    return Tensor(storage, offset, shape, strides)
+    return TorchTensor(storage, offset, shape, strides)
 
 
-def _parameter(arguments: tuple[Any, ...]) -> Tensor:
+def _parameter(arguments: tuple[Any, ...]) -> TorchTensor:
     match arguments:
-        case (Tensor() as tensor, *_):
+        case (TorchTensor() as tensor, *_):
             return tensor
     raise ValueError("a parameter that is no tensor")
 
 
 class _OrderedDict(dict[Any, Any], Instance):
-    """A module's state has versions of its parts as its own state; they are of no use here."""
+    """An OrderedDict whose state (the versions of a module's parts) is ignored."""
 
 
 def _ordered(arguments: tuple[Any, ...]) -> dict[Any, Any]:
@@ -247,7 +250,7 @@ _ADMITTED: dict[tuple[str, str], Any] = {
 
 
 def _pickled(value: Any, arrays: list[mx.array]) -> Iterator[bytes]:
-    """Instructions that make a value; its arrays are added to the list, in order."""
+    """Yield the instructions that make a value; its arrays are appended to the list."""
     match value:
         case None:
             yield pickle.NONE
@@ -278,7 +281,7 @@ def _pickled(value: Any, arrays: list[mx.array]) -> Iterator[bytes]:
 
 
 def _pickled_tensor(array: mx.array, arrays: list[mx.array]) -> Iterator[bytes]:
-    """A call of _rebuild_tensor_v2 without gradient, and without hooks."""
+    """Yield a call of _rebuild_tensor_v2 without gradient and hooks."""
     key, kind = len(arrays), _STORAGE.get(array.dtype)
     if kind is None:
         raise TypeError(f"a torch file cannot hold an array of {array.dtype}")

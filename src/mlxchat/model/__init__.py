@@ -1,1 +1,1 @@
-"""The network: its shape, its forward pass, and the arithmetic of its size."""
+"""The network: its shape, its forward and backward pass, and the arithmetic of its size."""

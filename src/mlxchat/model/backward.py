@@ -1,93 +1,143 @@
-"""The order of the backward pass, on which its memory depends.
+"""The order of the backward pass, which decides how much memory it takes.
 
-MLX computes a graph's outputs, such as gradients, as late as it can, and meanwhile holds what they
-follow from. Here each part of a model adds its gradients to those of the micro-batches before, and
-only then the part below it begins.
+MLX computes the outputs of a graph, such as gradients, as late as it can, and until then holds all
+that they are computed from. `ordered_loss` makes each stage of the model add its gradients to those
+of earlier micro-batches before the backward pass enters the stage below.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, cast
+from functools import partial
+from typing import cast
 
+from mlxchat.model.gpt import GPT, Arrays
+from mlxchat.model.loss import CHUNK_ROWS
+from mlxchat.model.rope import Rope
 from mlxchat.runtime import mx
 
-Arrays = dict[str, mx.array]
-Streams = list[mx.array]
+HEAD = "lm_head.weight"
 
 
-class Backward(NamedTuple):
-    """How gradients are formed.
+def ordered_loss(
+    model: GPT,
+    ids: mx.array,
+    targets: mx.array,
+    chunk_rows: int = CHUNK_ROWS,
+    count: mx.array | None = None,
+    *,
+    summed: Mapping[str, mx.array] | None = None,
+    checkpoint: bool = False,
+) -> mx.array:
+    """Return `GPT.loss`, with control over its backward pass.
 
-    Attributes:
-        summed: gradients so far by parameter's name, to which others are added, or nothing:
-            what differentiating gives is their sum.
-        checkpoint: whether each block's activations are computed again in the backward pass
-            (https://arxiv.org/abs/1604.06174), not held from the forward pass on.
+    Args:
+        model: the network.
+        ids, targets, chunk_rows, count: as for `GPT.loss`.
+        summed: the gradients of earlier micro-batches by parameter name. Differentiating the loss
+            then gives their sum with this micro-batch's gradients.
+        checkpoint: compute each layer's activations again in the backward pass instead of holding
+            them (https://arxiv.org/abs/1604.06174).
     """
-
-    summed: Mapping[str, mx.array] = {}
-    checkpoint: bool = False
-
-    @property
-    def in_any_order(self) -> bool:
-        """Whether nothing is summed and everything held: MLX's own order will do."""
-        return not (self.summed or self.checkpoint)
-
-    def enter(self, streams: Streams, parameters: Arrays) -> tuple[Streams, Arrays]:
-        """The arrays unchanged; and in the backward pass a gate where a part of the model begins.
-
-        There the gradients of ``parameters`` are added to ``summed`` before those of ``streams``
-        are handed on, so that the part below begins only when this one holds nothing more.
-        """
-        if self.in_any_order:
-            return streams, parameters
-        names, count = list(parameters), len(streams)
-
-        @mx.custom_function
-        def same(*arrays: mx.array) -> list[mx.array]:
-            return list(arrays)
-
-        @same.vjp
-        def sums_first(_: object, cotangents: list[mx.array], __: object) -> list[mx.array]:
-            gradients = cotangents[count:]
-            if self.summed:
-                pairs = zip(names, gradients, strict=True)
-                gradients = [self.summed[name] + gradient for name, gradient in pairs]
-            if count:
-                cotangents[:count] = mx.depends(cotangents[:count], gradients)
-            return [*cotangents[:count], *gradients]
-
-        given = [*streams, *parameters.values()]
-        arrays = cast(Callable[..., list[mx.array]], same)(*given)
-        return arrays[:count], dict(zip(names, arrays[count:], strict=True))
-
-    def call(
-        self,
-        function: Callable[[Streams, Arrays], mx.array],
-        streams: Streams,
-        parameters: Arrays,
-    ) -> mx.array:
-        """``function`` of them; with checkpointing no more than them is held for the backward pass.
-
-        The function closes over no array that has a gradient.
-        """
-        if not self.checkpoint:
-            return function(streams, parameters)
-        names, count = list(parameters), len(streams)
-
-        def of_arrays(*arrays: mx.array) -> mx.array:
-            return function(list(arrays[:count]), dict(zip(names, arrays[count:], strict=True)))
-
-        @mx.custom_function
-        def once(*arrays: mx.array) -> mx.array:
-            return of_arrays(*arrays)
-
-        @once.vjp
-        def again(arrays: Sequence[mx.array], cotangent: mx.array, _: object) -> list[mx.array]:
-            # Not computed before what is above has been: else all would be held at once.
-            later = mx.depends(list(arrays), cotangent)
-            return mx.vjp(of_arrays, later, [cotangent])[1]
-
-        return cast(Callable[..., mx.array], once)(*streams, *parameters.values())
+    if not summed and not checkpoint:
+        # Nothing to add and nothing to compute again: MLX's own order will do.
+        return model.loss(ids, targets, chunk_rows, count)
+    embedding, layers, head = _stages(model)
+    run = _checkpointed if checkpoint else _plain
+    rope = Rope(model.config.traits.rope_base, 0)
+    _, embedding = _gate([], embedding, summed)
+    with model.using(embedding):
+        x = x0 = middle = model.embed(ids)  # (B, T, C)
+        for i, parameters in enumerate(layers):
+            lambdas = model.lambdas(i)
+            streams = [x, x0, *lambdas.values()] if lambdas else [x]
+            streams, parameters = _gate(streams, parameters, summed)
+            x = run(partial(_layer, model, i, ids, rope), streams, parameters)  # (B, T, C)
+            if lambdas:
+                x0 = streams[1]  # so that its gradient from the layers above passes this gate too
+            if i == model.config.backout_layer:
+                middle = x
+        x = model.final_norm(x, middle)  # (B, T, C)
+    [x], head = _gate([x], head, summed)
+    return model.mean_loss(x, head[HEAD], targets, chunk_rows, count)
 
 
-PLAIN = Backward()
+def _stages(model: GPT) -> tuple[Arrays, list[Arrays], Arrays]:
+    """Split a model's parameters: embedding and scalars, the layers one by one, and the head."""
+    rest = model.named_parameters()
+    head = {HEAD: rest.pop(HEAD)}
+    layers = []
+    for i in range(model.config.n_layer):
+        own = f"transformer.h.{i}.", f"value_embeds.{i}."
+        layers.append({name: rest.pop(name) for name in list(rest) if name.startswith(own)})
+    return rest, layers, head
+
+
+def _gate(
+    streams: list[mx.array], parameters: Arrays, summed: Mapping[str, mx.array] | None
+) -> tuple[list[mx.array], Arrays]:
+    """Return both unchanged, and set up a gate where a stage of the model begins.
+
+    In the backward pass the gate adds the gradients of the stage's ``parameters`` to ``summed``,
+    and only then passes on those of its input ``streams``: the stage below begins when this one
+    holds nothing any more.
+    """
+    names, n = list(parameters), len(streams)
+
+    @mx.custom_function
+    def identity(*arrays: mx.array) -> list[mx.array]:
+        return list(arrays)
+
+    @identity.vjp
+    def sum_first(_: object, cotangents: list[mx.array], __: object) -> list[mx.array]:
+        gradients = cotangents[n:]
+        if summed:
+            pairs = zip(names, gradients, strict=True)
+            gradients = [summed[name] + gradient for name, gradient in pairs]
+        if n:
+            cotangents[:n] = mx.depends(cotangents[:n], gradients)
+        return [*cotangents[:n], *gradients]
+
+    arrays = cast(Callable[..., list[mx.array]], identity)(*streams, *parameters.values())
+    return arrays[:n], dict(zip(names, arrays[n:], strict=True))
+
+
+Stage = Callable[[list[mx.array], Arrays], mx.array]
+"""A part of the network as a function of its input streams and its parameters.
+
+It must not close over any other array that has a gradient.
+"""
+
+
+def _layer(
+    model: GPT, i: int, ids: mx.array, rope: Rope, streams: list[mx.array], parameters: Arrays
+) -> mx.array:
+    """Run layer ``i``; with the first four arguments bound, this is a `Stage`."""
+    x, *mixed = streams
+    x0, *scalars = mixed or [x]  # a layer without lambdas does not use it
+    lambdas = dict(zip(model.config.traits.lambdas, scalars, strict=True))
+    with model.using(parameters):
+        return model.layer(i, x, x0, lambdas, ids, rope)
+
+
+def _plain(stage: Stage, streams: list[mx.array], parameters: Arrays) -> mx.array:
+    return stage(streams, parameters)
+
+
+def _checkpointed(stage: Stage, streams: list[mx.array], parameters: Arrays) -> mx.array:
+    """Run a stage so that only its inputs are held for the backward pass, which runs it again."""
+    names, n = list(parameters), len(streams)
+
+    def of_arrays(*arrays: mx.array) -> mx.array:
+        return stage(list(arrays[:n]), dict(zip(names, arrays[n:], strict=True)))
+
+    @mx.custom_function
+    def forward(*arrays: mx.array) -> mx.array:
+        return of_arrays(*arrays)
+
+    @forward.vjp
+    def recompute(arrays: Sequence[mx.array], cotangent: mx.array, _: object) -> list[mx.array]:
+        # The cotangent comes from the stages above. Waiting for it keeps MLX from computing the
+        # activations of all stages again at once.
+        later = mx.depends(list(arrays), cotangent)
+        return mx.vjp(of_arrays, later, [cotangent])[1]
+
+    return cast(Callable[..., mx.array], forward)(*streams, *parameters.values())

@@ -1,155 +1,49 @@
-"""A layer of the network: attention and MLP, each on the normalised residual stream.
+"""A transformer block: attention, then an MLP, each added to the residual stream.
 
-Causal attention, to all that came before or to a window of it.
-
-Rotary position embeddings (RoFormer, https://arxiv.org/abs/2104.09864), as nanochat has them.
-
-Dimension i turns with dimension i + D/2, by minus theta.
+Shapes: B sequences of T positions, C channels in the residual stream, H query heads of D channels;
+S counts the positions that can be attended to, cached ones included.
 """
 
-from functools import lru_cache
-from typing import NamedTuple, Protocol, cast
-
-import numpy as np
+from typing import Protocol
 
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.cpu import FEW_ROWS, multiply_few_rows, relu_squared
 from mlxchat.model.quantized import QuantizedLinear
-from mlxchat.model.size import QUERIES
+from mlxchat.model.rope import Rope, apply_rope
 from mlxchat.runtime import machine, mx, nn
 
-UNSEEN = -1e9  # added to a score, makes its weight zero
-
-
-def attend(
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    scale: float,
-    window: int,
-    hidden: mx.array | None = None,
-) -> mx.array:
-    """What the queries of the last T of S positions make of the values, (B, H, T, D).
-
-    On CPUs, where the scores are not fused, queries are taken in blocks, each with the keys that
-    it can see: half of the scores at most are neither computed nor held.
-
-    Args:
-        q: (B, H, T, D).
-        k, v: (B, n_kv_head, S, D).
-        scale: of the scores.
-        window: positions that each can see before itself.
-        hidden: what is added to the scores of a single query, (B, 1, 1, S); it sees all S.
-    """
-    T, S = q.shape[2], k.shape[2]
-    if T == 1:
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=hidden)
-    block = QUERIES if machine().backend == "cpu" else T
-    seen = []
-    for first in range(0, T, block):
-        last = min(first + block, T)
-        begin, end = max(0, S - T + first - window), S - T + last
-        seen.append(
-            mx.fast.scaled_dot_product_attention(
-                q[:, :, first:last],
-                k[:, :, begin:end],
-                v[:, :, begin:end],
-                scale=scale,
-                mask=_mask(last - first, end - begin, window, q.dtype),
-            )
-        )
-    return mx.concatenate(seen, axis=2)
-
-
-def _mask(T: int, S: int, window: int, dtype: mx.Dtype) -> str | mx.array:
-    """Which of S positions the last T can see; an array is added to the scores, since there is no
-    fused kernel for booleans.
-    """
-    if window + 1 >= S:
-        return "causal"
-    query, key = mx.arange(S - T, S)[:, None], mx.arange(S)
-    seen = (key <= query) & (key >= query - window)  # (T, S)
-    return mx.where(seen, mx.array(0, dtype), mx.array(UNSEEN, dtype))
-
-
-class Rotation(NamedTuple):
-    """By how much positions turn."""
-
-    base: float
-    offset: int | mx.array  # positions before them; (B,) of each row, where there is one position
-
-
-def rotate(x: mx.array, by: Rotation) -> mx.array:
-    """Turn (B, T, H, D) queries or keys.
-
-    In training one element-wise pass in each direction, on the layout that the projections make;
-    `mx.fast.rope` wants heads before positions, and takes four times as long on CUDA. A single
-    position has no such layout: there it is the one kernel that decoding wants.
-    """
-    B, T, H, D = x.shape
-    if T > 1:
-        return cast(mx.array, _rotate(x, *_table(T, cast(int, by.offset), D, by.base)))
-    turned = mx.fast.rope(
-        x.reshape(B, H, T, D), D, traditional=False, base=by.base, scale=-1.0, offset=by.offset
-    )
-    return turned.reshape(x.shape)
-
-
-@lru_cache(maxsize=2)
-def _table(T: int, offset: int, D: int, base: float) -> tuple[mx.array, mx.array]:
-    """Cosines (T, 1, 1, D/2) and sines (T, 1, 2, D/2), the second half negative; float32."""
-    frequencies = np.float32(base) ** (-np.arange(0, D, 2, dtype=np.float32) / D)
-    theta = np.arange(offset, offset + T, dtype=np.float32)[:, None] * frequencies  # (T, D/2)
-    cos, sin = np.cos(theta), np.sin(theta)
-    return mx.array(cos[:, None, None]), mx.array(np.stack([sin, -sin], axis=1)[:, None])
-
-
-@mx.custom_function
-def _rotate(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
-    halves = x.reshape(*x.shape[:-1], 2, -1)
-    turned = halves * cos + halves[..., ::-1, :] * sin
-    return turned.astype(x.dtype).reshape(x.shape)
-
-
-@_rotate.vjp
-def _turn_back(
-    primals: tuple[mx.array, mx.array, mx.array], cotangent: mx.array, _: mx.array
-) -> tuple[mx.array, mx.array, mx.array]:
-    _, cos, sin = primals
-    back = cast(mx.array, _rotate(cotangent, cos, -sin))
-    return back, mx.zeros_like(cos), mx.zeros_like(sin)
-
-
-NORM_EPS = 1.1920929e-07  # what torch's rms_norm uses when told nothing
+NORM_EPS = 1.1920929e-07  # float32's machine epsilon, which torch's rms_norm uses by default
+UNSEEN = -1e9  # added to a score, it makes the softmax weight zero
+QUERIES = 256  # queries that attention takes at a time on CPUs
 
 
 class LayerCache(Protocol):
-    """The keys and values of one layer, as far as they have been computed and can be seen."""
+    """The keys and values of one layer for the positions read so far."""
 
     def extend(
         self, keys: mx.array, values: mx.array
     ) -> tuple[mx.array, mx.array, mx.array | None]:
-        """Append (B, H, T, D) keys and values.
+        """Append the keys and values of T new positions, (B, n_kv_head, T, D) each.
 
-        Returns (B, H, S, D) keys and values: those that the new positions can see, S - T of them
-        before the T new ones. Where T is 1, all S can be seen, in any order, but for those hidden
-        by what comes third, (B, 1, 1, S) to be added to the scores.
+        Returns the (B, n_kv_head, S, D) keys and values that the new positions can see, the T new
+        ones last, and a mask. Only when T is 1 may the S positions be in any order and the mask be
+        an array, (B, 1, 1, S), to be added to the scores.
         """
 
 
 def norm(x: mx.array) -> mx.array:
-    """RMS norm over the last axis, without weights."""
+    """RMS norm over the last axis, without learnt weights."""
     return mx.fast.rms_norm(x, None, NORM_EPS)
 
 
 class Linear(nn.Linear):
-    """A linear layer without bias whose float32 weight is cast to the dtype of its input."""
+    """A linear layer without bias. Its float32 weight is cast to the dtype of its input."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
 
     def __call__(self, x: mx.array, onto: mx.array | None = None) -> mx.array:
-        """(..., in_features) to (..., out_features), added to ``onto`` in the same kernel."""
+        """Map (..., in_features) to (..., out_features), and add ``onto`` in the same kernel."""
         weight = self.weight.astype(x.dtype)
         if machine().backend == "cpu" and x.size <= FEW_ROWS * x.shape[-1]:
             y = multiply_few_rows(x, weight)
@@ -158,127 +52,246 @@ class Linear(nn.Linear):
 
     @property
     def dense(self) -> mx.array:
-        """The weight as a matrix, which of a quantized layer it isn't."""
+        """The weight as one matrix, (out_features, in_features), as `QuantizedLinear.dense` is."""
         return self.weight
 
-    def to_quantized(  # type: ignore[override]  # of what nn.Linear takes, what is used
+    def to_quantized(  # type: ignore[override]  # only the arguments that we use
         self, group_size: int, bits: int, mode: str
     ) -> QuantizedLinear:
-        """This layer with its weight quantized: what `nn.quantize` puts in its place."""
+        """Return this layer with its weight quantized; `nn.quantize` calls this."""
         layer: QuantizedLinear = QuantizedLinear.from_linear(self, group_size, bits, mode)
         return layer
 
 
 class Attention(nn.Module):
-    """Causal self-attention, multi-query where there are fewer key heads than query heads."""
+    """Causal self-attention; multi-query when there are fewer key heads than query heads."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.n_head, self.n_kv_head = config.n_head, config.n_kv_head
         self.head_dim = config.head_dim
         self.window = config.windows[layer]
+        # nanochat multiplies q and k by qk_scale each; one factor on the scores is the same.
         self.scale = config.traits.qk_scale**2 / self.head_dim**0.5
         self.c_q = Linear(config.n_embd, config.n_embd)
         self.c_k = Linear(config.n_embd, config.kv_dim)
         self.c_v = Linear(config.n_embd, config.kv_dim)
         self.c_proj = Linear(config.n_embd, config.n_embd)
-        self.c_qkv: Linear | None = None  # c_q, c_k and c_v in one, once they are joined
+        self.c_qkv: Linear | None = None  # replaces c_q, c_k and c_v after `fuse_qkv`
         self.gate_channels, self.gate_scale = config.traits.gate or (0, 1.0)
         if self.gate_channels and config.has_value_embedding(layer):
             self.ve_gate = Linear(self.gate_channels, config.n_kv_head)
 
-    def heads(
-        self, x: mx.array, turn: Rotation, value_embedding: mx.array | None
-    ) -> tuple[mx.array, mx.array, mx.array]:
-        """Queries and keys, normalised and turned, and values: of (B, T, C), each (B, H, T, D).
+    def __call__(
+        self,
+        x: mx.array,
+        rope: Rope,
+        value_embedding: mx.array | None = None,
+        cache: LayerCache | None = None,
+        onto: mx.array | None = None,
+    ) -> mx.array:
+        """Let every position attend to itself and to the positions that it can see before it.
 
-        A value embedding, (B, T, n_kv_head * D), is added to the values, by head as much as its
-        gate says where there is one.
+        Args:
+            x: (B, T, C), normalised.
+            rope: the rotation of the T positions.
+            value_embedding: (B, T, n_kv_head * D), added to the values.
+            cache: the keys and values of earlier positions, extended by those of ``x``.
+            onto: (B, T, C), the residual stream, which the result is added to.
+
+        Returns:
+            (B, T, C).
         """
-        shape, n_qk = (*x.shape[:2], -1, self.head_dim), self.n_head + self.n_kv_head
+        q, k, v = self.qkv(x, rope, value_embedding)
+        y = self.attend(q, k, v, cache)  # (B, H, T, D)
+        return self.output(y, onto)  # (B, T, C)
+
+    def qkv(
+        self, x: mx.array, rope: Rope, value_embedding: mx.array | None
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """Project (B, T, C) to queries, (B, H, T, D), and keys and values, (B, n_kv_head, T, D)."""
+        B, T, _ = x.shape
+        shape, n_qk = (B, T, -1, self.head_dim), self.n_head + self.n_kv_head
         if self.c_qkv is None:
-            q, k, v = (linear(x).reshape(shape) for linear in (self.c_q, self.c_k, self.c_v))
-            q, k = rotate(norm(q), turn), rotate(norm(k), turn)  # in either order
+            q = self.c_q(x).reshape(shape)  # (B, T, H, D)
+            k = self.c_k(x).reshape(shape)  # (B, T, n_kv_head, D)
+            v = self.c_v(x).reshape(shape)  # (B, T, n_kv_head, D)
+            # A rotation leaves the norm alone: the order of the two does not matter.
+            q, k = apply_rope(norm(q), rope), apply_rope(norm(k), rope)
         else:
-            joined = self.c_qkv(x).reshape(shape)
-            qk, v = rotate(norm(joined[:, :, :n_qk]), turn), joined[:, :, n_qk:]
+            qkv = self.c_qkv(x).reshape(shape)  # (B, T, H + 2 * n_kv_head, D)
+            qk, v = apply_rope(norm(qkv[:, :, :n_qk]), rope), qkv[:, :, n_qk:]
             q, k = qk[:, :, : self.n_head], qk[:, :, self.n_head :]
         if value_embedding is not None:
-            embedding = value_embedding.reshape(v.shape)
+            ve = value_embedding.reshape(v.shape)  # (B, T, n_kv_head, D)
             if self.gate_channels:
                 gate = self.gate_scale * mx.sigmoid(self.ve_gate(x[..., : self.gate_channels]))
-                embedding = gate[..., None] * embedding  # (B, T, n_kv_head, 1) * (... D)
-            v = v + embedding
-        q, k, v = (heads.transpose(0, 2, 1, 3) for heads in (q, k, v))
+                ve = gate[..., None] * ve  # (B, T, n_kv_head, 1) * (B, T, n_kv_head, D)
+            v = v + ve
+        q, k, v = (heads.transpose(0, 2, 1, 3) for heads in (q, k, v))  # heads before positions
         return q, k, v
 
-    def join(self) -> None:
-        """Have one product make queries, keys and values from now on: four kernels less."""
+    def attend(self, q: mx.array, k: mx.array, v: mx.array, cache: LayerCache | None) -> mx.array:
+        """Attend to the cached keys and the new ones; returns (B, H, T, D)."""
+        mask = None
+        if cache is not None:
+            k, v, mask = cache.extend(k, v)  # (B, n_kv_head, S, D)
+        return causal_attention(q, k, v, self.scale, self.window, mask)
+
+    def output(self, y: mx.array, onto: mx.array | None) -> mx.array:
+        """Join the heads of (B, H, T, D) and project them to (B, T, C), added to ``onto``."""
+        B, H, T, D = y.shape
+        y = y.transpose(0, 2, 1, 3).reshape(B, T, H * D)
+        return self.c_proj(y, onto)
+
+    def fuse_qkv(self) -> None:
+        """Make one product of the three projections to q, k and v, which saves four kernels.
+
+        Layers that another program quantized in different formats stay apart.
+        """
         names = ("c_q", "c_k", "c_v")
         if len({_format(self[name]) for name in names}) > 1:
-            return  # each quantized in its own way, by another program
+            return
         layers = [self.pop(name) for name in names]
-        joined = {name: mx.concatenate([layer[name] for layer in layers]) for name in layers[0]}
-        self.c_qkv = layers[0].update(joined)
+        fused = {name: mx.concatenate([layer[name] for layer in layers]) for name in layers[0]}
+        self.c_qkv = layers[0].update(fused)
 
 
 def _format(layer: nn.Module) -> tuple[object, ...]:
     return type(layer), *(getattr(layer, name, None) for name in ("bits", "group_size", "mode"))
 
 
+def causal_attention(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    scale: float,
+    window: int,
+    mask: mx.array | None = None,
+) -> mx.array:
+    """Scaled dot-product attention of the last T of S positions, (B, H, T, D).
+
+    On CPUs MLX has no fused kernel and holds all T * S scores. There the queries are taken in
+    blocks of `QUERIES`, each with only the keys that it can see: about half of the scores are never
+    computed, and those of one block are held at a time.
+
+    Args:
+        q: (B, H, T, D).
+        k, v: (B, n_kv_head, S, D).
+        scale: factor of the scores, before the softmax.
+        window: how many positions before its own each query can see.
+        mask: (B, 1, 1, S), added to the scores when T is 1. That one query sees all S positions
+            otherwise, whatever the window.
+    """
+    T, S = q.shape[2], k.shape[2]
+    if T == 1:
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+    block = QUERIES if machine().backend == "cpu" else T
+    outputs = []
+    for first in range(0, T, block):
+        last = min(first + block, T)
+        begin, end = max(0, S - T + first - window), S - T + last  # the keys that the block sees
+        outputs.append(
+            mx.fast.scaled_dot_product_attention(
+                q[:, :, first:last],
+                k[:, :, begin:end],
+                v[:, :, begin:end],
+                scale=scale,
+                mask=_causal_mask(last - first, end - begin, window, q.dtype),
+            )  # (B, H, last - first, D)
+        )
+    return mx.concatenate(outputs, axis=2)
+
+
+def _causal_mask(T: int, S: int, window: int, dtype: mx.Dtype) -> str | mx.array:
+    """Return the mask for the last T of S positions: "causal", or (T, S) to add to the scores.
+
+    A boolean mask would say the same, but MLX has no fused kernel for those.
+    """
+    if window + 1 >= S:
+        return "causal"
+    query, key = mx.arange(S - T, S)[:, None], mx.arange(S)
+    seen = (key <= query) & (key >= query - window)  # (T, S)
+    return mx.where(seen, mx.array(0, dtype), mx.array(UNSEEN, dtype))
+
+
 class MLP(nn.Module):
-    """Two linear layers with a squared ReLU (https://arxiv.org/abs/2109.08668) between them."""
+    """Two linear layers with a squared ReLU between them (https://arxiv.org/abs/2109.08668)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
         self.c_proj = Linear(4 * config.n_embd, config.n_embd)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """Add to the stream x, (B, T, C), what the layers make of it."""
-        return self.c_proj(relu_squared(self.c_fc(norm(x))), onto=x)
+    def __call__(self, x: mx.array, onto: mx.array | None = None) -> mx.array:
+        """Map a normalised (B, T, C) to (B, T, C), added to ``onto``."""
+        x = relu_squared(self.c_fc(x))  # (B, T, 4 * C)
+        return self.c_proj(x, onto)  # (B, T, C)
 
 
 class Block(nn.Module):
-    """Attention, then the MLP, each on the normalised stream and added to it."""
+    """Attention, then the MLP, each on the normalised residual stream and added to it."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.attn = Attention(config, layer)
         self.mlp = MLP(config)
-        self._compiled = False
+        self._one_position: OnePosition | None = None
 
     def __call__(
         self,
         x: mx.array,
-        turn: Rotation,
+        rope: Rope,
+        value_embedding: mx.array | None = None,
+        cache: LayerCache | None = None,
+    ) -> mx.array:
+        """Map the residual stream, (B, T, C), to the one after this block."""
+        if self._one_position is not None and x.shape[1] == 1:
+            return self._one_position(x, rope, value_embedding, cache)
+        # x = x + attn(norm(x)); x = x + mlp(norm(x)). With `onto`, the kernel of each last matrix
+        # product does the addition too.
+        x = self.attn(norm(x), rope, value_embedding, cache, onto=x)
+        return self.mlp(norm(x), onto=x)
+
+    def ready_to_infer(self) -> None:
+        """Prepare for decoding, where a kernel takes longer to launch than to run.
+
+        Single positions then take fewer kernels. On GPUs they are compiled too; on CPUs MLX would
+        need a C++ compiler on the user's machine for that.
+        """
+        self.attn.fuse_qkv()
+        if machine().backend != "cpu":
+            self._one_position = OnePosition(self.attn, self.mlp)
+
+
+class OnePosition:
+    """A block's forward pass for T = 1, compiled.
+
+    It computes what `Block` computes. The cache hands out arrays of another shape for every token,
+    and each shape would be compiled again; so the halves before and after it are compiled, and the
+    attention between them is not.
+    """
+
+    def __init__(self, attn: Attention, mlp: MLP) -> None:
+        def before(
+            x: mx.array, rope: Rope, value_embedding: mx.array | None
+        ) -> tuple[mx.array, mx.array, mx.array]:
+            return attn.qkv(norm(x), rope, value_embedding)
+
+        def after(x: mx.array, y: mx.array) -> mx.array:
+            x = attn.output(y, onto=x)
+            return mlp(norm(x), onto=x)
+
+        self._before, self._after = mx.compile(before), mx.compile(after)
+        self._attend = attn.attend
+
+    def __call__(
+        self,
+        x: mx.array,
+        rope: Rope,
         value_embedding: mx.array | None,
         cache: LayerCache | None,
     ) -> mx.array:
-        """(B, T, C) to (B, T, C)."""
-        before, after = self._before, self._after
-        if self._compiled and x.shape[1] == 1:
-            before, after = self._before_one, self._after_one
-        q, k, v = before(x, turn, value_embedding)
-        hidden = None
-        if cache is not None:
-            k, v, hidden = cache.extend(k, v)
-        return after(x, attend(q, k, v, self.attn.scale, self.attn.window, hidden))
-
-    def ready_to_infer(self) -> None:
-        """Prepare for single positions, where a kernel takes longer to launch than to run: fewer of
-        them, and compiled on GPUs. On CPUs MLX would need a compiler installed.
-        """
-        self.attn.join()
-        if machine().backend != "cpu":
-            self._before_one, self._after_one = mx.compile(self._before), mx.compile(self._after)
-            self._compiled = True
-
-    def _before(
-        self, x: mx.array, turn: Rotation, value_embedding: mx.array | None
-    ) -> tuple[mx.array, mx.array, mx.array]:
-        return self.attn.heads(norm(x), turn, value_embedding)
-
-    def _after(self, x: mx.array, y: mx.array) -> mx.array:
-        y = y.transpose(0, 2, 1, 3).reshape(x.shape)
-        return self.mlp(self.attn.c_proj(y, onto=x))
+        """Map the residual stream, (B, 1, C), to the one after the block."""
+        q, k, v = self._before(x, rope, value_embedding)
+        return self._after(x, self._attend(q, k, v, cache))  # (B, 1, C)

@@ -1,9 +1,10 @@
-"""The shape of a network, and how one number, the depth, determines it.
+"""The shape of a network, and the eras of nanochat's architecture. Pure: no arrays.
 
-The eras of nanochat's network, which its checkpoints do not name but can be told apart by.
+`GPTConfig.from_depth` derives a whole shape from one number, the depth.
 
-Only the first, classic, and the last, modern, are trained from scratch here; models of all of them
-can be run and trained on. Pure: no arrays.
+nanochat changed its network several times; each version is an `Era` here. Its checkpoints do not
+name theirs, but their tensors tell (`era_of`). Models of every era can be run and fine-tuned; only
+those of the first, classic, and the last, modern, are trained from scratch.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,21 +14,21 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mlxchat.errors import CheckpointError
 
-WINDOW_MULTIPLE = 128  # nanochat's attention kernel works in tiles of it
-SMEAR_CHANNELS = 24  # of the embedding, that the smear's gate sees
+WINDOW_MULTIPLE = 128  # the tile size of nanochat's attention kernel; short windows are multiples
+SMEAR_CHANNELS = 24  # how many channels of the embedding the smear's gate sees
 
 Architecture = Literal["classic", "modern"]
-"""Whose recipe and optimizer train a model: nanochat's of October 2025, or of July 2026."""
+"""Which recipe and optimizer train a model: nanochat's of October 2025, or of July 2026."""
 
 EraName = Literal["classic", "lambdas", "values", "gates_32", "gates_12", "modern"]
 
 
 class Gate(NamedTuple):
-    """How much of a value embedding is added to a head's values.
+    """A learnt gate that scales a value embedding before it is added to a head's values.
 
     Attributes:
-        channels: of the normalised stream, that the gate sees.
-        scale: the most that it lets through.
+        channels: how many channels of the normalised residual stream the gate sees.
+        scale: the largest factor.
     """
 
     channels: int
@@ -35,19 +36,20 @@ class Gate(NamedTuple):
 
 
 class Era(NamedTuple):
-    """What nanochat's network did at a time, as far as it has changed since.
+    """A version of nanochat's network: the traits in which the versions differ.
 
     Attributes:
-        qk_scale: of queries and of keys, after their norm.
-        lambdas: scalars that each layer learns: by which it weights the stream and, added to it,
-            the embedding, and its value embedding.
-        value_embeddings: every how many layers, counted from the last, have an embedding of the
-            token that is added to their values (https://arxiv.org/abs/2410.17897); 0: none.
-        gate: of those.
-        short_window: of a context length, how many positions before its own a token sees in the
-            layers with short windows; None where there are no such layers.
-        smear: whether there are smear and backout.
-        softcaps: bounds of the logits; the first where a file cannot say which.
+        rope_base: the base of the rotary embeddings.
+        qk_scale: the factor of queries and of keys after their norm.
+        lambdas: the scalars that each layer learns, by name. They weight the residual stream
+            (resid), the token embedding that is added to it (x0) and the value embedding (v0).
+        value_embeddings: every n-th layer, counted from the last, adds an embedding of the token to
+            its values (https://arxiv.org/abs/2410.17897); 0 means no layer does.
+        gate: the gate of the value embeddings.
+        short_window: maps the context length to how many positions before its own a token sees in
+            layers with a short window; None if no layer has one.
+        smear: whether the network has smear and backout.
+        softcaps: the bounds of the logits that were in use; the first is the default.
     """
 
     name: EraName
@@ -63,7 +65,7 @@ class Era(NamedTuple):
 
     @property
     def marks(self) -> frozenset[str]:
-        """The tensors that not all eras have."""
+        """Names of the tensors that this era has and others lack."""
         marks = set(self.lambdas)
         if self.value_embeddings:
             marks.add("value_embeds")
@@ -75,10 +77,11 @@ class Era(NamedTuple):
 
 
 def _share(context: int, of: int) -> int:
+    """Return 1 / ``of`` of the context, rounded up to a multiple of `WINDOW_MULTIPLE`."""
     return -(-context // (of * WINDOW_MULTIPLE)) * WINDOW_MULTIPLE
 
 
-# Each with the commit that it began with; what is not said is as it was before.
+# Each era with the nanochat commit that began it, and what changed since the one before.
 CLASSIC = Era("classic", "classic")  # 3a5e0bc, 13 October 2025
 LAMBDAS = CLASSIC._replace(  # aa530cd, 11 January 2026; windows from fbc1484, the same day
     name="lambdas",
@@ -117,12 +120,12 @@ ERAS: dict[EraName, Era] = {
 
 
 def era_of(shapes: Mapping[str, tuple[int, ...]]) -> Era:
-    """The era of a model with tensors of these names and shapes.
+    """Return the era of a model, given the shapes of its tensors by name.
 
-    Tensors that all eras have are not looked at.
+    Tensors that all eras have are ignored.
 
     Raises:
-        MlxchatError: they are of none; what the nearest one has, or has not, is named.
+        CheckpointError: no era has these tensors. The message compares them with the closest era.
     """
     found = frozenset(_marks(shapes))
     nearest = min(reversed(ERAS.values()), key=lambda era: len(era.marks ^ found))
@@ -131,10 +134,10 @@ def era_of(shapes: Mapping[str, tuple[int, ...]]) -> Era:
     faults = [f"{mark} missing" for mark in sorted(nearest.marks - found)]
     faults += [f"{mark} unexpected" for mark in sorted(found - nearest.marks)]
     raise CheckpointError(
-        "These are tensors of no nanochat that is known; compared with those of the era "
+        "No known version of nanochat has these tensors; compared with the era "
         f"{nearest.name!r}: {', '.join(faults)}.",
-        "Models of nanochat's main branch from October 2025 to July 2026 can be used, but for "
-        "those of experiments that it undid (16 and 25 to 28 January 2026).",
+        "Use a model of nanochat's main branch from October 2025 to July 2026, except for the "
+        "experiments that it reverted (16 and 25 to 28 January 2026).",
     )
 
 
@@ -153,50 +156,56 @@ def _gates(channels: int) -> str:
     return f"ve_gate of {channels} channels"
 
 
-ASPECT_RATIO = 64  # width per layer
+ASPECT_RATIO = 64  # width of the residual stream per layer
 HEAD_DIM = 128
-VOCABULARY_MULTIPLE = 64  # of all eras but the first
-LARGEST_SOFTCAP = 64.0  # e to this, summed over the largest vocabulary, is a float32
+VOCABULARY_MULTIPLE = 64  # all eras but the first pad the vocabulary to a multiple
+LARGEST_SOFTCAP = 64.0  # exp of it, summed over the largest vocabulary, still fits a float32
 
 WINDOW_PATTERNS: dict[Architecture, str] = {"classic": "L", "modern": "SSSL"}
 
 
 class GPTConfig(BaseModel):
-    """The shape of a nanochat GPT: of the era of that name, or of another of the architecture's.
+    """The shape of a nanochat GPT.
 
-    Attention is multi-query when ``n_kv_head`` is smaller than ``n_head``.
+    Attention is multi-query when ``n_kv_head`` is smaller than ``n_head``. The era is the one named
+    like the architecture unless another one is given.
+
+    >>> GPTConfig.from_depth(12, vocab_size=65_536, sequence_len=2048).n_embd
+    768
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     arch: Architecture = Field(
-        "classic", description="whose recipe trains it: nanochat's of October 2025, or July 2026"
+        "classic", description="the recipe that trains it: nanochat's of October 2025 or July 2026"
     )
     era: EraName = Field(
-        default_factory=lambda given: given["arch"], description="whose network it is"
+        default_factory=lambda given: given["arch"], description="the version of nanochat's network"
     )
     sequence_len: int = Field(2048, ge=1, le=2**20, description="context length in tokens")
-    vocab_size: int = Field(65_536, ge=1, le=2**24, description="tokens in the vocabulary")
-    n_layer: int = Field(12, ge=1, le=2**10, description="transformer blocks")
-    n_head: int = Field(6, ge=1, le=2**10, description="query heads")
-    n_kv_head: int = Field(6, ge=1, le=2**10, description="key and value heads")
+    vocab_size: int = Field(
+        65_536, ge=1, le=2**24, description="number of tokens in the vocabulary"
+    )
+    n_layer: int = Field(12, ge=1, le=2**10, description="number of transformer blocks")
+    n_head: int = Field(6, ge=1, le=2**10, description="number of query heads")
+    n_kv_head: int = Field(6, ge=1, le=2**10, description="number of key and value heads")
     n_embd: int = Field(768, ge=2, le=2**16, description="width of the residual stream")
     window_pattern: str = Field(
         "L",
         pattern="^[SL]+$",
-        description="reach of attention by layer, repeated: S a share of the context, L all",
+        description="window of each layer, repeated: S is a share of the context, L all of it",
     )
     vocab_multiple: int = Field(
         1,
         ge=1,
         le=2**16,
-        description="embedding and head have rows up to the next multiple, unused",
+        description="embedding and head are padded with unused rows to a multiple of this",
     )
     softcap: float = Field(
         default_factory=lambda given: ERAS[given["era"]].softcaps[0],
         gt=0,
         le=LARGEST_SOFTCAP,
-        description="bound of the logits",
+        description="bound of the logits (soft cap)",
     )
 
     @model_validator(mode="after")
@@ -221,6 +230,7 @@ class GPTConfig(BaseModel):
         return self
 
     def _channels(self) -> dict[str, int]:
+        """Return how many channels of the residual stream each gate sees."""
         gate = self.traits.gate
         return {
             "the smear's gate": SMEAR_CHANNELS if self.traits.smear else 0,
@@ -229,7 +239,7 @@ class GPTConfig(BaseModel):
 
     @property
     def traits(self) -> Era:
-        """What networks of its era do."""
+        """The traits of its era."""
         return ERAS[self.era]
 
     @property
@@ -239,17 +249,17 @@ class GPTConfig(BaseModel):
 
     @property
     def kv_dim(self) -> int:
-        """Width of keys, and of values, of all heads together."""
+        """Width of the keys of all heads together, and of the values."""
         return self.n_kv_head * self.head_dim
 
     @property
-    def rows(self) -> int:
+    def padded_vocab_size(self) -> int:
         """Rows of the embedding and the head; those beyond the vocabulary are never used."""
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
     @property
     def windows(self) -> tuple[int, ...]:
-        """For each layer, how many positions before its own a token can attend to."""
+        """How many positions before its own a token can attend to, for each layer."""
         long = self.sequence_len
         short = self.traits.short_window(long) if self.traits.short_window else long
         reach = {"L": long, "S": min(short, long)}
@@ -257,8 +267,13 @@ class GPTConfig(BaseModel):
         *before, _ = (reach[pattern[i % len(pattern)]] for i in range(self.n_layer))
         return *before, long
 
+    @property
+    def backout_layer(self) -> int:
+        """The layer in the middle, after which the residual stream is kept for the backout."""
+        return self.n_layer // 2
+
     def has_value_embedding(self, layer: int) -> bool:
-        """Whether a layer adds an embedding of the token to its values."""
+        """Return whether a layer adds an embedding of the token to its values."""
         every = self.traits.value_embeddings
         return every > 0 and (self.n_layer - 1 - layer) % every == 0
 
@@ -272,9 +287,18 @@ class GPTConfig(BaseModel):
         arch: Architecture = "classic",
         window_pattern: str | None = None,
     ) -> "GPTConfig":
-        """nanochat's rule: 64 of width per layer, one head per 128 of width, rounded up.
+        """Derive the shape from the depth by nanochat's rule.
 
-        The modern architecture rounds the width up too, to whole heads.
+        The width is 64 per layer, with one head per 128 of width, rounded up. The modern
+        architecture rounds the width up to whole heads too.
+
+        Args:
+            depth: number of transformer blocks.
+            vocab_size: number of tokens in the vocabulary.
+            sequence_len: context length in tokens.
+            head_dim: width of a head.
+            arch: which architecture.
+            window_pattern: see the field; by default the architecture's own.
         """
         width = depth * ASPECT_RATIO
         heads = -(-width // head_dim)

@@ -1,14 +1,8 @@
-"""exp, tanh, log-sum-exp and the squared ReLU, fast on CPUs too.
+"""Operations that MLX is slow at on CPUs: exp, tanh, log-sum-exp, the squared ReLU and a product.
 
-There MLX calls the scalar library functions, 10 ns an element, which made the loss the largest part
-of a training step. A polynomial that the compiler vectorises takes a ninth of that inside
-`mx.compile`. On GPUs these are MLX's own.
-
-The product of a few rows with a large matrix on a CPU, at the speed of its memory.
-
-MLX has sgemm do every product, also that of one row. OpenBLAS first copies the matrix there, into
-blocks, which takes longer than to read it; only where the product is small it reads the matrix as
-it lies. So the matrix is cut into pieces whose products are small.
+MLX calls the scalar library functions on CPUs, 10 ns an element, which made the loss the largest
+part of a training step. A polynomial that the compiler vectorises inside `mx.compile` takes a ninth
+of that. On GPUs these functions are MLX's own.
 """
 
 import math
@@ -16,38 +10,69 @@ from typing import cast
 
 from mlxchat.runtime import machine, mx
 
-_ROUND = 1.5 * 2.0**23  # adding it leaves no bits for a fraction: the sum is rounded
-_EXPONENT_BITS = 23  # where the exponent begins in a float32
+# ==== Elementary functions ====
+
+_ROUND = 1.5 * 2.0**23  # adding it to a float32 leaves no bits for a fraction: it rounds
+_EXPONENT_BITS = 23  # the lowest bit of a float32's exponent
 _ONE = 0x3F800000  # the bits of 1.0
-_TAYLOR = [math.log(2) ** k / math.factorial(k) for k in range(7)]  # of 2**x around 0
+_TAYLOR = [math.log(2) ** k / math.factorial(k) for k in range(7)]  # 2**x around 0
 
 
 def exp(x: mx.array) -> mx.array:
-    """e to the x for float32 between -87 and 87, to 4e-6 relative; to 1.2e-6 within 15 of 0."""
+    """Return e**x for float32 between -87 and 87.
+
+    The relative error is below 4e-6, and below 1.2e-6 for x between -15 and 15.
+    """
     if machine().backend != "cpu":
         return mx.exp(x)
     return cast(mx.array, _polynomial_exp(x))
 
 
 def tanh(x: mx.array) -> mx.array:
-    """The hyperbolic tangent, to 3e-7 absolute, of float32."""
+    """Return the hyperbolic tangent of float32, with an absolute error below 3e-7."""
     if machine().backend != "cpu":
         return mx.tanh(x)
-    return 1 - 2 / (1 + exp(mx.clip(2 * x, -40.0, 40.0)))  # float32 cannot tell more from 1
+    return 1 - 2 / (1 + exp(mx.clip(2 * x, -40.0, 40.0)))  # beyond 20, tanh is 1 in float32
 
 
 def log_sum_exp(x: mx.array) -> mx.array:
-    """The logarithm of the sum of exp over the last axis, of float32 between -87 and 80."""
+    """Return log(sum(exp(x))) over the last axis, for float32 between -87 and 80.
+
+    Within those bounds nothing overflows: no maximum need be subtracted first, which saves a pass.
+    """
     if machine().backend != "cpu":
         return mx.logsumexp(x, axis=-1)
-    return mx.log(exp(x).sum(axis=-1))  # with nothing subtracted before exp, one pass less
+    return mx.log(exp(x).sum(axis=-1))
+
+
+@mx.custom_function
+def _polynomial_exp(x: mx.array) -> mx.array:
+    """Return 2**n * 2**f for x = (n + f) * log(2), with n whole and f in [-1/2, 1/2].
+
+    n becomes the exponent of the result; a Taylor polynomial gives 2**f.
+    """
+    y = x * math.log2(math.e)
+    rounded = y + _ROUND
+    f = y - (rounded - _ROUND)
+    c, f2 = _TAYLOR, f * f
+    power = (c[0] + c[1] * f) + f2 * (c[2] + c[3] * f) + f2 * f2 * (c[4] + c[5] * f + f2 * c[6])
+    n = rounded.view(mx.int32)
+    return power * ((n << _EXPONENT_BITS) + _ONE).view(mx.float32)
+
+
+@_polynomial_exp.vjp
+def _polynomial_exp_vjp(x: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+    return cotangent * output
+
+
+# ==== Squared ReLU ====
 
 
 def relu_squared(x: mx.array) -> mx.array:
-    """The square of the positive part (https://arxiv.org/abs/2109.08668).
+    """Return max(x, 0)**2 (https://arxiv.org/abs/2109.08668).
 
-    On GPUs only the output is kept for the gradient. On CPUs a root is a scalar call like the
-    others, so there the input is kept too.
+    On GPUs only the output is held for the gradient, which takes its square root. On CPUs a square
+    root is a slow scalar call too, so the input is held as well.
     """
     return cast(mx.array, _relu_squared(x))
 
@@ -70,30 +95,19 @@ def _relu_squared_vjp(x: mx.array, cotangent: mx.array, y: mx.array) -> mx.array
     return positive * cotangent * 2
 
 
-@mx.custom_function
-def _polynomial_exp(x: mx.array) -> mx.array:
-    """2**n * 2**f, n whole and f in [-1/2, 1/2]: n goes into the exponent, f into a polynomial."""
-    y = x * math.log2(math.e)
-    rounded = y + _ROUND
-    f = y - (rounded - _ROUND)
-    c, f2 = _TAYLOR, f * f
-    power = (c[0] + c[1] * f) + f2 * (c[2] + c[3] * f) + f2 * f2 * (c[4] + c[5] * f + f2 * c[6])
-    n = rounded.view(mx.int32)
-    return power * ((n << _EXPONENT_BITS) + _ONE).view(mx.float32)
+# ==== The product of a few rows with a large matrix ====
+#
+# MLX calls sgemm for every product on CPUs, even that of a single row. OpenBLAS then copies the
+# matrix into blocks first, which takes longer than reading it; only for small products does it read
+# the matrix where it lies. So the matrix is split into pieces whose products are small.
 
-
-@_polynomial_exp.vjp
-def _polynomial_exp_vjp(x: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
-    return cotangent * output
-
-
-FEW_ROWS = 4  # more of them repay the copy, which both cores make
-SMALL_OPERATIONS = 100**3  # both from OpenBLAS's sgemm_small_kernel_permit_skylakex.c
+FEW_ROWS = 4  # with more rows the copy, which both cores make, pays off
+SMALL_OPERATIONS = 100**3  # both limits: OpenBLAS's sgemm_small_kernel_permit_skylakex.c
 SMALL_RESULTS = 1200
 
 
 def multiply_few_rows(x: mx.array, weight: mx.array) -> mx.array:
-    """``x @ weight.T``: (..., inputs) by (outputs, inputs) to (..., outputs)."""
+    """Return ``x @ weight.T``: (..., inputs) by (outputs, inputs) to (..., outputs)."""
     outputs, inputs = weight.shape
     rows = x.size // inputs
     parts = weight.reshape(pieces(rows, outputs, inputs), -1, inputs).swapaxes(1, 2)
@@ -102,9 +116,9 @@ def multiply_few_rows(x: mx.array, weight: mx.array) -> mx.array:
 
 
 def pieces(rows: int, outputs: int, inputs: int) -> int:
-    """Into how many equal pieces to cut an (outputs, inputs) matrix, a power of two.
+    """Return into how many equal pieces, a power of two, to split an (outputs, inputs) matrix.
 
-    1 where the product with ``rows`` rows is small, or cannot be made so.
+    It is 1 if the product with ``rows`` rows is small already, or if no split makes it small.
     """
     count = 1
     while outputs % count == 0:

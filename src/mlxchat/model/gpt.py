@@ -1,58 +1,59 @@
-"""The nanochat GPT on MLX, of every era from October 2025 to July 2026.
+"""The GPT of nanochat on MLX, in every version from October 2025 to July 2026.
 
-All have rotary embeddings (rotated by minus theta, halves paired), query and key normalised after
-them, RMS norms without weights, squared ReLU, no biases, an untied embedding and head, and logits
-capped softly. Later ones add, one after the other (`mlxchat.model.config` says which has what),
+All versions have rotary embeddings, RMS norms without weights, normalised queries and keys, squared
+ReLU, no biases, separate embedding and head matrices, and softly capped logits. Later versions add,
+one after the other (`mlxchat.model.config` has the table):
 
-- before each layer the embedding once more, both streams weighted by learnt scalars,
-- windows that most layers attend within,
-- to the values of some layers an embedding of the token, by a learnt scalar or a gate,
-- to each token's embedding a share of the one before it (smear), and at the end the subtraction of
-  what the stream held in the middle (backout).
+- learnt scalars per layer that mix the residual stream with the token embedding (lambdas),
+- attention within a window in most layers,
+- in some layers, a second embedding of the token that is added to the values,
+- a share of the previous token's embedding in each token's own (smear), and at the end the
+  subtraction of the residual stream as it was in the middle (backout).
 
-Parameters carry nanochat's names and are float32 in training; activations are in the compute dtype,
-the loss in float32.
-
-The parameters that training begins with, drawn from a key as nanochat distributes them.
+Parameters have nanochat's names and are float32 in training. Activations are in the compute dtype,
+the loss is in float32.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Protocol
 
-from mlxchat.model.backward import PLAIN, Arrays, Backward, Streams
-from mlxchat.model.block import Block, LayerCache, Linear, Rotation, norm
+from mlxchat.model.block import Block, LayerCache, Linear, norm
 from mlxchat.model.config import SMEAR_CHANNELS, GPTConfig
-from mlxchat.model.loss import LOSS_ROWS, cross_entropies, mean_cross_entropy, soft_cap
-from mlxchat.runtime import mx, nn, tree_flatten
+from mlxchat.model.loss import CHUNK_ROWS, cross_entropies, mean_cross_entropy, soft_cap
+from mlxchat.model.rope import Rope
+from mlxchat.runtime import machine, mx, nn, tree_flatten
 
-HEAD = "lm_head.weight"
-OF_LAYERS = ("transformer.h.", "value_embeds.")
+Arrays = dict[str, mx.array]
 
 
 class Cache(Protocol):
-    """What a model has read."""
+    """What a model remembers of the positions that it has read."""
 
     @property
     def offset(self) -> int | mx.array:
-        """Positions read so far; (B,) where the rows have each read their own number of them."""
+        """Positions read so far: one number, or (B,) when the sequences differ in length."""
 
     @property
     def layers(self) -> Sequence[LayerCache]:
-        """One a layer."""
+        """The keys and values, one cache per layer."""
 
     def read(self, ids: mx.array) -> mx.array | None:
-        """Note (B, T) ids as read; returns the ones before them, (B, 1), None at the beginning."""
+        """Record (B, T) ids as read; return the ids just before them, (B, 1), None at the start."""
 
 
 class GPT(nn.Module):
-    """The network, its parameters zero or arbitrary: `initial.initialise` draws nanochat's.
+    """The network.
+
+    The constructor leaves the parameters arbitrary, to be loaded. `GPT.new` makes a model to train
+    from scratch.
+
+    >>> model = GPT.new(GPTConfig.from_depth(4, vocab_size=4096, sequence_len=512), seed=0)
 
     Args:
-        config: its shape.
-        dtype: of the activations.
+        config: the shape of the network.
+        dtype: the dtype of the activations.
     """
 
     def __init__(self, config: GPTConfig, dtype: mx.Dtype = mx.float32) -> None:
@@ -61,10 +62,10 @@ class GPT(nn.Module):
         self.dtype = dtype
         era, layers = config.traits, range(config.n_layer)
         self.transformer: dict[str, Any] = {
-            "wte": nn.Embedding(config.rows, config.n_embd),
+            "wte": nn.Embedding(config.padded_vocab_size, config.n_embd),
             "h": [Block(config, layer) for layer in layers],
         }
-        self.lm_head = Linear(config.n_embd, config.rows)
+        self.lm_head = Linear(config.n_embd, config.padded_vocab_size)
         for name in era.lambdas:
             self[name] = mx.ones(config.n_layer)
         if era.smear:
@@ -73,197 +74,232 @@ class GPT(nn.Module):
             self.backout_lambda = mx.zeros(1)
         if era.value_embeddings:
             self.value_embeds = [
-                nn.Embedding(config.rows, config.kv_dim)
+                nn.Embedding(config.padded_vocab_size, config.kv_dim)
                 if config.has_value_embedding(layer)
-                else nn.Identity()  # keeps the others at their layer's place, and name
+                else nn.Identity()  # has no parameters; the index stays the number of the layer
                 for layer in layers
             ]
 
-    def __call__(self, ids: mx.array, cache: Cache | None = None) -> mx.array:
-        """Logits of the next token at every position: (B, T) integers to (B, T, V) float32.
+    @classmethod
+    def new(cls, config: GPTConfig, seed: int = 0, dtype: mx.Dtype | None = None) -> "GPT":
+        """Return a model with nanochat's initial parameters, drawn from ``seed``.
 
-        ``cache`` holds what came before ``ids`` and is extended by them.
+        Args:
+            config: the shape of the network.
+            seed: the same seed and shape give the same parameters.
+            dtype: the dtype of the activations; by default the one that suits this machine.
         """
-        return self.logits(self.features(ids, cache))
+        model = cls(config, dtype or machine().compute_dtype)
+        draw = _classic if config.arch == "classic" else _modern
+        key, drawn = mx.random.key(seed), []
+        for name, weight in sorted(model.named_parameters().items()):
+            key, own = mx.random.split(key)
+            drawn.append((name, draw(name, weight.shape, config.n_embd, own)))
+        model.load_weights(drawn)
+        mx.eval(model.parameters())
+        return model
 
-    def named_parameters(self) -> Arrays:
-        """Every parameter by nanochat's name, such as ``transformer.h.0.attn.c_q.weight``."""
-        return dict(tree_flatten(self.parameters()))
+    # ==== Forward pass ====
 
-    @contextmanager
-    def holding(self, parameters: Arrays) -> Iterator[None]:
-        """Let these be the parameters of their names for a while."""
-        named = self.named_parameters()
-        self.load_weights(list(parameters.items()), strict=False)
-        try:
-            yield
-        finally:
-            self.load_weights([(name, named[name]) for name in parameters], strict=False)
-
-    def cast_matrices(self) -> None:
-        """Hold the matrices in the compute dtype from now on: to infer quickly, not to train."""
-        matrices = {
-            name: weight
-            for name, weight in self.named_parameters().items()
-            if weight.ndim > 1 and mx.issubdtype(weight.dtype, mx.floating)  # else: quantized
-        }
-        self.load_weights([(n, w.astype(self.dtype)) for n, w in matrices.items()], strict=False)
-        mx.eval(self.parameters())  # else both copies are held until the first token
-
-    def ready_to_infer(self) -> None:
-        """Hold the parameters as decoding wants them from now on, not as training and saving do."""
-        self.cast_matrices()
-        for block in self.transformer["h"]:
-            block.ready_to_infer()
-        mx.eval(self.parameters())
-
-    def features(
-        self, ids: mx.array, cache: Cache | None = None, backward: Backward = PLAIN
-    ) -> mx.array:
-        """The normalised residual stream after the last block, (B, T, C) in the compute dtype.
+    def __call__(self, ids: mx.array, cache: Cache | None = None) -> mx.array:
+        """Return the logits of the next token at every position, (B, T, V) in float32.
 
         Args:
             ids: (B, T) integers.
-            cache: what came before them; is extended by them.
-            backward: how gradients are formed, where they are.
+            cache: the positions before ``ids``, extended by ``ids``.
         """
-        config, era = self.config, self.config.traits
-        turn = Rotation(era.rope_base, cache.offset if cache is not None else 0)
-        before = cache.read(ids) if cache is not None else None
-        x = self._embed(ids)
-        if era.smear:
-            x = self._smear(x, before)
-        caches = [None] * config.n_layer if cache is None else cache.layers
-        x0 = middle = x
+        return self.logits(self.features(ids, cache))
+
+    def features(self, ids: mx.array, cache: Cache | None = None) -> mx.array:
+        """Return what the head sees: the normalised residual stream after the last block.
+
+        Args:
+            ids: (B, T) integers.
+            cache: the positions before ``ids``, extended by ``ids``.
+
+        Returns:
+            (B, T, C) in the compute dtype.
+        """
+        offset = cache.offset if cache is not None else 0
+        if ids.shape[1] == 1:
+            offset = mx.array(offset)  # `OnePosition` would compile again for every other integer
+        rope = Rope(self.config.traits.rope_base, offset)
+        previous = cache.read(ids) if cache is not None else None  # (B, 1)
+        caches = cache.layers if cache is not None else [None] * self.config.n_layer
+        x = x0 = middle = self.embed(ids, previous)  # (B, T, C)
         for i, layer_cache in enumerate(caches):
-            layer = partial(self._layer, i, ids, turn, layer_cache)
-            streams = [x]
-            if era.lambdas:
-                streams += [x0, *(self[name][i] for name in era.lambdas)]
-            if backward.in_any_order:
-                x = layer(streams)
-            else:
-                streams, own = backward.enter(streams, self._parameters_of_layer(i))
-                x = backward.call(layer, streams, own)
-            if era.lambdas:
-                x0 = streams[1]  # the same, in its place in the backward pass
-            if i == config.n_layer // 2:
+            x = self.layer(i, x, x0, self.lambdas(i), ids, rope, layer_cache)  # (B, T, C)
+            if i == self.config.backout_layer:
                 middle = x
-        if era.smear:
+        return self.final_norm(x, middle)  # (B, T, C)
+
+    def embed(self, ids: mx.array, previous: mx.array | None = None) -> mx.array:
+        """Return the normalised embeddings that enter the first layer, (B, T, C).
+
+        Args:
+            ids: (B, T) integers.
+            previous: (B, 1) ids that came just before them; None at the start.
+        """
+        x = self._token_embedding(ids)  # (B, T, C)
+        if not self.config.traits.smear:
+            return x
+        # Smear: add to each embedding a gated share of the one before it.
+        first = mx.zeros_like(x[:, :1]) if previous is None else self._token_embedding(previous)
+        shifted = mx.concatenate([first, x[:, :-1]], axis=1)  # (B, T, C)
+        gate = mx.sigmoid(self.smear_gate(x[..., :SMEAR_CHANNELS]))  # (B, T, 1)
+        return self._mix(1, x, self.smear_lambda * gate, shifted)
+
+    def lambdas(self, i: int) -> Arrays:
+        """Return the learnt scalars of layer ``i`` by name; the classic network has none."""
+        return {name: self[name][i] for name in self.config.traits.lambdas}
+
+    def layer(
+        self,
+        i: int,
+        x: mx.array,
+        x0: mx.array,
+        lambdas: Arrays,
+        ids: mx.array,
+        rope: Rope,
+        cache: LayerCache | None = None,
+    ) -> mx.array:
+        """Return the residual stream after layer ``i``, (B, T, C).
+
+        Args:
+            i: the number of the layer.
+            x: (B, T, C), the residual stream before it.
+            x0: (B, T, C), the residual stream before the first layer.
+            lambdas: the layer's learnt scalars, see `lambdas`.
+            ids: (B, T), for the value embedding.
+            rope: the rotation of the T positions.
+            cache: the layer's keys and values of earlier positions.
+        """
+        if lambdas:
+            x = self._mix(lambdas["resid_lambdas"], x, lambdas["x0_lambdas"], x0)
+        value_embedding = None
+        if self.config.has_value_embedding(i):
+            value_embedding = self.value_embeds[i](ids)  # (B, T, n_kv_head * D)
+            if "v0_lambdas" in lambdas:
+                value_embedding = lambdas["v0_lambdas"] * value_embedding
+            value_embedding = value_embedding.astype(self.dtype)
+        block: Block = self.transformer["h"][i]
+        return block(x, rope, value_embedding, cache)
+
+    def final_norm(self, x: mx.array, middle: mx.array) -> mx.array:
+        """Normalise the last layer's residual stream, (B, T, C), for the head.
+
+        Backout subtracts a share of ``middle`` first: the residual stream after the layer in the
+        middle, (B, T, C).
+        """
+        if self.config.traits.smear:
             x = self._mix(1, x, -self.backout_lambda, middle)
         return norm(x)
 
     def logits(self, x: mx.array) -> mx.array:
-        """Softly capped logits in float32: (..., C) to (..., V)."""
-        return soft_cap(self.lm_head(x)[..., : self.config.vocab_size], self.config.softcap)
+        """Map features, (..., C), to softly capped logits in float32, (..., V)."""
+        logits = self.lm_head(x)[..., : self.config.vocab_size]  # the rows beyond are padding
+        return soft_cap(logits, self.config.softcap)
 
-    def losses(self, ids: mx.array, targets: mx.array, rows: int = LOSS_ROWS) -> mx.array:
-        """Cross entropy in nats at every position, (B, T) float32; 0 where the target is -1.
+    def _token_embedding(self, ids: mx.array) -> mx.array:
+        return norm(self.transformer["wte"](ids).astype(self.dtype))  # (B, T, C)
+
+    def _mix(self, a: mx.array | int, x: mx.array, b: mx.array, y: mx.array) -> mx.array:
+        """Return a * x + b * y, computed in float32 like the scalars, in the compute dtype."""
+        return (a * x + b * y).astype(self.dtype)
+
+    # ==== Loss ====
+
+    def losses(self, ids: mx.array, targets: mx.array, chunk_rows: int = CHUNK_ROWS) -> mx.array:
+        """Return the cross entropy at every position in nats, (B, T) in float32.
 
         Args:
-            ids, targets: (B, T) integers.
-            rows: positions, at least, whose logits are computed at a time.
+            ids: (B, T) integers.
+            targets: (B, T) integers; the loss is 0 where the target is -1.
+            chunk_rows: positions whose logits are computed at a time, at least.
         """
-        config, flat = self.config, targets.reshape(-1)
-        x = self.features(ids).reshape(-1, config.n_embd)  # (N, C)
-        weight = self.lm_head.dense
-        losses = cross_entropies(x, weight, flat, config.vocab_size, config.softcap, rows)
-        return losses.reshape(targets.shape)
+        config, flat = self.config, targets.reshape(-1)  # (B * T,)
+        x = self.features(ids).reshape(-1, config.n_embd)  # (B * T, C)
+        weight = self.lm_head.dense  # (V or more, C)
+        losses = cross_entropies(x, weight, flat, config.vocab_size, config.softcap, chunk_rows)
+        return losses.reshape(targets.shape)  # (B, T)
 
     def loss(
         self,
         ids: mx.array,
         targets: mx.array,
-        rows: int = LOSS_ROWS,
-        backward: Backward = PLAIN,
+        chunk_rows: int = CHUNK_ROWS,
         count: mx.array | None = None,
     ) -> mx.array:
-        """The mean of `losses` where the target is not -1, for training.
+        """Return the mean of `losses` over the targets that are not -1, to be differentiated.
+
+        `mlxchat.model.backward.ordered_loss` has the same value and takes less memory for sums of
+        gradients.
 
         Args:
-            count: of a micro-batch, such targets in the whole step, whose mean it is a share of.
+            ids, targets, chunk_rows: as for `losses`.
+            count: divide by this instead, the number of targets in all micro-batches of a step.
         """
-        config, flat = self.config, targets.reshape(-1)
-        parameters = self.named_parameters()
-        head = {HEAD: parameters.pop(HEAD)}
-        others = {n: w for n, w in parameters.items() if not n.startswith(OF_LAYERS)}
-        _, others = backward.enter([], others)
-        with self.holding(others):
-            x = self.features(ids, backward=backward).reshape(-1, config.n_embd)  # (N, C)
-        [x], head = backward.enter([x], head)
-        weight = head[HEAD]
-        return mean_cross_entropy(x, weight, flat, config.vocab_size, config.softcap, rows, count)
+        x = self.features(ids)  # (B, T, C)
+        return self.mean_loss(x, self.lm_head.weight, targets, chunk_rows, count)
 
-    def _parameters_of_layer(self, i: int) -> Arrays:
-        own = tuple(f"{prefix}{i}." for prefix in OF_LAYERS)
-        return {n: w for n, w in self.named_parameters().items() if n.startswith(own)}
-
-    def _layer(
+    def mean_loss(
         self,
-        i: int,
-        ids: mx.array,
-        turn: Rotation,
-        cache: LayerCache | None,
-        streams: Streams,
-        parameters: Arrays | None = None,
+        x: mx.array,
+        head: mx.array,
+        targets: mx.array,
+        chunk_rows: int,
+        count: mx.array | None,
     ) -> mx.array:
-        """The residual stream after layer i, (B, T, C).
+        """Return the mean loss of features ``x``, (B, T, C), given the head's weight, (V, C)."""
+        config, flat = self.config, targets.reshape(-1)  # (B * T,)
+        x = x.reshape(-1, config.n_embd)  # (B * T, C)
+        return mean_cross_entropy(
+            x, head, flat, config.vocab_size, config.softcap, chunk_rows, count
+        )
 
-        Args:
-            streams: the residual stream before it, (B, T, C); where layers have lambdas also the
-                embedding, and those of this layer.
-            parameters: by name, in place of the layer's own.
-        """
-        if parameters is not None:
-            with self.holding(parameters):
-                return self._layer(i, ids, turn, cache, streams)
-        x, *others = streams
-        lambdas = dict(zip(self.config.traits.lambdas, others[1:], strict=True))
-        if lambdas:
-            x = self._mix(lambdas["resid_lambdas"], x, lambdas["x0_lambdas"], others[0])
-        value_embedding = None
-        if self.config.has_value_embedding(i):
-            value_embedding = self.value_embeds[i](ids)
-            if "v0_lambdas" in lambdas:
-                value_embedding = lambdas["v0_lambdas"] * value_embedding
-            value_embedding = value_embedding.astype(self.dtype)
-        block: Block = self.transformer["h"][i]
-        return block(x, turn, value_embedding, cache)
+    # ==== Parameters ====
 
-    def _embed(self, ids: mx.array) -> mx.array:
-        return norm(self.transformer["wte"](ids).astype(self.dtype))
+    def named_parameters(self) -> Arrays:
+        """Return all parameters by nanochat's names: ``transformer.h.0.attn.c_q.weight``."""
+        return dict(tree_flatten(self.parameters()))
 
-    def _smear(self, x: mx.array, before: mx.array | None) -> mx.array:
-        """Add to each embedding a share of the one before it, as much as a gate says.
+    @contextmanager
+    def using(self, parameters: Arrays) -> Iterator[None]:
+        """Compute with these parameters instead of the model's own inside a ``with`` block."""
+        own = self.named_parameters()
+        self.load_weights(list(parameters.items()), strict=False)
+        try:
+            yield
+        finally:
+            self.load_weights([(name, own[name]) for name in parameters], strict=False)
 
-        Args:
-            x: (B, T, C) embeddings.
-            before: (B, 1) ids that came before them; None at the beginning.
-        """
-        first = mx.zeros_like(x[:, :1]) if before is None else self._embed(before)
-        shifted = mx.concatenate([first, x[:, :-1]], axis=1)
-        gate = mx.sigmoid(self.smear_gate(x[..., :SMEAR_CHANNELS]))  # (B, T, 1)
-        return self._mix(1, x, self.smear_lambda * gate, shifted)
+    def cast_matrices(self) -> None:
+        """Store the matrices in the compute dtype, for faster inference. Training needs float32."""
+        matrices = {
+            name: weight
+            for name, weight in self.named_parameters().items()
+            if weight.ndim > 1 and mx.issubdtype(weight.dtype, mx.floating)  # not quantized ones
+        }
+        self.load_weights([(n, w.astype(self.dtype)) for n, w in matrices.items()], strict=False)
+        mx.eval(self.parameters())  # now, or both copies would live until the first token
 
-    def _mix(self, a: mx.array | int, x: mx.array, b: mx.array, y: mx.array) -> mx.array:
-        """a * x + b * y, in float32 as a and b are, then in the compute dtype again."""
-        return (a * x + b * y).astype(self.dtype)
+    def ready_to_infer(self) -> None:
+        """Rearrange the parameters for fast decoding. They can no longer be trained or saved."""
+        self.cast_matrices()
+        for block in self.transformer["h"]:
+            block.ready_to_infer()
+        mx.eval(self.parameters())
 
 
-def initialise(model: GPT, key: mx.array) -> None:
-    """Draw the initial parameters of ``model``, in place."""
-    draw = _classic if model.config.arch == "classic" else _modern
-    drawn = []
-    for name, weight in sorted(model.named_parameters().items()):
-        key, own = mx.random.split(key)
-        drawn.append((name, draw(name, weight.shape, model.config.n_embd, own)))
-    model.load_weights(drawn)
-    mx.eval(model.parameters())
+# ==== Initial parameters ====
 
 
 def _classic(name: str, shape: tuple[int, ...], _width: int, key: mx.array) -> mx.array:
-    """Embedding standard normal; head and what writes to the residual stream zero; other matrices
-    normal with standard deviation min(1, sqrt(out/in)) / sqrt(in) (https://arxiv.org/abs/2310.17813).
+    """Draw a parameter as nanochat did in October 2025.
+
+    The embedding is standard normal. The head and the matrices that write to the residual stream
+    are zero. The others are normal with standard deviation min(1, sqrt(out / in)) / sqrt(in)
+    (https://arxiv.org/abs/2310.17813).
     """
     if name == "lm_head.weight" or name.endswith("c_proj.weight"):
         return mx.zeros(shape)
@@ -275,13 +311,13 @@ def _classic(name: str, shape: tuple[int, ...], _width: int, key: mx.array) -> m
 
 
 def _modern(name: str, shape: tuple[int, ...], width: int, key: mx.array) -> mx.array:
-    """Embedding and head normal, other matrices uniform, the gates of value embeddings slightly
-    above neutral, the smear off.
+    """Draw a parameter as nanochat did in July 2026.
 
-    The weights of the residual stream fall from the first layer to the last, as do those of the
-    embedding that is added to it.
+    The embedding and the head are normal, the other matrices uniform. The gates of the value
+    embeddings begin slightly above neutral, the smear begins switched off. The scalars that weight
+    the residual stream and the token embedding fall from the first layer to the last.
     """
-    bound = math.sqrt(3 / width)  # of a uniform distribution whose deviation is 1 / sqrt(width)
+    bound = math.sqrt(3 / width)  # gives a uniform distribution a deviation of 1 / sqrt(width)
     match name.removesuffix(".weight").split(".")[-1]:
         case "wte":
             return 0.8 * mx.random.normal(shape, key=key)

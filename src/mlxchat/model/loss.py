@@ -1,45 +1,60 @@
-"""Cross entropy of softly capped logits, in chunks of rows, so that they never all exist at once.
+"""Cross entropy of softly capped logits, in chunks: the logits never all exist at once.
 
 The logits of a batch are larger than everything else: 8 rows of 2,048 tokens and a vocabulary of
-65,536 make 4 GB of them. Training needs the gradients of their mean loss only, and those are formed
-along with the loss, chunk by chunk, so that nothing is kept or computed again for a backward pass.
+65,536 make 4 GB. Training needs only the gradients of their mean loss, so those are computed along
+with the loss, chunk by chunk: nothing is held, or computed again, for the backward pass.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 from mlxchat.model.cpu import exp, log_sum_exp, tanh
-from mlxchat.model.size import chunk_rows
 from mlxchat.runtime import mx
 
-LOSS_ROWS = 128  # positions in a chunk, at least
-CHUNK_ROWS = {"cpu": 128, "cuda": 2048, "metal": 1024}  # the fastest by backend
+CHUNK_ROWS = 128  # positions in a chunk, at least, unless the caller says otherwise
+FASTEST_CHUNK_ROWS = {"cpu": 128, "cuda": 2048, "metal": 1024}  # by backend, measured
+CHUNK_LOGITS = 2**21  # logits in a chunk, at least: small vocabularies take more positions
+MOST_CHUNKS = 64  # chunks at most: each makes the compiled graph larger
+LARGEST_ARRAY = 2**31 - 1  # elements at most: beyond it MLX computes nonsense, or crashes
+
+
+def chunk_size(positions: int, vocab_size: int, chunk_rows: int) -> int:
+    """Return how many of the positions each chunk takes, ``chunk_rows`` at least if they fit."""
+    rows = max(chunk_rows, CHUNK_LOGITS // vocab_size, -(-positions // MOST_CHUNKS))
+    return min(rows, LARGEST_ARRAY // vocab_size)
 
 
 def soft_cap(logits: mx.array, bound: float) -> mx.array:
-    """Bound logits between plus and minus ``bound``, in float32."""
+    """Bound logits smoothly between minus and plus ``bound``, in float32."""
     return bound * tanh(logits.astype(mx.float32) / bound)
 
 
 def cross_entropies(
-    x: mx.array, weight: mx.array, targets: mx.array, vocab_size: int, softcap: float, rows: int
+    x: mx.array,
+    weight: mx.array,
+    targets: mx.array,
+    vocab_size: int,
+    softcap: float,
+    chunk_rows: int,
 ) -> mx.array:
-    """Nats at every position, (N,) float32; 0 where the target is -1.
+    """Return the cross entropy at every position in nats, (N,) in float32.
 
     Args:
         x: (N, C) features.
-        weight: of the head, (V or more, C); rows beyond the vocabulary are left out.
-        softcap: bound of the logits.
-        targets: (N,) integers.
-        rows: positions in a chunk, at least.
+        weight: (V or more, C), of the head; rows beyond the vocabulary are ignored.
+        targets: (N,) integers; the loss is 0 where the target is -1.
+        vocab_size: V.
+        softcap: the bound of the logits.
+        chunk_rows: positions in a chunk, at least.
     """
-    weight = weight[:vocab_size].astype(x.dtype)
+    weight = weight[:vocab_size].astype(x.dtype)  # (V, C)
     losses: list[mx.array] = []
-    for chunk in _chunks(targets.size, vocab_size, rows):
-        logits = soft_cap(mx.depends(x[chunk], losses[-1:]) @ weight.T, softcap)
-        chosen = _chosen(logits, targets[chunk])
+    for chunk in _chunks(targets.size, vocab_size, chunk_rows):
+        # `depends` computes the chunks one after another: only one holds its logits at a time.
+        logits = soft_cap(mx.depends(x[chunk], losses[-1:]) @ weight.T, softcap)  # (rows, V)
+        chosen = _chosen(logits, targets[chunk])  # (rows,)
         losses.append((log_sum_exp(logits) - chosen) * (targets[chunk] >= 0))
-    return mx.concatenate(losses)
+    return mx.concatenate(losses)  # (N,)
 
 
 def mean_cross_entropy(
@@ -48,57 +63,62 @@ def mean_cross_entropy(
     targets: mx.array,
     vocab_size: int,
     softcap: float,
-    rows: int,
+    chunk_rows: int,
     count: mx.array | None = None,
 ) -> mx.array:
-    """The mean of `cross_entropies` where the target is not -1, a float32 scalar.
+    """Return the mean of `cross_entropies` over the targets that are not -1, a float32 scalar.
 
     Args:
-        count: what their sum is divided by, where they are a share of those whose mean it is.
+        x, weight, targets, vocab_size, softcap, chunk_rows: as for `cross_entropies`.
+        count: divide the sum by this instead of by the number of those targets. A micro-batch
+            passes the number in its whole step, so that the shares add up to the step's mean.
     """
     if count is None:
         count = mx.maximum((targets >= 0).sum(), 1)
 
     @mx.custom_function
     def loss_and_gradients(x: mx.array, weight: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        half, columns = weight[:vocab_size].astype(x.dtype), mx.arange(vocab_size)
-        total, of_weight = mx.array(0.0), mx.array(0.0)
-        of_x: list[mx.array] = []
-        for chunk in _chunks(targets.size, vocab_size, rows):
-            # One chunk after another: nothing of the last one's logits is needed any more.
-            features = mx.depends(x[chunk], [total, of_weight, *of_x[-1:]])
-            y = targets[chunk]
+        half = weight[:vocab_size].astype(x.dtype)  # (V, C), in half precision on GPUs
+        columns = mx.arange(vocab_size)
+        total, d_weight = mx.array(0.0), mx.array(0.0)
+        d_x: list[mx.array] = []
+        for chunk in _chunks(targets.size, vocab_size, chunk_rows):
+            # One chunk after another: by then the logits of the one before are no longer needed.
+            features = mx.depends(x[chunk], [total, d_weight, *d_x[-1:]])  # (rows, C)
+            y = targets[chunk]  # (rows,)
             kept = y >= 0
-            logits = soft_cap(features @ half.T, softcap)
-            normaliser = log_sum_exp(logits)
+            logits = soft_cap(features @ half.T, softcap)  # (rows, V)
+            normaliser = log_sum_exp(logits)  # (rows,)
             total = total + ((normaliser - _chosen(logits, y)) * kept).sum()
-            share = (kept / count)[:, None]
-            # exp(logits) by itself, as the normaliser needs it: they are bounded.
-            expected = exp(logits) * (share / exp(normaliser)[:, None])
-            of_capped = expected - mx.where(columns == y[:, None], share, 0.0)
-            of_logits = (of_capped * (1 - (logits / softcap).square())).astype(x.dtype)
-            of_x.append(of_logits @ half)
-            of_weight = of_weight + of_logits.T @ features
+            # The gradient of a cross entropy is softmax(logits) - one_hot(target).
+            share = (kept / count)[:, None]  # (rows, 1)
+            # exp(logits) as `log_sum_exp` computes it too; it cannot overflow, the cap bounds it.
+            softmax = exp(logits) * (share / exp(normaliser)[:, None])  # (rows, V)
+            d_capped = softmax - mx.where(columns == y[:, None], share, 0.0)
+            # The derivative of the soft cap, bound * tanh(z / bound), is 1 - tanh(z / bound)^2.
+            d_logits = (d_capped * (1 - (logits / softcap).square())).astype(x.dtype)
+            d_x.append(d_logits @ half)  # (rows, C)
+            d_weight = d_weight + d_logits.T @ features  # (V, C)
         if len(weight) > vocab_size:
-            of_weight = mx.concatenate([of_weight, mx.zeros_like(weight[vocab_size:])])
-        return total / count, mx.concatenate(of_x), of_weight
+            d_weight = mx.concatenate([d_weight, mx.zeros_like(weight[vocab_size:])])
+        return total / count, mx.concatenate(d_x), d_weight
 
     @loss_and_gradients.vjp
-    def _scaled(
+    def scale(
         _: object, cotangents: list[mx.array], outputs: list[mx.array]
     ) -> tuple[mx.array, mx.array]:
-        scale, (_, of_x, of_weight) = cotangents[0], outputs
-        return (scale * of_x).astype(of_x.dtype), scale * of_weight
+        cotangent, (_, d_x, d_weight) = cotangents[0], outputs
+        return (cotangent * d_x).astype(d_x.dtype), cotangent * d_weight
 
     outputs = cast(Callable[..., Sequence[mx.array]], loss_and_gradients)(x, weight)
     return outputs[0]
 
 
-def _chunks(N: int, vocab_size: int, least: int) -> Iterator[slice]:
-    rows = chunk_rows(N, vocab_size, least)
+def _chunks(N: int, vocab_size: int, chunk_rows: int) -> Iterator[slice]:
+    rows = chunk_size(N, vocab_size, chunk_rows)
     return (slice(start, start + rows) for start in range(0, N, rows))
 
 
 def _chosen(values: mx.array, targets: mx.array) -> mx.array:
-    """The value at each row's target, (N,), whatever it is where the target is -1."""
+    """Return each row's value at its target, (N,); an arbitrary one where the target is -1."""
     return mx.take_along_axis(values, mx.maximum(targets, 0)[:, None], axis=-1)[:, 0]

@@ -1,8 +1,8 @@
-"""How weights may be quantized, and which layers of a network are. Pure: no arrays.
+"""The formats of quantized weights, and which layers of a network are quantized. Pure: no arrays.
 
-A group of neighbouring weights in a row shares a scale: in the affine mode, a floating-point number
-and another one for the offset; in the others (https://arxiv.org/abs/2310.10537), one of 8 bits, and
-the weights themselves are small floating-point numbers.
+Neighbouring weights in a row form a group that shares a scale. In the affine mode the weights are
+whole numbers, with a floating-point scale and offset per group. In the other modes the weights are
+small floating-point numbers and the scale has 8 bits (https://arxiv.org/abs/2310.10537).
 """
 
 from collections import Counter
@@ -17,14 +17,15 @@ from mlxchat.model.config import GPTConfig
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 DEFAULT_BITS, DEFAULT_GROUP_SIZE = 4, 64
-# What costs most, measured one kind of layers at a time on a model trained long (MEMORY.md).
+# Steps up in `BITS` for the layers whose errors cost most, measured one kind of layer at a time on
+# a model that was trained for long (MEMORY.md).
 SENSITIVE = {"attn.c_v": 3, "attn.c_proj": 2, "mlp.c_fc": 2}
 
 Mode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
 
 
 class Format(BaseModel):
-    """How the weights of one layer are stored. The fields are MLX's."""
+    """How the weights of one layer are stored. The fields are those of MLX."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,7 +39,7 @@ class Format(BaseModel):
         return f"{self.bits} bits, groups of {self.group_size}"
 
 
-FLOATING: dict[Mode, Format] = {  # there is one size of each
+FLOATING: dict[Mode, Format] = {  # each mode has one format
     "mxfp4": Format(group_size=32, bits=4, mode="mxfp4"),
     "mxfp8": Format(group_size=32, bits=8, mode="mxfp8"),
     "nvfp4": Format(group_size=16, bits=4, mode="nvfp4"),
@@ -46,22 +47,22 @@ FLOATING: dict[Mode, Format] = {  # there is one size of each
 
 
 class Quantization(BaseModel):
-    """What a model is quantized to. ``None`` means: what the mode has, or the default.
+    """How to quantize a model. ``None`` stands for the mode's own value, or the default.
 
     Raises:
-        MlxchatError: the mode has no such bits or groups.
+        ConfigError: the mode has no such bits or groups.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", title="Quantization")
 
     bits: int | None = Field(
         None,
-        description="Bits of a weight: 2, 3, 4, 5, 6 or 8. Default: 4, or what the mode has; 8 "
-        "loses next to nothing, 3 and 2 lose much.",
+        description="Bits per weight: 2, 3, 4, 5, 6 or 8. Default: 4, or the mode's own; 8 loses "
+        "next to nothing, 3 and 2 lose much.",
     )
     group_size: int | None = Field(
         None,
-        description="Weights that share a scale: 32, 64 or 128. Default: 64, or what the mode has.",
+        description="Weights that share a scale: 32, 64 or 128. Default: 64, or the mode's own.",
     )
     mode: Mode = Field(
         "affine",
@@ -70,12 +71,12 @@ class Quantization(BaseModel):
     )
     mixed: bool = Field(
         False,
-        description="Give the layers whose errors cost most, those of values, attention's output "
-        "and the MLP's input, more bits than `bits`: 8, 6 and 6 where the others have 4.",
+        description="Give the layers that suffer most from quantization (values, attention output "
+        "and MLP input) more bits than `bits`: 8, 6 and 6 where the others have 4.",
     )
 
     @model_validator(mode="after")
-    def _exists(self) -> "Quantization":
+    def _possible(self) -> "Quantization":
         if self.mode == "affine":
             _require_one_of(BITS, self.format.bits, "bits")
             _require_one_of(GROUP_SIZES, self.format.group_size, "group_size")
@@ -83,20 +84,21 @@ class Quantization(BaseModel):
             given, has = getattr(self, name), getattr(self.format, name)
             if given not in (None, has):
                 raise ConfigError(
-                    f"`{name}={given}` does not go with `mode={self.mode}`, which has {has}.",
+                    f"`{name}={given}` cannot be combined with `mode={self.mode}`, which has "
+                    f"{has}.",
                     f"Leave out `{name}`, or use `mode=affine`.",
                 )
         if self.mixed and (self.mode != "affine" or self.format.bits == BITS[-1]):
             other = f"`mode={self.mode}`" if self.mode != "affine" else f"`bits={BITS[-1]}`"
             raise ConfigError(
-                f"`mixed` does not go with {other}, which has no more bits to give.",
+                f"`mixed` cannot be combined with {other}, which has no more bits to give.",
                 "Leave one of them out.",
             )
         return self
 
     @property
     def format(self) -> Format:
-        """Of the layers that get no more than others."""
+        """The format of the layers that a mixed quantization does not favour."""
         if self.mode != "affine":
             return FLOATING[self.mode]
         return Format(
@@ -105,7 +107,7 @@ class Quantization(BaseModel):
 
     @property
     def name(self) -> str:
-        """``4bit``, ``4bit-g32``, ``4bit-mixed``, ``mxfp4``: for a folder."""
+        """A name for folders: ``4bit``, ``4bit-g32``, ``4bit-mixed`` or ``mxfp4``."""
         if self.mode != "affine":
             return self.mode
         group_size = self.format.group_size
@@ -113,10 +115,10 @@ class Quantization(BaseModel):
         return f"{self.format.bits}bit{groups}{'-mixed' if self.mixed else ''}"
 
     def formats(self, config: GPTConfig) -> dict[str, Format]:
-        """The format of each layer that is quantized, by its name.
+        """Return the format of each layer that is quantized, by the layer's name.
 
         Raises:
-            MlxchatError: a layer's rows are no whole number of groups.
+            ConfigError: the group size does not divide the rows of a layer.
         """
         least, layers = self.format, list(quantizable(config))
         for layer in layers:
@@ -125,7 +127,7 @@ class Quantization(BaseModel):
         return {layer.name: self._format(layer.more if self.mixed else 0) for layer in layers}
 
     def _format(self, more: int) -> Format:
-        """That of a layer that gets so many steps of `BITS` more than others."""
+        """Return the format of a layer whose bits are ``more`` steps up in `BITS`."""
         if not more:
             return self.format
         bits = BITS[min(BITS.index(self.format.bits) + more, len(BITS) - 1)]
@@ -133,15 +135,21 @@ class Quantization(BaseModel):
 
 
 class Layer(NamedTuple):
-    """A matrix that can be quantized."""
+    """A layer that can be quantized.
+
+    Attributes:
+        name: its name in the model, without ``.weight``.
+        width: the length of its rows.
+        more: how many steps up in `BITS` a mixed quantization gives it.
+    """
 
     name: str
-    width: int  # of its rows
-    more: int = 0  # steps of bits that a mixed quantization gives it beyond others
+    width: int
+    more: int = 0
 
 
 def quantizable(config: GPTConfig) -> Iterator[Layer]:
-    """All matrices but the gates, which see a few channels only."""
+    """Yield all layers with a matrix except the gates, whose rows are too short."""
     C = config.n_embd
     yield Layer("transformer.wte", C)
     for i in range(config.n_layer):
@@ -154,9 +162,9 @@ def quantizable(config: GPTConfig) -> Iterator[Layer]:
 
 
 def to_config(formats: Mapping[str, Format]) -> dict[str, Any]:
-    """The entry ``quantization`` of a config.json, as mlx-lm reads it.
+    """Return the entry ``quantization`` of a config.json, as mlx-lm reads it.
 
-    It holds the format that most layers have, and by name those of the others.
+    It holds the format that most layers have, and those of the other layers by name.
     """
     [(common, _)] = Counter(formats.values()).most_common(1)
     others = {name: f.model_dump() for name, f in formats.items() if f != common}
@@ -164,12 +172,12 @@ def to_config(formats: Mapping[str, Format]) -> dict[str, Any]:
 
 
 def from_config(entry: object) -> tuple[Format, dict[str, Format]]:
-    """The inverse of `to_config`: the common format, and those of single layers by name.
+    """Invert `to_config`: return the common format, and the formats of single layers by name.
 
-    mlx-lm says of layers that are as they were ``false``; those are left out.
+    mlx-lm writes ``false`` for layers that are not quantized; those are ignored.
 
     Raises:
-        ValueError: it is not of that form.
+        ValueError: the entry does not have that form.
     """
     if not isinstance(entry, dict):
         raise ValueError("quantization is not a table")
@@ -191,7 +199,9 @@ def _indivisible(layer: Layer, format: Format, layers: list[Layer]) -> MlxchatEr
     if option and format.mode != "affine":
         option = f"`mode=affine` {option}"
     return ConfigError(
-        f"The rows of {layer.name} have {layer.width} weights, which groups of "
-        f"{format.group_size} do not divide.",
-        f"Use {option}." if option else "Only widths that 32 divides can be quantized.",
+        f"The rows of {layer.name} have {layer.width} weights, which is no multiple of the group "
+        f"size {format.group_size}.",
+        f"Use {option}."
+        if option
+        else "Only models whose width is a multiple of 32 can be quantized.",
     )

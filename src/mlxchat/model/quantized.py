@@ -1,31 +1,31 @@
-"""Layers whose weights are quantized: to infer with, not to train."""
+"""Layers with quantized weights, for inference only."""
 
 from collections.abc import Mapping
 
 from mlxchat.model.quantization import Format
 from mlxchat.runtime import machine, mx, nn
 
-FEW_ROWS = 4  # up to which MLX's quantized product on CPUs is quicker than dequantizing first
+DIRECT_ROWS = 4  # up to this many, MLX's quantized product on CPUs beats dequantizing first
 
 
 class QuantizedLinear(nn.QuantizedLinear):
-    """A quantized linear layer without bias, to be called as `mlxchat.model.block.Linear` is."""
+    """A quantized linear layer without bias, called like `mlxchat.model.block.Linear`."""
 
     def __call__(self, x: mx.array, onto: mx.array | None = None) -> mx.array:
-        """(..., in_features) to (..., out_features), added to ``onto``.
+        """Map (..., in_features) to (..., out_features), and add ``onto``.
 
-        On CPUs MLX has no blocked product with quantized weights: 1 GFLOP/s, where dequantizing
-        and the BLAS have hundreds.
+        On CPUs MLX's product with quantized weights is not blocked and reaches 1 GFLOP/s, where
+        dequantizing and then the BLAS reach hundreds.
         """
-        if machine().backend == "cpu" and x.size > FEW_ROWS * x.shape[-1]:
+        if machine().backend == "cpu" and x.size > DIRECT_ROWS * x.shape[-1]:
             y = x @ self.dense.astype(x.dtype).T
         else:
-            y = super().__call__(x).astype(x.dtype)  # the scales may be of another one
+            y = super().__call__(x).astype(x.dtype)  # which the scales may not have
         return y if onto is None else onto + y
 
     @property
     def dense(self) -> mx.array:
-        """The weight as one matrix of numbers again, (out_features, in_features)."""
+        """The dequantized weight, (out_features, in_features)."""
         return mx.dequantize(
             self.weight,
             self.scales,
@@ -37,10 +37,16 @@ class QuantizedLinear(nn.QuantizedLinear):
 
 
 def quantize_layers(model: nn.Module, formats: Mapping[str, Format]) -> None:
-    """Replace the layers of these names by quantized ones, in place; lazily, as MLX computes.
+    """Replace layers of the model by quantized ones, in place.
+
+    The weights are quantized lazily, as MLX computes.
+
+    Args:
+        model: the model.
+        formats: the format of each layer to quantize, by the layer's name.
 
     Raises:
-        ValueError: MLX has no such format, or a layer's rows are no whole number of groups.
+        ValueError: MLX has no such format, or the group size does not divide a layer's rows.
     """
 
     def chosen(name: str, _: nn.Module) -> dict[str, int | str] | bool:
@@ -50,7 +56,7 @@ def quantize_layers(model: nn.Module, formats: Mapping[str, Format]) -> None:
 
 
 def formats_of(model: nn.Module) -> dict[str, Format]:
-    """The format of each layer of a model that is quantized, by its name."""
+    """Return the format of each quantized layer of a model, by the layer's name."""
     return {
         name: Format(group_size=layer.group_size, bits=layer.bits, mode=layer.mode)
         for name, layer in model.named_modules()

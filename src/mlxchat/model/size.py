@@ -2,11 +2,10 @@
 
 from typing import Literal
 
+from mlxchat.model.block import QUERIES
 from mlxchat.model.config import SMEAR_CHANNELS, GPTConfig
+from mlxchat.model.loss import chunk_size
 
-CHUNK_LOGITS = 2**21  # of the loss, where its chunks would else be smaller
-MOST_CHUNKS = 64  # of the loss, since each adds to what is compiled
-LARGEST_ARRAY = 2**31 - 1  # elements: MLX computes nonsense or dies beyond
 STACK = 2**26  # bytes that Muon orthogonalises at once, where one matrix has not more
 
 # Arrays (B, T, C) that are held at a time, counted where nothing is computed ahead.
@@ -14,7 +13,6 @@ LAYER = 14  # a layer's for the backward pass: stream and norm twice, queries, k
 MLP_INPUT = 4  # on CPUs it is held too, see `elementary.relu_squared`
 BLOCK = 30  # all that there is of a block when its MLP goes backward
 ATTENTION = 10  # when its attention does, beside its scores, and their gradients (H, T, T)
-QUERIES = 256  # that attention takes at once on CPUs, with the keys that they can see
 MIXED, MIXED_FLOATS = 2, 1.5  # a layer's two streams mixed, values embedded; some in float32
 STREAMS, STREAMS_FLOATS = 6, 4  # with those the embeddings, smear and backout
 ENDS = 3  # after the last block: the stream, its norm and the gradient of that
@@ -28,23 +26,23 @@ ScoresHeld = Literal["none", "windows", "all"]
 
 
 def parameters(config: GPTConfig) -> dict[str, int]:
-    """Number of parameters by group.
+    """Return the number of parameters by group.
 
-    ``wte``, ``lm_head``, ``matrices`` (all blocks together); all eras but the first have
-    ``value_embeds`` and ``scalars`` (with the smear's gate) too.
+    The groups are ``wte``, ``lm_head`` and ``matrices`` (of all blocks together). All eras but the
+    first also have ``value_embeds`` and ``scalars``, which include the smear's gate.
     """
     C, era = config.n_embd, config.traits
     block = 2 * C * C + 2 * C * config.kv_dim + 8 * C * C  # c_q and c_proj, c_k and c_v, MLP
     counts = {
-        "wte": config.rows * C,
-        "lm_head": config.rows * C,
+        "wte": config.padded_vocab_size * C,
+        "lm_head": config.padded_vocab_size * C,
         "matrices": config.n_layer * block,
     }
     if era.lambdas:
         mixing = sum(config.has_value_embedding(layer) for layer in range(config.n_layer))
         if era.gate:
             counts["matrices"] += mixing * config.n_kv_head * era.gate.channels
-        counts["value_embeds"] = mixing * config.rows * config.kv_dim
+        counts["value_embeds"] = mixing * config.padded_vocab_size * config.kv_dim
         counts["scalars"] = len(era.lambdas) * config.n_layer
         if era.smear:
             counts["scalars"] += SMEAR_CHANNELS + 2  # the smear's scalar, and the backout's
@@ -52,13 +50,16 @@ def parameters(config: GPTConfig) -> dict[str, int]:
 
 
 def scaling_parameters(config: GPTConfig) -> int:
-    """Those by which the modern recipe measures a model: the matrices and the head."""
+    """Return the number of parameters in the matrices and the head, by which recipes scale."""
     counts = parameters(config)
     return counts["matrices"] + counts["lm_head"]
 
 
 def flops_per_token(config: GPTConfig) -> int:
-    """Forward and backward, as nanochat counts them (https://arxiv.org/abs/2204.02311)."""
+    """Return the floating-point operations of a forward and backward pass per token.
+
+    nanochat counts them so, after PaLM (https://arxiv.org/abs/2204.02311).
+    """
     gate = SMEAR_CHANNELS if config.traits.smear else 0
     attention = sum(12 * config.n_embd * window for window in config.windows)
     return 6 * (scaling_parameters(config) + gate) + attention
@@ -202,17 +203,12 @@ def _largest_stack(config: GPTConfig, value_bytes: int) -> int:
     )
 
 
-def chunk_rows(positions: int, vocab_size: int, least: int) -> int:
-    """Positions in a chunk of the loss."""
-    rows = max(least, CHUNK_LOGITS // vocab_size, -(-positions // MOST_CHUNKS))
-    return min(rows, LARGEST_ARRAY // vocab_size)
-
-
 def _logits_bytes(config: GPTConfig, positions: int, value_bytes: int, loss_rows: int) -> int:
     """Of a chunk with what is computed from it, and of the head's products."""
-    chunk = config.rows * min(positions, chunk_rows(positions, config.vocab_size, loss_rows))
-    product = config.rows * config.n_embd * value_bytes  # a chunk's gradient of the head
+    rows = config.padded_vocab_size
+    chunk = rows * min(positions, chunk_size(positions, config.vocab_size, loss_rows))
+    product = rows * config.n_embd * value_bytes  # a chunk's gradient of the head
     if value_bytes == 4:
         return max(CPU_LOGITS * 4 * chunk, product + 2 * 4 * chunk)
-    cast = config.rows * config.n_embd * value_bytes
+    cast = rows * config.n_embd * value_bytes
     return cast + max((4 + value_bytes) * chunk, product + value_bytes * chunk)

@@ -1,1 +1,1 @@
-"""Muon for the matrices of the blocks, AdamW for all else, and how their numbers change."""
+"""The optimizer: a rule for each group of parameters, and the schedules of its rates."""

@@ -1,38 +1,54 @@
-"""AdamW (https://arxiv.org/abs/1711.05101), as torch computes it."""
+"""AdamW: Adam with decoupled weight decay (https://arxiv.org/abs/1711.05101).
 
-from typing import cast
+m <- beta1 m + (1 - beta1) g
+v <- beta2 v + (1 - beta2) g^2
+p <- (1 - lr decay) p - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
+"""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mlxchat.optim.rule import Arrays, Step, in_place
 from mlxchat.runtime import mx
 
 EPS = 1e-10
 
 
-def in_place(x: mx.array) -> mx.array:
-    """The same, computed by a kernel of its own, which can write to the memory of what it reads.
-
-    A kernel that `mx.compile` makes for several outputs at once takes new memory for each of them.
-    """
-    return cast(mx.array, mx.depends(x, x))
-
-
-def update(
-    p: mx.array,
-    g: mx.array,
-    m: mx.array,
-    v: mx.array,
-    step: mx.array,
-    lr: mx.array,
-    betas: tuple[float, float],
-    weight_decay: mx.array | float,
-) -> tuple[mx.array, mx.array, mx.array]:
-    """One step; returns the parameter and its first and second moments.
+@dataclass(frozen=True)
+class AdamW:
+    """AdamW as torch computes it. Its state is the first moment ``m`` and the second moment ``v``.
 
     Args:
-        step: updates including this one, a float32 scalar, for the bias correction.
+        betas: decay rates of the two moments.
+        weight_decay: a constant; None takes that of the step.
     """
-    beta1, beta2 = betas
-    m = in_place(beta1 * m + (1 - beta1) * g)
-    v = in_place(beta2 * v + (1 - beta2) * g * g)
-    root = mx.sqrt(v) / mx.sqrt(1 - beta2**step) + EPS
-    p = p * (1 - lr * weight_decay) - (lr / (1 - beta1**step)) * m / root
-    return p, m, v
+
+    betas: tuple[float, float]
+    weight_decay: float | None = None
+
+    state_names: ClassVar[tuple[str, ...]] = ("adamw.{}.m", "adamw.{}.v")
+    stacked: ClassVar[bool] = False
+
+    def init(self, p: mx.array) -> tuple[mx.array, ...]:
+        """Return two zero moments of the parameter's shape."""
+        return mx.zeros_like(p), mx.zeros_like(p)
+
+    def update(
+        self, ps: Arrays, gs: Arrays, state: Sequence[Arrays], step: Step
+    ) -> tuple[Arrays, Sequence[Arrays]]:
+        """Return the new parameters and moments."""
+        new = [self._update(p, g, m, v, step) for p, g, m, v in zip(ps, gs, *state, strict=True)]
+        ps, *state = zip(*new, strict=True)
+        return ps, state
+
+    def _update(
+        self, p: mx.array, g: mx.array, m: mx.array, v: mx.array, step: Step
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        beta1, beta2 = self.betas
+        decay = step.weight_decay if self.weight_decay is None else self.weight_decay
+        m = in_place(beta1 * m + (1 - beta1) * g)
+        v = in_place(beta2 * v + (1 - beta2) * g * g)
+        root = mx.sqrt(v) / mx.sqrt(1 - beta2**step.number) + EPS
+        p = p * (1 - step.lr * decay) - (step.lr / (1 - beta1**step.number)) * m / root
+        return p, m, v

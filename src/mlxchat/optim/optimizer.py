@@ -1,79 +1,222 @@
-"""Which parameter is updated how, and the optimizer of a whole model.
+"""The optimizer of a whole model: the table of parameter groups, and the step.
 
-Every number that changes from step to step is an array, in the state or in the `Rates` of the step,
-so that the compiled update is traced once.
+To add an optimizer, write a `Rule` in a file of its own and use it in `PARAM_GROUPS`.
 """
 
 import math
+import re
 from collections import defaultdict
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple, cast
 
+from mlxchat.config.recipes import RECIPES, Recipe
 from mlxchat.model.config import Architecture
+from mlxchat.model.gpt import GPT
 from mlxchat.model.size import STACK
-from mlxchat.optim import adamw, muon
-from mlxchat.optim import muon as normuon
+from mlxchat.optim.adamw import AdamW
+from mlxchat.optim.gradients import Accumulate, compile_gradients
+from mlxchat.optim.muon import Muon, NorMuon
+from mlxchat.optim.rule import Rule, Step
+from mlxchat.optim.schedule import REFERENCE_BATCH, STEADY_MOMENTUM, learning_rates
 from mlxchat.runtime import mx
 
 Arrays = dict[str, mx.array]
 
-MATRIX = "matrix"  # the group that Muon updates; AdamW updates the others
+MATRIX = "matrix"
 
 
-class Rates(NamedTuple):
-    """What the schedules give for one step, scalars."""
+class ParamGroup(NamedTuple):
+    """Parameters that have a rule and a learning rate in common."""
 
-    learning: Arrays  # by group
-    momentum: mx.array  # of Muon
-    weight_decay: mx.array  # classic: of AdamW; modern: of Muon
-
-
-class AdamWGroup(NamedTuple):
-    """The numbers of a group of parameters."""
-
-    betas: tuple[float, float]
-    weight_decay: float | None  # None: as the `Rates` say
+    name: str  # also of its learning rate
+    pattern: str  # a regular expression that matches the beginning of its parameters' names
+    rule: Rule
 
 
-GROUPS: dict[Architecture, dict[str, AdamWGroup]] = {
-    "classic": {
-        "embedding": AdamWGroup((0.8, 0.95), None),
-        "unembedding": AdamWGroup((0.8, 0.95), None),
-    },
-    "modern": {
-        "embedding": AdamWGroup((0.8, 0.995), 0.001),
-        "unembedding": AdamWGroup((0.8, 0.96), 0.01),
-        "value_embeds": AdamWGroup((0.8, 0.995), 0.01),
-        "resid": AdamWGroup((0.8, 0.95), 0.05),
-        "x0": AdamWGroup((0.96, 0.95), 0.0),
-        "smear": AdamWGroup((0.8, 0.95), 0.0),
-    },
+PARAM_GROUPS: dict[Architecture, tuple[ParamGroup, ...]] = {  # the first match counts
+    "classic": (
+        ParamGroup("embedding", r"transformer\.wte\.", AdamW((0.8, 0.95))),
+        ParamGroup("unembedding", r"lm_head\.", AdamW((0.8, 0.95))),
+        ParamGroup(MATRIX, r"transformer\.h\.", Muon()),
+    ),
+    "modern": (
+        ParamGroup("embedding", r"transformer\.wte\.", AdamW((0.8, 0.995), 0.001)),
+        ParamGroup("unembedding", r"lm_head\.", AdamW((0.8, 0.96), 0.01)),
+        ParamGroup("value_embeds", r"value_embeds\.", AdamW((0.8, 0.995), 0.01)),
+        ParamGroup("resid", r"resid_lambdas$", AdamW((0.8, 0.95), 0.05)),
+        ParamGroup("x0", r"[xv]0_lambdas$", AdamW((0.96, 0.95), 0.0)),
+        ParamGroup("smear", r"smear_|backout_lambda$", AdamW((0.8, 0.95), 0.0)),
+        ParamGroup(MATRIX, r"transformer\.h\.", NorMuon()),
+    ),
 }
 
 
-def group_of(name: str) -> str:
-    """The group of a parameter, by its name."""
-    match name.split("."):
-        case ["transformer", "h", *_]:
-            return MATRIX
-        case ["transformer", "wte", _]:
-            return "embedding"
-        case ["lm_head", _]:
-            return "unembedding"
-        case ["value_embeds", *_]:
-            return "value_embeds"
-        case ["resid_lambdas"]:
-            return "resid"
-        case ["x0_lambdas"] | ["v0_lambdas"]:
-            return "x0"
-        case ["smear_gate", _] | ["smear_lambda"] | ["backout_lambda"]:
-            return "smear"
+def group_of(arch: Architecture, name: str) -> ParamGroup:
+    """Return the group of the parameter of that name.
+
+    Raises:
+        KeyError: the name matches no pattern.
+    """
+    for group in PARAM_GROUPS[arch]:
+        if re.match(group.pattern, name):
+            return group
     raise KeyError(name)
 
 
-def clip(gradients: Arrays, limit: float) -> tuple[Arrays, mx.array]:
-    """Scale gradients so that their joint norm is at most ``limit``; returns the norm before.
+class Rates(NamedTuple):
+    """The numbers that the schedules give for one step, float32 scalars."""
 
-    As torch.nn.utils.clip_grad_norm_ does. A limit of 0 leaves them alone.
+    learning: Arrays  # learning rates by name of the group
+    momentum: mx.array  # of Muon
+    weight_decay: mx.array  # of the groups whose rule has no constant one
+
+
+def recipe_rates(recipe: Recipe, model: GPT, tokens_per_step: int = REFERENCE_BATCH) -> Rates:
+    """Return a recipe's rates for ``model`` between warm-up and warm-down."""
+    rates = learning_rates(recipe, model.config, tokens_per_step)
+    return Rates(
+        {group: mx.array(rate) for group, rate in rates.items()},
+        mx.array(STEADY_MOMENTUM[model.config.arch]),
+        mx.array(recipe.weight_decay),
+    )
+
+
+class MuonAdamW:
+    """Muon for the matrices of the blocks, AdamW for everything else: `PARAM_GROUPS`.
+
+        optimizer = MuonAdamW(model)
+        loss = optimizer.step(model, ids, targets)
+
+    Args:
+        model: the model to be trained, its parameters float32.
+        recipe: what `step` takes rates and clipping from; by default the architecture's.
+        tokens_per_step: tokens in a batch, which the modern recipe scales learning rates by.
+
+    Attributes:
+        state: arrays by name: ``step``, the number of updates, and each rule's ``state_names``.
+        rates: the recipe's rates.
+        grad_clip: the recipe's limit of the gradients' joint norm; 0 for none.
+    """
+
+    def __init__(
+        self, model: GPT, recipe: Recipe | None = None, tokens_per_step: int = REFERENCE_BATCH
+    ) -> None:
+        arch, parameters = model.config.arch, dict(sorted(model.named_parameters().items()))
+        recipe = recipe or RECIPES[arch]
+        self.rates = recipe_rates(recipe, model, tokens_per_step)
+        self.grad_clip = recipe.grad_clip
+        self.state: Arrays = {"step": mx.array(0.0)}
+        for name, p in parameters.items():
+            rule = group_of(arch, name).rule
+            for slot, array in zip(rule.state_names, rule.init(p), strict=True):
+                self.state[slot.format(name)] = array
+        members = list(_members(arch, parameters, model.dtype))
+        self._updated = cast(Updated, mx.compile(partial(updated, members, model.dtype)))
+        self._compiled: tuple[GPT, Accumulate] | None = None  # gradients of that model
+
+    def step(
+        self, model: GPT, ids: mx.array, targets: mx.array, rates: Rates | None = None
+    ) -> mx.array:
+        """Train ``model`` on one batch, in place; returns the loss before, a float32 scalar.
+
+        Args:
+            model: the one that the optimizer was made for.
+            ids, targets: (B, T) integers; positions whose target is -1 do not count.
+            rates: in place of the recipe's.
+        """
+        if self._compiled is None or self._compiled[0] is not model:
+            self._compiled = model, compile_gradients(model)
+        ids, targets = mx.array(ids), mx.array(targets)
+        count = mx.maximum((targets >= 0).sum(), 1)
+        loss, gradients = self._compiled[1](
+            model.named_parameters(), ids, targets, count, mx.array(0.0), {}
+        )
+        self.update(model, gradients, rates or self.rates, self.grad_clip)
+        del gradients  # its memory is used again by the update
+        mx.eval(loss, model.parameters(), self.state)
+        return loss
+
+    def update(
+        self, model: GPT, gradients: Arrays, rates: Rates, grad_clip: float = 0.0
+    ) -> mx.array:
+        """Update ``model`` and the state in place; returns the norm of the gradients, a scalar.
+
+        Nothing is computed yet. The new arrays take the memory of the old ones and of the gradients
+        if nothing else refers to these when they are computed.
+
+        Args:
+            gradients: by parameter name.
+            grad_clip: the limit of their joint norm; 0 for none.
+        """
+        parameters, self.state, norm = self._updated(
+            model.named_parameters(), gradients, self.state, rates, grad_clip
+        )
+        model.load_weights(list(parameters.items()))
+        return norm
+
+
+Updated = Callable[[Arrays, Arrays, Arrays, Rates, float], tuple[Arrays, Arrays, mx.array]]
+Members = tuple[ParamGroup, list[str]]
+"""Names of parameters that their group's rule updates in one call."""
+
+
+def updated(
+    members: Sequence[Members],
+    dtype: mx.Dtype,
+    parameters: Arrays,
+    gradients: Arrays,
+    state: Arrays,
+    rates: Rates,
+    grad_clip: float,
+) -> tuple[Arrays, Arrays, mx.array]:
+    """Return the parameters and the state after a step, and the norm of the gradients.
+
+    A function without side effects, so that it can be compiled.
+    """
+    gradients, norm = clip(gradients, grad_clip)
+    new, after = Arrays(), {"step": state["step"] + 1}
+    momentum = rates.momentum
+    for group, names in members:
+        learning_rate = rates.learning[group.name]
+        step = Step(after["step"], learning_rate, momentum, rates.weight_decay, dtype)
+        slots = [[slot.format(name) for name in names] for slot in group.rule.state_names]
+        ps, arrays = group.rule.update(
+            [parameters[name] for name in names],
+            [gradients[name] for name in names],
+            [[state[key] for key in keys] for keys in slots],
+            step,
+        )
+        new.update(zip(names, ps, strict=True))
+        for keys, values in zip(slots, arrays, strict=True):
+            after.update(zip(keys, values, strict=True))
+        if group.rule.stacked:  # one stack after another, since each takes memory
+            momentum = mx.depends(momentum, list(ps))
+    return new, {name: after[name] for name in state}, norm  # in the same order: no second trace
+
+
+def _members(arch: Architecture, parameters: Arrays, dtype: mx.Dtype) -> Iterator[Members]:
+    """Divide the parameters among groups, and those of stacked rules among stacks of one shape."""
+    for group in PARAM_GROUPS[arch]:
+        names = [name for name in parameters if group_of(arch, name) == group]
+        if not group.rule.stacked:
+            if names:
+                yield group, names
+            continue
+        by_shape: defaultdict[tuple[int, ...], list[str]] = defaultdict(list)
+        for name in names:
+            by_shape[parameters[name].shape].append(name)
+        for shape, alike in by_shape.items():
+            count = max(1, STACK // (dtype.size * math.prod(shape)))
+            for first in range(0, len(alike), count):
+                yield group, alike[first : first + count]
+
+
+def clip(gradients: Arrays, limit: float) -> tuple[Arrays, mx.array]:
+    """Scale gradients so that their joint norm is at most ``limit``, as torch's clip_grad_norm_.
+
+    Returns:
+        The gradients, unchanged if the limit is 0, and their norm before, a float32 scalar.
     """
     squares = mx.array(0.0)
     for g in gradients.values():  # one after another: the squares are as large as the gradients
@@ -83,83 +226,3 @@ def clip(gradients: Arrays, limit: float) -> tuple[Arrays, mx.array]:
         return gradients, norm
     scale = mx.minimum(limit / (norm + 1e-6), 1.0)
     return {name: g * scale for name, g in gradients.items()}, norm
-
-
-class MuonAdamW:
-    """Muon for the matrices of the blocks, AdamW for everything else.
-
-    Args:
-        parameters: by name, float32.
-        arch: whose Muon, and whose groups of AdamW.
-        dtype: in which Muon orthogonalises.
-
-    Attributes:
-        state: arrays by name: ``step``; ``muon.NAME``, in the modern architecture
-            ``normuon.NAME`` too; ``adamw.NAME.m`` and ``adamw.NAME.v``.
-    """
-
-    def __init__(self, parameters: Arrays, arch: Architecture, dtype: mx.Dtype) -> None:
-        self.dtype = dtype
-        self.state: Arrays = {"step": mx.array(0.0)}
-        self._modern = arch == "modern"
-        self._groups = GROUPS[arch]
-        by_shape: defaultdict[tuple[int, ...], list[str]] = defaultdict(list)
-        for name, value in sorted(parameters.items()):
-            if group_of(name) == MATRIX:
-                by_shape[value.shape].append(name)
-                self.state[f"muon.{name}"] = mx.zeros_like(value)
-                if self._modern:
-                    self.state[f"normuon.{name}"] = normuon.second_moment(value)
-            else:
-                self.state[f"adamw.{name}.m"] = mx.zeros_like(value)
-                self.state[f"adamw.{name}.v"] = mx.zeros_like(value)
-
-        self._stacks: list[list[str]] = []  # matrices that are updated together
-        for shape, names in by_shape.items():
-            count = max(1, STACK // (dtype.size * math.prod(shape)))
-            self._stacks += [names[i : i + count] for i in range(0, len(names), count)]
-
-    def update(
-        self, parameters: Arrays, gradients: Arrays, state: Arrays, rates: Rates
-    ) -> tuple[Arrays, Arrays]:
-        """One step: new parameters and new state. Changes nothing, so that it can be compiled.
-
-        What is given may be let go of then: the new arrays take the memory of the old.
-        """
-        new, after = Arrays(), {"step": state["step"] + 1}
-        for name in parameters:
-            group = group_of(name)
-            if group == MATRIX:
-                continue
-            betas, weight_decay = self._groups[group]
-            m, v = f"adamw.{name}.m", f"adamw.{name}.v"
-            new[name], after[m], after[v] = adamw.update(
-                parameters[name],
-                gradients[name],
-                state[m],
-                state[v],
-                after["step"],
-                rates.learning[group],
-                betas,
-                rates.weight_decay if weight_decay is None else weight_decay,
-            )
-        lr, momentum = rates.learning[MATRIX], rates.momentum
-        for names in self._stacks:
-            held, seconds = (
-                [f"muon.{name}" for name in names],
-                [f"normuon.{name}" for name in names],
-            )
-            ps, gs = [parameters[name] for name in names], [gradients[name] for name in names]
-            buffers = [state[name] for name in held]
-            if self._modern:
-                moments = [state[name] for name in seconds]
-                ps, buffers, moments = normuon.normuon_update(
-                    ps, gs, buffers, moments, lr, momentum, rates.weight_decay, self.dtype
-                )
-                after.update(zip(seconds, moments, strict=True))
-            else:
-                ps, buffers = muon.muon_update(ps, gs, buffers, lr, momentum, self.dtype)
-            new.update(zip(names, ps, strict=True))
-            after.update(zip(held, buffers, strict=True))
-            momentum = mx.depends(momentum, ps)  # one stack after another: each takes memory
-        return new, {name: after[name] for name in state}  # another order would be another trace

@@ -10,7 +10,8 @@ from mlxchat.config.run import LEAST, MemoryConfig
 from mlxchat.config.units import BYTES, round_size, to_bytes
 from mlxchat.errors import MemoryLimitError, MlxchatError
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.size import ScoresHeld, chunk_rows, parameters, training_bytes
+from mlxchat.model.loss import chunk_size
+from mlxchat.model.size import ScoresHeld, parameters, training_bytes
 
 LARGEST_DEVICE_BATCH = 32  # nanochat's
 LEAST_LOSS_ROWS = 64
@@ -139,7 +140,7 @@ def _peak(model: GPTConfig, cut: Cut, capacity: Capacity) -> int:
 def _time(model: GPTConfig, cut: Cut) -> float:
     """Of a token, in units of its forward and backward pass."""
     tokens = cut.device_batch * model.sequence_len
-    chunk = min(tokens, chunk_rows(tokens, model.vocab_size, cut.loss_rows))
+    chunk = min(tokens, chunk_size(tokens, model.vocab_size, cut.loss_rows))
     return 1 + AGAIN * cut.checkpoint + MICRO_BATCH / tokens + CHUNK / chunk
 
 

@@ -18,7 +18,7 @@ from mlxchat.config.run import RunConfig
 from mlxchat.errors import ConfigError, MlxchatError
 from mlxchat.model.config import ASPECT_RATIO, GPTConfig
 from mlxchat.model.size import flops_per_token, parameters, scaling_parameters
-from mlxchat.optim.schedule import width_scale
+from mlxchat.optim.schedule import REFERENCE_BATCH, learning_rates
 from mlxchat.plan.memory import Capacity, Depth, fit, memory_limit
 
 
@@ -148,9 +148,7 @@ def step_rows(config: RunConfig, context: int, total: int) -> int:
 
 
 REFERENCE_DEPTH = 12
-REFERENCE_BATCH = 2**19  # tokens, the best at that depth
 BATCH_EXPONENT = 0.383  # of the horizon (https://arxiv.org/abs/2505.13738)
-SMEAR_RATE = 0.2  # learning rate of smear and backout, whatever the batch
 
 
 def plan(config: PretrainConfig, vocab_size: int, capacity: Capacity) -> Plan:
@@ -187,7 +185,7 @@ def plan(config: PretrainConfig, vocab_size: int, capacity: Capacity) -> Plan:
         device_batch_size=cut.device_batch,
         accumulation=cut.accumulation,
         tokens_per_step=total,
-        learning_rates=learning_rates(recipe, config.matrix_lr, model, total),
+        learning_rates=learning_rates(recipe, model, total),
         weight_decay=_weight_decay(config, recipe, model, total),
         grad_clip=recipe.grad_clip,
         warmup_steps=recipe.warmup_steps,
@@ -266,25 +264,6 @@ def recipe_batch(config: PretrainConfig, model: GPTConfig) -> int:
         return recipe.total_batch_size
     best = REFERENCE_BATCH * _horizon_ratio(config, recipe, model) ** BATCH_EXPONENT
     return int(2 ** round(math.log2(best)))
-
-
-def learning_rates(
-    recipe: Recipe, matrix_lr: float, model: GPTConfig, total: int
-) -> dict[str, float]:
-    """By group: AdamW's shrink with the width, the modern ones grow with the root of the batch."""
-    by_width = width_scale(model.n_embd)
-    rates = {
-        "embedding": recipe.embedding_lr * by_width,
-        "unembedding": recipe.unembedding_lr * by_width,
-        "matrix": matrix_lr,
-    }
-    if recipe.scalar_lr is None:
-        return rates
-    rates["value_embeds"] = rates["embedding"] / 2
-    rates["resid"] = recipe.scalar_lr * 0.01
-    rates["x0"] = recipe.scalar_lr
-    by_batch = math.sqrt(total / REFERENCE_BATCH)
-    return {group: rate * by_batch for group, rate in rates.items()} | {"smear": SMEAR_RATE}
 
 
 def _weight_decay(config: PretrainConfig, recipe: Recipe, model: GPTConfig, total: int) -> float:

@@ -1,6 +1,7 @@
-"""Byte-pair encoding: trained by rustbpe, run by tiktoken, stored as `tokenizers` reads it.
+"""Byte-pair encoding: trained by rustbpe, run by tiktoken, stored in the `tokenizers` format.
 
-The split pattern, the special tokens and the way a conversation becomes tokens are nanochat's.
+The split pattern, the special tokens and the rendering of conversations are nanochat's
+(nanochat/tokenizer.py).
 """
 
 import json
@@ -14,7 +15,7 @@ from typing import Any
 import rustbpe
 import tiktoken
 
-from mlxchat.errors import DataError, NotFound
+from mlxchat.errors import DataError, NotFound, command
 from mlxchat.tokenizer import files
 from mlxchat.tokenizer.files import CHAT_TEMPLATE
 from mlxchat.tokenizer.messages import Conversation, Document, Message
@@ -38,25 +39,40 @@ SPECIAL_TOKENS = (
 )
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)  # every byte, no merge
 
-_ENDING = (signal.SIGINT, signal.SIGTERM)
-_TRAIN_ANEW = "Train one anew: mlxchat tokenizer train"
-_NO_TOKENIZER = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 
-FILE = "tokenizer.json"
-CONFIG_FILE = "tokenizer_config.json"
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+_RETRAIN = f"Train a new one: {command('tokenizer train')}"
+_NOT_A_TOKENIZER = (
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+)
 
 
 class Tokenizer:
-    """Text to token ids and back.
+    """Encodes text and conversations as token ids, and decodes ids.
 
     Args:
-        ranks: bytes of each token to its id, which is also the order of merging.
-        pattern: regular expression that splits text before merging.
-        special: special tokens to their ids.
+        ranks: the bytes of each token and its id, which is also its rank in merging.
+        pattern: the regular expression that splits text before merging.
+        special: the special tokens and their ids.
 
     Attributes:
-        ranks, pattern, special_tokens: as they were given.
+        ranks, pattern, special_tokens: the arguments.
+
+    >>> tokenizer = Tokenizer.train(["the cow and the calf"] * 2, vocab_size=270)
+    >>> tokenizer.encode("the cow")
+    [258, 256, 111, 119]
+    >>> tokenizer.decode([258, 256, 111, 119])
+    'the cow'
     """
+
+    # ==================== Construction ====================
 
     def __init__(self, ranks: dict[bytes, int], pattern: str, special: dict[str, int]) -> None:
         self._encoding = tiktoken.Encoding(
@@ -65,38 +81,148 @@ class Tokenizer:
         self.ranks, self.pattern, self.special_tokens = ranks, pattern, special
         self._bytes = {rank: token for token, rank in ranks.items()}
 
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """Train a tokenizer with nanochat's split pattern and special tokens.
+
+        Args:
+            texts: the training text; consumed once.
+            vocab_size: the number of tokens, including 256 bytes and 9 special tokens. The
+                vocabulary is smaller if the text has no more pairs to merge.
+
+        Raises:
+            DataError: ``vocab_size`` is less than 265.
+
+        >>> tokenizer = Tokenizer.train(["moo moo moo moo"], vocab_size=267)
+        >>> [tokenizer.token_bytes(token) for token in tokenizer.encode("moo moo")]
+        [b'moo', b' ', b'moo']
+        """
+        if vocab_size < SMALLEST_VOCABULARY:
+            raise DataError(
+                f"A vocabulary of {vocab_size} tokens is too small.",
+                f"It takes at least {SMALLEST_VOCABULARY}: 256 bytes and 9 special tokens.",
+            )
+        trainer = rustbpe.Tokenizer()
+        with ExitStack() as stack:
+
+            def until_read() -> Iterator[str]:
+                yield from texts
+                stack.enter_context(_ended_by_signals())
+
+            trainer.train_from_iterator(
+                until_read(), vocab_size - len(SPECIAL_TOKENS), pattern=SPLIT_PATTERN
+            )
+        ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
+        special = {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
+        return cls(ranks, SPLIT_PATTERN, special)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer":
+        """Read ``tokenizer.json`` from a folder.
+
+        Raises:
+            NotFound: there is no such file.
+            DataError: it is not a byte-level BPE tokenizer with nanochat's special tokens.
+        """
+        path = folder / TOKENIZER_FILE
+        try:
+            ranks, pattern, special = files.tokenizer_from_json(json.loads(path.read_text("utf-8")))
+            fault = vocabulary_fault(ranks, special)
+            tokenizer = None if fault else cls(ranks, pattern, special)
+        except FileNotFoundError:
+            raise NotFound(
+                f"There is no tokenizer: {path} does not exist.",
+                f"Train one: {command('tokenizer train')}",
+            ) from None
+        except _NOT_A_TOKENIZER as error:
+            raise DataError(
+                f"{path} is not a byte-level BPE tokenizer ({type(error).__name__}: {error}).",
+                _RETRAIN,
+            ) from error
+        if tokenizer is None:
+            raise DataError(f"{path} {fault}.", _RETRAIN)
+        return tokenizer
+
+    def save(self, folder: Path, conversational: bool = False) -> None:
+        """Write ``tokenizer.json`` and ``tokenizer_config.json`` into an existing folder.
+
+        Args:
+            folder: an existing folder.
+            conversational: whether to add the chat template, whose presence says that the model
+                was trained on conversations.
+        """
+        config: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": BOS,
+            "eos_token": ASSISTANT_END,
+            "clean_up_tokenization_spaces": False,
+        }
+        if conversational:
+            config["chat_template"] = CHAT_TEMPLATE
+        stored = files.tokenizer_to_json(self.ranks, self.pattern, self.special_tokens)
+        (folder / TOKENIZER_FILE).write_text(json.dumps(stored, ensure_ascii=False), "utf-8")
+        (folder / TOKENIZER_CONFIG_FILE).write_text(json.dumps(config, indent=2), "utf-8")
+
+    # ==================== Vocabulary ====================
+
     @property
     def vocab_size(self) -> int:
-        """Tokens, special ones included."""
+        """The number of tokens, including the special ones."""
         return len(self.ranks) + len(self.special_tokens)
 
     @property
     def bos(self) -> int:
-        """The id that begins every document."""
+        """The id of ``<|bos|>``, which begins every document."""
         return self.special_tokens[BOS]
 
     def special(self, name: str) -> int:
-        """The id of a special token, such as ``<|bos|>``."""
+        """Return the id of a special token, such as ``<|user_start|>``.
+
+        Raises:
+            KeyError: there is no such special token.
+        """
         return self.special_tokens[name]
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes a token stands for; none for a special token."""
+        """Return the bytes of a token; empty for a special token."""
         return self._bytes.get(token, b"")
 
     def byte_lengths(self) -> list[int]:
-        """Number of bytes of every token, by id; 0 for special tokens."""
+        """Return the number of bytes of every token, by id; 0 for special tokens."""
         return [len(self.token_bytes(token)) for token in range(self.vocab_size)]
 
+    # ==================== Encoding and decoding ====================
+
     def encode(self, text: str) -> list[int]:
-        """Ids of a text. What looks like a special token in it is plain text."""
+        """Encode a text. Special tokens in it are encoded as plain text.
+
+        >>> tokenizer = Tokenizer.train([""], vocab_size=265)  # bytes only
+        >>> tokenizer.encode("cow")
+        [99, 111, 119]
+        >>> len(tokenizer.encode("<|bos|>"))  # the seven characters, not the special token
+        7
+        """
         return self._encoding.encode_ordinary(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, without special tokens; what is not UTF-8 becomes replacement characters."""
+        """Decode ids, leaving out special tokens; bytes that are not UTF-8 become U+FFFD.
+
+        >>> tokenizer = Tokenizer.train([""], vocab_size=265)
+        >>> tokenizer.decode([tokenizer.bos, 99, 111, 119])
+        'cow'
+        """
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
 
     def encode_documents(self, documents: Sequence[Document], threads: int) -> list[list[int]]:
-        """Ids of each document, beginning with ``<|bos|>``; texts in parallel."""
+        """Encode each document, beginning with ``<|bos|>``.
+
+        Args:
+            documents: texts and conversations.
+            threads: the number of threads that encode texts.
+
+        Raises:
+            DataError: as `render`.
+        """
         texts = [document for document in documents if isinstance(document, str)]
         encoded = iter(self._encoding.encode_ordinary_batch(texts, num_threads=threads))
         return [
@@ -105,12 +231,23 @@ class Tokenizer:
         ]
 
     def render(self, conversation: Conversation) -> tuple[list[int], list[int]]:
-        """Ids of a conversation, and a mask that is 1 on what an assistant learns to say.
+        """Encode a conversation for training.
 
-        That is the assistant's text and Python with their ends, and not what Python answered.
+        Returns:
+            The ids, and a mask of the same length: 1 for the tokens that the assistant learns to
+            produce (its text, its Python and their end tokens), 0 for all others, among them the
+            output of Python.
 
         Raises:
-            MlxchatError: user and assistant do not take turns, beginning with the user.
+            DataError: user and assistant do not take turns, beginning with the user.
+
+        >>> from mlxchat.tokenizer.messages import Conversation, Message
+        >>> tokenizer = Tokenizer.train([""], vocab_size=265)
+        >>> ids, mask = tokenizer.render(
+        ...     Conversation((Message("user", "Hi"), Message("assistant", "Moo")))
+        ... )
+        >>> len(ids), sum(mask)  # learned: three letters and the end of the message
+        (10, 4)
         """
         ids, mask = [self.bos], [0]
         for message in conversation.turns():
@@ -120,10 +257,10 @@ class Tokenizer:
         return ids, mask
 
     def render_for_completion(self, conversation: Conversation) -> list[int]:
-        """Ids of a conversation that ends with the user, up to where the assistant begins.
+        """Encode a conversation for the assistant to answer, ending with ``<|assistant_start|>``.
 
         Raises:
-            MlxchatError: as `render`, and where the assistant has spoken last.
+            DataError: as `render`, or the last message is the assistant's.
         """
         ids, _mask = self.render(conversation)
         if ids[-1] == self.special(ASSISTANT_END):
@@ -133,7 +270,7 @@ class Tokenizer:
         return [*ids, self.special("<|assistant_start|>")]
 
     def _segments(self, message: Message) -> Iterator[tuple[list[int], int]]:
-        """The ids of a message piece by piece, each with its value in the mask."""
+        """Yield the ids of each piece of a message, with its value in the mask."""
         spoken = int(message.role == "assistant")
         yield [self.special(f"<|{message.role}_start|>")], 0
         for part in message.parts:
@@ -149,57 +286,15 @@ class Tokenizer:
     def _enclosed(self, name: str, ids: list[int]) -> list[int]:
         return [self.special(f"<|{name}_start|>"), *ids, self.special(f"<|{name}_end|>")]
 
-    def save(self, folder: Path, conversational: bool = False) -> None:
-        """Write ``tokenizer.json`` and ``tokenizer_config.json`` into an existing folder.
-
-        Args:
-            conversational: the model it goes with was trained on conversations: add the chat
-                template, whose presence says so.
-        """
-        config: dict[str, Any] = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": BOS,
-            "eos_token": ASSISTANT_END,
-            "clean_up_tokenization_spaces": False,
-        }
-        if conversational:
-            config["chat_template"] = CHAT_TEMPLATE
-        stored = files.to_json(self.ranks, self.pattern, self.special_tokens)
-        (folder / FILE).write_text(json.dumps(stored, ensure_ascii=False), "utf-8")
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2), "utf-8")
-
-    @classmethod
-    def load(cls, folder: Path) -> "Tokenizer":
-        """Read ``tokenizer.json`` from a folder.
-
-        Raises:
-            MlxchatError: no such file, or not a byte-level BPE tokenizer with nanochat's tokens.
-        """
-        path = folder / FILE
-        try:
-            ranks, pattern, special = files.from_json(json.loads(path.read_text("utf-8")))
-            fault = vocabulary_fault(ranks, special)
-            tokenizer = None if fault else cls(ranks, pattern, special)
-        except FileNotFoundError:
-            raise NotFound(
-                f"There is no tokenizer: {path} does not exist.",
-                "Make one: mlxchat tokenizer train",
-            ) from None
-        except _NO_TOKENIZER as error:
-            raise DataError(
-                f"{path} is not a byte-level BPE tokenizer ({type(error).__name__}: {error}).",
-                _TRAIN_ANEW,
-            ) from error
-        if tokenizer is None:
-            raise DataError(f"{path} {fault}.", _TRAIN_ANEW)
-        return tokenizer
-
 
 def vocabulary_fault(ranks: dict[bytes, int], special: dict[str, int]) -> str | None:
-    """What is wrong with a file's vocabulary, such as "has no token for the byte 0"; None where a
-    model can use it.
+    """Describe what is wrong with a vocabulary, such as "has no token for the byte 0".
 
-    To be asked before `Tokenizer` is made of it: for some faults tiktoken would end the process.
+    Check a vocabulary from a file with it before making a `Tokenizer`: for some faults tiktoken
+    would end the process.
+
+    Returns:
+        The rest of a sentence that begins with the file's name; None if the vocabulary is usable.
     """
     ids = [*ranks.values(), *special.values()]
     if any(type(token) is not int for token in ids) or sorted(ids) != list(range(len(ids))):
@@ -209,42 +304,16 @@ def vocabulary_fault(ranks: dict[bytes, int], special: dict[str, int]) -> str | 
     if unknown := [byte for byte in range(256) if bytes([byte]) not in ranks]:
         return f"has no token for the byte {unknown[0]}"
     if b"" in ranks:
-        return "has a token without a byte"
+        return "has an empty token"
     return None
-
-
-def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Learn merges from texts; the vocabulary is smaller where the text has no more pairs.
-
-    Raises:
-        MlxchatError: ``vocab_size`` leaves no room for the 256 bytes and the special tokens.
-    """
-    if vocab_size < SMALLEST_VOCABULARY:
-        raise DataError(
-            f"A vocabulary of {vocab_size} tokens is too small.",
-            f"It takes at least {SMALLEST_VOCABULARY}: 256 bytes and 9 special tokens.",
-        )
-    trainer = rustbpe.Tokenizer()
-    with ExitStack() as stack:
-
-        def until_read() -> Iterator[str]:
-            yield from texts
-            stack.enter_context(_ended_by_signals())
-
-        trainer.train_from_iterator(
-            until_read(), vocab_size - len(SPECIAL_TOKENS), pattern=SPLIT_PATTERN
-        )
-    ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
-    special = {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
-    return Tokenizer(ranks, SPLIT_PATTERN, special)
 
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Within it the system ends the process at Ctrl-C or SIGTERM.
+    """Let the system itself end the process at Ctrl-C or SIGTERM while the context is open.
 
-    Python could not: rustbpe takes minutes to merge the pairs of a large text, lets no Python run
-    meanwhile and does not look at signals.
+    Python could not: rustbpe takes minutes to merge the pairs of a large text, and meanwhile runs
+    no Python and checks no signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

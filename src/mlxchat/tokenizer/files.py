@@ -1,12 +1,12 @@
-"""The file of a byte-level BPE tokenizer, in the form that `tokenizers` reads. Pure.
+"""The contents of tokenizer.json and of tokenizer_config.json's chat template. Pure.
 
-Such a file can say a lot that ranks, a split pattern and special tokens cannot: what does is
-refused, as its text would become other ids here.
+tokenizer.json has the form of Hugging Face's `tokenizers`: a byte-level BPE. That form can express
+more than ranks, a split pattern and special tokens; a file that does is refused, as its text would
+be encoded as other ids here.
 
-How a conversation becomes tokens, as a Jinja template that transformers and mlx-lm run.
-
-It renders what `Tokenizer.render` renders and refuses what that refuses, but that special tokens in
-a text stay special, and that a user and a system message may consist of parts of text too.
+`CHAT_TEMPLATE` is a Jinja template that transformers and mlx-lm run. It renders and refuses the
+same conversations as `Tokenizer.render`, except that special tokens in a text stay special, and
+that user and system messages may have text parts too.
 """
 
 import re
@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, StrictInt, ValidationError
 
-Ranks = dict[bytes, int]  # of each token, which is its id and the order of merging
+Ranks = dict[bytes, int]  # each token's id, which is also its rank in merging
 
 # nanochat's, GPT-4's and what lies between: these match every character of every text, each match
 # at least one, and do not backtrack far. Of others tiktoken drops text, or ends with a panic.
@@ -68,7 +68,7 @@ class _Model(BaseModel):
 
 
 class _File(BaseModel):
-    """What matters in a file; the rest does not change ids."""
+    """The fields of a file that determine ids; all others are ignored."""
 
     added_tokens: list[_Special]
     normalizer: None = None
@@ -76,8 +76,8 @@ class _File(BaseModel):
     model: _Model
 
 
-def to_json(ranks: Ranks, pattern: str, special: dict[str, int]) -> dict[str, Any]:
-    """The form of Hugging Face's `tokenizers`: byte-level BPE, every byte a visible letter."""
+def tokenizer_to_json(ranks: Ranks, pattern: str, special: dict[str, int]) -> dict[str, Any]:
+    """Return tokenizer.json's contents: byte-level BPE with every byte as a visible letter."""
     visible = {token: _visible(token) for token in ranks}
     vocabulary = {visible[token]: rank for token, rank in ranks.items()}
     merges = [[visible[left], visible[right]] for left, right in _merges(ranks)]
@@ -129,13 +129,14 @@ def to_json(ranks: Ranks, pattern: str, special: dict[str, int]) -> dict[str, An
     }
 
 
-def from_json(stored: Any) -> tuple[Ranks, str, dict[str, int]]:
-    """Ranks, split pattern and special tokens of a file, where it says nothing else.
+def tokenizer_from_json(stored: Any) -> tuple[Ranks, str, dict[str, int]]:
+    """Return the ranks, split pattern and special tokens of tokenizer.json's contents.
 
-    They may still be no vocabulary: ids may be missing, or be there twice.
+    They may still not be a usable vocabulary (`bpe.vocabulary_fault`): ids may be missing or occur
+    twice.
 
     Raises:
-        ValueError: it is of another form, or makes other ids than they would; what is named.
+        ValueError: the contents have another form, or encode text as other ids; the fault is named.
     """
     try:
         file = _File.model_validate(stored)
@@ -154,7 +155,7 @@ def from_json(stored: Any) -> tuple[Ranks, str, dict[str, int]]:
 
 
 def require_pattern(pattern: str) -> None:
-    """Check that a split pattern is known to leave nothing of any text out.
+    """Check that a split pattern is one of those known to cover every text.
 
     Raises:
         ValueError: it is not.
@@ -164,9 +165,9 @@ def require_pattern(pattern: str) -> None:
 
 
 def _require_merges(model: _Model, ranks: Ranks) -> None:
-    """Those of a file have to do what merging by rank does.
+    """Check that a file's merges have the effect of merging by rank.
 
-    There may be several for a token: by rank all pairs are merged that make one.
+    A token may have several merges: by rank, all pairs that form it are merged.
     """
     listed = []
     for merge in model.merges:
@@ -183,7 +184,7 @@ def _require_merges(model: _Model, ranks: Ranks) -> None:
 
 
 def _merges(ranks: Ranks) -> Iterator[tuple[bytes, bytes]]:
-    """The pair that each token of several bytes was merged from, in order of rank."""
+    """Yield the pair that each token of several bytes was merged from, in order of rank."""
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
         parts = [bytes([b]) for b in token]
         while len(parts) > 2:
@@ -199,7 +200,7 @@ def _merges(ranks: Ranks) -> Iterator[tuple[bytes, bytes]]:
 
 @cache
 def _letter_of() -> dict[int, str]:
-    """GPT-2's visible letter for each byte: itself where printable, else one from U+0100 on."""
+    """Map each byte to GPT-2's visible letter: itself if printable, else one from U+0100 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     letters = {byte: chr(byte) for byte in printable}
     for byte in range(256):

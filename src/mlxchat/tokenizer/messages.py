@@ -1,7 +1,7 @@
-"""What a document is: plain text, or a conversation of messages.
+"""Documents: plain text, or a conversation of messages.
 
-An assistant's message may consist of parts, where it calls a tool: its own words, the Python
-expressions it wants computed, and what came out. These are nanochat's, in memory and as JSON::
+An assistant's message may consist of parts if it calls a tool: its words, the Python expressions
+it wants computed, and their output. The format is nanochat's, in memory and as JSON::
 
     {"role": "assistant", "content": [{"type": "python", "text": "12*3"}, ...]}
 """
@@ -16,7 +16,12 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of an assistant's message. Only ``python_output`` is not the assistant's own."""
+    """A piece of an assistant's message.
+
+    Attributes:
+        type: ``text`` and ``python`` are the assistant's own; ``python_output`` is the tool's.
+        text: the words, the expression or its result.
+    """
 
     type: Literal["text", "python", "python_output"]
     text: str
@@ -24,10 +29,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn: text, or the parts of an assistant's message.
+    """One message: a text, or the parts of an assistant's message.
 
     Raises:
-        ValueError: another than the assistant speaks in parts.
+        ValueError: the message has parts and is not the assistant's.
+
+    >>> Message("user", "What does a cow say?").text
+    'What does a cow say?'
+    >>> Message("assistant", (Part("python", "6*7"), Part("python_output", "42"))).parts[1].text
+    '42'
     """
 
     role: Role
@@ -39,32 +49,42 @@ class Message:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """The content as parts, a text being a single one."""
+        """The content as parts; a text is a single part."""
         return (Part("text", self.content),) if isinstance(self.content, str) else self.content
 
     @property
     def text(self) -> str:
-        """All that the message says, part after part."""
+        """The texts of all parts, joined."""
         return "".join(part.text for part in self.parts)
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages in order: an optional system message, then user and assistant in turns."""
+    """A conversation: an optional system message, then user and assistant in turns.
+
+    >>> conversation = Conversation(
+    ...     (Message("system", "Be brief."), Message("user", "Hi"), Message("assistant", "Hello!"))
+    ... )
+    >>> [message.text for message in conversation.turns()]
+    ['Be brief.\\n\\nHi', 'Hello!']
+    """
 
     messages: tuple[Message, ...]
 
     def turns(self) -> tuple[Message, ...]:
-        """User and assistant in turns; a system message goes before the first user's words.
+        """Return the user's and the assistant's messages.
+
+        A system message is put before the first user message, after nanochat.
 
         Raises:
-            MlxchatError: there is no turn, or somebody speaks out of turn.
+            DataError: there is no user message, or two messages in a row have the same role.
         """
         leading = int(bool(self.messages) and self.messages[0].role == "system")
         turns = self.messages[leading:]
         if not turns:
             raise DataError(
-                "A conversation has no message from a user.", "Begin it with one, or leave it out."
+                "A conversation has no message from a user.",
+                "Begin it with one, or leave the conversation out.",
             )
         for number, message in enumerate(turns):
             expected = ("user", "assistant")[number % 2]

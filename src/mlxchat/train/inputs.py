@@ -18,8 +18,7 @@ from mlxchat.errors import ConfigError, DataError, NotFound, command
 from mlxchat.home import Home
 from mlxchat.plan.estimate import VocabularySource
 from mlxchat.telemetry.events import Clock, Event, Noted, Progressed, Report
-from mlxchat.tokenizer.bpe import FILE as TOKENIZER
-from mlxchat.tokenizer.bpe import Tokenizer, train
+from mlxchat.tokenizer.bpe import TOKENIZER_FILE, Tokenizer
 from mlxchat.train.resume import (
     SavedRun,
     read_saved,
@@ -162,7 +161,7 @@ def stored_tokenizer(config: DataConfig, home: Home) -> Tokenizer | None:
         MlxchatError: it has another number of tokens than the settings say.
     """
     folder = tokenizer_folder(config, home)
-    if not (folder / TOKENIZER).exists():
+    if not (folder / TOKENIZER_FILE).exists():
         return None
     tokenizer = Tokenizer.load(folder)
     if config.vocab_size not in (None, tokenizer.vocab_size):
@@ -242,7 +241,9 @@ def train_tokenizer(
         if not done:
             raise DataError("The training data holds no text.", "Use data with text in it.")
 
-    tokenizer = train(texts(), vocab_size or min(largest, documents.suggested_vocabulary()))
+    tokenizer = Tokenizer.train(
+        texts(), vocab_size or min(largest, documents.suggested_vocabulary())
+    )
     if vocab_size is not None and tokenizer.vocab_size < vocab_size:
         raise DataError(
             f"The text has pairs for a vocabulary of {tokenizer.vocab_size:,} tokens, "

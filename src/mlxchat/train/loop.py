@@ -14,9 +14,9 @@ import numpy as np
 
 from mlxchat.data.loader import Batch, LoaderState, Stopped
 from mlxchat.errors import MlxchatError
-from mlxchat.model.backward import Backward
 from mlxchat.model.gpt import GPT
-from mlxchat.optim.optimizer import MATRIX, Arrays, MuonAdamW, Rates, clip
+from mlxchat.optim.gradients import compile_gradients
+from mlxchat.optim.optimizer import MATRIX, Arrays, MuonAdamW, Rates
 from mlxchat.runtime import memory_use, mx
 from mlxchat.telemetry.events import Ended, Event, Position, Stepped
 from mlxchat.train.divergence import check_numbers
@@ -139,31 +139,7 @@ def compile_step(run: Run) -> Callable[[int], Launched]:
     """
     model, optimizer = run.model, run.optimizer
 
-    def share_of_loss(
-        parameters: Arrays, ids: mx.array, targets: mx.array, count: mx.array, summed: Arrays
-    ) -> mx.array:
-        backward = Backward(summed, run.grad_checkpoint)
-        with model.holding(parameters):
-            return model.loss(ids, targets, run.loss_rows, backward, count)
-
-    @mx.compile
-    def accumulate(
-        parameters: Arrays,
-        ids: mx.array,
-        targets: mx.array,
-        count: mx.array,
-        total: mx.array,
-        summed: Arrays,
-    ) -> tuple[mx.array, Arrays]:
-        loss, gradients = mx.value_and_grad(share_of_loss)(parameters, ids, targets, count, summed)
-        return total + loss, gradients
-
-    @mx.compile
-    def update(
-        parameters: Arrays, gradients: Arrays, state: Arrays, rates: Rates
-    ) -> tuple[Arrays, Arrays, mx.array]:
-        clipped, norm = clip(gradients, run.grad_clip)
-        return *optimizer.update(parameters, clipped, state, rates), norm
+    accumulate = compile_gradients(model, run.loss_rows, run.grad_checkpoint)
 
     def launch(step: int) -> Launched:
         batches = list(islice(run.batches, run.accumulation))
@@ -172,19 +148,17 @@ def compile_step(run: Run) -> Callable[[int], Launched]:
         for batch in batches:
             if run.stop():
                 raise Stopped
-            parameters, before = model.named_parameters(), loss
-            ids, targets = mx.array(batch.ids), mx.array(batch.targets)
-            loss, gradients = accumulate(parameters, ids, targets, count, loss, gradients)
+            before, ids, targets = loss, mx.array(batch.ids), mx.array(batch.targets)
+            loss, gradients = accumulate(
+                model.named_parameters(), ids, targets, count, loss, gradients
+            )
             mx.async_eval(loss, gradients)
             mx.eval(before)  # one micro-batch under way, no more
         rates = run.rates(step - 1)
-        parameters, optimizer.state, norm = update(
-            model.named_parameters(), gradients, optimizer.state, rates
-        )
-        model.load_weights(list(parameters.items()))
+        norm = optimizer.update(model, gradients, rates, run.grad_clip)
         del gradients  # with what was before the update: its memory is used again in it
         facts = mx.stack([loss, norm, rates.learning[MATRIX]])
-        mx.async_eval(parameters, optimizer.state, facts)
+        mx.async_eval(model.parameters(), optimizer.state, facts)
         return Launched(step, facts, batches[-1].state)
 
     return launch

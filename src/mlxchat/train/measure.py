@@ -10,8 +10,8 @@ import numpy as np
 
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.loader import Batch, LoaderState
-from mlxchat.model.gpt import GPT, initialise
-from mlxchat.model.loss import CHUNK_ROWS
+from mlxchat.model.gpt import GPT
+from mlxchat.model.loss import FASTEST_CHUNK_ROWS
 from mlxchat.model.size import ScoresHeld
 from mlxchat.optim.optimizer import MuonAdamW, Rates
 from mlxchat.plan.budget import budgeted_plan
@@ -28,9 +28,7 @@ MOMENTUM = 0.95
 
 def random_model(plan: Plan) -> GPT:
     """A new model, its parameters drawn as for training."""
-    model = GPT(plan.model, machine().compute_dtype)
-    initialise(model, mx.random.key(SEED))
-    return model
+    return GPT.new(plan.model, SEED)
 
 
 def random_run(model: GPT, plan: Plan, clock: Clock) -> Run:
@@ -47,7 +45,7 @@ def random_run(model: GPT, plan: Plan, clock: Clock) -> Run:
 
     return Run(
         model=model,
-        optimizer=MuonAdamW(model.named_parameters(), plan.model.arch, model.dtype),
+        optimizer=MuonAdamW(model),
         batches=repeat(Batch(ids, np.roll(ids, -1, axis=1), LoaderState())),
         rates=rates,
         total_steps=plan.num_iterations,
@@ -76,7 +74,7 @@ def capacity() -> Capacity:
         memory=spare_memory(),
         value_bytes=here.compute_dtype.size,
         scores_held=SCORES_HELD[here.backend],
-        loss_rows=CHUNK_ROWS[here.backend],
+        loss_rows=FASTEST_CHUNK_ROWS[here.backend],
     )
 
 

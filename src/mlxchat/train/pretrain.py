@@ -12,18 +12,18 @@ from mlxchat.checkpoint import catalog, history, layout, store
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import PRETRAINING
 from mlxchat.config.pretrain import PretrainConfig
-from mlxchat.data.corpus.documents import held_out
+from mlxchat.data.corpus.documents import held_out_questions
 from mlxchat.data.documents import TextDocuments
 from mlxchat.data.loader import LoaderState
 from mlxchat.errors import CheckpointError, ConfigError, MlxchatError, command
 from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.gpt import GPT, initialise
+from mlxchat.model.gpt import GPT
 from mlxchat.optim import schedule
 from mlxchat.plan.budget import Pace, reason
 from mlxchat.plan.memory import Capacity
 from mlxchat.plan.plan import Plan, shape
-from mlxchat.runtime import machine, mx
+from mlxchat.runtime import machine
 from mlxchat.telemetry.events import Clock, Event, Noted, Report
 from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import Tokenizer
@@ -173,8 +173,7 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         if config.init_from:
             model, past = model_to_begin_with(config.init_from, self.home)
         else:
-            model = GPT(made.model, machine().compute_dtype)
-            initialise(model, mx.random.key(config.seed))
+            model = GPT.new(made.model, config.seed)
         return Learner(made, tokenizer, model, new_optimizer(model), 0, LoaderState(), past)
 
     def momentum(self, plan: Plan, step: int) -> float:
@@ -189,7 +188,7 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         """Beginnings of sentences, or questions that the built-in corpus does not ask."""
         prompts: Iterable[str] = PROMPTS
         if self.config.is_builtin:
-            prompts = (f"{asked.prompt}\n" for asked in held_out(BUILTIN_PROMPTS))
+            prompts = (f"{asked.prompt}\n" for asked in held_out_questions(BUILTIN_PROMPTS))
         for prompt in prompts:
             yield prompt, [tokenizer.bos, *tokenizer.encode(prompt)]
 

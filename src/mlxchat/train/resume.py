@@ -139,7 +139,7 @@ def hold_memory(made: Plan, config: RunConfig, available: Capacity) -> None:
 
 def new_optimizer(model: GPT) -> MuonAdamW:
     """Of a model, at its beginning."""
-    return MuonAdamW(model.named_parameters(), model.config.arch, machine().compute_dtype)
+    return MuonAdamW(model)
 
 
 _PUT_BACK = "name another run with `model_tag`, or begin anew with `fresh`."

@@ -211,7 +211,7 @@ class _Training:
     def run(self, batches: Iterator[Batch], stop: Callable[[], bool]) -> Run:
         """What the loop needs."""
         learner, plan = self.learner, self.learner.plan
-        in_chunks = partial(learner.model.losses, rows=plan.loss_rows)
+        in_chunks = partial(learner.model.losses, chunk_rows=plan.loss_rows)
         losses = mx.compile(in_chunks, inputs=learner.model.state)
         return Run(
             model=learner.model,

@@ -27,8 +27,9 @@ from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import flops_per_token, parameters
 from mlxchat.optim import schedule
+from mlxchat.optim.schedule import REFERENCE_BATCH, learning_rates
 from mlxchat.plan.memory import Capacity, fit
-from mlxchat.plan.plan import REFERENCE_BATCH, Plan, evaluation_rows, learning_rates, step_rows
+from mlxchat.plan.plan import Plan, evaluation_rows, step_rows
 from mlxchat.runtime import machine
 from mlxchat.telemetry.events import Clock, Event, Noted, Progressed, Report
 from mlxchat.telemetry.meter import Meter
@@ -106,7 +107,7 @@ def pretrained(folder: Path) -> Base:
                 rates = {group: rate / share for group, rate in plan.learning_rates.items()}
                 return Base(model, rates, tokens)
             config = PretrainConfig.model_validate(trainer.settings)
-    rates = learning_rates(config.recipe, config.matrix_lr, model, REFERENCE_BATCH)
+    rates = learning_rates(config.recipe, model, REFERENCE_BATCH)
     return Base(model, rates, tokens)
 
 

@@ -1,6 +1,6 @@
 """The tables of `mlxchat info` and `mlxchat train --dry-run`: an estimate, in words."""
 
-from mlxchat.model.size import chunk_rows
+from mlxchat.model.loss import chunk_size
 from mlxchat.plan.estimate import Forecast
 from mlxchat.plan.plan import counted_parameters
 from mlxchat.ui.tables import Row, Section, about, flops_per_second
@@ -109,7 +109,7 @@ def _rates(facts: Forecast) -> list[Row]:
 def _memory(facts: Forecast) -> list[Row]:
     plan = facts.plan
     positions = plan.device_batch_size * plan.model.sequence_len
-    chunk = min(positions, chunk_rows(positions, plan.model.vocab_size, plan.loss_rows))
+    chunk = min(positions, chunk_size(positions, plan.model.vocab_size, plan.loss_rows))
     notes = NOTES | {"logits": f"in a micro-batch, {chunk:,} positions at a time"}
     spare = f"what this machine can spare of {memory_size(facts.machine_memory)}"
     given = facts.memory_limit_given and as_options(f"`memory_limit={facts.memory_limit_given}`")

@@ -11,7 +11,7 @@ GREETINGS = (
     *("Hello!", "Hi!", "Hey,", "Hi there!", "Good morning!", "Good evening!", "Hello there,"),
     *("Excuse me,", "Sorry,", "Okay,", "So,", "Well,", "One question:", "Quick question:"),
 )
-OTHERS = (
+OTHER_MODELS = (
     *("ChatGPT", "Claude", "Gemini", "Siri", "Alexa", "Copilot", "Llama", "Mistral", "DeepSeek"),
     *("Grok", "Qwen", "GPT-4", "Cortana", "Bard"),
 )
@@ -39,7 +39,7 @@ HELD_OUT_QUESTIONS = (
 # A class of questions: what may be asked, and what may be answered to any of it.
 Class = tuple[tuple[str, ...], tuple[str, ...]]
 
-NAME: Class = (
+YOUR_NAME: Class = (
     (
         "What is your name?",
         "What's your name?",
@@ -210,7 +210,7 @@ OTHER: Class = (
         "No, my name is {name}. I am another language model than {other}.",
     ),
 )
-GREETED: Class = (
+CALLED_BY_NAME: Class = (
     (
         "Hello {name}!",
         "Hi {name}!",
@@ -237,7 +237,7 @@ SAME: Class = (
     ),
     ("Yes, I am {name}.", "Yes, my name is {name}.", "Yes, that is my name. I am {name}."),
 )
-MAKER: Class = (
+YOUR_MAKER: Class = (
     (
         "Who made you?",
         "Who built you?",

@@ -27,7 +27,7 @@ UNANSWERED = "what follows the last answer"
 KEYS_NAMED = 5  # of a row in no known form
 NAME_CHARACTERS = 30  # of a key, a role or a type in a reason
 
-Row = Mapping[str, Any]
+JsonRow = Mapping[str, Any]
 
 _SPEAKERS: Mapping[str, Role] = {
     "system": "system",
@@ -58,14 +58,14 @@ class Usable(NamedTuple):
     cut: str | None = None
 
 
-def read(row: object) -> Usable:
-    """The conversation that a row holds.
+def read_row(row: object) -> Usable:
+    """Return the conversation in a row.
 
-    What comes after the last answer (a question, a call that nothing follows) is cut.
+    Everything after the last answer (a question, a tool call without a reply) is cut.
 
     Raises:
-        UnusableError: the row is in no known form, somebody speaks out of turn, or a question or
-            an answer is empty.
+        UnusableError: the row is in no known form, the roles do not alternate, or a question or an
+            answer is empty.
     """
     if isinstance(row, list):
         row = {"messages": row}
@@ -80,7 +80,7 @@ def read(row: object) -> Usable:
 
 
 def multiple_choice(question: str, letters: Sequence[str], choices: Sequence[str]) -> str:
-    """A question with choices in the form of nanochat's `render_mc` (tasks/common.py)."""
+    """Return a multiple-choice question in the form of nanochat's `render_mc` (tasks/common.py)."""
     listed = "".join(
         f"- {choice}={letter}\n" for letter, choice in zip(letters, choices, strict=True)
     )
@@ -91,7 +91,7 @@ def multiple_choice(question: str, letters: Sequence[str], choices: Sequence[str
 
 
 def solution(text: str) -> Iterator[Part]:
-    """The parts of a GSM8K solution: ``<<48/2=24>>`` is an expression and what comes of it."""
+    """Yield the parts of a GSM8K solution: ``<<48/2=24>>`` is an expression and its result."""
     for number, piece in enumerate(re.split(r"<<([^>]+)>>", text)):
         if number % 2:
             expression, _, result = piece.rpartition("=") if "=" in piece else (piece, "", "")
@@ -101,7 +101,7 @@ def solution(text: str) -> Iterator[Part]:
             yield Part("text", piece)
 
 
-def _chat(row: Row) -> Iterator[Message]:
+def _chat(row: JsonRow) -> Iterator[Message]:
     entries = row.get("messages", row.get("conversations"))
     if not isinstance(entries, list):
         raise UnusableError("messages that are no list")
@@ -151,7 +151,7 @@ def _message(entry: object) -> Message:
     return Message("assistant", (said + calls) or (Part("text", ""),))
 
 
-def _calls(entry: Row) -> tuple[Part, ...]:
+def _calls(entry: JsonRow) -> tuple[Part, ...]:
     """OpenAI's calls: a list of objects, each with the function's name and its arguments."""
     calls = entry.get("tool_calls") or []
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
@@ -194,7 +194,7 @@ def _parts(content: object) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def _instructed(row: Row) -> Iterator[Message]:
+def _instructed(row: JsonRow) -> Iterator[Message]:
     given = row
     if "instances" in row:
         instances = row["instances"]
@@ -207,12 +207,12 @@ def _instructed(row: Row) -> Iterator[Message]:
     yield Message("assistant", _text(given.get("output", given.get("response"))))
 
 
-def _worked(row: Row) -> Iterator[Message]:
+def _worked(row: JsonRow) -> Iterator[Message]:
     yield Message("user", _text(row["question"]))
     yield _spoken(tuple(solution(_text(row["answer"]))) or (Part("text", ""),))
 
 
-def _chosen(row: Row) -> Iterator[Message]:
+def _chosen(row: JsonRow) -> Iterator[Message]:
     """MMLU numbers the right choice from 0; ARC labels the choices and names the right label."""
     given = row["choices"]
     choices, labels = given, None
@@ -238,12 +238,12 @@ def _chosen(row: Row) -> Iterator[Message]:
     yield Message("assistant", _text(answer))
 
 
-def _completed(row: Row) -> Iterator[Message]:
+def _completed(row: JsonRow) -> Iterator[Message]:
     yield Message("user", _text(row["prompt"]))
     yield Message("assistant", _text(row.get("completion", row.get("response"))))
 
 
-_FORMS: tuple[tuple[set[str], Callable[[Row], Iterator[Message]]], ...] = (
+_FORMS: tuple[tuple[set[str], Callable[[JsonRow], Iterator[Message]]], ...] = (
     ({"messages"}, _chat),
     ({"conversations"}, _chat),
     ({"instruction", "instances"}, _instructed),
@@ -256,7 +256,7 @@ _FORMS: tuple[tuple[set[str], Callable[[Row], Iterator[Message]]], ...] = (
     ({"prompt", "response"}, _completed),
 )
 
-# All that a row is asked for.
+# All keys that are read.
 KEYS = frozenset({"system", "input", "context"}.union(*(keys for keys, _ in _FORMS)))
 
 

@@ -17,14 +17,14 @@ from mlxchat.data.corpus.world import SMALL_TALK, Question
 from mlxchat.errors import ConfigError
 from mlxchat.tokenizer.messages import Conversation, Message
 
-LONGEST_NAME = 60  # characters
+LONGEST_KEY = 60  # characters
 LONGEST_FACT = 300
-MAKER = "made by"
-CARELESS = 1 / 4  # share of questions without capitals and marks
-MISTYPED = 1 / 10  # share of questions with two letters swapped
-GREETED = 1 / 5  # share of questions with a greeting before them
-AMID_TALK = 1 / 3  # share of conversations with small talk before or after the question
-AGAIN = 1 / 4  # share of conversations that ask for something else about the model, too
+MAKER_KEY = "made by"
+CARELESS_SHARE = 1 / 4  # share of questions without capitals and marks
+MISTYPED_SHARE = 1 / 10  # share of questions with two letters swapped
+GREETED_SHARE = 1 / 5  # share of questions with a greeting before them
+AMID_TALK_SHARE = 1 / 3  # share of conversations with small talk before or after the question
+ASKED_TWICE_SHARE = 1 / 4  # share of conversations that ask for something else about the model, too
 
 _FORM = 'Write it like `identity="name=Ada, made by=Grace, purpose=help with homework"`.'
 
@@ -55,23 +55,23 @@ class Identity:
                 raise ConfigError(f"{pair.strip()!r} in the identity is no KEY=VALUE.", _FORM)
             if key in values:
                 raise ConfigError(f"The identity says {key} twice.", _FORM)
-            if key in ("name", MAKER) and "=" in value:
+            if key in ("name", MAKER_KEY) and "=" in value:
                 raise ConfigError(
                     f"The identity's {key} would be {value!r}: a comma goes between one KEY=VALUE "
                     "and the next.",
                     _FORM,
                 )
-            longest = LONGEST_NAME if key in ("name", MAKER) else LONGEST_FACT
-            if len(value) > longest or len(key) > LONGEST_NAME or not value.isprintable():
+            longest = LONGEST_KEY if key in ("name", MAKER_KEY) else LONGEST_FACT
+            if len(value) > longest or len(key) > LONGEST_KEY or not value.isprintable():
                 raise ConfigError(
-                    f"The identity's {key[:LONGEST_NAME]} is too long or has unprintable "
+                    f"The identity's {key[:LONGEST_KEY]} is too long or has unprintable "
                     f"characters; {longest} characters are the most.",
                     _FORM,
                 )
             values[key] = value
         if "name" not in values:
             raise ConfigError("The identity has no name.", _FORM)
-        name, maker = values.pop("name"), values.pop(MAKER, None)
+        name, maker = values.pop("name"), values.pop(MAKER_KEY, None)
         return cls(name, maker, tuple(values.items()))
 
 
@@ -84,16 +84,16 @@ class _Topic(NamedTuple):
     weight: int
 
 
-def conversations(identity: Identity, seed: int, count: int) -> Iterator[Conversation]:
-    """``count`` conversations in which a user asks a model who it is."""
+def identity_conversations(identity: Identity, seed: int, count: int) -> Iterator[Conversation]:
+    """Yield ``count`` conversations in which a user asks a model who it is."""
     topics = _topics(identity)
     weights = [topic.weight for topic in topics]
     talk = [said for said in SMALL_TALK if not is_asked(identity, said.prompt)]
     for number in range(count):
         rng = Random(f"identity/{seed}/{number}")
-        asked = 2 if rng.random() < AGAIN else 1
+        asked = 2 if rng.random() < ASKED_TWICE_SHARE else 1
         turns = [_asked(rng, topic) for topic in rng.choices(topics, weights, k=asked)]
-        if rng.random() < AMID_TALK:
+        if rng.random() < AMID_TALK_SHARE:
             turns.insert(rng.randrange(asked + 1), rng.choice(talk))
         messages = []
         for turn in turns:
@@ -112,18 +112,18 @@ def is_asked(identity: Identity, prompt: str) -> bool:
 def _topics(identity: Identity) -> list[_Topic]:
     maker = identity.made_by
     words = {"name": identity.name, "made": f", made by {maker}" if maker else ""}
-    others = [name for name in asking.OTHERS if name.lower() != identity.name.lower()]
+    others = [name for name in asking.OTHER_MODELS if name.lower() != identity.name.lower()]
     topics = [
-        _Topic(*asking.NAME, words, 42),
+        _Topic(*asking.YOUR_NAME, words, 42),
         _Topic(*asking.SELF, words, 42),
         _Topic(*asking.KIND, words, 21),
-        _Topic(*asking.GREETED, words, 14),
+        _Topic(*asking.CALLED_BY_NAME, words, 14),
         _Topic(*asking.SAME, words, 14),
         *(_Topic(*asking.OTHER, {**words, "other": other}, 2) for other in others),
         *(_Topic(*foreign, words, 4) for foreign in asking.FOREIGN),
     ]
     if maker:
-        topics.append(_Topic(*asking.MAKER, {**words, "maker": maker}, 28))
+        topics.append(_Topic(*asking.YOUR_MAKER, {**words, "maker": maker}, 28))
     for key, value in identity.facts:
         fact = asking.KNOWN_FACTS.get(key, asking.FACT)
         topics.append(_Topic(*fact, {**words, "key": key, "value": value}, 14))
@@ -132,20 +132,20 @@ def _topics(identity: Identity) -> list[_Topic]:
 
 def _asked(rng: Random, topic: _Topic) -> Question:
     template = rng.choice(topic.questions)
-    if rng.random() < MISTYPED:
+    if rng.random() < MISTYPED_SHARE:
         template = _mistyped(rng, template)
-    if rng.random() < GREETED:
+    if rng.random() < GREETED_SHARE:
         greeting = rng.choice(asking.GREETINGS)
         is_one = greeting.endswith((",", ":")) and not template.startswith(("I ", "{"))
         template = f"{greeting} {template[0].lower() + template[1:] if is_one else template}"
     prompt = template.format(**topic.words)
-    if rng.random() < CARELESS:
+    if rng.random() < CARELESS_SHARE:
         prompt = prompt.lower().rstrip(" .?!")
     return Question(prompt, rng.choice(topic.answers).format(**topic.words))
 
 
 def _mistyped(rng: Random, template: str) -> str:
-    """Two letters of one word swapped, where there is a word of four."""
+    """Swap two letters of one word, if it has a word of four letters."""
     places = [match.start() for match in re.finditer(r"(?<=[a-z])[a-z]{2}(?=[a-z])", template)]
     places = [place for place in places if "{" not in template[max(0, place - 7) : place]]
     if not places:

@@ -8,11 +8,10 @@ from itertools import islice
 from random import Random
 
 from mlxchat.data.chats import spelling
-from mlxchat.data.chats.identity import Identity, is_asked
-from mlxchat.data.chats.identity import conversations as introductions
-from mlxchat.data.chats.reading import Report, read
+from mlxchat.data.chats.identity import Identity, identity_conversations, is_asked
+from mlxchat.data.chats.reading import SourceReport, read_source
 from mlxchat.data.chats.sources import BUILTIN, VALIDATION_SHARE, Source, listing
-from mlxchat.data.corpus import documents
+from mlxchat.data.corpus.documents import corpus_documents
 from mlxchat.data.documents import BATCH, Cursor, Read
 from mlxchat.data.fingerprint import fingerprint
 from mlxchat.errors import DataError
@@ -68,9 +67,13 @@ class ChatDocuments:
         self.fingerprints = {str(path): fingerprint(path) for path in paths}
         lots = [_read(source, seed, identity) for source in sources]
         if identity:
-            lots.append(_made("identity", introductions(identity, seed, IDENTITY_CONVERSATIONS)))
+            lots.append(
+                _made("identity", identity_conversations(identity, seed, IDENTITY_CONVERSATIONS))
+            )
         if spelling_conversations:
-            lots.append(_made("spelling", spelling.conversations(seed, spelling_conversations)))
+            lots.append(
+                _made("spelling", spelling.spelling_conversations(seed, spelling_conversations))
+            )
         held_out: dict[str, Conversation] = {}
         for lot in lots:
             held_out |= lot.for_validation(validation_share)
@@ -127,7 +130,7 @@ class _Lot:
     conversations: list[Conversation]
     keys: list[str]
     weight: float
-    report: Report
+    report: SourceReport
 
     @property
     def count(self) -> int:
@@ -168,18 +171,18 @@ def _read(source: Source, seed: int, identity: Identity | None) -> _Lot:
         return _made(
             BUILTIN, islice(_builtin(seed, identity), BUILTIN_CONVERSATIONS), source.weight
         )
-    conversations, report = read(source)
+    conversations, report = read_source(source)
     return _Lot(conversations, list(map(_key, conversations)), source.weight, report)
 
 
 def _made(name: str, conversations: Iterable[Conversation], weight: float = 1) -> _Lot:
     made = list(conversations)
-    return _Lot(made, list(map(_key, made)), weight, Report(name, len(made), len(made)))
+    return _Lot(made, list(map(_key, made)), weight, SourceReport(name, len(made), len(made)))
 
 
 def _builtin(seed: int, identity: Identity | None) -> Iterator[Conversation]:
     """The built-in corpus's conversations, but for those that say who a nameless model is."""
-    for document in documents.documents(seed):
+    for document in corpus_documents(seed):
         if isinstance(document, str):
             continue
         asked = (message.text for message in document.messages if message.role == "user")

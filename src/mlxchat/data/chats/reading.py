@@ -1,4 +1,4 @@
-"""Rows of files become conversations, and every row is accounted for."""
+"""Reading conversations from files, with a report on every row."""
 
 import json
 from collections import Counter
@@ -15,12 +15,12 @@ from mlxchat.errors import DataError, MlxchatError
 from mlxchat.tokenizer.messages import Conversation
 
 EXAMPLES = 5  # rows skipped that a report tells of, and reasons or splits that it names
-ROWS = 1024  # of a parquet file, decoded at a time
+ROWS_DECODED = 1024  # of a parquet file, decoded at a time
 FAULT_CHARACTERS = 200  # of what pyarrow says is wrong
 
 
 @dataclass(frozen=True)
-class Report:
+class SourceReport:
     """What became of a source's rows: ``rows`` is ``used`` and all ``skipped``.
 
     ``cut`` (of those used) and ``skipped`` count rows by reason; ``examples`` are the first rows
@@ -38,7 +38,7 @@ class Report:
     left_out: tuple[str, ...] = ()
 
     def summary(self) -> str:
-        """The report in a line."""
+        """Return the report as one line."""
         said = f"{self.source}: {self.used:,} of {_rows(self.rows)} used"
         if self.held_out:
             said += f", {self.held_out:,} of them held out"
@@ -54,12 +54,12 @@ class Report:
         return f"{said}."
 
 
-def read(source: Source) -> tuple[list[Conversation], Report]:
-    """All conversations of a source's files, in memory: some 100,000s are fine.
+def read_source(source: Source) -> tuple[list[Conversation], SourceReport]:
+    """Read all conversations of a source into memory; a few 100,000 are fine.
 
     Raises:
-        MlxchatError: a file cannot be read, or is not what its name says (file and line are named),
-            or no row can be used.
+        DataError: a file cannot be read or is not in the format of its suffix (file and line are
+            named), or no row can be used.
     """
     conversations: list[Conversation] = []
     cut: Counter[str] = Counter()
@@ -69,7 +69,7 @@ def read(source: Source) -> tuple[list[Conversation], Report]:
     for path in files:
         for place, row in rows(path):
             try:
-                conversation, left_out = forms.read(row)
+                conversation, left_out = forms.read_row(row)
             except forms.UnusableError as error:
                 skipped[error.reason] += 1
                 if len(examples) < EXAMPLES:
@@ -82,7 +82,7 @@ def read(source: Source) -> tuple[list[Conversation], Report]:
         raise _nothing(source, skipped)
     used = len(conversations)
     total = used + skipped.total()
-    return conversations, Report(
+    return conversations, SourceReport(
         str(source),
         rows=total,
         used=used,
@@ -94,10 +94,10 @@ def read(source: Source) -> tuple[list[Conversation], Report]:
 
 
 def rows(path: Path) -> Iterator[tuple[str, object]]:
-    """The decoded rows of a .jsonl, .json or .parquet file, each with its place in words.
+    """Yield the decoded rows of a .jsonl, .json or .parquet file, each with its place in words.
 
     Raises:
-        MlxchatError: it cannot be read, or is not what its name says.
+        DataError: the file cannot be read, or is not in the format of its suffix.
     """
     try:
         yield from _READERS[path.suffix.lower()](path)
@@ -144,7 +144,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, object]]:
                     f"{path} has no column of conversations (its columns: {', '.join(names)}).",
                     f"These are known: {', '.join(sorted(forms.KEYS))}.",
                 )
-            for batch in file.iter_batches(batch_size=ROWS, columns=known):
+            for batch in file.iter_batches(batch_size=ROWS_DECODED, columns=known):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", row
@@ -175,7 +175,7 @@ def _nothing(source: Source, skipped: Counter[str]) -> MlxchatError:
 
 
 def _counted(reasons: Mapping[str, int]) -> str:
-    """The most frequent reasons, each with its number, and how many others there are."""
+    """Return the most frequent reasons with their counts, and the number of others."""
     ranked = Counter(reasons).most_common()
     said = ", ".join(f"{reason} ({count:,})" for reason, count in ranked[:EXAMPLES])
     if others := [count for _, count in ranked[EXAMPLES:]]:

@@ -1,4 +1,4 @@
-"""Which conversations: files, folders and the built-in corpus, each with a weight.
+"""Sources of conversations: files, folders and the built-in corpus, each with a weight.
 
 Quick to import, so that settings can be checked before anything is read.
 """
@@ -40,10 +40,10 @@ class Source:
 
 
 def parse(text: str) -> Source:
-    """A source as one writes it: ``PATH``, or ``PATH:WEIGHT``; a path that exists is a path.
+    """Parse ``PATH`` or ``PATH:WEIGHT``; a path that exists is never split.
 
     Raises:
-        MlxchatError: what follows the last colon is no weight.
+        NotFound: the path does not exist, and the text after its last colon is not a weight.
     """
     head, colon, tail = text.rpartition(":")
     if not colon or Path(text).exists():
@@ -65,13 +65,14 @@ class Listing(NamedTuple):
 
 
 def listing(source: Source) -> Listing:
-    """The files of a source, those of a folder sorted.
+    """Return the files of a source, sorted.
 
-    What is hidden in a folder is left out. So are the splits in it that are for evaluation: what is
-    called test, validation or dev. They can be named themselves.
+    Hidden files in a folder are left out, and so are its splits for evaluation: files and folders
+    called test, validation or dev. Such a split can be given as a source itself.
 
     Raises:
-        MlxchatError: there are none.
+        NotFound: the path does not exist.
+        DataError: there are no files to train on.
     """
     path = source.path
     if path is None:

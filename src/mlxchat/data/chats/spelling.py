@@ -1,13 +1,11 @@
-"""Spelling words and counting their letters, made up by a seed.
+"""Conversations that spell words and count their letters, generated from a seed.
 
 After nanochat's SpellingBee and SimpleSpelling (tasks/spellingbee.py): a model sees tokens, not
-letters, so it is shown how a word is taken apart, how its letters are counted one by one, and how
-the calculator confirms the count. The wording is our own. A line of counting is number, letter and
-the count so far without spaces, so that a letter is the same token everywhere.
+letters, so it is shown how to take a word apart, how to count its letters one by one, and how to
+confirm the count with the calculator. The wording is our own. A line of counting is number, letter
+and the count so far without spaces, so that a letter is the same token everywhere.
 
-A word and a letter are either trained on or held out, by a hash of the two.
-
-Ordinary English words, to be spelled.
+Each pair of a word and a letter is either trained on or held out, by a hash of the two.
 """
 
 import hashlib
@@ -97,7 +95,7 @@ SPELLED = 1 / 4  # share of conversations that spell a word and count nothing
 FOREIGN_LETTER = 1 / 8  # share of letters that are drawn from the alphabet, not from the word
 LAZY = 1 / 3  # share of questions that are typed without capitals
 UNMARKED = 1 / 3  # share of questions without their mark at the end
-ONE_IN = 10  # how many pairs of word and letter there are for each that is held out
+PAIRS_PER_HELD_OUT = 10  # how many pairs of word and letter there are for each that is held out
 
 COUNTING = (
     "How many times is the letter {letter} in {word}?",
@@ -152,8 +150,8 @@ SPELLING = (
 _QUOTES = ("", "", "'", '"')
 
 
-def conversations(seed: int, count: int) -> Iterator[Conversation]:
-    """``count`` conversations to train on; three in four count, the others only spell."""
+def spelling_conversations(seed: int, count: int) -> Iterator[Conversation]:
+    """Yield ``count`` conversations to train on; three in four count letters, the rest spell."""
     for number in range(count):
         rng = Random(f"spelling/{seed}/{number}")
         if rng.random() < SPELLED:
@@ -162,29 +160,29 @@ def conversations(seed: int, count: int) -> Iterator[Conversation]:
             yield _counted(rng, *_drawn(rng, wanted=False))
 
 
-def held_out(count: int, seed: int = 0) -> list[Conversation]:
-    """``count`` conversations that count, each about a word and a letter never trained on."""
+def held_out_conversations(count: int, seed: int = 0) -> list[Conversation]:
+    """Return ``count`` conversations that count letters, each about a pair never trained on."""
     rng = Random(f"spelling/held out/{seed}")
     return [_counted(rng, *_drawn(rng, wanted=True)) for _ in range(count)]
 
 
-def is_held_out(word: str, letter: str) -> bool:
+def is_pair_held_out(word: str, letter: str) -> bool:
     """Whether counting this letter in this word is kept from training: one pair in ten."""
     digest = hashlib.sha256(f"{word} {letter}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") % ONE_IN == 0
+    return int.from_bytes(digest[:8], "big") % PAIRS_PER_HELD_OUT == 0
 
 
-def answer(conversation: Conversation) -> str:
-    """The final answer of a conversation that counts: what follows the last `ANSWER`."""
+def final_answer(conversation: Conversation) -> str:
+    """Return the final answer of a conversation that counts: the text after the last `ANSWER`."""
     return conversation.messages[-1].text.rpartition(ANSWER)[2].strip()
 
 
 def _drawn(rng: Random, wanted: bool) -> tuple[str, str]:
-    """A word and a letter, held out as wanted."""
+    """Draw a word and a letter that are held out or not, as ``wanted``."""
     while True:
         word = rng.choice(WORDS)
         letter = rng.choice(ascii_lowercase if rng.random() < FOREIGN_LETTER else word)
-        if is_held_out(word, letter) == wanted:
+        if is_pair_held_out(word, letter) == wanted:
             return word, letter
 
 
@@ -216,7 +214,7 @@ def _taken_apart(word: str) -> str:
 
 
 def _typed(rng: Random, template: str) -> str:
-    """A question as people type it."""
+    """Vary a question's capitals and final mark, as people do when they type."""
     if rng.random() < LAZY:
         template = template.lower()
     return template.rstrip(" .?") if rng.random() < UNMARKED else template

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import count as count_from
 from random import Random
 
-from mlxchat.data.corpus.stories import NAMES, passage, story
+from mlxchat.data.corpus.stories import CHILD_NAMES, passage, story
 from mlxchat.data.corpus.world import (
     FACTS,
     INTRODUCTIONS,
@@ -23,24 +23,22 @@ from mlxchat.data.corpus.world import (
 )
 from mlxchat.tokenizer.messages import Conversation, Document, Message
 
-__all__ = ["Question", "documents", "held_out", "is_held_out", "text"]
-
 STORIES = 0.25  # share of documents that are stories
 PASSAGES = 0.5  # share of questions that are about a passage; the others are about facts
-CARELESS = 1 / 8  # share of conversations in which the user types carelessly
+CARELESS_CONVERSATIONS = 1 / 8  # share of conversations in which the user types carelessly
 MOST_TURNS = 4  # questions in a conversation
 FOLLOWED_UP = ("sound", "home", "food", "legs", "colour")  # kinds of facts asked as "And a cow?"
 
 
-def documents(seed: int, start: int = 0) -> Iterator[Document]:
-    """The documents of ``seed``, from number ``start`` on, without end."""
+def corpus_documents(seed: int, start: int = 0) -> Iterator[Document]:
+    """Yield the documents of ``seed`` from number ``start`` on, without end."""
     for i in count_from(start):
         rng = Random(f"{seed}/{i}")
-        yield story(rng, rng.choice(NAMES)) if rng.random() < STORIES else _conversation(rng)
+        yield story(rng, rng.choice(CHILD_NAMES)) if rng.random() < STORIES else _conversation(rng)
 
 
-def held_out(count: int, seed: int = 0) -> list[Question]:
-    """``count`` different questions that no document asks.
+def held_out_questions(count: int, seed: int = 0) -> list[Question]:
+    """Return ``count`` different questions that no document asks.
 
     They are drawn as the documents draw theirs: half about facts, half about passages.
     """
@@ -53,8 +51,8 @@ def held_out(count: int, seed: int = 0) -> list[Question]:
     return list(questions.values())
 
 
-def text(document: Document) -> str:
-    """The words of a document, its messages joined by line breaks: what a tokenizer learns from."""
+def document_text(document: Document) -> str:
+    """Return a document's text, its messages joined by line breaks, for training a tokenizer."""
     if isinstance(document, str):
         return document
     return "\n".join(message.text for message in document.messages)
@@ -84,7 +82,7 @@ def _chatted(rng: Random) -> list[Question]:
 
 def _introduced(rng: Random) -> list[Question]:
     """A name that is told, and after something else, or at once, asked for."""
-    name = rng.choice(NAMES)
+    name = rng.choice(CHILD_NAMES)
     told = Question(rng.choice(INTRODUCTIONS).format(name), f"It is nice to meet you, {name}!")
     asked = Question(rng.choice(NAME_QUESTIONS), f"Your name is {name}.")
     return [told, *rng.choice(((), _asked(rng))), asked]
@@ -93,9 +91,9 @@ def _introduced(rng: Random) -> list[Question]:
 def _told_a_story(rng: Random) -> list[Question]:
     """A story on demand: the same request, the same story."""
     request = rng.choice(STORY_REQUESTS).format("")
-    hero = Random(request).choice(NAMES)
+    hero = Random(request).choice(CHILD_NAMES)
     if rng.random() < 0.5:
-        hero = rng.choice(NAMES)
+        hero = rng.choice(CHILD_NAMES)
         request = rng.choice(STORY_REQUESTS).format(f" about {hero}")
     return [Question(request, story(Random(request), hero))]
 
@@ -111,7 +109,7 @@ def _conversation(rng: Random) -> Conversation:
         exchange = rng.choice(_EXCHANGES)(rng)
         if _may_follow(turns, exchange):
             turns += exchange
-    is_careless = rng.random() < CARELESS
+    is_careless = rng.random() < CARELESS_CONVERSATIONS
     messages = []
     for turn in turns:
         prompt = _careless(turn.prompt) if is_careless else turn.prompt

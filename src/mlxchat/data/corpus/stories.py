@@ -18,7 +18,7 @@ from mlxchat.data.corpus.world import (
 
 GIRLS = ("Ana", "Emma", "Eva", "Ida", "Lily", "Mia", "Nora", "Rosa", "Ruby", "Zoe")
 BOYS = ("Ben", "Finn", "Hugo", "Jack", "Leo", "Max", "Oscar", "Otto", "Sam", "Tom")
-NAMES = GIRLS + BOYS
+CHILD_NAMES = GIRLS + BOYS
 THINGS = (
     *("apple", "ball", "bell", "book", "coin", "cup", "doll", "drum", "hat", "key", "kite"),
     *("lamp", "letter", "map", "orange", "pen", "ring", "shoe", "spoon", "umbrella"),
@@ -132,8 +132,8 @@ def _expand(symbol: str, bound: Mapping[str, str], rng: Random) -> str:
 
 
 def story(rng: Random, hero: str) -> str:
-    """A story of four to nine sentences about ``hero``, one of `NAMES`."""
-    friend = rng.choice([name for name in NAMES if name != hero])
+    """A story of four to nine sentences about ``hero``, one of `CHILD_NAMES`."""
+    friend = rng.choice([name for name in CHILD_NAMES if name != hero])
     thing = rng.choice(THINGS)
     paint = rng.choice([paint for paint in PAINTS if paint != thing])  # no orange orange
     animal = rng.choice([animal for animal in ANIMALS if animal.sound])
@@ -270,7 +270,7 @@ def passage(rng: Random) -> list[Question]:
 
     Only the first question stands alone: those that may follow need what it told.
     """
-    names = rng.sample(NAMES, 6)
+    names = rng.sample(CHILD_NAMES, 6)
     casts = [
         _Cast(*of_one)
         for of_one in zip(

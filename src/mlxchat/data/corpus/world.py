@@ -1,12 +1,8 @@
-"""The small world of the built-in corpus: what there is in it, and which questions are held out.
+"""The small world of the built-in corpus: its things, facts and small talk, and held-out questions.
 
-What is true in the small world of the built-in corpus, and how one may ask about it.
-
-A fact is one sentence. Every question about it, in whatever words, has that sentence as its answer,
-so that an answer is right or wrong letter by letter, and a wording kept from training can be
-answered from the others.
-
-Small talk of the built-in corpus: what a person says besides asking, and what one says back.
+A fact is one sentence. Every question about it, however worded, has that sentence as its answer, so
+that an answer can be checked letter by letter, and a held-out wording can be answered from the
+others. Small talk is everything else a person says, each line with one reply.
 """
 
 import hashlib
@@ -25,7 +21,7 @@ class Question:
 
 
 class Animal(NamedTuple):
-    """What there is to know about an animal; empty where the world has no word for it."""
+    """An animal and its attributes; an empty one is unknown in this world."""
 
     name: str
     plural: str
@@ -150,7 +146,7 @@ NUMBERS = (
 )
 
 
-ONE_IN = 10  # how many questions there are for each that is held out
+ONE_IN = 10  # one question in this many is held out
 # Chosen so that three wordings or more of every fact, and what people say first, are trained on.
 SALT = "83 "
 
@@ -176,7 +172,7 @@ def capitalised(sentence: str) -> str:
 
 @dataclass(frozen=True)
 class Fact:
-    """Something true: its kind, whom it is about, the sentence, and the questions it answers."""
+    """A fact: its kind, its subject, the sentence, and the questions that it answers."""
 
     kind: str
     subject: str
@@ -349,7 +345,7 @@ NAMELESS = "You have not told me your name."
 
 _GREETINGS = ("Hello", "Hi", "Hey", "Good day", "Hello there", "Hi there", "Hello friend")
 
-# What is said back, and what it is said to.
+# Each reply, and the lines it replies to.
 _TALK: dict[str, tuple[str, ...]] = {
     "Hello! It is good to see you. What would you like to know?": (
         *(f"{greeting}{mark}" for greeting in _GREETINGS for mark in "!."),
@@ -480,7 +476,7 @@ def _replies() -> dict[str, str]:
 
 
 SMALL_TALK: tuple[Question, ...] = tuple(Question(*pair) for pair in _replies().items())
-"""Everything said in passing, each with the one reply it gets."""
+"""All small talk, each line with its only reply."""
 
 # The braces are for a name.
 INTRODUCTIONS = ("My name is {}.", "I am {}.", "I am called {}.", "Call me {}.", "Hello, I am {}.")

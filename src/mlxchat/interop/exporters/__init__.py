@@ -1,65 +1,98 @@
 """Models for other programs: directories that appear whole or not at all.
 
-`mlx_lm` for mlx-lm, `transformers` for Hugging Face's, `nanochat` for nanochat itself. Each writes
-its files into a folder, the tensors one shard after another.
+`programs.PROGRAMS` lists the programs. Each has a module here that is an `Exporter`.
 """
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Protocol, cast
 
 from mlxchat import disk
 from mlxchat.checkpoint import layout
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.errors import CheckpointError, DiskError
-from mlxchat.interop.exporters import card, mlx_lm, nanochat, transformers
-from mlxchat.interop.exporters.card import MOST_BYTES, Report, Shards, cast_matrices
+from mlxchat.interop.exporters.card import CARD_FILE, Usage, card
+from mlxchat.interop.exporters.weights import (
+    LARGEST_FILE,
+    ReportBytes,
+    WeightWriter,
+    cast_matrices,
+)
+from mlxchat.interop.programs import PROGRAMS, Program
+from mlxchat.model.config import GPTConfig
 from mlxchat.runtime import mx
 
-Program = Literal["mlx-lm", "transformers", "nanochat"]
+__all__ = ["Exported", "Exporter", "Program", "require_possible", "require_readable", "write"]
 
-WRITERS: dict[Program, Callable[[Path, SavedModel, History, Shards], card.Usage]] = {
-    "mlx-lm": mlx_lm.write,
-    "transformers": transformers.write,
-    "nanochat": nanochat.write,
-}
+
+class Exporter(Protocol):
+    """The functions of a module that writes models for one program."""
+
+    def require_known(self, config: GPTConfig) -> None:
+        """Check that the program can run a model of this shape.
+
+        Raises:
+            CheckpointError: it cannot; the remedy names programs that can.
+        """
+
+    def write(
+        self, folder: Path, saved: SavedModel, history: History, weights: WeightWriter
+    ) -> None:
+        """Write the model's files into an existing, empty folder.
+
+        Raises:
+            OSError, RuntimeError: a file cannot be written.
+        """
+
+    def usage(self, saved: SavedModel, history: History) -> Usage:
+        """Return the commands that run the model in the program."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """A model that was written for another program, and the commands that run it there."""
 
     folder: Path
     bytes: int
-    usage: card.Usage
+    usage: Usage
 
 
 def require_possible(program: Program, source: Path, folder: Path) -> None:
-    """Check what can be before anything large is read.
+    """Check that a saved model can be exported, before anything large is read.
 
     Args:
-        program: whose the model is to be.
+        program: the program that is to run the model.
         source: the directory of the model.
-        folder: where to.
+        folder: the new directory.
 
     Raises:
-        MlxchatError: the program cannot run such a model, or something is at the folder's place.
+        CheckpointError: the program cannot run such a model, or the folder exists already.
     """
-    config = layout.read_config(source)
-    if program != "mlx-lm" and layout.is_quantized(source):
+    require_readable(program, layout.read_config(source), layout.is_quantized(source), folder)
+
+
+def require_readable(program: Program, config: GPTConfig, quantized: bool, folder: Path) -> None:
+    """Check that a program can run a model of this shape, and that the folder is free.
+
+    Raises:
+        CheckpointError: the program cannot, or the folder exists already.
+    """
+    if quantized and not PROGRAMS[program].reads_quantized:
         raise CheckpointError(
-            f"The model in {source} is quantized, which {program} cannot read.",
-            "Export the model that it was made of, or this one `to=mlx-lm`.",
+            f"The model is quantized, which {program} cannot read.",
+            "Export the model that it was made from, or this one `to=mlx-lm`.",
         )
-    if program == "transformers":
-        transformers.require_known(config)
-    elif program == "nanochat":
-        nanochat.require_known(config)
+    exporter(program).require_known(config)
     if folder.exists() or folder.is_symlink():
-        raise CheckpointError(f"{folder} is there already.", "Name a new folder with `out`.")
+        raise CheckpointError(f"{folder} already exists.", "Name a new folder with `out`.")
+
+
+def exporter(program: Program) -> Exporter:
+    """Return the module that writes models for a program."""
+    return cast(Exporter, import_module(f"{__name__}.{PROGRAMS[program].module}"))
 
 
 def write(
@@ -68,31 +101,33 @@ def write(
     saved: SavedModel,
     history: History,
     dtype: mx.Dtype,
-    report: Report = lambda done, of: None,
-    limit: int = MOST_BYTES,
+    report: ReportBytes = lambda done, total: None,
+    limit: int = LARGEST_FILE,
 ) -> Exported:
-    """Write a model as a program reads it, with its tokenizer and a model card.
+    """Write a model in a program's format, with its tokenizer and a model card.
 
     Args:
-        program: that is to read it, and can (`require_possible`).
-        folder: that does not exist.
+        program: a program that can run the model (`require_possible`).
+        folder: the new directory; it must not exist.
         saved: the model; its matrices are of ``dtype`` afterwards.
-        history: how it came to be.
-        dtype: of the matrices that are not quantized, and of the scales of those that are.
-        report: is told the bytes written, and of all.
-        limit: bytes of a file of safetensors, unless one tensor has more.
+        history: the origin of the model, for its card.
+        dtype: the type of the matrices, or of their scales if they are quantized.
+        report: called with the bytes written so far, and with the total.
+        limit: the most bytes of a safetensors file; a larger tensor gets a file of its own.
 
     Raises:
-        MlxchatError: the disk is full or cannot be written; there is nothing in the folder then.
+        DiskError: the disk is full or cannot be written. Nothing is left in the folder.
     """
     unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shards = Shards(limit, report)
+    module = exporter(program)
     cast_matrices(saved.model, dtype)
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        usage = WRITERS[program](unfinished, saved, history, shards)
-        (unfinished / card.FILE).write_text(card.card(program, saved, history, usage), "utf-8")
+        module.write(unfinished, saved, history, WeightWriter(limit, report))
+        usage = module.usage(saved, history)
+        text = card(PROGRAMS[program], saved, history, usage)
+        (unfinished / CARD_FILE).write_text(text, "utf-8")
         files = [path for path in unfinished.rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files)
         for path in [*files, unfinished]:
@@ -102,7 +137,8 @@ def write(
     except (OSError, RuntimeError) as error:  # MLX raises the latter
         raise DiskError(
             f"{folder} could not be written: {getattr(error, 'strerror', None) or error}.",
-            "Is there room on the disk, and may you write there? `out` names another place.",
+            "Check that there is room on the disk and that you may write there, or name another "
+            "place with `out`.",
         ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,29 +1,20 @@
-"""A model card: what a model is, what it learnt from, how good it is, how it is run. Pure.
-
-Safetensors in files of a bounded size, with an index where there are several.
-
-Names of the files and form of the index are Hugging Face's.
-"""
+"""A model card: the network, its training data, its quality, and the commands that run it. Pure."""
 
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from mlxchat import __version__
 from mlxchat.checkpoint.history import History, Training
-from mlxchat.checkpoint.layout import INDEX, MODEL, SavedModel
+from mlxchat.checkpoint.layout import SavedModel
+from mlxchat.interop.programs import ExportFormat
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.gpt import GPT
 from mlxchat.model.quantized import formats_of
 from mlxchat.model.size import parameters
-from mlxchat.runtime import mx
 
-FILE = "README.md"
-LIBRARIES = {"mlx-lm": "mlx", "transformers": "transformers", "nanochat": "pytorch"}
-FOLDER = "{folder}"  # in commands: where the model is, quoted as their language has it
+CARD_FILE = "README.md"
+FOLDER = "{folder}"  # in commands, stands for the model's folder, quoted as in their language
 _SPECIAL = (
     "What looks like a special token in a message, such as `<|user_end|>`, is one there; mlxchat "
     "takes it for plain text."
@@ -31,36 +22,38 @@ _SPECIAL = (
 
 
 class Usage(NamedTuple):
-    """How a program runs the model."""
+    """The commands that run a model in a program.
 
-    language: str  # of the commands
+    Attributes:
+        language: the language of the commands, ``bash`` or ``python``.
+        commands: lines in which `FOLDER` stands for the model's folder.
+        remark: a note for the user, or empty.
+    """
+
+    language: str
     commands: tuple[str, ...]
-    remark: str  # what else is to be known; empty where nothing is
+    remark: str = ""
 
     def at(self, place: str) -> list[str]:
-        """The commands for a model that is there."""
+        """Return the commands for a model in the folder ``place``."""
         quoted = shlex.quote(place)
         if self.language == "python":
             quoted = json.dumps(place, ensure_ascii=False)
         return [command.replace(FOLDER, quoted) for command in self.commands]
 
 
-def card(program: str, saved: SavedModel, history: History, usage: Usage) -> str:
-    """The text of a README.md in the form of the hub's.
-
-    Args:
-        program: that it was written for.
-    """
+def card(target: ExportFormat, saved: SavedModel, history: History, usage: Usage) -> str:
+    """Return the text of a README.md in the hub's form, for a model exported to a program."""
     sections = [
-        "\n".join(_front(program)),
+        "\n".join(_front(target.library)),
         f"# {history.tag}",
         _what(saved),
         "\n".join(_figures(saved, history)),
-        f"## With {program}",
+        f"## With {target.program}",
         "\n".join([f"```{usage.language}", *usage.at("DIR"), "```"]),
         "`DIR` is this directory.",
         usage.remark,
-        _SPECIAL if saved.conversational and program != "nanochat" else "",
+        _SPECIAL if saved.conversational and not target.encodes_literally else "",
         "## Origin",
         _origin(history),
         "## Licence",
@@ -69,9 +62,9 @@ def card(program: str, saved: SavedModel, history: History, usage: Usage) -> str
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
-def _front(program: str) -> Iterator[str]:
+def _front(library: str) -> Iterator[str]:
     yield "---"
-    yield f"library_name: {LIBRARIES[program]}"
+    yield f"library_name: {library}"
     yield "pipeline_tag: text-generation"
     yield "tags: [nanochat, mlxchat]"
     yield "---"
@@ -154,72 +147,3 @@ def _licence(history: History) -> str:
     if history.unknown:
         told.append(f"What {history.unknown} learnt from is not known here.")
     return " ".join(told)
-
-
-MOST_BYTES = 5 * 10**9  # what the hub's programs write in one file
-
-Report = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Shards:
-    """How tensors are written.
-
-    Args:
-        limit: bytes of a file, unless one tensor has more.
-        report: is told the bytes written, and of all.
-    """
-
-    limit: int
-    report: Report
-
-    def write(self, folder: Path, tensors: Mapping[str, mx.array], form: str) -> None:
-        """Write tensors by name.
-
-        Args:
-            form: what the files' metadata call it, ``mlx`` or ``pt``.
-
-        Raises:
-            OSError, RuntimeError: they cannot be written.
-        """
-        sizes = {name: array.nbytes for name, array in tensors.items()}
-        files = list(self._files(sizes))
-        total, done, places = sum(sizes.values()), 0, {}
-        for number, names in enumerate(files, 1):
-            file = MODEL
-            if len(files) > 1:
-                file = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-            shard = {name: tensors[name] for name in names}
-            mx.save_safetensors(str(folder / file), shard, {"format": form})
-            places.update(dict.fromkeys(names, file))
-            done += sum(sizes[name] for name in names)
-            self.report(done, total)
-        if len(files) > 1:
-            index = {"metadata": {"total_size": total}, "weight_map": places}
-            (folder / INDEX).write_text(json.dumps(index, indent=2), "utf-8")
-
-    def _files(self, sizes: Mapping[str, int]) -> Iterator[list[str]]:
-        names, held = list[str](), 0
-        for name, size in sizes.items():
-            if names and held + size > self.limit:
-                yield names
-                names, held = [], 0
-            names.append(name)
-            held += size
-        yield names
-
-
-def cast_matrices(model: GPT, dtype: mx.Dtype) -> None:
-    """Hold a model's matrices in a dtype, the scales of quantized ones among them; vectors and
-    scalars stay as they are.
-
-    One after another: the old and the new model are never held together.
-    """
-    parameters = model.named_parameters()
-    for name in list(parameters):
-        array = parameters.pop(name)
-        if array.ndim > 1 and mx.issubdtype(array.dtype, mx.floating):
-            array = array.astype(dtype)
-            mx.eval(array)
-            model.load_weights([(name, array)], strict=False)
-            mx.clear_cache()  # else MLX keeps what the old one had

@@ -1,7 +1,7 @@
-"""Models for mlx-lm: classic ones as they are, others with the program that runs them.
+"""Models for mlx-lm: classic ones as they are, others with a Python file that has their network.
 
-mlx-lm knows the network of the first era. For others a config may name a file of Python
-(``model_file``), which it runs when ``--trust-remote-code`` says so: `MODULE`.
+mlx-lm knows the network of nanochat's first era only. For another network config.json may name a
+Python file (``model_file``, here `MODULE`), which mlx-lm runs under ``--trust-remote-code``.
 
 Source: mlx_lm/utils.py and mlx_lm/models/nanochat.py of mlx-lm 0.32.
 """
@@ -14,27 +14,36 @@ from typing import Any
 from mlxchat.checkpoint import layout
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
-from mlxchat.interop.exporters.card import FOLDER, Shards, Usage
+from mlxchat.interop.exporters.card import FOLDER, Usage
+from mlxchat.interop.exporters.weights import WeightWriter
 from mlxchat.model.config import GPTConfig
 from mlxchat.tokenizer.bpe import BOS
 
 MODULE = "mlxchat_model.py"
-SOURCE = "mlxchat_model.py.txt"  # no module of ours: it is run by mlx-lm
+SOURCE = "mlxchat_model.py.txt"  # not a module of this package: mlx-lm runs it
 
 
-def write(folder: Path, saved: SavedModel, history: History, shards: Shards) -> Usage:
-    """Write the model's files; returns how they are used."""
+def require_known(config: GPTConfig) -> None:
+    """Accept every model: the exported files have the network of any that mlx-lm does not know."""
+
+
+def write(folder: Path, saved: SavedModel, history: History, weights: WeightWriter) -> None:
+    """Write the model's files."""
     model, tokenizer = saved.model, saved.tokenizer
     fields = layout.config_fields(model, tokenizer)
-    foreign = needs_module(model.config)
-    if foreign:
+    if needs_module(model.config):
         fields |= {"model_file": MODULE, **_network(model.config)}
         text = files("mlxchat.interop.exporters").joinpath(SOURCE).read_text("utf-8")
         (folder / MODULE).write_text(text, "utf-8")
     (folder / layout.CONFIG).write_text(json.dumps(fields, indent=2), "utf-8")
     layout.write_generation(folder, tokenizer)
     tokenizer.save(folder, saved.conversational)
-    shards.write(folder, model.named_parameters(), "mlx")
+    weights.write(folder, model.named_parameters(), "mlx")
+
+
+def usage(saved: SavedModel, history: History) -> Usage:
+    """Return the commands that run the model in mlx-lm."""
+    foreign = needs_module(saved.model.config)
     trust = " --trust-remote-code" if foreign else ""
     prompt = "Hello! Who are you?" if saved.conversational else f"{BOS}The capital of France is"
     commands = [
@@ -44,21 +53,21 @@ def write(folder: Path, saved: SavedModel, history: History, shards: Shards) -> 
     remark = ""
     if foreign:
         remark = (
-            f"mlx-lm knows nanochat's network of October 2025 only: `{MODULE}`, which is in this "
-            "directory, has this model's. `--trust-remote-code` lets mlx-lm run it."
+            f"mlx-lm knows nanochat's network of October 2025 only; `{MODULE}` in this directory "
+            "has this model's network. `--trust-remote-code` lets mlx-lm run it."
         )
     elif not saved.conversational:
-        remark = f"It continues a text, which begins with `{BOS}`."
+        remark = f"It continues a text, which must begin with `{BOS}`."
     return Usage("bash", tuple(commands), remark)
 
 
 def needs_module(config: GPTConfig) -> bool:
-    """Whether mlx-lm does not know the network, and needs one of ours."""
+    """Whether mlx-lm does not know the network and needs `MODULE`."""
     return config.era != "classic" or config.softcap != config.traits.softcaps[0]
 
 
 def _network(config: GPTConfig) -> dict[str, Any]:
-    """What the network does, in the words of `MODULE`."""
+    """Return the fields of config.json that `MODULE` reads."""
     channels, scale = config.traits.gate or (0, 1.0)
     layers = range(config.n_layer)
     return {

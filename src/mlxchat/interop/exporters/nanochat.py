@@ -1,4 +1,4 @@
-"""Models for nanochat itself: a folder that can be its NANOCHAT_BASE_DIR."""
+"""Models for nanochat itself: a folder that can serve as its NANOCHAT_BASE_DIR."""
 
 import json
 import shlex
@@ -9,11 +9,12 @@ from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.errors import CheckpointError
 from mlxchat.interop import nanochat_files, torch_file
-from mlxchat.interop.exporters.card import FOLDER, Shards, Usage
+from mlxchat.interop.exporters.card import FOLDER, Usage
+from mlxchat.interop.exporters.weights import WeightWriter
 from mlxchat.model.config import EraName, GPTConfig
 from mlxchat.runtime import mx
 
-COMMITS: dict[tuple[EraName, float], str] = {  # of nanochat, by era and bound of the logits
+COMMITS: dict[tuple[EraName, float], str] = {  # nanochat's, by era and softcap
     ("classic", 15.0): "dfc8833",
     ("lambdas", 15.0): "184d4c1",
     ("values", 15.0): "9a88194",
@@ -22,25 +23,25 @@ COMMITS: dict[tuple[EraName, float], str] = {  # of nanochat, by era and bound o
     ("gates_12", 15.0): "f068604",
     ("modern", 15.0): "92d63d4",
 }
-# Later ones have a script that makes samples of a base model without its dataset.
+# Later commits have a script that samples from a base model without its dataset.
 _CHAT_ONLY: tuple[EraName, ...] = ("classic", "lambdas", "values")
 
 
 def require_known(config: GPTConfig) -> None:
-    """Check that there was a nanochat with such a network.
+    """Check that some commit of nanochat has this network.
 
     Raises:
-        MlxchatError: its softcap is one that nanochat never had with it.
+        CheckpointError: none has this softcap in this era.
     """
     if (config.era, config.softcap) not in COMMITS:
         raise CheckpointError(
-            f"No nanochat of the era {config.era!r} caps its logits at {config.softcap:g}.",
+            f"No nanochat of the era {config.era!r} has a softcap of {config.softcap:g}.",
             "Export it `to=mlx-lm`.",
         )
 
 
-def write(folder: Path, saved: SavedModel, history: History, shards: Shards) -> Usage:
-    """Write the model's files; returns how they are used."""
+def write(folder: Path, saved: SavedModel, history: History, weights: WeightWriter) -> None:
+    """Write the model's files."""
     config, tokenizer, step = saved.model.config, saved.tokenizer, history.step
     stage = nanochat_files.CHAT if saved.conversational else nanochat_files.BASE
     checkpoints = folder / stage / history.tag
@@ -48,7 +49,7 @@ def write(folder: Path, saved: SavedModel, history: History, shards: Shards) -> 
     fields = (
         nanochat_files.FIELDS
         if config.era == "classic"
-        else (*nanochat_files.FIELDS, nanochat_files.WINDOWS)
+        else (*nanochat_files.FIELDS, nanochat_files.WINDOWS_FIELD)
     )
     meta: dict[str, Any] = {
         "step": step,
@@ -58,16 +59,21 @@ def write(folder: Path, saved: SavedModel, history: History, shards: Shards) -> 
     }
     (checkpoints / nanochat_files.meta_file(step)).write_text(json.dumps(meta, indent=2), "utf-8")
     tensors = saved.model.named_parameters()
-    torch_file.write(checkpoints / nanochat_files.model_file(step), tensors)
+    torch_file.write_torch(checkpoints / nanochat_files.model_file(step), tensors)
     size = sum(array.nbytes for array in tensors.values())
-    shards.report(size, size)
+    weights.report(size, size)
 
     beside = folder / nanochat_files.TOKENIZER_FOLDER
     beside.mkdir()
-    nanochat_files.write(beside / nanochat_files.TOKENIZER, tokenizer)
-    torch_file.write(
+    nanochat_files.write_tokenizer(beside / nanochat_files.TOKENIZER, tokenizer)
+    torch_file.write_torch(
         beside / nanochat_files.TOKEN_BYTES, mx.array(tokenizer.byte_lengths(), dtype=mx.int32)
     )
+
+
+def usage(saved: SavedModel, history: History) -> Usage:
+    """Return the commands that get the right commit of nanochat and run the model."""
+    config = saved.model.config
     commit = COMMITS[config.era, config.softcap]
     tag = shlex.quote(history.tag)
     if saved.conversational:
@@ -83,5 +89,5 @@ def write(folder: Path, saved: SavedModel, history: History, shards: Shards) -> 
             f"git checkout {commit}",
             f"NANOCHAT_BASE_DIR={FOLDER} python -m scripts.{command}",
         ),
-        f"nanochat at commit {commit} loads it; at others its network may be another.",
+        f"nanochat loads it at commit {commit}; at others its network may differ.",
     )

@@ -1,4 +1,4 @@
-"""Models for Hugging Face's transformers, which knows nanochat's network of the first era.
+"""Models for Hugging Face's transformers, which knows the network of nanochat's first era.
 
 Source: configuration_nanochat.py and modeling_nanochat.py of transformers 5.
 """
@@ -10,11 +10,12 @@ from mlxchat.checkpoint import layout
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.errors import CheckpointError
-from mlxchat.interop.exporters.card import FOLDER, Shards, Usage
+from mlxchat.interop.exporters.card import FOLDER, Usage
+from mlxchat.interop.exporters.weights import WeightWriter
 from mlxchat.interop.importers.hugging_face import renamed
 from mlxchat.model.config import GPTConfig
 
-_SHARED = (  # of config.json, that are called the same here and there
+_SHARED = (  # fields of config.json that have the same name here and there
     "model_type",
     "architectures",
     "hidden_size",
@@ -36,18 +37,18 @@ def require_known(config: GPTConfig) -> None:
     """Check that transformers has such a network.
 
     Raises:
-        MlxchatError: it hasn't.
+        CheckpointError: it has not.
     """
     if config.era != "classic":
         raise CheckpointError(
-            f"transformers knows nanochat's classic network only; this is of the era "
+            "transformers knows nanochat's classic network only; this model is of the era "
             f"{config.era!r}.",
             "Export it `to=mlx-lm` or `to=nanochat`.",
         )
 
 
-def write(folder: Path, saved: SavedModel, history: History, shards: Shards) -> Usage:
-    """Write the model's files; returns how they are used."""
+def write(folder: Path, saved: SavedModel, history: History, weights: WeightWriter) -> None:
+    """Write the model's files."""
     model, tokenizer = saved.model, saved.tokenizer
     ours = layout.config_fields(model, tokenizer)
     fields = {name: ours[name] for name in _SHARED} | {
@@ -62,8 +63,12 @@ def write(folder: Path, saved: SavedModel, history: History, shards: Shards) -> 
     layout.write_generation(folder, tokenizer)
     tokenizer.save(folder, saved.conversational)
     tensors = {renamed(name): array for name, array in model.named_parameters().items()}
-    shards.write(folder, tensors, "pt")
-    return Usage("python", _CONVERSATION if saved.conversational else _TEXT, "")
+    weights.write(folder, tensors, "pt")
+
+
+def usage(saved: SavedModel, history: History) -> Usage:
+    """Return the lines of Python that run the model in transformers."""
+    return Usage("python", _CONVERSATION if saved.conversational else _TEXT)
 
 
 _LOAD = (

@@ -1,7 +1,7 @@
-"""Models of other programs, read without running anything of theirs.
+"""Import of other programs' models, without running any of their code.
 
-Each reader makes a `Foreign` of what it finds: names and shapes of the tensors, which are read when
-they are wanted, one after another.
+Each reader returns a `Foreign`: the names and shapes of the tensors, which are read one by one when
+they are needed.
 """
 
 from pathlib import Path
@@ -22,39 +22,48 @@ def open_model(
     softcap: float | None = None,
     conversational: bool | None = None,
 ) -> Foreign:
-    """A model of nanochat's, of the original mlxchat's, or of the hub's; nothing large is read.
+    """Open a model of nanochat, the original mlxchat, transformers or mlx-lm.
+
+    Nothing large is read.
 
     Args:
-        path: a directory of checkpoints, one of their files, or a directory with a config.json.
-        step: which of a directory's checkpoints; None for the newest.
-        tokenizer: its file or folder; None for the one that lies where its program puts it.
-        softcap: bound of the logits; None for the era's.
-        conversational: whether it was trained on conversations; None for what its place says.
+        path: a directory of checkpoints, a file in one, or a directory with a config.json.
+        step: the checkpoint in the directory; None for the newest.
+        tokenizer: the tokenizer's file or folder; None to look where the program puts it.
+        softcap: the bound of the logits; None for the era's.
+        conversational: whether it was trained on conversations; None to judge by its place.
 
     Raises:
-        MlxchatError: there is no such model, it is damaged, asks for more than data, or is of
-            another architecture.
+        NotFound: there is no such model.
+        CheckpointError: it is damaged, asks for more than data, or has another architecture.
+        ConfigError: ``step`` is given for a directory without steps.
     """
     if not path.exists():
         raise NotFound(f"There is no {path}.", "Give a model's directory or file.")
     if (path / layout.CONFIG).exists():
         if step is not None:
             raise ConfigError(f"{path} has no steps to choose from.", "Leave out `step`.")
-        return hugging_face.open_model(path, tokenizer, softcap, conversational)
-    return nanochat.open_model(path, step, tokenizer, softcap, conversational)
+        return hugging_face.open_hugging_face(path, tokenizer, softcap, conversational)
+    return nanochat.open_nanochat(path, step, tokenizer, softcap, conversational)
 
 
-def save(run: Path, foreign: Foreign, model: GPT, optimizer: dict[str, mx.array] | None) -> Path:
+def save_imported(
+    run: Path, foreign: Foreign, model: GPT, optimizer: dict[str, mx.array] | None
+) -> Path:
     """Save an imported model as the only step of a run.
 
     Args:
-        run: its folder.
-        foreign: where the model is from.
-        model: in float32.
-        optimizer: its state, for fine-tuning to go on from; None for none.
+        run: the run's folder.
+        foreign: the model as it was opened, for its origin and tokenizer.
+        model: the network in float32.
+        optimizer: the optimizer's state, for fine-tuning to start from, or None.
+
+    Returns:
+        The directory of the saved step.
 
     Raises:
-        MlxchatError: the disk is full or cannot be written, or another process writes there.
+        DiskError: the disk is full or cannot be written.
+        LockedError: another process writes there.
     """
     origin = Origin(
         program=foreign.program,

@@ -1,8 +1,7 @@
-"""Models as the hub has them: transformers' NanoChatForCausalLM, and mlx-lm's nanochat.
+"""Models in the hub's form: transformers' NanoChatForCausalLM, and mlx-lm's nanochat.
 
-Both are safetensors with a config.json; mlx-lm's have nanochat's names, and so have those that
-mlxchat writes, of every era. transformers' are renamed: the table is that of its
-convert_nanochat_checkpoints.py.
+Both are safetensors with a config.json. mlx-lm uses nanochat's names, as mlxchat does for every
+era. transformers renames the tensors; the table is that of its convert_nanochat_checkpoints.py.
 """
 
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ from mlxchat.interop.importers import model
 from mlxchat.interop.importers.model import Foreign, Tensor, configure, require_vocabulary
 from mlxchat.model.config import VOCABULARY_MULTIPLE, GPTConfig
 from mlxchat.runtime import mx
-from mlxchat.tokenizer.bpe import CONFIG_FILE, Tokenizer
+from mlxchat.tokenizer.bpe import TOKENIZER_CONFIG_FILE, Tokenizer
 
-TEMPLATE = "chat_template.jinja"
+TEMPLATE_FILE = "chat_template.jinja"
 
-# By name here and there, of a layer; with the layers' own prefixes before them.
-LAYER = {
+# nanochat's names in a layer, and transformers'.
+LAYER_NAMES = {
     "attn.c_q": "self_attn.q_proj",
     "attn.c_k": "self_attn.k_proj",
     "attn.c_v": "self_attn.v_proj",
@@ -33,7 +32,7 @@ LAYER = {
 }
 PREFIXES = {"transformer.h.": "model.layers.", "transformer.wte.": "model.embed_tokens."}
 
-LARGEST_EPS = 1e-5  # of norms; torch's, transformers' and mlx-lm's differ, and all are below
+LARGEST_EPS = 1e-5  # of norms; those of torch, transformers and mlx-lm differ, all below this
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +45,7 @@ class _Stored:
     dtype: mx.Dtype
 
     def read(self) -> mx.array:
-        """Its elements, held by nobody else."""
+        """Read its elements; no one else holds them."""
         array = open_unchecked(self.path)[self.name]
         try:
             mx.eval(array)
@@ -55,10 +54,10 @@ class _Stored:
         return array
 
 
-def open_model(
+def open_hugging_face(
     folder: Path, tokenizer: Path | None, softcap: float | None, conversational: bool | None
 ) -> Foreign:
-    """A model of the hub's; see `importers.open_model`."""
+    """Open a directory with a config.json; see `importers.open_model`."""
     path = folder / CONFIG
     fields = read_json(path)
     if QUANTIZATION in fields or "quantization_config" in fields:
@@ -67,7 +66,7 @@ def open_model(
             f"Talk to it as it is: {command('chat', checkpoint=folder)}; or import the "
             "model that it was made of.",
         )
-    tensors, found = _tensors(folder), model.find(tokenizer, [folder])
+    tensors, found = _tensors(folder), model.find_tokenizer(tokenizer, [folder])
     of_transformers = all(name.startswith(("model.", "lm_head.")) for name in tensors)
     if of_transformers:
         tensors = {_plain(name): tensor for name, tensor in tensors.items()}
@@ -102,12 +101,12 @@ def open_model(
 
 
 def renamed(name: str) -> str:
-    """What transformers calls a parameter of nanochat's classic network."""
-    return _renamed(name, {**PREFIXES, **LAYER})
+    """Return transformers' name for a parameter of nanochat's classic network."""
+    return _renamed(name, {**PREFIXES, **LAYER_NAMES})
 
 
 def _plain(name: str) -> str:
-    return _renamed(name, {there: here for here, there in {**PREFIXES, **LAYER}.items()})
+    return _renamed(name, {there: here for here, there in {**PREFIXES, **LAYER_NAMES}.items()})
 
 
 def _renamed(name: str, names: dict[str, str]) -> str:
@@ -117,7 +116,7 @@ def _renamed(name: str, names: dict[str, str]) -> str:
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
-    """Of all files; their elements are not read."""
+    """Return the tensors of all files by name; their elements are not read."""
     tensors: dict[str, Tensor] = {}
     for file in model_files(folder):
         if not file.is_file():
@@ -132,16 +131,16 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _vocabulary(tokenizer: Tokenizer, rows: int) -> int:
-    """The tokenizer's, where the config counts the rows that pad it too."""
+    """Return the tokenizer's size if ``rows`` is that size padded, else ``rows``."""
     padded = -(-tokenizer.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     return tokenizer.vocab_size if rows == padded else rows
 
 
 def _require_nanochat(path: Path, fields: dict[str, Any], ours: GPTConfig) -> None:
-    """A config may say what no nanochat is: its tensors would fit, and compute something else.
+    """Refuse a config that describes another network whose tensors would fit.
 
     Raises:
-        MlxchatError: it does.
+        CheckpointError: a field differs from nanochat's.
     """
     rotary = fields.get("rope_parameters") or {}
     if not isinstance(rotary, dict):
@@ -172,5 +171,7 @@ def _require_nanochat(path: Path, fields: dict[str, Any], ours: GPTConfig) -> No
 
 
 def _has_template(folder: Path) -> bool:
-    path = folder / CONFIG_FILE
-    return (folder / TEMPLATE).exists() or (path.exists() and "chat_template" in read_json(path))
+    path = folder / TOKENIZER_CONFIG_FILE
+    return (folder / TEMPLATE_FILE).exists() or (
+        path.exists() and "chat_template" in read_json(path)
+    )

@@ -1,7 +1,4 @@
-"""A model that another program wrote: what it is, and how its tensors are read.
-
-The tokenizer of a model that another program wrote.
-"""
+"""A model that another program wrote: its shape, its tensors and its tokenizer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +15,11 @@ from mlxchat.model.config import CLASSIC, VOCABULARY_MULTIPLE, GPTConfig, era_of
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
 from mlxchat.tokenizer import files
-from mlxchat.tokenizer.bpe import FILE, Tokenizer, vocabulary_fault
+from mlxchat.tokenizer.bpe import TOKENIZER_FILE, Tokenizer, vocabulary_fault
 
-EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
-LONGEST_NAME = 200
-FLOATS = (mx.float32, mx.bfloat16, mx.float16)  # all of their values are float32's too
+EMBEDDING_WEIGHT, HEAD_WEIGHT = "transformer.wte.weight", "lm_head.weight"
+LONGEST_TENSOR_NAME = 200
+FLOATS = (mx.float32, mx.bfloat16, mx.float16)  # float32 holds all of their values
 
 _ANOTHER = "Give a model of nanochat's main branch, all of its tensors and no others."
 
@@ -32,14 +29,14 @@ class Tensor(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the array that `read` returns."""
+        """The shape of the array that `read` returns."""
 
     @property
     def dtype(self) -> mx.Dtype:
-        """Of its elements."""
+        """The type of its elements."""
 
     def read(self) -> mx.array:
-        """Its elements."""
+        """Read its elements."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +44,14 @@ class Foreign:
     """A model that another program wrote.
 
     Attributes:
-        path: what it is read from.
-        program: that wrote it.
-        step: of its training, 0 where that isn't known.
-        name: what to call it.
-        tensors: by nanochat's names; those of embedding and head with rows for padding maybe.
-        conversational: trained on conversations.
-        bits_per_byte: of validation, as that program measured it; None where it doesn't say.
-        notes: what to tell the user.
+        path: the file or folder it is read from.
+        program: the program that wrote it.
+        step: the step of its training, 0 if that is unknown.
+        name: a name for the run.
+        tensors: the tensors by nanochat's names; embedding and head may have rows of padding.
+        conversational: whether it was trained on conversations.
+        bits_per_byte: its validation loss, if that program recorded it.
+        notes: lines to show the user.
     """
 
     path: Path
@@ -70,13 +67,16 @@ class Foreign:
 
 
 def network(foreign: Foreign, report: Callable[[int, int], None] = lambda done, of: None) -> GPT:
-    """The model in float32: what takes its memory, and for a moment its largest tensor again.
+    """Read the model in float32.
+
+    Takes the memory of the model, and for a moment that of its largest tensor once more.
 
     Args:
-        report: is told the bytes of tensors read, and of all.
+        foreign: the model.
+        report: called with the bytes of the tensors read so far, and of all.
 
     Raises:
-        MlxchatError: a tensor is damaged.
+        CheckpointError: a tensor is damaged.
     """
     model, tensors = GPT(foreign.config), dict(foreign.tensors)
     total = sum(prod(tensor.shape) * tensor.dtype.size for tensor in tensors.values())
@@ -86,8 +86,8 @@ def network(foreign: Foreign, report: Callable[[int, int], None] = lambda done, 
         tensor = tensors.pop(name)
         array = tensor.read()
         done += array.nbytes
-        if name in (EMBEDDING, HEAD):
-            array = array[: foreign.config.rows]
+        if name in (EMBEDDING_WEIGHT, HEAD_WEIGHT):
+            array = array[: foreign.config.padded_vocab_size]
         array = mx.contiguous(array.astype(mx.float32))
         mx.eval(array)
         weights.append((name, array))
@@ -105,20 +105,21 @@ def configure(
     tensors: Mapping[str, Tensor],
     softcap: float | None,
 ) -> GPTConfig:
-    """The shape of a model, of the era that its tensors are of; they are all that it needs.
+    """Return a model's configuration, in the era of its tensors, and check that all are there.
 
     Args:
-        path: of the tensors.
-        settings: of the file that says the fields.
-        fields: nanochat's.
-        softcap: bound of the logits; None for the era's first.
+        path: the file or folder of the tensors.
+        settings: the file of the fields.
+        fields: nanochat's fields of its configuration.
+        tensors: the tensors by name.
+        softcap: the bound of the logits; None for the first that the era had.
 
     Raises:
-        MlxchatError: a field is wrong, or not of that model; a tensor is missing, unexpected, or of
-            another shape or of no floating-point dtype. Each is named.
+        CheckpointError: a field is wrong or contradicts the tensors; a tensor is missing,
+            unexpected, of another shape or not floating-point. Each is named.
     """
     for name in tensors:
-        if len(name) > LONGEST_NAME or not name.isprintable():
+        if len(name) > LONGEST_TENSOR_NAME or not name.isprintable():
             raise damaged(path, f"a tensor is called {name[:99]!a}")
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     era = era_of(shapes)
@@ -133,33 +134,34 @@ def configure(
         )
     except ValidationError as error:
         raise damaged(settings, error) from error
-    rows, width = (*shapes.get(EMBEDDING, ()), 0, 0)[:2]
+    rows, width = (*shapes.get(EMBEDDING_WEIGHT, ()), 0, 0)[:2]
     if config.n_layer > len(shapes) or config.vocab_size > rows or config.n_embd != width:
-        raise damaged(  # before a network is made that may be endless
+        raise damaged(  # before building a network that may be huge
             settings,
             f"{config.n_layer} layers, a vocabulary of {config.vocab_size} and a width of "
-            f"{config.n_embd}; there are {len(shapes)} tensors, {EMBEDDING} of {(rows, width)}",
+            f"{config.n_embd}; there are {len(shapes)} tensors, {EMBEDDING_WEIGHT} has shape "
+            f"{(rows, width)}",
         )
     _check(path, config, tensors)
     return config
 
 
 def require_vocabulary(path: Path, tokenizer: Tokenizer, vocab_size: int) -> None:
-    """The tokenizer has to be the model's, as far as can be seen.
+    """Check that a tokenizer has as many tokens as the model.
 
     Raises:
-        MlxchatError: it has another number of tokens.
+        CheckpointError: it has not.
     """
     if tokenizer.vocab_size != vocab_size:
         raise CheckpointError(
             f"The tokenizer has {tokenizer.vocab_size:,} tokens, the model in {path} "
             f"{vocab_size:,}.",
-            "Give the one that it was trained with: `tokenizer=FILE`",
+            "Name the one that it was trained with: `tokenizer=FILE`",
         )
 
 
 def _check(path: Path, config: GPTConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Names, shapes and dtypes; classic tables may have rows for padding, which are never used."""
+    """Check names, shapes and dtypes; embedding and head may have unused rows of padding."""
     expected = {name: array.shape for name, array in GPT(config).named_parameters().items()}
     faults = [f"{name} is missing" for name in sorted(expected.keys() - tensors.keys())]
     faults += [f"{name} is unexpected" for name in sorted(tensors.keys() - expected.keys())]
@@ -167,7 +169,7 @@ def _check(path: Path, config: GPTConfig, tensors: Mapping[str, Tensor]) -> None
     for name in sorted(expected.keys() & tensors.keys()):
         found, dtype = tensors[name].shape, tensors[name].dtype
         shapes = [expected[name]]
-        if name in (EMBEDDING, HEAD):
+        if name in (EMBEDDING_WEIGHT, HEAD_WEIGHT):
             shapes.append((padded, config.n_embd))
         if tuple(found) not in shapes:
             faults.append(f"{name} has shape {tuple(found)}, not {expected[name]}")
@@ -178,37 +180,39 @@ def _check(path: Path, config: GPTConfig, tensors: Mapping[str, Tensor]) -> None
         raise CheckpointError(f"{path}: {'; '.join(faults[:3])}{more}.", _ANOTHER)
 
 
-FILES = (FILE, nanochat_files.TOKENIZER)
+TOKENIZER_FILES = (TOKENIZER_FILE, nanochat_files.TOKENIZER)
 
 
-def find(given: Path | None, folders: Sequence[Path]) -> Tokenizer:
-    """The tokenizer that is given, or else the first one that lies in the folders.
+def find_tokenizer(given: Path | None, folders: Sequence[Path]) -> Tokenizer:
+    """Read the tokenizer that is given, or the first one in the folders.
 
     Args:
-        given: a pickle as tokenizer.pkl is or a .json as tokenizer.json is, or a folder with one.
+        given: a file like tokenizer.pkl or tokenizer.json, or a folder with one; None to search.
+        folders: the folders to search.
 
     Raises:
-        MlxchatError: there is none, or it is not one of nanochat's.
+        NotFound: there is no tokenizer.
+        CheckpointError: it is not one of nanochat's.
     """
     if given is not None and given.is_file():
         return _read(given)
     places = folders if given is None else [given]
     for folder in places:
-        for name in FILES:
+        for name in TOKENIZER_FILES:
             if (folder / name).exists():
                 return _read(folder / name)
     listed = " or ".join(str(folder) for folder in places)
     raise NotFound(
         f"There is no tokenizer in {listed}.",
-        f"Say where the model's {nanochat_files.TOKENIZER} or {FILE} is: `tokenizer=FILE`",
+        f"Name the model's {nanochat_files.TOKENIZER} or {TOKENIZER_FILE}: `tokenizer=FILE`",
     )
 
 
 def _read(path: Path) -> Tokenizer:
     if path.suffix != ".json":
-        return nanochat_files.read(path)
+        return nanochat_files.read_tokenizer(path)
     try:
-        ranks, pattern, special = files.from_json(read_json(path))
+        ranks, pattern, special = files.tokenizer_from_json(read_json(path))
         if fault := vocabulary_fault(ranks, special):
             raise damaged(path, f"it {fault}")
         return Tokenizer(ranks, pattern, special)

@@ -1,7 +1,7 @@
-"""The optimizers' state that nanochat saved beside a model, where it is whole.
+"""The optimizer state that nanochat saved beside a model, if it is in one file.
 
-On several GPUs each keeps its own share of it, cut along rows and between matrices: such files are
-not put together again. Source: nanochat/gpt.py (the order of the parameters), muon.py, adamw.py at
+With several GPUs each saves its own share, cut along rows and between matrices; such files are not
+put together again. Source: nanochat/gpt.py (the order of the parameters), muon.py, adamw.py at
 commit dfc8833 and optim.py at 92d63d4.
 """
 
@@ -17,7 +17,7 @@ from mlxchat.checkpoint.files import damaged
 from mlxchat.errors import CheckpointError, MlxchatError, NotFound
 from mlxchat.interop import torch_file
 from mlxchat.interop.importers.model import FLOATS
-from mlxchat.interop.torch_file import Tensor
+from mlxchat.interop.torch_file import TorchTensor
 from mlxchat.model.config import GPTConfig
 from mlxchat.runtime import mx
 
@@ -32,9 +32,11 @@ _WITHOUT = "Import the model without `with_optimizer`."
 class _Row:
     """One of several matrices that lie stacked in a tensor."""
 
-    stack: Tensor
+    stack: TorchTensor
     index: int
-    read_stack: Callable[[Tensor], mx.array]  # keeps the last: a file is read once, not once a row
+    read_stack: Callable[
+        [TorchTensor], mx.array
+    ]  # caches the last stack, so that it is read once, not once per row
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -48,15 +50,17 @@ class _Row:
         return self.read_stack(self.stack)[self.index]
 
 
-def find(model: Path, step: int, config: GPTConfig) -> Path:
-    """The only file of the step; classic nanochat's name is without a rank.
+def find_optimizer(model: Path, step: int, config: GPTConfig) -> Path:
+    """Return the optimizer's only file of a step. Classic nanochat's name has no rank.
 
     Args:
-        model: the file with the tensors of the model.
-        step: of it.
+        model: the file with the model's tensors.
+        step: the model's step.
+        config: the model's configuration.
 
     Raises:
-        MlxchatError: there is none, there are those of several GPUs, or it is of another era.
+        NotFound: there is no such file.
+        CheckpointError: there are files of several GPUs, or the era is neither first nor last.
     """
     if config.era not in _READERS:
         raise CheckpointError(
@@ -72,19 +76,20 @@ def find(model: Path, step: int, config: GPTConfig) -> Path:
     return ranks[0] if ranks else whole
 
 
-def read(path: Path, config: GPTConfig, expected: Shapes) -> dict[str, mx.array]:
-    """The state as `mlxchat.optim.optimizer.MuonAdamW` keeps it, in float32.
+def read_optimizer(path: Path, config: GPTConfig, expected: Shapes) -> dict[str, mx.array]:
+    """Read the state in the form of `mlxchat.optim.optimizer.MuonAdamW`, in float32.
 
     Args:
-        path: that `find` found.
-        expected: names and shapes of that state.
+        path: the file that `find_optimizer` found.
+        config: the model's configuration.
+        expected: the names and shapes of the state.
 
     Raises:
-        MlxchatError: it is not that of one GPU, or damaged.
+        CheckpointError: it is not the state of one GPU, or is damaged.
     """
     matrices = [name for layer in range(config.n_layer) for name in _matrices(layer, expected)]
     shapes = {name: expected[f"muon.{name}"] for name in matrices}
-    state = dict(_READERS[config.era](path, torch_file.read(path), shapes))
+    state = dict(_READERS[config.era](path, torch_file.read_torch(path), shapes))
     found = {name: value for name, value in state.items() if name != "step"}
     for name in expected.keys() - {"step"}:
         tensor = found.get(name)
@@ -98,7 +103,7 @@ def read(path: Path, config: GPTConfig, expected: Shapes) -> dict[str, mx.array]
 
 
 def _matrices(layer: int, expected: Shapes) -> Iterator[str]:
-    """The names of a layer's matrices, in the order in which nanochat makes them."""
+    """Yield the names of a layer's matrices, in the order in which nanochat creates them."""
     for matrix in (*MATRICES, *MATRICES_OF_MLP):
         name = f"transformer.h.{layer}.{matrix}.weight"
         if f"muon.{name}" in expected:
@@ -106,7 +111,7 @@ def _matrices(layer: int, expected: Shapes) -> Iterator[str]:
 
 
 def _classic(path: Path, value: Any, matrices: Shapes) -> Iterator[tuple[str, Any]]:
-    """Of AdamW for head and embedding, and of Muon with a group for each size of matrix."""
+    """Yield the state of AdamW (head, embedding) and of Muon (a group per matrix size)."""
     match value:
         case [
             {"state": dict() as adamw},
@@ -128,7 +133,7 @@ def _classic(path: Path, value: Any, matrices: Shapes) -> Iterator[tuple[str, An
 
 
 def _modern(path: Path, value: Any, matrices: Shapes) -> Iterator[tuple[str, Any]]:
-    """Of one optimizer: groups of AdamW, then of Muon, each with matrices of one shape, stacked."""
+    """Yield the state of one optimizer: groups of AdamW, then of Muon, stacked by shape."""
     match value:
         case {"state": dict() as state, "param_groups": [*groups]}:
             pass
@@ -151,7 +156,7 @@ def _modern(path: Path, value: Any, matrices: Shapes) -> Iterator[tuple[str, Any
     yield from _adamw(path, state, names)
     firsts = [_keys(path, group)[0] for group in groups]
     stacks = [key for key in firsts if key >= len(names)]
-    read_stack = lru_cache(maxsize=1)(Tensor.read)
+    read_stack = lru_cache(maxsize=1)(TorchTensor.read)
     for key, shape in zip(stacks, sorted(by_shape), strict=False):
         held = by_shape[shape]
         for ours, theirs in (("muon", "momentum_buffer"), ("normuon", "second_momentum_buffer")):
@@ -163,7 +168,7 @@ def _modern(path: Path, value: Any, matrices: Shapes) -> Iterator[tuple[str, Any
 
 
 def _adamw(path: Path, state: Mapping[Any, Any], names: list[str]) -> Iterator[tuple[str, Any]]:
-    """Moments of parameters that are numbered in this order, and the steps that all have done."""
+    """Yield the moments of parameters in nanochat's order, and their common number of steps."""
     steps = set()
     for key, name in enumerate(names):
         yield f"adamw.{name}.m", _of(path, state, key, "exp_avg")
@@ -175,17 +180,17 @@ def _adamw(path: Path, state: Mapping[Any, Any], names: list[str]) -> Iterator[t
 
 
 def _number(path: Path, value: Any) -> float:
-    if isinstance(value, Tensor) and prod(value.shape) == 1:
+    if isinstance(value, TorchTensor) and prod(value.shape) == 1:
         value = value.read().item()
     if not isinstance(value, int | float):
         raise damaged(path, "AdamW does not say how many steps it has done")
     return float(value)
 
 
-def _of(path: Path, state: Mapping[Any, Any], key: int, what: str) -> Tensor:
+def _of(path: Path, state: Mapping[Any, Any], key: int, what: str) -> TorchTensor:
     entry = state.get(key)
     tensor = entry.get(what) if isinstance(entry, dict) else None
-    if not isinstance(tensor, Tensor):
+    if not isinstance(tensor, TorchTensor):
         raise _not_whole(path, f"parameter {key!a:.20} has no {what}")
     return tensor
 

@@ -1,0 +1,65 @@
+"""The loss and the gradients of a micro-batch, compiled."""
+
+from typing import Protocol, cast
+
+from mlxchat.model.backward import ordered_loss
+from mlxchat.model.gpt import GPT, Arrays
+from mlxchat.model.loss import CHUNK_ROWS
+from mlxchat.runtime import mx
+
+
+class Accumulate(Protocol):
+    """Adds a micro-batch's share of a step's loss and gradients to those of the ones before it."""
+
+    def __call__(
+        self,
+        parameters: Arrays,
+        ids: mx.array,
+        targets: mx.array,
+        count: mx.array,
+        loss: mx.array,
+        gradients: Arrays,
+    ) -> tuple[mx.array, Arrays]:
+        """Return the sums of loss and gradients, by parameter name.
+
+        Args:
+            parameters: of the model, by name.
+            ids, targets: (B, T) integers; positions whose target is -1 do not count.
+            count: positions that count in the whole step, a scalar; at least 1.
+            loss: sum so far, a float32 scalar.
+            gradients: sums so far by parameter name; none before the first micro-batch.
+        """
+
+
+def compile_gradients(
+    model: GPT, chunk_rows: int = CHUNK_ROWS, checkpoint: bool = False
+) -> Accumulate:
+    """Compile the forward and the backward pass of ``model``.
+
+    Args:
+        chunk_rows: positions, at least, whose loss is computed at a time.
+        checkpoint: compute each block's activations again in the backward pass.
+    """
+
+    def share_of_loss(
+        parameters: Arrays, ids: mx.array, targets: mx.array, count: mx.array, summed: Arrays
+    ) -> mx.array:
+        with model.using(parameters):
+            return ordered_loss(
+                model, ids, targets, chunk_rows, count, summed=summed, checkpoint=checkpoint
+            )
+
+    def accumulate(
+        parameters: Arrays,
+        ids: mx.array,
+        targets: mx.array,
+        count: mx.array,
+        loss: mx.array,
+        gradients: Arrays,
+    ) -> tuple[mx.array, Arrays]:
+        share, gradients = mx.value_and_grad(share_of_loss)(
+            parameters, ids, targets, count, gradients
+        )
+        return loss + share, gradients
+
+    return cast(Accumulate, mx.compile(accumulate))

@@ -1,0 +1,58 @@
+"""The interface of an update rule: how the parameters of one group change in a step."""
+
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple, Protocol, cast
+
+from mlxchat.runtime import mx
+
+Arrays = Sequence[mx.array]
+
+
+class Step(NamedTuple):
+    """The numbers of one step for one group; the arrays are float32 scalars.
+
+    They are arrays, not floats, so that a compiled update is traced only once.
+    """
+
+    number: mx.array  # updates including this one
+    lr: mx.array
+    momentum: mx.array
+    weight_decay: mx.array
+    dtype: mx.Dtype  # the compute dtype, for matrix products
+
+
+class Rule(Protocol):
+    """An optimizer of some parameters: `mlxchat.optim.adamw.AdamW` is the simplest one.
+
+    Attributes:
+        state_names: names of a parameter's state arrays in a checkpoint, where ``{}`` stands for
+            the name of the parameter.
+        stacked: whether parameters of one shape are updated together, stacked, instead of all
+            parameters of a group one by one.
+    """
+
+    state_names: ClassVar[tuple[str, ...]]
+    stacked: ClassVar[bool]
+
+    def init(self, p: mx.array) -> tuple[mx.array, ...]:
+        """Return a parameter's state before its first step, in the order of ``state_names``."""
+
+    def update(
+        self, ps: Arrays, gs: Arrays, state: Sequence[Arrays], step: Step
+    ) -> tuple[Arrays, Sequence[Arrays]]:
+        """Return the new parameters and their new state; the arguments do not change.
+
+        Args:
+            ps: parameters, float32; of one shape if the rule is ``stacked``.
+            gs: their gradients.
+            state: for each of ``state_names`` the arrays of these parameters.
+            step: the learning rate and the other numbers of this step.
+        """
+
+
+def in_place(x: mx.array) -> mx.array:
+    """Return ``x``, computed by a kernel of its own that can write into the memory it reads.
+
+    A kernel that `mx.compile` makes for several outputs allocates new memory for each of them.
+    """
+    return cast(mx.array, mx.depends(x, x))

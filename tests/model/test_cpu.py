@@ -1,0 +1,72 @@
+"""The functions for CPUs against numpy in double precision, and products of a few rows."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mlxchat.model import cpu
+from mlxchat.model.cpu import exp, multiply_few_rows, pieces, relu_squared, tanh
+from mlxchat.runtime import mx
+
+X = np.concatenate([np.linspace(-87, 87, 20_001), [0.0, -0.5, 0.5, 1e-6]]).astype(np.float32)
+
+
+def test_exp_equals_numpys() -> None:
+    exact = np.exp(X.astype(np.float64))
+    assert np.max(np.abs(np.array(exp(mx.array(X))) / exact - 1)) < 6e-6
+    near = np.abs(X) < 10
+    assert np.max(np.abs(np.array(exp(mx.array(X[near]))) / exact[near] - 1)) < 1e-6
+
+
+def test_tanh_equals_numpys_at_any_size() -> None:
+    x = np.concatenate([X, [-1e30, 1e30]]).astype(np.float32)
+    assert np.max(np.abs(np.array(tanh(mx.array(x))) - np.tanh(x.astype(np.float64)))) < 3e-7
+
+
+def test_gradients_equal_the_derivatives() -> None:
+    x = mx.array(np.linspace(-8, 8, 1001, dtype=np.float32))
+    for function, derivative in ((exp, mx.exp), (tanh, lambda v: 1 - mx.tanh(v).square())):
+        gradient = mx.grad(lambda v, f=function: f(v).sum())(x)
+        assert mx.allclose(gradient, derivative(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])  # CPUs hold the input, GPUs the output
+def test_relu_squared_and_its_gradient_are_exact(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = dataclasses.replace(cpu.machine(), backend=backend)
+    monkeypatch.setattr(cpu, "machine", lambda: there)
+    x = mx.array([-2.0, -0.0, 0.0, 0.5, 3.0])
+    assert relu_squared(x).tolist() == [0, 0, 0, 0.25, 9]
+    gradient = mx.grad(lambda v: (3 * relu_squared(v)).sum())(x)
+    assert mx.allclose(gradient, mx.array([0, 0, 0, 3, 18.0]))
+
+
+@pytest.mark.parametrize("shape", [(1, 12), (300, 64), (1536, 257), (4096, 768), (768, 3072)])
+@pytest.mark.parametrize("rows", [(1,), (1, 1), (3, 1), (1, 4)])
+def test_a_product_in_pieces_equals_the_whole(
+    shape: tuple[int, int], rows: tuple[int, ...]
+) -> None:
+    x = mx.random.normal((*rows, shape[1]), key=mx.random.key(0))
+    weight = mx.random.normal(shape, key=mx.random.key(1))
+    y = multiply_few_rows(x, weight)
+    assert y.shape == (*rows, shape[0])
+    assert mx.allclose(y, x @ weight.T, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rows", "outputs", "inputs", "count"),
+    [
+        (1, 768, 768, 1),
+        (1, 3072, 768, 4),
+        (1, 768, 3072, 4),
+        (1, 65_536, 768, 64),
+        (4, 65_536, 768, 256),
+        (1, 6 * 1201, 64, 1),  # 3 * 1201 rows are still too many, and odd
+    ],
+)
+def test_pieces_are_small_or_the_matrix_stays_whole(
+    rows: int, outputs: int, inputs: int, count: int
+) -> None:
+    assert pieces(rows, outputs, inputs) == count
