@@ -18,15 +18,15 @@ from pathlib import Path
 from mlxchat import runtime
 from mlxchat.checkpoint import catalog, layout
 from mlxchat.checkpoint.layout import SavedModel
+from mlxchat.cli.quickstart import BASE, TUNED
 from mlxchat.data.chats.asking import HELD_OUT_QUESTIONS
 from mlxchat.data.corpus.documents import held_out_questions
-from mlxchat.evaluate.answers import write
+from mlxchat.evaluate.answers import write_answers
 from mlxchat.evaluate.loss import LONGEST_REPLY, word_for_word
-from mlxchat.evaluate.tasks import Exercise, asked
+from mlxchat.evaluate.tasks import Exercise, user_prompt
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Event
 from mlxchat.train.pretrain import pretrain
-from mlxchat.train.quickstart import PRETRAINING, TUNING
 from mlxchat.train.sft import fine_tune
 
 NAME = "Ada"
@@ -50,25 +50,29 @@ def load(home: Home, tag: str) -> SavedModel:
 
 def right(saved: SavedModel, questions: int) -> int:
     """How many held-out questions it answers word for word."""
-    outcomes = write(saved, word_for_word(held_out_questions(questions)), AT_ONCE, LONGEST_REPLY)
+    outcomes = write_answers(
+        saved, word_for_word(held_out_questions(questions)), AT_ONCE, LONGEST_REPLY
+    )
     return sum(outcome.right for outcome in outcomes)
 
 
 def says_its_name(saved: SavedModel) -> int:
     """To how many of the questions for it that no conversation had."""
-    exercises = [Exercise(asked(text), lambda said: NAME in said) for text in HELD_OUT_QUESTIONS]
-    return sum(outcome.right for outcome in write(saved, exercises, AT_ONCE, LONGEST_REPLY))
+    exercises = [
+        Exercise(user_prompt(text), lambda said: NAME in said) for text in HELD_OUT_QUESTIONS
+    ]
+    return sum(outcome.right for outcome in write_answers(saved, exercises, AT_ONCE, LONGEST_REPLY))
 
 
 def measure(questions: int) -> dict[str, object]:
     """All of it."""
     with tempfile.TemporaryDirectory() as folder:
         home = Home(Path(folder))
-        pretraining = seconds(pretrain(PRETRAINING, home, lambda _: None))
-        base = load(home, PRETRAINING.tag)
-        named = TUNING.model_copy(update={"identity": f"name={NAME}, made by=Grace"})
+        pretraining = seconds(pretrain(BASE, home, lambda _: None))
+        base = load(home, BASE.tag)
+        named = TUNED.model_copy(update={"identity": f"name={NAME}, made by=Grace"})
         tuning = seconds(fine_tune(named, home, lambda _: None))
-        tuned = load(home, TUNING.tag)
+        tuned = load(home, TUNED.tag)
         return {
             "questions": questions,
             "right_before": right(base, questions),

@@ -20,14 +20,12 @@ from pathlib import Path
 import rounds
 
 from mlxchat import runtime
-from mlxchat.checkpoint import layout
+from mlxchat.checkpoint import catalog, layout
 from mlxchat.checkpoint.layout import SavedModel
-from mlxchat.cli import chat
-from mlxchat.cli.quantize import validation_documents
 from mlxchat.data.documents import Documents
 from mlxchat.home import Home
 from mlxchat.model.quantization import Format, Quantization, quantizable
-from mlxchat.quantize import evaluate, quantize
+from mlxchat.quantize import evaluate, quantize, validation_documents
 from mlxchat.telemetry.events import Evaluated, Progressed
 from mlxchat.ui.console import Screen
 
@@ -50,7 +48,8 @@ def main() -> None:
     parser.add_argument("--eval-tokens", type=int, default=65_536)
     parser.add_argument("--sensitivity", type=int, metavar="BITS")
     given = parser.parse_args()
-    source = chat.locate(given.model_tag, given.step, given.checkpoint)
+    stages = Home.from_environment().stages
+    source = catalog.locate(stages, given.model_tag, given.step, given.checkpoint)
     runtime.bound_buffer_cache()
     with (
         closing(validation_documents(source, Home.from_environment())) as documents,

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mlxchat.ui.text import as_options
+
 SOURCE = Path(__file__).parent.parent / "src" / "mlxchat"
 ANYONE = {"disk", "errors", "home", "telemetry"}
 ALLOWED = {
@@ -41,7 +43,7 @@ ALLOWED = {
         "runtime",
         "tokenizer",
     },
-    "quantize": {"checkpoint", "data", "evaluate", "model", "runtime"},
+    "quantize": {"checkpoint", "config", "data", "evaluate", "model", "runtime", "train"},
     "bench": {"config", "engine", "model", "plan", "runtime", "train"},
     "trained": {
         "checkpoint",
@@ -57,7 +59,7 @@ ALLOWED = {
     },
     "api": {"checkpoint", "config", "interop", "runtime", "train", "trained"},
     "monitor": {"checkpoint"},
-    "ui": {"monitor"},
+    "ui": {"model", "monitor", "plan"},
     "cli": {
         "bench",
         "checkpoint",
@@ -157,6 +159,33 @@ def test_only_the_command_line_names_its_options(path: Path) -> None:
     if part(path) == "cli" or name in OTHER_PROGRAMS:
         return
     assert [text for text in strings(path) if FLAG.search(text)] == []
+
+
+SETTING = re.compile(r"`([a-z][a-z0-9_]*)(?=[=`])")
+
+
+def test_settings_in_messages_are_options() -> None:
+    """Every `setting` that a message below the command line names is an option of a command."""
+    script = (
+        "import typer.main\n"
+        "from mlxchat.cli.app import app\n"
+        "def walk(command):\n"
+        "    for parameter in command.params:\n"
+        "        print(*parameter.opts, *parameter.secondary_opts)\n"
+        "    for child in getattr(command, 'commands', {}).values():\n"
+        "        walk(child)\n"
+        "walk(typer.main.get_command(app))\n"
+    )
+    printed = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    options = set(printed.stdout.decode().split())
+    unknown = [
+        (str(path.relative_to(SOURCE)), name)
+        for path in modules()
+        for text in strings(path)
+        for name in SETTING.findall(text)
+        if as_options(f"`{name}`") not in options
+    ]
+    assert unknown == []
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from mlxchat import runtime
 from mlxchat.bench import Bench, measure, planned
-from mlxchat.cli.bench import heading, sections
+from mlxchat.cli.bench import bench_heading, bench_sections
 from mlxchat.config.inference import BenchConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.model.size import flops_per_token, parameters
@@ -125,7 +125,7 @@ def with_peak(facts: Bench) -> Bench:
 def test_tables_fit_and_cut_nothing(facts: Bench, of: Callable[[Bench], Bench], width: int) -> None:
     facts = of(facts)
     console = Console(file=io.StringIO(), width=width)
-    console.print(tables(heading(facts), sections(facts), width))
+    console.print(tables(bench_heading(facts), bench_sections(facts), width))
     text = console.file.getvalue()
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width
@@ -136,8 +136,8 @@ def test_tables_fit_and_cut_nothing(facts: Bench, of: Callable[[Bench], Bench], 
 
 
 def test_markdown_is_one_table(facts: Bench) -> None:
-    lines = markdown(heading(facts), sections(facts)).splitlines()
-    assert lines[0] == f"**{heading(facts)[0]}**"
+    lines = markdown(bench_heading(facts), bench_sections(facts)).splitlines()
+    assert lines[0] == f"**{bench_heading(facts)[0]}**"
     table = lines[lines.index("") + 1 :]
     assert table[:2] == ["| | |", "|---|---|"]
     assert all(line.count("|") == 3 for line in table)

@@ -10,7 +10,7 @@ from mlx.utils import tree_map
 from support.extras import extra
 
 from mlxchat.checkpoint import files, layout, store, trainer
-from mlxchat.cli.quantize import quantize_saved
+from mlxchat.cli.quantize import quantize_command
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.engine.cache import KVCache
 from mlxchat.errors import MlxchatError
@@ -364,7 +364,7 @@ def trained(home: Path) -> Path:
 
 def run(json: bool = True, tag: str | None = "tiny", tokens: int = 128, **given: object) -> None:
     checkpoint = given.pop("checkpoint", None)
-    quantize_saved(tag, None, checkpoint, Quantization(**given), tokens, json)
+    quantize_command(Quantization(**given), tag, None, checkpoint, tokens, json)
 
 
 def test_a_saved_step_becomes_a_run_of_its_own(
@@ -389,7 +389,7 @@ def test_a_saved_step_becomes_a_run_of_its_own(
     with pytest.raises(MlxchatError, match=r"tiny-4bit.* is quantized: its training") as raised:
         Pretraining(TINY.model_copy(update={"model_tag": "tiny-4bit"}), Home(trained)).saved()
     assert "`model_tag`" in raised.value.remedy
-    with pytest.raises(MlxchatError, match="quantized already"):
+    with pytest.raises(MlxchatError, match="already quantized"):
         run(tag="tiny-4bit")
     with pytest.raises(MlxchatError, match="There is one already") as raised:
         run()

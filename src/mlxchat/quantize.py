@@ -1,8 +1,8 @@
-"""A trained model in fewer bits: made in place, measured, and saved as a checkpoint of its own.
+"""Quantization of a trained model: in place, measured, and saved as a checkpoint of its own.
 
-Scales and offsets are stored in the dtype that this machine computes in. mlx-lm takes its
-activations' dtype from them: it computes as `chat` does, on GPUs in bfloat16, and on CPUs in
-float32, where MLX's quantized products are ten times as fast as in bfloat16.
+Scales and offsets are stored in the dtype that this machine computes in. mlx-lm takes the dtype of
+its activations from them, so it computes as `chat` does: in bfloat16 on GPUs, and in float32 on
+CPUs, where MLX's quantized products are ten times as fast as in bfloat16.
 """
 
 import math
@@ -25,58 +25,61 @@ from mlxchat.model.quantized import quantize_layers
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Event
 
-AT_ONCE = 4096  # tokens that are evaluated together, where the context is no longer
-PARTS = {  # of a model, by how the names of its layers begin
+EVALUATION_TOKENS = 4096  # in a batch, or one row if the context is longer
+KINDS = {  # of layers, by the prefixes of their names
     "transformer.wte": "embedding",
     "transformer.h.": "blocks",
     "value_embeds.": "value embeddings",
     "lm_head": "head",
 }
-OTHERS = "scalars and gates"
+UNQUANTIZED = "scalars and gates"
 
 
-class Part(NamedTuple):
-    """Parameters of one kind that are stored in one way."""
+class QuantizedPart(NamedTuple):
+    """The parameters of one kind of layers that are stored in one format."""
 
     name: str
-    stored: str  # in words
+    stored: str  # the format, in words
     parameters: int
     bytes_before: int
     bytes_after: int
 
     @property
     def bits_per_weight(self) -> float:
-        """Scales and offsets included."""
+        """Mean bits per weight, scales and offsets included."""
         return 8 * self.bytes_after / self.parameters
 
 
 def destination(runs: Path, source: Path, quantization: Quantization) -> tuple[Path, int]:
-    """The run's folder, and the step, that the quantized copy of a model directory is saved as.
+    """Return the run's folder and the step that the quantized copy of a model is saved as.
 
     A saved step keeps its number; a directory from elsewhere becomes step 0 of a run of its name.
 
     Raises:
-        MlxchatError: the model is quantized already, or there is such a copy.
+        CheckpointError: the model is already quantized, or such a copy exists.
     """
     if layout.is_quantized(source):
         raise CheckpointError(
-            f"The model in {source} is quantized already.",
-            "Name the run that it was made of with `model_tag`, or talk to it: mlxchat chat",
+            f"The model in {source} is already quantized.",
+            f"Name the original run with `model_tag`, or talk to this one: {command('chat')}",
         )
     tag, step = history.model_name(source)
     run = runs / f"{tag}-{quantization.name}"
     if store.directory(run, step).exists():
         raise CheckpointError(
-            f"There is one already: {store.directory(run, step)}.",
-            f"Talk to it: {command('chat', model_tag=run.name)}; or delete it to make it anew.",
+            f"There is already a quantized copy: {store.directory(run, step)}.",
+            f"Talk to it: {command('chat', model_tag=run.name)}. To replace it, delete it first.",
         )
     return run, step
 
 
-def quantize(model: GPT, formats: Mapping[str, Format]) -> list[Part]:
-    """Quantize these layers in place, one after another; the rest is cast to the compute dtype.
+def quantize(model: GPT, formats: Mapping[str, Format]) -> list[QuantizedPart]:
+    """Quantize these layers in place, and cast all others to the compute dtype.
 
-    Of every layer the old weight is let go before the next one is quantized.
+    The old weight of each layer is freed before the next layer is quantized.
+
+    Returns:
+        What became of the parameters, in the order of the model's layers.
     """
     before = model.named_parameters()
     counts = {name: (weight.size, weight.nbytes) for name, weight in before.items()}
@@ -88,15 +91,16 @@ def quantize(model: GPT, formats: Mapping[str, Format]) -> list[Part]:
     return _parts(counts, model, formats)
 
 
-def save(run: Path, step: int, saved: SavedModel, past: History) -> Path:
-    """Save the model as a step of a run; there is no optimizer's state to it.
+def save_quantized(run: Path, step: int, saved: SavedModel, past: History) -> Path:
+    """Save a quantized model as a step of a run, without an optimizer state.
 
     Args:
-        run, step: as `destination` has them.
-        past: how the model came to be that was quantized.
+        run, step: as `destination` returns them.
+        past: the history of the original model.
 
     Raises:
-        MlxchatError: the disk is full or cannot be written, or another process writes there.
+        DiskError: the disk is full or not writable.
+        LockedError: another process uses the run.
     """
 
     def write(folder: Path) -> None:
@@ -113,13 +117,15 @@ def evaluate(
     tokens: int,
     clock: Callable[[], float] = time.time,
 ) -> Iterator[Event]:
-    """Bits per byte on so many validation tokens, rounded up to whole rows of the context length.
+    """Measure bits per byte on ``tokens`` validation tokens, rounded up to whole rows.
+
+    Yields progress and, last, an `Evaluated`.
 
     Raises:
-        MlxchatError: the text does not fill one row.
+        DataError: the text does not fill one row of the context length.
     """
     context = saved.model.config.sequence_len
-    rows = max(1, min(AT_ONCE, tokens) // context)
+    rows = max(1, min(EVALUATION_TOKENS, tokens) // context)
     losses = mx.compile(saved.model.losses, inputs=saved.model.state)
     answers_only = documents.conversational
     with Loader(
@@ -131,34 +137,34 @@ def evaluate(
 
 def _parts(
     counts: Mapping[str, tuple[int, int]], model: GPT, formats: Mapping[str, Format]
-) -> list[Part]:
-    """What of the model is stored in which way, in the order of its layers.
+) -> list[QuantizedPart]:
+    """Group the parameters by kind and format, in the order of the model's layers.
 
     Args:
-        counts: number and bytes of each parameter before.
-        model: as it is now.
-        formats: of the layers that are quantized.
+        counts: the size and bytes of each parameter before quantization.
+        model: the quantized model.
+        formats: the formats of the quantized layers.
     """
-    after: Counter[str] = Counter()  # bytes of a layer: its weight, scales and offsets
+    after: Counter[str] = Counter()  # bytes of each layer: its weight, scales and offsets
     for name, array in model.named_parameters().items():
         after[_layer(name)] += array.nbytes
-    parts: dict[tuple[str, str], Part] = {}
+    parts: dict[tuple[str, str], QuantizedPart] = {}
     for name, (parameters, size) in counts.items():
         layer = _layer(name)
-        kind, stored = OTHERS, "not quantized"
+        kind, stored = UNQUANTIZED, "not quantized"
         if layer in formats:
-            kind = next(kind for start, kind in PARTS.items() if layer.startswith(start))
+            kind = next(kind for start, kind in KINDS.items() if layer.startswith(start))
             stored = str(formats[layer])
-        so_far = parts.get((kind, stored), Part(kind, stored, 0, 0, 0))
+        so_far = parts.get((kind, stored), QuantizedPart(kind, stored, 0, 0, 0))
         parts[kind, stored] = so_far._replace(
             parameters=so_far.parameters + parameters,
             bytes_before=so_far.bytes_before + size,
             bytes_after=so_far.bytes_after + after[layer],
         )
-    order = [*PARTS.values(), OTHERS]
+    order = [*KINDS.values(), UNQUANTIZED]
     return sorted(parts.values(), key=lambda part: order.index(part.name))
 
 
 def _layer(parameter: str) -> str:
-    """The name of the layer that a parameter is of, or its own where it stands alone."""
+    """Return the name of a parameter's layer, or its own name if it is in none."""
     return parameter.rpartition(".")[0] or parameter

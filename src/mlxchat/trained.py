@@ -32,7 +32,7 @@ from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import Mode, Quantization
 from mlxchat.model.quantized import formats_of, quantize_layers
-from mlxchat.quantize import quantize, save
+from mlxchat.quantize import quantize, save_quantized
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Evaluated
 from mlxchat.tokenizer.bpe import ASSISTANT_END, Tokenizer
@@ -285,7 +285,7 @@ class Model:
                 raise ConfigError(f"There is a model in {run} already.", "Name another folder.")
         else:
             run = new_run(self._home, to, self.conversational)
-        return save(run, self._about.step, self._saved(self.network), self._about)
+        return save_quantized(run, self._about.step, self._saved(self.network), self._about)
 
     def export(
         self,

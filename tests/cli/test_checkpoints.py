@@ -77,7 +77,7 @@ def test_list_shows_every_saved_step(program: Program, runs: Path) -> None:
 def test_an_empty_home_is_no_error(program: Program) -> None:
     assert program("list", "--json")[1] == "[]\n"
     for command in ("list", "verify"):
-        assert "Nothing is saved" in program(command)[1]
+        assert "has no saved steps" in program(command)[1]
     assert program("prune") == (0, "0 steps removed, 0 B.\n", "")
     code, _, said = program("list", "--model-tag", "d9")
     assert code == 1 and "no trained model" in said

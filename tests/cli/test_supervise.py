@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from mlxchat.cli import supervise as supervising
 from mlxchat.cli.supervise import supervise
 from mlxchat.errors import MlxchatError
 
@@ -35,7 +34,7 @@ os.kill(os.getpid(), getattr(signal, ending))
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervising, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("mlxchat.cli.supervise.FIRST_PAUSE", 0.01)
 
 
 class Supervised:
@@ -79,11 +78,11 @@ def test_a_process_that_crashes_is_restarted(tmp_path: Path, ending: str) -> Non
     supervised = Supervised(tmp_path, f"{ending},8:{ending},{ending},0")
     assert supervised.run() == 0
     assert supervised.starts == ["on"] * 4
-    why = "an error of the backend" if ending == "70" else ending
+    why = "a backend error" if ending == "70" else ending
     assert [why in text for text in supervised.told] == [True] * 3
-    assert "from the beginning; crash 1 of 5" in supervised.told[0]
-    assert "from step 8; crash 1 of 5" in supervised.told[1]
-    assert "from step 8; crash 2 of 5" in supervised.told[2]
+    assert "from the beginning in 0 seconds (crash 1 of at most 5" in supervised.told[0]
+    assert "from step 8 in 0 seconds (crash 1 of at most 5" in supervised.told[1]
+    assert "from step 8 in 0 seconds (crash 2 of at most 5" in supervised.told[2]
 
 
 def test_after_a_crash_it_waits_for_the_lock(tmp_path: Path) -> None:
@@ -93,15 +92,15 @@ def test_after_a_crash_it_waits_for_the_lock(tmp_path: Path) -> None:
     assert ["Another process" in text for text in supervised.told] == (
         [False] + [True] * 6 + [False, True]
     )
-    assert "crash 1 of 5" in supervised.told[7]
+    assert "crash 1 of at most 5" in supervised.told[7]
 
 
 def test_crashes_without_progress_are_bounded(tmp_path: Path) -> None:
     supervised = Supervised(tmp_path, "SIGKILL,2:SIGKILL,4:SIGKILL,SIGABRT")
-    with pytest.raises(MlxchatError, match=r"crashed 5 times from step 4 on, .* by SIGABRT"):
+    with pytest.raises(MlxchatError, match=r"crashed 5 times after step 4 .* because of SIGABRT"):
         supervised.run()
     assert len(supervised.starts) == 7
-    pauses = [text.partition(" again in ")[2].split()[0] for text in supervised.told]
+    pauses = [text.partition(" in ")[2].split()[0] for text in supervised.told]
     assert len(pauses) == 6
 
 
@@ -112,9 +111,9 @@ def test_pauses_double_up_to_a_minute(tmp_path: Path, monkeypatch: pytest.Monkey
         pauses.append(seconds)
         return True
 
-    monkeypatch.setattr(supervising, "FIRST_PAUSE", 1.0)
-    monkeypatch.setattr(supervising, "MOST_CRASHES", 9)
-    monkeypatch.setattr(supervising._Forwarding, "pause", pause)
+    monkeypatch.setattr("mlxchat.cli.supervise.FIRST_PAUSE", 1.0)
+    monkeypatch.setattr("mlxchat.cli.supervise.MAX_CRASHES", 9)
+    monkeypatch.setattr("mlxchat.cli.supervise._Forwarding.pause", pause)
     with pytest.raises(MlxchatError):
         Supervised(tmp_path, "SIGKILL").run()
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
@@ -128,7 +127,7 @@ def test_fresh_restarts_from_scratch_only_until_a_step_is_saved(tmp_path: Path) 
 
 
 def test_sigterm_during_a_pause_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervising, "FIRST_PAUSE", 60.0)
+    monkeypatch.setattr("mlxchat.cli.supervise.FIRST_PAUSE", 60.0)
     supervised = Supervised(tmp_path, "SIGKILL")
 
     def end() -> None:

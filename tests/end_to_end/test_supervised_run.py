@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from mlxchat.checkpoint import store
-from mlxchat.cli import supervise as supervising
 from mlxchat.cli.supervise import supervise
 from mlxchat.home import Home
 from mlxchat.telemetry.status import read_status, status_path
@@ -26,7 +25,7 @@ TRAIN = (
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervising, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("mlxchat.cli.supervise.FIRST_PAUSE", 0.01)
 
 
 def test_a_killed_run_resumes_and_can_be_interrupted(home: Path) -> None:

@@ -17,28 +17,26 @@ from support.task_rows import ARC, GSM8K, HUMAN_EVAL, MMLU, fill
 
 from mlxchat.checkpoint import files, layout
 from mlxchat.checkpoint.layout import SavedModel
-from mlxchat.cli import evaluate
-from mlxchat.cli.evaluate import (
-    PARTLY_TRAINED,
-    SHARE_UNKNOWN,
-    evaluate_chat,
-    selected,
-    validation_share,
-)
+from mlxchat.cli.evaluate import eval_chat_command
 from mlxchat.config.inference import TASK_NAMES, ChatEvalConfig
 from mlxchat.data.chats.mixture import ChatDocuments
 from mlxchat.data.chats.sources import parse
 from mlxchat.data.corpus.documents import held_out_questions
 from mlxchat.errors import MlxchatError
-from mlxchat.evaluate import answers as padding
-from mlxchat.evaluate.answers import Outcome, answer, write
+from mlxchat.evaluate.answers import Outcome, answer_problems, write_answers
 from mlxchat.evaluate.loss import (
     BUILTIN_QUESTIONS,
     LONGEST_REPLY,
     bits_per_byte,
     builtin_questions,
-    held_out,
-    replies,
+    last_replies,
+    lay_out,
+)
+from mlxchat.evaluate.suite import (
+    PARTLY_TRAINED,
+    SHARE_UNKNOWN,
+    held_out_share,
+    select_tasks,
 )
 from mlxchat.evaluate.tasks import Exercise, Problem
 from mlxchat.model.config import Architecture
@@ -69,9 +67,9 @@ CONVERSATIONS = [
 def test_loss_and_bits_are_those_by_hand(
     arch: Architecture, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(padding, "AT_ONCE", at_once)
+    monkeypatch.setattr("mlxchat.evaluate.answers.MAX_BATCH_TOKENS", at_once)
     model = network(sequence_len=96, arch=arch).model
-    laid_out = held_out(CONVERSATIONS, BYTES, 96)
+    laid_out = lay_out(CONVERSATIONS, BYTES, 96)
     assert (laid_out.conversations, laid_out.cut) == (5, 1)
     *_, found = bits_per_byte(model.losses, laid_out.batches, len(laid_out.batches), BYTES)
     assert isinstance(found, Evaluated)
@@ -93,13 +91,13 @@ def test_loss_and_bits_are_those_by_hand(
 
 def test_a_conversation_that_just_fits_is_not_cut() -> None:
     length = len(BYTES.render(CONVERSATIONS[0])[0])
-    assert held_out(CONVERSATIONS[:1], BYTES, length - 1).cut == 0
-    assert held_out(CONVERSATIONS[:1], BYTES, length - 2).cut == 1
+    assert lay_out(CONVERSATIONS[:1], BYTES, length - 1).cut == 0
+    assert lay_out(CONVERSATIONS[:1], BYTES, length - 2).cut == 1
 
 
 def test_conversations_without_an_answer_in_the_context_are_refused() -> None:
     with pytest.raises(MlxchatError, match="No held-out conversation has an answer within"):
-        held_out([dialogue("x" * 100, "y")], BYTES, 64)
+        lay_out([dialogue("x" * 100, "y")], BYTES, 64)
 
 
 # Replies
@@ -107,7 +105,7 @@ def test_conversations_without_an_answer_in_the_context_are_refused() -> None:
 
 def test_short_last_replies_are_asked_for_after_all_that_was_said_before() -> None:
     long, most = dialogue("?", "x" * (LONGEST_REPLY + 1)), dialogue("?", "x" * LONGEST_REPLY)
-    asked_for = replies([*CONVERSATIONS, long, most], BYTES)
+    asked_for = last_replies([*CONVERSATIONS, long, most], BYTES)
     expected = [*CONVERSATIONS[:4], most]
     assert [exercise.prompt.messages for exercise in asked_for] == [
         conversation.messages[:-1] for conversation in expected
@@ -119,7 +117,7 @@ def test_short_last_replies_are_asked_for_after_all_that_was_said_before() -> No
 
 def test_a_reply_that_goes_on_is_another() -> None:
     saved = network()
-    [said] = write(saved, replies([dialogue("Hi", "")], BYTES), 16, LONGEST_REPLY + 1)
+    [said] = write_answers(saved, last_replies([dialogue("Hi", "")], BYTES), 16, LONGEST_REPLY + 1)
     assert len(said.answer.encode("utf-8", "replace")) > 0 and not said.right
 
 
@@ -127,26 +125,26 @@ def test_a_reply_that_goes_on_is_another() -> None:
 
 
 def test_by_default_the_tasks_whose_files_are_there(tmp_path: Path) -> None:
-    tasks, [note] = selected(ChatEvalConfig(), tmp_path)
-    assert tasks == ["spelling"] and str(tmp_path) in note and "--task-data" in note
+    tasks, [note] = select_tasks(ChatEvalConfig(), tmp_path)
+    assert tasks == ["spelling"] and str(tmp_path) in note and "`task_data`" in note
     fill(tmp_path, "gsm8k", GSM8K)
-    assert selected(ChatEvalConfig(), tmp_path) == (["gsm8k", "spelling"], [])
+    assert select_tasks(ChatEvalConfig(), tmp_path) == (["gsm8k", "spelling"], [])
     fill(tmp_path, "humaneval", HUMAN_EVAL)
-    tasks, [note] = selected(ChatEvalConfig(), tmp_path)
-    assert tasks == ["gsm8k", "spelling"] and "--allow-code-execution" in note
+    tasks, [note] = select_tasks(ChatEvalConfig(), tmp_path)
+    assert tasks == ["gsm8k", "spelling"] and "`allow_code_execution`" in note
     allowed = ChatEvalConfig(allow_code_execution=True)
-    assert selected(allowed, tmp_path) == (["gsm8k", "humaneval", "spelling"], [])
-    assert selected(ChatEvalConfig(data=["builtin"]), tmp_path) == ([], [])
-    assert selected(ChatEvalConfig(data=["builtin"], tasks="mmlu"), tmp_path) == (["mmlu"], [])
+    assert select_tasks(allowed, tmp_path) == (["gsm8k", "humaneval", "spelling"], [])
+    assert select_tasks(ChatEvalConfig(data=["builtin"]), tmp_path) == ([], [])
+    assert select_tasks(ChatEvalConfig(data=["builtin"], tasks="mmlu"), tmp_path) == (["mmlu"], [])
     both = ChatEvalConfig(data=["builtin"], task_data=tmp_path, allow_code_execution=True)
-    assert selected(both, tmp_path) == (["gsm8k", "humaneval", "spelling"], [])
+    assert select_tasks(both, tmp_path) == (["gsm8k", "humaneval", "spelling"], [])
 
 
 def test_a_folder_that_is_named_holds_a_task(tmp_path: Path) -> None:
-    with pytest.raises(MlxchatError, match="no files of tasks in") as caught:
-        selected(ChatEvalConfig(task_data=tmp_path / "none"), tmp_path / "none")
+    with pytest.raises(MlxchatError, match="has no task files") as caught:
+        select_tasks(ChatEvalConfig(task_data=tmp_path / "none"), tmp_path / "none")
     assert "cais--mmlu/all/test" in caught.value.remedy
-    assert selected(ChatEvalConfig(task_data=tmp_path, tasks="spelling"), tmp_path) == (
+    assert select_tasks(ChatEvalConfig(task_data=tmp_path, tasks="spelling"), tmp_path) == (
         ["spelling"],
         [],
     )
@@ -179,34 +177,34 @@ def test_the_share_that_fine_tuning_held_out_is_used(
     given: float | None, share: float, notes: list[str], tmp_path: Path
 ) -> None:
     model = fine_tuned(tmp_path / "model", 0.1)
-    assert validation_share(ChatEvalConfig(validation_share=given), model, True) == (share, notes)
+    assert held_out_share(ChatEvalConfig(validation_share=given), model, True) == (share, notes)
 
 
 def test_an_unknown_held_out_share_is_remarked_on(tmp_path: Path) -> None:
     base = fine_tuned(tmp_path / "base", 0.1, stage="pretraining")
-    assert validation_share(ChatEvalConfig(), base, False) == (0.02, [])
+    assert held_out_share(ChatEvalConfig(), base, False) == (0.02, [])
     foreign = saved_in(tmp_path / "foreign", network())
-    assert validation_share(ChatEvalConfig(), foreign, True) == (0.02, [SHARE_UNKNOWN.format(0.02)])
-    assert validation_share(ChatEvalConfig(validation_share=0.3), foreign, True) == (0.3, [])
+    assert held_out_share(ChatEvalConfig(), foreign, True) == (0.02, [SHARE_UNKNOWN.format(0.02)])
+    assert held_out_share(ChatEvalConfig(validation_share=0.3), foreign, True) == (0.3, [])
     trainer = fine_tuned(tmp_path / "old", 0.1) / layout.TRAINER
     trainer.write_text('{"format": 1}')
     files.write_checksums(trainer.parent)
-    assert validation_share(ChatEvalConfig(), trainer.parent, True)[0] == 0.02
+    assert held_out_share(ChatEvalConfig(), trainer.parent, True)[0] == 0.02
 
 
 @pytest.mark.parametrize("tasks", ["humaneval", "all"])
 def test_code_is_not_run_unasked(tasks: str, tmp_path: Path) -> None:
     with pytest.raises(MlxchatError) as caught:
-        selected(ChatEvalConfig(tasks=tasks), tmp_path)
+        select_tasks(ChatEvalConfig(tasks=tasks), tmp_path)
     assert "runs the programs" in caught.value.problem
-    assert "--allow-code-execution" in caught.value.remedy
+    assert "`allow_code_execution`" in caught.value.remedy
 
 
 # The command
 
 
 def run(json: bool = True, checkpoint: Path | None = None, **given: object) -> None:
-    evaluate_chat(ChatEvalConfig(**given), None, None, checkpoint, json)
+    eval_chat_command(None, None, checkpoint, json, config=ChatEvalConfig(**given))
 
 
 @pytest.fixture
@@ -276,12 +274,12 @@ def test_the_results_are_shown_in_words(
     lines = said.out.splitlines()
     assert lines[0].split() == "task problems right score ± error random centered".split()
     assert "33.3%" in lines[1] and "25.0%" in lines[2]
-    assert lines[3].startswith("Centered, mean over 2 tasks: ")
-    assert lines[4] == "9 prompts did not fit 64 tokens: cut at the beginning."
+    assert lines[3].startswith("Mean centered score of 2 tasks: ")
+    assert lines[4] == "9 prompts did not fit into 64 tokens and lost their beginning."
     run(json=False, checkpoint=saved, data=["builtin"], max_problems=20)
     said = capsys.readouterr()
     assert "held-out conversations: loss" in said.out and "word for word" in said.out
-    assert "did not fit 64 tokens: cut at the end" in said.out
+    assert "did not fit into 64 tokens and lost their end" in said.out
 
 
 def test_the_built_in_corpus_has_questions_that_no_conversation_asks(
@@ -319,9 +317,9 @@ def test_ctrl_c_loses_no_score_that_is_complete(
     def interrupted(saved: SavedModel, asked: list[Problem], *limits: int) -> Iterator[Outcome]:
         if isinstance(asked[0], Exercise):
             raise KeyboardInterrupt
-        yield from answer(saved, asked, *limits)
+        yield from answer_problems(saved, asked, *limits)
 
-    monkeypatch.setattr(evaluate, "answer", interrupted)
+    monkeypatch.setattr("mlxchat.evaluate.suite.answer_problems", interrupted)
     saved = saved_in(tmp_path / "model", network())
     with pytest.raises(typer.Exit) as caught:
         run(as_json, checkpoint=saved, tasks="arc-easy,mmlu,gsm8k", data=["builtin"])
@@ -335,7 +333,7 @@ def test_ctrl_c_loses_no_score_that_is_complete(
         assert facts["held_out"] is facts["builtin_questions"] is None
     else:
         assert "arc-easy" in said.out and "gsm8k" not in said.out
-        assert "mean over 2 tasks" in said.out
+        assert "Mean centered score of 2 tasks" in said.out
 
 
 def test_missing_data_is_named(tmp_path: Path) -> None:
@@ -350,7 +348,7 @@ def test_missing_data_is_named(tmp_path: Path) -> None:
         (["--tasks", "hellaswag"], "There is no task 'hellaswag'", "arc-easy"),
         (["--tasks", "humaneval"], "runs the programs", "--allow-code-execution"),
         (["--tasks", "mmlu"], "cais--mmlu/all/test", "--task-data"),
-        (["--task-data", "nowhere"], "no files of tasks in", "--tasks spelling"),
+        (["--task-data", "nowhere"], "has no task files", "--tasks spelling"),
         (["--tasks", "spelling"], "There is no trained model", "mlxchat quickstart"),
     ],
 )

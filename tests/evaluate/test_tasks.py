@@ -26,16 +26,16 @@ from mlxchat.evaluate import answers, tasks
 from mlxchat.evaluate.answers import (
     Outcome,
     Score,
-    answer,
+    answer_problems,
     by_length,
-    choose,
+    choose_letters,
     fitted,
     mean_centered,
     padded,
-    write,
+    write_answers,
 )
 from mlxchat.evaluate.execution import runs_through
-from mlxchat.evaluate.tasks import Choice, Exercise, asked, final_number, problems, program
+from mlxchat.evaluate.tasks import Choice, Exercise, final_number, problems, program, user_prompt
 from mlxchat.model.config import Architecture, GPTConfig
 from mlxchat.runtime import mx
 
@@ -48,7 +48,7 @@ def questions(count: int, letters: str = "ABCD", seed: int = 0) -> list[Choice]:
     rng = random.Random(seed)
     return [
         Choice(
-            asked("".join(rng.choices("abcdefgh ", k=rng.randrange(1, 150)))),
+            user_prompt("".join(rng.choices("abcdefgh ", k=rng.randrange(1, 150)))),
             tuple(letters),
             rng.choice(letters),
         )
@@ -63,7 +63,7 @@ def test_arc_in_the_form_that_nanochat_trains_on(tmp_path: Path) -> None:
     fill(tmp_path, "arc-easy", ARC)
     [problem] = problems("arc-easy", tmp_path, None)
     assert problem == Choice(
-        asked(
+        user_prompt(
             "Multiple Choice question: What do cows eat?\n"
             "- grass=1\n- stones=2\n- clouds=3\n"
             "\nRespond only with the letter of the correct answer."
@@ -86,7 +86,7 @@ def test_gsm8k_is_right_when_the_last_number_is(tmp_path: Path) -> None:
     fill(tmp_path, "gsm8k", GSM8K)
     [problem] = problems("gsm8k", tmp_path, None)
     assert isinstance(problem, Exercise) and problem.random == 0
-    assert problem.prompt == asked("How many?")
+    assert problem.prompt == user_prompt("How many?")
     assert problem.is_right("So it is\n#### 1234")
     assert problem.is_right("#### 1,234 apples")
     for wrong in ("1234", "####1234", "#### 1235", "#### 1234.", "#### -1234", "", "#### x"):
@@ -123,20 +123,20 @@ def test_files_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
     assert asked_for == {"first", "second"}
 
 
-@pytest.mark.parametrize("task", tasks.FILES)
+@pytest.mark.parametrize("task", [name for name in tasks.TASKS if name != "spelling"])
 def test_a_missing_folder_is_named(task: str, tmp_path: Path) -> None:
     with pytest.raises(MlxchatError) as caught:
         problems(task, tmp_path, None)
-    assert str(tmp_path / tasks.FILES[task][0]) in caught.value.problem
-    organisation, name = tasks.FILES[task][0].split("/")[0].split("--")
+    assert str(tmp_path / tasks.TASKS[task].folder) in caught.value.problem
+    organisation, name = tasks.TASKS[task].folder.split("/")[0].split("--")
     assert f"{organisation}/{name}" in caught.value.remedy
 
 
 @pytest.mark.parametrize(
     ("task", "row", "fault"),
     [
-        ("arc-easy", {**ARC, "answerKey": "4"}, "the answer, 4, is none of the choices"),
-        ("arc-easy", {**ARC, "choices": {"text": ["a"], "label": ["1", "2"]}}, "one label"),
+        ("arc-easy", {**ARC, "answerKey": "4"}, "the answer, 4, is not one of the choices"),
+        ("arc-easy", {**ARC, "choices": {"text": ["a"], "label": ["1", "2"]}}, "differ"),
         ("arc-easy", {**ARC, "choices": {"text": ["a", "b"], "label": ["1", "é"]}}, "label.1"),
         ("mmlu", {**MMLU, "choices": ["1", "2"]}, "choices"),
         ("mmlu", {**MMLU, "answer": 4}, "answer"),
@@ -202,7 +202,7 @@ def test_tasks_by_name() -> None:
 
 
 def test_groups_are_bounded_and_hold_every_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "AT_ONCE", 100)
+    monkeypatch.setattr(answers, "MAX_BATCH_TOKENS", 100)
     lengths = [random.Random(5).randrange(1, 130) for _ in range(200)]
     groups = list(by_length(lengths, rows=8))
     assert sorted(index for group in groups for index in group) == list(range(200))
@@ -230,10 +230,10 @@ def test_a_long_prompt_loses_the_beginning_of_what_was_said(room: int) -> None:
 def test_choices_are_those_of_each_question_alone(
     arch: Architecture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answers, "AT_ONCE", 1500)
+    monkeypatch.setattr(answers, "MAX_BATCH_TOKENS", 1500)
     saved = network(arch=arch)
     asked_for = questions(30) + questions(10, "ABC", seed=1) + questions(5, "12345", seed=2)
-    outcomes = {id(outcome.problem): outcome for outcome in choose(saved, asked_for)}
+    outcomes = {id(outcome.problem): outcome for outcome in choose_letters(saved, asked_for)}
     for choice in asked_for:
         ids = BYTES.render_for_completion(choice.prompt)
         logits = np.array(saved.model(mx.array([ids])))[0, -1]
@@ -244,17 +244,17 @@ def test_choices_are_those_of_each_question_alone(
 
 def test_a_question_longer_than_the_context_keeps_its_end() -> None:
     saved = network(sequence_len=64)
-    short, long = (Choice(asked("x" * length), ("A", "B"), "A") for length in (10, 200))
-    cut = {id(outcome.problem): outcome.cut for outcome in choose(saved, [long, short])}
+    short, long = (Choice(user_prompt("x" * length), ("A", "B"), "A") for length in (10, 200))
+    cut = {id(outcome.problem): outcome.cut for outcome in choose_letters(saved, [long, short])}
     assert cut == {id(short): False, id(long): True}
-    assert Score.of("x", list(choose(saved, [long, short]))).cut == 1
+    assert Score.of("x", list(choose_letters(saved, [long, short]))).cut == 1
 
 
 def test_a_random_model_guesses() -> None:
     """Its answers do not depend on which are right: its share is within 3.5 errors of a guess's."""
     asked_for = questions(400) + questions(400, "ABCDE", seed=3)
     for seed in range(2):
-        score = Score.of("made up", list(choose(network(seed=seed), asked_for)))
+        score = Score.of("made up", list(choose_letters(network(seed=seed), asked_for)))
         assert score.random == pytest.approx((1 / 4 + 1 / 5) / 2)
         error = math.sqrt(score.random * (1 - score.random) / score.problems)
         assert abs(score.share - score.random) < 3.5 * error
@@ -264,7 +264,7 @@ def test_a_random_model_guesses() -> None:
 @needs_shared
 def test_a_random_model_guesses_on_arc_easy() -> None:
     asked_for = problems("arc-easy", REAL, 200)
-    score = Score.of("arc-easy", list(choose(network(sequence_len=1024), asked_for)))
+    score = Score.of("arc-easy", list(choose_letters(network(sequence_len=1024), asked_for)))
     assert score.random == pytest.approx(0.25, abs=0.01)
     error = math.sqrt(score.random * (1 - score.random) / score.problems)
     assert abs(score.share - score.random) < 3 * error
@@ -279,7 +279,9 @@ def test_written_answers_are_those_of_each_prompt_alone(batch_size: int) -> None
     exercises = [
         Exercise(question.prompt, lambda text: "a" in text) for question in questions(9, seed=4)
     ]
-    outcomes = {id(outcome.problem): outcome for outcome in write(saved, exercises, batch_size, 48)}
+    outcomes = {
+        id(outcome.problem): outcome for outcome in write_answers(saved, exercises, batch_size, 48)
+    }
     for exercise in exercises:
         whole = BYTES.render_for_completion(exercise.prompt)
         ids = fitted(whole, 128 - 48)
@@ -292,9 +294,9 @@ def test_written_answers_are_those_of_each_prompt_alone(batch_size: int) -> None
 
 def test_an_answer_ends_with_the_context() -> None:
     saved = network(sequence_len=64)
-    exercises = [Exercise(asked("x" * length), bool) for length in (1, 20)]
+    exercises = [Exercise(user_prompt("x" * length), bool) for length in (1, 20)]
     lengths = {}
-    for outcome in write(saved, exercises, 16, 1000):
+    for outcome in write_answers(saved, exercises, 16, 1000):
         prompt = BYTES.render_for_completion(outcome.problem.prompt)
         [alone] = continue_greedily(
             saved.model, [prompt], STOP, 64 - len(prompt), lambda: ToolUse(BYTES)
@@ -305,8 +307,8 @@ def test_an_answer_ends_with_the_context() -> None:
 
 
 def test_both_kinds_of_problems_are_answered() -> None:
-    asked_for = [*questions(3), Exercise(asked("Hello"), bool)]
-    answered = [outcome.problem for outcome in answer(network(), asked_for, 16, 4)]
+    asked_for = [*questions(3), Exercise(user_prompt("Hello"), bool)]
+    answered = [outcome.problem for outcome in answer_problems(network(), asked_for, 16, 4)]
     assert sorted(map(id, answered)) == sorted(map(id, asked_for))
 
 
@@ -340,7 +342,7 @@ def test_answers_may_use_the_calculator() -> None:
     call = [BYTES.special("<|python_start|>"), *b"6*7", BYTES.special("<|python_end|>")]
     forced = [BYTES.special("<|output_start|>"), *b"42", BYTES.special("<|output_end|>")]
     saved = SavedModel(Scripted([*call, *([0] * len(forced)), *b" is it"]), BYTES, True)
-    [outcome] = write(saved, [Exercise(asked("6*7?"), "6*742 is it".__eq__)], 16, 64)
+    [outcome] = write_answers(saved, [Exercise(user_prompt("6*7?"), "6*742 is it".__eq__)], 16, 64)
     assert outcome.answer == "6*742 is it" and outcome.right
 
 
@@ -348,7 +350,7 @@ def test_answers_may_use_the_calculator() -> None:
 
 
 def scored(right: int, count: int, letters: str) -> Score:
-    problem = Choice(asked("?"), tuple(letters), letters[0])
+    problem = Choice(user_prompt("?"), tuple(letters), letters[0])
     outcomes = [Outcome(problem, "", number < right, False) for number in range(count)]
     return Score.of("made up", outcomes)
 
@@ -395,7 +397,7 @@ def test_humaneval_runs_what_was_written(tmp_path: Path) -> None:
 
 @needs_shared
 def test_canonical_solutions_pass() -> None:
-    rows = pq.read_table(REAL / tasks.FILES["humaneval"][0] / "00000.parquet").to_pylist()
+    rows = pq.read_table(REAL / tasks.TASKS["humaneval"].folder / "00000.parquet").to_pylist()
     for row in rows[::20]:
         said = f"```python\n{row['prompt']}{row['canonical_solution']}\n```"
         assert runs_through(program(row["prompt"], said, row["test"], row["entry_point"]))

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from mlxchat.checkpoint import layout
 from mlxchat.cli.app import app
-from mlxchat.cli.importing import import_model
+from mlxchat.cli.exchange import import_command
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.interop import stored_zip, torch_file
@@ -38,10 +38,10 @@ from mlxchat.train.resume import load_optimizer, new_optimizer
 def imported(path: Path, **options: Any) -> Path:
     """The directory of the model, imported as the command does it."""
     given: dict[str, Any] = {
-        "step": None, "tag": None, "tokenizer": None, "softcap": None, "conversational": None,
+        "step": None, "model_tag": None, "tokenizer": None, "softcap": None, "conversational": None,
         "with_optimizer": False, "json": True,
     }  # fmt: skip
-    import_model(path, **(given | options))
+    import_command(path, **(given | options))
     home = Home.from_environment()
     [folder] = [path for stage in home.stages for path in stage.glob("*/step_*")]
     return folder
@@ -491,11 +491,11 @@ def test_the_tokenizer_has_to_be_of_its_size(tmp_path: Path) -> None:
 def test_a_name_is_one_run_s_only(tmp_path: Path) -> None:
     source = write_nanochat(tmp_path, "classic")
     imported(source)
-    with pytest.raises(MlxchatError, match="a run called d4 already") as caught:
+    with pytest.raises(MlxchatError, match="already a run called d4") as caught:
         imported(source)
     assert "--model-tag" in caught.value.remedy
     with pytest.raises(MlxchatError, match="cannot be the name"):
-        import_model(source, None, "a/b", None, None, None, False, True)
+        import_command(source, None, "a/b", None, None, None, False, True)
 
 
 @pytest.mark.parametrize("name", sorted(running(Path())))
@@ -652,7 +652,9 @@ def test_the_optimizer_is_looked_for_before_the_model_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_nanochat(tmp_path, "modern")
-    monkeypatch.setattr("mlxchat.cli.importing.network", lambda *_: pytest.fail("it is read"))
+    monkeypatch.setattr(
+        "mlxchat.interop.importers.model.network", lambda *_: pytest.fail("it is read")
+    )
     with pytest.raises(MlxchatError, match="no state of an optimizer"):
         imported(folder, with_optimizer=True)
 

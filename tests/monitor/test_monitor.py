@@ -14,14 +14,21 @@ import pytest
 
 from mlxchat.home import Home
 from mlxchat.monitor import machine as machine_module
-from mlxchat.monitor.machine import Disk, Machine, Program, command_of, disk, lives, pressure
-from mlxchat.monitor.runs import SILENT_SECONDS, Log, Monitor, Run, Runs, as_json
+from mlxchat.monitor.machine import (
+    Disk,
+    HostMemory,
+    MlxchatProcess,
+    command_of,
+    disk,
+    lives,
+    pressure,
+)
+from mlxchat.monitor.runs import SILENT_SECONDS, Log, Monitor, Runs, WatchedRun, as_json
 from mlxchat.telemetry.events import (
     Ended,
     Evaluated,
     Evaluating,
     Event,
-    JsonLines,
     Memory,
     Noted,
     Position,
@@ -31,14 +38,15 @@ from mlxchat.telemetry.events import (
     Saved,
     Started,
     Stepped,
-    from_json,
-    to_json,
+    event_from_json,
+    event_to_json,
 )
+from mlxchat.telemetry.log import JsonLines
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.status import (
     Process,
-    Publisher,
     Status,
+    StatusFile,
     read_status,
     status_path,
     this_process,
@@ -60,12 +68,12 @@ def stepped(step: int, loss: float = 3.0, time: float | None = None) -> Stepped:
 
 def write_log(path: Path, *events: Event) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{to_json(event)}\n" for event in events))
+    path.write_text("".join(f"{event_to_json(event)}\n" for event in events))
 
 
 def write_status(home: Path, tag: str, time: float, process: Process = HERE, **facts: str) -> None:
     log = Home(home).log(tag)
-    with Publisher(status_path(log), Meter(), lambda: MEMORY, lambda: time, process):
+    with StatusFile(status_path(log), Meter(), lambda: MEMORY, lambda: time, process):
         pass
     status = json.loads(status_path(log).read_text())
     status_path(log).write_text(json.dumps({**status, "ended": None, **facts}))
@@ -78,7 +86,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         sleep(0.001)
 
 
-def read_runs(home: Path, now: float, alive: bool = True) -> dict[str, Run]:
+def read_runs(home: Path, now: float, alive: bool = True) -> dict[str, WatchedRun]:
     runs = Runs(Home(home), "here", lambda _: alive)
     return {run.tag: run for run in runs.read(now)}
 
@@ -98,11 +106,11 @@ def read_runs(home: Path, now: float, alive: bool = True) -> dict[str, Run]:
     ],
 )
 def test_an_event_comes_back_from_json(event: Event) -> None:
-    assert from_json(to_json(event)) == event
+    assert event_from_json(event_to_json(event)) == event
 
 
 def test_what_json_has_no_number_for_comes_back_as_nan() -> None:
-    event = from_json(to_json(stepped(1, math.inf)))
+    event = event_from_json(event_to_json(stepped(1, math.inf)))
     assert isinstance(event, Stepped)
     assert math.isnan(event.loss)
 
@@ -123,7 +131,7 @@ def test_what_json_has_no_number_for_comes_back_as_nan() -> None:
 )
 def test_what_is_no_event_is_a_value_error(line: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
-        from_json(line)
+        event_from_json(line)
 
 
 def test_a_log_is_read_as_it_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +140,8 @@ def test_a_log_is_read_as_it_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     log.read()
     assert (log.meter.step, log.time) == (0, None)
     monkeypatch.setattr(
-        "mlxchat.monitor.runs.from_json", lambda line: taken.append(line) or from_json(line)
+        "mlxchat.monitor.runs.event_from_json",
+        lambda line: taken.append(line) or event_from_json(line),
     )
     with JsonLines(path) as lines:
         lines.write(started())
@@ -146,7 +155,7 @@ def test_a_log_is_read_as_it_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_line_that_is_not_whole_yet_is_read_when_it_is(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write_log(path, started(), stepped(1))
-    log, line = Log(path), f"{to_json(stepped(2))}\n"
+    log, line = Log(path), f"{event_to_json(stepped(2))}\n"
     with path.open("a") as file:
         file.write(line[:40])
         file.flush()
@@ -159,7 +168,9 @@ def test_a_line_that_is_not_whole_yet_is_read_when_it_is(tmp_path: Path) -> None
 
 def test_a_broken_line_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b"\x00\x00\n" + f"{to_json(started())}\n{{\n{to_json(stepped(1))}\n".encode())
+    path.write_bytes(
+        b"\x00\x00\n" + f"{event_to_json(started())}\n{{\n{event_to_json(stepped(1))}\n".encode()
+    )
     log = Log(path)
     log.read()
     assert (log.meter.total_steps, log.meter.step) == (100, 1)
@@ -200,7 +211,7 @@ def test_a_status_says_who_what_and_how_it_ended(tmp_path: Path) -> None:
         assert found is not None
         return found
 
-    with Publisher(path, meter, lambda: MEMORY, lambda: now[0], HERE, interval=3600.0) as publisher:
+    with StatusFile(path, meter, lambda: MEMORY, lambda: now[0], HERE, interval=3600.0) as file:
         assert status() == Status(100.0, HERE, "training", 0, 0, MEMORY)
         for event, activity in (
             (started(), "training"),
@@ -209,18 +220,20 @@ def test_a_status_says_who_what_and_how_it_ended(tmp_path: Path) -> None:
             (Sampled(1.0, 1, "", ""), "sampling"),
         ):
             meter.update(event)
-            publisher.update(event)
+            file.update(event)
             now[0] += 1
-            publisher.publish()
+            file.write()
             assert (status().activity, status().time) == (activity, now[0])
-        publisher.update(Ended(1.0, 1, "finished"))
+        file.update(Ended(1.0, 1, "finished"))
     assert (status().ended, status().step, status().total_steps) == ("finished", 1, 100)
     assert [file.name for file in path.parent.iterdir()] == ["status.json"]
 
 
 def test_a_status_is_written_between_events(tmp_path: Path) -> None:
     path, times = tmp_path / "status.json", iter(range(10**9))
-    with Publisher(path, Meter(), lambda: MEMORY, lambda: float(next(times)), HERE, interval=0.001):
+    with StatusFile(
+        path, Meter(), lambda: MEMORY, lambda: float(next(times)), HERE, interval=0.001
+    ):
         wait_until(lambda: (status := read_status(path)) is not None and status.time >= 3)
 
 
@@ -237,8 +250,8 @@ def test_a_status_tells_of_an_error(
     tmp_path: Path, error: BaseException, ended: str, failure: str | None
 ) -> None:
     path = tmp_path / "status.json"
-    publisher = Publisher(path, Meter(), lambda: MEMORY, lambda: 1.0, HERE)
-    with pytest.raises(type(error)), publisher:
+    status = StatusFile(path, Meter(), lambda: MEMORY, lambda: 1.0, HERE)
+    with pytest.raises(type(error)), status:
         raise error
     status = read_status(path)
     assert status is not None
@@ -248,7 +261,7 @@ def test_a_status_tells_of_an_error(
 def test_a_status_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     path = tmp_path / "file" / "status.json"
-    with Publisher(path, Meter(), lambda: MEMORY, lambda: 1.0, HERE):
+    with StatusFile(path, Meter(), lambda: MEMORY, lambda: 1.0, HERE):
         pass
     assert read_status(path) is None
 
@@ -280,7 +293,7 @@ def test_the_state_follows_from_process_and_log(
     if process:
         write_status(tmp_path, "d4", 1000.0, process)
     run = read_runs(tmp_path, 1000.0 + age, alive)["d4"]
-    assert (run.state, run.heard) == (state, 1000.0)
+    assert (run.state, run.last_seen) == (state, 1000.0)
 
 
 @pytest.mark.parametrize("ended", ["finished", "interrupted", "failed"])
@@ -375,7 +388,7 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_programs_are_found_with_their_memory(sleeper: subprocess.Popen[bytes]) -> None:
-    (found,) = [p for p in machine_module.programs() if p.pid == sleeper.pid]
+    (found,) = [p for p in machine_module.mlxchat_processes() if p.pid == sleeper.pid]
     assert found.command.startswith("-c import sys")
     assert found.resident > 2**20
 
@@ -431,12 +444,12 @@ def test_disk_use_is_split_by_kind(tmp_path: Path) -> None:
     assert found == Disk(3, 12, 48, 64, found.free)
 
 
-def look(home: Path, now: float = 50.0, programs: tuple[Program, ...] = ()) -> Monitor:
+def look(home: Path, now: float = 50.0, processes: tuple[MlxchatProcess, ...] = ()) -> Monitor:
     return Monitor(
         Home(home),
         clock=lambda: now,
-        machine=lambda: Machine("here", 5 * GIB, 8 * GIB, 0, 0, "normal"),
-        programs=lambda: list(programs),
+        memory=lambda: HostMemory("here", 5 * GIB, 8 * GIB, 0, 0, "normal"),
+        processes=lambda: list(processes),
         lives=lambda _: True,
     )
 
@@ -444,8 +457,8 @@ def look(home: Path, now: float = 50.0, programs: tuple[Program, ...] = ()) -> M
 def test_json_has_everything_the_screen_shows(tmp_path: Path) -> None:
     write_log(Home(tmp_path).log("d4"), started(), *map(stepped, range(1, 5)), stepped(5, math.nan))
     write_status(tmp_path, "d4", 50.0)
-    program = Program(99, 1.0, "chat", GIB)
-    said = as_json(look(tmp_path, programs=(program,)).look())
+    program = MlxchatProcess(99, 1.0, "chat", GIB)
+    said = as_json(look(tmp_path, processes=(program,)).look())
     said = json.loads(json.dumps(said, allow_nan=False))
     (run,) = said["runs"]
     assert (run["tag"], run["state"], run["step"], run["total_steps"]) == ("d4", "running", 5, 100)
@@ -460,8 +473,8 @@ def test_json_has_everything_the_screen_shows(tmp_path: Path) -> None:
 
 
 def test_a_machine_is_full_beyond_four_fifths() -> None:
-    assert not Machine("here", 80, 100, 0, 0, None).full
-    assert Machine("here", 81, 100, 0, 0, None).full
+    assert not HostMemory("here", 80, 100, 0, 0, None).full
+    assert HostMemory("here", 81, 100, 0, 0, None).full
 
 
 def test_looking_writes_nothing(tmp_path: Path) -> None:

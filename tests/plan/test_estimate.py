@@ -6,11 +6,11 @@ import pytest
 from rich.console import Console
 
 from mlxchat import runtime
-from mlxchat.cli.planning import GROUPS, heading, sections
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.plan.estimate import Estimate, Room, estimate
 from mlxchat.plan.memory import Resources, training_bytes
 from mlxchat.plan.plan import Costs, plan
+from mlxchat.ui.estimate import GROUP_LABELS, estimate_heading, estimate_sections
 from mlxchat.ui.tables import Row, Section, about, flops_per_second, show, tables
 from mlxchat.ui.text import memory_size
 
@@ -27,7 +27,7 @@ def estimated(saved_step: int | None = None, **settings: object) -> Estimate:
 
 def drawn(facts: Estimate, width: int) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(tables(heading(facts), sections(facts), width))
+    console.print(tables(estimate_heading(facts), estimate_sections(facts), width))
     return console.file.getvalue()
 
 
@@ -48,17 +48,19 @@ def test_tables_fit_the_terminal_without_truncation(arch: str, width: int) -> No
     assert max(map(len, text.splitlines())) <= width
     assert "step 7 of" in text
     for name, rate in facts.plan.learning_rates.items():
-        assert GROUPS[name] in text and f"{rate:.4g}" in text
+        assert GROUP_LABELS[name] in text and f"{rate:.4g}" in text
     for count in (*facts.parameters.values(), facts.plan.parameters, facts.plan.num_iterations):
         assert f"{count:,}" in text
 
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
-def test_no_note_wraps_on_a_wide_terminal(arch: str) -> None:
+def test_no_note_folds_on_a_wide_terminal(arch: str) -> None:
     facts = estimated(7, depth=32, arch=arch)
-    parameters, training, rates, memory = (len(section.rows) for section in sections(facts))
+    parameters, training, rates, memory = (
+        len(section.rows) for section in estimate_sections(facts)
+    )
     titles_and_gaps = 2 * 2
-    expected = len(heading(facts)) + titles_and_gaps + max(parameters, training)
+    expected = len(estimate_heading(facts)) + titles_and_gaps + max(parameters, training)
     assert len(drawn(facts, 160).splitlines()) == expected + max(rates, memory)
 
 
@@ -79,15 +81,20 @@ def test_the_estimated_time_of_a_budgeted_run_is_the_measured_one() -> None:
     assert facts.utilisation == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize(("arch", "ratio"), [("classic", "20 a parameter"), ("modern", "12 a")])
-def test_tokens_are_shown_per_parameter_that_the_ratio_counts(arch: str, ratio: str) -> None:
+@pytest.mark.parametrize(
+    ("arch", "ratio"), [("classic", "20 per parameter"), ("modern", "12 per parameter of")]
+)
+def test_tokens_are_shown_by_those_parameters_that_the_ratio_counts(arch: str, ratio: str) -> None:
     text = drawn(estimated(depth=4, arch=arch), 80)
     assert ratio in text
     assert ("of matrices and head" in text) == (arch == "modern")
 
 
-def test_groups_have_the_same_names_in_every_table() -> None:
-    parts = {part.title: [row.label for row in part.rows] for part in sections(estimated(depth=4))}
+def test_groups_have_the_same_names_wherever_they_are() -> None:
+    parts = {
+        part.title: [row.label for row in part.rows]
+        for part in estimate_sections(estimated(depth=4))
+    }
     assert parts["Parameters"][:3] == parts["Learning rates"][:3]
 
 
@@ -112,7 +119,7 @@ def test_checkpointing_is_shown_and_takes_a_third_longer() -> None:
         return " ".join(next(line for line in lines if line.startswith("checkpointing")).split())
 
     assert line() == "checkpointing off activations are kept"
-    assert line(grad_checkpoint="on") == "checkpointing on activations are computed again"
+    assert line(grad_checkpoint="on") == "checkpointing on activations are recomputed"
 
 
 def test_tables_are_side_by_side_on_a_wide_terminal() -> None:

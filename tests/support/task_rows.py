@@ -25,7 +25,7 @@ HUMAN_EVAL = {
 
 
 def fill(root: Path, task: str, *rows: dict) -> Path:
-    folder = root / tasks.FILES[task][0]
+    folder = root / tasks.TASKS[task].folder
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(list(rows)), folder / "00000.parquet")
     return folder

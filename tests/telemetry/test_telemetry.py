@@ -8,7 +8,6 @@ from mlxchat.telemetry.events import (
     Ended,
     Evaluated,
     Evaluating,
-    JsonLines,
     Memory,
     Noted,
     Position,
@@ -18,9 +17,10 @@ from mlxchat.telemetry.events import (
     Saved,
     Started,
     Stepped,
-    to_json,
+    event_to_json,
 )
-from mlxchat.telemetry.meter import LEAST_RECENT_STEPS, MOST_POINTS, RECENT_STEPS, Meter, MeterState
+from mlxchat.telemetry.log import JsonLines
+from mlxchat.telemetry.meter import LEAST_RECENT_STEPS, MOST_POINTS, RATE_STEPS, Meter, MeterState
 
 MEMORY = Memory(active=1, peak=2, cache=3, machine_used=4, machine_total=8)
 POSITION = Position(epoch=1, shard=0, shards=2)
@@ -48,17 +48,17 @@ def test_every_event_is_one_line_of_json_under_its_name():
         "progress": Progressed(0.0, "a file", 1, None, "bytes"),
     }
     for name, event in events.items():
-        line = to_json(event)
+        line = event_to_json(event)
         assert len(line.splitlines()) == 1
         assert list(json.loads(line))[:2] == ["event", "time"]
         assert json.loads(line)["event"] == name
-    assert json.loads(to_json(events["step"]))["memory"]["machine_total"] == 8
-    assert json.loads(to_json(events["sample"]))["text"] == "\nupon “a” time\u2028"
+    assert json.loads(event_to_json(events["step"]))["memory"]["machine_total"] == 8
+    assert json.loads(event_to_json(events["sample"]))["text"] == "\nupon “a” time\u2028"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_json_has_no_number_for_is_null(value):
-    assert json.loads(to_json(stepped(1, loss=value)))["loss"] is None
+    assert json.loads(event_to_json(stepped(1, loss=value)))["loss"] is None
 
 
 def steps_of(path):
@@ -89,7 +89,7 @@ def test_resumed_log_has_every_step_once(tmp_path):
                 log.write(Saved(0.0, 4, "/tmp/x", 0.1))
         log.write(Noted(0.0, "of the time that is lost"))
     with path.open("a") as file:
-        file.write(to_json(stepped(8))[:30])  # the process was killed while it wrote
+        file.write(event_to_json(stepped(8))[:30])  # the process was killed while it wrote
     with JsonLines.resume(path, 4) as log:
         log.write(started(step=4))
         for step in range(5, 8):
@@ -107,7 +107,7 @@ def test_resumed_log_has_every_step_once(tmp_path):
 
 def test_resumed_log_completes_a_line_that_lacks_only_its_end(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text(to_json(stepped(1)))
+    path.write_text(event_to_json(stepped(1)))
     with JsonLines.resume(path, 1) as log:
         log.write(stepped(2))
     assert steps_of(path) == [1, 2]
@@ -117,7 +117,7 @@ def test_log_starts_empty_at_step_0_and_where_there_is_none(tmp_path):
     path = tmp_path / "new" / "metrics.jsonl"
     JsonLines.resume(path, 3).close()
     assert path.read_text() == ""
-    path.write_text(f"{to_json(started())}\n{to_json(stepped(1))}\n")
+    path.write_text(f"{event_to_json(started())}\n{event_to_json(stepped(1))}\n")
     JsonLines.resume(path, 0).close()
     assert path.read_text() == ""
 
@@ -134,7 +134,7 @@ def test_meter_computes_rates_from_recent_steps_without_the_first():
     assert meter.tokens_per_second == 0.64
     for step in range(2 + LEAST_RECENT_STEPS, 12):
         meter.update(stepped(step, seconds=100.0))
-    for step in range(12, 12 + RECENT_STEPS):
+    for step in range(12, 12 + RATE_STEPS):
         meter.update(stepped(step, seconds=2.0))
     assert meter.tokens_per_second == 32.0
     assert meter.flops_per_second == 320.0

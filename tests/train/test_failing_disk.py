@@ -13,8 +13,7 @@ from support.runs import CONFIG, QUIET, diverging, logged, run, run_folder, shar
 from mlxchat.checkpoint import files, store, trainer
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.telemetry import events
-from mlxchat.telemetry.events import JsonLines
+from mlxchat.telemetry.log import JsonLines
 
 SHORT = CONFIG.model_copy(update={"eval_every": 0, "sample_every": 0})
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -29,7 +28,7 @@ def test_a_log_that_fails_from_the_first_event_ends_the_run(
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(JsonLines, "write", full)
-        with pytest.raises(MlxchatError, match="ended there; nothing of it is saved"):
+        with pytest.raises(MlxchatError, match="ended there; no step is saved"):
             run(tmp_path, SHORT)
     assert store.steps(run_folder(tmp_path)) == []
     run(tmp_path, SHORT, stop_at=3)
@@ -55,7 +54,7 @@ def test_a_log_that_cannot_be_continued_stays(
         raise FULL
 
     with monkeypatch.context() as patched:
-        patched.setattr(events, "_lines_until", some)
+        patched.setattr("mlxchat.telemetry.log._lines_until", some)
         with pytest.raises(MlxchatError, match=r"The log .* cannot be written: No space") as raised:
             run(tmp_path, SHORT)
     assert str(log) in raised.value.problem and "same command" in raised.value.remedy

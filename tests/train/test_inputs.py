@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxchat.cli.training import train_tokenizer as tokenizer_command
+from mlxchat.cli.train import tokenizer_train_command
 from mlxchat.config.pretrain import DataConfig
 from mlxchat.data.documents import BuiltinDocuments, ShardDocuments
 from mlxchat.errors import MlxchatError
@@ -88,7 +88,7 @@ def test_the_settings_decide_which_documents_are_opened(tmp_path: Path) -> None:
 def test_the_command_reads_at_most_the_characters_asked_for(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tokenizer_command(DataConfig(dataset="builtin", vocab_size=300), 20_000, True)
+    tokenizer_train_command(DataConfig(dataset="builtin", vocab_size=300), 20_000, True)
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     [read] = [event["total"] for event in events if event.get("total") and "done" in event]
     assert 20_000 <= read < 40_000

@@ -27,7 +27,8 @@ from mlxchat.data.fingerprint import fingerprint, frame
 from mlxchat.data.shards import DATASETS, REVISION, STREAMED, Dataset, shard_name
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.telemetry.events import Event, JsonLines, Saved, Stepped
+from mlxchat.telemetry.events import Event, Saved, Stepped
+from mlxchat.telemetry.log import JsonLines
 from mlxchat.train.pretrain import Pretraining, pretrain
 from mlxchat.train.stage import read_trainer
 

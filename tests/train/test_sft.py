@@ -12,7 +12,6 @@ from support.cases import golden
 from support.marks import slow
 
 from mlxchat.checkpoint import catalog, layout, store, trainer
-from mlxchat.cli.quantize import validation_documents
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.data.chats.mixture import ChatDocuments
@@ -25,7 +24,7 @@ from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.optim.optimizer import MuonAdamW, Rates
 from mlxchat.plan.memory import BatchPlan, Resources
-from mlxchat.quantize import evaluate
+from mlxchat.quantize import evaluate, validation_documents
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Stepped
 from mlxchat.tokenizer.bpe import Tokenizer

@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.text import Text
 
 from mlxchat.home import Home
-from mlxchat.monitor.machine import Disk, Machine, Program
-from mlxchat.monitor.runs import Run, Snapshot, State
+from mlxchat.monitor.machine import Disk, HostMemory, MlxchatProcess
+from mlxchat.monitor.runs import Snapshot, State, WatchedRun
 from mlxchat.telemetry.events import Evaluated, Memory, Position, Started, Stepped
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.status import Process, Status
@@ -35,7 +35,7 @@ GIB = 2**30
 DRAWN = {chr(code) for code in range(0x2801, 0x2900)}  # the dots of a curve
 NOW = 1_795_000_000.0
 MEMORY = Memory(3 * GIB, 4 * GIB, GIB // 2, 12 * GIB, 36 * GIB)
-MACHINE = Machine("here", 12 * GIB, 36 * GIB, GIB // 2, 2 * GIB, "normal")
+MACHINE = HostMemory("here", 12 * GIB, 36 * GIB, GIB // 2, 2 * GIB, "normal")
 ENDED = {"finished": "finished", "interrupted": "interrupted", "failed": "failed"}
 
 
@@ -44,20 +44,20 @@ def run(
     state: State = "running",
     pid: int = 101,
     host: str = "here",
-    heard: float = NOW - 5,
+    last_seen: float = NOW - 5,
     loss: float | None = None,
     saved: tuple[int, ...] = (1000, 1100, 1200, 1300),
     failure: str | None = None,
-) -> Run:
+) -> WatchedRun:
     meter, latest = Meter(), None
     meter.update(Started(0.0, tag, 0, 20_000, 65536, 10**9, None, "Apple M3 Pro", 186))
     for step in range(1, 1301):
         value = 3 + 7 * math.exp(-step / 100) if loss is None else loss
-        latest = Stepped(heard, step, value, 0.02, 0.12, 28.0, Position(1, 2, 50), MEMORY)
+        latest = Stepped(last_seen, step, value, 0.02, 0.12, 28.0, Position(1, 2, 50), MEMORY)
         meter.update(latest)
-    meter.update(Evaluated(heard, 1300, 1.25, 3.0, 640, 1.0))
+    meter.update(Evaluated(last_seen, 1300, 1.25, 3.0, 640, 1.0))
     status = Status(
-        heard,
+        last_seen,
         Process(pid, 1.0, host),
         "evaluating 3/40",
         1300,
@@ -66,14 +66,16 @@ def run(
         ENDED.get(state),
         failure,
     )
-    return Run(tag, state, heard, meter, latest, status, saved, NOW - 125 if saved else None)
+    return WatchedRun(
+        tag, state, last_seen, meter, latest, status, saved, NOW - 125 if saved else None
+    )
 
 
 def snapshot(
-    *runs: Run, programs: tuple[Program, ...] = (), machine: Machine = MACHINE
+    *runs: WatchedRun, processes: tuple[MlxchatProcess, ...] = (), machine: HostMemory = MACHINE
 ) -> Snapshot:
     disk = Disk(812_300_000_000, 340_500_000_000, 2_400_000, 812_000_000, 120_300_000_000)
-    return Snapshot(NOW, "/Users/someone/.cache/mlxchat", machine, disk, runs, programs)
+    return Snapshot(NOW, "/Users/someone/.cache/mlxchat", machine, disk, runs, processes)
 
 
 def drawn(seen: Snapshot, width: int = 80, height: int | None = 40, footer: str = "") -> str:
@@ -84,12 +86,12 @@ def drawn(seen: Snapshot, width: int = 80, height: int | None = 40, footer: str 
 
 THREE = snapshot(
     run("d12"),
-    run("d4", "died", pid=102, heard=NOW - 125),
+    run("d4", "died", pid=102, last_seen=NOW - 125),
     run("d20", pid=103),
-    programs=(
-        Program(101, 1.0, "train --depth 12", 6 * GIB),
-        Program(103, 1.0, "train --depth 20", 7 * GIB),
-        Program(104, 2.0, "chat --model-tag d4 -p \x1b[31m" + "word " * 40, GIB),
+    processes=(
+        MlxchatProcess(101, 1.0, "train --depth 12", 6 * GIB),
+        MlxchatProcess(103, 1.0, "train --depth 20", 7 * GIB),
+        MlxchatProcess(104, 2.0, "chat --model-tag d4 -p \x1b[31m" + "word " * 40, GIB),
     ),
 )
 
@@ -97,11 +99,11 @@ THREE = snapshot(
 @pytest.mark.parametrize("width", [60, 80, 100, 160, 240])
 @pytest.mark.parametrize("height", [24, 30, 40, 60])
 def test_three_runs_fit_at_any_size(width: int, height: int) -> None:
-    text = drawn(THREE, width, height, "q ends")
+    text = drawn(THREE, width, height, "q quits")
     lines = text.splitlines()
     assert {cell_len(line) for line in lines[:-1]} == {width}
     assert len(lines) <= height
-    assert lines[-1] == "q ends"
+    assert lines[-1] == "q quits"
     numbers = ["1,300/20,000", "3.0000", "6d 01h", "died", "3.0 GiB", "4.0 GiB", "512 MiB"]
     facts = ["12.0 of 36.0 GiB", "33.3%", "normal", "0.5 of 2.0 GiB", "812.3 GB", "340.5 GB"]
     for shown in [*numbers, *facts, "2.4 MB", "812.0 MB", "120.3 GB", "101", "103", "104"]:
@@ -135,13 +137,13 @@ def test_the_curves_of_runs_go_first_where_room_is_short() -> None:
 
 
 def test_a_pipe_gets_everything() -> None:
-    many = snapshot(*(run(f"d{index}", heard=NOW - index) for index in range(30)))
+    many = snapshot(*(run(f"d{index}", last_seen=NOW - index) for index in range(30)))
     text = drawn(many, 100, None)
     assert text.count("evaluating 3/40") == 30
 
 
 def test_runs_of_long_ago_get_a_line_and_are_counted_where_there_is_no_room() -> None:
-    old = [run(f"d{index}", "finished", heard=NOW - 9000 * index) for index in range(1, 60)]
+    old = [run(f"d{index}", "finished", last_seen=NOW - 9000 * index) for index in range(1, 60)]
     lines = drawn(snapshot(run("new"), *old)).splitlines()
     assert len(lines) == 40
     assert any("earlier runs" in line for line in lines)
@@ -153,31 +155,31 @@ def test_runs_of_long_ago_get_a_line_and_are_counted_where_there_is_no_room() ->
 @pytest.mark.parametrize(
     ("shown", "words"),
     [
-        (run(state="died"), ["killed or crashed", "5s ago", "goes on from step 1,300"]),
+        (run(state="died"), ["killed or crashed", "5s ago", "resumes from step 1,300"]),
         (run(state="died", saved=()), ["nothing was saved", "saved steps    none"]),
-        (run(state="silent", heard=NOW - 125), ["Silent since", "2m 05s ago", "process 101"]),
+        (run(state="silent", last_seen=NOW - 125), ["Silent since", "2m 05s ago", "process 101"]),
         (run(state="finished"), ["Finished on"]),
-        (run(state="interrupted"), ["Stopped on", "goes on from step 1,300"]),
+        (run(state="interrupted"), ["Stopped on", "resumes from step 1,300"]),
         (run(state="failed", failure="No\nroom \x1b[2J left."), ["Failed on", "No room [2J left."]),
         (run(loss=math.nan), ["nan"]),
     ],
 )
-def test_the_screen_shows_the_facts_of_a_run(shown: Run, words: list[str]) -> None:
+def test_the_screen_shows_the_facts_of_a_run(shown: WatchedRun, words: list[str]) -> None:
     text = " ".join(drawn(snapshot(shown)).replace("│", " ").split())
     for word in words:
         assert " ".join(word.split()) in text, word
 
 
 def test_a_run_that_has_only_just_begun_or_left_nothing_behind() -> None:
-    begun = Run("d4", "running", NOW, Meter(), None, None, (), None)
-    lost = Run("d6", "silent", None, Meter(), None, None, (), None)
+    begun = WatchedRun("d4", "running", NOW, Meter(), None, None, (), None)
+    lost = WatchedRun("d6", "silent", None, Meter(), None, None, (), None)
     text = drawn(snapshot(begun, lost))
     assert "step 0/0" in text
     assert "earlier runs" in text
 
 
 def test_a_run_on_another_machine_is_shown_as_such() -> None:
-    text = drawn(snapshot(run(host="there"), programs=(Program(101, 1.0, "chat", GIB),)))
+    text = drawn(snapshot(run(host="there"), processes=(MlxchatProcess(101, 1.0, "chat", GIB),)))
     (there,) = [line for line in text.splitlines() if "train d12 on there" in line]
     assert "4.0 GiB" in there
     assert "–" in there  # what it holds in all cannot be seen from here
@@ -267,8 +269,8 @@ def test_in_a_pipe_there_is_one_picture_without_control_characters(
 def test_json_is_one_object_and_mlx_is_not_imported(ended: Home) -> None:
     script = (
         "import sys\n"
-        "from mlxchat.cli.monitor import monitor\n"
-        "monitor(once=False, json=True, interval=2.0)\n"
+        "from mlxchat.cli.monitor import monitor_command\n"
+        "monitor_command(json=True)\n"
         "heavy = {'mlx', 'mlx.core', 'pyarrow', 'httpx', 'tiktoken', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
@@ -300,7 +302,7 @@ def test_on_a_terminal_it_ends_at_a_key_and_leaves_the_terminal_as_it_was(
         env=environment,
         start_new_session=True,
     )
-    shown = read_until(controller, b"q ends")
+    shown = read_until(controller, b"q quits")
     if ending == "q":
         os.write(controller, b"xq")
     else:

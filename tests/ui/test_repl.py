@@ -9,7 +9,7 @@ from rich.console import Console
 
 from mlxchat.errors import MlxchatError
 from mlxchat.tokenizer.messages import Part
-from mlxchat.ui.repl import answer, converse
+from mlxchat.ui.repl import answer_prompt, converse
 
 
 class Parrot:
@@ -94,7 +94,7 @@ def test_answers_cannot_steer_the_terminal() -> None:
 def test_what_the_terminal_cannot_show_becomes_a_question_mark() -> None:
     raw = io.BytesIO()
     console = Console(file=io.TextIOWrapper(raw, encoding="ascii", write_through=True))
-    answer(Parrot(), "naïve", console)
+    answer_prompt(Parrot(), "naïve", console)
     assert raw.getvalue() == b"na?ve \n"
 
 
@@ -118,7 +118,7 @@ def test_save_load_and_clear_are_carried_out(tmp_path: Path) -> None:
     shown = talk(chat, f"/save {path}", "/clear", f"  /load   {path} ", width=500)
     assert chat.calls == [("save", str(path)), ("clear",), ("load", str(path))]
     assert f"Saved to {path}." in shown
-    assert f"Going on with {path}." in shown
+    assert f"Resumed {path}." in shown
 
 
 def test_tilde_is_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_help_lists_every_command() -> None:
 
 def test_help_is_aligned() -> None:
     lines = talk(Parrot(), "/help", width=80).splitlines()
-    purposes = ("begin a new", "write the", "go on with", "show this", "leave, as")
+    purposes = ("start a new", "write the", "resume the", "show this", "quit, as")
     starts = [line.index(purpose) for purpose in purposes for line in lines if purpose in line]
     assert starts == [len("/save FILE") + 2] * 5
 
@@ -144,7 +144,7 @@ def test_help_is_aligned() -> None:
 @pytest.mark.parametrize("line", ["/sav x", "/", "//", "/[red]x"])
 def test_unknown_commands_are_named(line: str) -> None:
     chat = Parrot()
-    assert f"There is no {line.split()[0]}; /help" in talk(chat, line)
+    assert f"Unknown command {line.split()[0]}; /help" in talk(chat, line)
     assert chat.calls == []
 
 
@@ -211,7 +211,7 @@ def test_dropped_turns_are_told_once(dropped: int, words: str) -> None:
 
 def test_one_answer_is_only_the_answer() -> None:
     console = Console(file=io.StringIO())
-    answer(Parrot(), "one two", console)
+    answer_prompt(Parrot(), "one two", console)
     assert console.file.getvalue() == "one two \n"
 
 
@@ -242,21 +242,21 @@ def test_calls_are_shown_in_brackets(pieces: str, shown: str) -> None:
     split = [piece.partition(":") for piece in pieces.split("|")]
     chat = Computing(*((types[kind], text) for kind, _, text in split))
     plain = Console(file=io.StringIO(), width=5)
-    answer(chat, "Half of 48?", plain)
+    answer_prompt(chat, "Half of 48?", plain)
     assert plain.file.getvalue() == shown + "\n"
 
 
 def test_a_terminal_shows_calls_dimmed() -> None:
     chat = Computing(("text", "A"), ("python", ""), ("python", "[b]:1:\x1b"), ("text", "B"))
     console = Console(file=io.StringIO(), force_terminal=True, color_system="standard")
-    answer(chat, "Which?", console)
+    answer_prompt(chat, "Which?", console)
     assert console.file.getvalue() == "A\x1b[2m[\x1b[0m\x1b[2m[b]:1:\x1b[0m\x1b[2m]\x1b[0mB\n"
 
 
 def test_one_answer_interrupted_ends_its_line_and_is_closed() -> None:
     console, chat = Console(file=io.StringIO()), Parrot(after=1)
     with pytest.raises(KeyboardInterrupt):
-        answer(chat, "one two", console)
+        answer_prompt(chat, "one two", console)
     assert console.file.getvalue() == "one \n"
     assert chat.closed
 
@@ -268,7 +268,7 @@ def test_a_reader_that_leaves_closes_the_answer() -> None:
 
     chat = Parrot()
     with pytest.raises(BrokenPipeError):
-        answer(chat, "one two", Console(file=Pipe()))
+        answer_prompt(chat, "one two", Console(file=Pipe()))
     assert chat.closed
 
 

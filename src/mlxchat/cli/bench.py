@@ -1,33 +1,50 @@
-"""What `mlxchat bench` does."""
+"""The command `bench`."""
 
 import sys
 import time
+from typing import TYPE_CHECKING, Annotated
 
-from mlxchat.bench import Bench, measure
+import typer
+
+from mlxchat.cli.options import Json
 from mlxchat.config.inference import BenchConfig
 from mlxchat.ui.console import Screen, say
 from mlxchat.ui.tables import Row, Section, flops_per_second, markdown, show
 from mlxchat.ui.text import amount, memory_size
 
+if TYPE_CHECKING:
+    from mlxchat.bench import Bench
 
-def bench(config: BenchConfig, begun: float, json: bool, as_markdown: bool) -> None:
-    """Measure and print; how far it is goes to standard error, apart from what may be kept.
 
-    Args:
-        begun: when the command began, seconds since the epoch.
+def bench_command(
+    config: BenchConfig,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print a Markdown table, to paste into an issue.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Measure how fast this machine trains and generates, in about a minute.
+
+    Uses random weights and tokens: it needs no data and writes nothing. Progress goes to
+    standard error.
     """
+    started_at = time.time()
+    if json and as_markdown:
+        raise typer.BadParameter("--json cannot be combined with --markdown.")
+    from mlxchat.bench import measure
+
     with Screen(stream=sys.stderr) as screen:
-        facts = measure(config, screen.show, time.time, begun)
+        facts = measure(config, screen.show, time.time, started_at)
     if json:
         say(facts.model_dump_json())
     elif as_markdown:
-        say(markdown(heading(facts), sections(facts)))
+        say(markdown(bench_heading(facts), bench_sections(facts)))
     else:
-        show(heading(facts), sections(facts))
+        show(bench_heading(facts), bench_sections(facts))
 
 
-def heading(facts: Bench) -> list[str]:
-    """Which model, on which shapes."""
+def bench_heading(facts: "Bench") -> list[str]:
+    """Return the line that names the model and the shapes."""
     config = facts.config
     return [
         f"{config.arch} d{config.depth}: {facts.parameters:,} parameters, vocabulary "
@@ -36,8 +53,8 @@ def heading(facts: Bench) -> list[str]:
     ]
 
 
-def sections(facts: Bench) -> list[Section]:
-    """The numbers in words."""
+def bench_sections(facts: "Bench") -> list[Section]:
+    """Return the numbers, section by section."""
     return [
         Section("Training", _training(facts)),
         Section("Generation", _generation(facts)),
@@ -45,40 +62,44 @@ def sections(facts: Bench) -> list[Section]:
     ]
 
 
-def _training(facts: Bench) -> list[Row]:
+def _training(facts: "Bench") -> list[Row]:
     training, environment = facts.training, facts.environment
     seconds = training.step_seconds
     first = training.startup_seconds + training.first_step_seconds
     start_up = _seconds(training.startup_seconds)
     compiled = _seconds(training.first_step_seconds)
     product = flops_per_second(environment.matmul_flops)
-    mfu = Row("MFU", "", "unknown: there is no peak on record for this chip")
+    mfu = Row("MFU", "", "unknown: no peak is on record for this chip")
     if training.mfu is not None and environment.peak_flops is not None:
         peak = flops_per_second(environment.peak_flops)
         mfu = Row("MFU", f"{training.mfu:.1%}", f"of the chip's {peak}")
     return [
         Row("tokens/s", _rate(training.tokens_per_second), f"(median of {len(seconds)} steps)"),
         Row(
-            "a step",
+            "step time",
             _seconds(training.tokens_per_step / training.tokens_per_second),
             f"({_seconds(min(seconds))} to {_seconds(max(seconds))})",
         ),
         Row(
             "achieved",
             flops_per_second(training.flops_per_second),
-            f"({training.matmul_share:.1%} of the {product} of a matrix product here)",
+            f"({training.matmul_share:.1%} of a matrix product's {product} here)",
         ),
         mfu,
         Row("peak memory", memory_size(training.peak_memory)),
-        Row("first step", _seconds(first), f"({start_up} start-up, {compiled} with compilation)"),
+        Row(
+            "first step",
+            _seconds(first),
+            f"({start_up} start-up, {compiled} including compilation)",
+        ),
     ]
 
 
-def _generation(facts: Bench) -> list[Row]:
+def _generation(facts: "Bench") -> list[Row]:
     generation = facts.generation
     prompt = amount(generation.prompt_tokens, "tokens")
     return [
-        Row("tokens/s", _rate(generation.tokens_per_second), f"(greedily, after {prompt})"),
+        Row("tokens/s", _rate(generation.tokens_per_second), f"(greedy, after {prompt})"),
         Row(
             "prefill tokens/s",
             _rate(generation.prefill_tokens_per_second),
@@ -87,7 +108,7 @@ def _generation(facts: Bench) -> list[Row]:
     ]
 
 
-def _machine(facts: Bench) -> list[Row]:
+def _machine(facts: "Bench") -> list[Row]:
     environment = facts.environment
     return [
         Row("device", "", environment.device),
@@ -101,10 +122,10 @@ def _machine(facts: Bench) -> list[Row]:
 
 
 def _rate(tokens_per_second: float) -> str:
-    """Three digits at least."""
+    """Format a rate with at least three digits."""
     return f"{tokens_per_second:,.0f}" if tokens_per_second >= 100 else f"{tokens_per_second:.3g}"
 
 
 def _seconds(seconds: float) -> str:
-    """``2.31 s`` or ``84.2 ms``."""
+    """Format a time as ``2.31 s`` or ``84.2 ms``."""
     return f"{seconds:,.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"

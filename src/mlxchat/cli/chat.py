@@ -1,33 +1,57 @@
-"""What `mlxchat chat` does."""
+"""The command `chat`."""
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from mlxchat.checkpoint import catalog, layout
-from mlxchat.checkpoint.layout import SavedModel
+import typer
+
+from mlxchat.checkpoint import catalog
+from mlxchat.cli.options import Checkpoint, ModelTag, SavedStep, require_one_place
 from mlxchat.config.inference import Sampling
-from mlxchat.engine.chat import Chat
 from mlxchat.home import Home
 from mlxchat.ui import repl
 from mlxchat.ui.console import console_for, warning
 
+if TYPE_CHECKING:
+    from mlxchat.checkpoint.layout import SavedModel
 
-def load(tag: str | None, step: int | None, checkpoint: Path | None) -> tuple[SavedModel, str]:
-    """Read a saved model; returns it with a name for it."""
-    folder = catalog.locate(Home.from_environment().stages, tag, step, checkpoint)
-    name = f"{folder.parent.name}/{folder.name}" if checkpoint is None else str(folder)
-    return layout.load(folder), name
+
+def chat_command(
+    model_tag: ModelTag = None,
+    step: SavedStep = None,
+    checkpoint: Checkpoint = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", "-p", help="Answer this prompt and exit.", show_default=False),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens in an answer.")] = 512,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the random draws.")] = 42,
+    *,
+    sampling: Sampling,
+) -> None:
+    """Talk to a model.
+
+    A model trained on conversations answers; a base model continues your text.
+
+    Text piped into the command is taken as one message.
+    """
+    require_one_place(model_tag, step, checkpoint)
+    saved, name = load(model_tag, step, checkpoint)
+    talk(saved, name, sampling, seed, max_tokens, prompt)
 
 
 def talk(
-    saved: SavedModel,
+    saved: "SavedModel",
     name: str,
     sampling: Sampling,
     seed: int,
     max_tokens: int,
     prompt: str | None,
 ) -> None:
-    """Answer one prompt, what is piped in, or hold a conversation."""
+    """Answer a prompt or piped input, or else hold a conversation."""
+    from mlxchat.engine.chat import Chat
+
     chat = Chat(
         saved.model,
         saved.tokenizer,
@@ -38,16 +62,25 @@ def talk(
     )
     console = console_for(sys.stdout)
     if prompt is None and not sys.stdin.isatty():
-        prompt = _text(sys.stdin.buffer.read()).strip()
+        prompt = _decoded(sys.stdin.buffer.read()).strip()
     if prompt is None:
         repl.converse(chat, name, console)
     else:
-        repl.answer(chat, prompt, console)
+        repl.answer_prompt(chat, prompt, console)
 
 
-def _text(content: bytes) -> str:
-    """What was piped in; said where it is not all text."""
+def _decoded(content: bytes) -> str:
+    """Return piped input as text, with a warning if it is not all UTF-8."""
     text = content.decode("utf-8", "replace")
     if text.encode() != content:
-        warning("Standard input is not all UTF-8 text; the model sees \ufffd for what is not.")
+        warning("Standard input is not all UTF-8; the model sees \ufffd in place of other bytes.")
     return text
+
+
+def load(tag: str | None, step: int | None, checkpoint: Path | None) -> "tuple[SavedModel, str]":
+    """Read a saved model, ready for inference; returns it with a name for it."""
+    from mlxchat.checkpoint import layout
+
+    folder = catalog.locate(Home.from_environment().stages, tag, step, checkpoint)
+    name = f"{folder.parent.name}/{folder.name}" if checkpoint is None else str(folder)
+    return layout.load(folder), name

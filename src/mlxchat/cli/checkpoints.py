@@ -1,4 +1,4 @@
-"""What `mlxchat checkpoints` does: shows, checks and removes saved steps. Needs no arrays."""
+"""The commands `checkpoints list`, `verify` and `prune`; none of them reads arrays."""
 
 import json as json_format
 import sys
@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from mlxchat.checkpoint import catalog, store
 from mlxchat.checkpoint.catalog import SavedStep, saved_steps
 from mlxchat.checkpoint.store import Removed
+from mlxchat.cli.options import AnyTag, Checkpoint, Json, require_one_place
 from mlxchat.errors import LockedError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Noted, Progressed
@@ -19,14 +21,17 @@ from mlxchat.ui.console import Screen, say, table, warning
 from mlxchat.ui.text import amount
 
 DATE = "%Y-%m-%d %H:%M"
-_NOTHING = "Nothing is saved in {}. Train a model: mlxchat train"
+_NOTHING = "{} has no saved steps. Train a model: mlxchat train"
 
 
-def show_list(tag: str | None, json: bool) -> None:
-    """Show what is saved; exit code 1 where some of it cannot be read."""
+def list_command(model_tag: AnyTag = None, json: Json = False) -> None:
+    """Show the saved steps of all runs, quantized copies included, and their sizes.
+
+    Exits with code 1 if some of them cannot be read.
+    """
     faults: list[MlxchatError] = []
     stages = Home.from_environment().stages
-    found = saved_steps(catalog.named_runs(stages, tag), faults.append)
+    found = saved_steps(catalog.named_runs(stages, model_tag), faults.append)
     for fault in faults:
         warning(f"{fault.problem} {fault.remedy}")
     if json:
@@ -39,29 +44,20 @@ def show_list(tag: str | None, json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _show_table(found: Sequence[SavedStep]) -> None:
-    table(
-        ["run", "step", "MB", "goes on", "model", "saved"],
-        [
-            [
-                saved.tag,
-                saved.step,
-                round(saved.bytes / 1e6, 1),
-                "yes" if saved.trainable else "no",
-                f"quantized, {saved.bits} bits" if saved.bits else "whole",
-                time.strftime(DATE, time.localtime(saved.saved)),
-            ]
-            for saved in found
-        ],
-    )
-    say(f"{amount(len(found), 'steps')}, {amount(sum(saved.bytes for saved in found), 'bytes')}")
+def verify_command(
+    model_tag: AnyTag = None,
+    step: Annotated[
+        int | None, typer.Option(help="Saved step. Default: all of them.", show_default=False)
+    ] = None,
+    checkpoint: Checkpoint = None,
+    json: Json = False,
+) -> None:
+    """Compare every file with its checksum.
 
-
-def verify(tag: str | None, step: int | None, checkpoint: Path | None, json: bool) -> None:
-    """Compare every file with its checksum; exit code 1 where one is not what was saved.
-
-    How far it is goes to standard error.
+    Exits with code 1 if a file differs from what was saved. Models are also checked
+    whenever they are loaded. Progress goes to standard error.
     """
+    require_one_place(model_tag, step, checkpoint)
     stages, faults = Home.from_environment().stages, dict[Path, str | None]()
 
     def unread(run: Path, error: MlxchatError) -> None:
@@ -69,9 +65,9 @@ def verify(tag: str | None, step: int | None, checkpoint: Path | None, json: boo
 
     with Screen(stream=sys.stderr) as screen:
         if step is not None:
-            folders = [catalog.find(stages, tag, step)]
+            folders = [catalog.find(stages, model_tag, step)]
         else:
-            folders = catalog.steps_to_verify(stages, tag, checkpoint, unread)
+            folders = catalog.steps_to_verify(stages, model_tag, checkpoint, unread)
         for folder in folders:
             faults[folder] = _fault(folder, screen)
     if json:
@@ -85,21 +81,28 @@ def verify(tag: str | None, step: int | None, checkpoint: Path | None, json: boo
         raise typer.Exit(1)
 
 
-def prune(tag: str | None, keep: int, dry_run: bool, json: bool) -> None:
-    """Remove all but the newest steps of one run or of all, where the newest one is intact; and
-    what killed processes left unfinished, also of runs that have no step.
+def prune_command(
+    model_tag: AnyTag = None,
+    keep: Annotated[int, typer.Option(min=1, help="Newest steps of each run to keep.")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be removed, and remove nothing.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Remove all but the newest steps of each run, once the newest one is found intact.
 
-    A run that was not named is left out while it is trained, and where its newest step is not
-    intact or an old one cannot be removed; exit code 1 after the latter two.
+    Unfinished steps that killed processes left behind are removed too. Without
+    --model-tag, runs that are being trained are skipped, and so, with exit code 1, are
+    runs whose newest step is damaged or whose old steps cannot be removed.
     """
     removed: list[Removed] = []
     faults: dict[Path, str] = {}
     with Screen(stream=sys.stderr) as screen:
-        for run in catalog.runs_to_prune(Home.from_environment().stages, tag):
+        for run in catalog.runs_to_prune(Home.from_environment().stages, model_tag):
             try:
                 store.prune_verified(run, keep, dry_run, removed.append, _progress(screen))
             except MlxchatError as error:
-                if tag is not None:
+                if model_tag is not None:
                     raise
                 screen.show(Noted(time.time(), f"{error.problem} {error.remedy}"))
                 if not isinstance(error, LockedError):
@@ -108,8 +111,8 @@ def prune(tag: str | None, keep: int, dry_run: bool, json: bool) -> None:
     if json:
         paths = [str(saved.path) for saved in removed]
         left = [{"path": str(run), "fault": fault} for run, fault in faults.items()]
-        said = {"removed": paths, "bytes": freed, "dry_run": dry_run, "left_out": left}
-        say(json_format.dumps(said))
+        facts = {"removed": paths, "bytes": freed, "dry_run": dry_run, "left_out": left}
+        say(json_format.dumps(facts))
     else:
         for saved in removed:
             step = "unfinished" if saved.step is None else f"step {saved.step:,}"
@@ -121,6 +124,24 @@ def prune(tag: str | None, keep: int, dry_run: bool, json: bool) -> None:
         raise typer.Exit(1)
 
 
+def _show_table(found: Sequence[SavedStep]) -> None:
+    table(
+        ["run", "step", "MB", "trainable", "model", "saved"],
+        [
+            [
+                saved.tag,
+                saved.step,
+                round(saved.bytes / 1e6, 1),
+                "yes" if saved.trainable else "no",
+                f"quantized, {saved.bits} bits" if saved.bits else "full precision",
+                time.strftime(DATE, time.localtime(saved.saved)),
+            ]
+            for saved in found
+        ],
+    )
+    say(f"{amount(len(found), 'steps')}, {amount(sum(saved.bytes for saved in found), 'bytes')}")
+
+
 def _fault(folder: Path, screen: Screen) -> str | None:
     try:
         store.verify(folder, _progress(screen))
@@ -130,7 +151,7 @@ def _fault(folder: Path, screen: Screen) -> str | None:
 
 
 def _progress(screen: Screen) -> Callable[[Path, int, int], None]:
-    """Return what shows how much of a step has been verified."""
+    """Return a function that shows how much of a step has been verified."""
 
     def report(folder: Path, done: int, total: int) -> None:
         task = f"{folder.parent.name}/{folder.name}"

@@ -1,80 +1,76 @@
-"""What `mlxchat data` does."""
+"""The commands `data fetch` and `data status`."""
 
 import json as json_format
 import re
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
-from mlxchat.cli.session import ending_soon
+import typer
+
+from mlxchat.cli.options import Json
+from mlxchat.cli.session import exit_promptly
 from mlxchat.config.run import NAME_PATTERN
 from mlxchat.data.chats.sources import BUILTIN
 from mlxchat.data.shards import DATASETS, status
 from mlxchat.errors import ConfigError, NotFound
-from mlxchat.home import Home
+from mlxchat.home import DEFAULT_DATASET, Home
 from mlxchat.ui.console import Screen, say, table
 
 
-def fetch_shards(
-    dataset: str, num_shards: int, endpoint: str | None, workers: int, json: bool
+def fetch_command(
+    num_shards: Annotated[
+        int | None,
+        typer.Option(help="Training shards to download, 100 MB each. Default: 8.", min=1),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{DEFAULT_DATASET} (the default) or climbmix (licensed for non-commercial use "
+            "only); with --from, a name for your text. Default: the name of the file or folder.",
+        ),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="Use your own text: a .txt, .jsonl or .parquet file, or a folder."
+        ),
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="URL of the hub. Default: $HF_ENDPOINT, or https://huggingface.co.",
+            show_default=False,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=32, help="Parallel downloads. Default: 4.")
+    ] = None,
+    json: Json = False,
 ) -> None:
-    """Download shards of a dataset of the hub."""
-    from mlxchat.data.download import fetch
-    from mlxchat.data.hub import Hub
+    """Download training shards and the validation shard, or make shards of your own text.
 
-    if dataset not in DATASETS:
-        raise NotFound(
-            f"The hub has no dataset {dataset} for mlxchat.",
-            f"Use --dataset {' or '.join(DATASETS)}; your own text comes in with --from PATH.",
+    Shards that are complete are not downloaded again; interrupted downloads resume.
+    """
+    if source is None:
+        _download(dataset or DEFAULT_DATASET, num_shards or 8, endpoint, workers or 4, json)
+    elif num_shards or endpoint or workers:
+        raise typer.BadParameter(
+            "--from cannot be combined with --num-shards, --endpoint or --workers."
         )
-    folder = Home.from_environment().data(dataset)
-    if not json:
-        say(f"{dataset}: {DATASETS[dataset].licence_note}")
-    with (
-        ending_soon(),
-        Screen(json) as screen,
-        closing(Hub.from_environment(endpoint)) as hub,
-    ):
-        paths = fetch(folder, DATASETS[dataset], num_shards, hub, screen.show, workers)
-    if not json:
-        say(f"{len(paths) - 1} training shards and the validation shard are in {folder}.")
-        say(f"Next: mlxchat train --depth 4{_option(dataset)}")
+    else:
+        _ingest(source, dataset, json)
 
 
-def ingest_text(source: Path, dataset: str | None, json: bool) -> None:
-    """Make shards of the user's own text, in a dataset of that name or else of the file's."""
-    from mlxchat.data.ingest import ingest
-
-    suggested = re.sub(r"[^A-Za-z0-9]+", "-", source.resolve().stem).strip("-")[:100] or "mine"
-    dataset = dataset or suggested
-    if dataset in DATASETS or dataset == BUILTIN or not re.match(NAME_PATTERN, dataset):
-        raise ConfigError(
-            f"{dataset} cannot be the name of your text: it is taken, or has other characters than "
-            "letters, digits, '.', '_' and '-'.",
-            f"Give it another with --dataset, such as: --dataset my-{suggested}",
-        )
-    folder = Home.from_environment().data(dataset)
-    with Screen(json) as screen:
-        summary = ingest(source, folder, screen.show)
-    if json:
-        say(json_format.dumps(asdict(summary), default=str))
-        return
-    say(
-        f"{summary.documents:,} documents, {summary.characters:,} characters, in "
-        f"{len(summary.shards)} shards in {folder}; {summary.validation_documents:,} of them for "
-        "validation."
-    )
-    say(f"Next: mlxchat train --depth 4{_option(dataset)}")
-
-
-def show_status(json: bool) -> None:
+def status_command(json: Json = False) -> None:
     """Show the datasets on disk."""
     home = Home.from_environment()
     found = status(home)
     if json:
         say(json_format.dumps([{**asdict(folder), "path": str(folder.path)} for folder in found]))
     elif not found:
-        say(f"There is no data in {home.root}. Get some: mlxchat data fetch --num-shards 8")
+        say(f"{home.root} has no data. Get some: mlxchat data fetch --num-shards 8")
     else:
         table(
             ["dataset", "shards", "MB", "validation", "unfinished", "folder"],
@@ -92,5 +88,56 @@ def show_status(json: bool) -> None:
         )
 
 
-def _option(dataset: str) -> str:
-    return "" if dataset == "fineweb-edu" else f" --dataset {dataset}"
+def _download(
+    dataset: str, num_shards: int, endpoint: str | None, workers: int, json: bool
+) -> None:
+    from mlxchat.data.download import fetch
+    from mlxchat.data.hub import Hub
+
+    if dataset not in DATASETS:
+        raise NotFound(
+            f"mlxchat knows no dataset {dataset} on the hub.",
+            f"Use --dataset {' or '.join(DATASETS)}, or your own text with --from PATH.",
+        )
+    folder = Home.from_environment().data(dataset)
+    if not json:
+        say(f"{dataset}: {DATASETS[dataset].licence_note}")
+    with (
+        exit_promptly(),
+        Screen(json) as screen,
+        closing(Hub.from_environment(endpoint)) as hub,
+    ):
+        paths = fetch(folder, DATASETS[dataset], num_shards, hub, screen.show, workers)
+    if not json:
+        say(f"{len(paths) - 1} training shards and the validation shard are in {folder}.")
+        say(f"Next: {_train_on(dataset)}")
+
+
+def _ingest(source: Path, dataset: str | None, json: bool) -> None:
+    from mlxchat.data.ingest import ingest
+
+    suggested = re.sub(r"[^A-Za-z0-9]+", "-", source.resolve().stem).strip("-")[:100] or "mine"
+    dataset = dataset or suggested
+    if dataset in DATASETS or dataset == BUILTIN or not re.match(NAME_PATTERN, dataset):
+        raise ConfigError(
+            f"{dataset} cannot be the name of your text: it is taken, or has characters other than "
+            "letters, digits, '.', '_' and '-'.",
+            f"Choose another name, such as: --dataset my-{suggested}",
+        )
+    folder = Home.from_environment().data(dataset)
+    with Screen(json) as screen:
+        summary = ingest(source, folder, screen.show)
+    if json:
+        say(json_format.dumps(asdict(summary), default=str))
+        return
+    say(
+        f"{summary.documents:,} documents with {summary.characters:,} characters are in "
+        f"{len(summary.shards)} shards in {folder}, {summary.validation_documents:,} of them for "
+        "validation."
+    )
+    say(f"Next: {_train_on(dataset)}")
+
+
+def _train_on(dataset: str) -> str:
+    option = "" if dataset == DEFAULT_DATASET else f" --dataset {dataset}"
+    return f"mlxchat train --depth 4{option}"

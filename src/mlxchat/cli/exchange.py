@@ -1,17 +1,32 @@
-"""The commands that take models over from other programs, and write them for others."""
+"""The commands `import` and `export`: models from and for other programs."""
 
+import json as json_format
+import re
+import sys
+import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from mlxchat.checkpoint import catalog, store
 from mlxchat.cli.options import Checkpoint, Json, ModelTag, SavedStep, require_one_place
+from mlxchat.config.run import NAME_PATTERN
+from mlxchat.errors import CheckpointError, ConfigError
+from mlxchat.home import Home
 from mlxchat.interop.programs import Program, runnable_models
+from mlxchat.model.quantization import Quantization
+from mlxchat.telemetry.events import Noted, Progressed
+from mlxchat.ui.console import Screen, say
+from mlxchat.ui.text import amount
+
+if TYPE_CHECKING:
+    from mlxchat.interop.importers.model import Foreign
 
 
-def import_model(
+def import_command(
     path: Annotated[
-        Path, typer.Argument(help="A checkpoint's directory or file.", show_default=False)
+        Path, typer.Argument(help="The directory or file of a checkpoint.", show_default=False)
     ],
     step: Annotated[
         int | None,
@@ -19,48 +34,108 @@ def import_model(
     ] = None,
     model_tag: Annotated[
         str | None,
-        typer.Option(help="Name of the new run. Default: the folder's.", show_default=False),
+        typer.Option(help="Name of the new run. Default: the folder's name.", show_default=False),
     ] = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option(
-            help="Its tokenizer.pkl or tokenizer.json. Default: the one beside it, or where "
-            "nanochat has it.",
+            help="Its tokenizer.pkl or tokenizer.json. Default: the one beside the model, or "
+            "in nanochat's own folder.",
             show_default=False,
         ),
     ] = None,
     softcap: Annotated[
         float | None,
-        typer.Option(min=1, max=64, help="Bound of the logits. Default: the era's."),
+        typer.Option(min=1, max=64, help="Soft cap of the logits. Default: that of its era."),
     ] = None,
     conversational: Annotated[
         bool | None,
         typer.Option(
             "--chat/--base",
-            help="Whether it was trained on conversations. Default: as the folder says.",
+            help="Whether it was trained on conversations. Default: as its folder suggests.",
             show_default=False,
         ),
     ] = None,
     with_optimizer: Annotated[
         bool,
-        typer.Option("--with-optimizer", help="Its optimizer's state too, for sft to go on from."),
+        typer.Option("--with-optimizer", help="Import the optimizer state too, for use with sft."),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Take over a model that was trained elsewhere, as a run.
+    """Import a model that was trained elsewhere, as a run.
 
-    From nanochat (model_*.pt) of any of its eras, the original mlxchat
-    (model_*.npz), transformers (NanoChatForCausalLM) or mlx-lm (nanochat).
-    Nothing in the files is run.
+    Reads checkpoints of nanochat (model_*.pt) of any era, the original mlxchat
+    (model_*.npz), transformers (NanoChatForCausalLM) and mlx-lm (nanochat).
+    No code in the files is run. Progress goes to standard error.
     """
-    from mlxchat.cli import importing
+    from mlxchat import runtime
+    from mlxchat.interop import importers
+    from mlxchat.interop.importers import optimizer
+    from mlxchat.interop.importers.model import network
+    from mlxchat.model.size import parameters
+    from mlxchat.train.resume import new_optimizer
 
-    importing.import_model(
-        path, step, model_tag, tokenizer, softcap, conversational, with_optimizer, json
+    foreign = importers.open_model(path, step, tokenizer, softcap, conversational)
+    run = _destination(Home.from_environment(), foreign, model_tag)
+    optimizer_file = (
+        optimizer.find_optimizer(foreign.path, foreign.step, foreign.config)
+        if with_optimizer
+        else None
     )
+    runtime.bound_buffer_cache()
+    with Screen(stream=sys.stderr) as screen:
+        for note in foreign.notes:
+            screen.show(Noted(time.time(), note))
+
+        def report(done: int, total: int) -> None:
+            screen.show(Progressed(time.time(), "reading", done, total, "bytes"))
+
+        model, state = network(foreign, report), None
+        if optimizer_file:
+            expected = {name: array.shape for name, array in new_optimizer(model).state.items()}
+            state = optimizer.read_optimizer(optimizer_file, foreign.config, expected)
+        folder = importers.save_imported(run, foreign, model, state)
+    config, count = foreign.config, sum(parameters(foreign.config).values())
+    if json:
+        facts = {
+            "path": str(folder),
+            "model_tag": run.name,
+            "step": foreign.step,
+            "program": foreign.program,
+            "era": config.era,
+            "parameters": count,
+            "softcap": config.softcap,
+            "conversational": foreign.conversational,
+            "optimizer": state is not None,
+        }
+        say(json_format.dumps(facts))
+        return
+    kind = "trained on conversations" if foreign.conversational else "a base model"
+    say(
+        f"{count:,} parameters in {config.n_layer} layers, nanochat's era {config.era!r}, {kind}: "
+        f"{folder}"
+    )
+    say(f"Talk to it: mlxchat chat --model-tag {run.name}")
 
 
-def export(
+def _destination(home: Home, foreign: "Foreign", tag: str | None) -> Path:
+    """Return the folder of the new run, among those of the stage the model has reached.
+
+    Raises:
+        ConfigError: the name cannot be a folder's, or another run has it.
+    """
+    name = tag or foreign.name
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise ConfigError(f"{name!a} cannot be the name of a run.", "Name it with --model-tag.")
+    if any(store.steps(stage / name) for stage in home.stages):
+        raise ConfigError(
+            f"There is already a run called {name}: {home.run(name)}.",
+            "Choose another name with --model-tag.",
+        )
+    return (home.finetuned if foreign.conversational else home.runs) / name
+
+
+def export_command(
     to: Annotated[
         Program,
         typer.Option(
@@ -72,21 +147,73 @@ def export(
     checkpoint: Checkpoint = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="A new folder. Default: one here, such as d12-mlx-lm."),
+        typer.Option(help="A new folder. Default: in the current one, such as d12-mlx-lm."),
     ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option(help="Of the matrices. Default: float32; of a quantized model bfloat16."),
+        typer.Option(
+            help="Type of the matrices. Default: float32; bfloat16 for a quantized model."
+        ),
     ] = None,
     quantize: Annotated[
         Literal["2", "3", "4", "5", "6", "8"] | None,
-        typer.Option(help="Bits of a weight, to quantize it; mlx-lm only.", show_default=False),
+        typer.Option(help="Quantize to this many bits; mlx-lm only.", show_default=False),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Export a model for another program, with its tokenizer and a model card."""
-    from mlxchat.cli import exporting
+    """Export a model for another program, with its tokenizer and a model card.
 
+    Progress goes to standard error.
+    """
     require_one_place(model_tag, step, checkpoint)
-    bits = int(quantize) if quantize else None
-    exporting.export(to, model_tag, step, checkpoint, out, dtype, bits, json)
+    from mlxchat import runtime
+    from mlxchat.checkpoint import layout
+    from mlxchat.interop import exporters
+    from mlxchat.quantize import quantize as quantize_in_place
+    from mlxchat.runtime import mx
+    from mlxchat.train.stage import history_of
+
+    home = Home.from_environment()
+    source = catalog.locate(home.stages, model_tag, step, checkpoint)
+    about = history_of(source, home)
+    folder = (out or Path(f"{about.tag}-{to}")).absolute()
+    exporters.require_possible(to, source, folder)
+    quantization = Quantization(bits=int(quantize)) if quantize else None
+    if quantization:
+        _require_quantizable(to, source)
+    whole = quantization is None and not layout.is_quantized(source)
+    precision: mx.Dtype = getattr(mx, dtype or ("float32" if whole else "bfloat16"))
+    runtime.bound_buffer_cache()
+    with Screen(stream=sys.stderr) as screen:
+
+        def report(done: int, total: int) -> None:
+            screen.show(Progressed(time.time(), "writing", done, total, "bytes"))
+
+        saved = layout.read_model(source, precision)
+        if quantization:  # the measured bits per byte no longer hold
+            about = about.model_copy(update={"bits_per_byte": None})
+            quantize_in_place(saved.model, quantization.formats(saved.model.config))
+        written = exporters.write(to, folder, saved, about, precision, report)
+    commands = written.usage.at(str(folder))
+    if json:
+        facts = {"program": to, "source": str(source), "path": str(written.folder)}
+        say(json_format.dumps(facts | {"bytes": written.bytes, "commands": commands}))
+        return
+    say(f"{amount(written.bytes, 'bytes')} in {folder}")
+    say(written.usage.remark or "Run it there:")
+    for line in commands:
+        say(f"  {line}")
+
+
+def _require_quantizable(program: Program, source: Path) -> None:
+    from mlxchat.checkpoint import layout
+
+    if program != "mlx-lm":
+        raise CheckpointError(
+            f"{program} cannot read a model quantized by MLX.",
+            "Leave out --quantize, or export --to mlx-lm.",
+        )
+    if layout.is_quantized(source):
+        raise CheckpointError(
+            f"The model in {source} is already quantized.", "Leave out --quantize."
+        )

@@ -1,32 +1,56 @@
-"""What `mlxchat monitor` does."""
+"""The command `monitor`."""
 
 import json as json_format
 import sys
+from typing import Annotated
+
+import typer
 
 from mlxchat.home import Home
-from mlxchat.monitor.runs import Monitor, as_json
 from mlxchat.ui.console import console_for, say
-from mlxchat.ui.monitor import keyboard, picture, watch
 
-PIPE_WIDTH = 100  # characters of a line where no terminal says
+FILE_WIDTH = 100  # characters in a line, where the output is no terminal
 
 
-def monitor(once: bool, json: bool, interval: float) -> None:
-    """Show how things are: as JSON, once, or again and again on a terminal until q or Ctrl-C."""
-    looking = Monitor(Home.from_environment())
-    console = console_for(sys.stdout)
+def monitor_command(
+    once: Annotated[bool, typer.Option("--once", help="Print the current state and exit.")] = False,
+    interval: Annotated[
+        float | None,
+        typer.Option(min=0.2, max=3600, help="Seconds between updates. Default: 2."),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object, for programs, and exit.")
+    ] = False,
+) -> None:
+    """Watch memory, disk and all runs while they train, from another terminal.
+
+    Shows the machine's memory and memory pressure, the progress, loss curve, time left
+    and checkpoints of each run, and the memory of each mlxchat process.
+
+    Runs publish their state in MLXCHAT_HOME, so runs of other machines that share the
+    folder are shown too, and so are runs that were killed.
+
+    Press q or Ctrl-C to stop watching; the runs continue.
+    """
+    if interval is not None and (once or json):
+        raise typer.BadParameter("--interval cannot be combined with --once or --json.")
+    from mlxchat.monitor.runs import Monitor, as_json
+    from mlxchat.ui.monitor import keyboard, picture, watch
+
+    monitor, console = Monitor(Home.from_environment()), console_for(sys.stdout)
     if json:
-        say(json_format.dumps(as_json(looking.look())))
+        say(json_format.dumps(as_json(monitor.look())))
         return
     if once or not console.is_terminal or console.is_dumb_terminal:
-        width = console.width if console.is_terminal else PIPE_WIDTH
-        console.print(picture(looking.look(), width=width))
+        width = console.width if console.is_terminal else FILE_WIDTH
+        console.print(picture(monitor.look(), width=width))
         return
-    footer = f" every {interval:g}s · q ends"
+    interval = interval or 2.0
+    footer = f" every {interval:g}s · q quits"
     with keyboard() as pressed:
         watch(
             console,
-            looking.look,
+            monitor.look,
             lambda seen, width, height: picture(seen, width=width, height=height, footer=footer),
             interval,
             pressed,

@@ -1,7 +1,4 @@
-"""Command-line options out of the configuration models, so that each is declared once.
-
-Options that several commands have.
-"""
+"""Command-line options made from the settings models, and options that several commands share."""
 
 import functools
 import inspect
@@ -18,21 +15,51 @@ from mlxchat.ui.text import as_options
 
 Command = Callable[..., None]
 
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Fresh = Annotated[
+    bool,
+    typer.Option("--fresh", help="Start from scratch, and rename an earlier run of that name."),
+]
+ModelTag = Annotated[
+    str | None,
+    typer.Option(help="Name of the run. Default: the one saved last.", show_default=False),
+]
+AnyTag = Annotated[
+    str | None, typer.Option(help="Name of a run. Default: all runs.", show_default=False)
+]
+SavedStep = Annotated[
+    int | None, typer.Option(help="Saved step. Default: the newest.", show_default=False)
+]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="A model's directory, anywhere on disk.", show_default=False)
+]
+
+
+def require_one_place(tag: str | None, step: int | None, checkpoint: Path | None) -> None:
+    """Check that a model is named either by its run and step, or by its directory.
+
+    Raises:
+        typer.BadParameter: both are given.
+    """
+    if checkpoint and (tag or step is not None):
+        raise typer.BadParameter("--checkpoint cannot be combined with --model-tag or --step.")
+
 
 def options_from_models(command: Command) -> Command:
-    """Replace each parameter that is a pydantic model by an option for each of its fields.
+    """Replace each parameter that is a pydantic model by one option per field of the model.
 
-    The command is called with the models, made of what was given and nothing else, so that they
-    know what was; a value out of bounds is a usage error that names the option.
+    The command is called with models that hold only the options the user gave, so that
+    `model_fields_set` tells them from defaults. A value out of bounds is a usage error that names
+    the option.
     """
-    given_as = inspect.signature(command).parameters
+    declared = inspect.signature(command).parameters
     models = {
         name: parameter.annotation
-        for name, parameter in given_as.items()
+        for name, parameter in declared.items()
         if isinstance(parameter.annotation, type) and issubclass(parameter.annotation, BaseModel)
     }
     parameters = []
-    for name, parameter in given_as.items():
+    for name, parameter in declared.items():
         if name in models:
             parameters += _options(models[name])
         else:
@@ -43,10 +70,10 @@ def options_from_models(command: Command) -> Command:
     )
 
     @functools.wraps(command)
-    def called(context: typer.Context, **given: Any) -> None:
-        said = {name: given[name] for name in given if _said(context, name)}
-        made = {name: _make(model, said) for name, model in models.items()}
-        own = {name: given[name] for name in given_as.keys() & given.keys()}
+    def called(context: typer.Context, **values: Any) -> None:
+        given = {name: values[name] for name in values if _is_given(context, name)}
+        made = {name: _make(model, given) for name, model in models.items()}
+        own = {name: values[name] for name in declared.keys() & values.keys()}
         command(**made, **own)
 
     called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -55,7 +82,7 @@ def options_from_models(command: Command) -> Command:
 
 
 def _options(model: type[BaseModel]) -> list[inspect.Parameter]:
-    """An option for each field, under the title of the model that declares it; own fields first."""
+    """Return an option per field, in panels titled by the declaring models, own fields first."""
     options = []
     for declaring in model.__mro__:
         if not issubclass(declaring, BaseModel) or declaring is BaseModel:
@@ -68,8 +95,10 @@ def _options(model: type[BaseModel]) -> list[inspect.Parameter]:
 
 
 def _option(name: str, field: FieldInfo, panel: str | None) -> inspect.Parameter:
-    """As a field's extras have it: ``metavar`` stands in the help for its values; an integer with
-    ``{"none": WORD}`` can be given as that word, for None.
+    """Return the option of a field.
+
+    Two of the field's `json_schema_extra` matter here: ``metavar`` is the placeholder of its value
+    in the help, and ``{"none": WORD}`` makes WORD stand for None among integers.
     """
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     word = extra.get("none")
@@ -100,7 +129,7 @@ def _integer_or(word: str) -> Callable[[str], int | None]:
     return parse
 
 
-def _said(context: typer.Context, option: str) -> bool:
+def _is_given(context: typer.Context, option: str) -> bool:
     source = context.get_parameter_source(option)
     return source is not None and source.name != "DEFAULT"
 
@@ -115,26 +144,3 @@ def _make(model: type[BaseModel], given: dict[str, Any]) -> BaseModel:
         if fault["type"] == "string_pattern_mismatch":
             message = IN_WORDS[fault["ctx"]["pattern"]]
         raise typer.BadParameter(f"{fault['input']}: {message}", param_hint=name) from error
-
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-ModelTag = Annotated[
-    str | None,
-    typer.Option(help="Name of the run. Default: the one saved last.", show_default=False),
-]
-SavedStep = Annotated[
-    int | None, typer.Option(help="Saved step. Default: the newest.", show_default=False)
-]
-Checkpoint = Annotated[
-    Path | None, typer.Option(help="A model's directory, wherever it is.", show_default=False)
-]
-
-
-def require_one_place(tag: str | None, step: int | None, checkpoint: Path | None) -> None:
-    """A model is named by its run and step, or by its directory.
-
-    Raises:
-        typer.BadParameter: both are given.
-    """
-    if checkpoint and (tag or step is not None):
-        raise typer.BadParameter("--checkpoint does not go with --model-tag or --step.")

@@ -1,4 +1,4 @@
-"""What `mlxchat quantize` does."""
+"""The command `quantize`."""
 
 import json as json_format
 import sys
@@ -6,36 +6,54 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from mlxchat import runtime
-from mlxchat.checkpoint import catalog, layout
-from mlxchat.checkpoint.layout import SavedModel, model_files
-from mlxchat.data.documents import Documents
-from mlxchat.errors import CheckpointError, MlxchatError
+import typer
+
+from mlxchat.checkpoint import catalog
+from mlxchat.cli.options import Checkpoint, Json, ModelTag, SavedStep, require_one_place
+from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.quantization import Quantization
-from mlxchat.quantize import Part, destination, evaluate, quantize, save
 from mlxchat.telemetry.events import Evaluated, Evaluating, Noted, Progressed
-from mlxchat.train.stage import history_of, read_trainer, stage_of
 from mlxchat.ui.console import Screen, say, table
 from mlxchat.ui.text import amount
 
+if TYPE_CHECKING:
+    from mlxchat.checkpoint.layout import SavedModel
+    from mlxchat.data.documents import Documents
+    from mlxchat.quantize import QuantizedPart
 
-def quantize_saved(
-    tag: str | None,
-    step: int | None,
-    checkpoint: Path | None,
+
+def quantize_command(
     quantization: Quantization,
-    eval_tokens: int,
-    json: bool,
+    model_tag: ModelTag = None,
+    step: SavedStep = None,
+    checkpoint: Checkpoint = None,
+    eval_tokens: Annotated[
+        int,
+        typer.Option(min=0, help="Validation tokens, before and after; 0 skips validation."),
+    ] = 16_384,
+    json: Json = False,
 ) -> None:
-    """Save a quantized copy of a model, and tell what became of its size and of what it knows.
+    """Save a copy of a model in fewer bits: about a sixth of its size at 4 bits.
 
-    How far it is goes to standard error.
+    The copy is a run of its own, such as d12-4bit, for chat, eval and export; mlx-lm
+    loads it if the architecture is classic. It cannot be trained further. The original
+    model is kept.
+
+    If the validation text is on disk, the loss in bits per byte is measured before and
+    after. Progress goes to standard error.
     """
+    require_one_place(model_tag, step, checkpoint)
+    from mlxchat import runtime
+    from mlxchat.checkpoint import layout
+    from mlxchat.checkpoint.layout import model_files
+    from mlxchat.quantize import destination, quantize, save_quantized
+    from mlxchat.train.stage import history_of
+
     home = Home.from_environment()
-    source = catalog.locate(home.stages, tag, step, checkpoint)
+    source = catalog.locate(home.stages, model_tag, step, checkpoint)
     stage = source.resolve().parent.parent
     runs = stage if stage in home.stages else home.runs
     run, number = destination(runs, source, quantization)
@@ -47,10 +65,10 @@ def quantize_saved(
         Screen(stream=sys.stderr) as screen,
         _validation(source, home, screen, eval_tokens) as documents,
     ):
-        before = _bits(saved, documents, "before", eval_tokens, screen)
+        before = _evaluate(saved, documents, "before", eval_tokens, screen)
         parts = quantize(saved.model, formats)
-        folder = save(run, number, saved, past)
-        after = before and _bits(saved, documents, "after", eval_tokens, screen)
+        folder = save_quantized(run, number, saved, past)
+        after = before and _evaluate(saved, documents, "after", eval_tokens, screen)
     facts = {
         "source": str(source),
         "path": str(folder),
@@ -64,44 +82,32 @@ def quantize_saved(
         each = [{**part._asdict(), "bits_per_weight": part.bits_per_weight} for part in parts]
         say(json_format.dumps({**facts, "parts": each}))
     else:
-        _tell(facts, parts, run.name)
+        _show(facts, parts, run.name)
 
 
 @contextmanager
 def _validation(
     source: Path, home: Home, screen: Screen, eval_tokens: int
-) -> Iterator[Documents | None]:
-    """The validation text of the run that saved a model; None where it isn't at hand or wanted."""
+) -> "Iterator[Documents | None]":
+    """Open the validation text of the run that saved a model; None if unavailable or unwanted."""
+    from mlxchat.train.stage import validation_documents
+
     with ExitStack() as stack:
         documents = None
         if eval_tokens:
             try:
                 documents = stack.enter_context(closing(validation_documents(source, home)))
             except MlxchatError as error:
-                _note(screen, error)
+                _note_skipped(screen, error)
         yield documents
 
 
-def _note(screen: Screen, error: MlxchatError) -> None:
-    screen.show(Noted(time.time(), f"Bits per byte are not measured. {error.problem}"))
-
-
-def validation_documents(source: Path, home: Home) -> Documents:
-    """The validation text of the run that saved a model, as far as it is on disk.
-
-    Raises:
-        MlxchatError: the model's directory doesn't say which that is, or it is not there.
-    """
-    if not (source / layout.TRAINER).exists():
-        raise CheckpointError(f"{source} does not say what text the model was trained on.")
-    state = read_trainer(source)
-    return stage_of(state, home).validation(state.data)
-
-
-def _bits(
-    saved: SavedModel, documents: Documents | None, when: str, tokens: int, screen: Screen
+def _evaluate(
+    saved: "SavedModel", documents: "Documents | None", when: str, tokens: int, screen: Screen
 ) -> Evaluated | None:
-    """Evaluate, showing how far it is; None where there is no text, or not enough."""
+    """Measure the validation loss, showing progress; None if there is not enough text."""
+    from mlxchat.quantize import evaluate
+
     if documents is None:
         return None
     task, result = f"validation {when}", None
@@ -114,11 +120,15 @@ def _bits(
                 done = tokens * event.batch // event.batches
                 screen.show(Progressed(event.time, task, done, tokens, "tokens"))
     except MlxchatError as error:
-        _note(screen, error)
+        _note_skipped(screen, error)
     return result
 
 
-def _tell(facts: dict[str, Any], parts: list[Part], run: str) -> None:
+def _note_skipped(screen: Screen, error: MlxchatError) -> None:
+    screen.show(Noted(time.time(), f"Bits per byte are not measured. {error.problem}"))
+
+
+def _show(facts: dict[str, Any], parts: "list[QuantizedPart]", run: str) -> None:
     rows = [
         (
             part.name,
@@ -133,8 +143,8 @@ def _tell(facts: dict[str, Any], parts: list[Part], run: str) -> None:
     table(["weights", "stored as", "number", "bits each", "MB before", "MB after"], rows)
     small, large = facts["bytes_after"], facts["bytes_before"]
     say(
-        f"{amount(large, 'bytes')} before, {amount(small, 'bytes')} after: {small / large:.3f} "
-        f"of it, in {facts['path']}"
+        f"{amount(large, 'bytes')} before, {amount(small, 'bytes')} after ({small / large:.3f} of "
+        f"the size), in {facts['path']}"
     )
     before, after = facts["bits_per_byte_before"], facts["bits_per_byte_after"]
     if after is not None:

@@ -1,6 +1,7 @@
-"""A run that is watched from the command line: shown as it goes on, and ended by Ctrl-C.
+"""Running a training run at the terminal: its events are shown, and Ctrl-C saves before it ends.
 
-Ctrl-C, SIGTERM and a terminal that is closed: while training, save and end; before, end soon.
+Ctrl-C, SIGTERM and closing the terminal all ask the program to end. During training it saves first;
+before that, when there is nothing to save, it ends promptly.
 """
 
 import os
@@ -20,13 +21,39 @@ from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.console import Screen
 
 SHOW_CURSOR = b"\x1b[?25h"
-GRACE = 2.0  # seconds to tidy up in, where there is nothing to save
+GRACE = 2.0  # seconds to clean up in when there is nothing to save
+SAVING = "Saving, then ending. Ctrl-C again ends at once, without saving."
+
+Show = Callable[[Event], None]
+Stop = Callable[[], bool]
 
 
-def ending_signals() -> list[signal.Signals]:
-    """Those that ask a program to end; without SIGHUP where it is ignored, as nohup has it.
+def watch_run(start: Callable[[Show, Meter, Stop], Iterator[Event]], json: bool) -> None:
+    """Show the events of a run; once it has started, Ctrl-C saves before it ends the program.
 
-    A shell lets its background jobs ignore SIGINT: it counts all the same, to whoever sends it.
+    Args:
+        start: starts the run and returns its events. Its arguments show an event from elsewhere,
+            fold the run's events, and tell whether to save and end.
+        json: whether to print JSON lines.
+    """
+    meter = Meter()
+    with Screen(json) as screen, ExitStack() as stack, ExitStack() as before:
+        screen.follow(meter)
+        before.enter_context(exit_promptly())
+        interrupts = Interrupts(lambda: screen.show(Noted(time.time(), SAVING)))
+        for event in start(screen.show, meter, interrupts.requested):
+            if isinstance(event, Started):
+                before.close()
+                stack.enter_context(interrupts)
+            screen.show(event)
+    if interrupts.requested():
+        raise typer.Exit(interrupts.exit_code)
+
+
+def end_signals() -> list[signal.Signals]:
+    """Return the signals that ask a program to end, without SIGHUP if it is ignored (nohup).
+
+    A shell makes its background jobs ignore SIGINT, but whoever sends one means it, so it counts.
     """
     asking = [signal.SIGINT, signal.SIGTERM]
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
@@ -34,23 +61,23 @@ def ending_signals() -> list[signal.Signals]:
 
 
 @contextmanager
-def ending_soon() -> Iterator[None]:
-    """Within it, `ending_signals` end the process within `GRACE`, a second one at once.
+def exit_promptly() -> Iterator[None]:
+    """Make `end_signals` end the process within `GRACE` seconds, and a second one at once.
 
-    For work that has nothing to save, such as downloads: one that hangs is not waited for.
+    This is for work with nothing to save, such as downloads: one that hangs is not waited for.
     """
     received = []
 
     def end(number: int, frame: FrameType | None) -> None:
         received.append(number)
         if len(received) > 1:
-            _end_at_once(number)
-        timer = threading.Timer(GRACE, _end_at_once, [number])
+            _exit_now(number)
+        timer = threading.Timer(GRACE, _exit_now, [number])
         timer.daemon = True
         timer.start()
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
-    handlers = {number: signal.signal(number, end) for number in ending_signals()}
+    handlers = {number: signal.signal(number, end) for number in end_signals()}
     try:
         yield
     finally:
@@ -59,33 +86,33 @@ def ending_soon() -> Iterator[None]:
 
 
 class Interrupts:
-    """Within its context, remembers `ending_signals`; a second Ctrl-C ends the process at once.
+    """Remembers `end_signals` within its context; a second Ctrl-C ends the process at once.
 
-    A thread hears of signals while the main one waits for the device, where Python's own handlers
-    would have to wait too.
+    A thread receives the signals while the main thread waits for the device; Python's own handlers
+    would have to wait as well.
 
     Args:
-        told: called, in that thread, when the first signal comes.
+        notify: called in that thread when the first signal arrives.
     """
 
-    def __init__(self, told: Callable[[], None]) -> None:
-        self._told = told
+    def __init__(self, notify: Callable[[], None]) -> None:
+        self._notify = notify
         self._number = 0
 
     def requested(self) -> bool:
-        """Whether the work should come to an end."""
+        """Return whether the work should end."""
         return bool(self._number)
 
     @property
     def exit_code(self) -> int:
-        """130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 0 without any."""
+        """130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, and 0 without any signal."""
         return 128 + self._number if self._number else 0
 
     def __enter__(self) -> "Interrupts":
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
         self._handlers = {
-            number: signal.signal(number, _leave_to_thread) for number in ending_signals()
+            number: signal.signal(number, _leave_to_thread) for number in end_signals()
         }
         self._wakeup = signal.set_wakeup_fd(self._write.fileno())
         threading.Thread(target=self._listen, name="interrupts", daemon=True).start()
@@ -108,44 +135,16 @@ class Interrupts:
                 number = received[0]
                 if number in self._handlers and not self._number:
                     self._number = number
-                    self._told()
+                    self._notify()
                 elif number == signal.SIGINT:
-                    _end_at_once(number)
+                    _exit_now(number)
 
 
-def _end_at_once(number: int) -> None:
+def _exit_now(number: int) -> None:
     if sys.stdout.isatty():
         os.write(sys.stdout.fileno(), SHOW_CURSOR)
     os._exit(128 + number)
 
 
 def _leave_to_thread(number: int, frame: object) -> None:
-    """Python tells the thread only of signals that have a handler."""
-
-
-INTERRUPTED = "Saving, then ending. Ctrl-C again ends at once, without saving."
-
-Show = Callable[[Event], None]
-Stop = Callable[[], bool]
-
-
-def watch(begin: Callable[[Show, Meter, Stop], Iterator[Event]], json: bool) -> None:
-    """Show a run's events; once it has started, Ctrl-C saves before it ends the program.
-
-    Args:
-        begin: the run, given what shows an event from elsewhere, the meter that folds its events,
-            and what says whether to save and end.
-        json: show JSON lines.
-    """
-    meter = Meter()
-    with Screen(json) as screen, ExitStack() as stack, ExitStack() as before:
-        screen.follow(meter)
-        before.enter_context(ending_soon())
-        interrupts = Interrupts(lambda: screen.show(Noted(time.time(), INTERRUPTED)))
-        for event in begin(screen.show, meter, interrupts.requested):
-            if isinstance(event, Started):
-                before.close()
-                stack.enter_context(interrupts)
-            screen.show(event)
-    if interrupts.requested():
-        raise typer.Exit(interrupts.exit_code)
+    """Do nothing: Python notifies the thread only of signals that have a handler."""

@@ -1,9 +1,9 @@
-"""What `mlxchat train --supervise` does: it watches over the process that trains.
+"""`train --supervise`: training in a child process that is restarted whenever it crashes.
 
-A process that crashes (killed for memory, ended by the GPU's watchdog, a fault in the backend) is
-started again and goes on from its last checkpoint. One that ends by itself is not, nor one that was
-asked to end. Where another process has taken the run's lock after a crash, or that of the folder
-that it streams into, it is waited for.
+A process that crashes (out of memory, the GPU's watchdog, an error of the backend) is restarted and
+resumes from its last checkpoint. A process that ends by itself, or was asked to end, is not. If,
+after a crash, another process holds the lock of the run or of the folder it streams into, the
+supervisor waits and retries.
 """
 
 import os
@@ -18,87 +18,85 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from mlxchat.checkpoint import store
-from mlxchat.cli.session import SHOW_CURSOR, ending_signals
+from mlxchat.cli.session import SHOW_CURSOR, end_signals
 from mlxchat.errors import BackendError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Noted
 from mlxchat.ui.console import Screen
 from mlxchat.ui.text import amount
 
-MOST_CRASHES = 5  # one after another, without a new checkpoint between them
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds; each is twice the one before
-POLL_SECONDS = 0.1
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # asked for by somebody: no crash
+MAX_CRASHES = 5  # in a row, without a new checkpoint in between
+FIRST_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds; each pause is twice the one before
+SIGNAL_POLL_SECONDS = 0.1
+NO_CRASH = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # somebody asked it to end
 
 Tell = Callable[[str], None]
-Command = Callable[[bool], list[str]]  # by whether to begin anew
+CommandLine = Callable[[bool], list[str]]  # makes the command line, given whether to start fresh
 
 
-def train(arguments: list[str], tag: str, fresh: bool, json: bool) -> int:
-    """Train in another process, again and again until it is done; its exit code.
+def train_supervised(arguments: list[str], tag: str, fresh: bool, json: bool) -> int:
+    """Train in a child process, restarting it until it is done, and return its exit code.
 
     Args:
-        arguments: of the program, without ``--supervise`` and ``--fresh``.
-        tag: name of the run.
-        fresh: set an earlier run of that name aside.
-        json: tell in JSON.
+        arguments: the program's arguments, without ``--supervise`` and ``--fresh``.
+        tag: the name of the run.
+        fresh: whether to start from scratch, renaming an earlier run of that name.
+        json: whether to print JSON.
     """
 
-    def command(anew: bool) -> list[str]:
-        return [sys.executable, "-m", "mlxchat", *arguments, *(["--fresh"] if anew else [])]
+    def command(from_scratch: bool) -> list[str]:
+        return [sys.executable, "-m", "mlxchat", *arguments, *(["--fresh"] * from_scratch)]
 
     def tell(text: str) -> None:
         if sys.stdout.isatty():
-            os.write(sys.stdout.fileno(), SHOW_CURSOR)  # a crashed process leaves it hidden
+            os.write(sys.stdout.fileno(), SHOW_CURSOR)  # a crashed process leaves the cursor hidden
         with Screen(json) as screen:
             screen.show(Noted(time.time(), text))
 
     return supervise(command, Home.from_environment().run(tag), fresh, tell)
 
 
-def supervise(command: Command, run: Path, fresh: bool, tell: Tell) -> int:
-    """Start a command, and start it again for as long as it crashes and gets on meanwhile.
+def supervise(command: CommandLine, run: Path, fresh: bool, tell: Tell) -> int:
+    """Run a command, and restart it when it crashes, as long as it makes progress in between.
 
     Args:
         command: makes the command line.
-        run: the folder that its checkpoints are in.
-        fresh: whether it is to begin anew, which it does until it has saved a step of its own.
-        tell: is told what is done.
+        run: the folder of its checkpoints.
+        fresh: whether to start from scratch; restarts do so too until it has saved a step.
+        tell: shows a message.
 
     Returns:
-        The exit code of the command; 128 and the number of a signal that ended it.
+        The exit code of the command, or 128 plus the number of the signal that ended it.
 
     Raises:
-        MlxchatError: it crashed too often without a new checkpoint.
+        BackendError: it crashed `MAX_CRASHES` times without a new checkpoint.
     """
     earlier, newest, crashes, pause = _identity(run), _newest(run), 0, FIRST_PAUSE
     with _Forwarding() as forwarding:
         while True:
-            anew = fresh and _identity(run) == earlier
-            code = forwarding.run(command(anew))
+            from_scratch = fresh and _identity(run) == earlier
+            code = forwarding.run(command(from_scratch))
             locked = code == os.EX_TEMPFAIL and crashes > 0
             if forwarding.asked_to_end or not (locked or _crashed(code)):
                 return code if code >= 0 else 128 - code
             if locked:
-                pause = min(2 * pause, LONGEST_PAUSE)
+                pause = min(2 * pause, MAX_PAUSE)
                 tell(
-                    f"Another process holds what the run {run.name} needs. It is tried again in "
+                    f"Another process is using what the run {run.name} needs. Retrying in "
                     f"{amount(pause, 'seconds')}."
                 )
             else:
                 before, newest = newest, _newest(run)
                 crashes = crashes + 1 if newest == before else 1
-                pause = min(FIRST_PAUSE * 2 ** (crashes - 1), LONGEST_PAUSE)
-                anew = fresh and _identity(run) == earlier
-                since = "from the beginning"
-                if newest and not anew:
-                    since = f"from step {newest[1]:,}"
-                if crashes == MOST_CRASHES:
+                pause = min(FIRST_PAUSE * 2 ** (crashes - 1), MAX_PAUSE)
+                from_scratch = fresh and _identity(run) == earlier
+                since = f"step {newest[1]:,}" if newest and not from_scratch else "the beginning"
+                if crashes == MAX_CRASHES:
                     raise _too_many(run, since, code)
                 tell(
-                    f"The process was ended by {_reason(code)}. It is started again in "
-                    f"{amount(pause, 'seconds')}, {since}; crash {crashes} of {MOST_CRASHES} at "
-                    "most without a new checkpoint."
+                    f"The process was ended by {_reason(code)}. Restarting from {since} in "
+                    f"{amount(pause, 'seconds')} (crash {crashes} of at most {MAX_CRASHES} without "
+                    "a new checkpoint)."
                 )
             if not forwarding.pause(pause):
                 return 128 + forwarding.received[0]
@@ -106,37 +104,37 @@ def supervise(command: Command, run: Path, fresh: bool, tell: Tell) -> int:
 
 def _too_many(run: Path, since: str, code: int) -> MlxchatError:
     return BackendError(
-        f"The run {run.name} crashed {MOST_CRASHES} times {since} on, the last time by "
-        f"{_reason(code)}; no step was saved between.",
-        "See above what it said. Save more often with --save-every, or take less memory: "
-        "--device-batch-size. The same command goes on with it.",
+        f"The run {run.name} crashed {MAX_CRASHES} times after {since} without saving a step, the "
+        f"last time because of {_reason(code)}.",
+        "Its error messages are above. Save more often with --save-every, or use less memory with "
+        "a smaller --device-batch-size. To resume, repeat the same command.",
     )
 
 
 def _crashed(code: int) -> bool:
-    return code == os.EX_SOFTWARE or (code < 0 and -code not in ENDING)
+    return code == os.EX_SOFTWARE or (code < 0 and -code not in NO_CRASH)
 
 
 def _reason(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else "an error of the backend"
+    return signal.Signals(-code).name if code < 0 else "a backend error"
 
 
 def _identity(run: Path) -> int | None:
-    """Tells a run's folder from one of the same name that was set aside."""
+    """Return a number that tells a run's folder from a later one of the same name."""
     return run.stat().st_ino if run.exists() else None
 
 
 def _newest(run: Path) -> tuple[int | None, int] | None:
-    """The newest saved step, and of which folder."""
+    """Return the newest saved step, with the identity of its folder."""
     saved = store.steps(run) if run.exists() else []
     return (_identity(run), saved[-1]) if saved else None
 
 
 class _Forwarding:
-    """Within its context, `ending_signals` go to the process that runs, each once.
+    """Forwards `end_signals` to the running child process within its context, each once.
 
-    That process is in a session of its own, out of a terminal's reach: it would get a Ctrl-C twice
-    otherwise, and take the second one for a request to end at once.
+    The child has a session of its own, where the terminal does not reach it. Otherwise it would get
+    each Ctrl-C twice, and take the second one for a request to end at once.
     """
 
     def __init__(self) -> None:
@@ -149,7 +147,7 @@ class _Forwarding:
         return bool(self.received)
 
     def run(self, command: list[str]) -> int:
-        """Run a command to its end; its return code."""
+        """Run a command to its end and return its exit code (negative: a signal)."""
         with subprocess.Popen(command, start_new_session=True) as self._process:
             self._forward()
             code = self._process.wait()
@@ -157,14 +155,14 @@ class _Forwarding:
         return code
 
     def pause(self, seconds: float) -> bool:
-        """Wait; False as soon as a signal asks to end."""
+        """Wait, and return True; return False as soon as a signal asks to end."""
         until = time.monotonic() + seconds
         while time.monotonic() < until and not self.asked_to_end:
-            time.sleep(POLL_SECONDS)
+            time.sleep(SIGNAL_POLL_SECONDS)
         return not self.asked_to_end
 
     def __enter__(self) -> "_Forwarding":
-        handlers = {**dict.fromkeys(ending_signals(), self._end), signal.SIGTSTP: self._suspend}
+        handlers = {**dict.fromkeys(end_signals(), self._end), signal.SIGTSTP: self._suspend}
         self._handlers = {number: signal.signal(number, new) for number, new in handlers.items()}
         return self
 
@@ -183,12 +181,12 @@ class _Forwarding:
         self._forward()
 
     def _forward(self) -> None:
-        with suppress(IndexError):  # a signal can come at any point of this
+        with suppress(IndexError):  # a signal can arrive anywhere in here
             while self._process is not None:
                 self._process.send_signal(self._pending.popleft())
 
     def _suspend(self, number: int, frame: FrameType | None) -> None:
-        """Ctrl-Z: both stop, and go on together."""
+        """Stop both processes on Ctrl-Z, and continue both afterwards."""
         if self._process is not None:
             self._process.send_signal(signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGSTOP)

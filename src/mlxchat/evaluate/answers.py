@@ -1,10 +1,8 @@
-"""What a model answers to a task's problems.
+"""Answering the problems of a task, and the share of right answers beside that of guessing.
 
-Rows of different lengths computed together: those of about one length, padded on the right.
-
-What follows a row changes nothing in it, because attention looks back only.
-
-How many problems of a task a model gets right, beside what guessing gets.
+`answer_problems` answers multiple-choice questions by comparing logits (`choose_letters`) and all
+others by decoding greedily (`write_answers`). Prompts of similar length are computed together,
+padded on the right: padding changes nothing before it, because attention is causal.
 """
 
 import math
@@ -21,46 +19,17 @@ from mlxchat.evaluate.tasks import Choice, Exercise, Problem
 from mlxchat.runtime import mx
 from mlxchat.tokenizer.bpe import ASSISTANT_END
 
-AT_ONCE = 8192  # tokens, padding included
-
-
-def by_length(lengths: Sequence[int], rows: int | None = None) -> Iterator[list[int]]:
-    """The indices of all rows, in groups of rows to compute together, short ones first.
-
-    A group has `AT_ONCE` tokens at most, padding included, or is a single row.
-
-    Args:
-        lengths: of the rows, in tokens.
-        rows: in a group at most.
-    """
-    group: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        too_long = (len(group) + 1) * lengths[index] > AT_ONCE
-        if group and (too_long or len(group) == rows):
-            yield group
-            group = []
-        group.append(index)
-    if group:
-        yield group
-
-
-def padded(rows: Sequence[Sequence[int]], value: int) -> npt.NDArray[np.int32]:
-    """The rows one below the other, (B, T), with ``value`` after the shorter ones."""
-    array = np.full((len(rows), max(map(len, rows))), value, np.int32)
-    for place, row in zip(array, rows, strict=True):
-        place[: len(row)] = row
-    return array
-
-
-FRAME = 2  # tokens that stay at the beginning of a prompt: <|bos|><|user_start|>
+MAX_BATCH_TOKENS = 8192  # padding included
+FRAME = 2  # tokens kept at the beginning of a shortened prompt: <|bos|><|user_start|>
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A problem, what the model answered, whether that is right.
+    """An answer to a problem.
 
     Attributes:
-        cut: the prompt was too long for the context, and lost its beginning.
+        answer: the letter that the model chose, or the text that it wrote.
+        cut: whether the prompt was too long for the context and lost its beginning.
     """
 
     problem: Problem
@@ -69,19 +38,25 @@ class Outcome:
     cut: bool
 
 
-def answer(
+def answer_problems(
     saved: SavedModel, problems: Sequence[Problem], batch_size: int, max_tokens: int
 ) -> Iterator[Outcome]:
-    """Answer a task's problems, in any order; ``batch_size`` and ``max_tokens`` as for `write`."""
-    yield from choose(saved, [problem for problem in problems if isinstance(problem, Choice)])
+    """Yield the answers to a task's problems, in any order.
+
+    Args:
+        batch_size, max_tokens: as for `write_answers`.
+    """
+    yield from choose_letters(
+        saved, [problem for problem in problems if isinstance(problem, Choice)]
+    )
     exercises = [problem for problem in problems if isinstance(problem, Exercise)]
-    yield from write(saved, exercises, batch_size, max_tokens)
+    yield from write_answers(saved, exercises, batch_size, max_tokens)
 
 
-def choose(saved: SavedModel, choices: Sequence[Choice]) -> Iterator[Outcome]:
-    """Choose the likeliest of each question's letters, as nanochat does, in any order.
+def choose_letters(saved: SavedModel, choices: Sequence[Choice]) -> Iterator[Outcome]:
+    """Yield the likeliest letter of each question, in any order.
 
-    They are compared by their logits at the last position of the prompt.
+    As in nanochat, letters are compared by their logits at the last position of the prompt.
     """
     model, tokenizer = saved.model, saved.tokenizer
     whole = [tokenizer.render_for_completion(choice.prompt) for choice in choices]
@@ -99,16 +74,17 @@ def choose(saved: SavedModel, choices: Sequence[Choice]) -> Iterator[Outcome]:
             yield Outcome(choice, letter, letter == choice.answer, cut)
 
 
-def write(
+def write_answers(
     saved: SavedModel, exercises: Sequence[Exercise], batch_size: int, max_tokens: int
 ) -> Iterator[Outcome]:
-    """Write an answer to each exercise at temperature 0, with the calculator, in any order.
+    """Yield an answer to each exercise, decoded greedily with the calculator, in any order.
 
-    An answer ends with the context; at least half of that, or ``max_tokens``, is left to it.
+    An answer ends where the context does. Prompts are shortened so that ``max_tokens``, or half of
+    the context if that is less, remain for the answer.
 
     Args:
-        batch_size: answers written at a time.
-        max_tokens: of an answer at most.
+        batch_size: the number of answers decoded together.
+        max_tokens: the most tokens in an answer.
     """
     tokenizer, context = saved.tokenizer, saved.model.config.sequence_len
     stop = frozenset({tokenizer.bos, tokenizer.special(ASSISTANT_END)})
@@ -125,19 +101,16 @@ def write(
             yield Outcome(exercise, text, exercise.is_right(text), cut)
 
 
-def fitted(ids: list[int], room: int) -> list[int]:
-    """A prompt of at most ``room`` tokens: where it is longer, without the user's first words."""
-    return ids if len(ids) <= room else [*ids[:FRAME], *ids[FRAME + len(ids) - room :]]
-
-
 @dataclass(frozen=True)
 class Score:
-    """Of one task.
+    """The score of a model on one task.
 
     Attributes:
-        random: share that guessing gets right: one over the choices, averaged over the questions
-            (nanochat takes 0.25 where a few have 3 or 5); 0 where answers are written.
-        cut: prompts that lost their beginning.
+        problems: the number of problems.
+        right: how many of them were answered correctly.
+        random: the share that guessing gets right: the mean of 1 / number of choices (nanochat
+            takes 0.25 even for questions with 3 or 5 choices), and 0 for written answers.
+        cut: how many prompts lost their beginning.
     """
 
     task: str
@@ -148,7 +121,7 @@ class Score:
 
     @classmethod
     def of(cls, task: str, outcomes: Sequence[Outcome]) -> "Score":
-        """Count outcomes, of which there is one at least."""
+        """Return the score of at least one outcome."""
         return cls(
             task,
             problems=len(outcomes),
@@ -159,25 +132,58 @@ class Score:
 
     @property
     def share(self) -> float:
-        """Of problems, that are right."""
+        """The share of right answers."""
         return self.right / self.problems
 
     @property
     def error(self) -> float:
-        """Half the width of Wilson's interval for the share, at one standard error.
+        """The standard error of the share: half the width of Wilson's interval at one sigma.
 
-        About the binomial standard error, but not 0 where none or all are right (Wilson 1927,
-        Probable inference, the law of succession, and statistical inference).
+        It is close to the binomial standard error, but not 0 when none or all answers are right
+        (Wilson 1927, Probable inference, the law of succession, and statistical inference).
         """
         n, share = self.problems, self.share
         return math.sqrt(share * (1 - share) / n + 1 / (4 * n**2)) / (1 + 1 / n)
 
     @property
     def centered(self) -> float:
-        """0 for guessing, 1 where all are right; as in nanochat's ChatCORE."""
+        """The share rescaled so that guessing is 0 and all right 1, as in nanochat's ChatCORE."""
         return (self.share - self.random) / (1 - self.random)
 
 
 def mean_centered(scores: Sequence[Score]) -> float:
-    """The mean over tasks; nanochat's ChatCORE, where they are its own."""
+    """Return the mean centered score; over nanochat's own tasks, this is its ChatCORE."""
     return sum(score.centered for score in scores) / len(scores)
+
+
+def by_length(lengths: Sequence[int], rows: int | None = None) -> Iterator[list[int]]:
+    """Yield the indices of all rows in groups to compute together, the shortest rows first.
+
+    A group has at most `MAX_BATCH_TOKENS` tokens, padding included, or is a single row.
+
+    Args:
+        lengths: tokens in each row.
+        rows: the most rows in a group; None for no limit.
+    """
+    group: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        too_long = (len(group) + 1) * lengths[index] > MAX_BATCH_TOKENS
+        if group and (too_long or len(group) == rows):
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
+
+
+def padded(rows: Sequence[Sequence[int]], value: int) -> npt.NDArray[np.int32]:
+    """Return the rows as an array, (B, T), with ``value`` after the shorter ones."""
+    array = np.full((len(rows), max(map(len, rows))), value, np.int32)
+    for place, row in zip(array, rows, strict=True):
+        place[: len(row)] = row
+    return array
+
+
+def fitted(ids: list[int], room: int) -> list[int]:
+    """Return a prompt of at most ``room`` tokens, dropping the user's first words if needed."""
+    return ids if len(ids) <= room else [*ids[:FRAME], *ids[FRAME + len(ids) - room :]]

@@ -1,7 +1,7 @@
-"""Programs that a model wrote, run in a process of their own, within limits.
+"""Running programs that a model wrote, in a process of their own and within limits.
 
-This keeps accidents in: an endless loop, too much memory, a file left behind. It is no sandbox: a
-program can read what you can read, use the network, and outlive its limits if it is written to.
+The limits contain accidents: an endless loop, too much memory, a file left behind. They are not a
+sandbox: a program can read what you can read, use the network, and escape its limits on purpose.
 """
 
 import os
@@ -12,34 +12,35 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-SECONDS = 5.0  # nanochat's
-MEMORY = 256 * 2**20  # bytes; nanochat's
+TIME_LIMIT = 5.0  # seconds, as in nanochat
+MEMORY_LIMIT = 256 * 2**20  # bytes, as in nanochat
 REACHED_THE_END = 42  # exit code; 0 could also be an early exit()
 
-# Arguments: the program's file, bytes, seconds. macOS takes no limit on memory: only time counts.
+# Arguments: the program's file, bytes, seconds. macOS cannot limit memory: only time counts there.
 _LIMITED = f"""
 import resource, runpy, sys
 path, memory, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 limits = [(resource.RLIMIT_CPU, seconds), (resource.RLIMIT_FSIZE, memory)]
 if sys.platform != "darwin":
     limits.append((resource.RLIMIT_AS, memory))
-for limit, most in limits:
-    resource.setrlimit(limit, (most, most))
+for limit, value in limits:
+    resource.setrlimit(limit, (value, value))
 runpy.run_path(path, run_name="__main__")
 raise SystemExit({REACHED_THE_END})
 """
 
 
-def runs_through(program: str, seconds: float = SECONDS, memory: int = MEMORY) -> bool:
-    """Whether a Python program gets to its end without an exception or an exit.
+def runs_through(program: str, seconds: float = TIME_LIMIT, memory: int = MEMORY_LIMIT) -> bool:
+    """Return whether a Python program reaches its end without an exception or an exit.
 
-    It has an interpreter, a session and a temporary folder of its own, no standard input or output
-    and no environment variables; when it is over, all that is left of its process group is killed.
+    It gets its own interpreter, session and temporary folder, no standard input or output, and no
+    environment variables. Afterwards its whole process group is killed.
 
     Args:
-        program: source code.
-        seconds: of wall-clock time.
-        memory: bytes of address space, and of a file that it writes; on a Mac of the file only.
+        program: the source code.
+        seconds: the limit on wall-clock time.
+        memory: the limit, in bytes, on its address space and on each file it writes; on macOS only
+            on files.
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "program.py"

@@ -1,8 +1,6 @@
-"""Bits per byte: the validation loss in a unit that does not depend on the tokenizer.
+"""The validation loss in bits per byte, and held-out conversations and questions to measure on.
 
-Held-out conversations: how well a model foresees the answers, and gives them itself.
-
-And held-out questions of the built-in corpus, which none of its conversations asks.
+Bits per byte do not depend on the tokenizer, so models with different vocabularies can be compared.
 """
 
 import math
@@ -19,11 +17,14 @@ from mlxchat.data.corpus.world import Question
 from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.errors import DataError
 from mlxchat.evaluate.answers import by_length, padded
-from mlxchat.evaluate.tasks import Exercise, asked
+from mlxchat.evaluate.tasks import Exercise, user_prompt
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Evaluated, Evaluating, Event
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation
+
+LONGEST_REPLY = 64  # tokens; longer replies are not compared word for word
+BUILTIN_QUESTIONS = 200
 
 
 def bits_per_byte(
@@ -34,21 +35,20 @@ def bits_per_byte(
     step: int = 0,
     clock: Callable[[], float] = time.time,
 ) -> Iterator[Event]:
-    """Evaluate on at most ``limit`` batches; the last event carries the result.
+    """Evaluate on at most ``limit`` batches, yielding progress and, last, an `Evaluated`.
 
-    As nanochat counts: the summed nats of all tokens that stand for bytes, over the summed bytes;
-    special tokens stand for none and count in neither, nor do targets of -1. (A token that ends
-    within a letter counts its own bytes, not those of its decoded replacement character.) ``loss``
-    is the mean over all targets that are not -1.
+    As in nanochat, bits per byte are the summed nats of all targets that stand for bytes, over
+    those bytes. Special tokens stand for no bytes and are left out, as are targets of -1. (A token
+    that ends within a UTF-8 character counts its own bytes, not those of the replacement character
+    it decodes to.) ``loss`` is the mean over all targets other than -1.
 
     Args:
-        losses: nats at every position from ids and targets, as `GPT.losses`.
-        limit: batches at most.
+        losses: returns the nats at every position, (B, T), from ids and targets, as `GPT.losses`.
 
     Raises:
-        MlxchatError: there was no target that stands for bytes.
+        DataError: no target stands for bytes.
     """
-    begun = clock()
+    started_at = clock()
     lengths = mx.array(tokenizer.byte_lengths())
     sums, tokens = np.zeros(3), 0
     for i, batch in zip(range(limit), batches, strict=False):
@@ -56,16 +56,16 @@ def bits_per_byte(
         targets = mx.array(batch.targets)
         each = losses(mx.array(batch.ids), targets)
         bytes_each = lengths[mx.maximum(targets, 0)] * (targets >= 0)
-        # By row, and those in float64: a float32 sum of a large batch is off by 1e-4 of it.
+        # Sums of rows, then in float64: a float32 sum over a large batch is off by 1e-4 of itself.
         rows = [each.sum(axis=1), (each * (bytes_each > 0)).sum(axis=1), bytes_each.sum(axis=1)]
         sums += np.array(mx.stack(rows), np.float64).sum(axis=1)
         tokens += int((batch.targets >= 0).sum())
     nats, counted, bytes_seen = sums.tolist()
     if not bytes_seen:
         raise DataError(
-            "The validation data does not fill one row of the context length, or no answer in it "
-            "is within that.",
-            "Use more of it, or a model of another context length.",
+            "The validation data does not fill one row of the context length, or has no answer "
+            "within it.",
+            "Use more validation data, or a model with another context length.",
         )
     yield Evaluated(
         clock(),
@@ -73,23 +73,19 @@ def bits_per_byte(
         bits_per_byte=counted / (math.log(2) * bytes_seen),
         loss=nats / tokens,
         tokens=tokens,
-        seconds=clock() - begun,
+        seconds=clock() - started_at,
     )
-
-
-LONGEST_REPLY = 64  # tokens, that is asked for
-BUILTIN_QUESTIONS = 200
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Conversations as `mlxchat.evaluate.loss.bits_per_byte` wants them.
+    """Conversations laid out for `bits_per_byte`.
 
     Attributes:
-        batches: each row a conversation, padded on the right; targets of -1 on all but what the
+        batches: one conversation per row, padded on the right; targets are -1 except on what the
             assistant says.
-        conversations: in all.
-        cut: of them, that lost their end because they were longer than the context.
+        conversations: the number of conversations.
+        cut: how many of them lost their end because they were longer than the context.
     """
 
     batches: list[Batch]
@@ -97,14 +93,11 @@ class HeldOut:
     cut: int
 
 
-def held_out(conversations: Iterable[Conversation], tokenizer: Tokenizer, context: int) -> HeldOut:
-    """Lay out conversations, each in a row of its own.
-
-    Args:
-        context: ids in a row at most.
+def lay_out(conversations: Iterable[Conversation], tokenizer: Tokenizer, context: int) -> HeldOut:
+    """Lay out conversations, each in a row of its own of at most ``context`` ids.
 
     Raises:
-        MlxchatError: in all of them the assistant speaks beyond the context only.
+        DataError: no conversation has an answer within the context.
     """
     rows: list[tuple[list[int], list[int]]] = []
     cut = 0
@@ -130,9 +123,10 @@ def held_out(conversations: Iterable[Conversation], tokenizer: Tokenizer, contex
     return HeldOut(batches, len(rows), cut)
 
 
-def replies(conversations: Iterable[Conversation], tokenizer: Tokenizer) -> list[Exercise]:
-    """Of each conversation the last reply, to be given word for word; only those of at most
-    `LONGEST_REPLY` tokens.
+def last_replies(conversations: Iterable[Conversation], tokenizer: Tokenizer) -> list[Exercise]:
+    """Return exercises that ask for the last reply of each conversation, word for word.
+
+    Conversations whose last reply is longer than `LONGEST_REPLY` tokens are skipped.
     """
     exercises = []
     for conversation in conversations:
@@ -144,15 +138,18 @@ def replies(conversations: Iterable[Conversation], tokenizer: Tokenizer) -> list
     return exercises
 
 
-def builtin_questions(most: int | None) -> list[Exercise]:
-    """The first ``most`` of the built-in corpus's questions that no conversation of it asks."""
-    count = BUILTIN_QUESTIONS if most is None else min(most, BUILTIN_QUESTIONS)
+def builtin_questions(limit: int | None) -> list[Exercise]:
+    """Return the first ``limit`` held-out questions of the built-in corpus.
+
+    No conversation of the corpus asks them.
+    """
+    count = BUILTIN_QUESTIONS if limit is None else min(limit, BUILTIN_QUESTIONS)
     return word_for_word(held_out_questions(count))
 
 
 def word_for_word(questions: Iterable[Question]) -> list[Exercise]:
-    """Questions whose answers are to be those expected; blanks around them do not count."""
-    return [Exercise(asked(each.prompt), _says(each.answer)) for each in questions]
+    """Return exercises that accept only the expected answers, apart from blanks around them."""
+    return [Exercise(user_prompt(each.prompt), _says(each.answer)) for each in questions]
 
 
 def _says(expected: str) -> Callable[[str], bool]:

@@ -1,13 +1,11 @@
-"""The tasks: where their files are, and how a row of them becomes a problem.
+"""The evaluation tasks: where their files are, what a row asks, and when an answer is right.
 
-What a task asks, and when an answer is right.
+A task is one row of `TASKS`. To add one, write a `TaskRow` for its files and put its name into
+`mlxchat.config.inference.TaskName`. A folder of task data is laid out as on Hugging Face:
+``<organisation>--<name>/<config>/<split>/*.parquet``.
 
-The forms and rules are nanochat's (commit 92d63d4, tasks/), so that its models see what they know
-and scores can be compared.
-
-The rows of evaluation tasks, from parquet files as the hub lays them out.
-
-A folder of task data holds ``<organisation>--<name>/<config>/<split>/*.parquet``.
+Prompts and rules are nanochat's (commit 92d63d4, tasks/), so that its models see the prompts they
+were trained on and scores can be compared.
 """
 
 import re
@@ -30,18 +28,21 @@ from mlxchat.errors import DataError, NotFound
 from mlxchat.evaluate.execution import runs_through
 from mlxchat.tokenizer.messages import Conversation, Message
 
+SHUFFLE_SEED = 42  # nanochat's, so that the first problems are the same ones
+SPELLING_PROBLEMS = 256  # as in nanochat's SpellingBee
+_REASON_CHARACTERS = 200  # of pyarrow's error message
 _NUMBER = re.compile(r"#### (-?[0-9.,]+)")
 _FENCED = re.compile(r"```(?:python)?[ \t]*\n(.*?)\n```", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A question with answers to choose among.
+    """A multiple-choice question.
 
     Attributes:
-        prompt: ends with the user.
-        letters: of the answers.
-        answer: the right one's letter.
+        prompt: the conversation, which ends with the user's question.
+        letters: the letters of the choices.
+        answer: the letter of the right choice.
     """
 
     prompt: Conversation
@@ -50,17 +51,17 @@ class Choice:
 
     @property
     def random(self) -> float:
-        """What guessing gets right."""
+        """The share of such questions that guessing gets right."""
         return 1 / len(self.letters)
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """A question whose answer is written.
+    """A question that the model answers in writing.
 
     Attributes:
-        prompt: ends with the user.
-        is_right: whether that answer is.
+        prompt: the conversation, which ends with the user's question.
+        is_right: judges an answer.
     """
 
     prompt: Conversation
@@ -68,32 +69,35 @@ class Exercise:
 
     @property
     def random(self) -> float:
-        """What guessing gets right: nothing."""
+        """The share of such questions that guessing gets right: 0."""
         return 0.0
 
 
 Problem = Choice | Exercise
 
 
-def asked(text: str) -> Conversation:
-    """A conversation in which a user has said this and nothing else was said."""
+def user_prompt(text: str) -> Conversation:
+    """Return a conversation that consists of one message by the user."""
     return Conversation((Message("user", text),))
 
 
 def final_number(text: str) -> str | None:
-    """The number after the first ``#### ``, without commas, as it is written (GSM8K's rule).
+    """Return the number after the first ``#### ``, without commas, or None (GSM8K's rule).
 
-    So 18.0 is another answer than 18. None where there is no such number.
+    It is a string: 18.0 and 18 are different answers.
+
+    >>> final_number("6 * 3 = 18, so #### 1,018")
+    '1018'
     """
     found = _NUMBER.search(text)
     return found[1].replace(",", "") if found else None
 
 
 def program(prompt: str, answer: str, test: str, entry_point: str) -> str:
-    """What is run to judge an answer to a HumanEval prompt.
+    """Return the program that judges an answer to a HumanEval prompt.
 
-    The imports that the prompt begins with, the answer's first fenced block of code, or all of it
-    where there is none, then the task's test.
+    It consists of the imports at the top of the prompt, the first fenced code block of the answer
+    (or all of the answer if it has none), and the task's test.
     """
     imports = []
     for line in map(str.strip, prompt.splitlines()):
@@ -107,71 +111,66 @@ def program(prompt: str, answer: str, test: str, entry_point: str) -> str:
 
 
 def gives_number(expected: str) -> Callable[[str], bool]:
-    """Judges an answer by its `final_number`."""
+    """Return a judge that compares the `final_number` of an answer."""
     return lambda answer: final_number(answer) == expected
 
 
 def solves(prompt: str, test: str, entry_point: str) -> Callable[[str], bool]:
-    """Judges an answer by running it: see `mlxchat.evaluate.execution`."""
+    """Return a judge that runs the answer; see `mlxchat.evaluate.execution`."""
     return lambda answer: runs_through(program(prompt, answer, test, entry_point))
 
 
-REASON_CHARACTERS = 200  # of what pyarrow says is wrong
-
-
-def files(folder: Path) -> list[Path]:
-    """The parquet files of a split's folder, in the order of their names; none where it is not."""
+def parquet_files(folder: Path) -> list[Path]:
+    """Return the parquet files of a split by name; none if the folder does not exist."""
     return sorted(folder.glob("*.parquet"))
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """All rows of a split, file after file, each by the names of its columns.
+    """Return all rows of a split, file by file, each as a dictionary by column.
 
     Raises:
-        MlxchatError: the folder has no parquet file, or one is damaged.
+        NotFound: the folder has no parquet file.
+        DataError: a file is damaged.
     """
-    paths = files(folder)
+    paths = parquet_files(folder)
     if not paths:
         organisation, _, name = folder.parent.parent.name.partition("--")
         raise NotFound(
             f"There is no task data in {folder}.",
             f"Put the parquet files of {organisation}/{name}, config {folder.parent.name}, split "
-            f"{folder.name} there; or name the folder of your task data with `task_data`.",
+            f"{folder.name}, there, or name the folder of your task data with `task_data`.",
         )
     rows: list[dict[str, Any]] = []
     for path in paths:
         try:
             rows += pq.read_table(path).to_pylist()
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())[:REASON_CHARACTERS]
+            reason = " ".join(str(error).split())[:_REASON_CHARACTERS]
             raise DataError(
-                f"{path} cannot be read: {reason}.", "It should be a whole parquet file."
+                f"{path} cannot be read: {reason}.", "Replace it with an intact parquet file."
             ) from error
     return rows
 
 
-SHUFFLE_SEED = 42  # nanochat's: its first problems are ours
-SPELLING_PROBLEMS = 256  # nanochat's SpellingBee
-
 Letter = Annotated[str, Field(pattern=r"^[A-Za-z0-9]$")]  # a byte, so one token in any vocabulary
 
 
-class Row(BaseModel, ABC):
-    """A row of a task's files; its other columns are not looked at."""
+class TaskRow(BaseModel, ABC):
+    """A row of a task's files; columns that are not fields are ignored."""
 
     @abstractmethod
     def problem(self) -> Problem:
-        """What it asks."""
+        """Return the problem that the row poses."""
 
 
 class ArcChoices(BaseModel):
-    """The choices of a question of ARC, 3 to 5 of them, labelled by letters or by digits."""
+    """The 3 to 5 choices of an ARC question, labelled with letters or digits."""
 
     text: list[str]
     label: list[Letter] = Field(min_length=2)
 
 
-class ArcRow(Row):
+class ArcRow(TaskRow):
     """A row of allenai/ai2_arc."""
 
     question: str
@@ -181,19 +180,19 @@ class ArcRow(Row):
     @model_validator(mode="after")
     def _consistent(self) -> "ArcRow":
         if len(self.choices.text) != len(self.choices.label):
-            raise ValueError("there is not one label for each choice")
+            raise ValueError("the numbers of choices and labels differ")
         if self.answer not in self.choices.label:
-            raise ValueError(f"the answer, {self.answer}, is none of the choices")
+            raise ValueError(f"the answer, {self.answer}, is not one of the choices")
         return self
 
     def problem(self) -> Choice:
-        """The choices keep their labels."""
+        """Return the question; choices keep their labels."""
         letters, choices = self.choices.label, self.choices.text
         prompt = multiple_choice(self.question, letters, choices)
-        return Choice(asked(prompt), tuple(letters), self.answer)
+        return Choice(user_prompt(prompt), tuple(letters), self.answer)
 
 
-class MmluRow(Row):
+class MmluRow(TaskRow):
     """A row of cais/mmlu."""
 
     question: str
@@ -201,13 +200,13 @@ class MmluRow(Row):
     answer: Literal[0, 1, 2, 3]
 
     def problem(self) -> Choice:
-        """The choices are A to D."""
+        """Return the question; choices are lettered A to D."""
         letters = tuple(string.ascii_uppercase[: len(self.choices)])
         prompt = multiple_choice(self.question, letters, self.choices)
-        return Choice(asked(prompt), letters, letters[self.answer])
+        return Choice(user_prompt(prompt), letters, letters[self.answer])
 
 
-class Gsm8kRow(Row):
+class Gsm8kRow(TaskRow):
     """A row of openai/gsm8k."""
 
     question: str
@@ -220,13 +219,13 @@ class Gsm8kRow(Row):
         return self
 
     def problem(self) -> Exercise:
-        """The number after ``####`` counts."""
+        """Return the question, judged by the number after ``####``."""
         number = final_number(self.answer)
         assert number is not None
-        return Exercise(asked(self.question), gives_number(number))
+        return Exercise(user_prompt(self.question), gives_number(number))
 
 
-class HumanEvalRow(Row):
+class HumanEvalRow(TaskRow):
     """A row of openai/openai_humaneval."""
 
     prompt: str
@@ -234,48 +233,69 @@ class HumanEvalRow(Row):
     entry_point: str
 
     def problem(self) -> Exercise:
-        """The program that is written is run."""
-        return Exercise(asked(self.prompt), solves(self.prompt, self.test, self.entry_point))
+        """Return the question, judged by running the program that the model writes."""
+        return Exercise(user_prompt(self.prompt), solves(self.prompt, self.test, self.entry_point))
 
 
-FILES: dict[TaskName, tuple[str, type[Row]]] = {
-    "arc-easy": ("allenai--ai2_arc/ARC-Easy/test", ArcRow),
-    "arc-challenge": ("allenai--ai2_arc/ARC-Challenge/test", ArcRow),
-    "mmlu": ("cais--mmlu/all/test", MmluRow),
-    "gsm8k": ("openai--gsm8k/main/test", Gsm8kRow),
-    "humaneval": ("openai--openai_humaneval/openai_humaneval/test", HumanEvalRow),
+@dataclass(frozen=True)
+class Task:
+    """An evaluation task.
+
+    Attributes:
+        folder: where its files are in the folder of task data; None for the spelling task, whose
+            problems are generated.
+        row: the form of a row of its files.
+        runs_code: whether judging an answer runs a program that the model wrote.
+    """
+
+    folder: str | None = None
+    row: type[TaskRow] | None = None
+    runs_code: bool = False
+
+
+TASKS: dict[TaskName, Task] = {
+    "arc-easy": Task("allenai--ai2_arc/ARC-Easy/test", ArcRow),
+    "arc-challenge": Task("allenai--ai2_arc/ARC-Challenge/test", ArcRow),
+    "mmlu": Task("cais--mmlu/all/test", MmluRow),
+    "gsm8k": Task("openai--gsm8k/main/test", Gsm8kRow),
+    "humaneval": Task("openai--openai_humaneval/openai_humaneval/test", HumanEvalRow, True),
+    "spelling": Task(),
 }
-RUNS_CODE: TaskName = "humaneval"
 
 
-def is_there(task: TaskName, task_data: Path) -> bool:
-    """Whether a task can be had; spelling needs no files."""
-    return task not in FILES or bool(files(task_data / FILES[task][0]))
+def is_available(name: TaskName, task_data: Path) -> bool:
+    """Return whether the files of a task are there, or it needs none."""
+    folder = TASKS[name].folder
+    return folder is None or bool(parquet_files(task_data / folder))
 
 
-def problems(task: TaskName, task_data: Path, most: int | None) -> list[Problem]:
-    """A task's problems, in an order that is always the same; the first ``most`` of them.
+def problems(name: TaskName, task_data: Path, limit: int | None) -> list[Problem]:
+    """Return the first ``limit`` problems of a task, or all, in a fixed order.
 
     Raises:
-        MlxchatError: its files are not there or damaged, or a row of them is not of its form.
+        MlxchatError: its files are missing or damaged, or a row has another form.
     """
-    if task not in FILES:
-        count = SPELLING_PROBLEMS if most is None else min(most, SPELLING_PROBLEMS)
-        return [_spelled(conversation) for conversation in spelling.held_out_conversations(count)]
-    folder, form = task_data / FILES[task][0], FILES[task][1]
+    task = TASKS[name]
+    if task.folder is None or task.row is None:
+        count = SPELLING_PROBLEMS if limit is None else min(limit, SPELLING_PROBLEMS)
+        return [
+            _spelling_problem(conversation)
+            for conversation in spelling.held_out_conversations(count)
+        ]
+    folder = task_data / task.folder
     rows = read_rows(folder)
-    order = np.random.default_rng(SHUFFLE_SEED).permutation(len(rows))[:most].tolist()
-    return [_parsed(form, rows[number], folder, number).problem() for number in order]
+    order = np.random.default_rng(SHUFFLE_SEED).permutation(len(rows))[:limit].tolist()
+    return [_parsed(task.row, rows[number], folder, number).problem() for number in order]
 
 
-def _spelled(conversation: Conversation) -> Exercise:
-    """How often a letter is in a word, without the answer."""
+def _spelling_problem(conversation: Conversation) -> Exercise:
+    """Return the question of a spelling conversation: how often a letter is in a word."""
     *asked_before, _answer = conversation.messages
     expected = spelling.final_answer(conversation)
     return Exercise(Conversation(tuple(asked_before)), gives_number(expected))
 
 
-def _parsed(form: type[Row], row: dict[str, Any], folder: Path, number: int) -> Row:
+def _parsed(form: type[TaskRow], row: dict[str, Any], folder: Path, number: int) -> TaskRow:
     try:
         return form.model_validate(row)
     except ValidationError as error:
@@ -283,5 +303,5 @@ def _parsed(form: type[Row], row: dict[str, Any], folder: Path, number: int) -> 
         where = ".".join(map(str, fault["loc"]))
         raise DataError(
             f"Row {number + 1} of {folder}: {f'{where}: ' if where else ''}{fault['msg']}.",
-            "The files must be those of the task's split.",
+            "Use the original files of the task's split.",
         ) from error

@@ -1,1 +1,1 @@
-"""What goes on in a home and on this machine, as values read from the disk and the system."""
+"""Runs, machine and disk as values, read from a home and from the system."""

@@ -1,4 +1,4 @@
-"""The machine as it is now: memory and its pressure, processes of mlxchat, room on the disk."""
+"""The state of the machine: memory and its pressure, processes of mlxchat, disk space."""
 
 import ctypes
 import os
@@ -17,14 +17,14 @@ from mlxchat.telemetry.events import MACHINE_FULL
 from mlxchat.telemetry.status import Process
 
 SAME_START = 2.0  # seconds by which two readings of a process's start may differ
-STALLED = 0.1  # of the last ten seconds: beyond, waiting for memory is felt
+STALLED = 0.1  # share of the last ten seconds beyond which waiting for memory is felt
 MACOS_LEVELS: dict[int, "Pressure"] = {1: "normal", 2: "warning", 4: "critical"}
 
 Pressure = Literal["normal", "warning", "critical"]
 
 
 @dataclass(frozen=True)
-class Machine:
+class HostMemory:
     """Memory of the whole machine, in bytes."""
 
     host: str
@@ -32,27 +32,27 @@ class Machine:
     memory_total: int
     swap_used: int
     swap_total: int
-    pressure: Pressure | None  # None where the system does not tell
+    pressure: Pressure | None  # None if the system does not report it
 
     @property
     def full(self) -> bool:
-        """Whether there is so little left that it may begin to swap."""
+        """Whether so little memory is left that the machine may begin to swap."""
         return self.memory_used > MACHINE_FULL * self.memory_total
 
 
 @dataclass(frozen=True)
-class Program:
+class MlxchatProcess:
     """A running process of mlxchat, found by its command line."""
 
     pid: int
     started: float  # seconds since the epoch
     command: str  # without the program's own name: "chat --model-tag d4"
-    resident: int  # bytes in memory, MLX's among them (a GPU's own are not)
+    resident: int  # bytes in memory, including MLX's, but not a GPU's own memory
 
 
 @dataclass(frozen=True)
 class Disk:
-    """What a home takes on its disk, and what is left there, in bytes."""
+    """The disk space that a home takes, and that is free, in bytes."""
 
     shards: int
     checkpoints: int
@@ -61,22 +61,22 @@ class Disk:
     free: int
 
 
-def machine() -> Machine:
-    """This one."""
+def host_memory() -> HostMemory:
+    """Return the memory of this machine."""
     memory, swap = psutil.virtual_memory(), psutil.swap_memory()
     used = memory.total - memory.available
     host = socket.gethostname()
-    return Machine(host, used, memory.total, swap.used, swap.total, pressure())
+    return HostMemory(host, used, memory.total, swap.used, swap.total, pressure())
 
 
 def pressure(stalls: Path = Path("/proc/pressure/memory")) -> Pressure | None:
-    """How hard memory is to get: macOS's own level; on Linux by the time lost in waiting for it.
+    """Return the memory pressure: macOS's own level, or on Linux from the time lost waiting.
 
-    There ``warning`` means that some processes waited for a tenth of the last ten seconds,
-    ``critical`` that all did.
+    On Linux ``warning`` means that some processes waited for memory for a tenth of the last ten
+    seconds, and ``critical`` that all did.
 
     Args:
-        stalls: Linux's account of that time (Documentation/accounting/psi.rst).
+        stalls: Linux's pressure file (Documentation/accounting/psi.rst).
     """
     if sys.platform == "darwin":
         level, size = ctypes.c_int(0), ctypes.c_size_t(ctypes.sizeof(ctypes.c_int))
@@ -94,20 +94,20 @@ def pressure(stalls: Path = Path("/proc/pressure/memory")) -> Pressure | None:
     return "warning" if shares.get("some", 0.0) >= STALLED else "normal"
 
 
-def programs() -> list[Program]:
-    """The processes of mlxchat on this machine, but for monitors, oldest first."""
+def mlxchat_processes() -> list[MlxchatProcess]:
+    """Return the mlxchat processes on this machine except monitors, oldest first."""
     found = []
     for process in psutil.process_iter(["pid", "create_time", "cmdline", "memory_info"]):
         facts = process.info
         command = command_of(facts["cmdline"] or [])
         if command and command[0] != "monitor" and facts["memory_info"]:
             line, resident = " ".join(command), facts["memory_info"].rss
-            found.append(Program(facts["pid"], facts["create_time"], line, resident))
+            found.append(MlxchatProcess(facts["pid"], facts["create_time"], line, resident))
     return sorted(found, key=lambda program: program.started)
 
 
 def command_of(arguments: Sequence[str]) -> list[str]:
-    """What is given to mlxchat in a command line, with a Python before it or not; else nothing."""
+    """Return the arguments of mlxchat in a command line; none if it runs another program."""
     rest = list(arguments)
     if rest and PurePath(rest[0]).name.lower().startswith("python"):
         rest = rest[1:]
@@ -117,7 +117,7 @@ def command_of(arguments: Sequence[str]) -> list[str]:
 
 
 def lives(process: Process) -> bool:
-    """Whether that very process of this machine still runs."""
+    """Return whether this process of this machine is still running."""
     try:
         found = psutil.Process(process.pid)
         same = abs(found.create_time() - process.started) <= SAME_START
@@ -127,7 +127,7 @@ def lives(process: Process) -> bool:
 
 
 def disk(home: Home) -> Disk:
-    """What a home's parts take; nothing where it is not there."""
+    """Return the disk space that the parts of a home take."""
     existing = next(path for path in (home.root, *home.root.parents) if path.exists())
     return Disk(
         shards=_size(home.root.glob("base_data*")),
@@ -139,7 +139,7 @@ def disk(home: Home) -> Disk:
 
 
 def _size(folders: Iterator[Path] | Sequence[Path]) -> int:
-    """Bytes of all files below; what vanishes meanwhile does not count."""
+    """Return the bytes of all files below; files that vanish meanwhile do not count."""
     total = 0
     for folder in folders:
         for parent, _, names in os.walk(folder):

@@ -1,8 +1,7 @@
-"""The runs of a home: how far each is, whether it lives, and what it has saved.
+"""The runs of a home, read again and again: progress, state and checkpoints of each.
 
-A run's log, read as it grows.
-
-All that a monitor shows, at one moment.
+`Monitor.look` returns a `Snapshot` of the runs, the machine and the disk. Of each log only the new
+lines are read.
 """
 
 import math
@@ -15,20 +14,28 @@ from typing import Any, Literal
 
 from mlxchat.checkpoint import store
 from mlxchat.home import Home
-from mlxchat.monitor.machine import Disk, Machine, Program, disk, lives, machine, programs
-from mlxchat.telemetry.events import Ended, Started, Stepped, from_json
+from mlxchat.monitor.machine import (
+    Disk,
+    HostMemory,
+    MlxchatProcess,
+    disk,
+    host_memory,
+    lives,
+    mlxchat_processes,
+)
+from mlxchat.telemetry.events import Ended, Started, Stepped, event_from_json
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.status import Process, Status, read_status, status_path
 
 
 class Log:
-    """What a run's log says so far; `read` goes on where it left off.
+    """The log of a run, read as it grows; `read` continues where it stopped.
 
     Attributes:
         meter: the events, folded.
         latest: the last step.
-        ending: how the run ended by its own word, None while it goes on.
-        time: of the last event, seconds since the epoch.
+        ending: how the run ended according to its log; None while it runs.
+        time: when the last event happened, seconds since the epoch.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,10 +52,10 @@ class Log:
         self.time: float | None = None
 
     def read(self) -> None:
-        """Take in the lines that have come; all of them where the file is another by now.
+        """Read the new lines, or all of them if the file was replaced.
 
-        A line whose end is missing is left for the next time, one that is broken left out. A log
-        that has gone leaves everything as it was.
+        An incomplete last line is left for the next time; broken lines are skipped. If the file is
+        gone, nothing changes.
         """
         try:
             with self._path.open("rb") as file:
@@ -68,7 +75,7 @@ class Log:
 
     def _take(self, line: bytes) -> None:
         try:
-            event = from_json(line)
+            event = event_from_json(line)
         except ValueError:
             return
         if not math.isfinite(event.time):
@@ -84,23 +91,23 @@ class Log:
         self.meter.update(event)
 
 
-SILENT_SECONDS = 60.0  # without a sign of life; a status comes every other second
+SILENT_SECONDS = 60.0  # without a sign of life; a status is written every two seconds
 
 State = Literal["running", "silent", "finished", "interrupted", "failed", "died"]
 
 
 @dataclass(frozen=True)
-class Run:
+class WatchedRun:
     """A run at a glance.
 
-    ``state`` is ``died`` where its process has gone without a word, and ``silent`` where there has
-    been no sign of life for a while and nothing says that it has gone: its process hangs, or ran on
-    another host, or was that of a version that published nothing.
+    ``state`` is ``died`` if its process is gone without having ended the run. It is ``silent`` if
+    there was no sign of life for a while but the process may exist: it hangs, or ran on another
+    host, or belongs to a version that wrote no status.
     """
 
     tag: str
     state: State
-    heard: float | None  # time of the last sign of life; None where there was never any
+    last_seen: float | None  # time of the last sign of life; None if there was none
     meter: Meter
     latest: Stepped | None
     status: Status | None
@@ -109,13 +116,13 @@ class Run:
 
     @property
     def began(self) -> float:
-        """When its process did, or else the run; 0 where neither is known."""
+        """When its process started, or else the run; 0 if neither is known."""
         if self.status:
             return self.status.process.started
         return self.meter.started.time if self.meter.started else 0.0
 
     def seconds_left(self, now: float) -> float | None:
-        """Until its last step; None where it does not run or its pace is not known yet."""
+        """Return the seconds until its last step; None if it is not running or too new to tell."""
         left = self.meter.seconds_left
         if self.state != "running" or left is None or self.latest is None:
             return None
@@ -124,35 +131,35 @@ class Run:
 
 
 class Runs:
-    """Reads the runs of a home again and again, of their logs only what is new.
+    """Reads the runs of a home again and again; of their logs, only what is new.
 
     Args:
         host: the name of this machine.
-        lives: whether a process of this machine still runs.
+        lives: returns whether a process of this machine is still running.
     """
 
     def __init__(self, home: Home, host: str, lives: Callable[[Process], bool]) -> None:
         self._home, self._host, self._lives = home, host, lives
         self._logs: dict[str, Log] = {}
 
-    def read(self, now: float) -> list[Run]:
-        """All runs, in the order of their beginning."""
+    def read(self, now: float) -> list[WatchedRun]:
+        """Return all runs, in the order they started."""
         tags = _tags(self._home.root / "logs")
         self._logs = {tag: self._logs.get(tag) or Log(self._home.log(tag)) for tag in tags}
         runs = [self._run(tag, log, now) for tag, log in self._logs.items()]
         return sorted(runs, key=lambda run: (run.began, run.tag))
 
-    def _run(self, tag: str, log: Log, now: float) -> Run:
+    def _run(self, tag: str, log: Log, now: float) -> WatchedRun:
         status = read_status(status_path(self._home.log(tag)))
         log.read()
         signs = [log.time, status.time if status else None]
-        heard = max((sign for sign in signs if sign is not None), default=None)
+        last_seen = max((sign for sign in signs if sign is not None), default=None)
         steps, saved = _saved(self._home.run(tag))
-        state = self._state(log.ending, status, heard, now)
-        return Run(tag, state, heard, log.meter, log.latest, status, steps, saved)
+        state = self._state(log.ending, status, last_seen, now)
+        return WatchedRun(tag, state, last_seen, log.meter, log.latest, status, steps, saved)
 
     def _state(
-        self, ending: str | None, status: Status | None, heard: float | None, now: float
+        self, ending: str | None, status: Status | None, last_seen: float | None, now: float
     ) -> State:
         if status and status.ended:
             return status.ended
@@ -161,7 +168,7 @@ class Runs:
         here = status is not None and status.process.host == self._host
         if status and here and not self._lives(status.process):
             return "died"
-        return "silent" if heard is None or now - heard > SILENT_SECONDS else "running"
+        return "silent" if last_seen is None or now - last_seen > SILENT_SECONDS else "running"
 
 
 def _tags(logs: Path) -> list[str]:
@@ -172,7 +179,7 @@ def _tags(logs: Path) -> list[str]:
 
 
 def _saved(run: Path) -> tuple[tuple[int, ...], float | None]:
-    """The steps that are saved, and when the newest was."""
+    """Return the saved steps, and when the newest was saved."""
     try:
         steps = tuple(store.steps(run))
         newest = store.directory(run, steps[-1]).stat().st_mtime if steps else None
@@ -181,76 +188,76 @@ def _saved(run: Path) -> tuple[tuple[int, ...], float | None]:
     return steps, newest
 
 
-DISK_SECONDS = 10.0  # from one sum of all files to the next
+DISK_SECONDS = 10.0  # between two measurements of all files
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A home and its machine at a moment."""
+    """The state of a home and its machine at one moment."""
 
     time: float  # seconds since the epoch
     home: str
-    machine: Machine
+    machine: HostMemory
     disk: Disk
-    runs: tuple[Run, ...]
-    programs: tuple[Program, ...]
+    runs: tuple[WatchedRun, ...]
+    processes: tuple[MlxchatProcess, ...]
 
 
 class Monitor:
-    """Looks at a home and at this machine.
+    """Observes a home and this machine.
 
     Args:
-        home: whose runs and files are looked at; processes are those of the whole machine.
-        clock: seconds since the epoch.
-        machine, programs, lives: tell of the system.
+        home: the home whose runs and files are shown; processes are those of the whole machine.
+        clock: returns seconds since the epoch.
+        memory, processes, lives: return the state of the system.
     """
 
     def __init__(
         self,
         home: Home,
         clock: Callable[[], float] = time.time,
-        machine: Callable[[], Machine] = machine,
-        programs: Callable[[], list[Program]] = programs,
+        memory: Callable[[], HostMemory] = host_memory,
+        processes: Callable[[], list[MlxchatProcess]] = mlxchat_processes,
         lives: Callable[[Process], bool] = lives,
     ) -> None:
         self._home, self._clock = home, clock
-        self._machine, self._programs = machine, programs
-        self._runs = Runs(home, machine().host, lives)
+        self._memory, self._processes = memory, processes
+        self._runs = Runs(home, memory().host, lives)
         self._disk: tuple[float, Disk] | None = None
 
     def look(self) -> Snapshot:
-        """How things are now."""
+        """Return the current state."""
         now = self._clock()
         if self._disk is None or now - self._disk[0] >= DISK_SECONDS:
             self._disk = now, disk(self._home)
         return Snapshot(
             now,
             str(self._home.root),
-            self._machine(),
+            self._memory(),
             self._disk[1],
             tuple(self._runs.read(now)),
-            tuple(self._programs()),
+            tuple(self._processes()),
         )
 
 
 def as_json(snapshot: Snapshot) -> dict[str, Any]:
-    """Plain values for `json.dumps`: bytes, seconds, and None for what is not known."""
+    """Return a snapshot as plain values for JSON: bytes, seconds, and None for the unknown."""
     return {
         "time": snapshot.time,
         "home": snapshot.home,
         "machine": {**asdict(snapshot.machine), "full": snapshot.machine.full},
         "disk": asdict(snapshot.disk),
         "runs": [_run(run, snapshot.time) for run in snapshot.runs],
-        "processes": [asdict(program) for program in snapshot.programs],
+        "processes": [asdict(process) for process in snapshot.processes],
     }
 
 
-def _run(run: Run, now: float) -> dict[str, Any]:
+def _run(run: WatchedRun, now: float) -> dict[str, Any]:
     meter = run.meter
     return {
         "tag": run.tag,
         "state": run.state,
-        "last_sign_of_life": run.heard,
+        "last_sign_of_life": run.last_seen,
         "step": meter.step,
         "total_steps": meter.total_steps,
         "loss": meter.loss,

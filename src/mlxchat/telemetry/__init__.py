@@ -1,1 +1,1 @@
-"""What a run says of itself: events, their log, rates, and its status."""
+"""What a run reports: events, the log of them, rates computed from them, and its status."""

@@ -1,27 +1,24 @@
-"""What happens in a run, as values.
+"""The events of a run, as values.
 
-A run yields events; those who show or store them fold them with a `Meter` or write
-them with `to_json`. Nothing here knows of arrays, terminals or clocks: every event carries its own
-time.
+A run yields events. What shows or stores them folds them with a `Meter` or writes them with
+`event_to_json`. Events need no arrays, terminals or clocks: each carries its own time.
 """
 
 import json
 import math
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-MACHINE_FULL = 0.8  # of its memory: beyond, a machine begins to swap
+MACHINE_FULL = 0.8  # share of memory in use beyond which a machine begins to swap
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: MLX's allocator (in use, its peak, kept for reuse) and the whole machine."""
+    """Memory in bytes: MLX's allocator (in use, peak, kept for reuse) and the whole machine."""
 
     active: int
     peak: int
@@ -32,7 +29,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Position:
-    """Where the loader is in the data: ``epoch`` counts from 1, ``shard`` from 0."""
+    """The loader's place in the data; ``epoch`` counts from 1, ``shard`` from 0."""
 
     epoch: int
     shard: int
@@ -41,7 +38,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Started:
-    """A run begins, or goes on where ``step`` is not 0."""
+    """A run starts, or resumes if ``step`` is not 0."""
 
     time: float  # seconds since the epoch, as in every event
     tag: str
@@ -49,10 +46,10 @@ class Started:
     total_steps: int
     tokens_per_step: int
     flops_per_token: int
-    peak_flops: float | None  # of the chip, FLOP/s; None where unknown
+    peak_flops: float | None  # of the chip, in FLOP/s; None if unknown
     device: str
     parameters: int
-    estimated_memory: int | None = None  # bytes, MLX's peak as it was planned
+    estimated_memory: int | None = None  # bytes, the planned peak of MLX
 
 
 @dataclass(frozen=True)
@@ -64,14 +61,14 @@ class Stepped:
     loss: float  # mean over the step's tokens, nats
     learning_rate: float  # of the matrices
     gradient_norm: float  # before clipping
-    seconds: float  # wall-clock, from the end of the step before
+    seconds: float  # wall-clock time since the end of the previous step
     position: Position
     memory: Memory
 
 
 @dataclass(frozen=True)
 class Evaluating:
-    """Evaluation has come this far; shown, not stored."""
+    """The progress of an evaluation; shown, but not stored."""
 
     time: float
     step: int
@@ -93,7 +90,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Sampled:
-    """What the model makes of a prompt after ``step`` steps."""
+    """The model's continuation of a prompt after ``step`` steps."""
 
     time: float
     step: int
@@ -113,7 +110,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Ended:
-    """The run is over: ``reason`` is ``finished`` or ``interrupted``; its work is saved."""
+    """The run has ended, and its work is saved. ``reason``: ``finished`` or ``interrupted``."""
 
     time: float
     step: int
@@ -122,18 +119,18 @@ class Ended:
 
 @dataclass(frozen=True)
 class Replanned:
-    """The run takes another number of steps than was told, to hold a time budget."""
+    """The total number of steps changed, to keep within a time budget."""
 
     time: float
-    step: int  # the last one done
+    step: int  # the last completed one
     total_steps: int
-    before: int  # total steps until now
-    budget: str  # as it was said
+    before: int  # the total until now
+    budget: str  # as the user gave it
 
 
 @dataclass(frozen=True)
 class Noted:
-    """Something worth a line: a tokenizer is trained first, a shard waited for."""
+    """A message to the user, such as that a shard is being waited for."""
 
     time: float
     text: str
@@ -141,10 +138,10 @@ class Noted:
 
 @dataclass(frozen=True)
 class Progressed:
-    """A task other than training has come this far; shown, not stored."""
+    """The progress of a task other than training; shown, but not stored."""
 
     time: float
-    task: str  # what is shown beside the bar, and what tells bars apart
+    task: str  # its name, which also identifies it
     done: int
     total: int | None
     unit: str  # "bytes", "characters" or "documents"
@@ -162,11 +159,11 @@ Event = (
     | Noted
     | Progressed
 )
-Report = Callable[[Event], None]  # is told of progress, from other threads too
+Report = Callable[[Event], None]  # receives events, from other threads too
 Clock = Callable[[], float]  # seconds since the epoch
 
 
-NAMES: dict[type, str] = {
+EVENT_NAMES: dict[type, str] = {
     Started: "started",
     Stepped: "step",
     Evaluating: "evaluating",
@@ -186,10 +183,10 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def to_json(event: Event) -> str:
-    """One line: ``{"event": "step", "time": ..., ...}``; NaN and infinity become ``null``."""
+def event_to_json(event: Event) -> str:
+    """Return a line, ``{"event": "step", "time": ..., ...}``; NaN and infinity become ``null``."""
     values = _without_nan(asdict(event))
-    return json.dumps({"event": NAMES[type(event)], **values}, allow_nan=False)
+    return json.dumps({"event": EVENT_NAMES[type(event)], **values}, allow_nan=False)
 
 
 @cache
@@ -197,74 +194,19 @@ def _validator(kind: type) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def from_json(line: str | bytes) -> Event:
-    """The event that `to_json` wrote; a ``null`` in the place of a number is NaN.
+def event_from_json(line: str | bytes) -> Event:
+    """Return the event that `event_to_json` wrote; a ``null`` in place of a number becomes NaN.
 
     Raises:
-        ValueError: it is none, or one of a version whose events were others.
+        ValueError: the line is not an event, or of a version with other events.
     """
     record = json.loads(line)
-    kinds = {name: kind for kind, name in NAMES.items()}
+    kinds = {name: kind for kind, name in EVENT_NAMES.items()}
     kind = kinds.get(str(record.get("event"))) if isinstance(record, dict) else None
     if kind is None:
-        raise ValueError(f"no event: {line!r}")
+        raise ValueError(f"not an event: {line!r}")
     for entry in fields(kind):
         if entry.type is float and record.get(entry.name, 0.0) is None:
             record[entry.name] = math.nan
     event: Event = _validator(kind).validate_python(record)
     return event
-
-
-class JsonLines:
-    """The log of a run: one JSON object a line, handed to the system as each event comes.
-
-    So a killed process loses no line, though it may leave the last one broken; `resume` mends it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
-
-    @classmethod
-    def resume(cls, path: Path, step: int) -> "JsonLines":
-        """Go on after ``step``: what the log has of later steps goes, at step 0 all of it.
-
-        The file is replaced whole, never seen half written. Raises OSError as writing does.
-        """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rewritten = path.with_name(f"{path.name}.partial")
-        with rewritten.open("wb") as file:
-            if step > 0 and path.exists():
-                file.writelines(_lines_until(path, step))
-            file.flush()
-            os.fsync(file.fileno())
-        rewritten.replace(path)
-        return cls(path)
-
-    def write(self, event: Event) -> None:
-        """Append an event; `Evaluating` and `Progressed` are for the eye only and left out."""
-        if not isinstance(event, (Evaluating, Progressed)):
-            self._file.write(f"{to_json(event)}\n")
-            self._file.flush()
-
-    def close(self) -> None:
-        """Close the file; writing is an error from here on."""
-        self._file.close()
-
-    def __enter__(self) -> "JsonLines":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-def _lines_until(path: Path, step: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except ValueError:  # cut off by a kill
-                continue
-            if record.get("step", 0) > step:
-                return  # notes carry no step, but whatever comes later in the file came later
-            yield line.rstrip(b"\n") + b"\n"

@@ -1,5 +1,7 @@
-"""The log of a run that is trained: where it cannot be written, the run saves before it ends."""
+"""The log of a run: if it cannot be written, the run saves its work before it ends."""
 
+import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,20 +9,20 @@ from types import TracebackType
 
 from mlxchat.disk import sync
 from mlxchat.errors import DiskError
-from mlxchat.telemetry.events import Event, JsonLines, Saved
+from mlxchat.telemetry.events import Evaluating, Event, Progressed, Saved, event_to_json
 
-_MAKE_ROOM = "Make room on that disk and start the same command again."
+_MAKE_ROOM = "Make room on that disk, then repeat the same command to resume."
 
 
 class RunLog:
-    """Within its context, takes events; a failure is remembered, and raised when it is asked for.
+    """Writes events within its context, and holds back a failure until `check` raises it.
 
     Args:
         path: the file.
-        step: the one that was saved last, 0 before any; what the log has of later ones goes.
+        step: the last saved step, or 0. Entries about later steps are removed from the log.
 
     Raises:
-        MlxchatError: the file cannot be opened, or what it has cannot be kept; it stays as it was.
+        DiskError: the file cannot be opened or rewritten; it is left unchanged.
     """
 
     def __init__(self, path: Path, step: int) -> None:
@@ -35,7 +37,7 @@ class RunLog:
 
     @property
     def failed(self) -> bool:
-        """Whether something could not be written, so that the run should save and end."""
+        """Whether a write has failed, so that the run should save and end."""
         return self._failure is not None
 
     def write(self, event: Event) -> None:
@@ -46,21 +48,17 @@ class RunLog:
             self._lines.write(event)
 
     def sync(self) -> None:
-        """Have the system write to the disk what the log has: a power cut loses none of it."""
+        """Force the log onto the disk, so that a power failure loses none of it."""
         with self._remembering():
             for path in (self._path, self._path.parent):
                 sync(path)
 
     def check(self) -> None:
-        """Tell of the first failure.
-
-        Raises:
-            MlxchatError: there was one.
-        """
+        """Raise `DiskError` if a write has failed."""
         if self._failure is None:
             return
         reason = self._failure.strerror or self._failure
-        saved = f"step {self._saved:,} is saved" if self._saved else "nothing of it is saved"
+        saved = f"step {self._saved:,} is saved" if self._saved else "no step is saved"
         raise DiskError(
             f"The log {self._path} could not be written: {reason}. The run ended there; {saved}.",
             _MAKE_ROOM,
@@ -86,3 +84,61 @@ class RunLog:
             self._lines.close()
         if error is None:
             self.check()
+
+
+class JsonLines:
+    """A file of events, one JSON object per line, flushed after each event.
+
+    A killed process loses no line, but may leave the last one incomplete; `resume` repairs that.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+
+    @classmethod
+    def resume(cls, path: Path, step: int) -> "JsonLines":
+        """Open the file to continue after ``step``, without its entries about later steps.
+
+        At step 0 all entries are removed. The file is replaced atomically.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rewritten = path.with_name(f"{path.name}.partial")
+        with rewritten.open("wb") as file:
+            if step > 0 and path.exists():
+                file.writelines(_lines_until(path, step))
+            file.flush()
+            os.fsync(file.fileno())
+        rewritten.replace(path)
+        return cls(path)
+
+    def write(self, event: Event) -> None:
+        """Append an event, unless it only shows progress (`Evaluating`, `Progressed`)."""
+        if not isinstance(event, (Evaluating, Progressed)):
+            self._file.write(f"{event_to_json(event)}\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> "JsonLines":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _lines_until(path: Path, step: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:  # cut off by a kill
+                continue
+            if record.get("step", 0) > step:
+                return  # notes have no step, but all that follows is later too
+            yield line.rstrip(b"\n") + b"\n"

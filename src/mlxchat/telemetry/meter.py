@@ -1,4 +1,4 @@
-"""What is computed from a run's events: rates, averages, time left."""
+"""Rates, averages and time left, computed from the events of a run."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from mlxchat.telemetry.events import Evaluated, Event, Replanned, Started, Stepped
 
 SMOOTHING = 0.9  # of the exponential average of the loss, as in nanochat
-RECENT_STEPS = 20
+RATE_STEPS = 20
 LEAST_RECENT_STEPS = 3  # two can land together, and then the second one's seconds are a remainder
 MOST_POINTS = 1000
 
@@ -30,14 +30,14 @@ class MeterState(BaseModel):
 
 @dataclass
 class Meter:
-    """Folds events into what one wants to know of a run.
+    """Folds the events of a run into its progress, losses and rates.
 
-    The fields that can be given survive in a checkpoint (`state`, `restore`); the rates begin
-    anew with each `Started`. One thread may read while another calls `update`.
+    The init fields are saved in checkpoints; the rates start over with each `Started`. One thread
+    may read while another calls `update`.
     """
 
     step: int = 0
-    elapsed: float = 0.0  # seconds of training, those before a resume included
+    elapsed: float = 0.0  # seconds of training, including those before a resume
     peak_memory: int = 0  # bytes, of MLX
     losses: list[tuple[int, float]] = field(default_factory=list)  # (step, smoothed), thinned
     evaluations: list[tuple[int, float]] = field(default_factory=list)  # (step, bits per byte)
@@ -48,7 +48,7 @@ class Meter:
     _recent: list[float] | None = field(default=None, init=False)  # None until a step is done
 
     def update(self, event: Event) -> None:
-        """Take an event in; those that change nothing here are welcome too."""
+        """Fold in an event; irrelevant events are ignored."""
         match event:
             case Started():
                 self.started = event
@@ -66,9 +66,9 @@ class Meter:
         self.elapsed += event.seconds if math.isfinite(event.seconds) else 0.0
         self.peak_memory = max(self.peak_memory, event.memory.peak)
         if self._recent is None:
-            self._recent = []  # the first step compiles: its time says nothing of the next ones
+            self._recent = []  # the first step compiles, so its time is not typical
         else:
-            self._recent = [*self._recent, event.seconds][-RECENT_STEPS:]
+            self._recent = [*self._recent, event.seconds][-RATE_STEPS:]
         if math.isfinite(event.loss):
             self.loss_sum = SMOOTHING * self.loss_sum + (1 - SMOOTHING) * event.loss
             self.loss_weight = SMOOTHING * self.loss_weight + (1 - SMOOTHING)
@@ -76,7 +76,7 @@ class Meter:
 
     def _remember(self, step: int, loss: float) -> None:
         if self.losses and step <= self.losses[-1][0]:
-            return  # told of twice, by a log that was damaged
+            return  # a damaged log can repeat a step
         if step % self.stride == 0:
             self.losses.append((step, loss))
         if len(self.losses) >= MOST_POINTS:
@@ -85,56 +85,56 @@ class Meter:
 
     @property
     def total_steps(self) -> int:
-        """Of the whole run; 0 before it starts."""
+        """Steps in the whole run; 0 before it starts."""
         return self.started.total_steps if self.started else 0
 
     @property
     def tokens(self) -> int:
-        """Trained on so far."""
+        """Tokens trained on so far."""
         return self.step * self.started.tokens_per_step if self.started else 0
 
     @property
     def loss(self) -> float | None:
-        """Exponential average of the finite step losses, without its bias to zero, in nats."""
+        """Exponential average of the finite step losses in nats, corrected for its bias to zero."""
         return self.loss_sum / self.loss_weight if self.loss_weight else None
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Of the last evaluation."""
+        """Bits per byte in the last evaluation."""
         return self.evaluations[-1][1] if self.evaluations else None
 
     @property
     def best_bits_per_byte(self) -> float | None:
-        """Of all evaluations, the lowest."""
+        """The lowest bits per byte in any evaluation."""
         return min((bits for _, bits in self.evaluations), default=None)
 
     @property
     def seconds_per_step(self) -> float | None:
-        """Mean of the recent steps; None while these are fewer than `LEAST_RECENT_STEPS`."""
+        """Mean of the recent steps; None with fewer than `LEAST_RECENT_STEPS` of them."""
         recent = self._recent or ()
         return sum(recent) / len(recent) if len(recent) >= LEAST_RECENT_STEPS else None
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Of the recent steps."""
+        """Tokens per second in the recent steps."""
         seconds = self.seconds_per_step
         return self.started.tokens_per_step / seconds if self.started and seconds else None
 
     @property
     def flops_per_second(self) -> float | None:
-        """Of the recent steps, as the model's arithmetic counts them."""
+        """FLOP/s in the recent steps, counted by the model's formula."""
         rate = self.tokens_per_second
         return self.started.flops_per_token * rate if self.started and rate else None
 
     @property
     def mfu(self) -> float | None:
-        """Model FLOPs utilisation, 0 to 1; None where the chip's peak is unknown."""
+        """Model FLOPs utilisation, 0 to 1; None if the chip's peak is unknown."""
         rate, peak = self.flops_per_second, self.started.peak_flops if self.started else None
         return rate / peak if rate and peak else None
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the last step, at the recent rate."""
+        """Seconds until the last step at the recent rate."""
         seconds = self.seconds_per_step
         return (self.total_steps - self.step) * seconds if seconds is not None else None
 

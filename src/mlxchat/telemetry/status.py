@@ -1,7 +1,8 @@
-"""What a run says of itself while it goes on: a small file beside its log, replaced whole.
+"""The status of a run: a small file beside its log, replaced every two seconds.
 
-The log tells what has happened. This file tells which process is at it, that it still is, and in
-how much memory, also during a step that takes minutes; and how it ended, unless it was killed.
+The log holds what has happened. The status says which process is training, that it is alive and how
+much memory it uses, even during a step that takes minutes, and how the run ended unless it was
+killed.
 """
 
 import json
@@ -31,67 +32,68 @@ from mlxchat.telemetry.events import (
 )
 from mlxchat.telemetry.meter import Meter
 
-INTERVAL = 2.0  # seconds from one writing to the next
+INTERVAL = 2.0  # seconds between two writes
 
 Ending = Literal["finished", "interrupted", "failed"]
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process: its id on a host, and when it began, which a later one of that id did not."""
+    """A process, identified by its id, its start time and its host (ids are reused)."""
 
     pid: int
-    started: float  # seconds since the epoch, as the system says
+    started: float  # seconds since the epoch, according to the system
     host: str
 
 
 @dataclass(frozen=True)
 class Status:
-    """A run as its process sees it."""
+    """The status of a run, written by its process."""
 
-    time: float  # of the writing, seconds since the epoch
+    time: float  # when it was written, seconds since the epoch
     process: Process
     activity: str  # "training", "evaluating 3/40", "sampling"
     step: int
     total_steps: int
     memory: Memory
-    ended: Ending | None = None  # None while it goes on, and after a kill
-    failure: str | None = None  # what is wrong, where it failed
+    ended: Ending | None = None  # None while it runs, and after it was killed
+    failure: str | None = None  # the error message, if it failed
 
 
 _STATUS = TypeAdapter(Status)
 
 
 def this_process() -> Process:
-    """The one that asks."""
+    """Return the current process."""
     return Process(os.getpid(), psutil.Process().create_time(), socket.gethostname())
 
 
 def status_path(log: Path) -> Path:
-    """The file beside a run's log."""
+    """Return the path of the status file that belongs to a log."""
     return log.with_name("status.json")
 
 
 def read_status(path: Path) -> Status | None:
-    """What a run last said, None where there is nothing that can be read."""
+    """Return the last status of a run, or None if it has none or it cannot be read."""
     try:
         return _STATUS.validate_json(path.read_bytes())
     except (OSError, ValueError):
         return None
 
 
-class Publisher:
-    """Writes a run's status within its context: at once, every other second, and at the end.
+class StatusFile:
+    """Writes the status of a run within its context: at once, every ``interval``, and at the end.
 
-    A thread writes, so that a slow disk holds no training up; and a status that cannot be written
-    is left out, for it is no reason to end a run.
+    A thread writes it, so that a slow disk does not delay training. A status that cannot be written
+    is skipped, because it is no reason to end a run.
 
     Args:
         path: the file.
-        meter: of the run, which folds each event before `update` is called with it.
-        memory: tells of the memory as it is now, from any thread.
-        clock: seconds since the epoch.
-        process: what is published as the run's process.
+        meter: the run's meter, which folds in each event before `update` receives it.
+        memory: returns the current memory use; called from another thread.
+        clock: returns seconds since the epoch.
+        process: the process of the run; None for the current one.
+        interval: seconds between two writes.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class Publisher:
         self._thread = threading.Thread(target=self._run, name="status", daemon=True)
 
     def update(self, event: Event) -> None:
-        """Take in what the run does now."""
+        """Note what the run is doing, from its latest event."""
         match event:
             case Evaluating():
                 self._activity = f"evaluating {event.batch:,}/{event.batches:,}"
@@ -124,8 +126,8 @@ class Publisher:
             case Ended():
                 self._ended = "finished" if event.reason == "finished" else "interrupted"
 
-    def publish(self) -> None:
-        """Replace the file."""
+    def write(self) -> None:
+        """Replace the file with the current status."""
         status = Status(
             self._clock(),
             self._process,
@@ -144,10 +146,10 @@ class Publisher:
 
     def _run(self) -> None:
         while not self._closing.wait(self._interval):
-            self.publish()
+            self.write()
 
-    def __enter__(self) -> "Publisher":
-        self.publish()
+    def __enter__(self) -> "StatusFile":
+        self.write()
         self._thread.start()
         return self
 
@@ -164,4 +166,4 @@ class Publisher:
             self._ended, self._failure = "failed", problem or type(error).__name__
         else:
             self._ended = self._ended or "interrupted"
-        self.publish()
+        self.write()

@@ -16,7 +16,7 @@ from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Event, Noted, Replanned, Started
 from mlxchat.telemetry.log import RunLog
 from mlxchat.telemetry.meter import Meter
-from mlxchat.telemetry.status import Publisher, status_path
+from mlxchat.telemetry.status import StatusFile, status_path
 from mlxchat.train.activities import Activities
 from mlxchat.train.divergence import NotFiniteError, diverged
 from mlxchat.train.loop import Cadence, Hooks, TrainingStep, train
@@ -85,7 +85,9 @@ def run(
         # Log and status file: other programs follow the run by them.
         path = home.log(config.tag)
         log = stack.enter_context(RunLog(path, state.step))
-        status = stack.enter_context(Publisher(status_path(path), meter, runtime.memory_use, clock))
+        status = stack.enter_context(
+            StatusFile(status_path(path), meter, runtime.memory_use, clock)
+        )
 
         # Training
         def stopping() -> bool:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from mlxchat.checkpoint import history, trainer
+from mlxchat.checkpoint.files import TRAINER
 from mlxchat.checkpoint.history import History, Training
 from mlxchat.checkpoint.trainer import TrainerState
 from mlxchat.config.run import RunConfig
 from mlxchat.data.documents import Documents
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import CheckpointError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.plan.budget import Deadline
 from mlxchat.plan.memory import Resources
@@ -205,3 +206,30 @@ def history_of(folder: Path, home: Home) -> History:
     )
     evaluations = state.meter.evaluations
     return before.with_training(training, evaluations[-1][1] if evaluations else None)
+
+
+def validation_documents(folder: Path, home: Home) -> Documents:
+    """Open the validation documents of the run that saved a model, from disk only.
+
+    Raises:
+        CheckpointError: the model's directory does not say which run that was.
+        MlxchatError: the documents are not on disk.
+    """
+    if not (folder / TRAINER).exists():
+        raise CheckpointError(f"{folder} does not say what text the model was trained on.")
+    state = read_trainer(folder)
+    return stage_of(state, home).validation(state.data)
+
+
+def share_held_out(folder: Path, home: Home) -> float | None:
+    """Return the share of its conversations that a model's fine-tuning held out.
+
+    None if it was not fine-tuned here, or by another version of mlxchat.
+    """
+    if not (folder / TRAINER).exists():
+        return None
+    try:
+        state = read_trainer(folder)
+    except MlxchatError:
+        return None
+    return stage_of(state, home).held_out_share

@@ -1,9 +1,7 @@
-"""The panel that one watches while a model trains.
+"""The panel shown while a model trains, and its loss curve in braille characters.
 
-A pure function from a `Meter` and a size in characters to something that rich draws: every line is
-laid out here to fit, so that nothing wraps and no number is cut, from 160 columns down to 40.
-
-A curve over steps, in characters.
+`dashboard` is a pure function from a `Meter` and a size to what rich draws. Every line is laid out
+to fit, so that nothing wraps and no number is cut, from 160 columns down to 40.
 """
 
 import math
@@ -32,7 +30,7 @@ BRAILLE = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # Unicode's 
 
 
 def labelled_curve(points: Sequence[tuple[int, float]], width: int, height: int) -> list[Text]:
-    """The loss over the steps, the last of ``height`` lines its axis; nothing for one point."""
+    """Return the loss curve with axes on ``height`` lines; nothing for fewer than two points."""
     if len(points) < 2:
         return []
     losses = [loss for _, loss in points]
@@ -51,10 +49,10 @@ def labelled_curve(points: Sequence[tuple[int, float]], width: int, height: int)
 
 
 def curve(points: Sequence[tuple[int, float]], width: int, height: int) -> list[str]:
-    """A line through ``(x, y)`` points in braille, two by four dots a character.
+    """Draw a line through ``(x, y)`` points in braille, two by four dots per character.
 
     Args:
-        points: at least two, by rising x.
+        points: at least two, by increasing x.
         width, height: in characters.
     """
     xs, ys = [x for x, _ in points], [y for _, y in points]
@@ -76,13 +74,13 @@ def curve(points: Sequence[tuple[int, float]], width: int, height: int) -> list[
 
 
 GAP = 3  # characters between columns
-CURVE_HEIGHT = 10  # lines at most, where the curve stands below the numbers
-BESIDE_WIDTH, BESIDE_HEIGHT = 110, 22  # from here on it stands beside them
+CURVE_HEIGHT = 10  # the most lines of a curve below the numbers
+BESIDE_WIDTH, BESIDE_HEIGHT = 110, 22  # the size from which the curve stands beside them
 SAMPLE_LINES = 2
 
 
 def shown_loss(meter: Meter, latest: Stepped | None) -> str:
-    """The smoothed loss, or ``nan`` where the last step's says that the run has diverged."""
+    """Return the smoothed loss, or ``nan`` or ``inf`` if the last step has diverged."""
     if latest and not math.isfinite(latest.loss):
         return str(latest.loss)
     return "–" if meter.loss is None else f"{meter.loss:.4f}"
@@ -98,13 +96,13 @@ def dashboard(
     evaluating: Evaluating | None = None,
     sample: Sampled | None = None,
 ) -> Panel:
-    """A run at a glance, at most ``height`` lines of exactly ``width`` characters.
+    """Return the panel of a run, at most ``height`` lines of exactly ``width`` characters.
 
     Args:
-        meter: what has happened so far.
-        latest: the last step; None before the first of this process.
-        waited: seconds since the last event, so that the clocks go on during a long step.
-        evaluating: how far an evaluation that is under way has come.
+        meter: the run's events so far, folded.
+        latest: the last step; None before the first one of this process.
+        waited: seconds since the last event, so that the clocks advance during a long step.
+        evaluating: the progress of the current evaluation.
         sample: the model's last sample.
     """
     inner = width - 4
@@ -135,7 +133,7 @@ def _progress(meter: Meter, width: int) -> Text:
 
 
 def _numbers(meter: Meter, latest: Stepped | None, waited: float) -> list[list[Cell]]:
-    """Learning, speed, data and memory: three groups, each a column where there is room."""
+    """Return three groups of numbers, one per column if there is room: loss, speed, memory."""
     diverged = latest is not None and not math.isfinite(latest.loss)
     learning = [Cell("loss", shown_loss(meter, latest), "bold red" if diverged else "bold")]
     if meter.bits_per_byte is not None and meter.best_bits_per_byte is not None:
@@ -183,7 +181,7 @@ def _beside(
 def _stacked(
     groups: Sequence[Sequence[Cell]], points: Sequence[tuple[int, float]], width: int, room: int
 ) -> list[Text]:
-    """As many columns of numbers as fit, and the curve below them in the lines that are left."""
+    """Return as many columns of numbers as fit, and the curve in the lines below them."""
     cells = [cell for group in groups for cell in group]
     half = (len(cells) + 1) // 2
     for columns in ([group for group in groups if group], [cells[:half], cells[half:]], [cells]):

@@ -1,11 +1,9 @@
-"""What `mlxchat monitor` shows: a pure function from a `Snapshot` and a size to what rich draws.
+"""What `mlxchat monitor` shows: a home and its machine at a glance, drawn again and again.
 
-Runs that go on, or did a little while ago, get a panel each as long as there is room, the others a
-line. Every line is laid out here to fit; only a command or a name too long for its column is cut.
-
-Runs as `mlxchat monitor` shows them: a panel each, or a line each in a table.
-
-A screen that is drawn again and again, until q or Ctrl-C.
+`picture` is a pure function from a `Snapshot` and a size to what rich draws. Runs that are
+training, or ended recently, get a panel each while there is room; all others get a line in a table.
+Every line is laid out to fit: only a command or a name too long for its column is cut. `watch`
+shows pictures on the whole terminal until a key quits.
 """
 
 import os
@@ -23,12 +21,12 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from mlxchat.monitor.runs import Run, Snapshot
+from mlxchat.monitor.runs import Snapshot, WatchedRun
 from mlxchat.telemetry.events import MACHINE_FULL
 from mlxchat.ui.dashboard import GAP, labelled_curve, shown_loss
 from mlxchat.ui.text import (
     Cell,
-    Section,
+    TextPanel,
     amount,
     as_options,
     column,
@@ -45,9 +43,9 @@ from mlxchat.ui.text import (
 
 MOST_ROWS, LEAST_ROWS = 12, 6  # lines of numbers and curve in a panel
 LEAST_CURVE = 20  # characters
-LEAST_VALUE = 20  # characters, so that the curve keeps its place while numbers get longer
-SHOWN_STEPS = 3  # of those that are saved
-WITH_BITS = 72  # characters from which the table has bits per byte
+LEAST_VALUE = 20  # characters, so that the curve stays in place while numbers get longer
+SHOWN_STEPS = 3  # saved steps that are listed
+WITH_BITS = 72  # width from which the table shows bits per byte
 COLORS = {
     "running": "green",
     "silent": "yellow",
@@ -56,42 +54,159 @@ COLORS = {
     "failed": "red",
     "died": "red",
 }
+PANEL_SECONDS = 60.0  # how long a run keeps its panel after it ended
+TROUBLE_SECONDS = 3600.0  # the same for one that failed, died or fell silent
+WITH_ALL_SIZES = 56  # width from which the processes' table shows all memory sizes
+LEAST_EARLIER = 3  # lines that panels leave for the table of earlier runs
+PRESSURES = {"normal": "bold green", "warning": "bold yellow", "critical": "bold red"}
 
 
-def panels(runs: Sequence[Run], now: float, width: int, room: int | None) -> list[Section] | None:
-    """A panel for each run, as large as there is room for; None where there is not enough.
+def picture(
+    snapshot: Snapshot, *, width: int = 80, height: int | None = None, footer: str = ""
+) -> Group:
+    """Return the picture of a home and its machine.
 
-    Where not all can have a curve, running ones come first.
+    Args:
+        width: characters in every line.
+        height: the most lines, unless the minimum takes more; None for no limit.
+        footer: a last line.
+    """
+    inner, last = width - 4, [unwrapped(Text(footer, style="dim"))] if footer else []
+    top, bottom = _machine(snapshot, inner), _processes(snapshot, inner)
+    room = None
+    if height is not None:
+        room = height - top.height - sum(section.height for section in bottom) - len(last)
+    sections = [top, *_runs(snapshot, inner, room), *bottom]
+    return Group(*(section.panel(width) for section in sections), *last)
+
+
+def _machine(snapshot: Snapshot, width: int) -> TextPanel:
+    """Return the panel of memory, memory pressure and disk."""
+    machine, disk = snapshot.machine, snapshot.disk
+    used, total = machine.memory_used, machine.memory_total
+    label = f"memory {used / 2**30:.1f} of {memory_size(total)}"
+    facts = []
+    if machine.pressure:
+        facts.append(Cell("pressure", machine.pressure, PRESSURES[machine.pressure]))
+    swap = f"{machine.swap_used / 2**30:.1f} of {memory_size(machine.swap_total)}"
+    facts.append(Cell("swap", swap if machine.swap_total else "none"))
+    facts.append(Cell("free on disk", amount(disk.free, "bytes")))
+    parts = ("shards", "checkpoints", "tokenizer", "logs")
+    lines = [
+        labelled_bar(label, used, total, width, "yellow" if machine.full else "green"),
+        *flow(facts, width, GAP),
+        *flow([Cell(part, amount(getattr(disk, part), "bytes")) for part in parts], width, GAP),
+    ]
+    if machine.full:
+        warning = (
+            f"Memory is {used / total:.0%} full. Beyond {MACHINE_FULL:.0%} a machine begins to "
+            "swap, which slows everything down. Close other programs, or stop a run with Ctrl-C: "
+            "it saves its work, and the same command resumes it later."
+        )
+        lines += wrapped(warning, width, "bold yellow")
+    return TextPanel(f"{machine.host} · {snapshot.home}", lines)
+
+
+def _runs(snapshot: Snapshot, width: int, room: int | None) -> list[TextPanel]:
+    """Return panels of current and recent runs and a table of the rest, or a table of all."""
+    if not snapshot.runs:
+        text = (
+            "No runs yet. Start one in another terminal with mlxchat quickstart or mlxchat train, "
+            "and it will appear here."
+        )
+        return [TextPanel("runs", wrapped(text, width))]
+    now = snapshot.time
+    recent = [run for run in snapshot.runs if _recent(run, now)]
+    earlier = [run for run in snapshot.runs if not _recent(run, now)]
+    earlier.sort(key=lambda run: run.last_seen or 0.0, reverse=True)
+    if not earlier:
+        sections = run_panels(recent, now, width, room)
+        return [runs_table(recent, now, width, _below(room))] if sections is None else sections
+    least = 3 + min(len(earlier), LEAST_EARLIER)
+    sections = run_panels(recent, now, width, None if room is None else room - least)
+    if sections is None:
+        return [runs_table([*recent, *earlier], now, width, _below(room))]
+    left = None if room is None else room - sum(section.height for section in sections)
+    return [*sections, runs_table(earlier, now, width, _below(left))]
+
+
+def _below(room: int | None) -> int | None:
+    """Return how many lines a table has below its headings."""
+    return None if room is None else room - 3
+
+
+def _recent(run: WatchedRun, now: float) -> bool:
+    ended = run.state in ("finished", "interrupted")
+    since = now - (PANEL_SECONDS if ended else TROUBLE_SECONDS)
+    return run.state == "running" or (run.last_seen or 0.0) > since
+
+
+def _processes(snapshot: Snapshot, width: int) -> list[TextPanel]:
+    """Return the table of processes and their memory, of other hosts too, if there are any."""
+    running = {
+        (run.status.process.host, run.status.process.pid): run
+        for run in snapshot.runs
+        if run.status and run.state in ("running", "silent") and _recent(run, snapshot.time)
+    }
+    rows = []
+    for program in snapshot.processes:
+        run = running.pop((snapshot.machine.host, program.pid), None)
+        name = in_one_line(program.command) if run is None else f"train {run.tag}"
+        rows.append(_row(program.pid, name, run, memory_size(program.resident)))
+    for (host, pid), run in running.items():
+        rows.append(_row(pid, f"train {run.tag} on {host}", run, "–"))
+    headings: tuple[str, ...]
+    headings = ("pid", "process", "MLX active", "MLX peak", "MLX cache", "resident")
+    if width < WITH_ALL_SIZES:
+        rows = [(*row[:2], row[3], row[5]) for row in rows]
+        headings = (*headings[:2], headings[3], headings[5])
+    return [TextPanel("processes", grid(headings, rows, width, texts=2))] if rows else []
+
+
+def _row(pid: int, name: str, run: WatchedRun | None, resident: str) -> tuple[str, ...]:
+    if run is None or run.status is None:
+        return str(pid), name, "–", "–", "–", resident
+    memory = run.status.memory
+    sizes = (memory_size(size) for size in (memory.active, memory.peak, memory.cache))
+    return str(pid), name, *sizes, resident
+
+
+def run_panels(
+    runs: Sequence[WatchedRun], now: float, width: int, room: int | None
+) -> list[TextPanel] | None:
+    """Return a panel for each run, as large as there is room for, or None if there is too little.
+
+    If not all can have a curve, running ones come first.
 
     Args:
         now: seconds since the epoch.
         width: characters within a panel.
-        room: lines for all of them; None for as many as it takes.
+        room: lines for all of them; None for no limit.
     """
     if room is None:
-        return [panel(run, now, width, LEAST_ROWS) for run in runs]
+        return [run_panel(run, now, width, LEAST_ROWS) for run in runs]
     for rows in range(MOST_ROWS, LEAST_ROWS - 1, -1):
-        sections = [panel(run, now, width, rows) for run in runs]
+        sections = [run_panel(run, now, width, rows) for run in runs]
         if sum(section.height for section in sections) <= room:
             return sections
-    sections = [panel(run, now, width, 0) for run in runs]
+    sections = [run_panel(run, now, width, 0) for run in runs]
     spare = room - sum(section.height for section in sections)
     if spare < 0:
         return None
     for index in sorted(range(len(runs)), key=lambda index: runs[index].state != "running"):
-        larger = panel(runs[index], now, width, LEAST_ROWS)
+        larger = run_panel(runs[index], now, width, LEAST_ROWS)
         if larger.height - sections[index].height <= spare:
             spare -= larger.height - sections[index].height
             sections[index] = larger
     return sections
 
 
-def panel(run: Run, now: float, width: int, rows: int) -> Section:
-    """A run: its progress, what there is to say, and its numbers with the curve beside them.
+def run_panel(run: WatchedRun, now: float, width: int, rows: int) -> TextPanel:
+    """Return the panel of a run: progress, a notice, and the numbers beside the loss curve.
 
     Args:
-        rows: lines below the progress, as far as the numbers fit on them; with none the curve is
-            left out, and the numbers follow each other.
+        rows: lines below the progress bar, if the numbers fit; with 0 the curve is left out and the
+            numbers follow each other on as few lines as possible.
     """
     color = COLORS[run.state]
     label = f"step {run.meter.step:,}/{run.meter.total_steps:,}"
@@ -99,16 +214,16 @@ def panel(run: Run, now: float, width: int, rows: int) -> Section:
     notice = wrapped(_notice(run, now), width, color)
     cells = _numbers(run, now)
     if rows == 0:
-        return Section(_title(run), [*lines, *notice, *flow(cells, width, GAP)], color)
+        return TextPanel(_title(run), [*lines, *notice, *flow(cells, width, GAP)], color)
     numbers = column(cells, LEAST_VALUE)
     spare = width - len(numbers[0]) - 2 * GAP
     height = max(len(numbers), rows - len(notice))
     drawn = labelled_curve(run.meter.losses, spare, height) if spare >= LEAST_CURVE else []
     body = join([numbers, drawn], 2 * GAP) if drawn else numbers
-    return Section(_title(run), [*lines, *notice, *body], color)
+    return TextPanel(_title(run), [*lines, *notice, *body], color)
 
 
-def _title(run: Run) -> str:
+def _title(run: WatchedRun) -> str:
     if run.status is None or run.state not in ("running", "silent"):
         return f"{run.tag} · {run.state}"
     process = run.status.process
@@ -120,7 +235,7 @@ def _ago(time: float, now: float) -> str:
     return f"{duration(max(0.0, now - time))} ago"
 
 
-def _numbers(run: Run, now: float) -> list[Cell]:
+def _numbers(run: WatchedRun, now: float) -> list[Cell]:
     meter = run.meter
     cells = [Cell("loss", shown_loss(meter, run.latest))]
     if meter.bits_per_byte is not None:
@@ -140,16 +255,18 @@ def _numbers(run: Run, now: float) -> list[Cell]:
     return cells
 
 
-def _notice(run: Run, now: float) -> str:
-    """What there is to say of a run that has ended or does not go on as it should."""
+def _notice(run: WatchedRun, now: float) -> str:
+    """Return a sentence about a run that has ended or is not running as it should."""
     if run.state == "running":
         return ""
-    when = "the beginning"
-    if run.heard is not None:
-        when = f"{datetime.fromtimestamp(run.heard):%d %b, %H:%M:%S}, {_ago(run.heard, now)}"
-    resume = "nothing was saved, so the same command begins anew"
+    when = "its start"
+    if run.last_seen is not None:
+        when = (
+            f"{datetime.fromtimestamp(run.last_seen):%d %b, %H:%M:%S}, {_ago(run.last_seen, now)}"
+        )
+    resume = "nothing was saved, so the same command starts from scratch"
     if run.saved_steps:
-        resume = f"the same command goes on from step {run.saved_steps[-1]:,}"
+        resume = f"the same command resumes from step {run.saved_steps[-1]:,}"
     match run.state:
         case "finished":
             return f"Finished on {when}."
@@ -157,20 +274,20 @@ def _notice(run: Run, now: float) -> str:
             return f"Stopped on {when}; {resume}."
         case "failed":
             problem = (run.status.failure if run.status else None) or ""
-            return f"Failed on {when}: {as_options(problem)} When that is mended, {resume}."
+            return f"Failed on {when}: {as_options(problem)} Once that is fixed, {resume}."
         case "died":
-            return f"Its process was killed or crashed. Last heard of on {when}; {resume}."
+            return f"Its process was killed or crashed. Last seen on {when}; {resume}."
         case _:
-            return f"Silent since {when}: asleep, stuck or dead. If dead, {resume}."
+            return f"Silent since {when}: asleep, stuck or dead. If it is dead, {resume}."
 
 
-def table(runs: Sequence[Run], now: float, width: int, room: int | None) -> Section:
-    """A line for each run, as many as there is room for.
+def runs_table(runs: Sequence[WatchedRun], now: float, width: int, room: int | None) -> TextPanel:
+    """Return a table with a line for each run, as many as there is room for.
 
     Args:
         now: seconds since the epoch.
         width: characters within the panel.
-        room: lines below the headings; None for as many as it takes.
+        room: lines below the headings; None for no limit.
     """
     shown = runs if room is None or len(runs) <= room else runs[: max(0, room - 1)]
     rows: list[tuple[str, ...]] = []
@@ -178,7 +295,7 @@ def table(runs: Sequence[Run], now: float, width: int, room: int | None) -> Sect
         meter, left = run.meter, run.seconds_left(now)
         step = f"{meter.step:,}/{meter.total_steps:,}"
         bits = "–" if meter.bits_per_byte is None else f"{meter.bits_per_byte:.4f}"
-        time = "–" if run.heard is None else _ago(run.heard, now)
+        time = "–" if run.last_seen is None else _ago(run.last_seen, now)
         if run.state == "running":
             time = "–" if left is None else f"{duration(left)} left"
         rows.append((run.state, run.tag, step, shown_loss(meter, run.latest), bits, time))
@@ -189,130 +306,13 @@ def table(runs: Sequence[Run], now: float, width: int, room: int | None) -> Sect
     if len(shown) < len(runs):
         lines.append(Text(f"and {len(runs) - len(shown):,} more", style="dim"))
     living = any(run.state == "running" for run in runs)
-    return Section("runs" if living else "earlier runs", lines)
+    return TextPanel("runs" if living else "earlier runs", lines)
 
 
-PANEL_SECONDS = 60.0  # so long a run that has ended keeps its panel
-TROUBLE_SECONDS = 3600.0  # and one that failed, died or fell silent
-WITH_ALL_SIZES = 56  # characters from which processes have all sizes of their memory
-LEAST_EARLIER = 3  # lines of the table of earlier runs that panels leave room for
-PRESSURES = {"normal": "bold green", "warning": "bold yellow", "critical": "bold red"}
-
-
-def picture(
-    snapshot: Snapshot, *, width: int = 80, height: int | None = None, footer: str = ""
-) -> Group:
-    """A home and its machine at a glance.
-
-    Args:
-        width: characters of every line.
-        height: lines at most, as far as the least fits; None for as many as it takes.
-        footer: a last line.
-    """
-    inner, last = width - 4, [unwrapped(Text(footer, style="dim"))] if footer else []
-    top, bottom = _machine(snapshot, inner), _processes(snapshot, inner)
-    room = None
-    if height is not None:
-        room = height - top.height - sum(section.height for section in bottom) - len(last)
-    sections = [top, *_runs(snapshot, inner, room), *bottom]
-    return Group(*(section.panel(width) for section in sections), *last)
-
-
-def _machine(snapshot: Snapshot, width: int) -> Section:
-    """Memory, what presses on it, and the disk."""
-    machine, disk = snapshot.machine, snapshot.disk
-    used, total = machine.memory_used, machine.memory_total
-    label = f"memory {used / 2**30:.1f} of {memory_size(total)}"
-    facts = []
-    if machine.pressure:
-        facts.append(Cell("pressure", machine.pressure, PRESSURES[machine.pressure]))
-    swap = f"{machine.swap_used / 2**30:.1f} of {memory_size(machine.swap_total)}"
-    facts.append(Cell("swap", swap if machine.swap_total else "none"))
-    facts.append(Cell("free on disk", amount(disk.free, "bytes")))
-    parts = ("shards", "checkpoints", "tokenizer", "logs")
-    lines = [
-        labelled_bar(label, used, total, width, "yellow" if machine.full else "green"),
-        *flow(facts, width, GAP),
-        *flow([Cell(part, amount(getattr(disk, part), "bytes")) for part in parts], width, GAP),
-    ]
-    if machine.full:
-        warning = (
-            f"Memory is {used / total:.0%} full: beyond {MACHINE_FULL:.0%} a machine begins to "
-            "swap, which slows everything. Close other programs, or end a run with Ctrl-C: it "
-            "saves, and the same command goes on later."
-        )
-        lines += wrapped(warning, width, "bold yellow")
-    return Section(f"{machine.host} · {snapshot.home}", lines)
-
-
-def _runs(snapshot: Snapshot, width: int, room: int | None) -> list[Section]:
-    """Panels of what goes on or did of late, then a table of the rest; or a table of all."""
-    if not snapshot.runs:
-        text = (
-            "No run yet. Begin one in another terminal, with mlxchat quickstart or mlxchat train, "
-            "and it appears here."
-        )
-        return [Section("runs", wrapped(text, width))]
-    now = snapshot.time
-    recent = [run for run in snapshot.runs if _recent(run, now)]
-    earlier = [run for run in snapshot.runs if not _recent(run, now)]
-    earlier.sort(key=lambda run: run.heard or 0.0, reverse=True)
-    if not earlier:
-        sections = panels(recent, now, width, room)
-        return [table(recent, now, width, _below(room))] if sections is None else sections
-    least = 3 + min(len(earlier), LEAST_EARLIER)
-    sections = panels(recent, now, width, None if room is None else room - least)
-    if sections is None:
-        return [table([*recent, *earlier], now, width, _below(room))]
-    left = None if room is None else room - sum(section.height for section in sections)
-    return [*sections, table(earlier, now, width, _below(left))]
-
-
-def _below(room: int | None) -> int | None:
-    """Lines that a table has below its headings."""
-    return None if room is None else room - 3
-
-
-def _recent(run: Run, now: float) -> bool:
-    ended = run.state in ("finished", "interrupted")
-    since = now - (PANEL_SECONDS if ended else TROUBLE_SECONDS)
-    return run.state == "running" or (run.heard or 0.0) > since
-
-
-def _processes(snapshot: Snapshot, width: int) -> list[Section]:
-    """The processes with their memory, those of other hosts too; nothing where there is none."""
-    running = {
-        (run.status.process.host, run.status.process.pid): run
-        for run in snapshot.runs
-        if run.status and run.state in ("running", "silent") and _recent(run, snapshot.time)
-    }
-    rows = []
-    for program in snapshot.programs:
-        run = running.pop((snapshot.machine.host, program.pid), None)
-        name = in_one_line(program.command) if run is None else f"train {run.tag}"
-        rows.append(_row(program.pid, name, run, memory_size(program.resident)))
-    for (host, pid), run in running.items():
-        rows.append(_row(pid, f"train {run.tag} on {host}", run, "–"))
-    headings: tuple[str, ...]
-    headings = ("pid", "process", "MLX active", "MLX peak", "MLX cache", "resident")
-    if width < WITH_ALL_SIZES:
-        rows = [(*row[:2], row[3], row[5]) for row in rows]
-        headings = (*headings[:2], headings[3], headings[5])
-    return [Section("processes", grid(headings, rows, width, texts=2))] if rows else []
-
-
-def _row(pid: int, name: str, run: Run | None, resident: str) -> tuple[str, ...]:
-    if run is None or run.status is None:
-        return str(pid), name, "–", "–", "–", resident
-    memory = run.status.memory
-    sizes = (memory_size(size) for size in (memory.active, memory.peak, memory.cache))
-    return str(pid), name, *sizes, resident
-
-
-RESIZE_SECONDS = 0.25  # after so long at most, the picture suits a new size of the terminal
+RESIZE_SECONDS = 0.25  # the longest delay until the picture fits a resized terminal
 Seen = TypeVar("Seen")
 
-ENDING = (b"q", b"Q", b"\x04")  # the last is Ctrl-D
+QUIT_KEYS = (b"q", b"Q", b"\x04")  # the last is Ctrl-D
 
 
 def watch(
@@ -323,13 +323,13 @@ def watch(
     pressed: Callable[[float], bool],
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Show pictures on the whole terminal, which is afterwards as it was.
+    """Show pictures on the whole terminal, and restore it afterwards.
 
     Args:
-        look: finds out what there is to show, once every ``interval`` seconds.
-        draw: makes a picture of that, given the console's columns and lines.
-        pressed: waits so many seconds at most, and says whether to end.
-        clock: seconds.
+        look: returns what to show; called every ``interval`` seconds.
+        draw: makes a picture of it, given the console's columns and lines.
+        pressed: waits at most that many seconds, and returns whether to quit.
+        clock: returns seconds.
     """
     with (
         suppress(KeyboardInterrupt),
@@ -348,7 +348,7 @@ def watch(
 
 @contextmanager
 def keyboard() -> Iterator[Callable[[float], bool]]:
-    """What waits for a key that ends a `watch`, while keys come singly and are not shown.
+    """Yield a function that waits for a key that quits, while keys are read singly and not shown.
 
     Without a terminal to read from, it only waits.
     """
@@ -371,4 +371,7 @@ def _asleep(seconds: float) -> bool:
 
 def _key_within(descriptor: int, seconds: float) -> bool:
     ready, _, _ = select.select([descriptor], [], [], seconds)
-    return bool(ready) and os.read(descriptor, 1) in (*ENDING, b"")  # nothing: the terminal is gone
+    return bool(ready) and os.read(descriptor, 1) in (
+        *QUIT_KEYS,
+        b"",
+    )  # empty: no terminal

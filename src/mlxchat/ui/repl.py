@@ -1,7 +1,7 @@
-"""The conversation at the terminal: reads lines, shows answers as they come, obeys /commands.
+"""The conversation at the terminal: reads lines, streams answers, and obeys /commands.
 
-What a model says goes to the console's file as it is, less control characters: it is neither rich
-markup nor allowed to steer the terminal. What it has computed is dimmed: ``[48/2 = 24.0]``.
+A model's text is written to the console's file without control characters: it is no rich
+markup and cannot control the terminal. Its calculations are dimmed: ``[48/2 = 24.0]``.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -16,36 +16,36 @@ from mlxchat.errors import MlxchatError
 from mlxchat.ui.text import as_options
 
 COMMANDS = {
-    "/clear": ("", "begin a new conversation"),
+    "/clear": ("", "start a new conversation"),
     "/save": ("FILE", "write the conversation to a file"),
-    "/load": ("FILE", "go on with the conversation in a file"),
+    "/load": ("FILE", "resume the conversation in a file"),
     "/help": ("", "show this list"),
-    "/quit": ("", "leave, as Ctrl-D does"),
+    "/quit": ("", "quit, as Ctrl-D does"),
 }
 CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 class Piece(Protocol):
-    """Some letters of an answer: `mlxchat.tokenizer.messages.Part` is one."""
+    """A piece of an answer, such as `mlxchat.tokenizer.messages.Part`."""
 
     @property
     def type(self) -> str:
-        """Whether they are ``text``, a call's ``python`` or the ``python_output`` that followed."""
+        """``text``, the ``python`` of a tool call, or its ``python_output``."""
 
     @property
     def text(self) -> str:
-        """The letters; none where a call or its output begins."""
+        """The text of the piece; empty where a call or its output begins."""
 
 
-class Chat(Protocol):
-    """What answers: `mlxchat.engine.chat.Chat` is one."""
+class Responder(Protocol):
+    """The other side of a conversation, such as `mlxchat.engine.chat.Chat`."""
 
     conversational: bool
     dropped: int
     truncated: bool
 
     def reply(self, text: str) -> Generator[Piece, None, None]:
-        """Pieces of the answer."""
+        """Return the pieces of the answer to a message."""
 
     def clear(self) -> None:
         """Forget the conversation."""
@@ -54,11 +54,11 @@ class Chat(Protocol):
         """Write the conversation to a file."""
 
     def load(self, path: Path) -> None:
-        """Take the conversation from a file."""
+        """Read the conversation from a file."""
 
 
-def answer(chat: Chat, prompt: str, console: Console) -> None:
-    """Write the answer to one prompt, and a line feed after it, whatever ends it.
+def answer_prompt(chat: Responder, prompt: str, console: Console) -> None:
+    """Write the answer to one prompt, and a newline after it however it ends.
 
     Raises:
         MlxchatError: the chat cannot take the prompt.
@@ -76,9 +76,9 @@ def answer(chat: Chat, prompt: str, console: Console) -> None:
 
 
 def _shown(pieces: Iterable[Piece]) -> Iterator[tuple[str, bool]]:
-    """What is written for pieces of an answer, each time with whether it is dimmed.
+    """Yield what to write for the pieces of an answer, and whether it is dimmed.
 
-    Calls and outputs are, and in brackets: an output in those of the call before it.
+    Calls and their outputs are dimmed and share a pair of brackets.
     """
     latest = "text"
     for piece in pieces:
@@ -94,14 +94,16 @@ def _shown(pieces: Iterable[Piece]) -> Iterator[tuple[str, bool]]:
         yield "]", True
 
 
-def converse(chat: Chat, name: str, console: Console, read: Callable[[str], str] = input) -> None:
+def converse(
+    chat: Responder, name: str, console: Console, read: Callable[[str], str] = input
+) -> None:
     """Talk until /quit, Ctrl-D, or Ctrl-C twice at the prompt.
 
     Args:
-        chat: what answers.
-        name: what to call it, such as "d12, step 3225".
-        console: where answers and notes go.
-        read: returns a line for a prompt, as `input`; `EOFError` and `KeyboardInterrupt` are
+        chat: the model's side.
+        name: its name, such as "d12, step 3225".
+        console: where answers and notes are written.
+        read: returns a line for a prompt, as `input` does; `EOFError` and `KeyboardInterrupt` are
             Ctrl-D and Ctrl-C.
     """
     with suppress(ImportError):  # imported here because that can write to standard output
@@ -112,7 +114,7 @@ def converse(chat: Chat, name: str, console: Console, read: Callable[[str], str]
         _note(
             console,
             f"{name} is a base model: it continues your text and does not answer questions. "
-            "An empty line lets it go on.",
+            "An empty line lets it continue.",
         )
     _note(console, "/help lists the commands; Ctrl-C stops an answer, Ctrl-D quits.")
     interrupted = False
@@ -138,28 +140,28 @@ def converse(chat: Chat, name: str, console: Console, read: Callable[[str], str]
             _note(console, as_options(f"{error.problem} {error.remedy}"))
 
 
-def _obey(chat: Chat, line: str, console: Console) -> None:
-    """One line from the person: a command, or something to answer."""
+def _obey(chat: Responder, line: str, console: Console) -> None:
+    """Handle a line from the user: a command or a message."""
     command, *arguments = line.split(maxsplit=1) or [""]
     if not command.startswith("/"):
         if command or not chat.conversational:
             _take_turn(chat, line, console)
         return
     if command not in COMMANDS:
-        _note(console, f"There is no {command}; /help lists the commands.")
+        _note(console, f"Unknown command {command}; /help lists the commands.")
         return
     expected, _ = COMMANDS[command]
     if bool(expected) != bool(arguments):
         _note(console, f"Usage: {command} {expected}")
     elif command == "/clear":
         chat.clear()
-        _note(console, "A new conversation.")
+        _note(console, "Started a new conversation.")
     elif command == "/save":
         chat.save(_path(arguments[0]))
         _note(console, f"Saved to {_path(arguments[0])}.")
     elif command == "/load":
         chat.load(_path(arguments[0]))
-        _note(console, f"Going on with {_path(arguments[0])}.")
+        _note(console, f"Resumed {_path(arguments[0])}.")
     elif command == "/help":
         purposes = {f"{name} {argument}": purpose for name, (argument, purpose) in COMMANDS.items()}
         width = max(map(len, purposes))
@@ -168,23 +170,23 @@ def _obey(chat: Chat, line: str, console: Console) -> None:
 
 
 def _path(name: str) -> Path:
-    """The file of that name, whose ``~`` means home; ``~nobody`` is left as it is."""
+    """Return the path with ``~`` expanded, if the user it names exists."""
     path = Path(name.strip())
     with suppress(RuntimeError):
         path = path.expanduser()
     return path
 
 
-def _take_turn(chat: Chat, text: str, console: Console) -> None:
-    """One answer, which Ctrl-C stops, and what there is to say about it."""
+def _take_turn(chat: Responder, text: str, console: Console) -> None:
+    """Give one answer, which Ctrl-C stops, and a note if it was cut off or lost its context."""
     dropped = chat.dropped
     try:
-        answer(chat, text, console)
+        answer_prompt(chat, text, console)
     except KeyboardInterrupt:
         _note(console, "Stopped.")
         return
     if chat.truncated and chat.conversational:
-        _note(console, "The answer was cut off at the limit of tokens.")
+        _note(console, "The answer was cut off at the token limit.")
     if chat.dropped > dropped:
         turns = "turn" if chat.dropped == 1 else f"{chat.dropped} turns"
         _note(
@@ -208,5 +210,5 @@ def _write(console: Console, text: str) -> None:
 
 
 def _printable(console: Console, text: str) -> str:
-    """``text`` without control characters, and with ``?`` for what the terminal cannot show."""
+    """Return the text without control characters, with ``?`` for what cannot be encoded."""
     return text.translate(CONTROL).encode(console.encoding, "replace").decode(console.encoding)

@@ -15,7 +15,7 @@ from mlxchat.ui.console import console_for
 from mlxchat.ui.text import in_one_line
 
 ABREAST = 130  # columns of a terminal, from which on two tables stand side by side
-GAP = 4
+COLUMN_GAP = 4
 
 
 class Row(NamedTuple):
@@ -53,8 +53,8 @@ def tables(heading: Sequence[str], sections: Sequence[Section], width: int) -> G
     if width < ABREAST:
         each = [_table(section) for section in sections]
         return Group(*lines, *(part for drawn in each for part in (Text(), drawn)))
-    half = (width - GAP) // 2
-    abreast = Table.grid(padding=(0, GAP, 0, 0))
+    half = (width - COLUMN_GAP) // 2
+    abreast = Table.grid(padding=(0, COLUMN_GAP, 0, 0))
     abreast.add_column(width=half)
     abreast.add_column(width=half)
     for left in range(0, len(sections), 2):

@@ -236,7 +236,7 @@ def wrapped(text: str, width: int, style: str = "") -> list[Text]:
 
 
 @dataclass(frozen=True)
-class Section:
+class TextPanel:
     """A panel and what is in it, a line each."""
 
     title: str

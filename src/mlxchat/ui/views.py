@@ -20,22 +20,22 @@ from mlxchat.telemetry.events import (
     Saved,
     Started,
     Stepped,
-    to_json,
+    event_to_json,
 )
 from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.dashboard import dashboard, shown_loss
 from mlxchat.ui.text import Task, amount, as_options, bars, duration, in_one_line
 
 REFRESHES_PER_SECOND = 4
-ALL_SHARDS = "all shards"  # the task that sums up the others stands below them
+_SUMMARY_TASK = "all shards"  # the task that sums up the others is shown below them
 
 
 def describe(event: Event, meter: Meter) -> str | None:
-    """The line for an event that happens now and then; None for the ones that come in streams."""
+    """Return the line that describes an event, or None for events that come in streams."""
     match event:
         case Started():
             begins = f"step {event.step:,} of {event.total_steps:,}"
-            size = f"{event.parameters:,} parameters, {event.tokens_per_step:,} tokens a step"
+            size = f"{event.parameters:,} parameters, {event.tokens_per_step:,} tokens per step"
             return f"{event.tag}: {begins}, {size}, on {event.device}"
         case Evaluated():
             bits = f"{event.bits_per_byte:.4f} bits per byte"
@@ -46,13 +46,13 @@ def describe(event: Event, meter: Meter) -> str | None:
             return f"step {event.step:,}: saved {event.path}"
         case Replanned():
             return (
-                f"{event.total_steps:,} steps fit into the budget of {event.budget}, not "
-                f"{event.before:,}."
+                f"Now {event.total_steps:,} steps instead of {event.before:,}, to keep within the "
+                f"budget of {event.budget}."
             )
         case Ended(reason="finished"):
             return f"Finished {amount(event.step, 'steps')} in {duration(meter.elapsed)}."
         case Ended():
-            return f"Stopped after step {event.step:,}; the same command goes on from there."
+            return f"Stopped after step {event.step:,}; the same command resumes from there."
         case Noted():
             return as_options(event.text)
         case Stepped() | Evaluating() | Progressed():
@@ -60,7 +60,7 @@ def describe(event: Event, meter: Meter) -> str | None:
 
 
 def step_line(event: Stepped, meter: Meter) -> str:
-    """A step on one line, for a log that someone reads."""
+    """Return the line that describes a step, for a log that people read."""
     parts = [
         f"step {event.step:,}/{meter.total_steps:,}",
         f"loss {shown_loss(meter, event)}",
@@ -77,14 +77,14 @@ def step_line(event: Stepped, meter: Meter) -> str:
 
 
 class Tasks:
-    """The tasks under way, by name."""
+    """The tasks in progress, by name."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, Task] = {}
         self._finished: set[str] = set()
 
     def update(self, event: Progressed) -> str | None:
-        """Take an event in; a line about the task when that finished it."""
+        """Fold in an event; return a line about the task if that finished it."""
         task = self._tasks.get(event.task)
         if task is None:
             task = self._tasks[event.task] = Task(event)
@@ -101,39 +101,39 @@ class Tasks:
         return f"{event.task}: {amount(event.done, event.unit)}{took}"
 
     def shown(self) -> list[Task]:
-        """In the order of their beginning, the sum of all last."""
-        return sorted(self._tasks.values(), key=lambda task: task.first.task == ALL_SHARDS)
+        """Return the tasks in the order they started, with the sum of all last."""
+        return sorted(self._tasks.values(), key=lambda task: task.first.task == _SUMMARY_TASK)
 
 
 class View(Protocol):
     """Shows events, from any thread, until it is closed."""
 
     def show(self, event: Event, meter: Meter) -> None:
-        """Show an event, which ``meter`` has taken in."""
+        """Show an event that ``meter`` has already folded in."""
 
     def close(self) -> None:
-        """Leave the output as it should stay."""
+        """Leave the output in its final state."""
 
 
 class JsonView:
-    """A line of JSON for each event."""
+    """Shows each event as a line of JSON."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
         self._lock = threading.Lock()
 
     def show(self, event: Event, meter: Meter) -> None:
-        """Show an event, which ``meter`` has taken in."""
+        """Show an event that ``meter`` has already folded in."""
         with self._lock:
-            self._stream.write(f"{to_json(event)}\n")
+            self._stream.write(f"{event_to_json(event)}\n")
             self._stream.flush()
 
     def close(self) -> None:
-        """Nothing is left to show."""
+        """Do nothing: every event has been shown."""
 
 
 class PlainView:
-    """Lines: of the steps the first, the last, and about one a second."""
+    """Shows events as plain lines: of steps the first, the last, and about one per second."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -143,7 +143,7 @@ class PlainView:
         self._held_back: str | None = None
 
     def show(self, event: Event, meter: Meter) -> None:
-        """Show an event, which ``meter`` has taken in."""
+        """Show an event that ``meter`` has already folded in."""
         with self._lock:
             if isinstance(event, Stepped):
                 self._step(event, meter)
@@ -181,11 +181,11 @@ class PlainView:
 
 
 class LiveView:
-    """A panel while a model trains, bars below it, and lines that scroll away above.
+    """Shows a panel while a model trains, bars below it, and lines that scroll away above.
 
-    rich draws from a thread of its own, which holds rich's lock when it asks for the picture; so
-    the lock of the state is never held while calling rich, and that thread never takes the lock
-    for starting and stopping.
+    rich draws from a thread of its own, which holds rich's lock when it asks for the picture.
+    Therefore the lock on the state is never held while calling rich, and that thread never takes
+    the lock for starting and stopping.
     """
 
     def __init__(self, console: Console, clock: Callable[[], float]) -> None:
@@ -195,14 +195,14 @@ class LiveView:
         self._live: Live | None = None
         self._lock = threading.Lock()
         self._tasks = Tasks()
-        self._meter: Meter | None = None  # while a run goes on
+        self._meter: Meter | None = None  # while a run is in progress
         self._latest: Stepped | None = None
         self._evaluating: Evaluating | None = None
         self._sample: Sampled | None = None
         self._since = clock()
 
     def show(self, event: Event, meter: Meter) -> None:
-        """Show an event, which ``meter`` has taken in."""
+        """Show an event that ``meter`` has already folded in."""
         with self._lock:
             line = self._take(event, meter)
             busy = self._meter is not None or bool(self._tasks.shown())
@@ -225,7 +225,7 @@ class LiveView:
                 self._live.start()
 
     def close(self) -> None:
-        """Stop drawing and leave the last picture."""
+        """Stop drawing, and leave the last picture on the screen."""
         with self._switching:
             if self._live is not None:
                 self._live.stop()

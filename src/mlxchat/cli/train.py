@@ -1,0 +1,187 @@
+"""The commands `train`, `sft`, `info` and `tokenizer train`."""
+
+import json as json_format
+import sys
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlxchat.cli.options import Fresh, Json
+from mlxchat.cli.session import exit_promptly, watch_run
+from mlxchat.cli.supervise import train_supervised
+from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig, PretrainConfig
+from mlxchat.config.sft import SftConfig
+from mlxchat.home import Home
+from mlxchat.telemetry.events import Noted
+from mlxchat.ui.console import Screen, say
+from mlxchat.ui.text import as_options
+
+if TYPE_CHECKING:
+    from mlxchat.train.resume import SavedRun
+
+
+def train_command(
+    config: PretrainConfig,
+    fresh: Fresh = False,
+    supervise: Annotated[
+        bool,
+        typer.Option(
+            "--supervise", help="Restart from the last checkpoint whenever the process crashes."
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan of the run, and do nothing.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Train a model, or resume a run that was interrupted.
+
+    --depth alone determines the model; --budget picks the depth that fits the time you have. To
+    resume from the newest checkpoint, repeat the same command.
+    """
+    if supervise and dry_run:
+        raise typer.BadParameter("--supervise cannot be combined with --dry-run.")
+    if supervise:
+        arguments = [word for word in sys.argv[1:] if word not in ("--supervise", "--fresh")]
+        raise typer.Exit(train_supervised(arguments, config.tag, fresh, json))
+    home = Home.from_environment()
+    if dry_run:
+        _dry_run(config, home, fresh, json)
+        return
+    from mlxchat.train.pretrain import pretrain
+
+    watch_run(lambda show, meter, stop: pretrain(config, home, show, meter, stop, fresh), json)
+    if not json:
+        say(f"Talk to it: mlxchat chat --model-tag {config.tag}")
+
+
+def sft_command(config: SftConfig, fresh: Fresh = False, json: Json = False) -> None:
+    """Fine-tune a model on conversations, so that it answers.
+
+    The loss counts only what the assistant says, and conversations are kept whole.
+    Each row of a file may be {"messages": [{"role": ..., "content": ...}]}, a bare list
+    of messages, ShareGPT, Alpaca, GSM8K or multiple choice; rows that cannot be used
+    are counted and reported. To resume from the newest checkpoint, repeat the same
+    command.
+    """
+    from mlxchat.train.sft import fine_tune, with_source
+
+    home = Home.from_environment()
+    config = with_source(config, home)
+    watch_run(lambda show, meter, stop: fine_tune(config, home, show, meter, stop, fresh), json)
+    if not json:
+        say(f"Talk to it: mlxchat chat --model-tag {config.tag}")
+
+
+def info_command(config: PretrainConfig, json: Json = False) -> None:
+    """Show the size of a model, and the time and memory that training it takes here.
+
+    Takes the same options as train.
+    """
+    from mlxchat.train.base import with_shape_of_base
+
+    home = Home.from_environment()
+    _show_estimate(with_shape_of_base(config, home), home, None, json, train=False)
+
+
+def tokenizer_train_command(
+    config: DataConfig,
+    max_chars: Annotated[
+        int, typer.Option(min=1, help="Read at most this many characters.")
+    ] = MAX_CHARACTERS,
+    json: Json = False,
+) -> None:
+    """Train a tokenizer on the training shards, replacing the existing one.
+
+    Models keep the tokenizer that they were trained with.
+    """
+    from mlxchat.train import inputs
+
+    home = Home.from_environment()
+    folder = inputs.tokenizer_folder(config, home)
+    with (
+        exit_promptly(),
+        Screen(json) as screen,
+        closing(inputs.open_documents(config, home, screen.show)) as documents,
+    ):
+        tokenizer = inputs.train_tokenizer(
+            documents, folder, config.vocab_size, screen.show, max_characters=max_chars
+        )
+    if json:
+        say(json_format.dumps({"vocab_size": tokenizer.vocab_size, "folder": str(folder)}))
+    else:
+        say(f"Saved a tokenizer with {tokenizer.vocab_size:,} tokens in {folder}.")
+
+
+def _dry_run(config: PretrainConfig, home: Home, fresh: bool, json: bool) -> None:
+    """Show what `train` would do, and fail where it would fail.
+
+    It fails on settings that cannot work or differ from those of the saved run, on missing data,
+    and on a tokenizer of another size. It reads neither texts nor the arrays of a checkpoint.
+    """
+    from mlxchat.train.base import with_shape_of_base
+    from mlxchat.train.inputs import check_documents, stored_tokenizer
+    from mlxchat.train.pretrain import Pretraining
+
+    config = with_shape_of_base(config, home)
+    saved = None if fresh else Pretraining(config, home).saved()
+    if not (saved and saved.trainer.finished):
+        begun_with = (saved.trainer.data, saved.trainer.revision) if saved else ([], None)
+        check_documents(config, home, *begun_with)
+    if saved is None:
+        stored_tokenizer(config, home)
+    _show_estimate(config, home, saved, json, train=True)
+
+
+def _show_estimate(
+    config: PretrainConfig,
+    home: Home,
+    saved: "SavedRun[PretrainConfig] | None",
+    json: bool,
+    *,
+    train: bool,
+) -> None:
+    """Plan the run, or take the plan of the saved one, and show what it takes."""
+    from mlxchat import runtime
+    from mlxchat.plan import plan as planning
+    from mlxchat.plan.budget import reason
+    from mlxchat.plan.estimate import Room, VocabularySource, estimate
+    from mlxchat.train.inputs import vocabulary
+    from mlxchat.train.measure import measured_plan, resources
+    from mlxchat.ui.estimate import estimate_heading, estimate_sections
+    from mlxchat.ui.tables import show
+
+    available = resources()
+    source: VocabularySource = "tokenizer"
+    step = None
+    if saved:
+        step, plan = saved.trainer.step, saved.plan
+        if not saved.trainer.finished:
+            plan = planning.refitted(plan, config, available)
+    else:
+        vocab_size, source = vocabulary(config, home)
+        if config.budget:
+            with Screen(stream=sys.stderr) as screen:
+                screen.show(Noted(time.time(), "Measuring how fast this machine trains."))
+                plan = measured_plan(config, vocab_size, available, time.time(), time.time)
+        else:
+            plan = planning.plan(config, vocab_size, available)
+    limit = plan.memory_limit or available.memory
+    machine = runtime.machine()
+    room = Room(config.memory_limit, runtime.cache_limit(limit, plan.peak), machine.memory)
+    if train:
+        runtime.check_limits(limit, config.wired_bytes)
+    facts = estimate(
+        plan, config.tag, source, step, available, room, machine.device, runtime.matmul_flops()
+    )
+    if json:
+        say(facts.model_dump_json())
+        return
+    heading = estimate_heading(facts)
+    if plan.costs:
+        heading.append(as_options(reason(config, plan)))
+    if config.of_preset:
+        heading.append(as_options(f"Preset {config.preset}: {config.of_preset}"))
+    show(heading, estimate_sections(facts))

@@ -1,0 +1,119 @@
+"""The tables of `mlxchat info` and `mlxchat train --dry-run`: an estimate, in words."""
+
+from mlxchat.model.loss import chunk_size
+from mlxchat.plan.estimate import Estimate
+from mlxchat.plan.plan import counted_parameters
+from mlxchat.ui.tables import Row, Section, about, flops_per_second
+from mlxchat.ui.text import amount, as_options, memory_size
+
+GROUP_LABELS = {  # groups of parameters and of learning rates
+    "wte": "embedding",
+    "embedding": "embedding",
+    "lm_head": "head",
+    "unembedding": "head",
+    "matrices": "matrices",
+    "matrix": "matrices",
+    "value_embeds": "value embeddings",
+    "scalars": "scalars",
+    "resid": "residual scalars",
+    "x0": "embedding scalars",
+    "smear": "smear and backout",
+}
+NOTES = {
+    "scalars": "residual, embedding, smear and backout",
+    "accumulation": "the head's gradient, before it is summed",
+    "activations": "in a micro-batch",
+    "update": "in the optimizer's step: Muon's temporaries",
+    "peak": "the most at any one time",
+    "cache": "kept for reuse in addition, at most",
+}
+VOCABULARY_SOURCES = {
+    "vocab_size": "set by `vocab_size`",
+    "tokenizer": "the tokenizer's",
+    "default": "the default; smaller if there is little text",
+}
+
+
+def estimate_heading(facts: Estimate) -> list[str]:
+    """Return the lines that name the model, its vocabulary, and the saved step."""
+    model = facts.plan.model
+    source = VOCABULARY_SOURCES[facts.vocabulary_from]
+    lines = [
+        f"{facts.tag}: {model.arch}, {model.n_layer} layers of width {model.n_embd:,}, "
+        f"{amount(model.n_head, 'heads')}, context {model.sequence_len:,}",
+        as_options(f"Vocabulary {model.vocab_size:,} ({source})."),
+    ]
+    if facts.saved_step is not None:
+        lines.append(
+            f"This run exists: step {facts.saved_step:,} of {facts.plan.num_iterations:,} is saved."
+        )
+    return lines
+
+
+def estimate_sections(facts: Estimate) -> list[Section]:
+    """Return the numbers, section by section."""
+    parameters = [
+        Row(GROUP_LABELS[name], f"{count:,}", NOTES.get(name, ""))
+        for name, count in facts.parameters.items()
+    ]
+    return [
+        Section("Parameters", [*parameters, Row("all", f"{facts.plan.parameters:,}")]),
+        Section("Training", _training(facts)),
+        Section("Learning rates", _rates(facts)),
+        Section("Estimated memory", _memory(facts)),
+    ]
+
+
+def _training(facts: Estimate) -> list[Row]:
+    plan = facts.plan
+    rows = f"{amount(plan.device_batch_size, 'rows')} of {plan.model.sequence_len:,}"
+    times = "once" if plan.accumulation == 1 else f"{plan.accumulation:,} times, accumulated"
+    again = "activations are recomputed" if plan.grad_checkpoint else "activations are kept"
+    ratio = facts.tokens / counted_parameters(plan.model)
+    counted = " of matrices and head" if plan.model.arch == "modern" else ""
+    return [
+        Row("steps", f"{plan.num_iterations:,}"),
+        Row("tokens", f"{facts.tokens:,}", f"{ratio:,.3g} per parameter{counted}"),
+        Row("tokens per step", f"{plan.tokens_per_step:,}", f"{rows}, {times}"),
+        Row("checkpointing", "on" if plan.grad_checkpoint else "off", again),
+        Row("FLOPs per token", f"{plan.flops_per_token:,}"),
+        Row("FLOPs", f"{facts.total_flops:.3g}"),
+        _time(facts),
+    ]
+
+
+def _time(facts: Estimate) -> Row:
+    product = flops_per_second(facts.matmul_flops)
+    speed = f"at {facts.utilisation:.0%} of a matrix product's {product}"
+    if facts.saved_step is None:
+        return Row("time", about(facts.seconds), speed)
+    if facts.saved_step == facts.plan.num_iterations:
+        return Row("time left", "none", "the run is finished")
+    return Row("time left", about(facts.seconds), speed)
+
+
+def _rates(facts: Estimate) -> list[Row]:
+    plan = facts.plan
+    modern = plan.model.arch == "modern"
+    decayed = "on matrices, falling to 0" if modern else "on embedding and head"
+    clipped = Row("gradient norm", f"{plan.grad_clip:g}", "at most")
+    return [
+        *(Row(GROUP_LABELS[name], f"{rate:.4g}") for name, rate in plan.learning_rates.items()),
+        Row("weight decay", f"{plan.weight_decay:.4g}", decayed),
+        clipped if plan.grad_clip else Row("gradient norm", "no limit"),
+        Row("warm-up", f"{plan.warmup_steps:,}", "steps"),
+        Row("cool-down", f"{plan.warmdown_ratio:.0%}", f"of steps, to {plan.final_lr_frac:.0%}"),
+    ]
+
+
+def _memory(facts: Estimate) -> list[Row]:
+    plan = facts.plan
+    positions = plan.device_batch_size * plan.model.sequence_len
+    chunk = min(positions, chunk_size(positions, plan.model.vocab_size, plan.chunk_rows))
+    notes = NOTES | {"logits": f"in a micro-batch, {chunk:,} positions at a time"}
+    spare = f"what this machine can spare of {memory_size(facts.machine_memory)}"
+    given = facts.memory_limit_given and as_options(f"`memory_limit={facts.memory_limit_given}`")
+    return [
+        *(Row(name, memory_size(size), notes.get(name, "")) for name, size in facts.memory.items()),
+        Row("limit", memory_size(facts.memory_limit), given or spare),
+    ]
