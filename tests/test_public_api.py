@@ -360,7 +360,7 @@ def test_an_unknown_model_is_an_error_that_lists_the_runs(runs: Home) -> None:
         ({"depht": 2}, r"no setting `depht`\.\nDid you mean `depth`"),
         ({"depth": 0}, r"`depth=0`: input should be greater than or equal to 1"),
         ({"depth": "many"}, r"`depth=many`: "),
-        ({"dataset": "../x"}, r"`dataset=\.\./x`: letters, digits"),
+        ({"dataset": "../x"}, r"`dataset=\.\./x`: only letters, digits"),
         ({"arch": "classic", "scalar_lr": 1.0}, "scalar_lr"),
         ({"budget": "soon"}, "soon"),
     ],
