@@ -391,7 +391,7 @@ def test_a_saved_step_becomes_a_run_of_its_own(
     assert "`model_tag`" in raised.value.remedy
     with pytest.raises(MlxchatError, match="already quantized"):
         run(tag="tiny-4bit")
-    with pytest.raises(MlxchatError, match="There is one already") as raised:
+    with pytest.raises(MlxchatError, match="There is already a quantized copy") as raised:
         run()
     assert "mlxchat chat --model-tag tiny-4bit" in raised.value.remedy
 
