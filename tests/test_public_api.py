@@ -372,6 +372,13 @@ def test_wrong_settings_are_config_errors_that_name_them(
         mlxchat.pretrain(**settings)
 
 
+def test_a_missing_model_is_an_error_of_iterating(runs: Home) -> None:
+    tuning = mlxchat.fine_tune(source="nope", data=["builtin"])
+    for run in (mlxchat.pretrain(init_from="nope"), tuning):
+        with pytest.raises(mlxchat.NotFound, match="nope"):
+            list(run)
+
+
 def test_a_config_object_is_instead_of_settings() -> None:
     config = mlxchat.PretrainConfig(depth=1)
     with pytest.raises(mlxchat.ConfigError, match="`seed` does not go with a PretrainConfig"):

@@ -86,9 +86,9 @@ def pretrain(
         **settings: the fields of `PretrainConfig`, such as ``depth=4`` or ``dataset="builtin"``.
 
     Raises:
-        ConfigError: a setting is unknown, out of bounds, or does not go with the others or with
-            the run to resume.
-        MlxchatError: while iterating, as the error messages say.
+        ConfigError: at the call: a setting is unknown or out of bounds, or two do not go together.
+        MlxchatError: while iterating: the settings are not those of the run to resume, there is no
+            such model, data cannot be read, and so on, as the error messages say.
 
     >>> import mlxchat
     >>> for event in mlxchat.pretrain(
@@ -122,16 +122,14 @@ def fine_tune(
 
     Args:
         config: the settings as one object, in place of ``settings``.
-        fresh: set an earlier run of that name aside and begin from scratch.
+        fresh: set an earlier run of that name aside and train from scratch.
         stop: called again and again; returns whether to save and end.
         home: where data, checkpoints and logs are; by default ``$MLXCHAT_HOME``.
         **settings: the fields of `SftConfig`, such as ``source="d4"`` or ``data=["chats.jsonl"]``.
 
     Raises:
-        ConfigError: a setting is unknown, out of bounds, or does not go with the others or with
-            the run to resume.
-        NotFound: there is no such model to fine-tune.
-        MlxchatError: while iterating, as the error messages say.
+        ConfigError: at the call: a setting is unknown or out of bounds, or two do not go together.
+        MlxchatError: while iterating, as for `pretrain`; `NotFound` if there is no such model.
 
     >>> import mlxchat
     >>> for event in mlxchat.fine_tune(
@@ -219,22 +217,17 @@ class _Reports:
 
 
 def _one_stream(begin: Callable[[Report], Iterator[Event]]) -> Generator[Event, None, None]:
-    """Return the events of a run in one stream with those that it reports.
+    """Yield the events of a run in one stream with those that it reports.
 
     Args:
-        begin: starts the run, given what it reports to.
+        begin: starts the run, given what it reports to; called at the first iteration.
     """
     reports = _Reports()
-    run = cast(Generator[Event, None, None], begin(reports.add))
-
-    def events() -> Generator[Event, None, None]:
-        with closing(run):
-            for event in run:
-                yield from reports.take()
-                yield event
+    with closing(cast(Generator[Event, None, None], begin(reports.add))) as run:
+        for event in run:
             yield from reports.take()
-
-    return events()
+            yield event
+        yield from reports.take()
 
 
 def _config(kind: type[Settings], config: Settings | None, settings: dict[str, Any]) -> Settings:

@@ -263,11 +263,13 @@ class Model:
         """Save the model as a run of its own, and return its directory.
 
         mlx-lm loads the directory of a classic model as it is. What training needs to resume is
-        not saved; the model can be trained further as ``source`` or ``init_from``.
+        not saved; unless it is quantized, the model can be trained further as ``source`` or
+        ``init_from``.
 
         Args:
             to: a name, for `load` and the command line, or the path of a folder. By default the
-                model's own name.
+                model's own name, which is free for a quantized copy, such as ``d4-8bit``, but taken
+                for a model that was loaded by the name of its run.
 
         Raises:
             ConfigError: there is a run of that name, or it cannot be a name.
