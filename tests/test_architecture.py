@@ -188,6 +188,23 @@ def test_settings_in_messages_are_options() -> None:
     assert unknown == []
 
 
+def test_settings_and_plans_import_no_mlx() -> None:
+    """What a run takes can be planned, and its log read, where MLX is not installed."""
+    pure = [
+        f"mlxchat.{path.relative_to(SOURCE).with_suffix('').as_posix().replace('/', '.')}"
+        for path in modules()
+        if part(path) in {"config", "plan", "telemetry"}
+    ]
+    pure += ["mlxchat.model.config", "mlxchat.model.size"]
+    script = (
+        "import importlib, sys\n"
+        f"for name in {pure}:\n"
+        "    importlib.import_module(name)\n"
+        "    assert 'mlx' not in sys.modules, name\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 @pytest.mark.parametrize(
     "command",
     [
