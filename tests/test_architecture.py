@@ -126,6 +126,38 @@ def test_imports_point_one_way(path: Path) -> None:
             assert own in OUTSIDE[package], f"imports {name}"
 
 
+ONE_NAME_IN_SEVERAL_MODULES = {  # what every module of interop/exporters offers, and their front
+    "require_known",
+    "usage",
+    "write",
+}
+
+
+def public_names(path: Path) -> set[str]:
+    """The functions, classes and constants without a leading underscore at the top of a module."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {n.id for t in node.targets for n in ast.walk(t) if isinstance(n, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+    return {name for name in names if not name.startswith("_")}
+
+
+def test_a_public_name_means_one_thing() -> None:
+    """No two modules define the same public name, except where the list above allows it."""
+    where: dict[str, list[str]] = {}
+    for path in modules():
+        for name in public_names(path):
+            where.setdefault(name, []).append(str(path.relative_to(SOURCE)))
+    several = {name: paths for name, paths in where.items() if len(paths) > 1}
+    exporters = "interop/exporters/"
+    assert several.keys() == ONE_NAME_IN_SEVERAL_MODULES, several
+    assert all(path.startswith(exporters) for paths in several.values() for path in paths)
+
+
 FLAG = re.compile(r"--[a-z][a-z-]+")
 OTHER_PROGRAMS = {  # whose options these are, or the names of whose folders
     "interop/exporters/mlx_lm.py",

@@ -34,8 +34,8 @@ from mlxchat.interop.programs import PROGRAMS, Program
 from mlxchat.model.config import ERAS, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
-from mlxchat.train.pretrain import Pretraining, pretrain
-from mlxchat.train.sft import FineTuning, fine_tune
+from mlxchat.train.pretrain import Pretraining, run_pretraining
+from mlxchat.train.sft import FineTuning, run_fine_tuning
 from mlxchat.train.stage import history_of
 
 HISTORY = History(tag="d4", step=7)
@@ -293,7 +293,7 @@ def pretrained(home: Home, tag: str, **settings: object) -> Path:
         }
         | settings
     )  # fmt: skip
-    list(pretrain(config, home, lambda _: None))
+    list(run_pretraining(config, home, lambda _: None))
     return home.run(tag) / "step_000002"
 
 
@@ -330,9 +330,11 @@ def test_the_card_names_every_model_it_came_from(tmp_path: Path) -> None:
         "num_iterations": 2, "device_batch_size": 4, "eval_every": 0, "sample_every": 0,
         "save_every": 1,
     }  # fmt: skip
-    first = fine_tune(SftConfig.model_validate(tuning), home, lambda _: None, stop=lambda: True)
+    first = run_fine_tuning(
+        SftConfig.model_validate(tuning), home, lambda _: None, stop=lambda: True
+    )
     list(first)  # to resume from
-    list(fine_tune(SftConfig.model_validate(tuning), home, lambda _: None))
+    list(run_fine_tuning(SftConfig.model_validate(tuning), home, lambda _: None))
     result = CliRunner().invoke(
         app, ["quantize", "--model-tag", "chatty", "--eval-tokens", "0", "--json"]
     )

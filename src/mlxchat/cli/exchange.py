@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mlxchat.checkpoint import catalog, store
-from mlxchat.cli.options import Checkpoint, Json, ModelTag, SavedStep, require_one_place
+from mlxchat.cli.options import Checkpoint, Json, ModelTag, StepNumber, require_one_place
 from mlxchat.config.run import NAME_PATTERN
 from mlxchat.errors import CheckpointError, ConfigError
 from mlxchat.home import Home
@@ -93,7 +93,7 @@ def import_command(
         model, state = network(foreign, report), None
         if optimizer_file:
             expected = {name: array.shape for name, array in new_optimizer(model).state.items()}
-            state = optimizer.read_optimizer(optimizer_file, foreign.config, expected)
+            state = optimizer.import_optimizer(optimizer_file, foreign.config, expected)
         folder = importers.save_imported(run, foreign, model, state)
     config, count = foreign.config, sum(parameters(foreign.config).values())
     if json:
@@ -143,7 +143,7 @@ def export_command(
         ),
     ],
     model_tag: ModelTag = None,
-    step: SavedStep = None,
+    step: StepNumber = None,
     checkpoint: Checkpoint = None,
     out: Annotated[
         Path | None,

@@ -27,7 +27,7 @@ ModelTag = Annotated[
 AnyTag = Annotated[
     str | None, typer.Option(help="Name of a run. Default: all runs.", show_default=False)
 ]
-SavedStep = Annotated[
+StepNumber = Annotated[
     int | None, typer.Option(help="Saved step. Default: the newest.", show_default=False)
 ]
 Checkpoint = Annotated[

@@ -9,10 +9,10 @@ from pydantic import BaseModel, ValidationError
 from mlxchat.config.pretrain import IN_WORDS
 from mlxchat.errors import ConfigError
 
-Settings = TypeVar("Settings", bound=BaseModel)
+Validated = TypeVar("Validated", bound=BaseModel)
 
 
-def validated(kind: type[Settings], given: Mapping[str, Any]) -> Settings:
+def validated(kind: type[Validated], given: Mapping[str, Any]) -> Validated:
     """Return settings made of what a program gives by name.
 
     >>> from mlxchat.config.sft import SftConfig

@@ -93,7 +93,7 @@ def labelled_bar(label: str, done: int, total: int, width: int, style: str = "cy
     return line.append_text(bar(share, room, style)).append(f"  {percent}")
 
 
-class Task:
+class TaskProgress:
     """A download, or other work with a bar, folded from its `Progressed` events."""
 
     def __init__(self, first: Progressed) -> None:
@@ -127,7 +127,7 @@ class Task:
         return done / seconds if done > 0 and seconds > 0 else None
 
 
-def bars(tasks: Sequence[Task], *, width: int, now: float) -> Group:
+def bars(tasks: Sequence[TaskProgress], *, width: int, now: float) -> Group:
     """A line for each task: name, bar, share, and as much of amount, rate and time as fits."""
     rows = [_task_columns(task, now) for task in tasks]
     columns = list(zip(*rows, strict=True))
@@ -149,7 +149,7 @@ def bars(tasks: Sequence[Task], *, width: int, now: float) -> Group:
     return Group(*lines)
 
 
-def _task_columns(task: Task, now: float) -> tuple[str, str, str, str, str]:
+def _task_columns(task: TaskProgress, now: float) -> tuple[str, str, str, str, str]:
     """Name, share, time left, rate, amount: the first ones matter most."""
     event, rate = task.latest, task.rate(now)
     share = f"{event.done / event.total:.0%}" if event.total else ""
