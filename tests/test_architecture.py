@@ -29,7 +29,7 @@ ALLOWED = {
     "plan": {"config", "model", "optim"},
     "engine": {"config", "model", "runtime", "tokenizer"},
     "checkpoint": {"config", "data", "model", "plan", "runtime", "tokenizer"},
-    "interop": {"checkpoint", "model", "runtime", "tokenizer"},
+    "interop": {"checkpoint", "model", "optim", "runtime", "tokenizer"},
     "evaluate": {"checkpoint", "config", "data", "engine", "runtime", "tokenizer"},
     "train": {
         "checkpoint",

@@ -18,14 +18,11 @@ from mlxchat.config.validate import Validated, validated
 from mlxchat.errors import ConfigError
 from mlxchat.home import Home
 from mlxchat.interop import importers
-from mlxchat.interop.importers.model import network as read_network
-from mlxchat.interop.importers.optimizer import find_optimizer, import_optimizer
 from mlxchat.telemetry.events import Event, Progressed, Report
 from mlxchat.train import pretrain as pretraining
 from mlxchat.train import sft
-from mlxchat.train.resume import new_optimizer
 from mlxchat.train.stage import history_of
-from mlxchat.trained import Model, new_run
+from mlxchat.trained import Model
 
 __all__ = ["fine_tune", "import_model", "load", "pretrain"]
 
@@ -183,14 +180,8 @@ def import_model(
     """
     tokenizer_path = None if tokenizer is None else Path(tokenizer)
     foreign = importers.open_model(Path(path), step, tokenizer_path, softcap, conversational)
-    run = new_run(_home(home), name or foreign.name, foreign.conversational)
-    file = find_optimizer(foreign.path, foreign.step, foreign.config) if with_optimizer else None
-    runtime.bound_buffer_cache()
-    model, state = read_network(foreign), None
-    if file:
-        expected = {name: array.shape for name, array in new_optimizer(model).state.items()}
-        state = import_optimizer(file, foreign.config, expected)
-    return load(importers.save_imported(run, foreign, model, state), home=home)
+    run = catalog.new_run(_home(home), name or foreign.name, foreign.conversational, "name")
+    return load(importers.import_run(run, foreign, with_optimizer), home=home)
 
 
 def _home(folder: str | Path | None) -> Home:

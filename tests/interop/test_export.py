@@ -29,7 +29,7 @@ from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.interop import exporters, torch_file
 from mlxchat.interop.importers import open_model
-from mlxchat.interop.importers.model import network
+from mlxchat.interop.importers.model import read_network
 from mlxchat.interop.programs import PROGRAMS, Program
 from mlxchat.model.config import ERAS, GPTConfig
 from mlxchat.model.gpt import GPT
@@ -70,7 +70,7 @@ def test_nanochat_gets_back_what_it_gave(arch: str, conversational: bool, tmp_pa
     assert lengths.read().tolist() == [1] * 256 + [0] * 9
     again = open_model(file.parent)
     assert again.conversational == conversational
-    assert_reference_logits(network(again), arch)
+    assert_reference_logits(read_network(again), arch)
 
 
 @pytest.mark.parametrize("program", ["mlx-lm", "transformers", "nanochat"])
@@ -81,7 +81,7 @@ def test_what_is_exported_can_be_imported(program: Any, tmp_path: Path) -> None:
     foreign = open_model(folder)
     assert foreign.program == program and foreign.conversational
     assert foreign.config == model.model.config
-    assert_reference_logits(network(foreign), "classic")
+    assert_reference_logits(read_network(foreign), "classic")
 
 
 @pytest.mark.parametrize("era", [era for era in ERAS if era != "classic"])
@@ -98,7 +98,7 @@ def test_every_era_survives(era: Any, program: Any, tmp_path: Path) -> None:
     )
     foreign = open_model(folder)
     assert foreign.config == shape
-    ours, back = model.model.named_parameters(), network(foreign).named_parameters()
+    ours, back = model.model.named_parameters(), read_network(foreign).named_parameters()
     assert all(mx.array_equal(back[name], array) for name, array in ours.items())
 
 
@@ -162,7 +162,7 @@ def test_large_models_are_cut_into_files(program: Any, tmp_path: Path) -> None:
         assert mx.load(str(file)).keys() == held
     total = sum(array.nbytes for array in model.model.named_parameters().values())
     assert index["metadata"]["total_size"] == total == told[-1][0] == told[-1][1]
-    assert_reference_logits(network(open_model(out)), "classic")
+    assert_reference_logits(read_network(open_model(out)), "classic")
 
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
