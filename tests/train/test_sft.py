@@ -24,7 +24,7 @@ from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.optim.optimizer import MuonAdamW, Rates
 from mlxchat.plan.memory import BatchPlan, Resources
-from mlxchat.quantize import evaluate, validation_documents
+from mlxchat.quantize import evaluate
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Stepped
 from mlxchat.tokenizer.bpe import Tokenizer
@@ -34,6 +34,7 @@ from mlxchat.train.loop import TrainingStep, compile_step
 from mlxchat.train.pretrain import pretrain
 from mlxchat.train.sft import fine_tune, with_source
 from mlxchat.train.sft_plan import sft_plan, survey
+from mlxchat.train.stage import validation_documents
 
 BASE = PretrainConfig(
     depth=1,

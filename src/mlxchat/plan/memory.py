@@ -41,8 +41,8 @@ class BatchPlan(BaseModel):
 
     device_batch_size: int  # rows in a micro-batch
     accumulation: int  # micro-batches in a step
+    # Positions in a chunk of the loss, at least; older checkpoints call it loss_rows.
     chunk_rows: int = Field(128, validation_alias=AliasChoices("chunk_rows", "loss_rows"))
-    """Positions in a chunk of the loss, at least; ``loss_rows`` in older checkpoints."""
     grad_checkpoint: bool = False  # recompute each block's activations in the backward pass
     memory_limit: int = 0  # bytes that training may take; 0 in older checkpoints
     peak: int = 0  # bytes that it is estimated to take at one time; 0 in older checkpoints
