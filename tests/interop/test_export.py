@@ -240,8 +240,8 @@ def test_the_command_takes_a_run_and_says_what_to_do_next(
     assert (
         "1.2500 bits per byte" in card and "It was imported: step 7 of a run of nanochat." in card
     )
-    assert "What the model that was imported from nanochat learnt from is not known" in card
-    assert "`<|user_end|>`, is one there; mlxchat takes it for plain text" in card
+    assert "The training data of the model that was imported from nanochat is unknown." in card
+    assert "it for the special token; mlxchat takes it for plain text" in card
     assert "chat_template" in json.loads((out / "tokenizer_config.json").read_text())
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [260, 256]
 
@@ -307,9 +307,9 @@ def test_the_card_says_how_the_model_was_trained(tmp_path: Path) -> None:
     exporters.write("transformers", tmp_path / "out", model, about, mx.float32)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| pretraining | 512 tokens of the built-in corpus of mlxchat |" in card
-    assert "It learnt from the built-in corpus of mlxchat." in card
+    assert "It was trained on the built-in corpus of mlxchat." in card
     assert card.startswith("---\nlibrary_name: transformers\n")
-    assert "license:" not in card and "not known" not in card
+    assert "license:" not in card and "unknown" not in card
 
 
 @pytest.mark.slow
@@ -348,12 +348,12 @@ def test_the_card_names_every_model_it_came_from(tmp_path: Path) -> None:
     exporters.write("mlx-lm", tmp_path / "out", foreign, about, mx.float32)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "It was imported: a model of transformers." in card
-    assert "step 2 of the pretraining run `more`, which began with `base`" in card
-    assert "step 2 of the fine-tuning run `chatty`, which began with `more`" in card
+    assert "step 2 of the pretraining run `more`, which started from `base`" in card
+    assert "step 2 of the fine-tuning run `chatty`, which started from `more`" in card
     assert (
-        "It learnt from the built-in corpus of mlxchat; conversations of the built-in corpus of "
-        "mlxchat; made-up conversations that spell. What the model that was imported from "
-        "transformers learnt from is not known here." in card
+        "It was trained on the built-in corpus of mlxchat; conversations of the built-in corpus of "
+        "mlxchat; made-up conversations that spell. The training data of the model that was "
+        "imported from transformers is unknown." in card
     )
     assert str(tmp_path) not in card
 
