@@ -391,7 +391,7 @@ def test_wrong_arguments_of_a_model_are_config_errors(runs: Home) -> None:
         (lambda: model.logits([300]), "no token ids"),
         (lambda: model.quantize(7), "`bits=7`"),
         (lambda: model.save("a b"), "cannot be the name"),
-        (lambda: model.save("quickstart-sft"), "There is a run called"),
+        (lambda: model.save("quickstart-sft"), "There is already a run called"),
     ]:
         with pytest.raises(mlxchat.ConfigError, match=problem):
             call()
