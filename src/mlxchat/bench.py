@@ -120,7 +120,7 @@ def measure(config: BenchConfig, report: Report, clock: Clock, begun: float) -> 
     first, counted = _time_steps(step, made, config.seconds, report, clock)
     peak_memory = mx.get_peak_memory()
     model = step.model
-    model.ready_to_infer()
+    model.prepare_for_inference()
     generation = _generation(model, report, clock)
     environment = _environment()
     return Bench(

@@ -352,7 +352,7 @@ class Model:
     def _decoding(self) -> GPT:
         """A copy of the network, prepared for decoding."""
         network = copied(self.network)
-        network.ready_to_infer()
+        network.prepare_for_inference()
         return network
 
     def _saved(self, network: GPT) -> SavedModel:

@@ -189,7 +189,7 @@ def load(folder: Path) -> SavedModel:
     """
     bound_buffer_cache()
     saved = read_model(folder, machine().compute_dtype)
-    saved.model.ready_to_infer()
+    saved.model.prepare_for_inference()
     return saved
 
 

@@ -34,7 +34,7 @@ class KVCache:
         """The last ids read, (B, 1); None if none have been."""
         return self._ids[-1][:, -1:] if self._ids else None
 
-    def read(self, ids: mx.array) -> mx.array | None:
+    def record(self, ids: mx.array) -> mx.array | None:
         """Record that (B, T) ids are read; returns the ids before them, (B, 1), or None."""
         before = self.latest
         self._ids.append(ids)
@@ -164,7 +164,7 @@ class BatchCache:
             for *rows, window in layers
         ]
 
-    def read(self, ids: mx.array) -> mx.array:
+    def record(self, ids: mx.array) -> mx.array:
         """Record that (B, 1) ids are read; returns the ids before them, (B, 1).
 
         Raises:

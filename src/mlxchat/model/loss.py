@@ -11,15 +11,17 @@ from typing import cast
 from mlxchat.model.cpu import exp, log_sum_exp, tanh
 from mlxchat.runtime import mx
 
-CHUNK_ROWS = 128  # positions in a chunk, at least, unless the caller says otherwise
+CHUNK_ROWS = 128  # the default of the minimum number of positions per chunk
 FASTEST_CHUNK_ROWS = {"cpu": 128, "cuda": 2048, "metal": 1024}  # by backend, measured
-CHUNK_LOGITS = 2**21  # logits in a chunk, at least: small vocabularies take more positions
-MOST_CHUNKS = 64  # chunks at most: each makes the compiled graph larger
-LARGEST_ARRAY = 2**31 - 1  # elements at most: beyond it MLX computes nonsense, or crashes
+CHUNK_LOGITS = 2**21  # the minimum number of logits per chunk: small vocabularies take more rows
+MOST_CHUNKS = 64  # the maximum number of chunks: each makes the compiled graph larger
+LARGEST_ARRAY = (
+    2**31 - 1
+)  # the maximum number of elements: beyond it MLX computes nonsense, or crashes
 
 
 def chunk_size(positions: int, vocab_size: int, chunk_rows: int) -> int:
-    """Return how many of the positions each chunk takes, ``chunk_rows`` at least if they fit."""
+    """Return the number of positions per chunk: at least ``chunk_rows`` if they fit."""
     rows = max(chunk_rows, CHUNK_LOGITS // vocab_size, -(-positions // MOST_CHUNKS))
     return min(rows, LARGEST_ARRAY // vocab_size)
 
@@ -45,7 +47,7 @@ def cross_entropies(
         targets: (N,) integers; the loss is 0 where the target is -1.
         vocab_size: V.
         softcap: the bound of the logits.
-        chunk_rows: positions in a chunk, at least.
+        chunk_rows: the minimum number of positions per chunk.
     """
     weight = weight[:vocab_size].astype(x.dtype)  # (V, C)
     losses: list[mx.array] = []

@@ -2,7 +2,7 @@
 
 from mlxchat.model.config import SMEAR_CHANNELS, GPTConfig
 
-STACK = 2**26  # bytes that Muon orthogonalises at once, where one matrix has not more
+STACK = 2**26  # bytes that Muon orthogonalises at once, unless a single matrix is larger
 
 
 def parameters(config: GPTConfig) -> dict[str, int]:
@@ -24,7 +24,7 @@ def parameters(config: GPTConfig) -> dict[str, int]:
             counts["matrices"] += mixing * config.n_kv_head * era.gate.channels
         counts["value_embeds"] = mixing * config.padded_vocab_size * config.kv_dim
         counts["scalars"] = len(era.lambdas) * config.n_layer
-        if era.smear:
+        if era.smear_and_backout:
             counts["scalars"] += SMEAR_CHANNELS + 2  # the smear's scalar, and the backout's
     return counts
 
@@ -40,6 +40,6 @@ def flops_per_token(config: GPTConfig) -> int:
 
     nanochat counts them so, after PaLM (https://arxiv.org/abs/2204.02311).
     """
-    gate = SMEAR_CHANNELS if config.traits.smear else 0
+    gate = SMEAR_CHANNELS if config.traits.smear_and_backout else 0
     attention = sum(12 * config.n_embd * window for window in config.windows)
     return 6 * (scaling_parameters(config) + gate) + attention

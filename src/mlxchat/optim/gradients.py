@@ -37,7 +37,7 @@ def compile_gradients(
     """Compile the forward and the backward pass of ``model``.
 
     Args:
-        chunk_rows: positions, at least, whose loss is computed at a time.
+        chunk_rows: the minimum number of positions per chunk of the loss.
         checkpoint: compute each block's activations again in the backward pass.
     """
 
