@@ -28,7 +28,7 @@ from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Clock, Progressed, Report
-from mlxchat.train.loop import TrainingStep, compile_step
+from mlxchat.train.loop import StepParts, compile_step
 from mlxchat.train.measure import resources, synthetic_step
 
 
@@ -159,7 +159,7 @@ def planned(config: BenchConfig, resources: Resources) -> Plan:
 
 
 def _time_steps(
-    step: TrainingStep, made: Plan, limit: float, report: Report, clock: Clock
+    step: StepParts, made: Plan, limit: float, report: Report, clock: Clock
 ) -> tuple[float, list[float]]:
     """Train until the steps are over, or ``limit`` seconds of those that count.
 

@@ -41,7 +41,7 @@ class Activities:
         log: is on disk before a step is saved.
         deadline: keeps the time budget, if there is one.
         revision: of the dataset's files, as a resumed run knows it.
-        stop: asked again and again whether to save and end.
+        stop: polled; return True to save and stop.
     """
 
     stage: Stage[Any, Any]
