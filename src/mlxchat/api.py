@@ -172,7 +172,7 @@ def import_model(
         tokenizer: the file or folder of its tokenizer; by default where its program puts it.
         softcap: the bound of the logits; by default that of the version of nanochat's network whose
             tensors the checkpoint has.
-        conversational: whether it was trained on conversations; by default as the folder says.
+        conversational: whether it was trained on conversations; by default read from its files.
         with_optimizer: whether to import the state of its optimizer too.
         home: where runs are; by default ``$MLXCHAT_HOME``.
 

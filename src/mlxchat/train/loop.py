@@ -114,8 +114,8 @@ def train(
     launched: Pending | None = None  # the step launched last
     reported = True  # whether its `Stepped` has been yielded
     saved_step = step
-    # `Stepped.seconds` counts from here: the end of the previous step, or of the activities after it,
-    # so that evaluations, samples and checkpoints do not count as training.
+    # `Stepped.seconds` counts from here: the end of the previous step or of the activities after
+    # it, so evaluations, samples and checkpoints do not count as training.
     timed_from = hooks.clock()
     while step < total_steps():
         try:
