@@ -41,7 +41,7 @@ def load(
     Args:
         source: the name of a run, or the directory of a model or of a run. By default the run
             that was saved last.
-        step: which of the run's saved steps; by default the newest.
+        step: the saved step to load; by default the newest.
         home: where runs are; by default ``$MLXCHAT_HOME``.
 
     Raises:
@@ -168,11 +168,11 @@ def import_model(
     Args:
         path: the directory or file of the checkpoint.
         name: the name of the new run; by default the folder's.
-        step: which of a directory's checkpoints; by default the newest.
+        step: the step of the checkpoint to import from a directory; by default the newest.
         tokenizer: the file or folder of its tokenizer; by default where its program puts it.
         softcap: the bound of the logits; by default that of the version of nanochat's network whose
             tensors the checkpoint has.
-        conversational: whether it was trained on conversations; by default read from its files.
+        conversational: whether it was trained on conversations; by default judged by its folder.
         with_optimizer: whether to import the state of its optimizer too.
         home: where runs are; by default ``$MLXCHAT_HOME``.
 

@@ -150,7 +150,7 @@ def read_model(folder: Path, dtype: mx.Dtype) -> SavedModel:
 
     Args:
         folder: the model's directory.
-        dtype: of the activations.
+        dtype: the dtype of the activations.
 
     Raises:
         CheckpointError: a file is missing or damaged; a tensor is missing, unexpected or has

@@ -143,9 +143,9 @@ class BatchCache:
     sequence counts its own positions.
 
     Args:
-        caches: of batch size 1, each with at least one position; they do not change. One cache may
+        caches: caches of batch size 1, each with at least one position; they do not change. One may
             occur several times: the samples that continue one prompt share its prefill.
-        windows: of the layers.
+        windows: the windows of the layers.
 
     Attributes:
         offset: positions read by each sequence, (B,).

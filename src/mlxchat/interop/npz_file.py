@@ -29,7 +29,7 @@ class NpzArray:
     Attributes:
         entry: the entry of the zip file that holds it.
         start: the offset of its elements in the entry, in bytes.
-        shape, dtype: of the array that `read` returns.
+        shape, dtype: those of the array that `read` returns.
     """
 
     entry: Entry

@@ -297,7 +297,7 @@ class GPTConfig(BaseModel):
             vocab_size: number of tokens in the vocabulary.
             sequence_len: context length in tokens.
             head_dim: width of a head.
-            arch: which architecture.
+            arch: the architecture.
             window_pattern: see the field; by default the architecture's own.
         """
         width = depth * ASPECT_RATIO

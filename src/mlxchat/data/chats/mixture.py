@@ -31,8 +31,8 @@ class ChatDocuments:
     Args:
         sources: each conversation of one comes ``weight`` times an epoch; where that is not whole,
             the rest is a share of them, others in each epoch.
-        seed: of the order, and of what is made up.
-        validation_share: of the conversations, 0 to 1.
+        seed: the seed of the order and of generated conversations.
+        validation_share: the share of the conversations to hold out, 0 to 1.
         identity: who the model is; `IDENTITY_CONVERSATIONS` say so, and what the built-in corpus
             says of that is left out.
         spelling_conversations: how many spell words and count letters.
