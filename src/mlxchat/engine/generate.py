@@ -46,8 +46,8 @@ def generate(
         max_tokens: yield at most this many tokens.
         repetition_penalty: makes tokens less likely that occurred before; 1 for none.
         seen: tokens the cache held before ``ids``; they count for the repetition penalty.
-        tools: returns a function that forces tokens. Those are yielded and held like others and count
-            for ``max_tokens``; the token sampled in the place of a forced one has no effect.
+        tools: returns a function that forces tokens. Those are yielded and held like others and
+            count for ``max_tokens``; the token sampled in the place of a forced one has no effect.
 
     Raises:
         ValueError: ``ids`` is empty.
