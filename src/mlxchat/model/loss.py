@@ -9,21 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 from mlxchat.model.cpu import exp, log_sum_exp, tanh
+from mlxchat.model.size import chunk_size
 from mlxchat.runtime import mx
 
 CHUNK_ROWS = 128  # the default of the minimum number of positions per chunk
 FASTEST_CHUNK_ROWS = {"cpu": 128, "cuda": 2048, "metal": 1024}  # by backend, measured
-CHUNK_LOGITS = 2**21  # the minimum number of logits per chunk: small vocabularies take more rows
-MOST_CHUNKS = 64  # the maximum number of chunks: each makes the compiled graph larger
-LARGEST_ARRAY = (
-    2**31 - 1
-)  # the maximum number of elements: beyond it MLX computes nonsense, or crashes
-
-
-def chunk_size(positions: int, vocab_size: int, chunk_rows: int) -> int:
-    """Return the number of positions per chunk: at least ``chunk_rows`` if they fit."""
-    rows = max(chunk_rows, CHUNK_LOGITS // vocab_size, -(-positions // MOST_CHUNKS))
-    return min(rows, LARGEST_ARRAY // vocab_size)
 
 
 def soft_cap(logits: mx.array, bound: float) -> mx.array:

@@ -38,7 +38,7 @@ PROMPTS = (  # nanochat's
 BUILTIN_PROMPTS = 5  # questions to sample with, if the built-in corpus is the dataset
 
 
-def pretrain(
+def run_pretraining(
     config: PretrainConfig,
     home: Home,
     report: Report,
