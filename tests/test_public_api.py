@@ -383,7 +383,7 @@ def test_a_config_object_is_instead_of_settings() -> None:
     config = mlxchat.PretrainConfig(depth=1)
     with pytest.raises(mlxchat.ConfigError, match="`seed` does not go with a PretrainConfig"):
         mlxchat.pretrain(config, seed=1)
-    with pytest.raises(mlxchat.ConfigError, match="is no SftConfig"):
+    with pytest.raises(mlxchat.ConfigError, match="is not of type SftConfig"):
         mlxchat.fine_tune(config)  # type: ignore[arg-type]
 
 
@@ -394,16 +394,27 @@ def test_wrong_arguments_of_a_model_are_config_errors(runs: Home) -> None:
         (lambda: model.generate("A", topk=3), "Did you mean `top_k`"),
         (lambda: model.generate("moo " * 500), "context is 128"),
         (lambda: model.logits("moo " * 500), "context is 128"),
-        (lambda: model.generate([]), "no token ids"),
-        (lambda: model.logits([300]), "no token ids"),
+        (lambda: model.generate([]), "not token ids"),
+        (lambda: model.logits([300]), "not token ids"),
+        (lambda: model.generate([1.5]), "not token ids"),  # type: ignore[list-item]
+        (lambda: model.generate("A", seed=-1), "`seed=-1`"),
+        (lambda: model.generate("A", seed=2**64), "`seed=18446744073709551616`"),
+        (lambda: model.generate("A", max_tokens=-1), "`max_tokens=-1`"),
+        (lambda: model.stream("A", max_tokens=0), "`max_tokens=0`"),
+        (lambda: model.chat(max_tokens=0), "`max_tokens=0`"),
+        (lambda: model.chat(seed=-1), "`seed=-1`"),
         (lambda: model.quantize(7), "`bits=7`"),
+        (lambda: model.export("gguf"), r"`to=gguf`(.|\n)*mlx-lm, transformers, nanochat"),
+        (lambda: model.export("mlx-lm", dtype="int8"), r"`dtype=int8`(.|\n)*float32, bfloat16"),
+        (lambda: model.export("mlx-lm", dtype="int8x"), "`dtype=int8x`"),
         (lambda: model.save("a b"), "cannot be the name"),
         (lambda: model.save("quickstart-sft"), "There is already a run called quickstart-sft"),
     ]:
         with pytest.raises(mlxchat.ConfigError, match=problem):
             call()
-    with pytest.raises(mlxchat.DataError):
-        model.loss("")
+    for text in ("", [5], [5, model.tokenizer.bos]):
+        with pytest.raises(mlxchat.DataError, match=r"too short(.|\n)*two tokens"):
+            model.loss(text)
 
 
 # ---- examples ------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ from mlxchat.train.loop import (
     Launch,
     Pending,
     ShouldStop,
-    TrainingStep,
+    StepParts,
     compile_step,
     train,
 )
@@ -359,7 +359,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
 def charged_to(clock: FakeClock) -> Compile:
     """Have compiling take five seconds, and a step as long as the clock says."""
 
-    def compiled(step: TrainingStep, stop: ShouldStop = lambda: False) -> Launch:
+    def compiled(step: StepParts, stop: ShouldStop = lambda: False) -> Launch:
         launch = compile_step(step, stop)
         clock.now += 5
 

@@ -16,7 +16,7 @@ from mlxchat.home import Home
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Event, Stepped
 from mlxchat.train.base import with_shape_of_base
-from mlxchat.train.loop import Compile, Launch, Pending, ShouldStop, TrainingStep, compile_step
+from mlxchat.train.loop import Compile, Launch, Pending, ShouldStop, StepParts, compile_step
 from mlxchat.train.pretrain import Pretraining
 from mlxchat.train.run import run as run_stage
 
@@ -122,7 +122,7 @@ def run_folder(home: Path) -> Path:
 def diverging(step: int, metrics: list[float]) -> Compile:
     """Have a step end with this loss, gradient norm and learning rate."""
 
-    def compiled(of: TrainingStep, stop: ShouldStop) -> Launch:
+    def compiled(of: StepParts, stop: ShouldStop) -> Launch:
         launch = compile_step(of, stop)
 
         def launch_diverging(number: int) -> Pending:

@@ -28,7 +28,7 @@ from mlxchat.optim.optimizer import Rates
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Saved, Stepped
 from mlxchat.tokenizer.bpe import Tokenizer
-from mlxchat.train.loop import Launch, Pending, ShouldStop, TrainingStep
+from mlxchat.train.loop import Launch, Pending, ShouldStop, StepParts
 
 
 @pytest.fixture(scope="module")
@@ -120,14 +120,14 @@ def test_an_interrupted_modern_run_resumes_bit_for_bit(prepared: Path) -> None:
     assert layout.read_model(folder, mx.float32).model.config.windows == (128, 160)
 
 
-def step_of(home: Path, config: PretrainConfig) -> TrainingStep:
+def step_of(home: Path, config: PretrainConfig) -> StepParts:
     """Return what a run computes its steps with, without computing one."""
-    compiled: list[TrainingStep] = []
+    compiled: list[StepParts] = []
 
     def never(number: int) -> Pending:
         raise Stopped
 
-    def keep(step: TrainingStep, stop: ShouldStop) -> Launch:
+    def keep(step: StepParts, stop: ShouldStop) -> Launch:
         compiled.append(step)
         return never
 

@@ -28,8 +28,8 @@ def make_sampler(sampling: Sampling, key: mx.array) -> Sampler:
     The repetition penalty is not part of it, since that depends on earlier tokens: see `penalise`.
 
     Args:
-        key: of `mx.random.key`. Every call draws with another key split off it, so that the same
-            calls of samplers with equal keys give the same tokens.
+        key: a key from `mx.random.key`. Every call draws with another key split off it, so that the
+            same calls of samplers with equal keys give the same tokens.
     """
     if sampling.temperature < COLDEST:
         return greedy

@@ -199,8 +199,8 @@ def _indivisible(layer: Layer, format: Format, layers: list[Layer]) -> MlxchatEr
     if option and format.mode != "affine":
         option = f"`mode=affine` {option}"
     return ConfigError(
-        f"The rows of {layer.name} have {layer.width} weights, which is no multiple of the group "
-        f"size {format.group_size}.",
+        f"The rows of {layer.name} have {layer.width} weights, which is not a multiple of the "
+        f"group size {format.group_size}.",
         f"Use {option}."
         if option
         else "Only models whose width is a multiple of 32 can be quantized.",
