@@ -253,16 +253,16 @@ def test_a_dry_run_reports_the_saved_run(at_trained: Program) -> None:
     assert_problem_and_remedy(errors, "--num-iterations (40 -> 41)", "--fresh")
 
 
-def test_own_text_is_fetched_and_trained_on(tmp_path: Path) -> None:
+def test_own_text_is_fetched_and_trained_on(tmp_path: Path, program: Program) -> None:
     source = tmp_path / "novel.txt"
     source.write_text("\n\n".join(f"Chapter {i}. It was a dark night. " * 40 for i in range(30)))
     result = mlxchat("data", "fetch", "--from", str(source))
     assert result.returncode == 0, result.stderr
     assert "2 shards in" in result.stdout
     assert "mlxchat train --depth 4 --dataset novel" in result.stdout
-    again = mlxchat("data", "fetch", "--from", str(source), "--dataset", "other", "--json")
-    assert len(json.loads(again.stdout.splitlines()[-1])["shards"]) == 2
-    status = mlxchat("data", "status").stdout
+    _, again, _ = program("data", "fetch", "--from", str(source), "--dataset", "other", "--json")
+    assert len(json.loads(again.splitlines()[-1])["shards"]) == 2
+    _, status, _ = program("data", "status")
     assert "novel" in status
     result = mlxchat(*TINY, "--dataset", "novel", "--num-iterations", "2", "--save-every", "0")
     assert result.returncode == 0, result.stderr

@@ -86,6 +86,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
             assert event.bits_per_byte == match[0].bits_per_byte
 
 
+@pytest.mark.slow  # test_saved_runs resumes a modern run, too
 def test_an_interrupted_modern_run_resumes_bit_for_bit(prepared: Path) -> None:
     modern = CONFIG.model_copy(
         update={
