@@ -37,7 +37,7 @@ def ticking() -> Callable[[], float]:
 def measured(reported: list[Progressed] | None = None, **settings: object) -> Bench:
     config = BenchConfig.model_validate({**TINY, **settings})
     report = [].append if reported is None else reported.append
-    return measure(config, report, ticking(), begun=990.0)
+    return measure(config, report, ticking(), started_at=990.0)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_utilisation_is_measured_against_a_known_peak(monkeypatch: pytest.Monkey
     assert facts.training.mfu == pytest.approx(facts.training.flops_per_second / 1e12)
 
 
-def test_no_step_is_begun_when_time_is_up() -> None:
+def test_no_step_starts_when_time_is_up() -> None:
     events: list[Progressed] = []
     facts = measured(events, steps=1000, seconds=5)
     assert len(facts.training.step_seconds) == 5
@@ -102,7 +102,9 @@ def test_impossible_settings_are_an_error() -> None:
         planned(BenchConfig(device_batch_size=10_000), RESOURCES)
     assert "10,000 rows of 512" in caught.value.problem and "24.0 GiB" in caught.value.problem
     assert "`device_batch_size" in caught.value.remedy
-    with pytest.raises(MlxchatError, match="8 rows of 512 tokens at once only fit into") as caught:
+    with pytest.raises(
+        MlxchatError, match="8 rows of 512 tokens at once only fit in mem"
+    ) as caught:
         planned(BenchConfig(), RESOURCES._replace(memory=GIB // 2))
     assert "`device_batch_size" in caught.value.remedy
     with pytest.raises(MlxchatError) as caught:

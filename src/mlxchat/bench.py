@@ -1,10 +1,8 @@
-"""What is measured, as values.
+"""Measures how fast this machine trains and generates, on random weights and random tokens.
 
-How fast this machine trains and generates, on random weights and random tokens.
-
-The training step is the one of `mlxchat train`, the decoding that of `mlxchat chat`: what is
-measured is what one gets. Medians count; a matrix product measured beside them says what the
-hardware gives.
+The training step is the one that `mlxchat train` runs, and decoding is that of `mlxchat chat`, so
+the figures are those a user gets. Speeds are medians; the speed of a plain matrix product, measured
+alongside, shows what the hardware can reach.
 """
 
 import platform
@@ -33,13 +31,13 @@ from mlxchat.train.measure import resources, synthetic_step
 
 
 class Facts(BaseModel):
-    """Base of what is measured."""
+    """Base class of the results, which are immutable."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Environment(Facts):
-    """Where it was measured."""
+    """The machine and the software that the benchmark ran on."""
 
     device: str
     backend: str
@@ -53,46 +51,46 @@ class Environment(Facts):
     system: str
 
 
-class Training(Facts):
-    """Whole steps: forward, backward, clipping, update."""
+class TrainingSpeed(Facts):
+    """The speed of whole training steps: forward, backward, clipping, update."""
 
-    startup_seconds: float  # from the command's beginning until the first step is begun
+    startup_seconds: float  # from the start of the command to that of the first step
     first_step_seconds: float  # compilation included
-    step_seconds: list[float]  # of each counted step
+    step_seconds: list[float]  # each counted step
     tokens_per_step: int
-    tokens_per_second: float  # by the median step
-    flops_per_second: float  # by the model's arithmetic
-    matmul_share: float  # of the measured matrix product
-    mfu: float | None  # of the chip's peak; None where that is unknown
-    peak_memory: int  # bytes, of MLX's allocator
+    tokens_per_second: float  # of the median step
+    flops_per_second: float  # counted from the model, not the hardware
+    matmul_share: float  # as a share of matmul_flops
+    mfu: float | None  # as a share of peak_flops; None where that is unknown
+    peak_memory: int  # bytes, as MLX's allocator counts them
 
 
 class Generation(Facts):
-    """One sequence, by the cache."""
+    """The speed of generating one sequence with a KV cache."""
 
-    prefill_tokens: int  # in the prompt that is read
+    prefill_tokens: int  # prompt length when measuring prefill
     prefill_tokens_per_second: float
-    prompt_tokens: int  # before those that are decoded
-    decoded_tokens: int  # in a round at most
-    tokens_per_second: float  # decoded greedily
+    prompt_tokens: int  # prompt length when measuring decode
+    decoded_tokens: int  # the most per round
+    tokens_per_second: float  # decoding greedily
 
 
 class Bench(Facts):
-    """All that is measured."""
+    """All results of a benchmark."""
 
     config: BenchConfig
     parameters: int
     flops_per_token: int  # forward and backward
     environment: Environment
-    training: Training
+    training: TrainingSpeed
     generation: Generation
 
 
-UNCOUNTED_STEPS = 2  # the first one compiles, the second one begins with nothing under way
-LEAST_STEPS = 3
-ROUNDS = 5  # of generation, after one that is not counted
-ROUND_SECONDS = 2.0  # a round of decoding ends after so long
-ROUNDS_SECONDS = 10.0  # no further round is begun after so long
+UNCOUNTED_STEPS = 2  # the first compiles, the second starts with no other step under way
+LEAST_COUNTED_STEPS = 3
+ROUNDS = 5  # of generation, after one round that is not counted
+ROUND_SECONDS = 2.0  # a round of decoding ends after this
+ROUNDS_SECONDS = 10.0  # no new round starts after this
 PROMPT_TOKENS = 64
 NEW_TOKENS = 128
 PREFILL_TOKENS = 1024
@@ -100,23 +98,24 @@ MATMUL_SECONDS = 1.0
 SEED = 0
 
 
-def measure(config: BenchConfig, report: Report, clock: Clock, begun: float) -> Bench:
-    """Train a new model for some steps, let it generate, time a matrix product.
+def measure(config: BenchConfig, report: Report, clock: Clock, started_at: float) -> Bench:
+    """Train a new model for some steps, let it generate, and time a matrix product.
 
     Args:
-        config: which model, and for how long.
-        report: is told how far it is.
-        clock: seconds.
-        begun: when the command began, by ``clock``.
+        config: the model, and how long to measure.
+        report: called with the progress.
+        clock: returns seconds.
+        started_at: when the command started, by ``clock``.
 
     Raises:
-        MlxchatError: heads cannot share out the width, or it does not fit in memory.
+        ConfigError: the heads do not divide the width.
+        MemoryLimitError: the model does not fit in memory.
     """
     made = planned(config, resources())
     runtime.bound_buffer_cache()
     mx.reset_peak_memory()
     step = synthetic_step(made)
-    started = clock()
+    first_step_at = clock()
     first, counted = _time_steps(step, made, config.seconds, report, clock)
     peak_memory = mx.get_peak_memory()
     model = step.model
@@ -128,16 +127,19 @@ def measure(config: BenchConfig, report: Report, clock: Clock, begun: float) -> 
         parameters=made.parameters,
         flops_per_token=made.flops_per_token,
         environment=environment,
-        training=_training(made, environment, started - begun, first, counted, peak_memory),
+        training=_training(
+            made, environment, first_step_at - started_at, first, counted, peak_memory
+        ),
         generation=generation,
     )
 
 
 def planned(config: BenchConfig, resources: Resources) -> Plan:
-    """The plan of a training run of one micro-batch a step.
+    """Return the plan of a training run with one micro-batch per step.
 
     Raises:
-        MlxchatError: as of `plan`; or it fits with gradient checkpointing only.
+        MlxchatError: as `plan`.
+        MemoryLimitError: the run only fits with gradient checkpointing.
     """
     settings = PretrainConfig(
         arch=config.arch,
@@ -152,7 +154,7 @@ def planned(config: BenchConfig, resources: Resources) -> Plan:
     if made.grad_checkpoint:
         raise MemoryLimitError(
             f"{config.device_batch_size:,} rows of {config.max_seq_len:,} tokens at once only fit "
-            "into memory with gradient checkpointing, which is not what is measured.",
+            "in memory with gradient checkpointing, which the benchmark does not use.",
             "Use a smaller `device_batch_size`, `max_seq_len`, `vocab_size` or `depth`.",
         )
     return made
@@ -161,19 +163,20 @@ def planned(config: BenchConfig, resources: Resources) -> Plan:
 def _time_steps(
     step: TrainingStep, made: Plan, limit: float, report: Report, clock: Clock
 ) -> tuple[float, list[float]]:
-    """Train until the steps are over, or ``limit`` seconds of those that count.
+    """Train all steps of the plan, or counted steps for ``limit`` seconds if that is less.
 
-    Returns the seconds of the first step, and of each that counts.
+    As in training, each step is launched before the previous one is awaited. Only the first is
+    awaited by itself, so that its compilation time is seen.
 
-    As in training, a step is launched before the one under way is waited for; but the first is
-    waited for alone, so that its compilation is seen.
+    Returns:
+        The seconds of the first step, and those of each counted step.
     """
     launch, most, tokens = compile_step(step), made.num_iterations, made.tokens_per_step
 
     def tell(done: int, total: int) -> None:
         report(Progressed(ends[-1], "training", done * tokens, total * tokens, "tokens"))
 
-    ends = [clock()]  # of the steps; before them, the beginning of the first
+    ends = [clock()]  # when each step ended; before those, when the first one started
     tell(0, most)
     launch(1)
     mx.synchronize()
@@ -186,7 +189,10 @@ def _time_steps(
         mx.eval(under_way.metrics)
         under_way = following
         ends.append(clock())
-        slow = done >= UNCOUNTED_STEPS + LEAST_STEPS and ends[-1] - ends[UNCOUNTED_STEPS] >= limit
+        slow = (
+            done >= UNCOUNTED_STEPS + LEAST_COUNTED_STEPS
+            and ends[-1] - ends[UNCOUNTED_STEPS] >= limit
+        )
         over = slow or done == most
         tell(done, done if over else most)
     seconds = [after - before for before, after in pairwise(ends)]
@@ -200,11 +206,11 @@ def _training(
     first: float,
     counted: list[float],
     peak_memory: int,
-) -> Training:
+) -> TrainingSpeed:
     tokens_per_second = made.tokens_per_step / median(counted)
     speed = made.flops_per_token * tokens_per_second
     peak = environment.peak_flops
-    return Training(
+    return TrainingSpeed(
         startup_seconds=startup,
         first_step_seconds=first,
         step_seconds=counted,
@@ -218,7 +224,7 @@ def _training(
 
 
 def _generation(model: GPT, report: Report, clock: Clock) -> Generation:
-    """Read a prompt; decode after a shorter one. Both stay within the context."""
+    """Time the prefill of a prompt, and the decoding after a shorter one, within the context."""
     context, vocab_size = model.config.sequence_len, model.config.vocab_size
     ids = _random_ids(vocab_size, min(PREFILL_TOKENS, context))
     prompt = ids[: min(PROMPT_TOKENS, context // 2)]
@@ -237,26 +243,26 @@ def _generation(model: GPT, report: Report, clock: Clock) -> Generation:
 
 
 def _rounds(task: str, rate: Callable[[], float], report: Report, clock: Clock) -> list[float]:
-    """What ``rate`` returns in each round, the first one left out; one at least."""
-    begun, rates = clock(), list[float]()
+    """Return what ``rate`` returns in each round but the first; at least one value."""
+    started_at, rates = clock(), list[float]()
     for done in range(1 + ROUNDS):
         report(Progressed(clock(), task, done, 1 + ROUNDS, "rounds"))
         rates.append(rate())
-        if done and clock() - begun >= ROUNDS_SECONDS:
+        if done and clock() - started_at >= ROUNDS_SECONDS:
             break
     report(Progressed(clock(), task, len(rates), len(rates), "rounds"))
     return rates[1:]
 
 
 def _prefill_rate(model: GPT, ids: list[int], clock: Clock) -> float:
-    """Tokens a second from a prompt to the logits after it."""
-    begun = clock()
+    """Return the tokens per second of computing the logits after a prompt."""
+    started_at = clock()
     mx.eval(prefill(model, ids, KVCache(model.config)))
-    return len(ids) / (clock() - begun)
+    return len(ids) / (clock() - started_at)
 
 
 def _decode_rate(model: GPT, prompt: list[int], decoded: int, clock: Clock) -> float:
-    """Tokens a second after the first one, for which the prompt is read."""
+    """Return the tokens per second of decoding, not counting the first token and its prefill."""
     stream = generate(
         model,
         prompt,
@@ -291,6 +297,6 @@ def _environment() -> Environment:
 
 
 def _random_ids(vocab_size: int, count: int) -> list[int]:
-    """The same ones for the same arguments."""
+    """Return random token ids, the same for the same arguments."""
     ids: list[int] = np.random.default_rng(SEED).integers(0, vocab_size, count).tolist()
     return ids

@@ -1,4 +1,4 @@
-"""The disk: its errors as the user sees them, room on it, and writes that outlast a power cut."""
+"""Disk errors as users see them, free space, file locks, and writes that survive a power cut."""
 
 import fcntl
 import os
@@ -9,13 +9,13 @@ from pathlib import Path
 
 from mlxchat.errors import DiskError
 
-GIB = 2**30
-RESERVE = GIB  # bytes of disk that downloads leave free
+_GIB = 2**30
+RESERVE = _GIB  # bytes of disk that downloads leave free
 
 
 @contextmanager
 def storing(what: Path | str) -> Iterator[None]:
-    """Turn a disk that is full, or a folder that cannot be written, into an error the user sees."""
+    """Turn the OSError of a full disk or a read-only folder into a DiskError for the user."""
     try:
         yield
     except OSError as error:
@@ -26,10 +26,10 @@ def storing(what: Path | str) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Have the system write a file, or the names in a folder, to the disk."""
+    """Flush a file, or the list of names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        if hasattr(fcntl, "F_FULLFSYNC"):  # a Mac: fsync alone leaves it in the drive's cache
+        if hasattr(fcntl, "F_FULLFSYNC"):  # on a Mac, fsync leaves it in the drive's cache
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
         else:
             os.fsync(descriptor)
@@ -38,7 +38,10 @@ def sync(path: Path) -> None:
 
 
 def lock(descriptor: int) -> bool:
-    """Try to be the only process that holds the open file; the lock of a dead one is void."""
+    """Try to lock an open file for this process alone; return whether that worked.
+
+    The system releases the lock of a process that ends.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -47,7 +50,7 @@ def lock(descriptor: int) -> bool:
 
 
 def is_at(descriptor: int, path: Path) -> bool:
-    """Whether the open file is still the one of that name: nobody renamed or removed it."""
+    """Return whether the open file is still at ``path``, neither renamed nor removed."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -58,13 +61,13 @@ def require_space(folder: Path, needed: int) -> None:
     """Check that ``needed`` bytes fit on the disk of ``folder`` and leave 1 GiB free.
 
     Raises:
-        MlxchatError: they do not.
+        DiskError: they do not.
     """
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if needed and needed + RESERVE > free:
         raise DiskError(
-            f"The disk of {folder} is too small: {needed / GIB:.2f} GiB to download, "
-            f"{free / GIB:.2f} GiB free, of which 1 GiB must stay free.",
-            "Make room, ask for fewer shards, or choose another disk with MLXCHAT_HOME.",
+            f"The disk of {folder} is too small: {needed / _GIB:.2f} GiB to download, "
+            f"{free / _GIB:.2f} GiB free, of which 1 GiB must stay free.",
+            "Make room, download fewer shards, or choose another disk with MLXCHAT_HOME.",
         )

@@ -1,11 +1,11 @@
-"""Where things lie on disk: one folder, ``$MLXCHAT_HOME``, by default ``~/.cache/mlxchat``."""
+"""Where files are on disk: in one folder, ``$MLXCHAT_HOME``, by default ``~/.cache/mlxchat``."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-DEFAULT_DATASET = "fineweb-edu"  # nanochat's first; a row of data/shards.py describes it
-STAGE_FOLDERS = {  # of the runs of each stage of training; nanochat's names
+DEFAULT_DATASET = "fineweb-edu"  # nanochat's first dataset; data/shards.py describes it
+STAGE_FOLDERS = {  # a folder of runs for each training stage, with nanochat's names
     "pretraining": "base_checkpoints",
     "fine-tuning": "chatsft_checkpoints",
 }
@@ -13,7 +13,7 @@ STAGE_FOLDERS = {  # of the runs of each stage of training; nanochat's names
 
 @dataclass(frozen=True)
 class Home:
-    """The folder that holds data, tokenizers, checkpoints and logs. Nothing here creates one."""
+    """The folder that holds data, tokenizers, checkpoints and logs. No method creates it."""
 
     root: Path
 
@@ -26,7 +26,7 @@ class Home:
         return cls(Path(cache) / "mlxchat")
 
     def data(self, dataset: str) -> Path:
-        """Return the folder of a dataset's shards; nanochat calls its first one ``base_data``."""
+        """Return the folder of a dataset's shards; nanochat's first is in ``base_data``."""
         return self.root / ("base_data" if dataset == DEFAULT_DATASET else f"base_data_{dataset}")
 
     @property
@@ -35,32 +35,32 @@ class Home:
         return self.root / "tokenizer"
 
     def stage(self, name: str) -> Path:
-        """Return the folder with a folder of saved steps for each run of a stage."""
+        """Return the folder of a stage's runs, each a folder of saved steps."""
         return self.root / STAGE_FOLDERS[name]
 
     @property
     def runs(self) -> Path:
-        """The folder with a folder of saved steps for each pretraining run."""
+        """The folder of pretraining runs."""
         return self.stage("pretraining")
 
     @property
     def finetuned(self) -> Path:
-        """The folder with a folder of saved steps for each fine-tuning run."""
+        """The folder of fine-tuning runs."""
         return self.stage("fine-tuning")
 
     @property
     def stages(self) -> tuple[Path, ...]:
-        """The folders of the runs of all stages. No two runs have the same name."""
+        """The folders of runs of all stages. A run's name is unique across them."""
         return tuple(map(self.stage, STAGE_FOLDERS))
 
     def run(self, tag: str) -> Path:
-        """Return the folder of a run's saved steps; a new run's is among the pretraining runs."""
+        """Return the folder of a run's saved steps; a new name is that of a pretraining run."""
         return next((runs / tag for runs in self.stages if (runs / tag).is_dir()), self.runs / tag)
 
     def log(self, tag: str) -> Path:
-        """The file with one JSON object per event of a run."""
+        """Return the log file of a run, with one JSON object per event."""
         return self.root / "logs" / tag / "metrics.jsonl"
 
     def kernels(self, mlx: str) -> Path:
-        """The folder of the CUDA kernels that a version of MLX has compiled."""
+        """Return the folder of CUDA kernels compiled by a version of MLX."""
         return self.root / "kernels" / mlx

@@ -1,8 +1,8 @@
-"""Quantization of a trained model: in place, measured, and saved as a checkpoint of its own.
+"""Quantizes a trained model in place, measures its loss, and saves it as its own checkpoint.
 
 Scales and offsets are stored in the dtype that this machine computes in. mlx-lm takes the dtype of
-its activations from them, so it computes as `chat` does: in bfloat16 on GPUs, and in float32 on
-CPUs, where MLX's quantized products are ten times as fast as in bfloat16.
+its activations from them, so it computes as `mlxchat chat` does: in bfloat16 on GPUs, and in
+float32 on CPUs, where MLX's quantized products are ten times as fast as in bfloat16.
 """
 
 import math
@@ -25,8 +25,8 @@ from mlxchat.model.quantized import quantize_layers
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Event
 
-EVALUATION_TOKENS = 4096  # in a batch, or one row if the context is longer
-KINDS = {  # of layers, by the prefixes of their names
+EVALUATION_TOKENS = 4096  # per batch, or one row if the context is longer
+KINDS = {  # kinds of layers, by the prefix of their names
     "transformer.wte": "embedding",
     "transformer.h.": "blocks",
     "value_embeds.": "value embeddings",
@@ -51,7 +51,7 @@ class QuantizedPart(NamedTuple):
 
 
 def destination(runs: Path, source: Path, quantization: Quantization) -> tuple[Path, int]:
-    """Return the run's folder and the step that the quantized copy of a model is saved as.
+    """Return the run folder and the step under which to save the quantized copy of a model.
 
     A saved step keeps its number; a directory from elsewhere becomes step 0 of a run of its name.
 
@@ -63,7 +63,7 @@ def destination(runs: Path, source: Path, quantization: Quantization) -> tuple[P
             f"The model in {source} is already quantized.",
             f"Name the original run with `model_tag`, or talk to this one: {command('chat')}",
         )
-    tag, step = history.model_name(source)
+    tag, step = history.tag_and_step(source)
     run = runs / f"{tag}-{quantization.name}"
     if store.directory(run, step).exists():
         raise CheckpointError(
@@ -74,12 +74,12 @@ def destination(runs: Path, source: Path, quantization: Quantization) -> tuple[P
 
 
 def quantize(model: GPT, formats: Mapping[str, Format]) -> list[QuantizedPart]:
-    """Quantize these layers in place, and cast all others to the compute dtype.
+    """Quantize the layers named in ``formats`` in place, and cast the rest to the compute dtype.
 
     The old weight of each layer is freed before the next layer is quantized.
 
     Returns:
-        What became of the parameters, in the order of the model's layers.
+        The parameters by kind and format, in the order of the model's layers.
     """
     before = model.named_parameters()
     counts = {name: (weight.size, weight.nbytes) for name, weight in before.items()}

@@ -96,7 +96,7 @@ def test_a_cursor_resumes_exactly(first: Path) -> None:
 
 def test_a_cursor_of_other_data_is_refused(first: Path) -> None:
     documents = ChatDocuments([Source(first)], seed=0)
-    with pytest.raises(MlxchatError, match="goes on at conversation 301, but an epoch has"):
+    with pytest.raises(MlxchatError, match="resumes at conversation 301, but an epoch has"):
         next(documents.training(Cursor(1, 0, 301)))
 
 

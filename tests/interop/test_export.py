@@ -29,13 +29,13 @@ from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.interop import exporters, torch_file
 from mlxchat.interop.importers import open_model
-from mlxchat.interop.importers.model import network
+from mlxchat.interop.importers.model import read_network
 from mlxchat.interop.programs import PROGRAMS, Program
 from mlxchat.model.config import ERAS, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
-from mlxchat.train.pretrain import Pretraining, pretrain
-from mlxchat.train.sft import FineTuning, fine_tune
+from mlxchat.train.pretrain import Pretraining, run_pretraining
+from mlxchat.train.sft import FineTuning, run_fine_tuning
 from mlxchat.train.stage import history_of
 
 HISTORY = History(tag="d4", step=7)
@@ -70,7 +70,7 @@ def test_nanochat_gets_back_what_it_gave(arch: str, conversational: bool, tmp_pa
     assert lengths.read().tolist() == [1] * 256 + [0] * 9
     again = open_model(file.parent)
     assert again.conversational == conversational
-    assert_reference_logits(network(again), arch)
+    assert_reference_logits(read_network(again), arch)
 
 
 @pytest.mark.parametrize("program", ["mlx-lm", "transformers", "nanochat"])
@@ -81,7 +81,7 @@ def test_what_is_exported_can_be_imported(program: Any, tmp_path: Path) -> None:
     foreign = open_model(folder)
     assert foreign.program == program and foreign.conversational
     assert foreign.config == model.model.config
-    assert_reference_logits(network(foreign), "classic")
+    assert_reference_logits(read_network(foreign), "classic")
 
 
 @pytest.mark.parametrize("era", [era for era in ERAS if era != "classic"])
@@ -98,7 +98,7 @@ def test_every_era_survives(era: Any, program: Any, tmp_path: Path) -> None:
     )
     foreign = open_model(folder)
     assert foreign.config == shape
-    ours, back = model.model.named_parameters(), network(foreign).named_parameters()
+    ours, back = model.model.named_parameters(), read_network(foreign).named_parameters()
     assert all(mx.array_equal(back[name], array) for name, array in ours.items())
 
 
@@ -162,7 +162,7 @@ def test_large_models_are_cut_into_files(program: Any, tmp_path: Path) -> None:
         assert mx.load(str(file)).keys() == held
     total = sum(array.nbytes for array in model.model.named_parameters().values())
     assert index["metadata"]["total_size"] == total == told[-1][0] == told[-1][1]
-    assert_reference_logits(network(open_model(out)), "classic")
+    assert_reference_logits(read_network(open_model(out)), "classic")
 
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
@@ -240,8 +240,8 @@ def test_the_command_takes_a_run_and_says_what_to_do_next(
     assert (
         "1.2500 bits per byte" in card and "It was imported: step 7 of a run of nanochat." in card
     )
-    assert "What the model that was imported from nanochat learnt from is not known" in card
-    assert "`<|user_end|>`, is one there; mlxchat takes it for plain text" in card
+    assert "The training data of the model that was imported from nanochat is unknown." in card
+    assert "it for the special token; mlxchat takes it for plain text" in card
     assert "chat_template" in json.loads((out / "tokenizer_config.json").read_text())
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [260, 256]
 
@@ -293,7 +293,7 @@ def pretrained(home: Home, tag: str, **settings: object) -> Path:
         }
         | settings
     )  # fmt: skip
-    list(pretrain(config, home, lambda _: None))
+    list(run_pretraining(config, home, lambda _: None))
     return home.run(tag) / "step_000002"
 
 
@@ -307,9 +307,9 @@ def test_the_card_says_how_the_model_was_trained(tmp_path: Path) -> None:
     exporters.write("transformers", tmp_path / "out", model, about, mx.float32)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| pretraining | 512 tokens of the built-in corpus of mlxchat |" in card
-    assert "It learnt from the built-in corpus of mlxchat." in card
+    assert "It was trained on the built-in corpus of mlxchat." in card
     assert card.startswith("---\nlibrary_name: transformers\n")
-    assert "license:" not in card and "not known" not in card
+    assert "license:" not in card and "unknown" not in card
 
 
 @pytest.mark.slow
@@ -330,9 +330,11 @@ def test_the_card_names_every_model_it_came_from(tmp_path: Path) -> None:
         "num_iterations": 2, "device_batch_size": 4, "eval_every": 0, "sample_every": 0,
         "save_every": 1,
     }  # fmt: skip
-    first = fine_tune(SftConfig.model_validate(tuning), home, lambda _: None, stop=lambda: True)
+    first = run_fine_tuning(
+        SftConfig.model_validate(tuning), home, lambda _: None, stop=lambda: True
+    )
     list(first)  # to resume from
-    list(fine_tune(SftConfig.model_validate(tuning), home, lambda _: None))
+    list(run_fine_tuning(SftConfig.model_validate(tuning), home, lambda _: None))
     result = CliRunner().invoke(
         app, ["quantize", "--model-tag", "chatty", "--eval-tokens", "0", "--json"]
     )
@@ -346,12 +348,12 @@ def test_the_card_names_every_model_it_came_from(tmp_path: Path) -> None:
     exporters.write("mlx-lm", tmp_path / "out", foreign, about, mx.float32)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "It was imported: a model of transformers." in card
-    assert "step 2 of the pretraining run `more`, which began with `base`" in card
-    assert "step 2 of the fine-tuning run `chatty`, which began with `more`" in card
+    assert "step 2 of the pretraining run `more`, which started from `base`" in card
+    assert "step 2 of the fine-tuning run `chatty`, which started from `more`" in card
     assert (
-        "It learnt from the built-in corpus of mlxchat; conversations of the built-in corpus of "
-        "mlxchat; made-up conversations that spell. What the model that was imported from "
-        "transformers learnt from is not known here." in card
+        "It was trained on the built-in corpus of mlxchat; conversations of the built-in corpus of "
+        "mlxchat; made-up conversations that spell. The training data of the model that was "
+        "imported from transformers is unknown." in card
     )
     assert str(tmp_path) not in card
 

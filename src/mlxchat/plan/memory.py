@@ -16,10 +16,8 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from mlxchat.config.run import LEAST, MemoryConfig
 from mlxchat.config.units import UNIT_BYTES, round_size, to_bytes
 from mlxchat.errors import MemoryLimitError
-from mlxchat.model.block import QUERIES
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.loss import chunk_size
-from mlxchat.model.size import STACK, parameters
+from mlxchat.model.size import QUERIES, STACK, chunk_size, parameters
 
 ScoresHeld = Literal["none", "windows", "all"]
 """The layers that keep attention scores for their backward pass: those without a fused kernel."""

@@ -1,8 +1,8 @@
-"""Everything that the commands print: events as they come, tables, lines, errors.
+"""Prints everything that the commands print: events as they come, tables, lines, errors.
 
-A `Screen` shows events whatever the output is: a live panel and bars on a terminal, plain lines in
-a file or a pipe, JSON for programs. A reader that goes away (``| head``, a closed terminal) ends
-the showing, never the work.
+A `Screen` shows events as the output allows: a live panel and bars on a terminal, plain lines in a
+file or a pipe, JSON for programs. When the reader goes away (``| head``, a closed terminal), the
+output ends but the work continues.
 """
 
 import os
@@ -20,11 +20,11 @@ from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.text import as_options, in_one_line
 from mlxchat.ui.views import JsonView, LiveView, PlainView, View
 
-PIPE_WIDTH = 1000  # columns: nothing is folded where nobody looks
+PIPE_WIDTH = 1000  # columns: lines in files and pipes are not wrapped
 
 
 class QuietStream:
-    """A text stream that goes silent when its reader has gone, and never raises."""
+    """A text stream that discards its output once the reader has gone, and never raises."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -32,25 +32,29 @@ class QuietStream:
 
     @property
     def encoding(self) -> str:
-        """Of the stream below."""
+        """The encoding of the underlying stream."""
         return getattr(self._stream, "encoding", None) or "utf-8"
 
     def isatty(self) -> bool:
-        """Whether a person looks at it."""
+        """Return whether the underlying stream is a terminal."""
         return self._stream.isatty()
 
     def fileno(self) -> int:
-        """The descriptor below; OSError where there is none."""
+        """Return the underlying file descriptor.
+
+        Raises:
+            OSError: there is none.
+        """
         return self._stream.fileno()
 
     def write(self, text: str) -> int:
-        """Write what the stream's encoding has letters for, question marks for the rest."""
+        """Write text, with question marks for characters that the encoding lacks."""
         safe = text.encode(self.encoding, "replace").decode(self.encoding)
         self._unless_gone(lambda: self._stream.write(safe))
         return len(text)
 
     def flush(self) -> None:
-        """Hand what is written to the system."""
+        """Flush the underlying stream."""
         self._unless_gone(self._stream.flush)
 
     def _unless_gone(self, action: Callable[[], object]) -> None:
@@ -58,12 +62,15 @@ class QuietStream:
             return
         try:
             action()
-        except (OSError, ValueError):  # a broken pipe, a lost terminal, a full disk; closed
+        except (
+            OSError,
+            ValueError,
+        ):  # a broken pipe, a lost terminal, a full disk; a closed stream
             self._gone = True
             self._discard_the_rest()
 
     def _discard_the_rest(self) -> None:
-        """Python flushes its streams once more when it ends: let that succeed, unseen."""
+        """Send the rest to /dev/null, so that Python's last flush at exit succeeds."""
         try:
             descriptor = self._stream.fileno()
         except (OSError, ValueError):
@@ -74,7 +81,7 @@ class QuietStream:
 
 
 def console_for(stream: TextIO) -> Console:
-    """A rich console on a stream: nothing is markup, and a reader that goes away is no error."""
+    """Return a rich console that takes text literally and tolerates a reader that goes away."""
     terminal = stream.isatty()
     return Console(
         file=cast(TextIO, QuietStream(stream)),
@@ -87,15 +94,15 @@ def console_for(stream: TextIO) -> Console:
 
 
 class Screen:
-    """Shows the events of a run, of downloads and of other tasks; a context manager.
+    """Shows the events of a run, of downloads and of other tasks, as a context manager.
 
-    Safe to use from several threads, as long as one of them sends the events of the training.
+    Several threads may use it, as long as only one of them sends the events of the training.
 
     Args:
         json: show each event as a line of JSON, and nothing else.
-        stream: where to; standard output by default.
-        console: a rich console to use in place of one on ``stream``.
-        clock: seconds, for what moves between events.
+        stream: where to write; standard output by default.
+        console: a rich console to use instead of ``stream``.
+        clock: returns seconds; what changes between events is drawn by it.
     """
 
     def __init__(
@@ -118,14 +125,14 @@ class Screen:
             self._view = PlainView(console.file)
 
     def follow(self, meter: Meter) -> None:
-        """Show this meter, which the run itself folds before it yields an event.
+        """Show this meter, which the run itself updates before it yields an event.
 
-        A resumed run's meter knows the steps before, which a new one would not.
+        The meter of a resumed run knows the earlier steps, unlike a new one.
         """
         self._meter, self._folds = meter, False
 
     def show(self, event: Event) -> None:
-        """Show an event as it comes, until the context ends; never raises because of the output."""
+        """Show an event, unless the context has ended. Output errors are ignored."""
         if not self._open:
             return
         if self._folds:
@@ -141,12 +148,12 @@ class Screen:
 
 
 def say(text: str = "", stream: TextIO | None = None) -> None:
-    """Print a line, to standard output unless told otherwise; the terminal wraps it."""
+    """Print a line, by default to standard output; the terminal wraps it."""
     console_for(stream or sys.stdout).print(Text(text), soft_wrap=True)
 
 
 def error(problem: str, remedy: str = "", stream: TextIO | None = None) -> None:
-    """Print what is wrong and, on a line of its own, what to do, to standard error."""
+    """Print an error and, on a line of its own, its remedy, by default to standard error."""
     console = console_for(stream or sys.stderr)
     console.print(Text.assemble(("Error: ", "bold red"), as_options(problem)), soft_wrap=True)
     if remedy:
@@ -154,9 +161,9 @@ def error(problem: str, remedy: str = "", stream: TextIO | None = None) -> None:
 
 
 def warning(text: str, stream: TextIO | None = None) -> None:
-    """Print what is amiss though the work goes on, to standard error."""
+    """Print a warning, by default to standard error."""
     console = console_for(stream or sys.stderr)
-    whole = not console.is_terminal  # where a line too long is folded between words
+    whole = not console.is_terminal  # on a terminal, rich wraps between words
     console.print(Text.assemble(("Warning: ", "bold yellow"), as_options(text)), soft_wrap=whole)
 
 
@@ -165,7 +172,7 @@ def table(
     rows: Iterable[Sequence[str | int | float]],
     stream: TextIO | None = None,
 ) -> None:
-    """Print rows under their headings: text to the left, numbers to the right, none cut."""
+    """Print a table: text left-aligned, numbers right-aligned, nothing shortened."""
     listed = [list(row) for row in rows]
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for index, name in enumerate(columns):
@@ -173,7 +180,7 @@ def table(
         drawn.add_column(
             Text(name),
             justify="right" if numeric else "left",
-            no_wrap=numeric or index == 0,  # on a narrow terminal names stay whole, texts fold
+            no_wrap=numeric or index == 0,  # on a narrow terminal, texts wrap but names do not
             overflow="fold",
         )
     for row in listed:
@@ -182,7 +189,7 @@ def table(
 
 
 def answers(exchanges: Iterable[tuple[str, str]], stream: TextIO | None = None) -> None:
-    """Print questions, each with what the model answered below it."""
+    """Print each question with the model's answer below it."""
     console = console_for(stream or sys.stdout)
     for question, answer in exchanges:
         console.print(Text(f"> {in_one_line(question)}", style="bold"))

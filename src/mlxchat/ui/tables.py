@@ -1,6 +1,6 @@
-"""Numbers with names as tables: below one another, or two abreast where they fit; or Markdown.
+"""Tables of labelled numbers: one below the other, side by side where they fit, or as Markdown.
 
-Pure functions, but for `show`, which prints.
+All functions are pure except `show`, which prints.
 """
 
 import sys
@@ -14,12 +14,12 @@ from rich.text import Text
 from mlxchat.ui.console import console_for
 from mlxchat.ui.text import in_one_line
 
-ABREAST = 130  # columns of a terminal, from which on two tables stand side by side
+ABREAST = 130  # columns of a terminal from which two tables go side by side
 COLUMN_GAP = 4
 
 
 class Row(NamedTuple):
-    """A number with its name, and what there is to say about it."""
+    """A labelled number and a note about it."""
 
     label: str
     value: str
@@ -27,14 +27,14 @@ class Row(NamedTuple):
 
 
 class Section(NamedTuple):
-    """Rows that belong together."""
+    """A titled group of rows."""
 
     title: str
     rows: Sequence[Row]
 
 
 def about(seconds: float) -> str:
-    """``about 45 seconds``, ``about 3.2 hours``: no more digits than an estimate deserves."""
+    """Return an estimated time as text, without false precision: ``about 3.2 hours``."""
     for unit, size in (("years", 365 * 86_400), ("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             count = seconds / size
@@ -43,12 +43,12 @@ def about(seconds: float) -> str:
 
 
 def flops_per_second(speed: float) -> str:
-    """``430 GFLOP/s`` or ``12.4 TFLOP/s``."""
+    """Return a speed as text: ``430 GFLOP/s`` or ``12.4 TFLOP/s``."""
     return f"{speed / 1e12:,.1f} TFLOP/s" if speed >= 1e12 else f"{speed / 1e9:,.0f} GFLOP/s"
 
 
 def tables(heading: Sequence[str], sections: Sequence[Section], width: int) -> Group:
-    """The heading's lines, then a table a section, at most ``width`` characters wide."""
+    """Return the heading lines and one table per section, at most ``width`` characters wide."""
     lines = [Text(line, style="bold" if i == 0 else "") for i, line in enumerate(heading)]
     if width < ABREAST:
         each = [_table(section) for section in sections]
@@ -64,7 +64,7 @@ def tables(heading: Sequence[str], sections: Sequence[Section], width: int) -> G
 
 
 def markdown(heading: Sequence[str], sections: Sequence[Section]) -> str:
-    """The same as a Markdown table, to paste into an issue: a number and its note in one cell."""
+    """Return the sections as one Markdown table, with each number and its note in one cell."""
     lines = [f"**{heading[0]}**", *heading[1:], "", "| | |", "|---|---|"]
     for section in sections:
         lines.append(f"| **{_in_a_cell(section.title)}** | |")
@@ -79,7 +79,7 @@ def _in_a_cell(text: str) -> str:
 
 
 def show(heading: Sequence[str], sections: Sequence[Section], stream: TextIO | None = None) -> None:
-    """Print the tables; one below the other where nobody looks."""
+    """Print the tables; one below the other unless the output is a wide terminal."""
     console = console_for(stream or sys.stdout)
     width = console.width if console.is_terminal else ABREAST - 1
     console.print(tables(heading, sections, width), width=width)

@@ -1,6 +1,6 @@
-"""Bars of downloads and other tasks, and amounts as one reads them: text that fits its line.
+"""Building blocks of what is shown: amounts, progress bars, columns, tables and panels.
 
-Numbers with their names, in columns, lines and tables, and panels of such lines.
+Everything is laid out in lines that fit the width given.
 """
 
 import re
@@ -15,12 +15,12 @@ from rich.text import Text
 
 from mlxchat.telemetry.events import Progressed
 
-RATE_SECONDS = 15.0  # a task's rate is that of its last seconds
-SINGULAR = {"batches": "batch"}  # of units that lose more than an s
-LEAST_BAR = 10  # characters; amounts and rates give way before the bar gets shorter
+RATE_SECONDS = 15.0  # a task's rate is measured over its last seconds
+SINGULAR = {"batches": "batch"}  # units whose singular loses more than an s
+LEAST_BAR = 10  # characters; amounts and rates are left out before the bar gets shorter
 
 _SETTING = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
-_OTHERWISE = {"conversational": "chat"}  # settings whose option has another name
+_OTHERWISE = {"conversational": "chat"}  # settings whose option's name differs
 
 
 def as_options(text: str) -> str:
@@ -37,7 +37,7 @@ def as_options(text: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``45s``, ``3m 05s``, ``15h 20m`` or ``3d 04h``."""
+    """Return a duration as text: ``45s``, ``3m 05s``, ``15h 20m`` or ``3d 04h``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -49,12 +49,12 @@ def duration(seconds: float) -> str:
 
 
 def memory_size(count: float) -> str:
-    """Bytes in powers of 1,024: ``3.1 GiB``."""
+    """Return a number of bytes as text, in powers of 1,024: ``3.1 GiB``."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def amount(count: float, unit: str) -> str:
-    """``95.1 MB``, in powers of 1,000, where the unit is bytes, else ``1 step``, ``2 steps``."""
+    """Return a count with its unit: ``1 step``, ``2 steps``; bytes as ``95.1 MB``."""
     if unit != "bytes":
         shown = f"{count:,.0f}"
         return f"{shown} {SINGULAR.get(unit, unit.removesuffix('s')) if shown == '1' else unit}"
@@ -65,19 +65,19 @@ def amount(count: float, unit: str) -> str:
 
 
 def in_one_line(text: str) -> str:
-    """Text of any origin, on one line and unable to command a terminal."""
+    """Return text of any origin on one line, without characters that control a terminal."""
     words = " ".join(text.split())
     return "".join(letter for letter in words if letter.isprintable())
 
 
 def unwrapped(line: Text) -> Text:
-    """The same line, which ends in an ellipsis rather than wrap."""
+    """Make a line end in an ellipsis instead of wrapping, and return it."""
     line.no_wrap, line.overflow = True, "ellipsis"
     return line
 
 
 def bar(share: float, width: int, style: str) -> Text:
-    """``━━━━━━────``, ``width`` characters; nothing where that is too short to mean anything."""
+    """Return a bar ``━━━━━━────`` of ``width`` characters; empty if that is too short to read."""
     if width < 5:
         return Text()
     filled = round(min(share, 1.0) * width)
@@ -85,7 +85,7 @@ def bar(share: float, width: int, style: str) -> Text:
 
 
 def labelled_bar(label: str, done: int, total: int, width: int, style: str = "cyan") -> Text:
-    """``label ━━━━━━──── 61.7%``; without the bar where there is no room for one."""
+    """Return ``label ━━━━━━──── 61.7%``, without the bar if there is no room for it."""
     share = done / total if total else 0.0
     percent = f"{share:.1%}"
     room = width - len(label) - len(percent) - 4
@@ -93,8 +93,8 @@ def labelled_bar(label: str, done: int, total: int, width: int, style: str = "cy
     return line.append_text(bar(share, room, style)).append(f"  {percent}")
 
 
-class Task:
-    """A download, or other work with a bar, folded from its `Progressed` events."""
+class TaskProgress:
+    """A download or other task with a progress bar, folded from its `Progressed` events."""
 
     def __init__(self, first: Progressed) -> None:
         self.first = first
@@ -102,33 +102,33 @@ class Task:
 
     @property
     def latest(self) -> Progressed:
-        """How far it is."""
+        """The newest event."""
         return self._recent[-1]
 
     @property
     def seconds(self) -> float:
-        """Since its first event."""
+        """The time between its first and its newest event."""
         return self.latest.time - self.first.time
 
     @property
     def finished(self) -> bool:
-        """Whether all is done; never where the total is unknown."""
+        """Whether the task is complete; never true if its total is unknown."""
         return self.latest.total is not None and self.latest.done >= self.latest.total
 
     def update(self, event: Progressed) -> None:
-        """Take in the next event of the same task."""
+        """Fold in the next event of the same task."""
         recent = [past for past in self._recent if event.time - past.time <= RATE_SECONDS]
         self._recent = [*(recent or self._recent[-1:]), event]
 
     def rate(self, now: float) -> float | None:
-        """Units per second of late; None before anything came."""
+        """Return the recent speed in units per second; None if nothing has been done yet."""
         start = self._recent[0]
         done, seconds = self.latest.done - start.done, now - start.time
         return done / seconds if done > 0 and seconds > 0 else None
 
 
-def bars(tasks: Sequence[Task], *, width: int, now: float) -> Group:
-    """A line for each task: name, bar, share, and as much of amount, rate and time as fits."""
+def bars(tasks: Sequence[TaskProgress], *, width: int, now: float) -> Group:
+    """Return a line per task: name, bar, and as many as fit of share, time, rate, amount."""
     rows = [_task_columns(task, now) for task in tasks]
     columns = list(zip(*rows, strict=True))
     widths = [max(len(text) for text in column) for column in columns]
@@ -149,8 +149,8 @@ def bars(tasks: Sequence[Task], *, width: int, now: float) -> Group:
     return Group(*lines)
 
 
-def _task_columns(task: Task, now: float) -> tuple[str, str, str, str, str]:
-    """Name, share, time left, rate, amount: the first ones matter most."""
+def _task_columns(task: TaskProgress, now: float) -> tuple[str, str, str, str, str]:
+    """Return name, share, time left, rate and amount, the most important first."""
     event, rate = task.latest, task.rate(now)
     share = f"{event.done / event.total:.0%}" if event.total else ""
     left = duration((event.total - event.done) / rate) if rate and event.total else ""
@@ -162,7 +162,7 @@ def _task_columns(task: Task, now: float) -> tuple[str, str, str, str, str]:
 
 
 class Cell(NamedTuple):
-    """A number with its name."""
+    """A labelled value."""
 
     label: str
     value: str
@@ -170,9 +170,10 @@ class Cell(NamedTuple):
 
 
 def column(cells: Sequence[Cell], least: int = 0) -> list[Text]:
-    """Cells under each other, labels and values aligned, every line equally long.
+    """Return one line per cell, with labels and values aligned and all lines equally long.
 
-    The values take ``least`` characters at least.
+    Args:
+        least: the minimum width of the values, in characters.
     """
     labels = max((len(cell.label) for cell in cells), default=0)
     values = max((least, *(len(cell.value) for cell in cells)))
@@ -183,7 +184,7 @@ def column(cells: Sequence[Cell], least: int = 0) -> list[Text]:
 
 
 def join(columns: Sequence[Sequence[Text]], gap: int) -> list[Text]:
-    """Columns side by side, the shorter ones filled up with blanks."""
+    """Return the lines of columns set side by side; shorter columns are padded with blanks."""
     joined = []
     for row in range(max(len(lines) for lines in columns)):
         line = Text()
@@ -196,7 +197,7 @@ def join(columns: Sequence[Sequence[Text]], gap: int) -> list[Text]:
 
 
 def flow(cells: Sequence[Cell], width: int, gap: int) -> list[Text]:
-    """Cells one after the other, on as many lines as they need, none broken in two."""
+    """Return cells one after the other on as many lines as needed; no cell is split."""
     lines = [Text()]
     for label, value, style in cells:
         needed = len(label) + 1 + len(value)
@@ -211,9 +212,10 @@ def flow(cells: Sequence[Cell], width: int, gap: int) -> list[Text]:
 def grid(
     headings: Sequence[str], rows: Sequence[Sequence[str]], width: int, texts: int
 ) -> list[Text]:
-    """Rows under their headings, the first ``texts`` columns to the left, the others to the right.
+    """Return the lines of a table: a heading line, then the rows.
 
-    Of the texts, the last gets shorter, with an ellipsis, where ``width`` does not suffice.
+    The first ``texts`` columns are left-aligned, the others right-aligned. If the table is wider
+    than ``width``, the last text column is shortened with an ellipsis.
     """
     columns = list(zip(headings, *rows, strict=True))
     widths = [max(len(text) for text in column) for column in columns]
@@ -223,21 +225,21 @@ def grid(
     for number, row in enumerate((headings, *rows)):
         line = Text(style="dim" if number == 0 else "")
         for index, (text, wide) in enumerate(zip(row, widths, strict=True)):
-            cut = text if len(text) <= wide else f"{text[: wide - 1]}…"
+            fitted = text if len(text) <= wide else f"{text[: wide - 1]}…"
             line.append("  " if index else "")
-            line.append(f"{cut:<{wide}}" if index < texts else f"{cut:>{wide}}")
+            line.append(f"{fitted:<{wide}}" if index < texts else f"{fitted:>{wide}}")
         lines.append(line)
     return lines
 
 
 def wrapped(text: str, width: int, style: str = "") -> list[Text]:
-    """A text of any origin on as many lines as it takes; none for an empty one."""
+    """Wrap text of any origin to lines; an empty text has none."""
     return [Text(line, style=style) for line in textwrap.wrap(in_one_line(text), width)]
 
 
 @dataclass(frozen=True)
 class TextPanel:
-    """A panel and what is in it, a line each."""
+    """A panel with a title and lines of text."""
 
     title: str
     lines: Sequence[Text]
@@ -245,11 +247,11 @@ class TextPanel:
 
     @property
     def height(self) -> int:
-        """Lines that it takes, with its border."""
+        """The number of lines with the border."""
         return len(self.lines) + 2
 
     def panel(self, width: int) -> Panel:
-        """What is drawn."""
+        """Return the panel for rich to draw; lines that are too long end in an ellipsis."""
         title = Text(in_one_line(self.title))
         title.truncate(width - 6, overflow="ellipsis")
         body = Group(*(unwrapped(line) for line in self.lines))

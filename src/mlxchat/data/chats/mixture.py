@@ -1,4 +1,4 @@
-"""Conversations as the trainer sees them: a weighted mixture in an order that a cursor resumes."""
+"""The conversations that a run trains on: a weighted mixture, resumable at a cursor."""
 
 import hashlib
 import json
@@ -18,31 +18,32 @@ from mlxchat.errors import DataError
 from mlxchat.tokenizer.messages import Conversation, Document
 
 BUILTIN_CONVERSATIONS = 16_384
-IDENTITY_CONVERSATIONS = 1_000  # nanochat has as many
+IDENTITY_CONVERSATIONS = 1_000  # as many as nanochat
 
 
 class ChatDocuments:
-    """Conversations of files, of the built-in corpus and of generators, all of them in memory.
+    """Conversations of files, of the built-in corpus and of generators, all kept in memory.
 
-    A conversation is held out for its content: where its hash is in the lowest ``validation_share``
-    of all hashes, or is the lowest of its source. So neither seeds nor weights nor the order of
-    files move one between validation and training, and its copies go with it.
+    Which conversations are held out for validation depends on their content alone: those whose
+    hash is in the lowest ``validation_share`` of all possible hashes, or else the lowest of their
+    source. So seeds, weights and the order of files move none between validation and training, and
+    copies of a conversation stay together.
 
     Args:
-        sources: each conversation of one comes ``weight`` times an epoch; where that is not whole,
-            the rest is a share of them, others in each epoch.
-        seed: of the order, and of what is made up.
-        validation_share: of the conversations, 0 to 1.
-        identity: who the model is; `IDENTITY_CONVERSATIONS` say so, and what the built-in corpus
-            says of that is left out.
-        spelling_conversations: how many spell words and count letters.
+        sources: where conversations come from. Each conversation of a source is repeated
+            ``weight`` times per epoch; a fractional part adds a random sample, drawn per epoch.
+        seed: the seed of the order and of generated conversations.
+        validation_share: the share of conversations to hold out, 0 to 1.
+        identity: who the model is: adds `IDENTITY_CONVERSATIONS` about it, in place of those of
+            the built-in corpus.
+        spelling_conversations: how many conversations about spelling and letters to generate.
 
     Attributes:
-        reports: what became of the rows of each source, and of what is made up.
-        names: the files, in order, each once.
-        fingerprints: those of the files before they were read, by name.
-        epoch_size: conversations in an epoch.
-        held_out: the conversations for validation, each once, in an order of their own.
+        reports: one report per source and generator, which counts its rows.
+        names: the files, in order and without duplicates.
+        fingerprints: the fingerprint of each file, taken before it was read.
+        epoch_size: the number of conversations in an epoch.
+        held_out: the conversations for validation, without duplicates, in order of their hashes.
 
     Raises:
         MlxchatError: a source cannot be read or has nothing to train on, or there are fewer than
@@ -83,12 +84,12 @@ class ChatDocuments:
         if not (self.epoch_size and self.held_out):
             raise DataError(
                 "There are fewer than two conversations: one to train on and one for validation.",
-                f"Give more of them, or those of the built-in corpus: {BUILTIN}.",
+                f"Give more conversations, or add the built-in corpus: {BUILTIN}.",
             )
         self.reports = tuple(lot.report for lot in self._lots)
 
     def training(self, start: Cursor) -> Iterator[Read]:
-        """Conversations from a cursor on, without end; each epoch is shuffled by itself.
+        """Yield conversations from a cursor on, endlessly; each epoch has its own order.
 
         Raises:
             MlxchatError: the cursor is beyond the end of an epoch.
@@ -96,8 +97,8 @@ class ChatDocuments:
         epoch, _, row = start
         if row > self.epoch_size:
             raise DataError(
-                f"The run goes on at conversation {row:,}, but an epoch has {self.epoch_size:,}.",
-                "Give it the data it began with.",
+                f"The run resumes at conversation {row:,}, but an epoch has {self.epoch_size:,}.",
+                "Give it the data it started with.",
             )
         while True:
             order = self._order(epoch)
@@ -108,13 +109,13 @@ class ChatDocuments:
             epoch, row = epoch + 1, 0
 
     def validation(self) -> Iterator[Read]:
-        """The conversations held out, once."""
+        """Yield the held-out conversations once."""
         for row in range(0, len(self.held_out), BATCH):
             batch: list[Document] = [*self.held_out[row : row + BATCH]]
             yield batch, Cursor(1, 0, row + len(batch))
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no file is kept open."""
 
     def _order(self, epoch: int) -> list[Conversation]:
         rng = Random(f"chats/{self._seed}/{epoch}")
@@ -125,7 +126,7 @@ class ChatDocuments:
 
 @dataclass(frozen=True)
 class _Lot:
-    """The conversations of one source, the key of each, and what is reported of them."""
+    """The conversations of one source, their keys (content hashes), and the source's report."""
 
     conversations: list[Conversation]
     keys: list[str]
@@ -134,7 +135,7 @@ class _Lot:
 
     @property
     def count(self) -> int:
-        """How many come in an epoch."""
+        """The number of conversations in an epoch."""
         return self._whole * len(self.conversations) + self._part
 
     @property
@@ -143,23 +144,23 @@ class _Lot:
 
     @property
     def _part(self) -> int:
-        """How many come once more than the others; one at least of what would never come."""
+        """How many are drawn once more per epoch; at least 1 if the weight is below 1."""
         rows = len(self.conversations)
         return round((self.weight - self._whole) * rows) or int(rows > 0 and self._whole == 0)
 
     def epoch(self, rng: Random) -> list[Conversation]:
-        """What comes in an epoch."""
+        """Return the conversations of one epoch, not shuffled."""
         return self.conversations * self._whole + rng.sample(self.conversations, self._part)
 
     def for_validation(self, share: float) -> dict[str, Conversation]:
-        """Those for validation, by key: of several different ones at least one, and never all."""
+        """Return the conversations to hold out, by key: at least one of several, but never all."""
         found = dict(zip(self.keys, self.conversations, strict=True))
         keys = sorted(found)
         chosen = [key for key in keys if int(key, 16) < share * 16 ** len(key)] or keys[:1]
         return {key: found[key] for key in chosen[: len(keys) - 1]}
 
     def without(self, held_out: Container[str]) -> "_Lot":
-        """What is left to train on."""
+        """Return the conversations left for training."""
         pairs = zip(self.keys, self.conversations, strict=True)
         left = [(key, found) for key, found in pairs if key not in held_out]
         report = replace(self.report, held_out=len(self.keys) - len(left))
@@ -181,19 +182,19 @@ def _made(name: str, conversations: Iterable[Conversation], weight: float = 1) -
 
 
 def _builtin(seed: int, identity: Identity | None) -> Iterator[Conversation]:
-    """The built-in corpus's conversations, but for those that say who a nameless model is."""
+    """Yield the built-in conversations; with an identity, without those about who the model is."""
     for document in corpus_documents(seed):
         if isinstance(document, str):
             continue
-        asked = (message.text for message in document.messages if message.role == "user")
-        if identity is None or not any(is_asked(identity, prompt) for prompt in asked):
+        prompts = (message.text for message in document.messages if message.role == "user")
+        if identity is None or not any(is_asked(identity, prompt) for prompt in prompts):
             yield document
 
 
 def _key(conversation: Conversation) -> str:
-    """A hash of what is said in a conversation, in hexadecimal."""
-    said = [
+    """Return a hash of the messages of a conversation, in hexadecimal."""
+    content = [
         (message.role, [(part.type, part.text) for part in message.parts])
         for message in conversation.messages
     ]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

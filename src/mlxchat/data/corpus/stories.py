@@ -1,4 +1,4 @@
-"""The stories of the built-in corpus: a grammar of plots, and short passages to be asked about."""
+"""The stories of the built-in corpus, by a grammar of plots, and short passages with questions."""
 
 import re
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ ROOMS = ("barn", "castle", "cave", "forest", "garden", "kitchen", "library", "ma
 FOODS = ("bread", "cake", "cheese", "corn", "fish", "honey", "milk", "rice", "soup", "tea")
 PAINTS = tuple(sorted(set(COLOURS.values())))
 
-# A <name> stands for one of its alternatives here, or for what the story has bound it to.
+# <name> is replaced by the value the story has bound to it, or else by one of its alternatives.
 RULES: Mapping[str, tuple[str, ...]] = {
     "story": ("<lost>", "<wind>", "<birthday>", "<meeting>", "<lesson>", "<seed>", "<sleepless>"),
     "opening": (
@@ -122,7 +122,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
 
 
 def _expand(symbol: str, bound: Mapping[str, str], rng: Random) -> str:
-    """One text that the grammar makes of ``symbol``, with what is bound put in."""
+    """Expand ``symbol`` to a random text of the grammar, with the bound values put in."""
 
     def replace(match: re.Match[str]) -> str:
         name = match[1]
@@ -132,7 +132,7 @@ def _expand(symbol: str, bound: Mapping[str, str], rng: Random) -> str:
 
 
 def story(rng: Random, hero: str) -> str:
-    """A story of four to nine sentences about ``hero``, one of `CHILD_NAMES`."""
+    """Return a story of four to nine sentences about ``hero``, one of `CHILD_NAMES`."""
     friend = rng.choice([name for name in CHILD_NAMES if name != hero])
     thing = rng.choice(THINGS)
     paint = rng.choice([paint for paint in PAINTS if paint != thing])  # no orange orange
@@ -169,7 +169,7 @@ def story(rng: Random, hero: str) -> str:
 
 
 def _quotable(rng: Random) -> tuple[str, str]:
-    """A question of training that ends in a question mark, and its answer."""
+    """Return a training question that ends in a question mark, and its answer."""
     while True:
         fact = rng.choice(FACTS)
         question = rng.choice(fact.questions)
@@ -178,7 +178,7 @@ def _quotable(rng: Random) -> tuple[str, str]:
 
 
 class _Cast(NamedTuple):
-    """Who and what one sentence of a passage may be about; no two sentences share any of it."""
+    """The people and things that a sentence of a passage can name; sentences share none of them."""
 
     name: str
     other: str
@@ -195,10 +195,10 @@ def _pronoun(name: str) -> str:
     return "She" if name in GIRLS else "He"
 
 
-# Each of these tells one thing and gives, with the sentence, the questions that it answers. No two
-# sentences of a passage tell things in one way: so the kind of question picks the sentence, and a
-# network of two layers learns in a minute or two to find what is asked and to copy it. To tell two
-# sentences of a kind apart by their names took more training than quickstart has.
+# Each function returns a sentence and the questions it answers, with their answers. The sentences
+# of a passage are all of different kinds, so the kind of question identifies the sentence, and a
+# two-layer network learns in a minute or two to find the answer and copy it. Telling two sentences
+# of the same kind apart by their names took more training than quickstart has time for.
 
 
 def _put(c: _Cast) -> tuple[str, dict[str, str]]:
@@ -266,9 +266,9 @@ _TELLINGS = (_put, _gave, _has, _went, _likes, _met, _aged)
 
 
 def passage(rng: Random) -> list[Question]:
-    """Two or three sentences with a question about one of them, then questions about the others.
+    """Return two or three sentences with a question about one, then questions about the others.
 
-    Only the first question stands alone: those that may follow need what it told.
+    Only the first question stands alone: the later ones need the sentences in its prompt.
     """
     names = rng.sample(CHILD_NAMES, 6)
     casts = [

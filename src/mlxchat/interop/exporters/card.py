@@ -16,8 +16,8 @@ from mlxchat.model.size import parameters
 CARD_FILE = "README.md"
 FOLDER = "{folder}"  # in commands, stands for the model's folder, quoted as in their language
 _SPECIAL = (
-    "What looks like a special token in a message, such as `<|user_end|>`, is one there; mlxchat "
-    "takes it for plain text."
+    "A message may contain the text of a special token, such as `<|user_end|>`. That program takes "
+    "it for the special token; mlxchat takes it for plain text."
 )
 
 
@@ -73,12 +73,12 @@ def _front(library: str) -> Iterator[str]:
 def _what(saved: SavedModel) -> str:
     config = saved.model.config
     kind = (
-        "It was trained on conversations and answers."
+        "It was trained on conversations, and answers."
         if saved.conversational
         else "It is a base model, which continues a text; it was not trained to answer."
     )
     return (
-        f"A GPT with the network of [nanochat](https://github.com/karpathy/nanochat), of the era "
+        f"A GPT with the architecture of [nanochat](https://github.com/karpathy/nanochat), era "
         f"{config.era!r} ({_described(config)}). {kind}"
     )
 
@@ -86,7 +86,7 @@ def _what(saved: SavedModel) -> str:
 def _described(config: GPTConfig) -> str:
     parts = ["rotary embeddings", "normalised queries and keys", "squared ReLU"]
     if config.traits.lambdas:
-        parts.append("learnt weights of the residual stream")
+        parts.append("learnt residual weights")
     if config.traits.value_embeddings:
         parts.append("value embeddings")
     if "S" in config.window_pattern:
@@ -103,7 +103,7 @@ def _figures(saved: SavedModel, history: History) -> Iterator[str]:
     yield f"| parameters | {sum(parameters(config).values()):,} |"
     yield (
         f"| network | {config.n_layer} layers of width {config.n_embd}, {config.n_head} heads, "
-        f"{config.n_kv_head} of keys and values |"
+        f"{config.n_kv_head} key/value heads |"
     )
     yield f"| context | {config.sequence_len:,} tokens |"
     yield f"| vocabulary | {config.vocab_size:,} tokens |"
@@ -111,39 +111,39 @@ def _figures(saved: SavedModel, history: History) -> Iterator[str]:
         yield f"| quantized | {', '.join(sorted({str(f) for f in formats.values()}))} |"
     yield f"| step | {history.step:,} |"
     for training in history.trainings:
-        yield f"| {training.stage} | {_learnt(training)} |"
+        yield f"| {training.stage} | {_trained_on(training)} |"
     if history.bits_per_byte is not None:
         yield f"| validation | {history.bits_per_byte:.4f} bits per byte |"
 
 
-def _learnt(training: Training) -> str:
+def _trained_on(training: Training) -> str:
     read = "" if training.tokens is None else f"{training.tokens:,} tokens"
     data = ", ".join(training.data)
-    return " of ".join(filter(None, [read, data])) or "not known"
+    return " of ".join(filter(None, [read, data])) or "unknown"
 
 
 def _origin(history: History) -> str:
-    told = [f"Written by mlxchat {__version__}."]
+    sentences = [f"Written by mlxchat {__version__}."]
     if imported := history.origin:
-        of = f"step {imported.step} of a run" if imported.step else "a model"
-        told.append(f"It was imported: {of} of {imported.program}.")
+        what = f"step {imported.step} of a run" if imported.step else "a model"
+        sentences.append(f"It was imported: {what} of {imported.program}.")
     for training in history.trainings:
-        after = f", which began with `{training.began_with}`" if training.began_with else ""
-        told.append(
+        start = f", which started from `{training.began_with}`" if training.began_with else ""
+        sentences.append(
             f"mlxchat trained it: step {training.step} of the {training.stage} run "
-            f"`{training.run}`{after}."
+            f"`{training.run}`{start}."
         )
-    return " ".join(told)
+    return " ".join(sentences)
 
 
 def _licence(history: History) -> str:
-    told = [
-        "Whoever publishes this model says under which licence; the licences of its data may bind "
-        "them."
+    sentences = [
+        "To publish this model, choose a licence for it; the licences of its training data may "
+        "limit the choice."
     ]
     data = dict.fromkeys(each for training in history.trainings for each in training.data)
     if data:
-        told.append(f"It learnt from {'; '.join(data)}.")
+        sentences.append(f"It was trained on {'; '.join(data)}.")
     if history.unknown:
-        told.append(f"What {history.unknown} learnt from is not known here.")
-    return " ".join(told)
+        sentences.append(f"The training data of {history.unknown} is unknown.")
+    return " ".join(sentences)
