@@ -275,7 +275,7 @@ def interrupted(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["break", "interrupt"])
-def test_a_run_that_is_left_can_be_resumed(kind: str, home: Path) -> None:
+def test_a_run_that_is_left_can_be_resumed(kind: str, prepared_home: Path) -> None:
     threads, kept = set(threading.enumerate()), []
     try:
         interrupted(kind)
@@ -284,7 +284,7 @@ def test_a_run_that_is_left_can_be_resumed(kind: str, home: Path) -> None:
     for thread in set(threading.enumerate()) - threads:
         thread.join(timeout=10)  # its batch is finished, not waited for
         assert not thread.is_alive()
-    folder = Home(home).runs / "left"
+    folder = Home(prepared_home).runs / "left"
     assert store.steps(folder) == [2]  # nothing more was saved
     left = list(mlxchat.pretrain(**TINY, model_tag="left"))
     assert [event.step for event in left if isinstance(event, mlxchat.Stepped)] == [3, 4]
@@ -294,21 +294,21 @@ def test_a_run_that_is_left_can_be_resumed(kind: str, home: Path) -> None:
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_ctrl_c_within_a_step_leaves_a_run_that_can_be_resumed(home: Path) -> None:
+def test_ctrl_c_within_a_step_leaves_a_run_that_can_be_resumed(prepared_home: Path) -> None:
     settings = {**TINY, "num_iterations": 100_000, "eval_every": 0, "model_tag": "long"}
     ctrl_c = threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT])
     with pytest.raises(KeyboardInterrupt):
         for event in mlxchat.pretrain(**settings):
             if isinstance(event, mlxchat.Stepped) and event.step == 3:
                 ctrl_c.start()
-    saved = store.steps(Home(home).runs / "long")[-1]
+    saved = store.steps(Home(prepared_home).runs / "long")[-1]
     resumed = mlxchat.pretrain(**settings)
     steps = (event.step for event in resumed if isinstance(event, mlxchat.Stepped))
     assert next(steps) == saved + 1
     resumed.close()
 
 
-def test_a_run_that_is_asked_to_stop_saves(home: Path) -> None:
+def test_a_run_that_is_asked_to_stop_saves(prepared_home: Path) -> None:
     seen: list[mlxchat.Event] = []
     for event in mlxchat.pretrain(
         **{**TINY, "save_every": 0},
@@ -318,7 +318,7 @@ def test_a_run_that_is_asked_to_stop_saves(home: Path) -> None:
         seen.append(event)
     assert isinstance(seen[-1], mlxchat.Ended)
     assert seen[-1].reason == "interrupted"
-    assert store.steps(Home(home).runs / "stopped") == [seen[-1].step]
+    assert store.steps(Home(prepared_home).runs / "stopped") == [seen[-1].step]
 
 
 def test_closing_before_the_first_event_does_nothing(home: Path) -> None:

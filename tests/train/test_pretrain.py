@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -35,13 +34,6 @@ from mlxchat.train.loop import Launch, Pending, ShouldStop, StepParts
 def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event]]:
     home = tmp_path_factory.mktemp("straight")
     return home, run(home)
-
-
-@pytest.fixture
-def prepared(straight: tuple[Path, list[Event]], tmp_path: Path) -> Path:
-    """A home that has a tokenizer already, so that no run in it need train one."""
-    shutil.copytree(straight[0] / "tokenizer_builtin", tmp_path / "tokenizer_builtin")
-    return tmp_path
 
 
 def test_events_come_in_order(straight: tuple[Path, list[Event]]) -> None:
@@ -94,6 +86,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
             assert event.bits_per_byte == match[0].bits_per_byte
 
 
+@pytest.mark.slow  # test_saved_runs resumes a modern run, too
 def test_an_interrupted_modern_run_resumes_bit_for_bit(prepared: Path) -> None:
     modern = CONFIG.model_copy(
         update={
