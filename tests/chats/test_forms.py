@@ -1,4 +1,4 @@
-"""Common file formats of conversations are read; rows in no known format are refused."""
+"""Common file formats of conversations are read; rows in an unknown format are refused."""
 
 import json
 import tempfile
@@ -169,8 +169,8 @@ USABLE = {
 UNUSABLE = {
     "neither an object nor a list of messages": [3, "text", None, True],
     "no messages": [[], {"messages": []}, {"messages": [{"role": "system", "content": ""}]}],
-    "no known form: keys a, b": [{"b": 1, "a": 2}],
-    "no known form: no keys": [{}, {"a": None}],
+    "unknown format: keys a, b": [{"b": 1, "a": 2}],
+    "unknown format: no keys": [{}, {"a": None}],
     "messages that are no list": [{"messages": "Hi"}],
     "a message that is no object": [["Hi", "Ho"]],
     "an unknown role: critic": [[{"role": "critic", "content": "Hm"}]],
@@ -249,7 +249,7 @@ def test_an_unusable_row_is_refused_with_its_reason(reason: str, row: object) ->
         [{"role": "system", "content": "Stop."}],
     ],
 )
-def test_what_follows_the_last_answer_is_cut(end: list) -> None:
+def test_everything_after_the_last_answer_is_cut(end: list) -> None:
     row = [user("Hi"), assistant("Ho"), *end]
     assert forms.read_row(row) == Usable(said("Hi", "Ho"), UNANSWERED)
 
@@ -374,13 +374,13 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     conversations, report = reading.read_source(Source(path))
     assert len(conversations) == report.used == 23
     assert report.rows == 31 == report.used + sum(report.skipped.values())
-    assert report.skipped == {"no answer": 7, "no known form: keys text": 1}
+    assert report.skipped == {"no answer": 7, "unknown format: keys text": 1}
     assert report.cut == {UNANSWERED: 3}
     assert report.examples[0] == f"{path}, line 1: no answer"
     assert len(report.examples) == reading.EXAMPLES
     assert report.summary() == (
-        f"{path}: 23 of 31 rows used; cut: what follows the last answer (3); skipped: no answer "
-        f"(7), no known form: keys text (1), first {path}, line 1: no answer."
+        f"{path}: 23 of 31 rows used; cut: everything after the last answer (3); skipped: no "
+        f"answer (7), unknown format: keys text (1), first {path}, line 1: no answer."
     )
 
 
@@ -389,7 +389,7 @@ def test_reasons_beyond_the_first_are_counted(tmp_path: Path) -> None:
     path = write(tmp_path / "chats.jsonl", [ROWS[0], *chain.from_iterable(bad)])
     summary = reading.read_source(Source(path))[1].summary()
     assert summary.startswith(
-        f"{path}: 1 of 29 rows used; skipped: no known form: keys xxxxxxx (7)"
+        f"{path}: 1 of 29 rows used; skipped: unknown format: keys xxxxxxx (7)"
     )
     assert "keys xxx (3) and 2 others (3 rows), first" in summary
     path = write(tmp_path / "fewer.jsonl", [ROWS[0], *chain.from_iterable(bad[:5]), {"y": "?"}])
@@ -450,7 +450,7 @@ def test_the_rows_that_a_task_is_scored_on_are_not_trained_on() -> None:
         (
             "a.jsonl",
             b"[]\n{}\n[]\n",
-            r"3 rows, of which none .*: no messages \(2\), no known form",
+            r"3 rows, of which none .*: no messages \(2\), unknown format",
         ),
         ("a.json", b"{}", r"a.json holds no list"),
         ("a.json", b"[1, ", r"a.json is not valid JSON"),
