@@ -227,7 +227,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("row, expected", USABLE.values(), ids=USABLE)
-def test_a_common_form_is_read(row: object, expected: Conversation) -> None:
+def test_a_common_format_is_read(row: object, expected: Conversation) -> None:
     assert forms.read_row(row) == Usable(expected)
 
 
@@ -254,7 +254,7 @@ def test_everything_after_the_last_answer_is_cut(end: list) -> None:
     assert forms.read_row(row) == Usable(said("Hi", "Ho"), UNANSWERED)
 
 
-def test_multiple_choice_is_asked_as_nanochat_asks() -> None:
+def test_multiple_choice_is_worded_as_in_nanochat() -> None:
     expected = (
         "Multiple Choice question: Who barks?\n- cat=A\n- dog=B\n\n"
         "Respond only with the letter of the correct answer."
@@ -310,7 +310,7 @@ def test_any_row_is_a_conversation_or_refused(row: object) -> None:
     assert all(turn.text.strip() for turn in turns)
 
 
-def test_a_source_is_a_path_and_perhaps_a_weight(tmp_path: Path) -> None:
+def test_a_source_is_a_path_with_an_optional_weight(tmp_path: Path) -> None:
     odd = tmp_path / "a:3"
     odd.write_text("")
     assert sources.parse("chats.jsonl") == Source(Path("chats.jsonl"), 1)
@@ -357,7 +357,7 @@ def test_every_kind_of_file_holds_the_same_rows(tmp_path: Path, suffix: str) -> 
     assert (report.rows, report.used, report.cut, report.skipped) == (20, 20, {}, {})
 
 
-def test_a_folder_is_read_in_order_without_what_is_hidden(tmp_path: Path) -> None:
+def test_a_folder_is_read_in_order_without_hidden_files(tmp_path: Path) -> None:
     write(tmp_path / "b" / "2.jsonl", ROWS[10:])
     write(tmp_path / "a.json", ROWS[:10])
     write(tmp_path / ".hidden" / "3.jsonl", ROWS)
@@ -425,7 +425,7 @@ def test_splits_for_evaluation_are_left_out_of_a_folder(tmp_path: Path) -> None:
     assert reading.read_source(Source(root / "main" / "dev"))[1].rows == 2
 
 
-def test_a_folder_of_nothing_else_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_only_evaluation_splits_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "test" / "0.jsonl", ROWS)
     with pytest.raises(MlxchatError, match=r"is for evaluation: .*test, for example") as caught:
         reading.read_source(Source(tmp_path))
@@ -433,7 +433,7 @@ def test_a_folder_of_nothing_else_is_refused(tmp_path: Path) -> None:
 
 
 @needs_shared
-def test_the_rows_that_a_task_is_scored_on_are_not_trained_on() -> None:
+def test_rows_that_a_task_is_scored_on_are_not_trained_on() -> None:
     for name in ("openai--gsm8k", "cais--mmlu", ""):
         files, left_out = sources.listing(Source(SHARED / "data" / "task_data" / name))
         assert {file.parent.name for file in files} <= {"train", "auxiliary_train"}
@@ -502,7 +502,7 @@ def test_a_folder_without_conversations_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "path", sorted((SHARED / "data" / "sft").glob("*.json*")), ids=lambda path: path.name
 )
-def test_real_files_are_read_whole(path: Path) -> None:
+def test_real_files_are_read_completely(path: Path) -> None:
     text = path.read_text("utf-8")
     rows = json.loads(text) if path.suffix == ".json" else text.splitlines()
     conversations, report = reading.read_source(Source(path))

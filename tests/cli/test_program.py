@@ -163,7 +163,7 @@ def facts(*arguments: str, **keywords: object) -> dict:
 
 
 @pytest.mark.parametrize("arch", ["classic", slow("modern")])
-def test_info_and_a_dry_run_say_the_same_and_write_nothing(arch: str, home: Path) -> None:
+def test_info_and_a_dry_run_print_the_same_and_write_nothing(arch: str, home: Path) -> None:
     given = ["--dataset", "builtin", "--depth", "4", "--arch", arch, "--memory-limit", "least"]
     said = facts("info", *given)
     assert said == facts("train", "--dry-run", *given)
@@ -178,7 +178,7 @@ def test_info_and_a_dry_run_say_the_same_and_write_nothing(arch: str, home: Path
 
 
 @pytest.mark.slow
-def test_info_of_a_budget_measures_and_says_why() -> None:
+def test_info_of_a_budget_measures_and_explains_the_choice() -> None:
     given = [*TINY[1:], "--depth", "auto", "--budget", "30s"]
     shown = mlxchat("info", *given)
     assert shown.returncode == 0, shown.stderr
@@ -187,7 +187,7 @@ def test_info_of_a_budget_measures_and_says_why() -> None:
     assert made["costs"]["step"] * made["num_iterations"] < 30
 
 
-def test_a_preset_is_printed_and_what_is_given_wins() -> None:
+def test_a_preset_is_printed_and_given_options_win() -> None:
     shown = mlxchat("info", "--preset", "ultra-low", "--depth", "2", "--max-seq-len", "2048")
     assert "Preset ultra-low: --memory-limit least\n" in shown.stdout
     assert "context 2,048" in shown.stdout
@@ -244,7 +244,7 @@ def test_chat_names_the_model_or_step_that_is_missing(trained: dict[str, str]) -
     assert_two_lines(mlxchat("chat", "--step", "7", env=trained), "no saved step 7", "40")
 
 
-def test_the_same_command_again_says_that_it_is_finished(trained: dict[str, str]) -> None:
+def test_repeating_the_command_of_a_finished_run_says_so(trained: dict[str, str]) -> None:
     result = mlxchat(*TINY, "--num-iterations", "40", env=trained)
     assert result.returncode == 0
     assert "is finished" in result.stdout
