@@ -18,7 +18,7 @@ from pathlib import Path
 from mlxchat import runtime
 from mlxchat.checkpoint import catalog, layout
 from mlxchat.checkpoint.layout import SavedModel
-from mlxchat.cli.quickstart import BASE, TUNED
+from mlxchat.cli.quickstart import BASE_CONFIG, TUNED_CONFIG
 from mlxchat.data.chats.asking import HELD_OUT_QUESTIONS
 from mlxchat.data.corpus.documents import held_out_questions
 from mlxchat.evaluate.answers import write_answers
@@ -26,8 +26,8 @@ from mlxchat.evaluate.loss import LONGEST_REPLY, word_for_word
 from mlxchat.evaluate.tasks import Exercise, user_prompt
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Event
-from mlxchat.train.pretrain import pretrain
-from mlxchat.train.sft import fine_tune
+from mlxchat.train.pretrain import run_pretraining
+from mlxchat.train.sft import run_fine_tuning
 
 NAME = "Ada"
 AT_ONCE = 16  # questions
@@ -68,11 +68,11 @@ def measure(questions: int) -> dict[str, object]:
     """All of it."""
     with tempfile.TemporaryDirectory() as folder:
         home = Home(Path(folder))
-        pretraining = seconds(pretrain(BASE, home, lambda _: None))
-        base = load(home, BASE.tag)
-        named = TUNED.model_copy(update={"identity": f"name={NAME}, made by=Grace"})
-        tuning = seconds(fine_tune(named, home, lambda _: None))
-        tuned = load(home, TUNED.tag)
+        pretraining = seconds(run_pretraining(BASE_CONFIG, home, lambda _: None))
+        base = load(home, BASE_CONFIG.tag)
+        named = TUNED_CONFIG.model_copy(update={"identity": f"name={NAME}, made by=Grace"})
+        tuning = seconds(run_fine_tuning(named, home, lambda _: None))
+        tuned = load(home, TUNED_CONFIG.tag)
         return {
             "questions": questions,
             "right_before": right(base, questions),

@@ -1,4 +1,4 @@
-"""Fixtures of all tests: a home for each, and nanochat's models."""
+"""How many processes run the tests, and the fixtures of all: a home for each, nanochat's models."""
 
 import os
 from pathlib import Path
@@ -11,6 +11,18 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")
 pytest.register_assert_rewrite("support")
 
 from support.cases import Case  # noqa: E402
+
+MOST_WORKERS = 4  # each imports MLX and holds its models
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Spread whole folders over processes; run the tests of named files in this one (0).
+
+    So ``pytest tests/x.py -k y`` starts at once, with its output in order and ``-s`` working.
+    """
+    if all(".py" in argument for argument in config.args):
+        return 0
+    return min(os.cpu_count() or 1, MOST_WORKERS)
 
 
 @pytest.fixture(autouse=True)

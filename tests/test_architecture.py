@@ -29,7 +29,7 @@ ALLOWED = {
     "plan": {"config", "model", "optim"},
     "engine": {"config", "model", "runtime", "tokenizer"},
     "checkpoint": {"config", "data", "model", "plan", "runtime", "tokenizer"},
-    "interop": {"checkpoint", "model", "runtime", "tokenizer"},
+    "interop": {"checkpoint", "model", "optim", "runtime", "tokenizer"},
     "evaluate": {"checkpoint", "config", "data", "engine", "runtime", "tokenizer"},
     "train": {
         "checkpoint",
@@ -126,6 +126,38 @@ def test_imports_point_one_way(path: Path) -> None:
             assert own in OUTSIDE[package], f"imports {name}"
 
 
+ONE_NAME_IN_SEVERAL_MODULES = {  # what every module of interop/exporters offers, and their front
+    "require_known",
+    "usage",
+    "write",
+}
+
+
+def public_names(path: Path) -> set[str]:
+    """The functions, classes and constants without a leading underscore at the top of a module."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {n.id for t in node.targets for n in ast.walk(t) if isinstance(n, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+    return {name for name in names if not name.startswith("_")}
+
+
+def test_a_public_name_means_one_thing() -> None:
+    """No two modules define the same public name, except where the list above allows it."""
+    where: dict[str, list[str]] = {}
+    for path in modules():
+        for name in public_names(path):
+            where.setdefault(name, []).append(str(path.relative_to(SOURCE)))
+    several = {name: paths for name, paths in where.items() if len(paths) > 1}
+    exporters = "interop/exporters/"
+    assert several.keys() == ONE_NAME_IN_SEVERAL_MODULES, several
+    assert all(path.startswith(exporters) for paths in several.values() for path in paths)
+
+
 FLAG = re.compile(r"--[a-z][a-z-]+")
 OTHER_PROGRAMS = {  # whose options these are, or the names of whose folders
     "interop/exporters/mlx_lm.py",
@@ -188,40 +220,59 @@ def test_settings_in_messages_are_options() -> None:
     assert unknown == []
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "",
-        "train",
-        "sft",
-        "info",
-        "chat",
-        "quantize",
-        "import",
-        "export",
-        "eval",
-        "eval chat",
-        "quickstart",
-        "bench",
-        "monitor",
-        "data",
-        "data fetch",
-        "data status",
-        "tokenizer",
-        "tokenizer train",
-        "checkpoints",
-        "checkpoints list",
-        "checkpoints verify",
-        "checkpoints prune",
-    ],
-)
-def test_help_imports_no_arrays(command: str) -> None:
+def test_settings_and_plans_import_no_mlx() -> None:
+    """What a run takes can be planned, and its log read, where MLX is not installed."""
+    pure = [
+        f"mlxchat.{path.relative_to(SOURCE).with_suffix('').as_posix().replace('/', '.')}"
+        for path in modules()
+        if part(path) in {"config", "plan", "telemetry"}
+    ]
+    pure += ["mlxchat.model.config", "mlxchat.model.size"]
+    script = (
+        "import importlib, sys\n"
+        f"for name in {pure}:\n"
+        "    importlib.import_module(name)\n"
+        "    assert 'mlx' not in sys.modules, name\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+COMMANDS = [
+    "",
+    "train",
+    "sft",
+    "info",
+    "chat",
+    "quantize",
+    "import",
+    "export",
+    "eval",
+    "eval chat",
+    "quickstart",
+    "bench",
+    "monitor",
+    "data",
+    "data fetch",
+    "data status",
+    "tokenizer",
+    "tokenizer train",
+    "checkpoints",
+    "checkpoints list",
+    "checkpoints verify",
+    "checkpoints prune",
+]
+
+
+def test_help_imports_no_arrays() -> None:
+    """One process runs the help of all commands: starting 22 of them takes most of the time."""
     script = (
         "import sys, typer.testing\n"
         "from mlxchat.cli.app import app\n"
-        f"result = typer.testing.CliRunner().invoke(app, {[*command.split(), '--help']})\n"
-        "assert result.exit_code == 0 and 'Usage' in result.output, result.output\n"
-        "heavy = {'mlx', 'mlx.core', 'pyarrow', 'httpx', 'tiktoken', 'numpy'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
+        f"for command in {COMMANDS}:\n"
+        "    arguments = [*command.split(), '--help']\n"
+        "    result = typer.testing.CliRunner().invoke(app, arguments)\n"
+        "    assert result.exit_code == 0 and 'Usage' in result.output, (command, result.output)\n"
+        "    heavy = {'mlx', 'mlx.core', 'pyarrow', 'httpx', 'tiktoken', 'numpy'}\n"
+        "    assert not heavy & set(sys.modules), (command, heavy & set(sys.modules))\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -38,15 +38,16 @@ def test_the_tree_names_every_folder() -> None:
     assert listed == parts
 
 
-@pytest.mark.parametrize("page", ["docs/api.md", "README.md"])
 def test_python_in_the_documentation_runs(
-    page: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The pages share a home: both train the same model, which takes most of the time."""
     small_runs(home, tmp_path)
     monkeypatch.chdir(tmp_path)
-    scope: dict[str, object] = {}
-    blocks = FENCED.findall((ROOT / page).read_text("utf-8"))
-    code = [block for language, block in blocks if language == "python"]
-    assert code
-    for block in code:
-        exec(compile(block, page, "exec"), scope)
+    for page in ("docs/api.md", "README.md"):
+        scope: dict[str, object] = {}
+        blocks = FENCED.findall((ROOT / page).read_text("utf-8"))
+        code = [block for language, block in blocks if language == "python"]
+        assert code
+        for block in code:
+            exec(compile(block, page, "exec"), scope)

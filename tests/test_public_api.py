@@ -149,10 +149,10 @@ def test_one_step_by_hand() -> None:
 
 @pytest.mark.slow
 def test_the_lines_of_a_notebook_as_they_are_printed(home: Path) -> None:
-    from mlxchat.train.quickstart import PRETRAINING, TUNING
+    from mlxchat.cli.quickstart import BASE_CONFIG, TUNED_CONFIG
 
-    list(mlxchat.pretrain(PRETRAINING))
-    list(mlxchat.fine_tune(TUNING))
+    list(mlxchat.pretrain(BASE_CONFIG))
+    list(mlxchat.fine_tune(TUNED_CONFIG))
     model = mlxchat.load("quickstart-sft")
     assert model.generate("The cow", max_tokens=20)
     assert "moo" in model.chat(temperature=0).say("What does a cow say?").lower()

@@ -31,7 +31,7 @@ from mlxchat.model.quantized import DIRECT_ROWS, formats_of, quantize_layers
 from mlxchat.quantize import quantize
 from mlxchat.runtime import machine, mx
 from mlxchat.tokenizer.bpe import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
-from mlxchat.train.pretrain import Pretraining, pretrain
+from mlxchat.train.pretrain import Pretraining, run_pretraining
 
 BYTES = Tokenizer(
     {bytes([i]): i for i in range(256)},
@@ -357,7 +357,7 @@ def test_rows_that_groups_do_not_divide_are_refused(given: dict, width: int, rem
 @pytest.fixture
 def trained(home: Path) -> Path:
     """A run of two steps in the home."""
-    for _ in pretrain(TINY, Home(home), lambda _: None):
+    for _ in run_pretraining(TINY, Home(home), lambda _: None):
         pass
     return home
 

@@ -14,18 +14,15 @@ from mlxchat import runtime
 from mlxchat.checkpoint import catalog, layout
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig
-from mlxchat.config.validate import Settings, validated
+from mlxchat.config.validate import Validated, validated
 from mlxchat.errors import ConfigError
 from mlxchat.home import Home
 from mlxchat.interop import importers
-from mlxchat.interop.importers.model import network as read_network
-from mlxchat.interop.importers.optimizer import find_optimizer, read_optimizer
 from mlxchat.telemetry.events import Event, Progressed, Report
 from mlxchat.train import pretrain as pretraining
 from mlxchat.train import sft
-from mlxchat.train.resume import new_optimizer
 from mlxchat.train.stage import history_of
-from mlxchat.trained import Model, new_run
+from mlxchat.trained import Model
 
 __all__ = ["fine_tune", "import_model", "load", "pretrain"]
 
@@ -104,7 +101,7 @@ def pretrain(
     """
     chosen, place = _config(PretrainConfig, config, settings), _home(home)
     return _one_stream(
-        lambda report: pretraining.pretrain(chosen, place, report, stop=stop, fresh=fresh)
+        lambda report: pretraining.run_pretraining(chosen, place, report, stop=stop, fresh=fresh)
     )
 
 
@@ -145,7 +142,9 @@ def fine_tune(
     True
     """
     chosen, place = _config(SftConfig, config, settings), _home(home)
-    return _one_stream(lambda report: sft.fine_tune(chosen, place, report, stop=stop, fresh=fresh))
+    return _one_stream(
+        lambda report: sft.run_fine_tuning(chosen, place, report, stop=stop, fresh=fresh)
+    )
 
 
 def import_model(
@@ -181,14 +180,8 @@ def import_model(
     """
     tokenizer_path = None if tokenizer is None else Path(tokenizer)
     foreign = importers.open_model(Path(path), step, tokenizer_path, softcap, conversational)
-    run = new_run(_home(home), name or foreign.name, foreign.conversational)
-    file = find_optimizer(foreign.path, foreign.step, foreign.config) if with_optimizer else None
-    runtime.bound_buffer_cache()
-    model, state = read_network(foreign), None
-    if file:
-        expected = {name: array.shape for name, array in new_optimizer(model).state.items()}
-        state = read_optimizer(file, foreign.config, expected)
-    return load(importers.save_imported(run, foreign, model, state), home=home)
+    run = catalog.new_run(_home(home), name or foreign.name, foreign.conversational, "name")
+    return load(importers.import_run(run, foreign, with_optimizer), home=home)
 
 
 def _home(folder: str | Path | None) -> Home:
@@ -237,7 +230,7 @@ def _one_stream(begin: Callable[[Report], Iterator[Event]]) -> Generator[Event, 
     return events()
 
 
-def _config(kind: type[Settings], config: Settings | None, settings: dict[str, Any]) -> Settings:
+def _config(kind: type[Validated], config: Validated | None, settings: dict[str, Any]) -> Validated:
     """Return the settings of a run, given as one object or one by one."""
     if config is None:
         return validated(kind, settings)

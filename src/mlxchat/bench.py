@@ -51,7 +51,7 @@ class Environment(Facts):
     system: str
 
 
-class Training(Facts):
+class TrainingSpeed(Facts):
     """The speed of whole training steps: forward, backward, clipping, update."""
 
     startup_seconds: float  # from the start of the command to that of the first step
@@ -82,12 +82,12 @@ class Bench(Facts):
     parameters: int
     flops_per_token: int  # forward and backward
     environment: Environment
-    training: Training
+    training: TrainingSpeed
     generation: Generation
 
 
 UNCOUNTED_STEPS = 2  # the first compiles, the second starts with no other step under way
-LEAST_STEPS = 3
+LEAST_COUNTED_STEPS = 3
 ROUNDS = 5  # of generation, after one round that is not counted
 ROUND_SECONDS = 2.0  # a round of decoding ends after this
 ROUNDS_SECONDS = 10.0  # no new round starts after this
@@ -189,7 +189,10 @@ def _time_steps(
         mx.eval(under_way.metrics)
         under_way = following
         ends.append(clock())
-        slow = done >= UNCOUNTED_STEPS + LEAST_STEPS and ends[-1] - ends[UNCOUNTED_STEPS] >= limit
+        slow = (
+            done >= UNCOUNTED_STEPS + LEAST_COUNTED_STEPS
+            and ends[-1] - ends[UNCOUNTED_STEPS] >= limit
+        )
         over = slow or done == most
         tell(done, done if over else most)
     seconds = [after - before for before, after in pairwise(ends)]
@@ -203,11 +206,11 @@ def _training(
     first: float,
     counted: list[float],
     peak_memory: int,
-) -> Training:
+) -> TrainingSpeed:
     tokens_per_second = made.tokens_per_step / median(counted)
     speed = made.flops_per_token * tokens_per_second
     peak = environment.peak_flops
-    return Training(
+    return TrainingSpeed(
         startup_seconds=startup,
         first_step_seconds=first,
         step_seconds=counted,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mlxchat.errors import DiskError
 
-GIB = 2**30
-RESERVE = GIB  # bytes of disk that downloads leave free
+_GIB = 2**30
+RESERVE = _GIB  # bytes of disk that downloads leave free
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if needed and needed + RESERVE > free:
         raise DiskError(
-            f"The disk of {folder} is too small: {needed / GIB:.2f} GiB to download, "
-            f"{free / GIB:.2f} GiB free, of which 1 GiB must stay free.",
+            f"The disk of {folder} is too small: {needed / _GIB:.2f} GiB to download, "
+            f"{free / _GIB:.2f} GiB free, of which 1 GiB must stay free.",
             "Make room, download fewer shards, or choose another disk with MLXCHAT_HOME.",
         )

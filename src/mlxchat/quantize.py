@@ -63,7 +63,7 @@ def destination(runs: Path, source: Path, quantization: Quantization) -> tuple[P
             f"The model in {source} is already quantized.",
             f"Name the original run with `model_tag`, or talk to this one: {command('chat')}",
         )
-    tag, step = history.model_name(source)
+    tag, step = history.tag_and_step(source)
     run = runs / f"{tag}-{quantization.name}"
     if store.directory(run, step).exists():
         raise CheckpointError(

@@ -6,17 +6,14 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
-from re import fullmatch
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, cast
 
 import numpy as np
 
-from mlxchat.checkpoint import store
+from mlxchat.checkpoint import catalog, store
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.config.inference import Sampling
-from mlxchat.config.pretrain import IN_WORDS
-from mlxchat.config.run import NAME_PATTERN
 from mlxchat.config.validate import validated
 from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.engine.cache import KVCache
@@ -284,7 +281,7 @@ class Model:
             if store.steps(run):
                 raise ConfigError(f"There is a model in {run} already.", "Name another folder.")
         else:
-            run = new_run(self._home, to, self.conversational)
+            run = catalog.new_run(self._home, to, self.conversational, "to")
         return save_quantized(run, self._about.step, self._saved(self.network), self._about)
 
     def export(
@@ -368,23 +365,6 @@ class Model:
             for token in tokens:
                 if piece := answer.take(token):
                     yield piece.text
-
-
-def new_run(home: Home, name: str, conversational: bool) -> Path:
-    """Return the folder of a new run, of the stage that its model has come to.
-
-    Raises:
-        ConfigError: the name cannot be a folder's, or is another run's.
-    """
-    if not fullmatch(NAME_PATTERN, name):
-        raise ConfigError(
-            f"{name!a} cannot be the name of a run.", f"Use {IN_WORDS[NAME_PATTERN]}."
-        )
-    if any(store.steps(stage / name) for stage in home.stages):
-        raise ConfigError(
-            f"There is a run called {name} already: {home.run(name)}.", "Choose another name."
-        )
-    return (home.finetuned if conversational else home.runs) / name
 
 
 def copied(network: GPT) -> GPT:

@@ -57,7 +57,7 @@ def save(home: Path, state: TrainState, step: int) -> None:
 
     def write(folder: Path) -> None:
         layout.write_model(folder, state.model, state.tokenizer, True)
-        trainer.write(folder, record, state.optimizer.state, state.loader)
+        trainer.write_state(folder, record, state.optimizer.state, state.loader)
 
     folder = Home(home).runs / "run"
     store.save(folder, step, write)

@@ -4,16 +4,15 @@ import errno
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from support.checkpoints import put_step
+from support.program import Program
 
 from mlxchat.checkpoint import catalog, files, store
-from mlxchat.cli.app import main
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 
@@ -29,26 +28,9 @@ def runs(home: Path) -> Path:
     return folder
 
 
-class Program:
-    """Runs a command in this process."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-
-    def __call__(self, *arguments: str) -> tuple[int, str, str]:
-        """Exit code, output, errors."""
-        self._monkeypatch.setattr(sys, "argv", ["mlxchat", "checkpoints", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = self._capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-    monkeypatch.setattr("warnings.showwarning", None)
-    return Program(monkeypatch, capsys)
+    return Program(monkeypatch, capsys, "checkpoints")
 
 
 def test_list_shows_every_saved_step(program: Program, runs: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.marks import slow
+from support.program import Program
 
 from mlxchat import __version__
 
@@ -27,7 +28,12 @@ def mlxchat(*arguments: str, **keywords: object) -> subprocess.CompletedProcess[
 
 def assert_two_lines(result: subprocess.CompletedProcess[str], problem: str, remedy: str) -> None:
     assert result.returncode == 1, result.stderr
-    first, second = result.stderr.splitlines()
+    assert_problem_and_remedy(result.stderr, problem, remedy)
+
+
+def assert_problem_and_remedy(errors: str, problem: str, remedy: str) -> None:
+    """What is printed is one line of each."""
+    first, second = errors.splitlines()
     assert first.startswith("Error: ")
     assert problem in first
     assert remedy in second
@@ -44,8 +50,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return environment
 
 
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
+    return Program(monkeypatch, capsys)
+
+
 def test_version_prints_the_version() -> None:
     assert mlxchat("--version").stdout == f"mlxchat {__version__}\n"
+
+
+def test_a_process_ends_with_the_exit_code() -> None:
+    usage = mlxchat("train", "--depth", "0")
+    assert (usage.returncode, usage.stdout) == (2, "")
+    assert "--depth" in usage.stderr
+    result = mlxchat("chat")
+    assert_two_lines(result, "There is no trained model", "mlxchat quickstart")
 
 
 @pytest.mark.parametrize(
@@ -62,10 +81,10 @@ def test_version_prints_the_version() -> None:
         (["nonsense"], "nonsense"),
     ],
 )
-def test_usage_errors_name_the_option(arguments: list[str], said: str) -> None:
-    result = mlxchat(*arguments)
-    assert result.returncode == 2
-    assert said in result.stderr
+def test_usage_errors_name_the_option(arguments: list[str], said: str, program: Program) -> None:
+    code, _, errors = program(*arguments)
+    assert code == 2
+    assert said in errors
 
 
 @pytest.mark.parametrize(
@@ -103,8 +122,12 @@ def test_usage_errors_name_the_option(arguments: list[str], said: str) -> None:
         ),
     ],
 )
-def test_errors_are_two_lines(arguments: list[str], problem: str, remedy: str) -> None:
-    assert_two_lines(mlxchat(*arguments), problem, remedy)
+def test_errors_are_two_lines(
+    arguments: list[str], problem: str, remedy: str, program: Program
+) -> None:
+    code, _, errors = program(*arguments)
+    assert code == 1, errors
+    assert_problem_and_remedy(errors, problem, remedy)
 
 
 def test_a_traceback_is_shown_on_request() -> None:

@@ -306,7 +306,7 @@ def test_a_redirect_to_an_impossible_host_is_an_error(
     hub: Hub, server: HubServer, destination: Path
 ) -> None:
     server.storage = "http://a..b"
-    with pytest.raises(MlxchatError, match=f"{server.endpoint}.*host whose name"):
+    with pytest.raises(MlxchatError, match=f"{server.endpoint}.*host with an invalid name"):
         fetch(hub, destination)
 
 

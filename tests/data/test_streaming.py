@@ -47,8 +47,12 @@ def events() -> list[Event]:
 def stream(hub: Hub, folder: Path, events: list[Event]) -> Iterator[Stream]:
     opened: list[StreamingShards] = []
 
-    def stream(max_cached: int = 2, num_shards: int | None = None) -> StreamingShards:
-        source = StreamingShards(folder, TINY, max_cached, hub, events.append, num_shards)
+    def stream(
+        max_cached: int = 2,
+        num_shards: int | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> StreamingShards:
+        source = StreamingShards(folder, TINY, max_cached, hub, events.append, num_shards, clock)
         opened.append(source)
         return source
 
@@ -348,8 +352,13 @@ def test_a_network_that_stays_down_is_an_error(
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(module, "PATIENCE", 3)
     server.faults = [Fault(shard_name(0), "HEAD", times=10**6, status=503)]
+
+    def clock() -> float:
+        """Stop after the last attempt, so that none follows before the reader has woken up."""
+        return time.time() if server.count("HEAD", shard_name(0)) < 3 * ATTEMPTS else 0.0
+
     with pytest.raises(MlxchatError, match=r"shard_00000\.parquet cannot be had.*503"):
-        stream().acquire(shard_name(0))
+        stream(clock=clock).acquire(shard_name(0))
     assert server.count("HEAD", shard_name(0)) == 3 * ATTEMPTS
 
 

@@ -160,5 +160,5 @@ def test_a_base_model_has_no_calculator() -> None:
 
 def test_the_terminal_shows_the_calculation() -> None:
     console = Console(file=io.StringIO())
-    repl.answer(chat(Reciting(DRAWN)), "Half of 48?", console)
+    repl.answer_prompt(chat(Reciting(DRAWN)), "Half of 48?", console)
     assert console.file.getvalue() == "Half: [48/2 = 24.0] That.\n"

@@ -39,10 +39,12 @@ from mlxchat.evaluate.suite import (
     select_tasks,
 )
 from mlxchat.evaluate.tasks import Exercise, Problem
+from mlxchat.home import Home
 from mlxchat.model.config import Architecture
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Evaluated
 from mlxchat.tokenizer.messages import Conversation, Message, Part
+from mlxchat.train.stage import share_held_out
 
 
 def dialogue(*contents: str | tuple[Part, ...]) -> Conversation:
@@ -176,20 +178,22 @@ def fine_tuned(folder: Path, share: float, stage: str = "fine-tuning") -> Path:
 def test_the_share_that_fine_tuning_held_out_is_used(
     given: float | None, share: float, notes: list[str], tmp_path: Path
 ) -> None:
-    model = fine_tuned(tmp_path / "model", 0.1)
-    assert held_out_share(ChatEvalConfig(validation_share=given), model, True) == (share, notes)
+    own = share_held_out(fine_tuned(tmp_path / "model", 0.1), Home(tmp_path))
+    assert held_out_share(ChatEvalConfig(validation_share=given), own, True) == (share, notes)
 
 
-def test_an_unknown_held_out_share_is_remarked_on(tmp_path: Path) -> None:
-    base = fine_tuned(tmp_path / "base", 0.1, stage="pretraining")
+def test_an_unknown_held_out_share_is_noted(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    base = share_held_out(fine_tuned(tmp_path / "base", 0.1, stage="pretraining"), home)
     assert held_out_share(ChatEvalConfig(), base, False) == (0.02, [])
-    foreign = saved_in(tmp_path / "foreign", network())
+    foreign = share_held_out(saved_in(tmp_path / "foreign", network()), home)
     assert held_out_share(ChatEvalConfig(), foreign, True) == (0.02, [SHARE_UNKNOWN.format(0.02)])
     assert held_out_share(ChatEvalConfig(validation_share=0.3), foreign, True) == (0.3, [])
     trainer = fine_tuned(tmp_path / "old", 0.1) / layout.TRAINER
     trainer.write_text('{"format": 1}')
     files.write_checksums(trainer.parent)
-    assert held_out_share(ChatEvalConfig(), trainer.parent, True)[0] == 0.02
+    old = share_held_out(trainer.parent, home)
+    assert held_out_share(ChatEvalConfig(), old, True)[0] == 0.02
 
 
 @pytest.mark.parametrize("tasks", ["humaneval", "all"])

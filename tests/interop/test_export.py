@@ -29,13 +29,13 @@ from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.interop import exporters, torch_file
 from mlxchat.interop.importers import open_model
-from mlxchat.interop.importers.model import network
+from mlxchat.interop.importers.model import read_network
 from mlxchat.interop.programs import PROGRAMS, Program
 from mlxchat.model.config import ERAS, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
-from mlxchat.train.pretrain import Pretraining, pretrain
-from mlxchat.train.sft import FineTuning, fine_tune
+from mlxchat.train.pretrain import Pretraining, run_pretraining
+from mlxchat.train.sft import FineTuning, run_fine_tuning
 from mlxchat.train.stage import history_of
 
 HISTORY = History(tag="d4", step=7)
@@ -72,7 +72,7 @@ def test_an_export_to_nanochat_has_the_same_weights(
     assert lengths.read().tolist() == [1] * 256 + [0] * 9
     again = open_model(file.parent)
     assert again.conversational == conversational
-    assert_reference_logits(network(again), arch)
+    assert_reference_logits(read_network(again), arch)
 
 
 @pytest.mark.parametrize("program", ["mlx-lm", "transformers", "nanochat"])
@@ -83,7 +83,7 @@ def test_an_exported_model_can_be_imported(program: Any, tmp_path: Path) -> None
     foreign = open_model(folder)
     assert foreign.program == program and foreign.conversational
     assert foreign.config == model.model.config
-    assert_reference_logits(network(foreign), "classic")
+    assert_reference_logits(read_network(foreign), "classic")
 
 
 @pytest.mark.parametrize("era", [era for era in ERAS if era != "classic"])
@@ -102,7 +102,7 @@ def test_a_model_of_every_era_survives_export_and_import(
     )
     foreign = open_model(folder)
     assert foreign.config == shape
-    ours, back = model.model.named_parameters(), network(foreign).named_parameters()
+    ours, back = model.model.named_parameters(), read_network(foreign).named_parameters()
     assert all(mx.array_equal(back[name], array) for name, array in ours.items())
 
 
@@ -166,7 +166,7 @@ def test_large_models_are_split_into_files(program: Any, tmp_path: Path) -> None
         assert mx.load(str(file)).keys() == held
     total = sum(array.nbytes for array in model.model.named_parameters().values())
     assert index["metadata"]["total_size"] == total == told[-1][0] == told[-1][1]
-    assert_reference_logits(network(open_model(out)), "classic")
+    assert_reference_logits(read_network(open_model(out)), "classic")
 
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
@@ -295,7 +295,7 @@ def pretrained(home: Home, tag: str, **settings: object) -> Path:
         }
         | settings
     )  # fmt: skip
-    list(pretrain(config, home, lambda _: None))
+    list(run_pretraining(config, home, lambda _: None))
     return home.run(tag) / "step_000002"
 
 
@@ -332,9 +332,11 @@ def test_the_card_names_every_earlier_model(tmp_path: Path) -> None:
         "num_iterations": 2, "device_batch_size": 4, "eval_every": 0, "sample_every": 0,
         "save_every": 1,
     }  # fmt: skip
-    first = fine_tune(SftConfig.model_validate(tuning), home, lambda _: None, stop=lambda: True)
+    first = run_fine_tuning(
+        SftConfig.model_validate(tuning), home, lambda _: None, stop=lambda: True
+    )
     list(first)  # to resume from
-    list(fine_tune(SftConfig.model_validate(tuning), home, lambda _: None))
+    list(run_fine_tuning(SftConfig.model_validate(tuning), home, lambda _: None))
     result = CliRunner().invoke(
         app, ["quantize", "--model-tag", "chatty", "--eval-tokens", "0", "--json"]
     )

@@ -22,17 +22,18 @@ from support.places import SHARED, needs_shared
 from typer.testing import CliRunner
 
 from mlxchat.checkpoint import layout
+from mlxchat.checkpoint.trainer import read_optimizer
 from mlxchat.cli.app import app
 from mlxchat.cli.exchange import import_command
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.interop import stored_zip, torch_file
 from mlxchat.interop.importers import open_model
-from mlxchat.interop.importers.model import network
+from mlxchat.interop.importers.model import read_network
 from mlxchat.model.config import ERAS, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
-from mlxchat.train.resume import load_optimizer, new_optimizer
+from mlxchat.train.resume import new_optimizer
 
 
 def imported(path: Path, **options: Any) -> Path:
@@ -65,7 +66,7 @@ def test_half_precision_tables_become_float32_exactly(tmp_path: Path) -> None:
         if "wte" in name or "value_embeds" in name:
             tensors[name] = tensors[name].astype(mx.bfloat16)
     tensors["lm_head.weight"] = tensors["lm_head.weight"].astype(mx.float16)
-    model = network(open_model(write_nanochat(tmp_path, "modern", tensors=tensors)))
+    model = read_network(open_model(write_nanochat(tmp_path, "modern", tensors=tensors)))
     for name, array in model.named_parameters().items():
         assert array.dtype == mx.float32
         assert mx.array_equal(array, tensors[name].astype(mx.float32))
@@ -74,7 +75,7 @@ def test_half_precision_tables_become_float32_exactly(tmp_path: Path) -> None:
 def test_names_of_a_compiled_model_lose_their_prefix(tmp_path: Path) -> None:
     tensors = {f"_orig_mod.{name}": array for name, array in weights("classic").items()}
     assert_reference_logits(
-        network(open_model(write_nanochat(tmp_path, "classic", tensors=tensors))), "classic"
+        read_network(open_model(write_nanochat(tmp_path, "classic", tensors=tensors))), "classic"
     )
 
 
@@ -82,7 +83,7 @@ def test_classic_tables_may_have_rows_for_padding(tmp_path: Path) -> None:
     tensors = weights("classic")
     for name in ("transformer.wte.weight", "lm_head.weight"):
         tensors[name] = mx.concatenate([tensors[name], mx.ones((320 - 265, 64))])
-    model = network(open_model(write_nanochat(tmp_path, "classic", tensors=tensors)))
+    model = read_network(open_model(write_nanochat(tmp_path, "classic", tensors=tensors)))
     assert model.config.vocab_multiple == 1
     assert_reference_logits(model, "classic")
 
@@ -140,7 +141,7 @@ def test_a_folder_of_another_name_is_reported(tmp_path: Path) -> None:
     foreign = open_model(snapshot)
     assert foreign.name == "abc" and not foreign.conversational
     assert "`conversational`" in foreign.notes[0]
-    assert_reference_logits(network(foreign), "classic")
+    assert_reference_logits(read_network(foreign), "classic")
     assert not open_model(snapshot, conversational=True).notes
 
 
@@ -255,7 +256,7 @@ def test_rows_for_padding_may_be_counted_as_vocabulary(tmp_path: Path) -> None:
     mx.save_safetensors(str(folder / "model.safetensors"), tensors)
     fields = json.loads((folder / "config.json").read_text()) | {"vocab_size": 320}
     (folder / "config.json").write_text(json.dumps(fields))
-    assert_reference_logits(network(open_model(folder)), "classic")
+    assert_reference_logits(read_network(open_model(folder)), "classic")
 
 
 @pytest.mark.parametrize(
@@ -497,7 +498,7 @@ def test_the_name_of_another_run_is_refused(tmp_path: Path) -> None:
     imported(source)
     with pytest.raises(MlxchatError, match="already a run called d4") as caught:
         imported(source)
-    assert "--model-tag" in caught.value.remedy
+    assert "`model_tag`" in caught.value.remedy
     with pytest.raises(MlxchatError, match="cannot be the name"):
         import_command(source, None, "a/b", None, None, None, False, True)
 
@@ -579,7 +580,7 @@ def test_the_optimizer_of_a_classic_run_on_one_gpu_is_imported(tmp_path: Path) -
     saved = imported(folder, with_optimizer=True)
     model = layout.read_model(saved, mx.float32).model
     optimizer = new_optimizer(model)
-    load_optimizer(optimizer, saved)
+    optimizer.state = read_optimizer(saved, optimizer.state)
     state = optimizer.state
     assert state["step"].item() == 3
     for name, moment in moments.items():
@@ -622,7 +623,7 @@ def test_the_optimizer_of_a_modern_run_on_one_gpu_is_imported(tmp_path: Path) ->
     torch_file.write_torch(folder / "optim_000007_rank0.pt", modern_optimizer(tensors))
     saved = imported(folder, with_optimizer=True)
     optimizer = new_optimizer(layout.read_model(saved, mx.float32).model)
-    load_optimizer(optimizer, saved)
+    optimizer.state = read_optimizer(saved, optimizer.state)
     for name, array in optimizer.state.items():
         kind, _, parameter = name.partition(".")
         if kind in ("muon", "normuon"):
@@ -657,7 +658,7 @@ def test_the_optimizer_is_looked_for_before_the_model_is_read(
 ) -> None:
     folder = write_nanochat(tmp_path, "modern")
     monkeypatch.setattr(
-        "mlxchat.interop.importers.model.network", lambda *_: pytest.fail("it is read")
+        "mlxchat.interop.importers.read_network", lambda *_: pytest.fail("it is read")
     )
     with pytest.raises(MlxchatError, match="no state of an optimizer"):
         imported(folder, with_optimizer=True)

@@ -47,7 +47,7 @@ ADMITTED = {
 
 
 def load(data: bytes) -> Any:
-    return pickles.load(data, PATH, ADMITTED)
+    return pickles.read_pickle(data, PATH, ADMITTED)
 
 
 def assert_refused(data: bytes) -> MlxchatError:
@@ -89,7 +89,10 @@ def test_admitted_names_are_values_and_functions() -> None:
 
 
 def test_persistent_ids_are_resolved() -> None:
-    assert pickles.load(text("x") + b"Q.", PATH, {}, lambda identity: (identity, 1)) == ("x", 1)
+    assert pickles.read_pickle(text("x") + b"Q.", PATH, {}, lambda identity: (identity, 1)) == (
+        "x",
+        1,
+    )
 
 
 @pytest.mark.parametrize("name", running(Path()))

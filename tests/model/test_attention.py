@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from mlxchat.model.block import QUERIES, causal_attention
+from mlxchat.model.block import causal_attention
+from mlxchat.model.size import QUERIES
 from mlxchat.runtime import machine, mx
 
 SCALE = 0.3

@@ -11,9 +11,9 @@ from support.marks import slow
 from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.model.backward import ordered_loss
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.gpt import GPT
+from mlxchat.model.gpt import GPT, Arrays
 from mlxchat.optim import optimizer
-from mlxchat.optim.optimizer import PARAM_GROUPS, Arrays, MuonAdamW, Rates
+from mlxchat.optim.optimizer import PARAM_GROUPS, MuonAdamW, Rates
 from mlxchat.plan.memory import BatchPlan, training_bytes
 from mlxchat.runtime import mx
 from mlxchat.train.loop import TrainingStep, compile_step

@@ -3,8 +3,7 @@
 import pytest
 
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.loss import LARGEST_ARRAY, chunk_size
-from mlxchat.model.size import parameters
+from mlxchat.model.size import LARGEST_ARRAY, chunk_size, parameters
 from mlxchat.plan.memory import (
     BatchPlan,
     Resources,

@@ -11,7 +11,7 @@ from typing import Any
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.interop import nanochat_files, torch_file
 from mlxchat.interop.importers import open_model
-from mlxchat.interop.importers.model import network
+from mlxchat.interop.importers.model import read_network
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
 from support.cases import GOLDEN, golden
@@ -60,7 +60,7 @@ def write_nanochat(
 def saved(base: Path, arch: str, conversational: bool = False) -> SavedModel:
     """The reference model."""
     foreign = open_model(write_nanochat(base, arch))
-    return SavedModel(network(foreign), BYTES, conversational)
+    return SavedModel(read_network(foreign), BYTES, conversational)
 
 
 def assert_reference_logits(model: GPT, arch: str) -> None:

@@ -15,7 +15,7 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.fingerprint import agree
 from mlxchat.home import Home
 from mlxchat.runtime import mx
-from mlxchat.train.pretrain import pretrain
+from mlxchat.train.pretrain import run_pretraining
 from mlxchat.train.stage import read_trainer
 
 SETTINGS: Mapping[str, object] = {
@@ -45,7 +45,7 @@ if _ON_CPU:
 def train(home: str, settings: Mapping[str, object]) -> None:
     """Train to the end."""
     config = PretrainConfig.model_validate(settings)
-    for _ in pretrain(config, Home(Path(home)), lambda _: None):
+    for _ in run_pretraining(config, Home(Path(home)), lambda _: None):
         pass
 
 

@@ -3,8 +3,9 @@
 import numpy as np
 
 from mlxchat.data.loader import Batch, LoaderState
+from mlxchat.model.gpt import Arrays
 from mlxchat.optim.adamw import AdamW
-from mlxchat.optim.optimizer import PARAM_GROUPS, Arrays, MuonAdamW, Rates, group_of
+from mlxchat.optim.optimizer import PARAM_GROUPS, MuonAdamW, Rates, group_of
 from mlxchat.plan.memory import BatchPlan
 from mlxchat.runtime import mx
 from mlxchat.train.loop import Pending, TrainingStep

@@ -19,7 +19,7 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.home import Home
 from mlxchat.runtime import machine, mx
 from mlxchat.telemetry.events import Stepped
-from mlxchat.train.pretrain import pretrain
+from mlxchat.train.pretrain import run_pretraining
 
 STEPS, AVERAGED = 200, 20
 SETTINGS = PretrainConfig(  # classic, nanochat's learning rates and schedule
@@ -38,7 +38,7 @@ SETTINGS = PretrainConfig(  # classic, nanochat's learning rates and schedule
 
 def curve(home: Path, settings: PretrainConfig = SETTINGS) -> list[float]:
     """Return the mean losses of every 20 steps."""
-    events = pretrain(settings, Home(home), lambda _: None)
+    events = run_pretraining(settings, Home(home), lambda _: None)
     losses = [event.loss for event in events if isinstance(event, Stepped)]
     assert len(losses) == STEPS
     return [sum(losses[i : i + AVERAGED]) / AVERAGED for i in range(0, STEPS, AVERAGED)]

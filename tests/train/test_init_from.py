@@ -21,7 +21,7 @@ from mlxchat.quantize import quantize
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Evaluated
 from mlxchat.train.base import with_shape_of_base
-from mlxchat.train.pretrain import pretrain
+from mlxchat.train.pretrain import run_pretraining
 from mlxchat.train.stage import read_trainer
 
 
@@ -56,7 +56,7 @@ def config(source: object, **settings: Any) -> PretrainConfig:
 def test_training_starts_from_the_models_weights(source: Path) -> None:
     """With learning rates that change nothing, the saved weights are the model's."""
     still = {"embedding_lr": 1e-30, "unembedding_lr": 1e-30, "matrix_lr": 1e-30}
-    events = list(pretrain(config(source, **still), Home.from_environment(), lambda _: None))
+    events = list(run_pretraining(config(source, **still), Home.from_environment(), lambda _: None))
     assert [event.step for event in events if isinstance(event, Evaluated)] == [0, 2]
     folder = Home.from_environment().runs / "source-continued" / "step_000002"
     before = layout.read_model(source, mx.float32)
@@ -80,18 +80,20 @@ def test_the_run_takes_over_the_models_shape(arch: Any, tmp_path: Path) -> None:
 def test_it_resumes_without_its_source(source: Path) -> None:
     home = Home.from_environment()
     stopped = config(source, save_every=1)
-    run = pretrain(stopped, home, lambda _: None, stop=lambda: (home.runs / stopped.tag).exists())
+    run = run_pretraining(
+        stopped, home, lambda _: None, stop=lambda: (home.runs / stopped.tag).exists()
+    )
     list(run)
     shutil.rmtree(source)
-    list(pretrain(stopped, home, lambda _: None))
+    list(run_pretraining(stopped, home, lambda _: None))
     assert (home.runs / stopped.tag / "step_000002").exists()
 
 
 @pytest.mark.slow
 def test_init_from_accepts_the_name_of_a_run(source: Path) -> None:
     home = Home.from_environment()
-    list(pretrain(config(source, model_tag="first"), home, lambda _: None))
-    list(pretrain(config("first"), home, lambda _: None))
+    list(run_pretraining(config(source, model_tag="first"), home, lambda _: None))
+    list(run_pretraining(config("first"), home, lambda _: None))
     assert (home.runs / "first-continued" / "step_000002").exists()
 
 

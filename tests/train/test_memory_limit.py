@@ -11,7 +11,7 @@ from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Evaluated, Noted, Saved, Started, Stepped
-from mlxchat.train.pretrain import pretrain
+from mlxchat.train.pretrain import run_pretraining
 
 MIB = 1024**2
 RUN = {
@@ -43,7 +43,7 @@ def trained(home: Path, **settings: object) -> tuple[list[float], int, Started]:
     mx.reset_peak_memory()
     before, learnt, started = mx.get_active_memory(), list[float](), None
     config = PretrainConfig.model_validate(RUN | settings)
-    for event in pretrain(config, Home(home), lambda _: None):
+    for event in run_pretraining(config, Home(home), lambda _: None):
         if isinstance(event, Stepped):
             learnt.append(event.loss)
         elif isinstance(event, Evaluated):
@@ -81,14 +81,16 @@ def test_training_stays_within_the_limit_and_learns_the_same(
 def test_a_run_resumes_within_another_limit(shared: Path) -> None:
     expected, peak, _ = trained(shared, model_tag="straight", num_iterations=4)
     steps = {"model_tag": "cut", "num_iterations": 4, "save_every": 1}
-    events = pretrain(PretrainConfig.model_validate(RUN | steps), Home(shared), lambda _: None)
+    events = run_pretraining(
+        PretrainConfig.model_validate(RUN | steps), Home(shared), lambda _: None
+    )
     for event in events:
         if isinstance(event, Saved):
             events.close()
     limit = f"{peak / 2 / MIB:.0f}MiB"
     config = PretrainConfig.model_validate(RUN | steps | {"memory_limit": limit})
     mx.reset_peak_memory()
-    seen = list(pretrain(config, Home(shared), lambda _: None))
+    seen = list(run_pretraining(config, Home(shared), lambda _: None))
     assert any("Micro-batching changed" in event.text for event in seen if isinstance(event, Noted))
     losses = [event.loss for event in seen if isinstance(event, Stepped)]
     assert losses[-1] == pytest.approx(expected[-2], rel=1e-4)

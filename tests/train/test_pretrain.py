@@ -194,10 +194,10 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from mlxchat.home import Home
-from mlxchat.train.pretrain import pretrain
+from mlxchat.train.pretrain import run_pretraining
 from mlxchat.config.pretrain import PretrainConfig
 config = PretrainConfig.model_validate(json.loads(sys.argv[2]))
-for event in pretrain(config, Home(Path(sys.argv[1])), lambda _: None):
+for event in run_pretraining(config, Home(Path(sys.argv[1])), lambda _: None):
     print(type(event).__name__, getattr(event, "step", ""), flush=True)
 """
 

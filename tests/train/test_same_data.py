@@ -29,7 +29,7 @@ from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Event, Saved, Stepped
 from mlxchat.telemetry.log import JsonLines
-from mlxchat.train.pretrain import Pretraining, pretrain
+from mlxchat.train.pretrain import Pretraining, run_pretraining
 from mlxchat.train.stage import read_trainer
 
 FIRST, SECOND, THIRD, FOURTH = (shard_name(index) for index in range(4))
@@ -151,7 +151,7 @@ def test_a_run_saves_and_ends_if_a_shard_is_replaced(
     run(straight, config)
     began_with = (data / SECOND).read_bytes()
     with pytest.raises(MlxchatError, match=f"{data / SECOND} is "):
-        for event in pretrain(config, Home(ended), lambda _: None):
+        for event in run_pretraining(config, Home(ended), lambda _: None):
             if isinstance(event, Stepped) and event.step == 1:
                 (tmp_path / SECOND).write_bytes(change(data / SECOND))
                 (tmp_path / SECOND).replace(data / SECOND)

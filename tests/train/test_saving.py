@@ -21,7 +21,7 @@ from mlxchat.telemetry.events import Stepped
 from mlxchat.train import inputs
 from mlxchat.train.divergence import NotFiniteError, check_finite
 from mlxchat.train.loop import Launch, Pending, ShouldStop, TrainingStep, compile_step
-from mlxchat.train.pretrain import pretrain
+from mlxchat.train.pretrain import run_pretraining
 from mlxchat.train.stage import read_trainer
 
 A, B = "a" * 40, "b" * 40
@@ -104,7 +104,7 @@ def test_a_single_element_that_is_not_finite_is_found(number: float) -> None:
 def test_progress_is_saved_when_a_validation_shard_is_gone(tmp_path: Path) -> None:
     data = shards(tmp_path / "data", 0, 1)
     config = QUIET.model_copy(update={"data_dir": data, "save_every": 0, "eval_every": 5})
-    events = pretrain(config, Home(tmp_path), lambda _: None)
+    events = run_pretraining(config, Home(tmp_path), lambda _: None)
     with pytest.raises(MlxchatError, match=r"shard_00001\.parquet does not exist"):
         for event in events:
             if isinstance(event, Stepped) and event.step == 5:  # which is evaluated next

@@ -24,16 +24,17 @@ from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.optim.optimizer import MuonAdamW, Rates
 from mlxchat.plan.memory import BatchPlan, Resources
-from mlxchat.quantize import evaluate, validation_documents
+from mlxchat.quantize import evaluate
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Stepped
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message
 from mlxchat.train.base import Base, read_base
 from mlxchat.train.loop import TrainingStep, compile_step
-from mlxchat.train.pretrain import pretrain
-from mlxchat.train.sft import fine_tune, with_source
+from mlxchat.train.pretrain import run_pretraining
+from mlxchat.train.sft import run_fine_tuning, with_source
 from mlxchat.train.sft_plan import sft_plan, survey
+from mlxchat.train.stage import validation_documents
 
 BASE = PretrainConfig(
     depth=1,
@@ -86,7 +87,7 @@ def write(path: Path, rows: Iterable[object]) -> Path:
 def based(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with a base model, and 120 conversations."""
     home = tmp_path_factory.mktemp("based")
-    for _ in pretrain(BASE, Home(home), lambda _: None):
+    for _ in run_pretraining(BASE, Home(home), lambda _: None):
         pass
     write(home / "talks.jsonl", talks(120))
     return home
@@ -105,7 +106,7 @@ def run(home: Path, config: SftConfig, stop_at: int = 0) -> list[Event]:
         seen_steps = (event.step for event in seen if isinstance(event, Stepped))
         return bool(stop_at) and max(seen_steps, default=0) >= stop_at
 
-    for event in fine_tune(config, Home(home), lambda _: None, stop=stop):
+    for event in run_fine_tuning(config, Home(home), lambda _: None, stop=stop):
         seen.append(event)
     return seen
 
@@ -328,7 +329,7 @@ def test_a_fine_tuned_model_is_fine_tuned_at_the_rates_of_its_pretraining(based:
 
 def test_a_modern_models_rates_are_nanochats_whatever_its_batch(tmp_path: Path) -> None:
     modern = BASE.model_copy(update={"arch": "modern", "depth": 2, "num_iterations": 1})
-    for _ in pretrain(modern, Home(tmp_path), lambda _: None):
+    for _ in run_pretraining(modern, Home(tmp_path), lambda _: None):
         pass
     folder = store.latest(Home(tmp_path).runs / "base")
     assert folder is not None

@@ -18,7 +18,7 @@ from mlxchat.telemetry.events import (
 )
 from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.dashboard import curve, dashboard
-from mlxchat.ui.text import LEAST_BAR, Task, amount, bars, duration, in_one_line
+from mlxchat.ui.text import LEAST_BAR, TaskProgress, amount, bars, duration, in_one_line
 
 GIB = 2**30
 
@@ -174,7 +174,7 @@ def test_amounts_have_units_and_text_is_harmless():
 
 
 def task(name="shard_00003.parquet", done=50_000_000, total=100_000_000, unit="bytes"):
-    result = Task(Progressed(0.0, name, 0, total, unit))
+    result = TaskProgress(Progressed(0.0, name, 0, total, unit))
     result.update(Progressed(10.0, name, done, total, unit))
     return result
 

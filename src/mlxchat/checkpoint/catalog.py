@@ -1,16 +1,22 @@
 """Finds saved steps: all of them, those of a run, or the one that a name stands for.
 
+`new_run` finds a place for the run of a model that was not trained here.
+
 Nothing here reads arrays or imports MLX.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlxchat.checkpoint import store
 from mlxchat.checkpoint.files import CONFIG, QUANTIZATION, TRAINER, entries, is_folder, unreadable
-from mlxchat.errors import MlxchatError, NotFound
+from mlxchat.config.pretrain import IN_WORDS
+from mlxchat.config.run import NAME_PATTERN
+from mlxchat.errors import ConfigError, MlxchatError, NotFound
+from mlxchat.home import Home
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,31 @@ def find_model(stages: Sequence[Path], source: str | None, step: int | None) -> 
     if step is not None:
         return find([folder.parent], folder.name, step)
     return store.latest(folder) or folder
+
+
+def new_run(home: Home, name: str, conversational: bool, setting: str) -> Path:
+    """Return the folder of a new run, among those of the stage that its model has reached.
+
+    Args:
+        home: where runs are.
+        name: the name of the run.
+        conversational: whether its model was trained on conversations.
+        setting: the setting that names the run, for the error message.
+
+    Raises:
+        ConfigError: the name cannot be a folder's, or is another run's.
+    """
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise ConfigError(
+            f"{name!a} cannot be the name of a run.",
+            f"Name it with `{setting}`: use {IN_WORDS[NAME_PATTERN]}.",
+        )
+    if any(store.steps(stage / name) for stage in home.stages):
+        raise ConfigError(
+            f"There is already a run called {name}: {home.run(name)}.",
+            f"Choose another name with `{setting}`.",
+        )
+    return (home.finetuned if conversational else home.runs) / name
 
 
 def steps_to_verify(

@@ -66,7 +66,7 @@ def read_before(folder: Path) -> History:
     Raises:
         CheckpointError: `layout.ORIGIN` or `FILE` is damaged.
     """
-    tag, step = model_name(folder)
+    tag, step = tag_and_step(folder)
     origin = layout.read_origin(folder)
     if origin is not None:
         return History(tag=tag, step=step, origin=origin, bits_per_byte=origin.bits_per_byte)
@@ -83,7 +83,7 @@ def read_file(folder: Path) -> History | None:
     return layout.read_record(folder / FILE, History)
 
 
-def model_name(folder: Path) -> tuple[str, int]:
+def tag_and_step(folder: Path) -> tuple[str, int]:
     """Return the name of a model and its step.
 
     They are the run and the step of a saved step; of another directory its own name and 0.

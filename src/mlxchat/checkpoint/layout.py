@@ -181,7 +181,7 @@ def read_model(folder: Path, dtype: mx.Dtype) -> SavedModel:
     return SavedModel(model, tokenizer, conversational)
 
 
-def load(folder: Path) -> SavedModel:
+def load_for_inference(folder: Path) -> SavedModel:
     """Read a model for inference: in this machine's dtype, with a bounded buffer cache.
 
     Raises:

@@ -60,7 +60,7 @@ class TrainerState(BaseModel, Generic[Settings]):
         return self.step == self.plan.num_iterations
 
 
-def write(
+def write_state(
     folder: Path,
     state: TrainerState[Settings],
     optimizer: Mapping[str, mx.array],

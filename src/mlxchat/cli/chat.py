@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlxchat.checkpoint import catalog
-from mlxchat.cli.options import Checkpoint, ModelTag, SavedStep, require_one_place
+from mlxchat.cli.options import Checkpoint, ModelTag, StepNumber, require_one_place
 from mlxchat.config.inference import Sampling
 from mlxchat.home import Home
 from mlxchat.ui import repl
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def chat_command(
     model_tag: ModelTag = None,
-    step: SavedStep = None,
+    step: StepNumber = None,
     checkpoint: Checkpoint = None,
     prompt: Annotated[
         str | None,
@@ -39,7 +39,7 @@ def chat_command(
     Text piped into the command is taken as one message.
     """
     require_one_place(model_tag, step, checkpoint)
-    saved, name = load(model_tag, step, checkpoint)
+    saved, name = load_chosen(model_tag, step, checkpoint)
     talk(saved, name, sampling, seed, max_tokens, prompt)
 
 
@@ -79,10 +79,12 @@ def _decoded(content: bytes) -> str:
     return text
 
 
-def load(tag: str | None, step: int | None, checkpoint: Path | None) -> "tuple[SavedModel, str]":
+def load_chosen(
+    tag: str | None, step: int | None, checkpoint: Path | None
+) -> "tuple[SavedModel, str]":
     """Read a saved model, ready for inference; returns it with a name for it."""
     from mlxchat.checkpoint import layout
 
     folder = catalog.locate(Home.from_environment().stages, tag, step, checkpoint)
     name = f"{folder.parent.name}/{folder.name}" if checkpoint is None else str(folder)
-    return layout.load(folder), name
+    return layout.load_for_inference(folder), name

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mlxchat.checkpoint import catalog
-from mlxchat.cli.chat import load
-from mlxchat.cli.options import Checkpoint, Json, ModelTag, SavedStep, require_one_place
+from mlxchat.cli.chat import load_chosen
+from mlxchat.cli.options import Checkpoint, Json, ModelTag, StepNumber, require_one_place
 from mlxchat.cli.session import exit_promptly
 from mlxchat.config.inference import ChatEvalConfig
 from mlxchat.data.chats.sources import parse
@@ -31,7 +31,7 @@ CUT_SHORT = "Interrupted: only complete results are shown."
 
 def eval_chat_command(
     model_tag: ModelTag = None,
-    step: SavedStep = None,
+    step: StepNumber = None,
     checkpoint: Checkpoint = None,
     json: Json = False,
     *,
@@ -64,7 +64,7 @@ def eval_chat_command(
     problems = read_problems(config, tasks, task_data)
     sources = [parse(text) for text in config.data or ()]
     model = catalog.locate(home.stages, model_tag, step, checkpoint)
-    saved, name = load(model_tag, step, checkpoint)
+    saved, name = load_chosen(model_tag, step, checkpoint)
     if not saved.conversational:
         notes.append(UNTRAINED.format(name))
     share = 0.0

@@ -1,18 +1,17 @@
 """The commands `import` and `export`: models from and for other programs."""
 
 import json as json_format
-import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mlxchat.checkpoint import catalog, store
-from mlxchat.cli.options import Checkpoint, Json, ModelTag, SavedStep, require_one_place
-from mlxchat.config.run import NAME_PATTERN
-from mlxchat.errors import CheckpointError, ConfigError
+from mlxchat.checkpoint import catalog
+from mlxchat.cli.options import Checkpoint, Json, ModelTag, StepNumber, require_one_place
+from mlxchat.errors import CheckpointError
 from mlxchat.home import Home
 from mlxchat.interop.programs import Program, runnable_models
 from mlxchat.model.quantization import Quantization
@@ -21,6 +20,7 @@ from mlxchat.ui.console import Screen, say
 from mlxchat.ui.text import amount
 
 if TYPE_CHECKING:
+    from mlxchat.interop.exporters import Exported
     from mlxchat.interop.importers.model import Foreign
 
 
@@ -68,33 +68,24 @@ def import_command(
     (model_*.npz), transformers (NanoChatForCausalLM) and mlx-lm (nanochat).
     No code in the files is run. Progress goes to standard error.
     """
-    from mlxchat import runtime
     from mlxchat.interop import importers
-    from mlxchat.interop.importers import optimizer
-    from mlxchat.interop.importers.model import network
-    from mlxchat.model.size import parameters
-    from mlxchat.train.resume import new_optimizer
 
     foreign = importers.open_model(path, step, tokenizer, softcap, conversational)
-    run = _destination(Home.from_environment(), foreign, model_tag)
-    optimizer_file = (
-        optimizer.find_optimizer(foreign.path, foreign.step, foreign.config)
-        if with_optimizer
-        else None
-    )
-    runtime.bound_buffer_cache()
+    home, name = Home.from_environment(), model_tag or foreign.name
+    run = catalog.new_run(home, name, foreign.conversational, "model_tag")
     with Screen(stream=sys.stderr) as screen:
         for note in foreign.notes:
             screen.show(Noted(time.time(), note))
+        report = _progress(screen, "reading")
+        folder = importers.import_run(run, foreign, with_optimizer, report)
+    _show_imported(foreign, run, folder, with_optimizer, json)
 
-        def report(done: int, total: int) -> None:
-            screen.show(Progressed(time.time(), "reading", done, total, "bytes"))
 
-        model, state = network(foreign, report), None
-        if optimizer_file:
-            expected = {name: array.shape for name, array in new_optimizer(model).state.items()}
-            state = optimizer.read_optimizer(optimizer_file, foreign.config, expected)
-        folder = importers.save_imported(run, foreign, model, state)
+def _show_imported(
+    foreign: "Foreign", run: Path, folder: Path, with_optimizer: bool, json: bool
+) -> None:
+    from mlxchat.model.size import parameters
+
     config, count = foreign.config, sum(parameters(foreign.config).values())
     if json:
         facts = {
@@ -106,7 +97,7 @@ def import_command(
             "parameters": count,
             "softcap": config.softcap,
             "conversational": foreign.conversational,
-            "optimizer": state is not None,
+            "optimizer": with_optimizer,
         }
         say(json_format.dumps(facts))
         return
@@ -118,23 +109,6 @@ def import_command(
     say(f"Talk to it: mlxchat chat --model-tag {run.name}")
 
 
-def _destination(home: Home, foreign: "Foreign", tag: str | None) -> Path:
-    """Return the folder of the new run, among those of the stage the model has reached.
-
-    Raises:
-        ConfigError: the name cannot be a folder's, or another run has it.
-    """
-    name = tag or foreign.name
-    if not re.fullmatch(NAME_PATTERN, name):
-        raise ConfigError(f"{name!a} cannot be the name of a run.", "Name it with --model-tag.")
-    if any(store.steps(stage / name) for stage in home.stages):
-        raise ConfigError(
-            f"There is already a run called {name}: {home.run(name)}.",
-            "Choose another name with --model-tag.",
-        )
-    return (home.finetuned if foreign.conversational else home.runs) / name
-
-
 def export_command(
     to: Annotated[
         Program,
@@ -143,7 +117,7 @@ def export_command(
         ),
     ],
     model_tag: ModelTag = None,
-    step: SavedStep = None,
+    step: StepNumber = None,
     checkpoint: Checkpoint = None,
     out: Annotated[
         Path | None,
@@ -185,24 +159,29 @@ def export_command(
     precision: mx.Dtype = getattr(mx, dtype or ("float32" if whole else "bfloat16"))
     runtime.bound_buffer_cache()
     with Screen(stream=sys.stderr) as screen:
-
-        def report(done: int, total: int) -> None:
-            screen.show(Progressed(time.time(), "writing", done, total, "bytes"))
-
         saved = layout.read_model(source, precision)
         if quantization:  # the measured bits per byte no longer hold
             about = about.model_copy(update={"bits_per_byte": None})
             quantize_in_place(saved.model, quantization.formats(saved.model.config))
-        written = exporters.write(to, folder, saved, about, precision, report)
-    commands = written.usage.at(str(folder))
+        written = exporters.write(to, folder, saved, about, precision, _progress(screen, "writing"))
+    _show_exported(to, source, written, json)
+
+
+def _show_exported(to: Program, source: Path, written: "Exported", json: bool) -> None:
+    commands = written.usage.at(str(written.folder))
     if json:
         facts = {"program": to, "source": str(source), "path": str(written.folder)}
         say(json_format.dumps(facts | {"bytes": written.bytes, "commands": commands}))
         return
-    say(f"{amount(written.bytes, 'bytes')} in {folder}")
+    say(f"{amount(written.bytes, 'bytes')} in {written.folder}")
     say(written.usage.remark or "Run it there:")
     for line in commands:
         say(f"  {line}")
+
+
+def _progress(screen: Screen, task: str) -> Callable[[int, int], None]:
+    """Return a function that shows how many of the bytes are done."""
+    return lambda done, total: screen.show(Progressed(time.time(), task, done, total, "bytes"))
 
 
 def _require_quantizable(program: Program, source: Path) -> None:

@@ -10,7 +10,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from mlxchat.config.pretrain import IN_WORDS
+from mlxchat.config.validate import spell_fault
 from mlxchat.ui.text import as_options
 
 Command = Callable[..., None]
@@ -27,7 +27,7 @@ ModelTag = Annotated[
 AnyTag = Annotated[
     str | None, typer.Option(help="Name of a run. Default: all runs.", show_default=False)
 ]
-SavedStep = Annotated[
+StepNumber = Annotated[
     int | None, typer.Option(help="Saved step. Default: the newest.", show_default=False)
 ]
 Checkpoint = Annotated[
@@ -140,7 +140,5 @@ def _make(model: type[BaseModel], given: dict[str, Any]) -> BaseModel:
     except ValidationError as error:
         fault = error.errors()[0]
         name = as_options(f"`{fault['loc'][0]}`") if fault["loc"] else None
-        message = fault["msg"][:1].lower() + fault["msg"][1:]
-        if fault["type"] == "string_pattern_mismatch":
-            message = IN_WORDS[fault["ctx"]["pattern"]]
-        raise typer.BadParameter(f"{fault['input']}: {message}", param_hint=name) from error
+        message = f"{fault['input']}: {spell_fault(fault)}"
+        raise typer.BadParameter(message, param_hint=name) from error

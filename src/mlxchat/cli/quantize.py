@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlxchat.checkpoint import catalog
-from mlxchat.cli.options import Checkpoint, Json, ModelTag, SavedStep, require_one_place
+from mlxchat.cli.options import Checkpoint, Json, ModelTag, StepNumber, require_one_place
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.quantization import Quantization
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def quantize_command(
     quantization: Quantization,
     model_tag: ModelTag = None,
-    step: SavedStep = None,
+    step: StepNumber = None,
     checkpoint: Checkpoint = None,
     eval_tokens: Annotated[
         int,

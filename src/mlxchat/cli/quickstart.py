@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlxchat.cli.chat import load, talk
+from mlxchat.cli.chat import load_chosen, talk
 from mlxchat.cli.options import Fresh, Json
 from mlxchat.cli.session import watch_run
 from mlxchat.config.inference import Sampling
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlxchat.data.corpus.world import Question
     from mlxchat.evaluate.answers import Outcome
 
-BASE = PretrainConfig(
+BASE_CONFIG = PretrainConfig(
     dataset=BUILTIN,
     model_tag="quickstart",
     depth=2,
@@ -42,8 +42,8 @@ BASE = PretrainConfig(
     save_every=375,
     keep=1,
 )
-TUNED = SftConfig(
-    source=BASE.tag,
+TUNED_CONFIG = SftConfig(
+    source=BASE_CONFIG.tag,
     data=[BUILTIN],
     device_batch_size=16,
     total_batch_size=16 * 128,
@@ -72,14 +72,17 @@ def quickstart_command(
     from mlxchat.data.corpus.documents import held_out_questions
     from mlxchat.evaluate.answers import write_answers
     from mlxchat.evaluate.loss import LONGEST_REPLY, word_for_word
-    from mlxchat.train.pretrain import pretrain
-    from mlxchat.train.sft import fine_tune
+    from mlxchat.train.pretrain import run_pretraining
+    from mlxchat.train.sft import run_fine_tuning
 
     home = Home.from_environment()
-    base = BASE.model_copy(update={"tokenizer_dir": home.root / "tokenizer_quickstart"})
-    watch_run(lambda show, meter, stop: pretrain(base, home, show, meter, stop, fresh), json)
-    watch_run(lambda show, meter, stop: fine_tune(TUNED, home, show, meter, stop, fresh), json)
-    saved, name = load(TUNED.tag, None, None)
+    base = BASE_CONFIG.model_copy(update={"tokenizer_dir": home.root / "tokenizer_quickstart"})
+    watch_run(lambda show, meter, stop: run_pretraining(base, home, show, meter, stop, fresh), json)
+    watch_run(
+        lambda show, meter, stop: run_fine_tuning(TUNED_CONFIG, home, show, meter, stop, fresh),
+        json,
+    )
+    saved, name = load_chosen(TUNED_CONFIG.tag, None, None)
     asked, answered = held_out_questions(questions), dict[str, Any]()
     with Screen(json) as screen:
         exercises = word_for_word(asked)

@@ -50,9 +50,11 @@ def train_command(
     if dry_run:
         _dry_run(config, home, fresh, json)
         return
-    from mlxchat.train.pretrain import pretrain
+    from mlxchat.train.pretrain import run_pretraining
 
-    watch_run(lambda show, meter, stop: pretrain(config, home, show, meter, stop, fresh), json)
+    watch_run(
+        lambda show, meter, stop: run_pretraining(config, home, show, meter, stop, fresh), json
+    )
     if not json:
         say(f"Talk to it: mlxchat chat --model-tag {config.tag}")
 
@@ -66,11 +68,13 @@ def sft_command(config: SftConfig, fresh: Fresh = False, json: Json = False) -> 
     are counted and reported. To resume from the newest checkpoint, repeat the same
     command.
     """
-    from mlxchat.train.sft import fine_tune, with_source
+    from mlxchat.train.sft import run_fine_tuning, with_source
 
     home = Home.from_environment()
     config = with_source(config, home)
-    watch_run(lambda show, meter, stop: fine_tune(config, home, show, meter, stop, fresh), json)
+    watch_run(
+        lambda show, meter, stop: run_fine_tuning(config, home, show, meter, stop, fresh), json
+    )
     if not json:
         say(f"Talk to it: mlxchat chat --model-tag {config.tag}")
 

@@ -5,14 +5,15 @@ from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from mlxchat.config.pretrain import IN_WORDS
 from mlxchat.errors import ConfigError
 
-Settings = TypeVar("Settings", bound=BaseModel)
+Validated = TypeVar("Validated", bound=BaseModel)
 
 
-def validated(kind: type[Settings], given: Mapping[str, Any]) -> Settings:
+def validated(kind: type[Validated], given: Mapping[str, Any]) -> Validated:
     """Return settings made of what a program gives by name.
 
     >>> from mlxchat.config.sft import SftConfig
@@ -38,10 +39,15 @@ def validated(kind: type[Settings], given: Mapping[str, Any]) -> Settings:
         fault = error.errors()[0]
         if not fault["loc"]:
             raise ConfigError(f"{fault['msg']}.") from error
-        name, reason = str(fault["loc"][0]), fault["msg"][:1].lower() + fault["msg"][1:]
-        if fault["type"] == "string_pattern_mismatch":
-            reason = IN_WORDS[fault["ctx"]["pattern"]]
+        name = str(fault["loc"][0])
         raise ConfigError(
-            f"`{name}={given.get(name)}`: {reason}.",
+            f"`{name}={given.get(name)}`: {spell_fault(fault)}.",
             f"`{name}`: {kind.model_fields[name].description}",
         ) from error
+
+
+def spell_fault(fault: ErrorDetails) -> str:
+    """Return what pydantic finds wrong with a value, as the rest of a sentence."""
+    if fault["type"] == "string_pattern_mismatch":
+        return IN_WORDS[fault["ctx"]["pattern"]]
+    return fault["msg"][:1].lower() + fault["msg"][1:]

@@ -315,25 +315,13 @@ def fetch(
     hub = replace(hub.until(stop), note=lambda text: report(Noted(clock(), text)))
     with ThreadPoolExecutor(workers, thread_name_prefix="fetch") as pool:
         try:
-            asked: dict[str, Future[RemoteFile]] = {}
-            for group in (
-                missing[:1],
-                missing[1:],
-            ):  # one alone fails first, if none can be had
-                asked |= {
-                    name: pool.submit(stat_shard, hub, dataset, folder, name) for name in group
-                }
-                _wait(asked.values())
-            remotes = {name: future.result() for name, future in asked.items()}
-            needed = sum(missing_bytes(remotes[name], folder / name) for name in missing)
-            require_space(folder, needed)
+            remotes = _stat_shards(pool, hub, dataset, folder, missing)
+            require_space(folder, sum(missing_bytes(remotes[n], folder / n) for n in missing))
             progress = _Progress({name: remotes[name].size for name in missing}, report, clock)
             _wait(
                 [
-                    pool.submit(
-                        download_shard, hub, remotes[name], folder / name, progress.of(name)
-                    )
-                    for name in missing
+                    pool.submit(download_shard, hub, remotes[n], folder / n, progress.of(n))
+                    for n in missing
                 ]
             )
         except BaseException:  # also Ctrl-C: transfers must stop before the pool can close
@@ -341,6 +329,17 @@ def fetch(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [folder / name for name in (*training, dataset.validation)]
+
+
+def _stat_shards(
+    pool: ThreadPoolExecutor, hub: Hub, dataset: Dataset, folder: Path, names: list[str]
+) -> dict[str, RemoteFile]:
+    """Ask the hub for several shards, the first of them alone: if none can be had, one fails."""
+    asked: dict[str, Future[RemoteFile]] = {}
+    for group in (names[:1], names[1:]):
+        asked |= {name: pool.submit(stat_shard, hub, dataset, folder, name) for name in group}
+        _wait(asked.values())
+    return {name: future.result() for name, future in asked.items()}
 
 
 def download_shard(

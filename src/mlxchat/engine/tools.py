@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 
-class Tokenizer(Protocol):
+class TokenConverter(Protocol):
     """Converts between text and tokens: `mlxchat.tokenizer.bpe.Tokenizer` is one."""
 
     def special(self, name: str) -> int:
@@ -43,7 +43,7 @@ class ToolUse:
         tokenizer: the one the model was trained with.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: TokenConverter) -> None:
         self._tokenizer = tokenizer
         self._python_start = tokenizer.special("<|python_start|>")
         self._python_end = tokenizer.special("<|python_end|>")

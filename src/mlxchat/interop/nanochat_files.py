@@ -71,7 +71,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
             data = file.read(pickles.MOST_BYTES + 1)
     except OSError as error:
         raise unreadable(path, error) from error
-    value = pickles.load(data, path, {("tiktoken.core", "Encoding"): Function(_instance)})
+    value = pickles.read_pickle(data, path, {("tiktoken.core", "Encoding"): Function(_instance)})
     if not isinstance(value, Instance):
         raise damaged(path, "no tiktoken encoding")
     if isinstance(value.state, str):

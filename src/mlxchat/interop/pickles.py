@@ -57,7 +57,9 @@ class _RefusedError(ValueError):
     """The pickle asks for more than data."""
 
 
-def load(data: bytes, path: Path, admitted: Admitted, persistent: Resolve | None = None) -> Any:
+def read_pickle(
+    data: bytes, path: Path, admitted: Admitted, persistent: Resolve | None = None
+) -> Any:
     """Read a pickle.
 
     Args:

@@ -120,7 +120,7 @@ def read_torch(path: Path) -> Any:
                 return _storage(entries.get(f"{root}/data/{key}"), dtype, count)
         raise ValueError("a persistent id that is not of a storage")
 
-    return pickles.load(bytes(pickled.read()), path, _ADMITTED, storage)
+    return pickles.read_pickle(bytes(pickled.read()), path, _ADMITTED, storage)
 
 
 def write_torch(path: Path, value: Any) -> None:

@@ -100,7 +100,7 @@ def _gate(
     return arrays[:n], dict(zip(names, arrays[n:], strict=True))
 
 
-Stage = Callable[[list[mx.array], Arrays], mx.array]
+ModelStage = Callable[[list[mx.array], Arrays], mx.array]
 """A part of the network as a function of its input streams and its parameters.
 
 It must not close over any other array that has a gradient.
@@ -110,7 +110,7 @@ It must not close over any other array that has a gradient.
 def _layer(
     model: GPT, i: int, ids: mx.array, rope: Rope, streams: list[mx.array], parameters: Arrays
 ) -> mx.array:
-    """Run layer ``i``; with the first four arguments bound, this is a `Stage`."""
+    """Run layer ``i``; with the first four arguments bound, this is a `ModelStage`."""
     x, *mixed = streams
     x0, *scalars = mixed or [x]  # a layer without lambdas does not use it
     lambdas = dict(zip(model.config.traits.lambdas, scalars, strict=True))
@@ -118,11 +118,11 @@ def _layer(
         return model.layer(i, x, x0, lambdas, ids, rope)
 
 
-def _plain(stage: Stage, streams: list[mx.array], parameters: Arrays) -> mx.array:
+def _plain(stage: ModelStage, streams: list[mx.array], parameters: Arrays) -> mx.array:
     return stage(streams, parameters)
 
 
-def _checkpointed(stage: Stage, streams: list[mx.array], parameters: Arrays) -> mx.array:
+def _checkpointed(stage: ModelStage, streams: list[mx.array], parameters: Arrays) -> mx.array:
     """Run a stage so that only its inputs are held for the backward pass, which runs it again."""
     names, n = list(parameters), len(streams)
 

@@ -10,11 +10,11 @@ from mlxchat.model.config import GPTConfig
 from mlxchat.model.cpu import FEW_ROWS, multiply_few_rows, relu_squared
 from mlxchat.model.quantized import QuantizedLinear
 from mlxchat.model.rope import Rope, apply_rope
+from mlxchat.model.size import QUERIES
 from mlxchat.runtime import machine, mx, nn
 
 NORM_EPS = 1.1920929e-07  # float32's machine epsilon, which torch's rms_norm uses by default
 UNSEEN = -1e9  # added to a score, it makes the softmax weight zero
-QUERIES = 256  # queries that attention takes at a time on CPUs
 
 
 class LayerCache(Protocol):

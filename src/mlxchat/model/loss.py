@@ -9,19 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 from mlxchat.model.cpu import exp, log_sum_exp, tanh
+from mlxchat.model.size import chunk_size
 from mlxchat.runtime import mx
 
 CHUNK_ROWS = 128  # positions in a chunk, at least, unless the caller says otherwise
 FASTEST_CHUNK_ROWS = {"cpu": 128, "cuda": 2048, "metal": 1024}  # by backend, measured
-CHUNK_LOGITS = 2**21  # logits in a chunk, at least: small vocabularies take more positions
-MOST_CHUNKS = 64  # chunks at most: each makes the compiled graph larger
-LARGEST_ARRAY = 2**31 - 1  # elements at most: beyond it MLX computes nonsense, or crashes
-
-
-def chunk_size(positions: int, vocab_size: int, chunk_rows: int) -> int:
-    """Return how many of the positions each chunk takes, ``chunk_rows`` at least if they fit."""
-    rows = max(chunk_rows, CHUNK_LOGITS // vocab_size, -(-positions // MOST_CHUNKS))
-    return min(rows, LARGEST_ARRAY // vocab_size)
 
 
 def soft_cap(logits: mx.array, bound: float) -> mx.array:

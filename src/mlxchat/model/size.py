@@ -1,8 +1,15 @@
-"""The number of a model's parameters and floating-point operations: pure functions of its shape."""
+"""The size of a model and of what it computes at once: pure functions of its shape, without MLX.
+
+The network and its optimizer compute in blocks of these sizes, and the memory plan counts on them.
+"""
 
 from mlxchat.model.config import SMEAR_CHANNELS, GPTConfig
 
 STACK = 2**26  # bytes that Muon orthogonalises at once, where one matrix has not more
+QUERIES = 256  # queries that attention takes at a time on CPUs
+CHUNK_LOGITS = 2**21  # logits in a chunk, at least: small vocabularies take more positions
+MOST_CHUNKS = 64  # chunks at most: each makes the compiled graph larger
+LARGEST_ARRAY = 2**31 - 1  # elements at most: beyond it MLX computes nonsense, or crashes
 
 
 def parameters(config: GPTConfig) -> dict[str, int]:
@@ -43,3 +50,12 @@ def flops_per_token(config: GPTConfig) -> int:
     gate = SMEAR_CHANNELS if config.traits.smear else 0
     attention = sum(12 * config.n_embd * window for window in config.windows)
     return 6 * (scaling_parameters(config) + gate) + attention
+
+
+def chunk_size(positions: int, vocab_size: int, chunk_rows: int) -> int:
+    """Return how many of the positions each chunk of the loss takes.
+
+    They are at least ``chunk_rows`` if so many fit.
+    """
+    rows = max(chunk_rows, CHUNK_LOGITS // vocab_size, -(-positions // MOST_CHUNKS))
+    return min(rows, LARGEST_ARRAY // vocab_size)

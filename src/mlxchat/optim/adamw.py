@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mlxchat.optim.rule import Arrays, Step, in_place
+from mlxchat.optim.rule import ArrayList, Step, in_place
 from mlxchat.runtime import mx
 
 EPS = 1e-10
@@ -35,8 +35,8 @@ class AdamW:
         return mx.zeros_like(p), mx.zeros_like(p)
 
     def update(
-        self, ps: Arrays, gs: Arrays, state: Sequence[Arrays], step: Step
-    ) -> tuple[Arrays, Sequence[Arrays]]:
+        self, ps: ArrayList, gs: ArrayList, state: Sequence[ArrayList], step: Step
+    ) -> tuple[ArrayList, Sequence[ArrayList]]:
         """Return the new parameters and moments."""
         new = [self._update(p, g, m, v, step) for p, g, m, v in zip(ps, gs, *state, strict=True)]
         ps, *state = zip(*new, strict=True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mlxchat.optim.rule import Arrays, Step, in_place
+from mlxchat.optim.rule import ArrayList, Step, in_place
 from mlxchat.runtime import mx
 
 
@@ -30,8 +30,8 @@ class Muon:
         return (mx.zeros_like(p),)
 
     def update(
-        self, ps: Arrays, gs: Arrays, state: Sequence[Arrays], step: Step
-    ) -> tuple[Arrays, Sequence[Arrays]]:
+        self, ps: ArrayList, gs: ArrayList, state: Sequence[ArrayList], step: Step
+    ) -> tuple[ArrayList, Sequence[ArrayList]]:
         """Return the new matrices and momentum buffers."""
         G, buffers = nesterov(gs, state[0], step)
         lr, G = step.lr * shape_scale(G), newton_schulz(G)
@@ -55,8 +55,8 @@ class NorMuon:
         return mx.zeros_like(p), mx.zeros((R, 1) if R >= C else (1, C))
 
     def update(
-        self, ps: Arrays, gs: Arrays, state: Sequence[Arrays], step: Step
-    ) -> tuple[Arrays, Sequence[Arrays]]:
+        self, ps: ArrayList, gs: ArrayList, state: Sequence[ArrayList], step: Step
+    ) -> tuple[ArrayList, Sequence[ArrayList]]:
         """Return the new matrices, momentum buffers and second moments."""
         buffers, moments = state
         G, buffers = nesterov(gs, buffers, step)
@@ -67,7 +67,7 @@ class NorMuon:
         return new, [buffers, list(v)]
 
 
-def nesterov(gs: Arrays, buffers: Arrays, step: Step) -> tuple[mx.array, list[mx.array]]:
+def nesterov(gs: ArrayList, buffers: ArrayList, step: Step) -> tuple[mx.array, list[mx.array]]:
     """Apply Nesterov momentum, with the momentum buffer as a moving average of the gradients.
 
     Returns:

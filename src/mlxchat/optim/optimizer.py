@@ -12,7 +12,7 @@ from typing import NamedTuple, cast
 
 from mlxchat.config.recipes import RECIPES, Recipe
 from mlxchat.model.config import Architecture
-from mlxchat.model.gpt import GPT
+from mlxchat.model.gpt import GPT, Arrays
 from mlxchat.model.size import STACK
 from mlxchat.optim.adamw import AdamW
 from mlxchat.optim.gradients import Accumulate, compile_gradients
@@ -20,8 +20,6 @@ from mlxchat.optim.muon import Muon, NorMuon
 from mlxchat.optim.rule import Rule, Step
 from mlxchat.optim.schedule import REFERENCE_BATCH, STEADY_MOMENTUM, learning_rates
 from mlxchat.runtime import mx
-
-Arrays = dict[str, mx.array]
 
 MATRIX = "matrix"
 

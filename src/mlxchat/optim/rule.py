@@ -5,7 +5,7 @@ from typing import ClassVar, NamedTuple, Protocol, cast
 
 from mlxchat.runtime import mx
 
-Arrays = Sequence[mx.array]
+ArrayList = Sequence[mx.array]
 
 
 class Step(NamedTuple):
@@ -38,8 +38,8 @@ class Rule(Protocol):
         """Return a parameter's state before its first step, in the order of ``state_names``."""
 
     def update(
-        self, ps: Arrays, gs: Arrays, state: Sequence[Arrays], step: Step
-    ) -> tuple[Arrays, Sequence[Arrays]]:
+        self, ps: ArrayList, gs: ArrayList, state: Sequence[ArrayList], step: Step
+    ) -> tuple[ArrayList, Sequence[ArrayList]]:
         """Return the new parameters and their new state; the arguments do not change.
 
         Args:

@@ -16,10 +16,8 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from mlxchat.config.run import LEAST, MemoryConfig
 from mlxchat.config.units import UNIT_BYTES, round_size, to_bytes
 from mlxchat.errors import MemoryLimitError
-from mlxchat.model.block import QUERIES
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.loss import chunk_size
-from mlxchat.model.size import STACK, parameters
+from mlxchat.model.size import QUERIES, STACK, chunk_size, parameters
 
 ScoresHeld = Literal["none", "windows", "all"]
 """The layers that keep attention scores for their backward pass: those without a fused kernel."""
@@ -41,8 +39,8 @@ class BatchPlan(BaseModel):
 
     device_batch_size: int  # rows in a micro-batch
     accumulation: int  # micro-batches in a step
+    # Positions in a chunk of the loss, at least; older checkpoints call it loss_rows.
     chunk_rows: int = Field(128, validation_alias=AliasChoices("chunk_rows", "loss_rows"))
-    """Positions in a chunk of the loss, at least; ``loss_rows`` in older checkpoints."""
     grad_checkpoint: bool = False  # recompute each block's activations in the backward pass
     memory_limit: int = 0  # bytes that training may take; 0 in older checkpoints
     peak: int = 0  # bytes that it is estimated to take at one time; 0 in older checkpoints

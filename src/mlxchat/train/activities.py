@@ -101,7 +101,7 @@ class Activities:
         def write(folder: Path) -> None:
             conversational = self.documents.conversational
             layout.write_model(folder, state.model, state.tokenizer, conversational)
-            trainer.write(folder, record, state.optimizer.state, loader)
+            trainer.write_state(folder, record, state.optimizer.state, loader)
             if state.before:
                 state.before.write(folder)
 

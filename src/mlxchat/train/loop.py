@@ -16,9 +16,9 @@ import numpy as np
 
 from mlxchat.data.loader import Batch, LoaderState, Stopped
 from mlxchat.errors import MlxchatError
-from mlxchat.model.gpt import GPT
+from mlxchat.model.gpt import GPT, Arrays
 from mlxchat.optim.gradients import compile_gradients
-from mlxchat.optim.optimizer import MATRIX, Arrays, MuonAdamW, Rates
+from mlxchat.optim.optimizer import MATRIX, MuonAdamW, Rates
 from mlxchat.plan.memory import BatchPlan
 from mlxchat.runtime import memory_use, mx
 from mlxchat.telemetry.events import Clock, Ended, Event, Position, Stepped

@@ -38,7 +38,7 @@ PROMPTS = (  # nanochat's
 BUILTIN_PROMPTS = 5
 
 
-def pretrain(
+def run_pretraining(
     config: PretrainConfig,
     home: Home,
     report: Report,

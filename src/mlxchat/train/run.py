@@ -1,6 +1,6 @@
 """A run, from its settings to a trained model: what happens in which order, whatever the stage."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from itertools import count
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from mlxchat import runtime
 from mlxchat.checkpoint import store
 from mlxchat.checkpoint.files import require_connected
+from mlxchat.data.documents import Documents
 from mlxchat.data.loader import Batch, Loader
 from mlxchat.errors import ConfigError
 from mlxchat.optim import schedule
@@ -22,7 +23,7 @@ from mlxchat.train.divergence import NotFiniteError, diverged
 from mlxchat.train.loop import Cadence, Hooks, TrainingStep, train
 from mlxchat.train.measure import resources
 from mlxchat.train.resume import TrainState, resume
-from mlxchat.train.stage import Stage
+from mlxchat.train.stage import Prepared, Stage
 
 
 def run(
@@ -70,17 +71,14 @@ def run(
             yield Noted(clock(), note)
 
         # Plan, tokenizer, model and optimizer: as saved, or new
-        means, revision = resources(), None
         if saved:
-            state = yield from resume(config, saved, means, clock)
+            state = yield from resume(config, saved, resources(), clock)
             notes: tuple[str, ...] = ()
             revision = saved.trainer.revision
             meter.restore(saved.trainer.meter)
         else:
-            state, plan_notes = yield from stage.prepare(documents, means, started_at)
-            notes = (state.plan.summary(), *plan_notes)
-            if fresh:
-                yield from _set_aside(stage)
+            state, notes = yield from _begin(stage, documents, started_at, fresh)
+            revision = None
 
         # Log and status file: other programs follow the run by them.
         path = home.log(config.tag)
@@ -117,6 +115,16 @@ def _require_own_name(stage: Stage[Any, Any]) -> None:
                 f"{tag} is the name of another run: {runs / tag}.",
                 "Name this one with `model_tag`.",
             )
+
+
+def _begin(
+    stage: Stage[Any, Any], documents: Documents, started_at: float, fresh: bool
+) -> Generator[Event, None, Prepared]:
+    """Prepare a new run; with ``fresh``, an earlier one is set aside once that has succeeded."""
+    state, notes = yield from stage.prepare(documents, resources(), started_at)
+    if fresh:
+        yield from _set_aside(stage)
+    return Prepared(state, (state.plan.summary(), *notes))
 
 
 def _set_aside(stage: Stage[Any, Any]) -> Iterator[Event]:

@@ -32,7 +32,7 @@ SET_ASIDE = re.compile(r"\.(good|old)\d+$")  # ends the name of a run that was s
 WEIGHT = re.compile(r":[\d.e+-]+$")  # of a source of conversations
 
 
-def fine_tune(
+def run_fine_tuning(
     config: SftConfig,
     home: Home,
     report: Report,

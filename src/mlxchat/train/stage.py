@@ -26,10 +26,9 @@ from mlxchat.plan.plan import Plan
 from mlxchat.telemetry.events import Clock, Event, Report
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train.loop import Compile, compile_step
-from mlxchat.train.resume import SavedRun, TrainState, read_saved
+from mlxchat.train.resume import Config, SavedRun, TrainState, read_saved
 
-Config = TypeVar("Config", bound=RunConfig)
-Dataset = TypeVar("Dataset", bound=Documents)
+Corpus = TypeVar("Corpus", bound=Documents)
 
 
 class Prepared(NamedTuple):
@@ -39,7 +38,7 @@ class Prepared(NamedTuple):
     notes: tuple[str, ...]  # about its plan
 
 
-class Stage(ABC, Generic[Config, Dataset]):
+class Stage(ABC, Generic[Config, Corpus]):
     """A stage with the settings of one run, new or saved.
 
     Args:
@@ -118,7 +117,7 @@ class Stage(ABC, Generic[Config, Dataset]):
         return read_saved(self.folder, self.name, self.config)
 
     @abstractmethod
-    def open(self, saved: SavedRun[Config] | None) -> Dataset:
+    def open(self, saved: SavedRun[Config] | None) -> Corpus:
         """Open the dataset: for a saved run, the one that it was started with.
 
         Raises:
@@ -136,13 +135,13 @@ class Stage(ABC, Generic[Config, Dataset]):
             MlxchatError: they are not on disk.
         """
 
-    def notes(self, documents: Dataset) -> Iterable[str]:
+    def notes(self, documents: Corpus) -> Iterable[str]:
         """Return what to tell the user about settings and data before the run starts."""
         return ()
 
     @abstractmethod
     def prepare(
-        self, documents: Dataset, resources: Resources, started_at: float
+        self, documents: Corpus, resources: Resources, started_at: float
     ) -> Generator[Event, None, Prepared]:
         """Make the model, the optimizer and the plan of a new run.
 
@@ -156,7 +155,7 @@ class Stage(ABC, Generic[Config, Dataset]):
         """
 
     @abstractmethod
-    def prompts(self, tokenizer: Tokenizer, documents: Dataset) -> Iterable[tuple[str, list[int]]]:
+    def prompts(self, tokenizer: Tokenizer, documents: Corpus) -> Iterable[tuple[str, list[int]]]:
         """Return the prompts of the samples, each as text and as ids."""
 
     @property

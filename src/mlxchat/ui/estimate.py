@@ -1,6 +1,6 @@
 """The tables of `mlxchat info` and `mlxchat train --dry-run`: an estimate, in words."""
 
-from mlxchat.model.loss import chunk_size
+from mlxchat.model.size import chunk_size
 from mlxchat.plan.estimate import Estimate
 from mlxchat.plan.plan import counted_parameters
 from mlxchat.ui.tables import Row, Section, about, flops_per_second

@@ -15,7 +15,7 @@ from rich.text import Text
 from mlxchat.errors import MlxchatError
 from mlxchat.ui.text import as_options
 
-COMMANDS = {
+SLASH_COMMANDS = {
     "/clear": ("", "start a new conversation"),
     "/save": ("FILE", "write the conversation to a file"),
     "/load": ("FILE", "resume the conversation in a file"),
@@ -147,10 +147,10 @@ def _obey(chat: Responder, line: str, console: Console) -> None:
         if command or not chat.conversational:
             _take_turn(chat, line, console)
         return
-    if command not in COMMANDS:
+    if command not in SLASH_COMMANDS:
         _note(console, f"Unknown command {command}; /help lists the commands.")
         return
-    expected, _ = COMMANDS[command]
+    expected, _ = SLASH_COMMANDS[command]
     if bool(expected) != bool(arguments):
         _note(console, f"Usage: {command} {expected}")
     elif command == "/clear":
@@ -163,7 +163,9 @@ def _obey(chat: Responder, line: str, console: Console) -> None:
         chat.load(_path(arguments[0]))
         _note(console, f"Resumed {_path(arguments[0])}.")
     elif command == "/help":
-        purposes = {f"{name} {argument}": purpose for name, (argument, purpose) in COMMANDS.items()}
+        purposes = {
+            f"{name} {argument}": purpose for name, (argument, purpose) in SLASH_COMMANDS.items()
+        }
         width = max(map(len, purposes))
         for usage, purpose in purposes.items():
             _note(console, f"{usage:<{width}}  {purpose}")

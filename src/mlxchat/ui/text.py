@@ -96,7 +96,7 @@ def labelled_bar(label: str, done: int, total: int, width: int, style: str = "cy
     return line.append_text(bar(share, room, style)).append(f"  {percent}")
 
 
-class Task:
+class TaskProgress:
     """A download or other task with a progress bar, folded from its `Progressed` events."""
 
     def __init__(self, first: Progressed) -> None:
@@ -130,7 +130,7 @@ class Task:
         return done / seconds if done > 0 and seconds > 0 else None
 
 
-def bars(tasks: Sequence[Task], *, width: int, now: float) -> Group:
+def bars(tasks: Sequence[TaskProgress], *, width: int, now: float) -> Group:
     """Return a line per task: name, bar, and as many as fit of share, time, rate, amount."""
     rows = [_task_columns(task, now) for task in tasks]
     columns = list(zip(*rows, strict=True))
@@ -152,7 +152,7 @@ def bars(tasks: Sequence[Task], *, width: int, now: float) -> Group:
     return Group(*lines)
 
 
-def _task_columns(task: Task, now: float) -> tuple[str, str, str, str, str]:
+def _task_columns(task: TaskProgress, now: float) -> tuple[str, str, str, str, str]:
     """Return name, share, time left, rate and amount, the most important first."""
     event, rate = task.latest, task.rate(now)
     share = f"{event.done / event.total:.0%}" if event.total else ""

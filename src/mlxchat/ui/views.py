@@ -24,7 +24,7 @@ from mlxchat.telemetry.events import (
 )
 from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.dashboard import dashboard, shown_loss
-from mlxchat.ui.text import Task, amount, as_options, bars, duration, in_one_line
+from mlxchat.ui.text import TaskProgress, amount, as_options, bars, duration, in_one_line
 
 REFRESHES_PER_SECOND = 4
 _SUMMARY_TASK = "all shards"  # the task that sums up the others is shown below them
@@ -80,14 +80,14 @@ class Tasks:
     """The tasks in progress, by name."""
 
     def __init__(self) -> None:
-        self._tasks: dict[str, Task] = {}
+        self._tasks: dict[str, TaskProgress] = {}
         self._finished: set[str] = set()
 
     def update(self, event: Progressed) -> str | None:
         """Fold in an event; return a line about the task if that finished it."""
         task = self._tasks.get(event.task)
         if task is None:
-            task = self._tasks[event.task] = Task(event)
+            task = self._tasks[event.task] = TaskProgress(event)
         else:
             task.update(event)
         if not task.finished:
@@ -100,7 +100,7 @@ class Tasks:
         took = f" in {duration(task.seconds)}" if task.seconds >= 1 else ""
         return f"{event.task}: {amount(event.done, event.unit)}{took}"
 
-    def shown(self) -> list[Task]:
+    def shown(self) -> list[TaskProgress]:
         """Return the tasks in the order they started, with the sum of all last."""
         return sorted(self._tasks.values(), key=lambda task: task.first.task == _SUMMARY_TASK)
 

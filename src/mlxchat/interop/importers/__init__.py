@@ -4,15 +4,18 @@ Each reader returns a `Foreign`: the names and shapes of the tensors, which are 
 they are needed.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from mlxchat.checkpoint import layout, store, trainer
 from mlxchat.checkpoint.layout import Origin
 from mlxchat.errors import ConfigError, NotFound
 from mlxchat.interop.importers import hugging_face, nanochat
-from mlxchat.interop.importers.model import Foreign
+from mlxchat.interop.importers.model import Foreign, read_network
+from mlxchat.interop.importers.optimizer import find_optimizer, read_foreign_optimizer
 from mlxchat.model.gpt import GPT
-from mlxchat.runtime import mx
+from mlxchat.optim.optimizer import MuonAdamW
+from mlxchat.runtime import bound_buffer_cache, mx
 
 
 def open_model(
@@ -47,24 +50,36 @@ def open_model(
     return nanochat.open_nanochat(path, step, tokenizer, softcap, conversational)
 
 
-def save_imported(
-    run: Path, foreign: Foreign, model: GPT, optimizer: dict[str, mx.array] | None
+def import_run(
+    run: Path,
+    foreign: Foreign,
+    with_optimizer: bool = False,
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """Save an imported model as the only step of a run.
+    """Read a model, and save it as the only step of a run.
 
     Args:
         run: the run's folder.
-        foreign: the model as it was opened, for its origin and tokenizer.
-        model: the network in float32.
-        optimizer: the optimizer's state, for fine-tuning to start from, or None.
+        foreign: the model as it was opened.
+        with_optimizer: import the optimizer's state too, for fine-tuning to start from.
+        report: called with the bytes of the tensors read so far, and of all.
 
     Returns:
         The directory of the saved step.
 
     Raises:
+        NotFound: there is no state of an optimizer.
+        CheckpointError: a tensor is damaged, or the optimizer's state cannot be used.
         DiskError: the disk is full or cannot be written.
         LockedError: another process writes there.
     """
+    config, state = foreign.config, None
+    file = find_optimizer(foreign.path, foreign.step, config) if with_optimizer else None
+    bound_buffer_cache()
+    model = read_network(foreign, report)
+    if file:
+        expected = {name: array.shape for name, array in MuonAdamW(model).state.items()}
+        state = read_foreign_optimizer(file, config, expected)
     origin = Origin(
         program=foreign.program,
         path=str(foreign.path.resolve()),
@@ -75,11 +90,11 @@ def save_imported(
     def write(folder: Path) -> None:
         layout.write_model(folder, model, foreign.tokenizer, foreign.conversational)
         origin.write(folder)
-        if optimizer is not None:
-            mx.save_safetensors(str(folder / trainer.OPTIMIZER), optimizer)
+        if state is not None:
+            mx.save_safetensors(str(folder / trainer.OPTIMIZER), state)
 
     with store.locked(run):
-        return store.save(run, foreign.step, write, _size(model, optimizer))
+        return store.save(run, foreign.step, write, _size(model, state))
 
 
 def _size(model: GPT, optimizer: dict[str, mx.array] | None) -> int:

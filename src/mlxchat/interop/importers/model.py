@@ -66,7 +66,9 @@ class Foreign:
     notes: tuple[str, ...] = ()
 
 
-def network(foreign: Foreign, report: Callable[[int, int], None] = lambda done, of: None) -> GPT:
+def read_network(
+    foreign: Foreign, report: Callable[[int, int], None] = lambda done, of: None
+) -> GPT:
     """Read the model in float32.
 
     Takes the memory of the model, and for a moment that of its largest tensor once more.

@@ -76,7 +76,7 @@ def find_optimizer(model: Path, step: int, config: GPTConfig) -> Path:
     return ranks[0] if ranks else whole
 
 
-def read_optimizer(path: Path, config: GPTConfig, expected: Shapes) -> dict[str, mx.array]:
+def read_foreign_optimizer(path: Path, config: GPTConfig, expected: Shapes) -> dict[str, mx.array]:
     """Read the state in the form of `mlxchat.optim.optimizer.MuonAdamW`, in float32.
 
     Args:
