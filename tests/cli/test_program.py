@@ -289,7 +289,7 @@ def test_chat_names_the_model_or_step_that_is_missing(at_trained: Program) -> No
         assert_problem_and_remedy(errors, problem, remedy)
 
 
-def test_the_same_command_again_says_that_it_is_finished(trained: dict[str, str]) -> None:
+def test_repeating_the_command_of_a_finished_run_says_so(trained: dict[str, str]) -> None:
     result = mlxchat(*TINY, "--num-iterations", "40", env=trained)
     assert result.returncode == 0
     assert "is finished" in result.stdout

@@ -42,8 +42,8 @@ def test_a_log_that_fails_from_the_first_event_ends_the_run(
     assert logged(prepared, "step") == list(range(1, 13))
 
 
-def test_a_log_that_cannot_be_continued_stays(
-    prepared: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_log_that_cannot_be_appended_to_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(prepared, SHORT, stop_at=6)
     log = Home(prepared).log("run")
@@ -63,8 +63,8 @@ def test_a_log_that_cannot_be_continued_stays(
     assert logged(prepared, "step") == list(range(1, 13))
 
 
-def test_the_first_save_on_a_full_disk_says_what_a_step_takes(
-    prepared: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_error_of_a_full_disk_at_the_first_save_has_the_size_of_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(trainer, "write", full)

@@ -137,7 +137,7 @@ def assert_rates(rates: Rates, learning: dict[str, float], momentum: float, deca
     assert rates.weight_decay.item() == pytest.approx(decay, rel=1e-5)
 
 
-def test_the_rates_of_a_classic_run_are_nanochats(prepared: Path) -> None:
+def test_the_rates_of_a_classic_run_equal_nanochats(prepared: Path) -> None:
     config = CONFIG.model_copy(update={"num_iterations": 1000, "weight_decay": 0.1})
     step = step_of(prepared, config)
     assert step.grad_clip == 1
@@ -154,7 +154,7 @@ def test_the_rates_of_a_classic_run_are_nanochats(prepared: Path) -> None:
         assert_rates(step.rates(number), learning, momentum, 0.1)
 
 
-def test_the_rates_of_a_modern_run_are_nanochats(prepared: Path) -> None:
+def test_the_rates_of_a_modern_run_equal_nanochats(prepared: Path) -> None:
     config = CONFIG.model_copy(update={"arch": "modern", "num_iterations": 1000})
     step = step_of(prepared, config)
     assert step.grad_clip == 0

@@ -259,7 +259,7 @@ def test_it_starts_from_the_base_models_weights_and_on_request_its_momentum(base
             assert kept[name].item() == (state[name].item() + 1 if asked else 1)
 
 
-def test_the_survey_counts_what_training_packs(based: Path) -> None:
+def test_the_survey_counts_the_rows_that_training_packs(based: Path) -> None:
     folder = store.latest(Home(based).runs / "base")
     assert folder is not None
     tokenizer = Tokenizer.load(folder)
@@ -280,7 +280,7 @@ def test_the_survey_counts_what_training_packs(based: Path) -> None:
     assert found.rows * 21 >= found.tokens
 
 
-def test_the_batch_is_pretrainings_or_small_enough_for_100_steps() -> None:
+def test_the_batch_is_that_of_pretraining_or_small_enough_for_100_steps() -> None:
     model = GPTConfig(sequence_len=64, vocab_size=300, n_layer=1, n_head=1, n_kv_head=1, n_embd=64)
     rates = {"embedding": 0.2, "unembedding": 0.004, "matrix": 0.02}
     base = Base(model, rates, 64 * 64)

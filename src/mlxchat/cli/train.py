@@ -30,7 +30,7 @@ def train_command(
         ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan of the run, and do nothing.")
+        bool, typer.Option("--dry-run", help="Show the plan of the run without training.")
     ] = False,
     json: Json = False,
 ) -> None:

@@ -67,15 +67,15 @@ def estimate_sections(facts: Estimate) -> list[Section]:
 def _training(facts: Estimate) -> list[Row]:
     plan = facts.plan
     rows = f"{amount(plan.device_batch_size, 'rows')} of {plan.model.sequence_len:,}"
-    times = "once" if plan.accumulation == 1 else f"{plan.accumulation:,} times, accumulated"
-    again = "activations are recomputed" if plan.grad_checkpoint else "activations are kept"
+    batches = amount(plan.accumulation, "micro-batches")
+    activations = "activations are recomputed" if plan.grad_checkpoint else "activations are kept"
     ratio = facts.tokens / counted_parameters(plan.model)
     counted = " of matrices and head" if plan.model.arch == "modern" else ""
     return [
         Row("steps", f"{plan.num_iterations:,}"),
         Row("tokens", f"{facts.tokens:,}", f"{ratio:,.3g} per parameter{counted}"),
-        Row("tokens per step", f"{plan.tokens_per_step:,}", f"{rows}, {times}"),
-        Row("checkpointing", "on" if plan.grad_checkpoint else "off", again),
+        Row("tokens per step", f"{plan.tokens_per_step:,}", f"{batches} of {rows}"),
+        Row("checkpointing", "on" if plan.grad_checkpoint else "off", activations),
         Row("FLOPs per token", f"{plan.flops_per_token:,}"),
         Row("FLOPs", f"{facts.total_flops:.3g}"),
         _time(facts),

@@ -1,4 +1,4 @@
-"""Reading conversations from files, with a report on every row."""
+"""Reads conversations from files, and reports what became of every row."""
 
 import json
 from collections import Counter
@@ -21,11 +21,11 @@ FAULT_CHARACTERS = 200  # of what pyarrow says is wrong
 
 @dataclass(frozen=True)
 class SourceReport:
-    """What became of a source's rows: ``rows`` is ``used`` and all ``skipped``.
+    """A count of what became of a source's rows: ``rows`` is ``used`` plus all ``skipped``.
 
     ``cut`` (of those used) and ``skipped`` count rows by reason; ``examples`` are the first rows
     skipped, each with its place and reason. ``held_out`` of those used are for validation.
-    ``left_out`` are the folders and files in a source that were not read, being for evaluation.
+    ``left_out`` are folders and files of the source that are for evaluation, so were not read.
     """
 
     source: str
