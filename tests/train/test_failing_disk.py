@@ -43,7 +43,7 @@ def test_a_log_that_fails_from_the_first_event_ends_the_run(
 
 
 def test_a_log_that_cannot_be_appended_to_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(prepared, SHORT, stop_at=6)
     log = Home(prepared).log("run")
@@ -64,7 +64,7 @@ def test_a_log_that_cannot_be_appended_to_is_kept(
 
 
 def test_the_error_of_a_full_disk_at_the_first_save_has_the_size_of_a_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(trainer, "write", full)
