@@ -401,7 +401,7 @@ def test_wrong_arguments_of_a_model_are_config_errors(runs: Home) -> None:
         (lambda: model.export("mlx-lm", dtype="int8"), r"`dtype=int8`(.|\n)*float32, bfloat16"),
         (lambda: model.export("mlx-lm", dtype="int8x"), "`dtype=int8x`"),
         (lambda: model.save("a b"), "cannot be the name"),
-        (lambda: model.save("quickstart-sft"), "There is a run called"),
+        (lambda: model.save("quickstart-sft"), "There is already a run called"),
     ]:
         with pytest.raises(mlxchat.ConfigError, match=problem):
             call()
