@@ -23,7 +23,11 @@ import mlxchat
 from mlxchat import api, errors, trained
 from mlxchat.checkpoint import layout, store
 from mlxchat.config.inference import Sampling
+from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.config.sft import SftConfig
+from mlxchat.config.validate import validated
 from mlxchat.home import Home
+from mlxchat.model.quantization import Quantization
 from mlxchat.runtime import mx
 from mlxchat.telemetry import events
 from mlxchat.telemetry.events import Noted, Progressed
@@ -436,3 +440,16 @@ def test_examples_in_docstrings(
     result = doctest.testmod(importlib.import_module(module))
     assert result.attempted
     assert not result.failed
+
+
+def test_a_path_names_a_model_or_a_file_as_text_does(runs: Home, tmp_path: Path) -> None:
+    folder, file = store.directory(runs.finetuned / "quickstart-sft", 2), tmp_path / "chats.jsonl"
+    config = validated(SftConfig, {"source": folder, "data": [file, "builtin"]})
+    assert config.source == str(folder)
+    assert config.data == [str(file), "builtin"]
+    assert validated(PretrainConfig, {"data_dir": tmp_path}).data_dir == tmp_path
+
+
+def test_zero_bits_are_refused_as_any_other_number_of_bits() -> None:
+    with pytest.raises(mlxchat.ConfigError, match="There is no quantization with `bits=0`"):
+        Quantization(bits=0)

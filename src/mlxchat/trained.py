@@ -146,7 +146,7 @@ class Model:
         ids = self._ids(prompt)
         room = self.config.sequence_len - len(ids)
         if room < 1:
-            raise self._too_long(ids)
+            raise self._too_long(ids, self.config.sequence_len - 1)
         wanted = validated(Generation, {"max_tokens": max_tokens, "seed": seed})
         chosen = validated(Sampling, sampling)
         return self._pieces(ids, min(wanted.max_tokens, room), wanted.seed, chosen)
@@ -229,7 +229,7 @@ class Model:
         """
         ids = self._ids(text)
         if len(ids) > self.config.sequence_len:
-            raise self._too_long(ids)
+            raise self._too_long(ids, self.config.sequence_len)
         logits: mx.array = self.network(mx.array([ids]))[0]
         return logits
 
@@ -372,11 +372,11 @@ class Model:
             )
         return ids
 
-    def _too_long(self, ids: Sequence[int]) -> ConfigError:
+    def _too_long(self, ids: Sequence[int], most: int) -> ConfigError:
         context = self.config.sequence_len
         return ConfigError(
             f"The text has {len(ids):,} tokens; the model's context is {context:,}.",
-            f"Shorten it to fewer than {context:,} tokens.",
+            f"Shorten it to {most:,} tokens at most.",
         )
 
     def _pieces(

@@ -102,7 +102,8 @@ class Quantization(BaseModel):
         if self.mode != "affine":
             return FLOATING[self.mode]
         return Format(
-            group_size=self.group_size or DEFAULT_GROUP_SIZE, bits=self.bits or DEFAULT_BITS
+            group_size=DEFAULT_GROUP_SIZE if self.group_size is None else self.group_size,
+            bits=DEFAULT_BITS if self.bits is None else self.bits,
         )
 
     @property
