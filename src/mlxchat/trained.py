@@ -14,7 +14,7 @@ import numpy as np
 from mlxchat.checkpoint import catalog, store
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
-from mlxchat.config.inference import Generation, Sampling
+from mlxchat.config.inference import Sampling, TextSettings
 from mlxchat.config.validate import validated
 from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.engine.cache import KVCache
@@ -108,7 +108,7 @@ class Model:
 
         Args:
             prompt: the text, which follows ``<|bos|>``, or token ids as they are.
-            max_tokens: the largest number of tokens to generate, at least 1. Generation ends
+            max_tokens: the largest number of tokens to generate, at least 1. TextSettings ends
                 earlier at the end of the context, or where the model ends the document or answer.
             seed: the seed of the random draws; the same seed and prompt give the same text.
             **sampling: ``temperature`` (0.6; 0 takes the likeliest token), ``top_k`` (50),
@@ -147,7 +147,7 @@ class Model:
         room = self.config.sequence_len - len(ids)
         if room < 1:
             raise self._too_long(ids, self.config.sequence_len - 1)
-        wanted = validated(Generation, {"max_tokens": max_tokens, "seed": seed})
+        wanted = validated(TextSettings, {"max_tokens": max_tokens, "seed": seed})
         chosen = validated(Sampling, sampling)
         return self._pieces(ids, min(wanted.max_tokens, room), wanted.seed, chosen)
 
@@ -170,7 +170,7 @@ class Model:
         >>> [message.role for message in chat.messages]
         ['user', 'assistant']
         """
-        wanted = validated(Generation, {"max_tokens": max_tokens, "seed": seed})
+        wanted = validated(TextSettings, {"max_tokens": max_tokens, "seed": seed})
         return Chat(
             self._decoding,
             self.tokenizer,

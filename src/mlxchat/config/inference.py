@@ -44,7 +44,7 @@ class Sampling(BaseModel):
     )
 
 
-class Generation(BaseModel):
+class TextSettings(BaseModel):
     """How many tokens a program generates, and from which seed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

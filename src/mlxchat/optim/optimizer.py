@@ -76,7 +76,7 @@ class Rates(NamedTuple):
 
 
 UpdateFn = Callable[[Arrays, Arrays, Arrays, Rates, float], tuple[Arrays, Arrays, mx.array]]
-"""`compute_update` for one model: parameters, gradients, state, rates and the limit of the norm to
+"""The update of one model: parameters, gradients, state, rates and the limit of the norm to
 new parameters, new state and the norm."""
 
 
