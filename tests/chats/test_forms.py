@@ -1,4 +1,4 @@
-"""Common file formats of conversations are read; rows in no known format are refused."""
+"""Common file formats of conversations are read; rows in an unknown format are refused."""
 
 import json
 import tempfile
@@ -169,10 +169,10 @@ USABLE = {
 UNUSABLE = {
     "neither an object nor a list of messages": [3, "text", None, True],
     "no messages": [[], {"messages": []}, {"messages": [{"role": "system", "content": ""}]}],
-    "no known form: keys a, b": [{"b": 1, "a": 2}],
-    "no known form: no keys": [{}, {"a": None}],
-    "messages that are no list": [{"messages": "Hi"}],
-    "a message that is no object": [["Hi", "Ho"]],
+    "unknown format: keys a, b": [{"b": 1, "a": 2}],
+    "unknown format: no keys": [{}, {"a": None}],
+    "messages that are not a list": [{"messages": "Hi"}],
+    "a message that is not an object": [["Hi", "Ho"]],
     "an unknown role: critic": [[{"role": "critic", "content": "Hm"}]],
     "an unknown role: None": [[{"content": "Hm"}]],
     "a message without text": [
@@ -227,7 +227,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("row, expected", USABLE.values(), ids=USABLE)
-def test_a_common_form_is_read(row: object, expected: Conversation) -> None:
+def test_a_common_format_is_read(row: object, expected: Conversation) -> None:
     assert forms.read_row(row) == Usable(expected)
 
 
@@ -249,12 +249,12 @@ def test_an_unusable_row_is_refused_with_its_reason(reason: str, row: object) ->
         [{"role": "system", "content": "Stop."}],
     ],
 )
-def test_what_follows_the_last_answer_is_cut(end: list) -> None:
+def test_everything_after_the_last_answer_is_cut(end: list) -> None:
     row = [user("Hi"), assistant("Ho"), *end]
     assert forms.read_row(row) == Usable(said("Hi", "Ho"), UNANSWERED)
 
 
-def test_multiple_choice_is_asked_as_nanochat_asks() -> None:
+def test_multiple_choice_is_worded_as_in_nanochat() -> None:
     expected = (
         "Multiple Choice question: Who barks?\n- cat=A\n- dog=B\n\n"
         "Respond only with the letter of the correct answer."
@@ -310,7 +310,7 @@ def test_any_row_is_a_conversation_or_refused(row: object) -> None:
     assert all(turn.text.strip() for turn in turns)
 
 
-def test_a_source_is_a_path_and_perhaps_a_weight(tmp_path: Path) -> None:
+def test_a_source_is_a_path_with_an_optional_weight(tmp_path: Path) -> None:
     odd = tmp_path / "a:3"
     odd.write_text("")
     assert sources.parse("chats.jsonl") == Source(Path("chats.jsonl"), 1)
@@ -324,7 +324,7 @@ def test_a_source_is_a_path_and_perhaps_a_weight(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tail", ["abc", "0", "-1", "nan", "inf", "1e9", ""])
 def test_a_weight_is_a_positive_number(tail: str) -> None:
-    with pytest.raises(MlxchatError, match="is no weight") as caught:
+    with pytest.raises(MlxchatError, match="is not a weight") as caught:
         sources.parse(f"chats.jsonl:{tail}")
     assert "chats.jsonl:3" in caught.value.remedy
 
@@ -357,7 +357,7 @@ def test_every_kind_of_file_holds_the_same_rows(tmp_path: Path, suffix: str) -> 
     assert (report.rows, report.used, report.cut, report.skipped) == (20, 20, {}, {})
 
 
-def test_a_folder_is_read_in_order_without_what_is_hidden(tmp_path: Path) -> None:
+def test_a_folder_is_read_in_order_without_hidden_files(tmp_path: Path) -> None:
     write(tmp_path / "b" / "2.jsonl", ROWS[10:])
     write(tmp_path / "a.json", ROWS[:10])
     write(tmp_path / ".hidden" / "3.jsonl", ROWS)
@@ -374,13 +374,13 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     conversations, report = reading.read_source(Source(path))
     assert len(conversations) == report.used == 23
     assert report.rows == 31 == report.used + sum(report.skipped.values())
-    assert report.skipped == {"no answer": 7, "no known form: keys text": 1}
+    assert report.skipped == {"no answer": 7, "unknown format: keys text": 1}
     assert report.cut == {UNANSWERED: 3}
     assert report.examples[0] == f"{path}, line 1: no answer"
     assert len(report.examples) == reading.EXAMPLES
     assert report.summary() == (
-        f"{path}: 23 of 31 rows used; cut: what follows the last answer (3); skipped: no answer "
-        f"(7), no known form: keys text (1), first {path}, line 1: no answer."
+        f"{path}: 23 of 31 rows used; cut: everything after the last answer (3); skipped: no "
+        f"answer (7), unknown format: keys text (1), first {path}, line 1: no answer."
     )
 
 
@@ -389,7 +389,7 @@ def test_reasons_beyond_the_first_are_counted(tmp_path: Path) -> None:
     path = write(tmp_path / "chats.jsonl", [ROWS[0], *chain.from_iterable(bad)])
     summary = reading.read_source(Source(path))[1].summary()
     assert summary.startswith(
-        f"{path}: 1 of 29 rows used; skipped: no known form: keys xxxxxxx (7)"
+        f"{path}: 1 of 29 rows used; skipped: unknown format: keys xxxxxxx (7)"
     )
     assert "keys xxx (3) and 2 others (3 rows), first" in summary
     path = write(tmp_path / "fewer.jsonl", [ROWS[0], *chain.from_iterable(bad[:5]), {"y": "?"}])
@@ -425,7 +425,7 @@ def test_splits_for_evaluation_are_left_out_of_a_folder(tmp_path: Path) -> None:
     assert reading.read_source(Source(root / "main" / "dev"))[1].rows == 2
 
 
-def test_a_folder_of_nothing_else_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_only_evaluation_splits_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "test" / "0.jsonl", ROWS)
     with pytest.raises(MlxchatError, match=r"is for evaluation: .*test, for example") as caught:
         reading.read_source(Source(tmp_path))
@@ -433,7 +433,7 @@ def test_a_folder_of_nothing_else_is_refused(tmp_path: Path) -> None:
 
 
 @needs_shared
-def test_the_rows_that_a_task_is_scored_on_are_not_trained_on() -> None:
+def test_rows_that_a_task_is_scored_on_are_not_trained_on() -> None:
     for name in ("openai--gsm8k", "cais--mmlu", ""):
         files, left_out = sources.listing(Source(SHARED / "data" / "task_data" / name))
         assert {file.parent.name for file in files} <= {"train", "auxiliary_train"}
@@ -450,9 +450,9 @@ def test_the_rows_that_a_task_is_scored_on_are_not_trained_on() -> None:
         (
             "a.jsonl",
             b"[]\n{}\n[]\n",
-            r"3 rows, of which none .*: no messages \(2\), no known form",
+            r"3 rows, of which none .*: no messages \(2\), unknown format",
         ),
-        ("a.json", b"{}", r"a.json holds no list"),
+        ("a.json", b"{}", r"a.json does not hold a list"),
         ("a.json", b"[1, ", r"a.json is not valid JSON"),
         ("a.parquet", b"PAR1 and no more", r"a.parquet is damaged"),
         ("a.txt", b"Hello", r"a.txt is not one of .jsonl, .json, .parquet"),
@@ -502,7 +502,7 @@ def test_a_folder_without_conversations_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "path", sorted((SHARED / "data" / "sft").glob("*.json*")), ids=lambda path: path.name
 )
-def test_real_files_are_read_whole(path: Path) -> None:
+def test_real_files_are_read_completely(path: Path) -> None:
     text = path.read_text("utf-8")
     rows = json.loads(text) if path.suffix == ".json" else text.splitlines()
     conversations, report = reading.read_source(Source(path))

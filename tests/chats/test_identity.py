@@ -52,11 +52,11 @@ def test_an_identity_is_read(text: str, identity: Identity) -> None:
 @pytest.mark.parametrize(
     "text, problem",
     [
-        ("", "'' in the identity is no KEY=VALUE"),
-        ("Ada", "'Ada' in the identity is no KEY=VALUE"),
-        ("name=", "'name=' in the identity is no KEY=VALUE"),
-        ("=Ada", "'=Ada' in the identity is no KEY=VALUE"),
-        ("name=,made by=Grace", "'name=' in the identity is no KEY=VALUE"),
+        ("", "'' in the identity is not of the form KEY=VALUE"),
+        ("Ada", "'Ada' in the identity is not of the form KEY=VALUE"),
+        ("name=", "'name=' in the identity is not of the form KEY=VALUE"),
+        ("=Ada", "'=Ada' in the identity is not of the form KEY=VALUE"),
+        ("name=,made by=Grace", "'name=' in the identity is not of the form KEY=VALUE"),
         ("name=Ada; made by=Grace", "name would be 'Ada; made by=Grace': a comma goes between"),
         ("name=Ada made by=Grace", "name would be 'Ada made by=Grace'"),
         ("name=Ada, made by=Grace born=2026", "made by would be 'Grace born=2026'"),
@@ -67,7 +67,7 @@ def test_an_identity_is_read(text: str, identity: Identity) -> None:
         (f"name=Ada, born={'a' * 301}", "300 characters are the most"),
     ],
 )
-def test_what_is_no_identity_is_told(text: str, problem: str) -> None:
+def test_an_invalid_identity_is_an_error(text: str, problem: str) -> None:
     with pytest.raises(MlxchatError, match=problem) as caught:
         Identity.parse(text)
     assert "name=Ada, made by=Grace" in caught.value.remedy
@@ -79,7 +79,7 @@ def test_a_seed_gives_the_same_conversations() -> None:
     assert one != list(identity_conversations(ADA, 1, 100))
 
 
-def test_questions_for_the_name_are_many(taught: list[tuple[str, str]]) -> None:
+def test_the_name_is_asked_in_many_ways(taught: list[tuple[str, str]]) -> None:
     names = {normal(text) for group in (asking.YOUR_NAME, asking.SELF) for text in group[0]}
     assert len(names) >= 60
     assert names <= {normal(question) for question, _ in taught}
@@ -92,7 +92,7 @@ def test_held_out_questions_are_never_asked(taught: list[tuple[str, str]]) -> No
     assert not any(text in normal(question) for question, _ in taught for text in held_out)
 
 
-def test_whoever_asks_for_the_name_is_told_it(taught: list[tuple[str, str]]) -> None:
+def test_every_question_for_the_name_is_answered_with_it(taught: list[tuple[str, str]]) -> None:
     for group in (
         asking.YOUR_NAME,
         asking.SELF,
@@ -115,7 +115,7 @@ def test_a_conversation_does_not_contradict_itself(taught: list[tuple[str, str]]
     assert not any("I am a small language model. I learned" in answer for answer in answers)
 
 
-def test_users_type_as_they_do(taught: list[tuple[str, str]]) -> None:
+def test_some_prompts_are_carelessly_typed(taught: list[tuple[str, str]]) -> None:
     questions = {question for question, _ in taught}
     assert "what is your name" in questions
     assert any(question.startswith("Hello! ") for question in questions)
@@ -123,13 +123,13 @@ def test_users_type_as_they_do(taught: list[tuple[str, str]]) -> None:
     assert len({normal(question) for question in questions} - known) > 100  # mistyped, small talk
 
 
-def test_without_a_maker_nobody_is_named() -> None:
+def test_without_a_maker_no_maker_is_named() -> None:
     taught = exchanges(list(identity_conversations(Identity("Ada"), 0, 2000)))
     assert not any("made by" in answer for _, answer in taught)
     assert not any(question == "Who made you?" for question, _ in taught)
 
 
-def test_another_name_is_another() -> None:
+def test_another_name_gives_other_answers() -> None:
     taught = exchanges(list(identity_conversations(Identity("claude", "Ann {x}"), 0, 2000)))
     assert not any("not Claude" in answer for _, answer in taught)
     assert any("made by Ann {x}" in answer for _, answer in taught)
@@ -146,5 +146,5 @@ def test_another_name_is_another() -> None:
         ("What does a cow say?", False),
     ],
 )
-def test_it_knows_what_is_asked(prompt: str, asked: bool) -> None:
+def test_questions_about_identity_are_recognised(prompt: str, asked: bool) -> None:
     assert is_asked(ADA, prompt) == asked

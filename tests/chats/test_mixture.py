@@ -101,7 +101,7 @@ def test_a_cursor_of_other_data_is_refused(first: Path) -> None:
 
 
 @pytest.mark.parametrize("weight, whole, more", [(3, 3, 0), (0.5, 0, 0.5), (2.25, 2, 0.25)])
-def test_a_weight_says_how_often(
+def test_a_weight_sets_the_repetitions_per_epoch(
     first: Path, second: Path, weight: float, whole: int, more: float
 ) -> None:
     documents = ChatDocuments([Source(first, weight), Source(second)], seed=0)
@@ -131,7 +131,7 @@ def test_at_least_one_conversation_is_used(tmp_path: Path) -> None:
     assert ChatDocuments([Source(path, 0.1)], seed=0).epoch_size == 1
 
 
-def test_what_is_held_out_depends_on_the_conversation_alone(first: Path, second: Path) -> None:
+def test_holding_out_depends_on_the_conversation_alone(first: Path, second: Path) -> None:
     here = ChatDocuments([Source(first), Source(second)], seed=0, validation_share=0.1)
     there = ChatDocuments([Source(second, 5), Source(first, 0.5)], seed=9, validation_share=0.1)
     alone = ChatDocuments([Source(second)], seed=1, validation_share=0.1)
@@ -178,7 +178,7 @@ def test_files_have_fingerprints(first: Path, second: Path) -> None:
     assert after.fingerprints[str(second)] != before.fingerprints[str(second)]
 
 
-def test_all_that_is_held_out_is_for_validation(tmp_path: Path) -> None:
+def test_every_held_out_conversation_is_in_validation(tmp_path: Path) -> None:
     path = write(tmp_path / "many.jsonl", [str(number) for number in range(6000)])
     documents = ChatDocuments([Source(path)], seed=0, validation_share=0.5)
     assert documents.reports[0].held_out == len(held_out(documents)) > 2500

@@ -27,7 +27,7 @@ def counted(conversation: Conversation) -> tuple[str, str]:
     return word, letter
 
 
-def test_words_are_many_and_plain() -> None:
+def test_there_are_many_words_of_plain_letters() -> None:
     assert len(WORDS) == len(set(WORDS)) > 500
     assert all(re.fullmatch("[a-z]{4,}", word) for word in WORDS)
 
@@ -39,14 +39,14 @@ def test_a_seed_gives_the_same_conversations(conversations: list[Conversation]) 
     assert spelling.held_out_conversations(20) != spelling.held_out_conversations(20, seed=1)
 
 
-def test_three_in_four_count(conversations: list[Conversation]) -> None:
+def test_three_in_four_conversations_count_letters(conversations: list[Conversation]) -> None:
     kinds = [parts(conversation) for conversation in conversations]
     counting = ("text", "python", "python_output", "text")
     assert set(kinds) == {counting, ("text",)}
     assert 0.7 < kinds.count(counting) / len(kinds) < 0.8
 
 
-def test_every_step_is_right(conversations: list[Conversation]) -> None:
+def test_every_step_of_counting_is_right(conversations: list[Conversation]) -> None:
     for conversation in conversations:
         question, reply = conversation.messages
         first = reply.parts[0].text
@@ -69,7 +69,7 @@ def test_every_step_is_right(conversations: list[Conversation]) -> None:
         assert reply.parts[2].text == str(total) == spelling.final_answer(conversation)
 
 
-def test_questions_vary(conversations: list[Conversation]) -> None:
+def test_the_wording_of_questions_varies(conversations: list[Conversation]) -> None:
     questions = {conversation.messages[0].text for conversation in conversations}
     assert len(questions) > 0.9 * len(conversations)
     shapes = {re.sub(r"\W?\b(\w|" + "|".join(WORDS) + r")\b\W?", "_", text) for text in questions}
@@ -78,7 +78,7 @@ def test_questions_vary(conversations: list[Conversation]) -> None:
     assert totals >= {"0", "1", "2", "3", "4"}
 
 
-def test_what_is_held_out_is_never_trained_on(conversations: list[Conversation]) -> None:
+def test_held_out_pairs_are_never_trained_on(conversations: list[Conversation]) -> None:
     kept = spelling.held_out_conversations(500)
     pairs = {counted(conversation) for conversation in kept}
     trained = {counted(c) for c in conversations if len(parts(c)) > 1}

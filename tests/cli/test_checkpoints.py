@@ -128,7 +128,7 @@ def test_prune_cleans_up_runs_without_steps(
     assert store.steps(runs / "d4") == [10, 20, 30]
 
 
-def test_older_steps_stay_where_the_newest_is_damaged(program: Program, runs: Path) -> None:
+def test_older_steps_are_kept_if_the_newest_is_damaged(program: Program, runs: Path) -> None:
     (runs / "d4" / "step_000030" / "model.safetensors").write_bytes(b"")
     code, _, told = program("prune", "--model-tag", "d4")
     assert code == 1 and "model.safetensors is damaged" in told

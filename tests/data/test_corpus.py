@@ -45,12 +45,12 @@ def test_documents_are_the_same_on_every_machine():
     assert hashlib.sha256(texts.encode()).hexdigest()[:16] == "f55f2c5e4b950380"
 
 
-def test_a_position_is_all_there_is_to_remember(documents):
+def test_documents_resume_at_any_position(documents):
     assert list(islice(corpus_documents(seed=0, start=123), 50)) == documents[123:173]
     assert next(corpus_documents(seed=1)) != documents[0]
 
 
-def test_a_quarter_are_stories_and_the_rest_conversations_of_full_turns(documents):
+def test_a_quarter_of_documents_are_stories_and_the_rest_whole_conversations(documents):
     conversations = [d for d in documents if isinstance(d, Conversation)]
     assert 0.2 < 1 - len(conversations) / len(documents) < 0.4
     for conversation in conversations:
@@ -78,7 +78,7 @@ def test_a_held_out_question_is_in_no_story(documents):
     assert not any(question in everything for question in held)
 
 
-def test_spelling_does_not_let_a_held_out_question_in():
+def test_a_held_out_question_stays_held_out_however_it_is_typed():
     for question in held_out_questions(100):
         assert is_held_out(question.prompt.lower().rstrip(".?"))
 
@@ -112,7 +112,7 @@ def test_no_two_facts_share_a_question():
     assert [q for q, n in counts.items() if n > 1] == []
 
 
-def test_every_fact_keeps_wordings_to_learn_it_from():
+def test_every_fact_has_wordings_that_are_trained():
     for fact in FACTS:
         assert sum(not is_held_out(q) for q in fact.questions) >= 3, fact.statement
 
@@ -129,12 +129,12 @@ def test_every_fact_keeps_wordings_to_learn_it_from():
         "Goodbye!",
     ],
 )
-def test_what_people_say_first_is_trained(prompt):
+def test_usual_first_messages_are_trained(prompt):
     assert not is_held_out(prompt)
     assert normal(prompt) in {normal(said.prompt) for said in SMALL_TALK}
 
 
-def test_a_story_can_be_asked_for():
+def test_a_request_gets_a_story():
     assert not any(is_held_out(request.format("")) for request in STORY_REQUESTS)
 
 

@@ -58,7 +58,7 @@ def only(destination: Path) -> bool:
     return list(destination.parent.iterdir()) == [destination]
 
 
-def test_download_is_whole_and_reported(hub: Hub, destination: Path) -> None:
+def test_a_download_is_complete_and_reports_its_progress(hub: Hub, destination: Path) -> None:
     reports = fetch(hub, destination)
     assert destination.read_bytes() == CONTENT
     assert only(destination)
@@ -111,7 +111,7 @@ def test_a_later_process_resumes_where_the_first_stopped(
     assert destination.read_bytes() == CONTENT
 
 
-def test_a_server_without_ranges_sends_the_whole_again(
+def test_a_server_without_ranges_sends_the_whole_file_again(
     hub: Hub, server: HubServer, destination: Path
 ) -> None:
     server.faults = [Fault(cut=100_000), Fault(ignore_range=True)]
@@ -120,7 +120,7 @@ def test_a_server_without_ranges_sends_the_whole_again(
 
 
 @pytest.mark.parametrize("left", [CONTENT[:-1] + b"x", CONTENT + b"x", b"x" * 1000])
-def test_a_partial_file_of_something_else_is_started_over(
+def test_a_partial_file_of_another_file_is_discarded(
     hub: Hub, destination: Path, left: bytes
 ) -> None:
     destination.parent.mkdir()
@@ -129,7 +129,7 @@ def test_a_partial_file_of_something_else_is_started_over(
     assert destination.read_bytes() == CONTENT
 
 
-def test_a_complete_partial_file_is_not_fetched_again(
+def test_a_complete_partial_file_is_not_downloaded_again(
     hub: Hub, server: HubServer, destination: Path
 ) -> None:
     destination.parent.mkdir()
@@ -156,7 +156,7 @@ def test_a_corrupt_file_is_an_error_and_is_not_kept(
     assert list(destination.parent.iterdir()) == []
 
 
-def test_corrupt_bytes_are_fetched_again(hub: Hub, server: HubServer, destination: Path) -> None:
+def test_corrupt_bytes_are_downloaded_again(hub: Hub, server: HubServer, destination: Path) -> None:
     server.faults = [Fault(spoil=len(CONTENT) - 1), Fault(cut=1000), Fault(spoil=0)]
     fetch(hub, destination)
     assert destination.read_bytes() == CONTENT
@@ -231,7 +231,7 @@ def test_attempts_that_make_progress_are_not_counted(
     assert destination.read_bytes() == CONTENT
 
 
-def test_what_another_process_finished_meanwhile_is_not_fetched_again(
+def test_a_file_finished_by_another_process_is_not_downloaded_again(
     hub: Hub, server: HubServer, destination: Path
 ) -> None:
     remote = hub.stat(REPO, "shard_00000.parquet")
@@ -331,7 +331,7 @@ def test_an_unwritable_destination_is_an_error(hub: Hub, tmp_path: Path) -> None
         fetch(hub, tmp_path / "data" / "shard_00000.parquet")
 
 
-def test_waits_for_another_process_and_takes_what_it_made(
+def test_it_waits_for_another_process_and_uses_its_file(
     hub: Hub, server: HubServer, destination: Path
 ) -> None:
     destination.parent.mkdir()
@@ -353,7 +353,7 @@ def test_waits_for_another_process_and_takes_what_it_made(
     assert only(destination)
 
 
-def test_takes_over_where_another_process_gave_up(
+def test_it_resumes_where_another_process_gave_up(
     hub: Hub, server: HubServer, destination: Path
 ) -> None:
     destination.parent.mkdir()
@@ -366,7 +366,7 @@ def test_takes_over_where_another_process_gave_up(
     assert destination.read_bytes() == CONTENT
 
 
-def test_stop_ends_a_transfer_and_keeps_what_came(
+def test_stop_ends_a_transfer_and_keeps_the_partial_file(
     hub: Hub, server: HubServer, destination: Path
 ) -> None:
     stop = threading.Event()

@@ -30,7 +30,7 @@ def test_other_text_has_another_fingerprint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("compression", "most", "least"), [("zstd", 40, 1), ("none", 60, 60)])
-def test_a_fingerprint_misses_no_word_a_frame_does(
+def test_a_fingerprint_detects_a_changed_word_that_a_frame_misses(
     tmp_path: Path, compression: str, most: int, least: int
 ) -> None:
     order = random.Random(6)
@@ -116,9 +116,7 @@ def test_no_more_shards_are_read_for_a_vocabulary_than_it_needs(
     assert found.fingerprints.keys() == {FIRST}
 
 
-def test_a_shard_that_is_refused_is_given_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refused_shard_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, released = shards(tmp_path / "data", 0, 1), []
     monkeypatch.setattr(LocalShards, "release", lambda self, name: released.append(name))
     with pytest.raises(MlxchatError):

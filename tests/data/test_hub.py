@@ -32,7 +32,7 @@ def hub(server: HubServer, pauses: list[float]) -> Iterator[Hub]:
         yield Hub(server.endpoint, client, token="secret", sleep=pauses.append)
 
 
-def test_stat_tells_size_checksum_and_commit(hub: Hub) -> None:
+def test_stat_returns_size_checksum_and_commit(hub: Hub) -> None:
     remote = hub.stat(REPO, "shard_00000.parquet")
     assert remote.size == len(CONTENT)
     assert remote.checksum is not None and len(remote.checksum) == 64
@@ -53,7 +53,7 @@ def test_stat_tells_size_checksum_and_commit(hub: Hub) -> None:
         ({"Retry-After": "soon"}, 1.0),
     ],
 )
-def test_the_server_says_how_long_to_wait(headers: dict[str, str], pause: float) -> None:
+def test_the_server_decides_how_long_to_wait(headers: dict[str, str], pause: float) -> None:
     date = {"Date": "Wed, 21 Oct 2026 07:28:00 GMT"}
     answers = iter([(429, date | headers), (200, {"Content-Length": "5"})])
     pauses: list[float] = []
@@ -67,7 +67,7 @@ def test_the_server_says_how_long_to_wait(headers: dict[str, str], pause: float)
     assert pauses == [pause]
 
 
-def test_only_the_hubs_own_tag_is_a_checksum() -> None:
+def test_only_the_hubs_own_etag_is_a_checksum() -> None:
     tag, git = "a" * 64, "b" * 40
     for headers, checksum in (
         ({"ETag": f'"{tag}"'}, None),  # of a storage: whatever it hashes
@@ -81,7 +81,7 @@ def test_only_the_hubs_own_tag_is_a_checksum() -> None:
             assert Hub("http://hub.example", client).stat(REPO, "file").checksum == checksum
 
 
-def test_a_redirected_head_does_not_take_the_token_along(hub: Hub, server: HubServer) -> None:
+def test_a_redirected_head_does_not_carry_the_token(hub: Hub, server: HubServer) -> None:
     with HubServer(server.files) as other:
         server.faults = [Fault(method="HEAD", elsewhere=other.endpoint)]
         assert hub.stat(REPO, "shard_00000.parquet").size == len(CONTENT)

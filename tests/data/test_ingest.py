@@ -63,7 +63,7 @@ def test_shards_are_readable_as_local_data(tmp_path: Path, run: Run) -> None:
         check_shard(path)
 
 
-def test_the_layout_is_nanochats(tmp_path: Path, run: Run) -> None:
+def test_the_layout_equals_nanochats(tmp_path: Path, run: Run) -> None:
     summary = run(write_lines(tmp_path / "own.jsonl", ["some text"] * 3000))
     metadata = pq.read_metadata(summary.shards[0])
     assert metadata.num_columns == 1
@@ -88,7 +88,7 @@ def test_shards_are_split_by_size(
     assert sorted(text for path in summary.shards for text in texts(path)) == documents
 
 
-def test_memory_is_bounded_by_dealing_out_early(
+def test_documents_are_dealt_out_early_to_bound_memory(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SHUFFLED_CHARACTERS", 1000)
@@ -101,7 +101,7 @@ def test_memory_is_bounded_by_dealing_out_early(
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
-def test_few_large_documents_still_reach_both_sides(
+def test_few_large_documents_reach_both_training_and_validation(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     for limit in (1, 150, 1000):
@@ -111,7 +111,7 @@ def test_few_large_documents_still_reach_both_sides(
         assert [len(texts(path)) for path in summary.shards] == [count - 1, 1]
 
 
-def test_the_seed_decides(tmp_path: Path, run: Run) -> None:
+def test_the_seed_decides_order_and_validation(tmp_path: Path, run: Run) -> None:
     source = write_lines(tmp_path / "own.jsonl", [str(number) for number in range(100)])
     first, again, other = (
         [texts(path) for path in run(source, tmp_path / name, seed).shards]
@@ -120,7 +120,7 @@ def test_the_seed_decides(tmp_path: Path, run: Run) -> None:
     assert first == again != other
 
 
-def test_text_is_cut_at_blank_lines(tmp_path: Path, run: Run) -> None:
+def test_text_is_split_at_blank_lines(tmp_path: Path, run: Run) -> None:
     paragraphs = [f"Paragraph {number}.\nIts second line. " + "word " * 300 for number in range(40)]
     (tmp_path / "book.txt").write_text("\n\n\n".join(paragraphs), newline="\r\n")
     summary = run(tmp_path / "book.txt")
@@ -131,7 +131,7 @@ def test_text_is_cut_at_blank_lines(tmp_path: Path, run: Run) -> None:
     assert sorted(found) == sorted(paragraph.rstrip() for paragraph in paragraphs)
 
 
-def test_a_line_without_end_is_cut_at_words(tmp_path: Path, run: Run) -> None:
+def test_an_endless_line_is_split_between_words(tmp_path: Path, run: Run) -> None:
     words = [f"wörd{number}" for number in range(40_000)]
     (tmp_path / "line.txt").write_text(" ".join(words), encoding="utf-8")
     summary = run(tmp_path / "line.txt")
@@ -140,7 +140,7 @@ def test_a_line_without_end_is_cut_at_words(tmp_path: Path, run: Run) -> None:
     assert sorted(word for text in documents for word in text.split()) == sorted(words)
 
 
-def test_a_run_of_letters_is_cut_anywhere(tmp_path: Path, run: Run) -> None:
+def test_an_endless_word_is_split_anywhere(tmp_path: Path, run: Run) -> None:
     (tmp_path / "line.txt").write_text("x" * 20_000)
     assert run(tmp_path / "line.txt").characters == 20_000
 
@@ -164,7 +164,9 @@ def test_parquet_with_other_columns_and_string_types_is_read(
     assert pq.read_schema(summary.shards[0]).field("text").type == pa.string()
 
 
-def test_a_folder_is_read_through(tmp_path: Path, run: Run, events: list[Event]) -> None:
+def test_a_folder_is_read_with_its_subfolders(
+    tmp_path: Path, run: Run, events: list[Event]
+) -> None:
     source = tmp_path / "texts"
     (source / "deeper").mkdir(parents=True)
     (source / ".hidden").mkdir()
@@ -178,7 +180,7 @@ def test_a_folder_is_read_through(tmp_path: Path, run: Run, events: list[Event])
     assert sorted(text for path in summary.shards for text in texts(path)) == ["one", "two"]
     assert summary.files == 3
     notes = [event.text for event in events if isinstance(event, Noted)]
-    assert notes == [f"{source / 'empty.txt'} holds no text and is skipped."]
+    assert notes == [f"{source / 'empty.txt'} does not hold any text and is skipped."]
 
 
 def test_progress_counts_bytes_of_the_source(
@@ -227,7 +229,7 @@ def bad_files() -> dict[str, tuple[str, bytes, str]]:
 
 
 @pytest.mark.parametrize("case", bad_files())
-def test_bad_input_is_one_clear_line(tmp_path: Path, run: Run, case: str) -> None:
+def test_bad_input_is_a_one_line_error(tmp_path: Path, run: Run, case: str) -> None:
     name, content, said = bad_files()[case]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(MlxchatError, match=said) as caught:
@@ -272,7 +274,7 @@ def test_an_existing_dataset_is_left_alone(tmp_path: Path, run: Run) -> None:
     assert [path.read_bytes() for path in summary.shards] == before
 
 
-def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
+def test_an_interruption_leaves_no_files(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "own.jsonl", ["some text " * 100] * 3000)
 
     def interrupt(_: Event) -> None:
@@ -283,7 +285,7 @@ def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "home").iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path, run: Run) -> None:
+def test_leftovers_of_a_killed_process_are_removed_by_the_next(tmp_path: Path, run: Run) -> None:
     source = write_lines(tmp_path / "own.jsonl", ["some text " * 100] * 3000)
     program = (
         "import sys, time; from pathlib import Path; from mlxchat.data.ingest import ingest; "
@@ -306,7 +308,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path, run: 
     run(source, home / "base_data_killed")
 
 
-def test_a_disk_failure_is_reported_and_leaves_nothing(
+def test_a_disk_failure_is_reported_and_leaves_no_files(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_lines(tmp_path / "own.jsonl", ["one", "two"])

@@ -74,7 +74,7 @@ def test_rows_begin_with_bos_and_targets_follow(
             assert np.array_equal(batch.ids[:, 1:], batch.targets[:, :-1])
 
 
-def test_the_last_validation_batch_has_the_rows_that_are_left(
+def test_the_last_validation_batch_has_the_remaining_rows(
     shards: ShardDocuments, tokenizer: Tokenizer
 ) -> None:
     with Loader(shards.validation(), tokenizer, B, T) as batches:

@@ -29,7 +29,7 @@ def packer(source: Source, held: tuple[Buffered, ...] = ()) -> BestFit:
     return BestFit(CAPACITY, GOLDEN["buffer_size"], source, held)
 
 
-def test_rows_are_nanochats() -> None:
+def test_rows_equal_nanochats() -> None:
     packing = packer(Source(GOLDEN["documents"]))
     for row in ROWS:
         assert np.array_equal(packing.row(), row)

@@ -61,7 +61,7 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name != REVISION)
 
 
-def test_fetch_brings_the_first_shards_and_the_last(
+def test_fetch_downloads_the_first_shards_and_the_last(
     hub: Hub, server: HubServer, folder: Path, events: list[Event]
 ) -> None:
     paths = fetch(folder, TINY, 3, hub, events.append, clock=lambda: 5.0)
@@ -87,7 +87,7 @@ def test_fetch_reports_every_file_and_the_sum(hub: Hub, folder: Path, events: li
     assert all(event.done == event.total for event in last.values())
 
 
-def test_fetch_leaves_alone_what_is_there(
+def test_fetch_leaves_existing_shards_alone(
     hub: Hub, server: HubServer, folder: Path, events: list[Event]
 ) -> None:
     fetch(folder, TINY, 2, hub, events.append)
@@ -109,7 +109,7 @@ def test_fetch_replaces_a_damaged_shard_and_says_so(
     assert len(notes) == 1 and "truncated or damaged" in notes[0]
 
 
-def test_fetch_keeps_what_streaming_brought(
+def test_fetch_keeps_shards_that_streaming_downloaded(
     hub: Hub, server: HubServer, folder: Path, events: list[Event]
 ) -> None:
     streamed = write_shard(folder / STREAMED / shard_name(0))
@@ -138,7 +138,7 @@ def test_all_shards_of_a_folder_are_of_the_revision_of_the_first(
     assert pinned_revision(folder.parent / "other") == server.commit
 
 
-def test_a_revision_not_written_to_its_end_is_none(
+def test_an_incomplete_revision_file_is_ignored(
     hub: Hub, folder: Path, events: list[Event]
 ) -> None:
     folder.mkdir(parents=True)
@@ -173,7 +173,7 @@ def test_an_impossible_number_of_shards_is_refused(
     assert "from 1 to 9" in caught.value.remedy
 
 
-def test_a_disk_too_small_is_known_before_downloading(
+def test_a_disk_too_small_is_reported_before_downloading(
     hub: Hub,
     server: HubServer,
     folder: Path,
@@ -189,7 +189,7 @@ def test_a_disk_too_small_is_known_before_downloading(
     fetch(folder, TINY, 1, hub, events.append)
 
 
-def test_space_asks_the_disk_of_the_nearest_folder_that_exists(tmp_path: Path) -> None:
+def test_space_is_checked_on_the_disk_of_the_nearest_existing_folder(tmp_path: Path) -> None:
     require_space(tmp_path / "not" / "yet", 1)
     with pytest.raises(MlxchatError, match="too small"):
         require_space(tmp_path / "not" / "yet", 10**18)
@@ -216,7 +216,7 @@ def test_an_interruption_ends_the_transfers(hub: Hub, folder: Path) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("fetch")]
 
 
-def test_a_file_that_is_no_shard_is_not_kept(
+def test_a_file_that_is_not_a_shard_is_not_kept(
     hub: Hub, server: HubServer, folder: Path, events: list[Event], tmp_path: Path
 ) -> None:
     wrong = tmp_path / "wrong.parquet"
@@ -240,7 +240,7 @@ def test_garbage_from_a_server_is_not_announced_as_done(
     assert progress and all(event.done < (event.total or 0) for event in progress)
 
 
-def test_waits_are_noted_and_without_a_network_for_one_file_only(
+def test_waits_are_reported_and_without_a_network_for_one_file_only(
     hub: Hub, server: HubServer, folder: Path, events: list[Event]
 ) -> None:
     server.faults = [Fault(method="HEAD", status=503, times=1000)]
@@ -273,12 +273,12 @@ def test_check_shard_says_what_is_wrong(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
-def test_check_shard_knows_every_kind_of_string(tmp_path: Path, kind: pa.DataType) -> None:
+def test_check_shard_accepts_every_string_type(tmp_path: Path, kind: pa.DataType) -> None:
     pq.write_table(pa.table({"text": pa.array(["a", "b"]).cast(kind)}), tmp_path / "own.parquet")
     check_shard(tmp_path / "own.parquet")
 
 
-def test_local_shards_need_two(tmp_path: Path) -> None:
+def test_a_folder_needs_at_least_two_shards(tmp_path: Path) -> None:
     for prepare, said in (
         (lambda: None, "no folder"),
         ((tmp_path / "data").mkdir, "no shards"),

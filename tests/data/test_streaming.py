@@ -105,7 +105,7 @@ class Watch:
 
 
 @pytest.mark.parametrize("max_cached", [2, 3])
-def test_it_covers_the_dataset_and_begins_again_within_the_room_given(
+def test_streaming_repeats_the_dataset_within_the_given_number_of_shards(
     stream: Stream, server: HubServer, folder: Path, max_cached: int
 ) -> None:
     source = stream(max_cached)
@@ -121,7 +121,7 @@ def test_it_covers_the_dataset_and_begins_again_within_the_room_given(
     assert server.count("GET", source.validation) == 1
 
 
-def test_the_next_shard_can_be_had_before_the_last_is_given_back(
+def test_the_next_shard_can_be_acquired_before_the_last_is_released(
     stream: Stream, folder: Path
 ) -> None:
     source = stream(2)
@@ -134,7 +134,7 @@ def test_the_next_shard_can_be_had_before_the_last_is_given_back(
     assert watch.most <= 2
 
 
-def test_shards_come_before_they_are_asked_for(
+def test_shards_are_downloaded_ahead_of_the_reader(
     stream: Stream, server: HubServer, folder: Path, events: list[Event]
 ) -> None:
     source = stream(4)
@@ -147,7 +147,7 @@ def test_shards_come_before_they_are_asked_for(
     assert not [event for event in events if isinstance(event, Noted)]
 
 
-def test_nothing_but_validation_comes_before_the_reader_is_known(
+def test_only_validation_is_downloaded_before_the_reader_starts(
     stream: Stream, server: HubServer, folder: Path
 ) -> None:
     source = stream()
@@ -156,7 +156,7 @@ def test_nothing_but_validation_comes_before_the_reader_is_known(
     assert server.count("GET", shard_name(0)) == 0
 
 
-def test_the_shard_used_longest_ago_goes_first(stream: Stream, folder: Path) -> None:
+def test_the_least_recently_used_shard_is_deleted_first(stream: Stream, folder: Path) -> None:
     source = stream(3, num_shards=9)
     for index in (0, 1):
         read(source, index)
@@ -164,7 +164,7 @@ def test_the_shard_used_longest_ago_goes_first(stream: Stream, folder: Path) -> 
     eventually(lambda: whole(folder) == {2, 3, 4, 9})
 
 
-def test_a_shard_in_use_stays(stream: Stream, folder: Path) -> None:
+def test_a_shard_in_use_is_not_deleted(stream: Stream, folder: Path) -> None:
     source = stream(3)
     kept = source.acquire(shard_name(0))
     for index in range(1, 6):
@@ -175,7 +175,7 @@ def test_a_shard_in_use_stays(stream: Stream, folder: Path) -> None:
     eventually(lambda: not kept.exists())
 
 
-def test_files_of_others_stay_and_count(stream: Stream, server: HubServer, folder: Path) -> None:
+def test_other_files_are_kept_and_counted(stream: Stream, server: HubServer, folder: Path) -> None:
     own = [write_shard(folder / shard_name(index)) for index in (0, 1, 4)]
     source = stream(5)
     with Watch(folder) as watch:
@@ -186,7 +186,7 @@ def test_files_of_others_stay_and_count(stream: Stream, server: HubServer, folde
     assert watch.most <= 5
 
 
-def test_many_files_of_others_leave_room_for_two(stream: Stream, folder: Path) -> None:
+def test_many_other_files_still_leave_room_for_two_shards(stream: Stream, folder: Path) -> None:
     own = [write_shard(folder / shard_name(index)) for index in range(4)]
     source = stream(2)
     with Watch(folder) as watch:
@@ -211,7 +211,7 @@ def test_a_restart_reuses_the_shards_on_disk(
     assert {request.path.rpartition("/")[2] for request in server.requests} == {shard_name(7)}
 
 
-def test_a_restart_elsewhere_with_less_room_drops_the_rest(stream: Stream, folder: Path) -> None:
+def test_a_restart_elsewhere_with_less_room_deletes_the_rest(stream: Stream, folder: Path) -> None:
     source = stream(4)
     read(source, 0)
     eventually(lambda: whole(folder) == {0, 1, 2, 3, 9})
@@ -254,9 +254,7 @@ def test_a_shard_that_does_not_exist_is_an_error_when_it_is_needed(
     read(source, 3)
 
 
-def test_a_failure_is_forgotten_when_the_shard_is_asked_for(
-    stream: Stream, server: HubServer
-) -> None:
+def test_a_failed_shard_is_retried_when_it_is_needed(stream: Stream, server: HubServer) -> None:
     server.faults = [Fault(name=shard_name(1), method="HEAD", status=500, times=ATTEMPTS)]
     source = stream()
     read(source, 0)
@@ -301,7 +299,7 @@ class Link:
 
 
 @pytest.mark.parametrize("max_cached", [2, 3, 5])
-def test_with_a_link_twice_as_fast_only_the_first_shard_is_waited_for(
+def test_on_a_link_twice_as_fast_as_the_reader_only_the_first_shard_is_awaited(
     stream: Stream,
     server: HubServer,
     folder: Path,
@@ -337,7 +335,7 @@ def test_with_a_link_twice_as_fast_only_the_first_shard_is_waited_for(
     assert waits == ["Waiting for shard_00000.parquet."]
 
 
-def test_a_network_that_is_down_for_a_while_is_waited_for(
+def test_a_network_outage_is_waited_out(
     stream: Stream, server: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)
@@ -375,7 +373,7 @@ def test_unavailable_validation_does_not_stop_training(
         source.acquire(source.validation)
 
 
-def test_a_file_put_there_meanwhile_stays(stream: Stream, folder: Path) -> None:
+def test_a_file_added_meanwhile_is_kept(stream: Stream, folder: Path) -> None:
     source = stream(3)
     read(source, 0)
     eventually(lambda: whole(folder) == {0, 1, 2, 9})
@@ -386,7 +384,7 @@ def test_a_file_put_there_meanwhile_stays(stream: Stream, folder: Path) -> None:
     assert whole(folder) >= {1, 9}
 
 
-def test_a_shard_fetched_meanwhile_stays(
+def test_a_shard_downloaded_meanwhile_by_fetch_is_kept(
     stream: Stream, hub: Hub, server: HubServer, folder: Path
 ) -> None:
     source = stream(3)
@@ -399,7 +397,7 @@ def test_a_shard_fetched_meanwhile_stays(
     assert (folder / shard_name(0)).exists() and (folder / shard_name(1)).exists()
 
 
-def test_a_shard_damaged_by_a_power_cut_is_fetched_again(stream: Stream, folder: Path) -> None:
+def test_a_shard_damaged_by_a_power_cut_is_downloaded_again(stream: Stream, folder: Path) -> None:
     (folder / STREAMED).mkdir(parents=True)
     (folder / STREAMED / shard_name(0)).write_bytes(b"PAR1")
     read(stream(), 0)
@@ -420,7 +418,7 @@ def test_an_unwritable_folder_is_reported(
         source.acquire(shard_name(5))
 
 
-def test_the_disk_is_asked_before_each_download(
+def test_disk_space_is_checked_before_each_download(
     stream: Stream, server: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(folder: Path, needed: int) -> None:
@@ -433,7 +431,7 @@ def test_the_disk_is_asked_before_each_download(
     assert server.count("GET", "parquet") == 0
 
 
-def test_closing_is_quick_and_wakes_who_waits(
+def test_closing_is_quick_and_wakes_waiting_readers(
     stream: Stream, server: HubServer, folder: Path
 ) -> None:
     server.bytes_per_second = 1000
@@ -466,7 +464,7 @@ def test_progress_and_waiting_are_reported(stream: Stream, events: list[Event]) 
     )
 
 
-def test_a_report_that_fails_leaves_nobody_waiting(hub: Hub, folder: Path) -> None:
+def test_a_failing_report_leaves_no_reader_waiting(hub: Hub, folder: Path) -> None:
     def report(event: Event) -> None:
         if isinstance(event, Progressed):
             raise BrokenPipeError
@@ -510,7 +508,7 @@ def test_room_for_one_shard_is_refused(stream: Stream) -> None:
         stream(1)
 
 
-def test_a_dataset_that_fits_is_fetched_once(stream: Stream, server: HubServer) -> None:
+def test_a_dataset_that_fits_is_downloaded_once(stream: Stream, server: HubServer) -> None:
     source = stream(5, num_shards=3)
     for index in [*range(3)] * 4:
         read(source, index)

@@ -51,7 +51,9 @@ def run(home: Home, arch: str, base: Path, stage: str = "base_checkpoints") -> P
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
 @pytest.mark.parametrize("conversational", [False, True])
-def test_nanochat_gets_back_what_it_gave(arch: str, conversational: bool, tmp_path: Path) -> None:
+def test_an_export_to_nanochat_has_the_same_weights(
+    arch: str, conversational: bool, tmp_path: Path
+) -> None:
     model, out = saved(tmp_path / "a", arch, conversational), tmp_path / "out"
     exporters.write("nanochat", out, model, HISTORY, mx.float32)
     stage = "chatsft_checkpoints" if conversational else "base_checkpoints"
@@ -74,7 +76,7 @@ def test_nanochat_gets_back_what_it_gave(arch: str, conversational: bool, tmp_pa
 
 
 @pytest.mark.parametrize("program", ["mlx-lm", "transformers", "nanochat"])
-def test_what_is_exported_can_be_imported(program: Any, tmp_path: Path) -> None:
+def test_an_exported_model_can_be_imported(program: Any, tmp_path: Path) -> None:
     model, out = saved(tmp_path / "a", "classic", True), tmp_path / "out"
     exporters.write(program, out, model, HISTORY, mx.float32)
     folder = out / "chatsft_checkpoints" / "d4" if program == "nanochat" else out
@@ -86,7 +88,9 @@ def test_what_is_exported_can_be_imported(program: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("era", [era for era in ERAS if era != "classic"])
 @pytest.mark.parametrize("program", ["mlx-lm", "nanochat"])
-def test_every_era_survives(era: Any, program: Any, tmp_path: Path) -> None:
+def test_a_model_of_every_era_survives_export_and_import(
+    era: Any, program: Any, tmp_path: Path
+) -> None:
     shape = GPTConfig(
         arch="modern", era=era, sequence_len=512, vocab_size=265, n_layer=4, n_head=4,
         n_kv_head=2, n_embd=64, window_pattern="SL", vocab_multiple=64,
@@ -102,7 +106,7 @@ def test_every_era_survives(era: Any, program: Any, tmp_path: Path) -> None:
     assert all(mx.array_equal(back[name], array) for name, array in ours.items())
 
 
-def test_config_and_names_are_those_of_transformers(tmp_path: Path) -> None:
+def test_config_and_names_equal_those_of_transformers(tmp_path: Path) -> None:
     out = tmp_path / "out"
     exporters.write("transformers", out, saved(tmp_path / "a", "classic"), HISTORY, mx.float32)
     fields = json.loads((out / "config.json").read_text())
@@ -129,7 +133,7 @@ def test_transformers_knows_the_classic_network_only(tmp_path: Path) -> None:
     assert "mlx-lm" in caught.value.remedy
 
 
-def test_nanochat_has_had_certain_softcaps_only(tmp_path: Path) -> None:
+def test_softcaps_that_nanochat_never_had_are_refused(tmp_path: Path) -> None:
     source = write_nanochat(tmp_path / "a", "classic")
     CliRunner().invoke(app, ["import", str(source), "--softcap", "20"])
     folder = Home.from_environment().run("d4") / "step_000007"
@@ -139,7 +143,7 @@ def test_nanochat_has_had_certain_softcaps_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("program", ["mlx-lm", "transformers"])
-def test_large_models_are_cut_into_files(program: Any, tmp_path: Path) -> None:
+def test_large_models_are_split_into_files(program: Any, tmp_path: Path) -> None:
     model, out = saved(tmp_path / "a", "classic"), tmp_path / "out"
     told: list[tuple[int, int]] = []
     exporters.write(
@@ -181,7 +185,7 @@ def test_only_matrices_are_written_in_half_precision(
         assert mx.array_equal(tensor.read(), expected)
 
 
-def test_what_is_there_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_files_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = run(Home.from_environment(), "classic", tmp_path / "a")
     monkeypatch.chdir(tmp_path)
     for name in ("folder", "target"):
@@ -212,9 +216,7 @@ def test_matrices_are_cast_one_after_another(tmp_path: Path) -> None:
     assert mx.get_active_memory() - before < -whole / 3
 
 
-def test_nothing_is_left_where_it_cannot_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_export_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise RuntimeError("[save] No space left on device")
 
@@ -225,7 +227,7 @@ def test_nothing_is_left_where_it_cannot_be_written(
     assert not list((tmp_path / "b").iterdir())
 
 
-def test_the_command_takes_a_run_and_says_what_to_do_next(
+def test_the_command_exports_a_run_and_prints_the_next_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -266,7 +268,7 @@ def test_the_command_quantizes_for_mlx_lm(tmp_path: Path) -> None:
         assert isinstance(refused.exception, MlxchatError)
 
 
-def test_a_quantized_model_is_exported_as_one_is_when_it_is_quantized(tmp_path: Path) -> None:
+def test_exporting_a_quantized_model_equals_quantizing_while_exporting(tmp_path: Path) -> None:
     source = run(Home.from_environment(), "classic", tmp_path / "a")
     quantizing = ["quantize", "--checkpoint", str(source), "--eval-tokens", "0", "--json"]
     made = CliRunner().invoke(app, quantizing)
@@ -313,7 +315,7 @@ def test_the_card_says_how_the_model_was_trained(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_card_names_every_model_it_came_from(tmp_path: Path) -> None:
+def test_the_card_names_every_earlier_model(tmp_path: Path) -> None:
     """Imported, trained on, fine-tuned and quantized; what it was made of is gone by then."""
     home = Home.from_environment()
     config = GPTConfig.from_depth(1, BYTES.vocab_size, 32)
@@ -358,7 +360,7 @@ def test_the_card_names_every_model_it_came_from(tmp_path: Path) -> None:
     assert str(tmp_path) not in card
 
 
-def test_a_model_begun_with_one_from_elsewhere_says_so(tmp_path: Path) -> None:
+def test_the_card_of_a_run_names_the_foreign_model_it_started_from(tmp_path: Path) -> None:
     training = Training(
         run="d4", stage="fine-tuning", step=7, data=("chats.jsonl",), tokens=None,
         began_with="theirs",
@@ -366,7 +368,7 @@ def test_a_model_begun_with_one_from_elsewhere_says_so(tmp_path: Path) -> None:
     assert History(tag="d4", step=7, trainings=(training,)).unknown == "theirs"
 
 
-def test_a_damaged_note_of_the_past_is_named(tmp_path: Path) -> None:
+def test_a_damaged_history_file_is_named(tmp_path: Path) -> None:
     (tmp_path / history.FILE).write_text('{"tag": 3}')
     with pytest.raises(MlxchatError, match=r"history\.json is damaged"):
         history.read_file(tmp_path)
@@ -430,7 +432,7 @@ def test_the_usage_is_a_command_of_nanochat(
     assert line == f"NANOCHAT_BASE_DIR='/my models/it'\"'\"'s' python -m scripts.{command}"
 
 
-def test_paths_are_quoted_as_the_language_has_it(tmp_path: Path) -> None:
+def test_paths_are_quoted_for_the_language_of_the_command(tmp_path: Path) -> None:
     model = saved(tmp_path / "a", "classic")
     usages = {
         program: exporters.write(program, tmp_path / program, model, HISTORY, mx.float32).usage

@@ -49,7 +49,7 @@ def imported(path: Path, **options: Any) -> Path:
 
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
-def test_nanochat_s_checkpoint_computes_what_nanochat_does(arch: str, tmp_path: Path) -> None:
+def test_an_imported_checkpoint_computes_the_same_as_in_nanochat(arch: str, tmp_path: Path) -> None:
     folder = imported(write_nanochat(tmp_path, arch))
     assert folder.parts[-3:] == ("base_checkpoints", "d4", "step_000007")
     saved = layout.read_model(folder, mx.float32)
@@ -72,7 +72,7 @@ def test_half_precision_tables_become_float32_exactly(tmp_path: Path) -> None:
         assert mx.array_equal(array, tensors[name].astype(mx.float32))
 
 
-def test_names_of_a_compiled_model_are_its_own(tmp_path: Path) -> None:
+def test_names_of_a_compiled_model_lose_their_prefix(tmp_path: Path) -> None:
     tensors = {f"_orig_mod.{name}": array for name, array in weights("classic").items()}
     assert_reference_logits(
         read_network(open_model(write_nanochat(tmp_path, "classic", tensors=tensors))), "classic"
@@ -89,7 +89,7 @@ def test_classic_tables_may_have_rows_for_padding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", list(ERAS))
-def test_every_era_is_told_by_its_tensors(name: Any, tmp_path: Path) -> None:
+def test_every_era_is_recognised_by_its_tensors(name: Any, tmp_path: Path) -> None:
     era = ERAS[name]
     multiple = 1 if name == "classic" else 64
     shape = GPTConfig(
@@ -111,7 +111,7 @@ def test_every_era_is_told_by_its_tensors(name: Any, tmp_path: Path) -> None:
     assert not open_model(folder, softcap=20.0).notes
 
 
-def test_the_newest_step_is_taken_unless_another_is_named(tmp_path: Path) -> None:
+def test_the_newest_step_is_imported_unless_another_is_named(tmp_path: Path) -> None:
     for step in (7, 12, 9):
         folder = write_nanochat(tmp_path, "classic", step)
     assert open_model(folder).step == 12
@@ -299,7 +299,7 @@ def test_other_configurations_are_refused(
 
 
 @pytest.mark.parametrize("era", ERAS)
-def test_what_was_exported_here_is_of_its_era(era: Any, tmp_path: Path) -> None:
+def test_a_directory_keeps_the_era_of_its_model(era: Any, tmp_path: Path) -> None:
     traits = ERAS[era]
     shape = GPTConfig(
         arch=traits.arch, era=era, sequence_len=64, vocab_size=265, n_layer=3, n_head=4,
@@ -315,7 +315,7 @@ def test_what_was_exported_here_is_of_its_era(era: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["../model.safetensors", "/etc/passwd", 7, None, "a.pt"])
-def test_an_index_names_files_of_its_folder_only(file: Any, tmp_path: Path) -> None:
+def test_an_index_may_only_name_files_of_its_folder(file: Any, tmp_path: Path) -> None:
     folder = hub_directory(tmp_path / "m", "mlx-lm", shards=True)
     path = folder / "model.safetensors.index.json"
     path.write_text(json.dumps({"weight_map": {"lm_head.weight": file}}))
@@ -324,7 +324,7 @@ def test_an_index_names_files_of_its_folder_only(file: Any, tmp_path: Path) -> N
             read(folder)
 
 
-def test_a_model_in_several_files_can_be_talked_with(tmp_path: Path) -> None:
+def test_chat_reads_a_model_in_several_files(tmp_path: Path) -> None:
     folder = hub_directory(tmp_path / "m", "mlx-lm", shards=True)
     assert_reference_logits(layout.read_model(folder, mx.float32).model, "classic")
     command = ["chat", "--checkpoint", str(folder), "-p", "a", "--max-tokens", "3"]
@@ -363,7 +363,9 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
 @pytest.mark.parametrize("fault", ["missing", "unexpected", "shape", "dtype"])
-def test_every_tensor_has_to_fit(arch: str, fault: str, tmp_path: Path) -> None:
+def test_missing_unexpected_and_misshapen_tensors_are_refused(
+    arch: str, fault: str, tmp_path: Path
+) -> None:
     name, tensors = "transformer.h.2.mlp.c_fc.weight", weights(arch)
     if fault == "missing":
         del tensors[name]
@@ -397,7 +399,9 @@ def test_every_tensor_has_to_fit(arch: str, fault: str, tmp_path: Path) -> None:
         (config("classic") | {"vocab_size": 10**7}, "a vocabulary of 10000000"),
     ],
 )
-def test_settings_have_to_fit(fields: Any, said: str, tmp_path: Path) -> None:
+def test_settings_that_contradict_the_tensors_are_refused(
+    fields: Any, said: str, tmp_path: Path
+) -> None:
     if isinstance(fields, list):
         fields = dict.fromkeys(fields)
     with pytest.raises(MlxchatError, match=re.escape(said)):
@@ -412,14 +416,14 @@ def test_settings_are_blamed_on_their_own_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["\x1b[31mred", "transformer.h\n", "\u202e", "a" * 10**4])
-def test_names_of_tensors_can_be_shown(name: str, tmp_path: Path) -> None:
+def test_names_of_tensors_are_shown_safely(name: str, tmp_path: Path) -> None:
     tensors = weights("classic") | {name: mx.zeros(3)}
     with pytest.raises(MlxchatError, match="a tensor is called") as caught:
         open_model(write_nanochat(tmp_path, "classic", tensors=tensors))
     assert caught.value.problem.isprintable() and len(caught.value.problem) < 600
 
 
-def test_a_scalar_is_no_parameter(tmp_path: Path) -> None:
+def test_a_scalar_is_not_a_parameter(tmp_path: Path) -> None:
     tensors = weights("modern") | {"transformer.h.1.attn.ve_gate.weight": mx.array(1.0)}
     with pytest.raises(MlxchatError, match="ve_gate of 0 channels unexpected"):
         open_model(write_nanochat(tmp_path, "modern", tensors=tensors))
@@ -483,13 +487,13 @@ def test_a_tokenizer_of_nanochat_keeps_its_ids(tmp_path: Path) -> None:
 
 
 @needs_shared
-def test_the_tokenizer_has_to_be_of_its_size(tmp_path: Path) -> None:
+def test_a_tokenizer_of_another_size_is_refused(tmp_path: Path) -> None:
     source = SHARED / "data" / "tokenizers" / "nanochat_65536_a.pkl"
     with pytest.raises(MlxchatError, match=r"65,536 tokens, the model in .* 265"):
         open_model(write_nanochat(tmp_path, "classic"), tokenizer=source)
 
 
-def test_a_name_is_one_run_s_only(tmp_path: Path) -> None:
+def test_the_name_of_another_run_is_refused(tmp_path: Path) -> None:
     source = write_nanochat(tmp_path, "classic")
     imported(source)
     with pytest.raises(MlxchatError, match="already a run called d4") as caught:
@@ -535,7 +539,7 @@ def test_an_imported_run_cannot_resume_but_can_initialise(tmp_path: Path) -> Non
     assert "--init-from d4" in result.exception.remedy
 
 
-def test_the_command_says_what_it_did(tmp_path: Path) -> None:
+def test_the_command_reports_the_imported_run(tmp_path: Path) -> None:
     source = write_nanochat(tmp_path, "modern", stage="chatsft_checkpoints")
     result = CliRunner().invoke(app, ["import", str(source), "--model-tag", "mine"])
     assert result.exit_code == 0, result.output
@@ -660,7 +664,7 @@ def test_the_optimizer_is_looked_for_before_the_model_is_read(
         imported(folder, with_optimizer=True)
 
 
-def test_a_share_of_an_optimizer_is_refused(tmp_path: Path) -> None:
+def test_one_rank_of_a_sharded_optimizer_is_refused(tmp_path: Path) -> None:
     folder, tensors = write_nanochat(tmp_path, "modern"), weights("modern")
     with pytest.raises(MlxchatError, match="no state of an optimizer"):
         imported(folder, with_optimizer=True)
@@ -674,7 +678,7 @@ def test_a_share_of_an_optimizer_is_refused(tmp_path: Path) -> None:
         imported(folder, with_optimizer=True)
 
 
-def test_a_share_of_a_classic_optimizer_is_refused(tmp_path: Path) -> None:
+def test_one_rank_of_a_sharded_classic_optimizer_is_refused(tmp_path: Path) -> None:
     folder, tensors = write_nanochat(tmp_path, "classic"), weights("classic")
     adam, muon, _ = classic_optimizers(tensors)
     path = folder / "optim_000007.pt"

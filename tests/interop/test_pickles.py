@@ -96,14 +96,14 @@ def test_persistent_ids_are_resolved() -> None:
 
 
 @pytest.mark.parametrize("name", running(Path()))
-def test_nothing_is_run(name: str, tmp_path: Path, extension: None) -> None:
+def test_no_code_is_run(name: str, tmp_path: Path, extension: None) -> None:
     error = assert_refused(running(tmp_path / "marker")[name])
     assert "refused" in error.problem and "Nothing in it was run" in error.remedy
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", running(Path()))
-def test_what_is_refused_would_run_elsewhere(name: str, tmp_path: Path) -> None:
+def test_refused_pickles_would_run_code_in_the_pickle_module(name: str, tmp_path: Path) -> None:
     script = (
         "import copyreg, pickle, sys\n"
         f"copyreg.add_extension('os', 'mkdir', {EXTENSION})\n"
@@ -115,12 +115,12 @@ def test_what_is_refused_would_run_elsewhere(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", greedy())
-def test_what_takes_all_memory_or_time_is_refused(name: str) -> None:
+def test_pickles_that_exhaust_memory_or_time_are_refused(name: str) -> None:
     assert_refused(greedy()[name])
 
 
 @pytest.mark.parametrize("name", malformed())
-def test_what_no_writer_makes_is_refused(name: str) -> None:
+def test_instructions_that_no_writer_uses_are_refused(name: str) -> None:
     assert_refused(malformed()[name])
 
 
@@ -140,7 +140,7 @@ def test_what_no_writer_makes_is_refused(name: str) -> None:
         (b"\xfe.", "0xfe"),
     ],
 )
-def test_the_refusal_names_what_is_asked_for(program: bytes, named: str) -> None:
+def test_the_error_names_the_refused_global(program: bytes, named: str) -> None:
     assert named in assert_refused(program).problem
 
 

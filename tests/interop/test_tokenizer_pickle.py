@@ -97,7 +97,7 @@ def test_a_tokenizer_of_nanochat_is_written_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_what_tiktoken_pickles_is_read(protocol: int, tmp_path: Path) -> None:
+def test_a_pickle_written_by_tiktoken_is_read(protocol: int, tmp_path: Path) -> None:
     encoding = tiktoken.Encoding(**STATE)
     path = tmp_path / "tokenizer.pkl"
     if protocol == 2:  # which has no bytes: they are made by a call
@@ -107,7 +107,7 @@ def test_what_tiktoken_pickles_is_read(protocol: int, tmp_path: Path) -> None:
     assert same(nanochat_files.read_tokenizer(path), Tokenizer(RANKS, SPLIT_PATTERN, SPECIAL))
 
 
-def test_what_is_written_is_a_tiktoken_encoding(tmp_path: Path) -> None:
+def test_a_written_tokenizer_is_a_tiktoken_encoding(tmp_path: Path) -> None:
     tokenizer = Tokenizer.train(TEXTS * 9, 300)
     path = tmp_path / "tokenizer.pkl"
     nanochat_files.write_tokenizer(path, tokenizer)

@@ -128,7 +128,7 @@ def test_every_kind_of_value_of_torch_is_read() -> None:
     assert (value["dtype"], value["device"], value["shape"]) == (mx.bfloat16, "cpu", (3, 4))
 
 
-def test_the_format_before_1_6_is_refused_with_what_to_do() -> None:
+def test_the_format_before_1_6_is_refused_with_a_remedy() -> None:
     assert "torch.save" in assert_refused(DATA / "before_1_6.pt").remedy
 
 
@@ -149,7 +149,7 @@ def everything_writable() -> dict[str, Any]:
     }
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_a_written_file_is_read_back(tmp_path: Path) -> None:
     value = everything_writable()
     torch_file.write_torch(tmp_path / "a.pt", value)
     assert listed(torch_file.read_torch(tmp_path / "a.pt")) == listed(value)
@@ -175,7 +175,7 @@ def test_other_values_cannot_be_written(value: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_torch_reads_what_is_written(tmp_path: Path) -> None:
+def test_torch_reads_a_written_file(tmp_path: Path) -> None:
     torch = extra("torch")
     value = everything_writable()
     torch_file.write_torch(tmp_path / "a.pt", value)
@@ -189,7 +189,7 @@ def test_torch_reads_what_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_torch_writes_now_is_read(tmp_path: Path) -> None:
+def test_a_file_of_the_installed_torch_is_read(tmp_path: Path) -> None:
     torch = extra("torch")
     for path in DATA.glob("*.pt"):
         torch.save(torch.load(path, weights_only=True), tmp_path / path.name)
@@ -363,14 +363,16 @@ def test_entries_stay_within_the_file(name: str, tmp_path: Path) -> None:
         ("somedata.pkl", "not of torch.save"),
     ],
 )
-def test_names_lead_nowhere_else(name: str, said: str, tmp_path: Path) -> None:
+def test_names_that_lead_outside_the_archive_are_refused(
+    name: str, said: str, tmp_path: Path
+) -> None:
     path = torch_zip(tmp_path, b"N.")
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(name, b"")
     assert said in assert_refused(path).problem
 
 
-def test_no_entry_is_there_twice(tmp_path: Path) -> None:
+def test_duplicate_entries_are_refused(tmp_path: Path) -> None:
     path = torch_zip(tmp_path, b"N.")
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr("some/data.pkl", running(tmp_path / "marker")["reduce"])

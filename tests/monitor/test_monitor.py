@@ -109,7 +109,7 @@ def test_an_event_comes_back_from_json(event: Event) -> None:
     assert event_from_json(event_to_json(event)) == event
 
 
-def test_what_json_has_no_number_for_comes_back_as_nan() -> None:
+def test_numbers_that_json_lacks_come_back_as_nan() -> None:
     event = event_from_json(event_to_json(stepped(1, math.inf)))
     assert isinstance(event, Stepped)
     assert math.isnan(event.loss)
@@ -129,7 +129,7 @@ def test_what_json_has_no_number_for_comes_back_as_nan() -> None:
         b'{"event": "ended", "time": "soon", "step": 1, "reason": "finished"}',
     ],
 )
-def test_what_is_no_event_is_a_value_error(line: bytes) -> None:
+def test_a_line_that_is_not_an_event_is_a_value_error(line: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         event_from_json(line)
 
@@ -152,7 +152,7 @@ def test_a_log_is_read_as_it_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(taken) == 4  # each line once
 
 
-def test_a_line_that_is_not_whole_yet_is_read_when_it_is(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_read_once_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write_log(path, started(), stepped(1))
     log, line = Log(path), f"{event_to_json(stepped(2))}\n"
@@ -166,7 +166,7 @@ def test_a_line_that_is_not_whole_yet_is_read_when_it_is(tmp_path: Path) -> None
     assert log.meter.step == 2
 
 
-def test_a_broken_line_is_left_out(tmp_path: Path) -> None:
+def test_a_broken_line_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(
         b"\x00\x00\n" + f"{event_to_json(started())}\n{{\n{event_to_json(stepped(1))}\n".encode()
@@ -193,7 +193,7 @@ def test_a_replaced_log_is_read_from_the_start(tmp_path: Path) -> None:
     assert (log.meter.step, log.meter.losses) == (0, [])
 
 
-def test_a_deleted_log_leaves_what_it_said(tmp_path: Path) -> None:
+def test_events_of_a_deleted_log_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "run" / "metrics.jsonl"
     write_log(path, started(), stepped(1))
     log = Log(path)
@@ -203,7 +203,7 @@ def test_a_deleted_log_leaves_what_it_said(tmp_path: Path) -> None:
     assert log.meter.step == 1
 
 
-def test_a_status_says_who_what_and_how_it_ended(tmp_path: Path) -> None:
+def test_a_status_has_the_process_the_run_and_its_end(tmp_path: Path) -> None:
     path, meter, now = tmp_path / "run" / "status.json", Meter(), [100.0]
 
     def status() -> Status:
@@ -246,7 +246,7 @@ def test_a_status_is_written_between_events(tmp_path: Path) -> None:
         (GeneratorExit(), "interrupted", None),
     ],
 )
-def test_a_status_tells_of_an_error(
+def test_a_status_has_the_error_of_a_failed_run(
     tmp_path: Path, error: BaseException, ended: str, failure: str | None
 ) -> None:
     path = tmp_path / "status.json"
@@ -309,7 +309,7 @@ def test_a_log_alone_shows_that_a_run_ended(tmp_path: Path, reason: str) -> None
     assert read_runs(tmp_path, 21.0)["d4"].state == reason
 
 
-def test_the_pace_of_a_run_is_remembered(tmp_path: Path) -> None:
+def test_the_speed_of_a_run_is_remembered(tmp_path: Path) -> None:
     write_log(Home(tmp_path).log("d4"), started(), *map(stepped, range(1, 6)))
     run = read_runs(tmp_path, 50.0)["d4"]
     assert run.seconds_left(50.0) == 950.0
@@ -344,7 +344,7 @@ def test_checkpoints_are_listed_as_they_come_and_go(tmp_path: Path) -> None:
     assert run.saved_steps == ()
 
 
-def test_runs_come_in_the_order_of_their_beginning_and_vanish(tmp_path: Path) -> None:
+def test_runs_are_listed_by_start_and_vanish_when_deleted(tmp_path: Path) -> None:
     home = Home(tmp_path)
     for tag, time in (("a", 30.0), ("b", 10.0), ("c", 20.0)):
         write_log(home.log(tag), started(time=time), stepped(1))
@@ -393,7 +393,9 @@ def test_programs_are_found_with_their_memory(sleeper: subprocess.Popen[bytes]) 
     assert found.resident > 2**20
 
 
-def test_a_process_is_told_from_a_later_one_of_its_id(sleeper: subprocess.Popen[bytes]) -> None:
+def test_a_process_is_distinguished_from_a_later_one_with_its_id(
+    sleeper: subprocess.Popen[bytes],
+) -> None:
     me = this_process()
     assert me.pid == os.getpid()
     assert lives(me)
@@ -477,6 +479,6 @@ def test_a_machine_is_full_beyond_four_fifths() -> None:
     assert HostMemory("here", 81, 100, 0, 0, None).full
 
 
-def test_looking_writes_nothing(tmp_path: Path) -> None:
+def test_the_monitor_writes_nothing(tmp_path: Path) -> None:
     assert look(tmp_path / "home").look().runs == ()
     assert not (tmp_path / "home").exists()

@@ -136,6 +136,7 @@ def test_the_summary_is_a_line_with_every_rate(arch: str) -> None:
     assert arch in line
     assert f"{made.parameters:,} parameters" in line
     assert all(f"{rate:.3g} {group}" in line for group, rate in made.learning_rates.items())
+    assert ("no weight decay" in line) == (arch == "classic")
 
 
 @pytest.mark.parametrize("rows", [5, 100])

@@ -31,12 +31,12 @@ def said(*messages: tuple[Role, str]) -> Conversation:
     return Conversation(tuple(Message(role, text) for role, text in messages))
 
 
-def test_constants_are_nanochats() -> None:
+def test_constants_equal_nanochats() -> None:
     assert GOLDEN["split_pattern"] == SPLIT_PATTERN
     assert GOLDEN["special_tokens"] == list(SPECIAL_TOKENS)
 
 
-def test_training_gives_nanochats_tokens(tokenizer: Tokenizer) -> None:
+def test_training_finds_the_same_tokens_as_nanochat(tokenizer: Tokenizer) -> None:
     assert tokenizer.vocab_size == GOLDEN["vocab_size"]
     for name, token in GOLDEN["special_ids"].items():
         assert tokenizer.special(name) == token
@@ -45,7 +45,7 @@ def test_training_gives_nanochats_tokens(tokenizer: Tokenizer) -> None:
         assert tokenizer.token_bytes(token) == base64.b64decode(GOLDEN["decoded_tokens_b64"][token])
 
 
-def test_encoding_is_nanochats_and_decodes_back(tokenizer: Tokenizer) -> None:
+def test_encoding_equals_nanochats_and_decodes_back(tokenizer: Tokenizer) -> None:
     for probe, ids in zip(GOLDEN["probes"], GOLDEN["encodings"], strict=True):
         assert tokenizer.encode(probe) == ids
         assert tokenizer.decode(ids) == probe
@@ -61,7 +61,7 @@ def test_the_golden_conversations_have_a_system_message_and_every_part() -> None
 
 
 @pytest.mark.parametrize("i", range(len(CONVERSATIONS)))
-def test_rendering_is_nanochats(tokenizer: Tokenizer, i: int) -> None:
+def test_rendering_equals_nanochats(tokenizer: Tokenizer, i: int) -> None:
     ids, mask = tokenizer.render(CONVERSATIONS[i])
     assert ids == GOLDEN["rendered"][i]["ids"]
     assert mask == GOLDEN["rendered"][i]["mask"]
@@ -88,7 +88,7 @@ def test_a_text_is_a_single_part() -> None:
 
 
 @pytest.mark.parametrize("role", ["system", "user"])
-def test_only_the_assistant_speaks_in_parts(role: Role) -> None:
+def test_only_assistant_messages_have_parts(role: Role) -> None:
     with pytest.raises(ValueError, match=f"a {role} message is text"):
         Message(role, (Part("text", "Hi"),))
 
@@ -150,7 +150,7 @@ def test_special_tokens_in_text_are_text(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": {"vocab": 3}}', "[" * 10**5])
-def test_a_file_that_is_no_tokenizer_is_refused(content: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_tokenizer_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(MlxchatError, match="is not a byte-level BPE tokenizer"):
         Tokenizer.load(tmp_path)
@@ -264,7 +264,7 @@ def changed(stored: dict[str, Any], kind: str) -> None:
         ("added", "special"),
     ],
 )
-def test_what_would_make_other_ids_is_refused(
+def test_a_file_that_would_encode_differently_is_refused(
     kind: str, said: str, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     tokenizer.save(tmp_path)
@@ -300,7 +300,7 @@ def test_other_forms_of_the_same_tokenizer_are_read(tokenizer: Tokenizer, tmp_pa
             assert other.encode(probe, add_special_tokens=False).ids == tokenizer.encode(probe)
 
 
-def test_what_nanochat_trains_with_the_tokenizers_library_is_read(tmp_path: Path) -> None:
+def test_nanochats_files_of_the_tokenizers_library_are_read(tmp_path: Path) -> None:
     parts = tokenizers.pre_tokenizers
     other = tokenizers.Tokenizer(tokenizers.models.BPE(byte_fallback=True, fuse_unk=False))
     split = parts.Split(tokenizers.Regex(SPLIT_PATTERN), "isolated", False)
@@ -318,7 +318,7 @@ def test_what_nanochat_trains_with_the_tokenizers_library_is_read(tmp_path: Path
         assert ours.encode(text) == other.encode(text, add_special_tokens=False).ids
 
 
-def test_no_file_names_the_command(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_file_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(MlxchatError) as raised:
         Tokenizer.load(tmp_path)
     assert "mlxchat tokenizer train" in raised.value.remedy

@@ -70,7 +70,7 @@ def test_training_starts_from_the_models_weights(source: Path) -> None:
 
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
-def test_the_shape_follows_from_the_model(arch: Any, tmp_path: Path) -> None:
+def test_the_run_takes_over_the_models_shape(arch: Any, tmp_path: Path) -> None:
     folder = model(tmp_path / "m", arch=arch)
     settled = with_shape_of_base(config(folder), Home.from_environment())
     assert (settled.arch, settled.depth, settled.max_seq_len) == (arch, 1, 32)
@@ -90,7 +90,7 @@ def test_it_resumes_without_its_source(source: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_runs_name_is_accepted(source: Path) -> None:
+def test_init_from_accepts_the_name_of_a_run(source: Path) -> None:
     home = Home.from_environment()
     list(run_pretraining(config(source, model_tag="first"), home, lambda _: None))
     list(run_pretraining(config("first"), home, lambda _: None))
@@ -145,7 +145,7 @@ def test_quantized_and_missing_models_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [["info"], ["train", "--dry-run"]])
-def test_info_and_dry_run_know_the_models_shape(command: list[str], source: Path) -> None:
+def test_info_and_dry_run_use_the_models_shape(command: list[str], source: Path) -> None:
     result = CliRunner().invoke(
         app,
         [*command, "--init-from", str(source), "--dataset", "builtin", "--json", "--num-iterations",

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,20 +27,13 @@ from mlxchat.optim.optimizer import Rates
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Saved, Stepped
 from mlxchat.tokenizer.bpe import Tokenizer
-from mlxchat.train.loop import Launch, Pending, ShouldStop, TrainingStep
+from mlxchat.train.loop import Launch, Pending, ShouldStop, StepParts
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event]]:
     home = tmp_path_factory.mktemp("straight")
     return home, run(home)
-
-
-@pytest.fixture
-def prepared(straight: tuple[Path, list[Event]], tmp_path: Path) -> Path:
-    """A home that has a tokenizer already, so that no run in it need train one."""
-    shutil.copytree(straight[0] / "tokenizer_builtin", tmp_path / "tokenizer_builtin")
-    return tmp_path
 
 
 def test_events_come_in_order(straight: tuple[Path, list[Event]]) -> None:
@@ -94,6 +86,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
             assert event.bits_per_byte == match[0].bits_per_byte
 
 
+@pytest.mark.slow  # test_saved_runs resumes a modern run, too
 def test_an_interrupted_modern_run_resumes_bit_for_bit(prepared: Path) -> None:
     modern = CONFIG.model_copy(
         update={
@@ -120,14 +113,14 @@ def test_an_interrupted_modern_run_resumes_bit_for_bit(prepared: Path) -> None:
     assert layout.read_model(folder, mx.float32).model.config.windows == (128, 160)
 
 
-def step_of(home: Path, config: PretrainConfig) -> TrainingStep:
+def step_of(home: Path, config: PretrainConfig) -> StepParts:
     """Return what a run computes its steps with, without computing one."""
-    compiled: list[TrainingStep] = []
+    compiled: list[StepParts] = []
 
     def never(number: int) -> Pending:
         raise Stopped
 
-    def keep(step: TrainingStep, stop: ShouldStop) -> Launch:
+    def keep(step: StepParts, stop: ShouldStop) -> Launch:
         compiled.append(step)
         return never
 
@@ -144,7 +137,7 @@ def assert_rates(rates: Rates, learning: dict[str, float], momentum: float, deca
     assert rates.weight_decay.item() == pytest.approx(decay, rel=1e-5)
 
 
-def test_the_rates_of_a_classic_run_are_nanochats(prepared: Path) -> None:
+def test_the_rates_of_a_classic_run_equal_nanochats(prepared: Path) -> None:
     config = CONFIG.model_copy(update={"num_iterations": 1000, "weight_decay": 0.1})
     step = step_of(prepared, config)
     assert step.grad_clip == 1
@@ -161,7 +154,7 @@ def test_the_rates_of_a_classic_run_are_nanochats(prepared: Path) -> None:
         assert_rates(step.rates(number), learning, momentum, 0.1)
 
 
-def test_the_rates_of_a_modern_run_are_nanochats(prepared: Path) -> None:
+def test_the_rates_of_a_modern_run_equal_nanochats(prepared: Path) -> None:
     config = CONFIG.model_copy(update={"arch": "modern", "num_iterations": 1000})
     step = step_of(prepared, config)
     assert step.grad_clip == 0

@@ -65,7 +65,7 @@ def test_a_changed_file_is_refused(tmp_path: Path, changed: str) -> None:
         with pytest.raises(MlxchatError) as raised:
             resume()
         assert f"{data / changed} is not the file of that name" in raised.value.problem
-        assert "Put that one back" in raised.value.remedy and "`fresh`" in raised.value.remedy
+        assert "Restore that file" in raised.value.remedy and "`fresh`" in raised.value.remedy
     (data / changed).write_bytes(began_with)
     run(tmp_path, config)
     write_texts(data / changed, ["Another text, about hens."] * 150)
@@ -100,11 +100,11 @@ def test_a_run_resumes_with_data_that_moved(tmp_path: Path) -> None:
     run(tmp_path, moved)
 
 
-def test_the_built_in_corpus_is_not_a_folder_of_that_name(tmp_path: Path) -> None:
-    run(tmp_path, CONFIG, stop_at=1)
-    folder = shards(tmp_path / "data", 0, 1)
+def test_the_built_in_corpus_is_not_a_folder_of_that_name(prepared: Path) -> None:
+    run(prepared, CONFIG, stop_at=1)
+    folder = shards(prepared / "data", 0, 1)
     with pytest.raises(MlxchatError, match="was started with the dataset's own folder, not with"):
-        run(tmp_path, CONFIG.model_copy(update={"data_dir": folder}))
+        run(prepared, CONFIG.model_copy(update={"data_dir": folder}))
 
 
 def test_a_run_resumes_in_a_home_that_moved(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_streamed_shards_are_the_same_as_those_on_disk(tmp_path: Path, tiny: Dat
         with pytest.raises(MlxchatError, match="is not the file of that name") as raised:
             run(going_on, streamed)
         assert f"{data / STREAMED}/shard_" in raised.value.problem
-        assert "what streaming brought, delete" in raised.value.remedy
+        assert "if streaming downloaded it, delete it" in raised.value.remedy
         assert read_trainer(newest(going_on)).step == 3
         for path in (data / STREAMED).glob("*.parquet*"):
             path.unlink()

@@ -30,7 +30,7 @@ from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, St
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message
 from mlxchat.train.base import Base, read_base
-from mlxchat.train.loop import TrainingStep, compile_step
+from mlxchat.train.loop import StepParts, compile_step
 from mlxchat.train.pretrain import run_pretraining
 from mlxchat.train.sft import run_fine_tuning, with_source
 from mlxchat.train.sft_plan import sft_plan, survey
@@ -173,7 +173,7 @@ def test_a_step_is_the_mean_over_its_answers_however_it_is_split() -> None:
         model.lm_head.weight = mx.random.normal(model.lm_head.weight.shape, key=mx.random.key(1))
         optimizer = MuonAdamW(model)
         groups = ("embedding", "unembedding", "matrix")
-        step = TrainingStep(
+        step = StepParts(
             model=model,
             optimizer=optimizer,
             batches=(
@@ -259,7 +259,7 @@ def test_it_starts_from_the_base_models_weights_and_on_request_its_momentum(base
             assert kept[name].item() == (state[name].item() + 1 if asked else 1)
 
 
-def test_the_survey_counts_what_training_packs(based: Path) -> None:
+def test_the_survey_counts_the_rows_that_training_packs(based: Path) -> None:
     folder = store.latest(Home(based).runs / "base")
     assert folder is not None
     tokenizer = Tokenizer.load(folder)
@@ -280,7 +280,7 @@ def test_the_survey_counts_what_training_packs(based: Path) -> None:
     assert found.rows * 21 >= found.tokens
 
 
-def test_the_batch_is_pretrainings_or_small_enough_for_100_steps() -> None:
+def test_the_batch_is_that_of_pretraining_or_small_enough_for_100_steps() -> None:
     model = GPTConfig(sequence_len=64, vocab_size=300, n_layer=1, n_head=1, n_kv_head=1, n_embd=64)
     rates = {"embedding": 0.2, "unembedding": 0.004, "matrix": 0.02}
     base = Base(model, rates, 64 * 64)

@@ -81,11 +81,11 @@ def test_plain_output_shows_a_step_before_what_comes_after_it(event):
     assert len(lines) == 4
 
 
-def test_one_step_is_no_steps():
+def test_one_step_is_written_in_the_singular():
     assert lines_of([Ended(0.0, 1, "finished")]) == ["Finished 1 step in 0s."]
 
 
-def test_plain_output_has_a_line_for_what_happens_now_and_then():
+def test_plain_output_has_a_line_for_each_rare_event():
     lines = lines_of(
         [
             Noted(0.0, "training a [tokenizer] first"),
@@ -220,7 +220,7 @@ print("worked to the end", file=sys.stderr)
     assert process.returncode == 0
 
 
-def test_letters_that_the_output_lacks_become_question_marks():
+def test_characters_that_the_encoding_lacks_become_question_marks():
     raw = io.BytesIO()
     stream = QuietStream(io.TextIOWrapper(raw, encoding="ascii"))
     stream.write("2 – 3 \ud800\n")
@@ -256,7 +256,7 @@ def test_table_aligns_numbers_and_cuts_nothing(capsys):
     assert second.rstrip() == "fineweb-edu   1,822"
 
 
-def test_ui_knows_neither_mlx_nor_the_training():
+def test_ui_imports_neither_mlx_nor_training():
     program = "import sys, mlxchat.ui.console; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

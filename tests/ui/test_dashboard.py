@@ -71,7 +71,7 @@ NUMBERS = (
 
 @pytest.mark.parametrize("width", [160, 120, 80, 60, 40])
 @pytest.mark.parametrize("height", [24, 40])
-def test_every_number_is_whole_and_every_line_fits(width, height):
+def test_no_number_is_cut_and_every_line_fits(width, height):
     meter, latest = run(loss=2.2)
     for bits in (1.30, 1.35):
         meter.update(Evaluated(0.0, 300, bits, 3.0, 640, 1.0))
@@ -105,7 +105,7 @@ def test_curve_and_sample_appear_where_there_is_room():
     assert "⠉" not in drawn(dashboard(meter, latest, width=80, height=10, sample=SAMPLE))
 
 
-def test_what_is_unknown_is_left_out():
+def test_unknown_numbers_are_left_out():
     meter, latest = run(peak_flops=None)
     text = drawn(dashboard(meter, latest))
     assert "MFU" not in text
@@ -124,7 +124,7 @@ def test_clocks_keep_running_during_a_long_step():
 
 
 @pytest.mark.parametrize("width", [160, 80, 40])
-def test_the_peak_stands_beside_its_estimate(width):
+def test_the_peak_is_shown_beside_its_estimate(width):
     meter, latest = run()
     meter.started = replace(meter.started, estimated_memory=int(4.4 * GIB))
     text = drawn(dashboard(meter, latest, width=width, height=24), width)
@@ -192,13 +192,13 @@ def test_bars_show_as_much_as_fits():
         assert line.count("━") + line.count("─") >= LEAST_BAR
 
 
-def test_a_unit_is_said_once():
+def test_a_unit_is_shown_once():
     mmlu = task("mmlu", 900, 14_042, "questions")
     (line,) = drawn(bars([mmlu], width=80, now=10.0), 80).splitlines()
     assert line.endswith("  90 questions/s  900 of 14,042 questions")
 
 
-def test_rate_is_that_of_the_last_seconds():
+def test_the_rate_covers_the_last_seconds():
     slow = task()
     for second in range(11, 40):
         slow.update(Progressed(float(second), "shard_00003.parquet", 50_000_000, 10**8, "bytes"))

@@ -170,7 +170,7 @@ def test_the_screen_shows_the_facts_of_a_run(shown: WatchedRun, words: list[str]
         assert " ".join(word.split()) in text, word
 
 
-def test_a_run_that_has_only_just_begun_or_left_nothing_behind() -> None:
+def test_a_run_without_steps_or_without_files_is_shown() -> None:
     begun = WatchedRun("d4", "running", NOW, Meter(), None, None, (), None)
     lost = WatchedRun("d6", "silent", None, Meter(), None, None, (), None)
     text = drawn(snapshot(begun, lost))
@@ -210,7 +210,7 @@ def test_cells_flow_and_a_grid_cuts_only_what_has_no_room() -> None:
     assert lines == ["id  what     size", "1   a long…   9.0", "22  short    10.0"]
 
 
-def test_watching_looks_again_after_the_interval_and_draws_again_for_another_size() -> None:
+def test_watch_looks_after_each_interval_and_redraws_at_another_size() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
     now, looks, drawings = [0.0], [], []
 

@@ -70,11 +70,11 @@ def talk(chat: Parrot, *lines: str | type[BaseException], width: int = 80) -> st
     return console.file.getvalue()
 
 
-def test_says_who_answers() -> None:
+def test_the_chat_names_the_model() -> None:
     assert "talking with d4, step 100" in talk(Parrot())
 
 
-def test_says_that_a_base_model_continues_text() -> None:
+def test_the_chat_says_that_a_base_model_continues_text() -> None:
     shown = talk(Parrot(conversational=False))
     assert "d4, step 100 is a base model: it continues your text" in shown
 
@@ -86,19 +86,19 @@ def test_answers_are_written_as_they_are() -> None:
     assert chat.calls == [("reply", "[bold]no[/bold] markup, [/] 1.5 :smile:")]
 
 
-def test_answers_cannot_steer_the_terminal() -> None:
+def test_answers_cannot_control_the_terminal() -> None:
     shown = talk(Parrot(), "a\x1b[2Jb\r\x07\x9bc\td")
     assert "a[2Jbc\td" in shown
 
 
-def test_what_the_terminal_cannot_show_becomes_a_question_mark() -> None:
+def test_characters_that_the_terminal_lacks_become_question_marks() -> None:
     raw = io.BytesIO()
     console = Console(file=io.TextIOWrapper(raw, encoding="ascii", write_through=True))
     answer_prompt(Parrot(), "naïve", console)
     assert raw.getvalue() == b"na?ve \n"
 
 
-def test_an_empty_line_is_nothing_to_a_chat_and_more_to_a_base_model() -> None:
+def test_an_empty_line_is_ignored_by_a_chat_and_continued_by_a_base_model() -> None:
     chat, base = Parrot(), Parrot(conversational=False)
     talk(chat, "", "  ")
     talk(base, "")
@@ -149,7 +149,7 @@ def test_unknown_commands_are_named(line: str) -> None:
 
 
 @pytest.mark.parametrize("line", ["/save", "/load ", "/clear all", "/quit now", "/help me"])
-def test_a_wrong_use_of_a_command_shows_the_right_one(line: str) -> None:
+def test_misuse_of_a_command_shows_its_usage(line: str) -> None:
     chat = Parrot()
     assert f"Usage: {line.split()[0]}" in talk(chat, line)
     assert chat.calls == []
@@ -192,7 +192,7 @@ def test_ctrl_c_at_the_prompt_clears_the_line_and_twice_quits() -> None:
     assert shown.count("Ctrl-C again") == 2
 
 
-def test_an_answer_cut_off_is_said_to_be() -> None:
+def test_an_answer_cut_off_is_noted() -> None:
     chat, base = Parrot(), Parrot(conversational=False)
     chat.truncated = base.truncated = True
     assert "cut off" in talk(chat, "one")
@@ -200,7 +200,7 @@ def test_an_answer_cut_off_is_said_to_be() -> None:
 
 
 @pytest.mark.parametrize(("dropped", "words"), [(1, "the first turn."), (3, "the first 3 turns.")])
-def test_dropped_turns_are_told_once(dropped: int, words: str) -> None:
+def test_dropped_turns_are_noted_once(dropped: int, words: str) -> None:
     class Forgetful(Parrot):
         def reply(self, text: str) -> Generator[Part, None, None]:
             self.dropped = dropped
@@ -272,7 +272,7 @@ def test_a_reader_that_leaves_closes_the_answer() -> None:
     assert chat.closed
 
 
-def test_needs_neither_arrays_nor_the_command_line() -> None:
+def test_the_repl_imports_neither_arrays_nor_the_command_line() -> None:
     code = (
         "import sys, mlxchat.ui.repl, mlxchat.config.inference;"
         "print([m for m in ('mlx.core', 'typer', 'readline') if m in sys.modules])"

@@ -25,7 +25,9 @@ def chat_command(
         str | None,
         typer.Option("--prompt", "-p", help="Answer this prompt and exit.", show_default=False),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens in an answer.")] = 512,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum length of an answer in tokens.")
+    ] = 512,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the random draws.")] = 42,
     *,
     sampling: Sampling,

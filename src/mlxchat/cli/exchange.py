@@ -30,7 +30,7 @@ def import_command(
     ],
     step: Annotated[
         int | None,
-        typer.Option(min=0, help="Which of its steps. Default: the newest.", show_default=False),
+        typer.Option(min=0, help="Step to import. Default: the newest.", show_default=False),
     ] = None,
     model_tag: Annotated[
         str | None,

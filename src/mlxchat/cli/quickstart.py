@@ -66,7 +66,7 @@ def quickstart_command(
 ) -> None:
     """Train a small model on the built-in corpus, fine-tune it to answer, and talk to it.
 
-    Needs no network and takes a few minutes at most. The model is scored on questions
+    Needs no network and takes a few minutes. The model is scored on questions
     that it never saw in training.
     """
     from mlxchat.data.corpus.documents import held_out_questions

@@ -30,7 +30,7 @@ def train_command(
         ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan of the run, and do nothing.")
+        bool, typer.Option("--dry-run", help="Show the plan of the run without training.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -62,9 +62,9 @@ def sft_command(config: SftConfig, fresh: Fresh = False, json: Json = False) -> 
 
     The loss counts only what the assistant says, and conversations are kept whole.
     Each row of a file may be {"messages": [{"role": ..., "content": ...}]}, a bare list
-    of messages, ShareGPT, Alpaca, GSM8K or multiple choice; rows that cannot be used
-    are counted and reported. To resume from the newest checkpoint, repeat the same
-    command.
+    of messages, ShareGPT, Alpaca, Dolly, a prompt with its completion, GSM8K or multiple
+    choice; rows that cannot be used are counted and reported. To resume from the newest
+    checkpoint, repeat the same command.
     """
     from mlxchat.train.sft import run_fine_tuning, with_source
 

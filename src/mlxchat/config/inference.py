@@ -1,4 +1,4 @@
-"""Settings of sampling, of evaluating chat models and of benchmarks. Pure: quick to import."""
+"""Settings of generation, of evaluating chat models and of benchmarks. Pure: quick to import."""
 
 from pathlib import Path
 from typing import Literal, get_args
@@ -44,6 +44,15 @@ class Sampling(BaseModel):
     )
 
 
+class Generation(BaseModel):
+    """How many tokens a program generates, and from which seed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_tokens: int = Field(ge=1, description="The largest number of tokens to generate.")
+    seed: int = Field(ge=0, lt=2**64, description="The seed of the random draws.")
+
+
 TaskName = Literal["arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval", "spelling"]
 TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
 ALL = "all"
@@ -81,11 +90,11 @@ class ChatEvalConfig(BaseModel):
     max_problems: int | None = Field(
         None,
         ge=1,
-        description="Problems of each task, and conversations, to evaluate at most; the same ones "
-        "for every model.",
+        description="Maximum number of problems per task, and of conversations; the same ones for "
+        "every model.",
     )
     batch_size: int = Field(16, ge=1, le=1024, description="Answers to generate at a time.")
-    max_new_tokens: int = Field(512, ge=1, description="Tokens in a generated answer, at most.")
+    max_new_tokens: int = Field(512, ge=1, description="Maximum length of an answer in tokens.")
     allow_code_execution: bool = Field(
         False, description="Run the programs that the model writes for humaneval on this machine."
     )
@@ -129,7 +138,7 @@ class BenchConfig(BaseModel):
         "classic", description="classic: nanochat as of October 2025; modern: as of July 2026."
     )
     depth: int = Field(
-        4, ge=1, le=LARGEST_DEPTH, description="Layers; the width is 64 times as large."
+        4, ge=1, le=LARGEST_DEPTH, description="Number of layers; the width is 64 times as large."
     )
     head_dim: int = Field(
         HEAD_DIM,

@@ -78,7 +78,7 @@ class DataConfig(BaseModel):
         False, description="Download shards just before they are needed, and delete them after use."
     )
     max_cached_shards: int = Field(
-        20, ge=2, description="With `streaming`: training shards to keep on disk, at most."
+        20, ge=2, description="With `streaming`: maximum number of training shards on disk."
     )
     endpoint: str | None = Field(
         None, description="Hub to download from. Default: $HF_ENDPOINT, or https://huggingface.co."
@@ -133,13 +133,13 @@ class PretrainConfig(RunConfig, DataConfig):
         ge=1,
         le=LARGEST_DEPTH,
         json_schema_extra={"none": "auto"},
-        description="Layers, the one dial for the size of the model: the width is 64 times as "
-        "large. Default: 12; with `budget`: auto, the depth that learns most in that time.",
+        description="Number of layers, which sets the size of the model: the width is 64 times "
+        "as large. Default: 12; with `budget`: auto, the depth that learns most in that time.",
     )
     init_from: str | None = Field(
         None,
         description="Start from the weights of this model: the name of a run, or a model "
-        "directory. Shape and tokenizer are those of the model.",
+        "directory. The run takes over its shape and tokenizer.",
     )
     budget: str | None = Field(
         None,

@@ -11,7 +11,7 @@ class Recipe(NamedTuple):
     Learning rates are those for a width of 768, the modern ones also for a batch of 2^19 tokens.
     """
 
-    vocabulary: int  # tokens of a newly trained tokenizer, at most
+    vocabulary: int  # maximum number of tokens of a newly trained tokenizer
     window_pattern: str
     target_param_data_ratio: float  # classic: of all parameters; modern: of matrices and head
     total_batch_size: int | None  # tokens; None: derived from the horizon

@@ -99,7 +99,7 @@ class RunConfig(MemoryConfig):
     model_tag: str | None = Field(
         None,
         pattern=NAME_PATTERN,
-        description="Name of the run. Default: what it is, such as d12, auto-2h or d12-sft.",
+        description="Name of the run. Default: from its settings, such as d12, auto-2h or d12-sft.",
     )
 
     @property

@@ -65,16 +65,19 @@ def fingerprint(path: Path) -> str:
 
 
 def agree(one: str, other: str) -> bool:
-    """Whether two frames or fingerprints are of the same file, as far as the shorter one tells."""
+    """Return whether two frames or fingerprints agree, so may be of the same file.
+
+    Only the length of the shorter one is compared.
+    """
     return one.startswith(other) or other.startswith(one)
 
 
 def replaced(path: Path) -> MlxchatError:
     """Return the error for a file that is not the one the run started with."""
     return DataError(
-        f"{path} is not the file of that name that the run began with.",
-        "Put that one back (what streaming brought, delete: it is fetched again), name another run "
-        "with `model_tag`, or begin anew with `fresh`.",
+        f"{path} is not the file of that name that the run started with.",
+        "Restore that file (if streaming downloaded it, delete it: it is downloaded again), name "
+        "another run with `model_tag`, or start from scratch with `fresh`.",
     )
 
 

@@ -157,8 +157,8 @@ class LocalShards:
         self.validation = names[-1]
         if num_shards is not None and num_shards > len(self.training):
             raise DataError(
-                f"{folder} holds {len(self.training)} of the {num_shards} training shards asked "
-                "for.",
+                f"{folder} holds {len(self.training)} of the {num_shards} training shards that "
+                "are needed.",
                 remedy,
             )
 

@@ -16,7 +16,10 @@ from rich.text import Text
 from mlxchat.telemetry.events import Progressed
 
 RATE_SECONDS = 15.0  # a task's rate is measured over its last seconds
-SINGULAR = {"batches": "batch"}  # units whose singular loses more than an s
+SINGULAR = {
+    "batches": "batch",
+    "micro-batches": "micro-batch",
+}  # units whose singular loses more than an s
 LEAST_BAR = 10  # characters; amounts and rates are left out before the bar gets shorter
 
 _SETTING = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")

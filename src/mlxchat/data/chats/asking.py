@@ -1,4 +1,4 @@
-"""The words in which a model is asked who it is, and those in which it answers.
+"""The wordings of questions about who a model is, and of its answers.
 
 ``{name}`` stands for the model's name, ``{maker}`` for who made it, ``{made}`` for the rest of a
 sentence that says so (if that is to be known), ``{other}`` for the name of some other model,

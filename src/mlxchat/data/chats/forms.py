@@ -1,4 +1,4 @@
-"""Conversations in the forms people keep them in. Pure: one decoded row in, a conversation out.
+"""Reads conversations in common file formats. Pure: one decoded row in, one conversation out.
 
 =====================================================  ============================================
 ``{"messages": [{"role", "content"}]}``, a bare list   nanochat and OpenAI, with their tool calls
@@ -10,9 +10,9 @@
 ``{"prompt", "completion" | "response"}``
 =====================================================  ============================================
 
-Other keys are not looked at. User and assistant must take turns, the user first, after at most one
-system message. What the assistant says, its calls of tools, what they answer and what it says then
-are parts of one message. Where a tool is not Python, its call stands where Python would.
+Other keys are ignored. User and assistant must take turns, the user first, after at most one system
+message. An assistant's text, its tool calls, their outputs and the text after them are parts of one
+message. A call of a tool other than Python is stored as if it were Python.
 """
 
 import json
@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 from mlxchat.tokenizer.messages import Conversation, Message, Part, Role
 
-UNANSWERED = "what follows the last answer"
-KEYS_NAMED = 5  # of a row in no known form
+UNANSWERED = "everything after the last answer"
+KEYS_NAMED = 5  # of a row in an unknown format
 NAME_CHARACTERS = 30  # of a key, a role or a type in a reason
 
 JsonRow = Mapping[str, Any]
@@ -41,7 +41,7 @@ _OUTPUTS = ("observation", "tool", "function")
 
 
 class UnusableError(Exception):
-    """A row cannot be trained on; ``reason`` is a few words, the same for every row like it."""
+    """A row cannot be trained on. ``reason`` is a short phrase, the same for similar rows."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -51,7 +51,7 @@ class UnusableError(Exception):
 class Usable(NamedTuple):
     """A conversation that begins with the user or the system and ends with an answer.
 
-    ``cut`` names what of the row was left out; None where nothing was.
+    ``cut`` names the part of the row that was left out; None if the row is complete.
     """
 
     conversation: Conversation
@@ -64,8 +64,8 @@ def read_row(row: object) -> Usable:
     Everything after the last answer (a question, a tool call without a reply) is cut.
 
     Raises:
-        UnusableError: the row is in no known form, the roles do not alternate, or a question or an
-            answer is empty.
+        UnusableError: the row has an unknown format, the roles do not alternate, or a question or
+            an answer is empty.
     """
     if isinstance(row, list):
         row = {"messages": row}
@@ -76,7 +76,7 @@ def read_row(row: object) -> Usable:
         if held.keys() >= keys:
             return _in_turn(list(form(held)))
     named = ", ".join(key[:NAME_CHARACTERS] for key in sorted(held)[:KEYS_NAMED])
-    raise UnusableError(f"no known form: {f'keys {named}' if named else 'no keys'}")
+    raise UnusableError(f"unknown format: {f'keys {named}' if named else 'no keys'}")
 
 
 def multiple_choice(question: str, letters: Sequence[str], choices: Sequence[str]) -> str:
@@ -104,7 +104,7 @@ def solution(text: str) -> Iterator[Part]:
 def _chat(row: JsonRow) -> Iterator[Message]:
     entries = row.get("messages", row.get("conversations"))
     if not isinstance(entries, list):
-        raise UnusableError("messages that are no list")
+        raise UnusableError("messages that are not a list")
     if "system" in row:
         yield Message("system", _text(row["system"]))
     answer: tuple[Part, ...] = ()
@@ -121,12 +121,12 @@ def _chat(row: JsonRow) -> Iterator[Message]:
 
 
 def _goes_on(answer: Sequence[Part], parts: Sequence[Part]) -> bool:
-    """Whether parts belong to an answer begun: a call, what it gave, or what is said then."""
+    """Return whether parts continue the last answer: a call, its output, or the text after it."""
     return parts[0].type != "text" or answer[-1].type == "python_output"
 
 
 def _spoken(parts: tuple[Part, ...]) -> Message:
-    """An assistant's message, as plain text where it is nothing else."""
+    """Return an assistant's message, as plain text if it has no other parts."""
     if len(parts) == 1 and parts[0].type == "text":
         return Message("assistant", parts[0].text)
     return Message("assistant", parts)
@@ -134,7 +134,7 @@ def _spoken(parts: tuple[Part, ...]) -> Message:
 
 def _message(entry: object) -> Message:
     if not isinstance(entry, dict):
-        raise UnusableError("a message that is no object")
+        raise UnusableError("a message that is not an object")
     speaker = entry.get("role") or entry.get("from")
     content = entry.get("content") if entry.get("content") is not None else entry.get("value")
     if speaker in _CALLS:
@@ -152,10 +152,10 @@ def _message(entry: object) -> Message:
 
 
 def _calls(entry: JsonRow) -> tuple[Part, ...]:
-    """OpenAI's calls: a list of objects, each with the function's name and its arguments."""
+    """Return OpenAI's tool calls: objects with the function's name and its arguments."""
     calls = entry.get("tool_calls") or []
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise UnusableError("tool calls that are no list of objects")
+        raise UnusableError("tool calls that are not a list of objects")
     return tuple(
         Part("python", _text(json.dumps(call.get("function", call), ensure_ascii=False)))
         for call in calls
@@ -163,7 +163,7 @@ def _calls(entry: JsonRow) -> tuple[Part, ...]:
 
 
 def _text(content: object) -> str:
-    """A text, or texts in OpenAI's parts joined by blank lines."""
+    """Return a text, or the texts of OpenAI's parts joined by blank lines."""
     if isinstance(content, list):
         parts = _parts(content)
         if any(part.type != "text" for part in parts):
@@ -184,7 +184,7 @@ def _parts(content: object) -> tuple[Part, ...]:
     parts = []
     for entry in content:
         if not isinstance(entry, dict):
-            raise UnusableError("a part that is no object")
+            raise UnusableError("a part that is not an object")
         kind, text = entry.get("type"), entry.get("text")
         if kind not in ("text", "python", "python_output"):
             raise UnusableError(f"a part of an unknown type: {str(kind)[:NAME_CHARACTERS]}")
@@ -213,7 +213,10 @@ def _worked(row: JsonRow) -> Iterator[Message]:
 
 
 def _chosen(row: JsonRow) -> Iterator[Message]:
-    """MMLU numbers the right choice from 0; ARC labels the choices and names the right label."""
+    """Yield a multiple-choice question and its answer, in the form of MMLU or ARC.
+
+    MMLU numbers the right choice from 0; ARC labels the choices and names the right label.
+    """
     given = row["choices"]
     choices, labels = given, None
     if isinstance(given, dict):
@@ -261,7 +264,7 @@ KEYS = frozenset({"system", "input", "context"}.union(*(keys for keys, _ in _FOR
 
 
 def _in_turn(messages: list[Message]) -> Usable:
-    """The messages up to the last answer, checked."""
+    """Check the messages, and return those up to the last answer."""
     if messages and messages[0].role == "system" and not messages[0].text.strip():
         del messages[0]
     kept = messages.copy()
@@ -280,7 +283,7 @@ def _in_turn(messages: list[Message]) -> Usable:
 
 
 def _fault(message: Message) -> str | None:
-    """Why nothing can be learnt from a message; None where something can."""
+    """Return why a message cannot be trained on; None if it can."""
     if message.role != "assistant":
         return None if message.text.strip() else "an empty question"
     if not message.text.strip():

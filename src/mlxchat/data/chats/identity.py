@@ -1,4 +1,4 @@
-"""Who a model is: its name, its maker and other facts, taught by conversations made up by a seed.
+"""Generates conversations that teach a model who it is: its name, its maker and other facts.
 
 Every question is asked in many ways, with and without greetings, carelessly typed, alone or amid
 small talk; the words for them are in `mlxchat.data.chats.asking`. Some ways to ask for the name are
@@ -31,7 +31,7 @@ _FORM = 'Write it like `identity="name=Ada, made by=Grace, purpose=help with hom
 
 @dataclass(frozen=True)
 class Identity:
-    """A name, who made it (if that is to be known), and facts as keys and values."""
+    """A model's name, its maker (optional), and facts as keys and values."""
 
     name: str
     made_by: str | None = None
@@ -52,7 +52,9 @@ class Identity:
             key, equals, value = (piece.strip() for piece in pair.partition("="))
             key, value = " ".join(key.lower().replace("_", " ").split()), value.strip(", ")
             if not (key and equals and value):
-                raise ConfigError(f"{pair.strip()!r} in the identity is no KEY=VALUE.", _FORM)
+                raise ConfigError(
+                    f"{pair.strip()!r} in the identity is not of the form KEY=VALUE.", _FORM
+                )
             if key in values:
                 raise ConfigError(f"The identity says {key} twice.", _FORM)
             if key in ("name", MAKER_KEY) and "=" in value:
@@ -76,7 +78,7 @@ class Identity:
 
 
 class _Topic(NamedTuple):
-    """Questions, the answers to any of them, what their placeholders stand for, and how often."""
+    """Questions, their possible answers, the values of placeholders, and a relative frequency."""
 
     questions: Sequence[str]
     answers: Sequence[str]
@@ -102,7 +104,7 @@ def identity_conversations(identity: Identity, seed: int, count: int) -> Iterato
 
 
 def is_asked(identity: Identity, prompt: str) -> bool:
-    """Whether this asks a model who it is, in words trained on or held out.
+    """Return whether a prompt asks a model who it is, in words trained on or held out.
 
     Capitals, punctuation and a greeting before it do not count.
     """
@@ -145,7 +147,7 @@ def _asked(rng: Random, topic: _Topic) -> Question:
 
 
 def _mistyped(rng: Random, template: str) -> str:
-    """Swap two letters of one word, if it has a word of four letters."""
+    """Swap two neighbouring letters inside a word, if there is a word of four letters or more."""
     places = [match.start() for match in re.finditer(r"(?<=[a-z])[a-z]{2}(?=[a-z])", template)]
     places = [place for place in places if "{" not in template[max(0, place - 7) : place]]
     if not places:

@@ -1,4 +1,4 @@
-"""Reading conversations from files, with a report on every row."""
+"""Reads conversations from files, and reports what became of every row."""
 
 import json
 from collections import Counter
@@ -21,11 +21,11 @@ FAULT_CHARACTERS = 200  # of what pyarrow says is wrong
 
 @dataclass(frozen=True)
 class SourceReport:
-    """What became of a source's rows: ``rows`` is ``used`` and all ``skipped``.
+    """A count of what became of a source's rows: ``rows`` is ``used`` plus all ``skipped``.
 
     ``cut`` (of those used) and ``skipped`` count rows by reason; ``examples`` are the first rows
     skipped, each with its place and reason. ``held_out`` of those used are for validation.
-    ``left_out`` are the folders and files in a source that were not read, being for evaluation.
+    ``left_out`` are folders and files of the source that are for evaluation, so were not read.
     """
 
     source: str
@@ -119,7 +119,7 @@ def _json_list(path: Path) -> Iterator[tuple[str, object]]:
     remedy = "It must be one JSON list; a file of one value a line is named .jsonl."
     entries = _decoded(path.read_bytes(), str(path), remedy)
     if not isinstance(entries, list):
-        raise DataError(f"{path} holds no list.", remedy)
+        raise DataError(f"{path} does not hold a list.", remedy)
     yield from ((f"{path}, row {number}", row) for number, row in enumerate(entries, start=1))
 
 

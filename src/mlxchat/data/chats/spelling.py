@@ -167,7 +167,7 @@ def held_out_conversations(count: int, seed: int = 0) -> list[Conversation]:
 
 
 def is_pair_held_out(word: str, letter: str) -> bool:
-    """Whether counting this letter in this word is kept from training: one pair in ten."""
+    """Return whether a word and a letter to count are held out of training: one pair in ten."""
     digest = hashlib.sha256(f"{word} {letter}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % PAIRS_PER_HELD_OUT == 0
 

@@ -63,7 +63,7 @@ def _of_fact(rng: Random, fact: Fact) -> Question:
 
 
 def _asked(rng: Random) -> list[Question]:
-    """A question about the world, or questions about a passage, of which the first stands alone."""
+    """The user asks about the world, or about a passage that the first question contains."""
     if rng.random() < PASSAGES:
         return passage(rng)
     return [_of_fact(rng, rng.choice(FACTS))]
@@ -81,7 +81,7 @@ def _chatted(rng: Random) -> list[Question]:
 
 
 def _introduced(rng: Random) -> list[Question]:
-    """A name that is told, and after something else, or at once, asked for."""
+    """The user gives a name and, at once or after another exchange, asks for it."""
     name = rng.choice(CHILD_NAMES)
     told = Question(rng.choice(INTRODUCTIONS).format(name), f"It is nice to meet you, {name}!")
     asked = Question(rng.choice(NAME_QUESTIONS), f"Your name is {name}.")
@@ -89,7 +89,7 @@ def _introduced(rng: Random) -> list[Question]:
 
 
 def _told_a_story(rng: Random) -> list[Question]:
-    """A story on demand: the same request, the same story."""
+    """The user asks for a story; the same request always gets the same story."""
     request = rng.choice(STORY_REQUESTS).format("")
     hero = Random(request).choice(CHILD_NAMES)
     if rng.random() < 0.5:
@@ -98,7 +98,7 @@ def _told_a_story(rng: Random) -> list[Question]:
     return [Question(request, story(Random(request), hero))]
 
 
-# How a conversation goes on, equally likely each.
+# The exchanges that continue a conversation, each entry equally likely.
 _EXCHANGES = (*[_asked] * 14, *[_chatted] * 3, _followed_up, _introduced, _told_a_story)
 
 
@@ -118,7 +118,7 @@ def _conversation(rng: Random) -> Conversation:
 
 
 def _may_follow(turns: list[Question], exchange: list[Question]) -> bool:
-    """Whether the exchange fits, asks nothing held out, and forgets no name that was told."""
+    """Return whether an exchange fits, asks nothing held out, and forgets no name given before."""
     is_named = any(turn.answer.startswith("Your name is") for turn in turns)
     return (
         len(turns) + len(exchange) <= MOST_TURNS
@@ -128,5 +128,5 @@ def _may_follow(turns: list[Question], exchange: list[Question]) -> bool:
 
 
 def _careless(prompt: str) -> str:
-    """As people type: it begins small, and nothing ends it."""
+    """Write a prompt as people type: no capital at the start, no mark at the end."""
     return prompt[0].lower() + prompt[1:].rstrip(".!?")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 @dataclass(frozen=True)
 class Question:
-    """A user's message that stands alone, and its one right answer, letter by letter."""
+    """A user's message that stands alone, and its only right answer, exact to the letter."""
 
     prompt: str
     answer: str
@@ -152,7 +152,7 @@ SALT = "83 "
 
 
 def is_held_out(prompt: str) -> bool:
-    """Whether a question is kept from training: one in ten, by a hash of its words.
+    """Return whether a question is held out of training: one in ten, by a hash of its words.
 
     Capitals and punctuation do not count, so no careless spelling of a question lets it in.
     """
@@ -161,12 +161,12 @@ def is_held_out(prompt: str) -> bool:
 
 
 def with_article(noun: str) -> str:
-    """The noun, or adjective and noun, with ``a`` or ``an`` before it."""
+    """Return a noun, or adjective and noun, with ``a`` or ``an`` before it."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def capitalised(sentence: str) -> str:
-    """The sentence with a capital first letter and the rest as it is."""
+    """Return the sentence with a capital first letter."""
     return sentence[0].upper() + sentence[1:]
 
 
