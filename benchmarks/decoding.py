@@ -278,7 +278,7 @@ def _our_model(folder: Path) -> Any:
 
     runtime.bound_buffer_cache()
     model = read_model(folder, runtime.machine().compute_dtype).model
-    model.ready_to_infer()
+    model.prepare_for_inference()
     return model
 
 

@@ -44,7 +44,7 @@ def seconds(events: Iterator[Event]) -> float:
 def load(home: Home, tag: str) -> SavedModel:
     """A run's newest model."""
     saved = layout.read_model(catalog.find(home.stages, tag, None), runtime.machine().compute_dtype)
-    saved.model.ready_to_infer()
+    saved.model.prepare_for_inference()
     return saved
 
 

@@ -37,7 +37,7 @@ from mlxchat.plan.memory import training_bytes
 from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Event, Stepped
-from mlxchat.train.loop import Cadence, Hooks, TrainingStep, compile_step, train
+from mlxchat.train.loop import Cadence, Hooks, StepParts, compile_step, train
 from mlxchat.train.measure import resources, synthetic_step
 
 GB = 10**9
@@ -151,7 +151,7 @@ def planned(case: argparse.Namespace) -> Plan:
     return made.model_copy(update={"chunk_rows": case.chunk_rows or made.chunk_rows})
 
 
-def activities(run: TrainingStep, folder: Path) -> Hooks:
+def activities(run: StepParts, folder: Path) -> Hooks:
     """Return what else a run does: evaluate, sample, and save all that it would resume from."""
     in_chunks = partial(run.model.losses, chunk_rows=run.plan.chunk_rows)
     losses = mx.compile(in_chunks, inputs=run.model.state)

@@ -117,7 +117,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         texts = [of.prompt.messages[0].text for of_task in every.values() for of in of_task]
         saved = random_model(given.depth, given.vocab_size, texts, given.seed)
         model = f"Classic d{given.depth} with random weights"
-    saved.model.ready_to_infer()
+    saved.model.prepare_for_inference()
     tasks = [
         solve(saved, task, of_task[: given.max_problems], given.batch_size, given.max_new_tokens)
         for task, of_task in every.items()

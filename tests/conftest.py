@@ -1,6 +1,7 @@
 """How many processes run the tests, and the fixtures of all: a home for each, nanochat's models."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")
 pytest.register_assert_rewrite("support")
 
 from support.cases import Case  # noqa: E402
+from support.runs import train_builtin_tokenizer  # noqa: E402
 
 MOST_WORKERS = 4  # each imports MLX and holds its models
 
@@ -32,6 +34,26 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def builtin_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tokenizer that a run of 300 tokens trains on the built-in corpus."""
+    return train_builtin_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def prepared(builtin_tokenizer: Path, tmp_path: Path) -> Path:
+    """A folder as a home that has that tokenizer, so that no run in it needs to train one."""
+    shutil.copytree(builtin_tokenizer, tmp_path / builtin_tokenizer.name)
+    return tmp_path
+
+
+@pytest.fixture
+def prepared_home(builtin_tokenizer: Path, home: Path) -> Path:
+    """The test's own home, with that tokenizer."""
+    shutil.copytree(builtin_tokenizer, home / builtin_tokenizer.name)
+    return home
 
 
 @pytest.fixture(scope="module", params=["classic", "modern"])

@@ -38,6 +38,7 @@ def test_the_tree_names_every_folder() -> None:
     assert listed == parts
 
 
+@pytest.mark.slow  # test_public_api has what a notebook does, with a smaller model
 def test_python_in_the_documentation_runs(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

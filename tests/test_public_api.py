@@ -23,7 +23,11 @@ import mlxchat
 from mlxchat import api, errors, trained
 from mlxchat.checkpoint import layout, store
 from mlxchat.config.inference import Sampling
+from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.config.sft import SftConfig
+from mlxchat.config.validate import validated
 from mlxchat.home import Home
+from mlxchat.model.quantization import Quantization
 from mlxchat.runtime import mx
 from mlxchat.telemetry import events
 from mlxchat.telemetry.events import Noted, Progressed
@@ -275,7 +279,7 @@ def interrupted(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["break", "interrupt"])
-def test_a_run_that_is_left_can_be_resumed(kind: str, home: Path) -> None:
+def test_a_run_that_is_left_can_be_resumed(kind: str, prepared_home: Path) -> None:
     threads, kept = set(threading.enumerate()), []
     try:
         interrupted(kind)
@@ -284,7 +288,7 @@ def test_a_run_that_is_left_can_be_resumed(kind: str, home: Path) -> None:
     for thread in set(threading.enumerate()) - threads:
         thread.join(timeout=10)  # its batch is finished, not waited for
         assert not thread.is_alive()
-    folder = Home(home).runs / "left"
+    folder = Home(prepared_home).runs / "left"
     assert store.steps(folder) == [2]  # nothing more was saved
     left = list(mlxchat.pretrain(**TINY, model_tag="left"))
     assert [event.step for event in left if isinstance(event, mlxchat.Stepped)] == [3, 4]
@@ -294,21 +298,21 @@ def test_a_run_that_is_left_can_be_resumed(kind: str, home: Path) -> None:
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_ctrl_c_within_a_step_leaves_a_run_that_can_be_resumed(home: Path) -> None:
+def test_ctrl_c_within_a_step_leaves_a_run_that_can_be_resumed(prepared_home: Path) -> None:
     settings = {**TINY, "num_iterations": 100_000, "eval_every": 0, "model_tag": "long"}
     ctrl_c = threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT])
     with pytest.raises(KeyboardInterrupt):
         for event in mlxchat.pretrain(**settings):
             if isinstance(event, mlxchat.Stepped) and event.step == 3:
                 ctrl_c.start()
-    saved = store.steps(Home(home).runs / "long")[-1]
+    saved = store.steps(Home(prepared_home).runs / "long")[-1]
     resumed = mlxchat.pretrain(**settings)
     steps = (event.step for event in resumed if isinstance(event, mlxchat.Stepped))
     assert next(steps) == saved + 1
     resumed.close()
 
 
-def test_a_run_that_is_asked_to_stop_saves(home: Path) -> None:
+def test_a_run_that_is_asked_to_stop_saves(prepared_home: Path) -> None:
     seen: list[mlxchat.Event] = []
     for event in mlxchat.pretrain(
         **{**TINY, "save_every": 0},
@@ -318,7 +322,7 @@ def test_a_run_that_is_asked_to_stop_saves(home: Path) -> None:
         seen.append(event)
     assert isinstance(seen[-1], mlxchat.Ended)
     assert seen[-1].reason == "interrupted"
-    assert store.steps(Home(home).runs / "stopped") == [seen[-1].step]
+    assert store.steps(Home(prepared_home).runs / "stopped") == [seen[-1].step]
 
 
 def test_closing_before_the_first_event_does_nothing(home: Path) -> None:
@@ -372,11 +376,18 @@ def test_wrong_settings_are_config_errors_that_name_them(
         mlxchat.pretrain(**settings)
 
 
+def test_a_missing_model_is_an_error_of_iterating(runs: Home) -> None:
+    tuning = mlxchat.fine_tune(source="nope", data=["builtin"])
+    for run in (mlxchat.pretrain(init_from="nope"), tuning):
+        with pytest.raises(mlxchat.NotFound, match="nope"):
+            list(run)
+
+
 def test_a_config_object_is_instead_of_settings() -> None:
     config = mlxchat.PretrainConfig(depth=1)
     with pytest.raises(mlxchat.ConfigError, match="`seed` does not go with a PretrainConfig"):
         mlxchat.pretrain(config, seed=1)
-    with pytest.raises(mlxchat.ConfigError, match="is no SftConfig"):
+    with pytest.raises(mlxchat.ConfigError, match="is not of type SftConfig"):
         mlxchat.fine_tune(config)  # type: ignore[arg-type]
 
 
@@ -387,16 +398,27 @@ def test_wrong_arguments_of_a_model_are_config_errors(runs: Home) -> None:
         (lambda: model.generate("A", topk=3), "Did you mean `top_k`"),
         (lambda: model.generate("moo " * 500), "context is 128"),
         (lambda: model.logits("moo " * 500), "context is 128"),
-        (lambda: model.generate([]), "no token ids"),
-        (lambda: model.logits([300]), "no token ids"),
+        (lambda: model.generate([]), "not token ids"),
+        (lambda: model.logits([300]), "not token ids"),
+        (lambda: model.generate([1.5]), "not token ids"),  # type: ignore[list-item]
+        (lambda: model.generate("A", seed=-1), "`seed=-1`"),
+        (lambda: model.generate("A", seed=2**64), "`seed=18446744073709551616`"),
+        (lambda: model.generate("A", max_tokens=-1), "`max_tokens=-1`"),
+        (lambda: model.stream("A", max_tokens=0), "`max_tokens=0`"),
+        (lambda: model.chat(max_tokens=0), "`max_tokens=0`"),
+        (lambda: model.chat(seed=-1), "`seed=-1`"),
         (lambda: model.quantize(7), "`bits=7`"),
+        (lambda: model.export("gguf"), r"`to=gguf`(.|\n)*mlx-lm, transformers, nanochat"),
+        (lambda: model.export("mlx-lm", dtype="int8"), r"`dtype=int8`(.|\n)*float32, bfloat16"),
+        (lambda: model.export("mlx-lm", dtype="int8x"), "`dtype=int8x`"),
         (lambda: model.save("a b"), "cannot be the name"),
-        (lambda: model.save("quickstart-sft"), "There is a run called"),
+        (lambda: model.save("quickstart-sft"), "There is already a run called quickstart-sft"),
     ]:
         with pytest.raises(mlxchat.ConfigError, match=problem):
             call()
-    with pytest.raises(mlxchat.DataError):
-        model.loss("")
+    for text in ("", [5], [5, model.tokenizer.bos]):
+        with pytest.raises(mlxchat.DataError, match=r"too short(.|\n)*two tokens"):
+            model.loss(text)
 
 
 # ---- examples ------------------------------------------------------------------------------------
@@ -418,3 +440,16 @@ def test_examples_in_docstrings(
     result = doctest.testmod(importlib.import_module(module))
     assert result.attempted
     assert not result.failed
+
+
+def test_a_path_names_a_model_or_a_file_as_text_does(runs: Home, tmp_path: Path) -> None:
+    folder, file = store.directory(runs.finetuned / "quickstart-sft", 2), tmp_path / "chats.jsonl"
+    config = validated(SftConfig, {"source": folder, "data": [file, "builtin"]})
+    assert config.source == str(folder)
+    assert config.data == [str(file), "builtin"]
+    assert validated(PretrainConfig, {"data_dir": tmp_path}).data_dir == tmp_path
+
+
+def test_zero_bits_are_refused_as_any_other_number_of_bits() -> None:
+    with pytest.raises(mlxchat.ConfigError, match="There is no quantization with `bits=0`"):
+        Quantization(bits=0)

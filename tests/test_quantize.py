@@ -355,11 +355,11 @@ def test_rows_that_groups_do_not_divide_are_refused(given: dict, width: int, rem
 
 
 @pytest.fixture
-def trained(home: Path) -> Path:
+def trained(prepared_home: Path) -> Path:
     """A run of two steps in the home."""
-    for _ in run_pretraining(TINY, Home(home), lambda _: None):
+    for _ in run_pretraining(TINY, Home(prepared_home), lambda _: None):
         pass
-    return home
+    return prepared_home
 
 
 def run(json: bool = True, tag: str | None = "tiny", tokens: int = 128, **given: object) -> None:

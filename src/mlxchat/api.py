@@ -38,7 +38,7 @@ def load(
     Args:
         source: the name of a run, or the directory of a model or of a run. By default the run
             that was saved last.
-        step: which of the run's saved steps; by default the newest.
+        step: the saved step to load; by default the newest.
         home: where runs are; by default ``$MLXCHAT_HOME``.
 
     Raises:
@@ -68,8 +68,8 @@ def pretrain(
     """Pretrain a model, or resume the run of the same name; iterate over it to make it happen.
 
     One stream carries everything: the steps, evaluations, samples and checkpoints of the run, its
-    notes, and the progress of downloads that other threads make. Of the latter the newest comes
-    before the next event of the run.
+    notes, and the progress of downloads in other threads. Progress from other threads is delivered
+    just before the run's next event; only the newest per task.
 
     To end early, let ``stop`` return True: the run saves and ends. Leaving the loop (``break``,
     Ctrl-C, or ``close()`` of the iterator) saves nothing more; the run can be resumed from its
@@ -78,14 +78,14 @@ def pretrain(
     Args:
         config: the settings as one object, in place of ``settings``.
         fresh: set an earlier run of that name aside and train from scratch.
-        stop: called again and again; returns whether to save and end.
+        stop: polled; return True to save and stop.
         home: where data, checkpoints and logs are; by default ``$MLXCHAT_HOME``.
         **settings: the fields of `PretrainConfig`, such as ``depth=4`` or ``dataset="builtin"``.
 
     Raises:
-        ConfigError: a setting is unknown, out of bounds, or does not go with the others or with
-            the run to resume.
-        MlxchatError: while iterating, as the error messages say.
+        ConfigError: at the call: a setting is unknown or out of bounds, or two do not go together.
+        MlxchatError: while iterating: the settings are not those of the run to resume, there is no
+            such model, data cannot be read, and so on, as the error messages say.
 
     >>> import mlxchat
     >>> for event in mlxchat.pretrain(
@@ -115,20 +115,18 @@ def fine_tune(
 ) -> Generator[Event, None, None]:
     """Fine-tune a model on conversations, or resume the run of the same name.
 
-    As `pretrain` in every other way.
+    It works as `pretrain` in every other way.
 
     Args:
         config: the settings as one object, in place of ``settings``.
-        fresh: set an earlier run of that name aside and begin from scratch.
-        stop: called again and again; returns whether to save and end.
+        fresh: set an earlier run of that name aside and train from scratch.
+        stop: polled; return True to save and stop.
         home: where data, checkpoints and logs are; by default ``$MLXCHAT_HOME``.
         **settings: the fields of `SftConfig`, such as ``source="d4"`` or ``data=["chats.jsonl"]``.
 
     Raises:
-        ConfigError: a setting is unknown, out of bounds, or does not go with the others or with
-            the run to resume.
-        NotFound: there is no such model to fine-tune.
-        MlxchatError: while iterating, as the error messages say.
+        ConfigError: at the call: a setting is unknown or out of bounds, or two do not go together.
+        MlxchatError: while iterating, as for `pretrain`; `NotFound` if there is no such model.
 
     >>> import mlxchat
     >>> for event in mlxchat.fine_tune(
@@ -160,23 +158,25 @@ def import_model(
 ) -> Model:
     """Import a model that another program trained, as a run that can be fine-tuned or continued.
 
-    These are checkpoints of nanochat (``model_*.pt``), of the original mlxchat
-    (``model_*.npz``), and directories for transformers or mlx-lm. Nothing in the files is run.
+    Supported are checkpoints of nanochat (``model_*.pt``), of the original mlxchat, which is
+    zhubert's of October 2025 (``model_*.npz``), and directories for transformers or mlx-lm. No code
+    in the files is run.
 
     Args:
         path: the directory or file of the checkpoint.
         name: the name of the new run; by default the folder's.
-        step: which of a directory's checkpoints; by default the newest.
+        step: the step of the checkpoint to import from a directory; by default the newest.
         tokenizer: the file or folder of its tokenizer; by default where its program puts it.
-        softcap: the bound of the logits; by default the era's.
-        conversational: whether it was trained on conversations; by default as the folder says.
-        with_optimizer: import the state of its optimizer too.
+        softcap: the bound of the logits; by default that of the version of nanochat's network whose
+            tensors the checkpoint has.
+        conversational: whether it was trained on conversations; by default judged by its folder.
+        with_optimizer: whether to import the state of its optimizer too.
         home: where runs are; by default ``$MLXCHAT_HOME``.
 
     Raises:
         NotFound: there is no such file.
-        CheckpointError: the model is damaged, of another architecture, or asks for more than data.
-        ConfigError: the name is another run's, or no name.
+        CheckpointError: the model is damaged, of an unknown architecture, or would run code.
+        ConfigError: the name is another run's, or is not a valid name.
     """
     tokenizer_path = None if tokenizer is None else Path(tokenizer)
     foreign = importers.open_model(Path(path), step, tokenizer_path, softcap, conversational)
@@ -212,22 +212,17 @@ class _Reports:
 
 
 def _one_stream(begin: Callable[[Report], Iterator[Event]]) -> Generator[Event, None, None]:
-    """Return the events of a run in one stream with those that it reports.
+    """Yield the events of a run in one stream with those that it reports.
 
     Args:
-        begin: starts the run, given what it reports to.
+        begin: starts the run, given what it reports to; called at the first iteration.
     """
     reports = _Reports()
-    run = cast(Generator[Event, None, None], begin(reports.add))
-
-    def events() -> Generator[Event, None, None]:
-        with closing(run):
-            for event in run:
-                yield from reports.take()
-                yield event
+    with closing(cast(Generator[Event, None, None], begin(reports.add))) as run:
+        for event in run:
             yield from reports.take()
-
-    return events()
+            yield event
+        yield from reports.take()
 
 
 def _config(kind: type[Validated], config: Validated | None, settings: dict[str, Any]) -> Validated:
@@ -236,7 +231,7 @@ def _config(kind: type[Validated], config: Validated | None, settings: dict[str,
         return validated(kind, settings)
     if not isinstance(config, kind):
         raise ConfigError(
-            f"{config!r:.100} is no {kind.__name__}.",
+            f"{config!r:.100} is not of type {kind.__name__}.",
             "Give settings by their names, as in `depth=4`.",
         )
     if settings:

@@ -26,7 +26,7 @@ from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Clock, Progressed, Report
-from mlxchat.train.loop import TrainingStep, compile_step
+from mlxchat.train.loop import StepParts, compile_step
 from mlxchat.train.measure import resources, synthetic_step
 
 
@@ -119,7 +119,7 @@ def measure(config: BenchConfig, report: Report, clock: Clock, started_at: float
     first, counted = _time_steps(step, made, config.seconds, report, clock)
     peak_memory = mx.get_peak_memory()
     model = step.model
-    model.ready_to_infer()
+    model.prepare_for_inference()
     generation = _generation(model, report, clock)
     environment = _environment()
     return Bench(
@@ -161,7 +161,7 @@ def planned(config: BenchConfig, resources: Resources) -> Plan:
 
 
 def _time_steps(
-    step: TrainingStep, made: Plan, limit: float, report: Report, clock: Clock
+    step: StepParts, made: Plan, limit: float, report: Report, clock: Clock
 ) -> tuple[float, list[float]]:
     """Train all steps of the plan, or counted steps for ``limit`` seconds if that is less.
 

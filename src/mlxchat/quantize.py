@@ -68,7 +68,8 @@ def destination(runs: Path, source: Path, quantization: Quantization) -> tuple[P
     if store.directory(run, step).exists():
         raise CheckpointError(
             f"There is already a quantized copy: {store.directory(run, step)}.",
-            f"Talk to it: {command('chat', model_tag=run.name)}. To replace it, delete it first.",
+            "Delete that folder to replace it, or talk to it: "
+            f"{command('chat', model_tag=run.name)}",
         )
     return run, step
 

@@ -5,26 +5,27 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from functools import cached_property
+from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, cast, get_args
 
 import numpy as np
 
 from mlxchat.checkpoint import catalog, store
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
-from mlxchat.config.inference import Sampling
+from mlxchat.config.inference import Generation, Sampling
 from mlxchat.config.validate import validated
 from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.engine.cache import KVCache
 from mlxchat.engine.chat import Answer, Chat
 from mlxchat.engine.generate import generate
 from mlxchat.engine.sampling import make_sampler
-from mlxchat.errors import ConfigError
+from mlxchat.errors import ConfigError, DataError
 from mlxchat.evaluate.loss import bits_per_byte
 from mlxchat.home import Home
 from mlxchat.interop import exporters
-from mlxchat.interop.exporters import Program
+from mlxchat.interop.programs import PROGRAMS, Program
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import Mode, Quantization
@@ -36,6 +37,8 @@ from mlxchat.tokenizer.bpe import ASSISTANT_END, Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class Loss(NamedTuple):
@@ -60,25 +63,25 @@ class Model:
     """A trained model with its tokenizer, as `load` returns it.
 
     Attributes:
-        network: the `GPT`, its weights as they are saved.
+        network: the `GPT`, with its weights as they are saved.
         tokenizer: the `Tokenizer` it was trained with.
         conversational: whether it was trained on conversations, so that it answers.
 
-    The weights are held once for saving and once, from the first token on, as decoding wants them;
-    arrays that are the same in both are shared.
+    From the first generated token on, two copies of the weights are kept, one as they are saved and
+    one rearranged for decoding; arrays that are the same in both are shared.
     """
 
-    def __init__(self, saved: SavedModel, about: History, home: Home) -> None:
+    def __init__(self, saved: SavedModel, history: History, home: Home) -> None:
         self.network: GPT = saved.model
         self.tokenizer: Tokenizer = saved.tokenizer
         self.conversational: bool = saved.conversational
-        self._about = about
+        self._history = history
         self._home = home
 
     @property
     def name(self) -> str:
         """The name of its run, or of its directory."""
-        return self._about.tag
+        return self._history.tag
 
     @property
     def config(self) -> GPTConfig:
@@ -105,9 +108,9 @@ class Model:
 
         Args:
             prompt: the text, which follows ``<|bos|>``, or token ids as they are.
-            max_tokens: the most tokens to generate; they end earlier at the end of the context, or
-                where the model ends the document or its answer.
-            seed: of the random draws; the same seed and prompt give the same text.
+            max_tokens: the largest number of tokens to generate, at least 1. Generation ends
+                earlier at the end of the context, or where the model ends the document or answer.
+            seed: the seed of the random draws; the same seed and prompt give the same text.
             **sampling: ``temperature`` (0.6; 0 takes the likeliest token), ``top_k`` (50),
                 ``top_p``, ``min_p`` and ``repetition_penalty``.
 
@@ -143,9 +146,10 @@ class Model:
         ids = self._ids(prompt)
         room = self.config.sequence_len - len(ids)
         if room < 1:
-            raise self._too_long(ids)
+            raise self._too_long(ids, self.config.sequence_len - 1)
+        wanted = validated(Generation, {"max_tokens": max_tokens, "seed": seed})
         chosen = validated(Sampling, sampling)
-        return self._pieces(ids, min(max_tokens, room), seed, chosen)
+        return self._pieces(ids, min(wanted.max_tokens, room), wanted.seed, chosen)
 
     def chat(
         self, *, max_tokens: int = 512, seed: int = 42, **sampling: Unpack[SamplingOptions]
@@ -153,9 +157,12 @@ class Model:
         """Start a conversation; `Chat.say` returns an answer, `Chat.reply` streams its parts.
 
         Args:
-            max_tokens: the most tokens in one answer.
-            seed: of the random draws.
+            max_tokens: the largest number of tokens in one answer, at least 1.
+            seed: the seed of the random draws.
             **sampling: as for `generate`.
+
+        Raises:
+            ConfigError: a value is out of bounds.
 
         >>> import mlxchat
         >>> chat = mlxchat.load("quickstart-sft").chat(temperature=0)
@@ -163,13 +170,14 @@ class Model:
         >>> [message.role for message in chat.messages]
         ['user', 'assistant']
         """
+        wanted = validated(Generation, {"max_tokens": max_tokens, "seed": seed})
         return Chat(
             self._decoding,
             self.tokenizer,
             conversational=self.conversational,
             sampling=validated(Sampling, sampling),
-            seed=seed,
-            max_tokens=max_tokens,
+            seed=wanted.seed,
+            max_tokens=wanted.max_tokens,
         )
 
     def loss(self, text: str | Sequence[int]) -> Loss:
@@ -177,11 +185,11 @@ class Model:
 
         Args:
             text: the text, which follows ``<|bos|>``, or token ids, of which the first is given
-                and the others are predicted. What is longer than the context is predicted in
-                pieces, each from its own tokens only.
+                and the others are predicted. A text that is longer than the context is predicted
+                in pieces, each from its own tokens only.
 
         Raises:
-            DataError: there is nothing to predict.
+            DataError: the text is too short: there is nothing to predict.
 
         >>> import mlxchat
         >>> loss = mlxchat.load("quickstart").loss("The cow says moo.")
@@ -189,12 +197,18 @@ class Model:
         (True, True)
         """
         ids, context = np.array(self._ids(text), np.int32), self.config.sequence_len
-        pieces = [
-            Batch(ids[None, i : i + context][:, : len(ids) - 1 - i], targets, LoaderState())
-            for i in range(0, len(ids) - 1, context)
-            for targets in [ids[None, i + 1 : i + 1 + context]]
-        ]
-        events = list(bits_per_byte(self.network.losses, pieces, len(pieces), self.tokenizer))
+        pieces = []
+        for start in range(0, len(ids) - 1, context):
+            targets = ids[None, start + 1 : start + 1 + context]  # (1, T)
+            inputs = ids[None, start : start + targets.shape[1]]  # (1, T)
+            pieces.append(Batch(inputs, targets, LoaderState()))
+        try:
+            events = list(bits_per_byte(self.network.losses, pieces, len(pieces), self.tokenizer))
+        except DataError as error:
+            raise DataError(
+                "The text is too short: no token after the first one stands for text.",
+                "Give at least two tokens.",
+            ) from error
         result = cast(Evaluated, events[-1])
         return Loss(result.loss, result.bits_per_byte, result.tokens)
 
@@ -215,7 +229,7 @@ class Model:
         """
         ids = self._ids(text)
         if len(ids) > self.config.sequence_len:
-            raise self._too_long(ids)
+            raise self._too_long(ids, self.config.sequence_len)
         logits: mx.array = self.network(mx.array([ids]))[0]
         return logits
 
@@ -227,14 +241,16 @@ class Model:
         mode: Mode = "affine",
         mixed: bool = False,
     ) -> Model:
-        """Return a copy with fewer bits per weight, which cannot be trained; this one stays.
+        """Return a copy with fewer bits per weight, which cannot be trained.
+
+        This model is unchanged.
 
         Args:
             bits: 2, 3, 4, 5, 6 or 8; by default 4, or what the mode has.
             group_size: weights that share a scale: 32, 64 or 128; by default 64.
             mode: ``"affine"``, or ``"mxfp4"``, ``"mxfp8"`` or ``"nvfp4"``, whose bits and groups
                 are fixed.
-            mixed: give the layers whose errors cost most more bits.
+            mixed: give more bits to the layers whose errors cost most.
 
         Raises:
             ConfigError: there is no such quantization, or this model is quantized already.
@@ -248,23 +264,25 @@ class Model:
         chosen = validated(Quantization, given)
         if formats_of(self.network):
             raise ConfigError(
-                f"{self.name} is quantized already.", "Load the model it was made of."
+                f"{self.name} is quantized already.", "Load the model it was made from."
             )
         network = copied(self.network)
         quantize(network, chosen.formats(self.config))
         tag = f"{self.name}-{chosen.name}"
-        about = self._about.model_copy(update={"tag": tag, "bits_per_byte": None})
-        return Model(SavedModel(network, self.tokenizer, self.conversational), about, self._home)
+        history = self._history.model_copy(update={"tag": tag, "bits_per_byte": None})
+        return Model(self._saved(network), history, self._home)
 
     def save(self, to: str | Path | None = None) -> Path:
         """Save the model as a run of its own, and return its directory.
 
         mlx-lm loads the directory of a classic model as it is. What training needs to resume is
-        not saved; the model can be trained further as ``source`` or ``init_from``.
+        not saved; unless it is quantized, the model can be trained further as ``source`` or
+        ``init_from``.
 
         Args:
             to: a name, for `load` and the command line, or the path of a folder. By default the
-                model's own name.
+                model's own name, which is free for a quantized copy, such as ``d4-8bit``, but taken
+                for a model that was loaded by the name of its run.
 
         Raises:
             ConfigError: there is a run of that name, or it cannot be a name.
@@ -282,27 +300,29 @@ class Model:
                 raise ConfigError(f"There is a model in {run} already.", "Name another folder.")
         else:
             run = catalog.new_run(self._home, to, self.conversational, "to")
-        return save_quantized(run, self._about.step, self._saved(self.network), self._about)
+        return save_quantized(run, self._history.step, self._saved(self.network), self._history)
 
     def export(
         self,
         to: Program,
         out: str | Path | None = None,
         *,
-        dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+        dtype: Precision | None = None,
     ) -> Path:
         """Write the model for another program, with its tokenizer and a model card.
 
         Args:
             to: ``"mlx-lm"``, ``"transformers"`` (classic models only) or ``"nanochat"``.
             out: a new folder; by default one here, such as ``d12-mlx-lm``.
-            dtype: of the matrices; by default float32, of a quantized model bfloat16.
+            dtype: the type of the matrices, ``"float32"``, ``"bfloat16"`` or ``"float16"``; by
+                default float32, or bfloat16 for a quantized model.
 
         Returns:
             The folder.
 
         Raises:
-            CheckpointError: that program cannot run such a model, or the folder exists.
+            ConfigError: there is no such format or type.
+            CheckpointError: the program cannot run such a model, or the folder exists.
             DiskError: the disk is full or not writable.
 
         >>> import mlxchat, pathlib, tempfile
@@ -311,40 +331,52 @@ class Model:
         >>> (folder / "model.safetensors").exists()
         True
         """
+        if to not in PROGRAMS:
+            raise ConfigError(
+                f"There is no export format `to={to}`.", f"Give one of {', '.join(PROGRAMS)}."
+            )
+        if dtype is not None and dtype not in get_args(Precision):
+            raise ConfigError(
+                f"Matrices cannot be exported with `dtype={dtype}`.",
+                f"Give one of {', '.join(get_args(Precision))}.",
+            )
         quantized = bool(formats_of(self.network))
         folder = Path(out or f"{self.name}-{to}").expanduser().absolute()
         exporters.require_readable(to, self.config, quantized, folder)
         precision = getattr(mx, dtype or ("bfloat16" if quantized else "float32"))
         copy = self._saved(copied(self.network))  # which exporting casts
-        return exporters.write(to, folder, copy, self._about, precision).folder
+        return exporters.write(to, folder, copy, self._history, precision).folder
 
     @cached_property
     def _decoding(self) -> GPT:
-        """The network as decoding wants it."""
+        """A copy of the network, prepared for decoding."""
         network = copied(self.network)
-        network.ready_to_infer()
+        network.prepare_for_inference()
         return network
 
     def _saved(self, network: GPT) -> SavedModel:
         return SavedModel(network, self.tokenizer, self.conversational)
 
     def _ids(self, text: str | Sequence[int]) -> list[int]:
-        """Return token ids; of a text, after ``<|bos|>``."""
+        """Return the ids of a text, after ``<|bos|>``, or the given ids once they are checked."""
         if isinstance(text, str):
             return [self.tokenizer.bos, *self.tokenizer.encode(text)]
-        ids = list(text)
+        try:
+            ids = [index(token) for token in text]
+        except TypeError:
+            ids = []
         if not ids or not all(0 <= token < self.config.vocab_size for token in ids):
             raise ConfigError(
-                "These are no token ids of the model.",
+                "These are not token ids of the model.",
                 f"Give at least one, each from 0 to {self.config.vocab_size - 1:,}.",
             )
         return ids
 
-    def _too_long(self, ids: Sequence[int]) -> ConfigError:
+    def _too_long(self, ids: Sequence[int], most: int) -> ConfigError:
         context = self.config.sequence_len
         return ConfigError(
             f"The text has {len(ids):,} tokens; the model's context is {context:,}.",
-            f"Shorten it to fewer than {context:,} tokens.",
+            f"Shorten it to {most:,} tokens at most.",
         )
 
     def _pieces(
@@ -368,7 +400,7 @@ class Model:
 
 
 def copied(network: GPT) -> GPT:
-    """Return a network with the same arrays, to change without changing the first."""
+    """Return a copy that shares its arrays; replacing them in it leaves ``network`` unchanged."""
     copy = GPT(network.config, network.dtype)
     quantize_layers(copy, formats_of(network))
     copy.load_weights(list(network.named_parameters().items()))

@@ -171,8 +171,8 @@ UNUSABLE = {
     "no messages": [[], {"messages": []}, {"messages": [{"role": "system", "content": ""}]}],
     "unknown format: keys a, b": [{"b": 1, "a": 2}],
     "unknown format: no keys": [{}, {"a": None}],
-    "messages that are no list": [{"messages": "Hi"}],
-    "a message that is no object": [["Hi", "Ho"]],
+    "messages that are not a list": [{"messages": "Hi"}],
+    "a message that is not an object": [["Hi", "Ho"]],
     "an unknown role: critic": [[{"role": "critic", "content": "Hm"}]],
     "an unknown role: None": [[{"content": "Hm"}]],
     "a message without text": [
@@ -324,7 +324,7 @@ def test_a_source_is_a_path_with_an_optional_weight(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tail", ["abc", "0", "-1", "nan", "inf", "1e9", ""])
 def test_a_weight_is_a_positive_number(tail: str) -> None:
-    with pytest.raises(MlxchatError, match="is no weight") as caught:
+    with pytest.raises(MlxchatError, match="is not a weight") as caught:
         sources.parse(f"chats.jsonl:{tail}")
     assert "chats.jsonl:3" in caught.value.remedy
 
@@ -452,7 +452,7 @@ def test_rows_that_a_task_is_scored_on_are_not_trained_on() -> None:
             b"[]\n{}\n[]\n",
             r"3 rows, of which none .*: no messages \(2\), unknown format",
         ),
-        ("a.json", b"{}", r"a.json holds no list"),
+        ("a.json", b"{}", r"a.json does not hold a list"),
         ("a.json", b"[1, ", r"a.json is not valid JSON"),
         ("a.parquet", b"PAR1 and no more", r"a.parquet is damaged"),
         ("a.txt", b"Hello", r"a.txt is not one of .jsonl, .json, .parquet"),

@@ -72,7 +72,7 @@ def ended(process: subprocess.Popen[str], events: list[dict]) -> int:
     ],
 )
 def test_interrupted_while_evaluating_or_sampling_it_saves(
-    stage: str, number: int, code: int, home: Path
+    stage: str, number: int, code: int, prepared_home: Path
 ) -> None:
     tokens = "400000" if stage == "evaluating" else "128"
     cadence = ["--eval-every", "3", "--eval-tokens", tokens, "--sample-every", "3"]
@@ -82,13 +82,13 @@ def test_interrupted_while_evaluating_or_sampling_it_saves(
         process.send_signal(number)
         assert ended(process, events) == code
     assert events[-1]["reason"] == "interrupted"
-    saved = store.steps(Home(home).runs / "tiny")
+    saved = store.steps(Home(prepared_home).runs / "tiny")
     assert saved == [events[-1]["step"]] if events[-1]["step"] else saved == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("supervise", [[], ["--supervise"]])
-def test_a_second_interrupt_ends_at_once(supervise: list[str], home: Path) -> None:
+def test_a_second_interrupt_ends_at_once(supervise: list[str], prepared_home: Path) -> None:
     evaluation = "--depth 2 --device-batch-size 1 --eval-every 1 --eval-tokens 9999999".split()
     with program(*TINY, *supervise, *evaluation, "--num-iterations", "1") as (process, events):
         until(process, events, lambda event: event["event"] == "step")
@@ -96,7 +96,7 @@ def test_a_second_interrupt_ends_at_once(supervise: list[str], home: Path) -> No
         until(process, events, lambda event: "Ctrl-C again" in event.get("text", ""))
         process.send_signal(signal.SIGINT)
         assert ended(process, events) == 130
-    assert not store.steps(Home(home).runs / "tiny")
+    assert not store.steps(Home(prepared_home).runs / "tiny")
 
 
 def test_interrupted_while_a_tokenizer_reads_text_it_leaves_nothing(home: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,9 +41,11 @@ def assert_problem_and_remedy(errors: str, problem: str, remedy: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def trained(tmp_path_factory: pytest.TempPathFactory, builtin_tokenizer: Path) -> dict[str, str]:
     """The environment of a home that holds a model of 40 steps."""
-    environment = {**os.environ, "MLXCHAT_HOME": str(tmp_path_factory.mktemp("trained"))}
+    home = tmp_path_factory.mktemp("trained")
+    shutil.copytree(builtin_tokenizer, home / builtin_tokenizer.name)
+    environment = {**os.environ, "MLXCHAT_HOME": str(home)}
     result = mlxchat(*TINY, "--num-iterations", "40", env=environment)
     assert result.returncode == 0, result.stderr
     assert "step 40: validation" in result.stdout
@@ -123,7 +126,7 @@ def test_usage_errors_name_the_option(arguments: list[str], said: str, program: 
     ],
 )
 def test_errors_are_two_lines(
-    arguments: list[str], problem: str, remedy: str, program: Program
+    arguments: list[str], problem: str, remedy: str, program: Program, prepared_home: Path
 ) -> None:
     code, _, errors = program(*arguments)
     assert code == 1, errors
@@ -163,7 +166,7 @@ def test_without_openblas_there_is_one_line_of_warning() -> None:
     json.loads(result.stdout)
 
 
-def test_json_is_json_throughout(tmp_path: Path) -> None:
+def test_json_is_json_throughout(prepared_home: Path) -> None:
     result = mlxchat(*TINY, "--num-iterations", "2", "--json")
     assert result.returncode == 0, result.stderr
     events = [json.loads(line) for line in result.stdout.splitlines()]
@@ -172,11 +175,11 @@ def test_json_is_json_throughout(tmp_path: Path) -> None:
     assert json.loads(mlxchat("data", "status", "--json").stdout) == []
 
 
-def facts(*arguments: str, **keywords: object) -> dict:
+def facts(program: Program, *arguments: str) -> dict:
     """What --json says, but for what is measured."""
-    result = mlxchat(*arguments, "--json", **keywords)
-    assert result.returncode == 0, result.stderr
-    said = json.loads(result.stdout)
+    code, output, errors = program(*arguments, "--json")
+    assert code == 0, errors
+    said = json.loads(output)
     assert said.pop("matmul_flops") > 0
     assert 0 < said.pop("memory_limit") <= said["machine_memory"]
     assert said["memory"].pop("cache") >= 0
@@ -186,66 +189,80 @@ def facts(*arguments: str, **keywords: object) -> dict:
 
 
 @pytest.mark.parametrize("arch", ["classic", slow("modern")])
-def test_info_and_a_dry_run_print_the_same_and_write_nothing(arch: str, home: Path) -> None:
+def test_info_and_a_dry_run_say_the_same_and_write_nothing(
+    arch: str, home: Path, program: Program
+) -> None:
     given = ["--dataset", "builtin", "--depth", "4", "--arch", arch, "--memory-limit", "least"]
-    said = facts("info", *given)
-    assert said == facts("train", "--dry-run", *given)
+    said = facts(program, "info", *given)
+    assert said == facts(program, "train", "--dry-run", *given)
     assert said["plan"]["model"]["arch"] == arch
     assert said["vocabulary_from"] == "default"
     assert said["saved_step"] is None
     assert not home.exists()
-    shown = mlxchat("info", *given).stdout
+    _, shown, _ = program("info", *given)
     assert f"d4: {arch}, 4 layers of width 256" in shown
     assert f"{said['plan']['parameters']:,}" in shown
     assert "at 35% of a matrix product's " in shown
 
 
 @pytest.mark.slow
-def test_info_of_a_budget_measures_and_explains_the_choice() -> None:
+def test_info_of_a_budget_measures_and_says_why(program: Program) -> None:
     given = [*TINY[1:], "--depth", "auto", "--budget", "30s"]
     shown = mlxchat("info", *given)
     assert shown.returncode == 0, shown.stderr
     assert "Budget 30s: depth 2, the " in shown.stdout
-    made = facts("info", *given)["plan"]
+    made = facts(program, "info", *given)["plan"]
     assert made["costs"]["step"] * made["num_iterations"] < 30
 
 
-def test_a_preset_is_printed_and_given_options_win() -> None:
-    shown = mlxchat("info", "--preset", "ultra-low", "--depth", "2", "--max-seq-len", "2048")
-    assert "Preset ultra-low: --memory-limit least\n" in shown.stdout
-    assert "context 2,048" in shown.stdout
-    made = facts("info", "--preset", "ultra-low", "--depth", "2")["plan"]
-    assert made["model"]["sequence_len"] == 512
+def test_a_preset_is_printed_and_what_is_given_wins(program: Program) -> None:
+    preset = ["info", "--preset", "ultra-low", "--depth", "2"]
+    _, shown, _ = program(*preset, "--max-seq-len", "2048")
+    assert "Preset ultra-low: --memory-limit least\n" in shown
+    assert "context 2,048" in shown
+    assert facts(program, *preset)["plan"]["model"]["sequence_len"] == 512
 
 
-def test_info_takes_the_vocabulary_from_the_tokenizer(trained: dict[str, str]) -> None:
-    assert facts("info", "--dataset", "builtin", env=trained)["plan"]["model"]["vocab_size"] == 300
-    other = facts("info", "--dataset", "builtin", "--vocab-size", "500", env=trained)
+@pytest.fixture
+def at_trained(
+    trained: dict[str, str], program: Program, monkeypatch: pytest.MonkeyPatch
+) -> Program:
+    """The program within this process, in the home of `trained`."""
+    monkeypatch.setenv("MLXCHAT_HOME", trained["MLXCHAT_HOME"])
+    return program
+
+
+def test_info_takes_the_vocabulary_from_the_tokenizer(at_trained: Program) -> None:
+    info = ["info", "--dataset", "builtin"]
+    assert facts(at_trained, *info)["plan"]["model"]["vocab_size"] == 300
+    other = facts(at_trained, *info, "--vocab-size", "500")
     assert other["plan"]["model"]["vocab_size"] == 500
-    refused = mlxchat(*"train --dry-run --dataset builtin --vocab-size 500".split(), env=trained)
-    assert_two_lines(refused, "has 300 tokens, not 500", "--vocab-size")
+    code, _, errors = at_trained(*"train --dry-run --dataset builtin --vocab-size 500".split())
+    assert code == 1
+    assert_problem_and_remedy(errors, "has 300 tokens, not 500", "--vocab-size")
 
 
-def test_a_dry_run_reports_the_saved_run(trained: dict[str, str]) -> None:
+def test_a_dry_run_reports_the_saved_run(at_trained: Program) -> None:
     same = [*TINY, "--num-iterations", "40", "--dry-run"]
-    assert facts(*same, env=trained)["saved_step"] == 40
-    shown = mlxchat(*same, env=trained).stdout
+    assert facts(at_trained, *same)["saved_step"] == 40
+    _, shown, _ = at_trained(*same)
     assert "step 40 of 40 is saved" in shown and "the run is finished" in shown
-    assert facts(*same, "--fresh", env=trained)["saved_step"] is None
-    other = mlxchat(*TINY, "--num-iterations", "41", "--dry-run", env=trained)
-    assert_two_lines(other, "--num-iterations (40 -> 41)", "--fresh")
+    assert facts(at_trained, *same, "--fresh")["saved_step"] is None
+    code, _, errors = at_trained(*TINY, "--num-iterations", "41", "--dry-run")
+    assert code == 1
+    assert_problem_and_remedy(errors, "--num-iterations (40 -> 41)", "--fresh")
 
 
-def test_own_text_is_fetched_and_trained_on(tmp_path: Path) -> None:
+def test_own_text_is_fetched_and_trained_on(tmp_path: Path, program: Program) -> None:
     source = tmp_path / "novel.txt"
     source.write_text("\n\n".join(f"Chapter {i}. It was a dark night. " * 40 for i in range(30)))
     result = mlxchat("data", "fetch", "--from", str(source))
     assert result.returncode == 0, result.stderr
     assert "2 shards in" in result.stdout
     assert "mlxchat train --depth 4 --dataset novel" in result.stdout
-    again = mlxchat("data", "fetch", "--from", str(source), "--dataset", "other", "--json")
-    assert len(json.loads(again.stdout.splitlines()[-1])["shards"]) == 2
-    status = mlxchat("data", "status").stdout
+    _, again, _ = program("data", "fetch", "--from", str(source), "--dataset", "other", "--json")
+    assert len(json.loads(again.splitlines()[-1])["shards"]) == 2
+    _, status, _ = program("data", "status")
     assert "novel" in status
     result = mlxchat(*TINY, "--dataset", "novel", "--num-iterations", "2", "--save-every", "0")
     assert result.returncode == 0, result.stderr
@@ -262,9 +279,14 @@ def test_chat_answers_a_prompt_and_standard_input(trained: dict[str, str]) -> No
     assert mlxchat("chat", "--max-tokens", "5", **piped).stdout == asked.stdout
 
 
-def test_chat_names_the_model_or_step_that_is_missing(trained: dict[str, str]) -> None:
-    assert_two_lines(mlxchat("chat", "--model-tag", "other", env=trained), "other", "tiny")
-    assert_two_lines(mlxchat("chat", "--step", "7", env=trained), "no saved step 7", "40")
+def test_chat_names_the_model_or_step_that_is_missing(at_trained: Program) -> None:
+    for option, value, problem, remedy in (
+        ("--model-tag", "other", "other", "tiny"),
+        ("--step", "7", "no saved step 7", "40"),
+    ):
+        code, _, errors = at_trained("chat", option, value)
+        assert code == 1
+        assert_problem_and_remedy(errors, problem, remedy)
 
 
 def test_repeating_the_command_of_a_finished_run_says_so(trained: dict[str, str]) -> None:
@@ -274,7 +296,7 @@ def test_repeating_the_command_of_a_finished_run_says_so(trained: dict[str, str]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), slow(signal.SIGTERM, 143)])
-def test_an_interrupted_run_saves_its_work(number: int, code: int, home: Path) -> None:
+def test_an_interrupted_run_saves_its_work(number: int, code: int, prepared_home: Path) -> None:
     command = [sys.executable, "-c", "from mlxchat.cli.app import main; main()", *TINY]
     process = subprocess.Popen(
         [*command, "--num-iterations", "100000", "--json"], stdout=subprocess.PIPE, text=True

@@ -180,7 +180,7 @@ def test_a_folder_is_read_with_its_subfolders(
     assert sorted(text for path in summary.shards for text in texts(path)) == ["one", "two"]
     assert summary.files == 3
     notes = [event.text for event in events if isinstance(event, Noted)]
-    assert notes == [f"{source / 'empty.txt'} holds no text and is skipped."]
+    assert notes == [f"{source / 'empty.txt'} does not hold any text and is skipped."]
 
 
 def test_progress_counts_bytes_of_the_source(

@@ -133,7 +133,7 @@ def test_every_layer_has_a_cache() -> None:
 def test_a_cache_returns_the_id_before_new_ones() -> None:
     cache = KVCache(CONFIG)
     model = GPT(CONFIG)
-    assert cache.read(mx.array([[1, 2]])) is None
+    assert cache.record(mx.array([[1, 2]])) is None
     cache = KVCache(CONFIG)
     for piece in ([[1, 2, 3]], [[4]], [[5, 6]]):
         model(mx.array(piece), cache)
@@ -142,10 +142,10 @@ def test_a_cache_returns_the_id_before_new_ones() -> None:
         assert cache.offset == length
         model(mx.array([[9]]), cache)
         cache.trim(length)
-        assert cache.read(mx.array([[9]])).tolist() == [[before]]
+        assert cache.record(mx.array([[9]])).tolist() == [[before]]
         cache.trim(length)
     cache.trim(0)
-    assert cache.read(mx.array([[9]])) is None
+    assert cache.record(mx.array([[9]])) is None
 
 
 def test_everything_is_forgotten_where_a_window_has_moved_past() -> None:
@@ -157,7 +157,7 @@ def test_everything_is_forgotten_where_a_window_has_moved_past() -> None:
     assert cache.offset == 199
     cache.trim(198)
     assert [layer.offset for layer in cache.layers] == [0, 0, 0]
-    assert cache.read(mx.array([[9]])) is None
+    assert cache.record(mx.array([[9]])) is None
 
 
 @pytest.mark.parametrize("length", [-1, 4])

@@ -324,7 +324,7 @@ class Scripted:
         self._said = 0
 
     def features(self, ids: mx.array, cache: object) -> mx.array:
-        cache.read(ids)  # type: ignore[attr-defined]
+        cache.record(ids)  # type: ignore[attr-defined]
         empty = mx.zeros((ids.shape[0], 1, ids.shape[1], 2))
         cache.layers[0].extend(empty, empty)  # type: ignore[attr-defined]
         self._said = self._said + 1 if ids.shape[1] == 1 else 0

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mlxchat.model.block import causal_attention
-from mlxchat.model.size import QUERIES
+from mlxchat.model.size import QUERY_BLOCK
 from mlxchat.runtime import machine, mx
 
 SCALE = 0.3
@@ -31,9 +31,15 @@ def formula(q: mx.array, k: mx.array, v: mx.array, window: int) -> mx.array:
 
 @pytest.mark.parametrize(
     ("T", "S"),
-    [(2, 2), (7, 30), (QUERIES + 1, QUERIES + 1), (2 * QUERIES + 9, 3 * QUERIES), (1, 40)],
+    [
+        (2, 2),
+        (7, 30),
+        (QUERY_BLOCK + 1, QUERY_BLOCK + 1),
+        (2 * QUERY_BLOCK + 9, 3 * QUERY_BLOCK),
+        (1, 40),
+    ],
 )
-@pytest.mark.parametrize("window", [0, 3, 100, QUERIES, 10_000])
+@pytest.mark.parametrize("window", [0, 3, 100, QUERY_BLOCK, 10_000])
 def test_attention_equals_the_formula(T: int, S: int, window: int) -> None:
     q, k, v = random_qkv(2, 4, 2, T, S)
     if T == 1:  # a single query sees all the keys that it is given
@@ -44,7 +50,7 @@ def test_attention_equals_the_formula(T: int, S: int, window: int) -> None:
 
 @pytest.mark.parametrize("window", [100, 10_000])
 def test_gradients_equal_those_of_the_formula(window: int) -> None:
-    arrays = random_qkv(1, 2, 2, 2 * QUERIES + 9, 2 * QUERIES + 9)
+    arrays = random_qkv(1, 2, 2, 2 * QUERY_BLOCK + 9, 2 * QUERY_BLOCK + 9)
     weights = mx.random.normal(arrays[0].shape, key=mx.random.key(1))
 
     def ours(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
@@ -68,7 +74,7 @@ def test_the_mask_hides_positions_from_a_single_query() -> None:
 
 @pytest.mark.skipif(machine().backend != "cpu", reason="only CPUs hold the scores")
 def test_attention_holds_the_scores_of_one_block_at_a_time() -> None:
-    T = 8 * QUERIES
+    T = 8 * QUERY_BLOCK
     q, k, v = random_qkv(1, 8, 8, T, T)
     mx.eval(q, k, v)
     mx.reset_peak_memory()

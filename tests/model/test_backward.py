@@ -16,7 +16,7 @@ from mlxchat.optim import optimizer
 from mlxchat.optim.optimizer import PARAM_GROUPS, MuonAdamW, Rates
 from mlxchat.plan.memory import BatchPlan, training_bytes
 from mlxchat.runtime import mx
-from mlxchat.train.loop import TrainingStep, compile_step
+from mlxchat.train.loop import StepParts, compile_step
 from mlxchat.train.measure import resources
 
 
@@ -74,13 +74,13 @@ def _limits() -> Iterator[None]:
     mx.set_memory_limit(before)
 
 
-def new_step(config: GPTConfig, plan: BatchPlan) -> TrainingStep:
+def new_step(config: GPTConfig, plan: BatchPlan) -> StepParts:
     model = GPT.new(config)
     shape = plan.device_batch_size, config.sequence_len
     ids = np.random.default_rng(0).integers(config.vocab_size, size=shape, dtype=np.int32)
     learning = {group.name: mx.array(0.01) for group in PARAM_GROUPS[config.arch]}
     rates = Rates(learning, momentum=mx.array(0.9), weight_decay=mx.array(0.0))
-    return TrainingStep(
+    return StepParts(
         model=model,
         optimizer=MuonAdamW(model),
         batches=repeat(Batch(ids, ids, LoaderState())),
@@ -90,7 +90,7 @@ def new_step(config: GPTConfig, plan: BatchPlan) -> TrainingStep:
     )
 
 
-def peak_of_two_steps(step: TrainingStep, limit: int) -> int:
+def peak_of_two_steps(step: StepParts, limit: int) -> int:
     """Return MLX's peak memory in bytes. The limit bounds what MLX computes ahead."""
     mx.synchronize()
     mx.clear_cache()

@@ -140,7 +140,7 @@ def test_decoding_in_pieces_equals_the_full_pass(case: Case, ready: bool) -> Non
     model, cache, T = case.model(), KVCache(case.config), case.ids.shape[1]
     expected = model(case.ids)
     if ready:
-        model.ready_to_infer()
+        model.prepare_for_inference()
     ends = [T // 2, T // 2 + 3, *range(T // 2 + 4, T + 1)]
     starts = [0, *ends[:-1]]
     pieces = [model(case.ids[:, a:b], cache) for a, b in zip(starts, ends, strict=True)]

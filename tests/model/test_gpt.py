@@ -128,7 +128,7 @@ def test_casting_the_matrices_once_changes_no_bit(case: Case) -> None:
 
 def test_preparing_for_inference_changes_no_logits(case: Case) -> None:
     model = case.model()
-    model.ready_to_infer()
+    model.prepare_for_inference()
     assert mx.allclose(model(case.io["ids"]), case.io["logits"], atol=1e-4)
     assert not any("c_k" in name for name in model.named_parameters())
 
@@ -136,13 +136,13 @@ def test_preparing_for_inference_changes_no_logits(case: Case) -> None:
 def test_compiled_single_positions_equal_the_full_pass(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Decode as on GPUs, where `ready_to_infer` compiles what surrounds attention."""
+    """Decode as on GPUs, where `prepare_for_inference` compiles what surrounds attention."""
     gpu = dataclasses.replace(block.machine(), backend="cuda")
     model, cache, ids = case.model(), KVCache(case.config), case.io["ids"]
     T = ids.shape[1]
     model(ids[:, : T - 4], cache)
     monkeypatch.setattr(block, "machine", lambda: gpu)
-    model.ready_to_infer()
+    model.prepare_for_inference()
     run = count_calls(monkeypatch, block.OnePosition, "__call__")
     traced = count_calls(monkeypatch, block.Attention, "qkv")
     for t in range(T - 4, T):

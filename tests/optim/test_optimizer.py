@@ -21,7 +21,7 @@ from mlxchat.optim.schedule import (
 )
 from mlxchat.plan.memory import BatchPlan
 from mlxchat.runtime import mx, nn, tree_flatten
-from mlxchat.train.loop import TrainingStep, compile_step
+from mlxchat.train.loop import StepParts, compile_step
 
 LEARNING = {
     "classic": {"embedding": 0.2, "unembedding": 0.004, "matrix": 0.02},
@@ -95,7 +95,7 @@ def test_a_step_by_hand_equals_the_training_loops_to_the_bit(case: Case) -> None
     ids, targets = np.array(case.io["ids"]), np.array(case.io["targets"])
     targets[0, 3] = -1
     looped, by_hand = case.model(), case.model()
-    step = TrainingStep(
+    step = StepParts(
         model=looped,
         optimizer=MuonAdamW(looped),
         batches=repeat(Batch(ids, targets, LoaderState())),

@@ -48,7 +48,7 @@ from mlxchat.train.loop import (
     Launch,
     Pending,
     ShouldStop,
-    TrainingStep,
+    StepParts,
     compile_step,
     train,
 )
@@ -359,7 +359,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
 def charged_to(clock: FakeClock) -> Compile:
     """Have compiling take five seconds, and a step as long as the clock says."""
 
-    def compiled(step: TrainingStep, stop: ShouldStop = lambda: False) -> Launch:
+    def compiled(step: StepParts, stop: ShouldStop = lambda: False) -> Launch:
         launch = compile_step(step, stop)
         clock.now += 5
 
@@ -392,16 +392,16 @@ def run(
     return seen
 
 
-def test_a_run_ends_when_its_budget_does(tmp_path: Path, clock: FakeClock) -> None:
+def test_a_run_ends_when_its_budget_does(prepared: Path, clock: FakeClock) -> None:
     began = clock.now
-    events = run(tmp_path, clock)
+    events = run(prepared, clock)
     assert 97 <= clock.now - began <= 100
     assert isinstance(events[-1], Ended)
     assert events[-1].reason == "finished"
     notes = [event.text for event in events if isinstance(event, Noted)]
     assert any("how fast this machine trains, for 1m40s" in note for note in notes)
     assert any("Budget 1m40s: depth 1, it gets" in note for note in notes)
-    assert isinstance(run_again(tmp_path, clock), Noted)
+    assert isinstance(run_again(prepared, clock), Noted)
 
 
 def run_again(home: Path, clock: FakeClock) -> Event:
@@ -411,29 +411,29 @@ def run_again(home: Path, clock: FakeClock) -> Event:
 
 @pytest.mark.parametrize("stop_at", [slow(5), 30, slow(60)])
 def test_a_resumed_run_has_the_rest_of_the_budget(
-    tmp_path: Path, clock: FakeClock, stop_at: int
+    prepared: Path, clock: FakeClock, stop_at: int
 ) -> None:
     began = clock.now
-    run(tmp_path, clock, stop_at)
+    run(prepared, clock, stop_at)
     used = clock.now - began
-    saved = Pretraining(TINY, Home(tmp_path)).saved()
+    saved = Pretraining(TINY, Home(prepared)).saved()
     assert saved is not None
     assert saved.plan.costs is not None
     assert saved.plan.costs.spent == pytest.approx(used, abs=1)
     clock.now += 100_000  # nobody trains
     resumed = clock.now
-    run(tmp_path, clock)
+    run(prepared, clock)
     assert 97 <= used + clock.now - resumed <= 103
     with pytest.raises(MlxchatError, match=r"`budget` \(1m40s -> 3m20s\)"):
-        run(tmp_path, clock, config=TINY.model_copy(update={"budget": "3m20s"}))
+        run(prepared, clock, config=TINY.model_copy(update={"budget": "3m20s"}))
 
 
 @pytest.mark.slow
 def test_a_machine_that_slows_down_takes_fewer_steps_and_says_so(
-    tmp_path: Path, clock: FakeClock
+    prepared: Path, clock: FakeClock
 ) -> None:
     began, notes, steps = clock.now, [], 0
-    for event in run_stage(pretraining(tmp_path, clock, TINY)):
+    for event in run_stage(pretraining(prepared, clock, TINY)):
         if isinstance(event, Stepped):
             steps = event.step
             clock.step = 1.0 if steps < 20 else 2.0
@@ -442,7 +442,7 @@ def test_a_machine_that_slows_down_takes_fewer_steps_and_says_so(
             assert event.total_steps != event.before
     assert 97 <= clock.now - began <= 103
     assert any("to keep within the budget of 1m40s" in note for note in notes)
-    finished = Pretraining(TINY, Home(tmp_path)).saved()
+    finished = Pretraining(TINY, Home(prepared)).saved()
     assert finished is not None
     assert finished.trainer.finished
     assert finished.trainer.step == steps < 60

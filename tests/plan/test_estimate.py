@@ -53,6 +53,15 @@ def test_tables_fit_the_terminal_without_truncation(arch: str, width: int) -> No
         assert f"{count:,}" in text
 
 
+def test_a_group_without_a_label_is_shown_by_its_name() -> None:
+    facts = estimated(depth=4)
+    rates = facts.plan.learning_rates | {"gates": 0.125}
+    made = facts.plan.model_copy(update={"learning_rates": rates})
+    counts = facts.parameters | {"gates": 77}
+    text = drawn(facts.model_copy(update={"plan": made, "parameters": counts}), 80)
+    assert text.count("gates") == 2
+
+
 @pytest.mark.parametrize("arch", ["classic", "modern"])
 def test_no_note_folds_on_a_wide_terminal(arch: str) -> None:
     facts = estimated(7, depth=32, arch=arch)

@@ -37,7 +37,7 @@ class Reciting:
 
     def features(self, ids: mx.array, cache: KVCache) -> mx.array:
         self.passes.extend(ids.tolist())
-        cache.read(ids)
+        cache.record(ids)
         cache.layers[0].extend(*mx.zeros((2, 1, 1, ids.shape[1], 2)))
         self._said = self._said + 1 if ids.shape[1] == 1 else 0
         return mx.full((1, ids.shape[1], 1), self._script[self._said % len(self._script)])

@@ -16,7 +16,8 @@ from mlxchat.home import Home
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Event, Stepped
 from mlxchat.train.base import with_shape_of_base
-from mlxchat.train.loop import Compile, Launch, Pending, ShouldStop, TrainingStep, compile_step
+from mlxchat.train.inputs import open_documents, ready_tokenizer, tokenizer_folder
+from mlxchat.train.loop import Compile, Launch, Pending, ShouldStop, StepParts, compile_step
 from mlxchat.train.pretrain import Pretraining
 from mlxchat.train.run import run as run_stage
 
@@ -62,6 +63,13 @@ def run(
     for event in run_stage(stage, stop=stop, **keywords):
         seen.append(event)
     return seen
+
+
+def train_builtin_tokenizer(home: Path) -> Path:
+    """Train the tokenizer of `CONFIG` as a run does, and return its folder."""
+    documents = open_documents(CONFIG, Home(home), lambda _: None)
+    list(ready_tokenizer(CONFIG, Home(home), documents, lambda _: None, time.time))
+    return tokenizer_folder(CONFIG, Home(home))
 
 
 def final(home: Path, tag: str = "run") -> dict[str, mx.array]:
@@ -122,7 +130,7 @@ def run_folder(home: Path) -> Path:
 def diverging(step: int, metrics: list[float]) -> Compile:
     """Have a step end with this loss, gradient norm and learning rate."""
 
-    def compiled(of: TrainingStep, stop: ShouldStop) -> Launch:
+    def compiled(of: StepParts, stop: ShouldStop) -> Launch:
         launch = compile_step(of, stop)
 
         def launch_diverging(number: int) -> Pending:

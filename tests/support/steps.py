@@ -8,7 +8,7 @@ from mlxchat.optim.adamw import AdamW
 from mlxchat.optim.optimizer import PARAM_GROUPS, MuonAdamW, Rates, group_of
 from mlxchat.plan.memory import BatchPlan
 from mlxchat.runtime import mx
-from mlxchat.train.loop import Pending, TrainingStep
+from mlxchat.train.loop import Pending, StepParts
 from support.cases import Case
 
 STEPS, ROWS, LENGTH = 2, 4, 24
@@ -20,13 +20,13 @@ def rows(case: Case) -> np.ndarray:
     return np.random.default_rng(5).integers(case.config.vocab_size, size=shape, dtype=np.int32)
 
 
-def prepare(case: Case, micro_rows: int = ROWS, grad_clip: float = 0.0) -> TrainingStep:
+def prepare(case: Case, micro_rows: int = ROWS, grad_clip: float = 0.0) -> StepParts:
     """Steps of ROWS rows, ``micro_rows`` of them at once; Muon without momentum."""
     model, ids = case.model(), rows(case)
     learning = {group.name: mx.array(0.01) for group in PARAM_GROUPS[case.config.arch]}
     rates = Rates(learning, momentum=mx.array(0.0), weight_decay=mx.array(0.0))
     micro_batches = ids.reshape(-1, micro_rows, LENGTH + 1)
-    return TrainingStep(
+    return StepParts(
         model=model,
         optimizer=MuonAdamW(model),
         batches=(Batch(ids[:, :-1], ids[:, 1:], LoaderState()) for ids in micro_batches),
@@ -43,7 +43,7 @@ def loss_and_norm(pending: Pending) -> tuple[float, float]:
     return loss, norm
 
 
-def optimized_gradients(step: TrainingStep) -> Arrays:
+def optimized_gradients(step: StepParts) -> Arrays:
     """What the optimizer was given in the first step, from the moments that it made of it."""
     state, gradients = step.optimizer.state, {}
     for name in step.model.named_parameters():

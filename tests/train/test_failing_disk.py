@@ -24,29 +24,29 @@ def full(*_: object) -> None:
 
 
 def test_a_log_that_fails_from_the_first_event_ends_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(JsonLines, "write", full)
         with pytest.raises(MlxchatError, match="ended there; no step is saved"):
-            run(tmp_path, SHORT)
-    assert store.steps(run_folder(tmp_path)) == []
-    run(tmp_path, SHORT, stop_at=3)
-    (saved,) = store.steps(run_folder(tmp_path))
+            run(prepared, SHORT)
+    assert store.steps(run_folder(prepared)) == []
+    run(prepared, SHORT, stop_at=3)
+    (saved,) = store.steps(run_folder(prepared))
     with monkeypatch.context() as patched:
         patched.setattr(JsonLines, "write", full)
         with pytest.raises(MlxchatError, match=f"ended there; step {saved} is saved"):
-            run(tmp_path, SHORT)
-    assert store.steps(run_folder(tmp_path)) == [saved]
-    run(tmp_path, SHORT)
-    assert logged(tmp_path, "step") == list(range(1, 13))
+            run(prepared, SHORT)
+    assert store.steps(run_folder(prepared)) == [saved]
+    run(prepared, SHORT)
+    assert logged(prepared, "step") == list(range(1, 13))
 
 
 def test_a_log_that_cannot_be_appended_to_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(tmp_path, SHORT, stop_at=6)
-    log = Home(tmp_path).log("run")
+    run(prepared, SHORT, stop_at=6)
+    log = Home(prepared).log("run")
     before = log.read_bytes()
 
     def some(*_: object) -> Iterator[bytes]:
@@ -56,23 +56,23 @@ def test_a_log_that_cannot_be_appended_to_is_kept(
     with monkeypatch.context() as patched:
         patched.setattr("mlxchat.telemetry.log._lines_until", some)
         with pytest.raises(MlxchatError, match=r"The log .* cannot be written: No space") as raised:
-            run(tmp_path, SHORT)
+            run(prepared, SHORT)
     assert str(log) in raised.value.problem and "same command" in raised.value.remedy
     assert log.read_bytes() == before
-    run(tmp_path, SHORT)
-    assert logged(tmp_path, "step") == list(range(1, 13))
+    run(prepared, SHORT)
+    assert logged(prepared, "step") == list(range(1, 13))
 
 
 def test_the_error_of_a_full_disk_at_the_first_save_has_the_size_of_a_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(trainer, "write", full)
         with pytest.raises(MlxchatError, match=r"No space .* MB are free\)") as raised:
-            run(tmp_path, SHORT)
+            run(prepared, SHORT)
     assert "earlier" not in raised.value.remedy
-    run(tmp_path, SHORT)
-    taken = store.size(store.directory(run_folder(tmp_path), 12)) / 1e6
+    run(prepared, SHORT)
+    taken = store.size(store.directory(run_folder(prepared), 12)) / 1e6
     said = float(raised.value.problem.partition("a step takes ")[2].split()[0])
     assert said == pytest.approx(taken, rel=0.2)
 
@@ -129,25 +129,25 @@ def test_setting_a_step_aside_survives_any_failure(
     [("run", False), ("run", True), ("newest step", False), ("log", False), ("log", True)],
 )
 def test_a_disconnected_disk_is_named_and_changes_nothing(
-    what: str, fresh: bool, tmp_path: Path
+    what: str, fresh: bool, prepared: Path
 ) -> None:
-    run(tmp_path, SHORT, stop_at=6)
-    newest = store.latest(run_folder(tmp_path))
+    run(prepared, SHORT, stop_at=6)
+    newest = store.latest(run_folder(prepared))
     assert newest is not None
-    log = Home(tmp_path).log("run")
+    log = Home(prepared).log("run")
     before = log.read_bytes()
-    moved = {"run": run_folder(tmp_path), "newest step": newest, "log": log.parent}[what]
-    disk = tmp_path / "disk"
+    moved = {"run": run_folder(prepared), "newest step": newest, "log": log.parent}[what]
+    disk = prepared / "disk"
     disk.mkdir()
     shutil.move(moved, disk / "moved")
     moved.symlink_to(disk / "moved")
-    disk.rename(tmp_path / "unplugged")
+    disk.rename(prepared / "unplugged")
     with pytest.raises(MlxchatError) as raised:
-        run(tmp_path, SHORT, fresh=fresh)
+        run(prepared, SHORT, fresh=fresh)
     assert f"{moved} is a link to {disk / 'moved'}, which is not" in raised.value.problem
     assert "disk connected" in raised.value.remedy
-    (tmp_path / "unplugged").rename(disk)
-    assert store.steps(run_folder(tmp_path)) == [3, 6]
+    (prepared / "unplugged").rename(disk)
+    assert store.steps(run_folder(prepared)) == [3, 6]
     assert log.read_bytes() == before
-    run(tmp_path, SHORT)
-    assert logged(tmp_path, "step") == list(range(1, 13))
+    run(prepared, SHORT)
+    assert logged(prepared, "step") == list(range(1, 13))

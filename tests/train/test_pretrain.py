@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,20 +27,13 @@ from mlxchat.optim.optimizer import Rates
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Saved, Stepped
 from mlxchat.tokenizer.bpe import Tokenizer
-from mlxchat.train.loop import Launch, Pending, ShouldStop, TrainingStep
+from mlxchat.train.loop import Launch, Pending, ShouldStop, StepParts
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event]]:
     home = tmp_path_factory.mktemp("straight")
     return home, run(home)
-
-
-@pytest.fixture
-def prepared(straight: tuple[Path, list[Event]], tmp_path: Path) -> Path:
-    """A home that has a tokenizer already, so that no run in it need train one."""
-    shutil.copytree(straight[0] / "tokenizer_builtin", tmp_path / "tokenizer_builtin")
-    return tmp_path
 
 
 def test_events_come_in_order(straight: tuple[Path, list[Event]]) -> None:
@@ -94,6 +86,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
             assert event.bits_per_byte == match[0].bits_per_byte
 
 
+@pytest.mark.slow  # test_saved_runs resumes a modern run, too
 def test_an_interrupted_modern_run_resumes_bit_for_bit(prepared: Path) -> None:
     modern = CONFIG.model_copy(
         update={
@@ -120,14 +113,14 @@ def test_an_interrupted_modern_run_resumes_bit_for_bit(prepared: Path) -> None:
     assert layout.read_model(folder, mx.float32).model.config.windows == (128, 160)
 
 
-def step_of(home: Path, config: PretrainConfig) -> TrainingStep:
+def step_of(home: Path, config: PretrainConfig) -> StepParts:
     """Return what a run computes its steps with, without computing one."""
-    compiled: list[TrainingStep] = []
+    compiled: list[StepParts] = []
 
     def never(number: int) -> Pending:
         raise Stopped
 
-    def keep(step: TrainingStep, stop: ShouldStop) -> Launch:
+    def keep(step: StepParts, stop: ShouldStop) -> Launch:
         compiled.append(step)
         return never
 

@@ -100,11 +100,11 @@ def test_a_run_resumes_with_data_that_moved(tmp_path: Path) -> None:
     run(tmp_path, moved)
 
 
-def test_the_built_in_corpus_is_not_a_folder_of_that_name(tmp_path: Path) -> None:
-    run(tmp_path, CONFIG, stop_at=1)
-    folder = shards(tmp_path / "data", 0, 1)
+def test_the_built_in_corpus_is_not_a_folder_of_that_name(prepared: Path) -> None:
+    run(prepared, CONFIG, stop_at=1)
+    folder = shards(prepared / "data", 0, 1)
     with pytest.raises(MlxchatError, match="was started with the dataset's own folder, not with"):
-        run(tmp_path, CONFIG.model_copy(update={"data_dir": folder}))
+        run(prepared, CONFIG.model_copy(update={"data_dir": folder}))
 
 
 def test_a_run_resumes_in_a_home_that_moved(tmp_path: Path) -> None:

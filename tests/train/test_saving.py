@@ -20,7 +20,7 @@ from mlxchat.telemetry import log as runlog
 from mlxchat.telemetry.events import Stepped
 from mlxchat.train import inputs
 from mlxchat.train.divergence import NotFiniteError, check_finite
-from mlxchat.train.loop import Launch, Pending, ShouldStop, TrainingStep, compile_step
+from mlxchat.train.loop import Launch, Pending, ShouldStop, StepParts, compile_step
 from mlxchat.train.pretrain import run_pretraining
 from mlxchat.train.stage import read_trainer
 
@@ -77,7 +77,7 @@ def test_diverging_before_the_first_save_names_save_every(tmp_path: Path) -> Non
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     config = QUIET.model_copy(update={"data_dir": shards(tmp_path / "data", 0, 1)})
 
-    def compiled(step: TrainingStep, stop: ShouldStop) -> Launch:
+    def compiled(step: StepParts, stop: ShouldStop) -> Launch:
         launch = compile_step(step, stop)
 
         def launch_and_spoil(number: int) -> Pending:

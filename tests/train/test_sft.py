@@ -30,7 +30,7 @@ from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, St
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message
 from mlxchat.train.base import Base, read_base
-from mlxchat.train.loop import TrainingStep, compile_step
+from mlxchat.train.loop import StepParts, compile_step
 from mlxchat.train.pretrain import run_pretraining
 from mlxchat.train.sft import run_fine_tuning, with_source
 from mlxchat.train.sft_plan import sft_plan, survey
@@ -173,7 +173,7 @@ def test_a_step_is_the_mean_over_its_answers_however_it_is_split() -> None:
         model.lm_head.weight = mx.random.normal(model.lm_head.weight.shape, key=mx.random.key(1))
         optimizer = MuonAdamW(model)
         groups = ("embedding", "unembedding", "matrix")
-        step = TrainingStep(
+        step = StepParts(
             model=model,
             optimizer=optimizer,
             batches=(

@@ -150,7 +150,7 @@ def read_model(folder: Path, dtype: mx.Dtype) -> SavedModel:
 
     Args:
         folder: the model's directory.
-        dtype: of the activations.
+        dtype: the dtype of the activations.
 
     Raises:
         CheckpointError: a file is missing or damaged; a tensor is missing, unexpected or has
@@ -189,7 +189,7 @@ def load_for_inference(folder: Path) -> SavedModel:
     """
     bound_buffer_cache()
     saved = read_model(folder, machine().compute_dtype)
-    saved.model.ready_to_infer()
+    saved.model.prepare_for_inference()
     return saved
 
 

@@ -13,7 +13,7 @@ from mlxchat.cli.options import Json
 from mlxchat.cli.session import exit_promptly
 from mlxchat.config.run import NAME_PATTERN
 from mlxchat.data.chats.sources import BUILTIN
-from mlxchat.data.shards import DATASETS, status
+from mlxchat.data.shards import DATASETS, dataset_names, status
 from mlxchat.errors import ConfigError, NotFound
 from mlxchat.home import DEFAULT_DATASET, Home
 from mlxchat.ui.console import Screen, say, table
@@ -27,8 +27,8 @@ def fetch_command(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help=f"{DEFAULT_DATASET} (the default) or climbmix (licensed for non-commercial use "
-            "only); with --from, a name for your text. Default: the name of the file or folder.",
+            help=f"One of {dataset_names()}; default: {DEFAULT_DATASET}. With --from, a name for "
+            "your text; default: the name of the file or folder.",
         ),
     ] = None,
     source: Annotated[

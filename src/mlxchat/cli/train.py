@@ -2,7 +2,6 @@
 
 import json as json_format
 import sys
-import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +13,6 @@ from mlxchat.cli.supervise import train_supervised
 from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig, PretrainConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.home import Home
-from mlxchat.telemetry.events import Noted
 from mlxchat.ui.console import Screen, say
 from mlxchat.ui.text import as_options
 
@@ -64,9 +62,9 @@ def sft_command(config: SftConfig, fresh: Fresh = False, json: Json = False) -> 
 
     The loss counts only what the assistant says, and conversations are kept whole.
     Each row of a file may be {"messages": [{"role": ..., "content": ...}]}, a bare list
-    of messages, ShareGPT, Alpaca, GSM8K or multiple choice; rows that cannot be used
-    are counted and reported. To resume from the newest checkpoint, repeat the same
-    command.
+    of messages, ShareGPT, Alpaca, Dolly, a prompt with its completion, GSM8K or multiple
+    choice; rows that cannot be used are counted and reported. To resume from the newest
+    checkpoint, repeat the same command.
     """
     from mlxchat.train.sft import run_fine_tuning, with_source
 
@@ -148,44 +146,19 @@ def _show_estimate(
     train: bool,
 ) -> None:
     """Plan the run, or take the plan of the saved one, and show what it takes."""
-    from mlxchat import runtime
-    from mlxchat.plan import plan as planning
     from mlxchat.plan.budget import reason
-    from mlxchat.plan.estimate import Room, VocabularySource, estimate
-    from mlxchat.train.inputs import vocabulary
-    from mlxchat.train.measure import measured_plan, resources
+    from mlxchat.train.estimate import estimate_run
     from mlxchat.ui.estimate import estimate_heading, estimate_sections
     from mlxchat.ui.tables import show
 
-    available = resources()
-    source: VocabularySource = "tokenizer"
-    step = None
-    if saved:
-        step, plan = saved.trainer.step, saved.plan
-        if not saved.trainer.finished:
-            plan = planning.refitted(plan, config, available)
-    else:
-        vocab_size, source = vocabulary(config, home)
-        if config.budget:
-            with Screen(stream=sys.stderr) as screen:
-                screen.show(Noted(time.time(), "Measuring how fast this machine trains."))
-                plan = measured_plan(config, vocab_size, available, time.time(), time.time)
-        else:
-            plan = planning.plan(config, vocab_size, available)
-    limit = plan.memory_limit or available.memory
-    machine = runtime.machine()
-    room = Room(config.memory_limit, runtime.cache_limit(limit, plan.peak), machine.memory)
-    if train:
-        runtime.check_limits(limit, config.wired_bytes)
-    facts = estimate(
-        plan, config.tag, source, step, available, room, machine.device, runtime.matmul_flops()
-    )
+    with Screen(stream=sys.stderr) as screen:
+        facts = estimate_run(config, home, saved, screen.show, check_limits=train)
     if json:
         say(facts.model_dump_json())
         return
     heading = estimate_heading(facts)
-    if plan.costs:
-        heading.append(as_options(reason(config, plan)))
+    if facts.plan.costs:
+        heading.append(as_options(reason(config, facts.plan)))
     if config.of_preset:
         heading.append(as_options(f"Preset {config.preset}: {config.of_preset}"))
     show(heading, estimate_sections(facts))

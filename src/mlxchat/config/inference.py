@@ -1,4 +1,4 @@
-"""Settings of sampling, of evaluating chat models and of benchmarks. Pure: quick to import."""
+"""Settings of generation, of evaluating chat models and of benchmarks. Pure: quick to import."""
 
 from pathlib import Path
 from typing import Literal, get_args
@@ -42,6 +42,15 @@ class Sampling(BaseModel):
     repetition_penalty: float = Field(
         1.0, ge=1, description="Make tokens that have occurred before less likely; 1 has no effect."
     )
+
+
+class Generation(BaseModel):
+    """How many tokens a program generates, and from which seed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_tokens: int = Field(ge=1, description="The largest number of tokens to generate.")
+    seed: int = Field(ge=0, lt=2**64, description="The seed of the random draws.")
 
 
 TaskName = Literal["arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval", "spelling"]

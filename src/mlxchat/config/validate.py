@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -34,7 +35,7 @@ def validated(kind: type[Validated], given: Mapping[str, Any]) -> Validated:
             else f"There are: {', '.join(kind.model_fields)}.",
         )
     try:
-        return kind(**given)
+        return kind(**{name: _as_text(kind, name, value) for name, value in given.items()})
     except ValidationError as error:
         fault = error.errors()[0]
         if not fault["loc"]:
@@ -44,6 +45,16 @@ def validated(kind: type[Validated], given: Mapping[str, Any]) -> Validated:
             f"`{name}={given.get(name)}`: {spell_fault(fault)}.",
             f"`{name}`: {kind.model_fields[name].description}",
         ) from error
+
+
+def _as_text(kind: type[BaseModel], name: str, value: object) -> object:
+    """Return a path, or each path of a list, as text if that is what the setting holds."""
+    annotation = kind.model_fields[name].annotation
+    if Path in (annotation, *get_args(annotation)):
+        return value
+    if isinstance(value, list | tuple):
+        return [str(item) if isinstance(item, Path) else item for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def spell_fault(fault: ErrorDetails) -> str:

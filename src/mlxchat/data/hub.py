@@ -302,7 +302,7 @@ def _token() -> str | None:
     token = token.strip()
     if not (token.isascii() and token.isprintable()):  # httpx's own error would show the token
         raise DataError(
-            f"{source} holds no token: it has characters that no token has.",
+            f"{source} does not hold a token: it has characters that no token has.",
             "Set HF_TOKEN to a token as the hub shows it, or unset it.",
         )
     return token or None

@@ -296,8 +296,8 @@ def _files(source: Path) -> list[Path]:
 
 def _empty(path: Path, alone: bool, note: Callable[[str], None]) -> None:
     if alone:
-        raise DataError(f"{path} is empty: it holds no text.", "Put some text into it.")
-    note(f"{path} holds no text and is skipped.")
+        raise DataError(f"{path} is empty: it does not hold any text.", "Put some text into it.")
+    note(f"{path} does not hold any text and is skipped.")
 
 
 class _Split:

@@ -50,7 +50,7 @@ class StreamingShards:
         max_cached: training shards on disk at a time, with the one that is being downloaded; the
             validation shard comes on top. Files that were there before count, but are never
             dropped; two are always allowed beside them.
-        hub: to download from.
+        hub: the hub to download from.
         report: called with progress in bytes and reasons for waiting, also from the thread.
         num_shards: the number of training shards; None for all.
         clock: returns seconds since the epoch.

@@ -34,7 +34,7 @@ class KVCache:
         """The last ids read, (B, 1); None if none have been."""
         return self._ids[-1][:, -1:] if self._ids else None
 
-    def read(self, ids: mx.array) -> mx.array | None:
+    def record(self, ids: mx.array) -> mx.array | None:
         """Record that (B, T) ids are read; returns the ids before them, (B, 1), or None."""
         before = self.latest
         self._ids.append(ids)
@@ -143,9 +143,9 @@ class BatchCache:
     sequence counts its own positions.
 
     Args:
-        caches: of batch size 1, each with at least one position; they do not change. One cache may
+        caches: caches of batch size 1, each with at least one position; they do not change. One may
             occur several times: the samples that continue one prompt share its prefill.
-        windows: of the layers.
+        windows: the windows of the layers.
 
     Attributes:
         offset: positions read by each sequence, (B,).
@@ -164,7 +164,7 @@ class BatchCache:
             for *rows, window in layers
         ]
 
-    def read(self, ids: mx.array) -> mx.array:
+    def record(self, ids: mx.array) -> mx.array:
         """Record that (B, 1) ids are read; returns the ids before them, (B, 1).
 
         Raises:

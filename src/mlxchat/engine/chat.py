@@ -57,11 +57,11 @@ class Chat:
         tokenizer: the one that the model was trained with.
         conversational: whether the model was trained on conversations.
         sampling: how tokens are chosen.
-        seed: of the random draws; the same seed and messages give the same answers.
-        max_tokens: at most this many tokens in one answer.
+        seed: the seed of the random draws; the same seed and messages give the same answers.
+        max_tokens: the largest number of tokens in one answer.
 
     Attributes:
-        conversational: as given.
+        conversational: whether the model was trained on conversations.
         dropped: the number of oldest turns that no longer fit the context. The model doesn't see
             them; `messages` still has them.
         truncated: whether the latest answer was cut off by ``max_tokens`` or the context.

@@ -46,8 +46,8 @@ def generate(
         max_tokens: yield at most this many tokens.
         repetition_penalty: makes tokens less likely that occurred before; 1 for none.
         seen: tokens the cache held before ``ids``; they count for the repetition penalty.
-        tools: makes a function that forces tokens. Those are yielded and held like others and count
-            for ``max_tokens``; the token sampled in the place of a forced one has no effect.
+        tools: returns a function that forces tokens. Those are yielded and held like others and
+            count for ``max_tokens``; the token sampled in the place of a forced one has no effect.
 
     Raises:
         ValueError: ``ids`` is empty.
@@ -93,7 +93,7 @@ def generate_batch(
 
     Args:
         model: the network; the caller makes sure that its context is long enough.
-        prompts: of any lengths, each of at least one token.
+        prompts: token ids, at least one per prompt; the lengths may differ.
         sample: chooses tokens, such as `mlxchat.engine.sampling.make_sampler` makes one.
         stop: tokens that end a continuation; they are not yielded or penalised.
         max_tokens: yield at most this many tokens for a prompt.

@@ -1,7 +1,12 @@
-"""From logits to tokens: pure functions whose last axis is the vocabulary.
+"""From logits to tokens: pure functions along the last axis.
 
-`make_sampler` chains them as the settings say. To add a sampler, write a function here, a field in
-`mlxchat.config.inference.Sampling`, and the line in `make_sampler` that joins them.
+`make_sampler` chains them as the settings say. The last axis of `greedy` and `penalise` is the
+vocabulary. Filters (`keep_top_p`, `keep_min_p`) come after the temperature and after top-k: they
+get the logits of all tokens, or of only the k largest in any order, so that a filter must not take
+an index for a token. They return logits of the same shape, with -inf for what they exclude.
+
+To add a filter, write a function here, a field in `mlxchat.config.inference.Sampling`, and the line
+in `make_sampler` that joins them.
 """
 
 import math
@@ -23,8 +28,8 @@ def make_sampler(sampling: Sampling, key: mx.array) -> Sampler:
     The repetition penalty is not part of it, since that depends on earlier tokens: see `penalise`.
 
     Args:
-        key: of `mx.random.key`. Every call draws with another key split off it, so that the same
-            calls of samplers with equal keys give the same tokens.
+        key: a key from `mx.random.key`. Every call draws with another key split off it, so that the
+            same calls of samplers with equal keys give the same tokens.
     """
     if sampling.temperature < COLDEST:
         return greedy

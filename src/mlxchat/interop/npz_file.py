@@ -29,7 +29,7 @@ class NpzArray:
     Attributes:
         entry: the entry of the zip file that holds it.
         start: the offset of its elements in the entry, in bytes.
-        shape, dtype: of the array that `read` returns.
+        shape, dtype: those of the array that `read` returns.
     """
 
     entry: Entry
@@ -69,7 +69,7 @@ def _array(path: Path, entry: Entry) -> NpzArray:
             raise ValueError(f"version {version}")
         shape, in_columns, dtype = npy.read_array_header_1_0(header, LARGEST_HEADER)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-        raise damaged(path, f"{entry.name} is no array: {error}") from error
+        raise damaged(path, f"{entry.name} is not an array: {error}") from error
     if dtype.str not in _DTYPES:
         raise damaged(path, f"{entry.name} is of {dtype.str}, which is not supported")
     if in_columns:

@@ -206,7 +206,7 @@ class _Machine:
         if not isinstance(function, Function):
             raise _RefusedError(f"it calls {_type_of(function)}")
         if not isinstance(arguments, tuple):
-            raise ValueError("arguments that are no tuple")
+            raise ValueError("arguments that are not a tuple")
         self.push(function.call(arguments))
 
     def build(self) -> None:

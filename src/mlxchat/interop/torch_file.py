@@ -209,7 +209,7 @@ def _parameter(arguments: tuple[Any, ...]) -> TorchTensor:
     match arguments:
         case (TorchTensor() as tensor, *_):
             return tensor
-    raise ValueError("a parameter that is no tensor")
+    raise ValueError("a parameter that is not a tensor")
 
 
 class _OrderedDict(dict[Any, Any], Instance):
@@ -226,7 +226,7 @@ def _size(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     match arguments:
         case (tuple() as shape,):
             return shape
-    raise ValueError("a size that is no tuple")
+    raise ValueError("a size that is not a tuple")
 
 
 def _device(arguments: tuple[Any, ...]) -> str:

@@ -10,7 +10,7 @@ from mlxchat.model.config import GPTConfig
 from mlxchat.model.cpu import FEW_ROWS, multiply_few_rows, relu_squared
 from mlxchat.model.quantized import QuantizedLinear
 from mlxchat.model.rope import Rope, apply_rope
-from mlxchat.model.size import QUERIES
+from mlxchat.model.size import QUERY_BLOCK
 from mlxchat.runtime import machine, mx, nn
 
 NORM_EPS = 1.1920929e-07  # float32's machine epsilon, which torch's rms_norm uses by default
@@ -25,9 +25,11 @@ class LayerCache(Protocol):
     ) -> tuple[mx.array, mx.array, mx.array | None]:
         """Append the keys and values of T new positions, (B, n_kv_head, T, D) each.
 
-        Returns the (B, n_kv_head, S, D) keys and values that the new positions can see, the T new
-        ones last, and a mask. Only when T is 1 may the S positions be in any order and the mask be
-        an array, (B, 1, 1, S), to be added to the scores.
+        Returns the (B, n_kv_head, S, D) keys and values that the new positions can see, and a mask.
+
+        If T > 1, the mask is None and the T new positions are the last ones: `causal_attention`
+        hides what the window does not allow. If T = 1, the cache returns only positions within the
+        window, in any order, and may return a mask, (B, 1, 1, S), to be added to the scores.
         """
 
 
@@ -43,7 +45,10 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=False)
 
     def __call__(self, x: mx.array, onto: mx.array | None = None) -> mx.array:
-        """Map (..., in_features) to (..., out_features), and add ``onto`` in the same kernel."""
+        """Map (..., in_features) to (..., out_features), and add ``onto``.
+
+        The addition is done in the kernel of the product where there is one for both.
+        """
         weight = self.weight.astype(x.dtype)
         if machine().backend == "cpu" and x.size <= FEW_ROWS * x.shape[-1]:
             y = multiply_few_rows(x, weight)
@@ -64,7 +69,7 @@ class Linear(nn.Linear):
 
 
 class Attention(nn.Module):
-    """Causal self-attention; multi-query when there are fewer key heads than query heads."""
+    """Causal self-attention; grouped-query if there are fewer key heads than query heads."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -120,13 +125,16 @@ class Attention(nn.Module):
             q, k = apply_rope(norm(q), rope), apply_rope(norm(k), rope)
         else:
             qkv = self.c_qkv(x).reshape(shape)  # (B, T, H + 2 * n_kv_head, D)
-            qk, v = apply_rope(norm(qkv[:, :, :n_qk]), rope), qkv[:, :, n_qk:]
-            q, k = qk[:, :, : self.n_head], qk[:, :, self.n_head :]
+            qk = apply_rope(norm(qkv[:, :, :n_qk]), rope)  # (B, T, H + n_kv_head, D)
+            q = qk[:, :, : self.n_head]  # (B, T, H, D)
+            k = qk[:, :, self.n_head :]  # (B, T, n_kv_head, D)
+            v = qkv[:, :, n_qk:]  # (B, T, n_kv_head, D)
         if value_embedding is not None:
             ve = value_embedding.reshape(v.shape)  # (B, T, n_kv_head, D)
             if self.gate_channels:
-                gate = self.gate_scale * mx.sigmoid(self.ve_gate(x[..., : self.gate_channels]))
-                ve = gate[..., None] * ve  # (B, T, n_kv_head, 1) * (B, T, n_kv_head, D)
+                gate = mx.sigmoid(self.ve_gate(x[..., : self.gate_channels]))  # (B, T, n_kv_head)
+                gate = self.gate_scale * gate
+                ve = gate[..., None] * ve  # (B, T, n_kv_head, D)
             v = v + ve
         q, k, v = (heads.transpose(0, 2, 1, 3) for heads in (q, k, v))  # heads before positions
         return q, k, v
@@ -145,15 +153,17 @@ class Attention(nn.Module):
         return self.c_proj(y, onto)
 
     def fuse_qkv(self) -> None:
-        """Make one product of the three projections to q, k and v, which saves four kernels.
+        """Fuse the q, k and v projections into one matrix product; this saves four kernels.
 
-        Layers that another program quantized in different formats stay apart.
+        Layers that another program quantized in different formats are not fused.
         """
         names = ("c_q", "c_k", "c_v")
         if len({_format(self[name]) for name in names}) > 1:
             return
         layers = [self.pop(name) for name in names]
         fused = {name: mx.concatenate([layer[name] for layer in layers]) for name in layers[0]}
+        # The former c_q becomes the fused layer: it keeps its class and quantization format, while
+        # its arrays, (out_features, ...), are replaced by the joined rows of all three.
         self.c_qkv = layers[0].update(fused)
 
 
@@ -172,33 +182,35 @@ def causal_attention(
     """Scaled dot-product attention of the last T of S positions, (B, H, T, D).
 
     On CPUs MLX has no fused kernel and holds all T * S scores. There the queries are taken in
-    blocks of `QUERIES`, each with only the keys that it can see: about half of the scores are never
-    computed, and those of one block are held at a time.
+    blocks of `QUERY_BLOCK`, each with only the keys that it can see: about half of the scores are
+    never computed, and those of one block are held at a time.
 
     Args:
         q: (B, H, T, D).
         k, v: (B, n_kv_head, S, D).
         scale: factor of the scores, before the softmax.
         window: how many positions before its own each query can see.
-        mask: (B, 1, 1, S), added to the scores when T is 1. That one query sees all S positions
-            otherwise, whatever the window.
+        mask: None if T > 1, where the causal mask and the window are made here. If T = 1, None or
+            (B, 1, 1, S), to be added to the scores; the query sees all other positions whatever the
+            window, since a cache passes only those that the window allows.
     """
     T, S = q.shape[2], k.shape[2]
     if T == 1:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
-    block = QUERIES if machine().backend == "cpu" else T
+    block = QUERY_BLOCK if machine().backend == "cpu" else T
     outputs = []
-    for first in range(0, T, block):
-        last = min(first + block, T)
-        begin, end = max(0, S - T + first - window), S - T + last  # the keys that the block sees
+    for start in range(0, T, block):
+        stop = min(start + block, T)
+        # The keys that the block of queries sees.
+        first_key, stop_key = max(0, S - T + start - window), S - T + stop
         outputs.append(
             mx.fast.scaled_dot_product_attention(
-                q[:, :, first:last],
-                k[:, :, begin:end],
-                v[:, :, begin:end],
+                q[:, :, start:stop],
+                k[:, :, first_key:stop_key],
+                v[:, :, first_key:stop_key],
                 scale=scale,
-                mask=_causal_mask(last - first, end - begin, window, q.dtype),
-            )  # (B, H, last - first, D)
+                mask=_causal_mask(stop - start, stop_key - first_key, window, q.dtype),
+            )  # (B, H, stop - start, D)
         )
     return mx.concatenate(outputs, axis=2)
 
@@ -253,7 +265,7 @@ class Block(nn.Module):
         x = self.attn(norm(x), rope, value_embedding, cache, onto=x)
         return self.mlp(norm(x), onto=x)
 
-    def ready_to_infer(self) -> None:
+    def prepare_for_inference(self) -> None:
         """Prepare for decoding, where a kernel takes longer to launch than to run.
 
         Single positions then take fewer kernels. On GPUs they are compiled too; on CPUs MLX would

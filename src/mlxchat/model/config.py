@@ -48,7 +48,7 @@ class Era(NamedTuple):
         gate: the gate of the value embeddings.
         short_window: maps the context length to how many positions before its own a token sees in
             layers with a short window; None if no layer has one.
-        smear: whether the network has smear and backout.
+        smear_and_backout: whether the network has both; nanochat added them together.
         softcaps: the bounds of the logits that were in use; the first is the default.
     """
 
@@ -60,7 +60,7 @@ class Era(NamedTuple):
     value_embeddings: int = 0
     gate: Gate | None = None
     short_window: Callable[[int], int] | None = None
-    smear: bool = False
+    smear_and_backout: bool = False
     softcaps: tuple[float, ...] = (15.0,)
 
     @property
@@ -71,7 +71,7 @@ class Era(NamedTuple):
             marks.add("value_embeds")
         if self.gate:
             marks.add(_gates(self.gate.channels))
-        if self.smear:
+        if self.smear_and_backout:
             marks |= {"smear_gate", "smear_lambda", "backout_lambda"}
         return frozenset(marks)
 
@@ -112,7 +112,7 @@ MODERN = GATES_12._replace(  # a825e63, 14 March 2026, to 92d63d4, 3 July 2026
     name="modern",
     qk_scale=1.2,
     short_window=lambda context: _share(context, of=4),
-    smear=True,
+    smear_and_backout=True,
 )
 ERAS: dict[EraName, Era] = {
     era.name: era for era in (CLASSIC, LAMBDAS, VALUES, GATES_32, GATES_12, MODERN)
@@ -167,7 +167,7 @@ WINDOW_PATTERNS: dict[Architecture, str] = {"classic": "L", "modern": "SSSL"}
 class GPTConfig(BaseModel):
     """The shape of a nanochat GPT.
 
-    Attention is multi-query when ``n_kv_head`` is smaller than ``n_head``. The era is the one named
+    Attention is grouped-query if ``n_kv_head`` is smaller than ``n_head``. The era is the one named
     like the architecture unless another one is given.
 
     >>> GPTConfig.from_depth(12, vocab_size=65_536, sequence_len=2048).n_embd
@@ -233,7 +233,7 @@ class GPTConfig(BaseModel):
         """Return how many channels of the residual stream each gate sees."""
         gate = self.traits.gate
         return {
-            "the smear's gate": SMEAR_CHANNELS if self.traits.smear else 0,
+            "the smear's gate": SMEAR_CHANNELS if self.traits.smear_and_backout else 0,
             "the value embeddings' gate": gate.channels if gate else 0,
         }
 
@@ -297,7 +297,7 @@ class GPTConfig(BaseModel):
             vocab_size: number of tokens in the vocabulary.
             sequence_len: context length in tokens.
             head_dim: width of a head.
-            arch: which architecture.
+            arch: the architecture.
             window_pattern: see the field; by default the architecture's own.
         """
         width = depth * ASPECT_RATIO

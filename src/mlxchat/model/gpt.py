@@ -39,8 +39,10 @@ class Cache(Protocol):
     def layers(self) -> Sequence[LayerCache]:
         """The keys and values, one cache per layer."""
 
-    def read(self, ids: mx.array) -> mx.array | None:
-        """Record (B, T) ids as read; return the ids just before them, (B, 1), None at the start."""
+    def record(self, ids: mx.array) -> mx.array | None:
+        """Record that (B, T) ids are read; return the ids just before them, (B, 1), None at the
+        start.
+        """
 
 
 class GPT(nn.Module):
@@ -68,7 +70,7 @@ class GPT(nn.Module):
         self.lm_head = Linear(config.n_embd, config.padded_vocab_size)
         for name in era.lambdas:
             self[name] = mx.ones(config.n_layer)
-        if era.smear:
+        if era.smear_and_backout:
             self.smear_gate = Linear(SMEAR_CHANNELS, 1)
             self.smear_lambda = mx.zeros(1)
             self.backout_lambda = mx.zeros(1)
@@ -90,7 +92,7 @@ class GPT(nn.Module):
             dtype: the dtype of the activations; by default the one that suits this machine.
         """
         model = cls(config, dtype or machine().compute_dtype)
-        draw = _classic if config.arch == "classic" else _modern
+        draw = _draw_classic if config.arch == "classic" else _draw_modern
         key, drawn = mx.random.key(seed), []
         for name, weight in sorted(model.named_parameters().items()):
             key, own = mx.random.split(key)
@@ -122,9 +124,9 @@ class GPT(nn.Module):
         """
         offset = cache.offset if cache is not None else 0
         if ids.shape[1] == 1:
-            offset = mx.array(offset)  # `OnePosition` would compile again for every other integer
+            offset = mx.array(offset)  # `OnePosition` would compile again for every new offset
         rope = Rope(self.config.traits.rope_base, offset)
-        previous = cache.read(ids) if cache is not None else None  # (B, 1)
+        previous = cache.record(ids) if cache is not None else None  # (B, 1)
         caches = cache.layers if cache is not None else [None] * self.config.n_layer
         x = x0 = middle = self.embed(ids, previous)  # (B, T, C)
         for i, layer_cache in enumerate(caches):
@@ -141,7 +143,7 @@ class GPT(nn.Module):
             previous: (B, 1) ids that came just before them; None at the start.
         """
         x = self._token_embedding(ids)  # (B, T, C)
-        if not self.config.traits.smear:
+        if not self.config.traits.smear_and_backout:
             return x
         # Smear: add to each embedding a gated share of the one before it.
         first = mx.zeros_like(x[:, :1]) if previous is None else self._token_embedding(previous)
@@ -191,7 +193,7 @@ class GPT(nn.Module):
         Backout subtracts a share of ``middle`` first: the residual stream after the layer in the
         middle, (B, T, C).
         """
-        if self.config.traits.smear:
+        if self.config.traits.smear_and_backout:
             x = self._mix(1, x, -self.backout_lambda, middle)
         return norm(x)
 
@@ -204,7 +206,7 @@ class GPT(nn.Module):
         return norm(self.transformer["wte"](ids).astype(self.dtype))  # (B, T, C)
 
     def _mix(self, a: mx.array | int, x: mx.array, b: mx.array, y: mx.array) -> mx.array:
-        """Return a * x + b * y, computed in float32 like the scalars, in the compute dtype."""
+        """Return a * x + b * y, computed in float32 and rounded to the compute dtype."""
         return (a * x + b * y).astype(self.dtype)
 
     # ==== Loss ====
@@ -215,11 +217,11 @@ class GPT(nn.Module):
         Args:
             ids: (B, T) integers.
             targets: (B, T) integers; the loss is 0 where the target is -1.
-            chunk_rows: positions whose logits are computed at a time, at least.
+            chunk_rows: the minimum number of positions whose logits are computed at a time.
         """
         config, flat = self.config, targets.reshape(-1)  # (B * T,)
         x = self.features(ids).reshape(-1, config.n_embd)  # (B * T, C)
-        weight = self.lm_head.dense  # (V or more, C)
+        weight = self.lm_head.dense  # (V or more, C); losses of quantized models are measured too
         losses = cross_entropies(x, weight, flat, config.vocab_size, config.softcap, chunk_rows)
         return losses.reshape(targets.shape)  # (B, T)
 
@@ -240,6 +242,7 @@ class GPT(nn.Module):
             count: divide by this instead, the number of targets in all micro-batches of a step.
         """
         x = self.features(ids)  # (B, T, C)
+        # A gradient is needed for the parameter itself; quantized models are not trained.
         return self.mean_loss(x, self.lm_head.weight, targets, chunk_rows, count)
 
     def mean_loss(
@@ -250,7 +253,7 @@ class GPT(nn.Module):
         chunk_rows: int,
         count: mx.array | None,
     ) -> mx.array:
-        """Return the mean loss of features ``x``, (B, T, C), given the head's weight, (V, C)."""
+        """Return the mean loss of features ``x``, (B, T, C); the head is (V or more, C)."""
         config, flat = self.config, targets.reshape(-1)  # (B * T,)
         x = x.reshape(-1, config.n_embd)  # (B * T, C)
         return mean_cross_entropy(
@@ -283,18 +286,18 @@ class GPT(nn.Module):
         self.load_weights([(n, w.astype(self.dtype)) for n, w in matrices.items()], strict=False)
         mx.eval(self.parameters())  # now, or both copies would live until the first token
 
-    def ready_to_infer(self) -> None:
+    def prepare_for_inference(self) -> None:
         """Rearrange the parameters for fast decoding. They can no longer be trained or saved."""
         self.cast_matrices()
         for block in self.transformer["h"]:
-            block.ready_to_infer()
+            block.prepare_for_inference()
         mx.eval(self.parameters())
 
 
 # ==== Initial parameters ====
 
 
-def _classic(name: str, shape: tuple[int, ...], _width: int, key: mx.array) -> mx.array:
+def _draw_classic(name: str, shape: tuple[int, ...], _width: int, key: mx.array) -> mx.array:
     """Draw a parameter as nanochat did in October 2025.
 
     The embedding is standard normal. The head and the matrices that write to the residual stream
@@ -305,12 +308,14 @@ def _classic(name: str, shape: tuple[int, ...], _width: int, key: mx.array) -> m
         return mx.zeros(shape)
     if name == "transformer.wte.weight":
         return mx.random.normal(shape, key=key)
+    if name.split(".")[-2] not in ("c_q", "c_k", "c_v", "c_fc"):
+        raise ValueError(f"no initial value is known for {name}")
     fan_out, fan_in = shape
     std = min(1.0, math.sqrt(fan_out / fan_in)) / math.sqrt(fan_in)
     return mx.random.normal(shape, key=key) * std
 
 
-def _modern(name: str, shape: tuple[int, ...], width: int, key: mx.array) -> mx.array:
+def _draw_modern(name: str, shape: tuple[int, ...], width: int, key: mx.array) -> mx.array:
     """Draw a parameter as nanochat did in July 2026.
 
     The embedding and the head are normal, the other matrices uniform. The gates of the value
@@ -335,4 +340,10 @@ def _modern(name: str, shape: tuple[int, ...], width: int, key: mx.array) -> mx.
             return mx.linspace(0.20, 0.05, shape[0])
         case "backout_lambda":
             return mx.full(shape, 0.2)
-    return mx.random.uniform(-bound, bound, shape, key=key)
+        case "c_q" | "c_k" | "c_v":
+            return mx.random.uniform(-bound, bound, shape, key=key)
+        case "v0_lambdas":  # of an era between the two, which is only trained from scratch in tests
+            return mx.random.uniform(-bound, bound, shape, key=key)
+    if name.startswith("value_embeds."):
+        return mx.random.uniform(-bound, bound, shape, key=key)
+    raise ValueError(f"no initial value is known for {name}")

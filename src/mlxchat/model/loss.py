@@ -12,7 +12,7 @@ from mlxchat.model.cpu import exp, log_sum_exp, tanh
 from mlxchat.model.size import chunk_size
 from mlxchat.runtime import mx
 
-CHUNK_ROWS = 128  # positions in a chunk, at least, unless the caller says otherwise
+CHUNK_ROWS = 128  # the default of the minimum number of positions per chunk
 FASTEST_CHUNK_ROWS = {"cpu": 128, "cuda": 2048, "metal": 1024}  # by backend, measured
 
 
@@ -37,7 +37,7 @@ def cross_entropies(
         targets: (N,) integers; the loss is 0 where the target is -1.
         vocab_size: V.
         softcap: the bound of the logits.
-        chunk_rows: positions in a chunk, at least.
+        chunk_rows: the minimum number of positions per chunk.
     """
     weight = weight[:vocab_size].astype(x.dtype)  # (V, C)
     losses: list[mx.array] = []

@@ -102,7 +102,8 @@ class Quantization(BaseModel):
         if self.mode != "affine":
             return FLOATING[self.mode]
         return Format(
-            group_size=self.group_size or DEFAULT_GROUP_SIZE, bits=self.bits or DEFAULT_BITS
+            group_size=DEFAULT_GROUP_SIZE if self.group_size is None else self.group_size,
+            bits=DEFAULT_BITS if self.bits is None else self.bits,
         )
 
     @property
@@ -199,8 +200,8 @@ def _indivisible(layer: Layer, format: Format, layers: list[Layer]) -> MlxchatEr
     if option and format.mode != "affine":
         option = f"`mode=affine` {option}"
     return ConfigError(
-        f"The rows of {layer.name} have {layer.width} weights, which is no multiple of the group "
-        f"size {format.group_size}.",
+        f"The rows of {layer.name} have {layer.width} weights, which is not a multiple of the "
+        f"group size {format.group_size}.",
         f"Use {option}."
         if option
         else "Only models whose width is a multiple of 32 can be quantized.",

@@ -5,11 +5,11 @@ The network and its optimizer compute in blocks of these sizes, and the memory p
 
 from mlxchat.model.config import SMEAR_CHANNELS, GPTConfig
 
-STACK = 2**26  # bytes that Muon orthogonalises at once, where one matrix has not more
-QUERIES = 256  # queries that attention takes at a time on CPUs
-CHUNK_LOGITS = 2**21  # logits in a chunk, at least: small vocabularies take more positions
-MOST_CHUNKS = 64  # chunks at most: each makes the compiled graph larger
-LARGEST_ARRAY = 2**31 - 1  # elements at most: beyond it MLX computes nonsense, or crashes
+STACK = 2**26  # bytes that Muon orthogonalises at once, unless a single matrix is larger
+QUERY_BLOCK = 256  # queries that attention takes at a time on CPUs
+CHUNK_LOGITS = 2**21  # the minimum of logits per chunk: small vocabularies take more positions
+MOST_CHUNKS = 64  # the maximum number of chunks: each makes the compiled graph larger
+LARGEST_ARRAY = 2**31 - 1  # elements of an array: beyond it MLX computes nonsense, or crashes
 
 
 def parameters(config: GPTConfig) -> dict[str, int]:
@@ -31,7 +31,7 @@ def parameters(config: GPTConfig) -> dict[str, int]:
             counts["matrices"] += mixing * config.n_kv_head * era.gate.channels
         counts["value_embeds"] = mixing * config.padded_vocab_size * config.kv_dim
         counts["scalars"] = len(era.lambdas) * config.n_layer
-        if era.smear:
+        if era.smear_and_backout:
             counts["scalars"] += SMEAR_CHANNELS + 2  # the smear's scalar, and the backout's
     return counts
 
@@ -47,7 +47,7 @@ def flops_per_token(config: GPTConfig) -> int:
 
     nanochat counts them so, after PaLM (https://arxiv.org/abs/2204.02311).
     """
-    gate = SMEAR_CHANNELS if config.traits.smear else 0
+    gate = SMEAR_CHANNELS if config.traits.smear_and_backout else 0
     attention = sum(12 * config.n_embd * window for window in config.windows)
     return 6 * (scaling_parameters(config) + gate) + attention
 

@@ -23,11 +23,11 @@ class Accumulate(Protocol):
         """Return the sums of loss and gradients, by parameter name.
 
         Args:
-            parameters: of the model, by name.
+            parameters: the model's parameters by name.
             ids, targets: (B, T) integers; positions whose target is -1 do not count.
-            count: positions that count in the whole step, a scalar; at least 1.
-            loss: sum so far, a float32 scalar.
-            gradients: sums so far by parameter name; none before the first micro-batch.
+            count: the number of positions that count in the whole step, a scalar, at least 1.
+            loss: the sum so far, a float32 scalar.
+            gradients: the sums so far by parameter name; empty before the first micro-batch.
         """
 
 
@@ -37,7 +37,7 @@ def compile_gradients(
     """Compile the forward and the backward pass of ``model``.
 
     Args:
-        chunk_rows: positions, at least, whose loss is computed at a time.
+        chunk_rows: the minimum number of positions per chunk of the loss.
         checkpoint: compute each block's activations again in the backward pass.
     """
 

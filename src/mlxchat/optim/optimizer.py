@@ -32,6 +32,10 @@ class ParamGroup(NamedTuple):
     rule: Rule
 
 
+Members = tuple[ParamGroup, list[str]]
+"""Names of parameters that their group's rule updates in one call."""
+
+
 PARAM_GROUPS: dict[Architecture, tuple[ParamGroup, ...]] = {  # the first match counts
     "classic": (
         ParamGroup("embedding", r"transformer\.wte\.", AdamW((0.8, 0.95))),
@@ -43,6 +47,7 @@ PARAM_GROUPS: dict[Architecture, tuple[ParamGroup, ...]] = {  # the first match 
         ParamGroup("unembedding", r"lm_head\.", AdamW((0.8, 0.96), 0.01)),
         ParamGroup("value_embeds", r"value_embeds\.", AdamW((0.8, 0.995), 0.01)),
         ParamGroup("resid", r"resid_lambdas$", AdamW((0.8, 0.95), 0.05)),
+        # Also the v0_lambdas of the era "values".
         ParamGroup("x0", r"[xv]0_lambdas$", AdamW((0.96, 0.95), 0.0)),
         ParamGroup("smear", r"smear_|backout_lambda$", AdamW((0.8, 0.95), 0.0)),
         ParamGroup(MATRIX, r"transformer\.h\.", NorMuon()),
@@ -70,6 +75,11 @@ class Rates(NamedTuple):
     weight_decay: mx.array  # of the groups whose rule has no constant one
 
 
+UpdateFn = Callable[[Arrays, Arrays, Arrays, Rates, float], tuple[Arrays, Arrays, mx.array]]
+"""`compute_update` for one model: parameters, gradients, state, rates and the limit of the norm to
+new parameters, new state and the norm."""
+
+
 def recipe_rates(recipe: Recipe, model: GPT, tokens_per_step: int = REFERENCE_BATCH) -> Rates:
     """Return a recipe's rates for ``model`` between warm-up and warm-down."""
     rates = learning_rates(recipe, model.config, tokens_per_step)
@@ -88,8 +98,12 @@ class MuonAdamW:
 
     Args:
         model: the model to be trained, its parameters float32.
-        recipe: what `step` takes rates and clipping from; by default the architecture's.
-        tokens_per_step: tokens in a batch, which the modern recipe scales learning rates by.
+        recipe: the source of the learning rates and the clipping of `step`; by default the
+            architecture's.
+        tokens_per_step: the number of tokens in a step. The modern recipe multiplies learning rates
+            (but that of smear and backout) by (tokens_per_step / 2**19)^(1/2); the classic recipe
+            ignores it. The default is nanochat's batch of 2**19 tokens: to train by hand in steps
+            of few tokens, give their number, or the rates are too high.
 
     Attributes:
         state: arrays by name: ``step``, the number of updates, and each rule's ``state_names``.
@@ -110,8 +124,9 @@ class MuonAdamW:
             for slot, array in zip(rule.state_names, rule.init(p), strict=True):
                 self.state[slot.format(name)] = array
         members = list(_members(arch, parameters, model.dtype))
-        self._updated = cast(Updated, mx.compile(partial(updated, members, model.dtype)))
-        self._compiled: tuple[GPT, Accumulate] | None = None  # gradients of that model
+        compute = mx.compile(partial(compute_update, members, model.dtype))
+        self._compute_update = cast(UpdateFn, compute)
+        self._gradients_of: tuple[GPT, Accumulate] | None = None  # a model, its compiled gradients
 
     def step(
         self, model: GPT, ids: mx.array, targets: mx.array, rates: Rates | None = None
@@ -119,19 +134,21 @@ class MuonAdamW:
         """Train ``model`` on one batch, in place; returns the loss before, a float32 scalar.
 
         Args:
-            model: the one that the optimizer was made for.
+            model: the model that the optimizer was made for, or another one of the same parameters;
+                its gradients are compiled again whenever it is not the object of the last call.
             ids, targets: (B, T) integers; positions whose target is -1 do not count.
-            rates: in place of the recipe's.
+            rates: the rates of this step; by default the recipe's.
         """
-        if self._compiled is None or self._compiled[0] is not model:
-            self._compiled = model, compile_gradients(model)
+        if self._gradients_of is None or self._gradients_of[0] is not model:
+            self._gradients_of = model, compile_gradients(model)
+        accumulate = self._gradients_of[1]
         ids, targets = mx.array(ids), mx.array(targets)
         count = mx.maximum((targets >= 0).sum(), 1)
-        loss, gradients = self._compiled[1](
+        loss, gradients = accumulate(
             model.named_parameters(), ids, targets, count, mx.array(0.0), {}
         )
         self.update(model, gradients, rates or self.rates, self.grad_clip)
-        del gradients  # its memory is used again by the update
+        del gradients  # so that the update can reuse their memory
         mx.eval(loss, model.parameters(), self.state)
         return loss
 
@@ -144,22 +161,19 @@ class MuonAdamW:
         if nothing else refers to these when they are computed.
 
         Args:
-            gradients: by parameter name.
-            grad_clip: the limit of their joint norm; 0 for none.
+            model: the model to update.
+            gradients: the gradients by parameter name.
+            rates: the rates of this step.
+            grad_clip: the limit of the gradients' joint norm; 0 for none.
         """
-        parameters, self.state, norm = self._updated(
+        parameters, self.state, norm = self._compute_update(
             model.named_parameters(), gradients, self.state, rates, grad_clip
         )
         model.load_weights(list(parameters.items()))
         return norm
 
 
-Updated = Callable[[Arrays, Arrays, Arrays, Rates, float], tuple[Arrays, Arrays, mx.array]]
-Members = tuple[ParamGroup, list[str]]
-"""Names of parameters that their group's rule updates in one call."""
-
-
-def updated(
+def compute_update(
     members: Sequence[Members],
     dtype: mx.Dtype,
     parameters: Arrays,
@@ -173,24 +187,27 @@ def updated(
     A function without side effects, so that it can be compiled.
     """
     gradients, norm = clip(gradients, grad_clip)
-    new, after = Arrays(), {"step": state["step"] + 1}
+    new_parameters, new_state = Arrays(), {"step": state["step"] + 1}
     momentum = rates.momentum
     for group, names in members:
         learning_rate = rates.learning[group.name]
-        step = Step(after["step"], learning_rate, momentum, rates.weight_decay, dtype)
+        step = Step(new_state["step"], learning_rate, momentum, rates.weight_decay, dtype)
         slots = [[slot.format(name) for name in names] for slot in group.rule.state_names]
-        ps, arrays = group.rule.update(
+        ps, slot_arrays = group.rule.update(
             [parameters[name] for name in names],
             [gradients[name] for name in names],
             [[state[key] for key in keys] for keys in slots],
             step,
         )
-        new.update(zip(names, ps, strict=True))
-        for keys, values in zip(slots, arrays, strict=True):
-            after.update(zip(keys, values, strict=True))
-        if group.rule.stacked:  # one stack after another, since each takes memory
+        new_parameters.update(zip(names, ps, strict=True))
+        for keys, values in zip(slots, slot_arrays, strict=True):
+            new_state.update(zip(keys, values, strict=True))
+        if group.rule.stacked:
+            # The next stack reads `momentum`, so it is made to wait for this one: only one stack
+            # takes up memory at a time.
             momentum = mx.depends(momentum, list(ps))
-    return new, {name: after[name] for name in state}, norm  # in the same order: no second trace
+    # In the order of the given state: `mx.compile` would trace again if the order of keys changed.
+    return new_parameters, {name: new_state[name] for name in state}, norm
 
 
 def _members(arch: Architecture, parameters: Arrays, dtype: mx.Dtype) -> Iterator[Members]:

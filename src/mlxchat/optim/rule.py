@@ -53,6 +53,8 @@ class Rule(Protocol):
 def in_place(x: mx.array) -> mx.array:
     """Return ``x``, computed by a kernel of its own that can write into the memory it reads.
 
-    A kernel that `mx.compile` makes for several outputs allocates new memory for each of them.
+    `mx.compile` fuses elementwise operations into kernels with several outputs, and those allocate
+    new memory for each output. It does not fuse `mx.depends`, which changes no value: the kernel
+    ends at ``x``, its only output.
     """
     return cast(mx.array, mx.depends(x, x))

@@ -38,7 +38,7 @@ Measure = Callable[[Plan], float | None]
 
 SHALLOWEST = 2  # one layer cannot learn to repeat what it saw (https://arxiv.org/abs/2209.11895)
 TARGET_STEPS = 1000
-TOKENS_PER_CHANNEL = 16  # in a step, at least; Muon costs as much as about 4 tokens per channel
+TOKENS_PER_CHANNEL = 16  # the minimum in a step; Muon costs as much as about 4 tokens per channel
 TRAINING_SHARE = 0.9  # of the remaining time; the rest evaluates, samples and saves
 FORWARD_SHARE = 1 / 3  # of a training step's time, to evaluate as many tokens
 

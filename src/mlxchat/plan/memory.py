@@ -17,7 +17,7 @@ from mlxchat.config.run import LEAST, MemoryConfig
 from mlxchat.config.units import UNIT_BYTES, round_size, to_bytes
 from mlxchat.errors import MemoryLimitError
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.size import QUERIES, STACK, chunk_size, parameters
+from mlxchat.model.size import QUERY_BLOCK, STACK, chunk_size, parameters
 
 ScoresHeld = Literal["none", "windows", "all"]
 """The layers that keep attention scores for their backward pass: those without a fused kernel."""
@@ -39,7 +39,7 @@ class BatchPlan(BaseModel):
 
     device_batch_size: int  # rows in a micro-batch
     accumulation: int  # micro-batches in a step
-    # Positions in a chunk of the loss, at least; older checkpoints call it loss_rows.
+    # The minimum number of positions per chunk of the loss; older checkpoints call it loss_rows.
     chunk_rows: int = Field(128, validation_alias=AliasChoices("chunk_rows", "loss_rows"))
     grad_checkpoint: bool = False  # recompute each block's activations in the backward pass
     memory_limit: int = 0  # bytes that training may take; 0 in older checkpoints
@@ -364,7 +364,7 @@ def _scores(model: GPTConfig, scores_held: ScoresHeld) -> list[int]:
         return [T * T if window + 1 < T else 0 for window in model.windows]
     if scores_held == "none":
         return [0] * model.n_layer
-    blocks = [(first, min(first + QUERIES, T)) for first in range(0, T, QUERIES)]
+    blocks = [(first, min(first + QUERY_BLOCK, T)) for first in range(0, T, QUERY_BLOCK)]
     return [
         sum((last - first) * (last - max(0, first - window)) for first, last in blocks)
         for window in model.windows

@@ -70,12 +70,14 @@ class Plan(BatchPlan):
     def summary(self) -> str:
         """Return the plan in one line."""
         rates = ", ".join(f"{rate:.3g} {group}" for group, rate in self.learning_rates.items())
+        n_layer = self.model.n_layer
+        layers = "1 layer" if n_layer == 1 else f"{n_layer} layers"
         rows = "1 row" if self.device_batch_size == 1 else f"{self.device_batch_size} rows"
         batches = f"{self.accumulation} micro-batch{'' if self.accumulation == 1 else 'es'}"
         checkpointing = ", gradient checkpointing" if self.grad_checkpoint else ""
         decay = f"weight decay {self.weight_decay:.3g}" if self.weight_decay else "no weight decay"
         return (
-            f"{self.model.arch}, {self.parameters:,} parameters in {self.model.n_layer} layers of "
+            f"{self.model.arch}, {self.parameters:,} parameters in {layers} of "
             f"width {self.model.n_embd}, vocabulary {self.model.vocab_size:,}; "
             f"{self.num_iterations:,} steps of {self.tokens_per_step:,} tokens "
             f"({batches} of {rows} of {self.model.sequence_len:,}{checkpointing}); "

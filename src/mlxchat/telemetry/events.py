@@ -72,8 +72,8 @@ class Evaluating:
 
     time: float
     step: int
-    batch: int
-    batches: int
+    batch: int  # batches evaluated so far
+    batches: int  # in the whole evaluation
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,9 @@ class Progressed:
 
     time: float
     task: str  # its name, which also identifies it
-    done: int
-    total: int | None
-    unit: str  # "bytes", "characters" or "documents"
+    done: int  # in the unit, as is the total
+    total: int | None  # None if unknown
+    unit: str  # what is counted, in the plural, such as "bytes", "tokens" or "conversations"
 
 
 Event = (

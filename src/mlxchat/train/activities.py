@@ -37,11 +37,11 @@ class Activities:
         stage: the stage, with the settings.
         documents: the dataset.
         state: what is trained; its plan may change on the way.
-        meter: goes into the checkpoints.
-        log: is on disk before a step is saved.
+        meter: the summary of the run, stored in each checkpoint.
+        log: the run's log, synced to disk before a step is saved.
         deadline: keeps the time budget, if there is one.
-        revision: of the dataset's files, as a resumed run knows it.
-        stop: asked again and again whether to save and end.
+        revision: the revision of the dataset's files that a resumed run recorded; None if new.
+        stop: polled; return True to save and stop.
     """
 
     stage: Stage[Any, Any]
@@ -134,7 +134,7 @@ def samples(
     Args:
         model: continues them.
         tokenizer: decodes the continuations.
-        prompts: as text and as ids.
+        prompts: each prompt as text and as ids.
         tools: makes the tool that the model may use; None for no tools.
     """
     context = model.config.sequence_len

@@ -17,7 +17,7 @@ class NotFiniteError(Exception):
     """A number that training depends on is NaN or infinite.
 
     Args:
-        what: which number, in words.
+        what: the number at fault, in words.
         step: the step that it came up in.
         cursor: the position up to which the data had been read.
     """

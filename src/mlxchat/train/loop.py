@@ -1,8 +1,8 @@
 """The training loop, the same for every stage: it yields what happens and displays nothing.
 
 `train` decides the order: steps, evaluations, samples, checkpoints, the end. It knows nothing of
-models; it calls a function that launches a step, which `compile_step` makes of a `TrainingStep`,
-and the `Hooks` of the run. The loss of a step is read while the next one runs, so that the device
+models; it calls a function that launches a step, which `compile_step` makes of `StepParts`, and
+the `Hooks` of the run. The loss of a step is read while the next one runs, so that the device
 never waits.
 """
 
@@ -26,7 +26,7 @@ from mlxchat.train.divergence import check_numbers
 
 # ==== The loop ===================================================================================
 
-ShouldStop = Callable[[], bool]  # asked often: save and end now?
+ShouldStop = Callable[[], bool]  # polled; returns True to save and stop
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Pending:
 
 
 Launch = Callable[[int], Pending]
-"""Starts the step of that number, and raises `Stopped` if asked to stop before it is complete."""
+"""Starts the step of that number; raises `Stopped` if told to stop before it is launched whole."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,14 @@ def nothing(*_: object) -> Iterator[Event]:
 
 @dataclass(frozen=True)
 class Hooks:
-    """The activities of a run between steps. Each is given the number of steps done, and yields its
-    events; ``stop`` is asked often whether to save and end.
+    """The activities of a run between steps; each is given the number of steps done.
+
+    Attributes:
+        clock: returns the time in seconds.
+        evaluate: measures the validation loss, yielding its events.
+        sample: has the model continue prompts, yielding its events.
+        save: saves a checkpoint with the loader's state after the step, yielding its events.
+        stop: polled; returns True to save and stop.
     """
 
     clock: Clock
@@ -82,61 +88,68 @@ def train(
     evaluated: bool = False,
     shards: int = 1,
 ) -> Iterator[Event]:
-    """Train from ``step`` to the last one, or until asked to stop.
+    """Train from ``step`` to the last one, or until ``hooks.stop`` returns True.
 
-    If it is asked to stop, or data cannot be read, the last complete step is saved first.
+    The last complete step is saved before the run ends, and also before an error is raised because
+    data cannot be read or an evaluation or a sample failed.
 
     Args:
         launch: starts a step.
         total_steps: returns the number of the last step. It may change after any event, but not to
             a step that has been launched before.
+        hooks: the activities between steps.
+        cadence: how often each of them is due.
         step: the number of steps done so far.
         evaluated: whether that step has been evaluated already.
-        shards: training shards, for the position that each `Stepped` tells.
+        shards: the number of training shards, for the position in each `Stepped`.
 
     Raises:
-        MlxchatError: data cannot be read.
+        MlxchatError: data cannot be read, or an evaluation or a sample failed.
         NotFiniteError: the loss or gradient norm of a step is NaN or infinite; neither that step
             nor a later one has been saved.
     """
     if cadence.eval_every and step % cadence.eval_every == 0 and not evaluated:
         yield from _until_stopped(hooks.evaluate(step), hooks.stop)
 
-    latest: Pending | None = None  # the last step launched
-    finished = True  # whether its `Stepped` has been yielded
-    saved, started = step, hooks.clock()
+    launched: Pending | None = None  # the step launched last
+    reported = True  # whether its `Stepped` has been yielded
+    saved_step = step
+    # `Stepped.seconds` counts from here: the end of the previous step or of the activities after
+    # it, so evaluations, samples and checkpoints do not count as training.
+    timed_from = hooks.clock()
     while step < total_steps():
         try:
-            current = launch(step + 1)
+            following = launch(step + 1)  # while the device still computes the step before
         except (Stopped, MlxchatError) as error:
-            if latest and not finished:
-                yield from _finish(latest, started, hooks.clock, shards)
-            if latest and latest.step > saved:
-                yield from hooks.save(latest.step, latest.state)
+            if launched and not reported:
+                yield from _finish(launched, timed_from, hooks.clock, shards)
+            if launched and launched.step > saved_step:
+                yield from hooks.save(launched.step, launched.state)
             if not isinstance(error, Stopped):
                 raise
             yield Ended(hooks.clock(), step, "interrupted")
             return
-        if latest and not finished:
-            yield from _finish(latest, started, hooks.clock, shards)
-            started = hooks.clock()
-        latest, finished = current, False
-        step = current.step
+        if launched and not reported:
+            yield from _finish(launched, timed_from, hooks.clock, shards)
+            timed_from = hooks.clock()
+        launched, reported = following, False
+        step = launched.step
 
         last = step == total_steps()
         activities = _due(cadence, hooks, step, last)
-        saving = last or (cadence.save_every and step % cadence.save_every == 0)
-        if not (saving or activities):
+        save_due = last or (cadence.save_every and step % cadence.save_every == 0)
+        if not (save_due or activities):
             continue
-        yield from _finish(current, started, hooks.clock, shards)
-        finished = True
+        # These need the step's parameters: wait for it before the next one is launched.
+        yield from _finish(launched, timed_from, hooks.clock, shards)
+        reported = True
         failure = yield from _perform(activities, step, hooks.stop, last)
-        if saving or failure:
-            yield from hooks.save(step, current.state)
-            saved = step
+        if save_due or failure:
+            yield from hooks.save(step, launched.state)
+            saved_step = step
         if failure:
             raise failure
-        started = hooks.clock()
+        timed_from = hooks.clock()
     yield Ended(hooks.clock(), total_steps(), "finished")
 
 
@@ -151,8 +164,9 @@ def _due(
 def _perform(
     activities: list[Callable[[int], Iterator[Event]]], step: int, stop: ShouldStop, last: bool
 ) -> Generator[Event, None, MlxchatError | None]:
-    """Evaluate and sample, and return the error of one that fails; all but the last step's may be
-    cut short.
+    """Evaluate and sample; return the error if one fails.
+
+    ``stop`` can cut them short, except after the last step.
     """
     try:
         for activity in activities:
@@ -162,7 +176,7 @@ def _perform(
     return None
 
 
-def _finish(pending: Pending, started: float, clock: Clock, shards: int) -> Iterator[Event]:
+def _finish(pending: Pending, timed_from: float, clock: Clock, shards: int) -> Iterator[Event]:
     """Wait for a step to end, yield its result, and raise `NotFiniteError` if it is not finite."""
     loss, norm, learning_rate = np.array(pending.metrics).tolist()
     cursor = pending.state.cursor
@@ -173,7 +187,7 @@ def _finish(pending: Pending, started: float, clock: Clock, shards: int) -> Iter
         loss=loss,
         learning_rate=learning_rate,
         gradient_norm=norm,
-        seconds=now - started,
+        seconds=now - timed_from,
         position=Position(cursor.epoch, cursor.shard, shards),
         memory=memory_use(),
     )
@@ -192,8 +206,8 @@ def _until_stopped(events: Iterator[Event], stop: ShouldStop) -> Iterator[Event]
 
 
 @dataclass(frozen=True)
-class TrainingStep:
-    """The parts that optimizer steps are computed with."""
+class StepParts:
+    """The parts that all optimizer steps of a run are computed with."""
 
     model: GPT
     optimizer: MuonAdamW
@@ -204,38 +218,38 @@ class TrainingStep:
 
 
 class Compile(Protocol):
-    """The type of `compile_step`, for functions that take another one in tests."""
+    """The type of `compile_step`; tests pass functions of their own in its place."""
 
-    def __call__(self, step: TrainingStep, stop: ShouldStop = ...) -> Launch:
+    def __call__(self, parts: StepParts, stop: ShouldStop = ...) -> Launch:
         """Make the function that launches a step."""
 
 
-def compile_step(step: TrainingStep, stop: ShouldStop = lambda: False) -> Launch:
+def compile_step(parts: StepParts, stop: ShouldStop = lambda: False) -> Launch:
     """Make the function that starts an optimizer step on the device without waiting for its end.
 
-    Whatever changes from step to step is an array. ``stop`` is asked before each micro-batch; if it
-    says so, the function raises `Stopped` and the model is what it was before the step.
+    Whatever changes from step to step is an array, so that nothing is traced again. ``stop`` is
+    polled before each micro-batch; if it returns True, the function raises `Stopped`, and the model
+    is as it was before the step.
     """
-    model, optimizer, plan = step.model, step.optimizer, step.plan
-
+    model, optimizer, plan = parts.model, parts.optimizer, parts.plan
     accumulate = compile_gradients(model, plan.chunk_rows, plan.grad_checkpoint)
 
     def launch(number: int) -> Pending:
-        batches = list(islice(step.batches, plan.accumulation))
+        batches = list(islice(parts.batches, plan.accumulation))
         count = mx.array(max(1, sum(int((batch.targets >= 0).sum()) for batch in batches)))
         loss, gradients = mx.array(0.0), Arrays()
         for batch in batches:
             if stop():
                 raise Stopped
             parameters, before = model.named_parameters(), loss
-            ids, targets = mx.array(batch.ids), mx.array(batch.targets)
+            ids, targets = mx.array(batch.ids), mx.array(batch.targets)  # (B, T) each
             loss, gradients = accumulate(parameters, ids, targets, count, loss, gradients)
             mx.async_eval(loss, gradients)
             mx.eval(before)  # no more than one micro-batch under way
-        rates = step.rates(number - 1)
-        norm = optimizer.update(model, gradients, rates, step.grad_clip)
+        rates = parts.rates(number - 1)
+        norm = optimizer.update(model, gradients, rates, parts.grad_clip)
         del gradients  # so that the update can reuse their memory
-        metrics = mx.stack([loss, norm, rates.learning[MATRIX]])
+        metrics = mx.stack([loss, norm, rates.learning[MATRIX]])  # (3,)
         mx.async_eval(model.parameters(), optimizer.state, metrics)
         return Pending(number, metrics, batches[-1].state)
 

@@ -16,13 +16,13 @@ from mlxchat.plan.memory import Resources, ScoresHeld
 from mlxchat.plan.plan import Plan
 from mlxchat.runtime import machine, matmul_flops, mx, spare_memory
 from mlxchat.telemetry.events import Clock
-from mlxchat.train.loop import Compile, TrainingStep, compile_step
+from mlxchat.train.loop import Compile, StepParts, compile_step
 
 MODEL_SEED = 0
 MOMENTUM = 0.95
-BUDGET_SHARE, LONGEST_SECONDS = 0.05, 60.0  # of a budget, at most, to measure speed
-COUNTED_STEPS = 5  # of a plan, at most
-MICRO_BATCHES = 4  # of a step, at most; more of them take as long each
+BUDGET_SHARE, LONGEST_SECONDS = 0.05, 60.0  # the most of a budget that is spent measuring
+COUNTED_STEPS = 5  # the maximum number of steps timed for a plan
+MICRO_BATCHES = 4  # the maximum timed of a step; more of them take as long each
 SCORES_HELD: dict[str, ScoresHeld] = {  # by backend; Metal's kernel takes no mask in training
     "cpu": "all",
     "cuda": "none",
@@ -115,7 +115,7 @@ def step_seconds(plan: Plan, limit: float, clock: Clock, compile: Compile = comp
 # ==== Training on synthetic data =================================================================
 
 
-def synthetic_step(plan: Plan) -> TrainingStep:
+def synthetic_step(plan: Plan) -> StepParts:
     """Return the steps of a new model, on one batch of random tokens again and again.
 
     The rates are constant, which makes no difference to the time of a step.
@@ -129,7 +129,7 @@ def synthetic_step(plan: Plan) -> TrainingStep:
         learning = {group: mx.array(rate) for group, rate in plan.learning_rates.items()}
         return Rates(learning, mx.array(MOMENTUM), mx.array(plan.weight_decay))
 
-    return TrainingStep(
+    return StepParts(
         model=model,
         optimizer=MuonAdamW(model),
         batches=repeat(Batch(ids, np.roll(ids, -1, axis=1), LoaderState())),

@@ -35,7 +35,7 @@ PROMPTS = (  # nanochat's
     "My favorite color is",
     "If 5*x + 3 = 13, then x is",
 )
-BUILTIN_PROMPTS = 5
+BUILTIN_PROMPTS = 5  # questions to sample with, if the built-in corpus is the dataset
 
 
 def run_pretraining(
@@ -64,7 +64,7 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         return self.config.init_from
 
     def data_in_words(self) -> list[str]:
-        """Return the dataset's name, for one from the hub with address and licence."""
+        """Return the dataset's name and, for a hub dataset, its address and licence."""
         return inputs.data_in_words(self.config)
 
     def learning_rates(self, plan: Plan) -> dict[str, float]:
@@ -123,14 +123,14 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         else:
             made = plan(config, tokenizer.vocab_size, resources)
         hold_memory(made.memory_limit, made.peak, config.wired_bytes)
-        before = None
+        history = None
         if config.init_from:
             folder = catalog.find_model(home.stages, config.init_from, None)
-            model, before = load_base(folder, home)
+            model, history = load_base(folder, home)
         else:
             model = GPT.new(made.model, config.seed)
         optimizer = new_optimizer(model)
-        state = TrainState(made, tokenizer, model, optimizer, 0, LoaderState(), before)
+        state = TrainState(made, tokenizer, model, optimizer, 0, LoaderState(), history)
         return Prepared(state, (reason(config, made),) if made.costs else ())
 
     def prompts(

@@ -106,7 +106,7 @@ def load_state(plan: Plan, saved: SavedRun[Config]) -> TrainState:
     """Load model, optimizer and place in the data as they were saved.
 
     Args:
-        plan: to train by: the saved one, or one that computes the same in other micro-batches.
+        plan: the saved plan, or one that computes the same in other micro-batches.
         saved: the checkpoint.
 
     Raises:

@@ -20,7 +20,7 @@ from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.status import StatusFile, status_path
 from mlxchat.train.activities import Activities
 from mlxchat.train.divergence import NotFiniteError, diverged
-from mlxchat.train.loop import Cadence, Hooks, TrainingStep, train
+from mlxchat.train.loop import Cadence, Hooks, StepParts, train
 from mlxchat.train.measure import resources
 from mlxchat.train.resume import TrainState, resume
 from mlxchat.train.stage import Prepared, Stage
@@ -37,7 +37,7 @@ def run(
     Args:
         stage: what is trained, and how.
         meter: folds the events before they are yielded, and goes into the checkpoints.
-        stop: asked again and again whether to save and end.
+        stop: polled; return True to save and stop.
         fresh: set an earlier run of that name aside and start from scratch.
 
     Raises:
@@ -64,8 +64,9 @@ def run(
             return
         _require_own_name(stage)
 
-        # Data
         runtime.bound_buffer_cache()
+
+        # Data
         documents = stack.enter_context(closing(stage.open(saved)))
         for note in stage.notes(documents):
             yield Noted(clock(), note)
@@ -92,7 +93,16 @@ def run(
             return log.failed or stop()
 
         deadline = stage.deadline(state.plan, started_at)
-        activities = Activities(stage, documents, state, meter, log, deadline, revision, stopping)
+        activities = Activities(
+            stage=stage,
+            documents=documents,
+            state=state,
+            meter=meter,
+            log=log,
+            deadline=deadline,
+            revision=revision,
+            stop=stopping,
+        )
         batches = stack.enter_context(_batches(activities))
         for event in _events(activities, batches, notes):
             meter.update(event)
@@ -160,9 +170,9 @@ def _events(
     """Train to the end, or until stopped; yields what happens.
 
     Args:
-        activities: the run's.
-        batches: to train on.
-        notes: about the plan of a new run.
+        activities: the activities of the run.
+        batches: the batches to train on.
+        notes: notes on the plan of a new run.
 
     Raises:
         DivergedError: the loss or a weight is NaN or infinite.
@@ -172,15 +182,15 @@ def _events(
     machine = runtime.machine()
     yield Started(
         clock(),
-        config.tag,
-        state.step,
-        plan.num_iterations,
-        plan.tokens_per_step,
-        plan.flops_per_token,
-        machine.peak_flops,
-        machine.device,
-        plan.parameters,
-        plan.peak,
+        tag=config.tag,
+        step=state.step,
+        total_steps=plan.num_iterations,
+        tokens_per_step=plan.tokens_per_step,
+        flops_per_token=plan.flops_per_token,
+        peak_flops=machine.peak_flops,
+        device=machine.device,
+        parameters=plan.parameters,
+        estimated_memory=plan.peak,
     )
     for note in notes:
         yield Noted(clock(), note)
@@ -189,7 +199,7 @@ def _events(
         return rates(stage, state, step)
 
     stop = activities.stop
-    parts = TrainingStep(state.model, state.optimizer, batches, rates_after, plan, plan.grad_clip)
+    parts = StepParts(state.model, state.optimizer, batches, rates_after, plan, plan.grad_clip)
     events = train(
         stage.compile(parts, stop),
         lambda: state.plan.num_iterations,

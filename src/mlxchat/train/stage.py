@@ -99,7 +99,7 @@ class Stage(ABC, Generic[Config, Corpus]):
         """Return what keeps the run within its time budget; None if it has none.
 
         Args:
-            plan: of the run.
+            plan: the plan of the run.
             started_at: when this process started or resumed the run.
         """
         return None

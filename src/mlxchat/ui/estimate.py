@@ -6,7 +6,7 @@ from mlxchat.plan.plan import counted_parameters
 from mlxchat.ui.tables import Row, Section, about, flops_per_second
 from mlxchat.ui.text import amount, as_options, memory_size
 
-GROUP_LABELS = {  # groups of parameters and of learning rates
+GROUP_LABELS = {  # groups of parameters and of learning rates; others are shown by their own name
     "wte": "embedding",
     "embedding": "embedding",
     "lm_head": "head",
@@ -53,7 +53,7 @@ def estimate_heading(facts: Estimate) -> list[str]:
 def estimate_sections(facts: Estimate) -> list[Section]:
     """Return the numbers, section by section."""
     parameters = [
-        Row(GROUP_LABELS[name], f"{count:,}", NOTES.get(name, ""))
+        Row(GROUP_LABELS.get(name, name), f"{count:,}", NOTES.get(name, ""))
         for name, count in facts.parameters.items()
     ]
     return [
@@ -98,7 +98,10 @@ def _rates(facts: Estimate) -> list[Row]:
     decayed = "on matrices, falling to 0" if modern else "on embedding and head"
     clipped = Row("gradient norm", f"{plan.grad_clip:g}", "at most")
     return [
-        *(Row(GROUP_LABELS[name], f"{rate:.4g}") for name, rate in plan.learning_rates.items()),
+        *(
+            Row(GROUP_LABELS.get(name, name), f"{rate:.4g}")
+            for name, rate in plan.learning_rates.items()
+        ),
         Row("weight decay", f"{plan.weight_decay:.4g}", decayed),
         clipped if plan.grad_clip else Row("gradient norm", "no limit"),
         Row("warm-up", f"{plan.warmup_steps:,}", "steps"),

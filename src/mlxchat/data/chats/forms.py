@@ -104,7 +104,7 @@ def solution(text: str) -> Iterator[Part]:
 def _chat(row: JsonRow) -> Iterator[Message]:
     entries = row.get("messages", row.get("conversations"))
     if not isinstance(entries, list):
-        raise UnusableError("messages that are no list")
+        raise UnusableError("messages that are not a list")
     if "system" in row:
         yield Message("system", _text(row["system"]))
     answer: tuple[Part, ...] = ()
@@ -134,7 +134,7 @@ def _spoken(parts: tuple[Part, ...]) -> Message:
 
 def _message(entry: object) -> Message:
     if not isinstance(entry, dict):
-        raise UnusableError("a message that is no object")
+        raise UnusableError("a message that is not an object")
     speaker = entry.get("role") or entry.get("from")
     content = entry.get("content") if entry.get("content") is not None else entry.get("value")
     if speaker in _CALLS:
@@ -155,7 +155,7 @@ def _calls(entry: JsonRow) -> tuple[Part, ...]:
     """Return OpenAI's tool calls: objects with the function's name and its arguments."""
     calls = entry.get("tool_calls") or []
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise UnusableError("tool calls that are no list of objects")
+        raise UnusableError("tool calls that are not a list of objects")
     return tuple(
         Part("python", _text(json.dumps(call.get("function", call), ensure_ascii=False)))
         for call in calls
@@ -184,7 +184,7 @@ def _parts(content: object) -> tuple[Part, ...]:
     parts = []
     for entry in content:
         if not isinstance(entry, dict):
-            raise UnusableError("a part that is no object")
+            raise UnusableError("a part that is not an object")
         kind, text = entry.get("type"), entry.get("text")
         if kind not in ("text", "python", "python_output"):
             raise UnusableError(f"a part of an unknown type: {str(kind)[:NAME_CHARACTERS]}")

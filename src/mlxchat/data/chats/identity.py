@@ -52,7 +52,9 @@ class Identity:
             key, equals, value = (piece.strip() for piece in pair.partition("="))
             key, value = " ".join(key.lower().replace("_", " ").split()), value.strip(", ")
             if not (key and equals and value):
-                raise ConfigError(f"{pair.strip()!r} in the identity is no KEY=VALUE.", _FORM)
+                raise ConfigError(
+                    f"{pair.strip()!r} in the identity is not of the form KEY=VALUE.", _FORM
+                )
             if key in values:
                 raise ConfigError(f"The identity says {key} twice.", _FORM)
             if key in ("name", MAKER_KEY) and "=" in value:

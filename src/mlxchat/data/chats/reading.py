@@ -119,7 +119,7 @@ def _json_list(path: Path) -> Iterator[tuple[str, object]]:
     remedy = "It must be one JSON list; a file of one value a line is named .jsonl."
     entries = _decoded(path.read_bytes(), str(path), remedy)
     if not isinstance(entries, list):
-        raise DataError(f"{path} holds no list.", remedy)
+        raise DataError(f"{path} does not hold a list.", remedy)
     yield from ((f"{path}, row {number}", row) for number, row in enumerate(entries, start=1))
 
 

@@ -53,7 +53,7 @@ def parse(text: str) -> Source:
     except ValueError:
         weight = math.nan
     if not (head and 0 < weight <= LARGEST_WEIGHT):
-        raise NotFound(f"{text} does not exist, and {tail!r} is no weight.", _FORM)
+        raise NotFound(f"{text} does not exist, and {tail!r} is not a weight.", _FORM)
     return Source(_path(head), weight)
 
 

@@ -91,7 +91,7 @@ def _described(config: GPTConfig) -> str:
         parts.append("value embeddings")
     if "S" in config.window_pattern:
         parts.append("windowed attention")
-    if config.traits.smear:
+    if config.traits.smear_and_backout:
         parts.append("smear and backout")
     return ", ".join(parts)
 

@@ -77,5 +77,5 @@ def _network(config: GPTConfig) -> dict[str, Any]:
         "value_embedding_layers": [i for i in layers if config.has_value_embedding(i)],
         "gate_channels": channels,
         "gate_scale": scale,
-        "smear": config.traits.smear,
+        "smear": config.traits.smear_and_backout,
     }

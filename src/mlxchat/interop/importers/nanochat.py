@@ -116,7 +116,7 @@ def _torch(path: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, tensor in value.items():
         if not isinstance(name, str) or not isinstance(tensor, torch_file.TorchTensor):
-            raise damaged(path, f"{name!a:.99} is no tensor")
+            raise damaged(path, f"{name!a:.99} is not a tensor")
         plain = name.removeprefix(COMPILED)
         if plain in tensors:
             raise damaged(path, f"{plain} is there twice")

@@ -1,0 +1,56 @@
+"""The estimate of a run on this machine, before it starts or resumes."""
+
+import time
+
+from mlxchat import runtime
+from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.home import Home
+from mlxchat.plan.estimate import Estimate, Room, VocabularySource, estimate
+from mlxchat.plan.plan import plan, refitted
+from mlxchat.telemetry.events import Noted, Report
+from mlxchat.train.inputs import vocabulary
+from mlxchat.train.measure import measured_plan, resources
+from mlxchat.train.resume import SavedRun
+
+
+def estimate_run(
+    config: PretrainConfig,
+    home: Home,
+    saved: SavedRun[PretrainConfig] | None,
+    report: Report,
+    *,
+    check_limits: bool,
+) -> Estimate:
+    """Plan a run, or take the plan of the saved one, and estimate what it takes here.
+
+    Args:
+        config: the run's settings.
+        home: where the tokenizer is.
+        saved: the run as it was saved; None for a new one.
+        report: called with a note before this machine's speed is measured.
+        check_limits: fail if this machine cannot grant the memory that the settings ask for.
+
+    Raises:
+        MlxchatError: the settings cannot work, or not in that memory.
+    """
+    available = resources()
+    source: VocabularySource = "tokenizer"
+    step = None
+    if saved:
+        step, made = saved.trainer.step, saved.plan
+        if not saved.trainer.finished:
+            made = refitted(made, config, available)
+    else:
+        vocab_size, source = vocabulary(config, home)
+        if config.budget:
+            report(Noted(time.time(), "Measuring how fast this machine trains."))
+            made = measured_plan(config, vocab_size, available, time.time(), time.time)
+        else:
+            made = plan(config, vocab_size, available)
+    limit = made.memory_limit or available.memory
+    machine = runtime.machine()
+    room = Room(config.memory_limit, runtime.cache_limit(limit, made.peak), machine.memory)
+    if check_limits:
+        runtime.check_limits(limit, config.wired_bytes)
+    speed = runtime.matmul_flops()
+    return estimate(made, config.tag, source, step, available, room, machine.device, speed)
