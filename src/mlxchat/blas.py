@@ -1,4 +1,4 @@
-"""What has to happen before MLX is first imported on Linux.
+"""Prepares the first import of MLX on Linux: OpenBLAS and environment variables.
 
 On Linux the CPU wheel of MLX brings the reference BLAS, 3 to 7 GFLOP/s where OpenBLAS reaches tens
 or hundreds on the same two cores. An OpenBLAS whose symbols carry no prefix, loaded with

@@ -1,4 +1,4 @@
-"""What training needs to resume: the files of a saved step beside those of its model.
+"""The state that training resumes from: the files of a saved step beside those of its model.
 
     optimizer.safetensors   the optimizer's state
     loader.safetensors      the place in the data, and what is packed already

@@ -51,7 +51,7 @@ class Suite:
 
 @dataclass
 class Results:
-    """How a model did; None for each part that was not asked for or is not complete."""
+    """The results of an evaluation; None for each part that was not requested or is incomplete."""
 
     tasks: list[Score] = field(default_factory=list)
     builtin: Score | None = None

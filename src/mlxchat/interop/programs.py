@@ -12,7 +12,7 @@ Program = Literal["mlx-lm", "transformers", "nanochat"]
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """What is to be known of a program before a model is exported for it.
+    """The properties of a program that models are exported for.
 
     Attributes:
         program: the program's name, as in `mlxchat export --to`.

@@ -29,7 +29,7 @@ Arrays = dict[str, mx.array]
 
 
 class Cache(Protocol):
-    """What a model remembers of the positions that it has read."""
+    """The keys, values and other state that a model keeps of the positions it has read."""
 
     @property
     def offset(self) -> int | mx.array:

@@ -1,1 +1,1 @@
-"""What a run reports: events, the log of them, rates computed from them, and its status."""
+"""The events of a run, their log, the rates computed from them, and the status file."""

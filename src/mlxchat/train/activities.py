@@ -1,4 +1,4 @@
-"""What a run does between steps: it evaluates, samples and saves."""
+"""The work of a run between steps: evaluating, sampling and saving."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator

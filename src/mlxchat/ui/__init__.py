@@ -1,1 +1,1 @@
-"""What one sees. Imports neither MLX nor the training code: it knows events and plain values."""
+"""The user interface: shows events and plain values. Imports neither MLX nor training code."""

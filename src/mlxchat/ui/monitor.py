@@ -1,4 +1,4 @@
-"""What `mlxchat monitor` shows: a home and its machine at a glance, drawn again and again.
+"""Draws the screen of `mlxchat monitor`: a home and its machine, redrawn at intervals.
 
 `picture` is a pure function from a `Snapshot` and a size to what rich draws. Runs that are
 training, or ended recently, get a panel each while there is room; all others get a line in a table.
