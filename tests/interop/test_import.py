@@ -527,7 +527,7 @@ def test_other_values_than_tensors_are_refused(tmp_path: Path) -> None:
     folder = write_nanochat(tmp_path, "classic")
     for value in ([1], {"a": 1}, {1: mx.zeros(3)}, mx.zeros(3)):
         torch_file.write_torch(folder / "model_000007.pt", value)
-        with pytest.raises(MlxchatError, match=r"no tensor|not a table"):
+        with pytest.raises(MlxchatError, match=r"not a tensor|not a table"):
             open_model(folder)
 
 

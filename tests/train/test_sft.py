@@ -425,7 +425,7 @@ def test_changed_conversations_are_refused(based: Path, tmp_path: Path) -> None:
         ({"device_batch_size": 3}, "not a multiple of 3 rows"),
         ({"memory_limit": "1MiB"}, "needs at least"),
         ({"epochs": 2}, "`epochs=2` determines"),
-        ({"identity": "Ada"}, "no KEY=VALUE"),
+        ({"identity": "Ada"}, "not of the form KEY=VALUE"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(
