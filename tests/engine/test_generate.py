@@ -76,6 +76,7 @@ def test_stop_token_is_neither_yielded_nor_held(model: GPT, case: dict) -> None:
     assert [layer.offset for layer in cache.layers] == [len(ids) + 6] * 4
 
 
+@pytest.mark.slow
 def test_a_stop_token_is_forgotten_when_windows_have_moved_on(model: GPT) -> None:
     ids = mx.random.randint(0, 97, (20,), key=KEY).tolist()
     count = model.config.sequence_len - 40

@@ -105,7 +105,9 @@ def peak_of_two_steps(step: StepParts, limit: int) -> int:
 
 @pytest.mark.usefixtures("_limits")
 @pytest.mark.parametrize("arch", ["classic", "modern"])
-@pytest.mark.parametrize(("checkpoint", "accumulation"), [(False, 1), slow(False, 2), (True, 2)])
+@pytest.mark.parametrize(
+    ("checkpoint", "accumulation"), [slow(False, 1), slow(False, 2), (True, 2)]
+)
 def test_the_memory_estimate_equals_the_peak(
     arch: str, checkpoint: bool, accumulation: int
 ) -> None:

@@ -78,6 +78,7 @@ def test_training_stays_within_the_limit_and_learns_the_same(
         assert taken <= share * peak
 
 
+@pytest.mark.slow
 def test_a_run_resumes_within_another_limit(shared: Path) -> None:
     expected, peak, _ = trained(shared, model_tag="straight", num_iterations=4)
     steps = {"model_tag": "cut", "num_iterations": 4, "save_every": 1}
