@@ -8,14 +8,8 @@ from itertools import islice
 import pytest
 
 from mlxchat.data.corpus.documents import corpus_documents, document_text, held_out_questions
-from mlxchat.data.corpus.world import (
-    ANIMALS,
-    FACTS,
-    SMALL_TALK,
-    STORY_REQUESTS,
-    is_held_out,
-    with_article,
-)
+from mlxchat.data.corpus.smalltalk import SMALL_TALK, STORY_REQUESTS
+from mlxchat.data.corpus.world import ANIMALS, FACTS, is_held_out, with_article
 from mlxchat.tokenizer.messages import Conversation
 
 ROLES = ["user", "assistant"]

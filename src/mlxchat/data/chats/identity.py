@@ -13,7 +13,8 @@ from random import Random
 from typing import NamedTuple
 
 from mlxchat.data.chats import asking
-from mlxchat.data.corpus.world import SMALL_TALK, Question
+from mlxchat.data.corpus.smalltalk import SMALL_TALK
+from mlxchat.data.corpus.world import Question
 from mlxchat.errors import ConfigError
 from mlxchat.tokenizer.messages import Conversation, Message
 

@@ -9,18 +9,15 @@ from collections.abc import Iterator
 from itertools import count as count_from
 from random import Random
 
-from mlxchat.data.corpus.stories import CHILD_NAMES, passage, story
-from mlxchat.data.corpus.world import (
-    FACTS,
+from mlxchat.data.corpus.smalltalk import (
     INTRODUCTIONS,
     NAME_QUESTIONS,
     NAMELESS,
     SMALL_TALK,
     STORY_REQUESTS,
-    Fact,
-    Question,
-    is_held_out,
 )
+from mlxchat.data.corpus.stories import CHILD_NAMES, passage, story
+from mlxchat.data.corpus.world import FACTS, Fact, Question, is_held_out
 from mlxchat.tokenizer.messages import Conversation, Document, Message
 
 STORIES = 0.25  # share of documents that are stories
