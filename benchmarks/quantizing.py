@@ -25,8 +25,9 @@ from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.data.documents import Documents
 from mlxchat.home import Home
 from mlxchat.model.quantization import Format, Quantization, quantizable
-from mlxchat.quantize import evaluate, quantize, validation_documents
+from mlxchat.quantize import evaluate, quantize
 from mlxchat.telemetry.events import Evaluated, Progressed
+from mlxchat.train.stage import validation_documents
 from mlxchat.ui.console import Screen
 
 WAYS = (

@@ -26,7 +26,7 @@ from mlxchat import runtime
 from mlxchat.checkpoint import layout
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.config.inference import TaskName
-from mlxchat.evaluate.answers import Outcome, Score, answer
+from mlxchat.evaluate.answers import Outcome, Score, answer_problems
 from mlxchat.evaluate.tasks import Choice, Problem, problems
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
@@ -62,10 +62,10 @@ def solve(
     saved: SavedModel, task: str, asked: Sequence[Problem], batch_size: int, max_tokens: int
 ) -> dict[str, Any]:
     """A task's score and rate."""
-    for _ in answer(saved, asked[:WARM_UP], batch_size, max_tokens):
+    for _ in answer_problems(saved, asked[:WARM_UP], batch_size, max_tokens):
         pass
     begun = time.perf_counter()
-    outcomes = list(answer(saved, asked, batch_size, max_tokens))
+    outcomes = list(answer_problems(saved, asked, batch_size, max_tokens))
     seconds = time.perf_counter() - begun
     score = Score.of(task, outcomes)
     return {
