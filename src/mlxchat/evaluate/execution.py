@@ -20,7 +20,7 @@ from pathlib import Path
 
 TIME_LIMIT = 5.0  # seconds, as in nanochat
 MEMORY_LIMIT = 256 * 2**20  # bytes, as in nanochat
-TOKEN_BYTES = 32
+TOKEN_LENGTH = 32
 
 # Arguments: the program's file, bytes, seconds, and the ends of the pipes for the token and for
 # sending it back. macOS cannot limit memory: only time counts there. What is needed after the
@@ -39,7 +39,7 @@ def run(path, memory, seconds, token, back):
     process = own_id()
     runpy.run_path(path, run_name="__main__")
     if own_id() == process:
-        write(back, read(token, {TOKEN_BYTES}))
+        write(back, read(token, {TOKEN_LENGTH}))
     leave(0)
 
 path, *numbers = sys.argv[1:]
@@ -60,7 +60,7 @@ def runs_through(program: str, seconds: float = TIME_LIMIT, memory: int = MEMORY
         memory: the limit, in bytes, on its address space and on each file it writes; on macOS only
             on files.
     """
-    token = secrets.token_bytes(TOKEN_BYTES)
+    token = secrets.token_bytes(TOKEN_LENGTH)
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
         _pipe() as (token_out, token_in),
@@ -90,7 +90,7 @@ def runs_through(program: str, seconds: float = TIME_LIMIT, memory: int = MEMORY
             process.wait()
         os.set_blocking(answer_out, False)
         try:
-            return os.read(answer_out, TOKEN_BYTES) == token
+            return os.read(answer_out, TOKEN_LENGTH) == token
         except BlockingIOError:  # it ended without an answer
             return False
 
