@@ -173,7 +173,7 @@ UNUSABLE = {
     "no messages": [[], {"messages": []}, {"messages": [{"role": "system", "content": ""}]}],
     "unknown format: keys a, b": [{"b": 1, "a": 2}],
     "unknown format: no keys": [{}, {"a": None}],
-    "messages that are not a list": [{"messages": "Hi"}],
+    "messages that are not a list": [{"messages": 3}, {"conversations": {"from": "human"}}],
     "a message that is not an object": [["Hi", "Ho"]],
     "an unknown role: critic": [[{"role": "critic", "content": "Hm"}]],
     "an unknown role: None": [[{"content": "Hm"}]],

@@ -77,6 +77,13 @@ def read_row(row: object) -> Usable:
         row = {"messages": row}
     if not isinstance(row, dict):
         raise UnusableError("neither an object nor a list of messages")
+    try:
+        return _read(row)
+    except RecursionError as error:
+        raise UnusableError("values that are nested too deeply") from error
+
+
+def _read(row: JsonRow) -> Usable:
     held = {key: value for key, value in row.items() if value is not None}
     form = next((form for form in _FORMS if held.keys() >= form.keys), None)
     if form is None:

@@ -60,6 +60,8 @@ def read_messages(entries: object, remarks: Remarks) -> Iterator[Message]:
         UnusableError: it is not such a list, or a message in it cannot be read.
     """
     entries = unfolded(entries)
+    if isinstance(entries, str):
+        raise UnusableError("messages in a text that is not a JSON list")
     if not isinstance(entries, list):
         raise UnusableError("messages that are not a list")
     return (_message(entry, remarks) for entry in entries)

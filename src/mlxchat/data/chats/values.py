@@ -100,7 +100,7 @@ def json_of(value: object) -> str:
     """
     try:
         written = json.dumps(value, ensure_ascii=False, allow_nan=False, default=to_jsonable_python)
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError) as error:
         raise UnusableError("a tool's value that JSON does not know") from error
     return checked_text(written)
 
