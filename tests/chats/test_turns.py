@@ -84,6 +84,11 @@ TAKEN: dict[str, tuple[object, Conversation, set[str]]] = {
         talk("a\n\nb", "c"),
         set(),
     ),
+    "a row of a table in which others have messages": (
+        {"messages": "", "prompt": "Hi", "completion": "", "response": "Ho", "weight": ""},
+        talk("Hi", "Ho"),
+        set(),
+    ),
     "a system key beside a system message": (
         {"system": "top", "messages": [entry("system", "inner"), HI, HO]},
         talk("Hi", "Ho", system="top\n\ninner"),
@@ -383,19 +388,6 @@ def test_values_nested_to_any_depth_are_text_or_skipped(key: str) -> None:
             nested = {"x": nested}
         with suppress(UnusableError):
             forms.read_row([HI, RIGHT | {key: nested}])
-
-
-@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.string_view()], ids=str)
-def test_text_is_read_whatever_its_type(tmp_path: Path, kind: pa.DataType) -> None:
-    message = pa.struct([("role", kind), ("content", kind)])
-    encoded = [{key: str(text).encode() for key, text in said.items()} for said in (HI, HO)]
-    for name, column, value in (
-        ("messages", pa.list_(message), encoded),
-        ("messages", kind, json.dumps([HI, HO]).encode()),
-    ):
-        table = pa.table({name: pa.array([value], column)})
-        pq.write_table(table, tmp_path / "a.parquet")
-        assert reading.read_source(Source(tmp_path / "a.parquet"))[0] == [talk("Hi", "Ho")]
 
 
 def test_columns_that_are_not_read_are_told(tmp_path: Path) -> None:

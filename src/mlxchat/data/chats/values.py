@@ -15,8 +15,6 @@ NAME_CHARACTERS = 30  # of a key, a role or a type in a reason
 
 JsonRow = Mapping[str, Any]
 
-UNREAD: object = ...  # stands for a value that is there, but is not read or cannot be
-
 _TRUE = ("1", "1.0", "true")
 _FALSE = ("0", "0.0", "false")
 
