@@ -48,7 +48,8 @@ def flops_per_token(config: GPTConfig) -> int:
     nanochat counts them so, after PaLM (https://arxiv.org/abs/2204.02311).
     """
     gate = SMEAR_CHANNELS if config.traits.smear_and_backout else 0
-    attention = sum(12 * config.n_embd * window for window in config.windows)
+    seen = sum(min(window, config.sequence_len) for window in config.windows)
+    attention = 12 * config.n_embd * seen
     return 6 * (scaling_parameters(config) + gate) + attention
 
 
