@@ -63,8 +63,9 @@ def sft_command(config: SftConfig, fresh: Fresh = False, json: Json = False) -> 
     The loss counts only what the assistant says, and conversations are kept whole.
     Each row of a file may be {"messages": [{"role": ..., "content": ...}]}, a bare list
     of messages, ShareGPT, Alpaca, Dolly, a prompt with its completion, GSM8K or multiple
-    choice; rows that cannot be used are counted and reported. To resume from the newest
-    checkpoint, repeat the same command.
+    choice. An answer with "weight": 0 or "train": false is not learnt. Rows that cannot be
+    used, changes and keys that are not used are counted and reported. To resume from the
+    newest checkpoint, repeat the same command.
     """
     from mlxchat.train.sft import run_fine_tuning, with_source
 
