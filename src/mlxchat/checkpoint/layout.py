@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from mlxchat.checkpoint.files import CONFIG as CONFIG
 from mlxchat.checkpoint.files import (
@@ -29,6 +29,7 @@ from mlxchat.checkpoint.files import (
 )
 from mlxchat.checkpoint.files import TRAINER as TRAINER
 from mlxchat.errors import CheckpointError
+from mlxchat.json_text import as_type
 from mlxchat.model.block import NORM_EPS
 from mlxchat.model.config import ERAS, EraName, GPTConfig
 from mlxchat.model.gpt import GPT
@@ -125,17 +126,18 @@ def read_config(folder: Path) -> GPTConfig:
         )
     own = OWN_FIELDS if era != "classic" else OWN_FIELDS.keys() & fields.keys()
     try:
-        return GPTConfig(
-            arch=ERAS[era].arch,
-            era=era,
+        shape = {
+            "arch": ERAS[era].arch,
+            "era": era,
             **{OWN_FIELDS[name]: fields[name] for name in own},
-            sequence_len=fields["max_position_embeddings"],
-            vocab_size=fields["vocab_size"],
-            n_layer=fields["num_hidden_layers"],
-            n_head=fields["num_attention_heads"],
-            n_kv_head=fields["num_key_value_heads"],
-            n_embd=fields["hidden_size"],
-        )
+            "sequence_len": fields["max_position_embeddings"],
+            "vocab_size": fields["vocab_size"],
+            "n_layer": fields["num_hidden_layers"],
+            "n_head": fields["num_attention_heads"],
+            "n_kv_head": fields["num_key_value_heads"],
+            "n_embd": fields["hidden_size"],
+        }
+        return as_type(shape, TypeAdapter(GPTConfig))
     except (KeyError, ValidationError) as error:
         raise damaged(folder / CONFIG, error) from error
 
@@ -331,7 +333,7 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
         return None
     verify_file(path)
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return as_type(read_json(path), TypeAdapter(kind))
     except ValidationError as error:
         raise damaged(path, "it is not what mlxchat wrote") from error
 

@@ -2,10 +2,20 @@
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from mlxchat.telemetry.events import Evaluated, Event, Replanned, Started, Stepped
+from mlxchat.telemetry.events import (
+    Count,
+    Evaluated,
+    Event,
+    Measured,
+    Replanned,
+    Seconds,
+    Started,
+    Stepped,
+)
 
 SMOOTHING = 0.9  # of the exponential average of the loss, as in nanochat
 RATE_STEPS = 20
@@ -18,14 +28,14 @@ class MeterState(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    step: int
-    elapsed: float
-    peak_memory: int
-    losses: tuple[tuple[int, float], ...]
-    evaluations: tuple[tuple[int, float], ...]
-    loss_sum: float
-    loss_weight: float
-    stride: int
+    step: Count
+    elapsed: Seconds
+    peak_memory: Count
+    losses: tuple[tuple[Count, Measured], ...]
+    evaluations: tuple[tuple[Count, Measured], ...]
+    loss_sum: Measured
+    loss_weight: Measured
+    stride: Annotated[Count, Field(ge=1)]
 
 
 @dataclass
