@@ -201,15 +201,18 @@ EVENT_NAMES: dict[type, str] = {
 }
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Return plain values with None for NaN and infinity, for which JSON has no number."""
     if isinstance(value, dict):
-        return {name: _without_nan(item) for name, item in value.items()}
+        return {name: without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def event_to_json(event: Event) -> str:
     """Return a line, ``{"event": "step", "time": ..., ...}``; NaN and infinity become ``null``."""
-    values = _without_nan(asdict(event))
+    values = without_nan(asdict(event))
     return json.dumps({"event": EVENT_NAMES[type(event)], **values}, allow_nan=False)
 
 

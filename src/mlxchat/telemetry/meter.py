@@ -73,12 +73,13 @@ class Meter:
 
     def _step(self, event: Stepped) -> None:
         self.step = event.step
-        self.elapsed += event.seconds if math.isfinite(event.seconds) else 0.0
         self.peak_memory = max(self.peak_memory, event.memory.peak)
-        if self._recent is None:
-            self._recent = []  # the first step compiles, so its time is not typical
-        else:
-            self._recent = [*self._recent, event.seconds][-RATE_STEPS:]
+        if math.isfinite(event.seconds):
+            self.elapsed += event.seconds
+            if self._recent is None:
+                self._recent = []  # the first step compiles, so its time is not typical
+            else:
+                self._recent = [*self._recent, event.seconds][-RATE_STEPS:]
         if math.isfinite(event.loss):
             self.loss_sum = SMOOTHING * self.loss_sum + (1 - SMOOTHING) * event.loss
             self.loss_weight = SMOOTHING * self.loss_weight + (1 - SMOOTHING)

@@ -87,7 +87,7 @@ def read_status(path: Path) -> Status | None:
     """
     try:
         return as_type(parse_json(read_regular(path, MOST_STATUS)), _STATUS)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
