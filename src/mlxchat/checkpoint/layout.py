@@ -24,6 +24,7 @@ from mlxchat.checkpoint.files import (
     damaged,
     missing_file,
     read_json,
+    unreadable,
     unusable,
     verify_file,
 )
@@ -35,6 +36,7 @@ from mlxchat.model.config import ERAS, EraName, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import from_config, quantizable, to_config
 from mlxchat.model.quantized import formats_of, quantize_layers
+from mlxchat.regular import open_regular
 from mlxchat.runtime import bound_buffer_cache, machine, mx
 from mlxchat.tokenizer.bpe import (
     ASSISTANT_END,
@@ -121,7 +123,7 @@ def read_config(folder: Path) -> GPTConfig:
     era = eras.get(str(fields.get("model_type")))
     if era is None:
         raise CheckpointError(
-            f"The model in {folder} is of type {fields.get('model_type')!a:.99}.",
+            f"{folder / CONFIG} is of a model of type {fields.get('model_type')!a:.99}.",
             f"Use a model of type {', '.join(eras)}.",
         )
     own = OWN_FIELDS if era != "classic" else OWN_FIELDS.keys() & fields.keys()
@@ -264,7 +266,10 @@ def open_arrays(path: Path) -> dict[str, mx.array]:
 def open_unchecked(path: Path) -> dict[str, mx.array]:
     """Open a safetensors file as `open_arrays` does, without comparing its checksum."""
     try:
+        open_regular(path).close()  # MLX would wait for a pipe
         arrays: Any = mx.load(str(path))
+    except OSError as error:
+        raise unreadable(path, error) from error
     except (RuntimeError, ValueError) as error:
         raise damaged(path, error) from error
     if not isinstance(arrays, dict):
