@@ -18,6 +18,7 @@ from mlxchat.config.units import UNIT_BYTES, round_size, to_bytes
 from mlxchat.errors import MemoryLimitError
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import QUERY_BLOCK, STACK, chunk_size, parameters
+from mlxchat.telemetry.events import Count
 
 ScoresHeld = Literal["none", "windows", "all"]
 """The layers that keep attention scores for their backward pass: those without a fused kernel."""
@@ -35,15 +36,15 @@ class Resources(NamedTuple):
 class BatchPlan(BaseModel):
     """How an optimizer step is divided, and the memory that this takes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    device_batch_size: int  # rows in a micro-batch
-    accumulation: int  # micro-batches in a step
+    device_batch_size: int = Field(ge=1)  # rows in a micro-batch
+    accumulation: int = Field(ge=1)  # micro-batches in a step
     # The minimum number of positions per chunk of the loss; older checkpoints call it loss_rows.
-    chunk_rows: int = Field(128, validation_alias=AliasChoices("chunk_rows", "loss_rows"))
+    chunk_rows: int = Field(128, ge=1, validation_alias=AliasChoices("chunk_rows", "loss_rows"))
     grad_checkpoint: bool = False  # recompute each block's activations in the backward pass
-    memory_limit: int = 0  # bytes that training may take; 0 in older checkpoints
-    peak: int = 0  # bytes that it is estimated to take at one time; 0 in older checkpoints
+    memory_limit: Count = 0  # bytes that training may take; 0 in older checkpoints
+    peak: Count = 0  # bytes that it is estimated to take at one time; 0 in older checkpoints
 
     @property
     def division(self) -> tuple[int, int, int, bool]:
