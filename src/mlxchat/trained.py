@@ -298,6 +298,7 @@ class Model:
 
         Raises:
             ConfigError: there is a run of that name, or it cannot be a name.
+            LockedError: another process is saving there.
             DiskError: the disk is full or not writable.
 
         >>> import mlxchat
@@ -308,11 +309,12 @@ class Model:
         to = self.name if to is None else to
         if isinstance(to, Path) or Path(to).name != to:
             run = Path(to).expanduser().absolute()
-            if store.steps(run):
-                raise ConfigError(f"There is a model in {run} already.", "Name another folder.")
         else:
             run = catalog.new_run(self._home, to, self.conversational, "to")
-        return save_quantized(run, self._history.step, self._saved(self.network), self._history)
+        with store.locked(run):
+            if store.steps(run):
+                raise ConfigError(f"There is a model in {run} already.", "Name another folder.")
+            return save_quantized(run, self._history.step, self._saved(self.network), self._history)
 
     def export(
         self,
@@ -335,6 +337,7 @@ class Model:
         Raises:
             ConfigError: there is no such format or type.
             CheckpointError: the program cannot run such a model, or the folder exists.
+            LockedError: another process is writing that folder.
             DiskError: the disk is full or not writable.
 
         >>> import mlxchat, pathlib, tempfile
