@@ -45,6 +45,7 @@ from mlxchat.telemetry.events import (
     Stepped,
     event_from_json,
     event_to_json,
+    json_line,
 )
 from mlxchat.telemetry.log import JsonLines
 from mlxchat.telemetry.meter import Meter
@@ -393,7 +394,7 @@ def assert_only_bad_is_unreadable(home: Path, path: Path) -> None:
     assert bad.state == "unreadable"
     assert bad.fault is not None
     assert str(path) in bad.fault
-    for run in json.loads(json.dumps(as_json(snapshot), allow_nan=False))["runs"]:
+    for run in json.loads(json_line(as_json(snapshot)))["runs"]:
         assert (run["fault"] is None) == (run["tag"] == "fine")
 
 
@@ -419,7 +420,7 @@ def test_numbers_at_the_bounds_are_shown(tmp_path: Path) -> None:
         file.write(event_to_json(stepped(3, time=1.0)).replace("10.0", "null") + "\n")
     snapshot = look(tmp_path).look()
     assert snapshot.runs[0].fault is None
-    json.dumps(as_json(snapshot), allow_nan=False)
+    json_line(as_json(snapshot))
     for width in (30, 80, 200):
         console = Console(width=width, file=io.StringIO())
         console.print(picture(snapshot, width=width, height=40))

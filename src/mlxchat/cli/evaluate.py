@@ -1,6 +1,5 @@
 """The command `eval chat`."""
 
-import json as json_format
 import signal
 import sys
 import time
@@ -18,7 +17,7 @@ from mlxchat.config.inference import ChatEvalConfig
 from mlxchat.data.chats.sources import parse
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Noted
-from mlxchat.ui.console import Screen, say, table
+from mlxchat.ui.console import Screen, say, say_json, table
 from mlxchat.ui.text import amount
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def eval_chat_command(
         except KeyboardInterrupt:
             screen.show(Noted(time.time(), CUT_SHORT))
     if json:
-        say(json_format.dumps(_facts(name, saved.conversational, results)))
+        say_json(_facts(name, saved.conversational, results))
     else:
         _show(results, saved.model.config.sequence_len)
     if not results.complete:

@@ -29,7 +29,7 @@ from mlxchat.monitor.machine import (
     mlxchat_processes,
 )
 from mlxchat.regular import open_regular
-from mlxchat.telemetry.events import Ended, Started, Stepped, event_from_json, without_nan
+from mlxchat.telemetry.events import Ended, Started, Stepped, event_from_json
 from mlxchat.telemetry.log import MOST_LINE
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.status import Process, Status, read_status, status_path
@@ -289,11 +289,6 @@ class Monitor:
 
 def as_json(snapshot: Snapshot) -> dict[str, Any]:
     """Return a snapshot as plain values for JSON: bytes, seconds, and None for the unknown."""
-    facts: dict[str, Any] = without_nan(_facts(snapshot))
-    return facts
-
-
-def _facts(snapshot: Snapshot) -> dict[str, Any]:
     return {
         "time": snapshot.time,
         "home": snapshot.home,

@@ -9,6 +9,7 @@ checked; one that comes from a file is, since what reads it counts on them.
 
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import cache
@@ -201,19 +202,26 @@ EVENT_NAMES: dict[type, str] = {
 }
 
 
-def without_nan(value: Any) -> Any:
-    """Return plain values with None for NaN and infinity, for which JSON has no number."""
+def json_line(value: object) -> str:
+    """Return a value as JSON on one line, in ASCII without control characters.
+
+    NaN and infinity become ``null``, and paths become text.
+    """
+    written = json.dumps(_without_nan(value), allow_nan=False, default=os.fspath)
+    return written.replace("\x7f", "\\u007f")  # the one that json leaves as it is
+
+
+def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: without_nan(item) for name, item in value.items()}
+        return {name: _without_nan(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
+        return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def event_to_json(event: Event) -> str:
-    """Return a line, ``{"event": "step", "time": ..., ...}``; NaN and infinity become ``null``."""
-    values = without_nan(asdict(event))
-    return json.dumps({"event": EVENT_NAMES[type(event)], **values}, allow_nan=False)
+    """Return a line, ``{"event": "step", "time": ..., ...}``, as `json_line` writes it."""
+    return json_line({"event": EVENT_NAMES[type(event)], **asdict(event)})
 
 
 _NUMBERS = (Measured, Seconds, Time)
