@@ -12,12 +12,13 @@ import pytest
 from mlxchat.ui.text import as_options
 
 SOURCE = Path(__file__).parent.parent / "src" / "mlxchat"
-ANYONE = {"disk", "errors", "home", "telemetry"}
+ANYONE = {"disk", "errors", "home", "system", "telemetry"}
 ALLOWED = {
     "__main__": {"cli"},
     "disk": set(),
     "errors": set(),
     "home": set(),
+    "system": set(),
     "telemetry": set(),
     "blas": set(),
     "runtime": set(),

@@ -13,7 +13,20 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from mlxchat.system import Pressure
+
 MACHINE_FULL = 0.8  # share of memory in use beyond which a machine begins to swap
+
+
+def machine_full(used: int, total: int, mac_pressure: Pressure | None) -> bool:
+    """Return whether so little memory is left that a machine may begin to swap.
+
+    Args:
+        used, total: bytes of the machine's memory.
+        mac_pressure: a Mac's own word, which decides: at rest it may well use more than 80%. None
+            for other machines.
+    """
+    return used > MACHINE_FULL * total if mac_pressure is None else mac_pressure != "normal"
 
 
 @dataclass(frozen=True)
@@ -25,6 +38,12 @@ class Memory:
     cache: int
     machine_used: int
     machine_total: int
+    mac_pressure: Pressure | None = None  # None on other machines
+
+    @property
+    def machine_full(self) -> bool:
+        """Whether the machine may begin to swap."""
+        return machine_full(self.machine_used, self.machine_total, self.mac_pressure)
 
 
 @dataclass(frozen=True)
