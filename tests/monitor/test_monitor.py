@@ -449,6 +449,20 @@ def test_the_state_follows_from_process_and_log(
     assert (run.state, run.last_seen) == (state, 1000.0)
 
 
+def test_a_mac_that_changed_its_name_is_still_this_one(tmp_path: Path) -> None:
+    write_log(Home(tmp_path).log("d4"), started(), stepped(1, time=1000.0))
+    write_status(tmp_path, "d4", 1000.0, Process(77, 1000.0, "at-home", "hardware"))
+    for machine, state, host in (("hardware", "died", "here"), ("other", "running", "at-home")):
+        runs = Runs(Home(tmp_path), "here", lambda _: False, machine)
+        (run,) = runs.read(1001.0)
+        assert run.state == state and run.status
+        assert run.status.process.host == host
+        runs.host = "on-the-train"  # while it is watched
+        (run,) = runs.read(1001.0)
+        assert run.state == state and run.status
+        assert run.status.process.host == ("on-the-train" if host == "here" else host)
+
+
 @pytest.mark.parametrize("ended", ["finished", "interrupted", "failed"])
 def test_a_run_is_ended_if_its_status_says_so(tmp_path: Path, ended: str) -> None:
     write_log(Home(tmp_path).log("d4"), started(), stepped(1))

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from mlxchat.json_text import as_type, parse_json
+from mlxchat.system import Pressure
 
 MACHINE_FULL = 0.8  # share of memory in use beyond which a machine begins to swap
 MOST_SECONDS = 1e11  # 3,000 years
@@ -41,6 +42,17 @@ Seconds = Annotated[float, _between(-MOST_SECONDS, MOST_SECONDS)]
 Time = Annotated[float, _between(0, MOST_SECONDS)]  # since the epoch
 
 
+def machine_full(used: int, total: int, mac_pressure: Pressure | None) -> bool:
+    """Return whether so little memory is left that a machine may begin to swap.
+
+    Args:
+        used, total: bytes of the machine's memory.
+        mac_pressure: a Mac's own word, which decides: at rest it may well use more than 80%. None
+            for other machines.
+    """
+    return used > MACHINE_FULL * total if mac_pressure is None else mac_pressure != "normal"
+
+
 @dataclass(frozen=True)
 class Memory:
     """Memory in bytes: MLX's allocator (in use, peak, kept for reuse) and the whole machine."""
@@ -50,6 +62,12 @@ class Memory:
     cache: Count
     machine_used: Count
     machine_total: Count
+    mac_pressure: Pressure | None = None  # None on other machines
+
+    @property
+    def machine_full(self) -> bool:
+        """Whether the machine may begin to swap."""
+        return machine_full(self.machine_used, self.machine_total, self.mac_pressure)
 
 
 @dataclass(frozen=True)
