@@ -1,6 +1,5 @@
 """Reads conversations from files, and reports what became of every row."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from mlxchat.data.chats import forms
 from mlxchat.data.chats.sources import Source, listing
 from mlxchat.data.chats.values import UnusableError
 from mlxchat.errors import DataError, MlxchatError
+from mlxchat.json_text import parse_json
 from mlxchat.tokenizer.messages import Conversation
 
 EXAMPLES = 5  # rows skipped that a report tells of, and reasons or splits that it names
@@ -134,12 +134,11 @@ def _json_list(path: Path) -> Iterator[tuple[str, object]]:
 
 def _decoded(raw: bytes, place: str, remedy: str) -> object:
     try:
-        value: object = json.loads(raw.decode("utf-8-sig"))
+        return parse_json(raw)
     except UnicodeDecodeError as error:
         raise DataError(f"{place} is not UTF-8.", "Convert the file to UTF-8.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{place} is not valid JSON: {error}.", remedy) from error
-    return value
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, object]]:
