@@ -2,11 +2,8 @@
 
 import datetime
 import json
-import sys
-from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -377,17 +374,6 @@ def test_an_odd_value_is_a_reason_to_skip_the_row(row: object, reason: str) -> N
     with pytest.raises(UnusableError) as caught:
         forms.read_row(row)
     assert caught.value.reason == reason
-
-
-@pytest.mark.parametrize("key", ["function_call", "role", "weight", "content"])
-def test_values_nested_to_any_depth_are_text_or_skipped(key: str) -> None:
-    limit = sys.getrecursionlimit()
-    for depth in (*range(limit - 100, limit, 7), 20_000):
-        nested: Any = {"name": "find"}
-        for _ in range(depth):
-            nested = {"x": nested}
-        with suppress(UnusableError):
-            forms.read_row([HI, RIGHT | {key: nested}])
 
 
 def test_columns_that_are_not_read_are_told(tmp_path: Path) -> None:

@@ -78,13 +78,6 @@ def read_row(row: object) -> Usable:
         row = {"messages": row}
     if not isinstance(row, dict):
         raise UnusableError("neither an object nor a list of messages")
-    try:
-        return _read(row)
-    except RecursionError as error:
-        raise UnusableError("values that are nested too deeply") from error
-
-
-def _read(row: JsonRow) -> Usable:
     held, form = _recognised(row)
     marks = {name: truth(held[name]) for name in LEARNING_MARKS & held.keys()}
     if False in marks.values():

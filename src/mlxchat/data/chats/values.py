@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from mlxchat.json_text import parse_json
+
 NAME_CHARACTERS = 30  # of a key, a role or a type in a reason
 
 JsonRow = Mapping[str, Any]
@@ -79,10 +81,9 @@ def unfolded(value: object) -> object:
     if not (isinstance(value, str) and value.lstrip().startswith(("[", "{"))):
         return value
     try:
-        decoded: object = json.loads(value)
-    except (ValueError, RecursionError):
+        return parse_json(value)
+    except ValueError:
         return value
-    return decoded
 
 
 def json_of(value: object) -> str:
