@@ -11,9 +11,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from mlxchat.config.validate import spell_fault
+from mlxchat.home import expanded
 from mlxchat.ui.text import as_options
 
 Command = Callable[..., None]
+
+PATH: dict[str, Any] = {"parser": expanded, "metavar": "<path>"}  # of every option that names one
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Fresh = Annotated[
@@ -31,7 +34,8 @@ StepNumber = Annotated[
     int | None, typer.Option(help="Saved step. Default: the newest.", show_default=False)
 ]
 Checkpoint = Annotated[
-    Path | None, typer.Option(help="A model's directory, anywhere on disk.", show_default=False)
+    Path | None,
+    typer.Option(help="A model's directory, anywhere on disk.", show_default=False, **PATH),
 ]
 
 

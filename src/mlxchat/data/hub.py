@@ -13,13 +13,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import TypeVar
 
 import httpx
 
 from mlxchat import __version__
 from mlxchat.errors import ConfigError, DataError, NotFound
+from mlxchat.home import cache_folder, expanded
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 NEWEST = "main"  # the branch
@@ -294,9 +294,8 @@ def _token() -> str | None:
     source = "HF_TOKEN" if os.environ.get("HF_TOKEN") else "HUGGING_FACE_HUB_TOKEN"
     token = os.environ.get(source)
     if not token:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        home = Path(os.environ.get("HF_HOME") or cache / "huggingface")
-        stored = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser()
+        home = expanded(os.environ.get("HF_HOME") or cache_folder() / "huggingface")
+        stored = expanded(os.environ.get("HF_TOKEN_PATH") or home / "token")
         source = str(stored)
         token = stored.read_text("utf-8", errors="replace") if stored.is_file() else ""
     token = token.strip()
