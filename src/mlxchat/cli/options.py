@@ -1,7 +1,10 @@
 """Command-line options made from the settings models, and options that several commands share."""
 
+import ast
 import functools
 import inspect
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -80,9 +83,18 @@ def options_from_models(command: Command) -> Command:
         own = {name: values[name] for name in declared.keys() & values.keys()}
         command(**made, **own)
 
+    called.__doc__ = _help_text(command)
     called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     called.__annotations__ = {p.name: p.annotation for p in parameters}
     return called
+
+
+def _help_text(command: Command) -> str | None:
+    """Return the docstring of a command, from its source where `python -OO` has dropped it."""
+    if sys.flags.optimize < 2:
+        return command.__doc__
+    source = ast.parse(textwrap.dedent(inspect.getsource(command))).body[0]
+    return ast.get_docstring(source) if isinstance(source, ast.FunctionDef) else None
 
 
 def _options(model: type[BaseModel]) -> list[inspect.Parameter]:
