@@ -21,7 +21,6 @@ from pydantic import TypeAdapter
 
 from mlxchat.errors import MlxchatError
 from mlxchat.telemetry.events import (
-    Clock,
     Ended,
     Evaluating,
     Event,
@@ -101,7 +100,7 @@ class StatusFile:
         path: Path,
         meter: Meter,
         memory: Callable[[], Memory],
-        clock: Clock,
+        clock: Callable[[], float],
         process: Process | None = None,
         interval: float = INTERVAL,
     ) -> None:
