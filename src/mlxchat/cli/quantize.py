@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlxchat.checkpoint import catalog
+from mlxchat.checkpoint import catalog, store
 from mlxchat.cli.options import Checkpoint, Json, ModelTag, StepNumber, require_one_place
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
@@ -58,12 +58,13 @@ def quantize_command(
     run, number = destination(runs, source, quantization)
     formats = quantization.formats(layout.read_config(source))
     runtime.bound_buffer_cache()
-    past = history_of(source, home)
-    saved = layout.read_model(source, runtime.machine().compute_dtype)
     with (
+        store.locked(run),
         Screen(stream=sys.stderr) as screen,
         _validation(source, home, screen, eval_tokens) as documents,
     ):
+        past = history_of(source, home)
+        saved = layout.read_model(source, runtime.machine().compute_dtype)
         before = _evaluate(saved, documents, "before", eval_tokens, screen)
         parts = quantize(saved.model, formats)
         folder = save_quantized(run, number, saved, past)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlxchat.cli.options import Fresh, Json
-from mlxchat.cli.session import exit_promptly, watch_run
+from mlxchat.cli.options import Fresh, Json, StayAwake
+from mlxchat.cli.session import exit_promptly, staying_awake, watch_run
 from mlxchat.cli.supervise import train_supervised
 from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig, PretrainConfig
 from mlxchat.config.sft import SftConfig
@@ -31,6 +31,7 @@ def train_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan of the run without training.")
     ] = False,
+    stay_awake: StayAwake = True,
     json: Json = False,
 ) -> None:
     """Train a model, or resume a run that was interrupted.
@@ -42,36 +43,44 @@ def train_command(
         raise typer.BadParameter("--supervise cannot be combined with --dry-run.")
     if supervise:
         arguments = [word for word in sys.argv[1:] if word not in ("--supervise", "--fresh")]
-        raise typer.Exit(train_supervised(arguments, config.tag, fresh, json))
+        with staying_awake(stay_awake, json):  # between two processes as well
+            arguments.append("--no-stay-awake")
+            code = train_supervised(arguments, config.tag, fresh, json)
+        raise typer.Exit(code)
     home = Home.from_environment()
     if dry_run:
         _dry_run(config, home, fresh, json)
         return
     from mlxchat.train.pretrain import run_pretraining
 
-    watch_run(
-        lambda show, meter, stop: run_pretraining(config, home, show, meter, stop, fresh), json
-    )
+    with staying_awake(stay_awake, json):
+        watch_run(
+            lambda show, meter, stop: run_pretraining(config, home, show, meter, stop, fresh), json
+        )
     if not json:
         say(f"Talk to it: mlxchat chat --model-tag {config.tag}")
 
 
-def sft_command(config: SftConfig, fresh: Fresh = False, json: Json = False) -> None:
+def sft_command(
+    config: SftConfig, fresh: Fresh = False, stay_awake: StayAwake = True, json: Json = False
+) -> None:
     """Fine-tune a model on conversations, so that it answers.
 
     The loss counts only what the assistant says, and conversations are kept whole.
     Each row of a file may be {"messages": [{"role": ..., "content": ...}]}, a bare list
     of messages, ShareGPT, Alpaca, Dolly, a prompt with its completion, GSM8K or multiple
-    choice; rows that cannot be used are counted and reported. To resume from the newest
-    checkpoint, repeat the same command.
+    choice. An answer with "weight": 0 or "train": false is not learnt. Rows that cannot be
+    used, changes and keys that are not used are counted and reported. To resume from the
+    newest checkpoint, repeat the same command.
     """
     from mlxchat.train.sft import run_fine_tuning, with_source
 
     home = Home.from_environment()
     config = with_source(config, home)
-    watch_run(
-        lambda show, meter, stop: run_fine_tuning(config, home, show, meter, stop, fresh), json
-    )
+    with staying_awake(stay_awake, json):
+        watch_run(
+            lambda show, meter, stop: run_fine_tuning(config, home, show, meter, stop, fresh), json
+        )
     if not json:
         say(f"Talk to it: mlxchat chat --model-tag {config.tag}")
 

@@ -106,6 +106,7 @@ def run(
         )
         batches = stack.enter_context(_batches(activities))
         for event in _events(activities, batches, notes):
+            store.require_lock(stage.folder)
             meter.update(event)
             log.write(event)
             status.update(event)
