@@ -24,7 +24,7 @@ from mlxchat.checkpoint.files import (
 from mlxchat.config.pretrain import IN_WORDS
 from mlxchat.config.run import NAME_PATTERN
 from mlxchat.errors import ConfigError, MlxchatError, NotFound
-from mlxchat.home import Home
+from mlxchat.home import Home, expanded
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def find_model(stages: Sequence[Path], source: str | None, step: int | None) -> 
         NotFound: there is no such model.
         MlxchatError: it cannot be read.
     """
-    folder = Path(source or "").expanduser().resolve()
+    folder = expanded(source or "").resolve()
     if source is None or source in {run.name for run in runs(stages)} or not folder.is_dir():
         return find(stages, source, step)
     if step is not None:
