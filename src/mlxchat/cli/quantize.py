@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlxchat.checkpoint import catalog
-from mlxchat.cli.options import Checkpoint, Json, ModelTag, StepNumber, require_one_place
+from mlxchat.cli.options import (
+    Checkpoint,
+    Json,
+    ModelTag,
+    StepNumber,
+    model_in_words,
+    require_one_place,
+)
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.quantization import Quantization
@@ -65,6 +72,8 @@ def quantize_command(
         Screen(stream=sys.stderr) as screen,
         _validation(source, home, screen, eval_tokens) as documents,
     ):
+        name = model_in_words(source, checkpoint)
+        screen.show(Noted(time.time(), f"The model: {name}."))
         before = _evaluate(saved, documents, "before", eval_tokens, screen)
         parts = quantize(saved.model, formats)
         folder = save_quantized(run, number, saved, past)
