@@ -12,7 +12,7 @@ import pytest
 from mlxchat.ui.text import as_options
 
 SOURCE = Path(__file__).parent.parent / "src" / "mlxchat"
-ANYONE = {"disk", "errors", "home", "json_text", "regular", "telemetry"}
+ANYONE = {"disk", "errors", "home", "json_text", "regular", "system", "telemetry"}
 ALLOWED = {
     "__main__": {"cli"},
     "disk": set(),
@@ -20,6 +20,7 @@ ALLOWED = {
     "home": set(),
     "json_text": set(),
     "regular": set(),
+    "system": set(),
     "telemetry": set(),
     "blas": set(),
     "runtime": set(),

@@ -121,7 +121,7 @@ def test_prune_keeps_the_newest_steps_and_skips_runs_in_use(program: Program, ru
         assert store.steps(runs / "d4") == [10, 20, 30]
         code, said, told = program("prune")
         assert code == 0
-        assert "Another process is training busy." in told
+        assert "Another process is using the run busy." in told
         assert "2 steps removed" in said
         assert store.steps(runs / "d4") == [30]
         assert [path.name for path in (runs / "d4").iterdir()] == ["step_000030"]

@@ -45,6 +45,7 @@ from mlxchat.telemetry.events import (
     Stepped,
     event_from_json,
     event_to_json,
+    json_line,
 )
 from mlxchat.telemetry.log import JsonLines
 from mlxchat.telemetry.meter import Meter
@@ -393,7 +394,7 @@ def assert_only_bad_is_unreadable(home: Path, path: Path) -> None:
     assert bad.state == "unreadable"
     assert bad.fault is not None
     assert str(path) in bad.fault
-    for run in json.loads(json.dumps(as_json(snapshot), allow_nan=False))["runs"]:
+    for run in json.loads(json_line(as_json(snapshot)))["runs"]:
         assert (run["fault"] is None) == (run["tag"] == "fine")
 
 
@@ -419,7 +420,7 @@ def test_numbers_at_the_bounds_are_shown(tmp_path: Path) -> None:
         file.write(event_to_json(stepped(3, time=1.0)).replace("10.0", "null") + "\n")
     snapshot = look(tmp_path).look()
     assert snapshot.runs[0].fault is None
-    json.dumps(as_json(snapshot), allow_nan=False)
+    json_line(as_json(snapshot))
     for width in (30, 80, 200):
         console = Console(width=width, file=io.StringIO())
         console.print(picture(snapshot, width=width, height=40))
@@ -446,6 +447,20 @@ def test_the_state_follows_from_process_and_log(
         write_status(tmp_path, "d4", 1000.0, process)
     run = read_runs(tmp_path, 1000.0 + age, alive)["d4"]
     assert (run.state, run.last_seen) == (state, 1000.0)
+
+
+def test_a_mac_that_changed_its_name_is_still_this_one(tmp_path: Path) -> None:
+    write_log(Home(tmp_path).log("d4"), started(), stepped(1, time=1000.0))
+    write_status(tmp_path, "d4", 1000.0, Process(77, 1000.0, "at-home", "hardware"))
+    for machine, state, host in (("hardware", "died", "here"), ("other", "running", "at-home")):
+        runs = Runs(Home(tmp_path), "here", lambda _: False, machine)
+        (run,) = runs.read(1001.0)
+        assert run.state == state and run.status
+        assert run.status.process.host == host
+        runs.host = "on-the-train"  # while it is watched
+        (run,) = runs.read(1001.0)
+        assert run.state == state and run.status
+        assert run.status.process.host == ("on-the-train" if host == "here" else host)
 
 
 @pytest.mark.parametrize("ended", ["finished", "interrupted", "failed"])

@@ -207,6 +207,13 @@ def test_a_full_machine_is_warned_of() -> None:
     assert "critical" in full
 
 
+def test_of_a_mac_its_own_word_is_shown() -> None:
+    busy = replace(MACHINE, memory_used=34 * GIB, mac=True)
+    assert "swap" not in drawn(snapshot(machine=busy)).replace("swap 0.5 of", "")
+    short = drawn(snapshot(machine=replace(busy, pressure="warning", memory_used=12 * GIB)))
+    assert "Memory pressure is warning: macOS compresses memory" in short
+
+
 def test_an_empty_home_says_what_to_do() -> None:
     text = drawn(snapshot(machine=replace(MACHINE, pressure=None, swap_total=0)))
     assert "mlxchat train" in text

@@ -17,7 +17,8 @@ from mlxchat.cli.options import (
 from mlxchat.config.inference import Sampling
 from mlxchat.home import Home
 from mlxchat.ui import repl
-from mlxchat.ui.console import console_for, say, warning
+from mlxchat.ui.console import say, warning
+from mlxchat.ui.output import console_for
 
 if TYPE_CHECKING:
     from mlxchat.checkpoint.layout import SavedModel

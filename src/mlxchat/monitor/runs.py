@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -30,7 +30,8 @@ from mlxchat.monitor.machine import (
     mlxchat_processes,
 )
 from mlxchat.regular import open_regular
-from mlxchat.telemetry.events import Ended, Started, Stepped, event_from_json, without_nan
+from mlxchat.system import identity
+from mlxchat.telemetry.events import Ended, Started, Stepped, event_from_json
 from mlxchat.telemetry.log import MOST_LINE
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.status import Process, Status, read_status, status_path
@@ -152,12 +153,17 @@ class Runs:
     """Reads the runs of a home again and again; of their logs, only what is new.
 
     Args:
-        host: the name of this machine.
+        host: the name of this machine, which is an attribute: it may change.
         lives: returns whether a process of this machine is still running.
+        machine: the identity of this machine; None for its name.
     """
 
-    def __init__(self, home: Home, host: str, lives: Callable[[Process], bool]) -> None:
-        self._home, self._host, self._lives = home, host, lives
+    def __init__(
+        self, home: Home, host: str, lives: Callable[[Process], bool], machine: str | None = None
+    ) -> None:
+        self.host = host
+        self._home, self._lives = home, lives
+        self._machine = machine or host
         self._logs: dict[str, Log] = {}
 
     def read(self, now: float) -> list[WatchedRun]:
@@ -170,7 +176,7 @@ class Runs:
     def _run(self, tag: str, log: Log, now: float) -> WatchedRun:
         path, steps = self._home.log(tag), _saved(self._home.run(tag))
         try:
-            status = _read(status_path(path), read_status)
+            status = self._here(_read(status_path(path), read_status))
             _read(path, lambda _: log.read())
             last_seen = _last_seen(path, log, status, now)
         except MlxchatError as error:
@@ -179,6 +185,12 @@ class Runs:
         state = self._state(log.ending, status, last_seen, now)
         return WatchedRun(tag, state, last_seen, log.meter, log.latest, status, *steps)
 
+    def _here(self, status: Status | None) -> Status | None:
+        """Return a status with this machine's present name, if its process is of this machine."""
+        if status is None or not status.process.runs_on(self._machine, self.host):
+            return status
+        return replace(status, process=replace(status.process, host=self.host))
+
     def _state(
         self, ending: str | None, status: Status | None, last_seen: float | None, now: float
     ) -> State:
@@ -186,7 +198,7 @@ class Runs:
             return status.ended
         if ending:
             return "finished" if ending == "finished" else "interrupted"
-        here = status is not None and status.process.host == self._host
+        here = status is not None and status.process.host == self.host
         if status and here and not self._lives(status.process):
             return "died"
         return "silent" if last_seen is None or now - last_seen > SILENT_SECONDS else "running"
@@ -270,18 +282,19 @@ class Monitor:
     ) -> None:
         self._home, self._clock = home, clock
         self._memory, self._processes = memory, processes
-        self._runs = Runs(home, memory().host, lives)
+        self._runs = Runs(home, memory().host, lives, identity())
         self._disk: tuple[float, Disk] | None = None
 
     def look(self) -> Snapshot:
         """Return the current state."""
-        now = self._clock()
+        now, machine = self._clock(), self._memory()
+        self._runs.host = machine.host
         if self._disk is None or now - self._disk[0] >= DISK_SECONDS:
             self._disk = now, disk(self._home)
         return Snapshot(
             now,
             str(self._home.root),
-            self._memory(),
+            machine,
             self._disk[1],
             tuple(self._runs.read(now)),
             tuple(self._processes()),
@@ -290,11 +303,6 @@ class Monitor:
 
 def as_json(snapshot: Snapshot) -> dict[str, Any]:
     """Return a snapshot as plain values for JSON: bytes, seconds, and None for the unknown."""
-    facts: dict[str, Any] = without_nan(_facts(snapshot))
-    return facts
-
-
-def _facts(snapshot: Snapshot) -> dict[str, Any]:
     return {
         "time": snapshot.time,
         "home": snapshot.home,

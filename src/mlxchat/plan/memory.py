@@ -361,15 +361,13 @@ def _mixed_bytes(model: GPTConfig, value_bytes: int, arrays: float, floats: floa
 def _scores(model: GPTConfig, scores_held: ScoresHeld) -> list[int]:
     """Return how many of one head's scores each layer keeps."""
     T = model.sequence_len
-    if scores_held == "windows":
-        return [T * T if window + 1 < T else 0 for window in model.windows]
-    if scores_held == "none":
-        return [0] * model.n_layer
     blocks = [(first, min(first + QUERY_BLOCK, T)) for first in range(0, T, QUERY_BLOCK)]
-    return [
-        sum((last - first) * (last - max(0, first - window)) for first, last in blocks)
-        for window in model.windows
-    ]
+
+    def in_blocks(window: int) -> int:
+        return sum((last - first) * (last - max(0, first - window)) for first, last in blocks)
+
+    fused = {"none": 0, "windows": T - 1, "all": math.inf}[scores_held]  # windows from here on
+    return [0 if window >= fused else in_blocks(window) for window in model.windows]
 
 
 def _largest_stack(model: GPTConfig, value_bytes: int) -> int:

@@ -9,6 +9,7 @@ checked; one that comes from a file is, since what reads it counts on them.
 
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import cache
@@ -17,6 +18,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from mlxchat.json_text import as_type, parse_json
+from mlxchat.system import Pressure
 
 MACHINE_FULL = 0.8  # share of memory in use beyond which a machine begins to swap
 MOST_SECONDS = 1e11  # 3,000 years
@@ -40,6 +42,17 @@ Seconds = Annotated[float, _between(-MOST_SECONDS, MOST_SECONDS)]
 Time = Annotated[float, _between(0, MOST_SECONDS)]  # since the epoch
 
 
+def machine_full(used: int, total: int, mac_pressure: Pressure | None) -> bool:
+    """Return whether so little memory is left that a machine may begin to swap.
+
+    Args:
+        used, total: bytes of the machine's memory.
+        mac_pressure: a Mac's own word, which decides: at rest it may well use more than 80%. None
+            for other machines.
+    """
+    return used > MACHINE_FULL * total if mac_pressure is None else mac_pressure != "normal"
+
+
 @dataclass(frozen=True)
 class Memory:
     """Memory in bytes: MLX's allocator (in use, peak, kept for reuse) and the whole machine."""
@@ -49,6 +62,12 @@ class Memory:
     cache: Count
     machine_used: Count
     machine_total: Count
+    mac_pressure: Pressure | None = None  # None on other machines
+
+    @property
+    def machine_full(self) -> bool:
+        """Whether the machine may begin to swap."""
+        return machine_full(self.machine_used, self.machine_total, self.mac_pressure)
 
 
 @dataclass(frozen=True)
@@ -201,19 +220,26 @@ EVENT_NAMES: dict[type, str] = {
 }
 
 
-def without_nan(value: Any) -> Any:
-    """Return plain values with None for NaN and infinity, for which JSON has no number."""
+def json_line(value: object) -> str:
+    """Return a value as JSON on one line, in ASCII without control characters.
+
+    NaN and infinity become ``null``, and paths become text.
+    """
+    written = json.dumps(_without_nan(value), allow_nan=False, default=os.fspath)
+    return written.replace("\x7f", "\\u007f")  # the one that json leaves as it is
+
+
+def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: without_nan(item) for name, item in value.items()}
+        return {name: _without_nan(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
+        return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def event_to_json(event: Event) -> str:
-    """Return a line, ``{"event": "step", "time": ..., ...}``; NaN and infinity become ``null``."""
-    values = without_nan(asdict(event))
-    return json.dumps({"event": EVENT_NAMES[type(event)], **values}, allow_nan=False)
+    """Return a line, ``{"event": "step", "time": ..., ...}``, as `json_line` writes it."""
+    return json_line({"event": EVENT_NAMES[type(event)], **asdict(event)})
 
 
 _NUMBERS = (Measured, Seconds, Time)

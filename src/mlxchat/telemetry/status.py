@@ -22,6 +22,7 @@ from pydantic import Field, TypeAdapter
 from mlxchat.errors import MlxchatError
 from mlxchat.json_text import as_type, parse_json
 from mlxchat.regular import read_regular
+from mlxchat.system import identity
 from mlxchat.telemetry.events import (
     Clock,
     Count,
@@ -44,11 +45,16 @@ Ending = Literal["finished", "interrupted", "failed"]
 
 @dataclass(frozen=True)
 class Process:
-    """A process, identified by its id, its start time and its host (ids are reused)."""
+    """A process, identified by its id, its start time and its machine (ids are reused)."""
 
     pid: Annotated[int, Field(ge=1, lt=2**31)]
     started: Time  # seconds since the epoch, according to the system
-    host: str
+    host: str  # the machine's name, which may change while the process runs
+    machine: str | None = None  # its `mlxchat.system.identity`; None in older statuses
+
+    def runs_on(self, machine: str, host: str) -> bool:
+        """Return whether it is a process of the machine of that identity and that name."""
+        return self.host == host if self.machine is None else self.machine == machine
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,8 @@ _STATUS = TypeAdapter(Status)
 
 def this_process() -> Process:
     """Return the current process."""
-    return Process(os.getpid(), psutil.Process().create_time(), socket.gethostname())
+    started = psutil.Process().create_time()
+    return Process(os.getpid(), started, socket.gethostname(), identity())
 
 
 def status_path(log: Path) -> Path:

@@ -244,7 +244,7 @@ class Tokenizer:
         Returns:
             The ids, and a mask of the same length: 1 for the tokens that the assistant learns to
             produce (its text, its Python and their end tokens), 0 for all others, among them the
-            output of Python.
+            output of Python and parts that are not to be learned.
 
         Raises:
             DataError: user and assistant do not take turns, beginning with the user.
@@ -279,17 +279,17 @@ class Tokenizer:
 
     def _segments(self, message: Message) -> Iterator[tuple[list[int], int]]:
         """Yield the ids of each piece of a message, with its value in the mask."""
-        spoken = int(message.role == "assistant")
+        learned = int(message.role == "assistant")
         yield [self.special(f"<|{message.role}_start|>")], 0
         for part in message.parts:
-            ids = self.encode(part.text)
+            ids, learned = self.encode(part.text), int(message.role == "assistant" and part.learned)
             if part.type == "text":
-                yield ids, spoken
+                yield ids, learned
             elif part.type == "python":
-                yield self._enclosed("python", ids), spoken
+                yield self._enclosed("python", ids), learned
             else:
                 yield self._enclosed("output", ids), 0
-        yield [self.special(f"<|{message.role}_end|>")], spoken
+        yield [self.special(f"<|{message.role}_end|>")], learned  # as what it ends
 
     def _enclosed(self, name: str, ids: list[int]) -> list[int]:
         return [self.special(f"<|{name}_start|>"), *ids, self.special(f"<|{name}_end|>")]

@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.panel import Panel
 from rich.text import Text
 
-from mlxchat.telemetry.events import MACHINE_FULL, Evaluating, Memory, Sampled, Stepped
+from mlxchat.telemetry.events import Evaluating, Memory, Sampled, Stepped
 from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.text import (
     Cell,
@@ -164,13 +164,12 @@ def _memory(memory: Memory, meter: Meter) -> list[Cell]:
     peak = memory_size(meter.peak_memory)
     if meter.started and meter.started.estimated_memory:
         peak += f" of ~{memory_size(meter.started.estimated_memory)}"
-    full = memory.machine_used > MACHINE_FULL * memory.machine_total
     used = f"{memory.machine_used / 2**30:.1f} of {memory_size(memory.machine_total)}"
     return [
         Cell("MLX active", memory_size(memory.active)),
         Cell("MLX peak", peak),
         Cell("MLX cache", memory_size(memory.cache)),
-        Cell("machine", used, "bold yellow" if full else "bold"),
+        Cell("machine", used, "bold yellow" if memory.machine_full else "bold"),
     ]
 
 

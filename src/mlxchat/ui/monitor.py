@@ -99,9 +99,13 @@ def _machine(snapshot: Snapshot, width: int) -> TextPanel:
         *flow([Cell(part, amount(getattr(disk, part), "bytes")) for part in parts], width, GAP),
     ]
     if machine.full:
+        why = (
+            f"Memory is {used / total:.0%} full. Beyond {MACHINE_FULL:.0%} a machine begins to swap"
+        )
+        if machine.mac and machine.pressure:
+            why = f"Memory pressure is {machine.pressure}: macOS compresses memory and swaps"
         warning = (
-            f"Memory is {used / total:.0%} full. Beyond {MACHINE_FULL:.0%} a machine begins to "
-            "swap, which slows everything down. Close other programs, or stop a run with Ctrl-C: "
+            f"{why}, which slows everything down. Close other programs, or stop a run with Ctrl-C: "
             "it saves its work, and the same command resumes it later."
         )
         lines += wrapped(warning, width, "bold yellow")
