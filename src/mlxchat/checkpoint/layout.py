@@ -2,6 +2,7 @@
 
     config.json  model.safetensors  tokenizer.json  tokenizer_config.json  generation_config.json
     origin.json     where an imported model is from
+    saved.json      when it was saved
     SHA256SUMS      checksums of all files
 
 mlx-lm reads the first line too. A saved step has more files: see `mlxchat.checkpoint.trainer` and
