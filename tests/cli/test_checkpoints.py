@@ -305,10 +305,10 @@ def test_a_traceback_does_not_change_the_exit_code(
 def test_an_unreadable_checksum_file_is_an_error(
     code: int, said: str, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read_bytes(path: Path) -> bytes:
+    def read_regular(path: Path, most: int) -> bytes:
         raise OSError(code, os.strerror(code), str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(files, "read_regular", read_regular)
     with pytest.raises(MlxchatError, match=said):
         files.verify_file(runs / "d4" / "step_000030" / "config.json")
 

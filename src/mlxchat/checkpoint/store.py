@@ -6,7 +6,6 @@ run (`locked`). The lock is a file, which somebody may delete: it is looked at a
 is written. Old steps are removed here too.
 """
 
-import json
 import os
 import re
 import secrets
@@ -22,7 +21,7 @@ from mlxchat.checkpoint import files
 from mlxchat.checkpoint.files import entries, is_folder, require_connected, unreadable
 from mlxchat.errors import CheckpointError, DiskError, MlxchatError
 
-_STEP = re.compile(r"step_(\d{6,})")
+_STEP = re.compile(r"step_([0-9]{6}|[1-9][0-9]{6,})")  # as `directory` writes it
 _UNFINISHED = ".unfinished_"
 FIRST_WITH_CHECKSUMS = 3  # format of trainer.json
 
@@ -315,10 +314,9 @@ def _old_step(run: Path, step: int | None, folder: Path) -> Removed:
 def _require_verifiable(folder: Path) -> None:
     """Raise `CheckpointError` for a step saved by a version that wrote no checksums."""
     try:
-        fields = json.loads((folder / files.TRAINER).read_bytes())
-    except (OSError, ValueError):
+        saved_as = files.read_json(folder / files.TRAINER).get("format")
+    except MlxchatError:
         return
-    saved_as = fields.get("format") if isinstance(fields, dict) else None
     earlier = isinstance(saved_as, int) and saved_as < FIRST_WITH_CHECKSUMS
     if earlier and not os.path.lexists(folder / files.CHECKSUMS):
         raise CheckpointError(

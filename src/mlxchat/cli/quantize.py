@@ -1,6 +1,5 @@
 """The command `quantize`."""
 
-import json as json_format
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.quantization import Quantization
 from mlxchat.telemetry.events import Evaluated, Evaluating, Noted, Progressed
-from mlxchat.ui.console import Screen, say, table
+from mlxchat.ui.console import Screen, say, say_json, table
 from mlxchat.ui.text import amount
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def quantize_command(
     }
     if json:
         each = [{**part._asdict(), "bits_per_weight": part.bits_per_weight} for part in parts]
-        say(json_format.dumps({**facts, "parts": each}))
+        say_json({**facts, "parts": each})
     else:
         _show(facts, parts, run.name)
 

@@ -244,7 +244,10 @@ class PretrainConfig(RunConfig, DataConfig):
     @classmethod
     def _fill_in_preset(cls, given: Any) -> Any:
         preset = given.get("preset") if isinstance(given, dict) else None
-        return {**PRESETS[preset], **given} if preset in PRESETS else given
+        for name, settings in PRESETS.items():
+            if name == preset:
+                return {**settings, **given}
+        return given
 
     @field_validator("budget")
     @classmethod

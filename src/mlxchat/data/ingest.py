@@ -7,7 +7,6 @@ validation.
 """
 
 import codecs
-import json
 import random
 import shutil
 import time
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 from mlxchat.data.shards import shard_fault, shard_name, shard_names
 from mlxchat.disk import UNFINISHED, Lock, new_folder, storing, sync
 from mlxchat.errors import DataError, DiskError, MlxchatError, NotFound
+from mlxchat.json_text import parse_json
 from mlxchat.telemetry.events import Noted, Progressed, Report
 
 LONGEST_DOCUMENT = 8_000  # characters
@@ -112,10 +112,10 @@ def _read_json_lines(path: Path, advance: Advance) -> Iterator[str]:
                 continue
             where = f"{path}, line {number}"
             try:
-                entry = json.loads(raw.decode("utf-8-sig"))
+                entry = parse_json(raw)
             except UnicodeDecodeError as error:
                 raise _not_utf8(path, number) from error
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 raise DataError(f"{where} is not valid JSON: {error}.", remedy) from error
             text = entry.get("text") if isinstance(entry, dict) else None
             if not isinstance(text, str):
