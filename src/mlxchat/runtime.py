@@ -38,7 +38,8 @@ LARGEST_PRODUCT = 8192  # width of the matrices that measure speed
 Wired = int | Literal["auto"]  # bytes, or as many as training is expected to need
 
 # Peak matrix throughput in FLOP/s. Apple: the float32 ALUs of the chip's largest GPU, which also
-# run bfloat16 (Hugging Face's hardware table). NVIDIA: dense bfloat16, from the data sheets.
+# run bfloat16 (Hugging Face's hardware table); from the M5 on its accelerators can be faster. That
+# of the M6 is not on record. NVIDIA: dense bfloat16, from the data sheets.
 PEAK_FLOPS = {
     "Apple M1": 2.6e12,
     "Apple M1 Pro": 5.2e12,
@@ -58,8 +59,12 @@ PEAK_FLOPS = {
     "Apple M5": 5.7e12,
     "Apple M5 Pro": 11.4e12,
     "Apple M5 Max": 22.8e12,
+    "Apple M5 Ultra": 45.6e12,
     "NVIDIA H100": 989e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
     "NVIDIA A100": 312e12,
     "NVIDIA L40S": 362e12,
 }
@@ -97,11 +102,18 @@ def _processor_name() -> str:
 
 
 def peak_flops(device: str) -> float | None:
-    """Return the FLOP/s of the longest chip name that ``device`` starts with, None if unknown.
+    """Return the peak FLOP/s of a device; None if its chip is not in the table.
+
+    Names of Apple's chips are complete, and a chip of a new name is another one. NVIDIA adds the
+    memory or the board's form to the chip's name.
 
     >>> peak_flops("Apple M3 Pro") / 1e12
     7.4
+    >>> peak_flops("NVIDIA H100 80GB HBM3") / 1e12
+    989.0
     """
+    if device.startswith("Apple"):
+        return PEAK_FLOPS.get(device)
     names = [name for name in PEAK_FLOPS if re.match(rf"{name}\b", device)]
     return PEAK_FLOPS[max(names, key=len)] if names else None
 
@@ -124,6 +136,21 @@ def matmul_flops(seconds: float = 0.3) -> float:
             size *= 2
         elif pair > left:
             return fastest
+
+
+@cache
+def product_flops() -> float | None:
+    """Return `matmul_flops` of a GPU, measured when this is first called; None on CPUs.
+
+    What a chip's data sheet counts is not what all chips compute with. On CPUs the loader's threads
+    take part of the speed that a product alone has.
+    """
+    if machine().backend == "cpu":
+        return None
+    measured = matmul_flops()
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    return measured
 
 
 def memory_use() -> Memory:

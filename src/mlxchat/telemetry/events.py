@@ -69,6 +69,7 @@ class Started:
     device: str
     parameters: int
     estimated_memory: int | None = None  # bytes, the planned peak of MLX
+    matmul_flops: float | None = None  # of a matrix product here, in FLOP/s; None if not measured
 
 
 @dataclass(frozen=True)

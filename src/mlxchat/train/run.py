@@ -65,6 +65,7 @@ def run(
         _require_own_name(stage)
 
         runtime.bound_buffer_cache()
+        runtime.product_flops()  # while the device has nothing else to do or to hold
 
         # Data
         documents = stack.enter_context(closing(stage.open(saved)))
@@ -191,6 +192,7 @@ def _events(
         device=machine.device,
         parameters=plan.parameters,
         estimated_memory=plan.peak,
+        matmul_flops=runtime.product_flops(),
     )
     for note in notes:
         yield Noted(clock(), note)
