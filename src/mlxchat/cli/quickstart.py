@@ -1,6 +1,5 @@
 """The command `quickstart`: a small model, from scratch to answers, on the built-in corpus."""
 
-import json as json_format
 import sys
 import time
 from itertools import islice
@@ -17,7 +16,7 @@ from mlxchat.config.sft import SftConfig
 from mlxchat.data.chats.sources import BUILTIN
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Progressed
-from mlxchat.ui.console import Screen, answers, say
+from mlxchat.ui.console import Screen, answers, say, say_json
 
 if TYPE_CHECKING:
     from mlxchat.data.corpus.world import Question
@@ -114,7 +113,7 @@ def _show_score(asked: "list[Question]", outcomes: "list[Outcome]", json: bool) 
             for question, outcome in zip(asked, outcomes, strict=True)
         ]
         score = {"event": "score", "questions": len(asked), "right": right, "answers": each}
-        say(json_format.dumps(score))
+        say_json(score)
         return
     say()
     say("Questions that it never saw in training, and its answers:")

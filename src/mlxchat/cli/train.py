@@ -1,6 +1,5 @@
 """The commands `train`, `sft`, `info` and `tokenizer train`."""
 
-import json as json_format
 import sys
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,7 @@ from mlxchat.cli.supervise import train_supervised
 from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig, PretrainConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.home import Home
-from mlxchat.ui.console import Screen, say
+from mlxchat.ui.console import Screen, say, say_json
 from mlxchat.ui.text import as_options
 
 if TYPE_CHECKING:
@@ -70,8 +69,9 @@ def sft_command(
     The loss counts only what the assistant says, and conversations are kept whole.
     Each row of a file may be {"messages": [{"role": ..., "content": ...}]}, a bare list
     of messages, ShareGPT, Alpaca, Dolly, a prompt with its completion, GSM8K or multiple
-    choice; rows that cannot be used are counted and reported. To resume from the newest
-    checkpoint, repeat the same command.
+    choice. An answer with "weight": 0 or "train": false is not learnt. Rows that cannot be
+    used, changes and keys that are not used are counted and reported. To resume from the
+    newest checkpoint, repeat the same command.
     """
     from mlxchat.train.sft import run_fine_tuning, with_source
 
@@ -120,7 +120,7 @@ def tokenizer_train_command(
             documents, folder, config.vocab_size, screen.show, max_characters=max_chars
         )
     if json:
-        say(json_format.dumps({"vocab_size": tokenizer.vocab_size, "folder": str(folder)}))
+        say_json({"vocab_size": tokenizer.vocab_size, "folder": str(folder)})
     else:
         say(f"Saved a tokenizer with {tokenizer.vocab_size:,} tokens in {folder}.")
 
@@ -162,7 +162,7 @@ def _show_estimate(
     with Screen(stream=sys.stderr) as screen:
         facts = estimate_run(config, home, saved, screen.show, check_limits=train)
     if json:
-        say(facts.model_dump_json())
+        say_json(facts.model_dump(mode="json"))
         return
     heading = estimate_heading(facts)
     if facts.plan.costs:

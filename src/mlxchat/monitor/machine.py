@@ -102,6 +102,8 @@ def lives(process: Process) -> bool:
         return bool(same and found.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+    except psutil.AccessDenied:  # another user's
+        return True
 
 
 def disk(home: Home) -> Disk:
