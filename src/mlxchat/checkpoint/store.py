@@ -19,6 +19,7 @@ from typing import NamedTuple
 from mlxchat import disk
 from mlxchat.checkpoint import files
 from mlxchat.checkpoint.files import entries, is_folder, require_connected, unreadable
+from mlxchat.device_failures import explained
 from mlxchat.errors import CheckpointError, DiskError, MlxchatError
 
 _STEP = re.compile(r"step_([0-9]{6}|[1-9][0-9]{6,})")  # as `directory` writes it
@@ -327,7 +328,8 @@ def _require_verifiable(folder: Path) -> None:
 
 def _place(run: Path, step: int, write: Callable[[Path], None], needed: int | None = None) -> Path:
     try:
-        return _written(run, directory(run, step), write)
+        with explained():
+            return _written(run, directory(run, step), write)
     except (OSError, RuntimeError) as error:  # MLX raises the latter
         reason = getattr(error, "strerror", None) or str(error)
         raise _not_saved(run, step, reason.rstrip("."), needed) from error

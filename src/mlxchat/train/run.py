@@ -10,6 +10,7 @@ from mlxchat.checkpoint import store
 from mlxchat.checkpoint.files import require_connected
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import Batch, Loader
+from mlxchat.device_failures import explained
 from mlxchat.errors import ConfigError
 from mlxchat.optim import schedule
 from mlxchat.optim.optimizer import Rates
@@ -215,15 +216,12 @@ def _events(
         shards=activities.documents.shards,
     )
     try:
-        for event in events:
-            yield event
-            yield from _keep_deadline(activities, event)
+        with explained():
+            for event in events:
+                yield event
+                yield from _keep_deadline(activities, event)
     except NotFiniteError as error:
         raise diverged(error, stage.folder, activities.documents.names) from error
-    except (RuntimeError, MemoryError) as error:
-        if failed := runtime.device_error(error):
-            raise failed from error
-        raise
 
 
 def rates(stage: Stage[Any, Any], state: TrainState, step: int) -> Rates:
