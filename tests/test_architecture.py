@@ -12,9 +12,19 @@ import pytest
 from mlxchat.ui.text import as_options
 
 SOURCE = Path(__file__).parent.parent / "src" / "mlxchat"
-ANYONE = {"disk", "errors", "home", "json_text", "regular", "system", "telemetry"}
+ANYONE = {
+    "device_failures",
+    "disk",
+    "errors",
+    "home",
+    "json_text",
+    "regular",
+    "system",
+    "telemetry",
+}
 ALLOWED = {
     "__main__": {"cli"},
+    "device_failures": set(),
     "disk": set(),
     "errors": set(),
     "home": set(),

@@ -203,7 +203,7 @@ class FineTuning(Stage[SftConfig, ChatDocuments]):
         found = survey(documents, tokenizer, base.model.sequence_len, self.report, self.clock)
         yield Noted(self.clock(), found.summary())
         plan = sft_plan(config, base, found.rows, resources)
-        hold_memory(plan.memory_limit, plan.peak, config.wired_bytes)
+        hold_memory(plan.memory_limit, plan.peak, config.wired)
         model, before = load_base(folder, home)
         optimizer = new_optimizer(model)
         if config.load_optimizer:
