@@ -253,6 +253,7 @@ COMMANDS = [
     "quickstart",
     "bench",
     "monitor",
+    "doctor",
     "data",
     "data fetch",
     "data status",
@@ -266,7 +267,7 @@ COMMANDS = [
 
 
 def test_help_imports_no_arrays() -> None:
-    """One process runs the help of all commands: starting 22 of them takes most of the time."""
+    """One process runs the help of all commands: starting 23 of them takes most of the time."""
     script = (
         "import sys, typer.testing\n"
         "from mlxchat.cli.app import app\n"
