@@ -12,12 +12,15 @@ import pytest
 from mlxchat.ui.text import as_options
 
 SOURCE = Path(__file__).parent.parent / "src" / "mlxchat"
-ANYONE = {"disk", "errors", "home", "telemetry"}
+ANYONE = {"disk", "errors", "home", "json_text", "regular", "system", "telemetry"}
 ALLOWED = {
     "__main__": {"cli"},
     "disk": set(),
     "errors": set(),
     "home": set(),
+    "json_text": set(),
+    "regular": set(),
+    "system": set(),
     "telemetry": set(),
     "blas": set(),
     "runtime": set(),
@@ -59,7 +62,7 @@ ALLOWED = {
     },
     "api": {"checkpoint", "config", "interop", "runtime", "train", "trained"},
     "monitor": {"checkpoint"},
-    "doctor": {"config", "engine", "model", "monitor", "optim", "plan", "runtime", "train"},
+    "doctor": {"config", "engine", "model", "optim", "plan", "runtime", "train"},
     "ui": {"doctor", "model", "monitor", "plan"},
     "cli": {
         "bench",
@@ -126,6 +129,18 @@ def test_imports_point_one_way(path: Path) -> None:
             assert version or other == own or other in ALLOWED[own] | ANYONE, f"imports {name}"
         elif package in OUTSIDE:
             assert own in OUTSIDE[package], f"imports {name}"
+
+
+JSON_READER = re.compile(r"\bjson(_format)?\.loads?\(|\b(model_)?validate_json\(")
+
+
+def test_json_is_read_in_one_place() -> None:
+    found = [
+        str(path.relative_to(SOURCE))
+        for path in modules()
+        if JSON_READER.search(path.read_text("utf-8"))
+    ]
+    assert found == ["json_text.py"]
 
 
 ONE_NAME_IN_SEVERAL_MODULES = {  # what every module of interop/exporters offers, and their front

@@ -1,4 +1,7 @@
-"""Where files are on disk: in one folder, ``$MLXCHAT_HOME``, by default ``~/.cache/mlxchat``."""
+"""Where files are on disk: in one folder, ``$MLXCHAT_HOME``, by default ``~/.cache/mlxchat``.
+
+``MLXCHAT_HOME`` may begin with ``~``, and be relative to the working directory.
+"""
 
 import os
 from dataclasses import dataclass
@@ -9,6 +12,16 @@ STAGE_FOLDERS = {  # a folder of runs for each training stage, with nanochat's n
     "pretraining": "base_checkpoints",
     "fine-tuning": "chatsft_checkpoints",
 }
+
+
+def cache_folder() -> Path:
+    """Return ``$XDG_CACHE_HOME``, else ``~/.cache``.
+
+    It may begin with ``~``. A relative path is ignored, as the specification asks:
+    https://specifications.freedesktop.org/basedir-spec/latest/
+    """
+    given = Path(os.environ.get("XDG_CACHE_HOME", "")).expanduser()
+    return given if given.is_absolute() else Path.home() / ".cache"
 
 
 @dataclass(frozen=True)
@@ -22,8 +35,7 @@ class Home:
         """Return ``$MLXCHAT_HOME``, else ``$XDG_CACHE_HOME/mlxchat``, else ``~/.cache/mlxchat``."""
         if configured := os.environ.get("MLXCHAT_HOME"):
             return cls(Path(configured).expanduser().absolute())
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return cls(Path(cache) / "mlxchat")
+        return cls(cache_folder() / "mlxchat")
 
     def data(self, dataset: str) -> Path:
         """Return the folder of a dataset's shards; nanochat's first is in ``base_data``."""

@@ -96,20 +96,19 @@ def save_quantized(run: Path, step: int, saved: SavedModel, past: History) -> Pa
     """Save a quantized model as a step of a run, without an optimizer state.
 
     Args:
-        run, step: as `destination` returns them.
+        run, step: as `destination` returns them; the caller has the run locked.
         past: the history of the original model.
 
     Raises:
+        CheckpointError: that step has been saved meanwhile.
         DiskError: the disk is full or not writable.
-        LockedError: another process uses the run.
     """
 
     def write(folder: Path) -> None:
         layout.write_model(folder, saved.model, saved.tokenizer, saved.conversational)
         past.write(folder)
 
-    with store.locked(run):
-        return store.save(run, step, write)
+    return store.save(run, step, write)
 
 
 def evaluate(

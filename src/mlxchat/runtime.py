@@ -11,7 +11,7 @@ from functools import cache
 
 import psutil
 
-from mlxchat.errors import BackendError, ConfigError, MemoryLimitError
+from mlxchat.errors import BackendError, ConfigError, DeviceError, MemoryLimitError
 from mlxchat.telemetry.events import Memory
 
 __all__ = ["machine", "matmul_flops", "memory_use", "mx", "nn", "tree_flatten"]
@@ -98,6 +98,31 @@ def peak_flops(device: str) -> float | None:
     """
     names = [name for name in PEAK_FLOPS if re.match(rf"{name}\b", device)]
     return PEAK_FLOPS[max(names, key=len)] if names else None
+
+
+# How MLX begins or words what it raises when a device fails: Metal's and CUDA's calls, its own
+# allocators and synchronization, and C++'s allocator. Its other errors blame the program.
+_DEVICE_FAILURE = re.compile(
+    r"(?i:\[(metal|cuda|malloc|event|fence))|\b(cuda|cublas|cudnn|nvrtc|cu[A-Z])\w*\W.*\bfailed"
+    r"|std::bad_alloc"
+)
+
+
+def device_error(error: BaseException) -> DeviceError | None:
+    """Return what MLX raised as a `DeviceError`; None if it does not say that its device failed.
+
+    MLX raises RuntimeError and MemoryError, and so does Python for reasons of its own.
+
+    >>> device_error(RuntimeError("Could not determine home directory.")) is None
+    True
+    """
+    if type(error) not in (RuntimeError, MemoryError) or not _DEVICE_FAILURE.search(str(error)):
+        return None
+    return DeviceError(
+        f"MLX's device failed: {str(error).rstrip('.')}.",
+        "If it ran out of memory, use less of it: a smaller `memory_limit`, or `depth`. What was "
+        "saved is kept.",
+    )
 
 
 def matmul_flops(seconds: float = 0.3, dtype: mx.Dtype | None = None) -> float:

@@ -14,8 +14,10 @@ from support.any_bytes import BYTES, LINES
 from support.places import SHARED, needs_shared
 
 from mlxchat.data.chats import forms, reading, sources
-from mlxchat.data.chats.forms import UNANSWERED, UnusableError, Usable
+from mlxchat.data.chats.forms import Usable
 from mlxchat.data.chats.sources import Source
+from mlxchat.data.chats.turns import CUT_AT_END
+from mlxchat.data.chats.values import UnusableError
 from mlxchat.errors import MlxchatError
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message, Part
@@ -188,10 +190,8 @@ UNUSABLE = {
     "a tool's part in a message that is not the assistant's": [
         [user([{"type": "python", "text": "1"}]), assistant("Ho")]
     ],
-    "somebody speaks out of turn": [
-        [assistant("Ho")],
-        [user("Hi"), user("Hi?"), assistant("Ho")],
-        [user("Hi"), assistant("Ho"), assistant("Ho!")],
+    "no question": [[assistant("Ho")], [{"role": "system", "content": "Be kind."}]],
+    "a system message amid the conversation": [
         [user("Hi"), {"role": "system", "content": "Be kind."}, assistant("Ho")],
     ],
     "no answer": [[user("Hi")], [{"role": "system", "content": "Be kind."}, user("Hi")]],
@@ -228,7 +228,7 @@ UNUSABLE = {
 
 @pytest.mark.parametrize("row, expected", USABLE.values(), ids=USABLE)
 def test_a_common_format_is_read(row: object, expected: Conversation) -> None:
-    assert forms.read_row(row) == Usable(expected)
+    assert forms.read_row(row).conversation == expected
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_an_unusable_row_is_refused_with_its_reason(reason: str, row: object) ->
 )
 def test_everything_after_the_last_answer_is_cut(end: list) -> None:
     row = [user("Hi"), assistant("Ho"), *end]
-    assert forms.read_row(row) == Usable(said("Hi", "Ho"), UNANSWERED)
+    assert forms.read_row(row) == Usable(said("Hi", "Ho"), frozenset({CUT_AT_END}))
 
 
 def test_multiple_choice_is_worded_as_in_nanochat() -> None:
@@ -265,7 +265,9 @@ def test_multiple_choice_is_worded_as_in_nanochat() -> None:
         "choices": {"text": ["cat", "dog"], "label": ["A", "B"]},
         "answerKey": "B",
     }
-    assert forms.read_row(mmlu) == forms.read_row(arc) == Usable(said(expected, "B"))
+    numbered_in_csv = {**mmlu, "choices": '["cat", "dog"]', "answer": "1"}
+    for row in (mmlu, arc, numbered_in_csv):
+        assert forms.read_row(row).conversation == said(expected, "B")
 
 
 def test_only_what_the_assistant_says_is_learned() -> None:
@@ -300,7 +302,7 @@ ENTRIES = st.fixed_dictionaries(
 @given(JSON | st.lists(ENTRIES, max_size=6))
 def test_any_row_is_a_conversation_or_refused(row: object) -> None:
     try:
-        conversation, _ = forms.read_row(row)
+        conversation = forms.read_row(row).conversation
     except UnusableError as error:
         assert error.reason
         assert len(error.reason) < 250
@@ -354,7 +356,7 @@ def test_every_kind_of_file_holds_the_same_rows(tmp_path: Path, suffix: str) -> 
     rows = [{"messages": row} for row in ROWS]
     conversations, report = reading.read_source(Source(write(tmp_path / f"chats{suffix}", rows)))
     assert conversations == [forms.read_row(row).conversation for row in ROWS]
-    assert (report.rows, report.used, report.cut, report.skipped) == (20, 20, {}, {})
+    assert (report.rows, report.used, report.changed, report.skipped) == (20, 20, {}, {})
 
 
 def test_a_folder_is_read_in_order_without_hidden_files(tmp_path: Path) -> None:
@@ -375,12 +377,12 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     assert len(conversations) == report.used == 23
     assert report.rows == 31 == report.used + sum(report.skipped.values())
     assert report.skipped == {"no answer": 7, "unknown format: keys text": 1}
-    assert report.cut == {UNANSWERED: 3}
+    assert report.changed == {CUT_AT_END: 3}
     assert report.examples[0] == f"{path}, line 1: no answer"
     assert len(report.examples) == reading.EXAMPLES
     assert report.summary() == (
-        f"{path}: 23 of 31 rows used; cut: everything after the last answer (3); skipped: no "
-        f"answer (7), unknown format: keys text (1), first {path}, line 1: no answer."
+        f"{path}: 23 of 31 rows used; changed: everything after the last answer cut (3); "
+        f"skipped: no answer (7), unknown format: keys text (1), first {path}, line 1: no answer."
     )
 
 
@@ -509,7 +511,7 @@ def test_real_files_are_read_completely(path: Path) -> None:
     assert report.rows == len(rows) == report.used + sum(report.skipped.values())
     assert len(conversations) == report.used == len(rows)  # none of these need be skipped
     is_identity = path.name == "identity_conversations.jsonl"
-    assert report.cut == ({UNANSWERED: 4} if is_identity else {})
+    assert report.changed == ({CUT_AT_END: 4} if is_identity else {})
 
 
 @needs_shared

@@ -97,7 +97,7 @@ def test_prune_keeps_the_newest_steps_and_skips_runs_in_use(program: Program, ru
         assert store.steps(runs / "d4") == [10, 20, 30]
         code, said, told = program("prune")
         assert code == 0
-        assert "Another process is training busy." in told
+        assert "Another process is using the run busy." in told
         assert "2 steps removed" in said
         assert store.steps(runs / "d4") == [30]
         assert [path.name for path in (runs / "d4").iterdir()] == ["step_000030"]
@@ -305,10 +305,10 @@ def test_a_traceback_does_not_change_the_exit_code(
 def test_an_unreadable_checksum_file_is_an_error(
     code: int, said: str, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read_bytes(path: Path) -> bytes:
+    def read_regular(path: Path, most: int) -> bytes:
         raise OSError(code, os.strerror(code), str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(files, "read_regular", read_regular)
     with pytest.raises(MlxchatError, match=said):
         files.verify_file(runs / "d4" / "step_000030" / "config.json")
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.macs import FakeMac
 
 from mlxchat.doctor import facts
 from mlxchat.doctor.host import Host, OutOfTime, Package, Power, failure
@@ -47,7 +48,7 @@ def test_every_measurement_has_its_function() -> None:
 
 
 def test_a_measurement_runs_in_a_process_of_its_own(host: Host) -> None:
-    tried = host.measure(facts.LINK, home=str(host.home.root))
+    tried = host.measure(facts.LINKING, home=str(host.home.root))
     assert tried == facts.Attempt()
     assert host.home.root.exists()
 
@@ -57,8 +58,8 @@ def test_the_same_is_measured_once(
 ) -> None:
     python_is(f"echo x >> {tmp_path}/calls; echo '{{}}'", tmp_path, monkeypatch)
     for home in ("a", "a", "b"):
-        host.measure(facts.LINK, home=home)
-    host.measure(facts.LINK, {"VARIABLE": "1"}, home="a")
+        host.measure(facts.LINKING, home=home)
+    host.measure(facts.LINKING, {"VARIABLE": "1"}, home="a")
     assert (tmp_path / "calls").read_text().count("x") == 3
 
 
@@ -66,7 +67,14 @@ def test_variables_are_those_of_its_process(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python_is("""echo "{\\"refused\\": \\"$PLANTED\\"}" """, tmp_path, monkeypatch)
-    assert host.measure(facts.LINK, {"PLANTED": "set"}).refused == "set"
+    assert host.measure(facts.LINKING, {"PLANTED": "set"}).refused == "set"
+
+
+def test_numbers_that_are_none_arrive(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python_is("""echo noise; echo '{"value": Infinity, "where": "loss"}'""", tmp_path, monkeypatch)
+    assert host.measure(facts.ROTATION) == facts.Difference(value=float("inf"), where="loss")
 
 
 def test_the_watchdog_s_crash_is_recognised(
@@ -130,6 +138,22 @@ def test_the_system_answers(host: Host, tmp_path: Path) -> None:
     assert isinstance(mlx, Package) and mlx.tags
     assert isinstance(host.power(), Power)
     assert host.free_disk() > 0
-    assert host.memory().memory_total > 0
+    assert host.memory().total >= host.memory().free > 0
     system = host.file_system()
     assert tmp_path.resolve().is_relative_to(system.attached_to) and system.kind != "unknown"
+
+
+def test_a_mac_is_held_awake_as_runs_hold_it(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlxchat.doctor.host.AWAKE_SECONDS", 0.001)
+    assert host.held_awake() is False, "this is no Mac"
+    caffeinate = FakeMac(monkeypatch, {"sysctl.proc_translated": 1}).caffeinate(tmp_path)
+    assert host.sysctl("sysctl.proc_translated") == 1
+    pmset = tmp_path / "pmset"
+    assert host.held_awake() is None, "there is no pmset"
+    for said, held in (("pid 7(caffeinate): PreventUserIdleSystemSleep", True), ("none", False)):
+        pmset.write_text(f"#!/bin/sh\necho '{said}'\n")
+        pmset.chmod(0o755)
+        assert host.held_awake() is held
+    assert caffeinate.starts and not caffeinate.runs()

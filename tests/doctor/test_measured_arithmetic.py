@@ -9,7 +9,7 @@ from support.planted_host import HEALTHY, PlantedHost
 
 from mlxchat.doctor import measured_arithmetic, measured_device, measured_training
 from mlxchat.doctor.examination import CHECKS, judged
-from mlxchat.doctor.facts import Measured
+from mlxchat.doctor.facts import Measurement
 from mlxchat.engine.cache import KVLayer
 from mlxchat.optim.gradients import Accumulate, compile_gradients
 from mlxchat.optim.optimizer import MuonAdamW
@@ -27,27 +27,27 @@ def uncompiled() -> Iterator[None]:
     mx.enable_compile()
 
 
-def gradients() -> Measured:
+def gradients() -> Measurement:
     return measured_arithmetic.compare_gradients(positions=16, vocab_size=32)
 
 
-def attention() -> Measured:
+def attention() -> Measurement:
     return measured_arithmetic.time_attention((1, 2, 32, 16))
 
 
-def decoding() -> Measured:
+def decoding() -> Measurement:
     return measured_arithmetic.compare_decoding(read=20, decoded=4)
 
 
-def steps() -> Measured:
+def steps() -> Measurement:
     return measured_training.take_steps(count=5, depth=1)
 
 
-def rounding() -> Measured:
+def rounding() -> Measurement:
     return measured_arithmetic.round_products(rows=8, inner=64)
 
 
-def outcome(name: str, measured: Measured, root: Path) -> str:
+def outcome(name: str, measured: Measurement, root: Path) -> str:
     """The outcome of a check on what was measured."""
     planted = {key: measured for key, healthy in HEALTHY.items() if type(healthy) is type(measured)}
     return judged(ALL[name], PlantedHost(root, planted)).outcome
@@ -66,7 +66,7 @@ MEASUREMENTS = [
 
 @pytest.mark.parametrize(("name", "measure"), MEASUREMENTS, ids=[name for name, _ in MEASUREMENTS])
 def test_this_machine_computes_right(
-    name: str, measure: Callable[[], Measured], tmp_path: Path
+    name: str, measure: Callable[[], Measurement], tmp_path: Path
 ) -> None:
     assert outcome(name, measure(), tmp_path) == "ok"
 

@@ -27,7 +27,7 @@ from mlxchat.tokenizer.messages import Conversation, Message, Part
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # theirs
 
 HISTORY = History(tag="d4", step=7)
-PROMPT = [256, *range(150)]  # longer than a short window
+PROMPT = [256, *range(150)]  # longer than a short window, and than the context
 NEW = 50
 
 
@@ -35,7 +35,7 @@ def network(era: Any) -> SavedModel:
     """A network of an era with random weights, none of them zero."""
     classic = era == "classic"
     config = GPTConfig(
-        arch=ERAS[era].arch, era=era, sequence_len=256, vocab_size=BYTES.vocab_size, n_layer=4,
+        arch=ERAS[era].arch, era=era, sequence_len=96, vocab_size=BYTES.vocab_size, n_layer=4,
         n_head=4, n_kv_head=2, n_embd=64, window_pattern="L" if classic else "SSL",
         vocab_multiple=1 if classic else 64,
     )  # fmt: skip

@@ -65,7 +65,8 @@ from mlxchat.cli.app import main
 failed, save = Path(sys.argv.pop(1)), store.save
 
 def failing(run, step, *rest):
-    error = {4: RuntimeError("[METAL] Command buffer execution failed"), 6: MemoryError()}.get(step)
+    metal, memory = "[METAL] Command buffer execution failed", "std::bad_alloc"
+    error = {4: RuntimeError(metal), 6: MemoryError(memory)}.get(step)
     if error and not (failed / str(step)).exists():
         (failed / str(step)).touch()
         raise error

@@ -5,14 +5,13 @@ from importlib import import_module
 from pathlib import Path
 
 from mlxchat.doctor import facts
-from mlxchat.doctor.facts import Measured, Probe
-from mlxchat.doctor.host import FileSystem, Host, Package, Power
+from mlxchat.doctor.facts import Measurement, Probe
+from mlxchat.doctor.host import FileSystem, FreeMemory, Host, Package, Power
 from mlxchat.home import Home
-from mlxchat.monitor.machine import HostMemory
 
 GIB = 2**30
 ONE_PACE = facts.Pace(seconds=0.1, peak=GIB)
-HEALTHY: dict[str, Measured] = {  # what is measured where all is well, by the probe's function
+HEALTHY: dict[str, Measurement] = {  # what is measured where all is well, by the probe's function
     "try_sync": facts.Attempt(seconds=0.01),
     "try_lock": facts.Attempt(),
     "try_rename": facts.Names(renamed=True, case_sensitive=True),
@@ -66,8 +65,8 @@ CUDA = facts.Device(
     nccl=True,
     openblas="",
 )
-PLENTY = HostMemory("host", 4 * GIB, 16 * GIB, 0, 0, "normal")
-Planted = Measured | Exception | Callable[[Mapping[str, str]], Measured]
+PLENTY = FreeMemory(12 * GIB, 16 * GIB, "normal")
+Planted = Measurement | Exception | Callable[[Mapping[str, str]], Measurement]
 
 
 class PlantedHost(Host):
@@ -96,6 +95,12 @@ class PlantedHost(Host):
     def system(self) -> str:
         return str(self._said.get("system", "Linux"))
 
+    def sysctl(self, name: str) -> int | None:
+        return self._said.get("sysctl", {}).get(name)
+
+    def held_awake(self) -> bool | None:
+        return self._said.get("held_awake", True)
+
     def architecture(self) -> str:
         return str(self._said.get("architecture", "x86_64"))
 
@@ -109,7 +114,7 @@ class PlantedHost(Host):
     def answer(self, *command: str) -> str | None:
         return self._answers.get(" ".join(command))
 
-    def memory(self) -> HostMemory:
+    def memory(self) -> FreeMemory:
         return self._said.get("memory", PLENTY)
 
     def power(self) -> Power:
@@ -132,7 +137,7 @@ class PlantedHost(Host):
         probe: Probe,
         environment: Mapping[str, str] | None = None,
         **arguments: object,
-    ) -> Measured:
+    ) -> Measurement:
         planted = self._planted[probe.function]
         if isinstance(planted, Exception):
             raise planted
@@ -152,8 +157,6 @@ def planted_mac(root: Path, measured: Mapping[str, Planted | str] | None = None,
     }
     answers = {
         "sw_vers -productVersion": "15.6.1",
-        "sysctl -n sysctl.proc_translated": "0",
-        "caffeinate -i pmset -g assertions": "pid 7(caffeinate): PreventUserIdleSystemSleep",
         **said.pop("answers", {}),
     }
     changed = {
@@ -169,7 +172,7 @@ def planted_mac(root: Path, measured: Mapping[str, Planted | str] | None = None,
 def attention(fused: float, unfused: float, difference: float = 1e-3) -> Planted:
     """Attention in bfloat16 that takes these seconds with and without its fused kernel."""
 
-    def measured(environment: Mapping[str, str]) -> Measured:
+    def measured(environment: Mapping[str, str]) -> Measurement:
         seconds = unfused if environment else fused
         return facts.Backward(seconds=seconds, peak=GIB, difference=difference, dtype="bfloat16")
 

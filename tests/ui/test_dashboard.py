@@ -18,7 +18,7 @@ from mlxchat.telemetry.events import (
 )
 from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.dashboard import curve, dashboard
-from mlxchat.ui.text import LEAST_BAR, TaskProgress, amount, bars, duration, in_one_line
+from mlxchat.ui.text import LEAST_BAR, TaskProgress, amount, bars, duration, harmless, in_one_line
 
 GIB = 2**30
 
@@ -171,11 +171,14 @@ def test_amounts_have_units_and_text_is_harmless():
     assert [amount(1, unit) for unit in units] == ["1 batch", "1 question", "1 B"]
     assert amount(2, "batches") == "2 batches"
     assert in_one_line("a\n\n b\t\x1b[2Jc\x07\x9b") == "a b [2Jc"
+    assert in_one_line("two  blanks\r\x85\u2028 and\u202e \u20691") == "two  blanks and 1"
+    assert harmless("a\r\n\tb\x7f\u2066") == "a\n\tb"
+    assert harmless("naïve مرحبا 👩‍👩‍👧 \u3000") == "naïve مرحبا 👩‍👩‍👧 \u3000"
 
 
 def task(name="shard_00003.parquet", done=50_000_000, total=100_000_000, unit="bytes"):
-    result = TaskProgress(Progressed(0.0, name, 0, total, unit))
-    result.update(Progressed(10.0, name, done, total, unit))
+    result = TaskProgress(Progressed(0.0, name, 0, total, unit), 0.0)
+    result.update(Progressed(0.0, name, done, total, unit), 10.0)
     return result
 
 
@@ -201,7 +204,7 @@ def test_a_unit_is_shown_once():
 def test_the_rate_covers_the_last_seconds():
     slow = task()
     for second in range(11, 40):
-        slow.update(Progressed(float(second), "shard_00003.parquet", 50_000_000, 10**8, "bytes"))
+        slow.update(Progressed(0.0, "shard_00003.parquet", 50_000_000, 10**8, "bytes"), second)
     assert slow.rate(39.0) is None
     assert task().rate(20.0) == 2_500_000  # a stalled download slows down on the screen
 

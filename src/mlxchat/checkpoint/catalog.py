@@ -5,14 +5,22 @@
 Nothing here reads arrays or imports MLX.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlxchat.checkpoint import store
-from mlxchat.checkpoint.files import CONFIG, QUANTIZATION, TRAINER, entries, is_folder, unreadable
+from mlxchat.checkpoint.files import (
+    CONFIG,
+    QUANTIZATION,
+    READABLE_FORMATS,
+    TRAINER,
+    entries,
+    is_folder,
+    read_json,
+    unreadable,
+)
 from mlxchat.config.pretrain import IN_WORDS
 from mlxchat.config.run import NAME_PATTERN
 from mlxchat.errors import ConfigError, MlxchatError, NotFound
@@ -245,17 +253,24 @@ def saved_steps(runs: Iterable[Path], fault: Callable[[MlxchatError], None]) -> 
 
 
 def _saved_step(run: Path, step: int, folder: Path) -> SavedStep:
-    saved, size, bits = folder.stat().st_mtime, store.size(folder), _bits(folder)
-    trainable = bits is None and (folder / TRAINER).exists()
+    saved, size, bits = folder.stat().st_mtime, store.size(folder), quantized_bits(folder)
+    trainable = bits is None and _field(folder / TRAINER, "format") in READABLE_FORMATS
     return SavedStep(run.name, step, folder, size, saved, bits, trainable)
 
 
-def _bits(folder: Path) -> int | None:
-    """Return the bits of most weights; None also if config.json cannot be read."""
-    try:
-        fields = json.loads((folder / CONFIG).read_bytes())
-    except (OSError, ValueError):
-        return None
-    entry = fields.get(QUANTIZATION) if isinstance(fields, dict) else None
+def quantized_bits(folder: Path) -> int | None:
+    """Return the bits of most weights of a model.
+
+    None if it is not quantized, and also if its config.json cannot be read.
+    """
+    entry = _field(folder / CONFIG, QUANTIZATION)
     bits = entry.get("bits") if isinstance(entry, dict) else None
-    return bits if isinstance(bits, int) else None
+    return bits if type(bits) is int else None
+
+
+def _field(path: Path, name: str) -> object:
+    """Return an entry of a JSON file; None if there is none, or the file cannot be read."""
+    try:
+        return read_json(path).get(name)
+    except MlxchatError:
+        return None

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from mlxchat.checkpoint.files import CONFIG as CONFIG
 from mlxchat.checkpoint.files import (
@@ -24,16 +24,19 @@ from mlxchat.checkpoint.files import (
     damaged,
     missing_file,
     read_json,
+    unreadable,
     unusable,
     verify_file,
 )
 from mlxchat.checkpoint.files import TRAINER as TRAINER
 from mlxchat.errors import CheckpointError
+from mlxchat.json_text import as_type
 from mlxchat.model.block import NORM_EPS
 from mlxchat.model.config import ERAS, EraName, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import from_config, quantizable, to_config
 from mlxchat.model.quantized import formats_of, quantize_layers
+from mlxchat.regular import open_regular
 from mlxchat.runtime import bound_buffer_cache, machine, mx
 from mlxchat.tokenizer.bpe import (
     ASSISTANT_END,
@@ -120,22 +123,23 @@ def read_config(folder: Path) -> GPTConfig:
     era = eras.get(str(fields.get("model_type")))
     if era is None:
         raise CheckpointError(
-            f"The model in {folder} is of type {fields.get('model_type')!a:.99}.",
+            f"{folder / CONFIG} is of a model of type {fields.get('model_type')!a:.99}.",
             f"Use a model of type {', '.join(eras)}.",
         )
     own = OWN_FIELDS if era != "classic" else OWN_FIELDS.keys() & fields.keys()
     try:
-        return GPTConfig(
-            arch=ERAS[era].arch,
-            era=era,
+        shape = {
+            "arch": ERAS[era].arch,
+            "era": era,
             **{OWN_FIELDS[name]: fields[name] for name in own},
-            sequence_len=fields["max_position_embeddings"],
-            vocab_size=fields["vocab_size"],
-            n_layer=fields["num_hidden_layers"],
-            n_head=fields["num_attention_heads"],
-            n_kv_head=fields["num_key_value_heads"],
-            n_embd=fields["hidden_size"],
-        )
+            "sequence_len": fields["max_position_embeddings"],
+            "vocab_size": fields["vocab_size"],
+            "n_layer": fields["num_hidden_layers"],
+            "n_head": fields["num_attention_heads"],
+            "n_kv_head": fields["num_key_value_heads"],
+            "n_embd": fields["hidden_size"],
+        }
+        return as_type(shape, TypeAdapter(GPTConfig))
     except (KeyError, ValidationError) as error:
         raise damaged(folder / CONFIG, error) from error
 
@@ -262,7 +266,10 @@ def open_arrays(path: Path) -> dict[str, mx.array]:
 def open_unchecked(path: Path) -> dict[str, mx.array]:
     """Open a safetensors file as `open_arrays` does, without comparing its checksum."""
     try:
+        open_regular(path).close()  # MLX would wait for a pipe
         arrays: Any = mx.load(str(path))
+    except OSError as error:
+        raise unreadable(path, error) from error
     except (RuntimeError, ValueError) as error:
         raise damaged(path, error) from error
     if not isinstance(arrays, dict):
@@ -331,7 +338,7 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
         return None
     verify_file(path)
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return as_type(read_json(path), TypeAdapter(kind))
     except ValidationError as error:
         raise damaged(path, "it is not what mlxchat wrote") from error
 

@@ -8,7 +8,7 @@ import typer
 
 from mlxchat.cli.options import Json
 from mlxchat.config.inference import BenchConfig
-from mlxchat.ui.console import Screen, say
+from mlxchat.ui.console import Screen, say, say_json
 from mlxchat.ui.tables import Row, Section, flops_per_second, markdown, show
 from mlxchat.ui.text import amount, memory_size
 
@@ -36,7 +36,7 @@ def bench_command(
     with Screen(stream=sys.stderr) as screen:
         facts = measure(config, screen.show, time.time, started_at)
     if json:
-        say(facts.model_dump_json())
+        say_json(facts.model_dump(mode="json"))
     elif as_markdown:
         say(markdown(bench_heading(facts), bench_sections(facts)))
     else:

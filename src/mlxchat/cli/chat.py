@@ -11,7 +11,8 @@ from mlxchat.cli.options import Checkpoint, ModelTag, StepNumber, require_one_pl
 from mlxchat.config.inference import Sampling
 from mlxchat.home import Home
 from mlxchat.ui import repl
-from mlxchat.ui.console import console_for, warning
+from mlxchat.ui.console import warning
+from mlxchat.ui.output import console_for
 
 if TYPE_CHECKING:
     from mlxchat.checkpoint.layout import SavedModel

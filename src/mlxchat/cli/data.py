@@ -1,6 +1,5 @@
 """The commands `data fetch` and `data status`."""
 
-import json as json_format
 import re
 from contextlib import closing
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from mlxchat.data.chats.sources import BUILTIN
 from mlxchat.data.shards import DATASETS, dataset_names, status
 from mlxchat.errors import ConfigError, NotFound
 from mlxchat.home import DEFAULT_DATASET, Home
-from mlxchat.ui.console import Screen, say, table
+from mlxchat.ui.console import Screen, say, say_json, table
 
 
 def fetch_command(
@@ -68,7 +67,7 @@ def status_command(json: Json = False) -> None:
     home = Home.from_environment()
     found = status(home)
     if json:
-        say(json_format.dumps([{**asdict(folder), "path": str(folder.path)} for folder in found]))
+        say_json([{**asdict(folder), "path": str(folder.path)} for folder in found])
     elif not found:
         say(f"{home.root} has no data. Get some: mlxchat data fetch --num-shards 8")
     else:
@@ -128,7 +127,7 @@ def _ingest(source: Path, dataset: str | None, json: bool) -> None:
     with Screen(json) as screen:
         summary = ingest(source, folder, screen.show)
     if json:
-        say(json_format.dumps(asdict(summary), default=str))
+        say_json(asdict(summary))
         return
     say(
         f"{summary.documents:,} documents with {summary.characters:,} characters are in "

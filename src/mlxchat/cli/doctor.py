@@ -10,7 +10,7 @@ import typer
 from mlxchat.cli.options import Json
 from mlxchat.disk import storing
 from mlxchat.home import Home
-from mlxchat.ui.console import Screen, say
+from mlxchat.ui.console import Screen, say, say_json
 
 if TYPE_CHECKING:
     from mlxchat.doctor.examination import Examination
@@ -49,7 +49,7 @@ def doctor_command(
         with storing(report):
             Path(report).write_text(examination_markdown(facts) + "\n", "utf-8")
     if json:
-        say(facts.model_dump_json())
+        say_json(facts.model_dump(mode="json"))
     elif report == STANDARD_OUTPUT:
         say(examination_markdown(facts))
     else:

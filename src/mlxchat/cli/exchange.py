@@ -1,6 +1,5 @@
 """The commands `import` and `export`: models from and for other programs."""
 
-import json as json_format
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from mlxchat.home import Home
 from mlxchat.interop.programs import Program, runnable_models
 from mlxchat.model.quantization import Quantization
 from mlxchat.telemetry.events import Noted, Progressed
-from mlxchat.ui.console import Screen, say
+from mlxchat.ui.console import Screen, say, say_json
 from mlxchat.ui.text import amount
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ def _show_imported(
             "conversational": foreign.conversational,
             "optimizer": with_optimizer,
         }
-        say(json_format.dumps(facts))
+        say_json(facts)
         return
     kind = "trained on conversations" if foreign.conversational else "a base model"
     say(
@@ -171,7 +170,7 @@ def _show_exported(to: Program, source: Path, written: "Exported", json: bool) -
     commands = written.usage.at(str(written.folder))
     if json:
         facts = {"program": to, "source": str(source), "path": str(written.folder)}
-        say(json_format.dumps(facts | {"bytes": written.bytes, "commands": commands}))
+        say_json(facts | {"bytes": written.bytes, "commands": commands})
         return
     say(f"{amount(written.bytes, 'bytes')} in {written.folder}")
     say(written.usage.remark or "Run it there:")

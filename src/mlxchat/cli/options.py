@@ -20,6 +20,14 @@ Fresh = Annotated[
     bool,
     typer.Option("--fresh", help="Start from scratch, and rename an earlier run of that name."),
 ]
+StayAwake = Annotated[
+    bool,
+    typer.Option(
+        "--stay-awake/--no-stay-awake",
+        help="Keep a Mac from sleeping while it trains. A closed lid sends it to sleep all the "
+        "same, and its display may sleep. Other systems stay awake by themselves.",
+    ),
+]
 ModelTag = Annotated[
     str | None,
     typer.Option(help="Name of the run. Default: the one saved last.", show_default=False),

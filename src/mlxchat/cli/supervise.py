@@ -38,7 +38,7 @@ def train_supervised(arguments: list[str], tag: str, fresh: bool, json: bool) ->
     """Train in a child process, restarting it until it is done, and return its exit code.
 
     Args:
-        arguments: the program's arguments, without ``--supervise`` and ``--fresh``.
+        arguments: the arguments of the child's program.
         tag: the name of the run.
         fresh: whether to start from scratch, renaming an earlier run of that name.
         json: whether to print JSON.

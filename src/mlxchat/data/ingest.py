@@ -7,13 +7,10 @@ validation.
 """
 
 import codecs
-import json
-import os
 import random
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlxchat.data.shards import shard_fault, shard_name, shard_names
-from mlxchat.disk import is_at, lock, storing, sync
-from mlxchat.errors import DataError, DiskError, LockedError, MlxchatError, NotFound
+from mlxchat.disk import UNFINISHED, Lock, new_folder, storing, sync
+from mlxchat.errors import DataError, DiskError, MlxchatError, NotFound
+from mlxchat.json_text import parse_json
 from mlxchat.telemetry.events import Noted, Progressed, Report
 
 LONGEST_DOCUMENT = 8_000  # characters
@@ -114,10 +112,10 @@ def _read_json_lines(path: Path, advance: Advance) -> Iterator[str]:
                 continue
             where = f"{path}, line {number}"
             try:
-                entry = json.loads(raw.decode("utf-8-sig"))
+                entry = parse_json(raw)
             except UnicodeDecodeError as error:
                 raise _not_utf8(path, number) from error
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 raise DataError(f"{where} is not valid JSON: {error}.", remedy) from error
             text = entry.get("text") if isinstance(entry, dict) else None
             if not isinstance(text, str):
@@ -165,7 +163,7 @@ ROW_GROUP = 1024  # documents
 SHUFFLED_CHARACTERS = 32_000_000  # held in memory and shuffled at a time
 VALIDATION_PART = 0.05
 REPORT_BYTES = 2**20
-UNFINISHED = ".unfinished"  # ends the name of a hidden folder that shards are being written in
+_ELSEWHERE = "choose another dataset name, or another folder with MLXCHAT_HOME"
 
 
 @dataclass(frozen=True)
@@ -206,7 +204,8 @@ def ingest(
         raise DiskError(f"{folder} {what}; nothing was written.", "Choose another dataset name.")
     files = _files(source)
     meter = _Meter(source.resolve().name, sum(path.stat().st_size for path in files), report, clock)
-    with _unfinished(folder) as unfinished:
+    _remove_leftovers(folder.parent)
+    with new_folder(folder, _ELSEWHERE) as unfinished:
         split = _Split(unfinished, random.Random(seed))
         for path in files:
             found = split.documents
@@ -215,10 +214,6 @@ def ingest(
             if split.documents == found:
                 _empty(path, alone=len(files) == 1, note=lambda text: report(Noted(clock(), text)))
         training = split.finish(source)
-        with storing(folder):
-            sync(unfinished)
-            unfinished.replace(folder)
-            sync(folder.parent)
     meter.finish()
     return IngestSummary(
         shards=tuple(folder / shard_name(index) for index in range(training + 1)),
@@ -229,47 +224,13 @@ def ingest(
     )
 
 
-@contextmanager
-def _unfinished(folder: Path) -> Iterator[Path]:
-    """Yield a locked hidden folder beside ``folder``, which is removed if writing fails."""
-    unfinished = folder.with_name(f".{folder.name}{UNFINISHED}")
-    with storing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder.parent)
-        unfinished.mkdir(exist_ok=True)
-    with _locked(unfinished) as alone:
-        if not alone:
-            raise LockedError(
-                f"Another process is writing {folder}.",
-                "Wait for it to end, or choose another dataset name.",
-            )
-        try:
-            yield unfinished
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
-
-
 def _remove_leftovers(parent: Path) -> None:
-    """Delete the hidden folders of processes that have died."""
-    for left in parent.glob(f".*{UNFINISHED}"):
-        with _locked(left) as alone:
-            if alone:
-                shutil.rmtree(left)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Hold a folder's lock; yields False if another process holds it or removed the folder."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:
-        yield False
-        return
-    try:
-        yield lock(descriptor) and is_at(descriptor, folder)
-    finally:
-        os.close(descriptor)
+    """Delete the hidden folders of processes that have died, of any dataset."""
+    with storing(parent):
+        for left in parent.glob(f".*{UNFINISHED}"):
+            if lock := Lock.take(left, folder=True):
+                with lock:
+                    shutil.rmtree(left)
 
 
 def _files(source: Path) -> list[Path]:

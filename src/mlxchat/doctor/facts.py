@@ -9,13 +9,13 @@ from typing import Generic, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 
-class Measured(BaseModel):
+class Measurement(BaseModel):
     """Base class of what is measured."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-Numbers = TypeVar("Numbers", bound=Measured)
+Numbers = TypeVar("Numbers", bound=Measurement)
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Probe(Generic[Numbers]):
 # ==== The disk ====
 
 
-class Attempt(Measured):
+class Attempt(Measurement):
     """An operation on the disk that was tried."""
 
     seconds: float = 0.0
@@ -46,7 +46,7 @@ class Attempt(Measured):
     instead: str = ""  # what was done in its place
 
 
-class Names(Measured):
+class Names(Measurement):
     """How the disk tells names apart."""
 
     renamed: bool  # a folder with a file in it took another name, whole
@@ -56,7 +56,7 @@ class Names(Measured):
 # ==== The device ====
 
 
-class Device(Measured):
+class Device(Measurement):
     """The device that MLX computes on."""
 
     backend: str  # "metal", "cuda" or "cpu"
@@ -69,14 +69,14 @@ class Device(Measured):
     openblas: str  # its version and build; "" if it is not loaded
 
 
-class Kernel(Measured):
+class Kernel(Measurement):
     """A small kernel that nobody compiled before."""
 
     seconds: float
     difference: float  # from what numpy computes, at most
 
 
-class Load(Measured):
+class Load(Measurement):
     """Work without a pause."""
 
     seconds: float
@@ -86,7 +86,7 @@ class Load(Measured):
 # ==== Arithmetic ====
 
 
-class Products(Measured):
+class Products(Measurement):
     """Matrix products in three precisions."""
 
     float32: float  # FLOP/s, as are the others
@@ -94,7 +94,7 @@ class Products(Measured):
     bfloat16: float
 
 
-class Roundings(Measured):
+class Roundings(Measurement):
     """How far products in three precisions are from those in float64, relative to their norm."""
 
     float32: float
@@ -102,14 +102,14 @@ class Roundings(Measured):
     bfloat16: float
 
 
-class Difference(Measured):
+class Difference(Measurement):
     """The largest difference between two ways to compute the same, relative to its norm."""
 
     value: float
     where: str = ""
 
 
-class Backward(Measured):
+class Backward(Measurement):
     """Attention forward and backward."""
 
     seconds: float  # the median
@@ -121,7 +121,7 @@ class Backward(Measured):
 # ==== Training ====
 
 
-class Pace(Measured):
+class Pace(Measurement):
     """How fast steps are, and what they hold."""
 
     seconds: float  # the fastest step: what else the machine does can only make it slower
@@ -132,7 +132,7 @@ class Pace(Measured):
         return Pace(seconds=min(self.seconds, other.seconds), peak=max(self.peak, other.peak))
 
 
-class Steps(Measured):
+class Steps(Measurement):
     """Training steps on one batch, in turn with and without a limit on memory."""
 
     first_seconds: float  # with compilation
@@ -145,10 +145,10 @@ class Steps(Measured):
     wired: Pace | None  # None but on a Mac
 
 
-SYNC = Probe("measured_storage", "try_sync", Attempt, 20)
-LOCK = Probe("measured_storage", "try_lock", Attempt, 20)
-RENAME = Probe("measured_storage", "try_rename", Names, 20)
-LINK = Probe("measured_storage", "try_link", Attempt, 20)
+SYNCING = Probe("measured_storage", "try_sync", Attempt, 20)
+LOCKING = Probe("measured_storage", "try_lock", Attempt, 20)
+RENAMING = Probe("measured_storage", "try_rename", Names, 20)
+LINKING = Probe("measured_storage", "try_link", Attempt, 20)
 DEVICE = Probe("measured_device", "describe_device", Device, 60)
 KERNEL = Probe("measured_device", "compile_kernel", Kernel, 60)
 LOAD = Probe("measured_device", "work_without_pause", Load, 60)
@@ -160,10 +160,10 @@ BACKWARD = Probe("measured_arithmetic", "time_attention", Backward, 60)
 DECODED = Probe("measured_arithmetic", "compare_decoding", Difference, 60)
 STEPS = Probe("measured_training", "take_steps", Steps, 90)
 PROBES = (
-    SYNC,
-    LOCK,
-    RENAME,
-    LINK,
+    SYNCING,
+    LOCKING,
+    RENAMING,
+    LINKING,
     DEVICE,
     KERNEL,
     LOAD,

@@ -19,13 +19,15 @@ from typing import NamedTuple
 
 import psutil
 
-from mlxchat.doctor.facts import DEVICE, Device, Measured, Numbers, Probe
+from mlxchat import system
+from mlxchat.doctor.facts import DEVICE, Device, Measurement, Numbers, Probe
 from mlxchat.errors import BackendError, MlxchatError
 from mlxchat.home import Home
-from mlxchat.monitor.machine import HostMemory, host_memory
+from mlxchat.json_text import parse_json
 
 LEAST_SECONDS = 2.0  # a measurement is not begun when less is left: its process has to start
 QUESTION_SECONDS = 5.0  # the longest that a program of the system may take to answer
+AWAKE_TRIES, AWAKE_SECONDS = 10, 0.1  # caffeinate takes a moment
 PACKAGE = __name__.rpartition(".")[0]
 
 # What Metal says when macOS ends work on the GPU, for the display's sake or because it took long.
@@ -41,6 +43,14 @@ class Package(NamedTuple):
 
     version: str
     tags: tuple[str, ...]  # such as "cp312-cp312-macosx_26_0_arm64"
+
+
+class FreeMemory(NamedTuple):
+    """What is free of the machine's memory, in bytes."""
+
+    free: int
+    total: int
+    pressure: system.Pressure | None  # None if the system does not report it
 
 
 class FileSystem(NamedTuple):
@@ -74,7 +84,7 @@ class Host:
     ) -> None:
         self.home = home
         self._until, self._clock = until, clock
-        self._measured: dict[str, Measured] = {}
+        self._measured: dict[str, Measurement] = {}
         self._device: list[Device | None] = []
 
     # ==== The system ====
@@ -82,6 +92,21 @@ class Host:
     def system(self) -> str:
         """Return the name of the system: ``Darwin``, ``Linux``."""
         return platform.system()
+
+    def sysctl(self, name: str) -> int | None:
+        """Return a number that a Mac's kernel keeps; None if it has none of that name."""
+        return system.sysctl(name)
+
+    def held_awake(self) -> bool | None:
+        """Return whether a Mac is held awake the way runs hold it; None if it does not tell."""
+        with system.kept_awake() as begun:
+            for _ in range(AWAKE_TRIES if begun else 0):
+                if (held := self.answer("pmset", "-g", "assertions")) is None:
+                    return None
+                if "caffeinate" in held:
+                    return True
+                time.sleep(AWAKE_SECONDS)
+        return False
 
     def architecture(self) -> str:
         """Return what this Python was built for: ``arm64``, ``x86_64``, ``aarch64``."""
@@ -111,9 +136,10 @@ class Host:
             return None
         return done.stdout.strip()
 
-    def memory(self) -> HostMemory:
-        """Return the memory of the machine, and its pressure."""
-        return host_memory()
+    def memory(self) -> FreeMemory:
+        """Return what is free of the memory of the machine, and its pressure."""
+        total = psutil.virtual_memory().total
+        return FreeMemory(system.free_memory(), total, system.pressure())
 
     def power(self) -> Power:
         """Return where the power comes from; machines that do not say have no battery."""
@@ -211,7 +237,7 @@ class Host:
             ) from error
         if done.returncode:
             raise failure(done.returncode, done.stderr)
-        return probe.numbers.model_validate_json(done.stdout.splitlines()[-1])
+        return probe.numbers.model_validate(parse_json(done.stdout.splitlines()[-1]))
 
 
 def failure(code: int, errors: str) -> BackendError:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mlxchat.disk import RESERVE
 from mlxchat.doctor.check import STORING, Check, Verdict, doubtful, good, wrong
-from mlxchat.doctor.facts import LINK, LOCK, RENAME, SYNC
+from mlxchat.doctor.facts import LINKING, LOCKING, RENAMING, SYNCING
 from mlxchat.doctor.host import Host
 from mlxchat.errors import command
 
@@ -73,7 +73,7 @@ def _space(host: Host) -> Verdict:
 
 
 def _sync(host: Host) -> Verdict:
-    tried = host.measure(SYNC, home=str(host.home.root))
+    tried = host.measure(SYNCING, home=str(host.home.root))
     value = f"{1000 * tried.seconds:,.0f} ms"
     if tried.refused and tried.instead:
         return doubtful(
@@ -89,7 +89,7 @@ def _sync(host: Host) -> Verdict:
 
 
 def _lock(host: Host) -> Verdict:
-    tried = host.measure(LOCK, home=str(host.home.root))
+    tried = host.measure(LOCKING, home=str(host.home.root))
     if tried.refused:
         return doubtful(
             "none", f"Two processes could write the same run: a lock failed ({tried.refused})."
@@ -98,7 +98,7 @@ def _lock(host: Host) -> Verdict:
 
 
 def _rename(host: Host) -> Verdict:
-    tried = host.measure(RENAME, home=str(host.home.root))
+    tried = host.measure(RENAMING, home=str(host.home.root))
     if not tried.renamed:
         return wrong("not whole", "A folder that was renamed lost its file, or is still there.")
     two = "two names" if tried.case_sensitive else "one name"
@@ -106,7 +106,7 @@ def _rename(host: Host) -> Verdict:
 
 
 def _link(host: Host) -> Verdict:
-    tried = host.measure(LINK, home=str(host.home.root))
+    tried = host.measure(LINKING, home=str(host.home.root))
     if tried.refused:
         return doubtful("none", f"The disk has no hard links ({tried.refused}).")
     return good("made")

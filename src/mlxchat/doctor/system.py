@@ -43,7 +43,7 @@ def _architecture(host: Host) -> Verdict:
     value = host.architecture()
     if host.system() != "Darwin":
         return good(value)
-    if host.answer("sysctl", "-n", "sysctl.proc_translated") == "1":
+    if host.sysctl("sysctl.proc_translated") == 1:
         return wrong(
             f"{value}, by Rosetta", "This Python was built for Intel; Rosetta translates it."
         )
@@ -102,16 +102,15 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _memory(host: Host) -> Verdict:
     memory = host.memory()
-    free = memory.memory_total - memory.memory_used
-    value = f"{free / _GIB:,.1f} of {memory.memory_total / _GIB:,.1f} GiB free"
+    value = f"{memory.free / _GIB:,.1f} of {memory.total / _GIB:,.1f} GiB free"
     if memory.pressure not in (None, "normal"):
         return doubtful(
             f"{value}, pressure {memory.pressure}",
             "The system itself says that memory is short: what is trained now waits for the disk.",
         )
-    if free < LEAST_MEMORY:
+    if memory.free < LEAST_MEMORY:
         return wrong(value, "Not even the quickstart fits into that.")
-    if free < ENOUGH_MEMORY:
+    if memory.free < ENOUGH_MEMORY:
         return doubtful(value, "Only small models fit into that.")
     return good(value)
 
@@ -127,11 +126,11 @@ def _power(host: Host) -> Verdict:
 
 
 def _awake(host: Host) -> Verdict:
-    held = host.answer("caffeinate", "-i", "pmset", "-g", "assertions")
+    held = host.held_awake()
     if held is None:
-        return doubtful("unknown", "caffeinate, which comes with macOS, does not run.")
-    if "caffeinate" not in held:
-        return doubtful("not held", "caffeinate ran, but no assertion of it is in force.")
+        return doubtful("unknown", "pmset, which comes with macOS, does not tell.")
+    if not held:
+        return doubtful("not held", "caffeinate, which comes with macOS, does not run or help.")
     return good("held awake")
 
 

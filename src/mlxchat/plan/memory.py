@@ -18,6 +18,7 @@ from mlxchat.config.units import UNIT_BYTES, round_size, to_bytes
 from mlxchat.errors import MemoryLimitError
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import QUERY_BLOCK, STACK, chunk_size, parameters
+from mlxchat.telemetry.events import Count
 
 ScoresHeld = Literal["none", "windows", "all"]
 """The layers that keep attention scores for their backward pass: those without a fused kernel."""
@@ -35,15 +36,15 @@ class Resources(NamedTuple):
 class BatchPlan(BaseModel):
     """How an optimizer step is divided, and the memory that this takes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    device_batch_size: int  # rows in a micro-batch
-    accumulation: int  # micro-batches in a step
+    device_batch_size: int = Field(ge=1)  # rows in a micro-batch
+    accumulation: int = Field(ge=1)  # micro-batches in a step
     # The minimum number of positions per chunk of the loss; older checkpoints call it loss_rows.
-    chunk_rows: int = Field(128, validation_alias=AliasChoices("chunk_rows", "loss_rows"))
+    chunk_rows: int = Field(128, ge=1, validation_alias=AliasChoices("chunk_rows", "loss_rows"))
     grad_checkpoint: bool = False  # recompute each block's activations in the backward pass
-    memory_limit: int = 0  # bytes that training may take; 0 in older checkpoints
-    peak: int = 0  # bytes that it is estimated to take at one time; 0 in older checkpoints
+    memory_limit: Count = 0  # bytes that training may take; 0 in older checkpoints
+    peak: Count = 0  # bytes that it is estimated to take at one time; 0 in older checkpoints
 
     @property
     def division(self) -> tuple[int, int, int, bool]:
@@ -360,15 +361,13 @@ def _mixed_bytes(model: GPTConfig, value_bytes: int, arrays: float, floats: floa
 def _scores(model: GPTConfig, scores_held: ScoresHeld) -> list[int]:
     """Return how many of one head's scores each layer keeps."""
     T = model.sequence_len
-    if scores_held == "windows":
-        return [T * T if window + 1 < T else 0 for window in model.windows]
-    if scores_held == "none":
-        return [0] * model.n_layer
     blocks = [(first, min(first + QUERY_BLOCK, T)) for first in range(0, T, QUERY_BLOCK)]
-    return [
-        sum((last - first) * (last - max(0, first - window)) for first, last in blocks)
-        for window in model.windows
-    ]
+
+    def in_blocks(window: int) -> int:
+        return sum((last - first) * (last - max(0, first - window)) for first, last in blocks)
+
+    fused = {"none": 0, "windows": T - 1, "all": math.inf}[scores_held]  # windows from here on
+    return [0 if window >= fused else in_blocks(window) for window in model.windows]
 
 
 def _largest_stack(model: GPTConfig, value_bytes: int) -> int:

@@ -16,7 +16,7 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.run import RunConfig
 from mlxchat.data.fingerprint import agree, frames, replaced
 from mlxchat.data.loader import LoaderState
-from mlxchat.errors import ConfigError, DataError
+from mlxchat.errors import CheckpointError, ConfigError, DataError
 from mlxchat.model.gpt import GPT
 from mlxchat.optim.optimizer import MuonAdamW
 from mlxchat.plan.memory import Resources
@@ -113,6 +113,11 @@ def load_state(plan: Plan, saved: SavedRun[Config]) -> TrainState:
         CheckpointError: a file of the checkpoint is missing, damaged or another model's.
     """
     stored = layout.read_model(saved.folder, machine().compute_dtype)
+    if stored.model.config != plan.model:
+        raise CheckpointError(
+            f"{saved.folder}: {layout.CONFIG} and {layout.TRAINER} describe different models.",
+            "Name another run with `model_tag`, or start from scratch with `fresh`.",
+        )
     optimizer = new_optimizer(stored.model)
     optimizer.state = trainer.read_optimizer(saved.folder, optimizer.state)
     loader = trainer.read_loader(saved.folder)

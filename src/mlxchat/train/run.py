@@ -48,6 +48,7 @@ def run(
         LockedError: another process trains this run.
         DiskError: checkpoint or log cannot be written.
         DivergedError: the loss or a weight is NaN or infinite.
+        DeviceError: the device failed.
     """
     config, home, clock = stage.config, stage.home, stage.clock
     meter, started_at = meter or Meter(), clock()
@@ -105,6 +106,7 @@ def run(
         )
         batches = stack.enter_context(_batches(activities))
         for event in _events(activities, batches, notes):
+            store.require_lock(stage.folder)
             meter.update(event)
             log.write(event)
             status.update(event)
@@ -176,6 +178,7 @@ def _events(
 
     Raises:
         DivergedError: the loss or a weight is NaN or infinite.
+        DeviceError: the device failed.
     """
     stage, state = activities.stage, activities.state
     config, clock, plan = stage.config, stage.clock, state.plan
@@ -215,6 +218,10 @@ def _events(
             yield from _keep_deadline(activities, event)
     except NotFiniteError as error:
         raise diverged(error, stage.folder, activities.documents.names) from error
+    except (RuntimeError, MemoryError) as error:
+        if failed := runtime.device_error(error):
+            raise failed from error
+        raise
 
 
 def rates(stage: Stage[Any, Any], state: TrainState, step: int) -> Rates:

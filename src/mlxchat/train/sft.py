@@ -9,7 +9,7 @@ from pathlib import Path
 from mlxchat.checkpoint import catalog, layout, trainer
 from mlxchat.config.sft import SftConfig
 from mlxchat.data.chats.identity import Identity
-from mlxchat.data.chats.mixture import ChatDocuments
+from mlxchat.data.chats.mixture import CONVERSATIONS, ChatDocuments
 from mlxchat.data.chats.sources import BUILTIN, parse
 from mlxchat.data.loader import LoaderState
 from mlxchat.errors import DataError, MlxchatError, NotFound
@@ -29,6 +29,11 @@ from mlxchat.train.sft_plan import sft_plan, survey
 from mlxchat.train.stage import Prepared, Stage
 
 SET_ASIDE = re.compile(r"\.(good|old)\d+$")  # ends the name of a run that was set aside
+OF_EARLIER_VERSION = (
+    "An earlier version of mlxchat saved this run. It packed conversations into rows in another "
+    "order and skipped more of them: from here on the run goes on as this version does, so not as "
+    "it would have there."
+)
 WEIGHT = re.compile(r":[\d.e+-]+$")  # of a source of conversations
 
 
@@ -139,7 +144,10 @@ class FineTuning(Stage[SftConfig, ChatDocuments]):
         """Open the conversations: for a saved run, those that it was started with."""
         documents = chat_documents(self.config)
         if saved:
-            self._require_same_files(saved.trainer.fingerprints, documents.fingerprints)
+            before, found = saved.trainer.fingerprints.copy(), documents.fingerprints.copy()
+            read_before, read_now = before.pop(CONVERSATIONS, None), found.pop(CONVERSATIONS)
+            self._require_same_files(before, found)
+            self._require_same_conversations(read_before, read_now)
         return documents
 
     def _require_same_files(self, before: dict[str, str], found: dict[str, str]) -> None:
@@ -157,6 +165,22 @@ class FineTuning(Stage[SftConfig, ChatDocuments]):
             f"{name} {fault} when the run {self.config.tag} was started.",
             "Restore it, name another run with `model_tag`, or start from scratch with `fresh`.",
         )
+
+    def _require_same_conversations(self, before: str | None, found: str) -> None:
+        """Compare what is read from the files, which depends on the version that reads them.
+
+        Runs of versions that did not save it are continued: the order is another one only if their
+        files have rows that those versions skipped.
+        """
+        if before is None:
+            self.report(Noted(self.clock(), OF_EARLIER_VERSION))
+        elif before != found:
+            raise DataError(
+                f"The run {self.config.tag} was started by a version of mlxchat that reads or "
+                "makes up other conversations.",
+                "Resume it with that version, name another run with `model_tag`, or start from "
+                "scratch with `fresh`.",
+            )
 
     def validation(self, names: list[str]) -> ChatDocuments:
         """Open the conversations, of which some are held out."""

@@ -14,9 +14,9 @@ from mlxchat.doctor.check import Finding, Health
 from mlxchat.doctor.examination import Examination
 from mlxchat.doctor.mac import MacAnswer
 from mlxchat.errors import command
-from mlxchat.ui.console import console_for
+from mlxchat.ui.output import console_for
 from mlxchat.ui.tables import ABREAST, in_a_cell
-from mlxchat.ui.text import amount, as_options, duration
+from mlxchat.ui.text import amount, as_options, duration, in_one_line
 
 STYLES: dict[Health, str] = {
     "ok": "green",
@@ -96,16 +96,20 @@ def _outcome(finding: Finding) -> Text:
 def _lines(finding: Finding) -> list[Text]:
     """Return what was found and is wanted, what that measures and means, and what to do."""
     lines = [
-        Text.assemble(finding.value, (f"  (wanted: {finding.limit})", "dim")),
+        Text.assemble(in_one_line(finding.value), (f"  (wanted: {finding.limit})", "dim")),
         Text(finding.measures, style="dim"),
     ]
     if finding.detail:
-        lines.append(Text(as_options(finding.detail)))
+        lines.append(Text(_shown(finding.detail)))
     if finding.wrong:
-        lines.append(Text(as_options(finding.remedy), style=STYLES[finding.outcome]))
+        lines.append(Text(_shown(finding.remedy), style=STYLES[finding.outcome]))
     if finding.commands:
         lines.append(Text(f"Affects: {', '.join(finding.commands)}"))
     return lines
+
+
+def _shown(text: str) -> str:
+    return in_one_line(as_options(text))
 
 
 def _not_here(findings: Sequence[Finding]) -> str:
@@ -117,7 +121,10 @@ def _not_here(findings: Sequence[Finding]) -> str:
 def _only_on_a_mac(answers: Sequence[MacAnswer]) -> list[RenderableType]:
     parts: list[RenderableType] = []
     for answer in answers:
-        parts += [Text(answer.question), Padding(Text(answer.answer, "dim"), (0, 0, 0, 2))]
+        parts += [
+            Text(answer.question),
+            Padding(Text(in_one_line(answer.answer), "dim"), (0, 0, 0, 2)),
+        ]
     intro = (
         "Those who wrote mlxchat had none. What this one says is of use to them: send it with "
         f"{command('doctor', report='-')}."
@@ -142,14 +149,14 @@ def examination_markdown(facts: Examination) -> str:
         lines += ["", "**To do**", ""]
         for finding in wrong:
             who = f" Affects {', '.join(finding.commands)}." if finding.commands else ""
-            lines.append(
-                f"- {finding.check} ({finding.outcome}): {as_options(finding.remedy)}{who}"
-            )
+            lines.append(f"- {finding.check} ({finding.outcome}): {_shown(finding.remedy)}{who}")
     if facts.only_on_a_mac:
         lines += ["", "**What only a Mac can tell**", ""]
-        lines += [f"- {answer.question} {answer.answer}" for answer in facts.only_on_a_mac]
+        lines += [
+            f"- {answer.question} {in_one_line(answer.answer)}" for answer in facts.only_on_a_mac
+        ]
     return "\n".join(lines)
 
 
 def _found(finding: Finding) -> str:
-    return ". ".join(filter(None, (finding.value, as_options(finding.detail))))
+    return ". ".join(filter(None, (finding.value, _shown(finding.detail))))

@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mlxchat.ui.console import console_for
+from mlxchat.ui.output import console_for
 from mlxchat.ui.text import in_one_line
 
 ABREAST = 130  # columns of a terminal from which two tables go side by side

@@ -1,6 +1,5 @@
 """Reads conversations from files, and reports what became of every row."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,11 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlxchat.data.chats import forms
+from mlxchat.data.chats.cells import python_rows
 from mlxchat.data.chats.sources import Source, listing
+from mlxchat.data.chats.values import UNREAD, UnusableError
 from mlxchat.errors import DataError, MlxchatError
+from mlxchat.json_text import parse_json
 from mlxchat.tokenizer.messages import Conversation
 
 EXAMPLES = 5  # rows skipped that a report tells of, and reasons or splits that it names
+UNUSED_NAMED = 30  # keys not used that it names
 ROWS_DECODED = 1024  # of a parquet file, decoded at a time
 FAULT_CHARACTERS = 200  # of what pyarrow says is wrong
 
@@ -23,16 +26,18 @@ FAULT_CHARACTERS = 200  # of what pyarrow says is wrong
 class SourceReport:
     """A count of what became of a source's rows: ``rows`` is ``used`` plus all ``skipped``.
 
-    ``cut`` (of those used) and ``skipped`` count rows by reason; ``examples`` are the first rows
-    skipped, each with its place and reason. ``held_out`` of those used are for validation.
-    ``left_out`` are folders and files of the source that are for evaluation, so were not read.
+    Of the rows used, ``held_out`` are for validation, ``changed`` counts them by what was changed,
+    ``unused`` by the keys in them that were not read. ``skipped`` counts rows by reason;
+    ``examples`` are the first of them, each with its place and reason. ``left_out`` are folders and
+    files of the source that are for evaluation, so were not read.
     """
 
     source: str
     rows: int
     used: int
     held_out: int = 0
-    cut: Mapping[str, int] = field(default_factory=dict)
+    changed: Mapping[str, int] = field(default_factory=dict)
+    unused: Mapping[str, int] = field(default_factory=dict)
     skipped: Mapping[str, int] = field(default_factory=dict)
     examples: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
@@ -42,8 +47,10 @@ class SourceReport:
         said = f"{self.source}: {self.used:,} of {_rows(self.rows)} used"
         if self.held_out:
             said += f", {self.held_out:,} of them held out"
-        if self.cut:
-            said += f"; cut: {_counted(self.cut)}"
+        if self.changed:
+            said += f"; changed: {_counted(self.changed)}"
+        if self.unused:
+            said += f"; keys not used: {_counted(self.unused, UNUSED_NAMED)}"
         if self.skipped:
             said += f"; skipped: {_counted(self.skipped)}, first {self.examples[0]}"
         if self.left_out:
@@ -62,22 +69,23 @@ def read_source(source: Source) -> tuple[list[Conversation], SourceReport]:
             named), or no row can be used.
     """
     conversations: list[Conversation] = []
-    cut: Counter[str] = Counter()
+    changed: Counter[str] = Counter()
+    unused: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
     examples: list[str] = []
     files, for_evaluation = listing(source)
     for path in files:
         for place, row in rows(path):
             try:
-                conversation, left_out = forms.read_row(row)
-            except forms.UnusableError as error:
+                usable = forms.read_row(row)
+            except UnusableError as error:
                 skipped[error.reason] += 1
                 if len(examples) < EXAMPLES:
                     examples.append(f"{place}: {error.reason}")
                 continue
-            conversations.append(conversation)
-            if left_out:
-                cut[left_out] += 1
+            conversations.append(usable.conversation)
+            changed.update(sorted(usable.changes))
+            unused.update(sorted(usable.unused))
     if not conversations:
         raise _nothing(source, skipped)
     used = len(conversations)
@@ -86,7 +94,8 @@ def read_source(source: Source) -> tuple[list[Conversation], SourceReport]:
         str(source),
         rows=total,
         used=used,
-        cut=dict(cut),
+        changed=dict(changed),
+        unused=dict(unused),
         skipped=dict(skipped),
         examples=tuple(examples),
         left_out=tuple(map(str, for_evaluation)),
@@ -125,12 +134,11 @@ def _json_list(path: Path) -> Iterator[tuple[str, object]]:
 
 def _decoded(raw: bytes, place: str, remedy: str) -> object:
     try:
-        value: object = json.loads(raw.decode("utf-8-sig"))
+        return parse_json(raw)
     except UnicodeDecodeError as error:
         raise DataError(f"{place} is not UTF-8.", "Convert the file to UTF-8.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{place} is not valid JSON: {error}.", remedy) from error
-    return value
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, object]]:
@@ -139,15 +147,16 @@ def _parquet(path: Path) -> Iterator[tuple[str, object]]:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             known = [name for name in names if name in forms.KEYS]
+            others = {name: UNREAD for name in names if name not in forms.KEYS}
             if not known:
                 raise DataError(
                     f"{path} has no column of conversations (its columns: {', '.join(names)}).",
                     f"These are known: {', '.join(sorted(forms.KEYS))}.",
                 )
             for batch in file.iter_batches(batch_size=ROWS_DECODED, columns=known):
-                for row in batch.to_pylist():
+                for row in python_rows(batch):
                     number += 1
-                    yield f"{path}, row {number}", row
+                    yield f"{path}, row {number}", row | others
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno:  # the disk's fault, not the file's
             raise
@@ -174,11 +183,11 @@ def _nothing(source: Source, skipped: Counter[str]) -> MlxchatError:
     )
 
 
-def _counted(reasons: Mapping[str, int]) -> str:
+def _counted(reasons: Mapping[str, int], limit: int = EXAMPLES) -> str:
     """Return the most frequent reasons with their counts, and the number of others."""
     ranked = Counter(reasons).most_common()
-    said = ", ".join(f"{reason} ({count:,})" for reason, count in ranked[:EXAMPLES])
-    if others := [count for _, count in ranked[EXAMPLES:]]:
+    said = ", ".join(f"{reason} ({count:,})" for reason, count in ranked[:limit])
+    if others := [count for _, count in ranked[limit:]]:
         noun = "other" if len(others) == 1 else "others"
         said += f" and {len(others):,} {noun} ({_rows(sum(others))})"
     return said
