@@ -113,7 +113,7 @@ def measure(config: BenchConfig, report: Report, clock: Clock, started_at: float
         MemoryLimitError: the model does not fit in memory.
     """
     made = planned(config, resources())
-    runtime.bound_buffer_cache()
+    runtime.hold_memory(made.memory_limit, made.peak, None)
     mx.reset_peak_memory()
     step = synthetic_step(made)
     first_step_at = clock.seconds()

@@ -88,7 +88,7 @@ def test_any_value_anywhere_is_read_or_refused_by_name(name: str, step: Path) ->
             refused += 1
             assert name in error.problem, (path, value)
             assert "\n" not in error.problem and error.remedy
-    assert refused > 10
+    assert refused > 9  # null is the default of several fields
 
 
 @pytest.mark.parametrize("text", [NESTED, '{"a": ' * 900, "9" * 5000, "null", "5", "", "\ufeff["])

@@ -295,6 +295,7 @@ def test_chat_answers_a_prompt_and_standard_input(trained: dict[str, str]) -> No
     asked = mlxchat("chat", "-p", "hello", "--max-tokens", "5", env=trained)
     assert asked.returncode == 0, asked.stderr
     assert asked.stdout.endswith("\n")
+    assert asked.stderr == "The model: tiny/step_000040.\n"
     again = mlxchat("chat", "-p", "hello", "--max-tokens", "5", env=trained)
     assert again.stdout == asked.stdout
     piped = {"env": trained, "input": "hello\n", "stdin": None}

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mlxchat.checkpoint import catalog
-from mlxchat.cli.options import PATH, Checkpoint, Json, ModelTag, StepNumber, require_one_place
+from mlxchat.cli.options import (
+    PATH,
+    Checkpoint,
+    Json,
+    ModelTag,
+    StepNumber,
+    model_in_words,
+    require_one_place,
+)
 from mlxchat.errors import CheckpointError
 from mlxchat.home import Home, expanded
 from mlxchat.interop.programs import Program, runnable_models
@@ -164,6 +172,7 @@ def export_command(
     precision: mx.Dtype = getattr(mx, dtype or ("float32" if whole else "bfloat16"))
     runtime.bound_buffer_cache()
     with Screen(stream=sys.stderr) as screen:
+        screen.show(Noted(time.time(), f"The model: {model_in_words(source, checkpoint)}."))
         saved = layout.read_model(source, precision)
         if quantization:  # the measured bits per byte no longer hold
             about = about.model_copy(update={"bits_per_byte": None})

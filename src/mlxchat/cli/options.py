@@ -60,6 +60,16 @@ def require_one_place(tag: str | None, step: int | None, checkpoint: Path | None
         raise typer.BadParameter("--checkpoint cannot be combined with --model-tag or --step.")
 
 
+def model_in_words(folder: Path, checkpoint: Path | None) -> str:
+    """Return the name of a model for messages: its run and step, or the directory that was given.
+
+    Args:
+        folder: the model's directory.
+        checkpoint: what the user gave in place of a name.
+    """
+    return f"{folder.parent.name}/{folder.name}" if checkpoint is None else str(folder)
+
+
 def options_from_models(command: Command) -> Command:
     """Replace each parameter that is a pydantic model by one option per field of the model.
 

@@ -21,6 +21,7 @@ from mlxchat.checkpoint import store
 from mlxchat.cli.session import SHOW_CURSOR, end_signals
 from mlxchat.errors import BackendError, MlxchatError
 from mlxchat.home import Home
+from mlxchat.system import on_mac
 from mlxchat.telemetry.events import Noted
 from mlxchat.ui.console import Screen
 from mlxchat.ui.text import amount
@@ -29,6 +30,7 @@ MAX_CRASHES = 5  # in a row, without a new checkpoint in between
 FIRST_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds; each pause is twice the one before
 SIGNAL_POLL_SECONDS = 0.1
 NO_CRASH = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # somebody asked it to end
+WATCHDOG = ", on a Mac often the GPU's watchdog, which a sleeping display does not set off"
 
 # `-m` and `-c` look for modules in the working directory first; the option -P, which prevents that,
 # is not in Python 3.10. The folder of the package comes last, in case it is found no other way.
@@ -135,7 +137,10 @@ def _crashed(code: int) -> bool:
 
 
 def _reason(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else "a backend error"
+    if code >= 0:
+        return "a backend error"
+    name = signal.Signals(-code).name
+    return f"{name}{WATCHDOG}" if on_mac() and -code == signal.SIGABRT else name
 
 
 def _identity(run: Path) -> int | None:

@@ -94,6 +94,7 @@ class Started:
     device: str
     parameters: Count
     estimated_memory: Count | None = None  # bytes, the planned peak of MLX
+    matmul_flops: Measured | None = None  # of a product here, in FLOP/s; None if not measured
 
 
 @dataclass(frozen=True)

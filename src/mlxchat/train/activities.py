@@ -105,7 +105,7 @@ class Activities:
             if state.before:
                 state.before.write(folder)
 
-        path = store.save(stage.folder, step, write, state.nbytes)
+        path = store.save(stage.folder, step, write, state.nbytes, stage.clock)
         store.prune(stage.folder, stage.config.keep)
         yield Saved(stage.clock(), step, str(path), stage.clock.seconds() - began)
 

@@ -28,6 +28,10 @@ SCORES_HELD: dict[str, ScoresHeld] = {  # by backend; Metal's kernel takes no ma
     "cuda": "none",
     "metal": "windows",
 }
+# Tokens that take as long as summing the gradients and launching the kernels of a micro-batch. A
+# large GPU also leaves some of itself idle with few rows: MEMORY.md's figures of an H100 come to
+# 3,400. Macs' are not measured; the sums, by the bandwidth of their memory, are worth about 100.
+MICRO_BATCH_TOKENS = {"cpu": 256, "cuda": 3400, "metal": 256}
 
 
 def resources() -> Resources:
@@ -38,6 +42,7 @@ def resources() -> Resources:
         value_bytes=here.compute_dtype.size,
         scores_held=SCORES_HELD[here.backend],
         chunk_rows=FASTEST_CHUNK_ROWS[here.backend],
+        micro_batch_tokens=MICRO_BATCH_TOKENS[here.backend],
     )
 
 

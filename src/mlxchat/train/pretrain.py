@@ -122,7 +122,7 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
             )
         else:
             made = plan(config, tokenizer.vocab_size, resources)
-        hold_memory(made.memory_limit, made.peak, config.wired_bytes)
+        hold_memory(made.memory_limit, made.peak, config.wired)
         history = None
         if config.init_from:
             folder = catalog.find_model(home.stages, config.init_from, None)

@@ -96,7 +96,7 @@ def resume(
         CheckpointError: as `load_state`.
     """
     plan = refitted(saved.plan, config, resources)
-    hold_memory(plan.memory_limit, plan.peak, config.wired_bytes)
+    hold_memory(plan.memory_limit, plan.peak, config.wired)
     state = load_state(plan, saved)
     if plan.division != saved.plan.division:
         yield Noted(clock(), f"Micro-batching changed (the result is the same): {plan.summary()}")
