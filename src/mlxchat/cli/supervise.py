@@ -31,7 +31,7 @@ MAX_CRASHES = 5  # in a row, without a new checkpoint in between
 FIRST_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds; each pause is twice the one before
 SIGNAL_POLL_SECONDS = 0.1
 NO_CRASH = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # somebody asked it to end
-WATCHDOG = ", on a Mac often the GPU's watchdog, which a sleeping display does not set off"
+MAYBE_WATCHDOG = ", on a Mac often the GPU's watchdog, which a sleeping display does not set off"
 
 Tell = Callable[[str], None]
 CommandLine = Callable[[bool], list[str]]  # makes the command line, given whether to start fresh
@@ -122,7 +122,7 @@ def _reason(code: int) -> str:
     if code >= 0:
         return "a backend error"
     name = signal.Signals(-code).name
-    return f"{name}{WATCHDOG}" if on_mac() and -code == signal.SIGABRT else name
+    return f"{name}{MAYBE_WATCHDOG}" if on_mac() and -code == signal.SIGABRT else name
 
 
 def _identity(run: Path) -> int | None:
