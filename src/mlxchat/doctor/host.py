@@ -21,9 +21,10 @@ import psutil
 
 from mlxchat import system
 from mlxchat.doctor.facts import DEVICE, Device, Measurement, Numbers, Probe
-from mlxchat.errors import BackendError, MlxchatError
-from mlxchat.home import Home
+from mlxchat.errors import BackendError, ConfigError, MlxchatError
+from mlxchat.home import Home, expanded
 from mlxchat.json_text import parse_json
+from mlxchat.processes import own_command
 
 LEAST_SECONDS = 2.0  # a measurement is not begun when less is left: its process has to start
 QUESTION_SECONDS = 5.0  # the longest that a program of the system may take to answer
@@ -152,9 +153,12 @@ class Host:
 
     # ==== The disk ====
 
-    def user_home(self) -> Path:
-        """Return the user's home folder."""
-        return Path.home()
+    def user_home(self) -> Path | None:
+        """Return the user's home folder; None if nothing says where it is."""
+        try:
+            return expanded("~")
+        except ConfigError:
+            return None
 
     def free_disk(self) -> int:
         """Return the bytes that are free on the disk of mlxchat's home."""
@@ -216,7 +220,7 @@ class Host:
         if left < LEAST_SECONDS:
             raise OutOfTime
         module = f"{PACKAGE}.{probe.module}"
-        command = [sys.executable, "-m", f"{PACKAGE}.child", module, probe.function]
+        command = own_command(f"{PACKAGE}.child", module, probe.function)
         seconds = min(probe.seconds, left)
         try:
             done = subprocess.run(

@@ -50,6 +50,7 @@ class Process:
     started: Time  # seconds since the epoch, according to the system
     host: str  # the machine's name, which may change while the process runs
     machine: str | None = None  # its `mlxchat.system.identity`; None in older statuses
+    booted: Time | None = None  # when the machine started, by the clock that says ``started``
 
     def runs_on(self, machine: str, host: str) -> bool:
         """Return whether it is a process of the machine of that identity and that name."""
@@ -75,8 +76,8 @@ _STATUS = TypeAdapter(Status)
 
 def this_process() -> Process:
     """Return the current process."""
-    started = psutil.Process().create_time()
-    return Process(os.getpid(), started, socket.gethostname(), identity())
+    booted, started = psutil.boot_time(), psutil.Process().create_time()
+    return Process(os.getpid(), started, socket.gethostname(), identity(), booted)
 
 
 def status_path(log: Path) -> Path:
