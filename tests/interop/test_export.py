@@ -70,7 +70,8 @@ def test_an_export_to_nanochat_has_the_same_weights(
     lengths = torch_file.read_torch(out / "tokenizer" / "token_bytes.pt")
     assert lengths.dtype == mx.int32
     assert lengths.read().tolist() == [1] * 256 + [0] * 9
-    again = open_model(file.parent)
+    again = open_model(out)
+    assert again.path == file
     assert again.conversational == conversational
     assert_reference_logits(read_network(again), arch)
 

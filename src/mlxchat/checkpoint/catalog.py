@@ -29,7 +29,7 @@ from mlxchat.checkpoint.files import (
 from mlxchat.checkpoint.stamp import saved_at
 from mlxchat.config.run import NAME_IN_WORDS, require_name
 from mlxchat.errors import ConfigError, MlxchatError, NotFound
-from mlxchat.home import Home
+from mlxchat.home import Home, expanded
 
 SET_ASIDE = re.compile(r"\.(good|old)[0-9]+$")  # ends the name of a run that was set aside
 
@@ -130,7 +130,7 @@ def find_model(stages: Sequence[Path], source: str | None, step: int | None) -> 
         NotFound: there is no such model.
         MlxchatError: it cannot be read.
     """
-    folder = Path(source or "").expanduser().resolve()
+    folder = expanded(source or "").resolve()
     if source is None or source in {run.name for run in runs(stages)} or not folder.is_dir():
         return find(stages, source, step)
     if step is not None:

@@ -10,7 +10,6 @@ import os
 import re
 import secrets
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -21,8 +20,9 @@ from mlxchat import disk
 from mlxchat.checkpoint import files
 from mlxchat.checkpoint.files import entries, is_folder, require_connected, unreadable
 from mlxchat.checkpoint.stamp import write_stamp
+from mlxchat.device_failures import explained
 from mlxchat.errors import CheckpointError, DiskError, MlxchatError
-from mlxchat.telemetry.events import Clock
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 
 _STEP = re.compile(r"step_([0-9]{6}|[1-9][0-9]{6,})")  # as `directory` writes it
 _UNFINISHED = ".unfinished_"
@@ -84,7 +84,7 @@ def save(
     step: int,
     write: Callable[[Path], None],
     needed: int | None = None,
-    clock: Clock = time.time,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> Path:
     """Save a step; returns its directory.
 
@@ -338,7 +338,8 @@ def _require_verifiable(folder: Path) -> None:
 
 def _place(run: Path, step: int, write: Callable[[Path], None], needed: int | None = None) -> Path:
     try:
-        return _written(run, directory(run, step), write)
+        with explained():
+            return _written(run, directory(run, step), write)
     except (OSError, RuntimeError) as error:  # MLX raises the latter
         reason = getattr(error, "strerror", None) or str(error)
         raise _not_saved(run, step, reason.rstrip("."), needed) from error

@@ -1,7 +1,6 @@
 """Supervised fine-tuning: a model learns from conversations to answer."""
 
 import re
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +17,8 @@ from mlxchat.optim import schedule
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan
 from mlxchat.runtime import hold_memory
-from mlxchat.telemetry.events import Clock, Event, Noted, Report
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
+from mlxchat.telemetry.events import Event, Noted, Report
 from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message
@@ -43,7 +43,7 @@ def run_fine_tuning(
     meter: Meter | None = None,
     stop: Callable[[], bool] = lambda: False,
     fresh: bool = False,
-    clock: Clock = time.time,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> Iterator[Event]:
     """Fine-tune a model, or resume the run of that name; see `mlxchat.train.run.run`."""
     return run(FineTuning(with_source(config, home), home, report, clock), meter, stop, fresh)
@@ -203,7 +203,7 @@ class FineTuning(Stage[SftConfig, ChatDocuments]):
         found = survey(documents, tokenizer, base.model.sequence_len, self.report, self.clock)
         yield Noted(self.clock(), found.summary())
         plan = sft_plan(config, base, found.rows, resources)
-        hold_memory(plan.memory_limit, plan.peak, config.wired_bytes)
+        hold_memory(plan.memory_limit, plan.peak, config.wired)
         model, before = load_base(folder, home)
         optimizer = new_optimizer(model)
         if config.load_optimizer:

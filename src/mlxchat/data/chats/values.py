@@ -17,8 +17,6 @@ NAME_CHARACTERS = 30  # of a key, a role or a type in a reason
 
 JsonRow = Mapping[str, Any]
 
-UNREAD: object = ...  # stands for a value that is there, but is not read or cannot be
-
 _TRUE = ("1", "1.0", "true")
 _FALSE = ("0", "0.0", "false")
 
@@ -101,7 +99,7 @@ def json_of(value: object) -> str:
     """
     try:
         written = json.dumps(value, ensure_ascii=False, allow_nan=False, default=to_jsonable_python)
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError) as error:
         raise UnusableError("a tool's value that JSON does not know") from error
     return checked_text(written)
 
