@@ -102,6 +102,20 @@ def test_a_file_that_is_no_object_is_named(name: str, text: str, step: Path) -> 
     )
 
 
+@pytest.mark.parametrize("kind", STRANGE)
+def test_what_lies_beside_runs_and_steps_takes_none_of_them_down(kind: str, step: Path) -> None:
+    for name in ("other", "step_000009", "config.json.old"):
+        put_strange(kind, step.parent.parent / name)
+    put_strange(kind, step.parent / "stray")
+    put_strange(kind, step / "stray")
+    stages = Home(step.parent.parent.parent).stages
+    faults: list[MlxchatError] = []
+    found = catalog.saved_steps(catalog.runs(stages), faults.append)
+    assert [saved.path for saved in found] == [step]
+    assert len(faults) == (3 if kind == "loop" else 0)
+    assert catalog.find(stages, None, None) == step
+
+
 @pytest.mark.parametrize("kind", [kind for kind in STRANGE if kind != "large"])
 @pytest.mark.parametrize("name", [*FILES, layout.MODEL, files.CHECKSUMS])
 @pytest.mark.parametrize("checked", [True, False])
