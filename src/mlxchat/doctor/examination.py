@@ -17,7 +17,8 @@ from mlxchat.doctor.storage import STORAGE_CHECKS
 from mlxchat.doctor.system import SYSTEM_CHECKS
 from mlxchat.doctor.training import TRAINING_CHECKS
 from mlxchat.errors import MlxchatError
-from mlxchat.telemetry.events import Clock, Progressed
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
+from mlxchat.telemetry.events import Progressed
 
 SECONDS = 110.0  # of the whole examination; what is not begun by then is left out
 ALL_CHECKS = "all checks"  # the task that sums up the others
@@ -67,7 +68,7 @@ def examined(host: Host, findings: Sequence[Finding], seconds: float) -> Examina
 def examine(
     host: Host,
     checks: Mapping[str, Sequence[Check]] = CHECKS,
-    clock: Clock = time.time,
+    clock: Clock = SYSTEM_CLOCK,
     timer: Callable[[], float] = time.monotonic,
 ) -> Iterator[Progressed | Finding]:
     """Make the checks, and yield each finding and the progress before and after it.
