@@ -12,9 +12,19 @@ import pytest
 from mlxchat.ui.text import as_options
 
 SOURCE = Path(__file__).parent.parent / "src" / "mlxchat"
-ANYONE = {"disk", "errors", "home", "json_text", "regular", "system", "telemetry"}
+ANYONE = {
+    "device_failures",
+    "disk",
+    "errors",
+    "home",
+    "json_text",
+    "regular",
+    "system",
+    "telemetry",
+}
 ALLOWED = {
     "__main__": {"cli"},
+    "device_failures": set(),
     "disk": set(),
     "errors": set(),
     "home": set(),
@@ -62,12 +72,14 @@ ALLOWED = {
     },
     "api": {"checkpoint", "config", "interop", "runtime", "train", "trained"},
     "monitor": {"checkpoint"},
-    "ui": {"model", "monitor", "plan"},
+    "doctor": {"config", "engine", "model", "optim", "plan", "runtime", "train"},
+    "ui": {"doctor", "model", "monitor", "plan"},
     "cli": {
         "bench",
         "checkpoint",
         "config",
         "data",
+        "doctor",
         "engine",
         "evaluate",
         "interop",
@@ -266,6 +278,7 @@ COMMANDS = [
     "quickstart",
     "bench",
     "monitor",
+    "doctor",
     "data",
     "data fetch",
     "data status",
@@ -279,7 +292,7 @@ COMMANDS = [
 
 
 def test_help_imports_no_arrays() -> None:
-    """One process runs the help of all commands: starting 22 of them takes most of the time."""
+    """One process runs the help of all commands: starting 23 of them takes most of the time."""
     script = (
         "import sys, typer.testing\n"
         "from mlxchat.cli.app import app\n"

@@ -13,8 +13,8 @@ import pytest
 from support.program import Program
 
 from mlxchat.cli import app, failures
+from mlxchat.device_failures import device_error
 from mlxchat.errors import BackendError, DataError, DeviceError, LockedError
-from mlxchat.runtime import device_error
 
 MAIN = [sys.executable, "-c", "from mlxchat.cli.app import main; main()"]
 METAL = "[METAL] Command buffer execution failed: Insufficient Memory (00000008)"

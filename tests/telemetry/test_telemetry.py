@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -203,7 +204,15 @@ def test_meter_knows_no_mfu_of_an_unknown_chip():
     for event in (started(peak=None), *map(stepped, range(1, 5))):
         meter.update(event)
     assert meter.flops_per_second == 640.0
-    assert meter.mfu is None
+    assert (meter.mfu, meter.matmul_share) == (None, None)
+
+
+def test_meter_compares_with_a_measured_product_where_the_data_sheet_is_no_bound():
+    meter = Meter()
+    first = replace(started(peak=500.0), matmul_flops=1280.0)  # by accelerators that it leaves out
+    for event in (first, *map(stepped, range(1, 5))):
+        meter.update(event)
+    assert (meter.mfu, meter.matmul_share) == (1.28, 0.5)
 
 
 def test_smoothed_loss_is_nanochats():

@@ -26,7 +26,8 @@ GIB = 2**30
 def run(steps=300, peak_flops=7.4e12, loss=None, machine_used=12 * GIB, total=20_000):
     """A meter and the last step of a run whose loss falls from 10 to 3."""
     meter, step = Meter(), None
-    meter.update(Started(0.0, "d12", 0, total, 65536, 10**9, peak_flops, "Apple M3 Pro", 186))
+    shape = ("d12", 0, total, 65536, 10**9)
+    meter.update(Started(0.0, *shape, peak_flops, "Apple M3 Pro", 186, matmul_flops=5.7e12))
     for index in range(1, steps + 1):
         memory = Memory(3 * GIB, 4 * GIB, GIB // 2, machine_used, 36 * GIB)
         value = 3 + 7 * math.exp(-index / 40) if loss is None else loss
@@ -59,6 +60,7 @@ NUMBERS = (
     "0.123",
     "2,341",
     "31.6%",
+    "41.1%",
     "2h 20m",
     "6d 09h",
     "epoch 1, shard 3/50",

@@ -2,6 +2,7 @@
 
     config.json  model.safetensors  tokenizer.json  tokenizer_config.json  generation_config.json
     origin.json     where an imported model is from
+    saved.json      when it was saved
     SHA256SUMS      checksums of all files
 
 mlx-lm reads the first line too. A saved step has more files: see `mlxchat.checkpoint.trainer` and
@@ -29,6 +30,7 @@ from mlxchat.checkpoint.files import (
     verify_file,
 )
 from mlxchat.checkpoint.files import TRAINER as TRAINER
+from mlxchat.device_failures import explained
 from mlxchat.errors import CheckpointError
 from mlxchat.json_text import as_type
 from mlxchat.model.block import NORM_EPS
@@ -273,7 +275,8 @@ def read_arrays(path: Path) -> dict[str, mx.array]:
     """Read the arrays of a safetensors file."""
     arrays = open_arrays(path)
     try:
-        mx.eval(arrays)
+        with explained():
+            mx.eval(arrays)
     except RuntimeError as error:
         raise damaged(path, error) from error
     return arrays
@@ -291,7 +294,8 @@ def open_unchecked(path: Path) -> dict[str, mx.array]:
     """Open a safetensors file as `open_arrays` does, without comparing its checksum."""
     try:
         open_regular(path).close()  # MLX would wait for a pipe
-        arrays: Any = mx.load(str(path))
+        with explained():
+            arrays: Any = mx.load(str(path))
     except OSError as error:
         raise unreadable(path, error) from error
     except (RuntimeError, ValueError) as error:

@@ -16,6 +16,7 @@ from typing import cast
 
 import typer
 
+from mlxchat.device_failures import device_error
 from mlxchat.errors import DeviceError, LockedError, MemoryLimitError, MlxchatError
 from mlxchat.ui import console
 from mlxchat.ui.output import Output
@@ -96,11 +97,8 @@ def _understood(error: Exception) -> MlxchatError | None:
             "Check that the disk has room and that you may write there. MLXCHAT_HOME sets the "
             "folder.",
         )
-    if "mlx.core" in sys.modules:
-        from mlxchat.runtime import device_error
-
-        if failed := device_error(error):
-            return failed
+    if failed := device_error(error):
+        return failed
     if isinstance(error, MemoryError):
         return MemoryLimitError(
             f"The memory of this machine is used up{f': {error}' if str(error) else ''}.",

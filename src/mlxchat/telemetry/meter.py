@@ -139,9 +139,18 @@ class Meter:
 
     @property
     def mfu(self) -> float | None:
-        """Model FLOPs utilisation, 0 to 1; None if the chip's peak is unknown."""
+        """Model FLOPs utilisation by the chip's data sheet; None if it is unknown.
+
+        It can pass 1 where the data sheet counts fewer units than compute, as on Apple's M5.
+        """
         rate, peak = self.flops_per_second, self.started.peak_flops if self.started else None
         return rate / peak if rate and peak else None
+
+    @property
+    def matmul_share(self) -> float | None:
+        """The recent FLOP/s as a share of a matrix product's here; None if that is unknown."""
+        rate, product = self.flops_per_second, self.started.matmul_flops if self.started else None
+        return rate / product if rate and product else None
 
     @property
     def seconds_left(self) -> float | None:

@@ -22,7 +22,8 @@ from mlxchat.optim.optimizer import MuonAdamW
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan, evaluation_rows, refitted
 from mlxchat.runtime import hold_memory, machine
-from mlxchat.telemetry.events import Clock, Event, Noted
+from mlxchat.telemetry.clock import Clock
+from mlxchat.telemetry.events import Event, Noted
 from mlxchat.tokenizer.bpe import Tokenizer
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -95,7 +96,7 @@ def resume(
         CheckpointError: as `load_state`.
     """
     plan = refitted(saved.plan, config, resources)
-    hold_memory(plan.memory_limit, plan.peak, config.wired_bytes)
+    hold_memory(plan.memory_limit, plan.peak, config.wired)
     state = load_state(plan, saved)
     if plan.division != saved.plan.division:
         yield Noted(clock(), f"Micro-batching changed (the result is the same): {plan.summary()}")

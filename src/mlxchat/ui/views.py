@@ -72,6 +72,8 @@ def step_line(event: Stepped, meter: Meter) -> str:
         parts.append(f"{meter.tokens_per_second:,.0f} tokens/s")
     if meter.mfu is not None:
         parts.append(f"MFU {meter.mfu:.1%}")
+    if meter.matmul_share is not None:
+        parts.append(f"{meter.matmul_share:.1%} of a matmul")
     if meter.seconds_left is not None:
         parts.append(f"{duration(meter.seconds_left)} left")
     return ", ".join(parts)

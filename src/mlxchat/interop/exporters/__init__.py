@@ -12,6 +12,7 @@ from mlxchat import disk
 from mlxchat.checkpoint import layout
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
+from mlxchat.device_failures import explained
 from mlxchat.errors import CheckpointError, DiskError
 from mlxchat.interop.exporters.card import CARD_FILE, Usage, card
 from mlxchat.interop.exporters.weights import (
@@ -127,7 +128,8 @@ def write(
         usage = module.usage(saved, history)
         text = card(PROGRAMS[program], saved, history, usage)
         try:
-            module.write(unfinished, saved, history, WeightWriter(limit, report))
+            with explained():
+                module.write(unfinished, saved, history, WeightWriter(limit, report))
             (unfinished / CARD_FILE).write_text(text, "utf-8")
             files = (path for path in unfinished.rglob("*") if path.is_file())
             size = sum(path.stat().st_size for path in files)

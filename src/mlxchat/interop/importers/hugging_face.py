@@ -16,6 +16,7 @@ from mlxchat.checkpoint.layout import (
     open_arrays,
     open_unchecked,
 )
+from mlxchat.device_failures import explained
 from mlxchat.errors import CheckpointError, command
 from mlxchat.interop import nanochat_files
 from mlxchat.interop.importers import model
@@ -58,7 +59,8 @@ class _Stored:
         """Read its elements; no one else holds them."""
         array = open_unchecked(self.path)[self.name]
         try:
-            mx.eval(array)
+            with explained():
+                mx.eval(array)
         except RuntimeError as error:
             raise damaged(self.path, str(error)) from error
         return array
