@@ -92,7 +92,7 @@ def status_command(json: Json = False) -> None:
 def _download(
     dataset: str, num_shards: int, endpoint: str | None, workers: int, json: bool
 ) -> None:
-    from mlxchat.data.download import fetch
+    from mlxchat.data.fetch import fetch
     from mlxchat.data.hub import Hub
 
     if dataset not in DATASETS:
