@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ def main() -> None:
 def trained(given: argparse.Namespace, home: str, limit: str | None) -> dict[str, Any]:
     """What a run came to."""
     rows = TOKENS // given.max_seq_len
-    command = [sys.executable, "-m", "mlxchat", "train", "--json", "--fresh", "--model-tag", "run"]
+    command = ["mlxchat", "train", "--json", "--fresh", "--model-tag", "run"]
     command += ["--data-dir", str(given.folder), "--depth", str(given.depth)]
     command += ["--vocab-size", str(given.vocab_size), "--max-seq-len", str(given.max_seq_len)]
     command += ["--total-batch-size", str(TOKENS), "--num-iterations", "3", "--sample-every", "0"]

@@ -74,12 +74,14 @@ ALLOWED = {
     },
     "api": {"checkpoint", "config", "interop", "runtime", "train", "trained"},
     "monitor": {"checkpoint"},
-    "ui": {"model", "monitor", "plan"},
+    "doctor": {"config", "engine", "model", "optim", "plan", "runtime", "train"},
+    "ui": {"doctor", "model", "monitor", "plan"},
     "cli": {
         "bench",
         "checkpoint",
         "config",
         "data",
+        "doctor",
         "engine",
         "evaluate",
         "interop",
@@ -278,6 +280,7 @@ COMMANDS = [
     "quickstart",
     "bench",
     "monitor",
+    "doctor",
     "data",
     "data fetch",
     "data status",
@@ -291,7 +294,7 @@ COMMANDS = [
 
 
 def test_help_imports_no_arrays() -> None:
-    """One process runs the help of all commands: starting 22 of them takes most of the time."""
+    """One process runs the help of all commands: starting 23 of them takes most of the time."""
     script = (
         "import sys, typer.testing\n"
         "from mlxchat.cli.app import app\n"

@@ -118,14 +118,18 @@ def peak_flops(device: str) -> float | None:
     return PEAK_FLOPS[max(names, key=len)] if names else None
 
 
-def matmul_flops(seconds: float = 0.3) -> float:
-    """Measure the FLOP/s of matrix products in the compute dtype, in about ``seconds``.
+def matmul_flops(seconds: float = 0.3, dtype: mx.Dtype | None = None) -> float:
+    """Measure the FLOP/s of matrix products in about ``seconds``.
 
     The fastest product counts. Matrices grow as long as time allows: small ones do not fill a GPU.
+
+    Args:
+        seconds: how long to measure.
+        dtype: of the matrices; by default the compute dtype.
     """
     begin, fastest, size = time.perf_counter(), 0.0, 512
     while True:
-        a = mx.full((size, size), 1 / size, machine().compute_dtype)
+        a = mx.full((size, size), 1 / size, dtype or machine().compute_dtype)
         mx.eval(a @ a)  # the first product loads the kernel
         start = time.perf_counter()
         mx.eval(a @ a)

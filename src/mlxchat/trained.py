@@ -24,7 +24,7 @@ from mlxchat.engine.generate import generate
 from mlxchat.engine.sampling import make_sampler
 from mlxchat.errors import ConfigError, DataError
 from mlxchat.evaluate.loss import bits_per_byte
-from mlxchat.home import Home
+from mlxchat.home import Home, expanded
 from mlxchat.interop import exporters
 from mlxchat.interop.programs import PROGRAMS, Program
 from mlxchat.model.config import GPTConfig
@@ -308,7 +308,7 @@ class Model:
         """
         to = self.name if to is None else to
         if isinstance(to, Path) or Path(to).name != to:
-            run = Path(to).expanduser().absolute()
+            run = expanded(to).absolute()
         else:
             run = catalog.new_run(self._home, to, self.conversational, "to")
         with store.locked(run):
@@ -356,7 +356,7 @@ class Model:
                 f"Give one of {', '.join(get_args(Precision))}.",
             )
         quantized = bool(formats_of(self.network))
-        folder = Path(out or f"{self.name}-{to}").expanduser().absolute()
+        folder = expanded(out or f"{self.name}-{to}").absolute()
         exporters.require_readable(to, self.config, quantized, folder)
         precision = getattr(mx, dtype or ("bfloat16" if quantized else "float32"))
         copy = self._saved(copied(self.network))  # which exporting casts

@@ -173,7 +173,7 @@ UNUSABLE = {
     "no messages": [[], {"messages": []}, {"messages": [{"role": "system", "content": ""}]}],
     "unknown format: keys a, b": [{"b": 1, "a": 2}],
     "unknown format: no keys": [{}, {"a": None}],
-    "messages that are not a list": [{"messages": "Hi"}],
+    "messages that are not a list": [{"messages": 3}, {"conversations": {"from": "human"}}],
     "a message that is not an object": [["Hi", "Ho"]],
     "an unknown role: critic": [[{"role": "critic", "content": "Hm"}]],
     "an unknown role: None": [[{"content": "Hm"}]],
@@ -295,8 +295,15 @@ ENTRIES = st.fixed_dictionaries(
     {
         "role": st.sampled_from(["user", "assistant", "system", "tool", "function_call"]),
         "content": st.sampled_from(["", "a", "b c", None, [], [{"type": "python", "text": "1"}]]),
-    }
+    },
+    optional={
+        "weight": st.sampled_from([0, 1, "0", 0.5, None]),
+        "train": st.booleans(),
+        "function_call": st.sampled_from([{"name": "f", "arguments": "{}"}, "auto", None, {}]),
+        "tool_calls": st.sampled_from(["[]", [], [{"function": {"name": "f"}}], [3]]),
+    },
 )
+BYTES_ONLY = Tokenizer.train([""], 265)
 
 
 @given(JSON | st.lists(ENTRIES, max_size=6))
@@ -309,7 +316,9 @@ def test_any_row_is_a_conversation_or_refused(row: object) -> None:
         return
     turns = conversation.turns()
     assert turns[-1].role == "assistant"
+    assert any(part.learned for part in turns[-1].parts)
     assert all(turn.text.strip() for turn in turns)
+    assert any(BYTES_ONLY.render(conversation)[1])
 
 
 def test_a_source_is_a_path_with_an_optional_weight(tmp_path: Path) -> None:

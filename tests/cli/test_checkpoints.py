@@ -50,10 +50,34 @@ def test_list_shows_every_saved_step(program: Program, runs: Path) -> None:
         "step": 30,
         "path": str(folder),
         "bytes": sum(path.stat().st_size for path in folder.iterdir()),
-        "saved": pytest.approx(folder.stat().st_mtime),
+        "saved": json.loads((folder / "saved.json").read_text())["time"],
         "bits": 4,
         "trainable": False,
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "trainable"),
+    [
+        ('{"format": 4}', True),
+        ('{"format": 3}', True),
+        ('{"format": 5}', False),
+        ('{"format": 2}', False),
+        ('{"format": "4"}', False),
+        ("{}", False),
+        ("null", False),
+        ("[" * 200_000, False),
+    ],
+)
+def test_list_says_that_only_what_this_version_reads_can_be_trained(
+    text: str, trainable: bool, program: Program, home: Path
+) -> None:
+    folder = put_step(Home(home).runs / "d4", 10)
+    (folder / "trainer.json").write_text(text)
+    code, said, told = program("list", "--json")
+    assert (code, told) == (0, "")
+    assert json.loads(said)[0]["trainable"] is trainable
+    assert ("yes" in program("list")[1].split()) is trainable
 
 
 def test_an_empty_home_is_no_error(program: Program) -> None:
@@ -317,7 +341,7 @@ def test_sha256sum_verifies_the_checksums(runs: Path) -> None:
     folder = runs / "d4" / "step_000030"
     lines = (folder / files.CHECKSUMS).read_text().splitlines()
     assert [line[64:] for line in lines] == [
-        "  config.json", "  model.safetensors", "  trainer.json"
+        "  config.json", "  model.safetensors", "  saved.json", "  trainer.json"
     ]  # fmt: skip
     assert lines[1].startswith("541b3e9daa09b20bf85fa273e5cbd3e8")  # of 1,000 zeros
 

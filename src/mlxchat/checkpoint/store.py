@@ -19,8 +19,10 @@ from typing import NamedTuple
 from mlxchat import disk
 from mlxchat.checkpoint import files
 from mlxchat.checkpoint.files import entries, is_folder, require_connected, unreadable
+from mlxchat.checkpoint.stamp import write_stamp
 from mlxchat.device_failures import explained
 from mlxchat.errors import CheckpointError, DiskError, MlxchatError
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 
 _STEP = re.compile(r"step_([0-9]{6}|[1-9][0-9]{6,})")  # as `directory` writes it
 _UNFINISHED = ".unfinished_"
@@ -77,7 +79,13 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.exists())
 
 
-def save(run: Path, step: int, write: Callable[[Path], None], needed: int | None = None) -> Path:
+def save(
+    run: Path,
+    step: int,
+    write: Callable[[Path], None],
+    needed: int | None = None,
+    clock: Clock = SYSTEM_CLOCK,
+) -> Path:
     """Save a step; returns its directory.
 
     Args:
@@ -85,6 +93,7 @@ def save(run: Path, step: int, write: Callable[[Path], None], needed: int | None
         step: the number of completed steps.
         write: writes the step's files into an empty folder.
         needed: bytes that they take, roughly; None for those of the step before.
+        clock: returns seconds since the epoch, with which the step is stamped.
 
     Raises:
         DiskError: the disk is full or cannot be written; earlier steps are untouched.
@@ -94,6 +103,7 @@ def save(run: Path, step: int, write: Callable[[Path], None], needed: int | None
 
     def write_with_checksums(folder: Path) -> None:
         write(folder)
+        write_stamp(folder, clock())
         files.write_checksums(folder)
 
     return _place(run, step, write_with_checksums, needed)

@@ -20,6 +20,7 @@ from mlxchat.cli.bench import bench_command
 from mlxchat.cli.chat import chat_command
 from mlxchat.cli.checkpoints import list_command, prune_command, verify_command
 from mlxchat.cli.data import fetch_command, status_command
+from mlxchat.cli.doctor import doctor_command
 from mlxchat.cli.evaluate import eval_chat_command
 from mlxchat.cli.exchange import export_command, import_command
 from mlxchat.cli.failures import exit_code, lost_output, report_unforeseen
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Command] = {
     "quickstart": quickstart_command,
     "bench": bench_command,
     "monitor": monitor_command,
+    "doctor": doctor_command,
 }
 GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
     "data": (

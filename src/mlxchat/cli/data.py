@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mlxchat.cli.options import Json
+from mlxchat.cli.options import PATH, Json
 from mlxchat.cli.session import exit_promptly
 from mlxchat.config.run import NAME_PATTERN
 from mlxchat.data.chats.sources import BUILTIN
@@ -34,7 +34,9 @@ def fetch_command(
     source: Annotated[
         Path | None,
         typer.Option(
-            "--from", help="Use your own text: a .txt, .jsonl or .parquet file, or a folder."
+            "--from",
+            help="Use your own text: a .txt, .jsonl or .parquet file, or a folder.",
+            **PATH,
         ),
     ] = None,
     endpoint: Annotated[

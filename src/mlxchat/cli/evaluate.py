@@ -73,7 +73,7 @@ def eval_chat_command(
     suite = select_suite(config, problems, sources, share)
     results = Results()
     with exit_promptly(), Screen(stream=sys.stderr) as screen:
-        for note in notes:
+        for note in (f"The model: {name}.", *notes):
             screen.show(Noted(time.time(), note))
         try:
             run_suite(suite, saved, config, screen.show, results)

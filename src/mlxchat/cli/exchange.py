@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mlxchat.checkpoint import catalog
-from mlxchat.cli.options import Checkpoint, Json, ModelTag, StepNumber, require_one_place
+from mlxchat.cli.options import (
+    PATH,
+    Checkpoint,
+    Json,
+    ModelTag,
+    StepNumber,
+    model_in_words,
+    require_one_place,
+)
 from mlxchat.errors import CheckpointError
-from mlxchat.home import Home
+from mlxchat.home import Home, expanded
 from mlxchat.interop.programs import Program, runnable_models
 from mlxchat.model.quantization import Quantization
 from mlxchat.telemetry.events import Noted, Progressed
@@ -25,7 +33,12 @@ if TYPE_CHECKING:
 
 def import_command(
     path: Annotated[
-        Path, typer.Argument(help="The directory or file of a checkpoint.", show_default=False)
+        Path,
+        typer.Argument(
+            help="The directory or file of a checkpoint.",
+            show_default=False,
+            parser=expanded,
+        ),
     ],
     step: Annotated[
         int | None,
@@ -41,6 +54,7 @@ def import_command(
             help="Its tokenizer.pkl or tokenizer.json. Default: the one beside the model, or "
             "in nanochat's own folder.",
             show_default=False,
+            **PATH,
         ),
     ] = None,
     softcap: Annotated[
@@ -120,7 +134,7 @@ def export_command(
     checkpoint: Checkpoint = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="A new folder. Default: in the current one, such as d12-mlx-lm."),
+        typer.Option(help="A new folder. Default: in the current one, such as d12-mlx-lm.", **PATH),
     ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
@@ -158,6 +172,7 @@ def export_command(
     precision: mx.Dtype = getattr(mx, dtype or ("float32" if whole else "bfloat16"))
     runtime.bound_buffer_cache()
     with Screen(stream=sys.stderr) as screen:
+        screen.show(Noted(time.time(), f"The model: {model_in_words(source, checkpoint)}."))
         saved = layout.read_model(source, precision)
         if quantization:  # the measured bits per byte no longer hold
             about = about.model_copy(update={"bits_per_byte": None})

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlxchat.checkpoint import catalog, store
-from mlxchat.cli.options import Checkpoint, Json, ModelTag, StepNumber, require_one_place
+from mlxchat.cli.options import (
+    Checkpoint,
+    Json,
+    ModelTag,
+    StepNumber,
+    model_in_words,
+    require_one_place,
+)
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.quantization import Quantization
@@ -65,6 +72,8 @@ def quantize_command(
     ):
         past = history_of(source, home)
         saved = layout.read_model(source, runtime.machine().compute_dtype)
+        name = model_in_words(source, checkpoint)
+        screen.show(Noted(time.time(), f"The model: {name}."))
         before = _evaluate(saved, documents, "before", eval_tokens, screen)
         parts = quantize(saved.model, formats)
         folder = save_quantized(run, number, saved, past)

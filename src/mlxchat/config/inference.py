@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from mlxchat.config.pretrain import LARGEST_CONTEXT, LARGEST_DEPTH
 from mlxchat.data.chats.sources import VALIDATION_SHARE
 from mlxchat.errors import ConfigError
+from mlxchat.home import expanded
 from mlxchat.model.config import HEAD_DIM, Architecture
 
 
@@ -104,7 +105,7 @@ class ChatEvalConfig(BaseModel):
     @field_validator("task_data")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
-        return path and path.expanduser().absolute()
+        return path and expanded(path).absolute()
 
     @field_validator("tasks")
     @classmethod

@@ -20,7 +20,7 @@ from mlxchat.data.addresses import without_credentials
 from mlxchat.data.chats.sources import BUILTIN
 from mlxchat.data.shards import dataset_names
 from mlxchat.errors import ConfigError
-from mlxchat.home import DEFAULT_DATASET
+from mlxchat.home import DEFAULT_DATASET, expanded
 from mlxchat.model.config import Architecture
 
 Preset = Literal["low-memory", "ultra-low", "quick", "test"]
@@ -114,7 +114,7 @@ class DataConfig(BaseModel):
     @field_validator("data_dir", "tokenizer_dir")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
-        return path and path.expanduser().absolute()
+        return path and expanded(path).absolute()
 
     @field_serializer("endpoint", when_used="json")
     def _without_credentials(self, endpoint: str | None) -> str | None:

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import TypeVar
 
 import httpx
@@ -26,7 +25,7 @@ from mlxchat import __version__
 from mlxchat.data.addresses import bare_address, without_credentials
 from mlxchat.data.connection import open_client
 from mlxchat.errors import ConfigError, DataError, NotFound
-from mlxchat.home import cache_folder
+from mlxchat.home import cache_folder, expanded
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 NEWEST = "main"  # the branch
@@ -316,8 +315,8 @@ def _token() -> str | None:
     source = "HF_TOKEN" if os.environ.get("HF_TOKEN") else "HUGGING_FACE_HUB_TOKEN"
     token = os.environ.get(source)
     if not token:
-        home = Path(os.environ.get("HF_HOME") or cache_folder() / "huggingface").expanduser()
-        stored = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser()
+        home = expanded(os.environ.get("HF_HOME") or cache_folder() / "huggingface")
+        stored = expanded(os.environ.get("HF_TOKEN_PATH") or home / "token")
         source = str(stored)
         try:
             token = stored.read_text("utf-8", errors="replace") if stored.is_file() else ""

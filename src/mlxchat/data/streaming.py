@@ -7,9 +7,7 @@ validation shard, stay.
 """
 
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from mlxchat.data.hub import Cancelled, Hub, UnreachableError
 from mlxchat.data.shards import STREAMED, Dataset, check_shard, shard_fault, shard_names
 from mlxchat.disk import Lock, in_use, require_space, storing
 from mlxchat.errors import ConfigError, DataError, LockedError, MlxchatError
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 from mlxchat.telemetry.events import Noted, Progressed, Report
 
 SHARD = ".parquet"
@@ -30,7 +29,7 @@ CLOSE_SECONDS = 5.0  # the longest wait for a transfer to stop on closing
 
 @dataclass(frozen=True)
 class _Failure:
-    """The ``count``-th failure of a shard in a row; it is retried at the time ``retry``."""
+    """The ``count``-th failure of a shard in a row; it is retried at ``retry`` seconds."""
 
     error: MlxchatError
     retry: float
@@ -54,7 +53,7 @@ class StreamingShards:
         hub: the hub to download from.
         report: called with progress in bytes and reasons for waiting, also from the thread.
         num_shards: the number of training shards; None for all.
-        clock: returns seconds since the epoch.
+        clock: stamps the events, and tells when to try a shard again.
 
     Raises:
         ConfigError: ``max_cached`` is less than 2, or the dataset has fewer shards.
@@ -69,7 +68,7 @@ class StreamingShards:
         hub: Hub,
         report: Report,
         num_shards: int | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         if max_cached < LEAST_CACHED:
             raise ConfigError(
@@ -216,7 +215,7 @@ class StreamingShards:
             before = self._failures.pop(name, None)
             if error:
                 count = before.count + 1 if before else 1
-                self._failures[name] = _Failure(error, self._clock() + RETRY_SECONDS, count)
+                self._failures[name] = _Failure(error, self._clock.seconds() + RETRY_SECONDS, count)
             self._changed.notify_all()
 
     def _next(self) -> str | None:
@@ -226,7 +225,7 @@ class StreamingShards:
         slots = max(self._max_cached - len(own), LEAST_CACHED)
         ahead = self._ahead(own, slots)
         self._drop(cached, len(cached) - slots, keep=ahead)  # where fewer are allowed now
-        now = self._clock()
+        now = self._clock.seconds()
         # What is read next comes before validation, which is seldom needed at once.
         for name in (*self._wanted, *ahead[:LEAST_CACHED], self.validation, *ahead):
             failed = name in self._failures and now < self._failures[name].retry

@@ -141,8 +141,9 @@ class Chat:
             DiskError: the file cannot be written. An existing file does not change.
         """
         partial = path.parent / f".{path.name}.partial"
+        said = _FILE.dump_json(Conversation(self.messages), indent=2, exclude_defaults=True)
         try:
-            partial.write_bytes(_FILE.dump_json(Conversation(self.messages), indent=2) + b"\n")
+            partial.write_bytes(said + b"\n")
             partial.replace(path)
         except OSError as error:
             with suppress(OSError):

@@ -90,7 +90,7 @@ def command_of(arguments: Sequence[str]) -> list[str]:
     if rest and PurePath(rest[0]).name.lower().startswith("python"):
         rest = rest[1:]
         while rest and rest[0].startswith("-"):
-            rest = rest[1:]
+            rest = rest[2 if rest[0] == "-c" else 1 :]  # -c CODE FOLDER/mlxchat: a supervised run
     return rest[1:] if rest and PurePath(rest[0]).name == "mlxchat" else []
 
 

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from mlxchat.checkpoint import store
 from mlxchat.checkpoint.files import damaged, in_words, unreadable
+from mlxchat.checkpoint.stamp import saved_at
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.monitor.machine import (
@@ -241,7 +242,7 @@ def _saved(run: Path) -> tuple[tuple[int, ...], float | None]:
     """Return the saved steps, and when the newest was saved."""
     try:
         steps = tuple(store.steps(run))
-        newest = store.directory(run, steps[-1]).stat().st_mtime if steps else None
+        newest = saved_at(store.directory(run, steps[-1]), steps[-1]) if steps else None
     except OSError:
         return (), None
     return steps, newest

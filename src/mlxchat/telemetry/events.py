@@ -1,7 +1,8 @@
 """The events of a run, as values.
 
 A run yields events. What shows or stores them folds them with a `Meter` or writes them with
-`event_to_json`. Events need no arrays, terminals or clocks: each carries its own time.
+`event_to_json`. Events need no arrays, terminals or clocks: each carries the time of day that it
+happened at, which may jump, and the seconds that it took, which do not follow from such times.
 
 The types of their numbers have bounds that no run reaches. An event that is made here is not
 checked; one that comes from a file is, since what reads it counts on them.
@@ -105,7 +106,7 @@ class Stepped:
     loss: Measured  # mean over the step's tokens, nats
     learning_rate: Measured  # of the matrices
     gradient_norm: Measured  # before clipping
-    seconds: Seconds  # wall-clock time since the end of the previous step
+    seconds: Seconds  # since the end of the previous step, or of what came between
     position: Position
     memory: Memory
 
@@ -204,7 +205,6 @@ Event = (
     | Progressed
 )
 Report = Callable[[Event], None]  # receives events, from other threads too
-Clock = Callable[[], float]  # seconds since the epoch
 
 
 EVENT_NAMES: dict[type, str] = {

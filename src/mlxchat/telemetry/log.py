@@ -10,7 +10,14 @@ from mlxchat.disk import sync
 from mlxchat.errors import DiskError
 from mlxchat.json_text import parse_json
 from mlxchat.regular import open_regular
-from mlxchat.telemetry.events import Evaluating, Event, Progressed, Saved, event_to_json
+from mlxchat.telemetry.events import (
+    Evaluating,
+    Event,
+    Progressed,
+    Saved,
+    event_from_json,
+    event_to_json,
+)
 
 MOST_LINE = 2**20  # bytes of a line; those with a sample or a note have some thousand
 
@@ -134,6 +141,29 @@ class JsonLines:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def logged_save(path: Path, step: int) -> float | None:
+    """Return when a step was saved, according to a log; None if that does not say."""
+    found = None
+    try:
+        with open_regular(path) as file:
+            while line := file.readline(MOST_LINE):
+                time = _time_of_save(line, step)
+                found = found if time is None else time
+    except OSError:
+        return None
+    return found
+
+
+def _time_of_save(line: bytes, step: int) -> float | None:
+    if b'"saved"' not in line:  # most lines are about other events
+        return None
+    try:
+        event = event_from_json(line)
+    except ValueError:
+        return None
+    return event.time if isinstance(event, Saved) and event.step == step else None
 
 
 def _lines_until(path: Path, step: int) -> Iterator[bytes]:

@@ -24,7 +24,6 @@ from mlxchat.json_text import as_type, parse_json
 from mlxchat.regular import read_regular
 from mlxchat.system import identity
 from mlxchat.telemetry.events import (
-    Clock,
     Count,
     Ended,
     Evaluating,
@@ -118,7 +117,7 @@ class StatusFile:
         path: Path,
         meter: Meter,
         memory: Callable[[], Memory],
-        clock: Clock,
+        clock: Callable[[], float],
         process: Process | None = None,
         interval: float = INTERVAL,
     ) -> None:

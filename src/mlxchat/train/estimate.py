@@ -44,7 +44,7 @@ def estimate_run(
         vocab_size, source = vocabulary(config, home)
         if config.budget:
             report(Noted(time.time(), "Measuring how fast this machine trains."))
-            made = measured_plan(config, vocab_size, available, time.time(), time.time)
+            made = measured_plan(config, vocab_size, available, time.monotonic(), time.monotonic)
         else:
             made = plan(config, vocab_size, available)
     limit = made.memory_limit or available.memory

@@ -22,7 +22,8 @@ from mlxchat.optim.optimizer import MuonAdamW
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan, evaluation_rows, refitted
 from mlxchat.runtime import hold_memory, machine
-from mlxchat.telemetry.events import Clock, Event, Noted
+from mlxchat.telemetry.clock import Clock
+from mlxchat.telemetry.events import Event, Noted
 from mlxchat.tokenizer.bpe import Tokenizer
 
 Config = TypeVar("Config", bound=RunConfig)

@@ -52,7 +52,7 @@ def run(
         DeviceError: the device failed.
     """
     config, home, clock = stage.config, stage.home, stage.clock
-    meter, started_at = meter or Meter(), clock()
+    meter, started_at = meter or Meter(), clock.seconds()
     with ExitStack() as stack:
         # Only one process at a time may write to a run.
         stack.enter_context(store.locked(stage.folder))
@@ -220,8 +220,9 @@ def _events(
     try:
         with explained():
             for event in events:
+                now = clock.seconds()
                 yield event
-                yield from _keep_deadline(activities, event)
+                yield from _keep_deadline(activities, event, now)
     except NotFiniteError as error:
         raise diverged(error, stage.folder, activities.documents.names) from error
 
@@ -241,12 +242,12 @@ def rates(stage: Stage[Any, Any], state: TrainState, step: int) -> Rates:
     )
 
 
-def _keep_deadline(activities: Activities, event: Event) -> Iterator[Event]:
-    """Change the number of steps if the time budget requires it."""
+def _keep_deadline(activities: Activities, event: Event, now: float) -> Iterator[Event]:
+    """Change the number of steps if the time budget requires it after an event at ``now``."""
     deadline, state = activities.deadline, activities.state
     if deadline is None:
         return
-    before, state.plan = state.plan, deadline.follow(event, state.plan)
+    before, state.plan = state.plan, deadline.follow(event, state.plan, now)
     if state.plan is before:
         return
     steps = state.plan.num_iterations, before.num_iterations

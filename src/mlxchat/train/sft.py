@@ -1,12 +1,11 @@
 """Supervised fine-tuning: a model learns from conversations to answer."""
 
 import re
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from mlxchat.checkpoint import catalog, layout, trainer
+from mlxchat.checkpoint import catalog, trainer
 from mlxchat.config.sft import SftConfig
 from mlxchat.data.chats.identity import Identity
 from mlxchat.data.chats.mixture import CONVERSATIONS, ChatDocuments
@@ -19,7 +18,8 @@ from mlxchat.optim import schedule
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan
 from mlxchat.runtime import hold_memory
-from mlxchat.telemetry.events import Clock, Event, Noted, Report
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
+from mlxchat.telemetry.events import Event, Noted, Report
 from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message
@@ -29,7 +29,6 @@ from mlxchat.train.run import run
 from mlxchat.train.sft_plan import sft_plan, survey
 from mlxchat.train.stage import Prepared, Stage
 
-SET_ASIDE = re.compile(r"\.(good|old)\d+$")  # ends the name of a run that was set aside
 OF_EARLIER_VERSION = (
     "An earlier version of mlxchat saved this run. It packed conversations into rows in another "
     "order and skipped more of them: from here on the run goes on as this version does, so not as "
@@ -45,7 +44,7 @@ def run_fine_tuning(
     meter: Meter | None = None,
     stop: Callable[[], bool] = lambda: False,
     fresh: bool = False,
-    clock: Clock = time.time,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> Iterator[Event]:
     """Fine-tune a model, or resume the run of that name; see `mlxchat.train.run.run`."""
     return run(FineTuning(with_source(config, home), home, report, clock), meter, stop, fresh)
@@ -68,17 +67,18 @@ def with_source(config: SftConfig, home: Home) -> SftConfig:
             if same.tag == name and not state.finished:
                 read_saved(folder.parent, FineTuning.name, same)
                 return same
-    whole = {
-        folder.stat().st_mtime: name
-        for name, folder in catalog.newest_steps([home.runs])
-        if not (SET_ASIDE.search(name) or layout.is_quantized(folder))
-    }
-    if not whole:
+    newest = catalog.last_saved([home.runs], _can_be_tuned)
+    if newest is None:
         raise NotFound(
             f"There is no base model in {home.runs}.",
             "Make one: mlxchat quickstart, or mlxchat train",
         )
-    return config.model_copy(update={"source": whole[max(whole)]})
+    return config.model_copy(update={"source": newest.parent.name})
+
+
+def _can_be_tuned(folder: Path) -> bool:
+    set_aside = catalog.SET_ASIDE.search(folder.parent.name)
+    return not set_aside and catalog.quantized_bits(folder) is None
 
 
 def chat_documents(config: SftConfig) -> ChatDocuments:

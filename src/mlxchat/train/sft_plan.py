@@ -12,7 +12,8 @@ from mlxchat.errors import DataError
 from mlxchat.model.size import flops_per_token, parameters
 from mlxchat.plan.memory import Resources, fit
 from mlxchat.plan.plan import Plan, evaluation_rows, step_rows
-from mlxchat.telemetry.events import Clock, Progressed, Report
+from mlxchat.telemetry.clock import Clock
+from mlxchat.telemetry.events import Progressed, Report
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train.base import Base
 

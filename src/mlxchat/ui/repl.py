@@ -12,6 +12,7 @@ from typing import Protocol
 from rich.text import Text
 
 from mlxchat.errors import MlxchatError
+from mlxchat.home import expanded
 from mlxchat.ui.output import LiteralConsole
 from mlxchat.ui.text import as_options, in_one_line
 
@@ -150,17 +151,18 @@ def _obey(chat: Responder, line: str, console: LiteralConsole) -> None:
         _note(console, f"Unknown command {command}; /help lists the commands.")
         return
     expected, _ = SLASH_COMMANDS[command]
+    path = expanded(arguments[0].strip()) if expected and arguments else Path()
     if bool(expected) != bool(arguments):
         _note(console, f"Usage: {command} {expected}")
     elif command == "/clear":
         chat.clear()
         _note(console, "Started a new conversation.")
     elif command == "/save":
-        chat.save(_path(arguments[0]))
-        _note(console, f"Saved to {_path(arguments[0])}.")
+        chat.save(path)
+        _note(console, f"Saved to {path}.")
     elif command == "/load":
-        chat.load(_path(arguments[0]))
-        _note(console, f"Resumed {_path(arguments[0])}.")
+        chat.load(path)
+        _note(console, f"Resumed {path}.")
     elif command == "/help":
         purposes = {
             f"{name} {argument}": purpose for name, (argument, purpose) in SLASH_COMMANDS.items()
@@ -168,14 +170,6 @@ def _obey(chat: Responder, line: str, console: LiteralConsole) -> None:
         width = max(map(len, purposes))
         for usage, purpose in purposes.items():
             _note(console, f"{usage:<{width}}  {purpose}")
-
-
-def _path(name: str) -> Path:
-    """Return the path with ``~`` expanded, if the user it names exists."""
-    path = Path(name.strip())
-    with suppress(RuntimeError):
-        path = path.expanduser()
-    return path
 
 
 def _take_turn(chat: Responder, text: str, console: LiteralConsole) -> None:

@@ -16,6 +16,7 @@ ignored and counted. How messages become turns is in `mlxchat.data.chats.turns`.
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 from mlxchat.data.chats.turns import (
@@ -77,11 +78,7 @@ def read_row(row: object) -> Usable:
         row = {"messages": row}
     if not isinstance(row, dict):
         raise UnusableError("neither an object nor a list of messages")
-    held = {key: value for key, value in row.items() if value is not None}
-    form = next((form for form in _FORMS if held.keys() >= form.keys), None)
-    if form is None:
-        named = ", ".join(map(shortened, sorted(held)[:KEYS_NAMED]))
-        raise UnusableError(f"unknown format: {f'keys {named}' if named else 'no keys'}")
+    held, form = _recognised(row)
     marks = {name: truth(held[name]) for name in LEARNING_MARKS & held.keys()}
     if False in marks.values():
         raise UnusableError("marked as not to be learnt")
@@ -93,6 +90,20 @@ def read_row(row: object) -> Usable:
         messages.insert(0, Message("system", text_of(held["system"], remarks)))
     conversation = conversation_of(messages, remarks)
     return Usable(conversation, frozenset(remarks.changes), frozenset(remarks.unused))
+
+
+def _recognised(row: JsonRow) -> tuple[JsonRow, Form]:
+    """Return what a row holds and its form, by the keys that are not blank if those suffice.
+
+    In a table of several forms, each row has all columns.
+    """
+    held = {key: value for key, value in row.items() if value is not None}
+    filled = {key: value for key, value in held.items() if value != ""}
+    for given, form in product((filled, held), _FORMS):
+        if given.keys() >= form.keys:
+            return given, form
+    named = ", ".join(map(shortened, sorted(held)[:KEYS_NAMED]))
+    raise UnusableError(f"unknown format: {f'keys {named}' if named else 'no keys'}")
 
 
 def multiple_choice(question: str, letters: Sequence[str], choices: Sequence[str]) -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mlxchat.data.cells import UNREAD, python_rows
 from mlxchat.data.chats import forms
-from mlxchat.data.chats.cells import python_rows
 from mlxchat.data.chats.sources import Source, listing
-from mlxchat.data.chats.values import UNREAD, UnusableError
+from mlxchat.data.chats.values import UnusableError
 from mlxchat.errors import DataError, MlxchatError
 from mlxchat.json_text import parse_json
 from mlxchat.tokenizer.messages import Conversation

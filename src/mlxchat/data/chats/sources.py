@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlxchat.errors import DataError, NotFound
+from mlxchat.home import expanded
 
 BUILTIN = "builtin"
 LARGEST_WEIGHT = 1000
@@ -44,9 +45,10 @@ def parse(text: str) -> Source:
 
     Raises:
         NotFound: the path does not exist, and the text after its last colon is not a weight.
+        ConfigError: it begins with ``~`` and the name of nobody.
     """
     head, colon, tail = text.rpartition(":")
-    if not colon or Path(text).exists():
+    if not colon or expanded(text).exists():
         return Source(_path(text))
     try:
         weight = float(tail)
@@ -115,4 +117,4 @@ def _split_for_evaluation(file: Path, root: Path) -> Path | None:
 def _path(text: str) -> Path | None:
     if not text:
         raise DataError("A source of conversations has no name.", _FORM)
-    return None if text == BUILTIN else Path(text)
+    return None if text == BUILTIN else expanded(text)

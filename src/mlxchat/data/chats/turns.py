@@ -29,11 +29,10 @@ CUT_AT_START = "everything before the first question cut"
 JOINED = "turns of one role joined"
 SYSTEM_JOINED = "system texts joined"
 NOT_LEARNT = "answers not learnt, as they are marked"
-ONLY_ANSWERS = "marked to be learnt but not the assistant's"
+ONLY_ANSWERS = "turns of others not learnt, though they are marked"
 
-LEARNING_MARKS = frozenset(
-    {"weight", "train", "loss"}
-)  # OpenAI's and Mistral's, axolotl's, ms-swift's
+# Keys of a message that say whether it is learnt: OpenAI's and Mistral's, axolotl's, ms-swift's.
+LEARNING_MARKS = frozenset({"weight", "train", "loss"})
 
 _SPEAKERS: dict[str, tuple[Role, PartType]] = {  # whose turn it is, and what its content is
     "system": ("system", "text"),
@@ -60,6 +59,8 @@ def read_messages(entries: object, remarks: Remarks) -> Iterator[Message]:
         UnusableError: it is not such a list, or a message in it cannot be read.
     """
     entries = unfolded(entries)
+    if isinstance(entries, str):
+        raise UnusableError("messages in a text that is not a JSON list")
     if not isinstance(entries, list):
         raise UnusableError("messages that are not a list")
     return (_message(entry, remarks) for entry in entries)

@@ -11,11 +11,11 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from mlxchat.json_text import parse_json
+
 NAME_CHARACTERS = 30  # of a key, a role or a type in a reason
 
 JsonRow = Mapping[str, Any]
-
-UNREAD: object = ...  # stands for a value that is there, but is not read or cannot be
 
 _TRUE = ("1", "1.0", "true")
 _FALSE = ("0", "0.0", "false")
@@ -81,10 +81,9 @@ def unfolded(value: object) -> object:
     if not (isinstance(value, str) and value.lstrip().startswith(("[", "{"))):
         return value
     try:
-        decoded: object = json.loads(value)
-    except (ValueError, RecursionError):
+        return parse_json(value)
+    except ValueError:
         return value
-    return decoded
 
 
 def json_of(value: object) -> str:
@@ -100,7 +99,7 @@ def json_of(value: object) -> str:
     """
     try:
         written = json.dumps(value, ensure_ascii=False, allow_nan=False, default=to_jsonable_python)
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError) as error:
         raise UnusableError("a tool's value that JSON does not know") from error
     return checked_text(written)
 
