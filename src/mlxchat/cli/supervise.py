@@ -30,7 +30,7 @@ MAX_CRASHES = 5  # in a row, without a new checkpoint in between
 FIRST_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds; each pause is twice the one before
 SIGNAL_POLL_SECONDS = 0.1
 NO_CRASH = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # somebody asked it to end
-WATCHDOG = ", on a Mac often the GPU's watchdog, which a sleeping display does not set off"
+OF_THE_WATCHDOG = ", on a Mac often the GPU's watchdog, which a sleeping display does not set off"
 
 # `-m` and `-c` look for modules in the working directory first; the option -P, which prevents that,
 # is not in Python 3.10. The folder of the package comes last, in case it is found no other way.
@@ -140,7 +140,7 @@ def _reason(code: int) -> str:
     if code >= 0:
         return "a backend error"
     name = signal.Signals(-code).name
-    return f"{name}{WATCHDOG}" if on_mac() and -code == signal.SIGABRT else name
+    return f"{name}{OF_THE_WATCHDOG}" if on_mac() and -code == signal.SIGABRT else name
 
 
 def _identity(run: Path) -> int | None:
