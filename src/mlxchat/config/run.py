@@ -38,6 +38,11 @@ class MemoryConfig(BaseModel):
         description="Rows in a micro-batch. Default: the smallest number that is within 2% of the "
         "fastest that fits.",
     )
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto",
+        description="Precision of the activations; weights and optimizer are float32. auto: "
+        "float32 on a CPU, bfloat16 on a GPU unless its float32 products are faster (M1, M2).",
+    )
     wired_limit: str | None = Field(
         None,
         description="Memory of MLX that macOS must not swap out, such as 8GB; Macs with macOS 15 "
@@ -69,6 +74,7 @@ INDEPENDENT = frozenset(
         "memory_limit",
         "grad_checkpoint",
         "device_batch_size",
+        "dtype",
         "wired_limit",
         "eval_every",
         "eval_tokens",

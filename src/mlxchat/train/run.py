@@ -78,7 +78,7 @@ def run(
 
         # Plan, tokenizer, model and optimizer: as saved, or new
         if saved:
-            state = yield from resume(config, saved, resources(), clock)
+            state = yield from resume(config, saved, resources(config.dtype), clock)
             notes: tuple[str, ...] = ()
             revision = saved.trainer.revision
             meter.restore(saved.trainer.meter)
@@ -137,7 +137,7 @@ def _begin(
     stage: Stage[Any, Any], documents: Documents, started_at: float, fresh: bool
 ) -> Generator[Event, None, Prepared]:
     """Prepare a new run; with ``fresh``, an earlier one is set aside once that has succeeded."""
-    state, notes = yield from stage.prepare(documents, resources(), started_at)
+    state, notes = yield from stage.prepare(documents, resources(stage.config.dtype), started_at)
     if fresh:
         yield from _set_aside(stage)
     return Prepared(state, (state.plan.summary(), *notes))
