@@ -15,6 +15,7 @@ from mlxchat.data.chats.sources import BUILTIN
 from mlxchat.data.shards import DATASETS, dataset_names, status
 from mlxchat.errors import ConfigError, NotFound
 from mlxchat.home import DEFAULT_DATASET, Home
+from mlxchat.names import namesake, without_marks
 from mlxchat.ui.console import Screen, say, say_json, table
 
 
@@ -117,15 +118,23 @@ def _download(
 def _ingest(source: Path, dataset: str | None, json: bool) -> None:
     from mlxchat.data.ingest import ingest
 
-    suggested = re.sub(r"[^A-Za-z0-9]+", "-", source.resolve().stem).strip("-")[:90] or "mine"
+    letters = without_marks(source.resolve().stem)
+    suggested = re.sub(r"[^A-Za-z0-9]+", "-", letters).strip("-")[:90] or "mine"
     dataset = dataset or suggested
-    if dataset in DATASETS or dataset == BUILTIN or not is_name(dataset):
+    taken = dataset.lower() in {*DATASETS, BUILTIN}
+    if taken or not is_name(dataset):
         raise ConfigError(
             f"{dataset!a:.120} cannot be the name of your text: it is taken, or has characters "
             "other than letters, digits, '.', '_' and '-'.",
             f"Choose another name, such as: --dataset my-{suggested}",
         )
     folder = Home.from_environment().data(dataset)
+    if other := namesake(folder):
+        raise ConfigError(
+            f"{dataset} differs from the name of the text in {other} in case only: on the disk of "
+            "a Mac both are one.",
+            "Choose another name with --dataset.",
+        )
     with Screen(json) as screen:
         summary = ingest(source, folder, screen.show)
     if json:

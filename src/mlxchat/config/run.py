@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from mlxchat.config.units import spell_size, to_bytes
 from mlxchat.errors import ConfigError
+from mlxchat.names import composed
 
 LEAST = "least"  # the memory limit that is as small as possible
 AUTO: Literal["auto"] = "auto"  # the wired limit that suits the run
@@ -184,5 +185,5 @@ class RunConfig(MemoryConfig):
             for name in now
             if name not in self.independent
             and then[name] != now[name]
-            and self.shown(then, name) != self.shown(now, name)
+            and composed(self.shown(then, name)) != composed(self.shown(now, name))
         ]

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import psutil
 
 from mlxchat import system
+from mlxchat.device_failures import explain
 from mlxchat.doctor.facts import DEVICE, Device, Measurement, Numbers, Probe
 from mlxchat.errors import BackendError, ConfigError, MlxchatError
 from mlxchat.home import Home, expanded
@@ -30,9 +31,6 @@ LEAST_SECONDS = 2.0  # a measurement is not begun when less is left: its process
 QUESTION_SECONDS = 5.0  # the longest that a program of the system may take to answer
 AWAKE_TRIES, AWAKE_SECONDS = 10, 0.1  # caffeinate takes a moment
 PACKAGE = __name__.rpartition(".")[0]
-
-# What Metal says when macOS ends work on the GPU, for the display's sake or because it took long.
-WATCHDOG = ("Impacting Interactivity", "ErrorImpactingInteractivity", "Caused GPU Timeout")
 
 
 class OutOfTime(Exception):  # noqa: N818  (not an error: the examination is to end soon)
@@ -252,13 +250,9 @@ def failure(code: int, errors: str) -> BackendError:
         errors: what it wrote to standard error.
     """
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    said = next((line for line in lines if any(text in line for text in WATCHDOG)), "")
-    if said:
-        return BackendError(
-            f"The system ended the GPU's work: {said}",
-            "Let the display sleep, or use the machine over SSH, while it computes; train with "
-            "`supervise`. AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 in the environment helps some.",
-        )
+    for line in lines:
+        if failed := explain(line):
+            return failed
     last = lines[-1] if lines else "it said nothing"
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else "failed"
     return BackendError(f"Its process {how}: {last}")

@@ -88,7 +88,9 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         """Find the run's newest checkpoint; the data must be the same unless it is finished."""
         saved = super().saved()
         if saved and not saved.trainer.finished:
-            inputs.require_same_data(self.config, self.home, saved.trainer)
+            state = inputs.with_names_on_disk(self.config, self.home, saved.trainer)
+            saved = saved._replace(trainer=state)
+            inputs.require_same_data(self.config, self.home, state)
         return saved
 
     def open(self, saved: SavedRun[PretrainConfig] | None) -> TextDocuments:

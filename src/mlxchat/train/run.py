@@ -6,7 +6,7 @@ from itertools import count
 from typing import Any
 
 from mlxchat import runtime
-from mlxchat.checkpoint import store
+from mlxchat.checkpoint import catalog, store
 from mlxchat.checkpoint.files import require_connected
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import Batch, Loader
@@ -58,6 +58,8 @@ def run(
         stack.enter_context(store.locked(stage.folder))
         require_connected(home.log(config.tag))
         store.tidy(stage.folder)
+
+        catalog.require_own_spelling(home, config.tag, "model_tag")
 
         # Was it started before?
         saved = None if fresh else stage.saved()
