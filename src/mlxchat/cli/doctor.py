@@ -1,7 +1,6 @@
 """The command `doctor`."""
 
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,7 @@ import typer
 from mlxchat.cli.options import Json
 from mlxchat.disk import storing
 from mlxchat.home import Home, expanded
+from mlxchat.telemetry.clock import SYSTEM_CLOCK
 from mlxchat.ui.console import Screen, say, say_json
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def doctor_command(
     from mlxchat.doctor.examination import SECONDS
     from mlxchat.doctor.host import Host
 
-    facts = examine_host(Host(Home.from_environment(), time.monotonic() + SECONDS))
+    facts = examine_host(Host(Home.from_environment(), SYSTEM_CLOCK.seconds() + SECONDS))
     from mlxchat.ui.doctor import examination_markdown, show_examination
 
     if report and report != STANDARD_OUTPUT:
@@ -64,11 +64,11 @@ def examine_host(host: "Host") -> "Examination":
     from mlxchat.doctor.check import Finding
     from mlxchat.doctor.examination import examine, examined
 
-    begun, findings = time.monotonic(), []
+    begun, findings = SYSTEM_CLOCK.seconds(), []
     with Screen(stream=sys.stderr) as screen:
         for event in examine(host):
             if isinstance(event, Finding):
                 findings.append(event)
             else:
                 screen.show(event)
-    return examined(host, findings, time.monotonic() - begun)
+    return examined(host, findings, SYSTEM_CLOCK.seconds() - begun)

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +26,7 @@ from mlxchat.errors import BackendError, ConfigError, MlxchatError
 from mlxchat.home import Home, expanded
 from mlxchat.json_text import parse_json
 from mlxchat.processes import own_command
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Timer
 
 LEAST_SECONDS = 2.0  # a measurement is not begun when less is left: its process has to start
 QUESTION_SECONDS = 5.0  # the longest that a program of the system may take to answer
@@ -72,14 +73,14 @@ class Host:
     Args:
         home: where mlxchat keeps its files.
         until: when no measurement may be under way any more, by ``clock``.
-        clock: returns seconds that pass steadily.
+        clock: returns seconds.
     """
 
     def __init__(
         self,
         home: Home,
         until: float = float("inf"),
-        clock: Callable[[], float] = time.monotonic,
+        clock: Timer = SYSTEM_CLOCK.seconds,
     ) -> None:
         self.home = home
         self._until, self._clock = until, clock
