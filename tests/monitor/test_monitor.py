@@ -253,7 +253,9 @@ def test_a_status_is_written_between_events(tmp_path: Path) -> None:
     [
         (ValueError("no room"), "failed", "no room"),
         (ValueError(), "failed", "ValueError"),
+        (BaseException("a panic in Rust"), "failed", "a panic in Rust"),
         (KeyboardInterrupt(), "interrupted", None),
+        (SystemExit(143), "interrupted", None),
         (GeneratorExit(), "interrupted", None),
     ],
 )

@@ -128,11 +128,11 @@ def last_replies(conversations: Iterable[Conversation], tokenizer: Tokenizer) ->
     """
     exercises = []
     for conversation in conversations:
-        *earlier, last = conversation.messages
-        prompt = Conversation(tuple(earlier))
+        prompt = Conversation(conversation.messages[:-1])
         reply = tokenizer.render(conversation)[0][len(tokenizer.render_for_completion(prompt)) : -1]
         if len(reply) <= LONGEST_REPLY:
-            exercises.append(Exercise(prompt, partial(eq, last.text)))
+            expected = tokenizer.decode(reply, keep_special=True)
+            exercises.append(Exercise(prompt, partial(eq, expected)))
     return exercises
 
 

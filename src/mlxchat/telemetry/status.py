@@ -73,6 +73,9 @@ class Status:
 
 _STATUS = TypeAdapter(Status)
 
+# All else that is no `Exception` has failed too, such as a panic in an extension written in Rust.
+_INTERRUPTING = (KeyboardInterrupt, SystemExit, GeneratorExit)
+
 
 def this_process() -> Process:
     """Return the current process."""
@@ -178,7 +181,7 @@ class StatusFile:
     ) -> None:
         self._closing.set()
         self._thread.join()
-        if isinstance(error, Exception):
+        if error is not None and not isinstance(error, _INTERRUPTING):
             problem = error.problem if isinstance(error, MlxchatError) else str(error)
             self._ended, self._failure = "failed", problem or type(error).__name__
         else:
