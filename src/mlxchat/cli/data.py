@@ -10,7 +10,7 @@ import typer
 
 from mlxchat.cli.options import PATH, Json
 from mlxchat.cli.session import exit_promptly
-from mlxchat.config.run import NAME_PATTERN
+from mlxchat.config.run import is_name
 from mlxchat.data.chats.sources import BUILTIN
 from mlxchat.data.shards import DATASETS, dataset_names, status
 from mlxchat.errors import ConfigError, NotFound
@@ -92,12 +92,12 @@ def status_command(json: Json = False) -> None:
 def _download(
     dataset: str, num_shards: int, endpoint: str | None, workers: int, json: bool
 ) -> None:
-    from mlxchat.data.download import fetch
+    from mlxchat.data.fetch import fetch
     from mlxchat.data.hub import Hub
 
     if dataset not in DATASETS:
         raise NotFound(
-            f"mlxchat knows no dataset {dataset} on the hub.",
+            f"mlxchat knows no dataset {dataset!a:.120} on the hub.",
             f"Use --dataset {' or '.join(DATASETS)}, or your own text with --from PATH.",
         )
     folder = Home.from_environment().data(dataset)
@@ -117,12 +117,12 @@ def _download(
 def _ingest(source: Path, dataset: str | None, json: bool) -> None:
     from mlxchat.data.ingest import ingest
 
-    suggested = re.sub(r"[^A-Za-z0-9]+", "-", source.resolve().stem).strip("-")[:100] or "mine"
+    suggested = re.sub(r"[^A-Za-z0-9]+", "-", source.resolve().stem).strip("-")[:90] or "mine"
     dataset = dataset or suggested
-    if dataset in DATASETS or dataset == BUILTIN or not re.match(NAME_PATTERN, dataset):
+    if dataset in DATASETS or dataset == BUILTIN or not is_name(dataset):
         raise ConfigError(
-            f"{dataset} cannot be the name of your text: it is taken, or has characters other than "
-            "letters, digits, '.', '_' and '-'.",
+            f"{dataset!a:.120} cannot be the name of your text: it is taken, or has characters "
+            "other than letters, digits, '.', '_' and '-'.",
             f"Choose another name, such as: --dataset my-{suggested}",
         )
     folder = Home.from_environment().data(dataset)

@@ -92,6 +92,12 @@ def _sync(host: Host) -> Verdict:
 
 def _lock(host: Host) -> Verdict:
     tried = host.measure(LOCKING, home=str(host.home.root))
+    if tried.refused and tried.instead:
+        return doubtful(
+            f"by {tried.instead}",
+            f"The system's lock was refused ({tried.refused}). The file that stands for it has to "
+            "be deleted by hand where a process of another machine died.",
+        )
     if tried.refused:
         return doubtful(
             "none", f"Two processes could write the same run: a lock failed ({tried.refused})."

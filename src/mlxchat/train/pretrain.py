@@ -14,7 +14,7 @@ from mlxchat.optim.schedule import REFERENCE_BATCH, learning_rates
 from mlxchat.plan.budget import Deadline, reason
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan, plan
-from mlxchat.runtime import hold_memory
+from mlxchat.runtime import compute_dtype, hold_memory
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 from mlxchat.telemetry.events import Event, Noted, Report
 from mlxchat.telemetry.meter import Meter
@@ -126,9 +126,9 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         history = None
         if config.init_from:
             folder = catalog.find_model(home.stages, config.init_from, None)
-            model, history = load_base(folder, home)
+            model, history = load_base(folder, home, config.dtype)
         else:
-            model = GPT.new(made.model, config.seed)
+            model = GPT.new(made.model, config.seed, compute_dtype(config.dtype))
         optimizer = new_optimizer(model)
         state = TrainState(made, tokenizer, model, optimizer, 0, LoaderState(), history)
         return Prepared(state, (reason(config, made),) if made.costs else ())

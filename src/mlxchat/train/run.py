@@ -76,7 +76,7 @@ def run(
 
         # Plan, tokenizer, model and optimizer: as saved, or new
         if saved:
-            state = yield from resume(config, saved, resources(), clock)
+            state = yield from resume(config, saved, resources(config.dtype), clock)
             notes: tuple[str, ...] = ()
             revision = saved.trainer.revision
             meter.restore(saved.trainer.meter)
@@ -135,7 +135,7 @@ def _begin(
     stage: Stage[Any, Any], documents: Documents, started_at: float, fresh: bool
 ) -> Generator[Event, None, Prepared]:
     """Prepare a new run; with ``fresh``, an earlier one is set aside once that has succeeded."""
-    state, notes = yield from stage.prepare(documents, resources(), started_at)
+    state, notes = yield from stage.prepare(documents, resources(stage.config.dtype), started_at)
     if fresh:
         yield from _set_aside(stage)
     return Prepared(state, (state.plan.summary(), *notes))
@@ -146,6 +146,7 @@ def _set_aside(stage: Stage[Any, Any]) -> Iterator[Event]:
     home, folder = stage.home, stage.folder
     if not folder.exists():
         return
+    store.require_lock(folder)
     names = (f"{folder.name}.old{number}" for number in count(1))
     aside = next(n for n in names if not (folder.with_name(n).exists() or home.log(n).exists()))
     if home.log(folder.name).exists():

@@ -204,7 +204,7 @@ class FineTuning(Stage[SftConfig, ChatDocuments]):
         yield Noted(self.clock(), found.summary())
         plan = sft_plan(config, base, found.rows, resources)
         hold_memory(plan.memory_limit, plan.peak, config.wired)
-        model, before = load_base(folder, home)
+        model, before = load_base(folder, home, config.dtype)
         optimizer = new_optimizer(model)
         if config.load_optimizer:
             optimizer.state = trainer.read_optimizer(folder, optimizer.state)
