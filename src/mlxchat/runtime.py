@@ -172,15 +172,18 @@ def matmul_flops(seconds: float = 0.3, dtype: mx.Dtype | None = None) -> float:
 
 
 @cache
-def product_flops() -> float | None:
+def product_flops(dtype: mx.Dtype) -> float | None:
     """Return `matmul_flops` of a GPU, measured when this is first called; None on CPUs.
 
     What a chip's data sheet counts is not what all chips compute with. On CPUs the loader's threads
     take part of the speed that a product alone has.
+
+    Args:
+        dtype: of the matrices.
     """
     if machine().backend == "cpu":
         return None
-    measured = matmul_flops()
+    measured = matmul_flops(dtype=dtype)
     mx.clear_cache()
     mx.reset_peak_memory()
     return measured

@@ -69,7 +69,8 @@ def run(
         _require_own_name(stage)
 
         runtime.bound_buffer_cache()
-        runtime.product_flops()  # while the device has nothing else to do or to hold
+        # Measured while the device has nothing else to do or to hold; `_events` takes it from there.
+        runtime.product_flops(runtime.compute_dtype(config.dtype))
 
         # Data
         documents = stack.enter_context(closing(stage.open(saved)))
@@ -199,7 +200,7 @@ def _events(
         device=machine.device,
         parameters=plan.parameters,
         estimated_memory=plan.peak,
-        matmul_flops=runtime.product_flops(),
+        matmul_flops=runtime.product_flops(runtime.compute_dtype(config.dtype)),
     )
     for note in notes:
         yield Noted(clock(), note)
