@@ -12,7 +12,9 @@ import typer
 from mlxchat.cli.options import Json
 from mlxchat.cli.session import exit_promptly
 from mlxchat.config.run import NAME_PATTERN
+from mlxchat.config.sft import ENCODING, SKIP_BAD
 from mlxchat.data.chats.sources import BUILTIN
+from mlxchat.data.files import UTF_8, stem
 from mlxchat.data.shards import DATASETS, dataset_names, status
 from mlxchat.errors import ConfigError, NotFound
 from mlxchat.home import DEFAULT_DATASET, Home
@@ -34,9 +36,15 @@ def fetch_command(
     source: Annotated[
         Path | None,
         typer.Option(
-            "--from", help="Use your own text: a .txt, .jsonl or .parquet file, or a folder."
+            "--from",
+            help="Use your own text: a .txt, .md, .rst, .jsonl, .csv or .parquet file, compressed "
+            "(.gz, .bz2, .xz) or not, or a folder of them.",
         ),
     ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help=f"{ENCODING} Default: {UTF_8}.", show_default=False)
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help=SKIP_BAD)] = False,
     endpoint: Annotated[
         str | None,
         typer.Option(
@@ -53,6 +61,8 @@ def fetch_command(
 
     Shards that are complete are not downloaded again; interrupted downloads resume.
     """
+    if source is None and (encoding or skip_bad):
+        raise typer.BadParameter("--encoding and --skip-bad are for your own text: give --from.")
     if source is None:
         _download(dataset or DEFAULT_DATASET, num_shards or 8, endpoint, workers or 4, json)
     elif num_shards or endpoint or workers:
@@ -60,7 +70,7 @@ def fetch_command(
             "--from cannot be combined with --num-shards, --endpoint or --workers."
         )
     else:
-        _ingest(source, dataset, json)
+        _ingest(source, dataset, encoding or UTF_8, skip_bad, json)
 
 
 def status_command(json: Json = False) -> None:
@@ -113,10 +123,10 @@ def _download(
         say(f"Next: {_train_on(dataset)}")
 
 
-def _ingest(source: Path, dataset: str | None, json: bool) -> None:
+def _ingest(source: Path, dataset: str | None, encoding: str, skip_bad: bool, json: bool) -> None:
     from mlxchat.data.ingest import ingest
 
-    suggested = re.sub(r"[^A-Za-z0-9]+", "-", source.resolve().stem).strip("-")[:100] or "mine"
+    suggested = re.sub(r"[^A-Za-z0-9]+", "-", stem(source.resolve())).strip("-")[:100] or "mine"
     dataset = dataset or suggested
     if dataset in DATASETS or dataset == BUILTIN or not re.match(NAME_PATTERN, dataset):
         raise ConfigError(
@@ -126,7 +136,7 @@ def _ingest(source: Path, dataset: str | None, json: bool) -> None:
         )
     folder = Home.from_environment().data(dataset)
     with Screen(json) as screen:
-        summary = ingest(source, folder, screen.show)
+        summary = ingest(source, folder, screen.show, encoding=encoding, skip_bad=skip_bad)
     if json:
         say(json_format.dumps(asdict(summary), default=str))
         return
