@@ -383,6 +383,18 @@ def test_a_missing_model_is_an_error_of_iterating(runs: Home) -> None:
             list(run)
 
 
+def test_logits_go_on_beyond_the_context(runs: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = mlxchat.load("quickstart")
+    ids = [1, *range(5, 250)]
+    assert len(ids) > model.config.sequence_len
+    logits = np.array(model.logits(ids))
+    assert logits.shape == (len(ids), model.config.vocab_size)
+    assert np.allclose(logits[:100], np.array(model.logits(ids[:100])), atol=1e-4)
+    monkeypatch.setattr("mlxchat.trained.LARGEST_ARRAY", 200 * model.config.padded_vocab_size)
+    with pytest.raises(mlxchat.ConfigError, match=r"246 tokens, too many(.|\n)*200 tokens at most"):
+        model.logits(ids)
+
+
 def test_a_config_object_is_instead_of_settings() -> None:
     config = mlxchat.PretrainConfig(depth=1)
     with pytest.raises(mlxchat.ConfigError, match="`seed` does not go with a PretrainConfig"):
@@ -397,7 +409,6 @@ def test_wrong_arguments_of_a_model_are_config_errors(runs: Home) -> None:
         (lambda: model.generate("A", temperature=-1), "`temperature=-1`"),
         (lambda: model.generate("A", topk=3), "Did you mean `top_k`"),
         (lambda: model.generate("moo " * 500), "context is 128"),
-        (lambda: model.logits("moo " * 500), "context is 128"),
         (lambda: model.generate([]), "not token ids"),
         (lambda: model.logits([300]), "not token ids"),
         (lambda: model.generate([1.5]), "not token ids"),  # type: ignore[list-item]

@@ -16,7 +16,7 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.config.validate import Validated, validated
 from mlxchat.errors import ConfigError
-from mlxchat.home import Home
+from mlxchat.home import Home, expanded
 from mlxchat.interop import importers
 from mlxchat.telemetry.events import Event, Progressed, Report
 from mlxchat.train import pretrain as pretraining
@@ -178,8 +178,8 @@ def import_model(
         CheckpointError: the model is damaged, of an unknown architecture, or would run code.
         ConfigError: the name is another run's, or is not a valid name.
     """
-    tokenizer_path = None if tokenizer is None else Path(tokenizer)
-    foreign = importers.open_model(Path(path), step, tokenizer_path, softcap, conversational)
+    tokenizer_path = None if tokenizer is None else expanded(tokenizer)
+    foreign = importers.open_model(expanded(path), step, tokenizer_path, softcap, conversational)
     run = catalog.new_run(_home(home), name or foreign.name, foreign.conversational, "name")
     return load(importers.import_run(run, foreign, with_optimizer), home=home)
 
@@ -187,7 +187,7 @@ def import_model(
 def _home(folder: str | Path | None) -> Home:
     if folder is None:
         return Home.from_environment()
-    return Home(Path(folder).expanduser().absolute())
+    return Home(expanded(folder).absolute())
 
 
 class _Reports:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from functools import cached_property
+from math import isqrt
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, cast, get_args
@@ -23,13 +24,14 @@ from mlxchat.engine.generate import generate
 from mlxchat.engine.sampling import make_sampler
 from mlxchat.errors import ConfigError, DataError
 from mlxchat.evaluate.loss import bits_per_byte
-from mlxchat.home import Home
+from mlxchat.home import Home, expanded
 from mlxchat.interop import exporters
 from mlxchat.interop.programs import PROGRAMS, Program
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import Mode, Quantization
 from mlxchat.model.quantized import formats_of, quantize_layers
+from mlxchat.model.size import LARGEST_ARRAY
 from mlxchat.quantize import quantize, save_quantized
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Evaluated
@@ -146,7 +148,11 @@ class Model:
         ids = self._ids(prompt)
         room = self.config.sequence_len - len(ids)
         if room < 1:
-            raise self._too_long(ids, self.config.sequence_len - 1)
+            raise ConfigError(
+                f"The text has {len(ids):,} tokens; the model's context is "
+                f"{self.config.sequence_len:,}.",
+                f"Shorten it to {self.config.sequence_len - 1:,} tokens at most.",
+            )
         wanted = validated(TextSettings, {"max_tokens": max_tokens, "seed": seed})
         chosen = validated(Sampling, sampling)
         return self._pieces(ids, min(wanted.max_tokens, room), wanted.seed, chosen)
@@ -216,10 +222,11 @@ class Model:
         """Return the logits of the next token after each token, (T, V) float32.
 
         Args:
-            text: the text, which follows ``<|bos|>``, or token ids; T of them.
+            text: the text, which follows ``<|bos|>``, or token ids; T of them. They may be more
+                than the context, as in nanochat: the model was not trained to read so far.
 
         Raises:
-            ConfigError: it is longer than the context.
+            ConfigError: it is too long for the largest array of MLX.
 
         >>> import mlxchat
         >>> model = mlxchat.load("quickstart")
@@ -228,8 +235,13 @@ class Model:
         True
         """
         ids = self._ids(text)
-        if len(ids) > self.config.sequence_len:
-            raise self._too_long(ids, self.config.sequence_len)
+        # The logits are (T, V), and the mask of a window is (T, T).
+        most = min(LARGEST_ARRAY // self.config.padded_vocab_size, isqrt(LARGEST_ARRAY))
+        if len(ids) > most:
+            raise ConfigError(
+                f"The text has {len(ids):,} tokens, too many for the arrays of MLX.",
+                f"Shorten it to {most:,} tokens at most.",
+            )
         logits: mx.array = self.network(mx.array([ids]))[0]
         return logits
 
@@ -286,6 +298,7 @@ class Model:
 
         Raises:
             ConfigError: there is a run of that name, or it cannot be a name.
+            LockedError: another process is saving there.
             DiskError: the disk is full or not writable.
 
         >>> import mlxchat
@@ -295,12 +308,13 @@ class Model:
         """
         to = self.name if to is None else to
         if isinstance(to, Path) or Path(to).name != to:
-            run = Path(to).expanduser().absolute()
-            if store.steps(run):
-                raise ConfigError(f"There is a model in {run} already.", "Name another folder.")
+            run = expanded(to).absolute()
         else:
             run = catalog.new_run(self._home, to, self.conversational, "to")
-        return save_quantized(run, self._history.step, self._saved(self.network), self._history)
+        with store.locked(run):
+            if store.steps(run):
+                raise ConfigError(f"There is a model in {run} already.", "Name another folder.")
+            return save_quantized(run, self._history.step, self._saved(self.network), self._history)
 
     def export(
         self,
@@ -323,6 +337,7 @@ class Model:
         Raises:
             ConfigError: there is no such format or type.
             CheckpointError: the program cannot run such a model, or the folder exists.
+            LockedError: another process is writing that folder.
             DiskError: the disk is full or not writable.
 
         >>> import mlxchat, pathlib, tempfile
@@ -341,7 +356,7 @@ class Model:
                 f"Give one of {', '.join(get_args(Precision))}.",
             )
         quantized = bool(formats_of(self.network))
-        folder = Path(out or f"{self.name}-{to}").expanduser().absolute()
+        folder = expanded(out or f"{self.name}-{to}").absolute()
         exporters.require_readable(to, self.config, quantized, folder)
         precision = getattr(mx, dtype or ("bfloat16" if quantized else "float32"))
         copy = self._saved(copied(self.network))  # which exporting casts
@@ -371,13 +386,6 @@ class Model:
                 f"Give at least one, each from 0 to {self.config.vocab_size - 1:,}.",
             )
         return ids
-
-    def _too_long(self, ids: Sequence[int], most: int) -> ConfigError:
-        context = self.config.sequence_len
-        return ConfigError(
-            f"The text has {len(ids):,} tokens; the model's context is {context:,}.",
-            f"Shorten it to {most:,} tokens at most.",
-        )
 
     def _pieces(
         self, ids: Sequence[int], max_tokens: int, seed: int, sampling: Sampling

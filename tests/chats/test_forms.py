@@ -17,8 +17,10 @@ from support.any_bytes import BYTES, LINES
 from support.places import SHARED, needs_shared
 
 from mlxchat.data.chats import forms, reading, sources
-from mlxchat.data.chats.forms import UNANSWERED, UnusableError, Usable
+from mlxchat.data.chats.forms import Usable
 from mlxchat.data.chats.sources import Source
+from mlxchat.data.chats.turns import CUT_AT_END
+from mlxchat.data.chats.values import UnusableError
 from mlxchat.data.files import ROWS as KINDS
 from mlxchat.errors import MlxchatError
 from mlxchat.tokenizer.bpe import Tokenizer
@@ -175,7 +177,7 @@ UNUSABLE = {
     "no messages": [[], {"messages": []}, {"messages": [{"role": "system", "content": ""}]}],
     "unknown format: keys a, b": [{"b": 1, "a": 2}],
     "unknown format: no keys": [{}, {"a": None}],
-    "messages that are not a list": [{"messages": "Hi"}],
+    "messages that are not a list": [{"messages": 3}, {"conversations": {"from": "human"}}],
     "a message that is not an object": [["Hi", "Ho"]],
     "an unknown role: critic": [[{"role": "critic", "content": "Hm"}]],
     "an unknown role: None": [[{"content": "Hm"}]],
@@ -192,10 +194,8 @@ UNUSABLE = {
     "a tool's part in a message that is not the assistant's": [
         [user([{"type": "python", "text": "1"}]), assistant("Ho")]
     ],
-    "somebody speaks out of turn": [
-        [assistant("Ho")],
-        [user("Hi"), user("Hi?"), assistant("Ho")],
-        [user("Hi"), assistant("Ho"), assistant("Ho!")],
+    "no question": [[assistant("Ho")], [{"role": "system", "content": "Be kind."}]],
+    "a system message amid the conversation": [
         [user("Hi"), {"role": "system", "content": "Be kind."}, assistant("Ho")],
     ],
     "no answer": [[user("Hi")], [{"role": "system", "content": "Be kind."}, user("Hi")]],
@@ -232,7 +232,7 @@ UNUSABLE = {
 
 @pytest.mark.parametrize("row, expected", USABLE.values(), ids=USABLE)
 def test_a_common_format_is_read(row: object, expected: Conversation) -> None:
-    assert forms.read_row(row) == Usable(expected)
+    assert forms.read_row(row).conversation == expected
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_an_unusable_row_is_refused_with_its_reason(reason: str, row: object) ->
 )
 def test_everything_after_the_last_answer_is_cut(end: list) -> None:
     row = [user("Hi"), assistant("Ho"), *end]
-    assert forms.read_row(row) == Usable(said("Hi", "Ho"), UNANSWERED)
+    assert forms.read_row(row) == Usable(said("Hi", "Ho"), frozenset({CUT_AT_END}))
 
 
 def test_multiple_choice_is_worded_as_in_nanochat() -> None:
@@ -269,7 +269,9 @@ def test_multiple_choice_is_worded_as_in_nanochat() -> None:
         "choices": {"text": ["cat", "dog"], "label": ["A", "B"]},
         "answerKey": "B",
     }
-    assert forms.read_row(mmlu) == forms.read_row(arc) == Usable(said(expected, "B"))
+    numbered_in_csv = {**mmlu, "choices": '["cat", "dog"]', "answer": "1"}
+    for row in (mmlu, arc, numbered_in_csv):
+        assert forms.read_row(row).conversation == said(expected, "B")
 
 
 def test_only_what_the_assistant_says_is_learned() -> None:
@@ -297,21 +299,30 @@ ENTRIES = st.fixed_dictionaries(
     {
         "role": st.sampled_from(["user", "assistant", "system", "tool", "function_call"]),
         "content": st.sampled_from(["", "a", "b c", None, [], [{"type": "python", "text": "1"}]]),
-    }
+    },
+    optional={
+        "weight": st.sampled_from([0, 1, "0", 0.5, None]),
+        "train": st.booleans(),
+        "function_call": st.sampled_from([{"name": "f", "arguments": "{}"}, "auto", None, {}]),
+        "tool_calls": st.sampled_from(["[]", [], [{"function": {"name": "f"}}], [3]]),
+    },
 )
+BYTES_ONLY = Tokenizer.train([""], 265)
 
 
 @given(JSON | st.lists(ENTRIES, max_size=6))
 def test_any_row_is_a_conversation_or_refused(row: object) -> None:
     try:
-        conversation, _ = forms.read_row(row)
+        conversation = forms.read_row(row).conversation
     except UnusableError as error:
         assert error.reason
         assert len(error.reason) < 250
         return
     turns = conversation.turns()
     assert turns[-1].role == "assistant"
+    assert any(part.learned for part in turns[-1].parts)
     assert all(turn.text.strip() for turn in turns)
+    assert any(BYTES_ONLY.render(conversation)[1])
 
 
 def test_a_source_is_a_path_with_an_optional_weight(tmp_path: Path) -> None:
@@ -358,7 +369,7 @@ def test_every_kind_of_file_holds_the_same_rows(tmp_path: Path, suffix: str) -> 
     rows = [{"messages": row} for row in ROWS]
     conversations, report = reading.read_source(Source(write(tmp_path / f"chats{suffix}", rows)))
     assert conversations == [forms.read_row(row).conversation for row in ROWS]
-    assert (report.rows, report.used, report.cut, report.skipped) == (20, 20, {}, {})
+    assert (report.rows, report.used, report.changed, report.skipped) == (20, 20, {}, {})
 
 
 def test_a_table_and_packed_files_hold_rows_too(tmp_path: Path) -> None:
@@ -415,12 +426,12 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     assert len(conversations) == report.used == 23
     assert report.rows == 31 == report.used + sum(report.skipped.values())
     assert report.skipped == {"no answer": 7, "unknown format: keys text": 1}
-    assert report.cut == {UNANSWERED: 3}
+    assert report.changed == {CUT_AT_END: 3}
     assert report.examples[0] == f"{path}, line 1: no answer"
     assert len(report.examples) == reading.EXAMPLES
     assert report.summary() == (
-        f"{path}: 23 of 31 rows used; cut: everything after the last answer (3); skipped: no "
-        f"answer (7), unknown format: keys text (1), first {path}, line 1: no answer."
+        f"{path}: 23 of 31 rows used; changed: everything after the last answer cut (3); "
+        f"skipped: no answer (7), unknown format: keys text (1), first {path}, line 1: no answer."
     )
 
 
@@ -549,7 +560,7 @@ def test_real_files_are_read_completely(path: Path) -> None:
     assert report.rows == len(rows) == report.used + sum(report.skipped.values())
     assert len(conversations) == report.used == len(rows)  # none of these need be skipped
     is_identity = path.name == "identity_conversations.jsonl"
-    assert report.cut == ({UNANSWERED: 4} if is_identity else {})
+    assert report.changed == ({CUT_AT_END: 4} if is_identity else {})
 
 
 @needs_shared

@@ -139,6 +139,28 @@ def test_a_traceback_is_shown_on_request() -> None:
     assert "Traceback" in result.stderr
 
 
+HELP_TEXTS = """
+import inspect, json, typer.main
+from mlxchat.cli.app import app
+
+def texts(command):
+    yield command.name, inspect.cleandoc(command.help or "")
+    for child in getattr(command, "commands", {}).values():
+        yield from texts(child)
+
+print(json.dumps(list(texts(typer.main.get_command(app)))))
+"""
+
+
+def test_the_help_is_there_without_docstrings() -> None:
+    said = [
+        json.loads(subprocess.check_output([sys.executable, *options, "-c", HELP_TEXTS]))
+        for options in ([], ["-OO"])
+    ]
+    assert said[0] == said[1]
+    assert all(text for _, text in said[0])
+
+
 WITHOUT_OPENBLAS = """
 import ctypes
 
@@ -273,6 +295,7 @@ def test_chat_answers_a_prompt_and_standard_input(trained: dict[str, str]) -> No
     asked = mlxchat("chat", "-p", "hello", "--max-tokens", "5", env=trained)
     assert asked.returncode == 0, asked.stderr
     assert asked.stdout.endswith("\n")
+    assert asked.stderr == "The model: tiny/step_000040.\n"
     again = mlxchat("chat", "-p", "hello", "--max-tokens", "5", env=trained)
     assert again.stdout == asked.stdout
     piped = {"env": trained, "input": "hello\n", "stdin": None}

@@ -100,3 +100,12 @@ def test_memory_settings_are_no_difference_between_runs() -> None:
     other = {"memory_limit": "4GB", "grad_checkpoint": "on", "wired_limit": "2GB"}
     assert PretrainConfig.model_validate({"depth": 4, **other}).differences(stored) == []
     assert PretrainConfig(depth=4, preset="low-memory").differences(stored) == []
+
+
+def test_what_logs_in_to_a_hub_is_used_but_not_shown_or_stored() -> None:
+    config = PretrainConfig(endpoint="https://me:secret@hub.example/m?token=secret")
+    for copy in (config, config.model_copy(), PretrainConfig(**config.model_dump())):
+        assert copy.endpoint == "https://me:secret@hub.example/m?token=secret"
+        assert "secret" not in f"{copy!r} {copy} {copy.model_dump_json()}"
+    assert config.model_dump(mode="json")["endpoint"] == "https://hub.example/m"
+    assert config.differences({"endpoint": None}) == []

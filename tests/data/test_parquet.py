@@ -8,6 +8,7 @@ import pytest
 from support import packed
 
 from mlxchat.data import parquet
+from mlxchat.data.cells import python_rows
 from mlxchat.data.files import TEXT_COLUMN, Wanted, allowed_bytes
 from mlxchat.data.parquet import parquet_rows
 from mlxchat.data.parquet_pages import Page, pages
@@ -201,7 +202,7 @@ def test_a_string_that_is_no_text_is_bad_and_its_neighbours_are_not(tmp_path: Pa
 
 
 def test_columns_of_other_types_are_measured(tmp_path: Path) -> None:
-    """Every type that a column of a public set has, as `to_pylist` gives it."""
+    """Every type that a column of a public set has, as `python_rows` gives it."""
     table = pa.table(
         {
             "messages": pa.array([[[1, 2], None], None], pa.list_(pa.list_(pa.int8()))),
@@ -217,7 +218,7 @@ def test_columns_of_other_types_are_measured(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "own.parquet")
     wanted = Wanted(table.column_names, "anything")
     found = [row.values for row in parquet_rows(Reading(tmp_path / "own.parquet"), wanted)]
-    assert found == table.to_pylist()
+    assert found == python_rows(table.to_batches()[0])
 
 
 def test_a_null_of_a_wide_column_takes_its_width(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from mlxchat.data.hub import ATTEMPTS, Hub
 from mlxchat.data.shards import STREAMED, check_shard, shard_name
 from mlxchat.data.streaming import StreamingShards
 from mlxchat.errors import LockedError, MlxchatError
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 from mlxchat.telemetry.events import Event, Noted, Progressed
 
 Stream = Callable[..., StreamingShards]
@@ -50,7 +51,7 @@ def stream(hub: Hub, folder: Path, events: list[Event]) -> Iterator[Stream]:
     def stream(
         max_cached: int = 2,
         num_shards: int | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> StreamingShards:
         source = StreamingShards(folder, TINY, max_cached, hub, events.append, num_shards, clock)
         opened.append(source)
@@ -353,12 +354,12 @@ def test_a_network_that_stays_down_is_an_error(
     monkeypatch.setattr(module, "PATIENCE", 3)
     server.faults = [Fault(shard_name(0), "HEAD", times=10**6, status=503)]
 
-    def clock() -> float:
+    def seconds() -> float:
         """Stop after the last attempt, so that none follows before the reader has woken up."""
-        return time.time() if server.count("HEAD", shard_name(0)) < 3 * ATTEMPTS else 0.0
+        return time.monotonic() if server.count("HEAD", shard_name(0)) < 3 * ATTEMPTS else 0.0
 
     with pytest.raises(MlxchatError, match=r"shard_00000\.parquet cannot be had.*503"):
-        stream(clock=clock).acquire(shard_name(0))
+        stream(clock=Clock(seconds=seconds)).acquire(shard_name(0))
     assert server.count("HEAD", shard_name(0)) == 3 * ATTEMPTS
 
 

@@ -279,7 +279,7 @@ def test_the_results_are_shown_in_words(
     assert lines[0].split() == "task problems right score ± error random centered".split()
     assert "33.3%" in lines[1] and "25.0%" in lines[2]
     assert lines[3].startswith("Mean centered score of 2 tasks: ")
-    assert lines[4] == "9 prompts did not fit into 64 tokens and lost their beginning."
+    assert len(lines) == 4
     run(json=False, checkpoint=saved, data=["builtin"], max_problems=20)
     said = capsys.readouterr()
     assert "held-out conversations: loss" in said.out and "word for word" in said.out

@@ -30,7 +30,6 @@ from mlxchat.evaluate.answers import (
     answer_problems,
     by_length,
     choose_letters,
-    fitted,
     mean_centered,
     padded,
     write_answers,
@@ -224,13 +223,6 @@ def test_rows_are_padded_on_the_right() -> None:
     assert padded([[1, 2, 3], [4]], -1).tolist() == [[1, 2, 3], [4, -1, -1]]
 
 
-@pytest.mark.parametrize("room", [4, 5, 9, 10, 11])
-def test_a_long_prompt_loses_the_beginning_of_what_was_said(room: int) -> None:
-    ids = list(range(10))
-    cut = fitted(ids, room)
-    assert len(cut) == min(room, 10) and cut[:2] == [0, 1] and cut[2:] == ids[10 - len(cut) + 2 :]
-
-
 # Choosing
 
 
@@ -239,23 +231,15 @@ def test_choices_are_those_of_each_question_alone(
     arch: Architecture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(answers, "MAX_BATCH_TOKENS", 1500)
-    saved = network(arch=arch)
+    saved = network(sequence_len=64, arch=arch)  # most questions are longer
     asked_for = questions(30) + questions(10, "ABC", seed=1) + questions(5, "12345", seed=2)
     outcomes = {id(outcome.problem): outcome for outcome in choose_letters(saved, asked_for)}
     for choice in asked_for:
         ids = BYTES.render_for_completion(choice.prompt)
         logits = np.array(saved.model(mx.array([ids])))[0, -1]
         letter = max(choice.letters, key=lambda letter: logits[ord(letter)])
-        assert outcomes[id(choice)] == Outcome(choice, letter, letter == choice.answer, False)
+        assert outcomes[id(choice)] == Outcome(choice, letter, letter == choice.answer)
     assert len({outcome.answer for outcome in outcomes.values()}) > 3  # or it would show nothing
-
-
-def test_a_question_longer_than_the_context_keeps_its_end() -> None:
-    saved = network(sequence_len=64)
-    short, long = (Choice(user_prompt("x" * length), ("A", "B"), "A") for length in (10, 200))
-    cut = {id(outcome.problem): outcome.cut for outcome in choose_letters(saved, [long, short])}
-    assert cut == {id(short): False, id(long): True}
-    assert Score.of("x", list(choose_letters(saved, [long, short]))).cut == 1
 
 
 def test_a_random_model_guesses() -> None:
@@ -283,7 +267,7 @@ def test_a_random_model_guesses_on_arc_easy() -> None:
 
 @pytest.mark.parametrize("batch_size", [slow(1), 3, slow(16)])
 def test_written_answers_are_those_of_each_prompt_alone(batch_size: int) -> None:
-    saved = network(sequence_len=128)
+    saved = network(sequence_len=64)  # so that some prompts and most answers go beyond it
     exercises = [
         Exercise(question.prompt, lambda text: "a" in text) for question in questions(9, seed=4)
     ]
@@ -291,27 +275,10 @@ def test_written_answers_are_those_of_each_prompt_alone(batch_size: int) -> None
         id(outcome.problem): outcome for outcome in write_answers(saved, exercises, batch_size, 48)
     }
     for exercise in exercises:
-        whole = BYTES.render_for_completion(exercise.prompt)
-        ids = fitted(whole, 128 - 48)
+        ids = BYTES.render_for_completion(exercise.prompt)
         [tokens] = continue_greedily(saved.model, [ids], STOP, 48, lambda: ToolUse(BYTES))
         text = BYTES.decode(tokens)
-        expected = Outcome(exercise, text, "a" in text, len(ids) < len(whole))
-        assert outcomes[id(exercise)] == expected
-    assert {outcome.cut for outcome in outcomes.values()} == {False, True}
-
-
-def test_an_answer_ends_with_the_context() -> None:
-    saved = network(sequence_len=64)
-    exercises = [Exercise(user_prompt("x" * length), bool) for length in (1, 20)]
-    lengths = {}
-    for outcome in write_answers(saved, exercises, 16, 1000):
-        prompt = BYTES.render_for_completion(outcome.problem.prompt)
-        [alone] = continue_greedily(
-            saved.model, [prompt], STOP, 64 - len(prompt), lambda: ToolUse(BYTES)
-        )
-        assert outcome.answer == BYTES.decode(alone)
-        lengths[len(prompt)] = len(alone)
-    assert max(length + said for length, said in lengths.items()) == 64
+        assert outcomes[id(exercise)] == Outcome(exercise, text, "a" in text)
 
 
 def test_both_kinds_of_problems_are_answered() -> None:
@@ -359,13 +326,13 @@ def test_answers_may_use_the_calculator() -> None:
 
 def scored(right: int, count: int, letters: str) -> Score:
     problem = Choice(user_prompt("?"), tuple(letters), letters[0])
-    outcomes = [Outcome(problem, "", number < right, False) for number in range(count)]
+    outcomes = [Outcome(problem, "", number < right) for number in range(count)]
     return Score.of("made up", outcomes)
 
 
 def test_a_score_is_as_computed_by_hand() -> None:
     score = scored(40, 100, "ABCD")
-    assert (score.problems, score.right, score.random, score.cut) == (100, 40, 0.25, 0)
+    assert (score.problems, score.right, score.random) == (100, 40, 0.25)
     assert score.share == pytest.approx(0.4)
     assert score.error == pytest.approx(math.sqrt(0.4 * 0.6 / 100), rel=0.01)
     assert score.centered == pytest.approx(0.2)  # (0.4 - 0.25) / 0.75

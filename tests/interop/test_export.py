@@ -19,7 +19,7 @@ from support.foreign_models import (
 from support.models import BYTES
 from typer.testing import CliRunner
 
-from mlxchat.checkpoint import history, layout
+from mlxchat.checkpoint import files, history, layout
 from mlxchat.checkpoint.history import History, Training
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.cli.app import app
@@ -70,7 +70,8 @@ def test_an_export_to_nanochat_has_the_same_weights(
     lengths = torch_file.read_torch(out / "tokenizer" / "token_bytes.pt")
     assert lengths.dtype == mx.int32
     assert lengths.read().tolist() == [1] * 256 + [0] * 9
-    again = open_model(file.parent)
+    again = open_model(out)
+    assert again.path == file
     assert again.conversational == conversational
     assert_reference_logits(read_network(again), arch)
 
@@ -369,7 +370,7 @@ def test_the_card_of_a_run_names_the_foreign_model_it_started_from(tmp_path: Pat
 
 
 def test_a_damaged_history_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / history.FILE).write_text('{"tag": 3}')
+    (tmp_path / files.HISTORY).write_text('{"tag": 3}')
     with pytest.raises(MlxchatError, match=r"history\.json is damaged"):
         history.read_file(tmp_path)
 

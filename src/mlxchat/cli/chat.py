@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlxchat.checkpoint import catalog
-from mlxchat.cli.options import Checkpoint, ModelTag, StepNumber, require_one_place
+from mlxchat.cli.options import (
+    Checkpoint,
+    ModelTag,
+    StepNumber,
+    model_in_words,
+    require_one_place,
+)
 from mlxchat.config.inference import Sampling
 from mlxchat.home import Home
 from mlxchat.ui import repl
-from mlxchat.ui.console import console_for, warning
+from mlxchat.ui.console import say, warning
+from mlxchat.ui.output import console_for
 
 if TYPE_CHECKING:
     from mlxchat.checkpoint.layout import SavedModel
@@ -36,7 +43,8 @@ def chat_command(
 
     A model trained on conversations answers; a base model continues your text.
 
-    Text piped into the command is taken as one message.
+    Text piped into the command is taken as one message. Which model answers a single
+    message is said on standard error.
     """
     require_one_place(model_tag, step, checkpoint)
     saved, name = load_chosen(model_tag, step, checkpoint)
@@ -68,6 +76,7 @@ def talk(
     if prompt is None:
         repl.converse(chat, name, console)
     else:
+        say(f"The model: {name}.", sys.stderr)
         repl.answer_prompt(chat, prompt, console)
 
 
@@ -86,5 +95,4 @@ def load_chosen(
     from mlxchat.checkpoint import layout
 
     folder = catalog.locate(Home.from_environment().stages, tag, step, checkpoint)
-    name = f"{folder.parent.name}/{folder.name}" if checkpoint is None else str(folder)
-    return layout.load_for_inference(folder), name
+    return layout.load_for_inference(folder), model_in_words(folder, checkpoint)

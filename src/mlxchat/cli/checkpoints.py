@@ -1,6 +1,5 @@
 """The commands `checkpoints list`, `verify` and `prune`; none of them reads arrays."""
 
-import json as json_format
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from mlxchat.cli.options import AnyTag, Checkpoint, Json, require_one_place
 from mlxchat.errors import LockedError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Noted, Progressed
-from mlxchat.ui.console import Screen, say, table, warning
+from mlxchat.ui.console import Screen, say, say_json, table, warning
 from mlxchat.ui.text import amount
 
 DATE = "%Y-%m-%d %H:%M"
@@ -35,7 +34,7 @@ def list_command(model_tag: AnyTag = None, json: Json = False) -> None:
     for fault in faults:
         warning(f"{fault.problem} {fault.remedy}")
     if json:
-        say(json_format.dumps([{**asdict(saved), "path": str(saved.path)} for saved in found]))
+        say_json([{**asdict(saved), "path": str(saved.path)} for saved in found])
     elif found:
         _show_table(found)
     elif not faults:
@@ -71,7 +70,7 @@ def verify_command(
         for folder in folders:
             faults[folder] = _fault(folder, screen)
     if json:
-        say(json_format.dumps([{"path": str(f), "fault": fault} for f, fault in faults.items()]))
+        say_json([{"path": str(f), "fault": fault} for f, fault in faults.items()])
     elif not faults:
         say(_NOTHING.format(Home.from_environment().root))
     else:
@@ -112,7 +111,7 @@ def prune_command(
         paths = [str(saved.path) for saved in removed]
         left = [{"path": str(run), "fault": fault} for run, fault in faults.items()]
         facts = {"removed": paths, "bytes": freed, "dry_run": dry_run, "left_out": left}
-        say(json_format.dumps(facts))
+        say_json(facts)
     else:
         for saved in removed:
             step = "unfinished" if saved.step is None else f"step {saved.step:,}"

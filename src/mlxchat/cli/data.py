@@ -1,6 +1,5 @@
 """The commands `data fetch` and `data status`."""
 
-import json as json_format
 import re
 from contextlib import closing
 from dataclasses import asdict
@@ -9,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mlxchat.cli.options import Json
+from mlxchat.cli.options import PATH, Json
 from mlxchat.cli.session import exit_promptly
 from mlxchat.config.run import NAME_PATTERN
 from mlxchat.config.sft import ENCODING, SKIP_BAD
@@ -18,7 +17,7 @@ from mlxchat.data.files import UTF_8, stem
 from mlxchat.data.shards import DATASETS, dataset_names, status
 from mlxchat.errors import ConfigError, NotFound
 from mlxchat.home import DEFAULT_DATASET, Home
-from mlxchat.ui.console import Screen, say, table
+from mlxchat.ui.console import Screen, say, say_json, table
 
 
 def fetch_command(
@@ -39,6 +38,7 @@ def fetch_command(
             "--from",
             help="Use your own text: a .txt, .md, .rst, .jsonl, .csv or .parquet file, compressed "
             "(.gz, .bz2, .xz) or not, or a folder of them.",
+            **PATH,
         ),
     ] = None,
     encoding: Annotated[
@@ -78,7 +78,7 @@ def status_command(json: Json = False) -> None:
     home = Home.from_environment()
     found = status(home)
     if json:
-        say(json_format.dumps([{**asdict(folder), "path": str(folder.path)} for folder in found]))
+        say_json([{**asdict(folder), "path": str(folder.path)} for folder in found])
     elif not found:
         say(f"{home.root} has no data. Get some: mlxchat data fetch --num-shards 8")
     else:
@@ -138,7 +138,7 @@ def _ingest(source: Path, dataset: str | None, encoding: str, skip_bad: bool, js
     with Screen(json) as screen:
         summary = ingest(source, folder, screen.show, encoding=encoding, skip_bad=skip_bad)
     if json:
-        say(json_format.dumps(asdict(summary), default=str))
+        say_json(asdict(summary))
         return
     say(
         f"{summary.documents:,} documents with {summary.characters:,} characters are in "

@@ -1,6 +1,5 @@
 """The command `eval chat`."""
 
-import json as json_format
 import signal
 import sys
 import time
@@ -18,7 +17,7 @@ from mlxchat.config.inference import ChatEvalConfig
 from mlxchat.data.chats.sources import parse
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Noted
-from mlxchat.ui.console import Screen, say, table
+from mlxchat.ui.console import Screen, say, say_json, table
 from mlxchat.ui.text import amount
 
 if TYPE_CHECKING:
@@ -74,14 +73,14 @@ def eval_chat_command(
     suite = select_suite(config, problems, sources, share)
     results = Results()
     with exit_promptly(), Screen(stream=sys.stderr) as screen:
-        for note in notes:
+        for note in (f"The model: {name}.", *notes):
             screen.show(Noted(time.time(), note))
         try:
             run_suite(suite, saved, config, screen.show, results)
         except KeyboardInterrupt:
             screen.show(Noted(time.time(), CUT_SHORT))
     if json:
-        say(json_format.dumps(_facts(name, saved.conversational, results)))
+        say_json(_facts(name, saved.conversational, results))
     else:
         _show(results, saved.model.config.sequence_len)
     if not results.complete:
@@ -122,7 +121,7 @@ def _show(results: "Results", context: int) -> None:
     from mlxchat.evaluate.loss import LONGEST_REPLY
 
     if results.tasks:
-        _show_tasks(results.tasks, context)
+        _show_tasks(results.tasks)
     if results.builtin:
         say(f"Built-in questions that no conversation asks: {_word_for_word(results.builtin)}")
     if results.laid_out and results.loss:
@@ -138,7 +137,7 @@ def _show(results: "Results", context: int) -> None:
         say(f"Last replies of at most {LONGEST_REPLY} tokens: {shown}")
 
 
-def _show_tasks(scores: "Sequence[Score]", context: int) -> None:
+def _show_tasks(scores: "Sequence[Score]") -> None:
     from mlxchat.evaluate.answers import mean_centered
 
     table(
@@ -157,10 +156,6 @@ def _show_tasks(scores: "Sequence[Score]", context: int) -> None:
     )
     if len(scores) > 1:
         say(f"Mean centered score of {len(scores)} tasks: {mean_centered(scores):.4f}")
-    if cut := sum(score.cut for score in scores):
-        lost = "its" if cut == 1 else "their"
-        prompts = amount(cut, "prompts")
-        say(f"{prompts} did not fit into {context:,} tokens and lost {lost} beginning.")
 
 
 def _word_for_word(score: "Score") -> str:

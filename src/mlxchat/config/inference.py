@@ -10,6 +10,7 @@ from mlxchat.config.sft import ENCODING, SKIP_BAD
 from mlxchat.data.chats.sources import VALIDATION_SHARE
 from mlxchat.data.files import UTF_8
 from mlxchat.errors import ConfigError
+from mlxchat.home import expanded
 from mlxchat.model.config import HEAD_DIM, Architecture
 
 
@@ -98,7 +99,9 @@ class ChatEvalConfig(BaseModel):
         "every model.",
     )
     batch_size: int = Field(16, ge=1, le=1024, description="Answers to generate at a time.")
-    max_new_tokens: int = Field(512, ge=1, description="Maximum length of an answer in tokens.")
+    max_new_tokens: int = Field(
+        512, ge=1, le=LARGEST_CONTEXT, description="Maximum length of an answer in tokens."
+    )
     allow_code_execution: bool = Field(
         False, description="Run the programs that the model writes for humaneval on this machine."
     )
@@ -106,7 +109,7 @@ class ChatEvalConfig(BaseModel):
     @field_validator("task_data")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
-        return path and path.expanduser().absolute()
+        return path and expanded(path).absolute()
 
     @field_validator("tasks")
     @classmethod

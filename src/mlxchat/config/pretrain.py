@@ -4,15 +4,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from mlxchat.config.recipes import RECIPES, Recipe
 from mlxchat.config.run import INDEPENDENT, LARGEST_COUNT, NAME_PATTERN, RunConfig, model_name
 from mlxchat.config.units import spell_duration, to_seconds
+from mlxchat.data.addresses import without_credentials
 from mlxchat.data.chats.sources import BUILTIN
 from mlxchat.data.shards import dataset_names
 from mlxchat.errors import ConfigError
-from mlxchat.home import DEFAULT_DATASET
+from mlxchat.home import DEFAULT_DATASET, expanded
 from mlxchat.model.config import Architecture
 
 Preset = Literal["low-memory", "ultra-low", "quick", "test"]
@@ -81,7 +89,10 @@ class DataConfig(BaseModel):
         20, ge=2, description="With `streaming`: maximum number of training shards on disk."
     )
     endpoint: str | None = Field(
-        None, description="Hub to download from. Default: $HF_ENDPOINT, or https://huggingface.co."
+        None,
+        repr=False,
+        description="Hub to download from. A name, password or token in it is not saved. Default: "
+        "$HF_ENDPOINT, or https://huggingface.co.",
     )
     tokenizer_dir: Path | None = Field(
         None, description="Folder of the tokenizer. Default: in $MLXCHAT_HOME."
@@ -103,7 +114,11 @@ class DataConfig(BaseModel):
     @field_validator("data_dir", "tokenizer_dir")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
-        return path and path.expanduser().absolute()
+        return path and expanded(path).absolute()
+
+    @field_serializer("endpoint", when_used="json")
+    def _without_credentials(self, endpoint: str | None) -> str | None:
+        return endpoint and without_credentials(endpoint)
 
     @property
     def is_builtin(self) -> bool:
@@ -229,7 +244,10 @@ class PretrainConfig(RunConfig, DataConfig):
     @classmethod
     def _fill_in_preset(cls, given: Any) -> Any:
         preset = given.get("preset") if isinstance(given, dict) else None
-        return {**PRESETS[preset], **given} if preset in PRESETS else given
+        for name, settings in PRESETS.items():
+            if name == preset:
+                return {**settings, **given}
+        return given
 
     @field_validator("budget")
     @classmethod

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from mlxchat.config.units import spell_size, to_bytes
 
 LEAST = "least"  # the memory limit that is as small as possible
+AUTO: Literal["auto"] = "auto"  # the wired limit that suits the run
 
 
 class MemoryConfig(BaseModel):
@@ -20,9 +21,9 @@ class MemoryConfig(BaseModel):
         None,
         description="Memory to train in, such as 12GB, 800MB or 7.5GiB. Chooses the fastest "
         "combination of micro-batch size, gradient checkpointing and loss chunks that fits. "
-        "least: as little as this model can be trained in, or 512 MiB. Default: on a Mac what "
-        "the system recommends for its GPU, two thirds of memory or more; elsewhere 90% of what "
-        "is free.",
+        "least: as little as this model can be trained in, or 512 MiB. Default: 90% of what is "
+        "free; on a Mac at most what the system recommends for its GPU, two thirds of memory or "
+        "more.",
     )
     grad_checkpoint: Literal["auto", "on", "off"] = Field(
         "auto",
@@ -31,24 +32,31 @@ class MemoryConfig(BaseModel):
         "fit otherwise.",
     )
     device_batch_size: int | None = Field(
-        None, ge=1, description="Rows in a micro-batch. Default: the fastest number that fits."
+        None,
+        ge=1,
+        description="Rows in a micro-batch. Default: the smallest number that is within 2% of the "
+        "fastest that fits.",
     )
     wired_limit: str | None = Field(
         None,
-        description="Memory of MLX that macOS must not swap out, such as 8GB; Macs only. Default: "
-        "none.",
+        description="Memory of MLX that macOS must not swap out, such as 8GB; Macs with macOS 15 "
+        "only. auto: what training is expected to take and 4 GB, at most what the system "
+        "recommends for its GPU. Can be faster; but all other programs have to share the rest, "
+        "and where that is too little the Mac can hang. Default: none.",
     )
 
     @field_validator("memory_limit", "wired_limit")
     @classmethod
     def _canonical_size(cls, size: str | None, info: ValidationInfo) -> str | None:
-        least = info.field_name == "memory_limit" and size == LEAST
-        return size if size is None or least else spell_size(size)
+        word = {"memory_limit": LEAST, "wired_limit": AUTO}[str(info.field_name)]
+        return size if size in (None, word) else spell_size(str(size))
 
     @property
-    def wired_bytes(self) -> int | None:
-        """The wired limit; None to leave the system's."""
-        return to_bytes(self.wired_limit) if self.wired_limit else None
+    def wired(self) -> int | Literal["auto"] | None:
+        """The wired limit in bytes, or ``auto``; None to leave the system's."""
+        if self.wired_limit is None:
+            return None
+        return AUTO if self.wired_limit == AUTO else to_bytes(self.wired_limit)
 
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # of a run or a dataset, which name folders

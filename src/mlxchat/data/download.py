@@ -6,7 +6,6 @@ and is renamed once its size and checksum are right. `fetch` checks the space on
 downloads several shards at a time and checks each.
 """
 
-import fcntl
 import hashlib
 import os
 import re
@@ -30,7 +29,7 @@ from mlxchat.data.shards import (
     pinned_revision,
     shard_fault,
 )
-from mlxchat.disk import is_at, lock, require_space, storing, sync
+from mlxchat.disk import Lock, is_at, require_space, storing, sync
 from mlxchat.errors import DataError
 from mlxchat.telemetry.events import Event, Noted, Progressed, Report
 
@@ -75,22 +74,31 @@ def download(
         DiskError: it cannot be written.
         Cancelled: the hub's ``stop`` was set.
     """
+    while not _came(hub, remote, destination, report):
+        hub.check_stop()
+
+
+def _came(hub: Hub, remote: RemoteFile, destination: Path, report: Callable[[int], None]) -> bool:
+    """Download a file; returns False if somebody has deleted it while it grew."""
     grown = partial(destination)
     with _alone(hub, grown) as (stream, contended):
         with storing(destination):
             if _is_there(remote, destination, contended):
                 grown.unlink()
-                return
+                return True
         try:
             transfer = _Transfer(hub, remote, stream, report)
             hub.persist(remote.url, transfer.attempt, lambda: _size(stream))
         finally:
-            if _size(stream) == 0 < remote.size:
-                grown.unlink(missing_ok=True)
+            if _size(stream) == 0 < remote.size and is_at(stream.fileno(), grown):
+                grown.unlink()
         with storing(destination):
             sync(grown)
+            if not is_at(stream.fileno(), grown):  # another process may download to a new one
+                return False
             grown.replace(destination)
             sync(destination.parent)
+    return True
 
 
 class _Transfer:
@@ -170,18 +178,28 @@ class _Transfer:
 def _alone(hub: Hub, grown: Path) -> Iterator[tuple[BinaryIO, bool]]:
     """Open ``grown`` for appending under a lock; yields it, and whether another process had it."""
     contended = False
-    while True:
-        with storing(grown):
-            grown.parent.mkdir(parents=True, exist_ok=True)
-            stream = grown.open("a+b", buffering=0)
-        with stream:
-            # Whoever held the lock may have renamed or deleted the file we opened.
-            if lock(stream.fileno()) and is_at(stream.fileno(), grown):
-                yield stream, contended
-                return
+
+    def wait() -> None:
+        nonlocal contended
         contended = True
         hub.sleep(LOCK_POLL)
         hub.check_stop()
+
+    with storing(grown):
+        grown.parent.mkdir(parents=True, exist_ok=True)
+        lock = _locked(grown, wait)
+    with lock:
+        with storing(grown):
+            stream = grown.open("a+b", buffering=0)
+        with stream:
+            yield stream, contended
+
+
+def _locked(path: Path, wait: Callable[[], object]) -> Lock:
+    """Lock a file, calling ``wait`` as long as another process holds the lock."""
+    while not (lock := Lock.take(path)):
+        wait()
+    return lock
 
 
 def _is_there(remote: RemoteFile, destination: Path, contended: bool) -> bool:
@@ -261,16 +279,14 @@ def pin(folder: Path, commit: str) -> str:
     Raises:
         DiskError: the folder cannot be written.
     """
+    path = folder / REVISION
     with storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / REVISION).open("a+b") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            stream.seek(0)
-            if recorded := parse_revision(stream.read()):
+        with _locked(path, lambda: time.sleep(LOCK_POLL)):
+            if recorded := parse_revision(path.read_bytes()):
                 return recorded
-            stream.truncate(0)
-            stream.write(f"{commit}\n".encode())
-        sync(folder / REVISION)
+            path.write_text(f"{commit}\n", "utf-8")
+            sync(path)
         sync(folder)
     return commit
 

@@ -82,7 +82,7 @@ def stem(path: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundFiles:
     """The files of a folder: those to read, sorted, and why others were passed over."""
 
     files: tuple[Path, ...]
@@ -100,7 +100,7 @@ class Found:
         )
 
 
-def found_in(folder: Path, kinds: Collection[str]) -> Found:
+def found_in(folder: Path, kinds: Collection[str]) -> FoundFiles:
     """Return the files of those kinds in a folder and its subfolders, and what was passed over.
 
     Hidden files and folders are passed over, and links to folders.
@@ -120,7 +120,7 @@ def found_in(folder: Path, kinds: Collection[str]) -> Found:
             passed_over[path] = "of another kind"
         else:
             files.append(path)
-    return Found(tuple(sorted(files)), dict(sorted(passed_over.items())))
+    return FoundFiles(tuple(sorted(files)), dict(sorted(passed_over.items())))
 
 
 def _entries(folder: Path) -> Iterator[Path]:

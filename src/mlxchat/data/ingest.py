@@ -3,25 +3,23 @@
 About one document in twenty, chosen at random, becomes validation.
 """
 
-import os
 import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlxchat.data.files import COMPRESSED, UTF_8, Found, found_in, kind
+from mlxchat.data.files import COMPRESSED, UTF_8, FoundFiles, found_in, kind
 from mlxchat.data.own_text import LONGEST_DOCUMENT, OWN_KINDS, read_documents
 from mlxchat.data.shards import shard_name, shard_names
 from mlxchat.data.text_files import Reading
-from mlxchat.disk import is_at, lock, storing, sync
-from mlxchat.errors import DataError, DiskError, LockedError, NotFound
+from mlxchat.disk import UNFINISHED, Lock, new_folder, storing, sync
+from mlxchat.errors import DataError, DiskError, NotFound
 from mlxchat.telemetry.events import Noted, Progressed, Report
 
 SHARD_BYTES = 100_000_000  # of UTF-8 text
@@ -30,7 +28,7 @@ ROW_GROUP_BYTES = 32_000_000  # of UTF-8 text, after which a row group of fewer 
 SHUFFLED_CHARACTERS = 32_000_000  # held in memory and shuffled at a time
 VALIDATION_PART = 0.05
 REPORT_BYTES = 2**20
-UNFINISHED = ".unfinished"  # ends the name of a hidden folder that shards are being written in
+_ELSEWHERE = "choose another dataset name, or another folder with MLXCHAT_HOME"
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,8 @@ def ingest(
     if found.passed_over:
         note(f"Passed over in {source}: {found}.")
     meter = _Meter(source.resolve().name, sum(path.stat().st_size for path in files), report, clock)
-    with _unfinished(folder) as unfinished:
+    _remove_leftovers(folder.parent)
+    with new_folder(folder, _ELSEWHERE) as unfinished:
         split = _Split(unfinished, random.Random(seed))
         for path in files:
             before = split.documents
@@ -106,10 +105,6 @@ def ingest(
             if split.documents == before:
                 _empty(path, alone=len(files) == 1, note=note)
         training = split.finish(source)
-        with storing(folder):
-            sync(unfinished)
-            unfinished.replace(folder)
-            sync(folder.parent)
     meter.finish()
     for reason, count in skipped.items():
         note(f"Skipped: {count:,}, of which {first[reason]} is the first: it {reason}.")
@@ -124,50 +119,16 @@ def ingest(
     )
 
 
-@contextmanager
-def _unfinished(folder: Path) -> Iterator[Path]:
-    """Yield a locked hidden folder beside ``folder``, which is removed if writing fails."""
-    unfinished = folder.with_name(f".{folder.name}{UNFINISHED}")
-    with storing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder.parent)
-        unfinished.mkdir(exist_ok=True)
-    with _locked(unfinished) as alone:
-        if not alone:
-            raise LockedError(
-                f"Another process is writing {folder}.",
-                "Wait for it to end, or choose another dataset name.",
-            )
-        try:
-            yield unfinished
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
-
-
 def _remove_leftovers(parent: Path) -> None:
-    """Delete the hidden folders of processes that have died."""
-    for left in parent.glob(f".*{UNFINISHED}"):
-        with _locked(left) as alone:
-            if alone:
-                shutil.rmtree(left)
+    """Delete the hidden folders of processes that have died, of any dataset."""
+    with storing(parent):
+        for left in parent.glob(f".*{UNFINISHED}"):
+            if lock := Lock.take(left, folder=True):
+                with lock:
+                    shutil.rmtree(left)
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Hold a folder's lock; yields False if another process holds it or removed the folder."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:
-        yield False
-        return
-    try:
-        yield lock(descriptor) and is_at(descriptor, folder)
-    finally:
-        os.close(descriptor)
-
-
-def _found(source: Path) -> Found:
+def _found(source: Path) -> FoundFiles:
     """Return the files to read, and those that are passed over."""
     kinds = ", ".join(OWN_KINDS)
     remedy = (
@@ -179,7 +140,7 @@ def _found(source: Path) -> Found:
     if source.is_file():
         if kind(source) not in OWN_KINDS:
             raise DataError(f"{source} is not one of {kinds}.", remedy)
-        return Found((source,), {})
+        return FoundFiles((source,), {})
     found = found_in(source, OWN_KINDS)
     if not found.files:
         others = f" (passed over: {found})" if found.passed_over else ""

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mlxchat.data.cells import python_rows
 from mlxchat.data.files import Wanted, allowed_bytes, too_repetitive
 from mlxchat.data.parquet_pages import Page, pages
 from mlxchat.data.text_files import LARGEST_VALUE, Reading, unpacked
@@ -43,12 +44,14 @@ class ParquetRow:
     Attributes:
         number: counts from 0.
         group_end: the number after the last row of its row group.
-        values: its columns by name.
+        values: its columns by name, of those that are wanted.
+        others: the names of its other columns.
     """
 
     number: int
     group_end: int
     values: dict[str, object]
+    others: tuple[str, ...]
 
 
 def parquet_rows(reading: Reading, wanted: Wanted, start: int = 0) -> Iterator[ParquetRow]:
@@ -65,14 +68,17 @@ def parquet_rows(reading: Reading, wanted: Wanted, start: int = 0) -> Iterator[P
     progress = _Progress(reading.path)
     held, allowed = 0, allowed_bytes(reading.path.stat().st_size)
     with unpacked(reading) as path, progress.faults_named():
-        for first, group_end, batch in _batches(path, reading, wanted, start):
+        columns = pq.read_schema(path).names
+        names = wanted.of(reading.path, columns)
+        others = tuple(name for name in columns if name not in names)
+        for first, group_end, batch in _batches(path, reading, names, start):
             sizes = sum(map(_sizes, batch.columns), np.zeros(batch.num_rows, np.int64))
             for number, values in _pieces(batch, first, sizes, reading):
                 held += int(sizes[number - first])
                 if held > allowed:
                     raise too_repetitive(reading.path, allowed)
                 progress.rows = number + 1
-                yield ParquetRow(number, group_end, values)
+                yield ParquetRow(number, group_end, values, others)
 
 
 class _Progress:
@@ -101,14 +107,13 @@ def _in_a_line(error: Exception) -> str:
 
 
 def _batches(
-    path: Path, reading: Reading, wanted: Wanted, start: int
+    path: Path, reading: Reading, names: list[str], start: int
 ) -> Iterator[tuple[int, int, pa.RecordBatch]]:
     """Yield rows from ``start`` on as they are read.
 
     Each batch comes with the number of its first row, and that after its row group.
     """
     metadata = pq.read_metadata(path)
-    names = wanted.of(reading.path, metadata.schema.to_arrow_schema().names)
     with path.open("rb") as file:
         groups = [
             _columns(file, metadata, number, names, reading.path)
@@ -250,29 +255,21 @@ def _pieces(
 def _objects(
     piece: pa.RecordBatch, first: int, reading: Reading
 ) -> Iterator[tuple[int, dict[str, object]]]:
-    """Yield rows as objects; where one cannot be made, one by one, so that it alone is bad."""
+    """Yield rows as objects; where one is no text, one by one, so that it alone is bad."""
+    rows = []
     try:
         columns = list(map(_expanded, piece.columns))
-        rows = pa.RecordBatch.from_arrays(columns, piece.schema.names).to_pylist()
-    except (pa.ArrowException, ValueError, OverflowError):
+        rows = python_rows(pa.RecordBatch.from_arrays(columns, piece.schema.names))
+    except (pa.ArrowException, UnicodeDecodeError):
         if len(piece) > 1:
             for row in range(len(piece)):
                 yield from _objects(piece.slice(row, 1), first + row, reading)
             return
-        rows = _object(piece, f"{reading.path}, row {first + 1}", reading)
+        try:
+            rows = python_rows(piece)  # with bytes as they are
+        except UnicodeDecodeError:
+            reading.bad(f"{reading.path}, row {first + 1}", "is not UTF-8")
     yield from enumerate(rows, start=first)
-
-
-def _object(row: pa.RecordBatch, place: str, reading: Reading) -> list[dict[str, object]]:
-    """Return the object of one row with its bytes as they are; none if there is no such object."""
-    objects: list[dict[str, object]] = []
-    try:
-        objects = row.to_pylist()
-    except UnicodeDecodeError:
-        reading.bad(place, "is not UTF-8")
-    except (ValueError, OverflowError) as error:
-        reading.bad(place, "holds a value that cannot be read", detail=_in_a_line(error))
-    return objects
 
 
 def _expanded(column: pa.Array) -> pa.Array:

@@ -5,16 +5,17 @@ memory. A row that cannot be read is bad: it ends the reading, or is skipped (`R
 """
 
 import csv
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
 
+from mlxchat.data.cells import UNREAD
 from mlxchat.data.files import Wanted, kind
 from mlxchat.data.parquet import parquet_rows
 from mlxchat.data.text_files import LARGEST_VALUE, Reading, failures_named, lines, open_text
 from mlxchat.errors import DataError
+from mlxchat.json_text import parse_json
 
 JSON_PIECE = 2**20  # characters of a .json file that are read at a time
 LIST = "It must be one JSON list; a file of one value a line is named .jsonl."
@@ -27,7 +28,7 @@ Placed = tuple[str, object]  # a row's place in words, and the row
 def rows(reading: Reading, wanted: Wanted) -> Iterator[Placed]:
     """Yield the decoded rows of a file, each with its place in words.
 
-    Of a table, only the columns that are wanted are read.
+    Of a parquet file, only the columns that are wanted are read; the others are `UNREAD`.
 
     Raises:
         DataError: the file cannot be read, is not in the format of its suffix, or is a table
@@ -54,8 +55,8 @@ def _json_list(reading: Reading, _: Wanted) -> Iterator[Placed]:
 def _value(reading: Reading, place: str, text: str) -> Iterator[Placed]:
     """Yield the value of a text of JSON; nothing if it is bad and skipped."""
     try:
-        value: object = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(text)
+    except ValueError as error:
         reading.bad(place, "is not valid JSON", detail=str(error))
     else:
         yield place, value
@@ -149,7 +150,8 @@ def _table(reading: Reading, wanted: Wanted) -> Iterator[Placed]:
 
 def _parquet(reading: Reading, wanted: Wanted) -> Iterator[Placed]:
     for row in parquet_rows(reading, wanted):
-        yield f"{reading.path}, row {row.number + 1}", row.values
+        others = dict.fromkeys(row.others, UNREAD)
+        yield f"{reading.path}, row {row.number + 1}", row.values | others
 
 
 _READERS: Mapping[str, Callable[[Reading, Wanted], Iterator[Placed]]] = {

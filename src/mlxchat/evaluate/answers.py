@@ -3,6 +3,9 @@
 `answer_problems` answers multiple-choice questions by comparing logits (`choose_letters`) and all
 others by decoding greedily (`write_answers`). Prompts of similar length are computed together,
 padded on the right: padding changes nothing before it, because attention is causal.
+
+Prompts and answers may be longer than the context, as in nanochat: where the model was not trained
+to read so far its answers are worse, but it sees the whole question.
 """
 
 import math
@@ -20,7 +23,6 @@ from mlxchat.runtime import mx
 from mlxchat.tokenizer.bpe import ASSISTANT_END
 
 MAX_BATCH_TOKENS = 8192  # padding included
-FRAME = 2  # tokens kept at the beginning of a shortened prompt: <|bos|><|user_start|>
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,11 @@ class Outcome:
 
     Attributes:
         answer: the letter that the model chose, or the text that it wrote.
-        cut: whether the prompt was too long for the context and lost its beginning.
     """
 
     problem: Problem
     answer: str
     right: bool
-    cut: bool
 
 
 def answer_problems(
@@ -59,8 +59,7 @@ def choose_letters(saved: SavedModel, choices: Sequence[Choice]) -> Iterator[Out
     As in nanochat, letters are compared by their logits at the last position of the prompt.
     """
     model, tokenizer = saved.model, saved.tokenizer
-    whole = [tokenizer.render_for_completion(choice.prompt) for choice in choices]
-    prompts = [fitted(ids, model.config.sequence_len) for ids in whole]
+    prompts = [tokenizer.render_for_completion(choice.prompt) for choice in choices]
     for group in by_length([len(ids) for ids in prompts]):
         rows = [prompts[index] for index in group]
         x = model.features(mx.array(padded(rows, tokenizer.bos)))  # (B, T, C)
@@ -70,8 +69,7 @@ def choose_letters(saved: SavedModel, choices: Sequence[Choice]) -> Iterator[Out
             choice = choices[index]
             tokens = [tokenizer.encode(letter)[0] for letter in choice.letters]
             letter = choice.letters[int(of_row[tokens].argmax())]
-            cut = len(prompts[index]) < len(whole[index])
-            yield Outcome(choice, letter, letter == choice.answer, cut)
+            yield Outcome(choice, letter, letter == choice.answer)
 
 
 def write_answers(
@@ -79,26 +77,19 @@ def write_answers(
 ) -> Iterator[Outcome]:
     """Yield an answer to each exercise, decoded greedily with the calculator, in any order.
 
-    An answer ends where the context does. Prompts are shortened so that ``max_tokens``, or half of
-    the context if that is less, remain for the answer.
-
     Args:
         batch_size: the number of answers decoded together.
         max_tokens: the most tokens in an answer.
     """
-    tokenizer, context = saved.tokenizer, saved.model.config.sequence_len
+    tokenizer = saved.tokenizer
     stop = frozenset({tokenizer.bos, tokenizer.special(ASSISTANT_END)})
-    room = context - min(max_tokens, context // 2)
-    whole = [tokenizer.render_for_completion(exercise.prompt) for exercise in exercises]
-    prompts = [fitted(ids, room) for ids in whole]
+    prompts = [tokenizer.render_for_completion(exercise.prompt) for exercise in exercises]
     for group in by_length([len(ids) for ids in prompts], batch_size):
         rows = [prompts[index] for index in group]
-        left = [min(max_tokens, context - len(row)) for row in rows]
-        answers = continue_greedily(saved.model, rows, stop, max(left), lambda: ToolUse(tokenizer))
-        for index, tokens, most in zip(group, answers, left, strict=True):
-            text = tokenizer.decode(tokens[:most])
-            exercise, cut = exercises[index], len(prompts[index]) < len(whole[index])
-            yield Outcome(exercise, text, exercise.is_right(text), cut)
+        answers = continue_greedily(saved.model, rows, stop, max_tokens, lambda: ToolUse(tokenizer))
+        for index, tokens in zip(group, answers, strict=True):
+            text, exercise = tokenizer.decode(tokens), exercises[index]
+            yield Outcome(exercise, text, exercise.is_right(text))
 
 
 @dataclass(frozen=True)
@@ -110,14 +101,12 @@ class Score:
         right: how many of them were answered correctly.
         random: the share that guessing gets right: the mean of 1 / number of choices (nanochat
             takes 0.25 even for questions with 3 or 5 choices), and 0 for written answers.
-        cut: how many prompts lost their beginning.
     """
 
     task: str
     problems: int
     right: int
     random: float
-    cut: int
 
     @classmethod
     def of(cls, task: str, outcomes: Sequence[Outcome]) -> "Score":
@@ -127,7 +116,6 @@ class Score:
             problems=len(outcomes),
             right=sum(outcome.right for outcome in outcomes),
             random=sum(outcome.problem.random for outcome in outcomes) / len(outcomes),
-            cut=sum(outcome.cut for outcome in outcomes),
         )
 
     @property
@@ -182,8 +170,3 @@ def padded(rows: Sequence[Sequence[int]], value: int) -> npt.NDArray[np.int32]:
     for place, row in zip(array, rows, strict=True):
         place[: len(row)] = row
     return array
-
-
-def fitted(ids: list[int], room: int) -> list[int]:
-    """Return a prompt of at most ``room`` tokens, dropping the user's first words if needed."""
-    return ids if len(ids) <= room else [*ids[:FRAME], *ids[FRAME + len(ids) - room :]]

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from mlxchat.errors import CheckpointError
 
 WINDOW_MULTIPLE = 128  # the tile size of nanochat's attention kernel; short windows are multiples
+NO_WINDOW = 2**30  # the window of a layer that sees all positions: no sequence has so many
 SMEAR_CHANNELS = 24  # how many channels of the embedding the smear's gate sees
 
 Architecture = Literal["classic", "modern"]
@@ -47,7 +48,8 @@ class Era(NamedTuple):
             its values (https://arxiv.org/abs/2410.17897); 0 means no layer does.
         gate: the gate of the value embeddings.
         short_window: maps the context length to how many positions before its own a token sees in
-            layers with a short window; None if no layer has one.
+            layers with a short window; those with a long one see a context length. None if no
+            layer has a window.
         smear_and_backout: whether the network has both; nanochat added them together.
         softcaps: the bounds of the logits that were in use; the first is the default.
     """
@@ -259,10 +261,15 @@ class GPTConfig(BaseModel):
 
     @property
     def windows(self) -> tuple[int, ...]:
-        """How many positions before its own a token can attend to, for each layer."""
+        """How many positions before its own a token can attend to, for each layer.
+
+        A sequence may be longer than the context. There, and in small contexts, where the short
+        window is the longer one, these windows are nanochat's too.
+        """
+        if self.traits.short_window is None:
+            return (NO_WINDOW,) * self.n_layer
         long = self.sequence_len
-        short = self.traits.short_window(long) if self.traits.short_window else long
-        reach = {"L": long, "S": min(short, long)}
+        reach = {"L": long, "S": self.traits.short_window(long)}
         pattern = self.window_pattern
         *before, _ = (reach[pattern[i % len(pattern)]] for i in range(self.n_layer))
         return *before, long

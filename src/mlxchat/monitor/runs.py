@@ -1,18 +1,24 @@
 """The runs of a home, read again and again: progress, state and checkpoints of each.
 
 `Monitor.look` returns a `Snapshot` of the runs, the machine and the disk. Of each log only the new
-lines are read.
+lines are read. A run whose files cannot be read, or say what no run writes, is shown as such, and
+the others as ever.
 """
 
 import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+from pydantic import ValidationError
 
 from mlxchat.checkpoint import store
+from mlxchat.checkpoint.files import damaged, in_words, unreadable
+from mlxchat.checkpoint.stamp import saved_at
+from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.monitor.machine import (
     Disk,
@@ -23,7 +29,10 @@ from mlxchat.monitor.machine import (
     lives,
     mlxchat_processes,
 )
+from mlxchat.regular import open_regular
+from mlxchat.system import identity
 from mlxchat.telemetry.events import Ended, Started, Stepped, event_from_json
+from mlxchat.telemetry.log import MOST_LINE
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.status import Process, Status, read_status, status_path
 
@@ -41,11 +50,10 @@ class Log:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: tuple[int, int] | None = None  # device and inode of the file that was read
-        self._offset = 0
         self._forget()
 
     def _forget(self) -> None:
-        self._offset = 0
+        self._offset, self._lines = 0, 0
         self.meter = Meter()
         self.latest: Stepped | None = None
         self.ending: str | None = None
@@ -54,28 +62,35 @@ class Log:
     def read(self) -> None:
         """Read the new lines, or all of them if the file was replaced.
 
-        An incomplete last line is left for the next time; broken lines are skipped. If the file is
-        gone, nothing changes.
+        An incomplete last line is left for the next time; lines that are no events, or of another
+        version, are skipped. If the file is gone, nothing changes.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: a line, which is named, has a value that no run writes, or is too long.
         """
         try:
-            with self._path.open("rb") as file:
-                facts = os.fstat(file.fileno())
-                identity = (facts.st_dev, facts.st_ino)
-                if identity != self._file or facts.st_size < self._offset:
-                    self._forget()
-                    self._file = identity
-                file.seek(self._offset)
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
-                    self._offset += len(line)
-                    self._take(line)
-        except OSError:
+            file = open_regular(self._path)
+        except (FileNotFoundError, NotADirectoryError):
             return
+        with file:
+            facts = os.fstat(file.fileno())
+            identity = (facts.st_dev, facts.st_ino)
+            if identity != self._file or facts.st_size < self._offset:
+                self._forget()
+                self._file = identity
+            file.seek(self._offset)
+            while (line := file.readline(MOST_LINE)).endswith(b"\n"):
+                self._take(line)
+                self._offset, self._lines = self._offset + len(line), self._lines + 1
+        if len(line) == MOST_LINE:
+            raise ValueError(f"line {self._lines + 1:,}: more than {MOST_LINE:,} bytes")
 
     def _take(self, line: bytes) -> None:
         try:
             event = event_from_json(line)
+        except ValidationError as error:
+            raise ValueError(f"line {self._lines + 1:,}: {in_words(error)}") from error
         except ValueError:
             return
         if not math.isfinite(event.time):
@@ -92,8 +107,10 @@ class Log:
 
 
 SILENT_SECONDS = 60.0  # without a sign of life; a status is written every two seconds
+AHEAD_SECONDS = 86_400.0  # by which another machine's clock may be ahead of ours
 
-State = Literal["running", "silent", "finished", "interrupted", "failed", "died"]
+State = Literal["running", "silent", "finished", "interrupted", "failed", "died", "unreadable"]
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -102,7 +119,8 @@ class WatchedRun:
 
     ``state`` is ``died`` if its process is gone without having ended the run. It is ``silent`` if
     there was no sign of life for a while but the process may exist: it hangs, or ran on another
-    host, or belongs to a version that wrote no status.
+    host, or belongs to a version that wrote no status. It is ``unreadable`` if its log or status
+    cannot be read, or says what no run writes; of such a run only the saved steps are known.
     """
 
     tag: str
@@ -113,6 +131,7 @@ class WatchedRun:
     status: Status | None
     saved_steps: tuple[int, ...]  # the checkpoints on disk, ascending
     saved: float | None  # when the newest of them was made
+    fault: str | None = None  # why it is unreadable
 
     @property
     def began(self) -> float:
@@ -134,12 +153,17 @@ class Runs:
     """Reads the runs of a home again and again; of their logs, only what is new.
 
     Args:
-        host: the name of this machine.
+        host: the name of this machine, which is an attribute: it may change.
         lives: returns whether a process of this machine is still running.
+        machine: the identity of this machine; None for its name.
     """
 
-    def __init__(self, home: Home, host: str, lives: Callable[[Process], bool]) -> None:
-        self._home, self._host, self._lives = home, host, lives
+    def __init__(
+        self, home: Home, host: str, lives: Callable[[Process], bool], machine: str | None = None
+    ) -> None:
+        self.host = host
+        self._home, self._lives = home, lives
+        self._machine = machine or host
         self._logs: dict[str, Log] = {}
 
     def read(self, now: float) -> list[WatchedRun]:
@@ -150,13 +174,22 @@ class Runs:
         return sorted(runs, key=lambda run: (run.began, run.tag))
 
     def _run(self, tag: str, log: Log, now: float) -> WatchedRun:
-        status = read_status(status_path(self._home.log(tag)))
-        log.read()
-        signs = [log.time, status.time if status else None]
-        last_seen = max((sign for sign in signs if sign is not None), default=None)
-        steps, saved = _saved(self._home.run(tag))
+        path, steps = self._home.log(tag), _saved(self._home.run(tag))
+        try:
+            status = self._here(_read(status_path(path), read_status))
+            _read(path, lambda _: log.read())
+            last_seen = _last_seen(path, log, status, now)
+        except MlxchatError as error:
+            fault = error.problem
+            return WatchedRun(tag, "unreadable", None, Meter(), None, None, *steps, fault)
         state = self._state(log.ending, status, last_seen, now)
-        return WatchedRun(tag, state, last_seen, log.meter, log.latest, status, steps, saved)
+        return WatchedRun(tag, state, last_seen, log.meter, log.latest, status, *steps)
+
+    def _here(self, status: Status | None) -> Status | None:
+        """Return a status with this machine's present name, if its process is of this machine."""
+        if status is None or not status.process.runs_on(self._machine, self.host):
+            return status
+        return replace(status, process=replace(status.process, host=self.host))
 
     def _state(
         self, ending: str | None, status: Status | None, last_seen: float | None, now: float
@@ -165,15 +198,42 @@ class Runs:
             return status.ended
         if ending:
             return "finished" if ending == "finished" else "interrupted"
-        here = status is not None and status.process.host == self._host
+        here = status is not None and status.process.host == self.host
         if status and here and not self._lives(status.process):
             return "died"
         return "silent" if last_seen is None or now - last_seen > SILENT_SECONDS else "running"
 
 
+def _read(path: Path, read: Callable[[Path], Found]) -> Found:
+    """Return what ``read`` makes of a file.
+
+    Raises:
+        MlxchatError: it cannot be read, or says what no run writes.
+    """
+    try:
+        return read(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except ValueError as error:
+        raise damaged(path, error) from error
+
+
+def _last_seen(path: Path, log: Log, status: Status | None, now: float) -> float | None:
+    """Return the time of the last sign of life; None if there was none.
+
+    Raises:
+        MlxchatError: it is far in the future.
+    """
+    signs = [log.time, status.time if status else None]
+    last_seen = max((sign for sign in signs if sign is not None), default=None)
+    if last_seen is not None and last_seen > now + AHEAD_SECONDS:
+        raise damaged(path.parent, "its times are more than a day ahead")
+    return last_seen
+
+
 def _tags(logs: Path) -> list[str]:
     try:
-        return sorted(path.name for path in logs.iterdir() if path.is_dir())
+        return sorted(path.name for path in logs.iterdir() if os.path.isdir(path))  # noqa: PTH112
     except OSError:
         return []
 
@@ -182,7 +242,7 @@ def _saved(run: Path) -> tuple[tuple[int, ...], float | None]:
     """Return the saved steps, and when the newest was saved."""
     try:
         steps = tuple(store.steps(run))
-        newest = store.directory(run, steps[-1]).stat().st_mtime if steps else None
+        newest = saved_at(store.directory(run, steps[-1]), steps[-1]) if steps else None
     except OSError:
         return (), None
     return steps, newest
@@ -222,18 +282,19 @@ class Monitor:
     ) -> None:
         self._home, self._clock = home, clock
         self._memory, self._processes = memory, processes
-        self._runs = Runs(home, memory().host, lives)
+        self._runs = Runs(home, memory().host, lives, identity())
         self._disk: tuple[float, Disk] | None = None
 
     def look(self) -> Snapshot:
         """Return the current state."""
-        now = self._clock()
+        now, machine = self._clock(), self._memory()
+        self._runs.host = machine.host
         if self._disk is None or now - self._disk[0] >= DISK_SECONDS:
             self._disk = now, disk(self._home)
         return Snapshot(
             now,
             str(self._home.root),
-            self._memory(),
+            machine,
             self._disk[1],
             tuple(self._runs.read(now)),
             tuple(self._processes()),
@@ -257,6 +318,7 @@ def _run(run: WatchedRun, now: float) -> dict[str, Any]:
     return {
         "tag": run.tag,
         "state": run.state,
+        "fault": run.fault,
         "last_sign_of_life": run.last_seen,
         "step": meter.step,
         "total_steps": meter.total_steps,

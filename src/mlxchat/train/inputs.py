@@ -5,7 +5,6 @@ anything, `check_documents`.
 """
 
 import tempfile
-import time
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
@@ -21,7 +20,8 @@ from mlxchat.data.streaming import StreamingShards
 from mlxchat.errors import ConfigError, DataError, NotFound, command
 from mlxchat.home import Home
 from mlxchat.plan.estimate import VocabularySource
-from mlxchat.telemetry.events import Clock, Event, Noted, Progressed, Report
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
+from mlxchat.telemetry.events import Event, Noted, Progressed, Report
 from mlxchat.tokenizer.bpe import TOKENIZER_FILE, Tokenizer
 from mlxchat.train.resume import require_names, require_revision, require_same_files
 
@@ -273,7 +273,7 @@ def train_tokenizer(
     *,
     largest: int = CLASSIC_RECIPE.vocabulary,
     max_characters: int = MAX_CHARACTERS,
-    clock: Clock = time.time,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> Tokenizer:
     """Train a tokenizer and store it in ``folder``; an older one there is replaced at the end.
 

@@ -1,6 +1,5 @@
 """Pretraining: a new model, or an existing one, is trained on text."""
 
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 
 from mlxchat.checkpoint import catalog
@@ -16,7 +15,8 @@ from mlxchat.plan.budget import Deadline, reason
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import hold_memory
-from mlxchat.telemetry.events import Clock, Event, Noted, Report
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
+from mlxchat.telemetry.events import Event, Noted, Report
 from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train import inputs
@@ -45,7 +45,7 @@ def run_pretraining(
     meter: Meter | None = None,
     stop: Callable[[], bool] = lambda: False,
     fresh: bool = False,
-    clock: Clock = time.time,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> Iterator[Event]:
     """Pretrain a model, or resume the run of that name; see `mlxchat.train.run.run`."""
     config = with_shape_of_base(config, home)
@@ -82,7 +82,7 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         if not (self.config.budget_seconds and plan.costs):
             return None
         budget, origin = float(self.config.budget_seconds), started_at - plan.costs.spent
-        return Deadline(self.config, budget, plan.costs, origin, self.clock())
+        return Deadline(self.config, budget, plan.costs, origin, self.clock.seconds())
 
     def saved(self) -> SavedRun[PretrainConfig] | None:
         """Find the run's newest checkpoint; the data must be the same unless it is finished."""
@@ -118,11 +118,11 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         if config.budget:
             yield Noted(clock(), f"Measuring how fast this machine trains, for {config.budget}.")
             made = measured_plan(
-                config, tokenizer.vocab_size, resources, started_at, clock, self.compile
+                config, tokenizer.vocab_size, resources, started_at, clock.seconds, self.compile
             )
         else:
             made = plan(config, tokenizer.vocab_size, resources)
-        hold_memory(made.memory_limit, made.peak, config.wired_bytes)
+        hold_memory(made.memory_limit, made.peak, config.wired)
         history = None
         if config.init_from:
             folder = catalog.find_model(home.stages, config.init_from, None)

@@ -10,6 +10,7 @@ from mlxchat.checkpoint import store
 from mlxchat.checkpoint.files import require_connected
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import Batch, Loader
+from mlxchat.device_failures import explained
 from mlxchat.errors import ConfigError
 from mlxchat.optim import schedule
 from mlxchat.optim.optimizer import Rates
@@ -48,9 +49,10 @@ def run(
         LockedError: another process trains this run.
         DiskError: checkpoint or log cannot be written.
         DivergedError: the loss or a weight is NaN or infinite.
+        DeviceError: the device failed.
     """
     config, home, clock = stage.config, stage.home, stage.clock
-    meter, started_at = meter or Meter(), clock()
+    meter, started_at = meter or Meter(), clock.seconds()
     with ExitStack() as stack:
         # Only one process at a time may write to a run.
         stack.enter_context(store.locked(stage.folder))
@@ -65,6 +67,7 @@ def run(
         _require_own_name(stage)
 
         runtime.bound_buffer_cache()
+        runtime.product_flops()  # while the device has nothing else to do or to hold
 
         # Data
         documents = stack.enter_context(closing(stage.open(saved)))
@@ -105,6 +108,7 @@ def run(
         )
         batches = stack.enter_context(_batches(activities))
         for event in _events(activities, batches, notes):
+            store.require_lock(stage.folder)
             meter.update(event)
             log.write(event)
             status.update(event)
@@ -176,6 +180,7 @@ def _events(
 
     Raises:
         DivergedError: the loss or a weight is NaN or infinite.
+        DeviceError: the device failed.
     """
     stage, state = activities.stage, activities.state
     config, clock, plan = stage.config, stage.clock, state.plan
@@ -191,6 +196,7 @@ def _events(
         device=machine.device,
         parameters=plan.parameters,
         estimated_memory=plan.peak,
+        matmul_flops=runtime.product_flops(),
     )
     for note in notes:
         yield Noted(clock(), note)
@@ -210,9 +216,11 @@ def _events(
         shards=activities.documents.shards,
     )
     try:
-        for event in events:
-            yield event
-            yield from _keep_deadline(activities, event)
+        with explained():
+            for event in events:
+                now = clock.seconds()
+                yield event
+                yield from _keep_deadline(activities, event, now)
     except NotFiniteError as error:
         raise diverged(error, stage.folder, activities.documents.names) from error
 
@@ -232,12 +240,12 @@ def rates(stage: Stage[Any, Any], state: TrainState, step: int) -> Rates:
     )
 
 
-def _keep_deadline(activities: Activities, event: Event) -> Iterator[Event]:
-    """Change the number of steps if the time budget requires it."""
+def _keep_deadline(activities: Activities, event: Event, now: float) -> Iterator[Event]:
+    """Change the number of steps if the time budget requires it after an event at ``now``."""
     deadline, state = activities.deadline, activities.state
     if deadline is None:
         return
-    before, state.plan = state.plan, deadline.follow(event, state.plan)
+    before, state.plan = state.plan, deadline.follow(event, state.plan, now)
     if state.plan is before:
         return
     steps = state.plan.num_iterations, before.num_iterations

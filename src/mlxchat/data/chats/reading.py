@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from mlxchat.data.chats import forms
 from mlxchat.data.chats.sources import Source, listing
+from mlxchat.data.chats.values import UnusableError
 from mlxchat.data.files import Wanted
 from mlxchat.data.rows import rows
 from mlxchat.data.text_files import Reading
@@ -13,6 +14,7 @@ from mlxchat.errors import DataError, MlxchatError
 from mlxchat.tokenizer.messages import Conversation
 
 EXAMPLES = 5  # rows skipped that a report tells of, and reasons or splits that it names
+UNUSED_NAMED = 30  # keys not used that it names
 _COLUMNS = Wanted(forms.KEYS, "conversations")
 
 
@@ -20,17 +22,19 @@ _COLUMNS = Wanted(forms.KEYS, "conversations")
 class SourceReport:
     """A count of what became of a source's rows: ``rows`` is ``used`` plus all ``skipped``.
 
-    ``cut`` (of those used) and ``skipped`` count rows by reason; ``examples`` are the first rows
-    skipped, each with its place and reason. ``held_out`` of those used are for validation.
-    ``left_out`` are folders and files of the source that are for evaluation, so were not read;
-    ``passed_over`` says which others were not, and why.
+    Of the rows used, ``held_out`` are for validation, ``changed`` counts them by what was changed,
+    ``unused`` by the keys in them that were not read. ``skipped`` counts rows by reason;
+    ``examples`` are the first of them, each with its place and reason. ``left_out`` are folders and
+    files of the source that are for evaluation, so were not read; ``passed_over`` says which others
+    were not, and why.
     """
 
     source: str
     rows: int
     used: int
     held_out: int = 0
-    cut: Mapping[str, int] = field(default_factory=dict)
+    changed: Mapping[str, int] = field(default_factory=dict)
+    unused: Mapping[str, int] = field(default_factory=dict)
     skipped: Mapping[str, int] = field(default_factory=dict)
     examples: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
@@ -41,8 +45,10 @@ class SourceReport:
         said = f"{self.source}: {self.used:,} of {_rows(self.rows)} used"
         if self.held_out:
             said += f", {self.held_out:,} of them held out"
-        if self.cut:
-            said += f"; cut: {_counted(self.cut)}"
+        if self.changed:
+            said += f"; changed: {_counted(self.changed)}"
+        if self.unused:
+            said += f"; keys not used: {_counted(self.unused, UNUSED_NAMED)}"
         if self.skipped:
             said += f"; skipped: {_counted(self.skipped)}, first {self.examples[0]}"
         if self.passed_over:
@@ -63,7 +69,8 @@ def read_source(source: Source) -> tuple[list[Conversation], SourceReport]:
             named) or repeats itself too often, or no row can be used.
     """
     conversations: list[Conversation] = []
-    cut: Counter[str] = Counter()
+    changed: Counter[str] = Counter()
+    unused: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
     examples: list[str] = []
     found = listing(source)
@@ -77,13 +84,13 @@ def read_source(source: Source) -> tuple[list[Conversation], SourceReport]:
         reading = Reading(path, source.encoding, skip if source.skip_bad else None)
         for place, row in rows(reading, _COLUMNS):
             try:
-                conversation, left_out = forms.read_row(row)
-            except forms.UnusableError as error:
+                usable = forms.read_row(row)
+            except UnusableError as error:
                 skip(place, error.reason)
                 continue
-            conversations.append(conversation)
-            if left_out:
-                cut[left_out] += 1
+            conversations.append(usable.conversation)
+            changed.update(sorted(usable.changes))
+            unused.update(sorted(usable.unused))
     if not conversations:
         raise _nothing(source, skipped)
     used = len(conversations)
@@ -92,7 +99,8 @@ def read_source(source: Source) -> tuple[list[Conversation], SourceReport]:
         str(source),
         rows=total,
         used=used,
-        cut=dict(cut),
+        changed=dict(changed),
+        unused=dict(unused),
         skipped=dict(skipped),
         examples=tuple(examples),
         left_out=tuple(map(str, found.for_evaluation)),
@@ -110,11 +118,11 @@ def _nothing(source: Source, skipped: Counter[str]) -> MlxchatError:
     )
 
 
-def _counted(reasons: Mapping[str, int]) -> str:
+def _counted(reasons: Mapping[str, int], limit: int = EXAMPLES) -> str:
     """Return the most frequent reasons with their counts, and the number of others."""
     ranked = Counter(reasons).most_common()
-    said = ", ".join(f"{reason} ({count:,})" for reason, count in ranked[:EXAMPLES])
-    if others := [count for _, count in ranked[EXAMPLES:]]:
+    said = ", ".join(f"{reason} ({count:,})" for reason, count in ranked[:limit])
+    if others := [count for _, count in ranked[limit:]]:
         noun = "other" if len(others) == 1 else "others"
         said += f" and {len(others):,} {noun} ({_rows(sum(others))})"
     return said

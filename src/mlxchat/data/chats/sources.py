@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from mlxchat.data.files import COMPRESSED, ROWS, UTF_8, found_in, kind, stem
 from mlxchat.errors import DataError, NotFound
+from mlxchat.home import expanded
 
 BUILTIN = "builtin"
 LARGEST_WEIGHT = 1000
@@ -49,9 +50,10 @@ def parse(text: str, encoding: str = UTF_8, skip_bad: bool = False) -> Source:
 
     Raises:
         NotFound: the path does not exist, and the text after its last colon is not a weight.
+        ConfigError: it begins with ``~`` and the name of nobody.
     """
     head, colon, tail = text.rpartition(":")
-    if not colon or Path(text).exists():
+    if not colon or expanded(text).exists():
         return Source(_path(text), 1.0, encoding, skip_bad)
     try:
         weight = float(tail)
@@ -119,4 +121,4 @@ def _split_for_evaluation(file: Path, root: Path) -> Path | None:
 def _path(text: str) -> Path | None:
     if not text:
         raise DataError("A source of conversations has no name.", _FORM)
-    return None if text == BUILTIN else Path(text)
+    return None if text == BUILTIN else expanded(text)

@@ -16,7 +16,7 @@ from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.interop.exporters.card import FOLDER, Usage
 from mlxchat.interop.exporters.weights import WeightWriter
-from mlxchat.model.config import GPTConfig
+from mlxchat.model.config import NO_WINDOW, GPTConfig
 from mlxchat.tokenizer.bpe import BOS
 
 MODULE = "mlxchat_model.py"
@@ -72,7 +72,7 @@ def _network(config: GPTConfig) -> dict[str, Any]:
     layers = range(config.n_layer)
     return {
         "qk_scale": config.traits.qk_scale,
-        "windows": [window if window < config.sequence_len else None for window in config.windows],
+        "windows": [None if window == NO_WINDOW else window for window in config.windows],
         "lambdas": list(config.traits.lambdas),
         "value_embedding_layers": [i for i in layers if config.has_value_embedding(i)],
         "gate_channels": channels,
