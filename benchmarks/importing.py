@@ -66,7 +66,7 @@ def write(base: Path, config: GPTConfig) -> None:
 def measure(base: Path) -> None:
     """Import it, and tell what that took."""
     [folder] = (base / nanochat_files.BASE).iterdir()
-    command = [sys.executable, "-m", "mlxchat", "import", str(folder), "--json"]
+    command = ["mlxchat", "import", str(folder), "--json"]
     begun = time.monotonic()
     home = os.environ | {"MLXCHAT_HOME": str(base / "home")}
     subprocess.run(command, env=home, check=True, stderr=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""The same run within 0.5, 1 and 2 times the memory that it takes by itself: held, and the same?
+"""The same run within 0.5, 1 and 2 times the memory of all rows at once: held, and the same?
 
     python benchmarks/limits.py FOLDER --depth 4 --vocab-size 4096 --max-seq-len 512
 
@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import rounds
 from mlxchat.errors import MlxchatError
 
 SHARES = (0.5, 1.0, 2.0)
+TOKENS = 16_384  # in a step
 MIB = 2**20
 
 
@@ -43,11 +43,12 @@ def main() -> None:
 
 def trained(given: argparse.Namespace, home: str, limit: str | None) -> dict[str, Any]:
     """What a run came to."""
-    command = [sys.executable, "-m", "mlxchat", "train", "--json", "--fresh", "--model-tag", "run"]
+    rows = TOKENS // given.max_seq_len
+    command = ["mlxchat", "train", "--json", "--fresh", "--model-tag", "run"]
     command += ["--data-dir", str(given.folder), "--depth", str(given.depth)]
     command += ["--vocab-size", str(given.vocab_size), "--max-seq-len", str(given.max_seq_len)]
-    command += ["--total-batch-size", "16384", "--num-iterations", "3", "--sample-every", "0"]
-    command += ["--memory-limit", limit] if limit else []
+    command += ["--total-batch-size", str(TOKENS), "--num-iterations", "3", "--sample-every", "0"]
+    command += ["--memory-limit", limit] if limit else ["--device-batch-size", str(rows)]
     environment = {**os.environ, "MLXCHAT_HOME": home}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:

@@ -17,7 +17,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -36,6 +35,7 @@ from mlxchat.optim.optimizer import PARAM_GROUPS
 from mlxchat.plan.memory import training_bytes
 from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import mx
+from mlxchat.telemetry.clock import SYSTEM_CLOCK
 from mlxchat.telemetry.events import Event, Stepped
 from mlxchat.train.loop import Cadence, Hooks, StepParts, compile_step, train
 from mlxchat.train.measure import resources, synthetic_step
@@ -110,7 +110,7 @@ def measure(case: argparse.Namespace) -> dict[str, Any]:
     runtime.bound_buffer_cache()
     if not case.free:
         runtime.hold_memory(resources().memory, estimate["peak"], None)
-    step, hooks, cadence = synthetic_step(made), Hooks(time.perf_counter), Cadence()
+    step, hooks, cadence = synthetic_step(made), Hooks(SYSTEM_CLOCK), Cadence()
     peaks, seconds = [], []
     with tempfile.TemporaryDirectory() as folder:
         if case.all:
@@ -174,7 +174,7 @@ def activities(run: StepParts, folder: Path) -> Hooks:
         store.prune(folder, 1)
         return iter(())
 
-    return Hooks(time.perf_counter, evaluate, sample, save)
+    return Hooks(SYSTEM_CLOCK, evaluate, sample, save)
 
 
 def report(given: argparse.Namespace, measured: list[dict[str, Any]]) -> str:

@@ -12,12 +12,29 @@ import pytest
 from mlxchat.ui.text import as_options
 
 SOURCE = Path(__file__).parent.parent / "src" / "mlxchat"
-ANYONE = {"disk", "errors", "home", "telemetry"}
+ANYONE = {
+    "device_failures",
+    "disk",
+    "errors",
+    "home",
+    "json_text",
+    "names",
+    "processes",
+    "regular",
+    "system",
+    "telemetry",
+}
 ALLOWED = {
     "__main__": {"cli"},
+    "device_failures": set(),
     "disk": set(),
     "errors": set(),
     "home": set(),
+    "json_text": set(),
+    "names": set(),
+    "processes": set(),
+    "regular": set(),
+    "system": set(),
     "telemetry": set(),
     "blas": set(),
     "runtime": set(),
@@ -59,12 +76,14 @@ ALLOWED = {
     },
     "api": {"checkpoint", "config", "interop", "runtime", "train", "trained"},
     "monitor": {"checkpoint"},
-    "ui": {"model", "monitor", "plan"},
+    "doctor": {"config", "engine", "model", "optim", "plan", "runtime", "train"},
+    "ui": {"doctor", "model", "monitor", "plan"},
     "cli": {
         "bench",
         "checkpoint",
         "config",
         "data",
+        "doctor",
         "engine",
         "evaluate",
         "interop",
@@ -124,6 +143,32 @@ def test_imports_point_one_way(path: Path) -> None:
             assert version or other == own or other in ALLOWED[own] | ANYONE, f"imports {name}"
         elif package in OUTSIDE:
             assert own in OUTSIDE[package], f"imports {name}"
+
+
+JSON_READER = re.compile(r"\bjson(_format)?\.loads?\(|\b(model_)?validate_json\(")
+
+
+def test_json_is_read_in_one_place() -> None:
+    found = [
+        str(path.relative_to(SOURCE))
+        for path in modules()
+        if JSON_READER.search(path.read_text("utf-8"))
+    ]
+    assert found == ["json_text.py"]
+
+
+AROUND_THE_CONSOLE = re.compile(
+    r"(?<!Literal)Console\(|\bstd(out|err)\.write|typer\.s?echo|traceback\.print"
+)
+PRINTS_FOR_A_PROGRAM = "doctor/child.py"  # another process reads it
+
+
+def test_all_output_goes_through_the_console() -> None:
+    """`LiteralConsole` keeps what controls a terminal out of texts; ruff finds print()."""
+    names = {str(path.relative_to(SOURCE)): path for path in modules()}
+    del names[PRINTS_FOR_A_PROGRAM]
+    around = [n for n, path in names.items() if AROUND_THE_CONSOLE.search(path.read_text("utf-8"))]
+    assert around == []
 
 
 ONE_NAME_IN_SEVERAL_MODULES = {  # what every module of interop/exporters offers, and their front
@@ -251,6 +296,7 @@ COMMANDS = [
     "quickstart",
     "bench",
     "monitor",
+    "doctor",
     "data",
     "data fetch",
     "data status",
@@ -264,7 +310,7 @@ COMMANDS = [
 
 
 def test_help_imports_no_arrays() -> None:
-    """One process runs the help of all commands: starting 22 of them takes most of the time."""
+    """One process runs the help of all commands: starting 23 of them takes most of the time."""
     script = (
         "import sys, typer.testing\n"
         "from mlxchat.cli.app import app\n"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 
 import pytest
 from rich.console import Console
@@ -18,6 +19,7 @@ from mlxchat.config.inference import BenchConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.model.size import flops_per_token, parameters
 from mlxchat.plan.memory import Resources
+from mlxchat.telemetry.clock import Clock
 from mlxchat.telemetry.events import Progressed
 from mlxchat.ui.tables import Row, Section, markdown, tables
 
@@ -28,10 +30,10 @@ OPTIONS = [part for name, n in TINY.items() for part in (f"--{name.replace('_', 
 PROGRAM = [sys.executable, "-c", "from mlxchat.cli.app import main; main()", "bench"]
 
 
-def ticking() -> Callable[[], float]:
-    """A clock that is a second further each time it is asked."""
-    now = iter(range(1000, 10**6))
-    return lambda: float(next(now))
+def ticking() -> Clock:
+    """A clock that is a second further each time it is asked, while its time of day goes back."""
+    now, back = count(1000), count(10**9, -3600)
+    return Clock(lambda: float(next(back)), lambda: float(next(now)))
 
 
 def measured(reported: list[Progressed] | None = None, **settings: object) -> Bench:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         CheckpointError,
         ConfigError,
         DataError,
+        DeviceError,
         DiskError,
         DivergedError,
         LockedError,
@@ -65,6 +66,7 @@ __all__ = [
     "ConfigError",
     "Conversation",
     "DataError",
+    "DeviceError",
     "DiskError",
     "DivergedError",
     "Ended",
@@ -102,8 +104,8 @@ _MODULES = {  # that define the public names
     "mlxchat.config.pretrain": "PretrainConfig",
     "mlxchat.config.sft": "SftConfig",
     "mlxchat.engine.chat": "Chat",
-    "mlxchat.errors": "BackendError CheckpointError ConfigError DataError DiskError DivergedError "
-    "LockedError MemoryLimitError MlxchatError NotFound",
+    "mlxchat.errors": "BackendError CheckpointError ConfigError DataError DeviceError DiskError "
+    "DivergedError LockedError MemoryLimitError MlxchatError NotFound",
     "mlxchat.model.config": "GPTConfig",
     "mlxchat.model.gpt": "GPT",
     "mlxchat.optim.optimizer": "MuonAdamW",

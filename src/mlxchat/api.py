@@ -12,11 +12,12 @@ from typing import Any, cast
 
 from mlxchat import runtime
 from mlxchat.checkpoint import catalog, layout
+from mlxchat.config.inference import Dtype
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.config.validate import Validated, validated
 from mlxchat.errors import ConfigError
-from mlxchat.home import Home
+from mlxchat.home import Home, expanded
 from mlxchat.interop import importers
 from mlxchat.telemetry.events import Event, Progressed, Report
 from mlxchat.train import pretrain as pretraining
@@ -31,6 +32,7 @@ def load(
     source: str | Path | None = None,
     *,
     step: int | None = None,
+    dtype: Dtype = "auto",
     home: str | Path | None = None,
 ) -> Model:
     """Load a trained model.
@@ -39,6 +41,7 @@ def load(
         source: the name of a run, or the directory of a model or of a run. By default the run
             that was saved last.
         step: the saved step to load; by default the newest.
+        dtype: the precision to compute in; by default the best of this machine.
         home: where runs are; by default ``$MLXCHAT_HOME``.
 
     Raises:
@@ -53,7 +56,7 @@ def load(
     place = _home(home)
     folder = catalog.find_model(place.stages, None if source is None else str(source), step)
     runtime.bound_buffer_cache()
-    saved = layout.read_model(folder, runtime.machine().compute_dtype)
+    saved = layout.read_model(folder, runtime.compute_dtype(dtype))
     return Model(saved, history_of(folder, place), place)
 
 
@@ -178,8 +181,8 @@ def import_model(
         CheckpointError: the model is damaged, of an unknown architecture, or would run code.
         ConfigError: the name is another run's, or is not a valid name.
     """
-    tokenizer_path = None if tokenizer is None else Path(tokenizer)
-    foreign = importers.open_model(Path(path), step, tokenizer_path, softcap, conversational)
+    tokenizer_path = None if tokenizer is None else expanded(tokenizer)
+    foreign = importers.open_model(expanded(path), step, tokenizer_path, softcap, conversational)
     run = catalog.new_run(_home(home), name or foreign.name, foreign.conversational, "name")
     return load(importers.import_run(run, foreign, with_optimizer), home=home)
 
@@ -187,7 +190,7 @@ def import_model(
 def _home(folder: str | Path | None) -> Home:
     if folder is None:
         return Home.from_environment()
-    return Home(Path(folder).expanduser().absolute())
+    return Home(expanded(folder).absolute())
 
 
 class _Reports:

@@ -25,7 +25,8 @@ from mlxchat.model.gpt import GPT
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import mx
-from mlxchat.telemetry.events import Clock, Progressed, Report
+from mlxchat.telemetry.clock import Clock
+from mlxchat.telemetry.events import Progressed, Report
 from mlxchat.train.loop import StepParts, compile_step
 from mlxchat.train.measure import resources, synthetic_step
 
@@ -104,18 +105,18 @@ def measure(config: BenchConfig, report: Report, clock: Clock, started_at: float
     Args:
         config: the model, and how long to measure.
         report: called with the progress.
-        clock: returns seconds.
-        started_at: when the command started, by ``clock``.
+        clock: times what is measured, and stamps the progress.
+        started_at: when the command started, by the clock's seconds.
 
     Raises:
         ConfigError: the heads do not divide the width.
         MemoryLimitError: the model does not fit in memory.
     """
     made = planned(config, resources())
-    runtime.bound_buffer_cache()
+    runtime.hold_memory(made.memory_limit, made.peak, None)
     mx.reset_peak_memory()
     step = synthetic_step(made)
-    first_step_at = clock()
+    first_step_at = clock.seconds()
     first, counted = _time_steps(step, made, config.seconds, report, clock)
     peak_memory = mx.get_peak_memory()
     model = step.model
@@ -174,13 +175,13 @@ def _time_steps(
     launch, most, tokens = compile_step(step), made.num_iterations, made.tokens_per_step
 
     def tell(done: int, total: int) -> None:
-        report(Progressed(ends[-1], "training", done * tokens, total * tokens, "tokens"))
+        report(Progressed(clock(), "training", done * tokens, total * tokens, "tokens"))
 
-    ends = [clock()]  # when each step ended; before those, when the first one started
+    ends = [clock.seconds()]  # when each step ended; before those, when the first one started
     tell(0, most)
     launch(1)
     mx.synchronize()
-    ends.append(clock())
+    ends.append(clock.seconds())
     tell(1, most)
     under_way, over = launch(2), False
     while not over:
@@ -188,7 +189,7 @@ def _time_steps(
         following = launch(done + 1)
         mx.eval(under_way.metrics)
         under_way = following
-        ends.append(clock())
+        ends.append(clock.seconds())
         slow = (
             done >= UNCOUNTED_STEPS + LEAST_COUNTED_STEPS
             and ends[-1] - ends[UNCOUNTED_STEPS] >= limit
@@ -244,11 +245,11 @@ def _generation(model: GPT, report: Report, clock: Clock) -> Generation:
 
 def _rounds(task: str, rate: Callable[[], float], report: Report, clock: Clock) -> list[float]:
     """Return what ``rate`` returns in each round but the first; at least one value."""
-    started_at, rates = clock(), list[float]()
+    started_at, rates = clock.seconds(), list[float]()
     for done in range(1 + ROUNDS):
         report(Progressed(clock(), task, done, 1 + ROUNDS, "rounds"))
         rates.append(rate())
-        if done and clock() - started_at >= ROUNDS_SECONDS:
+        if done and clock.seconds() - started_at >= ROUNDS_SECONDS:
             break
     report(Progressed(clock(), task, len(rates), len(rates), "rounds"))
     return rates[1:]
@@ -256,9 +257,9 @@ def _rounds(task: str, rate: Callable[[], float], report: Report, clock: Clock) 
 
 def _prefill_rate(model: GPT, ids: list[int], clock: Clock) -> float:
     """Return the tokens per second of computing the logits after a prompt."""
-    started_at = clock()
+    started_at = clock.seconds()
     mx.eval(prefill(model, ids, KVCache(model.config)))
-    return len(ids) / (clock() - started_at)
+    return len(ids) / (clock.seconds() - started_at)
 
 
 def _decode_rate(model: GPT, prompt: list[int], decoded: int, clock: Clock) -> float:
@@ -272,9 +273,9 @@ def _decode_rate(model: GPT, prompt: list[int], decoded: int, clock: Clock) -> f
     )
     with closing(stream):
         next(stream)
-        times = [clock()]
+        times = [clock.seconds()]
         for _ in stream:
-            times.append(clock())
+            times.append(clock.seconds())
             if times[-1] - times[0] >= ROUND_SECONDS:
                 break
     return (len(times) - 1) / (times[-1] - times[0])

@@ -53,8 +53,10 @@ class _BeforeMLX:
 
 def _set_environment() -> None:
     """Set the variables that MLX's CUDA backend reads when it starts."""
+    from contextlib import suppress
     from importlib.metadata import version
 
+    from mlxchat.errors import ConfigError
     from mlxchat.home import Home
 
     # The memory that work under way on CUDA may hold at a time, in MB. MLX's default is a gigabyte
@@ -62,7 +64,9 @@ def _set_environment() -> None:
     os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100")
     # Where compiled CUDA kernels are kept; compiling takes up to minutes. MLX's default is /tmp,
     # which a restart of the machine empties.
-    os.environ.setdefault("MLX_PTX_CACHE_DIR", str(Home.from_environment().kernels(version("mlx"))))
+    with suppress(ConfigError):  # there is no home folder; then MLX's default has to do
+        kernels = Home.from_environment().kernels(version("mlx"))
+        os.environ.setdefault("MLX_PTX_CACHE_DIR", str(kernels))
 
 
 def _load_openblas() -> None:

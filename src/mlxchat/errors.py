@@ -9,7 +9,8 @@
       DiskError         the disk is full, not writable or not connected
       LockedError       another process uses the run or the folder
       DivergedError     the loss or a weight is NaN or infinite
-      BackendError      MLX or its device failed
+      BackendError      MLX cannot be used on this machine
+        DeviceError     its device failed while it computed; a retry can work
 
 Each says what is wrong and what to do about it. Settings are named as in Python, in backquotes:
 `total_batch_size`, or `depth=4` with a value; the command line writes them as its options.
@@ -73,7 +74,11 @@ class DivergedError(MlxchatError):
 
 
 class BackendError(MlxchatError):
-    """MLX is missing a backend, or its device failed."""
+    """MLX is missing a backend, or failed again and again."""
+
+
+class DeviceError(BackendError):
+    """MLX's device failed while it computed (memory, a watchdog, a fault); a retry can work."""
 
 
 def command(name: str, *arguments: str | Path, **options: object) -> str:

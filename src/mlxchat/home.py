@@ -1,14 +1,53 @@
-"""Where files are on disk: in one folder, ``$MLXCHAT_HOME``, by default ``~/.cache/mlxchat``."""
+"""Where files are on disk: in one folder, ``$MLXCHAT_HOME``, by default ``~/.cache/mlxchat``.
+
+``MLXCHAT_HOME`` may begin with ``~``, and be relative to the working directory.
+"""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from mlxchat.errors import ConfigError
 
 DEFAULT_DATASET = "fineweb-edu"  # nanochat's first dataset; data/shards.py describes it
 STAGE_FOLDERS = {  # a folder of runs for each training stage, with nanochat's names
     "pretraining": "base_checkpoints",
     "fine-tuning": "chatsft_checkpoints",
 }
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path with ``~`` or ``~name`` at its beginning as the home folder of that user.
+
+    Raises:
+        ConfigError: there is no such user, or nothing says where the home folder is.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        user = Path(path).parts[0].removeprefix("~")
+        if user:
+            raise ConfigError(
+                f"{path} is in the home folder of {user}, and there is no such user.",
+                "Write the path in full; for a file of that name, put ./ before it.",
+            ) from error
+        raise ConfigError(
+            f"{path} is in your home folder, and nothing says where that is.",
+            "Set HOME; MLXCHAT_HOME sets the folder of all that mlxchat keeps.",
+        ) from error
+
+
+def cache_folder() -> Path:
+    """Return ``$XDG_CACHE_HOME``, else ``~/.cache``.
+
+    It may begin with ``~``. A relative path is ignored, as the specification asks:
+    https://specifications.freedesktop.org/basedir-spec/latest/
+
+    Raises:
+        ConfigError: the home folder is needed, and unknown.
+    """
+    given = expanded(os.environ.get("XDG_CACHE_HOME", ""))
+    return given if given.is_absolute() else expanded("~/.cache")
 
 
 @dataclass(frozen=True)
@@ -19,11 +58,14 @@ class Home:
 
     @classmethod
     def from_environment(cls) -> "Home":
-        """Return ``$MLXCHAT_HOME``, else ``$XDG_CACHE_HOME/mlxchat``, else ``~/.cache/mlxchat``."""
+        """Return ``$MLXCHAT_HOME``, else ``$XDG_CACHE_HOME/mlxchat``, else ``~/.cache/mlxchat``.
+
+        Raises:
+            ConfigError: as `expanded` does.
+        """
         if configured := os.environ.get("MLXCHAT_HOME"):
-            return cls(Path(configured).expanduser().absolute())
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return cls(Path(cache) / "mlxchat")
+            return cls(expanded(configured).absolute())
+        return cls(cache_folder() / "mlxchat")
 
     def data(self, dataset: str) -> Path:
         """Return the folder of a dataset's shards; nanochat's first is in ``base_data``."""

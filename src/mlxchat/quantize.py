@@ -6,15 +6,15 @@ float32 on CPUs, where MLX's quantized products are ten times as fast as in bflo
 """
 
 import math
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from mlxchat.checkpoint import history, layout, store
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
+from mlxchat.config.run import require_name
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import Loader
 from mlxchat.errors import CheckpointError, command
@@ -23,6 +23,7 @@ from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import Format, Quantization
 from mlxchat.model.quantized import quantize_layers
 from mlxchat.runtime import mx
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 from mlxchat.telemetry.events import Event
 
 EVALUATION_TOKENS = 4096  # per batch, or one row if the context is longer
@@ -57,6 +58,7 @@ def destination(runs: Path, source: Path, quantization: Quantization) -> tuple[P
 
     Raises:
         CheckpointError: the model is already quantized, or such a copy exists.
+        ConfigError: it is in a folder that no run can be named after.
     """
     if layout.is_quantized(source):
         raise CheckpointError(
@@ -64,7 +66,8 @@ def destination(runs: Path, source: Path, quantization: Quantization) -> tuple[P
             f"Name the original run with `model_tag`, or talk to this one: {command('chat')}",
         )
     tag, step = history.tag_and_step(source)
-    run = runs / f"{tag}-{quantization.name}"
+    remedy = f"Rename {source}, or import it under a name with `model_tag`."
+    run = runs / require_name(f"{tag}-{quantization.name}", remedy)
     if store.directory(run, step).exists():
         raise CheckpointError(
             f"There is already a quantized copy: {store.directory(run, step)}.",
@@ -96,27 +99,26 @@ def save_quantized(run: Path, step: int, saved: SavedModel, past: History) -> Pa
     """Save a quantized model as a step of a run, without an optimizer state.
 
     Args:
-        run, step: as `destination` returns them.
+        run, step: as `destination` returns them; the caller has the run locked.
         past: the history of the original model.
 
     Raises:
+        CheckpointError: that step has been saved meanwhile.
         DiskError: the disk is full or not writable.
-        LockedError: another process uses the run.
     """
 
     def write(folder: Path) -> None:
         layout.write_model(folder, saved.model, saved.tokenizer, saved.conversational)
         past.write(folder)
 
-    with store.locked(run):
-        return store.save(run, step, write)
+    return store.save(run, step, write)
 
 
 def evaluate(
     saved: SavedModel,
     documents: Documents,
     tokens: int,
-    clock: Callable[[], float] = time.time,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> Iterator[Event]:
     """Measure bits per byte on ``tokens`` validation tokens, rounded up to whole rows.
 

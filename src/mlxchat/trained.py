@@ -24,7 +24,7 @@ from mlxchat.engine.generate import generate
 from mlxchat.engine.sampling import make_sampler
 from mlxchat.errors import ConfigError, DataError
 from mlxchat.evaluate.loss import bits_per_byte
-from mlxchat.home import Home
+from mlxchat.home import Home, expanded
 from mlxchat.interop import exporters
 from mlxchat.interop.programs import PROGRAMS, Program
 from mlxchat.model.config import GPTConfig
@@ -298,6 +298,7 @@ class Model:
 
         Raises:
             ConfigError: there is a run of that name, or it cannot be a name.
+            LockedError: another process is saving there.
             DiskError: the disk is full or not writable.
 
         >>> import mlxchat
@@ -307,12 +308,13 @@ class Model:
         """
         to = self.name if to is None else to
         if isinstance(to, Path) or Path(to).name != to:
-            run = Path(to).expanduser().absolute()
-            if store.steps(run):
-                raise ConfigError(f"There is a model in {run} already.", "Name another folder.")
+            run = expanded(to).absolute()
         else:
             run = catalog.new_run(self._home, to, self.conversational, "to")
-        return save_quantized(run, self._history.step, self._saved(self.network), self._history)
+        with store.locked(run):
+            if store.steps(run):
+                raise ConfigError(f"There is a model in {run} already.", "Name another folder.")
+            return save_quantized(run, self._history.step, self._saved(self.network), self._history)
 
     def export(
         self,
@@ -335,6 +337,7 @@ class Model:
         Raises:
             ConfigError: there is no such format or type.
             CheckpointError: the program cannot run such a model, or the folder exists.
+            LockedError: another process is writing that folder.
             DiskError: the disk is full or not writable.
 
         >>> import mlxchat, pathlib, tempfile
@@ -353,7 +356,7 @@ class Model:
                 f"Give one of {', '.join(get_args(Precision))}.",
             )
         quantized = bool(formats_of(self.network))
-        folder = Path(out or f"{self.name}-{to}").expanduser().absolute()
+        folder = expanded(out or f"{self.name}-{to}").absolute()
         exporters.require_readable(to, self.config, quantized, folder)
         precision = getattr(mx, dtype or ("bfloat16" if quantized else "float32"))
         copy = self._saved(copied(self.network))  # which exporting casts

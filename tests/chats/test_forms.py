@@ -1,7 +1,9 @@
 """Common file formats of conversations are read; rows in an unknown format are refused."""
 
+import gzip
 import json
 import tempfile
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
@@ -10,12 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import packed
 from support.any_bytes import BYTES, LINES
 from support.places import SHARED, needs_shared
 
 from mlxchat.data.chats import forms, reading, sources
-from mlxchat.data.chats.forms import UNANSWERED, UnusableError, Usable
+from mlxchat.data.chats.forms import Usable
 from mlxchat.data.chats.sources import Source
+from mlxchat.data.chats.turns import CUT_AT_END
+from mlxchat.data.chats.values import UnusableError
+from mlxchat.data.files import ROWS as KINDS
 from mlxchat.errors import MlxchatError
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message, Part
@@ -171,7 +177,7 @@ UNUSABLE = {
     "no messages": [[], {"messages": []}, {"messages": [{"role": "system", "content": ""}]}],
     "unknown format: keys a, b": [{"b": 1, "a": 2}],
     "unknown format: no keys": [{}, {"a": None}],
-    "messages that are not a list": [{"messages": "Hi"}],
+    "messages that are not a list": [{"messages": 3}, {"conversations": {"from": "human"}}],
     "a message that is not an object": [["Hi", "Ho"]],
     "an unknown role: critic": [[{"role": "critic", "content": "Hm"}]],
     "an unknown role: None": [[{"content": "Hm"}]],
@@ -188,10 +194,8 @@ UNUSABLE = {
     "a tool's part in a message that is not the assistant's": [
         [user([{"type": "python", "text": "1"}]), assistant("Ho")]
     ],
-    "somebody speaks out of turn": [
-        [assistant("Ho")],
-        [user("Hi"), user("Hi?"), assistant("Ho")],
-        [user("Hi"), assistant("Ho"), assistant("Ho!")],
+    "no question": [[assistant("Ho")], [{"role": "system", "content": "Be kind."}]],
+    "a system message amid the conversation": [
         [user("Hi"), {"role": "system", "content": "Be kind."}, assistant("Ho")],
     ],
     "no answer": [[user("Hi")], [{"role": "system", "content": "Be kind."}, user("Hi")]],
@@ -228,7 +232,7 @@ UNUSABLE = {
 
 @pytest.mark.parametrize("row, expected", USABLE.values(), ids=USABLE)
 def test_a_common_format_is_read(row: object, expected: Conversation) -> None:
-    assert forms.read_row(row) == Usable(expected)
+    assert forms.read_row(row).conversation == expected
 
 
 @pytest.mark.parametrize(
@@ -251,7 +255,7 @@ def test_an_unusable_row_is_refused_with_its_reason(reason: str, row: object) ->
 )
 def test_everything_after_the_last_answer_is_cut(end: list) -> None:
     row = [user("Hi"), assistant("Ho"), *end]
-    assert forms.read_row(row) == Usable(said("Hi", "Ho"), UNANSWERED)
+    assert forms.read_row(row) == Usable(said("Hi", "Ho"), frozenset({CUT_AT_END}))
 
 
 def test_multiple_choice_is_worded_as_in_nanochat() -> None:
@@ -265,7 +269,9 @@ def test_multiple_choice_is_worded_as_in_nanochat() -> None:
         "choices": {"text": ["cat", "dog"], "label": ["A", "B"]},
         "answerKey": "B",
     }
-    assert forms.read_row(mmlu) == forms.read_row(arc) == Usable(said(expected, "B"))
+    numbered_in_csv = {**mmlu, "choices": '["cat", "dog"]', "answer": "1"}
+    for row in (mmlu, arc, numbered_in_csv):
+        assert forms.read_row(row).conversation == said(expected, "B")
 
 
 def test_only_what_the_assistant_says_is_learned() -> None:
@@ -293,21 +299,30 @@ ENTRIES = st.fixed_dictionaries(
     {
         "role": st.sampled_from(["user", "assistant", "system", "tool", "function_call"]),
         "content": st.sampled_from(["", "a", "b c", None, [], [{"type": "python", "text": "1"}]]),
-    }
+    },
+    optional={
+        "weight": st.sampled_from([0, 1, "0", 0.5, None]),
+        "train": st.booleans(),
+        "function_call": st.sampled_from([{"name": "f", "arguments": "{}"}, "auto", None, {}]),
+        "tool_calls": st.sampled_from(["[]", [], [{"function": {"name": "f"}}], [3]]),
+    },
 )
+BYTES_ONLY = Tokenizer.train([""], 265)
 
 
 @given(JSON | st.lists(ENTRIES, max_size=6))
 def test_any_row_is_a_conversation_or_refused(row: object) -> None:
     try:
-        conversation, _ = forms.read_row(row)
+        conversation = forms.read_row(row).conversation
     except UnusableError as error:
         assert error.reason
         assert len(error.reason) < 250
         return
     turns = conversation.turns()
     assert turns[-1].role == "assistant"
+    assert any(part.learned for part in turns[-1].parts)
     assert all(turn.text.strip() for turn in turns)
+    assert any(BYTES_ONLY.render(conversation)[1])
 
 
 def test_a_source_is_a_path_with_an_optional_weight(tmp_path: Path) -> None:
@@ -354,7 +369,41 @@ def test_every_kind_of_file_holds_the_same_rows(tmp_path: Path, suffix: str) -> 
     rows = [{"messages": row} for row in ROWS]
     conversations, report = reading.read_source(Source(write(tmp_path / f"chats{suffix}", rows)))
     assert conversations == [forms.read_row(row).conversation for row in ROWS]
-    assert (report.rows, report.used, report.cut, report.skipped) == (20, 20, {}, {})
+    assert (report.rows, report.used, report.changed, report.skipped) == (20, 20, {}, {})
+
+
+def test_a_table_and_packed_files_hold_rows_too(tmp_path: Path) -> None:
+    table = 'instruction,output,note\nSay 1.,1,x\n"Say\n2.","2, two",\n'
+    expected = [said("Say 1.", "1"), said("Say\n2.", "2, two")]
+    (tmp_path / "chats.csv").write_text(table)
+    assert reading.read_source(Source(tmp_path / "chats.csv"))[0] == expected
+    (tmp_path / "chats.csv.gz").write_bytes(gzip.compress(table.encode("utf-16")))
+    assert reading.read_source(Source(tmp_path / "chats.csv.gz"))[0] == expected
+    binary = pa.table({"prompt": [b"Hi"], "response": ["Hö".encode()]})
+    pq.write_table(binary, tmp_path / "chats.parquet")
+    assert reading.read_source(Source(tmp_path / "chats.parquet"))[0] == [said("Hi", "Hö")]
+
+
+def test_bad_lines_can_be_skipped_and_are_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "chats.jsonl", ROWS)
+    with path.open("ab") as file:
+        file.write(b'{"messages"\n' + b"9" * 5000 + b"\n[\xff]\n")
+    source = sources.parse(f"{path}:2", skip_bad=True)
+    conversations, report = reading.read_source(source)
+    assert len(conversations) == 20 and report.rows == 23 and source.weight == 2
+    assert report.skipped == {"is not valid JSON": 2, "is not UTF-8": 1}
+    assert report.examples[0] == f"{path}, line 21: is not valid JSON"
+    with pytest.raises(MlxchatError, match="line 21 is not valid JSON") as caught:
+        reading.read_source(Source(path))
+    assert "`skip_bad`" in caught.value.remedy
+
+
+@pytest.mark.parametrize("bomb", [packed.in_a_list, packed.in_rows_of_lists])
+def test_a_small_file_that_stands_for_much_is_refused(
+    tmp_path: Path, bomb: Callable[[Path], Path]
+) -> None:
+    with pytest.raises(MlxchatError, match=r"chats\.parquet.* than (the )?\d\d,000,000 "):
+        reading.read_source(Source(bomb(tmp_path / "chats.parquet")))
 
 
 def test_a_folder_is_read_in_order_without_hidden_files(tmp_path: Path) -> None:
@@ -363,8 +412,10 @@ def test_a_folder_is_read_in_order_without_hidden_files(tmp_path: Path) -> None:
     write(tmp_path / ".hidden" / "3.jsonl", ROWS)
     (tmp_path / "manifest.json").write_text('["00000.parquet"]')
     (tmp_path / "notes.txt").write_text("notes")
-    conversations, _ = reading.read_source(Source(tmp_path))
+    conversations, report = reading.read_source(Source(tmp_path))
     assert conversations == [forms.read_row(row).conversation for row in ROWS]
+    assert report.passed_over == "1 hidden (.hidden); 1 of another kind (notes.txt)"
+    assert report.summary().endswith(f"; passed over: {report.passed_over}.")
 
 
 def test_every_row_is_accounted_for(tmp_path: Path) -> None:
@@ -375,12 +426,12 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     assert len(conversations) == report.used == 23
     assert report.rows == 31 == report.used + sum(report.skipped.values())
     assert report.skipped == {"no answer": 7, "unknown format: keys text": 1}
-    assert report.cut == {UNANSWERED: 3}
+    assert report.changed == {CUT_AT_END: 3}
     assert report.examples[0] == f"{path}, line 1: no answer"
     assert len(report.examples) == reading.EXAMPLES
     assert report.summary() == (
-        f"{path}: 23 of 31 rows used; cut: everything after the last answer (3); skipped: no "
-        f"answer (7), unknown format: keys text (1), first {path}, line 1: no answer."
+        f"{path}: 23 of 31 rows used; changed: everything after the last answer cut (3); "
+        f"skipped: no answer (7), unknown format: keys text (1), first {path}, line 1: no answer."
     )
 
 
@@ -435,7 +486,7 @@ def test_a_folder_with_only_evaluation_splits_is_refused(tmp_path: Path) -> None
 @needs_shared
 def test_rows_that_a_task_is_scored_on_are_not_trained_on() -> None:
     for name in ("openai--gsm8k", "cais--mmlu", ""):
-        files, left_out = sources.listing(Source(SHARED / "data" / "task_data" / name))
+        files, left_out, _ = sources.listing(Source(SHARED / "data" / "task_data" / name))
         assert {file.parent.name for file in files} <= {"train", "auxiliary_train"}
         assert {folder.name for folder in left_out} <= {"test", "validation", "dev"} and left_out
 
@@ -455,7 +506,7 @@ def test_rows_that_a_task_is_scored_on_are_not_trained_on() -> None:
         ("a.json", b"{}", r"a.json does not hold a list"),
         ("a.json", b"[1, ", r"a.json is not valid JSON"),
         ("a.parquet", b"PAR1 and no more", r"a.parquet is damaged"),
-        ("a.txt", b"Hello", r"a.txt is not one of .jsonl, .json, .parquet"),
+        ("a.txt", b"Hello", r"a.txt is not one of .jsonl, .json, .csv, .parquet"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
@@ -466,7 +517,7 @@ def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes, problem:
     assert "\n" not in caught.value.problem
 
 
-@given(st.sampled_from(sources.SUFFIXES), BYTES | st.lists(LINES).map(b",".join))
+@given(st.sampled_from(KINDS), BYTES | st.lists(LINES).map(b",".join))
 def test_any_bytes_are_conversations_or_a_clear_error(suffix: str, content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"chats{suffix}"
@@ -509,7 +560,7 @@ def test_real_files_are_read_completely(path: Path) -> None:
     assert report.rows == len(rows) == report.used + sum(report.skipped.values())
     assert len(conversations) == report.used == len(rows)  # none of these need be skipped
     is_identity = path.name == "identity_conversations.jsonl"
-    assert report.cut == ({UNANSWERED: 4} if is_identity else {})
+    assert report.changed == ({CUT_AT_END: 4} if is_identity else {})
 
 
 @needs_shared

@@ -12,10 +12,10 @@ from support.places import SHARED, needs_shared
 from mlxchat.data.chats import mixture as module
 from mlxchat.data.chats import spelling
 from mlxchat.data.chats.identity import Identity
-from mlxchat.data.chats.mixture import IDENTITY_CONVERSATIONS, ChatDocuments
+from mlxchat.data.chats.mixture import CONVERSATIONS, IDENTITY_CONVERSATIONS, ChatDocuments
 from mlxchat.data.chats.sources import Source, parse
 from mlxchat.data.corpus.documents import document_text
-from mlxchat.data.documents import BATCH, Cursor, Documents
+from mlxchat.data.documents import Cursor, Documents
 from mlxchat.errors import MlxchatError
 from mlxchat.tokenizer.messages import Conversation
 
@@ -81,17 +81,17 @@ def test_an_epoch_has_every_conversation_once(first: Path, second: Path) -> None
     assert one != epoch(ChatDocuments([Source(first), Source(second)], seed=1))
 
 
-def test_a_cursor_resumes_exactly(first: Path) -> None:
+def test_conversations_come_one_by_one_and_resume_at_any_cursor(first: Path) -> None:
     documents = ChatDocuments([Source(first)], seed=0)
-    reads = list(islice(documents.training(Cursor()), 9))
-    again = ChatDocuments([Source(first)], seed=0)
+    size = documents.epoch_size
+    reads = list(islice(documents.training(Cursor()), 2 * size + 9))
+    assert [cursor for _, cursor in reads[:2]] == [Cursor(1, 0, 1), Cursor(1, 0, 2)]
+    assert {len(batch) for batch, _ in reads} == {1}
     assert {cursor.epoch for _, cursor in reads} == {1, 2, 3}
-    for number, (_, cursor) in enumerate(reads[:-1]):
-        rest = list(islice(again.training(cursor), 8 - number))
+    again = ChatDocuments([Source(first)], seed=0)
+    for number in (0, 5, size - 1, size, 2 * size - 2):
+        rest = list(islice(again.training(reads[number][1]), len(reads) - number - 1))
         assert rest == reads[number + 1 :]
-    inside = next(again.training(Cursor(1, 0, 5)))
-    assert inside[0] == [*reads[0][0], *reads[1][0]][5 : 5 + BATCH]
-    assert inside[1] == Cursor(1, 0, 5 + BATCH)
 
 
 def test_a_cursor_of_other_data_is_refused(first: Path) -> None:
@@ -171,11 +171,23 @@ def test_a_single_conversation_is_refused(tmp_path: Path) -> None:
 
 def test_files_have_fingerprints(first: Path, second: Path) -> None:
     before = ChatDocuments([Source(first), Source(second), Source(first)], seed=0)
-    assert before.names == (str(first), str(second)) == tuple(before.fingerprints)
+    assert before.names == (str(first), str(second))
+    assert before.fingerprints.keys() == {*before.names, CONVERSATIONS}
     write(second, [f"other! {number}" for number in range(100)])
     after = ChatDocuments([Source(first), Source(second)], seed=0)
     assert after.fingerprints[str(first)] == before.fingerprints[str(first)]
     assert after.fingerprints[str(second)] != before.fingerprints[str(second)]
+
+
+def test_the_conversations_have_a_fingerprint_of_their_own(first: Path, second: Path) -> None:
+    def found(*sources: Source) -> str:
+        return ChatDocuments(sources, seed=0).fingerprints[CONVERSATIONS]
+
+    before = found(Source(first), Source(second))
+    assert before == found(Source(first), Source(second))
+    assert before != found(Source(second), Source(first))
+    write(second, [f"second {number}" for number in range(99)])
+    assert before != found(Source(first), Source(second))
 
 
 def test_every_held_out_conversation_is_in_validation(tmp_path: Path) -> None:
@@ -198,7 +210,8 @@ def test_the_built_in_corpus_is_a_source() -> None:
     assert documents.epoch_size == round(
         0.25 * (documents.reports[0].used - documents.reports[0].held_out)
     )
-    assert all(isinstance(found, Conversation) for found in next(documents.training(Cursor()))[0])
+    read = islice(documents.training(Cursor()), 128)
+    assert all(isinstance(found, Conversation) for batch, _ in read for found in batch)
 
 
 @pytest.mark.usefixtures("short")
@@ -220,7 +233,7 @@ def test_made_up_conversations_are_mixed_in(first: Path) -> None:
     by_name = {report.source: report for report in documents.reports}
     assert by_name["identity"].used == IDENTITY_CONVERSATIONS
     assert by_name["spelling"].used == 200
-    conversations = [c for batch, _ in islice(documents.training(Cursor()), 5) for c in batch]
+    conversations = [c for batch, _ in islice(documents.training(Cursor()), 640) for c in batch]
     assert any("Ada" in c.messages[-1].text for c in conversations)
     assert any(spelling.ANSWER in c.messages[-1].text for c in conversations)
 

@@ -2,11 +2,16 @@
 
 Not in the same bits: sums on CPUs are more exact since. Their bits now are in
 golden/runs/resumed.json.
+Fine-tuning does so if conversations are read as then: 128 at a time. Read one by one, as nanochat
+reads them, other rows are packed of the same conversations.
 """
 
 import json
 import shlex
 import shutil
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain, groupby, islice, pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +20,18 @@ from support.cases import GOLDEN, golden
 from support.saved_runs import digest, environment, outline, read_weights
 from typer.testing import CliRunner
 
+from mlxchat.checkpoint.trainer import read_loader
 from mlxchat.cli.app import app
+from mlxchat.config.sft import SftConfig
+from mlxchat.data.chats.mixture import ChatDocuments
+from mlxchat.data.documents import Cursor, Read
+from mlxchat.data.loader import BUFFER_CONVERSATIONS, Loader
+from mlxchat.data.packing import unmask
 from mlxchat.runtime import machine
+from mlxchat.tokenizer.bpe import Tokenizer
+from mlxchat.train.sft import OF_EARLIER_VERSION, chat_documents
 
+ONE_BY_ONE = ChatDocuments.training
 RUNS = ("classic", "modern", "sft")
 # With two layers, backout subtracts a share of the last layer's output from itself, which the norm
 # undoes: the true gradient is 0, and what AdamW follows is rounding error.
@@ -70,7 +84,18 @@ def close(expected: object) -> object:
     return pytest.approx(expected, rel=1e-4)
 
 
-def test_resuming_ends_with_the_same_losses_and_weights(saved: Saved) -> None:
+def read_128_at_a_time(documents: ChatDocuments, start: Cursor) -> Iterator[Read]:
+    """Training documents, as they were read when the runs were saved."""
+    one_by_one = ONE_BY_ONE(documents, start)
+    for _, of_epoch in groupby(one_by_one, key=lambda read: read[1].epoch):
+        while reads := list(islice(of_epoch, 128)):
+            yield [*chain.from_iterable(read for read, _ in reads)], reads[-1][1]
+
+
+def test_resuming_ends_with_the_same_losses_and_weights(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ChatDocuments, "training", read_128_at_a_time)
     happened = events(saved.facts["command"])
     assert [e["step"] for e in happened if e["event"] == "started"] == [saved.first]
     losses = {e["step"]: e["loss"] for e in happened if e["event"] == "step"}
@@ -91,6 +116,45 @@ def test_resuming_ends_with_the_same_losses_and_weights(saved: Saved) -> None:
         expected = saved.facts["final_weights"][name]
         typical = expected[0] / weights[name].size ** 0.5
         assert numbers == pytest.approx(expected, rel=1e-3, abs=1e-3 * typical), name
+
+
+def test_fine_tuning_goes_on_with_every_conversation_once(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(GOLDEN / "runs" / "sft", home)
+    monkeypatch.chdir(home)
+    saved = Saved("sft", home)
+    folder = saved.step(saved.first)
+    documents = chat_documents(SftConfig.model_validate(saved.trainer()["settings"]))
+    tokenizer, state = Tokenizer.load(folder), read_loader(folder)
+    reads = documents.training(state.cursor)
+    with Loader(reads, tokenizer, 2, 32, state, answers_only=True) as batches:
+        taken = list(islice(batches, 90))
+    after = taken[-1].state
+    until = takewhile(lambda read: read[1] <= after.cursor, documents.training(state.cursor))
+    came = Counter(
+        tuple(tokenizer.render(conversation)[0]) for read, _ in until for conversation in read
+    )
+    came.update(tuple(unmask(waiting.tokens)[0].tolist()) for waiting in state.buffered)
+    went = Counter(tuple(unmask(waiting.tokens)[0].tolist()) for waiting in after.buffered)
+    for batch in taken:
+        for ids, last in zip(batch.ids.tolist(), batch.targets[:, -1].tolist(), strict=True):
+            row = [*ids, last if last >= 0 else tokenizer.bos]
+            starts = [place for place, token in enumerate(row) if token == tokenizer.bos]
+            pieces = [tuple(row[a:b]) for a, b in pairwise([*starts, len(row)])]
+            went.update(piece for piece in pieces if len(piece) > 1)  # the others are padding
+    assert went == came
+    assert len(state.buffered) > BUFFER_CONVERSATIONS >= len(after.buffered)
+
+
+def test_fine_tuning_says_that_it_goes_on_in_another_way(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(GOLDEN / "runs" / "sft", home)
+    monkeypatch.chdir(home)
+    saved = Saved("sft", home)
+    noted = [event["text"] for event in events(saved.facts["command"]) if event["event"] == "note"]
+    assert OF_EARLIER_VERSION in noted
 
 
 def test_resuming_keeps_the_log_and_the_meter(saved: Saved) -> None:

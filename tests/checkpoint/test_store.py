@@ -17,7 +17,8 @@ from support.marks import slow
 from support.runs import CONFIG, run
 
 from mlxchat.checkpoint import files, layout, store, trainer
-from mlxchat.errors import MlxchatError
+from mlxchat.disk import Lock
+from mlxchat.errors import LockedError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.runtime import machine
 from mlxchat.train.pretrain import Pretraining
@@ -46,7 +47,7 @@ def load(home: Path) -> TrainState:
     """Read the newest step as a resuming run does."""
     saved = Pretraining(SAVED, Home(home)).saved()
     assert saved is not None
-    return load_state(saved.plan, saved)
+    return load_state(saved.plan, saved, machine().compute_dtype)
 
 
 def save(home: Path, state: TrainState, step: int) -> None:
@@ -176,7 +177,7 @@ def test_the_lock_of_a_dead_process_is_void(
 ) -> None:
     folder = Home(tmp_path).runs / "run"
     for _ in range(2):
-        with pytest.raises(MlxchatError, match="Another process is training run"):
+        with pytest.raises(MlxchatError, match="Another process is using the run run"):
             run(tmp_path)
         time.sleep(0.01)
     assert not folder.exists()
@@ -202,3 +203,54 @@ def test_an_interrupted_save_leaves_nothing(end: Any, tmp_path: Path) -> None:
     with pytest.raises(type(raised.value)):
         store.save(run, 2, ended)
     assert [path.name for path in run.iterdir()] == ["step_000001"]
+
+
+def test_a_run_stays_locked_when_its_lock_file_is_deleted(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with store.locked(run):
+        (tmp_path / ".run.lock").unlink()
+        store.save(run, 1, lambda folder: (folder / "file").touch())
+        with pytest.raises(LockedError, match="is using the run run"), store.locked(run):
+            pass
+        (tmp_path / ".run.lock").unlink()
+        store.prune(run, 1)
+        with pytest.raises(LockedError), store.locked(run):
+            pass
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_run_that_another_process_took_over_is_not_written_to(when: str, tmp_path: Path) -> None:
+    run, lock = tmp_path / "run", tmp_path / ".run.lock"
+    others: list[Lock] = []
+
+    def take_over() -> None:
+        lock.unlink()
+        taken = Lock.take(lock)
+        assert taken is not None
+        others.append(taken)
+
+    def write(folder: Path) -> None:
+        (folder / "file").touch()
+        if not others:
+            take_over()
+            (run / ".unfinished_step_000002.theirs").mkdir()
+
+    with store.locked(run):
+        store.save(run, 1, lambda folder: (folder / "file").touch())
+        if when == "before":
+            take_over()
+        with pytest.raises(LockedError, match=r"taken over the run run: .*\.run\.lock"):
+            store.save(run, 2, write)
+        with pytest.raises(LockedError):
+            store.prune(run, 1)
+    assert store.steps(run) == [1]
+    assert (run / ".unfinished_step_000002.theirs").exists() == (when == "meanwhile")
+    others[0].release()
+
+
+def test_a_saved_step_is_never_replaced(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    store.save(run, 1, lambda folder: (folder / "file").write_text("first"))
+    with pytest.raises(MlxchatError, match="exists already"):
+        store.save(run, 1, lambda folder: (folder / "file").write_text("second"))
+    assert (run / "step_000001" / "file").read_text() == "first"

@@ -50,10 +50,34 @@ def test_list_shows_every_saved_step(program: Program, runs: Path) -> None:
         "step": 30,
         "path": str(folder),
         "bytes": sum(path.stat().st_size for path in folder.iterdir()),
-        "saved": pytest.approx(folder.stat().st_mtime),
+        "saved": json.loads((folder / "saved.json").read_text())["time"],
         "bits": 4,
         "trainable": False,
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "trainable"),
+    [
+        ('{"format": 4}', True),
+        ('{"format": 3}', True),
+        ('{"format": 5}', False),
+        ('{"format": 2}', False),
+        ('{"format": "4"}', False),
+        ("{}", False),
+        ("null", False),
+        ("[" * 200_000, False),
+    ],
+)
+def test_list_says_that_only_what_this_version_reads_can_be_trained(
+    text: str, trainable: bool, program: Program, home: Path
+) -> None:
+    folder = put_step(Home(home).runs / "d4", 10)
+    (folder / "trainer.json").write_text(text)
+    code, said, told = program("list", "--json")
+    assert (code, told) == (0, "")
+    assert json.loads(said)[0]["trainable"] is trainable
+    assert ("yes" in program("list")[1].split()) is trainable
 
 
 def test_an_empty_home_is_no_error(program: Program) -> None:
@@ -97,7 +121,7 @@ def test_prune_keeps_the_newest_steps_and_skips_runs_in_use(program: Program, ru
         assert store.steps(runs / "d4") == [10, 20, 30]
         code, said, told = program("prune")
         assert code == 0
-        assert "Another process is training busy." in told
+        assert "Another process is using the run busy." in told
         assert "2 steps removed" in said
         assert store.steps(runs / "d4") == [30]
         assert [path.name for path in (runs / "d4").iterdir()] == ["step_000030"]
@@ -305,10 +329,10 @@ def test_a_traceback_does_not_change_the_exit_code(
 def test_an_unreadable_checksum_file_is_an_error(
     code: int, said: str, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read_bytes(path: Path) -> bytes:
+    def read_regular(path: Path, most: int) -> bytes:
         raise OSError(code, os.strerror(code), str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(files, "read_regular", read_regular)
     with pytest.raises(MlxchatError, match=said):
         files.verify_file(runs / "d4" / "step_000030" / "config.json")
 
@@ -317,7 +341,7 @@ def test_sha256sum_verifies_the_checksums(runs: Path) -> None:
     folder = runs / "d4" / "step_000030"
     lines = (folder / files.CHECKSUMS).read_text().splitlines()
     assert [line[64:] for line in lines] == [
-        "  config.json", "  model.safetensors", "  trainer.json"
+        "  config.json", "  model.safetensors", "  saved.json", "  trainer.json"
     ]  # fmt: skip
     assert lines[1].startswith("541b3e9daa09b20bf85fa273e5cbd3e8")  # of 1,000 zeros
 

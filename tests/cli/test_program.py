@@ -114,10 +114,15 @@ def test_usage_errors_name_the_option(arguments: list[str], said: str, program: 
         ),
         (["info", "--depth", "5"], "width of 320", "--head-dim"),
         (["train", "--dataset", "mine", "--streaming"], "Only a dataset of the hub", "--dataset"),
-        (["data", "fetch", "--dataset", "mine"], "no dataset mine", "--from"),
+        (["data", "fetch", "--dataset", "mine"], "no dataset 'mine'", "--from"),
+        (["data", "fetch", "--dataset", "a\nb\x1b[2J"], r"no dataset 'a\nb\x1b[2J'", "--from"),
         (["data", "fetch", "--from", "nowhere", "--dataset", "mine"], "nowhere", ""),
         (["data", "fetch", "--from", "a b.txt", "--dataset", "climbmix"], "taken", "my-a-b"),
         (["data", "fetch", "--from", "novel.txt", "--dataset", "../x"], "cannot be the name", "my"),
+        (["data", "fetch", "--from", "novel.txt", "--dataset", "x\n"], "cannot be the name", "my"),
+        (["chat", "--model-tag", "a\nb"], "no trained model", "mlxchat"),
+        (["train", "--init-from", "a\nb"], "cannot be the name of a run", "--model-tag"),
+        (["sft", "--source", "..", "--spelling", "9"], "cannot be the name", "--model-tag"),
         (
             [*TINY, "--total-batch-size", "100"],
             "100 tokens is not a multiple",
@@ -137,6 +142,28 @@ def test_a_traceback_is_shown_on_request() -> None:
     result = mlxchat("chat", env={**os.environ, "MLXCHAT_DEBUG": "1"})
     assert result.returncode == 1
     assert "Traceback" in result.stderr
+
+
+HELP_TEXTS = """
+import inspect, json, typer.main
+from mlxchat.cli.app import app
+
+def texts(command):
+    yield command.name, inspect.cleandoc(command.help or "")
+    for child in getattr(command, "commands", {}).values():
+        yield from texts(child)
+
+print(json.dumps(list(texts(typer.main.get_command(app)))))
+"""
+
+
+def test_the_help_is_there_without_docstrings() -> None:
+    said = [
+        json.loads(subprocess.check_output([sys.executable, *options, "-c", HELP_TEXTS]))
+        for options in ([], ["-OO"])
+    ]
+    assert said[0] == said[1]
+    assert all(text for _, text in said[0])
 
 
 WITHOUT_OPENBLAS = """
@@ -273,6 +300,7 @@ def test_chat_answers_a_prompt_and_standard_input(trained: dict[str, str]) -> No
     asked = mlxchat("chat", "-p", "hello", "--max-tokens", "5", env=trained)
     assert asked.returncode == 0, asked.stderr
     assert asked.stdout.endswith("\n")
+    assert asked.stderr == "The model: tiny/step_000040.\n"
     again = mlxchat("chat", "-p", "hello", "--max-tokens", "5", env=trained)
     assert again.stdout == asked.stdout
     piped = {"env": trained, "input": "hello\n", "stdin": None}

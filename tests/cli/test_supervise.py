@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -9,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from mlxchat import __version__
 from mlxchat.cli.supervise import supervise
 from mlxchat.errors import MlxchatError
+from mlxchat.monitor.machine import command_of
+from mlxchat.processes import own_command
 
 SCRIPT = """
 import os, signal, sys
@@ -140,6 +144,17 @@ def test_sigterm_during_a_pause_ends_it(tmp_path: Path, monkeypatch: pytest.Monk
     assert supervised.run() == 143
     thread.join()
     assert len(supervised.starts) == 1
+
+
+def test_the_program_starts_itself_whatever_is_in_the_working_directory(tmp_path: Path) -> None:
+    package = tmp_path / "mlxchat"
+    package.mkdir()
+    for file in (package / "__init__.py", package / "__main__.py", tmp_path / "random.py"):
+        file.write_text("raise SystemExit('the wrong file was run')")
+    command = own_command("mlxchat", "--version")
+    started = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (started.stdout, started.stderr) == (f"mlxchat {__version__}\n", "")
+    assert command_of(own_command("mlxchat", "train", "--depth", "4")) == ["train", "--depth", "4"]
 
 
 HANGING_UP = """

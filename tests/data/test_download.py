@@ -1,6 +1,8 @@
+import errno
 import fcntl
 import hashlib
 import itertools
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +14,7 @@ from support.hub_server import Fault, HubServer, Request
 
 from mlxchat.data import download as module
 from mlxchat.data.download import MISMATCHES, download, partial
+from mlxchat.data.fetch import pin
 from mlxchat.data.hub import ATTEMPTS, Cancelled, Hub, RemoteFile
 from mlxchat.errors import MlxchatError
 
@@ -364,6 +367,45 @@ def test_it_resumes_where_another_process_gave_up(
     fetch(waiting, destination)
     assert storage_requests(server)[-1].headers["range"] == "bytes=5000-"
     assert destination.read_bytes() == CONTENT
+
+
+def test_a_partial_file_that_is_deleted_meanwhile_is_not_taken_for_the_whole(
+    hub: Hub, server: HubServer, destination: Path
+) -> None:
+    remote = hub.stat(REPO, "shard_00000.parquet")
+    others = []
+
+    def delete(done: int) -> None:
+        if not others:
+            partial(destination).unlink()
+            others.append(partial(destination).open("a+b"))  # another process begins anew
+            fcntl.flock(others[0], fcntl.LOCK_EX)
+            others[0].write(CONTENT[:100])
+            others[0].flush()
+
+    waiting = replace(hub, sleep=lambda _: others[0].close())
+    download(waiting, remote, destination, delete)
+    assert storage_requests(server)[-1].headers["range"] == "bytes=100-"
+    assert destination.read_bytes() == CONTENT
+    assert only(destination)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP])
+def test_a_disk_without_locks_is_downloaded_to(
+    code: int, hub: Hub, destination: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    held = destination.parent / f".{partial(destination).name}.held"
+    destination.parent.mkdir()
+    held.write_text("1 elsewhere\n")
+    waiting = replace(hub, sleep=lambda _: held.unlink())
+    fetch(waiting, destination)
+    assert destination.read_bytes() == CONTENT
+    assert only(destination)
+    assert pin(destination.parent, "a" * 40) == pin(destination.parent, "b" * 40) == "a" * 40
 
 
 def test_stop_ends_a_transfer_and_keeps_the_partial_file(

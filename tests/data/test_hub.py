@@ -1,12 +1,16 @@
+import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 from support.hub_server import COMMIT, Fault, HubServer
 
+from mlxchat.data.download import download
 from mlxchat.data.hub import ATTEMPTS, Hub, UnreachableError
 from mlxchat.errors import MlxchatError
+from mlxchat.home import Home
 
 REPO = "someone/texts"
 ADDRESS = f"/datasets/{REPO}/resolve/main/shard_00000.parquet"
@@ -117,6 +121,9 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.Monke
         monkeypatch.delenv(variable, raising=False)
     for variable in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_IMPLICIT_TOKEN", "XDG_CACHE_HOME"):
         monkeypatch.delenv(variable, raising=False)
+    for variable in ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "MLXCHAT_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.delenv(variable.lower(), raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     return monkeypatch
 
@@ -166,7 +173,116 @@ def test_unusual_endpoints_are_accepted(environment: pytest.MonkeyPatch, endpoin
 @pytest.mark.parametrize("proxy", ["gopher://127.0.0.1:1", "http://[::1"])
 def test_an_unusable_proxy_is_an_error(environment: pytest.MonkeyPatch, proxy: str) -> None:
     environment.setenv("ALL_PROXY", proxy)
-    with pytest.raises(MlxchatError, match="proxy"):
+    with pytest.raises(MlxchatError, match=r"proxy .* of ALL_PROXY"):
+        from_environment()
+
+
+SECRET = "hf_abcdefgh"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "query", "login"),
+    [
+        (f"https://hub.example/m?token={SECRET}", f"token={SECRET}", f"Bearer {SECRET}"),
+        (f"https://me:{SECRET}@hub.example/m/", "", "Basic bWU6aGZfYWJjZGVmZ2g="),
+        (f"https://{SECRET}@hub.example/m", "", "Basic aGZfYWJjZGVmZ2g6"),
+    ],
+)
+def test_what_logs_in_is_sent_to_the_endpoint_only_and_never_shown(
+    endpoint: str, query: str, login: str, environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[httpx.Request] = []
+    busy = iter([True])
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    linked = {"Location": "https://storage.example/x", "X-Linked-Size": str(len(CONTENT))}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        if request.url.host == "storage.example":
+            return httpx.Response(200, content=iter([CONTENT]))
+        if next(busy, False):
+            return httpx.Response(503)
+        if "missing" in request.url.path:
+            return httpx.Response(404)
+        return httpx.Response(302, headers={**linked, "X-Linked-Etag": digest})
+
+    environment.setenv("HF_ENDPOINT", endpoint)
+    environment.setenv("HF_TOKEN", SECRET)
+    told: list[str] = []
+    with httpx.Client(transport=httpx.MockTransport(answer)) as client:
+        hub = replace(from_environment(), client=client, sleep=lambda _: None, note=told.append)
+        remote = hub.stat(REPO, "shard")
+        download(hub, remote, tmp_path / "shard")
+        with pytest.raises(
+            MlxchatError, match=r"https://hub\.example/m/.* does not exist"
+        ) as caught:
+            hub.stat(REPO, "missing")
+    assert hub.endpoint == "https://hub.example/m"
+    assert SECRET not in "".join((repr(hub), repr(remote), str(caught.value), *told))
+    for request in asked:
+        own = request.url.host == "hub.example"
+        assert request.url.query.decode() == (query if own else "")
+        assert request.headers.get("authorization") == (login if own else None)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        f"https//me:{SECRET}@host",
+        f"me:{SECRET}@host",
+        f"http://me:{SECRET}@host:port",
+        f"http://host:port?token={SECRET}",
+        f"http://me:a/{SECRET}@host",
+        f"http://me:a?{SECRET}@host",
+    ],
+)
+def test_a_malformed_endpoint_is_shown_without_credentials(
+    endpoint: str, environment: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(MlxchatError, match="The endpoint") as caught:
+        from_environment(endpoint)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("proxy", ["gopher://me:SECRET@127.0.0.1:1", "http://me:SECRET@[::1"])
+def test_the_password_of_a_proxy_is_not_shown(environment: pytest.MonkeyPatch, proxy: str) -> None:
+    environment.setenv("HTTPS_PROXY", proxy.replace("SECRET", SECRET))
+    with pytest.raises(MlxchatError, match="HTTPS_PROXY") as caught:
+        from_environment()
+    assert SECRET not in str(caught.value)
+
+
+def test_the_users_folders_may_begin_with_a_tilde(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environment.setenv("HOME", str(tmp_path))
+    environment.setenv("HF_HOME", "~/hub")
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "token").write_text("stored\n")
+    assert from_environment().token == "stored"
+    environment.delenv("HF_HOME")
+    for folder in (tmp_path / "own" / "huggingface", tmp_path / ".cache" / "huggingface"):
+        folder.mkdir(parents=True)
+        (folder / "token").write_text(str(folder))
+    for cache, folder in (("~/own", "own"), ("own", ".cache"), ("", ".cache")):
+        environment.setenv("XDG_CACHE_HOME", cache)
+        assert from_environment().token == str(tmp_path / folder / "huggingface")
+        assert Home.from_environment().root == tmp_path / folder / "mlxchat"
+    environment.setenv("MLXCHAT_HOME", "~/models")
+    assert Home.from_environment().root == tmp_path / "models"
+    environment.setenv("MLXCHAT_HOME", "models")
+    assert Home.from_environment().root == Path.cwd() / "models"
+
+
+def test_a_token_that_cannot_be_read_is_named(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "token").touch()
+    environment.setattr(Path, "read_text", refuse)
+    with pytest.raises(MlxchatError, match=f"{tmp_path / 'token'} cannot be read: Permission"):
         from_environment()
 
 

@@ -1,5 +1,6 @@
 """The loader resumes exactly, ends with the data, and passes on errors of its thread."""
 
+import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -8,13 +9,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support import packed
 
+from mlxchat.data import documents as module
+from mlxchat.data.chats.mixture import ChatDocuments
+from mlxchat.data.chats.sources import parse
 from mlxchat.data.corpus.documents import corpus_documents, document_text
 from mlxchat.data.documents import BuiltinDocuments, Cursor, Documents, Read, ShardDocuments
 from mlxchat.data.loader import Loader, LoaderState
 from mlxchat.data.shards import LocalShards
 from mlxchat.errors import MlxchatError
 from mlxchat.tokenizer.bpe import Tokenizer
+from mlxchat.tokenizer.messages import Conversation
 
 B, T = 4, 32
 
@@ -150,3 +156,79 @@ def test_conversations_are_kept_whole_and_only_answers_are_targets() -> None:
     assert len(expected) < len(rendered)
     whole = sorted(pair for pair in found if pair in expected)
     assert whole == sorted(expected)
+
+
+def rows_as_nanochat_packs_them(
+    rendered: Iterator[tuple[list[int], list[int]]], bos: int, capacity: int
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield ids and targets of rows, after the generator of nanochat's chat_sft (92d63d4).
+
+    Before each choice one conversation after another is read until 100 wait. The longest that fits
+    is taken, of several the one that has waited longest; where none fits, the row is padded.
+    """
+    waiting: list[tuple[list[int], list[int]]] = []
+    while True:
+        ids: list[int] = []
+        mask: list[int] = []
+        while len(ids) < capacity:
+            while len(waiting) < 100:
+                waiting.append(next(rendered))
+            fitting = [pair for pair in waiting if len(pair[0]) <= capacity - len(ids)]
+            if not fitting:
+                padding = capacity - len(ids)
+                ids, mask = ids + [bos] * padding, mask + [0] * padding
+                break
+            longest = max(len(pair[0]) for pair in fitting)
+            chosen = next(n for n, pair in enumerate(waiting) if len(pair[0]) == longest)
+            taken = waiting.pop(chosen)
+            ids, mask = ids + taken[0], mask + taken[1]
+        yield ids[:-1], [token if said else -1 for token, said in zip(ids, mask, strict=True)][1:]
+
+
+def test_conversations_are_packed_row_for_row_as_nanochat_packs_them(tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    lengths = np.random.default_rng(5).integers(1, 28, 900).tolist()
+    rows = [
+        {"prompt": f"q{number}", "completion": "moo " * length}
+        for number, length in enumerate(lengths)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    documents = ChatDocuments([parse(str(path))], seed=3)
+    tokenizer = Tokenizer.train(["moo q 0123456789 " * 20], 300)
+    rendered = (
+        tokenizer.render(conversation)
+        for read, _ in documents.training(Cursor())
+        for conversation in read
+        if isinstance(conversation, Conversation)
+    )
+    expected = rows_as_nanochat_packs_them(rendered, tokenizer.bos, 97)
+    with Loader(documents.training(Cursor()), tokenizer, B, 96, answers_only=True) as batches:
+        for batch in islice(batches, 200):  # more than an epoch
+            for ids, targets in zip(batch.ids.tolist(), batch.targets.tolist(), strict=True):
+                assert (ids, targets) == next(expected)
+    assert batch.state.cursor.epoch > 1
+
+
+def test_a_small_shard_that_stands_for_much_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "data", ["a"], ["v"])
+    packed.by_reference(folder / "shard_00000.parquet")
+    documents = ShardDocuments(LocalShards(folder)).training(Cursor())
+    with pytest.raises(MlxchatError, match=r"00000\.parquet unpacks to more than") as caught:
+        for batch, _ in documents:
+            assert sum(len(str(text)) for text in batch) <= module.BATCH_CHARACTERS + packed.LETTERS
+    assert "`skip_bad`" not in caught.value.remedy
+
+
+def test_long_documents_make_small_batches_that_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH_CHARACTERS", 100)
+    texts = ["a" * 60, "b" * 60, "c" * 10, None, "d" * 100, "e"]
+    documents = ShardDocuments(LocalShards(write(tmp_path / "data", texts, ["v"])))
+    reads = list(islice(documents.training(Cursor()), 3))
+    assert [(batch, cursor.row) for batch, cursor in reads] == [
+        (texts[:2], 2),
+        ([texts[2], texts[4]], 5),
+        (["e"], 6),
+    ]
+    assert list(islice(documents.training(reads[0][1]), 2)) == reads[1:]

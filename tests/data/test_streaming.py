@@ -10,11 +10,14 @@ import pytest
 from support.hub_server import TINY, Fault, HubServer, address, dataset_files, write_shard
 
 from mlxchat.data import streaming as module
-from mlxchat.data.download import fetch, partial
+from mlxchat.data.download import partial
+from mlxchat.data.fetch import fetch
 from mlxchat.data.hub import ATTEMPTS, Hub
 from mlxchat.data.shards import STREAMED, check_shard, shard_name
-from mlxchat.data.streaming import StreamingShards
+from mlxchat.data.streaming import LOCK, StreamingShards
+from mlxchat.disk import Lock
 from mlxchat.errors import LockedError, MlxchatError
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 from mlxchat.telemetry.events import Event, Noted, Progressed
 
 Stream = Callable[..., StreamingShards]
@@ -50,7 +53,7 @@ def stream(hub: Hub, folder: Path, events: list[Event]) -> Iterator[Stream]:
     def stream(
         max_cached: int = 2,
         num_shards: int | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> StreamingShards:
         source = StreamingShards(folder, TINY, max_cached, hub, events.append, num_shards, clock)
         opened.append(source)
@@ -353,12 +356,12 @@ def test_a_network_that_stays_down_is_an_error(
     monkeypatch.setattr(module, "PATIENCE", 3)
     server.faults = [Fault(shard_name(0), "HEAD", times=10**6, status=503)]
 
-    def clock() -> float:
+    def seconds() -> float:
         """Stop after the last attempt, so that none follows before the reader has woken up."""
-        return time.time() if server.count("HEAD", shard_name(0)) < 3 * ATTEMPTS else 0.0
+        return time.monotonic() if server.count("HEAD", shard_name(0)) < 3 * ATTEMPTS else 0.0
 
     with pytest.raises(MlxchatError, match=r"shard_00000\.parquet cannot be had.*503"):
-        stream(clock=clock).acquire(shard_name(0))
+        stream(clock=Clock(seconds=seconds)).acquire(shard_name(0))
     assert server.count("HEAD", shard_name(0)) == 3 * ATTEMPTS
 
 
@@ -501,6 +504,22 @@ def test_two_runs_cannot_share_a_folder(stream: Stream) -> None:
     assert "MLXCHAT_HOME" in caught.value.remedy
     first.close()
     stream()
+
+
+def test_a_folder_stays_locked_when_the_lock_is_deleted(
+    stream: Stream, folder: Path, server: HubServer
+) -> None:
+    source = stream(2)
+    (folder / STREAMED / LOCK).unlink()
+    read(source, 0)
+    with pytest.raises(LockedError):
+        stream()
+    (folder / STREAMED / LOCK).unlink()
+    other = Lock.take(folder / STREAMED / LOCK)
+    assert other is not None
+    with other, pytest.raises(LockedError, match="Another run streams"):
+        for index in range(1, 8):
+            read(source, index)
 
 
 def test_room_for_one_shard_is_refused(stream: Stream) -> None:

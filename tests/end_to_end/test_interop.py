@@ -3,6 +3,7 @@
 Skipped where they are not installed (extra ``interop``).
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.engine.cache import KVCache
 from mlxchat.interop import exporters
+from mlxchat.interop.importers import open_model
+from mlxchat.interop.importers.model import read_network
 from mlxchat.model.config import ERAS, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import Quantization
@@ -31,12 +34,12 @@ PROMPT = [256, *range(150)]  # longer than a short window, and than the context
 NEW = 50
 
 
-def network(era: Any) -> SavedModel:
+def network(era: Any, kv_heads: int = 2) -> SavedModel:
     """A network of an era with random weights, none of them zero."""
     classic = era == "classic"
     config = GPTConfig(
         arch=ERAS[era].arch, era=era, sequence_len=96, vocab_size=BYTES.vocab_size, n_layer=4,
-        n_head=4, n_kv_head=2, n_embd=64, window_pattern="L" if classic else "SSL",
+        n_head=4, n_kv_head=kv_heads, n_embd=64, window_pattern="L" if classic else "SSL",
         vocab_multiple=1 if classic else 64,
     )  # fmt: skip
     model, keys = GPT(config), iter(mx.random.split(mx.random.key(1), 64))
@@ -126,6 +129,32 @@ def test_transformers_computes_the_same(limit: int, tmp_path: Path) -> None:
         )  # fmt: skip
     assert mx.abs(mx.array(logits.numpy()) - ours.model(mx.array([PROMPT]))).max().item() < 1e-3
     assert written[0, len(PROMPT) :].tolist() == greedy(ours.model, PROMPT)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"quantization": None, "quantization_config": None, "rope_theta": None},
+        {"rope_scaling": {"type": "default"}, "rope_parameters": None},
+        {"rope_scaling": {"rope_type": "default"}},
+        {"num_key_value_heads": None, "window_pattern": None},
+    ],
+)
+def test_what_transformers_loads_is_imported(change: dict[str, Any], tmp_path: Path) -> None:
+    torch = extra("torch")
+    transformers = extra("transformers")
+    folder = tmp_path / "out"
+    exporters.write("transformers", folder, network("classic", 4), HISTORY, mx.float32)
+    fields = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(fields))
+    weights = folder / "model.safetensors"
+    tables = {"model.rotary_emb.inv_freq": mx.zeros(8)}
+    mx.save_safetensors(str(weights), {**mx.load(str(weights)), **tables}, {"format": "pt"})
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        logits = mx.array(theirs(torch.tensor([PROMPT])).logits.numpy())
+    ours = read_network(open_model(folder))
+    assert mx.abs(logits - ours(mx.array([PROMPT]))).max().item() < 1e-3
 
 
 def parsed(conversation: dict[str, Any]) -> Conversation:

@@ -65,7 +65,13 @@ from mlxchat.cli.app import main
 failed, save = Path(sys.argv.pop(1)), store.save
 
 def failing(run, step, *rest):
-    error = {4: RuntimeError("[METAL] Command buffer execution failed"), 6: MemoryError()}.get(step)
+    metal, buffer = "[METAL] Command buffer execution failed: ", "kIOGPUCommandBufferCallbackError"
+    error = {
+        4: RuntimeError(f"{metal}Impacting (0000000e:{buffer}ImpactingInteractivity)"),
+        6: RuntimeError(f"{metal}Caused GPU Timeout Error (00000002:{buffer}Timeout)"),
+        8: RuntimeError(f"{metal}Insufficient Memory (00000008:{buffer}OutOfMemory)"),
+        10: MemoryError("std::bad_alloc"),
+    }.get(step)
     if error and not (failed / str(step)).exists():
         (failed / str(step)).touch()
         raise error
@@ -76,13 +82,19 @@ main()
 """
 
 
-def test_a_run_resumes_after_an_error_of_the_backend(home: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_whenever_its_device_fails(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     arguments = [word for word in TRAIN if word != "--supervise"]
-    command = [sys.executable, "-c", FAILING, str(tmp_path), *arguments, "--num-iterations", "8"]
+    command = [sys.executable, "-c", FAILING, str(tmp_path), *arguments, "--num-iterations", "12"]
     told: list[str] = []
     assert supervise(lambda _: command, Home(home).runs / "tiny", False, told.append) == 0
-    assert ["a backend error" in text for text in told] == [True, True]
-    assert "from step 2 in" in told[0] and "from step 4 in" in told[1]
-    assert store.steps(Home(home).runs / "tiny")[-1] == 8
+    for text, step in zip(told, (2, 4, 6, 8), strict=True):
+        assert "a backend error" in text and f"from step {step} in" in text
+    errors = capfd.readouterr().err.splitlines()
+    assert len(errors) == 2 * len(told)
+    for problem, what in zip(errors[::2], ("display", "seconds", "memory", "memory"), strict=True):
+        assert what in problem
+    assert store.steps(Home(home).runs / "tiny")[-1] == 12
     logged = [json.loads(line) for line in Home(home).log("tiny").read_text().splitlines()]
-    assert [event["step"] for event in logged if event["event"] == "step"] == list(range(1, 9))
+    assert [event["step"] for event in logged if event["event"] == "step"] == list(range(1, 13))

@@ -282,8 +282,9 @@ def test_a_system_message_leads_the_first_turn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
-        ("", "Invalid JSON"),
-        ('{"messages": [', "Invalid JSON"),
+        ("", "not valid JSON"),
+        ('{"messages": [', "not valid JSON"),
+        ("[" * 200_000, "nested"),
         ("[]", "the file: Input should be"),
         ("{}", "messages: Field required"),
         ('{"messages": 3}', "messages: Input should be a valid array"),
@@ -321,7 +322,7 @@ def test_a_broken_file_is_named_and_changes_nothing(
 def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "chat.json"
     path.write_bytes(b'{"messages": [{"role": "user", "content": "\xff"}]}')
-    with pytest.raises(MlxchatError, match="Invalid JSON"):
+    with pytest.raises(MlxchatError, match="not valid JSON"):
         chat(Reciting("ok")).load(path)
 
 

@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from support.chats import END, Reciting, chat, fill, ids_of
 from support.models import BYTES
 
@@ -17,6 +16,7 @@ from mlxchat.engine.chat import Chat
 from mlxchat.runtime import mx
 from mlxchat.tokenizer.messages import Conversation, Message, Part
 from mlxchat.ui import repl
+from mlxchat.ui.output import LiteralConsole
 
 FORCED = ids_of("<|output_start|>24.0<|output_end|>")
 DRAWN = [*ids_of("Half: <|python_start|>48/2<|python_end|>"), *[END] * len(FORCED), *b" That."]
@@ -159,6 +159,6 @@ def test_a_base_model_has_no_calculator() -> None:
 
 
 def test_the_terminal_shows_the_calculation() -> None:
-    console = Console(file=io.StringIO())
+    console = LiteralConsole(file=io.StringIO())
     repl.answer_prompt(chat(Reciting(DRAWN)), "Half of 48?", console)
     assert console.file.getvalue() == "Half: [48/2 = 24.0] That.\n"

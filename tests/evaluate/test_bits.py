@@ -58,8 +58,15 @@ def test_too_little_text_for_a_row_is_refused() -> None:
         ("Apple M3", 4.1e12),
         ("Apple M3 Pro", 7.4e12),
         ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
         ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("Apple M5 Ultra", 45.6e12),
+        ("Apple M6", None),  # not on record
+        ("Apple M4 Ultra", None),  # not the base chip of that name
+        ("Apple M5 Something", None),
         ("Apple M30", None),
+        ("Apple Paravirtual device", None),
+        ("", None),
         ("AMD EPYC, 2 cores", None),
     ],
 )

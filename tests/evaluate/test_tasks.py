@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support import packed
 from support.marks import slow
 from support.models import BYTES, network
 from support.places import SHARED, needs_shared
@@ -155,8 +156,15 @@ def test_a_row_of_another_shape_is_named(task: str, row: dict, fault: str, tmp_p
 def test_a_damaged_file_is_named(content: bytes, tmp_path: Path) -> None:
     folder = fill(tmp_path, "mmlu", MMLU)
     (folder / "00000.parquet").write_bytes(content)
-    with pytest.raises(MlxchatError, match=r"00000\.parquet cannot be read"):
+    with pytest.raises(MlxchatError, match=r"00000\.parquet is damaged"):
         problems("mmlu", tmp_path, None)
+
+
+def test_a_small_file_that_stands_for_much_is_refused(tmp_path: Path) -> None:
+    folder = fill(tmp_path, "gsm8k", GSM8K)
+    packed.by_reference(folder / "00000.parquet", "question")
+    with pytest.raises(MlxchatError, match=r"00000\.parquet unpacks to more than 64,000,000"):
+        problems("gsm8k", tmp_path, None)
 
 
 def test_spelling_needs_no_files(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from support.foreign_models import (
 from support.models import BYTES
 from typer.testing import CliRunner
 
-from mlxchat.checkpoint import history, layout
+from mlxchat.checkpoint import files, history, layout
 from mlxchat.checkpoint.history import History, Training
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.cli.app import app
@@ -70,7 +70,8 @@ def test_an_export_to_nanochat_has_the_same_weights(
     lengths = torch_file.read_torch(out / "tokenizer" / "token_bytes.pt")
     assert lengths.dtype == mx.int32
     assert lengths.read().tolist() == [1] * 256 + [0] * 9
-    again = open_model(file.parent)
+    again = open_model(out)
+    assert again.path == file
     assert again.conversational == conversational
     assert_reference_logits(read_network(again), arch)
 
@@ -235,6 +236,7 @@ def test_the_command_exports_a_run_and_prints_the_next_steps(
     result = CliRunner().invoke(app, ["export", "--to", "mlx-lm"])
     assert result.exit_code == 0, result.output
     out = tmp_path / "d4-mlx-lm"
+    assert "The model: d4/step_000007." in result.output
     assert f"--model {out} --trust-remote-code" in result.output
     compile((out / "mlxchat_model.py").read_text(), "mlxchat_model.py", "exec")
     card = (out / "README.md").read_text()
@@ -272,6 +274,7 @@ def test_exporting_a_quantized_model_equals_quantizing_while_exporting(tmp_path:
     source = run(Home.from_environment(), "classic", tmp_path / "a")
     quantizing = ["quantize", "--checkpoint", str(source), "--eval-tokens", "0", "--json"]
     made = CliRunner().invoke(app, quantizing)
+    assert f"The model: {source}." in made.output
     assert made.exit_code == 0, made.output
     copy, out = Path(json.loads(made.stdout)["path"]), tmp_path / "out"
     result = CliRunner().invoke(
@@ -369,7 +372,7 @@ def test_the_card_of_a_run_names_the_foreign_model_it_started_from(tmp_path: Pat
 
 
 def test_a_damaged_history_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / history.FILE).write_text('{"tag": 3}')
+    (tmp_path / files.HISTORY).write_text('{"tag": 3}')
     with pytest.raises(MlxchatError, match=r"history\.json is damaged"):
         history.read_file(tmp_path)
 

@@ -25,7 +25,7 @@ from mlxchat.checkpoint import layout
 from mlxchat.checkpoint.trainer import read_optimizer
 from mlxchat.cli.app import app
 from mlxchat.cli.exchange import import_command
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import ConfigError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.interop import stored_zip, torch_file
 from mlxchat.interop.importers import open_model
@@ -248,6 +248,102 @@ def test_a_chat_template_marks_a_model_trained_on_conversations(where: str, tmp_
     assert open_model(folder).conversational
 
 
+@pytest.mark.parametrize("template", [None, "", []])
+def test_an_empty_chat_template_is_none(template: Any, tmp_path: Path) -> None:
+    folder = hub_directory(tmp_path / "m", "mlx-lm")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+    (folder / "chat_template.jinja").write_text(" \n")
+    assert not open_model(folder).conversational
+    assert not layout.read_model(folder, mx.float32).conversational
+    (folder / "chat_template.jinja").write_text("...")
+    assert open_model(folder).conversational
+    assert layout.read_model(folder, mx.float32).conversational
+
+
+MISSING = object()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"quantization": None, "quantization_config": None},
+        {"rope_parameters": None, "rope_scaling": None, "rope_theta": None},
+        {"rope_parameters": MISSING, "rope_scaling": {}},
+        {"rope_scaling": {"type": "default"}},
+        {"rope_scaling": {"rope_type": "default", "rope_theta": 10000.0, "factor": 1.0}},
+        {"rope_parameters": {"type": "default"}, "rope_theta": 10000},
+        {"window_pattern": None, "vocab_multiple": None, "head_dim": None},
+        {"final_logit_softcapping": MISSING, "rms_norm_eps": MISSING, "hidden_act": MISSING},
+        {"attention_bias": MISSING, "tie_word_embeddings": MISSING, "architectures": MISSING},
+        {"intermediate_size": MISSING, "partial_rotary_factor": None, "use_cache": None},
+    ],
+)
+@pytest.mark.parametrize("form", ["transformers", "mlx-lm"])
+def test_what_is_null_or_missing_has_its_default(
+    change: dict[str, Any], form: str, tmp_path: Path
+) -> None:
+    folder = hub_directory(tmp_path / "m", form)
+    fields = json.loads((folder / "config.json").read_text()) | change
+    fields = {name: value for name, value in fields.items() if value is not MISSING}
+    (folder / "config.json").write_text(json.dumps(fields))
+    assert_reference_logits(read_network(open_model(folder)), "classic")
+
+
+@pytest.mark.parametrize("given", [{"num_key_value_heads": None}, {}])
+def test_without_a_number_of_kv_heads_there_are_as_many_as_heads(
+    given: dict[str, None], tmp_path: Path
+) -> None:
+    shape = GPTConfig(vocab_size=265, n_layer=1, n_head=4, n_kv_head=4, n_embd=64)
+    layout.write_model(tmp_path, GPT(shape), BYTES, False)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    for name in ("num_key_value_heads", "max_position_embeddings"):  # 2048 without it
+        del fields[name]
+    (tmp_path / "config.json").write_text(json.dumps(fields | given))
+    assert open_model(tmp_path).config == shape == layout.read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", "_orig_mod."),
+        ("", "module."),
+        ("", "module._orig_mod."),
+        ("model.layers.0.", "model.layers.0._orig_mod."),
+        ("model.layers.", "model.layers._checkpoint_wrapped_module."),
+        ("model.", ""),
+    ],
+)
+def test_names_of_modules_around_others_are_left_out(
+    before: str, after: str, tmp_path: Path
+) -> None:
+    path = hub_directory(tmp_path / "m", "transformers") / "model.safetensors"
+    tensors = {name.replace(before, after, 1): array for name, array in mx.load(str(path)).items()}
+    tensors[f"{after}model.rotary_emb.inv_freq"] = mx.zeros(8)
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = mx.zeros(8)
+    mx.save_safetensors(str(path), tensors)
+    foreign = open_model(path.parent)
+    assert foreign.program == "transformers"
+    assert_reference_logits(read_network(foreign), "classic")
+
+
+def test_a_tensor_with_and_without_a_wrapper_is_there_twice(tmp_path: Path) -> None:
+    path = hub_directory(tmp_path / "m", "mlx-lm") / "model.safetensors"
+    mx.save_safetensors(str(path), weights("classic") | {"module.lm_head.weight": mx.zeros(8)})
+    with pytest.raises(MlxchatError, match=r"'lm_head\.weight' is there twice"):
+        open_model(path.parent)
+
+
+def test_an_index_may_name_its_own_folder(tmp_path: Path) -> None:
+    folder = hub_directory(tmp_path / "m", "mlx-lm", shards=True)
+    path = folder / "model.safetensors.index.json"
+    listed = json.loads(path.read_text())["weight_map"]
+    names = {name: f"./{file}" if "h.0" in name else file for name, file in listed.items()}
+    path.write_text(json.dumps({"weight_map": names}))
+    assert_reference_logits(read_network(open_model(folder)), "classic")
+    assert_reference_logits(layout.read_model(folder, mx.float32).model, "classic")
+
+
 def test_rows_for_padding_may_be_counted_as_vocabulary(tmp_path: Path) -> None:
     folder = hub_directory(tmp_path / "m", "mlx-lm")
     tensors = weights("classic")
@@ -267,15 +363,22 @@ def test_rows_for_padding_may_be_counted_as_vocabulary(tmp_path: Path) -> None:
         ({"hidden_act": "silu"}, "hidden_act is 'silu'"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings is True"),
         ({"attention_bias": True}, "attention_bias is True"),
-        ({"rope_parameters": [1]}, "rope_theta is [1]"),
+        ({"rope_parameters": [1]}, "rope_parameters is [1]"),
         ({"quantization": {"bits": 4}}, "is quantized"),
         ({"num_hidden_layers": 10**9}, "n_layer: Input should be less"),
         ({"num_hidden_layers": 1000}, "1000 layers"),
         ({"max_position_embeddings": 2**40}, "sequence_len: Input should be less"),
-        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling is {"),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling.type is 'linear'"),
+        (
+            {"rope_parameters": {"type": "linear", "factor": 4.0}},
+            "rope_parameters.type is 'linear'",
+        ),
+        ({"rope_scaling": {"rope_type": "default", "rope_theta": 5e5}}, "rope_theta is 500000.0"),
+        ({"rope_scaling": "default"}, "rope_scaling is 'default'"),
+        ({"final_logit_softcapping": None}, "final_logit_softcapping is None"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
-        ({"rope_parameters": 7}, "rope_theta is 7"),
+        ({"rope_parameters": 7}, "rope_parameters is 7"),
         ({"rope_theta": 5e5}, "rope_theta is 500000.0"),
         ({"intermediate_size": 128}, "intermediate_size is 128"),
         ({"head_dim": 32}, "head_dim is 32"),
@@ -308,13 +411,25 @@ def test_a_directory_keeps_the_era_of_its_model(era: Any, tmp_path: Path) -> Non
     layout.write_model(tmp_path, GPT(shape), BYTES, False)
     assert open_model(tmp_path).config == shape
     fields = json.loads((tmp_path / "config.json").read_text())
-    for change in ({"rope_theta": traits.rope_base / 2}, {"rope_scaling": {}}):
+    for change in ({"rope_theta": traits.rope_base / 2}, {"rope_scaling": {"type": "linear"}}):
         (tmp_path / "config.json").write_text(json.dumps(fields | change))
         with pytest.raises(MlxchatError, match=next(iter(change))):
             open_model(tmp_path)
 
 
-@pytest.mark.parametrize("file", ["../model.safetensors", "/etc/passwd", 7, None, "a.pt"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "../model.safetensors",
+        "./../m/model.safetensors",
+        ".//model.safetensors",
+        "/etc/passwd",
+        "/model.safetensors",
+        7,
+        None,
+        "a.pt",
+    ],
+)
 def test_an_index_may_only_name_files_of_its_folder(file: Any, tmp_path: Path) -> None:
     folder = hub_directory(tmp_path / "m", "mlx-lm", shards=True)
     path = folder / "model.safetensors.index.json"
@@ -452,6 +567,26 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(MlxchatError, match="no tokenizer") as caught:
         open_model(folder)
     assert "`tokenizer=FILE`" in caught.value.remedy
+
+
+def test_the_only_model_of_a_base_directory_is_found(tmp_path: Path) -> None:
+    first = write_nanochat(tmp_path, "classic", stage="chatsft_checkpoints")
+    (tmp_path / "base_checkpoints" / "empty").mkdir(parents=True)
+    (tmp_path / "chatsft_checkpoints" / "notes.txt").touch()
+    foreign = open_model(tmp_path)
+    assert foreign.path.parent == first and foreign.name == "d4" and foreign.conversational
+    write_nanochat(tmp_path, "classic")
+    with pytest.raises(MlxchatError, match="several models") as caught:
+        open_model(tmp_path)
+    assert "base_checkpoints/d4, chatsft_checkpoints/d4" in caught.value.problem
+
+
+def test_an_option_that_cannot_be_is_blamed_on_itself(tmp_path: Path) -> None:
+    folders = write_nanochat(tmp_path, "classic"), hub_directory(tmp_path / "m", "mlx-lm")
+    for folder in folders:
+        for softcap in (0.0, -1.0, 1e9, float("nan"), float("inf")):
+            with pytest.raises(ConfigError, match=r"`softcap=.*` cannot bound"):
+                open_model(folder, softcap=softcap)
 
 
 def test_the_tokenizer_may_be_elsewhere(tmp_path: Path) -> None:

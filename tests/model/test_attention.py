@@ -1,11 +1,13 @@
 """Causal attention against its formula, in blocks of queries and with windows."""
 
+import dataclasses
 import math
 
 import pytest
 
+from mlxchat.model import block
 from mlxchat.model.block import causal_attention
-from mlxchat.model.size import QUERY_BLOCK
+from mlxchat.model.size import QUERY_BLOCK, query_block
 from mlxchat.runtime import machine, mx
 
 SCALE = 0.3
@@ -29,6 +31,15 @@ def formula(q: mx.array, k: mx.array, v: mx.array, window: int) -> mx.array:
     return mx.softmax(scores, axis=-1) @ v
 
 
+@pytest.fixture(params=["cpu", "metal", "cuda"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Attention takes as many queries at a time as it does on this backend."""
+    here = dataclasses.replace(machine(), backend=request.param)
+    monkeypatch.setattr(block, "machine", lambda: here)
+    return request.param
+
+
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize(
     ("T", "S"),
     [
@@ -48,6 +59,7 @@ def test_attention_equals_the_formula(T: int, S: int, window: int) -> None:
     assert mx.allclose(causal_attention(q, k, v, SCALE, window), expected, atol=1e-5)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("window", [100, 10_000])
 def test_gradients_equal_those_of_the_formula(window: int) -> None:
     arrays = random_qkv(1, 2, 2, 2 * QUERY_BLOCK + 9, 2 * QUERY_BLOCK + 9)
@@ -70,6 +82,20 @@ def test_the_mask_hides_positions_from_a_single_query() -> None:
     output = causal_attention(q, k, v, SCALE, 10, mask)
     assert mx.allclose(output[:1], formula(q, k, v, 10)[:1], atol=1e-6)
     assert mx.allclose(output[1:], formula(q, k[:, :, 2:], v[:, :, 2:], 10)[1:], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("window", "sizes"),
+    [
+        (10_000, {"cpu": QUERY_BLOCK, "metal": 2048, "cuda": 2048}),
+        (2047, {"cpu": QUERY_BLOCK, "metal": 2048, "cuda": 2048}),
+        (2046, {"cpu": QUERY_BLOCK, "metal": QUERY_BLOCK, "cuda": 2048}),
+    ],
+)
+def test_queries_are_taken_in_blocks_where_no_kernel_is_fused(
+    backend: str, window: int, sizes: dict[str, int]
+) -> None:
+    assert query_block(backend, 2048, 2048, window) == sizes[backend]
 
 
 @pytest.mark.skipif(machine().backend != "cpu", reason="only CPUs hold the scores")

@@ -10,6 +10,7 @@ from support.cases import Case, relative
 from support.marks import slow
 
 from mlxchat.engine.cache import KVCache
+from mlxchat.engine.generate import generate
 from mlxchat.model import block, gpt, loss
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
@@ -158,6 +159,19 @@ def test_compiled_single_positions_equal_the_full_pass(
         logits = model(ids[:, t : t + 1], cache)
         assert mx.allclose(logits, case.io["logits"][:, t : t + 1], atol=1e-4)
     assert (len(run), len(traced)) == (4 * case.config.n_layer, case.config.n_layer)
+
+
+def test_decoding_traces_each_layer_once(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """300 tokens cross a growth of the cache's buffers; a trace for each would be kept for ever."""
+    gpu = dataclasses.replace(block.machine(), backend="cuda")
+    monkeypatch.setattr(block, "machine", lambda: gpu)
+    model = case.model()
+    model.prepare_for_inference()
+    traced = count_calls(monkeypatch, block.Attention, "qkv")
+    tokens = generate(model, [1, 2, 3], KVCache(case.config), stop=frozenset(), max_tokens=300)
+    assert len(list(tokens)) == 300
+    prompt = case.config.n_layer  # the prompt is not compiled
+    assert len(traced) == prompt + case.config.n_layer
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[None]:

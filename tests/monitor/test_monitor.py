@@ -1,5 +1,6 @@
 """What the monitor reads: statuses; logs that grow, break or are replaced; processes; the disk."""
 
+import io
 import json
 import math
 import os
@@ -7,10 +8,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Any
 
 import pytest
+from rich.console import Console
+from support.clocks import FakeClock
+from support.strange_files import STRANGE, put_strange
 
 from mlxchat.home import Home
 from mlxchat.monitor import machine as machine_module
@@ -40,6 +46,7 @@ from mlxchat.telemetry.events import (
     Stepped,
     event_from_json,
     event_to_json,
+    json_line,
 )
 from mlxchat.telemetry.log import JsonLines
 from mlxchat.telemetry.meter import Meter
@@ -51,6 +58,7 @@ from mlxchat.telemetry.status import (
     status_path,
     this_process,
 )
+from mlxchat.ui.monitor import picture
 
 GIB = 2**30
 MEMORY = Memory(GIB, 2 * GIB, GIB // 2, 4 * GIB, 8 * GIB)
@@ -127,6 +135,9 @@ def test_numbers_that_json_lacks_come_back_as_nan() -> None:
         b'{"event": []}',
         b'{"event": "ended", "time": 1}',
         b'{"event": "ended", "time": "soon", "step": 1, "reason": "finished"}',
+        b"null",
+        b"[" * 200_000,
+        b'{"event": ' * 900,
     ],
 )
 def test_a_line_that_is_not_an_event_is_a_value_error(line: bytes) -> None:
@@ -268,11 +279,154 @@ def test_a_status_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:
     assert read_status(path) is None
 
 
-def test_a_broken_status_is_ignored(tmp_path: Path) -> None:
-    path = tmp_path / "status.json"
-    for text in ("", "{", "[]", '{"time": 1}', '{"time": "now"}'):
-        path.write_text(text)
-        assert read_status(path) is None
+SOUND = json.loads(json.dumps(asdict(Status(100.0, HERE, "training", 3, 9, MEMORY))))
+
+
+def with_value(fields: dict[str, Any], name: str, value: object) -> str:
+    """The fields as JSON, with another value of one of them or, as in ``process.pid``, within."""
+    outer, _, inner = name.partition(".")
+    changed = {**fields[outer], inner: value} if inner else value
+    return json.dumps({**fields, outer: changed})
+
+
+BAD_STATUSES = {
+    "empty": "",
+    "cut": "{",
+    "another type": "[]",
+    "another form": '{"time": 1}',
+    "nested": "[" * 200_000,
+    **{
+        f"{name} {value}": with_value(SOUND, name, value)
+        for name, value in [
+            ("time", "now"),
+            ("time", 1e15),
+            ("time", 1e18),
+            ("time", -1e15),
+            ("time", math.inf),
+            ("time", None),
+            ("step", True),
+            ("step", -1),
+            ("step", 1.5),
+            ("step", "3"),
+            ("step", 10**300),
+            ("total_steps", 2**63),
+            ("activity", "\ud800"),
+            ("activity", "x" * 10**5),
+            ("process.pid", -1),
+            ("process.pid", 0),
+            ("process.pid", 10**18),
+            ("process.started", 1e18),
+            ("memory.peak", -1),
+            ("memory", None),
+            ("ended", "soon"),
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("text", BAD_STATUSES.values(), ids=BAD_STATUSES)
+def test_a_status_that_no_run_writes_makes_its_run_unreadable_and_no_other(
+    text: str, tmp_path: Path
+) -> None:
+    write_log(Home(tmp_path).log("fine"), started(), stepped(1))
+    write_log(Home(tmp_path).log("bad"), started(), stepped(1))
+    path = status_path(Home(tmp_path).log("bad"))
+    path.write_text(json.dumps(SOUND))
+    assert read_runs(tmp_path, 101.0)["bad"].state == "running"
+    path.write_text(text)
+    with pytest.raises((OSError, ValueError)):
+        read_status(path)
+    assert_only_bad_is_unreadable(tmp_path, path)
+
+
+LINE = json.loads(event_to_json(stepped(2)))
+BAD_LINES = {
+    "long": " " * 2**20,
+    **{
+        f"{name} {value}": with_value(LINE, name, value)
+        for name, value in [
+            ("time", 1e15),
+            ("time", 1e18),
+            ("time", -1.0),
+            ("time", "now"),
+            ("time", 50 + 2 * 86_400.0),
+            ("loss", 1e308),
+            ("loss", -math.inf),
+            ("loss", "3.0"),
+            ("seconds", 1e308),
+            ("step", True),
+            ("step", "x"),
+            ("step", -1),
+            ("step", 10**299),
+            ("position", []),
+            ("memory.peak", 1e18),
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("line", BAD_LINES.values(), ids=BAD_LINES)
+def test_a_line_that_no_run_writes_makes_its_run_unreadable_and_no_other(
+    line: str, tmp_path: Path
+) -> None:
+    write_log(Home(tmp_path).log("fine"), started(), stepped(1))
+    path = Home(tmp_path).log("bad")
+    write_log(path, started(), stepped(1))
+    with path.open("a") as file:
+        file.write(f"{line}\n")
+    assert_only_bad_is_unreadable(tmp_path, path.parent)
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+@pytest.mark.parametrize("name", ["metrics.jsonl", "status.json"])
+def test_what_is_no_file_makes_its_run_unreadable_and_no_other(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    for tag in ("fine", "bad"):
+        write_log(Home(tmp_path).log(tag), started(), stepped(1))
+    path = Home(tmp_path).log("bad").with_name(name)
+    put_strange(kind, path)
+    assert_only_bad_is_unreadable(tmp_path, path)
+
+
+def assert_only_bad_is_unreadable(home: Path, path: Path) -> None:
+    """Check what is shown of the runs ``fine`` and ``bad``, the latter for its file or folder."""
+    snapshot = look(home).look()
+    (bad, fine) = sorted(snapshot.runs, key=lambda run: run.tag)
+    assert (fine.state, fine.meter.step, fine.fault) == ("running", 1, None)
+    assert bad.state == "unreadable"
+    assert bad.fault is not None
+    assert str(path) in bad.fault
+    for run in json.loads(json_line(as_json(snapshot)))["runs"]:
+        assert (run["fault"] is None) == (run["tag"] == "fine")
+
+
+def test_a_line_is_named_and_the_run_is_read_again_once_it_is_repaired(tmp_path: Path) -> None:
+    path = Home(tmp_path).log("d4")
+    write_log(path, started(), stepped(1), stepped(2, loss=1e100))
+    runs = Runs(Home(tmp_path), "here", lambda _: True)
+    for _ in range(2):
+        (run,) = runs.read(20.0)
+        assert run.fault is not None
+        assert "metrics.jsonl is damaged (line 3: loss: " in run.fault
+    path.unlink()
+    write_log(path, started(), stepped(1), stepped(2))
+    (run,) = runs.read(20.0)
+    assert (run.state, run.meter.step) == ("running", 2)
+
+
+def test_numbers_at_the_bounds_are_shown(tmp_path: Path) -> None:
+    path = Home(tmp_path).log("d4")
+    huge = replace(stepped(2**63 - 1, 1e40, time=1.0), seconds=1e11)
+    write_log(path, started(total=2**63 - 1), stepped(1), stepped(2, 1e-320), huge)
+    with path.open("a") as file:
+        file.write(event_to_json(stepped(3, time=1.0)).replace("10.0", "null") + "\n")
+    snapshot = look(tmp_path).look()
+    assert snapshot.runs[0].fault is None
+    json_line(as_json(snapshot))
+    for width in (30, 80, 200):
+        console = Console(width=width, file=io.StringIO())
+        console.print(picture(snapshot, width=width, height=40))
 
 
 @pytest.mark.parametrize(
@@ -298,6 +452,20 @@ def test_the_state_follows_from_process_and_log(
     assert (run.state, run.last_seen) == (state, 1000.0)
 
 
+def test_a_mac_that_changed_its_name_is_still_this_one(tmp_path: Path) -> None:
+    write_log(Home(tmp_path).log("d4"), started(), stepped(1, time=1000.0))
+    write_status(tmp_path, "d4", 1000.0, Process(77, 1000.0, "at-home", "hardware"))
+    for machine, state, host in (("hardware", "died", "here"), ("other", "running", "at-home")):
+        runs = Runs(Home(tmp_path), "here", lambda _: False, machine)
+        (run,) = runs.read(1001.0)
+        assert run.state == state and run.status
+        assert run.status.process.host == host
+        runs.host = "on-the-train"  # while it is watched
+        (run,) = runs.read(1001.0)
+        assert run.state == state and run.status
+        assert run.status.process.host == ("on-the-train" if host == "here" else host)
+
+
 @pytest.mark.parametrize("ended", ["finished", "interrupted", "failed"])
 def test_a_run_is_ended_if_its_status_says_so(tmp_path: Path, ended: str) -> None:
     write_log(Home(tmp_path).log("d4"), started(), stepped(1))
@@ -309,6 +477,25 @@ def test_a_run_is_ended_if_its_status_says_so(tmp_path: Path, ended: str) -> Non
 def test_a_log_alone_shows_that_a_run_ended(tmp_path: Path, reason: str) -> None:
     write_log(Home(tmp_path).log("d4"), started(), stepped(1), Ended(20.0, 1, reason))
     assert read_runs(tmp_path, 21.0)["d4"].state == reason
+
+
+def test_a_run_that_is_watched_falls_silent_whatever_the_clocks_say(tmp_path: Path) -> None:
+    """The run is on another machine, whose clock is set back, and so is this one's."""
+    timer = [0.0]
+    runs = Runs(Home(tmp_path), "here", lambda _: True, timer=lambda: timer[0])
+    write_log(Home(tmp_path).log("d4"), started(), stepped(1))
+
+    def state(seconds: float, now: float) -> str:
+        timer[0] = seconds
+        return runs.read(now)[0].state
+
+    write_status(tmp_path, "d4", 10_000.0, THERE)
+    assert state(0.0, 10_001.0) == "running"
+    assert state(1.0, 13_601.0) == "running"  # our clock is set forward
+    assert state(SILENT_SECONDS + 1, 6_400.0) == "silent"  # and back
+    write_status(tmp_path, "d4", 9_000.0, THERE)  # its clock is set back
+    assert state(SILENT_SECONDS + 2, 20_000.0) == "running"
+    assert state(2 * SILENT_SECONDS + 3, 9_000.0) == "silent"
 
 
 def test_the_speed_of_a_run_is_remembered(tmp_path: Path) -> None:
@@ -402,6 +589,10 @@ def test_a_process_is_distinguished_from_a_later_one_with_its_id(
     assert me.pid == os.getpid()
     assert lives(me)
     assert not lives(Process(me.pid, me.started - 60, me.host))
+    assert not lives(replace(me, started=me.started - 3600))
+    assert me.booted is not None
+    before = replace(me, started=me.started - 3600, booted=me.booted - 3600)
+    assert lives(before)  # the clock was set by an hour since then
     child = machine_module.psutil.Process(sleeper.pid).create_time()
     assert lives(Process(sleeper.pid, child, me.host))
     sleeper.kill()
@@ -451,7 +642,7 @@ def test_disk_use_is_split_by_kind(tmp_path: Path) -> None:
 def look(home: Path, now: float = 50.0, processes: tuple[MlxchatProcess, ...] = ()) -> Monitor:
     return Monitor(
         Home(home),
-        clock=lambda: now,
+        clock=FakeClock(now),
         memory=lambda: HostMemory("here", 5 * GIB, 8 * GIB, 0, 0, "normal"),
         processes=lambda: list(processes),
         lives=lambda _: True,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.clocks import FakeClock
 from support.marks import slow
 
 from mlxchat.config.pretrain import PretrainConfig
@@ -255,15 +256,10 @@ def test_replanning_does_not_make_the_learning_rate_jump(
         assert multiplier(after, total) == 0
 
 
-class FakeClock:
-    """A clock that is advanced by hand."""
+class Charged(FakeClock):
+    """A clock that training advances."""
 
-    def __init__(self) -> None:
-        self.now = 1e9
-        self.step = 1.0  # seconds of a training step
-
-    def __call__(self) -> float:
-        return self.now
+    step = 1.0  # seconds of a training step
 
 
 Drift = Callable[[float], float]  # seconds of a step by the share of the budget that is used
@@ -301,13 +297,13 @@ def simulated(drift: Drift, arch: str, **settings: object) -> tuple[float, list[
     clock.now += 20  # what was needed to begin
     hooks = Hooks(
         clock,
-        evaluate=lambda step: passing(6.0, Evaluated(clock.now + 6, step, 1.0, 1.0, 1, 6.0)),
-        sample=lambda step: passing(3.0, Sampled(clock.now + 3, step, "", "")),
-        save=lambda step, _: passing(0.5, Saved(clock.now + 0.5, step, "", 0.5)),
+        evaluate=lambda step: passing(6.0, Evaluated(clock(), step, 1.0, 1.0, 1, 6.0)),
+        sample=lambda step: passing(3.0, Sampled(clock(), step, "", "")),
+        save=lambda step, _: passing(0.5, Saved(clock(), step, "", 0.5)),
     )
     cadence = Cadence(config.eval_every, config.sample_every, config.save_every)
     for event in train(launch, lambda: plans[-1].num_iterations, hooks, cadence):
-        plans.append(deadline.follow(event, plans[-1]))
+        plans.append(deadline.follow(event, plans[-1], clock.seconds()))
     return (clock.now - origin) / 1000, taken
 
 
@@ -351,12 +347,12 @@ TINY = PretrainConfig(
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Charged:
     monkeypatch.setattr(measure, "matmul_flops", lambda: 1e9)
-    return FakeClock()
+    return Charged()
 
 
-def charged_to(clock: FakeClock) -> Compile:
+def charged_to(clock: Charged) -> Compile:
     """Have compiling take five seconds, and a step as long as the clock says."""
 
     def compiled(step: StepParts, stop: ShouldStop = lambda: False) -> Launch:
@@ -372,13 +368,11 @@ def charged_to(clock: FakeClock) -> Compile:
     return compiled
 
 
-def pretraining(home: Path, clock: FakeClock, config: PretrainConfig) -> Pretraining:
+def pretraining(home: Path, clock: Charged, config: PretrainConfig) -> Pretraining:
     return Pretraining(config, Home(home), lambda _: None, clock, charged_to(clock))
 
 
-def run(
-    home: Path, clock: FakeClock, stop_at: int = 0, config: PretrainConfig = TINY
-) -> list[Event]:
+def run(home: Path, clock: Charged, stop_at: int = 0, config: PretrainConfig = TINY) -> list[Event]:
     seen: list[Event] = []
 
     def stop() -> bool:
@@ -392,7 +386,7 @@ def run(
     return seen
 
 
-def test_a_run_ends_when_its_budget_does(prepared: Path, clock: FakeClock) -> None:
+def test_a_run_ends_when_its_budget_does(prepared: Path, clock: Charged) -> None:
     began = clock.now
     events = run(prepared, clock)
     assert 97 <= clock.now - began <= 100
@@ -404,14 +398,14 @@ def test_a_run_ends_when_its_budget_does(prepared: Path, clock: FakeClock) -> No
     assert isinstance(run_again(prepared, clock), Noted)
 
 
-def run_again(home: Path, clock: FakeClock) -> Event:
+def run_again(home: Path, clock: Charged) -> Event:
     (event,) = run_stage(pretraining(home, clock, TINY))
     return event
 
 
 @pytest.mark.parametrize("stop_at", [slow(5), slow(30), slow(60)])
 def test_a_resumed_run_has_the_rest_of_the_budget(
-    prepared: Path, clock: FakeClock, stop_at: int
+    prepared: Path, clock: Charged, stop_at: int
 ) -> None:
     began = clock.now
     run(prepared, clock, stop_at)
@@ -430,7 +424,7 @@ def test_a_resumed_run_has_the_rest_of_the_budget(
 
 @pytest.mark.slow
 def test_a_machine_that_slows_down_takes_fewer_steps_and_says_so(
-    prepared: Path, clock: FakeClock
+    prepared: Path, clock: Charged
 ) -> None:
     began, notes, steps = clock.now, [], 0
     for event in run_stage(pretraining(prepared, clock, TINY)):
@@ -448,7 +442,7 @@ def test_a_machine_that_slows_down_takes_fewer_steps_and_says_so(
     assert finished.trainer.step == steps < 60
 
 
-def test_a_budget_used_up_by_the_tokenizer_is_refused(tmp_path: Path, clock: FakeClock) -> None:
+def test_a_budget_used_up_by_the_tokenizer_is_refused(tmp_path: Path, clock: Charged) -> None:
     events = run_stage(pretraining(tmp_path, clock, TINY))
     next(events)  # a tokenizer is about to be trained
     clock.now += 200
@@ -456,15 +450,15 @@ def test_a_budget_used_up_by_the_tokenizer_is_refused(tmp_path: Path, clock: Fak
         list(events)
 
 
-def test_measuring_takes_no_longer_than_it_may(clock: FakeClock) -> None:
+def test_measuring_takes_no_longer_than_it_may(clock: Charged) -> None:
     made = plan(TINY.model_copy(update={"budget": None, "num_iterations": 9}), 300, RESOURCES)
-    timed = step_timer(20.0, clock, charged_to(clock))
+    timed = step_timer(20.0, clock.seconds, charged_to(clock))
     assert timed(made) == pytest.approx(1.0)  # eleven seconds: it compiles, and takes six steps
     assert timed(made) == pytest.approx(1.0)  # half of what is left, and half of that counted
     assert timed(made) is not None
     assert timed(made) is None
     assert clock.now - 1e9 <= 20 + 7
     many = made.model_copy(update={"accumulation": 40})
-    assert step_seconds(many, 3.0, clock, charged_to(clock)) == pytest.approx(
+    assert step_seconds(many, 3.0, clock.seconds, charged_to(clock)) == pytest.approx(
         10.0
     )  # four took a second

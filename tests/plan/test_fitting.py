@@ -20,12 +20,31 @@ def made(resources: Resources = PLENTY, vocab_size: int = 4096, **settings: obje
     return plan(PretrainConfig.model_validate(SMALL | settings), vocab_size, resources)
 
 
-def test_plenty_of_memory_gives_the_largest_batch_without_checkpointing() -> None:
+def test_plenty_of_memory_gives_a_large_batch_without_checkpointing() -> None:
     for resources in (PLENTY, GPU):
         free = made(resources)
-        assert (free.device_batch_size, free.accumulation) == (32, 2)
+        assert (free.device_batch_size, free.accumulation) == (16, 4)
         assert not free.grad_checkpoint
         assert free.chunk_rows == resources.chunk_rows
+
+
+@pytest.mark.parametrize(
+    ("context", "besides", "rows"),
+    [(512, 256, 16), (512, 3400, 32), (2048, 256, 8), (2048, 3400, 32), (2048, 0, 1)],
+)
+def test_the_smallest_batch_within_a_fiftieth_of_the_fastest_is_chosen(
+    context: int, besides: int, rows: int
+) -> None:
+    """Beside its tokens' time, a micro-batch takes that of so many more."""
+    resources = GPU._replace(micro_batch_tokens=besides)
+    settings = {"max_seq_len": context, "total_batch_size": 64 * context}
+    chosen = made(resources, **settings)
+    assert chosen.device_batch_size == rows
+    largest = made(resources, device_batch_size=32, **settings)
+    assert chosen.peak <= largest.peak
+    if rows > 1:
+        tight = made(resources._replace(memory=int(0.9 * MARGIN * chosen.peak)), **settings)
+        assert tight.device_batch_size < rows
 
 
 @given(st.integers(1, 100), st.floats(0.02, 1.5), st.booleans())
@@ -46,13 +65,13 @@ def test_the_chosen_division_fits_and_keeps_the_total_batch(
 
 
 def test_less_memory_makes_batches_smaller_before_it_checkpoints() -> None:
-    most = made(max_seq_len=1024).peak
+    most = made(max_seq_len=1024, device_batch_size=32).peak
     batches, twice = [], []
     for share in (1.2, 0.7, 0.4, 0.2, 0.12):
         fitting = made(max_seq_len=1024, memory_limit=f"{int(share * most) // MIB}MiB")
         batches.append(fitting.device_batch_size)
         twice.append(fitting.grad_checkpoint)
-    assert batches[0] == 32 and not twice[0]
+    assert batches[0] == 16 > batches[-1] and not twice[0]
     assert batches == sorted(batches, reverse=True)
     assert not any(twice)
 
@@ -165,6 +184,13 @@ def test_a_malformed_size_is_refused_with_examples(text: str) -> None:
     assert "12GB" in raised.value.remedy
     with pytest.raises(MlxchatError):
         PretrainConfig(wired_limit="least")
+    with pytest.raises(MlxchatError):
+        PretrainConfig(memory_limit="auto")
+
+
+def test_a_wired_limit_is_a_size_or_suits_the_run() -> None:
+    limits = [PretrainConfig(wired_limit=limit).wired for limit in (None, "8gb", "auto")]
+    assert limits == [None, 8 * 10**9, "auto"]
 
 
 def test_sizes_are_rounded_for_display() -> None:

@@ -87,7 +87,7 @@ def test_only_layers_without_fused_attention_keep_scores() -> None:
         return (taken - fused) // (2 * model.n_head)
 
     windowed = GPTConfig.from_depth(4, 1024, 2048, arch="modern", window_pattern="S")
-    assert of_a_layer(windowed, "windows") == 2048**2
+    assert of_a_layer(windowed, "windows") == 256 * (256 + 512 + 6 * 768)
     short = GPTConfig.from_depth(4, 1024, 128, arch="modern", window_pattern="S")
     classic = GPTConfig.from_depth(4, 1024, 2048)
     assert of_a_layer(short, "windows") == of_a_layer(classic, "windows") == 0

@@ -1,6 +1,7 @@
 """The program run within this process: as `mlxchat` in a shell, without the time of a start."""
 
 import sys
+import threading
 
 import pytest
 
@@ -21,6 +22,8 @@ class Program:
     ) -> None:
         monkeypatch.setattr("signal.signal", lambda *_: None)
         monkeypatch.setattr("warnings.showwarning", None)
+        monkeypatch.setattr("sys.excepthook", sys.excepthook)
+        monkeypatch.setattr("threading.excepthook", threading.excepthook)
         self._monkeypatch, self._capsys, self._prefix = monkeypatch, capsys, prefix
 
     def __call__(self, *arguments: str) -> tuple[int, str, str]:

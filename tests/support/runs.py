@@ -2,7 +2,6 @@
 
 import json
 import random
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.shards import shard_name
 from mlxchat.home import Home
 from mlxchat.runtime import mx
+from mlxchat.telemetry.clock import SYSTEM_CLOCK
 from mlxchat.telemetry.events import Event, Stepped
 from mlxchat.train.base import with_shape_of_base
 from mlxchat.train.inputs import open_documents, ready_tokenizer, tokenizer_folder
@@ -58,7 +58,7 @@ def run(
 
     where = Home(home)
     stage = Pretraining(
-        with_shape_of_base(config, where), where, lambda _: None, time.time, compile
+        with_shape_of_base(config, where), where, lambda _: None, SYSTEM_CLOCK, compile
     )
     for event in run_stage(stage, stop=stop, **keywords):
         seen.append(event)
@@ -68,7 +68,7 @@ def run(
 def train_builtin_tokenizer(home: Path) -> Path:
     """Train the tokenizer of `CONFIG` as a run does, and return its folder."""
     documents = open_documents(CONFIG, Home(home), lambda _: None)
-    list(ready_tokenizer(CONFIG, Home(home), documents, lambda _: None, time.time))
+    list(ready_tokenizer(CONFIG, Home(home), documents, lambda _: None, SYSTEM_CLOCK))
     return tokenizer_folder(CONFIG, Home(home))
 
 

@@ -1,9 +1,12 @@
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from support.strange_files import put_strange
 
+from mlxchat.errors import DiskError
 from mlxchat.telemetry.events import (
     Ended,
     Evaluated,
@@ -19,7 +22,7 @@ from mlxchat.telemetry.events import (
     Stepped,
     event_to_json,
 )
-from mlxchat.telemetry.log import JsonLines
+from mlxchat.telemetry.log import JsonLines, RunLog
 from mlxchat.telemetry.meter import LEAST_RECENT_STEPS, MOST_POINTS, RATE_STEPS, Meter, MeterState
 
 MEMORY = Memory(active=1, peak=2, cache=3, machine_used=4, machine_total=8)
@@ -113,6 +116,58 @@ def test_resumed_log_completes_a_line_that_lacks_only_its_end(tmp_path):
     assert steps_of(path) == [1, 2]
 
 
+NO_RECORDS = {
+    "null": "null",
+    "a number": "5",
+    "a list": '[{"event": "note"}]',
+    "another object": '{"a": 1}',
+    "no name": '{"event": 3, "step": 1}',
+    "a text": '{"event": "step", "step": "x"}',
+    "true": '{"event": "step", "step": true}',
+    "infinity": '{"event": "step", "step": 1e999}',
+    "a fraction": '{"event": "step", "step": 1.0}',
+    "negative": '{"event": "step", "step": -1}',
+    "digits": '{"event": "step", "step": ' + "9" * 5000 + "}",
+    "nested": "[" * 200_000,
+    "long": '{"event": "note", "text": "' + "x" * 2**21 + '"}',
+    "NUL": "\0" * 1000,
+}
+
+
+@pytest.mark.parametrize("line", NO_RECORDS.values(), ids=NO_RECORDS)
+def test_a_log_with_a_line_that_is_no_record_is_continued_without_it(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    before = [event_to_json(event) for event in (started(), stepped(1), stepped(2), stepped(3))]
+    path.write_text("\n".join([*before[:2], line, *before[2:]]) + "\n")
+    with JsonLines.resume(path, 2) as log:
+        log.write(Noted(0.0, "on"))
+    assert path.read_text().splitlines() == [*before[:3], event_to_json(Noted(0.0, "on"))]
+
+
+def test_a_step_far_ahead_takes_only_its_own_line_and_notes_with_it(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = map(event_to_json, (stepped(1), stepped(10**15), Noted(0.0, "odd"), stepped(2)))
+    path.write_text("".join(f"{line}\n" for line in lines))
+    JsonLines.resume(path, 2).close()
+    assert path.read_text().splitlines() == [event_to_json(stepped(1)), event_to_json(stepped(2))]
+
+
+def test_what_another_version_wrote_stays_in_a_log(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    line = '{"event": "dreamt", "step": 1, "of": [1.5, null]}\n'
+    path.write_text(line)
+    JsonLines.resume(path, 2).close()
+    assert path.read_text() == line
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_log_is_named(tmp_path, kind):
+    path = tmp_path / "metrics.jsonl"
+    put_strange(kind, path)
+    with pytest.raises(DiskError, match=r"metrics\.jsonl cannot be written"):
+        RunLog(path, 2)
+
+
 def test_log_starts_empty_at_step_0_and_where_there_is_none(tmp_path):
     path = tmp_path / "new" / "metrics.jsonl"
     JsonLines.resume(path, 3).close()
@@ -149,7 +204,15 @@ def test_meter_knows_no_mfu_of_an_unknown_chip():
     for event in (started(peak=None), *map(stepped, range(1, 5))):
         meter.update(event)
     assert meter.flops_per_second == 640.0
-    assert meter.mfu is None
+    assert (meter.mfu, meter.matmul_share) == (None, None)
+
+
+def test_meter_compares_with_a_measured_product_where_the_data_sheet_is_no_bound():
+    meter = Meter()
+    first = replace(started(peak=500.0), matmul_flops=1280.0)  # by accelerators that it leaves out
+    for event in (first, *map(stepped, range(1, 5))):
+        meter.update(event)
+    assert (meter.mfu, meter.matmul_share) == (1.28, 0.5)
 
 
 def test_smoothed_loss_is_nanochats():

@@ -10,6 +10,7 @@ from mlxchat.data.documents import Cursor
 from mlxchat.data.loader import LoaderState, Stopped
 from mlxchat.errors import DataError
 from mlxchat.runtime import mx
+from mlxchat.telemetry.clock import Clock
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Sampled, Saved, Stepped
 from mlxchat.train.divergence import NotFiniteError
 from mlxchat.train.loop import Cadence, Hooks, Pending, train
@@ -35,8 +36,10 @@ class Run:
     trace: list[str] = field(default_factory=list)
     now: float = 0.0
 
-    def clock(self) -> float:
-        return self.now
+    @property
+    def clock(self) -> Clock:
+        """One whose time of day is set back as time passes, which changes no duration."""
+        return Clock(lambda: 1e9 - 3600 * self.now, lambda: self.now)
 
     def stop(self) -> bool:
         return self.stop_at in self.trace
@@ -99,7 +102,7 @@ def test_the_next_step_is_launched_before_a_result_is_read() -> None:
         "saved 3",
         "ended 3",
     ]
-    assert events[-1] == Ended(3.0, 3, "finished")
+    assert events[-1] == Ended(run.clock(), 3, "finished")
     first = events[0]
     assert isinstance(first, Stepped)
     assert (first.loss, first.gradient_norm) == (3.0, 1.0)
@@ -167,7 +170,7 @@ def test_a_resumed_run_continues_after_its_step(evaluated: bool, first: str) -> 
 def test_an_interruption_between_micro_batches_saves_the_last_complete_step() -> None:
     run = Run(stop_at="launch 3")  # so that launching step 4 raises Stopped
     *_, last = run.events()
-    assert last == Ended(run.now, 3, "interrupted")
+    assert last == Ended(run.clock(), 3, "interrupted")
     assert run.trace[-3:] == ["stepped 3", "saved 3", "ended 3"]
 
 

@@ -104,18 +104,63 @@ def test_the_buffer_cache_stays_within_the_limit() -> None:
     assert runtime.cache_limit(100 * MIB, 170 * MIB) <= 100 * MIB
 
 
+CHIPS = {
+    "cpu": runtime.Machine("cpu", "a chip", mx.float32, None, 32 * runtime.GIB),
+    "metal": runtime.Machine("metal", "Apple M3 Pro", mx.bfloat16, None, 27 * runtime.GIB),
+}
+
+
+@pytest.mark.parametrize(
+    ("free", "spare"), [(20, 18), (64, 27), (2, 1.8)], ids=["busy", "idle", "full"]
+)
+def test_what_a_mac_can_spare_follows_what_is_free(
+    free: int, spare: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most what its system recommends, which does not fall when other programs take memory."""
+    monkeypatch.setattr(runtime, "machine", lambda: CHIPS["metal"])
+    monkeypatch.setattr("mlxchat.system.free_memory", lambda: free * runtime.GIB)
+    assert runtime.spare_memory() == int(spare * runtime.GIB)
+
+
+def test_a_gpu_has_room_over_the_estimate_to_keep_buffers_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Held to the very peak it would give them back in each step, to ask for them again."""
+    gib = runtime.GIB
+    set_to: dict[str, int] = {}
+    for name in ("memory", "cache", "wired"):
+        limit = f"set_{name}_limit"
+        monkeypatch.setattr(mx, limit, lambda size, name=name: set_to.__setitem__(name, size))
+
+    def held(chip: str, limit: int, peak: int, wired: runtime.Wired | None = None) -> dict:
+        set_to.clear()
+        monkeypatch.setattr(runtime, "machine", lambda: CHIPS[chip])
+        monkeypatch.setattr(runtime, "check_limits", lambda *_: None)
+        runtime.hold_memory(limit, peak, wired)
+        return dict(set_to)
+
+    room = int(11 * gib) + gib // 2
+    assert held("metal", 20 * gib, 10 * gib) == {"memory": room, "cache": room}
+    assert runtime.cache_at_peak(20 * gib, 10 * gib) == room - 10 * gib
+    assert held("metal", 11 * gib, 10 * gib) == {"memory": 11 * gib, "cache": 11 * gib}
+    assert held("cpu", 20 * gib, 10 * gib) == {"memory": 10 * gib, "cache": 4 * gib}
+    assert held("cpu", 11 * gib, 10 * gib) == {"memory": 10 * gib, "cache": gib}
+    assert held("metal", 20 * gib, 10 * gib, 12 * gib)["wired"] == 12 * gib
+    assert held("metal", 20 * gib, 10 * gib, "auto")["wired"] == 10 * gib + 4 * 10**9
+    assert held("metal", 27 * gib, 25 * gib, "auto")["wired"] == 27 * gib
+
+
 def test_impossible_limits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime.check_limits(runtime.spare_memory(), None)
     with pytest.raises(MlxchatError, match=r"is 1,000,000\.0 GiB; this machine has"):
         runtime.check_limits(10**6 * runtime.GIB, None)
-    other = runtime.Machine("cpu", "a chip", mx.float32, None, 8 * runtime.GIB)
-    monkeypatch.setattr(runtime, "machine", lambda: other)
-    with pytest.raises(MlxchatError, match="`wired_limit` is for Macs"):
-        runtime.check_limits(MIB, MIB)
-    mac = runtime.Machine("metal", "Apple M3 Pro", mx.bfloat16, None, 27 * runtime.GIB)
-    monkeypatch.setattr(runtime, "machine", lambda: mac)
-    runtime.check_limits(MIB, 8 * runtime.GIB)
-    assert runtime.spare_memory() == mac.memory
+    monkeypatch.setattr(runtime, "machine", lambda: CHIPS["cpu"])
+    for wired in (MIB, "auto"):
+        with pytest.raises(MlxchatError, match="`wired_limit` is for Macs"):
+            runtime.check_limits(MIB, wired)
+    monkeypatch.setattr(runtime, "machine", lambda: CHIPS["metal"])
+    for wired in (8 * runtime.GIB, "auto"):
+        runtime.check_limits(MIB, wired)
     with pytest.raises(MlxchatError, match=r"`wired_limit` is 30\.0 GiB; .* 27\.0 GiB") as raised:
         runtime.check_limits(MIB, 30 * runtime.GIB)
     assert "iogpu.wired_limit_mb" in raised.value.remedy

@@ -1,5 +1,6 @@
 """A whole run: its events, checkpoints and log; it resumes bit for bit after an interruption."""
 
+import fcntl
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from mlxchat.checkpoint import files, layout, store
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.loader import Stopped
 from mlxchat.data.shards import LocalShards
-from mlxchat.errors import MlxchatError
+from mlxchat.disk import Lock
+from mlxchat.errors import LockedError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import scaling_parameters
@@ -28,6 +31,7 @@ from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Saved, Stepped
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train.loop import Launch, Pending, ShouldStop, StepParts
+from mlxchat.train.pretrain import run_pretraining
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +189,7 @@ def test_the_rates_of_a_modern_run_equal_nanochats(prepared: Path) -> None:
 
 SCRIPT = """
 import json, sys
+from contextlib import closing
 from pathlib import Path
 from mlxchat.home import Home
 from mlxchat.train.pretrain import run_pretraining
@@ -256,9 +261,25 @@ def test_fresh_with_settings_that_cannot_work_leaves_the_old_run(prepared: Path)
 def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
     with (
         store.locked(Home(tmp_path).runs / "run"),
-        pytest.raises(MlxchatError, match="Another process is training run"),
+        pytest.raises(MlxchatError, match="Another process is using the run run"),
     ):
         run(tmp_path)
+
+
+def test_a_run_whose_lock_file_is_deleted_is_locked_again_at_the_next_step(prepared: Path) -> None:
+    lock = Home(prepared).runs / ".run.lock"
+    with closing(run_pretraining(CONFIG, Home(prepared), lambda _: None)) as events:
+        for event in events:
+            if isinstance(event, Stepped) and event.step == 2:
+                lock.unlink()
+            elif isinstance(event, Stepped) and event.step == 3:
+                assert lock.exists() and Lock.take(lock) is None
+                lock.unlink()
+                break
+        with closing(lock.open("w")) as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            with pytest.raises(LockedError, match="Another process has taken over the run run"):
+                list(events)
 
 
 def test_a_full_disk_keeps_what_was_saved(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:

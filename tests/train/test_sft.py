@@ -1,9 +1,9 @@
 """Fine-tuning: the loss by hand, derived settings, resuming bit for bit, refusals."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,14 @@ import pytest
 from support.cases import golden
 from support.marks import slow
 
-from mlxchat.checkpoint import catalog, layout, store, trainer
+from mlxchat.checkpoint import catalog, files, layout, store, trainer
+from mlxchat.checkpoint.stamp import write_stamp
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig
+from mlxchat.data.chats import mixture
 from mlxchat.data.chats.mixture import ChatDocuments
-from mlxchat.data.chats.sources import parse
+from mlxchat.data.chats.reading import SourceReport, read_source
+from mlxchat.data.chats.sources import Source, parse
 from mlxchat.data.documents import Cursor
 from mlxchat.data.loader import Batch, Loader, LoaderState
 from mlxchat.errors import MlxchatError
@@ -268,7 +271,8 @@ def test_the_survey_counts_the_rows_that_training_packs(based: Path) -> None:
     found = survey(documents, tokenizer, 20, reports.append, lambda: 0.0)
     everything = [
         tokenizer.render(conversation)
-        for conversation in next(documents.training(Cursor()))[0]
+        for read, _ in islice(documents.training(Cursor()), documents.epoch_size)
+        for conversation in read
         if isinstance(conversation, Conversation)
     ]
     assert len(everything) == documents.epoch_size
@@ -382,7 +386,8 @@ def test_a_run_without_a_source_resumes_with_its_own(based: Path, tmp_path: Path
     newer = home.runs / "newer"
     shutil.copytree(home.runs / "base", newer)
     [step] = newer.iterdir()
-    os.utime(step, (2**33, 2**33))
+    write_stamp(step, 2.0**33)
+    files.write_checksums(step)
     assert with_source(config, home).source == "base"
     assert run(tmp_path, config)[-1].step == 12
     assert with_source(config, home).source == "newer"  # that one is finished
@@ -413,6 +418,22 @@ def test_changed_conversations_are_refused(based: Path, tmp_path: Path) -> None:
         run(based, config)
     write(data, talks(40))
     assert isinstance(run(based, config)[-1], Ended)
+
+
+def test_files_that_another_version_reads_in_another_way_are_refused(
+    based: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write(tmp_path / "mine.jsonl", talks(40))
+    config = TUNING.model_copy(update={"data": [str(data)], "model_tag": "reread"})
+    run(based, config, stop_at=1)
+
+    def skipping_one(source: Source) -> tuple[list[Conversation], SourceReport]:
+        conversations, report = read_source(source)
+        return conversations[1:], report
+
+    monkeypatch.setattr(mixture, "read_source", skipping_one)
+    with pytest.raises(MlxchatError, match="a version of mlxchat that reads or makes up other"):
+        run(based, config)
 
 
 @pytest.mark.parametrize(

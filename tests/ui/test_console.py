@@ -1,12 +1,15 @@
+import errno
 import io
 import json
+import math
+import os
 import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from mlxchat.telemetry.events import (
     Ended,
@@ -16,13 +19,16 @@ from mlxchat.telemetry.events import (
     Noted,
     Position,
     Progressed,
+    Replanned,
     Sampled,
     Saved,
     Started,
     Stepped,
 )
 from mlxchat.telemetry.meter import Meter
-from mlxchat.ui.console import QuietStream, Screen, answers, error, say, table, warning
+from mlxchat.ui.console import Screen, answers, error, say, say_json, table, warning
+from mlxchat.ui.output import LiteralConsole, Output
+from mlxchat.ui.tables import Row, Section, show
 
 MEMORY = Memory(2**30, 2**30, 0, 2**30, 2**33)
 
@@ -40,9 +46,10 @@ def progressed(done, task="shard_00001.parquet", total=1000, time=0.0):
 
 
 def lines_of(events):
-    stream = io.StringIO()
-    with Screen(stream=stream) as screen:
+    stream, now = io.StringIO(), [0.0]
+    with Screen(stream=stream, clock=lambda: now[0]) as screen:
         for event in events:
+            now[0] = event.time
             screen.show(event)
     return stream.getvalue().splitlines()
 
@@ -52,7 +59,7 @@ def steps_in(lines):
 
 
 def terminal(width=80, height=24):
-    return Console(file=io.StringIO(), force_terminal=True, width=width, height=height)
+    return LiteralConsole(file=io.StringIO(), force_terminal=True, width=width, height=height)
 
 
 def test_plain_output_shows_every_slow_step():
@@ -139,18 +146,20 @@ def test_a_terminal_gets_a_panel_and_lines_above_it(width):
 
 
 def test_a_terminal_gets_bars_with_the_sum_last():
-    console = terminal()
-    with Screen(console=console, clock=lambda: 10.0) as screen:
+    console, now = terminal(), [0.0]
+    with Screen(console=console, clock=lambda: now[0]) as screen:
         screen.show(progressed(0, "all shards", 4000))
         screen.show(progressed(0))
-        screen.show(progressed(500, time=5.0))
         screen.show(progressed(0, "shard_00002.parquet"))
-        screen.show(progressed(1000, "shard_00002.parquet", time=5.0))
-        screen.show(progressed(1500, "all shards", 4000, time=5.0))
+        now[0] = 5.0
+        screen.show(progressed(500, time=-3600.0))  # the time of day was set back
+        screen.show(progressed(1000, "shard_00002.parquet", time=-3600.0))
+        screen.show(progressed(1500, "all shards", 4000, time=3600.0))
     text = console.file.getvalue()
     assert "shard_00002.parquet: 1.0 kB in 5s" in text
     last = text[text.rindex("shard_00001") :]
     assert "50%" in last and last.index("all shards") > 0
+    assert "100 B/s" in last and "300 B/s" in last
 
 
 def test_a_screen_shows_the_meter_that_a_resumed_run_brings():
@@ -188,16 +197,54 @@ def test_many_threads_may_report_at_once():
     assert console.file.getvalue() == text  # the end is the end
 
 
-class Gone(io.StringIO):
+class Broken(io.StringIO):
+    """A stream that cannot be written to."""
+
+    def __init__(self, number, terminal=False):
+        super().__init__()
+        self.number, self.terminal = number, terminal
+
+    def isatty(self):
+        return self.terminal
+
     def write(self, text):
-        raise BrokenPipeError
+        raise OSError(self.number, os.strerror(self.number))
 
 
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC])
 @pytest.mark.parametrize("json_lines", [True, False])
-def test_a_reader_that_leaves_ends_the_output_not_the_run(json_lines):
-    with Screen(json=json_lines, stream=Gone()) as screen:
+def test_a_stream_that_takes_nothing_more_ends_the_output_not_the_run(json_lines, number):
+    with Screen(json=json_lines, stream=Broken(number)) as screen:
         for event in (started(), stepped(1, 0.0), stepped(2, 2.0), Ended(2.0, 2, "finished")):
             screen.show(event)
+
+
+@pytest.mark.parametrize(
+    ("number", "terminal", "is_failure"),
+    [
+        (errno.EPIPE, False, False),
+        (errno.ECONNRESET, False, False),
+        (errno.EIO, True, False),
+        (errno.EIO, False, True),
+        (errno.ENOSPC, False, True),
+        (errno.EDQUOT, False, True),
+        (errno.EBADF, False, True),
+        (errno.ENOSPC, True, True),
+    ],
+)
+def test_only_a_reader_that_left_is_no_failure(number, terminal, is_failure):
+    out = Output(Broken(number, terminal))
+    out.write("text")
+    out.write("more")
+    assert (out.failure is not None) == is_failure
+
+
+def test_a_stream_that_its_owner_has_closed_takes_nothing_more():
+    stream = io.StringIO()
+    out = Output(stream)
+    stream.close()
+    out.write("text")
+    assert out.failure is None
 
 
 def test_output_into_head_ends_without_a_traceback():
@@ -222,7 +269,7 @@ print("worked to the end", file=sys.stderr)
 
 def test_characters_that_the_encoding_lacks_become_question_marks():
     raw = io.BytesIO()
-    stream = QuietStream(io.TextIOWrapper(raw, encoding="ascii"))
+    stream = Output(io.TextIOWrapper(raw, encoding="ascii"))
     stream.write("2 – 3 \ud800\n")
     stream.flush()
     assert raw.getvalue() == b"2 ? 3 ?\n"
@@ -254,6 +301,71 @@ def test_table_aligns_numbers_and_cuts_nothing(capsys):
     assert header.split() == ["dataset", "shards"]
     assert first.rstrip() == "[builtin]         2"
     assert second.rstrip() == "fineweb-edu   1,822"
+
+
+HOSTILE = "a\x1b[31m\x1b]0;owned\x07\x9b2J\r\u202eb\x7f [red][/] :smile:"
+HARMLESS = "a[31m]0;owned2Jb [red][/] :smile:"
+HARMLESS_IN_ONE_LINE = "a[31m]0;owned2J b [red][/] :smile:"
+
+
+def everything_printed_about(text, capsys):
+    """What the functions that print anything print about a text."""
+    say(text)
+    error(text, text)
+    warning(text)
+    table([text], [[text]])
+    answers([(text, text)])
+    show([text], [Section(text, [Row(text, text, text)])])
+    events = [
+        Noted(0.0, text),
+        Progressed(0.0, text, 5, 5, text),
+        Started(0.0, text, 0, 3, 1, 1, None, text, 1),
+        stepped(1, 0.0),
+        Sampled(0.0, 1, text, text),
+        Saved(0.0, 1, text, 0.1),
+        Replanned(0.0, 1, 4, 3, text),
+        Ended(0.0, 1, "finished"),
+    ]
+    with Screen() as screen:
+        for event in events:
+            screen.show(event)
+    printed = capsys.readouterr()
+    return printed.out + printed.err
+
+
+def test_no_text_reaches_a_file_with_what_controls_a_terminal(capsys):
+    printed = everything_printed_about(HOSTILE, capsys)
+    assert {letter for letter in printed if not letter.isprintable()} == {"\n"}
+    assert HARMLESS in printed and HARMLESS_IN_ONE_LINE in printed
+    assert f"Error: {HARMLESS_IN_ONE_LINE}\n{HARMLESS_IN_ONE_LINE}\n" in printed
+
+
+def test_no_text_reaches_a_terminal_with_what_controls_it(capsys, monkeypatch):
+    """Shown on a terminal, hostile text has the control sequences that its harmless twin has."""
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setattr("mlxchat.ui.views.REFRESHES_PER_SECOND", 0.001)
+    twin = everything_printed_about(HARMLESS, capsys)
+    hostile = everything_printed_about(HOSTILE, capsys)
+    assert "\x1b[" in twin
+    shape = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]")
+    assert shape.findall(hostile) == shape.findall(twin)
+
+
+@pytest.mark.parametrize("value", [HOSTILE, [HOSTILE], {HOSTILE: HOSTILE}, Path(HOSTILE)], ids=type)
+def test_json_has_no_control_characters_and_keeps_the_text(value, capsys):
+    say_json(value)
+    printed = capsys.readouterr().out
+    assert printed.isascii() and printed[:-1].isprintable() and printed[-1] == "\n"
+    again = json.loads(printed)
+    assert again == (str(value) if isinstance(value, Path) else value)
+
+
+def test_json_has_null_for_what_is_no_number(capsys):
+    say_json({"a": [math.nan, (math.inf, 1.5)]})
+    assert capsys.readouterr().out == '{"a": [null, [null, 1.5]]}\n'
 
 
 def test_ui_imports_neither_mlx_nor_training():

@@ -18,7 +18,7 @@ from mlxchat.telemetry.events import (
 )
 from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.dashboard import curve, dashboard
-from mlxchat.ui.text import LEAST_BAR, TaskProgress, amount, bars, duration, in_one_line
+from mlxchat.ui.text import LEAST_BAR, TaskProgress, amount, bars, duration, harmless, in_one_line
 
 GIB = 2**30
 
@@ -26,7 +26,8 @@ GIB = 2**30
 def run(steps=300, peak_flops=7.4e12, loss=None, machine_used=12 * GIB, total=20_000):
     """A meter and the last step of a run whose loss falls from 10 to 3."""
     meter, step = Meter(), None
-    meter.update(Started(0.0, "d12", 0, total, 65536, 10**9, peak_flops, "Apple M3 Pro", 186))
+    shape = ("d12", 0, total, 65536, 10**9)
+    meter.update(Started(0.0, *shape, peak_flops, "Apple M3 Pro", 186, matmul_flops=5.7e12))
     for index in range(1, steps + 1):
         memory = Memory(3 * GIB, 4 * GIB, GIB // 2, machine_used, 36 * GIB)
         value = 3 + 7 * math.exp(-index / 40) if loss is None else loss
@@ -59,6 +60,7 @@ NUMBERS = (
     "0.123",
     "2,341",
     "31.6%",
+    "41.1%",
     "2h 20m",
     "6d 09h",
     "epoch 1, shard 3/50",
@@ -171,11 +173,14 @@ def test_amounts_have_units_and_text_is_harmless():
     assert [amount(1, unit) for unit in units] == ["1 batch", "1 question", "1 B"]
     assert amount(2, "batches") == "2 batches"
     assert in_one_line("a\n\n b\t\x1b[2Jc\x07\x9b") == "a b [2Jc"
+    assert in_one_line("two  blanks\r\x85\u2028 and\u202e \u20691") == "two  blanks and 1"
+    assert harmless("a\r\n\tb\x7f\u2066") == "a\n\tb"
+    assert harmless("naïve مرحبا 👩‍👩‍👧 \u3000") == "naïve مرحبا 👩‍👩‍👧 \u3000"
 
 
 def task(name="shard_00003.parquet", done=50_000_000, total=100_000_000, unit="bytes"):
-    result = TaskProgress(Progressed(0.0, name, 0, total, unit))
-    result.update(Progressed(10.0, name, done, total, unit))
+    result = TaskProgress(Progressed(0.0, name, 0, total, unit), 0.0)
+    result.update(Progressed(0.0, name, done, total, unit), 10.0)
     return result
 
 
@@ -201,7 +206,7 @@ def test_a_unit_is_shown_once():
 def test_the_rate_covers_the_last_seconds():
     slow = task()
     for second in range(11, 40):
-        slow.update(Progressed(float(second), "shard_00003.parquet", 50_000_000, 10**8, "bytes"))
+        slow.update(Progressed(0.0, "shard_00003.parquet", 50_000_000, 10**8, "bytes"), second)
     assert slow.rate(39.0) is None
     assert task().rate(20.0) == 2_500_000  # a stalled download slows down on the screen
 

@@ -178,6 +178,18 @@ def test_a_run_without_steps_or_without_files_is_shown() -> None:
     assert "earlier runs" in text
 
 
+def test_an_unreadable_run_is_shown_with_the_reason_beside_the_others() -> None:
+    fault = "/home/logs/d4/status.json is damaged (time: it is not)."
+    lost = WatchedRun("d4\n\x1b[2J", "unreadable", None, Meter(), None, None, (5,), None, fault)
+    text = drawn(snapshot(lost, run("d6")))
+    assert "d4 [2J · unreadable" in text and "d6 · " in text
+    assert "It cannot be watched: /home/logs/d4/status.json is damaged (time: it is not)." in (
+        " ".join(text.replace("│", " ").split())
+    )
+    small = drawn(snapshot(lost, run("d6")), height=14)
+    assert "unreadable  d4 [2J" in small and "running" in small
+
+
 def test_a_run_on_another_machine_is_shown_as_such() -> None:
     text = drawn(snapshot(run(host="there"), processes=(MlxchatProcess(101, 1.0, "chat", GIB),)))
     (there,) = [line for line in text.splitlines() if "train d12 on there" in line]
@@ -193,6 +205,13 @@ def test_a_full_machine_is_warned_of() -> None:
     full = drawn(snapshot(machine=replace(MACHINE, memory_used=30 * GIB, pressure="critical")))
     assert "Memory is 83% full" in full
     assert "critical" in full
+
+
+def test_of_a_mac_its_own_word_is_shown() -> None:
+    busy = replace(MACHINE, memory_used=34 * GIB, mac=True)
+    assert "swap" not in drawn(snapshot(machine=busy)).replace("swap 0.5 of", "")
+    short = drawn(snapshot(machine=replace(busy, pressure="warning", memory_used=12 * GIB)))
+    assert "Memory pressure is warning: macOS compresses memory" in short
 
 
 def test_an_empty_home_says_what_to_do() -> None:

@@ -5,18 +5,34 @@
 Nothing here reads arrays or imports MLX.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mlxchat.checkpoint import store
-from mlxchat.checkpoint.files import CONFIG, QUANTIZATION, TRAINER, entries, is_folder, unreadable
-from mlxchat.config.pretrain import IN_WORDS
-from mlxchat.config.run import NAME_PATTERN
+from mlxchat.checkpoint.files import (
+    CONFIG,
+    HISTORY,
+    LONGEST,
+    QUANTIZATION,
+    READABLE_FORMATS,
+    TRAINER,
+    entries,
+    is_folder,
+    one_line,
+    read_json,
+    unreadable,
+)
+from mlxchat.checkpoint.stamp import saved_at
+from mlxchat.config.run import NAME_IN_WORDS, require_name
 from mlxchat.errors import ConfigError, MlxchatError, NotFound
-from mlxchat.home import Home
+from mlxchat.home import Home, expanded
+from mlxchat.names import namesake
+
+SET_ASIDE = re.compile(r"\.(good|old)[0-9]+$")  # ends the name of a run that was set aside
 
 
 @dataclass(frozen=True)
@@ -55,7 +71,7 @@ def find(stages: Sequence[Path], tag: str | None, step: int | None) -> Path:
 
     Args:
         stages: the folders of runs, such as `Home.stages`.
-        tag: the run's name; None for the run saved last.
+        tag: the run's name; None for the run saved last (`last_saved`).
         step: the step; None for the newest.
 
     Raises:
@@ -63,22 +79,23 @@ def find(stages: Sequence[Path], tag: str | None, step: int | None) -> Path:
         MlxchatError: it cannot be read.
     """
     newest = dict(newest_steps(stages, tag))
-    if not newest:
+    chosen = newest.get(tag) if tag else last_saved(stages)
+    if not newest or (tag is None and chosen is None):
         raise NotFound(
             f"There is no trained model in {' or '.join(map(str, stages))}.",
             "Make one: mlxchat quickstart, or mlxchat train",
         )
-    name = tag or max(newest, key=lambda name: newest[name].stat().st_mtime)
-    if name not in newest:
+    if chosen is None:
         raise NotFound(
-            f"There is no trained model called {name}.", f"There are: {', '.join(sorted(newest))}."
+            f"There is no trained model called {one_line(tag or '')}.",
+            f"There are: {one_line(', '.join(sorted(newest)), 5 * LONGEST)}.",
         )
     if step is None:
-        return newest[name]
-    run = newest[name].parent
+        return chosen
+    run = chosen.parent
     if step not in store.steps(run):
         listed = ", ".join(str(number) for number in store.steps(run))
-        raise NotFound(f"{name} has no saved step {step}.", f"It has: {listed}.")
+        raise NotFound(f"{run.name} has no saved step {step}.", f"It has: {listed}.")
     return store.directory(run, step)
 
 
@@ -114,12 +131,37 @@ def find_model(stages: Sequence[Path], source: str | None, step: int | None) -> 
         NotFound: there is no such model.
         MlxchatError: it cannot be read.
     """
-    folder = Path(source or "").expanduser().resolve()
+    folder = expanded(source or "").resolve()
     if source is None or source in {run.name for run in runs(stages)} or not folder.is_dir():
         return find(stages, source, step)
     if step is not None:
         return find([folder.parent], folder.name, step)
     return store.latest(folder) or folder
+
+
+def require_own_spelling(home: Home, name: str, setting: str) -> None:
+    """Check that the name of a run does not differ from that of another in case only.
+
+    Args:
+        home: where runs are.
+        name: the name of a run, new or existing.
+        setting: the setting that names the run, for the error message.
+
+    Raises:
+        ConfigError: it does.
+        MlxchatError: a folder of runs cannot be read.
+    """
+    for stage in home.stages:
+        try:
+            other = namesake(stage / name)
+        except OSError as error:
+            raise unreadable(stage, error) from error
+        if other is not None:
+            raise ConfigError(
+                f"{name} differs from {other.name}, a run in {stage}, in case only: on the disk of "
+                "a Mac both are one.",
+                f"Use `{setting}={other.name}` for that run, or another `{setting}`.",
+            )
 
 
 def new_run(home: Home, name: str, conversational: bool, setting: str) -> Path:
@@ -133,12 +175,10 @@ def new_run(home: Home, name: str, conversational: bool, setting: str) -> Path:
 
     Raises:
         ConfigError: the name cannot be a folder's, or is another run's.
+        MlxchatError: a folder of runs cannot be read.
     """
-    if not re.fullmatch(NAME_PATTERN, name):
-        raise ConfigError(
-            f"{name!a} cannot be the name of a run.",
-            f"Name it with `{setting}`: use {IN_WORDS[NAME_PATTERN]}.",
-        )
+    require_name(name, f"Name it with `{setting}`: use {NAME_IN_WORDS}.")
+    require_own_spelling(home, name, setting)
     if any(store.steps(stage / name) for stage in home.stages):
         raise ConfigError(
             f"There is already a run called {name}: {home.run(name)}.",
@@ -218,6 +258,60 @@ def newest_steps(stages: Iterable[Path], tag: str | None = None) -> Iterator[tup
             yield run.name, newest
 
 
+def last_saved(
+    stages: Sequence[Path], suits: Callable[[Path], bool] = lambda _: True
+) -> Path | None:
+    """Return the newest step of the run that was saved last; None if there is none.
+
+    What counts is when its steps say that they were saved. But a model that was fine-tuned comes
+    before the one that it began with, even if that was saved again since.
+
+    Args:
+        stages: the folders of runs, such as `Home.stages`, the later ones last.
+        suits: whether a step can be chosen.
+    """
+    candidates = []
+    for stage, folder in enumerate(stages):
+        for name, newest in newest_steps([folder]):
+            with suppress(OSError):  # it was removed meanwhile
+                if suits(newest):
+                    original = SET_ASIDE.search(name) is None
+                    candidates.append(_Candidate(_saved_at(newest), stage, original, name, newest))
+    if not candidates:
+        return None
+    last = max(candidates)
+    while tuned := [other for other in candidates if other.was_tuned_from(last)]:
+        last = max(tuned)
+    return last.folder
+
+
+class _Candidate(NamedTuple):
+    """The newest step of a run, which is compared by the first fields in which it differs."""
+
+    saved: float
+    stage: int
+    original: bool  # not set aside
+    name: str
+    folder: Path
+
+    def was_tuned_from(self, other: "_Candidate") -> bool:
+        """Return whether it began with the other's run, unless that was started anew since."""
+        if self.stage <= other.stage or _field(self.folder / HISTORY, "tag") != other.name:
+            return False
+        step = _field(self.folder / HISTORY, "step")
+        return isinstance(step, int) and step <= int(other.folder.name.removeprefix("step_"))
+
+
+def _saved_at(folder: Path) -> float:
+    """Return when a step of a run was saved.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    run, number = folder.parent, int(folder.name.removeprefix("step_"))
+    return saved_at(folder, number, Home(run.parent.parent).log(run.name))
+
+
 def saved_steps(runs: Iterable[Path], fault: Callable[[MlxchatError], None]) -> list[SavedStep]:
     """Return the saved steps of runs, in ascending order within a run.
 
@@ -245,17 +339,24 @@ def saved_steps(runs: Iterable[Path], fault: Callable[[MlxchatError], None]) -> 
 
 
 def _saved_step(run: Path, step: int, folder: Path) -> SavedStep:
-    saved, size, bits = folder.stat().st_mtime, store.size(folder), _bits(folder)
-    trainable = bits is None and (folder / TRAINER).exists()
+    saved, size, bits = _saved_at(folder), store.size(folder), quantized_bits(folder)
+    trainable = bits is None and _field(folder / TRAINER, "format") in READABLE_FORMATS
     return SavedStep(run.name, step, folder, size, saved, bits, trainable)
 
 
-def _bits(folder: Path) -> int | None:
-    """Return the bits of most weights; None also if config.json cannot be read."""
-    try:
-        fields = json.loads((folder / CONFIG).read_bytes())
-    except (OSError, ValueError):
-        return None
-    entry = fields.get(QUANTIZATION) if isinstance(fields, dict) else None
+def quantized_bits(folder: Path) -> int | None:
+    """Return the bits of most weights of a model.
+
+    None if it is not quantized, and also if its config.json cannot be read.
+    """
+    entry = _field(folder / CONFIG, QUANTIZATION)
     bits = entry.get("bits") if isinstance(entry, dict) else None
-    return bits if isinstance(bits, int) else None
+    return bits if type(bits) is int else None
+
+
+def _field(path: Path, name: str) -> object:
+    """Return an entry of a JSON file; None if there is none, or the file cannot be read."""
+    try:
+        return read_json(path).get(name)
+    except MlxchatError:
+        return None

@@ -6,7 +6,6 @@ not connected, the messages say so.
 """
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable
@@ -16,14 +15,20 @@ from typing import Any
 from pydantic import ValidationError
 
 from mlxchat.errors import CheckpointError, DiskError, MlxchatError, command
+from mlxchat.json_text import parse_json
+from mlxchat.regular import open_regular, read_regular
 
 CONFIG = "config.json"
 TRAINER = "trainer.json"
+TRAINER_FORMAT = 4  # of trainer.json
+READABLE_FORMATS = (3, 4)  # in format 3, the plan has older names and fewer fields
 CHECKSUMS = "SHA256SUMS"
+HISTORY = "history.json"
 QUANTIZATION = "quantization"  # in config.json, where mlx-lm has it
 PIECE = 2**22  # bytes hashed at a time
 LONGEST = 200  # characters of a reason, which may quote the file
 MOST_JSON = 2**26  # bytes; a tokenizer of 65,536 tokens has 3 million
+MOST_CHECKSUMS = 2**20  # bytes of their list
 
 _LINE = re.compile(r"([0-9a-f]{64})  ([^/]+)")  # of CHECKSUMS
 _STEP = re.compile(r"step_\d+")
@@ -86,7 +91,7 @@ def _cannot_be_read(path: Path, error: OSError) -> MlxchatError:
 def _read(folder: Path) -> dict[str, str]:
     path = folder / CHECKSUMS
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
+        lines = read_regular(path, MOST_CHECKSUMS).decode("utf-8").split("\n")
     except FileNotFoundError as error:
         raise missing_file(path) from error
     except OSError as error:
@@ -106,7 +111,7 @@ def _read(folder: Path) -> dict[str, str]:
 
 def _sha256(path: Path, report: Callable[[int], None] = lambda _: None) -> str:
     digest, done = hashlib.sha256(), 0
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         while piece := file.read(PIECE):
             digest.update(piece)
             done += len(piece)
@@ -165,18 +170,13 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read the object in a JSON file.
 
     Raises:
-        CheckpointError: the file is missing, damaged or very large.
+        CheckpointError: the file is missing, damaged or very large, or is none.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(MOST_JSON + 1)
+        fields = parse_json(read_regular(path, MOST_JSON))
     except OSError as error:
         raise unreadable(path, error) from error
-    if len(content) > MOST_JSON:
-        raise damaged(path, f"more than {MOST_JSON:,} bytes")
-    try:
-        fields = json.loads(content)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise damaged(path, error) from error
     if not isinstance(fields, dict):
         raise damaged(path, "not a JSON object")
@@ -197,14 +197,14 @@ def unreadable(path: Path, error: OSError) -> MlxchatError:
     away = unplugged(path) if isinstance(error, FileNotFoundError) else None
     return away or CheckpointError(
         f"{path} cannot be read: {error.strerror or error}.",
-        "Check who owns it and who may read it.",
+        "Check what it is, who owns it and who may read it.",
     )
 
 
 def damaged(path: Path, reason: str | Exception) -> MlxchatError:
     """Return the error for a file whose contents are not what its writer meant."""
     remedy = _EARLIER if _STEP.fullmatch(path.parent.name) else _COPY
-    return CheckpointError(f"{path} is damaged ({_reason(reason)}).", remedy)
+    return CheckpointError(f"{path} is damaged ({in_words(reason)}).", remedy)
 
 
 def unusable(folder: Path, problem: str) -> MlxchatError:
@@ -229,8 +229,10 @@ def one_line(text: str, longest: int = LONGEST) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in words)
 
 
-def _reason(given: str | Exception) -> str:
-    if isinstance(given, ValidationError):
-        fault = given.errors()[0]
-        given = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".removeprefix(": ")
-    return one_line(str(given))
+def in_words(reason: str | Exception) -> str:
+    """Return what is wrong with a file's contents, on one line that is safe to show."""
+    if isinstance(reason, ValidationError):
+        fault = reason.errors()[0]
+        said = fault["msg"].removeprefix("Value error, ")
+        reason = f"{'.'.join(map(str, fault['loc']))}: {said}".removeprefix(": ")
+    return one_line(str(reason))

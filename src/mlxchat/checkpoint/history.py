@@ -10,9 +10,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from mlxchat.checkpoint import layout, store
+from mlxchat.checkpoint.files import HISTORY
 from mlxchat.checkpoint.layout import Origin
-
-FILE = "history.json"
 
 
 class Training(BaseModel):
@@ -57,14 +56,14 @@ class History(BaseModel):
         The bits per byte are left out: they are not the new model's.
         """
         kept = self.model_copy(update={"bits_per_byte": None})
-        (folder / FILE).write_text(kept.model_dump_json(indent=2), "utf-8")
+        (folder / HISTORY).write_text(kept.model_dump_json(indent=2), "utf-8")
 
 
 def read_before(folder: Path) -> History:
     """Read how the model in a directory came to be, without the run that saved it.
 
     Raises:
-        CheckpointError: `layout.ORIGIN` or `FILE` is damaged.
+        CheckpointError: `layout.ORIGIN` or `HISTORY` is damaged.
     """
     tag, step = tag_and_step(folder)
     origin = layout.read_origin(folder)
@@ -75,12 +74,12 @@ def read_before(folder: Path) -> History:
 
 
 def read_file(folder: Path) -> History | None:
-    """Read `FILE` in a model's directory; None if there is none.
+    """Read `HISTORY` in a model's directory; None if there is none.
 
     Raises:
         CheckpointError: the file is damaged.
     """
-    return layout.read_record(folder / FILE, History)
+    return layout.read_record(folder / HISTORY, History)
 
 
 def tag_and_step(folder: Path) -> tuple[str, int]:

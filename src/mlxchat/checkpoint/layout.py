@@ -2,6 +2,7 @@
 
     config.json  model.safetensors  tokenizer.json  tokenizer_config.json  generation_config.json
     origin.json     where an imported model is from
+    saved.json      when it was saved
     SHA256SUMS      checksums of all files
 
 mlx-lm reads the first line too. A saved step has more files: see `mlxchat.checkpoint.trainer` and
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from mlxchat.checkpoint.files import CONFIG as CONFIG
 from mlxchat.checkpoint.files import (
@@ -24,17 +25,21 @@ from mlxchat.checkpoint.files import (
     damaged,
     missing_file,
     read_json,
+    unreadable,
     unusable,
     verify_file,
 )
 from mlxchat.checkpoint.files import TRAINER as TRAINER
+from mlxchat.device_failures import explained
 from mlxchat.errors import CheckpointError
+from mlxchat.json_text import as_type
 from mlxchat.model.block import NORM_EPS
 from mlxchat.model.config import ERAS, EraName, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import from_config, quantizable, to_config
 from mlxchat.model.quantized import formats_of, quantize_layers
-from mlxchat.runtime import bound_buffer_cache, machine, mx
+from mlxchat.regular import open_regular
+from mlxchat.runtime import bound_buffer_cache, compute_dtype, mx
 from mlxchat.tokenizer.bpe import (
     ASSISTANT_END,
     BOS,
@@ -46,14 +51,19 @@ from mlxchat.tokenizer.bpe import (
 MODEL = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 GENERATION = "generation_config.json"
+TEMPLATE = (
+    "chat_template.jinja"  # where transformers has it; else it is in the tokenizer's settings
+)
+DEFAULT_CONTEXT = 2048  # that of transformers and mlx-lm
 ORIGIN = "origin.json"
 MODEL_TYPES: dict[EraName, str] = {  # mlx-lm and transformers know the first
     era: "nanochat" if era == "classic" else f"nanochat_{era}" for era in ERAS
 }
+SOFTCAP_FIELD = "final_logit_softcapping"
 OWN_FIELDS = {  # names in config.json and in `GPTConfig`; optional in classic models only
     "window_pattern": "window_pattern",
     "vocab_multiple": "vocab_multiple",
-    "final_logit_softcapping": "softcap",
+    SOFTCAP_FIELD: "softcap",
 }
 
 Record = TypeVar("Record", bound=BaseModel)
@@ -120,24 +130,45 @@ def read_config(folder: Path) -> GPTConfig:
     era = eras.get(str(fields.get("model_type")))
     if era is None:
         raise CheckpointError(
-            f"The model in {folder} is of type {fields.get('model_type')!a:.99}.",
+            f"{folder / CONFIG} is of a model of type {fields.get('model_type')!a:.99}.",
             f"Use a model of type {', '.join(eras)}.",
         )
-    own = OWN_FIELDS if era != "classic" else OWN_FIELDS.keys() & fields.keys()
+    own = [name for name in OWN_FIELDS if era != "classic" or _is_given(fields, name)]
     try:
-        return GPTConfig(
-            arch=ERAS[era].arch,
-            era=era,
+        heads, kv_heads = fields["num_attention_heads"], fields.get("num_key_value_heads")
+        shape = {
+            "arch": ERAS[era].arch,
+            "era": era,
             **{OWN_FIELDS[name]: fields[name] for name in own},
-            sequence_len=fields["max_position_embeddings"],
-            vocab_size=fields["vocab_size"],
-            n_layer=fields["num_hidden_layers"],
-            n_head=fields["num_attention_heads"],
-            n_kv_head=fields["num_key_value_heads"],
-            n_embd=fields["hidden_size"],
-        )
+            "sequence_len": fields.get("max_position_embeddings", DEFAULT_CONTEXT),
+            "vocab_size": fields["vocab_size"],
+            "n_layer": fields["num_hidden_layers"],
+            "n_head": heads,
+            "n_kv_head": heads if kv_heads is None else kv_heads,
+            "n_embd": fields["hidden_size"],
+        }
+        return as_type(shape, TypeAdapter(GPTConfig))
     except (KeyError, ValidationError) as error:
         raise damaged(folder / CONFIG, error) from error
+
+
+def _is_given(fields: Mapping[str, Any], name: str) -> bool:
+    """Whether a field is there; null counts where it means that the logits have no bound."""
+    return name in fields and (fields[name] is not None or name == SOFTCAP_FIELD)
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Tell whether the tokenizer in a model's directory renders conversations.
+
+    That of a model which was trained on conversations does. An empty template is none.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    settings, own_file = folder / TOKENIZER_CONFIG_FILE, folder / TEMPLATE
+    if settings.exists() and read_checked_json(settings).get("chat_template"):
+        return True
+    return own_file.is_file() and bool(own_file.read_bytes().strip())
 
 
 def is_quantized(folder: Path) -> bool:
@@ -177,18 +208,21 @@ def read_model(folder: Path, dtype: mx.Dtype) -> SavedModel:
     _quantize_as_stored(folder, model, weights)
     check_arrays(folder, weights, model.named_parameters())
     model.load_weights(list(weights.items()))
-    conversational = "chat_template" in read_checked_json(folder / TOKENIZER_CONFIG_FILE)
-    return SavedModel(model, tokenizer, conversational)
+    return SavedModel(model, tokenizer, has_chat_template(folder))
 
 
-def load_for_inference(folder: Path) -> SavedModel:
-    """Read a model for inference: in this machine's dtype, with a bounded buffer cache.
+def load_for_inference(folder: Path, dtype: str = "auto") -> SavedModel:
+    """Read a model for inference, with a bounded buffer cache.
+
+    Args:
+        folder: the model's directory.
+        dtype: the precision to compute in, a key of `mlxchat.runtime.DTYPES` or auto.
 
     Raises:
         MlxchatError: as `read_model`.
     """
     bound_buffer_cache()
-    saved = read_model(folder, machine().compute_dtype)
+    saved = read_model(folder, compute_dtype(dtype))
     saved.model.prepare_for_inference()
     return saved
 
@@ -223,7 +257,7 @@ def model_files(folder: Path) -> list[Path]:
     listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not listed or not all(map(_is_name, listed.values())):
         raise damaged(index, "no weight_map of files in the same folder")
-    return [folder / name for name in sorted(set(listed.values()))]
+    return sorted({folder / name for name in listed.values()})
 
 
 def read_model_arrays(folder: Path) -> dict[str, mx.array]:
@@ -245,7 +279,8 @@ def read_arrays(path: Path) -> dict[str, mx.array]:
     """Read the arrays of a safetensors file."""
     arrays = open_arrays(path)
     try:
-        mx.eval(arrays)
+        with explained():
+            mx.eval(arrays)
     except RuntimeError as error:
         raise damaged(path, error) from error
     return arrays
@@ -262,7 +297,11 @@ def open_arrays(path: Path) -> dict[str, mx.array]:
 def open_unchecked(path: Path) -> dict[str, mx.array]:
     """Open a safetensors file as `open_arrays` does, without comparing its checksum."""
     try:
-        arrays: Any = mx.load(str(path))
+        open_regular(path).close()  # MLX would wait for a pipe
+        with explained():
+            arrays: Any = mx.load(str(path))
+    except OSError as error:
+        raise unreadable(path, error) from error
     except (RuntimeError, ValueError) as error:
         raise damaged(path, error) from error
     if not isinstance(arrays, dict):
@@ -291,7 +330,7 @@ def check_arrays(
 
 
 def _is_name(file: object) -> bool:
-    return isinstance(file, str) and re.fullmatch(r"[\w.-]+\.safetensors", file) is not None
+    return isinstance(file, str) and re.fullmatch(r"(\./)*[\w.-]+\.safetensors", file) is not None
 
 
 # Small JSON files
@@ -331,7 +370,7 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
         return None
     verify_file(path)
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return as_type(read_json(path), TypeAdapter(kind))
     except ValidationError as error:
         raise damaged(path, "it is not what mlxchat wrote") from error
 

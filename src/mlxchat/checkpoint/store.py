@@ -2,27 +2,29 @@
 
 A directory is written under a temporary name, with the checksums of its files, then synced and
 renamed: one with a step's name is complete by construction. One process at a time may write to a
-run (`locked`). Old steps are removed here too.
+run (`locked`). The lock is a file, which somebody may delete: it is looked at again before anything
+is written. Old steps are removed here too, and with more care in `mlxchat.checkpoint.pruning`.
 """
 
-import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple, TextIO
 
 from mlxchat import disk
 from mlxchat.checkpoint import files
 from mlxchat.checkpoint.files import entries, is_folder, require_connected, unreadable
-from mlxchat.errors import CheckpointError, DiskError, LockedError, MlxchatError
+from mlxchat.checkpoint.stamp import write_stamp
+from mlxchat.device_failures import explained
+from mlxchat.errors import CheckpointError, DiskError, MlxchatError
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 
-_STEP = re.compile(r"step_(\d{6,})")
+_STEP = re.compile(r"step_([0-9]{6}|[1-9][0-9]{6,})")  # as `directory` writes it
 _UNFINISHED = ".unfinished_"
-FIRST_WITH_CHECKSUMS = 3  # format of trainer.json
 
 
 def steps(run: Path) -> list[int]:
@@ -75,7 +77,13 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.exists())
 
 
-def save(run: Path, step: int, write: Callable[[Path], None], needed: int | None = None) -> Path:
+def save(
+    run: Path,
+    step: int,
+    write: Callable[[Path], None],
+    needed: int | None = None,
+    clock: Clock = SYSTEM_CLOCK,
+) -> Path:
     """Save a step; returns its directory.
 
     Args:
@@ -83,13 +91,17 @@ def save(run: Path, step: int, write: Callable[[Path], None], needed: int | None
         step: the number of completed steps.
         write: writes the step's files into an empty folder.
         needed: bytes that they take, roughly; None for those of the step before.
+        clock: returns seconds since the epoch, with which the step is stamped.
 
     Raises:
         DiskError: the disk is full or cannot be written; earlier steps are untouched.
+        CheckpointError: that step is there already.
+        LockedError: another process has taken over the run (`require_lock`).
     """
 
     def write_with_checksums(folder: Path) -> None:
         write(folder)
+        write_stamp(folder, clock())
         files.write_checksums(folder)
 
     return _place(run, step, write_with_checksums, needed)
@@ -147,7 +159,9 @@ def prune(run: Path, keep: int) -> list[int]:
 
     Raises:
         DiskError: one cannot be removed.
+        LockedError: another process has taken over the run (`require_lock`).
     """
+    require_lock(run)
     try:
         removed = steps(run)[:-keep]
         for step in removed:
@@ -160,76 +174,7 @@ def prune(run: Path, keep: int) -> list[int]:
     return removed
 
 
-class Removed(NamedTuple):
-    """A saved step, or what a killed process left of one, that was or would be removed."""
-
-    tag: str
-    step: int | None  # None for an unfinished one
-    path: Path
-    bytes: int
-
-
-def prune_verified(
-    run: Path,
-    keep: int,
-    dry_run: bool,
-    removed: Callable[[Removed], None],
-    report: Callable[[Path, int, int], None],
-) -> None:
-    """Remove old steps as `prune` does, once every file of the newest step is found intact.
-
-    Args:
-        run: the run's folder.
-        keep: the number of newest steps to keep.
-        dry_run: remove nothing.
-        removed: called with each step that is gone or, in a dry run, would be; also when an error
-            follows.
-        report: as for `verify`.
-
-    Raises:
-        LockedError: the run is being trained.
-        CheckpointError: its newest step is not intact, or has no checksums.
-        DiskError: an old step cannot be removed.
-    """
-    with locked(run):
-        numbers = require_steps(run)
-        old = [_old_step(run, step, directory(run, step)) for step in numbers[:-keep]]
-        if old:
-            newest = directory(run, numbers[-1])
-            _require_verifiable(newest)
-            verify(newest, report)
-        left = [folder for folder in unfinished(run) if not folder.is_symlink()]
-        old += [_old_step(run, None, folder) for folder in left]
-        try:
-            if not dry_run:
-                prune(run, keep)
-        finally:
-            for step in old:
-                if dry_run or not os.path.lexists(step.path):
-                    removed(step)
-
-
-def verify(folder: Path, report: Callable[[Path, int, int], None]) -> None:
-    """Compare every file of a saved step with its checksum.
-
-    Args:
-        folder: the step's directory.
-        report: called with the directory, the bytes read so far and the bytes in all.
-
-    Raises:
-        MlxchatError: a file is missing or not what was saved, or there are no checksums.
-    """
-    require_connected(folder)
-    paths = [folder / name for name in files.files_with_checksums(folder)]
-    sizes = [path.stat().st_size if path.exists() else 0 for path in paths]
-    before = 0
-    for path, size in zip(paths, sizes, strict=True):
-
-        def read(done: int, before: int = before) -> None:
-            report(folder, before + done, sum(sizes))
-
-        files.verify_file(path, read)
-        before += size
+_held: dict[Path, disk.Lock] = {}  # the locks of this process, by run
 
 
 @contextmanager
@@ -237,56 +182,69 @@ def locked(run: Path) -> Iterator[None]:
     """Keep other processes from writing to a run. The lock of a process that died is void.
 
     Raises:
-        LockedError: another process trains it, or removes its old steps.
+        LockedError: another process writes to it.
         DiskError: its disk is not connected, or the lock file cannot be written.
     """
     require_connected(run)
-    with _lock_file(run) as file:
-        if not disk.lock(file.fileno()):
-            raise LockedError(
-                f"Another process is training {run.name}.",
-                "Wait for it to end, or name another run with `model_tag`.",
-            )
-        yield
-
-
-def _old_step(run: Path, step: int | None, folder: Path) -> Removed:
+    path = _lock_file(run)
     try:
-        return Removed(run.name, step, folder, size(folder))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = disk.Lock.take(path)
     except OSError as error:
-        raise unreadable(folder, error) from error
+        raise _no_lock(path, error) from error
+    if lock is None:
+        raise disk.in_use(
+            path,
+            f"Another process is using the run {run.name}.",
+            "Wait for it to end, or name another run with `model_tag`.",
+        )
+    with lock:
+        _held[run] = lock
+        try:
+            yield
+        finally:
+            del _held[run]
 
 
-def _require_verifiable(folder: Path) -> None:
-    """Raise `CheckpointError` for a step saved by a version that wrote no checksums."""
-    try:
-        fields = json.loads((folder / files.TRAINER).read_bytes())
-    except (OSError, ValueError):
+def require_lock(run: Path) -> None:
+    """Check that a run which this process has `locked` is still its own.
+
+    Where the lock file was deleted, the run is locked again, unless another process was quicker.
+
+    Raises:
+        LockedError: it was.
+    """
+    lock, path = _held.get(run), _lock_file(run)
+    if lock is None:
         return
-    saved_as = fields.get("format") if isinstance(fields, dict) else None
-    earlier = isinstance(saved_as, int) and saved_as < FIRST_WITH_CHECKSUMS
-    if earlier and not os.path.lexists(folder / files.CHECKSUMS):
-        raise CheckpointError(
-            f"{folder} was saved by an earlier version of mlxchat, without checksums.",
-            "It cannot be checked: remove old steps of that run by hand.",
+    try:
+        kept = lock.renew()
+    except OSError as error:
+        raise _no_lock(path, error) from error
+    if not kept:
+        raise disk.in_use(
+            path,
+            f"Another process has taken over the run {run.name}: {path}, the lock of this one, "
+            "was deleted.",
+            "Nothing more was written. Wait for the other to end; then repeat the command.",
         )
 
 
-def _lock_file(run: Path) -> TextIO:
-    path = run.parent / f".{run.name}.lock"
-    try:
-        run.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("a")
-    except OSError as error:
-        raise DiskError(
-            f"{path}, the lock of the run, cannot be opened: {error.strerror or error}.",
-            "Check who owns it, who may write there, and whether there is space on that disk.",
-        ) from error
+def _lock_file(run: Path) -> Path:
+    return run.parent / f".{run.name}.lock"
+
+
+def _no_lock(path: Path, error: OSError) -> DiskError:
+    return DiskError(
+        f"{path}, the lock of the run, cannot be opened: {error.strerror or error}.",
+        "Check who owns it, who may write there, and whether there is space on that disk.",
+    )
 
 
 def _place(run: Path, step: int, write: Callable[[Path], None], needed: int | None = None) -> Path:
     try:
-        return _written(run, directory(run, step), write)
+        with explained():
+            return _written(run, directory(run, step), write)
     except (OSError, RuntimeError) as error:  # MLX raises the latter
         reason = getattr(error, "strerror", None) or str(error)
         raise _not_saved(run, step, reason.rstrip("."), needed) from error
@@ -294,7 +252,13 @@ def _place(run: Path, step: int, write: Callable[[Path], None], needed: int | No
 
 def _written(run: Path, final: Path, write: Callable[[Path], None]) -> Path:
     """Write a directory in a run's folder; nothing is left of it if that fails."""
-    unfinished_step = run / f"{_UNFINISHED}{final.name}"
+    require_lock(run)
+    if final.exists():
+        raise CheckpointError(
+            f"{final} exists already; nothing was written.",
+            "Name another run, or delete that folder to replace it.",
+        )
+    unfinished_step = run / f"{_UNFINISHED}{final.name}.{secrets.token_hex(4)}"  # no one else's
     try:
         run.mkdir(parents=True, exist_ok=True)
         _remove_unfinished(run)
@@ -302,6 +266,7 @@ def _written(run: Path, final: Path, write: Callable[[Path], None]) -> Path:
         write(unfinished_step)
         for path in [*unfinished_step.iterdir(), unfinished_step]:
             disk.sync(path)
+        require_lock(run)
         unfinished_step.rename(final)
         for folder in (run, run.parent):
             disk.sync(folder)

@@ -14,20 +14,29 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializeAsAny, TypeAdapter, ValidationError
 
 from mlxchat import __version__
 from mlxchat.checkpoint import layout
-from mlxchat.checkpoint.files import CHECKSUMS, TRAINER, damaged, missing_file, one_line
+from mlxchat.checkpoint.files import (
+    CHECKSUMS,
+    READABLE_FORMATS,
+    TRAINER,
+    TRAINER_FORMAT,
+    damaged,
+    in_words,
+    missing_file,
+    one_line,
+)
 from mlxchat.config.run import RunConfig
 from mlxchat.data.loader import LoaderState
-from mlxchat.errors import CheckpointError, command
+from mlxchat.errors import CheckpointError, ConfigError, command
+from mlxchat.json_text import as_type
 from mlxchat.plan.plan import Plan
 from mlxchat.runtime import mx
+from mlxchat.telemetry.events import Count
 from mlxchat.telemetry.meter import MeterState
 
-FORMAT = 4  # of trainer.json
-READABLE = (3, 4)  # in format 3, the plan has older names and fewer fields
 OPTIMIZER = "optimizer.safetensors"
 LOADER = "loader.safetensors"
 
@@ -42,10 +51,10 @@ class TrainerState(BaseModel, Generic[Settings]):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: int = FORMAT
+    format: int = TRAINER_FORMAT
     mlxchat: str = __version__
     mlx: str = version("mlx")
-    step: int
+    step: Count
     stage: str
     settings: SerializeAsAny[Settings]
     plan: Plan
@@ -97,19 +106,20 @@ def read_state(folder: Path, settings: Mapping[str, type[Settings]]) -> TrainerS
             f"{command('sft', source=folder.parent.name)}",
         )
     fields = layout.read_checked_json(folder / TRAINER)
-    if fields.get("format") not in READABLE:
-        raise _of_another_version(folder, f"format {fields.get('format')}, not {FORMAT}")
+    if fields.get("format") not in READABLE_FORMATS:
+        found = fields.get("format")
+        raise _of_another_version(folder, f"format {found!a:.99}, not {TRAINER_FORMAT}")
     if not (folder / CHECKSUMS).exists():
         raise missing_file(folder / CHECKSUMS)
     kind = settings.get(str(fields.get("stage")))
     if kind is None:
         raise _of_another_version(folder, f"its stage is {fields.get('stage')!a:.99}")
     try:
-        return TrainerState[kind].model_validate(fields)  # type: ignore[valid-type]
+        return as_type(fields, TypeAdapter(TrainerState[kind]))  # type: ignore[valid-type]
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise _of_another_version(folder, f"{where}: {fault['msg']}") from error
+        raise _of_another_version(folder, in_words(error)) from error
+    except ConfigError as error:  # settings that do not go together
+        raise _of_another_version(folder, error.problem) from error
 
 
 def read_loader(folder: Path) -> LoaderState:
@@ -143,7 +153,7 @@ def read_optimizer(folder: Path, expected: Mapping[str, mx.array]) -> dict[str, 
 
 def _of_another_version(folder: Path, difference: str) -> CheckpointError:
     return CheckpointError(
-        f"{folder} was saved by another version of mlxchat ({one_line(difference)}).",
+        f"{folder / TRAINER} was saved by another version of mlxchat ({one_line(difference)}).",
         "It can still be used for chat. To train, name another run with `model_tag`, or set this "
         "one aside with `fresh`.",
     )

@@ -1,14 +1,14 @@
 """The command `bench`."""
 
 import sys
-import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mlxchat.cli.options import Json
 from mlxchat.config.inference import BenchConfig
-from mlxchat.ui.console import Screen, say
+from mlxchat.telemetry.clock import SYSTEM_CLOCK
+from mlxchat.ui.console import Screen, say, say_json
 from mlxchat.ui.tables import Row, Section, flops_per_second, markdown, show
 from mlxchat.ui.text import amount, memory_size
 
@@ -28,15 +28,15 @@ def bench_command(
     Uses random weights and tokens: it needs no data and writes nothing. Progress goes to
     standard error.
     """
-    started_at = time.time()
+    started_at = SYSTEM_CLOCK.seconds()
     if json and as_markdown:
         raise typer.BadParameter("--json cannot be combined with --markdown.")
     from mlxchat.bench import measure
 
     with Screen(stream=sys.stderr) as screen:
-        facts = measure(config, screen.show, time.time, started_at)
+        facts = measure(config, screen.show, SYSTEM_CLOCK, started_at)
     if json:
-        say(facts.model_dump_json())
+        say_json(facts.model_dump(mode="json"))
     elif as_markdown:
         say(markdown(bench_heading(facts), bench_sections(facts)))
     else:

@@ -7,11 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlxchat.checkpoint import catalog
-from mlxchat.cli.options import Checkpoint, ModelTag, StepNumber, require_one_place
-from mlxchat.config.inference import Sampling
+from mlxchat.cli.options import (
+    Checkpoint,
+    DtypeOption,
+    ModelTag,
+    StepNumber,
+    model_in_words,
+    require_one_place,
+)
+from mlxchat.config.inference import Dtype, Sampling
 from mlxchat.home import Home
 from mlxchat.ui import repl
-from mlxchat.ui.console import console_for, warning
+from mlxchat.ui.console import say, warning
+from mlxchat.ui.output import console_for
 
 if TYPE_CHECKING:
     from mlxchat.checkpoint.layout import SavedModel
@@ -29,6 +37,7 @@ def chat_command(
         int, typer.Option(min=1, help="Maximum length of an answer in tokens.")
     ] = 512,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the random draws.")] = 42,
+    dtype: DtypeOption = "auto",
     *,
     sampling: Sampling,
 ) -> None:
@@ -36,10 +45,11 @@ def chat_command(
 
     A model trained on conversations answers; a base model continues your text.
 
-    Text piped into the command is taken as one message.
+    Text piped into the command is taken as one message. Which model answers a single
+    message is said on standard error.
     """
     require_one_place(model_tag, step, checkpoint)
-    saved, name = load_chosen(model_tag, step, checkpoint)
+    saved, name = load_chosen(model_tag, step, checkpoint, dtype)
     talk(saved, name, sampling, seed, max_tokens, prompt)
 
 
@@ -68,6 +78,7 @@ def talk(
     if prompt is None:
         repl.converse(chat, name, console)
     else:
+        say(f"The model: {name}.", sys.stderr)
         repl.answer_prompt(chat, prompt, console)
 
 
@@ -80,11 +91,10 @@ def _decoded(content: bytes) -> str:
 
 
 def load_chosen(
-    tag: str | None, step: int | None, checkpoint: Path | None
+    tag: str | None, step: int | None, checkpoint: Path | None, dtype: Dtype = "auto"
 ) -> "tuple[SavedModel, str]":
     """Read a saved model, ready for inference; returns it with a name for it."""
     from mlxchat.checkpoint import layout
 
     folder = catalog.locate(Home.from_environment().stages, tag, step, checkpoint)
-    name = f"{folder.parent.name}/{folder.name}" if checkpoint is None else str(folder)
-    return layout.load_for_inference(folder), name
+    return layout.load_for_inference(folder, dtype), model_in_words(folder, checkpoint)

@@ -1,6 +1,5 @@
 """The commands `checkpoints list`, `verify` and `prune`; none of them reads arrays."""
 
-import json as json_format
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -10,14 +9,14 @@ from typing import Annotated
 
 import typer
 
-from mlxchat.checkpoint import catalog, store
+from mlxchat.checkpoint import catalog, pruning
 from mlxchat.checkpoint.catalog import SavedStep, saved_steps
-from mlxchat.checkpoint.store import Removed
+from mlxchat.checkpoint.pruning import Removed
 from mlxchat.cli.options import AnyTag, Checkpoint, Json, require_one_place
 from mlxchat.errors import LockedError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Noted, Progressed
-from mlxchat.ui.console import Screen, say, table, warning
+from mlxchat.ui.console import Screen, say, say_json, table, warning
 from mlxchat.ui.text import amount
 
 DATE = "%Y-%m-%d %H:%M"
@@ -35,7 +34,7 @@ def list_command(model_tag: AnyTag = None, json: Json = False) -> None:
     for fault in faults:
         warning(f"{fault.problem} {fault.remedy}")
     if json:
-        say(json_format.dumps([{**asdict(saved), "path": str(saved.path)} for saved in found]))
+        say_json([{**asdict(saved), "path": str(saved.path)} for saved in found])
     elif found:
         _show_table(found)
     elif not faults:
@@ -71,7 +70,7 @@ def verify_command(
         for folder in folders:
             faults[folder] = _fault(folder, screen)
     if json:
-        say(json_format.dumps([{"path": str(f), "fault": fault} for f, fault in faults.items()]))
+        say_json([{"path": str(f), "fault": fault} for f, fault in faults.items()])
     elif not faults:
         say(_NOTHING.format(Home.from_environment().root))
     else:
@@ -100,7 +99,7 @@ def prune_command(
     with Screen(stream=sys.stderr) as screen:
         for run in catalog.runs_to_prune(Home.from_environment().stages, model_tag):
             try:
-                store.prune_verified(run, keep, dry_run, removed.append, _progress(screen))
+                pruning.prune_verified(run, keep, dry_run, removed.append, _progress(screen))
             except MlxchatError as error:
                 if model_tag is not None:
                     raise
@@ -112,7 +111,7 @@ def prune_command(
         paths = [str(saved.path) for saved in removed]
         left = [{"path": str(run), "fault": fault} for run, fault in faults.items()]
         facts = {"removed": paths, "bytes": freed, "dry_run": dry_run, "left_out": left}
-        say(json_format.dumps(facts))
+        say_json(facts)
     else:
         for saved in removed:
             step = "unfinished" if saved.step is None else f"step {saved.step:,}"
@@ -144,7 +143,7 @@ def _show_table(found: Sequence[SavedStep]) -> None:
 
 def _fault(folder: Path, screen: Screen) -> str | None:
     try:
-        store.verify(folder, _progress(screen))
+        pruning.verify(folder, _progress(screen))
     except MlxchatError as error:
         return error.problem
     return None

@@ -1,6 +1,5 @@
 """The command `eval chat`."""
 
-import json as json_format
 import signal
 import sys
 import time
@@ -12,13 +11,20 @@ import typer
 
 from mlxchat.checkpoint import catalog
 from mlxchat.cli.chat import load_chosen
-from mlxchat.cli.options import Checkpoint, Json, ModelTag, StepNumber, require_one_place
+from mlxchat.cli.options import (
+    Checkpoint,
+    DtypeOption,
+    Json,
+    ModelTag,
+    StepNumber,
+    require_one_place,
+)
 from mlxchat.cli.session import exit_promptly
 from mlxchat.config.inference import ChatEvalConfig
 from mlxchat.data.chats.sources import parse
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Noted
-from mlxchat.ui.console import Screen, say, table
+from mlxchat.ui.console import Screen, say, say_json, table
 from mlxchat.ui.text import amount
 
 if TYPE_CHECKING:
@@ -33,6 +39,7 @@ def eval_chat_command(
     model_tag: ModelTag = None,
     step: StepNumber = None,
     checkpoint: Checkpoint = None,
+    dtype: DtypeOption = "auto",
     json: Json = False,
     *,
     config: ChatEvalConfig,
@@ -62,9 +69,9 @@ def eval_chat_command(
     task_data = config.task_data or home.root / "task_data"
     tasks, notes = select_tasks(config, task_data)
     problems = read_problems(config, tasks, task_data)
-    sources = [parse(text) for text in config.data or ()]
+    sources = [parse(text, config.encoding, config.skip_bad) for text in config.data or ()]
     model = catalog.locate(home.stages, model_tag, step, checkpoint)
-    saved, name = load_chosen(model_tag, step, checkpoint)
+    saved, name = load_chosen(model_tag, step, checkpoint, dtype)
     if not saved.conversational:
         notes.append(UNTRAINED.format(name))
     share = 0.0
@@ -74,14 +81,14 @@ def eval_chat_command(
     suite = select_suite(config, problems, sources, share)
     results = Results()
     with exit_promptly(), Screen(stream=sys.stderr) as screen:
-        for note in notes:
+        for note in (f"The model: {name}.", *notes):
             screen.show(Noted(time.time(), note))
         try:
             run_suite(suite, saved, config, screen.show, results)
         except KeyboardInterrupt:
             screen.show(Noted(time.time(), CUT_SHORT))
     if json:
-        say(json_format.dumps(_facts(name, saved.conversational, results)))
+        say_json(_facts(name, saved.conversational, results))
     else:
         _show(results, saved.model.config.sequence_len)
     if not results.complete:

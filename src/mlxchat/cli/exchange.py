@@ -1,6 +1,5 @@
 """The commands `import` and `export`: models from and for other programs."""
 
-import json as json_format
 import sys
 import time
 from collections.abc import Callable
@@ -10,13 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mlxchat.checkpoint import catalog
-from mlxchat.cli.options import Checkpoint, Json, ModelTag, StepNumber, require_one_place
+from mlxchat.cli.options import (
+    PATH,
+    Checkpoint,
+    Json,
+    ModelTag,
+    StepNumber,
+    model_in_words,
+    require_one_place,
+)
 from mlxchat.errors import CheckpointError
-from mlxchat.home import Home
+from mlxchat.home import Home, expanded
 from mlxchat.interop.programs import Program, runnable_models
 from mlxchat.model.quantization import Quantization
 from mlxchat.telemetry.events import Noted, Progressed
-from mlxchat.ui.console import Screen, say
+from mlxchat.ui.console import Screen, say, say_json
 from mlxchat.ui.text import amount
 
 if TYPE_CHECKING:
@@ -26,7 +33,12 @@ if TYPE_CHECKING:
 
 def import_command(
     path: Annotated[
-        Path, typer.Argument(help="The directory or file of a checkpoint.", show_default=False)
+        Path,
+        typer.Argument(
+            help="The directory or file of a checkpoint.",
+            show_default=False,
+            parser=expanded,
+        ),
     ],
     step: Annotated[
         int | None,
@@ -42,6 +54,7 @@ def import_command(
             help="Its tokenizer.pkl or tokenizer.json. Default: the one beside the model, or "
             "in nanochat's own folder.",
             show_default=False,
+            **PATH,
         ),
     ] = None,
     softcap: Annotated[
@@ -99,7 +112,7 @@ def _show_imported(
             "conversational": foreign.conversational,
             "optimizer": with_optimizer,
         }
-        say(json_format.dumps(facts))
+        say_json(facts)
         return
     kind = "trained on conversations" if foreign.conversational else "a base model"
     say(
@@ -121,7 +134,7 @@ def export_command(
     checkpoint: Checkpoint = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="A new folder. Default: in the current one, such as d12-mlx-lm."),
+        typer.Option(help="A new folder. Default: in the current one, such as d12-mlx-lm.", **PATH),
     ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
@@ -159,6 +172,7 @@ def export_command(
     precision: mx.Dtype = getattr(mx, dtype or ("float32" if whole else "bfloat16"))
     runtime.bound_buffer_cache()
     with Screen(stream=sys.stderr) as screen:
+        screen.show(Noted(time.time(), f"The model: {model_in_words(source, checkpoint)}."))
         saved = layout.read_model(source, precision)
         if quantization:  # the measured bits per byte no longer hold
             about = about.model_copy(update={"bits_per_byte": None})
@@ -171,7 +185,7 @@ def _show_exported(to: Program, source: Path, written: "Exported", json: bool) -
     commands = written.usage.at(str(written.folder))
     if json:
         facts = {"program": to, "source": str(source), "path": str(written.folder)}
-        say(json_format.dumps(facts | {"bytes": written.bytes, "commands": commands}))
+        say_json(facts | {"bytes": written.bytes, "commands": commands})
         return
     say(f"{amount(written.bytes, 'bytes')} in {written.folder}")
     say(written.usage.remark or "Run it there:")

@@ -1,13 +1,13 @@
 """The command `monitor`."""
 
-import json as json_format
 import sys
 from typing import Annotated
 
 import typer
 
 from mlxchat.home import Home
-from mlxchat.ui.console import console_for, say
+from mlxchat.ui.console import say_json
+from mlxchat.ui.output import console_for
 
 FILE_WIDTH = 100  # characters in a line, where the output is no terminal
 
@@ -39,7 +39,7 @@ def monitor_command(
 
     monitor, console = Monitor(Home.from_environment()), console_for(sys.stdout)
     if json:
-        say(json_format.dumps(as_json(monitor.look())))
+        say_json(as_json(monitor.look()))
         return
     if once or not console.is_terminal or console.is_dumb_terminal:
         width = console.width if console.is_terminal else FILE_WIDTH

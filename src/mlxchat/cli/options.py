@@ -1,7 +1,10 @@
 """Command-line options made from the settings models, and options that several commands share."""
 
+import ast
 import functools
 import inspect
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,15 +13,27 @@ import typer
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from mlxchat.config.inference import Dtype
 from mlxchat.config.validate import spell_fault
+from mlxchat.home import expanded
 from mlxchat.ui.text import as_options
 
 Command = Callable[..., None]
+
+PATH: dict[str, Any] = {"parser": expanded, "metavar": "<path>"}  # of every option that names one
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Fresh = Annotated[
     bool,
     typer.Option("--fresh", help="Start from scratch, and rename an earlier run of that name."),
+]
+StayAwake = Annotated[
+    bool,
+    typer.Option(
+        "--stay-awake/--no-stay-awake",
+        help="Keep a Mac from sleeping while it trains. A closed lid sends it to sleep all the "
+        "same, and its display may sleep. Other systems stay awake by themselves.",
+    ),
 ]
 ModelTag = Annotated[
     str | None,
@@ -31,7 +46,16 @@ StepNumber = Annotated[
     int | None, typer.Option(help="Saved step. Default: the newest.", show_default=False)
 ]
 Checkpoint = Annotated[
-    Path | None, typer.Option(help="A model's directory, anywhere on disk.", show_default=False)
+    Path | None,
+    typer.Option(help="A model's directory, anywhere on disk.", show_default=False, **PATH),
+]
+
+DtypeOption = Annotated[
+    Dtype,
+    typer.Option(
+        help="Precision to compute in. auto: float32 on a CPU, bfloat16 on a GPU unless its "
+        "float32 products are faster. On M1 and M2, float16 may be faster than either."
+    ),
 ]
 
 
@@ -43,6 +67,16 @@ def require_one_place(tag: str | None, step: int | None, checkpoint: Path | None
     """
     if checkpoint and (tag or step is not None):
         raise typer.BadParameter("--checkpoint cannot be combined with --model-tag or --step.")
+
+
+def model_in_words(folder: Path, checkpoint: Path | None) -> str:
+    """Return the name of a model for messages: its run and step, or the directory that was given.
+
+    Args:
+        folder: the model's directory.
+        checkpoint: what the user gave in place of a name.
+    """
+    return f"{folder.parent.name}/{folder.name}" if checkpoint is None else str(folder)
 
 
 def options_from_models(command: Command) -> Command:
@@ -76,9 +110,18 @@ def options_from_models(command: Command) -> Command:
         own = {name: values[name] for name in declared.keys() & values.keys()}
         command(**made, **own)
 
+    called.__doc__ = _help_text(command)
     called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     called.__annotations__ = {p.name: p.annotation for p in parameters}
     return called
+
+
+def _help_text(command: Command) -> str | None:
+    """Return the docstring of a command, from its source where `python -OO` has dropped it."""
+    if sys.flags.optimize < 2:
+        return command.__doc__
+    source = ast.parse(textwrap.dedent(inspect.getsource(command))).body[0]
+    return ast.get_docstring(source) if isinstance(source, ast.FunctionDef) else None
 
 
 def _options(model: type[BaseModel]) -> list[inspect.Parameter]:

@@ -1,6 +1,5 @@
 """The command `quantize`."""
 
-import json as json_format
 import sys
 import time
 from collections.abc import Iterator
@@ -10,13 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlxchat.checkpoint import catalog
-from mlxchat.cli.options import Checkpoint, Json, ModelTag, StepNumber, require_one_place
+from mlxchat.checkpoint import catalog, store
+from mlxchat.cli.options import (
+    Checkpoint,
+    Json,
+    ModelTag,
+    StepNumber,
+    model_in_words,
+    require_one_place,
+)
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.quantization import Quantization
 from mlxchat.telemetry.events import Evaluated, Evaluating, Noted, Progressed
-from mlxchat.ui.console import Screen, say, table
+from mlxchat.ui.console import Screen, say, say_json, table
 from mlxchat.ui.text import amount
 
 if TYPE_CHECKING:
@@ -59,12 +65,15 @@ def quantize_command(
     run, number = destination(runs, source, quantization)
     formats = quantization.formats(layout.read_config(source))
     runtime.bound_buffer_cache()
-    past = history_of(source, home)
-    saved = layout.read_model(source, runtime.machine().compute_dtype)
     with (
+        store.locked(run),
         Screen(stream=sys.stderr) as screen,
         _validation(source, home, screen, eval_tokens) as documents,
     ):
+        past = history_of(source, home)
+        saved = layout.read_model(source, runtime.machine().compute_dtype)
+        name = model_in_words(source, checkpoint)
+        screen.show(Noted(time.time(), f"The model: {name}."))
         before = _evaluate(saved, documents, "before", eval_tokens, screen)
         parts = quantize(saved.model, formats)
         folder = save_quantized(run, number, saved, past)
@@ -80,7 +89,7 @@ def quantize_command(
     }
     if json:
         each = [{**part._asdict(), "bits_per_weight": part.bits_per_weight} for part in parts]
-        say(json_format.dumps({**facts, "parts": each}))
+        say_json({**facts, "parts": each})
     else:
         _show(facts, parts, run.name)
 

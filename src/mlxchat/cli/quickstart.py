@@ -1,6 +1,5 @@
 """The command `quickstart`: a small model, from scratch to answers, on the built-in corpus."""
 
-import json as json_format
 import sys
 import time
 from itertools import islice
@@ -9,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlxchat.cli.chat import load_chosen, talk
-from mlxchat.cli.options import Fresh, Json
-from mlxchat.cli.session import watch_run
+from mlxchat.cli.options import Fresh, Json, StayAwake
+from mlxchat.cli.session import staying_awake, watch_run
 from mlxchat.config.inference import Sampling
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.data.chats.sources import BUILTIN
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Progressed
-from mlxchat.ui.console import Screen, answers, say
+from mlxchat.ui.console import Screen, answers, say, say_json
 
 if TYPE_CHECKING:
     from mlxchat.data.corpus.world import Question
@@ -62,6 +61,7 @@ def quickstart_command(
         int, typer.Option(min=1, max=1000, help="Held-out questions to ask the model.")
     ] = 200,
     fresh: Fresh = False,
+    stay_awake: StayAwake = True,
     json: Json = False,
 ) -> None:
     """Train a small model on the built-in corpus, fine-tune it to answer, and talk to it.
@@ -77,11 +77,14 @@ def quickstart_command(
 
     home = Home.from_environment()
     base = BASE_CONFIG.model_copy(update={"tokenizer_dir": home.root / "tokenizer_quickstart"})
-    watch_run(lambda show, meter, stop: run_pretraining(base, home, show, meter, stop, fresh), json)
-    watch_run(
-        lambda show, meter, stop: run_fine_tuning(TUNED_CONFIG, home, show, meter, stop, fresh),
-        json,
-    )
+    with staying_awake(stay_awake, json):
+        watch_run(
+            lambda show, meter, stop: run_pretraining(base, home, show, meter, stop, fresh), json
+        )
+        watch_run(
+            lambda show, meter, stop: run_fine_tuning(TUNED_CONFIG, home, show, meter, stop, fresh),
+            json,
+        )
     saved, name = load_chosen(TUNED_CONFIG.tag, None, None)
     asked, answered = held_out_questions(questions), dict[str, Any]()
     with Screen(json) as screen:
@@ -110,7 +113,7 @@ def _show_score(asked: "list[Question]", outcomes: "list[Outcome]", json: bool) 
             for question, outcome in zip(asked, outcomes, strict=True)
         ]
         score = {"event": "score", "questions": len(asked), "right": right, "answers": each}
-        say(json_format.dumps(score))
+        say_json(score)
         return
     say()
     say("Questions that it never saw in training, and its answers:")

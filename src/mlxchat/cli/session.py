@@ -16,12 +16,17 @@ from types import FrameType, TracebackType
 
 import typer
 
+from mlxchat.system import kept_awake
 from mlxchat.telemetry.events import Event, Noted, Started
 from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.console import Screen
 
 SHOW_CURSOR = b"\x1b[?25h"
 GRACE = 2.0  # seconds to clean up in when there is nothing to save
+AWAKE = (
+    "This Mac is kept awake while it trains, as long as its lid is open (--no-stay-awake leaves "
+    "that to its settings)."
+)
 SAVING = "Saving, then ending. Ctrl-C again ends at once, without saving."
 
 Show = Callable[[Event], None]
@@ -48,6 +53,21 @@ def watch_run(start: Callable[[Show, Meter, Stop], Iterator[Event]], json: bool)
             screen.show(event)
     if interrupts.requested():
         raise typer.Exit(interrupts.exit_code)
+
+
+@contextmanager
+def staying_awake(wanted: bool, json: bool) -> Iterator[None]:
+    """Keep a Mac awake within the context, if that is wanted, and say so.
+
+    Args:
+        wanted: whether to do so; other machines are left alone in any case.
+        json: whether to print JSON lines.
+    """
+    with ExitStack() as stack:
+        if wanted and stack.enter_context(kept_awake()):
+            with Screen(json) as screen:
+                screen.show(Noted(time.time(), AWAKE))
+        yield
 
 
 def end_signals() -> list[signal.Signals]:

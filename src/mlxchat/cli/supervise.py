@@ -21,6 +21,8 @@ from mlxchat.checkpoint import store
 from mlxchat.cli.session import SHOW_CURSOR, end_signals
 from mlxchat.errors import BackendError, MlxchatError
 from mlxchat.home import Home
+from mlxchat.processes import own_command
+from mlxchat.system import on_mac
 from mlxchat.telemetry.events import Noted
 from mlxchat.ui.console import Screen
 from mlxchat.ui.text import amount
@@ -29,6 +31,7 @@ MAX_CRASHES = 5  # in a row, without a new checkpoint in between
 FIRST_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds; each pause is twice the one before
 SIGNAL_POLL_SECONDS = 0.1
 NO_CRASH = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # somebody asked it to end
+MAYBE_WATCHDOG = ", on a Mac often the GPU's watchdog, which a sleeping display does not set off"
 
 Tell = Callable[[str], None]
 CommandLine = Callable[[bool], list[str]]  # makes the command line, given whether to start fresh
@@ -38,14 +41,14 @@ def train_supervised(arguments: list[str], tag: str, fresh: bool, json: bool) ->
     """Train in a child process, restarting it until it is done, and return its exit code.
 
     Args:
-        arguments: the program's arguments, without ``--supervise`` and ``--fresh``.
+        arguments: the arguments of the child's program.
         tag: the name of the run.
         fresh: whether to start from scratch, renaming an earlier run of that name.
         json: whether to print JSON.
     """
 
     def command(from_scratch: bool) -> list[str]:
-        return [sys.executable, "-m", "mlxchat", *arguments, *(["--fresh"] * from_scratch)]
+        return own_command("mlxchat", *arguments, *(["--fresh"] * from_scratch))
 
     def tell(text: str) -> None:
         if sys.stdout.isatty():
@@ -116,7 +119,10 @@ def _crashed(code: int) -> bool:
 
 
 def _reason(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else "a backend error"
+    if code >= 0:
+        return "a backend error"
+    name = signal.Signals(-code).name
+    return f"{name}{MAYBE_WATCHDOG}" if on_mac() and -code == signal.SIGABRT else name
 
 
 def _identity(run: Path) -> int | None:

@@ -1,19 +1,18 @@
 """The commands `train`, `sft`, `info` and `tokenizer train`."""
 
-import json as json_format
 import sys
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlxchat.cli.options import Fresh, Json
-from mlxchat.cli.session import exit_promptly, watch_run
+from mlxchat.cli.options import Fresh, Json, StayAwake
+from mlxchat.cli.session import exit_promptly, staying_awake, watch_run
 from mlxchat.cli.supervise import train_supervised
 from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig, PretrainConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.home import Home
-from mlxchat.ui.console import Screen, say
+from mlxchat.ui.console import Screen, say, say_json
 from mlxchat.ui.text import as_options
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ def train_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan of the run without training.")
     ] = False,
+    stay_awake: StayAwake = True,
     json: Json = False,
 ) -> None:
     """Train a model, or resume a run that was interrupted.
@@ -43,36 +43,44 @@ def train_command(
         raise typer.BadParameter("--supervise cannot be combined with --dry-run.")
     if supervise:
         arguments = [word for word in sys.argv[1:] if word not in ("--supervise", "--fresh")]
-        raise typer.Exit(train_supervised(arguments, config.tag, fresh, json))
+        with staying_awake(stay_awake, json):  # between two processes as well
+            arguments.append("--no-stay-awake")
+            code = train_supervised(arguments, config.tag, fresh, json)
+        raise typer.Exit(code)
     home = Home.from_environment()
     if dry_run:
         _dry_run(config, home, fresh, json)
         return
     from mlxchat.train.pretrain import run_pretraining
 
-    watch_run(
-        lambda show, meter, stop: run_pretraining(config, home, show, meter, stop, fresh), json
-    )
+    with staying_awake(stay_awake, json):
+        watch_run(
+            lambda show, meter, stop: run_pretraining(config, home, show, meter, stop, fresh), json
+        )
     if not json:
         say(f"Talk to it: mlxchat chat --model-tag {config.tag}")
 
 
-def sft_command(config: SftConfig, fresh: Fresh = False, json: Json = False) -> None:
+def sft_command(
+    config: SftConfig, fresh: Fresh = False, stay_awake: StayAwake = True, json: Json = False
+) -> None:
     """Fine-tune a model on conversations, so that it answers.
 
     The loss counts only what the assistant says, and conversations are kept whole.
     Each row of a file may be {"messages": [{"role": ..., "content": ...}]}, a bare list
     of messages, ShareGPT, Alpaca, Dolly, a prompt with its completion, GSM8K or multiple
-    choice; rows that cannot be used are counted and reported. To resume from the newest
-    checkpoint, repeat the same command.
+    choice. An answer with "weight": 0 or "train": false is not learnt. Rows that cannot be
+    used, changes and keys that are not used are counted and reported. To resume from the
+    newest checkpoint, repeat the same command.
     """
     from mlxchat.train.sft import run_fine_tuning, with_source
 
     home = Home.from_environment()
     config = with_source(config, home)
-    watch_run(
-        lambda show, meter, stop: run_fine_tuning(config, home, show, meter, stop, fresh), json
-    )
+    with staying_awake(stay_awake, json):
+        watch_run(
+            lambda show, meter, stop: run_fine_tuning(config, home, show, meter, stop, fresh), json
+        )
     if not json:
         say(f"Talk to it: mlxchat chat --model-tag {config.tag}")
 
@@ -112,7 +120,7 @@ def tokenizer_train_command(
             documents, folder, config.vocab_size, screen.show, max_characters=max_chars
         )
     if json:
-        say(json_format.dumps({"vocab_size": tokenizer.vocab_size, "folder": str(folder)}))
+        say_json({"vocab_size": tokenizer.vocab_size, "folder": str(folder)})
     else:
         say(f"Saved a tokenizer with {tokenizer.vocab_size:,} tokens in {folder}.")
 
@@ -154,7 +162,7 @@ def _show_estimate(
     with Screen(stream=sys.stderr) as screen:
         facts = estimate_run(config, home, saved, screen.show, check_limits=train)
     if json:
-        say(facts.model_dump_json())
+        say_json(facts.model_dump(mode="json"))
         return
     heading = estimate_heading(facts)
     if facts.plan.costs:

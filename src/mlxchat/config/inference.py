@@ -6,8 +6,11 @@ from typing import Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mlxchat.config.pretrain import LARGEST_CONTEXT, LARGEST_DEPTH
+from mlxchat.config.sft import ENCODING, SKIP_BAD
 from mlxchat.data.chats.sources import VALIDATION_SHARE
+from mlxchat.data.files import UTF_8
 from mlxchat.errors import ConfigError
+from mlxchat.home import expanded
 from mlxchat.model.config import HEAD_DIM, Architecture
 
 
@@ -53,6 +56,8 @@ class TextSettings(BaseModel):
     seed: int = Field(ge=0, lt=2**64, description="The seed of the random draws.")
 
 
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]  # of activations
+
 TaskName = Literal["arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval", "spelling"]
 TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
 ALL = "all"
@@ -80,6 +85,8 @@ class ChatEvalConfig(BaseModel):
         "the answers to 200 questions that none of its conversations asks.",
         json_schema_extra={"metavar": "PATH"},
     )
+    encoding: str = Field(UTF_8, description=ENCODING)
+    skip_bad: bool = Field(False, description=SKIP_BAD)
     validation_share: float | None = Field(
         None,
         gt=0,
@@ -104,7 +111,7 @@ class ChatEvalConfig(BaseModel):
     @field_validator("task_data")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
-        return path and path.expanduser().absolute()
+        return path and expanded(path).absolute()
 
     @field_validator("tasks")
     @classmethod

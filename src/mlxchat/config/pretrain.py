@@ -4,15 +4,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from mlxchat.config.recipes import RECIPES, Recipe
-from mlxchat.config.run import INDEPENDENT, LARGEST_COUNT, NAME_PATTERN, RunConfig, model_name
+from mlxchat.config.run import (
+    INDEPENDENT,
+    LARGEST_COUNT,
+    NAME_IN_WORDS,
+    NAME_PATTERN,
+    RunConfig,
+    name_after,
+)
 from mlxchat.config.units import spell_duration, to_seconds
+from mlxchat.data.addresses import without_credentials
 from mlxchat.data.chats.sources import BUILTIN
 from mlxchat.data.shards import dataset_names
 from mlxchat.errors import ConfigError
-from mlxchat.home import DEFAULT_DATASET
+from mlxchat.home import DEFAULT_DATASET, expanded
 from mlxchat.model.config import Architecture
 
 Preset = Literal["low-memory", "ultra-low", "quick", "test"]
@@ -52,7 +67,7 @@ LARGEST_CONTEXT = 32_768  # tokens; the mask, their square, must have fewer than
 MAX_CHARACTERS = 2_000_000_000  # to train a tokenizer on; nanochat's
 WINDOW_LETTERS = "^[SL]+$"
 IN_WORDS = {  # what each pattern allows
-    NAME_PATTERN: "only letters, digits, '.', '_' and '-', at most 100",
+    NAME_PATTERN: NAME_IN_WORDS,
     WINDOW_LETTERS: "only the letters S and L",
 }
 
@@ -81,7 +96,10 @@ class DataConfig(BaseModel):
         20, ge=2, description="With `streaming`: maximum number of training shards on disk."
     )
     endpoint: str | None = Field(
-        None, description="Hub to download from. Default: $HF_ENDPOINT, or https://huggingface.co."
+        None,
+        repr=False,
+        description="Hub to download from. A name, password or token in it is not saved. Default: "
+        "$HF_ENDPOINT, or https://huggingface.co.",
     )
     tokenizer_dir: Path | None = Field(
         None, description="Folder of the tokenizer. Default: in $MLXCHAT_HOME."
@@ -103,7 +121,11 @@ class DataConfig(BaseModel):
     @field_validator("data_dir", "tokenizer_dir")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
-        return path and path.expanduser().absolute()
+        return path and expanded(path).absolute()
+
+    @field_serializer("endpoint", when_used="json")
+    def _without_credentials(self, endpoint: str | None) -> str | None:
+        return endpoint and without_credentials(endpoint)
 
     @property
     def is_builtin(self) -> bool:
@@ -229,7 +251,10 @@ class PretrainConfig(RunConfig, DataConfig):
     @classmethod
     def _fill_in_preset(cls, given: Any) -> Any:
         preset = given.get("preset") if isinstance(given, dict) else None
-        return {**PRESETS[preset], **given} if preset in PRESETS else given
+        for name, settings in PRESETS.items():
+            if name == preset:
+                return {**settings, **given}
+        return given
 
     @field_validator("budget")
     @classmethod
@@ -278,7 +303,7 @@ class PretrainConfig(RunConfig, DataConfig):
     def tag(self) -> str:
         """The run's name."""
         if self.init_from is not None:
-            return self.model_tag or f"{model_name(self.init_from)}-continued"
+            return self.model_tag or name_after(self.init_from, "-continued")
         if self.depth is None and self.budget:
             return self.model_tag or f"auto-{self.budget}"
         return self.model_tag or f"d{self.depth or DEFAULT_DEPTH}"

@@ -3,8 +3,12 @@
 The hub answers a HEAD of ``ENDPOINT/datasets/REPO/resolve/REVISION/FILE`` with the file's size,
 checksum and commit (``X-Linked-Size``, ``X-Linked-Etag``, ``X-Repo-Commit``), and redirects a GET
 to a signed address that expires; so every attempt starts at the first address again.
+
+An endpoint may log in, by ``https://NAME:PASSWORD@HOST`` or a query with a token. Both are sent to
+its host only, and are not part of any address that is shown or stored.
 """
 
+import base64
 import os
 import re
 import threading
@@ -13,13 +17,15 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import TypeVar
 
 import httpx
 
 from mlxchat import __version__
+from mlxchat.data.addresses import bare_address, without_credentials
+from mlxchat.data.connection import open_client
 from mlxchat.errors import ConfigError, DataError, NotFound
+from mlxchat.home import cache_folder, expanded
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 NEWEST = "main"  # the branch
@@ -56,7 +62,7 @@ class RemoteFile:
     """The hub's description of a file.
 
     Attributes:
-        url: the address; at ``commit``, if the hub names one.
+        url: the address, without what logs in there; at ``commit``, if the hub names one.
         size: the size in bytes.
         checksum: a sha256 (64 hexadecimal digits) or git's sha1 of the blob (40), or None.
         commit: the commit of the file, or None.
@@ -73,9 +79,11 @@ class Hub:
     """A server to download from. Safe to use from several threads.
 
     Attributes:
-        endpoint: the address of the server.
+        endpoint: the address of the server, without what logs in there.
         client: the HTTP client.
         token: the user's access token, or None.
+        login: the name and the password that the endpoint has in place of a token, or None.
+        query: the query of every request to the endpoint, or empty.
         offline: whether nothing may be downloaded.
         sleep: waits a number of seconds.
         clock: returns seconds since any origin.
@@ -86,7 +94,9 @@ class Hub:
 
     endpoint: str
     client: httpx.Client
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
+    login: tuple[str, str] | None = field(default=None, repr=False)
+    query: str = field(default="", repr=False)
     offline: bool = False
     sleep: Callable[[float], object] = time.sleep
     clock: Callable[[], float] = time.monotonic
@@ -102,23 +112,23 @@ class Hub:
 
         Raises:
             ConfigError: the endpoint is not an http or https address.
-            DataError: the proxy or the token cannot be used.
+            DataError: the proxy, the certificates or the token cannot be used.
         """
-        address = (endpoint or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
-        if not _is_address(address):
+        given = endpoint or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
+        if (url := _parsed(given)) is None:
             raise ConfigError(
-                f"The endpoint {address!r} is not an http or https address.",
+                f"The endpoint {without_credentials(given).rstrip('/')!r} is not an http or https "
+                "address.",
                 f"Give one such as {DEFAULT_ENDPOINT} with `endpoint` or HF_ENDPOINT.",
             )
-        token = _token()
-        try:
-            client = httpx.Client(timeout=TIMEOUT)
-        except (ImportError, ValueError, httpx.InvalidURL) as error:
-            raise DataError(
-                f"The proxy that the environment names cannot be used: {error}",
-                "Unset ALL_PROXY and HTTPS_PROXY; for a SOCKS proxy: pip install socksio",
-            ) from error
-        return cls(address, client, token=token, offline=_switched_on("HF_HUB_OFFLINE"))
+        return cls(
+            bare_address(given).rstrip("/"),
+            token=_token(),
+            login=(url.username, url.password) if url.userinfo else None,
+            query=url.query.decode("ascii"),
+            offline=_switched_on("HF_HUB_OFFLINE"),
+            client=open_client(TIMEOUT),
+        )
 
     def until(self, stop: threading.Event) -> "Hub":
         """Return this hub with another ``stop``; transfers and waits raise `Cancelled` once set."""
@@ -197,22 +207,32 @@ class Hub:
             self.sleep(wait)
 
     def get(self, url: str, offset: int) -> AbstractContextManager[httpx.Response]:
-        """Open a download from byte ``offset`` on. The token is not sent to other hosts."""
+        """Open a download from byte ``offset`` on. What logs in is not sent to other hosts."""
         headers = self._headers() | ({"Range": f"bytes={offset}-"} if offset else {})
-        return self.client.stream("GET", url, headers=headers, follow_redirects=True)
+        address = self._with_query(url)
+        return self.client.stream("GET", address, headers=headers, follow_redirects=True)
 
     def _headers(self) -> dict[str, str]:
         headers = {"Accept-Encoding": "identity", "User-Agent": f"mlxchat/{__version__}"}
-        return headers | ({"Authorization": f"Bearer {self.token}"} if self.token else {})
+        if self.login:
+            encoded = base64.b64encode(":".join(self.login).encode()).decode()
+            headers["Authorization"] = f"Basic {encoded}"
+        elif self.token:
+            headers["Authorization"] = f"Bearer {self.token}"
+        return headers
+
+    def _with_query(self, url: str) -> str:
+        return f"{url}?{self.query}" if self.query else url
 
     def _head(self, url: str) -> RemoteFile:
-        request = self.client.build_request("HEAD", url, headers=self._headers())
+        address = self._with_query(url)
+        request = self.client.build_request("HEAD", address, headers=self._headers())
         for _ in range(MAX_REDIRECTS):
             response = self.client.send(request, follow_redirects=False)
             # The answer that redirects to the storage is the one that carries the checksum.
             if "x-linked-size" in response.headers or response.next_request is None:
                 break
-            request = response.next_request  # without the token where the host is another
+            request = response.next_request  # without what logs in where the host is another
         else:
             raise DataError(f"{url} redirects without end.", "Check `endpoint`.")
         if response.next_request is None:
@@ -273,14 +293,15 @@ def _hexadecimal(text: str, *lengths: int) -> str | None:
     return text if len(text) in lengths and re.fullmatch("[0-9a-f]+", text) else None
 
 
-def _is_address(endpoint: str) -> bool:
-    """Whether the endpoint is a valid http or https address."""
+def _parsed(endpoint: str) -> httpx.URL | None:
+    """Return the parts of an http or https address; None if the endpoint is none."""
     try:
         url = httpx.URL(endpoint)
         url.raw_host.decode("ascii").encode("idna")  # as sockets do: finds labels of no length
-        return url.scheme in ("http", "https") and bool(url.host) and (url.port or 0) < 65_536
+        valid = url.scheme in ("http", "https") and bool(url.host) and (url.port or 0) < 65_536
     except (httpx.InvalidURL, UnicodeError):
-        return False
+        return None
+    return url if valid else None
 
 
 def _switched_on(variable: str) -> bool:
@@ -294,11 +315,16 @@ def _token() -> str | None:
     source = "HF_TOKEN" if os.environ.get("HF_TOKEN") else "HUGGING_FACE_HUB_TOKEN"
     token = os.environ.get(source)
     if not token:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        home = Path(os.environ.get("HF_HOME") or cache / "huggingface")
-        stored = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser()
+        home = expanded(os.environ.get("HF_HOME") or cache_folder() / "huggingface")
+        stored = expanded(os.environ.get("HF_TOKEN_PATH") or home / "token")
         source = str(stored)
-        token = stored.read_text("utf-8", errors="replace") if stored.is_file() else ""
+        try:
+            token = stored.read_text("utf-8", errors="replace") if stored.is_file() else ""
+        except OSError as error:
+            raise DataError(
+                f"The token in {stored} cannot be read: {error.strerror or error}.",
+                "Check who may read it, or set HF_TOKEN.",
+            ) from error
     token = token.strip()
     if not (token.isascii() and token.isprintable()):  # httpx's own error would show the token
         raise DataError(

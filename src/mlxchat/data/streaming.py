@@ -7,20 +7,21 @@ validation shard, stay.
 """
 
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlxchat.data.download import download_shard, missing_bytes, partial, stat_shard
+from mlxchat.data.download import missing_bytes, partial
+from mlxchat.data.fetch import download_shard, stat_shard
 from mlxchat.data.hub import Cancelled, Hub, UnreachableError
 from mlxchat.data.shards import STREAMED, Dataset, check_shard, shard_fault, shard_names
-from mlxchat.disk import lock, require_space, storing
+from mlxchat.disk import Lock, in_use, require_space, storing
 from mlxchat.errors import ConfigError, DataError, LockedError, MlxchatError
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 from mlxchat.telemetry.events import Noted, Progressed, Report
 
 SHARD = ".parquet"
+LOCK = "lock"  # the file in the folder of streamed shards
 LEAST_CACHED = 2  # one to read and one to fetch meanwhile
 RETRY_SECONDS = 30.0  # until a failed shard is retried
 PATIENCE = 10  # network failures of a shard before its reader gets the error
@@ -29,7 +30,7 @@ CLOSE_SECONDS = 5.0  # the longest wait for a transfer to stop on closing
 
 @dataclass(frozen=True)
 class _Failure:
-    """The ``count``-th failure of a shard in a row; it is retried at the time ``retry``."""
+    """The ``count``-th failure of a shard in a row; it is retried at ``retry`` seconds."""
 
     error: MlxchatError
     retry: float
@@ -53,7 +54,7 @@ class StreamingShards:
         hub: the hub to download from.
         report: called with progress in bytes and reasons for waiting, also from the thread.
         num_shards: the number of training shards; None for all.
-        clock: returns seconds since the epoch.
+        clock: stamps the events, and tells when to try a shard again.
 
     Raises:
         ConfigError: ``max_cached`` is less than 2, or the dataset has fewer shards.
@@ -68,7 +69,7 @@ class StreamingShards:
         hub: Hub,
         report: Report,
         num_shards: int | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         if max_cached < LEAST_CACHED:
             raise ConfigError(
@@ -86,8 +87,10 @@ class StreamingShards:
         self._cache = folder / STREAMED
         with storing(folder):
             self._cache.mkdir(parents=True, exist_ok=True)
-            self._lock_file = (self._cache / "lock").open("a")
-        self._claim_folder()
+            lock = Lock.take(self._cache / LOCK)
+        if lock is None:
+            raise self._locked_out()
+        self._lock = lock
         self._drop_damaged()
 
         self._changed = threading.Condition()  # guards the attributes below
@@ -141,7 +144,7 @@ class StreamingShards:
         with self._changed:
             self._changed.notify_all()
         self._thread.join(CLOSE_SECONDS)
-        self._lock_file.close()
+        self._lock.release()
 
     def _note(self, text: str) -> None:
         self._report(Noted(self._clock(), text))
@@ -161,13 +164,12 @@ class StreamingShards:
             return self._failures[name].error
         return DataError(f"Fetching stopped before {name} came.", "Run the same command again.")
 
-    def _claim_folder(self) -> None:
-        if not lock(self._lock_file.fileno()):
-            self._lock_file.close()
-            raise LockedError(
-                f"Another run streams into {self._folder}, and would drop what this one reads.",
-                "Wait for it to end, or give this run another MLXCHAT_HOME.",
-            )
+    def _locked_out(self) -> LockedError:
+        return in_use(
+            self._cache / LOCK,
+            f"Another run streams into {self._folder}, and would drop what this one reads.",
+            "Wait for it to end, or give this run another MLXCHAT_HOME.",
+        )
 
     def _drop_damaged(self) -> None:
         """Delete shards that a crash of the machine damaged; they are fetched again."""
@@ -182,6 +184,8 @@ class StreamingShards:
             while not self._stop.is_set():
                 with self._changed:
                     with storing(self._cache):
+                        if not self._lock.renew():  # somebody deleted its file
+                            raise self._locked_out()
                         name = self._next()
                     if name is None:
                         self._changed.wait(RETRY_SECONDS)
@@ -212,7 +216,7 @@ class StreamingShards:
             before = self._failures.pop(name, None)
             if error:
                 count = before.count + 1 if before else 1
-                self._failures[name] = _Failure(error, self._clock() + RETRY_SECONDS, count)
+                self._failures[name] = _Failure(error, self._clock.seconds() + RETRY_SECONDS, count)
             self._changed.notify_all()
 
     def _next(self) -> str | None:
@@ -222,7 +226,7 @@ class StreamingShards:
         slots = max(self._max_cached - len(own), LEAST_CACHED)
         ahead = self._ahead(own, slots)
         self._drop(cached, len(cached) - slots, keep=ahead)  # where fewer are allowed now
-        now = self._clock()
+        now = self._clock.seconds()
         # What is read next comes before validation, which is seldom needed at once.
         for name in (*self._wanted, *ahead[:LEAST_CACHED], self.validation, *ahead):
             failed = name in self._failures and now < self._failures[name].retry
@@ -236,7 +240,7 @@ class StreamingShards:
 
     def _cached(self) -> list[str]:
         """Return the shards that streaming fetched, whole or partial."""
-        found = self._cache.glob(f"*{SHARD}*")
+        found = self._cache.glob(f"[!.]*{SHARD}*")  # without the files of locks
         return sorted({path.name.partition(SHARD)[0] + SHARD for path in found})
 
     def _ahead(self, own: set[str], slots: int) -> list[str]:

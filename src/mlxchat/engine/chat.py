@@ -24,12 +24,15 @@ from mlxchat.engine.generate import generate
 from mlxchat.engine.sampling import make_sampler
 from mlxchat.engine.tools import ToolUse
 from mlxchat.errors import ConfigError, DataError, DiskError
+from mlxchat.json_text import as_type, parse_json
 from mlxchat.model.gpt import GPT
+from mlxchat.regular import read_regular
 from mlxchat.runtime import mx
 from mlxchat.tokenizer.bpe import ASSISTANT_END, Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message, Part
 
 _FILE = TypeAdapter(Conversation)
+_MOST_BYTES = 2**26  # of a file of one conversation
 _FORM = (
     'Such a file holds {"messages": [{"role": "user", "content": "..."}, '
     '{"role": "assistant", "content": "..."}]}; /save writes one.'
@@ -138,8 +141,9 @@ class Chat:
             DiskError: the file cannot be written. An existing file does not change.
         """
         partial = path.parent / f".{path.name}.partial"
+        said = _FILE.dump_json(Conversation(self.messages), indent=2, exclude_defaults=True)
         try:
-            partial.write_bytes(_FILE.dump_json(Conversation(self.messages), indent=2) + b"\n")
+            partial.write_bytes(said + b"\n")
             partial.replace(path)
         except OSError as error:
             with suppress(OSError):
@@ -157,7 +161,8 @@ class Chat:
                 case the current conversation does not change.
         """
         try:
-            messages = _FILE.validate_json(path.read_bytes()).messages
+            stored = parse_json(read_regular(path, _MOST_BYTES))
+            messages = as_type(stored, _FILE).messages
         except OSError as error:
             raise DiskError(
                 f"Cannot read {path}: {error.strerror}.", "Check the name of the file."
@@ -166,6 +171,8 @@ class Chat:
             fault = error.errors()[0]
             place = ".".join(map(str, fault["loc"])) or "the file"
             raise DataError(f"{path}: {place}: {fault['msg']}.", _FORM) from error
+        except ValueError as error:
+            raise DataError(f"{path} is not valid JSON: {error}.", _FORM) from error
         system = messages[0].text if messages and messages[0].role == "system" else None
         spoken = messages if system is None else messages[1:]
         _check_turns(path, spoken)

@@ -4,7 +4,6 @@ Bits per byte do not depend on the tokenizer, so models with different vocabular
 """
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from mlxchat.errors import DataError
 from mlxchat.evaluate.answers import by_length, padded
 from mlxchat.evaluate.tasks import Exercise, user_prompt
 from mlxchat.runtime import mx
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 from mlxchat.telemetry.events import Evaluated, Evaluating, Event
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation
@@ -33,7 +33,7 @@ def bits_per_byte(
     limit: int,
     tokenizer: Tokenizer,
     step: int = 0,
-    clock: Callable[[], float] = time.time,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> Iterator[Event]:
     """Evaluate on at most ``limit`` batches, yielding progress and, last, an `Evaluated`.
 
@@ -48,7 +48,7 @@ def bits_per_byte(
     Raises:
         DataError: no target stands for bytes.
     """
-    started_at = clock()
+    began = clock.seconds()
     lengths = np.array(tokenizer.byte_lengths())
     sums, tokens = np.zeros(3), 0
     for i, batch in zip(range(limit), batches, strict=False):
@@ -71,7 +71,7 @@ def bits_per_byte(
         bits_per_byte=counted / (math.log(2) * bytes_seen),
         loss=nats / tokens,
         tokens=tokens,
-        seconds=clock() - started_at,
+        seconds=clock.seconds() - began,
     )
 
 

@@ -1,6 +1,5 @@
 """The evaluation of a chat model: which tasks and conversations, and the run through them."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,8 @@ from mlxchat.evaluate.loss import (
     lay_out,
 )
 from mlxchat.evaluate.tasks import TASKS, Exercise, Problem, is_available, problems
-from mlxchat.telemetry.events import Clock, Evaluated, Evaluating, Progressed, Report
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
+from mlxchat.telemetry.events import Evaluated, Evaluating, Progressed, Report
 from mlxchat.tokenizer.messages import Conversation
 
 BUILTIN_SEED = 42  # of the built-in conversations; which of them are held out does not depend on it
@@ -148,7 +148,7 @@ def run_suite(
     config: ChatEvalConfig,
     report: Report,
     results: Results,
-    clock: Clock = time.time,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> None:
     """Evaluate a model on a suite.
 

@@ -10,7 +10,7 @@ from mlxchat.model.config import GPTConfig
 from mlxchat.model.cpu import FEW_ROWS, multiply_few_rows, relu_squared
 from mlxchat.model.quantized import QuantizedLinear
 from mlxchat.model.rope import Rope, apply_rope
-from mlxchat.model.size import QUERY_BLOCK
+from mlxchat.model.size import query_block
 from mlxchat.runtime import machine, mx, nn
 
 NORM_EPS = 1.1920929e-07  # float32's machine epsilon, which torch's rms_norm uses by default
@@ -181,9 +181,9 @@ def causal_attention(
 ) -> mx.array:
     """Scaled dot-product attention of the last T of S positions, (B, H, T, D).
 
-    On CPUs MLX has no fused kernel and holds all T * S scores. There the queries are taken in
-    blocks of `QUERY_BLOCK`, each with only the keys that it can see: about half of the scores are
-    never computed, and those of one block are held at a time.
+    Without a fused kernel MLX holds all T * S scores. There the queries are taken in blocks of
+    `query_block`, each with only the keys that it can see: half of the scores, and more where there
+    is a window, are never computed, and those of one block are held at a time.
 
     Args:
         q: (B, H, T, D).
@@ -197,7 +197,7 @@ def causal_attention(
     T, S = q.shape[2], k.shape[2]
     if T == 1:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
-    block = QUERY_BLOCK if machine().backend == "cpu" else T
+    block = query_block(machine().backend, T, S, window)
     outputs = []
     for start in range(0, T, block):
         stop = min(start + block, T)

@@ -6,7 +6,7 @@ The network and its optimizer compute in blocks of these sizes, and the memory p
 from mlxchat.model.config import SMEAR_CHANNELS, GPTConfig
 
 STACK = 2**26  # bytes that Muon orthogonalises at once, unless a single matrix is larger
-QUERY_BLOCK = 256  # queries that attention takes at a time on CPUs
+QUERY_BLOCK = 256  # queries that attention takes at a time where it has no fused kernel
 CHUNK_LOGITS = 2**21  # the minimum of logits per chunk: small vocabularies take more positions
 MOST_CHUNKS = 64  # the maximum number of chunks: each makes the compiled graph larger
 LARGEST_ARRAY = 2**31 - 1  # elements of an array: beyond it MLX computes nonsense, or crashes
@@ -40,6 +40,19 @@ def scaling_parameters(config: GPTConfig) -> int:
     """Return the number of parameters in the matrices and the head, by which recipes scale."""
     counts = parameters(config)
     return counts["matrices"] + counts["lm_head"]
+
+
+def query_block(backend: str, queries: int, keys: int, window: int) -> int:
+    """Return how many queries attention takes at a time, each with the keys that one of them sees.
+
+    CPUs have no fused kernel, and Metal has none for the gradient of windows: in blocks they hold
+    fewer scores, and compute fewer. cuDNN has one for both.
+
+    >>> query_block("metal", 2048, 2048, window=2048), query_block("metal", 2048, 2048, window=512)
+    (2048, 256)
+    """
+    fused = backend == "cuda" or (backend == "metal" and window + 1 >= keys)
+    return queries if fused else min(QUERY_BLOCK, queries)
 
 
 def flops_per_token(config: GPTConfig) -> int:

@@ -1,26 +1,20 @@
 """The state of the machine: memory and its pressure, processes of mlxchat, disk space."""
 
-import ctypes
 import os
 import shutil
 import socket
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Literal
 
 import psutil
 
 from mlxchat.home import Home
-from mlxchat.telemetry.events import MACHINE_FULL
+from mlxchat.system import Pressure, on_mac, pressure
+from mlxchat.telemetry.events import machine_full
 from mlxchat.telemetry.status import Process
 
 SAME_START = 2.0  # seconds by which two readings of a process's start may differ
-STALLED = 0.1  # share of the last ten seconds beyond which waiting for memory is felt
-MACOS_LEVELS: dict[int, "Pressure"] = {1: "normal", 2: "warning", 4: "critical"}
-
-Pressure = Literal["normal", "warning", "critical"]
 
 
 @dataclass(frozen=True)
@@ -33,11 +27,13 @@ class HostMemory:
     swap_used: int
     swap_total: int
     pressure: Pressure | None  # None if the system does not report it
+    mac: bool = False
 
     @property
     def full(self) -> bool:
         """Whether so little memory is left that the machine may begin to swap."""
-        return self.memory_used > MACHINE_FULL * self.memory_total
+        felt = self.pressure if self.mac else None
+        return machine_full(self.memory_used, self.memory_total, felt)
 
 
 @dataclass(frozen=True)
@@ -65,33 +61,15 @@ def host_memory() -> HostMemory:
     """Return the memory of this machine."""
     memory, swap = psutil.virtual_memory(), psutil.swap_memory()
     used = memory.total - memory.available
-    host = socket.gethostname()
-    return HostMemory(host, used, memory.total, swap.used, swap.total, pressure())
-
-
-def pressure(stalls: Path = Path("/proc/pressure/memory")) -> Pressure | None:
-    """Return the memory pressure: macOS's own level, or on Linux from the time lost waiting.
-
-    On Linux ``warning`` means that some processes waited for memory for a tenth of the last ten
-    seconds, and ``critical`` that all did.
-
-    Args:
-        stalls: Linux's pressure file (Documentation/accounting/psi.rst).
-    """
-    if sys.platform == "darwin":
-        level, size = ctypes.c_int(0), ctypes.c_size_t(ctypes.sizeof(ctypes.c_int))
-        name = b"kern.memorystatus_vm_pressure_level"
-        libc = ctypes.CDLL(None)
-        failed = libc.sysctlbyname(name, ctypes.byref(level), ctypes.byref(size), None, 0)
-        return None if failed else MACOS_LEVELS.get(level.value)
-    try:
-        words = [line.split() for line in stalls.read_text("ascii").splitlines()]
-        shares = {line[0]: float(line[1].removeprefix("avg10=")) / 100 for line in words}
-    except (OSError, ValueError, IndexError):
-        return None
-    if shares.get("full", 0.0) >= STALLED:
-        return "critical"
-    return "warning" if shares.get("some", 0.0) >= STALLED else "normal"
+    return HostMemory(
+        socket.gethostname(),
+        used,
+        memory.total,
+        swap.used,
+        swap.total,
+        pressure(),
+        on_mac(),
+    )
 
 
 def mlxchat_processes() -> list[MlxchatProcess]:
@@ -112,18 +90,26 @@ def command_of(arguments: Sequence[str]) -> list[str]:
     if rest and PurePath(rest[0]).name.lower().startswith("python"):
         rest = rest[1:]
         while rest and rest[0].startswith("-"):
-            rest = rest[1:]
+            rest = rest[2 if rest[0] == "-c" else 1 :]  # -c CODE FOLDER/mlxchat: a supervised run
     return rest[1:] if rest and PurePath(rest[0]).name == "mlxchat" else []
 
 
 def lives(process: Process) -> bool:
-    """Return whether this process of this machine is still running."""
+    """Return whether this process of this machine is still running.
+
+    Linux derives the start of a process from that of the machine, which moves when somebody sets
+    the clock. The time between the two does not.
+    """
     try:
-        found = psutil.Process(process.pid)
-        same = abs(found.create_time() - process.started) <= SAME_START
+        booted, found = psutil.boot_time(), psutil.Process(process.pid)
+        later = found.create_time() - process.started
+        moved = 0.0 if process.booted is None else booted - process.booted
+        same = min(abs(later), abs(later - moved)) <= SAME_START
         return bool(same and found.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+    except psutil.AccessDenied:  # another user's
+        return True
 
 
 def disk(home: Home) -> Disk:

@@ -1,18 +1,24 @@
 """The runs of a home, read again and again: progress, state and checkpoints of each.
 
 `Monitor.look` returns a `Snapshot` of the runs, the machine and the disk. Of each log only the new
-lines are read.
+lines are read. A run whose files cannot be read, or say what no run writes, is shown as such, and
+the others as ever.
 """
 
 import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+from pydantic import ValidationError
 
 from mlxchat.checkpoint import store
+from mlxchat.checkpoint.files import damaged, in_words, unreadable
+from mlxchat.checkpoint.stamp import saved_at
+from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.monitor.machine import (
     Disk,
@@ -23,7 +29,11 @@ from mlxchat.monitor.machine import (
     lives,
     mlxchat_processes,
 )
+from mlxchat.regular import open_regular
+from mlxchat.system import identity
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock, Timer
 from mlxchat.telemetry.events import Ended, Started, Stepped, event_from_json
+from mlxchat.telemetry.log import MOST_LINE
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.status import Process, Status, read_status, status_path
 
@@ -41,11 +51,10 @@ class Log:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: tuple[int, int] | None = None  # device and inode of the file that was read
-        self._offset = 0
         self._forget()
 
     def _forget(self) -> None:
-        self._offset = 0
+        self._offset, self._lines = 0, 0
         self.meter = Meter()
         self.latest: Stepped | None = None
         self.ending: str | None = None
@@ -54,28 +63,35 @@ class Log:
     def read(self) -> None:
         """Read the new lines, or all of them if the file was replaced.
 
-        An incomplete last line is left for the next time; broken lines are skipped. If the file is
-        gone, nothing changes.
+        An incomplete last line is left for the next time; lines that are no events, or of another
+        version, are skipped. If the file is gone, nothing changes.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: a line, which is named, has a value that no run writes, or is too long.
         """
         try:
-            with self._path.open("rb") as file:
-                facts = os.fstat(file.fileno())
-                identity = (facts.st_dev, facts.st_ino)
-                if identity != self._file or facts.st_size < self._offset:
-                    self._forget()
-                    self._file = identity
-                file.seek(self._offset)
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
-                    self._offset += len(line)
-                    self._take(line)
-        except OSError:
+            file = open_regular(self._path)
+        except (FileNotFoundError, NotADirectoryError):
             return
+        with file:
+            facts = os.fstat(file.fileno())
+            identity = (facts.st_dev, facts.st_ino)
+            if identity != self._file or facts.st_size < self._offset:
+                self._forget()
+                self._file = identity
+            file.seek(self._offset)
+            while (line := file.readline(MOST_LINE)).endswith(b"\n"):
+                self._take(line)
+                self._offset, self._lines = self._offset + len(line), self._lines + 1
+        if len(line) == MOST_LINE:
+            raise ValueError(f"line {self._lines + 1:,}: more than {MOST_LINE:,} bytes")
 
     def _take(self, line: bytes) -> None:
         try:
             event = event_from_json(line)
+        except ValidationError as error:
+            raise ValueError(f"line {self._lines + 1:,}: {in_words(error)}") from error
         except ValueError:
             return
         if not math.isfinite(event.time):
@@ -92,8 +108,10 @@ class Log:
 
 
 SILENT_SECONDS = 60.0  # without a sign of life; a status is written every two seconds
+AHEAD_SECONDS = 86_400.0  # by which another machine's clock may be ahead of ours
 
-State = Literal["running", "silent", "finished", "interrupted", "failed", "died"]
+State = Literal["running", "silent", "finished", "interrupted", "failed", "died", "unreadable"]
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -102,7 +120,8 @@ class WatchedRun:
 
     ``state`` is ``died`` if its process is gone without having ended the run. It is ``silent`` if
     there was no sign of life for a while but the process may exist: it hangs, or ran on another
-    host, or belongs to a version that wrote no status.
+    host, or belongs to a version that wrote no status. It is ``unreadable`` if its log or status
+    cannot be read, or says what no run writes; of such a run only the saved steps are known.
     """
 
     tag: str
@@ -113,6 +132,7 @@ class WatchedRun:
     status: Status | None
     saved_steps: tuple[int, ...]  # the checkpoints on disk, ascending
     saved: float | None  # when the newest of them was made
+    fault: str | None = None  # why it is unreadable
 
     @property
     def began(self) -> float:
@@ -134,13 +154,26 @@ class Runs:
     """Reads the runs of a home again and again; of their logs, only what is new.
 
     Args:
-        host: the name of this machine.
+        host: the name of this machine, which is an attribute: it may change.
         lives: returns whether a process of this machine is still running.
+        machine: the identity of this machine; None for its name.
+        timer: returns seconds since any origin.
     """
 
-    def __init__(self, home: Home, host: str, lives: Callable[[Process], bool]) -> None:
-        self._home, self._host, self._lives = home, host, lives
+    def __init__(
+        self,
+        home: Home,
+        host: str,
+        lives: Callable[[Process], bool],
+        machine: str | None = None,
+        timer: Timer = time.monotonic,
+    ) -> None:
+        self.host = host
+        self._home, self._lives = home, lives
+        self._machine = machine or host
+        self._timer = timer
         self._logs: dict[str, Log] = {}
+        self._signs: dict[str, tuple[float | None, float]] = {}  # what was last seen, and when
 
     def read(self, now: float) -> list[WatchedRun]:
         """Return all runs, in the order they started."""
@@ -150,30 +183,81 @@ class Runs:
         return sorted(runs, key=lambda run: (run.began, run.tag))
 
     def _run(self, tag: str, log: Log, now: float) -> WatchedRun:
-        status = read_status(status_path(self._home.log(tag)))
-        log.read()
-        signs = [log.time, status.time if status else None]
-        last_seen = max((sign for sign in signs if sign is not None), default=None)
-        steps, saved = _saved(self._home.run(tag))
-        state = self._state(log.ending, status, last_seen, now)
-        return WatchedRun(tag, state, last_seen, log.meter, log.latest, status, steps, saved)
+        path, steps = self._home.log(tag), _saved(self._home.run(tag))
+        try:
+            status = self._here(_read(status_path(path), read_status))
+            _read(path, lambda _: log.read())
+            last_seen = _last_seen(path, log, status, now)
+            quiet = self._quiet(tag, last_seen, now)
+        except MlxchatError as error:
+            fault = error.problem
+            return WatchedRun(tag, "unreadable", None, Meter(), None, None, *steps, fault)
+        state = self._state(log.ending, status, quiet)
+        return WatchedRun(tag, state, last_seen, log.meter, log.latest, status, *steps)
 
-    def _state(
-        self, ending: str | None, status: Status | None, last_seen: float | None, now: float
-    ) -> State:
+    def _here(self, status: Status | None) -> Status | None:
+        """Return a status with this machine's present name, if its process is of this machine."""
+        if status is None or not status.process.runs_on(self._machine, self.host):
+            return status
+        return replace(status, process=replace(status.process, host=self.host))
+
+    def _quiet(self, tag: str, last_seen: float | None, now: float) -> float:
+        """Return for how many seconds a run has given no sign of life.
+
+        At first sight that follows from the time of its last sign. From then on the signs count
+        that come: this machine's clock may be set, and another's may be wrong.
+        """
+        seconds = self._timer()
+        if tag not in self._signs:
+            age = math.inf if last_seen is None else max(0.0, now - last_seen)
+            self._signs[tag] = last_seen, seconds - age
+        elif self._signs[tag][0] != last_seen:
+            self._signs[tag] = last_seen, seconds
+        return seconds - self._signs[tag][1]
+
+    def _state(self, ending: str | None, status: Status | None, quiet: float) -> State:
         if status and status.ended:
             return status.ended
         if ending:
             return "finished" if ending == "finished" else "interrupted"
-        here = status is not None and status.process.host == self._host
+        here = status is not None and status.process.host == self.host
         if status and here and not self._lives(status.process):
             return "died"
-        return "silent" if last_seen is None or now - last_seen > SILENT_SECONDS else "running"
+        return "silent" if quiet > SILENT_SECONDS else "running"
+
+
+def _read(path: Path, read: Callable[[Path], Found]) -> Found:
+    """Return what ``read`` makes of a file.
+
+    Raises:
+        MlxchatError: it cannot be read, or says what no run writes.
+    """
+    try:
+        return read(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except ValueError as error:
+        raise damaged(path, error) from error
+
+
+def _last_seen(path: Path, log: Log, status: Status | None, now: float) -> float | None:
+    """Return the time of the last sign of life; None if there was none.
+
+    A status is never older than the log by more than the seconds between two of them, and where the
+    clock was set back, it is the log's times that are ahead.
+
+    Raises:
+        MlxchatError: it is far in the future.
+    """
+    last_seen = status.time if status else log.time
+    if last_seen is not None and last_seen > now + AHEAD_SECONDS:
+        raise damaged(path.parent, "its times are more than a day ahead")
+    return last_seen
 
 
 def _tags(logs: Path) -> list[str]:
     try:
-        return sorted(path.name for path in logs.iterdir() if path.is_dir())
+        return sorted(path.name for path in logs.iterdir() if os.path.isdir(path))  # noqa: PTH112
     except OSError:
         return []
 
@@ -182,7 +266,7 @@ def _saved(run: Path) -> tuple[tuple[int, ...], float | None]:
     """Return the saved steps, and when the newest was saved."""
     try:
         steps = tuple(store.steps(run))
-        newest = store.directory(run, steps[-1]).stat().st_mtime if steps else None
+        newest = saved_at(store.directory(run, steps[-1]), steps[-1]) if steps else None
     except OSError:
         return (), None
     return steps, newest
@@ -208,32 +292,33 @@ class Monitor:
 
     Args:
         home: the home whose runs and files are shown; processes are those of the whole machine.
-        clock: returns seconds since the epoch.
+        clock: says how long ago things happened, and when to measure the disk again.
         memory, processes, lives: return the state of the system.
     """
 
     def __init__(
         self,
         home: Home,
-        clock: Callable[[], float] = time.time,
+        clock: Clock = SYSTEM_CLOCK,
         memory: Callable[[], HostMemory] = host_memory,
         processes: Callable[[], list[MlxchatProcess]] = mlxchat_processes,
         lives: Callable[[Process], bool] = lives,
     ) -> None:
         self._home, self._clock = home, clock
         self._memory, self._processes = memory, processes
-        self._runs = Runs(home, memory().host, lives)
+        self._runs = Runs(home, memory().host, lives, identity(), clock.seconds)
         self._disk: tuple[float, Disk] | None = None
 
     def look(self) -> Snapshot:
         """Return the current state."""
-        now = self._clock()
-        if self._disk is None or now - self._disk[0] >= DISK_SECONDS:
-            self._disk = now, disk(self._home)
+        now, seconds, machine = self._clock(), self._clock.seconds(), self._memory()
+        self._runs.host = machine.host
+        if self._disk is None or seconds - self._disk[0] >= DISK_SECONDS:
+            self._disk = seconds, disk(self._home)
         return Snapshot(
             now,
             str(self._home.root),
-            self._memory(),
+            machine,
             self._disk[1],
             tuple(self._runs.read(now)),
             tuple(self._processes()),
@@ -257,6 +342,7 @@ def _run(run: WatchedRun, now: float) -> dict[str, Any]:
     return {
         "tag": run.tag,
         "state": run.state,
+        "fault": run.fault,
         "last_sign_of_life": run.last_seen,
         "step": meter.step,
         "total_steps": meter.total_steps,

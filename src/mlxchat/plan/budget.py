@@ -260,8 +260,8 @@ class Deadline:
         config: the settings.
         budget: seconds.
         costs: the presumed costs, used until the real ones are seen.
-        origin: the time, by the events' clock, at which none of the budget was used.
-        now: the present time.
+        origin: the moment, in seconds by some timer, at which none of the budget was used.
+        now: the present moment by the same timer, as in the methods.
     """
 
     def __init__(
@@ -282,16 +282,19 @@ class Deadline:
         """Return the costs as they are known, and the time spent until ``now``."""
         return self._costs.model_copy(update={"spent": now - self._origin})
 
-    def follow(self, event: Event, plan: Plan) -> Plan:
-        """Return the plan from ``event`` on, which is mostly the same."""
-        took, self._latest = event.time - self._latest, event.time
+    def follow(self, event: Event, plan: Plan, now: float) -> Plan:
+        """Return the plan from ``event`` on, which is mostly the same.
+
+        The times of events do not count: somebody may set the clock.
+        """
+        took, self._latest = now - self._latest, now
         match event:
             case Stepped():
                 if self._steps is None:
                     self._steps = []
                 else:
                     self._steps.append(took)
-                return self._replanned(event, plan, self._steps)
+                return self._replanned(event, plan, self._steps, now)
             case Evaluating() | Evaluated() | Sampled() | Saved():
                 self._add((COST_OF[type(event)], event.step), took)
         return plan
@@ -303,8 +306,8 @@ class Deadline:
         self._occasion = occasion
         self._costs = self._costs.model_copy(update={cost: before + seconds})
 
-    def _replanned(self, event: Stepped, plan: Plan, steps: list[float]) -> Plan:
-        planned, spent = plan.num_iterations, event.time - self._origin
+    def _replanned(self, event: Stepped, plan: Plan, steps: list[float], now: float) -> Plan:
+        planned, spent = plan.num_iterations, now - self._origin
         progress = max(spent / self._budget, event.step / planned)
         mark = max((mark for mark in MARKS if mark <= progress), default=0.0)
         due = mark > self._mark or event.step == planned - 1  # is there time for more?

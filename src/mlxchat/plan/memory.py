@@ -8,7 +8,7 @@ The constants of the estimate were measured with benchmarks/memory.py; MEMORY.md
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
@@ -18,6 +18,7 @@ from mlxchat.config.units import UNIT_BYTES, round_size, to_bytes
 from mlxchat.errors import MemoryLimitError
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import QUERY_BLOCK, STACK, chunk_size, parameters
+from mlxchat.telemetry.events import Count
 
 ScoresHeld = Literal["none", "windows", "all"]
 """The layers that keep attention scores for their backward pass: those without a fused kernel."""
@@ -30,20 +31,21 @@ class Resources(NamedTuple):
     value_bytes: int  # of one activation
     scores_held: ScoresHeld
     chunk_rows: int  # positions in a chunk of the loss, the fastest where memory is plentiful
+    micro_batch_tokens: int = 256  # that take as long as what each micro-batch takes besides
 
 
 class BatchPlan(BaseModel):
     """How an optimizer step is divided, and the memory that this takes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    device_batch_size: int  # rows in a micro-batch
-    accumulation: int  # micro-batches in a step
+    device_batch_size: int = Field(ge=1)  # rows in a micro-batch
+    accumulation: int = Field(ge=1)  # micro-batches in a step
     # The minimum number of positions per chunk of the loss; older checkpoints call it loss_rows.
-    chunk_rows: int = Field(128, validation_alias=AliasChoices("chunk_rows", "loss_rows"))
+    chunk_rows: int = Field(128, ge=1, validation_alias=AliasChoices("chunk_rows", "loss_rows"))
     grad_checkpoint: bool = False  # recompute each block's activations in the backward pass
-    memory_limit: int = 0  # bytes that training may take; 0 in older checkpoints
-    peak: int = 0  # bytes that it is estimated to take at one time; 0 in older checkpoints
+    memory_limit: Count = 0  # bytes that training may take; 0 in older checkpoints
+    peak: Count = 0  # bytes that it is estimated to take at one time; 0 in older checkpoints
 
     @property
     def division(self) -> tuple[int, int, int, bool]:
@@ -59,9 +61,10 @@ LEAST_MARGIN = 1.05  # `memory_limit=least` allows this much over the smallest p
 LEAST_LIMIT = 512 * UNIT_BYTES["MiB"]  # ... and never less than this, which every machine can spare
 CHECKPOINTING = {"auto": (False, True), "on": (True,), "off": (False,)}
 
+NEARLY = 1.02  # of the shortest time: the smallest micro-batch within it is chosen
+
 # What a division costs, in units of the time that one token takes forward and backward.
 RECOMPUTING = 1 / 3  # with checkpointing the forward pass runs twice
-MICRO_BATCH_COST = 256  # to sum the gradients and launch the kernels of a micro-batch
 CHUNK_COST = 16  # to read the head's weight and write its gradient, for each chunk of the loss
 
 
@@ -80,13 +83,14 @@ def fit(
     shallower: Iterable[ShallowerModel] = (),
     saved: BatchPlan | None = None,
 ) -> BatchPlan:
-    """Return the fastest division of a step whose peak, with `MARGIN`, is within the memory limit.
+    """Return the division of a step into the smallest micro-batches that is about the fastest.
 
+    That is `NEARLY` as fast as the fastest whose peak, with `MARGIN`, is within the memory limit.
     A device batch size or checkpointing given in the settings is kept. Speed is presumed, not
-    measured: checkpointing costs `RECOMPUTING` of a token's time, each micro-batch the time of
-    `MICRO_BATCH_COST` tokens and each chunk of the loss that of `CHUNK_COST`. So the largest batch
-    without checkpointing comes first, then smaller batches and smaller chunks, then checkpointing,
-    which is preferred to micro-batches of fewer than about 800 tokens.
+    measured: checkpointing costs `RECOMPUTING` of a token's time, each micro-batch that of the
+    resources' ``micro_batch_tokens`` and each chunk of the loss that of `CHUNK_COST` tokens. So
+    batches without checkpointing come first, then smaller batches and smaller chunks, then
+    checkpointing, which is preferred to micro-batches of fewer than about 800 tokens.
 
     Args:
         shallower: models of smaller depths, deepest first, to suggest when this one does not fit.
@@ -104,11 +108,10 @@ def fit(
         if MARGIN * _peak(model, least, resources) > limit:
             others = _alternatives(config, model, rows_per_step, resources, limit, shallower)
             raise _too_large(config, model, least, resources, limit, others)
-        possible = sorted(
-            _divisions(config, rows_per_step, resources), key=lambda batch: _time(model, batch)
-        )
-        chosen = next(
-            batch for batch in possible if MARGIN * _peak(model, batch, resources) <= limit
+        divisions = _divisions(config, rows_per_step, resources)
+        chosen = _smallest_of_the_fast(
+            {batch: _time(model, batch, resources) for batch in divisions},
+            lambda batch: MARGIN * _peak(model, batch, resources) <= limit,
         )
     return BatchPlan(
         device_batch_size=chosen.device_batch_size,
@@ -118,6 +121,16 @@ def fit(
         memory_limit=limit,
         peak=_peak(model, chosen, resources),
     )
+
+
+def _smallest_of_the_fast(
+    times: Mapping[BatchPlan, float], fits: Callable[[BatchPlan], bool]
+) -> BatchPlan:
+    """Return the smallest micro-batch that is `NEARLY` as fast as the fastest that fits."""
+    fastest = next(batch for batch in sorted(times, key=lambda batch: times[batch]) if fits(batch))
+    fast = [batch for batch in times if times[batch] <= NEARLY * times[fastest]]
+    fast.sort(key=lambda batch: (batch.device_batch_size, times[batch]))
+    return next(batch for batch in fast if fits(batch))
 
 
 def _limit(config: MemoryConfig, model: GPTConfig, rows_per_step: int, resources: Resources) -> int:
@@ -180,12 +193,13 @@ def _peak(model: GPTConfig, batch: BatchPlan, resources: Resources) -> int:
     return training_bytes(model, batch, resources)["peak"]
 
 
-def _time(model: GPTConfig, batch: BatchPlan) -> float:
+def _time(model: GPTConfig, batch: BatchPlan, resources: Resources) -> float:
     """Return the time of a token, in units of its forward and backward pass."""
     tokens = batch.device_batch_size * model.sequence_len
     chunk = min(tokens, chunk_size(tokens, model.vocab_size, batch.chunk_rows))
     recomputing = RECOMPUTING * batch.grad_checkpoint
-    return 1 + recomputing + MICRO_BATCH_COST / tokens + CHUNK_COST / chunk
+    besides = resources.micro_batch_tokens / tokens + CHUNK_COST / chunk
+    return 1 + recomputing + besides
 
 
 def _alternatives(
@@ -228,7 +242,7 @@ def _too_large(
 ) -> MemoryLimitError:
     needed = training_bytes(model, least, resources)
     room = int(MARGIN * needed.pop("peak"))
-    limited_by = "this machine can spare"
+    limited_by = "beside other programs this machine can spare"
     if config.memory_limit not in (None, LEAST):
         unit = "GiB" if room >= UNIT_BYTES["GiB"] else "MiB"
         others = [*others, f"`memory_limit={math.ceil(10 * room / UNIT_BYTES[unit]) / 10:g}{unit}`"]
@@ -360,15 +374,13 @@ def _mixed_bytes(model: GPTConfig, value_bytes: int, arrays: float, floats: floa
 def _scores(model: GPTConfig, scores_held: ScoresHeld) -> list[int]:
     """Return how many of one head's scores each layer keeps."""
     T = model.sequence_len
-    if scores_held == "windows":
-        return [T * T if window + 1 < T else 0 for window in model.windows]
-    if scores_held == "none":
-        return [0] * model.n_layer
     blocks = [(first, min(first + QUERY_BLOCK, T)) for first in range(0, T, QUERY_BLOCK)]
-    return [
-        sum((last - first) * (last - max(0, first - window)) for first, last in blocks)
-        for window in model.windows
-    ]
+
+    def in_blocks(window: int) -> int:
+        return sum((last - first) * (last - max(0, first - window)) for first, last in blocks)
+
+    fused = {"none": 0, "windows": T - 1, "all": math.inf}[scores_held]  # windows from here on
+    return [0 if window >= fused else in_blocks(window) for window in model.windows]
 
 
 def _largest_stack(model: GPTConfig, value_bytes: int) -> int:

@@ -10,16 +10,17 @@ import math
 from collections.abc import Iterator
 from contextlib import suppress
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mlxchat.config.pretrain import DEFAULT_DEPTH, LARGEST_DEPTH, PretrainConfig
 from mlxchat.config.recipes import Recipe
-from mlxchat.config.run import RunConfig
+from mlxchat.config.run import LARGEST_COUNT, RunConfig
 from mlxchat.errors import ConfigError
 from mlxchat.model.config import ASPECT_RATIO, GPTConfig
 from mlxchat.model.size import flops_per_token, parameters, scaling_parameters
 from mlxchat.optim.schedule import REFERENCE_BATCH, learning_rates
 from mlxchat.plan.memory import BatchPlan, Resources, ShallowerModel, fit
+from mlxchat.telemetry.events import Count, Seconds
 
 REFERENCE_DEPTH = 12
 BATCH_EXPONENT = 0.383  # of the horizon (https://arxiv.org/abs/2505.13738)
@@ -30,11 +31,11 @@ class Costs(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    spent: float = 0.0
-    step: float
-    evaluation: float = 0.0
-    sample: float = 0.0
-    save: float = 0.0
+    spent: Seconds = 0.0
+    step: Seconds
+    evaluation: Seconds = 0.0
+    sample: Seconds = 0.0
+    save: Seconds = 0.0
 
 
 class Plan(BatchPlan):
@@ -43,19 +44,25 @@ class Plan(BatchPlan):
     """
 
     model: GPTConfig
-    parameters: int
-    flops_per_token: int
-    target_tokens: int  # by the data ratio or the number of epochs
-    num_iterations: int
-    tokens_per_step: int
+    parameters: Count
+    flops_per_token: Count
+    target_tokens: int = Field(ge=0)  # by the data ratio or the number of epochs
+    num_iterations: int = Field(ge=1, le=LARGEST_COUNT)
+    tokens_per_step: int = Field(ge=1, le=LARGEST_COUNT)
     learning_rates: dict[str, float]  # by group
     weight_decay: float  # classic: of embedding and head; modern: of the matrices
-    grad_clip: float  # largest gradient norm; 0: no limit
-    warmup_steps: int
-    warmdown_ratio: float
-    final_lr_frac: float
-    eval_rows: int  # in an evaluation, at most
+    grad_clip: float = Field(ge=0)  # largest gradient norm; 0: no limit
+    warmup_steps: Count
+    warmdown_ratio: float = Field(ge=0, le=1)
+    final_lr_frac: float = Field(ge=0, le=1)
+    eval_rows: Count  # in an evaluation, at most
     costs: Costs | None = None  # None: there is no time budget
+
+    @model_validator(mode="after")
+    def _divided_as_a_whole(self) -> "Plan":
+        if self.rows_per_step * self.model.sequence_len != self.tokens_per_step:
+            raise ValueError("the micro-batches of a step do not have the step's tokens")
+        return self
 
     @property
     def rows_per_step(self) -> int:

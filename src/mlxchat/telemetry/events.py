@@ -1,67 +1,112 @@
 """The events of a run, as values.
 
 A run yields events. What shows or stores them folds them with a `Meter` or writes them with
-`event_to_json`. Events need no arrays, terminals or clocks: each carries its own time.
+`event_to_json`. Events need no arrays, terminals or clocks: each carries the time of day that it
+happened at, which may jump, and the seconds that it took, which do not follow from such times.
+
+The types of their numbers have bounds that no run reaches. An event that is made here is not
+checked; one that comes from a file is, since what reads it counts on them.
 """
 
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+
+from mlxchat.json_text import as_type, parse_json
+from mlxchat.system import Pressure
 
 MACHINE_FULL = 0.8  # share of memory in use beyond which a machine begins to swap
+MOST_SECONDS = 1e11  # 3,000 years
+MOST_MEASURED = 1e40  # the largest float32 is 3.4e38
+
+
+def _between(least: float, most: float) -> AfterValidator:
+    """Return a check of a float; NaN passes, which stands for what was not finite."""
+
+    def check(number: float) -> float:
+        if number < least or number > most:
+            raise ValueError(f"{number:g} is not between {least:g} and {most:g}")
+        return number
+
+    return AfterValidator(check)
+
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Measured = Annotated[float, _between(-MOST_MEASURED, MOST_MEASURED)]
+Seconds = Annotated[float, _between(-MOST_SECONDS, MOST_SECONDS)]
+Time = Annotated[float, _between(0, MOST_SECONDS)]  # since the epoch
+
+
+def machine_full(used: int, total: int, mac_pressure: Pressure | None) -> bool:
+    """Return whether so little memory is left that a machine may begin to swap.
+
+    Args:
+        used, total: bytes of the machine's memory.
+        mac_pressure: a Mac's own word, which decides: at rest it may well use more than 80%. None
+            for other machines.
+    """
+    return used > MACHINE_FULL * total if mac_pressure is None else mac_pressure != "normal"
 
 
 @dataclass(frozen=True)
 class Memory:
     """Memory in bytes: MLX's allocator (in use, peak, kept for reuse) and the whole machine."""
 
-    active: int
-    peak: int
-    cache: int
-    machine_used: int
-    machine_total: int
+    active: Count
+    peak: Count
+    cache: Count
+    machine_used: Count
+    machine_total: Count
+    mac_pressure: Pressure | None = None  # None on other machines
+
+    @property
+    def machine_full(self) -> bool:
+        """Whether the machine may begin to swap."""
+        return machine_full(self.machine_used, self.machine_total, self.mac_pressure)
 
 
 @dataclass(frozen=True)
 class Position:
     """The loader's place in the data; ``epoch`` counts from 1, ``shard`` from 0."""
 
-    epoch: int
-    shard: int
-    shards: int
+    epoch: Count
+    shard: Count
+    shards: Count
 
 
 @dataclass(frozen=True)
 class Started:
     """A run starts, or resumes if ``step`` is not 0."""
 
-    time: float  # seconds since the epoch, as in every event
+    time: Time  # seconds since the epoch, as in every event
     tag: str
-    step: int  # completed optimizer steps
-    total_steps: int
-    tokens_per_step: int
-    flops_per_token: int
-    peak_flops: float | None  # of the chip, in FLOP/s; None if unknown
+    step: Count  # completed optimizer steps
+    total_steps: Count
+    tokens_per_step: Count
+    flops_per_token: Count
+    peak_flops: Measured | None  # of the chip, in FLOP/s; None if unknown
     device: str
-    parameters: int
-    estimated_memory: int | None = None  # bytes, the planned peak of MLX
+    parameters: Count
+    estimated_memory: Count | None = None  # bytes, the planned peak of MLX
+    matmul_flops: Measured | None = None  # of a product here, in FLOP/s; None if not measured
 
 
 @dataclass(frozen=True)
 class Stepped:
     """An optimizer step is done."""
 
-    time: float
-    step: int
-    loss: float  # mean over the step's tokens, nats
-    learning_rate: float  # of the matrices
-    gradient_norm: float  # before clipping
-    seconds: float  # wall-clock time since the end of the previous step
+    time: Time
+    step: Count
+    loss: Measured  # mean over the step's tokens, nats
+    learning_rate: Measured  # of the matrices
+    gradient_norm: Measured  # before clipping
+    seconds: Seconds  # since the end of the previous step, or of what came between
     position: Position
     memory: Memory
 
@@ -70,30 +115,30 @@ class Stepped:
 class Evaluating:
     """The progress of an evaluation; shown, but not stored."""
 
-    time: float
-    step: int
-    batch: int  # batches evaluated so far
-    batches: int  # in the whole evaluation
+    time: Time
+    step: Count
+    batch: Count  # batches evaluated so far
+    batches: Count  # in the whole evaluation
 
 
 @dataclass(frozen=True)
 class Evaluated:
     """The validation loss after ``step`` steps."""
 
-    time: float
-    step: int
-    bits_per_byte: float
-    loss: float  # mean over tokens, nats
-    tokens: int
-    seconds: float
+    time: Time
+    step: Count
+    bits_per_byte: Measured
+    loss: Measured  # mean over tokens, nats
+    tokens: Count
+    seconds: Seconds
 
 
 @dataclass(frozen=True)
 class Sampled:
     """The model's continuation of a prompt after ``step`` steps."""
 
-    time: float
-    step: int
+    time: Time
+    step: Count
     prompt: str
     text: str
 
@@ -102,18 +147,18 @@ class Sampled:
 class Saved:
     """A checkpoint is complete on disk."""
 
-    time: float
-    step: int
+    time: Time
+    step: Count
     path: str
-    seconds: float
+    seconds: Seconds
 
 
 @dataclass(frozen=True)
 class Ended:
     """The run has ended, and its work is saved. ``reason``: ``finished`` or ``interrupted``."""
 
-    time: float
-    step: int
+    time: Time
+    step: Count
     reason: str
 
 
@@ -121,10 +166,10 @@ class Ended:
 class Replanned:
     """The total number of steps changed, to keep within a time budget."""
 
-    time: float
-    step: int  # the last completed one
-    total_steps: int
-    before: int  # the total until now
+    time: Time
+    step: Count  # the last completed one
+    total_steps: Count
+    before: Count  # the total until now
     budget: str  # as the user gave it
 
 
@@ -132,7 +177,7 @@ class Replanned:
 class Noted:
     """A message to the user, such as that a shard is being waited for."""
 
-    time: float
+    time: Time
     text: str
 
 
@@ -140,10 +185,10 @@ class Noted:
 class Progressed:
     """The progress of a task other than training; shown, but not stored."""
 
-    time: float
+    time: Time
     task: str  # its name, which also identifies it
-    done: int  # in the unit, as is the total
-    total: int | None  # None if unknown
+    done: Count  # in the unit, as is the total
+    total: Count | None  # None if unknown
     unit: str  # what is counted, in the plural, such as "bytes", "tokens" or "conversations"
 
 
@@ -160,7 +205,6 @@ Event = (
     | Progressed
 )
 Report = Callable[[Event], None]  # receives events, from other threads too
-Clock = Callable[[], float]  # seconds since the epoch
 
 
 EVENT_NAMES: dict[type, str] = {
@@ -177,16 +221,29 @@ EVENT_NAMES: dict[type, str] = {
 }
 
 
+def json_line(value: object) -> str:
+    """Return a value as JSON on one line, in ASCII without control characters.
+
+    NaN and infinity become ``null``, and paths become text.
+    """
+    written = json.dumps(_without_nan(value), allow_nan=False, default=os.fspath)
+    return written.replace("\x7f", "\\u007f")  # the one that json leaves as it is
+
+
 def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def event_to_json(event: Event) -> str:
-    """Return a line, ``{"event": "step", "time": ..., ...}``; NaN and infinity become ``null``."""
-    values = _without_nan(asdict(event))
-    return json.dumps({"event": EVENT_NAMES[type(event)], **values}, allow_nan=False)
+    """Return a line, ``{"event": "step", "time": ..., ...}``, as `json_line` writes it."""
+    return json_line({"event": EVENT_NAMES[type(event)], **asdict(event)})
+
+
+_NUMBERS = (Measured, Seconds, Time)
 
 
 @cache
@@ -198,15 +255,21 @@ def event_from_json(line: str | bytes) -> Event:
     """Return the event that `event_to_json` wrote; a ``null`` in place of a number becomes NaN.
 
     Raises:
+        ValidationError: it has a value that no run writes; this is a ValueError.
         ValueError: the line is not an event, or of a version with other events.
     """
-    record = json.loads(line)
+    record = parse_json(line)
     kinds = {name: kind for kind, name in EVENT_NAMES.items()}
     kind = kinds.get(str(record.get("event"))) if isinstance(record, dict) else None
-    if kind is None:
-        raise ValueError(f"not an event: {line!r}")
+    if not isinstance(record, dict) or kind is None:
+        raise ValueError("not an event")
     for entry in fields(kind):
-        if entry.type is float and record.get(entry.name, 0.0) is None:
+        if entry.type in _NUMBERS and record.get(entry.name, 0.0) is None:
             record[entry.name] = math.nan
-    event: Event = _validator(kind).validate_python(record)
+    try:
+        event: Event = as_type(record, _validator(kind))
+    except ValidationError as error:
+        if error.errors()[0]["type"] == "missing":
+            raise ValueError("an event of another version") from error
+        raise
     return event

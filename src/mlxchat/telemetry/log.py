@@ -1,6 +1,5 @@
 """The log of a run: if it cannot be written, the run saves its work before it ends."""
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +8,18 @@ from types import TracebackType
 
 from mlxchat.disk import sync
 from mlxchat.errors import DiskError
-from mlxchat.telemetry.events import Evaluating, Event, Progressed, Saved, event_to_json
+from mlxchat.json_text import parse_json
+from mlxchat.regular import open_regular
+from mlxchat.telemetry.events import (
+    Evaluating,
+    Event,
+    Progressed,
+    Saved,
+    event_from_json,
+    event_to_json,
+)
+
+MOST_LINE = 2**20  # bytes of a line; those with a sample or a note have some thousand
 
 _MAKE_ROOM = "Make room on that disk, then repeat the same command to resume."
 
@@ -31,7 +41,8 @@ class RunLog:
             self._lines = JsonLines.resume(path, step)
         except OSError as error:
             raise DiskError(
-                f"The log {path} cannot be written: {error.strerror or error}.", _MAKE_ROOM
+                f"The log {path} cannot be written: {error.strerror or error}.",
+                f"Check what it is and who may write there. {_MAKE_ROOM}",
             ) from error
         self._failure: OSError | None = None
 
@@ -132,13 +143,57 @@ class JsonLines:
         self.close()
 
 
+def logged_save(path: Path, step: int) -> float | None:
+    """Return when a step was saved, according to a log; None if that does not say."""
+    found = None
+    try:
+        with open_regular(path) as file:
+            while line := file.readline(MOST_LINE):
+                time = _time_of_save(line, step)
+                found = found if time is None else time
+    except OSError:
+        return None
+    return found
+
+
+def _time_of_save(line: bytes, step: int) -> float | None:
+    if b'"saved"' not in line:  # most lines are about other events
+        return None
+    try:
+        event = event_from_json(line)
+    except ValueError:
+        return None
+    return event.time if isinstance(event, Saved) and event.step == step else None
+
+
 def _lines_until(path: Path, step: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        for line in file:
+    """Yield the lines of a log up to a step, without those that are not records of a run.
+
+    A line without a step, such as a note, is as late as the one before it.
+    """
+    later = False
+    with open_regular(path) as file:
+        while line := file.readline(MOST_LINE):  # a longer line comes in pieces, none a record
             try:
-                record = json.loads(line)
-            except ValueError:  # cut off by a kill
+                number = _step_of(line)
+            except ValueError:  # cut off by a kill, or not from a run
                 continue
-            if record.get("step", 0) > step:
-                return  # notes have no step, but all that follows is later too
-            yield line.rstrip(b"\n") + b"\n"
+            if number is not None:
+                later = number > step
+            if not later:
+                yield line.rstrip(b"\n") + b"\n"
+
+
+def _step_of(line: bytes) -> int | None:
+    """Return the step that a line of a log is about; None if it is about no step.
+
+    Raises:
+        ValueError: it is not a record of a run.
+    """
+    record = parse_json(line)
+    if not isinstance(record, dict) or not isinstance(record.get("event"), str):
+        raise ValueError("not an event")
+    number = record.get("step")
+    if number is not None and (type(number) is not int or number < 0):
+        raise ValueError("not the number of a step")
+    return number

@@ -2,10 +2,20 @@
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from mlxchat.telemetry.events import Evaluated, Event, Replanned, Started, Stepped
+from mlxchat.telemetry.events import (
+    Count,
+    Evaluated,
+    Event,
+    Measured,
+    Replanned,
+    Seconds,
+    Started,
+    Stepped,
+)
 
 SMOOTHING = 0.9  # of the exponential average of the loss, as in nanochat
 RATE_STEPS = 20
@@ -18,14 +28,14 @@ class MeterState(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    step: int
-    elapsed: float
-    peak_memory: int
-    losses: tuple[tuple[int, float], ...]
-    evaluations: tuple[tuple[int, float], ...]
-    loss_sum: float
-    loss_weight: float
-    stride: int
+    step: Count
+    elapsed: Seconds
+    peak_memory: Count
+    losses: tuple[tuple[Count, Measured], ...]
+    evaluations: tuple[tuple[Count, Measured], ...]
+    loss_sum: Measured
+    loss_weight: Measured
+    stride: Annotated[Count, Field(ge=1)]
 
 
 @dataclass
@@ -63,12 +73,13 @@ class Meter:
 
     def _step(self, event: Stepped) -> None:
         self.step = event.step
-        self.elapsed += event.seconds if math.isfinite(event.seconds) else 0.0
         self.peak_memory = max(self.peak_memory, event.memory.peak)
-        if self._recent is None:
-            self._recent = []  # the first step compiles, so its time is not typical
-        else:
-            self._recent = [*self._recent, event.seconds][-RATE_STEPS:]
+        if math.isfinite(event.seconds):
+            self.elapsed += event.seconds
+            if self._recent is None:
+                self._recent = []  # the first step compiles, so its time is not typical
+            else:
+                self._recent = [*self._recent, event.seconds][-RATE_STEPS:]
         if math.isfinite(event.loss):
             self.loss_sum = SMOOTHING * self.loss_sum + (1 - SMOOTHING) * event.loss
             self.loss_weight = SMOOTHING * self.loss_weight + (1 - SMOOTHING)
@@ -128,9 +139,18 @@ class Meter:
 
     @property
     def mfu(self) -> float | None:
-        """Model FLOPs utilisation, 0 to 1; None if the chip's peak is unknown."""
+        """Model FLOPs utilisation by the chip's data sheet; None if it is unknown.
+
+        It can pass 1 where the data sheet counts fewer units than compute, as on Apple's M5.
+        """
         rate, peak = self.flops_per_second, self.started.peak_flops if self.started else None
         return rate / peak if rate and peak else None
+
+    @property
+    def matmul_share(self) -> float | None:
+        """The recent FLOP/s as a share of a matrix product's here; None if that is unknown."""
+        rate, product = self.flops_per_second, self.started.matmul_flops if self.started else None
+        return rate / product if rate and product else None
 
     @property
     def seconds_left(self) -> float | None:

@@ -14,14 +14,17 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Annotated, Literal
 
 import psutil
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from mlxchat.errors import MlxchatError
+from mlxchat.json_text import as_type, parse_json
+from mlxchat.regular import read_regular
+from mlxchat.system import identity
 from mlxchat.telemetry.events import (
-    Clock,
+    Count,
     Ended,
     Evaluating,
     Event,
@@ -29,32 +32,40 @@ from mlxchat.telemetry.events import (
     Sampled,
     Started,
     Stepped,
+    Time,
 )
 from mlxchat.telemetry.meter import Meter
 
 INTERVAL = 2.0  # seconds between two writes
+MOST_STATUS = 2**16  # bytes; most of them are an error message
 
 Ending = Literal["finished", "interrupted", "failed"]
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process, identified by its id, its start time and its host (ids are reused)."""
+    """A process, identified by its id, its start time and its machine (ids are reused)."""
 
-    pid: int
-    started: float  # seconds since the epoch, according to the system
-    host: str
+    pid: Annotated[int, Field(ge=1, lt=2**31)]
+    started: Time  # seconds since the epoch, according to the system
+    host: str  # the machine's name, which may change while the process runs
+    machine: str | None = None  # its `mlxchat.system.identity`; None in older statuses
+    booted: Time | None = None  # when the machine started, by the clock that says ``started``
+
+    def runs_on(self, machine: str, host: str) -> bool:
+        """Return whether it is a process of the machine of that identity and that name."""
+        return self.host == host if self.machine is None else self.machine == machine
 
 
 @dataclass(frozen=True)
 class Status:
     """The status of a run, written by its process."""
 
-    time: float  # when it was written, seconds since the epoch
+    time: Time  # when it was written, seconds since the epoch
     process: Process
     activity: str  # "training", "evaluating 3/40", "sampling"
-    step: int
-    total_steps: int
+    step: Count
+    total_steps: Count
     memory: Memory
     ended: Ending | None = None  # None while it runs, and after it was killed
     failure: str | None = None  # the error message, if it failed
@@ -68,7 +79,8 @@ _INTERRUPTING = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
 def this_process() -> Process:
     """Return the current process."""
-    return Process(os.getpid(), psutil.Process().create_time(), socket.gethostname())
+    booted, started = psutil.boot_time(), psutil.Process().create_time()
+    return Process(os.getpid(), started, socket.gethostname(), identity(), booted)
 
 
 def status_path(log: Path) -> Path:
@@ -77,10 +89,15 @@ def status_path(log: Path) -> Path:
 
 
 def read_status(path: Path) -> Status | None:
-    """Return the last status of a run, or None if it has none or it cannot be read."""
+    """Return the last status of a run; None if it has none.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not one that a run writes.
+    """
     try:
-        return _STATUS.validate_json(path.read_bytes())
-    except (OSError, ValueError):
+        return as_type(parse_json(read_regular(path, MOST_STATUS)), _STATUS)
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
@@ -104,7 +121,7 @@ class StatusFile:
         path: Path,
         meter: Meter,
         memory: Callable[[], Memory],
-        clock: Clock,
+        clock: Callable[[], float],
         process: Process | None = None,
         interval: float = INTERVAL,
     ) -> None:

@@ -18,6 +18,8 @@ import rustbpe
 import tiktoken
 
 from mlxchat.errors import DataError, NotFound, command
+from mlxchat.json_text import parse_json
+from mlxchat.regular import read_regular
 from mlxchat.tokenizer import files
 from mlxchat.tokenizer.files import CHAT_TEMPLATE
 from mlxchat.tokenizer.messages import Conversation, Document, Message
@@ -58,8 +60,8 @@ _NOT_A_TOKENIZER = (
     IndexError,
     TypeError,
     AttributeError,
-    RecursionError,
 )
+_MOST_BYTES = 2**26  # of tokenizer.json; one of 65,536 tokens has 3 million
 
 
 class Tokenizer:
@@ -137,11 +139,13 @@ class Tokenizer:
 
         Raises:
             NotFound: there is no such file.
-            DataError: it is not a byte-level BPE tokenizer with nanochat's special tokens.
+            DataError: it cannot be read, or is not a byte-level BPE tokenizer with nanochat's
+                special tokens.
         """
         path = folder / TOKENIZER_FILE
         try:
-            ranks, pattern, special = files.tokenizer_from_json(json.loads(path.read_text("utf-8")))
+            stored = parse_json(read_regular(path, _MOST_BYTES))
+            ranks, pattern, special = files.tokenizer_from_json(stored)
             fault = vocabulary_fault(ranks, special)
             tokenizer = None if fault else cls(ranks, pattern, special)
         except FileNotFoundError:
@@ -149,6 +153,10 @@ class Tokenizer:
                 f"There is no tokenizer: {path} does not exist.",
                 f"Train one: {command('tokenizer train')}",
             ) from None
+        except OSError as error:
+            raise DataError(
+                f"{path} cannot be read: {error.strerror or error}.", "Check the file."
+            ) from error
         except _NOT_A_TOKENIZER as error:
             raise DataError(
                 f"{path} is not a byte-level BPE tokenizer ({type(error).__name__}: {error}).",
@@ -269,7 +277,7 @@ class Tokenizer:
         Returns:
             The ids, and a mask of the same length: 1 for the tokens that the assistant learns to
             produce (its text, its Python and their end tokens), 0 for all others, among them the
-            output of Python.
+            output of Python and parts that are not to be learned.
 
         Raises:
             DataError: user and assistant do not take turns, beginning with the user.
@@ -304,17 +312,17 @@ class Tokenizer:
 
     def _segments(self, message: Message) -> Iterator[tuple[list[int], int]]:
         """Yield the ids of each piece of a message, with its value in the mask."""
-        spoken = int(message.role == "assistant")
+        learned = int(message.role == "assistant")
         yield [self.special(f"<|{message.role}_start|>")], 0
         for part in message.parts:
-            ids = self.encode(part.text)
+            ids, learned = self.encode(part.text), int(message.role == "assistant" and part.learned)
             if part.type == "text":
-                yield ids, spoken
+                yield ids, learned
             elif part.type == "python":
-                yield self._enclosed("python", ids), spoken
+                yield self._enclosed("python", ids), learned
             else:
                 yield self._enclosed("output", ids), 0
-        yield [self.special(f"<|{message.role}_end|>")], spoken
+        yield [self.special(f"<|{message.role}_end|>")], learned  # as what it ends
 
     def _enclosed(self, name: str, ids: list[int]) -> list[int]:
         return [self.special(f"<|{name}_start|>"), *ids, self.special(f"<|{name}_end|>")]

@@ -12,6 +12,7 @@ from typing import Literal
 from mlxchat.errors import DataError
 
 Role = Literal["system", "user", "assistant"]
+PartType = Literal["text", "python", "python_output"]
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,13 @@ class Part:
     Attributes:
         type: ``text`` and ``python`` are the assistant's own; ``python_output`` is the tool's.
         text: the words, the expression or its result.
+        learned: whether training learns to say it; if not, it is context for what follows. The
+            output of a tool never is.
     """
 
-    type: Literal["text", "python", "python_output"]
+    type: PartType
     text: str
+    learned: bool = True
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class Activities:
         The log is synced first: a power failure loses no line of a saved step.
         """
         stage, state = self.stage, self.state
-        began = stage.clock()
+        began = stage.clock.seconds()
         check_finite(state.model.named_parameters(), step, loader.cursor)
         check_finite(state.optimizer.state, step, loader.cursor)
         self.log.sync()
@@ -105,12 +105,12 @@ class Activities:
             if state.before:
                 state.before.write(folder)
 
-        path = store.save(stage.folder, step, write, state.nbytes)
+        path = store.save(stage.folder, step, write, state.nbytes, stage.clock)
         store.prune(stage.folder, stage.config.keep)
-        yield Saved(stage.clock(), step, str(path), stage.clock() - began)
+        yield Saved(stage.clock(), step, str(path), stage.clock.seconds() - began)
 
-    def _trainer_state(self, step: int, now: float) -> trainer.TrainerState[Any]:
-        costs = self.deadline.costs(now) if self.deadline else None
+    def _trainer_state(self, step: int, seconds: float) -> trainer.TrainerState[Any]:
+        costs = self.deadline.costs(seconds) if self.deadline else None
         return trainer.TrainerState(
             step=step,
             stage=self.stage.name,

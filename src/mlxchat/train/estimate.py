@@ -33,7 +33,7 @@ def estimate_run(
     Raises:
         MlxchatError: the settings cannot work, or not in that memory.
     """
-    available = resources()
+    available = resources(config.dtype)
     source: VocabularySource = "tokenizer"
     step = None
     if saved:
@@ -44,13 +44,13 @@ def estimate_run(
         vocab_size, source = vocabulary(config, home)
         if config.budget:
             report(Noted(time.time(), "Measuring how fast this machine trains."))
-            made = measured_plan(config, vocab_size, available, time.time(), time.time)
+            made = measured_plan(config, vocab_size, available, time.monotonic(), time.monotonic)
         else:
             made = plan(config, vocab_size, available)
     limit = made.memory_limit or available.memory
     machine = runtime.machine()
-    room = Room(config.memory_limit, runtime.cache_limit(limit, made.peak), machine.memory)
+    room = Room(config.memory_limit, runtime.cache_at_peak(limit, made.peak), machine.memory)
     if check_limits:
-        runtime.check_limits(limit, config.wired_bytes)
-    speed = runtime.matmul_flops()
+        runtime.check_limits(limit, config.wired)
+    speed = runtime.matmul_flops(dtype=runtime.compute_dtype(config.dtype))
     return estimate(made, config.tag, source, step, available, room, machine.device, speed)

@@ -21,7 +21,8 @@ from mlxchat.optim.gradients import compile_gradients
 from mlxchat.optim.optimizer import MATRIX, MuonAdamW, Rates
 from mlxchat.plan.memory import BatchPlan
 from mlxchat.runtime import memory_use, mx
-from mlxchat.telemetry.events import Clock, Ended, Event, Position, Stepped
+from mlxchat.telemetry.clock import Clock
+from mlxchat.telemetry.events import Ended, Event, Position, Stepped
 from mlxchat.train.divergence import check_numbers
 
 # ==== The loop ===================================================================================
@@ -79,7 +80,7 @@ class Hooks:
     """The activities of a run between steps; each is given the number of steps done.
 
     Attributes:
-        clock: returns the time in seconds.
+        clock: stamps the events and times the steps.
         evaluate: measures the validation loss, yielding its events.
         sample: has the model continue prompts, yielding its events.
         save: saves a checkpoint with the loader's state after the step, yielding its events.
@@ -131,7 +132,7 @@ def train(
     saved_step = step
     # `Stepped.seconds` counts from here: the end of the previous step or of the activities after
     # it, so evaluations, samples and checkpoints do not count as training.
-    timed_from = hooks.clock()
+    timed_from = hooks.clock.seconds()
     while step < total_steps():
         try:
             following = launch(step + 1)  # while the device still computes the step before
@@ -146,7 +147,7 @@ def train(
             return
         if launched and not reported:
             yield from _finish(launched, timed_from, hooks.clock, shards)
-            timed_from = hooks.clock()
+            timed_from = hooks.clock.seconds()
         launched, reported = following, False
         step = launched.step
 
@@ -164,7 +165,7 @@ def train(
             saved_step = step
         if failure:
             raise failure
-        timed_from = hooks.clock()
+        timed_from = hooks.clock.seconds()
     yield Ended(hooks.clock(), total_steps(), "finished")
 
 
@@ -195,14 +196,14 @@ def _finish(pending: Pending, timed_from: float, clock: Clock, shards: int) -> I
     """Wait for a step to end, yield its result, and raise `NotFiniteError` if it is not finite."""
     loss, norm, learning_rate = pending.read()
     cursor = pending.state.cursor
-    now = clock()
+    seconds = clock.seconds() - timed_from
     yield Stepped(
-        now,
+        clock(),
         pending.step,
         loss=loss,
         learning_rate=learning_rate,
         gradient_norm=norm,
-        seconds=now - timed_from,
+        seconds=seconds,
         position=Position(cursor.epoch, cursor.shard, shards),
         memory=memory_use(),
     )

@@ -14,8 +14,8 @@ from mlxchat.plan.budget import Measure, budgeted_plan
 from mlxchat.plan.estimate import UTILISATION
 from mlxchat.plan.memory import Resources, ScoresHeld
 from mlxchat.plan.plan import Plan
-from mlxchat.runtime import machine, matmul_flops, mx, spare_memory
-from mlxchat.telemetry.events import Clock
+from mlxchat.runtime import compute_dtype, machine, matmul_flops, mx, spare_memory
+from mlxchat.telemetry.clock import Timer
 from mlxchat.train.loop import Compile, StepParts, compile_step
 
 MODEL_SEED = 0
@@ -28,16 +28,21 @@ SCORES_HELD: dict[str, ScoresHeld] = {  # by backend; Metal's kernel takes no ma
     "cuda": "none",
     "metal": "windows",
 }
+# Tokens that take as long as summing the gradients and launching the kernels of a micro-batch. A
+# large GPU also leaves some of itself idle with few rows: MEMORY.md's figures of an H100 come to
+# 3,400. Macs' are not measured; the sums, by the bandwidth of their memory, are worth about 100.
+MICRO_BATCH_TOKENS = {"cpu": 256, "cuda": 3400, "metal": 256}
 
 
-def resources() -> Resources:
-    """Return the means that this machine has for training now."""
+def resources(dtype: str = "auto") -> Resources:
+    """Return the means that this machine has for training in a precision now."""
     here = machine()
     return Resources(
         memory=spare_memory(),
-        value_bytes=here.compute_dtype.size,
+        value_bytes=compute_dtype(dtype).size,
         scores_held=SCORES_HELD[here.backend],
         chunk_rows=FASTEST_CHUNK_ROWS[here.backend],
+        micro_batch_tokens=MICRO_BATCH_TOKENS[here.backend],
     )
 
 
@@ -49,7 +54,7 @@ def measured_plan(
     vocab_size: int,
     resources: Resources,
     started_at: float,
-    clock: Clock,
+    timer: Timer,
     compile: Compile = compile_step,
 ) -> Plan:
     """Return the plan for a time budget, measuring how fast this machine trains.
@@ -57,52 +62,59 @@ def measured_plan(
     Args:
         vocab_size: tokens in the tokenizer's vocabulary.
         resources: the means of the machine.
-        started_at: when the budget started to run, by ``clock``.
+        started_at: when the budget started to run, by ``timer``.
         compile: makes the function that launches a step.
 
     Raises:
         MlxchatError: as `budgeted_plan` does.
     """
     budget = float(config.budget_seconds or 0)
-    measure = step_timer(min(BUDGET_SHARE * budget, LONGEST_SECONDS), clock, compile)
-    presumed = UTILISATION * matmul_flops()
+    seconds = min(BUDGET_SHARE * budget, LONGEST_SECONDS)
+    measure = step_timer(seconds, timer, compile, config.dtype)
+    presumed = UTILISATION * matmul_flops(dtype=compute_dtype(config.dtype))
 
     def left() -> float:
-        return started_at + budget - clock()
+        return started_at + budget - timer()
 
     return budgeted_plan(config, vocab_size, resources, left, presumed, measure)
 
 
-def step_timer(seconds: float, clock: Clock, compile: Compile = compile_step) -> Measure:
+def step_timer(
+    seconds: float, timer: Timer, compile: Compile = compile_step, dtype: str = "auto"
+) -> Measure:
     """Return a function that measures the steps of plans, one plan after the other, until
     ``seconds`` from now have passed. A measurement under way then ends with a whole step.
     """
-    deadline = clock() + seconds
+    deadline = timer() + seconds
 
     def measure(plan: Plan) -> float | None:
-        left = deadline - clock()
-        return step_seconds(plan, left / 2, clock, compile) if left > 0 else None
+        left = deadline - timer()
+        return step_seconds(plan, left / 2, timer, compile, dtype) if left > 0 else None
 
     return measure
 
 
-def step_seconds(plan: Plan, limit: float, clock: Clock, compile: Compile = compile_step) -> float:
+def step_seconds(
+    plan: Plan, limit: float, timer: Timer, compile: Compile = compile_step, dtype: str = "auto"
+) -> float:
     """Train a new model for a few steps, discard it, and return the seconds of the median step,
     without compilation.
 
     Args:
         limit: seconds after which no further step is started; two steps are always taken.
-        clock: returns seconds.
+        timer: returns seconds since any origin.
+        compile: makes the function that launches a step.
+        dtype: the precision of the activations, as the setting names it.
     """
-    started = clock()
+    started = timer()
     accumulation = min(plan.accumulation, MICRO_BATCHES)
-    step = synthetic_step(plan.model_copy(update={"accumulation": accumulation}))
+    step = synthetic_step(plan.model_copy(update={"accumulation": accumulation}), dtype)
     launch = compile(step)
     ends = []
     for number in range(1, COUNTED_STEPS + 2):  # the first one compiles
         metrics = launch(number).metrics
         mx.eval(metrics, step.model.parameters(), step.optimizer.state)
-        ends.append(clock())
+        ends.append(timer())
         if number > 1 and ends[-1] - started > limit:
             break
     seconds = median(b - a for a, b in pairwise(ends))
@@ -115,12 +127,12 @@ def step_seconds(plan: Plan, limit: float, clock: Clock, compile: Compile = comp
 # ==== Training on synthetic data =================================================================
 
 
-def synthetic_step(plan: Plan) -> StepParts:
+def synthetic_step(plan: Plan, dtype: str = "auto") -> StepParts:
     """Return the steps of a new model, on one batch of random tokens again and again.
 
     The rates are constant, which makes no difference to the time of a step.
     """
-    model = GPT.new(plan.model, MODEL_SEED)
+    model = GPT.new(plan.model, MODEL_SEED, compute_dtype(dtype))
     shape = (plan.device_batch_size, plan.model.sequence_len)
     random = np.random.default_rng(MODEL_SEED)
     ids = random.integers(plan.model.vocab_size, size=shape, dtype=np.int32)

@@ -1,6 +1,5 @@
 """Pretraining: a new model, or an existing one, is trained on text."""
 
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 
 from mlxchat.checkpoint import catalog
@@ -15,8 +14,9 @@ from mlxchat.optim.schedule import REFERENCE_BATCH, learning_rates
 from mlxchat.plan.budget import Deadline, reason
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan, plan
-from mlxchat.runtime import hold_memory
-from mlxchat.telemetry.events import Clock, Event, Noted, Report
+from mlxchat.runtime import compute_dtype, hold_memory
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
+from mlxchat.telemetry.events import Event, Noted, Report
 from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train import inputs
@@ -45,7 +45,7 @@ def run_pretraining(
     meter: Meter | None = None,
     stop: Callable[[], bool] = lambda: False,
     fresh: bool = False,
-    clock: Clock = time.time,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> Iterator[Event]:
     """Pretrain a model, or resume the run of that name; see `mlxchat.train.run.run`."""
     config = with_shape_of_base(config, home)
@@ -82,13 +82,15 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         if not (self.config.budget_seconds and plan.costs):
             return None
         budget, origin = float(self.config.budget_seconds), started_at - plan.costs.spent
-        return Deadline(self.config, budget, plan.costs, origin, self.clock())
+        return Deadline(self.config, budget, plan.costs, origin, self.clock.seconds())
 
     def saved(self) -> SavedRun[PretrainConfig] | None:
         """Find the run's newest checkpoint; the data must be the same unless it is finished."""
         saved = super().saved()
         if saved and not saved.trainer.finished:
-            inputs.require_same_data(self.config, self.home, saved.trainer)
+            state = inputs.with_names_on_disk(self.config, self.home, saved.trainer)
+            saved = saved._replace(trainer=state)
+            inputs.require_same_data(self.config, self.home, state)
         return saved
 
     def open(self, saved: SavedRun[PretrainConfig] | None) -> TextDocuments:
@@ -118,17 +120,17 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         if config.budget:
             yield Noted(clock(), f"Measuring how fast this machine trains, for {config.budget}.")
             made = measured_plan(
-                config, tokenizer.vocab_size, resources, started_at, clock, self.compile
+                config, tokenizer.vocab_size, resources, started_at, clock.seconds, self.compile
             )
         else:
             made = plan(config, tokenizer.vocab_size, resources)
-        hold_memory(made.memory_limit, made.peak, config.wired_bytes)
+        hold_memory(made.memory_limit, made.peak, config.wired)
         history = None
         if config.init_from:
             folder = catalog.find_model(home.stages, config.init_from, None)
-            model, history = load_base(folder, home)
+            model, history = load_base(folder, home, config.dtype)
         else:
-            model = GPT.new(made.model, config.seed)
+            model = GPT.new(made.model, config.seed, compute_dtype(config.dtype))
         optimizer = new_optimizer(model)
         state = TrainState(made, tokenizer, model, optimizer, 0, LoaderState(), history)
         return Prepared(state, (reason(config, made),) if made.costs else ())

@@ -16,13 +16,14 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.run import RunConfig
 from mlxchat.data.fingerprint import agree, frames, replaced
 from mlxchat.data.loader import LoaderState
-from mlxchat.errors import ConfigError, DataError
+from mlxchat.errors import CheckpointError, ConfigError, DataError
 from mlxchat.model.gpt import GPT
 from mlxchat.optim.optimizer import MuonAdamW
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan, evaluation_rows, refitted
-from mlxchat.runtime import hold_memory, machine
-from mlxchat.telemetry.events import Clock, Event, Noted
+from mlxchat.runtime import compute_dtype, hold_memory, mx
+from mlxchat.telemetry.clock import Clock
+from mlxchat.telemetry.events import Event, Noted
 from mlxchat.tokenizer.bpe import Tokenizer
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -95,24 +96,30 @@ def resume(
         CheckpointError: as `load_state`.
     """
     plan = refitted(saved.plan, config, resources)
-    hold_memory(plan.memory_limit, plan.peak, config.wired_bytes)
-    state = load_state(plan, saved)
+    hold_memory(plan.memory_limit, plan.peak, config.wired)
+    state = load_state(plan, saved, compute_dtype(config.dtype))
     if plan.division != saved.plan.division:
         yield Noted(clock(), f"Micro-batching changed (the result is the same): {plan.summary()}")
     return state
 
 
-def load_state(plan: Plan, saved: SavedRun[Config]) -> TrainState:
+def load_state(plan: Plan, saved: SavedRun[Config], dtype: mx.Dtype) -> TrainState:
     """Load model, optimizer and place in the data as they were saved.
 
     Args:
         plan: the saved plan, or one that computes the same in other micro-batches.
         saved: the checkpoint.
+        dtype: of the activations.
 
     Raises:
         CheckpointError: a file of the checkpoint is missing, damaged or another model's.
     """
-    stored = layout.read_model(saved.folder, machine().compute_dtype)
+    stored = layout.read_model(saved.folder, dtype)
+    if stored.model.config != plan.model:
+        raise CheckpointError(
+            f"{saved.folder}: {layout.CONFIG} and {layout.TRAINER} describe different models.",
+            "Name another run with `model_tag`, or start from scratch with `fresh`.",
+        )
     optimizer = new_optimizer(stored.model)
     optimizer.state = trainer.read_optimizer(saved.folder, optimizer.state)
     loader = trainer.read_loader(saved.folder)

@@ -6,10 +6,11 @@ from itertools import count
 from typing import Any
 
 from mlxchat import runtime
-from mlxchat.checkpoint import store
+from mlxchat.checkpoint import catalog, store
 from mlxchat.checkpoint.files import require_connected
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import Batch, Loader
+from mlxchat.device_failures import explained
 from mlxchat.errors import ConfigError
 from mlxchat.optim import schedule
 from mlxchat.optim.optimizer import Rates
@@ -48,14 +49,17 @@ def run(
         LockedError: another process trains this run.
         DiskError: checkpoint or log cannot be written.
         DivergedError: the loss or a weight is NaN or infinite.
+        DeviceError: the device failed.
     """
     config, home, clock = stage.config, stage.home, stage.clock
-    meter, started_at = meter or Meter(), clock()
+    meter, started_at = meter or Meter(), clock.seconds()
     with ExitStack() as stack:
         # Only one process at a time may write to a run.
         stack.enter_context(store.locked(stage.folder))
         require_connected(home.log(config.tag))
         store.tidy(stage.folder)
+
+        catalog.require_own_spelling(home, config.tag, "model_tag")
 
         # Was it started before?
         saved = None if fresh else stage.saved()
@@ -65,6 +69,8 @@ def run(
         _require_own_name(stage)
 
         runtime.bound_buffer_cache()
+        # Measured while the device has nothing else to do; `_events` takes it from there.
+        runtime.product_flops(runtime.compute_dtype(config.dtype))
 
         # Data
         documents = stack.enter_context(closing(stage.open(saved)))
@@ -73,7 +79,7 @@ def run(
 
         # Plan, tokenizer, model and optimizer: as saved, or new
         if saved:
-            state = yield from resume(config, saved, resources(), clock)
+            state = yield from resume(config, saved, resources(config.dtype), clock)
             notes: tuple[str, ...] = ()
             revision = saved.trainer.revision
             meter.restore(saved.trainer.meter)
@@ -105,6 +111,7 @@ def run(
         )
         batches = stack.enter_context(_batches(activities))
         for event in _events(activities, batches, notes):
+            store.require_lock(stage.folder)
             meter.update(event)
             log.write(event)
             status.update(event)
@@ -131,7 +138,7 @@ def _begin(
     stage: Stage[Any, Any], documents: Documents, started_at: float, fresh: bool
 ) -> Generator[Event, None, Prepared]:
     """Prepare a new run; with ``fresh``, an earlier one is set aside once that has succeeded."""
-    state, notes = yield from stage.prepare(documents, resources(), started_at)
+    state, notes = yield from stage.prepare(documents, resources(stage.config.dtype), started_at)
     if fresh:
         yield from _set_aside(stage)
     return Prepared(state, (state.plan.summary(), *notes))
@@ -142,6 +149,7 @@ def _set_aside(stage: Stage[Any, Any]) -> Iterator[Event]:
     home, folder = stage.home, stage.folder
     if not folder.exists():
         return
+    store.require_lock(folder)
     names = (f"{folder.name}.old{number}" for number in count(1))
     aside = next(n for n in names if not (folder.with_name(n).exists() or home.log(n).exists()))
     if home.log(folder.name).exists():
@@ -176,6 +184,7 @@ def _events(
 
     Raises:
         DivergedError: the loss or a weight is NaN or infinite.
+        DeviceError: the device failed.
     """
     stage, state = activities.stage, activities.state
     config, clock, plan = stage.config, stage.clock, state.plan
@@ -191,6 +200,7 @@ def _events(
         device=machine.device,
         parameters=plan.parameters,
         estimated_memory=plan.peak,
+        matmul_flops=runtime.product_flops(runtime.compute_dtype(config.dtype)),
     )
     for note in notes:
         yield Noted(clock(), note)
@@ -210,9 +220,11 @@ def _events(
         shards=activities.documents.shards,
     )
     try:
-        for event in events:
-            yield event
-            yield from _keep_deadline(activities, event)
+        with explained():
+            for event in events:
+                now = clock.seconds()
+                yield event
+                yield from _keep_deadline(activities, event, now)
     except NotFiniteError as error:
         raise diverged(error, stage.folder, activities.documents.names) from error
 
@@ -232,12 +244,12 @@ def rates(stage: Stage[Any, Any], state: TrainState, step: int) -> Rates:
     )
 
 
-def _keep_deadline(activities: Activities, event: Event) -> Iterator[Event]:
-    """Change the number of steps if the time budget requires it."""
+def _keep_deadline(activities: Activities, event: Event, now: float) -> Iterator[Event]:
+    """Change the number of steps if the time budget requires it after an event at ``now``."""
     deadline, state = activities.deadline, activities.state
     if deadline is None:
         return
-    before, state.plan = state.plan, deadline.follow(event, state.plan)
+    before, state.plan = state.plan, deadline.follow(event, state.plan, now)
     if state.plan is before:
         return
     steps = state.plan.num_iterations, before.num_iterations

@@ -1,24 +1,25 @@
 """Supervised fine-tuning: a model learns from conversations to answer."""
 
 import re
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from mlxchat.checkpoint import catalog, layout, trainer
+from mlxchat.checkpoint import catalog, trainer
 from mlxchat.config.sft import SftConfig
 from mlxchat.data.chats.identity import Identity
-from mlxchat.data.chats.mixture import ChatDocuments
+from mlxchat.data.chats.mixture import CONVERSATIONS, ChatDocuments
 from mlxchat.data.chats.sources import BUILTIN, parse
 from mlxchat.data.loader import LoaderState
 from mlxchat.errors import DataError, MlxchatError, NotFound
 from mlxchat.home import Home
+from mlxchat.names import composed
 from mlxchat.optim import schedule
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan
 from mlxchat.runtime import hold_memory
-from mlxchat.telemetry.events import Clock, Event, Noted, Report
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
+from mlxchat.telemetry.events import Event, Noted, Report
 from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message
@@ -28,7 +29,11 @@ from mlxchat.train.run import run
 from mlxchat.train.sft_plan import sft_plan, survey
 from mlxchat.train.stage import Prepared, Stage
 
-SET_ASIDE = re.compile(r"\.(good|old)\d+$")  # ends the name of a run that was set aside
+OF_EARLIER_VERSION = (
+    "An earlier version of mlxchat saved this run. It packed conversations into rows in another "
+    "order and skipped more of them: from here on the run goes on as this version does, so not as "
+    "it would have there."
+)
 WEIGHT = re.compile(r":[\d.e+-]+$")  # of a source of conversations
 
 
@@ -39,7 +44,7 @@ def run_fine_tuning(
     meter: Meter | None = None,
     stop: Callable[[], bool] = lambda: False,
     fresh: bool = False,
-    clock: Clock = time.time,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> Iterator[Event]:
     """Fine-tune a model, or resume the run of that name; see `mlxchat.train.run.run`."""
     return run(FineTuning(with_source(config, home), home, report, clock), meter, stop, fresh)
@@ -62,17 +67,18 @@ def with_source(config: SftConfig, home: Home) -> SftConfig:
             if same.tag == name and not state.finished:
                 read_saved(folder.parent, FineTuning.name, same)
                 return same
-    whole = {
-        folder.stat().st_mtime: name
-        for name, folder in catalog.newest_steps([home.runs])
-        if not (SET_ASIDE.search(name) or layout.is_quantized(folder))
-    }
-    if not whole:
+    newest = catalog.last_saved([home.runs], _can_be_tuned)
+    if newest is None:
         raise NotFound(
             f"There is no base model in {home.runs}.",
             "Make one: mlxchat quickstart, or mlxchat train",
         )
-    return config.model_copy(update={"source": whole[max(whole)]})
+    return config.model_copy(update={"source": newest.parent.name})
+
+
+def _can_be_tuned(folder: Path) -> bool:
+    set_aside = catalog.SET_ASIDE.search(folder.parent.name)
+    return not set_aside and catalog.quantized_bits(folder) is None
 
 
 def chat_documents(config: SftConfig) -> ChatDocuments:
@@ -88,7 +94,7 @@ def chat_documents(config: SftConfig) -> ChatDocuments:
             "corpus; see also `identity` and `spelling`.",
         )
     return ChatDocuments(
-        [parse(text) for text in config.data or ()],
+        [parse(text, config.encoding, config.skip_bad) for text in config.data or ()],
         seed=config.seed,
         validation_share=config.validation_share,
         identity=Identity.parse(config.identity) if config.identity else None,
@@ -139,10 +145,15 @@ class FineTuning(Stage[SftConfig, ChatDocuments]):
         """Open the conversations: for a saved run, those that it was started with."""
         documents = chat_documents(self.config)
         if saved:
-            self._require_same_files(saved.trainer.fingerprints, documents.fingerprints)
+            before, found = saved.trainer.fingerprints.copy(), documents.fingerprints.copy()
+            read_before, read_now = before.pop(CONVERSATIONS, None), found.pop(CONVERSATIONS)
+            self._require_same_files(before, found)
+            self._require_same_conversations(read_before, read_now)
         return documents
 
     def _require_same_files(self, before: dict[str, str], found: dict[str, str]) -> None:
+        before = {composed(name): file for name, file in before.items()}
+        found = {composed(name): file for name, file in found.items()}
         changed = sorted(name for name, _ in before.items() ^ found.items())
         if not changed:
             return
@@ -157,6 +168,22 @@ class FineTuning(Stage[SftConfig, ChatDocuments]):
             f"{name} {fault} when the run {self.config.tag} was started.",
             "Restore it, name another run with `model_tag`, or start from scratch with `fresh`.",
         )
+
+    def _require_same_conversations(self, before: str | None, found: str) -> None:
+        """Compare what is read from the files, which depends on the version that reads them.
+
+        Runs of versions that did not save it are continued: the order is another one only if their
+        files have rows that those versions skipped.
+        """
+        if before is None:
+            self.report(Noted(self.clock(), OF_EARLIER_VERSION))
+        elif before != found:
+            raise DataError(
+                f"The run {self.config.tag} was started by a version of mlxchat that reads or "
+                "makes up other conversations.",
+                "Resume it with that version, name another run with `model_tag`, or start from "
+                "scratch with `fresh`.",
+            )
 
     def validation(self, names: list[str]) -> ChatDocuments:
         """Open the conversations, of which some are held out."""
@@ -179,8 +206,8 @@ class FineTuning(Stage[SftConfig, ChatDocuments]):
         found = survey(documents, tokenizer, base.model.sequence_len, self.report, self.clock)
         yield Noted(self.clock(), found.summary())
         plan = sft_plan(config, base, found.rows, resources)
-        hold_memory(plan.memory_limit, plan.peak, config.wired_bytes)
-        model, before = load_base(folder, home)
+        hold_memory(plan.memory_limit, plan.peak, config.wired)
+        model, before = load_base(folder, home, config.dtype)
         optimizer = new_optimizer(model)
         if config.load_optimizer:
             optimizer.state = trainer.read_optimizer(folder, optimizer.state)

@@ -1,18 +1,19 @@
 """The plan of fine-tuning: what follows from the model to begin with and the conversations."""
 
-from itertools import chain, islice
+from itertools import islice
 from typing import NamedTuple
 
 from mlxchat.config.sft import SftConfig
 from mlxchat.data.chats.mixture import ChatDocuments
-from mlxchat.data.documents import Cursor
-from mlxchat.data.loader import BUFFER_CONVERSATIONS, pack_answers, render_answers
+from mlxchat.data.documents import BATCH, Cursor
+from mlxchat.data.loader import pack_answers, render_answers
 from mlxchat.data.packing import unmask
 from mlxchat.errors import DataError
 from mlxchat.model.size import flops_per_token, parameters
 from mlxchat.plan.memory import Resources, fit
 from mlxchat.plan.plan import Plan, evaluation_rows, step_rows
-from mlxchat.telemetry.events import Clock, Progressed, Report
+from mlxchat.telemetry.clock import Clock
+from mlxchat.telemetry.events import Progressed, Report
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train.base import Base
 
@@ -108,18 +109,20 @@ def survey(
         DataError: no conversation has an answer within the context.
     """
     capacity, lengths, read = context + 1, list[int](), 0
-    batches = (batch for batch, _ in documents.training(Cursor()))
-    epoch = islice(chain.from_iterable(batches), documents.epoch_size)
+    total = documents.epoch_size
+    epoch = islice(documents.training(Cursor()), total)
 
     def refill() -> list[list[int]] | None:
         nonlocal read
-        batch = list(islice(epoch, BUFFER_CONVERSATIONS))
-        encoded = render_answers(tokenizer, batch, capacity)
+        following = next(epoch, None)
+        if following is None:
+            return None
+        encoded = render_answers(tokenizer, following[0], capacity)
         lengths.extend(map(len, encoded))
-        read += len(batch)
-        total = documents.epoch_size
-        report(Progressed(clock(), "reading", read, total, "conversations"))
-        return encoded if batch else None
+        read += 1
+        if read % BATCH == 0 or read == total:
+            report(Progressed(clock(), "reading", read, total, "conversations"))
+        return encoded
 
     packing = pack_answers(tokenizer, capacity, refill)
     rows = answer_tokens = 0

@@ -6,7 +6,6 @@ subclass of `Stage` in ``train/NEW.py``, a row in `STAGES` (``train/__init__.py`
 `mlxchat.home.STAGE_FOLDERS`, and a command.
 """
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable
 from pathlib import Path
@@ -23,7 +22,8 @@ from mlxchat.home import Home
 from mlxchat.plan.budget import Deadline
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan
-from mlxchat.telemetry.events import Clock, Event, Report
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
+from mlxchat.telemetry.events import Event, Report
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train.loop import Compile, compile_step
 from mlxchat.train.resume import Config, SavedRun, TrainState, read_saved
@@ -45,7 +45,7 @@ class Stage(ABC, Generic[Config, Corpus]):
         config: the settings.
         home: where data, tokenizer, checkpoints and log are.
         report: called with the progress of downloads and the like, also from other threads.
-        clock: seconds since the epoch.
+        clock: stamps the events and measures what they take.
         compile: makes the function that launches a step.
     """
 
@@ -57,7 +57,7 @@ class Stage(ABC, Generic[Config, Corpus]):
         config: Config,
         home: Home,
         report: Report = lambda _: None,
-        clock: Clock = time.time,
+        clock: Clock = SYSTEM_CLOCK,
         compile: Compile = compile_step,
     ) -> None:
         self.config, self.home, self.report, self.clock = config, home, report, clock
@@ -100,7 +100,7 @@ class Stage(ABC, Generic[Config, Corpus]):
 
         Args:
             plan: the plan of the run.
-            started_at: when this process started or resumed the run.
+            started_at: when this process started or resumed the run, by the clock's seconds.
         """
         return None
 

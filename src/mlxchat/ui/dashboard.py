@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.panel import Panel
 from rich.text import Text
 
-from mlxchat.telemetry.events import MACHINE_FULL, Evaluating, Memory, Sampled, Stepped
+from mlxchat.telemetry.events import Evaluating, Memory, Sampled, Stepped
 from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.text import (
     Cell,
@@ -34,7 +34,7 @@ def labelled_curve(points: Sequence[tuple[int, float]], width: int, height: int)
     if len(points) < 2:
         return []
     losses = [loss for _, loss in points]
-    top, bottom = f"{max(losses):.2f}", f"{min(losses):.2f}"
+    top, bottom = _short(max(losses), 2), _short(min(losses), 2)
     margin = max(len(top), len(bottom))
     rows = curve(points, width - margin - 2, height - 1)
     labels = [top, *[""] * (len(rows) - 2), bottom]
@@ -74,6 +74,7 @@ def curve(points: Sequence[tuple[int, float]], width: int, height: int) -> list[
 
 
 GAP = 3  # characters between columns
+ROUNDED = 1e6  # the loss from which it is shown with two digits
 CURVE_HEIGHT = 10  # the most lines of a curve below the numbers
 BESIDE_WIDTH, BESIDE_HEIGHT = 110, 22  # the size from which the curve stands beside them
 SAMPLE_LINES = 2
@@ -83,7 +84,11 @@ def shown_loss(meter: Meter, latest: Stepped | None) -> str:
     """Return the smoothed loss, or ``nan`` or ``inf`` if the last step has diverged."""
     if latest and not math.isfinite(latest.loss):
         return str(latest.loss)
-    return "–" if meter.loss is None else f"{meter.loss:.4f}"
+    return "–" if meter.loss is None else _short(meter.loss, 4)
+
+
+def _short(number: float, places: int) -> str:
+    return f"{number:.{places}f}" if abs(number) < ROUNDED else f"{number:.1e}"
 
 
 def dashboard(
@@ -146,6 +151,8 @@ def _numbers(meter: Meter, latest: Stepped | None, waited: float) -> list[list[C
     speed = [Cell("tokens/s", "–" if rate is None else f"{rate:,.0f}")]
     if meter.mfu is not None:
         speed.append(Cell("MFU", f"{meter.mfu:.1%}"))
+    if meter.matmul_share is not None:
+        speed.append(Cell("of a matmul", f"{meter.matmul_share:.1%}"))
     speed.append(Cell("elapsed", duration(meter.elapsed + waited)))
     speed.append(Cell("left", "–" if left is None else duration(max(0.0, left - waited))))
     if not latest:
@@ -159,13 +166,12 @@ def _memory(memory: Memory, meter: Meter) -> list[Cell]:
     peak = memory_size(meter.peak_memory)
     if meter.started and meter.started.estimated_memory:
         peak += f" of ~{memory_size(meter.started.estimated_memory)}"
-    full = memory.machine_used > MACHINE_FULL * memory.machine_total
     used = f"{memory.machine_used / 2**30:.1f} of {memory_size(memory.machine_total)}"
     return [
         Cell("MLX active", memory_size(memory.active)),
         Cell("MLX peak", peak),
         Cell("MLX cache", memory_size(memory.cache)),
-        Cell("machine", used, "bold yellow" if full else "bold"),
+        Cell("machine", used, "bold yellow" if memory.machine_full else "bold"),
     ]
 
 

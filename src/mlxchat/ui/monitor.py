@@ -53,6 +53,7 @@ COLORS = {
     "interrupted": "cyan",
     "failed": "red",
     "died": "red",
+    "unreadable": "red",
 }
 PANEL_SECONDS = 60.0  # how long a run keeps its panel after it ended
 TROUBLE_SECONDS = 3600.0  # the same for one that failed, died or fell silent
@@ -98,9 +99,13 @@ def _machine(snapshot: Snapshot, width: int) -> TextPanel:
         *flow([Cell(part, amount(getattr(disk, part), "bytes")) for part in parts], width, GAP),
     ]
     if machine.full:
+        why = (
+            f"Memory is {used / total:.0%} full. Beyond {MACHINE_FULL:.0%} a machine begins to swap"
+        )
+        if machine.mac and machine.pressure:
+            why = f"Memory pressure is {machine.pressure}: macOS compresses memory and swaps"
         warning = (
-            f"Memory is {used / total:.0%} full. Beyond {MACHINE_FULL:.0%} a machine begins to "
-            "swap, which slows everything down. Close other programs, or stop a run with Ctrl-C: "
+            f"{why}, which slows everything down. Close other programs, or stop a run with Ctrl-C: "
             "it saves its work, and the same command resumes it later."
         )
         lines += wrapped(warning, width, "bold yellow")
@@ -138,7 +143,7 @@ def _below(room: int | None) -> int | None:
 def _recent(run: WatchedRun, now: float) -> bool:
     ended = run.state in ("finished", "interrupted")
     since = now - (PANEL_SECONDS if ended else TROUBLE_SECONDS)
-    return run.state == "running" or (run.last_seen or 0.0) > since
+    return run.state in ("running", "unreadable") or (run.last_seen or 0.0) > since
 
 
 def _processes(snapshot: Snapshot, width: int) -> list[TextPanel]:
@@ -151,10 +156,10 @@ def _processes(snapshot: Snapshot, width: int) -> list[TextPanel]:
     rows = []
     for program in snapshot.processes:
         run = running.pop((snapshot.machine.host, program.pid), None)
-        name = in_one_line(program.command) if run is None else f"train {run.tag}"
+        name = in_one_line(program.command if run is None else f"train {run.tag}")
         rows.append(_row(program.pid, name, run, memory_size(program.resident)))
     for (host, pid), run in running.items():
-        rows.append(_row(pid, f"train {run.tag} on {host}", run, "–"))
+        rows.append(_row(pid, in_one_line(f"train {run.tag} on {host}"), run, "–"))
     headings: tuple[str, ...]
     headings = ("pid", "process", "MLX active", "MLX peak", "MLX cache", "resident")
     if width < WITH_ALL_SIZES:
@@ -209,6 +214,8 @@ def run_panel(run: WatchedRun, now: float, width: int, rows: int) -> TextPanel:
             numbers follow each other on as few lines as possible.
     """
     color = COLORS[run.state]
+    if run.state == "unreadable":
+        return TextPanel(_title(run), wrapped(_notice(run, now), width, color), color)
     label = f"step {run.meter.step:,}/{run.meter.total_steps:,}"
     lines = [labelled_bar(label, run.meter.step, run.meter.total_steps, width, color)]
     notice = wrapped(_notice(run, now), width, color)
@@ -275,6 +282,8 @@ def _notice(run: WatchedRun, now: float) -> str:
         case "failed":
             problem = (run.status.failure if run.status else None) or ""
             return f"Failed on {when}: {as_options(problem)} Once that is fixed, {resume}."
+        case "unreadable":
+            return f"It cannot be watched: {run.fault} This says nothing about its saved steps."
         case "died":
             return f"Its process was killed or crashed. Last seen on {when}; {resume}."
         case _:
@@ -298,7 +307,9 @@ def runs_table(runs: Sequence[WatchedRun], now: float, width: int, room: int | N
         time = "–" if run.last_seen is None else _ago(run.last_seen, now)
         if run.state == "running":
             time = "–" if left is None else f"{duration(left)} left"
-        rows.append((run.state, run.tag, step, shown_loss(meter, run.latest), bits, time))
+        rows.append(
+            (run.state, in_one_line(run.tag), step, shown_loss(meter, run.latest), bits, time)
+        )
     headings: tuple[str, ...] = ("state", "run", "step", "loss", "bits/byte", "time")
     if width < WITH_BITS:
         rows, headings = [row[:4] + row[5:] for row in rows], headings[:4] + headings[5:]

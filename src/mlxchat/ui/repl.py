@@ -1,7 +1,7 @@
 """The conversation at the terminal: reads lines, streams answers, and obeys /commands.
 
-A model's text is written to the console's file without control characters: it is no rich
-markup and cannot control the terminal. Its calculations are dimmed: ``[48/2 = 24.0]``.
+The console takes a model's text literally: it is no rich markup and cannot control the terminal.
+Its calculations are dimmed: ``[48/2 = 24.0]``.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -9,11 +9,12 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Protocol
 
-from rich.console import Console
 from rich.text import Text
 
 from mlxchat.errors import MlxchatError
-from mlxchat.ui.text import as_options
+from mlxchat.home import expanded
+from mlxchat.ui.output import LiteralConsole
+from mlxchat.ui.text import as_options, in_one_line
 
 SLASH_COMMANDS = {
     "/clear": ("", "start a new conversation"),
@@ -22,7 +23,6 @@ SLASH_COMMANDS = {
     "/help": ("", "show this list"),
     "/quit": ("", "quit, as Ctrl-D does"),
 }
-CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 class Piece(Protocol):
@@ -57,7 +57,7 @@ class Responder(Protocol):
         """Read the conversation from a file."""
 
 
-def answer_prompt(chat: Responder, prompt: str, console: Console) -> None:
+def answer_prompt(chat: Responder, prompt: str, console: LiteralConsole) -> None:
     """Write the answer to one prompt, and a newline after it however it ends.
 
     Raises:
@@ -70,9 +70,9 @@ def answer_prompt(chat: Responder, prompt: str, console: Console) -> None:
                 if dimmed:
                     _dim(console, text)
                 else:
-                    _write(console, text)
+                    console.write(text)
     finally:
-        _write(console, "\n")
+        console.write("\n")
 
 
 def _shown(pieces: Iterable[Piece]) -> Iterator[tuple[str, bool]]:
@@ -95,7 +95,7 @@ def _shown(pieces: Iterable[Piece]) -> Iterator[tuple[str, bool]]:
 
 
 def converse(
-    chat: Responder, name: str, console: Console, read: Callable[[str], str] = input
+    chat: Responder, name: str, console: LiteralConsole, read: Callable[[str], str] = input
 ) -> None:
     """Talk until /quit, Ctrl-D, or Ctrl-C twice at the prompt.
 
@@ -126,10 +126,10 @@ def converse(
                 return
             _obey(chat, line, console)
         except EOFError:
-            _write(console, "\n")
+            console.write("\n")
             return
         except KeyboardInterrupt:
-            _write(console, "\n")
+            console.write("\n")
             if interrupted:
                 return
             interrupted = True
@@ -140,7 +140,7 @@ def converse(
             _note(console, as_options(f"{error.problem} {error.remedy}"))
 
 
-def _obey(chat: Responder, line: str, console: Console) -> None:
+def _obey(chat: Responder, line: str, console: LiteralConsole) -> None:
     """Handle a line from the user: a command or a message."""
     command, *arguments = line.split(maxsplit=1) or [""]
     if not command.startswith("/"):
@@ -151,17 +151,18 @@ def _obey(chat: Responder, line: str, console: Console) -> None:
         _note(console, f"Unknown command {command}; /help lists the commands.")
         return
     expected, _ = SLASH_COMMANDS[command]
+    path = expanded(arguments[0].strip()) if expected and arguments else Path()
     if bool(expected) != bool(arguments):
         _note(console, f"Usage: {command} {expected}")
     elif command == "/clear":
         chat.clear()
         _note(console, "Started a new conversation.")
     elif command == "/save":
-        chat.save(_path(arguments[0]))
-        _note(console, f"Saved to {_path(arguments[0])}.")
+        chat.save(path)
+        _note(console, f"Saved to {path}.")
     elif command == "/load":
-        chat.load(_path(arguments[0]))
-        _note(console, f"Resumed {_path(arguments[0])}.")
+        chat.load(path)
+        _note(console, f"Resumed {path}.")
     elif command == "/help":
         purposes = {
             f"{name} {argument}": purpose for name, (argument, purpose) in SLASH_COMMANDS.items()
@@ -171,15 +172,7 @@ def _obey(chat: Responder, line: str, console: Console) -> None:
             _note(console, f"{usage:<{width}}  {purpose}")
 
 
-def _path(name: str) -> Path:
-    """Return the path with ``~`` expanded, if the user it names exists."""
-    path = Path(name.strip())
-    with suppress(RuntimeError):
-        path = path.expanduser()
-    return path
-
-
-def _take_turn(chat: Responder, text: str, console: Console) -> None:
+def _take_turn(chat: Responder, text: str, console: LiteralConsole) -> None:
     """Give one answer, which Ctrl-C stops, and a note if it was cut off or lost its context."""
     dropped = chat.dropped
     try:
@@ -198,19 +191,9 @@ def _take_turn(chat: Responder, text: str, console: Console) -> None:
         )
 
 
-def _note(console: Console, text: str) -> None:
-    console.print(_printable(console, text), style="dim", markup=False, highlight=False)
+def _note(console: LiteralConsole, text: str) -> None:
+    console.print(Text(in_one_line(text), "dim"))
 
 
-def _dim(console: Console, text: str) -> None:
-    console.print(Text(_printable(console, text), "dim"), end="", soft_wrap=True)
-
-
-def _write(console: Console, text: str) -> None:
-    console.file.write(_printable(console, text))
-    console.file.flush()
-
-
-def _printable(console: Console, text: str) -> str:
-    """Return the text without control characters, with ``?`` for what cannot be encoded."""
-    return text.translate(CONTROL).encode(console.encoding, "replace").decode(console.encoding)
+def _dim(console: LiteralConsole, text: str) -> None:
+    console.print(Text(text, "dim"), end="", soft_wrap=True)

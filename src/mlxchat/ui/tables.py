@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mlxchat.ui.console import console_for
+from mlxchat.ui.output import console_for
 from mlxchat.ui.text import in_one_line
 
 ABREAST = 130  # columns of a terminal from which two tables go side by side
@@ -67,14 +67,15 @@ def markdown(heading: Sequence[str], sections: Sequence[Section]) -> str:
     """Return the sections as one Markdown table, with each number and its note in one cell."""
     lines = [f"**{heading[0]}**", *heading[1:], "", "| | |", "|---|---|"]
     for section in sections:
-        lines.append(f"| **{_in_a_cell(section.title)}** | |")
+        lines.append(f"| **{in_a_cell(section.title)}** | |")
         for row in section.rows:
             value = " ".join(filter(None, (row.value, row.note)))
-            lines.append(f"| {_in_a_cell(row.label)} | {_in_a_cell(value)} |")
+            lines.append(f"| {in_a_cell(row.label)} | {in_a_cell(value)} |")
     return "\n".join(lines)
 
 
-def _in_a_cell(text: str) -> str:
+def in_a_cell(text: str) -> str:
+    """Return text of any origin for a cell of a Markdown table."""
     return in_one_line(text).replace("|", r"\|")
 
 

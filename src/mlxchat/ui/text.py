@@ -22,6 +22,12 @@ SINGULAR = {
 }  # units whose singular loses more than an s
 LEAST_BAR = 10  # characters; amounts and rates are left out before the bar gets shorter
 
+_CONTROLLING = {
+    code: None
+    for code in (*range(0x20), *range(0x7F, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+    if chr(code) not in "\n\t"
+}
+_LINE_BREAK = re.compile(r"\s*[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]\s*")
 _SETTING = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
 _OTHERWISE = {"conversational": "chat"}  # settings whose option's name differs
 
@@ -67,10 +73,21 @@ def amount(count: float, unit: str) -> str:
     return f"{count:.0f} B"
 
 
+def harmless(text: str) -> str:
+    """Return text of any origin without the characters that control a terminal.
+
+    Line feeds and tabs stay. Besides control characters those are left out that make a terminal
+    show text in another order than it is in.
+
+    >>> harmless("a\\x1b[2Jb")
+    'a[2Jb'
+    """
+    return text.translate(_CONTROLLING)
+
+
 def in_one_line(text: str) -> str:
-    """Return text of any origin on one line, without characters that control a terminal."""
-    words = " ".join(text.split())
-    return "".join(letter for letter in words if letter.isprintable())
+    """Return text of any origin, harmless and on one line; a line break becomes a blank."""
+    return harmless(_LINE_BREAK.sub(" ", text))
 
 
 def unwrapped(line: Text) -> Text:
@@ -97,36 +114,39 @@ def labelled_bar(label: str, done: int, total: int, width: int, style: str = "cy
 
 
 class TaskProgress:
-    """A download or other task with a progress bar, folded from its `Progressed` events."""
+    """A download or other task with a progress bar, folded from its `Progressed` events.
 
-    def __init__(self, first: Progressed) -> None:
+    Args:
+        first: its first event.
+        now: when that came, in seconds by a clock that `update` and `rate` are told, too.
+    """
+
+    def __init__(self, first: Progressed, now: float) -> None:
         self.first = first
-        self._recent = [first]
-
-    @property
-    def latest(self) -> Progressed:
-        """The newest event."""
-        return self._recent[-1]
+        self.latest = first
+        self._began, self._ended = now, now
+        self._recent = [(now, first.done)]  # of the last `RATE_SECONDS`
 
     @property
     def seconds(self) -> float:
         """The time between its first and its newest event."""
-        return self.latest.time - self.first.time
+        return self._ended - self._began
 
     @property
     def finished(self) -> bool:
         """Whether the task is complete; never true if its total is unknown."""
         return self.latest.total is not None and self.latest.done >= self.latest.total
 
-    def update(self, event: Progressed) -> None:
+    def update(self, event: Progressed, now: float) -> None:
         """Fold in the next event of the same task."""
-        recent = [past for past in self._recent if event.time - past.time <= RATE_SECONDS]
-        self._recent = [*(recent or self._recent[-1:]), event]
+        recent = [past for past in self._recent if now - past[0] <= RATE_SECONDS]
+        self._recent = [*(recent or self._recent[-1:]), (now, event.done)]
+        self.latest, self._ended = event, now
 
     def rate(self, now: float) -> float | None:
         """Return the recent speed in units per second; None if nothing has been done yet."""
-        start = self._recent[0]
-        done, seconds = self.latest.done - start.done, now - start.time
+        since, before = self._recent[0]
+        done, seconds = self.latest.done - before, now - since
         return done / seconds if done > 0 and seconds > 0 else None
 
 
@@ -161,7 +181,13 @@ def _task_columns(task: TaskProgress, now: float) -> tuple[str, str, str, str, s
     if event.total is not None:
         so_far = done if event.unit == "bytes" else f"{event.done:,}"
         done = f"{so_far} of {amount(event.total, event.unit)}"
-    return event.task, share, left, f"{amount(rate, event.unit)}/s" if rate else "", done
+    return (
+        in_one_line(event.task),
+        share,
+        left,
+        f"{amount(rate, event.unit)}/s" if rate else "",
+        done,
+    )
 
 
 class Cell(NamedTuple):
@@ -178,11 +204,12 @@ def column(cells: Sequence[Cell], least: int = 0) -> list[Text]:
     Args:
         least: the minimum width of the values, in characters.
     """
+    texts = [in_one_line(cell.value) for cell in cells]
     labels = max((len(cell.label) for cell in cells), default=0)
-    values = max((least, *(len(cell.value) for cell in cells)))
+    values = max((least, *map(len, texts)))
     return [
-        Text.assemble((f"{label:<{labels}}  ", "dim"), (f"{value:<{values}}", style))
-        for label, value, style in cells
+        Text.assemble((f"{cell.label:<{labels}}  ", "dim"), (f"{value:<{values}}", cell.style))
+        for cell, value in zip(cells, texts, strict=True)
     ]
 
 
@@ -202,7 +229,8 @@ def join(columns: Sequence[Sequence[Text]], gap: int) -> list[Text]:
 def flow(cells: Sequence[Cell], width: int, gap: int) -> list[Text]:
     """Return cells one after the other on as many lines as needed; no cell is split."""
     lines = [Text()]
-    for label, value, style in cells:
+    for label, anything, style in cells:
+        value = in_one_line(anything)
         needed = len(label) + 1 + len(value)
         if lines[-1] and len(lines[-1]) + gap + needed > width:
             lines.append(Text())
@@ -220,12 +248,13 @@ def grid(
     The first ``texts`` columns are left-aligned, the others right-aligned. If the table is wider
     than ``width``, the last text column is shortened with an ellipsis.
     """
-    columns = list(zip(headings, *rows, strict=True))
+    lined = [tuple(map(in_one_line, row)) for row in rows]
+    columns = list(zip(headings, *lined, strict=True))
     widths = [max(len(text) for text in column) for column in columns]
     over = sum(widths) + 2 * (len(widths) - 1) - width
     widths[texts - 1] = max(len(headings[texts - 1]), widths[texts - 1] - max(0, over))
     lines = []
-    for number, row in enumerate((headings, *rows)):
+    for number, row in enumerate((headings, *lined)):
         line = Text(style="dim" if number == 0 else "")
         for index, (text, wide) in enumerate(zip(row, widths, strict=True)):
             fitted = text if len(text) <= wide else f"{text[: wide - 1]}…"
@@ -237,7 +266,7 @@ def grid(
 
 def wrapped(text: str, width: int, style: str = "") -> list[Text]:
     """Wrap text of any origin to lines; an empty text has none."""
-    return [Text(line, style=style) for line in textwrap.wrap(in_one_line(text), width)]
+    return [Text(line, style=style) for line in textwrap.wrap(in_one_line(text).strip(), width)]
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 import threading
 from collections.abc import Callable
-from typing import IO, Protocol
+from typing import Protocol
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
@@ -24,6 +24,7 @@ from mlxchat.telemetry.events import (
 )
 from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.dashboard import dashboard, shown_loss
+from mlxchat.ui.output import LiteralConsole
 from mlxchat.ui.text import TaskProgress, amount, as_options, bars, duration, in_one_line
 
 REFRESHES_PER_SECOND = 4
@@ -41,7 +42,7 @@ def describe(event: Event, meter: Meter) -> str | None:
             bits = f"{event.bits_per_byte:.4f} bits per byte"
             return f"step {event.step:,}: validation {bits}, loss {event.loss:.4f}"
         case Sampled():
-            return f"step {event.step:,}: sample: {in_one_line(event.prompt + event.text)}"
+            return f"step {event.step:,}: sample: {event.prompt + event.text}"
         case Saved():
             return f"step {event.step:,}: saved {event.path}"
         case Replanned():
@@ -71,15 +72,22 @@ def step_line(event: Stepped, meter: Meter) -> str:
         parts.append(f"{meter.tokens_per_second:,.0f} tokens/s")
     if meter.mfu is not None:
         parts.append(f"MFU {meter.mfu:.1%}")
+    if meter.matmul_share is not None:
+        parts.append(f"{meter.matmul_share:.1%} of a matmul")
     if meter.seconds_left is not None:
         parts.append(f"{duration(meter.seconds_left)} left")
     return ", ".join(parts)
 
 
 class Tasks:
-    """The tasks in progress, by name."""
+    """The tasks in progress, by name.
 
-    def __init__(self) -> None:
+    Args:
+        clock: returns seconds since any origin, by which the tasks' speeds are measured.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self._tasks: dict[str, TaskProgress] = {}
         self._finished: set[str] = set()
 
@@ -87,9 +95,9 @@ class Tasks:
         """Fold in an event; return a line about the task if that finished it."""
         task = self._tasks.get(event.task)
         if task is None:
-            task = self._tasks[event.task] = TaskProgress(event)
+            task = self._tasks[event.task] = TaskProgress(event, self._clock())
         else:
-            task.update(event)
+            task.update(event, self._clock())
         if not task.finished:
             self._finished.discard(event.task)
             return None
@@ -118,15 +126,14 @@ class View(Protocol):
 class JsonView:
     """Shows each event as a line of JSON."""
 
-    def __init__(self, stream: IO[str]) -> None:
-        self._stream = stream
+    def __init__(self, console: LiteralConsole) -> None:
+        self._console = console
         self._lock = threading.Lock()
 
     def show(self, event: Event, meter: Meter) -> None:
         """Show an event that ``meter`` has already folded in."""
         with self._lock:
-            self._stream.write(f"{event_to_json(event)}\n")
-            self._stream.flush()
+            self._console.write(f"{event_to_json(event)}\n")
 
     def close(self) -> None:
         """Do nothing: every event has been shown."""
@@ -135,10 +142,11 @@ class JsonView:
 class PlainView:
     """Shows events as plain lines: of steps the first, the last, and about one per second."""
 
-    def __init__(self, stream: IO[str]) -> None:
-        self._stream = stream
+    def __init__(self, console: LiteralConsole, clock: Callable[[], float]) -> None:
+        self._console = console
+        self._clock = clock
         self._lock = threading.Lock()
-        self._tasks = Tasks()
+        self._tasks = Tasks(clock)
         self._shown_at: float | None = None
         self._held_back: str | None = None
 
@@ -160,9 +168,9 @@ class PlainView:
 
     def _step(self, event: Stepped, meter: Meter) -> None:
         self._held_back = step_line(event, meter)
-        last = event.step == meter.total_steps
-        if self._shown_at is None or last or event.time - self._shown_at >= 1:
-            self._shown_at = event.time
+        last, now = event.step == meter.total_steps, self._clock()
+        if self._shown_at is None or last or now - self._shown_at >= 1:
+            self._shown_at = now
             self._write_held_back()
 
     def _write_held_back(self) -> None:
@@ -171,8 +179,7 @@ class PlainView:
             self._held_back = None
 
     def _write(self, line: str) -> None:
-        self._stream.write(f"{line}\n")
-        self._stream.flush()
+        self._console.write(f"{in_one_line(line)}\n")
 
     def close(self) -> None:
         """Show the last step if it was left out."""
@@ -188,13 +195,13 @@ class LiveView:
     the lock for starting and stopping.
     """
 
-    def __init__(self, console: Console, clock: Callable[[], float]) -> None:
+    def __init__(self, console: LiteralConsole, clock: Callable[[], float]) -> None:
         self._console = console
         self._clock = clock
         self._switching = threading.Lock()
         self._live: Live | None = None
         self._lock = threading.Lock()
-        self._tasks = Tasks()
+        self._tasks = Tasks(clock)
         self._meter: Meter | None = None  # while a run is in progress
         self._latest: Stepped | None = None
         self._evaluating: Evaluating | None = None
@@ -211,7 +218,7 @@ class LiveView:
         else:
             self.close()
         if line is not None:
-            self._console.print(Text(line, overflow="fold"))
+            self._console.print(Text(in_one_line(line), overflow="fold"))
 
     def _start(self) -> None:
         with self._switching:

@@ -2,7 +2,7 @@
 
 =====================================================  ============================================
 ``{"messages": [{"role", "content"}]}``, a bare list   nanochat and OpenAI, with their tool calls
-``{"conversations": [{"from", "value"}], "system"}``   ShareGPT, with tool calls
+``{"conversations": [{"from", "value"}], "system"}``   ShareGPT, with tool calls; or "conversation"
 ``{"instruction", "input", "output"}``                 Alpaca; of ``"instances"`` the first
 ``{"instruction", "context", "response"}``             Dolly
 ``{"question", "answer"}``                             GSM8K with its ``<<48/2=24>>``, or plain text
@@ -10,72 +10,99 @@
 ``{"prompt", "completion" | "response"}``
 =====================================================  ============================================
 
-Other keys are ignored. User and assistant must take turns, the user first, after at most one system
-message. An assistant's text, its tool calls, their outputs and the text after them are parts of one
-message. A call of a tool other than Python is stored as if it were Python.
+A list or an object may be JSON text, and every row may have a ``system`` text. Other keys are
+ignored and counted. How messages become turns is in `mlxchat.data.chats.turns`.
 """
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
-from mlxchat.tokenizer.messages import Conversation, Message, Part, Role
+from mlxchat.data.chats.turns import (
+    LEARNING_MARKS,
+    conversation_of,
+    read_messages,
+    spoken,
+    text_of,
+)
+from mlxchat.data.chats.values import (
+    JsonRow,
+    Remarks,
+    UnusableError,
+    checked_text,
+    shortened,
+    truth,
+    unfolded,
+)
+from mlxchat.tokenizer.messages import Conversation, Message, Part
 
-UNANSWERED = "everything after the last answer"
+FIRST_INSTANCE = "instances after the first left out"
 KEYS_NAMED = 5  # of a row in an unknown format
-NAME_CHARACTERS = 30  # of a key, a role or a type in a reason
-
-JsonRow = Mapping[str, Any]
-
-_SPEAKERS: Mapping[str, Role] = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-}
-_CALLS = ("function_call",)
-_OUTPUTS = ("observation", "tool", "function")
-
-
-class UnusableError(Exception):
-    """A row cannot be trained on. ``reason`` is a short phrase, the same for similar rows."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 class Usable(NamedTuple):
-    """A conversation that begins with the user or the system and ends with an answer.
+    """A conversation that begins with the user or the system and ends with an answer to learn.
 
-    ``cut`` names the part of the row that was left out; None if the row is complete.
+    Attributes:
+        conversation: the conversation.
+        changes: phrases that say how it differs from the row.
+        unused: the keys of the row, its messages and their parts that hold something, but were not
+            read.
     """
 
     conversation: Conversation
-    cut: str | None = None
+    changes: frozenset[str] = frozenset()
+    unused: frozenset[str] = frozenset()
+
+
+class Form(NamedTuple):
+    """A format of rows: the keys by which it is recognised, others that it has, and its reader."""
+
+    keys: frozenset[str]
+    others: frozenset[str]
+    read: Callable[[JsonRow, Remarks], Iterator[Message]]
 
 
 def read_row(row: object) -> Usable:
     """Return the conversation in a row.
 
-    Everything after the last answer (a question, a tool call without a reply) is cut.
+    What comes before the first question and after the last answer that is to be learnt (a question,
+    a tool call without a reply) is cut.
 
     Raises:
-        UnusableError: the row has an unknown format, the roles do not alternate, or a question or
-            an answer is empty.
+        UnusableError: the row has an unknown format or is marked as not to be learnt, a question or
+            an answer is empty, or there is no answer to learn.
     """
     if isinstance(row, list):
         row = {"messages": row}
     if not isinstance(row, dict):
         raise UnusableError("neither an object nor a list of messages")
+    held, form = _recognised(row)
+    marks = {name: truth(held[name]) for name in LEARNING_MARKS & held.keys()}
+    if False in marks.values():
+        raise UnusableError("marked as not to be learnt")
+    remarks = Remarks()
+    heeded = {name for name, mark in marks.items() if mark is not None}  # not a row's share, 0.5
+    remarks.pass_over(held, form.keys | form.others | heeded | {"system"})
+    messages = [*form.read(held, remarks)]
+    if "system" in held:
+        messages.insert(0, Message("system", text_of(held["system"], remarks)))
+    conversation = conversation_of(messages, remarks)
+    return Usable(conversation, frozenset(remarks.changes), frozenset(remarks.unused))
+
+
+def _recognised(row: JsonRow) -> tuple[JsonRow, Form]:
+    """Return what a row holds and its form, by the keys that are not blank if those suffice.
+
+    In a table of several forms, each row has all columns.
+    """
     held = {key: value for key, value in row.items() if value is not None}
-    for keys, form in _FORMS:
-        if held.keys() >= keys:
-            return _in_turn(list(form(held)))
-    named = ", ".join(key[:NAME_CHARACTERS] for key in sorted(held)[:KEYS_NAMED])
+    filled = {key: value for key, value in held.items() if value != ""}
+    for given, form in product((filled, held), _FORMS):
+        if given.keys() >= form.keys:
+            return given, form
+    named = ", ".join(map(shortened, sorted(held)[:KEYS_NAMED]))
     raise UnusableError(f"unknown format: {f'keys {named}' if named else 'no keys'}")
 
 
@@ -101,195 +128,87 @@ def solution(text: str) -> Iterator[Part]:
             yield Part("text", piece)
 
 
-def _chat(row: JsonRow) -> Iterator[Message]:
-    entries = row.get("messages", row.get("conversations"))
-    if not isinstance(entries, list):
-        raise UnusableError("messages that are not a list")
-    if "system" in row:
-        yield Message("system", _text(row["system"]))
-    answer: tuple[Part, ...] = ()
-    for message in map(_message, entries):
-        if answer and (message.role != "assistant" or not _goes_on(answer, message.parts)):
-            yield _spoken(answer)
-            answer = ()
-        if message.role == "assistant":
-            answer += message.parts
-        else:
-            yield message
-    if answer:
-        yield _spoken(answer)
+def _chat(row: JsonRow, remarks: Remarks) -> Iterator[Message]:
+    key = next(key for key in ("messages", "conversations", "conversation") if key in row)
+    return read_messages(row[key], remarks)
 
 
-def _goes_on(answer: Sequence[Part], parts: Sequence[Part]) -> bool:
-    """Return whether parts continue the last answer: a call, its output, or the text after it."""
-    return parts[0].type != "text" or answer[-1].type == "python_output"
-
-
-def _spoken(parts: tuple[Part, ...]) -> Message:
-    """Return an assistant's message, as plain text if it has no other parts."""
-    if len(parts) == 1 and parts[0].type == "text":
-        return Message("assistant", parts[0].text)
-    return Message("assistant", parts)
-
-
-def _message(entry: object) -> Message:
-    if not isinstance(entry, dict):
-        raise UnusableError("a message that is not an object")
-    speaker = entry.get("role") or entry.get("from")
-    content = entry.get("content") if entry.get("content") is not None else entry.get("value")
-    if speaker in _CALLS:
-        return Message("assistant", (Part("python", _text(content)),))
-    if speaker in _OUTPUTS:
-        return Message("assistant", (Part("python_output", _text(content)),))
-    role = _SPEAKERS.get(speaker) if isinstance(speaker, str) else None
-    if role is None:
-        raise UnusableError(f"an unknown role: {str(speaker)[:NAME_CHARACTERS]}")
-    calls = _calls(entry)
-    if role != "assistant":
-        return Message(role, _text(content))
-    said = () if calls and not content else _parts(content)
-    return Message("assistant", (said + calls) or (Part("text", ""),))
-
-
-def _calls(entry: JsonRow) -> tuple[Part, ...]:
-    """Return OpenAI's tool calls: objects with the function's name and its arguments."""
-    calls = entry.get("tool_calls") or []
-    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise UnusableError("tool calls that are not a list of objects")
-    return tuple(
-        Part("python", _text(json.dumps(call.get("function", call), ensure_ascii=False)))
-        for call in calls
-    )
-
-
-def _text(content: object) -> str:
-    """Return a text, or the texts of OpenAI's parts joined by blank lines."""
-    if isinstance(content, list):
-        parts = _parts(content)
-        if any(part.type != "text" for part in parts):
-            raise UnusableError("a tool's part in a message that is not the assistant's")
-        return "\n\n".join(part.text for part in parts)
-    if not isinstance(content, str):
-        raise UnusableError("a message without text")
-    try:
-        content.encode()
-    except UnicodeEncodeError as error:
-        raise UnusableError("half a surrogate pair") from error
-    return content
-
-
-def _parts(content: object) -> tuple[Part, ...]:
-    if not isinstance(content, list):
-        return (Part("text", _text(content)),)
-    parts = []
-    for entry in content:
-        if not isinstance(entry, dict):
-            raise UnusableError("a part that is not an object")
-        kind, text = entry.get("type"), entry.get("text")
-        if kind not in ("text", "python", "python_output"):
-            raise UnusableError(f"a part of an unknown type: {str(kind)[:NAME_CHARACTERS]}")
-        if not isinstance(text, str):
-            raise UnusableError("a part without text")
-        parts.append(Part(kind, _text(text)))
-    return tuple(parts)
-
-
-def _instructed(row: JsonRow) -> Iterator[Message]:
+def _instructed(row: JsonRow, remarks: Remarks) -> Iterator[Message]:
     given = row
     if "instances" in row:
-        instances = row["instances"]
+        instances = unfolded(row["instances"])
         if not (isinstance(instances, list) and instances and isinstance(instances[0], dict)):
             raise UnusableError("no instances")
         given = instances[0]
-    context = _text(given.get("input") or given.get("context") or "")
-    question = _text(row["instruction"])
-    yield Message("user", f"{question}\n\n{context}" if context.strip() else question)
-    yield Message("assistant", _text(given.get("output", given.get("response"))))
+        remarks.pass_over(given, ("input", "context", "output", "response"))
+        if len(instances) > 1:
+            remarks.changes.add(FIRST_INSTANCE)
+    asked = [row["instruction"], given.get("input"), given.get("context")]
+    texts = [text_of(text, remarks) for text in asked if text is not None]
+    yield Message("user", "\n\n".join(text for text in texts if text.strip()))
+    yield Message("assistant", text_of(given.get("output", given.get("response")), remarks))
 
 
-def _worked(row: JsonRow) -> Iterator[Message]:
-    yield Message("user", _text(row["question"]))
-    yield _spoken(tuple(solution(_text(row["answer"]))) or (Part("text", ""),))
+def _worked(row: JsonRow, remarks: Remarks) -> Iterator[Message]:
+    yield Message("user", text_of(row["question"], remarks))
+    yield spoken(solution(text_of(row["answer"], remarks)))
 
 
-def _chosen(row: JsonRow) -> Iterator[Message]:
+def _chosen(row: JsonRow, remarks: Remarks) -> Iterator[Message]:
     """Yield a multiple-choice question and its answer, in the form of MMLU or ARC.
 
     MMLU numbers the right choice from 0; ARC labels the choices and names the right label.
     """
-    given = row["choices"]
-    choices, labels = given, None
-    if isinstance(given, dict):
-        choices, labels = given.get("text"), given.get("label")
+    choices: Any = unfolded(row["choices"])
+    labels: Any = None
+    if isinstance(choices, dict):
+        remarks.pass_over(choices, ("text", "label"))
+        choices, labels = choices.get("text"), choices.get("label")
     if not isinstance(choices, list) or not choices:
         raise UnusableError("no choices")
-    if labels is None:
-        labels = [chr(ord("A") + number) for number in range(len(choices))]
+    letters = [chr(ord("A") + number) for number in range(len(choices))]
+    labels = letters if labels is None else labels
     if not isinstance(labels, list) or len(labels) != len(choices):
         raise UnusableError("choices without a label each")
     answer = row.get("answerKey", row.get("answer"))
-    if type(answer) is int and 0 <= answer < len(labels):
-        answer = labels[answer]
+    if answer not in labels and (labels is letters or type(answer) is int):
+        numbered = {str(number): label for number, label in enumerate(labels)}
+        answer = numbered.get(str(answer))
     if answer not in labels:
         raise UnusableError("an answer that is none of the choices")
     question = multiple_choice(
-        _text(row["question"]),
-        [_text(label) for label in labels],
-        [_text(text) for text in choices],
+        checked_text(row["question"]),
+        [checked_text(label) for label in labels],
+        [checked_text(text) for text in choices],
     )
     yield Message("user", question)
-    yield Message("assistant", _text(answer))
+    yield Message("assistant", checked_text(answer))
 
 
-def _completed(row: JsonRow) -> Iterator[Message]:
-    yield Message("user", _text(row["prompt"]))
-    yield Message("assistant", _text(row.get("completion", row.get("response"))))
+def _completed(row: JsonRow, remarks: Remarks) -> Iterator[Message]:
+    yield Message("user", text_of(row["prompt"], remarks))
+    yield Message("assistant", text_of(row.get("completion", row.get("response")), remarks))
 
 
-_FORMS: tuple[tuple[set[str], Callable[[JsonRow], Iterator[Message]]], ...] = (
-    ({"messages"}, _chat),
-    ({"conversations"}, _chat),
-    ({"instruction", "instances"}, _instructed),
-    ({"instruction", "output"}, _instructed),
-    ({"instruction", "response"}, _instructed),
-    ({"question", "choices", "answerKey"}, _chosen),
-    ({"question", "choices", "answer"}, _chosen),
-    ({"question", "answer"}, _worked),
-    ({"prompt", "completion"}, _completed),
-    ({"prompt", "response"}, _completed),
+def _form(
+    keys: str, read: Callable[[JsonRow, Remarks], Iterator[Message]], others: str = ""
+) -> Form:
+    return Form(frozenset(keys.split()), frozenset(others.split()), read)
+
+
+_FORMS = (  # the first whose keys a row has
+    _form("messages", _chat),
+    _form("conversations", _chat),
+    _form("conversation", _chat),
+    _form("instruction instances", _instructed),
+    _form("instruction output", _instructed, "input context"),
+    _form("instruction response", _instructed, "input context"),
+    _form("question choices answerKey", _chosen),
+    _form("question choices answer", _chosen),
+    _form("question answer", _worked),
+    _form("prompt completion", _completed),
+    _form("prompt response", _completed),
 )
 
 # All keys that are read.
-KEYS = frozenset({"system", "input", "context"}.union(*(keys for keys, _ in _FORMS)))
-
-
-def _in_turn(messages: list[Message]) -> Usable:
-    """Check the messages, and return those up to the last answer."""
-    if messages and messages[0].role == "system" and not messages[0].text.strip():
-        del messages[0]
-    kept = messages.copy()
-    while kept and (kept[-1].role != "assistant" or _fault(kept[-1])):
-        kept.pop()
-    if not kept:
-        faults = filter(None, map(_fault, messages))
-        raise UnusableError(next(faults, "no answer" if messages else "no messages"))
-    leading = int(kept[0].role == "system")
-    for number, message in enumerate(kept[leading:]):
-        if message.role != ("user", "assistant")[number % 2]:
-            raise UnusableError("somebody speaks out of turn")
-        if fault := _fault(message):
-            raise UnusableError(fault)
-    return Usable(Conversation(tuple(kept)), UNANSWERED if len(kept) < len(messages) else None)
-
-
-def _fault(message: Message) -> str | None:
-    """Return why a message cannot be trained on; None if it can."""
-    if message.role != "assistant":
-        return None if message.text.strip() else "an empty question"
-    if not message.text.strip():
-        return "an empty answer"
-    first, last = message.parts[0], message.parts[-1]
-    following = [b for a, b in pairwise(message.parts) if a.type == "text"]
-    if any(part.type == "python_output" for part in (first, *following)):
-        return "a tool's output without its call"
-    return None if last.type == "text" else "a tool call that nothing follows"
+KEYS = frozenset({"system"}).union(LEARNING_MARKS, *(form.keys | form.others for form in _FORMS))

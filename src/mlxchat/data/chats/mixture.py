@@ -12,13 +12,14 @@ from mlxchat.data.chats.identity import Identity, identity_conversations, is_ask
 from mlxchat.data.chats.reading import SourceReport, read_source
 from mlxchat.data.chats.sources import BUILTIN, VALIDATION_SHARE, Source, listing
 from mlxchat.data.corpus.documents import corpus_documents
-from mlxchat.data.documents import BATCH, Cursor, Read
+from mlxchat.data.documents import Cursor, Read
 from mlxchat.data.fingerprint import fingerprint
 from mlxchat.errors import DataError
-from mlxchat.tokenizer.messages import Conversation, Document
+from mlxchat.tokenizer.messages import Conversation
 
 BUILTIN_CONVERSATIONS = 16_384
 IDENTITY_CONVERSATIONS = 1_000  # as many as nanochat
+CONVERSATIONS = "conversations"  # the name of their own fingerprint among those of the files
 
 
 class ChatDocuments:
@@ -41,7 +42,8 @@ class ChatDocuments:
     Attributes:
         reports: one report per source and generator, which counts its rows.
         names: the files, in order and without duplicates.
-        fingerprints: the fingerprint of each file, taken before it was read.
+        fingerprints: the fingerprint of each file, taken before it was read; and, as
+            `CONVERSATIONS`, one of the conversations to train on, on which their order depends.
         epoch_size: the number of conversations in an epoch.
         held_out: the conversations for validation, without duplicates, in order of their hashes.
 
@@ -87,9 +89,14 @@ class ChatDocuments:
                 f"Give more conversations, or add the built-in corpus: {BUILTIN}.",
             )
         self.reports = tuple(lot.report for lot in self._lots)
+        keys = "\n".join(" ".join(lot.keys) for lot in self._lots)
+        self.fingerprints[CONVERSATIONS] = hashlib.sha256(keys.encode()).hexdigest()
 
     def training(self, start: Cursor) -> Iterator[Read]:
-        """Yield conversations from a cursor on, endlessly; each epoch has its own order.
+        """Yield conversations one by one from a cursor on, endlessly, each epoch in its own order.
+
+        One by one, the buffer of `BestFit` is topped up as nanochat tops up its own, so that the
+        same rows are packed.
 
         Raises:
             MlxchatError: the cursor is beyond the end of an epoch.
@@ -102,17 +109,14 @@ class ChatDocuments:
             )
         while True:
             order = self._order(epoch)
-            while row < len(order):
-                batch: list[Document] = [*order[row : row + BATCH]]
-                row += len(batch)
-                yield batch, Cursor(epoch, 0, row)
+            for number, conversation in enumerate(order[row:], start=row + 1):
+                yield [conversation], Cursor(epoch, 0, number)
             epoch, row = epoch + 1, 0
 
     def validation(self) -> Iterator[Read]:
-        """Yield the held-out conversations once."""
-        for row in range(0, len(self.held_out), BATCH):
-            batch: list[Document] = [*self.held_out[row : row + BATCH]]
-            yield batch, Cursor(1, 0, row + len(batch))
+        """Yield the held-out conversations once, one by one."""
+        for number, conversation in enumerate(self.held_out, start=1):
+            yield [conversation], Cursor(1, 0, number)
 
     def close(self) -> None:
         """Do nothing: no file is kept open."""

@@ -3,7 +3,6 @@
 `programs.PROGRAMS` lists the programs. Each has a module here that is an `Exporter`.
 """
 
-import shutil
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +12,7 @@ from mlxchat import disk
 from mlxchat.checkpoint import layout
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
+from mlxchat.device_failures import explained
 from mlxchat.errors import CheckpointError, DiskError
 from mlxchat.interop.exporters.card import CARD_FILE, Usage, card
 from mlxchat.interop.exporters.weights import (
@@ -24,6 +24,8 @@ from mlxchat.interop.exporters.weights import (
 from mlxchat.interop.programs import PROGRAMS, Program
 from mlxchat.model.config import GPTConfig
 from mlxchat.runtime import mx
+
+_ELSEWHERE = "name another folder with `out`"
 
 __all__ = ["Exported", "Exporter", "Program", "require_possible", "require_readable", "write"]
 
@@ -116,30 +118,25 @@ def write(
         limit: the most bytes of a safetensors file; a larger tensor gets a file of its own.
 
     Raises:
-        DiskError: the disk is full or cannot be written. Nothing is left in the folder.
+        LockedError: another process is writing that folder.
+        DiskError: the disk is full or cannot be written, or there is something in the folder
+            meanwhile. Nothing is left of what was written.
     """
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
     module = exporter(program)
-    cast_matrices(saved.model, dtype)
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        module.write(unfinished, saved, history, WeightWriter(limit, report))
+    with disk.new_folder(folder, _ELSEWHERE) as unfinished:
+        cast_matrices(saved.model, dtype)
         usage = module.usage(saved, history)
         text = card(PROGRAMS[program], saved, history, usage)
-        (unfinished / CARD_FILE).write_text(text, "utf-8")
-        files = [path for path in unfinished.rglob("*") if path.is_file()]
-        size = sum(path.stat().st_size for path in files)
-        for path in [*files, unfinished]:
-            disk.sync(path)
-        unfinished.replace(folder)
-        disk.sync(folder.parent)
-    except (OSError, RuntimeError) as error:  # MLX raises the latter
-        raise DiskError(
-            f"{folder} could not be written: {getattr(error, 'strerror', None) or error}.",
-            "Check that there is room on the disk and that you may write there, or name another "
-            "place with `out`.",
-        ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            with explained():
+                module.write(unfinished, saved, history, WeightWriter(limit, report))
+            (unfinished / CARD_FILE).write_text(text, "utf-8")
+            files = (path for path in unfinished.rglob("*") if path.is_file())
+            size = sum(path.stat().st_size for path in files)
+        except (OSError, RuntimeError) as error:  # MLX raises the latter
+            raise DiskError(
+                f"{folder} could not be written: {getattr(error, 'strerror', None) or error}.",
+                "Check that there is room on the disk and that you may write there, or "
+                f"{_ELSEWHERE}.",
+            ) from error
     return Exported(folder, size, usage)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mlxchat.checkpoint import layout, store, trainer
 from mlxchat.checkpoint.layout import Origin
-from mlxchat.errors import ConfigError, NotFound
+from mlxchat.errors import CheckpointError, ConfigError, NotFound
 from mlxchat.interop.importers import hugging_face, nanochat
 from mlxchat.interop.importers.model import Foreign, read_network
 from mlxchat.interop.importers.optimizer import find_optimizer, read_foreign_optimizer
@@ -70,9 +70,21 @@ def import_run(
     Raises:
         NotFound: there is no state of an optimizer.
         CheckpointError: a tensor is damaged, or the optimizer's state cannot be used.
+        CheckpointError: a model has been saved in that run.
         DiskError: the disk is full or cannot be written.
         LockedError: another process writes there.
     """
+    with store.locked(run):
+        if store.require_steps(run):
+            raise CheckpointError(
+                f"There is a model in {run} already.", "Choose another name with `model_tag`."
+            )
+        return _import_into(run, foreign, with_optimizer, report)
+
+
+def _import_into(
+    run: Path, foreign: Foreign, with_optimizer: bool, report: Callable[[int, int], None]
+) -> Path:
     config, state = foreign.config, None
     file = find_optimizer(foreign.path, foreign.step, config) if with_optimizer else None
     bound_buffer_cache()
@@ -93,8 +105,7 @@ def import_run(
         if state is not None:
             mx.save_safetensors(str(folder / trainer.OPTIMIZER), state)
 
-    with store.locked(run):
-        return store.save(run, foreign.step, write, _size(model, state))
+    return store.save(run, foreign.step, write, _size(model, state))
 
 
 def _size(model: GPT, optimizer: dict[str, mx.array] | None) -> int:

@@ -10,16 +10,26 @@ from typing import Any
 
 from mlxchat.checkpoint import layout
 from mlxchat.checkpoint.files import CONFIG, QUANTIZATION, damaged, read_json
-from mlxchat.checkpoint.layout import model_files, open_arrays, open_unchecked
+from mlxchat.checkpoint.layout import (
+    SOFTCAP_FIELD,
+    model_files,
+    open_arrays,
+    open_unchecked,
+)
+from mlxchat.device_failures import explained
 from mlxchat.errors import CheckpointError, command
 from mlxchat.interop import nanochat_files
 from mlxchat.interop.importers import model
-from mlxchat.interop.importers.model import Foreign, Tensor, configure, require_vocabulary
+from mlxchat.interop.importers.model import (
+    Foreign,
+    Tensor,
+    configure,
+    plain_tensors,
+    require_vocabulary,
+)
 from mlxchat.model.config import VOCABULARY_MULTIPLE, GPTConfig
 from mlxchat.runtime import mx
-from mlxchat.tokenizer.bpe import TOKENIZER_CONFIG_FILE, Tokenizer
-
-TEMPLATE_FILE = "chat_template.jinja"
+from mlxchat.tokenizer.bpe import Tokenizer
 
 # nanochat's names in a layer, and transformers'.
 LAYER_NAMES = {
@@ -31,6 +41,7 @@ LAYER_NAMES = {
     "mlp.c_proj": "mlp.fc2",
 }
 PREFIXES = {"transformer.h.": "model.layers.", "transformer.wte.": "model.embed_tokens."}
+BODY = ("layers.", "embed_tokens.")  # what of transformers' names may come without "model."
 
 LARGEST_EPS = 1e-5  # of norms; those of torch, transformers and mlx-lm differ, all below this
 
@@ -48,7 +59,8 @@ class _Stored:
         """Read its elements; no one else holds them."""
         array = open_unchecked(self.path)[self.name]
         try:
-            mx.eval(array)
+            with explained():
+                mx.eval(array)
         except RuntimeError as error:
             raise damaged(self.path, str(error)) from error
         return array
@@ -60,14 +72,17 @@ def open_hugging_face(
     """Open a directory with a config.json; see `importers.open_model`."""
     path = folder / CONFIG
     fields = read_json(path)
-    if QUANTIZATION in fields or "quantization_config" in fields:
+    if any(fields.get(name) is not None for name in (QUANTIZATION, "quantization_config")):
         raise CheckpointError(
             f"The model in {folder} is quantized.",
             f"Talk to it as it is: {command('chat', checkpoint=folder)}; or import the "
             "model that it was made of.",
         )
-    tensors, found = _tensors(folder), model.find_tokenizer(tokenizer, [folder])
-    of_transformers = all(name.startswith(("model.", "lm_head.")) for name in tensors)
+    if fields.get(SOFTCAP_FIELD, 0.0) is None:
+        raise _not_nanochats(path, SOFTCAP_FIELD, None)
+    tensors = plain_tensors(folder, _tensors(folder))
+    found = model.find_tokenizer(tokenizer, [folder])
+    of_transformers = all(name.startswith(("model.", *BODY, "lm_head.")) for name in tensors)
     if of_transformers:
         tensors = {_plain(name): tensor for name, tensor in tensors.items()}
     ours = layout.read_config(folder)
@@ -87,7 +102,7 @@ def open_hugging_face(
         raise damaged(path, f"it says {ours.era}, the tensors are of {config.era}")
     require_vocabulary(folder, found, config.vocab_size)
     if conversational is None:
-        conversational = _has_template(folder)
+        conversational = layout.has_chat_template(folder)
     return Foreign(
         path=folder,
         program="transformers" if of_transformers else "mlx-lm",
@@ -106,6 +121,8 @@ def renamed(name: str) -> str:
 
 
 def _plain(name: str) -> str:
+    if name.startswith(BODY):
+        name = f"model.{name}"
     return _renamed(name, {there: here for here, there in {**PREFIXES, **LAYER_NAMES}.items()})
 
 
@@ -142,36 +159,37 @@ def _require_nanochat(path: Path, fields: dict[str, Any], ours: GPTConfig) -> No
     Raises:
         CheckpointError: a field differs from nanochat's.
     """
-    rotary = fields.get("rope_parameters") or {}
-    if not isinstance(rotary, dict):
-        rotary = {"rope_theta": rotary}
-    theta = ours.traits.rope_base
-    said = {**fields, **{f"rope_parameters.{name}": value for name, value in rotary.items()}}
     admitted: dict[str, tuple[object, ...]] = {
         "attention_bias": (None, False),
         "hidden_act": (None, "relu2"),
         "tie_word_embeddings": (None, False),
         "intermediate_size": (None, 4 * ours.n_embd),
         "head_dim": (None, ours.head_dim),
-        "rope_theta": (None, theta),
-        "rope_scaling": (None,),
-        "rope_parameters.rope_theta": (None, theta),
-        "rope_parameters.rope_type": (None, "default"),
-        "rope_parameters.partial_rotary_factor": (None, 1.0),
+        "rope_theta": (None, ours.traits.rope_base),
     }
-    wrong = [name for name, values in admitted.items() if said.get(name) not in values]
+    rotary: dict[str, tuple[object, ...]] = {
+        "rope_type": (None, "default"),
+        "type": (None, "default"),
+        "rope_theta": admitted["rope_theta"],
+        "partial_rotary_factor": (None, 1.0),
+    }
+    said = dict(fields)
+    for place in ("rope_parameters", "rope_scaling"):  # the first is the newer one
+        values = said.pop(place, None) or {}
+        if not isinstance(values, dict):
+            raise _not_nanochats(path, place, values)
+        said |= {f"{place}.{name}": value for name, value in values.items()}
+        admitted |= {f"{place}.{name}": values for name, values in rotary.items()}
+    for name, values in admitted.items():
+        if said.get(name) not in values:
+            raise _not_nanochats(path, name, said[name])
     eps = fields.get("rms_norm_eps", 0.0)
     if not isinstance(eps, int | float) or not 0 <= eps <= LARGEST_EPS:
-        wrong.append("rms_norm_eps")
-    if wrong:
-        raise CheckpointError(
-            f"{path}: {wrong[0]} is {said[wrong[0]]!a:.99}, which is not nanochat's.",
-            "Give a model of nanochat's main branch.",
-        )
+        raise _not_nanochats(path, "rms_norm_eps", eps)
 
 
-def _has_template(folder: Path) -> bool:
-    path = folder / TOKENIZER_CONFIG_FILE
-    return (folder / TEMPLATE_FILE).exists() or (
-        path.exists() and "chat_template" in read_json(path)
+def _not_nanochats(path: Path, name: str, value: object) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: {name} is {value!a:.99}, which is not nanochat's.",
+        "Give a model of nanochat's main branch.",
     )

@@ -9,9 +9,15 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from mlxchat.checkpoint.files import damaged, read_json
-from mlxchat.errors import CheckpointError, NotFound
+from mlxchat.errors import CheckpointError, ConfigError, NotFound
 from mlxchat.interop import nanochat_files
-from mlxchat.model.config import CLASSIC, VOCABULARY_MULTIPLE, GPTConfig, era_of
+from mlxchat.model.config import (
+    CLASSIC,
+    LARGEST_SOFTCAP,
+    VOCABULARY_MULTIPLE,
+    GPTConfig,
+    era_of,
+)
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
 from mlxchat.tokenizer import files
@@ -19,6 +25,13 @@ from mlxchat.tokenizer.bpe import TOKENIZER_FILE, Tokenizer, vocabulary_fault
 
 EMBEDDING_WEIGHT, HEAD_WEIGHT = "transformer.wte.weight", "lm_head.weight"
 LONGEST_TENSOR_NAME = 200
+_WRAPPERS = {  # modules of torch around others: compiled, on several GPUs, recomputed
+    "_orig_mod",
+    "module",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+}
+_ROTARY_TABLES = {"inv_freq", "original_inv_freq"}  # of transformers; computed here
 FLOATS = (mx.float32, mx.bfloat16, mx.float16)  # float32 holds all of their values
 
 _ANOTHER = "Give a model of nanochat's main branch, all of its tensors and no others."
@@ -64,6 +77,30 @@ class Foreign:
     conversational: bool
     bits_per_byte: float | None = None
     notes: tuple[str, ...] = ()
+
+
+def plain_tensors(path: Path, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a model's parameters by their names in the model itself.
+
+    The names of modules around others are left out, and so are the tables of the rotary embedding.
+
+    Args:
+        path: the file or folder of the tensors.
+        stored: the tensors by the names in it.
+
+    Raises:
+        CheckpointError: two tensors have the same name.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in stored.items():
+        parts = [part for part in name.split(".") if part not in _WRAPPERS]
+        if parts[-2:-1] == ["rotary_emb"] and parts[-1] in _ROTARY_TABLES:
+            continue
+        plain = ".".join(parts)
+        if plain in tensors:
+            raise damaged(path, f"{plain!a:.99} is there twice")
+        tensors[plain] = tensor
+    return tensors
 
 
 def read_network(
@@ -117,9 +154,15 @@ def configure(
         softcap: the bound of the logits; None for the first that the era had.
 
     Raises:
+        ConfigError: ``softcap`` cannot be one.
         CheckpointError: a field is wrong or contradicts the tensors; a tensor is missing,
             unexpected, of another shape or not floating-point. Each is named.
     """
+    if softcap is not None and not 0 < softcap <= LARGEST_SOFTCAP:
+        raise ConfigError(
+            f"`softcap={softcap:g}` cannot bound the logits.",
+            f"Give a number above 0, up to {LARGEST_SOFTCAP:g}.",
+        )
     for name in tensors:
         if len(name) > LONGEST_TENSOR_NAME or not name.isprintable():
             raise damaged(path, f"a tensor is called {name[:99]!a}")

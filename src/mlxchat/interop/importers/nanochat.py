@@ -12,10 +12,15 @@ from mlxchat.checkpoint.files import damaged, read_json
 from mlxchat.errors import CheckpointError, NotFound
 from mlxchat.interop import nanochat_files, torch_file
 from mlxchat.interop.importers import model
-from mlxchat.interop.importers.model import Foreign, Tensor, configure, require_vocabulary
+from mlxchat.interop.importers.model import (
+    Foreign,
+    Tensor,
+    configure,
+    plain_tensors,
+    require_vocabulary,
+)
 from mlxchat.interop.npz_file import read_npz
 
-COMPILED = "_orig_mod."  # torch.compile puts it before all names
 ROTARY = ("cos", "sin")  # tables that are computed instead
 
 _FILE = re.compile(r"model_(\d{1,12})\.(pt|npz)")
@@ -28,7 +33,7 @@ def open_nanochat(
     softcap: float | None,
     conversational: bool | None,
 ) -> Foreign:
-    """Open a checkpoint; see `importers.open_model`."""
+    """Open a checkpoint, also that of the only run in a NANOCHAT_BASE_DIR."""
     file, number = _file(path, step)
     folder = file.parent.resolve()  # the hub's cache has links to files of other names
     meta_path = file.with_name(nanochat_files.meta_file(number))
@@ -74,8 +79,7 @@ def open_nanochat(
 
 def _file(path: Path, step: int | None) -> tuple[Path, int]:
     """Return the file with the tensors, and its step."""
-    files = [path] if path.is_file() else sorted(path.iterdir())
-    found = {int(match[1]): file for file in files if (match := _FILE.fullmatch(file.name))}
+    found = _steps(path) or _steps(_only_run(path))
     if not found:
         raise NotFound(
             f"There is no model in {path}.",
@@ -88,6 +92,27 @@ def _file(path: Path, step: int | None) -> tuple[Path, int]:
             f"{path} has no step {number}.", f"It has: {', '.join(map(str, sorted(found)))}."
         )
     return found[number], number
+
+
+def _steps(path: Path) -> dict[int, Path]:
+    """Return the files of tensors in a folder, or the one that is given, by their steps."""
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    return {int(match[1]): file for file in files if (match := _FILE.fullmatch(file.name))}
+
+
+def _only_run(path: Path) -> Path:
+    """Return the only run's folder in a NANOCHAT_BASE_DIR; the path itself if there is none.
+
+    Raises:
+        NotFound: there are several.
+    """
+    stages = (path / stage for stage in (nanochat_files.BASE, *nanochat_files.CONVERSATIONAL))
+    folders = sorted(folder for stage in stages if stage.is_dir() for folder in stage.iterdir())
+    runs = [folder for folder in folders if folder.is_dir() and _steps(folder)]
+    if len(runs) > 1:
+        listed = ", ".join(str(run.relative_to(path)) for run in runs[:9])
+        raise NotFound(f"There are several models in {path}: {listed}.", "Give one of them.")
+    return runs[0] if runs else path
 
 
 def _fields(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
@@ -117,11 +142,8 @@ def _torch(path: Path) -> dict[str, Tensor]:
     for name, tensor in value.items():
         if not isinstance(name, str) or not isinstance(tensor, torch_file.TorchTensor):
             raise damaged(path, f"{name!a:.99} is not a tensor")
-        plain = name.removeprefix(COMPILED)
-        if plain in tensors:
-            raise damaged(path, f"{plain} is there twice")
-        tensors[plain] = tensor
-    return tensors
+        tensors[name] = tensor
+    return plain_tensors(path, tensors)
 
 
 def _numpy(path: Path) -> dict[str, Tensor]:

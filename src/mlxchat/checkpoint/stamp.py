@@ -1,0 +1,57 @@
+"""When a step was saved, as the step itself says.
+
+The times of files and folders do not tell: copying a home changes them, and so does a stray file.
+"""
+
+import json
+import math
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from mlxchat.checkpoint.files import CHECKSUMS, read_json
+from mlxchat.errors import MlxchatError
+from mlxchat.json_text import as_type
+from mlxchat.telemetry.events import MOST_SECONDS, Time
+from mlxchat.telemetry.log import logged_save
+
+STAMP = "saved.json"
+
+_TIME: TypeAdapter[float] = TypeAdapter(Time)
+
+
+def write_stamp(folder: Path, time: float) -> None:
+    """Write when a step is saved, in seconds since the epoch, into its directory."""
+    (folder / STAMP).write_text(json.dumps({"time": time}), "utf-8")
+
+
+def saved_at(folder: Path, step: int, log: Path | None = None) -> float:
+    """Return when a step was saved, in seconds since the epoch.
+
+    A step of an earlier version does not say it. Then the run's log does or, failing that, the
+    file of its checksums, which was written last.
+
+    Args:
+        folder: the step's directory.
+        step: its number.
+        log: the log of its run; None to do without.
+
+    Raises:
+        OSError: the directory cannot be read.
+    """
+    stamped = _stamped(folder)
+    if stamped is None and log is not None:
+        stamped = logged_save(log, step)
+    if stamped is not None:
+        return stamped
+    checksums = folder / CHECKSUMS
+    changed = (checksums if checksums.is_file() else folder).stat().st_mtime
+    return max(0.0, min(changed, MOST_SECONDS))
+
+
+def _stamped(folder: Path) -> float | None:
+    try:
+        time = as_type(read_json(folder / STAMP).get("time"), _TIME)
+    except (MlxchatError, ValueError):
+        return None
+    return time if math.isfinite(time) else None

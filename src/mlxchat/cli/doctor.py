@@ -1,0 +1,74 @@
+"""The command `doctor`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlxchat.cli.options import Json
+from mlxchat.disk import storing
+from mlxchat.home import Home, expanded
+from mlxchat.telemetry.clock import SYSTEM_CLOCK
+from mlxchat.ui.console import Screen, say, say_json
+
+if TYPE_CHECKING:
+    from mlxchat.doctor.examination import Examination
+    from mlxchat.doctor.host import Host
+
+STANDARD_OUTPUT = Path("-")
+
+
+def doctor_command(
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            parser=expanded,
+            metavar="FILE",
+            show_default=False,
+            help="Write a report in Markdown, to paste into an issue; - prints it. It names "
+            "neither you nor your folders.",
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Check this machine, in less than two minutes: what it is, what it computes right, how fast.
+
+    Says of each check what it measures, what was found and, where something is wrong, what to do
+    and which commands are affected. Exits with code 1 if a check failed. Progress goes to standard
+    error.
+    """
+    if json and report == STANDARD_OUTPUT:
+        raise typer.BadParameter(f"--json cannot be combined with --report {STANDARD_OUTPUT}.")
+    from mlxchat.doctor.examination import SECONDS
+    from mlxchat.doctor.host import Host
+
+    facts = examine_host(Host(Home.from_environment(), SYSTEM_CLOCK.seconds() + SECONDS))
+    from mlxchat.ui.doctor import examination_markdown, show_examination
+
+    if report and report != STANDARD_OUTPUT:
+        with storing(report):
+            report.write_text(examination_markdown(facts) + "\n", "utf-8")
+    if json:
+        say_json(facts.model_dump(mode="json"))
+    elif report == STANDARD_OUTPUT:
+        say(examination_markdown(facts))
+    else:
+        show_examination(facts)
+    if facts.of("failed"):
+        raise typer.Exit(1)
+
+
+def examine_host(host: "Host") -> "Examination":
+    """Make all checks, showing the progress."""
+    from mlxchat.doctor.check import Finding
+    from mlxchat.doctor.examination import examine, examined
+
+    begun, findings = SYSTEM_CLOCK.seconds(), []
+    with Screen(stream=sys.stderr) as screen:
+        for event in examine(host):
+            if isinstance(event, Finding):
+                findings.append(event)
+            else:
+                screen.show(event)
+    return examined(host, findings, SYSTEM_CLOCK.seconds() - begun)

@@ -1,0 +1,130 @@
+"""What a command that fails prints, and its exit code. The README has a table of the codes.
+
+All that the user can do something about is two lines: the problem and the remedy. What nobody
+foresaw is two lines as well, with the traceback in a file: it is a mistake of the program.
+"""
+
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import cast
+
+import typer
+
+from mlxchat.device_failures import device_error
+from mlxchat.errors import DeviceError, LockedError, MemoryLimitError, MlxchatError
+from mlxchat.ui import console
+from mlxchat.ui.output import Output
+
+# typer exports no name for usage errors of all kinds, but this is one of them.
+USAGE_ERRORS = cast(tuple[type[Exception], ...], typer.BadParameter.__bases__)
+NO_TRACEBACK_YET = "Repeat the command with MLXCHAT_DEBUG=1, and report it with what that prints."
+
+
+def exit_code(command: Callable[[], int | None]) -> int:
+    """Run a command, say what went wrong if it fails, and return the exit code.
+
+    With ``MLXCHAT_DEBUG=1`` the traceback of a failure is printed first; nothing else changes.
+    """
+    try:
+        return command() or 0
+    except USAGE_ERRORS as error:
+        return _report_usage(error)
+    except (MlxchatError, OSError, RuntimeError, MemoryError) as error:
+        known = _understood(error)
+        if known is None:
+            raise  # to `report_unforeseen`
+        if _debugging():
+            console.say(traceback.format_exc(), sys.stderr)
+        console.error(known.problem, known.remedy)
+        if isinstance(known, LockedError):
+            return os.EX_TEMPFAIL
+        return os.EX_SOFTWARE if isinstance(known, DeviceError) else 1
+
+
+def lost_output(out: Output, err: Output) -> int:
+    """Return 1 and say why if output could not be written; 0 if all of it was, or has no reader."""
+    lost = 0
+    for name, stream in (("Standard output", out), ("Standard error", err)):
+        stream.flush()
+        if stream.failure is not None:
+            lost = 1
+            console.error(
+                f"{name} could not be written: {_reason(stream.failure)}.",
+                "What was printed since then is lost. Make room there, or send it elsewhere.",
+            )
+    return lost
+
+
+def report_unforeseen(
+    kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
+) -> None:
+    """Report an exception that nothing has caught, in place of Python's `sys.excepthook`."""
+    if issubclass(kind, KeyboardInterrupt):
+        return
+    if _debugging():
+        console.say("".join(traceback.format_exception(kind, error, trace)), sys.stderr)
+        remedy = "Please report it with the traceback above."
+    else:
+        stored = _stored_traceback(kind, error, trace)
+        remedy = f"Please report it with its traceback: {stored}" if stored else NO_TRACEBACK_YET
+    what = f"{kind.__name__}: {error}" if str(error) else kind.__name__
+    console.error(f"This is a mistake in mlxchat. {what.rstrip('.')}.", remedy)
+
+
+def _report_usage(error: Exception) -> int:
+    """Report wrong usage, unless it was the lack of arguments, which has printed the help."""
+    context: typer.Context | None = getattr(error, "ctx", None)
+    if message := error.format_message():  # type: ignore[attr-defined]
+        program = context.command_path if context else "mlxchat"
+        console.error(message, f"See: {program} --help")
+    return 2
+
+
+def _understood(error: Exception) -> MlxchatError | None:
+    """Return an error as one that says what to do; None if nobody foresaw it."""
+    if isinstance(error, MlxchatError):
+        return error
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return MlxchatError(
+            f"{where}{_reason(error)}.",
+            "Check that the disk has room and that you may write there. MLXCHAT_HOME sets the "
+            "folder.",
+        )
+    if failed := device_error(error):
+        return failed
+    if isinstance(error, MemoryError):
+        return MemoryLimitError(
+            f"The memory of this machine is used up{f': {error}' if str(error) else ''}.",
+            "Close other programs, or give it less to do at a time.",
+        )
+    return None
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__
+
+
+def _debugging() -> bool:
+    return os.environ.get("MLXCHAT_DEBUG") == "1"
+
+
+def _stored_traceback(
+    kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
+) -> Path | None:
+    """Write a traceback into a new file; None if the disk does not take it."""
+    with (
+        suppress(OSError),
+        tempfile.NamedTemporaryFile(
+            "w", prefix="mlxchat-", suffix=".txt", encoding="utf-8", errors="replace", delete=False
+        ) as file,
+    ):
+        file.write("".join(traceback.format_exception(kind, error, trace)))
+        return Path(file.name)
+    return None

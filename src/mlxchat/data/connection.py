@@ -1,0 +1,174 @@
+"""The HTTP client of downloads as the environment describes it: proxies and certificates.
+
+``HTTPS_PROXY``, ``HTTP_PROXY`` and ``ALL_PROXY`` name proxies, on a Mac its network settings too;
+``NO_PROXY`` the hosts that are asked directly; ``SSL_CERT_FILE`` or ``SSL_CERT_DIR`` the
+certificates. httpx reads the same, but refuses many a ``NO_PROXY`` that other programs take.
+"""
+
+import os
+import re
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from urllib.request import getproxies
+
+import httpx
+
+from mlxchat.data.addresses import without_credentials
+from mlxchat.errors import DataError
+
+_CERTIFICATES = {"SSL_CERT_FILE": "file", "SSL_CERT_DIR": "folder"}  # the first that is set
+
+
+def open_client(timeout: float) -> httpx.Client:
+    """Return a client that connects as the environment says.
+
+    Args:
+        timeout: seconds without a byte until a request fails.
+
+    Raises:
+        DataError: a proxy or the certificates cannot be used; the variable is named.
+    """
+    context = _certificates()
+    settings = getproxies()  # by scheme, "all" and "no"
+    proxies = {
+        scheme: _proxy(scheme, settings[scheme], context)
+        for scheme in ("http", "https", "all")
+        if settings.get(scheme)
+    }
+    direct = httpx.HTTPTransport(verify=context)
+    return httpx.Client(
+        timeout=timeout,
+        transport=_Routes(direct, proxies, exemptions(settings.get("no", ""))),
+    )
+
+
+class _Routes(httpx.BaseTransport):
+    """Sends each request through the proxy of its scheme, or directly to its host."""
+
+    def __init__(
+        self,
+        direct: httpx.BaseTransport,
+        proxies: Mapping[str, httpx.BaseTransport],
+        exempt: "tuple[Exemption, ...]",
+    ) -> None:
+        self._direct, self._proxies, self._exempt = direct, proxies, exempt
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request."""
+        url = request.url
+        way = self._proxies.get(url.scheme) or self._proxies.get("all") or self._direct
+        if any(exemption.covers(url) for exemption in self._exempt):
+            way = self._direct
+        return way.handle_request(request)
+
+    def close(self) -> None:
+        """Close all connections."""
+        for transport in (self._direct, *self._proxies.values()):
+            transport.close()
+
+
+@dataclass(frozen=True)
+class Exemption:
+    """An entry of ``NO_PROXY``: hosts that are asked directly.
+
+    Attributes:
+        scheme: that of the requests; None for all.
+        host: a name or an IP address as it is written, a range such as ``10.0.0.0/8``, or ``*``.
+        port: that of the requests; None for all.
+    """
+
+    scheme: str | None
+    host: str
+    port: int | None
+
+    def covers(self, url: httpx.URL) -> bool:
+        """Whether a request to that address goes to its host directly."""
+        if self.scheme not in (None, url.scheme):
+            return False
+        if self.port not in (None, url.port or {"http": 80, "https": 443}.get(url.scheme)):
+            return False
+        return self.host == "*" or any(
+            self._is_of(name.lower().rstrip("."))
+            for name in (url.host, url.raw_host.decode("ascii", "replace"))
+        )
+
+    def _is_of(self, host: str) -> bool:
+        try:
+            address = ip_address(host.partition("%")[0])
+        except ValueError:  # a name: the entry is that name, or a domain that it is in
+            own = self.host.removeprefix("*")
+            domain = own if own.startswith(".") else f".{own}"
+            return host == own or host.endswith(domain)
+        try:
+            return address in ip_network(self.host.partition("%")[0], strict=False)
+        except ValueError:
+            return False
+
+
+_ENTRY = re.compile(
+    r"(?:(?P<scheme>[a-z][a-z0-9+.-]*)://)?"
+    r"(?:\[(?P<bracketed>[^\]]*)\](?P<size>/\d+)?|(?P<bare>[^\[\]]*?))"
+    r"(?::(?P<port>\d{1,5}))?/?"
+)
+
+
+def exemptions(no_proxy: str) -> tuple[Exemption, ...]:
+    """Return the entries of a ``NO_PROXY``, which commas or blanks separate.
+
+    A name stands for its subdomains too, with a dot in front for these only. IPv6 addresses may be
+    in brackets, and must be with a port. An entry that is none of these exempts no host.
+
+    >>> [entry.host for entry in exemptions("localhost, [::1]:8080 ::1,10.0.0.0/8")]
+    ['localhost', '::1', '::1', '10.0.0.0/8']
+    """
+    found = []
+    for entry in re.split(r"[\s,]+", no_proxy.lower()):
+        match = _ENTRY.fullmatch(entry)
+        if entry.count(":") > 1 and not entry.startswith("[") and "://" not in entry:
+            found.append(Exemption(None, entry, None))  # an IPv6 address without brackets
+        elif match and (host := match["bracketed"] or match["bare"]):
+            scheme = None if match["scheme"] == "all" else match["scheme"]
+            port = int(match["port"]) if match["port"] else None
+            found.append(Exemption(scheme, (host + (match["size"] or "")).rstrip("."), port))
+    return tuple(found)
+
+
+def _proxy(scheme: str, address: str, context: ssl.SSLContext) -> httpx.HTTPTransport:
+    names = (f"{scheme}_proxy", f"{scheme}_proxy".upper())
+    source = next((name for name in names if os.environ.get(name)), "the system's settings")
+    shown = without_credentials(address)
+    try:
+        url = httpx.URL(address if "://" in address else f"http://{address}")
+        return httpx.HTTPTransport(verify=context, proxy=url)
+    except ImportError as error:
+        raise DataError(
+            f"The proxy {shown} of {source} is a SOCKS proxy, for which a package is missing.",
+            "pip install socksio",
+        ) from error
+    except (ValueError, httpx.InvalidURL):  # whose text may show the password
+        raise DataError(
+            f"The proxy {shown!r} of {source} cannot be used.",
+            "Give an address such as http://127.0.0.1:8080 there, or unset it.",
+        ) from None
+
+
+def _certificates() -> ssl.SSLContext:
+    for variable, kind in _CERTIFICATES.items():
+        if not (given := os.environ.get(variable)):
+            continue
+        places = [given] if kind == "file" else given.split(os.pathsep)
+        exists = Path.is_file if kind == "file" else Path.is_dir
+        remedy = f"Set {variable} to a {kind} of certificates in PEM form, or unset it."
+        if not any(exists(Path(place)) for place in places):
+            raise DataError(f"{variable} is {given!r}, where there is no {kind}.", remedy)
+        try:
+            return httpx.create_ssl_context()
+        except OSError as error:  # those of ssl among them
+            raise DataError(
+                f"{given}, which {variable} names, cannot be read: {error.strerror or error}.",
+                remedy,
+            ) from error
+    return httpx.create_ssl_context()

@@ -1,0 +1,7 @@
+"""Checks of this machine: what it is, what it computes right, and how fast.
+
+`check` says what a check is, `host` what it may ask the machine, and `examination` runs them all.
+The checks are in one module a topic: `system`, `storage`, `device`, `arithmetic` and `training`.
+What they measure is computed in processes of their own (`child`), by the functions of the modules
+`measured_...`, so that a device that crashes or hangs is a finding like any other.
+"""

@@ -1,0 +1,176 @@
+"""Checks of what MLX computes: products, rotation, gradients, attention, decoding."""
+
+from mlxchat.doctor.check import (
+    COMPUTING,
+    DECODING,
+    TRAINING,
+    Check,
+    Verdict,
+    doubtful,
+    good,
+    with_mlx,
+    wrong,
+)
+from mlxchat.doctor.facts import BACKWARD, DECODED, GRADIENTS, PRODUCTS, ROTATION, ROUNDINGS
+from mlxchat.doctor.host import Host
+
+SLOW_CPU = 10e9  # FLOP/s, which OpenBLAS passes on one core and the reference BLAS does not
+NEARLY_AS_FAST = 0.8  # of the fastest precision
+LARGEST_ROUNDING = {"float32": 1e-3, "float16": 2e-3, "bfloat16": 1e-2}  # TF32 is within it
+TF32_ROUNDING = 2e-5  # above it, float32 products are rounded to fewer bits
+LARGEST_ROTATION = 1e-5
+LARGEST_GRADIENT = 1e-3
+LARGEST_ATTENTION = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 3e-2}
+SLOWER = 1.25  # times as slow fused as unfused
+LARGEST_DECODED = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 5e-2}
+FLOAT32 = {"MLX_ENABLE_TF32": "0"}  # float32 products without rounding to 10 bits, on M5 and CUDA
+UNFUSED = {"MLX_SDPA_VJP_FALLBACK": "1", "MLX_CUDA_USE_CUDNN_SDPA": "0"}  # Metal's, CUDA's
+
+REPORT_IT = (
+    "Do not trust what is trained here. Update MLX (pip install -U mlx); if that changes nothing, "
+    "report it with this command's report."
+)
+
+
+def _products(host: Host) -> Verdict:
+    device, speeds = host.device(), host.measure(PRODUCTS)
+    assert device is not None
+    value = ", ".join(f"{name} {_speed(speed)}" for name, speed in dict(speeds).items())
+    used = dict(speeds)[device.compute_dtype]
+    if device.backend == "cpu":
+        if used < SLOW_CPU:
+            return doubtful(
+                value,
+                "Either other programs keep the processor busy, or the BLAS is slow.",
+                "Close other programs; see BLAS above.",
+            )
+        return good(value, "On CPUs mlxchat computes in float32.")
+    fastest = max(dict(speeds), key=lambda name: dict(speeds)[name])
+    if used < NEARLY_AS_FAST * dict(speeds)[fastest]:
+        return doubtful(
+            value,
+            f"mlxchat computes in {device.compute_dtype}, and {fastest} is "
+            f"{dict(speeds)[fastest] / used:.1f} times as fast: chips before M3 have no bfloat16 "
+            "of their own.",
+        )
+    return good(value, f"mlxchat computes in {device.compute_dtype} here.")
+
+
+def _speed(speed: float) -> str:
+    return f"{speed / 1e12:,.1f} TFLOP/s" if speed >= 1e12 else f"{speed / 1e9:,.0f} GFLOP/s"
+
+
+def _rounding(host: Host) -> Verdict:
+    roundings = dict(host.measure(ROUNDINGS))
+    value = ", ".join(f"{name} {error:.0e}" for name, error in roundings.items())
+    bad = [name for name, error in roundings.items() if not error <= LARGEST_ROUNDING[name]]
+    if bad:
+        return wrong(value, f"Products in {' and '.join(bad)} are wrong.")
+    if roundings["float32"] > TF32_ROUNDING:
+        return good(value, "Products in float32 are rounded as TF32, unless MLX_ENABLE_TF32=0.")
+    return good(value)
+
+
+def _rotation(host: Host) -> Verdict:
+    found = host.measure(ROTATION)
+    if not found.value <= LARGEST_ROTATION:
+        return wrong(f"{found.value:.1e}", f"It is largest in the {found.where}.")
+    return good(f"{found.value:.1e}")
+
+
+def _gradients(host: Host) -> Verdict:
+    found = host.measure(GRADIENTS, FLOAT32)
+    if not found.value <= LARGEST_GRADIENT:
+        return wrong(f"{found.value:.1e}", f"It is largest for {found.where}.")
+    return good(f"{found.value:.1e}", f"It is largest for {found.where}." if found.value else "")
+
+
+def _attention(host: Host) -> Verdict:
+    fused = host.measure(BACKWARD)
+    largest = LARGEST_ATTENTION[fused.dtype]
+    value = f"{1000 * fused.seconds:,.1f} ms, {fused.peak / 2**20:,.0f} MiB"
+    if not fused.difference <= largest:
+        return wrong(value, f"It is off by {fused.difference:.1e} of its norm.")
+    off = f"Off by {fused.difference:.1e} of its norm."
+    device = host.device()
+    if device and device.backend == "cpu":
+        return good(value, f"{off} On CPUs there is no fused kernel.")
+    unfused = host.measure(BACKWARD, UNFUSED)
+    ratio = fused.seconds / unfused.seconds
+    value = f"{value} fused; {1000 * unfused.seconds:,.1f} ms, {unfused.peak / 2**20:,.0f} MiB not"
+    if not unfused.difference <= largest:
+        off += f" Unfused it is off by {unfused.difference:.1e}."
+    if ratio > SLOWER:
+        return doubtful(value, f"Fused takes {ratio:.2f} times as long as unfused. {off}")
+    return good(value, f"Fused takes {ratio:.2f} times as long as unfused. {off}")
+
+
+def _decoding(host: Host) -> Verdict:
+    device, found = host.device(), host.measure(DECODED)
+    assert device is not None
+    if not found.value <= LARGEST_DECODED[device.compute_dtype]:
+        return wrong(f"{found.value:.1e}", f"The logits are furthest off {found.where}.")
+    return good(f"{found.value:.1e}")
+
+
+def _limits(largest: dict[str, float]) -> str:
+    return "at most " + ", ".join(f"{value:g} in {name}" for name, value in largest.items())
+
+
+ARITHMETIC_CHECKS = (
+    Check(
+        "products",
+        "The speed of matrix products in three precisions; training is made of them.",
+        f"at least {SLOW_CPU / 1e9:g} GFLOP/s; on a GPU bfloat16 nearly as fast as the others",
+        "Nothing needs to be done: training works, at the lower speed.",
+        COMPUTING,
+        _products,
+        with_mlx,
+    ),
+    Check(
+        "rounding",
+        "How far products are from those in float64, as a share of their norm.",
+        _limits(LARGEST_ROUNDING),
+        REPORT_IT,
+        COMPUTING,
+        _rounding,
+        with_mlx,
+    ),
+    Check(
+        "rotation",
+        "How far the compiled rotary embedding and its gradient are from numpy's.",
+        f"at most {LARGEST_ROTATION:g}",
+        REPORT_IT,
+        COMPUTING,
+        _rotation,
+        with_mlx,
+    ),
+    Check(
+        "gradients",
+        "How far the compiled loss and gradients of two small models are from plain ones on the "
+        "CPU, in float32.",
+        f"at most {LARGEST_GRADIENT:g} of each norm",
+        REPORT_IT,
+        TRAINING,
+        _gradients,
+        with_mlx,
+    ),
+    Check(
+        "attention",
+        "Time, memory and error of attention forward and backward, fused and unfused.",
+        f"fused at most {SLOWER:g} times as long; off {_limits(LARGEST_ATTENTION)}",
+        "If memory allows, train with MLX_SDPA_VJP_FALLBACK=1 in the environment.",
+        TRAINING,
+        _attention,
+        with_mlx,
+    ),
+    Check(
+        "decoding",
+        "How far tokens decoded one by one past 1,100 positions are from one pass over them all.",
+        _limits(LARGEST_DECODED),
+        REPORT_IT,
+        DECODING,
+        _decoding,
+        with_mlx,
+    ),
+)

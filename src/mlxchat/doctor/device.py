@@ -1,0 +1,95 @@
+"""Checks of the GPU: what MLX sees of it, and whether it may work without a pause."""
+
+from mlxchat.doctor.check import (
+    COMPUTING,
+    TRAINING,
+    Check,
+    Verdict,
+    doubtful,
+    good,
+    with_gpu,
+    with_mlx,
+    wrong,
+)
+from mlxchat.doctor.facts import LOAD
+from mlxchat.doctor.host import Host
+
+_GIB = 2**30
+LEAST_GPU_MEMORY = 4 * _GIB
+LONGEST_WORK = 2.0  # seconds; the system ends what holds its GPU for five
+
+
+def _gpu(host: Host) -> Verdict:
+    device = host.device()
+    assert device is not None
+    value = f"{device.name}, {device.backend}"
+    if device.backend == "cpu" and host.has_nvidia_gpu():
+        return wrong(value, "There is an NVIDIA GPU, but MLX computes on the CPU.")
+    if device.backend == "cpu" and host.system() == "Darwin":
+        return wrong(value, "This Mac's GPU cannot be used: Metal does not answer.")
+    if device.backend == "cpu":
+        return good(value, "There is no GPU that MLX knows.")
+    value += f", {device.memory / _GIB:,.1f} GiB"
+    largest = f"{device.largest_buffer / _GIB:,.1f} GiB"
+    bounds = f"An array may have {largest}, and {device.buffers:,} may live at one time."
+    detail = bounds if device.largest_buffer else ""
+    if "Paravirtual" in device.name:
+        return doubtful(value, f"This is a virtual machine's GPU. {detail}")
+    if device.memory < LEAST_GPU_MEMORY:
+        return doubtful(value, f"Only small models fit into its memory. {detail}")
+    return good(value, detail)
+
+
+def _watchdog(host: Host) -> Verdict:
+    load = host.measure(LOAD)
+    value = f"{load.seconds:.1f} s, {1000 * load.longest:,.0f} ms at most at a time"
+    if load.longest > LONGEST_WORK:
+        return doubtful(value, "Pieces of work this long can set off the system's watchdog.")
+    return good(value)
+
+
+def _nccl(host: Host) -> Verdict:
+    device = host.device()
+    assert device is not None
+    if not device.nccl:
+        return doubtful("not there", "Several GPUs could not work together.")
+    return good("there", "mlxchat itself uses one GPU.")
+
+
+def _with_cuda(host: Host) -> str:
+    device = host.device()
+    return with_mlx(host) or ("" if device and device.backend == "cuda" else "for NVIDIA GPUs")
+
+
+DEVICE_CHECKS = (
+    Check(
+        "GPU",
+        "The device that MLX computes on, and its memory.",
+        f"the GPU, if there is one, with at least {LEAST_GPU_MEMORY // _GIB} GiB",
+        'With an NVIDIA GPU, install its backend: pip install -e ".[cuda]". On a Mac, log in at '
+        "its screen or over SSH: programs without a session may see no GPU.",
+        COMPUTING,
+        _gpu,
+        with_mlx,
+    ),
+    Check(
+        "watchdog",
+        "Whether the system lets the GPU work some seconds without a pause. macOS may end such "
+        "work while a display is on.",
+        f"at most {LONGEST_WORK:g} s at a time, and never ended",
+        "Let the display sleep, or use the machine over SSH, while it computes; train with "
+        "`supervise`.",
+        TRAINING,
+        _watchdog,
+        with_gpu,
+    ),
+    Check(
+        "NCCL",
+        "Whether the library by which NVIDIA GPUs work together loads.",
+        "there",
+        'Install it again: pip install -U "mlx[cuda13]" brings it.',
+        (),
+        _nccl,
+        _with_cuda,
+    ),
+)

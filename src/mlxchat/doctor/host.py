@@ -1,0 +1,259 @@
+"""What the checks ask of the machine they run on.
+
+All questions to the system, and all measurements, go through `Host`, so that a test can plant an
+answer: that of a Mac on Linux, or that of a machine at fault.
+"""
+
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from mlxchat import system
+from mlxchat.device_failures import explain
+from mlxchat.doctor.facts import DEVICE, Device, Measurement, Numbers, Probe
+from mlxchat.errors import BackendError, ConfigError, MlxchatError
+from mlxchat.home import Home, expanded
+from mlxchat.json_text import parse_json
+from mlxchat.processes import own_command
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Timer
+
+LEAST_SECONDS = 2.0  # a measurement is not begun when less is left: its process has to start
+QUESTION_SECONDS = 5.0  # the longest that a program of the system may take to answer
+AWAKE_TRIES, AWAKE_SECONDS = 10, 0.1  # caffeinate takes a moment
+PACKAGE = __name__.rpartition(".")[0]
+
+
+class OutOfTime(Exception):  # noqa: N818  (not an error: the examination is to end soon)
+    """There is not enough time left for a measurement."""
+
+
+class Package(NamedTuple):
+    """An installed package: its version, and what its wheel was built for."""
+
+    version: str
+    tags: tuple[str, ...]  # such as "cp312-cp312-macosx_26_0_arm64"
+
+
+class FreeMemory(NamedTuple):
+    """What is free of the machine's memory, in bytes."""
+
+    free: int
+    total: int
+    pressure: system.Pressure | None  # None if the system does not report it
+
+
+class FileSystem(NamedTuple):
+    """A file system, and the folder that it is attached to."""
+
+    kind: str  # as the system names it: "apfs", "ext4", "nfs4"
+    attached_to: Path
+
+
+class Power(NamedTuple):
+    """Where the machine has its power from."""
+
+    battery: bool  # there is one
+    mains: bool
+
+
+class Host:
+    """This machine.
+
+    Args:
+        home: where mlxchat keeps its files.
+        until: when no measurement may be under way any more, by ``clock``.
+        clock: returns seconds.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        until: float = float("inf"),
+        clock: Timer = SYSTEM_CLOCK.seconds,
+    ) -> None:
+        self.home = home
+        self._until, self._clock = until, clock
+        self._measured: dict[str, Measurement] = {}
+        self._device: list[Device | None] = []
+
+    # ==== The system ====
+
+    def system(self) -> str:
+        """Return the name of the system: ``Darwin``, ``Linux``."""
+        return platform.system()
+
+    def sysctl(self, name: str) -> int | None:
+        """Return a number that a Mac's kernel keeps; None if it has none of that name."""
+        return system.sysctl(name)
+
+    def held_awake(self) -> bool | None:
+        """Return whether a Mac is held awake the way runs hold it; None if it does not tell."""
+        with system.kept_awake() as begun:
+            for _ in range(AWAKE_TRIES if begun else 0):
+                if (held := self.answer("pmset", "-g", "assertions")) is None:
+                    return None
+                if "caffeinate" in held:
+                    return True
+                time.sleep(AWAKE_SECONDS)
+        return False
+
+    def architecture(self) -> str:
+        """Return what this Python was built for: ``arm64``, ``x86_64``, ``aarch64``."""
+        return platform.machine()
+
+    def python(self) -> tuple[int, int, int]:
+        """Return the version of Python."""
+        return sys.version_info[:3]
+
+    def package(self, name: str) -> Package | None:
+        """Return an installed package; None if it is not installed."""
+        try:
+            found = distribution(name)
+        except PackageNotFoundError:
+            return None
+        lines = (found.read_text("WHEEL") or "").splitlines()
+        tags = (line.partition(":")[2].strip() for line in lines if line.startswith("Tag:"))
+        return Package(found.version, tuple(tags))
+
+    def answer(self, *command: str) -> str | None:
+        """Return what a program of the system prints; None if it is missing, fails or hangs."""
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=QUESTION_SECONDS, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    def memory(self) -> FreeMemory:
+        """Return what is free of the memory of the machine, and its pressure."""
+        total = psutil.virtual_memory().total
+        return FreeMemory(system.free_memory(), total, system.pressure())
+
+    def power(self) -> Power:
+        """Return where the power comes from; machines that do not say have no battery."""
+        found = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+        return Power(found is not None, found is None or bool(found.power_plugged))
+
+    def has_nvidia_gpu(self) -> bool:
+        """Return whether the driver of an NVIDIA GPU is loaded."""
+        return Path("/proc/driver/nvidia/version").exists()
+
+    # ==== The disk ====
+
+    def user_home(self) -> Path | None:
+        """Return the user's home folder; None if nothing says where it is."""
+        try:
+            return expanded("~")
+        except ConfigError:
+            return None
+
+    def free_disk(self) -> int:
+        """Return the bytes that are free on the disk of mlxchat's home."""
+        return shutil.disk_usage(self._existing()).free
+
+    def file_system(self) -> FileSystem:
+        """Return the file system of mlxchat's home."""
+        place = self._existing().resolve()
+        found = FileSystem("unknown", Path("/"))
+        for partition in psutil.disk_partitions(all=True):
+            attached = Path(partition.mountpoint)
+            if place.is_relative_to(attached) and attached.is_relative_to(found.attached_to):
+                found = FileSystem(partition.fstype, attached)
+        return found
+
+    def _existing(self) -> Path:
+        root = self.home.root
+        return next(path for path in (root, *root.parents) if path.exists())
+
+    # ==== Measurements ====
+
+    def device(self) -> Device | None:
+        """Return the device that MLX computes on; None if MLX does not load."""
+        if not self._device:
+            try:
+                self._device.append(self.measure(DEVICE))
+            except MlxchatError:
+                self._device.append(None)
+        return self._device[0]
+
+    def measure(
+        self,
+        probe: Probe[Numbers],
+        environment: Mapping[str, str] | None = None,
+        **arguments: object,
+    ) -> Numbers:
+        """Measure in a process of its own; the same measurement is made once.
+
+        Args:
+            probe: the measurement.
+            environment: variables to set for its process.
+            arguments: the arguments of its function.
+
+        Raises:
+            BackendError: its process failed, crashed or took too long.
+            OutOfTime: there is no time left for it.
+        """
+        key = repr((probe.function, environment, arguments))
+        if key not in self._measured:
+            self._measured[key] = self._measure(probe, environment or {}, arguments)
+        measured = self._measured[key]
+        assert isinstance(measured, probe.numbers)
+        return measured
+
+    def _measure(
+        self, probe: Probe[Numbers], environment: Mapping[str, str], arguments: dict[str, object]
+    ) -> Numbers:
+        left = self._until - self._clock()
+        if left < LEAST_SECONDS:
+            raise OutOfTime
+        module = f"{PACKAGE}.{probe.module}"
+        command = own_command(f"{PACKAGE}.child", module, probe.function)
+        seconds = min(probe.seconds, left)
+        try:
+            done = subprocess.run(
+                command,
+                input=json.dumps(arguments),
+                capture_output=True,
+                text=True,
+                timeout=seconds,
+                env={**os.environ, **environment},
+            )
+        except subprocess.TimeoutExpired as error:
+            if seconds < probe.seconds:
+                raise OutOfTime from error
+            raise BackendError(
+                f"It did not end within {seconds:.0f} seconds.",
+                "If kernels were being compiled, they are kept: check once more. If it is the same "
+                "then, the device hangs: restart the machine.",
+            ) from error
+        if done.returncode:
+            raise failure(done.returncode, done.stderr)
+        return probe.numbers.model_validate(parse_json(done.stdout.splitlines()[-1]))
+
+
+def failure(code: int, errors: str) -> BackendError:
+    """Return the error of a process that failed.
+
+    Args:
+        code: its exit code; negative for the number of a signal.
+        errors: what it wrote to standard error.
+    """
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    for line in lines:
+        if failed := explain(line):
+            return failed
+    last = lines[-1] if lines else "it said nothing"
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else "failed"
+    return BackendError(f"Its process {how}: {last}")

@@ -1,0 +1,91 @@
+"""Training steps on one batch: without a limit on memory, held to the plan's, and wired."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.doctor.facts import Pace, Steps
+from mlxchat.plan.plan import Plan, plan
+from mlxchat.runtime import hold_memory, machine, mx
+from mlxchat.train.loop import compile_step
+from mlxchat.train.measure import resources, synthetic_step
+
+COUNT = 20  # steps of each kind
+AT_A_TIME = 4  # steps of a kind, before those of the next: what else the machine does hits all
+STEPS_SECONDS = 12.0  # seconds after which no further round of all kinds begins
+
+
+def take_steps(count: int = COUNT, depth: int | None = None) -> Steps:
+    """Train a new model for some steps without a limit on memory, and as many with it.
+
+    Args:
+        count: the number of steps of each kind.
+        depth: of the model; by default 2 on a CPU and 4 on a GPU.
+    """
+    on_cpu = machine().backend == "cpu"
+    made = _plan(depth or (2 if on_cpu else 4), 3 * count)
+    kinds: dict[str, Callable[[], object]] = {
+        "free": _free(),
+        "held": lambda: hold_memory(made.memory_limit, made.peak, None),
+    }
+    if machine().backend == "metal":
+        kinds["wired"] = lambda: hold_memory(made.memory_limit, made.peak, "auto")
+    launch = compile_step(synthetic_step(made))
+    begun, losses = time.perf_counter(), list[float]()
+
+    def step() -> float:
+        start = time.perf_counter()
+        loss, _, _ = np.array(launch(len(losses) + 1).metrics).tolist()
+        losses.append(loss)
+        return time.perf_counter() - start
+
+    first = step()
+    paces = {kind: Pace(seconds=float("inf"), peak=0) for kind in kinds}
+    for done in range(0, count, AT_A_TIME):
+        for kind, apply in kinds.items():
+            apply()
+            mx.reset_peak_memory()
+            seconds = min(step() for _ in range(min(AT_A_TIME, count - done)))
+            paces[kind] = paces[kind].or_better(Pace(seconds=seconds, peak=mx.get_peak_memory()))
+            kinds["free"]()
+        if time.perf_counter() - begun > STEPS_SECONDS:
+            break
+    return Steps(
+        first_seconds=first,
+        count=len(losses),
+        tokens=made.tokens_per_step,
+        first_loss=losses[0],
+        last_loss=losses[-1],
+        free=paces["free"],
+        held=paces["held"],
+        wired=paces.get("wired"),
+    )
+
+
+def _free() -> Callable[[], None]:
+    """Return a function that brings back the limits of now."""
+    memory, cache = mx.set_memory_limit(0), mx.set_cache_limit(0)
+
+    def apply() -> None:
+        mx.set_memory_limit(memory)
+        mx.set_cache_limit(cache)
+        if machine().backend == "metal":
+            mx.set_wired_limit(0)
+
+    apply()
+    return apply
+
+
+def _plan(depth: int, count: int) -> Plan:
+    """Return the plan of a classic model of that depth: a step is one micro-batch of 8 rows."""
+    context = 64 * depth
+    settings = PretrainConfig(
+        depth=depth,
+        max_seq_len=context,
+        device_batch_size=8,
+        total_batch_size=8 * context,
+        num_iterations=count,
+    )
+    return plan(settings, 512 * depth, resources())

@@ -1,0 +1,175 @@
+"""Checks of the disk that mlxchat's home is on. What its file system does is really tried."""
+
+from pathlib import Path
+
+from mlxchat.disk import RESERVE
+from mlxchat.doctor.check import STORING, Check, Verdict, doubtful, good, wrong
+from mlxchat.doctor.facts import LINKING, LOCKING, RENAMING, SYNCING
+from mlxchat.doctor.host import Host
+from mlxchat.errors import command
+
+_GIB = 2**30
+ENOUGH_DISK = 5 * _GIB  # eight shards, a tokenizer and two steps of depth 12 with their optimizer
+SLOW_SYNC = 1.0  # seconds for a megabyte
+
+NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afpfs", "webdav", "9p", "fuse.sshfs"}
+CARDS = {"exfat", "msdos", "vfat", "fat", "fat32"}
+PASSING = {"tmpfs", "ramfs"}
+CLOUDS = {  # folders that a program keeps the same as a server's, and what that is
+    "Library/Mobile Documents": "iCloud Drive",
+    "Library/CloudStorage": "a cloud drive",
+    "Dropbox": "Dropbox",
+    "OneDrive": "OneDrive",
+    "Google Drive": "Google Drive",
+}
+MAYBE_CLOUDS = ("Desktop", "Documents")  # of a Mac
+
+
+def cloud(path: Path, user_home: Path | None, mac: bool) -> str:
+    """Return the cloud that a folder is kept in, or may be; "" if there is none.
+
+    >>> cloud(Path("/Users/ada/Documents/models"), Path("/Users/ada"), mac=True)
+    'perhaps iCloud Drive'
+    """
+    if user_home is None:
+        return ""
+    for folder, name in CLOUDS.items():
+        if path.is_relative_to(user_home / folder):
+            return name
+    if mac and any(path.is_relative_to(user_home / folder) for folder in MAYBE_CLOUDS):
+        return "perhaps iCloud Drive"
+    return ""
+
+
+def _home(host: Host) -> Verdict:
+    root = host.home.root
+    kind = host.file_system().kind
+    value = f"{root}, {kind}"
+    if name := cloud(root, host.user_home(), host.system() == "Darwin"):
+        return doubtful(
+            value,
+            f"It is in {name}, which uploads every file that is saved, and may take it off this "
+            "disk.",
+        )
+    if kind in NETWORK:
+        return doubtful(value, "A network drive is slow to save on, and may go away in a run.")
+    if kind in CARDS:
+        return doubtful(
+            value,
+            "This file system has no journal and no links: a power cut can damage it, and saved "
+            "steps that share files are copied.",
+        )
+    if kind in PASSING:
+        return doubtful(value, "This is memory: what is saved there is lost with a restart.")
+    return good(value)
+
+
+def _space(host: Host) -> Verdict:
+    free = host.free_disk()
+    value = f"{free / _GIB:,.1f} GiB free"
+    if free < RESERVE:
+        return wrong(value, "Downloads leave 1 GiB free, so that nothing can be downloaded.")
+    if free < ENOUGH_DISK:
+        return doubtful(value, "A few shards and saved steps of a large model fill that.")
+    return good(value)
+
+
+def _sync(host: Host) -> Verdict:
+    tried = host.measure(SYNCING, home=str(host.home.root))
+    value = f"{1000 * tried.seconds:,.0f} ms"
+    if tried.refused and tried.instead:
+        return doubtful(
+            f"by {tried.instead}",
+            f"F_FULLFSYNC was refused ({tried.refused}): what is saved may stay in the drive's "
+            "cache, and a power cut can take the last step.",
+        )
+    if tried.refused:
+        return wrong("refused", f"The disk flushes nothing ({tried.refused}).")
+    if tried.seconds > SLOW_SYNC:
+        return doubtful(value, "The disk is slow: training waits for it whenever it saves.")
+    return good(value)
+
+
+def _lock(host: Host) -> Verdict:
+    tried = host.measure(LOCKING, home=str(host.home.root))
+    if tried.refused and tried.instead:
+        return doubtful(
+            f"by {tried.instead}",
+            f"The system's lock was refused ({tried.refused}). The file that stands for it has to "
+            "be deleted by hand where a process of another machine died.",
+        )
+    if tried.refused:
+        return doubtful(
+            "none", f"Two processes could write the same run: a lock failed ({tried.refused})."
+        )
+    return good("kept")
+
+
+def _rename(host: Host) -> Verdict:
+    tried = host.measure(RENAMING, home=str(host.home.root))
+    if not tried.renamed:
+        return wrong("not whole", "A folder that was renamed lost its file, or is still there.")
+    two = "two names" if tried.case_sensitive else "one name"
+    return good("whole", f"Names that differ in capitals only, d4 and D4, are {two} here.")
+
+
+def _link(host: Host) -> Verdict:
+    tried = host.measure(LINKING, home=str(host.home.root))
+    if tried.refused:
+        return doubtful("none", f"The disk has no hard links ({tried.refused}).")
+    return good("made")
+
+
+ELSEWHERE = "Choose a folder on a disk of this machine with MLXCHAT_HOME."
+STORAGE_CHECKS = (
+    Check(
+        "home",
+        "The file system of the folder where data and models are kept.",
+        "a disk of this machine, outside clouds",
+        ELSEWHERE,
+        STORING,
+        _home,
+    ),
+    Check(
+        "space",
+        "What is free on the disk of that folder.",
+        f"at least {ENOUGH_DISK // _GIB} GiB",
+        f"Make room: {command('checkpoints prune')} removes old steps. Or choose another disk with "
+        "MLXCHAT_HOME.",
+        STORING,
+        _space,
+    ),
+    Check(
+        "sync",
+        "Whether a saved file reaches the drive itself, and how long a megabyte takes.",
+        f"at most {SLOW_SYNC:g} s",
+        ELSEWHERE,
+        STORING,
+        _sync,
+    ),
+    Check(
+        "lock",
+        "Whether a file that one process has locked is refused to another.",
+        "kept",
+        "Do not start two runs of one name at a time, or choose a folder on a disk of this "
+        "machine with MLXCHAT_HOME.",
+        STORING,
+        _lock,
+    ),
+    Check(
+        "rename",
+        "Whether a finished folder takes its name in one go: a step is saved whole or not at all.",
+        "whole",
+        ELSEWHERE,
+        STORING,
+        _rename,
+    ),
+    Check(
+        "link",
+        "Whether a file can have two names, so that a step that is kept twice is stored once.",
+        "made",
+        "Nothing needs to be done: files are copied instead, which takes time and room.",
+        STORING,
+        _link,
+    ),
+)

@@ -1,0 +1,245 @@
+"""Checks of the system: Python, macOS, MLX's wheel, memory, power, a compiler and a BLAS."""
+
+from mlxchat.doctor.check import (
+    COMPUTING,
+    EVERYTHING,
+    TRAINING,
+    Check,
+    Verdict,
+    doubtful,
+    good,
+    on_a_cpu,
+    on_a_mac,
+    with_mlx,
+    wrong,
+)
+from mlxchat.doctor.facts import DEVICE, KERNEL
+from mlxchat.doctor.host import Host
+
+_GIB = 2**30
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 14)  # those that all packages have wheels for
+OLDEST_MLX = (0, 32, 4)
+OLDEST_MACOS = 14
+NEURAL_MACOS = 26  # whose wheel uses the neural accelerators of M5
+BACKENDS = ("mlx-metal", "mlx-cuda-13", "mlx-cuda-12", "mlx-cpu")
+ENOUGH_MEMORY, LEAST_MEMORY = 2 * _GIB, _GIB // 2
+SLOW_COMPILING = 10.0  # seconds for a small kernel
+SAME_RESULT = 1e-5  # relative difference of float32 results
+
+NATIVE = "uv python install 3.12, or the installer of python.org"
+
+
+def _python(host: Host) -> Verdict:
+    version = host.python()
+    value = ".".join(map(str, version))
+    if version[:2] < OLDEST_PYTHON:
+        return wrong(value, "mlxchat needs a newer Python.")
+    if version[:2] > NEWEST_PYTHON:
+        return doubtful(value, "Not every package has wheels for so new a Python.")
+    return good(value)
+
+
+def _architecture(host: Host) -> Verdict:
+    value = host.architecture()
+    if host.system() != "Darwin":
+        return good(value)
+    if host.sysctl("sysctl.proc_translated") == 1:
+        return wrong(
+            f"{value}, by Rosetta", "This Python was built for Intel; Rosetta translates it."
+        )
+    if value != "arm64":
+        return wrong(value, "MLX has no wheels for Macs with Intel processors.")
+    return good(f"{value}, native")
+
+
+def _macos(host: Host) -> Verdict:
+    version = host.answer("sw_vers", "-productVersion") or "unknown"
+    major = version.partition(".")[0]
+    if not major.isdecimal():
+        return doubtful(version, "sw_vers does not tell the version.")
+    if int(major) < OLDEST_MACOS:
+        return wrong(version, "MLX has had no wheels for it since 0.29.3.")
+    return good(version)
+
+
+def _mlx(host: Host) -> Verdict:
+    mlx = host.package("mlx")
+    found = {name: package for name in BACKENDS if (package := host.package(name))}
+    if mlx is None or not found:
+        return wrong("not installed", "MLX, or its backend for this machine, is not installed.")
+    value = ", ".join([f"mlx {mlx.version}", *found])
+    if _numbers(mlx.version) < OLDEST_MLX:
+        return wrong(value, "mlxchat needs a newer MLX.", 'pip install -U mlx, or "mlx[cpu]"')
+    other = {name: package.version for name, package in found.items()}
+    if any(version != mlx.version for version in other.values()):
+        parts = ", ".join(f"{name} {version}" for name, version in other.items())
+        return wrong(value, f"mlx and its backend differ in their versions: {parts}.")
+    host.measure(DEVICE)
+    return _wheel(host, value)
+
+
+def _wheel(host: Host, value: str) -> Verdict:
+    """Say whether the wheel on a Mac is the one for its macOS."""
+    metal = host.package("mlx-metal")
+    version = host.answer("sw_vers", "-productVersion") if host.system() == "Darwin" else None
+    if metal is None or version is None:
+        return good(value)
+    tags = ", ".join(metal.tags)
+    new = version.partition(".")[0]
+    if new.isdecimal() and int(new) >= NEURAL_MACOS and f"macosx_{NEURAL_MACOS}" not in tags:
+        return doubtful(
+            f"{value} ({tags})",
+            f"This is the wheel for an older macOS; on an M5 that for macOS {NEURAL_MACOS} is much "
+            "faster, since it uses its neural accelerators.",
+            "pip install -U pip, then remove mlx and mlx-metal and install them again.",
+        )
+    return good(f"{value} ({tags})")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:3] if part.isdecimal())
+
+
+def _memory(host: Host) -> Verdict:
+    memory = host.memory()
+    value = f"{memory.free / _GIB:,.1f} of {memory.total / _GIB:,.1f} GiB free"
+    if memory.pressure not in (None, "normal"):
+        return doubtful(
+            f"{value}, pressure {memory.pressure}",
+            "The system itself says that memory is short: what is trained now waits for the disk.",
+        )
+    if memory.free < LEAST_MEMORY:
+        return wrong(value, "Not even the quickstart fits into that.")
+    if memory.free < ENOUGH_MEMORY:
+        return doubtful(value, "Only small models fit into that.")
+    return good(value)
+
+
+def _power(host: Host) -> Verdict:
+    power = host.power()
+    if power.battery and not power.mains:
+        return doubtful(
+            "battery",
+            "Chips are slower on battery, and a Mac sleeps there whatever runs on it.",
+        )
+    return good("mains" if power.battery else "no battery")
+
+
+def _awake(host: Host) -> Verdict:
+    held = host.held_awake()
+    if held is None:
+        return doubtful("unknown", "pmset, which comes with macOS, does not tell.")
+    if not held:
+        return doubtful("not held", "caffeinate, which comes with macOS, does not run or help.")
+    return good("held awake")
+
+
+def _compiler(host: Host) -> Verdict:
+    device = host.device()
+    if device and device.backend == "cpu" and host.answer("g++", "-dumpversion") is None:
+        return doubtful(
+            "no g++",
+            "MLX then computes a compiled function operation by operation, which is slower.",
+        )
+    kernel = host.measure(KERNEL)
+    value = f"{kernel.seconds:.2f} s"
+    if kernel.difference > SAME_RESULT:
+        return wrong(
+            f"off by {kernel.difference:.1e}", "A compiled kernel computes something else."
+        )
+    if kernel.seconds > SLOW_COMPILING:
+        return doubtful(value, "Some sixty kernels are compiled before the first training step.")
+    return good(value)
+
+
+def _blas(host: Host) -> Verdict:
+    device = host.device()
+    assert device is not None
+    if not device.openblas:
+        return wrong(
+            "the reference BLAS", "Matrix products take 10 to 30 times as long as with OpenBLAS."
+        )
+    return good(device.openblas)
+
+
+SYSTEM_CHECKS = (
+    Check(
+        "python",
+        "The version of Python.",
+        "3.10 to 3.14",
+        f"Install another Python: {NATIVE}. Then make a new virtual environment.",
+        EVERYTHING,
+        _python,
+    ),
+    Check(
+        "architecture",
+        "What this Python was built for. A Mac with Apple silicon needs arm64, not Rosetta.",
+        "arm64 on a Mac, native",
+        f"Install a native Python: {NATIVE}. python3 -c 'import platform; "
+        "print(platform.machine())' must print arm64.",
+        EVERYTHING,
+        _architecture,
+    ),
+    Check(
+        "macOS",
+        "The version of macOS.",
+        f"{OLDEST_MACOS} or later",
+        f"Update to macOS {OLDEST_MACOS} or later.",
+        EVERYTHING,
+        _macos,
+        on_a_mac,
+    ),
+    Check(
+        "MLX",
+        "Whether MLX loads, in which version, and which backend belongs to it.",
+        f"{'.'.join(map(str, OLDEST_MLX))} or later, all of one version",
+        'Install it again with its backend: pip install -U -e ".[cpu]" (an NVIDIA GPU: ".[cuda]").',
+        EVERYTHING,
+        _mlx,
+    ),
+    Check(
+        "memory",
+        "What is free of the machine's memory, and whether the system finds it short.",
+        f"at least {ENOUGH_MEMORY // _GIB} GiB",
+        "Close other programs, or train a smaller model; `memory_limit` keeps a run within bounds.",
+        COMPUTING,
+        _memory,
+    ),
+    Check(
+        "power",
+        "Where the machine has its power from.",
+        "mains, or no battery",
+        "Plug it in before a long run.",
+        TRAINING,
+        _power,
+    ),
+    Check(
+        "awake",
+        "Whether caffeinate keeps this Mac from sleeping while nobody touches it.",
+        "held awake",
+        "Set it never to sleep in System Settings (Energy, Battery) before a long run.",
+        TRAINING,
+        _awake,
+        on_a_mac,
+    ),
+    Check(
+        "compiler",
+        "How long a new kernel takes to compile, and whether it computes what was meant. On CPUs "
+        "MLX compiles with g++.",
+        f"at most {SLOW_COMPILING:g} s, off by at most {SAME_RESULT:g}",
+        "On Linux install a compiler: apt install g++",
+        COMPUTING,
+        _compiler,
+        with_mlx,
+    ),
+    Check(
+        "BLAS",
+        "The library that MLX multiplies matrices with on Linux CPUs.",
+        "OpenBLAS",
+        'pip install -e ".[cpu]" brings it; for a processor without AVX-512 the system does, as '
+        "in apt install libopenblas0.",
+        COMPUTING,
+        _blas,
+        on_a_cpu,
+    ),
+)

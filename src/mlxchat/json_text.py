@@ -1,0 +1,78 @@
+"""JSON that anyone may have written: whatever is wrong with it, reading it raises a ValueError.
+
+Python's own reader also raises RecursionError, advises to change the interpreter's settings, and
+returns what later code stumbles over. What `parse_json` returns can be walked and printed
+recursively, and each of its integers converts to a float. As Python's reader does, it takes NaN and
+Infinity, which Python writes, halves of surrogate pairs, and the last one of equal keys; `as_type`
+takes no halves, and NaN and Infinity only where the type does.
+"""
+
+import json
+from collections.abc import Iterable
+from typing import TypeVar
+
+from pydantic import TypeAdapter
+
+MOST_NESTED = 100  # arrays and objects within each other
+MOST_DIGITS = 300  # of an integer; one of 309 may be too large for a float
+
+Parsed = TypeVar("Parsed")
+
+
+def parse_json(text: str | bytes) -> object:
+    """Return the value that a text in JSON stands for.
+
+    Args:
+        text: the text; bytes in UTF-8. A byte order mark before it is ignored.
+
+    Raises:
+        ValueError: it is not JSON or not UTF-8, is nested more than `MOST_NESTED` deep, or holds an
+            integer of more than `MOST_DIGITS` digits.
+
+    >>> parse_json('{"step": 3}')
+    {'step': 3}
+    >>> parse_json("[" * 200_000)
+    Traceback (most recent call last):
+    ValueError: more than 100 values are nested
+    """
+    decoded = text.decode("utf-8") if isinstance(text, bytes) else text
+    try:
+        value: object = json.loads(decoded.removeprefix("\ufeff"), parse_int=_integer)
+    except RecursionError:
+        raise ValueError(_NESTED) from None
+    if decoded.count("[") + decoded.count("{") > MOST_NESTED and _is_deep(value):
+        raise ValueError(_NESTED)
+    return value
+
+
+def as_type(value: object, kind: TypeAdapter[Parsed]) -> Parsed:
+    """Return what `parse_json` returned as an object of another type.
+
+    Nothing is converted that JSON tells apart: ``true``, ``1.0`` and ``"1"`` are not integers.
+
+    Raises:
+        pydantic.ValidationError: it is not of that type; a ValueError.
+    """
+    return kind.validate_json(json.dumps(value), strict=True)
+
+
+_NESTED = f"more than {MOST_NESTED} values are nested"
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"an integer of {len(digits):,} digits")
+    return int(digits)
+
+
+def _is_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(MOST_NESTED):
+        level = [inner for outer in level for inner in _within(outer)]
+    return any(isinstance(inner, list | dict) for inner in level)
+
+
+def _within(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()

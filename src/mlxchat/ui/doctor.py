@@ -1,0 +1,162 @@
+"""What `mlxchat doctor` shows: what was found, check by check, and the report as Markdown."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import TextIO
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from mlxchat.doctor.check import Finding, Health
+from mlxchat.doctor.examination import Examination
+from mlxchat.doctor.mac import MacAnswer
+from mlxchat.errors import command
+from mlxchat.ui.output import console_for
+from mlxchat.ui.tables import ABREAST, in_a_cell
+from mlxchat.ui.text import amount, as_options, duration, in_one_line
+
+STYLES: dict[Health, str] = {
+    "ok": "green",
+    "warning": "bold yellow",
+    "failed": "bold red",
+    "not here": "dim",
+}
+NARROW = 60  # columns of a terminal below which a check's name has a line of its own
+PIPED = ABREAST - 1  # columns where nobody's terminal gives them
+
+
+def show_examination(facts: Examination, stream: TextIO | None = None) -> None:
+    """Print what was found."""
+    console = console_for(stream or sys.stdout)
+    width = console.width if console.is_terminal else PIPED
+    console.print(examination_table(facts, width), width=width)
+
+
+def examination_table(facts: Examination, width: int) -> Group:
+    """Return what was found, topic by topic, at most ``width`` characters wide."""
+    parts: list[RenderableType] = [Text(f"mlxchat {facts.mlxchat} on {facts.system}", style="bold")]
+    for topic, findings in _topics(facts):
+        parts += [Text(), Text(topic, style="bold cyan")]
+        made = [finding for finding in findings if finding.outcome != "not here"]
+        if made:
+            parts.append(_stacked(made) if width < NARROW else _side_by_side(made, width))
+        if left := _not_here(findings):
+            parts.append(Text(left, style="dim"))
+    if facts.only_on_a_mac:
+        parts += [Text(), Text("What only a Mac can tell", style="bold cyan")]
+        parts += _only_on_a_mac(facts.only_on_a_mac)
+    return Group(*parts, Text(), Text(summary(facts), style="bold"))
+
+
+def summary(facts: Examination) -> str:
+    """Return how many checks had each outcome, and how long they took."""
+    counts = ", ".join(f"{len(facts.of(outcome)):,} {outcome}" for outcome in STYLES)
+    return f"{amount(len(facts.findings), 'checks')} in {duration(facts.seconds)}: {counts}."
+
+
+def _topics(facts: Examination) -> Iterator[tuple[str, list[Finding]]]:
+    for topic, findings in groupby(facts.findings, key=lambda finding: finding.topic):
+        yield topic, list(findings)
+
+
+def _stacked(findings: Sequence[Finding]) -> Group:
+    parts: list[RenderableType] = []
+    for finding in findings:
+        parts.append(Text.assemble(_outcome(finding), "  ", (finding.check, "bold")))
+        parts.append(Padding(Group(*_lines(finding)), (0, 0, 0, 2)))
+    return Group(*parts)
+
+
+def _side_by_side(findings: Sequence[Finding], width: int) -> Table:
+    """Return a table of outcome, name and what was found; on wide terminals what is measured, too,
+    which is below otherwise.
+    """
+    wide = width >= ABREAST
+    drawn = Table.grid(padding=(0, 2, 0, 0))
+    drawn.add_column(width=len("warning"))
+    drawn.add_column(width=12)
+    drawn.add_column(overflow="fold", ratio=3)
+    if wide:
+        drawn.add_column(overflow="fold", ratio=2)
+    drawn.expand = True
+    for finding in findings:
+        value, measures, *rest = _lines(finding)
+        columns = [Group(value, *rest), measures] if wide else [Group(value, measures, *rest)]
+        drawn.add_row(_outcome(finding), Text(finding.check, "bold"), *columns)
+    return drawn
+
+
+def _outcome(finding: Finding) -> Text:
+    return Text(finding.outcome, style=STYLES[finding.outcome])
+
+
+def _lines(finding: Finding) -> list[Text]:
+    """Return what was found and is wanted, what that measures and means, and what to do."""
+    lines = [
+        Text.assemble(in_one_line(finding.value), (f"  (wanted: {finding.limit})", "dim")),
+        Text(finding.measures, style="dim"),
+    ]
+    if finding.detail:
+        lines.append(Text(_shown(finding.detail)))
+    if finding.wrong:
+        lines.append(Text(_shown(finding.remedy), style=STYLES[finding.outcome]))
+    if finding.commands:
+        lines.append(Text(f"Affects: {', '.join(finding.commands)}"))
+    return lines
+
+
+def _shown(text: str) -> str:
+    return in_one_line(as_options(text))
+
+
+def _not_here(findings: Sequence[Finding]) -> str:
+    """Return the checks that could not be made, with the reason of each, in one line."""
+    left = [f"{f.check} ({f.value})" for f in findings if f.outcome == "not here"]
+    return f"Not here: {', '.join(left)}." if left else ""
+
+
+def _only_on_a_mac(answers: Sequence[MacAnswer]) -> list[RenderableType]:
+    parts: list[RenderableType] = []
+    for answer in answers:
+        parts += [
+            Text(answer.question),
+            Padding(Text(in_one_line(answer.answer), "dim"), (0, 0, 0, 2)),
+        ]
+    intro = (
+        "Those who wrote mlxchat had none. What this one says is of use to them: send it with "
+        f"{command('doctor', report='-')}."
+    )
+    return [Text(intro), *parts]
+
+
+# ==== The report =================================================================================
+
+
+def examination_markdown(facts: Examination) -> str:
+    """Return the report to paste into an issue; nothing in it names the user."""
+    lines = [f"**mlxchat {facts.mlxchat} doctor** on {facts.system}", "", summary(facts), ""]
+    lines += ["| check | | found | wanted | s |", "|---|---|---|---|---|"]
+    for topic, findings in _topics(facts):
+        lines.append(f"| **{topic}** | | | | |")
+        for finding in findings:
+            cells = (finding.check, finding.outcome, _found(finding), finding.limit)
+            row = " | ".join(map(in_a_cell, cells))
+            lines.append(f"| {row} | {finding.seconds:.1f} |")
+    if wrong := [*facts.of("failed"), *facts.of("warning")]:
+        lines += ["", "**To do**", ""]
+        for finding in wrong:
+            who = f" Affects {', '.join(finding.commands)}." if finding.commands else ""
+            lines.append(f"- {finding.check} ({finding.outcome}): {_shown(finding.remedy)}{who}")
+    if facts.only_on_a_mac:
+        lines += ["", "**What only a Mac can tell**", ""]
+        lines += [
+            f"- {answer.question} {in_one_line(answer.answer)}" for answer in facts.only_on_a_mac
+        ]
+    return "\n".join(lines)
+
+
+def _found(finding: Finding) -> str:
+    return ". ".join(filter(None, (finding.value, _shown(finding.detail))))

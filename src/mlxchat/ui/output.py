@@ -1,0 +1,141 @@
+"""Where all output goes: text that cannot control a terminal, to streams that never raise.
+
+A reader that goes away (``| head``, a closed terminal) is no failure: the rest is discarded without
+a word. Output that the system refuses (a full disk) is discarded as well, since hours of training
+must not end for it, but the failure is remembered, so that the program can end with an error.
+
+File names, rows of data and what a model says come from anywhere. `LiteralConsole` shows them
+without characters that control a terminal, whoever forgot to clean them.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from mlxchat.ui.text import harmless
+
+PIPE_WIDTH = 1000  # columns: lines in files and pipes are not wrapped
+
+READER_LEFT = (errno.EPIPE, errno.ECONNRESET)  # of a pipe, of a socket
+TERMINAL_GONE = (errno.EIO, errno.ENXIO)  # on a terminal; of a file, they say that its disk fails
+
+
+class Output:
+    """A text stream whose `write` and `flush` never raise.
+
+    Attributes:
+        failure: the first error other than that of a reader that went away; None without one.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._terminal = stream.isatty()  # one that is gone denies having been one
+        self._discarding = False
+        self.failure: OSError | None = None
+
+    @property
+    def encoding(self) -> str:
+        """The encoding of the underlying stream."""
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    @property
+    def errors(self) -> str:
+        """What happens to characters that the encoding lacks; `input` asks for it."""
+        return "replace"
+
+    def isatty(self) -> bool:
+        """Return whether the underlying stream is a terminal, and still there."""
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        """Return the underlying file descriptor.
+
+        Raises:
+            OSError: there is none.
+        """
+        return self._stream.fileno()
+
+    def write(self, text: str) -> int:
+        """Write text, with question marks for characters that the encoding lacks."""
+        safe = text.encode(self.encoding, "replace").decode(self.encoding)
+        self._attempt(lambda: self._stream.write(safe))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the underlying stream."""
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        if self._discarding:
+            return
+        try:
+            action()
+        except OSError as error:
+            self._discard_the_rest()
+            gone = READER_LEFT + TERMINAL_GONE if self._terminal else READER_LEFT
+            if error.errno not in gone:
+                self.failure = error
+        except ValueError:  # whoever owns the stream has closed it
+            self._discarding = True
+
+    def _discard_the_rest(self) -> None:
+        """Send the rest to /dev/null, so that Python's last flush at exit succeeds."""
+        self._discarding = True
+        with suppress(OSError, ValueError):  # not every stream has a descriptor
+            descriptor = self._stream.fileno()
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)
+            self._stream.flush()  # what is buffered
+
+
+class LiteralConsole(Console):
+    """A rich console that takes text literally: it is no markup and cannot control the terminal."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, highlight=False, markup=False, emoji=False)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Render as rich does. Its own control sequences pass, those within text do not."""
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control else Segment(harmless(text), style)
+
+    def write(self, text: str) -> None:
+        """Write text at once, neither wrapped nor followed by a newline."""
+        self.file.write(harmless(text))
+        self.file.flush()
+
+
+def console_for(stream: TextIO) -> LiteralConsole:
+    """Return a console that prints to a stream, and tolerates a reader that goes away."""
+    terminal = stream.isatty()
+    out = stream if isinstance(stream, Output) else Output(stream)
+    width = None if terminal else PIPE_WIDTH
+    return LiteralConsole(file=cast(TextIO, out), force_terminal=terminal, width=width)
+
+
+@contextmanager
+def standard_output() -> Iterator[tuple[Output, Output]]:
+    """Make standard output and standard error `Output` streams within the context; yields them.
+
+    They are flushed at its end. Streams that were closed when the program started discard all.
+    """
+    before = sys.stdout, sys.stderr
+    nowhere = [open(os.devnull, "w") for stream in before if stream is None]  # noqa: SIM115, PTH123
+    out, err = (Output(stream or nowhere.pop()) for stream in before)
+    sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
+    try:
+        yield out, err
+    finally:
+        out.flush()
+        err.flush()
+        sys.stdout, sys.stderr = before

@@ -1,0 +1,21 @@
+"""A clock for tests, advanced by hand, whose time of day cannot be relied on."""
+
+from itertools import cycle
+
+
+class FakeClock:
+    """As `mlxchat.telemetry.clock.Clock`, but it stands still unless ``now`` is advanced.
+
+    Somebody sets its time of day by an hour, forwards or back, each time that it is asked: whatever
+    computes a duration from that gets nonsense.
+    """
+
+    def __init__(self, now: float = 1e9) -> None:
+        self.now = now
+        self._set = cycle((0.0, 3600.0, -3600.0))
+
+    def __call__(self) -> float:
+        return self.now + next(self._set)
+
+    def seconds(self) -> float:
+        return self.now

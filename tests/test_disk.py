@@ -1,0 +1,231 @@
+"""Locks, new folders and syncing, also on disks that lack some of it, such as network drives."""
+
+import errno
+import fcntl
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlxchat import disk
+from mlxchat.disk import Lock, new_folder, storing, sync
+from mlxchat.errors import DiskError, LockedError
+
+ELSEWHERE = "name another one"
+NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF}
+
+
+def refusing(code: int) -> Callable[..., None]:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return refuse
+
+
+def taken(path: Path, folder: bool = False) -> Lock:
+    lock = Lock.take(path, folder)
+    assert lock is not None
+    return lock
+
+
+@pytest.fixture(params=["system", *NO_LOCKS])
+def locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's locks, and disks that refuse them."""
+    if request.param != "system":
+        monkeypatch.setattr(fcntl, "flock", refusing(request.param))
+
+
+@pytest.mark.usefixtures("locks")
+@pytest.mark.parametrize("folder", [False, True])
+def test_one_at_a_time_has_a_lock(folder: bool, tmp_path: Path) -> None:
+    path = tmp_path / "place"
+    with taken(path, folder) as lock:
+        assert lock.is_held and lock.renew()
+        assert path.is_dir() == folder
+        assert Lock.take(path, folder) is None
+    with taken(path, folder):
+        pass
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.usefixtures("locks")
+def test_a_lock_whose_file_is_deleted_is_taken_again(tmp_path: Path) -> None:
+    path = tmp_path / "place"
+    with taken(path) as lock:
+        for file in tmp_path.iterdir():
+            file.unlink()
+        assert not lock.is_held
+        assert lock.renew() and lock.is_held
+        assert Lock.take(path) is None
+    taken(path).release()
+
+
+@pytest.mark.usefixtures("locks")
+def test_a_lock_that_another_took_when_its_file_was_deleted_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "place"
+    with taken(path) as lock:
+        for file in tmp_path.iterdir():
+            file.unlink()
+        with taken(path) as other:
+            assert not lock.renew()
+            lock.release()
+            assert other.is_held and Lock.take(path) is None
+        lock.release()
+
+
+def test_another_failure_of_a_lock_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", refusing(errno.EIO))
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        Lock.take(tmp_path / "place")
+
+
+def ended_process() -> int:
+    with subprocess.Popen(["true"]) as process:
+        return process.pid
+
+
+def test_only_the_file_of_a_dead_process_of_this_host_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", refusing(errno.ENOLCK))
+    path, file, dead = tmp_path / "place", tmp_path / ".place.held", ended_process()
+    for alive in (f"{dead} elsewhere", f"{os.getpid()} {socket.gethostname()}", "", "what"):
+        file.write_text(f"{alive}\n")
+        assert Lock.take(path) is None
+    file.write_text(f"{dead} elsewhere\n")
+    error = disk.in_use(path, "It is used.", "Wait.")
+    assert str(file) in error.remedy and "'elsewhere'" in error.remedy and str(dead) in error.remedy
+    file.write_text(f"{dead} not-{socket.gethostname()}\n")
+    assert Lock.take(path) is None
+    file.write_text(f"{dead} {socket.gethostname()}\n")
+    with taken(path):
+        assert file.read_text() == f"{os.getpid()} {socket.gethostname()}\n"
+    assert not file.exists()
+    assert disk.in_use(path, "It is used.", "Wait.").remedy == "Wait."
+
+
+def test_a_mac_knows_its_own_file_when_its_name_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", refusing(errno.ENOLCK))
+    path, file = tmp_path / "place", tmp_path / ".place.held"
+    monkeypatch.setattr(disk, "identity", lambda: "hardware")
+    monkeypatch.setattr(socket, "gethostname", lambda: "at-home")
+    with taken(path):
+        held = file.read_text()
+    assert held == f"{os.getpid()} at-home hardware\n"
+    monkeypatch.setattr(socket, "gethostname", lambda: "on-the-train")
+    for machine, replaced in (("other", False), ("hardware", True)):
+        file.write_text(f"{ended_process()} at-home {machine}\n")
+        lock = Lock.take(path)
+        assert (lock is not None) == replaced
+    assert lock is not None
+    lock.release()
+
+
+@pytest.mark.parametrize("code", [errno.ENOTSUP, errno.EINVAL, errno.ENOTTY])
+def test_what_a_disk_cannot_sync_is_not_synced(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)  # a Mac's
+    monkeypatch.setattr(fcntl, "fcntl", refusing(code))
+    monkeypatch.setattr(os, "fsync", synced.append)
+    sync(tmp_path)
+    assert len(synced) == 1
+    monkeypatch.setattr(os, "fsync", refusing(code))
+    sync(tmp_path)
+    monkeypatch.setattr(fcntl, "fcntl", lambda *_: synced.clear())
+    sync(tmp_path)
+    assert synced == []
+
+
+def test_a_sync_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    for code in (errno.EIO, errno.ENOSPC):
+        monkeypatch.setattr(fcntl, "fcntl", refusing(code))
+        with pytest.raises(OSError, match=os.strerror(code)):
+            sync(tmp_path)
+
+
+def test_only_a_full_disk_is_said_to_need_room() -> None:
+    remedies = {errno.ENOSPC: "Make room on the disk", errno.EACCES: "Check who may write there"}
+    for code, remedy in remedies.items():
+        with pytest.raises(DiskError) as caught, storing("It"):
+            refusing(code)()
+        assert caught.value.remedy == f"{remedy}, or choose another folder with MLXCHAT_HOME."
+
+
+@pytest.mark.usefixtures("locks")
+def test_two_that_make_one_folder_never_mix(tmp_path: Path) -> None:
+    folder, both, ends = tmp_path / "made", threading.Barrier(2), list[str]()
+
+    def make(name: str) -> None:
+        both.wait()
+        try:
+            with new_folder(folder, ELSEWHERE) as unfinished:
+                for part in "abc":
+                    (unfinished / part).write_text(name)
+                    ends.append(name)
+        except (LockedError, DiskError) as error:
+            assert "Another process is writing" in str(error) or "nothing was written" in str(error)
+
+    threads = [threading.Thread(target=make, args=(name,)) for name in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(tmp_path.iterdir()) == [folder]
+    assert [(folder / part).read_text() for part in "abc"] == ends[:3]
+    assert ends in (["one"] * 3, ["two"] * 3)
+
+
+def test_a_folder_whose_place_was_deleted_is_not_mixed_with_a_new_one(tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    with pytest.raises(DiskError), new_folder(folder, ELSEWHERE) as first:
+        (first / "a").write_text("first")
+        (first / "a").unlink()
+        first.rmdir()
+        first.parent.rmdir()
+        with new_folder(folder, ELSEWHERE) as second:
+            (second / "a").write_text("second")
+            with pytest.raises(FileNotFoundError):
+                (first / "b").write_text("first")
+    assert (folder / "a").read_text() == "second" and not (folder / "b").exists()
+
+
+def test_an_interruption_leaves_nothing_and_a_kill_nothing_that_looks_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    with pytest.raises(KeyboardInterrupt), new_folder(folder, ELSEWHERE):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    left = tmp_path / ".made.unfinished" / "0123"
+    left.mkdir(parents=True)  # as of a process that was killed, and of an earlier version
+    (left.parent / "model.safetensors").touch()
+    with new_folder(folder, ELSEWHERE) as unfinished:
+        (unfinished / "a").touch()
+    assert list(tmp_path.iterdir()) == [folder]
+    assert [path.name for path in folder.iterdir()] == ["a"]
+
+
+def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
+    for name in ("file", "folder"):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        (tmp_path / "folder" / "kept").touch()
+        (tmp_path / "file").touch()
+        with (
+            pytest.raises(DiskError, match="nothing was written") as caught,
+            new_folder(tmp_path / name, ELSEWHERE),
+        ):
+            pass
+        assert caught.value.remedy == "Name another one."
+    with pytest.raises(DiskError), new_folder(tmp_path / "late", ELSEWHERE):
+        (tmp_path / "late").mkdir()
+        (tmp_path / "late" / "kept").touch()
+    assert [path.name for path in (tmp_path / "late").iterdir()] == ["kept"]

@@ -1,0 +1,148 @@
+"""The tables and the report of `mlxchat doctor`, and its command."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from support.planted_host import HEALTHY, PlantedHost, planted_mac
+from support.program import Program
+
+from mlxchat.cli import doctor
+from mlxchat.doctor.check import Finding
+from mlxchat.doctor.examination import CHECKS, Examination, examine, examined
+from mlxchat.doctor.host import Host
+from mlxchat.ui.doctor import examination_markdown, examination_table, summary
+
+WRONG = {"compare_rotation": HEALTHY["compare_rotation"].model_copy(update={"value": 0.3})}
+
+
+def facts_of(host: Host) -> Examination:
+    return examined(host, [e for e in examine(host) if isinstance(e, Finding)], 41.0)
+
+
+@pytest.fixture
+def wrong(tmp_path: Path) -> Examination:
+    """A machine that rotates wrongly and has little disk."""
+    return facts_of(PlantedHost(tmp_path, WRONG, free_disk=2 * 2**30))
+
+
+def drawn(facts: Examination, width: int) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(examination_table(facts, width))
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [40, 80, 160])
+@pytest.mark.parametrize("host", [PlantedHost, planted_mac])
+def test_tables_fit_and_cut_nothing(host: type[Host], width: int, tmp_path: Path) -> None:
+    facts = facts_of(host(tmp_path))
+    text = drawn(facts, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    words = " ".join(text.split())
+    for finding in facts.of("ok"):
+        assert finding.check in text
+        assert finding.measures.split()[0] in words
+    assert ("What only a Mac can tell" in text) == bool(facts.only_on_a_mac)
+
+
+@pytest.mark.parametrize("width", [40, 80, 160])
+def test_what_is_wrong_is_taught(wrong: Examination, width: int) -> None:
+    text = " ".join(drawn(wrong, width).split())
+    start = text.index("failed")
+    assert text[start:].startswith("failed rotation 3.0e-01 (wanted: at most 1e-05)")
+    told = set(text[start:].split())
+    assert set("It is largest in the forward pass. Do not trust what is trained".split()) <= told
+    assert "Affects: train," in text or width == 160  # where two columns share the lines
+
+
+def test_a_narrow_and_a_medium_table_say_it_in_order(wrong: Examination) -> None:
+    for width in (40, 80):
+        text = " ".join(drawn(wrong, width).split())
+        text = text[text.index("failed rotation") :]
+        order = [
+            "How far the compiled rotary",
+            "It is largest in the forward pass.",
+            "Do not trust",
+            "Affects: train",
+        ]
+        places = [text.index(part) for part in order]
+        assert places == sorted(places)
+
+
+def test_the_summary_counts(wrong: Examination) -> None:
+    assert summary(wrong) == "28 checks in 41s: 21 ok, 1 warning, 1 failed, 5 not here."
+
+
+def test_the_report_is_a_table_and_what_to_do(wrong: Examination) -> None:
+    lines = examination_markdown(wrong).splitlines()
+    assert lines[0].startswith("**mlxchat ") and summary(wrong) in lines
+    rows = [line for line in lines if line.startswith("| ")]
+    assert all(line.count("|") - line.count(r"\|") == 6 for line in rows)
+    names = [check.name for checks in CHECKS.values() for check in checks]
+    assert [row.split(" | ")[0][2:] for row in rows if "**" not in row][1:] == names
+    assert (
+        "| rotation | failed | 3.0e-01. It is largest in the forward pass. | at most 1e-05 | "
+        in "\n".join(rows)
+    )
+    todo = lines[lines.index("**To do**") :]
+    assert [line.split(" ")[1] for line in todo if line.startswith("- ")] == ["rotation", "space"]
+    assert "--model" not in "\n".join(lines)
+
+
+def test_the_report_of_a_mac_has_what_only_it_can_tell(tmp_path: Path) -> None:
+    text = examination_markdown(facts_of(planted_mac(tmp_path)))
+    assert "**To do**" not in text
+    assert "- Does caffeinate keep it awake? awake, ok: held awake" in text
+
+
+@pytest.fixture
+def run(
+    wrong: Examination, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Program:
+    monkeypatch.setattr(doctor, "examine_host", lambda host: wrong)
+    return Program(monkeypatch, capsys, "doctor")
+
+
+def test_the_command_fails_where_a_check_fails(run: Program) -> None:
+    code, out, _ = run()
+    assert code == 1
+    assert "1 failed" in out.splitlines()[-1]
+
+
+def test_the_command_succeeds_where_none_does(
+    run: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    healthy = facts_of(PlantedHost(tmp_path, free_disk=2 * 2**30))
+    monkeypatch.setattr(doctor, "examine_host", lambda host: healthy)
+    code, out, _ = run()
+    assert code == 0 and "1 warning, 0 failed" in out
+
+
+def test_json_is_one_object(run: Program, wrong: Examination) -> None:
+    code, out, _ = run("--json")
+    assert code == 1
+    assert Examination.model_validate(json.loads(out)) == wrong
+
+
+def test_the_report_is_written_or_printed(run: Program, wrong: Examination, tmp_path: Path) -> None:
+    code, out, _ = run("--report", str(tmp_path / "report.md"))
+    assert code == 1 and "Arithmetic" in out
+    assert (tmp_path / "report.md").read_text("utf-8") == examination_markdown(wrong) + "\n"
+    _, out, _ = run("--report", "-")
+    assert out == examination_markdown(wrong) + "\n"
+    code, _, errors = run("--report", str(tmp_path))
+    assert code == 1 and "cannot be stored" in errors
+    code, _, errors = run("--report", "-", "--json")
+    assert code == 2 and "--json" in errors
+
+
+def test_progress_goes_to_standard_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = doctor.examine_host(PlantedHost(tmp_path))
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines()[-1].startswith(f"all checks: {len(facts.findings)} checks")
