@@ -15,7 +15,7 @@ from support.hub_server import COMMIT, TINY, Fault, HubServer, address, dataset_
 from support.places import TESTS
 from support.strange_files import STRANGE, put_strange
 
-from mlxchat.data.download import ALL_SHARDS, fetch
+from mlxchat.data.fetch import ALL_SHARDS, fetch
 from mlxchat.data.hub import ATTEMPTS, Hub
 from mlxchat.data.shards import (
     DATASETS,
@@ -154,7 +154,7 @@ def test_two_processes_share_the_work(server: HubServer, folder: Path) -> None:
     server.bytes_per_second = 100_000
     program = (
         "import sys, httpx; from pathlib import Path; from support.hub_server import TINY; "
-        "from mlxchat.data.download import fetch; from mlxchat.data.hub import Hub; "
+        "from mlxchat.data.fetch import fetch; from mlxchat.data.hub import Hub; "
         "hub = Hub(sys.argv[1], httpx.Client(trust_env=False)); "
         "fetch(Path(sys.argv[2]), TINY, 9, hub, lambda event: None, workers=2)"
     )

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from mlxchat.config.units import spell_size, to_bytes
 from mlxchat.errors import ConfigError
+from mlxchat.names import composed
 
 LEAST = "least"  # the memory limit that is as small as possible
 AUTO: Literal["auto"] = "auto"  # the wired limit that suits the run
@@ -38,6 +39,11 @@ class MemoryConfig(BaseModel):
         ge=1,
         description="Rows in a micro-batch. Default: the smallest number that is within 2% of the "
         "fastest that fits.",
+    )
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto",
+        description="Precision of the activations; weights and optimizer are float32. auto: "
+        "float32 on a CPU, bfloat16 on a GPU unless its float32 products are faster (M1, M2).",
     )
     wired_limit: str | None = Field(
         None,
@@ -71,6 +77,7 @@ INDEPENDENT = frozenset(
         "memory_limit",
         "grad_checkpoint",
         "device_batch_size",
+        "dtype",
         "wired_limit",
         "eval_every",
         "eval_tokens",
@@ -178,5 +185,5 @@ class RunConfig(MemoryConfig):
             for name in now
             if name not in self.independent
             and then[name] != now[name]
-            and self.shown(then, name) != self.shown(now, name)
+            and composed(self.shown(then, name)) != composed(self.shown(now, name))
         ]

@@ -280,6 +280,8 @@ def check_shard(path: Path) -> None:
 def shard_fault(path: Path) -> str | None:
     """Describe why a file is not a complete parquet file with a column ``text`` of strings.
 
+    Strings may be stored as bytes; whether these are text shows when they are read.
+
     Returns:
         The rest of a sentence that begins with the file's name; None for a shard.
     """
@@ -299,6 +301,7 @@ def shard_fault(path: Path) -> str | None:
     kind = schema.field("text").type
     if pa.types.is_dictionary(kind):  # as pandas writes categories
         kind = kind.value_type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    strings = (pa.string(), pa.large_string(), pa.string_view())
+    if kind not in (*strings, pa.binary(), pa.large_binary(), pa.binary_view()):
         return f"holds {kind}, not strings, in its column text"
     return None
