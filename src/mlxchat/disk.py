@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -129,6 +129,17 @@ class Lock:
             if lock.is_held:
                 return lock
             lock.release()  # whoever had it renamed or removed what was opened here
+
+    @classmethod
+    def take_after(cls, path: Path, wait: Callable[[], object]) -> "Lock":
+        """Lock a file as `take` does, calling ``wait`` as long as another process holds the lock.
+
+        Raises:
+            OSError: it cannot be opened or created.
+        """
+        while not (lock := cls.take(path)):
+            wait()
+        return lock
 
     @classmethod
     def _take_beside(cls, path: Path) -> "Lock | None":

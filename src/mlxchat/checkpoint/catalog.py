@@ -16,17 +16,18 @@ from mlxchat.checkpoint import store
 from mlxchat.checkpoint.files import (
     CONFIG,
     HISTORY,
+    LONGEST,
     QUANTIZATION,
     READABLE_FORMATS,
     TRAINER,
     entries,
     is_folder,
+    one_line,
     read_json,
     unreadable,
 )
 from mlxchat.checkpoint.stamp import saved_at
-from mlxchat.config.pretrain import IN_WORDS
-from mlxchat.config.run import NAME_PATTERN
+from mlxchat.config.run import NAME_IN_WORDS, require_name
 from mlxchat.errors import ConfigError, MlxchatError, NotFound
 from mlxchat.home import Home, expanded
 from mlxchat.names import namesake
@@ -86,7 +87,8 @@ def find(stages: Sequence[Path], tag: str | None, step: int | None) -> Path:
         )
     if chosen is None:
         raise NotFound(
-            f"There is no trained model called {tag}.", f"There are: {', '.join(sorted(newest))}."
+            f"There is no trained model called {one_line(tag or '')}.",
+            f"There are: {one_line(', '.join(sorted(newest)), 5 * LONGEST)}.",
         )
     if step is None:
         return chosen
@@ -175,11 +177,7 @@ def new_run(home: Home, name: str, conversational: bool, setting: str) -> Path:
         ConfigError: the name cannot be a folder's, or is another run's.
         MlxchatError: a folder of runs cannot be read.
     """
-    if not re.fullmatch(NAME_PATTERN, name):
-        raise ConfigError(
-            f"{name!a} cannot be the name of a run.",
-            f"Name it with `{setting}`: use {IN_WORDS[NAME_PATTERN]}.",
-        )
+    require_name(name, f"Name it with `{setting}`: use {NAME_IN_WORDS}.")
     require_own_spelling(home, name, setting)
     if any(store.steps(stage / name) for stage in home.stages):
         raise ConfigError(

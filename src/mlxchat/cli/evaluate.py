@@ -69,7 +69,7 @@ def eval_chat_command(
     task_data = config.task_data or home.root / "task_data"
     tasks, notes = select_tasks(config, task_data)
     problems = read_problems(config, tasks, task_data)
-    sources = [parse(text) for text in config.data or ()]
+    sources = [parse(text, config.encoding, config.skip_bad) for text in config.data or ()]
     model = catalog.locate(home.stages, model_tag, step, checkpoint)
     saved, name = load_chosen(model_tag, step, checkpoint, dtype)
     if not saved.conversational:

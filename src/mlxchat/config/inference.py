@@ -6,7 +6,9 @@ from typing import Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mlxchat.config.pretrain import LARGEST_CONTEXT, LARGEST_DEPTH
+from mlxchat.config.sft import ENCODING, SKIP_BAD
 from mlxchat.data.chats.sources import VALIDATION_SHARE
+from mlxchat.data.files import UTF_8
 from mlxchat.errors import ConfigError
 from mlxchat.home import expanded
 from mlxchat.model.config import HEAD_DIM, Architecture
@@ -83,6 +85,8 @@ class ChatEvalConfig(BaseModel):
         "the answers to 200 questions that none of its conversations asks.",
         json_schema_extra={"metavar": "PATH"},
     )
+    encoding: str = Field(UTF_8, description=ENCODING)
+    skip_bad: bool = Field(False, description=SKIP_BAD)
     validation_share: float | None = Field(
         None,
         gt=0,

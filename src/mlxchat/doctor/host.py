@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import NamedTuple
@@ -22,9 +22,11 @@ import psutil
 from mlxchat import system
 from mlxchat.device_failures import explain
 from mlxchat.doctor.facts import DEVICE, Device, Measurement, Numbers, Probe
-from mlxchat.errors import BackendError, MlxchatError
-from mlxchat.home import Home
+from mlxchat.errors import BackendError, ConfigError, MlxchatError
+from mlxchat.home import Home, expanded
 from mlxchat.json_text import parse_json
+from mlxchat.processes import own_command
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Timer
 
 LEAST_SECONDS = 2.0  # a measurement is not begun when less is left: its process has to start
 QUESTION_SECONDS = 5.0  # the longest that a program of the system may take to answer
@@ -71,14 +73,14 @@ class Host:
     Args:
         home: where mlxchat keeps its files.
         until: when no measurement may be under way any more, by ``clock``.
-        clock: returns seconds that pass steadily.
+        clock: returns seconds.
     """
 
     def __init__(
         self,
         home: Home,
         until: float = float("inf"),
-        clock: Callable[[], float] = time.monotonic,
+        clock: Timer = SYSTEM_CLOCK.seconds,
     ) -> None:
         self.home = home
         self._until, self._clock = until, clock
@@ -150,9 +152,12 @@ class Host:
 
     # ==== The disk ====
 
-    def user_home(self) -> Path:
-        """Return the user's home folder."""
-        return Path.home()
+    def user_home(self) -> Path | None:
+        """Return the user's home folder; None if nothing says where it is."""
+        try:
+            return expanded("~")
+        except ConfigError:
+            return None
 
     def free_disk(self) -> int:
         """Return the bytes that are free on the disk of mlxchat's home."""
@@ -214,7 +219,7 @@ class Host:
         if left < LEAST_SECONDS:
             raise OutOfTime
         module = f"{PACKAGE}.{probe.module}"
-        command = [sys.executable, "-m", f"{PACKAGE}.child", module, probe.function]
+        command = own_command(f"{PACKAGE}.child", module, probe.function)
         seconds = min(probe.seconds, left)
         try:
             done = subprocess.run(

@@ -12,7 +12,7 @@ from mlxchat.checkpoint.trainer import TrainerState
 from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig, PretrainConfig
 from mlxchat.config.recipes import CLASSIC_RECIPE
 from mlxchat.data.documents import BuiltinDocuments, ShardDocuments, TextDocuments
-from mlxchat.data.download import pin
+from mlxchat.data.fetch import pin
 from mlxchat.data.fingerprint import frames
 from mlxchat.data.hub import Hub
 from mlxchat.data.shards import DATASETS, Dataset, LocalShards, pinned_revision, shard_names

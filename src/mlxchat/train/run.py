@@ -149,6 +149,7 @@ def _set_aside(stage: Stage[Any, Any]) -> Iterator[Event]:
     home, folder = stage.home, stage.folder
     if not folder.exists():
         return
+    store.require_lock(folder)
     names = (f"{folder.name}.old{number}" for number in count(1))
     aside = next(n for n in names if not (folder.with_name(n).exists() or home.log(n).exists()))
     if home.log(folder.name).exists():

@@ -94,7 +94,7 @@ def chat_documents(config: SftConfig) -> ChatDocuments:
             "corpus; see also `identity` and `spelling`.",
         )
     return ChatDocuments(
-        [parse(text) for text in config.data or ()],
+        [parse(text, config.encoding, config.skip_bad) for text in config.data or ()],
         seed=config.seed,
         validation_share=config.validation_share,
         identity=Identity.parse(config.identity) if config.identity else None,
