@@ -69,7 +69,7 @@ def run(
         _require_own_name(stage)
 
         runtime.bound_buffer_cache()
-        # Measured while the device has nothing else to do; `_events` takes it from there.
+        # Measured while the device has nothing else to do or to hold; `Started` says it later.
         runtime.product_flops(runtime.compute_dtype(config.dtype))
 
         # Data
