@@ -138,7 +138,8 @@ FAULTS = [
     ("rounding", mac(changed("round_products", float32=5e-4)), "ok", "TF32"),
     ("rounding", mac(changed("round_products", float16=float("nan"))), "failed", "float16"),
     ("rotation", mac(changed("compare_rotation", value=0.1)), "failed", "forward"),
-    ("gradients", mac(changed("compare_gradients", value=2e-3)), "failed", "classic loss"),
+    ("gradients", mac(changed("compare_gradients", value=2e-3)), "failed", "the loss"),
+    ("modern gradients", mac(changed("compare_gradients", value=2e-3)), "failed", "the loss"),
     ("attention", mac({"time_attention": attention(0.02, 0.01)}), "warning", "2.00 times"),
     ("attention", mac({"time_attention": attention(1, 1, difference=0.1)}), "failed", "off by"),
     ("decoding", mac(changed("compare_decoding", value=1.0)), "failed", "at position 1,030"),
@@ -155,7 +156,7 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "host", "outcome", "said"), FAULTS, ids=lambda value: str(value))
+@pytest.mark.parametrize(("name", "host", "outcome", "said"), FAULTS)
 def test_a_planted_fault_is_found(
     name: str, host: Callable[[Path], Host], outcome: str, said: str, tmp_path: Path
 ) -> None:
@@ -195,8 +196,10 @@ def test_what_stops_a_check_is_a_verdict(tmp_path: Path) -> None:
         "Its process was ended by SIGABRT.",
         "Restart it.",
     )
-    late = judged(ALL["rotation"], PlantedHost(tmp_path, {"compare_rotation": OutOfTime()}))
-    assert (late.outcome, late.value) == ("warning", "not measured")
+    late = judged(
+        ALL["rotation"], PlantedHost(tmp_path, {"compare_rotation": OutOfTime("It was late.")})
+    )
+    assert (late.outcome, late.value, late.detail) == ("warning", "not measured", "It was late.")
     gone = PermissionError(13, "Permission denied")
     denied = judged(ALL["sync"], PlantedHost(tmp_path, {"try_sync": gone}))
     assert (denied.outcome, denied.detail) == ("failed", "Permission denied.")

@@ -107,6 +107,17 @@ def test_a_process_that_hangs_is_ended(
     assert "check once more" in caught.value.remedy
 
 
+def test_kernels_that_are_being_compiled_are_no_hang(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = host.home.kernels(host.package("mlx").version)
+    kept.mkdir(parents=True)
+    python_is(f"touch {kept}/kernel.ptx; exec sleep 60", tmp_path, monkeypatch)
+    probe = facts.Probe("measured_device", "describe_device", facts.Device, 0.5)
+    with pytest.raises(OutOfTime, match=r"kernels were compiled \(1\)"):
+        host.measure(probe)
+
+
 def test_there_is_no_time_after_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python_is("exec sleep 60", tmp_path, monkeypatch)
     monkeypatch.setattr("mlxchat.doctor.host.LEAST_SECONDS", 0.04)

@@ -28,7 +28,11 @@ def uncompiled() -> Iterator[None]:
 
 
 def gradients() -> Measurement:
-    return measured_arithmetic.compare_gradients(positions=16, vocab_size=32)
+    return measured_arithmetic.compare_gradients("classic", positions=16, vocab_size=32)
+
+
+def modern() -> Measurement:
+    return measured_arithmetic.compare_gradients("modern", positions=16, vocab_size=32)
 
 
 def attention() -> Measurement:
@@ -57,6 +61,7 @@ MEASUREMENTS = [
     ("rounding", rounding),
     ("rotation", measured_arithmetic.compare_rotation),
     ("gradients", gradients),
+    ("modern gradients", modern),
     ("attention", attention),
     ("decoding", decoding),
     ("compiler", measured_device.compile_kernel),
@@ -98,7 +103,7 @@ def test_gradients_off_by_a_percent(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(measured_arithmetic, "compile_gradients", off)
     found = gradients()
-    assert found.where.endswith("lm_head.weight") and found.value == pytest.approx(0.01, rel=0.01)
+    assert found.where == "lm_head.weight" and found.value == pytest.approx(0.01, rel=0.01)
     assert outcome("gradients", found, tmp_path) == "failed"
 
 

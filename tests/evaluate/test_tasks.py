@@ -396,7 +396,15 @@ def test_canonical_solutions_pass() -> None:
         "exit()",
         "import sys; sys.exit(0)",
         "import os; os._exit(0)",
+        "import os; os._exit(42)",
         "raise SystemExit",
+        "raise SystemExit(42)",
+        "import sys; sys.exit(42)",
+        "import os, sys; os._exit = sys.exit = exit = lambda *_: None; 1/0",
+        "import atexit, os; atexit.register(os._exit, 0); 1/0",
+        "import os, threading, time; threading.Timer(0, os._exit, [0]).start(); time.sleep(5)",
+        "import os\nif os.fork(): raise ValueError",
+        "import sys; [print(open(__file__).read(), sys.argv, file=f) for f in sys.argv[1:]]; 1/0",
         "input()",
         "import os; os.kill(os.getpid(), 9)",
         "\ud800",
@@ -405,6 +413,21 @@ def test_canonical_solutions_pass() -> None:
 def test_only_a_program_that_ends_by_itself_runs_through(source: str) -> None:
     assert runs_through("print('fine')\nassert __name__ == '__main__'\n")
     assert not runs_through(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import sys; assert len(sys.argv) == 1",
+        "import os, runpy; os.write = os.read = os._exit = os.getpid = runpy.run_path = None",
+        "import atexit, time; atexit.register(time.sleep, 60)",
+        "import threading, time; threading.Thread(target=time.sleep, args=(60,)).start()",
+        "import os; os.fork()",
+        "try: exit(1)\nexcept SystemExit: pass",
+    ],
+)
+def test_a_program_that_ends_runs_through_whatever_it_leaves(source: str) -> None:
+    assert runs_through(source)
 
 
 def test_time_is_limited() -> None:

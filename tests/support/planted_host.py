@@ -31,7 +31,7 @@ HEALTHY: dict[str, Measurement] = {  # what is measured where all is well, by th
     "time_products": facts.Products(float32=100e9, float16=100e9, bfloat16=100e9),
     "round_products": facts.Roundings(float32=1e-7, float16=2e-4, bfloat16=2e-3),
     "compare_rotation": facts.Difference(value=1e-7, where="forward pass"),
-    "compare_gradients": facts.Difference(value=1e-6, where="classic loss"),
+    "compare_gradients": facts.Difference(value=1e-6, where="the loss"),
     "time_attention": facts.Backward(seconds=0.01, peak=GIB, difference=1e-4, dtype="float32"),
     "compare_decoding": facts.Difference(value=1e-6, where="at position 1,030"),
     "take_steps": facts.Steps(

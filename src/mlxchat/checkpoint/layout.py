@@ -30,6 +30,7 @@ from mlxchat.checkpoint.files import (
     verify_file,
 )
 from mlxchat.checkpoint.files import TRAINER as TRAINER
+from mlxchat.checkpoint.stamp import verify_stamp
 from mlxchat.device_failures import explained
 from mlxchat.errors import CheckpointError
 from mlxchat.json_text import as_type
@@ -195,6 +196,7 @@ def read_model(folder: Path, dtype: mx.Dtype) -> SavedModel:
             raise missing_file(file)
     for name in (TOKENIZER_FILE, GENERATION):
         verify_file(folder / name)
+    verify_stamp(folder)
     config = read_config(folder)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocab_size != config.vocab_size:

@@ -96,12 +96,8 @@ def judged(check: Check, host: Host) -> Verdict:
         return Verdict(outcome="not here", value=absent)
     try:
         return check.examine(host)
-    except OutOfTime:
-        return doubtful(
-            "not measured",
-            "There was no time left for it.",
-            "Close other programs, and check once more.",
-        )
+    except OutOfTime as reason:
+        return doubtful("not measured", str(reason), "Check once more.")
     except MlxchatError as error:
         return wrong("failed", error.problem, error.remedy)
     except OSError as error:

@@ -34,8 +34,8 @@ AWAKE_TRIES, AWAKE_SECONDS = 10, 0.1  # caffeinate takes a moment
 PACKAGE = __name__.rpartition(".")[0]
 
 
-class OutOfTime(Exception):  # noqa: N818  (not an error: the examination is to end soon)
-    """There is not enough time left for a measurement."""
+class OutOfTime(Exception):  # noqa: N818  (no error: the same may well succeed once more)
+    """There was not enough time for a measurement; the text says why."""
 
 
 class Package(NamedTuple):
@@ -203,7 +203,7 @@ class Host:
 
         Raises:
             BackendError: its process failed, crashed or took too long.
-            OutOfTime: there is no time left for it.
+            OutOfTime: there was no time left for it, or it still compiled kernels.
         """
         key = repr((probe.function, environment, arguments))
         if key not in self._measured:
@@ -217,10 +217,10 @@ class Host:
     ) -> Numbers:
         left = self._until - self._clock()
         if left < LEAST_SECONDS:
-            raise OutOfTime
+            raise OutOfTime("There was no time left for it.")
         module = f"{PACKAGE}.{probe.module}"
         command = own_command(f"{PACKAGE}.child", module, probe.function)
-        seconds = min(probe.seconds, left)
+        seconds, kernels = min(probe.seconds, left), self._compiled_kernels()
         try:
             done = subprocess.run(
                 command,
@@ -231,16 +231,27 @@ class Host:
                 env={**os.environ, **environment},
             )
         except subprocess.TimeoutExpired as error:
+            if more := self._compiled_kernels() - kernels:
+                raise OutOfTime(
+                    f"It was ended after {seconds:.0f} seconds, in which kernels were compiled "
+                    f"({more}). They are kept."
+                ) from error
             if seconds < probe.seconds:
-                raise OutOfTime from error
+                raise OutOfTime(f"It was ended after {seconds:.0f} seconds.") from error
             raise BackendError(
                 f"It did not end within {seconds:.0f} seconds.",
-                "If kernels were being compiled, they are kept: check once more. If it is the same "
-                "then, the device hangs: restart the machine.",
+                "If other programs keep the machine busy, close them and check once more. If it "
+                "is the same then, the device hangs: restart the machine.",
             ) from error
         if done.returncode:
             raise failure(done.returncode, done.stderr)
         return probe.numbers.model_validate(parse_json(done.stdout.splitlines()[-1]))
+
+    def _compiled_kernels(self) -> int:
+        """Return how many CUDA kernels are kept; compiling them can take minutes the first time."""
+        mlx = self.package("mlx")
+        folder = self.home.kernels(mlx.version) if mlx else None
+        return len(list(folder.iterdir())) if folder and folder.is_dir() else 0
 
 
 def failure(code: int, errors: str) -> BackendError:

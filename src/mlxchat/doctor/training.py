@@ -1,5 +1,9 @@
-"""Checks of training: whether it learns, how long it takes to begin, and what a limit costs."""
+"""Checks of training: whether it learns, how soon it begins, what a limit costs, its gradients.
 
+The gradients come last. With CUDA their kernels take a minute or two to compile, the first time.
+"""
+
+from mlxchat.doctor.arithmetic import DO_NOT_TRUST
 from mlxchat.doctor.check import (
     TRAINING,
     Check,
@@ -10,11 +14,14 @@ from mlxchat.doctor.check import (
     with_mlx,
     wrong,
 )
-from mlxchat.doctor.facts import STEPS, Pace
+from mlxchat.doctor.facts import GRADIENTS, STEPS, Pace
 from mlxchat.doctor.host import Host
+from mlxchat.model.config import Architecture
 
 LEAST_FALL = 1.0  # nats; where all is well, the loss falls from 7 or more to below 1
 LONGEST_FIRST_STEP = 20.0  # seconds
+LARGEST_GRADIENT = 1e-3
+FLOAT32 = {"MLX_ENABLE_TF32": "0"}  # float32 products without rounding to 10 bits, on M5 and CUDA
 SLOWER_HELD = 1.3  # times as slow as without the limit
 
 
@@ -55,13 +62,26 @@ def _compared(tokens: int, pace: Pace, other: Pace, how: str) -> Verdict:
     return doubtful(value, detail) if ratio > SLOWER_HELD else good(value, detail)
 
 
+def _classic_gradients(host: Host) -> Verdict:
+    return _gradients(host, "classic")
+
+
+def _modern_gradients(host: Host) -> Verdict:
+    return _gradients(host, "modern")
+
+
+def _gradients(host: Host, arch: Architecture) -> Verdict:
+    found = host.measure(GRADIENTS, FLOAT32, arch=arch)
+    value, detail = f"{found.value:.1e}", f"It is largest for {found.where}."
+    return good(value, detail) if found.value <= LARGEST_GRADIENT else wrong(value, detail)
+
+
 TRAINING_CHECKS = (
     Check(
         "learning",
         "Whether a few dozen steps on one batch lower the loss of a new model.",
         f"a fall of at least {LEAST_FALL:g}",
-        "Do not train here. Update MLX (pip install -U mlx); if that changes nothing, report it "
-        "with this command's report.",
+        DO_NOT_TRUST,
         TRAINING,
         _learning,
         with_mlx,
@@ -94,5 +114,24 @@ TRAINING_CHECKS = (
         TRAINING,
         _wired,
         with_metal,
+    ),
+    Check(
+        "gradients",
+        "How far the compiled loss and gradients of a small model are from plain ones on the CPU, "
+        "in float32.",
+        f"at most {LARGEST_GRADIENT:g} of each norm",
+        DO_NOT_TRUST,
+        TRAINING,
+        _classic_gradients,
+        with_mlx,
+    ),
+    Check(
+        "modern gradients",
+        "The same for the modern architecture, with windows, smear and value embeddings.",
+        f"at most {LARGEST_GRADIENT:g} of each norm",
+        DO_NOT_TRUST,
+        TRAINING,
+        _modern_gradients,
+        with_mlx,
     ),
 )

@@ -24,6 +24,7 @@ STYLES: dict[Health, str] = {
     "failed": "bold red",
     "not here": "dim",
 }
+NAME_WIDTH = 16
 NARROW = 60  # columns of a terminal below which a check's name has a line of its own
 PIPED = ABREAST - 1  # columns where nobody's terminal gives them
 
@@ -77,7 +78,7 @@ def _side_by_side(findings: Sequence[Finding], width: int) -> Table:
     wide = width >= ABREAST
     drawn = Table.grid(padding=(0, 2, 0, 0))
     drawn.add_column(width=len("warning"))
-    drawn.add_column(width=12)
+    drawn.add_column(width=NAME_WIDTH)
     drawn.add_column(overflow="fold", ratio=3)
     if wide:
         drawn.add_column(overflow="fold", ratio=2)
