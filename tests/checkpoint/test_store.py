@@ -47,7 +47,7 @@ def load(home: Path) -> TrainState:
     """Read the newest step as a resuming run does."""
     saved = Pretraining(SAVED, Home(home)).saved()
     assert saved is not None
-    return load_state(saved.plan, saved)
+    return load_state(saved.plan, saved, machine().compute_dtype)
 
 
 def save(home: Path, state: TrainState, step: int) -> None:

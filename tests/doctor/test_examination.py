@@ -14,6 +14,7 @@ from mlxchat.doctor.examination import ALL_CHECKS, CHECKS, SECONDS, examine, exa
 from mlxchat.doctor.mac import QUESTIONS
 from mlxchat.doctor.privacy import anonymous
 from mlxchat.errors import BackendError
+from mlxchat.telemetry.clock import Clock
 from mlxchat.telemetry.events import Progressed
 
 NAMES = [check.name for checks in CHECKS.values() for check in checks]
@@ -28,10 +29,9 @@ def checks(*names: str) -> dict[str, list[Check]]:
 
 
 def test_findings_come_between_their_progress(tmp_path: Path) -> None:
-    ticks = iter(range(100))
-    events = list(
-        examine(PlantedHost(tmp_path), checks("a", "b"), lambda: 5.0, lambda: float(next(ticks)))
-    )
+    ticks = map(float, range(100))
+    clock = Clock(time_of_day=lambda: 5.0, seconds=lambda: next(ticks))
+    events = list(examine(PlantedHost(tmp_path), checks("a", "b"), clock))
     assert [e.check if isinstance(e, Finding) else (e.task, e.done, e.total) for e in events] == [
         (ALL_CHECKS, 0, 2),
         ("a", 0, 1),

@@ -84,7 +84,7 @@ def test_the_watchdog_s_crash_is_recognised(
     with pytest.raises(BackendError) as caught:
         host.measure(facts.LOAD)
     assert "Impacting Interactivity" in caught.value.problem
-    assert "`supervise`" in caught.value.remedy and "SSH" in caught.value.remedy
+    assert "`supervise`" in caught.value.remedy and "display sleep" in caught.value.remedy
 
 
 def test_failures_say_what_the_process_said() -> None:

@@ -277,7 +277,7 @@ def test_written_answers_are_those_of_each_prompt_alone(batch_size: int) -> None
     for exercise in exercises:
         ids = BYTES.render_for_completion(exercise.prompt)
         [tokens] = continue_greedily(saved.model, [ids], STOP, 48, lambda: ToolUse(BYTES))
-        text = BYTES.decode(tokens)
+        text = BYTES.decode(tokens, keep_special=True)
         assert outcomes[id(exercise)] == Outcome(exercise, text, "a" in text)
 
 
@@ -317,8 +317,18 @@ def test_answers_may_use_the_calculator() -> None:
     call = [BYTES.special("<|python_start|>"), *b"6*7", BYTES.special("<|python_end|>")]
     forced = [BYTES.special("<|output_start|>"), *b"42", BYTES.special("<|output_end|>")]
     saved = SavedModel(Scripted([*call, *([0] * len(forced)), *b" is it"]), BYTES, True)
-    [outcome] = write_answers(saved, [Exercise(user_prompt("6*7?"), "6*742 is it".__eq__)], 16, 64)
-    assert outcome.answer == "6*742 is it" and outcome.right
+    right = "<|python_start|>6*7<|python_end|><|output_start|>42<|output_end|> is it"
+    [outcome] = write_answers(saved, [Exercise(user_prompt("6*7?"), right.__eq__)], 16, 64)
+    assert outcome.answer == right and outcome.right
+
+
+def test_special_tokens_are_part_of_an_answer_as_in_nanochat() -> None:
+    said = [*b"#### ", BYTES.special("<|output_start|>"), *b"18", BYTES.special("<|output_end|>")]
+    asked = [Exercise(user_prompt("How many?"), tasks.gives_number("18"))]
+    [outcome] = write_answers(SavedModel(Scripted(said), BYTES, True), asked, 16, 64)
+    assert (outcome.answer, outcome.right) == ("#### <|output_start|>18<|output_end|>", False)
+    [plain] = write_answers(SavedModel(Scripted([*b"#### 18"]), BYTES, True), asked, 16, 64)
+    assert plain.right
 
 
 # Scores

@@ -39,7 +39,7 @@ from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import from_config, quantizable, to_config
 from mlxchat.model.quantized import formats_of, quantize_layers
 from mlxchat.regular import open_regular
-from mlxchat.runtime import bound_buffer_cache, machine, mx
+from mlxchat.runtime import bound_buffer_cache, compute_dtype, mx
 from mlxchat.tokenizer.bpe import (
     ASSISTANT_END,
     BOS,
@@ -211,14 +211,18 @@ def read_model(folder: Path, dtype: mx.Dtype) -> SavedModel:
     return SavedModel(model, tokenizer, has_chat_template(folder))
 
 
-def load_for_inference(folder: Path) -> SavedModel:
-    """Read a model for inference: in this machine's dtype, with a bounded buffer cache.
+def load_for_inference(folder: Path, dtype: str = "auto") -> SavedModel:
+    """Read a model for inference, with a bounded buffer cache.
+
+    Args:
+        folder: the model's directory.
+        dtype: the precision to compute in, a key of `mlxchat.runtime.DTYPES` or auto.
 
     Raises:
         MlxchatError: as `read_model`.
     """
     bound_buffer_cache()
-    saved = read_model(folder, machine().compute_dtype)
+    saved = read_model(folder, compute_dtype(dtype))
     saved.model.prepare_for_inference()
     return saved
 

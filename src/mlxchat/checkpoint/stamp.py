@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from mlxchat.checkpoint.files import CHECKSUMS, read_json
 from mlxchat.errors import MlxchatError
 from mlxchat.json_text import as_type
-from mlxchat.telemetry.events import Time
+from mlxchat.telemetry.events import MOST_SECONDS, Time
 from mlxchat.telemetry.log import logged_save
 
 STAMP = "saved.json"
@@ -45,7 +45,8 @@ def saved_at(folder: Path, step: int, log: Path | None = None) -> float:
     if stamped is not None:
         return stamped
     checksums = folder / CHECKSUMS
-    return (checksums if checksums.is_file() else folder).stat().st_mtime
+    changed = (checksums if checksums.is_file() else folder).stat().st_mtime
+    return max(0.0, min(changed, MOST_SECONDS))
 
 
 def _stamped(folder: Path) -> float | None:

@@ -10,13 +10,14 @@ import typer
 
 from mlxchat.cli.options import PATH, Json
 from mlxchat.cli.session import exit_promptly
-from mlxchat.config.run import NAME_PATTERN
+from mlxchat.config.run import is_name
 from mlxchat.config.sft import ENCODING, SKIP_BAD
 from mlxchat.data.chats.sources import BUILTIN
 from mlxchat.data.files import UTF_8, stem
 from mlxchat.data.shards import DATASETS, dataset_names, status
 from mlxchat.errors import ConfigError, NotFound
 from mlxchat.home import DEFAULT_DATASET, Home
+from mlxchat.names import namesake, without_marks
 from mlxchat.ui.console import Screen, say, say_json, table
 
 
@@ -101,12 +102,12 @@ def status_command(json: Json = False) -> None:
 def _download(
     dataset: str, num_shards: int, endpoint: str | None, workers: int, json: bool
 ) -> None:
-    from mlxchat.data.download import fetch
+    from mlxchat.data.fetch import fetch
     from mlxchat.data.hub import Hub
 
     if dataset not in DATASETS:
         raise NotFound(
-            f"mlxchat knows no dataset {dataset} on the hub.",
+            f"mlxchat knows no dataset {dataset!a:.120} on the hub.",
             f"Use --dataset {' or '.join(DATASETS)}, or your own text with --from PATH.",
         )
     folder = Home.from_environment().data(dataset)
@@ -126,15 +127,23 @@ def _download(
 def _ingest(source: Path, dataset: str | None, encoding: str, skip_bad: bool, json: bool) -> None:
     from mlxchat.data.ingest import ingest
 
-    suggested = re.sub(r"[^A-Za-z0-9]+", "-", stem(source.resolve())).strip("-")[:100] or "mine"
+    letters = without_marks(stem(source.resolve()))
+    suggested = re.sub(r"[^A-Za-z0-9]+", "-", letters).strip("-")[:90] or "mine"
     dataset = dataset or suggested
-    if dataset in DATASETS or dataset == BUILTIN or not re.match(NAME_PATTERN, dataset):
+    taken = dataset.lower() in {*DATASETS, BUILTIN}
+    if taken or not is_name(dataset):
         raise ConfigError(
-            f"{dataset} cannot be the name of your text: it is taken, or has characters other than "
-            "letters, digits, '.', '_' and '-'.",
+            f"{dataset!a:.120} cannot be the name of your text: it is taken, or has characters "
+            "other than letters, digits, '.', '_' and '-'.",
             f"Choose another name, such as: --dataset my-{suggested}",
         )
     folder = Home.from_environment().data(dataset)
+    if other := namesake(folder):
+        raise ConfigError(
+            f"{dataset} differs from the name of the text in {other} in case only: on the disk of "
+            "a Mac both are one.",
+            "Choose another name with --dataset.",
+        )
     with Screen(json) as screen:
         summary = ingest(source, folder, screen.show, encoding=encoding, skip_bad=skip_bad)
     if json:

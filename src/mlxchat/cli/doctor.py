@@ -1,7 +1,6 @@
 """The command `doctor`."""
 
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,20 +8,22 @@ import typer
 
 from mlxchat.cli.options import Json
 from mlxchat.disk import storing
-from mlxchat.home import Home
+from mlxchat.home import Home, expanded
+from mlxchat.telemetry.clock import SYSTEM_CLOCK
 from mlxchat.ui.console import Screen, say, say_json
 
 if TYPE_CHECKING:
     from mlxchat.doctor.examination import Examination
     from mlxchat.doctor.host import Host
 
-STANDARD_OUTPUT = "-"
+STANDARD_OUTPUT = Path("-")
 
 
 def doctor_command(
     report: Annotated[
-        str | None,
+        Path | None,
         typer.Option(
+            parser=expanded,
             metavar="FILE",
             show_default=False,
             help="Write a report in Markdown, to paste into an issue; - prints it. It names "
@@ -42,12 +43,12 @@ def doctor_command(
     from mlxchat.doctor.examination import SECONDS
     from mlxchat.doctor.host import Host
 
-    facts = examine_host(Host(Home.from_environment(), time.monotonic() + SECONDS))
+    facts = examine_host(Host(Home.from_environment(), SYSTEM_CLOCK.seconds() + SECONDS))
     from mlxchat.ui.doctor import examination_markdown, show_examination
 
-    if report not in (None, STANDARD_OUTPUT):
+    if report and report != STANDARD_OUTPUT:
         with storing(report):
-            Path(report).write_text(examination_markdown(facts) + "\n", "utf-8")
+            report.write_text(examination_markdown(facts) + "\n", "utf-8")
     if json:
         say_json(facts.model_dump(mode="json"))
     elif report == STANDARD_OUTPUT:
@@ -63,11 +64,11 @@ def examine_host(host: "Host") -> "Examination":
     from mlxchat.doctor.check import Finding
     from mlxchat.doctor.examination import examine, examined
 
-    begun, findings = time.monotonic(), []
+    begun, findings = SYSTEM_CLOCK.seconds(), []
     with Screen(stream=sys.stderr) as screen:
         for event in examine(host):
             if isinstance(event, Finding):
                 findings.append(event)
             else:
                 screen.show(event)
-    return examined(host, findings, time.monotonic() - begun)
+    return examined(host, findings, SYSTEM_CLOCK.seconds() - begun)

@@ -56,6 +56,8 @@ class TextSettings(BaseModel):
     seed: int = Field(ge=0, lt=2**64, description="The seed of the random draws.")
 
 
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]  # of activations
+
 TaskName = Literal["arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval", "spelling"]
 TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
 ALL = "all"

@@ -2,7 +2,7 @@
 
 from pydantic import ConfigDict, Field, model_validator
 
-from mlxchat.config.run import LARGEST_COUNT, RunConfig, model_name
+from mlxchat.config.run import LARGEST_COUNT, RunConfig, name_after
 from mlxchat.data.chats.sources import VALIDATION_SHARE
 from mlxchat.data.files import UTF_8
 from mlxchat.errors import ConfigError
@@ -105,4 +105,4 @@ class SftConfig(RunConfig):
         """The run's name."""
         if self.model_tag or self.source is None:
             return self.model_tag or "sft"
-        return f"{model_name(self.source)}-sft"
+        return name_after(self.source, "-sft")

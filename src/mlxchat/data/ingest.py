@@ -123,7 +123,7 @@ def _remove_leftovers(parent: Path) -> None:
     """Delete the hidden folders of processes that have died, of any dataset."""
     with storing(parent):
         for left in parent.glob(f".*{UNFINISHED}"):
-            if lock := Lock.take(left, folder=True):
+            if left.is_dir() and (lock := Lock.take(left, folder=True)):
                 with lock:
                     shutil.rmtree(left)
 

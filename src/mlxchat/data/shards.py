@@ -16,6 +16,7 @@ from mlxchat.home import DEFAULT_DATASET, Home
 
 STREAMED = ".streamed"  # subfolder for shards that streaming fetched and may delete
 REVISION = ".revision"  # file in a dataset's folder with the commit of its shards
+_REVISION_BYTES = 41  # of such a file
 MAGIC = b"PAR1"  # the first and last bytes of a parquet file
 
 
@@ -223,7 +224,7 @@ def _folder_status(folder: Path, first: Path) -> FolderStatus:
         path=folder,
         shards=len(names),
         bytes=sum(
-            path.stat().st_size
+            _size(path)
             for part in (folder, folder / STREAMED)
             for path in part.glob("*.parquet")
             if path.name[0] != "."
@@ -234,10 +235,20 @@ def _folder_status(folder: Path, first: Path) -> FolderStatus:
     )
 
 
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # a broken link, or deleted meanwhile
+        return 0
+
+
 def pinned_revision(folder: Path) -> str | None:
     """Return the recorded commit of the shards in ``folder``, or None."""
     path = folder / REVISION
-    return parse_revision(path.read_bytes()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return parse_revision(file.read(_REVISION_BYTES + 1))
 
 
 def parse_revision(content: bytes) -> str | None:

@@ -1,8 +1,7 @@
 """All checks, one after the other, as events: where the examination is, and what it finds."""
 
 import platform
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
@@ -69,15 +68,13 @@ def examine(
     host: Host,
     checks: Mapping[str, Sequence[Check]] = CHECKS,
     clock: Clock = SYSTEM_CLOCK,
-    timer: Callable[[], float] = time.monotonic,
 ) -> Iterator[Progressed | Finding]:
     """Make the checks, and yield each finding and the progress before and after it.
 
     Args:
         host: the machine, or what stands in for it.
         checks: the checks of each topic.
-        clock: returns the time, for the events.
-        timer: returns seconds that pass steadily.
+        clock: stamps the events, and times the checks.
     """
     total = sum(map(len, checks.values()))
     done = 0
@@ -85,9 +82,9 @@ def examine(
     for topic, of_topic in checks.items():
         for check in of_topic:
             yield Progressed(clock(), check.name, 0, 1, "checks")
-            begun = timer()
+            begun = clock.seconds()
             verdict = judged(check, host)
-            yield finding(check, topic, verdict, timer() - begun)
+            yield finding(check, topic, verdict, clock.seconds() - begun)
             done += 1
             yield Progressed(clock(), check.name, 1, 1, "checks")
             yield Progressed(clock(), ALL_CHECKS, done, total, "checks")

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import NamedTuple
@@ -20,18 +20,18 @@ from typing import NamedTuple
 import psutil
 
 from mlxchat import system
+from mlxchat.device_failures import explain
 from mlxchat.doctor.facts import DEVICE, Device, Measurement, Numbers, Probe
-from mlxchat.errors import BackendError, MlxchatError
-from mlxchat.home import Home
+from mlxchat.errors import BackendError, ConfigError, MlxchatError
+from mlxchat.home import Home, expanded
 from mlxchat.json_text import parse_json
+from mlxchat.processes import own_command
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Timer
 
 LEAST_SECONDS = 2.0  # a measurement is not begun when less is left: its process has to start
 QUESTION_SECONDS = 5.0  # the longest that a program of the system may take to answer
 AWAKE_TRIES, AWAKE_SECONDS = 10, 0.1  # caffeinate takes a moment
 PACKAGE = __name__.rpartition(".")[0]
-
-# What Metal says when macOS ends work on the GPU, for the display's sake or because it took long.
-WATCHDOG = ("Impacting Interactivity", "ErrorImpactingInteractivity", "Caused GPU Timeout")
 
 
 class OutOfTime(Exception):  # noqa: N818  (not an error: the examination is to end soon)
@@ -73,14 +73,14 @@ class Host:
     Args:
         home: where mlxchat keeps its files.
         until: when no measurement may be under way any more, by ``clock``.
-        clock: returns seconds that pass steadily.
+        clock: returns seconds.
     """
 
     def __init__(
         self,
         home: Home,
         until: float = float("inf"),
-        clock: Callable[[], float] = time.monotonic,
+        clock: Timer = SYSTEM_CLOCK.seconds,
     ) -> None:
         self.home = home
         self._until, self._clock = until, clock
@@ -152,9 +152,12 @@ class Host:
 
     # ==== The disk ====
 
-    def user_home(self) -> Path:
-        """Return the user's home folder."""
-        return Path.home()
+    def user_home(self) -> Path | None:
+        """Return the user's home folder; None if nothing says where it is."""
+        try:
+            return expanded("~")
+        except ConfigError:
+            return None
 
     def free_disk(self) -> int:
         """Return the bytes that are free on the disk of mlxchat's home."""
@@ -216,7 +219,7 @@ class Host:
         if left < LEAST_SECONDS:
             raise OutOfTime
         module = f"{PACKAGE}.{probe.module}"
-        command = [sys.executable, "-m", f"{PACKAGE}.child", module, probe.function]
+        command = own_command(f"{PACKAGE}.child", module, probe.function)
         seconds = min(probe.seconds, left)
         try:
             done = subprocess.run(
@@ -248,13 +251,9 @@ def failure(code: int, errors: str) -> BackendError:
         errors: what it wrote to standard error.
     """
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    said = next((line for line in lines if any(text in line for text in WATCHDOG)), "")
-    if said:
-        return BackendError(
-            f"The system ended the GPU's work: {said}",
-            "Let the display sleep, or use the machine over SSH, while it computes; train with "
-            "`supervise`. AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 in the environment helps some.",
-        )
+    for line in lines:
+        if failed := explain(line):
+            return failed
     last = lines[-1] if lines else "it said nothing"
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else "failed"
     return BackendError(f"Its process {how}: {last}")

@@ -15,7 +15,6 @@ from mlxchat.train.measure import resources, synthetic_step
 COUNT = 20  # steps of each kind
 AT_A_TIME = 4  # steps of a kind, before those of the next: what else the machine does hits all
 STEPS_SECONDS = 12.0  # seconds after which no further round of all kinds begins
-WIRED_BEYOND_PEAK = 2**30
 
 
 def take_steps(count: int = COUNT, depth: int | None = None) -> Steps:
@@ -32,8 +31,7 @@ def take_steps(count: int = COUNT, depth: int | None = None) -> Steps:
         "held": lambda: hold_memory(made.memory_limit, made.peak, None),
     }
     if machine().backend == "metal":
-        most = min(machine().memory, made.peak + WIRED_BEYOND_PEAK)
-        kinds["wired"] = lambda: hold_memory(made.memory_limit, made.peak, most)
+        kinds["wired"] = lambda: hold_memory(made.memory_limit, made.peak, "auto")
     launch = compile_step(synthetic_step(made))
     begun, losses = time.perf_counter(), list[float]()
 

@@ -90,7 +90,7 @@ TRAINING_CHECKS = (
         "wired memory",
         "What wiring a run's memory, so that the system cannot swap it out, costs or gains.",
         f"at most {SLOWER_HELD:g} times as slow",
-        "Leave out `wired_limit`.",
+        "Leave out `wired_limit`, as is the default.",
         TRAINING,
         _wired,
         with_metal,
