@@ -69,7 +69,8 @@ class Reading:
             b"text".decode(self.encoding, _ERRORS)
         except (LookupError, ValueError) as error:
             raise ConfigError(
-                f"`encoding={self.encoding[:ENCODING_CHARACTERS]}` is no encoding of text that is known.",
+                f"`encoding={self.encoding[:ENCODING_CHARACTERS]}` is no encoding of text that is "
+                "known.",
                 "Give one such as latin-1, cp1252, shift_jis or gb18030.",
             ) from error
 
