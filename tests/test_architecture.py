@@ -18,6 +18,8 @@ ANYONE = {
     "errors",
     "home",
     "json_text",
+    "names",
+    "processes",
     "regular",
     "system",
     "telemetry",
@@ -29,6 +31,8 @@ ALLOWED = {
     "errors": set(),
     "home": set(),
     "json_text": set(),
+    "names": set(),
+    "processes": set(),
     "regular": set(),
     "system": set(),
     "telemetry": set(),
@@ -151,6 +155,20 @@ def test_json_is_read_in_one_place() -> None:
         if JSON_READER.search(path.read_text("utf-8"))
     ]
     assert found == ["json_text.py"]
+
+
+AROUND_THE_CONSOLE = re.compile(
+    r"(?<!Literal)Console\(|\bstd(out|err)\.write|typer\.s?echo|traceback\.print"
+)
+PRINTS_FOR_A_PROGRAM = "doctor/child.py"  # another process reads it
+
+
+def test_all_output_goes_through_the_console() -> None:
+    """`LiteralConsole` keeps what controls a terminal out of texts; ruff finds print()."""
+    names = {str(path.relative_to(SOURCE)): path for path in modules()}
+    del names[PRINTS_FOR_A_PROGRAM]
+    around = [n for n, path in names.items() if AROUND_THE_CONSOLE.search(path.read_text("utf-8"))]
+    assert around == []
 
 
 ONE_NAME_IN_SEVERAL_MODULES = {  # what every module of interop/exporters offers, and their front

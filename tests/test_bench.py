@@ -139,6 +139,17 @@ def test_tables_fit_and_cut_nothing(facts: Bench, of: Callable[[Bench], Bench], 
     assert ("41.2%" in mfu and "989.0 TFLOP/s" in mfu) if facts.training.mfu else "unknown" in mfu
 
 
+def test_more_than_the_data_sheet_counts_is_explained(facts: Bench) -> None:
+    """As on an M5, whose accelerators it leaves out."""
+    facts = with_peak(facts)
+    faster = facts.training.model_copy(update={"mfu": 2.3})
+    (of, passed), (_, usual) = (
+        next((row.value, row.note) for row in bench_sections(each)[0].rows if row.label == "MFU")
+        for each in (facts.model_copy(update={"training": faster}), facts)
+    )
+    assert of == "230.0%" and "counts its ALUs only" in passed and "ALUs" not in usual
+
+
 def test_markdown_is_one_table(facts: Bench) -> None:
     lines = markdown(bench_heading(facts), bench_sections(facts)).splitlines()
     assert lines[0] == f"**{bench_heading(facts)[0]}**"

@@ -101,11 +101,32 @@ def test_only_the_file_of_a_dead_process_of_this_host_is_replaced(
     file.write_text(f"{dead} elsewhere\n")
     error = disk.in_use(path, "It is used.", "Wait.")
     assert str(file) in error.remedy and "'elsewhere'" in error.remedy and str(dead) in error.remedy
+    file.write_text(f"{dead} not-{socket.gethostname()}\n")
+    assert Lock.take(path) is None
     file.write_text(f"{dead} {socket.gethostname()}\n")
     with taken(path):
         assert file.read_text() == f"{os.getpid()} {socket.gethostname()}\n"
     assert not file.exists()
     assert disk.in_use(path, "It is used.", "Wait.").remedy == "Wait."
+
+
+def test_a_mac_knows_its_own_file_when_its_name_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", refusing(errno.ENOLCK))
+    path, file = tmp_path / "place", tmp_path / ".place.held"
+    monkeypatch.setattr(disk, "identity", lambda: "hardware")
+    monkeypatch.setattr(socket, "gethostname", lambda: "at-home")
+    with taken(path):
+        held = file.read_text()
+    assert held == f"{os.getpid()} at-home hardware\n"
+    monkeypatch.setattr(socket, "gethostname", lambda: "on-the-train")
+    for machine, replaced in (("other", False), ("hardware", True)):
+        file.write_text(f"{ended_process()} at-home {machine}\n")
+        lock = Lock.take(path)
+        assert (lock is not None) == replaced
+    assert lock is not None
+    lock.release()
 
 
 @pytest.mark.parametrize("code", [errno.ENOTSUP, errno.EINVAL, errno.ENOTTY])

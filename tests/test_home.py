@@ -69,6 +69,7 @@ def test_the_cache_folder_may_begin_with_a_tilde_and_is_never_relative(
         f"eval chat --data {NOWHERE}:2",
         f"checkpoints verify --checkpoint {NOWHERE}",
         f"data fetch --from {NOWHERE}",
+        f"doctor --report {NOWHERE}",
     ],
 )
 def test_a_path_in_the_home_of_nobody_is_named(

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from mlxchat import runtime
 from mlxchat.checkpoint import catalog, layout
+from mlxchat.config.inference import Dtype
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.config.validate import Validated, validated
@@ -31,6 +32,7 @@ def load(
     source: str | Path | None = None,
     *,
     step: int | None = None,
+    dtype: Dtype = "auto",
     home: str | Path | None = None,
 ) -> Model:
     """Load a trained model.
@@ -39,6 +41,7 @@ def load(
         source: the name of a run, or the directory of a model or of a run. By default the run
             that was saved last.
         step: the saved step to load; by default the newest.
+        dtype: the precision to compute in; by default the best of this machine.
         home: where runs are; by default ``$MLXCHAT_HOME``.
 
     Raises:
@@ -53,7 +56,7 @@ def load(
     place = _home(home)
     folder = catalog.find_model(place.stages, None if source is None else str(source), step)
     runtime.bound_buffer_cache()
-    saved = layout.read_model(folder, runtime.machine().compute_dtype)
+    saved = layout.read_model(folder, runtime.compute_dtype(dtype))
     return Model(saved, history_of(folder, place), place)
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from mlxchat.errors import DeviceError
 
-KEPT = "What was saved is kept: repeat the command to resume, or let `supervise` do that."
+KEPT = "What a run has saved is kept: repeat its command to resume, or let `supervise` do that."
 
 
 class Failure(NamedTuple):
@@ -26,7 +26,8 @@ FAILURES = (  # the first that fits is told
     Failure(
         re.compile(r"ImpactingInteractivity|Impacting Interactivity"),
         "macOS stopped the GPU's work, because the display had to wait for it",
-        "Let the display sleep while the Mac works: its watchdog then leaves the GPU alone. "
+        "Let the display sleep, or use the Mac over SSH, while it computes: its watchdog then "
+        "leaves the GPU alone. "
         "AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 in the environment can help too, and makes the display "
         f"less smooth. {KEPT}",
     ),

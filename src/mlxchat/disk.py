@@ -10,12 +10,13 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
 from mlxchat.errors import DiskError, LockedError
+from mlxchat.system import identity
 
 _GIB = 2**30
 RESERVE = _GIB  # bytes of disk that downloads leave free
@@ -130,6 +131,17 @@ class Lock:
             lock.release()  # whoever had it renamed or removed what was opened here
 
     @classmethod
+    def take_after(cls, path: Path, wait: Callable[[], object]) -> "Lock":
+        """Lock a file as `take` does, calling ``wait`` as long as another process holds the lock.
+
+        Raises:
+            OSError: it cannot be opened or created.
+        """
+        while not (lock := cls.take(path)):
+            wait()
+        return lock
+
+    @classmethod
     def _take_beside(cls, path: Path) -> "Lock | None":
         """Create the file that stands for the lock, unless a live process has created it."""
         file = _beside(path)
@@ -138,7 +150,7 @@ class Lock:
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             return None
-        os.write(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode())
+        os.write(descriptor, f"{os.getpid()} {_this_host()}\n".encode())
         return cls(path, file, descriptor)
 
     @property
@@ -207,11 +219,16 @@ def _remove_stale(file: Path) -> None:
     try:
         with file.open("rb") as stream:
             process, _, host = stream.read(1000).decode(errors="replace").strip().partition(" ")
-            ours = host == socket.gethostname() and process.isdecimal()
+            ours = host.split()[-1:] == [identity()] and process.isdecimal()
             if ours and not _is_alive(int(process)) and is_at(stream.fileno(), file):
                 file.unlink()
     except FileNotFoundError:
         return
+
+
+def _this_host() -> str:
+    """Return the name of this machine, and its identity where that is not its name."""
+    return " ".join(dict.fromkeys((socket.gethostname(), identity())))
 
 
 def _is_alive(process: int) -> bool:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from mlxchat.checkpoint import history, layout, store
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
+from mlxchat.config.run import require_name
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import Loader
 from mlxchat.errors import CheckpointError, command
@@ -57,6 +58,7 @@ def destination(runs: Path, source: Path, quantization: Quantization) -> tuple[P
 
     Raises:
         CheckpointError: the model is already quantized, or such a copy exists.
+        ConfigError: it is in a folder that no run can be named after.
     """
     if layout.is_quantized(source):
         raise CheckpointError(
@@ -64,7 +66,8 @@ def destination(runs: Path, source: Path, quantization: Quantization) -> tuple[P
             f"Name the original run with `model_tag`, or talk to this one: {command('chat')}",
         )
     tag, step = history.tag_and_step(source)
-    run = runs / f"{tag}-{quantization.name}"
+    remedy = f"Rename {source}, or import it under a name with `model_tag`."
+    run = runs / require_name(f"{tag}-{quantization.name}", remedy)
     if store.directory(run, step).exists():
         raise CheckpointError(
             f"There is already a quantized copy: {store.directory(run, step)}.",

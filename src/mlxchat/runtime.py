@@ -34,6 +34,9 @@ SPARED = 0.9  # share of the free memory
 ROOM_SHARE, ROOM = 0.1, GIB // 2  # over the expected peak, for what MLX keeps and computes ahead
 WIRED_ROOM = 4 * 10**9  # bytes over the expected peak
 LARGEST_PRODUCT = 8192  # width of the matrices that measure speed
+WORTH_IT = 1.1  # float32 takes twice the memory, so it must be this many times as fast as bfloat16
+
+DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 
 Wired = int | Literal["auto"]  # bytes, or as many as training is expected to need
 
@@ -85,7 +88,8 @@ class Machine:
 def machine() -> Machine:
     """Return this machine.
 
-    The compute dtype is bfloat16 on GPUs and float32 on CPUs, whose bfloat16 products are slow.
+    The compute dtype is float32 on CPUs, whose bfloat16 products are slow. It is bfloat16 on GPUs
+    that are known to compute with it; on others a product of matrices decides.
     """
     total = psutil.virtual_memory().total
     if mx.default_device() == mx.Device(mx.cpu):
@@ -94,7 +98,32 @@ def machine() -> Machine:
     backend = "metal" if mx.metal.is_available() else "cuda"
     device = str(info.get("device_name", backend))
     memory = int(info.get("max_recommended_working_set_size") or info.get("total_memory") or total)
-    return Machine(backend, device, mx.bfloat16, peak_flops(device), memory)
+    return Machine(backend, device, _gpu_dtype(device), peak_flops(device), memory)
+
+
+def _gpu_dtype(device: str) -> mx.Dtype:
+    """Return bfloat16, or float32 where that is clearly faster: M1 and M2 only emulate bfloat16."""
+    if peak_flops(device) and not re.match(r"Apple M[12]\b", device):
+        return mx.bfloat16
+    speeds = {dtype: matmul_flops(0.05, dtype) for dtype in (mx.bfloat16, mx.float32)}
+    worth_it = speeds[mx.float32] > WORTH_IT * speeds[mx.bfloat16]
+    return mx.float32 if worth_it else mx.bfloat16
+
+
+def compute_dtype(name: str = "auto") -> mx.Dtype:
+    """Return the dtype of activations that a setting names, such as bfloat16, or auto.
+
+    Raises:
+        ConfigError: there is no such dtype.
+
+    >>> compute_dtype("float32")
+    mlx.core.float32
+    """
+    if name == "auto":
+        return machine().compute_dtype
+    if name not in DTYPES:
+        raise ConfigError(f"There is no `dtype` {name!r}.", f"Use {', '.join(DTYPES)} or auto.")
+    return DTYPES[name]
 
 
 def _processor_name() -> str:
@@ -143,15 +172,18 @@ def matmul_flops(seconds: float = 0.3, dtype: mx.Dtype | None = None) -> float:
 
 
 @cache
-def product_flops() -> float | None:
+def product_flops(dtype: mx.Dtype) -> float | None:
     """Return `matmul_flops` of a GPU, measured when this is first called; None on CPUs.
 
     What a chip's data sheet counts is not what all chips compute with. On CPUs the loader's threads
     take part of the speed that a product alone has.
+
+    Args:
+        dtype: of the matrices.
     """
     if machine().backend == "cpu":
         return None
-    measured = matmul_flops()
+    measured = matmul_flops(dtype=dtype)
     mx.clear_cache()
     mx.reset_peak_memory()
     return measured

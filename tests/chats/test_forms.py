@@ -1,7 +1,9 @@
 """Common file formats of conversations are read; rows in an unknown format are refused."""
 
+import gzip
 import json
 import tempfile
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import packed
 from support.any_bytes import BYTES, LINES
 from support.places import SHARED, needs_shared
 
@@ -18,6 +21,7 @@ from mlxchat.data.chats.forms import Usable
 from mlxchat.data.chats.sources import Source
 from mlxchat.data.chats.turns import CUT_AT_END
 from mlxchat.data.chats.values import UnusableError
+from mlxchat.data.files import ROWS as KINDS
 from mlxchat.errors import MlxchatError
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message, Part
@@ -368,14 +372,50 @@ def test_every_kind_of_file_holds_the_same_rows(tmp_path: Path, suffix: str) -> 
     assert (report.rows, report.used, report.changed, report.skipped) == (20, 20, {}, {})
 
 
+def test_a_table_and_packed_files_hold_rows_too(tmp_path: Path) -> None:
+    table = 'instruction,output,note\nSay 1.,1,x\n"Say\n2.","2, two",\n'
+    expected = [said("Say 1.", "1"), said("Say\n2.", "2, two")]
+    (tmp_path / "chats.csv").write_text(table)
+    assert reading.read_source(Source(tmp_path / "chats.csv"))[0] == expected
+    (tmp_path / "chats.csv.gz").write_bytes(gzip.compress(table.encode("utf-16")))
+    assert reading.read_source(Source(tmp_path / "chats.csv.gz"))[0] == expected
+    binary = pa.table({"prompt": [b"Hi"], "response": ["Hö".encode()]})
+    pq.write_table(binary, tmp_path / "chats.parquet")
+    assert reading.read_source(Source(tmp_path / "chats.parquet"))[0] == [said("Hi", "Hö")]
+
+
+def test_bad_lines_can_be_skipped_and_are_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "chats.jsonl", ROWS)
+    with path.open("ab") as file:
+        file.write(b'{"messages"\n' + b"9" * 5000 + b"\n[\xff]\n")
+    source = sources.parse(f"{path}:2", skip_bad=True)
+    conversations, report = reading.read_source(source)
+    assert len(conversations) == 20 and report.rows == 23 and source.weight == 2
+    assert report.skipped == {"is not valid JSON": 2, "is not UTF-8": 1}
+    assert report.examples[0] == f"{path}, line 21: is not valid JSON"
+    with pytest.raises(MlxchatError, match="line 21 is not valid JSON") as caught:
+        reading.read_source(Source(path))
+    assert "`skip_bad`" in caught.value.remedy
+
+
+@pytest.mark.parametrize("bomb", [packed.in_a_list, packed.in_rows_of_lists])
+def test_a_small_file_that_stands_for_much_is_refused(
+    tmp_path: Path, bomb: Callable[[Path], Path]
+) -> None:
+    with pytest.raises(MlxchatError, match=r"chats\.parquet.* than (the )?\d\d,000,000 "):
+        reading.read_source(Source(bomb(tmp_path / "chats.parquet")))
+
+
 def test_a_folder_is_read_in_order_without_hidden_files(tmp_path: Path) -> None:
     write(tmp_path / "b" / "2.jsonl", ROWS[10:])
     write(tmp_path / "a.json", ROWS[:10])
     write(tmp_path / ".hidden" / "3.jsonl", ROWS)
     (tmp_path / "manifest.json").write_text('["00000.parquet"]')
     (tmp_path / "notes.txt").write_text("notes")
-    conversations, _ = reading.read_source(Source(tmp_path))
+    conversations, report = reading.read_source(Source(tmp_path))
     assert conversations == [forms.read_row(row).conversation for row in ROWS]
+    assert report.passed_over == "1 hidden (.hidden); 1 of another kind (notes.txt)"
+    assert report.summary().endswith(f"; passed over: {report.passed_over}.")
 
 
 def test_every_row_is_accounted_for(tmp_path: Path) -> None:
@@ -446,7 +486,7 @@ def test_a_folder_with_only_evaluation_splits_is_refused(tmp_path: Path) -> None
 @needs_shared
 def test_rows_that_a_task_is_scored_on_are_not_trained_on() -> None:
     for name in ("openai--gsm8k", "cais--mmlu", ""):
-        files, left_out = sources.listing(Source(SHARED / "data" / "task_data" / name))
+        files, left_out, _ = sources.listing(Source(SHARED / "data" / "task_data" / name))
         assert {file.parent.name for file in files} <= {"train", "auxiliary_train"}
         assert {folder.name for folder in left_out} <= {"test", "validation", "dev"} and left_out
 
@@ -466,7 +506,7 @@ def test_rows_that_a_task_is_scored_on_are_not_trained_on() -> None:
         ("a.json", b"{}", r"a.json does not hold a list"),
         ("a.json", b"[1, ", r"a.json is not valid JSON"),
         ("a.parquet", b"PAR1 and no more", r"a.parquet is damaged"),
-        ("a.txt", b"Hello", r"a.txt is not one of .jsonl, .json, .parquet"),
+        ("a.txt", b"Hello", r"a.txt is not one of .jsonl, .json, .csv, .parquet"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
@@ -477,7 +517,7 @@ def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes, problem:
     assert "\n" not in caught.value.problem
 
 
-@given(st.sampled_from(sources.SUFFIXES), BYTES | st.lists(LINES).map(b",".join))
+@given(st.sampled_from(KINDS), BYTES | st.lists(LINES).map(b",".join))
 def test_any_bytes_are_conversations_or_a_clear_error(suffix: str, content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"chats{suffix}"

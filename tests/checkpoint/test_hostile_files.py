@@ -102,6 +102,45 @@ def test_a_file_that_is_no_object_is_named(name: str, text: str, step: Path) -> 
     )
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        NESTED,
+        '{"a": ' * 200_000 + "1" + "}" * 200_000,
+        '{"__metadata__": {"a": {"b": 1}}}',
+        '{"lm_head.weight": {"dtype": "F32", "shape": [-4], "data_offsets": [0, 16]}}',
+        '{"lm_head.weight": {"dtype": "F32", "shape": [1e18], "data_offsets": [0, 4]}}',
+        '{"lm_head.weight": {"dtype": "F32", "shape": [4294967298], "data_offsets": [0, 8]}}',
+        '{"lm_head.weight": {"dtype": 7, "shape": null, "data_offsets": [16, 0]}}',
+        "null",
+        "{}",
+    ],
+)
+@pytest.mark.parametrize("name", [layout.MODEL, "optimizer.safetensors", "loader.safetensors"])
+def test_arrays_with_any_header_are_refused_by_name(name: str, header: str, step: Path) -> None:
+    content = header.encode()
+    (step / name).write_bytes(len(content).to_bytes(8, "little") + content + bytes(16))
+    files.write_checksums(step)
+    with pytest.raises(CheckpointError, match=str(step)) as raised:
+        read_trained(step)
+    of_all_files = "weight is missing" in raised.value.problem  # a model may have several
+    assert name in raised.value.problem or (of_all_files and name == layout.MODEL)
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_what_lies_beside_runs_and_steps_takes_none_of_them_down(kind: str, step: Path) -> None:
+    for name in ("other", "step_000009", "config.json.old"):
+        put_strange(kind, step.parent.parent / name)
+    put_strange(kind, step.parent / "stray")
+    put_strange(kind, step / "stray")
+    stages = Home(step.parent.parent.parent).stages
+    faults: list[MlxchatError] = []
+    found = catalog.saved_steps(catalog.runs(stages), faults.append)
+    assert [saved.path for saved in found] == [step]
+    assert len(faults) == (3 if kind == "loop" else 0)
+    assert catalog.find(stages, None, None) == step
+
+
 @pytest.mark.parametrize("kind", [kind for kind in STRANGE if kind != "large"])
 @pytest.mark.parametrize("name", [*FILES, layout.MODEL, files.CHECKSUMS])
 @pytest.mark.parametrize("checked", [True, False])

@@ -1,5 +1,7 @@
 """Runs that an earlier version saved halfway resume, and end as they did in that version.
 
+Not in the same bits: sums on CPUs are more exact since. Their bits now are in
+golden/runs/resumed.json.
 Fine-tuning does so if conversations are read as then: 128 at a time. Read one by one, as nanochat
 reads them, other rows are packed of the same conversations.
 """
@@ -41,7 +43,7 @@ class Saved:
     """A copy of a saved run's home, and how the run ended in the version that saved it."""
 
     def __init__(self, name: str, home: Path) -> None:
-        self.facts = golden(f"runs/{name}.json")
+        self.name, self.facts = name, golden(f"runs/{name}.json")
         self.folder = home / self.facts["folder"]
         self.first, self.last = self.facts["saved_step"], self.facts["last_step"]
         made_with = self.facts["made_with"]
@@ -106,7 +108,7 @@ def test_resuming_ends_with_the_same_losses_and_weights(
     assert found == close(saved.later("bits_per_byte", saved.first))
     weights = read_weights(saved.step(saved.last) / "model.safetensors")
     if saved.same_machine:
-        assert digest(weights) == saved.facts["final_weights_sha256"]
+        assert digest(weights) == golden("runs/resumed.json")[saved.name]
     assert weights.keys() == saved.facts["final_weights"].keys()
     for name, numbers in outline(weights).items():
         if name in ROUNDING:

@@ -47,7 +47,7 @@ def load(home: Path) -> TrainState:
     """Read the newest step as a resuming run does."""
     saved = Pretraining(SAVED, Home(home)).saved()
     assert saved is not None
-    return load_state(saved.plan, saved)
+    return load_state(saved.plan, saved, machine().compute_dtype)
 
 
 def save(home: Path, state: TrainState, step: int) -> None:
@@ -120,7 +120,7 @@ def test_every_changed_byte_is_refused_and_its_file_named(copied: Path) -> None:
     order = random.Random(3)
     folder = Home(copied).runs / "run" / "step_000004"
     contents = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-    assert len(contents) == 9
+    assert len(contents) == 10
     for _ in range(500):
         name = order.choice(list(contents))
         changed = bytearray(contents[name])

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from mlxchat import __version__
-from mlxchat.cli.supervise import own_command, supervise
+from mlxchat.cli.supervise import supervise
 from mlxchat.errors import MlxchatError
 from mlxchat.monitor.machine import command_of
+from mlxchat.processes import own_command
 
 SCRIPT = """
 import os, signal, sys
@@ -150,10 +151,10 @@ def test_the_program_starts_itself_whatever_is_in_the_working_directory(tmp_path
     package.mkdir()
     for file in (package / "__init__.py", package / "__main__.py", tmp_path / "random.py"):
         file.write_text("raise SystemExit('the wrong file was run')")
-    command = own_command(["--version"])
+    command = own_command("mlxchat", "--version")
     started = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (started.stdout, started.stderr) == (f"mlxchat {__version__}\n", "")
-    assert command_of(own_command(["train", "--depth", "4"])) == ["train", "--depth", "4"]
+    assert command_of(own_command("mlxchat", "train", "--depth", "4")) == ["train", "--depth", "4"]
 
 
 HANGING_UP = """

@@ -1,11 +1,17 @@
 """The defaults of each architecture, presets, and which settings make another run."""
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
+from mlxchat.checkpoint.catalog import new_run
 from mlxchat.config.pretrain import PRESETS, PretrainConfig
 from mlxchat.config.recipes import CLASSIC_RECIPE, MODERN_RECIPE, Recipe
-from mlxchat.errors import MlxchatError
+from mlxchat.config.run import is_name
+from mlxchat.config.sft import SftConfig
+from mlxchat.errors import ConfigError, MlxchatError
+from mlxchat.home import Home
 
 
 def test_defaults_are_those_of_the_architecture() -> None:
@@ -109,3 +115,34 @@ def test_what_logs_in_to_a_hub_is_used_but_not_shown_or_stored() -> None:
         assert "secret" not in f"{copy!r} {copy} {copy.model_dump_json()}"
     assert config.model_dump(mode="json")["endpoint"] == "https://hub.example/m"
     assert config.differences({"endpoint": None}) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "a/b", "../x", "a b", "d4\n", "d4\x1b[2J", "\x00", "d4\u2028", "é", "-a"],
+)
+def test_names_of_folders_are_checked_wherever_they_are_from(name: str, tmp_path: Path) -> None:
+    assert not is_name(name)
+    for model, fields in (
+        (PretrainConfig, ("dataset", "model_tag")),
+        (SftConfig, ("model_tag",)),
+    ):
+        for field in fields:
+            with pytest.raises(ValidationError):
+                model.model_validate({field: name})
+    with pytest.raises(ConfigError, match="cannot be the name") as raised:
+        new_run(Home(tmp_path), name, False, "model_tag")
+    assert raised.value.problem.isprintable()
+
+
+@pytest.mark.parametrize(
+    "source", ["/", ".", "..", "my model", "/models/a\nb/", "a\x1b/step_000003"]
+)
+def test_a_run_is_not_named_after_any_folder(source: str) -> None:
+    for config in (SftConfig(source=source), PretrainConfig(init_from=source)):
+        with pytest.raises(ConfigError, match="cannot be the name of a run") as raised:
+            _ = config.tag
+        assert raised.value.problem.isprintable() and "`model_tag`" in raised.value.remedy
+        assert config.model_copy(update={"model_tag": "mine"}).tag == "mine"
+    assert SftConfig(source="/models/d4/step_000003").tag == "d4-sft"
+    assert PretrainConfig(init_from="/models/d4/").tag == "d4-continued"

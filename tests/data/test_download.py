@@ -13,7 +13,8 @@ import pytest
 from support.hub_server import Fault, HubServer, Request
 
 from mlxchat.data import download as module
-from mlxchat.data.download import MISMATCHES, download, partial, pin
+from mlxchat.data.download import MISMATCHES, download, partial
+from mlxchat.data.fetch import pin
 from mlxchat.data.hub import ATTEMPTS, Cancelled, Hub, RemoteFile
 from mlxchat.errors import MlxchatError
 

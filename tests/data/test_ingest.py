@@ -1,3 +1,4 @@
+import gzip
 import json
 import subprocess
 import sys
@@ -8,11 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
+from support import packed
 from support.any_bytes import FILES, shards_or_a_clear_error
 from support.marks import slow
 
 from mlxchat.data import ingest as module
-from mlxchat.data.ingest import LONGEST_DOCUMENT, IngestSummary, ingest
+from mlxchat.data.ingest import IngestSummary, ingest
+from mlxchat.data.own_text import LONGEST_DOCUMENT
 from mlxchat.data.shards import LocalShards, check_shard
 from mlxchat.errors import MlxchatError
 from mlxchat.telemetry.events import Event, Noted, Progressed
@@ -180,14 +183,17 @@ def test_a_folder_is_read_with_its_subfolders(
     assert sorted(text for path in summary.shards for text in texts(path)) == ["one", "two"]
     assert summary.files == 3
     notes = [event.text for event in events if isinstance(event, Noted)]
-    assert notes == [f"{source / 'empty.txt'} does not hold any text and is skipped."]
+    assert notes == [
+        f"Passed over in {source}: 2 hidden (._b.txt, .hidden); 1 of another kind (image.png).",
+        f"{source / 'empty.txt'} does not hold any text and is skipped.",
+    ]
 
 
 def test_progress_counts_bytes_of_the_source(
     tmp_path: Path, run: Run, events: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "REPORT_BYTES", 1000)
-    source = write_lines(tmp_path / "own.jsonl", ["some text"] * 500)
+    source = write_lines(tmp_path / "own.jsonl", ["some text"] * 5000)
     run(source)
     progress = [event for event in events if isinstance(event, Progressed)]
     assert len(progress) > 5
@@ -204,6 +210,117 @@ def test_the_task_has_the_name_of_the_folder_one_is_in(
     monkeypatch.chdir(tmp_path / "texts")
     run(Path())
     assert isinstance(events[-1], Progressed) and events[-1].task == "texts"
+
+
+BOOK = "Täglich.\n\nNichts Neues: 日記.\n\nEnde.\n"
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".md", ".rst"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_text_of_every_kind_and_encoding_packed_or_not(
+    tmp_path: Path, run: Run, suffix: str, encoding: str
+) -> None:
+    source = tmp_path / "texts"
+    source.mkdir()
+    (source / f"one{suffix}").write_bytes(BOOK.encode(encoding))
+    (source / f"two{suffix}.gz").write_bytes(gzip.compress(BOOK.encode(encoding)))
+    summary = run(source)
+    assert [text for path in summary.shards for text in texts(path)] == [BOOK.strip()] * 2
+
+
+def test_another_encoding_is_given(tmp_path: Path, events: list[Event]) -> None:
+    (tmp_path / "a.txt").write_bytes(BOOK[:8].encode("latin-1"))
+    (tmp_path / "b.txt").write_bytes(BOOK.encode("utf-16"))  # its mark counts more
+    summary = ingest(tmp_path, tmp_path / "home", events.append, encoding="latin-1")
+    found = sorted(text for path in summary.shards for text in texts(path))
+    assert found == ["Täglich.", BOOK.strip()]
+    with pytest.raises(MlxchatError, match=r"`encoding=utf-9`"):
+        ingest(tmp_path, tmp_path / "other", events.append, encoding="utf-9")
+    assert not (tmp_path / "other").exists()
+
+
+FINE = b'{"text": "fine"}\n'
+
+
+def test_null_text_is_skipped_and_counted(tmp_path: Path, run: Run, events: list[Event]) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_bytes(FINE * 2 + b'{"text": null}\n' * 3)
+    reason = 'has a "text" that is null'
+    assert run(path).skipped == {reason: 3}
+    notes = [event.text for event in events if isinstance(event, Noted)]
+    assert notes == [f"Skipped: 3, of which {path}, line 3 is the first: it {reason}."]
+    table = pa.table({"text": ["one", None, "two"]})
+    pq.write_table(table, tmp_path / "own.parquet")
+    assert run(tmp_path / "own.parquet", tmp_path / "other").skipped == {reason: 1}
+
+
+BAD_LINES = {
+    "half a pair": (b'{"text": "half \\ud83d pair"}\n', "holds half a surrogate pair"),
+    "long integer": (b'{"text": "ok", "id": %s}\n' % (b"9" * 5000), "is not valid JSON"),
+    "cut off": (b'{"text": "ok\n', "is not valid JSON"),
+    "no text": (b'{"content": "ok"}\n', 'has no string "text"'),
+    "latin-1": (b'{"text": "na\xefve"}\n', "is not UTF-8"),
+    "nested": (b"[" * 100_000 + b"\n", "is not valid JSON"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LINES)
+def test_bad_lines_are_named_and_can_be_skipped(tmp_path: Path, run: Run, case: str) -> None:
+    line, fault = BAD_LINES[case]
+    path = tmp_path / "own.jsonl"
+    path.write_bytes(FINE + line + FINE)
+    with pytest.raises(MlxchatError, match=f"own.jsonl, line 2 {fault}") as caught:
+        run(path)
+    assert "`skip_bad`" in caught.value.remedy
+    summary = ingest(path, tmp_path / "home" / "own", lambda _: None, skip_bad=True)
+    assert (summary.documents, summary.skipped) == (2, {fault: 1})
+
+
+@pytest.mark.parametrize(
+    "name, content, said",
+    [
+        ("b.jsonl", b"{\n", r"b\.jsonl, line 1 is not valid JSON"),
+        ("b.csv", b"name,size\nx,1\n", r"b\.csv has no column of text"),
+        ("b.txt.gz", b"no gzip", r"b\.txt\.gz is damaged: Not a gzipped file"),
+        ("b.md", b"na\xefve", r"b\.md, line 1 is not UTF-8"),
+    ],
+)
+def test_one_bad_file_of_a_folder_is_named(
+    tmp_path: Path, run: Run, name: str, content: bytes, said: str
+) -> None:
+    write_lines(tmp_path / "a.jsonl", ["one", "two"])
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(MlxchatError, match=said) as caught:
+        run(tmp_path)
+    assert caught.value.remedy
+
+
+def test_what_is_passed_over_is_said(tmp_path: Path, run: Run) -> None:
+    source = tmp_path / "texts"
+    source.mkdir()
+    others = [source / name for name in ("b.pdf", "c.parquet.zip", "package.json")]
+    for path in others:
+        path.touch()
+    with pytest.raises(MlxchatError, match=r"passed over: 3 of another kind \(b\.pdf, "):
+        run(source)
+    write_lines(source / "a.jsonl", ["one", "two"])
+    assert run(source).passed_over == {str(path): "of another kind" for path in others}
+
+
+def test_a_small_file_that_stands_for_much_is_refused(tmp_path: Path, run: Run) -> None:
+    path = packed.by_reference(tmp_path / "own.parquet")
+    with pytest.raises(MlxchatError, match=r"own\.parquet unpacks to more than 64,000,000 bytes"):
+        run(path)
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+def test_long_documents_end_a_row_group(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ROW_GROUP_BYTES", 1000)
+    summary = run(write_lines(tmp_path / "own.jsonl", ["x" * 400] * 10))
+    metadata = pq.read_metadata(summary.shards[0])
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [3, 3, 3]
 
 
 def bad_files() -> dict[str, tuple[str, bytes, str]]:
@@ -224,7 +341,7 @@ def bad_files() -> dict[str, tuple[str, bytes, str]]:
         "surrogate": ("own.jsonl", good + b'{"text": "\\ud800"}\n', "line 2 holds half"),
         "nested": ("own.jsonl", b"[" * 100_000, "line 1 is not valid JSON"),
         "no parquet": ("own.parquet", b"text", r"own\.parquet is not a parquet file"),
-        "other": ("own.docx", b"text", r"own\.docx is not one of \.txt, \.jsonl, \.parquet"),
+        "other": ("own.docx", b"text", r"own\.docx is not one of \.txt, \.md, "),
     }
 
 
@@ -261,7 +378,7 @@ def test_a_missing_or_empty_source_is_refused(tmp_path: Path, run: Run) -> None:
     with pytest.raises(MlxchatError, match="does not exist"):
         run(tmp_path / "nowhere")
     (tmp_path / "texts").mkdir()
-    with pytest.raises(MlxchatError, match=r"There is no \.txt, \.jsonl, \.parquet in"):
+    with pytest.raises(MlxchatError, match=r"There is no \.txt, .* in"):
         run(tmp_path / "texts")
 
 

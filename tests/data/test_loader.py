@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support import packed
 
+from mlxchat.data import documents as module
 from mlxchat.data.chats.mixture import ChatDocuments
 from mlxchat.data.chats.sources import parse
 from mlxchat.data.corpus.documents import corpus_documents, document_text
@@ -205,3 +207,28 @@ def test_conversations_are_packed_row_for_row_as_nanochat_packs_them(tmp_path: P
             for ids, targets in zip(batch.ids.tolist(), batch.targets.tolist(), strict=True):
                 assert (ids, targets) == next(expected)
     assert batch.state.cursor.epoch > 1
+
+
+def test_a_small_shard_that_stands_for_much_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "data", ["a"], ["v"])
+    packed.by_reference(folder / "shard_00000.parquet")
+    documents = ShardDocuments(LocalShards(folder)).training(Cursor())
+    with pytest.raises(MlxchatError, match=r"00000\.parquet unpacks to more than") as caught:
+        for batch, _ in documents:
+            assert sum(len(str(text)) for text in batch) <= module.BATCH_CHARACTERS + packed.LETTERS
+    assert "`skip_bad`" not in caught.value.remedy
+
+
+def test_long_documents_make_small_batches_that_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH_CHARACTERS", 100)
+    texts = ["a" * 60, "b" * 60, "c" * 10, None, "d" * 100, "e"]
+    documents = ShardDocuments(LocalShards(write(tmp_path / "data", texts, ["v"])))
+    reads = list(islice(documents.training(Cursor()), 3))
+    assert [(batch, cursor.row) for batch, cursor in reads] == [
+        (texts[:2], 2),
+        ([texts[2], texts[4]], 5),
+        (["e"], 6),
+    ]
+    assert list(islice(documents.training(reads[0][1]), 2)) == reads[1:]

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from support.hub_server import COMMIT, TINY, Fault, HubServer, address, dataset_files, write_shard
 from support.places import TESTS
+from support.strange_files import STRANGE, put_strange
 
-from mlxchat.data.download import ALL_SHARDS, fetch
+from mlxchat.data.fetch import ALL_SHARDS, fetch
 from mlxchat.data.hub import ATTEMPTS, Hub
 from mlxchat.data.shards import (
     DATASETS,
@@ -153,7 +154,7 @@ def test_two_processes_share_the_work(server: HubServer, folder: Path) -> None:
     server.bytes_per_second = 100_000
     program = (
         "import sys, httpx; from pathlib import Path; from support.hub_server import TINY; "
-        "from mlxchat.data.download import fetch; from mlxchat.data.hub import Hub; "
+        "from mlxchat.data.fetch import fetch; from mlxchat.data.hub import Hub; "
         "hub = Hub(sys.argv[1], httpx.Client(trust_env=False)); "
         "fetch(Path(sys.argv[2]), TINY, 9, hub, lambda event: None, workers=2)"
     )
@@ -329,6 +330,18 @@ def test_status_counts_shards_bytes_and_unfinished_files(tmp_path: Path) -> None
         FolderStatus("own", tmp_path / "base_data_own", 1, 0, False, (), None),
     ]
     assert status(home)[1].bytes == sum(sizes)
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_status_counts_what_lies_in_a_folder_without_opening_it(kind: str, tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    size = write_shard(home.data("own") / shard_name(0)).stat().st_size
+    for name in (REVISION, shard_name(1), f"{shard_name(2)}.incomplete"):
+        put_strange(kind, home.data("own") / name)
+    (tmp_path / "base_data_other").symlink_to("base_data_other")
+    (found,) = status(home)
+    assert (found.name, found.shards, found.revision) == ("own", 2, None)
+    assert found.bytes >= size
 
 
 def test_the_datasets_have_nanochats_validation_shards() -> None:

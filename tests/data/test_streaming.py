@@ -10,10 +10,12 @@ import pytest
 from support.hub_server import TINY, Fault, HubServer, address, dataset_files, write_shard
 
 from mlxchat.data import streaming as module
-from mlxchat.data.download import fetch, partial
+from mlxchat.data.download import partial
+from mlxchat.data.fetch import fetch
 from mlxchat.data.hub import ATTEMPTS, Hub
 from mlxchat.data.shards import STREAMED, check_shard, shard_name
-from mlxchat.data.streaming import StreamingShards
+from mlxchat.data.streaming import LOCK, StreamingShards
+from mlxchat.disk import Lock
 from mlxchat.errors import LockedError, MlxchatError
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 from mlxchat.telemetry.events import Event, Noted, Progressed
@@ -502,6 +504,22 @@ def test_two_runs_cannot_share_a_folder(stream: Stream) -> None:
     assert "MLXCHAT_HOME" in caught.value.remedy
     first.close()
     stream()
+
+
+def test_a_folder_stays_locked_when_the_lock_is_deleted(
+    stream: Stream, folder: Path, server: HubServer
+) -> None:
+    source = stream(2)
+    (folder / STREAMED / LOCK).unlink()
+    read(source, 0)
+    with pytest.raises(LockedError):
+        stream()
+    (folder / STREAMED / LOCK).unlink()
+    other = Lock.take(folder / STREAMED / LOCK)
+    assert other is not None
+    with other, pytest.raises(LockedError, match="Another run streams"):
+        for index in range(1, 8):
+            read(source, index)
 
 
 def test_room_for_one_shard_is_refused(stream: Stream) -> None:

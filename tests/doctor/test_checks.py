@@ -156,7 +156,7 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "host", "outcome", "said"), FAULTS, ids=lambda value: str(value))
+@pytest.mark.parametrize(("name", "host", "outcome", "said"), FAULTS)
 def test_a_planted_fault_is_found(
     name: str, host: Callable[[Path], Host], outcome: str, said: str, tmp_path: Path
 ) -> None:

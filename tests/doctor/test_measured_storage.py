@@ -56,7 +56,10 @@ def test_a_mac_s_network_drive_refuses_the_full_sync(
 def test_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fcntl, "flock", refuse(errno.ENOLCK))
     outcome, said = really("lock", tmp_path)
-    assert outcome == "warning" and "ENOLCK" in said
+    assert outcome == "warning" and said.startswith("by a file") and "ENOLCK" in said
+    monkeypatch.setattr(fcntl, "flock", refuse(errno.EIO))  # not for want of locks
+    outcome, said = really("lock", tmp_path)
+    assert outcome == "warning" and said.startswith("none") and "EIO" in said
 
 
 def test_locks_that_lock_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

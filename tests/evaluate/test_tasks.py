@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support import packed
 from support.marks import slow
 from support.models import BYTES, network
 from support.places import SHARED, needs_shared
@@ -155,8 +156,15 @@ def test_a_row_of_another_shape_is_named(task: str, row: dict, fault: str, tmp_p
 def test_a_damaged_file_is_named(content: bytes, tmp_path: Path) -> None:
     folder = fill(tmp_path, "mmlu", MMLU)
     (folder / "00000.parquet").write_bytes(content)
-    with pytest.raises(MlxchatError, match=r"00000\.parquet cannot be read"):
+    with pytest.raises(MlxchatError, match=r"00000\.parquet is damaged"):
         problems("mmlu", tmp_path, None)
+
+
+def test_a_small_file_that_stands_for_much_is_refused(tmp_path: Path) -> None:
+    folder = fill(tmp_path, "gsm8k", GSM8K)
+    packed.by_reference(folder / "00000.parquet", "question")
+    with pytest.raises(MlxchatError, match=r"00000\.parquet unpacks to more than 64,000,000"):
+        problems("gsm8k", tmp_path, None)
 
 
 def test_spelling_needs_no_files(tmp_path: Path) -> None:
@@ -269,7 +277,7 @@ def test_written_answers_are_those_of_each_prompt_alone(batch_size: int) -> None
     for exercise in exercises:
         ids = BYTES.render_for_completion(exercise.prompt)
         [tokens] = continue_greedily(saved.model, [ids], STOP, 48, lambda: ToolUse(BYTES))
-        text = BYTES.decode(tokens)
+        text = BYTES.decode(tokens, keep_special=True)
         assert outcomes[id(exercise)] == Outcome(exercise, text, "a" in text)
 
 
@@ -309,8 +317,18 @@ def test_answers_may_use_the_calculator() -> None:
     call = [BYTES.special("<|python_start|>"), *b"6*7", BYTES.special("<|python_end|>")]
     forced = [BYTES.special("<|output_start|>"), *b"42", BYTES.special("<|output_end|>")]
     saved = SavedModel(Scripted([*call, *([0] * len(forced)), *b" is it"]), BYTES, True)
-    [outcome] = write_answers(saved, [Exercise(user_prompt("6*7?"), "6*742 is it".__eq__)], 16, 64)
-    assert outcome.answer == "6*742 is it" and outcome.right
+    right = "<|python_start|>6*7<|python_end|><|output_start|>42<|output_end|> is it"
+    [outcome] = write_answers(saved, [Exercise(user_prompt("6*7?"), right.__eq__)], 16, 64)
+    assert outcome.answer == right and outcome.right
+
+
+def test_special_tokens_are_part_of_an_answer_as_in_nanochat() -> None:
+    said = [*b"#### ", BYTES.special("<|output_start|>"), *b"18", BYTES.special("<|output_end|>")]
+    asked = [Exercise(user_prompt("How many?"), tasks.gives_number("18"))]
+    [outcome] = write_answers(SavedModel(Scripted(said), BYTES, True), asked, 16, 64)
+    assert (outcome.answer, outcome.right) == ("#### <|output_start|>18<|output_end|>", False)
+    [plain] = write_answers(SavedModel(Scripted([*b"#### 18"]), BYTES, True), asked, 16, 64)
+    assert plain.right
 
 
 # Scores
@@ -378,7 +396,15 @@ def test_canonical_solutions_pass() -> None:
         "exit()",
         "import sys; sys.exit(0)",
         "import os; os._exit(0)",
+        "import os; os._exit(42)",
         "raise SystemExit",
+        "raise SystemExit(42)",
+        "import sys; sys.exit(42)",
+        "import os, sys; os._exit = sys.exit = exit = lambda *_: None; 1/0",
+        "import atexit, os; atexit.register(os._exit, 0); 1/0",
+        "import os, threading, time; threading.Timer(0, os._exit, [0]).start(); time.sleep(5)",
+        "import os\nif os.fork(): raise ValueError",
+        "import sys; [print(open(__file__).read(), sys.argv, file=f) for f in sys.argv[1:]]; 1/0",
         "input()",
         "import os; os.kill(os.getpid(), 9)",
         "\ud800",
@@ -387,6 +413,21 @@ def test_canonical_solutions_pass() -> None:
 def test_only_a_program_that_ends_by_itself_runs_through(source: str) -> None:
     assert runs_through("print('fine')\nassert __name__ == '__main__'\n")
     assert not runs_through(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import sys; assert len(sys.argv) == 1",
+        "import os, runpy; os.write = os.read = os._exit = os.getpid = runpy.run_path = None",
+        "import atexit, time; atexit.register(time.sleep, 60)",
+        "import threading, time; threading.Thread(target=time.sleep, args=(60,)).start()",
+        "import os; os.fork()",
+        "try: exit(1)\nexcept SystemExit: pass",
+    ],
+)
+def test_a_program_that_ends_runs_through_whatever_it_leaves(source: str) -> None:
+    assert runs_through(source)
 
 
 def test_time_is_limited() -> None:

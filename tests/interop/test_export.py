@@ -236,6 +236,7 @@ def test_the_command_exports_a_run_and_prints_the_next_steps(
     result = CliRunner().invoke(app, ["export", "--to", "mlx-lm"])
     assert result.exit_code == 0, result.output
     out = tmp_path / "d4-mlx-lm"
+    assert "The model: d4/step_000007." in result.output
     assert f"--model {out} --trust-remote-code" in result.output
     compile((out / "mlxchat_model.py").read_text(), "mlxchat_model.py", "exec")
     card = (out / "README.md").read_text()
@@ -273,6 +274,7 @@ def test_exporting_a_quantized_model_equals_quantizing_while_exporting(tmp_path:
     source = run(Home.from_environment(), "classic", tmp_path / "a")
     quantizing = ["quantize", "--checkpoint", str(source), "--eval-tokens", "0", "--json"]
     made = CliRunner().invoke(app, quantizing)
+    assert f"The model: {source}." in made.output
     assert made.exit_code == 0, made.output
     copy, out = Path(json.loads(made.stdout)["path"]), tmp_path / "out"
     result = CliRunner().invoke(

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from mlxchat.model import cpu
-from mlxchat.model.cpu import exp, multiply_few_rows, pieces, relu_squared, tanh
+from mlxchat.model.cpu import (
+    exp,
+    log_sum_exp,
+    multiply_few_rows,
+    pieces,
+    relu_squared,
+    sum_last,
+    tanh,
+)
 from mlxchat.runtime import mx
 
 X = np.concatenate([np.linspace(-87, 87, 20_001), [0.0, -0.5, 0.5, 1e-6]]).astype(np.float32)
@@ -29,6 +37,34 @@ def test_gradients_equal_the_derivatives() -> None:
     for function, derivative in ((exp, mx.exp), (tanh, lambda v: 1 - mx.tanh(v).square())):
         gradient = mx.grad(lambda v, f=function: f(v).sum())(x)
         assert mx.allclose(gradient, derivative(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("vocab_size", [1, 97, 256, 257, 4096, 50_257, 65_536])
+def test_log_sum_exp_has_no_bias(vocab_size: int) -> None:
+    x = np.random.default_rng(0).normal(scale=3, size=(48, vocab_size)).astype(np.float32)
+    exact = np.log(np.exp(x.astype(np.float64)).sum(axis=-1))
+    errors = np.array(log_sum_exp(mx.array(x)), np.float64) - exact
+    assert abs(errors.mean()) < 1e-6
+    assert abs(errors).max() < 3e-6
+
+
+@pytest.mark.parametrize("shape", [(1,), (255,), (256,), (257,), (3, 1_000_001), (70_000, 3)])
+@pytest.mark.parametrize("value", [11.09, -1e-3])
+def test_sums_of_equal_numbers_do_not_drift(shape: tuple[int, ...], value: float) -> None:
+    x = mx.full(shape, value)
+    exact = float(x.flatten()[0].item()) * np.prod(shape)
+    assert sum_last(x, axes=len(shape)).item() == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+def test_sums_are_over_the_last_axes(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = dataclasses.replace(cpu.machine(), backend=backend)
+    monkeypatch.setattr(cpu, "machine", lambda: there)
+    x = mx.random.normal((2, 3, 700), key=mx.random.key(0)).swapaxes(1, 2)
+    exact = np.array(x, np.float64)
+    for axes in (1, 2, 3):
+        found = np.array(sum_last(x, axes))
+        assert np.allclose(found, exact.sum(axis=tuple(range(-axes, 0))), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "cuda"])  # CPUs hold the input, GPUs the output

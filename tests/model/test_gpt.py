@@ -1,6 +1,7 @@
 """Both architectures against nanochat's numbers, and decoding against the full forward pass."""
 
 import dataclasses
+import math
 from random import Random
 from typing import Any
 
@@ -35,6 +36,14 @@ def test_losses_equal_nanochats(case: Case) -> None:
     assert ignored.any().item()
     assert (losses * ignored).sum().item() == 0
     assert case.loss(model).item() == pytest.approx(case.facts["loss"], abs=1e-4)
+
+
+def test_the_mean_loss_of_many_positions_does_not_drift() -> None:
+    """At the start of training all losses are equal, so that rounding always errs to one side."""
+    x, head = mx.ones((8000, 2)), mx.zeros((265, 2))
+    targets = mx.where(mx.arange(8000) % 9 == 0, -1, 7)
+    mean = loss.mean_cross_entropy(x, head, targets, 265, 15.0, chunk_rows=128)
+    assert mean.item() == pytest.approx(math.log(265), abs=6e-6)
 
 
 @pytest.mark.usefixtures("_loss_chunks")

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from support.clocks import FakeClock
 from support.strange_files import STRANGE, put_strange
 
 from mlxchat.home import Home
@@ -252,7 +253,9 @@ def test_a_status_is_written_between_events(tmp_path: Path) -> None:
     [
         (ValueError("no room"), "failed", "no room"),
         (ValueError(), "failed", "ValueError"),
+        (BaseException("a panic in Rust"), "failed", "a panic in Rust"),
         (KeyboardInterrupt(), "interrupted", None),
+        (SystemExit(143), "interrupted", None),
         (GeneratorExit(), "interrupted", None),
     ],
 )
@@ -476,6 +479,25 @@ def test_a_log_alone_shows_that_a_run_ended(tmp_path: Path, reason: str) -> None
     assert read_runs(tmp_path, 21.0)["d4"].state == reason
 
 
+def test_a_run_that_is_watched_falls_silent_whatever_the_clocks_say(tmp_path: Path) -> None:
+    """The run is on another machine, whose clock is set back, and so is this one's."""
+    timer = [0.0]
+    runs = Runs(Home(tmp_path), "here", lambda _: True, timer=lambda: timer[0])
+    write_log(Home(tmp_path).log("d4"), started(), stepped(1))
+
+    def state(seconds: float, now: float) -> str:
+        timer[0] = seconds
+        return runs.read(now)[0].state
+
+    write_status(tmp_path, "d4", 10_000.0, THERE)
+    assert state(0.0, 10_001.0) == "running"
+    assert state(1.0, 13_601.0) == "running"  # our clock is set forward
+    assert state(SILENT_SECONDS + 1, 6_400.0) == "silent"  # and back
+    write_status(tmp_path, "d4", 9_000.0, THERE)  # its clock is set back
+    assert state(SILENT_SECONDS + 2, 20_000.0) == "running"
+    assert state(2 * SILENT_SECONDS + 3, 9_000.0) == "silent"
+
+
 def test_the_speed_of_a_run_is_remembered(tmp_path: Path) -> None:
     write_log(Home(tmp_path).log("d4"), started(), *map(stepped, range(1, 6)))
     run = read_runs(tmp_path, 50.0)["d4"]
@@ -567,6 +589,10 @@ def test_a_process_is_distinguished_from_a_later_one_with_its_id(
     assert me.pid == os.getpid()
     assert lives(me)
     assert not lives(Process(me.pid, me.started - 60, me.host))
+    assert not lives(replace(me, started=me.started - 3600))
+    assert me.booted is not None
+    before = replace(me, started=me.started - 3600, booted=me.booted - 3600)
+    assert lives(before)  # the clock was set by an hour since then
     child = machine_module.psutil.Process(sleeper.pid).create_time()
     assert lives(Process(sleeper.pid, child, me.host))
     sleeper.kill()
@@ -616,7 +642,7 @@ def test_disk_use_is_split_by_kind(tmp_path: Path) -> None:
 def look(home: Path, now: float = 50.0, processes: tuple[MlxchatProcess, ...] = ()) -> Monitor:
     return Monitor(
         Home(home),
-        clock=lambda: now,
+        clock=FakeClock(now),
         memory=lambda: HostMemory("here", 5 * GIB, 8 * GIB, 0, 0, "normal"),
         processes=lambda: list(processes),
         lives=lambda _: True,

@@ -106,7 +106,7 @@ def test_a_step_by_hand_equals_the_training_loops_to_the_bit(case: Case) -> None
     launch = compile_step(step)
     optimizer = MuonAdamW(by_hand, RECIPES[case.config.arch]._replace(grad_clip=clip_at))
     for number in (1, 2, 3):
-        expected = launch(number).metrics[0].item()
+        expected = launch(number).read()[0]
         assert optimizer.step(by_hand, ids, targets, rates).item() == expected
     for name, p in looped.named_parameters().items():
         assert mx.array_equal(by_hand.named_parameters()[name], p), name
@@ -173,6 +173,18 @@ def test_clipping_bounds_the_joint_norm() -> None:
     assert clipped["a"].item() == pytest.approx(0.6)
     assert clip(gradients, 10.0)[0]["b"].item() == 4
     assert clip(gradients, 0.0)[0] is gradients
+
+
+def test_norms_of_large_gradients_do_not_drift() -> None:
+    embedding = 1e-3 * mx.random.normal((2000, 768), key=mx.random.key(0))
+    matrix = mx.full((1, 512, 2048), 0.37)
+    squares = [np.square(np.array(g, np.float64)).sum() for g in (embedding, matrix)]
+    _, norm = clip({"embedding": embedding, "matrix": matrix}, limit=0)
+    assert norm.item() == pytest.approx(sum(squares) ** 0.5, rel=1e-6)
+    for stack in (matrix, matrix.swapaxes(1, 2)):  # Muon transposes tall matrices
+        norm = muon.frobenius_norm(stack)
+        assert norm.shape == (1, 1, 1)
+        assert norm.item() == pytest.approx(squares[1] ** 0.5, rel=1e-6)
 
 
 def test_the_learning_rate_warms_up_and_down() -> None:

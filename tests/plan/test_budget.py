@@ -348,7 +348,7 @@ TINY = PretrainConfig(
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Charged:
-    monkeypatch.setattr(measure, "matmul_flops", lambda: 1e9)
+    monkeypatch.setattr(measure, "matmul_flops", lambda dtype: 1e9)
     return Charged()
 
 

@@ -186,11 +186,11 @@ def test_matrix_products_are_timed_for_the_given_time(
 
 def test_the_product_of_a_gpu_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[float] = []
-    monkeypatch.setattr(runtime, "matmul_flops", lambda: measured.append(5e12) or 5e12)
+    monkeypatch.setattr(runtime, "matmul_flops", lambda dtype: measured.append(5e12) or 5e12)
     gpu = runtime.Machine("metal", "Apple M6", runtime.mx.bfloat16, None, 2**34)
     for chip, product, times in ((replace(gpu, backend="cpu"), None, 0), (gpu, 5e12, 1)):
         monkeypatch.setattr(runtime, "machine", lambda chip=chip: chip)
         runtime.product_flops.cache_clear()
-        assert [runtime.product_flops(), runtime.product_flops()] == [product] * 2
+        assert [runtime.product_flops(gpu.compute_dtype) for _ in range(2)] == [product] * 2
         assert len(measured) == times
     runtime.product_flops.cache_clear()

@@ -39,7 +39,7 @@ def prepare(case: Case, micro_rows: int = ROWS, grad_clip: float = 0.0) -> StepP
 
 
 def loss_and_norm(pending: Pending) -> tuple[float, float]:
-    loss, norm, _ = pending.metrics.tolist()
+    loss, norm, _ = pending.read()
     return loss, norm
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import tokenizers
 from pydantic import TypeAdapter
 from support.cases import golden
 
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import DataError, MlxchatError
+from mlxchat.tokenizer import bpe
 from mlxchat.tokenizer.bpe import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message, Part, Role
 
@@ -29,6 +31,48 @@ CONVERSATIONS = [
 
 def said(*messages: tuple[Role, str]) -> Conversation:
     return Conversation(tuple(Message(role, text) for role, text in messages))
+
+
+@pytest.mark.parametrize("end", ["", "x", "!", "1", "\n", "\n  x", "\u00a0", " '"])
+@pytest.mark.parametrize("begin", ["", "cow", "!", "!\n", "1 \r\n"])
+def test_long_blanks_are_encoded_as_the_pattern_would(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, begin: str, end: str
+) -> None:
+    monkeypatch.setattr(bpe, "LONG_RUN", 5)
+    monkeypatch.setattr(bpe, "_LONG_BLANKS", re.compile(f"[{bpe._BLANK}]{{5,}}"))
+    for blanks in (" " * 5, " " * 37, "\t \u3000\x85 \u2028", "\x0b\x0c" * 9, "      \n      "):
+        text = f"{begin}{blanks}{end}{blanks}{end}"
+        assert tokenizer.encode(text) == tokenizer._encoding.encode_ordinary(text), text
+
+
+@pytest.mark.parametrize("blank", [" ", "\t", "\u3000"])
+def test_a_million_blanks_are_encoded(tokenizer: Tokenizer, blank: str) -> None:
+    """tiktoken panics at 1,000,000 of them."""
+    text = f"cow\n{1_000_001 * blank}x"
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.encode_documents([text, "cow"], threads=2) == [
+        [tokenizer.bos, *ids],
+        [tokenizer.bos, *tokenizer.encode("cow")],
+    ]
+
+
+def test_a_million_blanks_are_trained_on() -> None:
+    trained = Tokenizer.train([1_100_000 * " " + "cow", "cow"], vocab_size=268)
+    assert b"  " in trained.ranks
+
+
+def test_special_tokens_are_decoded_if_asked_for(tokenizer: Tokenizer) -> None:
+    ids = [tokenizer.bos, *tokenizer.encode("cow é"), tokenizer.special("<|output_end|>")]
+    assert tokenizer.decode(ids) == "cow é"
+    assert tokenizer.decode(ids, keep_special=True) == "<|bos|>cow é<|output_end|>"
+    assert tokenizer._encoding.decode(ids) == "<|bos|>cow é<|output_end|>"
+
+
+def test_a_panic_is_an_error(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bpe, "LONG_RUN", 10**9)  # so that tiktoken gets all of it
+    with pytest.raises(DataError, match=r"more than tiktoken or rustbpe can process"):
+        tokenizer.encode(1_100_000 * " " + "x")
 
 
 def test_constants_equal_nanochats() -> None:

@@ -51,7 +51,8 @@ class Run:
             raise Stopped
         self.trace.append(f"launch {number}")
         self.now += 1
-        metrics = mx.array(self.metrics.get(number, GOOD))
+        loss, norm, learning_rate = self.metrics.get(number, GOOD)
+        metrics = mx.array([norm, learning_rate, loss])
         return Pending(number, metrics, LoaderState(Cursor(1, 2, number)))
 
     def evaluate(self, step: int) -> Iterator[Event]:
@@ -107,6 +108,14 @@ def test_the_next_step_is_launched_before_a_result_is_read() -> None:
     assert (first.loss, first.gradient_norm) == (3.0, 1.0)
     assert first.learning_rate == pytest.approx(0.02)
     assert (first.position.epoch, first.position.shard, first.position.shards) == (1, 2, 4)
+
+
+def test_the_loss_of_many_micro_batches_does_not_drift() -> None:
+    share = mx.array([11.09 / 1000])
+    metrics = mx.concatenate([mx.array([1.0, 0.02]), *[share] * 1000])
+    loss, norm, learning_rate = Pending(1, metrics, LoaderState()).read()
+    assert loss == pytest.approx(1000 * float(share.item()), rel=1e-12)
+    assert (norm, learning_rate) == (1.0, pytest.approx(0.02))
 
 
 def test_evaluations_samples_and_checkpoints_keep_their_cadence() -> None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from mlxchat.home import Home
 from mlxchat.telemetry.events import Event, Saved, Stepped
 from mlxchat.telemetry.log import JsonLines
 from mlxchat.train.pretrain import Pretraining, run_pretraining
-from mlxchat.train.stage import read_trainer
+from mlxchat.train.stage import read_trainer, validation_documents
 
 FIRST, SECOND, THIRD, FOURTH = (shard_name(index) for index in range(4))
 TINY = Dataset("fineweb-edu", "someone/tiny", last_shard=3, licence_note="CC0")
@@ -98,6 +99,25 @@ def test_a_run_resumes_with_data_that_moved(tmp_path: Path) -> None:
     with pytest.raises(MlxchatError, match="not with the dataset's own folder"):
         run(tmp_path, config.model_copy(update={"data_dir": None}))
     run(tmp_path, moved)
+
+
+def test_a_run_resumes_though_a_disk_changed_the_form_of_a_files_name(tmp_path: Path) -> None:
+    """As when a home goes from a Mac to Linux: ü as one character, or as u and a mark."""
+    data = shards(tmp_path / "data", 0, 1, 2)
+    for path in data.iterdir():
+        path.rename(path.with_name(f"Fü{path.name}"))
+    config = QUIET.model_copy(update={"data_dir": data})
+    run(tmp_path, config, stop_at=4)
+    for path in data.iterdir():
+        path.rename(path.with_name(unicodedata.normalize("NFD", path.name)))
+    run(tmp_path, config)
+    assert logged(tmp_path, "step") == list(range(1, 13))
+    saved = read_trainer(newest(tmp_path))
+    assert saved.data == sorted(path.name for path in data.iterdir())
+    assert saved.fingerprints.keys() == set(saved.data)
+    for path in data.iterdir():
+        path.rename(path.with_name(unicodedata.normalize("NFC", path.name)))
+    validation_documents(newest(tmp_path), Home(tmp_path)).close()
 
 
 def test_the_built_in_corpus_is_not_a_folder_of_that_name(prepared: Path) -> None:

@@ -16,19 +16,21 @@ from mlxchat.checkpoint import store
 from mlxchat.checkpoint.files import (
     CONFIG,
     HISTORY,
+    LONGEST,
     QUANTIZATION,
     READABLE_FORMATS,
     TRAINER,
     entries,
     is_folder,
+    one_line,
     read_json,
     unreadable,
 )
 from mlxchat.checkpoint.stamp import saved_at
-from mlxchat.config.pretrain import IN_WORDS
-from mlxchat.config.run import NAME_PATTERN
+from mlxchat.config.run import NAME_IN_WORDS, require_name
 from mlxchat.errors import ConfigError, MlxchatError, NotFound
 from mlxchat.home import Home, expanded
+from mlxchat.names import namesake
 
 SET_ASIDE = re.compile(r"\.(good|old)[0-9]+$")  # ends the name of a run that was set aside
 
@@ -85,7 +87,8 @@ def find(stages: Sequence[Path], tag: str | None, step: int | None) -> Path:
         )
     if chosen is None:
         raise NotFound(
-            f"There is no trained model called {tag}.", f"There are: {', '.join(sorted(newest))}."
+            f"There is no trained model called {one_line(tag or '')}.",
+            f"There are: {one_line(', '.join(sorted(newest)), 5 * LONGEST)}.",
         )
     if step is None:
         return chosen
@@ -136,6 +139,31 @@ def find_model(stages: Sequence[Path], source: str | None, step: int | None) -> 
     return store.latest(folder) or folder
 
 
+def require_own_spelling(home: Home, name: str, setting: str) -> None:
+    """Check that the name of a run does not differ from that of another in case only.
+
+    Args:
+        home: where runs are.
+        name: the name of a run, new or existing.
+        setting: the setting that names the run, for the error message.
+
+    Raises:
+        ConfigError: it does.
+        MlxchatError: a folder of runs cannot be read.
+    """
+    for stage in home.stages:
+        try:
+            other = namesake(stage / name)
+        except OSError as error:
+            raise unreadable(stage, error) from error
+        if other is not None:
+            raise ConfigError(
+                f"{name} differs from {other.name}, a run in {stage}, in case only: on the disk of "
+                "a Mac both are one.",
+                f"Use `{setting}={other.name}` for that run, or another `{setting}`.",
+            )
+
+
 def new_run(home: Home, name: str, conversational: bool, setting: str) -> Path:
     """Return the folder of a new run, among those of the stage that its model has reached.
 
@@ -147,12 +175,10 @@ def new_run(home: Home, name: str, conversational: bool, setting: str) -> Path:
 
     Raises:
         ConfigError: the name cannot be a folder's, or is another run's.
+        MlxchatError: a folder of runs cannot be read.
     """
-    if not re.fullmatch(NAME_PATTERN, name):
-        raise ConfigError(
-            f"{name!a} cannot be the name of a run.",
-            f"Name it with `{setting}`: use {IN_WORDS[NAME_PATTERN]}.",
-        )
+    require_name(name, f"Name it with `{setting}`: use {NAME_IN_WORDS}.")
+    require_own_spelling(home, name, setting)
     if any(store.steps(stage / name) for stage in home.stages):
         raise ConfigError(
             f"There is already a run called {name}: {home.run(name)}.",

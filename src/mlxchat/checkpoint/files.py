@@ -233,5 +233,6 @@ def in_words(reason: str | Exception) -> str:
     """Return what is wrong with a file's contents, on one line that is safe to show."""
     if isinstance(reason, ValidationError):
         fault = reason.errors()[0]
-        reason = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".removeprefix(": ")
+        said = fault["msg"].removeprefix("Value error, ")
+        reason = f"{'.'.join(map(str, fault['loc']))}: {said}".removeprefix(": ")
     return one_line(str(reason))

@@ -30,6 +30,7 @@ from mlxchat.checkpoint.files import (
     verify_file,
 )
 from mlxchat.checkpoint.files import TRAINER as TRAINER
+from mlxchat.checkpoint.stamp import verify_stamp
 from mlxchat.device_failures import explained
 from mlxchat.errors import CheckpointError
 from mlxchat.json_text import as_type
@@ -39,7 +40,7 @@ from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import from_config, quantizable, to_config
 from mlxchat.model.quantized import formats_of, quantize_layers
 from mlxchat.regular import open_regular
-from mlxchat.runtime import bound_buffer_cache, machine, mx
+from mlxchat.runtime import bound_buffer_cache, compute_dtype, mx
 from mlxchat.tokenizer.bpe import (
     ASSISTANT_END,
     BOS,
@@ -195,6 +196,7 @@ def read_model(folder: Path, dtype: mx.Dtype) -> SavedModel:
             raise missing_file(file)
     for name in (TOKENIZER_FILE, GENERATION):
         verify_file(folder / name)
+    verify_stamp(folder)
     config = read_config(folder)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocab_size != config.vocab_size:
@@ -211,14 +213,18 @@ def read_model(folder: Path, dtype: mx.Dtype) -> SavedModel:
     return SavedModel(model, tokenizer, has_chat_template(folder))
 
 
-def load_for_inference(folder: Path) -> SavedModel:
-    """Read a model for inference: in this machine's dtype, with a bounded buffer cache.
+def load_for_inference(folder: Path, dtype: str = "auto") -> SavedModel:
+    """Read a model for inference, with a bounded buffer cache.
+
+    Args:
+        folder: the model's directory.
+        dtype: the precision to compute in, a key of `mlxchat.runtime.DTYPES` or auto.
 
     Raises:
         MlxchatError: as `read_model`.
     """
     bound_buffer_cache()
-    saved = read_model(folder, machine().compute_dtype)
+    saved = read_model(folder, compute_dtype(dtype))
     saved.model.prepare_for_inference()
     return saved
 

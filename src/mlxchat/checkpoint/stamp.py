@@ -5,14 +5,15 @@ The times of files and folders do not tell: copying a home changes them, and so 
 
 import json
 import math
+import os
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from mlxchat.checkpoint.files import CHECKSUMS, read_json
+from mlxchat.checkpoint.files import CHECKSUMS, files_with_checksums, read_json, verify_file
 from mlxchat.errors import MlxchatError
 from mlxchat.json_text import as_type
-from mlxchat.telemetry.events import Time
+from mlxchat.telemetry.events import MOST_SECONDS, Time
 from mlxchat.telemetry.log import logged_save
 
 STAMP = "saved.json"
@@ -45,7 +46,18 @@ def saved_at(folder: Path, step: int, log: Path | None = None) -> float:
     if stamped is not None:
         return stamped
     checksums = folder / CHECKSUMS
-    return (checksums if checksums.is_file() else folder).stat().st_mtime
+    changed = (checksums if checksums.is_file() else folder).stat().st_mtime
+    return max(0.0, min(changed, MOST_SECONDS))
+
+
+def verify_stamp(folder: Path) -> None:
+    """Compare the time in a step's directory with its checksum, if it has one.
+
+    Raises:
+        CheckpointError: it is missing or not what was saved.
+    """
+    if os.path.lexists(folder / CHECKSUMS) and STAMP in files_with_checksums(folder):
+        verify_file(folder / STAMP)
 
 
 def _stamped(folder: Path) -> float | None:

@@ -3,7 +3,7 @@
 A directory is written under a temporary name, with the checksums of its files, then synced and
 renamed: one with a step's name is complete by construction. One process at a time may write to a
 run (`locked`). The lock is a file, which somebody may delete: it is looked at again before anything
-is written. Old steps are removed here too.
+is written. Old steps are removed here too, and with more care in `mlxchat.checkpoint.pruning`.
 """
 
 import os
@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
 
 from mlxchat import disk
 from mlxchat.checkpoint import files
@@ -26,7 +25,6 @@ from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 
 _STEP = re.compile(r"step_([0-9]{6}|[1-9][0-9]{6,})")  # as `directory` writes it
 _UNFINISHED = ".unfinished_"
-FIRST_WITH_CHECKSUMS = 3  # format of trainer.json
 
 
 def steps(run: Path) -> list[int]:
@@ -176,78 +174,6 @@ def prune(run: Path, keep: int) -> list[int]:
     return removed
 
 
-class Removed(NamedTuple):
-    """A saved step, or what a killed process left of one, that was or would be removed."""
-
-    tag: str
-    step: int | None  # None for an unfinished one
-    path: Path
-    bytes: int
-
-
-def prune_verified(
-    run: Path,
-    keep: int,
-    dry_run: bool,
-    removed: Callable[[Removed], None],
-    report: Callable[[Path, int, int], None],
-) -> None:
-    """Remove old steps as `prune` does, once every file of the newest step is found intact.
-
-    Args:
-        run: the run's folder.
-        keep: the number of newest steps to keep.
-        dry_run: remove nothing.
-        removed: called with each step that is gone or, in a dry run, would be; also when an error
-            follows.
-        report: as for `verify`.
-
-    Raises:
-        LockedError: the run is being trained.
-        CheckpointError: its newest step is not intact, or has no checksums.
-        DiskError: an old step cannot be removed.
-    """
-    with locked(run):
-        numbers = require_steps(run)
-        old = [_old_step(run, step, directory(run, step)) for step in numbers[:-keep]]
-        if old:
-            newest = directory(run, numbers[-1])
-            _require_verifiable(newest)
-            verify(newest, report)
-        left = [folder for folder in unfinished(run) if not folder.is_symlink()]
-        old += [_old_step(run, None, folder) for folder in left]
-        try:
-            if not dry_run:
-                prune(run, keep)
-        finally:
-            for step in old:
-                if dry_run or not os.path.lexists(step.path):
-                    removed(step)
-
-
-def verify(folder: Path, report: Callable[[Path, int, int], None]) -> None:
-    """Compare every file of a saved step with its checksum.
-
-    Args:
-        folder: the step's directory.
-        report: called with the directory, the bytes read so far and the bytes in all.
-
-    Raises:
-        MlxchatError: a file is missing or not what was saved, or there are no checksums.
-    """
-    require_connected(folder)
-    paths = [folder / name for name in files.files_with_checksums(folder)]
-    sizes = [path.stat().st_size if path.exists() else 0 for path in paths]
-    before = 0
-    for path, size in zip(paths, sizes, strict=True):
-
-        def read(done: int, before: int = before) -> None:
-            report(folder, before + done, sum(sizes))
-
-        files.verify_file(path, read)
-        before += size
-
-
 _held: dict[Path, disk.Lock] = {}  # the locks of this process, by run
 
 
@@ -313,27 +239,6 @@ def _no_lock(path: Path, error: OSError) -> DiskError:
         f"{path}, the lock of the run, cannot be opened: {error.strerror or error}.",
         "Check who owns it, who may write there, and whether there is space on that disk.",
     )
-
-
-def _old_step(run: Path, step: int | None, folder: Path) -> Removed:
-    try:
-        return Removed(run.name, step, folder, size(folder))
-    except OSError as error:
-        raise unreadable(folder, error) from error
-
-
-def _require_verifiable(folder: Path) -> None:
-    """Raise `CheckpointError` for a step saved by a version that wrote no checksums."""
-    try:
-        saved_as = files.read_json(folder / files.TRAINER).get("format")
-    except MlxchatError:
-        return
-    earlier = isinstance(saved_as, int) and saved_as < FIRST_WITH_CHECKSUMS
-    if earlier and not os.path.lexists(folder / files.CHECKSUMS):
-        raise CheckpointError(
-            f"{folder} was saved by an earlier version of mlxchat, without checksums.",
-            "It cannot be checked: remove old steps of that run by hand.",
-        )
 
 
 def _place(run: Path, step: int, write: Callable[[Path], None], needed: int | None = None) -> Path:

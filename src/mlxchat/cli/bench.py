@@ -72,7 +72,8 @@ def _training(facts: "Bench") -> list[Row]:
     mfu = Row("MFU", "", "unknown: no peak is on record for this chip")
     if training.mfu is not None and environment.peak_flops is not None:
         peak = flops_per_second(environment.peak_flops)
-        mfu = Row("MFU", f"{training.mfu:.1%}", f"of the chip's {peak}")
+        more = ", which counts its ALUs only" if training.mfu > 1 else ""
+        mfu = Row("MFU", f"{training.mfu:.1%}", f"of the chip's {peak}{more}")
     return [
         Row("tokens/s", _rate(training.tokens_per_second), f"(median of {len(seconds)} steps)"),
         Row(

@@ -9,12 +9,13 @@ import typer
 from mlxchat.checkpoint import catalog
 from mlxchat.cli.options import (
     Checkpoint,
+    DtypeOption,
     ModelTag,
     StepNumber,
     model_in_words,
     require_one_place,
 )
-from mlxchat.config.inference import Sampling
+from mlxchat.config.inference import Dtype, Sampling
 from mlxchat.home import Home
 from mlxchat.ui import repl
 from mlxchat.ui.console import say, warning
@@ -36,6 +37,7 @@ def chat_command(
         int, typer.Option(min=1, help="Maximum length of an answer in tokens.")
     ] = 512,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the random draws.")] = 42,
+    dtype: DtypeOption = "auto",
     *,
     sampling: Sampling,
 ) -> None:
@@ -47,7 +49,7 @@ def chat_command(
     message is said on standard error.
     """
     require_one_place(model_tag, step, checkpoint)
-    saved, name = load_chosen(model_tag, step, checkpoint)
+    saved, name = load_chosen(model_tag, step, checkpoint, dtype)
     talk(saved, name, sampling, seed, max_tokens, prompt)
 
 
@@ -89,10 +91,10 @@ def _decoded(content: bytes) -> str:
 
 
 def load_chosen(
-    tag: str | None, step: int | None, checkpoint: Path | None
+    tag: str | None, step: int | None, checkpoint: Path | None, dtype: Dtype = "auto"
 ) -> "tuple[SavedModel, str]":
     """Read a saved model, ready for inference; returns it with a name for it."""
     from mlxchat.checkpoint import layout
 
     folder = catalog.locate(Home.from_environment().stages, tag, step, checkpoint)
-    return layout.load_for_inference(folder), model_in_words(folder, checkpoint)
+    return layout.load_for_inference(folder, dtype), model_in_words(folder, checkpoint)

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from mlxchat.checkpoint import catalog, store
+from mlxchat.checkpoint import catalog, pruning
 from mlxchat.checkpoint.catalog import SavedStep, saved_steps
-from mlxchat.checkpoint.store import Removed
+from mlxchat.checkpoint.pruning import Removed
 from mlxchat.cli.options import AnyTag, Checkpoint, Json, require_one_place
 from mlxchat.errors import LockedError, MlxchatError
 from mlxchat.home import Home
@@ -99,7 +99,7 @@ def prune_command(
     with Screen(stream=sys.stderr) as screen:
         for run in catalog.runs_to_prune(Home.from_environment().stages, model_tag):
             try:
-                store.prune_verified(run, keep, dry_run, removed.append, _progress(screen))
+                pruning.prune_verified(run, keep, dry_run, removed.append, _progress(screen))
             except MlxchatError as error:
                 if model_tag is not None:
                     raise
@@ -143,7 +143,7 @@ def _show_table(found: Sequence[SavedStep]) -> None:
 
 def _fault(folder: Path, screen: Screen) -> str | None:
     try:
-        store.verify(folder, _progress(screen))
+        pruning.verify(folder, _progress(screen))
     except MlxchatError as error:
         return error.problem
     return None

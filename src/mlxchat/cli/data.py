@@ -10,11 +10,14 @@ import typer
 
 from mlxchat.cli.options import PATH, Json
 from mlxchat.cli.session import exit_promptly
-from mlxchat.config.run import NAME_PATTERN
+from mlxchat.config.run import is_name
+from mlxchat.config.sft import ENCODING, SKIP_BAD
 from mlxchat.data.chats.sources import BUILTIN
+from mlxchat.data.files import UTF_8, stem
 from mlxchat.data.shards import DATASETS, dataset_names, status
 from mlxchat.errors import ConfigError, NotFound
 from mlxchat.home import DEFAULT_DATASET, Home
+from mlxchat.names import namesake, without_marks
 from mlxchat.ui.console import Screen, say, say_json, table
 
 
@@ -34,10 +37,15 @@ def fetch_command(
         Path | None,
         typer.Option(
             "--from",
-            help="Use your own text: a .txt, .jsonl or .parquet file, or a folder.",
+            help="Use your own text: a .txt, .md, .rst, .jsonl, .csv or .parquet file, compressed "
+            "(.gz, .bz2, .xz) or not, or a folder of them.",
             **PATH,
         ),
     ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help=f"{ENCODING} Default: {UTF_8}.", show_default=False)
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help=SKIP_BAD)] = False,
     endpoint: Annotated[
         str | None,
         typer.Option(
@@ -54,6 +62,8 @@ def fetch_command(
 
     Shards that are complete are not downloaded again; interrupted downloads resume.
     """
+    if source is None and (encoding or skip_bad):
+        raise typer.BadParameter("--encoding and --skip-bad are for your own text: give --from.")
     if source is None:
         _download(dataset or DEFAULT_DATASET, num_shards or 8, endpoint, workers or 4, json)
     elif num_shards or endpoint or workers:
@@ -61,7 +71,7 @@ def fetch_command(
             "--from cannot be combined with --num-shards, --endpoint or --workers."
         )
     else:
-        _ingest(source, dataset, json)
+        _ingest(source, dataset, encoding or UTF_8, skip_bad, json)
 
 
 def status_command(json: Json = False) -> None:
@@ -92,12 +102,12 @@ def status_command(json: Json = False) -> None:
 def _download(
     dataset: str, num_shards: int, endpoint: str | None, workers: int, json: bool
 ) -> None:
-    from mlxchat.data.download import fetch
+    from mlxchat.data.fetch import fetch
     from mlxchat.data.hub import Hub
 
     if dataset not in DATASETS:
         raise NotFound(
-            f"mlxchat knows no dataset {dataset} on the hub.",
+            f"mlxchat knows no dataset {dataset!a:.120} on the hub.",
             f"Use --dataset {' or '.join(DATASETS)}, or your own text with --from PATH.",
         )
     folder = Home.from_environment().data(dataset)
@@ -114,20 +124,28 @@ def _download(
         say(f"Next: {_train_on(dataset)}")
 
 
-def _ingest(source: Path, dataset: str | None, json: bool) -> None:
+def _ingest(source: Path, dataset: str | None, encoding: str, skip_bad: bool, json: bool) -> None:
     from mlxchat.data.ingest import ingest
 
-    suggested = re.sub(r"[^A-Za-z0-9]+", "-", source.resolve().stem).strip("-")[:100] or "mine"
+    letters = without_marks(stem(source.resolve()))
+    suggested = re.sub(r"[^A-Za-z0-9]+", "-", letters).strip("-")[:90] or "mine"
     dataset = dataset or suggested
-    if dataset in DATASETS or dataset == BUILTIN or not re.match(NAME_PATTERN, dataset):
+    taken = dataset.lower() in {*DATASETS, BUILTIN}
+    if taken or not is_name(dataset):
         raise ConfigError(
-            f"{dataset} cannot be the name of your text: it is taken, or has characters other than "
-            "letters, digits, '.', '_' and '-'.",
+            f"{dataset!a:.120} cannot be the name of your text: it is taken, or has characters "
+            "other than letters, digits, '.', '_' and '-'.",
             f"Choose another name, such as: --dataset my-{suggested}",
         )
     folder = Home.from_environment().data(dataset)
+    if other := namesake(folder):
+        raise ConfigError(
+            f"{dataset} differs from the name of the text in {other} in case only: on the disk of "
+            "a Mac both are one.",
+            "Choose another name with --dataset.",
+        )
     with Screen(json) as screen:
-        summary = ingest(source, folder, screen.show)
+        summary = ingest(source, folder, screen.show, encoding=encoding, skip_bad=skip_bad)
     if json:
         say_json(asdict(summary))
         return

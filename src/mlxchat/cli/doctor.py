@@ -8,7 +8,7 @@ import typer
 
 from mlxchat.cli.options import Json
 from mlxchat.disk import storing
-from mlxchat.home import Home
+from mlxchat.home import Home, expanded
 from mlxchat.telemetry.clock import SYSTEM_CLOCK
 from mlxchat.ui.console import Screen, say, say_json
 
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from mlxchat.doctor.examination import Examination
     from mlxchat.doctor.host import Host
 
-STANDARD_OUTPUT = "-"
+STANDARD_OUTPUT = Path("-")
 
 
 def doctor_command(
     report: Annotated[
-        str | None,
+        Path | None,
         typer.Option(
+            parser=expanded,
             metavar="FILE",
             show_default=False,
             help="Write a report in Markdown, to paste into an issue; - prints it. It names "
@@ -45,9 +46,9 @@ def doctor_command(
     facts = examine_host(Host(Home.from_environment(), SYSTEM_CLOCK.seconds() + SECONDS))
     from mlxchat.ui.doctor import examination_markdown, show_examination
 
-    if report not in (None, STANDARD_OUTPUT):
+    if report and report != STANDARD_OUTPUT:
         with storing(report):
-            Path(report).write_text(examination_markdown(facts) + "\n", "utf-8")
+            report.write_text(examination_markdown(facts) + "\n", "utf-8")
     if json:
         say_json(facts.model_dump(mode="json"))
     elif report == STANDARD_OUTPUT:

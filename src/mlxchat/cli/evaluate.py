@@ -11,7 +11,14 @@ import typer
 
 from mlxchat.checkpoint import catalog
 from mlxchat.cli.chat import load_chosen
-from mlxchat.cli.options import Checkpoint, Json, ModelTag, StepNumber, require_one_place
+from mlxchat.cli.options import (
+    Checkpoint,
+    DtypeOption,
+    Json,
+    ModelTag,
+    StepNumber,
+    require_one_place,
+)
 from mlxchat.cli.session import exit_promptly
 from mlxchat.config.inference import ChatEvalConfig
 from mlxchat.data.chats.sources import parse
@@ -32,6 +39,7 @@ def eval_chat_command(
     model_tag: ModelTag = None,
     step: StepNumber = None,
     checkpoint: Checkpoint = None,
+    dtype: DtypeOption = "auto",
     json: Json = False,
     *,
     config: ChatEvalConfig,
@@ -61,9 +69,9 @@ def eval_chat_command(
     task_data = config.task_data or home.root / "task_data"
     tasks, notes = select_tasks(config, task_data)
     problems = read_problems(config, tasks, task_data)
-    sources = [parse(text) for text in config.data or ()]
+    sources = [parse(text, config.encoding, config.skip_bad) for text in config.data or ()]
     model = catalog.locate(home.stages, model_tag, step, checkpoint)
-    saved, name = load_chosen(model_tag, step, checkpoint)
+    saved, name = load_chosen(model_tag, step, checkpoint, dtype)
     if not saved.conversational:
         notes.append(UNTRAINED.format(name))
     share = 0.0

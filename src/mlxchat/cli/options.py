@@ -13,6 +13,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from mlxchat.config.inference import Dtype
 from mlxchat.config.validate import spell_fault
 from mlxchat.home import expanded
 from mlxchat.ui.text import as_options
@@ -47,6 +48,14 @@ StepNumber = Annotated[
 Checkpoint = Annotated[
     Path | None,
     typer.Option(help="A model's directory, anywhere on disk.", show_default=False, **PATH),
+]
+
+DtypeOption = Annotated[
+    Dtype,
+    typer.Option(
+        help="Precision to compute in. auto: float32 on a CPU, bfloat16 on a GPU unless its "
+        "float32 products are faster. On M1 and M2, float16 may be faster than either."
+    ),
 ]
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -21,6 +21,7 @@ from mlxchat.checkpoint import store
 from mlxchat.cli.session import SHOW_CURSOR, end_signals
 from mlxchat.errors import BackendError, MlxchatError
 from mlxchat.home import Home
+from mlxchat.processes import own_command
 from mlxchat.system import on_mac
 from mlxchat.telemetry.events import Noted
 from mlxchat.ui.console import Screen
@@ -30,18 +31,7 @@ MAX_CRASHES = 5  # in a row, without a new checkpoint in between
 FIRST_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds; each pause is twice the one before
 SIGNAL_POLL_SECONDS = 0.1
 NO_CRASH = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # somebody asked it to end
-WATCHDOG = ", on a Mac often the GPU's watchdog, which a sleeping display does not set off"
-
-# `-m` and `-c` look for modules in the working directory first; the option -P, which prevents that,
-# is not in Python 3.10. The folder of the package comes last, in case it is found no other way.
-_START = """
-import sys
-if sys.path[0] == "":
-    del sys.path[0]
-sys.path.append(sys.argv.pop(1).rpartition("/")[0])
-from mlxchat.cli.app import main
-main()
-"""
+MAYBE_WATCHDOG = ", on a Mac often the GPU's watchdog, which a sleeping display does not set off"
 
 Tell = Callable[[str], None]
 CommandLine = Callable[[bool], list[str]]  # makes the command line, given whether to start fresh
@@ -58,7 +48,7 @@ def train_supervised(arguments: list[str], tag: str, fresh: bool, json: bool) ->
     """
 
     def command(from_scratch: bool) -> list[str]:
-        return own_command([*arguments, *(["--fresh"] * from_scratch)])
+        return own_command("mlxchat", *arguments, *(["--fresh"] * from_scratch))
 
     def tell(text: str) -> None:
         if sys.stdout.isatty():
@@ -67,14 +57,6 @@ def train_supervised(arguments: list[str], tag: str, fresh: bool, json: bool) ->
             screen.show(Noted(time.time(), text))
 
     return supervise(command, Home.from_environment().run(tag), fresh, tell)
-
-
-def own_command(arguments: Sequence[str]) -> list[str]:
-    """Return a command line that runs this program with other arguments.
-
-    It imports what this process imports, whatever Python files are in the working directory.
-    """
-    return [sys.executable, "-c", _START, str(Path(__file__).parents[1]), *arguments]
 
 
 def supervise(command: CommandLine, run: Path, fresh: bool, tell: Tell) -> int:
@@ -140,7 +122,7 @@ def _reason(code: int) -> str:
     if code >= 0:
         return "a backend error"
     name = signal.Signals(-code).name
-    return f"{name}{WATCHDOG}" if on_mac() and -code == signal.SIGABRT else name
+    return f"{name}{MAYBE_WATCHDOG}" if on_mac() and -code == signal.SIGABRT else name
 
 
 def _identity(run: Path) -> int | None:

@@ -6,7 +6,9 @@ from typing import Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mlxchat.config.pretrain import LARGEST_CONTEXT, LARGEST_DEPTH
+from mlxchat.config.sft import ENCODING, SKIP_BAD
 from mlxchat.data.chats.sources import VALIDATION_SHARE
+from mlxchat.data.files import UTF_8
 from mlxchat.errors import ConfigError
 from mlxchat.home import expanded
 from mlxchat.model.config import HEAD_DIM, Architecture
@@ -54,6 +56,8 @@ class TextSettings(BaseModel):
     seed: int = Field(ge=0, lt=2**64, description="The seed of the random draws.")
 
 
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]  # of activations
+
 TaskName = Literal["arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval", "spelling"]
 TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
 ALL = "all"
@@ -81,6 +85,8 @@ class ChatEvalConfig(BaseModel):
         "the answers to 200 questions that none of its conversations asks.",
         json_schema_extra={"metavar": "PATH"},
     )
+    encoding: str = Field(UTF_8, description=ENCODING)
+    skip_bad: bool = Field(False, description=SKIP_BAD)
     validation_share: float | None = Field(
         None,
         gt=0,

@@ -14,7 +14,14 @@ from pydantic import (
 )
 
 from mlxchat.config.recipes import RECIPES, Recipe
-from mlxchat.config.run import INDEPENDENT, LARGEST_COUNT, NAME_PATTERN, RunConfig, model_name
+from mlxchat.config.run import (
+    INDEPENDENT,
+    LARGEST_COUNT,
+    NAME_IN_WORDS,
+    NAME_PATTERN,
+    RunConfig,
+    name_after,
+)
 from mlxchat.config.units import spell_duration, to_seconds
 from mlxchat.data.addresses import without_credentials
 from mlxchat.data.chats.sources import BUILTIN
@@ -60,7 +67,7 @@ LARGEST_CONTEXT = 32_768  # tokens; the mask, their square, must have fewer than
 MAX_CHARACTERS = 2_000_000_000  # to train a tokenizer on; nanochat's
 WINDOW_LETTERS = "^[SL]+$"
 IN_WORDS = {  # what each pattern allows
-    NAME_PATTERN: "only letters, digits, '.', '_' and '-', at most 100",
+    NAME_PATTERN: NAME_IN_WORDS,
     WINDOW_LETTERS: "only the letters S and L",
 }
 
@@ -296,7 +303,7 @@ class PretrainConfig(RunConfig, DataConfig):
     def tag(self) -> str:
         """The run's name."""
         if self.init_from is not None:
-            return self.model_tag or f"{model_name(self.init_from)}-continued"
+            return self.model_tag or name_after(self.init_from, "-continued")
         if self.depth is None and self.budget:
             return self.model_tag or f"auto-{self.budget}"
         return self.model_tag or f"d{self.depth or DEFAULT_DEPTH}"

@@ -1,5 +1,6 @@
 """Settings that every run has: memory, evaluation, checkpoints, name. Pure: quick to import."""
 
+import re
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -7,6 +8,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from mlxchat.config.units import spell_size, to_bytes
+from mlxchat.errors import ConfigError
+from mlxchat.names import composed
 
 LEAST = "least"  # the memory limit that is as small as possible
 AUTO: Literal["auto"] = "auto"  # the wired limit that suits the run
@@ -37,6 +40,11 @@ class MemoryConfig(BaseModel):
         description="Rows in a micro-batch. Default: the smallest number that is within 2% of the "
         "fastest that fits.",
     )
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto",
+        description="Precision of the activations; weights and optimizer are float32. auto: "
+        "float32 on a CPU, bfloat16 on a GPU unless its float32 products are faster (M1, M2).",
+    )
     wired_limit: str | None = Field(
         None,
         description="Memory of MLX that macOS must not swap out, such as 8GB; Macs with macOS 15 "
@@ -60,6 +68,7 @@ class MemoryConfig(BaseModel):
 
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # of a run or a dataset, which name folders
+NAME_IN_WORDS = "only letters, digits, '.', '_' and '-', at most 100"
 LARGEST_COUNT = 10**15  # of steps, or of tokens in one
 
 # Settings that may change when a run is resumed: what is learned stays the same.
@@ -68,6 +77,7 @@ INDEPENDENT = frozenset(
         "memory_limit",
         "grad_checkpoint",
         "device_batch_size",
+        "dtype",
         "wired_limit",
         "eval_every",
         "eval_tokens",
@@ -79,10 +89,39 @@ INDEPENDENT = frozenset(
 )
 
 
-def model_name(source: str) -> str:
-    """Return the name of a model, given the name of its run or the path of its directory."""
+def is_name(text: str) -> bool:
+    """Return whether a text can name a run or a dataset, and so their folders.
+
+    >>> is_name("d12-sft"), is_name("d12\\n"), is_name("../d12")
+    (True, False, False)
+    """
+    return re.fullmatch(NAME_PATTERN, text) is not None
+
+
+def require_name(name: str, remedy: str) -> str:
+    """Return a run's name that was made from something else, such as the name of a folder.
+
+    Raises:
+        ConfigError: it cannot name a run; ``remedy`` is the rest of what to do.
+    """
+    if is_name(name):
+        return name
+    raise ConfigError(f"{name!a:.120} cannot be the name of a run.", remedy)
+
+
+def name_after(source: str, suffix: str) -> str:
+    """Return the name of a run by default, from that of the model it begins with.
+
+    Args:
+        source: the name of the model's run, or the path of its directory.
+        suffix: what follows it.
+
+    Raises:
+        ConfigError: it cannot name a run.
+    """
     path = Path(source)
-    return path.parent.name if path.name.startswith("step_") else path.name
+    model = path.parent.name if path.name.startswith("step_") else path.name
+    return require_name(f"{model}{suffix}", f"Name it with `model_tag`: use {NAME_IN_WORDS}.")
 
 
 class RunConfig(MemoryConfig):
@@ -113,7 +152,12 @@ class RunConfig(MemoryConfig):
     @property
     @abstractmethod
     def tag(self) -> str:
-        """The run's name."""
+        """The run's name.
+
+        Raises:
+            ConfigError: the settings do not name it, and the model that it begins with is in a
+                folder that no run can be named after.
+        """
 
     @property
     def evaluation_steps(self) -> int:
@@ -141,5 +185,5 @@ class RunConfig(MemoryConfig):
             for name in now
             if name not in self.independent
             and then[name] != now[name]
-            and self.shown(then, name) != self.shown(now, name)
+            and composed(self.shown(then, name)) != composed(self.shown(now, name))
         ]

@@ -2,9 +2,13 @@
 
 from pydantic import ConfigDict, Field, model_validator
 
-from mlxchat.config.run import LARGEST_COUNT, RunConfig, model_name
+from mlxchat.config.run import LARGEST_COUNT, RunConfig, name_after
 from mlxchat.data.chats.sources import VALIDATION_SHARE
+from mlxchat.data.files import UTF_8
 from mlxchat.errors import ConfigError
+
+ENCODING = "Encoding of text without a byte-order mark, such as latin-1."
+SKIP_BAD = "Skip lines and rows that cannot be read, and say how many."
 
 
 class SftConfig(RunConfig):
@@ -26,10 +30,12 @@ class SftConfig(RunConfig):
     data: list[str] | None = Field(
         None,
         json_schema_extra={"metavar": "PATH"},
-        description="Conversations: a .jsonl, .json or .parquet file, a folder of those, or "
+        description="Conversations: a .jsonl, .json, .csv or .parquet file, a folder of those, or "
         "builtin. Append :3 to use each conversation three times per epoch. Repeat for several "
         "sources.",
     )
+    encoding: str = Field(UTF_8, description=ENCODING)
+    skip_bad: bool = Field(False, description=SKIP_BAD)
     identity: str | None = Field(
         None,
         json_schema_extra={"metavar": "TEXT"},
@@ -99,4 +105,4 @@ class SftConfig(RunConfig):
         """The run's name."""
         if self.model_tag or self.source is None:
             return self.model_tag or "sft"
-        return f"{model_name(self.source)}-sft"
+        return name_after(self.source, "-sft")

@@ -19,7 +19,7 @@ import httpx
 from mlxchat.data.addresses import without_credentials
 from mlxchat.errors import DataError
 
-_CERTIFICATES = {"SSL_CERT_FILE": "a file", "SSL_CERT_DIR": "a folder"}  # the first that is set
+_CERTIFICATES = {"SSL_CERT_FILE": "file", "SSL_CERT_DIR": "folder"}  # the first that is set
 
 
 def open_client(timeout: float) -> httpx.Client:
@@ -159,11 +159,11 @@ def _certificates() -> ssl.SSLContext:
     for variable, kind in _CERTIFICATES.items():
         if not (given := os.environ.get(variable)):
             continue
-        places = [given] if kind == "a file" else given.split(os.pathsep)
-        exists = Path.is_file if kind == "a file" else Path.is_dir
-        remedy = f"Set {variable} to {kind} of certificates in PEM form, or unset it."
+        places = [given] if kind == "file" else given.split(os.pathsep)
+        exists = Path.is_file if kind == "file" else Path.is_dir
+        remedy = f"Set {variable} to a {kind} of certificates in PEM form, or unset it."
         if not any(exists(Path(place)) for place in places):
-            raise DataError(f"{variable} is {given!r}, where there is not {kind}.", remedy)
+            raise DataError(f"{variable} is {given!r}, where there is no {kind}.", remedy)
         try:
             return httpx.create_ssl_context()
         except OSError as error:  # those of ssl among them

@@ -4,16 +4,19 @@ from collections.abc import Iterator, Mapping
 from itertools import count, islice
 from typing import ClassVar, NamedTuple, Protocol
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlxchat.data.corpus.documents import corpus_documents, document_text
+from mlxchat.data.files import TEXT_COLUMN
 from mlxchat.data.fingerprint import KnownShards
+from mlxchat.data.parquet import parquet_rows
 from mlxchat.data.shards import ShardSource
+from mlxchat.data.text_files import Reading, failures_named
 from mlxchat.errors import DataError
 from mlxchat.tokenizer.messages import Document
 
 BATCH = 128  # documents that are read and tokenized at a time
+BATCH_CHARACTERS = 4_000_000  # of them, after which no other is added
 CHARACTERS_PER_TOKEN = 400  # least characters of text per token of a vocabulary
 LARGEST_VOCABULARY = 65_536  # nanochat's
 
@@ -207,25 +210,29 @@ class BuiltinDocuments:
 
 
 def _rows(source: ShardSource, name: str, start: int) -> Iterator[tuple[list[Document], int]]:
-    """Yield batches of a shard's documents from row ``start`` on, each with the next row."""
+    """Yield batches of a shard's documents from row ``start`` on, each with the next row.
+
+    A batch ends with a row group, or where its documents are long.
+    """
     path = source.acquire(name)
+    batch: list[Document] = []
+    begin, characters = start, 0
     try:
-        with pq.ParquetFile(path) as file:
-            end = 0
-            for group in range(file.num_row_groups):
-                first, end = end, end + file.metadata.row_group(group).num_rows
-                if end <= start:
-                    continue
-                texts = file.read_row_group(group, columns=["text"]).column("text").to_pylist()
-                for row in range(max(start, first), end, BATCH):
-                    after = min(row + BATCH, end)
-                    batch = [text for text in texts[row - first : after - first] if text]
+        with failures_named(path):
+            for row in parquet_rows(Reading(path), TEXT_COLUMN, start):
+                after, text = row.number + 1, row.values["text"]
+                if isinstance(text, bytes):
+                    raise DataError(f"{path}, row {after} is not UTF-8.")
+                if isinstance(text, str) and text:
+                    batch.append(text)
+                    characters += len(text)
+                if after in (begin + BATCH, row.group_end) or characters >= BATCH_CHARACTERS:
                     if batch:
                         yield batch, after
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                    batch, begin, characters = [], after, 0
+    except DataError as error:
         raise DataError(
-            f"{path} cannot be read ({' '.join(str(error).split())}).",
-            "Move it away and get it again: mlxchat data fetch",
+            error.problem, "Move it away and get it again: mlxchat data fetch"
         ) from error
     finally:
         source.release(name)

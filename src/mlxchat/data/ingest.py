@@ -1,165 +1,30 @@
-"""The user's own text files, made into shards in nanochat's layout.
+"""The user's own files, made into shards in nanochat's layout.
 
-Text files are cut at blank lines into documents of at most `LONGEST_DOCUMENT` characters, because
-packing drops the rest of a document that is longer than a row. Each line of a .jsonl file and each
-row of a .parquet file is one document. About one document in twenty, chosen at random, becomes
-validation.
+About one document in twenty, chosen at random, becomes validation.
 """
 
-import codecs
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlxchat.data.shards import shard_fault, shard_name, shard_names
+from mlxchat.data.files import COMPRESSED, UTF_8, FoundFiles, found_in, kind
+from mlxchat.data.own_text import LONGEST_DOCUMENT, OWN_KINDS, read_documents
+from mlxchat.data.shards import shard_name, shard_names
+from mlxchat.data.text_files import Reading
 from mlxchat.disk import UNFINISHED, Lock, new_folder, storing, sync
-from mlxchat.errors import DataError, DiskError, MlxchatError, NotFound
-from mlxchat.json_text import parse_json
+from mlxchat.errors import DataError, DiskError, NotFound
 from mlxchat.telemetry.events import Noted, Progressed, Report
-
-LONGEST_DOCUMENT = 8_000  # characters
-ROWS_READ = 1024  # rows of a parquet file that are read at a time
-LINE_PIECE = 2**16  # longer lines are read in pieces of this size
-LONGEST_REASON = 200  # characters of pyarrow's error message
-
-Advance = Callable[[int], None]  # called with the number of bytes read
-
-
-def read_documents(path: Path, advance: Advance) -> Iterator[str]:
-    """Yield the documents of a file, without those that are only white space.
-
-    Raises:
-        DataError: the file cannot be read or decoded; the line is named.
-    """
-    try:
-        for text in READERS[path.suffix.lower()](path, advance):
-            if text.strip():
-                yield text
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {error.strerror or error}.", "Check the file."
-        ) from error
-
-
-def _read_text(path: Path, advance: Advance) -> Iterator[str]:
-    """Yield documents of as many whole paragraphs as fit."""
-    document = ""
-    for paragraph in _paragraphs(_text_pieces(path, advance)):
-        if document and len(document) + 2 + len(paragraph) > LONGEST_DOCUMENT:
-            yield document
-            document = ""
-        document = f"{document}\n\n{paragraph}" if document else paragraph
-    yield document
-
-
-def _paragraphs(pieces: Iterable[str]) -> Iterator[str]:
-    """Yield runs of lines without a blank line, cut to the length of a document."""
-    paragraph = ""
-    for piece in pieces:
-        paragraph += piece
-        while len(paragraph) > LONGEST_DOCUMENT:
-            end = _cut(paragraph)
-            yield paragraph[:end].rstrip()
-            paragraph = paragraph[end:].lstrip("\n")
-        if not piece.strip():
-            if paragraph.strip():
-                yield paragraph.rstrip()
-            paragraph = ""
-    if paragraph.strip():
-        yield paragraph.rstrip()
-
-
-def _cut(text: str) -> int:
-    """Return where to cut ``text``: after the last line, sentence or word that fits."""
-    for separator in ("\n", ". ", " "):
-        end = text.rfind(separator, LONGEST_DOCUMENT // 2, LONGEST_DOCUMENT)
-        if end > 0:
-            return end + len(separator)
-    return LONGEST_DOCUMENT
-
-
-def _text_pieces(path: Path, advance: Advance) -> Iterator[str]:
-    """Yield the lines of a UTF-8 file; longer ones than `LINE_PIECE` in pieces."""
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    number = 1
-    with path.open("rb") as stream:
-        while True:
-            raw = stream.readline(LINE_PIECE)
-            try:
-                piece = decoder.decode(raw, final=not raw)
-            except UnicodeDecodeError as error:
-                raise _not_utf8(path, number) from error
-            if not raw:
-                return
-            advance(len(raw))
-            number += raw.endswith(b"\n")
-            yield piece.replace("\r\n", "\n")
-
-
-def _read_json_lines(path: Path, advance: Advance) -> Iterator[str]:
-    """Yield the ``text`` of the JSON object in each line."""
-    remedy = 'Each line must be an object like {"text": "..."}.'
-    with path.open("rb") as stream:
-        for number, raw in enumerate(stream, start=1):
-            advance(len(raw))
-            if not raw.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                entry = parse_json(raw)
-            except UnicodeDecodeError as error:
-                raise _not_utf8(path, number) from error
-            except ValueError as error:
-                raise DataError(f"{where} is not valid JSON: {error}.", remedy) from error
-            text = entry.get("text") if isinstance(entry, dict) else None
-            if not isinstance(text, str):
-                raise DataError(f'{where} has no string "text".', remedy)
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise DataError(f"{where} holds half a surrogate pair.", remedy) from error
-            yield text
-
-
-def _read_parquet(path: Path, advance: Advance) -> Iterator[str]:
-    """Yield the rows of the column ``text`` that are not null."""
-    remedy = "It should be a whole parquet file with a column of strings named text."
-    row = 0
-    try:
-        if fault := shard_fault(path):
-            raise DataError(f"{path} {fault}.", remedy)
-        with pq.ParquetFile(path) as file:
-            bytes_per_row = path.stat().st_size / max(file.metadata.num_rows, 1)
-            for batch in file.iter_batches(batch_size=ROWS_READ, columns=["text"]):
-                advance(int(bytes_per_row * batch.num_rows))
-                yield from (text for text in batch.column(0).to_pylist() if text is not None)
-                row += batch.num_rows
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        if isinstance(error, OSError) and error.errno:  # the disk failed; the file may be fine
-            raise
-        reason = " ".join(str(error).split())[:LONGEST_REASON]
-        raise DataError(f"{path} is damaged after row {row}: {reason}.", remedy) from error
-
-
-READERS: dict[str, Callable[[Path, Advance], Iterator[str]]] = {
-    ".txt": _read_text,
-    ".jsonl": _read_json_lines,
-    ".parquet": _read_parquet,
-}
-
-
-def _not_utf8(path: Path, number: int) -> MlxchatError:
-    return DataError(f"{path}, line {number} is not UTF-8.", "Convert the file to UTF-8.")
-
 
 SHARD_BYTES = 100_000_000  # of UTF-8 text
 ROW_GROUP = 1024  # documents
+ROW_GROUP_BYTES = 32_000_000  # of UTF-8 text, after which a row group of fewer ends
 SHUFFLED_CHARACTERS = 32_000_000  # held in memory and shuffled at a time
 VALIDATION_PART = 0.05
 REPORT_BYTES = 2**20
@@ -168,13 +33,22 @@ _ELSEWHERE = "choose another dataset name, or another folder with MLXCHAT_HOME"
 
 @dataclass(frozen=True)
 class IngestSummary:
-    """The result of `ingest`; the last of ``shards`` is validation."""
+    """The result of `ingest`.
+
+    Attributes:
+        shards: the files written; the last is validation.
+        files: how many files were read.
+        skipped: how many lines and rows were left out of them, by reason.
+        passed_over: files of the folder that were not read, each with the reason.
+    """
 
     shards: tuple[Path, ...]
     files: int
     documents: int
     validation_documents: int
     characters: int
+    skipped: Mapping[str, int]
+    passed_over: Mapping[str, str]
 
 
 def ingest(
@@ -183,17 +57,22 @@ def ingest(
     report: Report,
     seed: int = 0,
     clock: Callable[[], float] = time.time,
+    encoding: str = UTF_8,
+    skip_bad: bool = False,
 ) -> IngestSummary:
     """Write the user's text as shards. The same source and seed give the same shards.
 
     Args:
-        source: a .txt, .jsonl or .parquet file, or a folder of them.
+        source: a file of one of `OWN_KINDS`, compressed or not, or a folder of them.
         folder: the dataset's folder, which appears whole or not at all.
         report: called with progress in bytes, and with notes.
         seed: the seed of the shuffle and of the choice of validation documents.
         clock: returns seconds since the epoch.
+        encoding: the encoding of text without a byte-order mark.
+        skip_bad: leave out lines and rows that cannot be read.
 
     Raises:
+        ConfigError: ``encoding`` is not known.
         DataError: ``source`` holds fewer than two documents, or a file cannot be read; file and
             line are named.
         DiskError: ``folder`` is not empty, or cannot be written.
@@ -202,25 +81,41 @@ def ingest(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         what = "holds shards already" if shard_names(folder) else "is not empty"
         raise DiskError(f"{folder} {what}; nothing was written.", "Choose another dataset name.")
-    files = _files(source)
+    found = _found(source)
+    files, skipped, first = found.files, Counter[str](), dict[str, str]()
+
+    def note(text: str) -> None:
+        report(Noted(clock(), text))
+
+    def skip(place: str, reason: str) -> None:
+        skipped[reason] += 1
+        first.setdefault(reason, place)
+
+    if found.passed_over:
+        note(f"Passed over in {source}: {found}.")
     meter = _Meter(source.resolve().name, sum(path.stat().st_size for path in files), report, clock)
     _remove_leftovers(folder.parent)
     with new_folder(folder, _ELSEWHERE) as unfinished:
         split = _Split(unfinished, random.Random(seed))
         for path in files:
-            found = split.documents
-            for text in read_documents(path, meter.advance):
+            before = split.documents
+            reading = Reading(path, encoding, skip if skip_bad else None, meter.advance)
+            for text in read_documents(reading, leave_out=skip):
                 split.add(text)
-            if split.documents == found:
-                _empty(path, alone=len(files) == 1, note=lambda text: report(Noted(clock(), text)))
+            if split.documents == before:
+                _empty(path, alone=len(files) == 1, note=note)
         training = split.finish(source)
     meter.finish()
+    for reason, count in skipped.items():
+        note(f"Skipped: {count:,}, of which {first[reason]} is the first: it {reason}.")
     return IngestSummary(
         shards=tuple(folder / shard_name(index) for index in range(training + 1)),
         files=len(files),
         documents=split.documents,
         validation_documents=split.validation_documents,
         characters=split.characters,
+        skipped=dict(skipped),
+        passed_over={str(path): reason for path, reason in found.passed_over.items()},
     )
 
 
@@ -228,31 +123,29 @@ def _remove_leftovers(parent: Path) -> None:
     """Delete the hidden folders of processes that have died, of any dataset."""
     with storing(parent):
         for left in parent.glob(f".*{UNFINISHED}"):
-            if lock := Lock.take(left, folder=True):
+            if left.is_dir() and (lock := Lock.take(left, folder=True)):
                 with lock:
                     shutil.rmtree(left)
 
 
-def _files(source: Path) -> list[Path]:
-    """Return the files to read, sorted, without hidden ones."""
-    kinds = ", ".join(READERS)
-    remedy = f"Give a file that ends in one of {kinds}, or a folder of such files."
+def _found(source: Path) -> FoundFiles:
+    """Return the files to read, and those that are passed over."""
+    kinds = ", ".join(OWN_KINDS)
+    remedy = (
+        f"Give a file that ends in one of {kinds} (compressed: {', '.join(COMPRESSED)} after that),"
+        " or a folder of such files."
+    )
     if not source.exists():
         raise NotFound(f"{source} does not exist.", remedy)
     if source.is_file():
-        if source.suffix.lower() not in READERS:
+        if kind(source) not in OWN_KINDS:
             raise DataError(f"{source} is not one of {kinds}.", remedy)
-        return [source]
-    files = sorted(
-        path
-        for path in source.rglob("*")
-        if path.suffix.lower() in READERS
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(source).parts)
-    )
-    if not files:
-        raise DataError(f"There is no {kinds} in {source}.", remedy)
-    return files
+        return FoundFiles((source,), {})
+    found = found_in(source, OWN_KINDS)
+    if not found.files:
+        others = f" (passed over: {found})" if found.passed_over else ""
+        raise DataError(f"There is no {kinds} in {source}{others}.", remedy)
+    return found
 
 
 def _empty(path: Path, alone: bool, note: Callable[[str], None]) -> None:
@@ -325,7 +218,7 @@ class _Shard:
         self.path = path
         self._schema = pa.schema([("text", pa.string())])
         self._rows: list[str] = []
-        self._bytes = 0
+        self._bytes = self._pending = 0
         with storing(path):
             self._writer = pq.ParquetWriter(
                 path,
@@ -341,9 +234,11 @@ class _Shard:
         return self._bytes >= SHARD_BYTES
 
     def add(self, text: str) -> None:
+        size = len(text.encode())
         self._rows.append(text)
-        self._bytes += len(text.encode())
-        if len(self._rows) == ROW_GROUP:
+        self._bytes += size
+        self._pending += size
+        if len(self._rows) == ROW_GROUP or self._pending >= ROW_GROUP_BYTES:
             self._flush()
 
     def close(self) -> None:
@@ -359,7 +254,7 @@ class _Shard:
             self._writer.write_table(
                 pa.table({"text": self._rows}, schema=self._schema), row_group_size=ROW_GROUP
             )
-        self._rows = []
+        self._rows, self._pending = [], 0
 
 
 class _Meter:

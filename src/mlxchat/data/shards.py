@@ -15,6 +15,7 @@ from mlxchat.home import DEFAULT_DATASET, Home
 
 STREAMED = ".streamed"  # subfolder for shards that streaming fetched and may delete
 REVISION = ".revision"  # file in a dataset's folder with the commit of its shards
+_REVISION_BYTES = 41  # of such a file
 MAGIC = b"PAR1"  # the first and last bytes of a parquet file
 
 
@@ -222,7 +223,7 @@ def _folder_status(folder: Path, first: Path) -> FolderStatus:
         path=folder,
         shards=len(names),
         bytes=sum(
-            path.stat().st_size
+            _size(path)
             for part in (folder, folder / STREAMED)
             for path in part.glob("*.parquet")
             if path.name[0] != "."
@@ -233,10 +234,20 @@ def _folder_status(folder: Path, first: Path) -> FolderStatus:
     )
 
 
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # a broken link, or deleted meanwhile
+        return 0
+
+
 def pinned_revision(folder: Path) -> str | None:
     """Return the recorded commit of the shards in ``folder``, or None."""
     path = folder / REVISION
-    return parse_revision(path.read_bytes()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return parse_revision(file.read(_REVISION_BYTES + 1))
 
 
 def parse_revision(content: bytes) -> str | None:
@@ -269,6 +280,8 @@ def check_shard(path: Path) -> None:
 def shard_fault(path: Path) -> str | None:
     """Describe why a file is not a complete parquet file with a column ``text`` of strings.
 
+    Strings may be stored as bytes; whether these are text shows when they are read.
+
     Returns:
         The rest of a sentence that begins with the file's name; None for a shard.
     """
@@ -288,6 +301,7 @@ def shard_fault(path: Path) -> str | None:
     kind = schema.field("text").type
     if pa.types.is_dictionary(kind):  # as pandas writes categories
         kind = kind.value_type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    strings = (pa.string(), pa.large_string(), pa.string_view())
+    if kind not in (*strings, pa.binary(), pa.large_binary(), pa.binary_view()):
         return f"holds {kind}, not strings, in its column text"
     return None

@@ -11,7 +11,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlxchat.data.download import download_shard, missing_bytes, partial, stat_shard
+from mlxchat.data.download import missing_bytes, partial
+from mlxchat.data.fetch import download_shard, stat_shard
 from mlxchat.data.hub import Cancelled, Hub, UnreachableError
 from mlxchat.data.shards import STREAMED, Dataset, check_shard, shard_fault, shard_names
 from mlxchat.disk import Lock, in_use, require_space, storing

@@ -22,9 +22,10 @@ import psutil
 from mlxchat import system
 from mlxchat.device_failures import explain
 from mlxchat.doctor.facts import DEVICE, Device, Measurement, Numbers, Probe
-from mlxchat.errors import BackendError, MlxchatError
-from mlxchat.home import Home
+from mlxchat.errors import BackendError, ConfigError, MlxchatError
+from mlxchat.home import Home, expanded
 from mlxchat.json_text import parse_json
+from mlxchat.processes import own_command
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Timer
 
 LEAST_SECONDS = 2.0  # a measurement is not begun when less is left: its process has to start
@@ -151,9 +152,12 @@ class Host:
 
     # ==== The disk ====
 
-    def user_home(self) -> Path:
-        """Return the user's home folder."""
-        return Path.home()
+    def user_home(self) -> Path | None:
+        """Return the user's home folder; None if nothing says where it is."""
+        try:
+            return expanded("~")
+        except ConfigError:
+            return None
 
     def free_disk(self) -> int:
         """Return the bytes that are free on the disk of mlxchat's home."""
@@ -215,7 +219,7 @@ class Host:
         if left < LEAST_SECONDS:
             raise OutOfTime("There was no time left for it.")
         module = f"{PACKAGE}.{probe.module}"
-        command = [sys.executable, "-m", f"{PACKAGE}.child", module, probe.function]
+        command = own_command(f"{PACKAGE}.child", module, probe.function)
         seconds, kernels = min(probe.seconds, left), self._compiled_kernels()
         try:
             done = subprocess.run(

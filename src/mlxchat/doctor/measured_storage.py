@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from mlxchat.disk import Lock
 from mlxchat.doctor.facts import Attempt, Names
 
 SYNCED_BYTES = 2**20
@@ -57,14 +58,29 @@ def _flush(descriptor: int) -> str:
 
 
 def try_lock(home: str) -> Attempt:
-    """Lock a file, and try to lock it once more, which must be refused."""
+    """Lock a file, and try to lock it once more, which must be refused.
+
+    Where the system's lock is refused, mlxchat's own, which is a file then, is tried.
+    """
     with _scratch(home) as folder, (folder / "file").open("wb") as first:
         alone = fcntl.LOCK_EX | fcntl.LOCK_NB
         if refused := _refusal(lambda: fcntl.flock(first, alone)):
-            return Attempt(refused=refused)
+            return Attempt(refused=refused, instead="a file" if _locks(folder / "own") else "")
         with (folder / "file").open("rb") as second:
             kept = _refusal(lambda: fcntl.flock(second, alone))
     return Attempt(refused="" if kept else "it was locked twice at a time")
+
+
+def _locks(path: Path) -> bool:
+    """Whether mlxchat's own lock keeps a file for one at a time."""
+    try:
+        lock = Lock.take(path)
+        if lock is None:
+            return False
+        with lock:
+            return Lock.take(path) is None
+    except OSError:
+        return False
 
 
 def try_rename(home: str) -> Names:

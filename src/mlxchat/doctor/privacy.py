@@ -2,10 +2,12 @@
 
 import os
 import re
+from contextlib import suppress
 from getpass import getuser
 from pathlib import Path
 
-from mlxchat.home import Home
+from mlxchat.errors import ConfigError
+from mlxchat.home import Home, expanded
 
 HOME_VARIABLE = "MLXCHAT_HOME"
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -25,7 +27,8 @@ def anonymous(text: str) -> str:
         text = text.replace(secret, "TOKEN")
     if os.environ.get(HOME_VARIABLE):
         text = _without(text, Home.from_environment().root, f"${HOME_VARIABLE}")
-    text = _without(text, Path.home(), "~")
+    with suppress(ConfigError):  # there is no home folder
+        text = _without(text, expanded("~"), "~")
     text = _TOKEN.sub("TOKEN", _HOMES.sub("~", text))
     name = _user()
     if len(name) > 2 and name.lower() not in NO_NAMES:

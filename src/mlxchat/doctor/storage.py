@@ -25,12 +25,14 @@ CLOUDS = {  # folders that a program keeps the same as a server's, and what that
 MAYBE_CLOUDS = ("Desktop", "Documents")  # of a Mac
 
 
-def cloud(path: Path, user_home: Path, mac: bool) -> str:
+def cloud(path: Path, user_home: Path | None, mac: bool) -> str:
     """Return the cloud that a folder is kept in, or may be; "" if there is none.
 
     >>> cloud(Path("/Users/ada/Documents/models"), Path("/Users/ada"), mac=True)
     'perhaps iCloud Drive'
     """
+    if user_home is None:
+        return ""
     for folder, name in CLOUDS.items():
         if path.is_relative_to(user_home / folder):
             return name
@@ -90,6 +92,12 @@ def _sync(host: Host) -> Verdict:
 
 def _lock(host: Host) -> Verdict:
     tried = host.measure(LOCKING, home=str(host.home.root))
+    if tried.refused and tried.instead:
+        return doubtful(
+            f"by {tried.instead}",
+            f"The system's lock was refused ({tried.refused}). The file that stands for it has to "
+            "be deleted by hand where a process of another machine died.",
+        )
     if tried.refused:
         return doubtful(
             "none", f"Two processes could write the same run: a lock failed ({tried.refused})."

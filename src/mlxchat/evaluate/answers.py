@@ -30,7 +30,8 @@ class Outcome:
     """An answer to a problem.
 
     Attributes:
-        answer: the letter that the model chose, or the text that it wrote.
+        answer: the letter that the model chose, or the text that it wrote, with the names of its
+            special tokens, as in nanochat.
     """
 
     problem: Problem
@@ -88,7 +89,7 @@ def write_answers(
         rows = [prompts[index] for index in group]
         answers = continue_greedily(saved.model, rows, stop, max_tokens, lambda: ToolUse(tokenizer))
         for index, tokens in zip(group, answers, strict=True):
-            text, exercise = tokenizer.decode(tokens), exercises[index]
+            text, exercise = tokenizer.decode(tokens, keep_special=True), exercises[index]
             yield Outcome(exercise, text, exercise.is_right(text))
 
 

@@ -2,31 +2,49 @@
 
 The limits contain accidents: an endless loop, too much memory, a file left behind. They are not a
 sandbox: a program can read what you can read, use the network, and escape its limits on purpose.
+
+A program has succeeded if its process then sends back a token, drawn anew for each program. Until
+then the token is in a pipe: not in the program's source, arguments, environment or objects. An exit
+code would not do, because a program can end itself with any.
 """
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 TIME_LIMIT = 5.0  # seconds, as in nanochat
 MEMORY_LIMIT = 256 * 2**20  # bytes, as in nanochat
-REACHED_THE_END = 42  # exit code; 0 could also be an early exit()
+TOKEN_LENGTH = 32
 
-# Arguments: the program's file, bytes, seconds. macOS cannot limit memory: only time counts there.
+# Arguments: the program's file, bytes, seconds, and the ends of the pipes for the token and for
+# sending it back. macOS cannot limit memory: only time counts there. What is needed after the
+# program is taken before it, since a program can replace functions; and a process that it forked
+# sends nothing. Threads and exit handlers of the program are not waited for.
 _LIMITED = f"""
-import resource, runpy, sys
-path, memory, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-limits = [(resource.RLIMIT_CPU, seconds), (resource.RLIMIT_FSIZE, memory)]
-if sys.platform != "darwin":
-    limits.append((resource.RLIMIT_AS, memory))
-for limit, value in limits:
-    resource.setrlimit(limit, (value, value))
-runpy.run_path(path, run_name="__main__")
-raise SystemExit({REACHED_THE_END})
+import os, resource, runpy, sys
+
+def run(path, memory, seconds, token, back):
+    read, write, leave, own_id = os.read, os.write, os._exit, os.getpid
+    limits = [(resource.RLIMIT_CPU, seconds), (resource.RLIMIT_FSIZE, memory)]
+    if sys.platform != "darwin":
+        limits.append((resource.RLIMIT_AS, memory))
+    for limit, value in limits:
+        resource.setrlimit(limit, (value, value))
+    process = own_id()
+    runpy.run_path(path, run_name="__main__")
+    if own_id() == process:
+        write(back, read(token, {TOKEN_LENGTH}))
+    leave(0)
+
+path, *numbers = sys.argv[1:]
+del sys.argv[1:]
+run(path, *map(int, numbers))
 """
 
 
@@ -42,24 +60,47 @@ def runs_through(program: str, seconds: float = TIME_LIMIT, memory: int = MEMORY
         memory: the limit, in bytes, on its address space and on each file it writes; on macOS only
             on files.
     """
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    token = secrets.token_bytes(TOKEN_LENGTH)
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        _pipe() as (token_out, token_in),
+        _pipe() as (answer_out, answer_in),
+    ):
+        os.write(token_in, token)
         path = Path(folder) / "program.py"
         path.write_text(program, "utf-8", errors="replace")
-        limits = [str(memory), str(int(seconds) + 1)]
+        numbers = [memory, int(seconds) + 1, token_out, answer_in]
         process = subprocess.Popen(
-            [sys.executable, "-I", "-c", _LIMITED, str(path), *limits],
+            [sys.executable, "-I", "-c", _LIMITED, str(path), *map(str, numbers)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd=folder,
             env={},
             start_new_session=True,
+            pass_fds=(token_out, answer_in),
         )
         try:
-            return process.wait(seconds) == REACHED_THE_END
+            process.wait(seconds)
         except subprocess.TimeoutExpired:
             return False
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        os.set_blocking(answer_out, False)
+        try:
+            return os.read(answer_out, TOKEN_LENGTH) == token
+        except BlockingIOError:  # it ended without an answer
+            return False
+
+
+@contextmanager
+def _pipe() -> Iterator[tuple[int, int]]:
+    """Open a pipe; yields the ends to read from and to write to."""
+    ends = os.pipe()
+    try:
+        yield ends
+    finally:
+        for end in ends:
+            os.close(end)

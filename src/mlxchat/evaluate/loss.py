@@ -49,16 +49,14 @@ def bits_per_byte(
         DataError: no target stands for bytes.
     """
     began = clock.seconds()
-    lengths = mx.array(tokenizer.byte_lengths())
+    lengths = np.array(tokenizer.byte_lengths())
     sums, tokens = np.zeros(3), 0
     for i, batch in zip(range(limit), batches, strict=False):
         yield Evaluating(clock(), step, i, limit)
-        targets = mx.array(batch.targets)
-        each = losses(mx.array(batch.ids), targets)
-        bytes_each = lengths[mx.maximum(targets, 0)] * (targets >= 0)
-        # Sums of rows, then in float64: a float32 sum over a large batch is off by 1e-4 of itself.
-        rows = [each.sum(axis=1), (each * (bytes_each > 0)).sum(axis=1), bytes_each.sum(axis=1)]
-        sums += np.array(mx.stack(rows), np.float64).sum(axis=1)
+        # In float64: a float32 sum over a large batch is off by 1e-4 of itself.
+        each = np.array(losses(mx.array(batch.ids), mx.array(batch.targets)), np.float64)  # (B, T)
+        bytes_each = lengths[np.maximum(batch.targets, 0)] * (batch.targets >= 0)  # (B, T)
+        sums += each.sum(), each[bytes_each > 0].sum(), bytes_each.sum()
         tokens += int((batch.targets >= 0).sum())
     nats, counted, bytes_seen = sums.tolist()
     if not bytes_seen:
@@ -130,11 +128,11 @@ def last_replies(conversations: Iterable[Conversation], tokenizer: Tokenizer) ->
     """
     exercises = []
     for conversation in conversations:
-        *earlier, last = conversation.messages
-        prompt = Conversation(tuple(earlier))
+        prompt = Conversation(conversation.messages[:-1])
         reply = tokenizer.render(conversation)[0][len(tokenizer.render_for_completion(prompt)) : -1]
         if len(reply) <= LONGEST_REPLY:
-            exercises.append(Exercise(prompt, partial(eq, last.text)))
+            expected = tokenizer.decode(reply, keep_special=True)
+            exercises.append(Exercise(prompt, partial(eq, expected)))
     return exercises
 
 

@@ -17,20 +17,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from mlxchat.config.inference import TaskName
 from mlxchat.data.chats import spelling
 from mlxchat.data.chats.forms import multiple_choice
+from mlxchat.data.files import Wanted
+from mlxchat.data.parquet import parquet_rows
+from mlxchat.data.text_files import Reading, failures_named
 from mlxchat.errors import DataError, NotFound
 from mlxchat.evaluate.execution import runs_through
 from mlxchat.tokenizer.messages import Conversation, Message
 
 SHUFFLE_SEED = 42  # nanochat's, so that the first problems are the same ones
 SPELLING_PROBLEMS = 256  # as in nanochat's SpellingBee
-_REASON_CHARACTERS = 200  # of pyarrow's error message
 _NUMBER = re.compile(r"#### (-?[0-9.,]+)")
 _FENCED = re.compile(r"```(?:python)?[ \t]*\n(.*?)\n```", re.DOTALL)
 
@@ -125,12 +125,14 @@ def parquet_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.parquet"))
 
 
-def read_rows(folder: Path) -> list[dict[str, Any]]:
+def read_rows(folder: Path, form: type["TaskRow"]) -> list[dict[str, Any]]:
     """Return all rows of a split, file by file, each as a dictionary by column.
+
+    Only the columns of the form are read.
 
     Raises:
         NotFound: the folder has no parquet file.
-        DataError: a file is damaged.
+        DataError: a file is damaged, or repeats itself too often.
     """
     paths = parquet_files(folder)
     if not paths:
@@ -140,15 +142,15 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
             f"Put the parquet files of {organisation}/{name}, config {folder.parent.name}, split "
             f"{folder.name}, there, or name the folder of your task data with `task_data`.",
         )
+    fields = form.model_fields.items()
+    wanted = Wanted([field.alias or name for name, field in fields], "problems")
     rows: list[dict[str, Any]] = []
     for path in paths:
         try:
-            rows += pq.read_table(path).to_pylist()
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())[:_REASON_CHARACTERS]
-            raise DataError(
-                f"{path} cannot be read: {reason}.", "Replace it with an intact parquet file."
-            ) from error
+            with failures_named(path):
+                rows += (row.values for row in parquet_rows(Reading(path), wanted))
+        except DataError as error:
+            raise DataError(error.problem, "Replace it with an intact parquet file.") from error
     return rows
 
 
@@ -283,7 +285,7 @@ def problems(name: TaskName, task_data: Path, limit: int | None) -> list[Problem
             for conversation in spelling.held_out_conversations(count)
         ]
     folder = task_data / task.folder
-    rows = read_rows(folder)
+    rows = read_rows(folder, task.row)
     order = np.random.default_rng(SHUFFLE_SEED).permutation(len(rows))[:limit].tolist()
     return [_parsed(task.row, rows[number], folder, number).problem() for number in order]
 

@@ -8,7 +8,7 @@ with the loss, chunk by chunk: nothing is held, or computed again, for the backw
 from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
-from mlxchat.model.cpu import exp, log_sum_exp, tanh
+from mlxchat.model.cpu import exp, log_sum_exp, sum_last, tanh
 from mlxchat.model.size import chunk_size
 from mlxchat.runtime import mx
 
@@ -72,16 +72,16 @@ def mean_cross_entropy(
     def loss_and_gradients(x: mx.array, weight: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         half = weight[:vocab_size].astype(x.dtype)  # (V, C), in half precision on GPUs
         columns = mx.arange(vocab_size)
-        total, d_weight = mx.array(0.0), mx.array(0.0)
-        d_x: list[mx.array] = []
+        losses, d_x = list[mx.array](), list[mx.array]()
+        d_weight = mx.array(0.0)
         for chunk in _chunks(targets.size, vocab_size, chunk_rows):
             # One chunk after another: by then the logits of the one before are no longer needed.
-            features = mx.depends(x[chunk], [total, d_weight, *d_x[-1:]])  # (rows, C)
+            features = mx.depends(x[chunk], [*losses[-1:], d_weight, *d_x[-1:]])  # (rows, C)
             y = targets[chunk]  # (rows,)
             kept = y >= 0
             logits = soft_cap(features @ half.T, softcap)  # (rows, V)
             normaliser = log_sum_exp(logits)  # (rows,)
-            total = total + ((normaliser - _chosen(logits, y)) * kept).sum()
+            losses.append((normaliser - _chosen(logits, y)) * kept)  # (rows,)
             # The gradient of a cross entropy is softmax(logits) - one_hot(target).
             share = (kept / count)[:, None]  # (rows, 1)
             # exp(logits) as `log_sum_exp` computes it too; it cannot overflow, the cap bounds it.
@@ -93,6 +93,7 @@ def mean_cross_entropy(
             d_weight = d_weight + d_logits.T @ features  # (V, C)
         if len(weight) > vocab_size:
             d_weight = mx.concatenate([d_weight, mx.zeros_like(weight[vocab_size:])])
+        total = sum_last(mx.concatenate(losses), axes=1)
         return total / count, mx.concatenate(d_x), d_weight
 
     @loss_and_gradients.vjp

@@ -95,10 +95,16 @@ def command_of(arguments: Sequence[str]) -> list[str]:
 
 
 def lives(process: Process) -> bool:
-    """Return whether this process of this machine is still running."""
+    """Return whether this process of this machine is still running.
+
+    Linux derives the start of a process from that of the machine, which moves when somebody sets
+    the clock. The time between the two does not.
+    """
     try:
-        found = psutil.Process(process.pid)
-        same = abs(found.create_time() - process.started) <= SAME_START
+        booted, found = psutil.boot_time(), psutil.Process(process.pid)
+        later = found.create_time() - process.started
+        moved = 0.0 if process.booted is None else booted - process.booted
+        same = min(abs(later), abs(later - moved)) <= SAME_START
         return bool(same and found.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False

@@ -31,6 +31,7 @@ from mlxchat.monitor.machine import (
 )
 from mlxchat.regular import open_regular
 from mlxchat.system import identity
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock, Timer
 from mlxchat.telemetry.events import Ended, Started, Stepped, event_from_json
 from mlxchat.telemetry.log import MOST_LINE
 from mlxchat.telemetry.meter import Meter
@@ -156,15 +157,23 @@ class Runs:
         host: the name of this machine, which is an attribute: it may change.
         lives: returns whether a process of this machine is still running.
         machine: the identity of this machine; None for its name.
+        timer: returns seconds since any origin.
     """
 
     def __init__(
-        self, home: Home, host: str, lives: Callable[[Process], bool], machine: str | None = None
+        self,
+        home: Home,
+        host: str,
+        lives: Callable[[Process], bool],
+        machine: str | None = None,
+        timer: Timer = time.monotonic,
     ) -> None:
         self.host = host
         self._home, self._lives = home, lives
         self._machine = machine or host
+        self._timer = timer
         self._logs: dict[str, Log] = {}
+        self._signs: dict[str, tuple[float | None, float]] = {}  # what was last seen, and when
 
     def read(self, now: float) -> list[WatchedRun]:
         """Return all runs, in the order they started."""
@@ -179,10 +188,11 @@ class Runs:
             status = self._here(_read(status_path(path), read_status))
             _read(path, lambda _: log.read())
             last_seen = _last_seen(path, log, status, now)
+            quiet = self._quiet(tag, last_seen, now)
         except MlxchatError as error:
             fault = error.problem
             return WatchedRun(tag, "unreadable", None, Meter(), None, None, *steps, fault)
-        state = self._state(log.ending, status, last_seen, now)
+        state = self._state(log.ending, status, quiet)
         return WatchedRun(tag, state, last_seen, log.meter, log.latest, status, *steps)
 
     def _here(self, status: Status | None) -> Status | None:
@@ -191,9 +201,21 @@ class Runs:
             return status
         return replace(status, process=replace(status.process, host=self.host))
 
-    def _state(
-        self, ending: str | None, status: Status | None, last_seen: float | None, now: float
-    ) -> State:
+    def _quiet(self, tag: str, last_seen: float | None, now: float) -> float:
+        """Return for how many seconds a run has given no sign of life.
+
+        At first sight that follows from the time of its last sign. From then on the signs count
+        that come: this machine's clock may be set, and another's may be wrong.
+        """
+        seconds = self._timer()
+        if tag not in self._signs:
+            age = math.inf if last_seen is None else max(0.0, now - last_seen)
+            self._signs[tag] = last_seen, seconds - age
+        elif self._signs[tag][0] != last_seen:
+            self._signs[tag] = last_seen, seconds
+        return seconds - self._signs[tag][1]
+
+    def _state(self, ending: str | None, status: Status | None, quiet: float) -> State:
         if status and status.ended:
             return status.ended
         if ending:
@@ -201,7 +223,7 @@ class Runs:
         here = status is not None and status.process.host == self.host
         if status and here and not self._lives(status.process):
             return "died"
-        return "silent" if last_seen is None or now - last_seen > SILENT_SECONDS else "running"
+        return "silent" if quiet > SILENT_SECONDS else "running"
 
 
 def _read(path: Path, read: Callable[[Path], Found]) -> Found:
@@ -221,11 +243,13 @@ def _read(path: Path, read: Callable[[Path], Found]) -> Found:
 def _last_seen(path: Path, log: Log, status: Status | None, now: float) -> float | None:
     """Return the time of the last sign of life; None if there was none.
 
+    A status is never older than the log by more than the seconds between two of them, and where the
+    clock was set back, it is the log's times that are ahead.
+
     Raises:
         MlxchatError: it is far in the future.
     """
-    signs = [log.time, status.time if status else None]
-    last_seen = max((sign for sign in signs if sign is not None), default=None)
+    last_seen = status.time if status else log.time
     if last_seen is not None and last_seen > now + AHEAD_SECONDS:
         raise damaged(path.parent, "its times are more than a day ahead")
     return last_seen
@@ -268,29 +292,29 @@ class Monitor:
 
     Args:
         home: the home whose runs and files are shown; processes are those of the whole machine.
-        clock: returns seconds since the epoch.
+        clock: says how long ago things happened, and when to measure the disk again.
         memory, processes, lives: return the state of the system.
     """
 
     def __init__(
         self,
         home: Home,
-        clock: Callable[[], float] = time.time,
+        clock: Clock = SYSTEM_CLOCK,
         memory: Callable[[], HostMemory] = host_memory,
         processes: Callable[[], list[MlxchatProcess]] = mlxchat_processes,
         lives: Callable[[Process], bool] = lives,
     ) -> None:
         self._home, self._clock = home, clock
         self._memory, self._processes = memory, processes
-        self._runs = Runs(home, memory().host, lives, identity())
+        self._runs = Runs(home, memory().host, lives, identity(), clock.seconds)
         self._disk: tuple[float, Disk] | None = None
 
     def look(self) -> Snapshot:
         """Return the current state."""
-        now, machine = self._clock(), self._memory()
+        now, seconds, machine = self._clock(), self._clock.seconds(), self._memory()
         self._runs.host = machine.host
-        if self._disk is None or now - self._disk[0] >= DISK_SECONDS:
-            self._disk = now, disk(self._home)
+        if self._disk is None or seconds - self._disk[0] >= DISK_SECONDS:
+            self._disk = seconds, disk(self._home)
         return Snapshot(
             now,
             str(self._home.root),

@@ -9,7 +9,7 @@ from mlxchat.runtime import mx
 
 
 class Accumulate(Protocol):
-    """Adds a micro-batch's share of a step's loss and gradients to those of the ones before it."""
+    """Computes a micro-batch's share of a step's loss, and adds its gradients to earlier ones."""
 
     def __call__(
         self,
@@ -17,16 +17,16 @@ class Accumulate(Protocol):
         ids: mx.array,
         targets: mx.array,
         count: mx.array,
-        loss: mx.array,
         gradients: Arrays,
     ) -> tuple[mx.array, Arrays]:
-        """Return the sums of loss and gradients, by parameter name.
+        """Return the share of the loss, a float32 scalar, and the sums of gradients by name.
+
+        The shares of all micro-batches add up to the mean loss of the step.
 
         Args:
             parameters: the model's parameters by name.
             ids, targets: (B, T) integers; positions whose target is -1 do not count.
             count: the number of positions that count in the whole step, a scalar, at least 1.
-            loss: the sum so far, a float32 scalar.
             gradients: the sums so far by parameter name; empty before the first micro-batch.
         """
 
@@ -54,12 +54,8 @@ def compile_gradients(
         ids: mx.array,
         targets: mx.array,
         count: mx.array,
-        loss: mx.array,
         gradients: Arrays,
     ) -> tuple[mx.array, Arrays]:
-        share, gradients = mx.value_and_grad(share_of_loss)(
-            parameters, ids, targets, count, gradients
-        )
-        return loss + share, gradients
+        return mx.value_and_grad(share_of_loss)(parameters, ids, targets, count, gradients)
 
     return cast(Accumulate, mx.compile(accumulate))

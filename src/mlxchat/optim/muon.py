@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from mlxchat.model.cpu import sum_last
 from mlxchat.optim.rule import ArrayList, Step, in_place
 from mlxchat.runtime import mx
 
@@ -179,4 +180,4 @@ def normalise_neurons(U: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
 
 def frobenius_norm(G: mx.array) -> mx.array:
     """Return the Frobenius norms of (N, R, C) matrices in float32, (N, 1, 1)."""
-    return mx.linalg.norm(G.astype(mx.float32), axis=[-2, -1], keepdims=True)
+    return mx.sqrt(sum_last(G.astype(mx.float32).square(), axes=2))[:, None, None]

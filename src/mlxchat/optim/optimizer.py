@@ -12,6 +12,7 @@ from typing import NamedTuple, cast
 
 from mlxchat.config.recipes import RECIPES, Recipe
 from mlxchat.model.config import Architecture
+from mlxchat.model.cpu import sum_last
 from mlxchat.model.gpt import GPT, Arrays
 from mlxchat.model.size import STACK
 from mlxchat.optim.adamw import AdamW
@@ -144,9 +145,7 @@ class MuonAdamW:
         accumulate = self._gradients_of[1]
         ids, targets = mx.array(ids), mx.array(targets)
         count = mx.maximum((targets >= 0).sum(), 1)
-        loss, gradients = accumulate(
-            model.named_parameters(), ids, targets, count, mx.array(0.0), {}
-        )
+        loss, gradients = accumulate(model.named_parameters(), ids, targets, count, {})
         self.update(model, gradients, rates or self.rates, self.grad_clip)
         del gradients  # so that the update can reuse their memory
         mx.eval(loss, model.parameters(), self.state)
@@ -235,7 +234,7 @@ def clip(gradients: Arrays, limit: float) -> tuple[Arrays, mx.array]:
     """
     squares = mx.array(0.0)
     for g in gradients.values():  # one after another: the squares are as large as the gradients
-        squares = squares + mx.depends(g, squares).square().sum()
+        squares = squares + sum_last(mx.depends(g, squares).square(), g.ndim)
     norm = mx.sqrt(squares)
     if limit == 0:
         return gradients, norm

@@ -50,6 +50,7 @@ class Process:
     started: Time  # seconds since the epoch, according to the system
     host: str  # the machine's name, which may change while the process runs
     machine: str | None = None  # its `mlxchat.system.identity`; None in older statuses
+    booted: Time | None = None  # when the machine started, by the clock that says ``started``
 
     def runs_on(self, machine: str, host: str) -> bool:
         """Return whether it is a process of the machine of that identity and that name."""
@@ -72,11 +73,14 @@ class Status:
 
 _STATUS = TypeAdapter(Status)
 
+# All else that is no `Exception` has failed too, such as a panic in an extension written in Rust.
+_INTERRUPTING = (KeyboardInterrupt, SystemExit, GeneratorExit)
+
 
 def this_process() -> Process:
     """Return the current process."""
-    started = psutil.Process().create_time()
-    return Process(os.getpid(), started, socket.gethostname(), identity())
+    booted, started = psutil.boot_time(), psutil.Process().create_time()
+    return Process(os.getpid(), started, socket.gethostname(), identity(), booted)
 
 
 def status_path(log: Path) -> Path:
@@ -177,7 +181,7 @@ class StatusFile:
     ) -> None:
         self._closing.set()
         self._thread.join()
-        if isinstance(error, Exception):
+        if error is not None and not isinstance(error, _INTERRUPTING):
             problem = error.problem if isinstance(error, MlxchatError) else str(error)
             self._ended, self._failure = "failed", problem or type(error).__name__
         else:

@@ -5,9 +5,11 @@ The split pattern, the special tokens and the rendering of conversations are nan
 """
 
 import json
+import re
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,12 @@ SPECIAL_TOKENS = (
     "<|output_end|>",
 )
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)  # every byte, no merge
+
+LONG_RUN = 100_000  # blanks in a row; at a million, tiktoken and rustbpe run out of stack
+_BLANK = (
+    "\t\v\f \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # white space, no line break
+)
+_LONG_BLANKS = re.compile(f"[{_BLANK}]{{{LONG_RUN},}}")
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
@@ -77,11 +85,13 @@ class Tokenizer:
     # ==================== Construction ====================
 
     def __init__(self, ranks: dict[bytes, int], pattern: str, special: dict[str, int]) -> None:
-        self._encoding = tiktoken.Encoding(
-            "mlxchat", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
-        )
+        with _panics_as_errors():
+            self._encoding = tiktoken.Encoding(
+                "mlxchat", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
+            )
         self.ranks, self.pattern, self.special_tokens = ranks, pattern, special
         self._bytes = {rank: token for token, rank in ranks.items()}
+        self._names = {token: name.encode() for name, token in special.items()}
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -108,9 +118,14 @@ class Tokenizer:
         with ExitStack() as stack:
 
             def until_read() -> Iterator[str]:
-                yield from texts
+                for text in texts:
+                    for part, blank in _parts(text):
+                        # Blanks alone are too many for rustbpe too.
+                        size = LONG_RUN if blank else max(1, len(part))
+                        yield from (part[i : i + size] for i in range(0, len(part), size))
                 stack.enter_context(_ended_by_signals())
 
+            stack.enter_context(_panics_as_errors())
             trainer.train_from_iterator(
                 until_read(), vocab_size - len(SPECIAL_TOKENS), pattern=SPLIT_PATTERN
             )
@@ -210,16 +225,33 @@ class Tokenizer:
         >>> len(tokenizer.encode("<|bos|>"))  # the seven characters, not the special token
         7
         """
-        return self._encoding.encode_ordinary(text)
+        with _panics_as_errors():
+            if len(text) < LONG_RUN:
+                return self._encoding.encode_ordinary(text)
+            ids: list[int] = []
+            for part, blank in _parts(text):
+                if blank:
+                    ids += self._encoding._encode_single_piece(part)
+                else:
+                    ids += self._encoding.encode_ordinary(part)
+            return ids
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Decode ids, leaving out special tokens; bytes that are not UTF-8 become U+FFFD.
+    def decode(self, ids: Sequence[int], *, keep_special: bool = False) -> str:
+        """Decode ids; bytes that are not UTF-8 become U+FFFD.
+
+        Args:
+            ids: the ids.
+            keep_special: write special tokens by their names, such as ``<|bos|>``, as nanochat
+                does; else they are left out.
 
         >>> tokenizer = Tokenizer.train([""], vocab_size=265)
         >>> tokenizer.decode([tokenizer.bos, 99, 111, 119])
         'cow'
         """
-        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+        names = self._names if keep_special else {}
+        return b"".join(names.get(token, self.token_bytes(token)) for token in ids).decode(
+            "utf-8", "replace"
+        )
 
     def encode_documents(self, documents: Sequence[Document], threads: int) -> list[list[int]]:
         """Encode each document, beginning with ``<|bos|>``.
@@ -232,7 +264,8 @@ class Tokenizer:
             DataError: as `render`.
         """
         texts = [document for document in documents if isinstance(document, str)]
-        encoded = iter(self._encoding.encode_ordinary_batch(texts, num_threads=threads))
+        with ThreadPoolExecutor(threads) as pool:
+            encoded = iter(list(pool.map(self.encode, texts)))
         return [
             [self.bos, *next(encoded)] if isinstance(document, str) else self.render(document)[0]
             for document in documents
@@ -314,6 +347,46 @@ def vocabulary_fault(ranks: dict[bytes, int], special: dict[str, int]) -> str | 
     if b"" in ranks:
         return "has an empty token"
     return None
+
+
+def _parts(text: str) -> Iterator[tuple[str, bool]]:
+    """Split a text around long runs of blanks; yield each part, and whether it is such a run.
+
+    The split pattern cuts the text in the same places: a run of blanks (a line break is none) is
+    one piece, but its last blank belongs to what follows. If a line break follows, the run is part
+    of a longer piece, which the pattern finds without using up the stack.
+    """
+    start = 0
+    for run in _LONG_BLANKS.finditer(text) if len(text) >= LONG_RUN else ():
+        first, end = run.span()
+        if text[end : end + 1] in ("\r", "\n"):
+            continue
+        if end < len(text):
+            end -= 1
+        yield text[start:first], False
+        yield text[first:end], True
+        start = end
+    yield text[start:], False
+
+
+@contextmanager
+def _panics_as_errors() -> Iterator[None]:
+    """Turn a panic of tiktoken or rustbpe into an error.
+
+    Its class is no `Exception`, and no module has it to be imported from.
+
+    Raises:
+        DataError: one of them panicked.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise DataError(
+            f"A text or a tokenizer is more than tiktoken or rustbpe can process ({error}).",
+            "Look for text without words, such as a million blanks in a row, and leave it out.",
+        ) from error
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.optim.schedule import REFERENCE_BATCH, learning_rates
 from mlxchat.plan.plan import shape
-from mlxchat.runtime import machine
+from mlxchat.runtime import compute_dtype
 from mlxchat.train.stage import history_of, read_trainer, stage_of
 
 
@@ -48,13 +48,18 @@ def read_base(folder: Path, home: Home) -> Base:
     return Base(model, rates, state.plan.tokens_per_step)
 
 
-def load_base(folder: Path, home: Home) -> tuple[GPT, History]:
+def load_base(folder: Path, home: Home, dtype: str) -> tuple[GPT, History]:
     """Read the model in a directory to train it further, and how it came to be.
+
+    Args:
+        folder: the model's directory.
+        home: where its run is, if it has one.
+        dtype: the precision to train it in, as the setting names it.
 
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    model = layout.read_model(folder, machine().compute_dtype).model
+    model = layout.read_model(folder, compute_dtype(dtype)).model
     return model, history_of(folder, home)
 
 

@@ -33,7 +33,7 @@ def estimate_run(
     Raises:
         MlxchatError: the settings cannot work, or not in that memory.
     """
-    available = resources()
+    available = resources(config.dtype)
     source: VocabularySource = "tokenizer"
     step = None
     if saved:
@@ -52,5 +52,5 @@ def estimate_run(
     room = Room(config.memory_limit, runtime.cache_at_peak(limit, made.peak), machine.memory)
     if check_limits:
         runtime.check_limits(limit, config.wired)
-    speed = runtime.matmul_flops()
+    speed = runtime.matmul_flops(dtype=runtime.compute_dtype(config.dtype))
     return estimate(made, config.tag, source, step, available, room, machine.device, speed)

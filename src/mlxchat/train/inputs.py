@@ -12,13 +12,14 @@ from mlxchat.checkpoint.trainer import TrainerState
 from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig, PretrainConfig
 from mlxchat.config.recipes import CLASSIC_RECIPE
 from mlxchat.data.documents import BuiltinDocuments, ShardDocuments, TextDocuments
-from mlxchat.data.download import pin
+from mlxchat.data.fetch import pin
 from mlxchat.data.fingerprint import frames
 from mlxchat.data.hub import Hub
 from mlxchat.data.shards import DATASETS, Dataset, LocalShards, pinned_revision, shard_names
 from mlxchat.data.streaming import StreamingShards
 from mlxchat.errors import ConfigError, DataError, NotFound, command
 from mlxchat.home import Home
+from mlxchat.names import as_listed
 from mlxchat.plan.estimate import VocabularySource
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 from mlxchat.telemetry.events import Event, Noted, Progressed, Report
@@ -78,7 +79,7 @@ def open_validation(config: DataConfig, home: Home, names: list[str]) -> TextDoc
     """
     on_disk = config.model_copy(update={"streaming": False, "num_shards": None})
     documents = open_documents(on_disk, home, lambda _: None)
-    if documents.names[-1:] != tuple(names[-1:]):
+    if documents.names[-1:] != tuple(as_listed(names[-1:], documents.names)):
         documents.close()
         raise DataError(f"The validation shard of the run, {names[-1]}, is missing.")
     return documents
@@ -130,6 +131,19 @@ def reopen_documents(
         return _stream(config, folder, len(names) - 1, report, state.fingerprints)
     known = frames(folder, names) | state.fingerprints
     return ShardDocuments(LocalShards(folder, names=names), known=known)
+
+
+def with_names_on_disk(
+    config: PretrainConfig, home: Home, state: TrainerState[PretrainConfig]
+) -> TrainerState[PretrainConfig]:
+    """Return a saved state with the names of its files in the form that their folder has now.
+
+    A disk or a program that copied them may have changed the Unicode form of letters with marks.
+    """
+    listed = as_listed(state.data, shard_names(_folder(config, home)))
+    renamed = dict(zip(state.data, listed, strict=True))
+    known = {renamed.get(name, name): found for name, found in state.fingerprints.items()}
+    return state.model_copy(update={"data": listed, "fingerprints": known})
 
 
 def require_same_data(

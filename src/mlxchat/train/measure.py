@@ -14,7 +14,7 @@ from mlxchat.plan.budget import Measure, budgeted_plan
 from mlxchat.plan.estimate import UTILISATION
 from mlxchat.plan.memory import Resources, ScoresHeld
 from mlxchat.plan.plan import Plan
-from mlxchat.runtime import machine, matmul_flops, mx, spare_memory
+from mlxchat.runtime import compute_dtype, machine, matmul_flops, mx, spare_memory
 from mlxchat.telemetry.clock import Timer
 from mlxchat.train.loop import Compile, StepParts, compile_step
 
@@ -34,12 +34,12 @@ SCORES_HELD: dict[str, ScoresHeld] = {  # by backend; Metal's kernel takes no ma
 MICRO_BATCH_TOKENS = {"cpu": 256, "cuda": 3400, "metal": 256}
 
 
-def resources() -> Resources:
-    """Return the means that this machine has for training now."""
+def resources(dtype: str = "auto") -> Resources:
+    """Return the means that this machine has for training in a precision now."""
     here = machine()
     return Resources(
         memory=spare_memory(),
-        value_bytes=here.compute_dtype.size,
+        value_bytes=compute_dtype(dtype).size,
         scores_held=SCORES_HELD[here.backend],
         chunk_rows=FASTEST_CHUNK_ROWS[here.backend],
         micro_batch_tokens=MICRO_BATCH_TOKENS[here.backend],
@@ -69,8 +69,9 @@ def measured_plan(
         MlxchatError: as `budgeted_plan` does.
     """
     budget = float(config.budget_seconds or 0)
-    measure = step_timer(min(BUDGET_SHARE * budget, LONGEST_SECONDS), timer, compile)
-    presumed = UTILISATION * matmul_flops()
+    seconds = min(BUDGET_SHARE * budget, LONGEST_SECONDS)
+    measure = step_timer(seconds, timer, compile, config.dtype)
+    presumed = UTILISATION * matmul_flops(dtype=compute_dtype(config.dtype))
 
     def left() -> float:
         return started_at + budget - timer()
@@ -78,7 +79,9 @@ def measured_plan(
     return budgeted_plan(config, vocab_size, resources, left, presumed, measure)
 
 
-def step_timer(seconds: float, timer: Timer, compile: Compile = compile_step) -> Measure:
+def step_timer(
+    seconds: float, timer: Timer, compile: Compile = compile_step, dtype: str = "auto"
+) -> Measure:
     """Return a function that measures the steps of plans, one plan after the other, until
     ``seconds`` from now have passed. A measurement under way then ends with a whole step.
     """
@@ -86,22 +89,26 @@ def step_timer(seconds: float, timer: Timer, compile: Compile = compile_step) ->
 
     def measure(plan: Plan) -> float | None:
         left = deadline - timer()
-        return step_seconds(plan, left / 2, timer, compile) if left > 0 else None
+        return step_seconds(plan, left / 2, timer, compile, dtype) if left > 0 else None
 
     return measure
 
 
-def step_seconds(plan: Plan, limit: float, timer: Timer, compile: Compile = compile_step) -> float:
+def step_seconds(
+    plan: Plan, limit: float, timer: Timer, compile: Compile = compile_step, dtype: str = "auto"
+) -> float:
     """Train a new model for a few steps, discard it, and return the seconds of the median step,
     without compilation.
 
     Args:
         limit: seconds after which no further step is started; two steps are always taken.
         timer: returns seconds since any origin.
+        compile: makes the function that launches a step.
+        dtype: the precision of the activations, as the setting names it.
     """
     started = timer()
     accumulation = min(plan.accumulation, MICRO_BATCHES)
-    step = synthetic_step(plan.model_copy(update={"accumulation": accumulation}))
+    step = synthetic_step(plan.model_copy(update={"accumulation": accumulation}), dtype)
     launch = compile(step)
     ends = []
     for number in range(1, COUNTED_STEPS + 2):  # the first one compiles
@@ -120,12 +127,12 @@ def step_seconds(plan: Plan, limit: float, timer: Timer, compile: Compile = comp
 # ==== Training on synthetic data =================================================================
 
 
-def synthetic_step(plan: Plan) -> StepParts:
+def synthetic_step(plan: Plan, dtype: str = "auto") -> StepParts:
     """Return the steps of a new model, on one batch of random tokens again and again.
 
     The rates are constant, which makes no difference to the time of a step.
     """
-    model = GPT.new(plan.model, MODEL_SEED)
+    model = GPT.new(plan.model, MODEL_SEED, compute_dtype(dtype))
     shape = (plan.device_batch_size, plan.model.sequence_len)
     random = np.random.default_rng(MODEL_SEED)
     ids = random.integers(plan.model.vocab_size, size=shape, dtype=np.int32)

@@ -14,7 +14,7 @@ from mlxchat.optim.schedule import REFERENCE_BATCH, learning_rates
 from mlxchat.plan.budget import Deadline, reason
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan, plan
-from mlxchat.runtime import hold_memory
+from mlxchat.runtime import compute_dtype, hold_memory
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 from mlxchat.telemetry.events import Event, Noted, Report
 from mlxchat.telemetry.meter import Meter
@@ -88,7 +88,9 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         """Find the run's newest checkpoint; the data must be the same unless it is finished."""
         saved = super().saved()
         if saved and not saved.trainer.finished:
-            inputs.require_same_data(self.config, self.home, saved.trainer)
+            state = inputs.with_names_on_disk(self.config, self.home, saved.trainer)
+            saved = saved._replace(trainer=state)
+            inputs.require_same_data(self.config, self.home, state)
         return saved
 
     def open(self, saved: SavedRun[PretrainConfig] | None) -> TextDocuments:
@@ -126,9 +128,9 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         history = None
         if config.init_from:
             folder = catalog.find_model(home.stages, config.init_from, None)
-            model, history = load_base(folder, home)
+            model, history = load_base(folder, home, config.dtype)
         else:
-            model = GPT.new(made.model, config.seed)
+            model = GPT.new(made.model, config.seed, compute_dtype(config.dtype))
         optimizer = new_optimizer(model)
         state = TrainState(made, tokenizer, model, optimizer, 0, LoaderState(), history)
         return Prepared(state, (reason(config, made),) if made.costs else ())

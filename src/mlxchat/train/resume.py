@@ -21,7 +21,7 @@ from mlxchat.model.gpt import GPT
 from mlxchat.optim.optimizer import MuonAdamW
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan, evaluation_rows, refitted
-from mlxchat.runtime import hold_memory, machine
+from mlxchat.runtime import compute_dtype, hold_memory, mx
 from mlxchat.telemetry.clock import Clock
 from mlxchat.telemetry.events import Event, Noted
 from mlxchat.tokenizer.bpe import Tokenizer
@@ -97,23 +97,24 @@ def resume(
     """
     plan = refitted(saved.plan, config, resources)
     hold_memory(plan.memory_limit, plan.peak, config.wired)
-    state = load_state(plan, saved)
+    state = load_state(plan, saved, compute_dtype(config.dtype))
     if plan.division != saved.plan.division:
         yield Noted(clock(), f"Micro-batching changed (the result is the same): {plan.summary()}")
     return state
 
 
-def load_state(plan: Plan, saved: SavedRun[Config]) -> TrainState:
+def load_state(plan: Plan, saved: SavedRun[Config], dtype: mx.Dtype) -> TrainState:
     """Load model, optimizer and place in the data as they were saved.
 
     Args:
         plan: the saved plan, or one that computes the same in other micro-batches.
         saved: the checkpoint.
+        dtype: of the activations.
 
     Raises:
         CheckpointError: a file of the checkpoint is missing, damaged or another model's.
     """
-    stored = layout.read_model(saved.folder, machine().compute_dtype)
+    stored = layout.read_model(saved.folder, dtype)
     if stored.model.config != plan.model:
         raise CheckpointError(
             f"{saved.folder}: {layout.CONFIG} and {layout.TRAINER} describe different models.",

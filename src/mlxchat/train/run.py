@@ -6,7 +6,7 @@ from itertools import count
 from typing import Any
 
 from mlxchat import runtime
-from mlxchat.checkpoint import store
+from mlxchat.checkpoint import catalog, store
 from mlxchat.checkpoint.files import require_connected
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import Batch, Loader
@@ -59,6 +59,8 @@ def run(
         require_connected(home.log(config.tag))
         store.tidy(stage.folder)
 
+        catalog.require_own_spelling(home, config.tag, "model_tag")
+
         # Was it started before?
         saved = None if fresh else stage.saved()
         if saved and saved.trainer.finished:
@@ -67,7 +69,8 @@ def run(
         _require_own_name(stage)
 
         runtime.bound_buffer_cache()
-        runtime.product_flops()  # while the device has nothing else to do or to hold
+        # Measured while the device has nothing else to do or to hold; `Started` says it later.
+        runtime.product_flops(runtime.compute_dtype(config.dtype))
 
         # Data
         documents = stack.enter_context(closing(stage.open(saved)))
@@ -76,7 +79,7 @@ def run(
 
         # Plan, tokenizer, model and optimizer: as saved, or new
         if saved:
-            state = yield from resume(config, saved, resources(), clock)
+            state = yield from resume(config, saved, resources(config.dtype), clock)
             notes: tuple[str, ...] = ()
             revision = saved.trainer.revision
             meter.restore(saved.trainer.meter)
@@ -135,7 +138,7 @@ def _begin(
     stage: Stage[Any, Any], documents: Documents, started_at: float, fresh: bool
 ) -> Generator[Event, None, Prepared]:
     """Prepare a new run; with ``fresh``, an earlier one is set aside once that has succeeded."""
-    state, notes = yield from stage.prepare(documents, resources(), started_at)
+    state, notes = yield from stage.prepare(documents, resources(stage.config.dtype), started_at)
     if fresh:
         yield from _set_aside(stage)
     return Prepared(state, (state.plan.summary(), *notes))
@@ -146,6 +149,7 @@ def _set_aside(stage: Stage[Any, Any]) -> Iterator[Event]:
     home, folder = stage.home, stage.folder
     if not folder.exists():
         return
+    store.require_lock(folder)
     names = (f"{folder.name}.old{number}" for number in count(1))
     aside = next(n for n in names if not (folder.with_name(n).exists() or home.log(n).exists()))
     if home.log(folder.name).exists():
@@ -196,7 +200,7 @@ def _events(
         device=machine.device,
         parameters=plan.parameters,
         estimated_memory=plan.peak,
-        matmul_flops=runtime.product_flops(),
+        matmul_flops=runtime.product_flops(runtime.compute_dtype(config.dtype)),
     )
     for note in notes:
         yield Noted(clock(), note)

@@ -13,6 +13,7 @@ from mlxchat.data.chats.sources import BUILTIN, parse
 from mlxchat.data.loader import LoaderState
 from mlxchat.errors import DataError, MlxchatError, NotFound
 from mlxchat.home import Home
+from mlxchat.names import composed
 from mlxchat.optim import schedule
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan
@@ -93,7 +94,7 @@ def chat_documents(config: SftConfig) -> ChatDocuments:
             "corpus; see also `identity` and `spelling`.",
         )
     return ChatDocuments(
-        [parse(text) for text in config.data or ()],
+        [parse(text, config.encoding, config.skip_bad) for text in config.data or ()],
         seed=config.seed,
         validation_share=config.validation_share,
         identity=Identity.parse(config.identity) if config.identity else None,
@@ -151,6 +152,8 @@ class FineTuning(Stage[SftConfig, ChatDocuments]):
         return documents
 
     def _require_same_files(self, before: dict[str, str], found: dict[str, str]) -> None:
+        before = {composed(name): file for name, file in before.items()}
+        found = {composed(name): file for name, file in found.items()}
         changed = sorted(name for name, _ in before.items() ^ found.items())
         if not changed:
             return
@@ -204,7 +207,7 @@ class FineTuning(Stage[SftConfig, ChatDocuments]):
         yield Noted(self.clock(), found.summary())
         plan = sft_plan(config, base, found.rows, resources)
         hold_memory(plan.memory_limit, plan.peak, config.wired)
-        model, before = load_base(folder, home)
+        model, before = load_base(folder, home, config.dtype)
         optimizer = new_optimizer(model)
         if config.load_optimizer:
             optimizer.state = trainer.read_optimizer(folder, optimizer.state)

@@ -35,7 +35,7 @@ class Output:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._terminal = stream.isatty()  # asked now: one that is gone denies having been one
+        self._terminal = stream.isatty()  # one that is gone denies having been one
         self._discarding = False
         self.failure: OSError | None = None
 
@@ -50,8 +50,8 @@ class Output:
         return "replace"
 
     def isatty(self) -> bool:
-        """Return whether the underlying stream is a terminal."""
-        return self._terminal
+        """Return whether the underlying stream is a terminal, and still there."""
+        return self._stream.isatty()
 
     def fileno(self) -> int:
         """Return the underlying file descriptor.

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from support.saved_runs import digest, environment, outline, read_weights
+from support.saved_runs import environment, outline, read_weights
 
 import mlxchat
 from mlxchat.runtime import mx  # loads OpenBLAS, which `environment` asks
@@ -117,7 +117,6 @@ def make(name: str, base: Path | None, commit: str) -> Path:
         "bits_per_byte": {
             e["step"]: e["bits_per_byte"] for e in events if e["event"] == "evaluation"
         },
-        "final_weights_sha256": digest(weights),
         "final_weights": outline(weights),
         "chat": {"command": shlex.join(["mlxchat", *asked]), "says": say(killed, *asked)},
     }

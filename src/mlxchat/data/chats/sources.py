@@ -9,19 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from mlxchat.data.files import COMPRESSED, ROWS, UTF_8, found_in, kind, stem
 from mlxchat.errors import DataError, NotFound
 from mlxchat.home import expanded
 
 BUILTIN = "builtin"
 LARGEST_WEIGHT = 1000
 VALIDATION_SHARE = 0.02  # of conversations, held out by default
-SUFFIXES = (".jsonl", ".json", ".parquet")
 HUB_MANIFEST = "manifest.json"  # lists the parquet files of a folder in the hub's layout
 _FOR_EVALUATION = re.compile(r"(test|validation|dev)(-\d+-of-\d+)?", re.IGNORECASE)
 
 _FORM = (
-    f"Give a file that ends in {', '.join(SUFFIXES)} or a folder of those, or {BUILTIN}; with a "
-    f"weight up to {LARGEST_WEIGHT:,} if you like, such as chats.jsonl:3 or chats.jsonl:0.5."
+    f"Give a file that ends in {', '.join(ROWS)} (compressed: {', '.join(COMPRESSED)} after that), "
+    f"a folder of those, or {BUILTIN}; with a weight up to {LARGEST_WEIGHT:,} if you like, such as "
+    "chats.jsonl:3 or chats.jsonl:0.5."
 )
 
 
@@ -30,17 +31,21 @@ class Source:
     """Conversations to train on: each ``weight`` times an epoch.
 
     ``path`` is a file or a folder of files; None stands for the built-in corpus (a file of your own
-    that is called so is named ``./builtin``).
+    that is called so is named ``./builtin``). ``encoding`` is that of text without a byte-order
+    mark. With ``skip_bad``, lines and rows that cannot be read are skipped like those that cannot
+    be used.
     """
 
     path: Path | None
     weight: float = 1.0
+    encoding: str = UTF_8
+    skip_bad: bool = False
 
     def __str__(self) -> str:
         return str(self.path or BUILTIN)
 
 
-def parse(text: str) -> Source:
+def parse(text: str, encoding: str = UTF_8, skip_bad: bool = False) -> Source:
     """Parse ``PATH`` or ``PATH:WEIGHT``; a path that exists is never split.
 
     Raises:
@@ -49,21 +54,25 @@ def parse(text: str) -> Source:
     """
     head, colon, tail = text.rpartition(":")
     if not colon or expanded(text).exists():
-        return Source(_path(text))
+        return Source(_path(text), 1.0, encoding, skip_bad)
     try:
         weight = float(tail)
     except ValueError:
         weight = math.nan
     if not (head and 0 < weight <= LARGEST_WEIGHT):
         raise NotFound(f"{text} does not exist, and {tail!r} is not a weight.", _FORM)
-    return Source(_path(head), weight)
+    return Source(_path(head), weight, encoding, skip_bad)
 
 
 class Listing(NamedTuple):
-    """The files of a source, and the folders and files in it that are left out of them."""
+    """The files of a source, the folders and files in it that are left out of them, and others.
+
+    ``passed_over`` says how many files are no conversations, and why; empty if there are none.
+    """
 
     files: tuple[Path, ...] = ()
     for_evaluation: tuple[Path, ...] = ()
+    passed_over: str = ""
 
 
 def listing(source: Source) -> Listing:
@@ -80,21 +89,16 @@ def listing(source: Source) -> Listing:
     if path is None:
         return Listing()
     if path.is_file():
-        if path.suffix.lower() not in SUFFIXES:
-            raise DataError(f"{path} is not one of {', '.join(SUFFIXES)}.", _FORM)
+        if kind(path) not in ROWS:
+            raise DataError(f"{path} is not one of {', '.join(ROWS)}.", _FORM)
         return Listing((path,))
     if not path.exists():
         raise NotFound(f"{path} does not exist.", _FORM)
-    found = [
-        file
-        for file in sorted(path.rglob("*"))
-        if file.suffix.lower() in SUFFIXES
-        and file.name != HUB_MANIFEST
-        and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    ]
+    everything = found_in(path, ROWS)
+    found = [file for file in everything.files if file.name != HUB_MANIFEST]
     if not found:
-        raise DataError(f"There is no {', '.join(SUFFIXES)} in {path}.", _FORM)
+        others = f" (passed over: {everything})" if everything.passed_over else ""
+        raise DataError(f"There is no {', '.join(ROWS)} in {path}{others}.", _FORM)
     splits = {file: split for file in found if (split := _split_for_evaluation(file, path))}
     if len(splits) == len(found):
         raise DataError(
@@ -102,13 +106,13 @@ def listing(source: Source) -> Listing:
             "To train on that all the same, name it itself.",
         )
     files = tuple(file for file in found if file not in splits)
-    return Listing(files, tuple(dict.fromkeys(splits.values())))
+    return Listing(files, tuple(dict.fromkeys(splits.values())), str(everything))
 
 
 def _split_for_evaluation(file: Path, root: Path) -> Path | None:
     """The file, or the outermost folder of it within ``root``, that is such a split."""
     inside = file.relative_to(root)
-    for depth, name in enumerate(inside.with_suffix("").parts, start=1):
+    for depth, name in enumerate((*inside.parts[:-1], stem(file)), start=1):
         if _FOR_EVALUATION.fullmatch(name):
             return root.joinpath(*inside.parts[:depth])
     return None

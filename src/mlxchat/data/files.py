@@ -1,0 +1,138 @@
+"""Files of text and of rows: which kinds there are, and which of a folder are read.
+
+Quick to import, so that settings can be checked before anything is read.
+"""
+
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlxchat.errors import DataError, MlxchatError
+
+TEXT = (".txt", ".md", ".rst")
+ROWS = (".jsonl", ".json", ".csv", ".parquet")
+COMPRESSED = (".gz", ".bz2", ".xz")  # after the suffix of any kind
+UTF_8 = "utf-8"
+NAMED = 5  # files passed over that a message names
+_LEAST_ALLOWED = 64_000_000  # bytes
+_MOST_EXPANSION = 100  # text of any kind is packed ten times smaller, seldom thirty times
+
+
+def allowed_bytes(size: int) -> int:
+    """Return how many bytes of memory may come of ``size`` bytes in a file, or one page of it.
+
+    A file of 2 kB can stand for 50 GB. What is packed so well is no text to learn from.
+    """
+    return max(_LEAST_ALLOWED, _MOST_EXPANSION * size)
+
+
+def too_repetitive(path: Path, allowed: int) -> MlxchatError:
+    """Return the error for a file of which more than `allowed_bytes` come."""
+    return DataError(
+        f"{path} unpacks to more than {allowed:,} bytes, so it repeats itself.",
+        "Write each text once; a file that is what it should be can be unpacked first.",
+    )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The columns that are read of a table: some of ``names``; ``what`` is what they hold."""
+
+    names: Collection[str]
+    what: str
+
+    def of(self, path: Path, columns: Sequence[str]) -> list[str]:
+        """Return those of a file's columns that are wanted.
+
+        Raises:
+            DataError: none is.
+        """
+        known = [name for name in columns if name in self.names]
+        if not known:
+            raise DataError(
+                f"{path} has no column of {self.what} (its columns: {', '.join(columns)}).",
+                f"Columns that are known: {', '.join(sorted(self.names))}. If it holds something "
+                "else, move it out of the folder.",
+            )
+        return known
+
+
+TEXT_COLUMN = Wanted(("text",), "text")
+
+
+def kind(path: Path) -> str:
+    """Return the suffix that says what a file holds, in lower case.
+
+    >>> kind(Path("Chats.JSONL.gz"))
+    '.jsonl'
+    """
+    *_, first, last = ("", "", *(suffix.lower() for suffix in path.suffixes))
+    return first if last in COMPRESSED else last
+
+
+def stem(path: Path) -> str:
+    """Return a file's name without the suffixes of its kind and compression.
+
+    >>> stem(Path("my.chats.jsonl.gz"))
+    'my.chats'
+    """
+    inner = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
+    return inner.stem
+
+
+@dataclass(frozen=True)
+class FoundFiles:
+    """The files of a folder: those to read, sorted, and why others were passed over."""
+
+    files: tuple[Path, ...]
+    passed_over: Mapping[Path, str]
+
+    def __str__(self) -> str:
+        """Say what was passed over, by reason; empty if nothing was."""
+        by_reason: dict[str, list[str]] = {}
+        for path, reason in self.passed_over.items():
+            by_reason.setdefault(reason, []).append(path.name)
+        return "; ".join(
+            f"{len(names):,} {reason} ({', '.join(names[:NAMED])}"
+            f"{', ...' if len(names) > NAMED else ''})"
+            for reason, names in by_reason.items()
+        )
+
+
+def found_in(folder: Path, kinds: Collection[str]) -> FoundFiles:
+    """Return the files of those kinds in a folder and its subfolders, and what was passed over.
+
+    Hidden files and folders are passed over, and links to folders.
+
+    Raises:
+        DataError: a folder cannot be listed.
+    """
+    files, passed_over = [], {}
+    for path in _entries(folder):
+        if path.name.startswith("."):
+            passed_over[path] = "hidden"
+        elif path.is_dir():
+            passed_over[path] = "a link to a folder"
+        elif not path.is_file():
+            passed_over[path] = "not a file, or a link to nothing"
+        elif kind(path) not in kinds:
+            passed_over[path] = "of another kind"
+        else:
+            files.append(path)
+    return FoundFiles(tuple(sorted(files)), dict(sorted(passed_over.items())))
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """Yield the files under a folder, and the folders that are not gone into."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(
+            f"{error.filename} cannot be listed: {error.strerror}.",
+            "Look at its permissions, or move it out of the folder.",
+        ) from error
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        closed = [n for n in folders if n.startswith(".") or Path(parent, n).is_symlink()]
+        folders[:] = [name for name in folders if name not in closed]
+        yield from (Path(parent, name) for name in (*names, *closed))

@@ -1,0 +1,242 @@
+"""Files of text as they are: compressed or not, in any encoding, a bounded piece at a time.
+
+A byte-order mark says how a file is encoded, and counts more than what a person said of it. Bytes
+that are no text in that encoding do not end the reading: they mark their line, which is refused or
+skipped like any other that is bad.
+"""
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any, BinaryIO
+
+from mlxchat.data.files import UTF_8, allowed_bytes, too_repetitive
+from mlxchat.errors import ConfigError, DataError, MlxchatError
+
+LARGEST_VALUE = 32_000_000  # characters of a line or bytes of a row; more is not held in memory
+_PIECE = 2**16  # characters of a line too long that are passed over at a time
+_ERRORS = "mlxchat"  # the name of the way in which bytes that are no text are decoded
+_UNDECODABLE = "\udcff"  # in place of bytes that are no text; no text decodes to half a surrogate
+_MARKS = (  # the longer of two that begin alike first; each codec takes its own mark away
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_UNPACKERS: Mapping[str, Callable[[BinaryIO], BinaryIO]] = {
+    ".gz": lambda file: gzip.GzipFile(fileobj=file),  # type: ignore[dict-item,return-value]
+    ".bz2": bz2.BZ2File,  # type: ignore[dict-item]
+    ".xz": lzma.LZMAFile,  # type: ignore[dict-item]
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A file, and how it is to be read.
+
+    Attributes:
+        path: the file.
+        encoding: the encoding of text without a byte-order mark.
+        skip: called with the place and the fault of each line or row that cannot be read, and that
+            is left out then; None if it ends the reading.
+        advance: called with each number of bytes that were read of the file.
+    """
+
+    path: Path
+    encoding: str = UTF_8
+    skip: Callable[[str, str], None] | None = None
+    advance: Callable[[int], object] = int
+
+    def __post_init__(self) -> None:
+        """Check that the encoding is known.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        try:
+            b"text".decode(self.encoding, _ERRORS)
+        except (LookupError, ValueError) as error:
+            raise ConfigError(
+                f"`encoding={self.encoding}` is no encoding of text that is known.",
+                "Give one such as latin-1, cp1252, shift_jis or gb18030.",
+            ) from error
+
+    def bad(self, place: str, fault: str, detail: str = "", remedy: str = "Mend it") -> None:
+        """Skip a line or row that cannot be read.
+
+        Args:
+            place: the file and the number of the line or row.
+            fault: what is wrong, the same for similar ones.
+            detail: more about this one.
+            remedy: what to do, beside skipping it.
+
+        Raises:
+            DataError: nothing is to be skipped.
+        """
+        if self.skip is None:
+            raise DataError(
+                f"{place} {fault}{detail and f': {detail}'}.",
+                f"{remedy}, or leave out what is like it with `skip_bad`.",
+            )
+        self.skip(place, fault)
+
+    def is_decoded(self, place: str, text: str) -> bool:
+        """Return whether all of a text was decoded; it is bad if not."""
+        if _UNDECODABLE not in text:
+            return True
+        name = "UTF-8" if self.encoding == UTF_8 else self.encoding
+        self.bad(
+            place,
+            f"is not {name}",
+            remedy="Convert the file to UTF-8, or say how it is encoded with `encoding`",
+        )
+        return False
+
+    def is_short(self, place: str, size: int) -> bool:
+        """Return whether so many characters or bytes are not too many; it is bad if they are."""
+        if size <= LARGEST_VALUE:
+            return True
+        fault = f"is longer than the {LARGEST_VALUE:,} characters or bytes that are read at once"
+        self.bad(place, fault, remedy="Break it into several")
+        return False
+
+
+@contextmanager
+def failures_named(path: Path) -> Iterator[None]:
+    """Turn a failure to read or to unpack a file into an error that names it.
+
+    Raises:
+        DataError: the file cannot be read, or is damaged.
+    """
+    try:
+        yield
+    except (
+        UnicodeError
+    ) as error:  # such as UTF-16 without a mark, whose order of bytes is not known
+        raise DataError(
+            f"{path} cannot be decoded: {error}.",
+            "Say how it is encoded with `encoding`, such as utf-16-le.",
+        ) from error
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
+        raise _damaged(path, error) from error
+    except OSError as error:
+        if not error.errno:  # an unpacker's
+            raise _damaged(path, error) from error
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}.",
+            "Look at its permissions and its disk; or move it out of the folder, if it is in one.",
+        ) from error
+
+
+@contextmanager
+def open_bytes(reading: Reading) -> Iterator["io.BufferedReader[Any]"]:
+    """Open a file, unpacking it if its suffix says that it is compressed.
+
+    Reading raises DataError if it unpacks to more than `allowed_bytes`.
+    """
+    with _Counting(reading) as raw, io.BufferedReader(raw) as file:
+        unpack = _UNPACKERS.get(reading.path.suffix.lower())
+        if unpack is None:
+            yield file
+        else:
+            with unpack(file) as source, io.BufferedReader(_Unpacking(reading, source)) as text:
+                yield text
+
+
+@contextmanager
+def unpacked(reading: Reading) -> Iterator[Path]:
+    """Yield the path of a file that is not compressed: its own, or that of a temporary copy.
+
+    For a format that is not read from beginning to end.
+    """
+    if reading.path.suffix.lower() not in _UNPACKERS:
+        yield reading.path
+        return
+    with NamedTemporaryFile() as copy:
+        with open_bytes(reading) as file:
+            shutil.copyfileobj(file, copy)
+        copy.flush()
+        yield Path(copy.name)
+
+
+@contextmanager
+def open_text(reading: Reading, newline: str | None = "\n") -> Iterator[io.TextIOWrapper]:
+    """Open a file of text; ``newline`` as in Python's ``open``. Read it by `lines` or `pieces`."""
+    with open_bytes(reading) as file:
+        begin = file.peek(4)
+        marked = (encoding for mark, encoding in _MARKS if begin.startswith(mark))
+        encoding = next(marked, reading.encoding)
+        with io.TextIOWrapper(file, encoding, errors=_ERRORS, newline=newline) as text:
+            yield text
+
+
+def lines(reading: Reading, newline: str = "\n") -> Iterator[tuple[int, str]]:
+    """Yield the lines of a file with their numbers, without those that are bad."""
+    with open_text(reading, newline) as file:
+        for number in count(1):
+            line = file.readline(LARGEST_VALUE + 1)
+            if not line:
+                return
+            place, size = f"{reading.path}, line {number}", len(line)
+            while size > LARGEST_VALUE and line and not line.endswith("\n"):
+                line = file.readline(_PIECE)
+            if reading.is_short(place, size) and reading.is_decoded(place, line):
+                yield number, line
+
+
+class _Counting(io.FileIO):
+    """A file that tells how many bytes are read."""
+
+    def __init__(self, reading: Reading) -> None:
+        super().__init__(reading.path)
+        self._advance = reading.advance
+
+    def readinto(self, buffer: Any) -> int:
+        count = super().readinto(buffer)
+        self._advance(count)
+        return count
+
+
+class _Unpacking(io.RawIOBase):
+    """A compressed file as what it unpacks to, which is bounded."""
+
+    def __init__(self, reading: Reading, source: BinaryIO) -> None:
+        self._path, self._source, self._done = reading.path, source, 0
+        self._allowed = allowed_bytes(reading.path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self._source.read(len(buffer))
+        buffer[: len(piece)] = piece
+        self._done += len(piece)
+        if self._done > self._allowed:
+            raise too_repetitive(self._path, self._allowed)
+        return len(piece)
+
+
+def _damaged(path: Path, error: Exception) -> MlxchatError:
+    return DataError(
+        f"{path} is damaged: {error}.", f"It should be a whole {path.suffix.lower()} file."
+    )
+
+
+def _mark(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return _UNDECODABLE, error.end
+
+
+codecs.register_error(_ERRORS, _mark)
