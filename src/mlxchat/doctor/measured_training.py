@@ -3,8 +3,6 @@
 import time
 from collections.abc import Callable
 
-import numpy as np
-
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.doctor.facts import Pace, Steps
 from mlxchat.plan.plan import Plan, plan
@@ -37,7 +35,7 @@ def take_steps(count: int = COUNT, depth: int | None = None) -> Steps:
 
     def step() -> float:
         start = time.perf_counter()
-        loss, _, _ = np.array(launch(len(losses) + 1).metrics).tolist()
+        loss, _, _ = launch(len(losses) + 1).read()
         losses.append(loss)
         return time.perf_counter() - start
 
