@@ -134,6 +134,7 @@ FAULTS = [
     ("NCCL", lambda root: cuda(root, nccl=False), "warning", "Several GPUs"),
     ("products", linux(changed("time_products", float32=4e9)), "warning", "BLAS"),
     ("products", mac(changed("time_products", bfloat16=50e9)), "warning", "2.0 times as fast"),
+    ("products", mac(changed("time_products", float16=150e9)), "ok", "`dtype=float16`"),
     ("rounding", linux(changed("round_products", bfloat16=0.5)), "failed", "bfloat16 are wrong"),
     ("rounding", mac(changed("round_products", float32=5e-4)), "ok", "TF32"),
     ("rounding", mac(changed("round_products", float16=float("nan"))), "failed", "float16"),

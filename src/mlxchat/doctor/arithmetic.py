@@ -15,7 +15,7 @@ from mlxchat.doctor.facts import BACKWARD, DECODED, PRODUCTS, ROTATION, ROUNDING
 from mlxchat.doctor.host import Host
 
 SLOW_CPU = 10e9  # FLOP/s, which OpenBLAS passes on one core and the reference BLAS does not
-NEARLY_AS_FAST = 0.8  # of the fastest precision
+MUCH_FASTER = 1.25  # of one precision beside another
 LARGEST_ROUNDING = {"float32": 1e-3, "float16": 2e-3, "bfloat16": 1e-2}  # TF32 is within it
 TF32_ROUNDING = 2e-5  # above it, float32 products are rounded to fewer bits
 LARGEST_ROTATION = 1e-5
@@ -43,14 +43,17 @@ def _products(host: Host) -> Verdict:
                 "Close other programs; see BLAS above.",
             )
         return good(value, "On CPUs mlxchat computes in float32.")
-    fastest = max(dict(speeds), key=lambda name: dict(speeds)[name])
-    if used < NEARLY_AS_FAST * dict(speeds)[fastest]:
+    other = "float32" if device.compute_dtype == "bfloat16" else "bfloat16"
+    ratio = dict(speeds)[other] / used
+    if ratio > MUCH_FASTER:
         return doubtful(
             value,
-            f"mlxchat computes in {device.compute_dtype}, and {fastest} is "
-            f"{dict(speeds)[fastest] / used:.1f} times as fast: chips before M3 have no bfloat16 "
-            "of their own.",
+            f"mlxchat computes in {device.compute_dtype} here, and {other} is {ratio:.1f} times as "
+            "fast.",
+            f"Train with `dtype={other}`.",
         )
+    if speeds.float16 > MUCH_FASTER * used:
+        return good(value, "Chats are faster with `dtype=float16`, which is not for training.")
     return good(value, f"mlxchat computes in {device.compute_dtype} here.")
 
 
@@ -112,8 +115,8 @@ ARITHMETIC_CHECKS = (
     Check(
         "products",
         "The speed of matrix products in three precisions; training is made of them.",
-        f"at least {SLOW_CPU / 1e9:g} GFLOP/s; on a GPU bfloat16 nearly as fast as the others",
-        "Nothing needs to be done: training works, at the lower speed.",
+        f"at least {SLOW_CPU / 1e9:g} GFLOP/s; on a GPU the faster of bfloat16 and float32 is used",
+        "Close other programs, and check once more.",
         COMPUTING,
         _products,
         with_mlx,
