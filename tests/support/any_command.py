@@ -137,14 +137,6 @@ USUAL = {  # what makes a command succeed, and soon
 }
 LONG = {"train", "sft", "quickstart", "bench", "monitor", "doctor", "eval chat"}
 """Commands that may take so long that they are asked to end."""
-    "train",
-    "sft",
-    "quickstart",
-    "bench",
-    "monitor",
-    "eval chat",
-    "doctor",
-}  # may be asked to end
 
 USED = {  # the files that a command reads when it is run as in `USUAL`
     "train": ["home/base_checkpoints/**/*", "home/tokenizer_*/*", "home/logs/base/*"],
