@@ -39,7 +39,7 @@ def main() -> None:
         for window in given.window:
             expected = _results(drawn, window, T)
             arrays = [array.astype(dtype) for array in drawn]
-    XX
+            for size in (T, *(size for size in given.block if size < T)):
                 off = max(
                     mx.abs(a - b).max().item()
                     for a, b in zip(_results(drawn, window, size), expected, strict=True)
