@@ -48,6 +48,16 @@ def test_a_run_cannot_be_named_like_another_but_for_case(tmp_path: Path, stage: 
     assert catalog.new_run(home, "other", False, "to") == home.runs / "other"
 
 
+def test_a_dry_run_fails_where_the_run_would(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_step(Home(home).runs / "D1", 2)
+    program = Program(monkeypatch, capsys, "train", "--depth", "1", "--dataset", "builtin")
+    for option in ("--dry-run", "--no-stay-awake"):
+        code, _, errors = program(option)
+        assert code == 1 and "d1 differs from D1" in errors and "--model-tag D1" in errors
+
+
 def test_runs_of_linux_that_differ_in_case_are_still_two(tmp_path: Path) -> None:
     home = Home(tmp_path)
     for tag in ("d4", "D4"):

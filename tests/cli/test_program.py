@@ -280,6 +280,25 @@ def test_a_dry_run_reports_the_saved_run(at_trained: Program) -> None:
     assert_problem_and_remedy(errors, "--num-iterations (40 -> 41)", "--fresh")
 
 
+def test_text_in_another_encoding_and_without_its_bad_lines(
+    tmp_path: Path, program: Program
+) -> None:
+    (tmp_path / "own.jsonl").write_bytes('{"text": "naïve"}\n{"text\n'.encode("latin-1") * 2)
+    fetch = ("data", "fetch", "--from", str(tmp_path / "own.jsonl"))
+    for options, said in (
+        ((), "line 1 is not UTF-8"),
+        (("--encoding", "latin-1"), "line 2 is not valid JSON"),
+        (("--encoding", "no-such"), "--encoding no-such is no encoding"),
+    ):
+        code, _, errors = program(*fetch, *options)
+        assert code == 1 and said in errors
+    _, made, _ = program(*fetch, "--encoding", "latin-1", "--skip-bad", "--json")
+    summary = json.loads(made.splitlines()[-1])
+    assert (summary["documents"], summary["skipped"]) == (2, {"is not valid JSON": 2})
+    code, _, errors = program("data", "fetch", "--skip-bad")
+    assert code == 2 and "give --from" in errors
+
+
 def test_own_text_is_fetched_and_trained_on(tmp_path: Path, program: Program) -> None:
     source = tmp_path / "novel.txt"
     source.write_text("\n\n".join(f"Chapter {i}. It was a dark night. " * 40 for i in range(30)))

@@ -210,7 +210,7 @@ def test_code_is_not_run_unasked(tasks: str, tmp_path: Path) -> None:
 
 
 def run(json: bool = True, checkpoint: Path | None = None, **given: object) -> None:
-    eval_chat_command(None, None, checkpoint, json, config=ChatEvalConfig(**given))
+    eval_chat_command(checkpoint=checkpoint, json=json, config=ChatEvalConfig(**given))
 
 
 @pytest.fixture

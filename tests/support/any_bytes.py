@@ -1,5 +1,6 @@
 """Arbitrary bytes as a user's files, and the check that they give shards or a clear error."""
 
+import gzip
 import io
 import json
 import re
@@ -80,9 +81,14 @@ def damaged_tables(draw: Any) -> bytes:
     return bytes(content)
 
 
+TABLES = st.tuples(st.sampled_from([b"", b"text\n", b"id,text\r\n", b'"text",\n']), BYTES).map(
+    b"".join
+)
 FILES = {
     "own.txt": BYTES,
     "own.jsonl": BYTES,
+    "own.csv": TABLES,
+    "own.md.gz": BYTES.map(gzip.compress) | BYTES,
     "own.parquet": st.one_of(BYTES, tables(), damaged_tables()),
 }
 
@@ -102,7 +108,10 @@ def shards_or_a_clear_error(name: str, content: bytes) -> None:
             assert list(folder.parent.iterdir()) == []
             assert str(source) in error.problem and error.remedy, error.problem
             assert "\n" not in error.problem and len(error.problem) < 500, error.problem
-            of_the_whole = re.search("is empty|makes (only one|no) document", error.problem)
+            of_the_whole = re.search(
+                "is empty|makes (only one|no) document|has no column|is damaged|cannot be decoded",
+                error.problem,
+            )
             if source.suffix != ".parquet" and not of_the_whole:
                 assert re.search(r", line \d+ ", error.problem), error.problem
             return

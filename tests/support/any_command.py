@@ -102,6 +102,8 @@ MEANT = {
     "--grad-checkpoint": ["auto", "on", "off"],
     "--temperature": ["0", "0.5"],
     "--interval": ["0.1"],
+    "--encoding": ["utf-8", "latin-1", "utf-16", "rot13", "idna"],
+    "--report": ["-", "report.md", "home"],
     "--vocab-size": ["300", "512"],
     "--max-seq-len": ["32", "64"],
 }
@@ -124,6 +126,7 @@ USUAL = {  # what makes a command succeed, and soon
     "bench": "--depth 1 --max-seq-len 32 --device-batch-size 4 --vocab-size 300 --steps 1 "
     "--seconds 0.1",
     "monitor": "--once",
+    "doctor": "",
     "data fetch": "--from text.txt --dataset other",
     "data status": "",
     "tokenizer train": "--dataset own --vocab-size 300 --tokenizer-dir new --max-chars 9999",
@@ -132,7 +135,8 @@ USUAL = {  # what makes a command succeed, and soon
     "checkpoints prune": "--keep 1",
     "eval chat": "--tasks spelling --max-problems 2 --max-new-tokens 4",
 }
-LONG = {"train", "sft", "quickstart", "bench", "monitor", "eval chat"}  # may be asked to end
+LONG = {"train", "sft", "quickstart", "bench", "monitor", "doctor", "eval chat"}
+"""Commands that may take so long that they are asked to end."""
 
 USED = {  # the files that a command reads when it is run as in `USUAL`
     "train": ["home/base_checkpoints/**/*", "home/tokenizer_*/*", "home/logs/base/*"],

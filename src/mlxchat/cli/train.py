@@ -131,10 +131,12 @@ def _dry_run(config: PretrainConfig, home: Home, fresh: bool, json: bool) -> Non
     It fails on settings that cannot work or differ from those of the saved run, on missing data,
     and on a tokenizer of another size. It reads neither texts nor the arrays of a checkpoint.
     """
+    from mlxchat.checkpoint.catalog import require_own_spelling
     from mlxchat.train.base import with_shape_of_base
     from mlxchat.train.inputs import check_documents, stored_tokenizer
     from mlxchat.train.pretrain import Pretraining
 
+    require_own_spelling(home, config.tag, "model_tag")
     config = with_shape_of_base(config, home)
     saved = None if fresh else Pretraining(config, home).saved()
     if not (saved and saved.trainer.finished):

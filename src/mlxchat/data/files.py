@@ -14,7 +14,8 @@ TEXT = (".txt", ".md", ".rst")
 ROWS = (".jsonl", ".json", ".csv", ".parquet")
 COMPRESSED = (".gz", ".bz2", ".xz")  # after the suffix of any kind
 UTF_8 = "utf-8"
-NAMED = 5  # files passed over that a message names
+NAMED = 5  # files passed over, or columns, that a message names
+COLUMN_CHARACTERS = 30  # of a column
 _LEAST_ALLOWED = 64_000_000  # bytes
 _MOST_EXPANSION = 100  # text of any kind is packed ten times smaller, seldom thirty times
 
@@ -35,6 +36,17 @@ def too_repetitive(path: Path, allowed: int) -> MlxchatError:
     )
 
 
+def columns_named(columns: Sequence[str]) -> str:
+    """Return the names of columns, of which anyone may have made too many or too long ones.
+
+    >>> columns_named(["text", "a" * 100, *"bcdefgh"])
+    'text, aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa, b, c, d and 4 more'
+    """
+    named = ", ".join(" ".join(name.split())[:COLUMN_CHARACTERS] for name in columns[:NAMED])
+    more = len(columns) - NAMED
+    return f"{named} and {more:,} more" if more > 0 else named
+
+
 @dataclass(frozen=True)
 class Wanted:
     """The columns that are read of a table: some of ``names``; ``what`` is what they hold."""
@@ -51,7 +63,7 @@ class Wanted:
         known = [name for name in columns if name in self.names]
         if not known:
             raise DataError(
-                f"{path} has no column of {self.what} (its columns: {', '.join(columns)}).",
+                f"{path} has no column of {self.what} (its columns: {columns_named(columns)}).",
                 f"Columns that are known: {', '.join(sorted(self.names))}. If it holds something "
                 "else, move it out of the folder.",
             )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from mlxchat.data.files import columns_named
 from mlxchat.errors import ConfigError, DataError, NotFound, command
 from mlxchat.home import DEFAULT_DATASET, Home
 
@@ -297,7 +298,7 @@ def shard_fault(path: Path) -> str | None:
         return "is truncated or damaged" if begins_well else "is not a parquet file"
     if (count := names.count("text")) != 1:
         found = "no column" if count == 0 else f"{count} columns"
-        return f"has {found} text (its columns: {', '.join(names) or 'none'})"
+        return f"has {found} text (its columns: {columns_named(names) or 'none'})"
     kind = schema.field("text").type
     if pa.types.is_dictionary(kind):  # as pandas writes categories
         kind = kind.value_type

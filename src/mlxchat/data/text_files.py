@@ -24,6 +24,7 @@ from mlxchat.data.files import UTF_8, allowed_bytes, too_repetitive
 from mlxchat.errors import ConfigError, DataError, MlxchatError
 
 LARGEST_VALUE = 32_000_000  # characters of a line or bytes of a row; more is not held in memory
+ENCODING_CHARACTERS = 30  # characters of an encoding, that a message names
 _PIECE = 2**16  # characters of a line too long that are passed over at a time
 _ERRORS = "mlxchat"  # the name of the way in which bytes that are no text are decoded
 _UNDECODABLE = "\udcff"  # in place of bytes that are no text; no text decodes to half a surrogate
@@ -68,7 +69,8 @@ class Reading:
             b"text".decode(self.encoding, _ERRORS)
         except (LookupError, ValueError) as error:
             raise ConfigError(
-                f"`encoding={self.encoding}` is no encoding of text that is known.",
+                f"`encoding={self.encoding[:ENCODING_CHARACTERS]}` is no encoding of text that is "
+                "known.",
                 "Give one such as latin-1, cp1252, shift_jis or gb18030.",
             ) from error
 
