@@ -139,7 +139,7 @@ ELSEWHERE = "Choose a folder on a disk of this machine with MLXCHAT_HOME."
 STORAGE_CHECKS = (
     Check(
         "home",
-        "The folder where data and models are kept: its file system, and whether it can be written.",
+        "The folder of data and models: its file system, and whether it can be written.",
         "a disk of this machine, outside clouds",
         ELSEWHERE,
         STORING,
