@@ -59,7 +59,7 @@ def test_the_versions_of_python_are_the_same_everywhere() -> None:
     first, last = (3, minors[0]), (3, minors[-1])
     assert minors == list(range(minors[0], minors[-1] + 1))
     assert f'requires-python = ">=3.{first[1]},<3.{last[1] + 1}"' in project
-    assert (OLDEST_PYTHON, NEWEST_PYTHON) == (first, last)
+    assert (first, last) == (OLDEST_PYTHON, NEWEST_PYTHON)
     assert f"Python 3.{first[1]} to 3.{last[1]}" in (ROOT / "README.md").read_text("utf-8")
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8")
     assert f'python: ["3.{first[1]}", "3.{last[1]}"]' in workflow
