@@ -429,6 +429,7 @@ def test_a_step_is_compiled_once(
     assert traces.count("compute_update") == 1
 
 
+@pytest.mark.slow
 def test_an_evaluation_reads_the_same_rows_whatever_the_micro_batch(
     prepared: Path,
 ) -> None:
