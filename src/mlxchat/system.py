@@ -1,4 +1,4 @@
-"""What the operating system is asked: memory, pressure, identity, and to keep a Mac awake.
+"""The operating system: memory, pressure, identity, new processes, and keeping a Mac awake.
 
 Systems differ here, so that everything which needs a Mac's answers goes through these functions,
 which tests replace.
@@ -22,6 +22,17 @@ Pressure = Literal["normal", "warning", "critical"]
 MACOS_LEVELS: dict[int, Pressure] = {1: "normal", 2: "warning", 4: "critical"}
 STALLED = 0.1  # share of the last ten seconds beyond which waiting for memory is felt
 IDENTITY_SECONDS = 1  # the longest wait for a Mac's identity
+
+# `-m` and `-c` look for modules in the working directory first; the option -P, which prevents that,
+# is not in Python 3.10. The folder of the package comes last, in case it is found no other way.
+_START = """
+import sys
+if sys.path[0] == "":
+    del sys.path[0]
+sys.path.append(sys.argv.pop(1).rpartition("/")[0])
+import runpy
+runpy.run_module("{}", run_name="__main__", alter_sys=True)
+"""
 
 
 def on_mac() -> bool:
@@ -85,6 +96,15 @@ def identity() -> str:
         if ctypes.CDLL(None).gethostuuid(number, wait) == 0:
             return str(uuid.UUID(bytes=bytes(number)))
     return socket.gethostname()
+
+
+def own_command(module: str, *arguments: str) -> list[str]:
+    """Return a command line that runs a module, as ``python -m`` does, with arguments.
+
+    It imports what this process imports, whatever Python files are in the working directory.
+    """
+    package = Path(__file__).parent
+    return [sys.executable, "-c", _START.format(module), str(package), *arguments]
 
 
 @contextmanager

@@ -14,9 +14,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from mlxchat.disk import open_regular, read_regular
 from mlxchat.errors import CheckpointError, DiskError, MlxchatError, command
 from mlxchat.json_text import parse_json
-from mlxchat.regular import open_regular, read_regular
 
 CONFIG = "config.json"
 TRAINER = "trainer.json"

@@ -32,6 +32,7 @@ from mlxchat.checkpoint.files import (
 from mlxchat.checkpoint.files import TRAINER as TRAINER
 from mlxchat.checkpoint.stamp import verify_stamp
 from mlxchat.device_failures import explained
+from mlxchat.disk import open_regular
 from mlxchat.errors import CheckpointError
 from mlxchat.json_text import as_type
 from mlxchat.model.block import NORM_EPS
@@ -39,7 +40,6 @@ from mlxchat.model.config import ERAS, EraName, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import from_config, quantizable, to_config
 from mlxchat.model.quantized import formats_of, quantize_layers
-from mlxchat.regular import open_regular
 from mlxchat.runtime import bound_buffer_cache, compute_dtype, mx
 from mlxchat.tokenizer.bpe import (
     ASSISTANT_END,

@@ -21,6 +21,7 @@ from mlxchat.checkpoint.files import entries, is_folder, require_connected, unre
 from mlxchat.checkpoint.stamp import write_stamp
 from mlxchat.device_failures import explained
 from mlxchat.errors import CheckpointError, DiskError, MlxchatError
+from mlxchat.locks import Lock, in_use
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 
 _STEP = re.compile(r"step_([0-9]{6}|[1-9][0-9]{6,})")  # as `directory` writes it
@@ -174,7 +175,7 @@ def prune(run: Path, keep: int) -> list[int]:
     return removed
 
 
-_held: dict[Path, disk.Lock] = {}  # the locks of this process, by run
+_held: dict[Path, Lock] = {}  # the locks of this process, by run
 
 
 @contextmanager
@@ -189,11 +190,11 @@ def locked(run: Path) -> Iterator[None]:
     path = _lock_file(run)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = disk.Lock.take(path)
+        lock = Lock.take(path)
     except OSError as error:
         raise _no_lock(path, error) from error
     if lock is None:
-        raise disk.in_use(
+        raise in_use(
             path,
             f"Another process is using the run {run.name}.",
             "Wait for it to end, or name another run with `model_tag`.",
@@ -222,7 +223,7 @@ def require_lock(run: Path) -> None:
     except OSError as error:
         raise _no_lock(path, error) from error
     if not kept:
-        raise disk.in_use(
+        raise in_use(
             path,
             f"Another process has taken over the run {run.name}: {path}, the lock of this one, "
             "was deleted.",

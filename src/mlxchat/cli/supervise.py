@@ -21,8 +21,7 @@ from mlxchat.checkpoint import store
 from mlxchat.cli.session import SHOW_CURSOR, end_signals
 from mlxchat.errors import BackendError, MlxchatError
 from mlxchat.home import Home
-from mlxchat.processes import own_command
-from mlxchat.system import on_mac
+from mlxchat.system import on_mac, own_command
 from mlxchat.telemetry.events import Noted
 from mlxchat.ui.console import Screen
 from mlxchat.ui.text import amount

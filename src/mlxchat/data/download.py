@@ -15,8 +15,9 @@ from typing import BinaryIO
 import httpx
 
 from mlxchat.data.hub import Hub, RemoteFile, TryAgain, check_status
-from mlxchat.disk import Lock, is_at, storing, sync
+from mlxchat.disk import storing, sync
 from mlxchat.errors import DataError
+from mlxchat.locks import Lock, is_at
 
 LOCK_POLL = 0.2  # seconds between looks at a file that another process is downloading
 MISMATCHES = 3  # failed checksums until a file counts as corrupt

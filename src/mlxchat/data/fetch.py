@@ -23,8 +23,9 @@ from mlxchat.data.shards import (
     pinned_revision,
     shard_fault,
 )
-from mlxchat.disk import Lock, require_space, storing, sync
+from mlxchat.disk import require_space, storing, sync
 from mlxchat.errors import DataError
+from mlxchat.locks import Lock
 from mlxchat.telemetry.events import Event, Noted, Progressed, Report
 
 ALL_SHARDS = "all shards"  # the task of the bar that counts every file of a fetch

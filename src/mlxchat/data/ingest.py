@@ -18,8 +18,9 @@ from mlxchat.data.files import COMPRESSED, UTF_8, FoundFiles, found_in, kind
 from mlxchat.data.own_text import LONGEST_DOCUMENT, OWN_KINDS, read_documents
 from mlxchat.data.shards import shard_name, shard_names
 from mlxchat.data.text_files import Reading
-from mlxchat.disk import UNFINISHED, Lock, new_folder, storing, sync
+from mlxchat.disk import UNFINISHED, new_folder, storing, sync
 from mlxchat.errors import DataError, DiskError, NotFound
+from mlxchat.locks import Lock
 from mlxchat.telemetry.events import Noted, Progressed, Report
 
 SHARD_BYTES = 100_000_000  # of UTF-8 text

@@ -25,7 +25,7 @@ from mlxchat.doctor.facts import DEVICE, Device, Measurement, Numbers, Probe
 from mlxchat.errors import BackendError, ConfigError, MlxchatError
 from mlxchat.home import Home, expanded
 from mlxchat.json_text import parse_json
-from mlxchat.processes import own_command
+from mlxchat.system import own_command
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Timer
 
 LEAST_SECONDS = 2.0  # a measurement is not begun when less is left: its process has to start

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mlxchat.disk import Lock
 from mlxchat.doctor.facts import Attempt, Names
+from mlxchat.locks import Lock
 
 SYNCED_BYTES = 2**20
 

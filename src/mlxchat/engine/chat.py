@@ -19,6 +19,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from mlxchat.config.inference import Sampling
+from mlxchat.disk import read_regular
 from mlxchat.engine.cache import KVCache
 from mlxchat.engine.generate import generate
 from mlxchat.engine.sampling import make_sampler
@@ -26,7 +27,6 @@ from mlxchat.engine.tools import ToolUse
 from mlxchat.errors import ConfigError, DataError, DiskError
 from mlxchat.json_text import as_type, parse_json
 from mlxchat.model.gpt import GPT
-from mlxchat.regular import read_regular
 from mlxchat.runtime import mx
 from mlxchat.tokenizer.bpe import ASSISTANT_END, Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message, Part

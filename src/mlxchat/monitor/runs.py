@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from mlxchat.checkpoint import store
 from mlxchat.checkpoint.files import damaged, in_words, unreadable
 from mlxchat.checkpoint.stamp import saved_at
+from mlxchat.disk import open_regular
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.monitor.machine import (
@@ -29,7 +30,6 @@ from mlxchat.monitor.machine import (
     lives,
     mlxchat_processes,
 )
-from mlxchat.regular import open_regular
 from mlxchat.system import identity
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock, Timer
 from mlxchat.telemetry.events import Ended, Started, Stepped, event_from_json

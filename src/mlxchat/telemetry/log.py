@@ -6,10 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from mlxchat.disk import sync
+from mlxchat.disk import open_regular, sync
 from mlxchat.errors import DiskError
 from mlxchat.json_text import parse_json
-from mlxchat.regular import open_regular
 from mlxchat.telemetry.events import (
     Evaluating,
     Event,

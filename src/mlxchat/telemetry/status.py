@@ -19,9 +19,9 @@ from typing import Annotated, Literal
 import psutil
 from pydantic import Field, TypeAdapter
 
+from mlxchat.disk import read_regular
 from mlxchat.errors import MlxchatError
 from mlxchat.json_text import as_type, parse_json
-from mlxchat.regular import read_regular
 from mlxchat.system import identity
 from mlxchat.telemetry.events import (
     Count,

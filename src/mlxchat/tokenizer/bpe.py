@@ -17,9 +17,9 @@ from typing import Any
 import rustbpe
 import tiktoken
 
+from mlxchat.disk import read_regular
 from mlxchat.errors import DataError, NotFound, command
 from mlxchat.json_text import parse_json
-from mlxchat.regular import read_regular
 from mlxchat.tokenizer import files
 from mlxchat.tokenizer.files import CHAT_TEMPLATE
 from mlxchat.tokenizer.messages import Conversation, Document, Message
