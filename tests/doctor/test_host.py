@@ -122,7 +122,7 @@ def test_there_is_no_time_after_the_end(tmp_path: Path, monkeypatch: pytest.Monk
     python_is("exec sleep 60", tmp_path, monkeypatch)
     monkeypatch.setattr("mlxchat.doctor.host.LEAST_SECONDS", 0.04)
     now = 0.0
-    host = Host(Home(tmp_path), until=0.05, clock=lambda: now)
+    host = Host(Home(tmp_path), until=0.05, timer=lambda: now)
     with pytest.raises(OutOfTime):  # it may take longer than what is left, and does
         host.measure(facts.LOAD)
     now = 0.02  # less is left than its process takes to start

@@ -136,7 +136,7 @@ class _Transfer:
             else:
                 self._stream.truncate(0)
                 offset = 0
-            since, came = hub.clock(), 0
+            since, came = hub.timer(), 0
             for chunk in response.iter_raw():
                 hub.check_stop()
                 with storing(remote.url):
@@ -146,10 +146,10 @@ class _Transfer:
                 if offset > remote.size:
                     return
                 self._report(offset)
-                if (elapsed := hub.clock() - since) > PACE_SECONDS:
+                if (elapsed := hub.timer() - since) > PACE_SECONDS:
                     if came < SLOWEST * elapsed:
                         raise TryAgain(f"only {came} bytes came in {elapsed:.0f} s")
-                    since, came = hub.clock(), 0
+                    since, came = hub.timer(), 0
 
     def _check_range(self, response: httpx.Response, offset: int) -> None:
         """Check that the server sends the requested range of a file of the announced size."""

@@ -26,6 +26,7 @@ from mlxchat.data.shards import (
 from mlxchat.disk import require_space, storing, sync
 from mlxchat.errors import DataError
 from mlxchat.locks import Lock
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, TimeOfDay
 from mlxchat.telemetry.events import Event, Noted, Progressed, Report
 
 ALL_SHARDS = "all shards"  # the task of the bar that counts every file of a fetch
@@ -89,7 +90,7 @@ def fetch(
     hub: Hub,
     report: Report,
     workers: int = 4,
-    clock: Callable[[], float] = time.time,
+    clock: TimeOfDay = SYSTEM_CLOCK,
 ) -> list[Path]:
     """Download the first ``num_shards`` training shards and the validation shard.
 
@@ -175,7 +176,7 @@ def _keep_streamed(folder: Path, name: str) -> None:
         os.link(folder / STREAMED / name, folder / name)
 
 
-def _is_complete(path: Path, report: Report, clock: Callable[[], float]) -> bool:
+def _is_complete(path: Path, report: Report, clock: TimeOfDay) -> bool:
     """Whether the file is there. A damaged one is reported and counts as missing."""
     if not path.exists():
         return False
@@ -204,7 +205,7 @@ def _wait(futures: Iterable[Future[Waited]]) -> None:
 class _Progress:
     """Turns the bytes of single files into progress events, for each file and for all together."""
 
-    def __init__(self, sizes: dict[str, int], report: Report, clock: Callable[[], float]) -> None:
+    def __init__(self, sizes: dict[str, int], report: Report, clock: TimeOfDay) -> None:
         self._sizes = sizes
         self._done = dict.fromkeys(sizes, 0)
         self._report = report

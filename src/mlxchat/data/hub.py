@@ -26,6 +26,7 @@ from mlxchat.data.addresses import bare_address, without_credentials
 from mlxchat.data.connection import open_client
 from mlxchat.errors import ConfigError, DataError, NotFound
 from mlxchat.home import cache_folder, expanded
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Timer
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 NEWEST = "main"  # the branch
@@ -86,7 +87,7 @@ class Hub:
         query: the query of every request to the endpoint, or empty.
         offline: whether nothing may be downloaded.
         sleep: waits a number of seconds.
-        clock: returns seconds since any origin.
+        timer: returns seconds since any origin.
         backoff: seconds before the first retry; each further wait is twice as long.
         note: called with a line before each wait.
         stop: ends transfers and waits when it is set.
@@ -99,7 +100,7 @@ class Hub:
     query: str = field(default="", repr=False)
     offline: bool = False
     sleep: Callable[[float], object] = time.sleep
-    clock: Callable[[], float] = time.monotonic
+    timer: Timer = SYSTEM_CLOCK.seconds
     backoff: float = 1.0
     note: Callable[[str], object] = lambda text: None
     stop: threading.Event = field(default_factory=threading.Event)

@@ -5,7 +5,6 @@ About one document in twenty, chosen at random, becomes validation.
 
 import random
 import shutil
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from mlxchat.data.text_files import Reading
 from mlxchat.disk import UNFINISHED, new_folder, storing, sync
 from mlxchat.errors import DataError, DiskError, NotFound
 from mlxchat.locks import Lock
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, TimeOfDay
 from mlxchat.telemetry.events import Noted, Progressed, Report
 
 SHARD_BYTES = 100_000_000  # of UTF-8 text
@@ -57,7 +57,7 @@ def ingest(
     folder: Path,
     report: Report,
     seed: int = 0,
-    clock: Callable[[], float] = time.time,
+    clock: TimeOfDay = SYSTEM_CLOCK,
     encoding: str = UTF_8,
     skip_bad: bool = False,
 ) -> IngestSummary:
@@ -261,7 +261,7 @@ class _Shard:
 class _Meter:
     """Reports the progress in the source once per `REPORT_BYTES`."""
 
-    def __init__(self, name: str, total: int, report: Report, clock: Callable[[], float]) -> None:
+    def __init__(self, name: str, total: int, report: Report, clock: TimeOfDay) -> None:
         self._name, self._total, self._report, self._clock = name, total, report, clock
         self._done = self._told = 0
 

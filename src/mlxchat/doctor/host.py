@@ -72,18 +72,18 @@ class Host:
 
     Args:
         home: where mlxchat keeps its files.
-        until: when no measurement may be under way any more, by ``clock``.
-        clock: returns seconds.
+        until: when no measurement may be under way any more, by ``timer``.
+        timer: returns seconds since any origin.
     """
 
     def __init__(
         self,
         home: Home,
         until: float = float("inf"),
-        clock: Timer = SYSTEM_CLOCK.seconds,
+        timer: Timer = SYSTEM_CLOCK.seconds,
     ) -> None:
         self.home = home
-        self._until, self._clock = until, clock
+        self._until, self._timer = until, timer
         self._measured: dict[str, Measurement] = {}
         self._device: list[Device | None] = []
 
@@ -215,7 +215,7 @@ class Host:
     def _measure(
         self, probe: Probe[Numbers], environment: Mapping[str, str], arguments: dict[str, object]
     ) -> Numbers:
-        left = self._until - self._clock()
+        left = self._until - self._timer()
         if left < LEAST_SECONDS:
             raise OutOfTime("There was no time left for it.")
         module = f"{PACKAGE}.{probe.module}"

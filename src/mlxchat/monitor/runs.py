@@ -7,7 +7,6 @@ the others as ever.
 
 import math
 import os
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -166,7 +165,7 @@ class Runs:
         host: str,
         lives: Callable[[Process], bool],
         machine: str | None = None,
-        timer: Timer = time.monotonic,
+        timer: Timer = SYSTEM_CLOCK.seconds,
     ) -> None:
         self.host = host
         self._home, self._lives = home, lives

@@ -23,6 +23,7 @@ from mlxchat.disk import read_regular
 from mlxchat.errors import MlxchatError
 from mlxchat.json_text import as_type, parse_json
 from mlxchat.system import identity
+from mlxchat.telemetry.clock import TimeOfDay
 from mlxchat.telemetry.events import (
     Count,
     Ended,
@@ -121,7 +122,7 @@ class StatusFile:
         path: Path,
         meter: Meter,
         memory: Callable[[], Memory],
-        clock: Callable[[], float],
+        clock: TimeOfDay,
         process: Process | None = None,
         interval: float = INTERVAL,
     ) -> None:
