@@ -94,7 +94,7 @@ def test_failures_say_what_the_process_said() -> None:
         == "Its process failed: ValueError: no"
     )
     killed = failure(-signal.SIGKILL, "")
-    assert killed.problem == "Its process was ended by SIGKILL: it said nothing"
+    assert killed.problem == "Its process was ended by SIGKILL: it printed no error"
 
 
 def test_a_process_that_hangs_is_ended(
@@ -104,7 +104,7 @@ def test_a_process_that_hangs_is_ended(
     probe = facts.Probe("measured_device", "describe_device", facts.Device, 0.05)
     with pytest.raises(BackendError, match="did not end within") as caught:
         host.measure(probe)
-    assert "check once more" in caught.value.remedy
+    assert "run the check again" in caught.value.remedy
 
 
 def test_kernels_that_are_being_compiled_are_no_hang(

@@ -14,8 +14,8 @@ from mlxchat.doctor.check import (
 from mlxchat.doctor.facts import BACKWARD, DECODED, PRODUCTS, ROTATION, ROUNDINGS
 from mlxchat.doctor.host import Host
 
-SLOW_CPU = 10e9  # FLOP/s, which OpenBLAS passes on one core and the reference BLAS does not
-MUCH_FASTER = 1.25  # of one precision beside another
+SLOW_CPU = 10e9  # FLOP/s; OpenBLAS exceeds it on one core, the reference BLAS does not
+MUCH_FASTER = 1.25  # times as fast in one precision as in another
 LARGEST_ROUNDING = {"float32": 1e-3, "float16": 2e-3, "bfloat16": 1e-2}  # TF32 is within it
 TF32_ROUNDING = 2e-5  # above it, float32 products are rounded to fewer bits
 LARGEST_ROTATION = 1e-5
@@ -116,7 +116,7 @@ ARITHMETIC_CHECKS = (
         "products",
         "The speed of matrix products in three precisions; training is made of them.",
         f"at least {SLOW_CPU / 1e9:g} GFLOP/s; on a GPU the faster of bfloat16 and float32 is used",
-        "Close other programs, and check once more.",
+        "Close other programs, and run the check again.",
         COMPUTING,
         _products,
         with_mlx,

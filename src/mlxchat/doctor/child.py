@@ -1,6 +1,7 @@
 """The process of a measurement: ``python -m mlxchat.doctor.child MODULE FUNCTION``.
 
-Its arguments are a JSON object on standard input; what is measured is one on standard output.
+It reads the function's arguments as a JSON object from standard input, and writes what was measured
+as another to standard output.
 """
 
 import importlib

@@ -7,6 +7,7 @@ from mlxchat.doctor.check import (
     Verdict,
     doubtful,
     good,
+    with_cuda,
     with_gpu,
     with_mlx,
     wrong,
@@ -56,11 +57,6 @@ def _nccl(host: Host) -> Verdict:
     return good("there", "mlxchat itself uses one GPU.")
 
 
-def _with_cuda(host: Host) -> str:
-    device = host.device()
-    return with_mlx(host) or ("" if device and device.backend == "cuda" else "for NVIDIA GPUs")
-
-
 DEVICE_CHECKS = (
     Check(
         "GPU",
@@ -90,6 +86,6 @@ DEVICE_CHECKS = (
         'Install it again: pip install -U "mlx[cuda13]" brings it.',
         (),
         _nccl,
-        _with_cuda,
+        with_cuda,
     ),
 )

@@ -1,4 +1,4 @@
-"""Checks of the disk that mlxchat's home is on. What its file system does is really tried."""
+"""Checks of the disk that mlxchat's home is on, by trying what saving relies on."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ SLOW_SYNC = 1.0  # seconds for a megabyte
 
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afpfs", "webdav", "9p", "fuse.sshfs"}
 CARDS = {"exfat", "msdos", "vfat", "fat", "fat32"}
-PASSING = {"tmpfs", "ramfs"}
+VOLATILE = {"tmpfs", "ramfs"}
 CLOUDS = {  # folders that a program keeps the same as a server's, and what that is
     "Library/Mobile Documents": "iCloud Drive",
     "Library/CloudStorage": "a cloud drive",
@@ -52,15 +52,17 @@ def _home(host: Host) -> Verdict:
             "disk.",
         )
     if kind in NETWORK:
-        return doubtful(value, "A network drive is slow to save on, and may go away in a run.")
+        return doubtful(
+            value, "A network drive is slow to save on, and may disconnect during a run."
+        )
     if kind in CARDS:
         return doubtful(
             value,
             "This file system has no journal and no links: a power cut can damage it, and saved "
             "steps that share files are copied.",
         )
-    if kind in PASSING:
-        return doubtful(value, "This is memory: what is saved there is lost with a restart.")
+    if kind in VOLATILE:
+        return doubtful(value, "This is memory: what is saved there is lost on a restart.")
     return good(value)
 
 

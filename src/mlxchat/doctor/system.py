@@ -26,7 +26,7 @@ ENOUGH_MEMORY, LEAST_MEMORY = 2 * _GIB, _GIB // 2
 SLOW_COMPILING = 10.0  # seconds for a small kernel
 SAME_RESULT = 1e-5  # relative difference of float32 results
 
-NATIVE = "uv python install 3.12, or the installer of python.org"
+NATIVE_PYTHON = "uv python install 3.12, or the installer of python.org"
 
 
 def _python(host: Host) -> Verdict:
@@ -56,7 +56,7 @@ def _macos(host: Host) -> Verdict:
     version = host.answer("sw_vers", "-productVersion") or "unknown"
     major = version.partition(".")[0]
     if not major.isdecimal():
-        return doubtful(version, "sw_vers does not tell the version.")
+        return doubtful(version, "sw_vers does not report the version.")
     if int(major) < OLDEST_MACOS:
         return wrong(version, "MLX has had no wheels for it since 0.29.3.")
     return good(version)
@@ -120,7 +120,7 @@ def _power(host: Host) -> Verdict:
     if power.battery and not power.mains:
         return doubtful(
             "battery",
-            "Chips are slower on battery, and a Mac sleeps there whatever runs on it.",
+            "Chips are slower on battery, and a Mac then sleeps whatever it is running.",
         )
     return good("mains" if power.battery else "no battery")
 
@@ -128,7 +128,7 @@ def _power(host: Host) -> Verdict:
 def _awake(host: Host) -> Verdict:
     held = host.held_awake()
     if held is None:
-        return doubtful("unknown", "pmset, which comes with macOS, does not tell.")
+        return doubtful("unknown", "pmset, which comes with macOS, does not say.")
     if not held:
         return doubtful("not held", "caffeinate, which comes with macOS, does not run or help.")
     return good("held awake")
@@ -148,7 +148,7 @@ def _compiler(host: Host) -> Verdict:
             f"off by {kernel.difference:.1e}", "A compiled kernel computes something else."
         )
     if kernel.seconds > SLOW_COMPILING:
-        return doubtful(value, "Some sixty kernels are compiled before the first training step.")
+        return doubtful(value, "About sixty kernels are compiled before the first training step.")
     return good(value)
 
 
@@ -167,7 +167,7 @@ SYSTEM_CHECKS = (
         "python",
         "The version of Python.",
         "3.10 to 3.14",
-        f"Install another Python: {NATIVE}. Then make a new virtual environment.",
+        f"Install another Python: {NATIVE_PYTHON}. Then make a new virtual environment.",
         EVERYTHING,
         _python,
     ),
@@ -175,7 +175,7 @@ SYSTEM_CHECKS = (
         "architecture",
         "What this Python was built for. A Mac with Apple silicon needs arm64, not Rosetta.",
         "arm64 on a Mac, native",
-        f"Install a native Python: {NATIVE}. python3 -c 'import platform; "
+        f"Install a native Python: {NATIVE_PYTHON}. python3 -c 'import platform; "
         "print(platform.machine())' must print arm64.",
         EVERYTHING,
         _architecture,

@@ -1,6 +1,6 @@
 """Checks of training: whether it learns, how soon it begins, what a limit costs, its gradients.
 
-The gradients come last. With CUDA their kernels take a minute or two to compile, the first time.
+The gradients come last: with CUDA their kernels take a minute or two to compile the first time.
 """
 
 from mlxchat.doctor.arithmetic import DO_NOT_TRUST
@@ -90,7 +90,7 @@ TRAINING_CHECKS = (
         "first step",
         "How long the first training step takes, in which kernels are compiled.",
         f"at most {LONGEST_FIRST_STEP:g} s",
-        "Check once more: it should be shorter now. With CUDA the kernels are kept in "
+        "Run the check again: it should be faster now. With CUDA the kernels are kept in "
         "MLXCHAT_HOME.",
         TRAINING,
         _first_step,
