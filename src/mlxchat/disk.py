@@ -29,10 +29,10 @@ _ELSEWHERE = "choose another folder with MLXCHAT_HOME"
 
 @contextmanager
 def storing(what: Path | str, elsewhere: str = _ELSEWHERE) -> Iterator[None]:
-    """Turn the OSError of a full disk or a read-only folder into a DiskError for the user.
+    """Turn the OSError of a full disk or a read-only folder into a DiskError.
 
     Args:
-        what: what is stored there.
+        what: what is being stored.
         elsewhere: how to store it in another place, for the remedy.
     """
     try:
@@ -142,7 +142,7 @@ def require_space(folder: Path, needed: int) -> None:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file to read its bytes, without waiting.
+    """Open a regular file to read its bytes, without waiting.
 
     Raises:
         OSError: it cannot be opened, or is a folder, a pipe, a socket or a device.
@@ -161,11 +161,11 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_regular(path: Path, most: int) -> bytes:
-    """Return the content of a file.
+    """Return the content of a regular file.
 
     Args:
         path: the file.
-        most: the bytes beyond which it is not read.
+        most: the most bytes that it may have.
 
     Raises:
         OSError: as for `open_regular`, or it is larger.

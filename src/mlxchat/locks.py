@@ -66,7 +66,7 @@ class Lock:
                 lock = cls(path, path, os.open(path, flags, 0o666))
             except FileNotFoundError:
                 if folder:
-                    continue  # whoever had it has just removed it
+                    continue  # its holder has just removed it
                 raise
             try:
                 fcntl.flock(lock._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -79,7 +79,7 @@ class Lock:
                 return cls._take_beside(path)
             if lock.is_held:
                 return lock
-            lock.release()  # whoever had it renamed or removed what was opened here
+            lock.release()  # its holder has renamed or removed what was opened here
 
     @classmethod
     def take_after(cls, path: Path, wait: Callable[[], object]) -> "Lock":

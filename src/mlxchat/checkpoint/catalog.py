@@ -263,8 +263,8 @@ def last_saved(
 ) -> Path | None:
     """Return the newest step of the run that was saved last; None if there is none.
 
-    What counts is when its steps say that they were saved. But a model that was fine-tuned comes
-    before the one that it began with, even if that was saved again since.
+    The time that each step stores is compared. But a fine-tuned model comes before the one that it
+    began with, even if that was saved again since.
 
     Args:
         stages: the folders of runs, such as `Home.stages`, the later ones last.
@@ -295,7 +295,7 @@ class _Candidate(NamedTuple):
     folder: Path
 
     def was_tuned_from(self, other: "_Candidate") -> bool:
-        """Return whether it began with the other's run, unless that was started anew since."""
+        """Return whether it was tuned from the other's run, and that was not restarted since."""
         if self.stage <= other.stage or _field(self.folder / HISTORY, "tag") != other.name:
             return False
         step = _field(self.folder / HISTORY, "step")

@@ -170,7 +170,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read the object in a JSON file.
 
     Raises:
-        CheckpointError: the file is missing, damaged or very large, or is none.
+        CheckpointError: it is missing, damaged, very large or no regular file.
     """
     try:
         fields = parse_json(read_regular(path, MOST_JSON))

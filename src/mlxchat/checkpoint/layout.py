@@ -52,9 +52,7 @@ from mlxchat.tokenizer.bpe import (
 MODEL = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 GENERATION = "generation_config.json"
-TEMPLATE = (
-    "chat_template.jinja"  # where transformers has it; else it is in the tokenizer's settings
-)
+TEMPLATE = "chat_template.jinja"  # of transformers; else it is in the tokenizer's settings
 DEFAULT_CONTEXT = 2048  # that of transformers and mlx-lm
 ORIGIN = "origin.json"
 MODEL_TYPES: dict[EraName, str] = {  # mlx-lm and transformers know the first
@@ -154,14 +152,14 @@ def read_config(folder: Path) -> GPTConfig:
 
 
 def _is_given(fields: Mapping[str, Any], name: str) -> bool:
-    """Whether a field is there; null counts where it means that the logits have no bound."""
+    """Return whether a field is given; null counts where it means that logits have no bound."""
     return name in fields and (fields[name] is not None or name == SOFTCAP_FIELD)
 
 
 def has_chat_template(folder: Path) -> bool:
     """Tell whether the tokenizer in a model's directory renders conversations.
 
-    That of a model which was trained on conversations does. An empty template is none.
+    It does if the model was trained on conversations. An empty template does not count.
 
     Raises:
         CheckpointError: a file is damaged.

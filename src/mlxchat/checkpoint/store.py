@@ -2,8 +2,8 @@
 
 A directory is written under a temporary name, with the checksums of its files, then synced and
 renamed: one with a step's name is complete by construction. One process at a time may write to a
-run (`locked`). The lock is a file, which somebody may delete: it is looked at again before anything
-is written. Old steps are removed here too, and with more care in `mlxchat.checkpoint.pruning`.
+run (`locked`). The lock is a file, which somebody may delete, so it is checked again before each
+write. Old steps are removed here too, and with more care in `mlxchat.checkpoint.pruning`.
 """
 
 import os
@@ -92,7 +92,7 @@ def save(
         step: the number of completed steps.
         write: writes the step's files into an empty folder.
         needed: bytes that they take, roughly; None for those of the step before.
-        clock: returns seconds since the epoch, with which the step is stamped.
+        clock: stamps the step with the time of day.
 
     Raises:
         DiskError: the disk is full or cannot be written; earlier steps are untouched.
@@ -210,10 +210,10 @@ def locked(run: Path) -> Iterator[None]:
 def require_lock(run: Path) -> None:
     """Check that a run which this process has `locked` is still its own.
 
-    Where the lock file was deleted, the run is locked again, unless another process was quicker.
+    If the lock file was deleted, the run is locked again, unless another process was faster.
 
     Raises:
-        LockedError: it was.
+        LockedError: another process has locked the run.
     """
     lock, path = _held.get(run), _lock_file(run)
     if lock is None:

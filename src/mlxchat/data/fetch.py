@@ -177,7 +177,7 @@ def _keep_streamed(folder: Path, name: str) -> None:
 
 
 def _is_complete(path: Path, report: Report, clock: TimeOfDay) -> bool:
-    """Whether the file is there. A damaged one is reported and counts as missing."""
+    """Return whether a shard is there. A damaged one is reported and counts as missing."""
     if not path.exists():
         return False
     if fault := shard_fault(path):
@@ -197,7 +197,7 @@ def _one_at_a_time(report: Report) -> Report:
 
 
 def _wait(futures: Iterable[Future[Waited]]) -> None:
-    """Wait for all; the first failure is raised at once."""
+    """Wait for all futures; the first failure is raised at once."""
     for future in as_completed(futures):
         future.result()
 

@@ -38,8 +38,11 @@ class IngestSummary:
 
     Attributes:
         shards: the files written; the last is validation.
-        files: how many files were read.
-        skipped: how many lines and rows were left out of them, by reason.
+        files: the number of files read.
+        documents: the number of documents written, those of validation included.
+        validation_documents: the number of documents for validation.
+        characters: the number of characters in all documents.
+        skipped: the number of lines and rows left out, by reason.
         passed_over: files of the folder that were not read, each with the reason.
     """
 

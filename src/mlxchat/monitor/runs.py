@@ -1,8 +1,8 @@
-"""The runs of a home, read again and again: progress, state and checkpoints of each.
+"""Watches the runs of a home: the progress, state and checkpoints of each.
 
 `Monitor.look` returns a `Snapshot` of the runs, the machine and the disk. Of each log only the new
-lines are read. A run whose files cannot be read, or say what no run writes, is shown as such, and
-the others as ever.
+lines are read. A run whose files cannot be read, or contain what no run writes, is shown as
+unreadable, beside the others.
 """
 
 import math
@@ -203,8 +203,8 @@ class Runs:
     def _quiet(self, tag: str, last_seen: float | None, now: float) -> float:
         """Return for how many seconds a run has given no sign of life.
 
-        At first sight that follows from the time of its last sign. From then on the signs count
-        that come: this machine's clock may be set, and another's may be wrong.
+        At first that follows from the time of its last sign. From then on only new signs count,
+        because this machine's clock may be set, and another's may be wrong.
         """
         seconds = self._timer()
         if tag not in self._signs:
@@ -242,8 +242,8 @@ def _read(path: Path, read: Callable[[Path], Found]) -> Found:
 def _last_seen(path: Path, log: Log, status: Status | None, now: float) -> float | None:
     """Return the time of the last sign of life; None if there was none.
 
-    A status is never older than the log by more than the seconds between two of them, and where the
-    clock was set back, it is the log's times that are ahead.
+    A status is at most a few seconds older than the log. Where the clock was set back, the times of
+    the log are ahead, so the status counts.
 
     Raises:
         MlxchatError: it is far in the future.
