@@ -92,16 +92,16 @@ def examine(
 
 def judge(check: Check, host: Host) -> Verdict:
     """Make a check and return its verdict, also where it cannot be made or finished."""
-    if absent := check.absent(host):
-        return Verdict(outcome="not here", value=absent)
     try:
+        if absent := check.absent(host):
+            return Verdict(outcome="not here", value=absent)
         return check.examine(host)
     except OutOfTime as reason:
         return doubtful("not measured", str(reason), "Run the check again.")
     except MlxchatError as error:
-        return wrong("failed", error.problem, error.remedy)
+        return wrong("no result", error.problem, error.remedy)
     except OSError as error:
-        return wrong("failed", f"{error.strerror or error}.")
+        return wrong("no result", f"{error.strerror or error}.")
 
 
 def finding_of(check: Check, topic: str, verdict: Verdict, seconds: float) -> Finding:
