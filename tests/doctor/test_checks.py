@@ -16,7 +16,7 @@ from support.planted_host import (
     planted_mac,
 )
 
-from mlxchat.doctor import facts
+from mlxchat.doctor import probes
 from mlxchat.doctor.check import Check
 from mlxchat.doctor.examination import CHECKS, finding_of, judge
 from mlxchat.doctor.host import Host, OutOfTime, Package, Power
@@ -61,7 +61,7 @@ def test_a_healthy_machine_is_healthy(tmp_path: Path) -> None:
         assert [(n, v) for n, v in verdicts.items() if v.outcome in ("warning", "failed")] == []
 
 
-SLOW = facts.Pace(seconds=0.2, peak=GIB)
+SLOW = probes.Pace(seconds=0.2, peak=GIB)
 NO_DEVICE = {"describe_device": BackendError("MLX has no backend on this machine.")}
 FULL = PLENTY._replace(free=GIB // 4)
 NEARLY_FULL = PLENTY._replace(free=GIB)

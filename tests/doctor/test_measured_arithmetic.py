@@ -9,7 +9,7 @@ from support.planted_host import HEALTHY, PlantedHost
 
 from mlxchat.doctor import measured_arithmetic, measured_device, measured_training
 from mlxchat.doctor.examination import CHECKS, judge
-from mlxchat.doctor.facts import Measurement
+from mlxchat.doctor.probes import Measurement
 from mlxchat.engine.cache import KVLayer
 from mlxchat.optim.gradients import Accumulate, compile_gradients
 from mlxchat.optim.optimizer import MuonAdamW

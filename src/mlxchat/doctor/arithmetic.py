@@ -11,8 +11,8 @@ from mlxchat.doctor.check import (
     with_mlx,
     wrong,
 )
-from mlxchat.doctor.facts import BACKWARD, DECODED, PRODUCTS, ROTATION, ROUNDINGS
 from mlxchat.doctor.host import Host
+from mlxchat.doctor.probes import BACKWARD, DECODED, PRODUCTS, ROTATION, ROUNDINGS
 
 SLOW_CPU = 10e9  # FLOP/s; OpenBLAS exceeds it on one core, the reference BLAS does not
 MUCH_FASTER = 1.25  # times as fast in one precision as in another

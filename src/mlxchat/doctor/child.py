@@ -8,7 +8,7 @@ import importlib
 import json
 import sys
 
-from mlxchat.doctor.facts import Measurement
+from mlxchat.doctor.probes import Measurement
 from mlxchat.errors import MlxchatError
 from mlxchat.json_text import parse_json
 

@@ -12,8 +12,8 @@ from mlxchat.doctor.check import (
     with_mlx,
     wrong,
 )
-from mlxchat.doctor.facts import LOAD
 from mlxchat.doctor.host import Host
+from mlxchat.doctor.probes import LOAD
 
 _GIB = 2**30
 LEAST_GPU_MEMORY = 4 * _GIB

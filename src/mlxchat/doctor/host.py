@@ -21,7 +21,7 @@ import psutil
 
 from mlxchat import system
 from mlxchat.device_failures import explain
-from mlxchat.doctor.facts import DEVICE, Device, Measurement, Numbers, Probe
+from mlxchat.doctor.probes import DEVICE, Device, Measurement, Numbers, Probe
 from mlxchat.errors import BackendError, ConfigError, MlxchatError
 from mlxchat.home import Home, expanded
 from mlxchat.json_text import parse_json

@@ -10,7 +10,7 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
-from mlxchat.doctor.facts import Backward, Difference, Products, Roundings
+from mlxchat.doctor.probes import Backward, Difference, Products, Roundings
 from mlxchat.engine.cache import KVCache
 from mlxchat.engine.generate import prefill
 from mlxchat.model.block import causal_attention

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from mlxchat.doctor.facts import Device, Kernel, Load
+from mlxchat.doctor.probes import Device, Kernel, Load
 from mlxchat.runtime import machine, mx
 
 WIDTH = 2048  # of the matrices that keep the device busy

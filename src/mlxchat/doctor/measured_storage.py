@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mlxchat.doctor.facts import Attempt, Names
+from mlxchat.doctor.probes import Attempt, Names
 from mlxchat.locks import Lock
 
 SYNCED_BYTES = 2**20

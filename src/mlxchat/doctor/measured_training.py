@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from mlxchat.config.pretrain import PretrainConfig
-from mlxchat.doctor.facts import Pace, Steps
+from mlxchat.doctor.probes import Pace, Steps
 from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import hold_memory, machine, mx
 from mlxchat.train.loop import compile_step

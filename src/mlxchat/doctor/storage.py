@@ -4,8 +4,8 @@ from pathlib import Path
 
 from mlxchat.disk import RESERVE
 from mlxchat.doctor.check import STORING, Check, Verdict, doubtful, good, wrong
-from mlxchat.doctor.facts import LINKING, LOCKING, RENAMING, SYNCING, WRITING
 from mlxchat.doctor.host import Host
+from mlxchat.doctor.probes import LINKING, LOCKING, RENAMING, SYNCING, WRITING
 from mlxchat.errors import command
 
 _GIB = 2**30

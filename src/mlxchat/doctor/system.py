@@ -13,8 +13,8 @@ from mlxchat.doctor.check import (
     with_mlx,
     wrong,
 )
-from mlxchat.doctor.facts import DEVICE, KERNEL
 from mlxchat.doctor.host import Host
+from mlxchat.doctor.probes import DEVICE, KERNEL
 
 _GIB = 2**30
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 14)  # those that all packages have wheels for

@@ -14,8 +14,8 @@ from mlxchat.doctor.check import (
     with_mlx,
     wrong,
 )
-from mlxchat.doctor.facts import GRADIENTS, STEPS, Pace
 from mlxchat.doctor.host import Host
+from mlxchat.doctor.probes import GRADIENTS, STEPS, Pace
 from mlxchat.model.config import Architecture
 
 LEAST_FALL = 1.0  # nats; where all is well, the loss falls from 7 or more to below 1
