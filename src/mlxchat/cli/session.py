@@ -25,7 +25,7 @@ SHOW_CURSOR = b"\x1b[?25h"
 GRACE = 2.0  # seconds to clean up in when there is nothing to save
 AWAKE = (
     "This Mac is kept awake while it trains, as long as its lid is open (--no-stay-awake leaves "
-    "that to its settings)."
+    "its settings alone)."
 )
 SAVING = "Saving, then ending. Ctrl-C again ends at once, without saving."
 

@@ -30,7 +30,7 @@ MAX_CRASHES = 5  # in a row, without a new checkpoint in between
 FIRST_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds; each pause is twice the one before
 SIGNAL_POLL_SECONDS = 0.1
 NO_CRASH = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # somebody asked it to end
-MAYBE_WATCHDOG = ", on a Mac often the GPU's watchdog, which a sleeping display does not set off"
+MAYBE_WATCHDOG = ", on a Mac often by the GPU's watchdog, which is off while the display sleeps"
 
 Tell = Callable[[str], None]
 CommandLine = Callable[[bool], list[str]]  # makes the command line, given whether to start fresh

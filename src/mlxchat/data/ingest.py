@@ -6,7 +6,7 @@ About one document in twenty, chosen at random, becomes validation.
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,14 +86,10 @@ def ingest(
         what = "holds shards already" if shard_names(folder) else "is not empty"
         raise DiskError(f"{folder} {what}; nothing was written.", "Choose another dataset name.")
     found = _found(source)
-    files, skipped, first = found.files, Counter[str](), dict[str, str]()
+    files, skipped = found.files, _Skipped()
 
     def note(text: str) -> None:
         report(Noted(clock(), text))
-
-    def skip(place: str, reason: str) -> None:
-        skipped[reason] += 1
-        first.setdefault(reason, place)
 
     if found.passed_over:
         note(f"Passed over in {source}: {found}.")
@@ -103,22 +99,22 @@ def ingest(
         split = _Split(unfinished, random.Random(seed))
         for path in files:
             before = split.documents
-            reading = Reading(path, encoding, skip if skip_bad else None, meter.advance)
-            for text in read_documents(reading, leave_out=skip):
+            reading = Reading(path, encoding, skipped.add if skip_bad else None, meter.advance)
+            for text in read_documents(reading, leave_out=skipped.add):
                 split.add(text)
             if split.documents == before:
                 _empty(path, alone=len(files) == 1, note=note)
         training = split.finish(source)
     meter.finish()
-    for reason, count in skipped.items():
-        note(f"Skipped: {count:,}, of which {first[reason]} is the first: it {reason}.")
+    for text in skipped.notes():
+        note(text)
     return IngestSummary(
         shards=tuple(folder / shard_name(index) for index in range(training + 1)),
         files=len(files),
         documents=split.documents,
         validation_documents=split.validation_documents,
         characters=split.characters,
-        skipped=dict(skipped),
+        skipped=dict(skipped.counts),
         passed_over={str(path): reason for path, reason in found.passed_over.items()},
     )
 
@@ -156,6 +152,22 @@ def _empty(path: Path, alone: bool, note: Callable[[str], None]) -> None:
     if alone:
         raise DataError(f"{path} is empty: it does not hold any text.", "Put some text into it.")
     note(f"{path} does not hold any text and is skipped.")
+
+
+class _Skipped:
+    """Counts the lines and rows that are left out, by reason, and remembers the first of each."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
+
+    def add(self, place: str, reason: str) -> None:
+        self.counts[reason] += 1
+        self._first.setdefault(reason, place)
+
+    def notes(self) -> Iterator[str]:
+        for reason, count in self.counts.items():
+            yield f"Skipped: {count:,}, of which {self._first[reason]} is the first: it {reason}."
 
 
 class _Split:

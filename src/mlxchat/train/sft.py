@@ -170,7 +170,7 @@ class FineTuning(Stage[SftConfig, ChatDocuments]):
         )
 
     def _require_same_conversations(self, before: str | None, found: str) -> None:
-        """Compare the conversations read from the files, which depend on the version that reads them.
+        """Compare the conversations that were read, which depend on the version that reads them.
 
         Runs of versions that did not save their fingerprint are resumed: the order differs only if
         their files have rows that those versions skipped.
