@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.strange_files import STRANGE, put_strange
 
-from mlxchat.disk import new_folder, open_regular, read_regular, storing, sync
+from mlxchat.disk import new_folder, open_regular, read_regular, replacing, storing, sync
 from mlxchat.errors import DiskError, LockedError
 from mlxchat.locks import Lock, in_use
 
@@ -153,6 +153,21 @@ def test_a_sync_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setattr(fcntl, "fcntl", refusing(code))
         with pytest.raises(OSError, match=os.strerror(code)):
             sync(tmp_path)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("before")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "before"
+    with replacing(path) as partial:
+        partial.write_text("after")
+    assert path.read_text() == "after" and list(tmp_path.iterdir()) == [path]
+    for unnamed in (tmp_path, Path()):
+        with pytest.raises(OSError), replacing(unnamed) as partial:
+            partial.write_text("")
 
 
 def test_only_a_full_disk_is_said_to_need_room() -> None:

@@ -69,6 +69,22 @@ def _if_known() -> Iterator[None]:
 
 
 @contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the path of a file to write, which replaces ``path`` at the end, whole, or is removed.
+
+    Raises:
+        OSError: the file cannot be written. ``path`` is unchanged.
+    """
+    partial = path.parent / f".{path.name}.partial"
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
 def new_folder(folder: Path, elsewhere: str) -> Iterator[Path]:
     """Yield an empty folder that takes its place and name at the end, whole, or is removed.
 

@@ -182,7 +182,7 @@ def _alone(hub: Hub, grown: Path) -> Iterator[tuple[BinaryIO, bool]]:
 
 
 def _is_there(remote: RemoteFile, destination: Path, contended: bool) -> bool:
-    """Whether another process has finished the file.
+    """Return whether another process has finished the file.
 
     A file without a checksum counts only if that process was seen downloading it.
     """
@@ -193,7 +193,7 @@ def _is_there(remote: RemoteFile, destination: Path, contended: bool) -> bool:
 
 
 def _matches(stream: BinaryIO, remote: RemoteFile) -> bool:
-    """Whether the content matches the announced checksum, if there is one."""
+    """Return whether the content matches the announced checksum, if there is one."""
     if remote.checksum is None:
         return True
     if len(remote.checksum) == hashlib.sha256().digest_size * 2:

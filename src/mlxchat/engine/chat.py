@@ -11,7 +11,7 @@ that it shares with the prompt, so only new tokens are processed when a conversa
 
 import codecs
 from collections.abc import Generator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from mlxchat.config.inference import Sampling
-from mlxchat.disk import read_regular
+from mlxchat.disk import read_regular, replacing
 from mlxchat.engine.cache import KVCache
 from mlxchat.engine.generate import generate
 from mlxchat.engine.sampling import make_sampler
@@ -140,14 +140,11 @@ class Chat:
         Raises:
             DiskError: the file cannot be written. An existing file does not change.
         """
-        partial = path.parent / f".{path.name}.partial"
         said = _FILE.dump_json(Conversation(self.messages), indent=2, exclude_defaults=True)
         try:
-            partial.write_bytes(said + b"\n")
-            partial.replace(path)
+            with replacing(path) as partial:
+                partial.write_bytes(said + b"\n")
         except OSError as error:
-            with suppress(OSError):
-                partial.unlink()
             raise DiskError(
                 f"Cannot write {path}: {error.strerror}.", "Save under another name."
             ) from error

@@ -109,7 +109,7 @@ def _limit(config: MemoryConfig, model: GPTConfig, rows_per_step: int, resources
 
 
 def _as_set(config: MemoryConfig, saved: BatchPlan) -> bool:
-    """Whether a saved division is one that the settings allow."""
+    """Return whether the settings allow a saved division."""
     return saved.grad_checkpoint in CHECKPOINTING[
         config.grad_checkpoint
     ] and config.device_batch_size in (None, saved.device_batch_size)
@@ -138,8 +138,9 @@ def _divisions(
 def _least(
     config: MemoryConfig, model: GPTConfig, rows_per_step: int, resources: Resources
 ) -> BatchPlan:
-    """Return the division of the smallest peak: the fewest rows in a micro-batch, or all rows in
-    one, where no gradients are summed.
+    """Return the division with the smallest peak.
+
+    It has the fewest rows in a micro-batch, or all rows in one, where no gradients are summed.
     """
     batches = list(_divisions(config, rows_per_step, resources))
     sizes = [batch.device_batch_size for batch in batches]

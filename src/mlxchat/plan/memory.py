@@ -150,8 +150,9 @@ def _array_bytes(model: GPTConfig, value_bytes: int) -> int:
 
 
 def _mixed_bytes(model: GPTConfig, value_bytes: int, arrays: float, floats: float) -> int:
-    """Return the size of arrays (T, C) in the compute dtype, and of some in float32 if that is
-    another.
+    """Return the bytes of ``arrays`` (T, C) in the compute dtype and ``floats`` in float32.
+
+    The latter count only if the compute dtype is another.
     """
     count = arrays + (floats * 4 / value_bytes if value_bytes < 4 else 0)
     return round(count * _array_bytes(model, value_bytes))
@@ -179,9 +180,7 @@ def _largest_stack(model: GPTConfig, value_bytes: int) -> int:
 
 
 def _logits_bytes(model: GPTConfig, positions: int, value_bytes: int, least_rows: int) -> int:
-    """Return the size of a chunk's logits, of what is computed from them, and of the products with
-    the head's weight.
-    """
+    """Return the bytes of a chunk's logits, their gradients and products with the head's weight."""
     vocabulary = model.padded_vocab_size
     chunk = vocabulary * min(positions, chunk_size(positions, model.vocab_size, least_rows))
     product = vocabulary * model.n_embd * value_bytes  # a chunk's gradient of the head

@@ -40,8 +40,9 @@ class Costs(BaseModel):
 
 
 class Plan(BatchPlan):
-    """The plan of a run, stored in its checkpoints. That of a run with a time budget is corrected
-    while it runs.
+    """The plan of a run, stored in its checkpoints.
+
+    A time budget corrects it while the run is under way.
     """
 
     model: GPTConfig

@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 import psutil
 from pydantic import Field, TypeAdapter
 
-from mlxchat.disk import read_regular
+from mlxchat.disk import read_regular, replacing
 from mlxchat.errors import MlxchatError
 from mlxchat.json_text import as_type, parse_json
 from mlxchat.system import identity
@@ -159,11 +159,10 @@ class StatusFile:
             self._ended,
             self._failure,
         )
-        partial = self._path.with_name(f"{self._path.name}.partial")
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(asdict(status)), encoding="utf-8")
-            partial.replace(self._path)
+            with replacing(self._path) as partial:
+                partial.write_text(json.dumps(asdict(status)), encoding="utf-8")
 
     def _run(self) -> None:
         while not self._closing.wait(self._interval):
