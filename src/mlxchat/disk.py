@@ -141,14 +141,23 @@ def _require_free(folder: Path, elsewhere: str) -> None:
         )
 
 
+def nearest_existing(folder: Path) -> Path:
+    """Return a folder or, if it does not exist, the nearest one above it that does."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def free_space(folder: Path) -> int:
+    """Return the free bytes on the disk of a folder, which need not exist yet."""
+    return shutil.disk_usage(nearest_existing(folder)).free
+
+
 def require_space(folder: Path, needed: int) -> None:
     """Check that ``needed`` bytes fit on the disk of ``folder`` and leave 1 GiB free.
 
     Raises:
         DiskError: they do not.
     """
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_space(folder)
     if needed and needed + RESERVE > free:
         raise DiskError(
             f"The disk of {folder} is too small: {needed / _GIB:.2f} GiB to download, "

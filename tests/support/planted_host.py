@@ -71,7 +71,7 @@ Planted = Measurement | Exception | Callable[[Mapping[str, str]], Measurement]
 
 
 class PlantedHost(Host):
-    """A healthy machine: Linux with MLX on its CPU, but for what is planted.
+    """A healthy machine: Linux with MLX on its CPU, except for the planted answers.
 
     Args:
         root: mlxchat's home on it.

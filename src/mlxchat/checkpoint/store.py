@@ -282,8 +282,7 @@ def _not_saved(run: Path, step: int, reason: str, needed: int | None) -> Mlxchat
     if needed is None and earlier:
         needed = size(directory(run, earlier[-1]))
     takes = f"a step takes {needed / 1e6:,.1f} MB, " if needed else ""
-    existing = next(path for path in (run, *run.parents) if path.exists())
-    free = shutil.disk_usage(existing).free / 1e6
+    free = disk.free_space(run) / 1e6
     intact = "; earlier steps are intact" if earlier else ""
     return DiskError(
         f"Step {step} could not be saved in {run}: {reason} ({takes}{free:,.1f} MB are free).",

@@ -7,12 +7,12 @@ answer: that of a Mac on Linux, or that of a faulty machine.
 import json
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +21,7 @@ import psutil
 
 from mlxchat import system
 from mlxchat.device_failures import explain
+from mlxchat.disk import free_space, nearest_existing
 from mlxchat.doctor.probes import DEVICE, Device, Measurement, Numbers, Probe
 from mlxchat.errors import BackendError, ConfigError, MlxchatError
 from mlxchat.home import Home, expanded
@@ -85,7 +86,6 @@ class Host:
         self.home = home
         self._until, self._timer = until, timer
         self._measured: dict[str, Measurement] = {}
-        self._device: list[Device | None] = []
 
     # ==== The system ====
 
@@ -161,11 +161,11 @@ class Host:
 
     def free_disk(self) -> int:
         """Return the bytes that are free on the disk of mlxchat's home."""
-        return shutil.disk_usage(self._existing()).free
+        return free_space(self.home.root)
 
     def file_system(self) -> FileSystem:
         """Return the file system of mlxchat's home."""
-        place = self._existing().resolve()
+        place = nearest_existing(self.home.root).resolve()
         found = FileSystem("unknown", Path("/"))
         for partition in psutil.disk_partitions(all=True):
             attached = Path(partition.mountpoint)
@@ -173,20 +173,18 @@ class Host:
                 found = FileSystem(partition.fstype, attached)
         return found
 
-    def _existing(self) -> Path:
-        root = self.home.root
-        return next(path for path in (root, *root.parents) if path.exists())
-
     # ==== Measurements ====
 
     def device(self) -> Device | None:
         """Return the device that MLX computes on; None if MLX does not load."""
-        if not self._device:
-            try:
-                self._device.append(self.measure(DEVICE))
-            except MlxchatError:
-                self._device.append(None)
-        return self._device[0]
+        return self._device
+
+    @cached_property
+    def _device(self) -> Device | None:
+        try:
+            return self.measure(DEVICE)
+        except MlxchatError:
+            return None
 
     def measure(
         self,
