@@ -34,8 +34,8 @@ def doctor_command(
 ) -> None:
     """Check this machine, in less than two minutes: what it is, what it computes right, how fast.
 
-    Says of each check what it measures, what was found and, where something is wrong, what to do
-    and which commands are affected. Exits with code 1 if a check failed. Progress goes to standard
+    Each check says what it measures, what was found and, where something is wrong, what to do and
+    which commands are affected. Exits with code 1 if a check failed. Progress goes to standard
     error.
     """
     if json and report == STANDARD_OUTPUT:
