@@ -57,7 +57,7 @@ def watch_run(start: Callable[[Show, Meter, Stop], Iterator[Event]], json: bool)
 
 @contextmanager
 def staying_awake(wanted: bool, json: bool) -> Iterator[None]:
-    """Keep a Mac awake within the context, if that is wanted, and say so.
+    """Keep a Mac awake within the context, if ``wanted``, and say so.
 
     Args:
         wanted: whether to do so; other machines are left alone in any case.
