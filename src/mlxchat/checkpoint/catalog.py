@@ -299,7 +299,7 @@ class _Candidate(NamedTuple):
         if self.stage <= other.stage or _field(self.folder / HISTORY, "tag") != other.name:
             return False
         step = _field(self.folder / HISTORY, "step")
-        return isinstance(step, int) and step <= int(other.folder.name.removeprefix("step_"))
+        return isinstance(step, int) and step <= store.step_of(other.folder)
 
 
 def _saved_at(folder: Path) -> float:
@@ -308,8 +308,8 @@ def _saved_at(folder: Path) -> float:
     Raises:
         OSError: it cannot be read.
     """
-    run, number = folder.parent, int(folder.name.removeprefix("step_"))
-    return saved_at(folder, number, Home(run.parent.parent).log(run.name))
+    run = folder.parent
+    return saved_at(folder, store.step_of(folder), Home(run.parent.parent).log(run.name))
 
 
 def saved_steps(runs: Iterable[Path], fault: Callable[[MlxchatError], None]) -> list[SavedStep]:

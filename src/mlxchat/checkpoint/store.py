@@ -55,6 +55,15 @@ def directory(run: Path, step: int) -> Path:
     return run / f"step_{step:06d}"
 
 
+def step_of(folder: Path) -> int:
+    """Return the number of the step in a `directory`.
+
+    >>> step_of(directory(Path("d12"), 700))
+    700
+    """
+    return int(folder.name.removeprefix("step_"))
+
+
 def latest(run: Path) -> Path | None:
     """Return the directory of the newest saved step; None if there is none.
 
