@@ -20,9 +20,9 @@ from mlxchat.checkpoint import files, layout, store
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.loader import Stopped
 from mlxchat.data.shards import LocalShards
-from mlxchat.disk import Lock
 from mlxchat.errors import LockedError, MlxchatError
 from mlxchat.home import Home
+from mlxchat.locks import Lock
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import scaling_parameters
 from mlxchat.optim import gradients, optimizer
