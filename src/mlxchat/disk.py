@@ -38,6 +38,11 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ELSEWHERE = "choose another folder with MLXCHAT_HOME"
 
 
+def reason_of(error: OSError | RuntimeError) -> str:
+    """Return what the system, or MLX, says of a file that cannot be written, without a period."""
+    return (getattr(error, "strerror", None) or str(error)).rstrip(".")
+
+
 @contextmanager
 def storing(what: Path | str, elsewhere: str = _ELSEWHERE) -> Iterator[None]:
     """Turn the OSError of a full disk or a read-only folder into a DiskError for the user.
@@ -51,7 +56,7 @@ def storing(what: Path | str, elsewhere: str = _ELSEWHERE) -> Iterator[None]:
     except OSError as error:
         first = "Make room on the disk" if error.errno in _FULL else "Check who may write there"
         raise DiskError(
-            f"{what} cannot be stored: {error.strerror or error}.", f"{first}, or {elsewhere}."
+            f"{what} cannot be stored: {reason_of(error)}.", f"{first}, or {elsewhere}."
         ) from error
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxchat.errors import ConfigError
+from mlxchat.regular import require_utf8
 
 DEFAULT_DATASET = "fineweb-edu"  # nanochat's first dataset; data/shards.py describes it
 STAGE_FOLDERS = {  # a folder of runs for each training stage, with nanochat's names
@@ -56,12 +57,16 @@ class Home:
 
     root: Path
 
+    def __post_init__(self) -> None:
+        """Refuse a folder in which no model could be saved."""
+        require_utf8(self.root)
+
     @classmethod
     def from_environment(cls) -> "Home":
         """Return ``$MLXCHAT_HOME``, else ``$XDG_CACHE_HOME/mlxchat``, else ``~/.cache/mlxchat``.
 
         Raises:
-            ConfigError: as `expanded` does.
+            ConfigError: as `expanded` does; or the folder's name is not in UTF-8.
         """
         if configured := os.environ.get("MLXCHAT_HOME"):
             return cls(expanded(configured).absolute())

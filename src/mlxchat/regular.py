@@ -9,6 +9,23 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from mlxchat.errors import ConfigError
+
+
+def require_utf8(path: Path) -> None:
+    """Check that MLX can open files at a path: it takes only those whose names are in UTF-8.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{path} is not in UTF-8, and MLX opens no files there.",
+            "Rename it, or choose another folder.",
+        ) from error
+
 
 def open_regular(path: Path) -> BinaryIO:
     """Open a file to read its bytes, without waiting.

@@ -39,7 +39,7 @@ from mlxchat.model.config import ERAS, EraName, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import from_config, quantizable, to_config
 from mlxchat.model.quantized import formats_of, quantize_layers
-from mlxchat.regular import open_regular
+from mlxchat.regular import open_regular, require_utf8
 from mlxchat.runtime import bound_buffer_cache, compute_dtype, mx
 from mlxchat.tokenizer.bpe import (
     ASSISTANT_END,
@@ -298,6 +298,7 @@ def open_arrays(path: Path) -> dict[str, mx.array]:
 
 def open_unchecked(path: Path) -> dict[str, mx.array]:
     """Open a safetensors file as `open_arrays` does, without comparing its checksum."""
+    require_utf8(path)
     try:
         open_regular(path).close()  # MLX would wait for a pipe
         with explained():

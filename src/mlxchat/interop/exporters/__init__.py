@@ -23,6 +23,7 @@ from mlxchat.interop.exporters.weights import (
 )
 from mlxchat.interop.programs import PROGRAMS, Program
 from mlxchat.model.config import GPTConfig
+from mlxchat.regular import require_utf8
 from mlxchat.runtime import mx
 
 _ELSEWHERE = "name another folder with `out`"
@@ -118,10 +119,12 @@ def write(
         limit: the most bytes of a safetensors file; a larger tensor gets a file of its own.
 
     Raises:
+        ConfigError: the directory's name is not in UTF-8.
         LockedError: another process is writing that folder.
         DiskError: the disk is full or cannot be written, or there is something in the folder
             meanwhile. Nothing is left of what was written.
     """
+    require_utf8(folder)
     module = exporter(program)
     with disk.new_folder(folder, _ELSEWHERE) as unfinished:
         cast_matrices(saved.model, dtype)
@@ -135,7 +138,7 @@ def write(
             size = sum(path.stat().st_size for path in files)
         except (OSError, RuntimeError) as error:  # MLX raises the latter
             raise DiskError(
-                f"{folder} could not be written: {getattr(error, 'strerror', None) or error}.",
+                f"{folder} could not be written: {disk.reason_of(error)}.",
                 "Check that there is room on the disk and that you may write there, or "
                 f"{_ELSEWHERE}.",
             ) from error
