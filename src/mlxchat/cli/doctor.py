@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlxchat.doctor.host import Host
 
 STANDARD_OUTPUT = Path("-")
-ELSEWHERE = "name another file with --report"
+_ELSEWHERE = "name another file with --report"
 
 
 def doctor_command(
@@ -46,7 +46,7 @@ def doctor_command(
 
     file = None if report == STANDARD_OUTPUT else report
     if file:
-        with storing(file, ELSEWHERE):
+        with storing(file, _ELSEWHERE):
             file.open("a").close()  # to fail now, and not after a minute of checks
     facts = examine_host(Host(Home.from_environment(), SYSTEM_CLOCK.seconds() + SECONDS))
     from mlxchat.ui.doctor import examination_markdown, show_examination
@@ -58,7 +58,7 @@ def doctor_command(
     else:
         show_examination(facts)
     if file:
-        with storing(file, ELSEWHERE):
+        with storing(file, _ELSEWHERE):
             file.write_text(examination_markdown(facts) + "\n", "utf-8")
     if facts.of("failed"):
         raise typer.Exit(1)
