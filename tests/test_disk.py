@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from support.strange_files import STRANGE, put_strange
 
+from mlxchat.checkpoint.layout import open_unchecked
 from mlxchat.disk import new_folder, open_regular, read_regular, replacing, storing, sync
-from mlxchat.errors import DiskError, LockedError
+from mlxchat.errors import ConfigError, DiskError, LockedError
+from mlxchat.home import Home
 from mlxchat.locks import Lock, in_use
 
 ELSEWHERE = "name another one"
@@ -267,3 +269,9 @@ def test_anything_else_is_an_error_at_once(kind: str, tmp_path: Path) -> None:
     assert raised.value.strerror and str(path) in str(raised.value)
     with pytest.raises(FileNotFoundError):
         open_regular(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("use", [Home, open_unchecked])
+def test_a_path_that_mlx_cannot_open_is_refused(use: Callable[[Path], object]) -> None:
+    with pytest.raises(ConfigError, match="is not in UTF-8"):
+        use(Path(os.fsdecode(b"/caf\xe9")))

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from mlxchat.errors import DiskError
+from mlxchat.errors import ConfigError, DiskError
 from mlxchat.locks import UNSUPPORTED, Lock, in_use
 
 _GIB = 2**30
@@ -25,6 +25,11 @@ UNFINISHED = ".unfinished"  # ends the name of a folder that is being made
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ELSEWHERE = "choose another folder with MLXCHAT_HOME"
+
+
+def reason_of(error: OSError | RuntimeError) -> str:
+    """Return what the system, or MLX, says of a file that cannot be written, without a period."""
+    return (getattr(error, "strerror", None) or str(error)).rstrip(".")
 
 
 @contextmanager
@@ -40,7 +45,7 @@ def storing(what: Path | str, elsewhere: str = _ELSEWHERE) -> Iterator[None]:
     except OSError as error:
         first = "Make room on the disk" if error.errno in _FULL else "Check who may write there"
         raise DiskError(
-            f"{what} cannot be stored: {error.strerror or error}.", f"{first}, or {elsewhere}."
+            f"{what} cannot be stored: {reason_of(error)}.", f"{first}, or {elsewhere}."
         ) from error
 
 
@@ -164,6 +169,21 @@ def require_space(folder: Path, needed: int) -> None:
             f"{free / _GIB:.2f} GiB free, of which 1 GiB must stay free.",
             "Make room, download fewer shards, or choose another disk with MLXCHAT_HOME.",
         )
+
+
+def require_utf8(path: Path) -> None:
+    """Check that MLX can open files at a path: it takes only those whose names are in UTF-8.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{path} is not in UTF-8, and MLX opens no files there.",
+            "Rename it, or choose another folder.",
+        ) from error
 
 
 def open_regular(path: Path) -> BinaryIO:

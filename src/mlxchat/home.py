@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlxchat.disk import require_utf8
 from mlxchat.errors import ConfigError
 
 DEFAULT_DATASET = "fineweb-edu"  # nanochat's first dataset; data/shards.py describes it
@@ -56,12 +57,16 @@ class Home:
 
     root: Path
 
+    def __post_init__(self) -> None:
+        """Refuse a folder in which no model could be saved."""
+        require_utf8(self.root)
+
     @classmethod
     def from_environment(cls) -> "Home":
         """Return ``$MLXCHAT_HOME``, else ``$XDG_CACHE_HOME/mlxchat``, else ``~/.cache/mlxchat``.
 
         Raises:
-            ConfigError: as `expanded` does.
+            ConfigError: as `expanded` does; or the folder's name is not in UTF-8.
         """
         if configured := os.environ.get("MLXCHAT_HOME"):
             return cls(expanded(configured).absolute())

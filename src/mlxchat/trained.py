@@ -110,7 +110,7 @@ class Model:
 
         Args:
             prompt: the text, which follows ``<|bos|>``, or token ids as they are.
-            max_tokens: the largest number of tokens to generate, at least 1. TextSettings ends
+            max_tokens: the largest number of tokens to generate, at least 1. The text ends
                 earlier at the end of the context, or where the model ends the document or answer.
             seed: the seed of the random draws; the same seed and prompt give the same text.
             **sampling: ``temperature`` (0.6; 0 takes the likeliest token), ``top_k`` (50),

@@ -136,6 +136,7 @@ class Full(io.StringIO):
 COMMANDS = [
     ["--help"],
     ["--version"],
+    ["--show-completion"],
     ["train", "--help"],
     ["info", "--depth", "1"],
     ["info", "--depth", "1", "--json"],

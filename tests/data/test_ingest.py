@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -380,6 +381,10 @@ def test_a_missing_or_empty_source_is_refused(tmp_path: Path, run: Run) -> None:
     (tmp_path / "texts").mkdir()
     with pytest.raises(MlxchatError, match=r"There is no \.txt, .* in"):
         run(tmp_path / "texts")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(MlxchatError, match="is neither a file nor a folder") as caught:
+        run(tmp_path / "pipe")
+    assert "to a file" in caught.value.remedy
 
 
 def test_an_existing_dataset_is_left_alone(tmp_path: Path, run: Run) -> None:

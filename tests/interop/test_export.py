@@ -1,6 +1,7 @@
 """Models written for other programs: names, shapes and values, and what is written beside them."""
 
 import json
+import os
 import pickle
 import shutil
 from inspect import signature
@@ -219,13 +220,19 @@ def test_matrices_are_cast_one_after_another(tmp_path: Path) -> None:
 
 def test_a_failed_export_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
-        raise RuntimeError("[save] No space left on device")
+        raise RuntimeError("[write] Unable to write 64 bytes to file.")
 
     monkeypatch.setattr(mx, "save_safetensors", full)
     model, out = saved(tmp_path / "a", "classic"), tmp_path / "b" / "out"
-    with pytest.raises(MlxchatError, match="No space left"):
+    with pytest.raises(MlxchatError, match=r"Unable to write 64 bytes to file\.\n"):
         exporters.write("mlx-lm", out, model, HISTORY, mx.float32)
     assert not list((tmp_path / "b").iterdir())
+
+
+def test_a_folder_that_mlx_cannot_write_is_refused(tmp_path: Path) -> None:
+    model, out = saved(tmp_path / "a", "classic"), tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(MlxchatError, match="is not in UTF-8"):
+        exporters.write("mlx-lm", out, model, HISTORY, mx.float32)
 
 
 def test_the_command_exports_a_run_and_prints_the_next_steps(

@@ -1,6 +1,7 @@
 """Models of other programs become runs that compute the same; nothing in their files is run."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -25,7 +26,7 @@ from mlxchat.checkpoint import layout
 from mlxchat.checkpoint.trainer import read_optimizer
 from mlxchat.cli.app import app
 from mlxchat.cli.exchange import import_command
-from mlxchat.errors import ConfigError, MlxchatError
+from mlxchat.errors import ConfigError, MlxchatError, NotFound
 from mlxchat.home import Home
 from mlxchat.interop import stored_zip, torch_file
 from mlxchat.interop.importers import open_model
@@ -553,8 +554,10 @@ def test_damaged_settings_are_refused(content: str, tmp_path: Path) -> None:
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(MlxchatError, match=r"no .*nowhere"):
-        open_model(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("nowhere", "pipe"):
+        with pytest.raises(NotFound, match=f"There is no directory or file .*{name}"):
+            open_model(tmp_path / name)
     folder = write_nanochat(tmp_path, "classic")
     with pytest.raises(MlxchatError, match="no model") as caught:
         open_model(folder.parent)

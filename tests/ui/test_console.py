@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from rich.text import Text
 
 from mlxchat.telemetry.events import (
     Ended,
@@ -301,6 +302,17 @@ def test_table_aligns_numbers_and_cuts_nothing(capsys):
     assert header.split() == ["dataset", "shards"]
     assert first.rstrip() == "[builtin]         2"
     assert second.rstrip() == "fineweb-edu   1,822"
+
+
+@pytest.mark.parametrize("width", [20, 40, 80])
+def test_a_table_on_a_narrow_terminal_breaks_no_number_or_word(width, monkeypatch):
+    console = terminal(width)
+    monkeypatch.setattr("mlxchat.ui.console.console_for", lambda _: console)
+    columns = ["weights", "stored as", "number", "bits each", "MB before", "MB after"]
+    table(columns, [["embedding", "8 bits, groups of 64", 19_200, 9.0, 0.08, 0.02]])
+    lines = Text.from_ansi(console.file.getvalue()).plain.splitlines()
+    assert max(map(len, lines)) <= width
+    assert {"embedding", "bits,", "19,200", "9.0", "0.02"} <= set(" ".join(lines).split())
 
 
 HOSTILE = "a\x1b[31m\x1b]0;owned\x07\x9b2J\r\u202eb\x7f [red][/] :smile:"

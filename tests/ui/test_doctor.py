@@ -133,10 +133,17 @@ def test_the_report_is_written_or_printed(run: Program, wrong: Examination, tmp_
     assert (tmp_path / "report.md").read_text("utf-8") == examination_markdown(wrong) + "\n"
     _, out, _ = run("--report", "-")
     assert out == examination_markdown(wrong) + "\n"
-    code, _, errors = run("--report", str(tmp_path))
-    assert code == 1 and "cannot be stored" in errors
     code, _, errors = run("--report", "-", "--json")
     assert code == 2 and "--json" in errors
+
+
+def test_a_report_that_cannot_be_stored_is_refused_before_the_checks(
+    run: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "examine_host", lambda host: pytest.fail("checks were made"))
+    for report in (tmp_path, tmp_path / "missing" / "report.md"):
+        code, _, errors = run("--report", str(report))
+        assert code == 1 and "cannot be stored" in errors and "--report" in errors
 
 
 def test_progress_goes_to_standard_error(

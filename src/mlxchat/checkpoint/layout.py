@@ -32,7 +32,7 @@ from mlxchat.checkpoint.files import (
 from mlxchat.checkpoint.files import TRAINER as TRAINER
 from mlxchat.checkpoint.stamp import verify_stamp
 from mlxchat.device_failures import explained
-from mlxchat.disk import open_regular
+from mlxchat.disk import open_regular, require_utf8
 from mlxchat.errors import CheckpointError
 from mlxchat.json_text import as_type
 from mlxchat.model.block import NORM_EPS
@@ -296,6 +296,7 @@ def open_arrays(path: Path) -> dict[str, mx.array]:
 
 def open_unchecked(path: Path) -> dict[str, mx.array]:
     """Open a safetensors file as `open_arrays` does, without comparing its checksum."""
+    require_utf8(path)
     try:
         open_regular(path).close()  # MLX would wait for a pipe
         with explained():

@@ -4,7 +4,6 @@ The times of files and folders cannot tell: copying a home changes them, and so 
 """
 
 import json
-import math
 import os
 from pathlib import Path
 
@@ -62,7 +61,6 @@ def verify_stamp(folder: Path) -> None:
 
 def _stamped(folder: Path) -> float | None:
     try:
-        time = as_type(read_json(folder / STAMP).get("time"), _TIME)
+        return as_type(read_json(folder / STAMP).get("time"), _TIME)
     except (MlxchatError, ValueError):
         return None
-    return time if math.isfinite(time) else None

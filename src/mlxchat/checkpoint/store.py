@@ -256,8 +256,7 @@ def _place(run: Path, step: int, write: Callable[[Path], None], needed: int | No
         with explained():
             return _written(run, directory(run, step), write)
     except (OSError, RuntimeError) as error:  # MLX raises the latter
-        reason = getattr(error, "strerror", None) or str(error)
-        raise _not_saved(run, step, reason.rstrip("."), needed) from error
+        raise _not_saved(run, step, disk.reason_of(error), needed) from error
 
 
 def _written(run: Path, final: Path, write: Callable[[Path], None]) -> Path:

@@ -10,7 +10,7 @@ import typer
 
 from mlxchat.cli.options import PATH, Json
 from mlxchat.cli.session import exit_promptly
-from mlxchat.config.run import is_name
+from mlxchat.config.run import NAME_IN_WORDS, is_name
 from mlxchat.config.sft import ENCODING, SKIP_BAD
 from mlxchat.data.chats.sources import BUILTIN
 from mlxchat.data.files import UTF_8, stem
@@ -132,9 +132,9 @@ def _ingest(source: Path, dataset: str | None, encoding: str, skip_bad: bool, js
     dataset = dataset or suggested
     taken = dataset.lower() in {*DATASETS, BUILTIN}
     if taken or not is_name(dataset):
+        why = "it is that of another dataset" if taken else f"use {NAME_IN_WORDS}"
         raise ConfigError(
-            f"{dataset!a:.120} cannot be the name of your text: it is taken, or has characters "
-            "other than letters, digits, '.', '_' and '-'.",
+            f"{dataset!a:.120} cannot be the name of your text: {why}.",
             f"Choose another name, such as: --dataset my-{suggested}",
         )
     folder = Home.from_environment().data(dataset)

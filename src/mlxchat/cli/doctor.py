@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mlxchat.doctor.host import Host
 
 STANDARD_OUTPUT = Path("-")
+_ELSEWHERE = "name another file with --report"
 
 
 def doctor_command(
@@ -43,18 +44,22 @@ def doctor_command(
     from mlxchat.doctor.examination import SECONDS
     from mlxchat.doctor.host import Host
 
+    file = None if report == STANDARD_OUTPUT else report
+    if file:
+        with storing(file, _ELSEWHERE):
+            file.open("a").close()  # to fail now, and not after a minute of checks
     examination = examine_host(Host(Home.from_environment(), SYSTEM_CLOCK.seconds() + SECONDS))
     from mlxchat.ui.doctor import examination_markdown, show_examination
 
-    if report and report != STANDARD_OUTPUT:
-        with storing(report):
-            report.write_text(examination_markdown(examination) + "\n", "utf-8")
     if json:
         say_json(examination.model_dump(mode="json"))
     elif report == STANDARD_OUTPUT:
         say(examination_markdown(examination))
     else:
         show_examination(examination)
+    if file:
+        with storing(file, _ELSEWHERE):
+            file.write_text(examination_markdown(examination) + "\n", "utf-8")
     if examination.of("failed"):
         raise typer.Exit(1)
 

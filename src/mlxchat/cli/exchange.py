@@ -115,10 +115,8 @@ def _show_imported(
         say_json(facts)
         return
     kind = "trained on conversations" if foreign.conversational else "a base model"
-    say(
-        f"{count:,} parameters in {config.n_layer} layers, nanochat's era {config.era!r}, {kind}: "
-        f"{folder}"
-    )
+    layers = amount(config.n_layer, "layers")
+    say(f"{count:,} parameters in {layers}, nanochat's era {config.era!r}, {kind}: {folder}")
     say(f"Talk to it: mlxchat chat --model-tag {run.name}")
 
 

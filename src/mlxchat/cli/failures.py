@@ -33,6 +33,8 @@ def exit_code(command: Callable[[], int | None]) -> int:
     """
     try:
         return command() or 0
+    except SystemExit as ended:  # typer ends so after it has shown or installed the completion
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except USAGE_ERRORS as error:
         return _report_usage(error)
     except (MlxchatError, OSError, RuntimeError, MemoryError) as error:

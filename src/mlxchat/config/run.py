@@ -68,7 +68,7 @@ class MemoryConfig(BaseModel):
 
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # of a run or a dataset, which name folders
-NAME_IN_WORDS = "only letters, digits, '.', '_' and '-', at most 100"
+NAME_IN_WORDS = "only letters, digits, '.', '_' and '-', first a letter or digit, at most 100"
 LARGEST_COUNT = 10**15  # of steps, or of tokens in one
 
 # Settings that may change when a run is resumed: what is learned stays the same.

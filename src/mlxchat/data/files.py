@@ -118,8 +118,13 @@ def found_in(folder: Path, kinds: Collection[str]) -> FoundFiles:
     Hidden files and folders are passed over, and links to folders.
 
     Raises:
-        DataError: a folder cannot be listed.
+        DataError: a folder cannot be listed, or it is a pipe or a device.
     """
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder} is neither a file nor a folder.",
+            "Write what comes out of it to a file, and name that.",
+        )
     files, passed_over = [], {}
     for path in _entries(folder):
         if path.name.startswith("."):

@@ -35,7 +35,7 @@ def _openblas() -> str:
     symbols.openblas_get_config.restype = ctypes.c_char_p
     said = symbols.openblas_get_config().decode("ascii", "replace")
     threads = symbols.openblas_get_num_threads()
-    return f"{' '.join(said.split()[:2])}, {threads} threads"
+    return f"{' '.join(said.split()[:2])}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def compile_kernel() -> Kernel:

@@ -93,8 +93,6 @@ class Log:
             raise ValueError(f"line {self._lines + 1:,}: {in_words(error)}") from error
         except ValueError:
             return
-        if not math.isfinite(event.time):
-            return
         self.time = event.time
         match event:
             case Started():

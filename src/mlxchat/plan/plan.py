@@ -81,6 +81,7 @@ class Plan(BatchPlan):
         rates = ", ".join(f"{rate:.3g} {group}" for group, rate in self.learning_rates.items())
         n_layer = self.model.n_layer
         layers = "1 layer" if n_layer == 1 else f"{n_layer} layers"
+        steps = "1 step" if self.num_iterations == 1 else f"{self.num_iterations:,} steps"
         rows = "1 row" if self.device_batch_size == 1 else f"{self.device_batch_size} rows"
         batches = f"{self.accumulation} micro-batch{'' if self.accumulation == 1 else 'es'}"
         checkpointing = ", gradient checkpointing" if self.grad_checkpoint else ""
@@ -88,7 +89,7 @@ class Plan(BatchPlan):
         return (
             f"{self.model.arch}, {self.parameters:,} parameters in {layers} of "
             f"width {self.model.n_embd}, vocabulary {self.model.vocab_size:,}; "
-            f"{self.num_iterations:,} steps of {self.tokens_per_step:,} tokens "
+            f"{steps} of {self.tokens_per_step:,} tokens "
             f"({batches} of {rows} of {self.model.sequence_len:,}{checkpointing}); "
             f"learning rates {rates}; {decay}."
         )

@@ -40,7 +40,7 @@ def _between(least: float, most: float) -> AfterValidator:
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Measured = Annotated[float, _between(-MOST_MEASURED, MOST_MEASURED)]
 Seconds = Annotated[float, _between(-MOST_SECONDS, MOST_SECONDS)]
-Time = Annotated[float, _between(0, MOST_SECONDS)]  # since the epoch
+Time = Annotated[float, Field(allow_inf_nan=False), _between(0, MOST_SECONDS)]  # since the epoch
 
 
 def machine_full(used: int, total: int, mac_pressure: Pressure | None) -> bool:
@@ -243,7 +243,7 @@ def event_to_json(event: Event) -> str:
     return json_line({"event": EVENT_NAMES[type(event)], **asdict(event)})
 
 
-_NUMBERS = (Measured, Seconds, Time)
+_MEASURED = (Measured, Seconds)
 
 
 @cache
@@ -252,7 +252,7 @@ def _validator(kind: type) -> TypeAdapter[Any]:
 
 
 def event_from_json(line: str | bytes) -> Event:
-    """Return the event that `event_to_json` wrote; a ``null`` in place of a number becomes NaN.
+    """Return the event that `event_to_json` wrote; ``null`` for what was measured becomes NaN.
 
     Raises:
         ValidationError: it has a value that no run writes; this is a ValueError.
@@ -264,7 +264,7 @@ def event_from_json(line: str | bytes) -> Event:
     if not isinstance(record, dict) or kind is None:
         raise ValueError("not an event")
     for entry in fields(kind):
-        if entry.type in _NUMBERS and record.get(entry.name, 0.0) is None:
+        if entry.type in _MEASURED and record.get(entry.name, 0.0) is None:
             record[entry.name] = math.nan
     try:
         event: Event = as_type(record, _validator(kind))

@@ -8,13 +8,15 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
+from rich.console import Group
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Timer
 from mlxchat.telemetry.events import Event, json_line
 from mlxchat.telemetry.meter import Meter
-from mlxchat.ui.output import LiteralConsole, console_for
+from mlxchat.ui.output import PIPE_WIDTH, LiteralConsole, console_for
 from mlxchat.ui.text import as_options, in_one_line
 from mlxchat.ui.views import JsonView, LiveView, PlainView, View
 
@@ -105,7 +107,11 @@ def table(
     rows: Iterable[Sequence[str | int | float]],
     stream: TextIO | None = None,
 ) -> None:
-    """Print a table: text left-aligned, numbers right-aligned, nothing shortened."""
+    """Print a table: text left-aligned, numbers right-aligned, nothing shortened.
+
+    Where the terminal is too narrow for whole words, each row is a list of its cells below its
+    first.
+    """
     listed = [list(row) for row in rows]
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for index, name in enumerate(columns):
@@ -116,10 +122,30 @@ def table(
             no_wrap=numeric or index == 0,  # on a narrow terminal, texts wrap but names do not
             overflow="fold",
         )
-    for row in listed:
-        texts = (in_one_line(cell) if isinstance(cell, str) else f"{cell:,}" for cell in row)
-        drawn.add_row(*map(Text, texts))
-    console_for(stream or sys.stdout).print(drawn)
+    texts = [
+        [Text(in_one_line(cell) if isinstance(cell, str) else f"{cell:,}") for cell in row]
+        for row in listed
+    ]
+    for cells in texts:
+        drawn.add_row(*cells)
+    console = console_for(stream or sys.stdout)
+    unbounded = console.options.update(max_width=PIPE_WIDTH)
+    fits = Measurement.get(console, unbounded, drawn).minimum <= console.width
+    console.print(drawn if fits else _stacked(columns, texts))
+
+
+def _stacked(columns: Sequence[str], rows: Iterable[Sequence[Text]]) -> Group:
+    """Return each row as its first cell and, below that, the others with their columns' names."""
+    parts: list[Text | Table] = []
+    for first, *others in rows:
+        below = Table.grid(padding=(0, 0, 0, 2))
+        below.add_column(no_wrap=True)
+        below.add_column(overflow="fold")
+        for name, cell in zip(columns[1:], others, strict=True):
+            below.add_row(Text(name), cell)
+        first.stylize("bold")
+        parts += [first, below]
+    return Group(*parts)
 
 
 def answers(exchanges: Iterable[tuple[str, str]], stream: TextIO | None = None) -> None:

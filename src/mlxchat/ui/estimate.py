@@ -39,7 +39,7 @@ def estimate_heading(facts: Estimate) -> list[str]:
     model = facts.plan.model
     source = VOCABULARY_SOURCES[facts.vocabulary_from]
     lines = [
-        f"{facts.tag}: {model.arch}, {model.n_layer} layers of width {model.n_embd:,}, "
+        f"{facts.tag}: {model.arch}, {amount(model.n_layer, 'layers')} of width {model.n_embd:,}, "
         f"{amount(model.n_head, 'heads')}, context {model.sequence_len:,}",
         as_options(f"Vocabulary {model.vocab_size:,} ({source})."),
     ]

@@ -13,6 +13,7 @@ from mlxchat.checkpoint import layout
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.device_failures import explained
+from mlxchat.disk import require_utf8
 from mlxchat.errors import CheckpointError, DiskError
 from mlxchat.interop.exporters.card import CARD_FILE, Usage, card
 from mlxchat.interop.exporters.weights import (
@@ -118,10 +119,12 @@ def write(
         limit: the most bytes of a safetensors file; a larger tensor gets a file of its own.
 
     Raises:
+        ConfigError: the directory's name is not in UTF-8.
         LockedError: another process is writing that folder.
         DiskError: the disk is full or cannot be written, or the folder was filled meanwhile. What
             was written is removed.
     """
+    require_utf8(folder)
     module = exporter(program)
     with disk.new_folder(folder, _ELSEWHERE) as unfinished:
         cast_matrices(saved.model, dtype)
@@ -135,7 +138,7 @@ def write(
             size = sum(path.stat().st_size for path in files)
         except (OSError, RuntimeError) as error:  # MLX raises the latter
             raise DiskError(
-                f"{folder} could not be written: {getattr(error, 'strerror', None) or error}.",
+                f"{folder} could not be written: {disk.reason_of(error)}.",
                 "Check that there is room on the disk and that you may write there, or "
                 f"{_ELSEWHERE}.",
             ) from error

@@ -41,8 +41,8 @@ def open_model(
         CheckpointError: it is damaged, asks for more than data, or has another architecture.
         ConfigError: ``step`` is given for a directory without steps.
     """
-    if not path.exists():
-        raise NotFound(f"There is no {path}.", "Give a model's directory or file.")
+    if not (path.is_dir() or path.is_file()):
+        raise NotFound(f"There is no directory or file {path}.", "Give that of a model.")
     if (path / layout.CONFIG).exists():
         if step is not None:
             raise ConfigError(f"{path} has no steps to choose from.", "Leave out `step`.")
