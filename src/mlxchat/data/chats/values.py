@@ -17,9 +17,6 @@ NAME_CHARACTERS = 30  # of a key, a role or a type in a reason
 
 JsonRow = Mapping[str, Any]
 
-_TRUE = ("1", "1.0", "true")
-_FALSE = ("0", "0.0", "false")
-
 
 class UnusableError(Exception):
     """A row cannot be trained on. ``reason`` is a short phrase, the same for similar rows."""
@@ -107,8 +104,13 @@ def json_of(value: object) -> str:
 def truth(value: object) -> bool | None:
     """Return whether a mark is set (true, 1, or text that says so); None if it says neither.
 
-    >>> truth("False"), truth(1.0), truth(0.5)
-    (False, True, None)
+    >>> truth("False"), truth(1.0), truth("0.00"), truth(0.5)
+    (False, True, False, None)
     """
     said = str(value).strip().casefold()
-    return said in _TRUE if said in _TRUE + _FALSE else None
+    if said in ("true", "false"):
+        return said == "true"
+    try:
+        return {0.0: False, 1.0: True}.get(float(said))
+    except ValueError:
+        return None
