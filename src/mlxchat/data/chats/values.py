@@ -5,6 +5,7 @@ write JSON into strings. Here each value becomes the same, or the row is refused
 """
 
 import json
+import math
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,6 +48,19 @@ class Remarks:
 def is_empty(value: object) -> bool:
     """Return whether a value is null, or a text, list or object without content."""
     return value is None or (isinstance(value, str | list | dict) and not value)
+
+
+def present(given: JsonRow) -> JsonRow:
+    """Return an object without what is null, or NaN, which pandas writes for null.
+
+    >>> present({"input": float("nan"), "system": None, "output": "Ho"})
+    {'output': 'Ho'}
+    """
+    return {
+        key: value
+        for key, value in given.items()
+        if not (value is None or (isinstance(value, float) and math.isnan(value)))
+    }
 
 
 def shortened(value: object) -> str:
