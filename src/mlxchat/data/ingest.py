@@ -19,7 +19,7 @@ from mlxchat.data.own_text import LONGEST_DOCUMENT, OWN_KINDS, read_documents
 from mlxchat.data.shards import shard_name, shard_names
 from mlxchat.data.text_files import Reading
 from mlxchat.disk import UNFINISHED, Lock, new_folder, storing, sync
-from mlxchat.errors import DataError, DiskError, NotFound
+from mlxchat.errors import DataError, DiskError, MlxchatError, NotFound
 from mlxchat.telemetry.events import Noted, Progressed, Report
 
 SHARD_BYTES = 100_000_000  # of UTF-8 text
@@ -102,8 +102,10 @@ def ingest(
             reading = Reading(path, encoding, skip if skip_bad else None, meter.advance)
             for text in read_documents(reading, leave_out=skip):
                 split.add(text)
-            if split.documents == before:
-                _empty(path, alone=len(files) == 1, note=note)
+            if split.documents == before and len(files) > 1:
+                note(f"{path} does not hold any text and is skipped.")
+        if not split.documents:
+            raise _nothing(source, first)
         training = split.finish(source)
     meter.finish()
     for reason, count in skipped.items():
@@ -148,10 +150,15 @@ def _found(source: Path) -> FoundFiles:
     return found
 
 
-def _empty(path: Path, alone: bool, note: Callable[[str], None]) -> None:
-    if alone:
-        raise DataError(f"{path} is empty: it does not hold any text.", "Put some text into it.")
-    note(f"{path} does not hold any text and is skipped.")
+def _nothing(source: Path, skipped: Mapping[str, str]) -> MlxchatError:
+    """Return the error for a source without text, of which the first rows skipped are known."""
+    if not skipped:
+        return DataError(f"{source} is empty: it does not hold any text.", "Put some text into it.")
+    faults = "; ".join(f"{place} {reason}" for reason, place in skipped.items())
+    return DataError(
+        f"Nothing is left of {source}, for all that it holds was skipped: {faults}.",
+        "Mend what is like that, or give another file.",
+    )
 
 
 class _Split:
@@ -181,9 +188,9 @@ class _Split:
             The number of training shards.
         """
         if self.documents < 2:
-            found = "only one document" if self.documents else "no document"
             raise DataError(
-                f"{source} makes {found}; one is needed for training and one for validation.",
+                f"{source} makes only one document; one is needed for training and one for "
+                "validation.",
                 f"Add text: a document of a .txt file has up to {LONGEST_DOCUMENT} characters.",
             )
         self._deal()
