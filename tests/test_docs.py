@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from support.api_runs import small_runs
 
+from mlxchat.doctor.system import NEWEST_PYTHON, OLDEST_PYTHON
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md"])
 PLACES = [ROOT, ROOT / "src" / "mlxchat", ROOT / "tests"]
@@ -36,6 +38,31 @@ def test_the_tree_names_every_folder() -> None:
     parts |= {path.name for path in source.glob("*.py")} - {"__main__.py"}
     listed = set(re.findall(r"^  ([\w.]+)/? ", tree, re.MULTILINE))
     assert listed == parts
+
+
+def test_ci_runs_the_commands_of_the_readme() -> None:
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8")
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for command in (
+        'pip install -e ".[cpu]" && mlxchat quickstart',
+        'pip install -e ".[cpu,dev]" && pytest',
+    ):
+        assert f"\n{command}\n" in readme
+        assert f"run: {command}" in workflow
+    assert "run: mlxchat doctor" in workflow
+
+
+def test_the_versions_of_python_are_the_same_everywhere() -> None:
+    """In the package's metadata, the README and the doctor; CI has the first and the last."""
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    minors = [int(minor) for minor in re.findall(r'"Programming Language .* 3\.(\d+)"', project)]
+    first, last = (3, minors[0]), (3, minors[-1])
+    assert minors == list(range(minors[0], minors[-1] + 1))
+    assert f'requires-python = ">=3.{first[1]},<3.{last[1] + 1}"' in project
+    assert (first, last) == (OLDEST_PYTHON, NEWEST_PYTHON)
+    assert f"Python 3.{first[1]} to 3.{last[1]}" in (ROOT / "README.md").read_text("utf-8")
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8")
+    assert f'python: ["3.{first[1]}", "3.{last[1]}"]' in workflow
 
 
 @pytest.mark.slow  # test_public_api has what a notebook does, with a smaller model

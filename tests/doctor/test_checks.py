@@ -99,6 +99,7 @@ FAULTS = [
     ("compiler", linux(changed("compile_kernel", difference=0.1)), "failed", "something else"),
     ("compiler", linux(changed("compile_kernel", seconds=30.0)), "warning", "compiled"),
     ("BLAS", linux(changed("describe_device", openblas="")), "failed", "10 to 30 times"),
+    ("home", linux(changed("try_write", refused="EACCES: permission denied")), "failed", "EACCES"),
     ("home", linux(file_system="nfs4"), "warning", "network"),
     ("home", linux(file_system="exfat"), "warning", "journal"),
     ("home", linux(file_system="tmpfs"), "warning", "restart"),

@@ -1,5 +1,6 @@
 """The questions to the machine, and measurements in processes that crash, hang or fail."""
 
+import os
 import signal
 import stat
 import sys
@@ -51,6 +52,18 @@ def test_a_measurement_runs_in_a_process_of_its_own(host: Host) -> None:
     tried = host.measure(facts.LINKING, home=str(host.home.root))
     assert tried == facts.Attempt()
     assert host.home.root.exists()
+
+
+def test_an_error_of_its_process_is_told_with_its_remedy(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLX whose library is missing, say."""
+    (tmp_path / "mlx").mkdir()
+    (tmp_path / "mlx" / "__init__.py").write_text("raise ImportError('no libmlx')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(BackendError) as caught:
+        host.measure(facts.DEVICE)
+    assert "MLX has no backend on this machine (no libmlx). Install" in caught.value.problem
 
 
 def test_the_same_is_measured_once(

@@ -19,7 +19,7 @@ TRIED = ["sync", "lock", "rename", "link"]
 def really(name: str, root: Path) -> tuple[str, str]:
     """The outcome of a check that really tries the disk, with what it said."""
     check: Check = CHECKS[name]
-    functions = ("try_sync", "try_lock", "try_rename", "try_link")
+    functions = ("try_write", "try_sync", "try_lock", "try_rename", "try_link")
     verdict = judged(check, PlantedHost(root, dict.fromkeys(functions, "real")))
     return verdict.outcome, f"{verdict.value} {verdict.detail}"
 
@@ -87,7 +87,10 @@ def test_a_disk_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert outcome == "warning" and "EPERM" in said
 
 
-@pytest.mark.parametrize("name", TRIED)
-def test_a_home_that_cannot_be_written(name: str, tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    assert really(name, tmp_path / "file")[0] == "failed"
+    outcome, said = really("home", tmp_path / "file")
+    assert outcome == "failed" and "EEXIST" in said
+    assert [really(name, tmp_path / "file") for name in TRIED] == [
+        ("not here", "the home cannot be written ")
+    ] * 4

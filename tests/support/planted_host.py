@@ -12,6 +12,7 @@ from mlxchat.home import Home
 GIB = 2**30
 ONE_PACE = facts.Pace(seconds=0.1, peak=GIB)
 HEALTHY: dict[str, Measurement] = {  # what is measured where all is well, by the probe's function
+    "try_write": facts.Attempt(),
     "try_sync": facts.Attempt(seconds=0.01),
     "try_lock": facts.Attempt(),
     "try_rename": facts.Names(renamed=True, case_sensitive=True),

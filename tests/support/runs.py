@@ -129,13 +129,18 @@ def run_folder(home: Path) -> Path:
 
 def diverging(step: int, metrics: list[float]) -> Compile:
     """Have a step end with this loss, gradient norm and learning rate."""
+    loss, norm, learning_rate = metrics
 
     def compiled(of: StepParts, stop: ShouldStop) -> Launch:
         launch = compile_step(of, stop)
 
         def launch_diverging(number: int) -> Pending:
             pending = launch(number)
-            return replace(pending, metrics=mx.array(metrics)) if number == step else pending
+            return (
+                replace(pending, metrics=mx.array([norm, learning_rate, loss]))
+                if number == step
+                else pending
+            )
 
         return launch_diverging
 

@@ -8,16 +8,23 @@ import json
 import sys
 
 from mlxchat.doctor.facts import Measurement
+from mlxchat.errors import MlxchatError
 from mlxchat.json_text import parse_json
 
 
 def report_measurement() -> None:
-    """Call the function, and write what it returns as the last line of standard output."""
+    """Call the function, and write what it returns as the last line of standard output.
+
+    An error that a user can fix ends it with one line, its problem and its remedy.
+    """
     module, function = sys.argv[1:]
-    measure = getattr(importlib.import_module(module), function)
     arguments = parse_json(sys.stdin.read())
     assert isinstance(arguments, dict)
-    measured: Measurement = measure(**arguments)
+    try:
+        measure = getattr(importlib.import_module(module), function)
+        measured: Measurement = measure(**arguments)
+    except MlxchatError as error:
+        sys.exit(f"{error.problem} {error.remedy}")
     sys.stdout.write(f"\n{json.dumps(measured.model_dump())}\n")  # NaN and infinity too
 
 

@@ -92,16 +92,16 @@ def examine(
 
 def judged(check: Check, host: Host) -> Verdict:
     """Make a check, if it can be made here; that it cannot be finished is a verdict too."""
-    if absent := check.absent(host):
-        return Verdict(outcome="not here", value=absent)
     try:
+        if absent := check.absent(host):
+            return Verdict(outcome="not here", value=absent)
         return check.examine(host)
     except OutOfTime as reason:
         return doubtful("not measured", str(reason), "Check once more.")
     except MlxchatError as error:
-        return wrong("failed", error.problem, error.remedy)
+        return wrong("no result", error.problem, error.remedy)
     except OSError as error:
-        return wrong("failed", f"{error.strerror or error}.")
+        return wrong("no result", f"{error.strerror or error}.")
 
 
 def finding(check: Check, topic: str, verdict: Verdict, seconds: float) -> Finding:

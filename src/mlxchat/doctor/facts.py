@@ -145,6 +145,7 @@ class Steps(Measurement):
     wired: Pace | None  # None but on a Mac
 
 
+WRITING = Probe("measured_storage", "try_write", Attempt, 20)
 SYNCING = Probe("measured_storage", "try_sync", Attempt, 20)
 LOCKING = Probe("measured_storage", "try_lock", Attempt, 20)
 RENAMING = Probe("measured_storage", "try_rename", Names, 20)
@@ -160,6 +161,7 @@ BACKWARD = Probe("measured_arithmetic", "time_attention", Backward, 60)
 DECODED = Probe("measured_arithmetic", "compare_decoding", Difference, 60)
 STEPS = Probe("measured_training", "take_steps", Steps, 90)
 PROBES = (
+    WRITING,
     SYNCING,
     LOCKING,
     RENAMING,

@@ -33,6 +33,16 @@ def _refusal(operation: Callable[[], object]) -> str:
     return ""
 
 
+def try_write(home: str) -> Attempt:
+    """Create mlxchat's home if it is missing, and write a file there."""
+
+    def write() -> None:
+        with _scratch(home) as folder:
+            (folder / "file").write_bytes(b"content")
+
+    return Attempt(refused=_refusal(write))
+
+
 def try_sync(home: str) -> Attempt:
     """Write a megabyte and flush it, with its folder, to the drive itself.
 

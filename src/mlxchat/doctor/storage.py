@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mlxchat.disk import RESERVE
 from mlxchat.doctor.check import STORING, Check, Verdict, doubtful, good, wrong
-from mlxchat.doctor.facts import LINKING, LOCKING, RENAMING, SYNCING
+from mlxchat.doctor.facts import LINKING, LOCKING, RENAMING, SYNCING, WRITING
 from mlxchat.doctor.host import Host
 from mlxchat.errors import command
 
@@ -41,10 +41,25 @@ def cloud(path: Path, user_home: Path | None, mac: bool) -> str:
     return ""
 
 
+def _refused(host: Host) -> str:
+    """Return why nothing can be written to mlxchat's home."""
+    return host.measure(WRITING, home=str(host.home.root)).refused
+
+
+def _with_home(host: Host) -> str:
+    return "the home cannot be written" if _refused(host) else ""
+
+
 def _home(host: Host) -> Verdict:
     root = host.home.root
     kind = host.file_system().kind
     value = f"{root}, {kind}"
+    if refused := _refused(host):
+        return wrong(
+            value,
+            f"Nothing can be written there ({refused}).",
+            "Check who may write there, or choose another folder with MLXCHAT_HOME.",
+        )
     if name := cloud(root, host.user_home(), host.system() == "Darwin"):
         return doubtful(
             value,
@@ -124,7 +139,7 @@ ELSEWHERE = "Choose a folder on a disk of this machine with MLXCHAT_HOME."
 STORAGE_CHECKS = (
     Check(
         "home",
-        "The file system of the folder where data and models are kept.",
+        "The folder of data and models: its file system, and whether it can be written.",
         "a disk of this machine, outside clouds",
         ELSEWHERE,
         STORING,
@@ -146,6 +161,7 @@ STORAGE_CHECKS = (
         ELSEWHERE,
         STORING,
         _sync,
+        _with_home,
     ),
     Check(
         "lock",
@@ -155,6 +171,7 @@ STORAGE_CHECKS = (
         "machine with MLXCHAT_HOME.",
         STORING,
         _lock,
+        _with_home,
     ),
     Check(
         "rename",
@@ -163,6 +180,7 @@ STORAGE_CHECKS = (
         ELSEWHERE,
         STORING,
         _rename,
+        _with_home,
     ),
     Check(
         "link",
@@ -171,5 +189,6 @@ STORAGE_CHECKS = (
         "Nothing needs to be done: files are copied instead, which takes time and room.",
         STORING,
         _link,
+        _with_home,
     ),
 )
