@@ -197,6 +197,7 @@ USABLE = {
 UNUSABLE = {
     "neither an object nor a list of messages": [3, "text", None, True],
     "no messages": [[], {"messages": []}, {"messages": [{"role": "system", "content": ""}]}],
+    'unknown format: keys "", a b': [{"\n": 1, "a\nb": 2}],
     "unknown format: keys a, b": [{"b": 1, "a": 2}],
     "unknown format: no keys": [{}, {"a": None}],
     "messages that are not a list": [{"messages": 3}, {"conversations": {"from": "human"}}],

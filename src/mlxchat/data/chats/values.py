@@ -64,8 +64,13 @@ def present(given: JsonRow) -> JsonRow:
 
 
 def shortened(value: object) -> str:
-    """Return the beginning of a name that a file gives, such as a key or a role."""
-    return str(value)[:NAME_CHARACTERS].encode(errors="backslashreplace").decode()
+    """Return the beginning of a name that a file gives, such as a key or a role, in one line.
+
+    >>> shortened("a\\nkey"), shortened("")
+    ('a key', '""')
+    """
+    name = " ".join(str(value)[: 2 * NAME_CHARACTERS].split())[:NAME_CHARACTERS] or '""'
+    return name.encode(errors="backslashreplace").decode()
 
 
 def checked_text(value: object) -> str:
