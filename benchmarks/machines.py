@@ -13,7 +13,8 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import parameters
-from mlxchat.plan.memory import Resources, fit
+from mlxchat.plan.division import fit
+from mlxchat.plan.memory import Resources
 
 LIMITS = {8: 5, 16: 11, 24: 16, 36: 24}  # GB, of memory and for training
 DEPTHS = (12, 16, 20, 26)

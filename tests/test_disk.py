@@ -1,4 +1,4 @@
-"""Locks, new folders and syncing, also on disks that lack some of it, such as network drives."""
+"""Locks, new folders, syncs and files of any kind, also on disks that lack some of it."""
 
 import errno
 import fcntl
@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.strange_files import STRANGE, put_strange
 
-from mlxchat import disk
-from mlxchat.disk import Lock, new_folder, storing, sync
+from mlxchat.disk import new_folder, open_regular, read_regular, replacing, storing, sync
 from mlxchat.errors import DiskError, LockedError
+from mlxchat.locks import Lock, in_use
 
 ELSEWHERE = "name another one"
 NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF}
@@ -99,7 +100,7 @@ def test_only_the_file_of_a_dead_process_of_this_host_is_replaced(
         file.write_text(f"{alive}\n")
         assert Lock.take(path) is None
     file.write_text(f"{dead} elsewhere\n")
-    error = disk.in_use(path, "It is used.", "Wait.")
+    error = in_use(path, "It is used.", "Wait.")
     assert str(file) in error.remedy and "'elsewhere'" in error.remedy and str(dead) in error.remedy
     file.write_text(f"{dead} not-{socket.gethostname()}\n")
     assert Lock.take(path) is None
@@ -107,7 +108,7 @@ def test_only_the_file_of_a_dead_process_of_this_host_is_replaced(
     with taken(path):
         assert file.read_text() == f"{os.getpid()} {socket.gethostname()}\n"
     assert not file.exists()
-    assert disk.in_use(path, "It is used.", "Wait.").remedy == "Wait."
+    assert in_use(path, "It is used.", "Wait.").remedy == "Wait."
 
 
 def test_a_mac_knows_its_own_file_when_its_name_has_changed(
@@ -115,7 +116,7 @@ def test_a_mac_knows_its_own_file_when_its_name_has_changed(
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", refusing(errno.ENOLCK))
     path, file = tmp_path / "place", tmp_path / ".place.held"
-    monkeypatch.setattr(disk, "identity", lambda: "hardware")
+    monkeypatch.setattr("mlxchat.locks.identity", lambda: "hardware")
     monkeypatch.setattr(socket, "gethostname", lambda: "at-home")
     with taken(path):
         held = file.read_text()
@@ -152,6 +153,21 @@ def test_a_sync_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setattr(fcntl, "fcntl", refusing(code))
         with pytest.raises(OSError, match=os.strerror(code)):
             sync(tmp_path)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("before")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "before"
+    with replacing(path) as partial:
+        partial.write_text("after")
+    assert path.read_text() == "after" and list(tmp_path.iterdir()) == [path]
+    for unnamed in (tmp_path, Path()):
+        with pytest.raises(OSError), replacing(unnamed) as partial:
+            partial.write_text("")
 
 
 def test_only_a_full_disk_is_said_to_need_room() -> None:
@@ -229,3 +245,25 @@ def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
         (tmp_path / "late").mkdir()
         (tmp_path / "late" / "kept").touch()
     assert [path.name for path in (tmp_path / "late").iterdir()] == ["kept"]
+
+
+def test_a_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    assert read_regular(path, 5) == b"12345"
+    (tmp_path / "link").symlink_to(path)
+    with open_regular(tmp_path / "link") as file:
+        assert file.read() == b"12345"
+    with pytest.raises(OSError, match="More than 4 bytes"):
+        read_regular(path, 4)
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_anything_else_is_an_error_at_once(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    put_strange(kind, path)
+    with pytest.raises(OSError) as raised:
+        read_regular(path, 1000)
+    assert raised.value.strerror and str(path) in str(raised.value)
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "missing")

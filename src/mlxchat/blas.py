@@ -23,7 +23,7 @@ MLX = "mlx.core"
 
 
 def prepare() -> None:
-    """Have OpenBLAS loaded before MLX, whoever imports MLX; warn if MLX was imported already."""
+    """Have OpenBLAS loaded before MLX is imported; warn if MLX was imported already."""
     if sys.platform != "linux":
         return  # Macs have a BLAS of their own
     if MLX not in sys.modules:

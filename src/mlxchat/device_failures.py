@@ -1,7 +1,7 @@
-"""Recognises what MLX says when its device fails, and says what helps.
+"""Recognises the errors that MLX raises when its device fails, and says what helps.
 
-MLX raises RuntimeError and MemoryError with the words of Metal, CUDA or its own allocators. Python
-and this program raise both as well, for reasons of their own, so that only the text can tell.
+MLX raises RuntimeError and MemoryError with messages of Metal, CUDA or its own allocators. Python
+and this program raise both as well, for reasons of their own, so only the message can tell.
 """
 
 import re
@@ -17,12 +17,12 @@ KEPT = "What a run has saved is kept: repeat its command to resume, or let `supe
 class Failure(NamedTuple):
     """A way in which a device fails."""
 
-    text: re.Pattern[str]  # part of what MLX says
+    text: re.Pattern[str]  # found in the error message of MLX
     problem: str
     remedy: str
 
 
-FAILURES = (  # the first that fits is told
+FAILURES = (  # the first whose text matches counts
     Failure(
         re.compile(r"ImpactingInteractivity|Impacting Interactivity"),
         "macOS stopped the GPU's work, because the display had to wait for it",
@@ -73,7 +73,7 @@ FAILURES = (  # the first that fits is told
 
 
 def explain(text: str) -> DeviceError | None:
-    """Return the error for what MLX says; None if that is not of a device that failed.
+    """Return the error for a message of MLX; None if it is not about a device that failed.
 
     >>> explain("[METAL] Command buffer execution failed: Impacting Interactivity").problem
     "macOS stopped the GPU's work, because the display had to wait for it ([METAL] Command buffer \
@@ -89,15 +89,15 @@ execution failed: Impacting Interactivity)."
 
 
 def device_error(error: BaseException) -> DeviceError | None:
-    """Return what MLX raised as a `DeviceError`; None if it does not say that its device failed."""
+    """Return an exception of MLX as a `DeviceError`; None if its device did not fail."""
     return explain(str(error)) if type(error) in (RuntimeError, MemoryError) else None
 
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Raise a `DeviceError` within the context in place of what MLX raises when its device fails.
+    """Within the context, turn an exception of MLX whose device failed into a `DeviceError`.
 
-    Whoever takes RuntimeError for the fault of a file or a disk has this around the work of MLX.
+    Code that takes a RuntimeError for the fault of a file or a disk does the work of MLX in it.
     """
     try:
         yield

@@ -82,7 +82,7 @@ class DeviceError(BackendError):
 
 
 def command(name: str, *arguments: str | Path, **options: object) -> str:
-    """A command line to paste into a terminal, with its options written as flags.
+    """Return a command line to paste into a terminal, with its options written as flags.
 
     >>> command("sft", source="d4", load_optimizer=True)
     'mlxchat sft --source d4 --load-optimizer'

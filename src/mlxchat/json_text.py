@@ -1,7 +1,7 @@
-"""JSON that anyone may have written: whatever is wrong with it, reading it raises a ValueError.
+"""Reads JSON that anyone may have written: whatever is wrong with it is a ValueError.
 
 Python's own reader also raises RecursionError, advises to change the interpreter's settings, and
-returns what later code stumbles over. What `parse_json` returns can be walked and printed
+returns values that later code fails on. What `parse_json` returns can be walked and printed
 recursively, and each of its integers converts to a float. As Python's reader does, it takes NaN and
 Infinity, which Python writes, halves of surrogate pairs, and the last one of equal keys; `as_type`
 takes no halves, and NaN and Infinity only where the type does.
@@ -20,7 +20,7 @@ Parsed = TypeVar("Parsed")
 
 
 def parse_json(text: str | bytes) -> object:
-    """Return the value that a text in JSON stands for.
+    """Return the value of a text in JSON.
 
     Args:
         text: the text; bytes in UTF-8. A byte order mark before it is ignored.

@@ -1,4 +1,4 @@
-"""Names of files that are spelled differently and yet are the same.
+"""File names that are spelled differently, but name the same file on some disks.
 
 A Mac's disk keeps the spelling of a name, but takes two that differ in case only for one, and also
 the two Unicode forms of a letter with a mark: ü is one character, or a u and a mark. What is typed,
@@ -26,15 +26,15 @@ def without_marks(name: str) -> str:
 
 
 def as_listed(names: Iterable[str], listed: Iterable[str]) -> list[str]:
-    """Return names in the form in which a folder lists them; as they are where it does not."""
+    """Return names in the Unicode form in which a folder lists them; those it lacks, unchanged."""
     found = {composed(name): name for name in listed}
     return [found.get(composed(name), name) for name in names]
 
 
 def namesake(path: Path) -> Path | None:
-    """Return what stands beside ``path`` under a name that differs in case only.
+    """Return the file or folder beside ``path`` whose name differs from its own in case only.
 
-    None if there is nothing, or if ``path`` itself is listed in its folder.
+    None if there is none, or if ``path`` itself is listed in its folder.
 
     Raises:
         OSError: the folder cannot be read.

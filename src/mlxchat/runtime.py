@@ -16,7 +16,7 @@ from mlxchat import system
 from mlxchat.errors import BackendError, ConfigError, MemoryLimitError
 from mlxchat.telemetry.events import Memory
 
-__all__ = ["machine", "matmul_flops", "memory_use", "mx", "nn", "tree_flatten"]
+__all__ = ["mx", "nn", "tree_flatten"]  # of MLX, for other modules to import from here
 
 try:
     import mlx.core as mx
@@ -31,7 +31,7 @@ except ImportError as error:
 GIB = 1024**3
 LARGEST_CACHE = 4 * GIB
 SPARED = 0.9  # share of the free memory
-ROOM_SHARE, ROOM = 0.1, GIB // 2  # over the expected peak, for what MLX keeps and computes ahead
+ROOM_SHARE, ROOM = 0.1, GIB // 2  # above the expected peak, for what MLX keeps and computes ahead
 WIRED_ROOM = 4 * 10**9  # bytes over the expected peak
 LARGEST_PRODUCT = 8192  # width of the matrices that measure speed
 WORTH_IT = 1.1  # float32 takes twice the memory, so it must be this many times as fast as bfloat16
@@ -133,8 +133,8 @@ def _processor_name() -> str:
 def peak_flops(device: str) -> float | None:
     """Return the peak FLOP/s of a device; None if its chip is not in the table.
 
-    Names of Apple's chips are complete, and a chip of a new name is another one. NVIDIA adds the
-    memory or the board's form to the chip's name.
+    Apple's chips are looked up by their full names. NVIDIA adds the memory or the form of the board
+    to the chip's name.
 
     >>> peak_flops("Apple M3 Pro") / 1e12
     7.4
@@ -175,8 +175,8 @@ def matmul_flops(seconds: float = 0.3, dtype: mx.Dtype | None = None) -> float:
 def product_flops(dtype: mx.Dtype) -> float | None:
     """Return `matmul_flops` of a GPU, measured when this is first called; None on CPUs.
 
-    What a chip's data sheet counts is not what all chips compute with. On CPUs the loader's threads
-    take part of the speed that a product alone has.
+    Not all chips compute with the units that their data sheet counts. On CPUs the loader's threads
+    slow the products of a run, so the speed of a lone product would mislead.
 
     Args:
         dtype: of the matrices.

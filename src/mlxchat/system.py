@@ -1,7 +1,6 @@
-"""What the operating system is asked: memory, pressure, identity, and to keep a Mac awake.
+"""The operating system: memory, pressure, identity, new processes, and keeping a Mac awake.
 
-Systems differ here, so that everything which needs a Mac's answers goes through these functions,
-which tests replace.
+Everything that differs on a Mac goes through these functions, which tests replace.
 """
 
 import ctypes
@@ -23,6 +22,17 @@ MACOS_LEVELS: dict[int, Pressure] = {1: "normal", 2: "warning", 4: "critical"}
 STALLED = 0.1  # share of the last ten seconds beyond which waiting for memory is felt
 IDENTITY_SECONDS = 1  # the longest wait for a Mac's identity
 
+# `-m` and `-c` look for modules in the working directory first; the option -P, which prevents that,
+# is not in Python 3.10. The folder of the package comes last, in case it is found no other way.
+_START = """
+import sys
+if sys.path[0] == "":
+    del sys.path[0]
+sys.path.append(sys.argv.pop(1).rpartition("/")[0])
+import runpy
+runpy.run_module("{}", run_name="__main__", alter_sys=True)
+"""
+
 
 def on_mac() -> bool:
     """Return whether this is a Mac."""
@@ -30,7 +40,7 @@ def on_mac() -> bool:
 
 
 def sysctl(name: str) -> int | None:
-    """Return a number of 32 bits that a Mac's kernel keeps; None if it has none of that name."""
+    """Return a 32-bit number that a Mac's kernel keeps; None if it keeps none of that name."""
     if not on_mac():
         return None
     number, size = ctypes.c_int(0), ctypes.c_size_t(ctypes.sizeof(ctypes.c_int))
@@ -40,10 +50,10 @@ def sysctl(name: str) -> int | None:
 
 
 def free_memory() -> int:
-    """Return the bytes that programs can have without driving out what others are using.
+    """Return the bytes that programs can take without driving out what others are using.
 
-    On a Mac it is the kernel's own share, which `memory_pressure` prints: it counts files in memory
-    and what can be compressed. Pages that hold nothing, which are few on any Mac, say little.
+    On a Mac it is the kernel's own percentage, which `memory_pressure` prints: it counts files in
+    memory and what can be compressed. Pages that hold nothing are few on any Mac, and say little.
     """
     virtual = psutil.virtual_memory()
     percent = sysctl("kern.memorystatus_level")
@@ -87,13 +97,22 @@ def identity() -> str:
     return socket.gethostname()
 
 
+def own_command(module: str, *arguments: str) -> list[str]:
+    """Return a command line that runs a module, as ``python -m`` does, with arguments.
+
+    It imports what this process imports, whatever Python files are in the working directory.
+    """
+    package = Path(__file__).parent
+    return [sys.executable, "-c", _START.format(module), str(package), *arguments]
+
+
 @contextmanager
 def kept_awake() -> Iterator[bool]:
     """Keep a Mac from sleeping within the context; yield whether that is done.
 
     ``caffeinate`` holds off the sleep of an idle system (-i) and, on mains, all but that of a
-    closed lid (-s). The display may sleep: one that is on is what sets off the GPU's watchdog. It
-    ends with this process (-w), however that ends.
+    closed lid (-s). The display may sleep: while it is on, it can set off the GPU's watchdog.
+    caffeinate ends with this process (-w), however that ends.
     """
     process = _caffeinate() if on_mac() else None
     try:
@@ -105,7 +124,7 @@ def kept_awake() -> Iterator[bool]:
 
 
 def _caffeinate() -> "subprocess.Popen[bytes] | None":
-    """Start it, out of reach of the terminal's Ctrl-C; None if there is no such program."""
+    """Start caffeinate, out of reach of the terminal's Ctrl-C; None if it is missing."""
     try:
         return subprocess.Popen(
             ["caffeinate", "-i", "-s", "-w", str(os.getpid())],

@@ -582,6 +582,7 @@ def test_a_folder_without_conversations_is_named(tmp_path: Path) -> None:
         reading.read_source(Source(tmp_path / "missing"))
 
 
+@pytest.mark.slow
 @needs_shared
 @pytest.mark.parametrize(
     "path", sorted((SHARED / "data" / "sft").glob("*.json*")), ids=lambda path: path.name

@@ -238,6 +238,7 @@ def test_made_up_conversations_are_mixed_in(first: Path) -> None:
     assert any(spelling.ANSWER in c.messages[-1].text for c in conversations)
 
 
+@pytest.mark.slow
 @needs_shared
 def test_every_row_of_the_real_files_is_used_or_accounted_for() -> None:
     documents = ChatDocuments([Source(SHARED / "data" / "sft")], seed=0)

@@ -195,6 +195,7 @@ def test_the_saved_step_verifies_and_is_listed_as_trainable(saved: Saved) -> Non
     assert (listed["step"], listed["trainable"]) == (saved.first, True)
 
 
+@pytest.mark.slow
 def test_eval_chat_finds_the_same_on_held_out_conversations(saved: Saved) -> None:
     if "evaluation" not in saved.facts:
         pytest.skip("trained on text only")

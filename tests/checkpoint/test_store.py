@@ -17,9 +17,9 @@ from support.marks import slow
 from support.runs import CONFIG, run
 
 from mlxchat.checkpoint import files, layout, store, trainer
-from mlxchat.disk import Lock
 from mlxchat.errors import LockedError, MlxchatError
 from mlxchat.home import Home
+from mlxchat.locks import Lock
 from mlxchat.runtime import machine
 from mlxchat.train.pretrain import Pretraining
 from mlxchat.train.resume import TrainState, load_state

@@ -14,7 +14,7 @@ from mlxchat import __version__
 from mlxchat.cli.supervise import supervise
 from mlxchat.errors import MlxchatError
 from mlxchat.monitor.machine import command_of
-from mlxchat.processes import own_command
+from mlxchat.system import own_command
 
 SCRIPT = """
 import os, signal, sys

@@ -221,7 +221,7 @@ def test_a_trickle_counts_as_a_stall(
     hub: Hub, server: HubServer, destination: Path, pauses: list[float]
 ) -> None:
     times = itertools.count(0, 600)  # more between two chunks than they may take
-    fetch(replace(hub, clock=lambda: float(next(times))), destination)
+    fetch(replace(hub, timer=lambda: float(next(times))), destination)
     assert destination.read_bytes() == CONTENT
     assert pauses and "range" in storage_requests(server)[-1].headers
 

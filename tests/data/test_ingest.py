@@ -306,7 +306,7 @@ def test_the_encoding_that_a_mark_says_is_named(tmp_path: Path, run: Run) -> Non
 def test_a_file_of_which_all_was_skipped_is_not_called_empty(tmp_path: Path) -> None:
     path = tmp_path / "own.txt"
     path.write_bytes(b"na\xefve\n\nd\xe9j\xe0 vu\n")
-    with pytest.raises(MlxchatError, match=r"was skipped: \S+own\.txt, line 1 is not UTF-8\."):
+    with pytest.raises(MlxchatError, match=r"own\.txt, line 1 is the first: it is not UTF-8\."):
         ingest(path, tmp_path / "home" / "own", lambda _: None, skip_bad=True)
 
 

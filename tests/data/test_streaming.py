@@ -15,8 +15,8 @@ from mlxchat.data.fetch import fetch
 from mlxchat.data.hub import ATTEMPTS, Hub
 from mlxchat.data.shards import STREAMED, check_shard, shard_name
 from mlxchat.data.streaming import LOCK, StreamingShards
-from mlxchat.disk import Lock
 from mlxchat.errors import LockedError, MlxchatError
+from mlxchat.locks import Lock
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 from mlxchat.telemetry.events import Event, Noted, Progressed
 

@@ -16,9 +16,9 @@ from support.planted_host import (
     planted_mac,
 )
 
-from mlxchat.doctor import facts
+from mlxchat.doctor import probes
 from mlxchat.doctor.check import Check
-from mlxchat.doctor.examination import CHECKS, finding, judged
+from mlxchat.doctor.examination import CHECKS, finding_of, judge
 from mlxchat.doctor.host import Host, OutOfTime, Package, Power
 from mlxchat.doctor.storage import cloud
 from mlxchat.errors import BackendError
@@ -56,12 +56,12 @@ def test_a_healthy_machine_is_healthy(tmp_path: Path) -> None:
         (planted_mac(Path("/Users/ada/.cache/mlxchat")), NOT_FOR_MACS),
         (cuda(tmp_path), {"macOS", "awake", "BLAS", "wired memory"}),
     ):
-        verdicts = {name: judged(check, host) for name, check in ALL.items()}
+        verdicts = {name: judge(check, host) for name, check in ALL.items()}
         assert {name for name, v in verdicts.items() if v.outcome == "not here"} == absent
         assert [(n, v) for n, v in verdicts.items() if v.outcome in ("warning", "failed")] == []
 
 
-SLOW = facts.Pace(seconds=0.2, peak=GIB)
+SLOW = probes.Pace(seconds=0.2, peak=GIB)
 NO_DEVICE = {"describe_device": BackendError("MLX has no backend on this machine.")}
 FULL = PLENTY._replace(free=GIB // 4)
 NEARLY_FULL = PLENTY._replace(free=GIB)
@@ -93,7 +93,7 @@ FAULTS = [
     ("memory", linux(memory=NEARLY_FULL), "warning", "small models"),
     ("memory", mac(memory=PLENTY._replace(pressure="critical")), "warning", "pressure critical"),
     ("power", linux(power=Power(battery=True, mains=False)), "warning", "battery"),
-    ("awake", mac(held_awake=None), "warning", "does not tell"),
+    ("awake", mac(held_awake=None), "warning", "does not say"),
     ("awake", mac(held_awake=False), "warning", "does not run"),
     ("compiler", linux(answers={"g++ -dumpversion": None}), "warning", "g++"),
     ("compiler", linux(changed("compile_kernel", difference=0.1)), "failed", "something else"),
@@ -162,10 +162,10 @@ FAULTS = [
 def test_a_planted_fault_is_found(
     name: str, host: Callable[[Path], Host], outcome: str, said: str, tmp_path: Path
 ) -> None:
-    found = finding(ALL[name], "a topic", judged(ALL[name], host(tmp_path)), 0.0)
+    found = finding_of(ALL[name], "a topic", judge(ALL[name], host(tmp_path)), 0.0)
     assert found.outcome == outcome, found
     assert said in f"{found.value} {found.detail}"
-    if found.wrong:
+    if found.needs_action:
         assert found.remedy
         assert found.commands == ALL[name].commands
 
@@ -184,7 +184,7 @@ def test_a_check_says_what_it_is(check: Check) -> None:
 
 def test_without_mlx_the_rest_is_still_checked(tmp_path: Path) -> None:
     host = PlantedHost(tmp_path, NO_DEVICE)
-    outcomes = {name: judged(check, host).outcome for name, check in ALL.items()}
+    outcomes = {name: judge(check, host).outcome for name, check in ALL.items()}
     assert [name for name, outcome in outcomes.items() if outcome == "failed"] == ["MLX"]
     assert outcomes["rotation"] == outcomes["learning"] == "not here"
     assert outcomes["lock"] == outcomes["python"] == "ok"
@@ -192,18 +192,18 @@ def test_without_mlx_the_rest_is_still_checked(tmp_path: Path) -> None:
 
 def test_what_stops_a_check_is_a_verdict(tmp_path: Path) -> None:
     crash = BackendError("Its process was ended by SIGABRT.", "Restart it.")
-    failed = judged(ALL["rotation"], PlantedHost(tmp_path, {"compare_rotation": crash}))
+    failed = judge(ALL["rotation"], PlantedHost(tmp_path, {"compare_rotation": crash}))
     assert (failed.outcome, failed.detail, failed.remedy) == (
         "failed",
         "Its process was ended by SIGABRT.",
         "Restart it.",
     )
-    late = judged(
+    late = judge(
         ALL["rotation"], PlantedHost(tmp_path, {"compare_rotation": OutOfTime("It was late.")})
     )
     assert (late.outcome, late.value, late.detail) == ("warning", "not measured", "It was late.")
     gone = PermissionError(13, "Permission denied")
-    denied = judged(ALL["sync"], PlantedHost(tmp_path, {"try_sync": gone}))
+    denied = judge(ALL["sync"], PlantedHost(tmp_path, {"try_sync": gone}))
     assert (denied.outcome, denied.detail) == ("failed", "Permission denied.")
 
 
@@ -224,5 +224,5 @@ def test_clouds_are_known_by_their_folders(path: str, mac: bool, name: str) -> N
 
 def test_a_home_in_icloud_is_doubtful() -> None:
     host = planted_mac(Path("/Users/ada/Library/Mobile Documents/com~apple~CloudDocs/models"))
-    found = judged(ALL["home"], host)
+    found = judge(ALL["home"], host)
     assert found.outcome == "warning" and "iCloud Drive" in found.detail

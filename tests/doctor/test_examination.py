@@ -10,7 +10,7 @@ from support.planted_host import PlantedHost, planted_mac
 
 from mlxchat.doctor import privacy
 from mlxchat.doctor.check import Check, Finding, good
-from mlxchat.doctor.examination import ALL_CHECKS, CHECKS, SECONDS, examine, examined
+from mlxchat.doctor.examination import ALL_CHECKS, CHECKS, SECONDS, Examination, examine
 from mlxchat.doctor.mac import QUESTIONS
 from mlxchat.doctor.privacy import anonymous
 from mlxchat.errors import BackendError
@@ -51,14 +51,14 @@ def test_findings_come_between_their_progress(tmp_path: Path) -> None:
 def test_every_check_has_a_finding(tmp_path: Path) -> None:
     findings = [e for e in examine(PlantedHost(tmp_path)) if isinstance(e, Finding)]
     assert [finding.check for finding in findings] == NAMES
-    facts = examined(PlantedHost(tmp_path), findings, 1.0)
+    facts = Examination.on(PlantedHost(tmp_path), findings, 1.0)
     assert facts.only_on_a_mac == ()
     assert len(facts.of("ok")) + len(facts.of("not here")) == len(NAMES)
 
 
 def test_a_mac_answers_what_only_a_mac_can_tell(tmp_path: Path) -> None:
     host = planted_mac(tmp_path)
-    facts = examined(host, [e for e in examine(host) if isinstance(e, Finding)], 1.0)
+    facts = Examination.on(host, [e for e in examine(host) if isinstance(e, Finding)], 1.0)
     answers = {answer.question: answer.answer for answer in facts.only_on_a_mac}
     assert len(answers) == len(QUESTIONS)
     fused = next(text for question, text in answers.items() if "fused" in question)

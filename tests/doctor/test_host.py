@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.macs import FakeMac
 
-from mlxchat.doctor import facts
+from mlxchat.doctor import probes
 from mlxchat.doctor.host import Host, OutOfTime, Package, Power, failure
 from mlxchat.errors import BackendError
 from mlxchat.home import Home
@@ -40,17 +40,17 @@ def python_is(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_every_measurement_has_its_function() -> None:
     """Their modules are read, not imported: a name that is missing would fail on a user's Mac."""
-    folder = Path(facts.__file__).parent
-    for probe in facts.PROBES:
+    folder = Path(probes.__file__).parent
+    for probe in probes.PROBES:
         text = (folder / f"{probe.module}.py").read_text("utf-8")
         assert f"\ndef {probe.function}(" in text
         assert f") -> {probe.numbers.__name__}:" in text
-    assert len(facts.PROBES) == len({probe.function for probe in facts.PROBES})
+    assert len(probes.PROBES) == len({probe.function for probe in probes.PROBES})
 
 
 def test_a_measurement_runs_in_a_process_of_its_own(host: Host) -> None:
-    tried = host.measure(facts.LINKING, home=str(host.home.root))
-    assert tried == facts.Attempt()
+    tried = host.measure(probes.LINKING, home=str(host.home.root))
+    assert tried == probes.Attempt()
     assert host.home.root.exists()
 
 
@@ -62,7 +62,7 @@ def test_an_error_of_its_process_is_told_with_its_remedy(
     (tmp_path / "mlx" / "__init__.py").write_text("raise ImportError('no libmlx')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with pytest.raises(BackendError) as caught:
-        host.measure(facts.DEVICE)
+        host.measure(probes.DEVICE)
     assert "MLX has no backend on this machine (no libmlx). Install" in caught.value.problem
 
 
@@ -71,8 +71,8 @@ def test_the_same_is_measured_once(
 ) -> None:
     python_is(f"echo x >> {tmp_path}/calls; echo '{{}}'", tmp_path, monkeypatch)
     for home in ("a", "a", "b"):
-        host.measure(facts.LINKING, home=home)
-    host.measure(facts.LINKING, {"VARIABLE": "1"}, home="a")
+        host.measure(probes.LINKING, home=home)
+    host.measure(probes.LINKING, {"VARIABLE": "1"}, home="a")
     assert (tmp_path / "calls").read_text().count("x") == 3
 
 
@@ -80,14 +80,14 @@ def test_variables_are_those_of_its_process(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python_is("""echo "{\\"refused\\": \\"$PLANTED\\"}" """, tmp_path, monkeypatch)
-    assert host.measure(facts.LINKING, {"PLANTED": "set"}).refused == "set"
+    assert host.measure(probes.LINKING, {"PLANTED": "set"}).refused == "set"
 
 
 def test_numbers_that_are_none_arrive(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python_is("""echo noise; echo '{"value": Infinity, "where": "loss"}'""", tmp_path, monkeypatch)
-    assert host.measure(facts.ROTATION) == facts.Difference(value=float("inf"), where="loss")
+    assert host.measure(probes.ROTATION) == probes.Difference(value=float("inf"), where="loss")
 
 
 def test_the_watchdog_s_crash_is_recognised(
@@ -95,7 +95,7 @@ def test_the_watchdog_s_crash_is_recognised(
 ) -> None:
     python_is(f"echo '{METAL_WATCHDOG}' >&2; kill -ABRT $$", tmp_path, monkeypatch)
     with pytest.raises(BackendError) as caught:
-        host.measure(facts.LOAD)
+        host.measure(probes.LOAD)
     assert "Impacting Interactivity" in caught.value.problem
     assert "`supervise`" in caught.value.remedy and "display sleep" in caught.value.remedy
 
@@ -107,17 +107,17 @@ def test_failures_say_what_the_process_said() -> None:
         == "Its process failed: ValueError: no"
     )
     killed = failure(-signal.SIGKILL, "")
-    assert killed.problem == "Its process was ended by SIGKILL: it said nothing"
+    assert killed.problem == "Its process was ended by SIGKILL: it printed no error"
 
 
 def test_a_process_that_hangs_is_ended(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python_is("exec sleep 60", tmp_path, monkeypatch)
-    probe = facts.Probe("measured_device", "describe_device", facts.Device, 0.05)
+    probe = probes.Probe("measured_device", "describe_device", probes.Device, 0.05)
     with pytest.raises(BackendError, match="did not end within") as caught:
         host.measure(probe)
-    assert "check once more" in caught.value.remedy
+    assert "run the check again" in caught.value.remedy
 
 
 def test_kernels_that_are_being_compiled_are_no_hang(
@@ -126,7 +126,7 @@ def test_kernels_that_are_being_compiled_are_no_hang(
     kept = host.home.kernels(host.package("mlx").version)
     kept.mkdir(parents=True)
     python_is(f"touch {kept}/kernel.ptx; exec sleep 60", tmp_path, monkeypatch)
-    probe = facts.Probe("measured_device", "describe_device", facts.Device, 0.5)
+    probe = probes.Probe("measured_device", "describe_device", probes.Device, 0.5)
     with pytest.raises(OutOfTime, match=r"kernels were compiled \(1\)"):
         host.measure(probe)
 
@@ -135,12 +135,12 @@ def test_there_is_no_time_after_the_end(tmp_path: Path, monkeypatch: pytest.Monk
     python_is("exec sleep 60", tmp_path, monkeypatch)
     monkeypatch.setattr("mlxchat.doctor.host.LEAST_SECONDS", 0.04)
     now = 0.0
-    host = Host(Home(tmp_path), until=0.05, clock=lambda: now)
+    host = Host(Home(tmp_path), until=0.05, timer=lambda: now)
     with pytest.raises(OutOfTime):  # it may take longer than what is left, and does
-        host.measure(facts.LOAD)
+        host.measure(probes.LOAD)
     now = 0.02  # less is left than its process takes to start
     with pytest.raises(OutOfTime):
-        host.measure(facts.LOAD)
+        host.measure(probes.LOAD)
 
 
 def test_mlx_that_does_not_load_is_no_device(

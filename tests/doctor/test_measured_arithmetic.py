@@ -8,8 +8,8 @@ import pytest
 from support.planted_host import HEALTHY, PlantedHost
 
 from mlxchat.doctor import measured_arithmetic, measured_device, measured_training
-from mlxchat.doctor.examination import CHECKS, judged
-from mlxchat.doctor.facts import Measurement
+from mlxchat.doctor.examination import CHECKS, judge
+from mlxchat.doctor.probes import Measurement
 from mlxchat.engine.cache import KVLayer
 from mlxchat.optim.gradients import Accumulate, compile_gradients
 from mlxchat.optim.optimizer import MuonAdamW
@@ -54,7 +54,7 @@ def rounding() -> Measurement:
 def outcome(name: str, measured: Measurement, root: Path) -> str:
     """The outcome of a check on what was measured."""
     planted = {key: measured for key, healthy in HEALTHY.items() if type(healthy) is type(measured)}
-    return judged(ALL[name], PlantedHost(root, planted)).outcome
+    return judge(ALL[name], PlantedHost(root, planted)).outcome
 
 
 MEASUREMENTS = [

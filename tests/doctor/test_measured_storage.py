@@ -9,7 +9,7 @@ import pytest
 from support.planted_host import PlantedHost
 
 from mlxchat.doctor.check import Check
-from mlxchat.doctor.examination import judged
+from mlxchat.doctor.examination import judge
 from mlxchat.doctor.storage import STORAGE_CHECKS
 
 CHECKS = {check.name: check for check in STORAGE_CHECKS}
@@ -20,7 +20,7 @@ def really(name: str, root: Path) -> tuple[str, str]:
     """The outcome of a check that really tries the disk, with what it said."""
     check: Check = CHECKS[name]
     functions = ("try_write", "try_sync", "try_lock", "try_rename", "try_link")
-    verdict = judged(check, PlantedHost(root, dict.fromkeys(functions, "real")))
+    verdict = judge(check, PlantedHost(root, dict.fromkeys(functions, "real")))
     return verdict.outcome, f"{verdict.value} {verdict.detail}"
 
 

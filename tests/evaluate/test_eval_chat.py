@@ -288,6 +288,7 @@ def test_the_results_are_shown_in_words(
     assert "did not fit into 64 tokens and lost their end" in said.out
 
 
+@pytest.mark.slow
 def test_the_built_in_corpus_has_questions_that_no_conversation_asks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

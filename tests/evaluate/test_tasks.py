@@ -242,6 +242,7 @@ def test_choices_are_those_of_each_question_alone(
     assert len({outcome.answer for outcome in outcomes.values()}) > 3  # or it would show nothing
 
 
+@pytest.mark.slow
 def test_a_random_model_guesses() -> None:
     """Its answers do not depend on which are right: its share is within 3.5 errors of a guess's."""
     asked_for = questions(400) + questions(400, "ABCDE", seed=3)

@@ -605,6 +605,7 @@ def test_the_tokenizer_may_be_elsewhere(tmp_path: Path) -> None:
         open_model(folder, tokenizer=tmp_path / "mine.json")
 
 
+@pytest.mark.slow
 @needs_shared
 def test_a_tokenizer_of_nanochat_keeps_its_ids(tmp_path: Path) -> None:
     tokenizers = SHARED / "data" / "tokenizers"

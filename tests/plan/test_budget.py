@@ -27,7 +27,8 @@ from mlxchat.plan.budget import (
     seconds_needed,
     with_steps,
 )
-from mlxchat.plan.memory import MARGIN, Resources
+from mlxchat.plan.division import MARGIN
+from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import (

@@ -2,8 +2,8 @@
 
 The template is a home with a pretrained and a fine-tuned run, a quantized model, exports and data.
 Each example copies it, damages a file or two, and runs one command with random options in a forked
-process: importing MLX takes a second, a fork some milliseconds. Its number and a seed alone make
-an example, so that it can be run again by itself.
+process: importing MLX takes a second, a fork some milliseconds. An example follows from its
+number and a seed alone, so that it can be run again by itself.
 """
 
 import json
@@ -66,8 +66,8 @@ PLACES = [
 ]
 JUNK = NUMBERS + WORDS + PLACES
 
-# Values that mean something; those that would take long are not among them.
-MEANT = {
+# Values that mean something; those that would make a command run for long are left out.
+MEANINGFUL = {
     "--arch": ["classic", "modern"],
     "--preset": ["test", "quick", "ultra-low"],
     "--depth": ["1", "2", "auto", "9" * 12],
@@ -136,7 +136,7 @@ USUAL = {  # what makes a command succeed, and soon
     "eval chat": "--tasks spelling --max-problems 2 --max-new-tokens 4",
 }
 LONG = {"train", "sft", "quickstart", "bench", "monitor", "doctor", "eval chat"}
-"""Commands that may take so long that they are asked to end."""
+"""Commands that may run for so long that they are asked to end."""
 
 USED = {  # the files that a command reads when it is run as in `USUAL`
     "train": ["home/base_checkpoints/**/*", "home/tokenizer_*/*", "home/logs/base/*"],
@@ -187,7 +187,7 @@ JUNK_VALUES += [[[]], "\ud800", "../x", "/etc/passwd", "a" * 300, float("nan"), 
 
 
 def command_names() -> list[str]:
-    """Every command, as it is typed."""
+    """Return every command as it is typed, without the program's name."""
     return [*COMMANDS, *(f"{group} {name}" for group, (_, own) in GROUPS.items() for name in own)]
 
 
@@ -208,7 +208,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of it. ``code`` is negative for a signal; ``peak`` is in bytes."""
+    """The outcome of an example. ``code`` is negative for a signal; ``peak`` is in bytes."""
 
     code: int
     out: str
@@ -260,7 +260,7 @@ def run_forked(
     patience: float,
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Result:
-    """Run something in a forked process whose working directory is ``place``."""
+    """Run a function in a forked process whose working directory is ``place``."""
     out, err = place / ".out", place / ".err"
     started = time.monotonic()
     child = os.fork()
@@ -381,8 +381,8 @@ def _options(command: str) -> list[Any]:
 def _value(draw: random.Random, option: Any) -> list[str]:
     name = option.opts[0]
     pool = JUNK if name not in BOUNDED else SMALL
-    if name in MEANT and draw.random() < 0.5:
-        pool = MEANT[name]
+    if name in MEANINGFUL and draw.random() < 0.5:
+        pool = MEANINGFUL[name]
     return [name, draw.choice(pool)]
 
 

@@ -1,4 +1,4 @@
-"""A clock for tests, advanced by hand, whose time of day cannot be relied on."""
+"""A clock for tests, advanced by hand, whose time of day jumps."""
 
 from itertools import cycle
 
@@ -6,8 +6,8 @@ from itertools import cycle
 class FakeClock:
     """As `mlxchat.telemetry.clock.Clock`, but it stands still unless ``now`` is advanced.
 
-    Somebody sets its time of day by an hour, forwards or back, each time that it is asked: whatever
-    computes a duration from that gets nonsense.
+    Its time of day jumps by an hour, forwards or back, at each reading, so that durations computed
+    from it are nonsense.
     """
 
     def __init__(self, now: float = 1e9) -> None:

@@ -1,4 +1,4 @@
-"""A stand-in of what a Mac answers, and of its program ``caffeinate``."""
+"""Stands in for a Mac's C library and its program ``caffeinate``."""
 
 import ctypes
 import os
@@ -48,7 +48,7 @@ class FakeMac:
         return 0
 
     def caffeinate(self, folder: Path) -> "FakeCaffeinate":
-        """Put the program into a folder that is looked through first."""
+        """Put the program into a folder that comes first in the PATH."""
         self._monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
         return FakeCaffeinate(folder)
 
@@ -64,12 +64,12 @@ class FakeCaffeinate:
 
     @property
     def starts(self) -> list[list[str]]:
-        """The process and the arguments of each start."""
+        """The process id and the arguments of each start."""
         text = self._record.read_text() if self._record.exists() else ""
         return [line.split() for line in text.splitlines()]
 
     def await_start(self, number: int = 1) -> list[str]:
-        """Wait until it has started so often, and return what it was given the last time."""
+        """Wait until it has started ``number`` times, and return its latest arguments."""
         deadline = time.monotonic() + 20
         while len(self.starts) < number:
             assert time.monotonic() < deadline
@@ -77,5 +77,5 @@ class FakeCaffeinate:
         return self.starts[-1][1:]
 
     def runs(self) -> bool:
-        """Whether the one started last runs still."""
+        """Return whether the one started last is still running."""
         return psutil.pid_exists(int(self.starts[-1][0]))

@@ -1,4 +1,4 @@
-"""Small parquet files that stand for much text, each in another way."""
+"""Small parquet files that unpack to much text, each in another way."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What reading a file takes in a process of its own, by each way in which files come in."""
+"""Measures the memory that reading a file takes, for each command that reads files."""
 
 import subprocess
 import sys
@@ -56,7 +56,7 @@ WAYS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a file: its size, what was said, and the peak of resident memory in bytes."""
+    """The size of a file, what its reader said, and the peak of resident memory; sizes in bytes."""
 
     size: int
     said: str
@@ -73,7 +73,7 @@ def reading(way: str, path: Path) -> Outcome:
 
 
 def hostile(way: str, folder: Path) -> Path:
-    """Make a small file that stands for 51 GB, in the form that is read that way."""
+    """Make a small file that stands for 51 GB, of the kind that a command reads."""
     if way == "sft --data":
         return packed.in_rows_of_lists(folder / "chats.parquet")
     if way == "eval chat --tasks":
@@ -87,7 +87,7 @@ def hostile(way: str, folder: Path) -> Path:
 
 
 def line_of(megabytes: int) -> Callable[[Path], Path]:
-    """Return what makes a file of one line that is so long."""
+    """Return a function that makes a file of one line of that length."""
 
     def make(folder: Path) -> Path:
         path = folder / "own.jsonl"

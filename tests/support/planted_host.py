@@ -4,20 +4,20 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 
-from mlxchat.doctor import facts
-from mlxchat.doctor.facts import Measurement, Probe
+from mlxchat.doctor import probes
 from mlxchat.doctor.host import FileSystem, FreeMemory, Host, Package, Power
+from mlxchat.doctor.probes import Measurement, Probe
 from mlxchat.home import Home
 
 GIB = 2**30
-ONE_PACE = facts.Pace(seconds=0.1, peak=GIB)
+ONE_PACE = probes.Pace(seconds=0.1, peak=GIB)
 HEALTHY: dict[str, Measurement] = {  # what is measured where all is well, by the probe's function
-    "try_write": facts.Attempt(),
-    "try_sync": facts.Attempt(seconds=0.01),
-    "try_lock": facts.Attempt(),
-    "try_rename": facts.Names(renamed=True, case_sensitive=True),
-    "try_link": facts.Attempt(),
-    "describe_device": facts.Device(
+    "try_write": probes.Attempt(),
+    "try_sync": probes.Attempt(seconds=0.01),
+    "try_lock": probes.Attempt(),
+    "try_rename": probes.Names(renamed=True, case_sensitive=True),
+    "try_link": probes.Attempt(),
+    "describe_device": probes.Device(
         backend="cpu",
         name="A processor, 2 cores",
         compute_dtype="float32",
@@ -27,15 +27,15 @@ HEALTHY: dict[str, Measurement] = {  # what is measured where all is well, by th
         nccl=False,
         openblas="OpenBLAS 0.3.31, 2 threads",
     ),
-    "compile_kernel": facts.Kernel(seconds=0.5, difference=1e-7),
-    "work_without_pause": facts.Load(seconds=4, longest=0.2),
-    "time_products": facts.Products(float32=100e9, float16=100e9, bfloat16=100e9),
-    "round_products": facts.Roundings(float32=1e-7, float16=2e-4, bfloat16=2e-3),
-    "compare_rotation": facts.Difference(value=1e-7, where="forward pass"),
-    "compare_gradients": facts.Difference(value=1e-6, where="the loss"),
-    "time_attention": facts.Backward(seconds=0.01, peak=GIB, difference=1e-4, dtype="float32"),
-    "compare_decoding": facts.Difference(value=1e-6, where="at position 1,030"),
-    "take_steps": facts.Steps(
+    "compile_kernel": probes.Kernel(seconds=0.5, difference=1e-7),
+    "work_without_pause": probes.Load(seconds=4, longest=0.2),
+    "time_products": probes.Products(float32=100e9, float16=100e9, bfloat16=100e9),
+    "round_products": probes.Roundings(float32=1e-7, float16=2e-4, bfloat16=2e-3),
+    "compare_rotation": probes.Difference(value=1e-7, where="forward pass"),
+    "compare_gradients": probes.Difference(value=1e-6, where="the loss"),
+    "time_attention": probes.Backward(seconds=0.01, peak=GIB, difference=1e-4, dtype="float32"),
+    "compare_decoding": probes.Difference(value=1e-6, where="at position 1,030"),
+    "take_steps": probes.Steps(
         first_seconds=1,
         count=40,
         tokens=1024,
@@ -46,7 +46,7 @@ HEALTHY: dict[str, Measurement] = {  # what is measured where all is well, by th
         wired=None,
     ),
 }
-METAL = facts.Device(
+METAL = probes.Device(
     backend="metal",
     name="Apple M3 Pro",
     compute_dtype="bfloat16",
@@ -56,7 +56,7 @@ METAL = facts.Device(
     nccl=False,
     openblas="",
 )
-CUDA = facts.Device(
+CUDA = probes.Device(
     backend="cuda",
     name="NVIDIA H200",
     compute_dtype="bfloat16",
@@ -71,7 +71,7 @@ Planted = Measurement | Exception | Callable[[Mapping[str, str]], Measurement]
 
 
 class PlantedHost(Host):
-    """A healthy machine: Linux with MLX on its CPU, but for what is planted.
+    """A healthy machine: Linux with MLX on its CPU, except for the planted answers.
 
     Args:
         root: mlxchat's home on it.
@@ -175,6 +175,6 @@ def attention(fused: float, unfused: float, difference: float = 1e-3) -> Planted
 
     def measured(environment: Mapping[str, str]) -> Measurement:
         seconds = unfused if environment else fused
-        return facts.Backward(seconds=seconds, peak=GIB, difference=difference, dtype="bfloat16")
+        return probes.Backward(seconds=seconds, peak=GIB, difference=difference, dtype="bfloat16")
 
     return measured

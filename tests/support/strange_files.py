@@ -1,4 +1,4 @@
-"""What may lie in a folder in place of a file: each is a function that puts it there."""
+"""Things that may lie in a folder in place of a file, each with a function that makes it."""
 
 import os
 from collections.abc import Callable
@@ -22,6 +22,6 @@ STRANGE: dict[str, Callable[[Path], object]] = {
 
 
 def put_strange(kind: str, path: Path) -> None:
-    """Put a thing of that kind in place of a file."""
+    """Make a thing of that kind at a path."""
     path.unlink(missing_ok=True)
     STRANGE[kind](path)

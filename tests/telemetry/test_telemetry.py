@@ -1,5 +1,7 @@
+import errno
 import json
 import math
+import os
 from dataclasses import replace
 from itertools import pairwise
 
@@ -106,6 +108,16 @@ def test_resumed_log_has_every_step_once(tmp_path):
     assert text.count('"saved"') == 1
     assert "lost" not in text
     assert [child.name for child in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_log_is_resumed_on_a_disk_that_does_not_sync(tmp_path, monkeypatch):
+    def refuse(_: int) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    path = tmp_path / "log.jsonl"
+    monkeypatch.setattr(os, "fsync", refuse)
+    JsonLines.resume(path, 0).close()
+    assert [*tmp_path.iterdir()] == [path]
 
 
 def test_resumed_log_completes_a_line_that_lacks_only_its_end(tmp_path):

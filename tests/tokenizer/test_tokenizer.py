@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from support.cases import golden
 
 from mlxchat.errors import DataError, MlxchatError
-from mlxchat.tokenizer import bpe
+from mlxchat.tokenizer import safeguards
 from mlxchat.tokenizer.bpe import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message, Part, Role
 
@@ -39,9 +39,9 @@ def said(*messages: tuple[Role, str]) -> Conversation:
 def test_long_blanks_are_encoded_as_the_pattern_would(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, begin: str, end: str
 ) -> None:
-    monkeypatch.setattr(bpe, "LONG_RUN", 5)
-    pattern = bpe._LONG_BLANKS.pattern.replace("100000", "5")
-    monkeypatch.setattr(bpe, "_LONG_BLANKS", re.compile(pattern))
+    monkeypatch.setattr(safeguards, "LONG_RUN", 5)
+    pattern = safeguards._LONG_BLANKS.pattern.replace("100000", "5")
+    monkeypatch.setattr(safeguards, "_LONG_BLANKS", re.compile(pattern))
     for blanks in (" " * 5, " " * 37, "\t \u3000\x85 \u2028", "\x0b\x0c" * 9, "      \n      "):
         text = f"{begin}{blanks}{end}{blanks}{end}"
         assert tokenizer.encode(text) == tokenizer._encoding.encode_ordinary(text), text
@@ -61,7 +61,7 @@ def test_a_million_blanks_are_encoded(tokenizer: Tokenizer, blank: str) -> None:
 
 def test_blanks_just_short_of_a_long_run_are_quick(tokenizer: Tokenizer) -> None:
     """Looking for a long run from each of them would take half a minute."""
-    text = 3 * (" " * (bpe.LONG_RUN - 1) + "\n")
+    text = 3 * (" " * (safeguards.LONG_RUN - 1) + "\n")
     started = time.perf_counter()
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert time.perf_counter() - started < 10
@@ -80,7 +80,7 @@ def test_special_tokens_are_decoded_if_asked_for(tokenizer: Tokenizer) -> None:
 
 
 def test_a_panic_is_an_error(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bpe, "LONG_RUN", 10**9)  # so that tiktoken gets all of it
+    monkeypatch.setattr(safeguards, "LONG_RUN", 10**9)  # so that tiktoken gets all of it
     with pytest.raises(DataError, match=r"more than tiktoken or rustbpe can process"):
         tokenizer.encode(1_100_000 * " " + "x")
 

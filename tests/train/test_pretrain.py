@@ -20,9 +20,9 @@ from mlxchat.checkpoint import files, layout, store
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.loader import Stopped
 from mlxchat.data.shards import LocalShards
-from mlxchat.disk import Lock
 from mlxchat.errors import LockedError, MlxchatError
 from mlxchat.home import Home
+from mlxchat.locks import Lock
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import scaling_parameters
 from mlxchat.optim import gradients, optimizer
@@ -429,6 +429,7 @@ def test_a_step_is_compiled_once(
     assert traces.count("compute_update") == 1
 
 
+@pytest.mark.slow
 def test_an_evaluation_reads_the_same_rows_whatever_the_micro_batch(
     prepared: Path,
 ) -> None:

@@ -127,6 +127,7 @@ def test_the_built_in_corpus_is_not_a_folder_of_that_name(prepared: Path) -> Non
         run(prepared, CONFIG.model_copy(update={"data_dir": folder}))
 
 
+@pytest.mark.slow
 def test_a_run_resumes_in_a_home_that_moved(tmp_path: Path) -> None:
     def config(home: Path) -> PretrainConfig:
         return CONFIG.model_copy(update={"tokenizer_dir": home / "tokenizer_quickstart"})

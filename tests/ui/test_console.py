@@ -47,7 +47,7 @@ def progressed(done, task="shard_00001.parquet", total=1000, time=0.0):
 
 def lines_of(events):
     stream, now = io.StringIO(), [0.0]
-    with Screen(stream=stream, clock=lambda: now[0]) as screen:
+    with Screen(stream=stream, timer=lambda: now[0]) as screen:
         for event in events:
             now[0] = event.time
             screen.show(event)
@@ -131,7 +131,7 @@ def test_json_is_every_event_and_nothing_else():
 @pytest.mark.parametrize("width", [160, 80, 40])
 def test_a_terminal_gets_a_panel_and_lines_above_it(width):
     console = terminal(width)
-    with Screen(console=console, clock=lambda: 0.0) as screen:
+    with Screen(console=console, timer=lambda: 0.0) as screen:
         screen.show(started())
         for step in range(1, 10):
             screen.show(stepped(step, step * 1.0))
@@ -147,7 +147,7 @@ def test_a_terminal_gets_a_panel_and_lines_above_it(width):
 
 def test_a_terminal_gets_bars_with_the_sum_last():
     console, now = terminal(), [0.0]
-    with Screen(console=console, clock=lambda: now[0]) as screen:
+    with Screen(console=console, timer=lambda: now[0]) as screen:
         screen.show(progressed(0, "all shards", 4000))
         screen.show(progressed(0))
         screen.show(progressed(0, "shard_00002.parquet"))
@@ -165,7 +165,7 @@ def test_a_terminal_gets_bars_with_the_sum_last():
 def test_a_screen_shows_the_meter_that_a_resumed_run_brings():
     meter = Meter(step=50, elapsed=7200.0)
     console = terminal()
-    with Screen(console=console, clock=lambda: 0.0) as screen:
+    with Screen(console=console, timer=lambda: 0.0) as screen:
         screen.follow(meter)
         for event in (started(step=50), stepped(51, 1.0)):
             meter.update(event)

@@ -11,7 +11,7 @@ from support.program import Program
 
 from mlxchat.cli import doctor
 from mlxchat.doctor.check import Finding
-from mlxchat.doctor.examination import CHECKS, Examination, examine, examined
+from mlxchat.doctor.examination import CHECKS, Examination, examine
 from mlxchat.doctor.host import Host
 from mlxchat.ui.doctor import examination_markdown, examination_table, summary
 
@@ -19,7 +19,7 @@ WRONG = {"compare_rotation": HEALTHY["compare_rotation"].model_copy(update={"val
 
 
 def facts_of(host: Host) -> Examination:
-    return examined(host, [e for e in examine(host) if isinstance(e, Finding)], 41.0)
+    return Examination.on(host, [e for e in examine(host) if isinstance(e, Finding)], 41.0)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_the_report_is_a_table_and_what_to_do(wrong: Examination) -> None:
 def test_the_report_of_a_mac_has_what_only_it_can_tell(tmp_path: Path) -> None:
     text = examination_markdown(facts_of(planted_mac(tmp_path)))
     assert "**To do**" not in text
-    assert "- Does caffeinate keep it awake? awake, ok: held awake" in text
+    assert "- Does caffeinate keep the Mac awake? awake, ok: held awake" in text
 
 
 @pytest.fixture

@@ -247,7 +247,7 @@ def test_watch_looks_after_each_interval_and_redraws_at_another_size() -> None:
         drawings.append((seen, width, height))
         return Text("picture")
 
-    watch(console, look, draw, 2.0, pressed, clock=lambda: now[0])
+    watch(console, look, draw, 2.0, pressed, timer=lambda: now[0])
     assert looks == [0.0, 2.0, 4.0]
     assert drawings == [(0.0, 80, 24), (2.0, 80, 24), (2.0, 100, 24), (4.0, 100, 24)]
     text = console.file.getvalue()

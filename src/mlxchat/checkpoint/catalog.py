@@ -263,8 +263,8 @@ def last_saved(
 ) -> Path | None:
     """Return the newest step of the run that was saved last; None if there is none.
 
-    What counts is when its steps say that they were saved. But a model that was fine-tuned comes
-    before the one that it began with, even if that was saved again since.
+    The time that each step stores is compared. But a fine-tuned model comes before the one that it
+    began with, even if that was saved again since.
 
     Args:
         stages: the folders of runs, such as `Home.stages`, the later ones last.
@@ -295,11 +295,11 @@ class _Candidate(NamedTuple):
     folder: Path
 
     def was_tuned_from(self, other: "_Candidate") -> bool:
-        """Return whether it began with the other's run, unless that was started anew since."""
+        """Return whether it was tuned from the other's run, and that was not restarted since."""
         if self.stage <= other.stage or _field(self.folder / HISTORY, "tag") != other.name:
             return False
         step = _field(self.folder / HISTORY, "step")
-        return isinstance(step, int) and step <= int(other.folder.name.removeprefix("step_"))
+        return isinstance(step, int) and step <= store.step_of(other.folder)
 
 
 def _saved_at(folder: Path) -> float:
@@ -308,8 +308,8 @@ def _saved_at(folder: Path) -> float:
     Raises:
         OSError: it cannot be read.
     """
-    run, number = folder.parent, int(folder.name.removeprefix("step_"))
-    return saved_at(folder, number, Home(run.parent.parent).log(run.name))
+    run = folder.parent
+    return saved_at(folder, store.step_of(folder), Home(run.parent.parent).log(run.name))
 
 
 def saved_steps(runs: Iterable[Path], fault: Callable[[MlxchatError], None]) -> list[SavedStep]:

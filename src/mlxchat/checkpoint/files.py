@@ -14,9 +14,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from mlxchat.disk import open_regular, read_regular
 from mlxchat.errors import CheckpointError, DiskError, MlxchatError, command
 from mlxchat.json_text import parse_json
-from mlxchat.regular import open_regular, read_regular
 
 CONFIG = "config.json"
 TRAINER = "trainer.json"
@@ -170,7 +170,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read the object in a JSON file.
 
     Raises:
-        CheckpointError: the file is missing, damaged or very large, or is none.
+        CheckpointError: it is missing, damaged, very large or no regular file.
     """
     try:
         fields = parse_json(read_regular(path, MOST_JSON))

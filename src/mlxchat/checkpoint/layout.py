@@ -32,6 +32,7 @@ from mlxchat.checkpoint.files import (
 from mlxchat.checkpoint.files import TRAINER as TRAINER
 from mlxchat.checkpoint.stamp import verify_stamp
 from mlxchat.device_failures import explained
+from mlxchat.disk import open_regular
 from mlxchat.errors import CheckpointError
 from mlxchat.json_text import as_type
 from mlxchat.model.block import NORM_EPS
@@ -39,7 +40,6 @@ from mlxchat.model.config import ERAS, EraName, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import from_config, quantizable, to_config
 from mlxchat.model.quantized import formats_of, quantize_layers
-from mlxchat.regular import open_regular
 from mlxchat.runtime import bound_buffer_cache, compute_dtype, mx
 from mlxchat.tokenizer.bpe import (
     ASSISTANT_END,
@@ -52,9 +52,7 @@ from mlxchat.tokenizer.bpe import (
 MODEL = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 GENERATION = "generation_config.json"
-TEMPLATE = (
-    "chat_template.jinja"  # where transformers has it; else it is in the tokenizer's settings
-)
+TEMPLATE = "chat_template.jinja"  # of transformers; else it is in the tokenizer's settings
 DEFAULT_CONTEXT = 2048  # that of transformers and mlx-lm
 ORIGIN = "origin.json"
 MODEL_TYPES: dict[EraName, str] = {  # mlx-lm and transformers know the first
@@ -154,14 +152,14 @@ def read_config(folder: Path) -> GPTConfig:
 
 
 def _is_given(fields: Mapping[str, Any], name: str) -> bool:
-    """Whether a field is there; null counts where it means that the logits have no bound."""
+    """Return whether a field is given; null counts where it means that logits have no bound."""
     return name in fields and (fields[name] is not None or name == SOFTCAP_FIELD)
 
 
 def has_chat_template(folder: Path) -> bool:
     """Tell whether the tokenizer in a model's directory renders conversations.
 
-    That of a model which was trained on conversations does. An empty template is none.
+    It does if the model was trained on conversations. An empty template does not count.
 
     Raises:
         CheckpointError: a file is damaged.

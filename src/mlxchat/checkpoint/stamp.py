@@ -1,6 +1,6 @@
-"""When a step was saved, as the step itself says.
+"""The time at which a step was saved, stored in the step itself.
 
-The times of files and folders do not tell: copying a home changes them, and so does a stray file.
+The times of files and folders cannot tell: copying a home changes them, and so does a stray file.
 """
 
 import json
@@ -29,8 +29,8 @@ def write_stamp(folder: Path, time: float) -> None:
 def saved_at(folder: Path, step: int, log: Path | None = None) -> float:
     """Return when a step was saved, in seconds since the epoch.
 
-    A step of an earlier version does not say it. Then the run's log does or, failing that, the
-    file of its checksums, which was written last.
+    A step of an earlier version does not store it. Then it is taken from the run's log or, if that
+    does not say, from the file of checksums, which was written last.
 
     Args:
         folder: the step's directory.

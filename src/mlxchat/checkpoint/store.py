@@ -2,8 +2,8 @@
 
 A directory is written under a temporary name, with the checksums of its files, then synced and
 renamed: one with a step's name is complete by construction. One process at a time may write to a
-run (`locked`). The lock is a file, which somebody may delete: it is looked at again before anything
-is written. Old steps are removed here too, and with more care in `mlxchat.checkpoint.pruning`.
+run (`locked`). The lock is a file, which somebody may delete, so it is checked again before each
+write. Old steps are removed here too, and with more care in `mlxchat.checkpoint.pruning`.
 """
 
 import os
@@ -21,6 +21,7 @@ from mlxchat.checkpoint.files import entries, is_folder, require_connected, unre
 from mlxchat.checkpoint.stamp import write_stamp
 from mlxchat.device_failures import explained
 from mlxchat.errors import CheckpointError, DiskError, MlxchatError
+from mlxchat.locks import Lock, in_use
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 
 _STEP = re.compile(r"step_([0-9]{6}|[1-9][0-9]{6,})")  # as `directory` writes it
@@ -52,6 +53,15 @@ def require_steps(run: Path) -> list[int]:
 def directory(run: Path, step: int) -> Path:
     """Return the directory of a step."""
     return run / f"step_{step:06d}"
+
+
+def step_of(folder: Path) -> int:
+    """Return the number of the step in a `directory`.
+
+    >>> step_of(directory(Path("d12"), 700))
+    700
+    """
+    return int(folder.name.removeprefix("step_"))
 
 
 def latest(run: Path) -> Path | None:
@@ -91,7 +101,7 @@ def save(
         step: the number of completed steps.
         write: writes the step's files into an empty folder.
         needed: bytes that they take, roughly; None for those of the step before.
-        clock: returns seconds since the epoch, with which the step is stamped.
+        clock: stamps the step with the time of day.
 
     Raises:
         DiskError: the disk is full or cannot be written; earlier steps are untouched.
@@ -174,7 +184,7 @@ def prune(run: Path, keep: int) -> list[int]:
     return removed
 
 
-_held: dict[Path, disk.Lock] = {}  # the locks of this process, by run
+_held: dict[Path, Lock] = {}  # the locks of this process, by run
 
 
 @contextmanager
@@ -189,11 +199,11 @@ def locked(run: Path) -> Iterator[None]:
     path = _lock_file(run)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = disk.Lock.take(path)
+        lock = Lock.take(path)
     except OSError as error:
         raise _no_lock(path, error) from error
     if lock is None:
-        raise disk.in_use(
+        raise in_use(
             path,
             f"Another process is using the run {run.name}.",
             "Wait for it to end, or name another run with `model_tag`.",
@@ -209,10 +219,10 @@ def locked(run: Path) -> Iterator[None]:
 def require_lock(run: Path) -> None:
     """Check that a run which this process has `locked` is still its own.
 
-    Where the lock file was deleted, the run is locked again, unless another process was quicker.
+    If the lock file was deleted, the run is locked again, unless another process was faster.
 
     Raises:
-        LockedError: it was.
+        LockedError: another process has locked the run.
     """
     lock, path = _held.get(run), _lock_file(run)
     if lock is None:
@@ -222,7 +232,7 @@ def require_lock(run: Path) -> None:
     except OSError as error:
         raise _no_lock(path, error) from error
     if not kept:
-        raise disk.in_use(
+        raise in_use(
             path,
             f"Another process has taken over the run {run.name}: {path}, the lock of this one, "
             "was deleted.",
@@ -281,8 +291,7 @@ def _not_saved(run: Path, step: int, reason: str, needed: int | None) -> Mlxchat
     if needed is None and earlier:
         needed = size(directory(run, earlier[-1]))
     takes = f"a step takes {needed / 1e6:,.1f} MB, " if needed else ""
-    existing = next(path for path in (run, *run.parents) if path.exists())
-    free = shutil.disk_usage(existing).free / 1e6
+    free = disk.free_space(run) / 1e6
     intact = "; earlier steps are intact" if earlier else ""
     return DiskError(
         f"Step {step} could not be saved in {run}: {reason} ({takes}{free:,.1f} MB are free).",

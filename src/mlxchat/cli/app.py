@@ -1,4 +1,4 @@
-"""The `mlxchat` program: its table of commands, and what surrounds each of them.
+"""The `mlxchat` program: its table of commands, their errors and their output.
 
 Each command is declared, with its options and its body, in the module of its group. Everything that
 loads MLX, numpy, pyarrow or httpx is imported inside the command that needs it, so that `--help`

@@ -45,8 +45,8 @@ def chat_command(
 
     A model trained on conversations answers; a base model continues your text.
 
-    Text piped into the command is taken as one message. Which model answers a single
-    message is said on standard error.
+    Text piped into the command is taken as one message. For a single message, the name of
+    the model goes to standard error.
     """
     require_one_place(model_tag, step, checkpoint)
     saved, name = load_chosen(model_tag, step, checkpoint, dtype)

@@ -34,8 +34,8 @@ def doctor_command(
 ) -> None:
     """Check this machine, in less than two minutes: what it is, what it computes right, how fast.
 
-    Says of each check what it measures, what was found and, where something is wrong, what to do
-    and which commands are affected. Exits with code 1 if a check failed. Progress goes to standard
+    Each check says what it measures, what was found and, where something is wrong, what to do and
+    which commands are affected. Exits with code 1 if a check failed. Progress goes to standard
     error.
     """
     if json and report == STANDARD_OUTPUT:
@@ -43,26 +43,26 @@ def doctor_command(
     from mlxchat.doctor.examination import SECONDS
     from mlxchat.doctor.host import Host
 
-    facts = examine_host(Host(Home.from_environment(), SYSTEM_CLOCK.seconds() + SECONDS))
+    examination = examine_host(Host(Home.from_environment(), SYSTEM_CLOCK.seconds() + SECONDS))
     from mlxchat.ui.doctor import examination_markdown, show_examination
 
     if report and report != STANDARD_OUTPUT:
         with storing(report):
-            report.write_text(examination_markdown(facts) + "\n", "utf-8")
+            report.write_text(examination_markdown(examination) + "\n", "utf-8")
     if json:
-        say_json(facts.model_dump(mode="json"))
+        say_json(examination.model_dump(mode="json"))
     elif report == STANDARD_OUTPUT:
-        say(examination_markdown(facts))
+        say(examination_markdown(examination))
     else:
-        show_examination(facts)
-    if facts.of("failed"):
+        show_examination(examination)
+    if examination.of("failed"):
         raise typer.Exit(1)
 
 
 def examine_host(host: "Host") -> "Examination":
     """Make all checks, showing the progress."""
     from mlxchat.doctor.check import Finding
-    from mlxchat.doctor.examination import examine, examined
+    from mlxchat.doctor.examination import Examination, examine
 
     begun, findings = SYSTEM_CLOCK.seconds(), []
     with Screen(stream=sys.stderr) as screen:
@@ -71,4 +71,4 @@ def examine_host(host: "Host") -> "Examination":
                 findings.append(event)
             else:
                 screen.show(event)
-    return examined(host, findings, SYSTEM_CLOCK.seconds() - begun)
+    return Examination.on(host, findings, SYSTEM_CLOCK.seconds() - begun)

@@ -1,7 +1,7 @@
 """What a command that fails prints, and its exit code. The README has a table of the codes.
 
-All that the user can do something about is two lines: the problem and the remedy. What nobody
-foresaw is two lines as well, with the traceback in a file: it is a mistake of the program.
+An error that the user can fix is two lines: the problem and the remedy. An unforeseen one is a
+mistake of the program: two lines as well, with the traceback in a file.
 """
 
 import os
@@ -27,7 +27,7 @@ NO_TRACEBACK_YET = "Repeat the command with MLXCHAT_DEBUG=1, and report it with 
 
 
 def exit_code(command: Callable[[], int | None]) -> int:
-    """Run a command, say what went wrong if it fails, and return the exit code.
+    """Run a command, print an error message if it fails, and return the exit code.
 
     With ``MLXCHAT_DEBUG=1`` the traceback of a failure is printed first; nothing else changes.
     """
@@ -87,7 +87,7 @@ def _report_usage(error: Exception) -> int:
 
 
 def _understood(error: Exception) -> MlxchatError | None:
-    """Return an error as one that says what to do; None if nobody foresaw it."""
+    """Return an error as one that says what to do; None if it is unforeseen."""
     if isinstance(error, MlxchatError):
         return error
     if isinstance(error, OSError):

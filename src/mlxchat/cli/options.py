@@ -31,8 +31,8 @@ StayAwake = Annotated[
     bool,
     typer.Option(
         "--stay-awake/--no-stay-awake",
-        help="Keep a Mac from sleeping while it trains. A closed lid sends it to sleep all the "
-        "same, and its display may sleep. Other systems stay awake by themselves.",
+        help="Keep a Mac from sleeping while it trains. A closed lid still sends it to sleep, "
+        "and its display may sleep. Other systems stay awake by themselves.",
     ),
 ]
 ModelTag = Annotated[

@@ -25,7 +25,7 @@ SHOW_CURSOR = b"\x1b[?25h"
 GRACE = 2.0  # seconds to clean up in when there is nothing to save
 AWAKE = (
     "This Mac is kept awake while it trains, as long as its lid is open (--no-stay-awake leaves "
-    "that to its settings)."
+    "its settings alone)."
 )
 SAVING = "Saving, then ending. Ctrl-C again ends at once, without saving."
 
@@ -57,7 +57,7 @@ def watch_run(start: Callable[[Show, Meter, Stop], Iterator[Event]], json: bool)
 
 @contextmanager
 def staying_awake(wanted: bool, json: bool) -> Iterator[None]:
-    """Keep a Mac awake within the context, if that is wanted, and say so.
+    """Keep a Mac awake within the context, if ``wanted``, and say so.
 
     Args:
         wanted: whether to do so; other machines are left alone in any case.

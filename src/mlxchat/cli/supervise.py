@@ -21,8 +21,7 @@ from mlxchat.checkpoint import store
 from mlxchat.cli.session import SHOW_CURSOR, end_signals
 from mlxchat.errors import BackendError, MlxchatError
 from mlxchat.home import Home
-from mlxchat.processes import own_command
-from mlxchat.system import on_mac
+from mlxchat.system import on_mac, own_command
 from mlxchat.telemetry.events import Noted
 from mlxchat.ui.console import Screen
 from mlxchat.ui.text import amount
@@ -31,7 +30,7 @@ MAX_CRASHES = 5  # in a row, without a new checkpoint in between
 FIRST_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds; each pause is twice the one before
 SIGNAL_POLL_SECONDS = 0.1
 NO_CRASH = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # somebody asked it to end
-MAYBE_WATCHDOG = ", on a Mac often the GPU's watchdog, which a sleeping display does not set off"
+MAYBE_WATCHDOG = ", on a Mac often by the GPU's watchdog, which is off while the display sleeps"
 
 Tell = Callable[[str], None]
 CommandLine = Callable[[bool], list[str]]  # makes the command line, given whether to start fresh

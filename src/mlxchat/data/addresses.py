@@ -1,4 +1,4 @@
-"""Addresses of servers without what logs in there. Pure: quick to import."""
+"""Removes credentials from the addresses of servers. Pure: quick to import."""
 
 import re
 
@@ -16,9 +16,9 @@ def bare_address(url: str) -> str:
 
 
 def without_credentials(address: str) -> str:
-    """Return an address that may be shown and stored: as `bare_address`, of any text.
+    """Return an address that may be shown and stored, as `bare_address` does for any text.
 
-    Where it is not clear what the password is, all that may be a part of it is left out.
+    Where it is not clear where the password ends, everything that may be part of it is left out.
 
     >>> without_credentials("https://me:sec/ret@hub.example")
     'https://***'

@@ -1,17 +1,17 @@
-"""Rows of parquet files as Python objects, whatever values are in them."""
+"""Converts rows of parquet files to Python objects, whatever values are in them."""
 
 from typing import Any
 
 import pyarrow as pa
 
-UNREAD: object = ...  # stands for a value that is there, but is not read or cannot be
+UNREAD: object = ...  # stands for a value that was not read, or that Python cannot hold
 
 
 def python_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """Return the rows of a batch as `to_pylist` returns them, and where that refuses a value, too.
+    """Return the rows of a batch as `to_pylist` does, but also where that refuses a value.
 
-    Maps are objects. Times in nanoseconds, which Python does not have, are ISO text. What Python
-    cannot hold at all, such as the year 20,000, is `UNREAD`.
+    Maps become objects. Times in nanoseconds, which Python does not have, become ISO text. What
+    Python cannot hold at all, such as the year 20,000, becomes `UNREAD`.
 
     Raises:
         UnicodeDecodeError: a text is not UTF-8.
@@ -42,7 +42,7 @@ def _as_python(value: pa.Scalar) -> object:
 
 
 def _in_parts(value: pa.Scalar) -> object:
-    """Return a value that `as_py` refuses: what is within it, one by one, or else its text."""
+    """Return a value that `as_py` refuses, converting the values within it one by one."""
     if isinstance(value, pa.StructScalar):
         return {field.name: _as_python(value[place]) for place, field in enumerate(value.type)}
     if isinstance(value, pa.MapScalar):

@@ -1,4 +1,4 @@
-"""The HTTP client of downloads as the environment describes it: proxies and certificates.
+"""Opens the HTTP client of downloads, with the proxies and certificates of the environment.
 
 ``HTTPS_PROXY``, ``HTTP_PROXY`` and ``ALL_PROXY`` name proxies, on a Mac its network settings too;
 ``NO_PROXY`` the hosts that are asked directly; ``SSL_CERT_FILE`` or ``SSL_CERT_DIR`` the
@@ -85,7 +85,7 @@ class Exemption:
     port: int | None
 
     def covers(self, url: httpx.URL) -> bool:
-        """Whether a request to that address goes to its host directly."""
+        """Return whether a request to that address goes directly to its host."""
         if self.scheme not in (None, url.scheme):
             return False
         if self.port not in (None, url.port or {"http": 80, "https": 443}.get(url.scheme)):

@@ -16,7 +16,7 @@ from mlxchat.errors import DataError
 from mlxchat.tokenizer.messages import Document
 
 BATCH = 128  # documents that are read and tokenized at a time
-BATCH_CHARACTERS = 4_000_000  # of them, after which no other is added
+BATCH_CHARACTERS = 4_000_000  # after which a batch gets no more documents
 CHARACTERS_PER_TOKEN = 400  # least characters of text per token of a vocabulary
 LARGEST_VOCABULARY = 65_536  # nanochat's
 

@@ -15,8 +15,9 @@ from typing import BinaryIO
 import httpx
 
 from mlxchat.data.hub import Hub, RemoteFile, TryAgain, check_status
-from mlxchat.disk import Lock, is_at, storing, sync
+from mlxchat.disk import storing, sync
 from mlxchat.errors import DataError
+from mlxchat.locks import Lock, is_at
 
 LOCK_POLL = 0.2  # seconds between looks at a file that another process is downloading
 MISMATCHES = 3  # failed checksums until a file counts as corrupt
@@ -135,7 +136,7 @@ class _Transfer:
             else:
                 self._stream.truncate(0)
                 offset = 0
-            since, came = hub.clock(), 0
+            since, came = hub.timer(), 0
             for chunk in response.iter_raw():
                 hub.check_stop()
                 with storing(remote.url):
@@ -145,10 +146,10 @@ class _Transfer:
                 if offset > remote.size:
                     return
                 self._report(offset)
-                if (elapsed := hub.clock() - since) > PACE_SECONDS:
+                if (elapsed := hub.timer() - since) > PACE_SECONDS:
                     if came < SLOWEST * elapsed:
                         raise TryAgain(f"only {came} bytes came in {elapsed:.0f} s")
-                    since, came = hub.clock(), 0
+                    since, came = hub.timer(), 0
 
     def _check_range(self, response: httpx.Response, offset: int) -> None:
         """Check that the server sends the requested range of a file of the announced size."""
@@ -181,7 +182,7 @@ def _alone(hub: Hub, grown: Path) -> Iterator[tuple[BinaryIO, bool]]:
 
 
 def _is_there(remote: RemoteFile, destination: Path, contended: bool) -> bool:
-    """Whether another process has finished the file.
+    """Return whether another process has finished the file.
 
     A file without a checksum counts only if that process was seen downloading it.
     """
@@ -192,7 +193,7 @@ def _is_there(remote: RemoteFile, destination: Path, contended: bool) -> bool:
 
 
 def _matches(stream: BinaryIO, remote: RemoteFile) -> bool:
-    """Whether the content matches the announced checksum, if there is one."""
+    """Return whether the content matches the announced checksum, if there is one."""
     if remote.checksum is None:
         return True
     if len(remote.checksum) == hashlib.sha256().digest_size * 2:

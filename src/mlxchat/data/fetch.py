@@ -23,8 +23,10 @@ from mlxchat.data.shards import (
     pinned_revision,
     shard_fault,
 )
-from mlxchat.disk import Lock, require_space, storing, sync
+from mlxchat.disk import require_space, storing, sync
 from mlxchat.errors import DataError
+from mlxchat.locks import Lock
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, TimeOfDay
 from mlxchat.telemetry.events import Event, Noted, Progressed, Report
 
 ALL_SHARDS = "all shards"  # the task of the bar that counts every file of a fetch
@@ -88,7 +90,7 @@ def fetch(
     hub: Hub,
     report: Report,
     workers: int = 4,
-    clock: Callable[[], float] = time.time,
+    clock: TimeOfDay = SYSTEM_CLOCK,
 ) -> list[Path]:
     """Download the first ``num_shards`` training shards and the validation shard.
 
@@ -174,8 +176,8 @@ def _keep_streamed(folder: Path, name: str) -> None:
         os.link(folder / STREAMED / name, folder / name)
 
 
-def _is_complete(path: Path, report: Report, clock: Callable[[], float]) -> bool:
-    """Whether the file is there. A damaged one is reported and counts as missing."""
+def _is_complete(path: Path, report: Report, clock: TimeOfDay) -> bool:
+    """Return whether a shard is there. A damaged one is reported and counts as missing."""
     if not path.exists():
         return False
     if fault := shard_fault(path):
@@ -195,7 +197,7 @@ def _one_at_a_time(report: Report) -> Report:
 
 
 def _wait(futures: Iterable[Future[Waited]]) -> None:
-    """Wait for all; the first failure is raised at once."""
+    """Wait for all futures; the first failure is raised at once."""
     for future in as_completed(futures):
         future.result()
 
@@ -203,7 +205,7 @@ def _wait(futures: Iterable[Future[Waited]]) -> None:
 class _Progress:
     """Turns the bytes of single files into progress events, for each file and for all together."""
 
-    def __init__(self, sizes: dict[str, int], report: Report, clock: Callable[[], float]) -> None:
+    def __init__(self, sizes: dict[str, int], report: Report, clock: TimeOfDay) -> None:
         self._sizes = sizes
         self._done = dict.fromkeys(sizes, 0)
         self._report = report

@@ -1,6 +1,6 @@
-"""Files of text and of rows: which kinds there are, and which of a folder are read.
+"""The kinds of files that hold text or rows, and those in a folder that are read.
 
-Quick to import, so that settings can be checked before anything is read.
+It is quick to import, so that settings can be checked before anything is read.
 """
 
 import os
@@ -17,19 +17,19 @@ UTF_8 = "utf-8"
 NAMED = 5  # files passed over, or columns, that a message names
 COLUMN_CHARACTERS = 30  # of a column
 _LEAST_ALLOWED = 64_000_000  # bytes
-_MOST_EXPANSION = 100  # text of any kind is packed ten times smaller, seldom thirty times
+_MOST_EXPANSION = 100  # text packs to a tenth of its size, seldom to a thirtieth
 
 
 def allowed_bytes(size: int) -> int:
-    """Return how many bytes of memory may come of ``size`` bytes in a file, or one page of it.
+    """Return the bytes that a file, or a page of one, of ``size`` bytes may unpack to.
 
-    A file of 2 kB can stand for 50 GB. What is packed so well is no text to learn from.
+    A file of 2 kB can unpack to 50 GB. Data that packs so well is no text to learn from.
     """
     return max(_LEAST_ALLOWED, _MOST_EXPANSION * size)
 
 
 def too_repetitive(path: Path, allowed: int) -> MlxchatError:
-    """Return the error for a file of which more than `allowed_bytes` come."""
+    """Return the error for a file that unpacks to more than `allowed_bytes`."""
     return DataError(
         f"{path} unpacks to more than {allowed:,} bytes, so it repeats itself.",
         "Write each text once; a file that is what it should be can be unpacked first.",
@@ -37,7 +37,7 @@ def too_repetitive(path: Path, allowed: int) -> MlxchatError:
 
 
 def columns_named(columns: Sequence[str]) -> str:
-    """Return the names of columns, of which anyone may have made too many or too long ones.
+    """Return the names of columns for a message, which many or long names cannot blow up.
 
     >>> columns_named(["text", "a" * 100, *"bcdefgh"])
     'text, aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa, b, c, d and 4 more'
@@ -49,16 +49,16 @@ def columns_named(columns: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Wanted:
-    """The columns that are read of a table: some of ``names``; ``what`` is what they hold."""
+    """The columns to read from a table: any of ``names``; ``what`` says what they hold."""
 
     names: Collection[str]
     what: str
 
     def of(self, path: Path, columns: Sequence[str]) -> list[str]:
-        """Return those of a file's columns that are wanted.
+        """Return the columns of a file that are to be read.
 
         Raises:
-            DataError: none is.
+            DataError: there are none.
         """
         known = [name for name in columns if name in self.names]
         if not known:
@@ -136,7 +136,7 @@ def found_in(folder: Path, kinds: Collection[str]) -> FoundFiles:
 
 
 def _entries(folder: Path) -> Iterator[Path]:
-    """Yield the files under a folder, and the folders that are not gone into."""
+    """Yield the files under a folder, and the folders that are not searched."""
 
     def refuse(error: OSError) -> None:
         raise DataError(

@@ -4,8 +4,8 @@ The hub answers a HEAD of ``ENDPOINT/datasets/REPO/resolve/REVISION/FILE`` with 
 checksum and commit (``X-Linked-Size``, ``X-Linked-Etag``, ``X-Repo-Commit``), and redirects a GET
 to a signed address that expires; so every attempt starts at the first address again.
 
-An endpoint may log in, by ``https://NAME:PASSWORD@HOST`` or a query with a token. Both are sent to
-its host only, and are not part of any address that is shown or stored.
+An endpoint may have credentials: ``https://NAME:PASSWORD@HOST``, or a token in its query. They are
+sent to its host only, and are not part of any address that is shown or stored.
 """
 
 import base64
@@ -26,6 +26,7 @@ from mlxchat.data.addresses import bare_address, without_credentials
 from mlxchat.data.connection import open_client
 from mlxchat.errors import ConfigError, DataError, NotFound
 from mlxchat.home import cache_folder, expanded
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Timer
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 NEWEST = "main"  # the branch
@@ -62,7 +63,7 @@ class RemoteFile:
     """The hub's description of a file.
 
     Attributes:
-        url: the address, without what logs in there; at ``commit``, if the hub names one.
+        url: the address, without credentials; at ``commit``, if the hub names one.
         size: the size in bytes.
         checksum: a sha256 (64 hexadecimal digits) or git's sha1 of the blob (40), or None.
         commit: the commit of the file, or None.
@@ -79,14 +80,14 @@ class Hub:
     """A server to download from. Safe to use from several threads.
 
     Attributes:
-        endpoint: the address of the server, without what logs in there.
+        endpoint: the address of the server, without credentials.
         client: the HTTP client.
         token: the user's access token, or None.
-        login: the name and the password that the endpoint has in place of a token, or None.
+        login: the name and password in the endpoint, sent in place of a token; None without them.
         query: the query of every request to the endpoint, or empty.
         offline: whether nothing may be downloaded.
         sleep: waits a number of seconds.
-        clock: returns seconds since any origin.
+        timer: returns seconds since any origin.
         backoff: seconds before the first retry; each further wait is twice as long.
         note: called with a line before each wait.
         stop: ends transfers and waits when it is set.
@@ -99,7 +100,7 @@ class Hub:
     query: str = field(default="", repr=False)
     offline: bool = False
     sleep: Callable[[float], object] = time.sleep
-    clock: Callable[[], float] = time.monotonic
+    timer: Timer = SYSTEM_CLOCK.seconds
     backoff: float = 1.0
     note: Callable[[str], object] = lambda text: None
     stop: threading.Event = field(default_factory=threading.Event)
@@ -207,7 +208,7 @@ class Hub:
             self.sleep(wait)
 
     def get(self, url: str, offset: int) -> AbstractContextManager[httpx.Response]:
-        """Open a download from byte ``offset`` on. What logs in is not sent to other hosts."""
+        """Open a download from byte ``offset`` on. Other hosts get no credentials."""
         headers = self._headers() | ({"Range": f"bytes={offset}-"} if offset else {})
         address = self._with_query(url)
         return self.client.stream("GET", address, headers=headers, follow_redirects=True)
@@ -232,7 +233,7 @@ class Hub:
             # The answer that redirects to the storage is the one that carries the checksum.
             if "x-linked-size" in response.headers or response.next_request is None:
                 break
-            request = response.next_request  # without what logs in where the host is another
+            request = response.next_request  # without credentials if the host is another
         else:
             raise DataError(f"{url} redirects without end.", "Check `endpoint`.")
         if response.next_request is None:

@@ -5,9 +5,8 @@ About one document in twenty, chosen at random, becomes validation.
 
 import random
 import shutil
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +17,10 @@ from mlxchat.data.files import COMPRESSED, UTF_8, FoundFiles, found_in, kind
 from mlxchat.data.own_text import LONGEST_DOCUMENT, OWN_KINDS, read_documents
 from mlxchat.data.shards import shard_name, shard_names
 from mlxchat.data.text_files import Reading
-from mlxchat.disk import UNFINISHED, Lock, new_folder, storing, sync
+from mlxchat.disk import UNFINISHED, new_folder, storing, sync
 from mlxchat.errors import DataError, DiskError, MlxchatError, NotFound
+from mlxchat.locks import Lock
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, TimeOfDay
 from mlxchat.telemetry.events import Noted, Progressed, Report
 
 SHARD_BYTES = 100_000_000  # of UTF-8 text
@@ -37,8 +38,11 @@ class IngestSummary:
 
     Attributes:
         shards: the files written; the last is validation.
-        files: how many files were read.
-        skipped: how many lines and rows were left out of them, by reason.
+        files: the number of files read.
+        documents: the number of documents written, those of validation included.
+        validation_documents: the number of documents for validation.
+        characters: the number of characters in all documents.
+        skipped: the number of lines and rows left out, by reason.
         passed_over: files of the folder that were not read, each with the reason.
     """
 
@@ -56,7 +60,7 @@ def ingest(
     folder: Path,
     report: Report,
     seed: int = 0,
-    clock: Callable[[], float] = time.time,
+    clock: TimeOfDay = SYSTEM_CLOCK,
     encoding: str = UTF_8,
     skip_bad: bool = False,
 ) -> IngestSummary:
@@ -82,14 +86,10 @@ def ingest(
         what = "holds shards already" if shard_names(folder) else "is not empty"
         raise DiskError(f"{folder} {what}; nothing was written.", "Choose another dataset name.")
     found = _found(source)
-    files, skipped, first = found.files, Counter[str](), dict[str, str]()
+    files, skipped = found.files, _Skipped()
 
     def note(text: str) -> None:
         report(Noted(clock(), text))
-
-    def skip(place: str, reason: str) -> None:
-        skipped[reason] += 1
-        first.setdefault(reason, place)
 
     if found.passed_over:
         note(f"Passed over in {source}: {found}.")
@@ -99,24 +99,24 @@ def ingest(
         split = _Split(unfinished, random.Random(seed))
         for path in files:
             before = split.documents
-            reading = Reading(path, encoding, skip if skip_bad else None, meter.advance)
-            for text in read_documents(reading, leave_out=skip):
+            reading = Reading(path, encoding, skipped.add if skip_bad else None, meter.advance)
+            for text in read_documents(reading, leave_out=skipped.add):
                 split.add(text)
             if split.documents == before and len(files) > 1:
                 note(f"{path} does not hold any text and is skipped.")
         if not split.documents:
-            raise _nothing(source, first)
+            raise _nothing(source, skipped)
         training = split.finish(source)
     meter.finish()
-    for reason, count in skipped.items():
-        note(f"Skipped: {count:,}, of which {first[reason]} is the first: it {reason}.")
+    for text in skipped.notes():
+        note(text)
     return IngestSummary(
         shards=tuple(folder / shard_name(index) for index in range(training + 1)),
         files=len(files),
         documents=split.documents,
         validation_documents=split.validation_documents,
         characters=split.characters,
-        skipped=dict(skipped),
+        skipped=dict(skipped.counts),
         passed_over={str(path): reason for path, reason in found.passed_over.items()},
     )
 
@@ -150,15 +150,30 @@ def _found(source: Path) -> FoundFiles:
     return found
 
 
-def _nothing(source: Path, skipped: Mapping[str, str]) -> MlxchatError:
-    """Return the error for a source without text, of which the first rows skipped are known."""
-    if not skipped:
+def _nothing(source: Path, skipped: "_Skipped") -> MlxchatError:
+    """Return the error for a source without text, all of which may have been skipped."""
+    if not skipped.counts:
         return DataError(f"{source} is empty: it does not hold any text.", "Put some text into it.")
-    faults = "; ".join(f"{place} {reason}" for reason, place in skipped.items())
     return DataError(
-        f"Nothing is left of {source}, for all that it holds was skipped: {faults}.",
+        f"Nothing is left of {source}. {' '.join(skipped.notes())}",
         "Mend what is like that, or give another file.",
     )
+
+
+class _Skipped:
+    """Counts the lines and rows that are left out, by reason, and remembers the first of each."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
+
+    def add(self, place: str, reason: str) -> None:
+        self.counts[reason] += 1
+        self._first.setdefault(reason, place)
+
+    def notes(self) -> Iterator[str]:
+        for reason, count in self.counts.items():
+            yield f"Skipped: {count:,}, of which {self._first[reason]} is the first: it {reason}."
 
 
 class _Split:
@@ -267,7 +282,7 @@ class _Shard:
 class _Meter:
     """Reports the progress in the source once per `REPORT_BYTES`."""
 
-    def __init__(self, name: str, total: int, report: Report, clock: Callable[[], float]) -> None:
+    def __init__(self, name: str, total: int, report: Report, clock: TimeOfDay) -> None:
         self._name, self._total, self._report, self._clock = name, total, report, clock
         self._done = self._told = 0
 

@@ -1,8 +1,8 @@
-"""The documents in a user's own files, of any kind that holds text.
+"""Reads the documents in a user's own files, of any kind that holds text.
 
-Files of text are cut at blank lines into documents of at most `LONGEST_DOCUMENT` characters,
-because packing drops the rest of a document that is longer than a row. Each row of the other files
-is one document: its ``text``.
+Text files are cut at blank lines into documents of at most `LONGEST_DOCUMENT` characters, because
+packing drops the rest of a document that is longer than a row. In other files, the ``text`` of each
+row is a document.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +23,7 @@ def read_documents(reading: Reading, leave_out: Callable[[str, str], None]) -> I
 
     Args:
         reading: the file, of one of `OWN_KINDS`, compressed or not.
-        leave_out: called with the place and the reason of a row whose text is null.
+        leave_out: called with the place and the reason for each row whose text is null.
 
     Raises:
         DataError: the file cannot be read or decoded; the line is named.
@@ -58,7 +58,7 @@ def _rows(reading: Reading, leave_out: Callable[[str, str], None]) -> Iterator[s
 
 
 def _is_whole(text: str) -> bool:
-    """Return whether a text is one of whole characters."""
+    """Return whether a text has no half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,10 +1,10 @@
-"""Parquet files, read in pieces that fit into memory, whatever they unpack to.
+"""Reads parquet files in pieces that fit into memory, whatever they unpack to.
 
 A small file can stand for any amount of text: a dictionary holds a long value once, and a run of
-references to it takes a few bytes; so do values made of the one before, and a page packed well. So
-what pages unpack to is known before any is read (`mlxchat.data.parquet_pages`), rows are read few
-at a time where they may be long, and dictionaries within lists are kept until the length of each
-row is known.
+references to it takes a few bytes; so do values stored as differences, and well-packed pages.
+Therefore the unpacked size of pages is known before any is read (`mlxchat.data.parquet_pages`),
+rows are read few at a time where they may be long, and dictionaries within lists are kept until the
+length of each row is known.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -26,11 +26,11 @@ from mlxchat.data.text_files import LARGEST_VALUE, Reading, unpacked
 from mlxchat.errors import DataError, MlxchatError
 
 ROWS_AT_A_TIME = 1024  # at most
-HELD_BYTES = LARGEST_VALUE  # of rows made into objects at a time
-BUFFER_BYTES = 2**20  # of each column that is being read
-FAULT_CHARACTERS = 200  # of what pyarrow says is wrong
-VALUE_BYTES = 8  # that each value of a list takes, however short
-OBJECT_BYTES = 64  # that each value takes as an object, about
+HELD_BYTES = LARGEST_VALUE  # of rows converted to objects at a time
+BUFFER_BYTES = 2**20  # for each column that is being read
+FAULT_CHARACTERS = 200  # of an error message of pyarrow
+VALUE_BYTES = 8  # for each value of a list, however short
+OBJECT_BYTES = 64  # for each value as an object, roughly
 
 STRINGS = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
 
@@ -82,7 +82,7 @@ def parquet_rows(reading: Reading, wanted: Wanted, start: int = 0) -> Iterator[P
 
 
 class _Progress:
-    """How many rows of a file have been read, which is said of a file that is damaged."""
+    """Counts the rows read from a file, and names the last in the error for a damaged file."""
 
     def __init__(self, path: Path) -> None:
         self.rows = 0
@@ -156,7 +156,7 @@ class _Column:
     pages: tuple[Page, ...]
 
     def check(self) -> None:
-        """Check that no page takes more memory than it should, nor all that a row may refer to.
+        """Check that neither a page, nor all pages that one row may refer to, take too much memory.
 
         Raises:
             DataError: one does.
@@ -239,7 +239,7 @@ def _too_large(where: str, what: str, most: int) -> MlxchatError:
 def _pieces(
     batch: pa.RecordBatch, first: int, sizes: Sizes, reading: Reading
 ) -> Iterator[tuple[int, dict[str, object]]]:
-    """Yield the rows of a batch with their numbers, made into objects a piece at a time."""
+    """Yield the rows of a batch as objects with their numbers, converting a piece at a time."""
     ends = np.cumsum(sizes)
     row = 0
     while row < batch.num_rows:
@@ -255,7 +255,7 @@ def _pieces(
 def _objects(
     piece: pa.RecordBatch, first: int, reading: Reading
 ) -> Iterator[tuple[int, dict[str, object]]]:
-    """Yield rows as objects; where one is no text, one by one, so that it alone is bad."""
+    """Yield rows as objects; where a text is not UTF-8, one by one, so that only its row is bad."""
     rows = []
     try:
         columns = list(map(_expanded, piece.columns))
@@ -298,7 +298,7 @@ def _text_type(kind: pa.DataType) -> pa.DataType:
 
 
 def _sizes(array: pa.Array) -> Sizes:
-    """Return about how many bytes each row takes as an object."""
+    """Return roughly how many bytes each row takes as an object: (rows,)."""
     kind = array.type
     if isinstance(array, pa.ExtensionArray):
         return _sizes(array.storage)

@@ -1,4 +1,4 @@
-"""The pages of a parquet file: what each unpacks to, from its header alone.
+"""Reads from the headers of a parquet file's pages what each of them unpacks to.
 
 A reader of parquet allocates what a page's header says before it looks at the page, and the footer
 need not agree with the headers. The format is Apache Parquet's: a column chunk is a row of pages,
@@ -31,7 +31,7 @@ class Page:
 
     Attributes:
         kind: whether it holds values, a dictionary of values, references to that, or values as
-            differences from the ones before; the last three can make much of few bytes.
+            differences from the ones before; the last three can expand few bytes to many.
         packed: its bytes in the file.
         unpacked: its bytes in memory, before its values are made.
         values: how many values it holds.

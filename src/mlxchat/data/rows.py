@@ -1,6 +1,6 @@
-"""Rows of files, of every kind that holds rows: .jsonl, .json, .csv and .parquet.
+"""Reads files of rows: .jsonl, .json, .csv and .parquet.
 
-Each is read a row at a time, compressed or not, and no row longer than `LARGEST_VALUE` is held in
+They are read a row at a time, compressed or not, and no row longer than `LARGEST_VALUE` is held in
 memory. A row that cannot be read is bad: it ends the reading, or is skipped (`Reading.bad`).
 """
 
@@ -19,10 +19,10 @@ from mlxchat.json_text import parse_json
 
 JSON_PIECE = 2**20  # characters of a .json file that are read at a time
 LIST = "It must be one JSON list; a file of one value a line is named .jsonl."
-_OUTSIDE = re.compile(r'[\[\]{},"]')  # what counts between the strings of JSON, and within them
+_OUTSIDE = re.compile(r'[\[\]{},"]')  # the tokens that count between strings, and within them
 _INSIDE = re.compile(r'\\.|"', re.DOTALL)
 
-Placed = tuple[str, object]  # a row's place in words, and the row
+Placed = tuple[str, object]  # the file and number of a row in words, and the row
 
 
 def rows(reading: Reading, wanted: Wanted) -> Iterator[Placed]:

@@ -15,8 +15,9 @@ from mlxchat.data.download import missing_bytes, partial
 from mlxchat.data.fetch import download_shard, stat_shard
 from mlxchat.data.hub import Cancelled, Hub, UnreachableError
 from mlxchat.data.shards import STREAMED, Dataset, check_shard, shard_fault, shard_names
-from mlxchat.disk import Lock, in_use, require_space, storing
+from mlxchat.disk import require_space, storing
 from mlxchat.errors import ConfigError, DataError, LockedError, MlxchatError
+from mlxchat.locks import Lock, in_use
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 from mlxchat.telemetry.events import Noted, Progressed, Report
 

@@ -1,8 +1,7 @@
-"""Files of text as they are: compressed or not, in any encoding, a bounded piece at a time.
+"""Reads text files, compressed or not, in any encoding, a bounded piece at a time.
 
-A byte-order mark says how a file is encoded, and counts more than what a person said of it. Bytes
-that are no text in that encoding do not end the reading: they mark their line, which is refused or
-skipped like any other that is bad.
+A byte-order mark overrides the encoding that the user gave. Bytes that cannot be decoded do not end
+the reading: they mark their line, which is refused or skipped like any other bad line.
 """
 
 import bz2
@@ -24,10 +23,10 @@ from mlxchat.data.files import UTF_8, allowed_bytes, too_repetitive
 from mlxchat.errors import ConfigError, DataError, MlxchatError
 
 LARGEST_VALUE = 32_000_000  # characters of a line or bytes of a row; more is not held in memory
-ENCODING_CHARACTERS = 30  # characters of an encoding, that a message names
-_PIECE = 2**16  # characters of a line too long that are passed over at a time
-_ERRORS = "mlxchat"  # the name of the way in which bytes that are no text are decoded
-_UNDECODABLE = "\udcff"  # in place of bytes that are no text; no text decodes to half a surrogate
+ENCODING_CHARACTERS = 30  # of an encoding's name in a message
+_PIECE = 2**16  # characters of a line too long that are skipped at a time
+_ERRORS = "mlxchat"  # the name of the error handler that decodes the undecodable
+_UNDECODABLE = "\udcff"  # half a surrogate pair, to which no text decodes
 _MARKS = (  # the longer of two that begin alike first; each codec takes its own mark away
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -49,9 +48,9 @@ class Reading:
     Attributes:
         path: the file.
         encoding: the encoding of text without a byte-order mark.
-        skip: called with the place and the fault of each line or row that cannot be read, and that
-            is left out then; None if it ends the reading.
-        advance: called with each number of bytes that were read of the file.
+        skip: called with the place and the fault of each line or row that cannot be read, which is
+            then left out; None to end the reading there.
+        advance: called with the number of bytes after each read from the file.
     """
 
     path: Path
@@ -111,7 +110,7 @@ class Reading:
         return False
 
     def is_short(self, place: str, size: int) -> bool:
-        """Return whether so many characters or bytes are not too many; it is bad if they are."""
+        """Return whether a line or row of ``size`` is short enough; call `bad` if not."""
         if size <= LARGEST_VALUE:
             return True
         fault = f"is longer than the {LARGEST_VALUE:,} characters or bytes that are read at once"
@@ -128,9 +127,7 @@ def failures_named(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (
-        UnicodeError
-    ) as error:  # such as UTF-16 without a mark, whose order of bytes is not known
+    except UnicodeError as error:  # such as UTF-16 without a mark, whose byte order is unknown
         raise DataError(
             f"{path} cannot be decoded: {error}.",
             "Say how it is encoded with `encoding`, such as utf-16-le.",
@@ -179,7 +176,7 @@ def unpacked(reading: Reading) -> Iterator[Path]:
 
 @contextmanager
 def open_text(reading: Reading, newline: str | None = "\n") -> Iterator[io.TextIOWrapper]:
-    """Open a file of text; ``newline`` as in Python's ``open``. Read it by `lines` or `pieces`."""
+    """Open a text file; ``newline`` as in Python's ``open``. Read it in pieces, or use `lines`."""
     with open_bytes(reading) as file:
         begin = file.peek(4)
         marked = (encoding for mark, encoding in _MARKS if begin.startswith(mark))
@@ -189,7 +186,7 @@ def open_text(reading: Reading, newline: str | None = "\n") -> Iterator[io.TextI
 
 
 def lines(reading: Reading, newline: str = "\n") -> Iterator[tuple[int, str]]:
-    """Yield the lines of a file with their numbers, without those that are bad."""
+    """Yield the lines of a file with their numbers, counted from 1, without the bad ones."""
     with open_text(reading, newline) as file:
         for number in count(1):
             line = file.readline(LARGEST_VALUE + 1)
@@ -203,7 +200,7 @@ def lines(reading: Reading, newline: str = "\n") -> Iterator[tuple[int, str]]:
 
 
 class _Counting(io.FileIO):
-    """A file that tells how many bytes are read."""
+    """A file that reports how many bytes are read."""
 
     def __init__(self, reading: Reading) -> None:
         super().__init__(reading.path)
@@ -216,7 +213,7 @@ class _Counting(io.FileIO):
 
 
 class _Unpacking(io.RawIOBase):
-    """A compressed file as what it unpacks to, which is bounded."""
+    """The unpacked content of a compressed file, which is bounded."""
 
     def __init__(self, reading: Reading, source: BinaryIO) -> None:
         self._path, self._source, self._done = reading.path, source, 0

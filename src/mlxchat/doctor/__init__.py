@@ -2,6 +2,6 @@
 
 `check` says what a check is, `host` what it may ask the machine, and `examination` runs them all.
 The checks are in one module a topic: `system`, `storage`, `device`, `arithmetic` and `training`.
-What they measure is computed in processes of their own (`child`), by the functions of the modules
-`measured_...`, so that a device that crashes or hangs is a finding like any other.
+What they measure is declared in `probes` and computed by the modules `measured_...`, in processes
+of their own (`child`), so that a device that crashes or hangs is a finding like any other.
 """

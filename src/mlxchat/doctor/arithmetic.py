@@ -11,11 +11,11 @@ from mlxchat.doctor.check import (
     with_mlx,
     wrong,
 )
-from mlxchat.doctor.facts import BACKWARD, DECODED, PRODUCTS, ROTATION, ROUNDINGS
 from mlxchat.doctor.host import Host
+from mlxchat.doctor.probes import BACKWARD, DECODED, PRODUCTS, ROTATION, ROUNDINGS
 
-SLOW_CPU = 10e9  # FLOP/s, which OpenBLAS passes on one core and the reference BLAS does not
-MUCH_FASTER = 1.25  # of one precision beside another
+SLOW_CPU = 10e9  # FLOP/s; OpenBLAS exceeds it on one core, the reference BLAS does not
+MUCH_FASTER = 1.25  # times as fast in one precision as in another
 LARGEST_ROUNDING = {"float32": 1e-3, "float16": 2e-3, "bfloat16": 1e-2}  # TF32 is within it
 TF32_ROUNDING = 2e-5  # above it, float32 products are rounded to fewer bits
 LARGEST_ROTATION = 1e-5
@@ -113,48 +113,54 @@ def _limits(largest: dict[str, float]) -> str:
 
 ARITHMETIC_CHECKS = (
     Check(
-        "products",
-        "The speed of matrix products in three precisions; training is made of them.",
-        f"at least {SLOW_CPU / 1e9:g} GFLOP/s; on a GPU the faster of bfloat16 and float32 is used",
-        "Close other programs, and check once more.",
-        COMPUTING,
-        _products,
-        with_mlx,
+        name="products",
+        measures="The speed of matrix products in three precisions; training is made of them.",
+        limit=(
+            f"at least {SLOW_CPU / 1e9:g} GFLOP/s; on a GPU the faster of bfloat16 and float32 is "
+            "used"
+        ),
+        remedy="Close other programs, and run the check again.",
+        commands=COMPUTING,
+        examine=_products,
+        absent=with_mlx,
     ),
     Check(
-        "rounding",
-        "How far products are from those in float64, as a share of their norm.",
-        _limits(LARGEST_ROUNDING),
-        DO_NOT_TRUST,
-        COMPUTING,
-        _rounding,
-        with_mlx,
+        name="rounding",
+        measures="How far products are from those in float64, as a share of their norm.",
+        limit=_limits(LARGEST_ROUNDING),
+        remedy=DO_NOT_TRUST,
+        commands=COMPUTING,
+        examine=_rounding,
+        absent=with_mlx,
     ),
     Check(
-        "rotation",
-        "How far the compiled rotary embedding and its gradient are from numpy's.",
-        f"at most {LARGEST_ROTATION:g}",
-        DO_NOT_TRUST,
-        COMPUTING,
-        _rotation,
-        with_mlx,
+        name="rotation",
+        measures="How far the compiled rotary embedding and its gradient are from numpy's.",
+        limit=f"at most {LARGEST_ROTATION:g}",
+        remedy=DO_NOT_TRUST,
+        commands=COMPUTING,
+        examine=_rotation,
+        absent=with_mlx,
     ),
     Check(
-        "attention",
-        "Time, memory and error of attention forward and backward, fused and unfused.",
-        f"fused at most {SLOWER:g} times as long; off {_limits(LARGEST_ATTENTION)}",
-        "If memory allows, train with MLX_SDPA_VJP_FALLBACK=1 in the environment.",
-        TRAINING,
-        _attention,
-        with_mlx,
+        name="attention",
+        measures="Time, memory and error of attention forward and backward, fused and unfused.",
+        limit=f"fused at most {SLOWER:g} times as long; off {_limits(LARGEST_ATTENTION)}",
+        remedy="If memory allows, train with MLX_SDPA_VJP_FALLBACK=1 in the environment.",
+        commands=TRAINING,
+        examine=_attention,
+        absent=with_mlx,
     ),
     Check(
-        "decoding",
-        "How far tokens decoded one by one past 1,100 positions are from one pass over them all.",
-        _limits(LARGEST_DECODED),
-        DO_NOT_TRUST,
-        DECODING,
-        _decoding,
-        with_mlx,
+        name="decoding",
+        measures=(
+            "How far tokens decoded one by one past 1,100 positions are from one pass over them "
+            "all."
+        ),
+        limit=_limits(LARGEST_DECODED),
+        remedy=DO_NOT_TRUST,
+        commands=DECODING,
+        examine=_decoding,
+        absent=with_mlx,
     ),
 )

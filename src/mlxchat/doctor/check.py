@@ -24,7 +24,7 @@ class Verdict(BaseModel):
     Attributes:
         value: what was found, in a few words or a number.
         detail: what that means, where the value alone does not say it.
-        remedy: what to do in this very case, in place of the check's own remedy.
+        remedy: what to do in this particular case, in place of the check's own remedy.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,14 +49,57 @@ class Finding(Verdict):
     seconds: float
 
     @property
-    def wrong(self) -> bool:
+    def needs_action(self) -> bool:
         """Whether there is something to do about it."""
         return self.outcome in ("warning", "failed")
 
 
+# ==== Where a check can be made ====
+#
+# Each of these returns why it cannot be made on this machine, and "" if it can.
+
+
 def here(host: Host) -> str:
-    """Return no reason: such a check can be made anywhere."""
+    """Return no reason: the check can be made anywhere."""
     return ""
+
+
+def on_a_mac(host: Host) -> str:
+    """Return a reason unless this is a Mac."""
+    return "" if host.system() == "Darwin" else "for Macs"
+
+
+def with_mlx(host: Host) -> str:
+    """Return a reason unless MLX loads."""
+    return "" if host.device() else "MLX does not load"
+
+
+def with_gpu(host: Host) -> str:
+    """Return a reason unless MLX computes on a GPU."""
+    return with_mlx(host) or ("" if _backend(host) != "cpu" else "MLX computes on CPUs")
+
+
+def with_metal(host: Host) -> str:
+    """Return a reason unless MLX computes on the GPU of a Mac."""
+    return with_mlx(host) or ("" if _backend(host) == "metal" else "for Macs")
+
+
+def with_cuda(host: Host) -> str:
+    """Return a reason unless MLX computes on an NVIDIA GPU."""
+    return with_mlx(host) or ("" if _backend(host) == "cuda" else "for NVIDIA GPUs")
+
+
+def on_a_cpu(host: Host) -> str:
+    """Return a reason unless MLX computes on a CPU."""
+    return with_mlx(host) or ("" if _backend(host) == "cpu" else "MLX has a GPU here")
+
+
+def _backend(host: Host) -> str:
+    device = host.device()
+    return device.backend if device else ""
+
+
+# ==== Checks ====
 
 
 @dataclass(frozen=True)
@@ -70,7 +113,7 @@ class Check:
         remedy: what to do where it is not.
         commands: the commands that are affected then, without the program's name.
         examine: makes the check. A `MlxchatError` or OSError that it raises means that it failed.
-        absent: returns why it cannot be made on this machine; nothing if it can.
+        absent: returns why it cannot be made on this machine; "" if it can.
     """
 
     name: str
@@ -95,34 +138,3 @@ def doubtful(value: str, detail: str, remedy: str = "") -> Verdict:
 def wrong(value: str, detail: str, remedy: str = "") -> Verdict:
     """Return the verdict that something does not work."""
     return Verdict(outcome="failed", value=value, detail=detail, remedy=remedy)
-
-
-# ==== Where a check can be made ==================================================================
-
-
-def on_a_mac(host: Host) -> str:
-    """Return why this is no Mac."""
-    return "" if host.system() == "Darwin" else "for Macs"
-
-
-def with_mlx(host: Host) -> str:
-    """Return why MLX does not compute here."""
-    return "" if host.device() else "MLX does not load"
-
-
-def with_gpu(host: Host) -> str:
-    """Return why there is no GPU that MLX computes on."""
-    device = host.device()
-    return with_mlx(host) or ("" if device and device.backend != "cpu" else "MLX computes on CPUs")
-
-
-def with_metal(host: Host) -> str:
-    """Return why there is no GPU of a Mac."""
-    device = host.device()
-    return with_mlx(host) or ("" if device and device.backend == "metal" else "for Macs")
-
-
-def on_a_cpu(host: Host) -> str:
-    """Return why MLX does not compute on a CPU."""
-    device = host.device()
-    return with_mlx(host) or ("" if device and device.backend == "cpu" else "MLX has a GPU here")

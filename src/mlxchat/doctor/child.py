@@ -1,13 +1,14 @@
 """The process of a measurement: ``python -m mlxchat.doctor.child MODULE FUNCTION``.
 
-Its arguments are a JSON object on standard input; what is measured is one on standard output.
+It reads the function's arguments as a JSON object from standard input, and writes what was measured
+as another to standard output.
 """
 
 import importlib
 import json
 import sys
 
-from mlxchat.doctor.facts import Measurement
+from mlxchat.doctor.probes import Measurement
 from mlxchat.errors import MlxchatError
 from mlxchat.json_text import parse_json
 

@@ -7,12 +7,13 @@ from mlxchat.doctor.check import (
     Verdict,
     doubtful,
     good,
+    with_cuda,
     with_gpu,
     with_mlx,
     wrong,
 )
-from mlxchat.doctor.facts import LOAD
 from mlxchat.doctor.host import Host
+from mlxchat.doctor.probes import LOAD
 
 _GIB = 2**30
 LEAST_GPU_MEMORY = 4 * _GIB
@@ -56,40 +57,41 @@ def _nccl(host: Host) -> Verdict:
     return good("there", "mlxchat itself uses one GPU.")
 
 
-def _with_cuda(host: Host) -> str:
-    device = host.device()
-    return with_mlx(host) or ("" if device and device.backend == "cuda" else "for NVIDIA GPUs")
-
-
 DEVICE_CHECKS = (
     Check(
-        "GPU",
-        "The device that MLX computes on, and its memory.",
-        f"the GPU, if there is one, with at least {LEAST_GPU_MEMORY // _GIB} GiB",
-        'With an NVIDIA GPU, install its backend: pip install -e ".[cuda]". On a Mac, log in at '
-        "its screen or over SSH: programs without a session may see no GPU.",
-        COMPUTING,
-        _gpu,
-        with_mlx,
+        name="GPU",
+        measures="The device that MLX computes on, and its memory.",
+        limit=f"the GPU, if there is one, with at least {LEAST_GPU_MEMORY // _GIB} GiB",
+        remedy=(
+            'With an NVIDIA GPU, install its backend: pip install -e ".[cuda]". On a Mac, log in '
+            "at its screen or over SSH: programs without a session may see no GPU."
+        ),
+        commands=COMPUTING,
+        examine=_gpu,
+        absent=with_mlx,
     ),
     Check(
-        "watchdog",
-        "Whether the system lets the GPU work some seconds without a pause. macOS may end such "
-        "work while a display is on.",
-        f"at most {LONGEST_WORK:g} s at a time, and never ended",
-        "Let the display sleep, or use the machine over SSH, while it computes; train with "
-        "`supervise`.",
-        TRAINING,
-        _watchdog,
-        with_gpu,
+        name="watchdog",
+        measures=(
+            "Whether the system lets the GPU work some seconds without a pause. macOS may end such "
+            "work while a display is on."
+        ),
+        limit=f"at most {LONGEST_WORK:g} s at a time, and never ended",
+        remedy=(
+            "Let the display sleep, or use the machine over SSH, while it computes; train with "
+            "`supervise`."
+        ),
+        commands=TRAINING,
+        examine=_watchdog,
+        absent=with_gpu,
     ),
     Check(
-        "NCCL",
-        "Whether the library by which NVIDIA GPUs work together loads.",
-        "there",
-        'Install it again: pip install -U "mlx[cuda13]" brings it.',
-        (),
-        _nccl,
-        _with_cuda,
+        name="NCCL",
+        measures="Whether the library by which NVIDIA GPUs work together loads.",
+        limit="there",
+        remedy='Install it again: pip install -U "mlx[cuda13]" brings it.',
+        commands=(),
+        examine=_nccl,
+        absent=with_cuda,
     ),
 )

@@ -1,4 +1,4 @@
-"""All checks, one after the other, as events: where the examination is, and what it finds."""
+"""Runs all checks, one after the other, and yields their progress and findings as events."""
 
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +19,8 @@ from mlxchat.errors import MlxchatError
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 from mlxchat.telemetry.events import Progressed
 
-SECONDS = 110.0  # of the whole examination; what is not begun by then is left out
-ALL_CHECKS = "all checks"  # the task that sums up the others
+SECONDS = 110.0  # for the whole examination; measurements not begun by then are left out
+ALL_CHECKS = "all checks"  # the task whose progress counts the checks
 
 CHECKS: Mapping[str, Sequence[Check]] = {
     "System": SYSTEM_CHECKS,
@@ -32,7 +32,7 @@ CHECKS: Mapping[str, Sequence[Check]] = {
 
 
 class Examination(BaseModel):
-    """All that was found on a machine."""
+    """The findings of all checks on one machine."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,26 +42,26 @@ class Examination(BaseModel):
     findings: tuple[Finding, ...]
     only_on_a_mac: tuple[MacAnswer, ...]  # empty elsewhere
 
+    @classmethod
+    def on(cls, host: Host, findings: Sequence[Finding], seconds: float) -> "Examination":
+        """Return the examination of a machine.
+
+        Args:
+            host: the machine.
+            findings: one for each check.
+            seconds: how long all of them took.
+        """
+        return cls(
+            mlxchat=__version__,
+            system=platform.platform(),
+            seconds=seconds,
+            findings=tuple(findings),
+            only_on_a_mac=answers_of(findings) if host.system() == "Darwin" else (),
+        )
+
     def of(self, outcome: Health) -> list[Finding]:
         """Return the findings that have this outcome."""
         return [finding for finding in self.findings if finding.outcome == outcome]
-
-
-def examined(host: Host, findings: Sequence[Finding], seconds: float) -> Examination:
-    """Return the findings with the machine they are of.
-
-    Args:
-        host: the machine.
-        findings: one for each check.
-        seconds: how long all of them took.
-    """
-    return Examination(
-        mlxchat=__version__,
-        system=platform.platform(),
-        seconds=seconds,
-        findings=tuple(findings),
-        only_on_a_mac=answers_of(findings) if host.system() == "Darwin" else (),
-    )
 
 
 def examine(
@@ -83,29 +83,29 @@ def examine(
         for check in of_topic:
             yield Progressed(clock(), check.name, 0, 1, "checks")
             begun = clock.seconds()
-            verdict = judged(check, host)
-            yield finding(check, topic, verdict, clock.seconds() - begun)
+            verdict = judge(check, host)
+            yield finding_of(check, topic, verdict, clock.seconds() - begun)
             done += 1
             yield Progressed(clock(), check.name, 1, 1, "checks")
             yield Progressed(clock(), ALL_CHECKS, done, total, "checks")
 
 
-def judged(check: Check, host: Host) -> Verdict:
-    """Make a check, if it can be made here; that it cannot be finished is a verdict too."""
+def judge(check: Check, host: Host) -> Verdict:
+    """Make a check and return its verdict, also where it cannot be made or finished."""
     try:
         if absent := check.absent(host):
             return Verdict(outcome="not here", value=absent)
         return check.examine(host)
     except OutOfTime as reason:
-        return doubtful("not measured", str(reason), "Check once more.")
+        return doubtful("not measured", str(reason), "Run the check again.")
     except MlxchatError as error:
         return wrong("no result", error.problem, error.remedy)
     except OSError as error:
         return wrong("no result", f"{error.strerror or error}.")
 
 
-def finding(check: Check, topic: str, verdict: Verdict, seconds: float) -> Finding:
-    """Return what was found, with nothing in it that names the user."""
+def finding_of(check: Check, topic: str, verdict: Verdict, seconds: float) -> Finding:
+    """Return the finding of a check, from whose texts the user's name and folders are removed."""
     found = Finding(
         check=check.name,
         topic=topic,
@@ -117,7 +117,7 @@ def finding(check: Check, topic: str, verdict: Verdict, seconds: float) -> Findi
         value=anonymous(verdict.value),
         detail=anonymous(verdict.detail),
     )
-    if not found.wrong:
+    if not found.needs_action:
         return found
     remedy = anonymous(verdict.remedy) or check.remedy
     return found.model_copy(update={"remedy": remedy, "commands": check.commands})

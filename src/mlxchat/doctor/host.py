@@ -1,18 +1,18 @@
-"""What the checks ask of the machine they run on.
+"""The machine that is checked.
 
 All questions to the system, and all measurements, go through `Host`, so that a test can plant an
-answer: that of a Mac on Linux, or that of a machine at fault.
+answer: that of a Mac on Linux, or that of a faulty machine.
 """
 
 import json
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import NamedTuple
@@ -21,11 +21,12 @@ import psutil
 
 from mlxchat import system
 from mlxchat.device_failures import explain
-from mlxchat.doctor.facts import DEVICE, Device, Measurement, Numbers, Probe
+from mlxchat.disk import free_space, nearest_existing
+from mlxchat.doctor.probes import DEVICE, Device, Measurement, Numbers, Probe
 from mlxchat.errors import BackendError, ConfigError, MlxchatError
 from mlxchat.home import Home, expanded
 from mlxchat.json_text import parse_json
-from mlxchat.processes import own_command
+from mlxchat.system import own_command
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Timer
 
 LEAST_SECONDS = 2.0  # a measurement is not begun when less is left: its process has to start
@@ -34,8 +35,8 @@ AWAKE_TRIES, AWAKE_SECONDS = 10, 0.1  # caffeinate takes a moment
 PACKAGE = __name__.rpartition(".")[0]
 
 
-class OutOfTime(Exception):  # noqa: N818  (no error: the same may well succeed once more)
-    """There was not enough time for a measurement; the text says why."""
+class OutOfTime(Exception):  # noqa: N818  (no error: the next time it may well succeed)
+    """There was not enough time for a measurement; the message says why."""
 
 
 class Package(NamedTuple):
@@ -46,7 +47,7 @@ class Package(NamedTuple):
 
 
 class FreeMemory(NamedTuple):
-    """What is free of the machine's memory, in bytes."""
+    """The machine's free and total memory, in bytes."""
 
     free: int
     total: int
@@ -61,10 +62,10 @@ class FileSystem(NamedTuple):
 
 
 class Power(NamedTuple):
-    """Where the machine has its power from."""
+    """The machine's power supply."""
 
-    battery: bool  # there is one
-    mains: bool
+    battery: bool  # whether there is one
+    mains: bool  # whether it is plugged in
 
 
 class Host:
@@ -72,20 +73,19 @@ class Host:
 
     Args:
         home: where mlxchat keeps its files.
-        until: when no measurement may be under way any more, by ``clock``.
-        clock: returns seconds.
+        until: when the last measurement has to end, by ``timer``.
+        timer: returns seconds since any origin.
     """
 
     def __init__(
         self,
         home: Home,
         until: float = float("inf"),
-        clock: Timer = SYSTEM_CLOCK.seconds,
+        timer: Timer = SYSTEM_CLOCK.seconds,
     ) -> None:
         self.home = home
-        self._until, self._clock = until, clock
+        self._until, self._timer = until, timer
         self._measured: dict[str, Measurement] = {}
-        self._device: list[Device | None] = []
 
     # ==== The system ====
 
@@ -98,7 +98,7 @@ class Host:
         return system.sysctl(name)
 
     def held_awake(self) -> bool | None:
-        """Return whether a Mac is held awake the way runs hold it; None if it does not tell."""
+        """Return whether `system.kept_awake` keeps a Mac awake; None if the Mac does not say."""
         with system.kept_awake() as begun:
             for _ in range(AWAKE_TRIES if begun else 0):
                 if (held := self.answer("pmset", "-g", "assertions")) is None:
@@ -137,12 +137,12 @@ class Host:
         return done.stdout.strip()
 
     def memory(self) -> FreeMemory:
-        """Return what is free of the memory of the machine, and its pressure."""
+        """Return the machine's free and total memory, and its pressure."""
         total = psutil.virtual_memory().total
         return FreeMemory(system.free_memory(), total, system.pressure())
 
     def power(self) -> Power:
-        """Return where the power comes from; machines that do not say have no battery."""
+        """Return the power supply; a machine that does not report one has no battery."""
         found = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
         return Power(found is not None, found is None or bool(found.power_plugged))
 
@@ -161,11 +161,11 @@ class Host:
 
     def free_disk(self) -> int:
         """Return the bytes that are free on the disk of mlxchat's home."""
-        return shutil.disk_usage(self._existing()).free
+        return free_space(self.home.root)
 
     def file_system(self) -> FileSystem:
         """Return the file system of mlxchat's home."""
-        place = self._existing().resolve()
+        place = nearest_existing(self.home.root).resolve()
         found = FileSystem("unknown", Path("/"))
         for partition in psutil.disk_partitions(all=True):
             attached = Path(partition.mountpoint)
@@ -173,20 +173,18 @@ class Host:
                 found = FileSystem(partition.fstype, attached)
         return found
 
-    def _existing(self) -> Path:
-        root = self.home.root
-        return next(path for path in (root, *root.parents) if path.exists())
-
     # ==== Measurements ====
 
     def device(self) -> Device | None:
         """Return the device that MLX computes on; None if MLX does not load."""
-        if not self._device:
-            try:
-                self._device.append(self.measure(DEVICE))
-            except MlxchatError:
-                self._device.append(None)
-        return self._device[0]
+        return self._device
+
+    @cached_property
+    def _device(self) -> Device | None:
+        try:
+            return self.measure(DEVICE)
+        except MlxchatError:
+            return None
 
     def measure(
         self,
@@ -194,7 +192,7 @@ class Host:
         environment: Mapping[str, str] | None = None,
         **arguments: object,
     ) -> Numbers:
-        """Measure in a process of its own; the same measurement is made once.
+        """Return a measurement made in a process of its own; the same one is made only once.
 
         Args:
             probe: the measurement.
@@ -203,7 +201,7 @@ class Host:
 
         Raises:
             BackendError: its process failed, crashed or took too long.
-            OutOfTime: there was no time left for it, or it still compiled kernels.
+            OutOfTime: there was no time left, or kernels were still being compiled.
         """
         key = repr((probe.function, environment, arguments))
         if key not in self._measured:
@@ -215,9 +213,9 @@ class Host:
     def _measure(
         self, probe: Probe[Numbers], environment: Mapping[str, str], arguments: dict[str, object]
     ) -> Numbers:
-        left = self._until - self._clock()
+        left = self._until - self._timer()
         if left < LEAST_SECONDS:
-            raise OutOfTime("There was no time left for it.")
+            raise OutOfTime("There was no time left to measure it.")
         module = f"{PACKAGE}.{probe.module}"
         command = own_command(f"{PACKAGE}.child", module, probe.function)
         seconds, kernels = min(probe.seconds, left), self._compiled_kernels()
@@ -233,15 +231,15 @@ class Host:
         except subprocess.TimeoutExpired as error:
             if more := self._compiled_kernels() - kernels:
                 raise OutOfTime(
-                    f"It was ended after {seconds:.0f} seconds, in which kernels were compiled "
-                    f"({more}). They are kept."
+                    f"It was stopped after {seconds:.0f} seconds, in which kernels were compiled "
+                    f"({more}). They are kept for the next time."
                 ) from error
             if seconds < probe.seconds:
-                raise OutOfTime(f"It was ended after {seconds:.0f} seconds.") from error
+                raise OutOfTime(f"It was stopped after {seconds:.0f} seconds.") from error
             raise BackendError(
                 f"It did not end within {seconds:.0f} seconds.",
-                "If other programs keep the machine busy, close them and check once more. If it "
-                "is the same then, the device hangs: restart the machine.",
+                "Close other programs that keep the machine busy, and run the check again. If the "
+                "result is the same, the device hangs: restart the machine.",
             ) from error
         if done.returncode:
             raise failure(done.returncode, done.stderr)
@@ -265,6 +263,6 @@ def failure(code: int, errors: str) -> BackendError:
     for line in lines:
         if failed := explain(line):
             return failed
-    last = lines[-1] if lines else "it said nothing"
+    last = lines[-1] if lines else "it printed no error"
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else "failed"
     return BackendError(f"Its process {how}: {last}")

@@ -1,4 +1,4 @@
-"""What only a Mac can tell: nothing of it was measured by those who wrote mlxchat."""
+"""Questions that only a Mac can answer; mlxchat's authors had none to measure them on."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -13,8 +13,8 @@ class OpenQuestion(NamedTuple):
 
     Attributes:
         text: the question.
-        check: the check that answers it; "" if nothing but use does.
-        how: what to do to find out, where no check does.
+        check: the check that answers it; "" if only use does.
+        how: how to find out by hand, where no check answers it.
     """
 
     text: str
@@ -41,27 +41,27 @@ QUESTIONS = (
     ),
     OpenQuestion("What does wiring that memory gain?", "wired memory"),
     OpenQuestion("Does macOS let the GPU work while its display is on?", "watchdog"),
-    OpenQuestion("Does caffeinate keep it awake?", "awake"),
+    OpenQuestion("Does caffeinate keep the Mac awake?", "awake"),
     OpenQuestion("Which wheel did pip choose, and is Python native?", "MLX"),
-    OpenQuestion("Does the drive of MLXCHAT_HOME take F_FULLFSYNC?", "sync"),
-    OpenQuestion("Are two names that differ in capitals one there?", "rename"),
+    OpenQuestion("Does the drive of MLXCHAT_HOME support F_FULLFSYNC?", "sync"),
+    OpenQuestion("Are two names that differ in capitals one name on that drive?", "rename"),
     OpenQuestion(
         "Does an hour of training with the display on pass without `Impacting Interactivity`?",
         how="Train for an hour and look at the run's log.",
     ),
     OpenQuestion(
-        "How much slower is it when it is hot? (Laptops without a fan.)",
-        how="Compare the first and the last minutes' tokens a second in the monitor.",
+        "How much slower is the Mac when it is hot? (Laptops without a fan.)",
+        how="Compare the tokens per second of the first and last minutes in the monitor.",
     ),
     OpenQuestion(
         "Does the Mac stay awake with its lid closed?",
-        how="It does not: leave it open. pmset -g assertions tells what holds it awake.",
+        how="It does not: leave it open. pmset -g assertions lists what keeps it awake.",
     ),
 )
 
 
 class MacAnswer(BaseModel):
-    """A question, and what a check found of it or what to do to find out."""
+    """A question, with what a check found or how to find out by hand."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -70,7 +70,7 @@ class MacAnswer(BaseModel):
 
 
 def answers_of(findings: Iterable[Finding]) -> tuple[MacAnswer, ...]:
-    """Return the questions with what was found on this Mac."""
+    """Return each of the `QUESTIONS` with the answer that the findings on a Mac give it."""
     found = {finding.check: finding for finding in findings}
     answers = []
     for question in QUESTIONS:

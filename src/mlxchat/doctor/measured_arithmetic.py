@@ -1,6 +1,6 @@
-"""What MLX computes on this machine, against numpy, the CPU or the formula written out.
+"""Compares what MLX computes here with numpy, with the CPU and with formulas written out.
 
-Sizes are those that take about a second: small on CPUs, larger on GPUs.
+Sizes are chosen to take about a second: small on CPUs, larger on GPUs.
 """
 
 import time
@@ -10,7 +10,7 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
-from mlxchat.doctor.facts import Backward, Difference, Products, Roundings
+from mlxchat.doctor.probes import Backward, Difference, Products, Roundings
 from mlxchat.engine.cache import KVCache
 from mlxchat.engine.generate import prefill
 from mlxchat.model.block import causal_attention
@@ -21,8 +21,8 @@ from mlxchat.optim.gradients import compile_gradients
 from mlxchat.runtime import machine, matmul_flops, mx, nn
 
 _SEED = 0
-DEPTH = 3  # with two layers the modern backout is taken from the last, and has no gradient
-SPREAD = 0.02  # of what is added to new parameters, many of which are zero
+DEPTH = 3  # with two layers, modern backout subtracts the last one, and has no gradient
+SPREAD = 0.02  # standard deviation of the noise added to new parameters; many are zero
 _BASE = 10_000.0
 ATTENTION_ROUNDS = 5  # of which the median counts
 ATTENTION_SECONDS = 6.0  # after which no new round starts
@@ -98,10 +98,10 @@ def _rotated(x: Floats, theta: npt.NDArray[np.float64]) -> npt.NDArray[np.float6
 def compare_gradients(
     arch: Architecture, positions: int = 128, vocab_size: int = 512
 ) -> Difference:
-    """Compare loss and gradients, compiled, with those of the CPU device, not compiled.
+    """Compare the compiled loss and gradients with those of the CPU device, not compiled.
 
-    Three layers, in float32. Training orders its backward pass and forms the gradient of the loss
-    with the loss; on the CPU all logits exist, and MLX differentiates.
+    The model has three layers, in float32. Training orders its backward pass and forms the gradient
+    of the loss with the loss; on the CPU all logits exist, and MLX differentiates.
     """
     config = GPTConfig.from_depth(DEPTH, vocab_size, positions, head_dim=32, arch=arch)
     model = _model(config, mx.float32)
@@ -222,7 +222,7 @@ def compare_decoding(read: int = 1000, decoded: int = 120) -> Difference:
 
 
 def _model(config: GPTConfig, dtype: mx.Dtype) -> GPT:
-    """Return a new model none of whose parameters is zero, so that no gradient is."""
+    """Return a new model with noise on its parameters, so that no gradient is zero."""
     model = GPT.new(config, _SEED, dtype)
     parameters = model.named_parameters()
     keys = mx.random.split(mx.random.key(_SEED + 1), len(parameters))

@@ -1,4 +1,4 @@
-"""The device that MLX computes on: what it says of itself, compiling for it, and using it."""
+"""Measures the device that MLX computes on: its description, a new kernel, steady work."""
 
 import ctypes
 import sys
@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from mlxchat.doctor.facts import Device, Kernel, Load
+from mlxchat.doctor.probes import Device, Kernel, Load
 from mlxchat.runtime import machine, mx
 
 WIDTH = 2048  # of the matrices that keep the device busy
@@ -39,14 +39,14 @@ def _openblas() -> str:
 
 
 def compile_kernel() -> Kernel:
-    """Compile a kernel that was never compiled before, by a constant that it has."""
-    unlike = 1 + time.time_ns() % 10**6 / 10**6
+    """Compile a kernel that was never compiled before, because it has a new constant."""
+    constant = 1 + time.time_ns() % 10**6 / 10**6
     x = np.linspace(-1, 1, 1000, dtype=np.float32)
-    compiled = mx.compile(lambda x: mx.exp(x) * unlike + mx.abs(x))
+    compiled = mx.compile(lambda x: mx.exp(x) * constant + mx.abs(x))
     begun = time.perf_counter()
     y = np.array(compiled(mx.array(x)))
     seconds = time.perf_counter() - begun
-    expected = np.exp(x.astype(np.float64)) * unlike + np.abs(x)
+    expected = np.exp(x.astype(np.float64)) * constant + np.abs(x)
     return Kernel(seconds=seconds, difference=float(np.abs(y / expected - 1).max()))
 
 

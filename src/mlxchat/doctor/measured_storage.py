@@ -1,4 +1,4 @@
-"""Operations of the disk that saving relies on, really tried in a folder of mlxchat's home."""
+"""Tries the operations of the disk that saving relies on, in a folder of mlxchat's home."""
 
 import errno
 import fcntl
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mlxchat.disk import Lock
-from mlxchat.doctor.facts import Attempt, Names
+from mlxchat.doctor.probes import Attempt, Names
+from mlxchat.locks import Lock
 
 SYNCED_BYTES = 2**20
 
@@ -24,7 +24,7 @@ def _scratch(home: str) -> Iterator[Path]:
 
 
 def _refusal(operation: Callable[[], object]) -> str:
-    """Do it; return the name and the text of the error with which the system refuses it, or ""."""
+    """Return the error with which the system refuses an operation, by name and text; "" if none."""
     try:
         operation()
     except OSError as error:
@@ -82,7 +82,7 @@ def try_lock(home: str) -> Attempt:
 
 
 def _locks(path: Path) -> bool:
-    """Whether mlxchat's own lock keeps a file for one at a time."""
+    """Return whether mlxchat's own lock keeps a second one out."""
     try:
         lock = Lock.take(path)
         if lock is None:
@@ -94,7 +94,7 @@ def _locks(path: Path) -> bool:
 
 
 def try_rename(home: str) -> Names:
-    """Rename a folder with a file in it, and look whether a name in capitals is another one."""
+    """Rename a folder with a file in it, and see whether its name in capitals is another one."""
     with _scratch(home) as folder:
         old, new = folder / "unfinished", folder / "step"
         old.mkdir()

@@ -1,22 +1,22 @@
-"""Training steps on one batch: without a limit on memory, held to the plan's, and wired."""
+"""Times training steps: without a memory limit, held to the plan's limit, and wired."""
 
 import time
 from collections.abc import Callable
 
 from mlxchat.config.pretrain import PretrainConfig
-from mlxchat.doctor.facts import Pace, Steps
+from mlxchat.doctor.probes import Pace, Steps
 from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import hold_memory, machine, mx
 from mlxchat.train.loop import compile_step
 from mlxchat.train.measure import resources, synthetic_step
 
 COUNT = 20  # steps of each kind
-AT_A_TIME = 4  # steps of a kind, before those of the next: what else the machine does hits all
+AT_A_TIME = 4  # steps of a kind before those of the next, so that other programs slow all kinds
 STEPS_SECONDS = 12.0  # from the second step on, after which no further round of kinds begins
 
 
 def take_steps(count: int = COUNT, depth: int | None = None) -> Steps:
-    """Train a new model for some steps without a limit on memory, and as many with it.
+    """Train a new model on one batch, in turn without a memory limit and with it.
 
     Args:
         count: the number of steps of each kind.
@@ -63,7 +63,7 @@ def take_steps(count: int = COUNT, depth: int | None = None) -> Steps:
 
 
 def _free() -> Callable[[], None]:
-    """Return a function that brings back the limits of now."""
+    """Return a function that sets the limits back to what they are now."""
     memory, cache = mx.set_memory_limit(0), mx.set_cache_limit(0)
 
     def apply() -> None:

@@ -1,4 +1,4 @@
-"""Texts for others to read: without the user's name, folders and tokens."""
+"""Removes the user's name, folders and tokens from texts that others will read."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from mlxchat.home import Home, expanded
 
 HOME_VARIABLE = "MLXCHAT_HOME"
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-NO_NAMES = {"root", "user", "runner", "admin", "mac"}  # of users, which are words as well
+KEPT_NAMES = {"root", "user", "runner", "admin", "mac"}  # names of users that are not replaced
 
 _HOMES = re.compile(r"/(?:Users|home)/[^/\s]+")
 _TOKEN = re.compile(r"\bhf_\w+")
@@ -31,7 +31,7 @@ def anonymous(text: str) -> str:
         text = _without(text, expanded("~"), "~")
     text = _TOKEN.sub("TOKEN", _HOMES.sub("~", text))
     name = _user()
-    if len(name) > 2 and name.lower() not in NO_NAMES:
+    if len(name) > 2 and name.lower() not in KEPT_NAMES:
         text = re.sub(rf"\b{re.escape(name)}\b", "USER", text)
     return text
 

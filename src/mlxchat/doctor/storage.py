@@ -1,11 +1,11 @@
-"""Checks of the disk that mlxchat's home is on. What its file system does is really tried."""
+"""Checks of the disk that mlxchat's home is on, by trying what saving relies on."""
 
 from pathlib import Path
 
 from mlxchat.disk import RESERVE
 from mlxchat.doctor.check import STORING, Check, Verdict, doubtful, good, wrong
-from mlxchat.doctor.facts import LINKING, LOCKING, RENAMING, SYNCING, WRITING
 from mlxchat.doctor.host import Host
+from mlxchat.doctor.probes import LINKING, LOCKING, RENAMING, SYNCING, WRITING
 from mlxchat.errors import command
 
 _GIB = 2**30
@@ -14,7 +14,7 @@ SLOW_SYNC = 1.0  # seconds for a megabyte
 
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afpfs", "webdav", "9p", "fuse.sshfs"}
 CARDS = {"exfat", "msdos", "vfat", "fat", "fat32"}
-PASSING = {"tmpfs", "ramfs"}
+VOLATILE = {"tmpfs", "ramfs"}
 CLOUDS = {  # folders that a program keeps the same as a server's, and what that is
     "Library/Mobile Documents": "iCloud Drive",
     "Library/CloudStorage": "a cloud drive",
@@ -67,15 +67,17 @@ def _home(host: Host) -> Verdict:
             "disk.",
         )
     if kind in NETWORK:
-        return doubtful(value, "A network drive is slow to save on, and may go away in a run.")
+        return doubtful(
+            value, "A network drive is slow to save on, and may disconnect during a run."
+        )
     if kind in CARDS:
         return doubtful(
             value,
             "This file system has no journal and no links: a power cut can damage it, and saved "
             "steps that share files are copied.",
         )
-    if kind in PASSING:
-        return doubtful(value, "This is memory: what is saved there is lost with a restart.")
+    if kind in VOLATILE:
+        return doubtful(value, "This is memory: what is saved there is lost on a restart.")
     return good(value)
 
 
@@ -138,57 +140,66 @@ def _link(host: Host) -> Verdict:
 ELSEWHERE = "Choose a folder on a disk of this machine with MLXCHAT_HOME."
 STORAGE_CHECKS = (
     Check(
-        "home",
-        "The folder of data and models: its file system, and whether it can be written.",
-        "a disk of this machine, outside clouds",
-        ELSEWHERE,
-        STORING,
-        _home,
+        name="home",
+        measures="The folder of data and models: its file system, and whether it can be written.",
+        limit="a disk of this machine, outside clouds",
+        remedy=ELSEWHERE,
+        commands=STORING,
+        examine=_home,
     ),
     Check(
-        "space",
-        "What is free on the disk of that folder.",
-        f"at least {ENOUGH_DISK // _GIB} GiB",
-        f"Make room: {command('checkpoints prune')} removes old steps. Or choose another disk with "
-        "MLXCHAT_HOME.",
-        STORING,
-        _space,
+        name="space",
+        measures="What is free on the disk of that folder.",
+        limit=f"at least {ENOUGH_DISK // _GIB} GiB",
+        remedy=(
+            f"Make room: {command('checkpoints prune')} removes old steps. Or choose another disk "
+            "with MLXCHAT_HOME."
+        ),
+        commands=STORING,
+        examine=_space,
     ),
     Check(
-        "sync",
-        "Whether a saved file reaches the drive itself, and how long a megabyte takes.",
-        f"at most {SLOW_SYNC:g} s",
-        ELSEWHERE,
-        STORING,
-        _sync,
-        _with_home,
+        name="sync",
+        measures="Whether a saved file reaches the drive itself, and how long a megabyte takes.",
+        limit=f"at most {SLOW_SYNC:g} s",
+        remedy=ELSEWHERE,
+        commands=STORING,
+        examine=_sync,
+        absent=_with_home,
     ),
     Check(
-        "lock",
-        "Whether a file that one process has locked is refused to another.",
-        "kept",
-        "Do not start two runs of one name at a time, or choose a folder on a disk of this "
-        "machine with MLXCHAT_HOME.",
-        STORING,
-        _lock,
-        _with_home,
+        name="lock",
+        measures="Whether a file that one process has locked is refused to another.",
+        limit="kept",
+        remedy=(
+            "Do not start two runs of one name at a time, or choose a folder on a disk of this "
+            "machine with MLXCHAT_HOME."
+        ),
+        commands=STORING,
+        examine=_lock,
+        absent=_with_home,
     ),
     Check(
-        "rename",
-        "Whether a finished folder takes its name in one go: a step is saved whole or not at all.",
-        "whole",
-        ELSEWHERE,
-        STORING,
-        _rename,
-        _with_home,
+        name="rename",
+        measures=(
+            "Whether a finished folder takes its name in one go: a step is saved whole or not at "
+            "all."
+        ),
+        limit="whole",
+        remedy=ELSEWHERE,
+        commands=STORING,
+        examine=_rename,
+        absent=_with_home,
     ),
     Check(
-        "link",
-        "Whether a file can have two names, so that a step that is kept twice is stored once.",
-        "made",
-        "Nothing needs to be done: files are copied instead, which takes time and room.",
-        STORING,
-        _link,
-        _with_home,
+        name="link",
+        measures=(
+            "Whether a file can have two names, so that a step that is kept twice is stored once."
+        ),
+        limit="made",
+        remedy="Nothing needs to be done: files are copied instead, which takes time and room.",
+        commands=STORING,
+        examine=_link,
+        absent=_with_home,
     ),
 )

@@ -13,8 +13,8 @@ from mlxchat.doctor.check import (
     with_mlx,
     wrong,
 )
-from mlxchat.doctor.facts import DEVICE, KERNEL
 from mlxchat.doctor.host import Host
+from mlxchat.doctor.probes import DEVICE, KERNEL
 
 _GIB = 2**30
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 14)  # those that all packages have wheels for
@@ -26,7 +26,7 @@ ENOUGH_MEMORY, LEAST_MEMORY = 2 * _GIB, _GIB // 2
 SLOW_COMPILING = 10.0  # seconds for a small kernel
 SAME_RESULT = 1e-5  # relative difference of float32 results
 
-NATIVE = "uv python install 3.12, or the installer of python.org"
+NATIVE_PYTHON = "uv python install 3.12, or the installer of python.org"
 
 
 def _python(host: Host) -> Verdict:
@@ -56,7 +56,7 @@ def _macos(host: Host) -> Verdict:
     version = host.answer("sw_vers", "-productVersion") or "unknown"
     major = version.partition(".")[0]
     if not major.isdecimal():
-        return doubtful(version, "sw_vers does not tell the version.")
+        return doubtful(version, "sw_vers does not report the version.")
     if int(major) < OLDEST_MACOS:
         return wrong(version, "MLX has had no wheels for it since 0.29.3.")
     return good(version)
@@ -120,7 +120,7 @@ def _power(host: Host) -> Verdict:
     if power.battery and not power.mains:
         return doubtful(
             "battery",
-            "Chips are slower on battery, and a Mac sleeps there whatever runs on it.",
+            "Chips are slower on battery, and a Mac then sleeps whatever it is running.",
         )
     return good("mains" if power.battery else "no battery")
 
@@ -128,7 +128,7 @@ def _power(host: Host) -> Verdict:
 def _awake(host: Host) -> Verdict:
     held = host.held_awake()
     if held is None:
-        return doubtful("unknown", "pmset, which comes with macOS, does not tell.")
+        return doubtful("unknown", "pmset, which comes with macOS, does not say.")
     if not held:
         return doubtful("not held", "caffeinate, which comes with macOS, does not run or help.")
     return good("held awake")
@@ -148,7 +148,7 @@ def _compiler(host: Host) -> Verdict:
             f"off by {kernel.difference:.1e}", "A compiled kernel computes something else."
         )
     if kernel.seconds > SLOW_COMPILING:
-        return doubtful(value, "Some sixty kernels are compiled before the first training step.")
+        return doubtful(value, "About sixty kernels are compiled before the first training step.")
     return good(value)
 
 
@@ -164,82 +164,96 @@ def _blas(host: Host) -> Verdict:
 
 SYSTEM_CHECKS = (
     Check(
-        "python",
-        "The version of Python.",
-        "3.10 to 3.14",
-        f"Install another Python: {NATIVE}. Then make a new virtual environment.",
-        EVERYTHING,
-        _python,
+        name="python",
+        measures="The version of Python.",
+        limit="3.10 to 3.14",
+        remedy=f"Install another Python: {NATIVE_PYTHON}. Then make a new virtual environment.",
+        commands=EVERYTHING,
+        examine=_python,
     ),
     Check(
-        "architecture",
-        "What this Python was built for. A Mac with Apple silicon needs arm64, not Rosetta.",
-        "arm64 on a Mac, native",
-        f"Install a native Python: {NATIVE}. python3 -c 'import platform; "
-        "print(platform.machine())' must print arm64.",
-        EVERYTHING,
-        _architecture,
+        name="architecture",
+        measures=(
+            "What this Python was built for. A Mac with Apple silicon needs arm64, not Rosetta."
+        ),
+        limit="arm64 on a Mac, native",
+        remedy=(
+            f"Install a native Python: {NATIVE_PYTHON}. python3 -c 'import platform; "
+            "print(platform.machine())' must print arm64."
+        ),
+        commands=EVERYTHING,
+        examine=_architecture,
     ),
     Check(
-        "macOS",
-        "The version of macOS.",
-        f"{OLDEST_MACOS} or later",
-        f"Update to macOS {OLDEST_MACOS} or later.",
-        EVERYTHING,
-        _macos,
-        on_a_mac,
+        name="macOS",
+        measures="The version of macOS.",
+        limit=f"{OLDEST_MACOS} or later",
+        remedy=f"Update to macOS {OLDEST_MACOS} or later.",
+        commands=EVERYTHING,
+        examine=_macos,
+        absent=on_a_mac,
     ),
     Check(
-        "MLX",
-        "Whether MLX loads, in which version, and which backend belongs to it.",
-        f"{'.'.join(map(str, OLDEST_MLX))} or later, all of one version",
-        'Install it again with its backend: pip install -U -e ".[cpu]" (an NVIDIA GPU: ".[cuda]").',
-        EVERYTHING,
-        _mlx,
+        name="MLX",
+        measures="Whether MLX loads, in which version, and which backend belongs to it.",
+        limit=f"{'.'.join(map(str, OLDEST_MLX))} or later, all of one version",
+        remedy=(
+            'Install it again with its backend: pip install -U -e ".[cpu]" (an NVIDIA GPU: '
+            '".[cuda]").'
+        ),
+        commands=EVERYTHING,
+        examine=_mlx,
     ),
     Check(
-        "memory",
-        "What is free of the machine's memory, and whether the system finds it short.",
-        f"at least {ENOUGH_MEMORY // _GIB} GiB",
-        "Close other programs, or train a smaller model; `memory_limit` keeps a run within bounds.",
-        COMPUTING,
-        _memory,
+        name="memory",
+        measures="What is free of the machine's memory, and whether the system finds it short.",
+        limit=f"at least {ENOUGH_MEMORY // _GIB} GiB",
+        remedy=(
+            "Close other programs, or train a smaller model; `memory_limit` keeps a run within "
+            "bounds."
+        ),
+        commands=COMPUTING,
+        examine=_memory,
     ),
     Check(
-        "power",
-        "Where the machine has its power from.",
-        "mains, or no battery",
-        "Plug it in before a long run.",
-        TRAINING,
-        _power,
+        name="power",
+        measures="Where the machine has its power from.",
+        limit="mains, or no battery",
+        remedy="Plug it in before a long run.",
+        commands=TRAINING,
+        examine=_power,
     ),
     Check(
-        "awake",
-        "Whether caffeinate keeps this Mac from sleeping while nobody touches it.",
-        "held awake",
-        "Set it never to sleep in System Settings (Energy, Battery) before a long run.",
-        TRAINING,
-        _awake,
-        on_a_mac,
+        name="awake",
+        measures="Whether caffeinate keeps this Mac from sleeping while nobody touches it.",
+        limit="held awake",
+        remedy="Set it never to sleep in System Settings (Energy, Battery) before a long run.",
+        commands=TRAINING,
+        examine=_awake,
+        absent=on_a_mac,
     ),
     Check(
-        "compiler",
-        "How long a new kernel takes to compile, and whether it computes what was meant. On CPUs "
-        "MLX compiles with g++.",
-        f"at most {SLOW_COMPILING:g} s, off by at most {SAME_RESULT:g}",
-        "On Linux install a compiler: apt install g++",
-        COMPUTING,
-        _compiler,
-        with_mlx,
+        name="compiler",
+        measures=(
+            "How long a new kernel takes to compile, and whether it computes what was meant. On "
+            "CPUs MLX compiles with g++."
+        ),
+        limit=f"at most {SLOW_COMPILING:g} s, off by at most {SAME_RESULT:g}",
+        remedy="On Linux install a compiler: apt install g++",
+        commands=COMPUTING,
+        examine=_compiler,
+        absent=with_mlx,
     ),
     Check(
-        "BLAS",
-        "The library that MLX multiplies matrices with on Linux CPUs.",
-        "OpenBLAS",
-        'pip install -e ".[cpu]" brings it; for a processor without AVX-512 the system does, as '
-        "in apt install libopenblas0.",
-        COMPUTING,
-        _blas,
-        on_a_cpu,
+        name="BLAS",
+        measures="The library that MLX multiplies matrices with on Linux CPUs.",
+        limit="OpenBLAS",
+        remedy=(
+            'pip install -e ".[cpu]" brings it; for a processor without AVX-512 the system does, '
+            "as in apt install libopenblas0."
+        ),
+        commands=COMPUTING,
+        examine=_blas,
+        absent=on_a_cpu,
     ),
 )

@@ -1,6 +1,6 @@
 """Checks of training: whether it learns, how soon it begins, what a limit costs, its gradients.
 
-The gradients come last. With CUDA their kernels take a minute or two to compile, the first time.
+The gradients come last: with CUDA their kernels take a minute or two to compile the first time.
 """
 
 from mlxchat.doctor.arithmetic import DO_NOT_TRUST
@@ -14,8 +14,8 @@ from mlxchat.doctor.check import (
     with_mlx,
     wrong,
 )
-from mlxchat.doctor.facts import GRADIENTS, STEPS, Pace
 from mlxchat.doctor.host import Host
+from mlxchat.doctor.probes import GRADIENTS, STEPS, Pace
 from mlxchat.model.config import Architecture
 
 LEAST_FALL = 1.0  # nats; where all is well, the loss falls from 7 or more to below 1
@@ -78,60 +78,70 @@ def _gradients(host: Host, arch: Architecture) -> Verdict:
 
 TRAINING_CHECKS = (
     Check(
-        "learning",
-        "Whether a few dozen steps on one batch lower the loss of a new model.",
-        f"a fall of at least {LEAST_FALL:g}",
-        DO_NOT_TRUST,
-        TRAINING,
-        _learning,
-        with_mlx,
+        name="learning",
+        measures="Whether a few dozen steps on one batch lower the loss of a new model.",
+        limit=f"a fall of at least {LEAST_FALL:g}",
+        remedy=DO_NOT_TRUST,
+        commands=TRAINING,
+        examine=_learning,
+        absent=with_mlx,
     ),
     Check(
-        "first step",
-        "How long the first training step takes, in which kernels are compiled.",
-        f"at most {LONGEST_FIRST_STEP:g} s",
-        "Check once more: it should be shorter now. With CUDA the kernels are kept in "
-        "MLXCHAT_HOME.",
-        TRAINING,
-        _first_step,
-        with_mlx,
+        name="first step",
+        measures="How long the first training step takes, in which kernels are compiled.",
+        limit=f"at most {LONGEST_FIRST_STEP:g} s",
+        remedy=(
+            "Run the check again: it should be faster now. With CUDA the kernels are kept in "
+            "MLXCHAT_HOME."
+        ),
+        commands=TRAINING,
+        examine=_first_step,
+        absent=with_mlx,
     ),
     Check(
-        "memory limit",
-        "What holding MLX to a run's planned memory costs, which gives buffers back and makes "
-        "them anew.",
-        f"at most {SLOWER_HELD:g} times as slow",
-        "If the machine did nothing else meanwhile, give runs more room with `memory_limit`.",
-        TRAINING,
-        _held,
-        with_mlx,
+        name="memory limit",
+        measures=(
+            "What holding MLX to a run's planned memory costs, which gives buffers back and makes "
+            "them anew."
+        ),
+        limit=f"at most {SLOWER_HELD:g} times as slow",
+        remedy=(
+            "If the machine did nothing else meanwhile, give runs more room with `memory_limit`."
+        ),
+        commands=TRAINING,
+        examine=_held,
+        absent=with_mlx,
     ),
     Check(
-        "wired memory",
-        "What wiring a run's memory, so that the system cannot swap it out, costs or gains.",
-        f"at most {SLOWER_HELD:g} times as slow",
-        "Leave out `wired_limit`, as is the default.",
-        TRAINING,
-        _wired,
-        with_metal,
+        name="wired memory",
+        measures=(
+            "What wiring a run's memory, so that the system cannot swap it out, costs or gains."
+        ),
+        limit=f"at most {SLOWER_HELD:g} times as slow",
+        remedy="Leave out `wired_limit`, as is the default.",
+        commands=TRAINING,
+        examine=_wired,
+        absent=with_metal,
     ),
     Check(
-        "gradients",
-        "How far the compiled loss and gradients of a small model are from plain ones on the CPU, "
-        "in float32.",
-        f"at most {LARGEST_GRADIENT:g} of each norm",
-        DO_NOT_TRUST,
-        TRAINING,
-        _classic_gradients,
-        with_mlx,
+        name="gradients",
+        measures=(
+            "How far the compiled loss and gradients of a small model are from plain ones on the "
+            "CPU, in float32."
+        ),
+        limit=f"at most {LARGEST_GRADIENT:g} of each norm",
+        remedy=DO_NOT_TRUST,
+        commands=TRAINING,
+        examine=_classic_gradients,
+        absent=with_mlx,
     ),
     Check(
-        "modern gradients",
-        "The same for the modern architecture, with windows, smear and value embeddings.",
-        f"at most {LARGEST_GRADIENT:g} of each norm",
-        DO_NOT_TRUST,
-        TRAINING,
-        _modern_gradients,
-        with_mlx,
+        name="modern gradients",
+        measures="The same for the modern architecture, with windows, smear and value embeddings.",
+        limit=f"at most {LARGEST_GRADIENT:g} of each norm",
+        remedy=DO_NOT_TRUST,
+        commands=TRAINING,
+        examine=_modern_gradients,
+        absent=with_mlx,
     ),
 )

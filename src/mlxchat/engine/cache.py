@@ -124,7 +124,7 @@ class KVLayer:
         return keys, values
 
     def can_trim(self, length: int) -> bool:
-        """Whether the layer still holds what position number ``length`` can see."""
+        """Return whether the layer still holds what position number ``length`` can see."""
         dropped = self.offset - self._end
         return 0 <= length <= self.offset and (dropped == 0 or length - dropped >= self._window)
 

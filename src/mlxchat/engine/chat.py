@@ -11,7 +11,7 @@ that it shares with the prompt, so only new tokens are processed when a conversa
 
 import codecs
 from collections.abc import Generator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from mlxchat.config.inference import Sampling
+from mlxchat.disk import read_regular, replacing
 from mlxchat.engine.cache import KVCache
 from mlxchat.engine.generate import generate
 from mlxchat.engine.sampling import make_sampler
@@ -26,7 +27,6 @@ from mlxchat.engine.tools import ToolUse
 from mlxchat.errors import ConfigError, DataError, DiskError
 from mlxchat.json_text import as_type, parse_json
 from mlxchat.model.gpt import GPT
-from mlxchat.regular import read_regular
 from mlxchat.runtime import mx
 from mlxchat.tokenizer.bpe import ASSISTANT_END, Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message, Part
@@ -140,14 +140,11 @@ class Chat:
         Raises:
             DiskError: the file cannot be written. An existing file does not change.
         """
-        partial = path.parent / f".{path.name}.partial"
         said = _FILE.dump_json(Conversation(self.messages), indent=2, exclude_defaults=True)
         try:
-            partial.write_bytes(said + b"\n")
-            partial.replace(path)
+            with replacing(path) as partial:
+                partial.write_bytes(said + b"\n")
         except OSError as error:
-            with suppress(OSError):
-                partial.unlink()
             raise DiskError(
                 f"Cannot write {path}: {error.strerror}.", "Save under another name."
             ) from error

@@ -4,8 +4,8 @@
 others by decoding greedily (`write_answers`). Prompts of similar length are computed together,
 padded on the right: padding changes nothing before it, because attention is causal.
 
-Prompts and answers may be longer than the context, as in nanochat: where the model was not trained
-to read so far its answers are worse, but it sees the whole question.
+Prompts and answers may be longer than the context, as in nanochat. The model was not trained to
+read so far and answers worse there, but it sees the whole question.
 """
 
 import math

@@ -1,6 +1,6 @@
-"""Operations that MLX is slow or inexact at on CPUs.
+"""Operations that MLX does slowly or inexactly on CPUs.
 
-Slow are exp, tanh, log-sum-exp, the squared ReLU and some products; inexact are long sums.
+exp, tanh, log-sum-exp, the squared ReLU and some products are slow; long sums are inexact.
 
 MLX calls the scalar library functions on CPUs, 10 ns an element, which made the loss the largest
 part of a training step. A polynomial that the compiler vectorises inside `mx.compile` takes a ninth
@@ -75,9 +75,9 @@ SUM_BLOCK = 64  # numbers that are added in float32
 def sum_last(x: mx.array, axes: int) -> mx.array:
     """Return the float32 sum of float32 numbers over the last ``axes`` axes.
 
-    On CPUs MLX adds one number after another, and each time rounds to the precision of the sum so
-    far: the mean of a million equal numbers is off by up to 1%. Here only blocks of `SUM_BLOCK` are
-    added in float32, and their sums in float64, which GPUs do not have and do not need.
+    On CPUs MLX adds one number after another, rounding to float32 each time: the mean of a million
+    equal numbers is off by up to 1%. Here only blocks of `SUM_BLOCK` are added in float32, and
+    their sums in float64, which GPUs do not have and do not need.
     """
     over = tuple(range(-axes, 0))
     if machine().backend != "cpu":

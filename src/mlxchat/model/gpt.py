@@ -40,9 +40,7 @@ class Cache(Protocol):
         """The keys and values, one cache per layer."""
 
     def record(self, ids: mx.array) -> mx.array | None:
-        """Record that (B, T) ids are read; return the ids just before them, (B, 1), None at the
-        start.
-        """
+        """Record that (B, T) ids are read; return those before, (B, 1), or None at the start."""
 
 
 class GPT(nn.Module):

@@ -1,7 +1,6 @@
 """The state of the machine: memory and its pressure, processes of mlxchat, disk space."""
 
 import os
-import shutil
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path, PurePath
 
 import psutil
 
+from mlxchat.disk import free_space
 from mlxchat.home import Home
 from mlxchat.system import Pressure, on_mac, pressure
 from mlxchat.telemetry.events import machine_full
@@ -114,13 +114,12 @@ def lives(process: Process) -> bool:
 
 def disk(home: Home) -> Disk:
     """Return the disk space that the parts of a home take."""
-    existing = next(path for path in (home.root, *home.root.parents) if path.exists())
     return Disk(
         shards=_size(home.root.glob("base_data*")),
         checkpoints=_size(home.root.glob("*_checkpoints")),
         tokenizer=_size(home.root.glob("tokenizer*")),
         logs=_size([home.root / "logs"]),
-        free=shutil.disk_usage(existing).free,
+        free=free_space(home.root),
     )
 
 

@@ -1,13 +1,12 @@
-"""The runs of a home, read again and again: progress, state and checkpoints of each.
+"""Watches the runs of a home: the progress, state and checkpoints of each.
 
 `Monitor.look` returns a `Snapshot` of the runs, the machine and the disk. Of each log only the new
-lines are read. A run whose files cannot be read, or say what no run writes, is shown as such, and
-the others as ever.
+lines are read. A run whose files cannot be read, or contain what no run writes, is shown as
+unreadable, beside the others.
 """
 
 import math
 import os
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic import ValidationError
 from mlxchat.checkpoint import store
 from mlxchat.checkpoint.files import damaged, in_words, unreadable
 from mlxchat.checkpoint.stamp import saved_at
+from mlxchat.disk import open_regular
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.monitor.machine import (
@@ -29,7 +29,6 @@ from mlxchat.monitor.machine import (
     lives,
     mlxchat_processes,
 )
-from mlxchat.regular import open_regular
 from mlxchat.system import identity
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock, Timer
 from mlxchat.telemetry.events import Ended, Started, Stepped, event_from_json
@@ -166,7 +165,7 @@ class Runs:
         host: str,
         lives: Callable[[Process], bool],
         machine: str | None = None,
-        timer: Timer = time.monotonic,
+        timer: Timer = SYSTEM_CLOCK.seconds,
     ) -> None:
         self.host = host
         self._home, self._lives = home, lives
@@ -204,8 +203,8 @@ class Runs:
     def _quiet(self, tag: str, last_seen: float | None, now: float) -> float:
         """Return for how many seconds a run has given no sign of life.
 
-        At first sight that follows from the time of its last sign. From then on the signs count
-        that come: this machine's clock may be set, and another's may be wrong.
+        At first that follows from the time of its last sign. From then on only new signs count,
+        because this machine's clock may be set, and another's may be wrong.
         """
         seconds = self._timer()
         if tag not in self._signs:
@@ -243,8 +242,8 @@ def _read(path: Path, read: Callable[[Path], Found]) -> Found:
 def _last_seen(path: Path, log: Log, status: Status | None, now: float) -> float | None:
     """Return the time of the last sign of life; None if there was none.
 
-    A status is never older than the log by more than the seconds between two of them, and where the
-    clock was set back, it is the log's times that are ahead.
+    A status is at most a few seconds older than the log. Where the clock was set back, the times of
+    the log are ahead, so the status counts.
 
     Raises:
         MlxchatError: it is far in the future.

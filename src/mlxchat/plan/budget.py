@@ -190,8 +190,9 @@ class Pause(NamedTuple):
 
 
 def pauses(config: PretrainConfig, costs: Costs) -> list[Pause]:
-    """Return the pauses of a run. An evaluation or a sample with an interval of 0 never happens;
-    the last checkpoint always does.
+    """Return the pauses of a run.
+
+    An evaluation or a sample with an interval of 0 never happens; the last checkpoint always does.
     """
     optional = (
         Pause(config.eval_every, costs.evaluation),
@@ -213,9 +214,7 @@ def seconds_needed(step: int, total: int, step_seconds: float, pauses: Sequence[
 
 
 def last_step(step: int, left: float, step_seconds: float, pauses: Sequence[Pause]) -> int:
-    """Return the last step that can end within ``left`` seconds after ``step``; ``step`` itself if
-    none can.
-    """
+    """Return the last step that can end within ``left`` seconds after ``step``, or ``step``."""
     following = range(step + 1, step + 1 + math.ceil(max(0.0, left) / step_seconds))
     fitting = bisect_right(
         following, left, key=lambda total: seconds_needed(step, total, step_seconds, pauses)
@@ -253,8 +252,9 @@ COST_OF: dict[type, str] = {  # the field of `Costs` that an event contributes t
 
 
 class Deadline:
-    """Follows a run with a time budget by its events and corrects its number of steps at `MARKS`,
-    and near the end.
+    """Follows the events of a run with a time budget, and corrects its number of steps.
+
+    It does so at `MARKS`, and near the end.
 
     Args:
         config: the settings.

@@ -5,7 +5,8 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from mlxchat.model.size import parameters
-from mlxchat.plan.memory import RECOMPUTING, Resources, training_bytes
+from mlxchat.plan.division import RECOMPUTING
+from mlxchat.plan.memory import Resources, training_bytes
 from mlxchat.plan.plan import Plan
 
 UTILISATION = 0.35  # the share of a matrix product's speed that training reaches

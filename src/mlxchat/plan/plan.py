@@ -19,7 +19,8 @@ from mlxchat.errors import ConfigError
 from mlxchat.model.config import ASPECT_RATIO, GPTConfig
 from mlxchat.model.size import flops_per_token, parameters, scaling_parameters
 from mlxchat.optim.schedule import REFERENCE_BATCH, learning_rates
-from mlxchat.plan.memory import BatchPlan, Resources, ShallowerModel, fit
+from mlxchat.plan.division import ShallowerModel, fit
+from mlxchat.plan.memory import BatchPlan, Resources
 from mlxchat.telemetry.events import Count, Seconds
 
 REFERENCE_DEPTH = 12
@@ -39,8 +40,9 @@ class Costs(BaseModel):
 
 
 class Plan(BatchPlan):
-    """The plan of a run, stored in its checkpoints. That of a run with a time budget is corrected
-    while it runs.
+    """The plan of a run, stored in its checkpoints.
+
+    A time budget corrects it while the run is under way.
     """
 
     model: GPTConfig

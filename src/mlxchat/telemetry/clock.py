@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-Timer = Callable[[], float]  # returns seconds since any origin
+TimeOfDay = Callable[[], float]  # returns seconds since the epoch, for stamps
+Timer = Callable[[], float]  # returns seconds since any origin, for durations
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Clock:
         seconds: returns seconds since any origin, for durations.
     """
 
-    time_of_day: Callable[[], float] = time.time
+    time_of_day: TimeOfDay = time.time
     seconds: Timer = time.monotonic
 
     def __call__(self) -> float:

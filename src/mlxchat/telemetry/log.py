@@ -1,15 +1,13 @@
 """The log of a run: if it cannot be written, the run saves its work before it ends."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from mlxchat.disk import sync
+from mlxchat.disk import open_regular, replacing, sync
 from mlxchat.errors import DiskError
 from mlxchat.json_text import parse_json
-from mlxchat.regular import open_regular
 from mlxchat.telemetry.events import (
     Evaluating,
     Event,
@@ -117,13 +115,11 @@ class JsonLines:
             OSError: the file cannot be written.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        rewritten = path.with_name(f"{path.name}.partial")
-        with rewritten.open("wb") as file:
-            if step > 0 and path.exists():
-                file.writelines(_lines_until(path, step))
-            file.flush()
-            os.fsync(file.fileno())
-        rewritten.replace(path)
+        with replacing(path) as rewritten:
+            with rewritten.open("wb") as file:
+                if step > 0 and path.exists():
+                    file.writelines(_lines_until(path, step))
+            sync(rewritten)
         return cls(path)
 
     def write(self, event: Event) -> None:

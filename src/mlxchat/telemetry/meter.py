@@ -141,7 +141,7 @@ class Meter:
     def mfu(self) -> float | None:
         """Model FLOPs utilisation by the chip's data sheet; None if it is unknown.
 
-        It can pass 1 where the data sheet counts fewer units than compute, as on Apple's M5.
+        It can exceed 1 if not all units that compute are in the data sheet, as on Apple's M5.
         """
         rate, peak = self.flops_per_second, self.started.peak_flops if self.started else None
         return rate / peak if rate and peak else None

@@ -19,10 +19,11 @@ from typing import Annotated, Literal
 import psutil
 from pydantic import Field, TypeAdapter
 
+from mlxchat.disk import read_regular, replacing
 from mlxchat.errors import MlxchatError
 from mlxchat.json_text import as_type, parse_json
-from mlxchat.regular import read_regular
 from mlxchat.system import identity
+from mlxchat.telemetry.clock import TimeOfDay
 from mlxchat.telemetry.events import (
     Count,
     Ended,
@@ -121,7 +122,7 @@ class StatusFile:
         path: Path,
         meter: Meter,
         memory: Callable[[], Memory],
-        clock: Callable[[], float],
+        clock: TimeOfDay,
         process: Process | None = None,
         interval: float = INTERVAL,
     ) -> None:
@@ -158,11 +159,10 @@ class StatusFile:
             self._ended,
             self._failure,
         )
-        partial = self._path.with_name(f"{self._path.name}.partial")
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(asdict(status)), encoding="utf-8")
-            partial.replace(self._path)
+            with replacing(self._path) as partial:
+                partial.write_text(json.dumps(asdict(status)), encoding="utf-8")
 
     def _run(self) -> None:
         while not self._closing.wait(self._interval):

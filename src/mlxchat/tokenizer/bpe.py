@@ -5,22 +5,19 @@ The split pattern, the special tokens and the rendering of conversations are nan
 """
 
 import json
-import re
-import signal
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import rustbpe
 import tiktoken
 
+from mlxchat.disk import read_regular
 from mlxchat.errors import DataError, NotFound, command
 from mlxchat.json_text import parse_json
-from mlxchat.regular import read_regular
-from mlxchat.tokenizer import files
+from mlxchat.tokenizer import files, safeguards
 from mlxchat.tokenizer.files import CHAT_TEMPLATE
 from mlxchat.tokenizer.messages import Conversation, Document, Message
 
@@ -43,17 +40,9 @@ SPECIAL_TOKENS = (
 )
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)  # every byte, no merge
 
-LONG_RUN = 100_000  # blanks in a row; at a million, tiktoken and rustbpe run out of stack
-_BLANK = (
-    "\t\v\f \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # white space, no line break
-)
-# Only from the first blank of a run: tried from each, a text of shorter runs would take minutes.
-_LONG_BLANKS = re.compile(f"(?<![{_BLANK}])[{_BLANK}]{{{LONG_RUN},}}")
-
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 
-_ENDING = (signal.SIGINT, signal.SIGTERM)
 _RETRAIN = f"Train a new one: {command('tokenizer train')}"
 _NOT_A_TOKENIZER = (
     ValueError,
@@ -86,7 +75,7 @@ class Tokenizer:
     # ==================== Construction ====================
 
     def __init__(self, ranks: dict[bytes, int], pattern: str, special: dict[str, int]) -> None:
-        with _panics_as_errors():
+        with safeguards.panics_as_errors():
             self._encoding = tiktoken.Encoding(
                 "mlxchat", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
             )
@@ -120,13 +109,13 @@ class Tokenizer:
 
             def until_read() -> Iterator[str]:
                 for text in texts:
-                    for part, blank in _parts(text):
+                    for part, blank in safeguards.split_blanks(text):
                         # Blanks alone are too many for rustbpe too.
-                        size = LONG_RUN if blank else max(1, len(part))
+                        size = safeguards.LONG_RUN if blank else max(1, len(part))
                         yield from (part[i : i + size] for i in range(0, len(part), size))
-                stack.enter_context(_ended_by_signals())
+                stack.enter_context(safeguards.ended_by_signals())
 
-            stack.enter_context(_panics_as_errors())
+            stack.enter_context(safeguards.panics_as_errors())
             trainer.train_from_iterator(
                 until_read(), vocab_size - len(SPECIAL_TOKENS), pattern=SPLIT_PATTERN
             )
@@ -226,11 +215,11 @@ class Tokenizer:
         >>> len(tokenizer.encode("<|bos|>"))  # the seven characters, not the special token
         7
         """
-        with _panics_as_errors():
-            if len(text) < LONG_RUN:
+        with safeguards.panics_as_errors():
+            if len(text) < safeguards.LONG_RUN:
                 return self._encoding.encode_ordinary(text)
             ids: list[int] = []
-            for part, blank in _parts(text):
+            for part, blank in safeguards.split_blanks(text):
                 if blank:
                     ids += self._encoding._encode_single_piece(part)
                 else:
@@ -348,61 +337,3 @@ def vocabulary_fault(ranks: dict[bytes, int], special: dict[str, int]) -> str | 
     if b"" in ranks:
         return "has an empty token"
     return None
-
-
-def _parts(text: str) -> Iterator[tuple[str, bool]]:
-    """Split a text around long runs of blanks; yield each part, and whether it is such a run.
-
-    The split pattern cuts the text in the same places: a run of blanks (a line break is none) is
-    one piece, but its last blank belongs to what follows. If a line break follows, the run is part
-    of a longer piece, which the pattern finds without using up the stack.
-    """
-    start = 0
-    for run in _LONG_BLANKS.finditer(text) if len(text) >= LONG_RUN else ():
-        first, end = run.span()
-        if text[end : end + 1] in ("\r", "\n"):
-            continue
-        if end < len(text):
-            end -= 1
-        yield text[start:first], False
-        yield text[first:end], True
-        start = end
-    yield text[start:], False
-
-
-@contextmanager
-def _panics_as_errors() -> Iterator[None]:
-    """Turn a panic of tiktoken or rustbpe into an error.
-
-    Its class is no `Exception`, and no module has it to be imported from.
-
-    Raises:
-        DataError: one of them panicked.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise DataError(
-            f"A text or a tokenizer is more than tiktoken or rustbpe can process ({error}).",
-            "Look for text without words, such as a million blanks in a row, and leave it out.",
-        ) from error
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let the system itself end the process at Ctrl-C or SIGTERM while the context is open.
-
-    Python could not: rustbpe takes minutes to merge the pairs of a large text, and meanwhile runs
-    no Python and checks no signals.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in _ENDING}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

@@ -82,8 +82,16 @@ def measured_plan(
 def step_timer(
     seconds: float, timer: Timer, compile: Compile = compile_step, dtype: str = "auto"
 ) -> Measure:
-    """Return a function that measures the steps of plans, one plan after the other, until
-    ``seconds`` from now have passed. A measurement under way then ends with a whole step.
+    """Return a function that measures the steps of one plan after another.
+
+    It returns None once ``seconds`` from now have passed. A measurement under way then ends with a
+    whole step.
+
+    Args:
+        seconds: how long the function measures.
+        timer: returns seconds since any origin.
+        compile: makes the function that launches a step.
+        dtype: the precision of the activations, as the setting names it.
     """
     deadline = timer() + seconds
 
@@ -97,8 +105,9 @@ def step_timer(
 def step_seconds(
     plan: Plan, limit: float, timer: Timer, compile: Compile = compile_step, dtype: str = "auto"
 ) -> float:
-    """Train a new model for a few steps, discard it, and return the seconds of the median step,
-    without compilation.
+    """Train a new model for a few steps and return the seconds of the median one.
+
+    The time of compilation does not count, and the model is discarded.
 
     Args:
         limit: seconds after which no further step is started; two steps are always taken.

@@ -69,7 +69,7 @@ def run(
         _require_own_name(stage)
 
         runtime.bound_buffer_cache()
-        # Measured while the device has nothing else to do or to hold; `Started` says it later.
+        # Measured now, while the device is idle and empty; `Started` reports it.
         runtime.product_flops(runtime.compute_dtype(config.dtype))
 
         # Data
@@ -78,14 +78,12 @@ def run(
             yield Noted(clock(), note)
 
         # Plan, tokenizer, model and optimizer: as saved, or new
+        notes: tuple[str, ...] = ()
         if saved:
             state = yield from resume(config, saved, resources(config.dtype), clock)
-            notes: tuple[str, ...] = ()
-            revision = saved.trainer.revision
             meter.restore(saved.trainer.meter)
         else:
             state, notes = yield from _begin(stage, documents, started_at, fresh)
-            revision = None
 
         # Log and status file: other programs follow the run by them.
         path = home.log(config.tag)
@@ -95,19 +93,15 @@ def run(
         )
 
         # Training
-        def stopping() -> bool:
-            return log.failed or stop()
-
-        deadline = stage.deadline(state.plan, started_at)
         activities = Activities(
             stage=stage,
             documents=documents,
             state=state,
             meter=meter,
             log=log,
-            deadline=deadline,
-            revision=revision,
-            stop=stopping,
+            deadline=stage.deadline(state.plan, started_at),
+            revision=saved.trainer.revision if saved else None,
+            stop=lambda: log.failed or stop(),
         )
         batches = stack.enter_context(_batches(activities))
         for event in _events(activities, batches, notes):

@@ -31,8 +31,8 @@ from mlxchat.train.stage import Prepared, Stage
 
 OF_EARLIER_VERSION = (
     "An earlier version of mlxchat saved this run. It packed conversations into rows in another "
-    "order and skipped more of them: from here on the run goes on as this version does, so not as "
-    "it would have there."
+    "order and skipped more of them. The run resumes as this version reads and packs them, so it "
+    "will not end as it would have there."
 )
 WEIGHT = re.compile(r":[\d.e+-]+$")  # of a source of conversations
 
@@ -170,10 +170,10 @@ class FineTuning(Stage[SftConfig, ChatDocuments]):
         )
 
     def _require_same_conversations(self, before: str | None, found: str) -> None:
-        """Compare what is read from the files, which depends on the version that reads them.
+        """Compare the conversations that were read, which depend on the version that reads them.
 
-        Runs of versions that did not save it are continued: the order is another one only if their
-        files have rows that those versions skipped.
+        Runs of versions that did not save their fingerprint are resumed: the order differs only if
+        their files have rows that those versions skipped.
         """
         if before is None:
             self.report(Noted(self.clock(), OF_EARLIER_VERSION))

@@ -10,7 +10,8 @@ from mlxchat.data.loader import pack_answers, render_answers
 from mlxchat.data.packing import unmask
 from mlxchat.errors import DataError
 from mlxchat.model.size import flops_per_token, parameters
-from mlxchat.plan.memory import Resources, fit
+from mlxchat.plan.division import fit
+from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan, evaluation_rows, step_rows
 from mlxchat.telemetry.clock import Clock
 from mlxchat.telemetry.events import Progressed, Report

@@ -5,13 +5,13 @@ file or a pipe, JSON for programs.
 """
 
 import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 from rich.table import Table
 from rich.text import Text
 
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Timer
 from mlxchat.telemetry.events import Event, json_line
 from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.output import LiteralConsole, console_for
@@ -28,7 +28,7 @@ class Screen:
         json: show each event as a line of JSON, and nothing else.
         stream: where to write; standard output by default.
         console: a console to use instead of ``stream``.
-        clock: returns seconds since any origin; speeds and times left are measured by it.
+        timer: returns seconds since any origin; speeds and times left are measured by it.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Screen:
         json: bool = False,
         stream: TextIO | None = None,
         console: LiteralConsole | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        timer: Timer = SYSTEM_CLOCK.seconds,
     ) -> None:
         console = console or console_for(stream or sys.stdout)
         self._meter = Meter()
@@ -46,9 +46,9 @@ class Screen:
         if json:
             self._view = JsonView(console)
         elif console.is_terminal and not console.is_dumb_terminal:
-            self._view = LiveView(console, clock)
+            self._view = LiveView(console, timer)
         else:
-            self._view = PlainView(console, clock)
+            self._view = PlainView(console, timer)
 
     def follow(self, meter: Meter) -> None:
         """Show this meter, which the run itself updates before it yields an event.

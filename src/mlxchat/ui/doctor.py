@@ -29,37 +29,40 @@ NARROW = 60  # columns of a terminal below which a check's name has a line of it
 PIPED = ABREAST - 1  # columns where nobody's terminal gives them
 
 
-def show_examination(facts: Examination, stream: TextIO | None = None) -> None:
+def show_examination(examination: Examination, stream: TextIO | None = None) -> None:
     """Print what was found."""
     console = console_for(stream or sys.stdout)
     width = console.width if console.is_terminal else PIPED
-    console.print(examination_table(facts, width), width=width)
+    console.print(examination_table(examination, width), width=width)
 
 
-def examination_table(facts: Examination, width: int) -> Group:
+def examination_table(examination: Examination, width: int) -> Group:
     """Return what was found, topic by topic, at most ``width`` characters wide."""
-    parts: list[RenderableType] = [Text(f"mlxchat {facts.mlxchat} on {facts.system}", style="bold")]
-    for topic, findings in _topics(facts):
+    parts: list[RenderableType] = [
+        Text(f"mlxchat {examination.mlxchat} on {examination.system}", style="bold")
+    ]
+    for topic, findings in _topics(examination):
         parts += [Text(), Text(topic, style="bold cyan")]
         made = [finding for finding in findings if finding.outcome != "not here"]
         if made:
             parts.append(_stacked(made) if width < NARROW else _side_by_side(made, width))
         if left := _not_here(findings):
             parts.append(Text(left, style="dim"))
-    if facts.only_on_a_mac:
+    if examination.only_on_a_mac:
         parts += [Text(), Text("What only a Mac can tell", style="bold cyan")]
-        parts += _only_on_a_mac(facts.only_on_a_mac)
-    return Group(*parts, Text(), Text(summary(facts), style="bold"))
+        parts += _only_on_a_mac(examination.only_on_a_mac)
+    return Group(*parts, Text(), Text(summary(examination), style="bold"))
 
 
-def summary(facts: Examination) -> str:
+def summary(examination: Examination) -> str:
     """Return how many checks had each outcome, and how long they took."""
-    counts = ", ".join(f"{len(facts.of(outcome)):,} {outcome}" for outcome in STYLES)
-    return f"{amount(len(facts.findings), 'checks')} in {duration(facts.seconds)}: {counts}."
+    counts = ", ".join(f"{len(examination.of(outcome)):,} {outcome}" for outcome in STYLES)
+    took = duration(examination.seconds)
+    return f"{amount(len(examination.findings), 'checks')} in {took}: {counts}."
 
 
-def _topics(facts: Examination) -> Iterator[tuple[str, list[Finding]]]:
-    for topic, findings in groupby(facts.findings, key=lambda finding: finding.topic):
+def _topics(examination: Examination) -> Iterator[tuple[str, list[Finding]]]:
+    for topic, findings in groupby(examination.findings, key=lambda finding: finding.topic):
         yield topic, list(findings)
 
 
@@ -72,8 +75,9 @@ def _stacked(findings: Sequence[Finding]) -> Group:
 
 
 def _side_by_side(findings: Sequence[Finding], width: int) -> Table:
-    """Return a table of outcome, name and what was found; on wide terminals what is measured, too,
-    which is below otherwise.
+    """Return a table of outcome, name and finding.
+
+    On wide terminals a column of its own says what is measured; else that is below the finding.
     """
     wide = width >= ABREAST
     drawn = Table.grid(padding=(0, 2, 0, 0))
@@ -102,7 +106,7 @@ def _lines(finding: Finding) -> list[Text]:
     ]
     if finding.detail:
         lines.append(Text(_shown(finding.detail)))
-    if finding.wrong:
+    if finding.needs_action:
         lines.append(Text(_shown(finding.remedy), style=STYLES[finding.outcome]))
     if finding.commands:
         lines.append(Text(f"Affects: {', '.join(finding.commands)}"))
@@ -127,8 +131,8 @@ def _only_on_a_mac(answers: Sequence[MacAnswer]) -> list[RenderableType]:
             Padding(Text(in_one_line(answer.answer), "dim"), (0, 0, 0, 2)),
         ]
     intro = (
-        "Those who wrote mlxchat had none. What this one says is of use to them: send it with "
-        f"{command('doctor', report='-')}."
+        "mlxchat was written without a Mac, so its authors can use these answers: send them what "
+        f"this prints: {command('doctor', report='-')}"
     )
     return [Text(intro), *parts]
 
@@ -136,25 +140,31 @@ def _only_on_a_mac(answers: Sequence[MacAnswer]) -> list[RenderableType]:
 # ==== The report =================================================================================
 
 
-def examination_markdown(facts: Examination) -> str:
+def examination_markdown(examination: Examination) -> str:
     """Return the report to paste into an issue; nothing in it names the user."""
-    lines = [f"**mlxchat {facts.mlxchat} doctor** on {facts.system}", "", summary(facts), ""]
+    lines = [
+        f"**mlxchat {examination.mlxchat} doctor** on {examination.system}",
+        "",
+        summary(examination),
+        "",
+    ]
     lines += ["| check | | found | wanted | s |", "|---|---|---|---|---|"]
-    for topic, findings in _topics(facts):
+    for topic, findings in _topics(examination):
         lines.append(f"| **{topic}** | | | | |")
         for finding in findings:
             cells = (finding.check, finding.outcome, _found(finding), finding.limit)
             row = " | ".join(map(in_a_cell, cells))
             lines.append(f"| {row} | {finding.seconds:.1f} |")
-    if wrong := [*facts.of("failed"), *facts.of("warning")]:
+    if wrong := [*examination.of("failed"), *examination.of("warning")]:
         lines += ["", "**To do**", ""]
         for finding in wrong:
             who = f" Affects {', '.join(finding.commands)}." if finding.commands else ""
             lines.append(f"- {finding.check} ({finding.outcome}): {_shown(finding.remedy)}{who}")
-    if facts.only_on_a_mac:
+    if examination.only_on_a_mac:
         lines += ["", "**What only a Mac can tell**", ""]
         lines += [
-            f"- {answer.question} {in_one_line(answer.answer)}" for answer in facts.only_on_a_mac
+            f"- {answer.question} {in_one_line(answer.answer)}"
+            for answer in examination.only_on_a_mac
         ]
     return "\n".join(lines)
 

@@ -22,6 +22,7 @@ from rich.live import Live
 from rich.text import Text
 
 from mlxchat.monitor.runs import Snapshot, WatchedRun
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Timer
 from mlxchat.telemetry.events import MACHINE_FULL
 from mlxchat.ui.dashboard import GAP, labelled_curve, shown_loss
 from mlxchat.ui.text import (
@@ -332,7 +333,7 @@ def watch(
     draw: Callable[[Seen, int, int], RenderableType],
     interval: float,
     pressed: Callable[[float], bool],
-    clock: Callable[[], float] = time.monotonic,
+    timer: Timer = SYSTEM_CLOCK.seconds,
 ) -> None:
     """Show pictures on the whole terminal, and restore it afterwards.
 
@@ -340,7 +341,7 @@ def watch(
         look: returns what to show; called every ``interval`` seconds.
         draw: makes a picture of it, given the console's columns and lines.
         pressed: waits at most that many seconds, and returns whether to quit.
-        clock: returns seconds.
+        timer: returns seconds since any origin.
     """
     with (
         suppress(KeyboardInterrupt),
@@ -348,13 +349,13 @@ def watch(
     ):
         ended = False
         while not ended:
-            seen, looked = look(), clock()
+            seen, looked = look(), timer()
             size = None
-            while not ended and clock() - looked < interval:
+            while not ended and timer() - looked < interval:
                 if console.size != size:
                     size = console.size
                     live.update(draw(seen, size.width, size.height), refresh=True)
-                ended = pressed(max(0.0, min(RESIZE_SECONDS, looked + interval - clock())))
+                ended = pressed(max(0.0, min(RESIZE_SECONDS, looked + interval - timer())))
 
 
 @contextmanager

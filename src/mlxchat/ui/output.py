@@ -1,11 +1,11 @@
-"""Where all output goes: text that cannot control a terminal, to streams that never raise.
+"""Streams for all output: they never raise, and text in them cannot control a terminal.
 
 A reader that goes away (``| head``, a closed terminal) is no failure: the rest is discarded without
 a word. Output that the system refuses (a full disk) is discarded as well, since hours of training
 must not end for it, but the failure is remembered, so that the program can end with an error.
 
-File names, rows of data and what a model says come from anywhere. `LiteralConsole` shows them
-without characters that control a terminal, whoever forgot to clean them.
+File names, rows of data and what a model says come from anywhere. `LiteralConsole` removes the
+characters that control a terminal, so that no caller has to.
 """
 
 import errno
@@ -35,7 +35,7 @@ class Output:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._terminal = stream.isatty()  # one that is gone denies having been one
+        self._terminal = stream.isatty()  # a terminal that is gone says that it is none
         self._discarding = False
         self.failure: OSError | None = None
 
@@ -81,7 +81,7 @@ class Output:
             gone = READER_LEFT + TERMINAL_GONE if self._terminal else READER_LEFT
             if error.errno not in gone:
                 self.failure = error
-        except ValueError:  # whoever owns the stream has closed it
+        except ValueError:  # the stream was closed by its owner
             self._discarding = True
 
     def _discard_the_rest(self) -> None:

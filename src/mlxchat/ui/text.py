@@ -118,7 +118,7 @@ class TaskProgress:
 
     Args:
         first: its first event.
-        now: when that came, in seconds by a clock that `update` and `rate` are told, too.
+        now: when it came, in seconds by the timer that `update` and `rate` are called with, too.
     """
 
     def __init__(self, first: Progressed, now: float) -> None:

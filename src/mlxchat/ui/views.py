@@ -1,13 +1,13 @@
 """The three ways to show events: JSON, plain lines, and a live panel with bars."""
 
 import threading
-from collections.abc import Callable
 from typing import Protocol
 
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from mlxchat.telemetry.clock import Timer
 from mlxchat.telemetry.events import (
     Ended,
     Evaluated,
@@ -83,11 +83,11 @@ class Tasks:
     """The tasks in progress, by name.
 
     Args:
-        clock: returns seconds since any origin, by which the tasks' speeds are measured.
+        timer: returns seconds since any origin, by which the tasks' speeds are measured.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self, timer: Timer) -> None:
+        self._timer = timer
         self._tasks: dict[str, TaskProgress] = {}
         self._finished: set[str] = set()
 
@@ -95,9 +95,9 @@ class Tasks:
         """Fold in an event; return a line about the task if that finished it."""
         task = self._tasks.get(event.task)
         if task is None:
-            task = self._tasks[event.task] = TaskProgress(event, self._clock())
+            task = self._tasks[event.task] = TaskProgress(event, self._timer())
         else:
-            task.update(event, self._clock())
+            task.update(event, self._timer())
         if not task.finished:
             self._finished.discard(event.task)
             return None
@@ -142,11 +142,11 @@ class JsonView:
 class PlainView:
     """Shows events as plain lines: of steps the first, the last, and about one per second."""
 
-    def __init__(self, console: LiteralConsole, clock: Callable[[], float]) -> None:
+    def __init__(self, console: LiteralConsole, timer: Timer) -> None:
         self._console = console
-        self._clock = clock
+        self._timer = timer
         self._lock = threading.Lock()
-        self._tasks = Tasks(clock)
+        self._tasks = Tasks(timer)
         self._shown_at: float | None = None
         self._held_back: str | None = None
 
@@ -168,7 +168,7 @@ class PlainView:
 
     def _step(self, event: Stepped, meter: Meter) -> None:
         self._held_back = step_line(event, meter)
-        last, now = event.step == meter.total_steps, self._clock()
+        last, now = event.step == meter.total_steps, self._timer()
         if self._shown_at is None or last or now - self._shown_at >= 1:
             self._shown_at = now
             self._write_held_back()
@@ -195,18 +195,18 @@ class LiveView:
     the lock for starting and stopping.
     """
 
-    def __init__(self, console: LiteralConsole, clock: Callable[[], float]) -> None:
+    def __init__(self, console: LiteralConsole, timer: Timer) -> None:
         self._console = console
-        self._clock = clock
+        self._timer = timer
         self._switching = threading.Lock()
         self._live: Live | None = None
         self._lock = threading.Lock()
-        self._tasks = Tasks(clock)
+        self._tasks = Tasks(timer)
         self._meter: Meter | None = None  # while a run is in progress
         self._latest: Stepped | None = None
         self._evaluating: Evaluating | None = None
         self._sample: Sampled | None = None
-        self._since = clock()
+        self._since = timer()
 
     def show(self, event: Event, meter: Meter) -> None:
         """Show an event that ``meter`` has already folded in."""
@@ -244,7 +244,7 @@ class LiveView:
         if isinstance(event, Progressed):
             return self._tasks.update(event)
         if not isinstance(event, Noted):
-            self._since = self._clock()
+            self._since = self._timer()
             self._evaluating = event if isinstance(event, Evaluating) else None
         match event:
             case Started():
@@ -261,7 +261,7 @@ class LiveView:
         with self._lock:
             meter, latest, evaluating = self._meter, self._latest, self._evaluating
             sample, since, tasks = self._sample, self._since, self._tasks.shown()
-        now, (width, height) = self._clock(), self._console.size
+        now, (width, height) = self._timer(), self._console.size
         parts: list[RenderableType] = []
         if meter is not None:
             tasks = tasks[-max(1, height // 4) :]

@@ -19,7 +19,7 @@ from mlxchat.tokenizer.messages import Conversation
 
 BUILTIN_CONVERSATIONS = 16_384
 IDENTITY_CONVERSATIONS = 1_000  # as many as nanochat
-CONVERSATIONS = "conversations"  # the name of their own fingerprint among those of the files
+CONVERSATIONS = "conversations"  # names their fingerprint among those of the files
 
 
 class ChatDocuments:
@@ -95,8 +95,8 @@ class ChatDocuments:
     def training(self, start: Cursor) -> Iterator[Read]:
         """Yield conversations one by one from a cursor on, endlessly, each epoch in its own order.
 
-        One by one, the buffer of `BestFit` is topped up as nanochat tops up its own, so that the
-        same rows are packed.
+        One by one, so that the buffer of `BestFit` is topped up as nanochat's is, and the same rows
+        are packed.
 
         Raises:
             MlxchatError: the cursor is beyond the end of an epoch.

@@ -13,20 +13,26 @@ from mlxchat.data.text_files import Reading
 from mlxchat.errors import DataError, MlxchatError
 from mlxchat.tokenizer.messages import Conversation
 
-EXAMPLES = 5  # rows skipped that a report tells of, and reasons or splits that it names
-UNUSED_NAMED = 30  # keys not used that it names
+EXAMPLES = 5  # skipped rows, reasons or splits that a report names
+UNUSED_NAMED = 30  # unused keys that it names
 _COLUMNS = Wanted(forms.KEYS, "conversations")
 
 
 @dataclass(frozen=True)
 class SourceReport:
-    """A count of what became of a source's rows: ``rows`` is ``used`` plus all ``skipped``.
+    """The numbers of a source's rows that were used, changed and skipped.
 
-    Of the rows used, ``held_out`` are for validation, ``changed`` counts them by what was changed,
-    ``unused`` by the keys in them that were not read. ``skipped`` counts rows by reason;
-    ``examples`` are the first of them, each with its place and reason. ``left_out`` are folders and
-    files of the source that are for evaluation, so were not read; ``passed_over`` says which others
-    were not, and why.
+    Attributes:
+        source: the source, as the user gave it.
+        rows: all rows: ``used`` and all ``skipped``.
+        used: the rows whose conversations are used.
+        held_out: those of them that are for validation.
+        changed: rows used, by what was changed in their conversation.
+        unused: rows used, by the keys in them that were not read.
+        skipped: the other rows, by reason.
+        examples: the first of these, each with its place and reason.
+        left_out: folders and files that were not read because they are for evaluation.
+        passed_over: other files that were not read, and why; "" if there are none.
     """
 
     source: str

@@ -28,12 +28,14 @@ _FORM = (
 
 @dataclass(frozen=True)
 class Source:
-    """Conversations to train on: each ``weight`` times an epoch.
+    """Conversations to train on.
 
-    ``path`` is a file or a folder of files; None stands for the built-in corpus (a file of your own
-    that is called so is named ``./builtin``). ``encoding`` is that of text without a byte-order
-    mark. With ``skip_bad``, lines and rows that cannot be read are skipped like those that cannot
-    be used.
+    Attributes:
+        path: a file or a folder of files; None for the built-in corpus. (The user names a file that
+            is called like it ``./builtin``.)
+        weight: how many times each conversation is used per epoch.
+        encoding: the encoding of text without a byte-order mark.
+        skip_bad: skip lines and rows that cannot be read, as those that cannot be used.
     """
 
     path: Path | None
@@ -50,7 +52,7 @@ def parse(text: str, encoding: str = UTF_8, skip_bad: bool = False) -> Source:
 
     Raises:
         NotFound: the path does not exist, and the text after its last colon is not a weight.
-        ConfigError: it begins with ``~`` and the name of nobody.
+        ConfigError: it begins with ``~`` and a name that is no user's.
     """
     head, colon, tail = text.rpartition(":")
     if not colon or expanded(text).exists():
@@ -65,9 +67,12 @@ def parse(text: str, encoding: str = UTF_8, skip_bad: bool = False) -> Source:
 
 
 class Listing(NamedTuple):
-    """The files of a source, the folders and files in it that are left out of them, and others.
+    """The files of a source, and what in its folder is not read.
 
-    ``passed_over`` says how many files are no conversations, and why; empty if there are none.
+    Attributes:
+        files: the files to read.
+        for_evaluation: folders and files that are left out because they are for evaluation.
+        passed_over: how many files hold no conversations, and why; "" if there are none.
     """
 
     files: tuple[Path, ...] = ()

@@ -1,7 +1,7 @@
-"""The values in a decoded row of conversations: texts, JSON within strings, truth values.
+"""Converts the values in a decoded row of conversations: texts, JSON within strings, truth values.
 
 Files differ in their types: .csv has strings only, .parquet has times, decimals and bytes, programs
-write JSON into strings. Here each value becomes the same, or the row is refused with the reason.
+write JSON into strings. Here equal values become the same, or the row is refused with a reason.
 """
 
 import json
@@ -29,7 +29,7 @@ class UnusableError(Exception):
 
 @dataclass
 class Remarks:
-    """What is to be said about a row that is used.
+    """Collects remarks about a row that is used.
 
     Attributes:
         changes: phrases that say how the conversation differs from the row.

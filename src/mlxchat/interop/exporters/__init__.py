@@ -119,8 +119,8 @@ def write(
 
     Raises:
         LockedError: another process is writing that folder.
-        DiskError: the disk is full or cannot be written, or there is something in the folder
-            meanwhile. Nothing is left of what was written.
+        DiskError: the disk is full or cannot be written, or the folder was filled meanwhile. What
+            was written is removed.
     """
     module = exporter(program)
     with disk.new_folder(folder, _ELSEWHERE) as unfinished:

@@ -62,7 +62,7 @@ def usage(saved: SavedModel, history: History) -> Usage:
 
 
 def needs_module(config: GPTConfig) -> bool:
-    """Whether mlx-lm does not know the network and needs `MODULE`."""
+    """Return whether mlx-lm does not know the network and needs `MODULE`."""
     return config.era != "classic" or config.softcap != config.traits.softcaps[0]
 
 

@@ -41,7 +41,7 @@ LAYER_NAMES = {
     "mlp.c_proj": "mlp.fc2",
 }
 PREFIXES = {"transformer.h.": "model.layers.", "transformer.wte.": "model.embed_tokens."}
-BODY = ("layers.", "embed_tokens.")  # what of transformers' names may come without "model."
+BODY = ("layers.", "embed_tokens.")  # names that transformers may save without "model."
 
 LARGEST_EPS = 1e-5  # of norms; those of torch, transformers and mlx-lm differ, all below this
 

@@ -1,6 +1,6 @@
-"""What is measured in processes of their own: the numbers, and the functions that yield them.
+"""The measurements that run in processes of their own: their functions and their numbers.
 
-Here they are only named, so that the checks need not load what the functions load.
+The functions are only named here, so that the checks need not load what the functions load.
 """
 
 from dataclasses import dataclass
@@ -70,14 +70,14 @@ class Device(Measurement):
 
 
 class Kernel(Measurement):
-    """A small kernel that nobody compiled before."""
+    """A small kernel, compiled for the first time."""
 
     seconds: float
-    difference: float  # from what numpy computes, at most
+    difference: float  # the largest, relative to what numpy computes
 
 
 class Load(Measurement):
-    """Work without a pause."""
+    """How long the device worked without a pause."""
 
     seconds: float
     longest: float  # seconds of the slowest piece of it
@@ -122,9 +122,9 @@ class Backward(Measurement):
 
 
 class Pace(Measurement):
-    """How fast steps are, and what they hold."""
+    """The speed and the memory of training steps."""
 
-    seconds: float  # the fastest step: what else the machine does can only make it slower
+    seconds: float  # of the fastest step: other programs can only slow a step down
     peak: int  # bytes
 
     def or_better(self, other: "Pace") -> "Pace":

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.units import UNIT_BYTES, round_size, spell_size, to_bytes
 from mlxchat.errors import MlxchatError
-from mlxchat.plan.memory import MARGIN, Resources, training_bytes
+from mlxchat.plan.division import MARGIN
+from mlxchat.plan.memory import Resources, training_bytes
 from mlxchat.plan.plan import Plan, plan, refitted
 
 GIB, MIB = UNIT_BYTES["GiB"], UNIT_BYTES["MiB"]
