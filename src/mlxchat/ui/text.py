@@ -33,13 +33,18 @@ _OTHERWISE = {"conversational": "chat"}  # settings whose option's name differs
 
 
 def as_options(text: str) -> str:
-    """Write the settings that a message names as options: `depth=4` becomes ``--depth 4``."""
+    """Write the settings that a message names as options.
+
+    >>> as_options('Use `depth=4` or `identity="name=Ada, made by=Grace"`.')
+    'Use --depth 4 or --identity "name=Ada, made by=Grace".'
+    """
 
     def option(setting: re.Match[str]) -> str:
         name, value = setting.groups()
         written = "--" + _OTHERWISE.get(name, name).replace("_", "-")
         if value is None:
             return written
+        value = value.strip('"')  # of a string in Python
         return f'{written} "{value}"' if " " in value else f"{written} {value}"
 
     return _SETTING.sub(option, text)
