@@ -166,6 +166,28 @@ USABLE = {
     "question and answer": ({"question": "Who?", "answer": "Ann"}, said("Who?", "Ann")),
     "prompt and completion": ({"prompt": "Who?", "completion": "Ann"}, said("Who?", "Ann")),
     "prompt and response": ({"prompt": "Who?", "response": "Ann"}, said("Who?", "Ann")),
+    "OpenOrca": (
+        {"system_prompt": "Be kind.", "question": "Who?", "response": "Ann"},
+        said("Who?", "Ann", system="Be kind."),
+    ),
+    "MetaMath": ({"query": "Who?", "response": "Ann"}, said("Who?", "Ann")),
+    "FLAN": ({"inputs": "Who?", "targets": "Ann"}, said("Who?", "Ann")),
+    "TRL's prompt and completion of messages": (
+        {"prompt": [user("Who?")], "completion": [assistant("Ann")]},
+        said("Who?", "Ann"),
+    ),
+    "messages as the JSON text of a prompt, with an answer": (
+        {"prompt": json.dumps([user("Who?")]), "response": "Ann"},
+        said("Who?", "Ann"),
+    ),
+    "a prompt that is JSON, but no messages": (
+        {"prompt": '[{"a": 1}]', "completion": "Ann"},
+        said('[{"a": 1}]', "Ann"),
+    ),
+    "pandas' NaN for null": (
+        {"instruction": "Who?", "input": float("nan"), "output": "Ann", "system": float("nan")},
+        said("Who?", "Ann"),
+    ),
     "nulls, as parquet has them": (
         {"messages": None, "prompt": "Who?", "completion": None, "response": "Ann"},
         said("Who?", "Ann"),
@@ -175,6 +197,7 @@ USABLE = {
 UNUSABLE = {
     "neither an object nor a list of messages": [3, "text", None, True],
     "no messages": [[], {"messages": []}, {"messages": [{"role": "system", "content": ""}]}],
+    'unknown format: keys "", a b': [{"\n": 1, "a\nb": 2}],
     "unknown format: keys a, b": [{"b": 1, "a": 2}],
     "unknown format: no keys": [{}, {"a": None}],
     "messages that are not a list": [{"messages": 3}, {"conversations": {"from": "human"}}],
@@ -272,6 +295,16 @@ def test_multiple_choice_is_worded_as_in_nanochat() -> None:
     numbered_in_csv = {**mmlu, "choices": '["cat", "dog"]', "answer": "1"}
     for row in (mmlu, arc, numbered_in_csv):
         assert forms.read_row(row).conversation == said(expected, "B")
+
+
+@pytest.mark.parametrize(
+    "labels, answer, letter",
+    [("1234", 1, "1"), ("1234", "3", "3"), ("ABCD", 1, "B"), ("0123", 0, "0")],
+)
+def test_a_number_is_a_label_before_it_is_a_place(labels: str, answer: object, letter: str) -> None:
+    choices = {"text": list("wxyz"), "label": list(labels)}
+    row = {"question": "Which?", "choices": choices, "answerKey": answer}
+    assert forms.read_row(row).conversation.messages[1].text == letter
 
 
 def test_only_what_the_assistant_says_is_learned() -> None:

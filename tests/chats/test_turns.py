@@ -64,6 +64,18 @@ TAKEN: dict[str, tuple[object, Conversation, set[str]]] = {
         talk("Hi", "Ho"),
         set(),
     ),
+    "roles of other programs": (
+        {
+            "conversations": [
+                {"from": "prompter", "value": "Find!"},
+                {"from": "function-call", "value": CALL},
+                {"from": "Tool_Response", "value": "3 found"},
+                {"from": "chatgpt", "value": "Three."},
+            ]
+        },
+        CALLED,
+        set(),
+    ),
     "conversation as key": ({"conversation": [HI, HO]}, talk("Hi", "Ho"), set()),
     "messages as JSON text": ({"messages": json.dumps([HI, HO])}, talk("Hi", "Ho"), set()),
     "each message as JSON text": (
@@ -178,6 +190,7 @@ UNMARKED = [{}, {"weight": 1}, {"weight": None}, {"weight": ""}, {"train": "true
 MARKED = [
     *({"weight": 0}, {"weight": 0.0}, {"weight": "0"}, {"weight": Decimal(0)}, {"train": False}),
     *({"train": "False"}, {"train": 0}, {"loss": False}, {"weight": 1, "train": False}),
+    *({"training": False}, {"weight": Decimal("0.00")}, {"weight": "0.00"}),
 ]
 
 
@@ -195,6 +208,23 @@ def test_an_answer_that_is_marked_is_read_but_not_learnt(mark: dict[str, object]
 @pytest.mark.parametrize("mark", UNMARKED)
 def test_an_answer_is_learnt_unless_it_is_marked(mark: dict[str, object]) -> None:
     assert forms.read_row([HI, RIGHT | mark]) == forms.Usable(talk("Hi", "right"))
+
+
+def test_a_part_that_is_marked_is_not_learnt() -> None:
+    wrong = {"type": "text", "text": "Wrong. ", "train": False}
+    usable = forms.read_row([HI, entry("assistant", [wrong, {"type": "text", "text": "Right."}])])
+    assert learned(usable.conversation) == "Right.|"
+    assert (usable.changes, usable.unused) == ({turns.NOT_LEARNT}, set())
+    called = entry("assistant", "Ho", tool_calls=[{"function": FUNCTION, "weight": 0}])
+    assert learned(forms.read_row([HI, called, *FOUND]).conversation) == "HoThree.|"
+
+
+@pytest.mark.parametrize("name", ["train_detail", "training_detail"])
+def test_an_answer_marked_within_its_text_is_skipped(name: str) -> None:
+    detail = [{"begin_offset": 0, "end_offset": 1, "train": False}]
+    with pytest.raises(UnusableError, match="marks within the text of an answer"):
+        forms.read_row([HI, HO | {name: detail}])
+    assert forms.read_row([HI | {name: detail}, HO | {name: []}]).conversation == talk("Hi", "Ho")
 
 
 @pytest.mark.parametrize("weight", [0.5, 2, -1, "half", [0], float("nan")])

@@ -296,6 +296,21 @@ def test_one_bad_file_of_a_folder_is_named(
     assert caught.value.remedy
 
 
+def test_the_encoding_that_a_mark_says_is_named(tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "own.txt"
+    path.write_bytes("\ufefffine\n".encode("utf-16-le") + b"\0\xd8a\0\n\0")
+    with pytest.raises(MlxchatError, match=r"own\.txt, line 2 is not UTF-16\.") as caught:
+        run(path)
+    assert "`encoding`" not in caught.value.remedy
+
+
+def test_a_file_of_which_all_was_skipped_is_not_called_empty(tmp_path: Path) -> None:
+    path = tmp_path / "own.txt"
+    path.write_bytes(b"na\xefve\n\nd\xe9j\xe0 vu\n")
+    with pytest.raises(MlxchatError, match=r"own\.txt, line 1 is the first: it is not UTF-8\."):
+        ingest(path, tmp_path / "home" / "own", lambda _: None, skip_bad=True)
+
+
 def test_what_is_passed_over_is_said(tmp_path: Path, run: Run) -> None:
     source = tmp_path / "texts"
     source.mkdir()

@@ -376,7 +376,9 @@ def test_humaneval_runs_what_was_written(tmp_path: Path) -> None:
     fill(tmp_path, "humaneval", HUMAN_EVAL)
     [problem] = problems("humaneval", tmp_path, None)
     assert isinstance(problem, Exercise)
-    assert problem.is_right("```\ndef twice(x: List) -> int:\n    return 2 * x\n```")
+    for end in ("\n", "\r\n"):
+        lines = ("```python", "def twice(x: List) -> int:", "    return 2 * x", "```")
+        assert problem.is_right(end.join(lines))
     assert not problem.is_right("def twice(x):\n    return 3 * x")
     assert not problem.is_right("Twice is easy.")
 

@@ -560,7 +560,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
             open_model(tmp_path / name)
     folder = write_nanochat(tmp_path, "classic")
     with pytest.raises(MlxchatError, match="no model") as caught:
-        open_model(folder.parent)
+        open_model(tmp_path / "tokenizer")
     assert "model_NNNNNN.pt" in caught.value.remedy
     (folder / "meta_000007.json").rename(tmp_path / "meta.json")
     with pytest.raises(MlxchatError, match=r"meta_000007\.json is missing"):
@@ -578,6 +578,7 @@ def test_the_only_model_of_a_base_directory_is_found(tmp_path: Path) -> None:
     (tmp_path / "chatsft_checkpoints" / "notes.txt").touch()
     foreign = open_model(tmp_path)
     assert foreign.path.parent == first and foreign.name == "d4" and foreign.conversational
+    assert open_model(first.parent).path == foreign.path
     write_nanochat(tmp_path, "classic")
     with pytest.raises(MlxchatError, match="several models") as caught:
         open_model(tmp_path)

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def test_long_blanks_are_encoded_as_the_pattern_would(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, begin: str, end: str
 ) -> None:
     monkeypatch.setattr(safeguards, "LONG_RUN", 5)
-    monkeypatch.setattr(safeguards, "_LONG_BLANKS", re.compile(f"[{safeguards._BLANK}]{{5,}}"))
+    pattern = safeguards._LONG_BLANKS.pattern.replace("100000", "5")
+    monkeypatch.setattr(safeguards, "_LONG_BLANKS", re.compile(pattern))
     for blanks in (" " * 5, " " * 37, "\t \u3000\x85 \u2028", "\x0b\x0c" * 9, "      \n      "):
         text = f"{begin}{blanks}{end}{blanks}{end}"
         assert tokenizer.encode(text) == tokenizer._encoding.encode_ordinary(text), text
@@ -55,6 +57,14 @@ def test_a_million_blanks_are_encoded(tokenizer: Tokenizer, blank: str) -> None:
         [tokenizer.bos, *ids],
         [tokenizer.bos, *tokenizer.encode("cow")],
     ]
+
+
+def test_blanks_just_short_of_a_long_run_are_quick(tokenizer: Tokenizer) -> None:
+    """Looking for a long run from each of them would take half a minute."""
+    text = 3 * (" " * (safeguards.LONG_RUN - 1) + "\n")
+    started = time.perf_counter()
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert time.perf_counter() - started < 10
 
 
 def test_a_million_blanks_are_trained_on() -> None:

@@ -6,7 +6,7 @@ About one document in twenty, chosen at random, becomes validation.
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from mlxchat.data.own_text import LONGEST_DOCUMENT, OWN_KINDS, read_documents
 from mlxchat.data.shards import shard_name, shard_names
 from mlxchat.data.text_files import Reading
 from mlxchat.disk import UNFINISHED, new_folder, storing, sync
-from mlxchat.errors import DataError, DiskError, NotFound
+from mlxchat.errors import DataError, DiskError, MlxchatError, NotFound
 from mlxchat.locks import Lock
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, TimeOfDay
 from mlxchat.telemetry.events import Noted, Progressed, Report
@@ -102,8 +102,10 @@ def ingest(
             reading = Reading(path, encoding, skipped.add if skip_bad else None, meter.advance)
             for text in read_documents(reading, leave_out=skipped.add):
                 split.add(text)
-            if split.documents == before:
-                _empty(path, alone=len(files) == 1, note=note)
+            if split.documents == before and len(files) > 1:
+                note(f"{path} does not hold any text and is skipped.")
+        if not split.documents:
+            raise _nothing(source, skipped)
         training = split.finish(source)
     meter.finish()
     for text in skipped.notes():
@@ -148,10 +150,14 @@ def _found(source: Path) -> FoundFiles:
     return found
 
 
-def _empty(path: Path, alone: bool, note: Callable[[str], None]) -> None:
-    if alone:
-        raise DataError(f"{path} is empty: it does not hold any text.", "Put some text into it.")
-    note(f"{path} does not hold any text and is skipped.")
+def _nothing(source: Path, skipped: "_Skipped") -> MlxchatError:
+    """Return the error for a source without text, all of which may have been skipped."""
+    if not skipped.counts:
+        return DataError(f"{source} is empty: it does not hold any text.", "Put some text into it.")
+    return DataError(
+        f"Nothing is left of {source}. {' '.join(skipped.notes())}",
+        "Mend what is like that, or give another file.",
+    )
 
 
 class _Skipped:
@@ -197,9 +203,9 @@ class _Split:
             The number of training shards.
         """
         if self.documents < 2:
-            found = "only one document" if self.documents else "no document"
             raise DataError(
-                f"{source} makes {found}; one is needed for training and one for validation.",
+                f"{source} makes only one document; one is needed for training and one for "
+                "validation.",
                 f"Add text: a document of a .txt file has up to {LONGEST_DOCUMENT} characters.",
             )
         self._deal()

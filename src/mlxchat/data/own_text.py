@@ -108,6 +108,6 @@ def _pieces(reading: Reading) -> Iterator[str]:
     number = 1
     with open_text(reading, newline=None) as file:
         while piece := file.readline(LINE_PIECE):
-            if reading.is_decoded(f"{reading.path}, line {number}", piece):
+            if reading.is_decoded(f"{reading.path}, line {number}", piece, file.encoding):
                 yield piece
             number += piece.endswith("\n")

@@ -48,7 +48,7 @@ def _json_list(reading: Reading, _: Wanted) -> Iterator[Placed]:
     with open_text(reading) as file:
         for number, text in enumerate(_elements(reading.path, file), start=1):
             place = f"{reading.path}, row {number}"
-            if reading.is_decoded(place, text):
+            if reading.is_decoded(place, text, file.encoding):
                 yield from _value(reading, place, text)
 
 

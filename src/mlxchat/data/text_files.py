@@ -92,16 +92,21 @@ class Reading:
             )
         self.skip(place, fault)
 
-    def is_decoded(self, place: str, text: str) -> bool:
-        """Return whether all of a text could be decoded; call `bad` if not."""
+    def is_decoded(self, place: str, text: str, encoding: str) -> bool:
+        """Return whether all of a text was decoded; it is bad if not.
+
+        Args:
+            place: the file and the number of the line or row.
+            text: the text.
+            encoding: the encoding it was decoded from, the one that the file's mark says.
+        """
         if _UNDECODABLE not in text:
             return True
-        name = "UTF-8" if self.encoding == UTF_8 else self.encoding
-        self.bad(
-            place,
-            f"is not {name}",
-            remedy="Convert the file to UTF-8, or say how it is encoded with `encoding`",
-        )
+        name = encoding.removesuffix("-sig")
+        remedy = "Convert the file to UTF-8"
+        if encoding == self.encoding:
+            remedy += ", or say how it is encoded with `encoding`"
+        self.bad(place, f"is not {name.upper() if name.startswith('utf') else name}", remedy=remedy)
         return False
 
     def is_short(self, place: str, size: int) -> bool:
@@ -190,7 +195,7 @@ def lines(reading: Reading, newline: str = "\n") -> Iterator[tuple[int, str]]:
             place, size = f"{reading.path}, line {number}", len(line)
             while size > LARGEST_VALUE and line and not line.endswith("\n"):
                 line = file.readline(_PIECE)
-            if reading.is_short(place, size) and reading.is_decoded(place, line):
+            if reading.is_short(place, size) and reading.is_decoded(place, line, file.encoding):
                 yield number, line
 
 

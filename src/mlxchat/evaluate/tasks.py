@@ -32,7 +32,7 @@ from mlxchat.tokenizer.messages import Conversation, Message
 SHUFFLE_SEED = 42  # nanochat's, so that the first problems are the same ones
 SPELLING_PROBLEMS = 256  # as in nanochat's SpellingBee
 _NUMBER = re.compile(r"#### (-?[0-9.,]+)")
-_FENCED = re.compile(r"```(?:python)?[ \t]*\n(.*?)\n```", re.DOTALL)
+_FENCED = re.compile(r"```(?:python)?[ \t\r]*\n(.*?)\n```", re.DOTALL)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from mlxchat.errors import DataError
 LONG_RUN = 100_000  # blanks in a row; at a million, tiktoken and rustbpe run out of stack
 # White space without line breaks, as in a set of a regular expression.
 _BLANK = "\t\v\f \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-_LONG_BLANKS = re.compile(f"[{_BLANK}]{{{LONG_RUN},}}")
+# Only from the first blank of a run: tried from each, a text of shorter runs would take minutes.
+_LONG_BLANKS = re.compile(f"(?<![{_BLANK}])[{_BLANK}]{{{LONG_RUN},}}")
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 

@@ -7,11 +7,14 @@
 ``{"instruction", "context", "response"}``             Dolly
 ``{"question", "answer"}``                             GSM8K with its ``<<48/2=24>>``, or plain text
 ``{"question", "choices", "answer" | "answerKey"}``    MMLU and ARC
-``{"prompt", "completion" | "response"}``
+``{"prompt", "completion" | "response"}``              texts, or lists of messages as TRL's
+``{"question" | "query", "response"}``                 OpenOrca, MetaMath
+``{"inputs", "targets"}``                              FLAN, Aya
 =====================================================  ============================================
 
-A list or an object may be JSON text, and every row may have a ``system`` text. Other keys are
-ignored and counted. How messages become turns is in `mlxchat.data.chats.turns`.
+A list or an object may be JSON text, and every row may have a text named ``system`` or
+``system_prompt``. Other keys are ignored and counted. How messages become turns is in
+`mlxchat.data.chats.turns`.
 """
 
 import re
@@ -31,13 +34,15 @@ from mlxchat.data.chats.values import (
     Remarks,
     UnusableError,
     checked_text,
+    present,
     shortened,
     truth,
     unfolded,
 )
-from mlxchat.tokenizer.messages import Conversation, Message, Part
+from mlxchat.tokenizer.messages import Conversation, Message, Part, Role
 
 FIRST_INSTANCE = "instances after the first left out"
+SYSTEM = frozenset({"system", "system_prompt"})
 KEYS_NAMED = 5  # of a row in an unknown format
 
 
@@ -84,10 +89,10 @@ def read_row(row: object) -> Usable:
         raise UnusableError("marked as not to be learnt")
     remarks = Remarks()
     heeded = {name for name, mark in marks.items() if mark is not None}  # not a row's share, 0.5
-    remarks.pass_over(held, form.keys | form.others | heeded | {"system"})
-    messages = [*form.read(held, remarks)]
-    if "system" in held:
-        messages.insert(0, Message("system", text_of(held["system"], remarks)))
+    remarks.pass_over(held, form.keys | form.others | heeded | SYSTEM)
+    instructions = [text_of(held[name], remarks) for name in sorted(SYSTEM & held.keys())]
+    messages = [Message("system", text) for text in instructions]
+    messages += form.read(held, remarks)
     conversation = conversation_of(messages, remarks)
     return Usable(conversation, frozenset(remarks.changes), frozenset(remarks.unused))
 
@@ -97,7 +102,7 @@ def _recognised(row: JsonRow) -> tuple[JsonRow, Form]:
 
     In a table of several forms, each row has all columns.
     """
-    held = {key: value for key, value in row.items() if value is not None}
+    held = present(row)
     filled = {key: value for key, value in held.items() if value != ""}
     for given, form in product((filled, held), _FORMS):
         if given.keys() >= form.keys:
@@ -171,7 +176,9 @@ def _chosen(row: JsonRow, remarks: Remarks) -> Iterator[Message]:
     if not isinstance(labels, list) or len(labels) != len(choices):
         raise UnusableError("choices without a label each")
     answer = row.get("answerKey", row.get("answer"))
-    if answer not in labels and (labels is letters or type(answer) is int):
+    if type(answer) is int and labels is not letters and str(answer) in labels:
+        answer = str(answer)
+    elif answer not in labels and (labels is letters or type(answer) is int):
         numbered = {str(number): label for number, label in enumerate(labels)}
         answer = numbered.get(str(answer))
     if answer not in labels:
@@ -185,9 +192,26 @@ def _chosen(row: JsonRow, remarks: Remarks) -> Iterator[Message]:
     yield Message("assistant", checked_text(answer))
 
 
-def _completed(row: JsonRow, remarks: Remarks) -> Iterator[Message]:
-    yield Message("user", text_of(row["prompt"], remarks))
-    yield Message("assistant", text_of(row.get("completion", row.get("response")), remarks))
+def _pair(asked: str, answered: str) -> Form:
+    """Return the form of rows with a question and its answer, each a text or a list of messages."""
+
+    turns: tuple[tuple[str, Role], ...] = ((asked, "user"), (answered, "assistant"))
+
+    def read(row: JsonRow, remarks: Remarks) -> Iterator[Message]:
+        for key, role in turns:
+            if _are_messages(row[key]):
+                yield from read_messages(row[key], remarks)
+            else:
+                yield Message(role, text_of(row[key], remarks))
+
+    return Form(frozenset({asked, answered}), frozenset(), read)
+
+
+def _are_messages(value: object) -> bool:
+    entries = unfolded(value)
+    return isinstance(entries, list) and any(
+        isinstance(entry, dict) and {"role", "from"} & entry.keys() for entry in entries
+    )
 
 
 def _form(
@@ -206,9 +230,12 @@ _FORMS = (  # the first whose keys a row has
     _form("question choices answerKey", _chosen),
     _form("question choices answer", _chosen),
     _form("question answer", _worked),
-    _form("prompt completion", _completed),
-    _form("prompt response", _completed),
+    _pair("prompt", "completion"),
+    _pair("prompt", "response"),
+    _pair("question", "response"),
+    _pair("query", "response"),
+    _pair("inputs", "targets"),
 )
 
 # All keys that are read.
-KEYS = frozenset({"system"}).union(LEARNING_MARKS, *(form.keys | form.others for form in _FORMS))
+KEYS = SYSTEM.union(LEARNING_MARKS, *(form.keys | form.others for form in _FORMS))

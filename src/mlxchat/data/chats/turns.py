@@ -4,7 +4,8 @@ Roles are those of OpenAI, ShareGPT and nanochat, in any case. An assistant's te
 their outputs and the text after them are parts of one message. A call of a tool other than Python
 is stored as if it were Python. Turns of one role in a row are joined by blank lines.
 
-A message of the assistant whose ``weight``, ``train`` or ``loss`` is 0 or false is context only.
+A message of the assistant or a part of it that is marked as not to be learnt, such as by a
+``weight`` of 0, is context only.
 """
 
 from collections.abc import Iterable, Iterator
@@ -31,20 +32,23 @@ SYSTEM_JOINED = "system texts joined"
 NOT_LEARNT = "answers not learnt, as they are marked"
 ONLY_ANSWERS = "turns of others not learnt, though they are marked"
 
-# Keys of a message that say whether it is learnt: OpenAI's and Mistral's, axolotl's, ms-swift's.
-LEARNING_MARKS = frozenset({"weight", "train", "loss"})
+# Keys that say whether a message or a part of it is learnt: OpenAI's and Mistral's, two of
+# axolotl's, ms-swift's.
+LEARNING_MARKS = frozenset({"weight", "train", "training", "loss"})
+_MARKS_WITHIN = ("train_detail", "training_detail")  # axolotl's, of letters within a text
 
+_ASSISTANTS = ("assistant", "gpt", "chatgpt", "model", "bot", "chatbot")
+_CALLS = ("function_call", "tool_call")
+_OUTPUTS = ("tool", "function", "observation", "ipython", "tool_response", "function_response")
 _SPEAKERS: dict[str, tuple[Role, PartType]] = {  # whose turn it is, and what its content is
     "system": ("system", "text"),
     "developer": ("system", "text"),
     "user": ("user", "text"),
     "human": ("user", "text"),
-    "assistant": ("assistant", "text"),
-    "gpt": ("assistant", "text"),
-    "function_call": ("assistant", "python"),
-    "observation": ("assistant", "python_output"),
-    "tool": ("assistant", "python_output"),
-    "function": ("assistant", "python_output"),
+    "prompter": ("user", "text"),
+    **dict.fromkeys(_ASSISTANTS, ("assistant", "text")),
+    **dict.fromkeys(_CALLS, ("assistant", "python")),
+    **dict.fromkeys(_OUTPUTS, ("assistant", "python_output")),
 }
 
 
@@ -130,10 +134,7 @@ def _message(entry: object, remarks: Remarks) -> Message:
     speaking = "role" if held.get("role") else "from"
     saying = "content" if "content" in held else "value"
     speaker, content = held.get(speaking), held.get(saying)
-    speaks = _SPEAKERS.get(speaker.strip().casefold()) if isinstance(speaker, str) else None
-    if speaks is None:
-        raise UnusableError(f"an unknown role: {shortened(speaker)}")
-    role, kind = speaks
+    role, kind = _speaks(speaker)
     read, parts = {speaking, saying, *LEARNING_MARKS}, tuple[Part, ...]()
     if kind != "text":
         parts = (Part(kind, _written(content, kind, remarks)),)
@@ -146,14 +147,25 @@ def _message(entry: object, remarks: Remarks) -> Message:
     if role != "assistant" or kind == "python_output":
         if is_learned:
             remarks.changes.add(ONLY_ANSWERS)
+    elif any(not is_empty(held.get(name)) for name in _MARKS_WITHIN):
+        raise UnusableError("marks within the text of an answer")
     elif is_learned is False:
-        remarks.changes.add(NOT_LEARNT)
         parts = tuple(replace(part, learned=False) for part in parts)
+    if not all(part.learned for part in parts):
+        remarks.changes.add(NOT_LEARNT)
     return spoken(parts) if role == "assistant" else Message(role, text_of(content, remarks))
 
 
+def _speaks(speaker: object) -> tuple[Role, PartType]:
+    """Return the role that a name stands for, and what its messages hold."""
+    name = speaker.strip().casefold().replace("-", "_") if isinstance(speaker, str) else ""
+    if name not in _SPEAKERS:
+        raise UnusableError(f"an unknown role: {shortened(speaker)}")
+    return _SPEAKERS[name]
+
+
 def _mark(held: JsonRow) -> bool | None:
-    """Return whether a message is marked as to be learnt or as not; None if it is not marked."""
+    """Return whether a message or a part is marked as to be learnt or not; None if it is not."""
     marks = []
     for name in sorted(LEARNING_MARKS & held.keys()):
         if is_empty(held[name]):
@@ -176,10 +188,11 @@ def _calls(held: JsonRow, remarks: Remarks) -> Iterator[Part]:
     for call in map(unfolded, calls):
         if not isinstance(call, dict):
             raise UnusableError("tool calls that are not a list of objects")
-        function = call.get("function")
+        function, learned = call.get("function"), True
         if isinstance(function, dict):
-            remarks.pass_over(call, {"function"})
-        yield Part("python", json_of(function if isinstance(function, dict) else call))
+            remarks.pass_over(call, {"function", *LEARNING_MARKS})
+            learned = _mark(call) is not False
+        yield Part("python", json_of(function if isinstance(function, dict) else call), learned)
 
 
 def _written(content: object, kind: PartType, remarks: Remarks) -> str:
@@ -210,8 +223,8 @@ def _parts(content: object, remarks: Remarks) -> tuple[Part, ...]:
             raise UnusableError(f"a part of an unknown type: {shortened(kind)}")
         if not isinstance(text, str):
             raise UnusableError("a part without text")
-        remarks.pass_over(entry, ("type", "text"))
-        parts.append(Part(kind, checked_text(text)))
+        remarks.pass_over(entry, ("type", "text", *LEARNING_MARKS))
+        parts.append(Part(kind, checked_text(text), _mark(entry) is not False))
     return tuple(parts)
 
 

@@ -5,6 +5,7 @@ write JSON into strings. Here equal values become the same, or the row is refuse
 """
 
 import json
+import math
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,9 +17,6 @@ from mlxchat.json_text import parse_json
 NAME_CHARACTERS = 30  # of a key, a role or a type in a reason
 
 JsonRow = Mapping[str, Any]
-
-_TRUE = ("1", "1.0", "true")
-_FALSE = ("0", "0.0", "false")
 
 
 class UnusableError(Exception):
@@ -52,9 +50,27 @@ def is_empty(value: object) -> bool:
     return value is None or (isinstance(value, str | list | dict) and not value)
 
 
+def present(given: JsonRow) -> JsonRow:
+    """Return an object without what is null, or NaN, which pandas writes for null.
+
+    >>> present({"input": float("nan"), "system": None, "output": "Ho"})
+    {'output': 'Ho'}
+    """
+    return {
+        key: value
+        for key, value in given.items()
+        if not (value is None or (isinstance(value, float) and math.isnan(value)))
+    }
+
+
 def shortened(value: object) -> str:
-    """Return the beginning of a name that a file gives, such as a key or a role."""
-    return str(value)[:NAME_CHARACTERS].encode(errors="backslashreplace").decode()
+    """Return the beginning of a name that a file gives, such as a key or a role, in one line.
+
+    >>> shortened("a\\nkey"), shortened("")
+    ('a key', '""')
+    """
+    name = " ".join(str(value)[: 2 * NAME_CHARACTERS].split())[:NAME_CHARACTERS] or '""'
+    return name.encode(errors="backslashreplace").decode()
 
 
 def checked_text(value: object) -> str:
@@ -107,8 +123,13 @@ def json_of(value: object) -> str:
 def truth(value: object) -> bool | None:
     """Return whether a mark is set (true, 1, or text that says so); None if it says neither.
 
-    >>> truth("False"), truth(1.0), truth(0.5)
-    (False, True, None)
+    >>> truth("False"), truth(1.0), truth("0.00"), truth(0.5)
+    (False, True, False, None)
     """
     said = str(value).strip().casefold()
-    return said in _TRUE if said in _TRUE + _FALSE else None
+    if said in ("true", "false"):
+        return said == "true"
+    try:
+        return {0.0: False, 1.0: True}.get(float(said))
+    except ValueError:
+        return None

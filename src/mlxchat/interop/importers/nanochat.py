@@ -101,12 +101,15 @@ def _steps(path: Path) -> dict[int, Path]:
 
 
 def _only_run(path: Path) -> Path:
-    """Return the only run's folder in a NANOCHAT_BASE_DIR; the path itself if there is none.
+    """Return the only run's folder in a NANOCHAT_BASE_DIR or in a folder of checkpoints in that.
+
+    It is the path itself if there is none.
 
     Raises:
         NotFound: there are several.
     """
-    stages = (path / stage for stage in (nanochat_files.BASE, *nanochat_files.CONVERSATIONAL))
+    names = (nanochat_files.BASE, *nanochat_files.CONVERSATIONAL)
+    stages = [path] if path.resolve().name in names else [path / name for name in names]
     folders = sorted(folder for stage in stages if stage.is_dir() for folder in stage.iterdir())
     runs = [folder for folder in folders if folder.is_dir() and _steps(folder)]
     if len(runs) > 1:
