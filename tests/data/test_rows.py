@@ -78,6 +78,18 @@ def test_a_byte_order_mark_tells_the_encoding(tmp_path: Path, suffix: str, encod
     assert texts(read(path, "latin-1")) == [row["text"] for row in DOCUMENTS]  # counts more
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_wide_characters_without_a_mark_are_not_taken_for_utf_8(
+    tmp_path: Path, encoding: str
+) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_bytes('{"text": "plain"}\n'.encode(encoding))
+    with pytest.raises(DataError, match=r"own.jsonl has a zero byte") as caught:
+        read(path)
+    assert "`encoding`" in caught.value.remedy
+    assert read(path, encoding) == [{"text": "plain"}]
+
+
 def test_other_encodings_are_given(tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
     for encoding in ("utf-16-be", "gb18030", "utf-7"):

@@ -120,7 +120,7 @@ def found_in(folder: Path, kinds: Collection[str]) -> FoundFiles:
     Raises:
         DataError: a folder cannot be listed, or it is a pipe or a device.
     """
-    if not folder.is_dir():
+    if folder.exists() and not folder.is_dir():
         raise DataError(
             f"{folder} is neither a file nor a folder.",
             "Write what comes out of it to a file, and name that.",

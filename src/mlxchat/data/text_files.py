@@ -176,11 +176,21 @@ def unpacked(reading: Reading) -> Iterator[Path]:
 
 @contextmanager
 def open_text(reading: Reading, newline: str | None = "\n") -> Iterator[io.TextIOWrapper]:
-    """Open a text file; ``newline`` as in Python's ``open``. Read it in pieces, or use `lines`."""
+    """Open a text file; ``newline`` as in Python's ``open``. Read it in pieces, or use `lines`.
+
+    Raises:
+        DataError: it is read as UTF-8, but is of another encoding or no text.
+    """
     with open_bytes(reading) as file:
         begin = file.peek(4)
         marked = (encoding for mark, encoding in _MARKS if begin.startswith(mark))
         encoding = next(marked, reading.encoding)
+        first = begin[:4]
+        if encoding == UTF_8 and b"\0" in first and first.strip(b"\0"):
+            raise DataError(
+                f"{reading.path} has a zero byte at its beginning, as UTF-16 without its mark.",
+                "If it is text, say how it is encoded with `encoding`, such as utf-16-le.",
+            )
         with io.TextIOWrapper(file, encoding, errors=_ERRORS, newline=newline) as text:
             yield text
 
