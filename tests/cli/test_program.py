@@ -118,7 +118,7 @@ def test_usage_errors_name_the_option(arguments: list[str], said: str, program: 
         (["data", "fetch", "--dataset", "mine"], "no dataset 'mine'", "--from"),
         (["data", "fetch", "--dataset", "a\nb\x1b[2J"], r"no dataset 'a\nb\x1b[2J'", "--from"),
         (["data", "fetch", "--from", "nowhere", "--dataset", "mine"], "nowhere", ""),
-        (["data", "fetch", "--from", "a b.txt", "--dataset", "climbmix"], "taken", "my-a-b"),
+        (["data", "fetch", "--from", "a b.txt", "--dataset", "climbmix"], "another dataset", "my-a-b"),
         (["data", "fetch", "--from", "novel.txt", "--dataset", "../x"], "cannot be the name", "my"),
         (["data", "fetch", "--from", "novel.txt", "--dataset", "x\n"], "cannot be the name", "my"),
         (["chat", "--model-tag", "a\nb"], "no trained model", "mlxchat"),

@@ -256,7 +256,7 @@ def test_a_run_saves_and_ends_if_its_log_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     config = CONFIG.model_copy(update={"save_every": 4 if what == "sync" else 0, "eval_every": 0})
-    append = JsonLines.write
+    log, append = Home(tmp_path).log("run"), JsonLines.write
     seen: list[Event] = []
 
     def failing(self: JsonLines, event: Event) -> None:
@@ -266,7 +266,8 @@ def test_a_run_saves_and_ends_if_its_log_cannot_be_written(
         append(self, event)
 
     def unsynced(path: Path) -> None:
-        raise FULL
+        if path == log:
+            raise FULL
 
     with monkeypatch.context() as patched:
         if what == "write":
@@ -275,7 +276,6 @@ def test_a_run_saves_and_ends_if_its_log_cannot_be_written(
             patched.setattr("mlxchat.telemetry.log.sync", unsynced)
         with pytest.raises(MlxchatError) as raised:
             run(tmp_path, config)
-    log = Home(tmp_path).log("run")
     assert raised.value.problem.startswith(f"The log {log} could not be written: No space left")
     assert "same command" in raised.value.remedy
     (saved,) = store.steps(Home(tmp_path).runs / "run")
