@@ -86,6 +86,7 @@ def test_utilisation_is_measured_against_a_known_peak(monkeypatch: pytest.Monkey
     assert facts.training.mfu == pytest.approx(facts.training.flops_per_second / 1e12)
 
 
+@pytest.mark.slow
 def test_no_step_starts_when_time_is_up() -> None:
     events: list[Progressed] = []
     facts = measured(events, steps=1000, seconds=5)

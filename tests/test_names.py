@@ -74,7 +74,11 @@ def test_text_cannot_be_named_like_another_but_for_case(
     program = Program(monkeypatch, capsys, "data", "fetch", "--from", str(tmp_path / "a.txt"))
     (tmp_path / "a.txt").write_text("Some text.\n\nMore text.\n")
     Home(home).data("novels").mkdir(parents=True)
-    for name, said in (("Novels", "in case only"), ("ClimbMix", "another dataset"), ("BUILTIN", "another dataset")):
+    for name, said in (
+        ("Novels", "in case only"),
+        ("ClimbMix", "another data"),
+        ("BUILTIN", "another data"),
+    ):
         code, _, errors = program("--dataset", name)
         assert code == 1 and said in errors, errors
     assert not Home(home).data("Novels").exists() or len(list(home.iterdir())) == 1

@@ -138,6 +138,7 @@ def test_interrupted_while_a_tokenizer_merges_pairs_it_ends(number: int) -> None
         assert process.wait(AT_ONCE) == -number  # to a shell, 130 or 143
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "number", "code"),
     [

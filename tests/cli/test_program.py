@@ -118,7 +118,7 @@ def test_usage_errors_name_the_option(arguments: list[str], said: str, program: 
         (["data", "fetch", "--dataset", "mine"], "no dataset 'mine'", "--from"),
         (["data", "fetch", "--dataset", "a\nb\x1b[2J"], r"no dataset 'a\nb\x1b[2J'", "--from"),
         (["data", "fetch", "--from", "nowhere", "--dataset", "mine"], "nowhere", ""),
-        (["data", "fetch", "--from", "a b.txt", "--dataset", "climbmix"], "another dataset", "my-a-b"),
+        (["data", "fetch", "--from", "a b.txt", "--dataset", "climbmix"], "another data", "my-a-b"),
         (["data", "fetch", "--from", "novel.txt", "--dataset", "../x"], "cannot be the name", "my"),
         (["data", "fetch", "--from", "novel.txt", "--dataset", "x\n"], "cannot be the name", "my"),
         (["chat", "--model-tag", "a\nb"], "no trained model", "mlxchat"),
@@ -300,6 +300,7 @@ def test_text_in_another_encoding_and_without_its_bad_lines(
     assert code == 2 and "give --from" in errors
 
 
+@pytest.mark.slow
 def test_own_text_is_fetched_and_trained_on(tmp_path: Path, program: Program) -> None:
     source = tmp_path / "novel.txt"
     source.write_text("\n\n".join(f"Chapter {i}. It was a dark night. " * 40 for i in range(30)))

@@ -89,6 +89,7 @@ def test_a_process_that_crashes_is_restarted(tmp_path: Path, ending: str) -> Non
     assert "from step 8 in 0 seconds (crash 2 of at most 5" in supervised.told[2]
 
 
+@pytest.mark.slow
 def test_after_a_crash_it_waits_for_the_lock(tmp_path: Path) -> None:
     supervised = Supervised(tmp_path, "SIGKILL," + "75," * 6 + "8:SIGKILL,75,0")
     assert supervised.run() == 0

@@ -150,6 +150,7 @@ def test_an_incomplete_revision_file_is_ignored(
     assert (folder / REVISION).read_text() == f"{COMMIT}\n"
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(server: HubServer, folder: Path) -> None:
     server.bytes_per_second = 100_000
     program = (

@@ -13,7 +13,7 @@ def test_random_options_and_damaged_files_give_results_or_clear_errors() -> None
     """It runs in a process of its own, whose forks hold no threads of other tests."""
     script = REPOSITORY / "benchmarks" / "command_fuzz.py"
     ended = subprocess.run(
-        [sys.executable, script, f"--examples={EXAMPLES}", "--patience=5"],
+        [sys.executable, script, f"--examples={EXAMPLES}", "--patience=2"],
         check=False,
         capture_output=True,
         text=True,

@@ -53,6 +53,7 @@ def test_each_row_gets_the_logits_it_gets_alone(model: GPT, lengths: tuple[int, 
         assert mx.allclose(model(tokens[:, None], batch)[:, -1], expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_prompts_of_unequal_lengths_are_continued_as_each_alone(model: GPT) -> None:
     prompts = drawn(3, 150, 20, 1, 64, 64, 9, 2, 31, 130, 5, 5, 77, 12, 8, 40)
     together = continue_greedily(model, prompts, NEVER, 25)

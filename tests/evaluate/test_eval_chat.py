@@ -313,6 +313,7 @@ def test_built_in_questions_are_answered_word_for_word() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_json", [slow(True), False])
 def test_ctrl_c_loses_no_score_that_is_complete(
     as_json: bool,

@@ -487,6 +487,7 @@ def until(condition: Callable[[], bool], seconds: float = 5) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
 @pytest.mark.parametrize("ending", ["", "import time; time.sleep(60)"])
 def test_processes_left_behind_are_killed(ending: str, tmp_path: Path) -> None:

@@ -200,6 +200,7 @@ for event in run_pretraining(config, Home(Path(sys.argv[1])), lambda _: None):
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(
     straight: tuple[Path, list[Event]], prepared: Path
 ) -> None:
@@ -247,6 +248,7 @@ def test_fresh_sets_the_old_run_aside(prepared: Path) -> None:
     assert any(isinstance(e, Noted) and "set aside as run.old1" in e.text for e in events)
 
 
+@pytest.mark.slow
 def test_fresh_with_settings_that_cannot_work_leaves_the_old_run(prepared: Path) -> None:
     run(prepared, stop_at=3)
     with pytest.raises(MlxchatError, match="not a multiple"):
@@ -282,6 +284,7 @@ def test_a_run_whose_lock_file_is_deleted_is_locked_again_at_the_next_step(prepa
                 list(events)
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_what_was_saved(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(prepared, stop_at=3)
     before = store.steps(Home(prepared).runs / "run")
@@ -298,6 +301,7 @@ def test_a_full_disk_keeps_what_was_saved(prepared: Path, monkeypatch: pytest.Mo
     run(prepared)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_may_evaluate_more_tokens(prepared: Path) -> None:
     run(prepared, stop_at=3)
     events = run(prepared, CONFIG.model_copy(update={"eval_tokens": 1024}))

@@ -150,6 +150,7 @@ def test_data_of_a_revision_may_move_without_its_record(tmp_path: Path) -> None:
     assert read_trainer(newest(tmp_path)).revision == "a" * 40
 
 
+@pytest.mark.slow
 def test_an_additional_shard_changes_nothing(tmp_path: Path) -> None:
     straight, going_on = tmp_path / "straight", tmp_path / "going_on"
     config = QUIET.model_copy(update={"data_dir": few(tmp_path / "data", 0, 1, 2)})
@@ -196,6 +197,7 @@ def at_hub(folder: Path) -> dict[str, Path]:
     return {address(TINY, path.name): path for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_streamed_shards_are_the_same_as_those_on_disk(tmp_path: Path, tiny: Dataset) -> None:
     straight, going_on = tmp_path / "straight", tmp_path / "going_on"
     same, other = few(tmp_path / "same", 0, 1, 2, 3), few(tmp_path / "other", 0, 1, 2, text="hens")
@@ -222,6 +224,7 @@ def test_streamed_shards_are_the_same_as_those_on_disk(tmp_path: Path, tiny: Dat
     assert_same(final(going_on), final(straight))
 
 
+@pytest.mark.slow
 def test_a_shard_streamed_again_must_be_the_same(tmp_path: Path, tiny: Dataset) -> None:
     same, other = few(tmp_path / "same", 0, 1, 2, 3), few(tmp_path / "other", 0, 1, 2, text="hens")
     few(other, 3)

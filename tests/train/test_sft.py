@@ -331,6 +331,7 @@ def test_a_fine_tuned_model_is_fine_tuned_at_the_rates_of_its_pretraining(based:
     assert rate == pytest.approx(0.8 * 0.02)
 
 
+@pytest.mark.slow
 def test_a_modern_models_rates_are_nanochats_whatever_its_batch(tmp_path: Path) -> None:
     modern = BASE.model_copy(update={"arch": "modern", "depth": 2, "num_iterations": 1})
     for _ in run_pretraining(modern, Home(tmp_path), lambda _: None):
