@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -193,10 +194,16 @@ def test_errors_come_before_any_work(options: list[str], code: int, said: str) -
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_it_quietly() -> None:
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_ctrl_c_ends_it_quietly(handler: Any) -> None:
+    """It does so too where a shell has its background jobs ignore Ctrl-C."""
     options = ["--steps", "3", "--device-batch-size", "1", "--vocab-size", "300"]
     process = subprocess.Popen(
-        [*PROGRAM, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*PROGRAM, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, handler),
     )
     assert process.stderr is not None
     assert process.stderr.readline().startswith("training: 2,560 tokens")

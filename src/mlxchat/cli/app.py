@@ -92,6 +92,8 @@ def main() -> None:
     """Run the command line, and end the process with its exit code (README.md lists them)."""
     sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115, PTH123  (the program was given none)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     warnings.showwarning = _show_warning
     sys.excepthook = report_unforeseen
     threading.excepthook = _report_thread
