@@ -19,7 +19,7 @@ STORING = ("train", "sft", "data fetch", "quantize", "import", "export", "quicks
 
 
 class Verdict(BaseModel):
-    """What a check says of the machine.
+    """The verdict of a check on the machine.
 
     Attributes:
         value: what was found, in a few words or a number.

@@ -1,4 +1,4 @@
-"""What `mlxchat doctor` shows: what was found, check by check, and the report as Markdown."""
+"""The findings of `mlxchat doctor` as a table, check by check, and as a report in Markdown."""
 
 import sys
 from collections.abc import Iterator, Sequence

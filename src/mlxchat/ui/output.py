@@ -46,7 +46,7 @@ class Output:
 
     @property
     def errors(self) -> str:
-        """What happens to characters that the encoding lacks; `input` asks for it."""
+        """The treatment of characters that the encoding lacks; `input` asks for it."""
         return "replace"
 
     def isatty(self) -> bool:
