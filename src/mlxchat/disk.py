@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from mlxchat.errors import ConfigError, DiskError
+from mlxchat.errors import ConfigError, DiskError, reason_of
 from mlxchat.locks import UNSUPPORTED, Lock, in_use
 
 _GIB = 2**30
@@ -25,11 +25,6 @@ UNFINISHED = ".unfinished"  # ends the name of a folder that is being made
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ELSEWHERE = "choose another folder with MLXCHAT_HOME"
-
-
-def reason_of(error: OSError | RuntimeError) -> str:
-    """Return what the system, or MLX, says of a file that cannot be written, without a period."""
-    return (getattr(error, "strerror", None) or str(error)).rstrip(".")
 
 
 @contextmanager

@@ -93,3 +93,13 @@ def command(name: str, *arguments: str | Path, **options: object) -> str:
         if value is not True:
             words.append(shlex.quote(str(value)))
     return " ".join(words)
+
+
+def reason_of(error: Exception) -> str:
+    """Return what an exception of the system or of MLX says, without its last period.
+
+    >>> reason_of(OSError(28, "No space left on device"))
+    'No space left on device'
+    """
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(said).rstrip(".")

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mlxchat.disk import open_regular, read_regular
-from mlxchat.errors import CheckpointError, DiskError, MlxchatError, command
+from mlxchat.errors import CheckpointError, DiskError, MlxchatError, command, reason_of
 from mlxchat.json_text import parse_json
 
 CONFIG = "config.json"
@@ -85,7 +85,7 @@ def verify_file(path: Path, report: Callable[[int], None] = lambda _: None) -> N
 def _cannot_be_read(path: Path, error: OSError) -> MlxchatError:
     if isinstance(error, PermissionError):
         return unreadable(path, error)
-    return damaged(path, error.strerror or str(error))
+    return damaged(path, reason_of(error))
 
 
 def _read(folder: Path) -> dict[str, str]:
@@ -196,7 +196,7 @@ def unreadable(path: Path, error: OSError) -> MlxchatError:
     """Return the error for a folder or file that cannot be read."""
     away = unplugged(path) if isinstance(error, FileNotFoundError) else None
     return away or CheckpointError(
-        f"{path} cannot be read: {error.strerror or error}.",
+        f"{path} cannot be read: {reason_of(error)}.",
         "Check what it is, who owns it and who may read it.",
     )
 

@@ -20,7 +20,7 @@ from mlxchat.checkpoint import files
 from mlxchat.checkpoint.files import entries, is_folder, require_connected, unreadable
 from mlxchat.checkpoint.stamp import write_stamp
 from mlxchat.device_failures import explained
-from mlxchat.errors import CheckpointError, DiskError, MlxchatError
+from mlxchat.errors import CheckpointError, DiskError, MlxchatError, reason_of
 from mlxchat.locks import Lock, in_use
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 
@@ -246,7 +246,7 @@ def _lock_file(run: Path) -> Path:
 
 def _no_lock(path: Path, error: OSError) -> DiskError:
     return DiskError(
-        f"{path}, the lock of the run, cannot be opened: {error.strerror or error}.",
+        f"{path}, the lock of the run, cannot be opened: {reason_of(error)}.",
         "Check who owns it, who may write there, and whether there is space on that disk.",
     )
 
@@ -256,7 +256,7 @@ def _place(run: Path, step: int, write: Callable[[Path], None], needed: int | No
         with explained():
             return _written(run, directory(run, step), write)
     except (OSError, RuntimeError) as error:  # MLX raises the latter
-        raise _not_saved(run, step, disk.reason_of(error), needed) from error
+        raise _not_saved(run, step, reason_of(error), needed) from error
 
 
 def _written(run: Path, final: Path, write: Callable[[Path], None]) -> Path:
@@ -301,7 +301,7 @@ def _not_saved(run: Path, step: int, reason: str, needed: int | None) -> Mlxchat
 
 def _not_removed(run: Path, error: OSError) -> MlxchatError:
     return DiskError(
-        f"Old steps in {run} could not be removed: {error.strerror or error}.",
+        f"Old steps in {run} could not be removed: {reason_of(error)}.",
         "The newest are intact. Check who may write there; then start the same command again.",
     )
 

@@ -17,7 +17,7 @@ from typing import cast
 import typer
 
 from mlxchat.device_failures import device_error
-from mlxchat.errors import DeviceError, LockedError, MemoryLimitError, MlxchatError
+from mlxchat.errors import DeviceError, LockedError, MemoryLimitError, MlxchatError, reason_of
 from mlxchat.ui import console
 from mlxchat.ui.output import Output
 
@@ -57,7 +57,7 @@ def lost_output(out: Output, err: Output) -> int:
         if stream.failure is not None:
             lost = 1
             console.error(
-                f"{name} could not be written: {_reason(stream.failure)}.",
+                f"{name} could not be written: {reason_of(stream.failure)}.",
                 "What was printed since then is lost. Make room there, or send it elsewhere.",
             )
     return lost
@@ -95,7 +95,7 @@ def _understood(error: Exception) -> MlxchatError | None:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return MlxchatError(
-            f"{where}{_reason(error)}.",
+            f"{where}{reason_of(error)}.",
             "Check that the disk has room and that you may write there. MLXCHAT_HOME sets the "
             "folder.",
         )
@@ -107,10 +107,6 @@ def _understood(error: Exception) -> MlxchatError | None:
             "Close other programs, or give it less to do at a time.",
         )
     return None
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error) or type(error).__name__
 
 
 def _debugging() -> bool:

@@ -17,7 +17,7 @@ from urllib.request import getproxies
 import httpx
 
 from mlxchat.data.addresses import without_credentials
-from mlxchat.errors import DataError
+from mlxchat.errors import DataError, reason_of
 
 _CERTIFICATES = {"SSL_CERT_FILE": "file", "SSL_CERT_DIR": "folder"}  # the first that is set
 
@@ -168,7 +168,7 @@ def _certificates() -> ssl.SSLContext:
             return httpx.create_ssl_context()
         except OSError as error:  # those of ssl among them
             raise DataError(
-                f"{given}, which {variable} names, cannot be read: {error.strerror or error}.",
+                f"{given}, which {variable} names, cannot be read: {reason_of(error)}.",
                 remedy,
             ) from error
     return httpx.create_ssl_context()

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxchat.errors import DataError, MlxchatError
+from mlxchat.errors import DataError, MlxchatError, reason_of
 
 TEXT = (".txt", ".md", ".rst")
 ROWS = (".jsonl", ".json", ".csv", ".parquet")
@@ -145,7 +145,7 @@ def _entries(folder: Path) -> Iterator[Path]:
 
     def refuse(error: OSError) -> None:
         raise DataError(
-            f"{error.filename} cannot be listed: {error.strerror}.",
+            f"{error.filename} cannot be listed: {reason_of(error)}.",
             "Look at its permissions, or move it out of the folder.",
         ) from error
 

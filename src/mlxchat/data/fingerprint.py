@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mlxchat.data.shards import MAGIC, ShardSource
-from mlxchat.errors import DataError, MlxchatError
+from mlxchat.errors import DataError, MlxchatError, reason_of
 
 _END = 4 + len(MAGIC)  # bytes: the footer's length, and the magic number after it
 _PIECE = 2**20  # bytes read at a time
@@ -144,7 +144,7 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(
-            f"{path} cannot be read ({error.strerror or error}).",
+            f"{path} cannot be read ({reason_of(error)}).",
             "Look at its permissions and its disk; what came from the hub can be moved away and "
             "fetched again: mlxchat data fetch",
         ) from error

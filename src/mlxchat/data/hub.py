@@ -24,7 +24,7 @@ import httpx
 from mlxchat import __version__
 from mlxchat.data.addresses import bare_address, without_credentials
 from mlxchat.data.connection import open_client
-from mlxchat.errors import ConfigError, DataError, NotFound
+from mlxchat.errors import ConfigError, DataError, NotFound, reason_of
 from mlxchat.home import cache_folder, expanded
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Timer
 
@@ -323,7 +323,7 @@ def _token() -> str | None:
             token = stored.read_text("utf-8", errors="replace") if stored.is_file() else ""
         except OSError as error:
             raise DataError(
-                f"The token in {stored} cannot be read: {error.strerror or error}.",
+                f"The token in {stored} cannot be read: {reason_of(error)}.",
                 "Check who may read it, or set HF_TOKEN.",
             ) from error
     token = token.strip()

@@ -20,7 +20,7 @@ from tempfile import NamedTemporaryFile
 from typing import Any, BinaryIO
 
 from mlxchat.data.files import UTF_8, allowed_bytes, too_repetitive
-from mlxchat.errors import ConfigError, DataError, MlxchatError
+from mlxchat.errors import ConfigError, DataError, MlxchatError, reason_of
 
 LARGEST_VALUE = 32_000_000  # characters of a line or bytes of a row; more is not held in memory
 ENCODING_CHARACTERS = 30  # of an encoding's name in a message
@@ -138,7 +138,7 @@ def failures_named(path: Path) -> Iterator[None]:
         if not error.errno:  # an unpacker's
             raise _damaged(path, error) from error
         raise DataError(
-            f"{path} cannot be read: {error.strerror}.",
+            f"{path} cannot be read: {reason_of(error)}.",
             "Look at its permissions and its disk; or move it out of the folder, if it is in one.",
         ) from error
 

@@ -15,7 +15,7 @@ from mlxchat.doctor.privacy import anonymous
 from mlxchat.doctor.storage import STORAGE_CHECKS
 from mlxchat.doctor.system import SYSTEM_CHECKS
 from mlxchat.doctor.training import TRAINING_CHECKS
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import MlxchatError, reason_of
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 from mlxchat.telemetry.events import Progressed
 
@@ -101,7 +101,7 @@ def judge(check: Check, host: Host) -> Verdict:
     except MlxchatError as error:
         return wrong("no result", error.problem, error.remedy)
     except OSError as error:
-        return wrong("no result", f"{error.strerror or error}.")
+        return wrong("no result", f"{reason_of(error)}.")
 
 
 def finding_of(check: Check, topic: str, verdict: Verdict, seconds: float) -> Finding:

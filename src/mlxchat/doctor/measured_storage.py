@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mlxchat.doctor.probes import Attempt, Names
+from mlxchat.errors import reason_of
 from mlxchat.locks import Lock
 
 SYNCED_BYTES = 2**20
@@ -29,7 +30,7 @@ def _refusal(operation: Callable[[], object]) -> str:
         operation()
     except OSError as error:
         name = errno.errorcode.get(error.errno or 0, "OSError")
-        return f"{name}: {error.strerror or error}"
+        return f"{name}: {reason_of(error)}"
     return ""
 
 

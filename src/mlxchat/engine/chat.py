@@ -24,7 +24,7 @@ from mlxchat.engine.cache import KVCache
 from mlxchat.engine.generate import generate
 from mlxchat.engine.sampling import make_sampler
 from mlxchat.engine.tools import ToolUse
-from mlxchat.errors import ConfigError, DataError, DiskError
+from mlxchat.errors import ConfigError, DataError, DiskError, reason_of
 from mlxchat.json_text import as_type, parse_json
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
@@ -146,7 +146,7 @@ class Chat:
                 partial.write_bytes(said + b"\n")
         except OSError as error:
             raise DiskError(
-                f"Cannot write {path}: {error.strerror}.", "Save under another name."
+                f"Cannot write {path}: {reason_of(error)}.", "Save under another name."
             ) from error
 
     def load(self, path: Path) -> None:
@@ -162,7 +162,7 @@ class Chat:
             messages = as_type(stored, _FILE).messages
         except OSError as error:
             raise DiskError(
-                f"Cannot read {path}: {error.strerror}.", "Check the name of the file."
+                f"Cannot read {path}: {reason_of(error)}.", "Check the name of the file."
             ) from error
         except ValidationError as error:
             fault = error.errors()[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 
 from mlxchat.disk import open_regular, replacing, sync
-from mlxchat.errors import DiskError
+from mlxchat.errors import DiskError, reason_of
 from mlxchat.json_text import parse_json
 from mlxchat.telemetry.events import (
     Evaluating,
@@ -39,7 +39,7 @@ class RunLog:
             self._lines = JsonLines.resume(path, step)
         except OSError as error:
             raise DiskError(
-                f"The log {path} cannot be written: {error.strerror or error}.",
+                f"The log {path} cannot be written: {reason_of(error)}.",
                 f"Check what it is and who may write there. {_MAKE_ROOM}",
             ) from error
         self._failure: OSError | None = None
@@ -66,7 +66,7 @@ class RunLog:
         """Raise `DiskError` if a write has failed."""
         if self._failure is None:
             return
-        reason = self._failure.strerror or self._failure
+        reason = reason_of(self._failure)
         saved = f"step {self._saved:,} is saved" if self._saved else "no step is saved"
         raise DiskError(
             f"The log {self._path} could not be written: {reason}. The run ended there; {saved}.",

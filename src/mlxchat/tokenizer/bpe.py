@@ -15,7 +15,7 @@ import rustbpe
 import tiktoken
 
 from mlxchat.disk import read_regular
-from mlxchat.errors import DataError, NotFound, command
+from mlxchat.errors import DataError, NotFound, command, reason_of
 from mlxchat.json_text import parse_json
 from mlxchat.tokenizer import files, safeguards
 from mlxchat.tokenizer.files import CHAT_TEMPLATE
@@ -145,7 +145,7 @@ class Tokenizer:
             ) from None
         except OSError as error:
             raise DataError(
-                f"{path} cannot be read: {error.strerror or error}.", "Check the file."
+                f"{path} cannot be read: {reason_of(error)}.", "Check the file."
             ) from error
         except _NOT_A_TOKENIZER as error:
             raise DataError(

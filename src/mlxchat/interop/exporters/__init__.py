@@ -14,7 +14,7 @@ from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.device_failures import explained
 from mlxchat.disk import require_utf8
-from mlxchat.errors import CheckpointError, DiskError
+from mlxchat.errors import CheckpointError, DiskError, reason_of
 from mlxchat.interop.exporters.card import CARD_FILE, Usage, card
 from mlxchat.interop.exporters.weights import (
     LARGEST_FILE,
@@ -138,7 +138,7 @@ def write(
             size = sum(path.stat().st_size for path in files)
         except (OSError, RuntimeError) as error:  # MLX raises the latter
             raise DiskError(
-                f"{folder} could not be written: {disk.reason_of(error)}.",
+                f"{folder} could not be written: {reason_of(error)}.",
                 "Check that there is room on the disk and that you may write there, or "
                 f"{_ELSEWHERE}.",
             ) from error
