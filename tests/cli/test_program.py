@@ -78,7 +78,7 @@ def test_a_process_ends_with_the_exit_code() -> None:
         (["train", "--nonsense"], "--nonsense"),
         (["train", "--model-tag", "a/b"], "--model-tag"),
         (["train", "--model-tag=-a"], "first a letter or digit"),
-        (["info", "--arch", "newest"], "--arch"),
+        (["info", "--arch", "newest"], "'--arch': 'newest' is not one of"),
         (["info", "--target-param-data-ratio", "1e305"], "--target-param-data-ratio"),
         (["chat", "--top-p", "2"], "--top-p"),
         (["chat", "--temperature", "nan"], "--temperature"),

@@ -84,6 +84,7 @@ def _report_usage(error: Exception) -> int:
     context: typer.Context | None = getattr(error, "ctx", None)
     if message := error.format_message():  # type: ignore[attr-defined]
         program = context.command_path if context else "mlxchat"
+        message = message.replace(": Value error, ", ": ", 1)  # pydantic's words, by way of typer
         console.error(message, f"See: {program} --help")
     return 2
 
