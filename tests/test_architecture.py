@@ -13,6 +13,7 @@ from mlxchat.ui.text import as_options
 
 SOURCE = Path(__file__).parent.parent / "src" / "mlxchat"
 ANYONE = {
+    "autotune",
     "device_failures",
     "disk",
     "errors",
@@ -25,6 +26,7 @@ ANYONE = {
 }
 ALLOWED = {
     "__main__": {"cli"},
+    "autotune": {"runtime"},
     "device_failures": set(),
     "disk": set(),
     "errors": set(),

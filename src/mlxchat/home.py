@@ -111,3 +111,7 @@ class Home:
     def kernels(self, mlx: str) -> Path:
         """Return the folder of CUDA kernels compiled by a version of MLX."""
         return self.root / "kernels" / mlx
+
+    def autotune(self, mlx: str) -> Path:
+        """Return the folder of what was measured with a version of MLX, a file for each device."""
+        return self.root / "autotune" / mlx

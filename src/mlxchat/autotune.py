@@ -1,0 +1,175 @@
+"""Which of several ways to compute the same is the fastest on this machine.
+
+What is fastest depends on the chip, and a kernel may be wrong on a chip that it has never run on.
+So each question is put to the machine once: every way is computed, compared with the plain one and
+timed. The answer is kept in MLXCHAT_HOME by device and version of MLX; `mlxchat doctor` shows all.
+
+    way = fastest("squares of 1,000 numbers", {"plain": lambda: [x * x], "power": lambda: [x**2]})
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from mlxchat.disk import read_regular, replacing
+from mlxchat.errors import ConfigError
+from mlxchat.home import Home
+from mlxchat.json_text import as_type, parse_json
+from mlxchat.runtime import machine, mx
+
+RELATIVE_ERROR = 1e-5  # the largest difference from the plain way, relative to its norm
+CLEARLY_FASTER = 0.95  # of the plain way's seconds: a smaller gain is noise
+REPETITIONS = 5  # that are timed of each way
+LONGEST_TRIAL = 1.0  # after which a way is not repeated again
+LARGEST_RECORD = 2**22  # bytes
+
+Way = Callable[[], Sequence[mx.array]]
+
+
+class Trial(BaseModel):
+    """What came of one way.
+
+    Attributes:
+        seconds: the median; None if it failed.
+        difference: from the plain way's results, relative to their norm.
+        failure: why it could not be computed; "" if it could.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seconds: float | None = None
+    difference: float = 0.0
+    failure: str = ""
+
+
+class Tuned(BaseModel):
+    """The way that was chosen for a question, and the trials of all ways by their names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    chosen: str
+    trials: dict[str, Trial]
+
+
+_FILE = TypeAdapter(dict[str, Tuned])
+_answers: dict[str, Tuned] | None = None  # by question; None before the first one
+_fixed: dict[str, str] = {}  # ways by a part of the question
+
+
+def fastest(question: str, ways: Mapping[str, Way], tolerance: float = RELATIVE_ERROR) -> str:
+    """Return the name of the fastest way whose results are right, and remember it.
+
+    It can be called while a function is traced.
+
+    Args:
+        question: what is computed, with all that the answer depends on but the device: shapes,
+            dtypes, the version of a kernel.
+        ways: functions that compute the same arrays, by name. The first is the plain way, which is
+            right by definition and is chosen unless another is clearly faster.
+        tolerance: the largest difference from its arrays, relative to their norms.
+    """
+    for part, name in _fixed.items():
+        if part in question:
+            return name
+    found = tuned()
+    if question not in found:
+        found[question] = _measured(ways, tolerance)
+        mx.clear_cache()
+        mx.reset_peak_memory()  # what was measured here is no part of the program's own peak
+        _store(found)
+    return found[question].chosen
+
+
+def tuned() -> dict[str, Tuned]:
+    """Return what has been measured on this machine, by question."""
+    global _answers
+    if _answers is None:
+        _answers = _stored()
+    return _answers
+
+
+@contextmanager
+def fixed(**ways: str) -> Iterator[None]:
+    """Choose these ways without measuring inside a ``with`` block, by a word of the question."""
+    before = dict(_fixed)
+    _fixed.update(ways)
+    try:
+        yield
+    finally:
+        _fixed.clear()
+        _fixed.update(before)
+
+
+def _measured(ways: Mapping[str, Way], tolerance: float) -> Tuned:
+    (plain, compute), *others = ways.items()
+    expected, trial = _timed(compute)
+    chosen, trials = plain, {plain: trial}
+    assert trial.seconds is not None
+    least = CLEARLY_FASTER * trial.seconds
+    for name, way in others:
+        try:
+            found, trial = _timed(way)
+        except (RuntimeError, ValueError) as error:  # the kernel does not compile, or cannot start
+            trials[name] = Trial(failure=str(error).partition("\n")[0])
+            continue
+        difference = max(map(_difference, found, expected), default=0.0)
+        trials[name] = trial.model_copy(update={"difference": difference})
+        assert trial.seconds is not None
+        if difference <= tolerance and trial.seconds < least:
+            chosen, least = name, trial.seconds
+    return Tuned(chosen=chosen, trials=trials)
+
+
+def _timed(way: Way) -> tuple[Sequence[mx.array], Trial]:
+    results = way()
+    mx.eval(results)  # compiles
+    begun, seconds = time.perf_counter(), list[float]()
+    while len(seconds) < REPETITIONS and time.perf_counter() - begun < LONGEST_TRIAL:
+        start = time.perf_counter()
+        mx.eval(way())
+        mx.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return results, Trial(seconds=median(seconds))
+
+
+def _difference(found: mx.array, expected: mx.array) -> float:
+    """Return the norm of the difference relative to that of ``expected``, or infinity."""
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return float("inf")
+    a, b = (x.astype(mx.float32).flatten() for x in (found, expected))
+    norm = float(mx.linalg.norm(b))
+    difference = float(mx.linalg.norm(a - b)) / (norm or 1.0)
+    return difference if difference == difference else float("inf")
+
+
+def _path() -> Path:
+    """Return the file of this device's answers.
+
+    Raises:
+        ConfigError: there is no home folder.
+    """
+    device = re.sub(r"[^\w.]+", "-", machine().device)
+    return Home.from_environment().autotune(version("mlx")) / f"{device}.json"
+
+
+def _stored() -> dict[str, Tuned]:
+    """Return the answers on disk; none if there are none that can be read."""
+    with suppress(OSError, ConfigError, ValueError):
+        return as_type(parse_json(read_regular(_path(), LARGEST_RECORD)), _FILE)
+    return {}
+
+
+def _store(found: Mapping[str, Tuned]) -> None:
+    """Keep the answers, and those that another process has added meanwhile, if there is a disk."""
+    with suppress(OSError, ConfigError):
+        path = _path()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        both = {**_stored(), **found}
+        with replacing(path) as partial:
+            partial.write_bytes(_FILE.dump_json(both, indent=1))

@@ -1,0 +1,93 @@
+"""The fastest way is chosen only where its results are right, and what was measured is kept."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from mlxchat import autotune
+from mlxchat.runtime import mx
+
+
+@pytest.fixture(autouse=True)
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autotune, "_answers", None)
+    monkeypatch.setattr(autotune, "REPETITIONS", 2)
+
+
+def slow() -> list[mx.array]:
+    time.sleep(0.01)
+    return [mx.arange(4.0)]
+
+
+def quick() -> list[mx.array]:
+    return [mx.arange(4.0)]
+
+
+def wrong() -> list[mx.array]:
+    return [mx.arange(4.0) * 1.001]
+
+
+def not_finite() -> list[mx.array]:
+    return [mx.arange(4.0) / 0]
+
+
+def broken() -> list[mx.array]:
+    raise RuntimeError("does not compile\nhere")
+
+
+def test_a_faster_way_that_is_right_is_chosen() -> None:
+    assert autotune.fastest("q", {"plain": slow, "quick": quick}) == "quick"
+
+
+@pytest.mark.parametrize("way", [wrong, not_finite, broken])
+def test_a_way_that_is_wrong_or_fails_is_not_chosen(way: autotune.Way) -> None:
+    assert autotune.fastest("q", {"plain": slow, "other": way}) == "plain"
+    trial = autotune.tuned()["q"].trials["other"]
+    assert trial.failure == ("does not compile" if way is broken else "")
+
+
+def test_the_plain_way_is_kept_unless_another_is_clearly_faster() -> None:
+    assert autotune.fastest("q", {"plain": quick, "slow": slow}) == "plain"
+
+
+def test_an_answer_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    autotune.fastest("q", {"plain": slow, "quick": quick})
+    monkeypatch.setattr(autotune, "_answers", None)  # another process
+    assert autotune.fastest("q", {"plain": broken}) == "quick"
+    assert set(autotune.tuned()["q"].trials) == {"plain", "quick"}
+
+
+def test_a_file_that_cannot_be_read_is_measured_again(home: Path) -> None:
+    autotune.fastest("q", {"plain": slow, "quick": quick})
+    [path] = home.rglob("*.json")
+    path.write_text('{"q": 1}')
+    autotune._answers = None
+    assert autotune.fastest("q", {"plain": quick}) == "plain"
+
+
+def test_what_another_process_measured_meanwhile_is_kept(home: Path) -> None:
+    autotune.fastest("a", {"plain": quick})
+    ours, autotune._answers = autotune._answers, None
+    autotune.fastest("b", {"plain": quick})
+    autotune._answers = ours
+    autotune.fastest("c", {"plain": quick})
+    autotune._answers = None
+    assert set(autotune.tuned()) == {"a", "b", "c"}
+
+
+def test_without_a_disk_it_measures_all_the_same(home: Path) -> None:
+    home.write_text("not a folder")
+    assert autotune.fastest("q", {"plain": slow, "quick": quick}) == "quick"
+
+
+def test_a_question_can_be_put_while_a_function_is_traced() -> None:
+    def traced(x: mx.array) -> mx.array:
+        return x * (2 if autotune.fastest("q", {"plain": slow, "quick": quick}) == "quick" else 3)
+
+    assert mx.compile(traced)(mx.array(1.0)).item() == 2
+
+
+def test_ways_can_be_fixed() -> None:
+    with autotune.fixed(attention="blocks"):
+        assert autotune.fastest("attention of 4 rows", {"plain": broken}) == "blocks"
