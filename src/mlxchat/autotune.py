@@ -17,6 +17,7 @@ from statistics import median
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from mlxchat import openblas
 from mlxchat.disk import read_regular, replacing
 from mlxchat.errors import ConfigError
 from mlxchat.home import Home
@@ -154,7 +155,8 @@ def _path() -> Path:
     Raises:
         ConfigError: there is no home folder.
     """
-    device = re.sub(r"[^\w.]+", "-", machine().device)
+    # Clouds give processors of several generations the same name; OpenBLAS tells them apart.
+    device = re.sub(r"[^\w.]+", "-", f"{machine().device} {openblas.core()}".strip())
     return Home.from_environment().autotune(version("mlx")) / f"{device}.json"
 
 
