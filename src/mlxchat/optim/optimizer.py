@@ -76,9 +76,14 @@ class Rates(NamedTuple):
     weight_decay: mx.array  # of the groups whose rule has no constant one
 
 
-UpdateFn = Callable[[Arrays, Arrays, Arrays, Rates, float], tuple[Arrays, Arrays, mx.array]]
-"""The update of one model: parameters, gradients, state, rates and the limit of the norm to
-new parameters, new state and the norm."""
+Constants = dict[str, list[mx.array]]
+"""The constants of each group's rule, by the group's name."""
+
+UpdateFn = Callable[
+    [Constants, Arrays, Arrays, Arrays, Rates, float], tuple[Arrays, Arrays, mx.array]
+]
+"""The update of one model: constants, parameters, gradients, state, rates and the limit of the norm
+to new parameters, new state and the norm."""
 
 
 def recipe_rates(recipe: Recipe, model: GPT, tokens_per_step: int = REFERENCE_BATCH) -> Rates:
@@ -127,6 +132,10 @@ class MuonAdamW:
         members = list(_members(arch, parameters, model.dtype))
         compute = mx.compile(partial(compute_update, members, model.dtype))
         self._compute_update = cast(UpdateFn, compute)
+        self._constants = {
+            group.name: [mx.array(number) for number in group.rule.constants]
+            for group in PARAM_GROUPS[arch]
+        }
         self._gradients_of: tuple[GPT, Accumulate] | None = None  # a model, its compiled gradients
 
     def step(
@@ -166,7 +175,7 @@ class MuonAdamW:
             grad_clip: the limit of the gradients' joint norm; 0 for none.
         """
         parameters, self.state, norm = self._compute_update(
-            model.named_parameters(), gradients, self.state, rates, grad_clip
+            self._constants, model.named_parameters(), gradients, self.state, rates, grad_clip
         )
         model.load_weights(list(parameters.items()))
         return norm
@@ -175,6 +184,7 @@ class MuonAdamW:
 def compute_update(
     members: Sequence[Members],
     dtype: mx.Dtype,
+    constants: Constants,
     parameters: Arrays,
     gradients: Arrays,
     state: Arrays,
@@ -190,7 +200,14 @@ def compute_update(
     momentum = rates.momentum
     for group, names in members:
         learning_rate = rates.learning[group.name]
-        step = Step(new_state["step"], learning_rate, momentum, rates.weight_decay, dtype)
+        step = Step(
+            new_state["step"],
+            learning_rate,
+            momentum,
+            rates.weight_decay,
+            dtype,
+            constants[group.name],
+        )
         slots = [[slot.format(name) for name in names] for slot in group.rule.state_names]
         ps, slot_arrays = group.rule.update(
             [parameters[name] for name in names],
