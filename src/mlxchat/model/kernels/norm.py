@@ -1,4 +1,4 @@
-"""RMS norms without weights, alone and with the rotation of queries and keys, forward and backward.
+"""RMS norms of the residual stream, without weights, forward and backward.
 
 32 threads in step compute a vector, so that its sum of squares needs no memory of the block.
 """
@@ -9,7 +9,7 @@ from mlxchat.runtime import mx
 _THREADS = 256
 _BLOCK = _THREADS // SIMD  # vectors that a block computes at a time
 
-# ==== The residual stream ====
+# ==== The norm of the stream ====
 
 _READ_VECTOR = """
   using Some = Pack<T, WIDTH>;
@@ -60,142 +60,147 @@ NORM_BACK = Kernel(
 
 def norm_forward(x: mx.array, eps: float) -> mx.array:
     """Return the norm of vectors, (..., C), whose width is a multiple of `SIMD`."""
-    return _of_vectors(NORM, [x], eps)
+    [y] = _of_vectors(NORM, [x], eps)
+    return y
 
 
 def norm_backward(x: mx.array, d_y: mx.array, d_stream: mx.array, eps: float) -> mx.array:
     """Return the gradient of ``x``, (..., C): that of its norm, plus ``d_stream``."""
-    return _of_vectors(NORM_BACK, [x, d_y, d_stream], eps)
+    [d_x] = _of_vectors(NORM_BACK, [x, d_y, d_stream], eps)
+    return d_x
 
 
-def _of_vectors(kernel: Kernel, arrays: list[mx.array], eps: float) -> mx.array:
+# ==== The stream mixed with the embedding, and the norm of the sum ====
+
+_READ_MIXTURE = """
+  using Some = Pack<T, WIDTH>;
+  constexpr int EACH = C / (32 * WIDTH);
+  const unsigned number = (block * THREADS + thread) / 32, lane = thread % 32;
+  if (number >= unsigned(count[0])) return;
+  const size_t start = size_t(number) * C + lane * WIDTH;
+  const float a = weights[0], b = weights[1];
+  Some xs[EACH], firsts[EACH];
+  float squares = 0.0f;
+  for (int i = 0; i < EACH; i++) {
+    xs[i] = *reinterpret_cast<const DEVICE Some*>(x + start + i * 32 * WIDTH);
+    firsts[i] = *reinterpret_cast<const DEVICE Some*>(x0 + start + i * 32 * WIDTH);
+    for (int j = 0; j < WIDTH; j++) {
+      const float m = float(T(a * float(xs[i].values[j]) + b * float(firsts[i].values[j])));
+      squares += m * m;
+    }
+  }
+  const float scale = rsqrtf(simd_sum(squares) / C + eps[0]);
+"""
+
+_MIX_FORWARD = """
+  for (int i = 0; i < EACH; i++) {
+    Some sum, normed;
+    for (int j = 0; j < WIDTH; j++) {
+      sum.values[j] = T(a * float(xs[i].values[j]) + b * float(firsts[i].values[j]));
+      normed.values[j] = T(float(sum.values[j]) * scale);
+    }
+    *reinterpret_cast<DEVICE Some*>(mixed + start + i * 32 * WIDTH) = sum;
+    *reinterpret_cast<DEVICE Some*>(y + start + i * 32 * WIDTH) = normed;
+  }
+"""
+
+_MIX_BACKWARD = """
+  Some ds[EACH];
+  float product = 0.0f;
+  for (int i = 0; i < EACH; i++) {
+    ds[i] = *reinterpret_cast<const DEVICE Some*>(d_y + start + i * 32 * WIDTH);
+    for (int j = 0; j < WIDTH; j++) {
+      const float m = float(T(a * float(xs[i].values[j]) + b * float(firsts[i].values[j])));
+      product += m * float(ds[i].values[j]);
+    }
+  }
+  const float along = simd_sum(product) / C * scale * scale;
+  float by_x = 0.0f, by_x0 = 0.0f;
+  for (int i = 0; i < EACH; i++) {
+    const size_t at = start + i * 32 * WIDTH;
+    Some beside = *reinterpret_cast<const DEVICE Some*>(d_mixed + at);
+    Some later = *reinterpret_cast<const DEVICE Some*>(d_first + at);
+    for (int j = 0; j < WIDTH; j++) {
+      const float u = float(xs[i].values[j]), v = float(firsts[i].values[j]);
+      const float m = float(T(a * u + b * v));
+      const float d = float(beside.values[j]) + scale * (float(ds[i].values[j]) - along * m);
+      by_x += d * u;
+      by_x0 += d * v;
+      beside.values[j] = T(a * d);
+      later.values[j] = T(float(later.values[j]) + b * d);
+    }
+    *reinterpret_cast<DEVICE Some*>(d_x + at) = beside;
+    *reinterpret_cast<DEVICE Some*>(d_x0 + at) = later;
+  }
+  by_x = simd_sum(by_x);
+  by_x0 = simd_sum(by_x0);
+  if (lane == 0) {
+    products[2 * number] = by_x;
+    products[2 * number + 1] = by_x0;
+  }
+"""
+
+MIX = Kernel(
+    "mlxchat_mix", ["x", "x0", "weights", *_COUNT_EPS], ["mixed", "y"], _READ_MIXTURE + _MIX_FORWARD
+)
+MIX_BACK = Kernel(
+    "mlxchat_mix_back",
+    ["x", "x0", "d_y", "d_mixed", "d_first", "weights", *_COUNT_EPS],
+    ["d_x", "d_x0", "products"],
+    _READ_MIXTURE + _MIX_BACKWARD,
+)
+
+
+def mix_forward(
+    x: mx.array, x0: mx.array, weights: mx.array, eps: float
+) -> tuple[mx.array, mx.array]:
+    """Return the mixture of two streams and its norm, (..., C) each.
+
+    Args:
+        x, x0: (..., C), whose width is a multiple of `SIMD`.
+        weights: (2,) float32, of ``x`` and of ``x0``.
+        eps: added to the mean square.
+    """
+    mixed, y = _of_vectors(MIX, [x, x0], eps, weights, results=2)
+    return mixed, y
+
+
+def mix_backward(
+    x: mx.array, x0: mx.array, cotangents: list[mx.array], weights: mx.array, eps: float
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Return the gradients of both streams, (..., C), and of the weights, (2,).
+
+    Args:
+        x, x0, weights, eps: as for `mix_forward`.
+        cotangents: the gradients of the norm, of the mixture, and of ``x0`` from elsewhere.
+    """
+    d_x, d_x0, products = _of_vectors(
+        MIX_BACK, [x, x0, *cotangents], eps, weights, results=2, products=2
+    )
+    return d_x, d_x0, products.sum(axis=0)
+
+
+def _of_vectors(
+    kernel: Kernel,
+    arrays: list[mx.array],
+    eps: float,
+    *weights: mx.array,
+    results: int = 1,
+    products: int = 0,
+) -> list[mx.array]:
+    """Launch a kernel that computes vectors and, with each, a number of its products."""
     shape, dtype = arrays[0].shape, arrays[0].dtype
     C = shape[-1]
     N = arrays[0].size // C
-    [result] = kernel(
-        [*arrays, mx.array([N], mx.int32), mx.array([eps])],
-        [(shape, dtype)],
+    outputs = [(shape, dtype)] * results
+    if products:
+        outputs.append(((N, products), mx.float32))
+    return kernel(
+        [*arrays, *weights, mx.array([N], mx.int32), mx.array([eps])],
+        outputs,
         blocks=-(-N // _BLOCK),
         threads=_THREADS,
         T=dtype,
         C=C,
         WIDTH=widest(C // SIMD, 16 // dtype.size, 4, 2),
     )
-    return result
-
-
-# ==== Queries and keys ====
-
-_READ_ANGLES = """
-  using Some = Pack<T, PAIRS>;
-  constexpr int GROUPS = (HEADS + EACH - 1) / EACH;
-  const int unit = (block * THREADS + thread) / 32, lane = thread % 32;
-  const int position = unit / GROUPS, first = unit % GROUPS * EACH;
-  if (position >= counts[0] * counts[1]) return;
-  const int sequence = position / counts[1];
-  const int at = offsets[sequence % counts[2]] + position % counts[1];
-  float c[PAIRS], s[PAIRS];
-  for (int p = 0; p < PAIRS; p++) {
-    const float theta = float(at) * frequencies[lane * PAIRS + p];
-    c[p] = cosf(theta);
-    s[p] = sinf(theta);
-  }
-  for (int head = first; head < first + EACH && head < HEADS; head++) {
-    const DEVICE T* low = x + (size_t(position) * ALL_HEADS + head) * D + lane * PAIRS;
-    const Some a = *reinterpret_cast<const DEVICE Some*>(low);
-    const Some b = *reinterpret_cast<const DEVICE Some*>(low + D / 2);
-    float squares = 0.0f;
-    for (int p = 0; p < PAIRS; p++)
-      squares += float(a.values[p]) * float(a.values[p]) + float(b.values[p]) * float(b.values[p]);
-    const float scale = rsqrtf(simd_sum(squares) / D + eps[0]);
-    const size_t out = (size_t(position) * HEADS + head) * D + lane * PAIRS;
-    Some first_half, second_half;
-"""
-
-_ROTATE = """
-    for (int p = 0; p < PAIRS; p++) {
-      const float u = float(a.values[p]) * scale, v = float(b.values[p]) * scale;
-      first_half.values[p] = T(u * c[p] + v * s[p]);
-      second_half.values[p] = T(v * c[p] - u * s[p]);
-    }
-    *reinterpret_cast<DEVICE Some*>(y + out) = first_half;
-    *reinterpret_cast<DEVICE Some*>(y + out + D / 2) = second_half;
-  }
-"""
-
-_ROTATE_BACK = """
-    const Some d_a = *reinterpret_cast<const DEVICE Some*>(d_y + out);
-    const Some d_b = *reinterpret_cast<const DEVICE Some*>(d_y + out + D / 2);
-    float d_u[PAIRS], d_v[PAIRS], product = 0.0f;
-    for (int p = 0; p < PAIRS; p++) {
-      d_u[p] = float(d_a.values[p]) * c[p] - float(d_b.values[p]) * s[p];
-      d_v[p] = float(d_b.values[p]) * c[p] + float(d_a.values[p]) * s[p];
-      product += float(a.values[p]) * d_u[p] + float(b.values[p]) * d_v[p];
-    }
-    const float along = simd_sum(product) / D * scale * scale;
-    for (int p = 0; p < PAIRS; p++) {
-      first_half.values[p] = T(scale * (d_u[p] - along * float(a.values[p])));
-      second_half.values[p] = T(scale * (d_v[p] - along * float(b.values[p])));
-    }
-    *reinterpret_cast<DEVICE Some*>(d_x + out) = first_half;
-    *reinterpret_cast<DEVICE Some*>(d_x + out + D / 2) = second_half;
-  }
-"""
-
-_INPUTS = ["offsets", "frequencies", "counts", "eps"]
-NORM_ROTATE = Kernel("mlxchat_norm_rotate", ["x", *_INPUTS], ["y"], _READ_ANGLES + _ROTATE)
-NORM_ROTATE_BACK = Kernel(
-    "mlxchat_norm_rotate_back", ["x", "d_y", *_INPUTS], ["d_x"], _READ_ANGLES + _ROTATE_BACK
-)
-HEAD_DIMS = (64, 128, 256)
-_MANY = 1024  # positions that give a GPU enough to do
-
-
-def norm_rotate_forward(
-    x: mx.array, heads: int, offsets: mx.array, frequencies: mx.array, eps: float
-) -> mx.array:
-    """Return the normalised and rotated vectors of the first ``heads`` heads, (B, T, heads, D).
-
-    Args:
-        x: (B, T, all heads, D); D is one of `HEAD_DIMS`.
-        heads: how many of them to compute.
-        offsets: the first position, (1,) int32, or that of each sequence, (B,).
-        frequencies: (D/2,) float32; the angle of a pair is its frequency times the position.
-        eps: added to the mean square.
-    """
-    return _of_heads(NORM_ROTATE, [x], heads, offsets, frequencies, eps)
-
-
-def norm_rotate_backward(
-    x: mx.array, d_y: mx.array, offsets: mx.array, frequencies: mx.array, eps: float
-) -> mx.array:
-    """Return the gradient of ``x`` given that of the result, both (B, T, heads, D)."""
-    return _of_heads(NORM_ROTATE_BACK, [x, d_y], x.shape[2], offsets, frequencies, eps)
-
-
-def _of_heads(
-    kernel: Kernel,
-    arrays: list[mx.array],
-    heads: int,
-    offsets: mx.array,
-    frequencies: mx.array,
-    eps: float,
-) -> mx.array:
-    B, T, all_heads, D = arrays[0].shape
-    dtype = arrays[0].dtype
-    each = heads if B * T >= _MANY else 1  # the angles of a position serve all of its heads
-    counts = mx.array([B, T, offsets.size], mx.int32)
-    groups = B * T * -(-heads // each)
-    [result] = kernel(
-        [*arrays, offsets, frequencies, counts, mx.array([eps])],
-        [((B, T, heads, D), dtype)],
-        blocks=-(-groups // _BLOCK),
-        threads=_THREADS,
-        T=dtype,
-        D=D,
-        HEADS=heads,
-        ALL_HEADS=all_heads,
-        EACH=each,
-        PAIRS=D // 2 // SIMD,
-    )
-    return result
