@@ -71,7 +71,7 @@ def main() -> None:
     batches = batch_sizes(given.device_batch_size)
     if given.worker:
         batch = batches[given.worker]
-        rounds.serve(partial(_work, given.worker, config, batch, given.nanochat))
+        rounds.serve(partial(work, given.worker, config, batch, given.nanochat))
         return
     measured = rounds.measure(given)
     if given.json:
@@ -154,7 +154,7 @@ def report(
     )
 
 
-def _work(name: str, config: GPTConfig, batch: int, nanochat: Path | None) -> rounds.Work:
+def work(name: str, config: GPTConfig, batch: int, nanochat: Path | None) -> rounds.Work:
     """What a program does; its tokens are random, the same in every program of that batch."""
     tokens = np.random.default_rng(0).integers(
         0, config.vocab_size, (batch, config.sequence_len + 1), dtype=np.int32
@@ -175,6 +175,7 @@ def _ours(config: GPTConfig, ids: Rows, targets: Rows) -> rounds.Work:
     from mlxchat.train.measure import resources, synthetic_step
 
     settings = PretrainConfig(
+        arch=config.arch,
         depth=config.n_layer,
         max_seq_len=config.sequence_len,
         device_batch_size=len(ids),

@@ -123,6 +123,40 @@ def test_batch_sizes_are_set_for_all_or_for_one() -> None:
 
 
 @pytest.mark.usefixtures("_path")
+def test_times_of_kernels_are_read_from_what_ncu_prints() -> None:
+    kernel_times = importlib.import_module("kernel_times")
+    metric = "gpu__time_duration.sum"
+    names = {
+        "rms": "void mlx::core::cu::rms_norm_small<__nv_bfloat16, 8, 4>(const T1 *, unsigned int)",
+        "sum": "mlx::core::cu::(anonymous namespace)::sum(float *)",
+        "product": "nvjet_sm90_tst_128x256_64x4_2x1_v_bz_coopA_TNT",
+    }
+    printed = [
+        "==PROF== Connected to process 7 (/usr/bin/python3.12)",
+        "what the program prints",
+        '"ID","Process ID","Kernel Name","Metric Name","Metric Unit","Metric Value"',
+        f'"0","7","{names["rms"]}","{metric}","us","1,250.00"',
+        f'"0","7","{names["rms"]}","launch__registers","register","32"',
+        f'"1","7","{names["sum"]}","{metric}","ns","512"',
+        f'"2","7","{names["product"]}","{metric}","msecond","2"',
+        f'"3","7","{names["rms"].replace("8", "16")}","{metric}","ms","1.5"',
+        "==PROF== Disconnected from process 7",
+    ]
+    totals = kernel_times.by_name(kernel_times.parse(printed))
+    assert list(totals.items()) == [
+        ("mlx::core::cu::rms_norm_small", pytest.approx([1.25, 1.5])),
+        (names["product"], [2]),
+        ("mlx::core::cu::sum", pytest.approx([0.000512])),
+    ]
+    assert kernel_times.report(totals).splitlines()[2:] == [
+        "| mlx::core::cu::rms_norm_small | 2 | 2.750 | 57.9% |",
+        f"| {names['product']} | 1 | 2.000 | 42.1% |",
+        "| mlx::core::cu::sum | 1 | 0.001 | 0.0% |",
+        "| all | 4 | 4.751 | 100.0% |",
+    ]
+
+
+@pytest.mark.usefixtures("_path")
 def test_the_operations_of_a_prompt_are_counted() -> None:
     decoding = importlib.import_module("decoding")
     config = GPTConfig(sequence_len=8, vocab_size=10, n_layer=1, n_head=1, n_kv_head=1, n_embd=2)
