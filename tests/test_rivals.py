@@ -123,6 +123,40 @@ def test_batch_sizes_are_set_for_all_or_for_one() -> None:
 
 
 @pytest.mark.usefixtures("_path")
+def test_the_caches_of_kernels_are_empty_only_where_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    training = importlib.import_module("training")
+    monkeypatch.setenv("MLX_PTX_CACHE_DIR", "warm")
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    with training.empty_caches():
+        folders = {name: Path(os.environ[name]) for name in training.CACHES}
+        assert len({*folders.values()}) == len(training.CACHES)
+        assert not any(folder.exists() for folder in folders.values())
+    assert os.environ["MLX_PTX_CACHE_DIR"] == "warm"
+    assert "TRITON_CACHE_DIR" not in os.environ
+
+
+@pytest.mark.usefixtures("_path")
+def test_decoding_is_told_of_the_first_pass_and_of_later_ones(rounds: ModuleType) -> None:
+    decoding = importlib.import_module("decoding")
+    config = GPTConfig.from_depth(2, vocab_size=512, sequence_len=64)
+    facts = {"device": "cpu", "dtype": "float32", "tokens": [1] * 11, "warm_up": 9}
+    ours = rounds.Measured("mlxchat", 2.0, (0.1, 0.1), facts)
+    rival = rounds.Measured(
+        "torch-compile", 0.5, (0.5, 0.5), {**facts, "tokens": [1] * 5 + [2] * 6}
+    )
+    batch = rounds.Measured("batch", 2.0, (0.2, 0.2), {})
+    told = decoding.report(config, 11, [ours, rival, batch], threads=1)
+    cells = [[cell.strip() for cell in line.split("|")] for line in told.splitlines()]
+    assert [row[4:6] + row[7:9] for row in cells[4:6]] == [
+        ["5.0", "100.0", "11/11", "1.00"],
+        ["20.0", "20.0", "5/11", "5.00"],
+    ]
+    assert "tokens/s, 8.0 times one alone; first pass 80, 16.0 times one alone's" in told
+
+
+@pytest.mark.usefixtures("_path")
 def test_times_of_kernels_are_read_from_what_ncu_prints() -> None:
     kernel_times = importlib.import_module("kernel_times")
     metric = "gpu__time_duration.sum"
@@ -166,13 +200,33 @@ def test_the_operations_of_a_prompt_are_counted() -> None:
 
 @pytest.mark.usefixtures("_path")
 @pytest.mark.slow
-def test_torch_computes_what_nanochat_does() -> None:
+@pytest.mark.parametrize(("arch", "quantities"), [("classic", 9), ("modern", 8)])
+def test_torch_computes_what_nanochat_does(arch: str, quantities: int) -> None:
     extra("torch")
     extra("safetensors")
     golden = importlib.import_module("rivals.golden")
-    differences = list(golden.differences(compiled=False))
-    assert len(differences) == 8
+    differences = list(golden.differences(arch, compiled=False, device="cpu"))
+    assert len(differences) == quantities
     assert [difference for difference in differences if not difference.small] == []
+
+
+@pytest.mark.usefixtures("_path")
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_torch_sees_the_same_through_a_mask_and_through_blocks() -> None:
+    torch = extra("torch")
+    modern = importlib.import_module("rivals.torch_modern")
+    config = GPTConfig.from_depth(4, vocab_size=64, sequence_len=300, head_dim=64, arch="modern")
+    assert config.windows == (128, 128, 128, 300)
+    model = modern.GPT(config)
+    ids = torch.arange(300)[None] % 64
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+        masked = model(ids)
+        model.fuse_windows(torch.device("cpu"))
+        assert [type(see).__name__ for see in model.see] == ["SeeBlocks"] * 3 + ["SeeAll"]
+        assert torch.allclose(model(ids), masked, atol=1e-4)
 
 
 @pytest.mark.usefixtures("_path")
