@@ -9,11 +9,11 @@ the same, and the table says how many tokens are the same as ours. Each computes
 and in bfloat16 on a GPU; mlx-lm has the BLAS that mlxchat brings. Counted is the time after the
 first token, in the rounds and, as "first pass", of the very first time after a warm-up of a few
 tokens at other positions: what a program does anew for each position shows there, as it does in a
-chat. torch-compile has a cache of just the size that is needed. A token needs every matrix once:
-that takes at least as long as reading so many bytes, which is measured with a large matrix
-(memory). Then come 16 prompts that mlxchat continues together (batch), and its reading of a prompt
-of 1,024 tokens (prefill), against the time that its floating-point operations take in a matrix
-product.
+chat. torch-compile compiles in the warm-up, and has a cache of just the size that is needed. A
+token needs every matrix once: that takes at least as long as reading so many bytes, which is
+measured with a large matrix (memory). Then come 16 prompts that mlxchat continues together (batch),
+and its reading of a prompt of 1,024 tokens (prefill), against the time that its floating-point
+operations take in a matrix product.
 Needs the extra bench: pip install -e ".[bench]".
 """
 

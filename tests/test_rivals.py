@@ -10,7 +10,7 @@ import pytest
 from support.extras import extra
 
 from mlxchat.errors import MlxchatError
-from mlxchat.model.config import GPTConfig
+from mlxchat.model.config import Architecture, GPTConfig
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -208,6 +208,33 @@ def test_torch_computes_what_nanochat_does(arch: str, quantities: int) -> None:
     differences = list(golden.differences(arch, compiled=False, device="cpu"))
     assert len(differences) == quantities
     assert [difference for difference in differences if not difference.small] == []
+
+
+@pytest.mark.usefixtures("_path")
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["classic", "modern"])
+def test_torch_trains_in_half_precision_as_in_float32(arch: Architecture) -> None:
+    torch = extra("torch")
+    steps = importlib.import_module("rivals.torch_training")
+    network = importlib.import_module(f"rivals.torch_{arch}").GPT
+    cpu, ids = torch.device("cpu"), torch.arange(300)[None] % 64
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):  # on CUDA the latter is the one
+        torch.manual_seed(0)
+        model = network(GPTConfig.from_depth(4, 64, 300, head_dim=64, arch=arch))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(std=0.1)
+        steps.place_for_training(model, cpu, dtype, compiled=False)
+        optimizers = steps.nanochats_optimizers(model, dtype, compiled=False)
+        trainer = steps.Trainer(model, optimizers, arch, dtype, compiled=False)
+        trainer.gradients(ids, ids.roll(-1))
+        gradients.append({name: p.grad.float() for name, p in model.named_parameters()})
+        trainer.update()
+        assert trainer.step(ids, ids.roll(-1)).isfinite()
+    exact, half = gradients
+    for name, gradient in exact.items():
+        assert (half[name] - gradient).norm() < 0.1 * gradient.norm(), name
 
 
 @pytest.mark.usefixtures("_path")
