@@ -41,12 +41,13 @@ class SeeAll(nn.Module):
 class SeeMasked(SeeAll):
     """Attention within a window, by a mask."""
 
-    mask: Tensor  # (sequence_len, sequence_len), True where a query sees a key
+    mask: Tensor  # (sequence_len, sequence_len), added to the scores; of the activations' dtype
 
     def __init__(self, config: GPTConfig, window: int) -> None:
         super().__init__(config)
         position = torch.arange(config.sequence_len)
-        mask = _in_window(position[:, None], position, window)
+        hidden = ~_in_window(position[:, None], position, window)
+        mask = torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf)
         self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

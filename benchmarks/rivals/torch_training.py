@@ -35,13 +35,13 @@ class Optimizer(Protocol):
 def place_for_training(
     model: Network, device: torch.device, dtype: torch.dtype, compiled: bool
 ) -> None:
-    """Move the model, with embeddings and rotary tables in the dtype of activations.
+    """Move the model, with embeddings, rotary tables and masks in the dtype of activations.
 
     If it is to be compiled, windows are seen through by the fastest that torch has on the device.
     """
     model.to(device)
     for part in model.modules():
-        if isinstance(part, nn.Embedding | Rotations):
+        if isinstance(part, nn.Embedding | Rotations | torch_modern.SeeMasked):
             part.to(dtype)
     if isinstance(model, torch_modern.GPT) and compiled and device.type == "cuda":
         model.fuse_windows(device)
