@@ -248,7 +248,6 @@ class Block(nn.Module):
         super().__init__()
         self.attn = Attention(config, layer)
         self.mlp = MLP(config)
-        self._one_position: OnePosition | None = None
 
     def __call__(
         self,
@@ -258,52 +257,7 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
     ) -> mx.array:
         """Map the residual stream, (B, T, C), to the one after this block."""
-        if self._one_position is not None and x.shape[1] == 1:
-            return self._one_position(x, rope, value_embedding, cache)
         # x = x + attn(norm(x)); x = x + mlp(norm(x)). With `onto`, the kernel of each last matrix
         # product does the addition too.
         x = self.attn(norm(x), rope, value_embedding, cache, onto=x)
         return self.mlp(norm(x), onto=x)
-
-    def prepare_for_inference(self) -> None:
-        """Prepare for decoding, where a kernel takes longer to launch than to run.
-
-        Single positions then take fewer kernels. On GPUs they are compiled too; on CPUs MLX would
-        need a C++ compiler on the user's machine for that.
-        """
-        self.attn.fuse_qkv()
-        if machine().backend != "cpu":
-            self._one_position = OnePosition(self.attn, self.mlp)
-
-
-class OnePosition:
-    """A block's forward pass for T = 1, compiled.
-
-    It computes what `Block` computes. The cache hands out arrays of another shape for every token,
-    and each shape would be compiled again; so the halves before and after it are compiled, and the
-    attention between them is not.
-    """
-
-    def __init__(self, attn: Attention, mlp: MLP) -> None:
-        def before(
-            x: mx.array, rope: Rope, value_embedding: mx.array | None
-        ) -> tuple[mx.array, mx.array, mx.array]:
-            return attn.qkv(norm(x), rope, value_embedding)
-
-        def after(x: mx.array, y: mx.array) -> mx.array:
-            x = attn.output(y, onto=x)
-            return mlp(norm(x), onto=x)
-
-        self._before, self._after = mx.compile(before), mx.compile(after)
-        self._attend = attn.attend
-
-    def __call__(
-        self,
-        x: mx.array,
-        rope: Rope,
-        value_embedding: mx.array | None,
-        cache: LayerCache | None,
-    ) -> mx.array:
-        """Map the residual stream, (B, 1, C), to the one after the block."""
-        q, k, v = self._before(x, rope, value_embedding)
-        return self._after(x, self._attend(q, k, v, cache))  # (B, 1, C)
