@@ -132,9 +132,8 @@ class Attention(nn.Module):
         if value_embedding is not None:
             ve = value_embedding.reshape(v.shape)  # (B, T, n_kv_head, D)
             if self.gate_channels:
-                gate = mx.sigmoid(self.ve_gate(x[..., : self.gate_channels]))  # (B, T, n_kv_head)
-                gate = self.gate_scale * gate
-                ve = gate[..., None] * ve  # (B, T, n_kv_head, D)
+                gate = self.ve_gate(x[..., : self.gate_channels])[..., None]  # (B, T, n_kv_head, 1)
+                ve = self.gate_scale * mx.sigmoid(gate) * ve  # (B, T, n_kv_head, D)
             v = v + ve
         q, k, v = (heads.transpose(0, 2, 1, 3) for heads in (q, k, v))  # heads before positions
         return q, k, v

@@ -156,7 +156,8 @@ class GPT(nn.Module):
 
     def lambdas(self, i: int) -> Arrays:
         """Return the learnt scalars of layer ``i`` by name; the classic network has none."""
-        return {name: self[name][i] for name in self.config.traits.lambdas}
+        # A slice, (1,): it is a view, where an element would be gathered by a kernel.
+        return {name: self[name][i : i + 1] for name in self.config.traits.lambdas}
 
     def layer(
         self,
