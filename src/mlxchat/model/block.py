@@ -4,16 +4,16 @@ Shapes: B sequences of T positions, C channels in the residual stream, H query h
 S counts the positions that can be attended to, cached ones included.
 """
 
-from typing import Protocol
+from typing import Protocol, cast
 
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.cpu import FEW_ROWS, multiply_few_rows, relu_squared
+from mlxchat.model.norm import Pair, norm_and_stream
 from mlxchat.model.quantized import QuantizedLinear
-from mlxchat.model.rope import Rope, apply_rope
+from mlxchat.model.rope import Rope, norm_and_rotate
 from mlxchat.model.size import query_block
 from mlxchat.runtime import machine, mx, nn
 
-NORM_EPS = 1.1920929e-07  # float32's machine epsilon, which torch's rms_norm uses by default
 UNSEEN = -1e9  # added to a score, it makes the softmax weight zero
 
 
@@ -33,11 +33,6 @@ class LayerCache(Protocol):
         """
 
 
-def norm(x: mx.array) -> mx.array:
-    """RMS norm over the last axis, without learnt weights."""
-    return mx.fast.rms_norm(x, None, NORM_EPS)
-
-
 class Linear(nn.Linear):
     """A linear layer without bias. Its float32 weight is cast to the dtype of its input."""
 
@@ -53,7 +48,7 @@ class Linear(nn.Linear):
         if machine().backend == "cpu" and x.size <= FEW_ROWS * x.shape[-1]:
             y = multiply_few_rows(x, weight)
             return y if onto is None else onto + y
-        return x @ weight.T if onto is None else mx.addmm(onto, x, weight.T)
+        return cast(mx.array, _product(x, weight) if onto is None else _sum(onto, x, weight))
 
     @property
     def dense(self) -> mx.array:
@@ -66,6 +61,39 @@ class Linear(nn.Linear):
         """Return this layer with its weight quantized; `nn.quantize` calls this."""
         layer: QuantizedLinear = QuantizedLinear.from_linear(self, group_size, bits, mode)
         return layer
+
+
+# ==== Products whose gradients lie row by row ====
+#
+# MLX's own gradient of a weight comes out transposed, and the optimizer reads that several times as
+# slowly.
+
+
+@mx.custom_function
+def _product(x: mx.array, weight: mx.array) -> mx.array:
+    return x @ weight.T
+
+
+@_product.vjp
+def _product_vjp(primals: tuple[mx.array, mx.array], cotangent: mx.array, _: mx.array) -> Pair:
+    return _gradients(*primals, cotangent)
+
+
+@mx.custom_function
+def _sum(onto: mx.array, x: mx.array, weight: mx.array) -> mx.array:
+    return mx.addmm(onto, x, weight.T)
+
+
+@_sum.vjp
+def _sum_vjp(
+    primals: tuple[mx.array, mx.array, mx.array], cotangent: mx.array, _: mx.array
+) -> tuple[mx.array, mx.array, mx.array]:
+    return cotangent, *_gradients(*primals[1:], cotangent)
+
+
+def _gradients(x: mx.array, weight: mx.array, cotangent: mx.array) -> Pair:
+    rows, of_rows = (a.reshape(-1, a.shape[-1]) for a in (x, cotangent))
+    return cotangent @ weight, of_rows.T @ rows
 
 
 class Attention(nn.Module):
@@ -121,11 +149,11 @@ class Attention(nn.Module):
             q = self.c_q(x).reshape(shape)  # (B, T, H, D)
             k = self.c_k(x).reshape(shape)  # (B, T, n_kv_head, D)
             v = self.c_v(x).reshape(shape)  # (B, T, n_kv_head, D)
-            # A rotation leaves the norm alone: the order of the two does not matter.
-            q, k = apply_rope(norm(q), rope), apply_rope(norm(k), rope)
+            q = norm_and_rotate(q, self.n_head, rope)
+            k = norm_and_rotate(k, self.n_kv_head, rope)
         else:
             qkv = self.c_qkv(x).reshape(shape)  # (B, T, H + 2 * n_kv_head, D)
-            qk = apply_rope(norm(qkv[:, :, :n_qk]), rope)  # (B, T, H + n_kv_head, D)
+            qk = norm_and_rotate(qkv, n_qk, rope)  # (B, T, H + n_kv_head, D)
             q = qk[:, :, : self.n_head]  # (B, T, H, D)
             k = qk[:, :, self.n_head :]  # (B, T, n_kv_head, D)
             v = qkv[:, :, n_qk:]  # (B, T, n_kv_head, D)
@@ -258,5 +286,7 @@ class Block(nn.Module):
         """Map the residual stream, (B, T, C), to the one after this block."""
         # x = x + attn(norm(x)); x = x + mlp(norm(x)). With `onto`, the kernel of each last matrix
         # product does the addition too.
-        x = self.attn(norm(x), rope, value_embedding, cache, onto=x)
-        return self.mlp(norm(x), onto=x)
+        normed, x = norm_and_stream(x)
+        x = self.attn(normed, rope, value_embedding, cache, onto=x)
+        normed, x = norm_and_stream(x)
+        return self.mlp(normed, onto=x)

@@ -20,10 +20,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
-from mlxchat.model.block import Block, LayerCache, Linear, norm
+from mlxchat.model.block import Block, LayerCache, Linear
 from mlxchat.model.config import SMEAR_CHANNELS, GPTConfig
 from mlxchat.model.decoding import DecodeStep, read_position
 from mlxchat.model.loss import CHUNK_ROWS, cross_entropies, mean_cross_entropy, soft_cap
+from mlxchat.model.norm import norm
 from mlxchat.model.rope import Rope
 from mlxchat.runtime import machine, mx, nn, tree_flatten
 

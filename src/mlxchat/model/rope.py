@@ -10,12 +10,17 @@ RoFormer rotates the other way. Scores depend on the difference of two positions
 but weights trained with one direction need the same direction forever.
 """
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache, lru_cache
 from typing import NamedTuple, cast
 
 import numpy as np
+import numpy.typing as npt
 
-from mlxchat.runtime import mx
+from mlxchat.autotune import fastest
+from mlxchat.model.kernels import norm as kernels
+from mlxchat.model.norm import HALF_PRECISION, NORM_EPS, norm
+from mlxchat.runtime import machine, mx
 
 
 class Rope(NamedTuple):
@@ -29,6 +34,29 @@ class Rope(NamedTuple):
 
     base: float
     offset: int | mx.array
+
+
+def norm_and_rotate(x: mx.array, heads: int, rope: Rope) -> mx.array:
+    """Normalise and rotate queries and keys.
+
+    Args:
+        x: (B, T, all heads, D).
+        heads: how many heads, from the first on, are normalised and rotated; the others, values,
+            are left out.
+        rope: the rotation of the T positions.
+
+    Returns:
+        (B, T, heads, D).
+    """
+    if not _kernel_is_faster(x.shape[-1], x.dtype):
+        return _formula(x, heads, rope)
+    offsets = mx.array(rope.offset, mx.int32).reshape(-1)  # (1,) or (B,)
+    return _in_one_kernel(x, heads, offsets, rope.base)
+
+
+def _formula(x: mx.array, heads: int, rope: Rope) -> mx.array:
+    # A rotation leaves the norm alone: the order of the two does not matter.
+    return apply_rope(norm(x[:, :, :heads]), rope)
 
 
 def apply_rope(x: mx.array, rope: Rope) -> mx.array:
@@ -48,14 +76,21 @@ def apply_rope(x: mx.array, rope: Rope) -> mx.array:
     return y.reshape(x.shape)  # (B, 1, H, D)
 
 
+def _frequencies(D: int, base: float) -> npt.NDArray[np.float32]:
+    """Return the angle of each pair of dimensions at position 1, (D/2,)."""
+    frequencies: npt.NDArray[np.float32] = np.float32(base) ** (
+        -np.arange(0, D, 2, dtype=np.float32) / D
+    )
+    return frequencies
+
+
 @lru_cache(maxsize=2)
 def _cos_sin(T: int, offset: int, D: int, base: float) -> tuple[mx.array, mx.array]:
     """Return float32 cosines, (T, 1, 1, D/2), and sines for both halves, (T, 1, 2, D/2).
 
     The sines of the second half are negative, so that `_rotate` is one formula for both halves.
     """
-    frequencies = np.float32(base) ** (-np.arange(0, D, 2, dtype=np.float32) / D)  # (D/2,)
-    theta = np.arange(offset, offset + T, dtype=np.float32)[:, None] * frequencies  # (T, D/2)
+    theta = np.arange(offset, offset + T, dtype=np.float32)[:, None] * _frequencies(D, base)
     cos, sin = np.cos(theta), np.sin(theta)
     return mx.array(cos[:, None, None]), mx.array(np.stack([sin, -sin], axis=1)[:, None])
 
@@ -75,3 +110,62 @@ def _rotate_vjp(
     _, cos, sin = primals
     gradient = cast(mx.array, _rotate(cotangent, cos, -sin))
     return gradient, mx.zeros_like(cos), mx.zeros_like(sin)
+
+
+# ==== Norm and rotation in one kernel ====
+
+
+def _in_one_kernel(x: mx.array, heads: int, offsets: mx.array, base: float) -> mx.array:
+    frequencies = mx.array(_frequencies(x.shape[-1], base))
+
+    @mx.custom_function
+    def turn(x: mx.array) -> mx.array:
+        return kernels.norm_rotate_forward(x, heads, offsets, frequencies, NORM_EPS)
+
+    @turn.vjp
+    def turn_back(x: mx.array, cotangent: mx.array, _: object) -> mx.array:
+        if heads < x.shape[2]:
+            raise NotImplementedError("only inference leaves heads out")
+        return kernels.norm_rotate_backward(x, cotangent, offsets, frequencies, NORM_EPS)
+
+    return cast(mx.array, turn(x))
+
+
+_ROWS, _POSITIONS, _HEADS = 4, 2048, 6  # that are measured
+
+
+@cache
+def _kernel_is_faster(D: int, dtype: mx.Dtype) -> bool:
+    if machine().backend == "cpu" or D not in kernels.HEAD_DIMS:
+        return False
+    base = 10_000.0
+
+    def formula(x: mx.array) -> mx.array:
+        return _formula(x, _HEADS, Rope(base, 0))
+
+    def kernel(x: mx.array) -> mx.array:
+        return _in_one_kernel(x, _HEADS, mx.array([0], mx.int32), base)
+
+    ways = {"formula": formula, "kernel": kernel}
+    chosen = fastest(
+        f"norm and rotation of {D} dimensions with their gradient, {dtype}, "
+        f"{kernels.NORM_ROTATE_BACK.revision}",
+        {name: _example(way, D, dtype) for name, way in ways.items()},
+        tolerance=HALF_PRECISION,
+        exact={name: _example(way, D, mx.float32) for name, way in ways.items()},
+    )
+    return chosen == "kernel"
+
+
+def _example(
+    way: Callable[[mx.array], mx.array], D: int, dtype: mx.Dtype
+) -> Callable[[], list[mx.array]]:
+    """Return a function that computes random queries, and their gradient."""
+    shape = (_ROWS, _POSITIONS, _HEADS, D)
+    x, cotangent = (mx.random.normal(shape, key=mx.random.key(i)).astype(dtype) for i in range(2))
+
+    def compute() -> list[mx.array]:
+        y, gradients = mx.vjp(way, [x], [cotangent])
+        return [*y, *gradients]
+
+    return compute
