@@ -59,8 +59,8 @@ def likeliest(model: GPT, ids: list[int], said: list[int]) -> list[int]:
 @pytest.mark.usefixtures("_uncompiled")
 def test_tokens_are_those_of_a_pass_without_a_cache(model: GPT) -> None:
     """They cross two growths of the buffers, and the window twice."""
-    (ids,) = drawn(5)
-    said = list(generate(model, ids, KVCache(model.config), stop=NEVER, max_tokens=650))
+    (ids,) = drawn(100)
+    said = list(generate(model, ids, KVCache(model.config), stop=NEVER, max_tokens=520))
     assert likeliest(model, ids, said) == said
     assert len(set(said)) > 20
 

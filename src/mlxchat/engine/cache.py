@@ -11,7 +11,7 @@ from functools import cache as cached
 
 import numpy as np
 
-from mlxchat.model.block import UNSEEN
+from mlxchat.model.attention import UNSEEN
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.decoding import DecodeStep, Held, KeysAndValues, Span
 from mlxchat.runtime import mx

@@ -6,6 +6,7 @@ S counts the positions that can be attended to, cached ones included.
 
 from typing import Protocol, cast
 
+from mlxchat.model.attention import UNSEEN, attend_from_one
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.cpu import FEW_ROWS, multiply_few_rows, relu_squared
 from mlxchat.model.norm import Pair, norm_and_stream
@@ -13,8 +14,6 @@ from mlxchat.model.quantized import QuantizedLinear
 from mlxchat.model.rope import Rope, norm_and_rotate
 from mlxchat.model.size import query_block
 from mlxchat.runtime import machine, mx, nn
-
-UNSEEN = -1e9  # added to a score, it makes the softmax weight zero
 
 
 class LayerCache(Protocol):
@@ -29,7 +28,7 @@ class LayerCache(Protocol):
 
         If T > 1, the mask is None and the T new positions are the last ones: `causal_attention`
         hides what the window does not allow. If T = 1, the cache returns only positions within the
-        window, in any order, and may return a mask, (B, 1, 1, S), to be added to the scores.
+        window, in any order, or a mask that hides the others, as `attend_from_one` takes it.
         """
 
 
@@ -213,17 +212,16 @@ def causal_attention(
     is a window, are never computed, and those of one block are held at a time.
 
     Args:
-        q: (B, H, T, D).
-        k, v: (B, n_kv_head, S, D).
+        q: (B, H, T, D), normalised.
+        k, v: (B, n_kv_head, S, D), the keys normalised.
         scale: factor of the scores, before the softmax.
         window: how many positions before its own each query can see.
-        mask: None if T > 1, where the causal mask and the window are made here. If T = 1, None or
-            (B, 1, 1, S), to be added to the scores; the query sees all other positions whatever the
-            window, since a cache passes only those that the window allows.
+        mask: None if T > 1, where the causal mask and the window are made here. If T = 1, as for
+            `attend_from_one`: the query sees all that the cache does not hide, whatever the window.
     """
     T, S = q.shape[2], k.shape[2]
     if T == 1:
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+        return attend_from_one(q, k, v, scale, mask)
     block = query_block(machine().backend, T, S, window)
     outputs = []
     for start in range(0, T, block):

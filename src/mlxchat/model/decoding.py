@@ -9,7 +9,7 @@ a mask hides the slots that hold nothing, or nothing that the position can see.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from mlxchat.model.block import UNSEEN
+from mlxchat.model.attention import UNSEEN
 from mlxchat.runtime import mx
 
 KeysAndValues = tuple[mx.array, mx.array]
