@@ -6,15 +6,14 @@ S counts the positions that can be attended to, cached ones included.
 
 from typing import Protocol, cast
 
+from mlxchat.model.attention import UNSEEN, attend_from_one
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.cpu import FEW_ROWS, multiply_few_rows, relu_squared
-from mlxchat.model.norm import Pair, norm, norm_and_stream
+from mlxchat.model.norm import Pair, norm_and_stream
 from mlxchat.model.quantized import QuantizedLinear
 from mlxchat.model.rope import Rope, norm_and_rotate
 from mlxchat.model.size import query_block
 from mlxchat.runtime import machine, mx, nn
-
-UNSEEN = -1e9  # added to a score, it makes the softmax weight zero
 
 
 class LayerCache(Protocol):
@@ -29,7 +28,7 @@ class LayerCache(Protocol):
 
         If T > 1, the mask is None and the T new positions are the last ones: `causal_attention`
         hides what the window does not allow. If T = 1, the cache returns only positions within the
-        window, in any order, and may return a mask, (B, 1, 1, S), to be added to the scores.
+        window, in any order, or a mask that hides the others, as `attend_from_one` takes it.
         """
 
 
@@ -160,9 +159,8 @@ class Attention(nn.Module):
         if value_embedding is not None:
             ve = value_embedding.reshape(v.shape)  # (B, T, n_kv_head, D)
             if self.gate_channels:
-                gate = mx.sigmoid(self.ve_gate(x[..., : self.gate_channels]))  # (B, T, n_kv_head)
-                gate = self.gate_scale * gate
-                ve = gate[..., None] * ve  # (B, T, n_kv_head, D)
+                gate = self.ve_gate(x[..., : self.gate_channels])[..., None]  # (B, T, n_kv_head, 1)
+                ve = self.gate_scale * mx.sigmoid(gate) * ve  # (B, T, n_kv_head, D)
             v = v + ve
         q, k, v = (heads.transpose(0, 2, 1, 3) for heads in (q, k, v))  # heads before positions
         return q, k, v
@@ -214,17 +212,16 @@ def causal_attention(
     is a window, are never computed, and those of one block are held at a time.
 
     Args:
-        q: (B, H, T, D).
-        k, v: (B, n_kv_head, S, D).
+        q: (B, H, T, D), normalised.
+        k, v: (B, n_kv_head, S, D), the keys normalised.
         scale: factor of the scores, before the softmax.
         window: how many positions before its own each query can see.
-        mask: None if T > 1, where the causal mask and the window are made here. If T = 1, None or
-            (B, 1, 1, S), to be added to the scores; the query sees all other positions whatever the
-            window, since a cache passes only those that the window allows.
+        mask: None if T > 1, where the causal mask and the window are made here. If T = 1, as for
+            `attend_from_one`: the query sees all that the cache does not hide, whatever the window.
     """
     T, S = q.shape[2], k.shape[2]
     if T == 1:
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+        return attend_from_one(q, k, v, scale, mask)
     block = query_block(machine().backend, T, S, window)
     outputs = []
     for start in range(0, T, block):
@@ -276,7 +273,6 @@ class Block(nn.Module):
         super().__init__()
         self.attn = Attention(config, layer)
         self.mlp = MLP(config)
-        self._one_position: OnePosition | None = None
 
     def __call__(
         self,
@@ -286,54 +282,9 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
     ) -> mx.array:
         """Map the residual stream, (B, T, C), to the one after this block."""
-        if self._one_position is not None and x.shape[1] == 1:
-            return self._one_position(x, rope, value_embedding, cache)
         # x = x + attn(norm(x)); x = x + mlp(norm(x)). With `onto`, the kernel of each last matrix
         # product does the addition too.
         normed, x = norm_and_stream(x)
         x = self.attn(normed, rope, value_embedding, cache, onto=x)
         normed, x = norm_and_stream(x)
         return self.mlp(normed, onto=x)
-
-    def prepare_for_inference(self) -> None:
-        """Prepare for decoding, where a kernel takes longer to launch than to run.
-
-        Single positions then take fewer kernels. On GPUs they are compiled too; on CPUs MLX would
-        need a C++ compiler on the user's machine for that.
-        """
-        self.attn.fuse_qkv()
-        if machine().backend != "cpu":
-            self._one_position = OnePosition(self.attn, self.mlp)
-
-
-class OnePosition:
-    """A block's forward pass for T = 1, compiled.
-
-    It computes what `Block` computes. The cache hands out arrays of another shape for every token,
-    and each shape would be compiled again; so the halves before and after it are compiled, and the
-    attention between them is not.
-    """
-
-    def __init__(self, attn: Attention, mlp: MLP) -> None:
-        def before(
-            x: mx.array, rope: Rope, value_embedding: mx.array | None
-        ) -> tuple[mx.array, mx.array, mx.array]:
-            return attn.qkv(norm(x), rope, value_embedding)
-
-        def after(x: mx.array, y: mx.array) -> mx.array:
-            x = attn.output(y, onto=x)
-            return mlp(norm(x), onto=x)
-
-        self._before, self._after = mx.compile(before), mx.compile(after)
-        self._attend = attn.attend
-
-    def __call__(
-        self,
-        x: mx.array,
-        rope: Rope,
-        value_embedding: mx.array | None,
-        cache: LayerCache | None,
-    ) -> mx.array:
-        """Map the residual stream, (B, 1, C), to the one after the block."""
-        q, k, v = self._before(x, rope, value_embedding)
-        return self._after(x, self._attend(q, k, v, cache))  # (B, 1, C)
