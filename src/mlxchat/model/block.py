@@ -11,7 +11,7 @@ from mlxchat.model.config import GPTConfig
 from mlxchat.model.cpu import FEW_ROWS, multiply_few_rows, relu_squared
 from mlxchat.model.norm import Pair, norm_and_stream
 from mlxchat.model.quantized import QuantizedLinear
-from mlxchat.model.rope import Rope, norm_and_rotate
+from mlxchat.model.rope import Rope, norm_and_rotate, split_heads
 from mlxchat.model.size import query_block
 from mlxchat.runtime import machine, mx, nn
 
@@ -47,7 +47,7 @@ class Linear(nn.Linear):
         if machine().backend == "cpu" and x.size <= FEW_ROWS * x.shape[-1]:
             y = multiply_few_rows(x, weight)
             return y if onto is None else onto + y
-        return cast(mx.array, _product(x, weight) if onto is None else _sum(onto, x, weight))
+        return product(x, weight) if onto is None else cast(mx.array, _sum(onto, x, weight))
 
     @property
     def dense(self) -> mx.array:
@@ -66,6 +66,11 @@ class Linear(nn.Linear):
 #
 # MLX's own gradient of a weight comes out transposed, and the optimizer reads that several times as
 # slowly.
+
+
+def product(x: mx.array, weight: mx.array) -> mx.array:
+    """Return ``x @ weight.T``: (..., inputs) by (outputs, inputs) to (..., outputs)."""
+    return cast(mx.array, _product(x, weight))
 
 
 @mx.custom_function
@@ -143,19 +148,14 @@ class Attention(nn.Module):
     ) -> tuple[mx.array, mx.array, mx.array]:
         """Project (B, T, C) to queries, (B, H, T, D), and keys and values, (B, n_kv_head, T, D)."""
         B, T, _ = x.shape
-        shape, n_qk = (B, T, -1, self.head_dim), self.n_head + self.n_kv_head
-        if self.c_qkv is None:
-            q = self.c_q(x).reshape(shape)  # (B, T, H, D)
-            k = self.c_k(x).reshape(shape)  # (B, T, n_kv_head, D)
-            v = self.c_v(x).reshape(shape)  # (B, T, n_kv_head, D)
-            q = norm_and_rotate(q, self.n_head, rope)
-            k = norm_and_rotate(k, self.n_kv_head, rope)
+        shape = (B, T, -1, self.head_dim)
+        qkv = self._joined_product(x)
+        if qkv is not None:
+            q, k, v = split_heads(qkv.reshape(shape), self.n_head, self.n_kv_head, rope)
         else:
-            qkv = self.c_qkv(x).reshape(shape)  # (B, T, H + 2 * n_kv_head, D)
-            qk = norm_and_rotate(qkv, n_qk, rope)  # (B, T, H + n_kv_head, D)
-            q = qk[:, :, : self.n_head]  # (B, T, H, D)
-            k = qk[:, :, self.n_head :]  # (B, T, n_kv_head, D)
-            v = qkv[:, :, n_qk:]  # (B, T, n_kv_head, D)
+            q = norm_and_rotate(self.c_q(x).reshape(shape), rope)  # (B, T, H, D)
+            k = norm_and_rotate(self.c_k(x).reshape(shape), rope)  # (B, T, n_kv_head, D)
+            v = self.c_v(x).reshape(shape)  # (B, T, n_kv_head, D)
         if value_embedding is not None:
             ve = value_embedding.reshape(v.shape)  # (B, T, n_kv_head, D)
             if self.gate_channels:
@@ -164,6 +164,19 @@ class Attention(nn.Module):
             v = v + ve
         q, k, v = (heads.transpose(0, 2, 1, 3) for heads in (q, k, v))  # heads before positions
         return q, k, v
+
+    def _joined_product(self, x: mx.array) -> mx.array | None:
+        """Return the queries, keys and values of (B, T, C) from one product, (B, T, all heads * D).
+
+        None if they are better computed one by one: on CPUs, which then read each in order, and
+        from layers that another program quantized in different formats.
+        """
+        if self.c_qkv is not None:
+            return self.c_qkv(x)
+        layers = (self.c_q, self.c_k, self.c_v)
+        if machine().backend == "cpu" or not all(type(layer) is Linear for layer in layers):
+            return None
+        return product(x, mx.concatenate([layer.weight.astype(x.dtype) for layer in layers]))
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, cache: LayerCache | None) -> mx.array:
         """Attend to the cached keys and the new ones; returns (B, H, T, D)."""
@@ -277,14 +290,14 @@ class Block(nn.Module):
     def __call__(
         self,
         x: mx.array,
+        normed: mx.array,
         rope: Rope,
         value_embedding: mx.array | None = None,
         cache: LayerCache | None = None,
     ) -> mx.array:
-        """Map the residual stream, (B, T, C), to the one after this block."""
+        """Map the residual stream and its norm, (B, T, C), to the stream after this block."""
         # x = x + attn(norm(x)); x = x + mlp(norm(x)). With `onto`, the kernel of each last matrix
         # product does the addition too.
-        normed, x = norm_and_stream(x)
         x = self.attn(normed, rope, value_embedding, cache, onto=x)
         normed, x = norm_and_stream(x)
         return self.mlp(normed, onto=x)

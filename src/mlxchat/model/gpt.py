@@ -24,7 +24,7 @@ from mlxchat.model.block import Block, LayerCache, Linear
 from mlxchat.model.config import SMEAR_CHANNELS, GPTConfig
 from mlxchat.model.decoding import DecodeStep, read_position
 from mlxchat.model.loss import CHUNK_ROWS, cross_entropies, mean_cross_entropy, soft_cap
-from mlxchat.model.norm import norm
+from mlxchat.model.norm import mix_and_norm, norm, norm_and_stream
 from mlxchat.model.rope import Rope
 from mlxchat.runtime import machine, mx, nn, tree_flatten
 
@@ -134,7 +134,7 @@ class GPT(nn.Module):
         caches = cache.layers if cache is not None else [None] * self.config.n_layer
         x = x0 = middle = self.embed(ids, previous)  # (B, T, C)
         for i, layer_cache in enumerate(caches):
-            x = self.layer(i, x, x0, self.lambdas(i), ids, rope, layer_cache)  # (B, T, C)
+            x, x0 = self.layer(i, x, x0, self.lambdas(i), ids, rope, layer_cache)  # (B, T, C)
             if i == self.config.backout_layer:
                 middle = x
         return self.final_norm(x, middle)  # (B, T, C)
@@ -169,8 +169,8 @@ class GPT(nn.Module):
         ids: mx.array,
         rope: Rope,
         cache: LayerCache | None = None,
-    ) -> mx.array:
-        """Return the residual stream after layer ``i``, (B, T, C).
+    ) -> tuple[mx.array, mx.array]:
+        """Return the residual stream after layer ``i``, and ``x0`` for the next one, (B, T, C).
 
         Args:
             i: the number of the layer.
@@ -182,7 +182,10 @@ class GPT(nn.Module):
             cache: the layer's keys and values of earlier positions.
         """
         if lambdas:
-            x = self._mix(lambdas["resid_lambdas"], x, lambdas["x0_lambdas"], x0)
+            a, b = lambdas["resid_lambdas"], lambdas["x0_lambdas"]
+            normed, x, x0 = mix_and_norm(x, x0, a, b)
+        else:
+            normed, x = norm_and_stream(x)
         value_embedding = None
         if self.config.has_value_embedding(i):
             value_embedding = self.value_embeds[i](ids)  # (B, T, n_kv_head * D)
@@ -190,7 +193,7 @@ class GPT(nn.Module):
                 value_embedding = lambdas["v0_lambdas"] * value_embedding
             value_embedding = value_embedding.astype(self.dtype)
         block: Block = self.transformer["h"][i]
-        return block(x, rope, value_embedding, cache)
+        return block(x, normed, rope, value_embedding, cache), x0
 
     def final_norm(self, x: mx.array, middle: mx.array) -> mx.array:
         """Normalise the last layer's residual stream, (B, T, C), for the head.

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxchat.autotune import fastest
-from mlxchat.model.kernels import norm as kernels
+from mlxchat.model.kernels import heads as kernels
 from mlxchat.model.norm import HALF_PRECISION, NORM_EPS, norm
 from mlxchat.runtime import machine, mx
 
@@ -36,27 +36,35 @@ class Rope(NamedTuple):
     offset: int | mx.array
 
 
-def norm_and_rotate(x: mx.array, heads: int, rope: Rope) -> mx.array:
-    """Normalise and rotate queries and keys.
+def split_heads(
+    qkv: mx.array, n_head: int, n_kv_head: int, rope: Rope
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Return normalised and rotated queries, (B, T, n_head, D) and keys, and values as they are.
 
     Args:
-        x: (B, T, all heads, D).
-        heads: how many heads, from the first on, are normalised and rotated; the others, values,
-            are left out.
+        qkv: (B, T, n_head + 2 * n_kv_head, D), the heads of queries, keys and values.
+        n_head: how many heads are of queries.
+        n_kv_head: how many are of keys, and of values.
         rope: the rotation of the T positions.
-
-    Returns:
-        (B, T, heads, D).
     """
-    if not _kernel_is_faster(x.shape[-1], x.dtype):
-        return _formula(x, heads, rope)
-    offsets = mx.array(rope.offset, mx.int32).reshape(-1)  # (1,) or (B,)
-    return _in_one_kernel(x, heads, offsets, rope.base)
+    heads = n_head, n_kv_head
+    if not _kernel_is_faster(qkv.shape[-1], qkv.dtype):
+        return _formula(qkv, heads, rope)
+    return _in_one_kernel(qkv, heads, rope)
 
 
-def _formula(x: mx.array, heads: int, rope: Rope) -> mx.array:
+def _formula(
+    qkv: mx.array, heads: tuple[int, int], rope: Rope
+) -> tuple[mx.array, mx.array, mx.array]:
+    n_head, n_qk = heads[0], sum(heads)
+    qk = norm_and_rotate(qkv[:, :, :n_qk], rope)
+    return qk[:, :, :n_head], qk[:, :, n_head:], qkv[:, :, n_qk:]
+
+
+def norm_and_rotate(x: mx.array, rope: Rope) -> mx.array:
+    """Normalise and rotate queries or keys, (B, T, H, D) to the same shape."""
     # A rotation leaves the norm alone: the order of the two does not matter.
-    return apply_rope(norm(x[:, :, :heads]), rope)
+    return apply_rope(norm(x), rope)
 
 
 def apply_rope(x: mx.array, rope: Rope) -> mx.array:
@@ -115,41 +123,36 @@ def _rotate_vjp(
 # ==== Norm and rotation in one kernel ====
 
 
-def _in_one_kernel(x: mx.array, heads: int, offsets: mx.array, base: float) -> mx.array:
-    frequencies = mx.array(_frequencies(x.shape[-1], base))
+def _in_one_kernel(
+    qkv: mx.array, heads: tuple[int, int], rope: Rope
+) -> tuple[mx.array, mx.array, mx.array]:
+    frequencies = mx.array(_frequencies(qkv.shape[-1], rope.base))
+    offsets = mx.array(rope.offset, mx.int32).reshape(-1)  # (1,) or (B,)
 
     @mx.custom_function
-    def turn(x: mx.array) -> mx.array:
-        return kernels.norm_rotate_forward(x, heads, offsets, frequencies, NORM_EPS)
+    def split(qkv: mx.array) -> list[mx.array]:
+        q, k = kernels.split_forward(qkv, heads, offsets, frequencies, NORM_EPS)
+        return [q, k, qkv[:, :, sum(heads) :]]
 
-    @turn.vjp
-    def turn_back(x: mx.array, cotangent: mx.array, _: object) -> mx.array:
-        if heads < x.shape[2]:
-            raise NotImplementedError("only inference leaves heads out")
-        return kernels.norm_rotate_backward(x, cotangent, offsets, frequencies, NORM_EPS)
+    @split.vjp
+    def join(qkv: mx.array, cotangents: list[mx.array], _: object) -> mx.array:
+        return kernels.split_backward(qkv, cotangents, offsets, frequencies, NORM_EPS)
 
-    return cast(mx.array, turn(x))
+    q, k, v = cast(list[mx.array], split(qkv))
+    return q, k, v
 
 
-_ROWS, _POSITIONS, _HEADS = 4, 2048, 6  # that are measured
+_ROWS, _POSITIONS, _HEADS = 4, 2048, (6, 6)  # that are measured
 
 
 @cache
 def _kernel_is_faster(D: int, dtype: mx.Dtype) -> bool:
     if machine().backend == "cpu" or D not in kernels.HEAD_DIMS:
         return False
-    base = 10_000.0
-
-    def formula(x: mx.array) -> mx.array:
-        return _formula(x, _HEADS, Rope(base, 0))
-
-    def kernel(x: mx.array) -> mx.array:
-        return _in_one_kernel(x, _HEADS, mx.array([0], mx.int32), base)
-
-    ways = {"formula": formula, "kernel": kernel}
+    ways = {"formula": _formula, "kernel": _in_one_kernel}
     chosen = fastest(
         f"norm and rotation of {D} dimensions with their gradient, {dtype}, "
-        f"{kernels.NORM_ROTATE_BACK.revision}",
+        f"{kernels.SPLIT_BACK.revision}",
         {name: _example(way, D, dtype) for name, way in ways.items()},
         tolerance=HALF_PRECISION,
         exact={name: _example(way, D, mx.float32) for name, way in ways.items()},
@@ -158,14 +161,20 @@ def _kernel_is_faster(D: int, dtype: mx.Dtype) -> bool:
 
 
 def _example(
-    way: Callable[[mx.array], mx.array], D: int, dtype: mx.Dtype
+    way: Callable[[mx.array, tuple[int, int], Rope], tuple[mx.array, ...]], D: int, dtype: mx.Dtype
 ) -> Callable[[], list[mx.array]]:
-    """Return a function that computes random queries, and their gradient."""
-    shape = (_ROWS, _POSITIONS, _HEADS, D)
-    x, cotangent = (mx.random.normal(shape, key=mx.random.key(i)).astype(dtype) for i in range(2))
+    """Return a function that splits random heads, and computes their gradient."""
+    queries, keys = _HEADS
+
+    def draw(heads: int, seed: int) -> mx.array:
+        shape = (_ROWS, _POSITIONS, heads, D)
+        return mx.random.normal(shape, key=mx.random.key(seed)).astype(dtype)
+
+    qkv = draw(queries + 2 * keys, 0)
+    cotangents = [draw(queries, 1), draw(keys, 2), draw(keys, 3)]
 
     def compute() -> list[mx.array]:
-        y, gradients = mx.vjp(way, [x], [cotangent])
-        return [*y, *gradients]
+        split, gradients = mx.vjp(lambda x: way(x, _HEADS, Rope(1e4, 0)), [qkv], cotangents)
+        return [*split, *gradients]
 
     return compute

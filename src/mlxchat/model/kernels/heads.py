@@ -1,4 +1,4 @@
-"""The norm and the rotation of queries and keys, forward and backward, from one product with values.
+"""The norm and the rotation of queries and keys, beside values, forward and backward.
 
 32 threads in step compute a head's vector at a position; the angles of a position serve all heads.
 """
