@@ -174,12 +174,10 @@ class KVLayer:
 
     def span(self) -> Span:
         """Return which slots the next position takes and sees; `make_room` has made room for it."""
-        first = np.maximum(self._missing, self._end - self._window)
-        return Span(
-            _slots(self.buffers[0].shape[2]),
-            mx.array(first)[:, None, None, None],
-            mx.array(self._end).reshape(1, 1, 1, 1),
-        )
+        # Shaped by numpy: every operation of MLX costs time, for each token.
+        first = np.maximum(self._missing, self._end - self._window)[:, None, None, None]
+        last = np.full((1, 1, 1, 1), self._end, np.int32)
+        return Span(_slots(self.buffers[0].shape[2]), mx.array(first), mx.array(last))
 
     def take(self, buffers: KeysAndValues) -> None:
         """Replace the buffers by those in which a step has written the next position."""
