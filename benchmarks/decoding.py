@@ -1,14 +1,19 @@
 """Greedy decoding of one sequence by mlxchat, mlx-lm and torch, in turns, on the same weights.
 
     python benchmarks/decoding.py --depth 12
+    python benchmarks/decoding.py --depth 12 --new-tokens 600
+    python benchmarks/decoding.py --depth 12 --arch modern --vocab-size 32768  # of mlxchat alone
 
-A random classic model is written as mlxchat saves one; every program reads that directory, the
-prompt is the same, and the table says how many tokens are the same as ours. Each computes in
-float32 on a CPU and in bfloat16 on a GPU; mlx-lm has the BLAS that mlxchat brings. Counted is the
-time after the first token. A token needs every matrix once: that takes at least as long as reading
-so many bytes, which is measured with a large matrix (memory). Then come 16 prompts that mlxchat
-continues together (batch), and its reading of a prompt of 1,024 tokens (prefill), against the time
-that its floating-point operations take in a matrix product.
+A random model is written as mlxchat saves one; every program reads that directory, the prompt is
+the same, and the table says how many tokens are the same as ours. Each computes in float32 on a CPU
+and in bfloat16 on a GPU; mlx-lm has the BLAS that mlxchat brings. Counted is the time after the
+first token, in the rounds and, as "first pass", of the very first time after a warm-up of a few
+tokens at other positions: what a program does anew for each position shows there, as it does in a
+chat. torch-compile compiles in the warm-up, and has a cache of just the size that is needed. A
+token needs every matrix once: that takes at least as long as reading so many bytes, which is
+measured with a large matrix (memory). Then come 16 prompts that mlxchat continues together (batch),
+and its reading of a prompt of 1,024 tokens (prefill), against the time that its floating-point
+operations take in a matrix product.
 Needs the extra bench: pip install -e ".[bench]".
 """
 
@@ -20,43 +25,70 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import rounds
 
 from mlxchat.errors import MlxchatError
-from mlxchat.model.config import GPTConfig
+from mlxchat.model.config import WINDOW_PATTERNS, GPTConfig
 from mlxchat.model.size import parameters
 from mlxchat.tokenizer.bpe import SMALLEST_VOCABULARY, SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 
 OURS, MEMORY, BATCH, PREFILL = "mlxchat", "memory", "batch", "prefill"
-PROGRAMS = (OURS, "mlx-lm", "torch", MEMORY, BATCH, PREFILL)
+RIVALS = ("mlx-lm", "torch", "torch-compile")  # of the classic architecture
+PROGRAMS = (OURS, *RIVALS, MEMORY, BATCH, PREFILL)
 PACKAGES = ("mlx", "mlx-lm", "torch")
-PROMPT_TOKENS, NEW_TOKENS, PREFILL_TOKENS = 64, 128, 1024
+PROMPT_TOKENS, PREFILL_TOKENS = 64, 1024
+WARM_UP_TOKENS = 16  # of a prompt, and new ones: before the positions that are counted
 TOGETHER = 16  # prompts
 SEQUENCE_LEN = 2048
 WIDE = 2**14  # rows and columns of a matrix that no cache holds
 LARGEST_VOCABULARY = SMALLEST_VOCABULARY + 256**2  # tokens of one byte, and of two
 
-Continue = Callable[[Sequence[int]], Iterator[int]]
+Continue = Callable[[Sequence[int], int], Iterator[int]]
+"""Continues a prompt by a number of tokens."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a program does: the directory of the model, its shape, and the tokens it makes."""
+
+    folder: Path
+    config: GPTConfig
+    new_tokens: int
+
+    def prompts(self, count: int, tokens: int) -> list[list[int]]:
+        """Random ones, the same in every program."""
+        random = np.random.default_rng(tokens)
+        ids: list[list[int]] = random.integers(0, self.config.vocab_size, (count, tokens)).tolist()
+        return ids
 
 
 def main() -> None:
     """Measure and print, or be one of the programs."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--arch", choices=list(WINDOW_PATTERNS), default="classic")
     parser.add_argument("--depth", type=int, default=12)
     parser.add_argument("--vocab-size", type=int, default=65_536)
+    parser.add_argument("--new-tokens", type=int, default=128, metavar="N")
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)  # for the workers
     rounds.add_options(parser, PROGRAMS)
     given = parser.parse_args()
     if not SMALLEST_VOCABULARY <= given.vocab_size <= LARGEST_VOCABULARY:
         parser.error(f"--vocab-size must be {SMALLEST_VOCABULARY} to {LARGEST_VOCABULARY}")
-    config = GPTConfig.from_depth(given.depth, given.vocab_size, SEQUENCE_LEN)
+    if not 2 <= given.new_tokens <= SEQUENCE_LEN - PROMPT_TOKENS:
+        parser.error(f"--new-tokens must be 2 to {SEQUENCE_LEN - PROMPT_TOKENS}")
+    if given.arch != "classic":
+        given.programs = [name for name in given.programs if name not in RIVALS]
+        if not given.programs:
+            parser.error(f"the {given.arch} architecture is decoded by {OURS} alone")
+    config = GPTConfig.from_depth(given.depth, given.vocab_size, SEQUENCE_LEN, arch=given.arch)
     if given.worker:
-        rounds.serve(partial(WORKS[given.worker], given.model, config))
+        rounds.serve(partial(WORKS[given.worker], Case(given.model, config, given.new_tokens)))
         return
     with tempfile.TemporaryDirectory() as folder:
         # In a process of its own: what it takes of memory is given back.
@@ -71,7 +103,7 @@ def main() -> None:
     if given.json:
         print(json.dumps(rounds.everything(given, measured, PACKAGES)))
     else:
-        print(report(config, measured, given.threads))
+        print(report(config, given.new_tokens, measured, given.threads))
 
 
 def write_random_model(folder: Path, config: GPTConfig) -> None:
@@ -94,12 +126,6 @@ def write_random_model(folder: Path, config: GPTConfig) -> None:
     write_model(folder, model, Tokenizer(ranks, SPLIT_PATTERN, special), conversational=False)
 
 
-def random_ids(vocab_size: int, count: int) -> list[int]:
-    """The same ones in every program."""
-    ids: list[int] = np.random.default_rng(0).integers(0, vocab_size, count).tolist()
-    return ids
-
-
 def prefill_flops(config: GPTConfig, tokens: int) -> int:
     """The fewest operations: every matrix for each token, half of the scores, the head once."""
     counts = parameters(config)
@@ -107,10 +133,13 @@ def prefill_flops(config: GPTConfig, tokens: int) -> int:
     return 2 * counts["matrices"] * tokens + scores + 2 * counts["lm_head"]
 
 
-def report(config: GPTConfig, measured: Sequence[rounds.Measured], threads: int) -> str:
+def report(
+    config: GPTConfig, new_tokens: int, measured: Sequence[rounds.Measured], threads: int
+) -> str:
     """What was measured, in Markdown."""
-    decoders = [program for program in measured if program.name in (OURS, "mlx-lm", "torch")]
-    speeds = {program.name: program.speeds(NEW_TOKENS - 1) for program in decoders}
+    counted = new_tokens - 1
+    decoders = [program for program in measured if program.name in (OURS, *RIVALS)]
+    speeds = {program.name: program.speeds(counted) for program in decoders}
     tokens = {program.name: program.facts["tokens"] for program in decoders}
     rows = []
     for program in decoders:
@@ -118,24 +147,28 @@ def report(config: GPTConfig, measured: Sequence[rounds.Measured], threads: int)
         row = {
             "program": program.name,
             "device": f"{program.facts['device']}, {program.facts['dtype']}",
+            "warm-up, s": f"{program.facts['warm_up']:.1f}",
+            "first pass, tokens/s": f"{counted / program.first:,.1f}",
             "tokens/s": f"{statistics.median(own):,.1f}",
             "of rounds": f"{min(own):,.1f} to {max(own):,.1f}",
         }
         if OURS in speeds:
-            row["tokens as ours"] = f"{agreeing(tokens[OURS], tokens[program.name])}/{NEW_TOKENS}"
+            row["tokens as ours"] = f"{agreeing(tokens[OURS], tokens[program.name])}/{new_tokens}"
             row[f"{OURS} / it"] = f"{rounds.ratio(speeds[OURS], own):.2f}"
         rows.append(row)
+    ours = next((program for program in decoders if program.name == OURS), None)
     lines = [
-        f"Classic d{config.n_layer}, vocabulary {config.vocab_size:,}, prompt of {PROMPT_TOKENS} "
-        f"tokens, {NEW_TOKENS} new ones; medians of {len(measured[0].seconds)} rounds, "
-        f"ratios within a round; {threads} threads; {rounds.listed(*PACKAGES)}.",
+        f"{config.arch.capitalize()} d{config.n_layer}, vocabulary {config.vocab_size:,}, prompt "
+        f"of {PROMPT_TOKENS} tokens, {new_tokens} new ones; medians of "
+        f"{len(measured[0].seconds)} rounds, ratios within a round; {threads} threads; "
+        f"{rounds.listed(*PACKAGES)}.",
         *(["", rounds.table(rows)] if rows else []),
     ]
     for program in measured:
         if program.name == MEMORY:
             lines.append(_of_memory(program, speeds.get(OURS)))
         if program.name == BATCH:
-            lines.append(_of_batch(program, speeds.get(OURS)))
+            lines.append(_of_batch(program, ours, counted))
         if program.name == PREFILL:
             lines.append(_of_prefill(config, program))
     return "\n".join(lines)
@@ -152,12 +185,15 @@ def _of_memory(program: rounds.Measured, ours: Sequence[float] | None) -> str:
     )
 
 
-def _of_batch(program: rounds.Measured, ours: Sequence[float] | None) -> str:
-    speeds = program.speeds(TOGETHER * (NEW_TOKENS - 1))
-    times = f", {rounds.ratio(speeds, ours):.1f} times one alone" if ours else ""
+def _of_batch(program: rounds.Measured, ours: rounds.Measured | None, counted: int) -> str:
+    speeds, first = program.speeds(TOGETHER * counted), TOGETHER * counted / program.first
+    alone = first_alone = ""
+    if ours:
+        alone = f", {rounds.ratio(speeds, ours.speeds(counted)):.1f} times one alone"
+        first_alone = f", {first * ours.first / counted:.1f} times one alone's first pass"
     return (
         f"\n{TOGETHER} prompts that mlxchat continues together: "
-        f"{statistics.median(speeds):,.0f} tokens/s{times}."
+        f"{statistics.median(speeds):,.0f} tokens/s{alone}; first pass {first:,.0f}{first_alone}."
     )
 
 
@@ -178,13 +214,16 @@ def agreeing(ours: Sequence[int], theirs: Sequence[int]) -> int:
 
 
 def _decode(
-    config: GPTConfig, device: str, dtype: str, after: Continue, drain: Callable[[], None]
+    case: Case, device: str, dtype: object, after: Continue, drain: Callable[[], None]
 ) -> rounds.Work:
     """A program's decoding: ``after`` a prompt, its next tokens; ``drain`` waits for the device."""
-    prompt, latest = random_ids(config.vocab_size, PROMPT_TOKENS), list[int]()
+    (prompt,), (other,) = case.prompts(1, PROMPT_TOKENS), case.prompts(1, WARM_UP_TOKENS)
+    latest, begun = list[int](), time.perf_counter()
+    list(after(other, WARM_UP_TOKENS))
+    warm_up = time.perf_counter() - begun
 
     def once() -> float:
-        stream = itertools.islice(after(prompt), NEW_TOKENS)
+        stream = after(prompt, case.new_tokens)
         latest[:] = [next(stream)]
         begun = time.perf_counter()
         latest.extend(stream)
@@ -194,45 +233,52 @@ def _decode(
 
     return rounds.Work(
         repeat=lambda times: sum(once() for _ in range(times)),
-        facts=lambda: {"device": device, "dtype": dtype, "tokens": latest},
+        facts=lambda: {
+            "device": device,
+            "dtype": str(dtype).rpartition(".")[2],
+            "tokens": latest,
+            "warm_up": warm_up,
+        },
     )
 
 
-def _mlxchat(folder: Path, config: GPTConfig) -> rounds.Work:
+def _mlxchat(case: Case) -> rounds.Work:
     from mlxchat.engine.cache import KVCache
     from mlxchat.engine.generate import generate
     from mlxchat.runtime import machine, mx
 
-    model = _our_model(folder)
+    model = _our_model(case.folder)
 
-    def after(ids: Sequence[int]) -> Iterator[int]:
-        return generate(model, ids, KVCache(config), stop=frozenset(), max_tokens=NEW_TOKENS)
+    def after(ids: Sequence[int], tokens: int) -> Iterator[int]:
+        return generate(model, ids, KVCache(case.config), stop=frozenset(), max_tokens=tokens)
 
-    return _decode(config, machine().device, _name(machine().compute_dtype), after, mx.synchronize)
+    return _decode(case, machine().device, machine().compute_dtype, after, mx.synchronize)
 
 
-def _batch(folder: Path, config: GPTConfig) -> rounds.Work:
+def _batch(case: Case) -> rounds.Work:
     from mlxchat.engine.generate import generate_batch
 
-    model = _our_model(folder)
-    ids = random_ids(config.vocab_size, TOGETHER * PROMPT_TOKENS)
-    prompts = [ids[row::TOGETHER] for row in range(TOGETHER)]
+    model = _our_model(case.folder)
 
-    def once() -> float:
-        stream = generate_batch(model, prompts, stop=frozenset(), max_tokens=NEW_TOKENS)
+    def once(prompt_tokens: int, new_tokens: int) -> float:
+        prompts = case.prompts(TOGETHER, prompt_tokens)
+        stream = generate_batch(model, prompts, stop=frozenset(), max_tokens=new_tokens)
         next(stream)
         begun = time.perf_counter()
         for _ in stream:
             pass
         return time.perf_counter() - begun
 
-    return rounds.Work(lambda times: sum(once() for _ in range(times)), dict)
+    once(WARM_UP_TOKENS, WARM_UP_TOKENS)
+    return rounds.Work(
+        lambda times: sum(once(PROMPT_TOKENS, case.new_tokens) for _ in range(times)), dict
+    )
 
 
-def _memory(_: Path, config: GPTConfig) -> rounds.Work:
+def _memory(case: Case) -> rounds.Work:
     from mlxchat.runtime import machine, mx
 
-    counts, dtype = parameters(config), machine().compute_dtype
+    counts, dtype = parameters(case.config), machine().compute_dtype
     on_cpu = machine().backend == "cpu"  # where numpy reads faster than MLX
     shape = (WIDE, WIDE)
     matrix = np.ones(shape, np.float32) if on_cpu else mx.ones(shape, dtype)
@@ -253,18 +299,18 @@ def _memory(_: Path, config: GPTConfig) -> rounds.Work:
     return rounds.Work(repeat, lambda: facts)
 
 
-def _prefill(folder: Path, config: GPTConfig) -> rounds.Work:
+def _prefill(case: Case) -> rounds.Work:
     from mlxchat.engine.cache import KVCache
     from mlxchat.engine.generate import prefill
     from mlxchat.runtime import matmul_flops, mx
 
-    model, ids = _our_model(folder), random_ids(config.vocab_size, PREFILL_TOKENS)
+    model, (ids,) = _our_model(case.folder), case.prompts(1, PREFILL_TOKENS)
     floors: list[float] = []
 
     def repeat(times: int) -> float:
         begun = time.perf_counter()
         for _ in range(times):
-            mx.eval(prefill(model, ids, KVCache(config)))
+            mx.eval(prefill(model, ids, KVCache(case.config)))
         seconds = time.perf_counter() - begun
         floors.append(matmul_flops(1.0))  # as the machine is in this round
         return seconds
@@ -282,7 +328,7 @@ def _our_model(folder: Path) -> Any:
     return model
 
 
-def _mlx_lm(folder: Path, config: GPTConfig) -> rounds.Work:
+def _mlx_lm(case: Case) -> rounds.Work:
     from mlxchat.runtime import machine, mx  # before mlx-lm imports MLX, so that it has OpenBLAS
 
     try:
@@ -293,44 +339,50 @@ def _mlx_lm(folder: Path, config: GPTConfig) -> rounds.Work:
             f"mlx-lm cannot be imported ({error}).",
             'Install the extra bench: pip install -e ".[bench]"; or choose --programs without it.',
         ) from error
-    model, _ = load_model(folder)
+    model, _ = load_model(case.folder)
     dtype = machine().compute_dtype
     model.set_dtype(dtype)
     mx.eval(model.parameters())
 
-    def after(ids: Sequence[int]) -> Iterator[int]:
-        for token, _ in generate_step(mx.array(list(ids)), model, max_tokens=NEW_TOKENS):
+    def after(ids: Sequence[int], tokens: int) -> Iterator[int]:
+        for token, _ in generate_step(mx.array(list(ids)), model, max_tokens=tokens):
             yield int(token)
 
-    return _decode(config, machine().device, _name(dtype), after, mx.synchronize)
+    return _decode(case, machine().device, dtype, after, mx.synchronize)
 
 
-def _torch(folder: Path, config: GPTConfig) -> rounds.Work:
-    rival = rounds.import_rival("torch_classic")
-    from safetensors.torch import load_file  # both are there, and for this program only
+def _torch(case: Case) -> rounds.Work:
+    classic = rounds.import_rival("torch_classic")
+    return _of_torch(case, lambda model: partial(classic.continue_greedily, model))
 
-    device = rival.best_device()
-    dtype = rival.dtype_on(device)
-    model = rival.GPT(config)
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    model.to(device, dtype)
 
-    def after(ids: Sequence[int]) -> Iterator[int]:
-        return cast(Iterator[int], rival.continue_greedily(model, ids, NEW_TOKENS))
-
-    return _decode(
-        config, rival.name_of(device), _name(dtype), after, partial(rival.synchronise, device)
+def _torch_compile(case: Case) -> rounds.Work:
+    decoding = rounds.import_rival("torch_decoding")
+    positions = PROMPT_TOKENS + case.new_tokens
+    return _of_torch(
+        case, lambda model: decoding.Decoder(model, positions, compiled=True).continue_greedily
     )
 
 
-def _name(dtype: object) -> str:
-    return str(dtype).rpartition(".")[2]
+def _of_torch(case: Case, continues: Callable[[Any], Continue]) -> rounds.Work:
+    """``continues`` makes of a model what continues prompts with it."""
+    classic, parts = map(rounds.import_rival, ("torch_classic", "torch_parts"))
+    from safetensors.torch import load_file  # is there, and for these programs only
+
+    device = parts.best_device()
+    dtype = parts.dtype_on(device)
+    model = classic.GPT(case.config)
+    model.load_state_dict(load_file(case.folder / "model.safetensors"))
+    model.to(device, dtype)
+    drain = partial(parts.synchronise, device)
+    return _decode(case, parts.name_of(device), dtype, continues(model), drain)
 
 
-WORKS: dict[str, Callable[[Path, GPTConfig], rounds.Work]] = {
+WORKS: dict[str, Callable[[Case], rounds.Work]] = {
     OURS: _mlxchat,
     "mlx-lm": _mlx_lm,
     "torch": _torch,
+    "torch-compile": _torch_compile,
     MEMORY: _memory,
     BATCH: _batch,
     PREFILL: _prefill,

@@ -4,10 +4,13 @@
         --vocab-size 4096
     python benchmarks/training.py --depth 12 --device-batch-size 8 torch-compile=32
     python benchmarks/training.py --nanochat ~/nanochat  # of commit dfc8833 or earlier
-    python benchmarks/training.py --check  # does our torch model compute what nanochat does?
+    python benchmarks/training.py --arch modern --depth 12 --vocab-size 32768
+    python benchmarks/training.py --check  # do our torch models compute what nanochat does?
 
-A step is forward, backward, joint clipping and update (Muon and AdamW) of nanochat's classic
-architecture. Each program computes as it does when it trains: float32 on a CPU, on CUDA bfloat16.
+A step is forward, backward, joint clipping (classic) and update (Muon or NorMuon, and AdamW) of
+nanochat's architecture. Each program computes as it does when it trains: float32 on a CPU, on CUDA
+bfloat16. With --cold none finds kernels that were compiled before: the first step takes as long as
+on a new machine.
 Needs the extra bench: pip install -e ".[bench]".
 """
 
@@ -15,10 +18,13 @@ import argparse
 import importlib
 import itertools
 import json
+import os
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +35,7 @@ import numpy.typing as npt
 import rounds
 
 from mlxchat.errors import MlxchatError
-from mlxchat.model.config import GPTConfig
+from mlxchat.model.config import WINDOW_PATTERNS, GPTConfig
 from mlxchat.model.size import flops_per_token
 
 if TYPE_CHECKING:
@@ -39,6 +45,11 @@ OURS = "mlxchat"
 PROGRAMS = (OURS, "torch-eager", "torch-compile")
 PACKAGES = ("mlx", "torch")
 MIB = 1024**2
+CACHES = (  # of compiled kernels: mlxchat's, with what it measured; torch's and triton's; CUDA's
+    *("MLXCHAT_HOME", "MLX_PTX_CACHE_DIR"),
+    *("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"),
+    "CUDA_CACHE_PATH",
+)
 
 Rows = npt.NDArray[np.int32]  # (B, T)
 
@@ -46,6 +57,7 @@ Rows = npt.NDArray[np.int32]  # (B, T)
 def main() -> None:
     """Measure and print; or check; or be one of the programs."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--arch", choices=list(WINDOW_PATTERNS), default="classic")
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--max-seq-len", type=int, default=2048)
     parser.add_argument(
@@ -60,20 +72,24 @@ def main() -> None:
         "--nanochat", type=Path, help="a checkout to run in place of our torch model"
     )
     parser.add_argument(
-        "--check", action="store_true", help="compare our torch model to nanochat's"
+        "--check", action="store_true", help="compare our torch models to nanochat's"
     )
+    parser.add_argument("--cold", action="store_true", help="no kernel was compiled before")
     rounds.add_options(parser, PROGRAMS)
     given = parser.parse_args()
     if given.check:
         check()
         return
-    config = GPTConfig.from_depth(given.depth, given.vocab_size, given.max_seq_len)
+    if given.nanochat and given.arch != "classic":
+        parser.error("--nanochat runs the classic architecture")
+    config = GPTConfig.from_depth(given.depth, given.vocab_size, given.max_seq_len, arch=given.arch)
     batches = batch_sizes(given.device_batch_size)
     if given.worker:
         batch = batches[given.worker]
-        rounds.serve(partial(_work, given.worker, config, batch, given.nanochat))
+        rounds.serve(partial(work, given.worker, config, batch, given.nanochat))
         return
-    measured = rounds.measure(given)
+    with empty_caches() if given.cold else nullcontext():
+        measured = rounds.measure(given)
     if given.json:
         print(json.dumps({**rounds.everything(given, measured, PACKAGES), "batches": batches}))
     else:
@@ -98,13 +114,29 @@ def batch_sizes(values: Sequence[str]) -> dict[str, int]:
     return {program: sizes.get(program, 8) for program in PROGRAMS}
 
 
+@contextmanager
+def empty_caches() -> Iterator[None]:
+    """Let the programs that are started meanwhile find empty folders of compiled kernels."""
+    before = dict(os.environ)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.update({name: str(Path(folder) / name) for name in CACHES})
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
 def check() -> None:
-    """Print how far our torch model is from nanochat's numbers; exit 1 where too far."""
-    golden = rounds.import_rival("golden")
+    """Print how far our torch models are from nanochat's numbers; exit 1 where too far."""
+    golden, parts = map(rounds.import_rival, ("golden", "torch_parts"))
     failed = False
-    for compiled in (False, True):
-        print("compiled" if compiled else "eager")
-        for difference in golden.differences(compiled):
+    devices = {parts.best_device().type, "cpu"}
+    for device, arch, compiled in itertools.product(
+        sorted(devices), WINDOW_PATTERNS, (False, True)
+    ):
+        print(f"{arch}, {'compiled' if compiled else 'eager'}, {device}")
+        for difference in golden.differences(arch, compiled, device):
             failed |= not difference.small
             verdict = "" if difference.small else "  TOO FAR"
             print(
@@ -145,16 +177,16 @@ def report(
         rows.append(row)
     return "\n".join(
         [
-            f"Classic d{config.n_layer}, {config.sequence_len} tokens in a sequence, vocabulary "
-            f"{config.vocab_size:,}; medians of {len(measured[0].seconds)} rounds, ratios "
-            f"within a round; {threads} threads; {rounds.listed(*PACKAGES)}.",
+            f"{config.arch.capitalize()} d{config.n_layer}, {config.sequence_len} tokens in a "
+            f"sequence, vocabulary {config.vocab_size:,}; medians of {len(measured[0].seconds)} "
+            f"rounds, ratios within a round; {threads} threads; {rounds.listed(*PACKAGES)}.",
             "",
             rounds.table(rows),
         ]
     )
 
 
-def _work(name: str, config: GPTConfig, batch: int, nanochat: Path | None) -> rounds.Work:
+def work(name: str, config: GPTConfig, batch: int, nanochat: Path | None) -> rounds.Work:
     """What a program does; its tokens are random, the same in every program of that batch."""
     tokens = np.random.default_rng(0).integers(
         0, config.vocab_size, (batch, config.sequence_len + 1), dtype=np.int32
@@ -175,6 +207,7 @@ def _ours(config: GPTConfig, ids: Rows, targets: Rows) -> rounds.Work:
     from mlxchat.train.measure import resources, synthetic_step
 
     settings = PretrainConfig(
+        arch=config.arch,
         depth=config.n_layer,
         max_seq_len=config.sequence_len,
         device_batch_size=len(ids),
@@ -211,32 +244,36 @@ def _ours(config: GPTConfig, ids: Rows, targets: Rows) -> rounds.Work:
 def _torch(
     config: GPTConfig, ids: Rows, targets: Rows, compiled: bool, nanochat: Path | None
 ) -> rounds.Work:
-    rival, steps = map(rounds.import_rival, ("torch_classic", "torch_training"))
+    parts, steps = map(rounds.import_rival, ("torch_parts", "torch_training"))
     import torch  # is there, and for these programs only
 
-    device = rival.best_device()
+    device = parts.best_device()
+    dtype = parts.dtype_on(device)
     if nanochat:
         model, optimizers = _nanochats(nanochat, config, device)
     else:
-        model = rival.GPT(config)
-        steps.place_for_training(model, device)
-        optimizers = steps.nanochats_optimizers(model, compiled)
-    trainer = steps.Trainer(model, optimizers, device, compiled)
+        model = rounds.import_rival(f"torch_{config.arch}").GPT(config)
+        steps.place_for_training(model, device, dtype, compiled)
+        optimizers = steps.nanochats_optimizers(model, dtype, compiled)
+    trainer = steps.Trainer(model, optimizers, config.arch, dtype, compiled)
     x, y = (torch.from_numpy(rows).long() for rows in (ids, targets))
+    if device.type == "cuda":
+        x, y = x.pin_memory(), y.pin_memory()  # so that a copy waits for nothing
 
     def repeat(times: int) -> float:
         begun = time.perf_counter()
         for _ in range(times):
-            loss = trainer.step(x.to(device), y.to(device))
+            there = (rows.to(device, non_blocking=True) for rows in (x, y))
+            loss = trainer.step(*there)
         loss.item()
-        rival.synchronise(device)
+        parts.synchronise(device)
         return time.perf_counter() - begun
 
     def facts() -> dict[str, Any]:
         cuda = device.type == "cuda"
         return {
-            "device": rival.name_of(device),
-            "dtype": str(rival.dtype_on(device)).removeprefix("torch."),
+            "device": parts.name_of(device),
+            "dtype": str(dtype).removeprefix("torch."),
             "peak_bytes": torch.cuda.max_memory_allocated() if cuda else rounds.resident_peak(),
             "peak_of": "allocator" if cuda else "process",
         }

@@ -41,7 +41,7 @@ ALLOWED = {
     "telemetry": set(),
     "blas": set(),
     "runtime": set(),
-    "model": {"runtime"},
+    "model": {"autotune", "runtime"},
     "tokenizer": set(),
     "optim": {"config", "model", "runtime", "streams"},
     "data": {"tokenizer"},

@@ -10,7 +10,7 @@ import pytest
 from support.extras import extra
 
 from mlxchat.errors import MlxchatError
-from mlxchat.model.config import GPTConfig
+from mlxchat.model.config import Architecture, GPTConfig
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -123,6 +123,74 @@ def test_batch_sizes_are_set_for_all_or_for_one() -> None:
 
 
 @pytest.mark.usefixtures("_path")
+def test_the_caches_of_kernels_are_empty_only_where_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    training = importlib.import_module("training")
+    monkeypatch.setenv("MLX_PTX_CACHE_DIR", "warm")
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    with training.empty_caches():
+        folders = {name: Path(os.environ[name]) for name in training.CACHES}
+        assert len({*folders.values()}) == len(training.CACHES)
+        assert not any(folder.exists() for folder in folders.values())
+    assert os.environ["MLX_PTX_CACHE_DIR"] == "warm"
+    assert "TRITON_CACHE_DIR" not in os.environ
+
+
+@pytest.mark.usefixtures("_path")
+def test_decoding_is_told_of_the_first_pass_and_of_later_ones(rounds: ModuleType) -> None:
+    decoding = importlib.import_module("decoding")
+    config = GPTConfig.from_depth(2, vocab_size=512, sequence_len=64)
+    facts = {"device": "cpu", "dtype": "float32", "tokens": [1] * 11, "warm_up": 9}
+    ours = rounds.Measured("mlxchat", 2.0, (0.1, 0.1), facts)
+    rival = rounds.Measured(
+        "torch-compile", 0.5, (0.5, 0.5), {**facts, "tokens": [1] * 5 + [2] * 6}
+    )
+    batch = rounds.Measured("batch", 2.0, (0.2, 0.2), {})
+    told = decoding.report(config, 11, [ours, rival, batch], threads=1)
+    cells = [[cell.strip() for cell in line.split("|")] for line in told.splitlines()]
+    assert [row[4:6] + row[7:9] for row in cells[4:6]] == [
+        ["5.0", "100.0", "11/11", "1.00"],
+        ["20.0", "20.0", "5/11", "5.00"],
+    ]
+    assert "tokens/s, 8.0 times one alone; first pass 80, 16.0 times one alone's" in told
+
+
+@pytest.mark.usefixtures("_path")
+def test_times_of_kernels_are_read_from_what_ncu_prints() -> None:
+    kernel_times = importlib.import_module("kernel_times")
+    metric = "gpu__time_duration.sum"
+    names = {
+        "rms": "void mlx::core::cu::rms_norm_small<__nv_bfloat16, 8, 4>(const T1 *, unsigned int)",
+        "sum": "mlx::core::cu::(anonymous namespace)::sum(float *)",
+        "product": "nvjet_sm90_tst_128x256_64x4_2x1_v_bz_coopA_TNT",
+    }
+    printed = [
+        "==PROF== Connected to process 7 (/usr/bin/python3.12)",
+        "what the program prints",
+        '"ID","Process ID","Kernel Name","Metric Name","Metric Unit","Metric Value"',
+        f'"0","7","{names["rms"]}","{metric}","us","1,250.00"',
+        f'"0","7","{names["rms"]}","launch__registers","register","32"',
+        f'"1","7","{names["sum"]}","{metric}","ns","512"',
+        f'"2","7","{names["product"]}","{metric}","msecond","2"',
+        f'"3","7","{names["rms"].replace("8", "16")}","{metric}","ms","1.5"',
+        "==PROF== Disconnected from process 7",
+    ]
+    totals = kernel_times.by_name(kernel_times.parse(printed))
+    assert list(totals.items()) == [
+        ("mlx::core::cu::rms_norm_small", pytest.approx([1.25, 1.5])),
+        (names["product"], [2]),
+        ("mlx::core::cu::sum", pytest.approx([0.000512])),
+    ]
+    assert kernel_times.report(totals).splitlines()[2:] == [
+        "| mlx::core::cu::rms_norm_small | 2 | 2.750 | 57.9% |",
+        f"| {names['product']} | 1 | 2.000 | 42.1% |",
+        "| mlx::core::cu::sum | 1 | 0.001 | 0.0% |",
+        "| all | 4 | 4.751 | 100.0% |",
+    ]
+
+
+@pytest.mark.usefixtures("_path")
 def test_the_operations_of_a_prompt_are_counted() -> None:
     decoding = importlib.import_module("decoding")
     config = GPTConfig(sequence_len=8, vocab_size=10, n_layer=1, n_head=1, n_kv_head=1, n_embd=2)
@@ -132,13 +200,60 @@ def test_the_operations_of_a_prompt_are_counted() -> None:
 
 @pytest.mark.usefixtures("_path")
 @pytest.mark.slow
-def test_torch_computes_what_nanochat_does() -> None:
+@pytest.mark.parametrize(("arch", "quantities"), [("classic", 9), ("modern", 8)])
+def test_torch_computes_what_nanochat_does(arch: str, quantities: int) -> None:
     extra("torch")
     extra("safetensors")
     golden = importlib.import_module("rivals.golden")
-    differences = list(golden.differences(compiled=False))
-    assert len(differences) == 8
+    differences = list(golden.differences(arch, compiled=False, device="cpu"))
+    assert len(differences) == quantities
     assert [difference for difference in differences if not difference.small] == []
+
+
+@pytest.mark.usefixtures("_path")
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["classic", "modern"])
+def test_torch_trains_in_half_precision_as_in_float32(arch: Architecture) -> None:
+    torch = extra("torch")
+    steps = importlib.import_module("rivals.torch_training")
+    network = importlib.import_module(f"rivals.torch_{arch}").GPT
+    cpu, ids = torch.device("cpu"), torch.arange(300)[None] % 64
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):  # on CUDA the latter is the one
+        torch.manual_seed(0)
+        model = network(GPTConfig.from_depth(4, 64, 300, head_dim=64, arch=arch))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(std=0.1)
+        steps.place_for_training(model, cpu, dtype, compiled=False)
+        optimizers = steps.nanochats_optimizers(model, dtype, compiled=False)
+        trainer = steps.Trainer(model, optimizers, arch, dtype, compiled=False)
+        trainer.gradients(ids, ids.roll(-1))
+        gradients.append({name: p.grad.float() for name, p in model.named_parameters()})
+        trainer.update()
+        assert trainer.step(ids, ids.roll(-1)).isfinite()
+    exact, half = gradients
+    for name, gradient in exact.items():
+        assert (half[name] - gradient).norm() < 0.1 * gradient.norm(), name
+
+
+@pytest.mark.usefixtures("_path")
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_torch_sees_the_same_through_a_mask_and_through_blocks() -> None:
+    torch = extra("torch")
+    modern = importlib.import_module("rivals.torch_modern")
+    config = GPTConfig.from_depth(4, vocab_size=64, sequence_len=300, head_dim=64, arch="modern")
+    assert config.windows == (128, 128, 128, 300)
+    model = modern.GPT(config)
+    ids = torch.arange(300)[None] % 64
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+        masked = model(ids)
+        model.fuse_windows(torch.device("cpu"))
+        assert [type(see).__name__ for see in model.see] == ["SeeBlocks"] * 3 + ["SeeAll"]
+        assert torch.allclose(model(ids), masked, atol=1e-4)
 
 
 @pytest.mark.usefixtures("_path")

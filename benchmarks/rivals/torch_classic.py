@@ -1,7 +1,7 @@
 """nanochat's classic GPT in torch, and its decoding: the competitor.
 
 The formulas are those of nanochat's commit dfc8833 (October 2025); `golden` shows that the numbers
-are too. `torch_training` trains it.
+are too. `torch_training` trains it, `torch_decoding` compiles its decoding.
 """
 
 import math
@@ -13,56 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mlxchat.model.config import GPTConfig
-
-ROPE_BASE = 10_000.0
-SOFTCAP = 15.0
-Rotation = tuple[Tensor, Tensor]  # cosines and sines, (T, 1, D/2) each
-
-
-def best_device() -> torch.device:
-    """The fastest that torch has here."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def name_of(device: torch.device) -> str:
-    """What to call it."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def dtype_on(device: torch.device) -> torch.dtype:
-    """Of activations, and of Newton-Schulz."""
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all that it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
-def norm(x: Tensor) -> Tensor:
-    """RMS norm over the last axis, without weights."""
-    return functional.rms_norm(x, (x.shape[-1],))
-
-
-def rotate(x: Tensor, turn: Rotation) -> Tensor:
-    """Turn (B, T, H, D) queries or keys by minus theta, dimension i with dimension i + D/2."""
-    cos, sin = turn
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos + second * sin, second * cos - first * sin], dim=-1)
+from rivals.torch_parts import MLP, Attention, Network, Rotation, mean_loss, norm
 
 
 class LayerCache:
     """Keys and values of a layer, in buffers for all positions that there will be."""
 
-    def __init__(self, config: GPTConfig, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (2, 1, config.n_kv_head, config.sequence_len, config.head_dim)
-        self.keys, self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.offset = 0
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values, self.offset = keys, values, 0  # (1, H, S, D)
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append (1, H, T, D) keys and values; returns views of all held."""
@@ -73,43 +31,22 @@ class LayerCache:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 
-class Attention(nn.Module):
+class CausalAttention(Attention):
     """Causal self-attention; the cache, where there is one, is empty or one token is read."""
 
     def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.head_dim = config.head_dim
+        super().__init__(config)
         self.grouped = config.n_kv_head < config.n_head
-        self.c_q = nn.Linear(config.n_embd, config.n_embd, bias=False)
-        self.c_k = nn.Linear(config.n_embd, config.kv_dim, bias=False)
-        self.c_v = nn.Linear(config.n_embd, config.kv_dim, bias=False)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
 
     def forward(self, x: Tensor, turn: Rotation, cache: LayerCache | None) -> Tensor:
         """(B, T, C) to (B, T, C)."""
-        heads = (*x.shape[:2], -1, self.head_dim)
-        q = norm(rotate(self.c_q(x).view(heads), turn)).transpose(1, 2)  # (B, H, T, D)
-        k = norm(rotate(self.c_k(x).view(heads), turn)).transpose(1, 2)
-        v = self.c_v(x).view(heads).transpose(1, 2)
+        q, k, v = (heads.transpose(1, 2) for heads in self.project(x, turn))  # (B, H, T, D)
         if cache is not None:
             k, v = cache.extend(k, v)
         y = functional.scaled_dot_product_attention(
             q, k, v, is_causal=q.shape[2] > 1, enable_gqa=self.grouped
         )
-        return cast(Tensor, self.c_proj(y.transpose(1, 2).flatten(2)))
-
-
-class MLP(nn.Module):
-    """Two linear layers with a squared ReLU between them."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=False)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) to (B, T, C)."""
-        return cast(Tensor, self.c_proj(functional.relu(self.c_fc(x)).square()))
+        return self.output(y)
 
 
 class Block(nn.Module):
@@ -117,7 +54,7 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.attn = Attention(config)
+        self.attn = CausalAttention(config)
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, turn: Rotation, cache: LayerCache | None) -> Tensor:
@@ -126,34 +63,12 @@ class Block(nn.Module):
         return cast(Tensor, x + self.mlp(norm(x)))
 
 
-class GPT(nn.Module):
+class GPT(Network):
     """The network, with nanochat's names and initial parameters, on the CPU in float32."""
 
-    cos: Tensor  # (sequence_len, 1, D/2)
-    sin: Tensor
-
     def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.config = config
-        wte = nn.Embedding(config.vocab_size, config.n_embd)
-        blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.transformer = nn.ModuleDict({"wte": wte, "h": blocks})
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        exponents = torch.arange(0, config.head_dim, 2) / config.head_dim
-        theta = torch.outer(torch.arange(config.sequence_len), ROPE_BASE**-exponents)[:, None]
-        self.register_buffer("cos", theta.cos(), persistent=False)
-        self.register_buffer("sin", theta.sin(), persistent=False)
+        super().__init__(config, nn.ModuleList(Block(config) for _ in range(config.n_layer)))
         self._initialise()
-
-    @property
-    def wte(self) -> nn.Embedding:
-        """The embedding of the tokens."""
-        return cast(nn.Embedding, self.transformer["wte"])
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The layers."""
-        return cast(nn.ModuleList, self.transformer["h"])
 
     def forward(
         self,
@@ -164,16 +79,17 @@ class GPT(nn.Module):
         """The mean loss where ``targets`` are not -1; without targets logits, (B, T, V) float32."""
         layers: Sequence[LayerCache | None] = cache or [None] * self.config.n_layer
         start = cache[0].offset if cache else 0
-        positions = slice(start, start + ids.shape[1])
-        turn = self.cos[positions], self.sin[positions]
+        turn = self.rotations(slice(start, start + ids.shape[1]))
         x = norm(self.wte(ids))
         for block, layer in zip(self.blocks, layers, strict=True):
             x = block(x, turn, layer)
-        logits = self.lm_head(norm(x))
-        logits = (SOFTCAP * torch.tanh(logits / SOFTCAP)).float()
-        if targets is None:
-            return logits
-        return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+        logits = self.logits(x)
+        return logits if targets is None else mean_loss(logits, targets)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """What follows the last block: (B, T, C) to logits, (B, T, V) float32."""
+        cap = self.config.softcap
+        return (cap * torch.tanh(self.lm_head(norm(x)) / cap)).float()
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -193,8 +109,9 @@ def continue_greedily(model: GPT, ids: Sequence[int], tokens: int) -> Iterator[i
 
     In the dtype of the model's parameters.
     """
-    weight = model.lm_head.weight
-    cache = [LayerCache(model.config, weight.device, weight.dtype) for _ in model.blocks]
+    config, weight = model.config, model.lm_head.weight
+    shape = (2, 1, config.n_kv_head, config.sequence_len, config.head_dim)
+    cache = [LayerCache(*weight.new_zeros(shape)) for _ in model.blocks]
     following = torch.tensor([list(ids)], device=weight.device)
     for _ in range(tokens):
         following = model(following, cache=cache)[:, -1:].argmax(dim=-1)  # (1, 1)

@@ -1,25 +1,27 @@
-"""Training steps of the competitor, as nanochat's commit dfc8833 takes them, on torch's fast parts.
+"""Training steps of the competitors, as nanochat takes them, on torch's fast parts.
 
-Fused AdamW, Muon on stacked matrices, torch.compile where asked. Float32, but on CUDA, as nanochat
-has it there: activations under bfloat16 autocast; embedding, rotary tables and Newton-Schulz in
-bfloat16.
+Fused AdamW, Muon on stacked matrices (`torch_muon`), torch.compile where asked. Float32, but on
+CUDA, as nanochat has it there, in bfloat16: activations, embeddings, rotary tables and Muon's
+matrix products. The classic one (commit dfc8833) computes under autocast, the modern one (92d63d4)
+casts its weights.
 """
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from itertools import groupby
-from typing import Protocol, cast
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from mlxchat.errors import MlxchatError
-from rivals.torch_classic import GPT, dtype_on
+from mlxchat.model.config import Architecture
+from rivals import torch_modern
+from rivals.torch_muon import Muon, NorMuon
+from rivals.torch_parts import Network, Rotations
 
-GRAD_CLIP = 1.0
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-NEWTON_SCHULZ_STEPS = 5
+GRAD_CLIP: dict[Architecture, float | None] = {"classic": 1.0, "modern": None}
 COMPILERS = ("g++", "clang++", "c++")
 
 
@@ -30,68 +32,74 @@ class Optimizer(Protocol):
         """Update the parameters by their gradients."""
 
 
-def place_for_training(model: GPT, device: torch.device) -> None:
-    """Move the model, with embedding and rotary tables in the device's dtype."""
+def place_for_training(
+    model: Network, device: torch.device, dtype: torch.dtype, compiled: bool
+) -> None:
+    """Move the model, with embeddings, rotary tables and masks in the dtype of activations.
+
+    If it is to be compiled, windows are seen through by the fastest that torch has on the device.
+    """
     model.to(device)
-    model.wte.to(dtype_on(device))
-    model.cos, model.sin = model.cos.to(dtype_on(device)), model.sin.to(dtype_on(device))
+    for part in model.modules():
+        if isinstance(part, nn.Embedding | Rotations | torch_modern.SeeMasked):
+            part.to(dtype)
+    if isinstance(model, torch_modern.GPT) and compiled and device.type == "cuda":
+        model.fuse_windows(device)
 
 
-def orthogonalise(G: Tensor, dtype: torch.dtype) -> Tensor:
-    """Nearest orthogonal matrices of (N, R, C), roughly: five steps of quintic Newton-Schulz."""
-    a, b, c = NEWTON_SCHULZ
-    tall = G.shape[-2] > G.shape[-1]
-    X: Tensor = G.mT if tall else G
-    X = (X / (torch.linalg.matrix_norm(X, keepdim=True) + 1e-7)).to(dtype)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        A = X @ X.mT
-        X = a * X + (b * A + c * (A @ A)) @ X
-    return X.mT if tall else X
+def nanochats_optimizers(model: Network, dtype: torch.dtype, compiled: bool) -> list[Optimizer]:
+    """AdamW and, for the blocks, Muon, with nanochat's numbers and no schedule.
+
+    ``dtype`` is that of Muon's matrix products.
+    """
+    blocks = list(model.blocks.parameters())
+    if isinstance(model, torch_modern.GPT):
+        return [_adamw(modern_groups(model)), NorMuon(blocks, dtype, compiled)]
+    return [_adamw(classic_groups(model)), Muon(blocks, dtype, compiled)]
 
 
-class Muon:
-    """Momentum, orthogonalised (https://kellerjordan.github.io/posts/muon/), stacked by shape."""
-
-    def __init__(
-        self,
-        parameters: Sequence[Tensor],
-        orthogonal: Callable[[Tensor, torch.dtype], Tensor],
-        lr: float = 0.02,
-        momentum: float = 0.95,
-    ) -> None:
-        def shape(p: Tensor) -> tuple[int, ...]:
-            return tuple(p.shape)
-
-        self.stacks = [list(same) for _, same in groupby(sorted(parameters, key=shape), key=shape)]
-        self.buffers = [torch.zeros_like(torch.stack(stack)) for stack in self.stacks]
-        self.orthogonal, self.lr, self.momentum = orthogonal, lr, momentum
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Update the parameters by their gradients."""
-        for stack, buffer in zip(self.stacks, self.buffers, strict=True):
-            g = torch.stack([cast(Tensor, p.grad) for p in stack])
-            buffer.lerp_(g, 1 - self.momentum)
-            step = self.orthogonal(g.lerp_(buffer, self.momentum), dtype_on(g.device))
-            scale = max(1.0, g.shape[-2] / g.shape[-1]) ** 0.5
-            for p, change in zip(stack, step, strict=True):
-                p.add_(change, alpha=-self.lr * scale)
-
-
-def nanochats_optimizers(model: GPT, compiled: bool) -> list[Optimizer]:
-    """AdamW for embedding and head, Muon for the blocks, with nanochat's numbers."""
-    scale = (model.config.n_embd / 768) ** -0.5
-    groups = [
-        {"params": [model.lm_head.weight], "lr": 0.004 * scale},
-        {"params": [model.wte.weight], "lr": 0.2 * scale},
+def classic_groups(model: Network) -> list[dict[str, Any]]:
+    """What AdamW updates."""
+    scale = _width_scale(model)
+    return [
+        _group([model.lm_head.weight], 0.004 * scale, (0.8, 0.95), 0.0),
+        _group([model.wte.weight], 0.2 * scale, (0.8, 0.95), 0.0),
     ]
-    adamw = torch.optim.AdamW(groups, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0, fused=True)
-    orthogonal = torch.compile(orthogonalise, dynamic=False) if compiled else orthogonalise
-    return [adamw, Muon(list(model.blocks.parameters()), orthogonal)]
+
+
+def modern_groups(model: torch_modern.GPT) -> list[dict[str, Any]]:
+    """What AdamW updates; the rates are those of nanochat's largest batch, 2**19 tokens."""
+    scale = _width_scale(model)
+    smear = [model.smear_gate.weight, model.smear_lambda, model.backout_lambda]
+    return [
+        _group([model.lm_head.weight], 0.008 * scale, (0.8, 0.96), 0.01),
+        _group([model.wte.weight], 0.3 * scale, (0.8, 0.995), 0.001),
+        _group(list(model.value_embeds.parameters()), 0.15 * scale, (0.8, 0.995), 0.01),
+        _group([model.resid_lambdas], 0.005, (0.8, 0.95), 0.05),
+        _group([model.x0_lambdas], 0.5, (0.96, 0.95), 0.0),
+        _group(smear, 0.2, (0.8, 0.95), 0.0),
+    ]
+
+
+def _adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
+    return torch.optim.AdamW(groups, eps=1e-10, fused=True)
+
+
+def _width_scale(model: Network) -> float:
+    return float((model.config.n_embd / 768) ** -0.5)
+
+
+def _group(
+    params: list[Tensor], lr: float, betas: tuple[float, float], weight_decay: float
+) -> dict[str, Any]:
+    return {"params": params, "lr": lr, "betas": betas, "weight_decay": weight_decay}
 
 
 class Trainer:
     """Whole training steps of a model whose call on ids and targets is its loss.
+
+    Args:
+        dtype: of activations.
 
     Raises:
         MlxchatError: torch.compile would find no C++ compiler.
@@ -101,15 +109,17 @@ class Trainer:
         self,
         model: nn.Module,
         optimizers: Sequence[Optimizer],
-        device: torch.device,
+        arch: Architecture,
+        dtype: torch.dtype,
         compiled: bool,
     ) -> None:
         if compiled:
             require_compiler()
-        self.model, self.optimizers = model, optimizers
+        self.model, self.optimizers, self.grad_clip = model, optimizers, GRAD_CLIP[arch]
         self.loss = torch.compile(model, dynamic=False) if compiled else model
-        half = dtype_on(device) == torch.bfloat16
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=half)
+        device = next(model.parameters()).device.type
+        half = arch == "classic" and dtype == torch.bfloat16
+        self.autocast = torch.autocast(device, dtype) if half else nullcontext()
 
     def gradients(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Forward and backward; returns the loss, which is left on the device."""
@@ -127,7 +137,8 @@ class Trainer:
     def step(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Forward, backward, joint clipping, update; returns the loss before it."""
         loss = self.gradients(ids, targets)
-        nn.utils.clip_grad_norm_(self.model.parameters(), GRAD_CLIP)
+        if self.grad_clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
         self.update()
         return loss
 

@@ -27,6 +27,7 @@ from mlxchat.runtime import machine, mx
 RELATIVE_ERROR = 1e-5  # the largest difference from the plain way, relative to its norm
 CLEARLY_FASTER = 0.95  # of the plain way's seconds: a smaller gain is noise
 REPETITIONS = 5  # that are timed of each way
+SHORT, MOST_AT_ONCE = 0.02, 8  # seconds of a repetition, at least; computations in it, at most
 LONGEST_TRIAL = 1.0  # after which a way is not repeated again
 LARGEST_RECORD = 2**22  # bytes
 
@@ -63,7 +64,13 @@ _answers: dict[str, Tuned] | None = None  # by question; None before the first o
 _fixed: dict[str, str] = {}  # ways by a part of the question
 
 
-def fastest(question: str, ways: Mapping[str, Way], tolerance: float = RELATIVE_ERROR) -> str:
+def fastest(
+    question: str,
+    ways: Mapping[str, Way],
+    *,
+    tolerance: float = RELATIVE_ERROR,
+    exact: Mapping[str, Way] | None = None,
+) -> str:
     """Return the name of the fastest way whose results are right, and remember it.
 
     It can be called while a function is traced.
@@ -74,13 +81,15 @@ def fastest(question: str, ways: Mapping[str, Way], tolerance: float = RELATIVE_
         ways: functions that compute the same arrays, by name. The first is the plain way, which is
             right by definition and is chosen unless another is clearly faster.
         tolerance: the largest difference from its arrays, relative to their norms.
+        exact: where the ways round to half precision, the same ways in float32, by the same names;
+            their difference may be `RELATIVE_ERROR`.
     """
     for part, name in _fixed.items():
         if part in question:
             return name
     found = tuned()
     if question not in found:
-        found[question] = _measured(ways, tolerance)
+        found[question] = _measured(ways, tolerance, exact or {})
         mx.clear_cache()
         mx.reset_peak_memory()  # what was measured here is no part of the program's own peak
         _store(found)
@@ -107,36 +116,50 @@ def fixed(**ways: str) -> Iterator[None]:
         _fixed.update(before)
 
 
-def _measured(ways: Mapping[str, Way], tolerance: float) -> Tuned:
+def _measured(ways: Mapping[str, Way], tolerance: float, exact: Mapping[str, Way]) -> Tuned:
     (plain, compute), *others = ways.items()
     expected, trial = _timed(compute)
+    in_float32 = exact[plain]() if exact else []
     chosen, trials = plain, {plain: trial}
-    assert trial.seconds is not None
-    least = CLEARLY_FASTER * trial.seconds
+    least = CLEARLY_FASTER * (trial.seconds or 0.0)
     for name, way in others:
         try:
             found, trial = _timed(way)
-        except (RuntimeError, ValueError) as error:  # the kernel does not compile, or cannot start
+            difference = _largest_difference(found, expected)
+            right = difference <= tolerance
+            if exact:
+                difference = _largest_difference(exact[name](), in_float32)
+                right = right and difference <= RELATIVE_ERROR
+        except (RuntimeError, ValueError) as error:  # a kernel does not compile, or cannot start
             trials[name] = Trial(failure=str(error).partition("\n")[0])
             continue
-        difference = max(map(_difference, found, expected), default=0.0)
         trials[name] = trial.model_copy(update={"difference": difference})
-        assert trial.seconds is not None
-        if difference <= tolerance and trial.seconds < least:
+        if right and trial.seconds is not None and trial.seconds < least:
             chosen, least = name, trial.seconds
     return Tuned(chosen=chosen, trials=trials)
 
 
 def _timed(way: Way) -> tuple[Sequence[mx.array], Trial]:
+    """Return a way's results, and the median of the seconds that it takes.
+
+    What takes a short time is computed several times before the device is awaited, as in training.
+    """
     results = way()
     mx.eval(results)  # compiles
-    begun, seconds = time.perf_counter(), list[float]()
+    begun, times, seconds = time.perf_counter(), 1, list[float]()
     while len(seconds) < REPETITIONS and time.perf_counter() - begun < LONGEST_TRIAL:
         start = time.perf_counter()
-        mx.eval(way())
-        mx.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return results, Trial(seconds=median(seconds))
+        mx.eval([way() for _ in range(times)])  # not `async_eval`, which a trace forbids
+        took = (time.perf_counter() - start) / times
+        if times == 1 and took < SHORT / 2:
+            times = min(MOST_AT_ONCE, int(SHORT / took))
+        else:
+            seconds.append(took)
+    return results, Trial(seconds=median(seconds) if seconds else took)
+
+
+def _largest_difference(found: Sequence[mx.array], expected: Sequence[mx.array]) -> float:
+    return max(map(_difference, found, expected), default=0.0)
 
 
 def _difference(found: mx.array, expected: mx.array) -> float:

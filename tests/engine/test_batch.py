@@ -44,7 +44,7 @@ def test_each_row_gets_the_logits_it_gets_alone(model: GPT, lengths: tuple[int, 
     caches = [KVCache(model.config) for _ in lengths]
     for ids, cache in zip(drawn(*lengths), caches, strict=True):
         prefill(model, ids, cache)
-    batch = BatchCache(caches, model.config.windows)
+    batch = BatchCache(caches)
     for following in range(12):
         tokens = mx.array([(7 * following + row) % 97 for row in range(len(lengths))])
         expected = mx.concatenate(
@@ -91,8 +91,8 @@ def test_samples_of_one_prompt_share_its_prefill_and_differ(
 
     monkeypatch.setattr(GPT, "features", noted)
     prompt, *_ = drawn(30)
-    hot = make_sampler(Sampling(temperature=2.0, top_k=None), KEY)
-    steps = list(generate_batch(model, [prompt] * 4, hot, stop=NEVER, max_tokens=8))
+    hot = make_sampler(Sampling(temperature=2.0, top_k=None))
+    steps = list(generate_batch(model, [prompt] * 4, hot, key=KEY, stop=NEVER, max_tokens=8))
     assert len({tuple(tokens) for tokens in zip(*steps, strict=True)}) == 4
     assert passes == [(1, 30)] + [(4, 1)] * 8
 
@@ -117,4 +117,4 @@ def test_more_than_a_position_is_refused(model: GPT) -> None:
     cache = KVCache(model.config)
     prefill(model, [1, 2, 3], cache)
     with pytest.raises(ValueError, match="one position, not 2"):
-        model(mx.array([[4, 5]]), BatchCache([cache], model.config.windows))
+        model(mx.array([[4, 5]]), BatchCache([cache]))

@@ -89,7 +89,7 @@ def test_a_stop_token_is_forgotten_when_windows_have_moved_on(model: GPT) -> Non
         model,
         ids,
         cache,
-        lambda _: mx.array([sample()]),
+        lambda _, key: (mx.array([sample()]), key),
         stop=frozenset({unseen}),
         max_tokens=99999,
     )
@@ -156,8 +156,8 @@ def test_the_same_key_draws_the_same_tokens(model: GPT) -> None:
 
     def tokens(seed: int) -> list[int]:
         key, cache = mx.random.key(seed), KVCache(model.config)
-        sample = make_sampler(sampling, key)
-        return list(generate(model, [1], cache, sample, stop=NEVER, max_tokens=20))
+        sample = make_sampler(sampling)
+        return list(generate(model, [1], cache, sample, key=key, stop=NEVER, max_tokens=20))
 
     assert tokens(1) == tokens(1)
     assert tokens(1) != tokens(2)

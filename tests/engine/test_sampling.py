@@ -82,7 +82,8 @@ def draws(
     rows = mx.broadcast_to(mx.array(logits, mx.float32), (DRAWS, len(logits)))
     if seen is not None:
         rows = penalise(rows, mx.array(seen), sampling.repetition_penalty)
-    return make_sampler(sampling, mx.random.key(7))(rows)
+    tokens, _ = make_sampler(sampling)(rows, mx.random.key(7))
+    return tokens
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,8 @@ def test_rows_of_a_batch_are_drawn_independently(k: int | None) -> None:
     """The pairs drawn for two rows with unlike logits have the product of their probabilities."""
     logits = np.array([[1.0, 0.5, 0.0], [-0.5, 0.0, 0.7]])
     rows = mx.broadcast_to(mx.array(logits, mx.float32), (DRAWS, 2, 3))
-    first, second = make_sampler(Sampling(temperature=1.0, top_k=k), mx.random.key(5))(rows).T
+    tokens, _ = make_sampler(Sampling(temperature=1.0, top_k=k))(rows, mx.random.key(5))
+    first, second = tokens.T
     pairs = np.outer(*(top_k(softmax(row), k or 3) for row in logits))
     assert_drawn_from(pairs.ravel(), 3 * first + second)
 
@@ -174,7 +176,7 @@ def test_top_k_keeps_exactly_k_of_a_large_vocabulary() -> None:
     logits = mx.random.normal((32_768,), key=mx.random.key(0))
     rows = mx.broadcast_to(logits, (2_000, 32_768))
     sampling = Sampling(temperature=100.0, top_k=50)
-    drawn = np.array(make_sampler(sampling, mx.random.key(1))(rows))
+    drawn = np.array(make_sampler(sampling)(rows, mx.random.key(1))[0])
     assert set(drawn) == set(np.argsort(-np.array(logits))[:50])
 
 
@@ -216,22 +218,31 @@ def test_min_p_is_relative_to_the_likeliest() -> None:
 def test_a_temperature_of_zero_is_greedy(temperature: float) -> None:
     logits = mx.array([[1.0, 3.0, 2.0], [15.0, -15.0, 0.0]])
     sampling = Sampling(temperature=temperature, top_k=None)
-    assert make_sampler(sampling, mx.random.key(0))(logits).tolist() == [1, 0]
+    tokens, _ = make_sampler(sampling)(logits, mx.random.key(0))
+    assert tokens.tolist() == [1, 0]
 
 
 def test_one_row_and_one_key_give_one_token() -> None:
     logits = mx.array(LOGITS, mx.float32)
-    first, again = (make_sampler(Sampling(), mx.random.key(3))(logits) for _ in range(2))
+    sample = make_sampler(Sampling())
+    (first, _), (again, _) = (sample(logits, mx.random.key(3)) for _ in range(2))
     assert first.shape == ()
     assert first.item() == again.item()
 
 
 def test_every_call_draws_with_another_key() -> None:
     logits = mx.zeros(1000)
-    sample, again = (make_sampler(Sampling(top_k=None), mx.random.key(3)) for _ in range(2))
-    tokens = [sample(logits).item() for _ in range(20)]
-    assert len(set(tokens)) > 15
-    assert [again(logits).item() for _ in range(20)] == tokens
+    sample = make_sampler(Sampling(top_k=None))
+
+    def draw_20() -> list[int]:
+        key, tokens = mx.random.key(3), []
+        for _ in range(20):
+            token, key = sample(logits, key)
+            tokens.append(token.item())
+        return tokens
+
+    assert len(set(draw_20())) > 15
+    assert draw_20() == draw_20()
 
 
 @pytest.mark.parametrize(

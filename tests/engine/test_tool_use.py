@@ -171,8 +171,8 @@ def test_the_penalty_counts_forced_tokens_and_not_those_they_replace(model: GPT)
 
 def test_a_tool_that_forces_nothing_changes_nothing(model: GPT) -> None:
     def drawn(tools: Callable[[], Tool] | None) -> list[list[int | None]]:
-        hot = make_sampler(Sampling(temperature=1.5), KEY)
-        steps = generate_batch(model, PROMPTS, hot, stop=NEVER, max_tokens=12, tools=tools)
+        hot = make_sampler(Sampling(temperature=1.5))
+        steps = generate_batch(model, PROMPTS, hot, key=KEY, stop=NEVER, max_tokens=12, tools=tools)
         return list(steps)
 
     assert drawn(lambda: lambda token: None) == drawn(None)

@@ -6,9 +6,10 @@ import math
 import pytest
 
 from mlxchat.model import block
-from mlxchat.model.block import causal_attention, norm
+from mlxchat.model.block import causal_attention
 from mlxchat.model.config import ERAS, HEAD_DIM
-from mlxchat.model.cpu_attention import LARGEST_SCORE, bounded_attention, scores_are_bounded
+from mlxchat.model.cpu_attention import LARGEST_BOUND, bounded_attention, scores_are_bounded
+from mlxchat.model.norm import norm
 from mlxchat.model.size import QUERY_BLOCK, query_block
 from mlxchat.runtime import machine, mx
 
@@ -129,7 +130,7 @@ def at_the_bound(n_kv_head: int, T: int) -> list[mx.array]:
     ("n_kv_head", "T"), [(2, 1), (4, 2), (1, QUERY_BLOCK), (2, QUERY_BLOCK + 1)]
 )
 @pytest.mark.parametrize("window", [0, 3, QUERY_BLOCK - 1, QUERY_BLOCK, 10_000])
-@pytest.mark.parametrize("bound", [4.0, LARGEST_SCORE])
+@pytest.mark.parametrize("bound", [4.0, LARGEST_BOUND])
 def test_bounded_attention_and_its_gradients_equal_the_formula(
     n_kv_head: int, T: int, window: int, bound: float
 ) -> None:

@@ -1,6 +1,5 @@
 """Both architectures against nanochat's numbers, and decoding against the full forward pass."""
 
-import dataclasses
 import math
 from random import Random
 from typing import Any
@@ -10,8 +9,7 @@ from support.cases import Case, relative
 from support.marks import slow
 
 from mlxchat.engine.cache import KVCache
-from mlxchat.engine.generate import generate
-from mlxchat.model import block, gpt, loss
+from mlxchat.model import gpt, loss
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.size import flops_per_token, parameters
@@ -141,49 +139,6 @@ def test_preparing_for_inference_changes_no_logits(case: Case) -> None:
     model.prepare_for_inference()
     assert mx.allclose(model(case.io["ids"]), case.io["logits"], atol=1e-4)
     assert not any("c_k" in name for name in model.named_parameters())
-
-
-def test_compiled_single_positions_equal_the_full_pass(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Decode as on GPUs, where `prepare_for_inference` compiles what surrounds attention."""
-    gpu = dataclasses.replace(block.machine(), backend="cuda")
-    model, cache, ids = case.model(), KVCache(case.config), case.io["ids"]
-    T = ids.shape[1]
-    model(ids[:, : T - 4], cache)
-    monkeypatch.setattr(block, "machine", lambda: gpu)
-    model.prepare_for_inference()
-    run = count_calls(monkeypatch, block.OnePosition, "__call__")
-    traced = count_calls(monkeypatch, block.Attention, "qkv")
-    for t in range(T - 4, T):
-        logits = model(ids[:, t : t + 1], cache)
-        assert mx.allclose(logits, case.io["logits"][:, t : t + 1], atol=1e-4)
-    assert (len(run), len(traced)) == (4 * case.config.n_layer, case.config.n_layer)
-
-
-def test_decoding_traces_each_layer_once(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """300 tokens cross a growth of the cache's buffers; a trace for each would be kept for ever."""
-    gpu = dataclasses.replace(block.machine(), backend="cuda")
-    monkeypatch.setattr(block, "machine", lambda: gpu)
-    model = case.model()
-    model.prepare_for_inference()
-    traced = count_calls(monkeypatch, block.Attention, "qkv")
-    tokens = generate(model, [1, 2, 3], KVCache(case.config), stop=frozenset(), max_tokens=300)
-    assert len(list(tokens)) == 300
-    prompt = case.config.n_layer  # the prompt is not compiled
-    assert len(traced) == prompt + case.config.n_layer
-
-
-def count_calls(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[None]:
-    """Return a list that grows by one item with every call of a method."""
-    called, calls = getattr(owner, name), list[None]()
-
-    def counted(*positional: Any, **keywords: Any) -> Any:
-        calls.append(None)
-        return called(*positional, **keywords)
-
-    monkeypatch.setattr(owner, name, counted)
-    return calls
 
 
 def test_rows_beyond_the_vocabulary_change_no_logits(case: Case) -> None:

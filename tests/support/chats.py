@@ -23,6 +23,8 @@ class Reciting:
     ``passes`` notes the tokens that each pass got.
     """
 
+    decode_step = None  # nothing is compiled
+
     def __init__(
         self, text: str | Sequence[int], ending: int = END, sequence_len: int = 512
     ) -> None:

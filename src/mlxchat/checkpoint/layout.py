@@ -35,9 +35,9 @@ from mlxchat.device_failures import explained
 from mlxchat.disk import open_regular, require_utf8
 from mlxchat.errors import CheckpointError
 from mlxchat.json_text import as_type
-from mlxchat.model.block import NORM_EPS
 from mlxchat.model.config import ERAS, EraName, GPTConfig
 from mlxchat.model.gpt import GPT
+from mlxchat.model.norm import NORM_EPS
 from mlxchat.model.quantization import from_config, quantizable, to_config
 from mlxchat.model.quantized import formats_of, quantize_layers
 from mlxchat.runtime import bound_buffer_cache, compute_dtype, mx

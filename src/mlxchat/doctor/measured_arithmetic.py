@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from mlxchat.doctor.probes import Backward, Difference, Products, Roundings
 from mlxchat.engine.cache import KVCache
-from mlxchat.engine.generate import prefill
+from mlxchat.engine.generate import next_logits, prefill
 from mlxchat.model.block import causal_attention
 from mlxchat.model.config import Architecture, GPTConfig
 from mlxchat.model.gpt import GPT, Arrays
@@ -209,7 +209,7 @@ def compare_decoding(read: int = 1000, decoded: int = 120) -> Difference:
     cache, logits = KVCache(config), []
     mx.eval(prefill(model, ids[:read], cache))
     for token in ids[read:]:
-        logits.append(model(mx.array([[token]]), cache)[0, -1])  # (V,)
+        logits.append(next_logits(model, mx.array([token]), cache)[0])  # (V,)
         mx.async_eval(logits[-1])
     differences = {
         f"at position {read + number:,}": _relative(np.array(one), np.array(other))

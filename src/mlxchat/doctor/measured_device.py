@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from mlxchat.doctor.probes import Device, Kernel, Load
+from mlxchat.doctor.probes import Device, FirstKernel, Load
 from mlxchat.runtime import machine, mx
 
 WIDTH = 2048  # of the matrices that keep the device busy
@@ -38,7 +38,7 @@ def _openblas() -> str:
     return f"{' '.join(said.split()[:2])}, {threads} thread{'' if threads == 1 else 's'}"
 
 
-def compile_kernel() -> Kernel:
+def compile_kernel() -> FirstKernel:
     """Compile a kernel that was never compiled before, because it has a new constant."""
     constant = 1 + time.time_ns() % 10**6 / 10**6
     x = np.linspace(-1, 1, 1000, dtype=np.float32)
@@ -47,7 +47,7 @@ def compile_kernel() -> Kernel:
     y = np.array(compiled(mx.array(x)))
     seconds = time.perf_counter() - begun
     expected = np.exp(x.astype(np.float64)) * constant + np.abs(x)
-    return Kernel(seconds=seconds, difference=float(np.abs(y / expected - 1).max()))
+    return FirstKernel(seconds=seconds, difference=float(np.abs(y / expected - 1).max()))
 
 
 def work_without_pause(seconds: float = 4.0, width: int = WIDTH, products: int = 64) -> Load:

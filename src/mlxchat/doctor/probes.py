@@ -69,7 +69,7 @@ class Device(Measurement):
     openblas: str  # its version and build; "" if it is not loaded
 
 
-class Kernel(Measurement):
+class FirstKernel(Measurement):
     """A small kernel, compiled for the first time."""
 
     seconds: float
@@ -151,7 +151,7 @@ LOCKING = Probe("measured_storage", "try_lock", Attempt, 20)
 RENAMING = Probe("measured_storage", "try_rename", Names, 20)
 LINKING = Probe("measured_storage", "try_link", Attempt, 20)
 DEVICE = Probe("measured_device", "describe_device", Device, 60)
-KERNEL = Probe("measured_device", "compile_kernel", Kernel, 60)
+KERNEL = Probe("measured_device", "compile_kernel", FirstKernel, 60)
 LOAD = Probe("measured_device", "work_without_pause", Load, 60)
 PRODUCTS = Probe("measured_arithmetic", "time_products", Products, 60)
 ROUNDINGS = Probe("measured_arithmetic", "round_products", Roundings, 60)

@@ -2,19 +2,21 @@
 
 `KVCache` is the cache of one or more sequences of one length, read in pieces of any length.
 `BatchCache` joins the caches of several sequences of different lengths, to be extended together one
-position at a time. Both fulfil `mlxchat.model.gpt.Cache`.
+position at a time. Both fulfil `mlxchat.model.gpt.Cache`: each layer returns as many keys as can be
+seen. `read_with` reads a position by a `DecodeStep` instead, which gets whole buffers.
 """
 
 from collections.abc import Sequence
+from functools import cache as cached
 
-from mlxchat.model.block import UNSEEN
+import numpy as np
+
+from mlxchat.model.attention import UNSEEN
 from mlxchat.model.config import GPTConfig
+from mlxchat.model.decoding import DecodeStep, Held, KeysAndValues, Span
 from mlxchat.runtime import mx
 
-KeysAndValues = tuple[mx.array, mx.array]
-"""Keys and values of a layer, (B, H, S, D) each."""
-
-STEP = 256  # buffers grow by this many positions; cuDNN decodes fast at multiples of it
+STEP = 256  # positions in the smallest buffers
 
 
 class KVCache:
@@ -64,7 +66,7 @@ class KVCache:
 
 
 class KVLayer:
-    """The keys and values of one layer, in buffers that grow by `STEP` positions.
+    """The keys and values of one layer, in buffers that double when they are full.
 
     Writing into a buffer costs the new positions only, where concatenation would copy all the
     earlier ones for each token. A layer with a window drops the positions that no new one can see
@@ -82,6 +84,33 @@ class KVLayer:
         self._window = window
         self._buffers: KeysAndValues | None = None  # (B, H, capacity, D)
         self._end = 0  # positions in the buffers: the last ones read
+        self._missing = np.zeros(1, np.int32)  # at the beginning of the buffers, by sequence
+
+    @classmethod
+    def joined(cls, layers: Sequence["KVLayer"]) -> "KVLayer":
+        """Return one layer for the sequences of several, aligned at their ends.
+
+        The layers have one sequence each, and at least one position. They do not change.
+        """
+        seen = [layer.visible for layer in layers]
+        lengths = [keys.shape[2] for keys, _ in seen]
+        joined, longest = cls(layers[0]._window), max(lengths)
+        joined.offset, joined._end = max(layer.offset for layer in layers), longest
+        joined._missing = longest - np.array(lengths, np.int32)
+        keys, values = (
+            mx.concatenate(
+                [_padded(x, longest - x.shape[2], _capacity(longest) - longest) for x in arrays]
+            )
+            for arrays in zip(*seen, strict=True)
+        )
+        joined._buffers = keys, values
+        return joined
+
+    @property
+    def buffers(self) -> KeysAndValues:
+        """Keys and values, (B, H, capacity, D), of which those up to now are read."""
+        assert self._buffers is not None
+        return self._buffers
 
     @property
     def visible(self) -> KeysAndValues:
@@ -89,39 +118,70 @@ class KVLayer:
 
         There must be at least one.
         """
-        assert self._buffers is not None
-        keys, values = self._buffers
+        keys, values = self.buffers
         begin = max(0, self._end - self._window)
         return keys[:, :, begin : self._end], values[:, :, begin : self._end]
 
-    def extend(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, None]:
-        """Append (B, H, T, D) keys and values; returns all that the new positions can see."""
-        T, start, buffers = keys.shape[2], self._end, self._buffers
-        if buffers is None:
+    def extend(
+        self, keys: mx.array, values: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array | None]:
+        """Append (B, H, T, D) keys and values.
+
+        Returns:
+            Keys and values of all that the new positions can see, and the mask that hides the
+            positions that shorter sequences do not have, if there are any.
+        """
+        T = keys.shape[2]
+        if self._buffers is None:
             end = min(T, self._window + 1)
-            buffers = self._with_room((keys, values), T, 0)
-            seen = keys, values
+            buffers = _with_room(keys, values, T, end, _capacity(end))
+            seen, hidden = (keys, values), None
         else:
-            if start + T > buffers[0].shape[2]:
-                buffers = self._with_room(buffers, start, T)
-                start = min(start, self._window + 1)
-            begin, end = max(0, start - self._window), start + T
+            self.make_room(T)
+            buffers, begin, end = self._buffers, max(0, self._end - self._window), self._end + T
             for buffer, new in zip(buffers, (keys, values), strict=True):
-                buffer[:, :, start:end] = new
+                buffer[:, :, self._end : end] = new
             seen = buffers[0][:, :, begin:end], buffers[1][:, :, begin:end]
+            hidden = self._hidden(begin, end, keys.dtype)
         # Only now, and without a call in between: Ctrl-C may come at any moment.
         self._buffers, self._end, self.offset = buffers, end, self.offset + T
-        return *seen, None
+        return *seen, hidden
 
-    def _with_room(self, buffers: KeysAndValues, end: int, T: int) -> KeysAndValues:
-        """Copy what is kept of the first ``end`` positions to buffers with room for T more.
+    def make_room(self, T: int) -> None:
+        """Make room in the buffers for T more positions, at least one having been read.
 
         One position more than the window is kept, so that the last one read can be trimmed.
         """
-        kept = min(end, self._window + 1)
-        room = T + STEP - (kept + T) % STEP
-        keys, values = (_padded(x[:, :, end - kept : end], 0, room) for x in buffers)
-        return keys, values
+        keys, values = self.buffers
+        if self._end + T <= keys.shape[2]:
+            return
+        kept = min(self._end, self._window + 1)
+        buffers = _with_room(keys, values, self._end, kept, _capacity(kept + T))
+        missing = np.maximum(self._missing - (self._end - kept), 0)
+        self._buffers, self._end, self._missing = buffers, kept, missing
+
+    def _hidden(self, begin: int, end: int, dtype: mx.Dtype) -> mx.array | None:
+        """Return the mask of the slots from ``begin`` to ``end``, (B, 1, 1, S), if it hides any."""
+        if begin >= self._missing.max():
+            return None
+        hidden = mx.arange(begin, end) < mx.array(self._missing)[:, None, None, None]
+        return mx.where(hidden, mx.array(UNSEEN, dtype), mx.array(0, dtype))
+
+    @property
+    def likeness(self) -> tuple[int, int, int]:
+        """What layers have in common whose `span` is the same."""
+        return self._window, self._end, self.buffers[0].shape[2]
+
+    def span(self) -> Span:
+        """Return which slots the next position takes and sees; `make_room` has made room for it."""
+        # Shaped by numpy: every operation of MLX costs time, for each token.
+        first = np.maximum(self._missing, self._end - self._window)[:, None, None, None]
+        last = np.full((1, 1, 1, 1), self._end, np.int32)
+        return Span(_slots(self.buffers[0].shape[2]), mx.array(first), mx.array(last))
+
+    def take(self, buffers: KeysAndValues) -> None:
+        """Replace the buffers by those in which a step has written the next position."""
+        self._buffers, self._end, self.offset = buffers, self._end + 1, self.offset + 1
 
     def can_trim(self, length: int) -> bool:
         """Return whether the layer still holds what position number ``length`` can see."""
@@ -145,24 +205,19 @@ class BatchCache:
     Args:
         caches: caches of batch size 1, each with at least one position; they do not change. One may
             occur several times: the samples that continue one prompt share its prefill.
-        windows: the windows of the layers.
-
-    Attributes:
-        offset: positions read by each sequence, (B,).
     """
 
-    def __init__(self, caches: Sequence[KVCache], windows: Sequence[int]) -> None:
-        lengths = [cache.offset for cache in caches]
-        longest = max(lengths)
-        padding = [longest - length for length in lengths]
-        self.offset = mx.array(lengths)
+    def __init__(self, caches: Sequence[KVCache]) -> None:
+        self._lengths = np.array([cache.offset for cache in caches], np.int32)
         latest = [ids for ids in (cache.latest for cache in caches) if ids is not None]
-        self._latest = mx.concatenate(latest)  # (B, 1)
-        layers = zip(*(cache.layers for cache in caches), windows, strict=True)
-        self.layers = [
-            BatchLayer([row.visible for row in rows], padding, longest, window)
-            for *rows, window in layers
-        ]
+        self.latest = mx.concatenate(latest)  # (B, 1)
+        rows = zip(*(cache.layers for cache in caches), strict=True)
+        self.layers = [KVLayer.joined(layers) for layers in rows]
+
+    @property
+    def offset(self) -> mx.array:
+        """Positions read by each sequence, (B,)."""
+        return mx.array(self._lengths)
 
     def record(self, ids: mx.array) -> mx.array:
         """Record that (B, 1) ids are read; returns the ids before them, (B, 1).
@@ -172,53 +227,53 @@ class BatchCache:
         """
         if ids.shape[1] != 1:
             raise ValueError(f"a batch is extended by one position, not {ids.shape[1]}")
-        before, self._latest = self._latest, ids
-        self.offset = self.offset + 1
+        before, self.latest = self.latest, ids
+        self._lengths = self._lengths + 1
         return before
 
 
-class BatchLayer:
-    """The keys and values of one layer for B sequences, in buffers that grow by `STEP` positions.
+def read_with(step: DecodeStep, ids: mx.array, cache: KVCache | BatchCache) -> mx.array:
+    """Read the ids of one position, (B, 1), by a step, as the model would read them.
 
     Args:
-        rows: keys and values of each sequence, (1, H, n, D): of the last n positions it has read.
-        padding: for each sequence, by how many positions it is shorter than the longest.
-        end: positions that the longest sequence has read.
-        window: positions that each position can see before itself.
+        cache: extended in place; it has at least one position.
+
+    Returns:
+        The logits of the next token, (B, V).
     """
+    assert cache.latest is not None
+    for layer in cache.layers:
+        layer.make_room(1)
+    alike: dict[tuple[int, int, int], int] = {}
+    number = [alike.setdefault(layer.likeness, len(alike)) for layer in cache.layers]
+    spans = [cache.layers[number.index(n)].span() for n in range(len(alike))]
+    latest = cache.latest.astype(ids.dtype)  # a prompt's may differ, and would be traced apart
+    buffers = [layer.buffers for layer in cache.layers]
+    logits, buffers = step(ids, Held(mx.array(cache.offset), latest, spans, number, buffers))
+    cache.record(ids)
+    for layer, written in zip(cache.layers, buffers, strict=True):
+        layer.take(written)
+    return logits
 
-    def __init__(
-        self, rows: Sequence[KeysAndValues], padding: Sequence[int], end: int, window: int
-    ) -> None:
-        self._end, self._window = end, window
-        self._padding = mx.array(list(padding))[:, None, None, None]
-        self._padded = max(padding)
-        room = STEP - end % STEP
-        self._keys, self._values = (  # (B, H, capacity, D)
-            mx.concatenate([_padded(row, end - row.shape[2], room) for row in arrays])
-            for arrays in zip(*rows, strict=True)
-        )
 
-    def extend(
-        self, keys: mx.array, values: mx.array
-    ) -> tuple[mx.array, mx.array, mx.array | None]:
-        """Append (B, H, 1, D) keys and values.
+def _capacity(positions: int) -> int:
+    """Return the size of buffers for so many positions: `STEP`, or the next doubling of it."""
+    return STEP << ((positions - 1) // STEP).bit_length()
 
-        Returns:
-            Keys and values of all that the new position can see, and the mask that hides the
-            positions that shorter sequences do not have, if there are any.
-        """
-        start, end = self._end, self._end + 1
-        if start == self._keys.shape[2]:
-            self._keys, self._values = (_padded(x, 0, STEP) for x in (self._keys, self._values))
-        self._keys[:, :, start:end] = keys
-        self._values[:, :, start:end] = values
-        self._end = end
-        begin, hidden = max(0, start - self._window), None
-        if begin < self._padded:
-            missing = mx.arange(begin, end) < self._padding  # (B, 1, 1, S)
-            hidden = mx.where(missing, mx.array(UNSEEN, keys.dtype), mx.array(0, keys.dtype))
-        return self._keys[:, :, begin:end], self._values[:, :, begin:end], hidden
+
+@cached
+def _slots(capacity: int) -> mx.array:
+    slots = mx.arange(capacity)
+    mx.eval(slots)
+    return slots
+
+
+def _with_room(
+    keys: mx.array, values: mx.array, end: int, kept: int, capacity: int
+) -> KeysAndValues:
+    """Copy the last ``kept`` of the first ``end`` positions to the beginning of larger buffers."""
+    keys, values = (_padded(x[:, :, end - kept : end], 0, capacity - kept) for x in (keys, values))
+    return keys, values
 
 
 def _padded(array: mx.array, before: int, after: int) -> mx.array:

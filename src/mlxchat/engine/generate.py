@@ -1,10 +1,12 @@
 """Generation: tokens one after another, the next computed while the caller uses the latest."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence, Set
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
-from mlxchat.engine.cache import BatchCache, KVCache
+from mlxchat.engine.cache import BatchCache, KVCache, read_with
 from mlxchat.engine.sampling import Sampler, greedy, penalise
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
@@ -24,6 +26,7 @@ def generate(
     cache: KVCache,
     sample: Sampler = greedy,
     *,
+    key: mx.array | None = None,
     stop: frozenset[int],
     max_tokens: int,
     repetition_penalty: float = 1.0,
@@ -42,6 +45,7 @@ def generate(
         ids: at least one token.
         cache: extended in place.
         sample: chooses tokens, such as `mlxchat.engine.sampling.make_sampler` makes one.
+        key: a key from `mx.random.key`, of the draws; by default that of seed 0.
         stop: tokens that end the generation; they are not yielded, held or penalised.
         max_tokens: yield at most this many tokens.
         repetition_penalty: makes tokens less likely that occurred before; 1 for none.
@@ -54,7 +58,7 @@ def generate(
     """
     if not ids:
         raise ValueError("there is no token to continue")
-    choose = _Choice(sample, repetition_penalty, model.config.vocab_size, [{*seen, *ids} - stop])
+    choose = _Choice(model, sample, key, repetition_penalty, [{*seen, *ids} - stop])
     try:
         token = choose(prefill(model, ids, cache))  # (1,)
     except BaseException:
@@ -65,11 +69,13 @@ def generate(
     tool = tools() if tools else None
     try:
         while yielded < max_tokens:
-            following = choose(model(token[:, None], cache)[:, -1], token)
-            mx.async_eval(following)
+            following = choose(next_logits(model, token, cache), token)
+            # Awaited before the launch: MLX writes in place only into buffers that nothing under
+            # way still reads, and would copy all of the cache for every token otherwise.
             value = int(token)
             if value in stop:
                 return
+            mx.async_eval(following)
             yielded += 1
             yield value
             token = _forced(following, [tool(value)]) if tool else following
@@ -82,6 +88,7 @@ def generate_batch(
     prompts: Sequence[Sequence[int]],
     sample: Sampler = greedy,
     *,
+    key: mx.array | None = None,
     stop: frozenset[int],
     max_tokens: int,
     repetition_penalty: float = 1.0,
@@ -95,6 +102,7 @@ def generate_batch(
         model: the network; the caller makes sure that its context is long enough.
         prompts: token ids, at least one per prompt; the lengths may differ.
         sample: chooses tokens, such as `mlxchat.engine.sampling.make_sampler` makes one.
+        key: a key from `mx.random.key`, of the draws; by default that of seed 0.
         stop: tokens that end a continuation; they are not yielded or penalised.
         max_tokens: yield at most this many tokens for a prompt.
         repetition_penalty: as for `generate`.
@@ -112,21 +120,20 @@ def generate_batch(
             prefilled[ids] = alone, prefill(model, ids, alone)
             mx.async_eval(prefilled[ids][1])
     rows = [prefilled[tuple(ids)] for ids in prompts]
-    batch = BatchCache([alone for alone, _ in rows], model.config.windows)
-    seen = [set(ids) - stop for ids in prompts]
-    choose = _Choice(sample, repetition_penalty, model.config.vocab_size, seen)
+    batch = BatchCache([alone for alone, _ in rows])
+    choose = _Choice(model, sample, key, repetition_penalty, [set(ids) - stop for ids in prompts])
     tokens = choose(mx.concatenate([logits for _, logits in rows]))  # (B,)
     running = [True] * len(prompts)
     tool_of_row = [tools() for _ in prompts] if tools else []
     del prefilled, rows, alone  # the batch has copies of what they hold
     mx.async_eval(tokens)
     for _ in range(max_tokens):
-        following = choose(model(tokens[:, None], batch)[:, -1], tokens)
-        mx.async_eval(following)
-        values: list[int] = np.array(tokens).tolist()
+        following = choose(next_logits(model, tokens, batch), tokens)
+        values: list[int] = np.array(tokens).tolist()  # before the launch, as in `generate`
         running = [on and token not in stop for on, token in zip(running, values, strict=True)]
         if not any(running):
             return
+        mx.async_eval(following)
         yielded = [token if on else None for on, token in zip(running, values, strict=True)]
         yield yielded
         tokens = following
@@ -164,12 +171,35 @@ def prefill(model: GPT, ids: Sequence[int], cache: KVCache, chunk: int = PREFILL
     return model.logits(model.features(last, cache)[:, -1])
 
 
+def next_logits(model: GPT, tokens: mx.array, cache: KVCache | BatchCache) -> mx.array:
+    """Read one token of each sequence, (B,), into ``cache``; returns the logits after it, (B, V).
+
+    The model's compiled step does this, if it has one.
+    """
+    ids = tokens[:, None]
+    if model.decode_step is None:
+        return model(ids, cache)[:, -1]
+    return read_with(model.decode_step, ids, cache)
+
+
 def _forced(sampled: mx.array, forced: Sequence[int | None]) -> mx.array:
     """Return ``sampled``, (B,), with the forced tokens, if not None, in their rows."""
     if all(token is None for token in forced):
         return sampled
     free = mx.array([token is None for token in forced])
     return mx.where(free, sampled, mx.array([token or 0 for token in forced], sampled.dtype))
+
+
+class _Past(NamedTuple):
+    """What the choice of a token depends on besides the logits.
+
+    Attributes:
+        key: of the draws that follow.
+        seen: which tokens are penalised, (B, V); None without a repetition penalty.
+    """
+
+    key: mx.array
+    seen: mx.array | None
 
 
 class _Choice:
@@ -180,16 +210,20 @@ class _Choice:
     """
 
     def __init__(
-        self, sample: Sampler, penalty: float, vocab_size: int, seen: Sequence[Set[int]]
+        self,
+        model: GPT,
+        sample: Sampler,
+        key: mx.array | None,
+        penalty: float,
+        seen: Sequence[Set[int]],
     ) -> None:
-        self._sample = sample
-        self._penalty = penalty
-        self._seen: mx.array | None = None  # (B, V)
+        chosen = None
         if penalty > 1:
-            self._vocabulary = mx.arange(vocab_size)
-            self._seen = mx.zeros((len(seen), vocab_size), mx.bool_)
+            chosen = mx.zeros((len(seen), model.config.vocab_size), mx.bool_)
             for row, tokens in enumerate(seen):
-                self._seen[row, mx.array(sorted(tokens), mx.int32)] = True
+                chosen[row, mx.array(sorted(tokens), mx.int32)] = True
+        self._past = _Past(mx.random.key(0) if key is None else key, chosen)
+        self._rule = _rule(sample, penalty, compiled=model.decode_step is not None)
 
     def __call__(self, logits: mx.array, latest: mx.array | None = None) -> mx.array:
         """Return the tokens, (B,), that follow (B, V) logits.
@@ -197,8 +231,22 @@ class _Choice:
         Args:
             latest: the tokens before them, (B,), unless those are in ``seen`` already.
         """
-        if self._seen is not None:
+        tokens, self._past = self._rule(logits, latest, self._past)
+        return tokens
+
+
+_Rule = Callable[[mx.array, mx.array | None, _Past], tuple[mx.array, _Past]]
+
+
+@lru_cache(maxsize=16)  # a rule that was compiled keeps its traces
+def _rule(sample: Sampler, penalty: float, compiled: bool) -> _Rule:
+    def choose(logits: mx.array, latest: mx.array | None, past: _Past) -> tuple[mx.array, _Past]:
+        seen = past.seen
+        if seen is not None:
             if latest is not None:
-                self._seen = self._seen | (self._vocabulary == latest[:, None])
-            logits = penalise(logits, self._seen, self._penalty)
-        return self._sample(logits)
+                seen = seen | (mx.arange(seen.shape[-1]) == latest[:, None])
+            logits = penalise(logits, seen, penalty)
+        tokens, key = sample(logits, past.key)
+        return tokens, _Past(key, seen)
+
+    return mx.compile(choose) if compiled else choose

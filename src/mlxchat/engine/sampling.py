@@ -11,25 +11,28 @@ in `make_sampler` that joins them.
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 from mlxchat.config.inference import Sampling
 from mlxchat.runtime import mx
 
 COLDEST = 1e-6  # a lower temperature is greedy: dividing by it would overflow float32
 
-Sampler = Callable[[mx.array], mx.array]
-"""Chooses a token for every row: (..., V) float32 logits to (...) integers."""
+Sampler = Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]
+"""Chooses a token for every row: (..., V) float32 logits and a key from `mx.random.key`.
+
+Returns (...) integers, and the key of the draws that follow.
+"""
 
 
-def make_sampler(sampling: Sampling, key: mx.array) -> Sampler:
-    """Return the function that chooses tokens as ``sampling`` says.
+@lru_cache
+def make_sampler(sampling: Sampling) -> Sampler:
+    """Return the function that chooses tokens as ``sampling`` says, the same for equal settings.
+
+    Every call draws with another key split off the given one, so that calls that begin with equal
+    keys give the same tokens.
 
     The repetition penalty is not part of it, since that depends on earlier tokens: see `penalise`.
-
-    Args:
-        key: a key from `mx.random.key`. Every call draws with another key split off it, so that the
-            same calls of samplers with equal keys give the same tokens.
     """
     if sampling.temperature < COLDEST:
         return greedy
@@ -39,16 +42,15 @@ def make_sampler(sampling: Sampling, key: mx.array) -> Sampler:
     if sampling.min_p > 0:
         filters.append(partial(keep_min_p, p=sampling.min_p))
 
-    def sample(logits: mx.array) -> mx.array:
-        nonlocal key
+    def sample(logits: mx.array, key: mx.array) -> tuple[mx.array, mx.array]:
         key, own = mx.random.split(key)
         logits = logits / sampling.temperature
         if sampling.top_k is None or sampling.top_k >= logits.shape[-1]:
-            return _draw(logits, filters, own)
+            return _draw(logits, filters, own), key
         # The filters sort k numbers instead of the whole vocabulary.
         logits, tokens = largest(logits, sampling.top_k)
         place = _draw(logits, filters, own)
-        return mx.take_along_axis(tokens, place[..., None], axis=-1)[..., 0]
+        return mx.take_along_axis(tokens, place[..., None], axis=-1)[..., 0], key
 
     return sample
 
@@ -61,9 +63,9 @@ def _draw(
     return mx.random.categorical(logits, axis=-1, key=key)
 
 
-def greedy(logits: mx.array) -> mx.array:
-    """Choose the likeliest token, the first of equally likely ones."""
-    return mx.argmax(logits, axis=-1)
+def greedy(logits: mx.array, key: mx.array) -> tuple[mx.array, mx.array]:
+    """Choose the likeliest token, the first of equally likely ones; returns the key unused."""
+    return mx.argmax(logits, axis=-1), key
 
 
 def largest(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:

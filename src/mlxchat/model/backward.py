@@ -50,9 +50,9 @@ def ordered_loss(
             lambdas = model.lambdas(i)
             streams = [x, x0, *lambdas.values()] if lambdas else [x]
             streams, parameters = _gate(streams, parameters, summed)
-            x = run(partial(_layer, model, i, ids, rope), streams, parameters)  # (B, T, C)
-            if lambdas:
-                x0 = streams[1]  # so that its gradient from the layers above passes this gate too
+            x, *mixed = run(partial(_layer, model, i, ids, rope), streams, parameters)  # (B, T, C)
+            if mixed:
+                [x0] = mixed  # so that its gradient from the layers above passes this gate too
             if i == model.config.backout_layer:
                 middle = x
         x = model.final_norm(x, middle)  # (B, T, C)
@@ -100,8 +100,8 @@ def _gate(
     return arrays[:n], dict(zip(names, arrays[n:], strict=True))
 
 
-ModelStage = Callable[[list[mx.array], Arrays], mx.array]
-"""A part of the network as a function of its input streams and its parameters.
+ModelStage = Callable[[list[mx.array], Arrays], list[mx.array]]
+"""A part of the network as a function from input streams and parameters to output streams.
 
 It must not close over any other array that has a gradient.
 """
@@ -109,35 +109,38 @@ It must not close over any other array that has a gradient.
 
 def _layer(
     model: GPT, i: int, ids: mx.array, rope: Rope, streams: list[mx.array], parameters: Arrays
-) -> mx.array:
+) -> list[mx.array]:
     """Run layer ``i``; with the first four arguments bound, this is a `ModelStage`."""
     x, *mixed = streams
     x0, *scalars = mixed or [x]  # a layer without lambdas does not use it
     lambdas = dict(zip(model.config.traits.lambdas, scalars, strict=True))
     with model.using(parameters):
-        return model.layer(i, x, x0, lambdas, ids, rope)
+        x, x0 = model.layer(i, x, x0, lambdas, ids, rope)
+    return [x, x0] if mixed else [x]
 
 
-def _plain(stage: ModelStage, streams: list[mx.array], parameters: Arrays) -> mx.array:
+def _plain(stage: ModelStage, streams: list[mx.array], parameters: Arrays) -> list[mx.array]:
     return stage(streams, parameters)
 
 
-def _checkpointed(stage: ModelStage, streams: list[mx.array], parameters: Arrays) -> mx.array:
+def _checkpointed(stage: ModelStage, streams: list[mx.array], parameters: Arrays) -> list[mx.array]:
     """Run a stage so that only its inputs are held for the backward pass, which runs it again."""
     names, n = list(parameters), len(streams)
 
-    def of_arrays(*arrays: mx.array) -> mx.array:
+    def of_arrays(*arrays: mx.array) -> list[mx.array]:
         return stage(list(arrays[:n]), dict(zip(names, arrays[n:], strict=True)))
 
     @mx.custom_function
-    def forward(*arrays: mx.array) -> mx.array:
+    def forward(*arrays: mx.array) -> list[mx.array]:
         return of_arrays(*arrays)
 
     @forward.vjp
-    def recompute(arrays: Sequence[mx.array], cotangent: mx.array, _: object) -> list[mx.array]:
-        # The cotangent comes from the stages above. Waiting for it keeps MLX from computing the
+    def recompute(
+        arrays: Sequence[mx.array], cotangents: list[mx.array], _: object
+    ) -> list[mx.array]:
+        # The cotangents come from the stages above. Waiting for them keeps MLX from computing the
         # activations of all stages again at once.
-        later = mx.depends(list(arrays), cotangent)
-        return mx.vjp(of_arrays, later, [cotangent])[1]
+        later = mx.depends(list(arrays), cotangents)
+        return mx.vjp(of_arrays, later, cotangents)[1]
 
-    return cast(Callable[..., mx.array], forward)(*streams, *parameters.values())
+    return cast(Callable[..., list[mx.array]], forward)(*streams, *parameters.values())

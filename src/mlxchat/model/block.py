@@ -4,18 +4,17 @@ Shapes: B sequences of T positions, C channels in the residual stream, H query h
 S counts the positions that can be attended to, cached ones included.
 """
 
-from typing import Protocol
+from typing import Protocol, cast
 
+from mlxchat.model.attention import UNSEEN, attend_from_one
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.cpu import FEW_ROWS, multiply_few_rows, relu_squared
 from mlxchat.model.cpu_attention import bounded_attention, scores_are_bounded
+from mlxchat.model.norm import Pair, norm_and_stream
 from mlxchat.model.quantized import QuantizedLinear
-from mlxchat.model.rope import Rope, apply_rope
+from mlxchat.model.rope import Rope, norm_and_rotate, split_heads
 from mlxchat.model.size import query_block
 from mlxchat.runtime import machine, mx, nn
-
-NORM_EPS = 1.1920929e-07  # float32's machine epsilon, which torch's rms_norm uses by default
-UNSEEN = -1e9  # added to a score, it makes the softmax weight zero
 
 
 class LayerCache(Protocol):
@@ -30,13 +29,8 @@ class LayerCache(Protocol):
 
         If T > 1, the mask is None and the T new positions are the last ones: `causal_attention`
         hides what the window does not allow. If T = 1, the cache returns only positions within the
-        window, in any order, and may return a mask, (B, 1, 1, S), to be added to the scores.
+        window, in any order, or a mask that hides the others, as `attend_from_one` takes it.
         """
-
-
-def norm(x: mx.array) -> mx.array:
-    """RMS norm over the last axis, without learnt weights."""
-    return mx.fast.rms_norm(x, None, NORM_EPS)
 
 
 class Linear(nn.Linear):
@@ -54,7 +48,7 @@ class Linear(nn.Linear):
         if machine().backend == "cpu" and x.size <= FEW_ROWS * x.shape[-1]:
             y = multiply_few_rows(x, weight)
             return y if onto is None else onto + y
-        return x @ weight.T if onto is None else mx.addmm(onto, x, weight.T)
+        return product(x, weight) if onto is None else cast(mx.array, _sum(onto, x, weight))
 
     @property
     def dense(self) -> mx.array:
@@ -67,6 +61,44 @@ class Linear(nn.Linear):
         """Return this layer with its weight quantized; `nn.quantize` calls this."""
         layer: QuantizedLinear = QuantizedLinear.from_linear(self, group_size, bits, mode)
         return layer
+
+
+# ==== Products whose gradients lie row by row ====
+#
+# MLX's own gradient of a weight comes out transposed, and the optimizer reads that several times as
+# slowly.
+
+
+def product(x: mx.array, weight: mx.array) -> mx.array:
+    """Return ``x @ weight.T``: (..., inputs) by (outputs, inputs) to (..., outputs)."""
+    return cast(mx.array, _product(x, weight))
+
+
+@mx.custom_function
+def _product(x: mx.array, weight: mx.array) -> mx.array:
+    return x @ weight.T
+
+
+@_product.vjp
+def _product_vjp(primals: tuple[mx.array, mx.array], cotangent: mx.array, _: mx.array) -> Pair:
+    return _gradients(*primals, cotangent)
+
+
+@mx.custom_function
+def _sum(onto: mx.array, x: mx.array, weight: mx.array) -> mx.array:
+    return mx.addmm(onto, x, weight.T)
+
+
+@_sum.vjp
+def _sum_vjp(
+    primals: tuple[mx.array, mx.array, mx.array], cotangent: mx.array, _: mx.array
+) -> tuple[mx.array, mx.array, mx.array]:
+    return cotangent, *_gradients(*primals[1:], cotangent)
+
+
+def _gradients(x: mx.array, weight: mx.array, cotangent: mx.array) -> Pair:
+    rows, of_rows = (a.reshape(-1, a.shape[-1]) for a in (x, cotangent))
+    return cotangent @ weight, of_rows.T @ rows
 
 
 class Attention(nn.Module):
@@ -117,28 +149,35 @@ class Attention(nn.Module):
     ) -> tuple[mx.array, mx.array, mx.array]:
         """Project (B, T, C) to queries, (B, H, T, D), and keys and values, (B, n_kv_head, T, D)."""
         B, T, _ = x.shape
-        shape, n_qk = (B, T, -1, self.head_dim), self.n_head + self.n_kv_head
-        if self.c_qkv is None:
-            q = self.c_q(x).reshape(shape)  # (B, T, H, D)
-            k = self.c_k(x).reshape(shape)  # (B, T, n_kv_head, D)
-            v = self.c_v(x).reshape(shape)  # (B, T, n_kv_head, D)
-            # A rotation leaves the norm alone: the order of the two does not matter.
-            q, k = apply_rope(norm(q), rope), apply_rope(norm(k), rope)
+        shape = (B, T, -1, self.head_dim)
+        qkv = self._joined_product(x)
+        if qkv is not None:
+            q, k, v = split_heads(qkv.reshape(shape), self.n_head, self.n_kv_head, rope)
         else:
-            qkv = self.c_qkv(x).reshape(shape)  # (B, T, H + 2 * n_kv_head, D)
-            qk = apply_rope(norm(qkv[:, :, :n_qk]), rope)  # (B, T, H + n_kv_head, D)
-            q = qk[:, :, : self.n_head]  # (B, T, H, D)
-            k = qk[:, :, self.n_head :]  # (B, T, n_kv_head, D)
-            v = qkv[:, :, n_qk:]  # (B, T, n_kv_head, D)
+            q = norm_and_rotate(self.c_q(x).reshape(shape), rope)  # (B, T, H, D)
+            k = norm_and_rotate(self.c_k(x).reshape(shape), rope)  # (B, T, n_kv_head, D)
+            v = self.c_v(x).reshape(shape)  # (B, T, n_kv_head, D)
         if value_embedding is not None:
             ve = value_embedding.reshape(v.shape)  # (B, T, n_kv_head, D)
             if self.gate_channels:
-                gate = mx.sigmoid(self.ve_gate(x[..., : self.gate_channels]))  # (B, T, n_kv_head)
-                gate = self.gate_scale * gate
-                ve = gate[..., None] * ve  # (B, T, n_kv_head, D)
+                gate = self.ve_gate(x[..., : self.gate_channels])[..., None]  # (B, T, n_kv_head, 1)
+                ve = self.gate_scale * mx.sigmoid(gate) * ve  # (B, T, n_kv_head, D)
             v = v + ve
         q, k, v = (heads.transpose(0, 2, 1, 3) for heads in (q, k, v))  # heads before positions
         return q, k, v
+
+    def _joined_product(self, x: mx.array) -> mx.array | None:
+        """Return the queries, keys and values of (B, T, C) from one product, (B, T, all heads * D).
+
+        None if they are better computed one by one: on CPUs, which then read each in order, and
+        from layers that another program quantized in different formats.
+        """
+        if self.c_qkv is not None:
+            return self.c_qkv(x)
+        layers = (self.c_q, self.c_k, self.c_v)
+        if machine().backend == "cpu" or not all(type(layer) is Linear for layer in layers):
+            return None
+        return product(x, mx.concatenate([layer.weight.astype(x.dtype) for layer in layers]))
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, cache: LayerCache | None) -> mx.array:
         """Attend to the cached keys and the new ones; returns (B, H, T, D)."""
@@ -190,17 +229,16 @@ def causal_attention(
     is a window, are never computed, and those of one block are held at a time.
 
     Args:
-        q: (B, H, T, D).
-        k, v: (B, n_kv_head, S, D).
+        q: (B, H, T, D), normalised.
+        k, v: (B, n_kv_head, S, D), the keys normalised.
         scale: factor of the scores, before the softmax.
         window: how many positions before its own each query can see.
-        mask: None if T > 1, where the causal mask and the window are made here. If T = 1, None or
-            (B, 1, 1, S), to be added to the scores; the query sees all other positions whatever the
-            window, since a cache passes only those that the window allows.
+        mask: None if T > 1, where the causal mask and the window are made here. If T = 1, as for
+            `attend_from_one`: the query sees all that the cache does not hide, whatever the window.
     """
     T, S = q.shape[2], k.shape[2]
     if T == 1:
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+        return attend_from_one(q, k, v, scale, mask)
     block = query_block(machine().backend, T, S, window)
     outputs = []
     for start in range(0, T, block):
@@ -252,62 +290,18 @@ class Block(nn.Module):
         super().__init__()
         self.attn = Attention(config, layer)
         self.mlp = MLP(config)
-        self._one_position: OnePosition | None = None
 
     def __call__(
         self,
         x: mx.array,
+        normed: mx.array,
         rope: Rope,
         value_embedding: mx.array | None = None,
         cache: LayerCache | None = None,
     ) -> mx.array:
-        """Map the residual stream, (B, T, C), to the one after this block."""
-        if self._one_position is not None and x.shape[1] == 1:
-            return self._one_position(x, rope, value_embedding, cache)
+        """Map the residual stream and its norm, (B, T, C), to the stream after this block."""
         # x = x + attn(norm(x)); x = x + mlp(norm(x)). With `onto`, the kernel of each last matrix
         # product does the addition too.
-        x = self.attn(norm(x), rope, value_embedding, cache, onto=x)
-        return self.mlp(norm(x), onto=x)
-
-    def prepare_for_inference(self) -> None:
-        """Prepare for decoding, where a kernel takes longer to launch than to run.
-
-        Single positions then take fewer kernels. On GPUs they are compiled too; on CPUs MLX would
-        need a C++ compiler on the user's machine for that.
-        """
-        self.attn.fuse_qkv()
-        if machine().backend != "cpu":
-            self._one_position = OnePosition(self.attn, self.mlp)
-
-
-class OnePosition:
-    """A block's forward pass for T = 1, compiled.
-
-    It computes what `Block` computes. The cache hands out arrays of another shape for every token,
-    and each shape would be compiled again; so the halves before and after it are compiled, and the
-    attention between them is not.
-    """
-
-    def __init__(self, attn: Attention, mlp: MLP) -> None:
-        def before(
-            x: mx.array, rope: Rope, value_embedding: mx.array | None
-        ) -> tuple[mx.array, mx.array, mx.array]:
-            return attn.qkv(norm(x), rope, value_embedding)
-
-        def after(x: mx.array, y: mx.array) -> mx.array:
-            x = attn.output(y, onto=x)
-            return mlp(norm(x), onto=x)
-
-        self._before, self._after = mx.compile(before), mx.compile(after)
-        self._attend = attn.attend
-
-    def __call__(
-        self,
-        x: mx.array,
-        rope: Rope,
-        value_embedding: mx.array | None,
-        cache: LayerCache | None,
-    ) -> mx.array:
-        """Map the residual stream, (B, 1, C), to the one after the block."""
-        q, k, v = self._before(x, rope, value_embedding)
-        return self._after(x, self._attend(q, k, v, cache))  # (B, 1, C)
+        x = self.attn(normed, rope, value_embedding, cache, onto=x)
+        normed, x = norm_and_stream(x)
+        return self.mlp(normed, onto=x)

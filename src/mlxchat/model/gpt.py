@@ -17,11 +17,14 @@ the loss is in float32.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
-from mlxchat.model.block import Block, LayerCache, Linear, norm
+from mlxchat.model.block import Block, LayerCache, Linear
 from mlxchat.model.config import SMEAR_CHANNELS, GPTConfig
+from mlxchat.model.decoding import DecodeStep, read_position
 from mlxchat.model.loss import CHUNK_ROWS, cross_entropies, mean_cross_entropy, soft_cap
+from mlxchat.model.norm import mix_and_norm, norm, norm_and_stream
 from mlxchat.model.rope import Rope
 from mlxchat.runtime import machine, mx, nn, tree_flatten
 
@@ -54,12 +57,17 @@ class GPT(nn.Module):
     Args:
         config: the shape of the network.
         dtype: the dtype of the activations.
+
+    Attributes:
+        decode_step: reads one position from buffers of fixed size, compiled; None unless
+            `prepare_for_inference` has made it.
     """
 
     def __init__(self, config: GPTConfig, dtype: mx.Dtype = mx.float32) -> None:
         super().__init__()
         self.config = config
         self.dtype = dtype
+        self.decode_step: DecodeStep | None = None
         era, layers = config.traits, range(config.n_layer)
         self.transformer: dict[str, Any] = {
             "wte": nn.Embedding(config.padded_vocab_size, config.n_embd),
@@ -121,14 +129,12 @@ class GPT(nn.Module):
             (B, T, C) in the compute dtype.
         """
         offset = cache.offset if cache is not None else 0
-        if ids.shape[1] == 1:
-            offset = mx.array(offset)  # `OnePosition` would compile again for every new offset
         rope = Rope(self.config.traits.rope_base, offset)
         previous = cache.record(ids) if cache is not None else None  # (B, 1)
         caches = cache.layers if cache is not None else [None] * self.config.n_layer
         x = x0 = middle = self.embed(ids, previous)  # (B, T, C)
         for i, layer_cache in enumerate(caches):
-            x = self.layer(i, x, x0, self.lambdas(i), ids, rope, layer_cache)  # (B, T, C)
+            x, x0 = self.layer(i, x, x0, self.lambdas(i), ids, rope, layer_cache)  # (B, T, C)
             if i == self.config.backout_layer:
                 middle = x
         return self.final_norm(x, middle)  # (B, T, C)
@@ -151,7 +157,8 @@ class GPT(nn.Module):
 
     def lambdas(self, i: int) -> Arrays:
         """Return the learnt scalars of layer ``i`` by name; the classic network has none."""
-        return {name: self[name][i] for name in self.config.traits.lambdas}
+        # A slice, (1,): it is a view, where an element would be gathered by a kernel.
+        return {name: self[name][i : i + 1] for name in self.config.traits.lambdas}
 
     def layer(
         self,
@@ -162,8 +169,8 @@ class GPT(nn.Module):
         ids: mx.array,
         rope: Rope,
         cache: LayerCache | None = None,
-    ) -> mx.array:
-        """Return the residual stream after layer ``i``, (B, T, C).
+    ) -> tuple[mx.array, mx.array]:
+        """Return the residual stream after layer ``i``, and ``x0`` for the next one, (B, T, C).
 
         Args:
             i: the number of the layer.
@@ -175,7 +182,10 @@ class GPT(nn.Module):
             cache: the layer's keys and values of earlier positions.
         """
         if lambdas:
-            x = self._mix(lambdas["resid_lambdas"], x, lambdas["x0_lambdas"], x0)
+            a, b = lambdas["resid_lambdas"], lambdas["x0_lambdas"]
+            normed, x, x0 = mix_and_norm(x, x0, a, b)
+        else:
+            normed, x = norm_and_stream(x)
         value_embedding = None
         if self.config.has_value_embedding(i):
             value_embedding = self.value_embeds[i](ids)  # (B, T, n_kv_head * D)
@@ -183,7 +193,7 @@ class GPT(nn.Module):
                 value_embedding = lambdas["v0_lambdas"] * value_embedding
             value_embedding = value_embedding.astype(self.dtype)
         block: Block = self.transformer["h"][i]
-        return block(x, rope, value_embedding, cache)
+        return block(x, normed, rope, value_embedding, cache), x0
 
     def final_norm(self, x: mx.array, middle: mx.array) -> mx.array:
         """Normalise the last layer's residual stream, (B, T, C), for the head.
@@ -284,12 +294,21 @@ class GPT(nn.Module):
         self.load_weights([(n, w.astype(self.dtype)) for n, w in matrices.items()], strict=False)
         mx.eval(self.parameters())  # now, or both copies would live until the first token
 
-    def prepare_for_inference(self) -> None:
-        """Rearrange the parameters for fast decoding. They can no longer be trained or saved."""
+    def prepare_for_inference(self, compiled: bool | None = None) -> None:
+        """Rearrange the parameters for fast decoding. They can no longer be trained or saved.
+
+        Args:
+            compiled: whether to make `decode_step`. By default on GPUs: on CPUs MLX would need a
+                C++ compiler on the user's machine.
+        """
         self.cast_matrices()
         for block in self.transformer["h"]:
-            block.prepare_for_inference()
+            block.attn.fuse_qkv()
         mx.eval(self.parameters())
+        if compiled is None:
+            compiled = machine().backend != "cpu"
+        if compiled:
+            self.decode_step = mx.compile(partial(read_position, self))
 
 
 # ==== Initial parameters ====

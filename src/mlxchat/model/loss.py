@@ -6,13 +6,18 @@ with the loss, chunk by chunk: nothing is held, or computed again, for the backw
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import cast
 
+from mlxchat.autotune import fastest
 from mlxchat.model.cpu import exp, log_sum_exp, sum_last, tanh
+from mlxchat.model.kernels.loss import CROSS_ENTROPY, cross_entropy_kernel
+from mlxchat.model.norm import HALF_PRECISION
 from mlxchat.model.size import chunk_size
-from mlxchat.runtime import mx
+from mlxchat.runtime import machine, mx
 
 CHUNK_ROWS = 128  # the default of the minimum number of positions per chunk
+EXAMPLE = 2**25  # logits with which the kernel is compared
 FASTEST_CHUNK_ROWS = {"cpu": 128, "cuda": 2048, "metal": 1024}  # by backend, measured
 
 
@@ -71,24 +76,14 @@ def mean_cross_entropy(
     @mx.custom_function
     def loss_and_gradients(x: mx.array, weight: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         half = weight[:vocab_size].astype(x.dtype)  # (V, C), in half precision on GPUs
-        columns = mx.arange(vocab_size)
+        cross_entropy = _fastest_cross_entropy(vocab_size, x.dtype)
         losses, d_x = list[mx.array](), list[mx.array]()
         d_weight = mx.array(0.0)
         for chunk in _chunks(targets.size, vocab_size, chunk_rows):
             # One chunk after another: by then the logits of the one before are no longer needed.
             features = mx.depends(x[chunk], [*losses[-1:], d_weight, *d_x[-1:]])  # (rows, C)
-            y = targets[chunk]  # (rows,)
-            kept = y >= 0
-            logits = soft_cap(features @ half.T, softcap)  # (rows, V)
-            normaliser = log_sum_exp(logits)  # (rows,)
-            losses.append((normaliser - _chosen(logits, y)) * kept)  # (rows,)
-            # The gradient of a cross entropy is softmax(logits) - one_hot(target).
-            share = (kept / count)[:, None]  # (rows, 1)
-            # exp(logits) as `log_sum_exp` computes it too; it cannot overflow, the cap bounds it.
-            softmax = exp(logits) * (share / exp(normaliser)[:, None])  # (rows, V)
-            d_capped = softmax - mx.where(columns == y[:, None], share, 0.0)
-            # The derivative of the soft cap, bound * tanh(z / bound), is 1 - tanh(z / bound)^2.
-            d_logits = (d_capped * (1 - (logits / softcap).square())).astype(x.dtype)
+            loss, d_logits = cross_entropy(features @ half.T, targets[chunk], softcap, 1 / count)
+            losses.append(loss)  # (rows,)
             d_x.append(d_logits @ half)  # (rows, C)
             d_weight = d_weight + d_logits.T @ features  # (V, C)
         if len(weight) > vocab_size:
@@ -105,6 +100,61 @@ def mean_cross_entropy(
 
     outputs = cast(Callable[..., Sequence[mx.array]], loss_and_gradients)(x, weight)
     return outputs[0]
+
+
+CrossEntropy = Callable[[mx.array, mx.array, float, mx.array], tuple[mx.array, mx.array]]
+
+
+def cross_entropy_formula(
+    logits: mx.array, targets: mx.array, softcap: float, weight: mx.array
+) -> tuple[mx.array, mx.array]:
+    """Return the loss of every row, and the gradient of their weighted sum.
+
+    Args:
+        logits: (R, V), before the soft cap.
+        targets: (R,) integers; the loss and the gradient are 0 where the target is -1.
+        softcap: the bound of the logits.
+        weight: of each loss in the sum, a scalar.
+
+    Returns:
+        (R,) in float32, and (R, V) in the dtype of the logits.
+    """
+    kept = targets >= 0  # (R,)
+    capped = soft_cap(logits, softcap)  # (R, V)
+    normaliser = log_sum_exp(capped)  # (R,)
+    losses = (normaliser - _chosen(capped, targets)) * kept  # (R,)
+    # The gradient of a cross entropy is softmax(logits) - one_hot(target).
+    share = (kept * weight)[:, None]  # (R, 1)
+    # exp(logits) as `log_sum_exp` computes it too; it cannot overflow, the cap bounds it.
+    softmax = exp(capped) * (share / exp(normaliser)[:, None])  # (R, V)
+    columns = mx.arange(logits.shape[-1])
+    d_capped = softmax - mx.where(columns == targets[:, None], share, 0.0)
+    # The derivative of the soft cap, bound * tanh(z / bound), is 1 - tanh(z / bound)^2.
+    d_logits = d_capped * (1 - (capped / softcap).square())
+    return losses, d_logits.astype(logits.dtype)
+
+
+@cache
+def _fastest_cross_entropy(vocab_size: int, dtype: mx.Dtype) -> CrossEntropy:
+    if machine().backend == "cpu":
+        return cross_entropy_formula
+    ways = {"formula": mx.compile(cross_entropy_formula), "kernel": cross_entropy_kernel}
+    chosen = fastest(
+        f"loss over {vocab_size:,} tokens, {dtype}, {CROSS_ENTROPY.revision}",
+        {name: _example(way, vocab_size, dtype) for name, way in ways.items()},
+        tolerance=HALF_PRECISION,
+        exact={name: _example(way, vocab_size, mx.float32) for name, way in ways.items()},
+    )
+    return cross_entropy_kernel if chosen == "kernel" else cross_entropy_formula
+
+
+def _example(way: CrossEntropy, V: int, dtype: mx.Dtype) -> Callable[[], Sequence[mx.array]]:
+    """Return a function that computes the loss of random logits, some of them far out."""
+    rows, softcap, key = max(8, EXAMPLE // V), 15.0, mx.random.key(0)
+    logits = (10 * mx.random.normal((rows, V), key=key)).astype(dtype)
+    logits[0, :4] = mx.array([1e4, -1e4, softcap, 0], dtype)
+    targets = mx.random.randint(-1, V, (rows,), key=key)
+    return lambda: way(logits, targets, softcap, mx.array(1 / rows))
 
 
 def _chunks(N: int, vocab_size: int, chunk_rows: int) -> Iterator[slice]:

@@ -10,12 +10,17 @@ RoFormer rotates the other way. Scores depend on the difference of two positions
 but weights trained with one direction need the same direction forever.
 """
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache, lru_cache
 from typing import NamedTuple, cast
 
 import numpy as np
+import numpy.typing as npt
 
-from mlxchat.runtime import mx
+from mlxchat.autotune import fastest
+from mlxchat.model.kernels import heads as kernels
+from mlxchat.model.norm import HALF_PRECISION, NORM_EPS, norm
+from mlxchat.runtime import machine, mx
 
 
 class Rope(NamedTuple):
@@ -29,6 +34,37 @@ class Rope(NamedTuple):
 
     base: float
     offset: int | mx.array
+
+
+def split_heads(
+    qkv: mx.array, n_head: int, n_kv_head: int, rope: Rope
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Return normalised and rotated queries, (B, T, n_head, D) and keys, and values as they are.
+
+    Args:
+        qkv: (B, T, n_head + 2 * n_kv_head, D), the heads of queries, keys and values.
+        n_head: how many heads are of queries.
+        n_kv_head: how many are of keys, and of values.
+        rope: the rotation of the T positions.
+    """
+    heads = n_head, n_kv_head
+    if not _kernel_is_faster(qkv.shape[-1], qkv.dtype):
+        return _formula(qkv, heads, rope)
+    return _in_one_kernel(qkv, heads, rope)
+
+
+def _formula(
+    qkv: mx.array, heads: tuple[int, int], rope: Rope
+) -> tuple[mx.array, mx.array, mx.array]:
+    n_head, n_qk = heads[0], sum(heads)
+    qk = norm_and_rotate(qkv[:, :, :n_qk], rope)
+    return qk[:, :, :n_head], qk[:, :, n_head:], qkv[:, :, n_qk:]
+
+
+def norm_and_rotate(x: mx.array, rope: Rope) -> mx.array:
+    """Normalise and rotate queries or keys, (B, T, H, D) to the same shape."""
+    # A rotation leaves the norm alone: the order of the two does not matter.
+    return apply_rope(norm(x), rope)
 
 
 def apply_rope(x: mx.array, rope: Rope) -> mx.array:
@@ -48,14 +84,21 @@ def apply_rope(x: mx.array, rope: Rope) -> mx.array:
     return y.reshape(x.shape)  # (B, 1, H, D)
 
 
+def _frequencies(D: int, base: float) -> npt.NDArray[np.float32]:
+    """Return the angle of each pair of dimensions at position 1, (D/2,)."""
+    frequencies: npt.NDArray[np.float32] = np.float32(base) ** (
+        -np.arange(0, D, 2, dtype=np.float32) / D
+    )
+    return frequencies
+
+
 @lru_cache(maxsize=2)
 def _cos_sin(T: int, offset: int, D: int, base: float) -> tuple[mx.array, mx.array]:
     """Return float32 cosines, (T, 1, 1, D/2), and sines for both halves, (T, 1, 2, D/2).
 
     The sines of the second half are negative, so that `_rotate` is one formula for both halves.
     """
-    frequencies = np.float32(base) ** (-np.arange(0, D, 2, dtype=np.float32) / D)  # (D/2,)
-    theta = np.arange(offset, offset + T, dtype=np.float32)[:, None] * frequencies  # (T, D/2)
+    theta = np.arange(offset, offset + T, dtype=np.float32)[:, None] * _frequencies(D, base)
     cos, sin = np.cos(theta), np.sin(theta)
     return mx.array(cos[:, None, None]), mx.array(np.stack([sin, -sin], axis=1)[:, None])
 
@@ -75,3 +118,63 @@ def _rotate_vjp(
     _, cos, sin = primals
     gradient = cast(mx.array, _rotate(cotangent, cos, -sin))
     return gradient, mx.zeros_like(cos), mx.zeros_like(sin)
+
+
+# ==== Norm and rotation in one kernel ====
+
+
+def _in_one_kernel(
+    qkv: mx.array, heads: tuple[int, int], rope: Rope
+) -> tuple[mx.array, mx.array, mx.array]:
+    frequencies = mx.array(_frequencies(qkv.shape[-1], rope.base))
+    offsets = mx.array(rope.offset, mx.int32).reshape(-1)  # (1,) or (B,)
+
+    @mx.custom_function
+    def split(qkv: mx.array) -> list[mx.array]:
+        q, k = kernels.split_forward(qkv, heads, offsets, frequencies, NORM_EPS)
+        return [q, k, qkv[:, :, sum(heads) :]]
+
+    @split.vjp
+    def join(qkv: mx.array, cotangents: list[mx.array], _: object) -> mx.array:
+        return kernels.split_backward(qkv, cotangents, offsets, frequencies, NORM_EPS)
+
+    q, k, v = cast(list[mx.array], split(qkv))
+    return q, k, v
+
+
+_ROWS, _POSITIONS, _HEADS = 4, 2048, (6, 6)  # that are measured
+
+
+@cache
+def _kernel_is_faster(D: int, dtype: mx.Dtype) -> bool:
+    if machine().backend == "cpu" or D not in kernels.HEAD_DIMS:
+        return False
+    ways = {"formula": _formula, "kernel": _in_one_kernel}
+    chosen = fastest(
+        f"norm and rotation of {D} dimensions with their gradient, {dtype}, "
+        f"{kernels.SPLIT_BACK.revision}",
+        {name: _example(way, D, dtype) for name, way in ways.items()},
+        tolerance=HALF_PRECISION,
+        exact={name: _example(way, D, mx.float32) for name, way in ways.items()},
+    )
+    return chosen == "kernel"
+
+
+def _example(
+    way: Callable[[mx.array, tuple[int, int], Rope], tuple[mx.array, ...]], D: int, dtype: mx.Dtype
+) -> Callable[[], list[mx.array]]:
+    """Return a function that splits random heads, and computes their gradient."""
+    queries, keys = _HEADS
+
+    def draw(heads: int, seed: int) -> mx.array:
+        shape = (_ROWS, _POSITIONS, heads, D)
+        return mx.random.normal(shape, key=mx.random.key(seed)).astype(dtype)
+
+    qkv = draw(queries + 2 * keys, 0)
+    cotangents = [draw(queries, 1), draw(keys, 2), draw(keys, 3)]
+
+    def compute() -> list[mx.array]:
+        split, gradients = mx.vjp(lambda x: way(x, _HEADS, Rope(1e4, 0)), [qkv], cotangents)
+        return [*split, *gradients]
+
+    return compute

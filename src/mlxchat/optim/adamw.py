@@ -30,6 +30,13 @@ class AdamW:
     state_names: ClassVar[tuple[str, ...]] = ("adamw.{}.m", "adamw.{}.v")
     stacked: ClassVar[bool] = False
 
+    @property
+    def constants(self) -> tuple[float, ...]:
+        """The decay rates, each with its difference from 1, and a constant weight decay."""
+        beta1, beta2 = self.betas
+        rates = beta1, 1 - beta1, beta2, 1 - beta2
+        return rates if self.weight_decay is None else (*rates, self.weight_decay)
+
     def init(self, p: mx.array) -> tuple[mx.array, ...]:
         """Return two zero moments of the parameter's shape."""
         return mx.zeros_like(p), mx.zeros_like(p)
@@ -45,10 +52,10 @@ class AdamW:
     def _update(
         self, p: mx.array, g: mx.array, m: mx.array, v: mx.array, step: Step
     ) -> tuple[mx.array, mx.array, mx.array]:
-        beta1, beta2 = self.betas
-        decay = step.weight_decay if self.weight_decay is None else self.weight_decay
-        m = in_place(beta1 * m + (1 - beta1) * g)
-        v = in_place(beta2 * v + (1 - beta2) * g * g)
+        beta1, rest1, beta2, rest2, *constant = step.constants
+        decay = constant[0] if constant else step.weight_decay
+        m = in_place(beta1 * m + rest1 * g)
+        v = in_place(beta2 * v + rest2 * g * g)
         root = mx.sqrt(v) / mx.sqrt(1 - beta2**step.number) + EPS
         p = p * (1 - step.lr * decay) - (step.lr / (1 - beta1**step.number)) * m / root
         return p, m, v

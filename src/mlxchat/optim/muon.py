@@ -25,6 +25,7 @@ class Muon:
 
     state_names: ClassVar[tuple[str, ...]] = ("muon.{}",)
     stacked: ClassVar[bool] = True
+    constants: ClassVar[tuple[float, ...]] = ()
 
     def init(self, p: mx.array) -> tuple[mx.array, ...]:
         """Return a zero momentum of the matrix's shape."""
@@ -49,6 +50,7 @@ class NorMuon:
 
     state_names: ClassVar[tuple[str, ...]] = ("muon.{}", "normuon.{}")
     stacked: ClassVar[bool] = True
+    constants: ClassVar[tuple[float, ...]] = ()
 
     def init(self, p: mx.array) -> tuple[mx.array, ...]:
         """Return a zero momentum and a zero second moment, (R, 1) or, if R < C, (1, C)."""
@@ -126,7 +128,8 @@ def polar_express(G: mx.array) -> mx.array:
 def _quintic(X: mx.array, a: float, b: float, c: float) -> mx.array:
     """Apply a s + b s^3 + c s^5 to the singular values s of wide matrices."""
     A = X @ X.swapaxes(-1, -2)  # (N, R, R)
-    return a * X + (b * A + c * (A @ A)) @ X
+    B = mx.addmm(A, A, A, alpha=c, beta=b)  # b A + c A^2
+    return mx.addmm(X, B, X, beta=a)  # a X + B X
 
 
 def _wide(G: mx.array) -> mx.array:

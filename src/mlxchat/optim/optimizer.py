@@ -78,9 +78,14 @@ class Rates(NamedTuple):
     weight_decay: mx.array  # of the groups whose rule has no constant one
 
 
-UpdateFn = Callable[[Arrays, Arrays, Arrays, Rates, float, int], tuple[Arrays, Arrays, mx.array]]
-"""The update of one model: parameters, gradients, state, rates, the limit of the norm and the
-number of streams to new parameters, new state and the norm."""
+Constants = dict[str, list[mx.array]]
+"""The constants of each group's rule, by the group's name."""
+
+UpdateFn = Callable[
+    [Constants, Arrays, Arrays, Arrays, Rates, float, int], tuple[Arrays, Arrays, mx.array]
+]
+"""The update of one model: constants, parameters, gradients, state, rates, the limit of the norm
+and the number of streams to new parameters, new state and the norm."""
 
 
 def recipe_rates(recipe: Recipe, model: GPT, tokens_per_step: int = REFERENCE_BATCH) -> Rates:
@@ -129,6 +134,10 @@ class MuonAdamW:
         members = list(_members(arch, parameters, model.dtype))
         compute = mx.compile(partial(compute_update, members, model.dtype))
         self._compute_update = cast(UpdateFn, compute)
+        self._constants = {
+            group.name: [mx.array(number) for number in group.rule.constants]
+            for group in PARAM_GROUPS[arch]
+        }
         self._gradients_of: tuple[GPT, Accumulate] | None = None  # a model, its compiled gradients
 
     def step(
@@ -174,7 +183,13 @@ class MuonAdamW:
             streams: CPU streams that parameters are updated on at the same time.
         """
         parameters, self.state, norm = self._compute_update(
-            model.named_parameters(), gradients, self.state, rates, grad_clip, streams
+            self._constants,
+            model.named_parameters(),
+            gradients,
+            self.state,
+            rates,
+            grad_clip,
+            streams,
         )
         model.load_weights(list(parameters.items()))
         return norm
@@ -183,6 +198,7 @@ class MuonAdamW:
 def compute_update(
     members: Sequence[Members],
     dtype: mx.Dtype,
+    constants: Constants,
     parameters: Arrays,
     gradients: Arrays,
     state: Arrays,
@@ -197,9 +213,10 @@ def compute_update(
     """
     gradients, norm = clip(gradients, grad_clip)
     step = state["step"] + 1
+    before = {**state, "step": step}
     parts = in_parts(
         [
-            partial(_updated, dealt, dtype, parameters, gradients, {**state, "step": step}, rates)
+            partial(_updated, dealt, dtype, constants, parameters, gradients, before, rates)
             for dealt in _deal(members, streams)
         ]
     )
@@ -214,6 +231,7 @@ def compute_update(
 def _updated(
     members: Sequence[Members],
     dtype: mx.Dtype,
+    constants: Constants,
     parameters: Arrays,
     gradients: Arrays,
     state: Arrays,
@@ -227,7 +245,14 @@ def _updated(
     momentum = rates.momentum
     for group, names in members:
         learning_rate = rates.learning[group.name]
-        step = Step(state["step"], learning_rate, momentum, rates.weight_decay, dtype)
+        step = Step(
+            state["step"],
+            learning_rate,
+            momentum,
+            rates.weight_decay,
+            dtype,
+            constants[group.name],
+        )
         slots = [[slot.format(name) for name in names] for slot in group.rule.state_names]
         ps, slot_arrays = group.rule.update(
             [parameters[name] for name in names],

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple, Protocol, cast
 
-from mlxchat.runtime import mx
+from mlxchat.runtime import machine, mx
 
 ArrayList = Sequence[mx.array]
 
@@ -19,6 +19,7 @@ class Step(NamedTuple):
     momentum: mx.array
     weight_decay: mx.array
     dtype: mx.Dtype  # the compute dtype, for matrix products
+    constants: ArrayList = ()  # the rule's own
 
 
 class Rule(Protocol):
@@ -33,6 +34,14 @@ class Rule(Protocol):
 
     state_names: ClassVar[tuple[str, ...]]
     stacked: ClassVar[bool]
+
+    @property
+    def constants(self) -> tuple[float, ...]:
+        """Numbers that reach `update` as arrays of the step.
+
+        A number written into a compiled function makes it another kernel, and a GPU takes seconds
+        to compile each.
+        """
 
     def init(self, p: mx.array) -> tuple[mx.array, ...]:
         """Return a parameter's state before its first step, in the order of ``state_names``."""
@@ -55,6 +64,7 @@ def in_place(x: mx.array) -> mx.array:
 
     `mx.compile` fuses elementwise operations into kernels with several outputs, and those allocate
     new memory for each output. It does not fuse `mx.depends`, which changes no value: the kernel
-    ends at ``x``, its only output.
+    ends at ``x``, its only output. On CUDA the fewer kernels count: there the activations of a
+    step, which are gone by now, took many times that memory.
     """
-    return cast(mx.array, mx.depends(x, x))
+    return x if machine().backend == "cuda" else cast(mx.array, mx.depends(x, x))

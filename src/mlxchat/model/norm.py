@@ -1,0 +1,127 @@
+"""The norm of the residual stream, without learnt weights."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import cast
+
+from mlxchat.autotune import fastest
+from mlxchat.model.kernels import norm as kernels
+from mlxchat.model.kernels.source import SIMD
+from mlxchat.runtime import machine, mx
+
+NORM_EPS = 1.1920929e-07  # float32's machine epsilon, which torch's rms_norm uses by default
+HALF_PRECISION = 2e-2  # relative difference of gradients that are rounded to bfloat16 on the way
+_ROWS = {"cuda": 65_536, "metal": 8192}  # that are measured: enough to take longer than a launch
+
+Pair = tuple[mx.array, mx.array]
+Triple = tuple[mx.array, mx.array, mx.array]
+
+
+def norm(x: mx.array) -> mx.array:
+    """Divide vectors, (..., C), by the root of their mean square."""
+    return mx.fast.rms_norm(x, None, NORM_EPS)
+
+
+def norm_and_stream(x: mx.array) -> Pair:
+    """Return ``norm(x)`` and ``x``, (..., C), for a layer that reads the one and adds to the other.
+
+    They come together because one kernel then computes the gradient of both.
+    """
+    return _norm_kernel(x) if _kernel_is_faster(x.shape[-1], x.dtype) else (norm(x), x)
+
+
+def mix_and_norm(x: mx.array, x0: mx.array, a: mx.array, b: mx.array) -> Triple:
+    """Mix two streams; returns the norm of the mixture, the mixture, and ``x0``, (..., C) each.
+
+    One kernel computes the gradients of all. Take the ``x0`` returned for the next mixture, and
+    each adds to its gradient; otherwise those of all mixtures would be held and added at the end.
+
+    Args:
+        x, x0: (..., C) in the compute dtype.
+        a, b: the weights of ``x`` and ``x0``, (1,) in float32.
+    """
+    if _kernel_is_faster(x.shape[-1], x.dtype):
+        return _mix_kernel(x, x0, mx.concatenate([a, b]))
+    return _mix_formula(x, x0, a, b)
+
+
+def _mix_formula(x: mx.array, x0: mx.array, a: mx.array, b: mx.array) -> Triple:
+    mixed = (a * x + b * x0).astype(x.dtype)  # in float32
+    return norm(mixed), mixed, x0
+
+
+# ==== With kernels ====
+
+
+@mx.custom_function
+def _norm_in_one(x: mx.array) -> Pair:
+    return kernels.norm_forward(x, NORM_EPS), x
+
+
+@_norm_in_one.vjp
+def _norm_vjp(x: mx.array, cotangents: Pair, _: object) -> mx.array:
+    return kernels.norm_backward(x, *cotangents, NORM_EPS)
+
+
+def _norm_kernel(x: mx.array) -> Pair:
+    return cast(Pair, _norm_in_one(x))
+
+
+@mx.custom_function
+def _mix_in_one(x: mx.array, x0: mx.array, weights: mx.array) -> Triple:
+    mixed, y = kernels.mix_forward(x, x0, weights, NORM_EPS)
+    return y, mixed, x0
+
+
+@_mix_in_one.vjp
+def _mix_vjp(primals: Triple, cotangents: Triple, _: object) -> Triple:
+    x, x0, weights = primals
+    return kernels.mix_backward(x, x0, list(cotangents), weights, NORM_EPS)
+
+
+def _mix_kernel(x: mx.array, x0: mx.array, weights: mx.array) -> Triple:
+    return cast(Triple, _mix_in_one(x, x0, weights))
+
+
+# ==== Which is faster ====
+
+
+@cache
+def _kernel_is_faster(C: int, dtype: mx.Dtype) -> bool:
+    """Return whether the kernels are right here, and faster. The mixture's stand for both."""
+    if machine().backend == "cpu" or C % SIMD:
+        return False
+    chosen = fastest(
+        f"norm of {C} channels with its gradient, {dtype}, "
+        f"{kernels.NORM_BACK.revision} {kernels.MIX_BACK.revision}",
+        {"formula": _example(C, dtype, False), "kernel": _example(C, dtype, True)},
+        tolerance=HALF_PRECISION,
+        exact={
+            "formula": _example(C, mx.float32, False),
+            "kernel": _example(C, mx.float32, True),
+        },
+    )
+    return chosen == "kernel"
+
+
+def _example(C: int, dtype: mx.Dtype, kernel: bool) -> Callable[[], list[mx.array]]:
+    """Return a function that mixes random vectors, normalises them twice, and differentiates."""
+    rows = _ROWS[machine().backend]
+    x, x0, *cotangents = [
+        mx.random.normal((rows, C), key=mx.random.key(i)).astype(dtype) for i in range(5)
+    ]
+    weights = mx.array([1.1, 0.2])
+
+    def mix(x: mx.array, x0: mx.array, weights: mx.array) -> Triple:
+        if kernel:
+            normed, mixed, x0 = _mix_kernel(x, x0, weights)
+        else:
+            normed, mixed, x0 = _mix_formula(x, x0, weights[:1], weights[1:])
+        again, mixed = _norm_kernel(mixed) if kernel else (norm(mixed), mixed)
+        return normed + again, mixed, x0
+
+    def compute() -> list[mx.array]:
+        results, gradients = mx.vjp(mix, [x, x0, weights], cotangents)
+        return [*results, *gradients]
+
+    return compute
