@@ -42,7 +42,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True)
 def plain_ways() -> Iterator[None]:
     """Measure nothing: what this machine finds fastest must not decide what is tested."""
-    with fixed(streams="one"):
+    with fixed(streams="one", products="one stream"):
         yield
 
 

@@ -41,7 +41,7 @@ ALLOWED = {
     "telemetry": set(),
     "blas": set(),
     "runtime": set(),
-    "model": {"autotune", "runtime"},
+    "model": {"autotune", "runtime", "streams"},
     "tokenizer": set(),
     "optim": {"config", "model", "runtime", "streams"},
     "data": {"tokenizer"},

@@ -41,6 +41,7 @@ class Trial(BaseModel):
         seconds: the median; None if it failed.
         difference: from the plain way's results, relative to their norm.
         failure: why it could not be computed; "" if it could.
+        right: whether the difference is within the tolerance.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +49,19 @@ class Trial(BaseModel):
     seconds: float | None = None
     difference: float = 0.0
     failure: str = ""
+    right: bool = True
+
+    @property
+    def sound(self) -> bool:
+        """Whether it could be computed, and was right."""
+        return self.right and not self.failure
+
+    def outcome(self) -> str:
+        """Return the time as text, or why it cannot be used."""
+        if self.seconds is None:
+            return f"failed: {self.failure}"
+        time_taken = f"{1000 * self.seconds:.3g} ms"
+        return time_taken if self.right else f"{time_taken}, wrong by {self.difference:.1e}"
 
 
 class Tuned(BaseModel):
@@ -57,6 +71,10 @@ class Tuned(BaseModel):
 
     chosen: str
     trials: dict[str, Trial]
+
+    def comparison(self) -> str:
+        """Return the trials as text: ``plain 2.1 ms, split 1.4 ms, other failed: why``."""
+        return ", ".join(f"{name} {trial.outcome()}" for name, trial in self.trials.items())
 
 
 _FILE = TypeAdapter(dict[str, Tuned])
@@ -133,7 +151,7 @@ def _measured(ways: Mapping[str, Way], tolerance: float, exact: Mapping[str, Way
         except (RuntimeError, ValueError) as error:  # a kernel does not compile, or cannot start
             trials[name] = Trial(failure=str(error).partition("\n")[0])
             continue
-        trials[name] = trial.model_copy(update={"difference": difference})
+        trials[name] = trial.model_copy(update={"difference": difference, "right": right})
         if right and trial.seconds is not None and trial.seconds < least:
             chosen, least = name, trial.seconds
     return Tuned(chosen=chosen, trials=trials)
