@@ -52,6 +52,18 @@ def test_the_plain_way_is_kept_unless_another_is_clearly_faster() -> None:
     assert autotune.fastest("q", {"plain": quick, "slow": slow}) == "plain"
 
 
+def test_how_much_faster_a_way_must_be_can_be_said() -> None:
+    ways = {"plain": slow, "quick": quick}
+    assert autotune.fastest("a", ways, share=0.0) == "plain"
+
+
+def test_ways_that_round_are_compared_in_float32_too() -> None:
+    ways = {"plain": slow, "quick": quick}
+    rounded = {"tolerance": 1e-2, "exact": {"plain": quick, "quick": wrong}}
+    assert autotune.fastest("a", ways, **rounded) == "plain"
+    assert autotune.fastest("b", ways, exact={"plain": quick, "quick": quick}) == "quick"
+
+
 def test_an_answer_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     autotune.fastest("q", {"plain": slow, "quick": quick})
     monkeypatch.setattr(autotune, "_answers", None)  # another process

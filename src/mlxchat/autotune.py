@@ -88,6 +88,7 @@ def fastest(
     *,
     tolerance: float = RELATIVE_ERROR,
     exact: Mapping[str, Way] | None = None,
+    share: float = CLEARLY_FASTER,
 ) -> str:
     """Return the name of the fastest way whose results are right, and remember it.
 
@@ -101,13 +102,14 @@ def fastest(
         tolerance: the largest difference from its arrays, relative to their norms.
         exact: where the ways round to half precision, the same ways in float32, by the same names;
             their difference may be `RELATIVE_ERROR`.
+        share: of the plain way's seconds, which another must stay below.
     """
     for part, name in _fixed.items():
         if part in question:
             return name
     found = tuned()
     if question not in found:
-        found[question] = _measured(ways, tolerance, exact or {})
+        found[question] = _measured(ways, tolerance, exact or {}, share)
         mx.clear_cache()
         mx.reset_peak_memory()  # what was measured here is no part of the program's own peak
         _store(found)
@@ -134,12 +136,14 @@ def fixed(**ways: str) -> Iterator[None]:
         _fixed.update(before)
 
 
-def _measured(ways: Mapping[str, Way], tolerance: float, exact: Mapping[str, Way]) -> Tuned:
+def _measured(
+    ways: Mapping[str, Way], tolerance: float, exact: Mapping[str, Way], share: float
+) -> Tuned:
     (plain, compute), *others = ways.items()
     expected, trial = _timed(compute)
     in_float32 = exact[plain]() if exact else []
     chosen, trials = plain, {plain: trial}
-    least = CLEARLY_FASTER * (trial.seconds or 0.0)
+    least = share * (trial.seconds or 0.0)
     for name, way in others:
         try:
             found, trial = _timed(way)

@@ -46,8 +46,7 @@ def ordered_loss(
     _, embedding = _gate([], embedding, summed)
     with model.using(embedding):
         x = x0 = middle = model.embed(ids)  # (B, T, C)
-        for i, parameters in enumerate(layers):
-            lambdas = model.lambdas(i)
+        for i, (lambdas, parameters) in enumerate(zip(model.lambdas(), layers, strict=True)):
             streams = [x, x0, *lambdas.values()] if lambdas else [x]
             streams, parameters = _gate(streams, parameters, summed)
             x, *mixed = run(partial(_layer, model, i, ids, rope), streams, parameters)  # (B, T, C)

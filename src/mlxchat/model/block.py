@@ -4,6 +4,7 @@ Shapes: B sequences of T positions, C channels in the residual stream, H query h
 S counts the positions that can be attended to, cached ones included.
 """
 
+from functools import lru_cache
 from typing import Protocol, cast
 
 from mlxchat.model.attention import UNSEEN, attend_from_one
@@ -264,9 +265,23 @@ def _causal_mask(T: int, S: int, window: int, dtype: mx.Dtype) -> str | mx.array
     """
     if window + 1 >= S:
         return "causal"
+    if T == S:
+        return _mask_of_whole(T, window, dtype)
+    return _window_mask(T, S, window, dtype)
+
+
+def _window_mask(T: int, S: int, window: int, dtype: mx.Dtype) -> mx.array:
     query, key = mx.arange(S - T, S)[:, None], mx.arange(S)
     seen = (key <= query) & (key >= query - window)  # (T, S)
     return mx.where(seen, mx.array(0, dtype), mx.array(UNSEEN, dtype))
+
+
+@lru_cache(maxsize=2)
+def _mask_of_whole(T: int, window: int, dtype: mx.Dtype) -> mx.array:
+    """Return the mask of training, which all layers with a window share from step to step."""
+    mask = _window_mask(T, T, window, dtype)
+    mx.eval(mask)  # now: a function that is traced then takes it for a constant
+    return mask
 
 
 class MLP(nn.Module):

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from mlxchat.model.block import Block, LayerCache, Linear
 from mlxchat.model.config import SMEAR_CHANNELS, GPTConfig
 from mlxchat.model.decoding import DecodeStep, read_position
+from mlxchat.model.embedding import look_up
 from mlxchat.model.loss import CHUNK_ROWS, cross_entropies, mean_cross_entropy, soft_cap
 from mlxchat.model.norm import mix_and_norm, norm, norm_and_stream
 from mlxchat.model.rope import Rope
@@ -133,8 +134,8 @@ class GPT(nn.Module):
         previous = cache.record(ids) if cache is not None else None  # (B, 1)
         caches = cache.layers if cache is not None else [None] * self.config.n_layer
         x = x0 = middle = self.embed(ids, previous)  # (B, T, C)
-        for i, layer_cache in enumerate(caches):
-            x, x0 = self.layer(i, x, x0, self.lambdas(i), ids, rope, layer_cache)  # (B, T, C)
+        for i, (lambdas, layer_cache) in enumerate(zip(self.lambdas(), caches, strict=True)):
+            x, x0 = self.layer(i, x, x0, lambdas, ids, rope, layer_cache)  # (B, T, C)
             if i == self.config.backout_layer:
                 middle = x
         return self.final_norm(x, middle)  # (B, T, C)
@@ -155,10 +156,12 @@ class GPT(nn.Module):
         gate = mx.sigmoid(self.smear_gate(x[..., :SMEAR_CHANNELS]))  # (B, T, 1)
         return self._mix(1, x, self.smear_lambda * gate, shifted)
 
-    def lambdas(self, i: int) -> Arrays:
-        """Return the learnt scalars of layer ``i`` by name; the classic network has none."""
-        # A slice, (1,): it is a view, where an element would be gathered by a kernel.
-        return {name: self[name][i : i + 1] for name in self.config.traits.lambdas}
+    def lambdas(self) -> list[Arrays]:
+        """Return the learnt scalars of each layer by name, (1,); the classic network has none."""
+        n_layer, names = self.config.n_layer, self.config.traits.lambdas
+        # Split at once: the gradient of each scalar by itself would be as long as them all.
+        split = {name: mx.split(self[name], n_layer) for name in names}
+        return [{name: split[name][i] for name in names} for i in range(n_layer)]
 
     def layer(
         self,
@@ -188,10 +191,9 @@ class GPT(nn.Module):
             normed, x = norm_and_stream(x)
         value_embedding = None
         if self.config.has_value_embedding(i):
-            value_embedding = self.value_embeds[i](ids)  # (B, T, n_kv_head * D)
+            value_embedding = self._rows(self.value_embeds[i], ids)  # (B, T, n_kv_head * D)
             if "v0_lambdas" in lambdas:
-                value_embedding = lambdas["v0_lambdas"] * value_embedding
-            value_embedding = value_embedding.astype(self.dtype)
+                value_embedding = (lambdas["v0_lambdas"] * value_embedding).astype(self.dtype)
         block: Block = self.transformer["h"][i]
         return block(x, normed, rope, value_embedding, cache), x0
 
@@ -211,7 +213,14 @@ class GPT(nn.Module):
         return soft_cap(logits, self.config.softcap)
 
     def _token_embedding(self, ids: mx.array) -> mx.array:
-        return norm(self.transformer["wte"](ids).astype(self.dtype))  # (B, T, C)
+        return norm(self._rows(self.transformer["wte"], ids))  # (B, T, C)
+
+    def _rows(self, embedding: nn.Module, ids: mx.array) -> mx.array:
+        """Return an embedding's rows, in the compute dtype: (B, T) to (B, T, width)."""
+        if isinstance(embedding, nn.Embedding):
+            return look_up(embedding.weight, ids, self.dtype)
+        rows: mx.array = embedding(ids)  # of quantized ones
+        return rows.astype(self.dtype)
 
     def _mix(self, a: mx.array | int, x: mx.array, b: mx.array, y: mx.array) -> mx.array:
         """Return a * x + b * y, computed in float32 and rounded to the compute dtype."""
