@@ -19,9 +19,9 @@ from mlxchat.model.size import STACK
 from mlxchat.optim.adamw import AdamW
 from mlxchat.optim.gradients import Accumulate, compile_gradients
 from mlxchat.optim.muon import Muon, NorMuon
-from mlxchat.optim.rule import Rule, Step
+from mlxchat.optim.rule import Rule, Scalar, Step
 from mlxchat.optim.schedule import REFERENCE_BATCH, STEADY_MOMENTUM, learning_rates
-from mlxchat.runtime import mx
+from mlxchat.runtime import machine, mx
 from mlxchat.streams import in_parts
 
 MATRIX = "matrix"
@@ -78,7 +78,7 @@ class Rates(NamedTuple):
     weight_decay: mx.array  # of the groups whose rule has no constant one
 
 
-Constants = dict[str, list[mx.array]]
+Constants = dict[str, list[Scalar]]
 """The constants of each group's rule, by the group's name."""
 
 UpdateFn = Callable[
@@ -134,8 +134,10 @@ class MuonAdamW:
         members = list(_members(arch, parameters, model.dtype))
         compute = mx.compile(partial(compute_update, members, model.dtype))
         self._compute_update = cast(UpdateFn, compute)
+        # On CPUs a kernel with numbers in it is vectorised; one that reads them from arrays is not.
+        as_scalar: Callable[[float], Scalar] = float if machine().backend == "cpu" else mx.array
         self._constants = {
-            group.name: [mx.array(number) for number in group.rule.constants]
+            group.name: [as_scalar(number) for number in group.rule.constants]
             for group in PARAM_GROUPS[arch]
         }
         self._gradients_of: tuple[GPT, Accumulate] | None = None  # a model, its compiled gradients
