@@ -43,9 +43,12 @@ def test_a_faster_way_that_is_right_is_chosen() -> None:
 @pytest.mark.parametrize("way", [wrong, not_finite, broken])
 def test_a_way_that_is_wrong_or_fails_is_not_chosen(way: autotune.Way) -> None:
     assert autotune.fastest("q", {"plain": slow, "other": way}) == "plain"
-    trial = autotune.tuned()["q"].trials["other"]
+    measured = autotune.tuned()["q"]
+    trial = measured.trials["other"]
     assert trial.failure == ("does not compile" if way is broken else "")
     assert not trial.sound
+    autotune._answers = None
+    assert autotune.tuned() == {"q": measured}
 
 
 def test_the_plain_way_is_kept_unless_another_is_clearly_faster() -> None:

@@ -39,12 +39,14 @@ class Trial(BaseModel):
 
     Attributes:
         seconds: the median; None if it failed.
-        difference: from the plain way's results, relative to their norm.
+        difference: from the plain way's results, relative to their norm; infinite if they are not
+            comparable.
         failure: why it could not be computed; "" if it could.
         right: whether the difference is within the tolerance.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # By default infinity is written as null, which is no number when it is read again.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     seconds: float | None = None
     difference: float = 0.0

@@ -26,22 +26,26 @@ HEADER = """
 static std::barrier<>* everyone;
 static std::vector<std::barrier<>*> in_step;
 static float values[1024];
-static thread_local unsigned thread, block;
+static thread_local unsigned thread_id, block_id;
 static float power_of_two(float x) { return std::exp2(x); }
 static float inverse(float x) { return 1.0f / x; }
 static float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 static float simd_sum(float x) {
-  values[thread] = x;
-  in_step[thread / 32]->arrive_and_wait();
+  values[thread_id] = x;
+  in_step[thread_id / 32]->arrive_and_wait();
   float sum = 0.0f;
-  for (unsigned i = thread / 32 * 32; i < thread / 32 * 32 + 32; i++) sum += values[i];
-  in_step[thread / 32]->arrive_and_wait();
+  for (unsigned i = thread_id / 32 * 32; i < thread_id / 32 * 32 + 32; i++) sum += values[i];
+  in_step[thread_id / 32]->arrive_and_wait();
   return sum;
 }
 template <typename T, int N>
 struct alignas(sizeof(T) * N) Pack {
   T values[N];
 };
+using Threads = std::vector<std::thread>;
+// What Metal reserves and C++ does not.
+#pragma GCC poison thread device constant threadgroup kernel vertex fragment half bfloat uchar
+#pragma GCC poison sampler texture2d patch visible
 """
 RUN = """
 extern "C" void run(int blocks, void** arrays) {{
@@ -50,9 +54,9 @@ extern "C" void run(int blocks, void** arrays) {{
     everyone = &whole;
     in_step.clear();
     for (int i = 0; i < THREADS / 32; i++) in_step.push_back(new std::barrier<>(32));
-    std::vector<std::thread> threads;
+    Threads threads;
     for (int i = 0; i < THREADS; i++)
-      threads.emplace_back([=] {{ thread = i; block = number; kernel({arguments}); }});
+      threads.emplace_back([=] {{ thread_id = i; block_id = number; compute({arguments}); }});
     for (auto& each : threads) each.join();
     for (auto* each : in_step) delete each;
   }}
@@ -89,7 +93,7 @@ def emulate(
     source = (
         HEADER
         + "".join(written)
-        + f"static void kernel({parameters}) {{\n{kernel.body}\n}}\n"
+        + f"static void compute({parameters}) {{\n{kernel.body}\n}}\n"
         + RUN.format(arguments=arguments)
     )
     library = _compiled(folder, source)

@@ -18,14 +18,15 @@ _BODY = """
   constexpr int EACH = D / 32, TEAMS = THREADS / 32;
   SHARED float sums[TEAMS];
   SHARED float parts[TEAMS * D];
-  const int S = counts[0], team = thread / 32, lane = thread % 32;
-  const int sequence = block / HEADS, head = block % HEADS;
+  const int S = counts[0], team = thread_id / 32, lane = thread_id % 32;
+  const int sequence = block_id / HEADS, head = block_id % HEADS;
   const size_t own = size_t(sequence) * KEY_HEADS + head / (HEADS / KEY_HEADS);
   const DEVICE T* k = keys + own * S * D + lane * EACH;
   const DEVICE T* v = values + own * S * D + lane * EACH;
   const DEVICE T* added = mask + (counts[1] > 1 ? size_t(sequence) * S : 0);
 
-  const Some q = *reinterpret_cast<const DEVICE Some*>(queries + size_t(block) * D + lane * EACH);
+  const size_t place = size_t(block_id) * D + lane * EACH;
+  const Some q = *reinterpret_cast<const DEVICE Some*>(queries + place);
   float query[EACH], part[EACH], sum = 0.0f;
   for (int i = 0; i < EACH; i++) {
     query[i] = float(q.values[i]) * scale[0] * 1.44269504f;  // log2(e)
@@ -55,13 +56,13 @@ _BODY = """
   if (lane == 0) sums[team] = sum;
   for (int i = 0; i < EACH; i++) parts[team * D + lane * EACH + i] = part[i];
   BARRIER;
-  if (thread < D) {
+  if (thread_id < D) {
     float total = 0.0f, whole = 0.0f;
     for (int n = 0; n < TEAMS; n++) {
       total += sums[n];
-      whole += parts[n * D + thread];
+      whole += parts[n * D + thread_id];
     }
-    result[size_t(block) * D + thread] = T(whole / total);
+    result[size_t(block_id) * D + thread_id] = T(whole / total);
   }
 """
 

@@ -14,7 +14,7 @@ _MANY = 1024  # positions that give a GPU enough to do
 _BEGIN = """
   using Some = Pack<T, PAIRS>;
   constexpr int GROUPS = (HEADS + EACH - 1) / EACH;
-  const int unit = (block * THREADS + thread) / 32, lane = thread % 32;
+  const int unit = (block_id * THREADS + thread_id) / 32, lane = thread_id % 32;
   const int position = unit / GROUPS, first = unit % GROUPS * EACH;
   if (position >= counts[0] * counts[1]) return;
   const int sequence = position / counts[1];

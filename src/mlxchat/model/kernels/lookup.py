@@ -7,7 +7,7 @@ _THREADS = 256
 _BLOCK = _THREADS // SIMD  # rows that a block copies at a time
 
 _BODY = """
-  const unsigned number = (block * THREADS + thread) / 32, lane = thread % 32;
+  const unsigned number = (block_id * THREADS + thread_id) / 32, lane = thread_id % 32;
   if (number >= unsigned(count[0])) return;
   const DEVICE float* row = table + size_t(ids[number]) * C;
   DEVICE T* out = rows + size_t(number) * C;

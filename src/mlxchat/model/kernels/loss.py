@@ -18,11 +18,11 @@ _BODY = """
   const float bound = scalars[0], share = scalars[1];
   const float twice = 2.88539008f / bound;  // 2 log2(e)
   const float height = 1.44269504f * bound;
-  const int target = targets[block];
-  const DEVICE T* row = logits + size_t(block) * V;
+  const int target = targets[block_id];
+  const DEVICE T* row = logits + size_t(block_id) * V;
 
   float sum = 0.0f;
-  for (int i = thread * WIDTH; i < V; i += THREADS * WIDTH) {
+  for (int i = thread_id * WIDTH; i < V; i += THREADS * WIDTH) {
     const Some some = *reinterpret_cast<const DEVICE Some*>(row + i);
     for (int j = 0; j < WIDTH; j++) {
       const float r = inverse(1.0f + power_of_two(twice * float(some.values[j])));
@@ -30,23 +30,23 @@ _BODY = """
     }
   }
   sum = simd_sum(sum);
-  if (thread % 32 == 0) sums[thread / 32] = sum;
+  if (thread_id % 32 == 0) sums[thread_id / 32] = sum;
   BARRIER;
   sum = 0.0f;
   for (int i = 0; i < THREADS / 32; i++) sum += sums[i];
 
   const float scale = target < 0 ? 0.0f : share;
-  if (thread == 0) {
+  if (thread_id == 0) {
     float loss = 0.0f;
     if (target >= 0) {
       const float r = inverse(1.0f + power_of_two(twice * float(row[target])));
       loss = logf(sum) - (bound - 2.0f * bound * r);
     }
-    losses[block] = loss;
+    losses[block_id] = loss;
   }
   const float normaliser = 1.0f / sum;
-  DEVICE T* d_row = d_logits + size_t(block) * V;
-  for (int i = thread * WIDTH; i < V; i += THREADS * WIDTH) {
+  DEVICE T* d_row = d_logits + size_t(block_id) * V;
+  for (int i = thread_id * WIDTH; i < V; i += THREADS * WIDTH) {
     const Some some = *reinterpret_cast<const DEVICE Some*>(row + i);
     Some d_some;
     for (int j = 0; j < WIDTH; j++) {

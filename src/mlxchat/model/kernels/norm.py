@@ -14,7 +14,7 @@ _BLOCK = _THREADS // SIMD  # vectors that a block computes at a time
 _READ_VECTOR = """
   using Some = Pack<T, WIDTH>;
   constexpr int EACH = C / (32 * WIDTH);
-  const unsigned number = (block * THREADS + thread) / 32, lane = thread % 32;
+  const unsigned number = (block_id * THREADS + thread_id) / 32, lane = thread_id % 32;
   if (number >= unsigned(count[0])) return;
   const size_t start = size_t(number) * C + lane * WIDTH;
   Some xs[EACH];
@@ -75,7 +75,7 @@ def norm_backward(x: mx.array, d_y: mx.array, d_stream: mx.array, eps: float) ->
 _READ_MIXTURE = """
   using Some = Pack<T, WIDTH>;
   constexpr int EACH = C / (32 * WIDTH);
-  const unsigned number = (block * THREADS + thread) / 32, lane = thread % 32;
+  const unsigned number = (block_id * THREADS + thread_id) / 32, lane = thread_id % 32;
   if (number >= unsigned(count[0])) return;
   const size_t start = size_t(number) * C + lane * WIDTH;
   const float a = weights[0], b = weights[1];

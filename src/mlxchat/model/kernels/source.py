@@ -2,13 +2,15 @@
 
 A kernel's body uses what both have, and from here:
 
-    thread, block               its numbers, within the block and in the grid
+    thread_id, block_id         its numbers, within the block and in the grid
     simd_sum(x)                 the sum over the 32 neighbouring threads, known to all of them
     power_of_two(x), inverse(x) 2**x and 1 / x, within a few units in the last place
     SHARED, BARRIER             memory of a block, and waiting for all of its threads
     Pack<T, N>                  N numbers that are read or written at once
 
-Pointers into arrays are declared ``DEVICE``.
+Pointers into arrays are declared ``DEVICE``. Metal reserves words that C++ does not, such as
+thread, device, constant and kernel. Inputs of fewer than 8 numbers are in another address space
+there: they are read by index, never through a pointer.
 """
 
 import hashlib
@@ -160,7 +162,7 @@ class Kernel:
 
     @cached_property
     def _metal(self) -> Callable[..., list[mx.array]]:
-        numbers = "thread_position_in_threadgroup.x, block = threadgroup_position_in_grid.x"
+        thread, block = "thread_position_in_threadgroup.x", "threadgroup_position_in_grid.x"
         return cast(
             Callable[..., list[mx.array]],
             mx.fast.metal_kernel(
@@ -168,7 +170,7 @@ class Kernel:
                 input_names=list(self.inputs),
                 output_names=list(self.outputs),
                 header=_METAL + _BOTH,
-                source=f"const uint thread = {numbers};\n{self.body}",
+                source=f"const uint thread_id = {thread}, block_id = {block};\n{self.body}",
             ),
         )
 
@@ -192,7 +194,7 @@ def _compiled(
     return compile_cuda(
         f'{_CUDA}{_BOTH}extern "C" __global__ void __launch_bounds__({threads})\n'
         f"{kernel.name}({parameters}) {{\n{''.join(fixed)}"
-        "const unsigned thread = threadIdx.x, block = blockIdx.x;\n"
+        "const unsigned thread_id = threadIdx.x, block_id = blockIdx.x;\n"
         f"{kernel.body}\n}}\n"
     )
 
