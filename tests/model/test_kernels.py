@@ -1,7 +1,6 @@
 """The source text of each kernel, run on the CPU, computes what the formula beside it does."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,13 +25,8 @@ pytestmark = [
 ]
 
 
-CHOICES = (norm._kernel_is_faster, rope._kernel_is_faster, loss._fastest_cross_entropy)
-
-
 @pytest.fixture(autouse=True)
-def emulated(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
+def emulated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path_factory.getbasetemp() / "kernels"
     folder.mkdir(exist_ok=True)
 
@@ -41,9 +35,6 @@ def emulated(
 
     monkeypatch.setattr(Kernel, "__call__", call)
     monkeypatch.setattr(loss_kernel, "THREADS", 64)
-    yield
-    for choice in CHOICES:
-        choice.cache_clear()
 
 
 def draw(*shape: int, seed: int = 0) -> mx.array:
@@ -170,8 +161,6 @@ def test_gradients_of_a_whole_model(
 
     expected = gradients()
     use_backend("cuda", monkeypatch)
-    for choice in CHOICES:
-        choice.cache_clear()
     with autotune.fixed(norm="kernel", loss="kernel"):
         found = gradients()
     for name, gradient in expected.items():
