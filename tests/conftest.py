@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ pytest.register_assert_rewrite("support")
 
 from support.cases import Case  # noqa: E402
 from support.runs import train_builtin_tokenizer  # noqa: E402
+
+from mlxchat.autotune import fixed  # noqa: E402
 
 MOST_WORKERS = 4  # each imports MLX and holds its models
 
@@ -34,6 +37,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def plain_ways() -> Iterator[None]:
+    """Measure nothing: what this machine finds fastest must not decide what is tested."""
+    with fixed(streams="one", products="one stream"):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,9 @@ def test_a_faster_way_that_is_right_is_chosen() -> None:
 def test_a_way_that_is_wrong_or_fails_is_not_chosen(way: autotune.Way) -> None:
     assert autotune.fastest("q", {"plain": slow, "other": way}) == "plain"
     measured = autotune.tuned()["q"]
-    assert measured.trials["other"].failure == ("does not compile" if way is broken else "")
+    trial = measured.trials["other"]
+    assert trial.failure == ("does not compile" if way is broken else "")
+    assert not trial.sound
     autotune._answers = None
     assert autotune.tuned() == {"q": measured}
 

@@ -19,6 +19,7 @@ from typing import ParamSpec, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from mlxchat import openblas
 from mlxchat.disk import read_regular, replacing
 from mlxchat.errors import ConfigError
 from mlxchat.home import Home
@@ -45,6 +46,7 @@ class Trial(BaseModel):
         difference: from the plain way's results, relative to their norm; infinite if they are not
             comparable.
         failure: why it could not be computed; "" if it could.
+        right: whether the difference is within the tolerance.
     """
 
     # By default infinity is written as null, which is no number when it is read again.
@@ -53,6 +55,19 @@ class Trial(BaseModel):
     seconds: float | None = None
     difference: float = 0.0
     failure: str = ""
+    right: bool = True
+
+    @property
+    def sound(self) -> bool:
+        """Whether it could be computed, and was right."""
+        return self.right and not self.failure
+
+    def outcome(self) -> str:
+        """Return the time as text, or why it cannot be used."""
+        if self.seconds is None:
+            return f"failed: {self.failure}"
+        time_taken = f"{1000 * self.seconds:.3g} ms"
+        return time_taken if self.right else f"{time_taken}, wrong by {self.difference:.1e}"
 
 
 class Tuned(BaseModel):
@@ -62,6 +77,10 @@ class Tuned(BaseModel):
 
     chosen: str
     trials: dict[str, Trial]
+
+    def comparison(self) -> str:
+        """Return the trials as text: ``plain 2.1 ms, split 1.4 ms, other failed: why``."""
+        return ", ".join(f"{name} {trial.outcome()}" for name, trial in self.trials.items())
 
 
 _FILE = TypeAdapter(dict[str, Tuned])
@@ -158,7 +177,7 @@ def _measured(
         except (RuntimeError, ValueError) as error:  # a kernel does not compile, or cannot start
             trials[name] = Trial(failure=str(error).partition("\n")[0])
             continue
-        trials[name] = trial.model_copy(update={"difference": difference})
+        trials[name] = trial.model_copy(update={"difference": difference, "right": right})
         if right and trial.seconds is not None and trial.seconds < least:
             chosen, least = name, trial.seconds
     return Tuned(chosen=chosen, trials=trials)
@@ -203,7 +222,8 @@ def _path() -> Path:
     Raises:
         ConfigError: there is no home folder.
     """
-    device = re.sub(r"[^\w.]+", "-", machine().device)
+    # Clouds give processors of several generations the same name; OpenBLAS tells them apart.
+    device = re.sub(r"[^\w.]+", "-", f"{machine().device} {openblas.core()}".strip())
     return Home.from_environment().autotune(version("mlx")) / f"{device}.json"
 
 

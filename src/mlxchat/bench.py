@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from mlxchat import __version__, runtime
+from mlxchat.autotune import Tuned, tuned
 from mlxchat.config.inference import BenchConfig
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.engine.cache import KVCache
@@ -85,6 +86,7 @@ class Bench(Facts):
     environment: Environment
     training: TrainingSpeed
     generation: Generation
+    ways: dict[str, Tuned]  # which of several ways were found to be the fastest, by question
 
 
 UNCOUNTED_STEPS = 2  # the first compiles, the second starts with no other step under way
@@ -132,6 +134,7 @@ def measure(config: BenchConfig, report: Report, clock: Clock, started_at: float
             made, environment, first_step_at - started_at, first, counted, peak_memory
         ),
         generation=generation,
+        ways=tuned(),
     )
 
 

@@ -52,13 +52,17 @@ class _BeforeMLX:
 
 
 def _set_environment() -> None:
-    """Set the variables that MLX's CUDA backend reads when it starts."""
+    """Set the variables that MLX reads when it starts."""
     from contextlib import suppress
     from importlib.metadata import version
 
     from mlxchat.errors import ConfigError
     from mlxchat.home import Home
 
+    if _wheel_libraries():
+        # How much of a graph's breadth is walked at once. With MLX's default of 20, work for two
+        # streams would be given to one after the other.
+        os.environ.setdefault("MLX_BFS_MAX_WIDTH", "200")
     # The memory that work under way on CUDA may hold at a time, in MB. MLX's default is a gigabyte
     # for each of ten parts of a graph.
     os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100")

@@ -38,6 +38,12 @@ def cuda(root: Path, **device: object) -> Host:
     return PlantedHost(root, measured, packages=packages, has_nvidia_gpu=True)
 
 
+def choice(sound: bool) -> probes.FastestWay:
+    fused = "1 ms" if sound else "failed: no kernel"
+    answer = f"{'fused' if sound else 'plain'} (plain 2 ms, fused {fused})"
+    return probes.FastestWay(question="norm of 8 rows", answer=answer, sound=sound)
+
+
 def linux(measured: dict[str, object] | None = None, **said: object) -> Callable[[Path], Host]:
     return lambda root: PlantedHost(root, measured, **said)
 
@@ -130,6 +136,13 @@ FAULTS = [
         "warning",
         "small models",
     ),
+    (
+        "fastest ways",
+        linux(changed("describe_device", fastest_ways=(choice(True), choice(False)))),
+        "warning",
+        "norm of 8 rows: plain (plain 2 ms, fused failed: no kernel)",
+    ),
+    ("fastest ways", linux(changed("describe_device", fastest_ways=(choice(True),))), "ok", "norm"),
     ("watchdog", mac(changed("work_without_pause", longest=3.0)), "warning", "watchdog"),
     ("watchdog", mac({"work_without_pause": BackendError("It was ended.")}), "failed", "ended"),
     ("NCCL", lambda root: cuda(root, nccl=False), "warning", "Several GPUs"),

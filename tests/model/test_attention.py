@@ -7,6 +7,9 @@ import pytest
 
 from mlxchat.model import block
 from mlxchat.model.block import causal_attention
+from mlxchat.model.config import ERAS, HEAD_DIM
+from mlxchat.model.cpu_attention import LARGEST_BOUND, bounded_attention, scores_are_bounded
+from mlxchat.model.norm import norm
 from mlxchat.model.size import QUERY_BLOCK, query_block
 from mlxchat.runtime import machine, mx
 
@@ -22,12 +25,12 @@ def random_qkv(
     return q, k, v
 
 
-def formula(q: mx.array, k: mx.array, v: mx.array, window: int) -> mx.array:
+def formula(q: mx.array, k: mx.array, v: mx.array, window: int, scale: float = SCALE) -> mx.array:
     T, S, groups = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
     k, v = (mx.repeat(x, groups, axis=1) for x in (k, v))
     query, key = mx.arange(S - T, S)[:, None], mx.arange(S)
     seen = (key <= query) & (query - key <= window)
-    scores = mx.where(seen, SCALE * q @ k.swapaxes(-1, -2), -math.inf)
+    scores = mx.where(seen, scale * q @ k.swapaxes(-1, -2), -math.inf)
     return mx.softmax(scores, axis=-1) @ v
 
 
@@ -107,3 +110,49 @@ def test_attention_holds_the_scores_of_one_block_at_a_time() -> None:
     before = mx.get_active_memory()
     mx.eval(causal_attention(q, k, v, SCALE, T))
     assert mx.get_peak_memory() - before < 4 * 8 * T * T
+
+
+# ==== Attention of bounded scores, on CPUs ====
+
+
+def at_the_bound(n_kv_head: int, T: int) -> list[mx.array]:
+    """Normalised queries and keys of which many are equal or opposite, values, and weights."""
+    keys = mx.random.split(mx.random.key(0), 4)
+    directions = mx.random.normal((2, 1, 1, 8), key=keys[0])
+    signs = mx.random.bernoulli(0.5, (2, 4, T, 1), key=keys[1]) * 2 - 1
+    q = norm(signs * directions)
+    k = norm((signs * directions)[:, :n_kv_head])
+    v = mx.random.normal((2, n_kv_head, T, 8), key=keys[2])
+    return [q, k, v, mx.random.normal(q.shape, key=keys[3])]
+
+
+@pytest.mark.parametrize(
+    ("n_kv_head", "T"), [(2, 1), (4, 2), (1, QUERY_BLOCK), (2, QUERY_BLOCK + 1)]
+)
+@pytest.mark.parametrize("window", [0, 3, QUERY_BLOCK - 1, QUERY_BLOCK, 10_000])
+@pytest.mark.parametrize("bound", [4.0, LARGEST_BOUND])
+def test_bounded_attention_and_its_gradients_equal_the_formula(
+    n_kv_head: int, T: int, window: int, bound: float
+) -> None:
+    q, k, v, weights = at_the_bound(n_kv_head, T)
+    scale = bound / q.shape[-1]
+    assert scores_are_bounded(scale, q.shape[-1])
+
+    def ours(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        return (weights * bounded_attention(q, k, v, scale, window)).sum()
+
+    def theirs(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        return (weights * formula(q, k, v, window, scale)).sum()
+
+    y, expected = bounded_attention(q, k, v, scale, window), formula(q, k, v, window, scale)
+    assert mx.allclose(y, expected, rtol=1e-5, atol=1e-5)
+    found, expected = (mx.grad(f, argnums=(0, 1, 2))(q, k, v) for f in (ours, theirs))
+    for a, b in zip(found, expected, strict=True):
+        # What rounds are the gradients of scores, up to 1, which are multiplied by the scale.
+        assert mx.abs(a - b).max() <= 1e-5 * max(1.0, scale, mx.abs(b).max().item())
+
+
+def test_the_scores_of_all_eras_are_bounded() -> None:
+    for era in ERAS.values():
+        assert scores_are_bounded(era.qk_scale**2 / HEAD_DIM**0.5, HEAD_DIM), era.name
+    assert not scores_are_bounded(2 / HEAD_DIM**0.5, 4 * HEAD_DIM)

@@ -106,14 +106,19 @@ def peak_of_two_steps(step: StepParts, limit: int) -> int:
 @pytest.mark.usefixtures("_limits")
 @pytest.mark.parametrize("arch", ["classic", "modern"])
 @pytest.mark.parametrize(
-    ("checkpoint", "accumulation"), [slow(False, 1), slow(False, 2), (True, 2)]
+    ("checkpoint", "accumulation", "streams"),
+    [slow(False, 1, 1), slow(False, 2, 1), (True, 2, 1), slow(False, 1, 2), slow(True, 2, 2)],
 )
 def test_the_memory_estimate_equals_the_peak(
-    arch: str, checkpoint: bool, accumulation: int
+    arch: str, checkpoint: bool, accumulation: int, streams: int
 ) -> None:
     config = GPTConfig.from_depth(4, 2048, 128, head_dim=64, arch=arch)
     batch = BatchPlan(
-        device_batch_size=4, accumulation=accumulation, chunk_rows=64, grad_checkpoint=checkpoint
+        device_batch_size=4,
+        accumulation=accumulation,
+        chunk_rows=64,
+        grad_checkpoint=checkpoint,
+        streams=streams,
     )
     expected = training_bytes(config, batch, resources())["peak"]
     assert peak_of_two_steps(new_step(config, batch), expected) == pytest.approx(expected, rel=0.1)

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from mlxchat.autotune import fixed
 from mlxchat.model import cpu
 from mlxchat.model.cpu import (
     exp,
@@ -79,14 +80,17 @@ def test_relu_squared_and_its_gradient_are_exact(
     assert mx.allclose(gradient, mx.array([0, 0, 0, 3, 18.0]))
 
 
-@pytest.mark.parametrize("shape", [(1, 12), (300, 64), (1536, 257), (4096, 768), (768, 3072)])
+@pytest.mark.parametrize("shape", [(1, 12), (300, 64), (1537, 256), (4096, 768), (768, 3072)])
 @pytest.mark.parametrize("rows", [(1,), (1, 1), (3, 1), (1, 4)])
+@pytest.mark.parametrize("way", ["one stream", "two streams"])
 def test_a_product_in_pieces_equals_the_whole(
-    shape: tuple[int, int], rows: tuple[int, ...]
+    shape: tuple[int, int], rows: tuple[int, ...], way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cpu, "LEAST_DIVIDED", 2**16)
     x = mx.random.normal((*rows, shape[1]), key=mx.random.key(0))
     weight = mx.random.normal(shape, key=mx.random.key(1))
-    y = multiply_few_rows(x, weight)
+    with fixed(products=way):
+        y = multiply_few_rows(x, weight)
     assert y.shape == (*rows, shape[0])
     assert mx.allclose(y, x @ weight.T, rtol=1e-4, atol=1e-4)
 

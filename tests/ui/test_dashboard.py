@@ -126,6 +126,17 @@ def test_clocks_keep_running_during_a_long_step():
 
 
 @pytest.mark.parametrize("width", [160, 80, 40])
+def test_a_first_step_that_takes_long_says_why(width):
+    meter = Meter()
+    meter.update(Started(0.0, "d12", 0, 100, 64, 10, 1e12, "chip", 1))
+    text = drawn(dashboard(meter, waited=31.0, width=width), width)
+    assert "compiling the first step, 31s so far" in text
+    assert {cell_len(line) for line in text.splitlines()} == {width}
+    assert "compiling" not in drawn(dashboard(meter, waited=1.0))
+    assert "compiling" not in drawn(dashboard(*run(), waited=31.0))
+
+
+@pytest.mark.parametrize("width", [160, 80, 40])
 def test_the_peak_is_shown_beside_its_estimate(width):
     meter, latest = run()
     meter.started = replace(meter.started, estimated_memory=int(4.4 * GIB))

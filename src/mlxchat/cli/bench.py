@@ -59,6 +59,7 @@ def bench_sections(facts: "Bench") -> list[Section]:
         Section("Training", _training(facts)),
         Section("Generation", _generation(facts)),
         Section("Machine", _machine(facts)),
+        *([Section("Fastest ways", _ways(facts))] if facts.ways else []),
     ]
 
 
@@ -119,6 +120,13 @@ def _machine(facts: "Bench") -> list[Row]:
         Row("mlx", "", environment.mlx),
         Row("python", "", environment.python),
         Row("system", "", environment.system),
+    ]
+
+
+def _ways(facts: "Bench") -> list[Row]:
+    """Return what was chosen for each question, and the times of all ways."""
+    return [
+        Row(question, way.chosen, f"({way.comparison()})") for question, way in facts.ways.items()
     ]
 
 

@@ -57,6 +57,20 @@ def _nccl(host: Host) -> Verdict:
     return good("there", "mlxchat itself uses one GPU.")
 
 
+def _ways(host: Host) -> Verdict:
+    device = host.device()
+    assert device is not None
+    if not device.fastest_ways:
+        return good("none measured yet", "The first training run or chat measures them.")
+    detail = "; ".join(f"{choice.question}: {choice.answer}" for choice in device.fastest_ways)
+    unsound = sum(not choice.sound for choice in device.fastest_ways)
+    if unsound:
+        return doubtful(
+            f"{unsound:,} of {len(device.fastest_ways):,} with a way that fails", detail
+        )
+    return good(f"{len(device.fastest_ways):,} measured", detail)
+
+
 DEVICE_CHECKS = (
     Check(
         name="GPU",
@@ -68,6 +82,18 @@ DEVICE_CHECKS = (
         ),
         commands=COMPUTING,
         examine=_gpu,
+        absent=with_mlx,
+    ),
+    Check(
+        name="fastest ways",
+        measures=(
+            "Which of several ways to compute the same were found to be the fastest here. A way "
+            "that fails or is wrong is not used."
+        ),
+        limit="none that fails",
+        remedy="Nothing is computed wrong, but slower: report it, with what is said here.",
+        commands=(),
+        examine=_ways,
         absent=with_mlx,
     ),
     Check(

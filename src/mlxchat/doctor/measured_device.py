@@ -6,7 +6,8 @@ import time
 
 import numpy as np
 
-from mlxchat.doctor.probes import Device, FirstKernel, Load
+from mlxchat.autotune import tuned
+from mlxchat.doctor.probes import Device, FastestWay, FirstKernel, Load
 from mlxchat.runtime import machine, mx
 
 WIDTH = 2048  # of the matrices that keep the device busy
@@ -24,6 +25,14 @@ def describe_device() -> Device:
         buffers=int(info.get("resource_limit", 0)),
         nccl=mx.distributed.is_available("nccl"),
         openblas=_openblas() if sys.platform == "linux" and here.backend == "cpu" else "",
+        fastest_ways=tuple(
+            FastestWay(
+                question=question,
+                answer=f"{way.chosen} ({way.comparison()})",
+                sound=all(trial.sound for trial in way.trials.values()),
+            )
+            for question, way in tuned().items()
+        ),
     )
 
 

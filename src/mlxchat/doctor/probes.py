@@ -56,6 +56,14 @@ class Names(Measurement):
 # ==== The device ====
 
 
+class FastestWay(Measurement):
+    """The way to compute something that was found to be the fastest."""
+
+    question: str
+    answer: str  # the way, and what came of each
+    sound: bool  # no way failed or was wrong
+
+
 class Device(Measurement):
     """The device that MLX computes on."""
 
@@ -67,6 +75,7 @@ class Device(Measurement):
     buffers: int  # the most that may live at one time; 0 where MLX does not say
     nccl: bool
     openblas: str  # its version and build; "" if it is not loaded
+    fastest_ways: tuple[FastestWay, ...] = ()  # that `mlxchat.autotune` has made so far
 
 
 class FirstKernel(Measurement):

@@ -10,6 +10,7 @@ from typing import Protocol, cast
 from mlxchat.model.attention import UNSEEN, attend_from_one
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.cpu import FEW_ROWS, multiply_few_rows, relu_squared
+from mlxchat.model.cpu_attention import bounded_attention, scores_are_bounded
 from mlxchat.model.norm import Pair, norm_and_stream
 from mlxchat.model.quantized import QuantizedLinear
 from mlxchat.model.rope import Rope, norm_and_rotate, split_heads
@@ -181,10 +182,13 @@ class Attention(nn.Module):
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, cache: LayerCache | None) -> mx.array:
         """Attend to the cached keys and the new ones; returns (B, H, T, D)."""
-        mask = None
         if cache is not None:
             k, v, mask = cache.extend(k, v)  # (B, n_kv_head, S, D)
-        return causal_attention(q, k, v, self.scale, self.window, mask)
+            return causal_attention(q, k, v, self.scale, self.window, mask)
+        on_cpu = machine().backend == "cpu" and q.dtype == mx.float32
+        if on_cpu and scores_are_bounded(self.scale, self.head_dim):
+            return bounded_attention(q, k, v, self.scale, self.window)
+        return causal_attention(q, k, v, self.scale, self.window)
 
     def output(self, y: mx.array, onto: mx.array | None) -> mx.array:
         """Join the heads of (B, H, T, D) and project them to (B, T, C), added to ``onto``."""

@@ -8,9 +8,14 @@ of that. On GPUs these functions are MLX's own.
 """
 
 import math
+import os
+from collections.abc import Callable
+from functools import partial
 from typing import cast
 
+from mlxchat.autotune import fastest
 from mlxchat.runtime import machine, mx
+from mlxchat.streams import STREAMS, in_parts
 
 # ==== Elementary functions ====
 
@@ -124,14 +129,53 @@ def _relu_squared_vjp(x: mx.array, cotangent: mx.array, y: mx.array) -> mx.array
 # MLX calls sgemm for every product on CPUs, even that of a single row. OpenBLAS then copies the
 # matrix into blocks first, which takes longer than reading it; only for small products does it read
 # the matrix where it lies. So the matrix is split into pieces whose products are small.
+#
+# On some processors one thread reads as fast as the memory allows, on others two read twice as
+# fast: there the matrix is read by two streams.
 
 FEW_ROWS = 4  # with more rows the copy, which both cores make, pays off
 SMALL_OPERATIONS = 100**3  # both limits: OpenBLAS's sgemm_small_kernel_permit_skylakex.c
 SMALL_RESULTS = 1200
+LEAST_DIVIDED = 2**22  # bytes of a matrix; two streams read a smaller one before they have met
+MEASURED_BYTES = 2**26  # of matrices that are read to measure: more than caches hold
 
 
 def multiply_few_rows(x: mx.array, weight: mx.array) -> mx.array:
     """Return ``x @ weight.T``: (..., inputs) by (outputs, inputs) to (..., outputs)."""
+    if _reading_streams(x.size // x.shape[-1], *weight.shape) == 1:
+        return multiply_in_pieces(x, weight)
+    return multiply_on_streams(x, weight)
+
+
+def _reading_streams(rows: int, outputs: int, inputs: int) -> int:
+    """Return how many streams read an (outputs, inputs) matrix fastest, by measurement."""
+    size = 4 * outputs * inputs
+    if size < LEAST_DIVIDED or (os.cpu_count() or 1) < STREAMS:
+        return 1
+
+    def on(multiply: Callable[[mx.array, mx.array], mx.array]) -> list[mx.array]:
+        height = min(outputs, MEASURED_BYTES // (4 * inputs))
+        x, weights = mx.ones((rows, inputs)), mx.ones((MEASURED_BYTES // size or 1, height, inputs))
+        return [multiply(x, weight) for weight in weights]
+
+    ways = {
+        "one stream": partial(on, multiply_in_pieces),
+        "two streams": partial(on, multiply_on_streams),
+    }
+    question = f"products of {rows} rows with a {outputs} x {inputs} matrix, version 1"
+    return STREAMS if fastest(question, ways) == "two streams" else 1
+
+
+def multiply_on_streams(x: mx.array, weight: mx.array) -> mx.array:
+    """Return what `multiply_few_rows` does, each half of the outputs computed by a stream."""
+    half = len(weight) // STREAMS
+    first, second = weight[:half], weight[half:]
+    halves = in_parts([partial(multiply_in_pieces, x, part) for part in (first, second)])
+    return mx.concatenate(halves, axis=-1)
+
+
+def multiply_in_pieces(x: mx.array, weight: mx.array) -> mx.array:
+    """Return what `multiply_few_rows` does, by products that OpenBLAS takes for small."""
     outputs, inputs = weight.shape
     rows = x.size // inputs
     parts = weight.reshape(pieces(rows, outputs, inputs), -1, inputs).swapaxes(1, 2)

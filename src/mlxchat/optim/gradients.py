@@ -1,11 +1,13 @@
 """The loss and the gradients of a micro-batch, compiled."""
 
+from functools import partial
 from typing import Protocol, cast
 
 from mlxchat.model.backward import ordered_loss
 from mlxchat.model.gpt import GPT, Arrays
 from mlxchat.model.loss import CHUNK_ROWS
 from mlxchat.runtime import mx
+from mlxchat.streams import in_parts
 
 
 class Accumulate(Protocol):
@@ -32,13 +34,15 @@ class Accumulate(Protocol):
 
 
 def compile_gradients(
-    model: GPT, chunk_rows: int = CHUNK_ROWS, checkpoint: bool = False
+    model: GPT, chunk_rows: int = CHUNK_ROWS, checkpoint: bool = False, streams: int = 1
 ) -> Accumulate:
     """Compile the forward and the backward pass of ``model``.
 
     Args:
         chunk_rows: the minimum number of positions per chunk of the loss.
         checkpoint: compute each block's activations again in the backward pass.
+        streams: divide the rows, a multiple of this, into so many parts, each on a CPU stream of
+            its own (`mlxchat.streams`).
     """
 
     def share_of_loss(
@@ -56,6 +60,18 @@ def compile_gradients(
         count: mx.array,
         gradients: Arrays,
     ) -> tuple[mx.array, Arrays]:
-        return mx.value_and_grad(share_of_loss)(parameters, ids, targets, count, gradients)
+        compute, sums = mx.value_and_grad(share_of_loss), [gradients, *[Arrays()] * (streams - 1)]
+        rows = zip(mx.split(ids, streams), mx.split(targets, streams), sums, strict=True)
+        parts = in_parts(
+            [
+                partial(compute, parameters, part, of_part, count, sum_)
+                for part, of_part, sum_ in rows
+            ]
+        )
+        share, gradients = parts[0]
+        for other_share, others in parts[1:]:
+            share = share + other_share
+            gradients = {name: gradient + others[name] for name, gradient in gradients.items()}
+        return share, gradients
 
     return cast(Accumulate, mx.compile(accumulate))

@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import cycle
 from typing import NamedTuple, cast
 
 from mlxchat.config.recipes import RECIPES, Recipe
@@ -18,9 +19,10 @@ from mlxchat.model.size import STACK
 from mlxchat.optim.adamw import AdamW
 from mlxchat.optim.gradients import Accumulate, compile_gradients
 from mlxchat.optim.muon import Muon, NorMuon
-from mlxchat.optim.rule import Rule, Step
+from mlxchat.optim.rule import Rule, Scalar, Step
 from mlxchat.optim.schedule import REFERENCE_BATCH, STEADY_MOMENTUM, learning_rates
-from mlxchat.runtime import mx
+from mlxchat.runtime import machine, mx
+from mlxchat.streams import in_parts
 
 MATRIX = "matrix"
 
@@ -76,14 +78,14 @@ class Rates(NamedTuple):
     weight_decay: mx.array  # of the groups whose rule has no constant one
 
 
-Constants = dict[str, list[mx.array]]
+Constants = dict[str, list[Scalar]]
 """The constants of each group's rule, by the group's name."""
 
 UpdateFn = Callable[
-    [Constants, Arrays, Arrays, Arrays, Rates, float], tuple[Arrays, Arrays, mx.array]
+    [Constants, Arrays, Arrays, Arrays, Rates, float, int], tuple[Arrays, Arrays, mx.array]
 ]
-"""The update of one model: constants, parameters, gradients, state, rates and the limit of the norm
-to new parameters, new state and the norm."""
+"""The update of one model: constants, parameters, gradients, state, rates, the limit of the norm
+and the number of streams to new parameters, new state and the norm."""
 
 
 def recipe_rates(recipe: Recipe, model: GPT, tokens_per_step: int = REFERENCE_BATCH) -> Rates:
@@ -132,8 +134,10 @@ class MuonAdamW:
         members = list(_members(arch, parameters, model.dtype))
         compute = mx.compile(partial(compute_update, members, model.dtype))
         self._compute_update = cast(UpdateFn, compute)
+        # On CPUs a kernel with numbers in it is vectorised; one that reads them from arrays is not.
+        as_scalar: Callable[[float], Scalar] = float if machine().backend == "cpu" else mx.array
         self._constants = {
-            group.name: [mx.array(number) for number in group.rule.constants]
+            group.name: [as_scalar(number) for number in group.rule.constants]
             for group in PARAM_GROUPS[arch]
         }
         self._gradients_of: tuple[GPT, Accumulate] | None = None  # a model, its compiled gradients
@@ -161,7 +165,12 @@ class MuonAdamW:
         return loss
 
     def update(
-        self, model: GPT, gradients: Arrays, rates: Rates, grad_clip: float = 0.0
+        self,
+        model: GPT,
+        gradients: Arrays,
+        rates: Rates,
+        grad_clip: float = 0.0,
+        streams: int = 1,
     ) -> mx.array:
         """Update ``model`` and the state in place; returns the norm of the gradients, a scalar.
 
@@ -173,9 +182,16 @@ class MuonAdamW:
             gradients: the gradients by parameter name.
             rates: the rates of this step.
             grad_clip: the limit of the gradients' joint norm; 0 for none.
+            streams: CPU streams that parameters are updated on at the same time.
         """
         parameters, self.state, norm = self._compute_update(
-            self._constants, model.named_parameters(), gradients, self.state, rates, grad_clip
+            self._constants,
+            model.named_parameters(),
+            gradients,
+            self.state,
+            rates,
+            grad_clip,
+            streams,
         )
         model.load_weights(list(parameters.items()))
         return norm
@@ -190,18 +206,49 @@ def compute_update(
     state: Arrays,
     rates: Rates,
     grad_clip: float,
+    streams: int = 1,
 ) -> tuple[Arrays, Arrays, mx.array]:
     """Return the parameters and the state after a step, and the norm of the gradients.
 
-    A function without side effects, so that it can be compiled.
+    A function without side effects, so that it can be compiled. ``members`` are dealt out to the
+    streams.
     """
     gradients, norm = clip(gradients, grad_clip)
-    new_parameters, new_state = Arrays(), {"step": state["step"] + 1}
+    step = state["step"] + 1
+    before = {**state, "step": step}
+    parts = in_parts(
+        [
+            partial(_updated, dealt, dtype, constants, parameters, gradients, before, rates)
+            for dealt in _deal(members, streams)
+        ]
+    )
+    new_parameters, new_state = Arrays(), {"step": step}
+    for some_parameters, some_state in parts:
+        new_parameters |= some_parameters
+        new_state |= some_state
+    # In the order of the given state: `mx.compile` would trace again if the order of keys changed.
+    return new_parameters, {name: new_state[name] for name in state}, norm
+
+
+def _updated(
+    members: Sequence[Members],
+    dtype: mx.Dtype,
+    constants: Constants,
+    parameters: Arrays,
+    gradients: Arrays,
+    state: Arrays,
+    rates: Rates,
+) -> tuple[Arrays, Arrays]:
+    """Return the members' parameters after the step whose number is in the state, and their state.
+
+    They are computed one after another.
+    """
+    new_parameters, new_state = Arrays(), Arrays()
     momentum = rates.momentum
     for group, names in members:
         learning_rate = rates.learning[group.name]
         step = Step(
-            new_state["step"],
+            state["step"],
             learning_rate,
             momentum,
             rates.weight_decay,
@@ -222,8 +269,17 @@ def compute_update(
             # The next stack reads `momentum`, so it is made to wait for this one: only one stack
             # takes up memory at a time.
             momentum = mx.depends(momentum, list(ps))
-    # In the order of the given state: `mx.compile` would trace again if the order of keys changed.
-    return new_parameters, {name: new_state[name] for name in state}, norm
+    return new_parameters, new_state
+
+
+def _deal(members: Sequence[Members], streams: int) -> list[list[Members]]:
+    """Divide the members among streams, which take turns; stacks are divided too."""
+    dealt: list[list[Members]] = [[] for _ in range(streams)]
+    turns = cycle(dealt)
+    for group, names in members:
+        for part in (names[first::streams] for first in range(min(streams, len(names)))):
+            next(turns).append((group, part))
+    return dealt
 
 
 def _members(arch: Architecture, parameters: Arrays, dtype: mx.Dtype) -> Iterator[Members]:

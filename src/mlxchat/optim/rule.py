@@ -6,6 +6,7 @@ from typing import ClassVar, NamedTuple, Protocol, cast
 from mlxchat.runtime import machine, mx
 
 ArrayList = Sequence[mx.array]
+Scalar = mx.array | float
 
 
 class Step(NamedTuple):
@@ -19,7 +20,7 @@ class Step(NamedTuple):
     momentum: mx.array
     weight_decay: mx.array
     dtype: mx.Dtype  # the compute dtype, for matrix products
-    constants: ArrayList = ()  # the rule's own
+    constants: Sequence[Scalar] = ()  # the rule's own; floats on CPUs
 
 
 class Rule(Protocol):

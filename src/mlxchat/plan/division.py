@@ -79,6 +79,7 @@ def fit(
         accumulation=chosen.accumulation,
         chunk_rows=chosen.chunk_rows,
         grad_checkpoint=chosen.grad_checkpoint,
+        streams=chosen.streams,
         memory_limit=limit,
         peak=_peak(model, chosen, resources),
     )
@@ -132,6 +133,7 @@ def _divisions(
                     accumulation=rows_per_step // size,
                     chunk_rows=rows,
                     grad_checkpoint=checkpoint,
+                    streams=1 if size % resources.streams else resources.streams,
                 )
 
 

@@ -25,6 +25,7 @@ class Resources(NamedTuple):
     scores_held: ScoresHeld
     chunk_rows: int  # positions in a chunk of the loss, the fastest where memory is plentiful
     micro_batch_tokens: int = 256  # that take as long as what each micro-batch takes besides
+    streams: int = 1  # that compute parts of a micro-batch at the same time, if its rows allow it
 
 
 class BatchPlan(BaseModel):
@@ -37,13 +38,20 @@ class BatchPlan(BaseModel):
     # The minimum number of positions per chunk of the loss; older checkpoints call it loss_rows.
     chunk_rows: int = Field(128, ge=1, validation_alias=AliasChoices("chunk_rows", "loss_rows"))
     grad_checkpoint: bool = False  # recompute each block's activations in the backward pass
+    streams: int = Field(1, ge=1)  # that a micro-batch is divided among, see `mlxchat.streams`
     memory_limit: Count = 0  # bytes that training may take; 0 in older checkpoints
     peak: Count = 0  # bytes that it is estimated to take at one time; 0 in older checkpoints
 
     @property
-    def division(self) -> tuple[int, int, int, bool]:
+    def division(self) -> tuple[int, int, int, bool, int]:
         """How a step is divided, without the memory that this takes."""
-        return self.device_batch_size, self.accumulation, self.chunk_rows, self.grad_checkpoint
+        return (
+            self.device_batch_size,
+            self.accumulation,
+            self.chunk_rows,
+            self.grad_checkpoint,
+            self.streams,
+        )
 
 
 # Arrays (B, T, C) that exist at one time, counted where nothing is computed ahead.
@@ -91,11 +99,14 @@ def training_bytes(model: GPTConfig, batch: BatchPlan, resources: Resources) -> 
     ends = END_ARRAYS * _array_bytes(model, value_bytes)
     kept = size * sum(_kept_bytes(model, resources, checkpoint), ends) + casts
     activations = casts + block + size * activation_bytes(model, resources, checkpoint=checkpoint)
-    logits = _logits_bytes(model, size * model.sequence_len, value_bytes, batch.chunk_rows)
+    streams = batch.streams  # each has logits and gradients of its own, which are summed at the end
+    positions = size * model.sequence_len // streams
+    logits = streams * _logits_bytes(model, positions, value_bytes, batch.chunk_rows)
     update = max(head, STACK_ARRAYS * value_bytes * _largest_stack(model, value_bytes))
 
-    first = max(head + max(kept + logits, activations), weights + block)
-    later = weights + max(head + kept + logits, activations)
+    heads = streams * head
+    first = max(heads + max(kept + logits, activations), streams * (weights + block))
+    later = (streams - 1) * head + weights + max(head + kept + logits, activations)
     working = max(first, weights + update, later if batch.accumulation > 1 else 0)
     peak = round((1 + COMPUTED_AHEAD) * (weights + optimizer + working))
     return {

@@ -21,6 +21,7 @@ from mlxchat.optim.gradients import compile_gradients
 from mlxchat.optim.optimizer import MATRIX, MuonAdamW, Rates
 from mlxchat.plan.memory import BatchPlan
 from mlxchat.runtime import memory_use, mx
+from mlxchat.streams import one_thread_each
 from mlxchat.telemetry.clock import Clock
 from mlxchat.telemetry.events import Ended, Event, Position, Stepped
 from mlxchat.train.divergence import check_numbers
@@ -248,8 +249,9 @@ def compile_step(parts: StepParts, stop: ShouldStop = lambda: False) -> Launch:
     is as it was before the step.
     """
     model, optimizer, plan = parts.model, parts.optimizer, parts.plan
-    accumulate = compile_gradients(model, plan.chunk_rows, plan.grad_checkpoint)
+    accumulate = compile_gradients(model, plan.chunk_rows, plan.grad_checkpoint, plan.streams)
 
+    @one_thread_each(plan.streams)
     def launch(number: int) -> Pending:
         batches = list(islice(parts.batches, plan.accumulation))
         count = mx.array(max(1, sum(int((batch.targets >= 0).sum()) for batch in batches)))
@@ -264,7 +266,7 @@ def compile_step(parts: StepParts, stop: ShouldStop = lambda: False) -> Launch:
             mx.eval(shares[-1:])  # no more than one micro-batch under way
             shares.append(share)
         rates = parts.rates(number - 1)
-        norm = optimizer.update(model, gradients, rates, parts.grad_clip)
+        norm = optimizer.update(model, gradients, rates, parts.grad_clip, plan.streams)
         del gradients  # so that the update can reuse their memory
         metrics = mx.stack([norm, rates.learning[MATRIX], *shares])
         mx.async_eval(model.parameters(), optimizer.state, metrics)

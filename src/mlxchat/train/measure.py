@@ -1,20 +1,26 @@
 """The means of this machine for training, and its speed on synthetic data."""
 
+from functools import cache, partial
 from itertools import pairwise, repeat
 from statistics import median
 
 import numpy as np
 
+from mlxchat import openblas
+from mlxchat.autotune import fastest
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.loader import Batch, LoaderState
+from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.loss import FASTEST_CHUNK_ROWS
+from mlxchat.optim.gradients import Accumulate, compile_gradients
 from mlxchat.optim.optimizer import MuonAdamW, Rates
 from mlxchat.plan.budget import Measure, budgeted_plan
 from mlxchat.plan.estimate import UTILISATION
 from mlxchat.plan.memory import Resources, ScoresHeld
 from mlxchat.plan.plan import Plan
 from mlxchat.runtime import compute_dtype, machine, matmul_flops, mx, spare_memory
+from mlxchat.streams import STREAMS, one_thread_each
 from mlxchat.telemetry.clock import Timer
 from mlxchat.train.loop import Compile, StepParts, compile_step
 
@@ -43,7 +49,43 @@ def resources(dtype: str = "auto") -> Resources:
         scores_held=SCORES_HELD[here.backend],
         chunk_rows=FASTEST_CHUNK_ROWS[here.backend],
         micro_batch_tokens=MICRO_BATCH_TOKENS[here.backend],
+        streams=fastest_streams(),
     )
+
+
+# ==== The fastest number of streams ==============================================================
+
+TRIAL = GPTConfig(sequence_len=256, vocab_size=8192, n_layer=1, n_head=2, n_kv_head=2, n_embd=256)
+TRIAL_ROWS = 2
+
+
+def fastest_streams() -> int:
+    """Return on how many streams the gradients of a small network are computed fastest here.
+
+    It is 1 but on CPUs whose cores can have a stream each.
+    """
+    threads = openblas.threads()
+    if machine().backend != "cpu" or threads < STREAMS:
+        return 1
+    ways = {"one": partial(_trial, 1), "two": partial(_trial, STREAMS)}
+    question = f"streams for training on {threads} threads, version 1"
+    return STREAMS if fastest(question, ways) == "two" else 1
+
+
+@cache
+def _trial_gradients(streams: int) -> tuple[GPT, Accumulate]:
+    model = GPT.new(TRIAL, MODEL_SEED)
+    return model, compile_gradients(model, streams=streams)
+
+
+def _trial(streams: int) -> list[mx.array]:
+    """Return the gradients of a new network, computed on so many streams."""
+    model, accumulate = _trial_gradients(streams)
+    ids = mx.arange(TRIAL_ROWS * TRIAL.sequence_len).reshape(TRIAL_ROWS, -1)
+    with one_thread_each(streams):
+        _, gradients = accumulate(model.named_parameters(), ids, ids + 1, mx.array(ids.size), {})
+        mx.eval(gradients)
+    return list(gradients.values())
 
 
 # ==== The plan for a time budget =================================================================

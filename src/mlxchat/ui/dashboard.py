@@ -78,6 +78,7 @@ ROUNDED = 1e6  # the loss from which it is shown with two digits
 CURVE_HEIGHT = 10  # the most lines of a curve below the numbers
 BESIDE_WIDTH, BESIDE_HEIGHT = 110, 22  # the size from which the curve stands beside them
 SAMPLE_LINES = 2
+SLOW = 2.0  # seconds without a first step, after which the panel says why
 
 
 def shown_loss(meter: Meter, latest: Stepped | None) -> str:
@@ -115,6 +116,10 @@ def dashboard(
     if evaluating:
         label = f"evaluating {evaluating.batch:,}/{evaluating.batches:,}"
         lines.append(labelled_bar(label, evaluating.batch, evaluating.batches, inner))
+    elif latest is None and waited >= SLOW:
+        compiling = Text(f"compiling the first step, {duration(waited)} so far", style="dim")
+        compiling.truncate(inner, overflow="ellipsis")
+        lines.append(compiling)
     groups = _numbers(meter, latest, waited)
     room = height - 2 - len(lines)
     if width >= BESIDE_WIDTH and room >= BESIDE_HEIGHT - 3:
