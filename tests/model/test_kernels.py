@@ -9,7 +9,7 @@ from support.backends import use_backend
 from support.emulated import COMPILER, emulate
 
 from mlxchat import autotune
-from mlxchat.model import backward, loss, norm, rope
+from mlxchat.model import backward, loss, norm, product, rope
 from mlxchat.model.config import Architecture, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.kernels import heads, lookup
@@ -150,6 +150,38 @@ def test_rows_of_a_table() -> None:
     for dtype in (mx.float32, mx.float16):
         found = lookup.look_up_forward(table, ids, dtype)
         assert mx.array_equal(found, table[ids].astype(dtype))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16])
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "parts"),
+    [
+        (40, 768, {"normed": True, "squared": False, "added": False}),
+        (9, 96, {"normed": True, "squared": True, "added": False}),
+        (33, 66, {"normed": False, "squared": False, "added": True}),
+        (7, 12, {"normed": False, "squared": False, "added": False}),
+    ],
+    ids=["norm", "norm and square", "sum", "odd"],
+)
+def test_products_of_few_rows(rows: int, outputs: int, inputs: int, parts: dict[str, bool]) -> None:
+    x, weight, onto = draw(1, rows, inputs), draw(outputs, inputs), draw(1, rows, outputs)
+    *_, added = parts.values()
+    parts = {name: parts[name] for name in ("normed", "squared")}
+    given = onto if added else None
+    arrays = [array for array in (x, weight, given) if array is not None]
+    [found], gradients = mx.vjp(
+        lambda x, weight, *added: product._in_one_kernel(x, weight, *(added or [None]), **parts),
+        arrays,
+        [onto],
+    )
+    [expected], right = mx.vjp(
+        lambda x, weight, *added: product._by_hand(x, weight, *(added or [None]), **parts),
+        arrays,
+        [onto],
+    )
+    assert_near(found, expected)
+    for a, b in zip(gradients, right, strict=True):
+        assert_near(a, b)
 
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])

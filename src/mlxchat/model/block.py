@@ -5,13 +5,13 @@ S counts the positions that can be attended to, cached ones included.
 """
 
 from functools import lru_cache
-from typing import Protocol, cast
+from typing import Protocol
 
 from mlxchat.model.attention import UNSEEN, attend_from_one
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.cpu import FEW_ROWS, multiply_few_rows, relu_squared
 from mlxchat.model.cpu_attention import bounded_attention, scores_are_bounded
-from mlxchat.model.norm import Pair, norm_and_stream
+from mlxchat.model.norm import Normed, norm_and_stream
+from mlxchat.model.product import product, product_of_norm
 from mlxchat.model.quantized import QuantizedLinear
 from mlxchat.model.rope import Rope, norm_and_rotate, split_heads
 from mlxchat.model.size import query_block
@@ -45,11 +45,11 @@ class Linear(nn.Linear):
 
         The addition is done in the kernel of the product where there is one for both.
         """
-        weight = self.weight.astype(x.dtype)
-        if machine().backend == "cpu" and x.size <= FEW_ROWS * x.shape[-1]:
-            y = multiply_few_rows(x, weight)
-            return y if onto is None else onto + y
-        return product(x, weight) if onto is None else cast(mx.array, _sum(onto, x, weight))
+        return product(x, self.weight.astype(x.dtype), onto)
+
+    def of_norm(self, x: Normed, squared: bool = False) -> mx.array:
+        """Map the norm of a stream, or return the squared ReLU of that."""
+        return product_of_norm(x, self.weight.astype(x.stream.dtype), squared=squared)
 
     @property
     def dense(self) -> mx.array:
@@ -62,44 +62,6 @@ class Linear(nn.Linear):
         """Return this layer with its weight quantized; `nn.quantize` calls this."""
         layer: QuantizedLinear = QuantizedLinear.from_linear(self, group_size, bits, mode)
         return layer
-
-
-# ==== Products whose gradients lie row by row ====
-#
-# MLX's own gradient of a weight comes out transposed, and the optimizer reads that several times as
-# slowly.
-
-
-def product(x: mx.array, weight: mx.array) -> mx.array:
-    """Return ``x @ weight.T``: (..., inputs) by (outputs, inputs) to (..., outputs)."""
-    return cast(mx.array, _product(x, weight))
-
-
-@mx.custom_function
-def _product(x: mx.array, weight: mx.array) -> mx.array:
-    return x @ weight.T
-
-
-@_product.vjp
-def _product_vjp(primals: tuple[mx.array, mx.array], cotangent: mx.array, _: mx.array) -> Pair:
-    return _gradients(*primals, cotangent)
-
-
-@mx.custom_function
-def _sum(onto: mx.array, x: mx.array, weight: mx.array) -> mx.array:
-    return mx.addmm(onto, x, weight.T)
-
-
-@_sum.vjp
-def _sum_vjp(
-    primals: tuple[mx.array, mx.array, mx.array], cotangent: mx.array, _: mx.array
-) -> tuple[mx.array, mx.array, mx.array]:
-    return cotangent, *_gradients(*primals[1:], cotangent)
-
-
-def _gradients(x: mx.array, weight: mx.array, cotangent: mx.array) -> Pair:
-    rows, of_rows = (a.reshape(-1, a.shape[-1]) for a in (x, cotangent))
-    return cotangent @ weight, of_rows.T @ rows
 
 
 class Attention(nn.Module):
@@ -123,62 +85,64 @@ class Attention(nn.Module):
 
     def __call__(
         self,
-        x: mx.array,
+        x: Normed,
         rope: Rope,
         value_embedding: mx.array | None = None,
         cache: LayerCache | None = None,
-        onto: mx.array | None = None,
     ) -> mx.array:
         """Let every position attend to itself and to the positions that it can see before it.
 
         Args:
-            x: (B, T, C), normalised.
+            x: (B, T, C) each, the stream and its norm.
             rope: the rotation of the T positions.
             value_embedding: (B, T, n_kv_head * D), added to the values.
             cache: the keys and values of earlier positions, extended by those of ``x``.
-            onto: (B, T, C), the residual stream, which the result is added to.
 
         Returns:
-            (B, T, C).
+            (B, T, C), the stream to which the result is added.
         """
         q, k, v = self.qkv(x, rope, value_embedding)
         y = self.attend(q, k, v, cache)  # (B, H, T, D)
-        return self.output(y, onto)  # (B, T, C)
+        return self.output(y, onto=x.stream)  # (B, T, C)
 
     def qkv(
-        self, x: mx.array, rope: Rope, value_embedding: mx.array | None
+        self, x: Normed, rope: Rope, value_embedding: mx.array | None
     ) -> tuple[mx.array, mx.array, mx.array]:
         """Project (B, T, C) to queries, (B, H, T, D), and keys and values, (B, n_kv_head, T, D)."""
-        B, T, _ = x.shape
+        B, T, _ = x.stream.shape
         shape = (B, T, -1, self.head_dim)
         qkv = self._joined_product(x)
         if qkv is not None:
             q, k, v = split_heads(qkv.reshape(shape), self.n_head, self.n_kv_head, rope)
         else:
-            q = norm_and_rotate(self.c_q(x).reshape(shape), rope)  # (B, T, H, D)
-            k = norm_and_rotate(self.c_k(x).reshape(shape), rope)  # (B, T, n_kv_head, D)
-            v = self.c_v(x).reshape(shape)  # (B, T, n_kv_head, D)
+            q = norm_and_rotate(self.c_q(x.normed).reshape(shape), rope)  # (B, T, H, D)
+            k = norm_and_rotate(self.c_k(x.normed).reshape(shape), rope)  # (B, T, n_kv_head, D)
+            v = self.c_v(x.normed).reshape(shape)  # (B, T, n_kv_head, D)
         if value_embedding is not None:
             ve = value_embedding.reshape(v.shape)  # (B, T, n_kv_head, D)
             if self.gate_channels:
-                gate = self.ve_gate(x[..., : self.gate_channels])[..., None]  # (B, T, n_kv_head, 1)
+                gate = self.ve_gate(x.normed[..., : self.gate_channels])[
+                    ..., None
+                ]  # (B, T, n_kv_head, 1)
                 ve = self.gate_scale * mx.sigmoid(gate) * ve  # (B, T, n_kv_head, D)
             v = v + ve
         q, k, v = (heads.transpose(0, 2, 1, 3) for heads in (q, k, v))  # heads before positions
         return q, k, v
 
-    def _joined_product(self, x: mx.array) -> mx.array | None:
+    def _joined_product(self, x: Normed) -> mx.array | None:
         """Return the queries, keys and values of (B, T, C) from one product, (B, T, all heads * D).
 
         None if they are better computed one by one: on CPUs, which then read each in order, and
         from layers that another program quantized in different formats.
         """
         if self.c_qkv is not None:
-            return self.c_qkv(x)
+            return self.c_qkv.of_norm(x)
         layers = (self.c_q, self.c_k, self.c_v)
         if machine().backend == "cpu" or not all(type(layer) is Linear for layer in layers):
             return None
-        return product(x, mx.concatenate([layer.weight.astype(x.dtype) for layer in layers]))
+        dtype = x.stream.dtype
+        weight = mx.concatenate([layer.weight.astype(dtype) for layer in layers])
+        return product_of_norm(x, weight)
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, cache: LayerCache | None) -> mx.array:
         """Attend to the cached keys and the new ones; returns (B, H, T, D)."""
@@ -190,7 +154,7 @@ class Attention(nn.Module):
             return bounded_attention(q, k, v, self.scale, self.window)
         return causal_attention(q, k, v, self.scale, self.window)
 
-    def output(self, y: mx.array, onto: mx.array | None) -> mx.array:
+    def output(self, y: mx.array, onto: mx.array) -> mx.array:
         """Join the heads of (B, H, T, D) and project them to (B, T, C), added to ``onto``."""
         B, H, T, D = y.shape
         y = y.transpose(0, 2, 1, 3).reshape(B, T, H * D)
@@ -292,10 +256,10 @@ class MLP(nn.Module):
         self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
         self.c_proj = Linear(4 * config.n_embd, config.n_embd)
 
-    def __call__(self, x: mx.array, onto: mx.array | None = None) -> mx.array:
-        """Map a normalised (B, T, C) to (B, T, C), added to ``onto``."""
-        x = relu_squared(self.c_fc(x))  # (B, T, 4 * C)
-        return self.c_proj(x, onto)  # (B, T, C)
+    def __call__(self, x: Normed) -> mx.array:
+        """Map the norm of a stream, (B, T, C), and add the result to the stream."""
+        hidden = self.c_fc.of_norm(x, squared=True)  # (B, T, 4 * C)
+        return self.c_proj(hidden, onto=x.stream)  # (B, T, C)
 
 
 class Block(nn.Module):
@@ -308,15 +272,13 @@ class Block(nn.Module):
 
     def __call__(
         self,
-        x: mx.array,
-        normed: mx.array,
+        x: Normed,
         rope: Rope,
         value_embedding: mx.array | None = None,
         cache: LayerCache | None = None,
     ) -> mx.array:
-        """Map the residual stream and its norm, (B, T, C), to the stream after this block."""
-        # x = x + attn(norm(x)); x = x + mlp(norm(x)). With `onto`, the kernel of each last matrix
-        # product does the addition too.
-        x = self.attn(normed, rope, value_embedding, cache, onto=x)
-        normed, x = norm_and_stream(x)
-        return self.mlp(normed, onto=x)
+        """Map the residual stream with its norm, (B, T, C), to the stream after this block."""
+        # x = x + attn(norm(x)); x = x + mlp(norm(x)). The kernel of each last matrix product does
+        # the addition too.
+        stream = self.attn(x, rope, value_embedding, cache)
+        return self.mlp(norm_and_stream(stream))

@@ -186,16 +186,16 @@ class GPT(nn.Module):
         """
         if lambdas:
             a, b = lambdas["resid_lambdas"], lambdas["x0_lambdas"]
-            normed, x, x0 = mix_and_norm(x, x0, a, b)
+            normed, x0 = mix_and_norm(x, x0, a, b)
         else:
-            normed, x = norm_and_stream(x)
+            normed = norm_and_stream(x)
         value_embedding = None
         if self.config.has_value_embedding(i):
             value_embedding = self._rows(self.value_embeds[i], ids)  # (B, T, n_kv_head * D)
             if "v0_lambdas" in lambdas:
                 value_embedding = (lambdas["v0_lambdas"] * value_embedding).astype(self.dtype)
         block: Block = self.transformer["h"][i]
-        return block(x, normed, rope, value_embedding, cache), x0
+        return block(normed, rope, value_embedding, cache), x0
 
     def final_norm(self, x: mx.array, middle: mx.array) -> mx.array:
         """Normalise the last layer's residual stream, (B, T, C), for the head.

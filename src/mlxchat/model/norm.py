@@ -1,7 +1,7 @@
 """The norm of the residual stream, without learnt weights."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import NamedTuple, cast
 
 from mlxchat.autotune import fastest, remembered
 from mlxchat.model.kernels import norm as kernels
@@ -12,6 +12,14 @@ NORM_EPS = 1.1920929e-07  # float32's machine epsilon, which torch's rms_norm us
 HALF_PRECISION = 2e-2  # relative difference of gradients that are rounded to bfloat16 on the way
 _ROWS = {"cuda": 65_536, "metal": 8192}  # that are measured: enough to take longer than a launch
 
+
+class Normed(NamedTuple):
+    """The residual stream, (..., C), and its norm: a layer reads the one and adds to the other."""
+
+    normed: mx.array
+    stream: mx.array
+
+
 Pair = tuple[mx.array, mx.array]
 Triple = tuple[mx.array, mx.array, mx.array]
 
@@ -21,16 +29,13 @@ def norm(x: mx.array) -> mx.array:
     return mx.fast.rms_norm(x, None, NORM_EPS)
 
 
-def norm_and_stream(x: mx.array) -> Pair:
-    """Return ``norm(x)`` and ``x``, (..., C), for a layer that reads the one and adds to the other.
-
-    They come together because one kernel then computes the gradient of both.
-    """
-    return _norm_kernel(x) if _kernel_is_faster(x.shape[-1], x.dtype) else (norm(x), x)
+def norm_and_stream(x: mx.array) -> Normed:
+    """Return ``norm(x)`` and ``x``, (..., C): one kernel then computes the gradient of both."""
+    return Normed(*_norm_kernel(x)) if _kernel_is_faster(x.shape[-1], x.dtype) else _formula(x)
 
 
-def mix_and_norm(x: mx.array, x0: mx.array, a: mx.array, b: mx.array) -> Triple:
-    """Mix two streams; returns the norm of the mixture, the mixture, and ``x0``, (..., C) each.
+def mix_and_norm(x: mx.array, x0: mx.array, a: mx.array, b: mx.array) -> tuple[Normed, mx.array]:
+    """Mix two streams; returns the mixture with its norm, and ``x0``, (..., C) each.
 
     One kernel computes the gradients of all. Take the ``x0`` returned for the next mixture, and
     each adds to its gradient; otherwise those of all mixtures would be held and added at the end.
@@ -40,8 +45,14 @@ def mix_and_norm(x: mx.array, x0: mx.array, a: mx.array, b: mx.array) -> Triple:
         a, b: the weights of ``x`` and ``x0``, (1,) in float32.
     """
     if _kernel_is_faster(x.shape[-1], x.dtype):
-        return _mix_kernel(x, x0, mx.concatenate([a, b]))
-    return _mix_formula(x, x0, a, b)
+        normed, mixed, x0 = _mix_kernel(x, x0, mx.concatenate([a, b]))
+    else:
+        normed, mixed, x0 = _mix_formula(x, x0, a, b)
+    return Normed(normed, mixed), x0
+
+
+def _formula(x: mx.array) -> Normed:
+    return Normed(norm(x), x)
 
 
 def _mix_formula(x: mx.array, x0: mx.array, a: mx.array, b: mx.array) -> Triple:
