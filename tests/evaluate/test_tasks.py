@@ -298,6 +298,7 @@ class Scripted:
         )  # fmt: skip
         self._script = [*script, BYTES.special("<|assistant_end|>")]
         self._said = 0
+        self.decode_step = None
 
     def features(self, ids: mx.array, cache: object) -> mx.array:
         cache.record(ids)  # type: ignore[attr-defined]
