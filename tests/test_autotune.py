@@ -107,3 +107,14 @@ def test_a_question_can_be_put_while_a_function_is_traced() -> None:
 def test_ways_can_be_fixed() -> None:
     with autotune.fixed(attention="blocks"):
         assert autotune.fastest("attention of 4 rows", {"plain": broken}) == "blocks"
+
+
+def test_what_is_remembered_gives_way_to_what_is_fixed() -> None:
+    @autotune.remembered
+    def squares(count: int) -> str:
+        return autotune.fastest(f"squares of {count} numbers", {"plain": quick})
+
+    assert squares(3) == "plain"
+    with autotune.fixed(squares="power"):
+        assert squares(3) == "power"
+    assert squares(3) == "plain"

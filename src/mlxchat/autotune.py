@@ -11,9 +11,11 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache, wraps
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import ParamSpec, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
@@ -32,6 +34,8 @@ LONGEST_TRIAL = 1.0  # after which a way is not repeated again
 LARGEST_RECORD = 2**22  # bytes
 
 Way = Callable[[], Sequence[mx.array]]
+Chosen = TypeVar("Chosen")
+Arguments = ParamSpec("Arguments")
 
 
 class Trial(BaseModel):
@@ -128,7 +132,12 @@ def tuned() -> dict[str, Tuned]:
 
 @contextmanager
 def fixed(**ways: str) -> Iterator[None]:
-    """Choose these ways without measuring inside a ``with`` block, by a word of the question."""
+    """Choose these ways without measuring inside a ``with`` block, by a word of the question.
+
+    >>> with fixed(squares="power"):
+    ...     fastest("squares of 1,000 numbers", {})
+    'power'
+    """
     before = dict(_fixed)
     _fixed.update(ways)
     try:
@@ -136,6 +145,17 @@ def fixed(**ways: str) -> Iterator[None]:
     finally:
         _fixed.clear()
         _fixed.update(before)
+
+
+def remembered(choose: Callable[Arguments, Chosen]) -> Callable[Arguments, Chosen]:
+    """Keep in memory what a function chooses by `fastest` for its arguments, except in `fixed`."""
+    kept = cast(Callable[Arguments, Chosen], cache(choose))
+
+    @wraps(choose)
+    def choice(*args: Arguments.args, **options: Arguments.kwargs) -> Chosen:
+        return choose(*args, **options) if _fixed else kept(*args, **options)
+
+    return choice
 
 
 def _measured(

@@ -5,12 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.backends import use_backend
 from support.planted_host import HEALTHY, PlantedHost
 
+from mlxchat import autotune
 from mlxchat.doctor import measured_arithmetic, measured_device, measured_training
 from mlxchat.doctor.examination import CHECKS, judge
 from mlxchat.doctor.probes import Measurement
 from mlxchat.engine.cache import KVLayer
+from mlxchat.model import norm
+from mlxchat.model.norm import Pair
 from mlxchat.optim.gradients import Accumulate, compile_gradients
 from mlxchat.optim.optimizer import MuonAdamW
 from mlxchat.runtime import machine, mx
@@ -89,6 +93,26 @@ def test_wrong_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_rotation_that_reads_forwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured_arithmetic, "apply_rope", lambda x, rope: 1.0 * x)
     assert outcome("rotation", measured_arithmetic.compare_rotation(), tmp_path) == "failed"
+
+
+def test_the_cpu_computes_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+
+    def kernel(x: mx.array) -> Pair:
+        used.append(on_cpu)
+        return norm.norm(x), x
+
+    def switch(device: mx.Device) -> None:
+        nonlocal on_cpu
+        on_cpu = not on_cpu
+
+    on_cpu = False
+    monkeypatch.setattr(norm, "_norm_kernel", kernel)
+    monkeypatch.setattr(mx, "set_default_device", switch)
+    use_backend("metal", monkeypatch)
+    with autotune.fixed(norm="kernel", loss="formula"):
+        gradients()
+    assert used and not any(used)
 
 
 def test_gradients_off_by_a_percent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

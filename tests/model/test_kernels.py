@@ -1,7 +1,6 @@
 """The source text of each kernel, run on the CPU, computes what the formula beside it does."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,13 +25,8 @@ pytestmark = [
 ]
 
 
-CHOICES = (norm._kernel_is_faster, rope._kernel_is_faster, loss._fastest_cross_entropy)
-
-
 @pytest.fixture(autouse=True)
-def emulated(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
+def emulated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path_factory.getbasetemp() / "kernels"
     folder.mkdir(exist_ok=True)
 
@@ -41,9 +35,6 @@ def emulated(
 
     monkeypatch.setattr(Kernel, "__call__", call)
     monkeypatch.setattr(loss_kernel, "THREADS", 64)
-    yield
-    for choice in CHOICES:
-        choice.cache_clear()
 
 
 def draw(*shape: int, seed: int = 0) -> mx.array:
@@ -51,7 +42,8 @@ def draw(*shape: int, seed: int = 0) -> mx.array:
 
 
 def assert_near(found: mx.array, expected: mx.array, tolerance: float = 1e-5) -> None:
-    assert found.shape == expected.shape
+    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    found, expected = found.astype(mx.float32), expected.astype(mx.float32)
     difference = mx.linalg.norm((found - expected).flatten())
     rounding = 1e-7  # of sums whose terms of about 1 cancel, as the gradients of single numbers are
     assert difference <= tolerance * mx.linalg.norm(expected.flatten()) + rounding
@@ -139,9 +131,25 @@ def test_heads_and_their_gradient(
     assert_near(back, gradient, tolerance)
 
 
+def test_numbers_of_half_precision_are_read_eight_at_once() -> None:
+    x, d_y, d_stream = (draw(9, 512, seed=i).astype(mx.float16) for i in range(3))
+    found = norm_kernel.norm_backward(x, d_y, d_stream, EPS)
+    [expected] = mx.vjp(norm.norm, [x], [d_y])[1]
+    assert_near(found, expected + d_stream, 2e-3)
+    targets = mx.array([5, -1, *range(7)])
+    for a, b in zip(
+        loss_kernel.cross_entropy_kernel(x, targets, 15.0, mx.array(1.0)),
+        loss.cross_entropy_formula(x, targets, 15.0, mx.array(1.0)),
+        strict=True,
+    ):
+        assert_near(a, b, 2e-3)
+
+
 def test_rows_of_a_table() -> None:
     table, ids = draw(50, 66), mx.array([[3, 49, 0], [7, 7, 1]])
-    assert mx.array_equal(lookup.look_up_forward(table, ids, mx.float32), table[ids])
+    for dtype in (mx.float32, mx.float16):
+        found = lookup.look_up_forward(table, ids, dtype)
+        assert mx.array_equal(found, table[ids].astype(dtype))
 
 
 @pytest.mark.parametrize("rows", [1, 3, 16])
@@ -202,8 +210,6 @@ def test_gradients_of_a_whole_model(
 
     expected = gradients()
     use_backend("cuda", monkeypatch)
-    for choice in CHOICES:
-        choice.cache_clear()
     with autotune.fixed(norm="kernel", loss="kernel"):
         found = gradients()
     for name, gradient in expected.items():

@@ -14,7 +14,7 @@ from mlxchat.model.kernels.source import Kernel
 from mlxchat.runtime import mx
 
 COMPILER = shutil.which("g++") or shutil.which("clang++")
-TYPES = {mx.float32: "float", mx.int32: "int"}
+TYPES = {mx.float32: "float", mx.float16: "_Float16", mx.int32: "int"}
 HEADER = """
 #include <barrier>
 #include <cmath>

@@ -1,9 +1,8 @@
 """Attention from one position of each sequence to those in a cache, as in decoding."""
 
 from collections.abc import Callable
-from functools import cache
 
-from mlxchat.autotune import fastest
+from mlxchat.autotune import fastest, remembered
 from mlxchat.model.kernels.attention import (
     ATTENTION,
     LARGEST_SCORE,
@@ -52,7 +51,7 @@ def _by_hand(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array
     return (mx.softmax(scores, axis=2) * v).sum(axis=2, keepdims=True)  # (B, H, 1, D)
 
 
-@cache
+@remembered
 def _kernel_is_faster(H: int, key_heads: int, D: int, scale: float, dtype: mx.Dtype) -> bool:
     # The norm of normalised queries and keys is the root of D, which bounds their product.
     if machine().backend == "cpu" or D not in QUERY_DIMS or scale * D > LARGEST_SCORE:

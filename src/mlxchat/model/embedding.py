@@ -1,10 +1,9 @@
 """Rows of the embedding tables: float32 parameters, read in the compute dtype."""
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import cast
 
-from mlxchat.autotune import fastest
+from mlxchat.autotune import fastest, remembered
 from mlxchat.model.kernels.lookup import LOOKUP, look_up_forward
 from mlxchat.runtime import machine, mx
 
@@ -37,7 +36,7 @@ def _in_one_kernel(table: mx.array, ids: mx.array, dtype: mx.Dtype) -> mx.array:
     return cast(mx.array, rows_of(table))
 
 
-@cache
+@remembered
 def _kernel_is_faster(C: int, dtype: mx.Dtype) -> bool:
     if machine().backend == "cpu":
         return False

@@ -6,10 +6,9 @@ with the loss, chunk by chunk: nothing is held, or computed again, for the backw
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from typing import cast
 
-from mlxchat.autotune import fastest
+from mlxchat.autotune import fastest, remembered
 from mlxchat.model.cpu import exp, log_sum_exp, sum_last, tanh
 from mlxchat.model.kernels.loss import CROSS_ENTROPY, cross_entropy_kernel
 from mlxchat.model.norm import HALF_PRECISION
@@ -135,7 +134,7 @@ def cross_entropy_formula(
     return losses, d_logits.astype(logits.dtype)
 
 
-@cache
+@remembered
 def _fastest_cross_entropy(vocab_size: int, dtype: mx.Dtype) -> CrossEntropy:
     if machine().backend == "cpu":
         return cross_entropy_formula

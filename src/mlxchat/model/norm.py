@@ -1,10 +1,9 @@
 """The norm of the residual stream, without learnt weights."""
 
 from collections.abc import Callable
-from functools import cache
 from typing import NamedTuple, cast
 
-from mlxchat.autotune import fastest
+from mlxchat.autotune import fastest, remembered
 from mlxchat.model.kernels import norm as kernels
 from mlxchat.model.kernels.source import SIMD
 from mlxchat.runtime import machine, mx
@@ -97,14 +96,15 @@ def _mix_kernel(x: mx.array, x0: mx.array, weights: mx.array) -> Triple:
 # ==== Which is faster ====
 
 
-@cache
+@remembered
 def _kernel_is_faster(C: int, dtype: mx.Dtype) -> bool:
     """Return whether the kernels are right here, and faster. The mixture's stand for both."""
     if machine().backend == "cpu" or C % SIMD:
         return False
+    all_four = (kernels.NORM, kernels.NORM_BACK, kernels.MIX, kernels.MIX_BACK)
     chosen = fastest(
         f"norm of {C} channels with its gradient, {dtype}, "
-        f"{kernels.NORM_BACK.revision} {kernels.MIX_BACK.revision}",
+        f"{' '.join(kernel.revision for kernel in all_four)}",
         {"formula": _example(C, dtype, False), "kernel": _example(C, dtype, True)},
         tolerance=HALF_PRECISION,
         exact={

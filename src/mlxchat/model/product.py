@@ -1,10 +1,9 @@
 """The product of activations with a weight, and what goes with it: norm, squared ReLU, addition."""
 
 from collections.abc import Callable
-from functools import cache
 from typing import Protocol, cast
 
-from mlxchat.autotune import fastest
+from mlxchat.autotune import fastest, remembered
 from mlxchat.model.cpu import FEW_ROWS, multiply_few_rows, relu_squared
 from mlxchat.model.kernels.product import KERNEL_ROWS, PRODUCT, few_rows_product
 from mlxchat.model.norm import HALF_PRECISION, NORM_EPS, Normed, Pair, norm
@@ -83,10 +82,13 @@ def _gradients(x: mx.array, weight: mx.array, cotangent: mx.array) -> Pair:
 # ==== Few rows on GPUs ====
 
 
-def _takes_kernel(rows: int, weight: mx.array, **parts: bool) -> bool:
+def _takes_kernel(rows: int, weight: mx.array, *, added: bool, normed: bool, squared: bool) -> bool:
     if machine().backend == "cpu" or rows > KERNEL_ROWS:
         return False
-    return _kernel_is_faster(rows, *weight.shape, weight.dtype, **parts)
+    outputs, inputs = weight.shape
+    return _kernel_is_faster(
+        rows, outputs, inputs, weight.dtype, added=added, normed=normed, squared=squared
+    )
 
 
 def _in_one_kernel(
@@ -118,7 +120,7 @@ def _formula(
 _COMPARED = 256  # results of a row that are compared in float32
 
 
-@cache
+@remembered
 def _kernel_is_faster(
     rows: int,
     outputs: int,

@@ -11,13 +11,13 @@ but weights trained with one direction need the same direction forever.
 """
 
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from mlxchat.autotune import fastest
+from mlxchat.autotune import fastest, remembered
 from mlxchat.model.kernels import heads as kernels
 from mlxchat.model.norm import HALF_PRECISION, NORM_EPS, norm
 from mlxchat.runtime import machine, mx
@@ -145,14 +145,14 @@ def _in_one_kernel(
 _ROWS, _POSITIONS, _HEADS = 4, 2048, (6, 6)  # that are measured
 
 
-@cache
+@remembered
 def _kernel_is_faster(D: int, dtype: mx.Dtype) -> bool:
     if machine().backend == "cpu" or D not in kernels.HEAD_DIMS:
         return False
     ways = {"formula": _formula, "kernel": _in_one_kernel}
     chosen = fastest(
         f"norm and rotation of {D} dimensions with their gradient, {dtype}, "
-        f"{kernels.SPLIT_BACK.revision}",
+        f"{kernels.SPLIT.revision} {kernels.SPLIT_BACK.revision}",
         {name: _example(way, D, dtype) for name, way in ways.items()},
         tolerance=HALF_PRECISION,
         exact={name: _example(way, D, mx.float32) for name, way in ways.items()},

@@ -27,7 +27,9 @@ def compile_cuda(source: str) -> bytes:
         given = (ctypes.c_char_p * len(options))(*map(str.encode, options))
         failed = compiler.nvrtcCompileProgram(program, len(options), given)
         if failed:
-            raise RuntimeError(_text(compiler, "ProgramLog", program).decode(errors="replace"))
+            log = _text(compiler, "ProgramLog", program).decode(errors="replace").strip("\0\n ")
+            # The log is empty where the assembler refuses what the compiler took.
+            raise RuntimeError(log or f"NVRTC's error {failed}, with {options[0]}")
         return _text(compiler, "CUBIN", program)
     finally:
         compiler.nvrtcDestroyProgram(ctypes.byref(program))

@@ -98,8 +98,9 @@ class Kernel:
 
     @property
     def revision(self) -> str:
-        """What changes with the source text."""
-        return hashlib.sha256(self.body.encode()).hexdigest()[:8]
+        """What changes with the source text, of both languages."""
+        text = _BOTH + _CUDA + _METAL + self.body
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def __call__(
         self,
