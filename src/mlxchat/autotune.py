@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from functools import cache, wraps
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import ParamSpec, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
@@ -29,8 +28,8 @@ from mlxchat.runtime import machine, mx
 RELATIVE_ERROR = 1e-5  # the largest difference from the plain way, relative to its norm
 CLEARLY_FASTER = 0.95  # of the plain way's seconds: a smaller gain is noise
 REPETITIONS = 5  # that are timed of each way
-SHORT, MOST_AT_ONCE = 0.02, 8  # seconds of a repetition, at least; computations in it, at most
-LONGEST_TRIAL = 1.0  # after which a way is not repeated again
+SHORT, MOST_AT_ONCE = 0.02, 4  # seconds of a repetition, at least; computations in it, at most
+LONGEST_TRIAL = 1.0  # of a way, after which it is not repeated again
 LARGEST_RECORD = 2**22  # bytes
 
 Way = Callable[[], Sequence[mx.array]]
@@ -42,7 +41,7 @@ class Trial(BaseModel):
     """What came of one way.
 
     Attributes:
-        seconds: the median; None if it failed.
+        seconds: the least that it took; None if it failed.
         difference: from the plain way's results, relative to their norm; infinite if they are not
             comparable.
         failure: why it could not be computed; "" if it could.
@@ -114,7 +113,7 @@ def fastest(
         if part in question:
             return name
     found = tuned()
-    if question not in found:
+    if question not in found or found[question].chosen not in ways:
         found[question] = _measured(ways, tolerance, exact or {}, share)
         mx.clear_cache()
         mx.reset_peak_memory()  # what was measured here is no part of the program's own peak
@@ -161,45 +160,59 @@ def remembered(choose: Callable[Arguments, Chosen]) -> Callable[Arguments, Chose
 def _measured(
     ways: Mapping[str, Way], tolerance: float, exact: Mapping[str, Way], share: float
 ) -> Tuned:
-    (plain, compute), *others = ways.items()
-    expected, trial = _timed(compute)
-    in_float32 = exact[plain]() if exact else []
-    chosen, trials = plain, {plain: trial}
-    least = share * (trial.seconds or 0.0)
-    for name, way in others:
+    plain, *others = ways
+    expected, in_float32 = _computed(ways[plain]), exact[plain]() if exact else []
+    trials = {plain: Trial()}
+    for name in others:
         try:
-            found, trial = _timed(way)
-            difference = _largest_difference(found, expected)
+            difference = _largest_difference(_computed(ways[name]), expected)
             right = difference <= tolerance
             if exact:
                 difference = _largest_difference(exact[name](), in_float32)
                 right = right and difference <= RELATIVE_ERROR
+            trials[name] = Trial(difference=difference, right=right)
         except (RuntimeError, ValueError) as error:  # a kernel does not compile, or cannot start
             trials[name] = Trial(failure=str(error).partition("\n")[0])
-            continue
-        trials[name] = trial.model_copy(update={"difference": difference, "right": right})
-        if right and trial.seconds is not None and trial.seconds < least:
-            chosen, least = name, trial.seconds
-    return Tuned(chosen=chosen, trials=trials)
+    seconds = _timed({name: ways[name] for name, trial in trials.items() if not trial.failure})
+    chosen, least = plain, share * seconds[plain]
+    for name in others:
+        if trials[name].sound and seconds[name] < least:
+            chosen, least = name, seconds[name]
+    timed = {
+        name: trial.model_copy(update={"seconds": seconds.get(name)})
+        for name, trial in trials.items()
+    }
+    return Tuned(chosen=chosen, trials=timed)
 
 
-def _timed(way: Way) -> tuple[Sequence[mx.array], Trial]:
-    """Return a way's results, and the median of the seconds that it takes.
-
-    What takes a short time is computed several times before the device is awaited, as in training.
-    """
+def _computed(way: Way) -> Sequence[mx.array]:
     results = way()
-    mx.eval(results)  # compiles
-    begun, times, seconds = time.perf_counter(), 1, list[float]()
-    while len(seconds) < REPETITIONS and time.perf_counter() - begun < LONGEST_TRIAL:
-        start = time.perf_counter()
-        mx.eval([way() for _ in range(times)])  # not `async_eval`, which a trace forbids
-        took = (time.perf_counter() - start) / times
-        if times == 1 and took < SHORT / 2:
-            times = min(MOST_AT_ONCE, int(SHORT / took))
-        else:
-            seconds.append(took)
-    return results, Trial(seconds=median(seconds) if seconds else took)
+    mx.eval(results)
+    return results
+
+
+def _timed(ways: Mapping[str, Way]) -> dict[str, float]:
+    """Return the least seconds that each way took: other programs can only make it slower.
+
+    The ways take turns, so that these meet all of them. What takes a short time is computed several
+    times before the device is awaited, as in training.
+    """
+    times = {
+        name: min(MOST_AT_ONCE, 1 + int(SHORT / _seconds(way, 1))) for name, way in ways.items()
+    }
+    least, begun = dict.fromkeys(ways, float("inf")), time.perf_counter()
+    for _ in range(REPETITIONS):
+        for name, way in ways.items():
+            least[name] = min(least[name], _seconds(way, times[name]))
+        if time.perf_counter() - begun > LONGEST_TRIAL * len(ways):
+            break
+    return least
+
+
+def _seconds(way: Way, times: int) -> float:
+    start = time.perf_counter()
+    mx.eval([way() for _ in range(times)])  # not `async_eval`, which a trace forbids
+    return (time.perf_counter() - start) / times
 
 
 def _largest_difference(found: Sequence[mx.array], expected: Sequence[mx.array]) -> float:

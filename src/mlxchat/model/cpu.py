@@ -10,10 +10,10 @@ of that. On GPUs these functions are MLX's own.
 import math
 import os
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import cast
 
-from mlxchat.autotune import fastest
+from mlxchat.autotune import fastest, remembered
 from mlxchat.runtime import machine, mx
 from mlxchat.streams import STREAMS, in_parts
 
@@ -147,15 +147,22 @@ def multiply_few_rows(x: mx.array, weight: mx.array) -> mx.array:
     return multiply_on_streams(x, weight)
 
 
+@remembered
 def _reading_streams(rows: int, outputs: int, inputs: int) -> int:
     """Return how many streams read an (outputs, inputs) matrix fastest, by measurement."""
     size = 4 * outputs * inputs
     if size < LEAST_DIVIDED or (os.cpu_count() or 1) < STREAMS:
         return 1
 
-    def on(multiply: Callable[[mx.array, mx.array], mx.array]) -> list[mx.array]:
+    @cache
+    def arrays() -> tuple[mx.array, mx.array]:
         height = min(outputs, MEASURED_BYTES // (4 * inputs))
         x, weights = mx.ones((rows, inputs)), mx.ones((MEASURED_BYTES // size or 1, height, inputs))
+        mx.eval(x, weights)
+        return x, weights
+
+    def on(multiply: Callable[[mx.array, mx.array], mx.array]) -> list[mx.array]:
+        x, weights = arrays()
         return [multiply(x, weight) for weight in weights]
 
     ways = {

@@ -61,7 +61,7 @@ class Rule(Protocol):
 
 
 def in_place(x: mx.array) -> mx.array:
-    """Return ``x``, computed by a kernel of its own that can write into the memory it reads.
+    """Return ``x``, computed (but on CUDA) by a kernel of its own that writes where it reads.
 
     `mx.compile` fuses elementwise operations into kernels with several outputs, and those allocate
     new memory for each output. It does not fuse `mx.depends`, which changes no value: the kernel
