@@ -25,6 +25,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,6 +52,19 @@ LARGEST_VOCABULARY = SMALLEST_VOCABULARY + 256**2  # tokens of one byte, and of 
 
 Continue = Callable[[Sequence[int], int], Iterator[int]]
 """Continues a prompt by a number of tokens."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A program that decodes: where and how it computes, and what it does.
+
+    ``after`` a prompt it makes the next tokens; ``drain`` waits until the device has done it all.
+    """
+
+    device: str
+    dtype: object
+    after: Continue
+    drain: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -90,20 +104,31 @@ def main() -> None:
     if given.worker:
         rounds.serve(partial(WORKS[given.worker], Case(given.model, config, given.new_tokens)))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        # In a process of its own: what it takes of memory is given back.
-        writer = multiprocessing.get_context("spawn").Process(
-            target=write_random_model, args=(Path(folder), config)
-        )
-        writer.start()
-        writer.join()
-        if writer.exitcode:
-            raise MlxchatError("The model could not be written.", "What was said of it is above.")
+    with random_model(config) as folder:
         measured = rounds.measure(given, f"--model={folder}")
     if given.json:
         print(json.dumps(rounds.everything(given, measured, PACKAGES)))
     else:
         print(report(config, given.new_tokens, measured, given.threads))
+
+
+@contextmanager
+def random_model(config: GPTConfig) -> Iterator[Path]:
+    """A folder with a random model, until the ``with`` block ends.
+
+    Raises:
+        MlxchatError: it could not be written.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        # In a process of its own: what it takes of memory is given back.
+        writer = multiprocessing.get_context("spawn").Process(
+            target=write_random_model, args=(Path(name), config)
+        )
+        writer.start()
+        writer.join()
+        if writer.exitcode:
+            raise MlxchatError("The model could not be written.", "What was said of it is above.")
+        yield Path(name)
 
 
 def write_random_model(folder: Path, config: GPTConfig) -> None:
@@ -213,36 +238,35 @@ def agreeing(ours: Sequence[int], theirs: Sequence[int]) -> int:
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _decode(
-    case: Case, device: str, dtype: object, after: Continue, drain: Callable[[], None]
-) -> rounds.Work:
-    """A program's decoding: ``after`` a prompt, its next tokens; ``drain`` waits for the device."""
+def _decoding(make: Callable[[Case], Decoder], case: Case) -> rounds.Work:
+    """The work of a program that decodes."""
+    decoder = make(case)
     (prompt,), (other,) = case.prompts(1, PROMPT_TOKENS), case.prompts(1, WARM_UP_TOKENS)
     latest, begun = list[int](), time.perf_counter()
-    list(after(other, WARM_UP_TOKENS))
+    list(decoder.after(other, WARM_UP_TOKENS))
     warm_up = time.perf_counter() - begun
 
     def once() -> float:
-        stream = after(prompt, case.new_tokens)
+        stream = decoder.after(prompt, case.new_tokens)
         latest[:] = [next(stream)]
         begun = time.perf_counter()
         latest.extend(stream)
         seconds = time.perf_counter() - begun
-        drain()
+        decoder.drain()
         return seconds
 
     return rounds.Work(
         repeat=lambda times: sum(once() for _ in range(times)),
         facts=lambda: {
-            "device": device,
-            "dtype": str(dtype).rpartition(".")[2],
+            "device": decoder.device,
+            "dtype": str(decoder.dtype).rpartition(".")[2],
             "tokens": latest,
             "warm_up": warm_up,
         },
     )
 
 
-def _mlxchat(case: Case) -> rounds.Work:
+def _mlxchat(case: Case) -> Decoder:
     from mlxchat.engine.cache import KVCache
     from mlxchat.engine.generate import generate
     from mlxchat.runtime import machine, mx
@@ -252,7 +276,7 @@ def _mlxchat(case: Case) -> rounds.Work:
     def after(ids: Sequence[int], tokens: int) -> Iterator[int]:
         return generate(model, ids, KVCache(case.config), stop=frozenset(), max_tokens=tokens)
 
-    return _decode(case, machine().device, machine().compute_dtype, after, mx.synchronize)
+    return Decoder(machine().device, machine().compute_dtype, after, mx.synchronize)
 
 
 def _batch(case: Case) -> rounds.Work:
@@ -328,7 +352,7 @@ def _our_model(folder: Path) -> Any:
     return model
 
 
-def _mlx_lm(case: Case) -> rounds.Work:
+def _mlx_lm(case: Case) -> Decoder:
     from mlxchat.runtime import machine, mx  # before mlx-lm imports MLX, so that it has OpenBLAS
 
     try:
@@ -348,15 +372,15 @@ def _mlx_lm(case: Case) -> rounds.Work:
         for token, _ in generate_step(mx.array(list(ids)), model, max_tokens=tokens):
             yield int(token)
 
-    return _decode(case, machine().device, dtype, after, mx.synchronize)
+    return Decoder(machine().device, dtype, after, mx.synchronize)
 
 
-def _torch(case: Case) -> rounds.Work:
+def _torch(case: Case) -> Decoder:
     classic = rounds.import_rival("torch_classic")
     return _of_torch(case, lambda model: partial(classic.continue_greedily, model))
 
 
-def _torch_compile(case: Case) -> rounds.Work:
+def _torch_compile(case: Case) -> Decoder:
     decoding = rounds.import_rival("torch_decoding")
     positions = PROMPT_TOKENS + case.new_tokens
     return _of_torch(
@@ -364,7 +388,7 @@ def _torch_compile(case: Case) -> rounds.Work:
     )
 
 
-def _of_torch(case: Case, continues: Callable[[Any], Continue]) -> rounds.Work:
+def _of_torch(case: Case, continues: Callable[[Any], Continue]) -> Decoder:
     """``continues`` makes of a model what continues prompts with it."""
     classic, parts = map(rounds.import_rival, ("torch_classic", "torch_parts"))
     from safetensors.torch import load_file  # is there, and for these programs only
@@ -375,14 +399,17 @@ def _of_torch(case: Case, continues: Callable[[Any], Continue]) -> rounds.Work:
     model.load_state_dict(load_file(case.folder / "model.safetensors"))
     model.to(device, dtype)
     drain = partial(parts.synchronise, device)
-    return _decode(case, parts.name_of(device), dtype, continues(model), drain)
+    return Decoder(parts.name_of(device), dtype, continues(model), drain)
 
 
-WORKS: dict[str, Callable[[Case], rounds.Work]] = {
+DECODERS: dict[str, Callable[[Case], Decoder]] = {
     OURS: _mlxchat,
     "mlx-lm": _mlx_lm,
     "torch": _torch,
     "torch-compile": _torch_compile,
+}
+WORKS: dict[str, Callable[[Case], rounds.Work]] = {
+    **{name: partial(_decoding, make) for name, make in DECODERS.items()},
     MEMORY: _memory,
     BATCH: _batch,
     PREFILL: _prefill,

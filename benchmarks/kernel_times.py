@@ -1,11 +1,14 @@
-"""Where the time of one training step goes on an NVIDIA GPU: the seconds of its kernels, by name.
+"""Where the time of training or decoding goes on an NVIDIA GPU: the seconds of kernels, by name.
 
     python benchmarks/kernel_times.py --depth 12 --device-batch-size 8
     python benchmarks/kernel_times.py --depth 12 --device-batch-size 8 --program torch-compile
+    python benchmarks/kernel_times.py --work decoding --depth 12
+    python benchmarks/kernel_times.py --work decoding --depth 12 --program torch-compile
 
-The step is one of `training`, taken after two others, so that everything is compiled. NVIDIA's ncu,
-which must be on PATH and allowed to read the GPU's counters, measures its kernels one after
-another: what is between them, launches and waiting, is not in the table.
+Of training it is one step of `training`, taken after two others, so that everything is compiled; of
+decoding 16 tokens of `decoding`, after two continuations of the same length. NVIDIA's ncu, which
+must be on PATH and allowed to read the GPU's counters, measures the kernels one after another: what
+is between them, launches and waiting, is not in the table.
 """
 
 import argparse
@@ -15,9 +18,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import decoding
 import rounds
 import training
 
@@ -38,6 +44,8 @@ PROFILER = [
 ]
 RUNTIME = "libcudart.so.13"
 WARM_UPS = 2
+TOKENS = 16  # that are profiled
+WORKS = ("training", "decoding")
 LONGEST_NAME = 100  # MLX names a fused kernel after all that it does
 
 
@@ -50,34 +58,70 @@ class Kernel:
 
 
 def main() -> None:
-    """Measure and print, or take the steps."""
+    """Measure and print, or do the work."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--program", choices=training.PROGRAMS, default=training.OURS)
+    programs = dict.fromkeys((*training.PROGRAMS, *decoding.DECODERS))
+    parser.add_argument("--work", choices=WORKS, default=WORKS[0])
+    parser.add_argument("--program", choices=programs, default=training.OURS)
     parser.add_argument("--arch", choices=list(WINDOW_PATTERNS), default="classic")
     parser.add_argument("--depth", type=int, default=12)
     parser.add_argument("--max-seq-len", type=int, default=2048)
-    parser.add_argument("--device-batch-size", type=int, default=8)
+    parser.add_argument("--device-batch-size", type=int, default=8, help="Rows in training.")
     parser.add_argument("--vocab-size", type=int, default=65_536)
+    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)  # for the worker
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    possible = training.PROGRAMS if given.work == "training" else decoding.DECODERS
+    if given.program not in possible:
+        parser.error(f"--work {given.work} is done by {', '.join(possible)}")
+    if given.work == "decoding" and given.arch != "classic" and given.program != decoding.OURS:
+        parser.error(f"the {given.arch} architecture is decoded by {decoding.OURS} alone")
     config = GPTConfig.from_depth(given.depth, given.vocab_size, given.max_seq_len, arch=given.arch)
-    if given.worker:
-        take_steps(training.work(given.program, config, given.device_batch_size, None))
+    if given.worker and given.work == "training":
+        take_step(training.work(given.program, config, given.device_batch_size, None))
         return
-    totals = by_name(profile())
+    if given.worker:
+        make_tokens(given.program, decoding.Case(given.model, config, 1 + TOKENS))
+        return
+    if given.work == "training":
+        totals = by_name(profile())
+        amount = f"{given.device_batch_size} rows of {config.sequence_len} tokens"
+    else:
+        with decoding.random_model(config) as folder:
+            totals = by_name(profile(f"--model={folder}"))
+        amount = f"{TOKENS} tokens after {decoding.PROMPT_TOKENS}"
     packages = rounds.listed(*training.PACKAGES)
-    print(f"{given.program}, {given.arch} d{config.n_layer}, {given.device_batch_size} rows of")
-    print(f"{config.sequence_len} tokens, vocabulary {config.vocab_size:,}; {packages}.\n")
+    print(f"{given.program}, {given.arch} d{config.n_layer}, {amount},")
+    print(f"vocabulary {config.vocab_size:,}; {packages}.\n")
     print(report(totals))
 
 
-def take_steps(work: rounds.Work) -> None:
-    """Take a step under the profiler, after others.
+def take_step(work: rounds.Work) -> None:
+    """Take a step under the profiler, after others."""
+    work.repeat(WARM_UPS)
+    with _profiled():
+        work.repeat(1)
+
+
+def make_tokens(program: str, case: decoding.Case) -> None:
+    """Make tokens under the profiler, all but the first; others and the prompt come before."""
+    decoder, (prompt,) = decoding.DECODERS[program](case), case.prompts(1, decoding.PROMPT_TOKENS)
+    for _ in range(WARM_UPS):
+        list(decoder.after(prompt, case.new_tokens))
+    tokens = decoder.after(prompt, case.new_tokens)
+    next(tokens)
+    with _profiled():
+        list(tokens)
+        decoder.drain()
+
+
+@contextmanager
+def _profiled() -> Iterator[None]:
+    """Have ncu measure the kernels that are launched in the ``with`` block.
 
     Raises:
         MlxchatError: the machine has no CUDA runtime of that version.
     """
-    work.repeat(WARM_UPS)
     try:
         runtime = ctypes.CDLL(RUNTIME)
     except OSError as error:
@@ -86,7 +130,7 @@ def take_steps(work: rounds.Work) -> None:
             "Kernels can be timed on a machine with an NVIDIA GPU and CUDA 13.",
         ) from error
     _require_success(runtime.cudaProfilerStart())
-    work.repeat(1)
+    yield
     _require_success(runtime.cudaProfilerStop())
 
 
@@ -95,8 +139,8 @@ def _require_success(status: int) -> None:
         raise MlxchatError(f"CUDA's profiler gave error {status}.", "What ncu said is above.")
 
 
-def profile() -> list[Kernel]:
-    """The kernels of a step that this script, called anew, takes under ncu.
+def profile(*options: str) -> list[Kernel]:
+    """The kernels that this script, called anew and with more options, launches under ncu.
 
     Raises:
         MlxchatError: ncu is not there, or it measured nothing.
@@ -106,7 +150,7 @@ def profile() -> list[Kernel]:
             f"{PROFILER[0]} is not on PATH.",
             "It comes with NVIDIA's CUDA toolkit (Nsight Compute).",
         )
-    command = [*PROFILER, sys.executable, *sys.argv, "--worker"]
+    command = [*PROFILER, sys.executable, *sys.argv, *options, "--worker"]
     finished = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     kernels = list(parse(finished.stdout.splitlines()))
     if finished.returncode or not kernels:
