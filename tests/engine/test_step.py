@@ -66,7 +66,11 @@ def test_tokens_are_those_of_a_pass_without_a_cache(model: GPT) -> None:
 
 
 @pytest.mark.usefixtures("_uncompiled")
-def test_prompts_of_unequal_lengths_are_continued_as_each_alone(model: GPT) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_prompts_of_unequal_lengths_are_continued_as_each_alone(
+    model: GPT, ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlxchat.engine.generate._launches_ahead", lambda: ahead)
     prompts = drawn(3, 300, STEP - 3, 200, 20)
     together = continue_greedily(model, prompts, NEVER, 40)
     assert together == [likeliest(model, *pair) for pair in zip(prompts, together, strict=True)]
@@ -98,10 +102,12 @@ def test_draws_are_those_without_a_step(plain: GPT, model: GPT, penalty: float) 
 
 
 @pytest.mark.usefixtures("_uncompiled")
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("ending", ["closed", "stop token", "interrupted", "limit"])
 def test_the_cache_holds_what_was_yielded_however_it_ends(
-    model: GPT, ending: str, monkeypatch: pytest.MonkeyPatch
+    model: GPT, ending: str, ahead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("mlxchat.engine.generate._launches_ahead", lambda: ahead)
     (ids,), cache, count = drawn(STEP + 10), KVCache(model.config), 6
     expected = list(generate(model, ids, KVCache(model.config), stop=NEVER, max_tokens=count + 1))
     stop = frozenset(expected[count:]) if ending == "stop token" else NEVER
@@ -137,15 +143,17 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
 
 @pytest.mark.usefixtures("_uncompiled")
 def test_the_buffers_are_written_in_place() -> None:
-    """A copy of one for every token would be seen."""
-    model, cache = prepared("classic", compiled=True), KVCache(network(CONTEXT).model.config)
+    """The formula copies those of a layer at a time; a copy of all of them would be seen."""
+    config = network(CONTEXT).model.config.model_copy(update={"n_layer": 8})
+    model, cache = GPT.new(config), KVCache(config)
+    model.prepare_for_inference(compiled=True)
     tokens = generate(model, drawn(4 * STEP - 40)[0], cache, stop=NEVER, max_tokens=30)
     list(islice(tokens, 3))
     mx.synchronize()
     mx.reset_peak_memory()
     before, size = mx.get_active_memory(), cache.layers[0].buffers[0].nbytes
     list(tokens)
-    assert mx.get_peak_memory() - before < size
+    assert mx.get_peak_memory() - before < 5 * size  # of 16
 
 
 @pytest.mark.slow

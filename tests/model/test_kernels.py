@@ -86,18 +86,18 @@ def test_norm_and_its_gradient(count: int, width: int) -> None:
 @pytest.mark.parametrize(("count", "width"), [(5, 768), (9, 320)])
 def test_mixture_and_its_gradients(count: int, width: int) -> None:
     x, x0, *cotangents = (draw(count, width, seed=i) for i in range(5))
-    weights = mx.array([1.1, 0.2])
+    weights = mx.array([1.1]), mx.array([0.2])
 
-    def formula(x: mx.array, x0: mx.array, weights: mx.array) -> norm.Triple:
-        mixed = weights[0] * x + weights[1] * x0
+    def formula(x: mx.array, x0: mx.array, a: mx.array, b: mx.array) -> norm.Triple:
+        mixed = a * x + b * x0
         return norm.norm(mixed), mixed, x0
 
-    (normed, mixed, _), gradients = mx.vjp(formula, [x, x0, weights], cotangents)
-    found = norm_kernel.mix_forward(x, x0, weights, EPS)
+    (normed, mixed, _), gradients = mx.vjp(formula, [x, x0, *weights], cotangents)
+    found = norm_kernel.mix_forward(x, x0, *weights, EPS)
     assert_near(found[0], mixed)
     assert_near(found[1], normed)
     for a, b in zip(
-        norm_kernel.mix_backward(x, x0, cotangents, weights, EPS), gradients, strict=True
+        norm_kernel.mix_backward(x, x0, cotangents, *weights, EPS), gradients, strict=True
     ):
         assert_near(a, b)
 
@@ -117,7 +117,7 @@ def test_heads_and_their_gradient(
     qkv = draw(B, T, H + 2 * K, D)
     cotangents = [draw(B, T, n, D, seed=i) for i, n in enumerate((H, K, K))]
     where = offsets[0] if T > 1 else mx.array(offsets)
-    (q, k, _), [gradient] = mx.vjp(
+    (q, k, v), [gradient] = mx.vjp(
         lambda x: rope._formula(x, (H, K), rope.Rope(1e4, where)), [qkv], cotangents
     )
     frequencies = mx.array(rope._frequencies(D, 1e4))
@@ -129,6 +129,10 @@ def test_heads_and_their_gradient(
     assert_near(found[1], k, tolerance)
     back = heads.split_backward(qkv, cotangents, at, frequencies, EPS)
     assert_near(back, gradient, tolerance)
+    if T == 1:
+        of_one = heads.split_position(qkv, (H, K), at, frequencies, EPS)
+        for array, expected in zip(of_one, (q, k, v), strict=True):
+            assert_near(array, expected.swapaxes(1, 2), tolerance)
 
 
 def test_numbers_of_half_precision_are_read_eight_at_once() -> None:

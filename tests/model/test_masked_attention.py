@@ -1,4 +1,4 @@
-"""The kernel of attention in decoding, emulated, against a softmax by hand."""
+"""The kernels of decoding, emulated, against arithmetic by hand."""
 
 from pathlib import Path
 
@@ -6,12 +6,25 @@ import numpy as np
 import pytest
 from support.emulated import COMPILER, emulate
 
-from mlxchat.model import attention
-from mlxchat.model.attention import UNSEEN, attend_from_one
+from mlxchat.model import attention, stack
+from mlxchat.model.attention import Span, attend_to_buffers
 from mlxchat.model.kernels.source import Kernel
 from mlxchat.runtime import mx
 
 Floats = np.ndarray
+KERNELS = [pytest.param(True, marks=pytest.mark.skipif(not COMPILER, reason="no compiler")), False]
+
+
+@pytest.fixture(params=KERNELS, ids=["kernel", "formula"])
+def _each_way(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def emulated(self: Kernel, *given: object, **options: object) -> list[mx.array]:
+        return emulate(tmp_path, self, *given, **options)
+
+    monkeypatch.setattr(Kernel, "__call__", emulated)
+    for module in (attention, stack):
+        monkeypatch.setattr(module, "_kernel_is_faster", lambda *_: request.param)
 
 
 def by_hand(q: Floats, k: Floats, v: Floats, scale: float, seen: Floats) -> Floats:
@@ -28,24 +41,33 @@ def unit(x: Floats) -> Floats:
     return x / np.sqrt((x**2).mean(-1, keepdims=True))
 
 
-@pytest.mark.skipif(not COMPILER, reason="there is no C++ compiler")
-@pytest.mark.parametrize(("heads_of_keys", "masks"), [(1, 2), (2, 1)])
-def test_it_is_the_softmax_over_what_is_seen(
-    heads_of_keys: int, masks: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.usefixtures("_each_way")
+@pytest.mark.parametrize(("heads_of_keys", "first", "taken"), [(1, [3, 77], 133), (2, [7], 8)])
+def test_a_position_sees_itself_and_what_came_before(
+    heads_of_keys: int, first: list[int], taken: int
 ) -> None:
-    def emulated(self: Kernel, *given: object, **options: object) -> list[mx.array]:
-        return emulate(tmp_path, self, *given, **options)
-
-    monkeypatch.setattr(Kernel, "__call__", emulated)
-    monkeypatch.setattr(attention, "_kernel_is_faster", lambda *_: True)
-    random, (B, H, S, D) = np.random.default_rng(0), (2, 2, 160, 32)
+    random, (B, H, S, D), layer = np.random.default_rng(0), (2, 2, 160, 32), 1
     q = unit(random.normal(size=(B, H, 1, D)))
-    k, v = random.normal(size=(2, B, heads_of_keys, S, D))
-    k = unit(k)
-    k[:, :, 140:] *= 50  # what is hidden may be anything
-    slots = np.arange(S)
-    seen = np.stack([(slots >= 3) & (slots < 133), slots == 77])[:masks]
-    mask = mx.array(np.where(seen, 0, UNSEEN), mx.float32)[:, None, None]
-    arrays = (mx.array(x, mx.float32) for x in (q, k, v))
-    found = np.array(attend_from_one(*arrays, 1.44 / D**0.5, mask))
-    assert np.abs(found - by_hand(q, k, v, 1.44 / D**0.5, seen)).max() < 1e-5
+    buffers = random.normal(size=(3, 2, B, heads_of_keys, S, D))
+    buffers[:, 0] = unit(buffers[:, 0])
+    buffers[:, :, :, :, taken:] *= 50  # what is hidden may be anything
+    new = random.normal(size=(2, B, heads_of_keys, 1, D))
+    new[0] = unit(new[0])
+    held = np.concatenate([buffers[layer, :, :, :, :taken], new], axis=3)
+    seen = np.arange(taken + 1) >= np.array(first)[:, None]
+    expected = by_hand(q, held[0], held[1], 1.44 / D**0.5, seen)
+    arrays = (mx.array(x, mx.float32) for x in (q, *new, buffers))
+    span = Span(
+        mx.arange(S),
+        mx.array(first)[:, None, None, None],
+        mx.full((1, 1, 1, 1), taken, mx.int32),
+    )
+    found = np.array(attend_to_buffers(*arrays, layer, span, 1.44 / D**0.5))
+    assert np.abs(found - expected).max() < 1e-5
+
+
+@pytest.mark.usefixtures("_each_way")
+def test_stacked_arrays_lie_one_behind_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stack, "MOST", 2)
+    parts = np.arange(4 * 300, dtype=np.float32).reshape(4, 2, 150)
+    assert np.array_equal(stack.stack_small([mx.array(part) for part in parts]), parts)

@@ -2,21 +2,27 @@
 
 `KVCache` is the cache of one or more sequences of one length, read in pieces of any length.
 `BatchCache` joins the caches of several sequences of different lengths, to be extended together one
-position at a time. Both fulfil `mlxchat.model.gpt.Cache`: each layer returns as many keys as can be
-seen. `read_with` reads a position by a `DecodeStep` instead, which gets whole buffers.
+position at a time. Both fulfil `mlxchat.model.gpt.Cache`: each layer attends to just the keys that
+can be seen. `read_with` reads a position by a `DecodeStep` instead, which gets whole buffers, those
+of several layers in one array.
 """
 
 from collections.abc import Sequence
 from functools import cache as cached
+from typing import NamedTuple
 
 import numpy as np
 
-from mlxchat.model.attention import UNSEEN
+from mlxchat.model.attention import UNSEEN, Span
+from mlxchat.model.block import causal_attention
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.decoding import DecodeStep, Held, KeysAndValues, Span
+from mlxchat.model.decoding import DecodeStep, Held, Place
 from mlxchat.runtime import mx
 
 STEP = 256  # positions in the smallest buffers
+
+KeysAndValues = tuple[mx.array, mx.array]
+"""Keys and values of a layer, (B, n_kv_head, S, D) each."""
 
 
 class KVCache:
@@ -82,7 +88,9 @@ class KVLayer:
     def __init__(self, window: int) -> None:
         self.offset = 0
         self._window = window
+        # One of the two holds keys and values, once there are any.
         self._buffers: KeysAndValues | None = None  # (B, H, capacity, D)
+        self._shared: Share | None = None
         self._end = 0  # positions in the buffers: the last ones read
         self._missing = np.zeros(1, np.int32)  # at the beginning of the buffers, by sequence
 
@@ -109,8 +117,17 @@ class KVLayer:
     @property
     def buffers(self) -> KeysAndValues:
         """Keys and values, (B, H, capacity, D), of which those up to now are read."""
+        if self._shared is not None:
+            own = self._shared.stack.array[self._shared.number]
+            return own[0], own[1]
         assert self._buffers is not None
         return self._buffers
+
+    @property
+    def capacity(self) -> int:
+        """The number of positions that the buffers have room for."""
+        array = self._shared.stack.array if self._shared is not None else self.buffers[0]
+        return array.shape[-2]
 
     @property
     def visible(self) -> KeysAndValues:
@@ -122,6 +139,11 @@ class KVLayer:
         begin = max(0, self._end - self._window)
         return keys[:, :, begin : self._end], values[:, :, begin : self._end]
 
+    def attend(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+        """Append T new positions, and attend from them, (B, H, T, D), to all that they can see."""
+        k, v, mask = self.extend(k, v)
+        return causal_attention(q, k, v, scale, self._window, mask)
+
     def extend(
         self, keys: mx.array, values: mx.array
     ) -> tuple[mx.array, mx.array, mx.array | None]:
@@ -132,19 +154,19 @@ class KVLayer:
             positions that shorter sequences do not have, if there are any.
         """
         T = keys.shape[2]
-        if self._buffers is None:
+        if self._buffers is None and self._shared is None:
             end = min(T, self._window + 1)
             buffers = _with_room(keys, values, T, end, _capacity(end))
             seen, hidden = (keys, values), None
         else:
             self.make_room(T)
-            buffers, begin, end = self._buffers, max(0, self._end - self._window), self._end + T
+            buffers, begin, end = self.buffers, max(0, self._end - self._window), self._end + T
             for buffer, new in zip(buffers, (keys, values), strict=True):
                 buffer[:, :, self._end : end] = new
             seen = buffers[0][:, :, begin:end], buffers[1][:, :, begin:end]
             hidden = self._hidden(begin, end, keys.dtype)
         # Only now, and without a call in between: Ctrl-C may come at any moment.
-        self._buffers, self._end, self.offset = buffers, end, self.offset + T
+        self._buffers, self._shared, self._end, self.offset = buffers, None, end, self.offset + T
         return *seen, hidden
 
     def make_room(self, T: int) -> None:
@@ -152,13 +174,12 @@ class KVLayer:
 
         One position more than the window is kept, so that the last one read can be trimmed.
         """
-        keys, values = self.buffers
-        if self._end + T <= keys.shape[2]:
+        if self._end + T <= self.capacity:
             return
         kept = min(self._end, self._window + 1)
-        buffers = _with_room(keys, values, self._end, kept, _capacity(kept + T))
+        buffers = _with_room(*self.buffers, self._end, kept, _capacity(kept + T))
         missing = np.maximum(self._missing - (self._end - kept), 0)
-        self._buffers, self._end, self._missing = buffers, kept, missing
+        self._buffers, self._shared, self._end, self._missing = buffers, None, kept, missing
 
     def _hidden(self, begin: int, end: int, dtype: mx.Dtype) -> mx.array | None:
         """Return the mask of the slots from ``begin`` to ``end``, (B, 1, 1, S), if it hides any."""
@@ -170,18 +191,18 @@ class KVLayer:
     @property
     def likeness(self) -> tuple[int, int, int]:
         """What layers have in common whose `span` is the same."""
-        return self._window, self._end, self.buffers[0].shape[2]
+        return self._window, self._end, self.capacity
 
     def span(self) -> Span:
-        """Return which slots the next position takes and sees; `make_room` has made room for it."""
+        """Return which slots the next position sees and takes; `make_room` has made room for it."""
         # Shaped by numpy: every operation of MLX costs time, for each token.
         first = np.maximum(self._missing, self._end - self._window)[:, None, None, None]
-        last = np.full((1, 1, 1, 1), self._end, np.int32)
-        return Span(_slots(self.buffers[0].shape[2]), mx.array(first), mx.array(last))
+        taken = np.full((1, 1, 1, 1), self._end, np.int32)
+        return Span(_slots(self.capacity), mx.array(first), mx.array(taken))
 
-    def take(self, buffers: KeysAndValues) -> None:
-        """Replace the buffers by those in which a step has written the next position."""
-        self._buffers, self._end, self.offset = buffers, self._end + 1, self.offset + 1
+    def advance(self) -> None:
+        """Count the next position, whose keys and values a step has written."""
+        self._end, self.offset = self._end + 1, self.offset + 1
 
     def can_trim(self, length: int) -> bool:
         """Return whether the layer still holds what position number ``length`` can see."""
@@ -193,7 +214,47 @@ class KVLayer:
         self._end = max(0, self._end - (self.offset - length))
         self.offset = length
         if length == 0:
-            self._buffers, self._end = None, 0
+            self._buffers, self._shared, self._end = None, None, 0
+
+    @property
+    def shared(self) -> "Share | None":
+        """Where its buffers are among those of other layers; None if they are its own."""
+        return self._shared
+
+    def share(self, share: "Share") -> None:
+        """Give up its own buffers for those at a place among other layers'."""
+        self._buffers, self._shared = None, share
+
+
+class Stack:
+    """The buffers of layers that are alike, in one array.
+
+    Attributes:
+        array: (layers, 2, B, H, capacity, D), keys before values.
+    """
+
+    def __init__(self, layers: Sequence[KVLayer]) -> None:
+        arrays = [array for layer in layers for array in layer.buffers]
+        self.array = mx.stack(arrays).reshape(len(layers), 2, *arrays[0].shape)
+        for number, layer in enumerate(layers):
+            layer.share(Share(self, number))
+
+    @classmethod
+    def of(cls, layers: Sequence[KVLayer]) -> "Stack":
+        """Return the stack of these layers: the one that they share, or a new one."""
+        shared = layers[0].shared
+        if shared is not None and len(shared.stack.array) == len(layers):
+            stack = shared.stack
+            if all(layer.shared == Share(stack, n) for n, layer in enumerate(layers)):
+                return stack
+        return cls(layers)
+
+
+class Share(NamedTuple):
+    """A place in a stack."""
+
+    stack: Stack
+    number: int
 
 
 class BatchCache:
@@ -242,17 +303,22 @@ def read_with(step: DecodeStep, ids: mx.array, cache: KVCache | BatchCache) -> m
         The logits of the next token, (B, V).
     """
     assert cache.latest is not None
+    alike: dict[tuple[int, int, int], list[KVLayer]] = {}
     for layer in cache.layers:
         layer.make_room(1)
-    alike: dict[tuple[int, int, int], int] = {}
-    number = [alike.setdefault(layer.likeness, len(alike)) for layer in cache.layers]
-    spans = [cache.layers[number.index(n)].span() for n in range(len(alike))]
+        alike.setdefault(layer.likeness, []).append(layer)
+    groups = list(alike.values())
+    place = {layer: Place(n, i) for n, group in enumerate(groups) for i, layer in enumerate(group)}
+    places = [place[layer] for layer in cache.layers]
+    stacks, spans = [Stack.of(group) for group in groups], [group[0].span() for group in groups]
     latest = cache.latest.astype(ids.dtype)  # a prompt's may differ, and would be traced apart
-    buffers = [layer.buffers for layer in cache.layers]
-    logits, buffers = step(ids, Held(mx.array(cache.offset), latest, spans, number, buffers))
+    buffers = [stack.array for stack in stacks]
+    logits, buffers = step(ids, Held(mx.array(cache.offset), latest, buffers, spans, places))
     cache.record(ids)
-    for layer, written in zip(cache.layers, buffers, strict=True):
-        layer.take(written)
+    for stack, written in zip(stacks, buffers, strict=True):
+        stack.array = written
+    for layer in cache.layers:
+        layer.advance()
     return logits
 
 

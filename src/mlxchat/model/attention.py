@@ -1,6 +1,7 @@
 """Attention from one position of each sequence to those in a cache, as in decoding."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from mlxchat.autotune import fastest, remembered
 from mlxchat.model.kernels.attention import (
@@ -8,7 +9,7 @@ from mlxchat.model.kernels.attention import (
     LARGEST_SCORE,
     QUERY_DIMS,
     SLOTS,
-    masked_attention,
+    attend_to_slots,
 )
 from mlxchat.model.norm import HALF_PRECISION, norm
 from mlxchat.runtime import machine, mx
@@ -17,7 +18,18 @@ UNSEEN = -1e9  # added to a score, it makes the softmax weight zero
 _SLOTS, _SEEN = 1024, 700  # of the buffers that are measured
 
 
-_Attend = Callable[[mx.array, mx.array, mx.array, float, mx.array], mx.array]
+class Span(NamedTuple):
+    """Which slots of a layer's buffers a new position sees, and which it takes. All are int32.
+
+    Attributes:
+        slots: 0, 1, 2 and so on, (S,).
+        first: the first slot that each sequence sees, (B, 1, 1, 1), or (1, 1, 1, 1) for all.
+        taken: the slot of the new position, (1, 1, 1, 1): it sees those before it, and itself.
+    """
+
+    slots: mx.array
+    first: mx.array
+    taken: mx.array
 
 
 def attend_from_one(
@@ -32,23 +44,79 @@ def attend_from_one(
         mask: (B, 1, 1, S), or (1, 1, 1, S) for all sequences: 0 for the keys that are seen,
             `UNSEEN` for the others. None if all are seen.
     """
-    _, H, _, D = q.shape
-    _, key_heads, S, _ = k.shape
-    if mask is not None and S % SLOTS == 0 and _kernel_is_faster(H, key_heads, D, scale, q.dtype):
-        return masked_attention(q, k, v, scale, mask)
-    return _of_mlx(q, k, v, scale, mask)
-
-
-def _of_mlx(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None) -> mx.array:
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
 
 
-def _by_hand(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array) -> mx.array:
+def attend_to_buffers(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    buffers: mx.array,
+    layer: int,
+    span: Span,
+    scale: float,
+) -> mx.array:
+    """Return the attention of one position to itself and to what buffers hold, (B, H, 1, D).
+
+    Args:
+        q: (B, H, 1, D), normalised.
+        k, v: the position's own key, normalised, and value, (B, n_kv_head, 1, D); the buffers need
+            not hold them.
+        buffers: keys and values of several layers, (layers, 2, B, n_kv_head, S, D).
+        layer: which of these layers it is.
+        span: which slots are seen.
+        scale: factor of the scores, before the softmax.
+    """
+    _, H, _, D = q.shape
+    key_heads, S = buffers.shape[3:5]
+    if S % SLOTS == 0 and _kernel_is_faster(H, key_heads, D, scale, q.dtype):
+        return _with_kernel(q, k, v, buffers, layer, span, scale)
+    return _of_mlx(q, k, v, buffers, layer, span, scale)
+
+
+_Attend = Callable[
+    [mx.array, mx.array, mx.array, mx.array, int, Span, float],
+    mx.array,
+]
+
+
+def _of_mlx(
+    q: mx.array, k: mx.array, v: mx.array, buffers: mx.array, layer: int, span: Span, scale: float
+) -> mx.array:
+    k, v = _seen_and_own(k, v, buffers[layer], span)
+    return attend_from_one(q, k, v, scale, _mask(span, q.dtype))
+
+
+def _by_hand(
+    q: mx.array, k: mx.array, v: mx.array, buffers: mx.array, layer: int, span: Span, scale: float
+) -> mx.array:
     """Compute the same without products of matrices, which CUDA rounds to fewer bits."""
     times = q.shape[1] // k.shape[1]
-    k, v = mx.repeat(k, times, axis=1), mx.repeat(v, times, axis=1)  # (B, H, S, D)
-    scores = scale * (q * k).sum(axis=-1, keepdims=True) + mask.swapaxes(2, 3)  # (B, H, S, 1)
+    k, v = (mx.repeat(x, times, axis=1) for x in _seen_and_own(k, v, buffers[layer], span))
+    mask = _mask(span, q.dtype).swapaxes(2, 3)  # (B, 1, S, 1)
+    scores = scale * (q * k).sum(axis=-1, keepdims=True) + mask  # (B, H, S, 1)
     return (mx.softmax(scores, axis=2) * v).sum(axis=2, keepdims=True)  # (B, H, 1, D)
+
+
+def _seen_and_own(
+    k: mx.array, v: mx.array, buffers: mx.array, span: Span
+) -> tuple[mx.array, mx.array]:
+    """Return copies of a layer's keys and values, (B, n_kv_head, S, D), with the new ones."""
+    keys = mx.put_along_axis(buffers[0], span.taken, k, axis=2)
+    values = mx.put_along_axis(buffers[1], span.taken, v, axis=2)
+    return keys, values
+
+
+def _mask(span: Span, dtype: mx.Dtype) -> mx.array:
+    """Return what to add to the scores, (B or 1, 1, 1, S)."""
+    seen = (span.slots >= span.first) & (span.slots <= span.taken)
+    return mx.where(seen, mx.array(0, dtype), mx.array(UNSEEN, dtype))
+
+
+def _with_kernel(
+    q: mx.array, k: mx.array, v: mx.array, buffers: mx.array, layer: int, span: Span, scale: float
+) -> mx.array:
+    return attend_to_slots(q, k, v, buffers, layer, span.first, span.taken, scale)
 
 
 @remembered
@@ -60,20 +128,22 @@ def _kernel_is_faster(H: int, key_heads: int, D: int, scale: float, dtype: mx.Dt
     def example(way: _Attend, dtype: mx.Dtype) -> Callable[[], list[mx.array]]:
         draw = mx.random.normal
         q = norm(draw((1, H, 1, D), key=mx.random.key(0)).astype(dtype))
-        k = norm(draw((1, key_heads, _SLOTS, D), key=mx.random.key(1)).astype(dtype))
-        v = draw((1, key_heads, _SLOTS, D), key=mx.random.key(2)).astype(dtype)
-        mask = mx.where(mx.arange(_SLOTS) < _SEEN, 0.0, UNSEEN).astype(dtype)[None, None, None]
-        mx.eval(q, k, v, mask)
-        return lambda: [way(q, k, v, scale, mask)]
+        k, v = draw((2, 1, key_heads, 1, D), key=mx.random.key(1)).astype(dtype)
+        held = draw((2, 1, key_heads, _SLOTS, D), key=mx.random.key(2)).astype(dtype)
+        k, buffers = norm(k), mx.stack([norm(held[0]), held[1]])[None]
+        first, taken = (mx.full((1, 1, 1, 1), n, mx.int32) for n in (0, _SEEN))
+        span = Span(mx.arange(_SLOTS), first, taken)
+        mx.eval(q, k, v, buffers, span)
+        return lambda: [way(q, k, v, buffers, 0, span, scale)]
 
     chosen = fastest(
         f"attention of one position, {H} heads of {D}, {key_heads} of keys, {dtype}, "
         f"{ATTENTION.revision}",
-        {"formula": example(_of_mlx, dtype), "kernel": example(masked_attention, dtype)},
+        {"formula": example(_of_mlx, dtype), "kernel": example(_with_kernel, dtype)},
         tolerance=HALF_PRECISION,
         exact={
             "formula": example(_by_hand, mx.float32),
-            "kernel": example(masked_attention, mx.float32),
+            "kernel": example(_with_kernel, mx.float32),
         },
     )
     return chosen == "kernel"

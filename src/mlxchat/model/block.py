@@ -13,7 +13,7 @@ from mlxchat.model.cpu_attention import bounded_attention, scores_are_bounded
 from mlxchat.model.norm import Normed, norm_and_stream
 from mlxchat.model.product import product, product_of_norm
 from mlxchat.model.quantized import QuantizedLinear
-from mlxchat.model.rope import Rope, norm_and_rotate, split_heads
+from mlxchat.model.rope import Rope, norm_and_rotate, split_heads, split_heads_of_one
 from mlxchat.model.size import query_block
 from mlxchat.runtime import machine, mx, nn
 
@@ -21,16 +21,16 @@ from mlxchat.runtime import machine, mx, nn
 class LayerCache(Protocol):
     """The keys and values of one layer for the positions read so far."""
 
-    def extend(
-        self, keys: mx.array, values: mx.array
-    ) -> tuple[mx.array, mx.array, mx.array | None]:
-        """Append the keys and values of T new positions, (B, n_kv_head, T, D) each.
+    def attend(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+        """Append T new positions, and attend from them to all that they can see.
 
-        Returns the (B, n_kv_head, S, D) keys and values that the new positions can see, and a mask.
+        Args:
+            q: (B, H, T, D), normalised.
+            k, v: (B, n_kv_head, T, D), the keys normalised.
+            scale: factor of the scores, before the softmax.
 
-        If T > 1, the mask is None and the T new positions are the last ones: `causal_attention`
-        hides what the window does not allow. If T = 1, the cache returns only positions within the
-        window, in any order, or a mask that hides the others, as `attend_from_one` takes it.
+        Returns:
+            (B, H, T, D).
         """
 
 
@@ -113,20 +113,22 @@ class Attention(nn.Module):
         shape = (B, T, -1, self.head_dim)
         qkv = self._joined_product(x)
         if qkv is not None:
-            q, k, v = split_heads(qkv.reshape(shape), self.n_head, self.n_kv_head, rope)
+            split = split_heads_of_one if T == 1 else split_heads
+            q, k, v = split(qkv.reshape(shape), self.n_head, self.n_kv_head, rope)
         else:
             q = norm_and_rotate(self.c_q(x.normed).reshape(shape), rope)  # (B, T, H, D)
             k = norm_and_rotate(self.c_k(x.normed).reshape(shape), rope)  # (B, T, n_kv_head, D)
             v = self.c_v(x.normed).reshape(shape)  # (B, T, n_kv_head, D)
         if value_embedding is not None:
-            ve = value_embedding.reshape(v.shape)  # (B, T, n_kv_head, D)
+            ve = value_embedding.reshape(v.shape)
             if self.gate_channels:
-                gate = self.ve_gate(x.normed[..., : self.gate_channels])[
-                    ..., None
-                ]  # (B, T, n_kv_head, 1)
-                ve = self.gate_scale * mx.sigmoid(gate) * ve  # (B, T, n_kv_head, D)
+                gate = self.ve_gate(x.normed[..., : self.gate_channels])  # (B, T, n_kv_head)
+                ve = self.gate_scale * mx.sigmoid(gate.reshape(*v.shape[:-1], 1)) * ve
             v = v + ve
-        q, k, v = (heads.transpose(0, 2, 1, 3) for heads in (q, k, v))  # heads before positions
+        if T == 1:  # either order of the two is the same
+            q, k, v = (heads.reshape(B, -1, 1, self.head_dim) for heads in (q, k, v))
+        else:
+            q, k, v = (heads.transpose(0, 2, 1, 3) for heads in (q, k, v))
         return q, k, v
 
     def _joined_product(self, x: Normed) -> mx.array | None:
@@ -147,8 +149,7 @@ class Attention(nn.Module):
     def attend(self, q: mx.array, k: mx.array, v: mx.array, cache: LayerCache | None) -> mx.array:
         """Attend to the cached keys and the new ones; returns (B, H, T, D)."""
         if cache is not None:
-            k, v, mask = cache.extend(k, v)  # (B, n_kv_head, S, D)
-            return causal_attention(q, k, v, self.scale, self.window, mask)
+            return cache.attend(q, k, v, self.scale)
         on_cpu = machine().backend == "cpu" and q.dtype == mx.float32
         if on_cpu and scores_are_bounded(self.scale, self.head_dim):
             return bounded_attention(q, k, v, self.scale, self.window)
@@ -157,7 +158,9 @@ class Attention(nn.Module):
     def output(self, y: mx.array, onto: mx.array) -> mx.array:
         """Join the heads of (B, H, T, D) and project them to (B, T, C), added to ``onto``."""
         B, H, T, D = y.shape
-        y = y.transpose(0, 2, 1, 3).reshape(B, T, H * D)
+        if T > 1:
+            y = y.transpose(0, 2, 1, 3)
+        y = y.reshape(B, T, H * D)
         return self.c_proj(y, onto)
 
     def fuse_qkv(self) -> None:

@@ -2,32 +2,26 @@
 
 A GPU takes longer to launch the kernels of a single position than to run them, so there the whole
 step is compiled. `mx.compile` traces again for every new shape and every new number that is not an
-array: keys and values are therefore buffers of fixed size, written at a slot that is an array, and
-a mask hides the slots that hold nothing, or nothing that the position can see.
+array: keys and values are therefore buffers of fixed size, the new position's slot is an array, and
+slots are hidden that hold nothing, or nothing that the position can see.
+
+The layers that see the same slots share one array. It does not hold the new position while they
+read it, and is written once, when all have read.
 """
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from mlxchat.model.attention import UNSEEN
+from mlxchat.model.attention import Span, attend_to_buffers
+from mlxchat.model.stack import stack_small
 from mlxchat.runtime import mx
 
-KeysAndValues = tuple[mx.array, mx.array]
-"""Keys and values of a layer, (B, n_kv_head, S, D) each."""
 
+class Place(NamedTuple):
+    """Where a layer's keys and values are: the number of the array, and the place in it."""
 
-class Span(NamedTuple):
-    """Which slots of a layer's buffers a new position takes and sees. All are int32.
-
-    Attributes:
-        slots: 0, 1, 2 and so on, (S,).
-        first: the first slot that each sequence sees, (B, 1, 1, 1), or (1, 1, 1, 1) for all.
-        last: the slot of the new position, (1, 1, 1, 1), which is the last that it sees.
-    """
-
-    slots: mx.array
-    first: mx.array
-    last: mx.array
+    array: int
+    layer: int
 
 
 class Held(NamedTuple):
@@ -36,23 +30,24 @@ class Held(NamedTuple):
     Attributes:
         offset: how many each sequence has, (B,), or () for all.
         latest: the ids of the last one, (B, 1).
-        spans: the different spans of the layers.
-        span_of_layer: the place in ``spans`` of each layer's.
-        buffers: of each layer.
+        buffers: keys and values of the layers with the same span, (layers, 2, B, n_kv_head, S, D).
+        spans: which slots of each array are seen.
+        places: of all layers, in order.
     """
 
     offset: mx.array
     latest: mx.array
+    buffers: Sequence[mx.array]
     spans: Sequence[Span]
-    span_of_layer: Sequence[int]
-    buffers: Sequence[KeysAndValues]
+    places: Sequence[Place]
 
 
-DecodeStep = Callable[[mx.array, Held], tuple[mx.array, list[KeysAndValues]]]
+DecodeStep = Callable[[mx.array, Held], tuple[mx.array, list[mx.array]]]
 """Reads the ids of one position, (B, 1).
 
 Returns the logits of the next token, (B, V), and the buffers with the new keys and values in them.
-Those passed are written in place unless something else refers to them when the result is computed.
+Those passed are written in place unless something else refers to them when the result is computed,
+such as a step that is still under way.
 """
 
 
@@ -60,13 +55,11 @@ class _Cached(Protocol):
     def __call__(self, ids: mx.array, cache: "FixedCache") -> mx.array: ...
 
 
-def read_position(
-    model: _Cached, ids: mx.array, held: Held
-) -> tuple[mx.array, list[KeysAndValues]]:
+def read_position(model: _Cached, ids: mx.array, held: Held) -> tuple[mx.array, list[mx.array]]:
     """Read one position with a model; with the first argument bound, this is a `DecodeStep`."""
     cache = FixedCache(held)
     logits = model(ids, cache)[:, -1]  # (B, V)
-    return logits, [(layer.keys, layer.values) for layer in cache.layers]
+    return logits, cache.written()
 
 
 class FixedCache:
@@ -74,37 +67,43 @@ class FixedCache:
 
     def __init__(self, held: Held) -> None:
         self.offset = held.offset
-        self._latest = held.latest
-        dtype = held.buffers[0][0].dtype
-        masks = [_mask(span, dtype) for span in held.spans]  # few: they are shared by layers
-        self.layers = [
-            FixedLayer(*buffers, held.spans[number].last, masks[number])
-            for buffers, number in zip(held.buffers, held.span_of_layer, strict=True)
-        ]
+        self._held = held
+        self.layers = [FixedLayer(held, place) for place in held.places]
 
     def record(self, ids: mx.array) -> mx.array:
         """Return the ids before ``ids``, (B, 1)."""
-        return self._latest
+        return self._held.latest
+
+    def written(self) -> list[mx.array]:
+        """Return the buffers with the keys and values of the position that was read."""
+        new: list[list[mx.array]] = [[] for _ in self._held.buffers]
+        for place, layer in zip(self._held.places, self.layers, strict=True):
+            new[place.array] += layer.new
+        arrays = []
+        for buffers, span, parts in zip(self._held.buffers, self._held.spans, new, strict=True):
+            layers, _, *of_layer = buffers.shape
+            of_layer[2] = 1
+            latest = stack_small(parts).reshape(
+                layers, 2, *of_layer
+            )  # (layers, 2, B, n_kv_head, 1, D)
+            # One kernel on GPUs, where `mx.slice_update` takes two.
+            arrays.append(mx.put_along_axis(buffers, span.taken[None, None], latest, axis=4))
+        return arrays
 
 
 class FixedLayer:
-    """The buffers of one layer, (B, n_kv_head, S, D), and the slot of the new position."""
+    """The `mlxchat.model.block.LayerCache` of one layer.
 
-    def __init__(self, keys: mx.array, values: mx.array, slot: mx.array, mask: mx.array) -> None:
-        self.keys, self.values = keys, values
-        self._slot, self._mask = slot, mask
+    Attributes:
+        new: the key and the value of the position that was read, (B, n_kv_head, 1, D) each.
+    """
 
-    def extend(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """Write keys and values, (B, n_kv_head, 1, D), into their slot; returns all, and the mask.
+    def __init__(self, held: Held, place: Place) -> None:
+        self.new: tuple[mx.array, ...] = ()
+        self._buffers, self._span = held.buffers[place.array], held.spans[place.array]
+        self._layer = place.layer
 
-        `mx.put_along_axis` is one kernel on GPUs, where `mx.slice_update` takes two.
-        """
-        self.keys = mx.put_along_axis(self.keys, self._slot, keys, axis=2)
-        self.values = mx.put_along_axis(self.values, self._slot, values, axis=2)
-        return self.keys, self.values, self._mask
-
-
-def _mask(span: Span, dtype: mx.Dtype) -> mx.array:
-    """Return what to add to the scores, (B or 1, 1, 1, S)."""
-    seen = (span.slots >= span.first) & (span.slots <= span.last)
-    return mx.where(seen, mx.array(0, dtype), mx.array(UNSEEN, dtype))
+    def attend(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+        """Attend from one position, (B, H, 1, D), to itself and to those in the buffers."""
+        self.new = k, v
+        return attend_to_buffers(q, k, v, self._buffers, self._layer, self._span, scale)

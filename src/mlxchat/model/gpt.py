@@ -152,7 +152,8 @@ class GPT(nn.Module):
             return x
         # Smear: add to each embedding a gated share of the one before it.
         first = mx.zeros_like(x[:, :1]) if previous is None else self._token_embedding(previous)
-        shifted = mx.concatenate([first, x[:, :-1]], axis=1)  # (B, T, C)
+        one = x.shape[1] == 1  # an empty array behind it would cost a copy
+        shifted = first if one else mx.concatenate([first, x[:, :-1]], axis=1)  # (B, T, C)
         gate = mx.sigmoid(self.smear_gate(x[..., :SMEAR_CHANNELS]))  # (B, T, 1)
         return self._mix(1, x, self.smear_lambda * gate, shifted)
 

@@ -78,7 +78,7 @@ _READ_MIXTURE = """
   const unsigned number = (block_id * THREADS + thread_id) / 32, lane = thread_id % 32;
   if (number >= unsigned(count[0])) return;
   const size_t start = size_t(number) * C + lane * WIDTH;
-  const float a = weights[0], b = weights[1];
+  const float a = of_x[0], b = of_x0[0];
   Some xs[EACH], firsts[EACH];
   float squares = 0.0f;
   for (int i = 0; i < EACH; i++) {
@@ -140,44 +140,49 @@ _MIX_BACKWARD = """
   }
 """
 
+_WEIGHTS = ["of_x", "of_x0"]
 MIX = Kernel(
-    "mlxchat_mix", ["x", "x0", "weights", *_COUNT_EPS], ["mixed", "y"], _READ_MIXTURE + _MIX_FORWARD
+    "mlxchat_mix",
+    ["x", "x0", *_WEIGHTS, *_COUNT_EPS],
+    ["mixed", "y"],
+    _READ_MIXTURE + _MIX_FORWARD,
 )
 MIX_BACK = Kernel(
     "mlxchat_mix_back",
-    ["x", "x0", "d_y", "d_mixed", "d_first", "weights", *_COUNT_EPS],
+    ["x", "x0", "d_y", "d_mixed", "d_first", *_WEIGHTS, *_COUNT_EPS],
     ["d_x", "d_x0", "products"],
     _READ_MIXTURE + _MIX_BACKWARD,
 )
 
 
 def mix_forward(
-    x: mx.array, x0: mx.array, weights: mx.array, eps: float
+    x: mx.array, x0: mx.array, a: mx.array, b: mx.array, eps: float
 ) -> tuple[mx.array, mx.array]:
     """Return the mixture of two streams and its norm, (..., C) each.
 
     Args:
         x, x0: (..., C), whose width is a multiple of `SIMD`.
-        weights: (2,) float32, of ``x`` and of ``x0``.
+        a, b: their weights, (1,) in float32.
         eps: added to the mean square.
     """
-    mixed, y = _of_vectors(MIX, [x, x0], eps, weights, results=2)
+    mixed, y = _of_vectors(MIX, [x, x0], eps, a, b, results=2)
     return mixed, y
 
 
 def mix_backward(
-    x: mx.array, x0: mx.array, cotangents: list[mx.array], weights: mx.array, eps: float
-) -> tuple[mx.array, mx.array, mx.array]:
-    """Return the gradients of both streams, (..., C), and of the weights, (2,).
+    x: mx.array, x0: mx.array, cotangents: list[mx.array], a: mx.array, b: mx.array, eps: float
+) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    """Return the gradients of both streams, (..., C), and of their weights, (1,).
 
     Args:
-        x, x0, weights, eps: as for `mix_forward`.
+        x, x0, a, b, eps: as for `mix_forward`.
         cotangents: the gradients of the norm, of the mixture, and of ``x0`` from elsewhere.
     """
     d_x, d_x0, products = _of_vectors(
-        MIX_BACK, [x, x0, *cotangents], eps, weights, results=2, products=2
+        MIX_BACK, [x, x0, *cotangents], eps, a, b, results=2, products=2
     )
-    return d_x, d_x0, products.sum(axis=0)
+    d_a, d_b = mx.split(products.sum(axis=0), 2)
+    return d_x, d_x0, d_a, d_b
 
 
 def _of_vectors(
