@@ -29,7 +29,7 @@ def _uncompiled() -> Iterator[None]:
     mx.enable_compile()
 
 
-@pytest.fixture(scope="module", params=["classic", "modern"])
+@pytest.fixture(scope="module", params=[pytest.param("classic", marks=pytest.mark.slow), "modern"])
 def plain(request: pytest.FixtureRequest) -> GPT:
     return prepared(request.param, compiled=False)
 

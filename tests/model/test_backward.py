@@ -121,7 +121,10 @@ def test_the_memory_estimate_equals_the_peak(
         streams=streams,
     )
     expected = training_bytes(config, batch, resources())["peak"]
-    assert peak_of_two_steps(new_step(config, batch), expected) == pytest.approx(expected, rel=0.1)
+    peak = peak_of_two_steps(new_step(config, batch), expected)
+    # The estimate has streams at their peaks together; what else runs can hold one of them up.
+    least = 0.9 if streams == 1 else 0.7
+    assert least * expected <= peak <= 1.1 * expected
 
 
 @pytest.mark.usefixtures("_limits")

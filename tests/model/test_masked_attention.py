@@ -12,7 +12,8 @@ from mlxchat.model.kernels.source import Kernel
 from mlxchat.runtime import mx
 
 Floats = np.ndarray
-KERNELS = [pytest.param(True, marks=pytest.mark.skipif(not COMPILER, reason="no compiler")), False]
+COMPILED = [pytest.mark.slow, pytest.mark.skipif(not COMPILER, reason="no compiler")]
+KERNELS = [pytest.param(True, marks=COMPILED), False]
 
 
 @pytest.fixture(params=KERNELS, ids=["kernel", "formula"])
