@@ -69,7 +69,7 @@ class Decoder:
 
 @dataclass(frozen=True)
 class Case:
-    """What a program does: the directory of the model, its shape, and the tokens it makes."""
+    """The work of a program: the directory of the model, its shape, and the tokens to make."""
 
     folder: Path
     config: GPTConfig

@@ -1,4 +1,4 @@
-"""Where the time of training or decoding goes on an NVIDIA GPU: the seconds of kernels, by name.
+"""The seconds that training or decoding spends in each kernel on an NVIDIA GPU.
 
     python benchmarks/kernel_times.py --depth 12 --device-batch-size 8
     python benchmarks/kernel_times.py --depth 12 --device-batch-size 8 --program torch-compile
@@ -187,7 +187,7 @@ def by_name(kernels: Iterable[Kernel]) -> dict[str, list[float]]:
 
 
 def report(totals: dict[str, list[float]]) -> str:
-    """What was measured, in Markdown."""
+    """The table of kernels, in Markdown."""
     everything = [each for launches in totals.values() for each in launches]
     rows = [
         _row(name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…", launches, everything)

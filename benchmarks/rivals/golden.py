@@ -1,4 +1,4 @@
-"""Whether the competitors compute what nanochat computes: their numbers against the recorded ones.
+"""Compares the competitors' numbers with those that nanochat computed.
 
 In float32, as they were recorded.
 """

@@ -87,7 +87,7 @@ class GPT(Network):
         return logits if targets is None else mean_loss(logits, targets)
 
     def logits(self, x: Tensor) -> Tensor:
-        """What follows the last block: (B, T, C) to logits, (B, T, V) float32."""
+        """Map the stream after the last block, (B, T, C), to logits, (B, T, V) float32."""
         cap = self.config.softcap
         return (cap * torch.tanh(self.lm_head(norm(x)) / cap)).float()
 

@@ -101,7 +101,7 @@ class Muon:
 
 
 class NorMuon:
-    """What `normuon` does, to stacks of matrices.
+    """NorMuon, which updates stacks of matrices by `normuon`.
 
     Args:
         dtype: of matrix products.

@@ -1,4 +1,4 @@
-"""What the competitors in torch have in common: devices, and the layers of both architectures."""
+"""The parts that both competitors in torch have in common: devices and layers."""
 
 from typing import cast
 
@@ -19,7 +19,7 @@ def best_device() -> torch.device:
 
 
 def name_of(device: torch.device) -> str:
-    """What to call it."""
+    """The name of a device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
@@ -97,7 +97,7 @@ class Attention(nn.Module):
         return q, k, self.c_v(x).view(heads)
 
     def output(self, y: Tensor) -> Tensor:
-        """What the heads found, (B, H, T, D), to (B, T, C)."""
+        """Project the results of the heads, (B, H, T, D), to (B, T, C)."""
         return cast(Tensor, self.c_proj(y.transpose(1, 2).flatten(2)))
 
 
@@ -115,7 +115,7 @@ class MLP(nn.Module):
 
 
 class Network(nn.Module):
-    """What both networks have around their blocks, on the CPU in float32."""
+    """The embedding, the rotations and the head around the blocks, on the CPU in float32."""
 
     def __init__(self, config: GPTConfig, blocks: nn.ModuleList) -> None:
         super().__init__()

@@ -59,7 +59,7 @@ def nanochats_optimizers(model: Network, dtype: torch.dtype, compiled: bool) -> 
 
 
 def classic_groups(model: Network) -> list[dict[str, Any]]:
-    """What AdamW updates."""
+    """The parameters that AdamW updates, in groups."""
     scale = _width_scale(model)
     return [
         _group([model.lm_head.weight], 0.004 * scale, (0.8, 0.95), 0.0),
@@ -68,7 +68,7 @@ def classic_groups(model: Network) -> list[dict[str, Any]]:
 
 
 def modern_groups(model: torch_modern.GPT) -> list[dict[str, Any]]:
-    """What AdamW updates; the rates are those of nanochat's largest batch, 2**19 tokens."""
+    """The same of the modern network, with the rates of nanochat's batch of 2**19 tokens."""
     scale = _width_scale(model)
     smear = [model.smear_gate.weight, model.smear_lambda, model.backout_lambda]
     return [

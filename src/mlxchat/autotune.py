@@ -1,4 +1,4 @@
-"""Which of several ways to compute the same is the fastest on this machine.
+"""Chooses the fastest of several ways to compute the same on this machine.
 
 What is fastest depends on the chip, and a kernel may be wrong on a chip that it has never run on.
 So each question is put to the machine once: every way is computed, compared with the plain one and
@@ -38,7 +38,7 @@ Arguments = ParamSpec("Arguments")
 
 
 class Trial(BaseModel):
-    """What came of one way.
+    """The outcome of trying one way.
 
     Attributes:
         seconds: the least that it took; None if it failed.
@@ -58,7 +58,7 @@ class Trial(BaseModel):
 
     @property
     def sound(self) -> bool:
-        """Whether it could be computed, and was right."""
+        """True if it could be computed and was right."""
         return self.right and not self.failure
 
     def outcome(self) -> str:

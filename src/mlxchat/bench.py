@@ -86,7 +86,7 @@ class Bench(Facts):
     environment: Environment
     training: TrainingSpeed
     generation: Generation
-    ways: dict[str, Tuned]  # which of several ways were found to be the fastest, by question
+    ways: dict[str, Tuned]  # the ways that were found to be the fastest, by question
 
 
 UNCOUNTED_STEPS = 2  # the first compiles, the second starts with no other step under way

@@ -51,7 +51,7 @@ def drawn(*lengths: int) -> list[list[int]]:
 
 
 def likeliest(model: GPT, ids: list[int], said: list[int]) -> list[int]:
-    """What a pass without a cache says at each position after which a token was said."""
+    """The tokens of a pass without a cache at each position after which a token was said."""
     logits = model(mx.array([ids + said]))[0, len(ids) - 1 : -1]
     return mx.argmax(logits, axis=-1).tolist()
 

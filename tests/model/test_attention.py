@@ -6,9 +6,10 @@ import math
 import pytest
 
 from mlxchat.model import block
+from mlxchat.model.attention import LARGEST_BOUND, scores_are_bounded
 from mlxchat.model.block import causal_attention
 from mlxchat.model.config import ERAS, HEAD_DIM
-from mlxchat.model.cpu_attention import LARGEST_BOUND, bounded_attention, scores_are_bounded
+from mlxchat.model.cpu_attention import bounded_attention
 from mlxchat.model.norm import norm
 from mlxchat.model.size import QUERY_BLOCK, query_block
 from mlxchat.runtime import machine, mx

@@ -159,32 +159,22 @@ def test_rows_of_a_table() -> None:
 @pytest.mark.parametrize("rows", [1, 3, 16])
 @pytest.mark.parametrize(
     ("outputs", "inputs", "parts"),
-    [
-        (40, 768, {"normed": True, "squared": False, "added": False}),
-        (9, 96, {"normed": True, "squared": True, "added": False}),
-        (33, 66, {"normed": False, "squared": False, "added": True}),
-        (7, 12, {"normed": False, "squared": False, "added": False}),
-    ],
+    [(40, 768, {"norm"}), (9, 96, {"norm", "square"}), (33, 66, {"sum"}), (7, 12, set())],
     ids=["norm", "norm and square", "sum", "odd"],
 )
-def test_products_of_few_rows(rows: int, outputs: int, inputs: int, parts: dict[str, bool]) -> None:
+def test_products_of_few_rows(rows: int, outputs: int, inputs: int, parts: set[str]) -> None:
     x, weight, onto = draw(1, rows, inputs), draw(outputs, inputs), draw(1, rows, outputs)
-    *_, added = parts.values()
-    parts = {name: parts[name] for name in ("normed", "squared")}
-    given = onto if added else None
-    arrays = [array for array in (x, weight, given) if array is not None]
-    [found], gradients = mx.vjp(
-        lambda x, weight, *added: product._in_one_kernel(x, weight, *(added or [None]), **parts),
-        arrays,
-        [onto],
-    )
-    [expected], right = mx.vjp(
-        lambda x, weight, *added: product._by_hand(x, weight, *(added or [None]), **parts),
-        arrays,
-        [onto],
-    )
-    assert_near(found, expected)
-    for a, b in zip(gradients, right, strict=True):
+    arrays = [x, weight, onto] if "sum" in parts else [x, weight]
+
+    def differentiated(way: product._Way) -> list[mx.array]:
+        def compute(x: mx.array, weight: mx.array, onto: mx.array | None = None) -> mx.array:
+            return way(x, weight, onto, normed="norm" in parts, squared="square" in parts)
+
+        results, gradients = mx.vjp(compute, arrays, [onto])
+        return [*results, *gradients]
+
+    found, expected = differentiated(product._in_one_kernel), differentiated(product._by_hand)
+    for a, b in zip(found, expected, strict=True):
         assert_near(a, b)
 
 

@@ -1,4 +1,4 @@
-"""What NVIDIA's compiler says is passed on; the compiler is made up."""
+"""The words of NVIDIA's compiler, which is made up here, are passed on."""
 
 import ctypes
 from types import SimpleNamespace

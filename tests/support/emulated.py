@@ -76,14 +76,12 @@ def emulate(
 ) -> list[mx.array]:
     """Return what the kernel computes; the arguments are those of `Kernel.__call__`."""
     given = [np.ascontiguousarray(np.array(x)) for x in inputs]
-    shapes = [np.array(x.shape, np.int32) for x in given]
     results = [
         np.full(shape, np.nan, np.array(mx.zeros(1, dtype)).dtype) for shape, dtype in outputs
     ]
     dtypes = [x.dtype for x in inputs] + [dtype for _, dtype in outputs]
     names = [*kernel.inputs, *kernel.outputs]
-    types = [f"{TYPES[dtype]}*" for dtype in dtypes] + ["int*"] * len(shapes)
-    names += [f"{name}_shape" for name in kernel.inputs]
+    types = [f"{TYPES[dtype]}*" for dtype in dtypes]
     written = [
         f"#define {name} {TYPES[value] if isinstance(value, mx.Dtype) else value}\n"
         for name, value in [*constants.items(), ("THREADS", threads)]
@@ -97,7 +95,7 @@ def emulate(
         + RUN.format(arguments=arguments)
     )
     library = _compiled(folder, source)
-    arrays: list[npt.NDArray[np.generic]] = [*given, *results, *shapes]
+    arrays: list[npt.NDArray[np.generic]] = [*given, *results]
     pointers = (ctypes.c_void_p * len(arrays))(*(x.ctypes.data for x in arrays))
     library.run(blocks, pointers)
     return [mx.array(result) for result in results]

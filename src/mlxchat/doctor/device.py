@@ -87,8 +87,8 @@ DEVICE_CHECKS = (
     Check(
         name="fastest ways",
         measures=(
-            "Which of several ways to compute the same were found to be the fastest here. A way "
-            "that fails or is wrong is not used."
+            "The ways to compute that were found to be the fastest here, each of several that "
+            "compute the same. A way that fails or is wrong is not used."
         ),
         limit="none that fails",
         remedy="Nothing is computed wrong, but slower: report it, with what is said here.",

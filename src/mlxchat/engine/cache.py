@@ -190,7 +190,7 @@ class KVLayer:
 
     @property
     def likeness(self) -> tuple[int, int, int]:
-        """What layers have in common whose `span` is the same."""
+        """The window, the end and the capacity: layers that agree in them have the same `span`."""
         return self._window, self._end, self.capacity
 
     def span(self) -> Span:
@@ -218,7 +218,7 @@ class KVLayer:
 
     @property
     def shared(self) -> "Share | None":
-        """Where its buffers are among those of other layers; None if they are its own."""
+        """The place of its buffers among those of other layers; None if they are its own."""
         return self._shared
 
     def share(self, share: "Share") -> None:

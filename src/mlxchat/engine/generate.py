@@ -205,7 +205,7 @@ def _forced(sampled: mx.array, forced: Sequence[int | None]) -> mx.array:
 
 
 class _Past(NamedTuple):
-    """What the choice of a token depends on besides the logits.
+    """The inputs of the choice of a token besides the logits.
 
     Attributes:
         key: of the draws that follow.

@@ -7,9 +7,9 @@ S counts the positions that can be attended to, cached ones included.
 from functools import lru_cache
 from typing import Protocol
 
-from mlxchat.model.attention import UNSEEN, attend_from_one
+from mlxchat.model.attention import UNSEEN, scores_are_bounded
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.cpu_attention import bounded_attention, scores_are_bounded
+from mlxchat.model.cpu_attention import bounded_attention
 from mlxchat.model.norm import Normed, norm_and_stream
 from mlxchat.model.product import product, product_of_norm
 from mlxchat.model.quantized import QuantizedLinear
@@ -201,12 +201,13 @@ def causal_attention(
         k, v: (B, n_kv_head, S, D), the keys normalised.
         scale: factor of the scores, before the softmax.
         window: how many positions before its own each query can see.
-        mask: None if T > 1, where the causal mask and the window are made here. If T = 1, as for
-            `attend_from_one`: the query sees all that the cache does not hide, whatever the window.
+        mask: None if T > 1, where the causal mask and the window are made here. If T = 1, None or
+            (B, 1, 1, S), to be added to the scores; the query sees all other positions whatever the
+            window, since a cache passes only those that the window allows.
     """
     T, S = q.shape[2], k.shape[2]
     if T == 1:
-        return attend_from_one(q, k, v, scale, mask)
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
     block = query_block(machine().backend, T, S, window)
     outputs = []
     for start in range(0, T, block):

@@ -12,22 +12,6 @@ from mlxchat.model.cpu import exp
 from mlxchat.model.size import query_block
 from mlxchat.runtime import machine, mx
 
-# With this bound the sums over 2**20 keys are below 3e23, and above 4e-18 over a single one: far
-# from the ends of float32 even when they are multiplied by values and gradients.
-LARGEST_BOUND = 40.0
-
-
-def scores_are_bounded(scale: float, head_dim: int) -> bool:
-    """Return whether scores of normalised queries and keys are within `LARGEST_BOUND`.
-
-    A vector of D numbers has a norm of at most D^(1/2) after the RMS norm, and a rotation keeps it.
-    So no product of a query and a key is larger than D, and no score larger than scale * D.
-
-    >>> scores_are_bounded(1.2**2 / 128**0.5, 128)  # modern: at most 16.3
-    True
-    """
-    return scale * head_dim <= LARGEST_BOUND
-
 
 def bounded_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, window: int) -> mx.array:
     """Return `mlxchat.model.block.causal_attention` of as many queries as keys, (B, H, T, D).

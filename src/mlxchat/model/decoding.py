@@ -18,14 +18,14 @@ from mlxchat.runtime import mx
 
 
 class Place(NamedTuple):
-    """Where a layer's keys and values are: the number of the array, and the place in it."""
+    """The place of a layer's keys and values: the number of the array, and the layer's in it."""
 
     array: int
     layer: int
 
 
 class Held(NamedTuple):
-    """What a step gets of the positions before it.
+    """The arrays that a step gets of the positions before it.
 
     Attributes:
         offset: how many each sequence has, (B,), or () for all.

@@ -38,7 +38,7 @@ class Rule(Protocol):
 
     @property
     def constants(self) -> tuple[float, ...]:
-        """Numbers that reach `update` as arrays of the step.
+        """Numbers that reach `update` as the constants of its step, as arrays on GPUs.
 
         A number written into a compiled function makes it another kernel, and a GPU takes seconds
         to compile each.

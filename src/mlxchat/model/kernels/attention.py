@@ -10,7 +10,6 @@ from mlxchat.runtime import mx
 _THREADS = 512
 SLOTS = 8  # that 32 threads in step take at once; a multiple of so many can be attended to
 QUERY_DIMS = (32, 64, 128, 256)
-LARGEST_SCORE = 40.0  # e**40 times a million is far below float32's largest number
 
 # A block computes a head. The reading of the slots that are taken at once overlaps.
 # Scores of normalised queries and keys are small: no maximum need be subtracted from them.
@@ -99,7 +98,7 @@ def attend_to_slots(
         layer: which of these layers is read.
         first: the first slot that each sequence sees, B numbers in int32, or one for all.
         slot: the one after the last that is seen, one number in int32.
-        scale: factor of the scores, of which none may exceed `LARGEST_SCORE`.
+        scale: factor of the scores, which must be bounded (`scores_are_bounded`).
 
     Returns:
         (B, H, 1, D).

@@ -9,14 +9,17 @@ from mlxchat.runtime import mx
 _THREADS = 256
 _BLOCK = _THREADS // SIMD  # vectors that a block computes at a time
 
-# ==== The norm of the stream ====
-
-_READ_VECTOR = """
+_BEGIN = """
   using Some = Pack<T, WIDTH>;
   constexpr int EACH = C / (32 * WIDTH);
   const unsigned number = (block_id * THREADS + thread_id) / 32, lane = thread_id % 32;
   if (number >= unsigned(count[0])) return;
   const size_t start = size_t(number) * C + lane * WIDTH;
+"""
+
+# ==== The norm of the stream ====
+
+_READ_VECTOR = """
   Some xs[EACH];
   float squares = 0.0f;
   for (int i = 0; i < EACH; i++) {
@@ -52,9 +55,12 @@ _BACKWARD = """
 """
 
 _COUNT_EPS = ["count", "eps"]
-NORM = Kernel("mlxchat_norm", ["x", *_COUNT_EPS], ["y"], _READ_VECTOR + _FORWARD)
+NORM = Kernel("mlxchat_norm", ["x", *_COUNT_EPS], ["y"], _BEGIN + _READ_VECTOR + _FORWARD)
 NORM_BACK = Kernel(
-    "mlxchat_norm_back", ["x", "d_y", "d_stream", *_COUNT_EPS], ["d_x"], _READ_VECTOR + _BACKWARD
+    "mlxchat_norm_back",
+    ["x", "d_y", "d_stream", *_COUNT_EPS],
+    ["d_x"],
+    _BEGIN + _READ_VECTOR + _BACKWARD,
 )
 
 
@@ -73,11 +79,6 @@ def norm_backward(x: mx.array, d_y: mx.array, d_stream: mx.array, eps: float) ->
 # ==== The stream mixed with the embedding, and the norm of the sum ====
 
 _READ_MIXTURE = """
-  using Some = Pack<T, WIDTH>;
-  constexpr int EACH = C / (32 * WIDTH);
-  const unsigned number = (block_id * THREADS + thread_id) / 32, lane = thread_id % 32;
-  if (number >= unsigned(count[0])) return;
-  const size_t start = size_t(number) * C + lane * WIDTH;
   const float a = of_x[0], b = of_x0[0];
   Some xs[EACH], firsts[EACH];
   float squares = 0.0f;
@@ -145,13 +146,13 @@ MIX = Kernel(
     "mlxchat_mix",
     ["x", "x0", *_WEIGHTS, *_COUNT_EPS],
     ["mixed", "y"],
-    _READ_MIXTURE + _MIX_FORWARD,
+    _BEGIN + _READ_MIXTURE + _MIX_FORWARD,
 )
 MIX_BACK = Kernel(
     "mlxchat_mix_back",
     ["x", "x0", "d_y", "d_mixed", "d_first", *_WEIGHTS, *_COUNT_EPS],
     ["d_x", "d_x0", "products"],
-    _READ_MIXTURE + _MIX_BACKWARD,
+    _BEGIN + _READ_MIXTURE + _MIX_BACKWARD,
 )
 
 

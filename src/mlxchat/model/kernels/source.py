@@ -98,7 +98,7 @@ class Kernel:
 
     @property
     def revision(self) -> str:
-        """What changes with the source text, of both languages."""
+        """A hash of the source text, of both languages."""
         text = _BOTH + _CUDA + _METAL + self.body
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
