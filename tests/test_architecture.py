@@ -83,6 +83,7 @@ ALLOWED = {
     "doctor": {"config", "engine", "model", "optim", "plan", "runtime", "train"},
     "ui": {"doctor", "model", "monitor", "plan"},
     "cli": {
+        "autotune",
         "bench",
         "checkpoint",
         "config",

@@ -43,12 +43,12 @@ def test_a_faster_way_that_is_right_is_chosen() -> None:
 @pytest.mark.parametrize("way", [wrong, not_finite, broken])
 def test_a_way_that_is_wrong_or_fails_is_not_chosen(way: autotune.Way) -> None:
     assert autotune.fastest("q", {"plain": slow, "other": way}) == "plain"
-    measured = autotune.tuned()["q"]
+    measured = autotune.tuned()["q, version 1"]
     trial = measured.trials["other"]
     assert trial.failure == ("does not compile" if way is broken else "")
     assert not trial.sound
     autotune._answers = None
-    assert autotune.tuned() == {"q": measured}
+    assert autotune.tuned() == {"q, version 1": measured}
 
 
 def test_the_plain_way_is_kept_unless_another_is_clearly_faster() -> None:
@@ -71,7 +71,7 @@ def test_an_answer_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     autotune.fastest("q", {"plain": slow, "quick": quick})
     monkeypatch.setattr(autotune, "_answers", None)  # another process
     assert autotune.fastest("q", {"plain": broken, "quick": broken}) == "quick"
-    assert set(autotune.tuned()["q"].trials) == {"plain", "quick"}
+    assert set(autotune.tuned()["q, version 1"].trials) == {"plain", "quick"}
 
 
 def test_a_file_that_cannot_be_read_is_measured_again(home: Path) -> None:
@@ -89,7 +89,7 @@ def test_what_another_process_measured_meanwhile_is_kept(home: Path) -> None:
     autotune._answers = ours
     autotune.fastest("c", {"plain": quick})
     autotune._answers = None
-    assert set(autotune.tuned()) == {"a", "b", "c"}
+    assert {*map(autotune.shown_question, autotune.tuned())} == {"a", "b", "c"}
 
 
 def test_without_a_disk_it_measures_all_the_same(home: Path) -> None:
@@ -118,3 +118,10 @@ def test_what_is_remembered_gives_way_to_what_is_fixed() -> None:
     with autotune.fixed(squares="power"):
         assert squares(3) == "power"
     assert squares(3) == "plain"
+
+
+def test_a_new_version_of_a_way_is_measured_anew() -> None:
+    ways = {"plain": slow, "quick": quick}
+    assert autotune.fastest("q", {**ways, "quick": broken}, version="1") == "plain"
+    assert autotune.fastest("q", ways, version="2") == "quick"
+    assert [*map(autotune.shown_question, autotune.tuned())] == ["q", "q"]

@@ -82,6 +82,7 @@ class Tuned(BaseModel):
         return ", ".join(f"{name} {trial.outcome()}" for name, trial in self.trials.items())
 
 
+_VERSION = ", version "  # between a question and the version of its ways
 _FILE = TypeAdapter(dict[str, Tuned])
 _answers: dict[str, Tuned] | None = None  # by question; None before the first one
 _fixed: dict[str, str] = {}  # ways by a part of the question
@@ -91,6 +92,7 @@ def fastest(
     question: str,
     ways: Mapping[str, Way],
     *,
+    version: str = "1",
     tolerance: float = RELATIVE_ERROR,
     exact: Mapping[str, Way] | None = None,
     share: float = CLEARLY_FASTER,
@@ -100,10 +102,11 @@ def fastest(
     It can be called while a function is traced.
 
     Args:
-        question: what is computed, with all that the answer depends on but the device: shapes,
-            dtypes, the version of a kernel.
+        question: what is computed, with all that the answer depends on but the device and the
+            version: shapes, dtypes.
         ways: functions that compute the same arrays, by name. The first is the plain way, which is
             right by definition and is chosen unless another is clearly faster.
+        version: of the ways; with another one the question is put to the machine again.
         tolerance: the largest difference from its arrays, relative to their norms.
         exact: where the ways round to half precision, the same ways in float32, by the same names;
             their difference may be `RELATIVE_ERROR`.
@@ -112,21 +115,30 @@ def fastest(
     for part, name in _fixed.items():
         if part in question:
             return name
-    found = tuned()
-    if question not in found or found[question].chosen not in ways:
-        found[question] = _measured(ways, tolerance, exact or {}, share)
+    found, asked = tuned(), f"{question}{_VERSION}{version}"
+    if asked not in found or found[asked].chosen not in ways:
+        found[asked] = _measured(ways, tolerance, exact or {}, share)
         mx.clear_cache()
         mx.reset_peak_memory()  # what was measured here is no part of the program's own peak
         _store(found)
-    return found[question].chosen
+    return found[asked].chosen
 
 
 def tuned() -> dict[str, Tuned]:
-    """Return what has been measured on this machine, by question."""
+    """Return what has been measured on this machine, by question and version."""
     global _answers
     if _answers is None:
         _answers = _stored()
     return _answers
+
+
+def shown_question(asked: str) -> str:
+    """Return a question of `tuned` as it is shown.
+
+    >>> shown_question("squares of 1,000 numbers, mlx.core.float32, version 1")
+    'squares of 1,000 numbers, float32'
+    """
+    return asked.partition(_VERSION)[0].replace("mlx.core.", "")
 
 
 @contextmanager

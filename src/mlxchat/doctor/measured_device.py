@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from mlxchat.autotune import tuned
+from mlxchat.autotune import shown_question, tuned
 from mlxchat.doctor.probes import Device, FastestWay, FirstKernel, Load
 from mlxchat.runtime import machine, mx
 
@@ -27,11 +27,11 @@ def describe_device() -> Device:
         openblas=_openblas() if sys.platform == "linux" and here.backend == "cpu" else "",
         fastest_ways=tuple(
             FastestWay(
-                question=question,
+                question=shown_question(asked),
                 answer=f"{way.chosen} ({way.comparison()})",
                 sound=all(trial.sound for trial in way.trials.values()),
             )
-            for question, way in tuned().items()
+            for asked, way in tuned().items()
         ),
     )
 

@@ -137,9 +137,9 @@ def _kernel_is_faster(H: int, key_heads: int, D: int, scale: float, dtype: mx.Dt
         return lambda: [way(q, k, v, buffers, 0, span, scale)]
 
     chosen = fastest(
-        f"attention of one position, {H} heads of {D}, {key_heads} of keys, {dtype}, "
-        f"{ATTENTION.revision}",
+        f"attention of one position, {H} heads of {D}, {key_heads} of keys, {dtype}",
         {"formula": example(_of_mlx, dtype), "kernel": example(_with_kernel, dtype)},
+        version=ATTENTION.revision,
         tolerance=HALF_PRECISION,
         exact={
             "formula": example(_by_hand, mx.float32),

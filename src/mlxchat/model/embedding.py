@@ -48,7 +48,8 @@ def _kernel_is_faster(C: int, dtype: mx.Dtype) -> bool:
         return lambda: [way(table, ids, dtype)]
 
     chosen = fastest(
-        f"rows of {C} channels from a table, {dtype}, {LOOKUP.revision}",
+        f"rows of {C} channels from a table, {dtype}",
         {"formula": example(_formula), "kernel": example(_in_one_kernel)},
+        version=LOOKUP.revision,
     )
     return chosen == "kernel"

@@ -108,9 +108,9 @@ def _kernel_is_faster(C: int, dtype: mx.Dtype) -> bool:
         return False
     all_four = (kernels.NORM, kernels.NORM_BACK, kernels.MIX, kernels.MIX_BACK)
     chosen = fastest(
-        f"norm of {C} channels with its gradient, {dtype}, "
-        f"{' '.join(kernel.revision for kernel in all_four)}",
+        f"norm of {C} channels with its gradient, {dtype}",
         {"formula": _example(C, dtype, False), "kernel": _example(C, dtype, True)},
+        version=" ".join(kernel.revision for kernel in all_four),
         tolerance=HALF_PRECISION,
         exact={
             "formula": _example(C, mx.float32, False),

@@ -145,12 +145,12 @@ def _kernel_is_faster(
     parts = ["norm"] * normed + ["squared ReLU"] * squared + ["sum"] * added
     compared = min(outputs, _COMPARED)
     chosen = fastest(
-        f"product of {rows} rows of {inputs:,} for {outputs:,}, "
-        f"{', '.join([*parts, str(dtype), PRODUCT.revision])}",
+        f"product of {rows} rows of {inputs:,} for {outputs:,}, {', '.join([*parts, str(dtype)])}",
         {
             "formula": example(_formula, outputs, dtype),
             "kernel": example(_in_one_kernel, outputs, dtype),
         },
+        version=PRODUCT.revision,
         tolerance=HALF_PRECISION,
         exact={
             "formula": example(_by_hand, compared, mx.float32),

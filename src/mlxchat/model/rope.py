@@ -185,9 +185,9 @@ def _kernel_is_faster(D: int, dtype: mx.Dtype) -> bool:
         return False
     ways = {"formula": _formula, "kernel": _in_one_kernel}
     chosen = fastest(
-        f"norm and rotation of {D} dimensions with their gradient, {dtype}, "
-        f"{kernels.SPLIT.revision} {kernels.SPLIT_BACK.revision}",
+        f"norm and rotation of {D} dimensions with their gradient, {dtype}",
         {name: _example(way, D, dtype) for name, way in ways.items()},
+        version=f"{kernels.SPLIT.revision} {kernels.SPLIT_BACK.revision}",
         tolerance=HALF_PRECISION,
         exact={name: _example(way, D, mx.float32) for name, way in ways.items()},
     )
@@ -228,9 +228,9 @@ def _kernel_of_one_is_faster(heads: tuple[int, int], D: int, dtype: mx.Dtype) ->
         return lambda: ways[name](qkv, heads, rope)
 
     chosen = fastest(
-        f"norm and rotation of one position, {heads[0]} heads of {D}, {heads[1]} of keys, {dtype}, "
-        f"{kernels.SPLIT_ALL.revision}",
+        f"norm and rotation of one position, {heads[0]} heads of {D}, {heads[1]} of keys, {dtype}",
         {name: example(name, dtype) for name in ways},
+        version=kernels.SPLIT_ALL.revision,
         tolerance=HALF_PRECISION,
         exact={name: example(name, mx.float32) for name in ways},
     )

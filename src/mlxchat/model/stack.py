@@ -33,8 +33,9 @@ def _kernel_is_faster(dtype: mx.Dtype) -> bool:
         return lambda: [way(parts)]
 
     chosen = fastest(
-        f"stack of {MOST} small arrays, {dtype}, {kernel_for(MOST).revision}",
+        f"stack of {MOST} small arrays, {dtype}",
         {"formula": example(_of_mlx), "kernel": example(stack_in_one_kernel)},
+        version=kernel_for(MOST).revision,
         tolerance=0.0,
     )
     return chosen == "kernel"

@@ -68,7 +68,7 @@ def fastest_streams() -> int:
     if machine().backend != "cpu" or threads < STREAMS:
         return 1
     ways = {"one": partial(_trial, 1), "two": partial(_trial, STREAMS)}
-    question = f"streams for training on {threads} threads, version 1"
+    question = f"streams for training on {threads} threads"
     return STREAMS if fastest(question, ways) == "two" else 1
 
 
