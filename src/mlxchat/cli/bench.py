@@ -25,8 +25,8 @@ def bench_command(
 ) -> None:
     """Measure how fast this machine trains and generates, in about a minute.
 
-    Uses random weights and tokens: it needs no data, and keeps only which ways to compute are
-    the fastest here. Progress goes to standard error.
+    Uses random weights and tokens: it needs no data, and keeps only which ways
+    to compute are the fastest here. Progress goes to standard error.
     """
     started_at = SYSTEM_CLOCK.seconds()
     if json and as_markdown:
