@@ -67,6 +67,15 @@ def test_ways_that_round_are_compared_in_float32_too() -> None:
     assert autotune.fastest("b", ways, exact={"plain": quick, "quick": quick}) == "quick"
 
 
+@pytest.mark.parametrize(("error", "chosen"), [(0.04, "other"), (0.06, "plain")])
+def test_a_way_may_round_as_much_as_the_plain_way_does(error: float, chosen: str) -> None:
+    def rounded(by: float, way: autotune.Way) -> autotune.Way:
+        return lambda: [x * (1 + by) for x in way()]
+
+    ways = {"plain": rounded(-0.05, slow), "other": rounded(error, quick)}
+    assert autotune.fastest("q", ways, exact={"plain": quick, "other": quick}) == chosen
+
+
 def test_an_answer_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     autotune.fastest("q", {"plain": slow, "quick": quick})
     monkeypatch.setattr(autotune, "_answers", None)  # another process

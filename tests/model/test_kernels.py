@@ -9,7 +9,7 @@ from support.backends import use_backend
 from support.emulated import COMPILER, emulate
 
 from mlxchat import autotune
-from mlxchat.model import backward, loss, norm, product, rope
+from mlxchat.model import backward, loss, norm, rope
 from mlxchat.model.config import Architecture, GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.kernels import heads, lookup
@@ -117,7 +117,7 @@ def test_heads_and_their_gradient(
     qkv = draw(B, T, H + 2 * K, D)
     cotangents = [draw(B, T, n, D, seed=i) for i, n in enumerate((H, K, K))]
     where = offsets[0] if T > 1 else mx.array(offsets)
-    (q, k, v), [gradient] = mx.vjp(
+    (q, k, _), [gradient] = mx.vjp(
         lambda x: rope._formula(x, (H, K), rope.Rope(1e4, where)), [qkv], cotangents
     )
     frequencies = mx.array(rope._frequencies(D, 1e4))
@@ -129,10 +129,6 @@ def test_heads_and_their_gradient(
     assert_near(found[1], k, tolerance)
     back = heads.split_backward(qkv, cotangents, at, frequencies, EPS)
     assert_near(back, gradient, tolerance)
-    if T == 1:
-        of_one = heads.split_position(qkv, (H, K), at, frequencies, EPS)
-        for array, expected in zip(of_one, (q, k, v), strict=True):
-            assert_near(array, expected.swapaxes(1, 2), tolerance)
 
 
 def test_numbers_of_half_precision_are_read_eight_at_once() -> None:
@@ -154,28 +150,6 @@ def test_rows_of_a_table() -> None:
     for dtype in (mx.float32, mx.float16):
         found = lookup.look_up_forward(table, ids, dtype)
         assert mx.array_equal(found, table[ids].astype(dtype))
-
-
-@pytest.mark.parametrize("rows", [1, 3, 16])
-@pytest.mark.parametrize(
-    ("outputs", "inputs", "parts"),
-    [(40, 768, {"norm"}), (9, 96, {"norm", "square"}), (33, 66, {"sum"}), (7, 12, set())],
-    ids=["norm", "norm and square", "sum", "odd"],
-)
-def test_products_of_few_rows(rows: int, outputs: int, inputs: int, parts: set[str]) -> None:
-    x, weight, onto = draw(1, rows, inputs), draw(outputs, inputs), draw(1, rows, outputs)
-    arrays = [x, weight, onto] if "sum" in parts else [x, weight]
-
-    def differentiated(way: product._Way) -> list[mx.array]:
-        def compute(x: mx.array, weight: mx.array, onto: mx.array | None = None) -> mx.array:
-            return way(x, weight, onto, normed="norm" in parts, squared="square" in parts)
-
-        results, gradients = mx.vjp(compute, arrays, [onto])
-        return [*results, *gradients]
-
-    found, expected = differentiated(product._in_one_kernel), differentiated(product._by_hand)
-    for a, b in zip(found, expected, strict=True):
-        assert_near(a, b)
 
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])

@@ -9,11 +9,12 @@ from typing import Protocol
 
 from mlxchat.model.attention import UNSEEN, scores_are_bounded
 from mlxchat.model.config import GPTConfig
+from mlxchat.model.cpu import relu_squared
 from mlxchat.model.cpu_attention import bounded_attention
 from mlxchat.model.norm import Normed, norm_and_stream
-from mlxchat.model.product import product, product_of_norm
+from mlxchat.model.product import product
 from mlxchat.model.quantized import QuantizedLinear
-from mlxchat.model.rope import Rope, norm_and_rotate, split_heads, split_heads_of_one
+from mlxchat.model.rope import Rope, norm_and_rotate, split_heads
 from mlxchat.model.size import query_block
 from mlxchat.runtime import machine, mx, nn
 
@@ -46,10 +47,6 @@ class Linear(nn.Linear):
         The addition is done in the kernel of the product where there is one for both.
         """
         return product(x, self.weight.astype(x.dtype), onto)
-
-    def of_norm(self, x: Normed, squared: bool = False) -> mx.array:
-        """Map the norm of a stream, or return the squared ReLU of that."""
-        return product_of_norm(x, self.weight.astype(x.stream.dtype), squared=squared)
 
     @property
     def dense(self) -> mx.array:
@@ -111,10 +108,9 @@ class Attention(nn.Module):
         """Project (B, T, C) to queries, (B, H, T, D), and keys and values, (B, n_kv_head, T, D)."""
         B, T, _ = x.stream.shape
         shape = (B, T, -1, self.head_dim)
-        qkv = self._joined_product(x)
+        qkv = self._joined_product(x.normed)
         if qkv is not None:
-            split = split_heads_of_one if T == 1 else split_heads
-            q, k, v = split(qkv.reshape(shape), self.n_head, self.n_kv_head, rope)
+            q, k, v = split_heads(qkv.reshape(shape), self.n_head, self.n_kv_head, rope)
         else:
             q = norm_and_rotate(self.c_q(x.normed).reshape(shape), rope)  # (B, T, H, D)
             k = norm_and_rotate(self.c_k(x.normed).reshape(shape), rope)  # (B, T, n_kv_head, D)
@@ -131,20 +127,18 @@ class Attention(nn.Module):
             q, k, v = (heads.transpose(0, 2, 1, 3) for heads in (q, k, v))
         return q, k, v
 
-    def _joined_product(self, x: Normed) -> mx.array | None:
+    def _joined_product(self, x: mx.array) -> mx.array | None:
         """Return the queries, keys and values of (B, T, C) from one product, (B, T, all heads * D).
 
         None if they are better computed one by one: on CPUs, which then read each in order, and
         from layers that another program quantized in different formats.
         """
         if self.c_qkv is not None:
-            return self.c_qkv.of_norm(x)
+            return self.c_qkv(x)
         layers = (self.c_q, self.c_k, self.c_v)
         if machine().backend == "cpu" or not all(type(layer) is Linear for layer in layers):
             return None
-        dtype = x.stream.dtype
-        weight = mx.concatenate([layer.weight.astype(dtype) for layer in layers])
-        return product_of_norm(x, weight)
+        return product(x, mx.concatenate([layer.weight.astype(x.dtype) for layer in layers]))
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, cache: LayerCache | None) -> mx.array:
         """Attend to the cached keys and the new ones; returns (B, H, T, D)."""
@@ -262,7 +256,7 @@ class MLP(nn.Module):
 
     def __call__(self, x: Normed) -> mx.array:
         """Map the norm of a stream, (B, T, C), and add the result to the stream."""
-        hidden = self.c_fc.of_norm(x, squared=True)  # (B, T, 4 * C)
+        hidden = relu_squared(self.c_fc(x.normed))  # (B, T, 4 * C)
         return self.c_proj(hidden, onto=x.stream)  # (B, T, C)
 
 

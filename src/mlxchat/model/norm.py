@@ -32,9 +32,7 @@ def norm(x: mx.array) -> mx.array:
 
 def norm_and_stream(x: mx.array) -> Normed:
     """Return ``norm(x)`` and ``x``, (..., C): one kernel then computes the gradient of both."""
-    if x.shape[-2] == 1:  # a position in decoding, which has no gradient
-        return _formula(x)  # the norm is computed only if it is used
-    return Normed(*_norm_kernel(x)) if _kernel_is_faster(x.shape[-1], x.dtype) else _formula(x)
+    return Normed(*_norm_kernel(x)) if _takes_kernel(x) else Normed(norm(x), x)
 
 
 def mix_and_norm(x: mx.array, x0: mx.array, a: mx.array, b: mx.array) -> tuple[Normed, mx.array]:
@@ -47,17 +45,9 @@ def mix_and_norm(x: mx.array, x0: mx.array, a: mx.array, b: mx.array) -> tuple[N
         x, x0: (..., C) in the compute dtype.
         a, b: the weights of ``x`` and ``x0``, (1,) in float32.
     """
-    if not _kernel_is_faster(x.shape[-1], x.dtype):
-        normed, mixed, x0 = _mix_formula(x, x0, a, b)
-    elif x.shape[-2] == 1:  # no gradient, and less work between the kernels
-        mixed, normed = kernels.mix_forward(x, x0, a, b, NORM_EPS)
-    else:
-        normed, mixed, x0 = _mix_kernel(x, x0, a, b)
+    mix = _mix_kernel if _takes_kernel(x) else _mix_formula
+    normed, mixed, x0 = mix(x, x0, a, b)
     return Normed(normed, mixed), x0
-
-
-def _formula(x: mx.array) -> Normed:
-    return Normed(norm(x), x)
 
 
 def _mix_formula(x: mx.array, x0: mx.array, a: mx.array, b: mx.array) -> Triple:
@@ -99,6 +89,11 @@ def _mix_kernel(x: mx.array, x0: mx.array, a: mx.array, b: mx.array) -> Triple:
 
 
 # ==== Which is faster ====
+
+
+def _takes_kernel(x: mx.array) -> bool:
+    """Return whether to take the kernels; a single position, as in decoding, is too little work."""
+    return x.shape[-2] > 1 and _kernel_is_faster(x.shape[-1], x.dtype)
 
 
 @remembered

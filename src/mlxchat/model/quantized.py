@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 
-from mlxchat.model.cpu import relu_squared
-from mlxchat.model.norm import Normed
 from mlxchat.model.quantization import Format
 from mlxchat.runtime import machine, mx, nn
 
@@ -24,11 +22,6 @@ class QuantizedLinear(nn.QuantizedLinear):
         else:
             y = super().__call__(x).astype(x.dtype)  # which the scales may not have
         return y if onto is None else onto + y
-
-    def of_norm(self, x: Normed, squared: bool = False) -> mx.array:
-        """Map the norm of a stream, or return the squared ReLU of that."""
-        y = self(x.normed)
-        return relu_squared(y) if squared else y
 
     @property
     def dense(self) -> mx.array:

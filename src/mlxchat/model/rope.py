@@ -47,27 +47,10 @@ def split_heads(
         n_kv_head: how many are of keys, and of values.
         rope: the rotation of the T positions.
     """
-    heads = n_head, n_kv_head
-    if not _kernel_is_faster(qkv.shape[-1], qkv.dtype):
-        return _formula(qkv, heads, rope)
-    return _in_one_kernel(qkv, heads, rope)
-
-
-def split_heads_of_one(
-    qkv: mx.array, n_head: int, n_kv_head: int, rope: Rope
-) -> tuple[mx.array, mx.array, mx.array]:
-    """Return of one position what `split_heads` does, (B, n_head or n_kv_head, 1, D) each.
-
-    It has no gradient with a kernel, and values are copied: in decoding every view costs time.
-
-    Args:
-        qkv: (B, 1, n_head + 2 * n_kv_head, D), the heads of queries, keys and values.
-        n_head, n_kv_head, rope: as for `split_heads`.
-    """
     heads, D = (n_head, n_kv_head), qkv.shape[-1]
-    if not _kernel_of_one_is_faster(heads, D, qkv.dtype):
-        return _formula_of_one(qkv, heads, rope)
-    return _one_in_one_kernel(qkv, heads, rope)
+    # For a single position, as in decoding, the plain way is as fast.
+    in_one = qkv.shape[1] > 1 and _kernel_is_faster(D, qkv.dtype)
+    return (_in_one_kernel if in_one else _formula)(qkv, heads, rope)
 
 
 def _formula(
@@ -143,7 +126,8 @@ def _rotate_vjp(
 def _in_one_kernel(
     qkv: mx.array, heads: tuple[int, int], rope: Rope
 ) -> tuple[mx.array, mx.array, mx.array]:
-    offsets, frequencies = _numbers(rope, qkv.shape[-1])
+    offsets = mx.array(rope.offset, mx.int32).reshape(-1)
+    frequencies = mx.array(_frequencies(qkv.shape[-1], rope.base))
 
     @mx.custom_function
     def split(qkv: mx.array) -> list[mx.array]:
@@ -155,24 +139,6 @@ def _in_one_kernel(
         return kernels.split_backward(qkv, cotangents, offsets, frequencies, NORM_EPS)
 
     q, k, v = cast(list[mx.array], split(qkv))
-    return q, k, v
-
-
-def _numbers(rope: Rope, D: int) -> tuple[mx.array, mx.array]:
-    """Return the first position, (1,) or (B,), and the frequencies, (D/2,), for kernels."""
-    return mx.array(rope.offset, mx.int32).reshape(-1), mx.array(_frequencies(D, rope.base))
-
-
-def _one_in_one_kernel(
-    qkv: mx.array, heads: tuple[int, int], rope: Rope
-) -> tuple[mx.array, mx.array, mx.array]:
-    return kernels.split_position(qkv, heads, *_numbers(rope, qkv.shape[-1]), NORM_EPS)
-
-
-def _formula_of_one(
-    qkv: mx.array, heads: tuple[int, int], rope: Rope
-) -> tuple[mx.array, mx.array, mx.array]:
-    q, k, v = (x.swapaxes(1, 2) for x in _formula(qkv, heads, rope))
     return q, k, v
 
 
@@ -212,26 +178,3 @@ def _example(
         return [*split, *gradients]
 
     return compute
-
-
-@remembered
-def _kernel_of_one_is_faster(heads: tuple[int, int], D: int, dtype: mx.Dtype) -> bool:
-    if machine().backend == "cpu" or D not in kernels.HEAD_DIMS:
-        return False
-    ways = {"formula": _formula_of_one, "kernel": _one_in_one_kernel}
-    rope = Rope(1e4, mx.array([1000]))
-    drawn = mx.random.normal((1, 1, heads[0] + 2 * heads[1], D), key=mx.random.key(0))
-    mx.eval(drawn)
-
-    def example(name: str, dtype: mx.Dtype) -> Callable[[], tuple[mx.array, ...]]:
-        qkv = drawn.astype(dtype)
-        return lambda: ways[name](qkv, heads, rope)
-
-    chosen = fastest(
-        f"norm and rotation of one position, {heads[0]} heads of {D}, {heads[1]} of keys, {dtype}",
-        {name: example(name, dtype) for name in ways},
-        version=kernels.SPLIT_ALL.revision,
-        tolerance=HALF_PRECISION,
-        exact={name: example(name, mx.float32) for name in ways},
-    )
-    return chosen == "kernel"

@@ -53,16 +53,6 @@ _FORWARD = """
   }
 """
 
-_VALUES = """
-    if (head >= Q + K) {
-      DEVICE T* value = v + key - size_t(K) * D;
-      *reinterpret_cast<DEVICE Some*>(value) = *reinterpret_cast<const DEVICE Some*>(qkv + own);
-      *reinterpret_cast<DEVICE Some*>(value + D / 2) =
-          *reinterpret_cast<const DEVICE Some*>(qkv + own + D / 2);
-      continue;
-    }
-"""
-
 _BACKWARD_OF_VALUES = """
     if (head >= Q + K) {
       const DEVICE T* of_value = d_v + key - size_t(K) * D;
@@ -96,12 +86,6 @@ _BACKWARD = """
 
 _NUMBERS = ["offsets", "frequencies", "counts", "eps"]
 SPLIT = Kernel("mlxchat_split", ["qkv", *_NUMBERS], ["q", "k"], _BEGIN + _NORM + _FORWARD)
-SPLIT_ALL = Kernel(
-    "mlxchat_split_all",
-    ["qkv", *_NUMBERS],
-    ["q", "k", "v"],
-    _BEGIN + _VALUES + _NORM + _FORWARD,
-)
 SPLIT_BACK = Kernel(
     "mlxchat_split_back",
     ["qkv", "d_q", "d_k", "d_v", *_NUMBERS],
@@ -133,29 +117,6 @@ def split_forward(
         eps,
     )
     return q, k
-
-
-def split_position(
-    qkv: mx.array, heads: tuple[int, int], offsets: mx.array, frequencies: mx.array, eps: float
-) -> tuple[mx.array, mx.array, mx.array]:
-    """Return queries, (B, H, 1, D), and keys as `split_forward` does, and values, (B, K, 1, D).
-
-    Args:
-        qkv: (B, 1, H + 2 K, D), one position of each sequence.
-        heads, offsets, frequencies, eps: as for `split_forward`.
-    """
-    B, _, every, D = qkv.shape
-    H, K = heads
-    q, k, v = _of_heads(
-        SPLIT_ALL,
-        [qkv],
-        [(B, count, 1, D) for count in (H, K, K)],
-        heads,
-        every,
-        [offsets, frequencies],
-        eps,
-    )
-    return q, k, v
 
 
 def split_backward(
