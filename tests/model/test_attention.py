@@ -94,6 +94,8 @@ def test_the_mask_hides_positions_from_a_single_query() -> None:
         (10_000, {"cpu": QUERY_BLOCK, "metal": 2048, "cuda": 2048}),
         (2047, {"cpu": QUERY_BLOCK, "metal": 2048, "cuda": 2048}),
         (2046, {"cpu": QUERY_BLOCK, "metal": QUERY_BLOCK, "cuda": 2048}),
+        (512, {"cpu": QUERY_BLOCK, "metal": QUERY_BLOCK, "cuda": 512}),
+        (128, {"cpu": QUERY_BLOCK, "metal": QUERY_BLOCK, "cuda": 512}),
     ],
 )
 def test_queries_are_taken_in_blocks_where_no_kernel_is_fused(

@@ -7,6 +7,7 @@ from mlxchat.model.config import SMEAR_CHANNELS, GPTConfig
 
 STACK = 2**26  # bytes that Muon orthogonalises at once, unless a single matrix is larger
 QUERY_BLOCK = 256  # queries that attention takes at a time where it has no fused kernel
+CUDA_QUERY_BLOCK = 512  # the least where a fused kernel would compute what a window hides
 CHUNK_LOGITS = 2**21  # the minimum of logits per chunk: small vocabularies take more positions
 MOST_CHUNKS = 64  # the maximum number of chunks: each makes the compiled graph larger
 LARGEST_ARRAY = 2**31 - 1  # elements of an array: beyond it MLX computes nonsense, or crashes
@@ -46,13 +47,16 @@ def query_block(backend: str, queries: int, keys: int, window: int) -> int:
     """Return how many queries attention takes at a time, each with the keys that one of them sees.
 
     CPUs have no fused kernel, and Metal has none for the gradient of windows: in blocks they hold
-    fewer scores, and compute fewer. cuDNN has one for both.
+    fewer scores, and compute fewer. cuDNN has one for both, which computes all scores.
 
     >>> query_block("metal", 2048, 2048, window=2048), query_block("metal", 2048, 2048, window=512)
     (2048, 256)
     """
-    fused = backend == "cuda" or (backend == "metal" and window + 1 >= keys)
-    return queries if fused else min(QUERY_BLOCK, queries)
+    if backend == "cuda":
+        block = max(CUDA_QUERY_BLOCK, window) if window <= keys // 2 else queries
+    else:
+        block = queries if backend == "metal" and window + 1 >= keys else QUERY_BLOCK
+    return min(block, queries)
 
 
 def flops_per_token(config: GPTConfig) -> int:
