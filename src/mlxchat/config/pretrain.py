@@ -150,8 +150,8 @@ class PretrainConfig(RunConfig, DataConfig):
     recipe: RecipeName | None = Field(
         None,
         description="The defaults of the options below. classic: nanochat's of October 2025; "
-        "modern: its of July 2026; budget: what learns most in the time there is. Default: budget "
-        "with `budget`, otherwise that of `arch`.",
+        "modern: nanochat's of July 2026; budget: what learns most in the time there is. Default: "
+        "budget with `budget`, otherwise that of `arch`.",
     )
     arch: Architecture | None = Field(
         None,

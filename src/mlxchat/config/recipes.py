@@ -115,13 +115,13 @@ class Scale(NamedTuple):
         parameters: of matrices and head, at most.
         vocabulary: tokens of a tokenizer that is trained for the run.
         context: tokens in a row.
-        steps: optimizer steps to aim at.
+        batch: tokens in an optimizer step.
     """
 
     parameters: int
     vocabulary: int
     context: int
-    steps: int
+    batch: int
 
 
 class _Row(NamedTuple):
@@ -143,21 +143,29 @@ _SCALES = (
 SMALL_MODEL = 6_000_000  # parameters: depth 4 with a vocabulary of 8,192 has 5.2 million
 TOKENS_PER_PARAMETER = 12.0  # from which on a larger model learns more
 FEW_STEPS, FEW_TOKENS = 1000, 3e7  # the steps for so many tokens and fewer
+LEAST_BATCH = 4096  # tokens in a step, if there are `FEWEST_STEPS`; half of it if there are fewer
+FEWEST_STEPS = 400
 
 
 def scale_for(tokens: float) -> Scale:
     """Return what learns most from ``tokens``, seen at most a few times.
 
     A model gets at least one token for each parameter, and is no larger than `SMALL_MODEL` before
-    it gets twelve: with less, the number of steps counts for more than the size. Beyond 30 million
-    tokens the number of steps grows with their root, and so does the batch.
+    it gets twelve: with less, the number of steps counts for more than the size. There are about
+    a thousand steps; beyond 30 million tokens their number grows with the root of the tokens.
 
     >>> scale_for(3_500_000)
-    Scale(parameters=3500000, vocabulary=4096, context=256, steps=1000)
+    Scale(parameters=3500000, vocabulary=4096, context=256, batch=4096)
     >>> scale_for(50_000_000).parameters, scale_for(1_200_000_000).parameters
     (6000000, 100000000)
     """
     row = next(row for row in _SCALES if tokens < row.below)
     parameters = max(min(tokens, SMALL_MODEL), tokens / TOKENS_PER_PARAMETER)
     steps = FEW_STEPS * max(1.0, tokens / FEW_TOKENS) ** 0.5
-    return Scale(round(parameters), row.vocabulary, row.context, round(steps))
+    least = min(LEAST_BATCH, max(LEAST_BATCH / 2, tokens / FEWEST_STEPS))
+    return Scale(
+        parameters=round(parameters),
+        vocabulary=row.vocabulary,
+        context=row.context,
+        batch=round(max(least, tokens / steps)),
+    )

@@ -42,7 +42,6 @@ Measure = Callable[[Plan], float | None]
 SHALLOWEST = 2  # one layer cannot learn to repeat what it saw (https://arxiv.org/abs/2209.11895)
 TARGET_STEPS = 1000
 TOKENS_PER_CHANNEL = 16  # the minimum in a step; Muon costs as much as about 4 tokens per channel
-LEAST_TOKENS = 4096  # in a step of the budget recipe; with 2,048 a small model learns less
 TRAINING_SHARE = 0.9  # of the remaining time; the rest evaluates, samples and saves
 FORWARD_SHARE = 1 / 3  # of a training step's time, to evaluate as many tokens
 
@@ -184,11 +183,12 @@ def _possible(draft_of: Callable[[int], Plan]) -> Iterator[Plan]:
 def _batch(config: PretrainConfig, model: GPTConfig, tokens: float) -> int:
     """Return the tokens of a step of a run of ``tokens``."""
     unit = (config.device_batch_size or 1) * config.max_seq_len
-    if config.recipe_name == "budget":
-        wanted = max(LEAST_TOKENS, tokens / scale_for(tokens).steps)
-    else:
-        least = TOKENS_PER_CHANNEL * model.n_embd
-        wanted = min(recipe_batch(config, model), max(least, tokens / TARGET_STEPS))
+    least = TOKENS_PER_CHANNEL * model.n_embd
+    wanted = (
+        scale_for(tokens).batch
+        if config.recipe_name == "budget"
+        else min(recipe_batch(config, model), max(least, tokens / TARGET_STEPS))
+    )
     times = max(1, int(wanted // unit))
     return unit << times.bit_length() - 1
 
