@@ -133,7 +133,7 @@ USUAL = {  # what makes a command succeed, and soon
     "checkpoints list": "",
     "checkpoints verify": "",
     "checkpoints prune": "--keep 1",
-    "eval chat": "--tasks spelling --max-problems 2 --max-new-tokens 4",
+    "eval chat": "--tasks spelling --max-problems 2 --max-tokens 4",
 }
 LONG = {"train", "sft", "quickstart", "bench", "monitor", "doctor", "eval chat"}
 """Commands that may run for so long that they are asked to end."""

@@ -101,7 +101,7 @@ class ChatEvalConfig(BaseModel):
         "every model.",
     )
     batch_size: int = Field(16, ge=1, le=1024, description="Answers to generate at a time.")
-    max_new_tokens: int = Field(
+    max_tokens: int = Field(
         512, ge=1, le=LARGEST_CONTEXT, description="Maximum length of an answer in tokens."
     )
     allow_code_execution: bool = Field(
