@@ -14,7 +14,7 @@ from support.models import BYTES
 
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.cli.chat import talk
-from mlxchat.config.inference import Sampling
+from mlxchat.config.inference import ChatSettings
 from mlxchat.errors import MlxchatError
 from mlxchat.ui import repl
 from mlxchat.ui.console import console_for
@@ -39,7 +39,7 @@ def piped(content: bytes, conversational: bool, monkeypatch: pytest.MonkeyPatch)
         patched.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), "utf-8"))
         patched.setattr(sys, "stdout", said)
         patched.setattr(sys, "stderr", warned)
-        talk(saved, "tiny", Sampling(temperature=0), 0, 16, None)
+        talk(saved, "tiny", ChatSettings(temperature=0, max_tokens=16), None)
     for stream in (said, warned):
         stream.flush()
         stream.seek(0)

@@ -15,7 +15,7 @@ from mlxchat.cli.options import (
     model_in_words,
     require_one_place,
 )
-from mlxchat.config.inference import Dtype, Sampling
+from mlxchat.config.inference import ChatSettings, Dtype
 from mlxchat.home import Home
 from mlxchat.ui import repl
 from mlxchat.ui.console import say, warning
@@ -33,13 +33,9 @@ def chat_command(
         str | None,
         typer.Option("--prompt", "-p", help="Answer this prompt and exit.", show_default=False),
     ] = None,
-    max_tokens: Annotated[
-        int, typer.Option(min=1, help="Maximum length of an answer in tokens.")
-    ] = 512,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the random draws.")] = 42,
     dtype: DtypeOption = "auto",
     *,
-    sampling: Sampling,
+    settings: ChatSettings,
 ) -> None:
     """Talk to a model.
 
@@ -50,27 +46,15 @@ def chat_command(
     """
     require_one_place(model_tag, step, checkpoint)
     saved, name = load_chosen(model_tag, step, checkpoint, dtype)
-    talk(saved, name, sampling, seed, max_tokens, prompt)
+    talk(saved, name, settings, prompt)
 
 
-def talk(
-    saved: "SavedModel",
-    name: str,
-    sampling: Sampling,
-    seed: int,
-    max_tokens: int,
-    prompt: str | None,
-) -> None:
+def talk(saved: "SavedModel", name: str, settings: ChatSettings, prompt: str | None) -> None:
     """Answer a prompt or piped input, or else hold a conversation."""
     from mlxchat.engine.chat import Chat
 
     chat = Chat(
-        saved.model,
-        saved.tokenizer,
-        conversational=saved.conversational,
-        sampling=sampling,
-        seed=seed,
-        max_tokens=max_tokens,
+        saved.model, saved.tokenizer, conversational=saved.conversational, settings=settings
     )
     console = console_for(sys.stdout)
     if prompt is None and not sys.stdin.isatty():

@@ -41,8 +41,11 @@ class Responder(Protocol):
     """The other side of a conversation, such as `mlxchat.engine.chat.Chat`."""
 
     conversational: bool
-    dropped: int
     truncated: bool
+
+    @property
+    def dropped(self) -> int:
+        """The number of turns that the model no longer sees."""
 
     def reply(self, text: str) -> Generator[Piece, None, None]:
         """Return the pieces of the answer to a message."""
