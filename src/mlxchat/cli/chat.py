@@ -17,12 +17,13 @@ from mlxchat.cli.options import (
 )
 from mlxchat.config.inference import ChatSettings, Dtype
 from mlxchat.home import Home
-from mlxchat.ui import repl
-from mlxchat.ui.console import say, warning
+from mlxchat.ui import json_chat, repl
+from mlxchat.ui.console import say, say_json, warning
 from mlxchat.ui.output import console_for
 
 if TYPE_CHECKING:
     from mlxchat.checkpoint.layout import SavedModel
+    from mlxchat.engine.chat import Chat
 
 
 def chat_command(
@@ -34,6 +35,10 @@ def chat_command(
         typer.Option("--prompt", "-p", help="Answer this prompt and exit.", show_default=False),
     ] = None,
     dtype: DtypeOption = "auto",
+    json: Annotated[
+        bool,
+        typer.Option("--json", help="Read and print lines of JSON, for programs: see above."),
+    ] = False,
     *,
     settings: ChatSettings,
 ) -> None:
@@ -41,29 +46,56 @@ def chat_command(
 
     A model trained on conversations answers; a base model continues your text.
 
-    Text piped into the command is taken as one message. For a single message, the name of
-    the model goes to standard error.
+    Ctrl-C stops an answer and keeps what there is of it. /help lists the commands:
+    /undo, /regenerate, one for each setting, ...
+
+    Text piped into the command is taken as one message.
+
+    With --json, each line of standard input is a message, {"content": "Hello"},
+    or a command, {"command": "/clear"}. Each is answered by one line: a message by
+    {"content": "Hi!", "calculations": [], "truncated": false, "dropped": 0},
+    a command by {"notes": [...]}, and a mistake, which does not end the chat, by
+    {"error": {"problem": ..., "remedy": ...}}.
     """
     require_one_place(model_tag, step, checkpoint)
-    saved, name = load_chosen(model_tag, step, checkpoint, dtype)
-    talk(saved, name, settings, prompt)
+    folder = catalog.locate(Home.from_environment().stages, model_tag, step, checkpoint)
+    name = model_in_words(folder, checkpoint)
+    say(f"Loading {name}.", sys.stderr)
+    saved = load_model(folder, dtype)
+    if json:
+        _talk_to_program(new_chat(saved, settings), prompt)
+    else:
+        talk(saved, name, settings, prompt)
+
+
+def new_chat(saved: "SavedModel", settings: ChatSettings) -> "Chat":
+    """Begin a conversation with a model."""
+    from mlxchat.engine.chat import Chat
+
+    return Chat(
+        saved.model, saved.tokenizer, conversational=saved.conversational, settings=settings
+    )
 
 
 def talk(saved: "SavedModel", name: str, settings: ChatSettings, prompt: str | None) -> None:
     """Answer a prompt or piped input, or else hold a conversation."""
-    from mlxchat.engine.chat import Chat
-
-    chat = Chat(
-        saved.model, saved.tokenizer, conversational=saved.conversational, settings=settings
-    )
+    chat = new_chat(saved, settings)
     console = console_for(sys.stdout)
     if prompt is None and not sys.stdin.isatty():
         prompt = _decoded(sys.stdin.buffer.read()).strip()
     if prompt is None:
-        repl.converse(chat, name, console)
+        repl.converse(chat, name, console, repl.plain_reader(console))
     else:
-        say(f"The model: {name}.", sys.stderr)
         repl.answer_prompt(chat, prompt, console)
+
+
+def _talk_to_program(chat: "Chat", prompt: str | None) -> None:
+    """Answer a prompt, or each line of standard input, by a line of JSON."""
+    if prompt is not None:
+        say_json(json_chat.answer_object(chat, chat.reply(prompt)))
+        return
+    for answer in json_chat.answer_lines(chat, sys.stdin.buffer):
+        say_json(answer)
 
 
 def _decoded(content: bytes) -> str:
@@ -78,7 +110,12 @@ def load_chosen(
     tag: str | None, step: int | None, checkpoint: Path | None, dtype: Dtype = "auto"
 ) -> "tuple[SavedModel, str]":
     """Read a saved model, ready for inference; returns it with a name for it."""
+    folder = catalog.locate(Home.from_environment().stages, tag, step, checkpoint)
+    return load_model(folder, dtype), model_in_words(folder, checkpoint)
+
+
+def load_model(folder: Path, dtype: Dtype) -> "SavedModel":
+    """Read the model in a directory, ready for inference."""
     from mlxchat.checkpoint import layout
 
-    folder = catalog.locate(Home.from_environment().stages, tag, step, checkpoint)
-    return layout.load_for_inference(folder, dtype), model_in_words(folder, checkpoint)
+    return layout.load_for_inference(folder, dtype)
