@@ -40,7 +40,7 @@ def piped(content: bytes, conversational: bool, monkeypatch: pytest.MonkeyPatch)
         patched.setattr(sys, "stdout", said)
         patched.setattr(sys, "stderr", warned)
         settings = ChatSettings(temperature=0, max_tokens=16)
-        talk(saved, "tiny", settings, prompt=None)
+        talk(saved, "tiny", settings, prompt=None, history=False)
     for stream in (said, warned):
         stream.flush()
         stream.seek(0)

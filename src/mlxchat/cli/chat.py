@@ -16,10 +16,12 @@ from mlxchat.cli.options import (
     require_one_place,
 )
 from mlxchat.config.inference import ChatSettings, Dtype
+from mlxchat.errors import reason_of
 from mlxchat.home import Home
 from mlxchat.ui import json_chat, repl
+from mlxchat.ui.chat_commands import SLASH_COMMANDS, Rows, purposes
 from mlxchat.ui.console import say, say_json, warning
-from mlxchat.ui.output import console_for
+from mlxchat.ui.output import LiteralConsole, console_for
 
 if TYPE_CHECKING:
     from mlxchat.checkpoint.layout import SavedModel
@@ -34,6 +36,14 @@ def chat_command(
         str | None,
         typer.Option("--prompt", "-p", help="Answer this prompt and exit.", show_default=False),
     ] = None,
+    history: Annotated[
+        bool,
+        typer.Option(
+            "--history/--no-history",
+            help="Keep what you type for later chats, for the Up key, in a file of $MLXCHAT_HOME "
+            "that only you can read.",
+        ),
+    ] = True,
     dtype: DtypeOption = "auto",
     json: Annotated[
         bool,
@@ -46,8 +56,9 @@ def chat_command(
 
     A model trained on conversations answers; a base model continues your text.
 
-    Ctrl-C stops an answer and keeps what there is of it. /help lists the commands:
-    /undo, /regenerate, one for each setting, ...
+    Enter sends a message. Alt+Enter, or Esc and then Enter, begins a new line;
+    pasted text is one message. Ctrl-C stops an answer and keeps what there is of
+    it. /help lists the commands: /undo, /regenerate, one for each setting, ...
 
     Text piped into the command is taken as one message.
 
@@ -65,7 +76,7 @@ def chat_command(
     if json:
         _talk_to_program(new_chat(saved, settings), prompt)
     else:
-        talk(saved, name, settings, prompt)
+        talk(saved, name, settings, prompt, history)
 
 
 def new_chat(saved: "SavedModel", settings: ChatSettings) -> "Chat":
@@ -77,16 +88,35 @@ def new_chat(saved: "SavedModel", settings: ChatSettings) -> "Chat":
     )
 
 
-def talk(saved: "SavedModel", name: str, settings: ChatSettings, prompt: str | None) -> None:
+def talk(
+    saved: "SavedModel", name: str, settings: ChatSettings, prompt: str | None, history: bool
+) -> None:
     """Answer a prompt or piped input, or else hold a conversation."""
     chat = new_chat(saved, settings)
     console = console_for(sys.stdout)
     if prompt is None and not sys.stdin.isatty():
         prompt = _decoded(sys.stdin.buffer.read()).strip()
     if prompt is None:
-        repl.converse(chat, name, console, repl.plain_reader(console))
+        read, keys = _reader(chat, console, history)
+        repl.converse(chat, name, console, read, keys)
     else:
         repl.answer_prompt(chat, prompt, console)
+
+
+def _reader(chat: "Chat", console: LiteralConsole, history: bool) -> tuple[repl.ReadMessage, Rows]:
+    """Return what reads from the terminal, a line editor if it can be one, and its keys."""
+    if not console.is_terminal or console.is_dumb_terminal:
+        return repl.plain_reader(console), ()
+    from mlxchat.ui.line_editor import EDITOR_KEYS, LineEditor, open_history
+
+    kept = Home.from_environment().chat_history if history else None
+    try:
+        opened = open_history(kept)
+    except OSError as error:
+        warning(f"What you type is not kept: {kept}: {reason_of(error)}.")
+        opened = open_history(None)
+    with_file = [name for name, command in SLASH_COMMANDS.items() if command.argument == "FILE"]
+    return LineEditor(purposes(chat), with_file, opened), EDITOR_KEYS
 
 
 def _talk_to_program(chat: "Chat", prompt: str | None) -> None:

@@ -102,7 +102,7 @@ def quickstart_command(
     say("  mlxchat sft --source d4 --data chats.jsonl            teach it to answer")
     if sys.stdin.isatty() and sys.stdout.isatty():
         say()
-        talk(saved, name, ChatSettings(max_tokens=128), prompt=None)
+        talk(saved, name, ChatSettings(max_tokens=128), prompt=None, history=True)
 
 
 def _show_score(asked: "list[Question]", outcomes: "list[Outcome]", json: bool) -> None:
