@@ -118,6 +118,7 @@ USUAL = {  # what makes a command succeed, and soon
     "train": f"{TRAIN} --num-iterations 4 --model-tag base",
     "sft": "--source base --data chats.jsonl --spelling 0 --num-iterations 2",
     "info": "",
+    "scaling": "--budget 1s",
     "chat": "--prompt Hi --max-tokens 4",
     "quantize": "--model-tag base --eval-tokens 512",
     "import": "export-transformers",

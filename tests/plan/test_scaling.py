@@ -1,0 +1,165 @@
+"""The division of a ladder's time by hand, and its law against numpy and a law that is known."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.errors import ConfigError
+from mlxchat.model.config import GPTConfig
+from mlxchat.plan.scaling import (
+    Rung,
+    divided,
+    fitted_law,
+    parse_depths,
+    predict,
+    rungs_that_fit,
+    shortest_ladder,
+)
+
+CONFIG = PretrainConfig(max_seq_len=32)
+VOCABULARY = 300
+# Depth 1: 12 * 64^2 + 300 * 64 = 68,352 parameters, 6 * 68,352 + 12 * 64 * 32 FLOPs a token.
+# Depth 2: 24 * 128^2 + 300 * 128 = 431,616 parameters, 6 * 431,616 + 12 * 128 * 64 FLOPs a token.
+WEIGHTS = (68_352 * 434_688, 431_616 * 2_688_000)
+
+
+def models(*depths: int) -> list[GPTConfig]:
+    return [GPTConfig.from_depth(depth, VOCABULARY, 32) for depth in depths]
+
+
+def rung(flops: float, bits: float, depth: int = 2, seconds: float = 60.0) -> Rung:
+    return Rung(
+        tag=f"scaling-d{depth}",
+        depth=depth,
+        width=64 * depth,
+        vocab_size=VOCABULARY,
+        parameters=1,
+        tokens=1,
+        flops=int(flops),
+        seconds=seconds,
+        bits_per_byte=bits,
+    )
+
+
+def noisy(scale: float) -> list[Rung]:
+    """Four runs about the law of 30 * FLOPs^-0.08."""
+    noise = np.random.default_rng(0).normal(size=4)
+    flops = [1e12, 1e13, 5e13, 4e14]
+    return [rung(c, 30 * c**-0.08 * math.exp(scale * e)) for c, e in zip(flops, noise, strict=True)]
+
+
+def logarithms(rungs: Sequence[Rung]) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [(math.log(each.flops), math.log(each.bits_per_byte)) for each in rungs]
+    x, y = np.array(pairs).T
+    return x, y
+
+
+def test_time_is_divided_by_parameters_times_flops() -> None:
+    shares = [1000 * weight / sum(WEIGHTS) for weight in WEIGHTS]
+    assert divided(models(1, 2), 1000) == [int(share) for share in shares] == [24, 975]
+    assert divided(models(3), 90) == [90]
+
+
+def test_the_shortest_ladder_gives_its_shallowest_run_twenty_seconds() -> None:
+    least = shortest_ladder(models(1, 2))
+    assert least == math.ceil(20 * sum(WEIGHTS) / WEIGHTS[0])
+    assert divided(models(1, 2), least)[0] == 20
+    with pytest.raises(ConfigError, match="depths 1, 2") as error:
+        divided(models(1, 2), least - 1)
+    assert error.value.remedy == f"Use `budget={least // 60}m{least % 60}s` or more."
+
+
+def test_the_deepest_are_left_out_of_a_ladder_that_is_too_short() -> None:
+    ladder = models(2, 3, 4, 6)
+    least = shortest_ladder(ladder)
+    assert rungs_that_fit(ladder, least) == ladder
+    assert rungs_that_fit(ladder, least - 1) == ladder[:3]
+    assert rungs_that_fit(ladder, 1) == ladder[:3]
+
+
+def test_depths_are_sorted() -> None:
+    assert parse_depths("4, 2,3") == (2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "'' is not a depth"),
+        ("2,,3", "'' is not a depth"),
+        ("2,three", "'three' is not a depth of 1 to 64"),
+        ("-2,3", "'-2' is not"),
+        ("0,3", "'0' is not"),
+        ("2,65", "'65' is not"),
+        ("2,3.5", "'3.5' is not"),
+        ("2,٣", "is not a depth"),
+        ("9" * 5000, "is not a depth"),
+        ("3,2,3", "depth 3 twice"),
+    ],
+)
+def test_depths_that_are_none(text: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem) as error:
+        parse_depths(text)
+    assert len(error.value.problem) < 300
+
+
+def test_the_law_recovers_a_power_of_the_flops() -> None:
+    law = fitted_law(noisy(0.0))
+    assert law is not None
+    assert law.falls
+    assert law.exponent == pytest.approx(0.08, abs=1e-9)
+    assert law.exponent_error == pytest.approx(0, abs=1e-9)
+    assert law.bits_per_byte(1e16) == pytest.approx(30 * 1e16**-0.08)
+
+
+def test_the_law_and_its_errors_are_those_of_numpy() -> None:
+    rungs = noisy(0.03)
+    law, (x, y) = fitted_law(rungs), logarithms(rungs)
+    assert law is not None
+    line, covariance = np.polyfit(x, y, 1, cov=True)
+    assert law.exponent == pytest.approx(-line[0])
+    assert law.exponent_error == pytest.approx(math.sqrt(covariance[0, 0]))
+
+    far = np.array([math.log(1e16), 1.0])
+    variance = np.sum((y - np.polyval(line, x)) ** 2) / (len(x) - 2)
+    expected = math.exp(far @ line)
+    assert law.bits_per_byte(1e16) == pytest.approx(expected)
+    of_a_run = expected * math.sqrt(far @ covariance @ far + variance)
+    assert law.error(1e16) == pytest.approx(of_a_run)
+
+
+def test_the_error_grows_with_the_noise_and_with_the_distance() -> None:
+    laws = [law for scale in (0.01, 0.02, 0.04) if (law := fitted_law(noisy(scale)))]
+    for less, more in pairwise(laws):
+        assert more.residual == pytest.approx(2 * less.residual)
+        assert more.exponent_error == pytest.approx(2 * less.exponent_error)
+    relative = [laws[0].error(c) / laws[0].bits_per_byte(c) for c in (1e14, 1e15, 1e17)]
+    assert relative == sorted(relative)
+
+
+def test_two_runs_have_no_law() -> None:
+    assert fitted_law(noisy(0.0)[:2]) is None
+
+
+def test_a_law_that_rises_foretells_nothing() -> None:
+    law = fitted_law([rung(1e12, 1.5), rung(1e13, 1.6), rung(1e14, 1.8)])
+    assert law is not None
+    assert not law.falls
+
+
+def test_a_longer_run_has_the_speed_of_the_deepest_and_a_depth_by_the_same_rule() -> None:
+    rungs = [rung(1e12, 2.0, 2, 10), rung(1e13, 1.7, 3, 50), rung(1e14, 1.4, 4, 200)]
+    law = fitted_law(rungs)
+    assert law is not None
+    same = predict(law, rungs, CONFIG, 200)
+    assert (same.budget, same.depth) == ("3m20s", 4)
+    assert same.flops == pytest.approx(1e14)
+    assert same.bits_per_byte == pytest.approx(law.bits_per_byte(1e14))
+
+    [four, seconds_of_six] = divided(models(4, 6), 100_000)
+    longer = predict(law, rungs, CONFIG, round(200 * seconds_of_six / four))
+    assert longer.depth == 6
+    assert longer.bits_per_byte < same.bits_per_byte
