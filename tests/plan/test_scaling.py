@@ -31,13 +31,16 @@ def models(*depths: int) -> list[GPTConfig]:
     return [GPTConfig.from_depth(depth, VOCABULARY, 32) for depth in depths]
 
 
-def rung(flops: float, bits: float, depth: int = 2, seconds: float = 60.0) -> Rung:
+def rung(
+    flops: float, bits: float, depth: int = 2, seconds: float = 60.0, steps: int = 100
+) -> Rung:
     return Rung(
         tag=f"scaling-d{depth}",
         depth=depth,
         width=64 * depth,
         vocab_size=VOCABULARY,
         parameters=1,
+        steps=steps,
         tokens=1,
         flops=int(flops),
         seconds=seconds,
@@ -142,6 +145,12 @@ def test_the_error_grows_with_the_noise_and_with_the_distance() -> None:
 
 def test_two_runs_have_no_law() -> None:
     assert fitted_law(noisy(0.0)[:2]) is None
+
+
+def test_runs_of_few_steps_do_not_count() -> None:
+    short = rung(1e11, 2.9, steps=99)
+    assert fitted_law([short, *noisy(0.02)]) == fitted_law(noisy(0.02))
+    assert fitted_law([short, *noisy(0.02)[:2]]) is None
 
 
 def test_a_law_that_rises_foretells_nothing() -> None:

@@ -21,6 +21,7 @@ def rung(depth: int, flops: int, seconds: float, bits: float) -> Rung:
         width=64 * depth,
         vocab_size=4096,
         parameters=1_234_567,
+        steps=1234,
         tokens=2_345_678,
         flops=flops,
         seconds=seconds,
@@ -77,8 +78,8 @@ def test_what_it_says_is_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("rungs", "said"),
     [
-        (RUNGS[:1], "Fewer than 3 runs show no law: give more --depths."),
-        (RUNGS[:2], "Fewer than 3 runs show no law: give more --depths."),
+        (RUNGS[:1], "Fewer than 3 runs of 100 steps show no law: give more --depths"),
+        (RUNGS[:2], "Fewer than 3 runs of 100 steps show no law: give more --depths"),
         ([*RUNGS[:2], rung(4, 10**14, 450, 3.0)], "More FLOPs did not help"),
     ],
 )

@@ -5,8 +5,9 @@
   models of one recipe, and a deeper rung is what the shallower ones become with more time. Equal
   times would compare depths at one budget, which says nothing of a longer one.
 - Law: a straight line through the logarithms of FLOPs and of bits per byte at the end of each run.
-  All rungs count; to pick the best would flatter the line. The evaluations on the way do not: the
-  learning rate has not fallen yet, and a run that were to end there would have done better.
+  All rungs of `LEAST_STEPS` count; to pick the best would flatter the line. The evaluations on the
+  way do not: the learning rate has not fallen yet, and a run that ended there would have done
+  better.
 
 A floor that no model can pass is not fitted: three to five runs cannot tell it from the slope, and
 it differs from text to text. So the law promises too much far away, and is asked about ten times
@@ -36,6 +37,7 @@ LADDERS = {  # depths by backend, those of models that it can train within the h
 }
 SHORTEST_RUNG = 20  # seconds: a shorter run does little but compile and evaluate
 FEWEST_RUNGS = 3  # a line through two points always fits
+LEAST_STEPS = 100  # a run of fewer has learnt how frequent the tokens are, and little else
 
 
 class Rung(BaseModel):
@@ -48,6 +50,7 @@ class Rung(BaseModel):
     width: int
     vocab_size: int
     parameters: int
+    steps: int
     tokens: int  # trained on
     flops: int
     seconds: float  # in all: measuring, compiling, evaluating and saving included
@@ -167,7 +170,8 @@ def _weight(model: GPTConfig) -> int:
 
 
 def fitted_law(rungs: Sequence[Rung]) -> Law | None:
-    """Fit the law to runs by least squares; None for fewer than `FEWEST_RUNGS`."""
+    """Fit the law by least squares; None for fewer than `FEWEST_RUNGS` runs of `LEAST_STEPS`."""
+    rungs = [rung for rung in rungs if rung.steps >= LEAST_STEPS]
     if len(rungs) < FEWEST_RUNGS:
         return None
     xs = [math.log(rung.flops) for rung in rungs]

@@ -101,6 +101,7 @@ def trained_rung(config: PretrainConfig, home: Home) -> Rung:
         width=plan.model.n_embd,
         vocab_size=plan.model.vocab_size,
         parameters=plan.parameters,
+        steps=plan.num_iterations,
         tokens=plan.tokens,
         flops=plan.tokens * plan.flops_per_token,
         seconds=plan.costs.spent,

@@ -8,7 +8,7 @@ from typing import Any
 
 from mlxchat.errors import command
 from mlxchat.home import Home
-from mlxchat.plan.scaling import FEWEST_RUNGS, Law, Prediction, Rung
+from mlxchat.plan.scaling import FEWEST_RUNGS, LEAST_STEPS, Law, Prediction, Rung
 from mlxchat.ui.console import say, table
 from mlxchat.ui.dashboard import labelled_curve
 from mlxchat.ui.output import console_for
@@ -51,12 +51,13 @@ def show_ladder(
     """
     say()
     table(
-        ["depth", "width", "parameters", "tokens", "FLOPs", "minutes", "bits per byte"],
+        ["depth", "width", "parameters", "steps", "tokens", "FLOPs", "minutes", "bits per byte"],
         [
             (
                 rung.depth,
                 rung.width,
                 rung.parameters,
+                rung.steps,
                 rung.tokens,
                 f"{rung.flops:.2e}",
                 f"{rung.seconds / 60:.1f}",
@@ -88,7 +89,10 @@ def _show_chart(rungs: Sequence[Rung]) -> None:
 
 def _law_in_words(law: Law | None) -> Iterator[str]:
     if law is None:
-        yield as_options(f"Fewer than {FEWEST_RUNGS} runs show no law: give more `depths`.")
+        yield as_options(
+            f"Fewer than {FEWEST_RUNGS} runs of {LEAST_STEPS} steps show no law: give more "
+            "`depths`, a longer `budget` or a smaller `total_batch_size`."
+        )
         return
     if not law.falls:
         yield as_options("More FLOPs did not help, so nothing follows: give a longer `budget`.")
