@@ -13,10 +13,12 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.home import Home
 from mlxchat.plan import scaling
 from mlxchat.telemetry.events import Stepped
+from mlxchat.tokenizer.bpe import TOKENIZER_FILE
 from mlxchat.train.pretrain import run_pretraining
 from mlxchat.train.scaling import plan_ladder, trained_rung
 
 SETTINGS: dict[str, Any] = {
+    "recipe": "classic",
     "dataset": "builtin",
     "vocab_size": 300,
     "max_seq_len": 32,
@@ -28,19 +30,12 @@ SMALL = [
     word for name, value in SETTINGS.items() for word in (f"--{name.replace('_', '-')}", str(value))
 ]
 LADDER = (1, 2, 3)
-SECONDS = 9  # of a ladder
+SECONDS = 14  # of a ladder: 2, 4 and 8
 
 
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
     return Program(monkeypatch, capsys, "scaling")
-
-
-@pytest.fixture
-def seconds_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of a few seconds each: by parameters and FLOPs depth 3 would take minutes."""
-    monkeypatch.setattr(scaling, "SHORTEST_RUNG", 1)
-    monkeypatch.setattr(scaling, "_weight", lambda model: 1)
 
 
 @pytest.mark.parametrize(
@@ -52,10 +47,11 @@ def seconds_each(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--budget 1h --depths 4,5", "width of 320", "--depth 4 or 6"),
         ("--budget 1h --dataset mine", "no data", "mlxchat data fetch"),
         ("--budget 1h --eval-every 0", "--eval-every 0", "Leave it out"),
-        ("--budget 1h --model-tag a/b", "cannot be the name of a run", "--model-tag"),
+        (f"--budget 1h --model-tag {'a' * 99}", "cannot be the name of a run", "--model-tag"),
         ("--budget 1h --preset quick", "--num-iterations 100", "one of them"),
-        ("--budget 60s --depths 2,3", "--budget 1m is too short for depths 2, 3", "or more."),
-        ("--budget 60s", "--budget 1m is too short for", "--budget"),
+        ("--budget 60s --depths 2,3,4", "--budget 1m is too short for 3 runs", "--budget 2m20s"),
+        ("--budget 60s", "--budget 1m is too short for 4 runs", "--budget 5m"),
+        ("--budget 1h --recipe classic --arch modern", "--recipe classic", "one of them"),
         ("--budget 9d --depths 40 --memory-limit 1GB", "needs at least", "--depth"),
     ],
 )
@@ -70,7 +66,12 @@ def test_errors_are_two_lines(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), [("", "--budget"), ("--budget 1h --depth 4", "--depth")]
+    ("arguments", "said"),
+    [
+        ("", "--budget"),
+        ("--budget 1h --depth 4", "--depth"),
+        ("--budget 1h --model-tag a/b", "--model-tag"),
+    ],
 )
 def test_usage_errors_name_the_option(arguments: str, said: str, program: Program) -> None:
     code, _, errors = program(*arguments.split())
@@ -78,15 +79,27 @@ def test_usage_errors_name_the_option(arguments: str, said: str, program: Progra
     assert said in errors
 
 
-def test_the_shortest_budget_that_is_named_works(prepared_home: Path) -> None:
-    config, home = PretrainConfig(**SETTINGS), Home(prepared_home)
-    models = [scaling.shape(config, 300, depth) for depth in LADDER]
-    least = scaling.shortest_ladder(models)
-    runs = plan_ladder(config, LADDER, least, "x", home, lambda _: None)
-    assert [run.depth for run in runs] == list(LADDER)
-    assert [run.tag for run in runs] == ["x-d1", "x-d2", "x-d3"]
-    assert runs[0].budget == "20s"
-    assert sum(run.budget_seconds or 0 for run in runs) <= least
+def test_the_runs_share_all_but_depth_and_time(prepared_home: Path) -> None:
+    config, home = PretrainConfig(**SETTINGS, budget="15m"), Home(prepared_home)
+    runs = plan_ladder(config, None, home, lambda _: None)
+    assert [run.tag for run in runs] == ["scaling-1m", "scaling-2m", "scaling-4m", "scaling-8m"]
+    assert {run.depth for run in runs} == {None}
+    named = config.model_copy(update={"model_tag": "x", "budget": "7m"})
+    of_depths = plan_ladder(named, (1, 2, 3), home, lambda _: None)
+    assert [run.tag for run in of_depths] == ["x-d1-1m", "x-d2-2m", "x-d3-4m"]
+    assert [run.depth for run in of_depths] == [1, 2, 3]
+    for run in (*runs, *of_depths):
+        assert run.eval_tokens == SETTINGS["eval_tokens"]
+        assert run.total_batch_size == SETTINGS["total_batch_size"]
+        assert run.tokenizer_dir == prepared_home / "tokenizer_builtin"
+
+
+@pytest.mark.slow
+def test_all_runs_share_a_tokenizer_that_is_trained_first(home: Path) -> None:
+    config = PretrainConfig(dataset="builtin", budget="1h")
+    runs = plan_ladder(config, None, Home(home), lambda _: None)
+    assert {run.tokenizer_dir for run in runs} == {home / "tokenizer_builtin"}
+    assert (home / "tokenizer_builtin" / TOKENIZER_FILE).exists()
 
 
 def test_the_help_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,12 +111,12 @@ def test_the_help_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("seconds_each")
 def test_a_ladder_resumes_within_and_between_its_runs(
-    prepared_home: Path, program: Program
+    prepared_home: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, home = PretrainConfig(**SETTINGS), Home(prepared_home)
-    runs = plan_ladder(config, LADDER, SECONDS, "scaling", home, lambda _: None)
+    monkeypatch.setattr(scaling, "SHORTEST_RUNG", 1)
+    config, home = PretrainConfig(**SETTINGS, budget=f"{SECONDS}s"), Home(prepared_home)
+    runs = plan_ladder(config, LADDER, home, lambda _: None)
     list(run_pretraining(runs[0], home, lambda _: None))
     steps: list[int] = []
     for event in run_pretraining(runs[1], home, lambda _: None, stop=lambda: len(steps) > 2):
@@ -115,7 +128,7 @@ def test_a_ladder_resumes_within_and_between_its_runs(
     assert code == 0, errors
     events = [json.loads(line) for line in printed.splitlines()]
     started = [(event["tag"], event["step"]) for event in events if event["event"] == "started"]
-    assert started == [("scaling-d2", steps[-1]), ("scaling-d3", 0)]
+    assert started == [("scaling-d2-4s", steps[-1]), ("scaling-d3-8s", 0)]
 
     result = events[-1]
     assert result.keys() == {"event", "runs", "fit", "predictions"}
@@ -131,6 +144,6 @@ def test_a_ladder_resumes_within_and_between_its_runs(
     best = min(result["runs"], key=lambda run: run["bits_per_byte"])
     assert f"mlxchat chat --model-tag {best['tag']}" in printed
 
-    code, _, errors = program(*arguments[:-4], "--budget", "12s", "--depths", "1,2,3")
+    code, _, errors = program(*arguments, "--seed", "7")
     assert code == 1
-    assert "--budget (3s -> 4s)" in errors
+    assert "--seed (42 -> 7)" in errors

@@ -9,26 +9,18 @@ import pytest
 
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.errors import ConfigError
-from mlxchat.model.config import GPTConfig
+from mlxchat.plan.memory import Resources
 from mlxchat.plan.scaling import (
     Rung,
     divided,
     fitted_law,
     parse_depths,
     predict,
-    rungs_that_fit,
-    shortest_ladder,
 )
 
-CONFIG = PretrainConfig(max_seq_len=32)
-VOCABULARY = 300
-# Depth 1: 12 * 64^2 + 300 * 64 = 68,352 parameters, 6 * 68,352 + 12 * 64 * 32 FLOPs a token.
-# Depth 2: 24 * 128^2 + 300 * 128 = 431,616 parameters, 6 * 431,616 + 12 * 128 * 64 FLOPs a token.
-WEIGHTS = (68_352 * 434_688, 431_616 * 2_688_000)
-
-
-def models(*depths: int) -> list[GPTConfig]:
-    return [GPTConfig.from_depth(depth, VOCABULARY, 32) for depth in depths]
+CONFIG = PretrainConfig(budget="1h")
+RESOURCES = Resources(64 * 2**30, 4, "none", 1024)
+VOCABULARY = 4096
 
 
 def rung(
@@ -61,27 +53,20 @@ def logarithms(rungs: Sequence[Rung]) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def test_time_is_divided_by_parameters_times_flops() -> None:
-    shares = [1000 * weight / sum(WEIGHTS) for weight in WEIGHTS]
-    assert divided(models(1, 2), 1000) == [int(share) for share in shares] == [24, 975]
-    assert divided(models(3), 90) == [90]
+def test_each_run_has_twice_the_time_of_the_one_before() -> None:
+    assert divided(1000, 3) == [142, 285, 571]
+    assert divided(90, 1) == [90]
+    assert divided(60, 2) == [20, 40]
 
 
-def test_the_shortest_ladder_gives_its_shallowest_run_twenty_seconds() -> None:
-    least = shortest_ladder(models(1, 2))
-    assert least == math.ceil(20 * sum(WEIGHTS) / WEIGHTS[0])
-    assert divided(models(1, 2), least)[0] == 20
-    with pytest.raises(ConfigError, match="depths 1, 2") as error:
-        divided(models(1, 2), least - 1)
-    assert error.value.remedy == f"Use `budget={least // 60}m{least % 60}s` or more."
-
-
-def test_the_deepest_are_left_out_of_a_ladder_that_is_too_short() -> None:
-    ladder = models(2, 3, 4, 6)
-    least = shortest_ladder(ladder)
-    assert rungs_that_fit(ladder, least) == ladder
-    assert rungs_that_fit(ladder, least - 1) == ladder[:3]
-    assert rungs_that_fit(ladder, 1) == ladder[:3]
+def test_the_first_run_has_twenty_seconds_at_least() -> None:
+    with pytest.raises(ConfigError, match="`budget=4m59s` is too short for 4 runs") as error:
+        divided(299, 4)
+    assert error.value.remedy == "Use `budget=5m` or more, or fewer `depths`."
+    assert divided(300, 4)[0] == 20
+    with pytest.raises(ConfigError) as error:
+        divided(300, 64)
+    assert error.value.remedy == "Use fewer `depths`."
 
 
 def test_depths_are_sorted() -> None:
@@ -159,16 +144,19 @@ def test_a_law_that_rises_foretells_nothing() -> None:
     assert not law.falls
 
 
-def test_a_longer_run_has_the_speed_of_the_deepest_and_a_depth_by_the_same_rule() -> None:
-    rungs = [rung(1e12, 2.0, 2, 10), rung(1e13, 1.7, 3, 50), rung(1e14, 1.4, 4, 200)]
+def test_a_longer_run_has_the_speed_of_the_longest_and_the_depth_of_its_budget() -> None:
+    rungs = [rung(1e12, 2.0, 2, 50), rung(3e12, 1.7, 2, 100), rung(1e13, 1.4, 2, 200)]
     law = fitted_law(rungs)
     assert law is not None
-    same = predict(law, rungs, CONFIG, 200)
-    assert (same.budget, same.depth) == ("3m20s", 4)
-    assert same.flops == pytest.approx(1e14)
-    assert same.bits_per_byte == pytest.approx(law.bits_per_byte(1e14))
-
-    [four, seconds_of_six] = divided(models(4, 6), 100_000)
-    longer = predict(law, rungs, CONFIG, round(200 * seconds_of_six / four))
-    assert longer.depth == 6
-    assert longer.bits_per_byte < same.bits_per_byte
+    same, longer, longest = (
+        predict(law, rungs, CONFIG, RESOURCES, seconds) for seconds in (200, 2000, 10**6)
+    )
+    assert same.budget == "3m20s"
+    assert same.flops == pytest.approx(1e13)
+    assert longer.flops == pytest.approx(1e14)
+    assert longer.bits_per_byte == pytest.approx(law.bits_per_byte(1e14))
+    assert longer.error == pytest.approx(law.error(1e14))
+    assert longer.error > same.error
+    # 90% of 10^6 s at 5e10 FLOP/s train 300 million tokens at depth 7, and a twelfth of them is
+    # more than its 19 million parameters; at depth 8, 210 million and 27 million parameters.
+    assert (same.depth, longest.depth) == (2, 7)

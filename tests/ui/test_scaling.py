@@ -8,6 +8,7 @@ import pytest
 
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.home import Home
+from mlxchat.plan.memory import Resources
 from mlxchat.plan.scaling import Law, Prediction, Rung, fitted_law, predict
 from mlxchat.telemetry.events import json_line
 from mlxchat.ui import dashboard, scaling
@@ -29,6 +30,8 @@ def rung(depth: int, flops: int, seconds: float, bits: float) -> Rung:
     )
 
 
+CONFIG = PretrainConfig(budget="1h")
+RESOURCES = Resources(64 * 2**30, 4, "none", 1024)
 RUNGS = [
     rung(2, 10**12, 24, 2.4),
     rung(3, 10**13, 120, 2.0),
@@ -39,7 +42,7 @@ RUNGS = [
 def foretold(rungs: list[Rung]) -> tuple[Law | None, list[Prediction]]:
     law = fitted_law(rungs)
     falls = law is not None and law.falls
-    return law, [predict(law, rungs, PretrainConfig(), 4500)] if falls else []
+    return law, [predict(law, rungs, CONFIG, RESOURCES, 4500)] if falls else []
 
 
 def printed(rungs: list[Rung], width: int, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -80,7 +80,10 @@ def model_in_words(folder: Path, checkpoint: Path | None) -> str:
 
 
 class Without(frozenset[str]):
-    """In ``Annotated``, beside a settings model: its fields that the command does not offer."""
+    """In ``Annotated``, beside a settings model: its fields that are made no options.
+
+    A parameter of the command that has the name of such a field is its option.
+    """
 
 
 def options_from_models(command: Command) -> Command:
@@ -110,10 +113,7 @@ def options_from_models(command: Command) -> Command:
     @functools.wraps(command)
     def called(context: typer.Context, **values: Any) -> None:
         given = {name: values[name] for name in values if _is_given(context, name)}
-        made = {
-            name: _make(model, {option: given[option] for option in given.keys() - without})
-            for name, (model, without) in models.items()
-        }
+        made = {name: _make(model, given) for name, (model, _) in models.items()}
         own = {name: values[name] for name in declared.keys() & values.keys()}
         command(**made, **own)
 

@@ -1,4 +1,4 @@
-"""The command `scaling`: a ladder of depths, and what a longer budget would buy."""
+"""The command `scaling`: a ladder of runs, and what a longer budget would buy."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ from mlxchat.telemetry.clock import SYSTEM_CLOCK
 from mlxchat.telemetry.events import Noted
 from mlxchat.ui.console import Screen, say_json
 
-LONGER = (1, 10)  # times the budget, of one run: what to foretell
+LONGER = (1, 10)  # times the budget, for one run: what to foretell
 
 Shared = Annotated[
     PretrainConfig, Without({"depth", "budget", "num_iterations", "init_from", "model_tag"})
@@ -32,36 +32,39 @@ def scaling_command(
     depths: Annotated[
         str | None,
         typer.Option(
-            help="Depths to train, such as 2,3,4. Default: those of 2,3,4 on a CPU, 2,3,4,6 on a "
-            "Mac and 4,6,8,10 on CUDA that the budget suffices for.",
+            help="Depths of the runs, such as 2,3,4, the deepest for the longest. Default: 4 runs, "
+            "whose depths their times choose.",
             show_default=False,
         ),
     ] = None,
     model_tag: Annotated[
-        str, typer.Option(help="What the runs are called, before -d2, -d3 and so on.")
-    ] = "scaling",
+        str | None,
+        typer.Option(
+            help="What the runs' names begin with, before their times. Default: scaling.",
+            show_default=False,
+        ),
+    ] = None,
     fresh: Fresh = False,
     stay_awake: StayAwake = True,
     json: Json = False,
 ) -> None:
-    """Train models of several depths, and say what a longer budget would buy.
+    """Train a ladder of models here, and say what a longer budget would buy.
 
-    Each is trained as by train --depth --budget. The time is divided so that all
-    see about as many tokens for each parameter of matrices and head: the deeper,
-    the longer. A line through the logarithms of FLOPs and bits per byte then says
-    what one run would reach in the same time, and in ten times as much, and how
-    far that may be off. To resume, repeat the same command: runs that have ended
-    are kept. The other options are those of train, and hold for every run.
+    Each run is what train --budget makes of its time, and has twice the time of
+    the one before. A line through the logarithms of FLOPs and bits per byte then
+    says what one run would reach in the time of all, and in ten times as much,
+    and how far that may be off. To resume, repeat the same command: runs that
+    have ended are kept. The other options are those of train, for every run.
     """
-    from mlxchat.plan.scaling import fitted_law, parse_depths, predict
+    from mlxchat.plan.scaling import fitted_law, parse_depths
     from mlxchat.train.pretrain import run_pretraining
-    from mlxchat.train.scaling import plan_ladder, trained_rung
+    from mlxchat.train.scaling import plan_ladder, predictions, trained_rung
     from mlxchat.ui.scaling import ladder_in_json, show_ladder
 
-    home, seconds = Home.from_environment(), to_seconds(budget)
+    home = Home.from_environment()
     listed = None if depths is None else parse_depths(depths)
     with exit_promptly(), Screen(json) as screen:
-        runs = plan_ladder(config, listed, seconds, model_tag, home, screen.show, fresh)
+        runs = plan_ladder(config, listed, home, screen.show, fresh)
     with staying_awake(stay_awake, json):
         for number, run in enumerate(runs, 1):
             _announce(f"Run {number} of {len(runs)}: {run.tag}, for {run.budget}.", json)
@@ -73,9 +76,7 @@ def scaling_command(
             )
     rungs = [trained_rung(run, home) for run in runs]
     law = fitted_law(rungs)
-    foretold = []
-    if law and law.falls:
-        foretold = [predict(law, rungs, config, times * seconds) for times in LONGER]
+    foretold = predictions(law, rungs, config, [times * to_seconds(budget) for times in LONGER])
     if json:
         say_json(ladder_in_json(rungs, law, foretold))
     else:

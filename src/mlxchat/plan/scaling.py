@@ -1,11 +1,9 @@
-"""A ladder of models of rising depth: how it divides its time, and what it foretells. Pure.
+"""A ladder of runs, each twice as long as the one before, and what it foretells. Pure.
 
-- Division: each rung gets time in proportion to its parameters (matrices and head) times its FLOPs
-  per token. At one speed all rungs then see as many tokens for each parameter, as in a series of
-  models of one recipe, and a deeper rung is what the shallower ones become with more time. Equal
-  times would compare depths at one budget, which says nothing of a longer one.
+- A rung is the run that its time buys: its model is that of the budget recipe, or of a depth that
+  is given. Equal times would compare models at one budget, which says nothing of a longer one.
 - Law: a straight line through the logarithms of FLOPs and of bits per byte at the end of each run.
-  All rungs of `LEAST_STEPS` count; to pick the best would flatter the line. The evaluations on the
+  All rungs of `STEPS_THAT_COUNT` count; to pick the best would flatter the line. The evaluations on the
   way do not: the learning rate has not fallen yet, and a run that ended there would have done
   better.
 
@@ -16,7 +14,6 @@ the time at most.
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from itertools import pairwise
 from statistics import fmean
 from typing import NamedTuple
@@ -24,20 +21,15 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from mlxchat.config.pretrain import LARGEST_DEPTH, PretrainConfig
-from mlxchat.config.units import spell_duration
+from mlxchat.config.units import LONGEST_DURATION, spell_duration
 from mlxchat.errors import ConfigError
-from mlxchat.model.config import GPTConfig
-from mlxchat.model.size import flops_per_token, scaling_parameters
-from mlxchat.plan.plan import shape
+from mlxchat.plan.budget import budgeted_plan
+from mlxchat.plan.memory import Resources
 
-LADDERS = {  # depths by backend, those of models that it can train within the hour
-    "cpu": (2, 3, 4),
-    "metal": (2, 3, 4, 6),
-    "cuda": (4, 6, 8, 10),
-}
+RUNGS = 4  # of a ladder without given depths
 SHORTEST_RUNG = 20  # seconds: a shorter run does little but compile and evaluate
 FEWEST_RUNGS = 3  # a line through two points always fits
-LEAST_STEPS = 100  # a run of fewer has learnt how frequent the tokens are, and little else
+STEPS_THAT_COUNT = 100  # a run of fewer has learnt how frequent the tokens are, and little else
 
 
 class Rung(BaseModel):
@@ -88,7 +80,7 @@ class Law(NamedTuple):
 
 
 class Prediction(BaseModel):
-    """What a run is expected to reach that gets as many tokens for a parameter as the ladder."""
+    """What a run is expected to reach."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -99,7 +91,7 @@ class Prediction(BaseModel):
     error: float  # one standard error
 
 
-# ==== Division ===================================================================================
+# ==== The ladder =================================================================================
 
 
 def parse_depths(text: str) -> tuple[int, ...]:
@@ -124,54 +116,33 @@ def parse_depths(text: str) -> tuple[int, ...]:
     return tuple(depths)
 
 
-def shortest_ladder(models: Sequence[GPTConfig]) -> int:
-    """Return the least budget of a ladder, in seconds."""
-    weights = [_weight(model) for model in models]
-    return math.ceil(SHORTEST_RUNG * sum(weights) / min(weights))
+def divided(budget: int, rungs: int) -> list[int]:
+    """Return the seconds of each rung, the shortest first; together they are ``budget`` at most.
 
-
-def rungs_that_fit(models: Sequence[GPTConfig], budget: int) -> Sequence[GPTConfig]:
-    """Return the models without the deepest ones that ``budget`` seconds are too short for.
-
-    At least `FEWEST_RUNGS` are kept.
-    """
-    for count in range(len(models), FEWEST_RUNGS, -1):
-        if shortest_ladder(models[:count]) <= budget:
-            return models[:count]
-    return models[:FEWEST_RUNGS]
-
-
-def divided(models: Sequence[GPTConfig], budget: int) -> list[int]:
-    """Return the seconds of each model's run, which together are ``budget`` at most.
+    >>> divided(900, 4)
+    [60, 120, 240, 480]
 
     Raises:
-        ConfigError: the run of one would be shorter than `SHORTEST_RUNG`.
+        ConfigError: the shortest would be shorter than `SHORTEST_RUNG`.
     """
-    least = shortest_ladder(models)
+    parts = 2**rungs - 1
+    least = parts * SHORTEST_RUNG
     if budget < least:
-        depths = ", ".join(str(model.n_layer) for model in models)
-        fewer = ", or fewer `depths`" if len(models) > FEWEST_RUNGS else ""
+        longer = f"Use `budget={spell_duration(least)}` or more, or fewer `depths`."
         raise ConfigError(
-            f"`budget={spell_duration(budget)}` is too short for "
-            f"{'depths' if len(models) > 1 else 'depth'} {depths}: the shallowest would train for "
-            f"less than {SHORTEST_RUNG} s.",
-            f"Use `budget={spell_duration(least)}` or more{fewer}.",
+            f"`budget={spell_duration(budget)}` is too short for {rungs} runs, each twice as long "
+            f"as the one before: the first would have less than {SHORTEST_RUNG} s.",
+            longer if least <= LONGEST_DURATION else "Use fewer `depths`.",
         )
-    weights = [_weight(model) for model in models]
-    return [int(budget * weight / sum(weights)) for weight in weights]
+    return [budget * 2**number // parts for number in range(rungs)]
 
 
-def _weight(model: GPTConfig) -> int:
-    """Return what training takes for each token that a parameter sees, in FLOPs."""
-    return scaling_parameters(model) * flops_per_token(model)
-
-
-# ==== Law ========================================================================================
+# ==== The law ====================================================================================
 
 
 def fitted_law(rungs: Sequence[Rung]) -> Law | None:
-    """Fit the law by least squares; None for fewer than `FEWEST_RUNGS` runs of `LEAST_STEPS`."""
-    rungs = [rung for rung in rungs if rung.steps >= LEAST_STEPS]
+    """Fit the law by least squares; None for fewer than `FEWEST_RUNGS` runs of `STEPS_THAT_COUNT`."""
+    rungs = [rung for rung in rungs if rung.steps >= STEPS_THAT_COUNT]
     if len(rungs) < FEWEST_RUNGS:
         return None
     xs = [math.log(rung.flops) for rung in rungs]
@@ -185,29 +156,38 @@ def fitted_law(rungs: Sequence[Rung]) -> Law | None:
     return Law(-slope, error, height, center, spread, residual, len(rungs))
 
 
-def predict(law: Law, rungs: Sequence[Rung], config: PretrainConfig, seconds: int) -> Prediction:
-    """Return what one run of ``seconds`` would reach, at the speed of the deepest rung.
+def predict(
+    law: Law, rungs: Sequence[Rung], config: PretrainConfig, resources: Resources, seconds: int
+) -> Prediction:
+    """Return what one run of ``seconds`` would reach, at the speed of the longest rung.
+
+    Its depth is the one that a time budget chooses at that speed.
 
     Args:
         law: fitted to the rungs.
         rungs: the ladder's runs.
-        config: the settings that they share.
+        config: the settings that they share, without a depth.
+        resources: the means of the machine.
         seconds: the budget of the run.
+
+    Raises:
+        MlxchatError: no model can be trained in the memory.
     """
-    deepest = max(rungs, key=lambda rung: rung.depth)
-    flops = seconds * deepest.flops / deepest.seconds
-
-    def log_weight(depth: int) -> float:
-        return math.log(_weight(shape(config, deepest.vocab_size, depth)))
-
-    wanted = log_weight(deepest.depth) + math.log(flops / deepest.flops)
-    off: dict[int, float] = {}  # by depth: how far its share is from the time that there is
-    for depth in range(1, LARGEST_DEPTH + 1):
-        with suppress(ConfigError):  # the heads cannot divide the width
-            off[depth] = abs(log_weight(depth) - wanted)
+    longest = max(rungs, key=lambda rung: rung.seconds)
+    speed = longest.flops / longest.seconds
+    budget = spell_duration(seconds)
+    chosen = budgeted_plan(
+        config.model_copy(update={"budget": budget}),
+        longest.vocab_size,
+        resources,
+        lambda: float(seconds),
+        speed,
+        lambda _: None,
+    )
+    flops = seconds * speed
     return Prediction(
-        budget=spell_duration(seconds),
-        depth=min(off, key=lambda depth: off[depth]),
+        budget=budget,
+        depth=chosen.model.n_layer,
         flops=flops,
         bits_per_byte=law.bits_per_byte(flops),
         error=law.error(flops),

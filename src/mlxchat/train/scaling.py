@@ -1,4 +1,4 @@
-"""The runs of a ladder of depths, each an ordinary pretraining run, before and after training.
+"""The runs of a ladder, each an ordinary pretraining run: their settings, and what they came to.
 
 Whatever has been trained of a ladder is in its runs. The same settings make the same runs again, so
 that those that have ended are kept, and one that was interrupted resumes.
@@ -6,6 +6,7 @@ that those that have ended are kept, and one that was interrupted resumes.
 
 from collections.abc import Sequence
 from contextlib import closing
+from typing import Any
 
 from mlxchat import runtime
 from mlxchat.config.pretrain import PretrainConfig
@@ -15,14 +16,22 @@ from mlxchat.errors import ConfigError
 from mlxchat.home import Home
 from mlxchat.plan.budget import budgeted_plan
 from mlxchat.plan.estimate import UTILISATION
-from mlxchat.plan.plan import shape
-from mlxchat.plan.scaling import LADDERS, Rung, divided, rungs_that_fit
+from mlxchat.plan.plan import Plan
+from mlxchat.plan.scaling import RUNGS, Law, Prediction, Rung, divided, predict
 from mlxchat.telemetry.clock import SYSTEM_CLOCK
 from mlxchat.telemetry.events import Report
-from mlxchat.train.inputs import open_documents, ready_tokenizer
+from mlxchat.train.inputs import (
+    chooses_vocabulary,
+    open_documents,
+    ready_tokenizer,
+    tokenizer_folder,
+    vocabulary,
+    with_tokenizer_near,
+)
 from mlxchat.train.measure import resources
 from mlxchat.train.pretrain import Pretraining
 
+NAME = "scaling"
 # The same validation text for all, whatever their batches, and so little that a short run can
 # spare the time; no samples, and no checkpoint but the newest.
 DEFAULTS = {"eval_tokens": 32_768, "sample_every": 0, "keep": 1}
@@ -31,29 +40,26 @@ DEFAULTS = {"eval_tokens": 32_768, "sample_every": 0, "keep": 1}
 def plan_ladder(
     config: PretrainConfig,
     depths: Sequence[int] | None,
-    seconds: int,
-    name: str,
     home: Home,
     report: Report,
     fresh: bool = False,
 ) -> list[PretrainConfig]:
-    """Return the settings of a ladder's runs, the shallowest first, after a check of them all.
+    """Return the settings of a ladder's runs, the shortest first, after a check of them all.
 
     If there is no tokenizer, one is trained, on top of the budget: were it part of the first run,
-    that one alone would have less time to learn.
+    that one alone would have less time to learn. All runs share it.
 
     Args:
-        config: the settings that the runs share.
-        depths: of the models, in ascending order; None for as many of `LADDERS` as fit.
-        seconds: the time of all runs together.
-        name: what the runs' names begin with.
+        config: the settings that the runs share; ``budget`` is the time of all together, and
+            ``model_tag`` what their names begin with, by default `NAME`.
+        depths: of the models, the shallowest first; None for `RUNGS` that their budgets choose.
         home: where data, tokenizer and runs are.
         report: called with the progress of downloads and of the tokenizer's training.
-        fresh: whether runs of that name are to be set aside.
+        fresh: whether runs of those names are to be set aside.
 
     Raises:
-        ConfigError: the budget is too short, a depth cannot be built, the settings cannot work, or
-            a run of that name was started with others.
+        ConfigError: there is no budget or it is too short, a depth cannot be built, the settings
+            cannot work, or a run of that name was started with others.
         MemoryLimitError: a model cannot be trained in the memory.
         MlxchatError: as `mlxchat.train.run.run`, for data, tokenizer and saved runs.
     """
@@ -61,21 +67,29 @@ def plan_ladder(
         raise ConfigError(
             "With `eval_every=0` nothing says how much a run has learnt.", "Leave it out."
         )
-    wanted = depths or LADDERS[runtime.machine().backend]
-    for depth in wanted:  # before the tokenizer is trained
-        shape(config, config.recipe.vocabulary, depth)
-    vocab_size = _vocabulary(config, home, report)
-    models = [shape(config, vocab_size, depth) for depth in wanted]
-    if depths is None:
-        models = list(rungs_that_fit(models, seconds))
-    rungs = [
-        _settings(config, model.n_layer, share, name)
-        for model, share in zip(models, divided(models, seconds), strict=True)
-    ]
-    for rung in rungs:
-        if fresh or not _is_saved(rung, home):
-            _require_room(rung, vocab_size)
-    return rungs
+    if config.budget_seconds is None:
+        raise ConfigError("A ladder needs a `budget`.", "Give one, such as `budget=1h`.")
+    of_runs: Sequence[int | None] = depths or [None] * RUNGS
+    shares = divided(config.budget_seconds, len(of_runs))
+    available = resources(config.dtype)
+    speed = UTILISATION * runtime.matmul_flops(dtype=runtime.compute_dtype(config.dtype))
+
+    def presumed(run: PretrainConfig, vocab_size: int | None) -> Plan:
+        seconds = float(run.budget_seconds or 0)
+        return budgeted_plan(run, vocab_size, available, lambda: seconds, speed, lambda _: None)
+
+    wanted = presumed(config, None).model.vocab_size if chooses_vocabulary(config) else None
+    folder = tokenizer_folder(with_tokenizer_near(config, home, wanted), home)
+    shared = PretrainConfig(**{**_given(config), "tokenizer_dir": folder})
+    runs = [_settings(shared, *each) for each in zip(of_runs, shares, strict=True)]
+    vocab_size, _ = vocabulary(shared, home, wanted)
+    for run in runs:
+        if fresh or Pretraining(run, home).saved() is None:
+            presumed(run, vocab_size)
+    with closing(open_documents(shared, home, report)) as documents:
+        for event in ready_tokenizer(shared, home, documents, report, SYSTEM_CLOCK, wanted):
+            report(event)
+    return runs
 
 
 def trained_rung(config: PretrainConfig, home: Home) -> Rung:
@@ -109,49 +123,34 @@ def trained_rung(config: PretrainConfig, home: Home) -> Rung:
     )
 
 
-def _settings(config: PretrainConfig, depth: int, seconds: int, name: str) -> PretrainConfig:
-    """Return the settings of the run of a depth."""
-    given = {field: getattr(config, field) for field in config.model_fields_set}
-    tag = require_name(f"{name}-d{depth}", f"Name them with `model_tag`: use {NAME_IN_WORDS}.")
+def predictions(
+    law: Law | None, rungs: Sequence[Rung], config: PretrainConfig, budgets: Sequence[int]
+) -> list[Prediction]:
+    """Return what single runs would reach here; nothing unless there is a law that falls.
+
+    Args:
+        law: fitted to the rungs.
+        rungs: the ladder's runs.
+        config: the settings that they share.
+        budgets: of the single runs, in seconds.
+    """
+    if law is None or not law.falls:
+        return []
+    available = resources(config.dtype)
+    return [predict(law, rungs, config, available, seconds) for seconds in budgets]
+
+
+def _settings(config: PretrainConfig, depth: int | None, seconds: int) -> PretrainConfig:
+    """Return the settings of a run; it is named after its depth, if that is given, and its time."""
     budget = spell_duration(seconds)
-    return PretrainConfig(
-        **{**DEFAULTS, **given, "depth": depth, "budget": budget, "model_tag": tag}
-    )
+    name = "-".join([config.model_tag or NAME, *([f"d{depth}"] if depth else []), budget])
+    of_its_own = {
+        "depth": depth,
+        "budget": budget,
+        "model_tag": require_name(name, f"Name them with `model_tag`: use {NAME_IN_WORDS}."),
+    }
+    return PretrainConfig(**{**DEFAULTS, **_given(config), **of_its_own})
 
 
-def _vocabulary(config: PretrainConfig, home: Home, report: Report) -> int:
-    """Return the number of tokens of the runs' tokenizer, which is trained if there is none."""
-    with closing(open_documents(config, home, report)) as documents:
-        preparing = ready_tokenizer(config, home, documents, report, SYSTEM_CLOCK)
-        try:
-            while True:
-                report(next(preparing))
-        except StopIteration as ready:
-            return int(ready.value.vocab_size)
-
-
-def _is_saved(config: PretrainConfig, home: Home) -> bool:
-    """Return whether there is a run to resume.
-
-    Raises:
-        ConfigError: it was started with other settings.
-    """
-    try:
-        return Pretraining(config, home).saved() is not None
-    except ConfigError as error:
-        raise ConfigError(
-            f"{error.problem} The `budget` of a run is its share of the ladder's.", error.remedy
-        ) from error
-
-
-def _require_room(config: PretrainConfig, vocab_size: int) -> None:
-    """Check that a run can be trained here, as far as that shows without measuring its speed.
-
-    Raises:
-        MlxchatError: its settings do not go together, or it needs more memory or time.
-    """
-    speed = UTILISATION * runtime.matmul_flops(dtype=runtime.compute_dtype(config.dtype))
-    seconds = float(config.budget_seconds or 0)
-    budgeted_plan(
-        config, vocab_size, resources(config.dtype), lambda: seconds, speed, lambda _: None
-    )
+def _given(config: PretrainConfig) -> dict[str, Any]:
+    return {field: getattr(config, field) for field in config.model_fields_set}

@@ -8,7 +8,7 @@ from typing import Any
 
 from mlxchat.errors import command
 from mlxchat.home import Home
-from mlxchat.plan.scaling import FEWEST_RUNGS, LEAST_STEPS, Law, Prediction, Rung
+from mlxchat.plan.scaling import FEWEST_RUNGS, STEPS_THAT_COUNT, Law, Prediction, Rung
 from mlxchat.ui.console import say, table
 from mlxchat.ui.dashboard import labelled_curve
 from mlxchat.ui.output import console_for
@@ -90,7 +90,7 @@ def _show_chart(rungs: Sequence[Rung]) -> None:
 def _law_in_words(law: Law | None) -> Iterator[str]:
     if law is None:
         yield as_options(
-            f"Fewer than {FEWEST_RUNGS} runs of {LEAST_STEPS} steps show no law: give more "
+            f"Fewer than {FEWEST_RUNGS} runs of {STEPS_THAT_COUNT} steps show no law: give more "
             "`depths`, a longer `budget` or a smaller `total_batch_size`."
         )
         return
