@@ -115,6 +115,7 @@ def test_a_ladder_resumes_within_and_between_its_runs(
     prepared_home: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scaling, "SHORTEST_RUNG", 1)
+    monkeypatch.setattr(scaling, "STEPS_THAT_COUNT", 1)
     config, home = PretrainConfig(**SETTINGS, budget=f"{SECONDS}s"), Home(prepared_home)
     runs = plan_ladder(config, LADDER, home, lambda _: None)
     list(run_pretraining(runs[0], home, lambda _: None))

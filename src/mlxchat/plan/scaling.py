@@ -3,9 +3,9 @@
 - A rung is the run that its time buys: its model is that of the budget recipe, or of a depth that
   is given. Equal times would compare models at one budget, which says nothing of a longer one.
 - Law: a straight line through the logarithms of FLOPs and of bits per byte at the end of each run.
-  All rungs of `STEPS_THAT_COUNT` count; to pick the best would flatter the line. The evaluations on the
-  way do not: the learning rate has not fallen yet, and a run that ended there would have done
-  better.
+  All rungs with `STEPS_THAT_COUNT` are in it; to pick the best would flatter the line. The
+  evaluations on the way are not: the learning rate has not fallen yet, and a run that ended there
+  would have done better.
 
 A floor that no model can pass is not fitted: three to five runs cannot tell it from the slope, and
 it differs from text to text. So the law promises too much far away, and is asked about ten times
@@ -29,7 +29,9 @@ from mlxchat.plan.memory import Resources
 RUNGS = 4  # of a ladder without given depths
 SHORTEST_RUNG = 20  # seconds: a shorter run does little but compile and evaluate
 FEWEST_RUNGS = 3  # a line through two points always fits
-STEPS_THAT_COUNT = 100  # a run of fewer has learnt how frequent the tokens are, and little else
+STEPS_THAT_COUNT = (
+    100  # at least: a run of fewer has learnt how frequent the tokens are, and little else
+)
 
 
 class Rung(BaseModel):
@@ -141,7 +143,7 @@ def divided(budget: int, rungs: int) -> list[int]:
 
 
 def fitted_law(rungs: Sequence[Rung]) -> Law | None:
-    """Fit the law by least squares; None for fewer than `FEWEST_RUNGS` runs of `STEPS_THAT_COUNT`."""
+    """Fit the law by least squares; None for fewer than `FEWEST_RUNGS` with `STEPS_THAT_COUNT`."""
     rungs = [rung for rung in rungs if rung.steps >= STEPS_THAT_COUNT]
     if len(rungs) < FEWEST_RUNGS:
         return None
