@@ -34,7 +34,7 @@ from mlxchat.train.pretrain import Pretraining
 NAME = "scaling"
 # The same validation text for all, whatever their batches, and so little that a short run can
 # spare the time; no samples, and no checkpoint but the newest.
-DEFAULTS = {"eval_tokens": 32_768, "sample_every": 0, "keep": 1}
+DEFAULTS = {"eval_tokens": 16_384, "sample_every": 0, "keep": 1}
 
 
 def plan_ladder(
