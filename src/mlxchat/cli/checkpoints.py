@@ -92,10 +92,10 @@ def prune_command(
 ) -> None:
     """Remove all but the newest steps of each run, once the newest one is found intact.
 
-    The step with the lowest bits per byte is kept, too. Unfinished steps that killed
-    processes left behind are removed. Without --model-tag, runs that are being trained are
-    skipped, and so, with exit code 1, are runs whose newest step is damaged or whose old
-    steps cannot be removed.
+    The step with the lowest bits per byte is kept, too. Unfinished steps that
+    killed processes left behind are removed. Without --model-tag, runs that are
+    being trained are skipped, and so, with exit code 1, are runs whose newest
+    step is damaged or whose old steps cannot be removed.
     """
     removed: list[Removed] = []
     faults: dict[Path, str] = {}
