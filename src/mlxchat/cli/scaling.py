@@ -57,7 +57,6 @@ def scaling_command(
     have ended are kept. The other options are those of train, for every run.
     """
     from mlxchat.plan.scaling import fitted_law, parse_depths
-    from mlxchat.train.pretrain import run_pretraining
     from mlxchat.train.scaling import plan_ladder, predictions, trained_rung
     from mlxchat.ui.scaling import ladder_in_json, show_ladder
 
@@ -67,13 +66,10 @@ def scaling_command(
         runs = plan_ladder(config, listed, home, screen.show, fresh)
     with staying_awake(stay_awake, json):
         for number, run in enumerate(runs, 1):
-            _announce(f"Run {number} of {len(runs)}: {run.tag}, for {run.budget}.", json)
-            watch_run(
-                lambda show, meter, stop, run=run: run_pretraining(  # type: ignore[misc]
-                    run, home, show, meter, stop, fresh
-                ),
-                json,
-            )
+            with Screen(json) as screen:
+                text = f"Run {number} of {len(runs)}: {run.tag}, for {run.budget}."
+                screen.show(Noted(SYSTEM_CLOCK(), text))
+            _train(run, home, fresh, json)
     rungs = [trained_rung(run, home) for run in runs]
     law = fitted_law(rungs)
     foretold = predictions(law, rungs, config, [times * to_seconds(budget) for times in LONGER])
@@ -83,6 +79,7 @@ def scaling_command(
         show_ladder(rungs, law, foretold, home)
 
 
-def _announce(text: str, json: bool) -> None:
-    with Screen(json) as screen:
-        screen.show(Noted(SYSTEM_CLOCK(), text))
+def _train(run: PretrainConfig, home: Home, fresh: bool, json: bool) -> None:
+    from mlxchat.train.pretrain import run_pretraining
+
+    watch_run(lambda show, meter, stop: run_pretraining(run, home, show, meter, stop, fresh), json)
