@@ -111,7 +111,7 @@ def _in_words(prediction: Prediction) -> str:
     return (
         f"One run of {prediction.budget}, at depth {prediction.depth} or so "
         f"({prediction.flops:.1e} FLOPs): about {prediction.bits_per_byte:.3f} ± "
-        f"{prediction.error:.3f}"
+        f"{prediction.error:.3f} bits per byte."
     )
 
 
