@@ -38,7 +38,7 @@ class Run:
     share: float = 1
 
     def __str__(self) -> str:
-        return f"{self._name(' for {:g} of its length')}, seed {self.seed}"
+        return f"{self._name(' for {:g} times its length')}, seed {self.seed}"
 
     @property
     def folder(self) -> Path:

@@ -12,6 +12,10 @@ PACKAGES = ("mlxchat", "mlx")  # whose versions the results depend on
 Result = dict[str, Any]  # of one run: what it was, took and learnt
 Summary = dict[str, Any]  # of one candidate, over its seeds
 
+MEANING = (
+    "The compute multiplier is how many times a candidate's FLOPs the first one needs for the same "
+    "bits per byte."
+)
 FACTS = {  # the rows of the table: what a result calls it, and its form
     "vocabulary": ("vocab_size", "{:,}"),
     "depth": ("depth", "{}"),
@@ -129,6 +133,7 @@ def report(
         f"{data['validation_bytes']:,} bytes of validation text in "
         f"{data['validation_documents']:,} documents. Lower bits per byte are better; "
         "what differs between seeds is given from lowest to highest.",
+        *([MEANING] if "multiplier" in summaries[0] else []),
         "",
         rounds.table(rows(summaries, results)),
         "",

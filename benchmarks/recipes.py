@@ -47,6 +47,7 @@ from recipe_candidates import Candidate, Run, candidate, order
 from recipe_judge import TAG, judged, size, validation_texts
 from recipe_report import PACKAGES, Result, report, samples, summarised
 
+from mlxchat.config.units import spell_duration
 from mlxchat.data.documents import ShardDocuments
 from mlxchat.data.shards import LocalShards, shard_names
 from mlxchat.errors import MlxchatError
@@ -92,7 +93,10 @@ def main() -> None:
     given = parser.parse_args()
     if not given.candidates or (given.budget is None) == (given.steps is None):
         parser.error("candidates are needed, and either --budget or --steps")
-    compare(given)
+    try:
+        compare(given)
+    except KeyboardInterrupt:
+        sys.exit(f"Interrupted.{' The same command goes on.' if given.keep else ''}")
 
 
 def compare(given: argparse.Namespace) -> None:
@@ -106,7 +110,10 @@ def compare(given: argparse.Namespace) -> None:
         data = measured_data(shards, given.validation_bytes)
         runs = order(candidates, given.seeds, given.horizons)
         kept = {run: finished(root, run, data) for run in runs}
-        check(dict.fromkeys(run.candidate for run in runs if not kept[run]), shards)
+        ahead = [run for run in runs if not kept[run]]
+        check(dict.fromkeys(run.candidate for run in ahead), shards)
+        budgets = spell_duration(sum(run.budget or 0 for run in ahead))
+        tell(f"{len(ahead)} of {len(runs)} runs to do{budgets and f'; their budgets: {budgets}'}")
         results, failed = [], []
         for number, run in enumerate(runs, 1):
             tell(f"[{number} of {len(runs)}] {run}: {shlex.join(run.options)}")

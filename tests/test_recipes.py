@@ -48,7 +48,7 @@ def test_seeds_take_turns_and_the_baseline_has_other_horizons(scripts: Scripts) 
         *(("a", 2, 1, 100), ("b", 2, 1, 100), ("a", 2, 0.5, 50), ("a", 2, 4, 400)),
     ]
     assert [str(run.folder) for run in runs[1:3]] == ["b/seed-1", "a@0.5/seed-1"]
-    assert [str(run) for run in runs[1:3]] == ["b, seed 1", "a for 0.5 of its length, seed 1"]
+    assert [str(run) for run in runs[1:3]] == ["b, seed 1", "a for 0.5 times its length, seed 1"]
 
 
 def test_a_candidate_has_the_length_of_all_unless_it_has_its_own(scripts: Scripts) -> None:
@@ -153,6 +153,7 @@ def test_the_table_shows_means_spans_and_multipliers(scripts: Scripts) -> None:
     summaries = scripts.report.summarised(["old", "new"], results)
     assert summaries[1]["multiplier"] == {"relation": "", "value": pytest.approx(2 * 2**0.5)}
     text = scripts.report.report(DATA, summaries, results, ["new, seed 3"])
+    assert scripts.report.MEANING in text
     for line in (
         "|  | old | new |",
         "| vocabulary | 4,096 | 4,096 |",
