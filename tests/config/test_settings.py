@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from mlxchat.checkpoint.catalog import new_run
 from mlxchat.config.pretrain import PRESETS, PretrainConfig
-from mlxchat.config.recipes import CLASSIC_RECIPE, MODERN_RECIPE, Recipe
+from mlxchat.config.recipes import BUDGET_RECIPE, CLASSIC_RECIPE, MODERN_RECIPE, Recipe
 from mlxchat.config.run import is_name
 from mlxchat.config.sft import SftConfig
 from mlxchat.errors import ConfigError, MlxchatError
@@ -15,14 +15,54 @@ from mlxchat.home import Home
 
 
 def test_defaults_are_those_of_the_architecture() -> None:
-    assert PretrainConfig().recipe == CLASSIC_RECIPE
-    assert PretrainConfig(arch="modern").recipe == MODERN_RECIPE
+    assert PretrainConfig().numbers == CLASSIC_RECIPE
+    assert PretrainConfig(arch="modern").numbers == MODERN_RECIPE
+    assert PretrainConfig(recipe="modern").numbers == MODERN_RECIPE
+    assert PretrainConfig(budget="1h").numbers == BUDGET_RECIPE
+    assert PretrainConfig(budget="1h", recipe="classic").numbers == CLASSIC_RECIPE
+    assert PretrainConfig(budget="1h", arch="classic").numbers.embedding_lr == 0.2
     given = PretrainConfig(arch="modern", grad_clip=1.0, warmup_steps=0, window_pattern="L")
-    assert given.recipe == MODERN_RECIPE._replace(grad_clip=1.0, warmup_steps=0, window_pattern="L")
+    expected = MODERN_RECIPE._replace(grad_clip=1.0, warmup_steps=0, window_pattern="L")
+    assert given.numbers == expected
 
 
 def test_every_number_of_a_recipe_is_a_setting() -> None:
-    assert set(Recipe._fields) - set(PretrainConfig.model_fields) == {"vocabulary"}
+    others = set(Recipe._fields) - set(PretrainConfig.model_fields)
+    assert others == {"vocabulary", "transferred"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"recipe": "budget"}, "none is given"),
+        ({"recipe": "classic", "arch": "modern"}, "does not go with `arch=modern`"),
+        ({"recipe": "modern", "arch": "classic"}, "does not go with `arch=classic`"),
+        ({"budget": "1h", "arch": "classic", "scalar_lr": 0.5}, "no scalars"),
+    ],
+)
+def test_recipes_that_cannot_be_followed_are_refused(
+    settings: dict[str, object], problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=problem) as raised:
+        PretrainConfig.model_validate(settings)
+    assert raised.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "differences"),
+    [
+        ({"arch": "modern"}, {"recipe": "modern"}, []),
+        ({}, {"recipe": "classic", "arch": "classic"}, []),
+        ({"budget": "1h"}, {"budget": "1h", "recipe": "budget", "arch": "modern"}, []),
+        ({"budget": "1h", "arch": "classic"}, {"budget": "1h"}, ["`arch` (classic -> modern)"]),
+    ],
+)
+def test_spelling_out_the_recipe_is_no_difference(
+    then: dict[str, object], now: dict[str, object], differences: list[str]
+) -> None:
+    stored = PretrainConfig.model_validate(then).model_dump(mode="json")
+    found = PretrainConfig.model_validate(now).differences(stored)
+    assert [text for text in found if "arch" in text or "recipe" in text] == differences
 
 
 @pytest.mark.parametrize(("setting", "value"), [("scalar_lr", 0.5), ("window_pattern", "SL")])

@@ -11,11 +11,12 @@ from support.clocks import FakeClock
 from support.marks import slow
 
 from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.config.recipes import scale_for
 from mlxchat.config.units import spell_duration, to_seconds
 from mlxchat.data.loader import LoaderState
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.model.size import parameters
+from mlxchat.model.size import parameters, scaling_parameters
 from mlxchat.optim.schedule import learning_rate_multiplier
 from mlxchat.plan.budget import (
     TARGET_STEPS,
@@ -119,7 +120,11 @@ def test_another_budget_is_another_run() -> None:
 
 
 def planned(
-    seconds: float, flops: float = TERA, guess: float | None = None, **settings: object
+    seconds: float,
+    flops: float = TERA,
+    guess: float | None = None,
+    vocab_size: int | None = 32_768,
+    **settings: object,
 ) -> Plan:
     """Return the plan for a machine that trains every model at ``flops``."""
     config = PretrainConfig.model_validate({"budget": spell_duration(round(seconds)), **settings})
@@ -127,13 +132,13 @@ def planned(
     def measure(draft: Plan) -> float:
         return draft.flops_per_token * draft.tokens_per_step / flops
 
-    return budgeted_plan(config, 32_768, RESOURCES, lambda: seconds, guess or flops, measure)
+    return budgeted_plan(config, vocab_size, RESOURCES, lambda: seconds, guess or flops, measure)
 
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
 def test_more_time_makes_deeper_models_that_see_enough(arch: str) -> None:
     budgets = (300, 3600, 8 * 3600, 3 * 86_400)
-    plans = [planned(seconds, arch=arch) for seconds in budgets]
+    plans = [planned(seconds, recipe=arch) for seconds in budgets]
     depths = [made.model.n_layer for made in plans]
     assert depths == sorted(set(depths))
     for made, seconds in zip(plans, budgets, strict=True):
@@ -144,6 +149,38 @@ def test_more_time_makes_deeper_models_that_see_enough(arch: str) -> None:
         assert made.costs is not None
         needed = made.num_iterations * made.costs.step
         assert 0.9 * seconds < needed < seconds
+
+
+def test_the_budget_recipe_follows_from_the_tokens_that_a_depth_can_see() -> None:
+    budgets = (60, 600, 3600, 8 * 3600, 3 * 86_400)
+    plans = [planned(seconds, vocab_size=None, flops=TERA / 20) for seconds in budgets]
+    depths = [made.model.n_layer for made in plans]
+    contexts = [made.model.sequence_len for made in plans]
+    vocabularies = [made.model.vocab_size for made in plans]
+    assert depths == sorted(depths)
+    assert contexts == sorted(contexts)
+    assert vocabularies == sorted(vocabularies)
+    assert depths[0] == 2
+    assert depths[-1] > 4
+    for made in plans:
+        assert made.model.arch == "modern"
+        assert made.model.n_embd == 64 * made.model.n_layer  # heads do not round it up
+        assert made.model.window_pattern == "L"
+        assert made.tokens_per_step >= 2048
+        assert made.learning_rates["matrix"] == 0.02  # whatever the batch
+        assert made.weight_decay == 0.1
+        if made.model.n_layer > 2:
+            assert scaling_parameters(made.model) <= 1.1 * scale_for(made.tokens).parameters
+
+
+def test_what_is_given_overrides_the_budget_recipe() -> None:
+    made = planned(3600, vocab_size=None, max_seq_len=1024, head_dim=32, matrix_lr=0.01)
+    assert (made.model.sequence_len, made.model.head_dim) == (1024, 32)
+    assert made.learning_rates["matrix"] == 0.01
+    classic = planned(3600, arch="classic")
+    assert classic.model.arch == "classic"
+    assert classic.model.sequence_len < 2048
+    assert planned(3600, recipe="classic").model.sequence_len == 2048
 
 
 def test_given_settings_are_respected() -> None:
@@ -205,14 +242,18 @@ def test_an_error_in_the_settings_is_not_hidden_by_trying_every_depth() -> None:
 
 
 def test_the_reason_for_a_budgeted_plan_is_stated() -> None:
-    config = PretrainConfig(budget="1h")
-    made = planned(3600)
+    config = PretrainConfig(budget="1h", recipe="classic")
+    made = planned(3600, recipe="classic")
     depth = made.model.n_layer
     assert f"Budget 1h: depth {depth}, the deepest that gets about 20, here" in reason(config, made)
-    assert "the shallowest" in reason(config, planned(60, flops=TERA / 10))
-    assert "depth 8, it gets" in reason(
-        PretrainConfig(budget="1h", depth=8), planned(3600, depth=8)
-    )
+    short = planned(60, flops=TERA / 10, recipe="classic")
+    assert "the shallowest" in reason(config, short)
+    deep = planned(3600, depth=8, recipe="classic")
+    assert "depth 8, it gets" in reason(config.model_copy(update={"depth": 8}), deep)
+    made = planned(3600)
+    size = scaling_parameters(made.model)
+    text = reason(PretrainConfig(budget="1h"), made)
+    assert f"depth {made.model.n_layer}, {made.tokens / size:.2g} tokens for each of its" in text
 
 
 @given(st.integers(0, 500), st.integers(1, 500), st.integers(0, 60), st.floats(0, 50))
@@ -395,7 +436,7 @@ def test_a_run_ends_when_its_budget_does(prepared: Path, clock: Charged) -> None
     assert events[-1].reason == "finished"
     notes = [event.text for event in events if isinstance(event, Noted)]
     assert any("how fast this machine trains, for 1m40s" in note for note in notes)
-    assert any("Budget 1m40s: depth 1, it gets" in note for note in notes)
+    assert any("Budget 1m40s: depth 1, " in note for note in notes)
     assert isinstance(run_again(prepared, clock), Noted)
 
 
@@ -454,11 +495,13 @@ def test_a_budget_used_up_by_the_tokenizer_is_refused(tmp_path: Path, clock: Cha
 def test_measuring_takes_no_longer_than_it_may(clock: Charged) -> None:
     made = plan(TINY.model_copy(update={"budget": None, "num_iterations": 9}), 300, RESOURCES)
     timed = step_timer(20.0, clock.seconds, charged_to(clock))
+    others = [made.model_copy(update={"tokens_per_step": n}) for n in range(1, 4)]
     assert timed(made) == pytest.approx(1.0)  # eleven seconds: it compiles, and takes six steps
-    assert timed(made) == pytest.approx(1.0)  # half of what is left, and half of that counted
-    assert timed(made) is not None
-    assert timed(made) is None
+    assert timed(others[0]) == pytest.approx(1.0)  # half of what is left, and half of that counted
+    assert timed(others[1]) is not None
+    assert timed(others[2]) is None
     assert clock.now - 1e9 <= 20 + 7
+    assert timed(made) == pytest.approx(1.0)  # known
     many = made.model_copy(update={"accumulation": 40})
     assert step_seconds(many, 3.0, clock.seconds, charged_to(clock)) == pytest.approx(
         10.0

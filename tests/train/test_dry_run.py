@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mlxchat.config import pretrain
 from mlxchat.config.pretrain import PretrainConfig
-from mlxchat.config.recipes import MODERN_RECIPE
+from mlxchat.config.recipes import MODERN_RECIPE, RECIPES
 from mlxchat.data.documents import BuiltinDocuments
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
@@ -54,7 +53,7 @@ def test_a_dry_run_of_a_stream_downloads_and_writes_nothing(tmp_path: Path) -> N
 def test_a_tokenizer_larger_than_the_recipes_is_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipes: int, remarks: int
 ) -> None:
-    monkeypatch.setitem(pretrain.RECIPES, "modern", MODERN_RECIPE._replace(vocabulary=recipes))
+    monkeypatch.setitem(RECIPES, "modern", MODERN_RECIPE._replace(vocabulary=recipes))
     config = PretrainConfig(arch="modern", dataset="builtin", tokenizer_dir=tmp_path)
     documents = BuiltinDocuments(1)
     train_tokenizer(documents, tmp_path, 300, lambda _: None, max_characters=20_000)
@@ -67,6 +66,6 @@ def test_a_tokenizer_larger_than_the_recipes_is_noted(
     assert len(seen) == remarks
     for event in seen:
         assert isinstance(event, Noted)
-        assert f"of 300 tokens in {tmp_path}; nanochat's modern recipe has 280" in event.text
+        assert f"of 300 tokens in {tmp_path}; the recipe modern has 280" in event.text
         assert "mlxchat tokenizer train --vocab-size 280 --tokenizer-dir" in event.text
     assert noted(config.model_copy(update={"vocab_size": 300})) == []

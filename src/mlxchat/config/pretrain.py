@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from mlxchat.config.recipes import RECIPES, Recipe
+from mlxchat.config.recipes import RECIPES, Recipe, RecipeName, recipe_for
 from mlxchat.config.run import (
     INDEPENDENT,
     LARGEST_COUNT,
@@ -147,8 +147,16 @@ class PretrainConfig(RunConfig, DataConfig):
 
     model_config = ConfigDict(title="Model and training")
 
-    arch: Architecture = Field(
-        "classic", description="classic: nanochat as of October 2025; modern: as of July 2026."
+    recipe: RecipeName | None = Field(
+        None,
+        description="The defaults of the options below. classic: nanochat's of October 2025; "
+        "modern: nanochat's of July 2026; budget: what learns most in the time there is. Default: "
+        "budget with `budget`, otherwise that of `arch`.",
+    )
+    arch: Architecture | None = Field(
+        None,
+        description="classic: nanochat's network as of October 2025; modern: as of July 2026. "
+        "Default: the recipe's; classic without one.",
     )
     depth: int | None = Field(
         None,
@@ -166,7 +174,7 @@ class PretrainConfig(RunConfig, DataConfig):
     budget: str | None = Field(
         None,
         description="Total time to train for, such as 90s, 30m, 1h30m or 2d. Measures the speed "
-        "of this machine and chooses depth, batch size and number of steps to fit.",
+        "of this machine and chooses the model, the batch size and the number of steps to fit.",
     )
     preset: Preset | None = Field(
         None,
@@ -178,13 +186,16 @@ class PretrainConfig(RunConfig, DataConfig):
         128, ge=2, description="Width of an attention head (an upper bound for classic models)."
     )
     max_seq_len: int = Field(
-        2048, ge=2, le=LARGEST_CONTEXT, description="Context length in tokens."
+        2048,
+        ge=2,
+        le=LARGEST_CONTEXT,
+        description="Context length in tokens. With `recipe=budget` shorter in short runs.",
     )
     window_pattern: str | None = Field(
         None,
         pattern=WINDOW_LETTERS,
         description="Attention window of each layer, repeated over the layers: S is a quarter of "
-        "the context, L all of it. Default: SSSL for modern, L for classic.",
+        "the context, L all of it. Default: SSSL for modern; L for classic and budget.",
     )
     num_iterations: int | None = Field(
         None,
@@ -197,7 +208,8 @@ class PretrainConfig(RunConfig, DataConfig):
         ge=1e-3,
         le=1e6,
         description="Training tokens per parameter. Default: 20; modern 12, counting only the "
-        "matrices and the head. With `depth=auto` only the matrices count.",
+        "matrices and the head. With `depth=auto` only the matrices count. Default with "
+        "`recipe=budget`: 1 to 12.",
     )
     total_batch_size: int | None = Field(
         None,
@@ -223,7 +235,7 @@ class PretrainConfig(RunConfig, DataConfig):
         None,
         ge=0,
         description="Classic: AdamW weight decay of embedding and head, default 0. Modern: Muon "
-        "weight decay of the matrices before scaling, default 0.28.",
+        "weight decay of the matrices before scaling, default 0.28; budget 0.1, not scaled.",
     )
     grad_clip: float | None = Field(
         None,
@@ -231,14 +243,16 @@ class PretrainConfig(RunConfig, DataConfig):
         description="Largest gradient norm; 0 disables clipping. Default: 1; modern 0.",
     )
     warmup_steps: int | None = Field(
-        None, ge=0, description="Steps over which the learning rate rises. Default: 0; modern 40."
+        None,
+        ge=0,
+        description="Steps over which the learning rate rises. Default: 0; modern 40; budget 20.",
     )
     warmdown_ratio: float | None = Field(
         None,
         ge=0,
         le=1,
         description="Share of the steps over which the learning rate falls. Default: 0.2; modern "
-        "0.65.",
+        "and budget 0.65.",
     )
     final_lr_frac: float | None = Field(
         None,
@@ -263,12 +277,22 @@ class PretrainConfig(RunConfig, DataConfig):
 
     @model_validator(mode="after")
     def _require_effect(self) -> "PretrainConfig":
-        if self.arch == "classic" and self.scalar_lr is not None:
+        if self.recipe == "budget" and not self.budget:
+            raise ConfigError(
+                "The recipe `budget` follows from the time there is, and none is given.",
+                "Give a `budget`, such as `budget=1h`, or use another `recipe`.",
+            )
+        if self.recipe in ("classic", "modern") and self.arch not in (None, self.recipe):
+            raise ConfigError(
+                f"`recipe={self.recipe}` does not go with `arch={self.arch}`.",
+                "Leave one of them out.",
+            )
+        if self.architecture == "classic" and self.scalar_lr is not None:
             raise ConfigError(
                 "The classic architecture has no scalars that `scalar_lr` would train.",
                 "Leave it out, or use `arch=modern`.",
             )
-        if self.arch == "classic" and "S" in (self.window_pattern or ""):
+        if self.architecture == "classic" and "S" in (self.window_pattern or ""):
             raise ConfigError(
                 "The classic architecture has no short windows: "
                 f"`window_pattern={self.window_pattern}`.",
@@ -309,11 +333,21 @@ class PretrainConfig(RunConfig, DataConfig):
         return self.model_tag or f"d{self.depth or DEFAULT_DEPTH}"
 
     @property
-    def recipe(self) -> Recipe:
-        """The architecture's recipe, with the values that the settings give instead."""
+    def recipe_name(self) -> RecipeName:
+        """The name of the recipe, given or not."""
+        return _recipe_name(self.recipe, self.arch, self.budget)
+
+    @property
+    def architecture(self) -> Architecture:
+        """The architecture, given or the recipe's."""
+        return self.numbers.arch
+
+    @property
+    def numbers(self) -> Recipe:
+        """The recipe's numbers, with the values that the settings give instead."""
         settings = {name: getattr(self, name, None) for name in Recipe._fields}
         given = {name: value for name, value in settings.items() if value is not None}
-        return RECIPES[self.arch]._replace(**given)
+        return _numbers(self.recipe, self.arch, self.budget)._replace(**given)
 
     @property
     def evaluation_steps(self) -> int:
@@ -326,6 +360,20 @@ class PretrainConfig(RunConfig, DataConfig):
         value = settings[name]
         if value is None and name == "depth":
             value = "auto" if settings["budget"] else DEFAULT_DEPTH
+        what = settings["recipe"], settings["arch"], settings["budget"]
+        if value is None and name == "recipe":
+            value = _recipe_name(*what)
         if value is None:
-            value = getattr(RECIPES[settings["arch"]], name, None)
+            value = getattr(_numbers(*what), name, None)
         return "not given" if value is None else str(value)
+
+
+def _recipe_name(
+    recipe: RecipeName | None, arch: Architecture | None, budget: str | None
+) -> RecipeName:
+    return recipe or ("budget" if budget else arch or "classic")
+
+
+def _numbers(recipe: RecipeName | None, arch: Architecture | None, budget: str | None) -> Recipe:
+    name = _recipe_name(recipe, arch, budget)
+    return recipe_for(name, arch or RECIPES[name].arch)

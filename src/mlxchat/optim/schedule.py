@@ -10,7 +10,7 @@ from mlxchat.config.recipes import Recipe
 from mlxchat.model.config import Architecture, GPTConfig
 
 REFERENCE_WIDTH = 768  # for which the learning rates of AdamW were tuned
-REFERENCE_BATCH = 2**19  # tokens in a step, for which the modern learning rates were tuned
+REFERENCE_BATCH = 2**19  # tokens in a step, for which nanochat's modern rates were tuned
 SMEAR_RATE = 0.2  # learning rate of smear and backout, whatever the batch
 STEADY_MOMENTUM: dict[Architecture, float] = {"classic": 0.95, "modern": 0.97}
 
@@ -18,8 +18,8 @@ STEADY_MOMENTUM: dict[Architecture, float] = {"classic": 0.95, "modern": 0.97}
 def learning_rates(recipe: Recipe, config: GPTConfig, tokens_per_step: int) -> dict[str, float]:
     """Return the learning rate of each parameter group, by the group's name.
 
-    AdamW's shrink with the width of the model; all modern ones, but that of the smear, grow with
-    the square root of the batch.
+    AdamW's shrink with the width of the model. Those that are transferred from another batch, all
+    but that of the smear, grow with its square root.
     """
     by_width = width_scale(config.n_embd)
     rates = {
@@ -32,7 +32,7 @@ def learning_rates(recipe: Recipe, config: GPTConfig, tokens_per_step: int) -> d
     rates["value_embeds"] = rates["embedding"] / 2
     rates["resid"] = recipe.scalar_lr * 0.01
     rates["x0"] = recipe.scalar_lr
-    by_batch = math.sqrt(tokens_per_step / REFERENCE_BATCH)
+    by_batch = math.sqrt(tokens_per_step / REFERENCE_BATCH) if recipe.transferred else 1.0
     return {group: rate * by_batch for group, rate in rates.items()} | {"smear": SMEAR_RATE}
 
 

@@ -1,6 +1,8 @@
 """Time budgets: the plan that a budget allows, and keeping to it while the run trains. Pure.
 
-`budgeted_plan` chooses depth, batch and number of steps:
+`budgeted_plan` chooses depth, batch and number of steps. With the recipe for budgets, it also
+chooses the context and, for a tokenizer yet to be trained, the vocabulary; all by the tokens that
+each depth could see in the time (`mlxchat.config.recipes.scale_for`). With nanochat's recipes:
 
 - Depth: the deepest model that gets, within the budget, as many tokens for each parameter of its
   matrices as the recipe's data ratio (20; modern 12). Embedding and head are not counted: in small
@@ -21,9 +23,10 @@ from statistics import mean
 from typing import NamedTuple
 
 from mlxchat.config.pretrain import LARGEST_DEPTH, PretrainConfig
+from mlxchat.config.recipes import Scale, scale_for
 from mlxchat.errors import ConfigError, MlxchatError
-from mlxchat.model.config import GPTConfig
-from mlxchat.model.size import flops_per_token, parameters
+from mlxchat.model.config import ASPECT_RATIO, GPTConfig
+from mlxchat.model.size import flops_per_token, parameters, scaling_parameters
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Costs, Plan, plan, recipe_batch, shape
 from mlxchat.telemetry.events import Evaluated, Evaluating, Event, Sampled, Saved, Stepped
@@ -45,7 +48,7 @@ FORWARD_SHARE = 1 / 3  # of a training step's time, to evaluate as many tokens
 
 def budgeted_plan(
     config: PretrainConfig,
-    vocab_size: int,
+    vocab_size: int | None,
     resources: Resources,
     left: Callable[[], float],
     flops: float,
@@ -57,7 +60,7 @@ def budgeted_plan(
     speed, until the choice is one that was measured or there is no time to measure more.
 
     Args:
-        vocab_size: tokens in the tokenizer's vocabulary.
+        vocab_size: tokens in the tokenizer's vocabulary; None for those of the budget recipe.
         resources: the means of the machine.
         left: returns the seconds left of the budget.
         flops: FLOP/s presumed for training before anything is measured.
@@ -67,7 +70,7 @@ def budgeted_plan(
         MlxchatError: `plan` refuses the settings, or there is no time for a single step.
     """
     speeds: dict[int, float] = {}  # FLOP/s by depth
-    measured: set[tuple[int, int]] = set()
+    measured: set[tuple[GPTConfig, int]] = set()
 
     def speed(depth: int) -> float:
         return speeds[min(speeds, key=lambda other: abs(other - depth))] if speeds else flops
@@ -75,7 +78,7 @@ def budgeted_plan(
     while True:
         draft = _draft(config, vocab_size, resources, TRAINING_SHARE * left(), speed)
         depth, step_flops = draft.model.n_layer, draft.flops_per_token * draft.tokens_per_step
-        choice = (depth, draft.tokens_per_step)
+        choice = (draft.model, draft.tokens_per_step)
         seconds = None if choice in measured else measure(draft)
         if seconds is None:
             return _with_steps_that_fit(config, draft, left(), step_flops / speed(depth))
@@ -86,9 +89,13 @@ def budgeted_plan(
 def reason(config: PretrainConfig, plan: Plan) -> str:
     """Explain the plan of a run with a time budget in one line."""
     depth, tokens = plan.model.n_layer, plan.tokens / parameters(plan.model)["matrices"]
-    enough = config.recipe.target_param_data_ratio
+    enough = config.numbers.target_param_data_ratio
     each = f"{tokens:.3g} tokens for each parameter of its matrices"
-    if config.depth is not None:
+    if _scales(config):
+        size = scaling_parameters(plan.model)
+        each = f"{plan.tokens / size:.2g} tokens"
+        why = f"{each} for each of its {size:,} parameters in matrices and head"
+    elif config.depth is not None:
         why = f"it gets {each}"
     elif depth > SHALLOWEST or tokens >= enough:
         why = f"the deepest that gets about {enough:g}, here {each}"
@@ -101,9 +108,14 @@ def reason(config: PretrainConfig, plan: Plan) -> str:
     )
 
 
+def _scales(config: PretrainConfig) -> bool:
+    """Return whether the budget recipe chooses the size of the model."""
+    return config.recipe_name == "budget" and config.target_param_data_ratio is None
+
+
 def _draft(
     config: PretrainConfig,
-    vocab_size: int,
+    vocab_size: int | None,
     resources: Resources,
     seconds: float,
     speed: Callable[[int], float],
@@ -114,21 +126,44 @@ def _draft(
         return max(0.0, seconds) * speed(model.n_layer) / flops_per_token(model)
 
     def draft_of(depth: int) -> Plan:
-        model = shape(config, vocab_size, depth)
-        total = config.total_batch_size or _batch(config, model, tokens(model))
+        settled, vocabulary = config, vocab_size
+        if config.recipe_name == "budget":
+            presumed = shape(config, vocab_size or config.numbers.vocabulary, depth)
+            scale = scale_for(tokens(presumed))
+            settled, vocabulary = _settled(config, depth, scale), vocab_size or scale.vocabulary
+        assert vocabulary is not None, "nanochat's recipes need a tokenizer"
+        model = shape(settled, vocabulary, depth)
+        total = config.total_batch_size or _batch(settled, model, tokens(model))
         chosen = {"depth": depth, "total_batch_size": total, "num_iterations": TARGET_STEPS}
-        return plan(config.model_copy(update=chosen), vocab_size, resources)
+        return plan(settled.model_copy(update=chosen), vocabulary, resources)
 
     if config.depth is not None:
         return draft_of(config.depth)
     drafts = _possible(draft_of)
     best = next(drafts)
     for draft in drafts:
-        needed = config.recipe.target_param_data_ratio * parameters(draft.model)["matrices"]
-        if tokens(draft.model) < needed:
+        if not _sees_enough(config, draft.model, tokens(draft.model)):
             break
         best = draft
     return best
+
+
+def _settled(config: PretrainConfig, depth: int, scale: Scale) -> PretrainConfig:
+    """Return the settings with the budget recipe's context and heads where they say nothing."""
+    chosen = {"max_seq_len": scale.context}
+    if ASPECT_RATIO * depth % config.head_dim:
+        chosen["head_dim"] = ASPECT_RATIO  # or the width would be rounded up
+    given = config.model_fields_set
+    return config.model_copy(
+        update={name: value for name, value in chosen.items() if name not in given}
+    )
+
+
+def _sees_enough(config: PretrainConfig, model: GPTConfig, tokens: float) -> bool:
+    """Return whether a shallower model would not learn more from so many tokens."""
+    if _scales(config):
+        return scaling_parameters(model) <= scale_for(tokens).parameters
+    return tokens >= config.numbers.target_param_data_ratio * parameters(model)["matrices"]
 
 
 def _possible(draft_of: Callable[[int], Plan]) -> Iterator[Plan]:
@@ -149,7 +184,11 @@ def _batch(config: PretrainConfig, model: GPTConfig, tokens: float) -> int:
     """Return the tokens of a step of a run of ``tokens``."""
     unit = (config.device_batch_size or 1) * config.max_seq_len
     least = TOKENS_PER_CHANNEL * model.n_embd
-    wanted = min(recipe_batch(config, model), max(least, tokens / TARGET_STEPS))
+    wanted = (
+        scale_for(tokens).batch
+        if config.recipe_name == "budget"
+        else min(recipe_batch(config, model), max(least, tokens / TARGET_STEPS))
+    )
     times = max(1, int(wanted // unit))
     return unit << times.bit_length() - 1
 

@@ -107,7 +107,7 @@ def plan(config: PretrainConfig, vocab_size: int, resources: Resources) -> Plan:
             divided among the heads, or the data ratio asks for less than one step.
         MemoryLimitError: training does not fit into memory.
     """
-    recipe = config.recipe
+    recipe = config.numbers
     model = shape(config, vocab_size, config.depth or DEFAULT_DEPTH)
     target_tokens = _target_tokens(recipe, model)
     tokens_per_step = recipe_batch(config, model)
@@ -163,7 +163,7 @@ def shape(config: PretrainConfig, vocab_size: int, depth: int) -> GPTConfig:
     Raises:
         ConfigError: the width cannot be divided among the heads, or they have an odd width.
     """
-    if config.arch == "modern" and config.head_dim % 2:
+    if config.architecture == "modern" and config.head_dim % 2:
         raise ConfigError(
             f"`head_dim={config.head_dim}` is odd, but rotary embeddings rotate the channels of a "
             "head in pairs.",
@@ -192,8 +192,8 @@ def _shape(config: PretrainConfig, vocab_size: int, depth: int) -> GPTConfig:
         vocab_size,
         config.max_seq_len,
         config.head_dim,
-        config.arch,
-        config.recipe.window_pattern,
+        config.architecture,
+        config.numbers.window_pattern,
     )
 
 
@@ -233,7 +233,7 @@ def recipe_batch(config: PretrainConfig, model: GPTConfig) -> int:
     A batch that follows from the horizon is a power of 2, and for no model smaller than the longest
     row.
     """
-    recipe = config.recipe
+    recipe = config.numbers
     if recipe.total_batch_size:
         return recipe.total_batch_size
     best = REFERENCE_BATCH * _horizon_ratio(config, recipe, model) ** BATCH_EXPONENT
@@ -274,10 +274,11 @@ def _weight_decay(
 ) -> float:
     """Return the weight decay.
 
-    The modern one keeps batch / (learning rate * decay * horizon) as it is at the reference depth
-    (https://arxiv.org/abs/2405.13698), even if the settings give the number of steps.
+    One that is transferred keeps batch / (learning rate * decay * horizon) as it is at the
+    reference depth (https://arxiv.org/abs/2405.13698), even if the settings give the number of
+    steps.
     """
-    if config.arch == "classic":
+    if not recipe.transferred:
         return recipe.weight_decay
     by_batch = math.sqrt(tokens_per_step / REFERENCE_BATCH)
     return recipe.weight_decay * by_batch / _horizon_ratio(config, recipe, model)

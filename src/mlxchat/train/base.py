@@ -41,7 +41,7 @@ def read_base(folder: Path, home: Home) -> Base:
         )
     if not (folder / layout.TRAINER).exists():
         config = PretrainConfig(arch=model.arch)
-        rates = learning_rates(config.recipe, model, REFERENCE_BATCH)
+        rates = learning_rates(config.numbers, model, REFERENCE_BATCH)
         return Base(model, rates, REFERENCE_BATCH)
     state = read_trainer(folder)
     rates = stage_of(state, home).learning_rates(state.plan)

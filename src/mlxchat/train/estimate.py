@@ -8,8 +8,8 @@ from mlxchat.home import Home
 from mlxchat.plan.estimate import Estimate, Room, VocabularySource, estimate
 from mlxchat.plan.plan import plan, refitted
 from mlxchat.telemetry.events import Noted, Report
-from mlxchat.train.inputs import vocabulary
-from mlxchat.train.measure import measured_plan, resources
+from mlxchat.train.inputs import chooses_vocabulary, vocabulary
+from mlxchat.train.measure import Planner, resources
 from mlxchat.train.resume import SavedRun
 
 
@@ -41,12 +41,13 @@ def estimate_run(
         if not saved.trainer.finished:
             made = refitted(made, config, available)
     else:
-        vocab_size, source = vocabulary(config, home)
+        planner = wanted = None
         if config.budget:
             report(Noted(time.time(), "Measuring how fast this machine trains."))
-            made = measured_plan(config, vocab_size, available, time.monotonic(), time.monotonic)
-        else:
-            made = plan(config, vocab_size, available)
+            planner = Planner(config, available, time.monotonic(), time.monotonic)
+            wanted = planner.plan(None).model.vocab_size if chooses_vocabulary(config) else None
+        vocab_size, source = vocabulary(config, home, wanted)
+        made = planner.plan(vocab_size) if planner else plan(config, vocab_size, available)
     limit = made.memory_limit or available.memory
     machine = runtime.machine()
     room = Room(config.memory_limit, runtime.cache_at_peak(limit, made.peak), machine.memory)

@@ -27,6 +27,8 @@ from mlxchat.tokenizer.bpe import TOKENIZER_FILE, Tokenizer
 from mlxchat.train.resume import require_names, require_revision, require_same_files
 
 DOCUMENT_CHARACTERS = 10_000  # read of one document, at most; nanochat's
+TRAINED_ON_PER_TOKEN = 5000  # characters, at most, for a vocabulary that the budget recipe chose
+TOO_LARGE = 2  # times the vocabulary that it chose
 TASK = "reading text for the tokenizer"
 
 
@@ -240,33 +242,69 @@ def stored_tokenizer(config: DataConfig, home: Home) -> Tokenizer | None:
     return tokenizer
 
 
-def vocabulary(config: PretrainConfig, home: Home) -> tuple[int, VocabularySource]:
-    """Return the size of the run's vocabulary, and what determines it."""
+def vocabulary(
+    config: PretrainConfig, home: Home, largest: int | None = None
+) -> tuple[int, VocabularySource]:
+    """Return the size of the run's vocabulary, and what determines it.
+
+    Args:
+        largest: of a tokenizer yet to be trained; None for the recipe's.
+    """
     if config.vocab_size:
         return config.vocab_size, "vocab_size"
-    if tokenizer := stored_tokenizer(config, home):
+    if tokenizer := stored_tokenizer(with_tokenizer_near(config, home, largest), home):
         return tokenizer.vocab_size, "tokenizer"
-    largest = config.recipe.vocabulary
+    largest = largest or config.numbers.vocabulary
     if config.is_builtin:
         largest = min(largest, BuiltinDocuments(config.seed).suggested_vocabulary())
     return largest, "default"
 
 
+def chooses_vocabulary(config: PretrainConfig) -> bool:
+    """Return whether the budget recipe chooses the vocabulary."""
+    left_open = config.vocab_size is None and config.tokenizer_dir is None
+    return config.recipe_name == "budget" and left_open
+
+
+def with_tokenizer_near(config: PretrainConfig, home: Home, wanted: int | None) -> PretrainConfig:
+    """Return the settings with the folder of a tokenizer for about ``wanted`` tokens.
+
+    It is the default one unless the tokenizer there has more than `TOO_LARGE` times as many: a
+    small model would spend most of its time on the head. Then it is a folder of its own.
+    """
+    if wanted is None:
+        return config
+    tokenizer, folder = stored_tokenizer(config, home), tokenizer_folder(config, home)
+    if tokenizer is None or tokenizer.vocab_size <= TOO_LARGE * wanted:
+        return config
+    own = folder.with_name(f"{folder.name}_{wanted}")
+    return config.model_copy(update={"tokenizer_dir": own})
+
+
 def ready_tokenizer(
-    config: PretrainConfig, home: Home, documents: TextDocuments, report: Report, clock: Clock
+    config: PretrainConfig,
+    home: Home,
+    documents: TextDocuments,
+    report: Report,
+    clock: Clock,
+    wanted: int | None = None,
 ) -> Generator[Event, None, Tokenizer]:
     """Read the run's tokenizer, or train it if there is none.
+
+    Args:
+        wanted: the vocabulary that the budget recipe chose; None for another recipe's.
 
     Raises:
         MlxchatError: as `stored_tokenizer` and `train_tokenizer`.
     """
-    folder, largest = tokenizer_folder(config, home), config.recipe.vocabulary
+    config = with_tokenizer_near(config, home, wanted)
+    folder, largest = tokenizer_folder(config, home), wanted or config.numbers.vocabulary
     if tokenizer := stored_tokenizer(config, home):
-        if config.vocab_size is None and tokenizer.vocab_size > largest:
+        if wanted is None and config.vocab_size is None and tokenizer.vocab_size > largest:
             yield Noted(
                 clock(),
-                f"Using the tokenizer of {tokenizer.vocab_size:,} tokens in {folder}; nanochat's "
-                f"{config.arch} recipe has {largest:,}. To train one of that size: "
+                f"Using the tokenizer of {tokenizer.vocab_size:,} tokens in {folder}; the recipe "
+                f"{config.recipe_name} has {largest:,}. To train one of that size: "
                 f"{command('tokenizer train', vocab_size=largest, tokenizer_dir='FOLDER')}, then "
                 "train with `tokenizer_dir`.",
             )
@@ -274,8 +312,15 @@ def ready_tokenizer(
     yield Noted(
         clock(), f"There is no tokenizer yet: training one, which will be stored in {folder}."
     )
+    characters = MAX_CHARACTERS if wanted is None else wanted * TRAINED_ON_PER_TOKEN
     return train_tokenizer(
-        documents, folder, config.vocab_size, report, largest=largest, clock=clock
+        documents,
+        folder,
+        config.vocab_size,
+        report,
+        largest=largest,
+        max_characters=characters,
+        clock=clock,
     )
 
 

@@ -91,40 +91,49 @@ def _trial(streams: int) -> list[mx.array]:
 # ==== The plan for a time budget =================================================================
 
 
-def measured_plan(
-    config: PretrainConfig,
-    vocab_size: int,
-    resources: Resources,
-    started_at: float,
-    timer: Timer,
-    compile: Compile = compile_step,
-) -> Plan:
-    """Return the plan for a time budget, measuring how fast this machine trains.
+class Planner:
+    """Plans for a time budget, measuring how fast this machine trains.
 
     Args:
-        vocab_size: tokens in the tokenizer's vocabulary.
+        config: the settings, with a budget.
         resources: the means of the machine.
         started_at: when the budget started to run, by ``timer``.
         compile: makes the function that launches a step.
-
-    Raises:
-        MlxchatError: as `budgeted_plan` does.
     """
-    budget = float(config.budget_seconds or 0)
-    seconds = min(BUDGET_SHARE * budget, LONGEST_SECONDS)
-    measure = step_timer(seconds, timer, compile, config.dtype)
-    presumed = UTILISATION * matmul_flops(dtype=compute_dtype(config.dtype))
 
-    def left() -> float:
-        return started_at + budget - timer()
+    def __init__(
+        self,
+        config: PretrainConfig,
+        resources: Resources,
+        started_at: float,
+        timer: Timer,
+        compile: Compile = compile_step,
+    ) -> None:
+        budget = float(config.budget_seconds or 0)
+        seconds = min(BUDGET_SHARE * budget, LONGEST_SECONDS)
+        self._config, self._resources = config, resources
+        self._measure = step_timer(seconds, timer, compile, config.dtype)
+        self._left = lambda: started_at + budget - timer()
+        self._presumed = UTILISATION * matmul_flops(dtype=compute_dtype(config.dtype))
 
-    return budgeted_plan(config, vocab_size, resources, left, presumed, measure)
+    def plan(self, vocab_size: int | None) -> Plan:
+        """Return the plan for what is left of the budget; what was measured counts again.
+
+        Args:
+            vocab_size: tokens in the tokenizer's vocabulary; None for those of the budget recipe.
+
+        Raises:
+            MlxchatError: as `budgeted_plan` does.
+        """
+        return budgeted_plan(
+            self._config, vocab_size, self._resources, self._left, self._presumed, self._measure
+        )
 
 
 def step_timer(
     seconds: float, timer: Timer, compile: Compile = compile_step, dtype: str = "auto"
 ) -> Measure:
-    """Return a function that measures the steps of one plan after another.
+    """Return a function that measures the steps of one plan after another, each plan's once.
 
     It returns None once ``seconds`` from now have passed. A measurement under way then ends with a
     whole step.
@@ -136,10 +145,13 @@ def step_timer(
         dtype: the precision of the activations, as the setting names it.
     """
     deadline = timer() + seconds
+    measured: dict[tuple[GPTConfig, int], float] = {}
 
     def measure(plan: Plan) -> float | None:
-        left = deadline - timer()
-        return step_seconds(plan, left / 2, timer, compile, dtype) if left > 0 else None
+        step, left = (plan.model, plan.tokens_per_step), deadline - timer()
+        if step not in measured and left > 0:
+            measured[step] = step_seconds(plan, left / 2, timer, compile, dtype)
+        return measured.get(step)
 
     return measure
 

@@ -21,7 +21,7 @@ from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train import inputs
 from mlxchat.train.base import load_base, with_shape_of_base
-from mlxchat.train.measure import measured_plan
+from mlxchat.train.measure import Planner
 from mlxchat.train.resume import SavedRun, TrainState, new_optimizer
 from mlxchat.train.run import run
 from mlxchat.train.stage import Prepared, Stage
@@ -69,7 +69,7 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
 
     def learning_rates(self, plan: Plan) -> dict[str, float]:
         """Return the settings' rates for the reference batch."""
-        return learning_rates(self.config.recipe, plan.model, REFERENCE_BATCH)
+        return learning_rates(self.config.numbers, plan.model, REFERENCE_BATCH)
 
     def momentum(self, plan: Plan, step: int) -> float:
         """Return Muon's momentum after ``step`` updates."""
@@ -116,13 +116,12 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         If there is a time budget, the plan is based on the measured speed of this machine.
         """
         config, home, clock = self.config, self.home, self.clock
-        tokenizer = yield from inputs.ready_tokenizer(config, home, documents, self.report, clock)
         if config.budget:
-            yield Noted(clock(), f"Measuring how fast this machine trains, for {config.budget}.")
-            made = measured_plan(
-                config, tokenizer.vocab_size, resources, started_at, clock.seconds, self.compile
-            )
+            tokenizer, made = yield from self._within_budget(documents, resources, started_at)
         else:
+            tokenizer = yield from inputs.ready_tokenizer(
+                config, home, documents, self.report, clock
+            )
             made = plan(config, tokenizer.vocab_size, resources)
         hold_memory(made.memory_limit, made.peak, config.wired)
         history = None
@@ -134,6 +133,24 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         optimizer = new_optimizer(model)
         state = TrainState(made, tokenizer, model, optimizer, 0, LoaderState(), history)
         return Prepared(state, (reason(config, made),) if made.costs else ())
+
+    def _within_budget(
+        self, documents: TextDocuments, resources: Resources, started_at: float
+    ) -> Generator[Event, None, tuple[Tokenizer, Plan]]:
+        """Return the tokenizer and the plan of a run with a time budget."""
+        config, clock = self.config, self.clock
+        planner = Planner(config, resources, started_at, clock.seconds, self.compile)
+        measuring = f"Measuring how fast this machine trains, for {config.budget}."
+        wanted = None
+        if inputs.chooses_vocabulary(config):
+            yield Noted(clock(), measuring)
+            wanted = planner.plan(None).model.vocab_size
+        tokenizer = yield from inputs.ready_tokenizer(
+            config, self.home, documents, self.report, clock, wanted
+        )
+        if wanted is None:
+            yield Noted(clock(), measuring)
+        return tokenizer, planner.plan(tokenizer.vocab_size)
 
     def prompts(
         self, tokenizer: Tokenizer, documents: TextDocuments
