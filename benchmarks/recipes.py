@@ -1,11 +1,11 @@
 """Which options of `mlxchat train` learn most in the same time, or in the same number of steps.
 
     python benchmarks/recipes.py --data ~/text --budget 10m --seeds 3 --keep ~/recipes \
-        classic="--arch classic" wide="--depth 6 --max-seq-len 512"
+        classic="--recipe classic" budget="--recipe budget" wide="--recipe budget --depth 6"
     python benchmarks/recipes.py --data ~/text --steps 300 --seeds 3 low="--matrix-lr 0.01" \
         high="--matrix-lr 0.04"
     python benchmarks/recipes.py --data ~/text --budget 10m --horizons 0.5 2 4 --sample \
-        today="" modern="--arch modern --depth 4"
+        budget="" long="--max-seq-len 1024"
 
 A candidate is NAME="OPTIONS", the options being those of `mlxchat train`; the first one is the
 baseline. Each trains once for each seed, one after another, in turns: A B C, then A B C with the
@@ -38,6 +38,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ from mlxchat.home import Home, expanded
 TEXT = "text"  # the dataset that --data becomes, unless it is shards
 RESULT = "result.json"
 UNFINISHED = ".unfinished"
+TIME_ENOUGH = 600  # seconds, or steps, for a plan of any candidate
 
 
 def main() -> None:
@@ -226,11 +228,14 @@ def measured_data(shards: Path, limit: int) -> dict[str, Any]:
 def check(candidates: Iterable[Candidate], shards: Path) -> None:
     """Plan candidates before any is trained, which might take hours.
 
+    They are given time enough: without a tokenizer a plan presumes a larger vocabulary, so steps
+    that take longer, than the run may have.
+
     Raises:
         MlxchatError: `mlxchat train` refuses the options of one.
     """
     for each in candidates:
-        options = Run(each, 1).options
+        options = Run(replace(each, length=max(each.length, TIME_ENOUGH)), 1).options
         tell(f"{each.name}: looking at its options")
         words = ["train", "--dry-run", *options, f"--data-dir={shards}"]
         with tempfile.TemporaryDirectory() as home:
