@@ -115,7 +115,8 @@ class DataConfig(BaseModel):
         42,
         ge=0,
         lt=2**32,
-        description="Random seed of the initial parameters and the built-in corpus.",
+        description="Random seed of the initial parameters, of the built-in corpus, and of the "
+        "order of documents that are seen again.",
     )
 
     @field_validator("data_dir", "tokenizer_dir")

@@ -146,9 +146,10 @@ def _numbers(meter: Meter, latest: Stepped | None, waited: float) -> list[list[C
     """Return three groups of numbers, one per column if there is room: loss, speed, memory."""
     diverged = latest is not None and not math.isfinite(latest.loss)
     learning = [Cell("loss", shown_loss(meter, latest), "bold red" if diverged else "bold")]
-    if meter.bits_per_byte is not None and meter.best_bits_per_byte is not None:
+    if meter.bits_per_byte is not None and meter.best is not None:
+        step, lowest = meter.best
         learning.append(Cell("bits per byte", f"{meter.bits_per_byte:.4f}"))
-        learning.append(Cell("best", f"{meter.best_bits_per_byte:.4f}"))
+        learning.append(Cell("best", f"{lowest:.4f}, step {step:,}"))
     if latest:
         learning.append(Cell("learning rate", f"{latest.learning_rate:.3g}"))
         learning.append(Cell("gradient norm", f"{latest.gradient_norm:.3g}"))
