@@ -163,6 +163,7 @@ def _batches(activities: Activities) -> Loader:
         state.loader,
         activities.stop,
         documents.conversational,
+        activities.stage.whole_documents,
     )
 
 
