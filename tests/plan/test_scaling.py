@@ -130,6 +130,7 @@ def test_the_error_grows_with_the_noise_and_with_the_distance() -> None:
 
 def test_two_runs_have_no_law() -> None:
     assert fitted_law(noisy(0.0)[:2]) is None
+    assert fitted_law([rung(1e12, 2.0)] * 3) is None
 
 
 def test_runs_of_few_steps_do_not_count() -> None:

@@ -82,6 +82,7 @@ def test_what_it_says_is_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
     ("rungs", "said"),
     [
         (RUNGS[:1], "Fewer than 3 runs of 100 steps show no law: give more --depths"),
+        ([RUNGS[0]] * 3, "Fewer than 3 runs of 100 steps show no law: give more --depths"),
         (RUNGS[:2], "Fewer than 3 runs of 100 steps show no law: give more --depths"),
         ([*RUNGS[:2], rung(4, 10**14, 450, 3.0)], "More FLOPs did not help"),
     ],

@@ -145,7 +145,7 @@ def divided(budget: int, rungs: int) -> list[int]:
 def fitted_law(rungs: Sequence[Rung]) -> Law | None:
     """Fit the law by least squares; None for fewer than `FEWEST_RUNGS` with `STEPS_THAT_COUNT`."""
     rungs = [rung for rung in rungs if rung.steps >= STEPS_THAT_COUNT]
-    if len(rungs) < FEWEST_RUNGS:
+    if len({rung.flops for rung in rungs}) < FEWEST_RUNGS:
         return None
     xs = [math.log(rung.flops) for rung in rungs]
     ys = [math.log(rung.bits_per_byte) for rung in rungs]

@@ -15,7 +15,7 @@ from mlxchat.ui.output import console_for
 from mlxchat.ui.text import as_options
 
 CHART_WIDTH, CHART_HEIGHT = 60, 8  # characters
-ROUGH_RUNS = 4  # the most whose residuals, with two degrees of freedom less, say little
+ROUGH_RUNS = 4  # the most of which the line's two numbers leave hardly an error to measure
 
 
 def ladder_in_json(
@@ -44,7 +44,7 @@ def show_ladder(
     """Print the runs, what follows from them, and what to do with them.
 
     Args:
-        rungs: the runs, the shallowest first.
+        rungs: the runs, the shortest first.
         law: fitted to them; None for too few.
         foretold: what longer runs would reach, by that law.
         home: where the runs are.
@@ -79,7 +79,7 @@ def show_ladder(
 
 def _show_chart(rungs: Sequence[Rung]) -> None:
     console = console_for(sys.stdout)
-    points = sorted((math.log10(rung.flops), rung.bits_per_byte) for rung in rungs)
+    points = sorted({math.log10(rung.flops): rung.bits_per_byte for rung in rungs}.items())
     width = min(CHART_WIDTH, console.width)
     title = "bits per byte by FLOPs"
     lines = labelled_curve(points, width, CHART_HEIGHT, title, lambda x: f"{10**x:.1e}")
