@@ -280,7 +280,7 @@ class PretrainConfig(RunConfig, DataConfig):
     def _require_effect(self) -> "PretrainConfig":
         if self.recipe == "budget" and not self.budget:
             raise ConfigError(
-                "The recipe `budget` follows from the time there is, and none is given.",
+                "The recipe for budgets follows from the time there is, and none is given.",
                 "Give a `budget`, such as `budget=1h`, or use another `recipe`.",
             )
         if self.recipe in ("classic", "modern") and self.arch not in (None, self.recipe):
