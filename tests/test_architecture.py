@@ -293,6 +293,7 @@ COMMANDS = [
     "train",
     "sft",
     "info",
+    "scaling",
     "chat",
     "quantize",
     "import",
@@ -316,7 +317,7 @@ COMMANDS = [
 
 
 def test_help_imports_no_arrays() -> None:
-    """One process runs the help of all commands: starting 23 of them takes most of the time."""
+    """One process runs the help of all commands: starting 24 of them takes most of the time."""
     script = (
         "import sys, typer.testing\n"
         "from mlxchat.cli.app import app\n"
