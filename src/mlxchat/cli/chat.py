@@ -63,10 +63,10 @@ def chat_command(
     Text piped into the command is taken as one message.
 
     With --json, each line of standard input is a message, {"content": "Hello"},
-    or a command, {"command": "/clear"}. Each is answered by one line: a message by
-    {"content": "Hi!", "calculations": [], "truncated": false, "dropped": 0},
-    a command by {"notes": [...]}, and a mistake, which does not end the chat, by
-    {"error": {"problem": ..., "remedy": ...}}.
+    or a command, {"command": "/clear"}. Each is answered by one line:
+    {"content": "Hi!", "calculations": [], "truncated": false, "dropped": 0}
+    to a message, {"notes": [...]} to a command, and to a mistake, which does not
+    end the chat, {"error": {"problem": ..., "remedy": ...}}.
     """
     require_one_place(model_tag, step, checkpoint)
     folder = catalog.locate(Home.from_environment().stages, model_tag, step, checkpoint)

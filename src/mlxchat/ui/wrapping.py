@@ -25,7 +25,7 @@ class WordStream:
 
     Words end at blanks; wide characters, as of Chinese, are words of their own. A word that is
     longer than a line is left to the terminal to break, so that an address can still be copied. On
-    a console that is no terminal, text is written as it comes.
+    a console that is no terminal, or one whose width is unknown, text is written as it comes.
 
     Args:
         console: where to write. Its cursor is at the beginning of a line.
@@ -33,6 +33,7 @@ class WordStream:
 
     def __init__(self, console: LiteralConsole) -> None:
         self._console = console
+        self._wraps = console.is_terminal and not console.is_dumb_terminal
         self._column = 0  # cells written on this line
         self._width = console.width  # of the terminal when the last word was written
         self._blanks = ""  # after the last word that was written
@@ -41,7 +42,7 @@ class WordStream:
 
     def write(self, text: str, dimmed: bool = False) -> None:
         """Write a piece of text."""
-        if not self._console.is_terminal:
+        if not self._wraps:
             self._put(text, dimmed)
             return
         for character in harmless(text):
@@ -55,7 +56,7 @@ class WordStream:
                 if self._begins_word(character):
                     self._end_word()
                 self._word.append((character, dimmed))
-                if self._overlong or self._cells() > self._console.width:
+                if self._overlong or self._cells() > self._width:
                     self._spill()
 
     def close(self) -> None:
@@ -128,7 +129,7 @@ class WordStream:
     def _put(self, text: str, dimmed: bool = False) -> None:
         if dimmed:
             self._console.print(Text(text, "dim"), end="", soft_wrap=True)
-        elif text:
+        else:
             self._console.write(text)
 
 
