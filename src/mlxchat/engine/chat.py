@@ -183,7 +183,7 @@ class Chat:
         try:
             with replacing(path) as partial:
                 partial.write_bytes(said + b"\n")
-        except OSError as error:
+        except (OSError, ValueError) as error:  # no disk can have such a name
             raise DiskError(
                 f"Cannot write {path}: {reason_of(error)}.", "Save under another name."
             ) from error
