@@ -43,8 +43,9 @@ def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     [
         ("--budget 90", "'90' is not a duration", "1h30m"),
         ("--budget 1h --depths 2,2", "--depths 2,2 has depth 2 twice", "once"),
-        ("--budget 1h --depths -1", "'-1' is not a depth of 1 to 64", "2,3,4"),
-        ("--budget 1h --depths 4,5", "width of 320", "--depth 4 or 6"),
+        ("--budget 1h --depths 2,4", "fewer than 3 runs", "3 depths"),
+            ("--budget 1h --depths -1", "'-1' is not a depth of 1 to 64", "2,3,4"),
+        ("--budget 1h --depths 2,4,5", "width of 320", "--depth 4 or 6"),
         ("--budget 1h --dataset mine", "no data", "mlxchat data fetch"),
         ("--budget 1h --eval-every 0", "--eval-every 0", "Leave it out"),
         (f"--budget 1h --model-tag {'a' * 99}", "cannot be the name of a run", "--model-tag"),
@@ -52,7 +53,7 @@ def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         ("--budget 60s --depths 2,3,4", "--budget 1m is too short for 3 runs", "--budget 2m20s"),
         ("--budget 60s", "--budget 1m is too short for 4 runs", "--budget 5m"),
         ("--budget 1h --recipe classic --arch modern", "--recipe classic", "one of them"),
-        ("--budget 9d --depths 40 --memory-limit 1GB", "needs at least", "--depth"),
+        ("--budget 9d --depths 2,4,40 --memory-limit 1GB", "needs at least", "--depth"),
     ],
 )
 def test_errors_are_two_lines(

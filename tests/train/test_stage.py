@@ -48,8 +48,21 @@ def test_the_trainers_state_is_written_as_it_was_read(name: str, home: Path) -> 
     written, before = json.loads(state.model_dump_json()), trainer_fields(name)
     for fields in (written, before):  # a later version of mlxchat adds to the plan, and renames
         del fields["plan"]
-    defaults = json.loads(type(state.settings)().model_dump_json())  # of settings added since
-    assert written == {**before, "settings": defaults | before["settings"]}
+    kind = type(state.settings)
+    defaults = json.loads(kind().model_dump_json())  # of settings added since
+    assert written == {**before, "settings": defaults | kind.upgraded(before["settings"])}
+
+
+def test_a_run_from_before_there_were_recipes_has_its_architectures(home: Path) -> None:
+    folder = saved_step("classic", home)
+    fields = json.loads((folder / TRAINER).read_text("utf-8"))
+    assert "recipe" not in fields["settings"]
+    fields["settings"]["budget"], fields["settings"]["num_iterations"] = "1h", None
+    (folder / TRAINER).write_text(json.dumps(fields), "utf-8")
+    files.write_checksums(folder)
+    settings = read_trainer(folder).settings
+    assert isinstance(settings, PretrainConfig)
+    assert settings.recipe_name == "classic"
 
 
 @pytest.mark.parametrize(

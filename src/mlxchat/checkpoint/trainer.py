@@ -115,6 +115,9 @@ def read_state(folder: Path, settings: Mapping[str, type[Settings]]) -> TrainerS
     if kind is None:
         raise _of_another_version(folder, f"its stage is {fields.get('stage')!a:.99}")
     try:
+        stored = fields.get("settings")
+        if isinstance(stored, dict):
+            fields = {**fields, "settings": kind.upgraded(stored)}
         return as_type(fields, TypeAdapter(TrainerState[kind]))  # type: ignore[valid-type]
     except ValidationError as error:
         raise _of_another_version(folder, in_words(error)) from error

@@ -38,8 +38,9 @@ def train_command(
 ) -> None:
     """Train a model, or resume a run that was interrupted.
 
-    --depth alone determines the model; --budget picks the one that learns most in the time
-    you have. To resume from the newest checkpoint, repeat the same command.
+    --depth alone determines the model; --budget picks the one that learns most
+    in the time you have. To resume from the newest checkpoint, repeat the same
+    command.
     """
     if supervise and dry_run:
         raise typer.BadParameter("--supervise cannot be combined with --dry-run.")

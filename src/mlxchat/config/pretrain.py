@@ -356,6 +356,11 @@ class PretrainConfig(RunConfig, DataConfig):
         return 5 if self.budget else super().evaluation_steps
 
     @classmethod
+    def upgraded(cls, stored: dict[str, Any]) -> dict[str, Any]:
+        """Name the recipe, which was the architecture's before there was one for budgets."""
+        return {"recipe": stored.get("arch"), **stored}
+
+    @classmethod
     def shown(cls, settings: dict[str, Any], name: str) -> str:
         """Write the value of a setting, or its default if it is not given."""
         value = settings[name]

@@ -87,7 +87,10 @@ assert tuple(RECIPES) == get_args(RecipeName)
 
 
 def recipe_for(name: RecipeName, arch: Architecture) -> Recipe:
-    """Return a recipe's numbers for an architecture: of the budget recipe, classic's with its ends.
+    """Return a recipe's numbers for an architecture.
+
+    Those of the budget recipe for classic models are classic's own, but for the vocabulary, the
+    batch, and how long the rates rise and fall.
 
     Raises:
         ValueError: the recipe is nanochat's, for the other architecture.
@@ -143,7 +146,7 @@ _SCALES = (
 SMALL_MODEL = 6_000_000  # parameters: depth 4 with a vocabulary of 8,192 has 5.2 million
 TOKENS_PER_PARAMETER = 12.0  # from which on a larger model learns more
 FEW_STEPS, FEW_TOKENS = 1000, 3e7  # the steps for so many tokens and fewer
-LEAST_BATCH = 4096  # tokens in a step, if there are `FEWEST_STEPS`; half of it if there are fewer
+LEAST_BATCH = 4096  # tokens in a step; down to half as many where there would be fewer steps than
 FEWEST_STEPS = 400
 
 

@@ -171,6 +171,11 @@ class RunConfig(MemoryConfig):
         return 20
 
     @classmethod
+    def upgraded(cls, stored: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings of a saved run as this version of mlxchat writes them."""
+        return stored
+
+    @classmethod
     def shown(cls, settings: dict[str, Any], name: str) -> str:
         """Write the value of a setting, or its default if it is not given."""
         return "not given" if settings[name] is None else str(settings[name])

@@ -43,6 +43,8 @@ SHALLOWEST = 2  # one layer cannot learn to repeat what it saw (https://arxiv.or
 TARGET_STEPS = 1000
 TOKENS_PER_CHANNEL = 16  # the minimum in a step; Muon costs as much as about 4 tokens per channel
 TRAINING_SHARE = 0.9  # of the remaining time; the rest evaluates, samples and saves
+SETTLING = 3  # times that shape and tokens follow from each other
+WARMUP_SHARE = 0.05  # of the steps, at most, with the budget recipe
 FORWARD_SHARE = 1 / 3  # of a training step's time, to evaluate as many tokens
 
 
@@ -53,6 +55,7 @@ def budgeted_plan(
     left: Callable[[], float],
     flops: float,
     measure: Measure,
+    speeds: dict[int, float] | None = None,
 ) -> Plan:
     """Choose what the settings leave open so that training ends when the budget does.
 
@@ -65,11 +68,12 @@ def budgeted_plan(
         left: returns the seconds left of the budget.
         flops: FLOP/s presumed for training before anything is measured.
         measure: measures the step of a plan.
+        speeds: FLOP/s by depth, as they were measured before; what is measured is added.
 
     Raises:
         MlxchatError: `plan` refuses the settings, or there is no time for a single step.
     """
-    speeds: dict[int, float] = {}  # FLOP/s by depth
+    speeds = {} if speeds is None else speeds
     measured: set[tuple[GPTConfig, int]] = set()
 
     def speed(depth: int) -> float:
@@ -126,13 +130,13 @@ def _draft(
         return max(0.0, seconds) * speed(model.n_layer) / flops_per_token(model)
 
     def draft_of(depth: int) -> Plan:
-        settled, vocabulary = config, vocab_size
-        if config.recipe_name == "budget":
-            presumed = shape(config, vocab_size or config.numbers.vocabulary, depth)
-            scale = scale_for(tokens(presumed))
-            settled, vocabulary = _settled(config, depth, scale), vocab_size or scale.vocabulary
-        assert vocabulary is not None, "nanochat's recipes need a tokenizer"
+        settled, vocabulary = config, vocab_size or config.numbers.vocabulary
         model = shape(settled, vocabulary, depth)
+        for _ in range(SETTLING if config.recipe_name == "budget" else 0):
+            # A shorter context and a smaller vocabulary leave time for more tokens.
+            scale = scale_for(tokens(model))
+            settled, vocabulary = _settled(config, depth, scale), vocab_size or scale.vocabulary
+            model = shape(settled, vocabulary, depth)
         total = config.total_batch_size or _batch(settled, model, tokens(model))
         chosen = {"depth": depth, "total_batch_size": total, "num_iterations": TARGET_STEPS}
         return plan(settled.model_copy(update=chosen), vocabulary, resources)
@@ -184,13 +188,11 @@ def _batch(config: PretrainConfig, model: GPTConfig, tokens: float) -> int:
     """Return the tokens of a step of a run of ``tokens``."""
     unit = (config.device_batch_size or 1) * config.max_seq_len
     least = TOKENS_PER_CHANNEL * model.n_embd
-    wanted = (
-        scale_for(tokens).batch
-        if config.recipe_name == "budget"
-        else min(recipe_batch(config, model), max(least, tokens / TARGET_STEPS))
-    )
-    times = max(1, int(wanted // unit))
-    return unit << times.bit_length() - 1
+    if config.recipe_name == "budget":
+        times = scale_for(tokens).batch / unit
+        return unit << max(0, round(math.log2(times)))
+    wanted = min(recipe_batch(config, model), max(least, tokens / TARGET_STEPS))
+    return unit << max(1, int(wanted // unit)).bit_length() - 1
 
 
 def _with_steps_that_fit(
@@ -212,7 +214,12 @@ def _with_steps_that_fit(
             f"{step_seconds:.3g} s and an evaluation {costs.evaluation:.3g} s.",
             "Use a longer `budget`, a smaller `depth` or `max_seq_len`, or fewer `eval_tokens`.",
         )
-    return draft.model_copy(update={"num_iterations": steps, "costs": costs})
+    warmup = draft.warmup_steps
+    if config.recipe_name == "budget" and config.warmup_steps is None:
+        warmup = min(warmup, int(WARMUP_SHARE * steps))
+    return draft.model_copy(
+        update={"num_iterations": steps, "costs": costs, "warmup_steps": warmup}
+    )
 
 
 # ==== How many steps fit =========================================================================

@@ -100,7 +100,7 @@ def parse_depths(text: str) -> tuple[int, ...]:
     """Return the depths in a list such as ``2,3,4``, the shallowest first.
 
     Raises:
-        ConfigError: one is not a number, out of bounds or given twice.
+        ConfigError: one is not a number, out of bounds or given twice, or there are too few.
     """
     words = [word.strip() for word in text.split(",")]
     for word in words:
@@ -114,6 +114,11 @@ def parse_depths(text: str) -> tuple[int, ...]:
     if twice := [a for a, b in pairwise(depths) if a == b]:
         raise ConfigError(
             f"`depths={text[:99]}` has depth {twice[0]} twice.", "Give each depth once."
+        )
+    if len(depths) < FEWEST_RUNGS:
+        raise ConfigError(
+            f"`depths={text[:99]}`: fewer than {FEWEST_RUNGS} runs show no law.",
+            f"Give {FEWEST_RUNGS} depths or more.",
         )
     return tuple(depths)
 

@@ -28,7 +28,7 @@ from mlxchat.train.resume import require_names, require_revision, require_same_f
 
 DOCUMENT_CHARACTERS = 10_000  # read of one document, at most; nanochat's
 TRAINED_ON_PER_TOKEN = 5000  # characters, at most, for a vocabulary that the budget recipe chose
-TOO_LARGE = 2  # times the vocabulary that it chose
+NEAR = 2  # times the vocabulary that it chose: a tokenizer with as many, or as few, will do
 TASK = "reading text for the tokenizer"
 
 
@@ -265,23 +265,24 @@ def vocabulary(
 
 def chooses_vocabulary(config: PretrainConfig) -> bool:
     """Return whether the budget recipe chooses the vocabulary."""
-    left_open = config.vocab_size is None and config.tokenizer_dir is None
-    return config.recipe_name == "budget" and left_open
+    if config.recipe_name != "budget" or config.vocab_size is not None:
+        return False
+    return config.tokenizer_dir is None or not (config.tokenizer_dir / TOKENIZER_FILE).exists()
 
 
 def with_tokenizer_near(config: PretrainConfig, home: Home, wanted: int | None) -> PretrainConfig:
     """Return the settings with the folder of a tokenizer for about ``wanted`` tokens.
 
-    It is the default one unless the tokenizer there has more than `TOO_LARGE` times as many: a
-    small model would spend most of its time on the head. Then it is a folder of its own.
+    It is the one that the settings name. By default it is the dataset's if the tokenizer there has
+    between half and twice as many, otherwise a folder in that one, named by the number: a large
+    model would learn less from so few, and a small one spend most of its time on the head.
     """
-    if wanted is None:
+    if wanted is None or config.tokenizer_dir is not None:
         return config
     tokenizer, folder = stored_tokenizer(config, home), tokenizer_folder(config, home)
-    if tokenizer is None or tokenizer.vocab_size <= TOO_LARGE * wanted:
+    if tokenizer and wanted <= NEAR * tokenizer.vocab_size <= NEAR**2 * wanted:
         return config
-    own = folder.with_name(f"{folder.name}_{wanted}")
-    return config.model_copy(update={"tokenizer_dir": own})
+    return config.model_copy(update={"tokenizer_dir": folder / str(wanted)})
 
 
 def ready_tokenizer(
@@ -315,7 +316,9 @@ def ready_tokenizer(
     yield Noted(
         clock(), f"There is no tokenizer yet: training one, which will be stored in {folder}."
     )
-    characters = MAX_CHARACTERS if wanted is None else wanted * TRAINED_ON_PER_TOKEN
+    characters = MAX_CHARACTERS
+    if config.recipe_name == "budget":
+        characters = TRAINED_ON_PER_TOKEN * (config.vocab_size or largest)
     return train_tokenizer(
         documents,
         folder,

@@ -115,6 +115,7 @@ class Planner:
         self._measure = step_timer(seconds, timer, compile, config.dtype)
         self._left = lambda: started_at + budget - timer()
         self._presumed = UTILISATION * matmul_flops(dtype=compute_dtype(config.dtype))
+        self._speeds: dict[int, float] = {}  # FLOP/s by depth
 
     def plan(self, vocab_size: int | None) -> Plan:
         """Return the plan for what is left of the budget; what was measured counts again.
@@ -126,7 +127,13 @@ class Planner:
             MlxchatError: as `budgeted_plan` does.
         """
         return budgeted_plan(
-            self._config, vocab_size, self._resources, self._left, self._presumed, self._measure
+            self._config,
+            vocab_size,
+            self._resources,
+            self._left,
+            self._presumed,
+            self._measure,
+            self._speeds,
         )
 
 
@@ -135,7 +142,7 @@ def step_timer(
 ) -> Measure:
     """Return a function that measures the steps of one plan after another, each plan's once.
 
-    It returns None once ``seconds`` from now have passed. A measurement under way then ends with a
+    It returns None once it has measured for ``seconds``. A measurement under way then ends with a
     whole step.
 
     Args:
@@ -144,13 +151,15 @@ def step_timer(
         compile: makes the function that launches a step.
         dtype: the precision of the activations, as the setting names it.
     """
-    deadline = timer() + seconds
+    left = seconds
     measured: dict[tuple[GPTConfig, int], float] = {}
 
     def measure(plan: Plan) -> float | None:
-        step, left = (plan.model, plan.tokens_per_step), deadline - timer()
+        nonlocal left
+        step, begun = (plan.model, plan.tokens_per_step), timer()
         if step not in measured and left > 0:
             measured[step] = step_seconds(plan, left / 2, timer, compile, dtype)
+            left -= timer() - begun
         return measured.get(step)
 
     return measure
