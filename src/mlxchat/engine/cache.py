@@ -128,8 +128,8 @@ class KVLayer:
     def buffers(self) -> KeysAndValues:
         """Keys and values, (B, H, capacity, D), of which those up to now are read."""
         if self._shared is not None:
-            own = self._shared.stack.array[self._shared.number]
-            return own[0], own[1]
+            array, number = self._shared.stack.array, self._shared.number
+            return array[number, 0], array[number, 1]
         assert self._buffers is not None
         return self._buffers
 

@@ -51,8 +51,8 @@ class Layout:
         if ids:
             cache.record(mx.array([ids]))
             for place, layer in zip(self.places, cache.layers, strict=True):
-                keys, values = past[place.array][place.layer][:, None, :, : len(ids)]
-                layer.extend(keys, values)
+                own = past[place.array][place.layer, :, None, :, : len(ids)]
+                layer.extend(own[0], own[1])
         return cache
 
 

@@ -86,7 +86,7 @@ _Attend = Callable[
 def _of_mlx(
     q: mx.array, k: mx.array, v: mx.array, buffers: mx.array, layer: int, span: Span, scale: float
 ) -> mx.array:
-    k, v = _seen_and_own(k, v, buffers[layer], span)
+    k, v = _seen_and_own(k, v, buffers, layer, span)
     mask = _mask(span, q.dtype)
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
 
@@ -100,7 +100,8 @@ def _without_copies(
     """
     B, H, _, D = q.shape
     q = (scale * q).reshape(B, k.shape[1], -1, D)  # (B, n_kv_head, groups, D)
-    keys, values = buffers[layer]  # (B, n_kv_head, S, D)
+    # Both numbers at once give a view, one after the other a copy.
+    keys, values = buffers[layer, 0], buffers[layer, 1]  # (B, n_kv_head, S, D)
     mask = _mask(span, q.dtype, own=False).swapaxes(2, 3)  # (B or 1, 1, S, 1)
     scores = keys @ q.swapaxes(2, 3) + mask  # (B, n_kv_head, S, groups)
     own = (k * q).sum(axis=-1, keepdims=True)  # (B, n_kv_head, groups, 1)
@@ -114,18 +115,18 @@ def _by_hand(
 ) -> mx.array:
     """Compute the same without products of matrices, which CUDA rounds to fewer bits."""
     times = q.shape[1] // k.shape[1]
-    k, v = (mx.repeat(x, times, axis=1) for x in _seen_and_own(k, v, buffers[layer], span))
+    k, v = (mx.repeat(x, times, axis=1) for x in _seen_and_own(k, v, buffers, layer, span))
     mask = _mask(span, q.dtype).swapaxes(2, 3)  # (B, 1, S, 1)
     scores = scale * (q * k).sum(axis=-1, keepdims=True) + mask  # (B, H, S, 1)
     return (mx.softmax(scores, axis=2) * v).sum(axis=2, keepdims=True)  # (B, H, 1, D)
 
 
 def _seen_and_own(
-    k: mx.array, v: mx.array, buffers: mx.array, span: Span
+    k: mx.array, v: mx.array, buffers: mx.array, layer: int, span: Span
 ) -> tuple[mx.array, mx.array]:
     """Return copies of a layer's keys and values, (B, n_kv_head, S, D), with the new ones."""
-    keys = mx.put_along_axis(buffers[0], span.taken, k, axis=2)
-    values = mx.put_along_axis(buffers[1], span.taken, v, axis=2)
+    keys = mx.put_along_axis(buffers[layer, 0], span.taken, k, axis=2)
+    values = mx.put_along_axis(buffers[layer, 1], span.taken, v, axis=2)
     return keys, values
 
 
