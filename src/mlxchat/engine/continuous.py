@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from mlxchat.config.inference import Sampling
 from mlxchat.engine.generate import launches_ahead
-from mlxchat.engine.rows import Layout, Past, Rows
+from mlxchat.engine.rows import Layout, Past, SequenceRows
 from mlxchat.engine.sampling import (
     Needs,
     RowSettings,
@@ -141,7 +141,7 @@ class ContinuousBatch:
         self._model = model
         self._compiled = model.decode_step is not None
         self._choose = mx.compile(_choose) if self._compiled else _choose
-        self._rows = Rows(self.layout)
+        self._rows = SequenceRows(self.layout)
         self._state: _State | None = None
         self._rules: _Rules | None = None
         self._forced: dict[Member, int] = {}

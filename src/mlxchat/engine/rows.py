@@ -56,7 +56,7 @@ class Layout:
         return cache
 
 
-class Rows:
+class SequenceRows:
     """The buffers of up to so many sequences as have joined, a row each, without gaps.
 
     Layers with a window hold all positions of a sequence like the others, so that each beginning of
