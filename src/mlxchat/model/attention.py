@@ -37,9 +37,10 @@ class Span(NamedTuple):
     """The slots of a layer's buffers that a new position sees, and the one it takes, in int32.
 
     Attributes:
-        slots: 0, 1, 2 and so on, (S,).
+        slots: the numbers of the slots, one after another, (S,).
         first: the first slot that each sequence sees, (B, 1, 1, 1), or (1, 1, 1, 1) for all.
-        taken: the slot of the new position, (1, 1, 1, 1): it sees those before it, and itself.
+        taken: the slot of the new position, of the same shapes: it sees those before it, and
+            itself.
     """
 
     slots: mx.array
@@ -71,6 +72,8 @@ def attend_to_buffers(
     key_heads, S = buffers.shape[3:5]
     if S % SLOTS == 0 and _kernel_is_faster(H, key_heads, D, scale, q.dtype):
         return _with_kernel(q, k, v, buffers, layer, span, scale)
+    if machine().backend == "cpu":
+        return _without_copies(q, k, v, buffers, layer, span, scale)
     return _of_mlx(q, k, v, buffers, layer, span, scale)
 
 
@@ -83,9 +86,28 @@ _Attend = Callable[
 def _of_mlx(
     q: mx.array, k: mx.array, v: mx.array, buffers: mx.array, layer: int, span: Span, scale: float
 ) -> mx.array:
-    k, v = _seen_and_own(k, v, buffers[layer], span)
+    k, v = _seen_and_own(k, v, buffers, layer, span)
     mask = _mask(span, q.dtype)
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+
+
+def _without_copies(
+    q: mx.array, k: mx.array, v: mx.array, buffers: mx.array, layer: int, span: Span, scale: float
+) -> mx.array:
+    """Compute the same on CPUs: the new position beside what the buffers hold, not in it.
+
+    Keys times a query are faster there than a query times keys, whose copies OpenBLAS makes.
+    """
+    B, H, _, D = q.shape
+    q = (scale * q).reshape(B, k.shape[1], -1, D)  # (B, n_kv_head, groups, D)
+    # Both numbers at once give a view, one after the other a copy.
+    keys, values = buffers[layer, 0], buffers[layer, 1]  # (B, n_kv_head, S, D)
+    mask = _mask(span, q.dtype, own=False).swapaxes(2, 3)  # (B or 1, 1, S, 1)
+    scores = keys @ q.swapaxes(2, 3) + mask  # (B, n_kv_head, S, groups)
+    own = (k * q).sum(axis=-1, keepdims=True)  # (B, n_kv_head, groups, 1)
+    weights = mx.softmax(mx.concatenate([scores.swapaxes(2, 3), own], axis=-1), axis=-1)
+    y = weights[..., :-1] @ values + weights[..., -1:] * v  # (B, n_kv_head, groups, D)
+    return y.reshape(B, H, 1, D)
 
 
 def _by_hand(
@@ -93,24 +115,25 @@ def _by_hand(
 ) -> mx.array:
     """Compute the same without products of matrices, which CUDA rounds to fewer bits."""
     times = q.shape[1] // k.shape[1]
-    k, v = (mx.repeat(x, times, axis=1) for x in _seen_and_own(k, v, buffers[layer], span))
+    k, v = (mx.repeat(x, times, axis=1) for x in _seen_and_own(k, v, buffers, layer, span))
     mask = _mask(span, q.dtype).swapaxes(2, 3)  # (B, 1, S, 1)
     scores = scale * (q * k).sum(axis=-1, keepdims=True) + mask  # (B, H, S, 1)
     return (mx.softmax(scores, axis=2) * v).sum(axis=2, keepdims=True)  # (B, H, 1, D)
 
 
 def _seen_and_own(
-    k: mx.array, v: mx.array, buffers: mx.array, span: Span
+    k: mx.array, v: mx.array, buffers: mx.array, layer: int, span: Span
 ) -> tuple[mx.array, mx.array]:
     """Return copies of a layer's keys and values, (B, n_kv_head, S, D), with the new ones."""
-    keys = mx.put_along_axis(buffers[0], span.taken, k, axis=2)
-    values = mx.put_along_axis(buffers[1], span.taken, v, axis=2)
+    keys = mx.put_along_axis(buffers[layer, 0], span.taken, k, axis=2)
+    values = mx.put_along_axis(buffers[layer, 1], span.taken, v, axis=2)
     return keys, values
 
 
-def _mask(span: Span, dtype: mx.Dtype) -> mx.array:
-    """Return what to add to the scores, (B or 1, 1, 1, S)."""
-    seen = (span.slots >= span.first) & (span.slots <= span.taken)
+def _mask(span: Span, dtype: mx.Dtype, own: bool = True) -> mx.array:
+    """Return what to add to the scores, (B or 1, 1, 1, S); ``own``: the position sees its slot."""
+    last = span.taken if own else span.taken - 1
+    seen = (span.slots >= span.first) & (span.slots <= last)
     return mx.where(seen, mx.array(0, dtype), mx.array(UNSEEN, dtype))
 
 

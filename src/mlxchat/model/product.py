@@ -22,7 +22,13 @@ def product(x: mx.array, weight: mx.array, onto: mx.array | None = None) -> mx.a
     if machine().backend == "cpu" and x.size <= FEW_ROWS * x.shape[-1]:
         y = multiply_few_rows(x, weight)
         return y if onto is None else onto + y
-    return cast(mx.array, _product(x, weight) if onto is None else _sum(onto, x, weight))
+    if onto is None:
+        return cast(mx.array, _product(x, weight))
+    if x.ndim > 2 and x.shape[-2] == 1:
+        # MLX's addmm would read the weight anew for each sequence that has one position.
+        flat = (array.reshape(-1, array.shape[-1]) for array in (onto, x))
+        return cast(mx.array, _sum(*flat, weight)).reshape(onto.shape)
+    return cast(mx.array, _sum(onto, x, weight))
 
 
 @mx.custom_function
