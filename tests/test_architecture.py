@@ -81,7 +81,7 @@ ALLOWED = {
     "api": {"checkpoint", "config", "interop", "runtime", "train", "trained"},
     "monitor": {"checkpoint"},
     "doctor": {"config", "engine", "model", "optim", "plan", "runtime", "train"},
-    "ui": {"doctor", "model", "monitor", "plan"},
+    "ui": {"doctor", "model", "monitor", "plan", "tokenizer"},
     "cli": {
         "autotune",
         "bench",

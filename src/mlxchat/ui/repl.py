@@ -13,6 +13,7 @@ from rich.text import Text
 
 from mlxchat.errors import MlxchatError
 from mlxchat.home import expanded
+from mlxchat.tokenizer.messages import Brackets
 from mlxchat.ui.output import LiteralConsole
 from mlxchat.ui.text import as_options, in_one_line
 
@@ -76,22 +77,11 @@ def answer_prompt(chat: Responder, prompt: str, console: LiteralConsole) -> None
 
 
 def _shown(pieces: Iterable[Piece]) -> Iterator[tuple[str, bool]]:
-    """Yield what to write for the pieces of an answer, and whether it is dimmed.
-
-    Calls and their outputs are dimmed and share a pair of brackets.
-    """
-    latest = "text"
+    """Yield what to write for the pieces of an answer, and whether it is dimmed, as calls are."""
+    brackets = Brackets()
     for piece in pieces:
-        if piece.type != latest or not piece.text:
-            answers = piece.type == "python_output" and latest == "python"
-            if latest != "text" and not answers:
-                yield "]", True
-            if piece.type != "text":
-                yield (" = " if answers else "["), True
-        yield piece.text, piece.type != "text"
-        latest = piece.type
-    if latest != "text":
-        yield "]", True
+        yield from brackets.take(piece.type, piece.text)
+    yield brackets.end(), True
 
 
 def converse(
