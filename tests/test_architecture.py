@@ -48,6 +48,7 @@ ALLOWED = {
     "config": {"data", "model"},
     "plan": {"config", "model", "optim"},
     "engine": {"config", "model", "runtime", "tokenizer"},
+    "serve": {"config", "engine", "model", "runtime", "tokenizer"},
     "checkpoint": {"config", "data", "model", "plan", "runtime", "tokenizer"},
     "interop": {"checkpoint", "model", "optim", "runtime", "tokenizer"},
     "evaluate": {"checkpoint", "config", "data", "engine", "runtime", "tokenizer"},

@@ -7,7 +7,14 @@ import pytest
 from pydantic import ValidationError
 
 from mlxchat.config.inference import Sampling
-from mlxchat.engine.sampling import keep_min_p, keep_top_p, make_sampler, penalise
+from mlxchat.engine.sampling import (
+    keep_min_p,
+    keep_top_p,
+    make_sampler,
+    penalise,
+    row_settings,
+    sample_rows,
+)
 from mlxchat.runtime import mx
 
 DRAWS = 100_000
@@ -267,3 +274,40 @@ def test_numbers_out_of_bounds_are_refused(field: dict) -> None:
 
 def test_every_option_is_described() -> None:
     assert all(field.description for field in Sampling.model_fields.values())
+
+
+# ==== Rows with settings of their own ====
+
+ROWS = [
+    Sampling(temperature=0),
+    Sampling(temperature=0.6, top_k=50),
+    Sampling(temperature=1.5, top_k=3, top_p=0.9),
+    Sampling(temperature=1.0, top_k=70, min_p=0.02),
+    Sampling(temperature=1.0, top_k=None),
+    Sampling(temperature=2.0, top_k=None, top_p=0.8, min_p=0.01),
+    Sampling(temperature=0.8, top_k=10_000),
+]
+
+
+@pytest.mark.parametrize("rows", [ROWS, ROWS[:1], ROWS[1:4], ROWS[4:], [ROWS[1]], [ROWS[5]]])
+def test_each_row_is_drawn_as_by_its_own_sampler(rows: list[Sampling]) -> None:
+    vocab_size, keys = 300, mx.random.split(mx.random.key(5), len(rows))
+    settings, needs = row_settings(rows, vocab_size)
+    for step in range(30):
+        logits = 3 * mx.random.normal((len(rows), vocab_size), key=mx.random.key(step))
+        tokens, following = sample_rows(logits, keys, settings, needs)
+        for n, row in enumerate(rows):
+            token, key = make_sampler(row)(logits[n : n + 1], keys[n])
+            assert token.item() == tokens[n].item()
+            if row.temperature:
+                assert mx.array_equal(key, following[n])
+        keys = following
+
+
+def test_few_needs_serve_many_settings() -> None:
+    """Each combination is traced once: it must not depend on the numbers themselves."""
+    needs = {
+        row_settings([Sampling(temperature=t, top_k=k, top_p=p)], 65536)[1]
+        for t in (0.5, 1.0, 1.5) for k in (1, 7, 50, 64) for p in (0.3, 0.9, 1.0)
+    }  # fmt: skip
+    assert needs == {(64, False, False)}

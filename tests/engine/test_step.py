@@ -70,7 +70,7 @@ def test_tokens_are_those_of_a_pass_without_a_cache(model: GPT) -> None:
 def test_prompts_of_unequal_lengths_are_continued_as_each_alone(
     model: GPT, ahead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlxchat.engine.generate._launches_ahead", lambda: ahead)
+    monkeypatch.setattr("mlxchat.engine.generate.launches_ahead", lambda: ahead)
     prompts = drawn(3, 300, STEP - 3, 200, 20)
     together = continue_greedily(model, prompts, NEVER, 40)
     assert together == [likeliest(model, *pair) for pair in zip(prompts, together, strict=True)]
@@ -107,7 +107,7 @@ def test_draws_are_those_without_a_step(plain: GPT, model: GPT, penalty: float) 
 def test_the_cache_holds_what_was_yielded_however_it_ends(
     model: GPT, ending: str, ahead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlxchat.engine.generate._launches_ahead", lambda: ahead)
+    monkeypatch.setattr("mlxchat.engine.generate.launches_ahead", lambda: ahead)
     (ids,), cache, count = drawn(STEP + 10), KVCache(model.config), 6
     expected = list(generate(model, ids, KVCache(model.config), stop=NEVER, max_tokens=count + 1))
     stop = frozenset(expected[count:]) if ending == "stop token" else NEVER

@@ -43,25 +43,33 @@ def unit(x: Floats) -> Floats:
 
 
 @pytest.mark.usefixtures("_each_way")
-@pytest.mark.parametrize(("heads_of_keys", "first", "taken"), [(1, [3, 77], 133), (2, [7], 8)])
+@pytest.mark.parametrize(
+    ("heads_of_keys", "first", "taken"),
+    [(1, [3, 77], [133]), (2, [7], [8]), (2, [0, 20], [5, 130]), (1, [0], [159, 0])],
+)
 def test_a_position_sees_itself_and_what_came_before(
-    heads_of_keys: int, first: list[int], taken: int
+    heads_of_keys: int, first: list[int], taken: list[int]
 ) -> None:
     random, (B, H, S, D), layer = np.random.default_rng(0), (2, 2, 160, 32), 1
     q = unit(random.normal(size=(B, H, 1, D)))
     buffers = random.normal(size=(3, 2, B, heads_of_keys, S, D))
     buffers[:, 0] = unit(buffers[:, 0])
-    buffers[:, :, :, :, taken:] *= 50  # what is hidden may be anything
+    ends = np.broadcast_to(taken, B)
+    for row, end in enumerate(ends):
+        buffers[:, :, row, :, end:] *= 50  # what is hidden may be anything
     new = random.normal(size=(2, B, heads_of_keys, 1, D))
     new[0] = unit(new[0])
-    held = np.concatenate([buffers[layer, :, :, :, :taken], new], axis=3)
-    seen = np.arange(taken + 1) >= np.array(first)[:, None]
+    held = buffers[layer].copy()
+    for row, end in enumerate(ends):
+        held[:, row, :, end] = new[:, row, :, 0]
+    slots = np.arange(S)
+    seen = (slots >= np.array(first)[:, None]) & (slots <= ends[:, None])
     expected = by_hand(q, held[0], held[1], 1.44 / D**0.5, seen)
     arrays = (mx.array(x, mx.float32) for x in (q, *new, buffers))
     span = Span(
         mx.arange(S),
         mx.array(first)[:, None, None, None],
-        mx.full((1, 1, 1, 1), taken, mx.int32),
+        mx.array(taken, mx.int32)[:, None, None, None],
     )
     found = np.array(attend_to_buffers(*arrays, layer, span, 1.44 / D**0.5))
     assert np.abs(found - expected).max() < 1e-5

@@ -26,10 +26,17 @@ KeysAndValues = tuple[mx.array, mx.array]
 
 
 class KVCache:
-    """The cache of a model: a cache for each layer, and the tokens read."""
+    """The cache of a model: a cache for each layer, and the tokens read.
 
-    def __init__(self, config: GPTConfig) -> None:
-        self.layers = [KVLayer(window) for window in config.windows]
+    Args:
+        config: the model's.
+        whole: whether layers with a window keep all positions of the context, too, so that every
+            beginning of what was read can be continued.
+    """
+
+    def __init__(self, config: GPTConfig, whole: bool = False) -> None:
+        kept = config.sequence_len if whole else 0
+        self.layers = [KVLayer(window, max(kept, window)) for window in config.windows]
         self._ids: list[mx.array] = []  # (B, T) each
 
     @property
@@ -80,14 +87,17 @@ class KVLayer:
 
     Args:
         window: positions that each position can see before itself.
+        kept: the positions before the last one that are not dropped, at least ``window``, which it
+            is by default.
 
     Attributes:
         offset: positions read.
     """
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, kept: int | None = None) -> None:
         self.offset = 0
         self._window = window
+        self._kept = window if kept is None else kept
         # One of the two holds keys and values, once there are any.
         self._buffers: KeysAndValues | None = None  # (B, H, capacity, D)
         self._shared: Share | None = None
@@ -107,7 +117,7 @@ class KVLayer:
         joined._missing = longest - np.array(lengths, np.int32)
         keys, values = (
             mx.concatenate(
-                [_padded(x, longest - x.shape[2], _capacity(longest) - longest) for x in arrays]
+                [_padded(x, longest - x.shape[2], capacity(longest) - longest) for x in arrays]
             )
             for arrays in zip(*seen, strict=True)
         )
@@ -122,6 +132,12 @@ class KVLayer:
             return own[0], own[1]
         assert self._buffers is not None
         return self._buffers
+
+    @property
+    def held(self) -> KeysAndValues:
+        """Keys and values of the positions that are held, the last ones read, in order."""
+        keys, values = self.buffers
+        return keys[:, :, : self._end], values[:, :, : self._end]
 
     @property
     def capacity(self) -> int:
@@ -155,8 +171,8 @@ class KVLayer:
         """
         T = keys.shape[2]
         if self._buffers is None and self._shared is None:
-            end = min(T, self._window + 1)
-            buffers = _with_room(keys, values, T, end, _capacity(end))
+            end = min(T, self._kept + 1)
+            buffers = _with_room(keys, values, T, end, capacity(end))
             seen, hidden = (keys, values), None
         else:
             self.make_room(T)
@@ -172,12 +188,12 @@ class KVLayer:
     def make_room(self, T: int) -> None:
         """Make room in the buffers for T more positions, at least one having been read.
 
-        One position more than the window is kept, so that the last one read can be trimmed.
+        One position more than what is seen is kept, so that the last one read can be trimmed.
         """
         if self._end + T <= self.capacity:
             return
-        kept = min(self._end, self._window + 1)
-        buffers = _with_room(*self.buffers, self._end, kept, _capacity(kept + T))
+        kept = min(self._end, self._kept + 1)
+        buffers = _with_room(*self.buffers, self._end, kept, capacity(kept + T))
         missing = np.maximum(self._missing - (self._end - kept), 0)
         self._buffers, self._shared, self._end, self._missing = buffers, None, kept, missing
 
@@ -198,7 +214,7 @@ class KVLayer:
         # Shaped by numpy: every operation of MLX costs time, for each token.
         first = np.maximum(self._missing, self._end - self._window)[:, None, None, None]
         taken = np.full((1, 1, 1, 1), self._end, np.int32)
-        return Span(_slots(self.capacity), mx.array(first), mx.array(taken))
+        return Span(slots(self.capacity), mx.array(first), mx.array(taken))
 
     def advance(self) -> None:
         """Count the next position, whose keys and values a step has written."""
@@ -322,16 +338,17 @@ def read_with(step: DecodeStep, ids: mx.array, cache: KVCache | BatchCache) -> m
     return logits
 
 
-def _capacity(positions: int) -> int:
+def capacity(positions: int) -> int:
     """Return the size of buffers for so many positions: `STEP`, or the next doubling of it."""
     return STEP << ((positions - 1) // STEP).bit_length()
 
 
 @cached
-def _slots(capacity: int) -> mx.array:
-    slots = mx.arange(capacity)
-    mx.eval(slots)
-    return slots
+def slots(capacity: int) -> mx.array:
+    """Return the numbers of so many slots, (S,): an array that `mx.compile` knows again."""
+    numbers = mx.arange(capacity)
+    mx.eval(numbers)
+    return numbers
 
 
 def _with_room(

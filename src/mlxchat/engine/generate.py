@@ -65,7 +65,7 @@ def generate(
         cache.trim(cache.offset)  # some layers may have read more
         raise
     mx.async_eval(token)
-    read, yielded, ahead = cache.offset, 0, _launches_ahead()
+    read, yielded, ahead = cache.offset, 0, launches_ahead()
     tool = tools() if tools else None
     try:
         while yielded < max_tokens:
@@ -123,7 +123,7 @@ def generate_batch(
     batch = BatchCache([alone for alone, _ in rows])
     choose = _Choice(model, sample, key, repetition_penalty, [set(ids) - stop for ids in prompts])
     tokens = choose(mx.concatenate([logits for _, logits in rows]))  # (B,)
-    running, ahead = [True] * len(prompts), _launches_ahead()
+    running, ahead = [True] * len(prompts), launches_ahead()
     tool_of_row = [tools() for _ in prompts] if tools else []
     del prefilled, rows, alone  # the batch has copies of what they hold
     mx.async_eval(tokens)
@@ -184,7 +184,7 @@ def next_logits(model: GPT, tokens: mx.array, cache: KVCache | BatchCache) -> mx
     return read_with(model.decode_step, ids, cache)
 
 
-def _launches_ahead() -> bool:
+def launches_ahead() -> bool:
     """Return whether to launch the computation of a token before the one before it is known.
 
     MLX writes in place only into buffers that nothing under way still reads, and copies them

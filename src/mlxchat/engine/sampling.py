@@ -1,17 +1,22 @@
 """From logits to tokens: pure functions along the last axis.
 
-`make_sampler` chains them as the settings say. The last axis of `greedy` and `penalise` is the
-vocabulary. Filters (`keep_top_p`, `keep_min_p`) come after the temperature and after top-k: they
-get the logits of all tokens, or of only the k largest in any order, so that a filter must not take
-an index for a token. They return logits of the same shape, with -inf for what they exclude.
+`make_sampler` chains them as the settings say, for rows that share their settings and one key.
+`sample_rows` does so for rows with settings and keys of their own, in arrays: each row's token is
+the one that `make_sampler` chooses for that row alone.
 
-To add a filter, write a function here, a field in `mlxchat.config.inference.Sampling`, and the line
-in `make_sampler` that joins them.
+The last axis of `greedy` and `penalise` is the vocabulary. Filters (`keep_top_p`, `keep_min_p`)
+come after the temperature and after top-k: they get the logits of all tokens, or of only the k
+largest in any order, so that a filter must not take an index for a token. They return logits of the
+same shape, with -inf for what they exclude.
+
+To add a filter, write a function here, a field in `mlxchat.config.inference.Sampling`, and the
+lines in `make_sampler` and `sample_rows` that join them.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
+from typing import NamedTuple, cast
 
 from mlxchat.config.inference import Sampling
 from mlxchat.runtime import mx
@@ -44,23 +49,40 @@ def make_sampler(sampling: Sampling) -> Sampler:
 
     def sample(logits: mx.array, key: mx.array) -> tuple[mx.array, mx.array]:
         key, own = mx.random.split(key)
-        logits = logits / sampling.temperature
-        if sampling.top_k is None or sampling.top_k >= logits.shape[-1]:
-            return _draw(logits, filters, own), key
-        # The filters sort k numbers instead of the whole vocabulary.
-        logits, tokens = largest(logits, sampling.top_k)
-        place = _draw(logits, filters, own)
-        return mx.take_along_axis(tokens, place[..., None], axis=-1)[..., 0], key
+        logits, vocab_size = logits / sampling.temperature, logits.shape[-1]
+        few = sampling.top_k is not None and sampling.top_k < vocab_size
+        if few:  # the filters sort k numbers instead of the whole vocabulary
+            logits, tokens = largest(logits, cast(int, sampling.top_k))
+        for keep in filters:
+            logits = keep(logits)
+        if not few:
+            return mx.argmax(logits + mx.random.gumbel(logits.shape, key=own), axis=-1), key
+        rows = mx.arange(logits.size // logits.shape[-1]).reshape(*logits.shape[:-1], 1)
+        return draw_among(logits, tokens, tokens + rows * vocab_size, own), key
 
     return sample
 
 
-def _draw(
-    logits: mx.array, filters: list[Callable[[mx.array], mx.array]], key: mx.array
-) -> mx.array:
-    for keep in filters:
-        logits = keep(logits)
-    return mx.random.categorical(logits, axis=-1, key=key)
+def draw_among(logits: mx.array, tokens: mx.array, numbers: mx.array, keys: mx.array) -> mx.array:
+    """Draw one of k tokens with these logits in each row; returns (...).
+
+    The draw adds Gumbel noise (https://arxiv.org/abs/1411.0030, section 2) that depends only on the
+    key and the number of a token, so that it is the same whatever other tokens there are.
+
+    Args:
+        logits: (..., k).
+        tokens: (..., k).
+        numbers: (..., k), what numbers the tokens for the noise.
+        keys: one of `mx.random.key`, (2,), or one for each row, (..., 1, 2).
+    """
+    first = keys[..., 0] ^ numbers.astype(mx.uint32)
+    second = mx.broadcast_to(keys[..., 1], first.shape)
+    noise = _gumbel(mx.stack([first, second], axis=-1).reshape(-1, 2)).reshape(first.shape)
+    place = mx.argmax(logits + noise, axis=-1, keepdims=True)
+    return mx.take_along_axis(tokens, place, axis=-1)[..., 0]
+
+
+_gumbel = mx.vmap(lambda key: mx.random.gumbel((), key=key))
 
 
 def greedy(logits: mx.array, key: mx.array) -> tuple[mx.array, mx.array]:
@@ -74,8 +96,10 @@ def largest(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
     return mx.take_along_axis(logits, tokens, axis=-1), tokens
 
 
-def keep_top_p(logits: mx.array, p: float) -> mx.array:
+def keep_top_p(logits: mx.array, p: float | mx.array) -> mx.array:
     """Set logits to -inf outside the smallest set of tokens whose probability reaches ``p``.
+
+    ``p`` is one number or (..., 1); infinity keeps all.
 
     Nucleus sampling, https://arxiv.org/abs/1904.09751.
     """
@@ -86,19 +110,128 @@ def keep_top_p(logits: mx.array, p: float) -> mx.array:
     return mx.where(kept, logits, -math.inf)
 
 
-def keep_min_p(logits: mx.array, p: float) -> mx.array:
-    """Set logits to -inf for tokens less likely than ``p`` > 0 times the likeliest.
+def keep_min_p(logits: mx.array, p: float | mx.array) -> mx.array:
+    """Set logits to -inf for tokens less likely than ``p`` times the likeliest.
+
+    ``p`` is one number or (..., 1); 0 keeps all.
 
     Min-p sampling, https://arxiv.org/abs/2407.01082.
     """
-    threshold = logits.max(axis=-1, keepdims=True) + math.log(p)
+    threshold = logits.max(axis=-1, keepdims=True) + mx.log(mx.array(p))
     return mx.where(logits < threshold, -math.inf, logits)
 
 
-def penalise(logits: mx.array, seen: mx.array, penalty: float) -> mx.array:
+def penalise(logits: mx.array, seen: mx.array, penalty: float | mx.array) -> mx.array:
     """Make tokens less likely where ``seen``, booleans of the logits' shape, is true.
 
-    Positive logits are divided by the penalty and negative ones multiplied (CTRL,
-    https://arxiv.org/abs/1909.05858, with the sign handled as Hugging Face does).
+    ``penalty`` is one number or (..., 1). Positive logits are divided by it and negative ones
+    multiplied (CTRL, https://arxiv.org/abs/1909.05858, with the sign handled as Hugging Face does).
     """
     return mx.where(seen, mx.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+# ==== Rows with settings of their own ====
+
+FEWEST = 64  # candidates of rows with a top_k; beyond, four times as many at a time
+
+
+class RowSettings(NamedTuple):
+    """The settings of B rows, (B, 1) each.
+
+    Attributes:
+        temperature: 1 for rows that take the likeliest token.
+        greedy: whether the row does that.
+        few: whether the row has a top_k.
+        top_k: that number.
+        top_p: infinity for all tokens.
+        min_p: 0 for all tokens.
+    """
+
+    temperature: mx.array
+    greedy: mx.array
+    few: mx.array
+    top_k: mx.array
+    top_p: mx.array
+    min_p: mx.array
+
+
+class Needs(NamedTuple):
+    """What must be computed for some of the rows; each combination is traced once.
+
+    Attributes:
+        candidates: how many of the largest logits rows with a top_k are drawn from; 0 without such.
+        among_all: whether rows draw from the whole vocabulary.
+        sorted: whether that must be sorted, for a top_p.
+    """
+
+    candidates: int
+    among_all: bool
+    sorted: bool
+
+
+def row_settings(rows: Sequence[Sampling], vocab_size: int) -> tuple[RowSettings, Needs]:
+    """Return the settings of rows as arrays, and what they need."""
+    greedy = [row.temperature < COLDEST for row in rows]
+    top_k = [vocab_size if row.top_k is None else min(row.top_k, vocab_size) for row in rows]
+    few = [k < vocab_size for k in top_k]
+    drawn = [row for row, cold in zip(rows, greedy, strict=True) if not cold]
+    most = max((k for k, cold in zip(top_k, greedy, strict=True) if not cold and k < vocab_size),
+               default=0)  # fmt: skip
+    candidates = FEWEST if most else 0
+    while candidates < most:
+        candidates *= 4
+    all_of_them = [row for row in drawn if row.top_k is None or row.top_k >= vocab_size]
+    needs = Needs(
+        min(candidates, vocab_size), bool(all_of_them), any(row.top_p < 1 for row in all_of_them)
+    )
+    columns = (
+        mx.array([1.0 if row.temperature < COLDEST else row.temperature for row in rows]),
+        mx.array(greedy),
+        mx.array(few),
+        mx.array(top_k, mx.int32),
+        mx.array([row.top_p if row.top_p < 1 else math.inf for row in rows]),
+        mx.array([row.min_p for row in rows]),
+    )
+    return RowSettings(*(column[:, None] for column in columns)), needs
+
+
+def sample_rows(
+    logits: mx.array, keys: mx.array, settings: RowSettings, needs: Needs
+) -> tuple[mx.array, mx.array]:
+    """Choose a token for every row by its own settings and key.
+
+    Args:
+        logits: (B, V) in float32.
+        keys: (B, 2).
+        settings, needs: of `row_settings`.
+
+    Returns:
+        The tokens, (B,), and the keys of the draws that follow, (B, 2).
+    """
+    tokens = mx.argmax(logits, axis=-1).astype(mx.int32)
+    if not needs.candidates and not needs.among_all:
+        return tokens, keys
+    split = _split(keys)  # (B, 2, 2)
+    following, own = split[:, 0], split[:, 1]
+    logits, cold, few = logits / settings.temperature, settings.greedy[:, 0], settings.few[:, 0]
+    if needs.candidates:
+        tokens = mx.where(few & ~cold, _of_few(logits, own, settings, needs.candidates), tokens)
+    if needs.among_all:
+        kept = keep_top_p(logits, settings.top_p) if needs.sorted else logits
+        noise = mx.vmap(lambda key: mx.random.gumbel(logits.shape[1:], key=key))(own)  # (B, V)
+        drawn = mx.argmax(keep_min_p(kept, settings.min_p) + noise, axis=-1).astype(mx.int32)
+        tokens = mx.where(few | cold, tokens, drawn)
+    return tokens, following
+
+
+_split = mx.vmap(mx.random.split)
+
+
+def _of_few(logits: mx.array, own: mx.array, settings: RowSettings, candidates: int) -> mx.array:
+    """Draw for each row from its ``top_k`` largest logits, which are among ``candidates``."""
+    values, tokens = largest(logits, candidates)
+    order = mx.argsort(-values, axis=-1)
+    values, tokens = (mx.take_along_axis(x, order, axis=-1) for x in (values, tokens))
+    values = mx.where(mx.arange(candidates) < settings.top_k, values, -math.inf)
+    values = keep_min_p(keep_top_p(values, settings.top_p), settings.min_p)
+    return draw_among(values, tokens, tokens, own[:, None]).astype(mx.int32)

@@ -37,9 +37,10 @@ class Span(NamedTuple):
     """The slots of a layer's buffers that a new position sees, and the one it takes, in int32.
 
     Attributes:
-        slots: 0, 1, 2 and so on, (S,).
+        slots: the numbers of the slots, one after another, (S,).
         first: the first slot that each sequence sees, (B, 1, 1, 1), or (1, 1, 1, 1) for all.
-        taken: the slot of the new position, (1, 1, 1, 1): it sees those before it, and itself.
+        taken: the slot of the new position, of the same shapes: it sees those before it, and
+            itself.
     """
 
     slots: mx.array
@@ -71,6 +72,8 @@ def attend_to_buffers(
     key_heads, S = buffers.shape[3:5]
     if S % SLOTS == 0 and _kernel_is_faster(H, key_heads, D, scale, q.dtype):
         return _with_kernel(q, k, v, buffers, layer, span, scale)
+    if machine().backend == "cpu":
+        return _without_copies(q, k, v, buffers, layer, span, scale)
     return _of_mlx(q, k, v, buffers, layer, span, scale)
 
 
@@ -86,6 +89,24 @@ def _of_mlx(
     k, v = _seen_and_own(k, v, buffers[layer], span)
     mask = _mask(span, q.dtype)
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+
+
+def _without_copies(
+    q: mx.array, k: mx.array, v: mx.array, buffers: mx.array, layer: int, span: Span, scale: float
+) -> mx.array:
+    """Compute the same on CPUs: the new position beside what the buffers hold, not in it.
+
+    Keys times a query are faster there than a query times keys, whose copies OpenBLAS makes.
+    """
+    B, H, _, D = q.shape
+    q = (scale * q).reshape(B, k.shape[1], -1, D)  # (B, n_kv_head, groups, D)
+    keys, values = buffers[layer]  # (B, n_kv_head, S, D)
+    mask = _mask(span, q.dtype, own=False).swapaxes(2, 3)  # (B or 1, 1, S, 1)
+    scores = keys @ q.swapaxes(2, 3) + mask  # (B, n_kv_head, S, groups)
+    own = (k * q).sum(axis=-1, keepdims=True)  # (B, n_kv_head, groups, 1)
+    weights = mx.softmax(mx.concatenate([scores.swapaxes(2, 3), own], axis=-1), axis=-1)
+    y = weights[..., :-1] @ values + weights[..., -1:] * v  # (B, n_kv_head, groups, D)
+    return y.reshape(B, H, 1, D)
 
 
 def _by_hand(
@@ -108,9 +129,10 @@ def _seen_and_own(
     return keys, values
 
 
-def _mask(span: Span, dtype: mx.Dtype) -> mx.array:
-    """Return what to add to the scores, (B or 1, 1, 1, S)."""
-    seen = (span.slots >= span.first) & (span.slots <= span.taken)
+def _mask(span: Span, dtype: mx.Dtype, own: bool = True) -> mx.array:
+    """Return what to add to the scores, (B or 1, 1, 1, S); ``own``: the position sees its slot."""
+    last = span.taken if own else span.taken - 1
+    seen = (span.slots >= span.first) & (span.slots <= last)
     return mx.where(seen, mx.array(0, dtype), mx.array(UNSEEN, dtype))
 
 

@@ -74,21 +74,36 @@ class FixedCache:
         """Return the ids before ``ids``, (B, 1)."""
         return self._held.latest
 
-    def written(self) -> list[mx.array]:
-        """Return the buffers with the keys and values of the position that was read."""
+    def latest(self) -> list[mx.array]:
+        """Return the keys and values that the position added to each array of buffers.
+
+        They are (layers, 2, B, n_kv_head, 1, D) each.
+        """
         new: list[list[mx.array]] = [[] for _ in self._held.buffers]
         for place, layer in zip(self._held.places, self.layers, strict=True):
             new[place.array] += layer.new
-        arrays = []
-        for buffers, span, parts in zip(self._held.buffers, self._held.spans, new, strict=True):
-            layers, _, *of_layer = buffers.shape
-            of_layer[2] = 1
-            latest = stack_small(parts).reshape(
-                layers, 2, *of_layer
-            )  # (layers, 2, B, n_kv_head, 1, D)
-            # One kernel on GPUs, where `mx.slice_update` takes two.
-            arrays.append(mx.put_along_axis(buffers, span.taken[None, None], latest, axis=4))
-        return arrays
+        return [stack_small(parts).reshape(-1, 2, *parts[0].shape) for parts in new]
+
+    def written(self) -> list[mx.array]:
+        """Return the buffers with the keys and values of the position that was read."""
+        return [
+            put(buffers, span.taken, latest)
+            for buffers, span, latest in zip(
+                self._held.buffers, self._held.spans, self.latest(), strict=True
+            )
+        ]
+
+
+def put(buffers: mx.array, taken: mx.array, latest: mx.array) -> mx.array:
+    """Return buffers with a position's keys and values, (layers, 2, B, n_kv_head, 1, D), in them.
+
+    Args:
+        buffers: (layers, 2, B, n_kv_head, S, D).
+        taken: the slot of each sequence, (B, 1, 1, 1), or (1, 1, 1, 1) for all.
+        latest: what to write.
+    """
+    # One kernel on GPUs, where `mx.slice_update` takes two.
+    return mx.put_along_axis(buffers, taken[None, None], latest, axis=4)
 
 
 class FixedLayer:

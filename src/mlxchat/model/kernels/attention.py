@@ -24,7 +24,7 @@ _BODY = """
   const size_t of_layer = size_t(KEY_HEADS) * counts[3] * S * D;
   const DEVICE T* k = buffers + 2 * layer * of_layer + own * S * D + lane * EACH;
   const DEVICE T* v = k + of_layer;
-  const int from = first[counts[1] > 1 ? sequence : 0], until = slot[0];
+  const int from = first[counts[1] > 1 ? sequence : 0], until = slot[counts[4] > 1 ? sequence : 0];
 
   const size_t place = size_t(block_id) * D + lane * EACH;
   const Some q = *reinterpret_cast<const DEVICE Some*>(queries + place);
@@ -97,14 +97,14 @@ def attend_to_slots(
             of `SLOTS`.
         layer: which of these layers is read.
         first: the first slot that each sequence sees, B numbers in int32, or one for all.
-        slot: the one after the last that is seen, one number in int32.
+        slot: the one after the last that each sequence sees, B numbers in int32, or one for all.
         scale: factor of the scores, which must be bounded (`scores_are_bounded`).
 
     Returns:
         (B, H, 1, D).
     """
     B, H, _, D = q.shape
-    counts = mx.array([buffers.shape[4], first.size, layer, B], mx.int32)
+    counts = mx.array([buffers.shape[4], first.size, layer, B, slot.size], mx.int32)
     [result] = ATTENTION(
         [q, k, v, buffers, first, slot, counts, mx.array([scale])],
         [(q.shape, q.dtype)],

@@ -1,0 +1,454 @@
+"""One thread owns the model, and answers requests from a bounded queue, many at a time.
+
+Between two tokens of those that are being answered, the thread reads one piece of bounded size of
+the prompt that is next, so that no answer stalls for longer than a piece. MLX's arrays belong to
+the thread that computes with them: nothing of the model is touched by any other.
+
+A request that fails, by what it delivers to or by its tool, ends by itself. When the model fails,
+the requests that it was answering get the error, and the thread goes on with the others; when it
+fails again and again without a token in between, the scheduler is dead, and says so.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+from mlxchat.config.inference import Sampling
+from mlxchat.device_failures import device_error
+from mlxchat.engine.cache import KVCache
+from mlxchat.engine.continuous import ChosenToken, ContinuousBatch, Member, TokenChoice
+from mlxchat.engine.generate import PREFILL_CHUNK, Tool
+from mlxchat.errors import MlxchatError
+from mlxchat.model.config import GPTConfig
+from mlxchat.model.gpt import GPT
+from mlxchat.model.size import scaling_parameters
+from mlxchat.runtime import machine, mx
+from mlxchat.serve.prefixes import Prefixes
+
+CACHE_BYTES = 2**30
+MOST_FAILURES = 3  # of the model without a token in between, after which the scheduler is dead
+PIECE_OPERATIONS = {
+    "cpu": 1e10,
+    "metal": 1e12,
+    "cuda": 1e13,
+}  # about a quarter of a second, or less
+SHORTEST_PIECE = 32
+CLEAR_EVERY = 512  # steps: buffers that MLX keeps for reuse are freed, or they would add up
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to continue.
+
+    Attributes:
+        ids: the prompt, at least one token.
+        max_tokens: at least 1; prompt and continuation together are within the context.
+        sampling: how tokens are chosen, the repetition penalty included.
+        seed: of the random draws.
+        stop: tokens that end the continuation; they are not delivered.
+        presence_penalty, frequency_penalty: OpenAI's, over the tokens generated.
+        logit_bias: added to the logits of these tokens.
+        logprobs: deliver each token's log probability, and so many of the likeliest alternatives,
+            at most 20; None for neither.
+        tools: called once, on the model's thread; returns what forces tokens.
+    """
+
+    ids: tuple[int, ...]
+    max_tokens: int
+    sampling: Sampling
+    seed: int
+    stop: frozenset[int]
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+    tools: Callable[[], Tool] | None = None
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token that was generated.
+
+    Attributes:
+        id: the token.
+        forced: whether a tool wrote it.
+        logprob: its log probability, None unless asked for; by the model's own distribution, before
+            temperature, penalties and bias.
+        top: the likeliest tokens and their log probabilities, as many as were asked for.
+    """
+
+    id: int
+    forced: bool
+    logprob: float | None
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end of a continuation.
+
+    Attributes:
+        reason: "stop" after a stop token, "length" after ``max_tokens``.
+        prompt_tokens: how many the prompt had.
+        cached_tokens: how many of those had been read before.
+        completion_tokens: how many were delivered.
+    """
+
+    reason: Literal["stop", "length"]
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+Deliver = Callable[[Token | Finished | Exception], None]
+"""Called on the model's thread with each token, then once with the end or an error.
+
+It must return at once. An exception that it raises ends its request.
+"""
+
+
+class Busy(MlxchatError):  # noqa: N818  (it reads like a name in `except Busy`)
+    """The queue is full; a retry can work."""
+
+
+class Closed(MlxchatError):  # noqa: N818
+    """The scheduler is closed, or its model has failed for good."""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a scheduler is doing, and has done since it was made."""
+
+    queued: int
+    running: int  # answers being generated, and prompts being read
+    slots: int
+    generated_tokens: int
+    prompt_tokens: int  # of prompts that were read
+    cached_tokens: int  # of those, how many had been read before
+    cache_bytes: int
+
+
+class Ticket:
+    """A request that was submitted."""
+
+    def __init__(self, scheduler: "Scheduler", request: Request, deliver: Deliver) -> None:
+        self.cached_tokens = 0  # of the prompt; known when it has been read
+        self._scheduler = scheduler
+        self._request = request
+        self._deliver = deliver
+        self._cancelled = False
+        self._cache: KVCache | None = None  # while the prompt is being read
+        self._member: Member | None = None  # after that
+        self._tool: Tool | None = None
+        self._generated = 0
+
+    def cancel(self) -> None:
+        """End the request without another delivery; its slot is free at the next token."""
+        self._scheduler._cancel(self)
+
+
+class Scheduler:
+    """Answers requests with a model, up to ``slots`` at a time.
+
+    Call `close` in the end.
+
+    Args:
+        model: used by nobody else from now on.
+        slots: the largest number of answers at a time.
+        queue: the largest number of requests that wait.
+        cache_bytes: keys and values that are kept for prompts that begin alike.
+    """
+
+    def __init__(
+        self, model: GPT, *, slots: int = 16, queue: int = 64, cache_bytes: int = CACHE_BYTES
+    ) -> None:
+        mx.eval(model.parameters())  # arrays that are still to be computed belong to this thread
+        self._model = model
+        self._slots = slots
+        self._queue_size = queue
+        self._piece = piece_size(model.config)
+        self._changed = threading.Condition()  # holds what follows, up to the empty line
+        self._queue: deque[Ticket] = deque()
+        self._closing = False
+        self._abandoned = False  # what runs is to end now
+        self._dead: Exception | None = None
+        self._generated = self._prompts = self._cached = 0
+
+        # The rest belongs to the model's thread.
+        self._reading: Ticket | None = None
+        self._running: dict[Member, Ticket] = {}
+        self._batch = ContinuousBatch(model)
+        self._prefixes = Prefixes(cache_bytes)
+        self._failures = self._steps = 0
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are answered: False when the model has failed for good, or closed."""
+        return self._dead is None and self._thread.is_alive()
+
+    def submit(self, request: Request, deliver: Deliver) -> Ticket:
+        """Queue a request; from any thread.
+
+        Raises:
+            Busy: the queue is full.
+            Closed: the scheduler is closed, or its model has failed for good.
+            ValueError: the prompt is empty, or it and ``max_tokens`` pass the context, or a token
+                is not in the vocabulary, or the seed not of 64 bits.
+        """
+        _check(request, self._model.config)
+        ticket = Ticket(self, request, deliver)
+        with self._changed:
+            if self._closing or not self.alive:
+                raise _closed(self._dead)
+            if len(self._queue) >= self._queue_size:
+                raise Busy(
+                    f"{self._queue_size} requests are waiting already.", "Try again in a moment."
+                )
+            self._queue.append(ticket)
+            self._changed.notify_all()
+        return ticket
+
+    def stats(self) -> Stats:
+        """Return the numbers of now; from any thread."""
+        with self._changed:
+            return Stats(
+                len(self._queue),
+                len(self._running) + (self._reading is not None),
+                self._slots,
+                self._generated,
+                self._prompts,
+                self._cached,
+                self._prefixes.size,
+            )
+
+    def close(self, seconds: float) -> None:
+        """Refuse new requests, and end; from any thread but the model's.
+
+        What waits gets a `Closed` at once. What is being answered gets so many seconds to end, then
+        a `Closed` too.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(seconds)
+        with self._changed:
+            self._abandoned = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _cancel(self, ticket: Ticket) -> None:
+        with self._changed:
+            ticket._cancelled = True
+            if ticket in self._queue:
+                self._queue.remove(ticket)
+            self._changed.notify_all()
+
+    # ==== The model's thread ====
+
+    def _run(self) -> None:
+        while self._wait():
+            try:
+                self._drop_cancelled()
+                self._read_piece()
+                self._step()
+            except Exception as error:  # noqa: BLE001  (whatever the model raises)
+                self._fail(device_error(error) or error)
+        self._end_all(_closed(self._dead))
+        self._prefixes.clear()
+        mx.clear_cache()
+
+    def _wait(self) -> bool:
+        """Wait until there is something to do; returns False when there never will be again."""
+        with self._changed:
+            if not self._busy and not self._queue:
+                mx.clear_cache()
+            if self._dead is None:
+                self._changed.wait_for(lambda: self._busy or self._queue or self._closing)
+            if self._abandoned or self._dead is not None:
+                return False
+            if not self._closing:
+                if self._queue and self._reading is None and len(self._running) < self._slots:
+                    self._reading = self._queue.popleft()
+                return True
+            waiting, self._queue = list(self._queue), deque()
+        for ticket in waiting:
+            self._deliver(ticket, _closed(None))
+        return self._busy
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._running) or self._reading is not None
+
+    def _drop_cancelled(self) -> None:
+        if self._reading is not None and self._reading._cancelled:
+            self._reading = None
+        for member, ticket in list(self._running.items()):
+            if ticket._cancelled:
+                self._leave(member)
+
+    def _read_piece(self) -> None:
+        """Read a piece of the prompt that is next; after its last one, the first token follows."""
+        ticket = self._reading
+        if ticket is None:
+            return
+        ids = ticket._request.ids
+        if ticket._cache is None:
+            shared, past = self._prefixes.longest(ids)
+            ticket._cache = self._batch.layout.cache(ids[:shared], past)
+            ticket.cached_tokens = shared
+        read = ticket._cache.offset
+        piece = mx.array([ids[read : read + self._piece]])
+        features = self._model.features(piece, ticket._cache)
+        mx.eval(features)
+        if ticket._cache.offset == len(ids):
+            self._join(ticket, ticket._cache, self._model.logits(features[:, -1]))
+
+    def _join(self, ticket: Ticket, cache: KVCache, logits: mx.array) -> None:
+        request, past = ticket._request, self._batch.layout.past(cache)
+        ticket._cache = None
+        self._prefixes.keep(request.ids, past)
+        choice = TokenChoice(
+            request.sampling,
+            request.seed,
+            request.presence_penalty,
+            request.frequency_penalty,
+            request.logit_bias,
+            request.logprobs,
+        )
+        member, first = self._batch.join(request.ids, past, logits, choice, request.stop)
+        ticket._member = member
+        with self._changed:
+            self._reading, self._running[member] = None, ticket
+            self._prompts += len(request.ids)
+            self._cached += ticket.cached_tokens
+        self._take(ticket, member, first)
+
+    def _step(self) -> None:
+        if not self._running:
+            return
+        for member, chosen in self._batch.step():
+            self._take(self._running[member], member, chosen)
+        self._failures = 0
+        self._steps += 1
+        if self._steps % CLEAR_EVERY == 0:
+            mx.clear_cache()
+
+    def _take(self, ticket: Ticket, member: Member, chosen: ChosenToken) -> None:
+        """Deliver a token of an answer, or its end."""
+        request = ticket._request
+        if chosen.id in request.stop:
+            self._finish(ticket, member, "stop")
+            return
+        ticket._generated += 1
+        self._generated += 1
+        delivered = self._deliver(
+            ticket, Token(chosen.id, chosen.forced, chosen.logprob, chosen.top)
+        )
+        if not delivered:
+            self._leave(member)
+        elif ticket._generated == request.max_tokens:
+            self._finish(ticket, member, "length")
+        elif request.tools is not None:
+            self._use_tool(ticket, member, chosen.id, request.tools)
+
+    def _use_tool(
+        self, ticket: Ticket, member: Member, token: int, tools: Callable[[], Tool]
+    ) -> None:
+        def force() -> None:
+            ticket._tool = ticket._tool or tools()
+            forced = ticket._tool(token)
+            if forced is not None:
+                self._batch.force(member, forced)
+
+        if error := _failure(force):
+            self._leave(member)
+            self._deliver(ticket, error)
+
+    def _finish(self, ticket: Ticket, member: Member, reason: Literal["stop", "length"]) -> None:
+        self._leave(member)
+        self._deliver(
+            ticket,
+            Finished(reason, len(ticket._request.ids), ticket.cached_tokens, ticket._generated),
+        )
+
+    def _leave(self, member: Member) -> None:
+        if self._prefixes.limit:
+            self._prefixes.keep(*self._batch.past(member))
+        self._batch.leave(member)
+        with self._changed:
+            del self._running[member]
+
+    def _deliver(self, ticket: Ticket, what: Token | Finished | Exception) -> bool:
+        """Return whether the request goes on: not after its own failure, nor once cancelled."""
+        if not ticket._cancelled and _failure(partial(ticket._deliver, what)):
+            ticket._cancelled = True
+        return not ticket._cancelled
+
+    def _fail(self, error: Exception) -> None:
+        """End what the model was doing with an error, and begin anew."""
+        self._failures += 1
+        self._end_all(error)
+        self._prefixes.clear()
+        self._batch = ContinuousBatch(self._model)
+        mx.clear_cache()
+        if self._failures == MOST_FAILURES:
+            with self._changed:
+                self._dead = error
+
+    def _end_all(self, error: Exception) -> None:
+        with self._changed:
+            ended = [*self._running.values()]
+            if self._reading is not None:
+                ended.append(self._reading)
+            if self._dead is not None or self._abandoned:
+                ended += self._queue
+                self._queue.clear()
+            self._running, self._reading = {}, None
+        for ticket in ended:
+            self._deliver(ticket, error)
+
+
+def _failure(call: Callable[[], None]) -> Exception | None:
+    """Return the exception that a request's own function raises: it must not end the others."""
+    try:
+        call()
+    except Exception as error:  # noqa: BLE001  (it may be any)
+        return error
+    return None
+
+
+def _check(request: Request, config: GPTConfig) -> None:
+    """Raise ValueError for what would fail, or be undefined, on the model's thread."""
+    if not request.ids or request.max_tokens < 1:
+        raise ValueError("a request has at least one token, and asks for at least one")
+    if len(request.ids) + request.max_tokens > config.sequence_len:
+        raise ValueError(f"the context is {config.sequence_len} tokens")
+    tokens = {*request.ids, *request.logit_bias}
+    if min(tokens) < 0 or max(tokens) >= config.vocab_size:
+        raise ValueError(f"the vocabulary has {config.vocab_size} tokens")
+    if not 0 <= request.seed < 2**64:
+        raise ValueError("a seed is a number of 64 bits")
+
+
+def _closed(error: Exception | None) -> Closed:
+    if error is None:
+        return Closed("The server is stopping.", "Ask again when it is back.")
+    return Closed(f"The model failed again and again: {error}", "Start the server again.")
+
+
+def piece_size(config: GPTConfig) -> int:
+    """Return how many tokens of a prompt are read at a time between two tokens of others' answers.
+
+    It depends on the model and the kind of machine only, so that pieces, and with them the rounding
+    of sums, are the same each time.
+    """
+    most = PIECE_OPERATIONS[machine().backend] / (2 * scaling_parameters(config))
+    size = SHORTEST_PIECE
+    while 2 * size <= min(most, PREFILL_CHUNK):
+        size *= 2
+    return size
