@@ -298,6 +298,7 @@ COMMANDS = [
     "sft",
     "info",
     "chat",
+    "serve",
     "quantize",
     "import",
     "export",
@@ -320,7 +321,7 @@ COMMANDS = [
 
 
 def test_help_imports_no_arrays() -> None:
-    """One process runs the help of all commands: starting 23 of them takes most of the time."""
+    """One process runs the help of all commands: starting 24 of them takes most of the time."""
     script = (
         "import sys, typer.testing\n"
         "from mlxchat.cli.app import app\n"

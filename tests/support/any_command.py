@@ -119,6 +119,7 @@ USUAL = {  # what makes a command succeed, and soon
     "sft": "--source base --data chats.jsonl --spelling 0 --num-iterations 2",
     "info": "",
     "chat": "--prompt Hi --max-tokens 4",
+    "serve": "--port 0",
     "quantize": "--model-tag base --eval-tokens 512",
     "import": "export-transformers",
     "export": "--to mlx-lm --out new",
@@ -135,7 +136,7 @@ USUAL = {  # what makes a command succeed, and soon
     "checkpoints prune": "--keep 1",
     "eval chat": "--tasks spelling --max-problems 2 --max-new-tokens 4",
 }
-LONG = {"train", "sft", "quickstart", "bench", "monitor", "doctor", "eval chat"}
+LONG = {"train", "sft", "serve", "quickstart", "bench", "monitor", "doctor", "eval chat"}
 """Commands that may run for so long that they are asked to end."""
 
 USED = {  # the files that a command reads when it is run as in `USUAL`
