@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -39,6 +40,38 @@ class Collected:
     reason: FinishReason = "stop"
 
 
+class Inbox:
+    """Brings what the model's thread delivers to an event loop.
+
+    A step of the model has a token for each answer. Waking the loop takes the thread a system call,
+    so it is done once for all that come before the loop has looked.
+
+    Args:
+        loop: the event loop.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._arrived: deque[tuple[asyncio.Queue[tuple[int, Arrival]], int, Arrival]] = deque()
+        self._woken = False
+
+    def deliver(
+        self, queue: asyncio.Queue[tuple[int, Arrival]], index: int, arrival: Arrival
+    ) -> None:
+        """Pass something on to a queue of the loop; called on the model's thread."""
+        self._arrived.append((queue, index, arrival))
+        if not self._woken:
+            self._woken = True
+            with suppress(RuntimeError):  # the loop is closed, when the server ends at once
+                self.loop.call_soon_threadsafe(self._look)
+
+    def _look(self) -> None:
+        self._woken = False  # first: what comes from here on wakes the loop again
+        while self._arrived:
+            queue, index, arrival = self._arrived.popleft()
+            queue.put_nowait((index, arrival))
+
+
 class Answering:
     """The answers to one request; all of them are given up when it is closed.
 
@@ -46,6 +79,7 @@ class Answering:
 
     Args:
         scheduler: generates them.
+        inbox: of the event loop.
         requests: one for each answer; those of one prompt follow each other.
         transcripts: what follows the tokens of each.
         per_prompt: the number of answers to each prompt.
@@ -59,6 +93,7 @@ class Answering:
     def __init__(
         self,
         scheduler: Scheduler,
+        inbox: Inbox,
         requests: Sequence[Request],
         transcripts: Sequence[Transcript],
         *,
@@ -68,7 +103,6 @@ class Answering:
     ) -> None:
         self._start = time.monotonic()
         self._deadline = self._start + seconds
-        self._loop = asyncio.get_running_loop()
         self._arrived: asyncio.Queue[tuple[int, Arrival]] = asyncio.Queue()
         self._prompt_tokens = sum(len(request.ids) for request in requests[::per_prompt])
         self._transcripts = transcripts
@@ -77,7 +111,8 @@ class Answering:
         self._tickets: list[Ticket] = []
         try:
             for index, request in enumerate(requests):
-                self._tickets.append(scheduler.submit(request, partial(self._deliver, index)))
+                deliver = partial(inbox.deliver, self._arrived, index)
+                self._tickets.append(scheduler.submit(request, deliver))
         except Busy as error:
             raise ApiError(429, error.problem, code="rate_limit_exceeded") from error
         except Closed as error:
@@ -147,11 +182,6 @@ class Answering:
             answer.calculations += increment.calculations
             answer.reason = delivery.reason or answer.reason
         return answers
-
-    def _deliver(self, index: int, arrival: Arrival) -> None:
-        """Take what the model's thread has; called there."""
-        with suppress(RuntimeError):  # the loop is closed, when the server ends at once
-            self._loop.call_soon_threadsafe(self._arrived.put_nowait, (index, arrival))
 
     async def _next(self) -> tuple[int, Arrival]:
         with suppress(asyncio.QueueEmpty):

@@ -25,7 +25,7 @@ from mlxchat.config.inference import Sampling
 from mlxchat.config.serve import ServeConfig
 from mlxchat.engine.tools import ToolUse
 from mlxchat.errors import DataError
-from mlxchat.serve.answering import Answering
+from mlxchat.serve.answering import Answering, Inbox
 from mlxchat.serve.errors import ApiError, invalid
 from mlxchat.serve.metrics import CLIENT_LEFT, Recorder, WriteLine
 from mlxchat.serve.prompts import ServedModel
@@ -81,6 +81,7 @@ class Service:
     ) -> None:
         self.closing = False
         self._model, self._scheduler, self._config = model, scheduler, config
+        self._latest_inbox: Inbox | None = None
         routes = [
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
             Route("/chat/completions", self._chat, methods=["POST"]),
@@ -176,6 +177,7 @@ class Service:
         tokenizer = self._model.tokenizer
         answering = Answering(
             self._scheduler,
+            self._inbox,
             requests,
             [Transcript(tokenizer, wanted.stops, calculator=calculator) for _ in requests],
             per_prompt=wanted.n,
@@ -225,6 +227,14 @@ class Service:
             for ids in prompts
             for choice in range(wanted.n)
         ]
+
+    @property
+    def _inbox(self) -> Inbox:
+        """The inbox of the event loop that this runs in."""
+        loop = asyncio.get_running_loop()
+        if self._latest_inbox is None or self._latest_inbox.loop is not loop:
+            self._latest_inbox = Inbox(loop)
+        return self._latest_inbox
 
     def _seed(self, given: int | None) -> int:
         """Return the seed of a request's first answer; its others have those that follow."""
