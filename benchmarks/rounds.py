@@ -192,14 +192,15 @@ def _write(answers: TextIO, answer: dict[str, Any]) -> None:
 def add_options(parser: argparse.ArgumentParser, programs: Sequence[str]) -> None:
     """The options that every comparison has; ``--worker`` is how it calls itself."""
     parser.add_argument("--programs", nargs="+", choices=programs, default=list(programs))
-    parser.add_argument("--rounds", type=_positive, default=5, help="counted, after the warm-up")
+    parser.add_argument("--rounds", type=positive, default=5, help="counted, after the warm-up")
     parser.add_argument("--seconds", type=float, default=2, help="of one program in one round")
-    parser.add_argument("--threads", type=_positive, default=os.cpu_count(), help="of each program")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count(), help="of each program")
     parser.add_argument("--json", action="store_true", help="everything measured, no table")
     parser.add_argument("--worker", choices=programs, help=argparse.SUPPRESS)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """An option's number that is at least 1."""
     number = int(text)
     if number < 1:
         raise ValueError

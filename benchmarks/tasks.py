@@ -7,7 +7,7 @@ random weights, all of them drawn from normal distributions so that no logit is 
 tokenizer trained on the questions themselves; or a saved one with --checkpoint. A random model
 prefers a letter or two, which not as many questions have for an answer: beside a uniform guess
 (random) stands what its own letters get where they are dealt out anew (shuffled). It hardly ever
-ends an answer: what GSM8K takes of it is --max-new-tokens for each.
+ends an answer: what GSM8K takes of it is --max-tokens for each.
 """
 
 import argparse
@@ -103,7 +103,7 @@ def report(found: Mapping[str, Any]) -> str:
     return (
         f"{found['model']}, {found['parameters']:,} parameters, vocabulary "
         f"{found['vocabulary']:,}; {found['settings']['batch_size']} answers of "
-        f"{found['settings']['max_new_tokens']} tokens at most at a time; {found['device']}, load "
+        f"{found['settings']['max_tokens']} tokens at most at a time; {found['device']}, load "
         f"{found['load']:.1f}; {rounds.listed('mlx')}.\n\n{rounds.table(rows)}"
     )
 
@@ -119,7 +119,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         model = f"Classic d{given.depth} with random weights"
     saved.model.prepare_for_inference()
     tasks = [
-        solve(saved, task, of_task[: given.max_problems], given.batch_size, given.max_new_tokens)
+        solve(saved, task, of_task[: given.max_problems], given.batch_size, given.max_tokens)
         for task, of_task in every.items()
     ]
     weights = saved.model.named_parameters().values()
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of its weights")
     parser.add_argument("--max-problems", type=int, help="of each task; default: all")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--max-new-tokens", type=int, default=512)
+    parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     found = measure(given)

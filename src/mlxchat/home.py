@@ -108,6 +108,11 @@ class Home:
         """Return the log file of a run, with one JSON object per event."""
         return self.root / "logs" / tag / "metrics.jsonl"
 
+    @property
+    def chat_history(self) -> Path:
+        """The file of what was typed in chats."""
+        return self.root / "chat_history.jsonl"
+
     def kernels(self, mlx: str) -> Path:
         """Return the folder of CUDA kernels compiled by a version of MLX."""
         return self.root / "kernels" / mlx

@@ -15,7 +15,7 @@ import numpy as np
 from mlxchat.checkpoint import catalog, store
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
-from mlxchat.config.inference import Sampling, TextSettings
+from mlxchat.config.inference import ChatSettings, Sampling, TextSettings
 from mlxchat.config.serve import ServeConfig
 from mlxchat.config.validate import validated
 from mlxchat.data.loader import Batch, LoaderState
@@ -161,11 +161,21 @@ class Model:
         return self._pieces(ids, min(wanted.max_tokens, room), wanted.seed, chosen)
 
     def chat(
-        self, *, max_tokens: int = 512, seed: int = 42, **sampling: Unpack[SamplingOptions]
+        self,
+        *,
+        system: str | None = None,
+        max_tokens: int = 512,
+        seed: int = 42,
+        **sampling: Unpack[SamplingOptions],
     ) -> Chat:
         """Start a conversation; `Chat.say` returns an answer, `Chat.reply` streams its parts.
 
+        `Chat.regenerate`, `Chat.undo` and `Chat.set` give another answer, take a message back, and
+        change these settings.
+
         Args:
+            system: instructions for the whole conversation, which the model reads at the beginning
+                of the first message, as in nanochat.
             max_tokens: the largest number of tokens in one answer, at least 1.
             seed: the seed of the random draws.
             **sampling: as for `generate`.
@@ -178,15 +188,15 @@ class Model:
         >>> answer = chat.say("What does a cow say?")
         >>> [message.role for message in chat.messages]
         ['user', 'assistant']
+        >>> chat.undo(), chat.messages
+        ('What does a cow say?', ())
         """
-        wanted = validated(TextSettings, {"max_tokens": max_tokens, "seed": seed})
+        given = {"system": system, "max_tokens": max_tokens, "seed": seed, **sampling}
         return Chat(
             self._decoding,
             self.tokenizer,
             conversational=self.conversational,
-            sampling=validated(Sampling, sampling),
-            seed=wanted.seed,
-            max_tokens=wanted.max_tokens,
+            settings=validated(ChatSettings, given),
         )
 
     def serve(self, log: Callable[[str], None] = lambda line: None, **settings: Any) -> Server:

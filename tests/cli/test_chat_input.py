@@ -14,7 +14,7 @@ from support.models import BYTES
 
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.cli.chat import talk
-from mlxchat.config.inference import Sampling
+from mlxchat.config.inference import ChatSettings
 from mlxchat.errors import MlxchatError
 from mlxchat.ui import repl
 from mlxchat.ui.console import console_for
@@ -39,7 +39,8 @@ def piped(content: bytes, conversational: bool, monkeypatch: pytest.MonkeyPatch)
         patched.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), "utf-8"))
         patched.setattr(sys, "stdout", said)
         patched.setattr(sys, "stderr", warned)
-        talk(saved, "tiny", Sampling(temperature=0), 0, 16, None)
+        settings = ChatSettings(temperature=0, max_tokens=16)
+        talk(saved, "tiny", settings, prompt=None, history=False)
     for stream in (said, warned):
         stream.flush()
         stream.seek(0)
@@ -78,18 +79,17 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_lengths(
     assert f"fewer than {CONTEXT}" in raised.value.remedy
 
 
-def test_turns_dropped_from_the_context_are_reported(tmp_path: Path) -> None:
+def test_turns_dropped_from_the_context_are_reported_once(tmp_path: Path) -> None:
     path = tmp_path / "long.json"
     messages = [{"role": m.role, "content": m.text} for m in dialogue(*["0123456789"] * 8)]
     path.write_text(json.dumps({"messages": messages}))
     lines = iter([f"/load {path}", "And now?", "x" * 70, "Again"])
     stream = io.StringIO()
     talk = chat(Reciting(ANSWER, sequence_len=CONTEXT), max_tokens=16)
-    repl.converse(talk, "tiny", console_for(stream), lambda _: next(lines, "/quit"))
+    repl.converse(talk, "tiny", console_for(stream), lambda _: next(lines, "/exit"))
     said = stream.getvalue()
     assert talk.dropped == 4
-    assert "no longer sees the first 3 turns" in said
-    assert "no longer sees the first 4 turns" in said
+    assert said.count("has outgrown the model's context") == 1
     assert f"takes 74 tokens; the model's context is {CONTEXT}" in said
     assert said.count(ANSWER) == 2
 

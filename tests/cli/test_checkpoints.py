@@ -159,6 +159,19 @@ def test_older_steps_are_kept_if_the_newest_is_damaged(program: Program, runs: P
     assert store.steps(runs / "d4") == [10, 20, 30]
 
 
+def test_prune_keeps_the_best_step(program: Program, home: Path) -> None:
+    evaluations = json.dumps({"format": 4, "meter": {"evaluations": [[10, 1.0], [30, 1.5]]}})
+    run = Home(home).runs / "d4"
+    for step in (10, 20, 30):
+        folder = put_step(run, step)
+        (folder / "trainer.json").write_text(evaluations)
+        files.write_checksums(folder)
+    code, said, _ = program("prune", "--dry-run")
+    assert code == 0 and "d4, step 20: " in said and "1 step would be removed" in said
+    assert program("prune")[0] == 0
+    assert store.steps(run) == [10, 30]
+
+
 def test_a_run_that_cannot_be_pruned_does_not_stop_the_others(program: Program, runs: Path) -> None:
     old = runs / "busy" / "step_000002"
     (old / files.CHECKSUMS).unlink()

@@ -324,11 +324,25 @@ def test_chat_answers_a_prompt_and_standard_input(trained: dict[str, str]) -> No
     asked = mlxchat("chat", "-p", "hello", "--max-tokens", "5", env=trained)
     assert asked.returncode == 0, asked.stderr
     assert asked.stdout.endswith("\n")
-    assert asked.stderr == "The model: tiny/step_000040.\n"
+    assert asked.stderr == "Loading tiny/step_000040.\n"
     again = mlxchat("chat", "-p", "hello", "--max-tokens", "5", env=trained)
     assert again.stdout == asked.stdout
     piped = {"env": trained, "input": "hello\n", "stdin": None}
     assert mlxchat("chat", "--max-tokens", "5", **piped).stdout == asked.stdout
+
+
+def test_chat_answers_lines_of_json(trained: dict[str, str]) -> None:
+    """Nothing else is on standard output, and one prompt gets one line."""
+    sent = '{"content": "hello"}\nnonsense\n{"command": "/temperature 0"}\n'
+    piped = {"env": trained, "input": sent, "stdin": None}
+    shown = mlxchat("chat", "--json", "--max-tokens", "5", **piped)
+    answer, mistake, done = map(json.loads, shown.stdout.splitlines())
+    assert answer.keys() == {"content", "calculations", "truncated", "dropped"}
+    assert "not valid JSON" in mistake["error"]["problem"]
+    assert done == {"notes": ["temperature: 0.0"]}
+    assert (shown.returncode, shown.stderr) == (0, "Loading tiny/step_000040.\n")
+    once = mlxchat("chat", "--json", "-p", "hello", "--max-tokens", "5", env=trained)
+    assert json.loads(once.stdout) == answer
 
 
 def test_chat_names_the_model_or_step_that_is_missing(at_trained: Program) -> None:

@@ -1,8 +1,8 @@
 """The loader resumes exactly, ends with the data, and passes on errors of its thread."""
 
 import json
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from itertools import islice, pairwise, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +30,11 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(["the quick brown fox jumps over the lazy dog " * 20], 300)
 
 
-def write(folder: Path, *shards: list[str | None]) -> Path:
+def write(folder: Path, *shards: list[str | None], group: int = 100) -> Path:
     folder.mkdir(exist_ok=True)
     for i, texts in enumerate(shards):
         table = pa.table({"text": pa.array(texts, pa.string())})
-        pq.write_table(table, folder / f"shard_{i:05d}.parquet", row_group_size=100)
+        pq.write_table(table, folder / f"shard_{i:05d}.parquet", row_group_size=group)
     return folder
 
 
@@ -45,6 +45,16 @@ def shards(tmp_path: Path) -> ShardDocuments:
     return ShardDocuments(
         LocalShards(write(tmp_path / "data", texts[:700], texts[700:1300], texts[1300:]))
     )
+
+
+def epoch_of(documents: ShardDocuments, number: int) -> list[Read]:
+    """The reads of one epoch of `documents`, each with the cursor after it."""
+    reads = documents.training(Cursor(number))
+    return list(takewhile(lambda read: read[1].epoch == number, reads))
+
+
+def texts_of(reads: Iterable[Read]) -> list[str]:
+    return [str(document) for batch, _ in reads for document in batch]
 
 
 def loader(documents: Documents, tokenizer: Tokenizer, state: LoaderState | None = None) -> Loader:
@@ -60,13 +70,81 @@ def test_loading_resumes_exactly_after_any_batch(
     with loader(documents, tokenizer) as straight:
         batches = [next(straight) for _ in range(200)]
     assert batches[-1].state.cursor.epoch > 1 or kind == "builtin"
-    for at in (0, 1, 57, 140, 198):
+    second = [at for at, batch in enumerate(batches) if batch.state.cursor.epoch == 2]
+    for at in (0, 1, 57, 140, *second[:2], 198):
         stored = LoaderState.from_arrays(batches[at].state.to_arrays())
         with loader(documents, tokenizer, stored) as resumed:
             following = next(resumed)
         assert np.array_equal(following.ids, batches[at + 1].ids)
         assert np.array_equal(following.targets, batches[at + 1].targets)
         assert following.state.cursor == batches[at + 1].state.cursor
+
+
+def test_each_epoch_has_the_same_documents_in_an_order_of_its_own(shards: ShardDocuments) -> None:
+    first, second, third = (epoch_of(shards, number) for number in (1, 2, 3))
+    assert [cursor for _, cursor in first][:2] == [Cursor(1, 0, 100), Cursor(1, 0, 200)]
+    numbers = [int(text.split()[-1]) for text in texts_of(first)]
+    assert numbers == list(range(1300))
+    assert texts_of(second) != texts_of(first) != texts_of(third) != texts_of(second)
+    for later in (second, third):
+        for shard in (0, 1):
+            of_shard = [[r for r in epoch if r[1].shard == shard] for epoch in (first, later)]
+            assert sorted(texts_of(of_shard[0])) == sorted(texts_of(of_shard[1]))
+        groups = [int(batch[0].split()[-1]) // 100 for batch, _ in later if batch]
+        assert groups != sorted(groups)
+    assert texts_of(epoch_of(shards, 2)) == texts_of(second)
+
+
+def test_the_order_of_later_epochs_follows_from_the_seed(tmp_path: Path) -> None:
+    texts: list[str | None] = [str(number) for number in range(300)]
+    source = LocalShards(write(tmp_path / "data", texts, ["v"]))
+    first, second = (
+        [texts_of(epoch_of(ShardDocuments(source, seed=s), n)) for n in (1, 2)] for s in (1, 2)
+    )
+    assert first[0] == second[0] == texts
+    assert first[1] != second[1]
+
+
+LATER_EPOCHS = {
+    "groups": [str(number) for number in range(30)],
+    "nulls": [None if number % 3 else str(number) for number in range(30)],
+    "nulls at an end": ["a", "b", "c", None, None, None],
+    "one row": ["a"],
+    "empty": [],
+}
+
+
+@pytest.mark.parametrize("held", [2**16, 5])
+@pytest.mark.parametrize("texts", LATER_EPOCHS.values(), ids=LATER_EPOCHS)
+def test_every_cursor_of_a_later_epoch_resumes_to_the_same_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str | None], held: int
+) -> None:
+    """Whether rows of whole groups are shuffled, or as many as fit of a group that is too large."""
+    monkeypatch.setattr(module, "HELD_ROWS", held)
+    folder = write(tmp_path / "data", texts, ["x", "y"], ["v"], group=12)
+    documents = ShardDocuments(LocalShards(folder))
+    straight = texts_of(epoch_of(documents, 2))
+    assert sorted(straight) == sorted([*filter(None, texts), "x", "y"])
+    left = []
+    for row in range(len(texts) + 1):
+        resumed = takewhile(lambda read: read[1].epoch == 2, documents.training(Cursor(2, 0, row)))
+        following = texts_of(resumed)
+        left.append(len(following))
+        assert following == straight[len(straight) - left[-1] :]
+    assert left[-1] == 2
+    assert all(fewer in (more, more - 1) for more, fewer in pairwise(left))
+
+
+def test_rows_are_shuffled_a_few_megabytes_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HELD_CHARACTERS", 50)
+    texts: list[str | None] = [f"{number:010}" for number in range(100)]
+    documents = ShardDocuments(LocalShards(write(tmp_path / "data", texts, ["v"])))
+    reads = epoch_of(documents, 2)
+    assert [cursor.row for _, cursor in reads] == list(range(5, 101, 5))
+    assert all(sorted(batch) == texts[row - 5 : row] for batch, (_, _, row) in reads)
+    assert texts_of(reads) != texts
 
 
 def test_rows_begin_with_bos_and_targets_follow(

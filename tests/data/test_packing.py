@@ -59,6 +59,36 @@ def test_empty_documents_do_not_stall() -> None:
     assert packing.row() is None
 
 
+def test_nothing_is_dropped_of_whole_documents() -> None:
+    random = np.random.default_rng(5)
+    documents = [[i] * int(n) for i, n in enumerate(random.integers(0, 200, 300))]
+    packing = BestFit(CAPACITY, 20, Source(documents), whole=True)
+    counts = np.zeros(len(documents), int)
+    while (row := packing.row()) is not None:
+        np.add.at(counts, row, 1)
+    left = sum(document.length for document in packing.snapshot())
+    assert counts.sum() + left + CAPACITY > sum(map(len, documents))
+    assert (counts <= [len(ids) for ids in documents]).all()
+
+
+def test_the_pieces_of_a_document_are_in_rows_apart() -> None:
+    documents = [[1] * 99, [2] * 66, [3] * 33]
+    packing = BestFit(CAPACITY, 3, lambda: documents.copy(), whole=True)
+    firsts = [int(packing.row()[0]) for _ in range(6)]
+    assert firsts == [1, 2, 3, 1, 2, 1]
+
+
+def test_packing_of_whole_documents_resumes() -> None:
+    random = np.random.default_rng(4)
+    documents = [[i] * int(n) for i, n in enumerate(random.integers(0, 200, 300))]
+    source = Source(documents)
+    packing = BestFit(CAPACITY, 20, source, whole=True)
+    for _ in range(200):
+        position, held = source.position, packing.snapshot()
+        resumed = BestFit(CAPACITY, 20, Source(documents, position), held, whole=True).row()
+        assert np.array_equal(packing.row(), resumed)
+
+
 def test_padded_rows_cut_only_documents_longer_than_a_row() -> None:
     documents = [[1] * 10, [2] * 40, [3] * 30, [4] * 2, [5] * 33, [6] * 24, [7]]
     packing = BestFit(CAPACITY, 100, Source(documents), padding=-9)

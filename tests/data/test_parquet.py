@@ -143,6 +143,20 @@ def test_honest_files_are_read_whatever_their_size(
         assert read(tmp_path / "own.parquet", start=123) == texts[123:]
 
 
+def test_row_groups_are_read_in_any_order(tmp_path: Path) -> None:
+    texts = [str(number) for number in range(10)]
+    path = tmp_path / "own.parquet"
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=4)
+    assert parquet.row_groups(path) == [4, 4, 2]
+    found = list(parquet_rows(Reading(path), TEXT_COLUMN, groups=[2, 0]))
+    assert [row.values["text"] for row in found] == ["8", "9", "0", "1", "2", "3"]
+    assert [(row.number, row.group_end) for row in found[1:3]] == [(9, 10), (0, 4)]
+    assert list(parquet_rows(Reading(path), TEXT_COLUMN, groups=[])) == []
+    path.write_bytes(b"no parquet")
+    with pytest.raises(DataError, match="is damaged"):
+        parquet.row_groups(path)
+
+
 def test_a_dictionary_within_lists_is_kept_until_rows_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 from support.chats import ASSISTANT, BOS, END, USER, USER_END, Reciting, chat, dialogue, fill, say
 from support.models import BYTES, network
 
+from mlxchat.config.inference import ChatSettings
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import Architecture
 from mlxchat.model.gpt import GPT
@@ -239,6 +240,102 @@ def test_a_message_that_leaves_little_room_gets_a_short_answer() -> None:
     talk = chat(Reciting("a long answer", sequence_len=32))
     assert say(talk, "x" * 24) == "a lo"
     assert talk.truncated
+
+
+# Taking back, answering again, settings
+
+
+def test_undo_takes_back_a_message_and_its_answer() -> None:
+    model = Reciting("Fine.")
+    talk = chat(model)
+    for text in ("Hello", "Again"):
+        say(talk, text)
+    assert talk.undo() == "Again"
+    assert talk.messages == dialogue("Hello", "Fine.")
+    model.passes.clear()
+    say(talk, "And now?")
+    assert model.passes[0] == [*b"nd now?", USER_END, ASSISTANT]  # "A" is in the cache
+    assert [talk.undo(), talk.undo()] == ["And now?", "Hello"]
+    with pytest.raises(MlxchatError, match="no message yet"):
+        talk.undo()
+
+
+def test_undo_brings_dropped_turns_back() -> None:
+    talk = chat(Reciting("12345678", sequence_len=64), max_tokens=8)
+    for i in range(5):
+        say(talk, f"message {i}")
+    assert talk.dropped == 2
+    dropped = []
+    while talk.messages:
+        talk.undo()
+        dropped.append(talk.dropped)
+    assert dropped == [1, 0, 0, 0, 0]
+    assert say(talk, "message 0") == "12345678"
+
+
+def test_another_answer_takes_the_place_of_the_latest() -> None:
+    model = network().model
+    talk = chat(model, temperature=3.0, max_tokens=20)
+    say(talk, "a")
+    first = say(talk, "b")
+    second = "".join(piece.text for piece in talk.regenerate())
+    assert first != second
+    assert [message.text for message in talk.messages[2:]] == ["b", second]
+    talk.set(temperature=0)
+    again = ["".join(piece.text for piece in talk.regenerate()) for _ in range(2)]
+    assert again[0] == again[1]
+    other = chat(model, max_tokens=20)
+    with pytest.raises(MlxchatError, match="no message yet"):
+        other.regenerate()
+
+
+def test_another_answer_interrupted_before_its_first_token_changes_nothing(monkeypatch) -> None:
+    model = Reciting("one")
+    talk = chat(model)
+    say(talk, "Count")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "features", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            next(talk.regenerate())
+    assert talk.messages == dialogue("Count", "one")
+
+
+@pytest.mark.parametrize("conversational", [True, False])
+def test_the_system_message_counts_for_the_whole_conversation(conversational: bool) -> None:
+    model = Reciting("ok", END if conversational else BOS)
+    talk = chat(model, conversational=conversational, system="Be brief.")
+    say(talk, "Hi")
+    talk.set(system="Be kind.\udce9")
+    model.passes.clear()
+    say(talk, "On")
+    assert talk.messages[0] == Message("system", "Be kind.?")
+    ids = BYTES.render_for_completion(Conversation(talk.messages[:-1]))
+    if not conversational:
+        ids = [BOS, *b"Be kind.?\n\nHiokOn"]
+    held = ids.index(ord("k"))  # where it differs from what was read before
+    assert model.passes[0] == ids[held:]
+    talk.clear()
+    assert talk.messages == (Message("system", "Be kind.?"),)
+    talk.set(system=None)
+    assert talk.messages == ()
+
+
+def test_settings_change_from_the_next_answer_on() -> None:
+    talk = chat(network().model, temperature=3.0, max_tokens=20, seed=1)
+    first = say(talk, "a")
+    talk.clear()
+    talk.set(seed="1", max_tokens="10")
+    assert talk.settings == ChatSettings(temperature=3.0, max_tokens=10, seed=1)
+    assert first.startswith(say(talk, "a"))
+    for given in ({"max_tokens": 0}, {"temperature": "warm"}, {"temprature": 1}):
+        with pytest.raises(MlxchatError) as raised:
+            talk.set(**given, top_k=3)
+        assert raised.value.remedy
+    assert talk.settings.top_k == 50
 
 
 # Files

@@ -242,7 +242,7 @@ def test_json_has_every_loss_score_and_reply(
         data=[str(chats)],
         validation_share=0.6,
         max_problems=4,
-        max_new_tokens=8,
+        max_tokens=8,
         allow_code_execution=True,
     )
     said = capsys.readouterr()

@@ -290,6 +290,7 @@ def test_replanning_does_not_make_the_learning_rate_jump(
     before = SHORT.model_copy(update={"warmdown_ratio": ratio})
     total = step + max(1, int((1000 - step) * factor))
     after = with_steps(before, step, total)
+    assert Plan.model_validate(after.model_dump()) == after  # a checkpoint can be read again
     assert after.num_iterations == total
     assert multiplier(after, step) <= multiplier(before, step) + 1e-9
     left, rate = total - step, multiplier(before, step)

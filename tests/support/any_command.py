@@ -118,6 +118,7 @@ USUAL = {  # what makes a command succeed, and soon
     "train": f"{TRAIN} --num-iterations 4 --model-tag base",
     "sft": "--source base --data chats.jsonl --spelling 0 --num-iterations 2",
     "info": "",
+    "scaling": "--dataset builtin --budget 1s",  # refused at once: no ladder is over soon
     "chat": "--prompt Hi --max-tokens 4",
     "serve": "--port 0",
     "quantize": "--model-tag base --eval-tokens 512",
@@ -134,9 +135,9 @@ USUAL = {  # what makes a command succeed, and soon
     "checkpoints list": "",
     "checkpoints verify": "",
     "checkpoints prune": "--keep 1",
-    "eval chat": "--tasks spelling --max-problems 2 --max-new-tokens 4",
+    "eval chat": "--tasks spelling --max-problems 2 --max-tokens 4",
 }
-LONG = {"train", "sft", "serve", "quickstart", "bench", "monitor", "doctor", "eval chat"}
+LONG = {"train", "sft", "scaling", "serve", "quickstart", "bench", "monitor", "doctor", "eval chat"}
 """Commands that may run for so long that they are asked to end."""
 
 USED = {  # the files that a command reads when it is run as in `USUAL`

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlxchat.config.inference import Sampling
+from mlxchat.config.inference import ChatSettings
 from mlxchat.engine.cache import KVCache
 from mlxchat.engine.chat import Chat
 from mlxchat.model.config import GPTConfig
@@ -58,12 +58,12 @@ def chat(
     max_tokens: int = 64,
     seed: int = 0,
     temperature: float = 0,
+    system: str | None = None,
 ) -> Chat:
-    sampling = Sampling(temperature=temperature)
-    return Chat(
-        model, BYTES, conversational=conversational, sampling=sampling, seed=seed,
-        max_tokens=max_tokens,
-    )  # fmt: skip
+    settings = ChatSettings(
+        max_tokens=max_tokens, seed=seed, temperature=temperature, system=system
+    )
+    return Chat(model, BYTES, conversational=conversational, settings=settings)
 
 
 def say(talk: Chat, text: str) -> str:

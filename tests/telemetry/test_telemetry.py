@@ -252,7 +252,7 @@ def test_meter_keeps_the_last_and_the_best_evaluation_and_the_peak():
         meter.update(Evaluated(0.0, 1, bits, 3.0, 640, 1.0))
     meter.update(stepped(1, memory=Memory(1, 90, 0, 1, 1)))
     meter.update(stepped(2, memory=Memory(1, 50, 0, 1, 1)))
-    assert (meter.bits_per_byte, meter.best_bits_per_byte) == (1.75, 1.5)
+    assert (meter.bits_per_byte, meter.best) == (1.75, (1, 1.5))
     assert meter.peak_memory == 90
 
 

@@ -33,6 +33,8 @@ class Run:
     stop_at: str = ""  # the entry in the trace after which the run is asked to stop
     resumed_at: int = 0
     evaluated: bool = False
+    epoch: int = 1
+    best: tuple[int, ...] = ()  # the steps whose evaluation is the best so far
     trace: list[str] = field(default_factory=list)
     now: float = 0.0
 
@@ -53,14 +55,14 @@ class Run:
         self.now += 1
         loss, norm, learning_rate = self.metrics.get(number, GOOD)
         metrics = mx.array([norm, learning_rate, loss])
-        return Pending(number, metrics, LoaderState(Cursor(1, 2, number)))
+        return Pending(number, metrics, LoaderState(Cursor(self.epoch, 2, number)))
 
     def evaluate(self, step: int) -> Iterator[Event]:
         for batch in range(2):
             if self.failing.get("evaluation") == step:
                 raise DataError("The validation shard is gone.", "Put it back.")
             self.now += 0.25
-            yield Evaluated(self.now, step, 1.0, 2.0, batch, 0.5)
+            yield Evaluated(self.now, step, 1.0, 2.0, batch, 0.5, best=step in self.best)
 
     def sample(self, step: int) -> Iterator[Event]:
         yield Sampled(self.now, step, "prompt", "text")
@@ -136,6 +138,19 @@ def test_evaluations_samples_and_checkpoints_keep_their_cadence() -> None:
         "saved 5",
         "ended 5",
     ]
+
+
+@pytest.mark.parametrize(
+    ("epoch", "save_every", "saved"),
+    [(2, 5, [2, 5, 6]), (1, 5, [5, 6]), (2, 0, [6]), (2, 2, [2, 4, 6])],
+)
+def test_the_best_step_so_far_is_saved_once_text_is_read_again(
+    epoch: int, save_every: int, saved: list[int]
+) -> None:
+    cadence = Cadence(eval_every=2, save_every=save_every)
+    run = Run(cadence=cadence, epoch=epoch, best=(0, 2))
+    entries = run.without_launches()
+    assert [entry for entry in entries if "saved" in entry] == [f"saved {step}" for step in saved]
 
 
 def test_without_a_cadence_only_the_last_step_is_saved() -> None:

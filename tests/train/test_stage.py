@@ -14,6 +14,7 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.errors import CheckpointError
 from mlxchat.home import STAGE_FOLDERS, Home
+from mlxchat.train.pretrain import Pretraining
 from mlxchat.train.stage import STAGES, history_of, read_trainer, stage_of
 
 
@@ -69,6 +70,15 @@ def test_a_step_of_another_version_is_refused(
     assert said in raised.value.problem
     assert "chat" in raised.value.remedy
     assert history_of(folder, Home(home)).trainings == ()
+
+
+def test_only_the_budget_recipe_uses_the_rest_of_long_documents(home: Path) -> None:
+    def whole(**settings: Any) -> bool:
+        return Pretraining(PretrainConfig(**settings), Home(home)).whole_documents
+
+    assert whole(budget="1h")
+    assert not whole(budget="1h", recipe="classic")
+    assert not whole(arch="modern")
 
 
 def test_a_step_of_another_stage_is_refused(home: Path) -> None:

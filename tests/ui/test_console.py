@@ -114,6 +114,16 @@ def test_plain_output_has_a_line_for_each_rare_event():
     assert len(lines) == 7
 
 
+def test_plain_output_marks_the_best_evaluation():
+    bits = [(100, 1.25, True), (200, 1.0, True), (300, 1.5, False)]
+    lines = lines_of([Evaluated(0.0, n, b, 3.5, 640, 1.0, best) for n, b, best in bits])
+    assert lines == [
+        "step 100: validation 1.2500 bits per byte, the best so far, loss 3.5000",
+        "step 200: validation 1.0000 bits per byte, the best so far, loss 3.5000",
+        "step 300: validation 1.5000 bits per byte (best: 1.0000, step 200), loss 3.5000",
+    ]
+
+
 def test_plain_output_has_one_line_for_a_file():
     done = [progressed(n, time=n / 100) for n in (0, 500, 1000, 1000)]
     assert lines_of(done) == ["shard_00001.parquet: 1.0 kB in 10s"]

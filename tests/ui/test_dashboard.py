@@ -99,6 +99,13 @@ def test_it_fits_whatever_the_size(width, height):
     assert len(lines) <= max(height, 5)
 
 
+def test_the_best_evaluation_is_shown_with_its_step():
+    meter, latest = run()
+    for step, bits in ((100, 1.3), (200, 1.2), (300, 1.35)):
+        meter.update(Evaluated(0.0, step, bits, 3.0, 640, 1.0))
+    assert "1.2000, step 200" in drawn(dashboard(meter, latest))
+
+
 def test_curve_and_sample_appear_where_there_is_room():
     meter, latest = run()
     text = drawn(dashboard(meter, latest, width=80, height=24, sample=SAMPLE))

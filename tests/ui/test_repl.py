@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from mlxchat.config.inference import ChatSettings
+from mlxchat.config.validate import validated
 from mlxchat.errors import MlxchatError
-from mlxchat.tokenizer.messages import Part
+from mlxchat.tokenizer.messages import Message, Part
+from mlxchat.ui.chat_commands import SLASH_COMMANDS
 from mlxchat.ui.output import LiteralConsole, console_for
 from mlxchat.ui.repl import answer_prompt, converse
 
@@ -19,6 +22,8 @@ class Parrot:
         self.conversational = conversational
         self.dropped = 0
         self.truncated = False
+        self.settings = ChatSettings()
+        self.messages: tuple[Message, ...] = ()
         self.after = after
         self.calls: list[tuple[str, ...]] = []
         self.closed = False
@@ -38,6 +43,17 @@ class Parrot:
         finally:
             self.closed = True
 
+    def regenerate(self) -> Generator[Part, None, None]:
+        self.calls.append(("regenerate",))
+        return self._words("once more")
+
+    def undo(self) -> str:
+        self.calls.append(("undo",))
+        return "one [b]two"
+
+    def set(self, **settings: object) -> None:
+        self.settings = validated(ChatSettings, {**dict(self.settings), **settings})
+
     def clear(self) -> None:
         self.calls.append(("clear",))
 
@@ -48,9 +64,20 @@ class Parrot:
 
     def load(self, path: Path) -> None:
         self.calls.append(("load", str(path)))
+        self.messages = LOADED
 
 
-def typed(*lines: str | type[BaseException]) -> Callable[[str], str]:
+LOADED = (
+    Message("system", "Be brief."),
+    *(Message(("user", "assistant")[i % 2], f"message {i}") for i in range(8)),
+    Message("user", "Half of 48?"),
+    Message(
+        "assistant", (Part("python", "48/2"), Part("python_output", "24.0"), Part("text", "!"))
+    ),
+)
+
+
+def typed(*lines: str | BaseException | type[BaseException]) -> Callable[[str], str]:
     """Reads these lines, raising those that are exceptions, then Ctrl-D."""
     rest = iter([*lines, EOFError])
 
@@ -64,7 +91,7 @@ def typed(*lines: str | type[BaseException]) -> Callable[[str], str]:
     return read
 
 
-def talk(chat: Parrot, *lines: str | type[BaseException], width: int = 80) -> str:
+def talk(chat: Parrot, *lines: str | BaseException | type[BaseException], width: int = 80) -> str:
     console = LiteralConsole(file=io.StringIO(), width=width)
     converse(chat, "d4, step 100", console, typed(*lines))
     return console.file.getvalue()
@@ -118,7 +145,22 @@ def test_save_load_and_clear_are_carried_out(tmp_path: Path) -> None:
     shown = talk(chat, f"/save {path}", "/clear", f"  /load   {path} ", width=500)
     assert chat.calls == [("save", str(path)), ("clear",), ("load", str(path))]
     assert f"Saved to {path}." in shown
-    assert f"Resumed {path}." in shown
+    assert f"Resumed {path}: 5 turns." in shown
+
+
+def test_what_was_loaded_is_shown() -> None:
+    lines = talk(Parrot(), "/load x", width=500).splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("Resumed"))
+    assert lines[first + 1 :] == [
+        "system: Be brief.",
+        "… 2 earlier turns …",
+        "> message 4",
+        "message 5",
+        "> message 6",
+        "message 7",
+        "> Half of 48?",
+        "[48/2 = 24.0]!",
+    ]
 
 
 def test_tilde_is_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -129,36 +171,76 @@ def test_tilde_is_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "is no such user" in shown
 
 
-def test_help_lists_every_command() -> None:
-    shown = talk(Parrot(), "/help", width=40)
-    assert all(name in shown for name in ("/clear", "/save FILE", "/load FILE", "/help", "/quit"))
+def test_help_lists_every_command_and_key() -> None:
+    stream = io.StringIO()
+    keys = [("Alt+Enter", "begin a new line")]
+    converse(Parrot(), "d4", LiteralConsole(file=stream, width=40), typed("/help"), keys)
+    shown = stream.getvalue()
+    assert all(f"\n{name}" in shown for name in SLASH_COMMANDS)
+    assert all(f"/{name.replace('_', '-')}" in shown for name, _ in ChatSettings())
+    assert "\nAlt+Enter" in shown
     assert max(map(len, shown.splitlines())) <= 40
 
 
 def test_help_is_aligned() -> None:
     lines = talk(Parrot(), "/help", width=80).splitlines()
-    purposes = ("start a new", "write the", "resume the", "show this", "quit, as")
-    starts = [line.index(purpose) for purpose in purposes for line in lines if purpose in line]
-    assert starts == [len("/save FILE") + 2] * 5
+    purposes = ("start a new", "write the", "resume the", "show this", "leave, as", "change a")
+    starts = {line.index(purpose) for purpose in purposes for line in lines if purpose in line}
+    assert starts == {len("/temperature 0.8") + 2}
+
+
+def test_every_setting_is_a_command() -> None:
+    chat = Parrot()
+    shown = talk(chat, "/temperature 0.25", "/top-k 7", "/top-k", "/max-tokens 9", "/settings")
+    assert chat.settings == ChatSettings(temperature=0.25, top_k=7, max_tokens=9)
+    assert shown.count("top-k  7") == 2
+    assert "repetition-penalty  1.0" in shown
+    talk(chat, "/system Be brief,\nbut kind.")
+    assert chat.settings.system == "Be brief,\nbut kind."
+    assert "system  none" in talk(chat, "/system none", "/top-k none")
+    assert (chat.settings.system, chat.settings.top_k) == (None, None)
+
+
+def test_a_setting_out_of_bounds_is_named_as_it_was_typed() -> None:
+    chat = Parrot()
+    shown = talk(chat, "/top-p 2", "/seed x", width=500)
+    assert "/top-p 2: input should be less than or equal to 1. /top-p: Keep only" in shown
+    assert "/seed x: input should be a valid integer" in shown
+    assert chat.settings == ChatSettings()
+
+
+def test_an_answer_is_given_again_or_taken_back() -> None:
+    chat = Parrot()
+    shown = talk(chat, "/regenerate", "/undo")
+    assert chat.calls == [("regenerate",), ("undo",)]
+    assert "\nonce more \nTook back: one [b]two\n" in shown
+    assert "At temperature 0" not in shown
+    assert "At temperature 0" in talk(chat, "/temperature 0", "/regenerate")
+
+
+def test_several_lines_that_begin_with_a_slash_are_a_message() -> None:
+    chat = Parrot()
+    talk(chat, "// a\n// b", "/undo\n")
+    assert chat.calls == [("reply", "// a\n// b"), ("undo",)]
 
 
 @pytest.mark.parametrize("line", ["/sav x", "/", "//", "/[red]x"])
 def test_unknown_commands_are_named(line: str) -> None:
     chat = Parrot()
-    assert f"Unknown command {line.split()[0]}; /help" in talk(chat, line)
+    assert f"Unknown command {line.split()[0]}. " in talk(chat, line)
     assert chat.calls == []
 
 
-@pytest.mark.parametrize("line", ["/save", "/load ", "/clear all", "/quit now", "/help me"])
+@pytest.mark.parametrize("line", ["/save", "/load ", "/clear all", "/exit now", "/help me"])
 def test_misuse_of_a_command_shows_its_usage(line: str) -> None:
     chat = Parrot()
     assert f"Usage: {line.split()[0]}" in talk(chat, line)
     assert chat.calls == []
 
 
-def test_quit_quits() -> None:
+def test_exit_ends_the_chat() -> None:
     chat = Parrot()
-    talk(chat, " /quit ", "not read")
+    talk(chat, " /exit ", "not read")
     assert chat.calls == []
 
 
@@ -193,6 +275,12 @@ def test_ctrl_c_at_the_prompt_clears_the_line_and_twice_quits() -> None:
     assert shown.count("Ctrl-C again") == 2
 
 
+def test_ctrl_c_on_what_is_typed_never_quits() -> None:
+    chat = Parrot()
+    talk(chat, KeyboardInterrupt("a"), KeyboardInterrupt("b"), "one", KeyboardInterrupt, "two")
+    assert chat.calls == [("reply", "one"), ("reply", "two")]
+
+
 def test_an_answer_cut_off_is_noted() -> None:
     chat, base = Parrot(), Parrot(conversational=False)
     chat.truncated = base.truncated = True
@@ -200,14 +288,17 @@ def test_an_answer_cut_off_is_noted() -> None:
     assert "cut off" not in talk(base, "one")
 
 
-@pytest.mark.parametrize(("dropped", "words"), [(1, "the first turn."), (3, "the first 3 turns.")])
-def test_dropped_turns_are_noted_once(dropped: int, words: str) -> None:
+def test_that_the_context_is_outgrown_is_said_once() -> None:
     class Forgetful(Parrot):
         def reply(self, text: str) -> Generator[Part, None, None]:
-            self.dropped = dropped
-            return super().reply(text)
+            self.dropped += 1
+            yield from super().reply(text)
 
-    assert talk(Forgetful(), "one", "two", width=200).count(words) == 1
+        def clear(self) -> None:
+            self.dropped = 0
+
+    lines = ("one", "two", "/undo", "three", "/clear", "four", "five")
+    assert talk(Forgetful(), *lines, width=200).count("has outgrown") == 2
 
 
 def test_one_answer_is_only_the_answer() -> None:
@@ -251,7 +342,7 @@ def test_a_terminal_shows_calls_dimmed() -> None:
     chat = Computing(("text", "A"), ("python", ""), ("python", "[b]:1:\x1b"), ("text", "B"))
     console = LiteralConsole(file=io.StringIO(), force_terminal=True, color_system="standard")
     answer_prompt(chat, "Which?", console)
-    assert console.file.getvalue() == "A\x1b[2m[\x1b[0m\x1b[2m[b]:1:\x1b[0m\x1b[2m]\x1b[0mB\n"
+    assert console.file.getvalue() == "A\x1b[2m[[b]:1:]\x1b[0mB\n"
 
 
 def test_one_answer_interrupted_ends_its_line_and_is_closed() -> None:
@@ -276,7 +367,7 @@ def test_a_reader_that_leaves_closes_the_answer() -> None:
 def test_the_repl_imports_neither_arrays_nor_the_command_line() -> None:
     code = (
         "import sys, mlxchat.ui.repl, mlxchat.config.inference;"
-        "print([m for m in ('mlx.core', 'typer', 'readline') if m in sys.modules])"
+        "print([m for m in ('mlx.core', 'typer', 'prompt_toolkit') if m in sys.modules])"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert shown.stdout == "[]\n"

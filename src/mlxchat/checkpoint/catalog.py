@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlxchat.checkpoint import store
+from mlxchat.checkpoint.best import EvaluatedStep, best_step, evaluated_steps
 from mlxchat.checkpoint.files import (
     CONFIG,
     HISTORY,
@@ -32,6 +33,7 @@ from mlxchat.errors import ConfigError, MlxchatError, NotFound
 from mlxchat.home import Home, expanded
 from mlxchat.names import namesake
 
+CLEARLY_WORSE = 1.005  # times the bits per byte of the best step
 SET_ASIDE = re.compile(r"\.(good|old)[0-9]+$")  # ends the name of a run that was set aside
 
 
@@ -137,6 +139,22 @@ def find_model(stages: Sequence[Path], source: str | None, step: int | None) -> 
     if step is not None:
         return find([folder.parent], folder.name, step)
     return store.latest(folder) or folder
+
+
+def better_than_newest(run: Path) -> tuple[EvaluatedStep, EvaluatedStep] | None:
+    """Return the best saved step of a run and the newest one, if the newest is clearly worse.
+
+    Raises:
+        MlxchatError: the run cannot be read.
+    """
+    saved = store.require_steps(run)
+    if not saved:
+        return None
+    newest = store.directory(run, saved[-1])
+    best, last = best_step(newest, saved), evaluated_steps(newest, saved[-1:])
+    if best and last and last[0].bits_per_byte > CLEARLY_WORSE * best.bits_per_byte:
+        return best, last[0]
+    return None
 
 
 def require_own_spelling(home: Home, name: str, setting: str) -> None:

@@ -32,7 +32,7 @@ def prune_verified(
 
     Args:
         run: the run's folder.
-        keep: the number of newest steps to keep.
+        keep: the number of newest steps to keep, beside the best one.
         dry_run: remove nothing.
         removed: called with each step that is gone or, in a dry run, would be; also when an error
             follows.
@@ -45,7 +45,9 @@ def prune_verified(
     """
     with store.locked(run):
         numbers = store.require_steps(run)
-        old = [_old_step(run, step, store.directory(run, step)) for step in numbers[:-keep]]
+        old = [
+            _old_step(run, step, store.directory(run, step)) for step in store.old_steps(run, keep)
+        ]
         if old:
             newest = store.directory(run, numbers[-1])
             _require_verifiable(newest)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from mlxchat import disk
 from mlxchat.checkpoint import files
+from mlxchat.checkpoint.best import best_step
 from mlxchat.checkpoint.files import entries, is_folder, require_connected, unreadable
 from mlxchat.checkpoint.stamp import write_stamp
 from mlxchat.device_failures import explained
@@ -159,8 +160,19 @@ def tidy(run: Path) -> None:
         raise _not_removed(run, error) from error
 
 
+def old_steps(run: Path, keep: int) -> list[int]:
+    """Return the steps that `prune` removes: all but the newest ``keep`` and the best one.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    saved = steps(run)
+    best = best_step(directory(run, saved[-1]), saved) if saved[:-keep] else None
+    return [step for step in saved[:-keep] if best is None or step != best.step]
+
+
 def prune(run: Path, keep: int) -> list[int]:
-    """Remove all but the newest ``keep`` steps, and the unfinished directories.
+    """Remove the `old_steps`, and the unfinished directories.
 
     The run's folder is removed too if nothing else is in it.
 
@@ -173,7 +185,7 @@ def prune(run: Path, keep: int) -> list[int]:
     """
     require_lock(run)
     try:
-        removed = steps(run)[:-keep]
+        removed = old_steps(run, keep)
         for step in removed:
             directory(run, step).rename(run / f"{_UNFINISHED}{step}")
         if unfinished(run):

@@ -15,14 +15,17 @@ from mlxchat.cli.options import (
     model_in_words,
     require_one_place,
 )
-from mlxchat.config.inference import Dtype, Sampling
+from mlxchat.config.inference import ChatSettings, Dtype
+from mlxchat.errors import reason_of
 from mlxchat.home import Home
-from mlxchat.ui import repl
-from mlxchat.ui.console import say, warning
-from mlxchat.ui.output import console_for
+from mlxchat.ui import json_chat, repl
+from mlxchat.ui.chat_commands import SLASH_COMMANDS, TwoColumns, purposes
+from mlxchat.ui.console import say, say_json, warning
+from mlxchat.ui.output import LiteralConsole, console_for
 
 if TYPE_CHECKING:
     from mlxchat.checkpoint.layout import SavedModel
+    from mlxchat.engine.chat import Chat
 
 
 def chat_command(
@@ -33,53 +36,98 @@ def chat_command(
         str | None,
         typer.Option("--prompt", "-p", help="Answer this prompt and exit.", show_default=False),
     ] = None,
-    max_tokens: Annotated[
-        int, typer.Option(min=1, help="Maximum length of an answer in tokens.")
-    ] = 512,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the random draws.")] = 42,
+    history: Annotated[
+        bool,
+        typer.Option(
+            "--history/--no-history",
+            help="Keep what you type for later chats, for the Up key, in a file of $MLXCHAT_HOME "
+            "that only you can read.",
+        ),
+    ] = True,
     dtype: DtypeOption = "auto",
+    json: Annotated[
+        bool,
+        typer.Option("--json", help="Read and print lines of JSON, for programs: see above."),
+    ] = False,
     *,
-    sampling: Sampling,
+    settings: ChatSettings,
 ) -> None:
     """Talk to a model.
 
     A model trained on conversations answers; a base model continues your text.
 
-    Text piped into the command is taken as one message. For a single message, the name of
-    the model goes to standard error.
+    Enter sends a message. Alt+Enter, or Esc and then Enter, begins a new line;
+    pasted text is one message. Ctrl-C stops an answer and keeps what there is of
+    it. /help lists the commands: /undo, /regenerate, one for each setting, ...
+
+    Text piped into the command is taken as one message.
+
+    With --json, each line of standard input is a message, {"content": "Hello"},
+    or a command, {"command": "/clear"}. Each is answered by one line:
+    {"content": "Hi!", "calculations": [], "truncated": false, "dropped": 0}
+    to a message, {"notes": [...]} to a command, and to a mistake, which does not
+    end the chat, {"error": {"problem": ..., "remedy": ...}}.
     """
     require_one_place(model_tag, step, checkpoint)
-    saved, name = load_chosen(model_tag, step, checkpoint, dtype)
-    talk(saved, name, sampling, seed, max_tokens, prompt)
+    folder = catalog.locate(Home.from_environment().stages, model_tag, step, checkpoint)
+    name = model_in_words(folder, checkpoint)
+    say(f"Loading {name}.", sys.stderr)
+    saved = load_model(folder, dtype)
+    if json:
+        _talk_to_program(new_chat(saved, settings), prompt)
+    else:
+        talk(saved, name, settings, prompt, history)
+
+
+def new_chat(saved: "SavedModel", settings: ChatSettings) -> "Chat":
+    """Begin a conversation with a model."""
+    from mlxchat.engine.chat import Chat
+
+    return Chat(
+        saved.model, saved.tokenizer, conversational=saved.conversational, settings=settings
+    )
 
 
 def talk(
-    saved: "SavedModel",
-    name: str,
-    sampling: Sampling,
-    seed: int,
-    max_tokens: int,
-    prompt: str | None,
+    saved: "SavedModel", name: str, settings: ChatSettings, prompt: str | None, history: bool
 ) -> None:
     """Answer a prompt or piped input, or else hold a conversation."""
-    from mlxchat.engine.chat import Chat
-
-    chat = Chat(
-        saved.model,
-        saved.tokenizer,
-        conversational=saved.conversational,
-        sampling=sampling,
-        seed=seed,
-        max_tokens=max_tokens,
-    )
+    chat = new_chat(saved, settings)
     console = console_for(sys.stdout)
     if prompt is None and not sys.stdin.isatty():
         prompt = _decoded(sys.stdin.buffer.read()).strip()
     if prompt is None:
-        repl.converse(chat, name, console)
+        read, keys = _reader(chat, console, history)
+        repl.converse(chat, name, console, read, keys)
     else:
-        say(f"The model: {name}.", sys.stderr)
         repl.answer_prompt(chat, prompt, console)
+
+
+def _reader(
+    chat: "Chat", console: LiteralConsole, history: bool
+) -> tuple[repl.ReadMessage, TwoColumns]:
+    """Return what reads from the terminal, a line editor if it can be one, and its keys."""
+    if not console.is_terminal or console.is_dumb_terminal:
+        return repl.plain_reader(console), ()
+    from mlxchat.ui.line_editor import EDITOR_KEYS, LineEditor, open_history
+
+    kept = Home.from_environment().chat_history if history else None
+    try:
+        opened = open_history(kept)
+    except OSError as error:
+        warning(f"What you type is not kept: {kept}: {reason_of(error)}.")
+        opened = open_history(None)
+    with_file = [name for name, command in SLASH_COMMANDS.items() if command.argument == "FILE"]
+    return LineEditor(purposes(chat), with_file, opened), EDITOR_KEYS
+
+
+def _talk_to_program(chat: "Chat", prompt: str | None) -> None:
+    """Answer a prompt, or each line of standard input, by a line of JSON."""
+    if prompt is not None:
+        say_json(json_chat.answer_object(chat, chat.reply(prompt)))
+        return
+    for answer in json_chat.answer_lines(chat, sys.stdin.buffer):
+        say_json(answer)
 
 
 def _decoded(content: bytes) -> str:
@@ -94,7 +142,12 @@ def load_chosen(
     tag: str | None, step: int | None, checkpoint: Path | None, dtype: Dtype = "auto"
 ) -> "tuple[SavedModel, str]":
     """Read a saved model, ready for inference; returns it with a name for it."""
+    folder = catalog.locate(Home.from_environment().stages, tag, step, checkpoint)
+    return load_model(folder, dtype), model_in_words(folder, checkpoint)
+
+
+def load_model(folder: Path, dtype: Dtype) -> "SavedModel":
+    """Read the model in a directory, ready for inference."""
     from mlxchat.checkpoint import layout
 
-    folder = catalog.locate(Home.from_environment().stages, tag, step, checkpoint)
-    return layout.load_for_inference(folder, dtype), model_in_words(folder, checkpoint)
+    return layout.load_for_inference(folder, dtype)

@@ -82,7 +82,9 @@ def verify_command(
 
 def prune_command(
     model_tag: AnyTag = None,
-    keep: Annotated[int, typer.Option(min=1, help="Newest steps of each run to keep.")] = 1,
+    keep: Annotated[
+        int, typer.Option(min=1, help="Newest steps of each run to keep, beside the best.")
+    ] = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be removed, and remove nothing.")
     ] = False,
@@ -90,9 +92,10 @@ def prune_command(
 ) -> None:
     """Remove all but the newest steps of each run, once the newest one is found intact.
 
-    Unfinished steps that killed processes left behind are removed too. Without
-    --model-tag, runs that are being trained are skipped, and so, with exit code 1, are
-    runs whose newest step is damaged or whose old steps cannot be removed.
+    The step with the lowest bits per byte is kept, too. Unfinished steps that
+    killed processes left behind are removed. Without --model-tag, runs that are
+    being trained are skipped, and so, with exit code 1, are runs whose newest
+    step is damaged or whose old steps cannot be removed.
     """
     removed: list[Removed] = []
     faults: dict[Path, str] = {}

@@ -7,7 +7,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from pydantic import BaseModel, ValidationError
@@ -79,6 +79,13 @@ def model_in_words(folder: Path, checkpoint: Path | None) -> str:
     return f"{folder.parent.name}/{folder.name}" if checkpoint is None else str(folder)
 
 
+class Without(frozenset[str]):
+    """In ``Annotated``, beside a settings model: its fields that are made no options.
+
+    A parameter of the command that has the name of such a field is its option.
+    """
+
+
 def options_from_models(command: Command) -> Command:
     """Replace each parameter that is a pydantic model by one option per field of the model.
 
@@ -88,14 +95,14 @@ def options_from_models(command: Command) -> Command:
     """
     declared = inspect.signature(command).parameters
     models = {
-        name: parameter.annotation
+        name: settings
         for name, parameter in declared.items()
-        if isinstance(parameter.annotation, type) and issubclass(parameter.annotation, BaseModel)
+        if (settings := _settings_of(parameter.annotation))
     }
     parameters = []
     for name, parameter in declared.items():
         if name in models:
-            parameters += _options(models[name])
+            parameters += _options(*models[name])
         else:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
@@ -106,7 +113,7 @@ def options_from_models(command: Command) -> Command:
     @functools.wraps(command)
     def called(context: typer.Context, **values: Any) -> None:
         given = {name: values[name] for name in values if _is_given(context, name)}
-        made = {name: _make(model, given) for name, model in models.items()}
+        made = {name: _make(model, given) for name, (model, _) in models.items()}
         own = {name: values[name] for name in declared.keys() & values.keys()}
         command(**made, **own)
 
@@ -124,7 +131,18 @@ def _help_text(command: Command) -> str | None:
     return ast.get_docstring(source) if isinstance(source, ast.FunctionDef) else None
 
 
-def _options(model: type[BaseModel]) -> list[inspect.Parameter]:
+def _settings_of(annotation: Any) -> tuple[type[BaseModel], Without] | None:
+    """Return a parameter's settings model and what is left out of it; None if it has none."""
+    without = Without()
+    if get_origin(annotation) is Annotated:
+        annotation, *marks = get_args(annotation)
+        without = next((mark for mark in marks if isinstance(mark, Without)), without)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation, without
+    return None
+
+
+def _options(model: type[BaseModel], without: Without) -> list[inspect.Parameter]:
     """Return an option per field, in panels titled by the declaring models, own fields first."""
     options = []
     for declaring in model.__mro__:
@@ -132,7 +150,7 @@ def _options(model: type[BaseModel]) -> list[inspect.Parameter]:
             continue
         panel = declaring.model_config.get("title")
         for name in inspect.get_annotations(declaring):
-            if name in model.model_fields:
+            if name in model.model_fields and name not in without:
                 options.append(_option(name, model.model_fields[name], panel))
     return options
 

@@ -10,7 +10,7 @@ import typer
 from mlxchat.cli.chat import load_chosen, talk
 from mlxchat.cli.options import Fresh, Json, StayAwake
 from mlxchat.cli.session import staying_awake, watch_run
-from mlxchat.config.inference import Sampling
+from mlxchat.config.inference import ChatSettings
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.data.chats.sources import BUILTIN
@@ -102,7 +102,7 @@ def quickstart_command(
     say("  mlxchat sft --source d4 --data chats.jsonl            teach it to answer")
     if sys.stdin.isatty() and sys.stdout.isatty():
         say()
-        talk(saved, name, Sampling(), seed=42, max_tokens=128, prompt=None)
+        talk(saved, name, ChatSettings(max_tokens=128), prompt=None, history=True)
 
 
 def _show_score(asked: "list[Question]", outcomes: "list[Outcome]", json: bool) -> None:

@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,7 @@ from mlxchat.cli.session import exit_promptly, staying_awake, watch_run
 from mlxchat.cli.supervise import train_supervised
 from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig, PretrainConfig
 from mlxchat.config.sft import SftConfig
+from mlxchat.errors import command
 from mlxchat.home import Home
 from mlxchat.ui.console import Screen, say, say_json
 from mlxchat.ui.text import as_options
@@ -58,7 +60,7 @@ def train_command(
             lambda show, meter, stop: run_pretraining(config, home, show, meter, stop, fresh), json
         )
     if not json:
-        say(f"Talk to it: mlxchat chat --model-tag {config.tag}")
+        _say_how_to_talk(home.run(config.tag))
 
 
 def sft_command(
@@ -82,7 +84,7 @@ def sft_command(
             lambda show, meter, stop: run_fine_tuning(config, home, show, meter, stop, fresh), json
         )
     if not json:
-        say(f"Talk to it: mlxchat chat --model-tag {config.tag}")
+        _say_how_to_talk(home.run(config.tag))
 
 
 def info_command(config: PretrainConfig, json: Json = False) -> None:
@@ -123,6 +125,15 @@ def tokenizer_train_command(
         say_json({"vocab_size": tokenizer.vocab_size, "folder": str(folder)})
     else:
         say(f"Saved a tokenizer with {tokenizer.vocab_size:,} tokens in {folder}.")
+
+
+def _say_how_to_talk(run: Path) -> None:
+    """Show the command that talks to a run's last step, or to its best if that is better."""
+    from mlxchat.checkpoint.catalog import better_than_newest
+
+    better = better_than_newest(run)
+    named = {"model_tag": run.name, **({"step": better[0].step} if better else {})}
+    say(f"Talk to it: {command('chat', **named)}")
 
 
 def _dry_run(config: PretrainConfig, home: Home, fresh: bool, json: bool) -> None:

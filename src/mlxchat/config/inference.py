@@ -13,6 +13,8 @@ from mlxchat.errors import ConfigError
 from mlxchat.home import expanded
 from mlxchat.model.config import HEAD_DIM, Architecture
 
+MAX_TOKENS = "Maximum length of an answer in tokens."
+
 
 class Sampling(BaseModel):
     """How the next token is chosen. The penalty applies first, then the filters in field order."""
@@ -52,8 +54,26 @@ class TextSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_tokens: int = Field(ge=1, description="The largest number of tokens to generate.")
-    seed: int = Field(ge=0, lt=2**64, description="The seed of the random draws.")
+    max_tokens: int = Field(512, ge=1, description=MAX_TOKENS)
+    seed: int = Field(42, ge=0, lt=2**64, description="Seed of the random draws.")
+
+
+class ChatSettings(TextSettings, Sampling):
+    """What may change between the answers of a conversation."""
+
+    model_config = ConfigDict(title=None)
+
+    system: str | None = Field(
+        None,
+        description="Instructions for the whole conversation. As in nanochat, the model reads them "
+        "at the beginning of the first message.",
+    )
+
+    @field_validator("system")
+    @classmethod
+    def _meaningful(cls, system: str | None) -> str | None:
+        """Return None in place of blanks, and replace the bytes of other encodings than UTF-8."""
+        return system.encode("utf-8", "replace").decode() if system and system.strip() else None
 
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]  # of activations
@@ -101,9 +121,7 @@ class ChatEvalConfig(BaseModel):
         "every model.",
     )
     batch_size: int = Field(16, ge=1, le=1024, description="Answers to generate at a time.")
-    max_new_tokens: int = Field(
-        512, ge=1, le=LARGEST_CONTEXT, description="Maximum length of an answer in tokens."
-    )
+    max_tokens: int = Field(512, ge=1, le=LARGEST_CONTEXT, description=MAX_TOKENS)
     allow_code_execution: bool = Field(
         False, description="Run the programs that the model writes for humaneval on this machine."
     )

@@ -115,7 +115,8 @@ class DataConfig(BaseModel):
         42,
         ge=0,
         lt=2**32,
-        description="Random seed of the initial parameters and the built-in corpus.",
+        description="Random seed of the initial parameters, of the built-in corpus, and of the "
+        "order of documents that are seen again.",
     )
 
     @field_validator("data_dir", "tokenizer_dir")
@@ -279,7 +280,7 @@ class PretrainConfig(RunConfig, DataConfig):
     def _require_effect(self) -> "PretrainConfig":
         if self.recipe == "budget" and not self.budget:
             raise ConfigError(
-                "The recipe `budget` follows from the time there is, and none is given.",
+                "The recipe for budgets follows from the time there is, and none is given.",
                 "Give a `budget`, such as `budget=1h`, or use another `recipe`.",
             )
         if self.recipe in ("classic", "modern") and self.arch not in (None, self.recipe):

@@ -140,9 +140,12 @@ class RunConfig(MemoryConfig):
     )
     sample_every: int = Field(2000, ge=0, description="Steps between samples; 0: never.")
     save_every: int = Field(
-        50, ge=0, description="Steps between checkpoints; 0: only the last one."
+        50,
+        ge=0,
+        description="Steps between checkpoints; 0: only the last one. Where text is read again, "
+        "a step that is the best so far is saved, too.",
     )
-    keep: int = Field(3, ge=1, description="Checkpoints to keep.")
+    keep: int = Field(3, ge=1, description="Newest checkpoints to keep, beside the best one.")
     model_tag: str | None = Field(
         None,
         pattern=NAME_PATTERN,

@@ -1,7 +1,9 @@
 """Datasets for the trainer: documents in an order that a cursor can resume."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count, islice
+from pathlib import Path
+from random import Random
 from typing import ClassVar, NamedTuple, Protocol
 
 import pyarrow.parquet as pq
@@ -9,7 +11,7 @@ import pyarrow.parquet as pq
 from mlxchat.data.corpus.documents import corpus_documents, document_text
 from mlxchat.data.files import TEXT_COLUMN
 from mlxchat.data.fingerprint import KnownShards
-from mlxchat.data.parquet import parquet_rows
+from mlxchat.data.parquet import parquet_rows, row_groups
 from mlxchat.data.shards import ShardSource
 from mlxchat.data.text_files import Reading, failures_named
 from mlxchat.errors import DataError
@@ -17,6 +19,8 @@ from mlxchat.tokenizer.messages import Document
 
 BATCH = 128  # documents that are read and tokenized at a time
 BATCH_CHARACTERS = 4_000_000  # after which a batch gets no more documents
+HELD_ROWS = 65_536  # that are shuffled together, at most
+HELD_CHARACTERS = 32_000_000  # after which no more rows are shuffled together
 CHARACTERS_PER_TOKEN = 400  # least characters of text per token of a vocabulary
 LARGEST_VOCABULARY = 65_536  # nanochat's
 
@@ -27,7 +31,7 @@ class Cursor(NamedTuple):
     Attributes:
         epoch: counts from 1.
         shard: the index of the training shard, from 0.
-        row: the row in the shard, from 0.
+        row: the place in the epoch's order of the shard's rows, from 0.
     """
 
     epoch: int = 1
@@ -85,6 +89,7 @@ class ShardDocuments:
         text_shards: the number of shards to train a tokenizer on; None for all.
         known: frames or fingerprints of shards; reading a different shard is an error
             (`KnownShards`).
+        seed: the run's seed, from which the order of each epoch after the first follows.
     """
 
     conversational = False
@@ -94,9 +99,11 @@ class ShardDocuments:
         source: ShardSource,
         text_shards: int | None = None,
         known: Mapping[str, str] | None = None,
+        seed: int = 0,
     ) -> None:
         self._source = KnownShards(source, known or {})
         self._text_shards = source.training[:text_shards]
+        self._seed = seed
 
     @property
     def shards(self) -> int:
@@ -116,6 +123,9 @@ class ShardDocuments:
     def training(self, start: Cursor) -> Iterator[Read]:
         """Yield training documents from a cursor on, without end.
 
+        The first epoch has the order of the files, each later one an order of its own: shards stay
+        in order, their rows are shuffled.
+
         Raises:
             DataError: the cursor is beyond the dataset, a shard cannot be read or was replaced, or
                 there are no documents.
@@ -130,7 +140,8 @@ class ShardDocuments:
         empty = -1 if row else 0  # consecutive shards without a document
         while empty < len(names):
             empty += 1
-            for documents, after in _rows(self._source, names[shard], row):
+            order = f"{self._seed}/{epoch}/{shard}" if epoch > 1 else None
+            for documents, after in _documents(self._source, names[shard], row, order):
                 empty = 0
                 yield documents, Cursor(epoch, shard, after)
             epoch, shard, row = epoch + (shard + 1) // len(names), (shard + 1) % len(names), 0
@@ -138,13 +149,13 @@ class ShardDocuments:
 
     def validation(self) -> Iterator[Read]:
         """Yield the documents of the validation shard once."""
-        for documents, after in _rows(self._source, self._source.validation, 0):
+        for documents, after in _documents(self._source, self._source.validation):
             yield documents, Cursor(1, 0, after)
 
     def texts(self) -> Iterator[str]:
         """Yield text to train a tokenizer on."""
         for name in self._text_shards:
-            for documents, _ in _rows(self._source, name, 0):
+            for documents, _ in _documents(self._source, name):
                 yield from (document_text(document) for document in documents)
 
     def suggested_vocabulary(self) -> int:
@@ -209,30 +220,92 @@ class BuiltinDocuments:
             yield batch, Cursor(start.epoch, 0, row)
 
 
-def _rows(source: ShardSource, name: str, start: int) -> Iterator[tuple[list[Document], int]]:
-    """Yield batches of a shard's documents from row ``start`` on, each with the next row.
+def _documents(
+    source: ShardSource, name: str, start: int = 0, shuffle: str | None = None
+) -> Iterator[tuple[list[Document], int]]:
+    """Yield batches of a shard's documents from a place on, each with the place after it.
 
-    A batch ends with a row group, or where its documents are long.
+    A batch ends with a row group or with the rows shuffled together, or where its documents are
+    long.
+
+    Args:
+        source: the source of the shard.
+        name: its file name.
+        start: the place of the first row, from 0.
+        shuffle: the seed of the order of the rows; None for that of the file.
     """
     path = source.acquire(name)
     batch: list[Document] = []
     begin, characters = start, 0
     try:
         with failures_named(path):
-            for row in parquet_rows(Reading(path), TEXT_COLUMN, start):
-                after, text = row.number + 1, row.values["text"]
-                if isinstance(text, bytes):
-                    raise DataError(f"{path}, row {after} is not UTF-8.")
-                if isinstance(text, str) and text:
-                    batch.append(text)
-                    characters += len(text)
-                if after in (begin + BATCH, row.group_end) or characters >= BATCH_CHARACTERS:
+            rows = _in_order(path, start) if shuffle is None else _shuffled(path, start, shuffle)
+            for row in rows:
+                if row.text:
+                    batch.append(row.text)
+                    characters += len(row.text)
+                if row.is_last or row.after == begin + BATCH or characters >= BATCH_CHARACTERS:
                     if batch:
-                        yield batch, after
-                    batch, begin, characters = [], after, 0
+                        yield batch, row.after
+                    batch, begin, characters = [], row.after, 0
     except DataError as error:
         raise DataError(
             error.problem, "Move it away and get it again: mlxchat data fetch"
         ) from error
     finally:
         source.release(name)
+
+
+class _Row(NamedTuple):
+    """A row of a shard: its text, empty if it has none, and its place.
+
+    ``after`` is the place after it; ``is_last`` says whether it ends a row group, or the rows that
+    are shuffled together.
+    """
+
+    text: str
+    after: int
+    is_last: bool
+
+
+def _in_order(path: Path, start: int = 0, groups: Sequence[int] | None = None) -> Iterator[_Row]:
+    """Yield the rows of some row groups of a shard from ``start`` on, at their places in the file.
+
+    Raises:
+        DataError: a text is not UTF-8, or as `parquet_rows`.
+    """
+    for row in parquet_rows(Reading(path), TEXT_COLUMN, start, groups):
+        after, text = row.number + 1, row.values["text"]
+        if isinstance(text, bytes):
+            raise DataError(f"{path}, row {after} is not UTF-8.")
+        yield _Row(text if isinstance(text, str) else "", after, after == row.group_end)
+
+
+def _shuffled(path: Path, start: int, seed: str) -> Iterator[_Row]:
+    """Yield the rows of a shard from place ``start`` on, in an order that depends on ``seed``.
+
+    The row groups are shuffled, and the rows within each; of a group that is too large to be held
+    in memory, some at a time. How depends only on the seed and on where they are in the file, so
+    that no earlier row group need be read to resume.
+
+    Raises:
+        DataError: as `_in_order`.
+    """
+    sizes = row_groups(path)
+    groups = list(range(len(sizes)))
+    Random(seed).shuffle(groups)
+    place = 0
+    while groups and place + sizes[groups[0]] <= start:
+        place += sizes[groups.pop(0)]
+    held: list[str] = []
+    characters = 0
+    for row in _in_order(path, groups=groups):
+        held.append(row.text)
+        characters += len(row.text)
+        if row.is_last or len(held) == HELD_ROWS or characters >= HELD_CHARACTERS:
+            Random(f"{seed}/{row.after}").shuffle(held)
+            for number, text in enumerate(held, start=1):
+                if place + number > start:
+                    yield _Row(text, place + number, number == len(held))
+            place += len(held)
+            held, characters = [], 0

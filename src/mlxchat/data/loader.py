@@ -83,6 +83,7 @@ class Loader:
         stop: asked, while waiting for a batch, whether to give up.
         answers_only: the documents are conversations, which are kept whole in padded rows; only
             what the assistant says is a target.
+        whole: use all of every document, also what a row has no room for.
 
     Iterating raises `Stopped` if ``stop`` says so, and any error of reading.
     """
@@ -96,9 +97,10 @@ class Loader:
         state: LoaderState | None = None,
         stop: Callable[[], bool] = lambda: False,
         answers_only: bool = False,
+        whole: bool = False,
     ) -> None:
         self._documents, self._tokenizer, self._stop = documents, tokenizer, stop
-        self._answers_only = answers_only
+        self._answers_only, self._whole = answers_only, whole
         self._shape = (device_batch_size, sequence_len + 1)
         self._batches = self._read(state or LoaderState())
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="loader")
@@ -147,7 +149,7 @@ class Loader:
         if self._answers_only:
             packing = pack_answers(self._tokenizer, capacity, refill, state.buffered)
         else:
-            packing = BestFit(capacity, BUFFER_DOCUMENTS, refill, state.buffered)
+            packing = BestFit(capacity, BUFFER_DOCUMENTS, refill, state.buffered, whole=self._whole)
         while True:
             packed: list[Tokens] = []
             while len(packed) < rows and (row := packing.row()) is not None:

@@ -5,12 +5,16 @@ fits, the rest of the row is filled with the beginning of the shortest document,
 dropped; or it is padded, and only a document longer than a row is ever cut. So every row begins
 with the beginning of a document.
 
+Where rows are short or text is scarce, that drops much of it. Remainders can be kept instead: then
+a row may begin in the middle of a document, and every token is used.
+
 Tokens that are not to be learned, such as a user's words and padding, are masked: they pass through
 the buffer, and through the checkpoints that hold it, as their complement, which is negative.
 """
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable
+from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +37,7 @@ class Buffered(NamedTuple):
     """A document waiting for its row.
 
     Only as many tokens are kept as fit into a row; ``length``, by which a document is chosen, is
-    that of the whole document, or if rows are padded that of the tokens kept.
+    that of the whole document, or if rows are padded or remainders kept that of the tokens kept.
     """
 
     length: int
@@ -51,6 +55,7 @@ class BestFit:
             packed from those that are left.
         documents: the documents in an earlier `snapshot`.
         padding: the token that fills a row where no document fits; None to cut one instead.
+        whole: keep the remainders of documents that are cut, as documents of their own.
     """
 
     def __init__(
@@ -60,9 +65,10 @@ class BestFit:
         refill: Callable[[], Iterable[list[int]] | None],
         documents: Iterable[Buffered] = (),
         padding: int | None = None,
+        whole: bool = False,
     ) -> None:
         self.capacity = capacity
-        self._padding = padding
+        self._padding, self._whole = padding, whole
         self._size = size
         self._refill = refill
         self._documents = sorted(documents, key=lambda document: document[:2])  # by length, arrival
@@ -94,15 +100,26 @@ class BestFit:
         while len(self._documents) < self._size and not self._exhausted:
             documents = self._refill()
             self._exhausted = documents is None
-            for ids in documents or ():
+            for ids in self._pieces(documents or ()):
                 tokens = np.array(ids[: self.capacity], np.int32)
-                length = len(ids) if self._padding is None else len(tokens)
-                insort(
-                    self._documents,
-                    Buffered(length, self._arrivals, tokens),
-                    key=lambda document: document[:2],
-                )
-                self._arrivals += 1
+                self._add(tokens, len(ids) if self._padding is None else len(tokens))
+
+    def _pieces(self, documents: Iterable[list[int]]) -> Iterable[list[int]]:
+        """Cut documents into pieces that fit into a row, if they are to be kept whole.
+
+        The first pieces of all come first, then the second ones: rows that follow each other, and
+        are learned from in one step, are of different documents.
+        """
+        if not self._whole:
+            return documents
+        size = self.capacity
+        cut = ([ids[i : i + size] for i in range(0, len(ids), size)] for ids in documents)
+        return [piece for pieces in zip_longest(*cut) for piece in pieces if piece]
+
+    def _add(self, tokens: Tokens, length: int) -> None:
+        document = Buffered(length, self._arrivals, tokens)
+        insort(self._documents, document, key=lambda other: other[:2])
+        self._arrivals += 1
 
     def _fits(self, room: int) -> bool:
         return bool(self._documents) and self._documents[0].length <= room
@@ -111,7 +128,10 @@ class BestFit:
         """Remove the largest document that fits, the oldest of its length; else the shortest."""
         fitting = bisect_right(self._documents, room, key=lambda document: document.length)
         if fitting == 0:
-            return self._documents.pop(0).tokens[:room]
+            tokens = self._documents.pop(0).tokens
+            if self._whole:
+                self._add(tokens[room:], len(tokens) - room)
+            return tokens[:room]
         length = self._documents[fitting - 1].length
         oldest = bisect_left(self._documents, length, key=lambda document: document.length)
         return self._documents.pop(oldest).tokens

@@ -7,7 +7,7 @@ rows are read few at a time where they may be long, and dictionaries within list
 length of each row is known.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,11 +54,31 @@ class ParquetRow:
     others: tuple[str, ...]
 
 
-def parquet_rows(reading: Reading, wanted: Wanted, start: int = 0) -> Iterator[ParquetRow]:
-    """Yield the rows from ``start`` on, with the columns that are wanted.
+def row_groups(path: Path) -> list[int]:
+    """Return the number of rows of each row group of a file.
+
+    Raises:
+        DataError: the file is damaged.
+        OSError: it cannot be read.
+    """
+    with _Progress(path).faults_named():
+        metadata = pq.read_metadata(path)
+        return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+def parquet_rows(
+    reading: Reading, wanted: Wanted, start: int = 0, groups: Sequence[int] | None = None
+) -> Iterator[ParquetRow]:
+    """Yield rows with the columns that are wanted.
 
     Text in a binary column is decoded; bytes that are no text stay as they are. A row that is too
     long, or holds a string that is no text, is bad (`Reading`).
+
+    Args:
+        reading: the file.
+        wanted: the columns to read.
+        start: the row to begin with, by its number in the file; earlier ones are left out.
+        groups: the row groups to read, in this order; None for all as they are in the file.
 
     Raises:
         DataError: the file is damaged, has no column that is wanted, or unpacks to more than
@@ -71,7 +91,7 @@ def parquet_rows(reading: Reading, wanted: Wanted, start: int = 0) -> Iterator[P
         columns = pq.read_schema(path).names
         names = wanted.of(reading.path, columns)
         others = tuple(name for name in columns if name not in names)
-        for first, group_end, batch in _batches(path, reading, names, start):
+        for first, group_end, batch in _batches(path, reading, names, start, groups):
             sizes = sum(map(_sizes, batch.columns), np.zeros(batch.num_rows, np.int64))
             for number, values in _pieces(batch, first, sizes, reading):
                 held += int(sizes[number - first])
@@ -107,29 +127,32 @@ def _in_a_line(error: Exception) -> str:
 
 
 def _batches(
-    path: Path, reading: Reading, names: list[str], start: int
+    path: Path,
+    reading: Reading,
+    names: list[str],
+    start: int,
+    groups: Sequence[int] | None,
 ) -> Iterator[tuple[int, int, pa.RecordBatch]]:
-    """Yield rows from ``start`` on as they are read.
+    """Yield rows of ``groups`` as they are read, without those before ``start``.
 
     Each batch comes with the number of its first row, and that after its row group.
     """
     metadata = pq.read_metadata(path)
+    every = range(metadata.num_row_groups)
+    ends = np.cumsum([metadata.row_group(number).num_rows for number in every]).tolist()
     with path.open("rb") as file:
-        groups = [
-            _columns(file, metadata, number, names, reading.path)
-            for number in range(metadata.num_row_groups)
-        ]
-    kept = _kept(column for group in groups for column in group)
+        columns = [_columns(file, metadata, number, names, reading.path) for number in every]
+    kept = _kept(column for group in columns for column in group)
     bytes_per_row = reading.path.stat().st_size / max(metadata.num_rows, 1)
     with pq.ParquetFile(
         path, metadata=metadata, read_dictionary=sorted(kept), buffer_size=BUFFER_BYTES
     ) as table:
-        end = 0
-        for number, group in enumerate(groups):
-            row, end = end, end + metadata.row_group(number).num_rows
+        for number in every if groups is None else groups:
+            end = ends[number]
+            row = end - metadata.row_group(number).num_rows
             if end <= start:
                 continue
-            at_a_time = min(column.rows_at_a_time(column.path in kept) for column in group)
+            at_a_time = min(c.rows_at_a_time(c.path in kept) for c in columns[number])
             for batch in table.iter_batches(at_a_time, row_groups=[number], columns=names):
                 reading.advance(int(bytes_per_row * batch.num_rows))
                 before = min(max(start - row, 0), batch.num_rows)

@@ -6,7 +6,8 @@ as one piece of text.
 
 Each answer's prompt is the whole conversation, rendered again. The cache keeps the longest prefix
 that it shares with the prompt, so only new tokens are processed when a conversation continues, and
-`Chat.clear`, `Chat.load`, dropped turns and interruptions need no bookkeeping of their own.
+`Chat.undo`, `Chat.regenerate`, `Chat.set`, `Chat.clear`, `Chat.load`, dropped turns and
+interruptions need no bookkeeping of their own.
 """
 
 import codecs
@@ -15,10 +16,12 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from mlxchat.config.inference import Sampling
+from mlxchat.config.inference import ChatSettings
+from mlxchat.config.validate import validated
 from mlxchat.disk import read_regular, replacing
 from mlxchat.engine.cache import KVCache
 from mlxchat.engine.generate import generate
@@ -41,68 +44,85 @@ _FORM = (
 
 @dataclass
 class _Turn:
-    """The user's text; the answer as a message's content and as the tokens drawn for it."""
+    """The user's text; the answer as a message's content and as the tokens drawn for it.
+
+    ``dropped`` is the number of earlier turns that the model did not see when it answered.
+    """
 
     user: str
     answer: str | tuple[Part, ...] = ""
     tokens: list[int] = field(default_factory=list)
+    dropped: int = 0
 
 
 class Chat:
     """A conversation in turns.
 
-        chat = Chat(model, tokenizer, conversational=True, sampling=Sampling(), seed=0,
-                    max_tokens=256)
+        chat = Chat(model, tokenizer, conversational=True, settings=ChatSettings(temperature=0))
         print(chat.say("What does a cow say?"))
 
     Args:
         model: the network.
         tokenizer: the one that the model was trained with.
         conversational: whether the model was trained on conversations.
-        sampling: how tokens are chosen.
-        seed: the seed of the random draws; the same seed and messages give the same answers.
-        max_tokens: the largest number of tokens in one answer.
+        settings: how tokens are chosen, how many at most, and from which seed, which with the same
+            calls gives the same answers; and the system message.
 
     Attributes:
         conversational: whether the model was trained on conversations.
-        dropped: the number of oldest turns that no longer fit the context. The model doesn't see
-            them; `messages` still has them.
+        settings: the settings of the next answer; `set` changes them.
         truncated: whether the latest answer was cut off by ``max_tokens`` or the context.
     """
 
     def __init__(
-        self,
-        model: GPT,
-        tokenizer: Tokenizer,
-        *,
-        conversational: bool,
-        sampling: Sampling,
-        seed: int,
-        max_tokens: int,
+        self, model: GPT, tokenizer: Tokenizer, *, conversational: bool, settings: ChatSettings
     ) -> None:
         self.conversational = conversational
-        self.dropped = 0
+        self.settings = settings
         self.truncated = False
         self._model = model
         self._tokenizer = tokenizer
-        self._sampling = sampling
-        self._key = mx.random.key(seed)
-        self._max_tokens = max_tokens
+        self._key = mx.random.key(settings.seed)
         self._bos = tokenizer.bos
         self._end = [tokenizer.special(ASSISTANT_END)] if conversational else []
         self._tools = partial(ToolUse, tokenizer) if conversational else None
-        self._system: str | None = None
         self._turns: list[_Turn] = []
         self._cache = KVCache(model.config)
         self._held: list[int] = []  # the tokens in the cache
 
+    def set(self, **settings: Any) -> None:
+        """Change settings from the next answer on.
+
+        The system message counts for the whole conversation, whenever it is set; None removes it.
+        A seed starts the random draws anew.
+
+        Args:
+            **settings: fields of `ChatSettings`, such as ``temperature=0``.
+
+        Raises:
+            ConfigError: there is no such setting, or it cannot have such a value. No setting
+                changes.
+        """
+        self.settings = validated(ChatSettings, {**dict(self.settings), **settings})
+        if "seed" in settings:
+            self._key = mx.random.key(self.settings.seed)
+
     @property
     def messages(self) -> tuple[Message, ...]:
         """All messages of the conversation, dropped turns included."""
-        messages = [] if self._system is None else [Message("system", self._system)]
+        system = self.settings.system
+        messages = [] if system is None else [Message("system", system)]
         for turn in self._turns:
             messages += [Message("user", turn.user), Message("assistant", turn.answer)]
         return tuple(messages)
+
+    @property
+    def dropped(self) -> int:
+        """The number of oldest turns that no longer fit the context.
+
+        The model does not see them; `messages` still has them.
+        """
+        return self._turns[-1].dropped if self._turns else 0
 
     def say(self, text: str) -> str:
         """Say ``text`` to the model; returns the text of its answer, without tool calls.
@@ -126,13 +146,32 @@ class Chat:
         """
         if self.conversational and not text.strip():
             raise ConfigError("The message is empty.", "Say something to the model.")
-        turn = _Turn(_encodable(text))
-        self.dropped, prompt = self._fit([*self._turns, turn])
-        return self._stream(turn, prompt)
+        return self._answered(self._turns, _encodable(text))
+
+    def regenerate(self) -> Generator[Part, None, None]:
+        """Stream another answer to the latest message, in place of the one that it has.
+
+        It differs by its random draws, and by what was `set` since. If it is interrupted before its
+        first token, the earlier answer stays.
+
+        Raises:
+            ConfigError: there is no message yet.
+        """
+        *earlier, latest = self._some_turns()
+        return self._answered(earlier, latest.user)
+
+    def undo(self) -> str:
+        """Take back the latest message and its answer; returns the message.
+
+        Raises:
+            ConfigError: there is no message yet.
+        """
+        *self._turns, latest = self._some_turns()
+        return latest.user
 
     def clear(self) -> None:
-        """Start a new conversation."""
-        self._system, self._turns, self.dropped = None, [], 0
+        """Start a new conversation, with the same settings and system message."""
+        self._turns = []
 
     def save(self, path: Path) -> None:
         """Write the conversation as JSON, ``{"messages": [{"role": ..., "content": ...}]}``.
@@ -144,7 +183,7 @@ class Chat:
         try:
             with replacing(path) as partial:
                 partial.write_bytes(said + b"\n")
-        except OSError as error:
+        except (OSError, ValueError) as error:  # no disk can have such a name
             raise DiskError(
                 f"Cannot write {path}: {reason_of(error)}.", "Save under another name."
             ) from error
@@ -174,30 +213,45 @@ class Chat:
         spoken = messages if system is None else messages[1:]
         _check_turns(path, spoken)
         pairs = zip(spoken[::2], spoken[1::2], strict=True)
+        self.set(system=system)
         self._turns = [
             _Turn(user.text, answer.content, self._answer(answer)) for user, answer in pairs
         ]
-        self._system, self.dropped = system, 0
+
+    def _some_turns(self) -> list[_Turn]:
+        if not self._turns:
+            raise ConfigError("There is no message yet.", "Say something to the model.")
+        return self._turns
+
+    def _answered(self, earlier: list[_Turn], text: str) -> Generator[Part, None, None]:
+        """Stream the answer to a message that follows earlier turns, and replaces those after."""
+        turn = _Turn(text)
+        turn.dropped, prompt = self._fit([*earlier, turn])
+        return self._stream([*earlier, turn], prompt)
 
     def _fit(self, turns: Sequence[_Turn]) -> tuple[int, list[int]]:
-        """Return how many turns to drop so that an answer fits, and the prompt of the others."""
+        """Return how many turns to drop so that an answer fits, and the prompt of the others.
+
+        Turns that were dropped before stay so.
+        """
         context = self._model.config.sequence_len
-        room = min(self._max_tokens, context // 2)
-        for dropped in range(self.dropped, len(turns)):
+        room = min(self.settings.max_tokens, context // 2)
+        for dropped in range(turns[-2].dropped if turns[1:] else 0, len(turns)):
             prompt = self._prompt(turns[dropped:])
             if len(prompt) + room <= context:
                 return dropped, prompt
         if len(prompt) < context:  # the last message alone fits, with a shorter answer
             return dropped, prompt
+        takes = "takes" if self.settings.system is None else "and the system message take"
         raise ConfigError(
-            f"The message takes {len(prompt)} tokens; the model's context is {context}.",
+            f"The message {takes} {len(prompt)} tokens; the model's context is {context}.",
             f"Shorten it to fewer than {context} tokens.",
         )
 
     def _prompt(self, turns: Sequence[_Turn]) -> list[int]:
         """Return the tokens of ``turns``, up to where the last one's answer begins."""
         *earlier, last = turns
-        ids, system = [self._bos], self._system
+        ids, system = [self._bos], self.settings.system
         for turn in earlier:
             ids += self._question(turn, system) + turn.tokens + self._end
             system = None
@@ -219,10 +273,11 @@ class Chat:
         ids, _mask = self._tokenizer.render(Conversation((Message("user", ""), answer)))
         return ids[ids.index(self._tokenizer.special("<|assistant_start|>")) + 1 : -1]
 
-    def _stream(self, turn: _Turn, prompt: list[int]) -> Generator[Part, None, None]:
-        self._turns.append(turn)
+    def _stream(self, turns: list[_Turn], prompt: list[int]) -> Generator[Part, None, None]:
+        """Stream the answer of the last of ``turns``, which become those of the conversation."""
+        before, self._turns = self._turns, turns
         shared = _shared(self._held, prompt)
-        limit = min(self._max_tokens, self._model.config.sequence_len - len(prompt))
+        limit = min(self.settings.max_tokens, self._model.config.sequence_len - len(prompt))
         answer = Answer(self._tokenizer)
         self._key, key = mx.random.split(self._key)
         self.truncated = False
@@ -233,11 +288,11 @@ class Chat:
                 self._model,
                 prompt[shared:],
                 self._cache,
-                make_sampler(self._sampling),
+                make_sampler(self.settings),
                 key=key,
                 stop=frozenset([self._bos, *self._end]),
                 max_tokens=limit,
-                repetition_penalty=self._sampling.repetition_penalty,
+                repetition_penalty=self.settings.repetition_penalty,
                 seen=prompt[:shared],
                 tools=self._tools,
             )
@@ -247,11 +302,11 @@ class Chat:
                         yield piece
         except BaseException:
             if not answer.tokens:  # interrupted before the first token: as if it had not been asked
-                self._turns.pop()
+                self._turns = before
             raise
         finally:
             self._held = (prompt + answer.tokens)[: self._cache.offset]
-            turn.answer, turn.tokens = answer.message()
+            turns[-1].answer, turns[-1].tokens = answer.message()
         self.truncated = len(answer.tokens) == limit
 
 

@@ -166,7 +166,7 @@ def run_suite(
         return Score.of(task, outcomes)
 
     for name, asked in suite.tasks.items():
-        results.tasks.append(score(name, asked, config.max_new_tokens))
+        results.tasks.append(score(name, asked, config.max_tokens))
     if suite.builtin:
         results.builtin = score("builtin questions", suite.builtin, LONGEST_REPLY + 1)
     if suite.conversations:

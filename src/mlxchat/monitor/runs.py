@@ -346,6 +346,8 @@ def _run(run: WatchedRun, now: float) -> dict[str, Any]:
         "loss": meter.loss,
         "diverged": run.latest is not None and not math.isfinite(run.latest.loss),
         "bits_per_byte": meter.bits_per_byte,
+        "best_step": meter.best and meter.best[0],
+        "best_bits_per_byte": meter.best and meter.best[1],
         "tokens_per_second": meter.tokens_per_second if run.state == "running" else None,
         "elapsed": meter.elapsed,
         "seconds_left": run.seconds_left(now),

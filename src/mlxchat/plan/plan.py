@@ -55,7 +55,7 @@ class Plan(BatchPlan):
     weight_decay: float  # classic: of embedding and head; modern: of the matrices
     grad_clip: float = Field(ge=0)  # largest gradient norm; 0: no limit
     warmup_steps: Count
-    warmdown_ratio: float = Field(ge=0, le=1)
+    warmdown_ratio: float = Field(ge=0, le=LARGEST_COUNT)  # above 1 if prolonged while it falls
     final_lr_frac: float = Field(ge=0, le=1)
     eval_rows: Count  # in an evaluation, at most
     costs: Costs | None = None  # None: there is no time budget

@@ -18,7 +18,7 @@ from mlxchat.serve.schema import (
     CompletionChoice,
     CompletionLogprobs,
     Delta,
-    Said,
+    ReplyMessage,
     TokenUsage,
 )
 from mlxchat.serve.text import Scored, completion_logprobs
@@ -57,7 +57,7 @@ class ChatReplies:
         choices = [
             ChatChoice(
                 index=index,
-                message=Said(content=answer.text, calculations=answer.calculations or None),
+                message=ReplyMessage(content=answer.text, calculations=answer.calculations or None),
                 logprobs=self._scores(answer.scored),
                 finish_reason=answer.reason,
             )

@@ -297,7 +297,7 @@ class CompletionLogprobs(BaseModel):
     text_offset: list[int]
 
 
-class Said(BaseModel):
+class ReplyMessage(BaseModel):
     """An answer. ``calculations`` are not OpenAI's; they are in the text too: ``[48/2 = 24.0]``."""
 
     role: Literal["assistant"] = "assistant"
@@ -318,7 +318,7 @@ class ChatChoice(BaseModel):
     """One of the answers."""
 
     index: int
-    message: Said
+    message: ReplyMessage
     logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason
 

@@ -131,6 +131,7 @@ class Evaluated:
     loss: Measured  # mean over tokens, nats
     tokens: Count
     seconds: Seconds
+    best: bool = False  # whether bits_per_byte is the lowest of the run so far
 
 
 @dataclass(frozen=True)

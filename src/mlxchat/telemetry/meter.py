@@ -115,9 +115,14 @@ class Meter:
         return self.evaluations[-1][1] if self.evaluations else None
 
     @property
-    def best_bits_per_byte(self) -> float | None:
-        """The lowest bits per byte in any evaluation."""
-        return min((bits for _, bits in self.evaluations), default=None)
+    def best(self) -> tuple[int, float] | None:
+        """The evaluation with the lowest bits per byte, the first of equal ones: step and bits."""
+        return min(self.evaluations, key=lambda point: point[1], default=None)
+
+    def is_best(self, bits_per_byte: float) -> bool:
+        """Return whether a new evaluation is lower than any before."""
+        lowest = self.best[1] if self.best else math.inf
+        return bits_per_byte < lowest
 
     @property
     def seconds_per_step(self) -> float | None:

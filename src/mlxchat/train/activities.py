@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from mlxchat.evaluate.loss import bits_per_byte
 from mlxchat.model.gpt import GPT
 from mlxchat.plan.budget import Deadline
 from mlxchat.runtime import mx
-from mlxchat.telemetry.events import Event, Sampled, Saved
+from mlxchat.telemetry.events import Evaluated, Event, Sampled, Saved
 from mlxchat.telemetry.log import RunLog
 from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import ASSISTANT_END, Tokenizer
@@ -76,7 +76,11 @@ class Activities:
             wanted = first_rows(batches, plan.eval_rows)
             limit = math.ceil(plan.eval_rows / rows)
             clock = self.stage.clock
-            yield from bits_per_byte(self._losses, wanted, limit, tokenizer, step, clock)
+            for event in bits_per_byte(self._losses, wanted, limit, tokenizer, step, clock):
+                if isinstance(event, Evaluated):
+                    yield replace(event, best=self.meter.is_best(event.bits_per_byte))
+                else:
+                    yield event
 
     def sample(self, step: int) -> Iterator[Event]:
         """Have the model continue the stage's prompts."""
@@ -87,7 +91,7 @@ class Activities:
             yield Sampled(self.stage.clock(), step, prompt, text)
 
     def save(self, step: int, loader: LoaderState) -> Iterator[Event]:
-        """Save a checkpoint, then remove the oldest ones beyond ``keep``.
+        """Save a checkpoint, then remove the oldest ones beyond ``keep``, but not the best.
 
         The log is synced first: a power failure loses no line of a saved step.
         """

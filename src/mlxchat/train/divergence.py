@@ -53,7 +53,7 @@ def diverged(error: NotFiniteError, run: Path, files: Sequence[str]) -> MlxchatE
     file = f"{files[shard]}, " if files else ""
     problem = (
         f"{error.what} in step {error.step:,}, with the data read up to epoch {epoch}, {file}row "
-        f"{row:,}."
+        f"{row:,} in the epoch's order."
     )
     smaller = "with smaller learning rates under another `model_tag`"
     try:

@@ -35,8 +35,10 @@ TASK = "reading text for the tokenizer"
 class StreamedDocuments(ShardDocuments):
     """Documents of shards that are streamed from the hub; closing them closes its connections."""
 
-    def __init__(self, source: StreamingShards, hub: Hub, known: Mapping[str, str]) -> None:
-        super().__init__(source, text_shards=1, known=known)
+    def __init__(
+        self, source: StreamingShards, hub: Hub, known: Mapping[str, str], seed: int
+    ) -> None:
+        super().__init__(source, text_shards=1, known=known, seed=seed)
         self._hub = hub
 
     def close(self) -> None:
@@ -58,13 +60,14 @@ def open_documents(config: DataConfig, home: Home, report: Report) -> TextDocume
     if config.streaming:
         return _stream(config, folder, config.num_shards, report, {})
     shards = LocalShards(folder, config.num_shards)
-    known = DATASETS.get(config.dataset) if config.data_dir is None else None
-    if known and shards.validation != known.validation:
+    dataset = DATASETS.get(config.dataset) if config.data_dir is None else None
+    if dataset and shards.validation != dataset.validation:
         raise NotFound(
-            f"The validation shard, {known.validation}, is not in {folder}.",
-            f"Get it: {command('data fetch', dataset=known.name, num_shards=1)}",
+            f"The validation shard, {dataset.validation}, is not in {folder}.",
+            f"Get it: {command('data fetch', dataset=dataset.name, num_shards=1)}",
         )
-    return ShardDocuments(shards, known=frames(folder, (*shards.training, shards.validation)))
+    known = frames(folder, (*shards.training, shards.validation))
+    return ShardDocuments(shards, known=known, seed=config.seed)
 
 
 def open_validation(config: DataConfig, home: Home, names: list[str]) -> TextDocuments:
@@ -132,7 +135,7 @@ def reopen_documents(
     if config.streaming:
         return _stream(config, folder, len(names) - 1, report, state.fingerprints)
     known = frames(folder, names) | state.fingerprints
-    return ShardDocuments(LocalShards(folder, names=names), known=known)
+    return ShardDocuments(LocalShards(folder, names=names), known=known, seed=config.seed)
 
 
 def with_names_on_disk(
@@ -212,7 +215,7 @@ def _stream(
     known = frames(folder, (*dataset.training(num_shards), dataset.validation)) | known
     most = config.max_cached_shards
     source = StreamingShards(folder, dataset, most, hub, report, num_shards)
-    return StreamedDocuments(source, hub, known)
+    return StreamedDocuments(source, hub, known, config.seed)
 
 
 def tokenizer_folder(config: DataConfig, home: Home) -> Path:

@@ -23,7 +23,7 @@ from mlxchat.plan.memory import BatchPlan
 from mlxchat.runtime import memory_use, mx
 from mlxchat.streams import one_thread_each
 from mlxchat.telemetry.clock import Clock
-from mlxchat.telemetry.events import Ended, Event, Position, Stepped
+from mlxchat.telemetry.events import Ended, Evaluated, Event, Position, Stepped
 from mlxchat.train.divergence import check_numbers
 
 # ==== The loop ===================================================================================
@@ -63,7 +63,9 @@ Launch = Callable[[int], Pending]
 class Cadence:
     """Steps between evaluations, samples and checkpoints; 0: never.
 
-    The last step is always saved, and evaluated and sampled unless the cadence is 0.
+    The last step is always saved, and evaluated and sampled unless the cadence is 0. Where text is
+    read for a second time or more, a step whose evaluation is the best so far is saved too, unless
+    the cadence is 0: a model that learns text by heart gets worse.
     """
 
     eval_every: int = 0
@@ -160,8 +162,9 @@ def train(
         # These need the step's parameters: wait for it before the next one is launched.
         yield from _finish(launched, timed_from, hooks.clock, shards)
         reported = True
-        failure = yield from _perform(activities, step, hooks.stop, last)
-        if save_due or failure:
+        failure, best = yield from _perform(activities, step, hooks.stop, last)
+        read_again = launched.state.cursor.epoch > 1
+        if save_due or failure or (best and read_again and cadence.save_every):
             yield from hooks.save(step, launched.state)
             saved_step = step
         if failure:
@@ -180,17 +183,21 @@ def _due(
 
 def _perform(
     activities: list[Callable[[int], Iterator[Event]]], step: int, stop: ShouldStop, last: bool
-) -> Generator[Event, None, MlxchatError | None]:
-    """Evaluate and sample; return the error if one fails.
+) -> Generator[Event, None, tuple[MlxchatError | None, bool]]:
+    """Evaluate and sample; return the error if one fails, and whether the evaluation is the best.
 
     ``stop`` can cut them short, except after the last step.
     """
+    best = False
     try:
         for activity in activities:
-            yield from activity(step) if last else _until_stopped(activity(step), stop)
+            events = activity(step) if last else _until_stopped(activity(step), stop)
+            for event in events:
+                best |= isinstance(event, Evaluated) and event.best
+                yield event
     except MlxchatError as error:
-        return error
-    return None
+        return error, best
+    return None, best
 
 
 def _finish(pending: Pending, timed_from: float, clock: Clock, shards: int) -> Iterator[Event]:

@@ -63,6 +63,11 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         """The model named by ``init_from``; None: random weights."""
         return self.config.init_from
 
+    @property
+    def whole_documents(self) -> bool:
+        """True with the recipe for budgets, whose rows are short."""
+        return self.config.recipe_name == "budget"
+
     def data_in_words(self) -> list[str]:
         """Return the dataset's name and, for a hub dataset, its address and licence."""
         return inputs.data_in_words(self.config)

@@ -11,11 +11,11 @@ from mlxchat.checkpoint.files import require_connected
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import Batch, Loader
 from mlxchat.device_failures import explained
-from mlxchat.errors import ConfigError
+from mlxchat.errors import ConfigError, command
 from mlxchat.optim import schedule
 from mlxchat.optim.optimizer import Rates
 from mlxchat.runtime import mx
-from mlxchat.telemetry.events import Event, Noted, Replanned, Started
+from mlxchat.telemetry.events import Ended, Event, Noted, Replanned, Started
 from mlxchat.telemetry.log import RunLog
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.status import StatusFile, status_path
@@ -163,6 +163,7 @@ def _batches(activities: Activities) -> Loader:
         state.loader,
         activities.stop,
         documents.conversational,
+        activities.stage.whole_documents,
     )
 
 
@@ -217,10 +218,27 @@ def _events(
         with explained():
             for event in events:
                 now = clock.seconds()
+                if isinstance(event, Ended) and event.reason == "finished":
+                    yield from _better_step(stage)
                 yield event
                 yield from _keep_deadline(activities, event, now)
     except NotFiniteError as error:
         raise diverged(error, stage.folder, activities.documents.names) from error
+
+
+def _better_step(stage: Stage[Any, Any]) -> Iterator[Event]:
+    """Say so if an earlier step that is saved is clearly better than the last one."""
+    found = catalog.better_than_newest(stage.folder)
+    if found is None:
+        return
+    best, last = found
+    use = command("chat", model_tag=stage.folder.name, step=best.step)
+    yield Noted(
+        stage.clock(),
+        f"Step {best.step:,} is better than the last one: {best.bits_per_byte:.4f} bits per byte "
+        f"where step {last.step:,} has {last.bits_per_byte:.4f}. It is kept. To use it: {use}; sft "
+        "and eval chat take `step` too.",
+    )
 
 
 def rates(stage: Stage[Any, Any], state: TrainState, step: int) -> Rates:

@@ -80,6 +80,11 @@ class Stage(ABC, Generic[Config, Corpus]):
         """The share of the conversations that is held out; None if there are no conversations."""
         return None
 
+    @property
+    def whole_documents(self) -> bool:
+        """Whether training uses what a row has no room for, too; nanochat drops it."""
+        return False
+
     @abstractmethod
     def data_in_words(self) -> list[str]:
         """Return what the run learns from, for a model card: with licences, without paths."""

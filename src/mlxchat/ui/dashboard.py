@@ -7,7 +7,7 @@ to fit, so that nothing wraps and no number is cut, from 160 columns down to 40.
 import math
 import textwrap
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Group
 from rich.panel import Panel
@@ -29,8 +29,21 @@ from mlxchat.ui.text import (
 BRAILLE = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # Unicode's bit of each dot
 
 
-def labelled_curve(points: Sequence[tuple[int, float]], width: int, height: int) -> list[Text]:
-    """Return the loss curve with axes on ``height`` lines; nothing for fewer than two points."""
+def labelled_curve(
+    points: Sequence[tuple[float, float]],
+    width: int,
+    height: int,
+    title: str = "loss",
+    spell: Callable[[float], str] = "{:,}".format,
+) -> list[Text]:
+    """Return a curve with axes on ``height`` lines; nothing for fewer than two points.
+
+    Args:
+        points: ``(x, y)``, by increasing x.
+        width, height: in characters.
+        title: stands below the curve.
+        spell: writes the first and the last x.
+    """
     if len(points) < 2:
         return []
     losses = [loss for _, loss in points]
@@ -42,13 +55,13 @@ def labelled_curve(points: Sequence[tuple[int, float]], width: int, height: int)
         Text.assemble((f"{label:>{margin}} │", "dim"), (row, "green"))
         for label, row in zip(labels, rows, strict=True)
     ]
-    first, last = f"{points[0][0]:,}", f"{points[-1][0]:,}"
-    axis = "loss".center(width - margin - 2)
+    first, last = spell(points[0][0]), spell(points[-1][0])
+    axis = title.center(width - margin - 2)
     axis = f"{first}{axis[len(first) : len(axis) - len(last)]}{last}"
     return [*lines, Text(" " * (margin + 2) + axis, style="dim")]
 
 
-def curve(points: Sequence[tuple[int, float]], width: int, height: int) -> list[str]:
+def curve(points: Sequence[tuple[float, float]], width: int, height: int) -> list[str]:
     """Draw a line through ``(x, y)`` points in braille, two by four dots per character.
 
     Args:
@@ -146,9 +159,10 @@ def _numbers(meter: Meter, latest: Stepped | None, waited: float) -> list[list[C
     """Return three groups of numbers, one per column if there is room: loss, speed, memory."""
     diverged = latest is not None and not math.isfinite(latest.loss)
     learning = [Cell("loss", shown_loss(meter, latest), "bold red" if diverged else "bold")]
-    if meter.bits_per_byte is not None and meter.best_bits_per_byte is not None:
+    if meter.bits_per_byte is not None and meter.best is not None:
+        step, lowest = meter.best
         learning.append(Cell("bits per byte", f"{meter.bits_per_byte:.4f}"))
-        learning.append(Cell("best", f"{meter.best_bits_per_byte:.4f}"))
+        learning.append(Cell("best", f"{lowest:.4f}, step {step:,}"))
     if latest:
         learning.append(Cell("learning rate", f"{latest.learning_rate:.3g}"))
         learning.append(Cell("gradient norm", f"{latest.gradient_norm:.3g}"))

@@ -1,61 +1,35 @@
-"""The conversation at the terminal: reads lines, streams answers, and obeys /commands.
+"""The conversation at the terminal: reads messages, streams answers, and obeys commands.
 
 The console takes a model's text literally: it is no rich markup and cannot control the terminal.
 Its calculations are dimmed: ``[48/2 = 24.0]``.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, suppress
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 
+from rich.table import Table
 from rich.text import Text
 
 from mlxchat.errors import MlxchatError
-from mlxchat.home import expanded
 from mlxchat.tokenizer.messages import Brackets
+from mlxchat.ui.chat_commands import (
+    CommandResult,
+    Piece,
+    Pieces,
+    Responder,
+    Said,
+    TwoColumns,
+    is_command,
+    obey,
+)
 from mlxchat.ui.output import LiteralConsole
-from mlxchat.ui.text import as_options, in_one_line
+from mlxchat.ui.text import amount, as_options, in_one_line
+from mlxchat.ui.wrapping import WordStream
 
-SLASH_COMMANDS = {
-    "/clear": ("", "start a new conversation"),
-    "/save": ("FILE", "write the conversation to a file"),
-    "/load": ("FILE", "resume the conversation in a file"),
-    "/help": ("", "show this list"),
-    "/quit": ("", "quit, as Ctrl-D does"),
-}
+PROMPT = "> "
+SHOWN_TURNS = 3  # of a conversation that was loaded
 
-
-class Piece(Protocol):
-    """A piece of an answer, such as `mlxchat.tokenizer.messages.Part`."""
-
-    @property
-    def type(self) -> str:
-        """``text``, the ``python`` of a tool call, or its ``python_output``."""
-
-    @property
-    def text(self) -> str:
-        """The text of the piece; empty where a call or its output begins."""
-
-
-class Responder(Protocol):
-    """The other side of a conversation, such as `mlxchat.engine.chat.Chat`."""
-
-    conversational: bool
-    dropped: int
-    truncated: bool
-
-    def reply(self, text: str) -> Generator[Piece, None, None]:
-        """Return the pieces of the answer to a message."""
-
-    def clear(self) -> None:
-        """Forget the conversation."""
-
-    def save(self, path: Path) -> None:
-        """Write the conversation to a file."""
-
-    def load(self, path: Path) -> None:
-        """Read the conversation from a file."""
+ReadMessage = Callable[[str], str]
 
 
 def answer_prompt(chat: Responder, prompt: str, console: LiteralConsole) -> None:
@@ -64,15 +38,18 @@ def answer_prompt(chat: Responder, prompt: str, console: LiteralConsole) -> None
     Raises:
         MlxchatError: the chat cannot take the prompt.
     """
-    pieces = chat.reply(prompt)
+    _write(chat.reply(prompt), console)
+
+
+def _write(pieces: Pieces, console: LiteralConsole) -> None:
+    """Write an answer, and a newline after it however it ends."""
+    words = WordStream(console)
     try:
         with closing(pieces):
             for text, dimmed in _shown(pieces):
-                if dimmed:
-                    _dim(console, text)
-                else:
-                    console.write(text)
+                words.write(text, dimmed)
     finally:
+        words.close()
         console.write("\n")
 
 
@@ -84,106 +61,131 @@ def _shown(pieces: Iterable[Piece]) -> Iterator[tuple[str, bool]]:
     yield brackets.end(), True
 
 
+def plain_reader(console: LiteralConsole) -> ReadMessage:
+    """Return a function that reads a line from standard input, where there is no line editor."""
+
+    def read(prompt: str) -> str:
+        try:
+            return input(prompt)
+        except (EOFError, KeyboardInterrupt):
+            console.write("\n")
+            raise
+
+    return read
+
+
 def converse(
-    chat: Responder, name: str, console: LiteralConsole, read: Callable[[str], str] = input
+    chat: Responder, name: str, console: LiteralConsole, read: ReadMessage, keys: TwoColumns = ()
 ) -> None:
-    """Talk until /quit, Ctrl-D, or Ctrl-C twice at the prompt.
+    """Talk until /exit, Ctrl-D, or Ctrl-C twice at the prompt.
 
     Args:
         chat: the model's side.
         name: its name, such as "d12, step 3225".
         console: where answers and notes are written.
-        read: returns a line for a prompt, as `input` does; `EOFError` and `KeyboardInterrupt` are
-            Ctrl-D and Ctrl-C.
+        read: returns what was typed after a prompt, and leaves the cursor at the beginning of a
+            line; `EOFError` and `KeyboardInterrupt` are Ctrl-D and Ctrl-C. The latter's argument
+            is what was typed, if anything was: then Ctrl-C only drops it.
+        keys: the keys that ``read`` knows, and what they do, for /help.
     """
-    with suppress(ImportError):  # imported here because that can write to standard output
-        import readline  # noqa: F401  (gives input() line editing and history)
-    if chat.conversational:
-        _note(console, f"You are talking with {name}.")
-    else:
-        _note(
-            console,
-            f"{name} is a base model: it continues your text and does not answer questions. "
-            "An empty line lets it continue.",
-        )
-    _note(console, "/help lists the commands; Ctrl-C stops an answer, Ctrl-D quits.")
-    interrupted = False
-    while True:
+    _Terminal(chat, console, keys).talk(name, read)
+
+
+class _Terminal:
+    """A conversation at a terminal."""
+
+    def __init__(self, chat: Responder, console: LiteralConsole, keys: TwoColumns) -> None:
+        self._chat = chat
+        self._console = console
+        self._keys = keys
+
+    def talk(self, name: str, read: ReadMessage) -> None:
+        if self._chat.conversational:
+            self._note(f"You are talking with {name}.")
+        else:
+            self._note(
+                f"{name} is a base model: it continues your text and does not answer questions. "
+                "An empty line lets it continue."
+            )
+        self._note("/help lists the commands; Ctrl-C stops an answer, Ctrl-D quits.")
+        interrupted = False
+        while True:
+            try:
+                text = read(PROMPT)
+                interrupted = False
+                if self._ends(text):
+                    return
+            except EOFError:
+                return
+            except KeyboardInterrupt as pressed:
+                if interrupted and not pressed.args:
+                    return
+                interrupted = True
+                self._note("Ctrl-C again, or Ctrl-D, quits.")
+            except UnicodeDecodeError as error:
+                self._note(f"That line is not {error.encoding} text.")
+            except MlxchatError as error:
+                self._note(as_options(f"{error.problem} {error.remedy}".rstrip(), "/"))
+
+    def _ends(self, text: str) -> bool:
+        """Handle what the user typed: a command or a message. Returns whether the chat ends."""
+        if is_command(self._chat, text):
+            result = obey(self._chat, text)
+            self._show(result)
+            return result.ends
+        if text.strip() or not self._chat.conversational:
+            message = text.rstrip() if self._chat.conversational else text
+            self._answer(self._chat.reply(message))
+        return False
+
+    def _show(self, result: CommandResult) -> None:
+        for note in result.notes:
+            self._note(note)
+        if result.rows:
+            self._show_rows([*result.rows, *(self._keys if result.lists_commands else ())])
+        self._show_messages(result.messages)
+        if result.answer:
+            self._answer(result.answer)
+
+    def _show_rows(self, rows: TwoColumns) -> None:
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(no_wrap=True)
+        table.add_column()
+        for row in rows:
+            table.add_row(*(Text(in_one_line(cell), "dim") for cell in row))
+        self._console.print(table)
+
+    def _show_messages(self, messages: Sequence[Said]) -> None:
+        """Show the system message and the last turns of a conversation."""
+        spoken = [message for message in messages if message.role != "system"]
+        for message in messages[: len(messages) - len(spoken)]:
+            self._note(f"system: {message.text}")
+        if hidden := max(0, len(spoken) // 2 - SHOWN_TURNS):
+            self._note(f"… {amount(hidden, 'earlier turns')} …")
+        for message in spoken[2 * hidden :]:
+            words = WordStream(self._console)
+            if message.role == "user":
+                words.write(PROMPT)
+            for text, dimmed in _shown(message.parts):
+                words.write(text, dimmed)
+            words.close()
+            self._console.write("\n")
+
+    def _answer(self, pieces: Pieces) -> None:
+        """Stream an answer, which Ctrl-C stops; note if it was cut off or outgrew the context."""
+        outgrown = bool(self._chat.dropped)
         try:
-            line = read("> ")
-            interrupted = False
-            if line.strip() == "/quit":
-                return
-            _obey(chat, line, console)
-        except EOFError:
-            console.write("\n")
-            return
+            _write(pieces, self._console)
         except KeyboardInterrupt:
-            console.write("\n")
-            if interrupted:
-                return
-            interrupted = True
-            _note(console, "Ctrl-C again, or Ctrl-D, quits.")
-        except UnicodeDecodeError as error:
-            _note(console, f"That line is not {error.encoding} text.")
-        except MlxchatError as error:
-            _note(console, as_options(f"{error.problem} {error.remedy}"))
+            self._note("Stopped.")
+            return
+        if self._chat.truncated and self._chat.conversational:
+            self._note("The answer was cut off at the token limit.")
+        if self._chat.dropped and not outgrown:
+            self._note(
+                "The conversation has outgrown the model's context: from now on it does not see "
+                "the oldest turns."
+            )
 
-
-def _obey(chat: Responder, line: str, console: LiteralConsole) -> None:
-    """Handle a line from the user: a command or a message."""
-    command, *arguments = line.split(maxsplit=1) or [""]
-    if not command.startswith("/"):
-        if command or not chat.conversational:
-            _take_turn(chat, line, console)
-        return
-    if command not in SLASH_COMMANDS:
-        _note(console, f"Unknown command {command}; /help lists the commands.")
-        return
-    expected, _ = SLASH_COMMANDS[command]
-    path = expanded(arguments[0].strip()) if expected and arguments else Path()
-    if bool(expected) != bool(arguments):
-        _note(console, f"Usage: {command} {expected}")
-    elif command == "/clear":
-        chat.clear()
-        _note(console, "Started a new conversation.")
-    elif command == "/save":
-        chat.save(path)
-        _note(console, f"Saved to {path}.")
-    elif command == "/load":
-        chat.load(path)
-        _note(console, f"Resumed {path}.")
-    elif command == "/help":
-        purposes = {
-            f"{name} {argument}": purpose for name, (argument, purpose) in SLASH_COMMANDS.items()
-        }
-        width = max(map(len, purposes))
-        for usage, purpose in purposes.items():
-            _note(console, f"{usage:<{width}}  {purpose}")
-
-
-def _take_turn(chat: Responder, text: str, console: LiteralConsole) -> None:
-    """Give one answer, which Ctrl-C stops, and a note if it was cut off or lost its context."""
-    dropped = chat.dropped
-    try:
-        answer_prompt(chat, text, console)
-    except KeyboardInterrupt:
-        _note(console, "Stopped.")
-        return
-    if chat.truncated and chat.conversational:
-        _note(console, "The answer was cut off at the token limit.")
-    if chat.dropped > dropped:
-        turns = "turn" if chat.dropped == 1 else f"{chat.dropped} turns"
-        _note(
-            console,
-            f"The conversation has outgrown the model's context: it no longer sees the first "
-            f"{turns}.",
-        )
-
-
-def _note(console: LiteralConsole, text: str) -> None:
-    console.print(Text(in_one_line(text), "dim"))
-
-
-def _dim(console: LiteralConsole, text: str) -> None:
-    console.print(Text(text, "dim"), end="", soft_wrap=True)
+    def _note(self, text: str) -> None:
+        self._console.print(Text(in_one_line(text), "dim"))

@@ -32,16 +32,22 @@ _SETTING = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
 _OTHERWISE = {"conversational": "chat"}  # settings whose option's name differs
 
 
-def as_options(text: str) -> str:
-    """Write the settings that a message names as options.
+def as_options(text: str, mark: str = "--") -> str:
+    """Write the settings that a message names as options, or as commands of the chat.
+
+    Args:
+        text: a message of any origin, with settings as Python names them in backquotes.
+        mark: what comes before the name.
 
     >>> as_options('Use `depth=4` or `identity="name=Ada, made by=Grace"`.')
     'Use --depth 4 or --identity "name=Ada, made by=Grace".'
+    >>> as_options("`top_k`: Keep only this many.", "/")
+    '/top-k: Keep only this many.'
     """
 
     def option(setting: re.Match[str]) -> str:
         name, value = setting.groups()
-        written = "--" + _OTHERWISE.get(name, name).replace("_", "-")
+        written = mark + _OTHERWISE.get(name, name).replace("_", "-")
         if value is None:
             return written
         value = value.strip('"')  # of a string in Python

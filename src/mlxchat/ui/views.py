@@ -40,6 +40,10 @@ def describe(event: Event, meter: Meter) -> str | None:
             return f"{event.tag}: {begins}, {size}, on {event.device}"
         case Evaluated():
             bits = f"{event.bits_per_byte:.4f} bits per byte"
+            if event.best:
+                bits += ", the best so far"
+            elif meter.best:
+                bits += f" (best: {meter.best[1]:.4f}, step {meter.best[0]:,})"
             return f"step {event.step:,}: validation {bits}, loss {event.loss:.4f}"
         case Sampled():
             return f"step {event.step:,}: sample: {event.prompt + event.text}"

@@ -1,0 +1,61 @@
+"""The best of a run's saved steps, by the bits per byte of its validation text.
+
+A model learns text that it reads many times by heart in the end, and predicts other text worse
+again. Therefore the best saved step is kept beside the newest ones (`mlxchat.checkpoint.store`),
+and a run that ends worse says so.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import BaseModel, FiniteFloat, TypeAdapter, ValidationError
+
+from mlxchat.checkpoint.files import TRAINER, read_json
+from mlxchat.errors import MlxchatError
+from mlxchat.json_text import as_type
+from mlxchat.telemetry.events import Count
+
+
+class EvaluatedStep(NamedTuple):
+    """A saved step and its bits per byte on validation text."""
+
+    step: int
+    bits_per_byte: float
+
+
+class _Meter(BaseModel):
+    evaluations: tuple[tuple[Count, FiniteFloat], ...]
+
+
+class _Trainer(BaseModel):
+    """What is needed here of the trainer's state (`mlxchat.checkpoint.trainer`)."""
+
+    meter: _Meter
+
+
+def evaluated_steps(newest: Path, steps: Sequence[int]) -> list[EvaluatedStep]:
+    """Return those of some saved steps that were evaluated, as the newest one records.
+
+    Nothing is known if its trainer's state cannot be read, or is of another version.
+    """
+    with suppress(MlxchatError, ValidationError):
+        state = as_type(read_json(newest / TRAINER), TypeAdapter(_Trainer))
+        bits = dict(state.meter.evaluations)
+        return [EvaluatedStep(step, bits[step]) for step in steps if step in bits]
+    return []
+
+
+def best_step(newest: Path, steps: Sequence[int]) -> EvaluatedStep | None:
+    """Return the step with the lowest bits per byte, the newest of equal ones.
+
+    Args:
+        newest: the directory of the newest step, which records all evaluations.
+        steps: the saved steps.
+
+    Returns:
+        The step; None if nothing is known of any (`evaluated_steps`).
+    """
+    evaluated = evaluated_steps(newest, steps)
+    return min(evaluated, key=lambda one: (one.bits_per_byte, -one.step), default=None)

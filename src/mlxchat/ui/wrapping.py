@@ -1,0 +1,138 @@
+"""Streamed text on a terminal: words that come in pieces are not broken at its edge.
+
+A word is held back until it is whole, and goes to the next line if it does not fit on this one. The
+terminal's width is asked for each word, so that a window may be resized while an answer streams.
+"""
+
+import unicodedata
+from itertools import groupby
+
+from rich.cells import get_character_cell_size
+from rich.text import Text
+
+from mlxchat.ui.output import LiteralConsole
+from mlxchat.ui.text import harmless
+
+TAB = 8  # cells
+_JOINER = "\u200d"  # makes one emoji of several
+_EMOJI_STYLE = "\ufe0f"  # widens the character before it in some terminals
+_CLOSING = ("Pe", "Pf", "Po")  # categories of characters that begin no line
+_OPENING = ("Ps", "Pi")  # and of those that end none
+
+
+class WordStream:
+    """Writes text to a terminal that comes in pieces of any size.
+
+    Words end at blanks; wide characters, as of Chinese, are words of their own. A word that is
+    longer than a line is left to the terminal to break, so that an address can still be copied. On
+    a console that is no terminal, or one whose width is unknown, text is written as it comes.
+
+    Args:
+        console: where to write. Its cursor is at the beginning of a line.
+    """
+
+    def __init__(self, console: LiteralConsole) -> None:
+        self._console = console
+        self._wraps = console.is_terminal and not console.is_dumb_terminal
+        self._column = 0  # cells written on this line
+        self._width = console.width  # of the terminal when the last word was written
+        self._blanks = ""  # after the last word that was written
+        self._word: list[tuple[str, bool]] = []  # characters, and whether each is dimmed
+        self._overlong = False  # the beginning of the word is written: it is longer than a line
+
+    def write(self, text: str, dimmed: bool = False) -> None:
+        """Write a piece of text."""
+        if not self._wraps:
+            self._put(text, dimmed)
+            return
+        for character in harmless(text):
+            if character == "\n":
+                self._end_word()
+                self._new_line()
+            elif character in " \t":
+                self._end_word()
+                self._blanks += character
+            else:
+                if self._begins_word(character):
+                    self._end_word()
+                self._word.append((character, dimmed))
+                if self._overlong or self._cells() > self._width:
+                    self._spill()
+
+    def close(self) -> None:
+        """Write the last word."""
+        self._end_word()
+
+    def _begins_word(self, character: str) -> bool:
+        """Return whether a line may be broken before a character that is no blank."""
+        if not self._word or not _cells(character):
+            return False
+        before = self._word[-1][0]
+        if before == _JOINER:
+            return False
+        if unicodedata.category(character) in _CLOSING or unicodedata.category(before) in _OPENING:
+            return False
+        return _cells(character) == 2 or _cells(self._word[0][0]) == 2
+
+    def _cells(self) -> int:
+        return sum(_cells(character) for character, _ in self._word)
+
+    def _end_word(self) -> None:
+        if self._overlong:
+            self._spill()
+            self._overlong = False
+        elif self._word:
+            self._notice_width()
+            self._place_blanks(self._cells())
+            self._column += self._cells()
+            self._put_word()
+
+    def _spill(self) -> None:
+        """Write what there is of a word that is longer than a line."""
+        self._notice_width()
+        if not self._overlong:
+            self._place_blanks(self._cells())
+            self._overlong = True
+        for character, _ in self._word:
+            cells = _cells(character)
+            self._column = cells if self._column + cells > self._width else self._column + cells
+        self._put_word()
+
+    def _place_blanks(self, cells: int) -> None:
+        """Write the blanks before a word of so many cells, or a new line if it does not fit."""
+        end = self._column
+        for blank in self._blanks:
+            end = (end // TAB + 1) * TAB if blank == "\t" else end + 1
+        if end + cells <= self._width:
+            self._put(self._blanks)
+            self._column = end
+        elif self._column:
+            self._new_line()
+        self._blanks = ""
+
+    def _notice_width(self) -> None:
+        """Adopt the terminal's width. One that became narrower has broken the line by itself."""
+        width = self._console.width
+        if self._column > width:
+            self._column = (self._column - 1) % width + 1
+        self._width = width
+
+    def _new_line(self) -> None:
+        self._put("\n")
+        self._column, self._blanks = 0, ""
+
+    def _put_word(self) -> None:
+        for dimmed, run in groupby(self._word, key=lambda pair: pair[1]):
+            self._put("".join(character for character, _ in run), dimmed)
+        self._word = []
+
+    def _put(self, text: str, dimmed: bool = False) -> None:
+        if dimmed:
+            self._console.print(Text(text, "dim"), end="", soft_wrap=True)
+        else:
+            self._console.write(text)
+
+
+def _cells(character: str) -> int:
+    """Return the cells that a character takes, of several opinions the largest."""
+    return 1 if character == _EMOJI_STYLE else get_character_cell_size(character)
