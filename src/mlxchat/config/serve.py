@@ -62,7 +62,7 @@ class ServeConfig(BaseModel):
     seed: int | None = Field(
         None,
         ge=0,
-        le=2**32 - 1,
+        lt=2**64,
         description="Seed of the random draws of requests without one. Default: random.",
     )
     timeout: float = Field(
