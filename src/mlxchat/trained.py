@@ -1,14 +1,14 @@
-"""A trained model as programs use it: generate, chat, measure, quantize, save, export."""
+"""A trained model as programs use it: generate, chat, serve, measure, quantize, save, export."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import cached_property
 from math import isqrt
 from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, cast, get_args
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from mlxchat.checkpoint import catalog, store
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.config.inference import ChatSettings, Sampling, TextSettings
+from mlxchat.config.serve import ServeConfig
 from mlxchat.config.validate import validated
 from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.engine.cache import KVCache
@@ -39,6 +40,8 @@ from mlxchat.tokenizer.bpe import ASSISTANT_END, Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from mlxchat.serve.server import Server
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -195,6 +198,45 @@ class Model:
             conversational=self.conversational,
             settings=validated(ChatSettings, given),
         )
+
+    def serve(self, log: Callable[[str], None] = lambda line: None, **settings: Any) -> Server:
+        """Serve the model to programs that speak OpenAI's API, from threads of its own.
+
+        It needs the extra ``serve``. The server runs until its `close` is called or its context
+        ends; `wait` waits for that.
+
+        Args:
+            log: gets a line for each request, without text of it.
+            **settings: the options of ``mlxchat serve``: the fields of `ServeConfig`, such as
+                ``port=8000`` or ``slots=16``, and those of `Sampling`, which count where a request
+                does not say.
+
+        Raises:
+            ConfigError: a setting is wrong, another program has the port, or other machines could
+                reach the address without ``api_key`` or ``insecure``.
+            BackendError: the extra is not installed.
+
+        >>> import mlxchat, openai
+        >>> model = mlxchat.load("quickstart-sft")
+        >>> with model.serve(port=0) as server:
+        ...     client = openai.OpenAI(base_url=server.url, api_key="none")
+        ...     messages = [{"role": "user", "content": "What does a cow say?"}]
+        ...     reply = client.chat.completions.create(model=model.name, messages=messages)
+        >>> reply.choices[0].message.role
+        'assistant'
+        """
+        from mlxchat.serve.server import ServedModel, bind, start
+
+        sampling = {name: settings.pop(name) for name in Sampling.model_fields if name in settings}
+        config = validated(ServeConfig, settings)
+        served = ServedModel(
+            name=self.name,
+            tokenizer=self.tokenizer,
+            context=self.config.sequence_len,
+            conversational=self.conversational,
+            sampling=validated(Sampling, sampling),
+        )
+        return start(self._decoding, served, config, bind(config), log)
 
     def loss(self, text: str | Sequence[int]) -> Loss:
         """Measure how well the model predicts a text, per token and per byte.

@@ -96,6 +96,9 @@ def test_usage_errors_name_the_option(arguments: list[str], said: str, program: 
     [
         (["chat"], "There is no trained model", "mlxchat quickstart"),
         (["chat", "--checkpoint", "nowhere"], "There is no directory nowhere", "directory"),
+        (["serve", "--port", "0"], "There is no trained model", "mlxchat quickstart"),
+        (["serve", "--host", "0.0.0.0"], "--host 0.0.0.0 can be reached", "--insecure"),
+        (["serve", "--host", "256.0.0.1", "--insecure"], "Cannot listen at --host", "--port"),
         (["train"], "no data", "mlxchat data fetch"),
         (["train", "--dry-run"], "no data", "mlxchat data fetch"),
         (["train", "--dry-run", "--dataset", "m", "--streaming"], "Only a dataset", "--dataset"),

@@ -6,7 +6,7 @@ import sys
 
 from support.places import REPOSITORY
 
-EXAMPLES = 18  # one of each command
+EXAMPLES = 20  # one of each command
 
 
 def test_random_options_and_damaged_files_give_results_or_clear_errors() -> None:

@@ -120,6 +120,7 @@ USUAL = {  # what makes a command succeed, and soon
     "info": "",
     "scaling": "--dataset builtin --budget 1s",  # refused at once: no ladder is over soon
     "chat": "--prompt Hi --max-tokens 4",
+    "serve": "--port 0",
     "quantize": "--model-tag base --eval-tokens 512",
     "import": "export-transformers",
     "export": "--to mlx-lm --out new",
@@ -136,7 +137,7 @@ USUAL = {  # what makes a command succeed, and soon
     "checkpoints prune": "--keep 1",
     "eval chat": "--tasks spelling --max-problems 2 --max-tokens 4",
 }
-LONG = {"train", "sft", "scaling", "quickstart", "bench", "monitor", "doctor", "eval chat"}
+LONG = {"train", "sft", "scaling", "serve", "quickstart", "bench", "monitor", "doctor", "eval chat"}
 """Commands that may run for so long that they are asked to end."""
 
 USED = {  # the files that a command reads when it is run as in `USUAL`

@@ -29,6 +29,7 @@ from mlxchat.cli.options import Command, options_from_models
 from mlxchat.cli.quantize import quantize_command
 from mlxchat.cli.quickstart import quickstart_command
 from mlxchat.cli.scaling import scaling_command
+from mlxchat.cli.serve import serve_command
 from mlxchat.cli.train import info_command, sft_command, tokenizer_train_command, train_command
 from mlxchat.ui import console
 from mlxchat.ui.output import standard_output
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Command] = {
     "info": info_command,
     "scaling": scaling_command,
     "chat": chat_command,
+    "serve": serve_command,
     "quantize": quantize_command,
     "import": import_command,
     "export": export_command,

@@ -19,7 +19,7 @@ from mlxchat.config.inference import ChatSettings, Dtype
 from mlxchat.errors import reason_of
 from mlxchat.home import Home
 from mlxchat.ui import json_chat, repl
-from mlxchat.ui.chat_commands import SLASH_COMMANDS, Rows, purposes
+from mlxchat.ui.chat_commands import SLASH_COMMANDS, TwoColumns, purposes
 from mlxchat.ui.console import say, say_json, warning
 from mlxchat.ui.output import LiteralConsole, console_for
 
@@ -103,7 +103,9 @@ def talk(
         repl.answer_prompt(chat, prompt, console)
 
 
-def _reader(chat: "Chat", console: LiteralConsole, history: bool) -> tuple[repl.ReadMessage, Rows]:
+def _reader(
+    chat: "Chat", console: LiteralConsole, history: bool
+) -> tuple[repl.ReadMessage, TwoColumns]:
     """Return what reads from the terminal, a line editor if it can be one, and its keys."""
     if not console.is_terminal or console.is_dumb_terminal:
         return repl.plain_reader(console), ()

@@ -6,6 +6,7 @@ it wants computed, and their output. The format is nanochat's, in memory and as 
     {"role": "assistant", "content": [{"type": "python", "text": "12*3"}, ...]}
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,3 +106,40 @@ class Conversation:
 
 
 Document = str | Conversation
+
+
+class Brackets:
+    """Writes an assistant's message as people read it: a call and its output share brackets.
+
+    Give it the pieces of the message as they come, of which a call and its output begin with an
+    empty one each, as `mlxchat.engine.chat.Answer` returns them.
+
+    >>> brackets = Brackets()
+    >>> pieces = ["text", "Half: "], ["python", ""], ["python", "48/2"], ["python_output", "24.0"]
+    >>> "".join(text for piece in pieces for text, _ in brackets.take(*piece)) + brackets.end()
+    'Half: [48/2 = 24.0]'
+    """
+
+    def __init__(self) -> None:
+        self._latest = "text"
+
+    def take(self, kind: str, text: str) -> Iterator[tuple[str, bool]]:
+        """Yield what to write for a piece of a message, and whether it belongs to a call.
+
+        Args:
+            kind: the `PartType` of the piece.
+            text: its text.
+        """
+        if kind != self._latest or not text:
+            answers = kind == "python_output" and self._latest == "python"
+            if self._latest != "text" and not answers:
+                yield "]", True
+            if kind != "text":
+                yield (" = " if answers else "["), True
+        self._latest = kind
+        if text:
+            yield text, kind != "text"
+
+    def end(self) -> str:
+        """Return what to write after the last piece."""
+        return "" if self._latest == "text" else "]"

@@ -16,7 +16,7 @@ from mlxchat.ui.text import amount
 NONE = "none"  # stands for no value: no system message, no limit to top-k
 TYPICAL = "temperature"  # the setting that shows how all are changed
 
-Rows = Sequence[tuple[str, str]]  # of a table: what, and what about it
+TwoColumns = Sequence[tuple[str, str]]  # of a table: what, and what about it
 
 
 class Piece(Protocol):
@@ -104,7 +104,7 @@ class CommandResult:
     """
 
     notes: tuple[str, ...] = ()
-    rows: Rows = ()
+    rows: TwoColumns = ()
     lists_commands: bool = False
     messages: Sequence[Said] = ()
     answer: Pieces | None = None

@@ -11,13 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from mlxchat.errors import MlxchatError
+from mlxchat.tokenizer.messages import Brackets
 from mlxchat.ui.chat_commands import (
     CommandResult,
     Piece,
     Pieces,
     Responder,
-    Rows,
     Said,
+    TwoColumns,
     is_command,
     obey,
 )
@@ -53,22 +54,11 @@ def _write(pieces: Pieces, console: LiteralConsole) -> None:
 
 
 def _shown(pieces: Iterable[Piece]) -> Iterator[tuple[str, bool]]:
-    """Yield what to show for the pieces of an answer, and whether it is dimmed.
-
-    Calls and their outputs are dimmed and share a pair of brackets.
-    """
-    latest = "text"
+    """Yield what to write for the pieces of an answer, and whether it is dimmed, as calls are."""
+    brackets = Brackets()
     for piece in pieces:
-        if piece.type != latest or not piece.text:
-            answers = piece.type == "python_output" and latest == "python"
-            if latest != "text" and not answers:
-                yield "]", True
-            if piece.type != "text":
-                yield (" = " if answers else "["), True
-        yield piece.text, piece.type != "text"
-        latest = piece.type
-    if latest != "text":
-        yield "]", True
+        yield from brackets.take(piece.type, piece.text)
+    yield brackets.end(), True
 
 
 def plain_reader(console: LiteralConsole) -> ReadMessage:
@@ -85,7 +75,7 @@ def plain_reader(console: LiteralConsole) -> ReadMessage:
 
 
 def converse(
-    chat: Responder, name: str, console: LiteralConsole, read: ReadMessage, keys: Rows = ()
+    chat: Responder, name: str, console: LiteralConsole, read: ReadMessage, keys: TwoColumns = ()
 ) -> None:
     """Talk until /exit, Ctrl-D, or Ctrl-C twice at the prompt.
 
@@ -104,7 +94,7 @@ def converse(
 class _Terminal:
     """A conversation at a terminal."""
 
-    def __init__(self, chat: Responder, console: LiteralConsole, keys: Rows) -> None:
+    def __init__(self, chat: Responder, console: LiteralConsole, keys: TwoColumns) -> None:
         self._chat = chat
         self._console = console
         self._keys = keys
@@ -157,7 +147,7 @@ class _Terminal:
         if result.answer:
             self._answer(result.answer)
 
-    def _show_rows(self, rows: Rows) -> None:
+    def _show_rows(self, rows: TwoColumns) -> None:
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(no_wrap=True)
         table.add_column()

@@ -1,0 +1,320 @@
+"""The routes of the server: OpenAI's chats, completions and models, health, metrics, the page.
+
+The application is one of Starlette. FastAPI would add a check of bodies, whose errors are not
+OpenAI's and which `mlxchat.serve.schema` does, and pages of documentation that load scripts from
+elsewhere.
+"""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
+from importlib import resources
+from typing import cast
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from mlxchat.config.inference import Sampling
+from mlxchat.config.serve import ServeConfig
+from mlxchat.engine.tools import ToolUse
+from mlxchat.errors import DataError
+from mlxchat.serve.answering import Answering, Inbox
+from mlxchat.serve.errors import ApiError, invalid
+from mlxchat.serve.metrics import CLIENT_LEFT, Recorder, WriteLine
+from mlxchat.serve.prompts import ServedModel
+from mlxchat.serve.replies import ChatReplies, CompletionReplies, Replies
+from mlxchat.serve.scheduler import Request, Scheduler
+from mlxchat.serve.schema import (
+    ChatRequest,
+    CompletionRequest,
+    ModelCard,
+    ModelList,
+    Parameters,
+    parsed,
+)
+from mlxchat.serve.security import Guard
+from mlxchat.serve.streaming import ClientLeftError, EventStream, json_body, while_connected
+from mlxchat.serve.text import Transcript
+from mlxchat.tokenizer.bpe import ASSISTANT_END
+
+COMPLETION_TOKENS = 16  # of a completion whose request does not say, as OpenAI's
+HAS = "The server has /v1/chat/completions, /v1/completions and /v1/models."
+SLOW_READING = 60.0  # seconds that a client may take to read, beside those of the answer
+PAGE = {  # the files of the page, by their paths
+    "/": ("index.html", "text/html"),
+    "/chat.css": ("chat.css", "text/css"),
+    "/chat.js": ("chat.js", "text/javascript"),
+}
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+
+
+class Service:
+    """The server's routes, as one application for ASGI.
+
+    Args:
+        model: what requests need to know of the model.
+        scheduler: the thread that owns it.
+        config: the server's settings.
+        log: where the line of each request goes.
+
+    Attributes:
+        app: the application.
+        closing: whether requests are refused, because the server is about to end.
+    """
+
+    def __init__(
+        self, model: ServedModel, scheduler: Scheduler, config: ServeConfig, log: WriteLine
+    ) -> None:
+        self.closing = False
+        self._model, self._scheduler, self._config = model, scheduler, config
+        self._latest_inbox: Inbox | None = None
+        routes = [
+            Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            Route("/chat/completions", self._chat, methods=["POST"]),
+            Route("/v1/completions", self._complete, methods=["POST"]),
+            Route("/v1/models", self._models, methods=["GET"]),
+            Route("/v1/models/{name:path}", self._named_model, methods=["GET"]),
+            Route("/health", self._health, methods=["GET"]),
+            Route("/metrics", self._metrics, methods=["GET"]),
+            *(Route(path, _page, methods=["GET"]) for path in PAGE),
+        ]
+        handlers = {
+            ApiError: _api_error,
+            HTTPException: _http_error,
+            DataError: _data_error,
+            ClientLeftError: _client_left,
+            ClientDisconnect: _client_left,
+            Exception: _unforeseen,
+        }
+        inner: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
+        self._recorder = Recorder(
+            Guard(inner, config), frozenset(route.path for route in routes), log
+        )
+        self.app: ASGIApp = self._recorder
+
+    # ---- answers ---------------------------------------------------------------------------------
+
+    async def _chat(self, http: HttpRequest) -> Response:
+        wanted = parsed(await json_body(http), ChatRequest)
+        self._check_model(wanted.model)
+        if wanted.max_completion_tokens and wanted.max_tokens:
+            raise invalid(
+                "'max_tokens' is the earlier name of 'max_completion_tokens'. Give one of them.",
+                "max_tokens",
+            )
+        if wanted.top_logprobs and not wanted.logprobs:
+            raise invalid("'top_logprobs' needs 'logprobs' to be true.", "top_logprobs")
+        prompt = await asyncio.to_thread(self._model.chat_prompt, wanted.messages)
+        return await self._answer(
+            http,
+            wanted,
+            [prompt],
+            ChatReplies(self._model.name, wanted.logprobs),
+            most=wanted.max_completion_tokens or wanted.max_tokens or self._config.max_tokens,
+            logprobs=wanted.top_logprobs if wanted.logprobs else None,
+            calculator=True,
+        )
+
+    async def _complete(self, http: HttpRequest) -> Response:
+        wanted = parsed(await json_body(http), CompletionRequest)
+        self._check_model(wanted.model)
+        texts: Sequence[str | Sequence[int]] = wanted.prompts
+        prompts = await asyncio.to_thread(lambda: [self._model.text_prompt(text) for text in texts])
+        return await self._answer(
+            http,
+            wanted,
+            prompts,
+            CompletionReplies(self._model.name, wanted.logprobs),
+            most=wanted.max_tokens or COMPLETION_TOKENS,
+            logprobs=wanted.logprobs,
+            calculator=False,
+        )
+
+    async def _answer(
+        self,
+        http: HttpRequest,
+        wanted: Parameters,
+        prompts: Sequence[tuple[int, ...]],
+        replies: Replies,
+        *,
+        most: int,
+        logprobs: int | None,
+        calculator: bool,
+    ) -> Response:
+        """Have prompts answered, and return the response with the answers.
+
+        Args:
+            http: the request.
+            wanted: its body.
+            prompts: ids, each of which fits.
+            replies: writes the answers.
+            most: the largest number of tokens in an answer; the context may be a smaller one.
+            logprobs: the number of alternatives to deliver with each token; None for none at all.
+            calculator: whether the model may use it.
+        """
+        if self.closing:
+            raise ApiError(503, "The server is about to end.", code="server_closing")
+        if (count := len(prompts) * wanted.n) > self._config.queue:
+            raise invalid(
+                f"This asks for {count} answers; at most {self._config.queue} can wait at a time.",
+                "n" if wanted.n > 1 else "prompt",
+            )
+        requests = self._requests(wanted, prompts, most, logprobs, calculator)
+        tokenizer = self._model.tokenizer
+        answering = Answering(
+            self._scheduler,
+            self._inbox,
+            requests,
+            [Transcript(tokenizer, wanted.stops, calculator=calculator) for _ in requests],
+            per_prompt=wanted.n,
+            seconds=self._config.timeout,
+            work=http.scope["work"],
+        )
+        seconds = self._config.timeout + SLOW_READING
+        if wanted.stream:
+            return EventStream(
+                answering,
+                replies,
+                count=len(requests),
+                include_usage=wanted.include_usage,
+                seconds=seconds,
+            )
+        with closing(answering):
+            answers = await while_connected(http.receive, answering.collected(), seconds)
+            body = replies.whole(answers, answering.usage)
+        return Response(body.model_dump_json(), media_type="application/json")
+
+    def _requests(
+        self,
+        wanted: Parameters,
+        prompts: Sequence[tuple[int, ...]],
+        most: int,
+        logprobs: int | None,
+        calculator: bool,
+    ) -> list[Request]:
+        """Return what to ask of the scheduler: ``wanted.n`` answers to each prompt, in order."""
+        tokenizer = self._model.tokenizer
+        sampling = Sampling(**{**dict(self._model.sampling), **wanted.sampling})
+        bias = self._model.bias(wanted.logit_bias)
+        seed = self._seed(wanted.seed)
+        return [
+            Request(
+                ids=ids,
+                max_tokens=min(most, self._model.context - len(ids)),
+                sampling=sampling,
+                seed=(seed + choice) % 2**64,
+                stop=frozenset({tokenizer.bos, tokenizer.special(ASSISTANT_END)}),
+                presence_penalty=wanted.presence_penalty,
+                frequency_penalty=wanted.frequency_penalty,
+                logit_bias=bias,
+                logprobs=logprobs,
+                tools=partial(ToolUse, tokenizer) if calculator else None,
+            )
+            for ids in prompts
+            for choice in range(wanted.n)
+        ]
+
+    @property
+    def _inbox(self) -> Inbox:
+        """The inbox of the event loop that this runs in."""
+        loop = asyncio.get_running_loop()
+        if self._latest_inbox is None or self._latest_inbox.loop is not loop:
+            self._latest_inbox = Inbox(loop)
+        return self._latest_inbox
+
+    def _seed(self, given: int | None) -> int:
+        """Return the seed of a request's first answer; its others have those that follow."""
+        if given is None:
+            given = self._config.seed
+        return random.getrandbits(63) if given is None else given % 2**64
+
+    def _check_model(self, name: str | None) -> None:
+        """Refuse the name of another model; there is only one, so that none need be given."""
+        if name is not None and name != self._model.name:
+            raise ApiError(
+                404,
+                f"The model {name[:100]!r} does not exist. This server has {self._model.name!r}.",
+                "model",
+                "model_not_found",
+            )
+
+    # ---- about the server ------------------------------------------------------------------------
+
+    async def _models(self, http: HttpRequest) -> Response:
+        return _json(ModelList(data=[self._card]))
+
+    async def _named_model(self, http: HttpRequest) -> Response:
+        self._check_model(http.path_params["name"])
+        return _json(self._card)
+
+    @property
+    def _card(self) -> ModelCard:
+        model = self._model
+        return ModelCard(
+            id=model.name,
+            created=model.created,
+            context_length=model.context,
+            chat=model.conversational,
+        )
+
+    async def _health(self, http: HttpRequest) -> Response:
+        if not self._scheduler.alive:
+            return JSONResponse({"status": "the model's thread has died"}, 503)
+        if self.closing:
+            return JSONResponse({"status": "closing"}, 503)
+        return JSONResponse({"status": "ok"})
+
+    async def _metrics(self, http: HttpRequest) -> Response:
+        text = self._recorder.exposition(self._scheduler.stats())
+        return PlainTextResponse(text, headers={"content-type": "text/plain; version=0.0.4"})
+
+
+async def _page(http: HttpRequest) -> Response:
+    name, kind = PAGE[http.url.path]
+    file = resources.files("mlxchat.serve") / "page" / name
+    return Response(file.read_bytes(), media_type=kind, headers=PAGE_HEADERS)
+
+
+def _json(body: ModelCard | ModelList) -> Response:
+    return Response(body.model_dump_json(), media_type="application/json")
+
+
+async def _api_error(http: HttpRequest, error: Exception) -> Response:
+    return cast(ApiError, error).response()
+
+
+async def _http_error(http: HttpRequest, error: Exception) -> Response:
+    """Return Starlette's own errors, for paths and methods that there are not."""
+    found = cast(HTTPException, error)
+    status = found.status_code
+    said = {
+        404: f"There is no {http.url.path[:100]!r} here. {HAS}",
+        405: "There is no such method here.",
+    }
+    return ApiError(status, said.get(status, "The request is wrong.")).response(found.headers)
+
+
+async def _data_error(http: HttpRequest, error: Exception) -> Response:
+    return invalid(cast(DataError, error).problem).response()
+
+
+async def _client_left(http: HttpRequest, error: Exception) -> Response:
+    return Response(status_code=CLIENT_LEFT)
+
+
+async def _unforeseen(http: HttpRequest, error: Exception) -> Response:
+    return ApiError(500, "This is a mistake in mlxchat. The server's log has more.").response()

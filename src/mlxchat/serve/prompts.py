@@ -1,0 +1,193 @@
+"""From requests to token ids that fit into the model's context."""
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from mlxchat.config.inference import Sampling
+from mlxchat.engine.tools import calculate
+from mlxchat.serve.errors import ApiError, invalid, unsupported
+from mlxchat.serve.schema import ChatMessage
+from mlxchat.tokenizer.bpe import Tokenizer
+from mlxchat.tokenizer.messages import Conversation, Message, Part, Role
+
+ROLES: dict[str, Role] = {  # how the model hears them: as nanochat, it has no system messages
+    "system": "user",
+    "developer": "user",
+    "user": "user",
+    "assistant": "assistant",
+}
+
+_CALCULATION = re.compile(r"\[([^\[\]]{1,1000}) = ([^\[\] ]{1,100})\]")  # as `Brackets` writes it
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What requests need to know of the model, whose network belongs to another thread.
+
+    Attributes:
+        name: what clients call it.
+        tokenizer: the one it was trained with.
+        context: the largest number of tokens of a prompt and its answer.
+        conversational: whether it was trained on conversations; if not, it only continues text.
+        sampling: how tokens are chosen where a request does not say.
+        created: when the server started, in seconds since the epoch.
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    context: int
+    conversational: bool
+    sampling: Sampling
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @cached_property
+    def longest_text(self) -> int:
+        """A number of characters that a prompt which fits cannot have more of."""
+        longest = max(map(len, self.tokenizer.ranks))
+        return self.context * longest
+
+    def chat_prompt(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+        """Return the ids of a conversation, up to where the assistant begins to speak.
+
+        Messages of one role in a row are joined by blank lines, and those of the system belong to
+        the user's that follow, as in training. A calculation in an earlier answer's text, as this
+        server writes it, is read as the model wrote it.
+
+        Raises:
+            ApiError: 400, if a message cannot be read, or all of them are too long.
+        """
+        if not self.conversational:
+            raise invalid(
+                f"{self.name} is a base model: it continues text and does not answer. Use "
+                "/v1/completions, or fine-tune it on conversations (mlxchat sft).",
+                "model",
+                "base_model",
+            )
+        turns: list[tuple[Role, list[str]]] = []
+        for number, message in enumerate(messages):
+            role, text = _read(message, f"messages[{number}]")
+            if not turns or turns[-1][0] != role:
+                turns.append((role, []))
+            turns[-1][1].append(text)
+        for place, end in (("first", turns[0]), ("last", turns[-1])):
+            if end[0] != "user":
+                raise invalid(
+                    f"The {place} message is the assistant's. It has to be the user's.", "messages"
+                )
+        joined = [(role, "\n\n".join(texts)) for role, texts in turns]
+        said = [
+            Message(role, text if role == "user" else _with_calculations(text))
+            for role, text in joined
+        ]
+        self._check_length(sum(len(message.text) for message in said), "messages")
+        ids = self.tokenizer.render_for_completion(Conversation(tuple(said)))
+        return self._fitting(ids, "messages")
+
+    def text_prompt(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
+        """Return the ids of a text, which follows ``<|bos|>``, or ids as they are.
+
+        Raises:
+            ApiError: 400, if it is too long, or ids are not the model's.
+        """
+        if isinstance(prompt, str):
+            self._check_length(len(prompt), "prompt")
+            ids = [self.tokenizer.bos, *self.tokenizer.encode(prompt)]
+        else:
+            ids = list(prompt)
+            if unknown := [token for token in ids if token >= self.tokenizer.vocab_size]:
+                raise invalid(
+                    f"{unknown[0]} is no token of the model, which has "
+                    f"{self.tokenizer.vocab_size}.",
+                    "prompt",
+                    "invalid_value",
+                )
+        return self._fitting(ids, "prompt")
+
+    def bias(self, given: Mapping[str, float]) -> dict[int, float]:
+        """Return what is added to the logits of tokens, by their ids.
+
+        Raises:
+            ApiError: 400, if a key is no token of the model.
+        """
+        for token in given:
+            if not (token.isascii() and token.isdigit() and len(token) < 10) or (
+                int(token) >= self.tokenizer.vocab_size
+            ):
+                raise invalid(
+                    f"Invalid key in 'logit_bias': {token[:50]!r} is no token of the model, which "
+                    f"has {self.tokenizer.vocab_size}.",
+                    "logit_bias",
+                    "invalid_value",
+                )
+        return {int(token): value for token, value in given.items()}
+
+    def _check_length(self, characters: int, param: str) -> None:
+        """Refuse what is too long by far before it is encoded, which takes time."""
+        if characters > self.longest_text:
+            raise self._too_long(f"{characters} characters", param)
+
+    def _fitting(self, ids: Sequence[int], param: str) -> tuple[int, ...]:
+        if len(ids) >= self.context:
+            raise self._too_long(f"{len(ids)} tokens", param)
+        return tuple(ids)
+
+    def _too_long(self, length: str, param: str) -> ApiError:
+        return invalid(
+            f"This model's maximum context length is {self.context} tokens. However, your {param} "
+            f"resulted in {length}. Please reduce the length of the {param}.",
+            param,
+            "context_length_exceeded",
+        )
+
+
+def _with_calculations(answer: str) -> str | tuple[Part, ...]:
+    """Return an answer's text in parts, where it has calculations in brackets that are right."""
+    parts, end = [], 0
+    for written in _CALCULATION.finditer(answer):
+        expression, result = written.groups()
+        if calculate(expression) == result:
+            parts += [Part("text", answer[end : written.start()])] if written.start() > end else []
+            parts += [Part("python", expression), Part("python_output", result)]
+            end = written.end()
+    if not parts:
+        return answer
+    return (*parts, Part("text", answer[end:])) if end < len(answer) else tuple(parts)
+
+
+def _read(message: ChatMessage, place: str) -> tuple[Role, str]:
+    """Return a message's role, as the model hears it, and its text."""
+    role = ROLES.get(message.role)
+    if role is None:
+        raise invalid(
+            f"Invalid value for '{place}.role': {message.role[:50]!r}. This server knows "
+            f"{', '.join(ROLES)}.",
+            f"{place}.role",
+            "invalid_value",
+        )
+    for name in ("tool_calls", "function_call"):
+        if getattr(message, name):
+            raise unsupported(f"{place}.{name}")
+    if isinstance(message.content, str):
+        return role, message.content
+    if message.content is None:
+        raise invalid(
+            f"Missing required parameter: '{place}.content'.",
+            f"{place}.content",
+            "missing_required_parameter",
+        )
+    texts = []
+    for number, part in enumerate(message.content):
+        where = f"{place}.content[{number}]"
+        if part.type != "text":
+            raise unsupported(f"{where}.type", "it reads text only")
+        if part.text is None:
+            raise invalid(
+                f"Missing required parameter: '{where}.text'.",
+                f"{where}.text",
+                "missing_required_parameter",
+            )
+        texts.append(part.text)
+    return role, "\n\n".join(texts)

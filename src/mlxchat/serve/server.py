@@ -1,0 +1,230 @@
+"""The running server: the thread of the model, the thread that speaks HTTP, and how both end.
+
+uvicorn runs in a thread of its own, so that the thread that starts the server keeps Ctrl-C, and a
+notebook goes on.
+"""
+
+import asyncio
+import logging
+import math
+import socket
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+from mlxchat.config.serve import ServeConfig
+from mlxchat.errors import BackendError, ConfigError, reason_of
+from mlxchat.model.gpt import GPT
+from mlxchat.serve.scheduler import Scheduler, Stats
+
+try:
+    import h11
+    import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    from mlxchat.serve.app import Service
+    from mlxchat.serve.metrics import WriteLine
+    from mlxchat.serve.prompts import ServedModel
+except ImportError as error:
+    raise BackendError(
+        f"The server's libraries are not installed ({error}).",
+        'Install the extra serve: pip install -e ".[serve]"',
+    ) from error
+
+__all__ = ["FINISHING_SECONDS", "ServedModel", "Server", "bind", "start"]  # import them from here
+
+EVERYWHERE = {"0.0.0.0", "::"}  # all addresses of the machine
+FINISHING_SECONDS = 30.0  # in which answers that have begun are finished when the server ends
+LEAVE = 5.0  # seconds more to send them
+HEAD_SECONDS = 30.0  # for a client to send the head of a request
+IDLE_SECONDS = 65  # that a connection stays open between requests, more than proxies wait
+MORE_CONNECTIONS = 100  # than there can be answers
+
+
+def bind(config: ServeConfig) -> socket.socket:
+    """Return a socket that is bound to the address and port of the settings.
+
+    Raises:
+        ConfigError: the address is not this machine's, or another program has the port.
+    """
+    try:
+        found = socket.getaddrinfo(
+            config.host.strip("[]"), config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, kind, protocol, _, address = found[0]
+        bound = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise _cannot_listen(config, error) from error
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise _cannot_listen(config, error) from error
+    return bound
+
+
+def _cannot_listen(config: ServeConfig, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"Cannot listen at `host={config.host}` and `port={config.port}`: {reason_of(error)}.",
+        "Use another `port`; 0 takes a free one.",
+    )
+
+
+class Server:
+    """A server that runs until it is closed, or its context ends.
+
+    Args:
+        scheduler: the thread that owns the model; closed with the server.
+        model: what requests need to know of it.
+        config: the settings.
+        bound: the socket to listen on, from `bind`.
+        log: gets a line for each request.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        model: ServedModel,
+        config: ServeConfig,
+        bound: socket.socket,
+        log: WriteLine,
+    ) -> None:
+        self._scheduler = scheduler
+        self._service = Service(model, self._scheduler, config, log)
+        self._host, self._port = config.host.strip("[]"), bound.getsockname()[1]
+        self._bound = bound
+        self._uvicorn = uvicorn.Server(_uvicorn_config(self._service, config))
+        logging.getLogger("uvicorn.error").addHandler(_FAILURES)
+        self._thread = threading.Thread(
+            target=self._uvicorn.run, args=([bound],), name="http", daemon=True
+        )
+        self._thread.start()
+        while not self._uvicorn.started and self._thread.is_alive():
+            time.sleep(0.005)
+
+    @property
+    def url(self) -> str:
+        """The address for clients of OpenAI's API (``base_url``), on this machine."""
+        host = "localhost" if self._host in EVERYWHERE else self._host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self._port}/v1"
+
+    @property
+    def running(self) -> bool:
+        """Whether it answers requests."""
+        return self._thread.is_alive() and self._scheduler.alive and not self._service.closing
+
+    @property
+    def stats(self) -> Stats:
+        """The answers that wait and that are being generated, and the tokens so far."""
+        return self._scheduler.stats()
+
+    def wait(self) -> None:
+        """Wait until the server ends, or Ctrl-C."""
+        self._thread.join()
+
+    def close(self, seconds: float = FINISHING_SECONDS) -> None:
+        """End the server; closing it again does nothing.
+
+        Args:
+            seconds: in which answers that have begun are finished. Those that wait are refused.
+        """
+        self._service.closing = True
+        self._uvicorn.config.timeout_graceful_shutdown = math.ceil(seconds + LEAVE)
+        self._uvicorn.should_exit = True
+        self._scheduler.close(seconds)
+        self._thread.join(LEAVE)
+        self._uvicorn.force_exit = True
+        self._thread.join(LEAVE)
+        self._bound.close()
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close(0.0 if kind else FINISHING_SECONDS)
+
+
+def start(
+    network: GPT,
+    model: ServedModel,
+    config: ServeConfig,
+    bound: socket.socket,
+    log: WriteLine = lambda line: None,
+) -> Server:
+    """Return a running server.
+
+    Args:
+        network: prepared for inference; from now on it belongs to the server.
+        model: what requests need to know of it.
+        config: the settings.
+        bound: the socket to listen on, from `bind`.
+        log: gets a line for each request.
+    """
+    scheduler = Scheduler(
+        network, slots=config.slots, queue=config.queue, cache_bytes=config.cache_bytes
+    )
+    return Server(scheduler, model, config, bound, log)
+
+
+def _uvicorn_config(service: Service, config: ServeConfig) -> uvicorn.Config:
+    return uvicorn.Config(
+        service.app,
+        http=_PatientProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=config.slots + config.queue + MORE_CONNECTIONS,
+        timeout_keep_alive=IDLE_SECONDS,
+    )
+
+
+class _PatientProtocol(H11Protocol):
+    """HTTP as uvicorn speaks it, but a client has only so long to send the head of a request."""
+
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_waiting()
+        elif self._waiting is None and not self.transport.is_closing():
+            self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _wait_for_head(self) -> None:
+        self._waiting = self.loop.call_later(HEAD_SECONDS, self.timeout_keep_alive_handler)
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+
+class _Failures(logging.Handler):
+    """Gives failures of the application to `sys.excepthook`; uvicorn would only log them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        failed: Any = record.exc_info
+        if failed and isinstance(failed[1], Exception):
+            sys.excepthook(*failed)
+
+
+_FAILURES = _Failures()

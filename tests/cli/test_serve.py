@@ -1,0 +1,58 @@
+"""The command `serve` from the outside: what it prints, and how it ends."""
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+from support.api_runs import small_runs
+
+HI = {
+    "messages": [{"role": "user", "content": "Who says moo?"}],
+    "seed": 1,
+    "max_tokens": 100,
+    "logit_bias": {str(special): -100 for special in range(291, 300)},  # so that it does not end
+}
+
+
+def answer(url: str, **more: object) -> str:
+    reply = httpx.post(f"{url}/chat/completions", json={**HI, **more}, timeout=60)
+    assert reply.status_code == 200, reply.text
+    return reply.json()["choices"][-1]["message"]["content"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_it_serves_until_it_is_asked_to_end(
+    number: signal.Signals, code: int, home: Path, tmp_path: Path
+) -> None:
+    small_runs(home, tmp_path)
+    command = [sys.executable, "-m", "mlxchat", "serve", "--port", "0", "--slots", "2"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            assert process.stdout and process.stderr
+            announced = process.stdout.readline()
+            assert announced.startswith("Serving quickstart-sft/step_000002, called quickstart-sft")
+            assert process.stdout.readline() == "Ctrl-C ends the server.\n"
+            [url] = re.findall(r"base_url (http://127\.0\.0\.1:\d+/v1)\n", announced)
+            alone = answer(url)
+            texts: list[str] = []
+            asking = threading.Thread(target=lambda: texts.append(answer(url, seed=0, n=2)))
+            asking.start()
+            while "mlxchat_running 2" not in httpx.get(url.replace("/v1", "/metrics")).text:
+                pass
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    asking.join()
+    assert texts == [alone]  # the second answer, whose seed is 1
+    assert process.returncode == code
+    assert re.search(r"^Finishing 2 answers, for at most 30 seconds\. Ctrl-C again", errors, re.M)
+    assert errors.count("POST /v1/chat/completions 200") == 2
+    assert "moo?" not in errors
