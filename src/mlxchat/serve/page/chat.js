@@ -1,0 +1,487 @@
+// The page of `mlxchat serve`. Everything that a model or a person writes becomes a text node, never
+// markup; nothing is fetched from another host.
+
+const KEPT = "mlxchat.conversations";
+const SETTINGS = "mlxchat.settings";
+const KEY = "mlxchat.key";
+const RETRY_MS = 3000; // between looks at a server that is gone
+const TITLE_LENGTH = 60;
+const NUMBERS = ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_tokens", "seed"];
+
+const $ = (id) => document.getElementById(id);
+const number = (n, digits = 0) => n.toLocaleString("en", { maximumFractionDigits: digits });
+
+/** Make an element with properties and children, which are elements or text. */
+function make(tag, properties = {}, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+}
+
+// ==== What the browser keeps ====
+
+/** Read a value from storage; `otherwise` if there is none or it is damaged. */
+function recall(storage, name, otherwise) {
+  try {
+    return JSON.parse(storage.getItem(name)) ?? otherwise;
+  } catch {
+    return otherwise;
+  }
+}
+
+/** Keep a value. Without storage, or with a full one, it lasts until the page is left. */
+function keep(storage, name, value) {
+  try {
+    storage.setItem(name, JSON.stringify(value));
+  } catch (error) {
+    console.info("not kept:", error.message);
+  }
+}
+
+let conversations = recall(localStorage, KEPT, []);
+let settings = recall(localStorage, SETTINGS, {});
+let current = conversations[0] ?? null;
+
+function keepConversations() {
+  keep(localStorage, KEPT, conversations);
+}
+
+/** Return a new conversation, which is kept from its first message on. */
+function begin() {
+  return { id: crypto.randomUUID?.() ?? String(Date.now()), title: "New chat", messages: [] };
+}
+
+// ==== The server ====
+
+class ServerError extends Error {}
+
+/** Send a request; throws ServerError with what the server says is wrong. */
+async function request(path, body, signal) {
+  const headers = body ? { "Content-Type": "application/json" } : {};
+  const key = recall(sessionStorage, KEY, "");
+  if (key) headers.Authorization = `Bearer ${key}`;
+  const options = { method: body ? "POST" : "GET", headers, signal };
+  const response = await fetch(path, body ? { ...options, body: JSON.stringify(body) } : options);
+  if (response.ok) return response;
+  const said = await response.json().catch(() => null);
+  throw new ServerError(said?.error?.message ?? `The server answered with ${response.status}.`);
+}
+
+/** Yield the data of each server-sent event. A character or line may be cut between two reads. */
+async function* events(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let left = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    left += value ?? "";
+    const parts = left.split(/\r?\n\r?\n/);
+    left = done ? "" : parts.pop();
+    for (const part of parts) {
+      const lines = part.split(/\r?\n/).filter((line) => line.startsWith("data:"));
+      if (lines.length) yield lines.map((line) => line.slice(5).trimStart()).join("\n");
+    }
+    if (done) return;
+  }
+}
+
+/** Yield `{text}`, `{usage}` and `{reason}` of a streamed answer or continuation. */
+async function* stream(path, body, signal) {
+  const options = { ...body, ...sampling(), stream: true, stream_options: { include_usage: true } };
+  let ended = false;
+  for await (const data of events(await request(path, options, signal))) {
+    if (data === "[DONE]") break;
+    const chunk = JSON.parse(data);
+    if (chunk.error) throw new ServerError(chunk.error.message);
+    if (chunk.usage) yield { usage: chunk.usage };
+    const choice = chunk.choices[0];
+    const text = choice?.delta?.content ?? choice?.text;
+    if (text) yield { text };
+    if (choice?.finish_reason) yield { reason: choice.finish_reason };
+    ended ||= Boolean(choice?.finish_reason);
+  }
+  if (!ended) throw new ServerError("The answer broke off.");
+}
+
+/** Return the sampling settings as the server takes them. */
+function sampling() {
+  const given = NUMBERS.filter((name) => settings[name] != null);
+  return Object.fromEntries(given.map((name) => [name, settings[name]]));
+}
+
+let model = null; // {id, chat, context_length}
+
+/** Ask the server for its model, and again until it answers. */
+async function connect() {
+  try {
+    const { data } = await (await request("/v1/models")).json();
+    model = data[0];
+  } catch (error) {
+    say(error instanceof ServerError ? error.message : "The server does not answer. Is it running?");
+    setTimeout(connect, RETRY_MS);
+    return;
+  }
+  say("");
+  $("model").textContent = document.title = model.id;
+  const base = model.chat === false;
+  $("base").hidden = !base;
+  $("chat").hidden = $("list").hidden = base;
+  $("toggle-list").hidden = base;
+  if (!base) show();
+}
+
+/** Show why nothing works, above everything else; "" takes it away. */
+function say(problem) {
+  $("gone").textContent = problem;
+  $("gone").hidden = !problem;
+}
+
+/** Show a failed request: in its message, and if the server is gone above all until it is back. */
+async function failed(error) {
+  if (error instanceof ServerError) return error.message;
+  say("The server does not answer. Is it running?");
+  const look = async () => {
+    try {
+      await fetch("/health");
+      say("");
+    } catch {
+      setTimeout(look, RETRY_MS);
+    }
+  };
+  setTimeout(look, RETRY_MS);
+  return "The connection broke off.";
+}
+
+// ==== Simple Markdown, as elements ====
+
+const INLINE = /(`+)(.+?)\1|\*\*(.+?)\*\*|__(.+?)__|\*(\S(?:.*?\S)?)\*|\[([^\]]+)\]\((https?:\/\/[^\s)]+)\)/;
+
+/** Return the nodes of a line: code, bold, italics and links to other pages. */
+function inline(text) {
+  const nodes = [];
+  for (let found; (found = INLINE.exec(text)); text = text.slice(found.index + found[0].length)) {
+    const [, , code, bold, alsoBold, italic, label, address] = found;
+    nodes.push(text.slice(0, found.index));
+    if (code) nodes.push(make("code", {}, code));
+    else if (bold ?? alsoBold) nodes.push(make("strong", {}, ...inline(bold ?? alsoBold)));
+    else if (italic) nodes.push(make("em", {}, ...inline(italic)));
+    else nodes.push(make("a", { href: address, target: "_blank", rel: "noreferrer" }, label));
+  }
+  return [...nodes, text];
+}
+
+/** Return a block of code with a button that copies it. */
+function codeBlock(code) {
+  const copy = copyButton("Copy code", () => code);
+  return make("div", { className: "code" }, make("pre", { tabIndex: 0 }, make("code", {}, code)), copy);
+}
+
+/** Return the elements of a text: paragraphs, headings, lists, quotations and code. */
+function markdown(text) {
+  const lines = text.split("\n");
+  const blocks = [];
+  while (lines.length) {
+    const line = lines.shift();
+    const fence = /^\s*(```+|~~~+)/.exec(line);
+    const heading = /^(#{1,6})\s+(.*)/.exec(line);
+    if (fence) {
+      const end = lines.findIndex((other) => other.trim() === fence[1]);
+      const code = lines.splice(0, end < 0 ? lines.length : end);
+      lines.shift();
+      blocks.push(codeBlock(code.join("\n")));
+    } else if (heading) {
+      const level = Math.min(5, 2 + heading[1].length);
+      blocks.push(make(`h${level}`, {}, ...inline(heading[2])));
+    } else if (line.trim()) {
+      blocks.push(paragraph(line, lines));
+    }
+  }
+  return blocks;
+}
+
+/** Return the list, quotation or paragraph that begins with a line, and take its other lines. */
+function paragraph(line, lines) {
+  for (const [pattern, tag, item] of [
+    [/^\s*[-*+]\s+/, "ul", "li"],
+    [/^\s*\d+[.)]\s+/, "ol", "li"],
+    [/^\s*>\s?/, "blockquote", "p"],
+  ]) {
+    if (!pattern.test(line)) continue;
+    const items = [line];
+    while (pattern.test(lines[0] ?? "")) items.push(lines.shift());
+    const children = items.map((text) => make(item, {}, ...inline(text.replace(pattern, ""))));
+    const list = make(tag, {}, ...children);
+    if (tag === "ol") list.start = parseInt(line, 10);
+    return list;
+  }
+  const nodes = inline(line);
+  while (lines[0]?.trim() && !/^\s*(```|~~~|#{1,6}\s|[-*+]\s|\d+[.)]\s|>)/.test(lines[0])) {
+    nodes.push(make("br"), ...inline(lines.shift()));
+  }
+  return make("p", {}, ...nodes);
+}
+
+// ==== The conversation ====
+
+/** Return a button that copies a text, and says so. */
+function copyButton(label, text) {
+  const button = make("button", { type: "button" }, "Copy");
+  button.setAttribute("aria-label", label);
+  button.onclick = async () => {
+    try {
+      await navigator.clipboard.writeText(text());
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = "Not allowed"; // by the browser, where the address is not this machine's
+    }
+    setTimeout(() => (button.textContent = "Copy"), 1500);
+  };
+  return button;
+}
+
+/** Return a message's element; `index` is its place in the conversation. */
+function article(message, index) {
+  const mine = message.role === "user";
+  const content = make("div", { className: "content" });
+  content.append(...(mine ? [message.content] : markdown(message.content)));
+  const footer = make("footer", {}, copyButton("Copy message", () => message.content));
+  const button = make("button", { type: "button" }, mine ? "Edit" : "Regenerate");
+  button.onclick = () => (mine ? edit(index) : regenerate(index));
+  footer.append(button);
+  if (message.note) footer.append(make("span", {}, message.note));
+  const element = make("article", { className: message.role }, make("h2", {}, mine ? "You" : "Answer"));
+  element.append(content);
+  if (message.error) element.append(make("p", { className: "error" }, message.error));
+  element.append(footer);
+  return element;
+}
+
+/** Show the list of conversations and the current one. */
+function show() {
+  current ??= begin();
+  const items = conversations.map((conversation) => {
+    const open = make("button", { type: "button", className: "open" }, conversation.title);
+    if (conversation === current) open.setAttribute("aria-current", "true");
+    open.onclick = () => choose(conversation);
+    const remove = make("button", { type: "button" }, "×");
+    remove.setAttribute("aria-label", `Delete ${conversation.title}`);
+    remove.onclick = () => forget(conversation);
+    return make("li", {}, open, remove);
+  });
+  $("conversations").replaceChildren(...items);
+  $("messages").replaceChildren(...current.messages.map(article));
+  $("messages").scrollTop = $("messages").scrollHeight;
+  showContext(current.used);
+}
+
+/** Show how much of the context a conversation takes. */
+function showContext(used) {
+  const all = model?.context_length;
+  $("status").textContent = used && all ? `context ${number(used)} of ${number(all)}` : "";
+}
+
+function choose(conversation) {
+  halt();
+  current = conversation;
+  showList(false);
+  show();
+  $("input").focus();
+}
+
+function forget(conversation) {
+  if (conversation === current) halt();
+  conversations = conversations.filter((other) => other !== conversation);
+  if (conversation === current) current = conversations[0] ?? null;
+  keepConversations();
+  show();
+}
+
+/** Put a message of one's own back into the input, and drop it and what followed. */
+function edit(index) {
+  halt();
+  $("input").value = current.messages[index].content;
+  current.messages.length = index;
+  keepConversations();
+  show();
+  grow();
+  $("input").focus();
+}
+
+function regenerate(index) {
+  halt();
+  current.messages.length = index;
+  answer();
+}
+
+/** Send what is in the input. */
+function send() {
+  const content = $("input").value.trim();
+  if (!content || running) return;
+  $("input").value = "";
+  grow();
+  if (!current.messages.length) current.title = content.slice(0, TITLE_LENGTH);
+  current.messages.push({ role: "user", content });
+  conversations = [current, ...conversations.filter((other) => other !== current)];
+  answer();
+}
+
+let running = null; // the AbortController of the request under way
+
+/** Stop the answer or continuation under way. */
+function halt() {
+  running?.abort();
+}
+
+/** Show whether something is being written. */
+function busy(controller) {
+  running = controller;
+  for (const [go, stop] of [["send", "stop"], ["continue", "stop-text"]]) {
+    $(go).hidden = Boolean(controller);
+    $(stop).hidden = !controller;
+  }
+}
+
+/** Ask for the answer to the current conversation, and show it as it comes. */
+async function answer() {
+  const conversation = current;
+  const system = settings.system ? [{ role: "system", content: settings.system }] : [];
+  const messages = conversation.messages.map(({ role, content }) => ({ role, content }));
+  const message = { role: "assistant", content: "" };
+  conversation.messages.push(message);
+  show();
+  const element = $("messages").lastElementChild;
+  const content = element.querySelector(".content");
+  content.classList.add("writing");
+  const controller = new AbortController();
+  busy(controller);
+  const body = { model: model.id, messages: [...system, ...messages] };
+  await read(stream("/v1/chat/completions", body, controller.signal), message, (usage) => {
+    if (usage) conversation.used = usage.total_tokens;
+    const atEnd = $("messages").scrollHeight - $("messages").scrollTop - $("messages").clientHeight < 80;
+    content.replaceChildren(...markdown(message.content));
+    if (atEnd) $("messages").scrollTop = $("messages").scrollHeight;
+  });
+  if (running === controller) busy(null);
+  keepConversations();
+  if (conversation === current) show();
+  $("said").textContent = message.error ?? message.content;
+}
+
+/** Read a stream into a message, calling `changed` at most once for each frame. */
+async function read(parts, message, changed) {
+  let begun = 0;
+  let drawn = 0;
+  const draw = () => {
+    drawn = 0;
+    changed();
+  };
+  try {
+    for await (const { text, usage, reason } of parts) {
+      if (text) {
+        begun ||= performance.now();
+        message.content += text;
+        drawn ||= requestAnimationFrame(draw);
+      }
+      if (reason === "length") message.note = "cut at the longest length";
+      if (usage) {
+        const seconds = (performance.now() - begun) / 1000;
+        const speed = usage.completion_tokens / seconds;
+        const note = [`${number(usage.completion_tokens)} tokens`];
+        if (begun && seconds > 0.1) note.push(`${number(speed, speed < 10 ? 1 : 0)} tokens/s`);
+        message.note = [...note, ...(message.note ? [message.note] : [])].join(", ");
+        changed(usage);
+      }
+    }
+  } catch (error) {
+    if (error.name === "AbortError") message.note = "stopped";
+    else message.error = await failed(error);
+  }
+  cancelAnimationFrame(drawn);
+  changed();
+}
+
+// ==== A base model ====
+
+let before = ""; // the text without the last continuation
+
+async function continueText() {
+  const box = $("text");
+  before = box.value;
+  const message = { content: "" };
+  const controller = new AbortController();
+  busy(controller);
+  box.readOnly = true;
+  const body = { model: model.id, prompt: before };
+  await read(stream("/v1/completions", body, controller.signal), message, (usage) => {
+    box.value = before + message.content;
+    box.scrollTop = box.scrollHeight;
+    if (usage) showContext(usage.total_tokens);
+  });
+  box.readOnly = false;
+  busy(null);
+  $("undo-text").disabled = false;
+  if (message.error) say(message.error);
+}
+
+// ==== What is pressed ====
+
+/** Make the input as high as its text. */
+function grow() {
+  const input = $("input");
+  input.style.height = "auto";
+  input.style.height = `${input.scrollHeight + 2}px`;
+}
+
+function showList(shown) {
+  $("list").classList.toggle("shown", shown);
+  $("toggle-list").setAttribute("aria-expanded", String(shown));
+}
+
+function openSettings() {
+  const form = $("settings").querySelector("form");
+  form.elements.system.value = settings.system ?? "";
+  form.elements.key.value = recall(sessionStorage, KEY, "");
+  for (const name of NUMBERS) form.elements[name].value = settings[name] ?? "";
+  $("settings").returnValue = "cancel";
+  $("settings").showModal();
+}
+
+function closeSettings() {
+  if ($("settings").returnValue !== "save") return;
+  const { elements } = $("settings").querySelector("form");
+  settings = { system: elements.system.value.trim() };
+  for (const name of NUMBERS) {
+    if (elements[name].value !== "") settings[name] = elements[name].valueAsNumber;
+  }
+  keep(localStorage, SETTINGS, settings);
+  keep(sessionStorage, KEY, elements.key.value);
+  if (!model) connect();
+}
+
+$("composer").onsubmit = (event) => {
+  event.preventDefault();
+  send();
+};
+$("input").oninput = grow;
+$("input").onkeydown = (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  send();
+};
+document.onkeydown = (event) => {
+  if (event.key === "Escape" && !$("settings").open) halt();
+};
+$("stop").onclick = $("stop-text").onclick = halt;
+$("new-chat").onclick = () => choose(begin());
+$("toggle-list").onclick = () => showList(!$("list").classList.contains("shown"));
+$("open-settings").onclick = openSettings;
+$("settings").onclose = closeSettings;
+$("continuer").onsubmit = (event) => {
+  event.preventDefault();
+  if (!running) continueText();
+};
+$("undo-text").onclick = () => {
+  $("text").value = before;
+  $("undo-text").disabled = true;
+};
+
+connect();
