@@ -6,6 +6,7 @@ const SETTINGS = "mlxchat.settings";
 const KEY = "mlxchat.key";
 const RETRY_MS = 3000; // between looks at a server that is gone
 const TITLE_LENGTH = 60;
+const CONTINUED = 256; // tokens of a continuation, unless the settings say; OpenAI's are 16
 const NUMBERS = ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_tokens", "seed"];
 
 const $ = (id) => document.getElementById(id);
@@ -410,7 +411,7 @@ async function continueText() {
   const controller = new AbortController();
   busy(controller);
   box.readOnly = true;
-  const body = { model: model.id, prompt: before };
+  const body = { model: model.id, prompt: before, max_tokens: CONTINUED };
   await read(stream("/v1/completions", body, controller.signal), message, (usage) => {
     box.value = before + message.content;
     box.scrollTop = box.scrollHeight;

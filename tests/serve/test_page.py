@@ -1,0 +1,178 @@
+"""The page in a real browser: Debian's Chromium, where there is one, by playwright."""
+
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from support.servers import FakeScheduler, FakeTicket, model, serving, tokens
+
+from mlxchat.serve.scheduler import Request
+from mlxchat.serve.server import Server
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium"),
+]
+expect = playwright.expect
+
+MARKUP = "<script>window.hacked = 1</script> <img src=x onerror='window.hacked = 2'> **bold** naïve"
+CODE = "Here:\n\n```python\nfor i in range(3):\n    print(i)\n```\n\n1. one\n2. two"
+
+
+def said(request: Request) -> list[int]:
+    asked = bytes(i for i in request.ids if i < 256).decode()
+    answers = {"markup": MARKUP, "code": CODE, "long": "word " * 300}
+    for word, answer in answers.items():
+        if asked.endswith(word):
+            return tokens(answer)
+    return tokens("The cow says moo.")
+
+
+class Unhurried(FakeScheduler):
+    def _step(self, ticket: FakeTicket) -> None:
+        time.sleep(0.003)
+        super()._step(ticket)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as programs:
+        running = programs.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving(Unhurried(said), model(context=2000)) as running:
+        yield running
+
+
+class Opened:
+    """A page of the server, and all that it asked for and complained of."""
+
+    def __init__(self, browser: Any, server: Server, **options: object) -> None:
+        self.page = browser.new_context(**options).new_page()
+        self.page.set_default_timeout(10_000)
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.address = server.url.removesuffix("/v1")
+        self.page.goto(self.address)
+
+    def ask(self, text: str) -> None:
+        self.page.fill("#input", text)
+        self.page.keyboard.press("Enter")
+
+    def answer(self) -> Any:
+        """The last answer, when it is complete."""
+        expect(self.page.locator("#send")).to_be_visible()
+        return self.page.locator("article.assistant").last
+
+    def require_quiet(self) -> None:
+        assert self.complaints == []
+        assert all(url.startswith(self.address) for url in self.requests)
+
+
+@pytest.fixture
+def opened(browser: Any, server: Server) -> Opened:
+    return Opened(browser, server)
+
+
+def test_a_conversation_streams_and_survives_a_reload(opened: Opened) -> None:
+    page = opened.page
+    expect(page.locator("#model")).to_have_text("cow")
+    opened.ask("Hello")
+    expect(opened.answer().locator(".content")).to_have_text("The cow says moo.")
+    expect(opened.answer().locator("footer span")).to_have_text(re.compile("17 tokens"))
+    expect(page.locator("#status")).to_have_text(re.compile(r"context \d+ of 2,000"))
+    page.reload()
+    expect(page.locator("article")).to_have_count(2)
+    expect(page.locator("#conversations .open")).to_have_text(["Hello"])
+    page.click("#new-chat")
+    expect(page.locator("article")).to_have_count(0)
+    opened.require_quiet()
+
+
+def test_an_answer_can_be_stopped_and_generated_anew(opened: Opened) -> None:
+    opened.ask("something long")
+    expect(opened.page.locator("article.assistant .content")).to_contain_text("word")
+    opened.page.keyboard.press("Escape")
+    expect(opened.answer().locator("footer span")).to_have_text("stopped")
+    kept = opened.answer().locator(".content").inner_text()
+    assert 0 < len(kept) < 1400
+    opened.answer().get_by_role("button", name="Regenerate").click()
+    opened.page.click("#stop")
+    expect(opened.answer().locator("footer span")).to_have_text("stopped")
+    opened.page.get_by_role("button", name="Edit").click()
+    expect(opened.page.locator("#input")).to_have_value("something long")
+    expect(opened.page.locator("article")).to_have_count(0)
+    opened.require_quiet()
+
+
+def test_what_is_said_stays_text(opened: Opened) -> None:
+    opened.ask("<b>some markup")
+    answer = opened.answer().locator(".content")
+    expect(answer).to_contain_text("<script>window.hacked = 1</script>")
+    expect(answer.locator("strong")).to_have_text("bold")
+    assert answer.locator("script, img").count() == 0
+    expect(opened.page.locator("article.user .content")).to_have_text("<b>some markup")
+    assert opened.page.evaluate("window.hacked") is None
+    opened.require_quiet()
+
+
+def test_on_a_phone_in_the_dark(browser: Any, server: Server) -> None:
+    size = {"width": 360, "height": 740}
+    opened = Opened(browser, server, viewport=size, color_scheme="dark", has_touch=True)
+    opened.ask("show code")
+    expect(opened.answer().locator("pre")).to_contain_text("print(i)")
+    expect(opened.answer().locator("ol li")).to_have_text(["one", "two"])
+    page = opened.page
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 28)"
+    page.click("#toggle-list")
+    expect(page.locator("#new-chat")).to_be_visible()
+    opened.require_quiet()
+
+
+def test_settings_are_sent_and_errors_shown(opened: Opened) -> None:
+    page = opened.page
+    page.click("#open-settings")
+    page.fill("[name=system]", "Be brief.")
+    page.fill("[name=temperature]", "0.5")
+    page.fill("[name=seed]", "7")
+    page.get_by_role("button", name="Save").click()
+    page.fill("#input", "Hello")
+    with page.expect_request("**/chat/completions") as sent:
+        page.keyboard.press("Enter")
+    body = sent.value.post_data_json
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert (body["temperature"], body["seed"]) == (0.5, 7)
+    opened.answer()
+    opened.ask("x" * 3000)
+    expect(opened.answer().locator(".error")).to_contain_text("context")
+
+
+def test_a_base_model_continues_text(browser: Any) -> None:
+    with serving(FakeScheduler(said), model(conversational=False)) as running:
+        page = Opened(browser, running).page
+        page.fill("#text", "Once")
+        page.click("#continue")
+        expect(page.locator("#text")).to_have_value("OnceThe cow says moo.")
+        page.click("#undo-text")
+        expect(page.locator("#text")).to_have_value("Once")
+
+
+def test_it_says_when_the_server_is_gone(browser: Any) -> None:
+    with serving(FakeScheduler(said)) as running:
+        opened = Opened(browser, running)
+        expect(opened.page.locator("#model")).to_have_text("cow")
+    opened.ask("Are you there?")
+    expect(opened.page.locator("#gone")).to_contain_text("does not answer")
