@@ -241,7 +241,8 @@ def test_info_of_a_budget_measures_and_says_why(program: Program) -> None:
     given = [*TINY[1:], "--depth", "auto", "--budget", "30s"]
     shown = mlxchat("info", *given)
     assert shown.returncode == 0, shown.stderr
-    assert "Budget 30s: depth 2, the " in shown.stdout
+    assert "Budget 30s: depth 2, " in shown.stdout
+    assert "tokens for each of its" in shown.stdout
     made = facts(program, "info", *given)["plan"]
     assert made["costs"]["step"] * made["num_iterations"] < 30
 
