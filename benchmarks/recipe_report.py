@@ -34,7 +34,7 @@ FACTS = {  # the rows of the table: what a result calls it, and its form
 
 
 class Multiplier(NamedTuple):
-    """How many times a candidate's FLOPs the baseline needs: this, or more or less than this."""
+    """The baseline's FLOPs for the same result over a candidate's: this, or more or less."""
 
     relation: str  # "", "more than" or "less than"
     value: float

@@ -119,7 +119,7 @@ LATER_EPOCHS = {
 def test_every_cursor_of_a_later_epoch_resumes_to_the_same_documents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str | None], held: int
 ) -> None:
-    """Whether rows of whole groups are shuffled, or as many as fit of a group that is too large."""
+    """Rows of whole groups are shuffled, and of a group that is too large as many as fit."""
     monkeypatch.setattr(module, "HELD_ROWS", held)
     folder = write(tmp_path / "data", texts, ["x", "y"], ["v"], group=12)
     documents = ShardDocuments(LocalShards(folder))

@@ -8,7 +8,7 @@ from openai import OpenAI
 from support.servers import ANSWER, BYTES, FakeScheduler, serving, tokens
 
 from mlxchat.config.inference import Sampling
-from mlxchat.serve.scheduler import Request
+from mlxchat.serve.requests import Request
 
 HI = [{"role": "user", "content": "hi"}]
 KEY = "correct-horse"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.servers import FakeScheduler, FakeTicket, model, serving, tokens
 
-from mlxchat.serve.scheduler import Request
+from mlxchat.serve.requests import Request
 from mlxchat.serve.server import Server
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

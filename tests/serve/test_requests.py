@@ -7,7 +7,7 @@ import pytest
 from support.servers import ANSWER, BYTES, FakeScheduler, ask, model, service, tokens
 
 from mlxchat.config.inference import Sampling
-from mlxchat.serve.scheduler import Request
+from mlxchat.serve.requests import Request
 
 HI = [{"role": "user", "content": "hi"}]
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
@@ -18,7 +18,7 @@ def chat(**body: object) -> object:
 
 
 def asked(path: str = CHAT, served: object = None, **body: object) -> list[Request]:
-    """What the scheduler is asked for by a request that is accepted."""
+    """Send a request that is accepted; returns the one that the scheduler gets."""
     scheduler = FakeScheduler()
     reply = ask(service(scheduler, served).app, "POST", path, body)
     assert reply.status == 200, reply.body

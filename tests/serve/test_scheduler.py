@@ -19,16 +19,8 @@ from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
 from mlxchat.serve import scheduler as module
-from mlxchat.serve.scheduler import (
-    MOST_FAILURES,
-    Busy,
-    Closed,
-    Finished,
-    Request,
-    Scheduler,
-    Token,
-    piece_size,
-)
+from mlxchat.serve.requests import Busy, Closed, Finished, Request, Token
+from mlxchat.serve.scheduler import MOST_FAILURES, Scheduler, piece_size
 
 GREEDY = Sampling(temperature=0)
 NEVER: frozenset[int] = frozenset()

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlxchat.model.gpt import GPT
-from mlxchat.serve.scheduler import Finished, Request, Scheduler, Ticket, Token
+from mlxchat.serve.requests import Finished, Request, Token
+from mlxchat.serve.scheduler import Scheduler, Ticket
 
 WAIT = 60  # seconds, after which a test fails
 

@@ -15,7 +15,8 @@ from mlxchat.config.inference import Sampling
 from mlxchat.config.serve import ServeConfig
 from mlxchat.serve.app import Service
 from mlxchat.serve.prompts import ServedModel
-from mlxchat.serve.scheduler import Busy, Closed, Deliver, Finished, Request, Stats, Token
+from mlxchat.serve.requests import Busy, Closed, Deliver, Finished, Request, Token
+from mlxchat.serve.scheduler import Stats
 from mlxchat.serve.server import Server, bind
 from mlxchat.tokenizer.bpe import Tokenizer
 
@@ -147,7 +148,7 @@ class FakeScheduler:
 
 
 def model(**changes: object) -> ServedModel:
-    """What a server knows of the model, whose context is 200 bytes."""
+    """The facts of a model whose context is 200 bytes."""
     known = {
         "name": "cow",
         "tokenizer": BYTES,
@@ -176,7 +177,7 @@ def serving(
 
 @dataclass
 class Reply:
-    """What an application answered."""
+    """An answer of the application."""
 
     status: int
     headers: dict[str, str]

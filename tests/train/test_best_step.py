@@ -60,7 +60,7 @@ def config(tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def evaluated(home: Path) -> Mapping[int, bool]:
-    """Whether an evaluation was the best so far, by step, as the log has it."""
+    """Return by step whether the log calls its evaluation the best so far."""
     events = map(json.loads, Home(home).log("run").read_text().splitlines())
     return {event["step"]: event["best"] for event in events if event["event"] == "evaluation"}
 

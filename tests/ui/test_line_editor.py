@@ -18,7 +18,7 @@ COMMANDS = {"/load": "resume a conversation", "/undo": "take back", "/unknown": 
 
 
 def typed(keys: str, count: int = 1, history: Path | None = None) -> list[str]:
-    """What the editor returns for these keys."""
+    """Return the message that the editor makes of these keys."""
     with create_pipe_input() as pipe:
         kept = open_history(history)
         editor = LineEditor(COMMANDS, ["/load"], kept, input=pipe, output=DummyOutput())
@@ -40,7 +40,7 @@ def test_keys_and_pasted_text_become_a_message(keys: str, message: str) -> None:
 
 
 def completed(text: str) -> list[str]:
-    """What the text can become by completion."""
+    """Return the texts that completion offers."""
     completer = CommandCompleter(COMMANDS, frozenset(["/load"]))
     found = completer.get_completions(Document(text), CompleteEvent())
     return [text[: len(text) + each.start_position] + each.text for each in found]

@@ -30,7 +30,7 @@ class _Meter(BaseModel):
 
 
 class _Trainer(BaseModel):
-    """What is needed here of the trainer's state (`mlxchat.checkpoint.trainer`)."""
+    """The part of the trainer's state that is read here (`mlxchat.checkpoint.trainer`)."""
 
     meter: _Meter
 

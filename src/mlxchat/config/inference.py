@@ -59,7 +59,7 @@ class TextSettings(BaseModel):
 
 
 class ChatSettings(TextSettings, Sampling):
-    """What may change between the answers of a conversation."""
+    """Settings that may change between the answers of a conversation."""
 
     model_config = ConfigDict(title=None)
 

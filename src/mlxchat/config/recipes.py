@@ -112,7 +112,7 @@ def recipe_for(name: RecipeName, arch: Architecture) -> Recipe:
 
 
 class Scale(NamedTuple):
-    """What learns most from a number of tokens.
+    """The model and the batch that learn most from a number of tokens.
 
     Attributes:
         parameters: of matrices and head, at most.

@@ -18,7 +18,7 @@ _KEY = re.compile(r"[!-~]{8,500}")
 
 
 class ServeConfig(BaseModel):
-    """Where the server listens, whom it answers, and how much it does at a time."""
+    """Settings of the server: its address, its clients, and the work it does at a time."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, title="Server")
 

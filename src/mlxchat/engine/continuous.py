@@ -37,7 +37,7 @@ _UNUSED = Sampling(temperature=0)  # of the rows that fill up a power of two
 
 @dataclass(frozen=True)
 class TokenChoice:
-    """How the tokens of one sequence are chosen, and what is reported of them.
+    """The choice of one sequence's tokens, and what is reported of them.
 
     The penalties and the bias apply to the logits before the temperature: first the repetition
     penalty of ``sampling``, over the tokens of prompt and continuation, then the others.
@@ -90,7 +90,7 @@ class Member:
 
 
 class _State(NamedTuple):
-    """What is kept on the device for each of B rows.
+    """The arrays that the device keeps for each of B rows.
 
     Attributes:
         tokens: (B,), the tokens to be read next.
@@ -111,7 +111,7 @@ class _State(NamedTuple):
 
 
 class _Rules(NamedTuple):
-    """How the rows' tokens are chosen, and what must be computed for that."""
+    """The choice of the rows' tokens, and the parts of it that must be computed."""
 
     settings: RowSettings
     penalties: mx.array  # repetition, presence and frequency, (3, B, 1)

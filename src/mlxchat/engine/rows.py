@@ -23,7 +23,7 @@ SHRINK = 4  # buffers are replaced by smaller ones when so small a share of them
 
 
 class Layout:
-    """Which layers of a model lie in which array: those with the same window in one."""
+    """The division of a model's layers among arrays: those with the same window share one."""
 
     def __init__(self, config: GPTConfig) -> None:
         self.config = config

@@ -156,7 +156,7 @@ class RowSettings(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What must be computed for some of the rows; each combination is traced once.
+    """The parts of sampling that some row needs; each combination is traced once.
 
     Attributes:
         candidates: how many of the largest logits rows with a top_k are drawn from; 0 without such.

@@ -82,7 +82,7 @@ class Law(NamedTuple):
 
 
 class Prediction(BaseModel):
-    """What a run is expected to reach."""
+    """The bits per byte that a run is expected to reach."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

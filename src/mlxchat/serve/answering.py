@@ -12,7 +12,8 @@ from mlxchat.device_failures import device_error
 from mlxchat.errors import MlxchatError, reason_of
 from mlxchat.serve.errors import ApiError
 from mlxchat.serve.metrics import Work
-from mlxchat.serve.scheduler import Busy, Closed, Finished, Request, Scheduler, Ticket, Token
+from mlxchat.serve.requests import Busy, Closed, Finished, Request, Token
+from mlxchat.serve.scheduler import Scheduler, Ticket
 from mlxchat.serve.schema import Calculation, FinishReason, PromptDetails, TokenUsage
 from mlxchat.serve.text import Increment, Scored, Transcript
 
@@ -23,7 +24,7 @@ Arrival = Token | Finished | Exception
 
 @dataclass(frozen=True)
 class Delivery:
-    """What can be delivered of one of the answers, and why it ends, if it does."""
+    """A piece of one of the answers, and why the answer ends, if it does."""
 
     index: int
     increment: Increment

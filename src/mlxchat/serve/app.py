@@ -30,7 +30,8 @@ from mlxchat.serve.errors import ApiError, invalid
 from mlxchat.serve.metrics import CLIENT_LEFT, Recorder, WriteLine
 from mlxchat.serve.prompts import ServedModel
 from mlxchat.serve.replies import ChatReplies, CompletionReplies, Replies
-from mlxchat.serve.scheduler import Request, Scheduler
+from mlxchat.serve.requests import Request
+from mlxchat.serve.scheduler import Scheduler
 from mlxchat.serve.schema import (
     ChatRequest,
     CompletionRequest,

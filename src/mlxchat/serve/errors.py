@@ -13,7 +13,7 @@ RETRY_AFTER = 1  # clients double it by themselves
 
 
 class ApiError(Exception):
-    """What goes wrong with a request, for the program that sent it.
+    """An error in a request, told to the program that sent it.
 
     Args:
         status: of HTTP.

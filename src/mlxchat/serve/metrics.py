@@ -16,7 +16,7 @@ CLIENT_LEFT = 499  # the status of a request whose client went before it was ans
 
 @dataclass
 class Work:
-    """What a request has taken, for its line of the log.
+    """The work that a request took, for its line of the log.
 
     Attributes:
         prompt_tokens, completion_tokens: read and written.

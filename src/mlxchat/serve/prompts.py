@@ -25,7 +25,7 @@ _CALCULATION = re.compile(r"\[([^\[\]]{1,1000}) = ([^\[\] ]{1,100})\]")  # as `B
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What requests need to know of the model, whose network belongs to another thread.
+    """The facts of the model that requests need; its network belongs to another thread.
 
     Attributes:
         name: what clients call it.

@@ -57,7 +57,7 @@ Ids = list[Annotated[int, Field(ge=0)]]
 
 
 class StreamOptions(BaseModel):
-    """What a stream has besides the answer."""
+    """The extras of a stream besides the answer."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -254,7 +254,7 @@ class Calculation(BaseModel):
 
 
 class PromptDetails(BaseModel):
-    """How many of the prompt's tokens had been read before, for another request."""
+    """The number of the prompt's tokens that had been read before, for another request."""
 
     cached_tokens: int = 0
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mlxchat.engine.chat import Answer
-from mlxchat.serve.scheduler import Token
+from mlxchat.serve.requests import Token
 from mlxchat.serve.schema import (
     Calculation,
     CompletionLogprobs,
@@ -70,7 +70,7 @@ class Scored:
 
 @dataclass
 class Increment:
-    """What can be delivered after a token; any of it may be empty."""
+    """The part of an answer that a token completes; any of it may be empty."""
 
     text: str = ""
     scored: list[Scored] = field(default_factory=list)

@@ -92,7 +92,7 @@ class Responder(Protocol):
 
 @dataclass(frozen=True)
 class CommandResult:
-    """What a command has led to.
+    """The result of a command.
 
     Attributes:
         notes: what to say about it.

@@ -133,7 +133,7 @@ def open_history(path: Path | None) -> History:
 
 
 class KeptHistory(History):
-    """What was typed, oldest first: a text in JSON on each line of a file.
+    """The messages typed so far, oldest first: a text in JSON on each line of a file.
 
     Of a long file the newest `MOST_ENTRIES` are kept. Several chats may add to it at a time.
 
