@@ -165,7 +165,10 @@ def test_an_interrupted_answer_stays_in_the_history() -> None:
     assert model.passes[0] == [END, USER, *b"On", USER_END, ASSISTANT]
 
 
-def test_a_message_interrupted_before_its_answer_leaves_no_trace(monkeypatch) -> None:
+@pytest.mark.parametrize(
+    "ask", [lambda talk: say(talk, "More"), lambda talk: next(talk.regenerate())]
+)
+def test_what_is_interrupted_before_its_first_token_leaves_no_trace(ask, monkeypatch) -> None:
     model = Reciting("one")
     talk = chat(model)
     say(talk, "Count")
@@ -176,7 +179,7 @@ def test_a_message_interrupted_before_its_answer_leaves_no_trace(monkeypatch) ->
     with monkeypatch.context() as patch:
         patch.setattr(model, "features", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            say(talk, "More")
+            ask(talk)
     assert talk.messages == dialogue("Count", "one")
     assert say(talk, "More") == "one"
 
@@ -287,21 +290,6 @@ def test_another_answer_takes_the_place_of_the_latest() -> None:
     other = chat(model, max_tokens=20)
     with pytest.raises(MlxchatError, match="no message yet"):
         other.regenerate()
-
-
-def test_another_answer_interrupted_before_its_first_token_changes_nothing(monkeypatch) -> None:
-    model = Reciting("one")
-    talk = chat(model)
-    say(talk, "Count")
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(model, "features", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            next(talk.regenerate())
-    assert talk.messages == dialogue("Count", "one")
 
 
 @pytest.mark.parametrize("conversational", [True, False])
