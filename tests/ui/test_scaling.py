@@ -73,7 +73,7 @@ def test_what_it_says_is_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "one standard error, by 3 runs, too few" in text
     said = f"about {longer.bits_per_byte:.3f} ± {longer.error:.3f}"
     assert f"One run of 1h15m, at depth {longer.depth} or so (1.0e+15 FLOPs): {said}" in text
-    assert f"mlxchat train --depth {longer.depth} --budget 1h15m" in text
+    assert "mlxchat train --budget 1h15m" in text
     assert "mlxchat chat --model-tag scaling-d4" in text
     assert "rm -r '/home/ada/mlx chat/base_checkpoints/scaling-d2'" in text
 

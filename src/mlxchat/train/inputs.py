@@ -6,6 +6,7 @@ anything, `check_documents`.
 
 import tempfile
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 from mlxchat.checkpoint.trainer import TrainerState
@@ -258,9 +259,18 @@ def vocabulary(
     if tokenizer := stored_tokenizer(with_tokenizer_near(config, home, largest), home):
         return tokenizer.vocab_size, "tokenizer"
     largest = largest or config.numbers.vocabulary
-    if config.is_builtin:
-        largest = min(largest, BuiltinDocuments(config.seed).suggested_vocabulary())
-    return largest, "default"
+    return min(largest, _supported_vocabulary(config, home) or largest), "default"
+
+
+def _supported_vocabulary(config: DataConfig, home: Home) -> int | None:
+    """Return the size of the vocabulary that the text supports; None if none is on disk yet."""
+    if config.streaming:
+        return None
+    try:
+        with closing(open_documents(config, home, lambda _: None)) as documents:
+            return documents.suggested_vocabulary()
+    except NotFound:
+        return None
 
 
 def chooses_vocabulary(config: PretrainConfig) -> bool:

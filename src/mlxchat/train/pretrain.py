@@ -149,7 +149,8 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         wanted = None
         if inputs.chooses_vocabulary(config):
             yield Noted(clock(), measuring)
-            wanted = planner.plan(None).model.vocab_size
+            chosen = planner.plan(None).model.vocab_size
+            wanted = min(chosen, documents.suggested_vocabulary())
         tokenizer = yield from inputs.ready_tokenizer(
             config, self.home, documents, self.report, clock, wanted
         )

@@ -118,7 +118,7 @@ def _in_words(prediction: Prediction) -> str:
 def _next(rungs: Sequence[Rung], foretold: Sequence[Prediction], home: Home) -> Iterator[str]:
     best = min(rungs, key=lambda rung: rung.bits_per_byte)
     for longest in foretold[-1:]:
-        again = command("train", depth=longest.depth, budget=longest.budget)
+        again = command("train", budget=longest.budget)
         yield f"Train longer, with the other options as they were: {again}"
     yield f"Talk to the best: {command('chat', model_tag=best.tag)}"
     folders = [path for rung in rungs for path in (home.runs / rung.tag, home.log(rung.tag).parent)]
