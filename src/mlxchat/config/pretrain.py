@@ -238,6 +238,13 @@ class PretrainConfig(RunConfig, DataConfig):
         description="Classic: AdamW weight decay of embedding and head, default 0. Modern: Muon "
         "weight decay of the matrices before scaling, default 0.28; budget 0.1, not scaled.",
     )
+    dropout: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Share of activations that are zeroed at random in training. Default: 0; "
+        "budget up to 0.3, where the text is read more than 3 times.",
+    )
     grad_clip: float | None = Field(
         None,
         ge=0,

@@ -5,6 +5,7 @@ for what one machine can do in minutes to hours: `scale_for` derives size, conte
 steps from the tokens that it can see in that time.
 """
 
+import math
 from typing import Literal, NamedTuple, get_args
 
 from mlxchat.model.config import WINDOW_PATTERNS, Architecture
@@ -119,12 +120,14 @@ class Scale(NamedTuple):
         vocabulary: tokens of a tokenizer that is trained for the run.
         context: tokens in a row.
         batch: tokens in an optimizer step.
+        dropout: the share of numbers that are zeroed in training.
     """
 
     parameters: int
     vocabulary: int
     context: int
     batch: int
+    dropout: float
 
 
 class _Row(NamedTuple):
@@ -143,27 +146,36 @@ _SCALES = (
     _Row(6e8, 16_384, 1024),
     _Row(float("inf"), 32_768, 2048),
 )
-SMALL_MODEL = 6_000_000  # parameters: depth 4 with a vocabulary of 8,192 has 5.2 million
+SMALL_MODEL = 14_000_000  # parameters: depth 6 with a vocabulary of 8,192 has 13.8 million
 TOKENS_PER_PARAMETER = 12.0  # from which on a larger model learns more
-FEW_STEPS, FEW_TOKENS = 1000, 3e7  # the steps for so many tokens and fewer
+FEW_STEPS, FEW_TOKENS = 1000, 8e6  # the steps for so many tokens and fewer
 LEAST_BATCH = 4096  # tokens in a step; down to half as many where there would be fewer steps than
 FEWEST_STEPS = 400
+# Text that is read again and again is learnt by heart, however large it is (docs/recipes.md).
+MOST_EPOCHS = 8  # beyond which other text is predicted worse, even with dropout
+PARAMETERS_PER_TOKEN = 3  # of the text, at most
+FRESH_EPOCHS = 3  # read so often, text teaches as much as new text
+DROPOUT, DROPOUT_EPOCHS = 0.3, 8  # the most, from so many epochs on
 
 
-def scale_for(tokens: float) -> Scale:
-    """Return what learns most from ``tokens``, seen at most a few times.
+def scale_for(tokens: float, text: float = math.inf) -> Scale:
+    """Return what learns most from ``tokens``, read from a text of ``text`` tokens.
 
     A model gets at least one token for each parameter, and is no larger than `SMALL_MODEL` before
     it gets twelve: with less, the number of steps counts for more than the size. There are about
-    a thousand steps; beyond 30 million tokens their number grows with the root of the tokens.
+    a thousand steps; beyond 8 million tokens their number grows with the root of the tokens.
 
     >>> scale_for(3_500_000)
-    Scale(parameters=3500000, vocabulary=4096, context=256, batch=4096)
+    Scale(parameters=3500000, vocabulary=4096, context=256, batch=4096, dropout=0.0)
     >>> scale_for(50_000_000).parameters, scale_for(1_200_000_000).parameters
-    (6000000, 100000000)
+    (14000000, 100000000)
+    >>> scale_for(3_500_000, text=350_000).dropout
+    0.3
     """
     row = next(row for row in _SCALES if tokens < row.below)
     parameters = max(min(tokens, SMALL_MODEL), tokens / TOKENS_PER_PARAMETER)
+    parameters = min(parameters, PARAMETERS_PER_TOKEN * text)
+    often = (tokens / text - FRESH_EPOCHS) / (DROPOUT_EPOCHS - FRESH_EPOCHS)
     steps = FEW_STEPS * max(1.0, tokens / FEW_TOKENS) ** 0.5
     least = min(LEAST_BATCH, max(LEAST_BATCH / 2, tokens / FEWEST_STEPS))
     return Scale(
@@ -171,4 +183,13 @@ def scale_for(tokens: float) -> Scale:
         vocabulary=row.vocabulary,
         context=row.context,
         batch=round(max(least, tokens / steps)),
+        dropout=DROPOUT * min(1.0, max(0.0, often)),
     )
+
+
+def tokens_of(text: float, vocabulary: int) -> float:
+    """Return about how many tokens ``text`` bytes are.
+
+    English text has 2.1 bytes per token of a vocabulary of 512, 3.6 of 4,096, 4.8 of 65,536.
+    """
+    return text / (0.3 * math.log2(vocabulary))

@@ -1,5 +1,6 @@
 """Datasets for the trainer: documents in an order that a cursor can resume."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count, islice
 from pathlib import Path
@@ -23,6 +24,7 @@ HELD_ROWS = 65_536  # that are shuffled together, at most
 HELD_CHARACTERS = 32_000_000  # after which no more rows are shuffled together
 CHARACTERS_PER_TOKEN = 400  # least characters of text per token of a vocabulary
 LARGEST_VOCABULARY = 65_536  # nanochat's
+SHARDS_COUNTED = 10  # to estimate the size of a dataset
 
 
 class Cursor(NamedTuple):
@@ -79,6 +81,9 @@ class TextDocuments(Documents, Protocol):
 
     def suggested_vocabulary(self) -> int:
         """Return the size of a vocabulary that the text can support."""
+
+    def text_bytes(self) -> float:
+        """Return about how many bytes of text an epoch has; infinite if it never ends."""
 
 
 class ShardDocuments:
@@ -164,13 +169,23 @@ class ShardDocuments:
         for name in self._text_shards:
             if characters >= enough:
                 break
-            path = self._source.acquire(name)
-            with pq.ParquetFile(path) as file:
-                groups = range(file.num_row_groups)
-                characters += sum(file.metadata.row_group(i).total_byte_size for i in groups)
-            self._source.release(name)
+            characters += self._bytes_in(name)
         supported = max(512, characters // CHARACTERS_PER_TOKEN)
         return min(LARGEST_VOCABULARY, 1 << (supported.bit_length() - 1))
+
+    def text_bytes(self) -> float:
+        """Return about how many bytes of text an epoch has, by the first few shards."""
+        names = self._source.training
+        counted = names[:SHARDS_COUNTED]
+        return sum(map(self._bytes_in, counted)) * len(names) / max(1, len(counted))
+
+    def _bytes_in(self, name: str) -> int:
+        path = self._source.acquire(name)
+        with pq.ParquetFile(path) as file:
+            groups = range(file.num_row_groups)
+            size: int = sum(file.metadata.row_group(i).total_byte_size for i in groups)
+        self._source.release(name)
+        return size
 
     def close(self) -> None:
         """Stop fetching shards."""
@@ -208,6 +223,10 @@ class BuiltinDocuments:
     def suggested_vocabulary(self) -> int:
         """Return 1024: almost one token per word."""
         return 1024
+
+    def text_bytes(self) -> float:
+        """Return infinity: no document comes twice."""
+        return math.inf
 
     def close(self) -> None:
         """Do nothing: there is nothing to close."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import cast
 
+from mlxchat.model.dropout import NO_DROPOUT, Dropout
 from mlxchat.model.gpt import GPT, Arrays
 from mlxchat.model.loss import CHUNK_ROWS
 from mlxchat.model.rope import Rope
@@ -26,6 +27,7 @@ def ordered_loss(
     *,
     summed: Mapping[str, mx.array] | None = None,
     checkpoint: bool = False,
+    dropout: Dropout = NO_DROPOUT,
 ) -> mx.array:
     """Return `GPT.loss`, with control over its backward pass.
 
@@ -36,20 +38,24 @@ def ordered_loss(
             then gives their sum with this micro-batch's gradients.
         checkpoint: compute each layer's activations again in the backward pass instead of holding
             them (https://arxiv.org/abs/1604.06174).
+        dropout: as for `GPT.loss`.
     """
     if not summed and not checkpoint:
         # Nothing to add and nothing to compute again: MLX's own order will do.
-        return model.loss(ids, targets, chunk_rows, count)
+        return model.loss(ids, targets, chunk_rows, count, dropout)
     embedding, layers, head = _stages(model)
     run = _checkpointed if checkpoint else _plain
     rope = Rope(model.config.traits.rope_base, 0)
     _, embedding = _gate([], embedding, summed)
     with model.using(embedding):
-        x = x0 = middle = model.embed(ids)  # (B, T, C)
-        for i, (lambdas, parameters) in enumerate(zip(model.lambdas(), layers, strict=True)):
+        first, *rest = dropout.split(1 + model.config.n_layer)
+        x = x0 = middle = model.embed(ids, dropout=first)  # (B, T, C)
+        stages = zip(model.lambdas(), layers, rest, strict=True)
+        for i, (lambdas, parameters, own) in enumerate(stages):
             streams = [x, x0, *lambdas.values()] if lambdas else [x]
             streams, parameters = _gate(streams, parameters, summed)
-            x, *mixed = run(partial(_layer, model, i, ids, rope), streams, parameters)  # (B, T, C)
+            stage = partial(_layer, model, i, ids, rope, own)
+            x, *mixed = run(stage, streams, parameters)  # (B, T, C)
             if mixed:
                 [x0] = mixed  # so that its gradient from the layers above passes this gate too
             if i == model.config.backout_layer:
@@ -107,14 +113,20 @@ It must not close over any other array that has a gradient.
 
 
 def _layer(
-    model: GPT, i: int, ids: mx.array, rope: Rope, streams: list[mx.array], parameters: Arrays
+    model: GPT,
+    i: int,
+    ids: mx.array,
+    rope: Rope,
+    dropout: Dropout,
+    streams: list[mx.array],
+    parameters: Arrays,
 ) -> list[mx.array]:
-    """Run layer ``i``; with the first four arguments bound, this is a `ModelStage`."""
+    """Run layer ``i``; with the first five arguments bound, this is a `ModelStage`."""
     x, *mixed = streams
     x0, *scalars = mixed or [x]  # a layer without lambdas does not use it
     lambdas = dict(zip(model.config.traits.lambdas, scalars, strict=True))
     with model.using(parameters):
-        x, x0 = model.layer(i, x, x0, lambdas, ids, rope)
+        x, x0 = model.layer(i, x, x0, lambdas, ids, rope, dropout=dropout)
     return [x, x0] if mixed else [x]
 
 

@@ -11,6 +11,7 @@ from mlxchat.model.attention import UNSEEN, scores_are_bounded
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.cpu import relu_squared
 from mlxchat.model.cpu_attention import bounded_attention
+from mlxchat.model.dropout import NO_DROPOUT, Dropout
 from mlxchat.model.norm import Normed, norm_and_stream
 from mlxchat.model.product import product
 from mlxchat.model.quantized import QuantizedLinear
@@ -86,6 +87,7 @@ class Attention(nn.Module):
         rope: Rope,
         value_embedding: mx.array | None = None,
         cache: LayerCache | None = None,
+        dropout: Dropout = NO_DROPOUT,
     ) -> mx.array:
         """Let every position attend to itself and to the positions that it can see before it.
 
@@ -94,13 +96,14 @@ class Attention(nn.Module):
             rope: the rotation of the T positions.
             value_embedding: (B, T, n_kv_head * D), added to the values.
             cache: the keys and values of earlier positions, extended by those of ``x``.
+            dropout: of the result, in training.
 
         Returns:
             (B, T, C), the stream to which the result is added.
         """
         q, k, v = self.qkv(x, rope, value_embedding)
         y = self.attend(q, k, v, cache)  # (B, H, T, D)
-        return self.output(y, onto=x.stream)  # (B, T, C)
+        return self.output(y, x.stream, dropout)  # (B, T, C)
 
     def qkv(
         self, x: Normed, rope: Rope, value_embedding: mx.array | None
@@ -149,13 +152,13 @@ class Attention(nn.Module):
             return bounded_attention(q, k, v, self.scale, self.window)
         return causal_attention(q, k, v, self.scale, self.window)
 
-    def output(self, y: mx.array, onto: mx.array) -> mx.array:
+    def output(self, y: mx.array, onto: mx.array, dropout: Dropout = NO_DROPOUT) -> mx.array:
         """Join the heads of (B, H, T, D) and project them to (B, T, C), added to ``onto``."""
         B, H, T, D = y.shape
         if T > 1:
             y = y.transpose(0, 2, 1, 3)
         y = y.reshape(B, T, H * D)
-        return self.c_proj(y, onto)
+        return dropout.added(self.c_proj, y, onto)
 
     def fuse_qkv(self) -> None:
         """Fuse the q, k and v projections into one matrix product; this saves four kernels.
@@ -254,10 +257,10 @@ class MLP(nn.Module):
         self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
         self.c_proj = Linear(4 * config.n_embd, config.n_embd)
 
-    def __call__(self, x: Normed) -> mx.array:
+    def __call__(self, x: Normed, dropout: Dropout = NO_DROPOUT) -> mx.array:
         """Map the norm of a stream, (B, T, C), and add the result to the stream."""
         hidden = relu_squared(self.c_fc(x.normed))  # (B, T, 4 * C)
-        return self.c_proj(hidden, onto=x.stream)  # (B, T, C)
+        return dropout.added(self.c_proj, hidden, x.stream)  # (B, T, C)
 
 
 class Block(nn.Module):
@@ -274,9 +277,11 @@ class Block(nn.Module):
         rope: Rope,
         value_embedding: mx.array | None = None,
         cache: LayerCache | None = None,
+        dropout: Dropout = NO_DROPOUT,
     ) -> mx.array:
         """Map the residual stream with its norm, (B, T, C), to the stream after this block."""
         # x = x + attn(norm(x)); x = x + mlp(norm(x)). The kernel of each last matrix product does
         # the addition too.
-        stream = self.attn(x, rope, value_embedding, cache)
-        return self.mlp(norm_and_stream(stream))
+        of_attention, of_mlp = dropout.split(2)
+        stream = self.attn(x, rope, value_embedding, cache, of_attention)
+        return self.mlp(norm_and_stream(stream), of_mlp)

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from mlxchat.model.block import Block, LayerCache, Linear
 from mlxchat.model.config import SMEAR_CHANNELS, GPTConfig
 from mlxchat.model.decoding import DecodeStep, read_position
+from mlxchat.model.dropout import NO_DROPOUT, Dropout
 from mlxchat.model.embedding import look_up
 from mlxchat.model.loss import CHUNK_ROWS, cross_entropies, mean_cross_entropy, soft_cap
 from mlxchat.model.norm import mix_and_norm, norm, norm_and_stream
@@ -119,12 +120,15 @@ class GPT(nn.Module):
         """
         return self.logits(self.features(ids, cache))
 
-    def features(self, ids: mx.array, cache: Cache | None = None) -> mx.array:
+    def features(
+        self, ids: mx.array, cache: Cache | None = None, dropout: Dropout = NO_DROPOUT
+    ) -> mx.array:
         """Return what the head sees: the normalised residual stream after the last block.
 
         Args:
             ids: (B, T) integers.
             cache: the positions before ``ids``, extended by ``ids``.
+            dropout: in training.
 
         Returns:
             (B, T, C) in the compute dtype.
@@ -133,21 +137,26 @@ class GPT(nn.Module):
         rope = Rope(self.config.traits.rope_base, offset)
         previous = cache.record(ids) if cache is not None else None  # (B, 1)
         caches = cache.layers if cache is not None else [None] * self.config.n_layer
-        x = x0 = middle = self.embed(ids, previous)  # (B, T, C)
-        for i, (lambdas, layer_cache) in enumerate(zip(self.lambdas(), caches, strict=True)):
-            x, x0 = self.layer(i, x, x0, lambdas, ids, rope, layer_cache)  # (B, T, C)
+        first, *rest = dropout.split(1 + self.config.n_layer)
+        x = x0 = middle = self.embed(ids, previous, first)  # (B, T, C)
+        layers = zip(self.lambdas(), caches, rest, strict=True)
+        for i, (lambdas, layer_cache, own) in enumerate(layers):
+            x, x0 = self.layer(i, x, x0, lambdas, ids, rope, layer_cache, own)  # (B, T, C)
             if i == self.config.backout_layer:
                 middle = x
         return self.final_norm(x, middle)  # (B, T, C)
 
-    def embed(self, ids: mx.array, previous: mx.array | None = None) -> mx.array:
+    def embed(
+        self, ids: mx.array, previous: mx.array | None = None, dropout: Dropout = NO_DROPOUT
+    ) -> mx.array:
         """Return the normalised embeddings that enter the first layer, (B, T, C).
 
         Args:
             ids: (B, T) integers.
             previous: (B, 1) ids that came just before them; None at the start.
+            dropout: of the embeddings, in training.
         """
-        x = self._token_embedding(ids)  # (B, T, C)
+        x = self._token_embedding(ids, dropout)  # (B, T, C)
         if not self.config.traits.smear_and_backout:
             return x
         # Smear: add to each embedding a gated share of the one before it.
@@ -173,6 +182,7 @@ class GPT(nn.Module):
         ids: mx.array,
         rope: Rope,
         cache: LayerCache | None = None,
+        dropout: Dropout = NO_DROPOUT,
     ) -> tuple[mx.array, mx.array]:
         """Return the residual stream after layer ``i``, and ``x0`` for the next one, (B, T, C).
 
@@ -184,7 +194,9 @@ class GPT(nn.Module):
             ids: (B, T), for the value embedding.
             rope: the rotation of the T positions.
             cache: the layer's keys and values of earlier positions.
+            dropout: of the value embedding and of what the layer adds to ``x``, in training.
         """
+        of_embedding, of_block = dropout.split(2)
         if lambdas:
             a, b = lambdas["resid_lambdas"], lambdas["x0_lambdas"]
             normed, x0 = mix_and_norm(x, x0, a, b)
@@ -192,11 +204,13 @@ class GPT(nn.Module):
             normed = norm_and_stream(x)
         value_embedding = None
         if self.config.has_value_embedding(i):
-            value_embedding = self._rows(self.value_embeds[i], ids)  # (B, T, n_kv_head * D)
+            value_embedding = of_embedding(
+                self._rows(self.value_embeds[i], ids)
+            )  # (B, T, n_kv_head * D)
             if "v0_lambdas" in lambdas:
                 value_embedding = (lambdas["v0_lambdas"] * value_embedding).astype(self.dtype)
         block: Block = self.transformer["h"][i]
-        return block(normed, rope, value_embedding, cache), x0
+        return block(normed, rope, value_embedding, cache, of_block), x0
 
     def final_norm(self, x: mx.array, middle: mx.array) -> mx.array:
         """Normalise the last layer's residual stream, (B, T, C), for the head.
@@ -213,8 +227,8 @@ class GPT(nn.Module):
         logits = self.lm_head(x)[..., : self.config.vocab_size]  # the rows beyond are padding
         return soft_cap(logits, self.config.softcap)
 
-    def _token_embedding(self, ids: mx.array) -> mx.array:
-        return norm(self._rows(self.transformer["wte"], ids))  # (B, T, C)
+    def _token_embedding(self, ids: mx.array, dropout: Dropout = NO_DROPOUT) -> mx.array:
+        return norm(dropout(self._rows(self.transformer["wte"], ids)))  # (B, T, C)
 
     def _rows(self, embedding: nn.Module, ids: mx.array) -> mx.array:
         """Return an embedding's rows, in the compute dtype: (B, T) to (B, T, width)."""
@@ -249,6 +263,7 @@ class GPT(nn.Module):
         targets: mx.array,
         chunk_rows: int = CHUNK_ROWS,
         count: mx.array | None = None,
+        dropout: Dropout = NO_DROPOUT,
     ) -> mx.array:
         """Return the mean of `losses` over the targets that are not -1, to be differentiated.
 
@@ -258,8 +273,9 @@ class GPT(nn.Module):
         Args:
             ids, targets, chunk_rows: as for `losses`.
             count: divide by this instead, the number of targets in all micro-batches of a step.
+            dropout: in training.
         """
-        x = self.features(ids)  # (B, T, C)
+        x = self.features(ids, dropout=dropout)  # (B, T, C)
         # A gradient is needed for the parameter itself; quantized models are not trained.
         return self.mean_loss(x, self.lm_head.weight, targets, chunk_rows, count)
 

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Protocol, cast
 
 from mlxchat.model.backward import ordered_loss
+from mlxchat.model.dropout import Dropout
 from mlxchat.model.gpt import GPT, Arrays
 from mlxchat.model.loss import CHUNK_ROWS
 from mlxchat.runtime import mx
@@ -20,6 +21,7 @@ class Accumulate(Protocol):
         targets: mx.array,
         count: mx.array,
         gradients: Arrays,
+        key: mx.array | None = None,
     ) -> tuple[mx.array, Arrays]:
         """Return the share of the loss, a float32 scalar, and the sums of gradients by name.
 
@@ -30,11 +32,16 @@ class Accumulate(Protocol):
             ids, targets: (B, T) integers; positions whose target is -1 do not count.
             count: the number of positions that count in the whole step, a scalar, at least 1.
             gradients: the sums so far by parameter name; empty before the first micro-batch.
+            key: decides what dropout zeroes; None for no dropout.
         """
 
 
 def compile_gradients(
-    model: GPT, chunk_rows: int = CHUNK_ROWS, checkpoint: bool = False, streams: int = 1
+    model: GPT,
+    chunk_rows: int = CHUNK_ROWS,
+    checkpoint: bool = False,
+    streams: int = 1,
+    dropout: float = 0.0,
 ) -> Accumulate:
     """Compile the forward and the backward pass of ``model``.
 
@@ -43,14 +50,27 @@ def compile_gradients(
         checkpoint: compute each block's activations again in the backward pass.
         streams: divide the rows, a multiple of this, into so many parts, each on a CPU stream of
             its own (`mlxchat.streams`).
+        dropout: the share of numbers that are zeroed, see `mlxchat.model.dropout`.
     """
 
     def share_of_loss(
-        parameters: Arrays, ids: mx.array, targets: mx.array, count: mx.array, summed: Arrays
+        parameters: Arrays,
+        ids: mx.array,
+        targets: mx.array,
+        count: mx.array,
+        summed: Arrays,
+        dropped: Dropout,
     ) -> mx.array:
         with model.using(parameters):
             return ordered_loss(
-                model, ids, targets, chunk_rows, count, summed=summed, checkpoint=checkpoint
+                model,
+                ids,
+                targets,
+                chunk_rows,
+                count,
+                summed=summed,
+                checkpoint=checkpoint,
+                dropout=dropped,
             )
 
     def accumulate(
@@ -59,13 +79,15 @@ def compile_gradients(
         targets: mx.array,
         count: mx.array,
         gradients: Arrays,
+        key: mx.array | None = None,
     ) -> tuple[mx.array, Arrays]:
         compute, sums = mx.value_and_grad(share_of_loss), [gradients, *[Arrays()] * (streams - 1)]
-        rows = zip(mx.split(ids, streams), mx.split(targets, streams), sums, strict=True)
+        each = Dropout(dropout, key).split(streams)
+        rows = zip(mx.split(ids, streams), mx.split(targets, streams), sums, each, strict=True)
         parts = in_parts(
             [
-                partial(compute, parameters, part, of_part, count, sum_)
-                for part, of_part, sum_ in rows
+                partial(compute, parameters, part, of_part, count, sum_, own)
+                for part, of_part, sum_, own in rows
             ]
         )
         share, gradients = parts[0]

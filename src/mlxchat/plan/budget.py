@@ -23,7 +23,8 @@ from statistics import mean
 from typing import NamedTuple
 
 from mlxchat.config.pretrain import LARGEST_DEPTH, PretrainConfig
-from mlxchat.config.recipes import Scale, scale_for
+from mlxchat.config.recipes import MOST_EPOCHS, Scale, scale_for, tokens_of
+from mlxchat.config.units import spell_duration
 from mlxchat.errors import ConfigError, MlxchatError
 from mlxchat.model.config import ASPECT_RATIO, GPTConfig
 from mlxchat.model.size import flops_per_token, parameters, scaling_parameters
@@ -56,6 +57,7 @@ def budgeted_plan(
     flops: float,
     measure: Measure,
     speeds: dict[int, float] | None = None,
+    text: float = math.inf,
 ) -> Plan:
     """Choose what the settings leave open so that training ends when the budget does.
 
@@ -69,6 +71,7 @@ def budgeted_plan(
         flops: FLOP/s presumed for training before anything is measured.
         measure: measures the step of a plan.
         speeds: FLOP/s by depth, as they were measured before; what is measured is added.
+        text: bytes of training text, of which the budget recipe takes no more than it can use.
 
     Raises:
         MlxchatError: `plan` refuses the settings, or there is no time for a single step.
@@ -80,7 +83,7 @@ def budgeted_plan(
         return speeds[min(speeds, key=lambda other: abs(other - depth))] if speeds else flops
 
     while True:
-        draft = _draft(config, vocab_size, resources, TRAINING_SHARE * left(), speed)
+        draft = _draft(config, vocab_size, resources, TRAINING_SHARE * left(), speed, text)
         depth, step_flops = draft.model.n_layer, draft.flops_per_token * draft.tokens_per_step
         choice = (draft.model, draft.tokens_per_step)
         seconds = None if choice in measured else measure(draft)
@@ -106,10 +109,17 @@ def reason(config: PretrainConfig, plan: Plan) -> str:
     else:
         why = f"the shallowest; even so it gets only {each} (of {enough:g})"
     speed = f", at {plan.tokens_per_step / plan.costs.step:,.0f} tokens/s" if plan.costs else ""
-    return (
+    said = (
         f"Budget {config.budget}: depth {depth}, {why}; {plan.num_iterations:,} steps of "
         f"{plan.tokens_per_step:,} tokens{speed}."
     )
+    if plan.costs and plan.num_iterations == plan.most_steps:
+        takes = spell_duration(max(1, round(plan.num_iterations * plan.costs.step)))
+        said += (
+            f" The text is then read {MOST_EPOCHS} times, and more would teach nothing: training "
+            f"ends early, after about {takes}. Use more text, or a larger `depth`."
+        )
+    return said
 
 
 def _scales(config: PretrainConfig) -> bool:
@@ -123,30 +133,43 @@ def _draft(
     resources: Resources,
     seconds: float,
     speed: Callable[[int], float],
+    text: float,
 ) -> Plan:
     """Return the plan of the depth that suits ``seconds`` of training, or of the depth given."""
 
+    by_budget = config.recipe_name == "budget"
+    if not by_budget:
+        text = math.inf
+
     def tokens(model: GPTConfig) -> float:
-        return max(0.0, seconds) * speed(model.n_layer) / flops_per_token(model)
+        seen = max(0.0, seconds) * speed(model.n_layer) / flops_per_token(model)
+        return min(seen, MOST_EPOCHS * tokens_of(text, model.vocab_size))
+
+    def scale(model: GPTConfig) -> Scale:
+        return scale_for(tokens(model), tokens_of(text, model.vocab_size))
 
     def draft_of(depth: int) -> Plan:
         settled, vocabulary = config, vocab_size or config.numbers.vocabulary
         model = shape(settled, vocabulary, depth)
-        for _ in range(SETTLING if config.recipe_name == "budget" else 0):
+        for _ in range(SETTLING if by_budget else 0):
             # A shorter context and a smaller vocabulary leave time for more tokens.
-            scale = scale_for(tokens(model))
-            settled, vocabulary = _settled(config, depth, scale), vocab_size or scale.vocabulary
+            suited = scale(model)
+            settled, vocabulary = _settled(config, depth, suited), vocab_size or suited.vocabulary
             model = shape(settled, vocabulary, depth)
-        total = config.total_batch_size or _batch(settled, model, tokens(model))
+        total = config.total_batch_size or _batch(settled, model, tokens(model), scale(model))
         chosen = {"depth": depth, "total_batch_size": total, "num_iterations": TARGET_STEPS}
-        return plan(settled.model_copy(update=chosen), vocabulary, resources)
+        draft = plan(settled.model_copy(update=chosen), vocabulary, resources)
+        most = MOST_EPOCHS * tokens_of(text, vocabulary) / total
+        return draft.model_copy(
+            update={"most_steps": None if math.isinf(most) else max(1, round(most))}
+        )
 
     if config.depth is not None:
         return draft_of(config.depth)
     drafts = _possible(draft_of)
     best = next(drafts)
     for draft in drafts:
-        if not _sees_enough(config, draft.model, tokens(draft.model)):
+        if not _sees_enough(config, draft.model, tokens(draft.model), scale(draft.model)):
             break
         best = draft
     return best
@@ -154,7 +177,9 @@ def _draft(
 
 def _settled(config: PretrainConfig, depth: int, scale: Scale) -> PretrainConfig:
     """Return the settings with the budget recipe's context and heads where they say nothing."""
-    chosen = {"max_seq_len": scale.context}
+    chosen: dict[str, float] = {"max_seq_len": scale.context}
+    if config.dropout is None:
+        chosen["dropout"] = round(scale.dropout, 2)
     if ASPECT_RATIO * depth % config.head_dim:
         chosen["head_dim"] = ASPECT_RATIO  # or the width would be rounded up
     given = config.model_fields_set
@@ -163,10 +188,10 @@ def _settled(config: PretrainConfig, depth: int, scale: Scale) -> PretrainConfig
     )
 
 
-def _sees_enough(config: PretrainConfig, model: GPTConfig, tokens: float) -> bool:
+def _sees_enough(config: PretrainConfig, model: GPTConfig, tokens: float, scale: Scale) -> bool:
     """Return whether a shallower model would not learn more from so many tokens."""
     if _scales(config):
-        return scaling_parameters(model) <= scale_for(tokens).parameters
+        return scaling_parameters(model) <= scale.parameters
     return tokens >= config.numbers.target_param_data_ratio * parameters(model)["matrices"]
 
 
@@ -184,12 +209,12 @@ def _possible(draft_of: Callable[[int], Plan]) -> Iterator[Plan]:
         yield draft
 
 
-def _batch(config: PretrainConfig, model: GPTConfig, tokens: float) -> int:
+def _batch(config: PretrainConfig, model: GPTConfig, tokens: float, scale: Scale) -> int:
     """Return the tokens of a step of a run of ``tokens``."""
     unit = (config.device_batch_size or 1) * config.max_seq_len
     least = TOKENS_PER_CHANNEL * model.n_embd
     if config.recipe_name == "budget":
-        times = scale_for(tokens).batch / unit
+        times = scale.batch / unit
         return unit << max(0, round(math.log2(times)))
     wanted = min(recipe_batch(config, model), max(least, tokens / TARGET_STEPS))
     return unit << max(1, int(wanted // unit)).bit_length() - 1
@@ -214,6 +239,7 @@ def _with_steps_that_fit(
             f"{step_seconds:.3g} s and an evaluation {costs.evaluation:.3g} s.",
             "Use a longer `budget`, a smaller `depth` or `max_seq_len`, or fewer `eval_tokens`.",
         )
+    steps = min(steps, draft.most_steps or steps)
     warmup = draft.warmup_steps
     if config.recipe_name == "budget" and config.warmup_steps is None:
         warmup = min(warmup, int(WARMUP_SHARE * steps))
@@ -365,7 +391,7 @@ class Deadline:
         self._costs = self._costs.model_copy(update={"step": step_seconds})
         left = AIM * self._budget - spent
         allowed = last_step(event.step, left, step_seconds, pauses(self._config, self._costs))
-        total = max(event.step + 1, allowed)  # the next step may be under way
+        total = max(event.step + 1, min(allowed, plan.most_steps or allowed))  # one is under way
         if abs(total - planned) <= TOLERANCE * planned:
             return plan
         return with_steps(plan, event.step, total)

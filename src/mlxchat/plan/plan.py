@@ -54,10 +54,12 @@ class Plan(BatchPlan):
     learning_rates: dict[str, float]  # by group
     weight_decay: float  # classic: of embedding and head; modern: of the matrices
     grad_clip: float = Field(ge=0)  # largest gradient norm; 0: no limit
+    dropout: float = Field(0.0, ge=0, lt=1)  # the share of numbers that are zeroed
     warmup_steps: Count
     warmdown_ratio: float = Field(ge=0, le=LARGEST_COUNT)  # above 1 if prolonged while it falls
     final_lr_frac: float = Field(ge=0, le=1)
     eval_rows: Count  # in an evaluation, at most
+    most_steps: Count | None = None  # that a budget may prolong it to; None: no limit
     costs: Costs | None = None  # None: there is no time budget
 
     @model_validator(mode="after")
@@ -85,13 +87,14 @@ class Plan(BatchPlan):
         rows = "1 row" if self.device_batch_size == 1 else f"{self.device_batch_size} rows"
         batches = f"{self.accumulation} micro-batch{'' if self.accumulation == 1 else 'es'}"
         checkpointing = ", gradient checkpointing" if self.grad_checkpoint else ""
+        dropout = f"; dropout {self.dropout:.2g}" if self.dropout else ""
         decay = f"weight decay {self.weight_decay:.3g}" if self.weight_decay else "no weight decay"
         return (
             f"{self.model.arch}, {self.parameters:,} parameters in {layers} of "
             f"width {self.model.n_embd}, vocabulary {self.model.vocab_size:,}; "
             f"{steps} of {self.tokens_per_step:,} tokens "
             f"({batches} of {rows} of {self.model.sequence_len:,}{checkpointing}); "
-            f"learning rates {rates}; {decay}."
+            f"learning rates {rates}; {decay}{dropout}."
         )
 
 
@@ -132,6 +135,7 @@ def plan(config: PretrainConfig, vocab_size: int, resources: Resources) -> Plan:
         learning_rates=learning_rates(recipe, model, tokens_per_step),
         weight_decay=_weight_decay(config, recipe, model, tokens_per_step),
         grad_clip=recipe.grad_clip,
+        dropout=config.dropout or 0.0,
         warmup_steps=recipe.warmup_steps,
         warmdown_ratio=recipe.warmdown_ratio,
         final_lr_frac=recipe.final_lr_frac,

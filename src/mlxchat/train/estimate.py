@@ -8,7 +8,7 @@ from mlxchat.home import Home
 from mlxchat.plan.estimate import Estimate, Room, VocabularySource, estimate
 from mlxchat.plan.plan import plan, refitted
 from mlxchat.telemetry.events import Noted, Report
-from mlxchat.train.inputs import chooses_vocabulary, vocabulary
+from mlxchat.train.inputs import chooses_vocabulary, text_bytes_on_disk, vocabulary
 from mlxchat.train.measure import Planner, resources
 from mlxchat.train.resume import SavedRun
 
@@ -44,7 +44,8 @@ def estimate_run(
         planner = wanted = None
         if config.budget:
             report(Noted(time.time(), "Measuring how fast this machine trains."))
-            planner = Planner(config, available, time.monotonic(), time.monotonic)
+            text = text_bytes_on_disk(config, home)
+            planner = Planner(config, available, time.monotonic(), time.monotonic, text=text)
             wanted = planner.plan(None).model.vocab_size if chooses_vocabulary(config) else None
         vocab_size, source = vocabulary(config, home, wanted)
         made = planner.plan(vocab_size) if planner else plan(config, vocab_size, available)

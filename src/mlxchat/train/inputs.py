@@ -4,6 +4,7 @@ A resumed run needs the very files that it was started with: `reopen_documents`,
 anything, `check_documents`.
 """
 
+import math
 import tempfile
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
@@ -271,6 +272,20 @@ def _supported_vocabulary(config: DataConfig, home: Home) -> int | None:
             return documents.suggested_vocabulary()
     except NotFound:
         return None
+
+
+def text_bytes(config: DataConfig, documents: TextDocuments) -> float:
+    """Return about how many bytes of text an epoch has; infinite where it is streamed."""
+    return math.inf if config.streaming else documents.text_bytes()
+
+
+def text_bytes_on_disk(config: DataConfig, home: Home) -> float:
+    """Return about how many bytes of text an epoch has; infinite if none is on disk yet."""
+    try:
+        with closing(open_documents(config, home, lambda _: None)) as documents:
+            return text_bytes(config, documents)
+    except NotFound:
+        return math.inf
 
 
 def chooses_vocabulary(config: PretrainConfig) -> bool:

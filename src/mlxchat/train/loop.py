@@ -239,6 +239,15 @@ class StepParts:
     rates: Callable[[int], Rates]  # by the number of steps done
     plan: BatchPlan
     grad_clip: float  # largest gradient norm; 0: no limit
+    dropout: float = 0.0
+    seed: int = 0  # decides, with the number of the step, what dropout zeroes
+
+    def keys(self, number: int) -> list[mx.array | None]:
+        """Return what decides about dropout in each micro-batch of a step; None without it."""
+        if not self.dropout:
+            return [None] * self.plan.accumulation
+        of_step = mx.random.key((self.seed << 32) + number)
+        return [*mx.random.split(of_step, self.plan.accumulation)]
 
 
 class Compile(Protocol):
@@ -256,19 +265,21 @@ def compile_step(parts: StepParts, stop: ShouldStop = lambda: False) -> Launch:
     is as it was before the step.
     """
     model, optimizer, plan = parts.model, parts.optimizer, parts.plan
-    accumulate = compile_gradients(model, plan.chunk_rows, plan.grad_checkpoint, plan.streams)
+    accumulate = compile_gradients(
+        model, plan.chunk_rows, plan.grad_checkpoint, plan.streams, parts.dropout
+    )
 
     @one_thread_each(plan.streams)
     def launch(number: int) -> Pending:
         batches = list(islice(parts.batches, plan.accumulation))
         count = mx.array(max(1, sum(int((batch.targets >= 0).sum()) for batch in batches)))
         shares, gradients = list[mx.array](), Arrays()  # of the loss, each a scalar
-        for batch in batches:
+        for batch, key in zip(batches, parts.keys(number), strict=True):
             if stop():
                 raise Stopped
             parameters = model.named_parameters()
             ids, targets = mx.array(batch.ids), mx.array(batch.targets)  # (B, T) each
-            share, gradients = accumulate(parameters, ids, targets, count, gradients)
+            share, gradients = accumulate(parameters, ids, targets, count, gradients, key)
             mx.async_eval(share, gradients)
             mx.eval(shares[-1:])  # no more than one micro-batch under way
             shares.append(share)

@@ -1,5 +1,6 @@
 """The means of this machine for training, and its speed on synthetic data."""
 
+import math
 from functools import cache, partial
 from itertools import pairwise, repeat
 from statistics import median
@@ -99,6 +100,7 @@ class Planner:
         resources: the means of the machine.
         started_at: when the budget started to run, by ``timer``.
         compile: makes the function that launches a step.
+        text: bytes of training text.
     """
 
     def __init__(
@@ -108,10 +110,11 @@ class Planner:
         started_at: float,
         timer: Timer,
         compile: Compile = compile_step,
+        text: float = math.inf,
     ) -> None:
         budget = float(config.budget_seconds or 0)
         seconds = min(BUDGET_SHARE * budget, LONGEST_SECONDS)
-        self._config, self._resources = config, resources
+        self._config, self._resources, self._text = config, resources, text
         self._measure = step_timer(seconds, timer, compile, config.dtype)
         self._left = lambda: started_at + budget - timer()
         self._presumed = UTILISATION * matmul_flops(dtype=compute_dtype(config.dtype))
@@ -134,6 +137,7 @@ class Planner:
             self._presumed,
             self._measure,
             self._speeds,
+            self._text,
         )
 
 
@@ -220,4 +224,5 @@ def synthetic_step(plan: Plan, dtype: str = "auto") -> StepParts:
         rates=rates,
         plan=plan,
         grad_clip=plan.grad_clip,
+        dropout=plan.dropout,
     )

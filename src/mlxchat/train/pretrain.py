@@ -144,7 +144,8 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
     ) -> Generator[Event, None, tuple[Tokenizer, Plan]]:
         """Return the tokenizer and the plan of a run with a time budget."""
         config, clock = self.config, self.clock
-        planner = Planner(config, resources, started_at, clock.seconds, self.compile)
+        text = inputs.text_bytes(config, documents)
+        planner = Planner(config, resources, started_at, clock.seconds, self.compile, text)
         measuring = f"Measuring how fast this machine trains, for {config.budget}."
         wanted = None
         if inputs.chooses_vocabulary(config):

@@ -204,7 +204,16 @@ def _events(
         return rates(stage, state, step)
 
     stop = activities.stop
-    parts = StepParts(state.model, state.optimizer, batches, rates_after, plan, plan.grad_clip)
+    parts = StepParts(
+        state.model,
+        state.optimizer,
+        batches,
+        rates_after,
+        plan,
+        plan.grad_clip,
+        plan.dropout,
+        config.seed,
+    )
     events = train(
         stage.compile(parts, stop),
         lambda: state.plan.num_iterations,

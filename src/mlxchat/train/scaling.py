@@ -24,6 +24,7 @@ from mlxchat.train.inputs import (
     chooses_vocabulary,
     open_documents,
     ready_tokenizer,
+    text_bytes_on_disk,
     tokenizer_folder,
     vocabulary,
     with_tokenizer_near,
@@ -74,9 +75,13 @@ def plan_ladder(
     available = resources(config.dtype)
     speed = UTILISATION * runtime.matmul_flops(dtype=runtime.compute_dtype(config.dtype))
 
+    text = text_bytes_on_disk(config, home)
+
     def presumed(run: PretrainConfig, vocab_size: int | None) -> Plan:
         seconds = float(run.budget_seconds or 0)
-        return budgeted_plan(run, vocab_size, available, lambda: seconds, speed, lambda _: None)
+        return budgeted_plan(
+            run, vocab_size, available, lambda: seconds, speed, lambda _: None, text=text
+        )
 
     wanted = presumed(config, None).model.vocab_size if chooses_vocabulary(config) else None
     folder = tokenizer_folder(with_tokenizer_near(config, home, wanted), home)
