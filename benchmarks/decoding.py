@@ -145,10 +145,15 @@ def write_random_model(folder: Path, config: GPTConfig) -> None:
         drawn.append((name, std * mx.random.normal(weight.shape, key=own)))
     model.load_weights(drawn)
     merges = config.vocab_size - len(SPECIAL_TOKENS)
-    tokens = [bytes([i]) for i in range(256)] + [i.to_bytes(2, "big") for i in range(merges - 256)]
+    pairs = sorted(map(bytes, itertools.product(range(256), repeat=2)), key=_unprintable)
+    tokens = [bytes([i]) for i in range(256)] + pairs[: merges - 256]
     special = {name: merges + i for i, name in enumerate(SPECIAL_TOKENS)}
     ranks = {token: rank for rank, token in enumerate(tokens)}
     write_model(folder, model, Tokenizer(ranks, SPLIT_PATTERN, special), conversational=False)
+
+
+def _unprintable(pair: bytes) -> bool:
+    return not (pair.isascii() and pair.decode().isprintable())
 
 
 def prefill_flops(config: GPTConfig, tokens: int) -> int:

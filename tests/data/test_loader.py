@@ -1,6 +1,7 @@
 """The loader resumes exactly, ends with the data, and passes on errors of its thread."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from itertools import islice, pairwise, takewhile
 from pathlib import Path
@@ -194,6 +195,14 @@ def test_a_cursor_beyond_the_data_is_refused(shards: ShardDocuments) -> None:
 
 def test_the_suggested_vocabulary_follows_from_the_text(shards: ShardDocuments) -> None:
     assert shards.suggested_vocabulary() == 512
+
+
+def test_the_size_of_an_epoch_is_about_that_of_its_text(tmp_path: Path) -> None:
+    text = [f"{number} " * 50 for number in range(400)]
+    folder = write(tmp_path / "data", *[text] * 12, ["validation"])
+    size = ShardDocuments(LocalShards(folder)).text_bytes()
+    assert size == pytest.approx(12 * sum(map(len, text)), rel=0.1)
+    assert math.isinf(BuiltinDocuments(0).text_bytes())
 
 
 class Conversations:

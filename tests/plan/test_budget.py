@@ -1,5 +1,6 @@
 """Time budgets: how they are written, the plan for one, and that a run keeps to it."""
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +12,7 @@ from support.clocks import FakeClock
 from support.marks import slow
 
 from mlxchat.config.pretrain import PretrainConfig
-from mlxchat.config.recipes import scale_for
+from mlxchat.config.recipes import MOST_EPOCHS, scale_for, tokens_of
 from mlxchat.config.units import spell_duration, to_seconds
 from mlxchat.data.loader import LoaderState
 from mlxchat.errors import MlxchatError
@@ -124,6 +125,7 @@ def planned(
     flops: float = TERA,
     guess: float | None = None,
     vocab_size: int | None = 32_768,
+    text: float = math.inf,
     **settings: object,
 ) -> Plan:
     """Return the plan for a machine that trains every model at ``flops``."""
@@ -132,7 +134,9 @@ def planned(
     def measure(draft: Plan) -> float:
         return draft.flops_per_token * draft.tokens_per_step / flops
 
-    return budgeted_plan(config, vocab_size, RESOURCES, lambda: seconds, guess or flops, measure)
+    return budgeted_plan(
+        config, vocab_size, RESOURCES, lambda: seconds, guess or flops, measure, text=text
+    )
 
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
@@ -171,6 +175,35 @@ def test_the_budget_recipe_follows_from_the_tokens_that_a_depth_can_see() -> Non
         assert made.weight_decay == 0.1
         if made.model.n_layer > 2:
             assert scaling_parameters(made.model) <= 1.1 * scale_for(made.tokens).parameters
+
+
+def test_little_text_is_read_a_few_times_with_dropout_by_a_small_model() -> None:
+    def of(text: float, **settings: object) -> Plan:
+        return planned(3600, vocab_size=None, text=text, **settings)
+
+    endless, million, many = of(math.inf), of(1e6), of(1e11)
+    assert endless.most_steps is None
+    assert endless.dropout == many.dropout == 0
+    assert many.num_iterations == endless.num_iterations < (many.most_steps or 0)
+    assert million.model.n_layer == 2
+    assert million.dropout == 0.3
+    assert million.num_iterations == million.most_steps
+    text = tokens_of(1e6, million.model.vocab_size)
+    assert million.tokens == pytest.approx(MOST_EPOCHS * text, rel=0.01)
+    more = of(2e7)
+    assert scaling_parameters(more.model) <= 3 * tokens_of(2e7, more.model.vocab_size)
+    assert of(1e6, dropout=0.1).dropout == 0.1
+    nanochats = of(1e6, recipe="classic")
+    assert (nanochats.dropout, nanochats.most_steps) == (0, None)
+    config = PretrainConfig(budget="1h")
+    assert "The text is then read 8 times" in reason(config, million)
+    assert "The text" not in reason(config, many)
+
+
+def test_a_run_that_has_read_its_text_often_enough_is_not_prolonged() -> None:
+    used, plans = simulated(lambda _: 0.4, "modern", recipe="budget", text=30_000)
+    assert used < 0.5
+    assert {made.num_iterations for made in plans} == {plans[0].most_steps}
 
 
 def test_what_is_given_overrides_the_budget_recipe() -> None:
@@ -308,7 +341,9 @@ class Charged(FakeClock):
 Drift = Callable[[float], float]  # seconds of a step by the share of the budget that is used
 
 
-def simulated(drift: Drift, arch: str, **settings: object) -> tuple[float, list[Plan]]:
+def simulated(
+    drift: Drift, arch: str, text: float = math.inf, **settings: object
+) -> tuple[float, list[Plan]]:
     """Return the share of the budget that the loop uses, and the plan of each step."""
     config = PretrainConfig.model_validate(
         {
@@ -323,7 +358,7 @@ def simulated(drift: Drift, arch: str, **settings: object) -> tuple[float, list[
     )
     clock = FakeClock()
     origin = clock.now
-    plans = [budgeted_plan(config, 300, RESOURCES, lambda: 980.0, 1e6, lambda _: 0.8)]
+    plans = [budgeted_plan(config, 300, RESOURCES, lambda: 980.0, 1e6, lambda _: 0.8, text=text)]
     taken: list[Plan] = []
 
     def passing(seconds: float, event: Event | None = None) -> Iterator[Event]:

@@ -101,6 +101,7 @@ def test_an_interrupted_modern_run_resumes_bit_for_bit(prepared: Path) -> None:
             "total_batch_size": 320,
             "eval_every": 6,
             "sample_every": 0,
+            "dropout": 0.2,
         }
     )
     straight = run(prepared, modern.model_copy(update={"model_tag": "straight"}))

@@ -35,6 +35,7 @@ PIECE_OPERATIONS = {
     "cuda": 1e13,
 }  # about a quarter of a second, or less
 SHORTEST_PIECE = 32
+IDLE_SECONDS = 10.0  # after which buffers are freed: new ones would delay the next turn's token
 CLEAR_EVERY = 512  # steps: buffers that MLX keeps for reuse are freed, or they would add up
 
 
@@ -185,10 +186,9 @@ class Scheduler:
     def _wait(self) -> bool:
         """Wait until there is something to do; returns False when there never will be again."""
         with self._changed:
-            if not self._busy and not self._queue:
+            if self._dead is None and not self._changed.wait_for(self._wanted, IDLE_SECONDS):
                 mx.clear_cache()
-            if self._dead is None:
-                self._changed.wait_for(lambda: self._busy or self._queue or self._closing)
+                self._changed.wait_for(self._wanted)
             if self._abandoned or self._dead is not None:
                 return False
             if not self._closing:
@@ -199,6 +199,9 @@ class Scheduler:
         for ticket in waiting:
             self._deliver(ticket, _closed(None))
         return self._busy
+
+    def _wanted(self) -> bool:
+        return bool(self._busy or self._queue or self._closing)
 
     @property
     def _busy(self) -> bool:
