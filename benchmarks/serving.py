@@ -168,6 +168,7 @@ class Server:
 
     url: str
     process: psutil.Process
+    client: httpx.Client  # one for all: making one reads certificates, for tens of milliseconds
     digits: int = 2  # that are a token of `decoding.random_model`, if its vocabulary is large
 
     def prompt(self, tokens: int, source: random.Random) -> str:
@@ -190,7 +191,7 @@ class Server:
         moments, text, usage = list[float](), "", dict[str, int]()
         begun = time.perf_counter()
         url = f"{self.url}/v1/completions"
-        with httpx.stream("POST", url, json=body, timeout=PATIENCE) as reply:
+        with self.client.stream("POST", url, json=body) as reply:
             if reply.status_code != 200:
                 raise MlxchatError(f"{url} says {reply.status_code}.", reply.read().decode()[:300])
             for line in reply.iter_lines():
@@ -244,7 +245,8 @@ def answering(program: str, url: str, process: subprocess.Popen[bytes], said: IO
     Raises:
         MlxchatError: it has ended, or does not answer in time.
     """
-    server, ends = Server(url, psutil.Process(process.pid)), time.perf_counter() + PATIENCE
+    client = httpx.Client(timeout=PATIENCE, limits=httpx.Limits())
+    server, ends = Server(url, psutil.Process(process.pid), client), time.perf_counter() + PATIENCE
     while time.perf_counter() < ends:
         try:
             tokens = server.ask("7" * DIGITS, 16).prompt_tokens or DIGITS // 2

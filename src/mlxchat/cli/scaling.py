@@ -72,7 +72,9 @@ def scaling_command(
             _train(run, home, fresh, json)
     rungs = [trained_rung(run, home) for run in runs]
     law = fitted_law(rungs)
-    foretold = predictions(law, rungs, config, [times * to_seconds(budget) for times in LONGER])
+    foretold = predictions(
+        law, rungs, config, [times * to_seconds(budget) for times in LONGER], home
+    )
     if json:
         say_json(ladder_in_json(rungs, law, foretold))
     else:

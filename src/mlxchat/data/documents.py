@@ -174,16 +174,25 @@ class ShardDocuments:
         return min(LARGEST_VOCABULARY, 1 << (supported.bit_length() - 1))
 
     def text_bytes(self) -> float:
-        """Return about how many bytes of text an epoch has, by the first few shards."""
+        """Return about how many bytes of text an epoch has, by the first few shards.
+
+        Repeated texts may be counted once. Infinity if the files do not say.
+        """
         names = self._source.training
         counted = names[:SHARDS_COUNTED]
-        return sum(map(self._bytes_in, counted)) * len(names) / max(1, len(counted))
+        size = sum(map(self._bytes_in, counted))
+        return size * len(names) / len(counted) if size else math.inf
 
     def _bytes_in(self, name: str) -> int:
         path = self._source.acquire(name)
         with pq.ParquetFile(path) as file:
-            groups = range(file.num_row_groups)
-            size: int = sum(file.metadata.row_group(i).total_byte_size for i in groups)
+            groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+            columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+            size: int = sum(
+                column.total_uncompressed_size
+                for column in columns
+                if column.path_in_schema == "text"
+            )
         self._source.release(name)
         return size
 

@@ -117,7 +117,7 @@ def reason(config: PretrainConfig, plan: Plan) -> str:
         takes = spell_duration(max(1, round(plan.num_iterations * plan.costs.step)))
         said += (
             f" The text is then read {MOST_EPOCHS} times, and more would teach nothing: training "
-            f"ends early, after about {takes}. Use more text, or a larger `depth`."
+            f"ends early, after about {takes}. More text would help."
         )
     return said
 
@@ -178,14 +178,13 @@ def _draft(
 def _settled(config: PretrainConfig, depth: int, scale: Scale) -> PretrainConfig:
     """Return the settings with the budget recipe's context and heads where they say nothing."""
     chosen: dict[str, float] = {"max_seq_len": scale.context}
-    if config.dropout is None:
-        chosen["dropout"] = round(scale.dropout, 2)
     if ASPECT_RATIO * depth % config.head_dim:
         chosen["head_dim"] = ASPECT_RATIO  # or the width would be rounded up
     given = config.model_fields_set
-    return config.model_copy(
-        update={name: value for name, value in chosen.items() if name not in given}
-    )
+    chosen = {name: value for name, value in chosen.items() if name not in given}
+    if config.dropout is None:
+        chosen["dropout"] = round(scale.dropout, 2)
+    return config.model_copy(update=chosen)
 
 
 def _sees_enough(config: PretrainConfig, model: GPTConfig, tokens: float, scale: Scale) -> bool:

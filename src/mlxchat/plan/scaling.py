@@ -164,7 +164,12 @@ def fitted_law(rungs: Sequence[Rung]) -> Law | None:
 
 
 def predict(
-    law: Law, rungs: Sequence[Rung], config: PretrainConfig, resources: Resources, seconds: int
+    law: Law,
+    rungs: Sequence[Rung],
+    config: PretrainConfig,
+    resources: Resources,
+    seconds: int,
+    text: float = math.inf,
 ) -> Prediction:
     """Return what one run of ``seconds`` would reach, at the speed of the longest rung.
 
@@ -176,6 +181,7 @@ def predict(
         config: the settings that they share, without a depth.
         resources: the means of the machine.
         seconds: the budget of the run.
+        text: bytes of training text.
 
     Raises:
         MlxchatError: no model can be trained in the memory.
@@ -190,8 +196,11 @@ def predict(
         lambda: float(seconds),
         speed,
         lambda _: None,
+        text=text,
     )
     flops = seconds * speed
+    if chosen.num_iterations == chosen.most_steps:  # the text is too little for so long a run
+        flops = min(flops, float(chosen.tokens * chosen.flops_per_token))
     return Prediction(
         budget=budget,
         depth=chosen.model.n_layer,

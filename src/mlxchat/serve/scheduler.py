@@ -228,6 +228,7 @@ class Scheduler:
         piece = mx.array([ids[read : read + self._piece]])
         features = self._model.features(piece, ticket._cache)
         mx.eval(features)
+        self._count_step()
         if ticket._cache.offset == len(ids):
             self._join(ticket, ticket._cache, self._model.logits(features[:, -1]))
 
@@ -257,6 +258,9 @@ class Scheduler:
         for member, chosen in self._batch.step():
             self._take(self._running[member], member, chosen)
         self._failures = 0
+        self._count_step()
+
+    def _count_step(self) -> None:
         self._steps += 1
         if self._steps % CLEAR_EVERY == 0:
             mx.clear_cache()

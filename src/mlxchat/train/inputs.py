@@ -274,17 +274,24 @@ def _supported_vocabulary(config: DataConfig, home: Home) -> int | None:
         return None
 
 
-def text_bytes(config: DataConfig, documents: TextDocuments) -> float:
-    """Return about how many bytes of text an epoch has; infinite where it is streamed."""
-    return math.inf if config.streaming else documents.text_bytes()
+def text_bytes(config: PretrainConfig, documents: TextDocuments) -> float:
+    """Return about how many bytes of text an epoch has, for the budget recipe.
+
+    It is infinite where text is streamed, and with other recipes, which do not ask for it.
+    """
+    if config.streaming or config.recipe_name != "budget":
+        return math.inf
+    return documents.text_bytes()
 
 
-def text_bytes_on_disk(config: DataConfig, home: Home) -> float:
-    """Return about how many bytes of text an epoch has; infinite if none is on disk yet."""
+def text_bytes_on_disk(config: PretrainConfig, home: Home) -> float:
+    """Return what `text_bytes` does; infinite as well if the text is not on disk yet."""
+    if config.streaming:
+        return math.inf
     try:
         with closing(open_documents(config, home, lambda _: None)) as documents:
             return text_bytes(config, documents)
-    except NotFound:
+    except (NotFound, DataError):
         return math.inf
 
 

@@ -99,7 +99,8 @@ def resume(
     hold_memory(plan.memory_limit, plan.peak, config.wired)
     state = load_state(plan, saved, compute_dtype(config.dtype))
     if plan.division != saved.plan.division:
-        yield Noted(clock(), f"Micro-batching changed (the result is the same): {plan.summary()}")
+        result = "dropout zeroes other numbers" if plan.dropout else "the result is the same"
+        yield Noted(clock(), f"Micro-batching changed ({result}): {plan.summary()}")
     return state
 
 

@@ -129,7 +129,11 @@ def trained_rung(config: PretrainConfig, home: Home) -> Rung:
 
 
 def predictions(
-    law: Law | None, rungs: Sequence[Rung], config: PretrainConfig, budgets: Sequence[int]
+    law: Law | None,
+    rungs: Sequence[Rung],
+    config: PretrainConfig,
+    budgets: Sequence[int],
+    home: Home,
 ) -> list[Prediction]:
     """Return what single runs would reach here; nothing unless there is a law that falls.
 
@@ -138,11 +142,13 @@ def predictions(
         rungs: the ladder's runs.
         config: the settings that they share.
         budgets: of the single runs, in seconds.
+        home: where the data is.
     """
     if law is None or not law.falls:
         return []
     available = resources(config.dtype)
-    return [predict(law, rungs, config, available, seconds) for seconds in budgets]
+    text = text_bytes_on_disk(config, home)
+    return [predict(law, rungs, config, available, seconds, text) for seconds in budgets]
 
 
 def _settings(config: PretrainConfig, depth: int | None, seconds: int) -> PretrainConfig:
