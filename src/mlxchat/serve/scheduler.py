@@ -35,7 +35,7 @@ PIECE_OPERATIONS = {
     "cuda": 1e13,
 }  # about a quarter of a second, or less
 SHORTEST_PIECE = 32
-IDLE_SECONDS = 10.0  # after which buffers are freed: new ones would delay the next turn's token
+FREE_AFTER = 10.0  # idle seconds after which buffers are freed: new ones would delay the next turn's token
 CLEAR_EVERY = 512  # steps: buffers that MLX keeps for reuse are freed, or they would add up
 
 
@@ -186,7 +186,7 @@ class Scheduler:
     def _wait(self) -> bool:
         """Wait until there is something to do; returns False when there never will be again."""
         with self._changed:
-            if self._dead is None and not self._changed.wait_for(self._wanted, IDLE_SECONDS):
+            if self._dead is None and not self._changed.wait_for(self._wanted, FREE_AFTER):
                 mx.clear_cache()
                 self._changed.wait_for(self._wanted)
             if self._abandoned or self._dead is not None:
