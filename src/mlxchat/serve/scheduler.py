@@ -35,7 +35,7 @@ PIECE_OPERATIONS = {
     "cuda": 1e13,
 }  # about a quarter of a second, or less
 SHORTEST_PIECE = 32
-FREE_AFTER = 10.0  # idle seconds after which buffers are freed: new ones would delay the next turn's token
+FREE_AFTER = 10.0  # idle seconds; buffers made anew delay the first token of the next turn
 CLEAR_EVERY = 512  # steps: buffers that MLX keeps for reuse are freed, or they would add up
 
 
