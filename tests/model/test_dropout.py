@@ -8,6 +8,7 @@ from mlxchat.model.backward import ordered_loss
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.dropout import NO_DROPOUT, Dropout
 from mlxchat.model.gpt import GPT
+from mlxchat.model.rope import Rope
 from mlxchat.optim.gradients import compile_gradients
 
 RATE = 0.3
@@ -46,19 +47,14 @@ def test_what_is_zeroed_follows_from_the_key() -> None:
 def test_a_network_by_hand() -> None:
     model = network("classic")
     dropout = Dropout(RATE, mx.random.key(3))
+    rope = Rope(model.config.traits.rope_base, 0)
     embedding, *layers = dropout.split(3)
     x = model.embed(IDS, dropout=embedding)
     for i, own in enumerate(layers):
-        x, _ = model.layer(i, x, x, {}, IDS, rope_of(model), dropout=own)
+        x, _ = model.layer(i, x, x, {}, IDS, rope, dropout=own)
     expected = model.final_norm(x, x)
     assert mx.array_equal(model.features(IDS, dropout=dropout), expected)
     assert not mx.allclose(model.features(IDS), expected, atol=1e-2)
-
-
-def rope_of(model: GPT):  # type: ignore[no-untyped-def]
-    from mlxchat.model.rope import Rope
-
-    return Rope(model.config.traits.rope_base, 0)
 
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])

@@ -200,6 +200,14 @@ def test_little_text_is_read_a_few_times_with_dropout_by_a_small_model() -> None
     assert "The text" not in reason(config, many)
 
 
+@pytest.mark.parametrize(
+    ("vocabulary", "measured"),
+    [(512, 2.08), (1024, 2.64), (2048, 3.12), (4096, 3.57), (8192, 3.95)],
+)
+def test_bytes_per_token_are_as_measured_on_english(vocabulary: int, measured: float) -> None:
+    assert 1e6 / tokens_of(1e6, vocabulary) == pytest.approx(measured, rel=0.03)
+
+
 def test_a_run_that_has_read_its_text_often_enough_is_not_prolonged() -> None:
     used, plans = simulated(lambda _: 0.4, "modern", recipe="budget", text=30_000)
     assert used < 0.5

@@ -188,8 +188,12 @@ def scale_for(tokens: float, text: float = math.inf) -> Scale:
 
 
 def tokens_of(text: float, vocabulary: int) -> float:
-    """Return about how many tokens ``text`` bytes are.
+    """Return about how many tokens ``text`` bytes of English are.
 
-    English text has 2.1 bytes per token of a vocabulary of 512, 3.6 of 4,096, 4.8 of 65,536.
+    Measured on books, an encyclopedia and stories, with tokenizers trained on them: 2.1 bytes per
+    token of a vocabulary of 512, 2.6 of 1,024, 3.1 of 2,048, 3.6 of 4,096 and 4.0 of 8,192.
+
+    >>> round(tokens_of(1_000_000, 2048))
+    326797
     """
-    return text / (0.3 * math.log2(vocabulary))
+    return text / min(4.8, 0.46 * math.log2(vocabulary) - 2)

@@ -24,7 +24,7 @@ HELD_ROWS = 65_536  # that are shuffled together, at most
 HELD_CHARACTERS = 32_000_000  # after which no more rows are shuffled together
 CHARACTERS_PER_TOKEN = 400  # least characters of text per token of a vocabulary
 LARGEST_VOCABULARY = 65_536  # nanochat's
-SHARDS_COUNTED = 10  # to estimate the size of a dataset
+SHARDS_COUNTED = 3  # to estimate the size of a dataset; each is read whole, to be recognised
 
 
 class Cursor(NamedTuple):

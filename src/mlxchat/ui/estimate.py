@@ -105,6 +105,7 @@ def _rates(facts: Estimate) -> list[Row]:
         Row("weight decay", f"{plan.weight_decay:.4g}", decayed),
         clipped if plan.grad_clip else Row("gradient norm", "no limit"),
         Row("warm-up", f"{plan.warmup_steps:,}", "steps"),
+        Row("dropout", f"{plan.dropout:.2g}" if plan.dropout else "none"),
         Row("cool-down", f"{plan.warmdown_ratio:.0%}", f"of steps, to {plan.final_lr_frac:.0%}"),
     ]
 
