@@ -18,6 +18,7 @@ from typing import get_args
 import numpy as np
 import pytest
 from support.api_runs import TINY, chats, small_runs
+from support.marks import slow
 
 import mlxchat
 from mlxchat import api, errors, trained
@@ -278,7 +279,7 @@ def interrupted(kind: str) -> None:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("kind", ["break", "interrupt"])
+@pytest.mark.parametrize("kind", [slow("break"), "interrupt"])
 def test_a_run_that_is_left_can_be_resumed(kind: str, prepared_home: Path) -> None:
     threads, kept = set(threading.enumerate()), []
     try:

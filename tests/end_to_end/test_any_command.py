@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 
+import pytest
 from support.places import REPOSITORY
 
 EXAMPLES = 20  # one of each command
 
 
+@pytest.mark.slow
 def test_random_options_and_damaged_files_give_results_or_clear_errors() -> None:
     """It runs in a process of its own, whose forks hold no threads of other tests."""
     script = REPOSITORY / "benchmarks" / "command_fuzz.py"

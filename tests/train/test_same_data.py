@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.hub_server import HubServer, address
+from support.marks import slow
 from support.runs import (
     CONFIG,
     QUIET,
@@ -254,7 +255,7 @@ def test_a_shard_streamed_again_must_be_the_same(tmp_path: Path, tiny: Dataset) 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("what", ["write", "sync"])
+@pytest.mark.parametrize("what", ["write", slow("sync")])
 def test_a_run_saves_and_ends_if_its_log_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
