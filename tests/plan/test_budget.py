@@ -12,7 +12,7 @@ from support.clocks import FakeClock
 from support.marks import slow
 
 from mlxchat.config.pretrain import PretrainConfig
-from mlxchat.config.recipes import MOST_EPOCHS, scale_for, tokens_of
+from mlxchat.config.recipes import ENDLESS, MOST_EPOCHS, Text, scale_for
 from mlxchat.config.units import spell_duration, to_seconds
 from mlxchat.data.loader import LoaderState
 from mlxchat.errors import MlxchatError
@@ -125,7 +125,7 @@ def planned(
     flops: float = TERA,
     guess: float | None = None,
     vocab_size: int | None = 32_768,
-    text: float = math.inf,
+    text: Text = ENDLESS,
     **settings: object,
 ) -> Plan:
     """Return the plan for a machine that trains every model at ``flops``."""
@@ -179,7 +179,7 @@ def test_the_budget_recipe_follows_from_the_tokens_that_a_depth_can_see() -> Non
 
 def test_little_text_is_read_a_few_times_with_dropout_by_a_small_model() -> None:
     def of(text: float, **settings: object) -> Plan:
-        return planned(3600, vocab_size=None, text=text, **settings)
+        return planned(3600, vocab_size=None, text=Text(text), **settings)
 
     endless, million, many = of(math.inf), of(1e6), of(1e11)
     assert endless.most_steps is None
@@ -188,10 +188,10 @@ def test_little_text_is_read_a_few_times_with_dropout_by_a_small_model() -> None
     assert million.model.n_layer == 2
     assert million.dropout == 0.3
     assert million.num_iterations == million.most_steps
-    text = tokens_of(1e6, million.model.vocab_size)
+    text = Text(1e6).tokens(million.model.vocab_size)
     assert million.tokens == pytest.approx(MOST_EPOCHS * text, rel=0.01)
     more = of(2e7)
-    assert scaling_parameters(more.model) <= 3 * tokens_of(2e7, more.model.vocab_size)
+    assert scaling_parameters(more.model) <= 3 * Text(2e7).tokens(more.model.vocab_size)
     assert of(1e6, dropout=0.1).dropout == 0.1
     nanochats = of(1e6, recipe="classic")
     assert (nanochats.dropout, nanochats.most_steps) == (0, None)
@@ -205,11 +205,11 @@ def test_little_text_is_read_a_few_times_with_dropout_by_a_small_model() -> None
     [(512, 2.08), (1024, 2.64), (2048, 3.12), (4096, 3.57), (8192, 3.95)],
 )
 def test_bytes_per_token_are_as_measured_on_english(vocabulary: int, measured: float) -> None:
-    assert 1e6 / tokens_of(1e6, vocabulary) == pytest.approx(measured, rel=0.03)
+    assert 1e6 / Text(1e6).tokens(vocabulary) == pytest.approx(measured, rel=0.03)
 
 
 def test_a_run_that_has_read_its_text_often_enough_is_not_prolonged() -> None:
-    used, plans = simulated(lambda _: 0.4, "modern", recipe="budget", text=30_000)
+    used, plans = simulated(lambda _: 0.4, "modern", recipe="budget", text=Text(30_000))
     assert used < 0.5
     assert {made.num_iterations for made in plans} == {plans[0].most_steps}
 
@@ -350,7 +350,7 @@ Drift = Callable[[float], float]  # seconds of a step by the share of the budget
 
 
 def simulated(
-    drift: Drift, arch: str, text: float = math.inf, **settings: object
+    drift: Drift, arch: str, text: Text = ENDLESS, **settings: object
 ) -> tuple[float, list[Plan]]:
     """Return the share of the budget that the loop uses, and the plan of each step."""
     config = PretrainConfig.model_validate(

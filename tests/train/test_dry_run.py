@@ -10,7 +10,8 @@ from mlxchat.data.documents import BuiltinDocuments
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Noted
-from mlxchat.train.inputs import check_documents, ready_tokenizer, train_tokenizer
+from mlxchat.train.inputs import check_documents
+from mlxchat.train.tokenizer import ready_tokenizer, train_tokenizer
 
 THREE = ["shard_00000.parquet", "shard_00001.parquet", "shard_00002.parquet"]
 

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 from mlxchat.cli.train import tokenizer_train_command
-from mlxchat.config.pretrain import DataConfig
+from mlxchat.config.pretrain import DataConfig, PretrainConfig
+from mlxchat.config.recipes import ENDLESS, Text
 from mlxchat.data.documents import BuiltinDocuments, ShardDocuments
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Event, Progressed
 from mlxchat.tokenizer.bpe import Tokenizer
-from mlxchat.train.inputs import open_documents, tokenizer_folder, train_tokenizer
+from mlxchat.train.inputs import open_documents, text_of
+from mlxchat.train.tokenizer import tokenizer_folder, train_tokenizer
 
 
 class Interrupted(BuiltinDocuments):
@@ -72,6 +74,28 @@ def test_a_tokenizers_folder_follows_from_the_dataset(tmp_path: Path) -> None:
     assert tokenizer_folder(DataConfig(dataset="builtin"), home) == tmp_path / "tokenizer_builtin"
     given = DataConfig(dataset="builtin", tokenizer_dir=tmp_path / "mine")
     assert tokenizer_folder(given, home) == tmp_path / "mine"
+
+
+class Greek(BuiltinDocuments):
+    """A megabyte, of which every character has two bytes."""
+
+    def texts(self) -> Iterator[str]:
+        for _ in range(1000):
+            yield "ψυχή " * 100
+
+    def text_bytes(self) -> float:
+        return 1e6
+
+
+def test_the_tokens_of_the_text_are_as_its_tokenizer_makes_them(tmp_path: Path) -> None:
+    config = PretrainConfig(budget="10m")
+    tokenizer = train_tokenizer(BuiltinDocuments(1), tmp_path, 300, print, max_characters=20_000)
+    assert text_of(config, Greek(1)) == Text(1e6)
+    measured = text_of(config, Greek(1), tokenizer)
+    assert measured.tokens(300) == pytest.approx(1e6, rel=0.001)  # it knows no Greek: bytes
+    assert Text(1e6).tokens(300) < 0.6e6
+    assert text_of(PretrainConfig(budget="10m", recipe="classic"), Greek(1), tokenizer) == ENDLESS
+    assert text_of(config, BuiltinDocuments(1), tokenizer) == ENDLESS
 
 
 def test_the_settings_decide_which_documents_are_opened(tmp_path: Path) -> None:

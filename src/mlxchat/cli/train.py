@@ -110,16 +110,17 @@ def tokenizer_train_command(
 
     Models keep the tokenizer that they were trained with.
     """
-    from mlxchat.train import inputs
+    from mlxchat.train.inputs import open_documents
+    from mlxchat.train.tokenizer import tokenizer_folder, train_tokenizer
 
     home = Home.from_environment()
-    folder = inputs.tokenizer_folder(config, home)
+    folder = tokenizer_folder(config, home)
     with (
         exit_promptly(),
         Screen(json) as screen,
-        closing(inputs.open_documents(config, home, screen.show)) as documents,
+        closing(open_documents(config, home, screen.show)) as documents,
     ):
-        tokenizer = inputs.train_tokenizer(
+        tokenizer = train_tokenizer(
             documents, folder, config.vocab_size, screen.show, max_characters=max_chars
         )
     if json:
@@ -145,8 +146,9 @@ def _dry_run(config: PretrainConfig, home: Home, fresh: bool, json: bool) -> Non
     """
     from mlxchat.checkpoint.catalog import require_own_spelling
     from mlxchat.train.base import with_shape_of_base
-    from mlxchat.train.inputs import check_documents, stored_tokenizer
+    from mlxchat.train.inputs import check_documents
     from mlxchat.train.pretrain import Pretraining
+    from mlxchat.train.tokenizer import stored_tokenizer
 
     require_own_spelling(home, config.tag, "model_tag")
     config = with_shape_of_base(config, home)

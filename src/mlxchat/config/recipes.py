@@ -158,6 +158,35 @@ FRESH_EPOCHS = 3  # read so often, text teaches as much as new text
 DROPOUT, DROPOUT_EPOCHS = 0.3, 8  # the most, from so many epochs on
 
 
+class Text(NamedTuple):
+    """How much text a run can read before it reads it again.
+
+    Attributes:
+        bytes: of an epoch, about; infinite where the text never ends or is not on disk.
+        bytes_per_token: as the run's tokenizer was seen to need; None presumes English.
+    """
+
+    bytes: float = math.inf
+    bytes_per_token: float | None = None
+
+    def tokens(self, vocabulary: int) -> float:
+        """Return about how many tokens of a vocabulary of that size an epoch has.
+
+        What is presumed of English was measured on books, an encyclopedia and stories, with
+        tokenizers trained on them: 2.1 bytes per token of a vocabulary of 512, 2.6 of 1,024, 3.1 of
+        2,048, 3.6 of 4,096 and 4.0 of 8,192.
+
+        >>> round(Text(1_000_000).tokens(2048))
+        326797
+        >>> Text(1_000_000, bytes_per_token=1.6).tokens(2048)
+        625000.0
+        """
+        return self.bytes / (self.bytes_per_token or min(4.8, 0.46 * math.log2(vocabulary) - 2))
+
+
+ENDLESS = Text()
+
+
 def scale_for(tokens: float, text: float = math.inf) -> Scale:
     """Return what learns most from ``tokens``, read from a text of ``text`` tokens.
 
@@ -185,15 +214,3 @@ def scale_for(tokens: float, text: float = math.inf) -> Scale:
         batch=round(max(least, tokens / steps)),
         dropout=DROPOUT * min(1.0, max(0.0, often)),
     )
-
-
-def tokens_of(text: float, vocabulary: int) -> float:
-    """Return about how many tokens ``text`` bytes of English are.
-
-    Measured on books, an encyclopedia and stories, with tokenizers trained on them: 2.1 bytes per
-    token of a vocabulary of 512, 2.6 of 1,024, 3.1 of 2,048, 3.6 of 4,096 and 4.0 of 8,192.
-
-    >>> round(tokens_of(1_000_000, 2048))
-    326797
-    """
-    return text / min(4.8, 0.46 * math.log2(vocabulary) - 2)

@@ -23,7 +23,7 @@ from statistics import mean
 from typing import NamedTuple
 
 from mlxchat.config.pretrain import LARGEST_DEPTH, PretrainConfig
-from mlxchat.config.recipes import MOST_EPOCHS, Scale, scale_for, tokens_of
+from mlxchat.config.recipes import ENDLESS, MOST_EPOCHS, Scale, Text, scale_for
 from mlxchat.config.units import spell_duration
 from mlxchat.errors import ConfigError, MlxchatError
 from mlxchat.model.config import ASPECT_RATIO, GPTConfig
@@ -57,7 +57,7 @@ def budgeted_plan(
     flops: float,
     measure: Measure,
     speeds: dict[int, float] | None = None,
-    text: float = math.inf,
+    text: Text = ENDLESS,
 ) -> Plan:
     """Choose what the settings leave open so that training ends when the budget does.
 
@@ -71,7 +71,7 @@ def budgeted_plan(
         flops: FLOP/s presumed for training before anything is measured.
         measure: measures the step of a plan.
         speeds: FLOP/s by depth, as they were measured before; what is measured is added.
-        text: bytes of training text, of which the budget recipe takes no more than it can use.
+        text: of which the budget recipe takes no more than it can use.
 
     Raises:
         MlxchatError: `plan` refuses the settings, or there is no time for a single step.
@@ -133,20 +133,20 @@ def _draft(
     resources: Resources,
     seconds: float,
     speed: Callable[[int], float],
-    text: float,
+    text: Text,
 ) -> Plan:
     """Return the plan of the depth that suits ``seconds`` of training, or of the depth given."""
 
     by_budget = config.recipe_name == "budget"
     if not by_budget:
-        text = math.inf
+        text = ENDLESS
 
     def tokens(model: GPTConfig) -> float:
         seen = max(0.0, seconds) * speed(model.n_layer) / flops_per_token(model)
-        return min(seen, MOST_EPOCHS * tokens_of(text, model.vocab_size))
+        return min(seen, MOST_EPOCHS * text.tokens(model.vocab_size))
 
     def scale(model: GPTConfig) -> Scale:
-        return scale_for(tokens(model), tokens_of(text, model.vocab_size))
+        return scale_for(tokens(model), text.tokens(model.vocab_size))
 
     def draft_of(depth: int) -> Plan:
         settled, vocabulary = config, vocab_size or config.numbers.vocabulary
@@ -159,7 +159,7 @@ def _draft(
         total = config.total_batch_size or _batch(settled, model, tokens(model), scale(model))
         chosen = {"depth": depth, "total_batch_size": total, "num_iterations": TARGET_STEPS}
         draft = plan(settled.model_copy(update=chosen), vocabulary, resources)
-        most = MOST_EPOCHS * tokens_of(text, vocabulary) / total
+        most = MOST_EPOCHS * text.tokens(vocabulary) / total
         return draft.model_copy(
             update={"most_steps": None if math.isinf(most) else max(1, round(most))}
         )

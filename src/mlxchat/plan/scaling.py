@@ -21,6 +21,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from mlxchat.config.pretrain import LARGEST_DEPTH, PretrainConfig
+from mlxchat.config.recipes import ENDLESS, Text
 from mlxchat.config.units import LONGEST_DURATION, spell_duration
 from mlxchat.errors import ConfigError
 from mlxchat.plan.budget import budgeted_plan
@@ -169,7 +170,7 @@ def predict(
     config: PretrainConfig,
     resources: Resources,
     seconds: int,
-    text: float = math.inf,
+    text: Text = ENDLESS,
 ) -> Prediction:
     """Return what one run of ``seconds`` would reach, at the speed of the longest rung.
 
@@ -181,7 +182,7 @@ def predict(
         config: the settings that they share, without a depth.
         resources: the means of the machine.
         seconds: the budget of the run.
-        text: bytes of training text.
+        text: how much there is.
 
     Raises:
         MlxchatError: no model can be trained in the memory.

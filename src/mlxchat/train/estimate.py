@@ -8,9 +8,15 @@ from mlxchat.home import Home
 from mlxchat.plan.estimate import Estimate, Room, VocabularySource, estimate
 from mlxchat.plan.plan import plan, refitted
 from mlxchat.telemetry.events import Noted, Report
-from mlxchat.train.inputs import chooses_vocabulary, text_bytes_on_disk, vocabulary
+from mlxchat.train.inputs import text_on_disk
 from mlxchat.train.measure import Planner, resources
 from mlxchat.train.resume import SavedRun
+from mlxchat.train.tokenizer import (
+    chooses_vocabulary,
+    stored_tokenizer,
+    vocabulary,
+    with_tokenizer_near,
+)
 
 
 def estimate_run(
@@ -44,9 +50,11 @@ def estimate_run(
         planner = wanted = None
         if config.budget:
             report(Noted(time.time(), "Measuring how fast this machine trains."))
-            text = text_bytes_on_disk(config, home)
+            text = text_on_disk(config, home)
             planner = Planner(config, available, time.monotonic(), time.monotonic, text=text)
             wanted = planner.plan(None).model.vocab_size if chooses_vocabulary(config) else None
+            if tokenizer := stored_tokenizer(with_tokenizer_near(config, home, wanted), home):
+                planner.text = text_on_disk(config, home, tokenizer)
         vocab_size, source = vocabulary(config, home, wanted)
         made = planner.plan(vocab_size) if planner else plan(config, vocab_size, available)
     limit = made.memory_limit or available.memory

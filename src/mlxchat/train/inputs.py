@@ -1,18 +1,17 @@
-"""The inputs of pretraining: its dataset, and its tokenizer, which is trained if there is none.
+"""The dataset of a pretraining run.
 
 A resumed run needs the very files that it was started with: `reopen_documents`, or, without opening
 anything, `check_documents`.
 """
 
 import math
-import tempfile
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
 from mlxchat.checkpoint.trainer import TrainerState
-from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig, PretrainConfig
-from mlxchat.config.recipes import CLASSIC_RECIPE
+from mlxchat.config.pretrain import DataConfig, PretrainConfig
+from mlxchat.config.recipes import ENDLESS, Text
 from mlxchat.data.documents import BuiltinDocuments, ShardDocuments, TextDocuments
 from mlxchat.data.fetch import pin
 from mlxchat.data.fingerprint import frames
@@ -22,16 +21,11 @@ from mlxchat.data.streaming import StreamingShards
 from mlxchat.errors import ConfigError, DataError, NotFound, command
 from mlxchat.home import Home
 from mlxchat.names import as_listed
-from mlxchat.plan.estimate import VocabularySource
-from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
-from mlxchat.telemetry.events import Event, Noted, Progressed, Report
-from mlxchat.tokenizer.bpe import TOKENIZER_FILE, Tokenizer
+from mlxchat.telemetry.events import Report
+from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train.resume import require_names, require_revision, require_same_files
 
-DOCUMENT_CHARACTERS = 10_000  # read of one document, at most; nanochat's
-TRAINED_ON_PER_TOKEN = 5000  # characters, at most, for a vocabulary that the budget recipe chose
-NEAR = 2  # times the vocabulary that it chose: a tokenizer with as many, or as few, will do
-TASK = "reading text for the tokenizer"
+SAMPLE_CHARACTERS = 500_000  # that tell how many bytes a token has
 
 
 class StreamedDocuments(ShardDocuments):
@@ -220,199 +214,35 @@ def _stream(
     return StreamedDocuments(source, hub, known, config.seed)
 
 
-def tokenizer_folder(config: DataConfig, home: Home) -> Path:
-    """Return the folder of the run's tokenizer, which all datasets of the hub share."""
-    of_its_own = config.data_dir is None and config.dataset not in DATASETS
-    default = home.root / f"tokenizer_{config.dataset}" if of_its_own else home.tokenizer
-    return config.tokenizer_dir or default
-
-
-def stored_tokenizer(config: DataConfig, home: Home) -> Tokenizer | None:
-    """Read the run's tokenizer; None if it has yet to be trained.
-
-    Raises:
-        ConfigError: it has another vocabulary size than the settings say.
-    """
-    folder = tokenizer_folder(config, home)
-    if not (folder / TOKENIZER_FILE).exists():
-        return None
-    tokenizer = Tokenizer.load(folder)
-    if config.vocab_size not in (None, tokenizer.vocab_size):
-        raise ConfigError(
-            f"The tokenizer in {folder} has {tokenizer.vocab_size:,} tokens, "
-            f"not {config.vocab_size:,}.",
-            "Leave out `vocab_size` to use it, train another with mlxchat tokenizer train, or set "
-            "`tokenizer_dir`.",
-        )
-    return tokenizer
-
-
-def vocabulary(
-    config: PretrainConfig, home: Home, largest: int | None = None
-) -> tuple[int, VocabularySource]:
-    """Return the size of the run's vocabulary, and what determines it.
+def text_of(
+    config: PretrainConfig, documents: TextDocuments, tokenizer: Tokenizer | None = None
+) -> Text:
+    """Return how much text there is for the budget recipe; other recipes do not ask.
 
     Args:
-        largest: of a tokenizer yet to be trained; None for the recipe's.
-    """
-    if config.vocab_size:
-        return config.vocab_size, "vocab_size"
-    if tokenizer := stored_tokenizer(with_tokenizer_near(config, home, largest), home):
-        return tokenizer.vocab_size, "tokenizer"
-    largest = largest or config.numbers.vocabulary
-    return min(largest, _supported_vocabulary(config, home) or largest), "default"
-
-
-def _supported_vocabulary(config: DataConfig, home: Home) -> int | None:
-    """Return the size of the vocabulary that the text supports; None if none is on disk yet."""
-    if config.streaming:
-        return None
-    try:
-        with closing(open_documents(config, home, lambda _: None)) as documents:
-            return documents.suggested_vocabulary()
-    except NotFound:
-        return None
-
-
-def text_bytes(config: PretrainConfig, documents: TextDocuments) -> float:
-    """Return about how many bytes of text an epoch has, for the budget recipe.
-
-    It is infinite where text is streamed, and with other recipes, which do not ask for it.
+        config: the run's settings.
+        documents: the text.
+        tokenizer: encodes a sample, which tells the bytes of a token; None if there is none yet.
     """
     if config.streaming or config.recipe_name != "budget":
-        return math.inf
-    return documents.text_bytes()
+        return ENDLESS
+    size = documents.text_bytes()
+    if tokenizer is None or math.isinf(size):
+        return Text(size)
+    sample = ""
+    for text in documents.texts():
+        sample += text[: SAMPLE_CHARACTERS - len(sample)]
+        if len(sample) >= SAMPLE_CHARACTERS:
+            break
+    return Text(size, len(sample.encode()) / max(1, len(tokenizer.encode(sample))))
 
 
-def text_bytes_on_disk(config: PretrainConfig, home: Home) -> float:
-    """Return what `text_bytes` does; infinite as well if the text is not on disk yet."""
+def text_on_disk(config: PretrainConfig, home: Home, tokenizer: Tokenizer | None = None) -> Text:
+    """Return what `text_of` does; without end as well if the text is not on disk yet."""
     if config.streaming:
-        return math.inf
+        return ENDLESS
     try:
         with closing(open_documents(config, home, lambda _: None)) as documents:
-            return text_bytes(config, documents)
+            return text_of(config, documents, tokenizer)
     except (NotFound, DataError):
-        return math.inf
-
-
-def chooses_vocabulary(config: PretrainConfig) -> bool:
-    """Return whether the budget recipe chooses the vocabulary."""
-    if config.recipe_name != "budget" or config.vocab_size is not None:
-        return False
-    return config.tokenizer_dir is None or not (config.tokenizer_dir / TOKENIZER_FILE).exists()
-
-
-def with_tokenizer_near(config: PretrainConfig, home: Home, wanted: int | None) -> PretrainConfig:
-    """Return the settings with the folder of a tokenizer for about ``wanted`` tokens.
-
-    It is the one that the settings name. By default it is the dataset's if the tokenizer there has
-    between half and twice as many, otherwise a folder in that one, named by the number: a large
-    model would learn less from so few, and a small one spend most of its time on the head.
-    """
-    if wanted is None or config.tokenizer_dir is not None:
-        return config
-    tokenizer, folder = stored_tokenizer(config, home), tokenizer_folder(config, home)
-    if tokenizer and wanted <= NEAR * tokenizer.vocab_size <= NEAR**2 * wanted:
-        return config
-    return config.model_copy(update={"tokenizer_dir": folder / str(wanted)})
-
-
-def ready_tokenizer(
-    config: PretrainConfig,
-    home: Home,
-    documents: TextDocuments,
-    report: Report,
-    clock: Clock,
-    wanted: int | None = None,
-) -> Generator[Event, None, Tokenizer]:
-    """Read the run's tokenizer, or train it if there is none.
-
-    Args:
-        wanted: the vocabulary that the budget recipe chose; None for another recipe's.
-
-    Raises:
-        MlxchatError: as `stored_tokenizer` and `train_tokenizer`.
-    """
-    config = with_tokenizer_near(config, home, wanted)
-    folder, largest = tokenizer_folder(config, home), wanted or config.numbers.vocabulary
-    if tokenizer := stored_tokenizer(config, home):
-        if wanted is None and config.vocab_size is None and tokenizer.vocab_size > largest:
-            yield Noted(
-                clock(),
-                f"Using the tokenizer of {tokenizer.vocab_size:,} tokens in {folder}; the recipe "
-                f"{config.recipe_name} has {largest:,}. To train one of that size: "
-                f"{command('tokenizer train', vocab_size=largest, tokenizer_dir='FOLDER')}, then "
-                "train with `tokenizer_dir`.",
-            )
-        return tokenizer
-    yield Noted(
-        clock(), f"There is no tokenizer yet: training one, which will be stored in {folder}."
-    )
-    characters = MAX_CHARACTERS
-    if config.recipe_name == "budget":
-        characters = TRAINED_ON_PER_TOKEN * (config.vocab_size or largest)
-    return train_tokenizer(
-        documents,
-        folder,
-        config.vocab_size,
-        report,
-        largest=largest,
-        max_characters=characters,
-        clock=clock,
-    )
-
-
-def train_tokenizer(
-    documents: TextDocuments,
-    folder: Path,
-    vocab_size: int | None,
-    report: Report,
-    *,
-    largest: int = CLASSIC_RECIPE.vocabulary,
-    max_characters: int = MAX_CHARACTERS,
-    clock: Clock = SYSTEM_CLOCK,
-) -> Tokenizer:
-    """Train a tokenizer and store it in ``folder``; an older one there is replaced at the end.
-
-    Args:
-        documents: the text to train on.
-        folder: where to store the tokenizer.
-        vocab_size: size of the vocabulary; None for what the text supports, at most ``largest``.
-        report: called with the progress.
-        largest: see ``vocab_size``.
-        max_characters: characters to read, at most.
-        clock: seconds since the epoch.
-
-    Raises:
-        DataError: there is no text, or not enough for ``vocab_size``.
-    """
-
-    def texts() -> Iterator[str]:
-        done = reported = 0
-        for text in documents.texts():
-            yield text[:DOCUMENT_CHARACTERS]
-            done += min(len(text), DOCUMENT_CHARACTERS)
-            if done - reported >= 1_000_000:
-                reported = done
-                report(Progressed(clock(), TASK, done, None, "characters"))
-            if done >= max_characters:
-                break
-        report(Progressed(clock(), TASK, done, done, "characters"))
-        if not done:
-            raise DataError("The training data contain no text.", "Use data that contain some.")
-
-    tokenizer = Tokenizer.train(
-        texts(), vocab_size or min(largest, documents.suggested_vocabulary())
-    )
-    if vocab_size is not None and tokenizer.vocab_size < vocab_size:
-        raise DataError(
-            f"The text supports a vocabulary of {tokenizer.vocab_size:,} tokens, not "
-            f"{vocab_size:,}.",
-            f"Use `vocab_size={tokenizer.vocab_size}` or less, or more text.",
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unfinished", dir=folder) as unfinished:
-        tokenizer.save(Path(unfinished))
-        for path in Path(unfinished).iterdir():
-            path.replace(folder / path.name)
-    return tokenizer
+        return ENDLESS

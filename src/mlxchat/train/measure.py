@@ -1,6 +1,5 @@
 """The means of this machine for training, and its speed on synthetic data."""
 
-import math
 from functools import cache, partial
 from itertools import pairwise, repeat
 from statistics import median
@@ -10,6 +9,7 @@ import numpy as np
 from mlxchat import openblas
 from mlxchat.autotune import fastest
 from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.config.recipes import ENDLESS, Text
 from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
@@ -100,7 +100,7 @@ class Planner:
         resources: the means of the machine.
         started_at: when the budget started to run, by ``timer``.
         compile: makes the function that launches a step.
-        text: bytes of training text.
+        text: how much there is.
     """
 
     def __init__(
@@ -110,11 +110,12 @@ class Planner:
         started_at: float,
         timer: Timer,
         compile: Compile = compile_step,
-        text: float = math.inf,
+        text: Text = ENDLESS,
     ) -> None:
         budget = float(config.budget_seconds or 0)
         seconds = min(BUDGET_SHARE * budget, LONGEST_SECONDS)
-        self._config, self._resources, self._text = config, resources, text
+        self._config, self._resources = config, resources
+        self.text = text
         self._measure = step_timer(seconds, timer, compile, config.dtype)
         self._left = lambda: started_at + budget - timer()
         self._presumed = UTILISATION * matmul_flops(dtype=compute_dtype(config.dtype))
@@ -137,7 +138,7 @@ class Planner:
             self._presumed,
             self._measure,
             self._speeds,
-            self._text,
+            self.text,
         )
 
 

@@ -25,6 +25,7 @@ from mlxchat.train.measure import Planner
 from mlxchat.train.resume import SavedRun, TrainState, new_optimizer
 from mlxchat.train.run import run
 from mlxchat.train.stage import Prepared, Stage
+from mlxchat.train.tokenizer import chooses_vocabulary, ready_tokenizer
 
 PROMPTS = (  # nanochat's
     "The capital of France is",
@@ -124,9 +125,7 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         if config.budget:
             tokenizer, made = yield from self._within_budget(documents, resources, started_at)
         else:
-            tokenizer = yield from inputs.ready_tokenizer(
-                config, home, documents, self.report, clock
-            )
+            tokenizer = yield from ready_tokenizer(config, home, documents, self.report, clock)
             made = plan(config, tokenizer.vocab_size, resources)
         hold_memory(made.memory_limit, made.peak, config.wired)
         history = None
@@ -144,19 +143,20 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
     ) -> Generator[Event, None, tuple[Tokenizer, Plan]]:
         """Return the tokenizer and the plan of a run with a time budget."""
         config, clock = self.config, self.clock
-        text = inputs.text_bytes(config, documents)
+        text = inputs.text_of(config, documents)
         planner = Planner(config, resources, started_at, clock.seconds, self.compile, text)
         measuring = f"Measuring how fast this machine trains, for {config.budget}."
         wanted = None
-        if inputs.chooses_vocabulary(config):
+        if chooses_vocabulary(config):
             yield Noted(clock(), measuring)
             chosen = planner.plan(None).model.vocab_size
             wanted = min(chosen, documents.suggested_vocabulary())
-        tokenizer = yield from inputs.ready_tokenizer(
+        tokenizer = yield from ready_tokenizer(
             config, self.home, documents, self.report, clock, wanted
         )
         if wanted is None:
             yield Noted(clock(), measuring)
+        planner.text = inputs.text_of(config, documents, tokenizer)
         return tokenizer, planner.plan(tokenizer.vocab_size)
 
     def prompts(

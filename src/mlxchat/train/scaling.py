@@ -20,17 +20,17 @@ from mlxchat.plan.plan import Plan
 from mlxchat.plan.scaling import RUNGS, Law, Prediction, Rung, divided, predict
 from mlxchat.telemetry.clock import SYSTEM_CLOCK
 from mlxchat.telemetry.events import Report
-from mlxchat.train.inputs import (
+from mlxchat.train.inputs import open_documents, text_on_disk
+from mlxchat.train.measure import resources
+from mlxchat.train.pretrain import Pretraining
+from mlxchat.train.tokenizer import (
     chooses_vocabulary,
-    open_documents,
     ready_tokenizer,
-    text_bytes_on_disk,
+    stored_tokenizer,
     tokenizer_folder,
     vocabulary,
     with_tokenizer_near,
 )
-from mlxchat.train.measure import resources
-from mlxchat.train.pretrain import Pretraining
 
 NAME = "scaling"
 # The same validation text for all, whatever their batches, and so little that a short run can
@@ -75,7 +75,7 @@ def plan_ladder(
     available = resources(config.dtype)
     speed = UTILISATION * runtime.matmul_flops(dtype=runtime.compute_dtype(config.dtype))
 
-    text = text_bytes_on_disk(config, home)
+    text = text_on_disk(config, home)
 
     def presumed(run: PretrainConfig, vocab_size: int | None) -> Plan:
         seconds = float(run.budget_seconds or 0)
@@ -147,7 +147,8 @@ def predictions(
     if law is None or not law.falls:
         return []
     available = resources(config.dtype)
-    text = text_bytes_on_disk(config, home)
+    near = with_tokenizer_near(config, home, rungs[-1].vocab_size)
+    text = text_on_disk(config, home, stored_tokenizer(near, home))
     return [predict(law, rungs, config, available, seconds, text) for seconds in budgets]
 
 
