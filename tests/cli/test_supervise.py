@@ -118,7 +118,7 @@ def test_pauses_double_up_to_a_minute(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("mlxchat.cli.supervise.FIRST_PAUSE", 1.0)
     monkeypatch.setattr("mlxchat.cli.supervise.MAX_CRASHES", 9)
-    monkeypatch.setattr("mlxchat.cli.supervise._Forwarding.pause", pause)
+    monkeypatch.setattr("mlxchat.cli.supervise.Forwarding.pause", pause)
     with pytest.raises(MlxchatError):
         Supervised(tmp_path, "SIGKILL").run()
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]

@@ -28,6 +28,7 @@ from mlxchat.cli.monitor import monitor_command
 from mlxchat.cli.options import Command, options_from_models
 from mlxchat.cli.quantize import quantize_command
 from mlxchat.cli.quickstart import quickstart_command
+from mlxchat.cli.ranks import tell_launcher
 from mlxchat.cli.scaling import scaling_command
 from mlxchat.cli.serve import serve_command
 from mlxchat.cli.train import info_command, sft_command, tokenizer_train_command, train_command
@@ -105,6 +106,7 @@ def main() -> None:
     with standard_output() as (out, err):
         code = exit_code(lambda: program(prog_name="mlxchat", standalone_mode=False))
         lost = lost_output(out, err)
+    tell_launcher(code or lost)
     sys.exit(code or lost)
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -74,7 +74,7 @@ def supervise(command: CommandLine, run: Path, fresh: bool, tell: Tell) -> int:
         BackendError: it crashed `MAX_CRASHES` times without a new checkpoint.
     """
     earlier, newest, crashes, pause = _identity(run), _newest(run), 0, FIRST_PAUSE
-    with _Forwarding() as forwarding:
+    with Forwarding() as forwarding:
         while True:
             from_scratch = fresh and _identity(run) == earlier
             code = forwarding.run(command(from_scratch))
@@ -135,7 +135,7 @@ def _newest(run: Path) -> tuple[int | None, int] | None:
     return (_identity(run), saved[-1]) if saved else None
 
 
-class _Forwarding:
+class Forwarding:
     """Forwards `end_signals` to the running child process within its context, each once.
 
     The child has a session of its own, where the terminal does not reach it. Otherwise it would get
@@ -149,15 +149,26 @@ class _Forwarding:
 
     @property
     def asked_to_end(self) -> bool:
+        """Whether a signal has come."""
         return bool(self.received)
 
-    def run(self, command: list[str]) -> int:
-        """Run a command to its end and return its exit code (negative: a signal)."""
-        with subprocess.Popen(command, start_new_session=True) as self._process:
+    def run(self, command: list[str], variables: Mapping[str, str] = os.environ) -> int:
+        """Run a command to its end and return its exit code (negative: a signal).
+
+        Args:
+            command: the command line.
+            variables: its environment.
+        """
+        with subprocess.Popen(command, env=variables, start_new_session=True) as self._process:
             self._forward()
             code = self._process.wait()
         self._process = None
         return code
+
+    def kill(self) -> None:
+        """End the process at once, if it runs."""
+        if self._process is not None:
+            self._process.kill()
 
     def pause(self, seconds: float) -> bool:
         """Wait, and return True; return False as soon as a signal asks to end."""
@@ -166,7 +177,7 @@ class _Forwarding:
             time.sleep(SIGNAL_POLL_SECONDS)
         return not self.asked_to_end
 
-    def __enter__(self) -> "_Forwarding":
+    def __enter__(self) -> "Forwarding":
         handlers = {**dict.fromkeys(end_signals(), self._end), signal.SIGTSTP: self._suspend}
         self._handlers = {number: signal.signal(number, new) for number, new in handlers.items()}
         return self

@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlxchat.cli.options import Fresh, Json, StayAwake
+from mlxchat.cli.ranks import (
+    Hosts,
+    Ranks,
+    RankTimeout,
+    follow_run,
+    joined,
+    launch_if_asked,
+)
 from mlxchat.cli.session import exit_promptly, staying_awake, watch_run
 from mlxchat.cli.supervise import train_supervised
 from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig, PretrainConfig
+from mlxchat.config.ranks import PATIENCE
 from mlxchat.config.sft import SftConfig
 from mlxchat.errors import command
 from mlxchat.home import Home
@@ -33,6 +42,9 @@ def train_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan of the run without training.")
     ] = False,
+    ranks: Ranks = 1,
+    hosts: Hosts = None,
+    rank_timeout: RankTimeout = PATIENCE,
     stay_awake: StayAwake = True,
     json: Json = False,
 ) -> None:
@@ -54,18 +66,32 @@ def train_command(
     if dry_run:
         _dry_run(config, home, fresh, json)
         return
-    from mlxchat.train.pretrain import run_pretraining
+    launch_if_asked(ranks, hosts, rank_timeout)
+    from mlxchat.train.pretrain import Pretraining, run_pretraining
 
+    world = joined(config, rank_timeout)
+    if not world.leads:
+        follow_run(Pretraining, world)
+        return
     with staying_awake(stay_awake, json):
         watch_run(
-            lambda show, meter, stop: run_pretraining(config, home, show, meter, stop, fresh), json
+            lambda show, meter, stop: run_pretraining(
+                config, home, show, meter, stop, fresh, world=world
+            ),
+            json,
         )
     if not json:
         _say_how_to_talk(home.run(config.tag))
 
 
 def sft_command(
-    config: SftConfig, fresh: Fresh = False, stay_awake: StayAwake = True, json: Json = False
+    config: SftConfig,
+    fresh: Fresh = False,
+    ranks: Ranks = 1,
+    hosts: Hosts = None,
+    rank_timeout: RankTimeout = PATIENCE,
+    stay_awake: StayAwake = True,
+    json: Json = False,
 ) -> None:
     """Fine-tune a model on conversations, so that it answers.
 
@@ -76,13 +102,21 @@ def sft_command(
     used, changes and keys that are not used are counted and reported. To resume from the
     newest checkpoint, repeat the same command.
     """
-    from mlxchat.train.sft import run_fine_tuning, with_source
+    launch_if_asked(ranks, hosts, rank_timeout)
+    from mlxchat.train.sft import FineTuning, run_fine_tuning, with_source
 
+    world = joined(config, rank_timeout)
+    if not world.leads:
+        follow_run(FineTuning, world)
+        return
     home = Home.from_environment()
     config = with_source(config, home)
     with staying_awake(stay_awake, json):
         watch_run(
-            lambda show, meter, stop: run_fine_tuning(config, home, show, meter, stop, fresh), json
+            lambda show, meter, stop: run_fine_tuning(
+                config, home, show, meter, stop, fresh, world=world
+            ),
+            json,
         )
     if not json:
         _say_how_to_talk(home.run(config.tag))

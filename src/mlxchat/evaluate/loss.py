@@ -34,6 +34,7 @@ def bits_per_byte(
     tokenizer: Tokenizer,
     step: int = 0,
     clock: Clock = SYSTEM_CLOCK,
+    summed: Callable[[list[float]], list[float]] = lambda numbers: numbers,
 ) -> Iterator[Event]:
     """Evaluate on at most ``limit`` batches, yielding progress and, last, an `Evaluated`.
 
@@ -44,6 +45,12 @@ def bits_per_byte(
 
     Args:
         losses: returns the nats at every position, (B, T), from ids and targets, as `GPT.losses`.
+        batches: what to evaluate on.
+        limit: the most of them.
+        tokenizer: tells how many bytes a token stands for.
+        step: the number of the step, for the events.
+        clock: stamps the events.
+        summed: returns the sums over all processes that evaluate a part each.
 
     Raises:
         DataError: no target stands for bytes.
@@ -58,7 +65,7 @@ def bits_per_byte(
         bytes_each = lengths[np.maximum(batch.targets, 0)] * (batch.targets >= 0)  # (B, T)
         sums += each.sum(), each[bytes_each > 0].sum(), bytes_each.sum()
         tokens += int((batch.targets >= 0).sum())
-    nats, counted, bytes_seen = sums.tolist()
+    nats, counted, bytes_seen, tokens_seen = summed([*sums.tolist(), float(tokens)])
     if not bytes_seen:
         raise DataError(
             "The validation data does not fill one row of the context length, or has no answer "
@@ -69,8 +76,8 @@ def bits_per_byte(
         clock(),
         step,
         bits_per_byte=counted / (math.log(2) * bytes_seen),
-        loss=nats / tokens,
-        tokens=tokens,
+        loss=nats / tokens_seen,
+        tokens=int(tokens_seen),
         seconds=clock.seconds() - began,
     )
 

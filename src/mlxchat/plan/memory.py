@@ -53,6 +53,21 @@ class BatchPlan(BaseModel):
             self.streams,
         )
 
+    def of_each(self, ranks: int) -> "BatchPlan":
+        """Return how each of ``ranks`` divides its rows of a step: no more of them at a time.
+
+        >>> BatchPlan(device_batch_size=8, accumulation=3).of_each(2).division[:2]
+        (6, 2)
+        """
+        if ranks == 1:
+            return self
+        rows = self.device_batch_size * self.accumulation // ranks
+        most = range(min(rows, self.device_batch_size), 0, -1)
+        size = next(size for size in most if rows % size == 0)
+        streams = next(each for each in range(self.streams, 0, -1) if size % each == 0)
+        own = {"device_batch_size": size, "accumulation": rows // size, "streams": streams}
+        return self.model_copy(update=own)
+
 
 # Arrays (B, T, C) that exist at one time, counted where nothing is computed ahead.
 LAYER_ARRAYS = 14  # kept by a layer for its backward pass: stream, norms, queries, keys, values ...

@@ -95,6 +95,7 @@ class Started:
     parameters: Count
     estimated_memory: Count | None = None  # bytes, the planned peak of MLX
     matmul_flops: Measured | None = None  # of a product here, in FLOP/s; None if not measured
+    ranks: Count = 1  # processes that train together; both FLOP/s are those of all
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ class Stepped:
     seconds: Seconds  # since the end of the previous step, or of what came between
     position: Position
     memory: Memory
+    waited: Seconds | None = None  # of them, for the sums of all ranks; None of a single process
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The work of a run between steps: evaluating, sampling and saving."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,18 +9,18 @@ from typing import Any
 
 from mlxchat.checkpoint import layout, store, trainer
 from mlxchat.data.documents import Documents
-from mlxchat.data.loader import Loader, LoaderState, first_rows
+from mlxchat.data.loader import LoaderState
 from mlxchat.engine.generate import Tool, continue_greedily
 from mlxchat.engine.tools import ToolUse
-from mlxchat.evaluate.loss import bits_per_byte
 from mlxchat.model.gpt import GPT
 from mlxchat.plan.budget import Deadline
-from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Evaluated, Event, Sampled, Saved
 from mlxchat.telemetry.log import RunLog
 from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import ASSISTANT_END, Tokenizer
 from mlxchat.train.divergence import check_finite
+from mlxchat.train.parts import Evaluation
+from mlxchat.train.ranks import Leader
 from mlxchat.train.resume import TrainState
 from mlxchat.train.stage import Stage
 
@@ -41,6 +40,7 @@ class Activities:
         log: the run's log, synced to disk before a step is saved.
         deadline: keeps the time budget, if there is one.
         revision: the revision of the dataset's files that a resumed run recorded; None if new.
+        leader: announces evaluations to the other ranks.
         stop: polled; return True to save and stop.
     """
 
@@ -51,36 +51,27 @@ class Activities:
     log: RunLog
     deadline: Deadline | None
     revision: str | None
+    leader: Leader
     stop: Callable[[], bool]
 
     def __post_init__(self) -> None:
-        model = self.state.model
-        in_chunks = partial(model.losses, chunk_rows=self.state.plan.chunk_rows)
-        self._losses = mx.compile(in_chunks, inputs=model.state)
+        self._evaluation = Evaluation(self.stage, self.documents, self.state)
 
     def evaluate(self, step: int) -> Iterator[Event]:
         """Measure the bits per byte of the first validation documents.
 
         The evaluation after the last step is not cut short by ``stop``.
         """
-        plan, tokenizer = self.state.plan, self.state.tokenizer
 
         def stop() -> bool:
             return self.stop() and step < self.state.plan.num_iterations
 
-        rows, context = plan.device_batch_size, plan.model.sequence_len
-        documents, answers_only = self.documents.validation(), self.documents.conversational
-        with Loader(
-            documents, tokenizer, rows, context, stop=stop, answers_only=answers_only
-        ) as batches:
-            wanted = first_rows(batches, plan.eval_rows)
-            limit = math.ceil(plan.eval_rows / rows)
-            clock = self.stage.clock
-            for event in bits_per_byte(self._losses, wanted, limit, tokenizer, step, clock):
-                if isinstance(event, Evaluated):
-                    yield replace(event, best=self.meter.is_best(event.bits_per_byte))
-                else:
-                    yield event
+        self.leader.evaluation(step, self.state.model.named_parameters())
+        for event in self._evaluation.events(step, stop):
+            if isinstance(event, Evaluated):
+                yield replace(event, best=self.meter.is_best(event.bits_per_byte))
+            else:
+                yield event
 
     def sample(self, step: int) -> Iterator[Event]:
         """Have the model continue the stage's prompts."""

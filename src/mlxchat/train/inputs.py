@@ -134,6 +134,11 @@ def reopen_documents(
     return ShardDocuments(LocalShards(folder, names=names), known=known, seed=config.seed)
 
 
+def frames_on_disk(config: DataConfig, home: Home, documents: TextDocuments) -> dict[str, str]:
+    """Return the frames of the dataset's files that are on disk, by name."""
+    return frames(_folder(config, home), documents.names)
+
+
 def with_names_on_disk(
     config: PretrainConfig, home: Home, state: TrainerState[PretrainConfig]
 ) -> TrainerState[PretrainConfig]:

@@ -6,7 +6,7 @@ the `Hooks` of the run. The loss of a step is read while the next one runs, so t
 never waits.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -25,8 +25,11 @@ from mlxchat.streams import one_thread_each
 from mlxchat.telemetry.clock import Clock
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Position, Stepped
 from mlxchat.train.divergence import check_numbers
+from mlxchat.train.world import ALONE, World
 
 # ==== The loop ===================================================================================
+
+SHARES = "shares of the loss"  # among the gradients by name
 
 ShouldStop = Callable[[], bool]  # polled; returns True to save and stop
 
@@ -39,11 +42,13 @@ class Pending:
         metrics: the gradient norm, the learning rate of the matrices and, of each micro-batch, its
             share of the loss: (2 + accumulation,).
         state: the loader's state after the step's last batch.
+        waited: seconds spent on sums with other ranks; None of a single process.
     """
 
     step: int
     metrics: mx.array
     state: LoaderState
+    waited: float | None = None
 
     def read(self) -> tuple[float, float, float]:
         """Wait for the step; return its loss, the gradient norm and the learning rate.
@@ -214,6 +219,7 @@ def _finish(pending: Pending, timed_from: float, clock: Clock, shards: int) -> I
         seconds=seconds,
         position=Position(cursor.epoch, cursor.shard, shards),
         memory=memory_use(),
+        waited=pending.waited,
     )
     check_numbers({"loss": loss, "gradient norm": norm}, pending.step, cursor)
 
@@ -241,13 +247,36 @@ class StepParts:
     grad_clip: float  # largest gradient norm; 0: no limit
     dropout: float = 0.0
     seed: int = 0  # decides, with the number of the step, what dropout zeroes
+    world: World = ALONE  # each rank computes with its own rows of every step
+    announce: Callable[[int], None] = lambda number: None  # called when a step's batches are there
 
     def keys(self, number: int) -> list[mx.array | None]:
         """Return what decides about dropout in each micro-batch of a step; None without it."""
+        own = self.own_plan.accumulation
         if not self.dropout:
-            return [None] * self.plan.accumulation
+            return [None] * own
         of_step = mx.random.key((self.seed << 32) + number)
-        return [*mx.random.split(of_step, self.plan.accumulation)]
+        of_all = [*mx.random.split(of_step, own * self.world.size)]
+        return of_all[self.world.rank :: self.world.size]
+
+    @property
+    def own_plan(self) -> BatchPlan:
+        """How this rank's rows of a step are divided."""
+        return self.plan.of_each(self.world.size)
+
+    def own_rows(self, batches: Sequence[Batch]) -> Iterator[tuple[mx.array, mx.array]]:
+        """Yield ids and targets, both (B, T), of this rank's micro-batches of a step."""
+        if self.world.alone:
+            for batch in batches:
+                yield mx.array(batch.ids), mx.array(batch.targets)
+            return
+        own = self.world.rows(self.plan.rows_per_step)
+        ids = np.concatenate([batch.ids for batch in batches])[own]
+        targets = np.concatenate([batch.targets for batch in batches])[own]
+        size = self.own_plan.device_batch_size
+        for first in range(0, len(ids), size):
+            part = slice(first, first + size)
+            yield mx.array(ids[part]), mx.array(targets[part])
 
 
 class Compile(Protocol):
@@ -264,30 +293,33 @@ def compile_step(parts: StepParts, stop: ShouldStop = lambda: False) -> Launch:
     polled before each micro-batch; if it returns True, the function raises `Stopped`, and the model
     is as it was before the step.
     """
-    model, optimizer, plan = parts.model, parts.optimizer, parts.plan
+    model, optimizer, plan, world = parts.model, parts.optimizer, parts.own_plan, parts.world
     accumulate = compile_gradients(
         model, plan.chunk_rows, plan.grad_checkpoint, plan.streams, parts.dropout
     )
 
     @one_thread_each(plan.streams)
     def launch(number: int) -> Pending:
-        batches = list(islice(parts.batches, plan.accumulation))
+        batches = list(islice(parts.batches, parts.plan.accumulation))
+        parts.announce(number)
         count = mx.array(max(1, sum(int((batch.targets >= 0).sum()) for batch in batches)))
         shares, gradients = list[mx.array](), Arrays()  # of the loss, each a scalar
-        for batch, key in zip(batches, parts.keys(number), strict=True):
+        for (ids, targets), key in zip(parts.own_rows(batches), parts.keys(number), strict=True):
             if stop():
                 raise Stopped
             parameters = model.named_parameters()
-            ids, targets = mx.array(batch.ids), mx.array(batch.targets)  # (B, T) each
             share, gradients = accumulate(parameters, ids, targets, count, gradients, key)
             mx.async_eval(share, gradients)
             mx.eval(shares[-1:])  # no more than one micro-batch under way
             shares.append(share)
+        gradients[SHARES] = mx.stack(shares)  # by the same way to the other ranks
+        gradients = world.sum(gradients)
+        of_loss = gradients.pop(SHARES)
         rates = parts.rates(number - 1)
         norm = optimizer.update(model, gradients, rates, parts.grad_clip, plan.streams)
         del gradients  # so that the update can reuse their memory
-        metrics = mx.stack([norm, rates.learning[MATRIX], *shares])
+        metrics = mx.concatenate([mx.stack([norm, rates.learning[MATRIX]]), of_loss])
         mx.async_eval(model.parameters(), optimizer.state, metrics)
-        return Pending(number, metrics, batches[-1].state)
+        return Pending(number, metrics, batches[-1].state, world.seconds_waited())
 
     return launch

@@ -101,6 +101,7 @@ class Planner:
         started_at: when the budget started to run, by ``timer``.
         compile: makes the function that launches a step.
         text: how much there is.
+        ranks: that train together; what one of them can do is measured.
     """
 
     def __init__(
@@ -111,14 +112,16 @@ class Planner:
         timer: Timer,
         compile: Compile = compile_step,
         text: Text = ENDLESS,
+        ranks: int = 1,
     ) -> None:
         budget = float(config.budget_seconds or 0)
         seconds = min(BUDGET_SHARE * budget, LONGEST_SECONDS)
         self._config, self._resources = config, resources
         self.text = text
-        self._measure = step_timer(seconds, timer, compile, config.dtype)
+        of_one = step_timer(seconds, timer, compile, config.dtype)
+        self._measure = lambda draft: (taken := of_one(draft)) and taken / ranks
         self._left = lambda: started_at + budget - timer()
-        self._presumed = UTILISATION * matmul_flops(dtype=compute_dtype(config.dtype))
+        self._presumed = ranks * UTILISATION * matmul_flops(dtype=compute_dtype(config.dtype))
         self._speeds: dict[int, float] = {}  # FLOP/s by depth
 
     def plan(self, vocab_size: int | None) -> Plan:

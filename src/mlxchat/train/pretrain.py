@@ -26,6 +26,7 @@ from mlxchat.train.resume import SavedRun, TrainState, new_optimizer
 from mlxchat.train.run import run
 from mlxchat.train.stage import Prepared, Stage
 from mlxchat.train.tokenizer import chooses_vocabulary, ready_tokenizer
+from mlxchat.train.world import ALONE, World
 
 PROMPTS = (  # nanochat's
     "The capital of France is",
@@ -47,10 +48,11 @@ def run_pretraining(
     stop: Callable[[], bool] = lambda: False,
     fresh: bool = False,
     clock: Clock = SYSTEM_CLOCK,
+    world: World = ALONE,
 ) -> Iterator[Event]:
     """Pretrain a model, or resume the run of that name; see `mlxchat.train.run.run`."""
     config = with_shape_of_base(config, home)
-    return run(Pretraining(config, home, report, clock), meter, stop, fresh)
+    return run(Pretraining(config, home, report, clock, world=world), meter, stop, fresh)
 
 
 class Pretraining(Stage[PretrainConfig, TextDocuments]):
@@ -109,6 +111,10 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         """Open the dataset, whose validation shard must be the run's."""
         return inputs.open_validation(self.config, self.home, names)
 
+    def files(self, documents: TextDocuments) -> dict[str, str]:
+        """Return the frames of the shards on disk, and the fingerprints of those that were read."""
+        return inputs.frames_on_disk(self.config, self.home, documents) | documents.fingerprints
+
     def notes(self, documents: TextDocuments) -> Iterable[str]:
         """Return what the preset stands for."""
         if self.config.of_preset:
@@ -144,7 +150,9 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         """Return the tokenizer and the plan of a run with a time budget."""
         config, clock = self.config, self.clock
         text = inputs.text_of(config, documents)
-        planner = Planner(config, resources, started_at, clock.seconds, self.compile, text)
+        planner = Planner(
+            config, resources, started_at, clock.seconds, self.compile, text, self.world.size
+        )
         measuring = f"Measuring how fast this machine trains, for {config.budget}."
         wanted = None
         if chooses_vocabulary(config):

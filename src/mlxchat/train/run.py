@@ -9,21 +9,20 @@ from mlxchat import runtime
 from mlxchat.checkpoint import catalog, store
 from mlxchat.checkpoint.files import require_connected
 from mlxchat.data.documents import Documents
-from mlxchat.data.loader import Batch, Loader
+from mlxchat.data.loader import Batch
 from mlxchat.device_failures import explained
 from mlxchat.errors import ConfigError, command
-from mlxchat.optim import schedule
-from mlxchat.optim.optimizer import Rates
-from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Event, Noted, Replanned, Started
 from mlxchat.telemetry.log import RunLog
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.status import StatusFile, status_path
 from mlxchat.train.activities import Activities
 from mlxchat.train.divergence import NotFiniteError, diverged
-from mlxchat.train.loop import Cadence, Hooks, StepParts, train
+from mlxchat.train.loop import Cadence, Hooks, train
 from mlxchat.train.measure import resources
-from mlxchat.train.resume import TrainState, resume
+from mlxchat.train.parts import never, opened_batches, step_parts
+from mlxchat.train.ranks import Leader, dismiss, send
+from mlxchat.train.resume import resume
 from mlxchat.train.stage import Prepared, Stage
 
 
@@ -65,6 +64,7 @@ def run(
         saved = None if fresh else stage.saved()
         if saved and saved.trainer.finished:
             yield Noted(clock(), f"The run {config.tag} is finished: {saved.folder}")
+            dismiss(stage.world)
             return
         _require_own_name(stage)
 
@@ -85,6 +85,8 @@ def run(
         else:
             state, notes = yield from _begin(stage, documents, started_at, fresh)
 
+        send(stage, documents, state)
+
         # Log and status file: other programs follow the run by them.
         path = home.log(config.tag)
         log = stack.enter_context(RunLog(path, state.step))
@@ -93,6 +95,10 @@ def run(
         )
 
         # Training
+        def asked_to_end() -> bool:
+            return log.failed or stop()
+
+        leader = Leader(stage.world, lambda: state.plan, asked_to_end)
         activities = Activities(
             stage=stage,
             documents=documents,
@@ -101,15 +107,18 @@ def run(
             log=log,
             deadline=stage.deadline(state.plan, started_at),
             revision=saved.trainer.revision if saved else None,
-            stop=lambda: log.failed or stop(),
+            leader=leader,
+            # What several ranks do together is not cut short by one of them.
+            stop=asked_to_end if stage.world.alone else never,
         )
-        batches = stack.enter_context(_batches(activities))
+        batches = stack.enter_context(opened_batches(stage, documents, state, activities.stop))
         for event in _events(activities, batches, notes):
             store.require_lock(stage.folder)
             meter.update(event)
             log.write(event)
             status.update(event)
             yield event
+        leader.end()
         log.check()
 
 
@@ -152,21 +161,6 @@ def _set_aside(stage: Stage[Any, Any]) -> Iterator[Event]:
     yield Noted(stage.clock(), f"The earlier run was set aside as {aside}.")
 
 
-def _batches(activities: Activities) -> Loader:
-    """Open the loader of the training batches where the run is in the data."""
-    state, documents = activities.state, activities.documents
-    return Loader(
-        documents.training(state.loader.cursor),
-        state.tokenizer,
-        state.plan.device_batch_size,
-        state.plan.model.sequence_len,
-        state.loader,
-        activities.stop,
-        documents.conversational,
-        activities.stage.whole_documents,
-    )
-
-
 def _events(
     activities: Activities, batches: Iterator[Batch], notes: tuple[str, ...]
 ) -> Iterator[Event]:
@@ -183,7 +177,8 @@ def _events(
     """
     stage, state = activities.stage, activities.state
     config, clock, plan = stage.config, stage.clock, state.plan
-    machine = runtime.machine()
+    machine, ranks = runtime.machine(), stage.world.size
+    product = runtime.product_flops(runtime.compute_dtype(config.dtype))
     yield Started(
         clock(),
         tag=config.tag,
@@ -191,33 +186,21 @@ def _events(
         total_steps=plan.num_iterations,
         tokens_per_step=plan.tokens_per_step,
         flops_per_token=plan.flops_per_token,
-        peak_flops=machine.peak_flops,
+        peak_flops=ranks * machine.peak_flops if machine.peak_flops else None,
         device=machine.device,
         parameters=plan.parameters,
         estimated_memory=plan.peak,
-        matmul_flops=runtime.product_flops(runtime.compute_dtype(config.dtype)),
+        matmul_flops=ranks * product if product else None,
+        ranks=ranks,
     )
     for note in notes:
         yield Noted(clock(), note)
 
-    def rates_after(step: int) -> Rates:
-        return rates(stage, state, step)
-
-    stop = activities.stop
-    parts = StepParts(
-        state.model,
-        state.optimizer,
-        batches,
-        rates_after,
-        plan,
-        plan.grad_clip,
-        plan.dropout,
-        config.seed,
-    )
+    parts = step_parts(stage, state, batches, activities.leader.step)
     events = train(
-        stage.compile(parts, stop),
+        stage.compile(parts, activities.stop),
         lambda: state.plan.num_iterations,
-        Hooks(clock, activities.evaluate, activities.sample, activities.save, stop),
+        Hooks(clock, activities.evaluate, activities.sample, activities.save, activities.stop),
         Cadence(config.eval_every, config.sample_every, config.save_every),
         step=state.step,
         evaluated=any(step == state.step for step, _ in activities.meter.evaluations),
@@ -247,21 +230,6 @@ def _better_step(stage: Stage[Any, Any]) -> Iterator[Event]:
         f"Step {best.step:,} is better than the last one: {best.bits_per_byte:.4f} bits per byte "
         f"where step {last.step:,} has {last.bits_per_byte:.4f}. It is kept. To use it: {use}; sft "
         "and eval chat take `step` too.",
-    )
-
-
-def rates(stage: Stage[Any, Any], state: TrainState, step: int) -> Rates:
-    """Return learning rates, momentum and weight decay after ``step`` updates, as arrays."""
-    plan = state.plan
-    total = plan.num_iterations
-    multiplier = schedule.learning_rate_multiplier(
-        step, total, plan.warmup_steps, plan.warmdown_ratio, plan.final_lr_frac
-    )
-    decay = schedule.weight_decay_multiplier(plan.model.arch, step, total)
-    return Rates(
-        {group: mx.array(rate * multiplier) for group, rate in plan.learning_rates.items()},
-        mx.array(stage.momentum(plan, step)),
-        mx.array(plan.weight_decay * decay),
     )
 
 

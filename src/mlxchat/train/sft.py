@@ -28,6 +28,7 @@ from mlxchat.train.resume import SavedRun, TrainState, new_optimizer, read_saved
 from mlxchat.train.run import run
 from mlxchat.train.sft_plan import sft_plan, survey
 from mlxchat.train.stage import Prepared, Stage
+from mlxchat.train.world import ALONE, World
 
 OF_EARLIER_VERSION = (
     "An earlier version of mlxchat saved this run. It packed conversations into rows in another "
@@ -45,9 +46,11 @@ def run_fine_tuning(
     stop: Callable[[], bool] = lambda: False,
     fresh: bool = False,
     clock: Clock = SYSTEM_CLOCK,
+    world: World = ALONE,
 ) -> Iterator[Event]:
     """Fine-tune a model, or resume the run of that name; see `mlxchat.train.run.run`."""
-    return run(FineTuning(with_source(config, home), home, report, clock), meter, stop, fresh)
+    stage = FineTuning(with_source(config, home), home, report, clock, world=world)
+    return run(stage, meter, stop, fresh)
 
 
 def with_source(config: SftConfig, home: Home) -> SftConfig:

@@ -27,6 +27,7 @@ from mlxchat.telemetry.events import Event, Report
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train.loop import Compile, compile_step
 from mlxchat.train.resume import Config, SavedRun, TrainState, read_saved
+from mlxchat.train.world import ALONE, World
 
 Corpus = TypeVar("Corpus", bound=Documents)
 
@@ -47,6 +48,7 @@ class Stage(ABC, Generic[Config, Corpus]):
         report: called with the progress of downloads and the like, also from other threads.
         clock: stamps the events and measures what they take.
         compile: makes the function that launches a step.
+        world: the ranks that train the run together.
     """
 
     name: ClassVar[str]  # in trainer.json
@@ -59,9 +61,10 @@ class Stage(ABC, Generic[Config, Corpus]):
         report: Report = lambda _: None,
         clock: Clock = SYSTEM_CLOCK,
         compile: Compile = compile_step,
+        world: World = ALONE,
     ) -> None:
         self.config, self.home, self.report, self.clock = config, home, report, clock
-        self.compile = compile
+        self.compile, self.world = compile, world
 
     @property
     def folder(self) -> Path:
@@ -139,6 +142,10 @@ class Stage(ABC, Generic[Config, Corpus]):
         Raises:
             MlxchatError: they are not on disk.
         """
+
+    def files(self, documents: Corpus) -> dict[str, str]:
+        """Return what tells the dataset's files from others of the same names, by name."""
+        return documents.fingerprints
 
     def notes(self, documents: Corpus) -> Iterable[str]:
         """Return what to tell the user about settings and data before the run starts."""

@@ -37,7 +37,8 @@ def describe(event: Event, meter: Meter) -> str | None:
         case Started():
             begins = f"step {event.step:,} of {event.total_steps:,}"
             size = f"{event.parameters:,} parameters, {event.tokens_per_step:,} tokens per step"
-            return f"{event.tag}: {begins}, {size}, on {event.device}"
+            where = f"{event.ranks} ranks, {event.device}" if event.ranks > 1 else event.device
+            return f"{event.tag}: {begins}, {size}, on {where}"
         case Evaluated():
             bits = f"{event.bits_per_byte:.4f} bits per byte"
             if event.best:
@@ -78,6 +79,8 @@ def step_line(event: Stepped, meter: Meter) -> str:
         parts.append(f"MFU {meter.mfu:.1%}")
     if meter.matmul_share is not None:
         parts.append(f"{meter.matmul_share:.1%} of a matmul")
+    if event.waited is not None and event.seconds:
+        parts.append(f"{event.waited / event.seconds:.0%} waiting for ranks")
     if meter.seconds_left is not None:
         parts.append(f"{duration(meter.seconds_left)} left")
     return ", ".join(parts)

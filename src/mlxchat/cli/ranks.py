@@ -1,0 +1,250 @@
+"""`--ranks`: several processes that train one run together, launched here or by mlx.launch."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mlxchat import __version__
+from mlxchat.cli.options import PATH
+from mlxchat.cli.session import Interrupts
+from mlxchat.cli.supervise import Forwarding
+from mlxchat.config.ranks import ANOTHER_ENDED, EXIT_CODE_FILE, backend_of_ranks
+from mlxchat.config.run import RunConfig
+from mlxchat.errors import DeviceError, NotFound
+from mlxchat.home import Home
+from mlxchat.system import own_command
+from mlxchat.ui.console import error as say_error
+from mlxchat.ui.console import say
+
+if TYPE_CHECKING:
+    from mlxchat.train.stage import Stage
+    from mlxchat.train.world import World
+
+POLL = 0.1  # seconds between looks at the other ranks
+GRACE = 10.0  # seconds for the other ranks to end by themselves once one has ended
+LOCALHOST = "127.0.0.1"
+
+Ranks = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Processes on this machine that train together, each with its share of every step's "
+        "rows: one for each GPU.",
+    ),
+]
+Hosts = Annotated[
+    Path | None,
+    typer.Option(
+        help="Train on several machines: a hostfile of mlx.launch, whose first host is this one. "
+        "See docs/ranks.md.",
+        show_default=False,
+        **PATH,
+    ),
+]
+RankTimeout = Annotated[
+    float,
+    typer.Option(
+        min=1,
+        metavar="SECONDS",
+        help="End the run if another rank does not answer for so long, also while rank 0 saves.",
+    ),
+]
+
+
+def launch_if_asked(ranks: int, hosts: Path | None, patience: float) -> None:
+    """End with the exit code of this very command run as several ranks, if that is what was asked.
+
+    Raises:
+        typer.BadParameter: both are given.
+    """
+    if backend_of_ranks() or (ranks == 1 and hosts is None):
+        return
+    if ranks > 1 and hosts:
+        raise typer.BadParameter("--ranks cannot be combined with --hosts, which names all ranks.")
+    raise typer.Exit(launch_on(hosts) if hosts else launch(ranks, patience))
+
+
+def launch_on(hosts: Path) -> int:
+    """Run this very command on the hosts of a file by mlx.launch, and return rank 0's exit code.
+
+    mlx.launch itself ends with 0 whatever happens, so rank 0 writes its code into a file.
+    """
+    if not hosts.is_file():
+        raise NotFound(f"There is no hostfile {hosts}.", "See docs/ranks.md for what is in it.")
+    program = Path(sysconfig.get_path("scripts")) / "mlx.launch"
+    with tempfile.TemporaryDirectory(prefix="mlxchat-") as folder:
+        result = Path(folder) / "code"
+        passed = f"--env={EXIT_CODE_FILE}={result}"
+        command = [str(program), "--hostfile", str(hosts), passed, "--"]
+        with Forwarding() as forwarding:
+            code = forwarding.run([*command, *own_command("mlxchat", *sys.argv[1:])])
+        if result.exists():
+            return int(result.read_text())
+    say_error(
+        "Rank 0 has not said how it ended.",
+        "What it printed is above. The first host of the file must be this machine.",
+    )
+    return code or os.EX_SOFTWARE
+
+
+def tell_launcher(code: int) -> None:
+    """Write the exit code where `launch_on` looks for it, if this is its rank 0."""
+    file = os.environ.get(EXIT_CODE_FILE)
+    if file and os.environ.get("MLX_RANK") == "0" and Path(file).parent.is_dir():
+        Path(file).write_text(str(code))
+
+
+def launch(ranks: int, patience: float) -> int:
+    """Run this very command as so many ranks, and return rank 0's exit code.
+
+    Rank 0 has the terminal, and gets the signals; what another one says is shown if it fails.
+
+    Args:
+        ranks: processes to start.
+        patience: seconds that rank 0 has to notice that another one has ended.
+    """
+    command = own_command("mlxchat", *sys.argv[1:])
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mlxchat-")))
+        addresses = environment(ranks, folder)
+        said = [stack.enter_context((folder / f"{rank}.txt").open("w+")) for rank in range(ranks)]
+        others = [
+            subprocess.Popen(
+                command,
+                env=os.environ | addresses | own(rank),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=said[rank],
+                start_new_session=True,
+            )
+            for rank in range(1, ranks)
+        ]
+        with Forwarding() as forwarding, ended_together(others, forwarding, patience) as failed:
+            code = forwarding.run(command, os.environ | addresses | own(0))
+        for rank in failed:
+            _show(rank, others[rank - 1], said[rank])
+    return code if code >= 0 else 128 - code
+
+
+def environment(ranks: int, folder: Path) -> dict[str, str]:
+    """Return the variables by which the ranks find each other, as mlx.launch sets them."""
+    from mlxchat.runtime import mx
+
+    if mx.cuda.is_available():
+        return {
+            "MLX_WORLD_SIZE": str(ranks),
+            "NCCL_HOST_IP": LOCALHOST,
+            "NCCL_PORT": str(_free_ports(1)[0]),
+        }
+    hosts = folder / "hosts.json"
+    hosts.write_text(json.dumps([[f"{LOCALHOST}:{port}"] for port in _free_ports(ranks)]))
+    return {"MLX_HOSTFILE": str(hosts)}
+
+
+def own(rank: int) -> dict[str, str]:
+    """Return the variables of one rank: its number, and the GPU of that number."""
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    device = devices[rank] if len(devices) > rank and devices[0] else str(rank)
+    return {"MLX_RANK": str(rank), "CUDA_VISIBLE_DEVICES": device}
+
+
+@contextmanager
+def ended_together(
+    others: list[subprocess.Popen[bytes]], leader: Forwarding, patience: float
+) -> Iterator[list[int]]:
+    """End the other ranks after the context, and rank 0 if it outlives one that has failed.
+
+    Yields a list, which will hold the number of the rank that failed first, unless that is rank 0.
+    """
+    done, failed = threading.Event(), list[int]()
+
+    def watch() -> None:
+        while not done.wait(POLL):
+            failed.extend([rank for rank, each in enumerate(others, 1) if each.poll()][:1])
+            if failed:
+                if not done.wait(patience + GRACE):
+                    leader.kill()
+                return
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield failed
+    finally:
+        done.set()
+        watching.join()
+        for end in (lambda process: None, subprocess.Popen.terminate, subprocess.Popen.kill):
+            for process in others:
+                if process.poll() is None:
+                    end(process)
+                    with_patience(process)
+
+
+def with_patience(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a process to end, for `GRACE` seconds at most."""
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        return
+
+
+def _show(rank: int, process: subprocess.Popen[bytes], said: IO[str]) -> None:
+    """Show why a rank failed: what it said, or the signal that ended it."""
+    said.seek(0)
+    lines = [line for line in said.read().splitlines() if not line.startswith("[ring]")]
+    if any(ANOTHER_ENDED in line for line in lines):
+        return  # only a consequence
+    if process.returncode < 0:
+        lines.append(f"ended by {signal.Signals(-process.returncode).name}")
+    for line in lines:
+        say(f"rank {rank}: {line}", sys.stderr)
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind((LOCALHOST, 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+def joined(config: RunConfig, patience: float) -> "World":
+    """Join the ranks that this process was launched with; one that was not is alone.
+
+    Raises:
+        ConfigError: the ranks were started with different settings or versions, which are named.
+        DeviceError: they cannot be reached.
+    """
+    from mlxchat.train.ranks import require_same
+    from mlxchat.train.world import connect
+
+    def late(error: DeviceError) -> None:
+        say_error(error.problem, error.remedy)
+        os._exit(os.EX_SOFTWARE)
+
+    world = connect(patience, late)
+    given = config.model_dump(mode="json", include=config.model_fields_set)
+    settings = {f"`{name}`": json.dumps(value) for name, value in given.items()}
+    require_same(world, {"mlxchat": __version__, "mlx": version("mlx"), **settings})
+    return world
+
+
+def follow_run(kind: "type[Stage[Any, Any]]", world: "World") -> None:
+    """Take part in a run that rank 0 leads; a signal here has rank 0 save and end."""
+    from mlxchat.train.ranks import follow
+
+    with Interrupts(lambda: None) as interrupts:
+        follow(kind, Home.from_environment(), world, interrupts.requested)

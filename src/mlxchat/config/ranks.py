@@ -1,0 +1,20 @@
+"""How a process is told that it is one of several ranks. Pure: quick to import."""
+
+import os
+
+PATIENCE = 300.0  # seconds in which the other ranks must answer
+VARIABLES = {  # that mlx.launch, and `mlxchat train --ranks`, set for each backend of MLX
+    "nccl": "NCCL_HOST_IP",
+    "jaccl": "MLX_IBV_DEVICES",
+    "ring": "MLX_HOSTFILE",
+    "mpi": "OMPI_COMM_WORLD_RANK",
+}
+
+
+EXIT_CODE_FILE = "MLXCHAT_EXIT_CODE_FILE"  # where rank 0 writes how it ended: mlx.launch says 0
+ANOTHER_ENDED = "A rank has ended, or was cut off"
+
+
+def backend_of_ranks() -> str | None:
+    """Return by which of MLX's backends this process was launched; None if it is alone."""
+    return next((name for name, variable in VARIABLES.items() if variable in os.environ), None)

@@ -1,0 +1,235 @@
+"""Ranks: the processes that train one run together, on one machine or several.
+
+Every rank has the whole model and computes the gradients of its own rows; their sums are the same
+on all. Rank 0 leads and the others follow (`mlxchat.train.ranks`). What is here is what they
+exchange: numbers, texts and arrays. Everything goes through `mlx.core.distributed`, whose launcher,
+or ours, sets the environment variables that say who the ranks are.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+
+from mlxchat.config.ranks import ANOTHER_ENDED, PATIENCE, backend_of_ranks
+from mlxchat.errors import ConfigError, DeviceError, reason_of
+from mlxchat.model.gpt import Arrays
+from mlxchat.runtime import mx
+
+PIECE_BYTES = 32 * 2**20  # summed at a time, so that copies of the gradients take little memory
+
+Late = Callable[[DeviceError], None]
+"""Ends the process with that error, called in a thread of its own: the main thread hangs."""
+
+
+class World:
+    """The ranks of a run, by default a single one, for which every exchange is free.
+
+    Args:
+        group: the ranks; None for this process alone.
+        on_cpu: exchange by the CPU, which waits for others without a GPU's watchdog.
+        patience: seconds in which the other ranks must answer.
+        late: called if they do not.
+    """
+
+    def __init__(
+        self,
+        group: mx.distributed.Group | None = None,
+        on_cpu: bool = True,
+        patience: float = PATIENCE,
+        late: Late = lambda error: None,
+    ) -> None:
+        self._group, self._late, self._patience = group, late, patience
+        self._stream = mx.cpu if on_cpu else None
+        self.rank = group.rank() if group else 0
+        self.size = group.size() if group else 1
+        self._waited = 0.0
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other rank."""
+        return self.size == 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that decides, saves and reports."""
+        return self.rank == 0
+
+    def rows(self, total: int) -> slice:
+        """Return which of a step's rows are this rank's.
+
+        Raises:
+            ConfigError: they cannot be divided evenly.
+        """
+        if total % self.size:
+            possible = [ranks for ranks in range(1, total + 1) if total % ranks == 0]
+            raise ConfigError(
+                f"The {total:,} rows of a step cannot be divided evenly among {self.size} ranks.",
+                f"Use {_or(possible)} ranks, or a `total_batch_size` of as many rows as "
+                f"{self.size} divides.",
+            )
+        each = total // self.size
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def gather(self, numbers: Sequence[float]) -> npt.NDArray[np.float64]:
+        """Return the numbers of all ranks, exactly, a row for each: (ranks, numbers)."""
+        row = np.array([numbers], np.float64)
+        if self._group is None:
+            return row
+        # As bytes: MLX has no float64 on GPUs.
+        return self._gathered(row.view(np.uint8)).view(np.float64)
+
+    def gather_texts(self, text: str) -> list[str]:
+        """Return the texts of all ranks, which may differ in length."""
+        if self._group is None:
+            return [text]
+        data = np.frombuffer(text.encode(), np.uint8)
+        lengths = [int(length) for length in self.gather([data.size])[:, 0]]
+        row = np.zeros((1, max(lengths) + 1), np.uint8)
+        row[0, : data.size] = data
+        rows = self._gathered(row)
+        return [each[:n].tobytes().decode() for each, n in zip(rows, lengths, strict=True)]
+
+    def sum(self, arrays: Arrays) -> Arrays:
+        """Return the sums over the ranks of arrays that have the same names and shapes on all.
+
+        ``arrays`` is emptied on the way, so that their memory can be used again. What computes them
+        has ended before anything is exchanged: nothing on a GPU waits for another machine.
+        """
+        if self._group is None:
+            return arrays
+        mx.eval(arrays)
+        order = list(arrays)
+        began, summed = time.perf_counter(), Arrays()
+        for names in list(_pieces(arrays)):
+            flat = mx.concatenate([arrays[name].reshape(-1) for name in names])
+            total = mx.distributed.all_sum(flat, group=self._group, stream=self._stream)
+            self._evaluate(total)
+            ends = np.cumsum([arrays[name].size for name in names])[:-1].tolist()
+            for name, part in zip(names, mx.split(total, ends), strict=True):
+                summed[name] = part.reshape(arrays.pop(name).shape)
+        self._waited += time.perf_counter() - began
+        return {name: summed[name] for name in order}
+
+    def spread(self, arrays: Arrays) -> Arrays:
+        """Return rank 0's arrays; the others give arrays of the same names and shapes."""
+        if self.leads:
+            return self.sum(dict(arrays))
+        return self.sum({name: mx.zeros_like(array) for name, array in arrays.items()})
+
+    def require_equal(self, arrays: Arrays, step: int) -> None:
+        """Check that all ranks have the same arrays, by a checksum of every bit.
+
+        Raises:
+            DeviceError: one has others.
+        """
+        if self._group is None:
+            return
+        sums = self.gather([_checksum(array) for array in arrays.values()])
+        for name, column in zip(arrays, sums.T, strict=True):
+            if others := [rank for rank, each in enumerate(column) if each != column[0]]:
+                raise DeviceError(
+                    f"After step {step:,}, {name} of rank {others[0]} is not that of rank 0.",
+                    "One of the machines computes wrongly, or another version of MLX. What was "
+                    "saved before is kept: repeat the command to resume.",
+                )
+
+    def seconds_waited(self) -> float | None:
+        """Return the seconds spent on sums since the last call; None for a single rank."""
+        waited, self._waited = self._waited, 0.0
+        return None if self.alone else waited
+
+    @contextmanager
+    def patient(self, seconds: float) -> Iterator[None]:
+        """Wait for so many seconds within the context."""
+        usual, self._patience = self._patience, seconds
+        try:
+            yield
+        finally:
+            self._patience = usual
+
+    def _gathered(self, row: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Return the rows of all ranks, each (1, bytes) and of the same length."""
+        gathered = mx.distributed.all_gather(mx.array(row), group=self._group, stream=self._stream)
+        self._evaluate(gathered)
+        return np.array(gathered)
+
+    def _evaluate(self, array: mx.array) -> None:
+        try:
+            with self._watched():
+                mx.eval(array)
+        except RuntimeError as error:
+            raise lost(f"{ANOTHER_ENDED}: {reason_of(error)}.") from error
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Give up after `patience`, from a thread: one that hangs cannot be woken up."""
+        silent = lost(f"Another rank has not answered for {self._patience:.0f} s.")
+        timer = threading.Timer(self._patience, self._late, [silent])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+ALONE = World()
+
+
+def connect(patience: float, late: Late) -> World:
+    """Join the ranks that this process was launched with; one that was not is alone.
+
+    Args:
+        patience: seconds in which the other ranks must answer, always.
+        late: called in a thread of its own if they do not.
+
+    Raises:
+        DeviceError: they cannot be reached.
+    """
+    backend = backend_of_ranks()
+    if backend is None:
+        return ALONE
+    try:
+        group = mx.distributed.init(strict=True, backend=backend)
+    except (RuntimeError, ValueError) as error:
+        raise lost(f"The ranks could not connect ({backend}): {reason_of(error)}.") from error
+    return World(group, backend != "nccl", patience, late)
+
+
+def lost(problem: str) -> DeviceError:
+    """Return the error for ranks that do not answer."""
+    return DeviceError(
+        problem,
+        "Its own messages say why, if it could tell. What was saved is kept: repeat the command to "
+        "resume, with as many ranks as there are.",
+    )
+
+
+def _pieces(arrays: Arrays) -> Iterator[list[str]]:
+    """Divide arrays among pieces of one dtype and about `PIECE_BYTES`; yields their names."""
+    piece: list[str] = []
+    held = 0
+    for name, array in sorted(arrays.items(), key=lambda item: (str(item[1].dtype), item[0])):
+        if piece and (held >= PIECE_BYTES or array.dtype != arrays[piece[-1]].dtype):
+            yield piece
+            piece, held = [], 0
+        piece.append(name)
+        held += array.nbytes
+    if piece:
+        yield piece
+
+
+def _checksum(array: mx.array) -> float:
+    """Return the sum of an array's bits in words, modulo 2^32."""
+    words = mx.view(array.reshape(-1), mx.uint8).astype(mx.uint32)
+    odd = mx.arange(words.size, dtype=mx.uint32) * 2 + 1  # so that two words exchanged are noticed
+    return float((words * odd).sum().item())
+
+
+def _or(numbers: Sequence[int]) -> str:
+    *most, last = [str(number) for number in numbers]
+    return f"{', '.join(most)} or {last}" if most else last

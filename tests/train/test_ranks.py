@@ -1,0 +1,245 @@
+"""Several ranks that train one run: against one process, killed, stopped, started differently."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from mlxchat.checkpoint import store
+from mlxchat.cli.ranks import environment, own
+from mlxchat.home import Home
+from mlxchat.runtime import mx
+from mlxchat.system import own_command
+from tests.support.runs import SETTINGS, few, final, train_builtin_tokenizer
+
+STEPS = {**SETTINGS, "num_iterations": 12, "keep": 20, "device_batch_size": 4}  # 8 rows a step
+PATIENCE = 60  # seconds; a machine that tests on two cores is slow
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_builtin_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def options(**settings: object) -> list[str]:
+    named = {**STEPS, **settings}
+    return [
+        f"--{name.replace('_', '-')}={value}" for name, value in named.items() if value is not None
+    ]
+
+
+@contextmanager
+def together(
+    ranks: int, homes: Sequence[Path], arguments: Sequence[Sequence[str]], folder: Path
+) -> Iterator[list[subprocess.Popen[str]]]:
+    """Start ranks as mlx.launch does; all end with the context."""
+    addresses = environment(ranks, folder)
+    with ExitStack() as stack:
+        processes = []
+        for rank, (home, words) in enumerate(zip(homes, arguments, strict=True)):
+            process = subprocess.Popen(
+                own_command("mlxchat", *words),
+                env=os.environ | addresses | own(rank) | {"MLXCHAT_HOME": str(home)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            stack.callback(process.kill)
+            processes.append(process)
+        yield processes
+
+
+def trained(
+    ranks: int, home: Path, tokenizer: Path, patience: int = PATIENCE, **settings: object
+) -> list[tuple[int, str]]:
+    """Train with so many ranks in one home; returns their exit codes and what they said."""
+    words = ["train", f"--rank-timeout={patience}", *options(tokenizer_dir=tokenizer, **settings)]
+    home.mkdir(exist_ok=True)
+    with together(ranks, [home] * ranks, [words] * ranks, home) as processes:
+        said = [process.communicate(timeout=120) for process in processes]
+    return [(p.returncode, "".join(s)) for p, s in zip(processes, said, strict=True)]
+
+
+def alone(home: Path, tokenizer: Path, **settings: object) -> None:
+    home.mkdir(exist_ok=True)
+    words = own_command("mlxchat", "train", *options(tokenizer_dir=tokenizer, **settings))
+    subprocess.run(words, env=os.environ | {"MLXCHAT_HOME": str(home)}, check=True)
+
+
+def log(home: Path) -> list[dict[str, float]]:
+    events = map(json.loads, Home(home).log("run").read_text().splitlines())
+    return [event for event in events if event["event"] in ("step", "evaluated", "stepped")]
+
+
+def assert_alike(one: Path, other: Path) -> None:
+    """The last steps agree to 1e-5 of the largest number of each array."""
+    a, b = final(one), final(other)
+    assert a.keys() == b.keys()
+    for name in a:
+        x, y = a[name].astype(mx.float32), b[name].astype(mx.float32)
+        assert mx.abs(x - y).max().item() <= 1e-5 * max(1e-3, mx.abs(x).max().item()), name
+
+
+def assert_same_course(one: Path, other: Path) -> None:
+    for a, b in zip(log(one), log(other), strict=True):
+        assert (a["event"], a["step"]) == (b["event"], b["step"])
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_what_one_process_does(tmp_path: Path, tokenizer: Path) -> None:
+    settings = {"num_iterations": 12, "sample_every": 0}
+    alone(tmp_path / "one", tokenizer, **settings)
+    codes = trained(2, tmp_path / "two", tokenizer, **settings)
+    assert [code for code, _ in codes] == [0, 0], codes
+    assert codes[1][1] == ""  # only rank 0 speaks
+    assert_alike(tmp_path / "one", tmp_path / "two")
+    assert_same_course(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ranks", "settings"),
+    [
+        (3, {"total_batch_size": 288, "device_batch_size": 3}),
+        (2, {"total_batch_size": 96, "device_batch_size": 3}),  # 3 rows: not divisible by 2
+        (2, {"arch": "modern"}),
+        (2, {"dropout": 0.2}),
+    ],
+    ids=["three", "uneven", "modern", "dropout"],
+)
+def test_ranks_of_any_number(
+    tmp_path: Path, tokenizer: Path, ranks: int, settings: dict[str, object]
+) -> None:
+    settings = {**settings, "sample_every": 0}
+    if settings.get("total_batch_size") == 96:
+        codes = trained(ranks, tmp_path / "many", tokenizer, **settings)
+        assert codes[0][0] == 1
+        assert "The 3 rows of a step cannot be divided evenly among 2 ranks." in codes[0][1]
+        assert "Use 1 or 3 ranks" in codes[0][1]
+        return
+    codes = trained(ranks, tmp_path / "many", tokenizer, **settings)
+    assert {code for code, _ in codes} == {0}, codes
+    if "dropout" in settings:  # its masks differ by rank
+        return
+    alone(tmp_path / "one", tokenizer, **settings)
+    assert_alike(tmp_path / "one", tmp_path / "many")
+    assert_same_course(tmp_path / "one", tmp_path / "many")
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_and_resumed_with_other_numbers(
+    tmp_path: Path, tokenizer: Path
+) -> None:
+    settings = {
+        "num_iterations": 12,
+        "sample_every": 0,
+        "save_every": 1,
+        "total_batch_size": 384,  # 12 rows, for 1, 2 or 3 ranks
+    }
+    alone(tmp_path / "one", tokenizer, **settings)
+    order, home, kills = random.Random(20), tmp_path / "many", 0
+    words = ["train", f"--rank-timeout={PATIENCE}"]
+    words += options(tokenizer_dir=tokenizer, **settings)
+    home.mkdir()
+    while kills < 10:
+        ranks = order.choice((2, 3))
+        with together(ranks, [home] * ranks, [words] * ranks, home) as processes:
+            victim = order.choice(processes)
+            before = len(store.steps(Home(home).run("run")))
+            deadline = time.monotonic() + 60
+            while len(store.steps(Home(home).run("run"))) == before:  # it has begun to train
+                assert time.monotonic() < deadline
+                if processes[0].poll() is not None:
+                    break
+                time.sleep(0.01)
+            time.sleep(order.uniform(0, 0.1))
+            victim.kill()
+            kills += 1
+            codes = [process.wait(PATIENCE) for process in processes]
+            if 0 in codes and victim.returncode == -signal.SIGKILL and victim is not processes[0]:
+                assert codes[0] in (0, os.EX_SOFTWARE)
+            for process in processes:
+                if process is not victim:
+                    assert process.returncode in (0, os.EX_SOFTWARE)
+        if store.steps(Home(home).run("run"))[-1] == 12:
+            break
+    if store.steps(Home(home).run("run"))[-1] < 12:
+        alone(home, tokenizer, **settings)
+    assert kills >= 3
+    assert_alike(tmp_path / "one", home)
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_stopped_ends_the_others(tmp_path: Path, tokenizer: Path) -> None:
+    words = ["train", "--rank-timeout=5", *options(tokenizer_dir=tokenizer, num_iterations=20_000)]
+    tmp_path.mkdir(exist_ok=True)
+    with together(2, [tmp_path] * 2, [words] * 2, tmp_path) as (leader, other):
+        while not store.steps(Home(tmp_path).run("run")):
+            assert leader.poll() is None
+            time.sleep(0.1)
+        other.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        _, said = leader.communicate(timeout=60)
+        assert time.monotonic() - began < 20
+        assert leader.returncode == os.EX_SOFTWARE
+        assert "Another rank has not answered for 5 s." in said
+
+
+@pytest.mark.slow
+def test_what_differs_between_ranks_is_named(tmp_path: Path, tokenizer: Path) -> None:
+    words = ["train", "--rank-timeout=60", *options(tokenizer_dir=tokenizer)]
+    other = ["train", "--rank-timeout=60", *options(tokenizer_dir=tokenizer, total_batch_size=512)]
+    with together(2, [tmp_path] * 2, [words, other], tmp_path) as processes:
+        for process in processes:
+            _, said = process.communicate(timeout=60)
+            assert process.returncode == 1
+            assert "Rank 0 has --total-batch-size 256, rank 1 has 512." in said
+
+
+@pytest.mark.slow
+def test_other_data_on_one_rank_is_refused_by_name(tmp_path: Path, tokenizer: Path) -> None:
+    homes = [tmp_path / "a", tmp_path / "b"]
+    for home, text in zip(homes, ("foxes", "hens"), strict=True):
+        few(Home(home).data("mine"), 0, 1, text=text)
+    words = ["train", "--rank-timeout=60", *options(tokenizer_dir=tokenizer, dataset="mine")]
+    with together(2, homes, [words] * 2, tmp_path) as processes:
+        for process in processes:
+            _, said = process.communicate(timeout=60)
+            assert process.returncode == 1
+            assert "Rank 1: shard_0000" in said
+            assert "is not the file of that name that rank 0 has" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_interrupt_on_any_rank_saves_once(tmp_path: Path, tokenizer: Path, rank: int) -> None:
+    settings = {"num_iterations": 20_000, "sample_every": 0, "save_every": 10_000, "eval_every": 0}
+    words = ["train", *options(tokenizer_dir=tokenizer, **settings)]
+    with together(2, [tmp_path] * 2, [words] * 2, tmp_path) as processes:
+        while not Home(tmp_path).log("run").exists():
+            assert processes[0].poll() is None
+            time.sleep(0.1)
+        time.sleep(1)
+        processes[rank].send_signal(signal.SIGINT)
+        codes = [process.wait(60) for process in processes]
+    assert codes[0] == (130 if rank == 0 else 0)
+    assert len(store.steps(Home(tmp_path).run("run"))) == 1
+
+
+@pytest.mark.slow
+def test_the_launcher_shows_why_another_rank_failed(tmp_path: Path, tokenizer: Path) -> None:
+    words = own_command("mlxchat", "train", "--ranks=2", *options(tokenizer_dir=tokenizer))
+    done = subprocess.run(
+        words, env=os.environ | {"MLXCHAT_HOME": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "12/12" in done.stdout
+    assert "rank 1" not in done.stderr
