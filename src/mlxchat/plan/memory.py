@@ -43,6 +43,11 @@ class BatchPlan(BaseModel):
     peak: Count = 0  # bytes that it is estimated to take at one time; 0 in older checkpoints
 
     @property
+    def rows_per_step(self) -> int:
+        """Rows in an optimizer step."""
+        return self.device_batch_size * self.accumulation
+
+    @property
     def division(self) -> tuple[int, int, int, bool, int]:
         """How a step is divided, without the memory that this takes."""
         return (
@@ -61,7 +66,7 @@ class BatchPlan(BaseModel):
         """
         if ranks == 1:
             return self
-        rows = self.device_batch_size * self.accumulation // ranks
+        rows = self.rows_per_step // ranks
         most = range(min(rows, self.device_batch_size), 0, -1)
         size = next(size for size in most if rows % size == 0)
         streams = next(each for each in range(self.streams, 0, -1) if size % each == 0)

@@ -69,11 +69,6 @@ class Plan(BatchPlan):
         return self
 
     @property
-    def rows_per_step(self) -> int:
-        """Rows in an optimizer step."""
-        return self.device_batch_size * self.accumulation
-
-    @property
     def tokens(self) -> int:
         """Tokens that the run trains on."""
         return self.num_iterations * self.tokens_per_step

@@ -107,7 +107,7 @@ def send(stage: Stage[Any, Any], documents: Documents, state: TrainState) -> Non
     if world.alone:
         return
     world.rows(state.plan.rows_per_step)
-    record = TrainerState(
+    record: TrainerState[Any] = TrainerState(
         step=state.step,
         stage=stage.name,
         settings=stage.config,

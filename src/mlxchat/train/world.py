@@ -227,7 +227,7 @@ def _checksum(array: mx.array) -> float:
     """Return the sum of an array's bits in words, modulo 2^32."""
     words = mx.view(array.reshape(-1), mx.uint8).astype(mx.uint32)
     odd = mx.arange(words.size, dtype=mx.uint32) * 2 + 1  # so that two words exchanged are noticed
-    return float((words * odd).sum().item())
+    return float(np.array((words * odd).sum()))
 
 
 def _or(numbers: Sequence[int]) -> str:
