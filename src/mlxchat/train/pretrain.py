@@ -112,8 +112,8 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         return inputs.open_validation(self.config, self.home, names)
 
     def files(self, documents: TextDocuments) -> dict[str, str]:
-        """Return the frames of the shards on disk, and the fingerprints of those that were read."""
-        return inputs.frames_on_disk(self.config, self.home, documents) | documents.fingerprints
+        """Return the frames of the shards on disk, and what is known of others."""
+        return documents.fingerprints | inputs.frames_on_disk(self.config, self.home, documents)
 
     def notes(self, documents: TextDocuments) -> Iterable[str]:
         """Return what the preset stands for."""
