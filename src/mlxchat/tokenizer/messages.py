@@ -112,7 +112,7 @@ class Brackets:
     """Writes an assistant's message as people read it: a call and its output share brackets.
 
     Give it the pieces of the message as they come, of which a call and its output begin with an
-    empty one each, as `mlxchat.engine.chat.Answer` returns them.
+    empty one each, as `mlxchat.engine.answer.Answer` returns them.
 
     >>> brackets = Brackets()
     >>> pieces = ["text", "Half: "], ["python", ""], ["python", "48/2"], ["python_output", "24.0"]
