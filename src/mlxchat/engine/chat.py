@@ -129,7 +129,9 @@ class Chat:
 
         `messages` has the whole answer. Raises what `reply` raises.
         """
-        return "".join(piece.text for piece in self.reply(text) if piece.type == "text")
+        for _ in self.reply(text):
+            pass
+        return self.messages[-1].spoken
 
     def reply(self, text: str) -> Generator[Part, None, None]:
         """Stream the model's answer to ``text``, or its continuation: pieces of parts of a message.

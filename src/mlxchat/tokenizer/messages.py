@@ -62,6 +62,11 @@ class Message:
         """The texts of all parts, joined."""
         return "".join(part.text for part in self.parts)
 
+    @property
+    def spoken(self) -> str:
+        """The text without tool calls and their output."""
+        return "".join(part.text for part in self.parts if part.type == "text")
+
 
 @dataclass(frozen=True)
 class Conversation:

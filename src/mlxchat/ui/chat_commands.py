@@ -40,7 +40,11 @@ class Said(Protocol):
 
     @property
     def text(self) -> str:
-        """The text, without tool calls."""
+        """The texts of all pieces, joined."""
+
+    @property
+    def spoken(self) -> str:
+        """The text without tool calls and their output."""
 
     @property
     def parts(self) -> Sequence[Piece]:

@@ -49,7 +49,7 @@ def answer_object(chat: Responder, pieces: Pieces) -> dict[str, Any]:
             result = following.text if following and following.type == "python_output" else None
             calculations.append({"expression": part.text, "result": result})
     return {
-        "content": answer.text,
+        "content": answer.spoken,
         "calculations": calculations,
         "truncated": chat.truncated,
         "dropped": chat.dropped,
