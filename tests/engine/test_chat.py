@@ -214,6 +214,32 @@ def test_oldest_turns_are_dropped_from_the_context_but_not_from_the_messages() -
     assert len(model.passes[0]) == 1 + 2 * turn + len(asked) - shared
 
 
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_turns_are_encoded_once_each_to_find_how_many_fit(
+    system: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk = chat(Reciting("ok", sequence_len=256), max_tokens=16)
+    contents = dialogue(*["0123456789"] * 400)
+    messages = [{"role": message.role, "content": message.text} for message in contents]
+    lead = [] if system is None else [{"role": "system", "content": system}]
+    talk.load(fill(tmp_path / "long.json", *lead, *messages))
+    encoded: list[str] = []
+    encode = BYTES.encode
+
+    def counted(text: str) -> list[int]:
+        encoded.append(text)
+        return encode(text)
+
+    monkeypatch.setattr(BYTES, "encode", counted)
+    assert talk.say("And now?") == "ok"
+    turn = len([USER, *b"0123456789", USER_END, ASSISTANT, *b"0123456789", END])
+    lead_tokens = len(f"{system}\n\n") if system else 0
+    asked = 1 + lead_tokens + len([USER, *b"And now?", USER_END, ASSISTANT])
+    fitting = (256 - 16 - asked) // turn
+    assert talk.dropped == 200 - fitting
+    assert len(encoded) < 3 * (fitting + 2)
+
+
 def test_dropped_turns_have_no_influence_on_answers(tmp_path: Path) -> None:
     model = network(sequence_len=64).model
     talk = chat(model, max_tokens=4)
@@ -402,6 +428,29 @@ def test_a_broken_file_is_named_and_changes_nothing(
     assert "\n" not in caught.value.problem
     assert '"messages"' in caught.value.remedy
     assert talk.messages == dialogue("Hello", "ok")
+
+
+def test_an_interrupted_load_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = fill(
+        tmp_path / "chat.json",
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hi."},
+    )
+    talk = chat(Reciting("ok"), system="Be kind.")
+    say(talk, "Hello")
+    before = talk.messages
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BYTES, "render", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            talk.load(path)
+    assert talk.messages == before
 
 
 def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:

@@ -215,10 +215,9 @@ class Chat:
         spoken = messages if system is None else messages[1:]
         _check_turns(path, spoken)
         pairs = zip(spoken[::2], spoken[1::2], strict=True)
+        turns = [_Turn(user.text, answer.content, self._answer(answer)) for user, answer in pairs]
         self.set(system=system)
-        self._turns = [
-            _Turn(user.text, answer.content, self._answer(answer)) for user, answer in pairs
-        ]
+        self._turns = turns
 
     def _some_turns(self) -> list[_Turn]:
         if not self._turns:
@@ -237,10 +236,10 @@ class Chat:
         Turns that were dropped before stay so.
         """
         context = self._model.config.sequence_len
-        room = min(self.settings.max_tokens, context // 2)
-        for dropped in range(turns[-2].dropped if turns[1:] else 0, len(turns)):
+        longest = context - min(self.settings.max_tokens, context // 2)
+        for dropped in range(self._least_dropped(turns, longest), len(turns)):
             prompt = self._prompt(turns[dropped:])
-            if len(prompt) + room <= context:
+            if len(prompt) <= longest:
                 return dropped, prompt
         if len(prompt) < context:  # the last message alone fits, with a shorter answer
             return dropped, prompt
@@ -249,6 +248,23 @@ class Chat:
             f"The message {takes} {len(prompt)} tokens; the model's context is {context}.",
             f"Shorten it to fewer than {context} tokens.",
         )
+
+    def _least_dropped(self, turns: Sequence[_Turn], longest: int) -> int:
+        """Return how many turns to drop for a prompt of ``longest`` tokens, by summing from the end.
+
+        The system message is counted with the last turn. Where it leads another one, a token or two
+        may differ, so only the whole prompt tells.
+        """
+        *earlier, last = turns
+        dropped, before = len(earlier), earlier[-1].dropped if earlier else 0
+        length = 1 + len(self._question(last, self.settings.system))
+        while dropped > before:
+            turn = earlier[dropped - 1]
+            length += len(self._question(turn, None)) + len(turn.tokens) + len(self._end)
+            if length > longest:
+                break
+            dropped -= 1
+        return dropped
 
     def _prompt(self, turns: Sequence[_Turn]) -> list[int]:
         """Return the tokens of ``turns``, up to where the last one's answer begins."""
