@@ -9,11 +9,18 @@ from support.chats import ASSISTANT, BOS, END, USER, USER_END, Reciting, chat, d
 from support.models import BYTES, network
 
 from mlxchat.config.inference import ChatSettings
+from mlxchat.engine import chat as engine_chat
+from mlxchat.engine.cache import KVCache
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import Architecture
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
 from mlxchat.tokenizer.messages import Conversation, Message, Part
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
 
 # Answers
 
@@ -173,15 +180,48 @@ def test_what_is_interrupted_before_its_first_token_leaves_no_trace(ask, monkeyp
     talk = chat(model)
     say(talk, "Count")
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
         patch.setattr(model, "features", interrupt)
         with pytest.raises(KeyboardInterrupt):
             ask(talk)
     assert talk.messages == dialogue("Count", "one")
     assert say(talk, "More") == "one"
+
+
+def test_ctrl_c_before_an_answer_begins_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    talk = chat(Reciting("one"))
+    say(talk, "Count")
+    for owner, name in ((mx.random, "split"), (KVCache, "trim"), (engine_chat, "Answer")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                say(talk, "More")
+        assert talk.messages == dialogue("Count", "one"), name
+
+
+@pytest.mark.parametrize("trimmed", [False, True])
+@pytest.mark.parametrize("arch", ["classic", "modern"])
+def test_ctrl_c_while_the_cache_is_trimmed_spoils_no_later_answer(
+    arch: Architecture, trimmed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = network(arch=arch).model
+    talk = chat(model, max_tokens=12)
+    say(talk, "Hello " * 30)
+    talk.clear()
+    trim = KVCache.trim
+
+    def interrupted(cache: KVCache, length: int) -> None:
+        if trimmed:
+            trim(cache, length)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KVCache, "trim", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            say(talk, "Farewell " * 20)
+    for text in ("Farewell " * 20, "Hello " * 30):
+        talk.clear()
+        assert say(talk, text) == say(chat(model, max_tokens=12), text)
 
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
@@ -442,9 +482,6 @@ def test_an_interrupted_load_changes_nothing(
     talk = chat(Reciting("ok"), system="Be kind.")
     say(talk, "Hello")
     before = talk.messages
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(BYTES, "render", interrupt)

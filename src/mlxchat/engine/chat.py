@@ -250,10 +250,11 @@ class Chat:
         )
 
     def _least_dropped(self, turns: Sequence[_Turn], longest: int) -> int:
-        """Return how many turns to drop for a prompt of ``longest`` tokens, by summing from the end.
+        """Return how many turns to drop for a prompt of about ``longest`` tokens.
 
-        The system message is counted with the last turn. Where it leads another one, a token or two
-        may differ, so only the whole prompt tells.
+        Lengths are summed from the end, so that each turn that fits is encoded once. The system
+        message is counted with the last turn, though it leads the first: its tokens may differ by
+        one or two there, so that only the whole prompt tells its length.
         """
         *earlier, last = turns
         dropped, before = len(earlier), earlier[-1].dropped if earlier else 0
@@ -293,15 +294,16 @@ class Chat:
 
     def _stream(self, turns: list[_Turn], prompt: list[int]) -> Generator[Part, None, None]:
         """Stream the answer of the last of ``turns``, which become those of the conversation."""
-        before, self._turns = self._turns, turns
-        shared = _shared(self._held, prompt)
+        before, answer = self._turns, Answer(self._tokenizer)
         limit = min(self.settings.max_tokens, self._model.config.sequence_len - len(prompt))
-        answer = Answer(self._tokenizer)
-        self._key, key = mx.random.split(self._key)
-        self.truncated = False
+        # Ctrl-C may come at any moment: nothing is held that the trimmed cache may lack.
+        shared = min(_shared(self._held, prompt), self._cache.offset)
+        self._held = self._held[:shared]
+        self._cache.trim(shared)
+        shared = self._cache.offset
         try:
-            self._cache.trim(shared)
-            shared = self._cache.offset
+            self._turns, self.truncated = turns, False
+            self._key, key = mx.random.split(self._key)
             tokens = generate(
                 self._model,
                 prompt[shared:],
