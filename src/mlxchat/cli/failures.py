@@ -16,8 +16,8 @@ from typing import cast
 
 import typer
 
-from mlxchat.device_failures import device_error
-from mlxchat.errors import DeviceError, LockedError, MemoryLimitError, MlxchatError, reason_of
+from mlxchat.device_failures import device_error, out_of_memory
+from mlxchat.errors import DeviceError, LockedError, MlxchatError, reason_of
 from mlxchat.ui import console
 from mlxchat.ui.output import Output
 
@@ -103,10 +103,7 @@ def _understood(error: Exception) -> MlxchatError | None:
     if failed := device_error(error):
         return failed
     if isinstance(error, MemoryError):
-        return MemoryLimitError(
-            f"The memory of this machine is used up{f': {error}' if str(error) else ''}.",
-            "Close other programs, or give it less to do at a time.",
-        )
+        return out_of_memory(error, "Close other programs, or give it less to do at a time.")
     return None
 
 

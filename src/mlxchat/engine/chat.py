@@ -21,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mlxchat.config.inference import ChatSettings
 from mlxchat.config.validate import validated
+from mlxchat.device_failures import answer_error
 from mlxchat.disk import read_regular, replacing
 from mlxchat.engine.answer import Answer
 from mlxchat.engine.cache import KVCache
@@ -145,6 +146,9 @@ class Chat:
         Raises:
             ConfigError: the message is empty, or too long for the context by itself. The history
                 does not change.
+            DeviceError: while iterating: the device failed.
+            MemoryLimitError: while iterating: there is no memory left. In either case the history
+                keeps the tokens so far, and the chat can go on.
         """
         if self.conversational and not text.strip():
             raise ConfigError("The message is empty.", "Say something to the model.")
@@ -320,9 +324,13 @@ class Chat:
                 for token in tokens:
                     if piece := answer.take(token):
                         yield piece
-        except BaseException:
+        except BaseException as error:
             if not answer.tokens:  # interrupted before the first token: as if it had not been asked
                 self._turns = before
+            if isinstance(error, Exception):
+                self._cache = KVCache(self._model.config)  # its arrays may never be computed
+                if known := answer_error(error):
+                    raise known from error
             raise
         finally:
             self._held = (prompt + answer.tokens)[: self._cache.offset]
