@@ -188,6 +188,71 @@ def test_what_is_interrupted_before_its_first_token_leaves_no_trace(ask, monkeyp
     assert say(talk, "More") == "one"
 
 
+ACTIONS = {
+    "say": (lambda talk: say(talk, "B"), dialogue("A", "on", "B", "one two")),
+    # One token is read again, which the reciting model takes for the next one of its answer.
+    "regenerate": (lambda talk: list(talk.regenerate()), dialogue("A", " two")),
+    "undo": (lambda talk: talk.undo(), ()),
+    "clear": (lambda talk: talk.clear(), ()),
+    "messages": (lambda talk: talk.messages, dialogue("A", "on")),
+}
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_an_answer_left_open_ends_before_anything_else(name: str) -> None:
+    act, messages = ACTIONS[name]
+    model = Reciting("one two")
+    talk = chat(model)
+    pieces = talk.reply("A")
+    assert [next(pieces).text, next(pieces).text] == ["o", "n"]
+    act(talk)
+    assert talk.messages == messages
+    assert list(pieces) == []
+    del pieces
+    expected = BYTES.render_for_completion(Conversation((*messages, Message("user", "C"))))
+    model.passes.clear()
+    assert say(talk, "C") == "one two"
+    assert talk.messages == (*messages, *dialogue("C", "one two"))
+    assert expected[-len(model.passes[0]) :] == model.passes[0]
+    assert talk._held[: len(expected)] == expected
+
+
+def test_an_answer_left_open_is_saved_and_gives_way_to_a_file(tmp_path: Path) -> None:
+    talk = chat(Reciting("one two"))
+    pieces = talk.reply("A")
+    next(pieces)
+    talk.save(tmp_path / "chat.json")
+    other = chat(Reciting("one two"))
+    left = other.reply("B")
+    next(left)
+    other.load(tmp_path / "chat.json")
+    assert list(left) == []
+    assert other.messages == dialogue("A", "o")
+
+
+def test_answers_left_open_spoil_no_later_one() -> None:
+    model = network().model
+    talk, other = chat(model, max_tokens=12), chat(model, max_tokens=12)
+    left = talk.reply("Hello " * 30)
+    next(left)
+    talk.clear()
+    said = [say(talk, "Who?"), say(talk, "Why?")]
+    left.close()
+    del left
+    said.append(say(talk, "On."))
+    assert said == [say(other, text) for text in ("Who?", "Why?", "On.")]
+
+
+def test_a_reply_that_begins_after_the_conversation_changed_is_refused() -> None:
+    talk = chat(Reciting("one"))
+    first, second = talk.reply("A"), talk.reply("B")
+    assert talk.messages == ()
+    assert len(list(second)) == 3
+    with pytest.raises(MlxchatError, match="has changed"):
+        next(first)
+    assert talk.messages == dialogue("B", "one")
+
+
 def test_ctrl_c_before_an_answer_begins_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     talk = chat(Reciting("one"))
     say(talk, "Count")

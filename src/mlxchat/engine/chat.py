@@ -48,12 +48,14 @@ class _Turn:
     """The user's text; the answer as a message's content and as the tokens drawn for it.
 
     ``dropped`` is the number of earlier turns that the model did not see when it answered.
+    ``stream`` is the generator that draws the answer.
     """
 
     user: str
     answer: str | tuple[Part, ...] = ""
     tokens: list[int] = field(default_factory=list)
     dropped: int = 0
+    stream: Generator[Part, None, None] | None = field(default=None, repr=False)
 
 
 class Chat:
@@ -111,6 +113,7 @@ class Chat:
     @property
     def messages(self) -> tuple[Message, ...]:
         """All messages of the conversation, dropped turns included."""
+        self._settle()
         system = self.settings.system
         messages = [] if system is None else [Message("system", system)]
         for turn in self._turns:
@@ -142,16 +145,18 @@ class Chat:
 
         If the conversation and an answer would exceed the context, the oldest turns are dropped
         first. Close the generator to interrupt the answer: its tokens so far stay in the history.
+        One that is left open is closed by whatever reads or changes the conversation.
 
         Raises:
             ConfigError: the message is empty, or too long for the context by itself. The history
-                does not change.
+                does not change. While iterating: it has changed since the call.
             DeviceError: while iterating: the device failed.
             MemoryLimitError: while iterating: there is no memory left. In either case the history
                 keeps the tokens so far, and the chat can go on.
         """
         if self.conversational and not text.strip():
             raise ConfigError("The message is empty.", "Say something to the model.")
+        self._settle()
         return self._answered(self._turns, _encodable(text))
 
     def regenerate(self) -> Generator[Part, None, None]:
@@ -177,6 +182,7 @@ class Chat:
 
     def clear(self) -> None:
         """Start a new conversation, with the same settings and system message."""
+        self._settle()
         self._turns = []
 
     def save(self, path: Path) -> None:
@@ -220,10 +226,17 @@ class Chat:
         _check_turns(path, spoken)
         pairs = zip(spoken[::2], spoken[1::2], strict=True)
         turns = [_Turn(user.text, answer.content, self._answer(answer)) for user, answer in pairs]
+        self._settle()
         self.set(system=system)
         self._turns = turns
 
+    def _settle(self) -> None:
+        """Close the latest answer's generator; if it was left open, the answer ends there."""
+        if self._turns and (stream := self._turns[-1].stream):
+            stream.close()
+
     def _some_turns(self) -> list[_Turn]:
+        self._settle()
         if not self._turns:
             raise ConfigError("There is no message yet.", "Say something to the model.")
         return self._turns
@@ -232,7 +245,8 @@ class Chat:
         """Stream the answer to a message that follows earlier turns, and replaces those after."""
         turn = _Turn(text)
         turn.dropped, prompt = self._fit([*earlier, turn])
-        return self._stream([*earlier, turn], prompt)
+        turn.stream = self._stream([*earlier, turn], prompt, self._turns)
+        return turn.stream
 
     def _fit(self, turns: Sequence[_Turn]) -> tuple[int, list[int]]:
         """Return how many turns to drop so that an answer fits, and the prompt of the others.
@@ -296,9 +310,13 @@ class Chat:
         ids, _mask = self._tokenizer.render(Conversation((Message("user", ""), answer)))
         return ids[ids.index(self._tokenizer.special("<|assistant_start|>")) + 1 : -1]
 
-    def _stream(self, turns: list[_Turn], prompt: list[int]) -> Generator[Part, None, None]:
-        """Stream the answer of the last of ``turns``, which become those of the conversation."""
-        before, answer = self._turns, Answer(self._tokenizer)
+    def _stream(
+        self, turns: list[_Turn], prompt: list[int], before: list[_Turn]
+    ) -> Generator[Part, None, None]:
+        """Stream the answer of the last of ``turns``, which replace those ``before``."""
+        if self._turns is not before:
+            raise ConfigError("The conversation has changed since this was asked.", "Ask again.")
+        answer = Answer(self._tokenizer)
         limit = min(self.settings.max_tokens, self._model.config.sequence_len - len(prompt))
         # Ctrl-C may come at any moment: nothing is held that the trimmed cache may lack.
         shared = min(_shared(self._held, prompt), self._cache.offset)
