@@ -301,6 +301,38 @@ def test_that_the_context_is_outgrown_is_said_once() -> None:
     assert talk(Forgetful(), *lines, width=200).count("has outgrown") == 2
 
 
+class Outgrown(Parrot):
+    """A chat whose context holds two turns."""
+
+    turns = 0
+
+    def reply(self, text: str) -> Generator[Part, None, None]:
+        self.turns += 1
+        self.dropped = max(0, self.turns - 2)
+        yield from super().reply(text)
+
+    def undo(self) -> str:
+        self.turns -= 1
+        self.dropped = max(0, self.turns - 2)
+        return super().undo()
+
+    def load(self, path: Path) -> None:
+        super().load(path)
+        self.turns, self.dropped = 5, 0
+
+
+def test_that_the_context_is_outgrown_is_said_after_an_answer_that_is_stopped() -> None:
+    shown = talk(Outgrown(after=2), "one", "two", "three is stopped", "four", width=200)
+    assert shown.index("Stopped.") < shown.index("has outgrown")
+    assert shown.count("has outgrown") == 1
+
+
+def test_that_the_context_is_outgrown_is_not_said_again_after_undo() -> None:
+    lines = ("one", "two", "three", "/undo", "three", "/undo", "/undo", "two", "three")
+    assert talk(Outgrown(), *lines, width=200).count("has outgrown") == 1
+    assert talk(Outgrown(), *lines, "/load x", "four", width=200).count("has outgrown") == 2
+
+
 def test_one_answer_is_only_the_answer() -> None:
     console = LiteralConsole(file=io.StringIO())
     answer_prompt(Parrot(), "one two", console)

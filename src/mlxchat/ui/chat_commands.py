@@ -104,6 +104,7 @@ class CommandResult:
         lists_commands: whether that is the table of commands.
         messages: a conversation to show.
         answer: an answer to stream.
+        begins: whether another conversation begins.
         ends: whether the chat ends.
     """
 
@@ -112,6 +113,7 @@ class CommandResult:
     lists_commands: bool = False
     messages: Sequence[Said] = ()
     answer: Pieces | None = None
+    begins: bool = False
     ends: bool = False
 
 
@@ -139,7 +141,7 @@ def _undo(chat: Responder, _: str) -> CommandResult:
 
 def _clear(chat: Responder, _: str) -> CommandResult:
     chat.clear()
-    return CommandResult(("Started a new conversation.",))
+    return CommandResult(("Started a new conversation.",), begins=True)
 
 
 def _save(chat: Responder, file: str) -> CommandResult:
@@ -150,7 +152,8 @@ def _save(chat: Responder, file: str) -> CommandResult:
 def _load(chat: Responder, file: str) -> CommandResult:
     chat.load(path := expanded(file))
     count = sum(message.role == "user" for message in chat.messages)
-    return CommandResult((f"Resumed {path}: {amount(count, 'turns')}.",), messages=chat.messages)
+    resumed = f"Resumed {path}: {amount(count, 'turns')}."
+    return CommandResult((resumed,), messages=chat.messages, begins=True)
 
 
 def _settings(chat: Responder, _: str) -> CommandResult:

@@ -98,6 +98,7 @@ class _Terminal:
         self._chat = chat
         self._console = console
         self._keys = keys
+        self._told_outgrown = False  # of this conversation
 
     def talk(self, name: str, read: ReadMessage) -> None:
         if self._chat.conversational:
@@ -139,6 +140,8 @@ class _Terminal:
         return False
 
     def _show(self, result: CommandResult) -> None:
+        if result.begins:
+            self._told_outgrown = False
         for note in result.notes:
             self._note(note)
         if result.rows:
@@ -173,15 +176,15 @@ class _Terminal:
 
     def _answer(self, pieces: Pieces) -> None:
         """Stream an answer, which Ctrl-C stops; note if it was cut off or outgrew the context."""
-        outgrown = bool(self._chat.dropped)
         try:
             _write(pieces, self._console)
         except KeyboardInterrupt:
             self._note("Stopped.")
-            return
-        if self._chat.truncated and self._chat.conversational:
-            self._note("The answer was cut off at the token limit.")
-        if self._chat.dropped and not outgrown:
+        else:
+            if self._chat.truncated and self._chat.conversational:
+                self._note("The answer was cut off at the token limit.")
+        if self._chat.dropped and not self._told_outgrown:
+            self._told_outgrown = True
             self._note(
                 "The conversation has outgrown the model's context: from now on it does not see "
                 "the oldest turns."
