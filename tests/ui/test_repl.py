@@ -224,6 +224,30 @@ def test_several_lines_that_begin_with_a_slash_are_a_message() -> None:
     assert chat.calls == [("reply", "// a\n// b"), ("undo",)]
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("//etc/hosts is a file", "/etc/hosts is a file"),
+        ("//undo", "/undo"),
+        ("//undo\nis a command", "/undo\nis a command"),
+        (" //undo ", " /undo"),
+        ("// a comment", "/ a comment"),
+        ("///", "//"),
+        ("//etc\nis several lines", "//etc\nis several lines"),
+    ],
+)
+def test_two_slashes_begin_a_message_with_one(line: str, message: str) -> None:
+    chat = Parrot()
+    talk(chat, line)
+    assert chat.calls == [("reply", message)]
+
+
+def test_that_two_slashes_begin_a_message_is_told() -> None:
+    assert "//TEXT            send a message that begins with a slash" in talk(Parrot(), "/help")
+    for line in ("/etc/hosts is a file", "/sav x"):
+        assert "// begins a message that begins with a slash" in talk(Parrot(), line, width=200)
+
+
 @pytest.mark.parametrize("line", ["/sav x", "/", "//", "/[red]x"])
 def test_unknown_commands_are_named(line: str) -> None:
     chat = Parrot()

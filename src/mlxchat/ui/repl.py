@@ -19,7 +19,7 @@ from mlxchat.ui.chat_commands import (
     Responder,
     Said,
     TwoColumns,
-    is_command,
+    message_in,
     obey,
 )
 from mlxchat.ui.output import LiteralConsole
@@ -27,6 +27,7 @@ from mlxchat.ui.text import amount, as_options, in_one_line
 from mlxchat.ui.wrapping import WordStream
 
 PROMPT = "> "
+ESCAPE = ("//TEXT", "send a message that begins with a slash")
 SHOWN_TURNS = 3  # of a conversation that was loaded
 
 ReadMessage = Callable[[str], str]
@@ -130,12 +131,14 @@ class _Terminal:
 
     def _ends(self, text: str) -> bool:
         """Handle what the user typed: a command or a message. Returns whether the chat ends."""
-        if is_command(self._chat, text):
+        message = message_in(self._chat, text)
+        if message is None:
             result = obey(self._chat, text)
             self._show(result)
             return result.ends
-        if text.strip() or not self._chat.conversational:
-            message = text.rstrip() if self._chat.conversational else text
+        if self._chat.conversational:
+            message = message.rstrip()
+        if message or not self._chat.conversational:
             self._answer(self._chat.reply(message))
         return False
 
@@ -145,7 +148,8 @@ class _Terminal:
         for note in result.notes:
             self._note(note)
         if result.rows:
-            self._show_rows([*result.rows, *(self._keys if result.lists_commands else ())])
+            typed = (ESCAPE, *self._keys) if result.lists_commands else ()
+            self._show_rows([*result.rows, *typed])
         self._show_messages(result.messages)
         if result.answer:
             self._answer(result.answer)
