@@ -44,9 +44,14 @@ def exit_code(command: Callable[[], int | None]) -> int:
         if _debugging():
             console.say(traceback.format_exc(), sys.stderr)
         console.error(known.problem, known.remedy)
-        if isinstance(known, LockedError):
-            return os.EX_TEMPFAIL
-        return os.EX_SOFTWARE if isinstance(known, DeviceError) else 1
+        return code_of(known)
+
+
+def code_of(error: MlxchatError) -> int:
+    """Return the exit code of a command that an error ends."""
+    if isinstance(error, LockedError):
+        return os.EX_TEMPFAIL
+    return os.EX_SOFTWARE if isinstance(error, DeviceError) else 1
 
 
 def lost_output(out: Output, err: Output) -> int:
