@@ -121,7 +121,14 @@ def console_for(stream: TextIO) -> LiteralConsole:
     terminal = stream.isatty()
     out = stream if isinstance(stream, Output) else Output(stream)
     width = None if terminal else PIPE_WIDTH
-    return LiteralConsole(file=cast(TextIO, out), force_terminal=terminal, width=width)
+    known = {  # rich would take a 0 for the size
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("COLUMNS", "LINES") or value.strip("0")
+    }
+    return LiteralConsole(
+        file=cast(TextIO, out), force_terminal=terminal, width=width, _environ=known
+    )
 
 
 def is_discarded(stream: TextIO) -> bool:
