@@ -1,5 +1,6 @@
 """The command `chat`."""
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -97,7 +98,9 @@ def talk(
     chat = new_chat(saved, settings)
     console = console_for(sys.stdout)
     if prompt is None and not sys.stdin.isatty():
-        prompt = _decoded(sys.stdin.buffer.read()).strip()
+        piped = _decoded(sys.stdin.buffer.read())
+        # A base model continues the blanks, too; the line break that ends a file is not meant.
+        prompt = piped.strip() if chat.conversational else re.sub(r"\r?\n\Z", "", piped)
     if prompt is None:
         read, keys = _reader(chat, console, history)
         repl.converse(chat, name, console, read, keys)
