@@ -1,6 +1,9 @@
 import io
+import os
+import pty
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
@@ -361,6 +364,39 @@ def test_one_answer_is_only_the_answer() -> None:
     console = LiteralConsole(file=io.StringIO())
     answer_prompt(Parrot(), "one two", console)
     assert console.file.getvalue() == "one two \n"
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A terminal as standard input; its descriptor."""
+    own, theirs = pty.openpty()
+    with os.fdopen(theirs, "r+b", buffering=0) as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        monkeypatch.setenv("TERM", "xterm")
+        yield theirs
+    os.close(own)
+
+
+@pytest.mark.parametrize("after", [None, 2])
+@pytest.mark.parametrize("shown", [True, False])
+def test_what_is_typed_while_an_answer_streams_is_not_shown_in_it(
+    after: int | None, shown: bool, terminal: int
+) -> None:
+    def echoes() -> bool:
+        return bool(termios.tcgetattr(terminal)[3] & termios.ECHO)
+
+    class Looking(Parrot):
+        def _words(self, text: str) -> Iterator[Part]:
+            for piece in super()._words(text):
+                seen.append(echoes())
+                yield piece
+
+    seen: list[bool] = []
+    before = termios.tcgetattr(terminal)
+    console = LiteralConsole(file=io.StringIO(), force_terminal=shown)
+    converse(Looking(after=after), "d4", console, typed("one two three", "four"))
+    assert seen and all(echo != shown for echo in seen)
+    assert termios.tcgetattr(terminal) == before
 
 
 class Computing(Parrot):

@@ -4,8 +4,10 @@ The console takes a model's text literally: it is no rich markup and cannot cont
 Its calculations are dimmed: ``[48/2 = 24.0]``.
 """
 
+import sys
+import termios
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 
 from rich.table import Table
 from rich.text import Text
@@ -60,6 +62,25 @@ def _shown(pieces: Iterable[Piece]) -> Iterator[tuple[str, bool]]:
     for piece in pieces:
         yield from brackets.take(piece.type, piece.text)
     yield brackets.end(), True
+
+
+@contextmanager
+def _no_echo(console: LiteralConsole) -> Iterator[None]:
+    """Keep a terminal from showing within the context what is typed; the line editor shows it then.
+
+    Where there is no line editor, nothing changes.
+    """
+    if not console.is_terminal or console.is_dumb_terminal or not sys.stdin.isatty():
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    quiet = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    try:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
+        yield
+    finally:
+        with suppress(termios.error):  # the terminal may be gone
+            termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
 
 def plain_reader(console: LiteralConsole) -> ReadMessage:
@@ -181,7 +202,8 @@ class _Terminal:
     def _answer(self, pieces: Pieces) -> None:
         """Stream an answer, which Ctrl-C stops; note if it was cut off or outgrew the context."""
         try:
-            _write(pieces, self._console)
+            with _no_echo(self._console):
+                _write(pieces, self._console)
         except KeyboardInterrupt:
             self._note("Stopped.")
         else:
