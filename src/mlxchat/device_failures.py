@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from mlxchat.errors import DeviceError
+from mlxchat.errors import DeviceError, MemoryLimitError, MlxchatError
 
 KEPT = "What a run has saved is kept: repeat its command to resume, or let `supervise` do that."
+SAID = "The conversation so far is kept: ask again."
+ANEW = "If it fails again, save the conversation and load it in a new process."
 
 
 class Failure(NamedTuple):
@@ -19,7 +21,8 @@ class Failure(NamedTuple):
 
     text: re.Pattern[str]  # found in the error message of MLX
     problem: str
-    remedy: str
+    remedy: str  # of a run, or whatever else computes
+    in_chat: str  # the remedy where it was an answer in a chat
 
 
 FAILURES = (  # the first whose text matches counts
@@ -30,27 +33,32 @@ FAILURES = (  # the first whose text matches counts
         "leaves the GPU alone. "
         "AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 in the environment can help too, and makes the display "
         f"less smooth. {KEPT}",
+        f"Close what draws much on the display, or use the Mac over SSH. {SAID}",
     ),
     Failure(
         re.compile(r"CallbackError(Timeout|Hang)|GPU Timeout|GPU Hang"),
         "macOS stopped the GPU's work, because a part of it waited or ran for seconds",
         "Close other programs that use the GPU, let the display sleep, or use a smaller "
         f"`device_batch_size`. {KEPT}",
+        f"Close other programs that use the GPU. {SAID}",
     ),
     Failure(
         re.compile(r"CallbackError(InnocentVictim|SubmissionsIgnored)"),
         "macOS stopped the GPU's work, because of an error before it or in another program",
         f"Close other programs that use the GPU. {KEPT}",
+        f"Close other programs that use the GPU. {SAID} {ANEW}",
     ),
     Failure(
         re.compile(r"\[metal::malloc\] Resource limit"),
         "The GPU holds as many arrays as macOS lets a program have",
         f"A new process starts with none. {KEPT}",
+        "A new process starts with none: save the conversation and load it there.",
     ),
     Failure(
         re.compile(r"malloc\] Attempting to allocate .* maximum allowed buffer size"),
         "An array is larger than the GPU takes in one piece",
         f"Use a smaller `device_batch_size`, `max_seq_len` or `vocab_size`. {KEPT}",
+        "Shorten the message, or begin a new conversation.",
     ),
     Failure(
         re.compile(
@@ -60,6 +68,7 @@ FAILURES = (  # the first whose text matches counts
         "MLX's device has no memory left",
         "Close other programs, or use less of it: a smaller `memory_limit`, `device_batch_size` "
         f"or `depth`. {KEPT}",
+        f"Close other programs, or begin a new conversation, which takes less. {SAID}",
     ),
     Failure(
         re.compile(
@@ -68,6 +77,7 @@ FAILURES = (  # the first whose text matches counts
         ),
         "MLX's device failed",
         KEPT,
+        f"{SAID} {ANEW}",
     ),
 )
 
@@ -81,16 +91,32 @@ execution failed: Impacting Interactivity)."
     >>> explain("Could not determine home directory.") is None
     True
     """
-    for failure in FAILURES:
-        if failure.text.search(text):
-            words = " ".join(text.split()).rstrip(".")
-            return DeviceError(f"{failure.problem} ({words}).", failure.remedy)
-    return None
+    failure = _failure(text)
+    return DeviceError(_problem(failure, text), failure.remedy) if failure else None
 
 
 def device_error(error: BaseException) -> DeviceError | None:
     """Return an exception of MLX as a `DeviceError`; None if its device did not fail."""
-    return explain(str(error)) if type(error) in (RuntimeError, MemoryError) else None
+    return explain(str(error)) if _may_be_of_device(error) else None
+
+
+def answer_error(error: Exception) -> MlxchatError | None:
+    """Return an exception during an answer in a chat as one with a remedy there.
+
+    It is None if neither the device failed nor memory ran out.
+    """
+    text = str(error)
+    if _may_be_of_device(error) and (failure := _failure(text)):
+        return DeviceError(_problem(failure, text), failure.in_chat)
+    if isinstance(error, MemoryError):
+        return out_of_memory(error, f"Close other programs. {SAID}")
+    return None
+
+
+def out_of_memory(error: MemoryError, remedy: str) -> MemoryLimitError:
+    """Return the error for a lack of memory that is not the device's."""
+    said = f": {error}" if str(error) else ""
+    return MemoryLimitError(f"The memory of this machine is used up{said}.", remedy)
 
 
 @contextmanager
@@ -105,3 +131,16 @@ def explained() -> Iterator[None]:
         if failed := device_error(error):
             raise failed from error
         raise
+
+
+def _may_be_of_device(error: BaseException) -> bool:
+    return type(error) in (RuntimeError, MemoryError)
+
+
+def _failure(text: str) -> Failure | None:
+    return next((failure for failure in FAILURES if failure.text.search(text)), None)
+
+
+def _problem(failure: Failure, text: str) -> str:
+    words = " ".join(text.split()).rstrip(".")
+    return f"{failure.problem} ({words})."

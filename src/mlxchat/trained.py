@@ -19,8 +19,9 @@ from mlxchat.config.inference import ChatSettings, Sampling, TextSettings
 from mlxchat.config.serve import ServeConfig
 from mlxchat.config.validate import validated
 from mlxchat.data.loader import Batch, LoaderState
+from mlxchat.engine.answer import Answer
 from mlxchat.engine.cache import KVCache
-from mlxchat.engine.chat import Answer, Chat
+from mlxchat.engine.chat import Chat
 from mlxchat.engine.generate import generate
 from mlxchat.engine.sampling import make_sampler
 from mlxchat.errors import ConfigError, DataError

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ def piped(content: bytes, conversational: bool, monkeypatch: pytest.MonkeyPatch)
 def test_any_bytes_on_standard_input_are_answered_or_refused(
     content: bytes, talks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = content.decode("utf-8", "replace").strip()
+    whole = content.decode("utf-8", "replace")
+    text = whole.strip() if talks else re.sub(r"\r?\n\Z", "", whole)
     try:
         said, warned = piped(content, talks, monkeypatch)
     except MlxchatError as error:
@@ -66,6 +68,26 @@ def test_any_bytes_on_standard_input_are_answered_or_refused(
     assert said.endswith("\n")
     assert not text or ANSWER.startswith(said[:-1])
     assert ("not all UTF-8" in warned) == (content.decode("utf-8", "replace").encode() != content)
+
+
+@pytest.mark.parametrize(
+    ("content", "talks", "read"),
+    [
+        (" Once\n\n", True, "Once"),
+        (" Once ", False, " Once "),
+        ("\n Once\n\n\n", False, "\n Once\n\n"),
+        ("Once\r\n", False, "Once"),
+        ("\n", False, ""),
+    ],
+)
+def test_a_base_model_reads_all_but_one_final_newline(
+    content: str, talks: bool, read: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(repl, "answer_prompt", lambda chat, prompt, console: asked.append(prompt))
+        piped(content.encode(), talks, monkeypatch)
+    assert asked == [read]
 
 
 @pytest.mark.parametrize("talks", [True, False])

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from support.chats import ids_of
 from support.models import BYTES
 
-from mlxchat.engine.chat import Answer
+from mlxchat.engine.answer import Answer
 from mlxchat.tokenizer.messages import Conversation, Message, Part
 
 

@@ -9,11 +9,18 @@ from support.chats import ASSISTANT, BOS, END, USER, USER_END, Reciting, chat, d
 from support.models import BYTES, network
 
 from mlxchat.config.inference import ChatSettings
+from mlxchat.engine import chat as engine_chat
+from mlxchat.engine.cache import KVCache
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import Architecture
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
 from mlxchat.tokenizer.messages import Conversation, Message, Part
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
 
 # Answers
 
@@ -173,15 +180,113 @@ def test_what_is_interrupted_before_its_first_token_leaves_no_trace(ask, monkeyp
     talk = chat(model)
     say(talk, "Count")
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
         patch.setattr(model, "features", interrupt)
         with pytest.raises(KeyboardInterrupt):
             ask(talk)
     assert talk.messages == dialogue("Count", "one")
     assert say(talk, "More") == "one"
+
+
+ACTIONS = {
+    "say": (lambda talk: say(talk, "B"), dialogue("A", "on", "B", "one two")),
+    # One token is read again, which the reciting model takes for the next one of its answer.
+    "regenerate": (lambda talk: list(talk.regenerate()), dialogue("A", " two")),
+    "undo": (lambda talk: talk.undo(), ()),
+    "clear": (lambda talk: talk.clear(), ()),
+    "messages": (lambda talk: talk.messages, dialogue("A", "on")),
+}
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_an_answer_left_open_ends_before_anything_else(name: str) -> None:
+    act, messages = ACTIONS[name]
+    model = Reciting("one two")
+    talk = chat(model)
+    pieces = talk.reply("A")
+    assert [next(pieces).text, next(pieces).text] == ["o", "n"]
+    act(talk)
+    assert talk.messages == messages
+    assert list(pieces) == []
+    del pieces
+    expected = BYTES.render_for_completion(Conversation((*messages, Message("user", "C"))))
+    model.passes.clear()
+    assert say(talk, "C") == "one two"
+    assert talk.messages == (*messages, *dialogue("C", "one two"))
+    assert expected[-len(model.passes[0]) :] == model.passes[0]
+    assert talk._held[: len(expected)] == expected
+
+
+def test_an_answer_left_open_is_saved_and_gives_way_to_a_file(tmp_path: Path) -> None:
+    talk = chat(Reciting("one two"))
+    pieces = talk.reply("A")
+    next(pieces)
+    talk.save(tmp_path / "chat.json")
+    other = chat(Reciting("one two"))
+    left = other.reply("B")
+    next(left)
+    other.load(tmp_path / "chat.json")
+    assert list(left) == []
+    assert other.messages == dialogue("A", "o")
+
+
+def test_answers_left_open_spoil_no_later_one() -> None:
+    model = network().model
+    talk, other = chat(model, max_tokens=12), chat(model, max_tokens=12)
+    left = talk.reply("Hello " * 30)
+    next(left)
+    talk.clear()
+    said = [say(talk, "Who?"), say(talk, "Why?")]
+    left.close()
+    del left
+    said.append(say(talk, "On."))
+    assert said == [say(other, text) for text in ("Who?", "Why?", "On.")]
+
+
+def test_a_reply_that_begins_after_the_conversation_changed_is_refused() -> None:
+    talk = chat(Reciting("one"))
+    first, second = talk.reply("A"), talk.reply("B")
+    assert talk.messages == ()
+    assert len(list(second)) == 3
+    with pytest.raises(MlxchatError, match="has changed"):
+        next(first)
+    assert talk.messages == dialogue("B", "one")
+
+
+def test_ctrl_c_before_an_answer_begins_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    talk = chat(Reciting("one"))
+    say(talk, "Count")
+    for owner, name in ((mx.random, "split"), (KVCache, "trim"), (engine_chat, "Answer")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                say(talk, "More")
+        assert talk.messages == dialogue("Count", "one"), name
+
+
+@pytest.mark.parametrize("trimmed", [False, True])
+@pytest.mark.parametrize("arch", ["classic", "modern"])
+def test_ctrl_c_while_the_cache_is_trimmed_spoils_no_later_answer(
+    arch: Architecture, trimmed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = network(arch=arch).model
+    talk = chat(model, max_tokens=12)
+    say(talk, "Hello " * 30)
+    talk.clear()
+    trim = KVCache.trim
+
+    def interrupted(cache: KVCache, length: int) -> None:
+        if trimmed:
+            trim(cache, length)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KVCache, "trim", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            say(talk, "Farewell " * 20)
+    for text in ("Farewell " * 20, "Hello " * 30):
+        talk.clear()
+        assert say(talk, text) == say(chat(model, max_tokens=12), text)
 
 
 @pytest.mark.parametrize("arch", ["classic", "modern"])
@@ -212,6 +317,32 @@ def test_oldest_turns_are_dropped_from_the_context_but_not_from_the_messages() -
     assert len(talk.messages) == 12
     shared = len([BOS, USER, *b"message "])
     assert len(model.passes[0]) == 1 + 2 * turn + len(asked) - shared
+
+
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_turns_are_encoded_once_each_to_find_how_many_fit(
+    system: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk = chat(Reciting("ok", sequence_len=256), max_tokens=16)
+    contents = dialogue(*["0123456789"] * 400)
+    messages = [{"role": message.role, "content": message.text} for message in contents]
+    lead = [] if system is None else [{"role": "system", "content": system}]
+    talk.load(fill(tmp_path / "long.json", *lead, *messages))
+    encoded: list[str] = []
+    encode = BYTES.encode
+
+    def counted(text: str) -> list[int]:
+        encoded.append(text)
+        return encode(text)
+
+    monkeypatch.setattr(BYTES, "encode", counted)
+    assert talk.say("And now?") == "ok"
+    turn = len([USER, *b"0123456789", USER_END, ASSISTANT, *b"0123456789", END])
+    lead_tokens = len(f"{system}\n\n") if system else 0
+    asked = 1 + lead_tokens + len([USER, *b"And now?", USER_END, ASSISTANT])
+    fitting = (256 - 16 - asked) // turn
+    assert talk.dropped == 200 - fitting
+    assert len(encoded) < 3 * (fitting + 2)
 
 
 def test_dropped_turns_have_no_influence_on_answers(tmp_path: Path) -> None:
@@ -402,6 +533,26 @@ def test_a_broken_file_is_named_and_changes_nothing(
     assert "\n" not in caught.value.problem
     assert '"messages"' in caught.value.remedy
     assert talk.messages == dialogue("Hello", "ok")
+
+
+def test_an_interrupted_load_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = fill(
+        tmp_path / "chat.json",
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hi."},
+    )
+    talk = chat(Reciting("ok"), system="Be kind.")
+    say(talk, "Hello")
+    before = talk.messages
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BYTES, "render", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            talk.load(path)
+    assert talk.messages == before
 
 
 def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:

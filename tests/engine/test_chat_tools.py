@@ -50,6 +50,10 @@ def test_the_result_is_forced_and_streamed() -> None:
     assert not talk.truncated
 
 
+def test_say_returns_what_is_said_without_the_calculation() -> None:
+    assert chat(Reciting(DRAWN)).say("Half of 48?") == "Half:  That."
+
+
 def test_every_token_of_a_call_is_processed_once() -> None:
     model = Reciting(DRAWN)
     talk = chat(model)

@@ -28,7 +28,7 @@ from mlxchat.telemetry.events import (
 )
 from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.console import Screen, answers, error, say, say_json, table, warning
-from mlxchat.ui.output import LiteralConsole, Output
+from mlxchat.ui.output import LiteralConsole, Output, console_for
 from mlxchat.ui.tables import Row, Section, show
 
 MEMORY = Memory(2**30, 2**30, 0, 2**30, 2**33)
@@ -284,6 +284,18 @@ def test_characters_that_the_encoding_lacks_become_question_marks():
     stream.write("2 – 3 \ud800\n")
     stream.flush()
     assert raw.getvalue() == b"2 ? 3 ?\n"
+
+
+def test_a_terminal_of_size_0_is_one_of_unknown_size(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for name in ("COLUMNS", "LINES"):
+        monkeypatch.setenv(name, "0")
+    assert min(console_for(Terminal()).size) > 0
+    monkeypatch.setenv("COLUMNS", "50")
+    assert console_for(Terminal()).width == 50
 
 
 def test_an_error_is_two_lines_on_standard_error(capsys):

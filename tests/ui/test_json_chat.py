@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from support.chats import Reciting, chat, ids_of
+from support.chats import END, Reciting, chat, ids_of
 
 from mlxchat.ui.json_chat import answer_lines
 
@@ -26,6 +26,18 @@ def test_an_answer_tells_what_was_computed_and_cut_off() -> None:
     assert answer["content"].startswith("It is ")
     assert answers({"content": "Hi"}, max_tokens=2) == [
         {**ANSWER, "content": "Fi", "truncated": True}
+    ]
+
+
+def test_the_content_is_what_is_said_and_no_calculation() -> None:
+    forced = [END] * len(ids_of("<|output_start|>24.0<|output_end|>"))
+    drawn = [*ids_of("Half: <|python_start|>48/2<|python_end|>"), *forced, *b" That."]
+    assert answers({"content": "Half of 48?"}, model=Reciting(drawn)) == [
+        {
+            **ANSWER,
+            "content": "Half:  That.",
+            "calculations": [{"expression": "48/2", "result": "24.0"}],
+        }
     ]
 
 

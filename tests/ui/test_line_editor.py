@@ -106,6 +106,22 @@ def test_a_long_history_loses_its_oldest(tmp_path: Path, monkeypatch: pytest.Mon
     assert kept(path) == ["6", "5"]
 
 
+def test_a_long_text_is_not_kept_and_costs_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    history = open_history(path)
+    for text in ("one", "x" * 2**21, "é" * 40_000, "y" * 60_000, "two"):
+        history.append_string(text)
+    assert history.get_strings()[1] == "x" * 2**21
+    assert kept(path) == ["two", "y" * 60_000, "one"]
+
+
+def test_a_long_line_in_the_file_is_removed_and_costs_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    path.write_text(f'"one"\n"{"x" * 2**20}"\n"two"\n')
+    assert kept(path) == ["two", "one"]
+    assert path.read_text() == '"one"\n"two"\n'
+
+
 def test_a_history_that_cannot_be_written_is_an_error_at_once(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         open_history(tmp_path)

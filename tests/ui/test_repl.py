@@ -1,6 +1,9 @@
 import io
+import os
+import pty
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
@@ -224,6 +227,30 @@ def test_several_lines_that_begin_with_a_slash_are_a_message() -> None:
     assert chat.calls == [("reply", "// a\n// b"), ("undo",)]
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("//etc/hosts is a file", "/etc/hosts is a file"),
+        ("//undo", "/undo"),
+        ("//undo\nis a command", "/undo\nis a command"),
+        (" //undo ", " /undo"),
+        ("// a comment", "/ a comment"),
+        ("///", "//"),
+        ("//etc\nis several lines", "//etc\nis several lines"),
+    ],
+)
+def test_two_slashes_begin_a_message_with_one(line: str, message: str) -> None:
+    chat = Parrot()
+    talk(chat, line)
+    assert chat.calls == [("reply", message)]
+
+
+def test_that_two_slashes_begin_a_message_is_told() -> None:
+    assert "//TEXT            send a message that begins with a slash" in talk(Parrot(), "/help")
+    for line in ("/etc/hosts is a file", "/sav x"):
+        assert "// begins a message that begins with a slash" in talk(Parrot(), line, width=200)
+
+
 @pytest.mark.parametrize("line", ["/sav x", "/", "//", "/[red]x"])
 def test_unknown_commands_are_named(line: str) -> None:
     chat = Parrot()
@@ -301,10 +328,75 @@ def test_that_the_context_is_outgrown_is_said_once() -> None:
     assert talk(Forgetful(), *lines, width=200).count("has outgrown") == 2
 
 
+class Outgrown(Parrot):
+    """A chat whose context holds two turns."""
+
+    turns = 0
+
+    def reply(self, text: str) -> Generator[Part, None, None]:
+        self.turns += 1
+        self.dropped = max(0, self.turns - 2)
+        yield from super().reply(text)
+
+    def undo(self) -> str:
+        self.turns -= 1
+        self.dropped = max(0, self.turns - 2)
+        return super().undo()
+
+    def load(self, path: Path) -> None:
+        super().load(path)
+        self.turns, self.dropped = 5, 0
+
+
+def test_that_the_context_is_outgrown_is_said_after_an_answer_that_is_stopped() -> None:
+    shown = talk(Outgrown(after=2), "one", "two", "three is stopped", "four", width=200)
+    assert shown.index("Stopped.") < shown.index("has outgrown")
+    assert shown.count("has outgrown") == 1
+
+
+def test_that_the_context_is_outgrown_is_not_said_again_after_undo() -> None:
+    lines = ("one", "two", "three", "/undo", "three", "/undo", "/undo", "two", "three")
+    assert talk(Outgrown(), *lines, width=200).count("has outgrown") == 1
+    assert talk(Outgrown(), *lines, "/load x", "four", width=200).count("has outgrown") == 2
+
+
 def test_one_answer_is_only_the_answer() -> None:
     console = LiteralConsole(file=io.StringIO())
     answer_prompt(Parrot(), "one two", console)
     assert console.file.getvalue() == "one two \n"
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A terminal as standard input; its descriptor."""
+    own, theirs = pty.openpty()
+    with os.fdopen(theirs, "r+b", buffering=0) as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        monkeypatch.setenv("TERM", "xterm")
+        yield theirs
+    os.close(own)
+
+
+@pytest.mark.parametrize("after", [None, 2])
+@pytest.mark.parametrize("shown", [True, False])
+def test_what_is_typed_while_an_answer_streams_is_not_shown_in_it(
+    after: int | None, shown: bool, terminal: int
+) -> None:
+    def echoes() -> bool:
+        return bool(termios.tcgetattr(terminal)[3] & termios.ECHO)
+
+    class Looking(Parrot):
+        def _words(self, text: str) -> Iterator[Part]:
+            for piece in super()._words(text):
+                seen.append(echoes())
+                yield piece
+
+    seen: list[bool] = []
+    before = termios.tcgetattr(terminal)
+    console = LiteralConsole(file=io.StringIO(), force_terminal=shown)
+    converse(Looking(after=after), "d4", console, typed("one two three", "four"))
+    assert seen and all(echo != shown for echo in seen)
+    assert termios.tcgetattr(terminal) == before
 
 
 class Computing(Parrot):

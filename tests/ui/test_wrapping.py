@@ -101,6 +101,17 @@ def test_a_resized_window_counts_from_the_next_word() -> None:
     assert console.file.getvalue() == "one two three four five six\nseven eight nine"
 
 
+def test_on_a_terminal_of_unknown_width_text_is_written_as_it_comes() -> None:
+    text = "one two three four five six seven"
+    assert streamed(text, 0) == text
+    console = terminal()
+    words = WordStream(console)
+    words.write("one two three ")
+    console.cells = 0
+    words.write("four five\n")
+    assert console.file.getvalue() == "one two three four five\n"
+
+
 def test_a_word_may_be_dimmed_in_part() -> None:
     console = LiteralConsole(file=io.StringIO(), force_terminal=True, color_system="standard")
     words = WordStream(console)

@@ -1,5 +1,6 @@
 """The command `chat`."""
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlxchat.checkpoint import catalog
+from mlxchat.cli.failures import code_of
 from mlxchat.cli.options import (
     Checkpoint,
     DtypeOption,
@@ -16,12 +18,12 @@ from mlxchat.cli.options import (
     require_one_place,
 )
 from mlxchat.config.inference import ChatSettings, Dtype
-from mlxchat.errors import reason_of
+from mlxchat.errors import MlxchatError, reason_of
 from mlxchat.home import Home
 from mlxchat.ui import json_chat, repl
 from mlxchat.ui.chat_commands import SLASH_COMMANDS, TwoColumns, purposes
 from mlxchat.ui.console import say, say_json, warning
-from mlxchat.ui.output import LiteralConsole, console_for
+from mlxchat.ui.output import LiteralConsole, console_for, is_discarded
 
 if TYPE_CHECKING:
     from mlxchat.checkpoint.layout import SavedModel
@@ -66,7 +68,8 @@ def chat_command(
     or a command, {"command": "/clear"}. Each is answered by one line:
     {"content": "Hi!", "calculations": [], "truncated": false, "dropped": 0}
     to a message, {"notes": [...]} to a command, and to a mistake, which does not
-    end the chat, {"error": {"problem": ..., "remedy": ...}}.
+    end the chat, {"error": {"problem": ..., "remedy": ...}}. With --prompt there
+    is one line, and an exit code other than 0 if that is an error.
     """
     require_one_place(model_tag, step, checkpoint)
     folder = catalog.locate(Home.from_environment().stages, model_tag, step, checkpoint)
@@ -95,7 +98,9 @@ def talk(
     chat = new_chat(saved, settings)
     console = console_for(sys.stdout)
     if prompt is None and not sys.stdin.isatty():
-        prompt = _decoded(sys.stdin.buffer.read()).strip()
+        piped = _decoded(sys.stdin.buffer.read())
+        # A base model continues the blanks, too; the line break that ends a file is not meant.
+        prompt = piped.strip() if chat.conversational else re.sub(r"\r?\n\Z", "", piped)
     if prompt is None:
         read, keys = _reader(chat, console, history)
         repl.converse(chat, name, console, read, keys)
@@ -124,10 +129,16 @@ def _reader(
 def _talk_to_program(chat: "Chat", prompt: str | None) -> None:
     """Answer a prompt, or each line of standard input, by a line of JSON."""
     if prompt is not None:
-        say_json(json_chat.answer_object(chat, chat.reply(prompt)))
+        try:
+            say_json(json_chat.answer_object(chat, chat.reply(prompt)))
+        except MlxchatError as error:
+            say_json(json_chat.error_object(error))
+            raise typer.Exit(code_of(error)) from error
         return
     for answer in json_chat.answer_lines(chat, sys.stdin.buffer):
         say_json(answer)
+        if is_discarded(sys.stdout):
+            return
 
 
 def _decoded(content: bytes) -> str:

@@ -16,8 +16,8 @@ from typing import cast
 
 import typer
 
-from mlxchat.device_failures import device_error
-from mlxchat.errors import DeviceError, LockedError, MemoryLimitError, MlxchatError, reason_of
+from mlxchat.device_failures import device_error, out_of_memory
+from mlxchat.errors import DeviceError, LockedError, MlxchatError, reason_of
 from mlxchat.ui import console
 from mlxchat.ui.output import Output
 
@@ -44,9 +44,14 @@ def exit_code(command: Callable[[], int | None]) -> int:
         if _debugging():
             console.say(traceback.format_exc(), sys.stderr)
         console.error(known.problem, known.remedy)
-        if isinstance(known, LockedError):
-            return os.EX_TEMPFAIL
-        return os.EX_SOFTWARE if isinstance(known, DeviceError) else 1
+        return code_of(known)
+
+
+def code_of(error: MlxchatError) -> int:
+    """Return the exit code of a command that an error ends."""
+    if isinstance(error, LockedError):
+        return os.EX_TEMPFAIL
+    return os.EX_SOFTWARE if isinstance(error, DeviceError) else 1
 
 
 def lost_output(out: Output, err: Output) -> int:
@@ -103,10 +108,7 @@ def _understood(error: Exception) -> MlxchatError | None:
     if failed := device_error(error):
         return failed
     if isinstance(error, MemoryError):
-        return MemoryLimitError(
-            f"The memory of this machine is used up{f': {error}' if str(error) else ''}.",
-            "Close other programs, or give it less to do at a time.",
-        )
+        return out_of_memory(error, "Close other programs, or give it less to do at a time.")
     return None
 
 

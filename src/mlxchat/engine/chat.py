@@ -10,7 +10,6 @@ that it shares with the prompt, so only new tokens are processed when a conversa
 interruptions need no bookkeeping of their own.
 """
 
-import codecs
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -22,7 +21,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from mlxchat.config.inference import ChatSettings
 from mlxchat.config.validate import validated
+from mlxchat.device_failures import answer_error
 from mlxchat.disk import read_regular, replacing
+from mlxchat.engine.answer import Answer
 from mlxchat.engine.cache import KVCache
 from mlxchat.engine.generate import generate
 from mlxchat.engine.sampling import make_sampler
@@ -47,12 +48,14 @@ class _Turn:
     """The user's text; the answer as a message's content and as the tokens drawn for it.
 
     ``dropped`` is the number of earlier turns that the model did not see when it answered.
+    ``stream`` is the generator that draws the answer.
     """
 
     user: str
     answer: str | tuple[Part, ...] = ""
     tokens: list[int] = field(default_factory=list)
     dropped: int = 0
+    stream: Generator[Part, None, None] | None = field(default=None, repr=False)
 
 
 class Chat:
@@ -110,6 +113,7 @@ class Chat:
     @property
     def messages(self) -> tuple[Message, ...]:
         """All messages of the conversation, dropped turns included."""
+        self._settle()
         system = self.settings.system
         messages = [] if system is None else [Message("system", system)]
         for turn in self._turns:
@@ -129,7 +133,9 @@ class Chat:
 
         `messages` has the whole answer. Raises what `reply` raises.
         """
-        return "".join(piece.text for piece in self.reply(text) if piece.type == "text")
+        for _ in self.reply(text):
+            pass
+        return self.messages[-1].spoken
 
     def reply(self, text: str) -> Generator[Part, None, None]:
         """Stream the model's answer to ``text``, or its continuation: pieces of parts of a message.
@@ -139,13 +145,18 @@ class Chat:
 
         If the conversation and an answer would exceed the context, the oldest turns are dropped
         first. Close the generator to interrupt the answer: its tokens so far stay in the history.
+        One that is left open is closed by whatever reads or changes the conversation.
 
         Raises:
             ConfigError: the message is empty, or too long for the context by itself. The history
-                does not change.
+                does not change. While iterating: it has changed since the call.
+            DeviceError: while iterating: the device failed.
+            MemoryLimitError: while iterating: there is no memory left. In either case the history
+                keeps the tokens so far, and the chat can go on.
         """
         if self.conversational and not text.strip():
             raise ConfigError("The message is empty.", "Say something to the model.")
+        self._settle()
         return self._answered(self._turns, _encodable(text))
 
     def regenerate(self) -> Generator[Part, None, None]:
@@ -171,6 +182,7 @@ class Chat:
 
     def clear(self) -> None:
         """Start a new conversation, with the same settings and system message."""
+        self._settle()
         self._turns = []
 
     def save(self, path: Path) -> None:
@@ -213,12 +225,18 @@ class Chat:
         spoken = messages if system is None else messages[1:]
         _check_turns(path, spoken)
         pairs = zip(spoken[::2], spoken[1::2], strict=True)
+        turns = [_Turn(user.text, answer.content, self._answer(answer)) for user, answer in pairs]
+        self._settle()
         self.set(system=system)
-        self._turns = [
-            _Turn(user.text, answer.content, self._answer(answer)) for user, answer in pairs
-        ]
+        self._turns = turns
+
+    def _settle(self) -> None:
+        """Close the latest answer's generator; if it was left open, the answer ends there."""
+        if self._turns and (stream := self._turns[-1].stream):
+            stream.close()
 
     def _some_turns(self) -> list[_Turn]:
+        self._settle()
         if not self._turns:
             raise ConfigError("There is no message yet.", "Say something to the model.")
         return self._turns
@@ -227,7 +245,8 @@ class Chat:
         """Stream the answer to a message that follows earlier turns, and replaces those after."""
         turn = _Turn(text)
         turn.dropped, prompt = self._fit([*earlier, turn])
-        return self._stream([*earlier, turn], prompt)
+        turn.stream = self._stream([*earlier, turn], prompt, self._turns)
+        return turn.stream
 
     def _fit(self, turns: Sequence[_Turn]) -> tuple[int, list[int]]:
         """Return how many turns to drop so that an answer fits, and the prompt of the others.
@@ -235,10 +254,10 @@ class Chat:
         Turns that were dropped before stay so.
         """
         context = self._model.config.sequence_len
-        room = min(self.settings.max_tokens, context // 2)
-        for dropped in range(turns[-2].dropped if turns[1:] else 0, len(turns)):
+        longest = context - min(self.settings.max_tokens, context // 2)
+        for dropped in range(self._least_dropped(turns, longest), len(turns)):
             prompt = self._prompt(turns[dropped:])
-            if len(prompt) + room <= context:
+            if len(prompt) <= longest:
                 return dropped, prompt
         if len(prompt) < context:  # the last message alone fits, with a shorter answer
             return dropped, prompt
@@ -247,6 +266,24 @@ class Chat:
             f"The message {takes} {len(prompt)} tokens; the model's context is {context}.",
             f"Shorten it to fewer than {context} tokens.",
         )
+
+    def _least_dropped(self, turns: Sequence[_Turn], longest: int) -> int:
+        """Return how many turns to drop for a prompt of about ``longest`` tokens.
+
+        Lengths are summed from the end, so that each turn that fits is encoded once. The system
+        message is counted with the last turn, though it leads the first: its tokens may differ by
+        one or two there, so that only the whole prompt tells its length.
+        """
+        *earlier, last = turns
+        dropped, before = len(earlier), earlier[-1].dropped if earlier else 0
+        length = 1 + len(self._question(last, self.settings.system))
+        while dropped > before:
+            turn = earlier[dropped - 1]
+            length += len(self._question(turn, None)) + len(turn.tokens) + len(self._end)
+            if length > longest:
+                break
+            dropped -= 1
+        return dropped
 
     def _prompt(self, turns: Sequence[_Turn]) -> list[int]:
         """Return the tokens of ``turns``, up to where the last one's answer begins."""
@@ -273,17 +310,22 @@ class Chat:
         ids, _mask = self._tokenizer.render(Conversation((Message("user", ""), answer)))
         return ids[ids.index(self._tokenizer.special("<|assistant_start|>")) + 1 : -1]
 
-    def _stream(self, turns: list[_Turn], prompt: list[int]) -> Generator[Part, None, None]:
-        """Stream the answer of the last of ``turns``, which become those of the conversation."""
-        before, self._turns = self._turns, turns
-        shared = _shared(self._held, prompt)
-        limit = min(self.settings.max_tokens, self._model.config.sequence_len - len(prompt))
+    def _stream(
+        self, turns: list[_Turn], prompt: list[int], before: list[_Turn]
+    ) -> Generator[Part, None, None]:
+        """Stream the answer of the last of ``turns``, which replace those ``before``."""
+        if self._turns is not before:
+            raise ConfigError("The conversation has changed since this was asked.", "Ask again.")
         answer = Answer(self._tokenizer)
-        self._key, key = mx.random.split(self._key)
-        self.truncated = False
+        limit = min(self.settings.max_tokens, self._model.config.sequence_len - len(prompt))
+        # Ctrl-C may come at any moment: nothing is held that the trimmed cache may lack.
+        shared = min(_shared(self._held, prompt), self._cache.offset)
+        self._held = self._held[:shared]
+        self._cache.trim(shared)
+        shared = self._cache.offset
         try:
-            self._cache.trim(shared)
-            shared = self._cache.offset
+            self._turns, self.truncated = turns, False
+            self._key, key = mx.random.split(self._key)
             tokens = generate(
                 self._model,
                 prompt[shared:],
@@ -300,9 +342,13 @@ class Chat:
                 for token in tokens:
                     if piece := answer.take(token):
                         yield piece
-        except BaseException:
+        except BaseException as error:
             if not answer.tokens:  # interrupted before the first token: as if it had not been asked
                 self._turns = before
+            if isinstance(error, Exception):
+                self._cache = KVCache(self._model.config)  # its arrays may never be computed
+                if known := answer_error(error):
+                    raise known from error
             raise
         finally:
             self._held = (prompt + answer.tokens)[: self._cache.offset]
@@ -335,69 +381,3 @@ def _shared(held: Sequence[int], prompt: Sequence[int]) -> int:
 def _encodable(text: str) -> str:
     """Replace the lone surrogates that a terminal in another encoding lets through."""
     return text.encode("utf-8", "replace").decode("utf-8")
-
-
-PART_AFTER = {  # special tokens, and the part of a message that begins after each
-    "<|python_start|>": Part("python", ""),
-    "<|python_end|>": Part("text", ""),
-    "<|output_start|>": Part("python_output", ""),
-    "<|output_end|>": Part("text", ""),
-}
-
-
-class Answer:
-    """Decodes an assistant's message, token by token, into the parts of a message.
-
-    Special tokens other than those of tool calls are ignored. A character whose bytes are not
-    complete at the end of a part is left out.
-
-    Attributes:
-        tokens: all tokens taken so far.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokens: list[int] = []
-        self._tokenizer = tokenizer
-        self._part_after = {tokenizer.special(name): part for name, part in PART_AFTER.items()}
-        self._parts = [Part("text", "")]
-        self._part_start = 0  # tokens before the current part
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def take(self, token: int) -> Part | None:
-        """Add a token; returns the new piece of a part, of whole characters, or None.
-
-        A tool call and its output begin with an empty piece each.
-        """
-        self.tokens.append(token)
-        if token in self._part_after:
-            return self._begin(self._part_after[token])
-        text = self._decoder.decode(self._tokenizer.token_bytes(token))
-        if not text:
-            return None
-        part = self._parts[-1]
-        self._parts[-1] = Part(part.type, part.text + text)
-        return Part(part.type, text)
-
-    def _begin(self, part: Part) -> Part | None:
-        if part.type == "text" and self._parts[-1].type == "text":
-            return None  # the end of a call that had not begun
-        self._decoder.reset()
-        self._parts.append(part)
-        self._part_start = len(self.tokens) - 1
-        return None if part.type == "text" else part
-
-    def message(self) -> tuple[str | tuple[Part, ...], list[int]]:
-        """Return the message's content and its tokens, both well-formed wherever it broke off.
-
-        An unfinished call is ended. An unfinished output is left out, since half of a number is
-        another number.
-        """
-        parts, tokens = self._parts, self.tokens
-        if parts[-1].type == "python":
-            tokens = [*tokens, self._tokenizer.special("<|python_end|>")]
-        elif parts[-1].type == "python_output":
-            parts, tokens = parts[:-1], tokens[: self._part_start]
-        content = tuple(part for part in parts if part.text or part.type != "text")
-        if all(part.type == "text" for part in content):
-            return "".join(part.text for part in content), tokens
-        return content, tokens

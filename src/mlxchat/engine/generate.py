@@ -38,7 +38,8 @@ def generate(
     However the generator ends (a stop token, ``max_tokens``, `close`, an exception such as Ctrl-C),
     the cache then holds what it held before, ``ids`` and the tokens yielded; after an exception
     while ``ids`` are read, only a beginning of them. ``cache.offset`` is the number of positions.
-    A generator that is left early must be closed for this to hold (`contextlib.closing`).
+    A generator that is left early must be closed for this to hold (`contextlib.closing`). Where the
+    device failed, the cache may hold arrays that were never computed and must not be used again.
 
     Args:
         model: the network; the caller makes sure that its context is long enough.

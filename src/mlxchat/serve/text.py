@@ -7,7 +7,7 @@ which may lie across tokens; nothing is delivered from where a stop string begin
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mlxchat.engine.chat import Answer
+from mlxchat.engine.answer import Answer
 from mlxchat.serve.requests import Token
 from mlxchat.serve.schema import (
     Calculation,

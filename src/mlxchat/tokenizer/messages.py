@@ -62,6 +62,11 @@ class Message:
         """The texts of all parts, joined."""
         return "".join(part.text for part in self.parts)
 
+    @property
+    def spoken(self) -> str:
+        """The text without tool calls and their output."""
+        return "".join(part.text for part in self.parts if part.type == "text")
+
 
 @dataclass(frozen=True)
 class Conversation:
@@ -112,7 +117,7 @@ class Brackets:
     """Writes an assistant's message as people read it: a call and its output share brackets.
 
     Give it the pieces of the message as they come, of which a call and its output begin with an
-    empty one each, as `mlxchat.engine.chat.Answer` returns them.
+    empty one each, as `mlxchat.engine.answer.Answer` returns them.
 
     >>> brackets = Brackets()
     >>> pieces = ["text", "Half: "], ["python", ""], ["python", "48/2"], ["python_output", "24.0"]

@@ -16,6 +16,8 @@ from mlxchat.ui.text import amount
 NONE = "none"  # stands for no value: no system message, no limit to top-k
 TYPICAL = "temperature"  # the setting that shows how all are changed
 
+SLASHED = "At the prompt, // begins a message that begins with a slash."
+
 TwoColumns = Sequence[tuple[str, str]]  # of a table: what, and what about it
 
 
@@ -40,7 +42,11 @@ class Said(Protocol):
 
     @property
     def text(self) -> str:
-        """The text, without tool calls."""
+        """The texts of all pieces, joined."""
+
+    @property
+    def spoken(self) -> str:
+        """The text without tool calls and their output."""
 
     @property
     def parts(self) -> Sequence[Piece]:
@@ -100,6 +106,7 @@ class CommandResult:
         lists_commands: whether that is the table of commands.
         messages: a conversation to show.
         answer: an answer to stream.
+        begins: whether another conversation begins.
         ends: whether the chat ends.
     """
 
@@ -108,6 +115,7 @@ class CommandResult:
     lists_commands: bool = False
     messages: Sequence[Said] = ()
     answer: Pieces | None = None
+    begins: bool = False
     ends: bool = False
 
 
@@ -135,7 +143,7 @@ def _undo(chat: Responder, _: str) -> CommandResult:
 
 def _clear(chat: Responder, _: str) -> CommandResult:
     chat.clear()
-    return CommandResult(("Started a new conversation.",))
+    return CommandResult(("Started a new conversation.",), begins=True)
 
 
 def _save(chat: Responder, file: str) -> CommandResult:
@@ -146,7 +154,8 @@ def _save(chat: Responder, file: str) -> CommandResult:
 def _load(chat: Responder, file: str) -> CommandResult:
     chat.load(path := expanded(file))
     count = sum(message.role == "user" for message in chat.messages)
-    return CommandResult((f"Resumed {path}: {amount(count, 'turns')}.",), messages=chat.messages)
+    resumed = f"Resumed {path}: {amount(count, 'turns')}."
+    return CommandResult((resumed,), messages=chat.messages, begins=True)
 
 
 def _settings(chat: Responder, _: str) -> CommandResult:
@@ -192,11 +201,20 @@ def purposes(chat: Responder) -> dict[str, str]:
     return named | {f"/{_named(each)}": "show or change this setting" for each, _ in chat.settings}
 
 
-def is_command(chat: Responder, text: str) -> bool:
-    """Return whether a text is a command: its first word is one, or a single line looks like one.
+def message_in(chat: Responder, text: str) -> str | None:
+    """Return the message that a text typed at the prompt is; None if it is a command.
 
-    Several lines that begin with a slash, such as pasted code, are a message.
+    It is a command if its first word is one, or if it is a single line that begins with a slash.
+    Several lines that begin so, such as pasted code, are a message. Where a second slash precedes
+    what would be a command, that is a message too, without the second slash.
     """
+    typed = text.lstrip()
+    if typed.startswith("//") and typed[2:].strip() and _is_command(chat, typed[1:]):
+        return text.replace("/", "", 1)
+    return None if _is_command(chat, text) else text
+
+
+def _is_command(chat: Responder, text: str) -> bool:
     word = text.split(maxsplit=1)[0] if text.strip() else ""
     return word.startswith("/") and (word in purposes(chat) or "\n" not in text.strip())
 
@@ -215,7 +233,7 @@ def obey(chat: Responder, text: str) -> CommandResult:
     if name not in SLASH_COMMANDS:
         near = get_close_matches(name, purposes(chat), 1)
         hint = f"Did you mean {near[0]}?" if near else "/help lists the commands."
-        raise ConfigError(f"Unknown command {name}.", hint)
+        raise ConfigError(f"Unknown command {name}.", f"{hint} {SLASHED}")
     command = SLASH_COMMANDS[name]
     if bool(command.argument) != bool(argument):
         raise ConfigError(f"Usage: {name} {command.argument}".strip())

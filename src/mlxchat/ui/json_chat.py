@@ -34,8 +34,13 @@ def answer_lines(chat: Responder, lines: Iterable[bytes]) -> Iterator[dict[str, 
                 return
             yield answer_object(chat, result.answer) if result.answer else _told(result)
         except MlxchatError as error:
-            fault = {"problem": error.problem, "remedy": error.remedy}
-            yield {"error": {name: as_options(text, "/") for name, text in fault.items()}}
+            yield error_object(error, "/")
+
+
+def error_object(error: MlxchatError, mark: str = "--") -> dict[str, Any]:
+    """Return the line for an error, in which ``mark`` comes before the names of settings."""
+    fault = {"problem": error.problem, "remedy": error.remedy}
+    return {"error": {name: as_options(text, mark) for name, text in fault.items()}}
 
 
 def answer_object(chat: Responder, pieces: Pieces) -> dict[str, Any]:
@@ -49,7 +54,7 @@ def answer_object(chat: Responder, pieces: Pieces) -> dict[str, Any]:
             result = following.text if following and following.type == "python_output" else None
             calculations.append({"expression": part.text, "result": result})
     return {
-        "content": answer.text,
+        "content": answer.spoken,
         "calculations": calculations,
         "truncated": chat.truncated,
         "dropped": chat.dropped,

@@ -33,7 +33,8 @@ EDITOR_KEYS = (
     ("Ctrl-C", "stop an answer, or drop what is typed; twice leaves"),
 )
 MOST_ENTRIES = 1000  # of the history that is kept
-_MOST_BYTES = 2**20  # of them, in the file
+LONGEST_ENTRY = 2**16  # bytes of a line of the file
+_MOST_BYTES = 2**20  # of all lines
 _LARGEST_FILE = 2**26
 _PRIVATE = 0o600
 
@@ -135,7 +136,8 @@ def open_history(path: Path | None) -> History:
 class KeptHistory(History):
     """The messages typed so far, oldest first: a text in JSON on each line of a file.
 
-    Of a long file the newest `MOST_ENTRIES` are kept. Several chats may add to it at a time.
+    Of a long file the newest `MOST_ENTRIES` are kept. A text that is longer than `LONGEST_ENTRY`,
+    such as a pasted file, is none of them. Several chats may add to it at a time.
 
     Raises:
         OSError: the file cannot be read and written.
@@ -148,10 +150,11 @@ class KeptHistory(History):
         self._append(b"")
         lines = read_regular(path, _LARGEST_FILE).splitlines(keepends=True)
         kept = _newest(lines)
-        if len(lines) > 2 * len(kept):
+        content = b"".join(kept)
+        if sum(map(len, lines)) > 2 * len(content):
             with replacing(path) as partial:
                 partial.unlink(missing_ok=True)
-                _append_privately(partial, b"".join(kept))
+                _append_privately(partial, content)
         self._entries = [entry for line in kept if (entry := _entry(line)) is not None]
 
     def load_history_strings(self) -> Iterator[str]:
@@ -159,9 +162,11 @@ class KeptHistory(History):
         return reversed(self._entries)
 
     def store_string(self, string: str) -> None:
-        """Add what was typed. A disk that is full by now loses it."""
-        with suppress(OSError):
-            self._append(f"{json_line(string)}\n".encode())
+        """Add what was typed, unless it is too long. A disk that is full by now loses it."""
+        line = f"{json_line(string)}\n".encode()
+        if len(line) <= LONGEST_ENTRY:
+            with suppress(OSError):
+                self._append(line)
 
     def _append(self, content: bytes) -> None:
         _append_privately(self._path, content)
@@ -179,13 +184,17 @@ def _append_privately(path: Path, content: bytes) -> None:
 
 
 def _newest(lines: list[bytes]) -> list[bytes]:
-    """Return the last lines, as many as are kept."""
+    """Return the last lines, as many as are kept, without those that are too long."""
+    kept: list[bytes] = []
     room = _MOST_BYTES
-    for count, line in enumerate(reversed(lines[-MOST_ENTRIES:])):
+    for line in reversed(lines):
+        if len(line) > LONGEST_ENTRY:
+            continue
         room -= len(line)
-        if room < 0:
-            return lines[len(lines) - count :]
-    return lines[-MOST_ENTRIES:]
+        if room < 0 or len(kept) == MOST_ENTRIES:
+            break
+        kept.append(line)
+    return kept[::-1]
 
 
 def _entry(line: bytes) -> str | None:

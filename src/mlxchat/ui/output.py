@@ -30,13 +30,14 @@ class Output:
     """A text stream whose `write` and `flush` never raise.
 
     Attributes:
+        discarding: whether the rest is discarded, since nobody reads it or the system refuses it.
         failure: the first error other than that of a reader that went away; None without one.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._terminal = stream.isatty()  # a terminal that is gone says that it is none
-        self._discarding = False
+        self.discarding = False
         self.failure: OSError | None = None
 
     @property
@@ -72,7 +73,7 @@ class Output:
         self._attempt(self._stream.flush)
 
     def _attempt(self, action: Callable[[], object]) -> None:
-        if self._discarding:
+        if self.discarding:
             return
         try:
             action()
@@ -82,11 +83,11 @@ class Output:
             if error.errno not in gone:
                 self.failure = error
         except ValueError:  # the stream was closed by its owner
-            self._discarding = True
+            self.discarding = True
 
     def _discard_the_rest(self) -> None:
         """Send the rest to /dev/null, so that Python's last flush at exit succeeds."""
-        self._discarding = True
+        self.discarding = True
         with suppress(OSError, ValueError):  # not every stream has a descriptor
             descriptor = self._stream.fileno()
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -120,7 +121,19 @@ def console_for(stream: TextIO) -> LiteralConsole:
     terminal = stream.isatty()
     out = stream if isinstance(stream, Output) else Output(stream)
     width = None if terminal else PIPE_WIDTH
-    return LiteralConsole(file=cast(TextIO, out), force_terminal=terminal, width=width)
+    known = {  # rich would take a 0 for the size
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("COLUMNS", "LINES") or value.strip("0")
+    }
+    return LiteralConsole(
+        file=cast(TextIO, out), force_terminal=terminal, width=width, _environ=known
+    )
+
+
+def is_discarded(stream: TextIO) -> bool:
+    """Return whether what is written to a stream is discarded, so that there is no need for it."""
+    return isinstance(stream, Output) and stream.discarding
 
 
 @contextmanager

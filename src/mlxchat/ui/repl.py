@@ -4,8 +4,10 @@ The console takes a model's text literally: it is no rich markup and cannot cont
 Its calculations are dimmed: ``[48/2 = 24.0]``.
 """
 
+import sys
+import termios
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 
 from rich.table import Table
 from rich.text import Text
@@ -19,7 +21,7 @@ from mlxchat.ui.chat_commands import (
     Responder,
     Said,
     TwoColumns,
-    is_command,
+    message_in,
     obey,
 )
 from mlxchat.ui.output import LiteralConsole
@@ -27,6 +29,7 @@ from mlxchat.ui.text import amount, as_options, in_one_line
 from mlxchat.ui.wrapping import WordStream
 
 PROMPT = "> "
+ESCAPE = ("//TEXT", "send a message that begins with a slash")
 SHOWN_TURNS = 3  # of a conversation that was loaded
 
 ReadMessage = Callable[[str], str]
@@ -59,6 +62,25 @@ def _shown(pieces: Iterable[Piece]) -> Iterator[tuple[str, bool]]:
     for piece in pieces:
         yield from brackets.take(piece.type, piece.text)
     yield brackets.end(), True
+
+
+@contextmanager
+def _no_echo(console: LiteralConsole) -> Iterator[None]:
+    """Keep a terminal from showing within the context what is typed; the line editor shows it then.
+
+    Where there is no line editor, nothing changes.
+    """
+    if not console.is_terminal or console.is_dumb_terminal or not sys.stdin.isatty():
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    quiet = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    try:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
+        yield
+    finally:
+        with suppress(termios.error):  # the terminal may be gone
+            termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
 
 def plain_reader(console: LiteralConsole) -> ReadMessage:
@@ -98,6 +120,7 @@ class _Terminal:
         self._chat = chat
         self._console = console
         self._keys = keys
+        self._told_outgrown = False  # of this conversation
 
     def talk(self, name: str, read: ReadMessage) -> None:
         if self._chat.conversational:
@@ -129,20 +152,25 @@ class _Terminal:
 
     def _ends(self, text: str) -> bool:
         """Handle what the user typed: a command or a message. Returns whether the chat ends."""
-        if is_command(self._chat, text):
+        message = message_in(self._chat, text)
+        if message is None:
             result = obey(self._chat, text)
             self._show(result)
             return result.ends
-        if text.strip() or not self._chat.conversational:
-            message = text.rstrip() if self._chat.conversational else text
+        if self._chat.conversational:
+            message = message.rstrip()
+        if message or not self._chat.conversational:
             self._answer(self._chat.reply(message))
         return False
 
     def _show(self, result: CommandResult) -> None:
+        if result.begins:
+            self._told_outgrown = False
         for note in result.notes:
             self._note(note)
         if result.rows:
-            self._show_rows([*result.rows, *(self._keys if result.lists_commands else ())])
+            typed = (ESCAPE, *self._keys) if result.lists_commands else ()
+            self._show_rows([*result.rows, *typed])
         self._show_messages(result.messages)
         if result.answer:
             self._answer(result.answer)
@@ -173,15 +201,16 @@ class _Terminal:
 
     def _answer(self, pieces: Pieces) -> None:
         """Stream an answer, which Ctrl-C stops; note if it was cut off or outgrew the context."""
-        outgrown = bool(self._chat.dropped)
         try:
-            _write(pieces, self._console)
+            with _no_echo(self._console):
+                _write(pieces, self._console)
         except KeyboardInterrupt:
             self._note("Stopped.")
-            return
-        if self._chat.truncated and self._chat.conversational:
-            self._note("The answer was cut off at the token limit.")
-        if self._chat.dropped and not outgrown:
+        else:
+            if self._chat.truncated and self._chat.conversational:
+                self._note("The answer was cut off at the token limit.")
+        if self._chat.dropped and not self._told_outgrown:
+            self._told_outgrown = True
             self._note(
                 "The conversation has outgrown the model's context: from now on it does not see "
                 "the oldest turns."

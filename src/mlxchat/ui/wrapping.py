@@ -10,7 +10,7 @@ from itertools import groupby
 from rich.cells import get_character_cell_size
 from rich.text import Text
 
-from mlxchat.ui.output import LiteralConsole
+from mlxchat.ui.output import PIPE_WIDTH, LiteralConsole
 from mlxchat.ui.text import harmless
 
 TAB = 8  # cells
@@ -35,7 +35,7 @@ class WordStream:
         self._console = console
         self._wraps = console.is_terminal and not console.is_dumb_terminal
         self._column = 0  # cells written on this line
-        self._width = console.width  # of the terminal when the last word was written
+        self._width = self._known_width()  # of the terminal when the last word was written
         self._blanks = ""  # after the last word that was written
         self._word: list[tuple[str, bool]] = []  # characters, and whether each is dimmed
         self._overlong = False  # the beginning of the word is written: it is longer than a line
@@ -112,10 +112,13 @@ class WordStream:
 
     def _notice_width(self) -> None:
         """Adopt the terminal's width. One that became narrower has broken the line by itself."""
-        width = self._console.width
+        width = self._known_width()
         if self._column > width:
             self._column = (self._column - 1) % width + 1
         self._width = width
+
+    def _known_width(self) -> int:
+        return self._console.width or PIPE_WIDTH  # where it is 0, the terminal breaks the lines
 
     def _new_line(self) -> None:
         self._put("\n")
