@@ -128,6 +128,17 @@ def test_what_is_said_stays_text(opened: Opened) -> None:
     opened.require_quiet()
 
 
+def test_an_enter_that_ends_an_input_method_sends_nothing(opened: Opened) -> None:
+    opened.page.fill("#input", "うし")
+    for told in ({"isComposing": True}, {"keyCode": 229}):  # Safari tells of the last one by 229
+        event = {"key": "Enter", "bubbles": True, "cancelable": True, **told}
+        opened.page.dispatch_event("#input", "keydown", event)
+    expect(opened.page.locator("#input")).to_have_value("うし")
+    expect(opened.page.locator("article")).to_have_count(0)
+    opened.page.keyboard.press("Enter")
+    expect(opened.page.locator("article.user .content")).to_have_text("うし")
+
+
 def test_on_a_phone_in_the_dark(browser: Any, server: Server) -> None:
     size = {"width": 360, "height": 740}
     opened = Opened(browser, server, viewport=size, color_scheme="dark", has_touch=True)

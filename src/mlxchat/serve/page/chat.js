@@ -458,18 +458,21 @@ function closeSettings() {
   if (!model) connect();
 }
 
+/** Whether a key belongs to an input method: Safari tells of the one that ends it by 229 alone. */
+const composing = (event) => event.isComposing || event.keyCode === 229;
+
 $("composer").onsubmit = (event) => {
   event.preventDefault();
   send();
 };
 $("input").oninput = grow;
 $("input").onkeydown = (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  if (event.key !== "Enter" || event.shiftKey || composing(event)) return;
   event.preventDefault();
   send();
 };
 document.onkeydown = (event) => {
-  if (event.key === "Escape" && !$("settings").open) halt();
+  if (event.key === "Escape" && !composing(event) && !$("settings").open) halt();
 };
 $("stop").onclick = $("stop-text").onclick = halt;
 $("new-chat").onclick = () => choose(begin());
