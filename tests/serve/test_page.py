@@ -187,3 +187,48 @@ def test_it_says_when_the_server_is_gone(browser: Any) -> None:
         expect(opened.page.locator("#model")).to_have_text("cow")
     opened.ask("Are you there?")
     expect(opened.page.locator("#gone")).to_contain_text("does not answer")
+
+
+def test_another_model_is_found_after_a_failure(opened: Opened) -> None:
+    page = opened.page
+    page.route("**/v1/models", lambda route: route.fulfill(json={"data": [{"id": "calf"}]}))
+    page.reload()
+    expect(page.locator("#model")).to_have_text("calf")
+    page.unroute("**/v1/models")
+    opened.ask("Hello")
+    expect(opened.answer().locator(".error")).to_contain_text("'calf' does not exist")
+    expect(page.locator("#model")).to_have_text("cow")
+    opened.answer().get_by_role("button", name="Regenerate").click()
+    expect(opened.answer().locator(".content")).to_have_text("The cow says moo.")
+
+
+def test_the_server_is_looked_for_by_one_loop(opened: Opened) -> None:
+    page = opened.page
+    looks: list[str] = []
+
+    def refuse(route: Any) -> None:
+        looks.append(route.request.url)
+        route.fulfill(status=503, json={"error": {"message": "The server is about to end."}})
+
+    page.route("**/v1/models", refuse)
+    page.clock.install()
+    page.reload()
+    gone = page.locator("#gone")
+    expect(gone).to_have_text("The server is about to end.")
+    page.evaluate("""window.told = 0;
+        const gone = document.querySelector("#gone");
+        new MutationObserver(() => told++).observe(gone, {childList: true});
+    """)
+    for _save in range(3):
+        page.click("#open-settings")
+        page.get_by_role("button", name="Save").click()
+    before = len(looks)
+    for seconds in (1, 2):
+        with page.expect_response("**/v1/models"):
+            page.clock.run_for(3100)
+        assert len(looks) == before + seconds
+    assert page.evaluate("told") == 0
+    page.unroute("**/v1/models")
+    page.clock.run_for(3100)
+    expect(gone).to_be_hidden()
+    expect(page.locator("#model")).to_have_text("cow")

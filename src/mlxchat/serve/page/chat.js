@@ -54,7 +54,14 @@ function begin() {
 
 // ==== The server ====
 
-class ServerError extends Error {}
+/** What the server says is wrong: `status` of HTTP, and `code`, a word that programs know. */
+class ServerError extends Error {
+  constructor(error, status) {
+    super(error?.message ?? `The server answered with ${status}.`);
+    this.code = error?.code;
+    this.status = status;
+  }
+}
 
 /** Send a request; throws ServerError with what the server says is wrong. */
 async function request(path, body, signal) {
@@ -65,7 +72,7 @@ async function request(path, body, signal) {
   const response = await fetch(path, body ? { ...options, body: JSON.stringify(body) } : options);
   if (response.ok) return response;
   const said = await response.json().catch(() => null);
-  throw new ServerError(said?.error?.message ?? `The server answered with ${response.status}.`);
+  throw new ServerError(said?.error, response.status);
 }
 
 /** Yield the data of each server-sent event. A character or line may be cut between two reads. */
@@ -92,7 +99,7 @@ async function* stream(path, body, signal) {
   for await (const data of events(await request(path, options, signal))) {
     if (data === "[DONE]") break;
     const chunk = JSON.parse(data);
-    if (chunk.error) throw new ServerError(chunk.error.message);
+    if (chunk.error) throw new ServerError(chunk.error);
     if (chunk.usage) yield { usage: chunk.usage };
     const choice = chunk.choices[0];
     const text = choice?.delta?.content ?? choice?.text;
@@ -100,7 +107,7 @@ async function* stream(path, body, signal) {
     if (choice?.finish_reason) yield { reason: choice.finish_reason };
     ended ||= Boolean(choice?.finish_reason);
   }
-  if (!ended) throw new ServerError("The answer broke off.");
+  if (!ended) throw new ServerError({ message: "The answer broke off." });
 }
 
 /** Return the sampling settings as the server takes them. */
@@ -110,46 +117,54 @@ function sampling() {
 }
 
 let model = null; // {id, chat, context_length}
+let look = 0; // the number of the latest look at the server: the only one that counts
+let retry; // its timer, while the server does not answer
 
 /** Ask the server for its model, and again until it answers. */
 async function connect() {
+  clearTimeout(retry);
+  const mine = ++look;
+  const { found, problem } = await lookForModel();
+  if (mine !== look) return;
+  say(problem);
+  if (found) showModel(found);
+  else retry = setTimeout(connect, RETRY_MS);
+}
+
+/** Return the model that the server has, or what keeps it from saying so. */
+async function lookForModel() {
   try {
     const { data } = await (await request("/v1/models")).json();
-    model = data[0];
+    return { found: data[0], problem: "" };
   } catch (error) {
-    say(error instanceof ServerError ? error.message : "The server does not answer. Is it running?");
-    setTimeout(connect, RETRY_MS);
-    return;
+    if (!(error instanceof ServerError)) return { problem: "The server does not answer. Is it running?" };
+    return { problem: error.status === 401 ? `${error.message} Enter it in the settings.` : error.message };
   }
-  say("");
+}
+
+/** Show the part of the page that is for a model. */
+function showModel(found) {
+  const first = !model;
+  model = found;
   $("model").textContent = document.title = model.id;
   const base = model.chat === false;
   $("base").hidden = !base;
   $("chat").hidden = $("list").hidden = base;
   $("toggle-list").hidden = base;
-  if (!base) show();
+  if (first) show();
 }
 
 /** Show why nothing works, above everything else; "" takes it away. */
 function say(problem) {
-  $("gone").textContent = problem;
   $("gone").hidden = !problem;
+  // The same text again would be read aloud again.
+  if ($("gone").textContent !== problem) $("gone").textContent = problem;
 }
 
-/** Show a failed request: in its message, and if the server is gone above all until it is back. */
-async function failed(error) {
-  if (error instanceof ServerError) return error.message;
-  say("The server does not answer. Is it running?");
-  const look = async () => {
-    try {
-      await fetch("/health");
-      say("");
-    } catch {
-      setTimeout(look, RETRY_MS);
-    }
-  };
-  setTimeout(look, RETRY_MS);
-  return "The connection broke off.";
+/** Return what to say of a failed request, and look for the server: it may have another model now. */
+function failed(error) {
+  connect();
+  return error instanceof ServerError ? error.message : "The connection broke off.";
 }
 
 // ==== Simple Markdown, as elements ====
@@ -394,7 +409,7 @@ async function read(parts, message, changed) {
     }
   } catch (error) {
     if (error.name === "AbortError") message.note = "stopped";
-    else message.error = await failed(error);
+    else message.error = failed(error);
   }
   cancelAnimationFrame(drawn);
   changed();
@@ -455,7 +470,7 @@ function closeSettings() {
   }
   keep(localStorage, SETTINGS, settings);
   keep(sessionStorage, KEY, elements.key.value);
-  if (!model) connect();
+  connect(); // the key may be another one
 }
 
 /** Whether a key belongs to an input method: Safari tells of the one that ends it by 229 alone. */
