@@ -71,6 +71,12 @@ class Opened:
         self.page.fill("#input", text)
         self.page.keyboard.press("Enter")
 
+    def sent(self, text: str) -> Any:
+        """Ask, and return the messages that the server is sent last."""
+        with self.page.expect_response(lambda response: response.ok) as responded:
+            self.ask(text)
+        return responded.value.request.post_data_json["messages"]
+
     def answer(self) -> Any:
         """The last answer, when it is complete."""
         expect(self.page.locator("#send")).to_be_visible()
@@ -232,3 +238,29 @@ def test_the_server_is_looked_for_by_one_loop(opened: Opened) -> None:
     page.clock.run_for(3100)
     expect(gone).to_be_hidden()
     expect(page.locator("#model")).to_have_text("cow")
+
+
+def test_a_turn_that_failed_is_not_sent_again(opened: Opened) -> None:
+    opened.ask("x" * 3000)
+    expect(opened.answer().locator(".error")).to_contain_text("context")
+    assert opened.sent("Hello") == [{"role": "user", "content": "Hello"}]
+    expect(opened.answer().locator(".content")).to_have_text("The cow says moo.")
+    contents = [message["content"] for message in opened.sent("And?")]
+    assert contents == ["Hello", "The cow says moo.", "And?"]
+
+
+def test_the_oldest_turns_are_dropped_when_the_context_is_full(opened: Opened) -> None:
+    opened.ask("y" * 1500)  # the server counts its tokens, which leave no room for the next answer
+    opened.answer()
+    assert len(opened.sent("Hello")) == 1
+    dropped = "the oldest turns (1) no longer fit"
+    expect(opened.answer().locator("footer span")).to_contain_text(dropped)
+    expect(opened.answer().locator(".content")).to_have_text("The cow says moo.")
+    opened.page.click("#new-chat")
+    opened.ask("tell me something that is really rather long")
+    expect(opened.page.locator("article.assistant .content")).to_contain_text("word")
+    opened.page.keyboard.press("Escape")  # so that nobody knows how many tokens it has
+    opened.answer()
+    assert len(opened.sent("y" * 1970)) == 1
+    expect(opened.answer().locator("footer span")).to_contain_text(dropped)
+    expect(opened.answer().locator(".content")).to_have_text("The cow says moo.")

@@ -6,6 +6,7 @@ const SETTINGS = "mlxchat.settings";
 const KEY = "mlxchat.key";
 const RETRY_MS = 3000; // between looks at a server that is gone
 const TITLE_LENGTH = 60;
+const ANSWERED = 512; // tokens that an answer should have room for, unless the settings say
 const CONTINUED = 256; // tokens of a continuation, unless the settings say; OpenAI's are 16
 const NUMBERS = ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_tokens", "seed"];
 
@@ -286,7 +287,7 @@ function show() {
   $("conversations").replaceChildren(...items);
   $("messages").replaceChildren(...current.messages.map(article));
   $("messages").scrollTop = $("messages").scrollHeight;
-  showContext(current.used);
+  showContext(current.messages.findLast(({ used }) => used)?.used);
 }
 
 /** Show how much of the context a conversation takes. */
@@ -356,11 +357,57 @@ function busy(controller) {
   }
 }
 
+/** Return the turns of messages: questions and their answer, the last one without. Failed turns are left out. */
+function turnsOf(messages) {
+  const turns = [];
+  let turn = [];
+  for (const message of messages) {
+    turn.push(message);
+    if (message.role === "user") continue;
+    if (message.content) turns.push(turn);
+    turn = [];
+  }
+  return [...turns, turn];
+}
+
+/** Return how many of the oldest turns to drop so that the last one and an answer fit the context. */
+function outgrown(turns) {
+  const length = (some) => some.flat().reduce((sum, { content }) => sum + content.length, 0);
+  const latest = turns.at(-2)?.at(-1);
+  let dropped = Math.min(latest?.dropped ?? 0, turns.length - 1); // what was dropped before stays so
+  const perLetter = latest?.used / length(turns.slice(dropped, -1)); // NaN if that answer was stopped
+  const room = Math.min(settings.max_tokens ?? ANSWERED, model.context_length / 2);
+  while (
+    dropped < turns.length - 1 &&
+    perLetter * length(turns.slice(dropped)) + room > model.context_length
+  ) {
+    dropped += 1;
+  }
+  return dropped;
+}
+
+/** Yield the parts of the answer to turns. While they are too long for the context, the oldest are dropped. */
+async function* answerTo(turns, message, signal) {
+  const system = settings.system ? [{ role: "system", content: settings.system }] : [];
+  for (let dropped = outgrown(turns); ; dropped += 1) {
+    const said = turns.slice(dropped).flat().map(({ role, content }) => ({ role, content }));
+    const body = { model: model.id, messages: [...system, ...said] };
+    try {
+      for await (const part of stream("/v1/chat/completions", body, signal)) {
+        message.dropped = dropped;
+        yield part;
+      }
+      return;
+    } catch (error) {
+      if (error.code !== "context_length_exceeded" || dropped >= turns.length - 1) throw error;
+    }
+  }
+}
+
 /** Ask for the answer to the current conversation, and show it as it comes. */
 async function answer() {
   const conversation = current;
-  const system = settings.system ? [{ role: "system", content: settings.system }] : [];
-  const messages = conversation.messages.map(({ role, content }) => ({ role, content }));
+  const turns = turnsOf(conversation.messages);
   const message = { role: "assistant", content: "" };
   conversation.messages.push(message);
   show();
@@ -369,9 +416,7 @@ async function answer() {
   content.classList.add("writing");
   const controller = new AbortController();
   busy(controller);
-  const body = { model: model.id, messages: [...system, ...messages] };
-  await read(stream("/v1/chat/completions", body, controller.signal), message, (usage) => {
-    if (usage) conversation.used = usage.total_tokens;
+  await read(answerTo(turns, message, controller.signal), message, () => {
     const atEnd = $("messages").scrollHeight - $("messages").scrollTop - $("messages").clientHeight < 80;
     content.replaceChildren(...markdown(message.content));
     if (atEnd) $("messages").scrollTop = $("messages").scrollHeight;
@@ -384,6 +429,7 @@ async function answer() {
 
 /** Read a stream into a message, calling `changed` at most once for each frame. */
 async function read(parts, message, changed) {
+  const notes = [];
   let begun = 0;
   let drawn = 0;
   const draw = () => {
@@ -397,22 +443,28 @@ async function read(parts, message, changed) {
         message.content += text;
         drawn ||= requestAnimationFrame(draw);
       }
-      if (reason === "length") message.note = "cut at the longest length";
+      if (reason === "length") notes.push("cut at the longest length");
       if (usage) {
-        const seconds = (performance.now() - begun) / 1000;
-        const speed = usage.completion_tokens / seconds;
-        const note = [`${number(usage.completion_tokens)} tokens`];
-        if (begun && seconds > 0.1) note.push(`${number(speed, speed < 10 ? 1 : 0)} tokens/s`);
-        message.note = [...note, ...(message.note ? [message.note] : [])].join(", ");
-        changed(usage);
+        message.used = usage.total_tokens;
+        notes.unshift(...speed(usage.completion_tokens, begun));
       }
     }
   } catch (error) {
-    if (error.name === "AbortError") message.note = "stopped";
+    if (error.name === "AbortError") notes.push("stopped");
     else message.error = failed(error);
   }
+  if (message.dropped) notes.push(`the oldest turns (${message.dropped}) no longer fit the context`);
+  message.note = notes.join(", ");
   cancelAnimationFrame(drawn);
   changed();
+}
+
+/** Return how many tokens came since a time, and how fast, if that was long enough to tell. */
+function speed(tokens, begun) {
+  const seconds = (performance.now() - begun) / 1000;
+  const rate = tokens / seconds;
+  const told = begun && seconds > 0.1 ? [`${number(rate, rate < 10 ? 1 : 0)} tokens/s`] : [];
+  return [`${number(tokens)} tokens`, ...told];
 }
 
 // ==== A base model ====
@@ -427,10 +479,10 @@ async function continueText() {
   busy(controller);
   box.readOnly = true;
   const body = { model: model.id, prompt: before, max_tokens: CONTINUED };
-  await read(stream("/v1/completions", body, controller.signal), message, (usage) => {
+  await read(stream("/v1/completions", body, controller.signal), message, () => {
     box.value = before + message.content;
     box.scrollTop = box.scrollHeight;
-    if (usage) showContext(usage.total_tokens);
+    showContext(message.used);
   });
   box.readOnly = false;
   busy(null);
