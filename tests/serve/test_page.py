@@ -26,7 +26,7 @@ CODE = "Here:\n\n```python\nfor i in range(3):\n    print(i)\n```\n\n1. one\n2. 
 
 def said(request: Request) -> list[int]:
     asked = bytes(i for i in request.ids if i < 256).decode()
-    answers = {"markup": MARKUP, "code": CODE, "long": "word " * 300}
+    answers = {"markup": MARKUP, "code": CODE, "words": "word " * 60, "long": "word " * 300}
     for word, answer in answers.items():
         if asked.endswith(word):
             return tokens(answer)
@@ -48,9 +48,26 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with serving(Unhurried(said), model(context=2000)) as running:
+def scheduler() -> FakeScheduler:
+    return Unhurried(said)
+
+
+@pytest.fixture(scope="module")
+def server(scheduler: FakeScheduler) -> Iterator[Server]:
+    with serving(scheduler, model(context=2000)) as running:
         yield running
+
+
+@pytest.fixture
+def silence(scheduler: FakeScheduler) -> Iterator[FakeScheduler]:
+    """No token comes until ``go`` is set."""
+    scheduler.go.clear()
+    yield scheduler
+    scheduler.go.set()
+
+
+def _is_answer(response: Any) -> bool:
+    return response.ok and response.url.endswith("/chat/completions")
 
 
 class Opened:
@@ -73,7 +90,7 @@ class Opened:
 
     def sent(self, text: str) -> Any:
         """Ask, and return the messages that the server is sent last."""
-        with self.page.expect_response(lambda response: response.ok) as responded:
+        with self.page.expect_response(_is_answer) as responded:
             self.ask(text)
         return responded.value.request.post_data_json["messages"]
 
@@ -227,7 +244,8 @@ def test_the_server_is_looked_for_by_one_loop(opened: Opened) -> None:
     """)
     for _save in range(3):
         page.click("#open-settings")
-        page.get_by_role("button", name="Save").click()
+        with page.expect_response("**/v1/models"):
+            page.get_by_role("button", name="Save").click()
     before = len(looks)
     for seconds in (1, 2):
         with page.expect_response("**/v1/models"):
@@ -264,3 +282,59 @@ def test_the_oldest_turns_are_dropped_when_the_context_is_full(opened: Opened) -
     assert len(opened.sent("y" * 1970)) == 1
     expect(opened.answer().locator("footer span")).to_contain_text(dropped)
     expect(opened.answer().locator(".content")).to_have_text("The cow says moo.")
+
+
+def test_an_answer_regenerated_while_it_is_written_streams_anew(opened: Opened) -> None:
+    opened.ask("something long")
+    content = opened.page.locator("article.assistant .content")
+    expect(content).to_contain_text("word word word")
+    opened.page.get_by_role("button", name="Regenerate").click()
+    expect(content).to_contain_text("word")
+    expect(opened.page.locator("#stop")).to_be_visible(timeout=1)
+    kept = content.inner_text()
+    expect(content).not_to_have_text(kept)
+    expect(opened.page.locator("#stop")).to_be_visible(timeout=1)
+    opened.page.click("#stop")
+    expect(opened.answer().locator("footer span")).to_have_text("stopped")
+    expect(opened.page.locator("article")).to_have_count(2)
+    opened.require_quiet()
+
+
+def test_the_end_of_an_answer_leaves_the_reader_alone(
+    browser: Any, server: Server, scheduler: FakeScheduler
+) -> None:
+    opened = Opened(browser, server, viewport={"width": 360, "height": 300})
+    page = opened.page
+    opened.ask("some words")
+    opened.answer()
+    past_end = "m => m.scrollHeight - m.scrollTop - m.clientHeight"
+    assert page.locator("#messages").evaluate(past_end) < 2
+    scheduler.go.clear()
+    try:
+        opened.ask("some words")
+        expect(page.locator("article")).to_have_count(4)
+        edit = page.get_by_role("button", name="Edit").first
+        edit.focus()
+        page.evaluate("""() => {
+            getSelection().selectAllChildren(document.querySelector("article .content"));
+            document.querySelector("#messages").scrollTop = 0;
+        }""")
+    finally:
+        scheduler.go.set()
+    expect(opened.answer().locator("footer span")).to_contain_text("300 tokens")
+    assert page.locator("#messages").evaluate("m => m.scrollTop") == 0
+    assert page.evaluate("String(getSelection())") == "some words"
+    expect(edit).to_be_focused()
+
+
+def test_the_focus_is_not_lost(opened: Opened, silence: FakeScheduler) -> None:
+    page = opened.page
+    page.fill("#input", "some words")
+    page.click("#send")
+    expect(page.locator("#stop")).to_be_focused()
+    silence.go.set()
+    expect(page.locator("#send")).to_be_focused()
+    opened.answer().get_by_role("button", name="Regenerate").click()
+    expect(page.locator("#stop")).to_be_visible()
+    again = opened.answer().get_by_role("button", name="Regenerate")
+    expect(again).to_be_focused()

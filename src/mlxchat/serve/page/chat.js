@@ -258,22 +258,45 @@ function copyButton(label, text) {
 /** Return a message's element; `index` is its place in the conversation. */
 function article(message, index) {
   const mine = message.role === "user";
-  const content = make("div", { className: "content" });
-  content.append(...(mine ? [message.content] : markdown(message.content)));
-  const footer = make("footer", {}, copyButton("Copy message", () => message.content));
   const button = make("button", { type: "button" }, mine ? "Edit" : "Regenerate");
   button.onclick = () => (mine ? edit(index) : regenerate(index));
-  footer.append(button);
-  if (message.note) footer.append(make("span", {}, message.note));
-  const element = make("article", { className: message.role }, make("h2", {}, mine ? "You" : "Answer"));
-  element.append(content);
-  if (message.error) element.append(make("p", { className: "error" }, message.error));
-  element.append(footer);
+  const element = make(
+    "article",
+    { className: message.role },
+    make("h2", {}, mine ? "You" : "Answer"),
+    make("div", { className: "content" }, ...(mine ? [message.content] : markdown(message.content))),
+    make("footer", {}, copyButton("Copy message", () => message.content), button),
+  );
+  conclude(element, message);
   return element;
 }
 
-/** Show the list of conversations and the current one. */
-function show() {
+/** Show what has become of a message: its error and its note. */
+function conclude(element, message) {
+  const footer = element.querySelector("footer");
+  if (message.error) footer.before(make("p", { className: "error" }, message.error));
+  if (message.note) footer.append(make("span", {}, message.note));
+}
+
+/** Replace the children that differ; the others keep what is selected or focused in them. */
+function update(element, children) {
+  for (const [place, child] of children.entries()) {
+    const old = element.children[place];
+    if (!old) element.append(child);
+    else if (!old.isEqualNode(child)) old.replaceWith(child);
+  }
+  while (element.children.length > children.length) element.lastElementChild.remove();
+}
+
+/** Change what a box shows; whoever is at its end stays there, and whoever reads above stays too. */
+function follow(box, change) {
+  const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 80;
+  change();
+  if (atEnd) box.scrollTop = box.scrollHeight;
+}
+
+/** Show the list of conversations, and the current one from the message at `from` on. */
+function show(from = 0) {
   current ??= begin();
   const items = conversations.map((conversation) => {
     const open = make("button", { type: "button", className: "open" }, conversation.title);
@@ -285,9 +308,25 @@ function show() {
     return make("li", {}, open, remove);
   });
   $("conversations").replaceChildren(...items);
-  $("messages").replaceChildren(...current.messages.map(article));
-  $("messages").scrollTop = $("messages").scrollHeight;
-  showContext(current.messages.findLast(({ used }) => used)?.used);
+  showMessages(from);
+}
+
+/** Show the messages from a place on, and scroll to their end. A focus stays at the message that it is in. */
+function showMessages(from) {
+  const box = $("messages");
+  const articles = [...box.children];
+  const focused = articles.findIndex((element) => element.contains(document.activeElement));
+  for (const element of articles.slice(from)) element.remove();
+  const messages = current.messages.slice(from);
+  box.append(...messages.map((message, place) => article(message, from + place)));
+  if (focused >= from) box.children[focused]?.querySelector("footer button:last-of-type").focus();
+  box.scrollTop = box.scrollHeight;
+  showContext(tokensUsed());
+}
+
+/** Return how many tokens the current conversation takes, as far as the server has said. */
+function tokensUsed() {
+  return current.messages.findLast(({ used }) => used)?.used;
 }
 
 /** Show how much of the context a conversation takes. */
@@ -326,7 +365,7 @@ function edit(index) {
 function regenerate(index) {
   halt();
   current.messages.length = index;
-  answer();
+  answer(index);
 }
 
 /** Send what is in the input. */
@@ -335,10 +374,11 @@ function send() {
   if (!content || running) return;
   $("input").value = "";
   grow();
-  if (!current.messages.length) current.title = content.slice(0, TITLE_LENGTH);
+  const place = current.messages.length;
+  if (!place) current.title = content.slice(0, TITLE_LENGTH);
   current.messages.push({ role: "user", content });
   conversations = [current, ...conversations.filter((other) => other !== current)];
-  answer();
+  answer(place);
 }
 
 let running = null; // the AbortController of the request under way
@@ -346,14 +386,18 @@ let running = null; // the AbortController of the request under way
 /** Stop the answer or continuation under way. */
 function halt() {
   running?.abort();
+  busy(null);
 }
 
-/** Show whether something is being written. */
+/** Show whether something is being written. A focus stays where it is, on the button of that place. */
 function busy(controller) {
   running = controller;
   for (const [go, stop] of [["send", "stop"], ["continue", "stop-text"]]) {
-    $(go).hidden = Boolean(controller);
-    $(stop).hidden = !controller;
+    const [shown, other] = controller ? [stop, go] : [go, stop];
+    const focused = document.activeElement === $(other);
+    $(shown).hidden = false;
+    $(other).hidden = true;
+    if (focused) $(shown).focus();
   }
 }
 
@@ -404,27 +448,33 @@ async function* answerTo(turns, message, signal) {
   }
 }
 
-/** Ask for the answer to the current conversation, and show it as it comes. */
-async function answer() {
+/** Ask for the answer to the current conversation, and show it, and the messages from `from` on, as it comes. */
+async function answer(from) {
   const conversation = current;
   const turns = turnsOf(conversation.messages);
   const message = { role: "assistant", content: "" };
   conversation.messages.push(message);
-  show();
+  show(from);
   const element = $("messages").lastElementChild;
   const content = element.querySelector(".content");
   content.classList.add("writing");
   const controller = new AbortController();
   busy(controller);
-  await read(answerTo(turns, message, controller.signal), message, () => {
-    const atEnd = $("messages").scrollHeight - $("messages").scrollTop - $("messages").clientHeight < 80;
-    content.replaceChildren(...markdown(message.content));
-    if (atEnd) $("messages").scrollTop = $("messages").scrollHeight;
-  });
+  // Once something else is shown in its place, an answer that was stopped does not touch the page.
+  const changePage = (change) => {
+    if (element.isConnected) follow($("messages"), change);
+  };
+  await read(answerTo(turns, message, controller.signal), message, () =>
+    changePage(() => update(content, markdown(message.content))),
+  );
   if (running === controller) busy(null);
   keepConversations();
-  if (conversation === current) show();
-  $("said").textContent = message.error ?? message.content;
+  changePage(() => {
+    content.classList.remove("writing");
+    conclude(element, message);
+    showContext(tokensUsed());
+    $("said").textContent = message.error ?? message.content;
+  });
 }
 
 /** Read a stream into a message, calling `changed` at most once for each frame. */
