@@ -4,6 +4,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 import pytest
@@ -83,6 +84,19 @@ class Opened:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.address = server.url.removesuffix("/v1")
         self.page.goto(self.address)
+
+    def other_tab(self) -> "Opened":
+        """Another tab of the same browser."""
+        other = copy(self)
+        other.page = self.page.context.new_page()
+        other.page.goto(self.address)
+        return other
+
+    @property
+    def kept(self) -> list[list[str]]:
+        """What the messages of each conversation say, as the browser keeps them."""
+        kept = self.page.evaluate("JSON.parse(localStorage['mlxchat.conversations'])")
+        return [[message["content"] for message in one["messages"]] for one in kept]
 
     def ask(self, text: str) -> None:
         self.page.fill("#input", text)
@@ -290,10 +304,10 @@ def test_an_answer_regenerated_while_it_is_written_streams_anew(opened: Opened) 
     expect(content).to_contain_text("word word word")
     opened.page.get_by_role("button", name="Regenerate").click()
     expect(content).to_contain_text("word")
-    expect(opened.page.locator("#stop")).to_be_visible(timeout=1)
+    assert opened.page.locator("#stop").is_visible()
     kept = content.inner_text()
     expect(content).not_to_have_text(kept)
-    expect(opened.page.locator("#stop")).to_be_visible(timeout=1)
+    assert opened.page.locator("#stop").is_visible()
     opened.page.click("#stop")
     expect(opened.answer().locator("footer span")).to_have_text("stopped")
     expect(opened.page.locator("article")).to_have_count(2)
@@ -338,3 +352,100 @@ def test_the_focus_is_not_lost(opened: Opened, silence: FakeScheduler) -> None:
     expect(page.locator("#stop")).to_be_visible()
     again = opened.answer().get_by_role("button", name="Regenerate")
     expect(again).to_be_focused()
+
+
+MOO = "The cow says moo."
+
+
+def test_two_tabs_keep_what_both_said(opened: Opened) -> None:
+    opened.ask("one")
+    opened.answer()
+    other = opened.other_tab()
+    other.page.click("#new-chat")
+    other.ask("two")
+    other.answer()
+    opened.ask("three")
+    opened.answer()
+    assert opened.kept == [["one", MOO, "three", MOO], ["two", MOO]]
+    titles = ["one", "two"]
+    expect(opened.page.locator("#conversations .open")).to_have_text(titles)
+    expect(other.page.locator("#conversations .open")).to_have_text(titles)
+    opened.page.on("dialog", lambda dialog: dialog.accept())
+    opened.page.get_by_role("button", name="Delete two").click()
+    expect(other.page.locator("#conversations .open")).to_have_text(["one"])
+
+
+def test_two_tabs_continue_one_conversation(opened: Opened, scheduler: FakeScheduler) -> None:
+    opened.ask("one")
+    opened.answer()
+    other = opened.other_tab()
+    expect(other.page.locator("article")).to_have_count(2)
+    opened.ask("two")
+    opened.answer()
+    expect(other.page.locator("article.user .content")).to_have_text(["one", "two"])
+    scheduler.go.clear()
+    try:
+        opened.ask("mine")
+        expect(other.page.locator("article")).to_have_count(6)
+        other.ask("yours")
+        expect(other.page.locator("article")).to_have_count(8)
+    finally:
+        scheduler.go.set()
+    expect(opened.answer().locator(".content")).to_have_text(MOO)
+    expect(other.answer().locator(".content")).to_have_text(MOO)
+    before = ["one", MOO, "two", MOO, "mine"]
+    assert sorted(opened.kept) == [[*before, "", "yours", MOO], [*before, MOO]]
+
+
+def test_a_question_outlives_a_reload_during_its_answer(
+    opened: Opened, silence: FakeScheduler
+) -> None:
+    page = opened.page
+    broken_off = re.compile("unfinished|broke off")  # as the page or its connection ends first
+    opened.ask("something long")
+    expect(page.locator("article")).to_have_count(2)
+    page.reload()
+    expect(page.locator("article.user .content")).to_have_text("something long")
+    expect(opened.answer()).to_contain_text(broken_off)
+    silence.go.set()
+    opened.answer().get_by_role("button", name="Regenerate").click()
+    expect(page.locator("article.assistant .content")).to_contain_text("word")
+    page.reload()
+    expect(opened.answer().locator(".content")).to_contain_text("word")
+    expect(opened.answer()).to_contain_text(broken_off)
+
+
+def test_an_edit_replaces_nothing_before_it_is_sent(opened: Opened) -> None:
+    page = opened.page
+    for question in ("one", "two"):
+        opened.ask(question)
+        opened.answer()
+    page.fill("#input", "a draft")
+    page.get_by_role("button", name="Edit").first.click()
+    expect(page.locator("#input")).to_have_value("one")
+    expect(page.locator("article")).to_have_count(0)
+    page.click("#cancel-edit")
+    expect(page.locator("#input")).to_have_value("a draft")
+    expect(page.locator("article")).to_have_count(4)
+    page.get_by_role("button", name="Edit").last.click()
+    page.reload()
+    expect(page.locator("article")).to_have_count(4)
+    page.get_by_role("button", name="Edit").last.click()
+    assert [message["content"] for message in opened.sent("three")] == ["one", MOO, "three"]
+    expect(opened.answer().locator(".content")).to_have_text(MOO)
+    assert opened.kept == [["one", MOO, "three", MOO]]
+
+
+def test_an_answer_stays_until_another_one_comes(opened: Opened, scheduler: FakeScheduler) -> None:
+    opened.ask("one")
+    opened.answer()
+    scheduler.go.clear()
+    try:
+        for _again in range(2):
+            opened.page.get_by_role("button", name="Regenerate").click()
+            expect(opened.page.locator("article.assistant .content")).to_have_text("")
+        opened.page.keyboard.press("Escape")
+        expect(opened.answer().locator(".content")).to_have_text(MOO)
+    finally:
+        scheduler.go.set()
+    assert opened.kept == [["one", MOO]]

@@ -4,7 +4,9 @@
 const KEPT = "mlxchat.conversations";
 const SETTINGS = "mlxchat.settings";
 const KEY = "mlxchat.key";
+const OPEN = "mlxchat.open"; // the id of the tab's conversation
 const RETRY_MS = 3000; // between looks at a server that is gone
+const UNFINISHED = "unfinished"; // the note of an answer while it is written: shown if the page is left meanwhile
 const TITLE_LENGTH = 60;
 const ANSWERED = 512; // tokens that an answer should have room for, unless the settings say
 const CONTINUED = 256; // tokens of a continuation, unless the settings say; OpenAI's are 16
@@ -31,26 +33,74 @@ function recall(storage, name, otherwise) {
   }
 }
 
-/** Keep a value. Without storage, or with a full one, it lasts until the page is left. */
+/** Keep a value; returns whether it worked. Without storage, or with a full one, it lasts until the page is left. */
 function keep(storage, name, value) {
   try {
     storage.setItem(name, JSON.stringify(value));
+    return true;
   } catch (error) {
     console.info("not kept:", error.message);
+    return false;
   }
 }
 
-let conversations = recall(localStorage, KEPT, []);
+const unkept = new Map(); // by id, latest last: conversations that storage does not have as they are; null if deleted
+let conversations = allConversations(); // latest first
 let settings = recall(localStorage, SETTINGS, {});
-let current = conversations[0] ?? null;
+let current = conversations.find(({ id }) => id === recall(sessionStorage, OPEN)) ?? conversations[0] ?? begin();
 
-function keepConversations() {
-  keep(localStorage, KEPT, conversations);
+/** Return the conversations in storage, whichever tab kept them. */
+function storedConversations() {
+  const found = recall(localStorage, KEPT, []);
+  return Array.isArray(found) ? found.filter((one) => Array.isArray(one?.messages)) : [];
+}
+
+/** Return all conversations, those first that are not in storage. */
+function allConversations() {
+  const mine = [...unkept.values()].filter(Boolean).reverse();
+  return [...mine, ...storedConversations().filter(({ id }) => !unkept.has(id))];
+}
+
+/** Put a conversation first in storage, or delete it. All others stay as any tab kept them last. */
+function store(id, conversation) {
+  unkept.delete(id);
+  unkept.set(id, conversation);
+  conversations = allConversations();
+  if (keep(localStorage, KEPT, conversations)) unkept.clear();
+  showConversations();
+}
+
+/** Keep a conversation. If another tab has continued it since this one read it, both are kept. */
+function keepConversation(conversation) {
+  const theirs = storedConversations().find(({ id }) => id === conversation.id);
+  if (theirs && theirs.revision !== conversation.revision && !unkept.has(theirs.id)) conversation.id = newId();
+  conversation.revision = (conversation.revision ?? 0) + 1;
+  store(conversation.id, conversation);
+}
+
+/** Take over what another tab has kept. */
+function heedOtherTab({ key }) {
+  if (key === SETTINGS) settings = recall(localStorage, SETTINGS, {});
+  if (key !== KEPT && key !== null) return;
+  conversations = allConversations();
+  const theirs = conversations.find(({ id }) => id === current.id);
+  if (theirs && theirs.revision !== current.revision && !running && !editing) {
+    const same = (message, place) => JSON.stringify(message) === JSON.stringify(current.messages[place]);
+    const from = theirs.messages.findIndex((message, place) => !same(message, place));
+    current = theirs;
+    follow($("messages"), () => showMessages(from < 0 ? theirs.messages.length : from));
+  }
+  showConversations();
 }
 
 /** Return a new conversation, which is kept from its first message on. */
 function begin() {
-  return { id: crypto.randomUUID?.() ?? String(Date.now()), title: "New chat", messages: [] };
+  return { id: newId(), title: "New chat", messages: [] };
+}
+
+/** Return an id that no other tab has; browsers make such ones only for addresses that they trust. */
+function newId() {
+  return crypto.randomUUID?.() ?? String(Date.now() + Math.random());
 }
 
 // ==== The server ====
@@ -295,12 +345,11 @@ function follow(box, change) {
   if (atEnd) box.scrollTop = box.scrollHeight;
 }
 
-/** Show the list of conversations, and the current one from the message at `from` on. */
-function show(from = 0) {
-  current ??= begin();
+/** Show the list of conversations. */
+function showConversations() {
   const items = conversations.map((conversation) => {
     const open = make("button", { type: "button", className: "open" }, conversation.title);
-    if (conversation === current) open.setAttribute("aria-current", "true");
+    if (conversation.id === current.id) open.setAttribute("aria-current", "true");
     open.onclick = () => choose(conversation);
     const remove = make("button", { type: "button" }, "×");
     remove.setAttribute("aria-label", `Delete ${conversation.title}`);
@@ -308,20 +357,29 @@ function show(from = 0) {
     return make("li", {}, open, remove);
   });
   $("conversations").replaceChildren(...items);
-  showMessages(from);
 }
 
-/** Show the messages from a place on, and scroll to their end. A focus stays at the message that it is in. */
+/** Show the messages from a place on, up to one that is edited. A focus stays at the message that it is in. */
 function showMessages(from) {
   const box = $("messages");
   const articles = [...box.children];
   const focused = articles.findIndex((element) => element.contains(document.activeElement));
   for (const element of articles.slice(from)) element.remove();
-  const messages = current.messages.slice(from);
+  const messages = current.messages.slice(from, editing?.place);
   box.append(...messages.map((message, place) => article(message, from + place)));
   if (focused >= from) box.children[focused]?.querySelector("footer button:last-of-type").focus();
-  box.scrollTop = box.scrollHeight;
   showContext(tokensUsed());
+}
+
+/** Show the current conversation, at its end. */
+function show() {
+  showConversations();
+  showMessages(0);
+  scrollToEnd();
+}
+
+function scrollToEnd() {
+  $("messages").scrollTop = $("messages").scrollHeight;
 }
 
 /** Return how many tokens the current conversation takes, as far as the server has said. */
@@ -335,49 +393,78 @@ function showContext(used) {
   $("status").textContent = used && all ? `context ${number(used)} of ${number(all)}` : "";
 }
 
+/** Open a conversation. */
 function choose(conversation) {
-  halt();
-  current = conversation;
   showList(false);
-  show();
+  if (conversation.id !== current.id) {
+    halt();
+    leaveEdit();
+    current = conversation;
+    show();
+  }
   $("input").focus();
 }
 
-function forget(conversation) {
-  if (conversation === current) halt();
-  conversations = conversations.filter((other) => other !== conversation);
-  if (conversation === current) current = conversations[0] ?? null;
-  keepConversations();
-  show();
+function forget({ id, title }) {
+  if (!confirm(`Delete “${title}”?`)) return;
+  store(id, null);
+  if (id === current.id) choose(conversations[0] ?? begin());
+  else $("new-chat").focus();
 }
 
-/** Put a message of one's own back into the input, and drop it and what followed. */
-function edit(index) {
-  halt();
-  $("input").value = current.messages[index].content;
-  current.messages.length = index;
-  keepConversations();
-  show();
+/** Put a text into the input. */
+function put(text) {
+  $("input").value = text;
   grow();
+}
+
+let editing = null; // {place, draft}: the place of a message that is written anew; what the input held before
+
+/** Put a message of one's own back into the input. It and what followed stay kept until the new one is sent. */
+function edit(place) {
+  halt();
+  editing = { place, draft: editing?.draft ?? $("input").value };
+  $("editing").hidden = false;
+  tell($("editing").firstChild.textContent);
+  put(current.messages[place].content);
+  showMessages(place);
   $("input").focus();
 }
 
-function regenerate(index) {
+/** Put what the input held before an edit back into it; returns the place of the message. */
+function leaveEdit() {
+  if (!editing) return current.messages.length;
+  const { place, draft } = editing;
+  editing = null;
+  $("editing").hidden = true;
+  put(draft);
+  return place;
+}
+
+function cancelEdit() {
+  showMessages(leaveEdit());
+  scrollToEnd();
+  $("input").focus();
+}
+
+function regenerate(place) {
+  const last = place + 1 === current.messages.length;
+  if (!last && !confirm("Another answer replaces all that followed, too. Go on?")) return;
   halt();
-  current.messages.length = index;
-  answer(index);
+  leaveEdit();
+  const old = current.messages.splice(place);
+  answer(place, (!old[0].content && replaced.get(old[0])) || old);
 }
 
 /** Send what is in the input. */
 function send() {
   const content = $("input").value.trim();
   if (!content || running) return;
-  $("input").value = "";
-  grow();
-  const place = current.messages.length;
+  if (!editing) put("");
+  const place = leaveEdit();
+  current.messages.length = place;
   if (!place) current.title = content.slice(0, TITLE_LENGTH);
   current.messages.push({ role: "user", content });
-  conversations = [current, ...conversations.filter((other) => other !== current)];
   answer(place);
 }
 
@@ -448,33 +535,67 @@ async function* answerTo(turns, message, signal) {
   }
 }
 
-/** Ask for the answer to the current conversation, and show it, and the messages from `from` on, as it comes. */
-async function answer(from) {
+const replaced = new WeakMap(); // by an answer: the messages that were in its place
+
+/** Ask for the answer to the current conversation, and show it as it comes.
+ *
+ * `from` is the place of the first message to show anew; `old` are the messages that the answer replaces.
+ */
+async function answer(from, old = []) {
   const conversation = current;
   const turns = turnsOf(conversation.messages);
   const message = { role: "assistant", content: "" };
   conversation.messages.push(message);
-  show(from);
+  replaced.set(message, old);
+  showMessages(from);
+  scrollToEnd();
   const element = $("messages").lastElementChild;
   const content = element.querySelector(".content");
   content.classList.add("writing");
+  message.note = UNFINISHED;
+  if (!old.length) keepConversation(conversation); // the question; old messages stay kept until there are new ones
   const controller = new AbortController();
   busy(controller);
-  // Once something else is shown in its place, an answer that was stopped does not touch the page.
-  const changePage = (change) => {
-    if (element.isConnected) follow($("messages"), change);
-  };
   await read(answerTo(turns, message, controller.signal), message, () =>
-    changePage(() => update(content, markdown(message.content))),
+    changeArticle(element, () => update(content, markdown(message.content))),
   );
   if (running === controller) busy(null);
-  keepConversations();
-  changePage(() => {
+  const restored = restore(conversation, message, old);
+  if (conversations.some(({ id }) => id === conversation.id)) keepConversation(conversation); // unless it was deleted
+  changeArticle(element, () => {
     content.classList.remove("writing");
-    conclude(element, message);
+    if (restored) showMessages(from);
+    else conclude(element, message);
     showContext(tokensUsed());
-    $("said").textContent = message.error ?? message.content;
+    tell(message.error ?? message.content);
   });
+}
+
+/** Have a screen reader read a text. The new element makes it read the same text again, too. */
+function tell(text) {
+  $("said").replaceChildren(make("span", {}, text));
+}
+
+/** Change an article, unless something else is shown in its place by now. */
+function changeArticle(element, change) {
+  if (element.isConnected) follow($("messages"), change);
+}
+
+/** Put back the old messages that an answer without any text was to replace; returns whether there are any. */
+function restore(conversation, message, old) {
+  const place = conversation.messages.indexOf(message);
+  if (message.content || place < 0 || !old.length) return false;
+  const [first, ...others] = old;
+  const answered = first.content ? Object.assign(first, { error: message.error }) : message;
+  conversation.messages.splice(place, 1, answered, ...others);
+  return true;
+}
+
+/** Keep, as the page is left, which conversation is open, and what has come of an answer. */
+function leave() {
+  keep(sessionStorage, OPEN, current.id);
+  const latest = current.messages.at(-1);
+  if (running && latest?.note === UNFINISHED && latest.content) keepConversation(current);
 }
 
 /** Read a stream into a message, calling `changed` at most once for each frame. */
@@ -589,11 +710,14 @@ $("input").onkeydown = (event) => {
   send();
 };
 document.onkeydown = (event) => {
-  if (event.key === "Escape" && !composing(event) && !$("settings").open) halt();
+  if (event.key !== "Escape" || composing(event) || $("settings").open) return;
+  if (running) halt();
+  else if (editing) cancelEdit();
 };
 $("stop").onclick = $("stop-text").onclick = halt;
 $("new-chat").onclick = () => choose(begin());
 $("toggle-list").onclick = () => showList(!$("list").classList.contains("shown"));
+$("cancel-edit").onclick = cancelEdit;
 $("open-settings").onclick = openSettings;
 $("settings").onclose = closeSettings;
 $("continuer").onsubmit = (event) => {
@@ -604,5 +728,7 @@ $("undo-text").onclick = () => {
   $("text").value = before;
   $("undo-text").disabled = true;
 };
+window.onstorage = heedOtherTab;
+window.onpagehide = leave;
 
 connect();
