@@ -449,3 +449,41 @@ def test_an_answer_stays_until_another_one_comes(opened: Opened, scheduler: Fake
     finally:
         scheduler.go.set()
     assert opened.kept == [["one", MOO]]
+
+
+@pytest.fixture
+def base(browser: Any) -> Iterator[Opened]:
+    with serving(FakeScheduler(said), model(conversational=False)) as running:
+        yield Opened(browser, running)
+
+
+def test_a_base_model_says_how_a_continuation_ended(base: Opened) -> None:
+    page, outcome = base.page, base.page.locator("#outcome")
+    page.fill("#text", "x" * 300)
+    page.click("#continue")
+    expect(outcome).to_contain_text("maximum context length")
+    expect(outcome).to_have_class("error")
+    page.fill("#text", "something long")
+    page.click("#continue")
+    expect(outcome).to_contain_text("cut at the longest length")
+    expect(outcome).not_to_have_class("error")
+    expect(page.locator("#gone")).to_be_hidden()
+
+
+def test_a_stopped_continuation_and_its_text_outlive_a_reload(browser: Any) -> None:
+    with serving(Unhurried(said), model(conversational=False, context=2000)) as running:
+        page = Opened(browser, running).page
+        page.fill("#text", "something long")
+        page.click("#continue")
+        expect(page.locator("#text")).to_have_value(re.compile("longword word"))
+        page.click("#stop-text")
+        expect(page.locator("#outcome")).to_have_text("stopped")
+        text = page.locator("#text").input_value()
+        page.reload()
+        expect(page.locator("#text")).to_have_value(text)
+        page.click("#undo-text")
+        expect(page.locator("#text")).to_have_value("something long")
+        page.fill("#text", "once more")
+        expect(page.locator("#undo-text")).to_be_disabled()
+        page.reload()
+        expect(page.locator("#text")).to_have_value("once more")

@@ -5,6 +5,7 @@ const KEPT = "mlxchat.conversations";
 const SETTINGS = "mlxchat.settings";
 const KEY = "mlxchat.key";
 const OPEN = "mlxchat.open"; // the id of the tab's conversation
+const TEXT = "mlxchat.text"; // of a base model: {text, before}
 const RETRY_MS = 3000; // between looks at a server that is gone
 const UNFINISHED = "unfinished"; // the note of an answer while it is written: shown if the page is left meanwhile
 const TITLE_LENGTH = 60;
@@ -591,9 +592,10 @@ function restore(conversation, message, old) {
   return true;
 }
 
-/** Keep, as the page is left, which conversation is open, and what has come of an answer. */
+/** Keep, as the page is left, which conversation is open, and what has come of an answer or continuation. */
 function leave() {
   keep(sessionStorage, OPEN, current.id);
+  keepText(before);
   const latest = current.messages.at(-1);
   if (running && latest?.note === UNFINISHED && latest.content) keepConversation(current);
 }
@@ -640,25 +642,48 @@ function speed(tokens, begun) {
 
 // ==== A base model ====
 
-let before = ""; // the text without the last continuation
+let before = null; // the text without its last continuation, as long as that is the last change
+
+/** Note what the text was without its last continuation, and keep both for a reload. */
+function keepText(without) {
+  before = without;
+  $("undo-text").disabled = before === null;
+  keep(sessionStorage, TEXT, { text: $("text").value, before });
+}
+
+function recallText() {
+  const kept = recall(sessionStorage, TEXT, {});
+  $("text").value = kept.text ?? "";
+  keepText(kept.before ?? null);
+}
 
 async function continueText() {
   const box = $("text");
-  before = box.value;
+  const start = box.value;
   const message = { content: "" };
   const controller = new AbortController();
   busy(controller);
+  showOutcome(message);
   box.readOnly = true;
-  const body = { model: model.id, prompt: before, max_tokens: CONTINUED };
+  box.scrollTop = box.scrollHeight;
+  const body = { model: model.id, prompt: start, max_tokens: CONTINUED };
   await read(stream("/v1/completions", body, controller.signal), message, () => {
-    box.value = before + message.content;
-    box.scrollTop = box.scrollHeight;
-    showContext(message.used);
+    if (!message.content) return;
+    follow(box, () => (box.value = start + message.content));
+    before = start;
   });
   box.readOnly = false;
-  busy(null);
-  $("undo-text").disabled = false;
-  if (message.error) say(message.error);
+  keepText(before);
+  if (running === controller) busy(null);
+  showOutcome(message);
+  showContext(message.used);
+  tell(message.content);
+}
+
+/** Show what has become of a continuation: its error or its note. */
+function showOutcome({ error, note }) {
+  $("outcome").className = error ? "error" : "";
+  $("outcome").textContent = error ?? note ?? "";
 }
 
 // ==== What is pressed ====
@@ -722,13 +747,16 @@ $("open-settings").onclick = openSettings;
 $("settings").onclose = closeSettings;
 $("continuer").onsubmit = (event) => {
   event.preventDefault();
-  if (!running) continueText();
+  if (!$("text").readOnly) continueText();
 };
+$("text").oninput = () => keepText(null);
 $("undo-text").onclick = () => {
   $("text").value = before;
-  $("undo-text").disabled = true;
+  keepText(null);
+  $("text").focus(); // the button can no longer have it
 };
 window.onstorage = heedOtherTab;
 window.onpagehide = leave;
 
+recallText();
 connect();
