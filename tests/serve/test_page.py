@@ -21,13 +21,20 @@ pytestmark = [
 ]
 expect = playwright.expect
 
+SUM = "[2*3*4 = 24] 2 ** 3 ** 2 is *not* 64"
 MARKUP = "<script>window.hacked = 1</script> <img src=x onerror='window.hacked = 2'> **bold** naïve"
 CODE = "Here:\n\n```python\nfor i in range(3):\n    print(i)\n```\n\n1. one\n2. two"
 
 
 def said(request: Request) -> list[int]:
     asked = bytes(i for i in request.ids if i < 256).decode()
-    answers = {"markup": MARKUP, "code": CODE, "words": "word " * 60, "long": "word " * 300}
+    answers = {
+        "sum": SUM,
+        "markup": MARKUP,
+        "code": CODE,
+        "words": "word " * 60,
+        "long": "word " * 300,
+    }
     for word, answer in answers.items():
         if asked.endswith(word):
             return tokens(answer)
@@ -487,3 +494,10 @@ def test_a_stopped_continuation_and_its_text_outlive_a_reload(browser: Any) -> N
         expect(page.locator("#undo-text")).to_be_disabled()
         page.reload()
         expect(page.locator("#text")).to_have_value("once more")
+
+
+def test_a_product_is_no_emphasis(opened: Opened) -> None:
+    opened.ask("some sum")
+    content = opened.answer().locator(".content")
+    expect(content).to_have_text(SUM.replace("*not*", "not"))
+    expect(content.locator("em, strong")).to_have_text(["not"])

@@ -221,7 +221,15 @@ function failed(error) {
 
 // ==== Simple Markdown, as elements ====
 
-const INLINE = /(`+)(.+?)\1|\*\*(.+?)\*\*|__(.+?)__|\*(\S(?:.*?\S)?)\*|\[([^\]]+)\]\((https?:\/\/[^\s)]+)\)/;
+// A star beside a letter, digit or space on the wrong side is that of a product: 2*3*4, 2 ** 3.
+const PATTERNS = [
+  /(`+)(.+?)\1/,
+  /(?<!\w)\*\*(\S(?:.*?\S)?)\*\*(?!\w)/,
+  /(?<!\w)__(\S(?:.*?\S)?)__(?!\w)/,
+  /(?<![\w*])\*([^\s*](?:.*?[^\s*])?)\*(?![\w*])/,
+  /\[([^\]]+)\]\((https?:\/\/[^\s)]+)\)/,
+];
+const INLINE = new RegExp(PATTERNS.map(({ source }) => source).join("|"));
 
 /** Return the nodes of a line: code, bold, italics and links to other pages. */
 function inline(text) {
