@@ -501,3 +501,18 @@ def test_a_product_is_no_emphasis(opened: Opened) -> None:
     content = opened.answer().locator(".content")
     expect(content).to_have_text(SUM.replace("*not*", "not"))
     expect(content.locator("em, strong")).to_have_text(["not"])
+
+
+def test_it_works_where_the_browser_keeps_nothing(opened: Opened) -> None:
+    opened.page.add_init_script("""
+        const forbidden = {get() { throw new DOMException("denied", "SecurityError"); }};
+        Object.defineProperties(window, {localStorage: forbidden, sessionStorage: forbidden});
+    """)
+    opened.page.reload()
+    opened.ask("one")
+    expect(opened.answer().locator(".content")).to_have_text(MOO)
+    opened.page.click("#new-chat")
+    opened.ask("two")
+    expect(opened.answer().locator(".content")).to_have_text(MOO)
+    expect(opened.page.locator("#conversations .open")).to_have_text(["two", "one"])
+

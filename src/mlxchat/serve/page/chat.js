@@ -25,10 +25,10 @@ function make(tag, properties = {}, ...children) {
 
 // ==== What the browser keeps ====
 
-/** Read a value from storage; `otherwise` if there is none or it is damaged. */
+/** Read a value from a storage of the window; `otherwise` if there is none, it is forbidden or damaged. */
 function recall(storage, name, otherwise) {
   try {
-    return JSON.parse(storage.getItem(name)) ?? otherwise;
+    return JSON.parse(window[storage].getItem(name)) ?? otherwise;
   } catch {
     return otherwise;
   }
@@ -37,7 +37,7 @@ function recall(storage, name, otherwise) {
 /** Keep a value; returns whether it worked. Without storage, or with a full one, it lasts until the page is left. */
 function keep(storage, name, value) {
   try {
-    storage.setItem(name, JSON.stringify(value));
+    window[storage].setItem(name, JSON.stringify(value));
     return true;
   } catch (error) {
     console.info("not kept:", error.message);
@@ -47,12 +47,12 @@ function keep(storage, name, value) {
 
 const unkept = new Map(); // by id, latest last: conversations that storage does not have as they are; null if deleted
 let conversations = allConversations(); // latest first
-let settings = recall(localStorage, SETTINGS, {});
-let current = conversations.find(({ id }) => id === recall(sessionStorage, OPEN)) ?? conversations[0] ?? begin();
+let settings = recall("localStorage", SETTINGS, {});
+let current = conversations.find(({ id }) => id === recall("sessionStorage", OPEN)) ?? conversations[0] ?? begin();
 
 /** Return the conversations in storage, whichever tab kept them. */
 function storedConversations() {
-  const found = recall(localStorage, KEPT, []);
+  const found = recall("localStorage", KEPT, []);
   return Array.isArray(found) ? found.filter((one) => Array.isArray(one?.messages)) : [];
 }
 
@@ -67,7 +67,7 @@ function store(id, conversation) {
   unkept.delete(id);
   unkept.set(id, conversation);
   conversations = allConversations();
-  if (keep(localStorage, KEPT, conversations)) unkept.clear();
+  if (keep("localStorage", KEPT, conversations)) unkept.clear();
   showConversations();
 }
 
@@ -81,7 +81,7 @@ function keepConversation(conversation) {
 
 /** Take over what another tab has kept. */
 function heedOtherTab({ key }) {
-  if (key === SETTINGS) settings = recall(localStorage, SETTINGS, {});
+  if (key === SETTINGS) settings = recall("localStorage", SETTINGS, {});
   if (key !== KEPT && key !== null) return;
   conversations = allConversations();
   const theirs = conversations.find(({ id }) => id === current.id);
@@ -118,7 +118,7 @@ class ServerError extends Error {
 /** Send a request; throws ServerError with what the server says is wrong. */
 async function request(path, body, signal) {
   const headers = body ? { "Content-Type": "application/json" } : {};
-  const key = recall(sessionStorage, KEY, "");
+  const key = recall("sessionStorage", KEY, "");
   if (key) headers.Authorization = `Bearer ${key}`;
   const options = { method: body ? "POST" : "GET", headers, signal };
   const response = await fetch(path, body ? { ...options, body: JSON.stringify(body) } : options);
@@ -602,7 +602,7 @@ function restore(conversation, message, old) {
 
 /** Keep, as the page is left, which conversation is open, and what has come of an answer or continuation. */
 function leave() {
-  keep(sessionStorage, OPEN, current.id);
+  keep("sessionStorage", OPEN, current.id);
   keepText(before);
   const latest = current.messages.at(-1);
   if (running && latest?.note === UNFINISHED && latest.content) keepConversation(current);
@@ -656,11 +656,11 @@ let before = null; // the text without its last continuation, as long as that is
 function keepText(without) {
   before = without;
   $("undo-text").disabled = before === null;
-  keep(sessionStorage, TEXT, { text: $("text").value, before });
+  keep("sessionStorage", TEXT, { text: $("text").value, before });
 }
 
 function recallText() {
-  const kept = recall(sessionStorage, TEXT, {});
+  const kept = recall("sessionStorage", TEXT, {});
   $("text").value = kept.text ?? "";
   keepText(kept.before ?? null);
 }
@@ -711,7 +711,7 @@ function showList(shown) {
 function openSettings() {
   const form = $("settings").querySelector("form");
   form.elements.system.value = settings.system ?? "";
-  form.elements.key.value = recall(sessionStorage, KEY, "");
+  form.elements.key.value = recall("sessionStorage", KEY, "");
   for (const name of NUMBERS) form.elements[name].value = settings[name] ?? "";
   $("settings").returnValue = "cancel";
   $("settings").showModal();
@@ -724,8 +724,8 @@ function closeSettings() {
   for (const name of NUMBERS) {
     if (elements[name].value !== "") settings[name] = elements[name].valueAsNumber;
   }
-  keep(localStorage, SETTINGS, settings);
-  keep(sessionStorage, KEY, elements.key.value);
+  keep("localStorage", SETTINGS, settings);
+  keep("sessionStorage", KEY, elements.key.value);
   connect(); // the key may be another one
 }
 
