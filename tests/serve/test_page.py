@@ -464,6 +464,11 @@ def base(browser: Any) -> Iterator[Opened]:
         yield Opened(browser, running)
 
 
+def test_a_base_model_has_the_page_to_itself(base: Opened) -> None:
+    assert base.page.locator("#base").bounding_box()["x"] == 0
+    assert base.page.locator("#skip").get_attribute("href") == "#text"
+
+
 def test_a_base_model_says_how_a_continuation_ended(base: Opened) -> None:
     page, outcome = base.page, base.page.locator("#outcome")
     page.fill("#text", "x" * 300)
@@ -516,3 +521,16 @@ def test_it_works_where_the_browser_keeps_nothing(opened: Opened) -> None:
     expect(opened.answer().locator(".content")).to_have_text(MOO)
     expect(opened.page.locator("#conversations .open")).to_have_text(["two", "one"])
 
+
+
+
+def test_a_screen_reader_hears_what_happens(opened: Opened) -> None:
+    page = opened.page
+    opened.ask("Hello")
+    expect(page.locator("#said")).to_have_text(MOO)
+    opened.page.context.grant_permissions(["clipboard-write"])
+    page.get_by_role("button", name="Copy message").last.click()
+    expect(page.locator("#said")).to_have_text("Copied")
+    page.get_by_role("button", name="Edit").click()
+    expect(page.locator("#said")).to_contain_text("replaces the message")
+    expect(page.get_by_role("region", name="Messages")).to_be_visible()

@@ -196,14 +196,17 @@ async function lookForModel() {
 
 /** Show the part of the page that is for a model. */
 function showModel(found) {
-  const first = !model;
+  const hidden = $("chat").hidden;
   model = found;
   $("model").textContent = document.title = model.id;
   const base = model.chat === false;
+  $("skip").href = base ? "#text" : "#input";
   $("base").hidden = !base;
   $("chat").hidden = $("list").hidden = base;
   $("toggle-list").hidden = base;
-  if (first) show();
+  if (base) return;
+  if (hidden) show();
+  else showContext(tokensUsed());
 }
 
 /** Show why nothing works, above everything else; "" takes it away. */
@@ -309,6 +312,7 @@ function copyButton(label, text) {
     } catch {
       button.textContent = "Not allowed"; // by the browser, where the address is not this machine's
     }
+    tell(button.textContent); // the button's label stays the same
     setTimeout(() => (button.textContent = "Copy"), 1500);
   };
   return button;
@@ -376,7 +380,7 @@ function showMessages(from) {
   for (const element of articles.slice(from)) element.remove();
   const messages = current.messages.slice(from, editing?.place);
   box.append(...messages.map((message, place) => article(message, from + place)));
-  if (focused >= from) box.children[focused]?.querySelector("footer button:last-of-type").focus();
+  if (focused >= from) box.children[focused]?.querySelector("footer button:last-of-type").focus({ preventScroll: true });
   showContext(tokensUsed());
 }
 
@@ -576,7 +580,7 @@ async function answer(from, old = []) {
     if (restored) showMessages(from);
     else conclude(element, message);
     showContext(tokensUsed());
-    tell(message.error ?? message.content);
+    tell([message.content, message.error].filter(Boolean).join("\n"));
   });
 }
 
@@ -729,8 +733,10 @@ function closeSettings() {
   connect(); // the key may be another one
 }
 
-/** Whether a key belongs to an input method: Safari tells of the one that ends it by 229 alone. */
-const composing = (event) => event.isComposing || event.keyCode === 229;
+/** Return whether a key belongs to an input method; Safari tells of the one that ends it by 229 alone. */
+function composing(event) {
+  return event.isComposing || event.keyCode === 229;
+}
 
 $("composer").onsubmit = (event) => {
   event.preventDefault();
@@ -746,6 +752,7 @@ document.onkeydown = (event) => {
   if (event.key !== "Escape" || composing(event) || $("settings").open) return;
   if (running) halt();
   else if (editing) cancelEdit();
+  else showList(false);
 };
 $("stop").onclick = $("stop-text").onclick = halt;
 $("new-chat").onclick = () => choose(begin());
