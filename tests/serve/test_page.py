@@ -8,7 +8,7 @@ from copy import copy
 from typing import Any
 
 import pytest
-from support.servers import FakeScheduler, FakeTicket, model, serving, tokens
+from support.servers import ANSWER, FakeScheduler, FakeTicket, model, serving, tokens
 
 from mlxchat.serve.requests import Request
 from mlxchat.serve.server import Server
@@ -38,7 +38,7 @@ def said(request: Request) -> list[int]:
     for word, answer in answers.items():
         if asked.endswith(word):
             return tokens(answer)
-    return tokens("The cow says moo.")
+    return tokens(ANSWER)
 
 
 class Unhurried(FakeScheduler):
@@ -130,11 +130,17 @@ def opened(browser: Any, server: Server) -> Opened:
     return Opened(browser, server)
 
 
+@pytest.fixture
+def base(browser: Any) -> Iterator[Opened]:
+    with serving(FakeScheduler(said), model(conversational=False)) as running:
+        yield Opened(browser, running)
+
+
 def test_a_conversation_streams_and_survives_a_reload(opened: Opened) -> None:
     page = opened.page
     expect(page.locator("#model")).to_have_text("cow")
     opened.ask("Hello")
-    expect(opened.answer().locator(".content")).to_have_text("The cow says moo.")
+    expect(opened.answer().locator(".content")).to_have_text(ANSWER)
     expect(opened.answer().locator("footer span")).to_have_text(re.compile("17 tokens"))
     expect(page.locator("#status")).to_have_text(re.compile(r"context \d+ of 2,000"))
     page.reload()
@@ -243,7 +249,7 @@ def test_another_model_is_found_after_a_failure(opened: Opened) -> None:
     expect(opened.answer().locator(".error")).to_contain_text("'calf' does not exist")
     expect(page.locator("#model")).to_have_text("cow")
     opened.answer().get_by_role("button", name="Regenerate").click()
-    expect(opened.answer().locator(".content")).to_have_text("The cow says moo.")
+    expect(opened.answer().locator(".content")).to_have_text(ANSWER)
 
 
 def test_the_server_is_looked_for_by_one_loop(opened: Opened) -> None:
@@ -283,9 +289,9 @@ def test_a_turn_that_failed_is_not_sent_again(opened: Opened) -> None:
     opened.ask("x" * 3000)
     expect(opened.answer().locator(".error")).to_contain_text("context")
     assert opened.sent("Hello") == [{"role": "user", "content": "Hello"}]
-    expect(opened.answer().locator(".content")).to_have_text("The cow says moo.")
+    expect(opened.answer().locator(".content")).to_have_text(ANSWER)
     contents = [message["content"] for message in opened.sent("And?")]
-    assert contents == ["Hello", "The cow says moo.", "And?"]
+    assert contents == ["Hello", ANSWER, "And?"]
 
 
 def test_the_oldest_turns_are_dropped_when_the_context_is_full(opened: Opened) -> None:
@@ -294,7 +300,7 @@ def test_the_oldest_turns_are_dropped_when_the_context_is_full(opened: Opened) -
     assert len(opened.sent("Hello")) == 1
     dropped = "the oldest turns (1) no longer fit"
     expect(opened.answer().locator("footer span")).to_contain_text(dropped)
-    expect(opened.answer().locator(".content")).to_have_text("The cow says moo.")
+    expect(opened.answer().locator(".content")).to_have_text(ANSWER)
     opened.page.click("#new-chat")
     opened.ask("tell me something that is really rather long")
     expect(opened.page.locator("article.assistant .content")).to_contain_text("word")
@@ -302,7 +308,7 @@ def test_the_oldest_turns_are_dropped_when_the_context_is_full(opened: Opened) -
     opened.answer()
     assert len(opened.sent("y" * 1970)) == 1
     expect(opened.answer().locator("footer span")).to_contain_text(dropped)
-    expect(opened.answer().locator(".content")).to_have_text("The cow says moo.")
+    expect(opened.answer().locator(".content")).to_have_text(ANSWER)
 
 
 def test_an_answer_regenerated_while_it_is_written_streams_anew(opened: Opened) -> None:
@@ -361,9 +367,6 @@ def test_the_focus_is_not_lost(opened: Opened, silence: FakeScheduler) -> None:
     expect(again).to_be_focused()
 
 
-MOO = "The cow says moo."
-
-
 def test_two_tabs_keep_what_both_said(opened: Opened) -> None:
     opened.ask("one")
     opened.answer()
@@ -373,7 +376,7 @@ def test_two_tabs_keep_what_both_said(opened: Opened) -> None:
     other.answer()
     opened.ask("three")
     opened.answer()
-    assert opened.kept == [["one", MOO, "three", MOO], ["two", MOO]]
+    assert opened.kept == [["one", ANSWER, "three", ANSWER], ["two", ANSWER]]
     titles = ["one", "two"]
     expect(opened.page.locator("#conversations .open")).to_have_text(titles)
     expect(other.page.locator("#conversations .open")).to_have_text(titles)
@@ -398,10 +401,10 @@ def test_two_tabs_continue_one_conversation(opened: Opened, scheduler: FakeSched
         expect(other.page.locator("article")).to_have_count(8)
     finally:
         scheduler.go.set()
-    expect(opened.answer().locator(".content")).to_have_text(MOO)
-    expect(other.answer().locator(".content")).to_have_text(MOO)
-    before = ["one", MOO, "two", MOO, "mine"]
-    assert sorted(opened.kept) == [[*before, "", "yours", MOO], [*before, MOO]]
+    expect(opened.answer().locator(".content")).to_have_text(ANSWER)
+    expect(other.answer().locator(".content")).to_have_text(ANSWER)
+    before = ["one", ANSWER, "two", ANSWER, "mine"]
+    assert sorted(opened.kept) == [[*before, "", "yours", ANSWER], [*before, ANSWER]]
 
 
 def test_a_question_outlives_a_reload_during_its_answer(
@@ -438,9 +441,9 @@ def test_an_edit_replaces_nothing_before_it_is_sent(opened: Opened) -> None:
     page.reload()
     expect(page.locator("article")).to_have_count(4)
     page.get_by_role("button", name="Edit").last.click()
-    assert [message["content"] for message in opened.sent("three")] == ["one", MOO, "three"]
-    expect(opened.answer().locator(".content")).to_have_text(MOO)
-    assert opened.kept == [["one", MOO, "three", MOO]]
+    assert [message["content"] for message in opened.sent("three")] == ["one", ANSWER, "three"]
+    expect(opened.answer().locator(".content")).to_have_text(ANSWER)
+    assert opened.kept == [["one", ANSWER, "three", ANSWER]]
 
 
 def test_an_answer_stays_until_another_one_comes(opened: Opened, scheduler: FakeScheduler) -> None:
@@ -452,19 +455,14 @@ def test_an_answer_stays_until_another_one_comes(opened: Opened, scheduler: Fake
             opened.page.get_by_role("button", name="Regenerate").click()
             expect(opened.page.locator("article.assistant .content")).to_have_text("")
         opened.page.keyboard.press("Escape")
-        expect(opened.answer().locator(".content")).to_have_text(MOO)
+        expect(opened.answer().locator(".content")).to_have_text(ANSWER)
     finally:
         scheduler.go.set()
-    assert opened.kept == [["one", MOO]]
-
-
-@pytest.fixture
-def base(browser: Any) -> Iterator[Opened]:
-    with serving(FakeScheduler(said), model(conversational=False)) as running:
-        yield Opened(browser, running)
+    assert opened.kept == [["one", ANSWER]]
 
 
 def test_a_base_model_has_the_page_to_itself(base: Opened) -> None:
+    expect(base.page.locator("#base")).to_be_visible()
     assert base.page.locator("#base").bounding_box()["x"] == 0
     assert base.page.locator("#skip").get_attribute("href") == "#text"
 
@@ -515,19 +513,17 @@ def test_it_works_where_the_browser_keeps_nothing(opened: Opened) -> None:
     """)
     opened.page.reload()
     opened.ask("one")
-    expect(opened.answer().locator(".content")).to_have_text(MOO)
+    expect(opened.answer().locator(".content")).to_have_text(ANSWER)
     opened.page.click("#new-chat")
     opened.ask("two")
-    expect(opened.answer().locator(".content")).to_have_text(MOO)
+    expect(opened.answer().locator(".content")).to_have_text(ANSWER)
     expect(opened.page.locator("#conversations .open")).to_have_text(["two", "one"])
-
-
 
 
 def test_a_screen_reader_hears_what_happens(opened: Opened) -> None:
     page = opened.page
     opened.ask("Hello")
-    expect(page.locator("#said")).to_have_text(MOO)
+    expect(page.locator("#said")).to_have_text(ANSWER)
     opened.page.context.grant_permissions(["clipboard-write"])
     page.get_by_role("button", name="Copy message").last.click()
     expect(page.locator("#said")).to_have_text("Copied")

@@ -7,7 +7,7 @@ const KEY = "mlxchat.key";
 const OPEN = "mlxchat.open"; // the id of the tab's conversation
 const TEXT = "mlxchat.text"; // of a base model: {text, before}
 const RETRY_MS = 3000; // between looks at a server that is gone
-const UNFINISHED = "unfinished"; // the note of an answer while it is written: shown if the page is left meanwhile
+const UNFINISHED = "unfinished"; // the note of an answer while it is written, seen if the page is left
 const TITLE_LENGTH = 60;
 const ANSWERED = 512; // tokens that an answer should have room for, unless the settings say
 const CONTINUED = 256; // tokens of a continuation, unless the settings say; OpenAI's are 16
@@ -34,7 +34,7 @@ function recall(storage, name, otherwise) {
   }
 }
 
-/** Keep a value; returns whether it worked. Without storage, or with a full one, it lasts until the page is left. */
+/** Keep a value, and return whether it worked. If not, it lasts until the page is left. */
 function keep(storage, name, value) {
   try {
     window[storage].setItem(name, JSON.stringify(value));
@@ -45,10 +45,11 @@ function keep(storage, name, value) {
   }
 }
 
-const unkept = new Map(); // by id, latest last: conversations that storage does not have as they are; null if deleted
+const unkept = new Map(); // by id, latest last: conversations that are not in storage yet; null if deleted
 let conversations = allConversations(); // latest first
 let settings = recall("localStorage", SETTINGS, {});
-let current = conversations.find(({ id }) => id === recall("sessionStorage", OPEN)) ?? conversations[0] ?? begin();
+const opened = recall("sessionStorage", OPEN, "");
+let current = conversations.find(({ id }) => id === opened) ?? conversations[0] ?? begin();
 
 /** Return the conversations in storage, whichever tab kept them. */
 function storedConversations() {
@@ -74,7 +75,8 @@ function store(id, conversation) {
 /** Keep a conversation. If another tab has continued it since this one read it, both are kept. */
 function keepConversation(conversation) {
   const theirs = storedConversations().find(({ id }) => id === conversation.id);
-  if (theirs && theirs.revision !== conversation.revision && !unkept.has(theirs.id)) conversation.id = newId();
+  const changed = theirs && theirs.revision !== conversation.revision;
+  if (changed && !unkept.has(theirs.id)) conversation.id = newId();
   conversation.revision = (conversation.revision ?? 0) + 1;
   store(conversation.id, conversation);
 }
@@ -372,7 +374,7 @@ function showConversations() {
   $("conversations").replaceChildren(...items);
 }
 
-/** Show the messages from a place on, up to one that is edited. A focus stays at the message that it is in. */
+/** Show the messages from a place on, up to one that is edited. A focus stays at its message. */
 function showMessages(from) {
   const box = $("messages");
   const articles = [...box.children];
@@ -380,7 +382,8 @@ function showMessages(from) {
   for (const element of articles.slice(from)) element.remove();
   const messages = current.messages.slice(from, editing?.place);
   box.append(...messages.map((message, place) => article(message, from + place)));
-  if (focused >= from) box.children[focused]?.querySelector("footer button:last-of-type").focus({ preventScroll: true });
+  const button = focused >= from && box.children[focused]?.querySelector("footer button:last-of-type");
+  if (button) button.focus({ preventScroll: true });
   showContext(tokensUsed());
 }
 
@@ -431,9 +434,9 @@ function put(text) {
   grow();
 }
 
-let editing = null; // {place, draft}: the place of a message that is written anew; what the input held before
+let editing = null; // {place, draft}: which message is written anew; what the input held before
 
-/** Put a message of one's own back into the input. It and what followed stay kept until the new one is sent. */
+/** Put a message of one's own back into the input. It and what followed stay until the new one is sent. */
 function edit(place) {
   halt();
   editing = { place, draft: editing?.draft ?? $("input").value };
@@ -501,7 +504,7 @@ function busy(controller) {
   }
 }
 
-/** Return the turns of messages: questions and their answer, the last one without. Failed turns are left out. */
+/** Return the turns of messages, each with its answer but the last one. Failed turns are left out. */
 function turnsOf(messages) {
   const turns = [];
   let turn = [];
@@ -530,7 +533,7 @@ function outgrown(turns) {
   return dropped;
 }
 
-/** Yield the parts of the answer to turns. While they are too long for the context, the oldest are dropped. */
+/** Yield the parts of the answer to turns; the oldest are dropped while all are too long for the context. */
 async function* answerTo(turns, message, signal) {
   const system = settings.system ? [{ role: "system", content: settings.system }] : [];
   for (let dropped = outgrown(turns); ; dropped += 1) {
@@ -566,7 +569,7 @@ async function answer(from, old = []) {
   const content = element.querySelector(".content");
   content.classList.add("writing");
   message.note = UNFINISHED;
-  if (!old.length) keepConversation(conversation); // the question; old messages stay kept until there are new ones
+  if (!old.length) keepConversation(conversation); // else what is kept stays until there is a new answer
   const controller = new AbortController();
   busy(controller);
   await read(answerTo(turns, message, controller.signal), message, () =>
@@ -574,7 +577,8 @@ async function answer(from, old = []) {
   );
   if (running === controller) busy(null);
   const restored = restore(conversation, message, old);
-  if (conversations.some(({ id }) => id === conversation.id)) keepConversation(conversation); // unless it was deleted
+  const deleted = !conversations.some(({ id }) => id === conversation.id);
+  if (!deleted) keepConversation(conversation);
   changeArticle(element, () => {
     content.classList.remove("writing");
     if (restored) showMessages(from);
@@ -594,7 +598,7 @@ function changeArticle(element, change) {
   if (element.isConnected) follow($("messages"), change);
 }
 
-/** Put back the old messages that an answer without any text was to replace; returns whether there are any. */
+/** Put back the old messages that an answer without any text was to replace; return whether there are any. */
 function restore(conversation, message, old) {
   const place = conversation.messages.indexOf(message);
   if (message.content || place < 0 || !old.length) return false;
@@ -604,7 +608,7 @@ function restore(conversation, message, old) {
   return true;
 }
 
-/** Keep, as the page is left, which conversation is open, and what has come of an answer or continuation. */
+/** Keep, as the page is left, which conversation is open, and what has come of an answer or a text. */
 function leave() {
   keep("sessionStorage", OPEN, current.id);
   keepText(before);
