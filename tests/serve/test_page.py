@@ -102,7 +102,11 @@ class Opened:
     @property
     def kept(self) -> list[list[str]]:
         """What the messages of each conversation say, as the browser keeps them."""
-        kept = self.page.evaluate("JSON.parse(localStorage['mlxchat.conversations'])")
+        kept = self.page.evaluate("""Object.keys(localStorage)
+            .filter(name => name.startsWith("mlxchat.conversation."))
+            .map(name => JSON.parse(localStorage[name]))
+            .sort((one, other) => other.changed - one.changed)
+        """)
         return [[message["content"] for message in one["messages"]] for one in kept]
 
     def ask(self, text: str) -> None:
@@ -383,6 +387,19 @@ def test_two_tabs_keep_what_both_said(opened: Opened) -> None:
     opened.page.on("dialog", lambda dialog: dialog.accept())
     opened.page.get_by_role("button", name="Delete two").click()
     expect(other.page.locator("#conversations .open")).to_have_text(["one"])
+
+
+def test_conversations_of_an_earlier_page_are_found(opened: Opened) -> None:
+    said = [{"role": "user", "content": "one"}, {"role": "assistant", "content": ANSWER}]
+    before = [{"id": str(i), "title": title, "messages": said} for i, title in enumerate("ab")]
+    opened.page.evaluate("l => localStorage['mlxchat.conversations'] = JSON.stringify(l)", before)
+    opened.page.reload()
+    expect(opened.page.locator("#conversations .open")).to_have_text(["a", "b"])
+    opened.ask("two")
+    opened.answer()
+    assert opened.kept == [["one", ANSWER, "two", ANSWER], ["one", ANSWER]]
+    opened.page.reload()
+    expect(opened.page.locator("#conversations .open")).to_have_text(["a", "b"])
 
 
 def test_two_tabs_continue_one_conversation(opened: Opened, scheduler: FakeScheduler) -> None:

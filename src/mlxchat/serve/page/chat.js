@@ -1,7 +1,8 @@
 // The page of `mlxchat serve`. Everything that a model or a person writes becomes a text node, never
 // markup; nothing is fetched from another host.
 
-const KEPT = "mlxchat.conversations";
+const KEPT = "mlxchat.conversation."; // and an id
+const KEPT_ONCE = "mlxchat.conversations"; // all in one list: what the page kept before
 const SETTINGS = "mlxchat.settings";
 const KEY = "mlxchat.key";
 const OPEN = "mlxchat.open"; // the id of the tab's conversation
@@ -45,46 +46,73 @@ function keep(storage, name, value) {
   }
 }
 
-const unkept = new Map(); // by id, latest last: conversations that are not in storage yet; null if deleted
+/** Remove a value, if that is allowed. */
+function drop(storage, name) {
+  try {
+    window[storage].removeItem(name);
+  } catch (error) {
+    console.info("not removed:", error.message);
+  }
+}
+
+/** Return the names of all values. */
+function namesIn(storage) {
+  try {
+    return Object.keys(window[storage]);
+  } catch {
+    return [];
+  }
+}
+
+const unkept = new Map(); // by id: conversations that the storage has no room for
+splitList();
 let conversations = allConversations(); // latest first
 let settings = recall("localStorage", SETTINGS, {});
 const opened = recall("sessionStorage", OPEN, "");
 let current = conversations.find(({ id }) => id === opened) ?? conversations[0] ?? begin();
 
-/** Return the conversations in storage, whichever tab kept them. */
-function storedConversations() {
-  const found = recall("localStorage", KEPT, []);
-  return Array.isArray(found) ? found.filter((one) => Array.isArray(one?.messages)) : [];
+/** Keep the conversations of a list each by itself, so that no tab writes what another one has changed. */
+function splitList() {
+  const list = [recall("localStorage", KEPT_ONCE, [])].flat().filter(isConversation);
+  drop("localStorage", KEPT_ONCE); // first: there may not be room for both
+  for (const [age, conversation] of list.entries()) write({ ...conversation, changed: -age });
 }
 
-/** Return all conversations, those first that are not in storage. */
+/** Return whether a value from storage is a conversation; anything may be there. */
+function isConversation(value) {
+  return Array.isArray(value?.messages);
+}
+
+/** Write a conversation into storage. */
+function write(conversation) {
+  if (keep("localStorage", KEPT + conversation.id, conversation)) unkept.delete(conversation.id);
+  else unkept.set(conversation.id, conversation);
+}
+
+/** Return all conversations, whichever tab kept them. */
 function allConversations() {
-  const mine = [...unkept.values()].filter(Boolean).reverse();
-  return [...mine, ...storedConversations().filter(({ id }) => !unkept.has(id))];
-}
-
-/** Put a conversation first in storage, or delete it. All others stay as any tab kept them last. */
-function store(id, conversation) {
-  unkept.delete(id);
-  unkept.set(id, conversation);
-  conversations = allConversations();
-  if (keep("localStorage", KEPT, conversations)) unkept.clear();
-  showConversations();
+  const stored = namesIn("localStorage").filter((name) => name.startsWith(KEPT));
+  const all = new Map(stored.map((name) => [name.slice(KEPT.length), recall("localStorage", name, null)]));
+  for (const [id, conversation] of unkept) all.set(id, conversation);
+  return [...all.values()].filter(isConversation).sort((one, other) => other.changed - one.changed);
 }
 
 /** Keep a conversation. If another tab has continued it since this one read it, both are kept. */
 function keepConversation(conversation) {
-  const theirs = storedConversations().find(({ id }) => id === conversation.id);
+  const theirs = recall("localStorage", KEPT + conversation.id, null);
   const changed = theirs && theirs.revision !== conversation.revision;
-  if (changed && !unkept.has(theirs.id)) conversation.id = newId();
+  if (changed && !unkept.has(conversation.id)) conversation.id = newId();
   conversation.revision = (conversation.revision ?? 0) + 1;
-  store(conversation.id, conversation);
+  conversation.changed = Date.now();
+  write(conversation);
+  conversations = allConversations();
+  showConversations();
 }
 
 /** Take over what another tab has kept. */
 function heedOtherTab({ key }) {
   if (key === SETTINGS) settings = recall("localStorage", SETTINGS, {});
-  if (key !== KEPT && key !== null) return;
+  if (key !== null && !key.startsWith(KEPT)) return;
   conversations = allConversations();
   const theirs = conversations.find(({ id }) => id === current.id);
   if (theirs && theirs.revision !== current.revision && !running && !editing) {
@@ -423,7 +451,10 @@ function choose(conversation) {
 
 function forget({ id, title }) {
   if (!confirm(`Delete “${title}”?`)) return;
-  store(id, null);
+  unkept.delete(id);
+  drop("localStorage", KEPT + id);
+  conversations = allConversations();
+  showConversations();
   if (id === current.id) choose(conversations[0] ?? begin());
   else $("new-chat").focus();
 }
