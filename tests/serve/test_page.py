@@ -366,9 +366,15 @@ def test_the_focus_is_not_lost(opened: Opened, silence: FakeScheduler) -> None:
     silence.go.set()
     expect(page.locator("#send")).to_be_focused()
     opened.answer().get_by_role("button", name="Regenerate").click()
-    expect(page.locator("#stop")).to_be_visible()
     again = opened.answer().get_by_role("button", name="Regenerate")
     expect(again).to_be_focused()
+    silence.go.clear()
+    opened.ask("Hello")
+    open_button = page.locator("#conversations .open")
+    open_button.focus()
+    silence.go.set()
+    expect(opened.answer().locator(".content")).to_have_text(ANSWER)
+    expect(open_button).to_be_focused()
 
 
 def test_two_tabs_keep_what_both_said(opened: Opened) -> None:

@@ -390,16 +390,18 @@ function follow(box, change) {
 
 /** Show the list of conversations. */
 function showConversations() {
-  const items = conversations.map((conversation) => {
-    const open = make("button", { type: "button", className: "open" }, conversation.title);
-    if (conversation.id === current.id) open.setAttribute("aria-current", "true");
-    open.onclick = () => choose(conversation);
+  const items = conversations.map(({ id, title }) => {
+    const open = make("button", { type: "button", className: "open" }, title);
+    if (id === current.id) open.setAttribute("aria-current", "true");
+    open.onclick = () => choose(conversations.find((one) => one.id === id)); // as it is by then
     const remove = make("button", { type: "button" }, "×");
-    remove.setAttribute("aria-label", `Delete ${conversation.title}`);
-    remove.onclick = () => forget(conversation);
-    return make("li", {}, open, remove);
+    remove.setAttribute("aria-label", `Delete ${title}`);
+    remove.onclick = () => forget(id, title);
+    const item = make("li", {}, open, remove);
+    item.dataset.id = id;
+    return item;
   });
-  $("conversations").replaceChildren(...items);
+  update($("conversations"), items);
 }
 
 /** Show the messages from a place on, up to one that is edited. A focus stays at its message. */
@@ -449,7 +451,7 @@ function choose(conversation) {
   $("input").focus();
 }
 
-function forget({ id, title }) {
+function forget(id, title) {
   if (!confirm(`Delete “${title}”?`)) return;
   unkept.delete(id);
   drop("localStorage", KEPT + id);
