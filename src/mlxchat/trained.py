@@ -206,7 +206,8 @@ class Model:
         ends; `wait` waits for that.
 
         Args:
-            log: gets a line for each request, without text of it.
+            log: gets a line for each request, without text of it, and the traceback of each failure
+                of the model.
             **settings: the options of ``mlxchat serve``: the fields of `ServeConfig`, such as
                 ``port=8000`` or ``slots=16``, and those of `Sampling`, which count where a request
                 does not say.

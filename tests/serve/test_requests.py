@@ -327,6 +327,7 @@ def test_a_failure_of_the_model_is_500_and_in_a_stream_an_event() -> None:
     reply = ask(app, "POST", CHAT, {"messages": HI})
     assert (reply.status, reply.error["type"]) == (500, "server_error")
     assert "secret" not in reply.error["message"]
+    assert reply.headers["x-should-retry"] == "false"
     stream = ask(app, "POST", CHAT, {"messages": HI, "stream": True}).body.decode()
     assert "event: error\ndata: {" in stream
     assert "[DONE]" not in stream

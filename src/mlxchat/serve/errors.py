@@ -1,7 +1,8 @@
 """Errors as OpenAI's API reports them: a status, and a body that names parameter and code.
 
 Clients act on the status: 400 to 404 are the request's fault, and 429 and 503 are tried again after
-``retry-after`` seconds.
+``retry-after`` seconds. openai-python would try a 500 again, too, which is told not to: what the
+model failed at, such as a prompt that is too long for the memory, it is likely to fail at again.
 """
 
 from collections.abc import Mapping
@@ -44,6 +45,8 @@ class ApiError(Exception):
         more = dict(headers or {})
         if self.status in (429, 503):
             more["retry-after"] = str(RETRY_AFTER)
+        if self.status == 500:
+            more["x-should-retry"] = "false"
         if self.status == 401:
             more["www-authenticate"] = "Bearer"
         return JSONResponse(self.body, self.status, more)

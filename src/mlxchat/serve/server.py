@@ -166,10 +166,10 @@ def start(
         model: what requests need to know of it.
         config: the settings.
         bound: the socket to listen on, from `bind`.
-        log: gets a line for each request.
+        log: gets a line for each request, and the traceback of each failure of the model.
     """
     scheduler = Scheduler(
-        network, slots=config.slots, queue=config.queue, cache_bytes=config.cache_bytes
+        network, slots=config.slots, queue=config.queue, cache_bytes=config.cache_bytes, log=log
     )
     return Server(scheduler, model, config, bound, log)
 
