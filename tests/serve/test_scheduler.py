@@ -72,7 +72,7 @@ def test_tokens_are_those_of_each_request_alone(model: GPT, monkeypatch: Any) ->
     with scheduling(model, slots=3) as scheduler:
         for _ in range(2):
             answers = [ask(scheduler, request) for request in REQUESTS]
-            for request, answer, tokens in zip(REQUESTS, answers, expected, strict=True):
+            for answer, tokens in zip(answers, expected, strict=True):
                 assert answer.finished().reason == "length"
                 assert answer.ids == tokens
         assert [answer.ticket.cached_tokens for answer in answers] == [0, 39, 149, 0, 69]
