@@ -246,6 +246,7 @@ def nonsense(number: int) -> bytes:
     if kind == 2:  # values of other types
         values = [None, True, -1, 1e400, 2**70, "x" * 300, [], {}, [[1]], {"a": {}}, "\ud800"]
         names = ["messages", "n", "stop", "seed", "logit_bias", "top_k", "model", "stream", "x"]
+        names.append("\ud800")
         wrong = {draw.choice(names): draw.choice(values) for _ in range(3)}
         return post({**NESTED, **wrong})
     if kind == 3:  # sizes that are not so

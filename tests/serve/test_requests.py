@@ -4,9 +4,12 @@ import math
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 from support.servers import ANSWER, BYTES, FakeScheduler, ask, model, service, tokens
 
 from mlxchat.config.inference import Sampling
+from mlxchat.json_text import as_type
+from mlxchat.serve import schema
 from mlxchat.serve.requests import Request
 
 HI = [{"role": "user", "content": "hi"}]
@@ -129,6 +132,58 @@ def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
     reply = ask(service().app, "POST", COMPLETE, body)
     assert reply.status == 400
     assert reply.error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"\ud800": 1},
+        {"prompt": "a", "max_tok\udfffens": 1},
+        {"\udc00": None},
+        {"user": {"\ud800": 1}},
+    ],
+)
+def test_half_of_a_surrogate_pair_is_no_failure(body: dict[str, object]) -> None:
+    for path in (CHAT, COMPLETE):
+        reply = ask(service().app, "POST", path, body)
+        assert reply.status == 400
+        assert reply.error["message"]
+
+
+WRONG = 100_000
+LARGE = [
+    (COMPLETE, {"prompt": [-1] * WRONG}, "prompt[0]"),
+    (COMPLETE, {"prompt": [[1], [-1] * WRONG]}, "prompt[1][0]"),
+    (COMPLETE, {"prompt": ["a"] * WRONG}, "prompt"),
+    (COMPLETE, {"prompt": [[]] * WRONG}, "prompt[0]"),
+    (COMPLETE, {"prompt": "a", "stop": [1] * WRONG}, "stop"),
+    (COMPLETE, {"prompt": "a", "logit_bias": dict.fromkeys(map(str, range(50_000)), "x")},
+     "logit_bias"),
+    (CHAT, {"messages": [1] * WRONG}, "messages[0]"),
+    (CHAT, {"messages": [{"role": "user", "content": [1] * WRONG}]}, "messages[0].content"),
+    (CHAT, {"messages": [{"role": "user", "content": [{}] * 300}] * 400},
+     "messages[0].content[0].type"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body", "param"), LARGE)
+def test_of_a_large_body_only_the_first_faults_are_described(
+    path: str, body: dict[str, object], param: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described: list[int] = []
+
+    def counting(fields: object, kind: TypeAdapter[object]) -> object:
+        try:
+            return as_type(fields, kind)
+        except ValidationError as error:
+            described.append(error.error_count())
+            raise
+
+    monkeypatch.setattr(schema, "as_type", counting)
+    reply = ask(service().app, "POST", path, body)
+    assert reply.status == 400
+    assert reply.error["param"] == param
+    assert described[0] <= 10
 
 
 def test_a_prompt_leaves_room_for_an_answer() -> None:

@@ -74,6 +74,7 @@ def unsupported(param: str, why: str = "") -> ApiError:
 
 def unknown(param: str, known: list[str]) -> ApiError:
     """Return the error of a parameter that nobody has."""
-    nearest = get_close_matches(param, known, 1)
+    shown = param[:50]  # it may be a megabyte
+    nearest = get_close_matches(shown, known, 1)
     hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
-    return invalid(f"Unknown parameter: '{param:.50}'.{hint}", param[:50], "unknown_parameter")
+    return invalid(f"Unknown parameter: '{shown}'.{hint}", shown, "unknown_parameter")
