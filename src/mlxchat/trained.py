@@ -236,6 +236,7 @@ class Model:
             context=self.config.sequence_len,
             conversational=self.conversational,
             sampling=validated(Sampling, sampling),
+            system=config.system,
         )
         return start(self._decoding, served, config, bind(config), log)
 

@@ -48,6 +48,11 @@ def test_what_is_no_origin_is_refused(origin: str) -> None:
         ServeConfig(cors_origin=["http://localhost:3000", origin])
 
 
+def test_a_blank_system_message_is_none() -> None:
+    assert ServeConfig(system="Be brief.").system == "Be brief."
+    assert ServeConfig(system="  ").system is None
+
+
 def test_the_cache_is_a_size() -> None:
     assert ServeConfig(cache="1.5 gib").cache_bytes == 1.5 * 2**30
     with pytest.raises(ConfigError):

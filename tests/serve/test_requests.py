@@ -9,7 +9,7 @@ from support.servers import ANSWER, BYTES, FakeScheduler, ask, model, service, t
 
 from mlxchat.config.inference import Sampling
 from mlxchat.json_text import as_type
-from mlxchat.serve import schema
+from mlxchat.serve import prompts, schema
 from mlxchat.serve.requests import Request
 
 HI = [{"role": "user", "content": "hi"}]
@@ -263,6 +263,17 @@ def test_what_is_left_out_or_null_is_the_servers() -> None:
     assert [each.max_tokens for each in asked(COMPLETE, prompt="The")] == [16]
 
 
+@pytest.mark.parametrize("most", [9, 30, 512])
+def test_the_servers_length_is_that_of_completions_if_it_was_given(most: int) -> None:
+    scheduler = FakeScheduler()
+    app = service(scheduler, max_tokens=most).app
+    for path, body in ((COMPLETE, {"prompt": "The"}), (CHAT, {"messages": HI})):
+        ask(app, "POST", path, body)
+        ask(app, "POST", path, {**body, "max_tokens": 7})
+    expected = [min(most, 196), 7, min(most, 194), 7]
+    assert [ticket.request.max_tokens for ticket in scheduler.tickets] == expected
+
+
 def test_answers_to_one_request_have_seeds_of_their_own() -> None:
     assert [request.seed for request in asked(messages=HI, n=3, seed=5)] == [5, 6, 7]
     assert [request.seed for request in asked(messages=HI, n=2, seed=-1)] == [2**64 - 1, 0]
@@ -287,6 +298,40 @@ def test_a_conversation_is_read_as_in_training() -> None:
     answer = ["<|assistant_start|>", "Moo <", "|bos|>", "<|assistant_end|>"]
     last = [start, "Why?", end, "<|assistant_start|>"]
     assert list(request.ids) == tokens("<|bos|>", *first, *answer, *last)
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_conversations_without_a_system_message_have_the_servers(role: str) -> None:
+    served, user = model(system="Be brief."), {"role": "user", "content": "Hi"}
+    earlier = {"role": "assistant", "content": "Moo"}
+    for own, said in (([], "Be brief."), ([{"role": role, "content": "Sing."}], "Sing.")):
+        [request] = asked(served=served, messages=[*own, user, earlier, user])
+        begun = tokens("<|bos|>", "<|user_start|>", f"{said}\n\nHi", "<|user_end|>")
+        assert list(request.ids[: len(begun)]) == begun
+        assert BYTES.decode(list(request.ids)).count("brief") == len(own) ^ 1
+    [request] = asked(COMPLETE, served, prompt="Hi")
+    assert list(request.ids) == tokens("<|bos|>", "Hi")
+
+
+def test_a_servers_system_message_moves_no_place() -> None:
+    wrong = {"messages": [*HI, {"role": "tool", "content": "4"}]}
+    reply = ask(service(served=model(system="Be brief.")).app, "POST", CHAT, wrong)
+    assert reply.error["param"] == "messages[1].role"
+
+
+def test_no_calculation_is_done_of_what_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(prompts, "calculate", lambda expression: done.append(expression))
+    long = {"role": "assistant", "content": "[1 = 1]" * 1000}
+    reply = ask(service().app, "POST", CHAT, {"messages": [*HI, long, *HI]})
+    assert (reply.status, reply.error["code"]) == (400, "context_length_exceeded")
+    assert done == []
+
+
+def test_calculations_may_fill_the_context() -> None:
+    fitting = "[1 = 1]" * 30
+    [request] = asked(messages=[*HI, {"role": "assistant", "content": fitting}, *HI])
+    assert len(request.ids) == 30 * 6 + 12
 
 
 CALCULATION = ["<|python_start|>", "48/2", "<|python_end|>"]

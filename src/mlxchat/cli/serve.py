@@ -64,6 +64,7 @@ def serve_command(
             context=saved.model.config.sequence_len,
             conversational=saved.conversational,
             sampling=sampling,
+            system=config.system,
         )
         with (
             Interrupts(asked.set) as interrupts,

@@ -6,12 +6,14 @@ import re
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from mlxchat.config.inference import SYSTEM, SystemMessage
 from mlxchat.config.pretrain import LARGEST_CONTEXT
 from mlxchat.config.units import spell_size, to_bytes
 from mlxchat.errors import ConfigError
 
 API_KEY = "MLXCHAT_API_KEY"  # in the environment, which other users of the machine cannot list
 ANY_ORIGIN = "*"
+COMPLETION_TOKENS = 16  # of a completion, where neither the request nor the settings say
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,*A-Z]+")
 _KEY = re.compile(r"[!-~]{8,500}")
@@ -57,7 +59,12 @@ class ServeConfig(BaseModel):
         512,
         ge=1,
         le=LARGEST_CONTEXT,
-        description="Maximum length of an answer in tokens, unless the request has one.",
+        description="Maximum length of an answer in tokens, unless the request has one. Of "
+        f"completions it is {COMPLETION_TOKENS}, as OpenAI's, if this is not given.",
+    )
+    system: SystemMessage = Field(
+        None,
+        description=f"Instructions for conversations that bring none of their own. {SYSTEM}",
     )
     seed: int | None = Field(
         None,
