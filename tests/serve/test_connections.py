@@ -162,10 +162,11 @@ def test_what_a_client_does_not_read_keeps_no_connection(
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.connect(("127.0.0.1", int(running.url.split(":")[2].removesuffix("/v1"))))
-            client.sendall(post({**many, "stream": stream}) * 20)
-            until(lambda: len(connections) > 0)
-            until(lambda: not connections)
+            client.sendall(post({**many, "stream": stream}) * 10)
+            until(lambda: len(scheduler.tickets) > 0)
+            until(lambda: not connections, seconds=60)
             until(lambda: scheduler.busy() == 0)
+            scheduler.tickets.clear()
     assert text_of(running)
 
 
@@ -323,7 +324,7 @@ def test_the_end_does_not_wait_longer_than_it_is_told() -> None:
 def test_waiting_ends_with_the_server_or_the_models_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(server, "WATCH_SECONDS", 0.01)
     scheduler = FakeScheduler()
     with serving(scheduler) as running:
         ending = threading.Timer(0.05, setattr, (scheduler, "alive", False))

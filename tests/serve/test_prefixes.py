@@ -2,7 +2,7 @@
 
 from mlxchat.engine.rows import Past
 from mlxchat.runtime import mx
-from mlxchat.serve.prefixes import FEWEST_SHARED, MOST_ENTRIES, Prefixes
+from mlxchat.serve.prefixes import FEWEST_SHARED, MOST_KEPT, Prefixes
 
 
 def past(length: int) -> Past:
@@ -81,7 +81,7 @@ def test_a_prompt_that_hits_nothing_keeps_nothing_from_being_replaced() -> None:
 
 def test_there_are_so_many_entries_however_small_they_are() -> None:
     kept = Prefixes(10**9, fewest=1)
-    for number in range(MOST_ENTRIES + 5):
+    for number in range(MOST_KEPT + 5):
         kept.keep([number], past(1))
-    assert (len(kept), kept.size) == (MOST_ENTRIES, 4 * MOST_ENTRIES)
-    assert [kept.longest([number, 0])[0] for number in (4, 5, MOST_ENTRIES + 4)] == [0, 1, 1]
+    assert (len(kept), kept.size) == (MOST_KEPT, 4 * MOST_KEPT)
+    assert [kept.longest([number, 0])[0] for number in (4, 5, MOST_KEPT + 4)] == [0, 1, 1]

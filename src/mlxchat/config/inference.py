@@ -64,7 +64,7 @@ def _meaningful(system: str | None) -> str | None:
 
 
 SystemMessage = Annotated[str | None, AfterValidator(_meaningful)]
-SYSTEM = "As in nanochat, the model reads them at the beginning of the first message."
+READ_FIRST = "As in nanochat, the model reads them at the beginning of the first message."
 
 
 class ChatSettings(TextSettings, Sampling):
@@ -73,7 +73,7 @@ class ChatSettings(TextSettings, Sampling):
     model_config = ConfigDict(title=None)
 
     system: SystemMessage = Field(
-        None, description=f"Instructions for the whole conversation. {SYSTEM}"
+        None, description=f"Instructions for the whole conversation. {READ_FIRST}"
     )
 
 

@@ -6,7 +6,7 @@ import re
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from mlxchat.config.inference import SYSTEM, SystemMessage
+from mlxchat.config.inference import READ_FIRST, SystemMessage
 from mlxchat.config.pretrain import LARGEST_CONTEXT
 from mlxchat.config.units import spell_size, to_bytes
 from mlxchat.errors import ConfigError
@@ -71,7 +71,7 @@ class ServeConfig(BaseModel):
     )
     system: SystemMessage = Field(
         None,
-        description=f"Instructions for conversations that bring none of their own. {SYSTEM}",
+        description=f"Instructions for conversations that bring none of their own. {READ_FIRST}",
     )
     seed: int | None = Field(
         None,

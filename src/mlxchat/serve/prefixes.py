@@ -15,7 +15,7 @@ import numpy as np
 
 from mlxchat.engine.rows import Past
 
-MOST_ENTRIES = 64
+MOST_KEPT = 64
 FEWEST_SHARED = 16
 
 
@@ -29,7 +29,7 @@ class Prefixes:
     """Keys and values of sequences of tokens, within a number of bytes and of sequences.
 
     All entries are compared with a prompt one by one, on the thread that owns the model. Each takes
-    microseconds, so that there are `MOST_ENTRIES` at most, however small they are.
+    microseconds, so that there are `MOST_KEPT` at most, however small they are.
 
     Args:
         limit: bytes of keys and values; 0 keeps none.
@@ -80,7 +80,7 @@ class Prefixes:
         kept = [entry for entry in self._entries if _common(entry.ids, new) < len(entry.ids)]
         self._entries = [*kept, _Entry(new, past, size)]
         self.size = sum(entry.size for entry in self._entries)
-        while self.size > self.limit or len(self._entries) > MOST_ENTRIES:
+        while self.size > self.limit or len(self._entries) > MOST_KEPT:
             self.size -= self._entries.pop(0).size
 
     def clear(self) -> None:

@@ -19,7 +19,7 @@ ROLES: dict[str, Role] = {  # how the model hears them: as nanochat, it has no s
     "user": "user",
     "assistant": "assistant",
 }
-SYSTEM = {"system", "developer"}
+SYSTEM_ROLES = {"system", "developer"}
 
 _CALCULATION = re.compile(r"\[([^\[\]]{1,1000}) = ([^\[\] ]{1,100})\]")  # as `Brackets` writes it
 
@@ -73,7 +73,9 @@ class ServedModel:
                 "base_model",
             )
         turns: list[tuple[Role, list[str]]] = []
-        if self.system is not None and not any(message.role in SYSTEM for message in messages):
+        if self.system is not None and not any(
+            message.role in SYSTEM_ROLES for message in messages
+        ):
             turns.append(("user", [self.system]))
         for number, message in enumerate(messages):
             role, text = _read(message, f"messages[{number}]")

@@ -48,7 +48,7 @@ LEAVE = 5.0  # seconds more to send them
 HEAD_SECONDS = 30.0  # for a client to send the head of a request
 REST_SECONDS = 30.0  # for it to send the rest of a body whose request has been answered
 UNREAD_SECONDS = 60.0  # for it to read what it was sent
-LOOK_SECONDS = 1.0  # between looks whether the model's thread is alive
+WATCH_SECONDS = 1.0  # between looks whether the model's thread is alive
 IDLE_SECONDS = 65  # that a connection stays open between requests, more than proxies wait
 MORE_CONNECTIONS = 100  # than there can be answers
 
@@ -138,7 +138,7 @@ class Server:
             DeviceError: the model's thread has died.
         """
         while self._thread.is_alive():
-            self._thread.join(LOOK_SECONDS)
+            self._thread.join(WATCH_SECONDS)
             if not self._scheduler.alive and not self._service.closing:
                 raise thread_died()
 
