@@ -144,12 +144,16 @@ def write_random_model(folder: Path, config: GPTConfig) -> None:
         std = weight.shape[-1] ** -0.5
         drawn.append((name, std * mx.random.normal(weight.shape, key=own)))
     model.load_weights(drawn)
-    merges = config.vocab_size - len(SPECIAL_TOKENS)
-    pairs = sorted(map(bytes, itertools.product(range(256), repeat=2)), key=_unprintable)
-    tokens = [bytes([i]) for i in range(256)] + pairs[: merges - 256]
-    special = {name: merges + i for i, name in enumerate(SPECIAL_TOKENS)}
+    tokens = tokens_of(config.vocab_size)
+    special = {name: len(tokens) + i for i, name in enumerate(SPECIAL_TOKENS)}
     ranks = {token: rank for rank, token in enumerate(tokens)}
     write_model(folder, model, Tokenizer(ranks, SPLIT_PATTERN, special), conversational=False)
+
+
+def tokens_of(vocab_size: int) -> list[bytes]:
+    """The tokens of the random model, by their ids, without the special ones."""
+    pairs = sorted(map(bytes, itertools.product(range(256), repeat=2)), key=_unprintable)
+    return [bytes([i]) for i in range(256)] + pairs[: vocab_size - len(SPECIAL_TOKENS) - 256]
 
 
 def _unprintable(pair: bytes) -> bool:

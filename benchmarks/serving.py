@@ -15,7 +15,9 @@ seldom ends an answer before its length; "ended early" says how many did, and th
 that the server counts.
 
 With --follow-up, the first token of a prompt of 1,000 tokens is timed, then that of the same with
-its answer and 64 tokens more: the server has read most of it. With --load, eight clients ask for
+its answer and 64 tokens more: the server has read most of it. That answer has only digits, by a
+bias: other text of a random model would be read as other tokens than those that were written. With
+--load, eight clients ask for
 answers of random lengths for so many seconds, a quarter of which they abandon, and the server's
 resident memory is told: after a warm-up, and at every tenth of the time.
 Needs the extras bench and serve: pip install -e ".[bench,serve]".
@@ -30,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -40,7 +42,7 @@ from typing import IO, Any
 import httpx
 import psutil
 import rounds
-from decoding import LARGEST_VOCABULARY, SEQUENCE_LEN, random_model
+from decoding import LARGEST_VOCABULARY, SEQUENCE_LEN, random_model, tokens_of
 
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import WINDOW_PATTERNS, GPTConfig
@@ -175,7 +177,13 @@ class Server:
         """Random digits, of so many tokens."""
         return "".join(source.choices("0123456789", k=self.digits * tokens))
 
-    def ask(self, prompt: str, max_tokens: int, stop_after: int | None = None) -> Answer:
+    def ask(
+        self,
+        prompt: str,
+        max_tokens: int,
+        stop_after: int | None = None,
+        bias: Mapping[int, float] | None = None,
+    ) -> Answer:
         """Stream a completion; hang up after so many pieces if that is given.
 
         Raises:
@@ -187,6 +195,9 @@ class Server:
             "temperature": 0.0,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **(
+                {"logit_bias": {str(token): value for token, value in bias.items()}} if bias else {}
+            ),
         }
         moments, text, usage = list[float](), "", dict[str, int]()
         begun = time.perf_counter()
@@ -312,9 +323,14 @@ def followed_up(server: Server, given: argparse.Namespace) -> list[dict[str, Any
     """Time the first token of long prompts, and of the same with more at their end."""
     source = random.Random(0)
     firsts, seconds = [], []
+    digits = {
+        number: 100.0
+        for number, token in enumerate(tokens_of(given.vocab_size))
+        if token.isdigit() and len(token) == server.digits
+    }
     for _ in range(1 + max(3, given.rounds)):
         long = server.prompt(LONG_PROMPT, source)
-        answer = server.ask(long, FIRST_ANSWER)
+        answer = server.ask(long, FIRST_ANSWER, bias=digits)
         added = f"{long}{answer.text} {server.prompt(ADDED, source)}"
         firsts.append(answer.first)
         seconds.append(server.ask(added, FIRST_ANSWER).first)

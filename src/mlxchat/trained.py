@@ -207,7 +207,8 @@ class Model:
         ends; `wait` waits for that.
 
         Args:
-            log: gets a line for each request, without text of it.
+            log: gets a line for each request, without text of it, and the traceback of each failure
+                of the model.
             **settings: the options of ``mlxchat serve``: the fields of `ServeConfig`, such as
                 ``port=8000`` or ``slots=16``, and those of `Sampling`, which count where a request
                 does not say.
@@ -236,6 +237,7 @@ class Model:
             context=self.config.sequence_len,
             conversational=self.conversational,
             sampling=validated(Sampling, sampling),
+            system=config.system,
         )
         return start(self._decoding, served, config, bind(config), log)
 

@@ -16,7 +16,7 @@ MODEL = {"--model-tag", "--step", "--checkpoint", "--dtype"}
 SAMPLING = {"--temperature", "--top-k", "--top-p", "--min-p", "--repetition-penalty"}
 SHARED = {
     "chat": MODEL | SAMPLING | {"--seed", "--max-tokens", "--system"},
-    "serve": MODEL | SAMPLING | {"--seed", "--max-tokens"},
+    "serve": MODEL | SAMPLING | {"--seed", "--max-tokens", "--system"},
     "eval chat": MODEL | {"--max-tokens"},  # the likeliest tokens: nothing is drawn
 }
 OTHER_NAMES = {  # of the same, in other programs

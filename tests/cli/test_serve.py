@@ -44,7 +44,8 @@ def test_it_serves_until_it_is_asked_to_end(
             texts: list[str] = []
             asking = threading.Thread(target=lambda: texts.append(answer(url, seed=0, n=2)))
             asking.start()
-            while "mlxchat_running 2" not in httpx.get(url.replace("/v1", "/metrics")).text:
+            metrics = url.replace("/v1", "/metrics")
+            while "mlxchat_running 2" not in httpx.get(metrics, timeout=60).text:
                 pass
             process.send_signal(number)
             _, errors = process.communicate(timeout=60)

@@ -48,6 +48,25 @@ def test_what_is_no_origin_is_refused(origin: str) -> None:
         ServeConfig(cors_origin=["http://localhost:3000", origin])
 
 
+@pytest.mark.parametrize("name", ["http://a.example", "a.example:8000", "a b", "", "*", "fe80::1"])
+def test_what_is_no_name_of_a_host_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="is no name of a host"):
+        ServeConfig(allow_host=["a.example", name])
+
+
+def test_names_of_hosts_are_in_lower_case() -> None:
+    assert ServeConfig(allow_host=["A.example", "[FE80::1]"]).allow_host == [
+        "a.example",
+        "[fe80::1]",
+    ]
+    assert ServeConfig().allow_host is None
+
+
+def test_a_blank_system_message_is_none() -> None:
+    assert ServeConfig(system="Be brief.").system == "Be brief."
+    assert ServeConfig(system="  ").system is None
+
+
 def test_the_cache_is_a_size() -> None:
     assert ServeConfig(cache="1.5 gib").cache_bytes == 1.5 * 2**30
     with pytest.raises(ConfigError):

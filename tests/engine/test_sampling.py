@@ -145,7 +145,15 @@ def test_draws_follow_the_exact_probabilities(fields: dict, expected: np.ndarray
 
 
 @pytest.mark.parametrize(
-    "fields", [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-9}, {"min_p": 0.95}]
+    "fields",
+    [
+        {"temperature": 0.0},
+        {"top_k": 1},
+        {"top_p": 1e-9},
+        {"top_p": 1e-46},  # 0 in float32
+        {"top_p": 1e-46, "top_k": 3},
+        {"min_p": 0.95},
+    ],
 )
 def test_a_single_candidate_is_always_drawn(fields: dict) -> None:
     assert set(draws(Sampling(**{**PLAIN, **fields})).tolist()) == {2}
@@ -302,6 +310,15 @@ def test_each_row_is_drawn_as_by_its_own_sampler(rows: list[Sampling]) -> None:
             if row.temperature:
                 assert mx.array_equal(key, following[n])
         keys = following
+
+
+@pytest.mark.parametrize("top_k", [None, 5])
+def test_a_row_keeps_its_likeliest_token_however_small_its_top_p(top_k: int | None) -> None:
+    row = Sampling(temperature=1.0, top_k=top_k, top_p=1e-46)
+    settings, needs = row_settings([row, ROWS[5]], 300)
+    logits = mx.random.normal((2, 300), key=mx.random.key(1))
+    tokens, _ = sample_rows(logits, mx.random.split(mx.random.key(2), 2), settings, needs)
+    assert tokens[0].item() == mx.argmax(logits[0]).item() != 0
 
 
 def test_few_needs_serve_many_settings() -> None:

@@ -12,7 +12,7 @@ import pytest
 from support.servers import ANSWER, FakeScheduler, serving, tokens
 
 from mlxchat.config.serve import ServeConfig
-from mlxchat.errors import ConfigError
+from mlxchat.errors import ConfigError, DeviceError
 from mlxchat.serve import answering, server, streaming
 from mlxchat.serve.server import Server, bind
 
@@ -151,6 +151,25 @@ def test_a_client_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch
         until(lambda: all(ticket.cancelled for ticket in scheduler.tickets))
 
 
+def test_what_a_client_does_not_read_keeps_no_connection(
+    scheduler: FakeScheduler, running: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "UNREAD_SECONDS", 0.1)
+    scheduler.script = lambda request: tokens("moo " * 40)
+    many = {**HI, "n": 4, "logprobs": True, "top_logprobs": 20, "max_tokens": 160}
+    connections = running._uvicorn.server_state.connections
+    for stream in (False, True):
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", int(running.url.split(":")[2].removesuffix("/v1"))))
+            client.sendall(post({**many, "stream": stream}) * 10)
+            until(lambda: len(scheduler.tickets) > 0)
+            until(lambda: not connections, seconds=60)
+            until(lambda: scheduler.busy() == 0)
+            scheduler.tickets.clear()
+    assert text_of(running)
+
+
 # ---- clients that are slow -----------------------------------------------------------------------
 
 
@@ -176,6 +195,35 @@ def test_a_connection_without_a_request_is_closed(
         assert client.recv(65536) == b""
 
 
+@pytest.mark.parametrize("head", ["GET /health", "POST /v1/nothing", "POST /v1/completions"])
+def test_a_body_that_nobody_reads_is_timed(
+    head: str, running: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "REST_SECONDS", 0.1)
+    with connection(running) as client:
+        sent = f"{head} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99999999\r\n\r\n"
+        client.sendall(sent.encode())
+        assert client.recv(65536)
+        with suppress(ConnectionError):
+            client.sendall(b"a")  # which ends uvicorn's own timer
+            while client.recv(65536):
+                pass
+
+
+def test_a_connection_goes_on_after_a_body_that_nobody_reads(
+    running: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "REST_SECONDS", 0.1)
+    head = b"GET /health HTTP/1.1\r\nhost: localhost\r\ncontent-length: 3\r\n\r\n"
+    with connection(running) as client:
+        client.sendall(head + b"a")
+        until(lambda: b'"ok"' in client.recv(65536))
+        client.sendall(b"bc")
+        time.sleep(0.2)
+        client.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        until(lambda: b'"ok"' in client.recv(65536))
+
+
 # ---- nonsense ------------------------------------------------------------------------------------
 
 SEEDS = [post(HI), post({"prompt": "a", "stream": True, "stop": ["a", "b"]})]
@@ -199,6 +247,7 @@ def nonsense(number: int) -> bytes:
     if kind == 2:  # values of other types
         values = [None, True, -1, 1e400, 2**70, "x" * 300, [], {}, [[1]], {"a": {}}, "\ud800"]
         names = ["messages", "n", "stop", "seed", "logit_bias", "top_k", "model", "stream", "x"]
+        names.append("\ud800")
         wrong = {draw.choice(names): draw.choice(values) for _ in range(3)}
         return post({**NESTED, **wrong})
     if kind == 3:  # sizes that are not so
@@ -270,6 +319,22 @@ def test_the_end_does_not_wait_longer_than_it_is_told() -> None:
             received += piece
     assert b"event: error" in received
     assert b"server_closing" in received
+
+
+def test_waiting_ends_with_the_server_or_the_models_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "WATCH_SECONDS", 0.01)
+    scheduler = FakeScheduler()
+    with serving(scheduler) as running:
+        ending = threading.Timer(0.05, setattr, (scheduler, "alive", False))
+        ending.start()
+        with pytest.raises(DeviceError, match="thread has died"):
+            running.wait()
+        scheduler.alive = True
+        threading.Timer(0.05, running.close, (0,)).start()
+        running.wait()
+        assert not running.running
 
 
 def test_a_port_that_is_taken_is_an_error() -> None:

@@ -209,4 +209,5 @@ def test_a_failure_within_a_stream_is_an_exception() -> None:
         with pytest.raises(openai.APIError, match="The model failed"):
             list(chat(client, stream=True))
         with pytest.raises(openai.InternalServerError):
-            chat(client)
+            chat(client.with_options(max_retries=2))
+        assert len(scheduler.tickets) == 2  # the server says that it is of no use to try again

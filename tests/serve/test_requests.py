@@ -4,9 +4,12 @@ import math
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 from support.servers import ANSWER, BYTES, FakeScheduler, ask, model, service, tokens
 
 from mlxchat.config.inference import Sampling
+from mlxchat.json_text import as_type
+from mlxchat.serve import prompts, schema
 from mlxchat.serve.requests import Request
 
 HI = [{"role": "user", "content": "hi"}]
@@ -131,6 +134,58 @@ def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
     assert reply.error["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"\ud800": 1},
+        {"prompt": "a", "max_tok\udfffens": 1},
+        {"\udc00": None},
+        {"user": {"\ud800": 1}},
+    ],
+)
+def test_half_of_a_surrogate_pair_is_no_failure(body: dict[str, object]) -> None:
+    for path in (CHAT, COMPLETE):
+        reply = ask(service().app, "POST", path, body)
+        assert reply.status == 400
+        assert reply.error["message"]
+
+
+WRONG = 100_000
+LARGE = [
+    (COMPLETE, {"prompt": [-1] * WRONG}, "prompt[0]"),
+    (COMPLETE, {"prompt": [[1], [-1] * WRONG]}, "prompt[1][0]"),
+    (COMPLETE, {"prompt": ["a"] * WRONG}, "prompt"),
+    (COMPLETE, {"prompt": [[]] * WRONG}, "prompt[0]"),
+    (COMPLETE, {"prompt": "a", "stop": [1] * WRONG}, "stop"),
+    (COMPLETE, {"prompt": "a", "logit_bias": dict.fromkeys(map(str, range(50_000)), "x")},
+     "logit_bias"),
+    (CHAT, {"messages": [1] * WRONG}, "messages[0]"),
+    (CHAT, {"messages": [{"role": "user", "content": [1] * WRONG}]}, "messages[0].content"),
+    (CHAT, {"messages": [{"role": "user", "content": [{}] * 300}] * 400},
+     "messages[0].content[0].type"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body", "param"), LARGE)
+def test_of_a_large_body_only_the_first_faults_are_described(
+    path: str, body: dict[str, object], param: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described: list[int] = []
+
+    def counting(fields: object, kind: TypeAdapter[object]) -> object:
+        try:
+            return as_type(fields, kind)
+        except ValidationError as error:
+            described.append(error.error_count())
+            raise
+
+    monkeypatch.setattr(schema, "as_type", counting)
+    reply = ask(service().app, "POST", path, body)
+    assert reply.status == 400
+    assert reply.error["param"] == param
+    assert described[0] <= 10
+
+
 def test_a_prompt_leaves_room_for_an_answer() -> None:
     for length, status in ((198, 200), (199, 400), (100_000, 400)):
         reply = ask(service().app, "POST", COMPLETE, {"prompt": "a" * length})
@@ -208,6 +263,17 @@ def test_what_is_left_out_or_null_is_the_servers() -> None:
     assert [each.max_tokens for each in asked(COMPLETE, prompt="The")] == [16]
 
 
+@pytest.mark.parametrize("most", [9, 30, 512])
+def test_the_servers_length_is_that_of_completions_if_it_was_given(most: int) -> None:
+    scheduler = FakeScheduler()
+    app = service(scheduler, max_tokens=most).app
+    for path, body in ((COMPLETE, {"prompt": "The"}), (CHAT, {"messages": HI})):
+        ask(app, "POST", path, body)
+        ask(app, "POST", path, {**body, "max_tokens": 7})
+    expected = [min(most, 196), 7, min(most, 194), 7]
+    assert [ticket.request.max_tokens for ticket in scheduler.tickets] == expected
+
+
 def test_answers_to_one_request_have_seeds_of_their_own() -> None:
     assert [request.seed for request in asked(messages=HI, n=3, seed=5)] == [5, 6, 7]
     assert [request.seed for request in asked(messages=HI, n=2, seed=-1)] == [2**64 - 1, 0]
@@ -232,6 +298,40 @@ def test_a_conversation_is_read_as_in_training() -> None:
     answer = ["<|assistant_start|>", "Moo <", "|bos|>", "<|assistant_end|>"]
     last = [start, "Why?", end, "<|assistant_start|>"]
     assert list(request.ids) == tokens("<|bos|>", *first, *answer, *last)
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_conversations_without_a_system_message_have_the_servers(role: str) -> None:
+    served, user = model(system="Be brief."), {"role": "user", "content": "Hi"}
+    earlier = {"role": "assistant", "content": "Moo"}
+    for own, said in (([], "Be brief."), ([{"role": role, "content": "Sing."}], "Sing.")):
+        [request] = asked(served=served, messages=[*own, user, earlier, user])
+        begun = tokens("<|bos|>", "<|user_start|>", f"{said}\n\nHi", "<|user_end|>")
+        assert list(request.ids[: len(begun)]) == begun
+        assert BYTES.decode(list(request.ids)).count("brief") == len(own) ^ 1
+    [request] = asked(COMPLETE, served, prompt="Hi")
+    assert list(request.ids) == tokens("<|bos|>", "Hi")
+
+
+def test_a_servers_system_message_moves_no_place() -> None:
+    wrong = {"messages": [*HI, {"role": "tool", "content": "4"}]}
+    reply = ask(service(served=model(system="Be brief.")).app, "POST", CHAT, wrong)
+    assert reply.error["param"] == "messages[1].role"
+
+
+def test_no_calculation_is_done_of_what_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(prompts, "calculate", lambda expression: done.append(expression))
+    long = {"role": "assistant", "content": "[1 = 1]" * 1000}
+    reply = ask(service().app, "POST", CHAT, {"messages": [*HI, long, *HI]})
+    assert (reply.status, reply.error["code"]) == (400, "context_length_exceeded")
+    assert done == []
+
+
+def test_calculations_may_fill_the_context() -> None:
+    fitting = "[1 = 1]" * 30
+    [request] = asked(messages=[*HI, {"role": "assistant", "content": fitting}, *HI])
+    assert len(request.ids) == 30 * 6 + 12
 
 
 CALCULATION = ["<|python_start|>", "48/2", "<|python_end|>"]
@@ -327,6 +427,7 @@ def test_a_failure_of_the_model_is_500_and_in_a_stream_an_event() -> None:
     reply = ask(app, "POST", CHAT, {"messages": HI})
     assert (reply.status, reply.error["type"]) == (500, "server_error")
     assert "secret" not in reply.error["message"]
+    assert reply.headers["x-should-retry"] == "false"
     stream = ask(app, "POST", CHAT, {"messages": HI, "stream": True}).body.decode()
     assert "event: error\ndata: {" in stream
     assert "[DONE]" not in stream

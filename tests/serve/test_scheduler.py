@@ -72,14 +72,10 @@ def test_tokens_are_those_of_each_request_alone(model: GPT, monkeypatch: Any) ->
     with scheduling(model, slots=3) as scheduler:
         for _ in range(2):
             answers = [ask(scheduler, request) for request in REQUESTS]
-            for request, answer, tokens in zip(REQUESTS, answers, expected, strict=True):
-                end = answer.finished()
+            for answer, tokens in zip(answers, expected, strict=True):
+                assert answer.finished().reason == "length"
                 assert answer.ids == tokens
-                assert (end.reason, end.completion_tokens) == ("length", len(tokens))
-                assert end.prompt_tokens == len(request.ids)
-        assert [a.finished().cached_tokens for a in answers] == [
-            len(request.ids) - 1 for request in REQUESTS
-        ]
+        assert [answer.ticket.cached_tokens for answer in answers] == [0, 39, 149, 0, 69]
         assert scheduler.stats().generated_tokens == 2 * sum(map(len, expected))
 
 
@@ -99,11 +95,12 @@ def test_the_next_turn_reads_only_what_is_new(model: GPT) -> None:
         answer.finished()
         turn = Request((*first.ids, *answer.ids, 7, 8, 9), 20, GREEDY, 0, NEVER)
         following = ask(scheduler, turn)
-        assert following.finished().cached_tokens == 200 + 20 - 1
-        assert following.ticket.cached_tokens == 219
+        following.finished()
+        assert following.ticket.cached_tokens == 200 + 20 - 1
         edited = Request((*first.ids[:150], 1, 2), 20, GREEDY, 0, NEVER)
         other = ask(scheduler, edited)
-        assert other.finished().cached_tokens == 150
+        other.finished()
+        assert other.ticket.cached_tokens == 150
     assert following.ids == alone(model, turn)
     assert other.ids == alone(model, edited)
 
@@ -112,7 +109,8 @@ def test_equal_prompts_at_the_same_time_are_read_once(classic: GPT) -> None:
     with scheduling(classic) as scheduler:
         asked = [wanted(100, sampling=Sampling(temperature=2), seed=n) for n in range(4)]
         answers = [ask(scheduler, request) for request in asked]
-        assert [answer.finished().cached_tokens for answer in answers] == [0, 99, 99, 99]
+        assert [answer.finished().reason for answer in answers] == ["length"] * 4
+        assert [answer.ticket.cached_tokens for answer in answers] == [0, 99, 99, 99]
         assert [answer.ids for answer in answers] == [alone(classic, r) for r in asked]
 
 
@@ -139,7 +137,8 @@ def test_the_queue_is_bounded(classic: GPT) -> None:
         waiting[0].ticket.cancel()
         again = ask(scheduler, wanted())
         running.ticket.cancel()
-        assert waiting[1].finished() == again.finished() == Finished("length", 10, 9, 8)
+        assert waiting[1].finished() == again.finished() == Finished("length")
+        assert len(waiting[1].ids) == len(again.ids) == 8
         assert not waiting[0].tokens
 
 
@@ -179,6 +178,9 @@ def test_one_that_fails_takes_down_no_other(classic: GPT) -> None:
         assert scheduler.stats().running == 0
 
 
+EXHAUSTED = "[METAL] Command buffer execution failed: Insufficient Memory"
+
+
 def break_model(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     """Let the next passes of one position fail, as an exhausted device would."""
     left, logits = [None] * times, GPT.logits
@@ -186,10 +188,22 @@ def break_model(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     def failing(self: GPT, x: mx.array) -> mx.array:
         if left and x.ndim == 3:
             left.pop()
-            raise RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory")
+            raise RuntimeError(EXHAUSTED)
         return logits(self, x)
 
     monkeypatch.setattr(GPT, "logits", failing)
+
+
+def break_reading(monkeypatch: pytest.MonkeyPatch, longest: int) -> None:
+    """Let passes of more positions than that fail."""
+    features = GPT.features
+
+    def failing(self: GPT, ids: mx.array, *rest: Any) -> mx.array:
+        if ids.shape[1] > longest:
+            raise RuntimeError(EXHAUSTED)
+        return features(self, ids, *rest)
+
+    monkeypatch.setattr(GPT, "features", failing)
 
 
 def test_an_error_of_the_model_ends_what_runs_and_nothing_else(
@@ -226,12 +240,98 @@ def test_a_model_that_fails_again_and_again_is_dead(
             ask(scheduler, wanted())
 
 
+def test_a_prompt_that_cannot_be_read_ends_no_other_answer(
+    classic: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_reading(monkeypatch, longest=50)
+    with scheduling(classic, slots=2) as scheduler:
+        good = ask(scheduler, wanted(5, LONG))
+        good.wait_for(1)
+        for _ in range(MOST_FAILURES + 1):
+            with pytest.raises(DeviceError, match="no memory left"):
+                ask(scheduler, wanted(60)).finished()
+        assert good.end is None
+        assert good.finished().reason == "length"
+        for _ in range(MOST_FAILURES + 1):  # nor the scheduler, when there is no other answer
+            with pytest.raises(DeviceError):
+                ask(scheduler, wanted(60)).finished()
+        assert scheduler.alive
+        last = ask(scheduler, wanted())
+        last.finished()
+    monkeypatch.undo()
+    assert (good.ids, last.ids) == (alone(classic, wanted(5, LONG)), alone(classic, wanted()))
+
+
+def test_a_model_that_can_read_nothing_is_dead(
+    classic: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_reading(monkeypatch, longest=0)
+    with scheduling(classic, slots=1) as scheduler:
+        answers = [ask(scheduler, wanted()) for _ in range(MOST_FAILURES + 1)]
+        for answer in answers:
+            assert answer.ended.wait(WAIT)
+        assert [type(answer.end) for answer in answers] == [DeviceError] * MOST_FAILURES + [Closed]
+
+
+def test_an_answer_of_one_token_shows_that_the_model_works(
+    classic: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with scheduling(classic) as scheduler:
+        for _ in range(MOST_FAILURES + 1):
+            with monkeypatch.context() as patch:
+                break_model(patch, 1)
+                with pytest.raises(DeviceError):
+                    ask(scheduler, wanted()).finished()
+            ask(scheduler, wanted(count=1)).finished()
+        assert scheduler.alive
+
+
+def test_all_requests_end_even_when_cleaning_up_fails(
+    classic: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = [RuntimeError("[METAL] the device is gone")]
+
+    def clear_cache() -> None:
+        if failures:
+            raise failures.pop()
+
+    with scheduling(classic, slots=1) as scheduler:
+        break_model(monkeypatch, 1)
+        monkeypatch.setattr(mx, "clear_cache", clear_cache)
+        answers = [ask(scheduler, wanted()) for _ in range(3)]
+        for answer in answers:
+            assert answer.ended.wait(WAIT)
+        assert [type(answer.end) for answer in answers] == [DeviceError, Closed, Closed]
+        scheduler._thread.join(WAIT)
+        with pytest.raises(Closed, match="the device is gone"):
+            ask(scheduler, wanted())
+
+
+def test_the_log_has_the_traceback_of_each_failure_once(
+    classic: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[str] = []
+    with scheduling(classic, log=logged.append) as scheduler:
+        running = [ask(scheduler, wanted(n, LONG)) for n in (5, 6)]
+        for answer in running:
+            answer.wait_for(2)
+        break_model(monkeypatch, 1)
+        for answer in running:
+            with pytest.raises(DeviceError):
+                answer.finished()
+    [text] = logged
+    assert text.startswith("Traceback (most recent call last):\n")
+    assert "in _advance" in text
+    assert text.endswith(f"RuntimeError: {EXHAUSTED}")
+
+
 def test_closing_lets_what_runs_end(classic: GPT) -> None:
     scheduler = Scheduler(classic, slots=1)
     running, waiting = ask(scheduler, wanted(count=100)), ask(scheduler, wanted())
     running.wait_for(1)
     scheduler.close(WAIT)
-    assert running.finished().completion_tokens == 100
+    assert running.finished().reason == "length"
+    assert len(running.ids) == 100
     with pytest.raises(Closed, match="stopping"):
         waiting.finished()
     with pytest.raises(Closed, match="stopping"):
@@ -286,7 +386,8 @@ def after_many(model: GPT, count: int, seed: int) -> None:
                 answer.wait_for(1)
             answer.ticket.cancel()
         for request, answer in answers:
-            assert answer.finished().completion_tokens == request.max_tokens
+            assert answer.finished().reason == "length"
+            assert len(answer.ids) == request.max_tokens
         stats = scheduler.stats()
         assert (stats.queued, stats.running) == (0, 0)
         assert stats.cache_bytes <= 2**20

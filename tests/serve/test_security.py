@@ -39,6 +39,41 @@ def test_a_foreign_host_is_refused(host: str | None) -> None:
     assert reply.error["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("host.docker.internal:8000", 200),
+        ("Host.Docker.Internal", 200),
+        ("model.example", 200),
+        ("localhost:8000", 200),
+        ("docker.internal", 403),
+        ("a.model.example", 403),
+        ("model.example.evil.example", 403),
+    ],
+)
+def test_further_names_can_be_allowed(host: str, status: int) -> None:
+    names = ["host.docker.internal", "Model.Example"]
+    assert chat({"host": host}, allow_host=names).status == status
+    assert chat({"host": host}, allow_host=names, host="0.0.0.0", insecure=True).status == status
+
+
+def test_pages_of_an_allowed_name_are_the_servers_own() -> None:
+    """A proxy with TLS may send on its own name, or the address that it asks."""
+    for host in ("127.0.0.1:8000", "model.example"):
+        for origin, status in (
+            ("https://model.example", 200),
+            ("https://model.example:8443", 200),
+            ("https://evil.example", 403),
+            ("https://model.example@evil.example", 403),
+            ("https://model.example/x", 403),
+            ("model.example", 403),
+            ("null", 403),
+        ):
+            reply = chat({"host": host, "origin": origin}, allow_host=["model.example"])
+            assert reply.status == status, (host, origin)
+            assert "access-control-allow-origin" not in reply.headers
+
+
 def test_on_other_addresses_names_are_refused_unless_there_is_a_key() -> None:
     everywhere = {"host": "0.0.0.0"}
     for host, status in (("192.168.1.5:8000", 200), ("[fe80::1]", 200), ("evil.example", 403)):

@@ -4,11 +4,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
+from support import models
 from support.servers import BYTES
 
+import mlxchat
 from mlxchat.config.inference import Sampling
 from mlxchat.config.serve import ServeConfig
 from mlxchat.engine.cache import KVCache
@@ -70,6 +73,22 @@ def test_a_second_turn_is_read_from_the_cache(server: Server) -> None:
     second = asked(server, messages=[*GREETING, said, *GREETING], temperature=0)
     details = second["usage"]["prompt_tokens_details"]
     assert details["cached_tokens"] >= first["usage"]["prompt_tokens"]
+
+
+def test_the_settings_of_a_server_in_python(tmp_path: Path) -> None:
+    """The system message is one of chats without one, the length that of chats and completions."""
+    model = mlxchat.load(models.saved_in(tmp_path / "cow", models.network()))
+    own, said = [{"role": "system", "content": "Moo."}, *GREETING], "Be brief."
+    with model.serve(port=0, system=said, max_tokens=3, temperature=0) as server:
+        bodies = [
+            ("chat/completions", {"messages": GREETING}, len(f"{said}\n\n") + 17),
+            ("chat/completions", {"messages": own}, len("Moo.\n\n") + 17),
+            ("completions", {"prompt": "Hi"}, 3),
+        ]
+        for path, body, length in bodies:
+            usage = httpx.post(f"{server.url}/{path}", json=body, timeout=60).json()["usage"]
+            assert usage["prompt_tokens"] == length
+            assert usage["completion_tokens"] <= 3
 
 
 def leave(server: Server, number: int) -> None:

@@ -92,6 +92,14 @@ def test_a_calculation_is_in_the_text_and_in_a_field_of_its_own() -> None:
         (["<|python_start|>", "4/", "<|python_end|>", "?"], "[4/]?", [("4/", None)]),
         (["<|python_start|>", "4"], "[4]", [("4", None)]),
         (["<|output_start|>", "4", "<|output_end|>"], "[4]", []),
+        ([*CALL, "<|output_start|>", "24."], "[48/2]", [("48/2", None)]),
+        ([*CALL, *RESULT[:2]], "[48/2]", [("48/2", None)]),
+        (
+            [*CALL, *RESULT, *CALL, "<|output_start|>", "2"],
+            "[48/2 = 24.0][48/2]",
+            [("48/2", "24.0"), ("48/2", None)],
+        ),
+        (["So ", "<|output_start|>", "4"], "So ", []),
     ],
 )
 def test_calculations_in_any_order(
@@ -100,6 +108,33 @@ def test_calculations_in_any_order(
     whole = followed(Transcript(BYTES, [], calculator=True), tokens(*said))
     assert whole.text == text
     assert [(each.expression, each.result) for each in whole.calculations] == calculations
+
+
+def test_a_result_is_delivered_when_it_is_whole() -> None:
+    transcript = Transcript(BYTES, [], calculator=True)
+    pieces = [transcript.take(Token(token, False, -1.0, ())) for token in tokens(*CALL, *RESULT)]
+    texts = [piece.text for piece in pieces]
+    assert texts == ["[", *"48/2", *[""] * 6, " = 24.0"]
+    last = transcript.end()
+    assert last.text == "]"
+    assert last.calculations == [Calculation(expression="48/2", result="24.0")]
+    scored = [each for piece in (*pieces, last) for each in piece.scored]
+    names = [each.logprob.token for each in scored]
+    assert names == [CALL[0], *"48/2", CALL[2], RESULT[0], *"24.0", RESULT[2]]
+    offsets = [each.offset for each in scored]
+    assert offsets == sorted(offsets)
+
+
+def test_the_tokens_of_half_a_result_have_log_probabilities() -> None:
+    whole = followed(Transcript(BYTES, [], calculator=True), tokens(*CALL, *RESULT[:2]), -1.0)
+    assert whole.text == "[48/2]"
+    assert [each.logprob.token for each in whole.scored][-5:] == [RESULT[0], *"24.0"]
+
+
+def test_a_stop_string_within_a_result_ends_it() -> None:
+    whole = followed(Transcript(BYTES, [".0"], calculator=True), tokens(*CALL, *RESULT, "!"), -1.0)
+    assert whole.text == "[48/2 = 24"
+    assert [each.logprob.token for each in whole.scored][-2:] == ["2", "4"]
 
 
 def test_a_completion_has_no_brackets() -> None:

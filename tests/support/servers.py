@@ -137,8 +137,7 @@ class FakeScheduler:
         else:
             self._running.remove(ticket)
             reason = "length" if ticket.written < len(ticket.script) else "stop"
-            cached = ticket.cached_tokens
-            ticket.deliver(Finished(reason, len(request.ids), cached, ticket.written))
+            ticket.deliver(Finished(reason))
 
     def _token(self, token: int, request: Request) -> Token:
         if request.logprobs is None:

@@ -19,7 +19,6 @@ from mlxchat.cli.options import (
 from mlxchat.cli.session import Interrupts, exit_promptly
 from mlxchat.config.inference import Sampling
 from mlxchat.config.serve import ServeConfig
-from mlxchat.errors import DeviceError
 from mlxchat.home import Home
 from mlxchat.ui.console import say, warning
 from mlxchat.ui.text import amount
@@ -50,7 +49,7 @@ def serve_command(
     """
     require_one_place(model_tag, step, checkpoint)
     from mlxchat.checkpoint.history import tag_and_step
-    from mlxchat.serve.server import ServedModel, bind, start
+    from mlxchat.serve.server import ServedModel, bind, start, thread_died
 
     asked = threading.Event()
     with closing(
@@ -65,6 +64,7 @@ def serve_command(
             context=saved.model.config.sequence_len,
             conversational=saved.conversational,
             sampling=sampling,
+            system=config.system,
         )
         with (
             Interrupts(asked.set) as interrupts,
@@ -77,7 +77,7 @@ def serve_command(
                 say(_ending(server.stats.running), sys.stderr)
     if interrupts.requested():
         raise typer.Exit(interrupts.exit_code)
-    raise DeviceError("The model's thread has died.", "Start the server again.")
+    raise thread_died()
 
 
 def _announce(server: "Server", model: "ServedModel", described: str, config: ServeConfig) -> None:

@@ -1,9 +1,9 @@
 """Settings of generation, of evaluating chat models and of benchmarks. Pure: quick to import."""
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from mlxchat.config.pretrain import LARGEST_CONTEXT, LARGEST_DEPTH
 from mlxchat.config.sft import ENCODING, SKIP_BAD
@@ -58,22 +58,23 @@ class TextSettings(BaseModel):
     seed: int = Field(42, ge=0, lt=2**64, description="Seed of the random draws.")
 
 
+def _meaningful(system: str | None) -> str | None:
+    """Return None in place of blanks, and replace the bytes of other encodings than UTF-8."""
+    return system.encode("utf-8", "replace").decode() if system and system.strip() else None
+
+
+SystemMessage = Annotated[str | None, AfterValidator(_meaningful)]
+READ_FIRST = "As in nanochat, the model reads them at the beginning of the first message."
+
+
 class ChatSettings(TextSettings, Sampling):
     """Settings that may change between the answers of a conversation."""
 
     model_config = ConfigDict(title=None)
 
-    system: str | None = Field(
-        None,
-        description="Instructions for the whole conversation. As in nanochat, the model reads them "
-        "at the beginning of the first message.",
+    system: SystemMessage = Field(
+        None, description=f"Instructions for the whole conversation. {READ_FIRST}"
     )
-
-    @field_validator("system")
-    @classmethod
-    def _meaningful(cls, system: str | None) -> str | None:
-        """Return None in place of blanks, and replace the bytes of other encodings than UTF-8."""
-        return system.encode("utf-8", "replace").decode() if system and system.strip() else None
 
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]  # of activations

@@ -6,13 +6,16 @@ import re
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from mlxchat.config.inference import READ_FIRST, SystemMessage
 from mlxchat.config.pretrain import LARGEST_CONTEXT
 from mlxchat.config.units import spell_size, to_bytes
 from mlxchat.errors import ConfigError
 
 API_KEY = "MLXCHAT_API_KEY"  # in the environment, which other users of the machine cannot list
 ANY_ORIGIN = "*"
+COMPLETION_TOKENS = 16  # of a completion, where neither the request nor the settings say
 
+_NAME = re.compile(r"[a-z0-9_.-]+|\[[0-9a-f:.]+\]")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,*A-Z]+")
 _KEY = re.compile(r"[!-~]{8,500}")
 
@@ -40,6 +43,12 @@ class ServeConfig(BaseModel):
         description="Listen on another address without a key: whoever reaches it can use the "
         "model.",
     )
+    allow_host: list[str] | None = Field(
+        None,
+        description="Further name by which clients reach the server, as through a proxy or from "
+        "a container: host.docker.internal. Repeat for several.",
+        json_schema_extra={"metavar": "NAME"},
+    )
     cors_origin: list[str] | None = Field(
         None,
         description="Origin of web pages that may use the server, such as http://localhost:3000; "
@@ -57,7 +66,12 @@ class ServeConfig(BaseModel):
         512,
         ge=1,
         le=LARGEST_CONTEXT,
-        description="Maximum length of an answer in tokens, unless the request has one.",
+        description="Maximum length of an answer in tokens, unless the request has one. Of "
+        f"completions it is {COMPLETION_TOKENS}, as OpenAI's, if this is not given.",
+    )
+    system: SystemMessage = Field(
+        None,
+        description=f"Instructions for conversations that bring none of their own. {READ_FIRST}",
     )
     seed: int | None = Field(
         None,
@@ -92,6 +106,17 @@ class ServeConfig(BaseModel):
                 "The `api_key` cannot be used.", "Give 8 or more letters, digits or signs."
             )
         return key
+
+    @field_validator("allow_host")
+    @classmethod
+    def _are_names(cls, names: list[str] | None) -> list[str] | None:
+        for name in names or ():
+            if not _NAME.fullmatch(name.lower()):
+                raise ConfigError(
+                    f"`allow_host={name}` is no name of a host.",
+                    "A name is like host.docker.internal, without http:// and port.",
+                )
+        return names and [name.lower() for name in names]
 
     @field_validator("cors_origin")
     @classmethod

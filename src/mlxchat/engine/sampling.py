@@ -22,6 +22,7 @@ from mlxchat.config.inference import Sampling
 from mlxchat.runtime import mx
 
 COLDEST = 1e-6  # a lower temperature is greedy: dividing by it would overflow float32
+SMALLEST = 1e-37  # above 0 in float32, also where numbers below its normal ones are 0
 
 Sampler = Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]
 """Chooses a token for every row: (..., V) float32 logits and a key from `mx.random.key`.
@@ -99,14 +100,16 @@ def largest(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
 def keep_top_p(logits: mx.array, p: float | mx.array) -> mx.array:
     """Set logits to -inf outside the smallest set of tokens whose probability reaches ``p``.
 
-    ``p`` is one number or (..., 1); infinity keeps all.
+    ``p`` is one number or (..., 1); infinity keeps all. The likeliest token is always kept, even if
+    ``p`` is too small for float32, in which it is 0.
 
     Nucleus sampling, https://arxiv.org/abs/1904.09751.
     """
     order = mx.argsort(-logits, axis=-1)
     probabilities = mx.take_along_axis(mx.softmax(logits, axis=-1, precise=True), order, axis=-1)
     before = mx.cumsum(probabilities, axis=-1, inclusive=False)
-    kept = mx.put_along_axis(mx.zeros_like(order), order, (before < p).astype(order.dtype), axis=-1)
+    few = (before < mx.maximum(p, SMALLEST)).astype(order.dtype)
+    kept = mx.put_along_axis(mx.zeros_like(order), order, few, axis=-1)
     return mx.where(kept, logits, -math.inf)
 
 

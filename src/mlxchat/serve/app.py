@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from mlxchat.config.inference import Sampling
-from mlxchat.config.serve import ServeConfig
+from mlxchat.config.serve import COMPLETION_TOKENS, ServeConfig
 from mlxchat.engine.tools import ToolUse
 from mlxchat.errors import DataError
 from mlxchat.serve.answering import Answering, Inbox
@@ -45,7 +45,6 @@ from mlxchat.serve.streaming import ClientLeftError, EventStream, json_body, whi
 from mlxchat.serve.text import Transcript
 from mlxchat.tokenizer.bpe import ASSISTANT_END
 
-COMPLETION_TOKENS = 16  # of a completion whose request does not say, as OpenAI's
 HAS = "The server has /v1/chat/completions, /v1/completions and /v1/models."
 SLOW_READING = 60.0  # seconds that a client may take to read, beside those of the answer
 PAGE = {  # the files of the page, by their paths
@@ -140,7 +139,7 @@ class Service:
             wanted,
             prompts,
             CompletionReplies(self._model.name, wanted.logprobs),
-            most=wanted.max_tokens or COMPLETION_TOKENS,
+            most=wanted.max_tokens or self._completion_tokens,
             logprobs=wanted.logprobs,
             calculator=False,
         )
@@ -228,6 +227,11 @@ class Service:
             for ids in prompts
             for choice in range(wanted.n)
         ]
+
+    @property
+    def _completion_tokens(self) -> int:
+        given = "max_tokens" in self._config.model_fields_set
+        return self._config.max_tokens if given else COMPLETION_TOKENS
 
     @property
     def _inbox(self) -> Inbox:

@@ -1,7 +1,8 @@
 """Errors as OpenAI's API reports them: a status, and a body that names parameter and code.
 
 Clients act on the status: 400 to 404 are the request's fault, and 429 and 503 are tried again after
-``retry-after`` seconds.
+``retry-after`` seconds. openai-python would try a 500 again, too, which is told not to: what the
+model failed at, such as a prompt that is too long for the memory, it is likely to fail at again.
 """
 
 from collections.abc import Mapping
@@ -44,6 +45,8 @@ class ApiError(Exception):
         more = dict(headers or {})
         if self.status in (429, 503):
             more["retry-after"] = str(RETRY_AFTER)
+        if self.status == 500:
+            more["x-should-retry"] = "false"
         if self.status == 401:
             more["www-authenticate"] = "Bearer"
         return JSONResponse(self.body, self.status, more)
@@ -71,6 +74,7 @@ def unsupported(param: str, why: str = "") -> ApiError:
 
 def unknown(param: str, known: list[str]) -> ApiError:
     """Return the error of a parameter that nobody has."""
-    nearest = get_close_matches(param, known, 1)
+    shown = param[:50]  # it may be a megabyte
+    nearest = get_close_matches(shown, known, 1)
     hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
-    return invalid(f"Unknown parameter: '{param:.50}'.{hint}", param[:50], "unknown_parameter")
+    return invalid(f"Unknown parameter: '{shown}'.{hint}", shown, "unknown_parameter")

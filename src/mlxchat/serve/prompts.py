@@ -19,6 +19,7 @@ ROLES: dict[str, Role] = {  # how the model hears them: as nanochat, it has no s
     "user": "user",
     "assistant": "assistant",
 }
+SYSTEM_ROLES = {"system", "developer"}
 
 _CALCULATION = re.compile(r"\[([^\[\]]{1,1000}) = ([^\[\] ]{1,100})\]")  # as `Brackets` writes it
 
@@ -33,6 +34,7 @@ class ServedModel:
         context: the largest number of tokens of a prompt and its answer.
         conversational: whether it was trained on conversations; if not, it only continues text.
         sampling: how tokens are chosen where a request does not say.
+        system: the system message of conversations without one; None for none.
         created: when the server started, in seconds since the epoch.
     """
 
@@ -41,12 +43,16 @@ class ServedModel:
     context: int
     conversational: bool
     sampling: Sampling
+    system: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @cached_property
     def longest_text(self) -> int:
-        """A number of characters that a prompt which fits cannot have more of."""
-        longest = max(map(len, self.tokenizer.ranks))
+        """A number of characters that a prompt which fits cannot have more of.
+
+        A calculation takes five, beside its own, for four special tokens.
+        """
+        longest = max(2, *map(len, self.tokenizer.ranks))
         return self.context * longest
 
     def chat_prompt(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
@@ -67,6 +73,10 @@ class ServedModel:
                 "base_model",
             )
         turns: list[tuple[Role, list[str]]] = []
+        if self.system is not None and not any(
+            message.role in SYSTEM_ROLES for message in messages
+        ):
+            turns.append(("user", [self.system]))
         for number, message in enumerate(messages):
             role, text = _read(message, f"messages[{number}]")
             if not turns or turns[-1][0] != role:
@@ -78,11 +88,11 @@ class ServedModel:
                     f"The {place} message is the assistant's. It has to be the user's.", "messages"
                 )
         joined = [(role, "\n\n".join(texts)) for role, texts in turns]
+        self._check_length(sum(len(text) for _, text in joined), "messages")
         said = [
             Message(role, text if role == "user" else _with_calculations(text))
             for role, text in joined
         ]
-        self._check_length(sum(len(message.text) for message in said), "messages")
         ids = self.tokenizer.render_for_completion(Conversation(tuple(said)))
         return self._fitting(ids, "messages")
 
@@ -125,7 +135,7 @@ class ServedModel:
         return {int(token): value for token, value in given.items()}
 
     def _check_length(self, characters: int, param: str) -> None:
-        """Refuse what is too long by far before it is encoded, which takes time."""
+        """Refuse what is too long by far before its calculations are done and it is encoded."""
         if characters > self.longest_text:
             raise self._too_long(f"{characters} characters", param)
 

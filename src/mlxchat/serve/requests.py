@@ -62,15 +62,9 @@ class Finished:
 
     Attributes:
         reason: "stop" after a stop token, "length" after ``max_tokens``.
-        prompt_tokens: how many the prompt had.
-        cached_tokens: how many of those had been read before.
-        completion_tokens: how many were delivered.
     """
 
     reason: Literal["stop", "length"]
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
 
 
 Deliver = Callable[[Token | Finished | Exception], None]

@@ -4,12 +4,15 @@ Between two tokens of those that are being answered, the thread reads one piece 
 the prompt that is next, so that no answer stalls for longer than a piece. MLX's arrays belong to
 the thread that computes with them: nothing of the model is touched by any other.
 
-A request that fails, by what it delivers to or by its tool, ends by itself. When the model fails,
-the requests that it was answering get the error, and the thread goes on with the others; when it
-fails again and again without a token in between, the scheduler is dead, and says so.
+A request that fails, by what it delivers to, by its tool or while its prompt is read, ends by
+itself. When the model fails in a step, the requests that it was answering get the error, and the
+thread goes on with the others; when it fails again and again without a good step in between, the
+scheduler is dead, and says so. A prompt that cannot be read counts for that only if the model
+cannot read a single token either: it may just be too long for the memory that is left.
 """
 
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ from mlxchat.device_failures import device_error
 from mlxchat.engine.cache import KVCache
 from mlxchat.engine.continuous import ChosenToken, ContinuousBatch, Member, TokenChoice
 from mlxchat.engine.generate import PREFILL_CHUNK, Tool
+from mlxchat.engine.rows import Past
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.size import scaling_parameters
@@ -28,7 +32,7 @@ from mlxchat.serve.prefixes import Prefixes
 from mlxchat.serve.requests import Busy, Closed, Deliver, Finished, Request, Token
 
 CACHE_BYTES = 2**30
-MOST_FAILURES = 3  # of the model without a token in between, after which the scheduler is dead
+MOST_FAILURES = 3  # of the model without a good step in between, after which it counts as dead
 PIECE_OPERATIONS = {
     "cpu": 1e10,
     "metal": 1e12,
@@ -62,7 +66,7 @@ class Ticket:
         self._deliver = deliver
         self._cancelled = False
         self._cache: KVCache | None = None  # while the prompt is being read
-        self._member: Member | None = None  # after that
+        self._past_and_logits: tuple[Past, mx.array] | None = None  # once it has been
         self._tool: Tool | None = None
         self._generated = 0
 
@@ -81,16 +85,24 @@ class Scheduler:
         slots: the largest number of answers at a time.
         queue: the largest number of requests that wait.
         cache_bytes: keys and values that are kept for prompts that begin alike.
+        log: gets the traceback of each failure of the model, on the model's thread.
     """
 
     def __init__(
-        self, model: GPT, *, slots: int = 16, queue: int = 64, cache_bytes: int = CACHE_BYTES
+        self,
+        model: GPT,
+        *,
+        slots: int = 16,
+        queue: int = 64,
+        cache_bytes: int = CACHE_BYTES,
+        log: Callable[[str], None] = lambda text: None,
     ) -> None:
         mx.eval(model.parameters())  # arrays that are still to be computed belong to this thread
         self._model = model
         self._slots = slots
         self._queue_size = queue
         self._piece = piece_size(model.config)
+        self._log = log
         self._changed = threading.Condition()  # holds what follows, up to the empty line
         self._queue: deque[Ticket] = deque()
         self._closing = False
@@ -172,15 +184,22 @@ class Scheduler:
     # ==== The model's thread ====
 
     def _run(self) -> None:
-        while self._wait():
-            try:
-                self._drop_cancelled()
-                self._read_piece()
-                self._step()
-            except Exception as error:  # noqa: BLE001  (whatever the model raises)
-                self._fail(device_error(error) or error)
-        self._end_all(_closed(self._dead))
-        self._prefixes.clear()
+        try:
+            while self._wait():
+                for work, clean_up in (
+                    (self._drop_cancelled, self._begin_anew),
+                    (self._read_piece, self._give_up_reading),
+                    (self._advance, self._begin_anew),
+                ):
+                    if error := _failure(work):
+                        clean_up(self._reported(error))
+        except Exception as error:  # noqa: BLE001  (freeing memory, or cleaning up, has failed)
+            self._die(self._reported(error))
+        finally:
+            with self._changed:
+                self._closing = self._abandoned = True
+            self._end_all(_closed(self._dead))
+            self._prefixes.clear()
         mx.clear_cache()
 
     def _wait(self) -> bool:
@@ -215,7 +234,7 @@ class Scheduler:
                 self._leave(member)
 
     def _read_piece(self) -> None:
-        """Read a piece of the prompt that is next; after its last one, the first token follows."""
+        """Read a piece of the prompt that is next. It touches nothing of other requests."""
         ticket = self._reading
         if ticket is None:
             return
@@ -230,11 +249,29 @@ class Scheduler:
         mx.eval(features)
         self._count_step()
         if ticket._cache.offset == len(ids):
-            self._join(ticket, ticket._cache, self._model.logits(features[:, -1]))
+            past, logits = (
+                self._batch.layout.past(ticket._cache),
+                self._model.logits(features[:, -1]),
+            )
+            mx.eval(logits)
+            ticket._cache, ticket._past_and_logits = None, (past, logits)
 
-    def _join(self, ticket: Ticket, cache: KVCache, logits: mx.array) -> None:
-        request, past = ticket._request, self._batch.layout.past(cache)
-        ticket._cache = None
+    def _advance(self) -> None:
+        """Let a prompt that has been read join the others, and generate a token of each."""
+        ticket = self._reading
+        if ticket is not None and ticket._past_and_logits is not None:
+            self._join(ticket, *ticket._past_and_logits)
+        if not self._running:
+            return
+        for member, chosen in self._batch.step():
+            self._take(self._running[member], member, chosen)
+        self._failures = 0
+        self._count_step()
+
+    def _join(self, ticket: Ticket, past: Past, logits: mx.array) -> None:
+        """Let a prompt join; its first token follows."""
+        request = ticket._request
+        ticket._past_and_logits = None
         self._prefixes.keep(request.ids, past)
         choice = TokenChoice(
             request.sampling,
@@ -245,20 +282,11 @@ class Scheduler:
             request.logprobs,
         )
         member, first = self._batch.join(request.ids, past, logits, choice, request.stop)
-        ticket._member = member
         with self._changed:
             self._reading, self._running[member] = None, ticket
             self._prompts += len(request.ids)
             self._cached += ticket.cached_tokens
         self._take(ticket, member, first)
-
-    def _step(self) -> None:
-        if not self._running:
-            return
-        for member, chosen in self._batch.step():
-            self._take(self._running[member], member, chosen)
-        self._failures = 0
-        self._count_step()
 
     def _count_step(self) -> None:
         self._steps += 1
@@ -298,10 +326,8 @@ class Scheduler:
 
     def _finish(self, ticket: Ticket, member: Member, reason: Literal["stop", "length"]) -> None:
         self._leave(member)
-        self._deliver(
-            ticket,
-            Finished(reason, len(ticket._request.ids), ticket.cached_tokens, ticket._generated),
-        )
+        self._failures = 0  # an answer of one token ends without a step
+        self._deliver(ticket, Finished(reason))
 
     def _leave(self, member: Member) -> None:
         if self._prefixes.limit:
@@ -316,7 +342,28 @@ class Scheduler:
             ticket._cancelled = True
         return not ticket._cancelled
 
-    def _fail(self, error: Exception) -> None:
+    def _reported(self, error: Exception) -> Exception:
+        """Log a failure with its traceback; returns what its requests are told."""
+        _failure(partial(self._log, "".join(traceback.format_exception(error)).rstrip()))
+        error.__traceback__ = None  # its frames hold arrays, whose memory is needed
+        return device_error(error) or error
+
+    def _give_up_reading(self, error: Exception) -> None:
+        """End the request whose prompt could not be read, and make room for the next."""
+        with self._changed:
+            ticket, self._reading = self._reading, None
+        if ticket is not None:
+            ticket._cache = None
+            self._deliver(ticket, error)
+        self._prefixes.clear()
+        mx.clear_cache()
+        if failed := _failure(self._read_one_token):
+            self._begin_anew(self._reported(failed))
+
+    def _read_one_token(self) -> None:
+        mx.eval(self._model(mx.array([[0]])))
+
+    def _begin_anew(self, error: Exception) -> None:
         """End what the model was doing with an error, and begin anew."""
         self._failures += 1
         self._end_all(error)
@@ -324,8 +371,11 @@ class Scheduler:
         self._batch = ContinuousBatch(self._model)
         mx.clear_cache()
         if self._failures == MOST_FAILURES:
-            with self._changed:
-                self._dead = error
+            self._die(error)
+
+    def _die(self, error: Exception) -> None:
+        with self._changed:
+            self._dead = error
 
     def _end_all(self, error: Exception) -> None:
         with self._changed:
@@ -365,14 +415,15 @@ def _check(request: Request, config: GPTConfig) -> None:
 def _closed(error: Exception | None) -> Closed:
     if error is None:
         return Closed("The server is stopping.", "Ask again when it is back.")
-    return Closed(f"The model failed again and again: {error}", "Start the server again.")
+    return Closed(f"The model failed for good: {error}", "Start the server again.")
 
 
 def piece_size(config: GPTConfig) -> int:
     """Return how many tokens of a prompt are read at a time between two tokens of others' answers.
 
-    It depends on the model and the kind of machine only, so that pieces, and with them the rounding
-    of sums, are the same each time.
+    It depends on the model and the kind of machine only. A prompt's first piece begins after the
+    tokens that were in the cache, so that its pieces, and with them the rounding of sums, are the
+    same each time only if the same tokens were. In bfloat16 that can change what is drawn.
     """
     most = PIECE_OPERATIONS[machine().backend] / (2 * scaling_parameters(config))
     size = SHORTEST_PIECE

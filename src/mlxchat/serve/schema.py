@@ -3,17 +3,27 @@
 A field that is null counts as left out. What OpenAI has and this server has not is refused by its
 name, unless an answer does not depend on it; so is what nobody has. ``top_k``, ``min_p`` and
 ``repetition_penalty`` are not OpenAI's; its clients send them as extra fields.
+
+pydantic describes each fault that it finds, and a body of a megabyte has room for 340,000: lists
+end at their first one, and a dictionary that is too large is refused before it is looked into.
 """
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from mlxchat.config.validate import spell_fault
 from mlxchat.json_text import as_type
-from mlxchat.serve.errors import invalid, unknown, unsupported
+from mlxchat.serve.errors import ApiError, invalid, unknown, unsupported
 
 MOST_MESSAGES = 1000
 MOST_CHOICES = 32
@@ -53,7 +63,16 @@ NOT_SUPPORTED: dict[str, tuple[object, ...]] = {  # and the values that ask for 
 }
 
 StopText = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
-Ids = list[Annotated[int, Field(ge=0)]]
+Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
+
+
+def _of_few(bias: object) -> object:
+    if isinstance(bias, dict) and len(bias) > MOST_BIASED:
+        raise PydanticCustomError("too_long", f"it should have at most {MOST_BIASED} tokens")
+    return bias
+
+
+Bias = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_of_few)]
 
 
 class StreamOptions(BaseModel):
@@ -71,16 +90,14 @@ class Parameters(BaseModel):
 
     model: str | None = None
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
-        default={}, max_length=MOST_BIASED
-    )
+    logit_bias: Bias = {}
     max_tokens: int | None = Field(None, ge=1)
     min_p: float | None = Field(None, ge=0, lt=1)
     n: int = Field(1, ge=1, le=MOST_CHOICES)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, ge=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: StopText | Annotated[list[StopText], Field(max_length=MOST_STOPS)] = []
+    stop: StopText | Annotated[list[StopText], Field(max_length=MOST_STOPS, fail_fast=True)] = []
     stream: bool = False
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(None, ge=0, le=2)
@@ -119,7 +136,7 @@ class ChatMessage(BaseModel):
     """A message of a conversation. A name, if there is one, has no effect."""
 
     role: str
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     tool_calls: list[Any] | None = None
     function_call: Any = None
 
@@ -127,7 +144,9 @@ class ChatMessage(BaseModel):
 class ChatRequest(Parameters):
     """The body of ``POST /v1/chat/completions``."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MOST_MESSAGES)
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True)] = Field(
+        min_length=1, max_length=MOST_MESSAGES
+    )
     logprobs: bool = False
     max_completion_tokens: int | None = Field(None, ge=1)
     top_logprobs: int = Field(0, ge=0, le=MOST_CHAT_LOGPROBS)
@@ -138,12 +157,9 @@ class CompletionRequest(Parameters):
 
     prompt: (
         str
-        | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
-        | Annotated[Ids, Field(min_length=1)]
-        | Annotated[
-            list[Annotated[Ids, Field(min_length=1)]],
-            Field(min_length=1, max_length=MOST_PROMPTS),
-        ]
+        | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
+        | Ids
+        | Annotated[list[Ids], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
     )
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
 
@@ -175,6 +191,8 @@ def parsed(body: object, kind: type[Body]) -> Body:
     """
     if not isinstance(body, dict):
         raise invalid("The body must be a JSON object.")
+    if not all(map(_is_unicode, body)):
+        raise _not_unicode()
     given = {name: value for name, value in body.items() if value is not None}
     for name, value in given.items():
         _check_name(name, value, kind)
@@ -186,6 +204,19 @@ def parsed(body: object, kind: type[Body]) -> Body:
     if wanted.stream_options and not wanted.stream:
         raise invalid("'stream_options' is only allowed where 'stream' is true.", "stream_options")
     return wanted
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _not_unicode() -> ApiError:
+    """Return the error of half of a surrogate pair, which no answer could repeat."""
+    return invalid("The body holds text that is not Unicode.")
 
 
 def _check_name(name: str, value: object, kind: type[Parameters]) -> None:
@@ -203,13 +234,13 @@ def _fault(error: ValidationError, given: Mapping[str, object]) -> Exception:
     Where a value may have several types, a fault within one of them says more than that it is none
     of the others.
     """
-    first, *_ = faults = error.errors()
+    first, *_ = faults = error.errors(include_url=False, include_input=False)
     within = (
         each for each in faults if each["loc"][:1] == first["loc"][:1] and not _mistyped(each)
     )
     fault = next(within, first)
     if not fault["loc"]:  # half of a surrogate pair: no JSON that pydantic reads
-        return invalid("The body holds text that is not Unicode.")
+        return _not_unicode()
     name = str(fault["loc"][0])
     if fault["type"] == "missing" and name not in given:
         return invalid(f"Missing required parameter: '{name}'.", name, "missing_required_parameter")

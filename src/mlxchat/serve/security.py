@@ -37,6 +37,7 @@ class Guard:
         self._app = app
         self._config = config
         self._origins = frozenset(config.cors_origin or ())
+        self._names = frozenset(config.allow_host or ())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check a request, as ASGI calls it."""
@@ -78,13 +79,14 @@ class Guard:
         raise ApiError(
             403,
             f"This server is not {headers.get('host', '')[:100]!r}. Use the address that it "
-            "printed when it started.",
+            "printed when it started. Whoever runs it can allow further names by the setting "
+            "allow_host.",
             code="host_not_allowed",
         )
 
     def _is_own(self, host: str) -> bool:
         config = self._config
-        if is_loopback(host) or host == config.host.lower():
+        if is_loopback(host) or host == config.host.lower() or host in self._names:
             return True
         if config.loopback:
             return False
@@ -96,8 +98,12 @@ class Guard:
         return origin is not None and bool(self._origins & {origin, ANY_ORIGIN})
 
     def _check_origin(self, headers: Headers, shared: bool) -> None:
+        """Refuse pages of others. A proxy may send another Host than the one its pages have."""
         origin = headers.get("origin")
-        if origin is None or shared or origin.partition("://")[2] == headers["host"]:
+        if origin is None or shared:
+            return
+        named = _HOST.fullmatch(place := origin.partition("://")[2])
+        if place == headers["host"] or (named and named[1].lower() in self._names):
             return
         raise ApiError(
             403,

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from mlxchat.config.serve import ServeConfig
-from mlxchat.errors import BackendError, ConfigError, reason_of
+from mlxchat.errors import BackendError, ConfigError, DeviceError, reason_of
 from mlxchat.model.gpt import GPT
 from mlxchat.serve.scheduler import Scheduler, Stats
 
@@ -33,12 +33,22 @@ except ImportError as error:
         'Install the extra serve: pip install -e ".[serve]"',
     ) from error
 
-__all__ = ["FINISHING_SECONDS", "ServedModel", "Server", "bind", "start"]  # import them from here
+__all__ = [  # import them from here
+    "FINISHING_SECONDS",
+    "ServedModel",
+    "Server",
+    "bind",
+    "start",
+    "thread_died",
+]
 
 EVERYWHERE = {"0.0.0.0", "::"}  # all addresses of the machine
 FINISHING_SECONDS = 30.0  # in which answers that have begun are finished when the server ends
 LEAVE = 5.0  # seconds more to send them
 HEAD_SECONDS = 30.0  # for a client to send the head of a request
+REST_SECONDS = 30.0  # for it to send the rest of a body whose request has been answered
+UNREAD_SECONDS = 60.0  # for it to read what it was sent
+WATCH_SECONDS = 1.0  # between looks whether the model's thread is alive
 IDLE_SECONDS = 65  # that a connection stays open between requests, more than proxies wait
 MORE_CONNECTIONS = 100  # than there can be answers
 
@@ -122,8 +132,15 @@ class Server:
         return self._scheduler.stats()
 
     def wait(self) -> None:
-        """Wait until the server ends, or Ctrl-C."""
-        self._thread.join()
+        """Wait until the server ends, or Ctrl-C.
+
+        Raises:
+            DeviceError: the model's thread has died.
+        """
+        while self._thread.is_alive():
+            self._thread.join(WATCH_SECONDS)
+            if not self._scheduler.alive and not self._service.closing:
+                raise thread_died()
 
     def close(self, seconds: float = FINISHING_SECONDS) -> None:
         """End the server; closing it again does nothing.
@@ -152,6 +169,11 @@ class Server:
         self.close(0.0 if kind else FINISHING_SECONDS)
 
 
+def thread_died() -> DeviceError:
+    """Return the error of a server whose model has failed for good."""
+    return DeviceError("The model's thread has died.", "Start the server again.")
+
+
 def start(
     network: GPT,
     model: ServedModel,
@@ -166,10 +188,10 @@ def start(
         model: what requests need to know of it.
         config: the settings.
         bound: the socket to listen on, from `bind`.
-        log: gets a line for each request.
+        log: gets a line for each request, and the traceback of each failure of the model.
     """
     scheduler = Scheduler(
-        network, slots=config.slots, queue=config.queue, cache_bytes=config.cache_bytes
+        network, slots=config.slots, queue=config.queue, cache_bytes=config.cache_bytes, log=log
     )
     return Server(scheduler, model, config, bound, log)
 
@@ -190,32 +212,63 @@ def _uvicorn_config(service: Service, config: ServeConfig) -> uvicorn.Config:
 
 
 class _PatientProtocol(H11Protocol):
-    """HTTP as uvicorn speaks it, but a client has only so long to send the head of a request."""
+    """HTTP as uvicorn speaks it, but a client has only so long for each part of its own.
 
-    _waiting: asyncio.TimerHandle | None = None
+    It has to send the head of a request, to send the rest of a body whose request was answered
+    without it, and to read. uvicorn times only the pause between an answer and the next byte, and
+    what a client does not read keeps a connection that was closed.
+    """
+
+    _owed: asyncio.TimerHandle | None = None  # for the head of a request, or the rest of a body
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._wait_for_head()
+        transport.set_write_buffer_limits(high=0)  # pauses as soon as a client does not read
+        self._expect(HEAD_SECONDS)
 
     def data_received(self, data: bytes) -> None:
+        owed_rest = self._owes_rest()
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
+        if self._owes_rest():
+            return  # timed since the answer
+        idle = self.conn.their_state is h11.IDLE
+        if owed_rest or not idle:
             self._stop_waiting()
-        elif self._waiting is None and not self.transport.is_closing():
-            self._wait_for_head()
+        if idle and self._owed is None:
+            self._expect(HEAD_SECONDS)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._owes_rest():
+            self._expect(REST_SECONDS)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+        super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        if self._unread is not None:
+            self._unread.cancel()
         super().connection_lost(exc)
 
-    def _wait_for_head(self) -> None:
-        self._waiting = self.loop.call_later(HEAD_SECONDS, self.timeout_keep_alive_handler)
+    def _owes_rest(self) -> bool:
+        return self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
+
+    def _expect(self, seconds: float) -> None:
+        if not self.transport.is_closing():
+            self._owed = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def _stop_waiting(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
+        if self._owed is not None:
+            self._owed.cancel()
+            self._owed = None
 
 
 class _Failures(logging.Handler):

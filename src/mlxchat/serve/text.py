@@ -1,13 +1,16 @@
 """From the tokens of an answer to what a client gets: text, calculations and log probabilities.
 
 Text comes in whole characters. It is held back while it may be the beginning of a stop string,
-which may lie across tokens; nothing is delivered from where a stop string begins.
+which may lie across tokens; nothing is delivered from where a stop string begins. The result of a
+calculation is held back until it is whole, and left out where the answer ends before that, since
+half of a number is another number.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from mlxchat.engine.answer import Answer
+from mlxchat.engine.answer import PART_AFTER, Answer
 from mlxchat.serve.requests import Token
 from mlxchat.serve.schema import (
     Calculation,
@@ -80,6 +83,13 @@ class Increment:
         return bool(self.text or self.scored or self.calculations)
 
 
+class _Taken(NamedTuple):
+    """A token: the piece of a part that it completes, and its log probability, if asked for."""
+
+    part: Part | None
+    score: TokenLogprob | None
+
+
 class Transcript:
     """Follows the tokens of one answer.
 
@@ -98,6 +108,9 @@ class Transcript:
         self._answer = Answer(tokenizer)
         self._brackets = Brackets() if calculator else None
         self._calculations = _Calculations() if calculator else None
+        self._boundaries = {tokenizer.special(name) for name in PART_AFTER}  # between parts
+        self._in_result = False
+        self._result: list[_Taken] = []  # of a calculation, that is not whole yet
         self._stops = StopStrings(stops)
         self._written = 0  # characters, delivered or held back
         self._delivered = 0
@@ -112,17 +125,22 @@ class Transcript:
         """Add a token; returns what can be delivered now."""
         self.tokens += 1
         part = self._answer.take(token.id)
-        if token.logprob is not None:
-            self._scored.append(Scored(self._written, self._scored_token(token)))
-        text = self._shown(part) if part else ""
-        done = self._calculations.take(part) if self._calculations and part else []
-        self._written += len(text)
-        return self._released(self._stops.take(text), done)
+        score = None if token.logprob is None else self._scored_token(token)
+        whole: list[_Taken] = []
+        if token.id in self._boundaries:
+            whole, self._result = self._result, []
+            self._in_result = part is not None and part.type == "python_output"
+        held = self._result if self._in_result and self._brackets else whole
+        held.append(_Taken(part, score))
+        return self._passed_on(whole)
 
     def end(self) -> Increment:
         """Return what was held back, when no more tokens come."""
         if self.stopped:
             return Increment()
+        self._scored += [
+            Scored(self._written, taken.score) for taken in self._result if taken.score is not None
+        ]
         bracket = self._brackets.end() if self._brackets else ""
         done = self._calculations.end() if self._calculations else []
         text = self._stops.take(bracket)
@@ -132,6 +150,20 @@ class Transcript:
         if not self.stopped:
             piece.scored += self._scored
         return piece
+
+    def _passed_on(self, taken: Sequence[_Taken]) -> Increment:
+        """Return what can be delivered of some tokens, none of them of half a result."""
+        shown, done = "", []
+        for part, score in taken:
+            if score is not None:
+                self._scored.append(Scored(self._written, score))
+            if part is None:
+                continue
+            text = self._shown(part)
+            done += self._calculations.take(part) if self._calculations else []
+            shown += text
+            self._written += len(text)
+        return self._released(self._stops.take(shown), done)
 
     def _shown(self, part: Part) -> str:
         if self._brackets is None:

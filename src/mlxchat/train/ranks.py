@@ -14,12 +14,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from mlxchat.checkpoint.trainer import TrainerState
 from mlxchat.data.documents import Documents
 from mlxchat.data.fingerprint import agree
 from mlxchat.data.loader import LoaderState, Stopped
 from mlxchat.errors import ConfigError, DataError, MlxchatError
 from mlxchat.home import Home
+from mlxchat.json_text import as_type, parse_json
 from mlxchat.model.gpt import GPT, Arrays
 from mlxchat.plan.plan import Plan
 from mlxchat.runtime import compute_dtype, hold_memory, mx
@@ -275,7 +278,7 @@ def require_same(world: World, facts: dict[str, str]) -> None:
         ConfigError: one differs, which is named.
     """
     for rank, text in enumerate(world.gather_texts(json.dumps(facts))):
-        theirs: dict[str, str] = json.loads(text)
+        theirs = as_type(parse_json(text), TypeAdapter(dict[str, str]))
         if rank == 0:
             first = theirs
         for name in sorted(first.keys() | theirs.keys()):
