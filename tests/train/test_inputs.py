@@ -14,7 +14,7 @@ from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Event, Progressed
 from mlxchat.tokenizer.bpe import Tokenizer
-from mlxchat.train.inputs import open_documents, text_of
+from mlxchat.train.inputs import open_documents, size_of_text
 from mlxchat.train.tokenizer import tokenizer_folder, train_tokenizer
 
 
@@ -90,12 +90,14 @@ class Greek(BuiltinDocuments):
 def test_the_tokens_of_the_text_are_as_its_tokenizer_makes_them(tmp_path: Path) -> None:
     config = PretrainConfig(budget="10m")
     tokenizer = train_tokenizer(BuiltinDocuments(1), tmp_path, 300, print, max_characters=20_000)
-    assert text_of(config, Greek(1)) == Text(1e6)
-    measured = text_of(config, Greek(1), tokenizer)
+    assert size_of_text(config, Greek(1)) == Text(1e6)
+    measured = size_of_text(config, Greek(1), tokenizer)
     assert measured.tokens(300) == pytest.approx(1e6, rel=0.001)  # it knows no Greek: bytes
     assert Text(1e6).tokens(300) < 0.6e6
-    assert text_of(PretrainConfig(budget="10m", recipe="classic"), Greek(1), tokenizer) == ENDLESS
-    assert text_of(config, BuiltinDocuments(1), tokenizer) == ENDLESS
+    assert (
+        size_of_text(PretrainConfig(budget="10m", recipe="classic"), Greek(1), tokenizer) == ENDLESS
+    )
+    assert size_of_text(config, BuiltinDocuments(1), tokenizer) == ENDLESS
 
 
 def test_the_settings_decide_which_documents_are_opened(tmp_path: Path) -> None:

@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from mlxchat.train.world import World
 
 POLL = 0.1  # seconds between looks at the other ranks
-GRACE = 10.0  # seconds for the other ranks to end by themselves once one has ended
+ENDING_GRACE = 10.0  # seconds for the other ranks to end by themselves once one has ended
 LOCALHOST = "127.0.0.1"
 
-Ranks = Annotated[
+RankCount = Annotated[
     int,
     typer.Option(
         min=1,
@@ -175,7 +175,7 @@ def ended_together(
         while not done.wait(POLL):
             failed.extend([rank for rank, each in enumerate(others, 1) if each.poll()][:1])
             if failed:
-                if not done.wait(patience + GRACE):
+                if not done.wait(patience + ENDING_GRACE):
                     leader.kill()
                 return
 
@@ -194,9 +194,9 @@ def ended_together(
 
 
 def with_patience(process: subprocess.Popen[bytes]) -> None:
-    """Wait for a process to end, for `GRACE` seconds at most."""
+    """Wait for a process to end, for `ENDING_GRACE` seconds at most."""
     try:
-        process.wait(GRACE)
+        process.wait(ENDING_GRACE)
     except subprocess.TimeoutExpired:
         return
 

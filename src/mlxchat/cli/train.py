@@ -10,7 +10,7 @@ import typer
 from mlxchat.cli.options import Fresh, Json, StayAwake
 from mlxchat.cli.ranks import (
     Hosts,
-    Ranks,
+    RankCount,
     RankTimeout,
     follow_run,
     joined,
@@ -19,7 +19,7 @@ from mlxchat.cli.ranks import (
 from mlxchat.cli.session import exit_promptly, staying_awake, watch_run
 from mlxchat.cli.supervise import train_supervised
 from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig, PretrainConfig
-from mlxchat.config.ranks import PATIENCE
+from mlxchat.config.ranks import RANK_PATIENCE
 from mlxchat.config.sft import SftConfig
 from mlxchat.errors import command
 from mlxchat.home import Home
@@ -42,9 +42,9 @@ def train_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan of the run without training.")
     ] = False,
-    ranks: Ranks = 1,
+    ranks: RankCount = 1,
     hosts: Hosts = None,
-    rank_timeout: RankTimeout = PATIENCE,
+    rank_timeout: RankTimeout = RANK_PATIENCE,
     stay_awake: StayAwake = True,
     json: Json = False,
 ) -> None:
@@ -87,9 +87,9 @@ def train_command(
 def sft_command(
     config: SftConfig,
     fresh: Fresh = False,
-    ranks: Ranks = 1,
+    ranks: RankCount = 1,
     hosts: Hosts = None,
-    rank_timeout: RankTimeout = PATIENCE,
+    rank_timeout: RankTimeout = RANK_PATIENCE,
     stay_awake: StayAwake = True,
     json: Json = False,
 ) -> None:

@@ -2,7 +2,7 @@
 
 import os
 
-PATIENCE = 300.0  # seconds in which the other ranks must answer
+RANK_PATIENCE = 300.0  # seconds in which the other ranks must answer
 VARIABLES = {  # that mlx.launch, and `mlxchat train --ranks`, set for each backend of MLX
     "nccl": "NCCL_HOST_IP",
     "jaccl": "MLX_IBV_DEVICES",

@@ -219,7 +219,7 @@ def _stream(
     return StreamedDocuments(source, hub, known, config.seed)
 
 
-def text_of(
+def size_of_text(
     config: PretrainConfig, documents: TextDocuments, tokenizer: Tokenizer | None = None
 ) -> Text:
     """Return how much text there is for the budget recipe; other recipes do not ask.
@@ -243,11 +243,11 @@ def text_of(
 
 
 def text_on_disk(config: PretrainConfig, home: Home, tokenizer: Tokenizer | None = None) -> Text:
-    """Return what `text_of` does; without end as well if the text is not on disk yet."""
+    """Return what `size_of_text` does; without end as well if the text is not on disk yet."""
     if config.streaming:
         return ENDLESS
     try:
         with closing(open_documents(config, home, lambda _: None)) as documents:
-            return text_of(config, documents, tokenizer)
+            return size_of_text(config, documents, tokenizer)
     except (NotFound, DataError):
         return ENDLESS

@@ -13,11 +13,9 @@ from mlxchat.optim import schedule
 from mlxchat.optim.optimizer import Rates
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Event
-from mlxchat.train.loop import StepParts
+from mlxchat.train.loop import ShouldStop, StepParts
 from mlxchat.train.resume import TrainState
 from mlxchat.train.stage import Stage
-
-Stop = Callable[[], bool]
 
 
 def never() -> bool:
@@ -26,7 +24,7 @@ def never() -> bool:
 
 
 def opened_batches(
-    stage: Stage[Any, Any], documents: Documents, state: TrainState, stop: Stop = never
+    stage: Stage[Any, Any], documents: Documents, state: TrainState, stop: ShouldStop = never
 ) -> Loader:
     """Open the loader of the training batches where the run is in the data."""
     return Loader(
@@ -93,7 +91,7 @@ class Evaluation:
         in_chunks = partial(state.model.losses, chunk_rows=state.plan.chunk_rows)
         self._losses = mx.compile(in_chunks, inputs=state.model.state)
 
-    def events(self, step: int, stop: Stop = never) -> Iterator[Event]:
+    def events(self, step: int, stop: ShouldStop = never) -> Iterator[Event]:
         """Evaluate after a step, yielding progress and, last, an `Evaluated` of all ranks.
 
         ``stop`` is asked while the loader is waited for; an evaluation that ranks share goes on.

@@ -149,7 +149,7 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
     ) -> Generator[Event, None, tuple[Tokenizer, Plan]]:
         """Return the tokenizer and the plan of a run with a time budget."""
         config, clock = self.config, self.clock
-        text = inputs.text_of(config, documents)
+        text = inputs.size_of_text(config, documents)
         planner = Planner(
             config, resources, started_at, clock.seconds, self.compile, text, self.world.size
         )
@@ -164,7 +164,7 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         )
         if wanted is None:
             yield Noted(clock(), measuring)
-        planner.text = inputs.text_of(config, documents, tokenizer)
+        planner.text = inputs.size_of_text(config, documents, tokenizer)
         return tokenizer, planner.plan(tokenizer.vocab_size)
 
     def prompts(

@@ -149,7 +149,7 @@ def follow(kind: type[Stage[Any, Any]], home: Home, world: World, stop: Callable
         sent = world.gather_texts("")[0]
     if not sent:  # there is nothing to do
         return
-    record = TrainerState[kind.settings].model_validate_json(sent)  # type: ignore[name-defined]
+    record: TrainerState[Any] = as_type(parse_json(sent), TypeAdapter(TrainerState[kind.settings]))  # type: ignore[name-defined]
     stage = kind(record.settings, home, world=world)
     saved = SavedRun(stage.folder, record, record.plan)
     tokenizer = _tokenizer(world.gather_texts("")[0])
@@ -188,7 +188,7 @@ class Follower:
                 if act is Act.END:
                     return
                 if act is Act.PLAN:
-                    state.plan = Plan.model_validate_json(world.gather_texts("")[0])
+                    state.plan = as_type(parse_json(world.gather_texts("")[0]), TypeAdapter(Plan))
                 elif act is Act.EVALUATE:
                     world.require_equal(state.model.named_parameters(), number)
                     _exhaust(evaluation.events(number))

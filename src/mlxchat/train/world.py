@@ -14,12 +14,12 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 
-from mlxchat.config.ranks import ANOTHER_ENDED, PATIENCE, backend_of_ranks
+from mlxchat.config.ranks import ANOTHER_ENDED, RANK_PATIENCE, backend_of_ranks
 from mlxchat.errors import ConfigError, DeviceError, reason_of
 from mlxchat.model.gpt import Arrays
 from mlxchat.runtime import mx
 
-PIECE_BYTES = 32 * 2**20  # summed at a time, so that copies of the gradients take little memory
+SUMMED_BYTES = 32 * 2**20  # summed at a time, so that copies of the gradients take little memory
 
 Late = Callable[[DeviceError], None]
 """Ends the process with that error, called in a thread of its own: the main thread hangs."""
@@ -39,7 +39,7 @@ class World:
         self,
         group: mx.distributed.Group | None = None,
         on_cpu: bool = True,
-        patience: float = PATIENCE,
+        patience: float = RANK_PATIENCE,
         late: Late = lambda error: None,
     ) -> None:
         self._group, self._late, self._patience = group, late, patience
@@ -210,11 +210,11 @@ def lost(problem: str) -> DeviceError:
 
 
 def _pieces(arrays: Arrays) -> Iterator[list[str]]:
-    """Divide arrays among pieces of one dtype and about `PIECE_BYTES`; yields their names."""
+    """Divide arrays among pieces of one dtype and about `SUMMED_BYTES`; yields their names."""
     piece: list[str] = []
     held = 0
     for name, array in sorted(arrays.items(), key=lambda item: (str(item[1].dtype), item[0])):
-        if piece and (held >= PIECE_BYTES or array.dtype != arrays[piece[-1]].dtype):
+        if piece and (held >= SUMMED_BYTES or array.dtype != arrays[piece[-1]].dtype):
             yield piece
             piece, held = [], 0
         piece.append(name)
