@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.servers import BYTES, tokens
 
+from mlxchat.serve.reply_schema import Calculation
 from mlxchat.serve.requests import Token
-from mlxchat.serve.schema import Calculation
 from mlxchat.serve.text import (
     LEAST_LOGPROB,
     Increment,

@@ -12,9 +12,9 @@ from mlxchat.device_failures import device_error
 from mlxchat.errors import MlxchatError, reason_of
 from mlxchat.serve.errors import ApiError
 from mlxchat.serve.metrics import Work
+from mlxchat.serve.reply_schema import Calculation, FinishReason, PromptDetails, TokenUsage
 from mlxchat.serve.requests import Busy, Closed, Finished, Request, Token
 from mlxchat.serve.scheduler import Scheduler, Ticket
-from mlxchat.serve.schema import Calculation, FinishReason, PromptDetails, TokenUsage
 from mlxchat.serve.text import Increment, Scored, Transcript
 
 KEEP_ALIVE = 15.0  # seconds without a word, after which a comment tells a client to wait on

@@ -30,16 +30,10 @@ from mlxchat.serve.errors import ApiError, invalid
 from mlxchat.serve.metrics import CLIENT_LEFT, Recorder, WriteLine
 from mlxchat.serve.prompts import ServedModel
 from mlxchat.serve.replies import ChatReplies, CompletionReplies, Replies
+from mlxchat.serve.reply_schema import ModelCard, ModelList
 from mlxchat.serve.requests import Request
 from mlxchat.serve.scheduler import Scheduler
-from mlxchat.serve.schema import (
-    ChatRequest,
-    CompletionRequest,
-    ModelCard,
-    ModelList,
-    Parameters,
-    parsed,
-)
+from mlxchat.serve.schema import ChatRequest, CompletionRequest, Parameters, parsed
 from mlxchat.serve.security import Guard
 from mlxchat.serve.streaming import ClientLeftError, EventStream, json_body, while_connected
 from mlxchat.serve.text import Transcript

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mlxchat.serve.scheduler import Stats
+from mlxchat.serve.requests import Stats
 from mlxchat.telemetry.clock import Timer
 
 WriteLine = Callable[[str], None]

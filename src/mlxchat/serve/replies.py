@@ -8,7 +8,7 @@ from typing import Protocol
 from pydantic import BaseModel
 
 from mlxchat.serve.answering import Collected, Delivery
-from mlxchat.serve.schema import (
+from mlxchat.serve.reply_schema import (
     ChatChoice,
     ChatChunk,
     ChatCompletion,

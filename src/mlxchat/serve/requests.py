@@ -7,6 +7,7 @@ from typing import Literal
 from mlxchat.config.inference import Sampling
 from mlxchat.engine.generate import Tool
 from mlxchat.errors import MlxchatError
+from mlxchat.model.config import GPTConfig
 
 
 @dataclass(frozen=True)
@@ -80,3 +81,29 @@ class Busy(MlxchatError):  # noqa: N818  (it reads like a name in `except Busy`)
 
 class Closed(MlxchatError):  # noqa: N818
     """The scheduler is closed, or its model has failed for good."""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """The load of a scheduler now, and its work since it was made."""
+
+    queued: int
+    running: int  # answers being generated, and prompts being read
+    slots: int
+    generated_tokens: int
+    prompt_tokens: int  # of prompts that were read
+    cached_tokens: int  # of those, how many had been read before
+    cache_bytes: int
+
+
+def require_answerable(request: Request, config: GPTConfig) -> None:
+    """Raise ValueError for what would fail, or be undefined, on the model's thread."""
+    if not request.ids or request.max_tokens < 1:
+        raise ValueError("a request has at least one token, and asks for at least one")
+    if len(request.ids) + request.max_tokens > config.sequence_len:
+        raise ValueError(f"the context is {config.sequence_len} tokens")
+    tokens = {*request.ids, *request.logit_bias}
+    if min(tokens) < 0 or max(tokens) >= config.vocab_size:
+        raise ValueError(f"the vocabulary has {config.vocab_size} tokens")
+    if not 0 <= request.seed < 2**64:
+        raise ValueError("a seed is a number of 64 bits")

@@ -15,7 +15,6 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -29,31 +28,23 @@ from mlxchat.model.gpt import GPT
 from mlxchat.model.size import scaling_parameters
 from mlxchat.runtime import machine, mx
 from mlxchat.serve.prefixes import Prefixes
-from mlxchat.serve.requests import Busy, Closed, Deliver, Finished, Request, Token
+from mlxchat.serve.requests import (
+    Busy,
+    Closed,
+    Deliver,
+    Finished,
+    Request,
+    Stats,
+    Token,
+    require_answerable,
+)
 
 CACHE_BYTES = 2**30
 MOST_FAILURES = 3  # of the model without a good step in between, after which it counts as dead
-PIECE_OPERATIONS = {
-    "cpu": 1e10,
-    "metal": 1e12,
-    "cuda": 1e13,
-}  # about a quarter of a second, or less
+PIECE_OPERATIONS = {"cpu": 1e10, "metal": 1e12, "cuda": 1e13}  # a quarter of a second, or less
 SHORTEST_PIECE = 32
 FREE_AFTER = 10.0  # idle seconds; buffers made anew delay the first token of the next turn
 CLEAR_EVERY = 512  # steps: buffers that MLX keeps for reuse are freed, or they would add up
-
-
-@dataclass(frozen=True)
-class Stats:
-    """The load of a scheduler now, and its work since it was made."""
-
-    queued: int
-    running: int  # answers being generated, and prompts being read
-    slots: int
-    generated_tokens: int
-    prompt_tokens: int  # of prompts that were read
-    cached_tokens: int  # of those, how many had been read before
-    cache_bytes: int
 
 
 class Ticket:
@@ -133,7 +124,7 @@ class Scheduler:
             ValueError: the prompt is empty, or it and ``max_tokens`` pass the context, or a token
                 is not in the vocabulary, or the seed not of 64 bits.
         """
-        _check(request, self._model.config)
+        require_answerable(request, self._model.config)
         ticket = Ticket(self, request, deliver)
         with self._changed:
             if self._closing or not self.alive:
@@ -397,19 +388,6 @@ def _failure(call: Callable[[], None]) -> Exception | None:
     except Exception as error:  # noqa: BLE001  (it may be any)
         return error
     return None
-
-
-def _check(request: Request, config: GPTConfig) -> None:
-    """Raise ValueError for what would fail, or be undefined, on the model's thread."""
-    if not request.ids or request.max_tokens < 1:
-        raise ValueError("a request has at least one token, and asks for at least one")
-    if len(request.ids) + request.max_tokens > config.sequence_len:
-        raise ValueError(f"the context is {config.sequence_len} tokens")
-    tokens = {*request.ids, *request.logit_bias}
-    if min(tokens) < 0 or max(tokens) >= config.vocab_size:
-        raise ValueError(f"the vocabulary has {config.vocab_size} tokens")
-    if not 0 <= request.seed < 2**64:
-        raise ValueError("a seed is a number of 64 bits")
 
 
 def _closed(error: Exception | None) -> Closed:

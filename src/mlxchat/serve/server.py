@@ -17,7 +17,8 @@ from typing import Any
 from mlxchat.config.serve import ServeConfig
 from mlxchat.errors import BackendError, ConfigError, DeviceError, reason_of
 from mlxchat.model.gpt import GPT
-from mlxchat.serve.scheduler import Scheduler, Stats
+from mlxchat.serve.requests import Stats
+from mlxchat.serve.scheduler import Scheduler
 
 try:
     import h11

@@ -11,13 +11,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mlxchat.engine.answer import PART_AFTER, Answer
+from mlxchat.serve.reply_schema import Calculation, CompletionLogprobs, TokenLogprob, TopLogprob
 from mlxchat.serve.requests import Token
-from mlxchat.serve.schema import (
-    Calculation,
-    CompletionLogprobs,
-    TokenLogprob,
-    TopLogprob,
-)
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Brackets, Part
 
