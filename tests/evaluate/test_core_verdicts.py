@@ -36,7 +36,7 @@ from mlxchat.evaluate.core_tasks import (
     CoreTask,
     core_items,
 )
-from mlxchat.evaluate.core_verdicts import Verdict, judge_examples, tokens_to_read
+from mlxchat.evaluate.core_verdicts import CoreVerdict, judge_examples, tokens_to_read
 from mlxchat.model.config import Architecture
 from mlxchat.tokenizer.bpe import Tokenizer
 
@@ -54,7 +54,7 @@ def examples_of(made: MadeTask) -> list[CoreExample]:
     return list(encode_examples(made.task, made.items, indices, core_tokenizer()))
 
 
-def require_same(verdict: Verdict, expected: dict[str, Any]) -> None:
+def require_same(verdict: CoreVerdict, expected: dict[str, Any]) -> None:
     """The golden verdict, and losses within 1e-4."""
     if "predicted" in expected:
         assert list(verdict.predicted) == expected["predicted"]
@@ -179,7 +179,7 @@ def test_a_completion_whose_prompt_is_joined_with_it_is_refused() -> None:
     task = CoreTask("made.jsonl", "completion", 0, 0, (0, 0, 0, 0), delimiter="")
     joined = Tokenizer.train(["abcabc abc"] * 3, vocab_size=270)
     items = [CompletionItem(context="ab", continuation="c")]
-    with pytest.raises(DataError, match="Example 0 of made.jsonl cannot be evaluated"):
+    with pytest.raises(DataError, match=r"Example 0 of made\.jsonl cannot be evaluated"):
         list(encode_examples(task, items, [0], joined))
 
 

@@ -13,8 +13,8 @@ from mlxchat.evaluate.core_tasks import (
     ChoiceItem,
     CompletionItem,
     CoreItem,
+    CoreKind,
     CoreTask,
-    Kind,
     SchemaItem,
 )
 from mlxchat.model.config import Architecture, GPTConfig
@@ -24,7 +24,7 @@ from mlxchat.tokenizer.bpe import Tokenizer
 from support.cases import GOLDEN, golden
 from support.places import SHARED
 
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, CoreKind] = {
     "multiple_choice": "multiple choice",
     "schema": "schema",
     "language_modeling": "completion",

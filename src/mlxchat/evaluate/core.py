@@ -8,7 +8,8 @@ limit.
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,21 +19,30 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from mlxchat.checkpoint.layout import SavedModel
+from mlxchat.config.inference import BaseEvalConfig
 from mlxchat.disk import replacing, storing
 from mlxchat.errors import LockedError
 from mlxchat.evaluate.answers import Score, mean_centered
 from mlxchat.evaluate.core_prompts import CoreExample, encode_examples
-from mlxchat.evaluate.core_tasks import CORE_TASKS, Bundle, CoreItem, core_items
+from mlxchat.evaluate.core_tasks import (
+    CORE_TASKS,
+    Bundle,
+    CoreItem,
+    core_items,
+    core_labels,
+    open_bundle,
+)
 from mlxchat.evaluate.core_verdicts import judge_examples, tokens_to_read
+from mlxchat.home import Home
 from mlxchat.json_text import as_type, parse_json
 from mlxchat.locks import Lock, in_use
 from mlxchat.runtime import mx
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
-from mlxchat.telemetry.events import Progressed, Report
+from mlxchat.telemetry.events import Noted, Progressed, Report
 
 CORE = "CORE"  # the task of the bar that counts the tokens of all tasks
 SAMPLE = 16  # examples of a task that tell how long they are
-PIECE = 256  # examples that are encoded, then judged
+JUDGED_AT_ONCE = 256  # examples that are encoded, then judged
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,9 @@ class CoreResult:
         rows = [("Task", "Accuracy", "Centered")]
         rows += [(s.task, f"{s.share:.6f}", f"{s.centered:.6f}") for s in self.scores]
         rows.append((CORE, "", f"{self.core:.6f}"))
-        text = "".join(f"{task:<35}, {share:<10}, {centered:<10}\n" for task, share, centered in rows)
+        text = "".join(
+            f"{task:<35}, {share:<10}, {centered:<10}\n" for task, share, centered in rows
+        )
         with storing(path), replacing(path) as partial:
             partial.write_text(text, "utf-8")
 
@@ -83,6 +95,43 @@ class CoreResult:
 def centered_error(score: Score) -> float:
     """Return the standard error of a centered score."""
     return score.error / (1 - score.random)
+
+
+def evaluate_run(
+    name: str,
+    saved: SavedModel,
+    config: BaseEvalConfig,
+    home: Home,
+    report: Report,
+    fresh: bool = False,
+    clock: Clock = SYSTEM_CLOCK,
+) -> tuple[CoreResult, Path]:
+    """Measure CORE as the settings say, resume it if it was interrupted, and write its scores.
+
+    Args:
+        name: the model's, and its step, for the names of files.
+        saved: the model.
+        config: the settings.
+        home: where the verdicts and scores are kept, and the examples are by default.
+        report: receives the progress.
+        fresh: forget earlier verdicts.
+        clock: stamps the events.
+
+    Returns:
+        The scores, and the path of their file.
+
+    Raises:
+        MlxchatError: there is no such task or bundle, another process evaluates the same, and so
+            on, as the error messages say.
+    """
+    labels = core_labels(config.tasks)
+    bundle = open_bundle(config.bundle, home.eval_bundle, report)
+    stem = home.base_evaluations / core_stem(name, saved, bundle, config.max_per_task)
+    with KeptVerdicts.open(stem.with_name(f"{stem.name}.jsonl"), fresh) as kept:
+        result = evaluate_core(saved, bundle, labels, config.max_per_task, report, kept, clock)
+    csv = stem.with_name(f"{stem.name}.csv")
+    result.write_csv(csv)
+    return result, csv
 
 
 def evaluate_core(
@@ -115,6 +164,9 @@ def evaluate_core(
         label: [index for index in range(len(items[label])) if (label, index) not in kept.verdicts]
         for label in labels
     }
+    total = sum(map(len, items.values()))
+    if done := total - sum(map(len, missing.values())):
+        report(Noted(clock(), f"{done:,} of {total:,} examples have been judged before."))
     progress = _Progress(saved, items, missing, report, clock)
     for label in labels:
         for example, right in _judged(saved, label, items[label], missing[label]):
@@ -136,14 +188,27 @@ def evaluate_core(
 def _judged(
     saved: SavedModel, label: str, items: Sequence[CoreItem], indices: Sequence[int]
 ) -> Iterator[tuple[CoreExample, bool]]:
-    """Yield examples of a task, each with whether the model is right."""
+    """Yield examples of a task, each with whether the model is right.
+
+    While the model reads some, the next ones are encoded.
+    """
     task = CORE_TASKS[label]
-    for begin in range(0, len(indices), PIECE):
-        piece = indices[begin : begin + PIECE]
-        examples = list(encode_examples(task, items, piece, saved.tokenizer))
-        by_index = {example.index: example for example in examples}
-        for verdict in judge_examples(saved.model, examples, saved.tokenizer.bos):
-            yield by_index[verdict.index], verdict.right
+
+    def encoded(piece: Sequence[int]) -> list[CoreExample]:
+        return list(encode_examples(task, items, piece, saved.tokenizer))
+
+    with ThreadPoolExecutor(1, thread_name_prefix="encode") as pool:
+        pieces = [
+            indices[begin : begin + JUDGED_AT_ONCE]
+            for begin in range(0, len(indices), JUDGED_AT_ONCE)
+        ]
+        following = [pool.submit(encoded, piece) for piece in pieces[:1]]
+        for number in range(len(pieces)):
+            examples = following.pop().result()
+            following = [pool.submit(encoded, piece) for piece in pieces[number + 1 : number + 2]]
+            by_index = {example.index: example for example in examples}
+            for verdict in judge_examples(saved.model, examples, saved.tokenizer.bos):
+                yield by_index[verdict.index], verdict.right
 
 
 class _Progress:
@@ -289,14 +354,8 @@ def core_stem(name: str, saved: SavedModel, bundle: Bundle, max_per_task: int | 
         digest.update(f"{part}\n".encode())
     for token in sorted(saved.tokenizer.ranks, key=saved.tokenizer.ranks.__getitem__):
         digest.update(b"%d " % len(token) + token)
-    for name_of_array, array in sorted(saved.model.named_parameters().items()):
-        digest.update(f"{name_of_array} {array.shape} {array.dtype}\n".encode())
-        digest.update(np.array(array.view(mx.uint8)))
+    for parameter, array in sorted(saved.model.named_parameters().items()):
+        digest.update(f"{parameter} {array.shape} {array.dtype}\n".encode())
+        digest.update(np.array(array.reshape(-1).view(mx.uint8)).data)
     limit = "" if max_per_task is None else f"_{max_per_task}_per_task"
     return f"{name}{limit}_{digest.hexdigest()[:8]}"
-
-
-def remaining(kept: KeptVerdicts, labels: Iterable[str]) -> int:
-    """Return how many verdicts on those tasks there are already."""
-    wanted = set(labels)
-    return sum(label in wanted for label, _ in kept.verdicts)

@@ -15,8 +15,8 @@ from mlxchat.evaluate.core_tasks import (
     ChoiceItem,
     CompletionItem,
     CoreItem,
+    CoreKind,
     CoreTask,
-    Kind,
     SchemaItem,
 )
 from mlxchat.tokenizer.bpe import Tokenizer
@@ -98,7 +98,7 @@ def _solved(item: CoreItem, delimiter: str) -> str:
 # ==== Ids ====
 
 
-def mark_rows(kind: Kind, prompts: Sequence[Sequence[int]]) -> tuple[CoreRow, ...]:
+def mark_rows(kind: CoreKind, prompts: Sequence[Sequence[int]]) -> tuple[CoreRow, ...]:
     """Return the rows of an example, given the ids of its prompts.
 
     What answers have in common at their beginning, or continuations of contexts at their end, tells

@@ -1,9 +1,9 @@
 """The 22 tasks of CORE, and the bundle of files that their examples are in.
 
 CORE, of DCLM (https://arxiv.org/abs/2406.11794), is how nanochat judges base models. Tasks, bundle
-and baselines are nanochat's (commit 92d63d4, nanochat/core_eval.py and scripts/base_eval.py), which
-fetches the bundle from `BUNDLE_ADDRESS`: a folder ``eval_bundle`` with a file of JSON lines for each
-task but hellaswag, which two share.
+and baselines are nanochat's (commit 92d63d4, nanochat/core_eval.py and scripts/base_eval.py). It
+fetches the bundle from `BUNDLE_ADDRESS`: a folder ``eval_bundle`` with a file of JSON lines for
+each task; two of them share that of hellaswag.
 """
 
 import hashlib
@@ -33,9 +33,9 @@ SHUFFLE = 1337  # nanochat's seed: which examples a limit leaves
 MOST_FILE_BYTES = 2**27  # of a task; the largest, coqa, has 19 million
 _DATA = "eval_data"  # the folder of the tasks' files
 
-ANSWER = "\nAnswer: "  # between a question and its answer, where it is no blank
+_ANSWER = "\nAnswer: "  # between a question and its answer, where it is no blank
 
-Kind = Literal["multiple choice", "schema", "completion"]
+CoreKind = Literal["multiple choice", "schema", "completion"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class CoreTask:
     """
 
     file: str
-    kind: Kind
+    kind: CoreKind
     shots: int
     baseline: float
     gpt2: tuple[float, float, float, float]
@@ -65,8 +65,8 @@ class CoreTask:
 # more are of at most 1,000 examples a task.
 GPT2_SIZES = ("124M", "355M", "774M", "1.56B")
 GPT2_CORE = (0.113891, 0.184903, 0.214641, 0.256525)
-_MC: Kind = "multiple choice"
-_LM: Kind = "completion"
+_MC: CoreKind = "multiple choice"
+_LM: CoreKind = "completion"
 _READING, _LANGUAGE = "reading_comprehension/", "language_understanding/"
 _WORLD, _SENSE, _SYMBOLS = "world_knowledge/", "commonsense_reasoning/", "symbolic_problem_solving/"
 CORE_TASKS: dict[str, CoreTask] = {
@@ -74,25 +74,23 @@ CORE_TASKS: dict[str, CoreTask] = {
         f"{_LANGUAGE}hellaswag.jsonl", _MC, 0, 25, (0.308504, 0.39, 0.44, 0.502)
     ),
     "jeopardy": CoreTask(
-        f"{_WORLD}jeopardy_all.jsonl", _LM, 10, 0, (0.001889, 0.044, 0.045, 0.092), ANSWER
+        f"{_WORLD}jeopardy_all.jsonl", _LM, 10, 0, (0.001889, 0.044, 0.045, 0.092), _ANSWER
     ),
     "bigbench_qa_wikidata": CoreTask(
         f"{_WORLD}bigbench_qa_wikidata.jsonl", _LM, 10, 0, (0.282663, 0.428, 0.48, 0.531)
     ),
     "arc_easy": CoreTask(
-        f"{_WORLD}arc_easy.jsonl", _MC, 10, 25, (0.412458, 0.48, 0.535, 0.595), ANSWER
+        f"{_WORLD}arc_easy.jsonl", _MC, 10, 25, (0.412458, 0.48, 0.535, 0.595), _ANSWER
     ),
     "arc_challenge": CoreTask(
-        f"{_WORLD}arc_challenge.jsonl", _MC, 10, 25, (0.221843, 0.262, 0.264, 0.299), ANSWER
+        f"{_WORLD}arc_challenge.jsonl", _MC, 10, 25, (0.221843, 0.262, 0.264, 0.299), _ANSWER
     ),
     "copa": CoreTask(f"{_SENSE}copa.jsonl", _MC, 0, 50, (0.6, 0.66, 0.67, 0.67)),
     "commonsense_qa": CoreTask(
         f"{_SENSE}commonsense_qa.jsonl", _MC, 10, 20, (0.224406, 0.196, 0.27, 0.227)
     ),
-    "piqa": CoreTask(f"{_SENSE}piqa.jsonl", _MC, 10, 50, (0.62296, 0.67, 0.698, 0.725), ANSWER),
-    "openbook_qa": CoreTask(
-        f"{_SENSE}openbook_qa.jsonl", _MC, 0, 25, (0.278, 0.308, 0.318, 0.346)
-    ),
+    "piqa": CoreTask(f"{_SENSE}piqa.jsonl", _MC, 10, 50, (0.62296, 0.67, 0.698, 0.725), _ANSWER),
+    "openbook_qa": CoreTask(f"{_SENSE}openbook_qa.jsonl", _MC, 0, 25, (0.278, 0.308, 0.318, 0.346)),
     "lambada_openai": CoreTask(
         f"{_LANGUAGE}lambada_openai.jsonl", _LM, 0, 0, (0.322919, 0.426, 0.488, 0.523)
     ),
@@ -118,12 +116,16 @@ CORE_TASKS: dict[str, CoreTask] = {
         f"{_SYMBOLS}bigbench_operators.jsonl", _LM, 10, 0, (0.085714, 0.1, 0.114286, 0.157143)
     ),
     "bigbench_repeat_copy_logic": CoreTask(
-        f"{_SYMBOLS}bigbench_repeat_copy_logic.jsonl", _LM, 10, 0, (0.03125, 0.0625, 0.0625, 0.09375)
+        f"{_SYMBOLS}bigbench_repeat_copy_logic.jsonl",
+        _LM,
+        10,
+        0,
+        (0.03125, 0.0625, 0.0625, 0.09375),
     ),
     "squad": CoreTask(f"{_READING}squad.jsonl", _LM, 10, 0, (0.058278, 0.169, 0.235, 0.309)),
     "coqa": CoreTask(f"{_READING}coqa.jsonl", _LM, 0, 0, (0.133659, 0.227, 0.23, 0.28)),
     "boolq": CoreTask(
-        f"{_READING}boolq.jsonl", _MC, 10, 62, (0.552294, 0.606, 0.567, 0.619), ANSWER
+        f"{_READING}boolq.jsonl", _MC, 10, 62, (0.552294, 0.606, 0.567, 0.619), _ANSWER
     ),
     "bigbench_language_identification": CoreTask(
         f"{_LANGUAGE}bigbench_language_identification.jsonl",
@@ -200,7 +202,7 @@ class CompletionItem(BaseModel):
 
 CoreItem = ChoiceItem | SchemaItem | CompletionItem
 
-_ITEMS: dict[Kind, TypeAdapter[CoreItem]] = {
+_ITEMS: dict[CoreKind, TypeAdapter[CoreItem]] = {
     _MC: TypeAdapter(ChoiceItem),
     "schema": TypeAdapter(SchemaItem),
     _LM: TypeAdapter(CompletionItem),

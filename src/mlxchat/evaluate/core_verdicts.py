@@ -31,7 +31,7 @@ LOGITS = 2**24  # at a time
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CoreVerdict:
     """What a model makes of an example.
 
     Attributes:
@@ -50,7 +50,7 @@ class Verdict:
 
 def judge_examples(
     model: GPT, examples: Iterable[CoreExample], padding: int, share: bool | None = None
-) -> Iterator[Verdict]:
+) -> Iterator[CoreVerdict]:
     """Yield a verdict on each example, in any order.
 
     Args:
@@ -123,7 +123,7 @@ def _groups(works: Iterable[_Work]) -> Iterator[list[_Work]]:
 # ==== Computation ====
 
 
-def _judge_group(model: GPT, group: Sequence[_Work], padding: int) -> Iterator[Verdict]:
+def _judge_group(model: GPT, group: Sequence[_Work], padding: int) -> Iterator[CoreVerdict]:
     rows = [row for work in group for row in work.rows]
     shared = group[0].shared  # the least; others read the rest of theirs with each row
     cache = None
@@ -166,26 +166,26 @@ def _of_tokens(
     values: list[float] = []
     step = max(1, LOGITS // model.config.vocab_size)
     for begin in range(0, len(places), step):
-        row, position = mx.array(places[begin : begin + step]).T  # (N,) each
+        row, position = mx.array(np.array(places[begin : begin + step], np.int32).T)  # (N,) each
         logits = model.logits(x[row, position])  # (N, V)
         if likeliest:
             found = logits.argmax(axis=-1)
         else:
-            wanted = mx.array(targets[begin : begin + step])[:, None]
+            wanted = mx.array(np.array(targets[begin : begin + step], np.int32))[:, None]
             found = log_sum_exp(logits) - mx.take_along_axis(logits, wanted, axis=-1)[:, 0]
         values += np.array(found).tolist()
     return values
 
 
-def _verdict(example: CoreExample, values: Sequence[Sequence[float]]) -> Verdict:
+def _verdict(example: CoreExample, values: Sequence[Sequence[float]]) -> CoreVerdict:
     """Return the verdict on an example, given a loss or a token for each token that counts."""
     if example.gold is None:
         row = example.rows[0]
         predicted = tuple(map(int, values[0]))
-        return Verdict(example.index, predicted == row.ids[row.start : row.end], (), predicted)
+        return CoreVerdict(example.index, predicted == row.ids[row.start : row.end], (), predicted)
     means = [sum(row) / len(row) if row else math.nan for row in values]
     # As in nanochat: a NaN in the first place counts as the lowest, elsewhere never.
-    return Verdict(example.index, means.index(min(means)) == example.gold, tuple(means))
+    return CoreVerdict(example.index, means.index(min(means)) == example.gold, tuple(means))
 
 
 class PrefixCache:
@@ -241,7 +241,8 @@ class PrefixLayer:
         if not self.held:
             self.held, self.length = (k, v), k.shape[2]
         else:
-            k, v = (mx.concatenate(pair, axis=2) for pair in zip(self.held, (k, v), strict=True))
+            k = mx.concatenate([self.held[0], k], axis=2)
+            v = mx.concatenate([self.held[1], v], axis=2)
         return causal_attention(q, k, v, scale, self._window)
 
     def repeat(self, rows: mx.array) -> None:
