@@ -14,6 +14,7 @@ processor, which other programs on the machine disturb less.
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -86,6 +87,7 @@ def measure_task(
     """A task's number of examples, and for each way the seconds and the verdicts."""
     found: dict[str, Any] = {"task": label, "examples": len(items)}
     for way in ways:
+        print(f"{label}, {way}", file=sys.stderr, flush=True)
         WAYS[way](saved, label, items, range(min(WARM_UP, len(items))))
         begun, busy = time.perf_counter(), time.process_time()
         right = WAYS[way](saved, label, items, range(len(items)))

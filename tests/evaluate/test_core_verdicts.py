@@ -186,8 +186,8 @@ def test_a_completion_whose_prompt_is_joined_with_it_is_refused() -> None:
 def test_what_rows_begin_with_is_read_once() -> None:
     rows = mark_rows("multiple choice", [[256, *range(100), n] for n in (200, 201, 202)])
     example = CoreExample(0, rows, 0)
-    assert tokens_to_read(example) == 100 + 3 * 2
-    assert tokens_to_read(example, share=False) == 3 * 102
+    assert tokens_to_read(example, n_layer=2) == 100 + 3 * 2
+    assert tokens_to_read(example, n_layer=0) == 3 * 102
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

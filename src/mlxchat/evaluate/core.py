@@ -230,17 +230,18 @@ class _Progress:
         self._items = {label: len(of_task) for label, of_task in items.items()}
         self._judged = {label: self._items[label] - len(missing[label]) for label in items}
         self._tokens = dict.fromkeys(items, 0)
+        self._n_layer = saved.model.config.n_layer
         self._expected: dict[str, int] = {}
         for label, indices in missing.items():
             sample = indices[:: max(1, len(indices) // SAMPLE)]
             encoded = encode_examples(CORE_TASKS[label], items[label], sample, saved.tokenizer)
-            lengths = [tokens_to_read(example) for example in encoded]
+            lengths = [tokens_to_read(example, self._n_layer) for example in encoded]
             self._expected[label] = round(sum(lengths) / max(1, len(sample)) * len(indices))
 
     def judged(self, label: str, example: CoreExample) -> None:
         """Count an example."""
         self._judged[label] += 1
-        self._tokens[label] += tokens_to_read(example)
+        self._tokens[label] += tokens_to_read(example, self._n_layer)
         self._show(label)
 
     def end(self, label: str) -> None:

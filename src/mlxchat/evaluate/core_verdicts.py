@@ -6,8 +6,9 @@ token has to be the likeliest. Prompts longer than the context are read whole.
 
 nanochat computes one example at a time, all its rows from their beginning, and the logits of every
 position. Here rows of similar length are computed together, equal ones once, and logits only where
-tokens count. And what all rows of an example begin with is read once, wherever that saves enough:
-the rows then continue its keys and values.
+tokens count. And what is in front of those, alike in all rows of an example, is read once, wherever
+that saves enough: the rows then continue its keys and values. Of it the last layer computes no
+more, which is worth it for the only row of a completion too.
 """
 
 import math
@@ -26,7 +27,7 @@ from mlxchat.model.gpt import GPT
 from mlxchat.runtime import machine, mx
 
 SLACK = 16  # tokens of a prefix that may be read again, to read prefixes of similar length together
-WORTHWHILE = 0.8  # of an example's tokens: a prefix is read once if no more are left to read
+WORTHWHILE = 0.95  # of an example's work: a prefix is read by itself if no more is left to do
 LOGITS = 2**24  # at a time
 
 
@@ -57,19 +58,19 @@ def judge_examples(
         model: the network.
         examples: of one or several tasks.
         padding: the token after the end of shorter rows.
-        share: whether to read what the rows of an example begin with only once; by default except
+        share: whether to read what the rows of an example begin with by itself; by default except
             on CUDA, which is faster with many long rows than with few and then short ones.
     """
     if share is None:
         share = machine().backend != "cuda"
-    works = [_work(example, share) for example in examples]
+    works = [_work(example, model.config.n_layer if share else 0) for example in examples]
     for group in _groups(works):
         yield from _judge_group(model, group, padding)
 
 
-def tokens_to_read(example: CoreExample, share: bool = True) -> int:
-    """Return how many tokens of an example a model reads."""
-    return _work(example, share).tokens
+def tokens_to_read(example: CoreExample, n_layer: int) -> int:
+    """Return how many tokens of an example a model of so many layers reads, if it shares them."""
+    return _work(example, n_layer).tokens
 
 
 # ==== Plan ====
@@ -91,15 +92,17 @@ class _Work(NamedTuple):
         return max(len(row.ids) for row in self.rows)
 
 
-def _work(example: CoreExample, share: bool) -> _Work:
+def _work(example: CoreExample, n_layer: int) -> _Work:
+    """Return how to read an example with so many layers, or 0 to share nothing."""
     rows = tuple(dict.fromkeys(example.rows))
     whole = _Work(example, rows, 0)
-    if not share or len(rows) == 1:
+    if not n_layer:
         return whole
     # The last token in front of those that count predicts the first of them: a row reads it.
     most = min(common_prefix([row.ids for row in rows]), *(row.start for row in rows)) - 1
     shared = whole._replace(shared=max(0, most))
-    return shared if shared.tokens <= WORTHWHILE * whole.tokens else whole
+    work = shared.tokens - shared.shared / n_layer  # the last layer of a prefix costs little
+    return shared if work <= WORTHWHILE * whole.tokens else whole
 
 
 def _groups(works: Iterable[_Work]) -> Iterator[list[_Work]]:
