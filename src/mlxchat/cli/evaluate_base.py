@@ -265,15 +265,11 @@ def _core_rows(core: "CoreResult") -> Iterator[list[str | int]]:
         yield [
             score.task,
             score.problems,
-            _with_error(score.share, score.error),
-            _with_error(score.centered, centered_error(score)),
+            f"{score.share:.1%} ± {score.error:.1%}",
+            f"{score.centered:.4f} ± {centered_error(score):.4f}",
             *(f"{share:.1%}" for share in CORE_TASKS[score.task].gpt2),
         ]
     if core.has_all_tasks:
         total = sum(score.problems for score in core.scores)
-        summary = _with_error(core.core, core.error)
-        yield [CORE, total, "", summary, *(f"{share:.1%}" for share in GPT2_CORE)]
-
-
-def _with_error(share: float, error: float) -> str:
-    return f"{share:.1%} ± {error:.1%}"
+        summary = f"{core.core:.4f} ± {core.error:.4f}"
+        yield [CORE, total, "", summary, *(f"{of_size:.4f}" for of_size in GPT2_CORE)]
