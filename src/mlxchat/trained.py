@@ -279,7 +279,7 @@ class Model:
 
         Args:
             tasks: labels such as ``"arc_easy"``; by default all 22.
-            max_per_task: the most examples of each task; by default all, about 81,000 together.
+            max_per_task: the most examples of each task; by default all, about 91,000 together.
             bundle: nanochat's ``eval_bundle.zip``, or the folder it was unpacked to; by default
                 that in ``$MLXCHAT_HOME``, which is fetched if it is missing.
             fresh: forget the verdicts of an earlier evaluation.
@@ -299,8 +299,7 @@ class Model:
         named = None if tasks is None else ",".join(tasks)
         given = {"tasks": named, "max_per_task": max_per_task, "bundle": bundle}
         config = validated(BaseEvalConfig, {**given, "core": True})
-        name = f"{self.name}_{self._history.step:06d}"
-        saved = self._saved(self.network)
+        name, saved = f"{self.name}_{self._history.step:06d}", self._saved(self.network)
         return evaluate_run(name, saved, config, self._home, report, fresh)[0]
 
     def logits(self, text: str | Sequence[int]) -> mx.array:

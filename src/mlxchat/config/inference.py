@@ -174,7 +174,7 @@ class BaseEvalConfig(BaseModel):
         None,
         ge=1,
         description="Maximum number of examples per task: the first ones in nanochat's order. "
-        "nanochat takes 500 during training. Default: all, about 81,000.",
+        "nanochat takes 500 during training. Default: all, about 91,000.",
     )
     bundle: Path | None = Field(
         None,

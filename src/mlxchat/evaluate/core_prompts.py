@@ -5,7 +5,7 @@ are plain concatenations: solved examples, each followed by a blank line, then t
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import takewhile
@@ -22,6 +22,7 @@ from mlxchat.evaluate.core_tasks import (
 from mlxchat.tokenizer.bpe import Tokenizer
 
 SHOTS_SEED = 1234  # plus the number of the example: which others come before it
+ENCODERS = 4  # threads; the tokenizer lets go of Python's lock
 
 
 @dataclass(frozen=True)
@@ -145,12 +146,12 @@ def encode_examples(
         DataError: the tokenizer joins the end of a completion's prompt with its continuation, so
             that nothing tells where it begins.
     """
-    encode = encode_prompt(tokenizer)
 
     def example(index: int) -> CoreExample:
-        item = items[index]
+        item, prompts = items[index], render_prompts(task, items, index)
+        ids = [[tokenizer.bos, *tokenizer.encode(prompt)] for prompt in prompts]
         try:
-            rows = mark_rows(task.kind, [encode(p) for p in render_prompts(task, items, index)])
+            rows = mark_rows(task.kind, ids)
         except ValueError as error:
             raise DataError(
                 f"Example {index} of {task.file} cannot be evaluated: {error}.",
@@ -158,13 +159,5 @@ def encode_examples(
             ) from error
         return CoreExample(index, rows, None if isinstance(item, CompletionItem) else item.gold)
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(ENCODERS) as pool:
         yield from pool.map(example, indices)
-
-
-def encode_prompt(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
-    """Return what encodes a prompt, after the token that begins a document."""
-    return lambda prompt: [tokenizer.bos, *tokenizer.encode(prompt)]
-
-
-_THREADS = 4  # the tokenizer lets go of Python's lock
