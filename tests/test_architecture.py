@@ -51,7 +51,7 @@ ALLOWED = {
     "serve": {"config", "engine", "model", "runtime", "tokenizer"},
     "checkpoint": {"config", "data", "model", "plan", "runtime", "tokenizer"},
     "interop": {"checkpoint", "model", "optim", "runtime", "tokenizer"},
-    "evaluate": {"checkpoint", "config", "data", "engine", "runtime", "tokenizer"},
+    "evaluate": {"checkpoint", "config", "data", "engine", "model", "runtime", "tokenizer"},
     "train": {
         "checkpoint",
         "config",
@@ -305,6 +305,7 @@ COMMANDS = [
     "import",
     "export",
     "eval",
+    "eval base",
     "eval chat",
     "quickstart",
     "bench",

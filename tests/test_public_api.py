@@ -18,6 +18,7 @@ from typing import get_args
 import numpy as np
 import pytest
 from support.api_runs import TINY, chats, small_runs
+from support.core_bundle import made_bundle
 from support.marks import slow
 
 import mlxchat
@@ -60,7 +61,7 @@ def test_all_names_what_the_public_modules_define() -> None:
         for name, value in vars(errors).items()
         if isinstance(value, type) and issubclass(value, errors.MlxchatError)
     }
-    expected |= {"Model", "Loss", *api.__all__}
+    expected |= {"Model", "Loss", "CoreResult", *api.__all__}
     expected |= {"GPT", "GPTConfig", "MuonAdamW", "PretrainConfig", "SftConfig"}
     expected |= {"Tokenizer", "Conversation", "Message", "Chat"}
     assert set(mlxchat.__all__) == expected
@@ -449,6 +450,7 @@ def test_examples_in_docstrings(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     chats(tmp_path)
+    made_bundle(tmp_path)
     result = doctest.testmod(importlib.import_module(module))
     assert result.attempted
     assert not result.failed

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         MlxchatError,
         NotFound,
     )
+    from mlxchat.evaluate.core import CoreResult
     from mlxchat.model.config import GPTConfig
     from mlxchat.model.gpt import GPT
     from mlxchat.optim.optimizer import MuonAdamW
@@ -65,6 +66,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "Conversation",
+    "CoreResult",
     "DataError",
     "DeviceError",
     "DiskError",
@@ -106,6 +108,7 @@ _MODULES = {  # that define the public names
     "mlxchat.engine.chat": "Chat",
     "mlxchat.errors": "BackendError CheckpointError ConfigError DataError DeviceError DiskError "
     "DivergedError LockedError MemoryLimitError MlxchatError NotFound",
+    "mlxchat.evaluate.core": "CoreResult",
     "mlxchat.model.config": "GPTConfig",
     "mlxchat.model.gpt": "GPT",
     "mlxchat.optim.optimizer": "MuonAdamW",

@@ -109,6 +109,16 @@ class Home:
         return self.root / "logs" / tag / "metrics.jsonl"
 
     @property
+    def eval_bundle(self) -> Path:
+        """The zip file of the examples of CORE's tasks."""
+        return self.root / "eval_bundle.zip"
+
+    @property
+    def base_evaluations(self) -> Path:
+        """The folder of what models get right of CORE."""
+        return self.root / "base_eval"
+
+    @property
     def chat_history(self) -> Path:
         """The file of what was typed in chats."""
         return self.root / "chat_history.jsonl"

@@ -8,24 +8,22 @@ from functools import cached_property
 from math import isqrt
 from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, cast, get_args
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args
 
 from mlxchat.checkpoint import catalog, store
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
-from mlxchat.config.inference import ChatSettings, Sampling, TextSettings
+from mlxchat.config.inference import BaseEvalConfig, ChatSettings, Sampling, TextSettings
 from mlxchat.config.serve import ServeConfig
 from mlxchat.config.validate import validated
-from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.engine.answer import Answer
 from mlxchat.engine.cache import KVCache
 from mlxchat.engine.chat import Chat
 from mlxchat.engine.generate import generate
 from mlxchat.engine.sampling import make_sampler
 from mlxchat.errors import ConfigError, DataError
-from mlxchat.evaluate.loss import bits_per_byte
+from mlxchat.evaluate.core import CoreResult, evaluate_run
+from mlxchat.evaluate.loss import bits_per_byte, lay_out_text
 from mlxchat.home import Home, expanded
 from mlxchat.interop import exporters
 from mlxchat.interop.programs import PROGRAMS, Program
@@ -36,7 +34,7 @@ from mlxchat.model.quantized import formats_of, quantize_layers
 from mlxchat.model.size import LARGEST_ARRAY
 from mlxchat.quantize import quantize, save_quantized
 from mlxchat.runtime import mx
-from mlxchat.telemetry.events import Evaluated
+from mlxchat.telemetry.events import Evaluated, Report
 from mlxchat.tokenizer.bpe import ASSISTANT_END, Tokenizer
 
 if TYPE_CHECKING:
@@ -257,21 +255,55 @@ class Model:
         >>> loss.nats_per_token > 0, loss.bits_per_byte > 0
         (True, True)
         """
-        ids, context = np.array(self._ids(text), np.int32), self.config.sequence_len
-        pieces = []
-        for start in range(0, len(ids) - 1, context):
-            targets = ids[None, start + 1 : start + 1 + context]  # (1, T)
-            inputs = ids[None, start : start + targets.shape[1]]  # (1, T)
-            pieces.append(Batch(inputs, targets, LoaderState()))
+        batches = lay_out_text([self._ids(text)], self.tokenizer.bos, self.config.sequence_len)
         try:
-            events = list(bits_per_byte(self.network.losses, pieces, len(pieces), self.tokenizer))
+            measured = bits_per_byte(self.network.losses, batches, len(batches), self.tokenizer)
+            *_, result = measured
         except DataError as error:
             raise DataError(
                 "The text is too short: no token after the first one stands for text.",
                 "Give at least two tokens.",
             ) from error
-        result = cast(Evaluated, events[-1])
+        assert isinstance(result, Evaluated)
         return Loss(result.loss, result.bits_per_byte, result.tokens)
+
+    def evaluate_core(
+        self,
+        tasks: Sequence[str] | None = None,
+        *,
+        max_per_task: int | None = None,
+        bundle: str | Path | None = None,
+        fresh: bool = False,
+        report: Report = lambda event: None,
+    ) -> CoreResult:
+        """Measure CORE, nanochat's metric of base models, as `mlxchat eval base` does.
+
+        The verdicts are kept in ``$MLXCHAT_HOME/base_eval``: what was interrupted resumes.
+
+        Args:
+            tasks: labels such as ``"arc_easy"``; by default all 22.
+            max_per_task: the most examples of each task; by default all, about 91,000 together.
+            bundle: nanochat's ``eval_bundle.zip``, or the folder it was unpacked to; by default
+                that in ``$MLXCHAT_HOME``, which is fetched if it is missing.
+            fresh: forget the verdicts of an earlier evaluation.
+            report: called with `Progressed` events, from other threads too.
+
+        Raises:
+            ConfigError: there is no such task, or too few examples of it.
+            NotFound: there is no such bundle.
+            DataError: it is not the original, or cannot be fetched.
+            LockedError: another process evaluates the same.
+
+        >>> import mlxchat
+        >>> result = mlxchat.load("quickstart").evaluate_core(["copa"], bundle="eval_bundle")
+        >>> [score.task for score in result.scores], result.has_all_tasks
+        (['copa'], False)
+        """
+        named = None if tasks is None else ",".join(tasks)
+        given = {"tasks": named, "max_per_task": max_per_task, "bundle": bundle}
+        config = validated(BaseEvalConfig, {**given, "core": True})
+        name, saved = f"{self.name}_{self._history.step:06d}", self._saved(self.network)
+        return evaluate_run(name, saved, config, self._home, report, fresh)[0]
 
     def logits(self, text: str | Sequence[int]) -> mx.array:
         """Return the logits of the next token after each token, (T, V) float32.

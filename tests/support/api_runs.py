@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import mlxchat
+from support.core_bundle import made_bundle
 
 TINY = {
     "depth": 1,
@@ -29,7 +30,11 @@ TUNING = {
 
 
 def small_runs(home: Path, folder: Path) -> None:
-    """Train ``quickstart`` and ``quickstart-sft``; ``chats.jsonl`` goes into ``folder``."""
+    """Train ``quickstart`` and ``quickstart-sft``.
+
+    ``chats.jsonl`` and ``eval_bundle`` go into ``folder``.
+    """
+    made_bundle(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLXCHAT_HOME", str(home))
         list(mlxchat.pretrain(**TINY, model_tag="quickstart"))

@@ -22,6 +22,7 @@ from mlxchat.cli.checkpoints import list_command, prune_command, verify_command
 from mlxchat.cli.data import fetch_command, status_command
 from mlxchat.cli.doctor import doctor_command
 from mlxchat.cli.evaluate import eval_chat_command
+from mlxchat.cli.evaluate_base import eval_base_command
 from mlxchat.cli.exchange import export_command, import_command
 from mlxchat.cli.failures import exit_code, lost_output, report_unforeseen
 from mlxchat.cli.monitor import monitor_command
@@ -60,7 +61,10 @@ GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
         "List, check and remove saved steps.",
         {"list": list_command, "verify": verify_command, "prune": prune_command},
     ),
-    "eval": ("Measure how good a model is.", {"chat": eval_chat_command}),
+    "eval": (
+        "Measure how good a model is.",
+        {"base": eval_base_command, "chat": eval_chat_command},
+    ),
 }
 
 app = typer.Typer(

@@ -1,4 +1,4 @@
-"""Settings of generation, of evaluating chat models and of benchmarks. Pure: quick to import."""
+"""Settings of generation, of evaluating models and of benchmarks. Pure: quick to import."""
 
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -155,6 +155,59 @@ class ChatEvalConfig(BaseModel):
 
 def _split(tasks: str | None) -> list[str]:
     return [name.strip().lower() for name in (tasks or "").split(",") if name.strip()]
+
+
+class BaseEvalConfig(BaseModel):
+    """What a base model is measured by."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    core: bool = Field(
+        False,
+        description="Measure CORE, nanochat's metric of base models: 22 tasks, whose examples are "
+        "fetched once (8 MB).",
+    )
+    tasks: str | None = Field(
+        None,
+        description="Tasks of CORE, separated by commas, such as arc_easy,squad. Default: all.",
+    )
+    max_per_task: int | None = Field(
+        None,
+        ge=1,
+        description="Maximum number of examples per task: the first ones in nanochat's order. "
+        "nanochat takes 500 during training. Default: all, about 91,000.",
+    )
+    bundle: Path | None = Field(
+        None,
+        description="CORE's examples: nanochat's eval_bundle.zip, or the folder it was unpacked "
+        "to. Default: eval_bundle.zip in $MLXCHAT_HOME.",
+    )
+    text: list[str] | None = Field(
+        None,
+        description="A file to measure the bits per byte of; repeat for several. Text, or rows "
+        "with a column text, compressed or not.",
+        json_schema_extra={"metavar": "PATH"},
+    )
+    validation: bool = Field(
+        False, description="Measure the bits per byte of the run's validation text."
+    )
+    eval_tokens: int = Field(65_536, ge=1, description="Validation tokens.")
+    samples: bool = Field(False, description="Have the model continue nanochat's seven prompts.")
+
+    @field_validator("bundle")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return path and expanded(path).absolute()
+
+    @property
+    def wants_core(self) -> bool:
+        """Whether CORE, or tasks of it, are asked for."""
+        return self.core or self.tasks is not None
+
+    @property
+    def names_nothing(self) -> bool:
+        """Whether it is left open what to measure."""
+        return not (self.wants_core or self.text or self.validation or self.samples)
 
 
 class BenchConfig(BaseModel):

@@ -69,7 +69,7 @@ def _is_whole(text: str) -> bool:
 def _texts(reading: Reading) -> Iterator[str]:
     """Yield documents of as many whole paragraphs as fit."""
     document = ""
-    for paragraph in _paragraphs(_pieces(reading)):
+    for paragraph in _paragraphs(read_pieces(reading)):
         if document and len(document) + 2 + len(paragraph) > LONGEST_DOCUMENT:
             yield document
             document = ""
@@ -103,8 +103,12 @@ def _cut(text: str) -> int:
     return LONGEST_DOCUMENT
 
 
-def _pieces(reading: Reading) -> Iterator[str]:
-    """Yield the lines of a file; longer ones than `LINE_PIECE` in pieces."""
+def read_pieces(reading: Reading) -> Iterator[str]:
+    """Yield the lines of a text file; longer ones than `LINE_PIECE` in pieces.
+
+    Raises:
+        DataError: a line cannot be decoded; it is named.
+    """
     number = 1
     with open_text(reading, newline=None) as file:
         while piece := file.readline(LINE_PIECE):

@@ -1,10 +1,10 @@
-"""The validation loss in bits per byte, and held-out conversations and questions to measure on.
+"""The loss in bits per byte, and text, held-out conversations and questions to measure it on.
 
 Bits per byte do not depend on the tokenizer, so models with different vocabularies can be compared.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import eq
@@ -117,15 +117,35 @@ def lay_out(conversations: Iterable[Conversation], tokenizer: Tokenizer, context
             "tokens.",
             "Give shorter conversations with `data`, or use a model with a longer context.",
         )
-    batches = [
+    return HeldOut(_batches(rows, tokenizer.bos), len(rows), cut)
+
+
+def lay_out_text(texts: Iterable[Sequence[int]], padding: int, context: int) -> list[Batch]:
+    """Lay out texts in rows of at most ``context`` ids, each predicted from its own ids only.
+
+    Args:
+        texts: token ids; the first of each text is given, the others are predicted.
+        padding: the id after the end of shorter rows.
+        context: the most ids in a row.
+    """
+    pieces = (
+        ids[start : start + context + 1]
+        for ids in texts
+        for start in range(0, len(ids) - 1, context)
+    )
+    return _batches([(piece[:-1], piece[1:]) for piece in pieces], padding)
+
+
+def _batches(rows: Sequence[tuple[Sequence[int], Sequence[int]]], padding: int) -> list[Batch]:
+    """Return batches of rows of similar length; a row consists of its ids and targets."""
+    return [
         Batch(
-            padded([rows[index][0] for index in group], tokenizer.bos),
+            padded([rows[index][0] for index in group], padding),
             padded([rows[index][1] for index in group], -1),
             LoaderState(),
         )
         for group in by_length([len(ids) for ids, _ in rows])
     ]
-    return HeldOut(batches, len(rows), cut)
 
 
 def last_replies(conversations: Iterable[Conversation], tokenizer: Tokenizer) -> list[Exercise]:

@@ -1,0 +1,399 @@
+"""The 22 tasks of CORE, and the bundle of files that their examples are in.
+
+CORE, of DCLM (https://arxiv.org/abs/2406.11794), is how nanochat judges base models. Tasks, bundle
+and baselines are nanochat's (commit 92d63d4, nanochat/core_eval.py and scripts/base_eval.py). It
+fetches the bundle from `BUNDLE_ADDRESS`: a folder ``eval_bundle`` with a file of JSON lines for
+each task; two of them share that of hellaswag.
+"""
+
+import hashlib
+import random
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
+
+from mlxchat.data.download import download
+from mlxchat.data.hub import Hub, RemoteFile
+from mlxchat.disk import read_regular
+from mlxchat.errors import ConfigError, DataError, NotFound, reason_of
+from mlxchat.json_text import as_type, parse_json
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
+from mlxchat.telemetry.events import Noted, Progressed, Report
+
+BUNDLE_HOST = "https://karpathy-public.s3.us-west-2.amazonaws.com"
+BUNDLE_ADDRESS = f"{BUNDLE_HOST}/eval_bundle.zip"
+BUNDLE_SHA256 = "46269c9bfde713cede6f3becaf3b5533731afc68857056febed2043883043198"
+BUNDLE_BYTES = 8_319_914
+SHUFFLE = 1337  # nanochat's seed: which examples a limit leaves
+MOST_FILE_BYTES = 2**27  # of a task; the largest, coqa, has 19 million
+_DATA = "eval_data"  # the folder of the tasks' files
+
+_ANSWER = "\nAnswer: "  # between a question and its answer, where it is no blank
+
+CoreKind = Literal["multiple choice", "schema", "completion"]
+
+
+@dataclass(frozen=True)
+class CoreTask:
+    """A task.
+
+    Attributes:
+        file: the path of its examples in the bundle.
+        kind: multiple choice has a question and answers, of which one is right; a schema has
+            contexts, of which one goes with the continuation; of a completion the model has to
+            predict each token.
+        shots: the number of solved examples before the one that counts.
+        baseline: the percentage that guessing gets right.
+        gpt2: the shares that GPT-2 gets right, by size as in `GPT2_SIZES`.
+        delimiter: the text between a question or context and what follows it.
+    """
+
+    file: str
+    kind: CoreKind
+    shots: int
+    baseline: float
+    gpt2: tuple[float, float, float, float]
+    delimiter: str = " "
+
+
+# The columns of GPT-2 are from the bundle's own files, as nanochat computed them. Those of 355M and
+# more are of at most 1,000 examples a task.
+GPT2_SIZES = ("124M", "355M", "774M", "1.56B")
+GPT2_CORE = (0.113891, 0.184903, 0.214641, 0.256525)
+_MC: CoreKind = "multiple choice"
+_LM: CoreKind = "completion"
+_READING, _LANGUAGE = "reading_comprehension/", "language_understanding/"
+_WORLD, _SENSE, _SYMBOLS = "world_knowledge/", "commonsense_reasoning/", "symbolic_problem_solving/"
+CORE_TASKS: dict[str, CoreTask] = {
+    "hellaswag_zeroshot": CoreTask(
+        f"{_LANGUAGE}hellaswag.jsonl", _MC, 0, 25, (0.308504, 0.39, 0.44, 0.502)
+    ),
+    "jeopardy": CoreTask(
+        f"{_WORLD}jeopardy_all.jsonl", _LM, 10, 0, (0.001889, 0.044, 0.045, 0.092), _ANSWER
+    ),
+    "bigbench_qa_wikidata": CoreTask(
+        f"{_WORLD}bigbench_qa_wikidata.jsonl", _LM, 10, 0, (0.282663, 0.428, 0.48, 0.531)
+    ),
+    "arc_easy": CoreTask(
+        f"{_WORLD}arc_easy.jsonl", _MC, 10, 25, (0.412458, 0.48, 0.535, 0.595), _ANSWER
+    ),
+    "arc_challenge": CoreTask(
+        f"{_WORLD}arc_challenge.jsonl", _MC, 10, 25, (0.221843, 0.262, 0.264, 0.299), _ANSWER
+    ),
+    "copa": CoreTask(f"{_SENSE}copa.jsonl", _MC, 0, 50, (0.6, 0.66, 0.67, 0.67)),
+    "commonsense_qa": CoreTask(
+        f"{_SENSE}commonsense_qa.jsonl", _MC, 10, 20, (0.224406, 0.196, 0.27, 0.227)
+    ),
+    "piqa": CoreTask(f"{_SENSE}piqa.jsonl", _MC, 10, 50, (0.62296, 0.67, 0.698, 0.725), _ANSWER),
+    "openbook_qa": CoreTask(f"{_SENSE}openbook_qa.jsonl", _MC, 0, 25, (0.278, 0.308, 0.318, 0.346)),
+    "lambada_openai": CoreTask(
+        f"{_LANGUAGE}lambada_openai.jsonl", _LM, 0, 0, (0.322919, 0.426, 0.488, 0.523)
+    ),
+    "hellaswag": CoreTask(
+        f"{_LANGUAGE}hellaswag.jsonl", _MC, 10, 25, (0.307907, 0.395, 0.444, 0.512)
+    ),
+    "winograd": CoreTask(
+        f"{_LANGUAGE}winograd_wsc.jsonl", "schema", 0, 50, (0.578755, 0.655678, 0.688645, 0.714286)
+    ),
+    "winogrande": CoreTask(
+        f"{_LANGUAGE}winogrande.jsonl", "schema", 0, 50, (0.486188, 0.521, 0.541, 0.569)
+    ),
+    "bigbench_dyck_languages": CoreTask(
+        f"{_SYMBOLS}bigbench_dyck_languages.jsonl", _LM, 10, 0, (0.155, 0.17, 0.225, 0.247)
+    ),
+    "agi_eval_lsat_ar": CoreTask(
+        f"{_SYMBOLS}agi_eval_lsat_ar.jsonl", _MC, 3, 20, (0.226087, 0.230435, 0.256522, 0.273913)
+    ),
+    "bigbench_cs_algorithms": CoreTask(
+        f"{_SYMBOLS}bigbench_cs_algorithms.jsonl", _LM, 10, 0, (0.419697, 0.456, 0.44, 0.417)
+    ),
+    "bigbench_operators": CoreTask(
+        f"{_SYMBOLS}bigbench_operators.jsonl", _LM, 10, 0, (0.085714, 0.1, 0.114286, 0.157143)
+    ),
+    "bigbench_repeat_copy_logic": CoreTask(
+        f"{_SYMBOLS}bigbench_repeat_copy_logic.jsonl",
+        _LM,
+        10,
+        0,
+        (0.03125, 0.0625, 0.0625, 0.09375),
+    ),
+    "squad": CoreTask(f"{_READING}squad.jsonl", _LM, 10, 0, (0.058278, 0.169, 0.235, 0.309)),
+    "coqa": CoreTask(f"{_READING}coqa.jsonl", _LM, 0, 0, (0.133659, 0.227, 0.23, 0.28)),
+    "boolq": CoreTask(
+        f"{_READING}boolq.jsonl", _MC, 10, 62, (0.552294, 0.606, 0.567, 0.619), _ANSWER
+    ),
+    "bigbench_language_identification": CoreTask(
+        f"{_LANGUAGE}bigbench_language_identification.jsonl",
+        _MC,
+        10,
+        9.1,
+        (0.2566, 0.269, 0.261, 0.25),
+    ),
+}
+
+
+def core_labels(tasks: str | None) -> list[str]:
+    """Return the labels of tasks that are named with commas between them; of all for None.
+
+    Raises:
+        ConfigError: there is no such task, or none is named.
+
+    >>> core_labels("Copa, squad")
+    ['copa', 'squad']
+    """
+    if tasks is None:
+        return list(CORE_TASKS)
+    named = [name.strip().lower() for name in tasks.split(",") if name.strip()]
+    unknown = [name for name in named if name not in CORE_TASKS]
+    if unknown or not named:
+        problem = f"There is no task {unknown[0]!r}." if unknown else "`tasks` names no task."
+        raise ConfigError(problem, f"Give any of {', '.join(CORE_TASKS)}.")
+    return [label for label in CORE_TASKS if label in named]
+
+
+# ==== Examples ====
+
+
+class _Labelled(BaseModel):
+    """An item of which one of several texts is right."""
+
+    gold: Annotated[int, Field(ge=0)]
+
+    def _require(self, options: Sequence[str]) -> None:
+        if self.gold >= len(options):
+            raise ValueError(f"gold is {self.gold}, and there are {len(options)} to choose from")
+
+
+class ChoiceItem(_Labelled):
+    """A question with its possible answers, and the number of the right one."""
+
+    query: str
+    choices: Annotated[list[str], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ChoiceItem":
+        self._require(self.choices)
+        return self
+
+
+class SchemaItem(_Labelled):
+    """A text with several possible beginnings, and the number of the right one."""
+
+    context_options: Annotated[list[str], Field(min_length=1)]
+    continuation: str
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SchemaItem":
+        self._require(self.context_options)
+        return self
+
+
+class CompletionItem(BaseModel):
+    """A text and what follows it."""
+
+    context: str
+    continuation: str
+
+
+CoreItem = ChoiceItem | SchemaItem | CompletionItem
+
+_ITEMS: dict[CoreKind, TypeAdapter[CoreItem]] = {
+    _MC: TypeAdapter(ChoiceItem),
+    "schema": TypeAdapter(SchemaItem),
+    _LM: TypeAdapter(CompletionItem),
+}
+
+
+def core_items(label: str, content: bytes, limit: int | None) -> list[CoreItem]:
+    """Return the examples of a task, in nanochat's order.
+
+    Args:
+        label: the task's.
+        content: its file.
+        limit: the most examples; None for all.
+
+    Raises:
+        ConfigError: the limit leaves too few examples for the task's shots.
+        DataError: a line is not an example of the task's kind.
+    """
+    task = CORE_TASKS[label]
+    lines = list(enumerate(content.rstrip(b"\n").split(b"\n"), 1))
+    random.Random(SHUFFLE).shuffle(lines)
+    kept = lines[:limit]
+    if len(kept) <= task.shots:
+        raise ConfigError(
+            f"Each example of {label} comes after {task.shots} others, and there are {len(kept)}.",
+            f"Use `max_per_task={task.shots + 1}` or more, or name other tasks with `tasks`.",
+        )
+    return [_parsed_item(label, task, number, line) for number, line in kept]
+
+
+def _parsed_item(label: str, task: CoreTask, number: int, line: bytes) -> CoreItem:
+    try:
+        return as_type(parse_json(line), _ITEMS[task.kind])
+    except ValueError as error:  # those of pydantic among them
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            fault = error.errors()[0]
+            where = ".".join(map(str, fault["loc"]))
+            reason = f"{where}: {fault['msg']}" if where else fault["msg"]
+        raise DataError(
+            f"Line {number:,} of {Path(task.file).name} is no example of {label}: {reason}.",
+            f"Use the original bundle: {BUNDLE_ADDRESS}",
+        ) from error
+
+
+# ==== The bundle ====
+
+
+class Bundle:
+    """The files of the tasks, in a zip file or a folder.
+
+    A zip file has to be the original; a folder may hold other examples, such as one's own.
+
+    Args:
+        path: ``eval_bundle.zip``, the folder ``eval_bundle``, or the folder that it is in.
+
+    Attributes:
+        path: the argument.
+
+    Raises:
+        NotFound: there is no such file or folder, or it has no tasks.
+        DataError: it cannot be read, or is not the original.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._folder: Path | None = None
+        if path.is_dir():
+            self._folder = _folder_of_data(path)
+        elif not path.exists():
+            raise NotFound(
+                f"There is no bundle of CORE's tasks at {path}.",
+                f"Name it with `bundle`; it is fetched from {BUNDLE_ADDRESS} otherwise.",
+            )
+        elif (found := _sha256_of(path)) != BUNDLE_SHA256:
+            raise DataError(
+                f"{path} is not the bundle of CORE: its sha256 is {found[:16]}..., not "
+                f"{BUNDLE_SHA256[:16]}...",
+                f"Fetch it again from {BUNDLE_ADDRESS}, or name the folder it was unpacked to with "
+                "`bundle`.",
+            )
+
+    @property
+    def checksum(self) -> str:
+        """The sha256 of the zip file, or of all tasks' files in the folder."""
+        if self._folder is None:
+            return BUNDLE_SHA256
+        digest = hashlib.sha256()
+        for file in sorted({task.file for task in CORE_TASKS.values()}):
+            path = self._folder / file
+            if path.is_file():
+                digest.update(f"{file} {_sha256_of(path)}\n".encode())
+        return digest.hexdigest()
+
+    def read(self, labels: Iterable[str]) -> dict[str, bytes]:
+        """Return the content of the tasks' files, by label.
+
+        Raises:
+            NotFound: one is missing.
+            DataError: one cannot be read.
+        """
+        contents: dict[str, bytes] = {}
+        try:
+            if self._folder is not None:
+                for label in labels:
+                    path = self._folder / CORE_TASKS[label].file
+                    contents[label] = read_regular(path, MOST_FILE_BYTES)
+            else:
+                with zipfile.ZipFile(self.path) as archive:
+                    for label in labels:
+                        name = f"eval_bundle/{_DATA}/{CORE_TASKS[label].file}"
+                        contents[label] = archive.read(name)
+        except FileNotFoundError as error:
+            raise NotFound(
+                f"{self.path} has no {CORE_TASKS[label].file}, the examples of {label}.",
+                "Name other tasks with `tasks`, or use the whole bundle.",
+            ) from error
+        except OSError as error:
+            problem = f"The examples of {label} in {self.path} cannot be read: {reason_of(error)}."
+            raise DataError(problem, "Check what they are and who may read them.") from error
+        return contents
+
+
+def bundle_host() -> Hub:
+    """Return the server of `BUNDLE_ADDRESS`, which gets no token of the user's."""
+    return replace(Hub.from_environment(BUNDLE_HOST), token=None)
+
+
+def open_bundle(
+    path: Path | None,
+    default: Path,
+    report: Report,
+    open_hub: Callable[[], Hub] = bundle_host,
+) -> Bundle:
+    """Open a bundle; the default one is fetched if it is missing.
+
+    Args:
+        path: the bundle that the user named; None for the default.
+        default: where the original is kept.
+        report: receives the progress of the download.
+        open_hub: connects to the server to download from.
+
+    Raises:
+        MlxchatError: as `Bundle`; or it cannot be fetched.
+    """
+    if path is None and not default.exists():
+        with closing(open_hub()) as hub:
+            fetch_bundle(default, report, hub)
+    return Bundle(path or default)
+
+
+def fetch_bundle(destination: Path, report: Report, hub: Hub, clock: Clock = SYSTEM_CLOCK) -> None:
+    """Download the bundle, whole and verified or not at all.
+
+    Args:
+        destination: the path of the zip file.
+        report: receives the progress.
+        hub: the server to download from.
+        clock: stamps the events.
+
+    Raises:
+        DataError: it cannot be had.
+        DiskError: it cannot be stored.
+    """
+    remote = RemoteFile(f"{hub.endpoint}/eval_bundle.zip", BUNDLE_BYTES, BUNDLE_SHA256, None)
+    hub = replace(hub, note=lambda text: report(Noted(clock(), text)))
+
+    def progress(done: int) -> None:
+        report(Progressed(clock(), destination.name, done, BUNDLE_BYTES, "bytes"))
+
+    try:
+        download(hub, remote, destination, progress)
+    except (DataError, NotFound) as error:
+        remedy = f"Check the network, or copy {remote.url} here by other means: `bundle`."
+        raise DataError(error.problem, remedy) from error
+
+
+def _folder_of_data(path: Path) -> Path:
+    for folder in (path, path / "eval_bundle"):
+        if (folder / _DATA).is_dir():
+            return folder / _DATA
+    raise NotFound(
+        f"{path} has no folder {_DATA}, so it is no bundle of CORE's tasks.",
+        f"Give the folder or the zip file of {BUNDLE_ADDRESS} with `bundle`.",
+    )
+
+
+def _sha256_of(path: Path) -> str:
+    try:
+        return hashlib.sha256(read_regular(path, MOST_FILE_BYTES)).hexdigest()
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {reason_of(error)}.", "Check what it is and who may read it."
+        ) from error

@@ -1,0 +1,214 @@
+"""`mlxchat eval base` from the outside, and the loss on texts of one's own."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import typer
+from support.core_bundle import MADE, made_bundle
+from support.core_goldens import core_model
+from support.models import BYTES, network, saved_in
+
+import mlxchat
+from mlxchat.checkpoint.layout import SavedModel
+from mlxchat.cli import evaluate_base
+from mlxchat.cli.evaluate_base import eval_base_command
+from mlxchat.config.inference import BaseEvalConfig
+from mlxchat.errors import ConfigError, DataError, MlxchatError, NotFound
+from mlxchat.evaluate.loss import bits_per_byte, lay_out_text
+from mlxchat.evaluate.text import require_texts, text_loss
+from mlxchat.runtime import mx
+from mlxchat.telemetry.events import Evaluated, Event, Progressed
+
+# Texts
+
+
+def by_hand(saved: SavedModel, ids: list[int], context: int) -> float:
+    """The nats of all tokens but the first, a piece of the context at a time."""
+    nats = 0.0
+    for start in range(0, len(ids) - 1, context):
+        piece = ids[start : start + context + 1]
+        logits = saved.model(mx.array([piece[:-1]]))[0]
+        for place, token in enumerate(piece[1:]):
+            row = [float(value) for value in logits[place].tolist()]
+            nats += math.log(sum(map(math.exp, row))) - row[token]
+    return nats
+
+
+def test_a_text_is_predicted_piece_by_piece(tmp_path: Path) -> None:
+    saved, text = network(sequence_len=32), "Naïve cows say moo.\n\n\nTwice, and a third time.\n"
+    path = tmp_path / "cow.txt"
+    path.write_text(text, "utf-8")
+    events: list[Event] = []
+    found = text_loss(saved, path, events.append)
+    ids = [BYTES.bos, *BYTES.encode(text)]
+    nats = by_hand(saved, ids, 32)
+    assert found.tokens == len(ids) - 1 and found.documents == 1
+    assert found.loss == pytest.approx(nats / found.tokens, rel=1e-5)
+    assert found.bits_per_byte == pytest.approx(nats / math.log(2) / len(text.encode()), rel=1e-5)
+    assert found.perplexity == pytest.approx(math.exp(found.loss))
+    last = events[-1]
+    assert isinstance(last, Progressed) and last.done == last.total
+
+
+def test_each_row_of_a_file_is_a_text(tmp_path: Path) -> None:
+    saved, texts = network(), ["moo", "the calf says moo too", "no"]
+    path = tmp_path / "cows.jsonl"
+    path.write_text("".join(f"{json.dumps({'text': text})}\n" for text in texts))
+    found = text_loss(saved, path, lambda event: None)
+    nats = sum(by_hand(saved, [BYTES.bos, *BYTES.encode(text)], 512) for text in texts)
+    assert found.documents == 3 and found.tokens == sum(map(len, texts))
+    assert found.loss == pytest.approx(nats / found.tokens, rel=1e-5)
+
+
+def test_long_texts_are_encoded_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text("a line of text\n" * 50)
+    expected = text_loss(network(), path, lambda event: None)
+    monkeypatch.setattr("mlxchat.evaluate.text.ENCODED_AT_ONCE", 40)
+    assert text_loss(network(), path, lambda event: None) == expected
+
+
+def test_a_text_of_several_contexts_is_laid_out_in_rows_of_one() -> None:
+    batches = lay_out_text([list(range(10)), [5], [7, 8]], 0, 4)
+    rows = [
+        ([t for t in targets if t >= 0], list(ids))
+        for batch in batches
+        for ids, targets in zip(batch.ids.tolist(), batch.targets.tolist(), strict=True)
+    ]
+    assert sorted(targets for targets, _ in rows) == [[1, 2, 3, 4], [5, 6, 7, 8], [8], [9]]
+    *_, found = bits_per_byte(network().model.losses, batches, len(batches), BYTES)
+    assert isinstance(found, Evaluated) and found.tokens == 10
+
+
+def test_texts_that_cannot_be_measured_are_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="There is no file"):
+        require_texts([tmp_path / "none.txt"])
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(DataError, match="not of a kind that holds text"):
+        require_texts([tmp_path / "a.png"])
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(DataError, match=r"empty\.txt has no text to predict"):
+        text_loss(network(), tmp_path / "empty.txt", lambda event: None)
+
+
+# The command
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return saved_in(tmp_path / "model", core_model("modern"), conversational=False)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return made_bundle(tmp_path)
+
+
+def run(checkpoint: Path, json: bool = True, fresh: bool = False, **given: object) -> None:
+    config = BaseEvalConfig.model_validate(given)
+    eval_base_command(checkpoint=checkpoint, json=json, fresh=fresh, config=config)
+
+
+def facts(capsys: pytest.CaptureFixture[str]) -> Any:
+    return json.loads(capsys.readouterr().out)
+
+
+def test_json_has_every_score_text_and_sample(
+    model: Path, bundle: Path, tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "cow.txt"
+    text.write_text("The cow says moo.")
+    run(model, tasks=",".join(MADE), bundle=bundle, text=[str(text)], samples=True)
+    found = facts(capsys)
+    assert found["complete"] and found["model"] == str(model) and found["validation"] is None
+    core = found["core"]
+    assert [task["task"] for task in core["tasks"]] == list(MADE)
+    assert not core["all_tasks"] and core["max_per_task"] is None
+    for task in core["tasks"]:
+        assert task["score"] == task["right"] / task["problems"]
+        assert task["centered"] == pytest.approx(
+            (task["score"] - task["random"]) / (1 - task["random"])
+        )
+        assert task["centered_error"] >= task["error"] > 0
+        assert list(task["gpt2"]) == ["124M", "355M", "774M", "1.56B"]
+    assert core["core"] == pytest.approx(sum(task["centered"] for task in core["tasks"]) / 3)
+    assert Path(core["csv"]).parent == home / "base_eval"
+    [of_text] = found["texts"]
+    assert of_text["perplexity"] == pytest.approx(math.exp(of_text["loss"]))
+    assert len(found["samples"]) == 7
+
+
+def test_the_results_are_shown_in_words(
+    model: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(model, json=False, tasks="copa,bigbench_operators", bundle=bundle, max_per_task=12)
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert "GPT-2 124M" in lines[0] and lines[1].startswith("copa") and "60.0%" in lines[1]
+    assert "Mean centered score" in lines[3]
+    assert "(only 2 of 22 tasks, at most 12 examples each; mlxchat " in lines[3]
+    assert "bigbench_operators: 12 examples" in said.err
+
+
+def test_without_a_choice_what_there_is_is_measured(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(model)
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert len(found["samples"]) == 7 and found["core"] is None and found["complete"]
+    assert "The validation text is not measured." in said.err
+    assert "CORE is not measured: --core fetches" in said.err
+
+
+def test_validation_text_that_is_asked_for_has_to_be_there(model: Path) -> None:
+    with pytest.raises(MlxchatError, match="does not say what text the model was trained on"):
+        run(model, validation=True)
+
+
+def test_mistakes_are_told_before_the_model_is_read(tmp_path: Path, model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="There is no task 'mmlu'"):
+        run(model, tasks="mmlu")
+    with pytest.raises(NotFound, match=r"none\.txt"):
+        run(model, text=[str(tmp_path / "none.txt")])
+
+
+def test_ctrl_c_loses_nothing_that_is_complete(
+    model: Path,
+    bundle: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlxchat.evaluate.core.evaluate_core", interrupted)
+    with pytest.raises(typer.Exit) as ended:
+        run(model, tasks="copa", bundle=bundle, samples=True)
+    said = capsys.readouterr()
+    assert ended.value.exit_code == 130 and evaluate_base.INTERRUPTED in said.err
+    found = json.loads(said.out)
+    assert len(found["samples"]) == 7 and found["core"] is None and not found["complete"]
+
+
+# From Python
+
+
+def test_the_same_from_python(
+    model: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(model, tasks="copa,winograd", bundle=bundle)
+    found = facts(capsys)["core"]
+    events: list[Event] = []
+    loaded = mlxchat.load(model)
+    result = loaded.evaluate_core(["winograd", "copa"], bundle=bundle, report=events.append)
+    assert result.core == found["core"] and result.error == found["error"]
+    assert any("28 of 28 examples" in getattr(event, "text", "") for event in events)
+    with pytest.raises(ConfigError, match="There is no task 'x'"):
+        loaded.evaluate_core(["x"])
+    with pytest.raises(ConfigError, match="`max_per_task=0`"):
+        loaded.evaluate_core(max_per_task=0)
