@@ -10,7 +10,7 @@ import sysconfig
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
@@ -20,12 +20,12 @@ import typer
 from mlxchat import __version__
 from mlxchat.cli.options import PATH
 from mlxchat.cli.session import Interrupts
-from mlxchat.cli.supervise import Forwarding
+from mlxchat.cli.supervise import NO_CRASH, Forwarding
 from mlxchat.config.ranks import ANOTHER_ENDED, EXIT_CODE_FILE, backend_of_ranks
 from mlxchat.config.run import RunConfig
 from mlxchat.errors import DeviceError, NotFound
 from mlxchat.home import Home
-from mlxchat.system import own_command
+from mlxchat.system import kept_awake, own_command
 from mlxchat.ui.console import error as say_error
 from mlxchat.ui.console import say
 
@@ -64,16 +64,23 @@ RankTimeout = Annotated[
 ]
 
 
-def launch_if_asked(ranks: int, hosts: Path | None, patience: float) -> None:
+def launch_if_asked(
+    ranks: int, hosts: Path | None, patience: float, streaming: bool = False
+) -> None:
     """End with the exit code of this very command run as several ranks, if that is what was asked.
 
     Raises:
-        typer.BadParameter: both are given.
+        typer.BadParameter: both are given, or ranks of one machine would stream into one folder.
     """
     if backend_of_ranks() or (ranks == 1 and hosts is None):
         return
     if ranks > 1 and hosts:
         raise typer.BadParameter("--ranks cannot be combined with --hosts, which names all ranks.")
+    if ranks > 1 and streaming:
+        raise typer.BadParameter(
+            "--ranks cannot be combined with --streaming: two processes would drop each other's "
+            "shards. Get them first: mlxchat data fetch"
+        )
     raise typer.Exit(launch_on(hosts) if hosts else launch(ranks, patience))
 
 
@@ -89,10 +96,10 @@ def launch_on(hosts: Path) -> int:
         result = Path(folder) / "code"
         passed = f"--env={EXIT_CODE_FILE}={result}"
         command = [str(program), "--hostfile", str(hosts), passed, "--"]
-        with Forwarding() as forwarding:
+        with Forwarding(lambda: _pid_in(result)) as forwarding:
             code = forwarding.run([*command, *own_command("mlxchat", *sys.argv[1:])])
-        if result.exists():
-            return int(result.read_text())
+        if code_of_leader := _read(result):
+            return int(code_of_leader)
     say_error(
         "Rank 0 has not said how it ended.",
         "What it printed is above. The first host of the file must be this machine.",
@@ -100,11 +107,30 @@ def launch_on(hosts: Path) -> int:
     return code or os.EX_SOFTWARE
 
 
-def tell_launcher(code: int) -> None:
-    """Write the exit code where `launch_on` looks for it, if this is its rank 0."""
+def tell_launcher(code: int | None = None) -> None:
+    """Write the exit code where `launch_on` looks for it, if this is its rank 0.
+
+    Before it ends, its process number is there: mlx.launch passes no signal on.
+    """
     file = os.environ.get(EXIT_CODE_FILE)
     if file and os.environ.get("MLX_RANK") == "0" and Path(file).parent.is_dir():
-        Path(file).write_text(str(code))
+        _pid_file(Path(file)).write_text(str(os.getpid()))
+        if code is not None:
+            Path(file).write_text(str(code))
+
+
+def _pid_file(result: Path) -> Path:
+    return result.with_suffix(".pid")
+
+
+def _pid_in(result: Path) -> int | None:
+    """Return the process number of rank 0; None if it has not begun."""
+    found = _read(_pid_file(result))
+    return int(found) if found else None
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def launch(ranks: int, patience: float) -> int:
@@ -136,6 +162,8 @@ def launch(ranks: int, patience: float) -> int:
             code = forwarding.run(command, os.environ | addresses | own(0))
         for rank in failed:
             _show(rank, others[rank - 1], said[rank])
+    if code < 0 and -code not in NO_CRASH:
+        return os.EX_SOFTWARE  # rank 0 crashed: `--supervise` restarts all
     return code if code >= 0 else 128 - code
 
 
@@ -233,8 +261,10 @@ def joined(config: RunConfig, patience: float) -> "World":
 
     def late(error: DeviceError) -> None:
         say_error(error.problem, error.remedy)
+        tell_launcher(os.EX_SOFTWARE)
         os._exit(os.EX_SOFTWARE)
 
+    tell_launcher()
     world = connect(patience, late)
     given = config.model_dump(mode="json", include=config.model_fields_set)
     settings = {f"`{name}`": json.dumps(value) for name, value in given.items()}
@@ -242,9 +272,9 @@ def joined(config: RunConfig, patience: float) -> "World":
     return world
 
 
-def follow_run(kind: "type[Stage[Any, Any]]", world: "World") -> None:
+def follow_run(kind: "type[Stage[Any, Any]]", world: "World", stay_awake: bool) -> None:
     """Take part in a run that rank 0 leads; a signal here has rank 0 save and end."""
     from mlxchat.train.ranks import follow
 
-    with Interrupts(lambda: None) as interrupts:
+    with kept_awake() if stay_awake else nullcontext(), Interrupts(lambda: None) as interrupts:
         follow(kind, Home.from_environment(), world, interrupts.requested)

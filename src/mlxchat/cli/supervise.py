@@ -140,9 +140,14 @@ class Forwarding:
 
     The child has a session of its own, where the terminal does not reach it. Otherwise it would get
     each Ctrl-C twice, and take the second one for a request to end at once.
+
+    Args:
+        receiver: returns the number of the process that gets them in place of the child; None as
+            long as there is none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, receiver: Callable[[], int | None] = lambda: None) -> None:
+        self._receiver = receiver
         self.received: list[int] = []
         self._pending: deque[int] = deque()
         self._process: subprocess.Popen[bytes] | None = None
@@ -199,7 +204,12 @@ class Forwarding:
     def _forward(self) -> None:
         with suppress(IndexError):  # a signal can arrive anywhere in here
             while self._process is not None:
-                self._process.send_signal(self._pending.popleft())
+                number = self._pending.popleft()
+                if receiver := self._receiver():
+                    with suppress(ProcessLookupError):
+                        os.kill(receiver, number)
+                else:
+                    self._process.send_signal(number)
 
     def _suspend(self, number: int, frame: FrameType | None) -> None:
         """Stop both processes on Ctrl-Z, and continue both afterwards."""

@@ -66,12 +66,12 @@ def train_command(
     if dry_run:
         _dry_run(config, home, fresh, json)
         return
-    launch_if_asked(ranks, hosts, rank_timeout)
+    launch_if_asked(ranks, hosts, rank_timeout, config.streaming)
     from mlxchat.train.pretrain import Pretraining, run_pretraining
 
     world = joined(config, rank_timeout)
     if not world.leads:
-        follow_run(Pretraining, world)
+        follow_run(Pretraining, world, stay_awake)
         return
     with staying_awake(stay_awake, json):
         watch_run(
@@ -107,7 +107,7 @@ def sft_command(
 
     world = joined(config, rank_timeout)
     if not world.leads:
-        follow_run(FineTuning, world)
+        follow_run(FineTuning, world, stay_awake)
         return
     home = Home.from_environment()
     config = with_source(config, home)

@@ -110,7 +110,7 @@ class Stepped:
     seconds: Seconds  # since the end of the previous step, or of what came between
     position: Position
     memory: Memory
-    waited: Seconds | None = None  # of them, for the sums of all ranks; None of a single process
+    waited: Seconds | None = None  # for the step's sums over the ranks; None of a single process
 
 
 @dataclass(frozen=True)

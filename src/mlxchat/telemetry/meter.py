@@ -56,6 +56,7 @@ class Meter:
     stride: int = 1  # `losses` holds the steps that it divides
     started: Started | None = field(default=None, init=False)
     _recent: list[float] | None = field(default=None, init=False)  # None until a step is done
+    _waited: list[float] = field(default_factory=list, init=False)  # for ranks, in as many steps
 
     def update(self, event: Event) -> None:
         """Fold in an event; irrelevant events are ignored."""
@@ -63,7 +64,7 @@ class Meter:
             case Started():
                 self.started = event
                 self.step = event.step
-                self._recent = None
+                self._recent, self._waited = None, []
             case Stepped():
                 self._step(event)
             case Replanned() if self.started:
@@ -80,6 +81,8 @@ class Meter:
                 self._recent = []  # the first step compiles, so its time is not typical
             else:
                 self._recent = [*self._recent, event.seconds][-RATE_STEPS:]
+                if event.waited is not None:
+                    self._waited = [*self._waited, event.waited][-RATE_STEPS:]
         if math.isfinite(event.loss):
             self.loss_sum = SMOOTHING * self.loss_sum + (1 - SMOOTHING) * event.loss
             self.loss_weight = SMOOTHING * self.loss_weight + (1 - SMOOTHING)
@@ -129,6 +132,17 @@ class Meter:
         """Mean of the recent steps; None with fewer than `LEAST_RECENT_STEPS` of them."""
         recent = self._recent or ()
         return sum(recent) / len(recent) if len(recent) >= LEAST_RECENT_STEPS else None
+
+    @property
+    def waiting_share(self) -> float | None:
+        """The share of the recent steps in which ranks waited for sums; None of one process.
+
+        A step is launched while the one before is still counted, so single steps say little.
+        """
+        seconds = self.seconds_per_step
+        if not seconds or not self._waited:
+            return None
+        return min(1.0, sum(self._waited) / len(self._waited) / seconds)
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -259,7 +259,9 @@ def _require_all_ready(world: World, fault: str) -> None:
     Raises:
         DataError: one cannot.
     """
-    for rank, found in enumerate(world.gather_texts(fault)):
+    with world.patient(START_PATIENCE):  # one may have to fetch its data
+        faults = world.gather_texts(fault)
+    for rank, found in enumerate(faults):
         if found:
             raise DataError(
                 f"Rank {rank}: {found}",

@@ -11,7 +11,7 @@ from mlxchat.checkpoint.files import require_connected
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import Batch
 from mlxchat.device_failures import explained
-from mlxchat.errors import ConfigError, command
+from mlxchat.errors import BackendError, ConfigError, command
 from mlxchat.telemetry.events import Ended, Event, Noted, Replanned, Started
 from mlxchat.telemetry.log import RunLog
 from mlxchat.telemetry.meter import Meter
@@ -24,6 +24,7 @@ from mlxchat.train.parts import never, opened_batches, step_parts
 from mlxchat.train.ranks import Leader, dismiss, send
 from mlxchat.train.resume import resume
 from mlxchat.train.stage import Prepared, Stage
+from mlxchat.train.world import RanksDifferError
 
 
 def run(
@@ -142,6 +143,7 @@ def _begin(
 ) -> Generator[Event, None, Prepared]:
     """Prepare a new run; with ``fresh``, an earlier one is set aside once that has succeeded."""
     state, notes = yield from stage.prepare(documents, resources(stage.config.dtype), started_at)
+    stage.world.rows(state.plan.rows_per_step)
     if fresh:
         yield from _set_aside(stage)
     return Prepared(state, (state.plan.summary(), *notes))
@@ -216,6 +218,12 @@ def _events(
                 yield from _keep_deadline(activities, event, now)
     except NotFiniteError as error:
         raise diverged(error, stage.folder, activities.documents.names) from error
+    except RanksDifferError as error:
+        raise BackendError(
+            str(error),
+            "One of the machines computes wrongly. What was saved since they last agreed, at the "
+            "evaluation before, may be wrong too: remove it before you resume.",
+        ) from error
 
 
 def _better_step(stage: Stage[Any, Any]) -> Iterator[Event]:

@@ -21,8 +21,15 @@ from mlxchat.runtime import mx
 
 SUMMED_BYTES = 32 * 2**20  # summed at a time, so that copies of the gradients take little memory
 
+COMPARED = 2**22  # words of an array at a time
+WORDS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32}  # by the size of an array's numbers
+
 Late = Callable[[DeviceError], None]
 """Ends the process with that error, called in a thread of its own: the main thread hangs."""
+
+
+class RanksDifferError(Exception):
+    """Two ranks have different weights. It is no `MlxchatError`, on which a run saves its step."""
 
 
 class World:
@@ -106,6 +113,7 @@ class World:
         began, summed = time.perf_counter(), Arrays()
         for names in list(_pieces(arrays)):
             flat = mx.concatenate([arrays[name].reshape(-1) for name in names])
+            mx.eval(flat)
             total = mx.distributed.all_sum(flat, group=self._group, stream=self._stream)
             self._evaluate(total)
             ends = np.cumsum([arrays[name].size for name in names])[:-1].tolist()
@@ -124,17 +132,15 @@ class World:
         """Check that all ranks have the same arrays, by a checksum of every bit.
 
         Raises:
-            DeviceError: one has others.
+            RanksDifferError: one has others.
         """
         if self._group is None:
             return
         sums = self.gather([_checksum(array) for array in arrays.values()])
         for name, column in zip(arrays, sums.T, strict=True):
             if others := [rank for rank, each in enumerate(column) if each != column[0]]:
-                raise DeviceError(
-                    f"After step {step:,}, {name} of rank {others[0]} is not that of rank 0.",
-                    "One of the machines computes wrongly, or another version of MLX. What was "
-                    "saved before is kept: repeat the command to resume.",
+                raise RanksDifferError(
+                    f"At step {step:,}, {name} of rank {others[0]} is not that of rank 0."
                 )
 
     def seconds_waited(self) -> float | None:
@@ -159,22 +165,10 @@ class World:
 
     def _evaluate(self, array: mx.array) -> None:
         try:
-            with self._watched():
+            with watched(self._patience, self._late):
                 mx.eval(array)
         except RuntimeError as error:
             raise lost(f"{ANOTHER_ENDED}: {reason_of(error)}.") from error
-
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Give up after `patience`, from a thread: one that hangs cannot be woken up."""
-        silent = lost(f"Another rank has not answered for {self._patience:.0f} s.")
-        timer = threading.Timer(self._patience, self._late, [silent])
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
 
 
 ALONE = World()
@@ -194,10 +188,23 @@ def connect(patience: float, late: Late) -> World:
     if backend is None:
         return ALONE
     try:
-        group = mx.distributed.init(strict=True, backend=backend)
+        with watched(patience, late):
+            group = mx.distributed.init(strict=True, backend=backend)
     except (RuntimeError, ValueError) as error:
         raise lost(f"The ranks could not connect ({backend}): {reason_of(error)}.") from error
     return World(group, backend != "nccl", patience, late)
+
+
+@contextmanager
+def watched(patience: float, late: Late) -> Iterator[None]:
+    """Give up after ``patience``, from a thread: a main thread that hangs cannot be woken up."""
+    timer = threading.Timer(patience, late, [lost(f"Another rank is silent for {patience:.0f} s.")])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def lost(problem: str) -> DeviceError:
@@ -210,11 +217,12 @@ def lost(problem: str) -> DeviceError:
 
 
 def _pieces(arrays: Arrays) -> Iterator[list[str]]:
-    """Divide arrays among pieces of one dtype and about `SUMMED_BYTES`; yields their names."""
+    """Divide arrays among pieces of one dtype, of `SUMMED_BYTES` or one array; yields names."""
     piece: list[str] = []
     held = 0
     for name, array in sorted(arrays.items(), key=lambda item: (str(item[1].dtype), item[0])):
-        if piece and (held >= SUMMED_BYTES or array.dtype != arrays[piece[-1]].dtype):
+        full = held + array.nbytes > SUMMED_BYTES
+        if piece and (full or array.dtype != arrays[piece[-1]].dtype):
             yield piece
             piece, held = [], 0
         piece.append(name)
@@ -224,10 +232,15 @@ def _pieces(arrays: Arrays) -> Iterator[list[str]]:
 
 
 def _checksum(array: mx.array) -> float:
-    """Return the sum of an array's bits in words, modulo 2^32."""
-    words = mx.view(array.reshape(-1), mx.uint8).astype(mx.uint32)
-    odd = mx.arange(words.size, dtype=mx.uint32) * 2 + 1  # so that two words exchanged are noticed
-    return float(np.array((words * odd).sum()))
+    """Return the sum of an array's words, each times an odd number of its place, modulo 2^32."""
+    words = mx.view(array.reshape(-1), WORDS[array.itemsize])
+    odd = mx.arange(COMPARED, dtype=mx.uint32) * 2 + 1  # two words that are exchanged are noticed
+    total = mx.array(0, mx.uint32)
+    for first in range(0, words.size, COMPARED):
+        piece = words[first : first + COMPARED].astype(mx.uint32)
+        total = total * 3 + (piece * odd[: piece.size]).sum()
+        mx.eval(total)  # no more than one piece is held at a time
+    return float(np.array(total))
 
 
 def _or(numbers: Sequence[int]) -> str:

@@ -172,8 +172,8 @@ def _numbers(meter: Meter, latest: Stepped | None, waited: float) -> list[list[C
         speed.append(Cell("MFU", f"{meter.mfu:.1%}"))
     if meter.matmul_share is not None:
         speed.append(Cell("of a matmul", f"{meter.matmul_share:.1%}"))
-    if latest and latest.waited is not None and latest.seconds:
-        speed.append(Cell("waiting for ranks", f"{latest.waited / latest.seconds:.0%}"))
+    if meter.waiting_share is not None:
+        speed.append(Cell("waiting for ranks", f"{meter.waiting_share:.0%}"))
     speed.append(Cell("elapsed", duration(meter.elapsed + waited)))
     speed.append(Cell("left", "–" if left is None else duration(max(0.0, left - waited))))
     if not latest:

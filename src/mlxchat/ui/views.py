@@ -79,8 +79,8 @@ def step_line(event: Stepped, meter: Meter) -> str:
         parts.append(f"MFU {meter.mfu:.1%}")
     if meter.matmul_share is not None:
         parts.append(f"{meter.matmul_share:.1%} of a matmul")
-    if event.waited is not None and event.seconds:
-        parts.append(f"{event.waited / event.seconds:.0%} waiting for ranks")
+    if meter.waiting_share is not None:
+        parts.append(f"{meter.waiting_share:.0%} waiting for ranks")
     if meter.seconds_left is not None:
         parts.append(f"{duration(meter.seconds_left)} left")
     return ", ".join(parts)
