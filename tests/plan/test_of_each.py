@@ -1,9 +1,16 @@
 """How the rows of a step are divided among ranks, and each rank's among micro-batches."""
 
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from mlxchat.errors import MlxchatError
 from mlxchat.plan.memory import BatchPlan
+from mlxchat.runtime import mx
+from mlxchat.train import world
 from mlxchat.train.world import ALONE, World
 
 
@@ -33,8 +40,34 @@ def test_a_single_rank_exchanges_nothing() -> None:
 
 
 def test_rows_that_cannot_be_divided_are_refused_with_the_numbers_that_can() -> None:
-    world = World()
-    world.size = 4
+    four = World()
+    four.size = 4
     with pytest.raises(MlxchatError, match="The 6 rows of a step cannot be divided") as raised:
-        world.rows(6)
+        four.rows(6)
     assert raised.value.remedy.startswith("Use 1, 2, 3 or 6 ranks")
+
+
+def test_weights_that_differ_in_a_bit_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world, "COMPARED", 4)
+    mine = {"a": mx.arange(10, dtype=mx.float32), "b": mx.zeros(3, mx.bfloat16)}
+    others = [
+        {**mine, "a": mx.array([0, 1, 2, 3, 4, 5, 6, 7, 9, 8], mx.float32)},
+        {**mine, "b": mx.array([0, 0, -0.0], mx.bfloat16)},
+    ]
+    for other, name in zip(others, mine, strict=True):
+        pair = Pair([world._checksum(array) for array in other.values()])
+        with pytest.raises(world.RanksDifferError, match=f"At step 7, {name} of rank 1"):
+            pair.require_equal(mine, 7)
+    Pair([world._checksum(array) for array in mine.values()]).require_equal(mine, 7)
+
+
+class Pair(World):
+    """Two ranks, of which the other one's numbers are given."""
+
+    def __init__(self, other: list[float]) -> None:
+        super().__init__()
+        self._group = cast(mx.distributed.Group, object())
+        self._other = other
+
+    def gather(self, numbers: Sequence[float]) -> npt.NDArray[np.float64]:
+        return np.array([numbers, self._other])

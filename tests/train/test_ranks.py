@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from psutil import Process
 
 from mlxchat.checkpoint import store
 from mlxchat.cli.ranks import environment, own
@@ -245,12 +246,55 @@ def test_an_interrupt_on_any_rank_saves_once(tmp_path: Path, tokenizer: Path, ra
     assert len(store.steps(Home(tmp_path).run("run"))) == 1
 
 
-@pytest.mark.slow
-def test_the_launcher_shows_why_another_rank_failed(tmp_path: Path, tokenizer: Path) -> None:
-    words = own_command("mlxchat", "train", "--ranks=2", *options(tokenizer_dir=tokenizer))
-    done = subprocess.run(
-        words, env=os.environ | {"MLXCHAT_HOME": str(tmp_path)}, capture_output=True, text=True
+def launcher(home: Path, *words: str) -> "subprocess.Popen[str]":
+    """Start `mlxchat train` with more words, as a shell does."""
+    return subprocess.Popen(
+        own_command("mlxchat", "train", *words),
+        env=os.environ | {"MLXCHAT_HOME": str(home)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    assert done.returncode == 0, done.stderr
-    assert "12/12" in done.stdout
-    assert "rank 1" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_launcher_ends_as_rank_0_does(tmp_path: Path, tokenizer: Path) -> None:
+    with launcher(tmp_path, "--ranks=2", *options(tokenizer_dir=tokenizer)) as process:
+        said = process.communicate(timeout=120)[1]
+    assert (process.returncode, said) == (0, "")
+    # Rows that cannot be divided are refused before the run is set aside.
+    words = ["--ranks=3", "--fresh", *options(tokenizer_dir=tokenizer)]
+    with launcher(tmp_path, *words) as process:
+        said = process.communicate(timeout=120)[1]
+    assert process.returncode == 1
+    assert "The 8 rows of a step cannot be divided evenly among 3 ranks." in said
+    assert "rank 1:" not in said
+    assert store.steps(Home(tmp_path).run("run"))[-1] == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed_is_one_to_restart(
+    tmp_path: Path, tokenizer: Path, rank: int
+) -> None:
+    words = ["--ranks=2", *options(tokenizer_dir=tokenizer, num_iterations=20_000)]
+    with launcher(tmp_path, *words) as process:
+        deadline = time.monotonic() + 60
+        while not store.steps(Home(tmp_path).run("run")):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        ranks = {child.environ()["MLX_RANK"]: child for child in Process(process.pid).children()}
+        ranks[str(rank)].kill()
+        said = process.communicate(timeout=120)[1]
+    assert process.returncode == os.EX_SOFTWARE
+    assert ("rank 1: ended by SIGKILL" in said) == (rank == 1)
+
+
+@pytest.mark.slow
+def test_on_the_hosts_of_a_file(tmp_path: Path, tokenizer: Path) -> None:
+    hosts = tmp_path / "hosts.json"
+    hosts.write_text(json.dumps([{"ssh": "127.0.0.1", "ips": ["127.0.0.1"]}] * 2))
+    with launcher(tmp_path, f"--hosts={hosts}", *options(tokenizer_dir=tokenizer)) as process:
+        process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert store.steps(Home(tmp_path).run("run"))[-1] == 12

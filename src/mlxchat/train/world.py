@@ -198,7 +198,8 @@ def connect(patience: float, late: Late) -> World:
 @contextmanager
 def watched(patience: float, late: Late) -> Iterator[None]:
     """Give up after ``patience``, from a thread: a main thread that hangs cannot be woken up."""
-    timer = threading.Timer(patience, late, [lost(f"Another rank is silent for {patience:.0f} s.")])
+    silent = lost(f"Another rank has not answered for {patience:.0f} s.")
+    timer = threading.Timer(patience, late, [silent])
     timer.daemon = True
     timer.start()
     try:
