@@ -194,12 +194,15 @@ def break_model(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     monkeypatch.setattr(GPT, "logits", failing)
 
 
-def break_reading(monkeypatch: pytest.MonkeyPatch, longest: int) -> None:
-    """Let passes of more positions than that fail."""
+def break_reading(
+    monkeypatch: pytest.MonkeyPatch, longest: int, begun: threading.Event | None = None
+) -> None:
+    """Let passes of more positions than that fail, once ``begun`` is set."""
     features = GPT.features
 
     def failing(self: GPT, ids: mx.array, *rest: Any) -> mx.array:
         if ids.shape[1] > longest:
+            assert begun is None or begun.wait(WAIT)
             raise RuntimeError(EXHAUSTED)
         return features(self, ids, *rest)
 
@@ -265,9 +268,11 @@ def test_a_prompt_that_cannot_be_read_ends_no_other_answer(
 def test_a_model_that_can_read_nothing_is_dead(
     classic: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    break_reading(monkeypatch, longest=0)
+    all_queued = threading.Event()
+    break_reading(monkeypatch, longest=0, begun=all_queued)
     with scheduling(classic, slots=1) as scheduler:
         answers = [ask(scheduler, wanted()) for _ in range(MOST_FAILURES + 1)]
+        all_queued.set()
         for answer in answers:
             assert answer.ended.wait(WAIT)
         assert [type(answer.end) for answer in answers] == [DeviceError] * MOST_FAILURES + [Closed]

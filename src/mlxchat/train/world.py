@@ -22,7 +22,7 @@ from mlxchat.runtime import mx
 SUMMED_BYTES = 32 * 2**20  # summed at a time, so that copies of the gradients take little memory
 
 COMPARED = 2**22  # words of an array at a time
-WORDS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32}  # by the size of an array's numbers
+WORD_TYPES = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32}  # by the size of an array's numbers
 
 Late = Callable[[DeviceError], None]
 """Ends the process with that error, called in a thread of its own: the main thread hangs."""
@@ -234,7 +234,7 @@ def _pieces(arrays: Arrays) -> Iterator[list[str]]:
 
 def _checksum(array: mx.array) -> float:
     """Return the sum of an array's words, each times an odd number of its place, modulo 2^32."""
-    words = mx.view(array.reshape(-1), WORDS[array.itemsize])
+    words = mx.view(array.reshape(-1), WORD_TYPES[array.itemsize])
     odd = mx.arange(COMPARED, dtype=mx.uint32) * 2 + 1  # two words that are exchanged are noticed
     total = mx.array(0, mx.uint32)
     for first in range(0, words.size, COMPARED):
