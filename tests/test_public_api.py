@@ -183,6 +183,7 @@ def test_a_model_is_found_by_name_by_folder_and_as_the_newest(runs: Home) -> Non
     assert "quickstart-sft: classic, depth 1, conversational" in repr(mlxchat.load())
 
 
+@pytest.mark.slow
 def test_another_home_is_given_by_keyword(trained_home: Path, home: Path, tmp_path: Path) -> None:
     model = mlxchat.load("quickstart", home=trained_home)
     exported = model.export("mlx-lm", tmp_path / "out")
@@ -378,6 +379,7 @@ def test_wrong_settings_are_config_errors_that_name_them(
         mlxchat.pretrain(**settings)
 
 
+@pytest.mark.slow
 def test_a_missing_model_is_an_error_of_iterating(runs: Home) -> None:
     tuning = mlxchat.fine_tune(source="nope", data=["builtin"])
     for run in (mlxchat.pretrain(init_from="nope"), tuning):

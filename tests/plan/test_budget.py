@@ -472,6 +472,7 @@ def run(home: Path, clock: Charged, stop_at: int = 0, config: PretrainConfig = T
     return seen
 
 
+@pytest.mark.slow
 def test_a_run_ends_when_its_budget_does(prepared: Path, clock: Charged) -> None:
     began = clock.now
     events = run(prepared, clock)

@@ -135,10 +135,13 @@ USUAL = {  # what makes a command succeed, and soon
     "checkpoints list": "",
     "checkpoints verify": "",
     "checkpoints prune": "--keep 1",
+    "eval base": "--samples",
     "eval chat": "--tasks spelling --max-problems 2 --max-tokens 4",
 }
-LONG = {"train", "sft", "scaling", "serve", "quickstart", "bench", "monitor", "doctor", "eval chat"}
+LONG = {"train", "sft", "scaling", "serve", "quickstart", "bench", "monitor", "doctor"}
+LONG |= {"eval base", "eval chat"}
 """Commands that may run for so long that they are asked to end."""
+NOT_DRAWN = {"--ranks"}  # starts processes that would outlive an example
 
 USED = {  # the files that a command reads when it is run as in `USUAL`
     "train": ["home/base_checkpoints/**/*", "home/tokenizer_*/*", "home/logs/base/*"],
@@ -377,7 +380,8 @@ def _options(command: str) -> list[Any]:
     found: Any = typer.main.get_command(app)
     for word in command.split():
         found = found.commands[word]
-    return [parameter for parameter in found.params if parameter.param_type_name == "option"]
+    options = [each for each in found.params if each.param_type_name == "option"]
+    return [each for each in options if not NOT_DRAWN.intersection(each.opts)]
 
 
 def _value(draw: random.Random, option: Any) -> list[str]:

@@ -41,6 +41,7 @@ RankCount = Annotated[
     int,
     typer.Option(
         min=1,
+        max=64,
         help="Processes on this machine that train together, each with its share of every step's "
         "rows: one for each GPU.",
     ),
