@@ -13,7 +13,6 @@ processor, which other programs on the machine disturb less.
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +23,6 @@ import numpy as np
 import rounds
 from tasks import random_model, saved_model
 
-from mlxchat import runtime
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.evaluate.answers import padded
 from mlxchat.evaluate.core_prompts import CoreExample, encode_examples
@@ -144,14 +142,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         texts = [text for content in contents.values() for text in content.decode().splitlines()]
         saved = random_model(given.depth, given.vocab_size, texts, given.seed)
         model = f"Classic d{given.depth} with random weights"
-    weights = saved.model.named_parameters().values()
     return {
-        "model": model,
-        "parameters": sum(weight.size for weight in weights),
-        "vocabulary": saved.tokenizer.vocab_size,
-        "device": runtime.machine().device,
-        "load": os.getloadavg()[0],
-        "versions": rounds.versions("mlx"),
+        **rounds.circumstances(model, saved),
         "settings": {**vars(given), "bundle": str(given.bundle)},
         "tasks": [measure_task(saved, label, items[label], given.ways) for label in given.tasks],
     }

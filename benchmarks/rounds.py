@@ -264,6 +264,22 @@ def listed(*packages: str) -> str:
     return ", ".join(f"{name} {number}" for name, number in versions(*packages).items())
 
 
+def circumstances(name: str, saved: Any) -> dict[str, Any]:
+    """Return what was evaluated, a `SavedModel`, and on what machine."""
+    from mlxchat.runtime import (
+        machine,  # which starts MLX; most programs here leave that to workers
+    )
+
+    return {
+        "model": name,
+        "parameters": sum(weight.size for weight in saved.model.named_parameters().values()),
+        "vocabulary": saved.tokenizer.vocab_size,
+        "device": machine().device,
+        "load": os.getloadavg()[0],
+        "versions": versions("mlx"),
+    }
+
+
 def resident_peak() -> int:
     """The most bytes of this process that were ever in memory."""
     unit = 1 if sys.platform == "darwin" else 1024

@@ -12,7 +12,6 @@ ends an answer: what GSM8K takes of it is --max-tokens for each.
 
 import argparse
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -122,14 +121,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         solve(saved, task, of_task[: given.max_problems], given.batch_size, given.max_tokens)
         for task, of_task in every.items()
     ]
-    weights = saved.model.named_parameters().values()
     return {
-        "model": model,
-        "parameters": sum(weight.size for weight in weights),
-        "vocabulary": saved.tokenizer.vocab_size,
-        "device": runtime.machine().device,
-        "load": os.getloadavg()[0],
-        "versions": rounds.versions("mlx"),
+        **rounds.circumstances(model, saved),
         "settings": {name: str(value) for name, value in vars(given).items()},
         "tasks": tasks,
     }

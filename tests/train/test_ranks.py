@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from psutil import Process
+from psutil import Process, wait_procs
 
 from mlxchat.checkpoint import store
 from mlxchat.cli.ranks import environment, own
@@ -288,6 +288,22 @@ def test_a_rank_that_is_killed_is_one_to_restart(
         said = process.communicate(timeout=120)[1]
     assert process.returncode == os.EX_SOFTWARE
     assert ("rank 1: ended by SIGKILL" in said) == (rank == 1)
+
+
+@pytest.mark.slow
+def test_ranks_save_and_end_when_their_launcher_is_killed(tmp_path: Path, tokenizer: Path) -> None:
+    settings = {"num_iterations": 20_000, "sample_every": 0, "save_every": 10_000, "eval_every": 0}
+    words = ["--ranks=2", *options(tokenizer_dir=tokenizer, **settings)]
+    with launcher(tmp_path, *words) as process:
+        deadline = time.monotonic() + 60
+        while not Home(tmp_path).log("run").exists() or not log(tmp_path):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        ranks = Process(process.pid).children()
+        process.kill()
+        process.communicate(timeout=120)  # until the ranks have closed what they inherited
+    assert wait_procs(ranks, timeout=60)[1] == []
+    assert len(store.steps(Home(tmp_path).run("run"))) == 1
 
 
 @pytest.mark.slow

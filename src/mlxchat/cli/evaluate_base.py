@@ -41,7 +41,7 @@ NO_BUNDLE = "CORE is not measured: `core` fetches its tasks (8 MB), and takes ho
 
 @dataclass
 class BaseResults:
-    """What was measured; None or nothing for each part that was not, or is incomplete."""
+    """The results of an evaluation; a part that was not measured, or not wholly, is empty."""
 
     validation: Evaluated | None = None
     texts: "list[TextLoss]" = field(default_factory=list)

@@ -21,7 +21,7 @@ from mlxchat import __version__
 from mlxchat.cli.options import PATH
 from mlxchat.cli.session import Interrupts
 from mlxchat.cli.supervise import NO_CRASH, Forwarding
-from mlxchat.config.ranks import ANOTHER_ENDED, EXIT_CODE_FILE, backend_of_ranks
+from mlxchat.config.ranks import ANOTHER_ENDED, EXIT_CODE_FILE, LAUNCHER, backend_of_ranks
 from mlxchat.config.run import RunConfig
 from mlxchat.errors import DeviceError, NotFound
 from mlxchat.home import Home
@@ -184,10 +184,16 @@ def environment(ranks: int, folder: Path) -> dict[str, str]:
 
 
 def own(rank: int) -> dict[str, str]:
-    """Return the variables of one rank: its number, and the GPU of that number."""
+    """Return the variables of one rank: its number, the GPU of that number, and its launcher."""
     devices = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     device = devices[rank] if len(devices) > rank and devices[0] else str(rank)
-    return {"MLX_RANK": str(rank), "CUDA_VISIBLE_DEVICES": device}
+    launcher = str(os.getpid())
+    return {"MLX_RANK": str(rank), "CUDA_VISIBLE_DEVICES": device, LAUNCHER: launcher}
+
+
+def launcher_is_gone() -> bool:
+    """Return whether this is a rank whose launcher has ended: nobody would see it go on."""
+    return os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid())
 
 
 @contextmanager
@@ -274,8 +280,15 @@ def joined(config: RunConfig, patience: float) -> "World":
 
 
 def follow_run(kind: "type[Stage[Any, Any]]", world: "World", stay_awake: bool) -> None:
-    """Take part in a run that rank 0 leads; a signal here has rank 0 save and end."""
+    """Take part in a run that rank 0 leads.
+
+    A signal here has rank 0 save and end, and so has the end of the process that started the ranks.
+    """
     from mlxchat.train.ranks import follow
 
     with kept_awake() if stay_awake else nullcontext(), Interrupts(lambda: None) as interrupts:
-        follow(kind, Home.from_environment(), world, interrupts.requested)
+
+        def stop() -> bool:
+            return interrupts.requested() or launcher_is_gone()
+
+        follow(kind, Home.from_environment(), world, stop)

@@ -158,7 +158,7 @@ def _split(tasks: str | None) -> list[str]:
 
 
 class BaseEvalConfig(BaseModel):
-    """What a base model is measured by."""
+    """The measures of a base model, and what each of them takes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

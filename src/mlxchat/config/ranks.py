@@ -12,6 +12,7 @@ VARIABLES = {  # that mlx.launch, and `mlxchat train --ranks`, set for each back
 
 
 EXIT_CODE_FILE = "MLXCHAT_EXIT_CODE_FILE"  # where rank 0 writes how it ended: mlx.launch says 0
+LAUNCHER = "MLXCHAT_LAUNCHER"  # the number of the process that started this rank
 ANOTHER_ENDED = "A rank has ended, or was cut off"
 
 

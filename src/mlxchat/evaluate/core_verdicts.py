@@ -33,7 +33,7 @@ LOGITS = 2**24  # at a time
 
 @dataclass(frozen=True)
 class CoreVerdict:
-    """What a model makes of an example.
+    """A model's answer to an example, and whether it is right.
 
     Attributes:
         index: the example's number in its task.

@@ -1,4 +1,4 @@
-"""What the server answers, in OpenAI's form, as pydantic models."""
+"""The answers of the server in OpenAI's form, as pydantic models."""
 
 from typing import Literal
 

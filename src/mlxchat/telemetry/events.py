@@ -97,6 +97,11 @@ class Started:
     matmul_flops: Measured | None = None  # of a product here, in FLOP/s; None if not measured
     ranks: Count = 1  # processes that train together; both FLOP/s are those of all
 
+    @property
+    def where(self) -> str:
+        """The device, and how many ranks there are if they are several."""
+        return f"{self.ranks} ranks, {self.device}" if self.ranks > 1 else self.device
+
 
 @dataclass(frozen=True)
 class Stepped:

@@ -1,4 +1,4 @@
-"""What every rank of a run trains with: batches, rates, the parts of a step, evaluations."""
+"""The parts of a run that every rank has: batches, rates, steps and evaluations."""
 
 import math
 from collections.abc import Callable, Iterator

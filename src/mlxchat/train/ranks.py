@@ -38,7 +38,7 @@ START_PATIENCE = 3600.0  # seconds: rank 0 may have a tokenizer to train before 
 
 
 class Act(IntEnum):
-    """What rank 0 announces."""
+    """An announcement of rank 0: the act that follows."""
 
     STEP = 0
     EVALUATE = 1

@@ -144,7 +144,7 @@ def dashboard(
         wrapped = textwrap.wrap(text, inner, max_lines=SAMPLE_LINES, placeholder=" …")
         lines += [Text(), *(Text(line, style="italic") for line in wrapped)]
     started = meter.started
-    title = Text(f"{started.tag} · {started.device}" if started else "mlxchat")
+    title = Text(f"{started.tag} · {started.where}" if started else "mlxchat")
     title.truncate(inner, overflow="ellipsis")
     body = Group(*(unwrapped(line) for line in lines))
     return Panel(body, title=title, width=width, border_style="cyan")

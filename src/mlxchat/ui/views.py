@@ -37,8 +37,7 @@ def describe(event: Event, meter: Meter) -> str | None:
         case Started():
             begins = f"step {event.step:,} of {event.total_steps:,}"
             size = f"{event.parameters:,} parameters, {event.tokens_per_step:,} tokens per step"
-            where = f"{event.ranks} ranks, {event.device}" if event.ranks > 1 else event.device
-            return f"{event.tag}: {begins}, {size}, on {where}"
+            return f"{event.tag}: {begins}, {size}, on {event.where}"
         case Evaluated():
             bits = f"{event.bits_per_byte:.4f} bits per byte"
             if event.best:
