@@ -12,6 +12,8 @@ from mlxchat.checkpoint import files, trainer
 from mlxchat.checkpoint.layout import TRAINER
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig
+from mlxchat.data.documents import BuiltinDocuments
+from mlxchat.data.preparation import WHOLE_TEXT
 from mlxchat.errors import CheckpointError
 from mlxchat.home import STAGE_FOLDERS, Home
 from mlxchat.train.pretrain import Pretraining
@@ -87,7 +89,8 @@ def test_a_step_of_another_version_is_refused(
 
 def test_only_the_budget_recipe_uses_the_rest_of_long_documents(home: Path) -> None:
     def whole(**settings: Any) -> bool:
-        return Pretraining(PretrainConfig(**settings), Home(home)).whole_documents
+        stage = Pretraining(PretrainConfig(**settings), Home(home))
+        return stage.preparation(BuiltinDocuments(seed=0)) is WHOLE_TEXT
 
     assert whole(budget="1h")
     assert not whole(budget="1h", recipe="classic")

@@ -143,16 +143,20 @@ def _settings_of(annotation: Any) -> tuple[type[BaseModel], Without] | None:
 
 
 def _options(model: type[BaseModel], without: Without) -> list[inspect.Parameter]:
-    """Return an option per field, in panels titled by the declaring models, own fields first."""
-    options = []
+    """Return an option per field, in panels titled by the models that declare it first.
+
+    The fields of the model itself come before those that it inherits.
+    """
+    options: dict[str, inspect.Parameter] = {}
     for declaring in model.__mro__:
         if not issubclass(declaring, BaseModel) or declaring is BaseModel:
             continue
         panel = declaring.model_config.get("title")
         for name in inspect.get_annotations(declaring):
             if name in model.model_fields and name not in without:
-                options.append(_option(name, model.model_fields[name], panel))
-    return options
+                options.pop(name, None)  # the default of an inherited field was changed
+                options[name] = _option(name, model.model_fields[name], panel)
+    return list(options.values())
 
 
 def _option(name: str, field: FieldInfo, panel: str | None) -> inspect.Parameter:

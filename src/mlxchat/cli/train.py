@@ -103,14 +103,14 @@ def sft_command(
     newest checkpoint, repeat the same command.
     """
     launch_if_asked(ranks, hosts, rank_timeout)
-    from mlxchat.train.sft import FineTuning, run_fine_tuning, with_source
+    from mlxchat.train.sft import FineTuning, run_fine_tuning
 
     world = joined(config, rank_timeout)
     if not world.leads:
         follow_run(FineTuning, world, stay_awake)
         return
     home = Home.from_environment()
-    config = with_source(config, home)
+    config = FineTuning.with_source(config, home)
     with staying_awake(stay_awake, json):
         watch_run(
             lambda show, meter, stop: run_fine_tuning(
