@@ -1,4 +1,4 @@
-"""Settings of training on conversations, and of fine-tuning. Pure: quick to import."""
+"""Settings of supervised fine-tuning, most of them mid-training's too. Pure: quick to import."""
 
 from typing import ClassVar
 
@@ -119,5 +119,5 @@ class SftConfig(ConversationConfig):
     source: str | None = Field(
         None,
         description="Model to fine-tune: the name of a run, or a model directory. Default: the "
-        "base model saved last.",
+        "base or mid-trained model saved last.",
     )

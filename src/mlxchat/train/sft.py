@@ -234,9 +234,9 @@ class ConversationStage(Stage[Tuning, ChatDocuments]):
 
 
 class FineTuning(ConversationStage[SftConfig]):
-    """The stage after pretraining, which learns what the assistant says."""
+    """The stage after pretraining or mid-training, which learns what the assistant says."""
 
     name = "fine-tuning"
     settings = SftConfig
-    after = ("pretraining",)
+    after = ("pretraining", "mid-training")
     prepared = ANSWERS
