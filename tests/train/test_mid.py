@@ -269,9 +269,12 @@ def test_each_stage_begins_with_the_newest_of_those_before(
     home = Home(based)
     assert MidTraining.with_source(MidConfig(), home).source == "classic"
     run(based, num_iterations=1, eval_every=0)
-    tuned = SftConfig.model_validate(settings(based, num_iterations=1, eval_every=0))
+    changed = {"num_iterations": 1, "eval_every": 0, "validation_share": 0.1}
+    tuned = SftConfig.model_validate(settings(based, **changed))
     assert FineTuning.with_source(tuned, home).source == "classic-mid"
-    list(run_fine_tuning(tuned, home, lambda _: None))
+    events = list(run_fine_tuning(tuned, home, lambda _: None))
+    [note] = [e.text for e in events if isinstance(e, Noted) and "held out now" in e.text]
+    assert "classic-mid was trained with a validation share of 0.02: at 0.1" in note
     history = history_of(newest(based, "classic-mid-sft", "fine-tuning"), home)
     assert [(each.stage, each.run, each.began_with) for each in history.trainings] == [
         ("pretraining", "classic", None),

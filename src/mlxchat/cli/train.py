@@ -98,9 +98,9 @@ def mid_command(
 
     All of a conversation is learnt, what the user says and answers with
     "weight": 0 too, and rows are packed without gaps. This is nanochat's
-    mid-training: it pays with a large mixture of talk, questions and tools.
-    With a few thousand conversations, go straight to sft. Files may be what sft
-    takes. To resume from the newest checkpoint, repeat the same command.
+    mid-training, meant for a large mixture of talk, questions and tools; if
+    you have a few thousand conversations, go straight to sft, which takes the
+    same files. To resume from the newest checkpoint, repeat the same command.
     """
     launch_if_asked(ranks, hosts, rank_timeout)
     from mlxchat.train.mid import MidTraining, run_mid_training

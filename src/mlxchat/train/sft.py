@@ -29,13 +29,17 @@ from mlxchat.train.base import load_base, read_base
 from mlxchat.train.resume import SavedRun, TrainState, new_optimizer, read_saved
 from mlxchat.train.run import run
 from mlxchat.train.sft_plan import conversation_plan, survey
-from mlxchat.train.stage import Prepared, Stage
+from mlxchat.train.stage import Prepared, Stage, share_held_out
 from mlxchat.train.world import ALONE, World
 
 OF_EARLIER_VERSION = (
     "An earlier version of mlxchat saved this run. It packed conversations into rows in another "
     "order and skipped more of them. The run resumes as this version reads and packs them, so it "
     "will not end as it would have there."
+)
+SEEN_BEFORE = (
+    "{} was trained with a validation share of {:g}: at {:g}, it may have learnt some of the "
+    "conversations that are held out now. Set `validation_share={:g}` to compare with it."
 )
 WEIGHT = re.compile(r":[\d.e+-]+$")  # of a source of conversations
 
@@ -221,7 +225,10 @@ class ConversationStage(Stage[Tuning, ChatDocuments]):
         if config.load_optimizer:
             optimizer.state = trainer.read_optimizer(folder, optimizer.state)
         state = TrainState(plan, tokenizer, model, optimizer, 0, LoaderState(), before)
-        return Prepared(state, ())
+        share, now = share_held_out(folder, home), config.validation_share
+        seen = share is not None and share < now
+        notes = (SEEN_BEFORE.format(config.source, share, now, share),) if seen else ()
+        return Prepared(state, notes)
 
     def prompts(
         self, tokenizer: Tokenizer, documents: ChatDocuments
