@@ -143,20 +143,20 @@ def _settings_of(annotation: Any) -> tuple[type[BaseModel], Without] | None:
 
 
 def _options(model: type[BaseModel], without: Without) -> list[inspect.Parameter]:
-    """Return an option per field, in panels titled by the models that declare it first.
+    """Return an option per field, in panels titled by the declaring models, own fields first.
 
-    The fields of the model itself come before those that it inherits.
+    A field that is declared again, with another default, stays in the panel of the first.
     """
-    options: dict[str, inspect.Parameter] = {}
+    options = []
     for declaring in model.__mro__:
         if not issubclass(declaring, BaseModel) or declaring is BaseModel:
             continue
         panel = declaring.model_config.get("title")
+        above = {name for base in declaring.__mro__[1:] for name in inspect.get_annotations(base)}
         for name in inspect.get_annotations(declaring):
-            if name in model.model_fields and name not in without:
-                options.pop(name, None)  # the default of an inherited field was changed
-                options[name] = _option(name, model.model_fields[name], panel)
-    return list(options.values())
+            if name in model.model_fields and name not in without | above:
+                options.append(_option(name, model.model_fields[name], panel))
+    return options
 
 
 def _option(name: str, field: FieldInfo, panel: str | None) -> inspect.Parameter:
