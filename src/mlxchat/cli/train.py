@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlxchat.cli.options import Fresh, Json, StayAwake
+from mlxchat.cli.options import First, Fresh, Json, StayAwake
 from mlxchat.cli.ranks import (
     Hosts,
     RankCount,
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 
 def train_command(
-    config: PretrainConfig,
+    config: Annotated[
+        PretrainConfig, First("depth", "budget", "dataset", "model_tag", "memory_limit")
+    ],
     fresh: Fresh = False,
     supervise: Annotated[
         bool,
@@ -85,7 +87,7 @@ def train_command(
 
 
 def sft_command(
-    config: SftConfig,
+    config: Annotated[SftConfig, First("source", "data", "identity", "epochs", "model_tag")],
     fresh: Fresh = False,
     ranks: RankCount = 1,
     hosts: Hosts = None,
@@ -122,7 +124,12 @@ def sft_command(
         _say_how_to_talk(home.run(config.tag))
 
 
-def info_command(config: PretrainConfig, json: Json = False) -> None:
+def info_command(
+    config: Annotated[
+        PretrainConfig, First("depth", "budget", "dataset", "model_tag", "memory_limit")
+    ],
+    json: Json = False,
+) -> None:
     """Show the size of a model, and the time and memory that training it takes here.
 
     Takes the same options as train.

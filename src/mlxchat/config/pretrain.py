@@ -82,6 +82,7 @@ class DataConfig(BaseModel):
     dataset: str = Field(
         DEFAULT_DATASET,
         pattern=NAME_PATTERN,
+        json_schema_extra={"metavar": "NAME"},
         description=f"{dataset_names()}, builtin, or the name of your own text added with "
         "`mlxchat data fetch`.",
     )
@@ -169,11 +170,13 @@ class PretrainConfig(RunConfig, DataConfig):
     )
     init_from: str | None = Field(
         None,
+        json_schema_extra={"metavar": "MODEL"},
         description="Start from the weights of this model: the name of a run, or a model "
         "directory. The run takes over its shape and tokenizer.",
     )
     budget: str | None = Field(
         None,
+        json_schema_extra={"metavar": "TIME"},
         description="Total time to train for, such as 90s, 30m, 1h30m or 2d. Measures the speed "
         "of this machine and chooses the model, the batch size and the number of steps to fit.",
     )

@@ -22,6 +22,7 @@ class MemoryConfig(BaseModel):
 
     memory_limit: str | None = Field(
         None,
+        json_schema_extra={"metavar": "SIZE"},
         description="Memory to train in, such as 12GB, 800MB or 7.5GiB. Chooses the fastest "
         "combination of micro-batch size, gradient checkpointing and loss chunks that fits. "
         "least: as little as this model can be trained in, or 512 MiB. Default: 90% of what is "
@@ -47,6 +48,7 @@ class MemoryConfig(BaseModel):
     )
     wired_limit: str | None = Field(
         None,
+        json_schema_extra={"metavar": "SIZE"},
         description="Memory of MLX that macOS must not swap out, such as 8GB; Macs with macOS 15 "
         "only. auto: what training is expected to take and 4 GB, at most what the system "
         "recommends for its GPU. Can be faster; but all other programs have to share the rest, "
@@ -149,6 +151,7 @@ class RunConfig(MemoryConfig):
     model_tag: str | None = Field(
         None,
         pattern=NAME_PATTERN,
+        json_schema_extra={"metavar": "NAME"},
         description="Name of the run. Default: from its settings, such as d12, auto-2h or d12-sft.",
     )
 
