@@ -137,8 +137,10 @@ def test_a_given_setting_overrides_the_preset() -> None:
 
 
 def test_an_error_names_the_preset_that_conflicts_with_a_budget() -> None:
-    with pytest.raises(MlxchatError, match=r"`num_iterations=100` \(of `preset=quick`\)"):
-        PretrainConfig(preset="quick", budget="2h")
+    with pytest.raises(MlxchatError, match=r"`num_iterations=2` \(of `preset=test`\)"):
+        PretrainConfig(preset="test", budget="2h")
+    with pytest.raises(MlxchatError, match=r"`budget=5m` \(of `preset=quick`\)"):
+        PretrainConfig(preset="quick", num_iterations=50)
 
 
 def test_memory_settings_are_no_difference_between_runs() -> None:

@@ -35,12 +35,7 @@ Preset = Literal["low-memory", "ultra-low", "quick", "test"]
 PRESETS: dict[Preset, dict[str, Any]] = {
     "low-memory": {"memory_limit": "least"},
     "ultra-low": {"memory_limit": "least", "max_seq_len": 512},
-    "quick": {
-        "num_iterations": 100,
-        "total_batch_size": 16_384,
-        "eval_every": 50,
-        "model_tag": "quick",
-    },
+    "quick": {"budget": "5m", "model_tag": "quick"},
     "test": {
         "num_iterations": 2,
         "total_batch_size": 8192,
@@ -311,10 +306,11 @@ class PretrainConfig(RunConfig, DataConfig):
             )
         if self.budget and self.num_iterations:
             preset = PRESETS[self.preset] if self.preset else {}
-            of = f" (of `preset={self.preset}`)" if "num_iterations" in preset else ""
+            of = {name: f" (of `preset={self.preset}`)" for name in preset}
             raise ConfigError(
-                "A `budget` determines the number of steps: "
-                f"`num_iterations={self.num_iterations}`{of} does not go with it.",
+                f"`budget={self.budget}`{of.get('budget', '')} determines the number of steps: "
+                f"`num_iterations={self.num_iterations}`{of.get('num_iterations', '')} does not "
+                "go with it.",
                 "Leave one of them out.",
             )
         return self
