@@ -306,7 +306,7 @@ class PretrainConfig(RunConfig, DataConfig):
             )
         if self.budget and self.num_iterations:
             preset = PRESETS[self.preset] if self.preset else {}
-            of = {name: f" (of `preset={self.preset}`)" for name in preset}
+            of = dict.fromkeys(preset, f" (of `preset={self.preset}`)")
             raise ConfigError(
                 f"`budget={self.budget}`{of.get('budget', '')} determines the number of steps: "
                 f"`num_iterations={self.num_iterations}`{of.get('num_iterations', '')} does not "
