@@ -47,7 +47,8 @@ def describe(event: Event, meter: Meter) -> str | None:
                 bits += f" (best: {meter.best[1]:.4f}, step {meter.best[0]:,})"
             return f"step {event.step:,}: validation {bits}, loss {event.loss:.4f}"
         case Sampled():
-            return f"step {event.step:,}: sample: {event.prompt + event.text}"
+            prompt = event.prompt.strip()
+            return f'step {event.step:,}: sample after "{prompt}": {event.text.strip()}'
         case Saved():
             return f"step {event.step:,}: saved {event.path}"
         case Replanned():
