@@ -15,6 +15,7 @@ class MidConfig(ConversationConfig):
 
     source: str | None = Field(
         None,
+        json_schema_extra={"metavar": "MODEL"},
         description="Model to train further: the name of a run, or a model directory. Default: "
         "the base model saved last.",
     )
