@@ -263,7 +263,7 @@ def joined(config: RunConfig, patience: float) -> "World":
         ConfigError: the ranks were started with different settings or versions, which are named.
         DeviceError: they cannot be reached.
     """
-    from mlxchat.train.ranks import require_same
+    from mlxchat.train.sharing import require_same
     from mlxchat.train.world import connect
 
     def late(error: DeviceError) -> None:
@@ -279,7 +279,9 @@ def joined(config: RunConfig, patience: float) -> "World":
     return world
 
 
-def follow_run(kind: "type[Stage[Any, Any]]", world: "World", stay_awake: bool) -> None:
+def follow_run(
+    kind: "type[Stage[Any, Any]]", config: RunConfig, world: "World", stay_awake: bool
+) -> None:
     """Take part in a run that rank 0 leads.
 
     A signal here has rank 0 save and end, and so has the end of the process that started the ranks.
@@ -291,4 +293,4 @@ def follow_run(kind: "type[Stage[Any, Any]]", world: "World", stay_awake: bool) 
         def stop() -> bool:
             return interrupts.requested() or launcher_is_gone()
 
-        follow(kind, Home.from_environment(), world, stop)
+        follow(kind, config, Home.from_environment(), world, stop)

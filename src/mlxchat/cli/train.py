@@ -71,7 +71,7 @@ def train_command(
 
     world = joined(config, rank_timeout)
     if not world.leads:
-        follow_run(Pretraining, world, stay_awake)
+        follow_run(Pretraining, config, world, stay_awake)
         return
     with staying_awake(stay_awake, json):
         watch_run(
@@ -107,7 +107,7 @@ def sft_command(
 
     world = joined(config, rank_timeout)
     if not world.leads:
-        follow_run(FineTuning, world, stay_awake)
+        follow_run(FineTuning, config, world, stay_awake)
         return
     home = Home.from_environment()
     config = with_source(config, home)

@@ -6,10 +6,12 @@ exchange: numbers, texts and arrays. Everything goes through `mlx.core.distribut
 or ours, sets the environment variables that say who the ranks are.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,9 @@ from mlxchat.errors import ConfigError, DeviceError, reason_of
 from mlxchat.model.gpt import Arrays
 from mlxchat.runtime import mx
 
+START_PATIENCE = 3600.0  # seconds: rank 0 may have a tokenizer to train before it sends anything
+TICK = 0.5  # seconds at a time in which a rank counts how long it has waited
+
 SUMMED_BYTES = 32 * 2**20  # summed at a time, so that copies of the gradients take little memory
 
 COMPARED = 2**22  # words of an array at a time
@@ -26,6 +31,18 @@ WORD_TYPES = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32}  # by the size of an arra
 
 Late = Callable[[DeviceError], None]
 """Ends the process with that error, called in a thread of its own: the main thread hangs."""
+
+
+class Act(IntEnum):
+    """An announcement of rank 0: the act that follows, in which every rank takes part."""
+
+    RESOURCES = 0  # the ranks tell what they can spare
+    MEASURE = 1  # steps of a plan that follows, as text, are timed
+    BEGIN = 2  # the state of the run follows
+    STEP = 3
+    EVALUATE = 4
+    PLAN = 5  # a changed plan follows, as text
+    END = 6
 
 
 class RanksDifferError(Exception):
@@ -72,14 +89,28 @@ class World:
             ConfigError: they cannot be divided evenly.
         """
         if total % self.size:
-            possible = [ranks for ranks in range(1, total + 1) if total % ranks == 0]
+            possible = [ranks for ranks in range(1, min(total, 64) + 1) if total % ranks == 0]
+            whole = total // self.size * self.size
+            near = [rows for rows in (whole, whole + self.size) if rows]
             raise ConfigError(
                 f"The {total:,} rows of a step cannot be divided evenly among {self.size} ranks.",
-                f"Use {_or(possible)} ranks, or a `total_batch_size` of as many rows as "
-                f"{self.size} divides.",
+                f"Use {_or(possible)} ranks, or a `total_batch_size` of {_or(near)} rows.",
             )
         each = total // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
+
+    def announce(self, act: Act, number: int = 0) -> None:
+        """Tell the other ranks what follows, with the number of a step; rank 0 does."""
+        self.gather([act, number])
+
+    def dismiss(self) -> None:
+        """Tell the other ranks that nothing follows, so that they end."""
+        self.announce(Act.END)
+
+    def heard(self) -> tuple[Act, int]:
+        """Wait for an announcement; the other ranks do."""
+        act, number = self.gather([Act.END, 0])[0]
+        return Act(int(act)), int(number)
 
     def gather(self, numbers: Sequence[float]) -> npt.NDArray[np.float64]:
         """Return the numbers of all ranks, exactly, a row for each: (ranks, numbers)."""
@@ -197,15 +228,23 @@ def connect(patience: float, late: Late) -> World:
 
 @contextmanager
 def watched(patience: float, late: Late) -> Iterator[None]:
-    """Give up after ``patience``, from a thread: a main thread that hangs cannot be woken up."""
-    silent = lost(f"Another rank has not answered for {patience:.0f} s.")
-    timer = threading.Timer(patience, late, [silent])
-    timer.daemon = True
-    timer.start()
+    """Give up after ``patience``, from a thread: a main thread that hangs cannot be woken up.
+
+    Time in which this process is stopped, by Ctrl-Z, counts as one `TICK` at most.
+    """
+    done = threading.Event()
+
+    def watch() -> None:
+        for _ in range(math.ceil(patience / TICK)):
+            if done.wait(TICK):
+                return
+        late(lost(f"Another rank has not answered for {patience:.0f} s."))
+
+    threading.Thread(target=watch, name="watching ranks", daemon=True).start()
     try:
         yield
     finally:
-        timer.cancel()
+        done.set()
 
 
 def lost(problem: str) -> DeviceError:
