@@ -28,6 +28,7 @@ from mlxchat.ui.text import as_options
 
 if TYPE_CHECKING:
     from mlxchat.train.resume import SavedRun
+    from mlxchat.train.world import World
 
 
 def train_command(
@@ -62,16 +63,16 @@ def train_command(
             arguments.append("--no-stay-awake")
             code = train_supervised(arguments, config.tag, fresh, json)
         raise typer.Exit(code)
-    home = Home.from_environment()
-    if dry_run:
-        _dry_run(config, home, fresh, json)
-        return
     launch_if_asked(ranks, hosts, rank_timeout, config.streaming)
     from mlxchat.train.pretrain import Pretraining, run_pretraining
 
     world = joined(config, rank_timeout)
     if not world.leads:
         follow_run(Pretraining, config, world, stay_awake)
+        return
+    home = Home.from_environment()
+    if dry_run:
+        _dry_run(config, home, world, fresh, json)
         return
     with staying_awake(stay_awake, json):
         watch_run(
@@ -122,15 +123,27 @@ def sft_command(
         _say_how_to_talk(home.run(config.tag))
 
 
-def info_command(config: PretrainConfig, json: Json = False) -> None:
+def info_command(
+    config: PretrainConfig,
+    ranks: RankCount = 1,
+    hosts: Hosts = None,
+    rank_timeout: RankTimeout = RANK_PATIENCE,
+    json: Json = False,
+) -> None:
     """Show the size of a model, and the time and memory that training it takes here.
 
     Takes the same options as train.
     """
+    launch_if_asked(ranks, hosts, rank_timeout)
     from mlxchat.train.base import with_shape_of_base
+    from mlxchat.train.pretrain import Pretraining
 
+    world = joined(config, rank_timeout)
+    if not world.leads:
+        follow_run(Pretraining, config, world, stay_awake=False)
+        return
     home = Home.from_environment()
-    _show_estimate(with_shape_of_base(config, home), home, None, json, train=False)
+    _show_estimate(with_shape_of_base(config, home), home, world, None, json, train=False)
 
 
 def tokenizer_train_command(
@@ -172,11 +185,12 @@ def _say_how_to_talk(run: Path) -> None:
     say(f"Talk to it: {command('chat', **named)}")
 
 
-def _dry_run(config: PretrainConfig, home: Home, fresh: bool, json: bool) -> None:
+def _dry_run(config: PretrainConfig, home: Home, world: "World", fresh: bool, json: bool) -> None:
     """Show what `train` would do, and fail where it would fail.
 
     It fails on settings that cannot work or differ from those of the saved run, on missing data,
-    and on a tokenizer of another size. It reads neither texts nor the arrays of a checkpoint.
+    on a tokenizer of another size and on rows that cannot be divided among the ranks. It reads
+    neither texts nor the arrays of a checkpoint.
     """
     from mlxchat.checkpoint.catalog import require_own_spelling
     from mlxchat.train.base import with_shape_of_base
@@ -192,12 +206,13 @@ def _dry_run(config: PretrainConfig, home: Home, fresh: bool, json: bool) -> Non
         check_documents(config, home, *begun_with)
     if saved is None:
         stored_tokenizer(config, home)
-    _show_estimate(config, home, saved, json, train=True)
+    _show_estimate(config, home, world, saved, json, train=True)
 
 
 def _show_estimate(
     config: PretrainConfig,
     home: Home,
+    world: "World",
     saved: "SavedRun[PretrainConfig] | None",
     json: bool,
     *,
@@ -210,7 +225,8 @@ def _show_estimate(
     from mlxchat.ui.tables import show
 
     with Screen(stream=sys.stderr) as screen:
-        facts = estimate_run(config, home, saved, screen.show, check_limits=train)
+        facts = estimate_run(config, home, saved, screen.show, world, check_limits=train)
+    world.dismiss()
     if json:
         say_json(facts.model_dump(mode="json"))
         return
