@@ -154,8 +154,9 @@ def test_two_ranks_learn_what_one_process_does(tmp_path: Path, tokenizer: Path) 
         (2, {"total_batch_size": 96, "device_batch_size": 3}),  # 3 rows: not divisible by 2
         (2, {"arch": "modern"}),
         (2, {"dropout": 0.2}),
+        (2, {"rank_sums": "bfloat16"}),
     ],
-    ids=["three", "uneven", "modern", "dropout"],
+    ids=["three", "uneven", "modern", "dropout", "rounded"],
 )
 def test_ranks_of_any_number(
     tmp_path: Path, tokenizer: Path, ranks: int, settings: dict[str, object]
@@ -170,6 +171,12 @@ def test_ranks_of_any_number(
     codes = trained(ranks, tmp_path / "many", tokenizer, **settings)
     assert {code for code, _ in codes} == {0}, codes
     if "dropout" in settings:  # its masks differ by rank
+        return
+    if settings.pop("rank_sums", None):
+        alone(tmp_path / "one", tokenizer, **settings)
+        pairs = zip(log(tmp_path / "one"), log(tmp_path / "many"), strict=True)
+        apart = [abs(a["loss"] - b["loss"]) / a["loss"] for a, b in pairs]
+        assert 1e-7 < max(apart) < 2e-3
         return
     alone(tmp_path / "one", tokenizer, **settings)
     assert_alike(tmp_path / "one", tmp_path / "many")

@@ -21,7 +21,13 @@ from mlxchat import __version__
 from mlxchat.cli.options import PATH
 from mlxchat.cli.session import Interrupts
 from mlxchat.cli.supervise import NO_CRASH, Forwarding
-from mlxchat.config.ranks import ANOTHER_ENDED, EXIT_CODE_FILE, LAUNCHER, backend_of_ranks
+from mlxchat.config.ranks import (
+    ANOTHER_ENDED,
+    EXIT_CODE_FILE,
+    LAUNCHER,
+    SumDtype,
+    backend_of_ranks,
+)
 from mlxchat.config.run import RunConfig
 from mlxchat.errors import DeviceError, NotFound
 from mlxchat.home import Home
@@ -61,6 +67,14 @@ RankTimeout = Annotated[
         min=1,
         metavar="SECONDS",
         help="End the run if another rank does not answer for so long, also while rank 0 saves.",
+    ),
+]
+
+RankSums = Annotated[
+    SumDtype,
+    typer.Option(
+        help="Precision in which ranks add up the gradients. bfloat16 is half as much to send, "
+        "for a slow link; docs/ranks.md has its error.",
     ),
 ]
 
@@ -256,13 +270,14 @@ def _free_ports(count: int) -> list[int]:
         return [int(each.getsockname()[1]) for each in sockets]
 
 
-def joined(config: RunConfig, patience: float) -> "World":
+def joined(config: RunConfig, patience: float, sums: SumDtype = "float32") -> "World":
     """Join the ranks that this process was launched with; one that was not is alone.
 
     Raises:
         ConfigError: the ranks were started with different settings or versions, which are named.
         DeviceError: they cannot be reached.
     """
+    from mlxchat.runtime import compute_dtype
     from mlxchat.train.sharing import require_same
     from mlxchat.train.world import connect
 
@@ -272,9 +287,10 @@ def joined(config: RunConfig, patience: float) -> "World":
         os._exit(os.EX_SOFTWARE)
 
     tell_launcher()
-    world = connect(patience, late)
+    world = connect(patience, late, compute_dtype(sums))
     given = config.model_dump(mode="json", include=config.model_fields_set)
     settings = {f"`{name}`": json.dumps(value) for name, value in given.items()}
+    settings["`rank_sums`"] = sums
     require_same(world, {"mlxchat": __version__, "mlx": version("mlx"), **settings})
     return world
 

@@ -11,6 +11,7 @@ from mlxchat.cli.options import Fresh, Json, StayAwake
 from mlxchat.cli.ranks import (
     Hosts,
     RankCount,
+    RankSums,
     RankTimeout,
     follow_run,
     joined,
@@ -46,6 +47,7 @@ def train_command(
     ranks: RankCount = 1,
     hosts: Hosts = None,
     rank_timeout: RankTimeout = RANK_PATIENCE,
+    rank_sums: RankSums = "float32",
     stay_awake: StayAwake = True,
     json: Json = False,
 ) -> None:
@@ -66,7 +68,7 @@ def train_command(
     launch_if_asked(ranks, hosts, rank_timeout, config.streaming)
     from mlxchat.train.pretrain import Pretraining, run_pretraining
 
-    world = joined(config, rank_timeout)
+    world = joined(config, rank_timeout, rank_sums)
     if not world.leads:
         follow_run(Pretraining, config, world, stay_awake)
         return
@@ -91,6 +93,7 @@ def sft_command(
     ranks: RankCount = 1,
     hosts: Hosts = None,
     rank_timeout: RankTimeout = RANK_PATIENCE,
+    rank_sums: RankSums = "float32",
     stay_awake: StayAwake = True,
     json: Json = False,
 ) -> None:
@@ -106,7 +109,7 @@ def sft_command(
     launch_if_asked(ranks, hosts, rank_timeout)
     from mlxchat.train.sft import FineTuning, run_fine_tuning, with_source
 
-    world = joined(config, rank_timeout)
+    world = joined(config, rank_timeout, rank_sums)
     if not world.leads:
         follow_run(FineTuning, config, world, stay_awake)
         return

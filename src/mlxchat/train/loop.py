@@ -315,7 +315,7 @@ def compile_step(parts: StepParts, stop: ShouldStop = lambda: False) -> Launch:
             mx.eval(shares[-1:])  # no more than one micro-batch under way
             shares.append(share)
         gradients[SHARES] = mx.stack(shares)  # by the same way to the other ranks
-        gradients = world.sum(gradients)
+        gradients = world.sum(gradients, world.sent_as)
         of_loss = gradients.pop(SHARES)
         rates = parts.rates(number - 1)
         norm = optimizer.update(model, gradients, rates, parts.grad_clip, plan.streams)

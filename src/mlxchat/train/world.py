@@ -57,6 +57,7 @@ class World:
         on_cpu: exchange by the CPU, which waits for others without a GPU's watchdog.
         patience: seconds in which the other ranks must answer.
         late: called if they do not.
+        sent_as: how matrices of gradients travel; bfloat16 is half as much, and rounded.
     """
 
     def __init__(
@@ -65,9 +66,11 @@ class World:
         on_cpu: bool = True,
         patience: float = RANK_PATIENCE,
         late: Late = lambda error: None,
+        sent_as: mx.Dtype = mx.float32,
     ) -> None:
         self._group, self._late, self._patience = group, late, patience
         self._stream = mx.cpu if on_cpu else None
+        self.sent_as = sent_as
         self.rank = group.rank() if group else 0
         self.size = group.size() if group else 1
         self._waited = 0.0
@@ -131,8 +134,12 @@ class World:
         rows = self._gathered(row)
         return [each[:n].tobytes().decode() for each, n in zip(rows, lengths, strict=True)]
 
-    def sum(self, arrays: Arrays) -> Arrays:
+    def sum(self, arrays: Arrays, sent_as: mx.Dtype | None = None) -> Arrays:
         """Return the sums over the ranks of arrays that have the same names and shapes on all.
+
+        Args:
+            arrays: what is added up.
+            sent_as: how matrices travel; None for as they are, as vectors and scalars always do.
 
         ``arrays`` is emptied on the way, so that their memory can be used again. What computes them
         has ended before anything is exchanged: nothing on a GPU waits for another machine.
@@ -144,9 +151,11 @@ class World:
         began, summed = time.perf_counter(), Arrays()
         for names in list(_pieces(arrays)):
             flat = mx.concatenate([arrays[name].reshape(-1) for name in names])
-            mx.eval(flat)
-            total = mx.distributed.all_sum(flat, group=self._group, stream=self._stream)
+            sent = flat.astype(sent_as) if sent_as and _is_matrix(arrays[names[0]]) else flat
+            mx.eval(sent)
+            total = mx.distributed.all_sum(sent, group=self._group, stream=self._stream)
             self._evaluate(total)
+            total = total.astype(flat.dtype)
             ends = np.cumsum([arrays[name].size for name in names])[:-1].tolist()
             for name, part in zip(names, mx.split(total, ends), strict=True):
                 summed[name] = part.reshape(arrays.pop(name).shape)
@@ -205,12 +214,13 @@ class World:
 ALONE = World()
 
 
-def connect(patience: float, late: Late) -> World:
+def connect(patience: float, late: Late, sent_as: mx.Dtype = mx.float32) -> World:
     """Join the ranks that this process was launched with; one that was not is alone.
 
     Args:
         patience: seconds in which the other ranks must answer, always.
         late: called in a thread of its own if they do not.
+        sent_as: see `World`.
 
     Raises:
         DeviceError: they cannot be reached.
@@ -223,7 +233,7 @@ def connect(patience: float, late: Late) -> World:
             group = mx.distributed.init(strict=True, backend=backend)
     except (RuntimeError, ValueError) as error:
         raise lost(f"The ranks could not connect ({backend}): {reason_of(error)}.") from error
-    return World(group, backend != "nccl", patience, late)
+    return World(group, backend != "nccl", patience, late, sent_as)
 
 
 @contextmanager
@@ -257,12 +267,19 @@ def lost(problem: str) -> DeviceError:
 
 
 def _pieces(arrays: Arrays) -> Iterator[list[str]]:
-    """Divide arrays among pieces of one dtype, of `SUMMED_BYTES` or one array; yields names."""
+    """Divide arrays among pieces of `SUMMED_BYTES`, or of one array; yields their names.
+
+    The arrays of a piece have one dtype, and are matrices or none is.
+    """
+
+    def kind(array: mx.array) -> tuple[str, bool]:
+        return str(array.dtype), _is_matrix(array)
+
     piece: list[str] = []
     held = 0
-    for name, array in sorted(arrays.items(), key=lambda item: (str(item[1].dtype), item[0])):
+    for name, array in sorted(arrays.items(), key=lambda item: (kind(item[1]), item[0])):
         full = held + array.nbytes > SUMMED_BYTES
-        if piece and (full or array.dtype != arrays[piece[-1]].dtype):
+        if piece and (full or kind(array) != kind(arrays[piece[-1]])):
             yield piece
             piece, held = [], 0
         piece.append(name)
@@ -271,10 +288,15 @@ def _pieces(arrays: Arrays) -> Iterator[list[str]]:
         yield piece
 
 
+def _is_matrix(array: mx.array) -> bool:
+    return array.ndim > 1
+
+
 def _checksum(array: mx.array) -> float:
     """Return the sum of an array's words, each times an odd number of its place, modulo 2^32."""
     words = mx.view(array.reshape(-1), WORD_TYPES[array.itemsize])
-    odd = mx.arange(COMPARED, dtype=mx.uint32) * 2 + 1  # two words that are exchanged are noticed
+    places = mx.arange(min(COMPARED, words.size), dtype=mx.uint32)
+    odd = places * 2 + 1  # so that two words that are exchanged are noticed
     total = mx.array(0, mx.uint32)
     for first in range(0, words.size, COMPARED):
         piece = words[first : first + COMPARED].astype(mx.uint32)
