@@ -10,8 +10,9 @@ from support.models import BYTES
 from support.runs import CONFIG, few
 from support.thread_ranks import ThreadWorld, in_threads
 
+from mlxchat.cli.ranks import environment
 from mlxchat.data.loader import Batch, LoaderState, Stopped
-from mlxchat.errors import DeviceError, MemoryLimitError
+from mlxchat.errors import DeviceError, MemoryLimitError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.gpt import GPT
 from mlxchat.plan.division import fit
@@ -27,6 +28,7 @@ from mlxchat.train.parts import Evaluation
 from mlxchat.train.pretrain import Pretraining
 from mlxchat.train.ranks import LastNote, Together
 from mlxchat.train.resume import TrainState, new_optimizer
+from mlxchat.train.sharing import _require_all_ready
 from mlxchat.train.world import World, watched
 
 MEANS = Resources(memory=8 * 2**30, value_bytes=4, scores_held="none", chunk_rows=256)
@@ -204,3 +206,25 @@ def test_an_evaluation_is_the_same_on_any_number_of_ranks(
         assert 0 < last.tokens == alone.tokens <= rows * config.max_seq_len
         assert last.bits_per_byte == pytest.approx(alone.bits_per_byte, rel=1e-6)
         assert last.loss == pytest.approx(alone.loss, rel=1e-6)
+
+
+def test_why_a_rank_cannot_take_part_is_said_on_all() -> None:
+    fault = MemoryLimitError("This machine has 4 GiB.", "Use a smaller `memory_limit`.")
+
+    def work(here: ThreadWorld) -> str:
+        with pytest.raises(MlxchatError) as raised:
+            _require_all_ready(here, fault if here.rank == 1 else None)
+        return str(raised.value)
+
+    said = "Rank 1: This machine has 4 GiB.\nUse a smaller `memory_limit`."
+    assert in_threads(3, work) == [said] * 3
+
+
+def test_ranks_on_a_cpu_share_its_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    threads = [environment(n, tmp_path)["OPENBLAS_NUM_THREADS"] for n in (2, 3, 12)]
+    assert threads == ["4", "2", "1"]
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "5")
+    assert environment(2, tmp_path)["OPENBLAS_NUM_THREADS"] == "5"

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 POLL = 0.1  # seconds between looks at the other ranks
 ENDING_GRACE = 10.0  # seconds for the other ranks to end by themselves once one has ended
 LOCALHOST = "127.0.0.1"
+BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 
 RankCount = Annotated[
     int,
@@ -183,7 +184,10 @@ def launch(ranks: int, patience: float) -> int:
 
 
 def environment(ranks: int, folder: Path) -> dict[str, str]:
-    """Return the variables by which the ranks find each other, as mlx.launch sets them."""
+    """Return the variables by which the ranks find each other, as mlx.launch sets them.
+
+    On a CPU each also gets its share of the cores: more threads than cores wait for each other.
+    """
     from mlxchat.runtime import mx
 
     if mx.cuda.is_available():
@@ -194,7 +198,8 @@ def environment(ranks: int, folder: Path) -> dict[str, str]:
         }
     hosts = folder / "hosts.json"
     hosts.write_text(json.dumps([[f"{LOCALHOST}:{port}"] for port in _free_ports(ranks)]))
-    return {"MLX_HOSTFILE": str(hosts)}
+    share = max(1, (os.cpu_count() or 1) // ranks)
+    return {"MLX_HOSTFILE": str(hosts), BLAS_THREADS: os.environ.get(BLAS_THREADS, str(share))}
 
 
 def own(rank: int) -> dict[str, str]:
