@@ -55,7 +55,8 @@ class Activities:
     stop: Callable[[], bool]
 
     def __post_init__(self) -> None:
-        self._evaluation = Evaluation(self.stage, self.documents, self.state)
+        draw = self.leader.together.draw
+        self._evaluation = Evaluation(self.stage, self.documents, self.state, draw)
 
     def evaluate(self, step: int) -> Iterator[Event]:
         """Measure the bits per byte of the first validation documents.
@@ -66,7 +67,7 @@ class Activities:
         def stop() -> bool:
             return self.stop() and step < self.state.plan.num_iterations
 
-        self.leader.evaluation(step, self.state.model.named_parameters())
+        self.leader.evaluation(step)
         for event in self._evaluation.events(step, stop):
             if isinstance(event, Evaluated):
                 yield replace(event, best=self.meter.is_best(event.bits_per_byte))

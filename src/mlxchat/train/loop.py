@@ -234,6 +234,9 @@ def _until_stopped(events: Iterator[Event], stop: ShouldStop) -> Iterator[Event]
 
 # ==== A step =====================================================================================
 
+Draw = Callable[[], list[Batch]]
+"""Returns the batches of a step, or the first of an evaluation; it may wait for a shard."""
+
 
 @dataclass(frozen=True)
 class StepParts:
@@ -248,7 +251,7 @@ class StepParts:
     dropout: float = 0.0
     seed: int = 0  # decides, with the number of the step, what dropout zeroes
     world: World = ALONE  # each rank computes with its own rows of every step
-    announce: Callable[[int], None] = lambda number: None  # called when a step's batches are there
+    draw: Callable[[int, Draw], list[Batch]] = lambda number, draw: draw()  # when all ranks can
 
     def keys(self, number: int) -> list[mx.array | None]:
         """Return what decides about dropout in each micro-batch of a step; None without it."""
@@ -300,8 +303,7 @@ def compile_step(parts: StepParts, stop: ShouldStop = lambda: False) -> Launch:
 
     @one_thread_each(plan.streams)
     def launch(number: int) -> Pending:
-        batches = list(islice(parts.batches, parts.plan.accumulation))
-        parts.announce(number)
+        batches = parts.draw(number, lambda: list(islice(parts.batches, parts.plan.accumulation)))
         count = mx.array(max(1, sum(int((batch.targets >= 0).sum()) for batch in batches)))
         shares, gradients = list[mx.array](), Arrays()  # of the loss, each a scalar
         for (ids, targets), key in zip(parts.own_rows(batches), parts.keys(number), strict=True):
@@ -313,7 +315,7 @@ def compile_step(parts: StepParts, stop: ShouldStop = lambda: False) -> Launch:
             mx.eval(shares[-1:])  # no more than one micro-batch under way
             shares.append(share)
         gradients[SHARES] = mx.stack(shares)  # by the same way to the other ranks
-        gradients = world.sum(gradients)
+        gradients = world.sum(gradients, world.sent_as)
         of_loss = gradients.pop(SHARES)
         rates = parts.rates(number - 1)
         norm = optimizer.update(model, gradients, rates, parts.grad_clip, plan.streams)

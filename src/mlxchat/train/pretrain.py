@@ -125,7 +125,8 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
     ) -> Generator[Event, None, Prepared]:
         """Train a tokenizer if there is none, plan, and make the model.
 
-        If there is a time budget, the plan is based on the measured speed of this machine.
+        If there is a time budget, the plan is based on the measured speed of this machine, or of
+        all ranks.
         """
         config, home, clock = self.config, self.home, self.clock
         if config.budget:
@@ -151,7 +152,7 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         config, clock = self.config, self.clock
         text = inputs.size_of_text(config, documents)
         planner = Planner(
-            config, resources, started_at, clock.seconds, self.compile, text, self.world.size
+            config, resources, started_at, clock.seconds, self.compile, text, self.world
         )
         measuring = f"Measuring how fast this machine trains, for {config.budget}."
         wanted = None
