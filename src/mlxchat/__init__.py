@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from mlxchat import blas
 
 if TYPE_CHECKING:
-    from mlxchat.api import fine_tune, import_model, load, pretrain
+    from mlxchat.api import fine_tune, import_model, load, mid_train, pretrain
+    from mlxchat.config.mid import MidConfig
     from mlxchat.config.pretrain import PretrainConfig
     from mlxchat.config.sft import SftConfig
     from mlxchat.engine.chat import Chat
@@ -80,6 +81,7 @@ __all__ = [
     "Loss",
     "MemoryLimitError",
     "Message",
+    "MidConfig",
     "MlxchatError",
     "Model",
     "MuonAdamW",
@@ -98,11 +100,13 @@ __all__ = [
     "fine_tune",
     "import_model",
     "load",
+    "mid_train",
     "pretrain",
 ]
 
 _MODULES = {  # that define the public names
-    "mlxchat.api": "fine_tune import_model load pretrain",
+    "mlxchat.api": "fine_tune import_model load mid_train pretrain",
+    "mlxchat.config.mid": "MidConfig",
     "mlxchat.config.pretrain": "PretrainConfig",
     "mlxchat.config.sft": "SftConfig",
     "mlxchat.engine.chat": "Chat",

@@ -20,7 +20,7 @@ class Training(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: str
-    stage: str  # "pretraining" or "fine-tuning"
+    stage: str  # its name, such as "pretraining"
     step: int
     data: tuple[str, ...]  # in words, with licences
     tokens: int | None  # that the run has read

@@ -1,4 +1,4 @@
-"""The commands `train`, `sft`, `info` and `tokenizer train`."""
+"""The commands `train`, `mid`, `sft`, `info` and `tokenizer train`."""
 
 import sys
 import time
@@ -20,6 +20,7 @@ from mlxchat.cli.ranks import (
 )
 from mlxchat.cli.session import exit_promptly, staying_awake, watch_run
 from mlxchat.cli.supervise import train_supervised
+from mlxchat.config.mid import MidConfig
 from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig, PretrainConfig
 from mlxchat.config.ranks import RANK_PATIENCE, backend_of_ranks
 from mlxchat.config.sft import SftConfig
@@ -99,6 +100,44 @@ def train_command(
         _say_how_to_talk(home.run(config.tag))
 
 
+def mid_command(
+    config: Annotated[MidConfig, First("source", "data", "identity", "epochs", "model_tag")],
+    fresh: Fresh = False,
+    ranks: RankCount = 1,
+    hosts: Hosts = None,
+    rank_timeout: RankTimeout = RANK_PATIENCE,
+    stay_awake: StayAwake = True,
+    json: Json = False,
+) -> None:
+    """Train a base model further on many conversations, before sft.
+
+    All of a conversation is learnt, what the user says and answers with
+    "weight": 0 too, and rows are packed without gaps. This is nanochat's
+    mid-training, meant for a large mixture of talk, questions and tools; if
+    you have a few thousand conversations, go straight to sft, which takes the
+    same files. To resume from the newest checkpoint, repeat the same command.
+    """
+    launch_if_asked(ranks, hosts, rank_timeout)
+    from mlxchat.train.mid import MidTraining, run_mid_training
+
+    world = joined(config, rank_timeout)
+    if not world.leads:
+        follow_run(MidTraining, world, stay_awake)
+        return
+    home = Home.from_environment()
+    config = MidTraining.with_source(config, home)
+    with staying_awake(stay_awake, json):
+        watch_run(
+            lambda show, meter, stop: run_mid_training(
+                config, home, show, meter, stop, fresh, world=world
+            ),
+            json,
+        )
+    if not json:
+        say(f"Teach it to answer: {command('sft', source=config.tag)} --data ...")
+        _say_how_to_talk(home.run(config.tag))
+
+
 def sft_command(
     config: Annotated[SftConfig, First("source", "data", "identity", "epochs", "model_tag")],
     fresh: Fresh = False,
@@ -119,14 +158,14 @@ def sft_command(
     newest checkpoint, repeat the same command.
     """
     launch_if_asked(ranks, hosts, rank_timeout)
-    from mlxchat.train.sft import FineTuning, run_fine_tuning, with_source
+    from mlxchat.train.sft import FineTuning, run_fine_tuning
 
     world = joined(config, rank_timeout, rank_sums)
     if not world.leads:
         follow_run(FineTuning, config, world, stay_awake)
         return
     home = Home.from_environment()
-    config = with_source(config, home)
+    config = FineTuning.with_source(config, home)
     with staying_awake(stay_awake, json):
         watch_run(
             lambda show, meter, stop: run_fine_tuning(

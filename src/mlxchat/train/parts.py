@@ -34,8 +34,7 @@ def opened_batches(
         state.plan.model.sequence_len,
         state.loader,
         stop,
-        documents.conversational,
-        stage.whole_documents,
+        stage.preparation(documents),
     )
 
 
@@ -111,9 +110,9 @@ class Evaluation:
         """
         plan, tokenizer, world = self._state.plan, self._state.tokenizer, self._stage.world
         rows, context = plan.device_batch_size, plan.model.sequence_len
-        documents, answers_only = self._documents.validation(), self._documents.conversational
+        documents, preparation = self._documents.validation(), self._documents.preparation
         with Loader(
-            documents, tokenizer, rows, context, stop=stop, answers_only=answers_only
+            documents, tokenizer, rows, context, stop=stop, preparation=preparation
         ) as batches:
             rest = first_rows(batches, plan.eval_rows)
             wanted = chain(self._draw(lambda: list(islice(rest, 1))), rest)

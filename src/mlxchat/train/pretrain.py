@@ -5,8 +5,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from mlxchat.checkpoint import catalog
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.corpus.documents import held_out_questions
-from mlxchat.data.documents import TextDocuments
+from mlxchat.data.documents import Documents, TextDocuments
 from mlxchat.data.loader import LoaderState
+from mlxchat.data.preparation import WHOLE_TEXT, Preparation
 from mlxchat.home import Home
 from mlxchat.model.gpt import GPT
 from mlxchat.optim import schedule
@@ -66,10 +67,9 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         """The model named by ``init_from``; None: random weights."""
         return self.config.init_from
 
-    @property
-    def whole_documents(self) -> bool:
-        """True with the recipe for budgets, whose rows are short."""
-        return self.config.recipe_name == "budget"
+    def preparation(self, documents: Documents) -> Preparation:
+        """Return how rows are made; the recipe for budgets, whose rows are short, drops nothing."""
+        return WHOLE_TEXT if self.config.recipe_name == "budget" else documents.preparation
 
     def data_in_words(self) -> list[str]:
         """Return the dataset's name and, for a hub dataset, its address and licence."""

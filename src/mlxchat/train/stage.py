@@ -17,6 +17,7 @@ from mlxchat.checkpoint.history import History, Training
 from mlxchat.checkpoint.trainer import TrainerState
 from mlxchat.config.run import RunConfig
 from mlxchat.data.documents import Documents
+from mlxchat.data.preparation import Preparation
 from mlxchat.errors import CheckpointError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.plan.budget import Deadline
@@ -83,10 +84,9 @@ class Stage(ABC, Generic[Config, Corpus]):
         """The share of the conversations that is held out; None if there are no conversations."""
         return None
 
-    @property
-    def whole_documents(self) -> bool:
-        """Whether training uses what a row has no room for, too; nanochat drops it."""
-        return False
+    def preparation(self, documents: Documents) -> Preparation:
+        """Return how rows to train on are made of the documents."""
+        return documents.preparation
 
     @abstractmethod
     def data_in_words(self) -> list[str]:
