@@ -106,6 +106,7 @@ def mid_command(
     ranks: RankCount = 1,
     hosts: Hosts = None,
     rank_timeout: RankTimeout = RANK_PATIENCE,
+    rank_sums: RankSums = "float32",
     stay_awake: StayAwake = True,
     json: Json = False,
 ) -> None:
@@ -120,9 +121,9 @@ def mid_command(
     launch_if_asked(ranks, hosts, rank_timeout)
     from mlxchat.train.mid import MidTraining, run_mid_training
 
-    world = joined(config, rank_timeout)
+    world = joined(config, rank_timeout, rank_sums)
     if not world.leads:
-        follow_run(MidTraining, world, stay_awake)
+        follow_run(MidTraining, config, world, stay_awake)
         return
     home = Home.from_environment()
     config = MidTraining.with_source(config, home)
