@@ -20,7 +20,7 @@ WORTHWHILE = 0.95  # of an example's work: a prefix is read by itself if no more
 
 # Arrays that exist at one time, measured on a CPU where nothing is computed ahead.
 ACTIVATIONS = 13  # (B, T, C)
-FLOATS = 2  # more of them in float32, if the compute dtype is another
+FLOAT_ARRAYS = 2  # more of them in float32, if the compute dtype is another
 SCORES = 4  # (B, H, T, S), where attention has no fused kernel
 LOGIT_ARRAYS = 6  # (N, V) in float32
 MOST_LOGITS = 2**24  # at a time
@@ -28,7 +28,7 @@ LOGITS_SHARE = 0.25  # of the memory is for logits, the rest for the network
 PEAK_SHARE = 0.8  # of the limit is in use at one time, the rest kept for reuse
 
 
-class Reading(NamedTuple):
+class CoreReading(NamedTuple):
     """An example, its different rows, and how many tokens of their beginning are read once."""
 
     example: CoreExample
@@ -46,10 +46,10 @@ class Reading(NamedTuple):
         return max(len(row.ids) for row in self.rows)
 
 
-def reading(example: CoreExample, n_layer: int) -> Reading:
+def reading(example: CoreExample, n_layer: int) -> CoreReading:
     """Return how to read an example with so many layers, or 0 to share nothing."""
     rows = tuple(dict.fromkeys(example.rows))
-    whole = Reading(example, rows, 0)
+    whole = CoreReading(example, rows, 0)
     if not n_layer:
         return whole
     # The last token in front of those that count predicts the first of them: a row reads it.
@@ -77,7 +77,7 @@ class BatchLimit(NamedTuple):
             most = min(most, int(LOGITS_SHARE * self.memory) // (4 * LOGIT_ARRAYS))
         return max(1, most // vocab_size)
 
-    def allows(self, model: GPT, group: Sequence[Reading]) -> bool:
+    def allows(self, model: GPT, group: Sequence[CoreReading]) -> bool:
         """Return whether examples may be computed together."""
         shared, rows = group[0].shared, sum(len(each.rows) for each in group)
         own = max(each.longest for each in group) - shared
@@ -108,7 +108,7 @@ def network_bytes(
     kept = 2 * config.kv_dim * config.n_layer * value_bytes * shared  # keys and values of a prefix
 
     def reading_bytes(count: int, tokens: int, seen: int) -> int:
-        width = ACTIVATIONS * value_bytes + (4 * FLOATS if value_bytes < 4 else 0)
+        width = ACTIVATIONS * value_bytes + (4 * FLOAT_ARRAYS if value_bytes < 4 else 0)
         taken = width * config.n_embd * tokens
         if machine().backend == "cpu":
             taken += SCORES * value_bytes * config.n_head * tokens * seen
@@ -149,14 +149,14 @@ def batch_limit(model: GPT, memory_limit: str | None) -> BatchLimit:
 
 def groups(
     model: GPT, examples: Iterable[CoreExample], share: bool, limit: BatchLimit
-) -> Iterator[list[Reading]]:
+) -> Iterator[list[CoreReading]]:
     """Yield examples to compute together: of similar length, and alike in what they share.
 
     A single one may be more than the limit.
     """
     n_layer = model.config.n_layer if share else 0
     readings = [reading(example, n_layer) for example in examples]
-    group: list[Reading] = []
+    group: list[CoreReading] = []
     for each in sorted(readings, key=lambda each: (each.shared, each.longest)):
         if group:
             shared = group[0].shared

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlxchat.evaluate.answers import padded
-from mlxchat.evaluate.core_batches import TOKENS_ONLY, BatchLimit, Reading, groups
+from mlxchat.evaluate.core_batches import TOKENS_ONLY, BatchLimit, CoreReading, groups
 from mlxchat.evaluate.core_prompts import CoreExample, CoreRow
 from mlxchat.model.block import causal_attention
 from mlxchat.model.config import GPTConfig
@@ -79,7 +79,7 @@ def judge_examples(
 
 
 def _read(
-    model: GPT, group: Sequence[Reading], padding: int, places: int
+    model: GPT, group: Sequence[CoreReading], padding: int, places: int
 ) -> dict[CoreRow, list[float]]:
     """Return a loss or a token for each token that counts, of the rows of a group."""
     rows = [row for each in group for row in each.rows]

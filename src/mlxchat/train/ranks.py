@@ -7,6 +7,7 @@ one place, and order, batches and checkpoints do not depend on the number of ran
 """
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -34,6 +35,7 @@ from mlxchat.train.resume import SavedRun, TrainState, new_optimizer
 from mlxchat.train.stage import Stage
 from mlxchat.train.world import World
 
+WAIT_INTERVAL = 1.0  # seconds between two signs of life while the others wait
 START_PATIENCE = 3600.0  # seconds: rank 0 may have a tokenizer to train before it sends anything
 
 
@@ -44,6 +46,7 @@ class Act(IntEnum):
     EVALUATE = 1
     PLAN = 2  # a changed plan follows, as text
     END = 3
+    WAIT = 4  # rank 0 is busy; nothing to do
 
 
 @dataclass
@@ -62,6 +65,7 @@ class Leader:
 
     def __post_init__(self) -> None:
         self._sent = self.plan()
+        self._announced = time.monotonic()
 
     def step(self, number: int) -> None:
         """Announce a step.
@@ -84,6 +88,16 @@ class Leader:
             self._announce(Act.EVALUATE, step)
             self.world.require_equal(arrays, step)
 
+    def wait(self) -> bool:
+        """Let the others know that rank 0 is busy, and alive; call it every few seconds.
+
+        Returns:
+            Whether any rank was asked to end.
+        """
+        if self.world.alone:
+            return self.stop()
+        return time.monotonic() > self._announced + WAIT_INTERVAL and self._announce(Act.WAIT)
+
     def end(self) -> None:
         """Announce that the run has ended, or was interrupted."""
         if not self.world.alone:
@@ -92,6 +106,7 @@ class Leader:
     def _announce(self, act: Act, number: int = 0) -> bool:
         """Tell the others what follows; returns whether any rank was asked to end."""
         asked = self.world.gather([act, number, self.stop()])[:, 2]
+        self._announced = time.monotonic()
         return bool(asked.any())
 
 
@@ -187,6 +202,8 @@ class Follower:
                 act, number, asked = Act(int(heard[0, 0])), int(heard[0, 1]), heard[:, 2].any()
                 if act is Act.END:
                     return
+                if act is Act.WAIT:
+                    continue
                 if act is Act.PLAN:
                     state.plan = as_type(parse_json(world.gather_texts("")[0]), TypeAdapter(Plan))
                 elif act is Act.EVALUATE:

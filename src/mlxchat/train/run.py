@@ -68,6 +68,7 @@ def run(
             dismiss(stage.world)
             return
         _require_own_name(stage)
+        core = stage.core()  # what is missing is said before the tokenizer is trained
 
         runtime.bound_buffer_cache()
         # Measured now, while the device is idle and empty; `Started` reports it.
@@ -106,6 +107,7 @@ def run(
             state=state,
             meter=meter,
             log=log,
+            core=core,
             deadline=stage.deadline(state.plan, started_at),
             revision=saved.trainer.revision if saved else None,
             leader=leader,
@@ -202,10 +204,23 @@ def _events(
     events = train(
         stage.compile(parts, activities.stop),
         lambda: state.plan.num_iterations,
-        Hooks(clock, activities.evaluate, activities.sample, activities.save, activities.stop),
-        Cadence(config.eval_every, config.sample_every, config.save_every),
+        Hooks(
+            clock,
+            activities.evaluate,
+            activities.measure_core,
+            activities.sample,
+            activities.save,
+            activities.stop,
+        ),
+        Cadence(
+            config.eval_every,
+            activities.core.every if activities.core else 0,
+            config.sample_every,
+            config.save_every,
+        ),
         step=state.step,
         evaluated=any(step == state.step for step, _ in activities.meter.evaluations),
+        core_measured=any(point.step == state.step for point in activities.meter.core),
         shards=activities.documents.shards,
     )
     try:
