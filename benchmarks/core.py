@@ -13,9 +13,9 @@ each task: the slow ones do its first half, then ``together`` all of it, then th
 so that what else the machine does changes their ratio little. Beside the seconds that have passed
 stand those of the processor, which other programs disturb less.
 
-A model is the directory of a saved one, or ``random``: with random weights, all drawn from normal
-distributions, in the shape and with the tokenizer of the saved one before it, or else of --depth
-and with a tokenizer trained on the tasks' own text.
+A model is the directory of a saved one, or of a run, whose newest step counts; or ``random``: with
+random weights, all drawn from normal distributions, in the shape and with the tokenizer of the
+saved one before it, or else of --depth and with a tokenizer trained on the tasks' own text.
 
 With --json each task is a line as soon as it is done, and the sums of each way are the last lines:
 what is cut short has not been in vain. With --max-seconds each task has a share of them by its
@@ -26,7 +26,9 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +36,11 @@ import numpy as np
 import rounds
 from tasks import random_model, random_weights, saved_model
 
+from mlxchat.checkpoint import store
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.evaluate.answers import Score, padded
 from mlxchat.evaluate.core import CoreResult
-from mlxchat.evaluate.core_examples import read_items
+from mlxchat.evaluate.core_examples import CoreExamples, read_items
 from mlxchat.evaluate.core_prompts import CoreExample, encode_examples
 from mlxchat.evaluate.core_tasks import CORE_TASKS, Bundle, CoreItem
 from mlxchat.evaluate.core_verdicts import judge_examples
@@ -45,26 +48,30 @@ from mlxchat.model.cpu import log_sum_exp
 from mlxchat.runtime import mx
 
 WARM_UP = 4  # examples of each task that are not counted: the first ones compile
-AT_ONCE = 256  # examples between two looks at the clock
 SAMPLE = 8  # examples of a task that tell how long they are
 LEARNT_FROM = 4_000_000  # characters, by the tokenizer of a random model
 ALONE, TOGETHER, TORCH = "alone", "together", "torch"
 RANDOM = "random"
 
-Encode = Callable[[Sequence[int]], Iterable[CoreExample]]
-Judge = Callable[[SavedModel, Encode, Sequence[int]], dict[int, bool]]
-"""Judges examples of a task, given their numbers and what makes ids of them."""
+Judge = Callable[[SavedModel, CoreExamples, str, Sequence[int]], Iterator[dict[int, bool]]]
+"""Judges examples of a task, given its label and their numbers; yields which are right."""
 
 
-def together(saved: SavedModel, encode: Encode, indices: Sequence[int]) -> dict[int, bool]:
+def together(
+    saved: SavedModel, examples: CoreExamples, label: str, indices: Sequence[int]
+) -> Iterator[dict[int, bool]]:
     """As `mlxchat eval base` does."""
-    judged = judge_examples(saved.model, list(encode(indices)), saved.tokenizer.bos)
-    return {verdict.index: verdict.right for verdict in judged}
+    for batch in examples.batches(label, indices):
+        judged = judge_examples(saved.model, batch, saved.tokenizer.bos)
+        yield {verdict.index: verdict.right for verdict in judged}
 
 
-def alone(saved: SavedModel, encode: Encode, indices: Sequence[int]) -> dict[int, bool]:
+def alone(
+    saved: SavedModel, examples: CoreExamples, label: str, indices: Sequence[int]
+) -> Iterator[dict[int, bool]]:
     """As nanochat does."""
-    return {index: one_right(saved, *encode([index])) for index in indices}
+    for index in indices:
+        yield {index: one_right(saved, *examples.encoded(label, [index]))}
 
 
 def one_right(saved: SavedModel, example: CoreExample) -> bool:
@@ -91,8 +98,11 @@ def in_torch(saved: SavedModel) -> Judge:
     weights = {name: np.array(array) for name, array in saved.model.named_parameters().items()}
     judge = rival.Judge(saved.model.config, weights)
 
-    def judged(saved: SavedModel, encode: Encode, indices: Sequence[int]) -> dict[int, bool]:
-        return {i: judge.is_right(*encode([i]), saved.tokenizer.bos) for i in indices}
+    def judged(
+        saved: SavedModel, examples: CoreExamples, label: str, indices: Sequence[int]
+    ) -> Iterator[dict[int, bool]]:
+        for index in indices:
+            yield {index: judge.is_right(*examples.encoded(label, [index]), saved.tokenizer.bos)}
 
     return judged
 
@@ -100,26 +110,26 @@ def in_torch(saved: SavedModel) -> Judge:
 class Stint:
     """What a way has done of a task."""
 
-    def __init__(self, judge: Judge, saved: SavedModel, encode: Encode) -> None:
-        self._judge, self._saved, self._encode = judge, saved, encode
+    def __init__(self, judge: Callable[[Sequence[int]], Iterator[dict[int, bool]]]) -> None:
+        self._judge = judge
         self.seconds = self.processor = 0.0
         self.right: dict[int, bool] = {}
 
     def warm_up(self, indices: Sequence[int]) -> None:
         """Judge a few examples that do not count."""
-        self._judge(self._saved, self._encode, indices)
+        for _ in self._judge(indices):
+            pass
 
-    def go_on(self, indices: Sequence[int], at_once: int, seconds: float) -> None:
+    def go_on(self, indices: Sequence[int], seconds: float) -> None:
         """Judge examples until the time is over, but some in any case."""
-        end = time.perf_counter() + seconds
-        for first in range(0, len(indices), at_once):
-            begun, busy = time.perf_counter(), time.process_time()
-            if first and begun > end:
-                return
-            piece = indices[first : first + at_once]
-            self.right |= self._judge(self._saved, self._encode, piece)
-            self.seconds += time.perf_counter() - begun
-            self.processor += time.process_time() - busy
+        begun, busy = time.perf_counter(), time.process_time()
+        with closing(self._judge(indices)) as judged:
+            for right in judged:
+                self.right |= right
+                if time.perf_counter() > begun + seconds:
+                    break
+        self.seconds += time.perf_counter() - begun
+        self.processor += time.process_time() - busy
 
 
 def measure_task(
@@ -130,21 +140,18 @@ def measure_task(
     seconds: float,
 ) -> dict[str, Stint]:
     """Each way's stint at a task, of so many seconds at most."""
-
-    def encode(indices: Sequence[int]) -> Iterable[CoreExample]:
-        return encode_examples(CORE_TASKS[label], items, indices, saved.tokenizer)
-
-    stints = {way: Stint(judge, saved, encode) for way, judge in judges.items()}
+    examples = CoreExamples({label: items}, saved.tokenizer)
+    stints = {way: Stint(partial(judge, saved, examples, label)) for way, judge in judges.items()}
     for stint in stints.values():
         stint.warm_up(range(min(WARM_UP, len(items))))
     slow = [stint for way, stint in stints.items() if way != TOGETHER]
     middle = (len(items) + 1) // 2 if TOGETHER in stints else len(items)
     for stint in slow:
-        stint.go_on(range(middle), 1, seconds / 2)
+        stint.go_on(range(middle), seconds / 2)
     if TOGETHER in stints:
-        stints[TOGETHER].go_on(range(len(items)), AT_ONCE, seconds)
+        stints[TOGETHER].go_on(range(len(items)), seconds)
     for stint in slow:
-        stint.go_on(range(middle, len(items)), 1, seconds / 2)
+        stint.go_on(range(middle, len(items)), seconds / 2)
     return stints
 
 
@@ -244,7 +251,7 @@ def models(
     before: Path | None = None
     for name in given.models:
         if name != RANDOM:
-            before = Path(name)
+            before = store.latest(Path(name)) or Path(name)
             yield name, lambda path=before: saved_model(path)
         elif before:
             yield (
@@ -275,7 +282,8 @@ def table(lines: Sequence[dict[str, Any]], ways: Sequence[str]) -> str:
         for way in ways[1:]:
             first, second = of_way[ways[0]], of_way[way]
             for key, head in (("seconds", "times"), ("processor", "processor")):
-                row[f"{way}, {head}"] = f"{first[key] / second[key]:.2f}"
+                each, other = (line[key] / line["examples"] for line in (first, second))
+                row[f"{way}, {head}"] = f"{each / other:.2f}"
         rows.append(row)
     said = [
         f"CORE, {line['way']}: {line['core']:.4f} ± {line['error']:.4f} ({line['tasks']} tasks)"
