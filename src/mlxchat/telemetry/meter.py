@@ -83,7 +83,7 @@ class Meter:
                 self.started = replace(self.started, total_steps=event.total_steps)
             case Evaluated() if math.isfinite(event.bits_per_byte):
                 self.evaluations.append((event.step, event.bits_per_byte))
-            case CoreMeasured():
+            case CoreMeasured() if math.isfinite(event.core) and math.isfinite(event.error):
                 point = CorePoint(event.step, event.core, event.error, event.max_per_task)
                 self.core.append(point)
 

@@ -251,8 +251,8 @@ def _numbers(run: WatchedRun, now: float) -> list[Cell]:
     if meter.best is not None and meter.best[0] != meter.evaluations[-1][0]:
         cells.append(Cell("best", f"{meter.best[1]:.4f}, step {meter.best[0]:,}"))
     if meter.core:
-        step, core, error, _ = meter.core[-1]
-        cells.append(Cell("CORE", f"{core:.4f} ± {error:.4f}, step {step:,}"))
+        _, core, error, _ = meter.core[-1]
+        cells.append(Cell("CORE", f"{core:.4f} ± {error:.4f}"))
     if run.state == "running":
         rate, left = meter.tokens_per_second, run.seconds_left(now)
         cells.append(Cell("tokens/s", "–" if rate is None else f"{rate:,.0f}"))
