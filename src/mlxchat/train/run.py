@@ -215,7 +215,7 @@ def _events(
         Cadence(
             config.eval_every,
             activities.core.every if activities.core else 0,
-            config.sample_every,
+            config.sampling_interval(plan.num_iterations),
             config.save_every,
         ),
         step=state.step,
