@@ -291,6 +291,7 @@ def _checked(
     """
     from mlxchat.checkpoint.catalog import require_own_spelling
     from mlxchat.train.base import with_shape_of_base
+    from mlxchat.train.core import check_core
     from mlxchat.train.inputs import check_documents
     from mlxchat.train.pretrain import Pretraining
     from mlxchat.train.tokenizer import stored_tokenizer
@@ -299,6 +300,7 @@ def _checked(
     config = with_shape_of_base(config, home)
     saved = None if fresh else Pretraining(config, home).saved()
     if not (saved and saved.trainer.finished):
+        check_core(config, home)
         begun_with = (saved.trainer.data, saved.trainer.revision) if saved else ([], None)
         check_documents(config, home, *begun_with)
     if saved is None:

@@ -22,6 +22,7 @@ from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train import inputs
 from mlxchat.train.base import load_base, with_shape_of_base
+from mlxchat.train.core import RunCore
 from mlxchat.train.measure import Planner
 from mlxchat.train.resume import SavedRun, TrainState, new_optimizer
 from mlxchat.train.run import run
@@ -167,6 +168,10 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
             yield Noted(clock(), measuring)
         planner.text = inputs.size_of_text(config, documents, tokenizer)
         return tokenizer, planner.plan(tokenizer.vocab_size)
+
+    def core(self) -> RunCore | None:
+        """Read the examples of CORE, if the settings ask for it."""
+        return RunCore.open(self.config, self.home, self.report)
 
     def prompts(
         self, tokenizer: Tokenizer, documents: TextDocuments

@@ -7,6 +7,7 @@ checkpoints do not depend on the number of ranks.
 """
 
 import math
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, suppress
@@ -31,6 +32,7 @@ from mlxchat.train.sharing import Received, receive
 from mlxchat.train.stage import Stage
 from mlxchat.train.world import START_PATIENCE, Act, RanksDifferError, World
 
+WAIT_INTERVAL = 1.0  # seconds between two signs of life while the others wait
 COMPARED_EVERY = 100  # steps; comparing takes as long as reading the weights twice
 
 
@@ -98,6 +100,10 @@ class Together:
                 return batches
             self._say_why()
 
+    def any_asked(self) -> bool:
+        """Return whether any rank was asked to end."""
+        return bool(self.world.gather([self.asked()]).any())
+
     def _say_why(self) -> None:
         """Have rank 0 show each note of another rank once."""
         said = self.world.gather_texts(self.note.last)
@@ -123,6 +129,7 @@ class Leader:
 
     def __post_init__(self) -> None:
         self._sent = self.plan()
+        self._waited_for = time.monotonic()
 
     def step(self, number: int, draw: Draw) -> list[Batch]:
         """Announce a step and return its batches, as `Together.of_step` does."""
@@ -140,6 +147,22 @@ class Leader:
         if not self.world.alone:
             self.world.announce(Act.EVALUATE, step)
             self.world.require_equal(self.together.weights(), step)
+
+
+    def wait(self) -> bool:
+        """Let the others know that rank 0 is busy, and alive; call it every few seconds.
+
+        Returns:
+            Whether any rank was asked to end.
+        """
+        if self.world.alone:
+            return self.together.asked()
+        if time.monotonic() < self._waited_for + WAIT_INTERVAL:
+            return False
+        self.world.announce(Act.WAIT)
+        asked = self.together.any_asked()
+        self._waited_for = time.monotonic()
+        return asked
 
 
 def follow(
@@ -190,6 +213,8 @@ def _train(run: Received, note: LastNote, stop: ShouldStop) -> None:
             if act is Act.STEP:
                 with suppress(Stopped):  # nobody makes the step, and the end follows
                     launch(number)
+            elif act is Act.WAIT:
+                together.any_asked()
             elif act is Act.PLAN:
                 state.plan = _plan(world)
             elif act is Act.EVALUATE:

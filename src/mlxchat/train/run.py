@@ -70,6 +70,7 @@ def run(
             stage.world.dismiss()
             return
         _require_own_name(stage)
+        core = stage.core()  # what is missing is said before the tokenizer is trained
 
         runtime.bound_buffer_cache()
         # Measured now, while the device is idle and empty; `Started` reports it.
@@ -114,6 +115,7 @@ def run(
             state=state,
             meter=meter,
             log=log,
+            core=core,
             deadline=stage.deadline(state.plan, started_at),
             revision=saved.trainer.revision if saved else None,
             leader=leader,
@@ -214,12 +216,23 @@ def _events(
     events = train(
         stage.compile(parts, activities.stop),
         lambda: state.plan.num_iterations,
-        Hooks(clock, activities.evaluate, activities.sample, activities.save, activities.stop),
+        Hooks(
+            clock,
+            activities.evaluate,
+            activities.measure_core,
+            activities.sample,
+            activities.save,
+            activities.stop,
+        ),
         Cadence(
-            config.eval_every, config.sampling_interval(plan.num_iterations), config.save_every
+            config.eval_every,
+            activities.core.every if activities.core else 0,
+            config.sampling_interval(plan.num_iterations),
+            config.save_every,
         ),
         step=state.step,
         evaluated=any(step == state.step for step, _ in activities.meter.evaluations),
+        core_measured=any(point.step == state.step for point in activities.meter.core),
         shards=activities.documents.shards,
     )
     try:

@@ -43,6 +43,7 @@ class Act(IntEnum):
     EVALUATE = 4
     PLAN = 5  # a changed plan follows, as text
     END = 6
+    WAIT = 7  # rank 0 is busy, and alive
 
 
 class RanksDifferError(Exception):
