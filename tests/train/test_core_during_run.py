@@ -37,9 +37,9 @@ from mlxchat.telemetry.events import CoreMeasured, Ended, Event, Noted, Progress
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train import core as train_core
 from mlxchat.train.core import check_core
-from mlxchat.train.ranks import Act, Leader
+from mlxchat.train.ranks import Leader, Together
 from mlxchat.train.stage import history_of, read_trainer
-from mlxchat.train.world import ALONE, World
+from mlxchat.train.world import ALONE, Act, World
 
 
 @pytest.fixture
@@ -184,31 +184,40 @@ def test_the_fewest_examples_leave_room_for_the_shots() -> None:
 # Ranks
 
 
-class TwoRanks:
+class TwoRanks(World):
     """Rank 0 of two; the other one asks to end at its third turn."""
 
-    alone = False
-
     def __init__(self) -> None:
-        self.announced: list[Sequence[float]] = []
+        super().__init__()
+        self.size = 2
+        self.announced: list[Act] = []
+        self.turns = 0
+
+    def announce(self, act: Act, number: int = 0) -> None:
+        self.announced.append(act)
 
     def gather(self, numbers: Sequence[float]) -> npt.NDArray[np.float64]:
-        self.announced.append(numbers)
-        return np.array([numbers, [Act.END, 0, len(self.announced) == 3]], np.float64)
+        self.turns += 1
+        return np.array([numbers, [self.turns == 3]], np.float64)
+
+
+def leader_of(world: World, asked: bool = False) -> Leader:
+    """Return rank 0 of these ranks, which waits for no data."""
+    return Leader(world, lambda: cast(Plan, None), Together(world, lambda: asked, dict))
 
 
 def test_other_ranks_hear_every_second_that_rank_0_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     world = TwoRanks()
-    leader = Leader(cast(World, world), lambda: cast(Plan, None), lambda: False)
+    leader = leader_of(world)
     asked = []
     for now[0] in np.arange(0, 4, 0.25).tolist():
         asked.append(leader.wait())
-    assert world.announced == [[Act.WAIT, 0, False]] * 3
+    assert world.announced == [Act.WAIT] * 3
     assert asked.index(True) == 15 and asked.count(True) == 1
 
 
 def test_a_run_alone_asks_itself_only() -> None:
     for stop in (True, False):
-        assert Leader(ALONE, lambda: cast(Plan, None), lambda stop=stop: stop).wait() is stop
+        assert leader_of(ALONE, asked=stop).wait() is stop

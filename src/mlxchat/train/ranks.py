@@ -148,7 +148,6 @@ class Leader:
             self.world.announce(Act.EVALUATE, step)
             self.world.require_equal(self.together.weights(), step)
 
-
     def wait(self) -> bool:
         """Let the others know that rank 0 is busy, and alive; call it every few seconds.
 
