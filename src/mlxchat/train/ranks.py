@@ -156,7 +156,7 @@ class Leader:
         """
         if self.world.alone:
             return self.together.asked()
-        if time.monotonic() < self._waited_for + WAIT_INTERVAL:
+        if time.monotonic() <= self._waited_for + WAIT_INTERVAL:
             return False
         self.world.announce(Act.WAIT)
         asked = self.together.any_asked()
