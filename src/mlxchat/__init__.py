@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from mlxchat.model.gpt import GPT
     from mlxchat.optim.optimizer import MuonAdamW
     from mlxchat.telemetry.events import (
+        CoreMeasured,
         Ended,
         Evaluated,
         Evaluating,
@@ -67,6 +68,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "Conversation",
+    "CoreMeasured",
     "CoreResult",
     "DataError",
     "DeviceError",
@@ -116,8 +118,8 @@ _MODULES = {  # that define the public names
     "mlxchat.model.config": "GPTConfig",
     "mlxchat.model.gpt": "GPT",
     "mlxchat.optim.optimizer": "MuonAdamW",
-    "mlxchat.telemetry.events": "Ended Evaluated Evaluating Event Noted Progressed Replanned "
-    "Sampled Saved Started Stepped",
+    "mlxchat.telemetry.events": "CoreMeasured Ended Evaluated Evaluating Event Noted Progressed "
+    "Replanned Sampled Saved Started Stepped",
     "mlxchat.tokenizer.bpe": "Tokenizer",
     "mlxchat.tokenizer.messages": "Conversation Message",
     "mlxchat.trained": "Loss Model",

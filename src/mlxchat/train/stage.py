@@ -26,6 +26,7 @@ from mlxchat.plan.plan import Plan
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 from mlxchat.telemetry.events import Event, Report
 from mlxchat.tokenizer.bpe import Tokenizer
+from mlxchat.train.core import RunCore
 from mlxchat.train.loop import Compile, compile_step
 from mlxchat.train.resume import Config, SavedRun, TrainState, read_saved
 from mlxchat.train.world import ALONE, World
@@ -166,6 +167,14 @@ class Stage(ABC, Generic[Config, Corpus]):
             MlxchatError: the settings cannot work, or not in that memory.
         """
 
+    def core(self) -> RunCore | None:
+        """Read what CORE is measured with during the run; None if it is not.
+
+        Raises:
+            MlxchatError: it is missing, damaged or cannot be fetched.
+        """
+        return None
+
     @abstractmethod
     def prompts(self, tokenizer: Tokenizer, documents: Corpus) -> Iterable[tuple[str, list[int]]]:
         """Return the prompts of the samples, each as text and as ids."""
@@ -215,8 +224,9 @@ def history_of(folder: Path, home: Home) -> History:
         tokens=state.plan.tokens_per_step * state.step,
         began_with=Path(stage.begins_with).name if stage.begins_with else None,
     )
-    evaluations = state.meter.evaluations
-    return before.with_training(training, evaluations[-1][1] if evaluations else None)
+    evaluations, core = state.meter.evaluations, state.meter.core
+    bits_per_byte = evaluations[-1][1] if evaluations else None
+    return before.with_training(training, bits_per_byte, core[-1] if core else None)
 
 
 def validation_documents(folder: Path, home: Home) -> Documents:
