@@ -237,7 +237,7 @@ class Model:
             sampling=validated(Sampling, sampling),
             system=config.system,
         )
-        return start(self._decoding, served, config, bind(config), log)
+        return start(self._decoding, [served], config, bind(config), log)
 
     def loss(self, text: str | Sequence[int]) -> Loss:
         """Measure how well the model predicts a text, per token and per byte.

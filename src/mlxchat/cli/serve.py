@@ -68,7 +68,9 @@ def serve_command(
         )
         with (
             Interrupts(asked.set) as interrupts,
-            start(saved.model, model, config, bound, lambda line: say(line, sys.stderr)) as server,
+            start(
+                saved.model, [model], config, bound, lambda line: say(line, sys.stderr)
+            ) as server,
         ):
             _announce(server, model, described, config)
             while server.running and not asked.wait(LOOK_SECONDS):
