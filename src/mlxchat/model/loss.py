@@ -11,7 +11,7 @@ from typing import cast
 from mlxchat.autotune import fastest, remembered
 from mlxchat.model.cpu import exp, log_sum_exp, sum_last, tanh
 from mlxchat.model.kernels.loss import CROSS_ENTROPY, cross_entropy_kernel
-from mlxchat.model.norm import HALF_PRECISION
+from mlxchat.model.norm import HALF_PRECISION, Pair
 from mlxchat.model.size import chunk_size
 from mlxchat.runtime import machine, mx
 
@@ -62,6 +62,7 @@ def mean_cross_entropy(
     softcap: float,
     chunk_rows: int,
     count: mx.array | None = None,
+    frozen: bool = False,
 ) -> mx.array:
     """Return the mean of `cross_entropies` over the targets that are not -1, a float32 scalar.
 
@@ -69,6 +70,7 @@ def mean_cross_entropy(
         x, weight, targets, vocab_size, softcap, chunk_rows: as for `cross_entropies`.
         count: divide the sum by this instead of by the number of those targets. A micro-batch
             passes the number in its whole step, so that the shares add up to the step's mean.
+        frozen: whether the weight is not trained, so that its gradient is left out.
     """
     if count is None:
         count = mx.maximum((targets >= 0).sum(), 1)
@@ -85,17 +87,18 @@ def mean_cross_entropy(
             loss, d_logits = cross_entropy(features @ half.T, targets[chunk], softcap, 1 / count)
             losses.append(loss)  # (rows,)
             d_x.append(d_logits @ half)  # (rows, C)
-            d_weight = d_weight + d_logits.T @ features  # (V, C)
-        if len(weight) > vocab_size:
+            if not frozen:
+                d_weight = d_weight + d_logits.T @ features  # (V, C)
+        if not frozen and len(weight) > vocab_size:
             d_weight = mx.concatenate([d_weight, mx.zeros_like(weight[vocab_size:])])
         total = sum_last(mx.concatenate(losses), axes=1)
         return total / count, mx.concatenate(d_x), d_weight
 
     @loss_and_gradients.vjp
-    def scale(
-        _: object, cotangents: list[mx.array], outputs: list[mx.array]
-    ) -> tuple[mx.array, mx.array]:
+    def scale(primals: Pair, cotangents: list[mx.array], outputs: list[mx.array]) -> Pair:
         cotangent, (_, d_x, d_weight) = cotangents[0], outputs
+        if frozen:  # never computed
+            d_weight = mx.zeros_like(primals[1])
         return (cotangent * d_x).astype(d_x.dtype), cotangent * d_weight
 
     outputs = cast(Callable[..., Sequence[mx.array]], loss_and_gradients)(x, weight)

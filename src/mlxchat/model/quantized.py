@@ -1,10 +1,12 @@
-"""Layers with quantized weights, for inference only."""
+"""Layers with quantized weights. They are not trained, but adapters on them are."""
 
 from collections.abc import Mapping
+from typing import cast
 
 from mlxchat.model.quantization import Format
 from mlxchat.runtime import machine, mx, nn
 
+INSIDE = ".linear"  # ends the name of a layer within one that has an adapter
 DIRECT_ROWS = 4  # up to this many, MLX's quantized product on CPUs beats dequantizing first
 
 
@@ -18,7 +20,7 @@ class QuantizedLinear(nn.QuantizedLinear):
         dequantizing and then the BLAS reach hundreds.
         """
         if machine().backend == "cpu" and x.size > DIRECT_ROWS * x.shape[-1]:
-            y = x @ self.dense.astype(x.dtype).T
+            y = self._by_dense(x)
         else:
             y = super().__call__(x).astype(x.dtype)  # which the scales may not have
         return y if onto is None else onto + y
@@ -26,14 +28,39 @@ class QuantizedLinear(nn.QuantizedLinear):
     @property
     def dense(self) -> mx.array:
         """The dequantized weight, (out_features, in_features)."""
-        return mx.dequantize(
-            self.weight,
-            self.scales,
-            self.biases,
-            group_size=self.group_size,
-            bits=self.bits,
-            mode=self.mode,
-        )
+        return dequantized(self)
+
+    def _by_dense(self, x: mx.array) -> mx.array:
+        """Return ``x @ self.dense.T``, dequantizing again for the gradient instead of holding it.
+
+        Held for the backward pass, the dequantized weights of all layers would take what quantizing
+        them saved.
+        """
+
+        @mx.custom_function
+        def product_with(x: mx.array) -> mx.array:
+            return x @ self.dense.astype(x.dtype).T
+
+        @product_with.vjp
+        def gradient(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
+            # That this waits for the cotangent also keeps `mx.compile` from taking both for one.
+            dense = dequantized(self, after=cotangent)
+            return cotangent @ dense.astype(x.dtype)
+
+        return cast(mx.array, product_with(x))
+
+
+def dequantized(layer: nn.Module, after: mx.array | None = None) -> mx.array:
+    """Return the weight of a quantized layer, dequantized once ``after`` is there."""
+    weight = layer.weight if after is None else mx.depends(layer.weight, after)
+    return mx.dequantize(
+        weight,
+        layer.scales,
+        layer.biases,
+        group_size=layer.group_size,
+        bits=layer.bits,
+        mode=layer.mode,
+    )
 
 
 def quantize_layers(model: nn.Module, formats: Mapping[str, Format]) -> None:
@@ -58,7 +85,9 @@ def quantize_layers(model: nn.Module, formats: Mapping[str, Format]) -> None:
 def formats_of(model: nn.Module) -> dict[str, Format]:
     """Return the format of each quantized layer of a model, by the layer's name."""
     return {
-        name: Format(group_size=layer.group_size, bits=layer.bits, mode=layer.mode)
+        name.removesuffix(INSIDE): Format(
+            group_size=layer.group_size, bits=layer.bits, mode=layer.mode
+        )
         for name, layer in model.named_modules()
         if isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding)
     }
