@@ -302,6 +302,7 @@ COMMANDS = [
     "chat",
     "serve",
     "quantize",
+    "fuse",
     "import",
     "export",
     "eval",

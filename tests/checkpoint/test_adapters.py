@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support.adapted import adapter_run, base_run, logits
 from support.models import BYTES, network
 
 from mlxchat.checkpoint import adapters, layout, store
@@ -12,8 +13,11 @@ from mlxchat.checkpoint.bases import BASE_FILE, BaseRecord, checksums_of_weights
 from mlxchat.errors import CheckpointError
 from mlxchat.home import Home
 from mlxchat.model.adapter import LoraConfig
+from mlxchat.model.config import Architecture
 from mlxchat.model.gpt import GPT
 from mlxchat.model.lora import adapter_arrays, add_adapter
+from mlxchat.model.quantization import Quantization
+from mlxchat.quantize import quantize
 from mlxchat.runtime import mx
 
 IDS = mx.array([[3, 1, 4, 1, 5]])
@@ -135,3 +139,25 @@ def test_pruning_keeps_what_an_adapter_needs(home: Home) -> None:
     assert store.old_steps(home.runs / "other", keep=1) == [1]
     shutil.rmtree(home.finetuned)
     assert store.old_steps(home.runs / "other", keep=1) == [1, 2]
+
+
+@pytest.mark.parametrize(("arch", "bits"), [("classic", None), ("classic", 8), ("modern", None)])
+def test_adapters_of_one_model_share_its_weights(
+    arch: Architecture, bits: int | None, tmp_path: Path
+) -> None:
+    place, saved = Home(tmp_path), network(64, arch)
+    if bits:
+        quantize(saved.model, Quantization(bits=bits, group_size=32).formats(saved.model.config))
+    base, kinds = base_run(place, saved), {"cow": LORA, "hen": LoraConfig(rank=3, dora=True)}
+    folders = {name: adapter_run(place, base, name, lora) for name, lora in kinds.items()}
+    alone = layout.read_model(base, mx.float32)
+    adapted = layout.load_adapters_for_inference(alone, folders)
+    held = {id(array) for array in alone.model.named_parameters().values()}
+    for name, folder in folders.items():
+        own = adapted[name].model.named_parameters()
+        assert {n for n, array in own.items() if id(array) not in held} == {
+            n for n in own if n.endswith((".lora_a", ".lora_b", ".m"))
+        }
+        expected = logits(layout.load_for_inference(folder, "float32").model)
+        assert mx.array_equal(logits(adapted[name].model), expected)
+    assert mx.array_equal(logits(alone.model), logits(layout.load_for_inference(base).model))

@@ -45,6 +45,21 @@ def is_adapter(folder: Path) -> bool:
     return (folder / BASE_FILE).exists()
 
 
+def read_base_record(folder: Path) -> BaseRecord:
+    """Read which model the adapter in a directory was trained on.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    record = read_record(folder / BASE_FILE, BaseRecord)
+    if record is None:
+        raise CheckpointError(
+            f"{folder} does not say which model its adapter belongs to: {BASE_FILE} is missing.",
+            "Copy it again from where it was made.",
+        )
+    return record
+
+
 def checksums_of_weights(folder: Path) -> dict[str, str]:
     """Return the sha256 of each weight file of a model, by the file's name.
 
@@ -63,12 +78,7 @@ def require_base(folder: Path) -> Path:
     Raises:
         CheckpointError: that model is nowhere to be found, or has other weights now.
     """
-    record = read_record(folder / BASE_FILE, BaseRecord)
-    if record is None:
-        raise CheckpointError(
-            f"{folder} does not say which model its adapter belongs to: {BASE_FILE} is missing.",
-            "Copy it again from where it was made.",
-        )
+    record = read_base_record(folder)
     home = folder.resolve().parent.parent.parent
     name = f"step_{record.step:06d}"
     named = [home / stage / record.run / name for stage in STAGE_FOLDERS.values()]

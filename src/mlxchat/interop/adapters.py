@@ -26,6 +26,8 @@ from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import Arrays
 from mlxchat.runtime import mx
 
+PEFT_FILE = "adapter_model.safetensors"
+PEFT_CONFIG = "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
 PEFT_PARTS = {  # the ends of PEFT's names, and ours
     ".lora_A.weight": "lora_a",

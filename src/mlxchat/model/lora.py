@@ -10,8 +10,8 @@ from mlxchat.errors import CheckpointError
 from mlxchat.model.adapter import LoraConfig, adapted_layers, adapter_shapes
 from mlxchat.model.gpt import GPT, Arrays
 from mlxchat.model.linear import Linear
-from mlxchat.model.lora_linear import ADAPTER_ARRAYS, LoraLinear
-from mlxchat.model.quantized import QuantizedLinear, dequantized
+from mlxchat.model.lora_linear import ADAPTER_ARRAYS, INNER_LAYER, LoraLinear
+from mlxchat.model.quantized import QuantizedLinear, dequantized, formats_of, quantize_layers
 from mlxchat.runtime import mx, nn, tree_unflatten
 
 
@@ -126,6 +126,34 @@ def _dequantize_rest(model: GPT) -> None:
             plain[name] = Linear(columns, rows) if is_linear else nn.Embedding(rows, columns)
             plain[name].weight = weight
     _replace(model, plain)
+
+
+def copied(model: GPT) -> GPT:
+    """Return a copy that shares its arrays; replacing them in it leaves ``model`` unchanged.
+
+    Args:
+        model: quantized or not, with or without an adapter, not prepared for inference.
+    """
+    copy = GPT(model.config, model.dtype)
+    formats = formats_of(model)
+    quantize_layers(copy, {name.removesuffix(f".{INNER_LAYER}"): formats[name] for name in formats})
+    if model.adapter is not None:
+        add_adapter(copy, model.adapter)
+    copy.load_weights(list(model.named_parameters().items()))
+    return copy
+
+
+def share_weights(model: GPT, base: GPT) -> None:
+    """Have a model with an adapter use the weights of its base, so that they are held once.
+
+    Args:
+        model: with an adapter, prepared for inference.
+        base: the same without, prepared for inference too.
+    """
+    own = base.named_parameters()
+    plain = {name: name.replace(f".{INNER_LAYER}.", ".") for name in model.named_parameters()}
+    shared = [(name, own[plain[name]]) for name in plain if plain[name] in own]
+    model.load_weights(shared, strict=False)
 
 
 def _layers(model: GPT) -> dict[str, nn.Module]:
