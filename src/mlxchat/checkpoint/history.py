@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from mlxchat.checkpoint import layout, store
+from mlxchat.checkpoint.bases import BaseRecord, checksums_of_weights
 from mlxchat.checkpoint.files import HISTORY
 from mlxchat.checkpoint.layout import Origin
 
@@ -71,6 +72,17 @@ def read_before(folder: Path) -> History:
         return History(tag=tag, step=step, origin=origin, bits_per_byte=origin.bits_per_byte)
     before = read_file(folder) or History(tag=tag, step=step)
     return before.model_copy(update={"tag": tag, "step": step})
+
+
+def record_of(folder: Path) -> BaseRecord:
+    """Return what an adapter's directory says of the model that it belongs to.
+
+    Raises:
+        CheckpointError: a weight file is missing or cannot be read.
+    """
+    tag, step = tag_and_step(folder)
+    weights = checksums_of_weights(folder)
+    return BaseRecord(run=tag, step=step, folder=str(folder.resolve()), weights=weights)
 
 
 def read_file(folder: Path) -> History | None:
