@@ -384,9 +384,9 @@ class Model:
             ConfigError: there is no adapter on this model.
 
         >>> import mlxchat
-        >>> whole = mlxchat.load("quickstart-lora").fuse()
+        >>> whole = mlxchat.load("quickstart-style").fuse()
         >>> whole.name
-        'quickstart-lora-fused'
+        'quickstart-style-fused'
         """
         if self._base is None:
             raise ConfigError(f"There is no adapter on {self.name}.", "Use it as it is.")

@@ -24,6 +24,7 @@ CONFIG = GPTConfig(
 )  # fmt: skip
 SETTINGS: dict[str, Any] = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
 QUERY = "model.layers.2.self_attn.q_proj"
+HEAD = {"layers": 1, "modules": ("attn.c_q", "lm_head")}
 Tensors = dict[str, mx.array]
 
 
@@ -60,7 +61,9 @@ def added_by_peft(tensors: Tensors, layer: str, x: np.ndarray, scale: float) -> 
 X = np.random.default_rng(1).standard_normal(64).astype(np.float32)
 
 
-@pytest.mark.parametrize("kind", [{}, {"dora": True}, {"layers": 2}, {"modules": ("mlp.c_fc",)}])
+@pytest.mark.parametrize(
+    "kind", [{}, {"dora": True}, {"layers": 2}, {"modules": ("mlp.c_fc",)}, HEAD]
+)
 def test_an_adapter_becomes_peft_s_and_comes_back(kind: Any) -> None:
     ours = adapter(**kind)
     tensors, settings = to_peft(ours, CONFIG, "base")
@@ -162,7 +165,7 @@ def test_what_would_compute_something_else_is_refused(settings: Any, named: str)
     ("tensors", "named"),
     [
         ({}, "no tensors"),
-        (by_peft("lm_head"), "it changes lm_head"),
+        (by_peft("model.embed_tokens"), "it changes model.embed_tokens"),
         (by_peft("model.layers.3.mlp.fc1"), r"transformer\.h\.3\.mlp\.c_fc"),
         (by_peft("model.layers.0.mlp.gate"), r"mlp\.gate"),
         (by_peft(inputs=8), "map 8 numbers to 4"),

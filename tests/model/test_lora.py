@@ -140,7 +140,7 @@ def test_an_adapter_of_nothing_is_refused(wrong: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("modules", ["", "attn.c_q,attn.c_q"])
 def test_modules_are_named_once(modules: str) -> None:
-    with pytest.raises(ConfigError, match="modules"):
+    with pytest.raises(ConfigError, match="`modules`"):
         LoraConfig.model_validate({"modules": modules or ()})
 
 

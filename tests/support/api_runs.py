@@ -32,7 +32,7 @@ TUNING = {
 
 
 def small_runs(home: Path, folder: Path) -> None:
-    """Train ``quickstart`` and ``quickstart-sft``; ``quickstart-lora`` has a random adapter.
+    """Train ``quickstart`` and ``quickstart-sft``; ``quickstart-style`` has a random adapter.
 
     ``chats.jsonl`` and ``eval_bundle`` go into ``folder``.
     """
@@ -41,7 +41,7 @@ def small_runs(home: Path, folder: Path) -> None:
         patch.setenv("MLXCHAT_HOME", str(home))
         list(mlxchat.pretrain(**TINY, model_tag="quickstart"))
         place = Home(home)
-        adapter_run(place, place.runs / "quickstart" / "step_000004", "quickstart-lora")
+        adapter_run(place, place.runs / "quickstart" / "step_000004", "quickstart-style")
         list(mlxchat.fine_tune(**TUNING, data=[str(chats(folder))]))
 
 

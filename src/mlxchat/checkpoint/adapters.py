@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from mlxchat.checkpoint.files import damaged, read_checked_json
 from mlxchat.errors import MlxchatError
 from mlxchat.json_text import as_type
-from mlxchat.model.adapter import LoraConfig, adapted_layers
+from mlxchat.model.adapter import LoraConfig, adapted_layers, module_of
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.lora import adapter_arrays
@@ -43,7 +43,7 @@ def write_adapter(folder: Path, model: GPT, base: str) -> None:
 def adapter_fields(config: GPTConfig, lora: LoraConfig) -> dict[str, Any]:
     """Return what mlx-lm reads of an adapter_config.json."""
     layers = adapted_layers(config, lora)
-    keys = dict.fromkeys(name.split(".", 3)[3] for name in layers)  # transformer.h.0.attn.c_q
+    keys = dict.fromkeys(map(module_of, layers))
     return {
         "fine_tune_type": "dora" if lora.dora else "lora",
         "num_layers": lora.layers or config.n_layer,

@@ -158,8 +158,9 @@ def _options(model: type[BaseModel], without: Without) -> list[inspect.Parameter
 def _option(name: str, field: FieldInfo, panel: str | None) -> inspect.Parameter:
     """Return the option of a field.
 
-    Two of the field's `json_schema_extra` matter here: ``metavar`` is the placeholder of its value
-    in the help, and ``{"none": WORD}`` makes WORD stand for None among integers.
+    Three of the field's `json_schema_extra` matter here: ``metavar`` is the placeholder of its
+    value in the help, ``{"none": WORD}`` makes WORD stand for None among integers, and with
+    ``{"text": True}`` the model itself makes the value of a text.
     """
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     word = extra.get("none")
@@ -171,11 +172,12 @@ def _option(name: str, field: FieldInfo, panel: str | None) -> inspect.Parameter
         parser=_integer_or(str(word)) if word else None,
         metavar=str(metavar) if metavar else None,
     )
+    annotation = str | None if extra.get("text") else field.annotation
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=field.default,
-        annotation=Annotated[field.annotation, option],
+        annotation=Annotated[annotation, option],
     )
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlxchat.cli.options import Fresh, Json, StayAwake
+from mlxchat.cli.adapters import Lora, with_adapter
+from mlxchat.cli.options import Fresh, Json, StayAwake, Without
 from mlxchat.cli.ranks import (
     Hosts,
     RankCount,
@@ -18,6 +19,7 @@ from mlxchat.cli.ranks import (
 )
 from mlxchat.cli.session import exit_promptly, staying_awake, watch_run
 from mlxchat.cli.supervise import train_supervised
+from mlxchat.config.lora import LoraTraining
 from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig, PretrainConfig
 from mlxchat.config.ranks import RANK_PATIENCE
 from mlxchat.config.sft import SftConfig
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
 
 
 def train_command(
-    config: PretrainConfig,
+    config: Annotated[PretrainConfig, Without({"lora"})],
+    adapter: Annotated[LoraTraining, Without({"dropout"})],
+    lora: Lora = False,
     fresh: Fresh = False,
     supervise: Annotated[
         bool,
@@ -54,6 +58,7 @@ def train_command(
     in the time you have. To resume from the newest checkpoint, repeat the same
     command.
     """
+    config = with_adapter(config, lora, adapter)
     if supervise and dry_run:
         raise typer.BadParameter("--supervise cannot be combined with --dry-run.")
     if supervise:
@@ -85,7 +90,9 @@ def train_command(
 
 
 def sft_command(
-    config: SftConfig,
+    config: Annotated[SftConfig, Without({"lora"})],
+    adapter: LoraTraining,
+    lora: Lora = False,
     fresh: Fresh = False,
     ranks: RankCount = 1,
     hosts: Hosts = None,
@@ -102,6 +109,7 @@ def sft_command(
     used, changes and keys that are not used are counted and reported. To resume from the
     newest checkpoint, repeat the same command.
     """
+    config = with_adapter(config, lora, adapter)
     launch_if_asked(ranks, hosts, rank_timeout)
     from mlxchat.train.sft import FineTuning, run_fine_tuning, with_source
 
@@ -122,13 +130,19 @@ def sft_command(
         _say_how_to_talk(home.run(config.tag))
 
 
-def info_command(config: PretrainConfig, json: Json = False) -> None:
+def info_command(
+    config: Annotated[PretrainConfig, Without({"lora"})],
+    adapter: Annotated[LoraTraining, Without({"dropout"})],
+    lora: Lora = False,
+    json: Json = False,
+) -> None:
     """Show the size of a model, and the time and memory that training it takes here.
 
     Takes the same options as train.
     """
     from mlxchat.train.base import with_shape_of_base
 
+    config = with_adapter(config, lora, adapter)
     home = Home.from_environment()
     _show_estimate(with_shape_of_base(config, home), home, None, json, train=False)
 

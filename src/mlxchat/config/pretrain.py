@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from mlxchat.config.lora import AdapterRun
 from mlxchat.config.recipes import RECIPES, Recipe, RecipeName, recipe_for
 from mlxchat.config.run import (
     INDEPENDENT,
@@ -134,7 +135,7 @@ class DataConfig(BaseModel):
         return self.dataset == BUILTIN and self.data_dir is None
 
 
-class PretrainConfig(RunConfig, DataConfig):
+class PretrainConfig(AdapterRun, RunConfig, DataConfig):
     """Settings of a pretraining run. The plan derives those that are ``None``."""
 
     independent: ClassVar[frozenset[str]] = INDEPENDENT | {
@@ -314,6 +315,20 @@ class PretrainConfig(RunConfig, DataConfig):
                 f"`num_iterations={self.num_iterations}`{of} does not go with it.",
                 "Leave one of them out.",
             )
+        if self.lora and self.init_from is None:
+            raise ConfigError(
+                "`lora` trains an adapter on a model, and none is named.",
+                "Name the model with `init_from`.",
+            )
+        self.require_effect(
+            "budget",
+            "embedding_lr",
+            "unembedding_lr",
+            "matrix_lr",
+            "scalar_lr",
+            "weight_decay",
+            "dropout",
+        )
         return self
 
     @property
@@ -335,7 +350,8 @@ class PretrainConfig(RunConfig, DataConfig):
     def tag(self) -> str:
         """The run's name."""
         if self.init_from is not None:
-            return self.model_tag or name_after(self.init_from, "-continued")
+            suffix = "-continued-lora" if self.lora else "-continued"
+            return self.model_tag or name_after(self.init_from, suffix)
         if self.depth is None and self.budget:
             return self.model_tag or f"auto-{self.budget}"
         return self.model_tag or f"d{self.depth or DEFAULT_DEPTH}"
@@ -378,7 +394,7 @@ class PretrainConfig(RunConfig, DataConfig):
             value = _recipe_name(*what)
         if value is None:
             value = getattr(_numbers(*what), name, None)
-        return "not given" if value is None else str(value)
+        return super().shown(settings | {name: value}, name)
 
 
 def _recipe_name(

@@ -2,6 +2,7 @@
 
 from pydantic import ConfigDict, Field, model_validator
 
+from mlxchat.config.lora import AdapterRun
 from mlxchat.config.run import LARGEST_COUNT, RunConfig, name_after
 from mlxchat.data.chats.sources import VALIDATION_SHARE
 from mlxchat.data.files import UTF_8
@@ -11,7 +12,7 @@ ENCODING = "Encoding of text without a byte-order mark, such as latin-1."
 SKIP_BAD = "Skip lines and rows that cannot be read, and say how many."
 
 
-class SftConfig(RunConfig):
+class SftConfig(AdapterRun, RunConfig):
     """Settings of a fine-tuning run. The plan derives those that are ``None``.
 
     The defaults are nanochat's (chat_sft at commit 92d63d4), for both architectures.
@@ -98,6 +99,7 @@ class SftConfig(RunConfig):
                 f"`num_iterations={self.num_iterations}` does not go with it.",
                 "Leave one of them out.",
             )
+        self.require_effect("init_lr_frac", "load_optimizer")
         return self
 
     @property
@@ -105,4 +107,4 @@ class SftConfig(RunConfig):
         """The run's name."""
         if self.model_tag or self.source is None:
             return self.model_tag or "sft"
-        return name_after(self.source, "-sft")
+        return name_after(self.source, "-lora" if self.lora else "-sft")

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from mlxchat.checkpoint.files import in_words, one_line
 from mlxchat.errors import CheckpointError, ConfigError
 from mlxchat.interop.importers.hugging_face import plain_name, renamed
-from mlxchat.model.adapter import LoraConfig, adapted_layers
+from mlxchat.model.adapter import HEAD, LoraConfig, adapted_layers, module_of
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import Arrays
 from mlxchat.runtime import mx
@@ -89,8 +89,9 @@ def to_peft(adapter: Adapter, config: GPTConfig, base: str) -> tuple[Arrays, dic
         tensor = mx.contiguous(array.T) if array.ndim == 2 else array
         tensors[f"{PEFT_PREFIX}{renamed(layer)}{ends[part]}"] = tensor
     alpha = lora.scale * lora.rank
-    names = dict.fromkeys(renamed(name).rpartition(".")[2] for name in adapted_layers(config, lora))
-    partial = lora.layers is not None and lora.layers < config.n_layer
+    layers = [renamed(name) for name in adapted_layers(config, lora)]
+    if lora.layers in (None, config.n_layer):  # the same in all layers: q_proj
+        layers = [name.rpartition(".")[2] for name in layers]
     return tensors, {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -99,10 +100,7 @@ def to_peft(adapter: Adapter, config: GPTConfig, base: str) -> tuple[Arrays, dic
         "r": lora.rank,
         "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
         "lora_dropout": lora.dropout,
-        "target_modules": list(names),
-        "layers_to_transform": (
-            list(range(lora.first_layer(config), config.n_layer)) if partial else None
-        ),
+        "target_modules": list(dict.fromkeys(layers)),
         "use_dora": lora.dora,
         "use_rslora": False,
         "bias": "none",
@@ -258,18 +256,21 @@ def _config(layers: Iterable[str], config: GPTConfig, **numbers: Any) -> LoraCon
     """Return the settings of an adapter that changes these layers, and perhaps some more."""
     first, modules = config.n_layer, dict[str, None]()
     for layer in layers:
+        if layer == HEAD:
+            modules[HEAD] = None
+            continue
         place = re.fullmatch(r"transformer\.h\.(\d{1,6})\.([\w.]{1,99})", layer)
         if place is None or int(place[1]) >= config.n_layer:
             raise _refused(
-                f"it changes {one_line(layer, 99)}, which is no matrix in one of the model's "
-                f"{config.n_layer} layers"
+                f"it changes {one_line(layer, 99)}, which is neither the head nor a matrix in one "
+                f"of the model's {config.n_layer} layers"
             )
         first = min(first, int(place[1]))
         modules[place[2]] = None
-    depth = config.n_layer - first
+    depth = config.n_layer - first if first < config.n_layer else 1  # the head alone
     try:
         lora = LoraConfig(layers=depth if first else None, **numbers)
-        usual = {layer.split(".", 3)[3] for layer in adapted_layers(config, lora)}
+        usual = set(map(module_of, adapted_layers(config, lora)))
         if modules.keys() != usual:
             lora = lora.model_copy(update={"modules": tuple(sorted(modules))})
         adapted_layers(config, lora)

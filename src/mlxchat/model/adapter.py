@@ -15,6 +15,9 @@ from mlxchat.model.config import GPTConfig
 
 Shape = tuple[int, ...]
 
+ADAPTED = ("attn.c_q", "attn.c_k", "attn.c_v", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+HEAD = "lm_head"
+
 
 class LoraConfig(BaseModel):
     """An adapter: how large it is, and which layers it changes.
@@ -52,7 +55,7 @@ class LoraConfig(BaseModel):
         None,
         json_schema_extra={"metavar": "NAMES", "text": True},
         description="Parts of each layer to adapt, separated by commas, such as "
-        "attn.c_q,attn.c_v. Default: all matrices.",
+        "attn.c_q,attn.c_v; lm_head is the head. Default: all matrices of the layers.",
     )
     dora: bool = Field(
         False,
@@ -72,12 +75,18 @@ class LoraConfig(BaseModel):
     def _require_distinct(cls, modules: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if modules is not None and (not modules or len(set(modules)) < len(modules)):
             raise ConfigError(
-                "modules names no part of a layer."
+                "`modules` names no part of a layer."
                 if not modules
-                else "modules names a part of a layer twice.",
-                "Name each part once, such as modules=attn.c_q,attn.c_v, or leave it out.",
+                else "`modules` names a part of a layer twice.",
+                "Name each part once, such as `modules=attn.c_q,attn.c_v`, or leave it out.",
             )
         return modules
+
+    def with_head(self) -> "LoraConfig":
+        """Return this adapter with the head among what it changes, unless modules are named."""
+        if self.modules is not None:
+            return self
+        return self.model_copy(update={"modules": (*ADAPTED, HEAD)})
 
     def first_layer(self, config: GPTConfig) -> int:
         """Return the number of the first layer that the adapter may change."""
@@ -96,26 +105,35 @@ def adapted_layers(config: GPTConfig, lora: LoraConfig) -> dict[str, tuple[int, 
     """
     if lora.layers is not None and lora.layers > config.n_layer:
         raise ConfigError(
-            f"layers={lora.layers} is more than the model's {config.n_layer}.",
+            f"`layers={lora.layers}` is more than the model's {config.n_layer}.",
             f"Use at most {config.n_layer}, or leave it out to adapt all.",
         )
     found, known = dict[str, tuple[int, int]](), dict[str, None]()
     for i in range(lora.first_layer(config), config.n_layer):
         for module, shape in _modules(config, i):
             known[module] = None
-            chosen = module != GATE if lora.modules is None else module in lora.modules
+            chosen = module in (ADAPTED if lora.modules is None else lora.modules)
             if chosen:
                 found[f"transformer.h.{i}.{module}"] = shape
+    known[HEAD] = None
+    if HEAD in (lora.modules or ()):
+        found[HEAD] = (config.n_embd, config.padded_vocab_size)
     if unknown := [module for module in lora.modules or () if module not in known]:
         raise ConfigError(
-            f"modules names {', '.join(ascii(name)[1:-1] for name in unknown)}, which the "
-            "adapted layers do not have.",
-            f"They have: {', '.join(known)}.",
+            f"`modules` names {', '.join(ascii(name)[1:-1] for name in unknown)}, which the "
+            "model does not have.",
+            f"It has: {', '.join(known)}.",
         )
     return found
 
 
-GATE = "attn.ve_gate"  # of so few inputs that it is adapted only if it is named
+def module_of(layer: str) -> str:
+    """Return the name of an adapted layer within its block; the head's is its own.
+
+    >>> module_of("transformer.h.3.attn.c_q"), module_of("lm_head")
+    ('attn.c_q', 'lm_head')
+    """
+    return layer if layer == HEAD else layer.split(".", 3)[3]
 
 
 def _modules(config: GPTConfig, layer: int) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -128,7 +146,7 @@ def _modules(config: GPTConfig, layer: int) -> Iterator[tuple[str, tuple[int, in
     yield "mlp.c_fc", (C, 4 * C)
     yield "mlp.c_proj", (4 * C, C)
     if gate is not None and config.has_value_embedding(layer):
-        yield GATE, (gate.channels, config.n_kv_head)
+        yield "attn.ve_gate", (gate.channels, config.n_kv_head)
 
 
 def adapter_shapes(config: GPTConfig, lora: LoraConfig) -> dict[str, Shape]:

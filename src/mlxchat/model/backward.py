@@ -15,7 +15,7 @@ from mlxchat.model.loss import CHUNK_ROWS
 from mlxchat.model.rope import Rope
 from mlxchat.runtime import mx
 
-HEAD = "lm_head.weight"
+OF_HEAD = "lm_head."  # begins the names of the head's parameters
 
 
 def ordered_loss(
@@ -69,7 +69,7 @@ def ordered_loss(
 def _stages(model: GPT) -> tuple[Arrays, list[Arrays], Arrays]:
     """Split what is trained: embedding and scalars, the layers one by one, and the head."""
     rest = model.named_trainable()
-    head = {HEAD: rest.pop(HEAD)} if HEAD in rest else {}
+    head = {name: rest.pop(name) for name in list(rest) if name.startswith(OF_HEAD)}
     layers = []
     for i in range(model.config.n_layer):
         own = f"transformer.h.{i}.", f"value_embeds.{i}."

@@ -294,17 +294,23 @@ class GPT(nn.Module):
         self, x: mx.array, targets: mx.array, chunk_rows: int, count: mx.array | None
     ) -> mx.array:
         """Return the mean loss of features ``x``, (B, T, C)."""
-        config, flat = self.config, targets.reshape(-1)  # (B * T,)
+        config, head, flat = self.config, self.lm_head, targets.reshape(-1)  # (B * T,)
         x = x.reshape(-1, config.n_embd)  # (B * T, C)
+        weight, frozen, added = head.dense, self.adapter is not None, None
+        if isinstance(head, LoraLinear):
+            frozen = head.stretch is None  # with DoRA the gradient passes through the whole weight
+            if frozen:
+                weight, added = head.linear.dense, (head.hidden(x), head.lora_b.T)
         return mean_cross_entropy(
             x,
-            self.lm_head.dense,  # the parameter itself, unless it is quantized
+            weight,
             flat,
             config.vocab_size,
             config.softcap,
             chunk_rows,
             count,
-            frozen=self.adapter is not None,
+            frozen=frozen,
+            added=added,
         )
 
     # ==== Parameters ====
@@ -329,9 +335,17 @@ class GPT(nn.Module):
 
     def cast_matrices(self) -> None:
         """Store the matrices in the compute dtype, for faster inference. Training needs float32."""
+        self._cast(self.named_parameters())
+
+    def cast_frozen(self) -> None:
+        """Store the matrices that are not trained in the compute dtype: they take less memory."""
+        trained = self.named_trainable()
+        self._cast({n: w for n, w in self.named_parameters().items() if n not in trained})
+
+    def _cast(self, parameters: Arrays) -> None:
         matrices = {
             name: weight
-            for name, weight in self.named_parameters().items()
+            for name, weight in parameters.items()
             if weight.ndim > 1 and mx.issubdtype(weight.dtype, mx.floating)  # not quantized ones
         }
         self.load_weights([(n, w.astype(self.dtype)) for n, w in matrices.items()], strict=False)

@@ -55,14 +55,17 @@ class LoraLinear(nn.Module):
 
     def __call__(self, x: mx.array, onto: mx.array | None = None) -> mx.array:
         """Map (..., in_features) to (..., out_features), and add ``onto``."""
-        hidden = self._dropout(x) @ self.lora_a.astype(x.dtype)  # (..., rank)
-        added = (self.scale * hidden) @ self.lora_b.astype(x.dtype)  # (..., out_features)
+        added = self.hidden(x) @ self.lora_b.astype(x.dtype)  # (..., out_features)
         stretch = self.stretch
         y: mx.array = self.linear(x, onto if stretch is None else None) + added
         if stretch is None:
             return y
         y = stretch.astype(x.dtype) * y
         return y if onto is None else onto + y
+
+    def hidden(self, x: mx.array) -> mx.array:
+        """Map (..., in_features) to (..., rank), of which ``lora_b`` makes what is added."""
+        return self.scale * (self._dropout(x) @ self.lora_a.astype(x.dtype))
 
     @property
     def stretch(self) -> mx.array | None:

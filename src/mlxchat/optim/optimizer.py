@@ -21,11 +21,16 @@ from mlxchat.optim.adamw import AdamW
 from mlxchat.optim.gradients import Accumulate, compile_gradients
 from mlxchat.optim.muon import Muon, NorMuon
 from mlxchat.optim.rule import Rule, Scalar, Step
-from mlxchat.optim.schedule import REFERENCE_BATCH, STEADY_MOMENTUM, learning_rates
+from mlxchat.optim.schedule import (
+    ADAPTER,
+    REFERENCE_BATCH,
+    STEADY_MOMENTUM,
+    learning_rates,
+)
 from mlxchat.runtime import machine, mx
 from mlxchat.streams import in_parts
 
-MATRIX, ADAPTER = "matrix", "adapter"  # names of groups
+MATRIX = "matrix"
 
 
 class ParamGroup(NamedTuple):
@@ -84,6 +89,11 @@ class Rates(NamedTuple):
     learning: Arrays  # learning rates by name of the group
     momentum: mx.array  # of Muon
     weight_decay: mx.array  # of the groups whose rule has no constant one
+
+    @property
+    def shown(self) -> mx.array:
+        """The learning rate that stands for all: that of the matrices, or of the adapter."""
+        return self.learning[MATRIX if MATRIX in self.learning else ADAPTER]
 
 
 Constants = dict[str, list[Scalar]]

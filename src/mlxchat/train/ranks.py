@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 
 from mlxchat.checkpoint.trainer import TrainerState
 from mlxchat.data.documents import Documents
@@ -23,7 +23,11 @@ from mlxchat.data.loader import LoaderState, Stopped
 from mlxchat.errors import ConfigError, DataError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.json_text import as_type, parse_json
+from mlxchat.model.adapter import LoraConfig
 from mlxchat.model.gpt import GPT, Arrays
+from mlxchat.model.lora import add_adapter
+from mlxchat.model.quantization import Format
+from mlxchat.model.quantized import formats_of, quantize_layers
 from mlxchat.plan.plan import Plan
 from mlxchat.runtime import compute_dtype, hold_memory, mx
 from mlxchat.telemetry.events import Event
@@ -35,6 +39,13 @@ from mlxchat.train.stage import Stage
 from mlxchat.train.world import World
 
 START_PATIENCE = 3600.0  # seconds: rank 0 may have a tokenizer to train before it sends anything
+
+
+class ModelKind(BaseModel):
+    """What rank 0's model has beside its shape: others make theirs alike."""
+
+    adapter: LoraConfig | None
+    formats: dict[str, Format]  # of quantized layers, by name
 
 
 class Act(IntEnum):
@@ -121,6 +132,8 @@ def send(stage: Stage[Any, Any], documents: Documents, state: TrainState) -> Non
         fingerprints=stage.files(documents),
     )
     world.gather_texts(record.model_dump_json())
+    of_model = ModelKind(adapter=state.model.adapter, formats=formats_of(state.model))
+    world.gather_texts(of_model.model_dump_json())
     with TemporaryDirectory() as folder:
         state.tokenizer.save(Path(folder))
         world.gather_texts((Path(folder) / TOKENIZER_FILE).read_text("utf-8"))
@@ -152,6 +165,7 @@ def follow(kind: type[Stage[Any, Any]], home: Home, world: World, stop: Callable
     record: TrainerState[Any] = as_type(parse_json(sent), TypeAdapter(TrainerState[kind.settings]))  # type: ignore[name-defined]
     stage = kind(record.settings, home, world=world)
     saved = SavedRun(stage.folder, record, record.plan)
+    of_model = as_type(parse_json(world.gather_texts("")[0]), TypeAdapter(ModelKind))
     tokenizer = _tokenizer(world.gather_texts("")[0])
     fault = ""
     try:
@@ -159,7 +173,7 @@ def follow(kind: type[Stage[Any, Any]], home: Home, world: World, stop: Callable
     except MlxchatError as error:
         fault = error.problem
     _require_all_ready(world, fault)
-    state = _received(stage, saved, tokenizer)
+    state = _received(stage, saved, tokenizer, of_model)
     follower = Follower(stage, documents, state, stop)
     try:
         follower.run()
@@ -190,7 +204,7 @@ class Follower:
                 if act is Act.PLAN:
                     state.plan = as_type(parse_json(world.gather_texts("")[0]), TypeAdapter(Plan))
                 elif act is Act.EVALUATE:
-                    world.require_equal(state.model.named_parameters(), number)
+                    world.require_equal(state.model.named_trainable(), number)
                     _exhaust(evaluation.events(number))
                 elif not asked:  # otherwise nobody makes the step, and the end follows
                     launch(number)
@@ -222,10 +236,20 @@ def _documents(stage: Stage[Any, Any], saved: SavedRun[Any]) -> Documents:
     return documents
 
 
-def _received(stage: Stage[Any, Any], saved: SavedRun[Any], tokenizer: Tokenizer) -> TrainState:
+def _received(
+    stage: Stage[Any, Any],
+    saved: SavedRun[Any],
+    tokenizer: Tokenizer,
+    of_model: ModelKind,
+) -> TrainState:
+    """Return the state of rank 0."""
     plan, config = saved.plan, stage.config
     hold_memory(plan.memory_limit, plan.peak, config.wired)
     model = GPT.new(plan.model, config.seed, compute_dtype(config.dtype))
+    quantize_layers(model, of_model.formats)
+    if of_model.adapter is not None:
+        add_adapter(model, of_model.adapter)
+        model.cast_frozen()
     optimizer = new_optimizer(model)
     state = TrainState(plan, tokenizer, model, optimizer, saved.trainer.step, LoaderState())
     _share_arrays(stage.world, state)
