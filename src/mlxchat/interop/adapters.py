@@ -35,6 +35,7 @@ PEFT_PARTS = {  # the ends of PEFT's names, and ours
     ".lora_magnitude_vector": "m",
     ".lora_magnitude_vector.weight": "m",  # as some programs write it
 }
+COPIED = (".base_layer.weight", "lm_head.weight", "embed_tokens.weight")
 MLX_LM_PARTS = {f".{part}": part for part in ("lora_a", "lora_b", "m")}
 
 # Settings of PEFT that say nothing about what is computed, beside those that are read here.
@@ -127,7 +128,7 @@ def from_peft(
     """
     _require_known(settings)
     dora = _flag(settings, "use_dora")
-    found = _grouped(_without_prefix(tensors), PEFT_PARTS)
+    found = _grouped(_of_layers(tensors), PEFT_PARTS)
     layers = dict[str, _Adapted]()
     for layer, parts in found.items():
         A, B = _matrices(layer, parts)
@@ -173,7 +174,7 @@ def require_same_effect(
     Raises:
         CheckpointError: they differ; the layer is named.
     """
-    theirs = _grouped(_without_prefix(tensors), PEFT_PARTS)
+    theirs = _grouped(_of_layers(tensors), PEFT_PARTS)
     random, lora, arrays = np.random.default_rng(0), adapter.lora, adapter.arrays
     for layer, parts in theirs.items():
         first, second = _matrices(layer, parts)
@@ -192,8 +193,21 @@ def require_same_effect(
 # ==== Layers ====
 
 
-def _without_prefix(tensors: Mapping[str, mx.array]) -> Arrays:
-    return {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors.items()}
+def copies_of_weights(tensors: Mapping[str, mx.array]) -> list[str]:
+    """Return the names of the base model's own weights that PEFT has saved with an adapter.
+
+    It does so where the head or the embedding is adapted. They are not read: the weights of the
+    model count that the adapter is put on.
+    """
+    return [name for name in tensors if name.endswith(COPIED)]
+
+
+def _of_layers(tensors: Mapping[str, mx.array]) -> Arrays:
+    return {
+        name.removeprefix(PEFT_PREFIX): tensor
+        for name, tensor in tensors.items()
+        if not name.endswith(COPIED)
+    }
 
 
 def _grouped(tensors: Mapping[str, mx.array], ends: Mapping[str, str]) -> dict[str, Arrays]:

@@ -15,6 +15,7 @@ from mlxchat.errors import CheckpointError, ConfigError
 from mlxchat.interop.adapters import (
     PEFT_FILE,
     Adapter,
+    copies_of_weights,
     from_mlx_lm,
     from_peft,
     require_same_effect,
@@ -109,6 +110,8 @@ def open_adapter(
         conversational = layout.has_chat_template(path) or layout.has_chat_template(onto)
     name = path.resolve().name
     notes = () if is_adapter(path) else _named_base(settings)
+    if copied := copies_of_weights(tensors):
+        notes += (f"{one_line(copied[0], 99)} in it is not used: the model's own weights are.",)
     return ForeignAdapter(path, program, name, adapter, onto, base, conversational, notes)
 
 
