@@ -10,9 +10,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from mlxchat.checkpoint import layout, store
-from mlxchat.checkpoint.bases import BaseRecord, checksums_of_weights
+from mlxchat.checkpoint.bases import BaseRecord, checksums_of_weights, is_adapter
 from mlxchat.checkpoint.files import HISTORY
 from mlxchat.checkpoint.layout import Origin
+from mlxchat.errors import CheckpointError, command
 
 
 class Training(BaseModel):
@@ -74,17 +75,6 @@ def read_before(folder: Path) -> History:
     return before.model_copy(update={"tag": tag, "step": step})
 
 
-def record_of(folder: Path) -> BaseRecord:
-    """Return what an adapter's directory says of the model that it belongs to.
-
-    Raises:
-        CheckpointError: a weight file is missing or cannot be read.
-    """
-    tag, step = tag_and_step(folder)
-    weights = checksums_of_weights(folder)
-    return BaseRecord(run=tag, step=step, folder=str(folder.resolve()), weights=weights)
-
-
 def read_file(folder: Path) -> History | None:
     """Read `HISTORY` in a model's directory; None if there is none.
 
@@ -92,6 +82,22 @@ def read_file(folder: Path) -> History | None:
         CheckpointError: the file is damaged.
     """
     return layout.read_record(folder / HISTORY, History)
+
+
+def record_of_base(folder: Path) -> BaseRecord:
+    """Return what an adapter's directory says of the model in a directory, which it is put on.
+
+    Raises:
+        CheckpointError: its weights cannot be read, or it is an adapter itself.
+    """
+    tag, step = tag_and_step(folder)
+    if is_adapter(folder):
+        raise CheckpointError(
+            f"{folder} holds an adapter, which no other can be put on.",
+            f"Make one model of it and its base: {command('fuse', model_tag=tag)}",
+        )
+    weights = checksums_of_weights(folder)
+    return BaseRecord(run=tag, step=step, folder=str(folder.resolve()), weights=weights)
 
 
 def tag_and_step(folder: Path) -> tuple[str, int]:
