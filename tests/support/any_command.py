@@ -76,6 +76,7 @@ MEANINGFUL = {
     "--window-pattern": ["L", "SSL", "sss"],
     "--model-tag": ["base", "escape", "quantized"],
     "--source": ["base"],
+    "--modules": ["attn.c_q", "mlp.c_fc,lm_head", "attn.c_q,", "wte"],
     "--step": ["2", "4"],
     "--data": ["chats.jsonl", "rows.parquet", "rows.csv", "home"],
     "--identity": ["name=Ada, made by=Grace, purpose=x", "name"],
