@@ -80,6 +80,7 @@ MEANINGFUL = {
     "--source": ["base"],
     "--onto": ["base", "tuned", "adapted"],
     "--adapter": ["adapted", "x=adapted", "=", "base=adapted"],
+    "--modules": ["attn.c_q", "mlp.c_fc,lm_head", "attn.c_q,", "wte"],
     "--step": ["2", "4"],
     "--data": ["chats.jsonl", "rows.parquet", "rows.csv", "home"],
     "--identity": ["name=Ada, made by=Grace, purpose=x", "name"],

@@ -1,7 +1,9 @@
 """Training an adapter: what is held and saved, resuming bit for bit, and what is refused."""
 
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from mlxchat.model.lora import adapter_arrays
 from mlxchat.model.quantization import Format, quantizable
 from mlxchat.model.quantized import quantize_layers
 from mlxchat.runtime import mx
+from mlxchat.system import own_command
 from mlxchat.telemetry.events import Evaluated, Event, Stepped
 from mlxchat.train.loop import Launch, Pending, ShouldStop, StepParts, compile_step
 from mlxchat.train.pretrain import run_pretraining
@@ -181,6 +184,30 @@ def test_every_kind_resumes_bit_for_bit(
     write_talks(home / "talks.jsonl")
     source = quantized(home) if bits else "base"
     straight_and_resumed(home, tmp_path, tuning(home, source, **lora))
+
+
+@pytest.mark.slow
+def test_ranks_train_the_adapter_of_one_process(tmp_path: Path) -> None:
+    """On a quantized model, which only rank 0 reads."""
+    home = tmp_path / "home"
+    pretrained(home)
+    write_talks(home / "talks.jsonl")
+    source = quantized(home)
+    for ranks in (1, 2):
+        config = tuning(home, source).model_copy(update={"model_tag": f"ranks-{ranks}"})
+        given = {**config.model_dump(exclude_unset=True, exclude={"lora", "data"}), **LORA}
+        words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+        command = own_command("mlxchat", "sft", "--lora", f"--data={home / 'talks.jsonl'}", *words)
+        variables = os.environ | {"MLXCHAT_HOME": str(home)}
+        subprocess.run([*command, f"--ranks={ranks}"], env=variables, check=True)
+    alone, together = (
+        layout.read_arrays(step(home, tag=f"ranks-{ranks}") / adapters.ADAPTER_FILE)
+        for ranks in (1, 2)
+    )
+    assert alone.keys() == together.keys()
+    for name, array in alone.items():
+        apart = mx.linalg.norm(array - together[name]).item()
+        assert apart <= 1e-4 * mx.linalg.norm(array).item(), name
 
 
 def test_numbers_that_are_none_are_never_saved(based: Path, tmp_path: Path) -> None:

@@ -40,18 +40,24 @@ class BaseRecord(BaseModel):
         (folder / BASE_FILE).write_text(self.model_dump_json(indent=2), "utf-8")
 
 
-def read_base_record(folder: Path) -> BaseRecord | None:
-    """Read which model the adapter in a directory belongs to; None if it holds a whole model.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    return read_record(folder / BASE_FILE, BaseRecord)
-
-
 def is_adapter(folder: Path) -> bool:
     """Tell whether a directory holds an adapter in place of a whole model."""
     return (folder / BASE_FILE).exists()
+
+
+def read_base_record(folder: Path) -> BaseRecord:
+    """Read which model the adapter in a directory was trained on.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    record = read_record(folder / BASE_FILE, BaseRecord)
+    if record is None:
+        raise CheckpointError(
+            f"{folder} does not say which model its adapter belongs to: {BASE_FILE} is missing.",
+            "Copy it again from where it was made.",
+        )
+    return record
 
 
 def checksums_of_weights(folder: Path) -> dict[str, str]:
@@ -82,11 +88,6 @@ def require_base(folder: Path) -> Path:
         CheckpointError: that model is nowhere to be found, or has other weights now.
     """
     record = read_base_record(folder)
-    if record is None:
-        raise CheckpointError(
-            f"{folder} does not say which model its adapter belongs to: {BASE_FILE} is missing.",
-            "Copy it again from where it was made.",
-        )
     home = folder.resolve().parent.parent.parent
     name = f"step_{record.step:06d}"
     named = [home / stage / record.run / name for stage in STAGE_FOLDERS.values()]
@@ -118,7 +119,7 @@ def needed_weights(home: Path) -> set[frozenset[tuple[str, str]]]:
     needed = set()
     for step in _steps(home):
         try:
-            record = read_base_record(step)
+            record = read_record(step / BASE_FILE, BaseRecord)
         except MlxchatError:
             continue
         if record is not None:

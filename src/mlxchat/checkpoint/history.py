@@ -75,17 +75,6 @@ def read_before(folder: Path) -> History:
     return before.model_copy(update={"tag": tag, "step": step})
 
 
-def record_of(folder: Path) -> BaseRecord:
-    """Return what an adapter's directory says of the model that it belongs to.
-
-    Raises:
-        CheckpointError: a weight file is missing or cannot be read.
-    """
-    tag, step = tag_and_step(folder)
-    weights = checksums_of_weights(folder)
-    return BaseRecord(run=tag, step=step, folder=str(folder.resolve()), weights=weights)
-
-
 def read_file(folder: Path) -> History | None:
     """Read `HISTORY` in a model's directory; None if there is none.
 
@@ -96,7 +85,7 @@ def read_file(folder: Path) -> History | None:
 
 
 def record_of_base(folder: Path) -> BaseRecord:
-    """Return the same as `record_of`, of a model that an adapter can be put on.
+    """Return what an adapter's directory says of the model in a directory, which it is put on.
 
     Raises:
         CheckpointError: its weights cannot be read, or it is an adapter itself.
@@ -106,7 +95,9 @@ def record_of_base(folder: Path) -> BaseRecord:
             f"{folder} holds an adapter, which no other can be put on.",
             f"Make one model of it and its base: {command('fuse', checkpoint=folder)}",
         )
-    return record_of(folder)
+    tag, step = tag_and_step(folder)
+    weights = checksums_of_weights(folder)
+    return BaseRecord(run=tag, step=step, folder=str(folder.resolve()), weights=weights)
 
 
 def tag_and_step(folder: Path) -> tuple[str, int]:

@@ -113,7 +113,7 @@ def options_from_models(command: Command) -> Command:
     @functools.wraps(command)
     def called(context: typer.Context, **values: Any) -> None:
         given = {name: values[name] for name in values if _is_given(context, name)}
-        made = {name: _make(model, given) for name, (model, _) in models.items()}
+        made = {name: _make(*settings, given) for name, settings in models.items()}
         own = {name: values[name] for name in declared.keys() & values.keys()}
         command(**made, **own)
 
@@ -197,9 +197,10 @@ def _is_given(context: typer.Context, option: str) -> bool:
     return source is not None and source.name != "DEFAULT"
 
 
-def _make(model: type[BaseModel], given: dict[str, Any]) -> BaseModel:
+def _make(model: type[BaseModel], without: Without, given: dict[str, Any]) -> BaseModel:
+    fields = model.model_fields.keys() - without
     try:
-        return model(**{name: given[name] for name in model.model_fields if name in given})
+        return model(**{name: given[name] for name in given if name in fields})
     except ValidationError as error:
         fault = error.errors()[0]
         name = as_options(f"`{fault['loc'][0]}`") if fault["loc"] else None

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 
 def train_command(
     config: Annotated[PretrainConfig, Without({"lora"})],
-    adapter: Annotated[LoraTraining, Without({"dropout"})],
+    *,
     lora: Lora = False,
+    adapter: Annotated[LoraTraining, Without({"dropout"})],
     fresh: Fresh = False,
     supervise: Annotated[
         bool,
@@ -91,8 +92,9 @@ def train_command(
 
 def sft_command(
     config: Annotated[SftConfig, Without({"lora"})],
-    adapter: LoraTraining,
+    *,
     lora: Lora = False,
+    adapter: LoraTraining,
     fresh: Fresh = False,
     ranks: RankCount = 1,
     hosts: Hosts = None,
@@ -132,8 +134,9 @@ def sft_command(
 
 def info_command(
     config: Annotated[PretrainConfig, Without({"lora"})],
-    adapter: Annotated[LoraTraining, Without({"dropout"})],
+    *,
     lora: Lora = False,
+    adapter: Annotated[LoraTraining, Without({"dropout"})],
     json: Json = False,
 ) -> None:
     """Show the size of a model, and the time and memory that training it takes here.

@@ -243,8 +243,9 @@ class PretrainConfig(AdapterRun, RunConfig, DataConfig):
         None,
         ge=0,
         lt=1,
-        description="Share of activations that are zeroed at random in training. Default: 0; "
-        "budget up to 0.3, where the text is read more than 3 times.",
+        description="Share of activations that are zeroed at random in training; with `lora`, of "
+        "what the adapter reads. Default: 0; budget up to 0.3, where the text is read more than "
+        "3 times.",
     )
     grad_clip: float | None = Field(
         None,

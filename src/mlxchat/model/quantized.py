@@ -14,15 +14,9 @@ class QuantizedLinear(nn.QuantizedLinear):
     """A quantized linear layer without bias, called like `mlxchat.model.block.Linear`."""
 
     def __call__(self, x: mx.array, onto: mx.array | None = None) -> mx.array:
-        """Map (..., in_features) to (..., out_features), and add ``onto``.
-
-        On CPUs MLX's product with quantized weights is not blocked and reaches 1 GFLOP/s, where
-        dequantizing and then the BLAS reach hundreds.
-        """
-        if machine().backend == "cpu" and x.size > DIRECT_ROWS * x.shape[-1]:
-            y = self._by_dense(x)
-        else:
-            y = super().__call__(x).astype(x.dtype)  # which the scales may not have
+        """Map (..., in_features) to (..., out_features), and add ``onto``."""
+        few = x.size <= DIRECT_ROWS * x.shape[-1]
+        y = self._quantized_product(x) if few else self._product(x)
         return y if onto is None else onto + y
 
     @property
@@ -30,22 +24,29 @@ class QuantizedLinear(nn.QuantizedLinear):
         """The dequantized weight, (out_features, in_features)."""
         return dequantized(self)
 
-    def _by_dense(self, x: mx.array) -> mx.array:
-        """Return ``x @ self.dense.T``, dequantizing again for the gradient instead of holding it.
+    def _quantized_product(self, x: mx.array) -> mx.array:
+        y: mx.array = super().__call__(x)
+        return y.astype(x.dtype)  # which the scales may not have
 
-        Held for the backward pass, the dequantized weights of all layers would take what quantizing
-        them saved.
+    def _product(self, x: mx.array) -> mx.array:
+        """Return ``x @ self.dense.T``, whose gradient takes little time and memory.
+
+        On CPUs MLX's product with quantized weights is not blocked and reaches 1 GFLOP/s, where
+        dequantizing and then the BLAS reach hundreds. Of its gradient the same is true, and CUDA
+        has only its simplest kernel for that. There the weight is dequantized again: those of all
+        layers, held for the backward pass, would take what quantizing them saved.
         """
 
         @mx.custom_function
         def product_with(x: mx.array) -> mx.array:
+            if machine().backend != "cpu":
+                return self._quantized_product(x)
             return x @ self.dense.astype(x.dtype).T
 
         @product_with.vjp
         def gradient(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
             # That this waits for the cotangent also keeps `mx.compile` from taking both for one.
-            dense = dequantized(self, after=cotangent)
-            return cotangent @ dense.astype(x.dtype)
+            return cotangent @ dequantized(self, after=cotangent).astype(x.dtype)
 
         return cast(mx.array, product_with(x))
 

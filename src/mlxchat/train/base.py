@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from mlxchat.checkpoint import catalog, layout, store
 from mlxchat.checkpoint.bases import BaseRecord, is_adapter, size_of_weights
-from mlxchat.checkpoint.history import History, record_of
+from mlxchat.checkpoint.history import History, record_of_base
 from mlxchat.config.lora import LoraConfig
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.errors import CheckpointError, ConfigError, MlxchatError, command
@@ -98,7 +98,7 @@ def load_base(
         return Begun(model, before, None)
     add_adapter(model, lora, seed)
     model.cast_frozen()
-    return Begun(model, before, record_of(folder))
+    return Begun(model, before, record_of_base(folder))
 
 
 def adapter_plan(folder: Path, lora: LoraConfig | None, value_bytes: int) -> AdapterPlan | None:
