@@ -168,7 +168,7 @@ def _require_belong(folders: dict[str, Path], base: Path, name: str) -> None:
     weights = record_of_base(base).weights if folders else {}
     for folder in folders.values():
         record = read_base_record(folder)
-        if record is not None and record.weights != weights:
+        if record.weights != weights:
             raise CheckpointError(
                 f"{folder} is an adapter of {record.run}, step {record.step:,}, not of {base}.",
                 "Serve adapters of one model together, and others by another server.",

@@ -96,7 +96,7 @@ def open_adapter(
             not fit the model, or is of another model.
     """
     base = history.record_of_base(onto)
-    if not force:
+    if is_adapter(path) and not force:
         _require_same_weights(path, base)
     settings, config = read_json(path / ADAPTER_CONFIG), layout.read_config(onto)
     if "peft_type" in settings:
@@ -161,7 +161,7 @@ def _weights(path: Path, name: str) -> Path:
 
 def _require_same_weights(path: Path, base: BaseRecord) -> None:
     record = read_base_record(path)
-    if record is not None and record.weights != base.weights:
+    if record.weights != base.weights:
         raise CheckpointError(
             f"{path} is an adapter of {record.run}, step {record.step:,}; the weights of "
             f"{base.run}, step {base.step:,}, are others.",
