@@ -41,7 +41,7 @@ from mlxchat.errors import CheckpointError
 from mlxchat.json_text import as_type
 from mlxchat.model.config import ERAS, EraName, GPTConfig
 from mlxchat.model.gpt import GPT
-from mlxchat.model.lora import copied, load_adapter, share_weights
+from mlxchat.model.lora import copied, load_adapter, prepare_together
 from mlxchat.model.norm import NORM_EPS
 from mlxchat.model.quantization import from_config, quantizable, to_config
 from mlxchat.model.quantized import formats_of, quantize_layers
@@ -323,12 +323,8 @@ def load_adapters_for_inference(
     Raises:
         MlxchatError: as `read_adapter`.
     """
-    base.model.cast_matrices()
     adapted = {name: read_adapter(folder, copied(base.model)) for name, folder in folders.items()}
-    base.model.prepare_for_inference()
-    for saved in adapted.values():
-        saved.model.prepare_for_inference()
-        share_weights(saved.model, base.model)
+    prepare_together(base.model, [saved.model for saved in adapted.values()])
     return adapted
 
 

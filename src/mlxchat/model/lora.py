@@ -4,7 +4,7 @@ An adapter's arrays have the names of mlx-lm: ``transformer.h.0.attn.c_q.lora_a`
 trained; the model's own weights are frozen (`GPT.named_trainable`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from mlxchat.errors import CheckpointError
 from mlxchat.model.adapter import LoraConfig, adapted_layers, adapter_shapes
@@ -143,13 +143,27 @@ def copied(model: GPT) -> GPT:
     return copy
 
 
-def share_weights(model: GPT, base: GPT) -> None:
-    """Have a model with an adapter use the weights of its base, so that they are held once.
+def prepare_together(base: GPT, adapted: Collection[GPT]) -> None:
+    """Prepare a model for inference, and the same model with adapters; its weights are held once.
 
     Args:
-        model: with an adapter, prepared for inference.
-        base: the same without, prepared for inference too.
+        base: the model.
+        adapted: `copied` from it, with an adapter on each.
     """
+    for model in adapted:  # while the weights are as exact as they are stored
+        for layer in _adapters(model).values():
+            layer.settle()
+    base.cast_matrices()
+    for model in adapted:
+        _share_weights(model, base)
+    base.prepare_for_inference()
+    for model in adapted:
+        model.prepare_for_inference()
+        _share_weights(model, base)
+
+
+def _share_weights(model: GPT, base: GPT) -> None:
+    """Have a model with an adapter use the arrays of the same model without."""
     own = base.named_parameters()
     plain = {name: name.replace(f".{INNER_LAYER}.", ".") for name in model.named_parameters()}
     shared = [(name, own[plain[name]]) for name in plain if plain[name] in own]

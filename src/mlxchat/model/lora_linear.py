@@ -77,6 +77,7 @@ class LoraLinear(nn.Module):
     def settle(self) -> None:
         """Compute what depends on the weights alone: from now on they must not change."""
         self._stretch = self.stretch
+        mx.eval(self._stretch)
 
     @property
     def dense(self) -> mx.array:
