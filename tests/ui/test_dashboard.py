@@ -7,6 +7,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from mlxchat.telemetry.events import (
+    CoreMeasured,
     Evaluated,
     Evaluating,
     Memory,
@@ -106,10 +107,18 @@ def test_the_best_evaluation_is_shown_with_its_step():
     assert "1.2000, step 200" in drawn(dashboard(meter, latest))
 
 
+@pytest.mark.parametrize("width", [40, 80, 160])
+def test_core_is_shown_with_its_error(width):
+    meter, latest = run()
+    meter.update(CoreMeasured(0.0, 200, -0.0123, 0.0081, 500, 60.0, {}))
+    assert "-0.0123 ± 0.0081" in drawn(dashboard(meter, latest, width=width), width)
+
+
 def test_curve_and_sample_appear_where_there_is_room():
     meter, latest = run()
     text = drawn(dashboard(meter, latest, width=80, height=24, sample=SAMPLE))
-    assert "The capital of [red]France[/x]" in text
+    assert 'sample after "The capital"' in text
+    assert "of [red]France[/x]" in text
     assert "9.8" in text and "⠉" in text
     assert "⠉" not in drawn(dashboard(meter, latest, width=80, height=10, sample=SAMPLE))
 

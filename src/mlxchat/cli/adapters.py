@@ -1,12 +1,12 @@
-"""The options of training an adapter, which `train`, `info` and `sft` share."""
+"""The options of training an adapter, which `train`, `info`, `mid` and `sft` share."""
 
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, cast
 
 import typer
 
 from mlxchat.config.lora import LoraTraining
 from mlxchat.config.pretrain import PretrainConfig
-from mlxchat.config.sft import SftConfig
+from mlxchat.config.sft import ConversationConfig
 from mlxchat.ui.text import as_options
 
 Lora = Annotated[
@@ -18,7 +18,7 @@ Lora = Annotated[
         rich_help_panel="Adapter",
     ),
 ]
-TrainSettings = TypeVar("TrainSettings", PretrainConfig, SftConfig)
+TrainSettings = TypeVar("TrainSettings", bound=PretrainConfig | ConversationConfig)
 
 
 def with_adapter(config: TrainSettings, lora: bool, adapter: LoraTraining) -> TrainSettings:
@@ -41,4 +41,4 @@ def with_adapter(config: TrainSettings, lora: bool, adapter: LoraTraining) -> Tr
     given = config.model_dump(exclude_unset=True)
     if given.get("dropout") is not None:
         adapter = adapter.model_copy(update={"dropout": given.pop("dropout")})
-    return type(config).model_validate({**given, "lora": adapter})
+    return cast(TrainSettings, type(config).model_validate({**given, "lora": adapter}))

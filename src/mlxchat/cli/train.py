@@ -1,6 +1,7 @@
-"""The commands `train`, `sft`, `info` and `tokenizer train`."""
+"""The commands `train`, `mid`, `sft`, `info` and `tokenizer train`."""
 
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlxchat.cli.adapters import Lora, with_adapter
-from mlxchat.cli.options import Fresh, Json, StayAwake, Without
+from mlxchat.cli.options import First, Fresh, Json, StayAwake, Without
 from mlxchat.cli.ranks import (
     Hosts,
     RankCount,
+    RankSums,
     RankTimeout,
     follow_run,
     joined,
@@ -20,20 +22,30 @@ from mlxchat.cli.ranks import (
 from mlxchat.cli.session import exit_promptly, staying_awake, watch_run
 from mlxchat.cli.supervise import train_supervised
 from mlxchat.config.lora import LoraTraining
+from mlxchat.config.mid import MidConfig
 from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig, PretrainConfig
-from mlxchat.config.ranks import RANK_PATIENCE
+from mlxchat.config.ranks import RANK_PATIENCE, backend_of_ranks
 from mlxchat.config.sft import SftConfig
 from mlxchat.errors import command
 from mlxchat.home import Home
+from mlxchat.telemetry.events import Noted
 from mlxchat.ui.console import Screen, say, say_json
+from mlxchat.ui.tables import about
 from mlxchat.ui.text import as_options
 
 if TYPE_CHECKING:
     from mlxchat.train.resume import SavedRun
+    from mlxchat.train.world import World
+
+DAY = 86_400  # seconds
 
 
 def train_command(
-    config: Annotated[PretrainConfig, Without({"lora"})],
+    config: Annotated[
+        PretrainConfig,
+        First("depth", "budget", "dataset", "model_tag", "memory_limit"),
+        Without({"lora"}),
+    ],
     *,
     lora: Lora = False,
     adapter: Annotated[LoraTraining, Without({"dropout"})],
@@ -47,9 +59,13 @@ def train_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan of the run without training.")
     ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask before a run that takes more than a day.")
+    ] = False,
     ranks: RankCount = 1,
     hosts: Hosts = None,
     rank_timeout: RankTimeout = RANK_PATIENCE,
+    rank_sums: RankSums = "float32",
     stay_awake: StayAwake = True,
     json: Json = False,
 ) -> None:
@@ -68,16 +84,18 @@ def train_command(
             arguments.append("--no-stay-awake")
             code = train_supervised(arguments, config.tag, fresh, json)
         raise typer.Exit(code)
-    home = Home.from_environment()
-    if dry_run:
-        _dry_run(config, home, fresh, json)
-        return
     launch_if_asked(ranks, hosts, rank_timeout, config.streaming)
+    home = Home.from_environment()
+    if not (json or dry_run or config.budget or backend_of_ranks()):
+        _say_how_long(config, home, fresh, yes)
     from mlxchat.train.pretrain import Pretraining, run_pretraining
 
-    world = joined(config, rank_timeout)
+    world = joined(config, rank_timeout, rank_sums)
     if not world.leads:
-        follow_run(Pretraining, world, stay_awake)
+        follow_run(Pretraining, config, world, stay_awake)
+        return
+    if dry_run:
+        _dry_run(config, home, world, fresh, json)
         return
     with staying_awake(stay_awake, json):
         watch_run(
@@ -90,8 +108,12 @@ def train_command(
         _say_how_to_talk(home.run(config.tag))
 
 
-def sft_command(
-    config: Annotated[SftConfig, Without({"lora"})],
+def mid_command(
+    config: Annotated[
+        MidConfig,
+        First("source", "data", "identity", "epochs", "model_tag"),
+        Without({"lora"}),
+    ],
     *,
     lora: Lora = False,
     adapter: LoraTraining,
@@ -99,6 +121,55 @@ def sft_command(
     ranks: RankCount = 1,
     hosts: Hosts = None,
     rank_timeout: RankTimeout = RANK_PATIENCE,
+    rank_sums: RankSums = "float32",
+    stay_awake: StayAwake = True,
+    json: Json = False,
+) -> None:
+    """Train a base model further on many conversations, before sft.
+
+    All of a conversation is learnt, what the user says and answers with
+    "weight": 0 too, and rows are packed without gaps. This is nanochat's
+    mid-training, meant for a large mixture of talk, questions and tools; if
+    you have a few thousand conversations, go straight to sft, which takes the
+    same files. To resume from the newest checkpoint, repeat the same command.
+    """
+    config = with_adapter(config, lora, adapter)
+    launch_if_asked(ranks, hosts, rank_timeout)
+    from mlxchat.train.mid import MidTraining, run_mid_training
+
+    world = joined(config, rank_timeout, rank_sums)
+    if not world.leads:
+        follow_run(MidTraining, config, world, stay_awake)
+        return
+    home = Home.from_environment()
+    config = MidTraining.with_source(config, home)
+    with staying_awake(stay_awake, json):
+        watch_run(
+            lambda show, meter, stop: run_mid_training(
+                config, home, show, meter, stop, fresh, world=world
+            ),
+            json,
+        )
+    if not json:
+        if not lora:
+            say(f"Teach it to answer: {command('sft', source=config.tag)} --data ...")
+        _say_how_to_talk(home.run(config.tag))
+
+
+def sft_command(
+    config: Annotated[
+        SftConfig,
+        First("source", "data", "identity", "epochs", "model_tag"),
+        Without({"lora"}),
+    ],
+    *,
+    lora: Lora = False,
+    adapter: LoraTraining,
+    fresh: Fresh = False,
+    ranks: RankCount = 1,
+    hosts: Hosts = None,
+    rank_timeout: RankTimeout = RANK_PATIENCE,
+    rank_sums: RankSums = "float32",
     stay_awake: StayAwake = True,
     json: Json = False,
 ) -> None:
@@ -113,14 +184,14 @@ def sft_command(
     """
     config = with_adapter(config, lora, adapter)
     launch_if_asked(ranks, hosts, rank_timeout)
-    from mlxchat.train.sft import FineTuning, run_fine_tuning, with_source
+    from mlxchat.train.sft import FineTuning, run_fine_tuning
 
-    world = joined(config, rank_timeout)
+    world = joined(config, rank_timeout, rank_sums)
     if not world.leads:
-        follow_run(FineTuning, world, stay_awake)
+        follow_run(FineTuning, config, world, stay_awake)
         return
     home = Home.from_environment()
-    config = with_source(config, home)
+    config = FineTuning.with_source(config, home)
     with staying_awake(stay_awake, json):
         watch_run(
             lambda show, meter, stop: run_fine_tuning(
@@ -133,21 +204,34 @@ def sft_command(
 
 
 def info_command(
-    config: Annotated[PretrainConfig, Without({"lora"})],
+    config: Annotated[
+        PretrainConfig,
+        First("depth", "budget", "dataset", "model_tag", "memory_limit"),
+        Without({"lora"}),
+    ],
     *,
     lora: Lora = False,
     adapter: Annotated[LoraTraining, Without({"dropout"})],
+    ranks: RankCount = 1,
+    hosts: Hosts = None,
+    rank_timeout: RankTimeout = RANK_PATIENCE,
     json: Json = False,
 ) -> None:
     """Show the size of a model, and the time and memory that training it takes here.
 
     Takes the same options as train.
     """
-    from mlxchat.train.base import with_shape_of_base
-
     config = with_adapter(config, lora, adapter)
+    launch_if_asked(ranks, hosts, rank_timeout)
+    from mlxchat.train.base import with_shape_of_base
+    from mlxchat.train.pretrain import Pretraining
+
+    world = joined(config, rank_timeout)
+    if not world.leads:
+        follow_run(Pretraining, config, world, stay_awake=False)
+        return
     home = Home.from_environment()
-    _show_estimate(with_shape_of_base(config, home), home, None, json, train=False)
+    _show_estimate(with_shape_of_base(config, home), home, world, None, json, train=False)
 
 
 def tokenizer_train_command(
@@ -189,14 +273,56 @@ def _say_how_to_talk(run: Path) -> None:
     say(f"Talk to it: {command('chat', **named)}")
 
 
-def _dry_run(config: PretrainConfig, home: Home, fresh: bool, json: bool) -> None:
-    """Show what `train` would do, and fail where it would fail.
+def _say_how_long(config: PretrainConfig, home: Home, fresh: bool, yes: bool) -> None:
+    """Say how long a run will take here; ask whether to start one that takes more than a day.
 
-    It fails on settings that cannot work or differ from those of the saved run, on missing data,
-    and on a tokenizer of another size. It reads neither texts nor the arrays of a checkpoint.
+    There must be a terminal to ask at.
+
+    Raises:
+        typer.Exit: the answer is no.
+    """
+    from mlxchat.train.estimate import estimate_run
+
+    config, saved = _checked(config, home, fresh)
+    if saved and saved.trainer.finished:
+        return
+    with Screen() as screen:
+        facts = estimate_run(config, home, saved, screen.show, check_limits=True)
+        text = f"{facts.tag}: {about(facts.seconds)} of training on this machine, by estimate."
+        screen.show(Noted(time.time(), text))
+    if facts.seconds < DAY or saved or yes or not _can_ask():
+        return
+    say("A smaller model (--depth 4) or a time (--budget 1h) makes it shorter.")
+    if not typer.confirm("Start it?"):
+        say("Nothing was started.")
+        raise typer.Exit(1)
+
+
+def _can_ask() -> bool:
+    """Return whether there is somebody at a terminal who could answer a question."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def _dry_run(config: PretrainConfig, home: Home, world: "World", fresh: bool, json: bool) -> None:
+    """Show what `train` would do, and fail where it would fail."""
+    config, saved = _checked(config, home, fresh)
+    _show_estimate(config, home, world, saved, json, train=True)
+
+
+def _checked(
+    config: PretrainConfig, home: Home, fresh: bool
+) -> "tuple[PretrainConfig, SavedRun[PretrainConfig] | None]":
+    """Return the settings with those that follow from others, and the run that they resume.
+
+    It reads neither texts nor the arrays of a checkpoint.
+
+    Raises:
+        MlxchatError: the settings cannot work or differ from those of the saved run, data are
+            missing, or the tokenizer has another size.
     """
     from mlxchat.checkpoint.catalog import require_own_spelling
     from mlxchat.train.base import with_shape_of_base
+    from mlxchat.train.core import check_core
     from mlxchat.train.inputs import check_documents
     from mlxchat.train.pretrain import Pretraining
     from mlxchat.train.tokenizer import stored_tokenizer
@@ -205,16 +331,18 @@ def _dry_run(config: PretrainConfig, home: Home, fresh: bool, json: bool) -> Non
     config = with_shape_of_base(config, home)
     saved = None if fresh else Pretraining(config, home).saved()
     if not (saved and saved.trainer.finished):
+        check_core(config, home)
         begun_with = (saved.trainer.data, saved.trainer.revision) if saved else ([], None)
         check_documents(config, home, *begun_with)
     if saved is None:
         stored_tokenizer(config, home)
-    _show_estimate(config, home, saved, json, train=True)
+    return config, saved
 
 
 def _show_estimate(
     config: PretrainConfig,
     home: Home,
+    world: "World",
     saved: "SavedRun[PretrainConfig] | None",
     json: bool,
     *,
@@ -227,7 +355,8 @@ def _show_estimate(
     from mlxchat.ui.tables import show
 
     with Screen(stream=sys.stderr) as screen:
-        facts = estimate_run(config, home, saved, screen.show, check_limits=train)
+        facts = estimate_run(config, home, saved, screen.show, world, check_limits=train)
+    world.dismiss()
     if json:
         say_json(facts.model_dump(mode="json"))
         return

@@ -140,9 +140,11 @@ def dashboard(
     else:
         lines += _stacked(groups, meter.losses, inner, room)
     if sample and height - 2 - len(lines) > SAMPLE_LINES:
-        text = in_one_line(f"{sample.prompt}{sample.text}")
+        prompt = Text(f'sample after "{in_one_line(sample.prompt.strip())}"', style="dim")
+        prompt.truncate(inner, overflow="ellipsis")
+        text = in_one_line(sample.text.strip())
         wrapped = textwrap.wrap(text, inner, max_lines=SAMPLE_LINES, placeholder=" …")
-        lines += [Text(), *(Text(line, style="italic") for line in wrapped)]
+        lines += [prompt, *(Text(line, style="italic") for line in wrapped)]
     started = meter.started
     title = Text(f"{started.tag} · {started.where}" if started else "mlxchat")
     title.truncate(inner, overflow="ellipsis")
@@ -163,6 +165,9 @@ def _numbers(meter: Meter, latest: Stepped | None, waited: float) -> list[list[C
         step, lowest = meter.best
         learning.append(Cell("bits per byte", f"{meter.bits_per_byte:.4f}"))
         learning.append(Cell("best", f"{lowest:.4f}, step {step:,}"))
+    if meter.core:
+        _, core, error, _ = meter.core[-1]
+        learning.append(Cell("CORE", f"{core:.4f} ± {error:.4f}"))
     if latest:
         learning.append(Cell("learning rate", f"{latest.learning_rate:.3g}"))
         learning.append(Cell("gradient norm", f"{latest.gradient_norm:.3g}"))
