@@ -303,6 +303,7 @@ COMMANDS = [
     "chat",
     "serve",
     "quantize",
+    "fuse",
     "import",
     "export",
     "eval",

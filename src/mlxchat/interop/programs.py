@@ -7,7 +7,7 @@ Nothing heavy is imported, so that `mlxchat export --help` can be made from the 
 from dataclasses import dataclass
 from typing import Literal
 
-Program = Literal["mlx-lm", "transformers", "nanochat"]
+Program = Literal["mlx-lm", "transformers", "nanochat", "peft"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class ExportFormat:
         models: which models the program runs, as a phrase for the help text.
         reads_quantized: whether it reads the weights of a model that is quantized by MLX.
         encodes_literally: whether it takes a special token in a message for plain text.
+        takes_adapters: whether it gets the adapter on a model, without the model. Others get the
+            model with the adapter as part of its weights.
     """
 
     program: Program
@@ -29,6 +31,7 @@ class ExportFormat:
     models: str
     reads_quantized: bool = False
     encodes_literally: bool = False
+    takes_adapters: bool = False
 
 
 PROGRAMS: dict[Program, ExportFormat] = {
@@ -43,6 +46,7 @@ PROGRAMS: dict[Program, ExportFormat] = {
             "all models, at the commit that is printed",
             encodes_literally=True,
         ),
+        ExportFormat("peft", "peft", "peft", "adapters of classic models", takes_adapters=True),
     )
 }
 
@@ -51,6 +55,6 @@ def runnable_models() -> str:
     """Say which models each program runs, for the help text of the command.
 
     >>> print(runnable_models())
-    mlx-lm: all models; transformers: classic models; nanochat: all models, at the commit that is printed
+    mlx-lm: all models; transformers: classic models; nanochat: all models, at the commit that is printed; peft: adapters of classic models
     """  # noqa: E501
     return "; ".join(f"{row.program}: {row.models}" for row in PROGRAMS.values())

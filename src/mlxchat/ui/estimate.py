@@ -18,8 +18,10 @@ GROUP_LABELS = {  # groups of parameters and of learning rates; others are shown
     "resid": "residual scalars",
     "x0": "embedding scalars",
     "smear": "smear and backout",
+    "adapter": "adapter",
 }
 NOTES = {
+    "frozen": "the model's weights, which are not trained",
     "scalars": "residual, embedding, smear and backout",
     "accumulation": "the head's gradient, before it is summed",
     "activations": "in a micro-batch",
@@ -56,8 +58,11 @@ def estimate_sections(facts: Estimate) -> list[Section]:
         Row(GROUP_LABELS.get(name, name), f"{count:,}", NOTES.get(name, ""))
         for name, count in facts.parameters.items()
     ]
+    parameters.append(Row("all", f"{facts.plan.parameters:,}"))
+    if adapter := facts.plan.adapter:
+        parameters.append(Row("adapter", f"{adapter.parameters:,}", "in addition; only it learns"))
     return [
-        Section("Parameters", [*parameters, Row("all", f"{facts.plan.parameters:,}")]),
+        Section("Parameters", parameters),
         Section("Training", _training(facts)),
         Section("Learning rates", _rates(facts)),
         Section("Estimated memory", _memory(facts)),

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from mlxchat import disk
-from mlxchat.checkpoint import layout
+from mlxchat.checkpoint import copies, layout
+from mlxchat.checkpoint.bases import is_adapter
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.device_failures import explained
@@ -74,15 +75,35 @@ def require_possible(program: Program, source: Path, folder: Path) -> None:
     Raises:
         CheckpointError: the program cannot run such a model, or the folder exists already.
     """
-    require_readable(program, layout.read_config(source), layout.is_quantized(source), folder)
+    require_readable(
+        program,
+        layout.read_config(source),
+        quantized=layout.is_quantized(source),
+        adapted=is_adapter(source),
+        folder=folder,
+    )
 
 
-def require_readable(program: Program, config: GPTConfig, quantized: bool, folder: Path) -> None:
+def require_readable(
+    program: Program, config: GPTConfig, *, quantized: bool, adapted: bool, folder: Path
+) -> None:
     """Check that a program can run a model of this shape, and that the folder is free.
+
+    Args:
+        program: the program.
+        config: the shape of the model.
+        quantized: whether it is quantized, as a whole.
+        adapted: whether there is an adapter on it.
+        folder: the new directory.
 
     Raises:
         CheckpointError: the program cannot, or the folder exists already.
     """
+    if PROGRAMS[program].takes_adapters and not adapted:
+        raise CheckpointError(
+            f"There is no adapter on the model, and {program} is for adapters.",
+            "Export the whole model `to=transformers` or `to=mlx-lm`.",
+        )
     if quantized and not PROGRAMS[program].reads_quantized:
         raise CheckpointError(
             f"The model is quantized, which {program} cannot read.",
@@ -112,7 +133,8 @@ def write(
     Args:
         program: a program that can run the model (`require_possible`).
         folder: the new directory; it must not exist.
-        saved: the model; its matrices are of ``dtype`` afterwards.
+        saved: the model. Afterwards its matrices are of ``dtype``, and an adapter is a part of
+            them unless the program takes adapters.
         history: the origin of the model, for its card.
         dtype: the type of the matrices, or of their scales if they are quantized.
         report: called with the bytes written so far, and with the total.
@@ -126,6 +148,8 @@ def write(
     """
     require_utf8(folder)
     module = exporter(program)
+    if saved.base is not None and not PROGRAMS[program].takes_adapters:
+        saved = copies.fused(saved)
     with disk.new_folder(folder, _ELSEWHERE) as unfinished:
         cast_matrices(saved.model, dtype)
         usage = module.usage(saved, history)
