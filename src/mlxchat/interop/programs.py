@@ -5,9 +5,11 @@ Nothing heavy is imported, so that `mlxchat export --help` can be made from the 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Program = Literal["mlx-lm", "transformers", "nanochat"]
+MlxBits = Literal["2", "3", "4", "5", "6", "8"]  # of a weight
+GgufType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
 
 @dataclass(frozen=True)
@@ -19,22 +21,41 @@ class ExportFormat:
         module: the module in `interop/exporters` that writes the files.
         library: the hub's name for the program, `library_name` in a model card.
         models: which models the program runs, as a phrase for the help text.
-        reads_quantized: whether it reads the weights of a model that is quantized by MLX.
+        runs_in: the programs that read the format, for headings, where it has another name.
+        quantizations: the values of `quantize` that an export takes.
+        quantized: what becomes of a model that MLX has quantized: its weights are exported as they
+            are, or with their values in a dense type, or the model is refused.
         encodes_literally: whether it takes a special token in a message for plain text.
+        caps_logits: whether it bounds the logits as the network does, by the soft cap.
     """
 
     program: Program
     module: str
     library: str
     models: str
-    reads_quantized: bool = False
+    runs_in: str = ""
+    quantizations: tuple[str, ...] = ()
+    quantized: Literal["as it is", "dense", "refused"] = "refused"
     encodes_literally: bool = False
+    caps_logits: bool = True
+
+    @property
+    def title(self) -> str:
+        """The name of what runs the model, for a heading."""
+        return self.runs_in or self.program
 
 
 PROGRAMS: dict[Program, ExportFormat] = {
     row.program: row
     for row in (
-        ExportFormat("mlx-lm", "mlx_lm", "mlx", "all models", reads_quantized=True),
+        ExportFormat(
+            "mlx-lm",
+            "mlx_lm",
+            "mlx",
+            "all models",
+            quantizations=get_args(MlxBits),
+            quantized="as it is",
+        ),
         ExportFormat("transformers", "transformers", "transformers", "classic models"),
         ExportFormat(
             "nanochat",
