@@ -7,7 +7,7 @@ Nothing heavy is imported, so that `mlxchat export --help` can be made from the 
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Program = Literal["mlx-lm", "transformers", "nanochat"]
+Program = Literal["mlx-lm", "transformers", "nanochat", "gguf"]
 MlxBits = Literal["2", "3", "4", "5", "6", "8"]  # of a weight
 GgufType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
@@ -64,6 +64,16 @@ PROGRAMS: dict[Program, ExportFormat] = {
             "all models, at the commit that is printed",
             encodes_literally=True,
         ),
+        ExportFormat(
+            "gguf",
+            "gguf",
+            "gguf",
+            "classic models, for llama.cpp, Ollama and LM Studio",
+            runs_in="llama.cpp, Ollama and LM Studio",
+            quantizations=get_args(GgufType),
+            quantized="dense",
+            caps_logits=False,
+        ),
     )
 }
 
@@ -72,6 +82,6 @@ def runnable_models() -> str:
     """Say which models each program runs, for the help text of the command.
 
     >>> print(runnable_models())
-    mlx-lm: all models; transformers: classic models; nanochat: all models, at the commit that is printed
+    mlx-lm: all models; transformers: classic models; nanochat: all models, at the commit that is printed; gguf: classic models, for llama.cpp, Ollama and LM Studio
     """  # noqa: E501
     return "; ".join(f"{row.program}: {row.models}" for row in PROGRAMS.values())
