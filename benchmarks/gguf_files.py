@@ -81,13 +81,17 @@ def main() -> None:
 def exported(saved: Any, quantize: str) -> Iterator[Path]:
     """The GGUF file of a model, until the ``with`` block ends."""
     from mlxchat.checkpoint.history import History
+    from mlxchat.evaluate.temperature import NearestTemperatures
     from mlxchat.interop import exporters
     from mlxchat.runtime import mx
 
+    unneeded = NearestTemperatures(usual=1, one=1, positions=0, text="no text")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "out"
         history = History(tag="model", step=0)
-        exporters.write("gguf", folder, saved, history, mx.float32, quantize=quantize)
+        exporters.write(
+            "gguf", folder, saved, history, mx.float32, quantize=quantize, temperatures=unneeded
+        )
         [file] = folder.glob("*.gguf")
         yield file
 
@@ -129,6 +133,7 @@ def documents(paths: Sequence[Path]) -> Iterator[str]:
 def print_values(given: argparse.Namespace) -> None:
     """Compare logits, greedy tokens and bits per byte."""
     from mlxchat.evaluate.loss import lay_out_text
+    from mlxchat.evaluate.temperature import nearest_temperature
     from mlxchat.runtime import mx
 
     saved = read(given.model)
@@ -147,6 +152,17 @@ def print_values(given: argparse.Namespace) -> None:
             ),
         },
     ]
+    nearest = nearest_temperature(mx.array(np.concatenate(reference)), config.softcap, 1.0)
+    rows.append(
+        {
+            "where": f"here, without it, at temperature {nearest:.2f}",
+            "bits per byte": bits(
+                lambda x, y: nats(mx.array(uncapped(saved.model, x[0].tolist())) / nearest, y),
+                batches,
+                saved,
+            ),
+        }
+    )
     for kind in given.types:
         print(kind, file=sys.stderr, flush=True)
         with exported(saved, kind) as file:
