@@ -360,6 +360,20 @@ def test_the_card_has_commands_and_warnings(tmp_path: Path) -> None:
     assert out.usage.at("/it's")[1] == "llama-cli -m '/it'\"'\"'s'/my-model-Q5_0.gguf"
 
 
+def test_progress_is_told_in_bytes_of_the_file(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    written = exporters.write(
+        "gguf",
+        tmp_path / "out",
+        small(),
+        HISTORY,
+        mx.float32,
+        lambda *how_far: told.append(how_far),
+        temperatures=NEAREST,
+    )
+    assert told == sorted(told) and told[-1][0] == told[-1][1] < written.bytes
+
+
 def test_a_base_model_is_given_a_text(tmp_path: Path) -> None:
     model = small(conversational=False)
     out = exporters.write("gguf", tmp_path / "out", model, HISTORY, mx.float32)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -202,7 +202,7 @@ def export_command(
 def _show_exported(to: Program, source: Path, written: "Exported", json: bool) -> None:
     commands = written.usage.at(str(written.folder))
     if json:
-        facts: dict[str, Any] = {"program": to, "source": str(source), "path": str(written.folder)}
+        facts = {"program": to, "source": str(source), "path": str(written.folder)}
         say_json(facts | {"bytes": written.bytes, "commands": commands})
         return
     say(f"{amount(written.bytes, 'bytes')} in {written.folder}")

@@ -76,13 +76,13 @@ def write(folder: Path, job: ExportJob) -> None:
     path = folder / _file_name(job)
     tensors = list(gguf_tensors(saved.model, kind))
     keys = list(_keys(job))
-    total = 2 * sum(tensor.nbytes for tensor in tensors)  # each is written and read back
-    done = 0
+    total = sum(tensor.nbytes for tensor in tensors)
+    passed = 0  # each tensor is written, then read back: it is half done after the first
 
     def report(more: int) -> None:
-        nonlocal done
-        done += more
-        job.weights.report(done, total)
+        nonlocal passed
+        passed += more
+        job.weights.report(passed // 2, total)
 
     _write_file(path, keys, tensors, report)
     _require_same(path, keys, tensors, report)
@@ -150,8 +150,9 @@ def _remarks(job: ExportJob) -> Iterator[str]:
     yield "Only classic models can be written so: no architecture of llama.cpp has a modern one's."
     if job.saved.conversational:
         yield "Calculations that the model writes are not run there, as they are by mlxchat."
-    if packs_blocks(_type_of(job.quantize)):
-        yield f"The matrices are {_type_of(job.quantize).upper()}, but the head is Q8_0."
+    kind = _type_of(job.quantize)
+    if packs_blocks(kind) and kind != "q8_0":
+        yield f"The matrices are {kind.upper()}, but the head is Q8_0."
 
 
 # ==== Keys ====
