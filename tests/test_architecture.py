@@ -306,6 +306,7 @@ def test_settings_and_plans_import_no_mlx() -> None:
 COMMANDS = [
     "",
     "train",
+    "mid",
     "sft",
     "info",
     "scaling",

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from mlxchat import blas
 
 if TYPE_CHECKING:
-    from mlxchat.api import fine_tune, import_model, load, pretrain
+    from mlxchat.api import fine_tune, import_model, load, mid_train, pretrain
+    from mlxchat.config.mid import MidConfig
     from mlxchat.config.pretrain import PretrainConfig
     from mlxchat.config.sft import SftConfig
     from mlxchat.engine.chat import Chat
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from mlxchat.model.gpt import GPT
     from mlxchat.optim.optimizer import MuonAdamW
     from mlxchat.telemetry.events import (
+        CoreMeasured,
         Ended,
         Evaluated,
         Evaluating,
@@ -66,6 +68,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "Conversation",
+    "CoreMeasured",
     "CoreResult",
     "DataError",
     "DeviceError",
@@ -80,6 +83,7 @@ __all__ = [
     "Loss",
     "MemoryLimitError",
     "Message",
+    "MidConfig",
     "MlxchatError",
     "Model",
     "MuonAdamW",
@@ -98,11 +102,13 @@ __all__ = [
     "fine_tune",
     "import_model",
     "load",
+    "mid_train",
     "pretrain",
 ]
 
 _MODULES = {  # that define the public names
-    "mlxchat.api": "fine_tune import_model load pretrain",
+    "mlxchat.api": "fine_tune import_model load mid_train pretrain",
+    "mlxchat.config.mid": "MidConfig",
     "mlxchat.config.pretrain": "PretrainConfig",
     "mlxchat.config.sft": "SftConfig",
     "mlxchat.engine.chat": "Chat",
@@ -112,8 +118,8 @@ _MODULES = {  # that define the public names
     "mlxchat.model.config": "GPTConfig",
     "mlxchat.model.gpt": "GPT",
     "mlxchat.optim.optimizer": "MuonAdamW",
-    "mlxchat.telemetry.events": "Ended Evaluated Evaluating Event Noted Progressed Replanned "
-    "Sampled Saved Started Stepped",
+    "mlxchat.telemetry.events": "CoreMeasured Ended Evaluated Evaluating Event Noted Progressed "
+    "Replanned Sampled Saved Started Stepped",
     "mlxchat.tokenizer.bpe": "Tokenizer",
     "mlxchat.tokenizer.messages": "Conversation Message",
     "mlxchat.trained": "Loss Model",

@@ -167,7 +167,8 @@ def _settings_of(annotation: Any) -> _Settings | None:
 def _options(settings: _Settings) -> list[inspect.Parameter]:
     """Return an option per field, in panels titled by the declaring models, own fields first.
 
-    Those that most users want come before all others, in no panel.
+    Those that most users want come before all others, in no panel. A field that is declared again,
+    with another default, stays in the panel of the first.
     """
     model = settings.model
     options = [_option(name, model.model_fields[name], None) for name in settings.first]
@@ -176,8 +177,9 @@ def _options(settings: _Settings) -> list[inspect.Parameter]:
         if not issubclass(declaring, BaseModel) or declaring is BaseModel:
             continue
         panel = declaring.model_config.get("title")
+        above = {name for base in declaring.__mro__[1:] for name in inspect.get_annotations(base)}
         for name in inspect.get_annotations(declaring):
-            if name in model.model_fields and name not in listed:
+            if name in model.model_fields and name not in listed | above:
                 options.append(_option(name, model.model_fields[name], panel))
     return options
 

@@ -30,6 +30,7 @@ from mlxchat.telemetry.events import (
     Evaluating,
     Event,
     Memory,
+    Progressed,
     Sampled,
     Started,
     Stepped,
@@ -140,6 +141,8 @@ class StatusFile:
         match event:
             case Evaluating():
                 self._activity = f"evaluating {event.batch:,}/{event.batches:,}"
+            case Progressed(total=int(total)) if total:
+                self._activity = f"{event.task} {event.done / total:.0%}"
             case Sampled():
                 self._activity = "sampling"
             case Started() | Stepped():

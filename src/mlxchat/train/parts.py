@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from mlxchat.data.documents import Documents
@@ -13,7 +13,7 @@ from mlxchat.optim import schedule
 from mlxchat.optim.optimizer import Rates
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Event
-from mlxchat.train.loop import ShouldStop, StepParts
+from mlxchat.train.loop import Draw, ShouldStop, StepParts
 from mlxchat.train.resume import TrainState
 from mlxchat.train.stage import Stage
 
@@ -34,8 +34,7 @@ def opened_batches(
         state.plan.model.sequence_len,
         state.loader,
         stop,
-        documents.conversational,
-        stage.whole_documents,
+        stage.preparation(documents),
     )
 
 
@@ -43,7 +42,7 @@ def step_parts(
     stage: Stage[Any, Any],
     state: TrainState,
     batches: Iterator[Batch],
-    announce: Callable[[int], None] = lambda number: None,
+    draw: Callable[[int, Draw], list[Batch]] = lambda number, draw: draw(),
 ) -> StepParts:
     """Return the parts that the run's steps are computed with.
 
@@ -51,7 +50,7 @@ def step_parts(
         stage: the run's stage.
         state: what is trained; the rates follow its plan, which may change.
         batches: the batches of all ranks.
-        announce: see `StepParts`.
+        draw: see `StepParts`.
     """
     plan = state.plan
     return StepParts(
@@ -64,7 +63,7 @@ def step_parts(
         plan.dropout,
         stage.config.seed,
         stage.world,
-        announce,
+        draw,
     )
 
 
@@ -84,10 +83,23 @@ def rates(stage: Stage[Any, Any], state: TrainState, step: int) -> Rates:
 
 
 class Evaluation:
-    """Measures bits per byte of the first validation documents; each rank takes its batches."""
+    """Measures bits per byte of the first validation documents; each rank takes its batches.
 
-    def __init__(self, stage: Stage[Any, Any], documents: Documents, state: TrainState) -> None:
-        self._stage, self._documents, self._state = stage, documents, state
+    Args:
+        stage: the run's stage.
+        documents: its data.
+        state: what is evaluated.
+        draw: returns the first batch when all ranks have theirs: one may wait for its shard.
+    """
+
+    def __init__(
+        self,
+        stage: Stage[Any, Any],
+        documents: Documents,
+        state: TrainState,
+        draw: Callable[[Draw], list[Batch]] = lambda draw: draw(),
+    ) -> None:
+        self._stage, self._documents, self._state, self._draw = stage, documents, state, draw
         in_chunks = partial(state.model.losses, chunk_rows=state.plan.chunk_rows)
         self._losses = mx.compile(in_chunks, inputs=state.model.state)
 
@@ -98,11 +110,12 @@ class Evaluation:
         """
         plan, tokenizer, world = self._state.plan, self._state.tokenizer, self._stage.world
         rows, context = plan.device_batch_size, plan.model.sequence_len
-        documents, answers_only = self._documents.validation(), self._documents.conversational
+        documents, preparation = self._documents.validation(), self._documents.preparation
         with Loader(
-            documents, tokenizer, rows, context, stop=stop, answers_only=answers_only
+            documents, tokenizer, rows, context, stop=stop, preparation=preparation
         ) as batches:
-            wanted = first_rows(batches, plan.eval_rows)
+            rest = first_rows(batches, plan.eval_rows)
+            wanted = chain(self._draw(lambda: list(islice(rest, 1))), rest)
             limit = math.ceil(plan.eval_rows / rows)
             yield from bits_per_byte(
                 self._losses,

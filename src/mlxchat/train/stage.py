@@ -17,6 +17,7 @@ from mlxchat.checkpoint.history import History, Training
 from mlxchat.checkpoint.trainer import TrainerState
 from mlxchat.config.run import RunConfig
 from mlxchat.data.documents import Documents
+from mlxchat.data.preparation import Preparation
 from mlxchat.errors import CheckpointError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.plan.budget import Deadline
@@ -25,6 +26,7 @@ from mlxchat.plan.plan import Plan
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 from mlxchat.telemetry.events import Event, Report
 from mlxchat.tokenizer.bpe import Tokenizer
+from mlxchat.train.core import RunCore
 from mlxchat.train.loop import Compile, compile_step
 from mlxchat.train.resume import Config, SavedRun, TrainState, read_saved
 from mlxchat.train.world import ALONE, World
@@ -83,10 +85,9 @@ class Stage(ABC, Generic[Config, Corpus]):
         """The share of the conversations that is held out; None if there are no conversations."""
         return None
 
-    @property
-    def whole_documents(self) -> bool:
-        """Whether training uses what a row has no room for, too; nanochat drops it."""
-        return False
+    def preparation(self, documents: Documents) -> Preparation:
+        """Return how rows to train on are made of the documents."""
+        return documents.preparation
 
     @abstractmethod
     def data_in_words(self) -> list[str]:
@@ -166,6 +167,14 @@ class Stage(ABC, Generic[Config, Corpus]):
             MlxchatError: the settings cannot work, or not in that memory.
         """
 
+    def core(self) -> RunCore | None:
+        """Read what CORE is measured with during the run; None if it is not.
+
+        Raises:
+            MlxchatError: it is missing, damaged or cannot be fetched.
+        """
+        return None
+
     @abstractmethod
     def prompts(self, tokenizer: Tokenizer, documents: Corpus) -> Iterable[tuple[str, list[int]]]:
         """Return the prompts of the samples, each as text and as ids."""
@@ -215,8 +224,9 @@ def history_of(folder: Path, home: Home) -> History:
         tokens=state.plan.tokens_per_step * state.step,
         began_with=Path(stage.begins_with).name if stage.begins_with else None,
     )
-    evaluations = state.meter.evaluations
-    return before.with_training(training, evaluations[-1][1] if evaluations else None)
+    evaluations, core = state.meter.evaluations, state.meter.core
+    bits_per_byte = evaluations[-1][1] if evaluations else None
+    return before.with_training(training, bits_per_byte, core[-1] if core else None)
 
 
 def validation_documents(folder: Path, home: Home) -> Documents:

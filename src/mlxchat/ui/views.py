@@ -10,6 +10,7 @@ from rich.text import Text
 
 from mlxchat.telemetry.clock import Timer
 from mlxchat.telemetry.events import (
+    CoreMeasured,
     Ended,
     Evaluated,
     Evaluating,
@@ -46,6 +47,11 @@ def describe(event: Event, meter: Meter) -> str | None:
             elif meter.best:
                 bits += f" (best: {meter.best[1]:.4f}, step {meter.best[0]:,})"
             return f"step {event.step:,}: validation {bits}, loss {event.loss:.4f}"
+        case CoreMeasured():
+            return (
+                f"step {event.step:,}: CORE {event.core:.4f} ± {event.error:.4f}, of at most "
+                f"{event.max_per_task:,} examples a task"
+            )
         case Sampled():
             prompt = event.prompt.strip()
             return f'step {event.step:,}: sample after "{prompt}": {event.text.strip()}'
