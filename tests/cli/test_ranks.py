@@ -13,7 +13,6 @@ from support.program import Program
 from mlxchat.cli import ranks
 from mlxchat.cli.ranks import ended_together, launch_on
 from mlxchat.cli.supervise import Forwarding
-from mlxchat.config.ranks import EXIT_CODE_FILE
 from mlxchat.errors import ConfigError
 from mlxchat.system import own_command
 
@@ -81,18 +80,19 @@ def test_ranks_that_outlive_rank_0_are_ended_together(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-def test_an_interrupt_ends_a_rank_that_waits_for_another_to_start(tmp_path: Path) -> None:
-    result = tmp_path / "code"
-    variables = ranks.environment(2, tmp_path) | ranks.own(0) | {EXIT_CODE_FILE: str(result)}
-    words = own_command("mlxchat", "train", "--dataset=builtin")
-    with subprocess.Popen(words, env=os.environ | variables, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 60
-        while not result.with_suffix(".pid").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        time.sleep(2)  # until it waits in MLX, where Python hears no signal
-        process.send_signal(signal.SIGINT)
+@pytest.mark.parametrize("rank", [0, 1])  # the one listens, the other one calls
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGALRM])
+def test_a_rank_that_waits_for_another_to_start_can_be_ended(
+    tmp_path: Path, home: Path, rank: int, number: int
+) -> None:
+    variables = os.environ | ranks.environment(2, tmp_path) | ranks.own(rank)
+    patience = 8 if number == signal.SIGALRM else 300  # it comes by itself
+    words = own_command("mlxchat", "train", "--dataset=builtin", f"--rank-timeout={patience}")
+    with subprocess.Popen(words, env=variables, stderr=subprocess.DEVNULL) as process:
         try:
-            assert process.wait(5) == 130
+            time.sleep(6)  # until it waits in MLX, where Python hears no signal
+            if number != signal.SIGALRM:
+                process.send_signal(number)
+            assert process.wait(5 if number != signal.SIGALRM else 20) == -number
         finally:
             process.kill()

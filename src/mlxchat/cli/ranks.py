@@ -20,7 +20,7 @@ import typer
 
 from mlxchat import __version__
 from mlxchat.cli.options import PATH
-from mlxchat.cli.session import Interrupts
+from mlxchat.cli.session import Interrupts, end_signals
 from mlxchat.cli.supervise import NO_CRASH, Forwarding
 from mlxchat.config.ranks import (
     ANOTHER_ENDED,
@@ -331,12 +331,24 @@ def joined(config: RunConfig, patience: float, sums: SumDtype = "float32") -> "W
     given = config.model_dump(mode="json", include=config.model_fields_set)
     settings = {f"`{name}`": json.dumps(value) for name, value in given.items()}
     settings["`rank_sums`"] = sums
-    # While MLX waits for the others, Python's own handlers of signals would have to wait as well.
-    interrupts = Interrupts(lambda: os._exit(interrupts.exit_code))
-    with interrupts:
+    with _ended_by_signals():
         world = connect(patience, late, compute_dtype(sums))
         require_same(world, {"mlxchat": __version__, "mlx": version("mlx"), **settings})
     return world
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let `end_signals` end the process at once within the context.
+
+    While MLX waits for the other ranks to start, no handler and no thread of Python's runs.
+    """
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in end_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def follow_run(
