@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support.adapted import adapter_run, base_run, logits
 from support.models import BYTES, network
 
 from mlxchat.checkpoint import adapters, layout, store
@@ -12,9 +13,12 @@ from mlxchat.checkpoint.bases import BASE_FILE, BaseRecord, checksums_of_weights
 from mlxchat.errors import CheckpointError
 from mlxchat.home import Home
 from mlxchat.model.adapter import LoraConfig
+from mlxchat.model.config import Architecture
 from mlxchat.model.gpt import GPT
 from mlxchat.model.lora import adapter_arrays, add_adapter
-from mlxchat.runtime import mx
+from mlxchat.model.quantization import Quantization
+from mlxchat.quantize import quantize
+from mlxchat.runtime import DTYPES, mx
 
 IDS = mx.array([[3, 1, 4, 1, 5]])
 LORA = LoraConfig(rank=2, layers=1, modules=("attn.c_v", "mlp.c_fc"))
@@ -135,3 +139,33 @@ def test_pruning_keeps_what_an_adapter_needs(home: Home) -> None:
     assert store.old_steps(home.runs / "other", keep=1) == [1]
     shutil.rmtree(home.finetuned)
     assert store.old_steps(home.runs / "other", keep=1) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arch", "bits", "dtype"),
+    [
+        ("classic", None, "float32"),
+        ("classic", 8, "float32"),
+        ("classic", None, "bfloat16"),
+        ("modern", None, "float32"),
+    ],
+)
+def test_adapters_of_one_model_share_its_weights(
+    arch: Architecture, bits: int | None, dtype: str, tmp_path: Path
+) -> None:
+    place, saved = Home(tmp_path), network(64, arch)
+    if bits:
+        quantize(saved.model, Quantization(bits=bits, group_size=32).formats(saved.model.config))
+    base, kinds = base_run(place, saved), {"cow": LORA, "hen": LoraConfig(rank=3, dora=True)}
+    folders = {name: adapter_run(place, base, name, lora) for name, lora in kinds.items()}
+    alone = layout.read_model(base, DTYPES[dtype])
+    adapted = layout.load_adapters_for_inference(alone, folders)
+    held = {id(array) for array in alone.model.named_parameters().values()}
+    for name, folder in folders.items():
+        own = adapted[name].model.named_parameters()
+        assert {n for n, array in own.items() if id(array) not in held} == {
+            n for n in own if n.endswith((".lora_a", ".lora_b", ".m"))
+        }
+        expected = logits(layout.load_for_inference(folder, dtype).model)
+        assert mx.array_equal(logits(adapted[name].model), expected)
+    assert mx.array_equal(logits(alone.model), logits(layout.load_for_inference(base, dtype).model))

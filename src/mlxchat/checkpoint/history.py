@@ -95,12 +95,12 @@ def record_of_base(folder: Path) -> BaseRecord:
     Raises:
         CheckpointError: its weights cannot be read, or it is an adapter itself.
     """
-    tag, step = tag_and_step(folder)
     if is_adapter(folder):
         raise CheckpointError(
             f"{folder} holds an adapter, which no other can be put on.",
-            f"Make one model of it and its base: {command('fuse', model_tag=tag)}",
+            f"Make one model of it and its base: {command('fuse', checkpoint=folder)}",
         )
+    tag, step = tag_and_step(folder)
     weights = checksums_of_weights(folder)
     return BaseRecord(run=tag, step=step, folder=str(folder.resolve()), weights=weights)
 

@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from mlxchat.checkpoint import adapters
-from mlxchat.checkpoint.bases import BaseRecord, is_adapter, require_base
+from mlxchat.checkpoint.bases import BaseRecord, is_adapter, read_base_record, require_base
 from mlxchat.checkpoint.files import CONFIG as CONFIG
 from mlxchat.checkpoint.files import INDEX as INDEX
 from mlxchat.checkpoint.files import MODEL as MODEL
@@ -41,7 +41,7 @@ from mlxchat.errors import CheckpointError
 from mlxchat.json_text import as_type
 from mlxchat.model.config import ERAS, EraName, GPTConfig
 from mlxchat.model.gpt import GPT
-from mlxchat.model.lora import load_adapter
+from mlxchat.model.lora import copied, load_adapter, prepare_together
 from mlxchat.model.norm import NORM_EPS
 from mlxchat.model.quantization import from_config, quantizable, to_config
 from mlxchat.model.quantized import formats_of, quantize_layers
@@ -71,11 +71,20 @@ OWN_FIELDS = {  # names in config.json and in `GPTConfig`; optional in classic m
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A model that was read from its directory."""
+    """A model that was read from its directory, perhaps with an adapter on it."""
 
     model: GPT
     tokenizer: Tokenizer
     conversational: bool  # trained on conversations: it answers, and does not just continue
+    base: BaseRecord | None = None  # the model that its adapter was trained on
+
+
+def write_saved(folder: Path, saved: SavedModel) -> None:
+    """Write a model's files, or those of the adapter on it, without checksums, into a directory."""
+    if saved.base is None:
+        write_model(folder, saved.model, saved.tokenizer, saved.conversational)
+    else:
+        write_adapted(folder, saved.model, saved.tokenizer, saved.conversational, saved.base)
 
 
 def write_model(folder: Path, model: GPT, tokenizer: Tokenizer, conversational: bool) -> None:
@@ -196,6 +205,17 @@ def is_quantized(folder: Path) -> bool:
     return read_checked_json(folder / CONFIG).get(QUANTIZATION) is not None
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that hold the weights of a model, those of an adapter's base among them.
+
+    Raises:
+        CheckpointError: as `model_files`, or the base is nowhere to be found.
+    """
+    if not is_adapter(folder):
+        return model_files(folder)
+    return [folder / adapters.ADAPTER_FILE, *model_files(require_base(folder))]
+
+
 def read_model(folder: Path, dtype: mx.Dtype, base: Path | None = None) -> SavedModel:
     """Read a model, quantized or not, or an adapter and the model that it belongs to.
 
@@ -212,20 +232,33 @@ def read_model(folder: Path, dtype: mx.Dtype, base: Path | None = None) -> Saved
     """
     if not is_adapter(folder):
         return _read_whole(folder, dtype)
+    return read_adapter(folder, _read_whole(base or require_base(folder), dtype).model)
+
+
+def read_adapter(folder: Path, model: GPT) -> SavedModel:
+    """Read an adapter, and put it on a model, in place, whatever the model's weights.
+
+    Args:
+        folder: the directory of the adapter.
+        model: a model without an adapter, not prepared for inference.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the model has another shape than the
+            adapter's own.
+    """
     config, tokenizer = _read_beginning(folder, [folder / adapters.ADAPTER_FILE])
     lora = adapters.read_lora_config(folder, config)
-    model = _read_whole(base or require_base(folder), dtype).model
     if model.config != config:
         raise CheckpointError(
-            f"{folder} is an adapter of a model of another shape than the one in {base}.",
-            "Use the model that it was trained on.",
+            f"{folder} is an adapter of a model of another shape.",
+            "Use it with the model that it was trained on.",
         )
     arrays = read_arrays(folder / adapters.ADAPTER_FILE)
     try:
         load_adapter(model, lora, arrays)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error.problem}", error.remedy) from error
-    return SavedModel(model, tokenizer, has_chat_template(folder))
+    return SavedModel(model, tokenizer, has_chat_template(folder), read_base_record(folder))
 
 
 def _read_whole(folder: Path, dtype: mx.Dtype) -> SavedModel:
@@ -276,6 +309,23 @@ def load_for_inference(folder: Path, dtype: str = "auto", base: Path | None = No
     saved = read_model(folder, compute_dtype(dtype), base)
     saved.model.prepare_for_inference()
     return saved
+
+
+def load_adapters_for_inference(
+    base: SavedModel, folders: Mapping[str, Path]
+) -> dict[str, SavedModel]:
+    """Read several adapters of one model for inference; its weights are held once.
+
+    Args:
+        base: the model, which is prepared for inference too.
+        folders: the directories of the adapters, by any names.
+
+    Raises:
+        MlxchatError: as `read_adapter`.
+    """
+    adapted = {name: read_adapter(folder, copied(base.model)) for name, folder in folders.items()}
+    prepare_together(base.model, [saved.model for saved in adapted.values()])
+    return adapted
 
 
 def _quantize_as_stored(folder: Path, model: GPT, weights: dict[str, mx.array]) -> None:

@@ -4,14 +4,14 @@ An adapter's arrays have the names of mlx-lm: ``transformer.h.0.attn.c_q.lora_a`
 trained; the model's own weights are frozen (`GPT.named_trainable`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from mlxchat.errors import CheckpointError
 from mlxchat.model.adapter import LoraConfig, adapted_layers, adapter_shapes
 from mlxchat.model.gpt import GPT, Arrays
 from mlxchat.model.linear import Linear
-from mlxchat.model.lora_linear import ADAPTER_ARRAYS, LoraLinear
-from mlxchat.model.quantized import QuantizedLinear, dequantized
+from mlxchat.model.lora_linear import ADAPTER_ARRAYS, INNER_LAYER, LoraLinear
+from mlxchat.model.quantized import QuantizedLinear, dequantized, formats_of, quantize_layers
 from mlxchat.runtime import mx, nn, tree_unflatten
 
 
@@ -126,6 +126,48 @@ def _dequantize_rest(model: GPT) -> None:
             plain[name] = Linear(columns, rows) if is_linear else nn.Embedding(rows, columns)
             plain[name].weight = weight
     _replace(model, plain)
+
+
+def copied(model: GPT) -> GPT:
+    """Return a copy that shares its arrays; replacing them in it leaves ``model`` unchanged.
+
+    Args:
+        model: quantized or not, with or without an adapter, not prepared for inference.
+    """
+    copy = GPT(model.config, model.dtype)
+    formats = formats_of(model)
+    quantize_layers(copy, {name.removesuffix(f".{INNER_LAYER}"): formats[name] for name in formats})
+    if model.adapter is not None:
+        add_adapter(copy, model.adapter)
+    copy.load_weights(list(model.named_parameters().items()))
+    return copy
+
+
+def prepare_together(base: GPT, adapted: Collection[GPT]) -> None:
+    """Prepare a model for inference, and the same model with adapters; its weights are held once.
+
+    Args:
+        base: the model.
+        adapted: `copied` from it, with an adapter on each.
+    """
+    for model in adapted:  # while the weights are as exact as they are stored
+        for layer in _adapters(model).values():
+            layer.settle()
+    base.cast_matrices()
+    for model in adapted:
+        _share_weights(model, base)
+    base.prepare_for_inference()
+    for model in adapted:
+        model.prepare_for_inference()
+        _share_weights(model, base)
+
+
+def _share_weights(model: GPT, base: GPT) -> None:
+    """Have a model with an adapter use the arrays of the same model without."""
+    own = base.named_parameters()
+    plain = {name: name.replace(f".{INNER_LAYER}.", ".") for name in model.named_parameters()}
+    shared = [(name, own[plain[name]]) for name in plain if plain[name] in own]
+    model.load_weights(shared, strict=False)
 
 
 def _layers(model: GPT) -> dict[str, nn.Module]:

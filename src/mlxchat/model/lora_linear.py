@@ -18,6 +18,7 @@ from mlxchat.model.linear import Linear
 from mlxchat.model.quantized import QuantizedLinear
 from mlxchat.runtime import mx, nn
 
+INNER_LAYER = "linear"  # the name of the layer inside
 ADAPTER_ARRAYS = ("lora_a", "lora_b", "m")  # of a layer; the last of DoRA only
 
 
@@ -76,6 +77,7 @@ class LoraLinear(nn.Module):
     def settle(self) -> None:
         """Compute what depends on the weights alone: from now on they must not change."""
         self._stretch = self.stretch
+        mx.eval(self._stretch)
 
     @property
     def dense(self) -> mx.array:
