@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxchat.checkpoint import layout, store, trainer
+from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import LoaderState
 from mlxchat.engine.generate import Tool, continue_greedily
@@ -104,12 +105,8 @@ class Activities:
 
         def write(folder: Path) -> None:
             conversational = self.documents.conversational
-            if state.base is None:
-                layout.write_model(folder, state.model, state.tokenizer, conversational)
-            else:
-                layout.write_adapted(
-                    folder, state.model, state.tokenizer, conversational, state.base
-                )
+            saved = SavedModel(state.model, state.tokenizer, conversational, state.base)
+            layout.write_saved(folder, saved)
             trainer.write_state(folder, record, state.optimizer.state, loader)
             if state.before:
                 state.before.write(folder)
