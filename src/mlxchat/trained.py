@@ -26,7 +26,7 @@ from mlxchat.evaluate.core import CoreResult, evaluate_run
 from mlxchat.evaluate.loss import bits_per_byte, lay_out_text
 from mlxchat.home import Home, expanded
 from mlxchat.interop import exporters
-from mlxchat.interop.programs import PROGRAMS, Program
+from mlxchat.interop.programs import PROGRAMS, GgufType, Program
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.lora import copied
@@ -437,22 +437,28 @@ class Model:
         out: str | Path | None = None,
         *,
         dtype: Precision | None = None,
+        quantize: GgufType | None = None,
     ) -> Path:
         """Write the model for another program, with its tokenizer and a model card.
 
         Args:
-            to: ``"mlx-lm"``, ``"transformers"`` (classic models only), ``"nanochat"``, or
-                ``"peft"`` for the adapter on a classic model. The others get an adapter as part of
-                the weights.
+            to: ``"mlx-lm"``, ``"nanochat"``, or, for classic models only, ``"transformers"``,
+                ``"gguf"`` (llama.cpp, Ollama and LM Studio; it needs the extra ``gguf``) or
+                ``"peft"`` for the adapter on the model. The others get an adapter as part of the
+                weights.
             out: a new folder; by default one here, such as ``d12-mlx-lm``.
             dtype: the type of the matrices, ``"float32"``, ``"bfloat16"`` or ``"float16"``; by
                 default float32, or bfloat16 for a quantized model.
+            quantize: in place of it, the type of the matrices of ``"gguf"``: ``"f32"``, ``"f16"``
+                (the default), ``"bf16"``, ``"q8_0"``, ``"q5_1"``, ``"q5_0"``, ``"q4_1"`` or
+                ``"q4_0"``. For mlx-lm, export what the method `quantize` returns.
 
         Returns:
             The folder.
 
         Raises:
             ConfigError: there is no such format or type.
+            BackendError: the extra is not installed.
             CheckpointError: the program cannot run such a model, or the folder exists.
             LockedError: another process is writing that folder.
             DiskError: the disk is full or not writable.
@@ -472,6 +478,11 @@ class Model:
                 f"Matrices cannot be exported with `dtype={dtype}`.",
                 f"Give one of {', '.join(get_args(Precision))}.",
             )
+        if to == "mlx-lm" and quantize is not None:
+            raise ConfigError(
+                "The types of `quantize` are those of gguf.",
+                "Export what the model's method `quantize` returns.",
+            )
         quantized = self._base is None and bool(formats_of(self.network))
         folder = expanded(out or f"{self.name}-{to}").absolute()
         exporters.require_readable(
@@ -480,10 +491,11 @@ class Model:
             quantized=quantized,
             adapted=self._base is not None,
             folder=folder,
+            quantize=quantize,
         )
-        precision = getattr(mx, dtype or ("bfloat16" if quantized else "float32"))
+        precision = exporters.precision(to, dtype, quantized)
         copy = self._saved(copied(self.network))  # which exporting casts
-        return exporters.write(to, folder, copy, self._history, precision).folder
+        return exporters.write(to, folder, copy, self._history, precision, quantize=quantize).folder
 
     @cached_property
     def _decoding(self) -> GPT:

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,15 +19,17 @@ from mlxchat.cli.options import (
     model_in_words,
     require_one_place,
 )
-from mlxchat.errors import CheckpointError
+from mlxchat.errors import CheckpointError, MlxchatError
 from mlxchat.home import Home, expanded
-from mlxchat.interop.programs import PROGRAMS, Program, runnable_models
+from mlxchat.interop.programs import PROGRAMS, GgufType, MlxBits, Program, runnable_models
 from mlxchat.model.quantization import Quantization
 from mlxchat.telemetry.events import Noted, Progressed
 from mlxchat.ui.console import Screen, say, say_json
 from mlxchat.ui.text import amount
 
 if TYPE_CHECKING:
+    from mlxchat.checkpoint.layout import SavedModel
+    from mlxchat.evaluate.temperature import NearestTemperatures
     from mlxchat.interop.exporters import Exported
     from mlxchat.interop.importers.model import Foreign
 
@@ -200,12 +203,16 @@ def export_command(
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option(
-            help="Type of the matrices. Default: float32; bfloat16 for a quantized model."
+            help="Type of the matrices, but for gguf. Default: float32; bfloat16 for a quantized "
+            "model."
         ),
     ] = None,
     quantize: Annotated[
-        Literal["2", "3", "4", "5", "6", "8"] | None,
-        typer.Option(help="Quantize to this many bits; mlx-lm only.", show_default=False),
+        Literal[MlxBits, GgufType] | None,
+        typer.Option(
+            help="mlx-lm: quantize to this many bits. gguf: type of the matrices; default: f16.",
+            show_default=False,
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -219,30 +226,43 @@ def export_command(
     from mlxchat.checkpoint import copies, layout
     from mlxchat.interop import exporters
     from mlxchat.quantize import quantize as quantize_in_place
-    from mlxchat.runtime import mx
     from mlxchat.train.stage import history_of
 
     home = Home.from_environment()
     source = catalog.locate(home.stages, model_tag, step, checkpoint)
     about = history_of(source, home)
     folder = (out or Path(f"{about.tag}-{to}")).absolute()
-    exporters.require_possible(to, source, folder)
-    quantization = Quantization(bits=int(quantize)) if quantize else None
-    if quantization:
-        _require_quantizable(to, source)
-    whole = quantization is None and not layout.is_quantized(source)
-    precision: mx.Dtype = getattr(mx, dtype or ("float32" if whole else "bfloat16"))
+    exporters.require_possible(to, source, folder, quantize)
+    quantized = layout.is_quantized(source)
+    quantization = _quantization(to, source, quantize, quantized)
+    precision = exporters.precision(to, dtype, quantization is not None or quantized)
     runtime.bound_buffer_cache()
     with Screen(stream=sys.stderr) as screen:
         screen.show(Noted(time.time(), f"The model: {model_in_words(source, checkpoint)}."))
         saved = layout.read_model(source, precision)
         if saved.base is not None and not PROGRAMS[to].takes_adapters:
             screen.show(Noted(time.time(), "The adapter is made part of the weights."))
+        if quantized and PROGRAMS[to].quantized == "dense":
+            text = "It is quantized: the values of its weights are exported, not their format."
+            screen.show(Noted(time.time(), text))
         if quantization:  # the measured bits per byte no longer hold
             about = about.model_copy(update={"bits_per_byte": None})
             saved = saved if saved.base is None else copies.fused(saved)
             quantize_in_place(saved.model, quantization.formats(saved.model.config))
-        written = exporters.write(to, folder, saved, about, precision, _progress(screen, "writing"))
+        nearest = None
+        if not PROGRAMS[to].caps_logits:
+            nearest = _nearest_temperatures(saved, source, home, screen)
+        report = _progress(screen, "writing")
+        written = exporters.write(
+            to,
+            folder,
+            saved,
+            about,
+            precision,
+            report,
+            quantize=quantize,
+            temperatures=nearest,
+        )
     _show_exported(to, source, written, json)
 
 
@@ -258,20 +278,36 @@ def _show_exported(to: Program, source: Path, written: "Exported", json: bool) -
         say(f"  {line}")
 
 
-def _progress(screen: Screen, task: str) -> Callable[[int, int], None]:
-    """Return a function that shows how many of the bytes are done."""
-    return lambda done, total: screen.show(Progressed(time.time(), task, done, total, "bytes"))
+def _progress(screen: Screen, task: str, unit: str = "bytes") -> Callable[[int, int], None]:
+    """Return a function that shows how many of the bytes are done, or of another unit."""
+    return lambda done, total: screen.show(Progressed(time.time(), task, done, total, unit))
 
 
-def _require_quantizable(program: Program, source: Path) -> None:
-    from mlxchat.checkpoint import layout
-
-    if program != "mlx-lm":
-        raise CheckpointError(
-            f"{program} cannot read a model quantized by MLX.",
-            "Leave out --quantize, or export --to mlx-lm.",
-        )
-    if layout.is_quantized(source):
+def _quantization(
+    program: Program, source: Path, quantize: str | None, quantized: bool
+) -> Quantization | None:
+    """Return how MLX is to quantize the model before it is written; None if it is not."""
+    if quantize is None or PROGRAMS[program].quantized != "as it is":
+        return None
+    if quantized:
         raise CheckpointError(
             f"The model in {source} is already quantized.", "Leave out --quantize."
         )
+    return Quantization(bits=int(quantize))
+
+
+def _nearest_temperatures(
+    saved: "SavedModel", source: Path, home: Home, screen: Screen
+) -> "NearestTemperatures | None":
+    """Measure them on the validation text of the model's run; None if that is unavailable."""
+    from mlxchat.evaluate.temperature import nearest_temperatures
+    from mlxchat.train.stage import validation_documents
+
+    try:
+        with closing(validation_documents(source, home)) as documents:
+            report = _progress(screen, "measuring the temperature", "rows")
+            return nearest_temperatures(saved, documents, report)
+    except MlxchatError as error:
+        text = f"The temperature is measured on the built-in corpus. {error.problem}"
+        screen.show(Noted(time.time(), text))
+        return None

@@ -8,7 +8,6 @@ Source: utils/save_and_load.py of PEFT 0.21; `mlxchat.interop.adapters` has the 
 import json
 from pathlib import Path
 
-from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.checkpoint.weights import read_arrays
 from mlxchat.errors import command
@@ -21,23 +20,24 @@ from mlxchat.interop.adapters import (
 )
 from mlxchat.interop.exporters import transformers
 from mlxchat.interop.exporters.card import FOLDER, Usage
-from mlxchat.interop.exporters.weights import WeightWriter
+from mlxchat.interop.exporters.job import ExportJob
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.lora import adapter_arrays
 from mlxchat.runtime import mx
 
 
-def require_known(config: GPTConfig) -> None:
+def require_known(config: GPTConfig, quantize: str | None) -> None:
     """Check that transformers has the network that the adapter is on.
 
     Raises:
         CheckpointError: it has not.
     """
-    transformers.require_known(config)
+    transformers.require_known(config, quantize)
 
 
-def write(folder: Path, saved: SavedModel, history: History, weights: WeightWriter) -> None:
+def write(folder: Path, job: ExportJob) -> None:
     """Write the adapter's files, and compare what PEFT makes of them with what is computed here."""
+    saved = job.saved
     lora = saved.model.adapter
     assert lora is not None
     adapter = Adapter(lora, adapter_arrays(saved.model))
@@ -46,11 +46,12 @@ def write(folder: Path, saved: SavedModel, history: History, weights: WeightWrit
     mx.save_safetensors(str(folder / PEFT_FILE), tensors, {"format": "pt"})
     require_same_effect(adapter, settings, read_arrays(folder / PEFT_FILE))
     saved.tokenizer.save(folder, saved.conversational)
-    weights.report(size := sum(tensor.nbytes for tensor in tensors.values()), size)
+    job.weights.report(size := sum(tensor.nbytes for tensor in tensors.values()), size)
 
 
-def usage(saved: SavedModel, history: History) -> Usage:
+def usage(job: ExportJob) -> Usage:
     """Return the lines of Python that run the model with the adapter."""
+    saved = job.saved
     base = _base_folder(saved)
     lines = (
         "# pip install torch transformers peft",
