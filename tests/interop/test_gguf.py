@@ -394,11 +394,21 @@ def test_modern_models_are_refused_with_the_reason(tmp_path: Path) -> None:
     assert "value embeddings" in caught.value.problem and "to=mlx-lm" in caught.value.remedy
 
 
+def require_readable(
+    program: Any, config: GPTConfig, place: Path, quantize: str | None = None
+) -> None:
+    """Check a whole model of this shape that is not quantized."""
+    folder = place / "out"
+    exporters.require_readable(
+        program, config, quantized=False, adapted=False, folder=folder, quantize=quantize
+    )
+
+
 def test_rows_that_cannot_be_packed_are_refused(tmp_path: Path) -> None:
     config = GPTConfig(vocab_size=265, n_layer=1, n_head=2, n_kv_head=2, n_embd=48)
-    exporters.require_readable("gguf", config, False, tmp_path / "out", "f16")
+    require_readable("gguf", config, tmp_path, "f16")
     with pytest.raises(CheckpointError, match="this model is 48 wide"):
-        exporters.require_readable("gguf", config, False, tmp_path / "out", "q8_0")
+        require_readable("gguf", config, tmp_path, "q8_0")
 
 
 @pytest.mark.parametrize(
@@ -407,7 +417,7 @@ def test_rows_that_cannot_be_packed_are_refused(tmp_path: Path) -> None:
 def test_types_of_other_programs_are_refused(program: Any, kind: str, tmp_path: Path) -> None:
     config = small().model.config
     with pytest.raises(ConfigError, match=f"no weights of the type `quantize={kind}`"):
-        exporters.require_readable(program, config, False, tmp_path / "out", kind)
+        require_readable(program, config, tmp_path, kind)
 
 
 def test_values_that_were_written_wrongly_are_noticed(
@@ -438,7 +448,7 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     for name in [name for name in sys.modules if "exporters.gguf" in name]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(BackendError, match="not installed") as caught:
-        exporters.require_readable("gguf", small().model.config, False, tmp_path / "out")
+        require_readable("gguf", small().model.config, tmp_path)
     assert "[gguf]" in caught.value.remedy
 
 

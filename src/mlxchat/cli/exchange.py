@@ -153,10 +153,7 @@ def _import_adapter(
     from mlxchat.checkpoint.layout import read_config
 
     count = len(adapted_layers(read_config(base), lora))
-    say(
-        f"{'DoRA' if lora.dora else 'LoRA'} of rank {lora.rank} on {amount(count, 'matrices')} of "
-        f"{foreign.base.run}: {folder}"
-    )
+    say(f"{lora}, on {amount(count, 'matrices')} of {foreign.base.run}: {folder}")
     say(f"Talk to it: mlxchat chat --model-tag {run.name}")
 
 
