@@ -110,7 +110,7 @@ def _raw_logits(
         saved.tokenizer,
         1,
         min(config.sequence_len, ROW_TOKENS),
-        answers_only=documents.conversational,
+        preparation=documents.preparation,
     ) as batches:
         for row, batch in enumerate(islice(batches, SAMPLED_ROWS), 1):
             [learned] = np.nonzero(batch.targets[0] != -1)
