@@ -313,6 +313,7 @@ COMMANDS = [
     "chat",
     "serve",
     "quantize",
+    "fuse",
     "import",
     "export",
     "eval",

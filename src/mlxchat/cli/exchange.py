@@ -76,16 +76,35 @@ def import_command(
         bool,
         typer.Option("--with-optimizer", help="Import the optimizer state too, for use with sft."),
     ] = False,
+    onto: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Of an adapter: the run or directory of the model to put it on.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Of an adapter: put it on another model than its own."),
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Import a model that was trained elsewhere, as a run.
+    """Import a model, or an adapter, that was trained elsewhere, as a run.
 
     Reads checkpoints of nanochat (model_*.pt) of any era, the original mlxchat
-    (model_*.npz), transformers (NanoChatForCausalLM) and mlx-lm (nanochat).
-    No code in the files is run. Progress goes to standard error.
+    (model_*.npz), transformers (NanoChatForCausalLM) and mlx-lm (nanochat); and with
+    --onto adapters of mlx-lm and PEFT. No code in the files is run. Progress goes to
+    standard error.
     """
     from mlxchat.interop import importers
+    from mlxchat.interop.importers.adapter import concerns_adapter
 
+    options = {"step": step, "tokenizer": tokenizer, "softcap": softcap}
+    if concerns_adapter(path, onto, force, **options, with_optimizer=with_optimizer or None):
+        assert onto is not None
+        _import_adapter(path, onto, model_tag, conversational, force, json)
+        return
     foreign = importers.open_model(path, step, tokenizer, softcap, conversational)
     home, name = Home.from_environment(), model_tag or foreign.name
     run = catalog.new_run(home, name, foreign.conversational, "model_tag")
@@ -95,6 +114,50 @@ def import_command(
         report = _progress(screen, "reading")
         folder = importers.import_run(run, foreign, with_optimizer, report)
     _show_imported(foreign, run, folder, with_optimizer, json)
+
+
+def _import_adapter(
+    path: Path,
+    onto: str,
+    model_tag: str | None,
+    conversational: bool | None,
+    force: bool,
+    json: bool,
+) -> None:
+    from mlxchat.interop.importers.adapter import import_adapter, open_adapter
+    from mlxchat.model.adapter import adapted_layers
+
+    home = Home.from_environment()
+    base = catalog.find_model(home.stages, onto, None)
+    foreign = open_adapter(path, base, conversational, force)
+    run = catalog.new_run(home, model_tag or foreign.name, foreign.conversational, "model_tag")
+    with Screen(stream=sys.stderr) as screen:
+        for note in foreign.notes:
+            screen.show(Noted(time.time(), note))
+    folder = import_adapter(run, foreign)
+    lora = foreign.adapter.lora
+    if json:
+        facts = {
+            "path": str(folder),
+            "model_tag": run.name,
+            "program": foreign.program,
+            "base": str(base),
+            "rank": lora.rank,
+            "scale": lora.scale,
+            "dora": lora.dora,
+            "parameters": sum(array.size for array in foreign.adapter.arrays.values()),
+            "conversational": foreign.conversational,
+        }
+        say_json(facts)
+        return
+    from mlxchat.checkpoint.layout import read_config
+
+    count = len(adapted_layers(read_config(base), lora))
+    say(
+        f"{'DoRA' if lora.dora else 'LoRA'} of rank {lora.rank} on {amount(count, 'matrices')} of "
+        f"{foreign.base.run}: {folder}"
+    )
+    say(f"Talk to it: mlxchat chat --model-tag {run.name}")
 
 
 def _show_imported(
@@ -155,11 +218,12 @@ def export_command(
 ) -> None:
     """Export a model for another program, with its tokenizer and a model card.
 
-    Progress goes to standard error.
+    An adapter becomes a part of the model's weights, but for peft, which gets the
+    adapter alone. Progress goes to standard error.
     """
     require_one_place(model_tag, step, checkpoint)
     from mlxchat import runtime
-    from mlxchat.checkpoint import layout
+    from mlxchat.checkpoint import copies, layout
     from mlxchat.interop import exporters
     from mlxchat.quantize import quantize as quantize_in_place
     from mlxchat.train.stage import history_of
@@ -176,11 +240,14 @@ def export_command(
     with Screen(stream=sys.stderr) as screen:
         screen.show(Noted(time.time(), f"The model: {model_in_words(source, checkpoint)}."))
         saved = layout.read_model(source, precision)
+        if saved.base is not None and not PROGRAMS[to].takes_adapters:
+            screen.show(Noted(time.time(), "The adapter is made part of the weights."))
         if quantized and PROGRAMS[to].quantized == "dense":
             text = "It is quantized: the values of its weights are exported, not their format."
             screen.show(Noted(time.time(), text))
         if quantization:  # the measured bits per byte no longer hold
             about = about.model_copy(update={"bits_per_byte": None})
+            saved = saved if saved.base is None else copies.fused(saved)
             quantize_in_place(saved.model, quantization.formats(saved.model.config))
         nearest = None
         if not PROGRAMS[to].caps_logits:

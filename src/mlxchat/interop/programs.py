@@ -7,7 +7,7 @@ Nothing heavy is imported, so that `mlxchat export --help` can be made from the 
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Program = Literal["mlx-lm", "transformers", "nanochat", "gguf"]
+Program = Literal["mlx-lm", "transformers", "nanochat", "gguf", "peft"]
 MlxBits = Literal["2", "3", "4", "5", "6", "8"]  # of a weight
 GgufType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
@@ -26,6 +26,8 @@ class ExportFormat:
         quantized: what becomes of a model that MLX has quantized: its weights are exported as they
             are, or with their values in a dense type, or the model is refused.
         encodes_literally: whether it takes a special token in a message for plain text.
+        takes_adapters: whether it gets the adapter on a model, without the model. Others get the
+            model with the adapter as part of its weights.
         caps_logits: whether it bounds the logits as the network does, by the soft cap.
     """
 
@@ -37,6 +39,7 @@ class ExportFormat:
     quantizations: tuple[str, ...] = ()
     quantized: Literal["as it is", "dense", "refused"] = "refused"
     encodes_literally: bool = False
+    takes_adapters: bool = False
     caps_logits: bool = True
 
     @property
@@ -74,6 +77,7 @@ PROGRAMS: dict[Program, ExportFormat] = {
             quantized="dense",
             caps_logits=False,
         ),
+        ExportFormat("peft", "peft", "peft", "adapters of classic models", takes_adapters=True),
     )
 }
 
@@ -82,6 +86,6 @@ def runnable_models() -> str:
     """Say which models each program runs, for the help text of the command.
 
     >>> print(runnable_models())
-    mlx-lm: all models; transformers: classic models; nanochat: all models, at the commit that is printed; gguf: classic models, for llama.cpp, Ollama and LM Studio
+    mlx-lm: all models; transformers: classic models; nanochat: all models, at the commit that is printed; gguf: classic models, for llama.cpp, Ollama and LM Studio; peft: adapters of classic models
     """  # noqa: E501
     return "; ".join(f"{row.program}: {row.models}" for row in PROGRAMS.values())

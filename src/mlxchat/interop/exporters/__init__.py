@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from mlxchat import disk
-from mlxchat.checkpoint import layout
+from mlxchat.checkpoint import copies, layout
+from mlxchat.checkpoint.bases import is_adapter
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.device_failures import explained
@@ -87,23 +88,43 @@ def require_possible(
         CheckpointError: the program cannot run such a model, or the folder exists already.
         BackendError: the library that writes its files is not installed.
     """
-    quantized = layout.is_quantized(source)
-    require_readable(program, layout.read_config(source), quantized, folder, quantize)
+    require_readable(
+        program,
+        layout.read_config(source),
+        quantized=layout.is_quantized(source),
+        adapted=is_adapter(source),
+        folder=folder,
+        quantize=quantize,
+    )
 
 
 def require_readable(
     program: Program,
     config: GPTConfig,
+    *,
     quantized: bool,
+    adapted: bool,
     folder: Path,
     quantize: str | None = None,
 ) -> None:
     """Check that a program can run a model of this shape, and that the folder is free.
 
+    Args:
+        program: the program.
+        config: the shape of the model.
+        quantized: whether it is quantized, as a whole.
+        adapted: whether there is an adapter on it.
+        folder: the new directory.
+
     Raises:
         ConfigError, CheckpointError, BackendError: as for `require_possible`.
     """
     row = PROGRAMS[program]
+    if row.takes_adapters and not adapted:
+        raise CheckpointError(
+            f"There is no adapter on the model, and {program} is for adapters.",
+            "Export the whole model `to=transformers` or `to=mlx-lm`.",
+        )
     if quantize is not None and quantize not in row.quantizations:
         raise ConfigError(
             f"{program} has no weights of the type `quantize={quantize}`.",
@@ -164,7 +185,8 @@ def write(
     Args:
         program: a program that can run the model (`require_possible`).
         folder: the new directory; it must not exist.
-        saved: the model; its matrices are of ``dtype`` afterwards.
+        saved: the model. Afterwards its matrices are of ``dtype``, and an adapter is a part of
+            them unless the program takes adapters.
         history: the origin of the model, for its card.
         dtype: the type of the matrices, or of their scales if they are quantized.
         report: called with the bytes written so far, and with the total.
@@ -181,6 +203,8 @@ def write(
     """
     require_utf8(folder)
     module, row = exporter(program), PROGRAMS[program]
+    if saved.base is not None and not row.takes_adapters:
+        saved = copies.fused(saved)
     if not row.caps_logits:
         temperatures = temperatures or nearest_temperatures(saved)
         # The bits per byte were measured with the cap.
