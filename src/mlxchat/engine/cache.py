@@ -237,6 +237,12 @@ class KVLayer:
         """The place of its buffers among those of other layers; None if they are its own."""
         return self._shared
 
+    def keep(self, rows: mx.array) -> None:
+        """Forget all sequences but those in these rows."""
+        keys, values = self.buffers
+        self._buffers, self._shared = (keys[rows], values[rows]), None
+        self._missing = self._missing[np.array(rows)]
+
     def share(self, share: "Share") -> None:
         """Give up its own buffers for those at a place among other layers'."""
         self._buffers, self._shared = None, share
@@ -307,6 +313,12 @@ class BatchCache:
         before, self.latest = self.latest, ids
         self._lengths = self._lengths + 1
         return before
+
+    def keep(self, rows: mx.array) -> None:
+        """Forget all sequences but those in these rows."""
+        self._lengths, self.latest = self._lengths[np.array(rows)], self.latest[rows]
+        for layer in self.layers:
+            layer.keep(rows)
 
 
 def read_with(step: DecodeStep, ids: mx.array, cache: KVCache | BatchCache) -> mx.array:

@@ -264,6 +264,7 @@ class GPT(nn.Module):
         chunk_rows: int = CHUNK_ROWS,
         count: mx.array | None = None,
         dropout: Dropout = NO_DROPOUT,
+        weights: mx.array | None = None,
     ) -> mx.array:
         """Return the mean of `losses` over the targets that are not -1, to be differentiated.
 
@@ -274,10 +275,11 @@ class GPT(nn.Module):
             ids, targets, chunk_rows: as for `losses`.
             count: divide by this instead, the number of targets in all micro-batches of a step.
             dropout: in training.
+            weights: (B,), multiply the losses of each row by these; None for 1 each.
         """
         x = self.features(ids, dropout=dropout)  # (B, T, C)
         # A gradient is needed for the parameter itself; quantized models are not trained.
-        return self.mean_loss(x, self.lm_head.weight, targets, chunk_rows, count)
+        return self.mean_loss(x, self.lm_head.weight, targets, chunk_rows, count, weights)
 
     def mean_loss(
         self,
@@ -286,12 +288,15 @@ class GPT(nn.Module):
         targets: mx.array,
         chunk_rows: int,
         count: mx.array | None,
+        weights: mx.array | None = None,
     ) -> mx.array:
         """Return the mean loss of features ``x``, (B, T, C); the head is (V or more, C)."""
         config, flat = self.config, targets.reshape(-1)  # (B * T,)
+        if weights is not None:
+            weights = mx.repeat(weights, targets.shape[1])  # (B * T,)
         x = x.reshape(-1, config.n_embd)  # (B * T, C)
         return mean_cross_entropy(
-            x, head, flat, config.vocab_size, config.softcap, chunk_rows, count
+            x, head, flat, config.vocab_size, config.softcap, chunk_rows, count, weights
         )
 
     # ==== Parameters ====

@@ -62,6 +62,7 @@ def mean_cross_entropy(
     softcap: float,
     chunk_rows: int,
     count: mx.array | None = None,
+    weights: mx.array | None = None,
 ) -> mx.array:
     """Return the mean of `cross_entropies` over the targets that are not -1, a float32 scalar.
 
@@ -69,9 +70,11 @@ def mean_cross_entropy(
         x, weight, targets, vocab_size, softcap, chunk_rows: as for `cross_entropies`.
         count: divide the sum by this instead of by the number of those targets. A micro-batch
             passes the number in its whole step, so that the shares add up to the step's mean.
+        weights: (N,), multiply the losses by these before they are added up; None for 1 each.
     """
     if count is None:
         count = mx.maximum((targets >= 0).sum(), 1)
+    weight_of = 1 / count if weights is None else weights / count  # () or (N,), each loss's
 
     @mx.custom_function
     def loss_and_gradients(x: mx.array, weight: mx.array) -> tuple[mx.array, mx.array, mx.array]:
@@ -82,8 +85,9 @@ def mean_cross_entropy(
         for chunk in _chunks(targets.size, vocab_size, chunk_rows):
             # One chunk after another: by then the logits of the one before are no longer needed.
             features = mx.depends(x[chunk], [*losses[-1:], d_weight, *d_x[-1:]])  # (rows, C)
-            loss, d_logits = cross_entropy(features @ half.T, targets[chunk], softcap, 1 / count)
-            losses.append(loss)  # (rows,)
+            of_chunk = weight_of if weights is None else weight_of[chunk]
+            loss, d_logits = cross_entropy(features @ half.T, targets[chunk], softcap, of_chunk)
+            losses.append(loss if weights is None else loss * weights[chunk])  # (rows,)
             d_x.append(d_logits @ half)  # (rows, C)
             d_weight = d_weight + d_logits.T @ features  # (V, C)
         if len(weight) > vocab_size:
@@ -114,7 +118,7 @@ def cross_entropy_formula(
         logits: (R, V), before the soft cap.
         targets: (R,) integers; the loss and the gradient are 0 where the target is -1.
         softcap: the bound of the logits.
-        weight: of each loss in the sum, a scalar.
+        weight: of the losses in the sum, a scalar or (R,).
 
     Returns:
         (R,) in float32, and (R, V) in the dtype of the logits.

@@ -43,12 +43,14 @@ class Pending:
             share of the loss: (2 + accumulation,).
         state: the loader's state after the step's last batch.
         waited: seconds spent on sums with other ranks; None of a single process.
+        news: what there is to tell of what the step learns from, before the step itself.
     """
 
     step: int
     metrics: mx.array
     state: LoaderState
     waited: float | None = None
+    news: Sequence[Event] = ()
 
     def read(self) -> tuple[float, float, float]:
         """Wait for the step; return its loss, the gradient norm and the learning rate.
@@ -111,6 +113,7 @@ def train(
     step: int = 0,
     evaluated: bool = False,
     shards: int = 1,
+    ahead: bool = True,
 ) -> Iterator[Event]:
     """Train from ``step`` to the last one, or until ``hooks.stop`` returns True.
 
@@ -126,6 +129,8 @@ def train(
         step: the number of steps done so far.
         evaluated: whether that step has been evaluated already.
         shards: the number of training shards, for the position in each `Stepped`.
+        ahead: launch a step while the device still computes the one before. One that begins with
+            samples of the model would wait for it anyway.
 
     Raises:
         MlxchatError: data cannot be read, or an evaluation or a sample failed.
@@ -142,6 +147,9 @@ def train(
     # it, so evaluations, samples and checkpoints do not count as training.
     timed_from = hooks.clock.seconds()
     while step < total_steps():
+        if launched and not reported and not ahead:
+            yield from _finish(launched, timed_from, hooks.clock, shards)
+            reported, timed_from = True, hooks.clock.seconds()
         try:
             following = launch(step + 1)  # while the device still computes the step before
         except (Stopped, MlxchatError) as error:
@@ -207,6 +215,7 @@ def _perform(
 
 def _finish(pending: Pending, timed_from: float, clock: Clock, shards: int) -> Iterator[Event]:
     """Wait for a step to end, yield its result, and raise `NotFiniteError` if it is not finite."""
+    yield from pending.news
     loss, norm, learning_rate = pending.read()
     cursor = pending.state.cursor
     seconds = clock.seconds() - timed_from
@@ -235,6 +244,10 @@ def _until_stopped(events: Iterator[Event], stop: ShouldStop) -> Iterator[Event]
 # ==== A step =====================================================================================
 
 
+MicroBatch = tuple[mx.array, mx.array, mx.array | None]
+"""Ids and targets, both (B, T), and the weights of the rows' losses, (B,), if they have any."""
+
+
 @dataclass(frozen=True)
 class StepParts:
     """The parts that all optimizer steps of a run are computed with."""
@@ -249,6 +262,9 @@ class StepParts:
     seed: int = 0  # decides, with the number of the step, what dropout zeroes
     world: World = ALONE  # each rank computes with its own rows of every step
     announce: Callable[[int], None] = lambda number: None  # called when a step's batches are there
+    # Whether each rank makes batches of its own, after the step was announced; or reads all ranks'.
+    own_batches: bool = False
+    news: Callable[[], Sequence[Event]] = lambda: ()  # what there is to tell of a step's batches
 
     def keys(self, number: int) -> list[mx.array | None]:
         """Return what decides about dropout in each micro-batch of a step; None without it."""
@@ -264,11 +280,21 @@ class StepParts:
         """How this rank's rows of a step are divided."""
         return self.plan.of_each(self.world.size)
 
-    def own_rows(self, batches: Sequence[Batch]) -> Iterator[tuple[mx.array, mx.array]]:
-        """Yield ids and targets, both (B, T), of this rank's micro-batches of a step."""
-        if self.world.alone:
+    def next_batches(self, number: int) -> list[Batch]:
+        """Return the batches of a step, and announce it."""
+        if self.own_batches:
+            self.announce(number)
+            return list(islice(self.batches, self.own_plan.accumulation))
+        batches = list(islice(self.batches, self.plan.accumulation))
+        self.announce(number)
+        return batches
+
+    def own_rows(self, batches: Sequence[Batch]) -> Iterator[MicroBatch]:
+        """Yield this rank's micro-batches of a step."""
+        if self.world.alone or self.own_batches:
             for batch in batches:
-                yield mx.array(batch.ids), mx.array(batch.targets)
+                weights = None if batch.weights is None else mx.array(batch.weights)
+                yield mx.array(batch.ids), mx.array(batch.targets), weights
             return
         own = self.world.rows(self.plan.rows_per_step)
         ids = np.concatenate([batch.ids for batch in batches])[own]
@@ -276,7 +302,7 @@ class StepParts:
         size = self.own_plan.device_batch_size
         for first in range(0, len(ids), size):
             part = slice(first, first + size)
-            yield mx.array(ids[part]), mx.array(targets[part])
+            yield mx.array(ids[part]), mx.array(targets[part]), None
 
 
 class Compile(Protocol):
@@ -300,15 +326,15 @@ def compile_step(parts: StepParts, stop: ShouldStop = lambda: False) -> Launch:
 
     @one_thread_each(plan.streams)
     def launch(number: int) -> Pending:
-        batches = list(islice(parts.batches, parts.plan.accumulation))
-        parts.announce(number)
-        count = mx.array(max(1, sum(int((batch.targets >= 0).sum()) for batch in batches)))
+        batches = parts.next_batches(number)
+        count = mx.array(_divisor(batches))
         shares, gradients = list[mx.array](), Arrays()  # of the loss, each a scalar
-        for (ids, targets), key in zip(parts.own_rows(batches), parts.keys(number), strict=True):
+        own = zip(parts.own_rows(batches), parts.keys(number), strict=True)
+        for (ids, targets, weights), key in own:
             if stop():
                 raise Stopped
             parameters = model.named_parameters()
-            share, gradients = accumulate(parameters, ids, targets, count, gradients, key)
+            share, gradients = accumulate(parameters, ids, targets, count, gradients, key, weights)
             mx.async_eval(share, gradients)
             mx.eval(shares[-1:])  # no more than one micro-batch under way
             shares.append(share)
@@ -320,6 +346,13 @@ def compile_step(parts: StepParts, stop: ShouldStop = lambda: False) -> Launch:
         del gradients  # so that the update can reuse their memory
         metrics = mx.concatenate([mx.stack([norm, rates.learning[MATRIX]]), of_loss])
         mx.async_eval(model.parameters(), optimizer.state, metrics)
-        return Pending(number, metrics, batches[-1].state, world.seconds_waited())
+        return Pending(number, metrics, batches[-1].state, world.seconds_waited(), parts.news())
 
     return launch
+
+
+def _divisor(batches: Sequence[Batch]) -> int:
+    """Return by what the sum of a step's losses is divided: their number, if they count alike."""
+    if any(batch.weights is not None for batch in batches):
+        return 1
+    return max(1, sum(int((batch.targets >= 0).sum()) for batch in batches))
