@@ -91,22 +91,16 @@ def test_a_batch_goes_on_with_the_rows_that_have_not_ended(monkeypatch: pytest.M
 
     monkeypatch.setattr(type(model), "__call__", counted)
     steps = generate_batch(model, [[1]] * 3, prescribed, key=keys, stop=STOP, max_tokens=9)
-    assert list(steps) == [
-        [4, 4, 4],
-        [None, 4, 4],
-        [None, 4, None],
-        [None, 4, None],
-        [None, 4, None],
-    ]
+    assert list(steps) == [[4, 4, 4], [None, 4, 4], *[[None, 4, None]] * 3]
     assert sizes == [3, 3, 3, 1, 1, 1]
 
 
 def test_what_interrupts_the_drawing_ends_it() -> None:
-    def interrupt() -> None:
+    def interrupt(ended: int) -> None:
         raise KeyboardInterrupt
 
     keys = mx.array([[4] * 9])
     with pytest.raises(KeyboardInterrupt):
         draw_answers(
-            network().model, [[1]], prescribed, keys, stop=STOP, max_tokens=3, interrupted=interrupt
+            network().model, [[1]], prescribed, keys, stop=STOP, max_tokens=3, watch=interrupt
         )

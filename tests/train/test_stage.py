@@ -14,6 +14,7 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.errors import CheckpointError
 from mlxchat.home import STAGE_FOLDERS, Home
+from mlxchat.telemetry.meter import Meter
 from mlxchat.train.pretrain import Pretraining
 from mlxchat.train.stage import STAGES, history_of, read_trainer, stage_of
 
@@ -50,7 +51,12 @@ def test_the_trainers_state_is_written_as_it_was_read(name: str, home: Path) -> 
         del fields["plan"]
     kind = type(state.settings)
     defaults = json.loads(kind().model_dump_json())  # of settings added since
-    assert written == {**before, "settings": defaults | kind.upgraded(before["settings"])}
+    meter = json.loads(Meter().state().model_dump_json())  # of numbers added since
+    assert written == {
+        **before,
+        "settings": defaults | kind.upgraded(before["settings"]),
+        "meter": meter | before["meter"],
+    }
 
 
 def test_a_run_from_before_there_were_recipes_has_its_architectures(home: Path) -> None:

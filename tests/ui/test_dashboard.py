@@ -92,7 +92,7 @@ def test_it_fits_whatever_the_size(width, height):
     meter, latest = run()
     evaluating = Evaluating(0.0, 300, 1, 4)
     panel = dashboard(
-        meter, latest, width=width, height=height, sample=SAMPLE, evaluating=evaluating
+        meter, latest, width=width, height=height, sample=SAMPLE, under_way=evaluating
     )
     lines = drawn(panel, width).splitlines()
     assert {cell_len(line) for line in lines} == {width}
@@ -154,7 +154,7 @@ def test_the_peak_is_shown_beside_its_estimate(width):
 
 def test_evaluation_has_a_bar():
     meter, latest = run()
-    text = drawn(dashboard(meter, latest, evaluating=Evaluating(0.0, 300, 1, 4)))
+    text = drawn(dashboard(meter, latest, under_way=Evaluating(0.0, 300, 1, 4)))
     assert "evaluating 1/4" in text and "25.0%" in text
 
 

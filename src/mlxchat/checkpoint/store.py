@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mlxchat import disk
 from mlxchat.checkpoint import files
-from mlxchat.checkpoint.best import best_step
+from mlxchat.checkpoint.best import step_to_keep
 from mlxchat.checkpoint.files import entries, is_folder, require_connected, unreadable
 from mlxchat.checkpoint.stamp import write_stamp
 from mlxchat.device_failures import explained
@@ -167,8 +167,8 @@ def old_steps(run: Path, keep: int) -> list[int]:
         OSError: the folder cannot be read.
     """
     saved = steps(run)
-    best = best_step(directory(run, saved[-1]), saved) if saved[:-keep] else None
-    return [step for step in saved[:-keep] if best is None or step != best.step]
+    best = step_to_keep(directory(run, saved[-1]), saved) if saved[:-keep] else None
+    return [step for step in saved[:-keep] if step != best]
 
 
 def prune(run: Path, keep: int) -> list[int]:

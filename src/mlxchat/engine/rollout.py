@@ -38,7 +38,7 @@ def draw_answers(
     stop: frozenset[int],
     max_tokens: int,
     tools: Callable[[], Tool] | None = None,
-    interrupted: Callable[[], None] = lambda: None,
+    watch: Callable[[int], None] = lambda ended: None,
 ) -> list[DrawnAnswer]:
     """Draw an answer to each prompt; those to equal prompts, which are read once, share that.
 
@@ -50,7 +50,8 @@ def draw_answers(
         stop: tokens that end an answer.
         max_tokens: the length at which an answer is cut off.
         tools: makes the tool of an answer, as for `generate_batch`.
-        interrupted: called between two tokens; what it raises ends the drawing.
+        watch: called between two tokens with the number of answers that have ended; what it raises
+            ends the drawing.
     """
     answers = [DrawnAnswer() for _ in prompts]
     noting: Iterator[_Noted] = (_Noted(answer, tools() if tools else None) for answer in answers)
@@ -63,8 +64,8 @@ def draw_answers(
         max_tokens=max_tokens,
         tools=lambda: next(noting),
     )
-    for _ in steps:
-        interrupted()
+    for tokens in steps:
+        watch(tokens.count(None))
     return answers
 
 

@@ -85,6 +85,7 @@ END_ARRAYS = 3  # after the last block: the stream, its norm and the gradient of
 
 CPU_LOGITS = 6  # float32 arrays of a chunk's logits on CPUs; on GPUs one, and one of activations
 STACK_ARRAYS = 4  # of the matrices that Muon orthogonalises together
+DRAWN_LOGITS = 6  # float32 arrays of an answer's next logits, which are sorted and drawn from
 COMPUTED_AHEAD = 0.05  # of all: what follows is started before memory is freed
 
 
@@ -160,6 +161,24 @@ def activation_bytes(model: GPTConfig, resources: Resources, *, checkpoint: bool
         arrays, floats = MIXED_ARRAYS + STREAM_ARRAYS, MIXED_FLOATS + STREAM_FLOATS
         block += _mixed_bytes(model, value_bytes, arrays, floats)
     return sum(kept) + block
+
+
+def drawing_bytes(model: GPTConfig, resources: Resources) -> tuple[int, int]:
+    """Estimate the bytes that drawing answers takes between two steps of training.
+
+    Returns:
+        What weights, their copy for decoding and the optimizer's state take; and what each answer
+        takes that is drawn at a time, if it is as long as a row.
+    """
+    counts = parameters(model)
+    weights = 4 * sum(counts.values())
+    optimizer = 2 * weights - 4 * counts["matrices"]
+    copy = weights if resources.value_bytes < 4 else 0
+    positions = 2 * model.n_layer * model.kv_dim * resources.value_bytes * model.sequence_len
+    # Buffers double when they are full, and both exist until the old ones are copied.
+    cache = 3 * positions
+    logits = DRAWN_LOGITS * 4 * model.vocab_size
+    return weights + optimizer + copy, cache + logits
 
 
 def _kept_bytes(model: GPTConfig, resources: Resources, checkpoint: bool) -> list[int]:

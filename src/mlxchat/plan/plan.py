@@ -19,8 +19,8 @@ from mlxchat.errors import ConfigError
 from mlxchat.model.config import ASPECT_RATIO, GPTConfig
 from mlxchat.model.size import flops_per_token, parameters, scaling_parameters
 from mlxchat.optim.schedule import REFERENCE_BATCH, learning_rates
-from mlxchat.plan.division import ShallowerModel, fit
-from mlxchat.plan.memory import BatchPlan, Resources
+from mlxchat.plan.division import MARGIN, ShallowerModel, fit
+from mlxchat.plan.memory import BatchPlan, Resources, drawing_bytes
 from mlxchat.telemetry.events import Count, Seconds
 
 REFERENCE_DEPTH = 12
@@ -37,6 +37,16 @@ class Costs(BaseModel):
     evaluation: Seconds = 0.0
     sample: Seconds = 0.0
     save: Seconds = 0.0
+
+
+class Drawing(BaseModel):
+    """How the answers are drawn that reinforcement learning learns from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    row_tokens: int = Field(ge=1)  # the longest row that a micro-batch can have
+    max_tokens: int = Field(ge=1)  # in an answer
+    together: int = Field(ge=1)  # answers that are drawn at a time
 
 
 class Plan(BatchPlan):
@@ -61,12 +71,18 @@ class Plan(BatchPlan):
     eval_rows: Count  # in an evaluation, at most
     most_steps: Count | None = None  # that a budget may prolong it to; None: no limit
     costs: Costs | None = None  # None: there is no time budget
+    drawing: Drawing | None = None  # None: it learns from data
 
     @model_validator(mode="after")
     def _divided_as_a_whole(self) -> "Plan":
-        if self.rows_per_step * self.model.sequence_len != self.tokens_per_step:
+        if self.rows_per_step * self.row_tokens != self.tokens_per_step:
             raise ValueError("the micro-batches of a step do not have the step's tokens")
         return self
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens in a row, at most."""
+        return self.drawing.row_tokens if self.drawing else self.model.sequence_len
 
     @property
     def tokens(self) -> int:
@@ -88,7 +104,7 @@ class Plan(BatchPlan):
             f"{self.model.arch}, {self.parameters:,} parameters in {layers} of "
             f"width {self.model.n_embd}, vocabulary {self.model.vocab_size:,}; "
             f"{steps} of {self.tokens_per_step:,} tokens "
-            f"({batches} of {rows} of {self.model.sequence_len:,}{checkpointing}); "
+            f"({batches} of {rows} of {self.row_tokens:,}{checkpointing}); "
             f"learning rates {rates}; {decay}{dropout}."
         )
 
@@ -148,9 +164,28 @@ def refitted(saved: Plan, config: RunConfig, resources: Resources) -> Plan:
         ConfigError: the device batch size in the settings does not divide the rows of a step.
         MemoryLimitError: training does not fit into memory.
     """
-    step_rows(config, saved.model.sequence_len, saved.tokens_per_step)
-    batch = fit(config, saved.model, saved.rows_per_step, resources, saved=saved)
-    return saved.model_copy(update=dict(batch))
+    step_rows(config, saved.row_tokens, saved.tokens_per_step)
+    rows = shortened(saved.model, saved.row_tokens)
+    batch = fit(config, rows, saved.rows_per_step, resources, saved=saved)
+    return with_drawing(saved.model_copy(update=dict(batch)), resources)
+
+
+def shortened(model: GPTConfig, row_tokens: int) -> GPTConfig:
+    """Return the shape of a model that has no longer rows than these."""
+    return model.model_copy(update={"sequence_len": row_tokens})
+
+
+def with_drawing(plan: Plan, resources: Resources) -> Plan:
+    """Return a plan by which no more answers are drawn at a time than its memory limit allows."""
+    if plan.drawing is None:
+        return plan
+    model = shortened(plan.model, plan.row_tokens)
+    least, each = drawing_bytes(model, resources)
+    room = max(0, int(plan.memory_limit / MARGIN) - least)
+    together = max(1, min(plan.drawing.together, room // each))
+    drawing = plan.drawing.model_copy(update={"together": together})
+    peak = max(plan.peak, least + together * each)
+    return plan.model_copy(update={"drawing": drawing, "peak": peak})
 
 
 # ==== The model's shape ==========================================================================

@@ -26,6 +26,7 @@ from mlxchat.system import identity
 from mlxchat.telemetry.clock import TimeOfDay
 from mlxchat.telemetry.events import (
     Count,
+    Drawing,
     Ended,
     Evaluating,
     Event,
@@ -140,6 +141,8 @@ class StatusFile:
         match event:
             case Evaluating():
                 self._activity = f"evaluating {event.batch:,}/{event.batches:,}"
+            case Drawing():
+                self._activity = f"drawing answers {event.answers:,}/{event.total:,}"
             case Sampled():
                 self._activity = "sampling"
             case Started() | Stepped():

@@ -43,12 +43,12 @@ def advantages(rewards: Floats, kind: Literal["mean", "std"] = "mean") -> Floats
         rewards: (questions, answers to each).
         kind: ``std`` divides by the standard deviation of the question's rewards.
     """
-    centered = rewards - rewards.mean(axis=1, keepdims=True)
+    centered: Floats = rewards - rewards.mean(axis=1, keepdims=True)
     # Rounding must not make a difference of answers that are all as good as each other.
     centered[all_equal(rewards)] = 0
     if kind == "std":
-        centered = centered / (rewards.std(axis=1, keepdims=True) + DEVIATION)
-    return centered.astype(np.float32)
+        centered /= rewards.std(axis=1, keepdims=True) + DEVIATION
+    return centered
 
 
 def all_equal(rewards: Floats) -> npt.NDArray[np.bool_]:
@@ -90,10 +90,6 @@ def row_weights(
         questions: over which the step's loss is averaged, at least 1.
     """
     samples = advantages.shape[1]
-    of_passes = drawn.reshape(-1, per_pass).sum(axis=1)  # tokens
+    tokens = np.maximum(drawn.reshape(-1, per_pass).sum(axis=1, keepdims=True), 1)  # of passes
     passes = questions * (samples // per_pass)
-    return (
-        (advantages.reshape(-1, per_pass) / (np.maximum(of_passes, 1) * passes)[:, None])
-        .astype(np.float32)
-        .reshape(-1)
-    )
+    return np.asarray(advantages.reshape(-1, per_pass) / (tokens * passes), np.float32).reshape(-1)

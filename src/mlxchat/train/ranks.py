@@ -29,7 +29,7 @@ from mlxchat.runtime import compute_dtype, hold_memory, mx
 from mlxchat.telemetry.events import Event
 from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import TOKENIZER_FILE, Tokenizer
-from mlxchat.train.parts import Evaluation, opened_batches, step_parts
+from mlxchat.train.parts import step_parts
 from mlxchat.train.resume import SavedRun, TrainState, new_optimizer
 from mlxchat.train.stage import Stage
 from mlxchat.train.world import World
@@ -179,8 +179,8 @@ class Follower:
     def run(self) -> None:
         """Do what rank 0 announces, until it announces the end."""
         world, state = self.stage.world, self.state
-        evaluation = Evaluation(self.stage, self.documents, state)
-        with opened_batches(self.stage, self.documents, state) as batches:
+        evaluation = self.stage.evaluation(self.documents, state)
+        with self.stage.batches(self.documents, state) as batches:
             launch = self.stage.compile(step_parts(self.stage, state, batches))
             while True:
                 heard = world.gather([Act.END, 0, self.stop()])

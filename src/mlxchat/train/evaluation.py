@@ -1,0 +1,64 @@
+"""Evaluations of a run on data that is held out; every rank takes a part of each."""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from typing import Protocol
+
+from mlxchat.data.documents import Documents
+from mlxchat.data.loader import Loader, first_rows
+from mlxchat.evaluate.loss import bits_per_byte
+from mlxchat.runtime import mx
+from mlxchat.telemetry.clock import Clock
+from mlxchat.telemetry.events import Event
+from mlxchat.train.loop import ShouldStop
+from mlxchat.train.resume import TrainState
+from mlxchat.train.world import World
+
+
+def never() -> bool:
+    """Return False: nothing asks to stop."""
+    return False
+
+
+class Evaluation(Protocol):
+    """Measures the model in training."""
+
+    def events(self, step: int, stop: ShouldStop = never) -> Iterator[Event]:
+        """Evaluate after a step, yielding progress and, last, the result of all ranks.
+
+        ``stop`` may cut it short; an evaluation that ranks share goes on.
+        """
+
+
+class LossEvaluation:
+    """Measures bits per byte of the first validation documents; each rank takes its batches."""
+
+    def __init__(self, documents: Documents, state: TrainState, world: World, clock: Clock) -> None:
+        self._documents, self._state, self._world, self._clock = documents, state, world, clock
+        in_chunks = partial(state.model.losses, chunk_rows=state.plan.chunk_rows)
+        self._losses = mx.compile(in_chunks, inputs=state.model.state)
+
+    def events(self, step: int, stop: ShouldStop = never) -> Iterator[Event]:
+        """Evaluate after a step, yielding progress and, last, an `Evaluated` of all ranks.
+
+        ``stop`` is asked while the loader is waited for.
+        """
+        plan, tokenizer, world = self._state.plan, self._state.tokenizer, self._world
+        rows, context = plan.device_batch_size, plan.model.sequence_len
+        documents, answers_only = self._documents.validation(), self._documents.conversational
+        with Loader(
+            documents, tokenizer, rows, context, stop=stop, answers_only=answers_only
+        ) as batches:
+            wanted = first_rows(batches, plan.eval_rows)
+            limit = math.ceil(plan.eval_rows / rows)
+            yield from bits_per_byte(
+                self._losses,
+                islice(wanted, world.rank, None, world.size),
+                len(range(world.rank, limit, world.size)),
+                tokenizer,
+                step,
+                self._clock,
+                lambda numbers: world.gather(numbers).sum(axis=0).tolist(),
+            )
