@@ -218,6 +218,7 @@ FLAG = re.compile(r"--[a-z][a-z-]+")
 OTHER_PROGRAMS = {  # whose options these are, or the names of whose folders
     "interop/exporters/mlx_lm.py",
     "interop/exporters/nanochat.py",
+    "data/questions/files.py",
     "evaluate/tasks.py",
 }
 

@@ -20,6 +20,7 @@ from support.task_rows import ARC, GSM8K, HUMAN_EVAL, MMLU, fill
 
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.config.inference import TASK_NAMES, ChatEvalConfig
+from mlxchat.data.questions.question import final_number
 from mlxchat.engine.generate import continue_greedily
 from mlxchat.engine.tools import ToolUse
 from mlxchat.errors import MlxchatError
@@ -35,7 +36,7 @@ from mlxchat.evaluate.answers import (
     write_answers,
 )
 from mlxchat.evaluate.execution import runs_through
-from mlxchat.evaluate.tasks import Choice, Exercise, final_number, problems, program, user_prompt
+from mlxchat.evaluate.tasks import Choice, Exercise, problems, program, user_prompt
 from mlxchat.model.config import Architecture, GPTConfig
 from mlxchat.runtime import mx
 

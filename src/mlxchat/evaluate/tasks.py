@@ -24,14 +24,15 @@ from mlxchat.data.chats import spelling
 from mlxchat.data.chats.forms import multiple_choice
 from mlxchat.data.files import Wanted
 from mlxchat.data.parquet import parquet_rows
+from mlxchat.data.questions.files import parquet_files, split_files
+from mlxchat.data.questions.question import final_number
 from mlxchat.data.text_files import Reading, failures_named
-from mlxchat.errors import DataError, NotFound
+from mlxchat.errors import DataError
 from mlxchat.evaluate.execution import runs_through
 from mlxchat.tokenizer.messages import Conversation, Message
 
 SHUFFLE_SEED = 42  # nanochat's, so that the first problems are the same ones
 SPELLING_PROBLEMS = 256  # as in nanochat's SpellingBee
-_NUMBER = re.compile(r"#### (-?[0-9.,]+)")
 _FENCED = re.compile(r"```(?:python)?[ \t\r]*\n(.*?)\n```", re.DOTALL)
 
 
@@ -81,18 +82,6 @@ def user_prompt(text: str) -> Conversation:
     return Conversation((Message("user", text),))
 
 
-def final_number(text: str) -> str | None:
-    """Return the number after the first ``#### ``, without commas, or None (GSM8K's rule).
-
-    It is a string: 18.0 and 18 are different answers.
-
-    >>> final_number("6 * 3 = 18, so #### 1,018")
-    '1018'
-    """
-    found = _NUMBER.search(text)
-    return found[1].replace(",", "") if found else None
-
-
 def program(prompt: str, answer: str, test: str, entry_point: str) -> str:
     """Return the program that judges an answer to a HumanEval prompt.
 
@@ -120,11 +109,6 @@ def solves(prompt: str, test: str, entry_point: str) -> Callable[[str], bool]:
     return lambda answer: runs_through(program(prompt, answer, test, entry_point))
 
 
-def parquet_files(folder: Path) -> list[Path]:
-    """Return the parquet files of a split by name; none if the folder does not exist."""
-    return sorted(folder.glob("*.parquet"))
-
-
 def read_rows(folder: Path, form: type["TaskRow"]) -> list[dict[str, Any]]:
     """Return all rows of a split, file by file, each as a dictionary by column.
 
@@ -134,18 +118,10 @@ def read_rows(folder: Path, form: type["TaskRow"]) -> list[dict[str, Any]]:
         NotFound: the folder has no parquet file.
         DataError: a file is damaged, or repeats itself too often.
     """
-    paths = parquet_files(folder)
-    if not paths:
-        organisation, _, name = folder.parent.parent.name.partition("--")
-        raise NotFound(
-            f"There is no task data in {folder}.",
-            f"Put the parquet files of {organisation}/{name}, config {folder.parent.name}, split "
-            f"{folder.name}, there, or name the folder of your task data with `task_data`.",
-        )
     fields = form.model_fields.items()
     wanted = Wanted([field.alias or name for name, field in fields], "problems")
     rows: list[dict[str, Any]] = []
-    for path in paths:
+    for path in split_files(folder):
         try:
             with failures_named(path):
                 rows += (row.values for row in parquet_rows(Reading(path), wanted))
