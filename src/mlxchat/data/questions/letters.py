@@ -6,6 +6,7 @@ still be spelled in the conversations of that module, which knows pairs of a wor
 to measure spelling, do not train on those.
 """
 
+from functools import cache
 from random import Random
 from typing import NamedTuple
 
@@ -91,5 +92,9 @@ def counting_question(rng: Random, level: LettersLevel, held_out: bool) -> TaskQ
 
 
 def _word(rng: Random, level: LettersLevel) -> str:
-    words = [word for word in WORDS if len(word) <= level.longest]
-    return "".join(rng.choices(words, k=level.joined))
+    return "".join(rng.choices(_words(level.longest), k=level.joined))
+
+
+@cache
+def _words(longest: int) -> tuple[str, ...]:
+    return tuple(word for word in WORDS if len(word) <= longest)

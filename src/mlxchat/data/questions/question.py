@@ -1,8 +1,8 @@
 """A question with its right answer, and the sequences of them that a task consists of.
 
-A task has questions to train on and others that are held out. Whether one is held out depends on
-what it asks alone (`is_question_held_out`), not on its wording, the seed or its place, so that what was held
-out of one run is not trained on by another.
+A task has questions to train on and others that are held out. Which are held out depends on what
+they ask alone (`is_question_held_out`), not on their wording, the seed or their place, so that what
+was held out of one run is not trained on by another.
 """
 
 import hashlib
