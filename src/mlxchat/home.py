@@ -14,6 +14,7 @@ DEFAULT_DATASET = "fineweb-edu"  # nanochat's first dataset; data/shards.py desc
 STAGE_FOLDERS = {  # a folder of runs for each training stage, with nanochat's names
     "pretraining": "base_checkpoints",
     "fine-tuning": "chatsft_checkpoints",
+    "reinforcement": "chatrl_checkpoints",
 }
 
 
@@ -107,6 +108,11 @@ class Home:
     def log(self, tag: str) -> Path:
         """Return the log file of a run, with one JSON object per event."""
         return self.root / "logs" / tag / "metrics.jsonl"
+
+    @property
+    def task_data(self) -> Path:
+        """The folder of the files of tasks, laid out as on the hub."""
+        return self.root / "task_data"
 
     @property
     def eval_bundle(self) -> Path:

@@ -11,7 +11,7 @@ from mlxchat.engine.rollout import DrawnAnswer
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
-from mlxchat.train.policy_gradient import Rows, advantages, lay_out, row_weights
+from mlxchat.train.policy_gradient import Rows, advantages, laid_out_rows, row_weights
 from support.cases import GOLDEN, golden
 
 
@@ -37,7 +37,7 @@ class RlExample:
     @property
     def rows(self) -> Rows:
         answers = self.answers
-        return lay_out([self.facts["prompt"]] * len(answers), answers, self.padding)
+        return laid_out_rows([self.facts["prompt"]] * len(answers), answers, self.padding)
 
 
 class RlCase:

@@ -12,7 +12,7 @@ from mlxchat.plan.memory import BatchPlan
 from mlxchat.runtime import mx
 from mlxchat.train.loop import StepParts, compile_step
 from mlxchat.train.policy_gradient import advantages, all_equal, row_weights
-from mlxchat.train.rl_plan import MOMENTUM, rl_rates
+from mlxchat.train.rl_plan import RL_MOMENTUM, rl_rates
 
 
 @pytest.fixture(params=["classic", "modern"])
@@ -36,7 +36,7 @@ def test_losses_gradients_and_weights_after_two_updates_are_nanochats(case: RlCa
     def at(step: int) -> Rates:
         multiplier = 1 - step / facts["num_steps"]
         learning = {group: mx.array(rate * multiplier) for group, rate in rates.items()}
-        return Rates(learning, mx.array(MOMENTUM), mx.array(0.0))
+        return Rates(learning, mx.array(RL_MOMENTUM), mx.array(0.0))
 
     gradients: dict[str, mx.array] = {}
     accumulate = compile_gradients(model)

@@ -30,6 +30,7 @@ from mlxchat.cli.options import Command, options_from_models
 from mlxchat.cli.quantize import quantize_command
 from mlxchat.cli.quickstart import quickstart_command
 from mlxchat.cli.ranks import tell_launcher
+from mlxchat.cli.rl import rl_command
 from mlxchat.cli.scaling import scaling_command
 from mlxchat.cli.serve import serve_command
 from mlxchat.cli.train import info_command, sft_command, tokenizer_train_command, train_command
@@ -39,6 +40,7 @@ from mlxchat.ui.output import standard_output
 COMMANDS: dict[str, Command] = {
     "train": train_command,
     "sft": sft_command,
+    "rl": rl_command,
     "info": info_command,
     "scaling": scaling_command,
     "chat": chat_command,

@@ -66,7 +66,7 @@ def eval_chat_command(
     from mlxchat.train.stage import share_held_out
 
     home = Home.from_environment()
-    task_data = config.task_data or home.root / "task_data"
+    task_data = config.task_data or home.task_data
     tasks, notes = select_tasks(config, task_data)
     problems = read_problems(config, tasks, task_data)
     sources = [parse(text, config.encoding, config.skip_bad) for text in config.data or ()]

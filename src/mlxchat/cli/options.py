@@ -143,14 +143,18 @@ def _settings_of(annotation: Any) -> tuple[type[BaseModel], Without] | None:
 
 
 def _options(model: type[BaseModel], without: Without) -> list[inspect.Parameter]:
-    """Return an option per field, in panels titled by the declaring models, own fields first."""
+    """Return an option per field, in panels titled by the declaring models, own fields first.
+
+    A field that is declared again, with another default, stays in the panel of the first.
+    """
     options = []
     for declaring in model.__mro__:
         if not issubclass(declaring, BaseModel) or declaring is BaseModel:
             continue
         panel = declaring.model_config.get("title")
+        above = {name for base in declaring.__mro__[1:] for name in inspect.get_annotations(base)}
         for name in inspect.get_annotations(declaring):
-            if name in model.model_fields and name not in without:
+            if name in model.model_fields and name not in without | above:
                 options.append(_option(name, model.model_fields[name], panel))
     return options
 

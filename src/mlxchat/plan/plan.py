@@ -39,7 +39,7 @@ class Costs(BaseModel):
     save: Seconds = 0.0
 
 
-class Drawing(BaseModel):
+class DrawingPlan(BaseModel):
     """How the answers are drawn that reinforcement learning learns from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,7 +71,7 @@ class Plan(BatchPlan):
     eval_rows: Count  # in an evaluation, at most
     most_steps: Count | None = None  # that a budget may prolong it to; None: no limit
     costs: Costs | None = None  # None: there is no time budget
-    drawing: Drawing | None = None  # None: it learns from data
+    drawing: DrawingPlan | None = None  # None: it learns from data
 
     @model_validator(mode="after")
     def _divided_as_a_whole(self) -> "Plan":
@@ -165,12 +165,12 @@ def refitted(saved: Plan, config: RunConfig, resources: Resources) -> Plan:
         MemoryLimitError: training does not fit into memory.
     """
     step_rows(config, saved.row_tokens, saved.tokens_per_step)
-    rows = shortened(saved.model, saved.row_tokens)
+    rows = with_rows_of(saved.model, saved.row_tokens)
     batch = fit(config, rows, saved.rows_per_step, resources, saved=saved)
     return with_drawing(saved.model_copy(update=dict(batch)), resources)
 
 
-def shortened(model: GPTConfig, row_tokens: int) -> GPTConfig:
+def with_rows_of(model: GPTConfig, row_tokens: int) -> GPTConfig:
     """Return the shape of a model that has no longer rows than these."""
     return model.model_copy(update={"sequence_len": row_tokens})
 
@@ -179,7 +179,7 @@ def with_drawing(plan: Plan, resources: Resources) -> Plan:
     """Return a plan by which no more answers are drawn at a time than its memory limit allows."""
     if plan.drawing is None:
         return plan
-    model = shortened(plan.model, plan.row_tokens)
+    model = with_rows_of(plan.model, plan.row_tokens)
     least, each = drawing_bytes(model, resources)
     room = max(0, int(plan.memory_limit / MARGIN) - least)
     together = max(1, min(plan.drawing.together, room // each))

@@ -34,11 +34,7 @@ def read_base(folder: Path, home: Home) -> Base:
         CheckpointError: there is no model, it is quantized, or another version saved it.
     """
     model = layout.read_config(folder)
-    if layout.is_quantized(folder):
-        raise CheckpointError(
-            f"The model in {folder} is quantized: it cannot be trained.",
-            "Name the model that it was made from with `source`, and quantize the result.",
-        )
+    require_trainable(folder)
     if not (folder / layout.TRAINER).exists():
         config = PretrainConfig(arch=model.arch)
         rates = learning_rates(config.numbers, model, REFERENCE_BATCH)
@@ -46,6 +42,19 @@ def read_base(folder: Path, home: Home) -> Base:
     state = read_trainer(folder)
     rates = stage_of(state, home).learning_rates(state.plan)
     return Base(model, rates, state.plan.tokens_per_step)
+
+
+def require_trainable(folder: Path) -> None:
+    """Check that the model in a directory is not quantized.
+
+    Raises:
+        CheckpointError: it is.
+    """
+    if layout.is_quantized(folder):
+        raise CheckpointError(
+            f"The model in {folder} is quantized: it cannot be trained.",
+            "Name the model that it was made from with `source`, and quantize the result.",
+        )
 
 
 def load_base(folder: Path, home: Home, dtype: str) -> tuple[GPT, History]:

@@ -333,6 +333,9 @@ def compile_step(parts: StepParts, stop: ShouldStop = lambda: False) -> Launch:
         for (ids, targets, weights), key in own:
             if stop():
                 raise Stopped
+            if not len(ids):  # nothing is left to learn from
+                shares.append(mx.array(0.0))
+                continue
             parameters = model.named_parameters()
             share, gradients = accumulate(parameters, ids, targets, count, gradients, key, weights)
             mx.async_eval(share, gradients)

@@ -20,8 +20,8 @@ from mlxchat.engine.rollout import DrawnAnswer
 
 DEVIATION = 1e-4  # added to the deviation by which advantages are divided
 
-Floats = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.int32]
+_Floats = npt.NDArray[np.float32]
+_Ids = npt.NDArray[np.int32]
 
 
 class Rows(NamedTuple):
@@ -32,18 +32,18 @@ class Rows(NamedTuple):
         targets: (R, T), each the next token where the model drew it; -1 elsewhere.
     """
 
-    ids: Ids
-    targets: Ids
+    ids: _Ids
+    targets: _Ids
 
 
-def advantages(rewards: Floats, kind: Literal["mean", "std"] = "mean") -> Floats:
+def advantages(rewards: _Floats, kind: Literal["mean", "std"] = "mean") -> _Floats:
     """Return by how much each answer was better than the others to its question.
 
     Args:
         rewards: (questions, answers to each).
         kind: ``std`` divides by the standard deviation of the question's rewards.
     """
-    centered: Floats = rewards - rewards.mean(axis=1, keepdims=True)
+    centered: _Floats = rewards - rewards.mean(axis=1, keepdims=True)
     # Rounding must not make a difference of answers that are all as good as each other.
     centered[all_equal(rewards)] = 0
     if kind == "std":
@@ -51,13 +51,13 @@ def advantages(rewards: Floats, kind: Literal["mean", "std"] = "mean") -> Floats
     return centered
 
 
-def all_equal(rewards: Floats) -> npt.NDArray[np.bool_]:
+def all_equal(rewards: _Floats) -> npt.NDArray[np.bool_]:
     """Return of which questions all answers got the same reward, (questions,)."""
     same: npt.NDArray[np.bool_] = (rewards == rewards[:, :1]).all(axis=1)
     return same
 
 
-def lay_out(
+def laid_out_rows(
     prompts: Sequence[Sequence[int]], answers: Sequence[DrawnAnswer], padding: int, width: int = 0
 ) -> Rows:
     """Lay out answers with their prompts; each answer has a prompt, of at least one token.
@@ -79,8 +79,8 @@ def lay_out(
 
 
 def row_weights(
-    advantages: Floats, drawn: npt.NDArray[np.int64], per_pass: int, questions: int
-) -> Floats:
+    advantages: _Floats, drawn: npt.NDArray[np.int64], per_pass: int, questions: int
+) -> _Floats:
     """Return the weight of each answer's summed losses in the loss of a step, (answers,).
 
     Args:
