@@ -137,7 +137,7 @@ def select_suite(
     if sources:
         documents = ChatDocuments(sources, seed=BUILTIN_SEED, validation_share=share)
         conversations = documents.held_out[: config.max_problems]
-    has_builtin = any(source.path is None for source in sources)
+    has_builtin = any(source.is_corpus for source in sources)
     builtin = builtin_questions(config.max_problems) if has_builtin else []
     return Suite(tasks, builtin, conversations)
 
