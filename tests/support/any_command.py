@@ -102,7 +102,7 @@ MEANINGFUL = {
     "--endpoint": ["http://127.0.0.1:9", "http://me:secret@127.0.0.1:9", "ftp://x", "http://["],
     "--tokenizer": ["home", "export-nanochat"],
     "--tokenizer-dir": ["home", "model"],
-    "--tasks": ["arc-easy", "gsm8k,mmlu", "humaneval", "spelling"],
+    "--tasks": ["arc-easy", "gsm8k,mmlu", "humaneval", "spelling", "arithmetic-2"],
     "--task-data": ["texts", "home"],
     "--memory-limit": ["1GB", "1kb", "100TB", "auto"],
     "--wired-limit": ["1GB"],
