@@ -50,8 +50,8 @@ def eval_chat_command(
     other answers are decoded at temperature 0, with the calculator. Each score is shown
     beside that of guessing; centered scores are 0 for guessing and 1 for all right.
 
-    Tasks are read from local files; spelling needs none. Progress goes to standard error.
-    Ctrl-C shows the complete results and exits with code 130.
+    Tasks are read from local files; spelling and made-up questions need none. Progress
+    goes to standard error. Ctrl-C shows the complete results and exits with code 130.
     """
     from mlxchat.evaluate.suite import (
         Results,
