@@ -298,6 +298,7 @@ COMMANDS = [
     "",
     "train",
     "sft",
+    "rl",
     "info",
     "scaling",
     "chat",

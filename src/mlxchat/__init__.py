@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 from mlxchat import blas
 
 if TYPE_CHECKING:
-    from mlxchat.api import fine_tune, import_model, load, pretrain
+    from mlxchat.api import fine_tune, import_model, load, pretrain, reinforce
     from mlxchat.config.pretrain import PretrainConfig
+    from mlxchat.config.rl import RlConfig
     from mlxchat.config.sft import SftConfig
     from mlxchat.engine.chat import Chat
     from mlxchat.errors import (
@@ -41,13 +42,16 @@ if TYPE_CHECKING:
     from mlxchat.model.gpt import GPT
     from mlxchat.optim.optimizer import MuonAdamW
     from mlxchat.telemetry.events import (
+        Drawing,
         Ended,
         Evaluated,
         Evaluating,
         Event,
+        Judged,
         Noted,
         Progressed,
         Replanned,
+        Rewarded,
         Sampled,
         Saved,
         Started,
@@ -71,11 +75,13 @@ __all__ = [
     "DeviceError",
     "DiskError",
     "DivergedError",
+    "Drawing",
     "Ended",
     "Evaluated",
     "Evaluating",
     "Event",
     "GPTConfig",
+    "Judged",
     "LockedError",
     "Loss",
     "MemoryLimitError",
@@ -88,6 +94,8 @@ __all__ = [
     "PretrainConfig",
     "Progressed",
     "Replanned",
+    "Rewarded",
+    "RlConfig",
     "Sampled",
     "Saved",
     "SftConfig",
@@ -99,11 +107,13 @@ __all__ = [
     "import_model",
     "load",
     "pretrain",
+    "reinforce",
 ]
 
 _MODULES = {  # that define the public names
-    "mlxchat.api": "fine_tune import_model load pretrain",
+    "mlxchat.api": "fine_tune import_model load pretrain reinforce",
     "mlxchat.config.pretrain": "PretrainConfig",
+    "mlxchat.config.rl": "RlConfig",
     "mlxchat.config.sft": "SftConfig",
     "mlxchat.engine.chat": "Chat",
     "mlxchat.errors": "BackendError CheckpointError ConfigError DataError DeviceError DiskError "
@@ -112,8 +122,8 @@ _MODULES = {  # that define the public names
     "mlxchat.model.config": "GPTConfig",
     "mlxchat.model.gpt": "GPT",
     "mlxchat.optim.optimizer": "MuonAdamW",
-    "mlxchat.telemetry.events": "Ended Evaluated Evaluating Event Noted Progressed Replanned "
-    "Sampled Saved Started Stepped",
+    "mlxchat.telemetry.events": "Drawing Ended Evaluated Evaluating Event Judged Noted "
+    "Progressed Replanned Rewarded Sampled Saved Started Stepped",
     "mlxchat.tokenizer.bpe": "Tokenizer",
     "mlxchat.tokenizer.messages": "Conversation Message",
     "mlxchat.trained": "Loss Model",

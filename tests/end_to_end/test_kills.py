@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 from support.hub_server import COMMIT, HubServer, address
 from support.killed_runs import KilledRuns
+from support.rl_runs import killed_settings, train_by_rewards
 from support.runs import few
 
 from mlxchat.checkpoint import store
 from mlxchat.data.fingerprint import fingerprint
 from mlxchat.data.shards import DATASETS, REVISION
 from mlxchat.home import Home
+from mlxchat.train.rl import Reinforcement
 from mlxchat.train.stage import read_trainer
 
 pytestmark = pytest.mark.slow
@@ -41,3 +43,10 @@ def test_a_run_killed_while_reading_shards_ends_with_the_same_data(
     ended = read_trainer(store.directory(Home(tmp_path / "straight").runs / "run", 16))
     assert ended.revision == COMMIT
     assert ended.fingerprints == {name: fingerprint(path) for name, path in files.items()}
+
+
+def test_a_run_killed_while_it_draws_answers_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    settings = killed_settings(tmp_path)
+    runs = KilledRuns(tmp_path, settings, train=train_by_rewards, stage=Reinforcement.name)
+    counts = runs.kill(kills=10, seed=3)
+    assert counts["kills"] == 10

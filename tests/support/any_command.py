@@ -124,6 +124,8 @@ TRAIN += " --vocab-size 300 --eval-tokens 512"
 USUAL = {  # what makes a command succeed, and soon
     "train": f"{TRAIN} --num-iterations 4 --model-tag base",
     "sft": "--source base --data chats.jsonl --spelling 0 --num-iterations 2",
+    "rl": "--source tuned --task counting --level 1 --num-iterations 1 --examples 2 --samples 2 "
+    "--max-tokens 4 --eval-every 0",
     "info": "",
     "scaling": "--dataset builtin --budget 1s",  # refused at once: no ladder is over soon
     "chat": "--prompt Hi --max-tokens 4",
@@ -145,7 +147,7 @@ USUAL = {  # what makes a command succeed, and soon
     "eval base": "--samples",
     "eval chat": "--tasks spelling --max-problems 2 --max-tokens 4",
 }
-LONG = {"train", "sft", "scaling", "serve", "quickstart", "bench", "monitor", "doctor"}
+LONG = {"train", "sft", "rl", "scaling", "serve", "quickstart", "bench", "monitor", "doctor"}
 LONG |= {"eval base", "eval chat"}
 """Commands that may run for so long that they are asked to end."""
 NOT_DRAWN = {"--ranks"}  # starts processes that would outlive an example

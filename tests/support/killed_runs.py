@@ -6,7 +6,7 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.fingerprint import agree
 from mlxchat.home import Home
 from mlxchat.runtime import mx
-from mlxchat.train.pretrain import run_pretraining
+from mlxchat.train.pretrain import Pretraining, run_pretraining
 from mlxchat.train.stage import read_trainer
 
 SETTINGS: Mapping[str, object] = {
@@ -56,6 +56,8 @@ class KilledRuns:
         folder: for their homes.
         settings: of the runs, beside `SETTINGS`.
         undisturbed: what else the one has that is not killed.
+        train: trains to the end, in a process of its own.
+        stage: the name of the stage.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class KilledRuns:
         folder: Path,
         settings: Mapping[str, object],
         undisturbed: Mapping[str, object] | None = None,
+        train: Callable[[str, Mapping[str, object]], None] = train,
+        stage: str = Pretraining.name,
     ) -> None:
-        self._folder = folder
+        self._folder, self._train, self._stage = folder, train, stage
         self._settings = {**SETTINGS, **settings}
         self._steps = int(str(self._settings["num_iterations"]))
         self._straight = folder / "straight"
@@ -98,7 +102,7 @@ class KilledRuns:
         return counts
 
     def _start(self, home: Path, settings: Mapping[str, object]) -> BaseProcess:
-        process = _PROCESSES.Process(target=train, args=(str(home), settings))
+        process = _PROCESSES.Process(target=self._train, args=(str(home), settings))
         process.start()
         return process
 
@@ -118,24 +122,24 @@ class KilledRuns:
         """Any moment of a start; two times of five one while a step is being written."""
         time.sleep(order.uniform(0, self._seconds))
         if order.random() < 0.4:
-            while process.is_alive() and not any(_unfinished(home)):
+            while process.is_alive() and not any(self._unfinished(home)):
                 time.sleep(0.0005)
             time.sleep(order.uniform(0, 0.01))
 
     def _found(self, home: Path) -> str:
         """What the kill hit; whatever has the name of a step must be whole."""
-        run = Home(home).runs / "run"
+        run = self._run(home)
         for step in store.steps(run):
             folder = store.directory(run, step)
             for name in files.files_with_checksums(folder):
                 files.verify_file(folder / name)
-        if any(_unfinished(home)):
+        if any(self._unfinished(home)):
             return "while a step was written"
         return "between" if store.steps(run) else "before a step was saved"
 
     def _compare(self, home: Path) -> None:
-        run = Home(home).runs / "run"
-        ends = [store.directory(Home(h).runs / "run", self._steps) for h in (self._straight, home)]
+        run = self._run(home)
+        ends = [store.directory(self._run(h), self._steps) for h in (self._straight, home)]
         for name in STATE:
             expected, found = (layout.read_arrays(end / name) for end in ends)
             assert expected.keys() == found.keys()
@@ -145,7 +149,7 @@ class KilledRuns:
         assert killed.data == straight.data and killed.revision == straight.revision
         for name in killed.data:
             assert agree(killed.fingerprints[name], straight.fingerprints[name]), f"{home}: {name}"
-        assert not any(_unfinished(home))
+        assert not any(self._unfinished(home))
         keep = int(str(self._settings["keep"]))
         assert len(store.steps(run)) >= keep
         assert len(store.old_steps(run, keep)) <= 1  # killed between the last save and its end
@@ -153,6 +157,8 @@ class KilledRuns:
         steps = [event["step"] for event in map(json.loads, lines) if event["event"] == "step"]
         assert steps == list(range(1, self._steps + 1)), f"{home}: steps as logged: {steps}"
 
+    def _run(self, home: Path) -> Path:
+        return Home(home).stage(self._stage) / "run"
 
-def _unfinished(home: Path) -> Iterator[Path]:
-    return (Home(home).runs / "run").glob(".unfinished*")
+    def _unfinished(self, home: Path) -> Iterator[Path]:
+        return self._run(home).glob(".unfinished*")

@@ -9,7 +9,7 @@ from collections import deque
 
 from mlxchat.telemetry.events import Rewarded
 
-STEPS = 10  # that are averaged
+WATCHED_STEPS = 10  # that are averaged
 LEAST_REWARD = 0.1  # a rise by less is no height to fall from
 FALLEN = 0.6  # of the highest average
 LEAST_ENTROPY = 0.01  # nats a token: a second choice once in a thousand tokens
@@ -22,7 +22,7 @@ class CollapseWatch:
     """Watches a run's answers, and says once of each kind that something goes wrong."""
 
     def __init__(self) -> None:
-        self._recent: deque[Rewarded] = deque(maxlen=STEPS)
+        self._recent: deque[Rewarded] = deque(maxlen=WATCHED_STEPS)
         self._highest = 0.0
         self._lowest: float | None = None
         self._said: set[str] = set()
@@ -30,7 +30,7 @@ class CollapseWatch:
     def notes(self, event: Rewarded) -> list[str]:
         """Return what is to be said after a step."""
         self._recent.append(event)
-        if len(self._recent) < STEPS:
+        if len(self._recent) < WATCHED_STEPS:
             return []
         reward, entropy = self._mean("reward"), self._mean("entropy")
         self._lowest = reward if self._lowest is None else self._lowest
@@ -39,7 +39,7 @@ class CollapseWatch:
         notes = dict[str, str]()
         if risen >= LEAST_REWARD and fallen > (1 - FALLEN) * risen:
             notes["reward"] = (
-                f"The reward falls: {reward:.3f} in the last {STEPS} steps, after {self._highest:.3f} "
+                f"The reward falls: {reward:.3f} in the last {WATCHED_STEPS} steps, after {self._highest:.3f} "
                 f"before. {_REMEDY} The best step is kept."
             )
         if entropy < LEAST_ENTROPY:

@@ -14,7 +14,7 @@ from mlxchat.train.evaluation import never
 from mlxchat.train.examiner import Examiner
 from mlxchat.train.loop import ShouldStop
 from mlxchat.train.rl_documents import QuestionDocuments
-from mlxchat.train.rollouts import MEASURING
+from mlxchat.train.rollouts import OF_EVALUATIONS
 from mlxchat.train.world import World
 
 
@@ -61,7 +61,7 @@ class JudgedEvaluation:
             yield Evaluating(self._clock(), step, first, len(own))
             indices = own[first : first + self._at_once]
             keys = [
-                answer_keys(config.seed, MEASURING, index, answers=config.eval_samples)
+                answer_keys(config.seed, OF_EVALUATIONS, index, answers=config.eval_samples)
                 for index in indices
             ]
             questions = [self._questions[index] for index in indices]

@@ -38,7 +38,7 @@ from mlxchat.train.resume import SavedRun, TrainState, new_optimizer
 from mlxchat.train.rewards import CheckedReward, rewards_of
 from mlxchat.train.rl_documents import QuestionDocuments, files_of
 from mlxchat.train.rl_plan import RL_MOMENTUM, question_survey, rl_plan
-from mlxchat.train.rollouts import MEASURING, Rollouts
+from mlxchat.train.rollouts import OF_EVALUATIONS, Rollouts
 from mlxchat.train.run import run
 from mlxchat.train.stage import Prepared, Stage, history_of
 from mlxchat.train.world import ALONE, World
@@ -141,7 +141,7 @@ def _found_level(config: RlConfig, home: Home, report: Report, clock: Clock) -> 
             LEVEL_TOGETHER,
         )
         keys = [
-            answer_keys(config.seed, MEASURING, asked, index, answers=LEVEL_SAMPLES)
+            answer_keys(config.seed, OF_EVALUATIONS, asked, index, answers=LEVEL_SAMPLES)
             for index in range(len(questions))
         ]
         texts = examiner.ask(questions, np.stack(keys)).texts
@@ -282,7 +282,10 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
         """Yield answers to the first held-out questions, with their rewards."""
         questions = list(documents.source.held_out[:SHOWN])
         keys = np.stack(
-            [answer_keys(self.config.seed, MEASURING, n, answers=1) for n in range(len(questions))]
+            [
+                answer_keys(self.config.seed, OF_EVALUATIONS, n, answers=1)
+                for n in range(len(questions))
+            ]
         )
         asked = self._examiner(documents, state).ask(questions, keys)
         for question, text, reward in zip(

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -11,7 +12,7 @@ from mlxchat.data.fingerprint import fingerprint
 from mlxchat.data.questions.question import QuestionSource, TaskQuestion
 from mlxchat.tokenizer.messages import Document
 
-QUESTIONS = "questions"  # among the fingerprints: stands for what is asked
+ASKED_QUESTIONS = "questions"  # among the fingerprints: stands for what is asked
 SEEN = 256  # questions that tell a version that asks others
 
 
@@ -36,13 +37,13 @@ class QuestionDocuments:
         """Nothing: what a run needs is compared by `fingerprints`."""
         return ()
 
-    @property
+    @cached_property
     def fingerprints(self) -> dict[str, str]:
         """Those of the files that the run depends on, and of what is asked."""
         digest = hashlib.sha256()
         for question in (*islice(self.source.train, SEEN), *self.source.held_out[:SEEN]):
             digest.update(f"{question.prompt}\0{question.answer}\0".encode())
-        return {**self._files, QUESTIONS: digest.hexdigest()}
+        return {**self._files, ASKED_QUESTIONS: digest.hexdigest()}
 
     def following(self, cursor: Cursor, count: int) -> tuple[list[TaskQuestion], Cursor]:
         """Return so many questions from a cursor on, and the cursor after them.

@@ -35,7 +35,7 @@ ENTROPY_EVERY = 8  # answers, of which one tells the entropy
 WIDTHS = 16  # of rows: each is traced once
 TOLD_EVERY = 0.25  # seconds between two events of progress
 
-TRAINING, MEASURING = 0, 1  # in the seeds of answers
+OF_STEPS, OF_EVALUATIONS = 0, 1  # in the seeds of answers
 
 
 class LearntRows(NamedTuple):
@@ -133,7 +133,7 @@ class Rollouts:
         own = world.rows(config.examples)
         keys = np.stack(
             [
-                answer_keys(config.seed, TRAINING, number, index, answers=config.samples)
+                answer_keys(config.seed, OF_STEPS, number, index, answers=config.samples)
                 for index in range(config.examples)[own]
             ]
         )
