@@ -13,7 +13,12 @@ from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Judged, Noted, Rewarded, Sampled, Started, Stepped
-from mlxchat.train.rl import Reinforcement, with_level, with_tuned_source
+from mlxchat.train.rl import (
+    Reinforcement,
+    run_reinforcement,
+    with_level,
+    with_tuned_source,
+)
 from mlxchat.train.stage import history_of, validation_documents
 
 
@@ -68,8 +73,6 @@ def test_an_interrupted_run_ends_bit_for_bit_as_an_undisturbed_one(tmp_path: Pat
 def test_a_run_that_is_stopped_while_it_draws_has_lost_nothing(tmp_path: Path) -> None:
     config = rl_config(tmp_path)
     rl_run(tmp_path / "straight", config)
-    from mlxchat.train.rl import run_reinforcement
-
     polls = 0
 
     def stop() -> bool:
@@ -108,7 +111,6 @@ def test_skipped_groups_do_not_dilute_the_others(tmp_path: Path) -> None:
         config = rl_config(tmp_path, skip_equal=skip, num_iterations=1, max_tokens=1)
         events = rl_run(tmp_path / str(skip), config)
         [step] = (event for event in events if isinstance(event, Stepped))
-        [told] = (event for event in events if isinstance(event, Rewarded))
         norms[skip] = step.gradient_norm
     assert 0 < norms[False] <= norms[True]
 
@@ -131,7 +133,7 @@ def test_a_changed_reward_is_not_resumed(tmp_path: Path) -> None:
     config = rl_config(tmp_path)
     rl_run(tmp_path / "home", config, stop_at=2)
     (tmp_path / "reward.py").write_text("def reward(prompt, completion, answer): return 1.0")
-    with pytest.raises(MlxchatError, match="reward.py is not what it was"):
+    with pytest.raises(MlxchatError, match=r"reward\.py is not what it was"):
         rl_run(tmp_path / "home", config)
 
 

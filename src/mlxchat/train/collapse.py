@@ -39,8 +39,8 @@ class CollapseWatch:
         notes = dict[str, str]()
         if risen >= LEAST_REWARD and fallen > (1 - FALLEN) * risen:
             notes["reward"] = (
-                f"The reward falls: {reward:.3f} in the last {WATCHED_STEPS} steps, after {self._highest:.3f} "
-                f"before. {_REMEDY} The best step is kept."
+                f"The reward falls: {reward:.3f} in the last {WATCHED_STEPS} steps, after "
+                f"{self._highest:.3f} before. {_REMEDY} The best step is kept."
             )
         if entropy < LEAST_ENTROPY:
             notes["entropy"] = (

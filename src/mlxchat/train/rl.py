@@ -92,7 +92,7 @@ def _can_be_trained(folder: Path) -> bool:
 def with_level(
     config: RlConfig, home: Home, report: Report, clock: Clock, fresh: bool = False
 ) -> tuple[RlConfig, list[str]]:
-    """Fill in the level of a generated task: that of the run to resume, or one that suits the model.
+    """Fill in the level of a generated task: the saved run's, or one that suits the model.
 
     Returns:
         The settings, and what to tell the user of it.
@@ -281,12 +281,8 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
     ) -> Iterator[Event]:
         """Yield answers to the first held-out questions, with their rewards."""
         questions = list(documents.source.held_out[:SHOWN])
-        keys = np.stack(
-            [
-                answer_keys(self.config.seed, OF_EVALUATIONS, n, answers=1)
-                for n in range(len(questions))
-            ]
-        )
+        seed, numbers = self.config.seed, range(len(questions))
+        keys = np.stack([answer_keys(seed, OF_EVALUATIONS, n, answers=1) for n in numbers])
         asked = self._examiner(documents, state).ask(questions, keys)
         for question, text, reward in zip(
             questions, asked.texts, asked.rewards[:, 0].tolist(), strict=True
