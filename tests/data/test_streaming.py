@@ -365,6 +365,30 @@ def test_a_network_that_stays_down_is_an_error(
     assert server.count("HEAD", shard_name(0)) == 3 * ATTEMPTS
 
 
+@pytest.mark.parametrize("answered_before", [False, True])
+def test_a_network_that_has_never_worked_is_an_error_at_once(
+    answered_before: bool, stream: Stream, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody who starts without a network learns it in seconds; an outage is waited out."""
+    asked: list[str] = []
+
+    def refuse(self: httpx.Client, request: httpx.Request, **_: object) -> httpx.Response:
+        asked.append(request.url.path.rpartition("/")[2])
+        raise httpx.ConnectError("no route to host")
+
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(module, "PATIENCE", 2)
+    if answered_before:
+        (folder / STREAMED).mkdir(parents=True)
+        write_shard(folder / STREAMED / shard_name(5))
+    monkeypatch.setattr(httpx.Client, "send", refuse)
+    source = stream()
+    with pytest.raises(MlxchatError, match="cannot be had: no route to host"):
+        source.acquire(shard_name(0))
+    source.close()
+    assert len(asked) == ATTEMPTS or (answered_before and asked.count(shard_name(0)) > ATTEMPTS)
+
+
 def test_unavailable_validation_does_not_stop_training(
     stream: Stream, server: HubServer, folder: Path
 ) -> None:
@@ -461,9 +485,14 @@ def test_closing_is_quick_and_wakes_waiting_readers(
 def test_progress_and_waiting_are_reported(stream: Stream, events: list[Event]) -> None:
     read(stream(), 0)
     assert any(isinstance(event, Noted) and shard_name(0) in event.text for event in events)
-    assert any(
-        isinstance(event, Progressed) and event.task == shard_name(0) and event.done == event.total
-        for event in events
+    # The shard is on disk, and its reader may go on, shortly before the last bytes are reported.
+    eventually(
+        lambda: any(
+            isinstance(event, Progressed)
+            and event.task == shard_name(0)
+            and event.done == event.total
+            for event in list(events)
+        )
     )
 
 

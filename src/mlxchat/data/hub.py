@@ -9,6 +9,7 @@ sent to its host only, and are not part of any address that is shown or stored.
 """
 
 import base64
+import math
 import os
 import re
 import threading
@@ -54,6 +55,10 @@ class UnreachableError(DataError):
     """All attempts failed for a reason that may pass, such as a network that is down."""
 
 
+class DisconnectedError(UnreachableError):
+    """At the last attempt, no server answered at all."""
+
+
 class NotFoundError(NotFound):
     """The hub has no such file, or no such revision of it."""
 
@@ -89,6 +94,7 @@ class Hub:
         sleep: waits a number of seconds.
         timer: returns seconds since any origin.
         backoff: seconds before the first retry; each further wait is twice as long.
+        patience: seconds for which retries go on while the network is down.
         note: called with a line before each wait.
         stop: ends transfers and waits when it is set.
     """
@@ -102,6 +108,7 @@ class Hub:
     sleep: Callable[[float], object] = time.sleep
     timer: Timer = SYSTEM_CLOCK.seconds
     backoff: float = 1.0
+    patience: float = math.inf
     note: Callable[[str], object] = lambda text: None
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -170,7 +177,8 @@ class Hub:
             progress: returns the progress so far; any progress resets the count of failures.
 
         Raises:
-            UnreachableError: `ATTEMPTS` in a row failed without progress.
+            UnreachableError: `ATTEMPTS` in a row failed without progress, or the network is down
+                for longer than ``patience``.
             Cancelled: ``stop`` was set.
             DataError: the hub is offline, or the host has an invalid name.
         """
@@ -178,16 +186,17 @@ class Hub:
             raise DataError(
                 f"HF_HUB_OFFLINE is set, and {url} is not on disk.", "Unset it to download."
             )
-        furthest, failed = progress(), 0
+        furthest, failed, began = progress(), 0, self.timer()
         while True:
             self.check_stop()
-            pause = 0.0
+            pause, patience, kind = 0.0, math.inf, UnreachableError
             try:
                 return attempt()
             except TryAgain as error:
                 reason, pause = str(error), error.after
             except httpx.RequestError as error:
                 reason = str(error) or type(error).__name__
+                patience, kind = self.patience, DisconnectedError
             except UnicodeError as error:  # in the name of a proxy, or of the target of a redirect
                 raise DataError(
                     f"The way to {url} leads through a host with an invalid name.",
@@ -196,13 +205,13 @@ class Hub:
             reached = progress()
             failed = 1 if reached > furthest else failed + 1
             furthest = max(furthest, reached)
-            if failed == ATTEMPTS:
-                raise UnreachableError(
-                    f"{url} cannot be had: {reason} ({ATTEMPTS} attempts).",
+            wait = max(self.backoff * 2 ** (failed - 1), pause)
+            if failed == ATTEMPTS or self.timer() - began + wait > patience:
+                raise kind(
+                    f"{url} cannot be had: {reason} ({failed} attempts).",
                     "Check the network and `endpoint`, then run the same command again: "
                     "the download resumes.",
                 )
-            wait = max(self.backoff * 2 ** (failed - 1), pause)
             name = url.rpartition("/")[2]
             self.note(f"Trying again in {wait:g} s to get {name}: {reason}.")
             self.sleep(wait)

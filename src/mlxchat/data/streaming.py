@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mlxchat.data.download import missing_bytes, partial
 from mlxchat.data.fetch import download_shard, stat_shard
-from mlxchat.data.hub import Cancelled, Hub, UnreachableError
+from mlxchat.data.hub import Cancelled, DisconnectedError, Hub, UnreachableError
 from mlxchat.data.shards import STREAMED, Dataset, check_shard, shard_fault, shard_names
 from mlxchat.disk import require_space, storing
 from mlxchat.errors import ConfigError, DataError, LockedError, MlxchatError
@@ -26,6 +26,7 @@ LOCK = "lock"  # the file in the folder of streamed shards
 LEAST_CACHED = 2  # one to read and one to fetch meanwhile
 RETRY_SECONDS = 30.0  # until a failed shard is retried
 PATIENCE = 10  # network failures of a shard before its reader gets the error
+FIRST_PATIENCE = 10.0  # seconds for which a network that has never worked is tried
 CLOSE_SECONDS = 5.0  # the longest wait for a transfer to stop on closing
 
 
@@ -99,6 +100,8 @@ class StreamingShards:
         self._in_use: Counter[str] = Counter()
         self._wanted: list[str] = []  # shards that readers wait for, in order
         self._failures: dict[str, _Failure] = {}
+        # Whether the server has ever answered; if not, it is not waited for.
+        self._connected = bool(self._cached() or shard_names(folder))
         self._broken: MlxchatError | None = None  # the error that ended the thread
         self._thread = threading.Thread(target=self._run, name="streaming", daemon=True)
         self._thread.start()
@@ -207,10 +210,16 @@ class StreamingShards:
 
         path = (self._folder if name == self.validation else self._cache) / name
         error: MlxchatError | None = None
+        hub = self._hub if self._connected else replace(self._hub, patience=FIRST_PATIENCE)
         try:
-            remote = stat_shard(self._hub, self._dataset, self._folder, name)
+            remote = stat_shard(hub, self._dataset, self._folder, name)
+            self._connected = True
             require_space(self._folder, missing_bytes(remote, path))
             download_shard(self._hub, remote, path, progressed)
+        except DisconnectedError as caught:
+            if not self._connected:
+                raise
+            error = caught
         except MlxchatError as caught:
             error = caught
         with self._changed:

@@ -205,7 +205,9 @@ def _events(activities: Activities, batches: Batches, notes: tuple[str, ...]) ->
         stage.compile(parts, activities.stop),
         lambda: state.plan.num_iterations,
         Hooks(clock, activities.evaluate, activities.sample, activities.save, activities.stop),
-        Cadence(config.eval_every, config.sample_every, config.save_every),
+        Cadence(
+            config.eval_every, config.sampling_interval(plan.num_iterations), config.save_every
+        ),
         step=state.step,
         evaluated=activities.meter.evaluated(state.step),
         shards=activities.documents.shards,
