@@ -41,8 +41,8 @@ def test_the_first_level_within_the_range_is_taken() -> None:
     [
         ((0.0, 0.0), 1),
         ((0.05, 0.1), 2),
-        ((1.0,) * 6, 1),  # nothing is harder, and all teach nothing
-        ((1.0, 0.95, 0.9, 0.9, 0.9, 0.8), 6),
+        ((1.0,) * 7, 1),  # nothing is harder, and all teach nothing
+        ((1.0, 0.95, 0.9, 0.9, 0.9, 0.9, 0.8), 7),
         ((0.9, 0.75, 0.05, 0.0), 2),
         ((0.95, 0.15, 0.05), 2),
         ((0.15, 0.9, 0.05), 1),
