@@ -87,6 +87,18 @@ def test_interrupted_while_evaluating_or_sampling_it_saves(
 
 
 @pytest.mark.slow
+def test_interrupted_in_the_first_evaluation_it_ends_at_once(prepared_home: Path) -> None:
+    # One batch of so many rows takes minutes, and nothing asks in between whether to stop.
+    slow_batch = ["--depth", "8", "--max-seq-len", "2048", "--device-batch-size", "8"]
+    large = ["--total-batch-size", "16384", "--eval-every", "9", "--eval-tokens", "400000"]
+    with program(*TINY, *slow_batch, *large, "--num-iterations", "99") as (process, events):
+        until(process, events, lambda event: event["event"] == "started")
+        process.send_signal(signal.SIGINT)
+        assert ended(process, events) == 130
+    assert any("nothing new to save" in event.get("text", "") for event in events)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("supervise", [[], ["--supervise"]])
 def test_a_second_interrupt_ends_at_once(supervise: list[str], prepared_home: Path) -> None:
     evaluation = "--depth 2 --device-batch-size 1 --eval-every 1 --eval-tokens 9999999".split()

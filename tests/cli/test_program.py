@@ -318,7 +318,7 @@ def test_own_text_is_fetched_and_trained_on(tmp_path: Path, program: Program) ->
     assert "novel" in status
     result = mlxchat(*TINY, "--dataset", "novel", "--num-iterations", "2", "--save-every", "0")
     assert result.returncode == 0, result.stderr
-    assert "sample: The capital of France is" in result.stdout
+    assert 'sample after "The capital of France is":' in result.stdout
 
 
 def test_chat_answers_a_prompt_and_standard_input(trained: dict[str, str]) -> None:

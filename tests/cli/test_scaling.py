@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer.testing
 from support.program import Program
 
-from mlxchat.cli.app import app
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.home import Home
 from mlxchat.plan import scaling
@@ -103,14 +101,6 @@ def test_all_runs_share_a_tokenizer_that_is_trained_first(home: Path) -> None:
     assert folder is not None
     assert folder.parent == home / "tokenizer_builtin"  # and named by the size wanted here
     assert (folder / TOKENIZER_FILE).exists()
-
-
-def test_the_help_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    lines = typer.testing.CliRunner().invoke(app, ["scaling", "--help"]).output.splitlines()
-    assert max(map(len, lines)) <= 80
-    about = lines[: next(i for i, line in enumerate(lines) if "Options" in line)]
-    assert not [line for line in about if 0 < len(line.split()) < 4 and "Usage" not in line]
 
 
 @pytest.mark.slow

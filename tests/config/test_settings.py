@@ -137,8 +137,10 @@ def test_a_given_setting_overrides_the_preset() -> None:
 
 
 def test_an_error_names_the_preset_that_conflicts_with_a_budget() -> None:
-    with pytest.raises(MlxchatError, match=r"`num_iterations=100` \(of `preset=quick`\)"):
-        PretrainConfig(preset="quick", budget="2h")
+    with pytest.raises(MlxchatError, match=r"`num_iterations=2` \(of `preset=test`\)"):
+        PretrainConfig(preset="test", budget="2h")
+    with pytest.raises(MlxchatError, match=r"`budget=5m` \(of `preset=quick`\)"):
+        PretrainConfig(preset="quick", num_iterations=50)
 
 
 def test_memory_settings_are_no_difference_between_runs() -> None:
@@ -186,3 +188,10 @@ def test_a_run_is_not_named_after_any_folder(source: str) -> None:
         assert config.model_copy(update={"model_tag": "mine"}).tag == "mine"
     assert SftConfig(source="/models/d4/step_000003").tag == "d4-sft"
     assert PretrainConfig(init_from="/models/d4/").tag == "d4-continued"
+
+
+def test_a_run_is_sampled_five_times_by_default() -> None:
+    config = PretrainConfig()
+    assert [config.sampling_interval(total) for total in (1, 5, 100, 101)] == [1, 1, 20, 21]
+    assert PretrainConfig(sample_every=7).sampling_interval(100) == 7
+    assert PretrainConfig(sample_every=0).sampling_interval(100) == 0

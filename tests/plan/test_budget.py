@@ -387,7 +387,7 @@ def simulated(
         sample=lambda step: passing(3.0, Sampled(clock(), step, "", "")),
         save=lambda step, _: passing(0.5, Saved(clock(), step, "", 0.5)),
     )
-    cadence = Cadence(config.eval_every, config.sample_every, config.save_every)
+    cadence = Cadence(config.eval_every, config.sampling_interval(0), config.save_every)
     for event in train(launch, lambda: plans[-1].num_iterations, hooks, cadence):
         plans.append(deadline.follow(event, plans[-1], clock.seconds()))
     return (clock.now - origin) / 1000, taken

@@ -108,7 +108,7 @@ def test_plain_output_has_a_line_for_each_rare_event():
     )
     assert lines[0] == "training a [tokenizer] first"
     assert "1.2500 bits per byte" in lines[3]
-    assert lines[4] == "step 1: sample: Once upon [bold]a[2J time"
+    assert lines[4] == 'step 1: sample after "Once": upon [bold]a[2J time'
     assert "/tmp/step_000001" in lines[5]
     assert lines[6].startswith("Finished")
     assert len(lines) == 7
@@ -150,7 +150,7 @@ def test_a_terminal_gets_a_panel_and_lines_above_it(width):
         screen.show(Ended(9.0, 9, "interrupted"))
     text = console.file.getvalue()
     panel = text[text.rindex("╭") :]
-    assert text.index("sample: Once") < text.rindex("╭")
+    assert text.index('sample after "Once": [upon]') < text.rindex("╭")
     assert "9/100" in panel and "3.0000" in panel
     assert panel.index("╯") < panel.index("Stopped after step 9")
     assert text.endswith("\x1b[?25h") or "\x1b[?25h" in panel  # the cursor is back

@@ -109,7 +109,8 @@ def test_the_best_evaluation_is_shown_with_its_step():
 def test_curve_and_sample_appear_where_there_is_room():
     meter, latest = run()
     text = drawn(dashboard(meter, latest, width=80, height=24, sample=SAMPLE))
-    assert "The capital of [red]France[/x]" in text
+    assert 'sample after "The capital"' in text
+    assert "of [red]France[/x]" in text
     assert "9.8" in text and "⠉" in text
     assert "⠉" not in drawn(dashboard(meter, latest, width=80, height=10, sample=SAMPLE))
 

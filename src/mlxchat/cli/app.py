@@ -25,6 +25,7 @@ from mlxchat.cli.evaluate import eval_chat_command
 from mlxchat.cli.evaluate_base import eval_base_command
 from mlxchat.cli.exchange import export_command, import_command
 from mlxchat.cli.failures import exit_code, lost_output, report_unforeseen
+from mlxchat.cli.help import CommandWithHelp, GroupWithHelp
 from mlxchat.cli.monitor import monitor_command
 from mlxchat.cli.options import Command, options_from_models
 from mlxchat.cli.quantize import quantize_command
@@ -68,17 +69,18 @@ GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
 }
 
 app = typer.Typer(
+    cls=GroupWithHelp,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Train a GPT on your own machine, and talk to it.",
     epilog="Begin with: mlxchat quickstart",
 )
 for name, command in COMMANDS.items():
-    app.command(name)(options_from_models(command))
+    app.command(name, cls=CommandWithHelp)(options_from_models(command))
 for name, (purpose, commands) in GROUPS.items():
-    group = typer.Typer(no_args_is_help=True, help=purpose)
+    group = typer.Typer(cls=GroupWithHelp, no_args_is_help=True, help=purpose)
     for subname, command in commands.items():
-        group.command(subname)(options_from_models(command))
+        group.command(subname, cls=CommandWithHelp)(options_from_models(command))
     app.add_typer(group, name=name)
 
 

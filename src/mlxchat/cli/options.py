@@ -7,7 +7,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 import typer
 from pydantic import BaseModel, ValidationError
@@ -20,7 +20,7 @@ from mlxchat.ui.text import as_options
 
 Command = Callable[..., None]
 
-PATH: dict[str, Any] = {"parser": expanded, "metavar": "<path>"}  # of every option that names one
+PATH: dict[str, Any] = {"parser": expanded, "metavar": "PATH"}  # of every option that names one
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Fresh = Annotated[
@@ -37,7 +37,9 @@ StayAwake = Annotated[
 ]
 ModelTag = Annotated[
     str | None,
-    typer.Option(help="Name of the run. Default: the one saved last.", show_default=False),
+    typer.Option(
+        help="Name of the run. Default: the one saved last.", show_default=False, metavar="NAME"
+    ),
 ]
 AnyTag = Annotated[
     str | None, typer.Option(help="Name of a run. Default: all runs.", show_default=False)
@@ -86,6 +88,25 @@ class Without(frozenset[str]):
     """
 
 
+class First(tuple[str, ...]):
+    """In ``Annotated``, beside a settings model: its fields that most users want.
+
+    Their options are listed first in the help, before those of the command itself.
+    """
+
+    def __new__(cls, *names: str) -> "First":
+        """Make the mark of these fields."""
+        return super().__new__(cls, names)
+
+
+class _Settings(NamedTuple):
+    """A parameter that is a settings model, and the marks beside it."""
+
+    model: type[BaseModel]
+    without: Without
+    first: First
+
+
 def options_from_models(command: Command) -> Command:
     """Replace each parameter that is a pydantic model by one option per field of the model.
 
@@ -102,7 +123,7 @@ def options_from_models(command: Command) -> Command:
     parameters = []
     for name, parameter in declared.items():
         if name in models:
-            parameters += _options(*models[name])
+            parameters += _options(models[name])
         else:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
@@ -113,7 +134,7 @@ def options_from_models(command: Command) -> Command:
     @functools.wraps(command)
     def called(context: typer.Context, **values: Any) -> None:
         given = {name: values[name] for name in values if _is_given(context, name)}
-        made = {name: _make(model, given) for name, (model, _) in models.items()}
+        made = {name: _make(settings.model, given) for name, settings in models.items()}
         own = {name: values[name] for name in declared.keys() & values.keys()}
         command(**made, **own)
 
@@ -131,26 +152,32 @@ def _help_text(command: Command) -> str | None:
     return ast.get_docstring(source) if isinstance(source, ast.FunctionDef) else None
 
 
-def _settings_of(annotation: Any) -> tuple[type[BaseModel], Without] | None:
-    """Return a parameter's settings model and what is left out of it; None if it has none."""
-    without = Without()
+def _settings_of(annotation: Any) -> _Settings | None:
+    """Return a parameter's settings model and its marks; None if it has none."""
+    without, first = Without(), First()
     if get_origin(annotation) is Annotated:
         annotation, *marks = get_args(annotation)
         without = next((mark for mark in marks if isinstance(mark, Without)), without)
+        first = next((mark for mark in marks if isinstance(mark, First)), first)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation, without
+        return _Settings(annotation, without, first)
     return None
 
 
-def _options(model: type[BaseModel], without: Without) -> list[inspect.Parameter]:
-    """Return an option per field, in panels titled by the declaring models, own fields first."""
-    options = []
+def _options(settings: _Settings) -> list[inspect.Parameter]:
+    """Return an option per field, in panels titled by the declaring models, own fields first.
+
+    Those that most users want come before all others, in no panel.
+    """
+    model = settings.model
+    options = [_option(name, model.model_fields[name], None) for name in settings.first]
+    listed = settings.without | set(settings.first)
     for declaring in model.__mro__:
         if not issubclass(declaring, BaseModel) or declaring is BaseModel:
             continue
         panel = declaring.model_config.get("title")
         for name in inspect.get_annotations(declaring):
-            if name in model.model_fields and name not in without:
+            if name in model.model_fields and name not in listed:
                 options.append(_option(name, model.model_fields[name], panel))
     return options
 
@@ -163,7 +190,7 @@ def _option(name: str, field: FieldInfo, panel: str | None) -> inspect.Parameter
     """
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     word = extra.get("none")
-    metavar = f"<int>|{word}" if word else extra.get("metavar")
+    metavar = f"INT|{word}" if word else extra.get("metavar")
     option = typer.Option(
         help=as_options(field.description or ""),
         show_default=field.default is not None,

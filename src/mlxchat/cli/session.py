@@ -1,7 +1,7 @@
 """Running a training run at the terminal: its events are shown, and Ctrl-C saves before it ends.
 
 Ctrl-C, SIGTERM and closing the terminal all ask the program to end. During training it saves first;
-before that, when there is nothing to save, it ends promptly.
+before the first step is done, when there is nothing new to save, it ends promptly.
 """
 
 import os
@@ -17,7 +17,7 @@ from types import FrameType, TracebackType
 import typer
 
 from mlxchat.system import kept_awake
-from mlxchat.telemetry.events import Event, Noted, Started
+from mlxchat.telemetry.events import Event, Noted, Started, Stepped
 from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.console import Screen
 
@@ -28,13 +28,14 @@ AWAKE = (
     "its settings alone)."
 )
 SAVING = "Saving, then ending. Ctrl-C again ends at once, without saving."
+NOTHING_YET = "Ending: there is nothing new to save yet."
 
 Show = Callable[[Event], None]
 Stop = Callable[[], bool]
 
 
 def watch_run(start: Callable[[Show, Meter, Stop], Iterator[Event]], json: bool) -> None:
-    """Show the events of a run; once it has started, Ctrl-C saves before it ends the program.
+    """Show the events of a run; after its first step, Ctrl-C saves before it ends the program.
 
     Args:
         start: starts the run and returns its events. Its arguments show an event from elsewhere,
@@ -42,14 +43,22 @@ def watch_run(start: Callable[[Show, Meter, Stop], Iterator[Event]], json: bool)
         json: whether to print JSON lines.
     """
     meter = Meter()
+    stepped = False  # whether there is anything to save
+
+    def interrupted() -> None:
+        screen.show(Noted(time.time(), SAVING if stepped else NOTHING_YET))
+        if not stepped:  # a first evaluation or step may take minutes
+            end_later(interrupts.exit_code - 128)
+
     with Screen(json) as screen, ExitStack() as stack, ExitStack() as before:
         screen.follow(meter)
         before.enter_context(exit_promptly())
-        interrupts = Interrupts(lambda: screen.show(Noted(time.time(), SAVING)))
+        interrupts = Interrupts(interrupted)
         for event in start(screen.show, meter, interrupts.requested):
             if isinstance(event, Started):
                 before.close()
                 stack.enter_context(interrupts)
+            stepped = stepped or isinstance(event, Stepped)
             screen.show(event)
     if interrupts.requested():
         raise typer.Exit(interrupts.exit_code)
@@ -92,9 +101,7 @@ def exit_promptly() -> Iterator[None]:
         received.append(number)
         if len(received) > 1:
             _exit_now(number)
-        timer = threading.Timer(GRACE, _exit_now, [number])
-        timer.daemon = True
-        timer.start()
+        end_later(number)
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     handlers = {number: signal.signal(number, end) for number in end_signals()}
@@ -103,6 +110,13 @@ def exit_promptly() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def end_later(number: int) -> None:
+    """End the process as by a signal of that number in `GRACE` seconds, if it still runs."""
+    timer = threading.Timer(GRACE, _exit_now, [number])
+    timer.daemon = True
+    timer.start()
 
 
 class Interrupts:

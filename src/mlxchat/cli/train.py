@@ -1,13 +1,14 @@
 """The commands `train`, `sft`, `info` and `tokenizer train`."""
 
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlxchat.cli.options import Fresh, Json, StayAwake
+from mlxchat.cli.options import First, Fresh, Json, StayAwake
 from mlxchat.cli.ranks import (
     Hosts,
     RankCount,
@@ -19,19 +20,25 @@ from mlxchat.cli.ranks import (
 from mlxchat.cli.session import exit_promptly, staying_awake, watch_run
 from mlxchat.cli.supervise import train_supervised
 from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig, PretrainConfig
-from mlxchat.config.ranks import RANK_PATIENCE
+from mlxchat.config.ranks import RANK_PATIENCE, backend_of_ranks
 from mlxchat.config.sft import SftConfig
 from mlxchat.errors import command
 from mlxchat.home import Home
+from mlxchat.telemetry.events import Noted
 from mlxchat.ui.console import Screen, say, say_json
+from mlxchat.ui.tables import about
 from mlxchat.ui.text import as_options
 
 if TYPE_CHECKING:
     from mlxchat.train.resume import SavedRun
 
+DAY = 86_400  # seconds
+
 
 def train_command(
-    config: PretrainConfig,
+    config: Annotated[
+        PretrainConfig, First("depth", "budget", "dataset", "model_tag", "memory_limit")
+    ],
     fresh: Fresh = False,
     supervise: Annotated[
         bool,
@@ -41,6 +48,9 @@ def train_command(
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan of the run without training.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask before a run that takes more than a day.")
     ] = False,
     ranks: RankCount = 1,
     hosts: Hosts = None,
@@ -67,6 +77,8 @@ def train_command(
         _dry_run(config, home, fresh, json)
         return
     launch_if_asked(ranks, hosts, rank_timeout, config.streaming)
+    if not (json or config.budget or backend_of_ranks()):
+        _say_how_long(config, home, fresh, yes)
     from mlxchat.train.pretrain import Pretraining, run_pretraining
 
     world = joined(config, rank_timeout)
@@ -85,7 +97,7 @@ def train_command(
 
 
 def sft_command(
-    config: SftConfig,
+    config: Annotated[SftConfig, First("source", "data", "identity", "epochs", "model_tag")],
     fresh: Fresh = False,
     ranks: RankCount = 1,
     hosts: Hosts = None,
@@ -122,7 +134,12 @@ def sft_command(
         _say_how_to_talk(home.run(config.tag))
 
 
-def info_command(config: PretrainConfig, json: Json = False) -> None:
+def info_command(
+    config: Annotated[
+        PretrainConfig, First("depth", "budget", "dataset", "model_tag", "memory_limit")
+    ],
+    json: Json = False,
+) -> None:
     """Show the size of a model, and the time and memory that training it takes here.
 
     Takes the same options as train.
@@ -172,11 +189,52 @@ def _say_how_to_talk(run: Path) -> None:
     say(f"Talk to it: {command('chat', **named)}")
 
 
-def _dry_run(config: PretrainConfig, home: Home, fresh: bool, json: bool) -> None:
-    """Show what `train` would do, and fail where it would fail.
+def _say_how_long(config: PretrainConfig, home: Home, fresh: bool, yes: bool) -> None:
+    """Say how long a run will take here; ask whether to start one that takes more than a day.
 
-    It fails on settings that cannot work or differ from those of the saved run, on missing data,
-    and on a tokenizer of another size. It reads neither texts nor the arrays of a checkpoint.
+    There must be a terminal to ask at.
+
+    Raises:
+        typer.Exit: the answer is no.
+    """
+    from mlxchat.train.estimate import estimate_run
+
+    config, saved = _checked(config, home, fresh)
+    if saved and saved.trainer.finished:
+        return
+    with Screen() as screen:
+        facts = estimate_run(config, home, saved, screen.show, check_limits=True)
+        text = f"{facts.tag}: {about(facts.seconds)} of training on this machine, by estimate."
+        screen.show(Noted(time.time(), text))
+    if facts.seconds < DAY or saved or yes or not _can_ask():
+        return
+    say("A smaller model (--depth 4) or a time (--budget 1h) makes it shorter.")
+    if not typer.confirm("Start it?"):
+        say("Nothing was started.")
+        raise typer.Exit(1)
+
+
+def _can_ask() -> bool:
+    """Return whether there is somebody at a terminal who could answer a question."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def _dry_run(config: PretrainConfig, home: Home, fresh: bool, json: bool) -> None:
+    """Show what `train` would do, and fail where it would fail."""
+    config, saved = _checked(config, home, fresh)
+    _show_estimate(config, home, saved, json, train=True)
+
+
+def _checked(
+    config: PretrainConfig, home: Home, fresh: bool
+) -> "tuple[PretrainConfig, SavedRun[PretrainConfig] | None]":
+    """Return the settings with those that follow from others, and the run that they resume.
+
+    It reads neither texts nor the arrays of a checkpoint.
+
+    Raises:
+        MlxchatError: the settings cannot work or differ from those of the saved run, data are
+            missing, or the tokenizer has another size.
     """
     from mlxchat.checkpoint.catalog import require_own_spelling
     from mlxchat.train.base import with_shape_of_base
@@ -192,7 +250,7 @@ def _dry_run(config: PretrainConfig, home: Home, fresh: bool, json: bool) -> Non
         check_documents(config, home, *begun_with)
     if saved is None:
         stored_tokenizer(config, home)
-    _show_estimate(config, home, saved, json, train=True)
+    return config, saved
 
 
 def _show_estimate(

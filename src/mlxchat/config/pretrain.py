@@ -35,12 +35,7 @@ Preset = Literal["low-memory", "ultra-low", "quick", "test"]
 PRESETS: dict[Preset, dict[str, Any]] = {
     "low-memory": {"memory_limit": "least"},
     "ultra-low": {"memory_limit": "least", "max_seq_len": 512},
-    "quick": {
-        "num_iterations": 100,
-        "total_batch_size": 16_384,
-        "eval_every": 50,
-        "model_tag": "quick",
-    },
+    "quick": {"budget": "5m", "model_tag": "quick"},
     "test": {
         "num_iterations": 2,
         "total_batch_size": 8192,
@@ -82,6 +77,7 @@ class DataConfig(BaseModel):
     dataset: str = Field(
         DEFAULT_DATASET,
         pattern=NAME_PATTERN,
+        json_schema_extra={"metavar": "NAME"},
         description=f"{dataset_names()}, builtin, or the name of your own text added with "
         "`mlxchat data fetch`.",
     )
@@ -169,11 +165,13 @@ class PretrainConfig(RunConfig, DataConfig):
     )
     init_from: str | None = Field(
         None,
+        json_schema_extra={"metavar": "MODEL"},
         description="Start from the weights of this model: the name of a run, or a model "
         "directory. The run takes over its shape and tokenizer.",
     )
     budget: str | None = Field(
         None,
+        json_schema_extra={"metavar": "TIME"},
         description="Total time to train for, such as 90s, 30m, 1h30m or 2d. Measures the speed "
         "of this machine and chooses the model, the batch size and the number of steps to fit.",
     )
@@ -308,10 +306,11 @@ class PretrainConfig(RunConfig, DataConfig):
             )
         if self.budget and self.num_iterations:
             preset = PRESETS[self.preset] if self.preset else {}
-            of = f" (of `preset={self.preset}`)" if "num_iterations" in preset else ""
+            of = dict.fromkeys(preset, f" (of `preset={self.preset}`)")
             raise ConfigError(
-                "A `budget` determines the number of steps: "
-                f"`num_iterations={self.num_iterations}`{of} does not go with it.",
+                f"`budget={self.budget}`{of.get('budget', '')} determines the number of steps: "
+                f"`num_iterations={self.num_iterations}`{of.get('num_iterations', '')} does not "
+                "go with it.",
                 "Leave one of them out.",
             )
         return self

@@ -22,6 +22,7 @@ class MemoryConfig(BaseModel):
 
     memory_limit: str | None = Field(
         None,
+        json_schema_extra={"metavar": "SIZE"},
         description="Memory to train in, such as 12GB, 800MB or 7.5GiB. Chooses the fastest "
         "combination of micro-batch size, gradient checkpointing and loss chunks that fits. "
         "least: as little as this model can be trained in, or 512 MiB. Default: 90% of what is "
@@ -47,6 +48,7 @@ class MemoryConfig(BaseModel):
     )
     wired_limit: str | None = Field(
         None,
+        json_schema_extra={"metavar": "SIZE"},
         description="Memory of MLX that macOS must not swap out, such as 8GB; Macs with macOS 15 "
         "only. auto: what training is expected to take and 4 GB, at most what the system "
         "recommends for its GPU. Can be faster; but all other programs have to share the rest, "
@@ -70,6 +72,7 @@ class MemoryConfig(BaseModel):
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # of a run or a dataset, which name folders
 NAME_IN_WORDS = "only letters, digits, '.', '_' and '-', first a letter or digit, at most 100"
 LARGEST_COUNT = 10**15  # of steps, or of tokens in one
+SAMPLINGS = 5  # in a run, by default
 
 # Settings that may change when a run is resumed: what is learned stays the same.
 INDEPENDENT = frozenset(
@@ -138,7 +141,12 @@ class RunConfig(MemoryConfig):
         description="Validation tokens per evaluation. Default: 20 times the total batch (5 times "
         "with `budget`), or as many as there are.",
     )
-    sample_every: int = Field(2000, ge=0, description="Steps between samples; 0: never.")
+    sample_every: int | None = Field(
+        None,
+        ge=0,
+        description="Steps between samples of what the model writes; 0: never. Default: a fifth of "
+        "the run. The last step has one, too.",
+    )
     save_every: int = Field(
         50,
         ge=0,
@@ -149,6 +157,7 @@ class RunConfig(MemoryConfig):
     model_tag: str | None = Field(
         None,
         pattern=NAME_PATTERN,
+        json_schema_extra={"metavar": "NAME"},
         description="Name of the run. Default: from its settings, such as d12, auto-2h or d12-sft.",
     )
 
@@ -161,6 +170,11 @@ class RunConfig(MemoryConfig):
             ConfigError: the settings do not name it, and the model that it begins with is in a
                 folder that no run can be named after.
         """
+
+    def sampling_interval(self, total_steps: int) -> int:
+        """Return the steps between samples in a run of so many steps; 0: never."""
+        default = -(-total_steps // SAMPLINGS)
+        return default if self.sample_every is None else self.sample_every
 
     @property
     def evaluation_steps(self) -> int:

@@ -21,6 +21,7 @@ class SftConfig(RunConfig):
 
     source: str | None = Field(
         None,
+        json_schema_extra={"metavar": "MODEL"},
         description="Model to fine-tune: the name of a run, or a model directory. Default: the "
         "base model saved last.",
     )

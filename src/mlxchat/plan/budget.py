@@ -230,7 +230,8 @@ def _with_steps_that_fit(
     evaluation = FORWARD_SHARE * step_seconds * draft.eval_rows / draft.rows_per_step
     costs = Costs(step=step_seconds, evaluation=evaluation if config.eval_every else 0.0)
     training = AIM * left - costs.evaluation  # the first evaluation is before the first step
-    steps = last_step(0, training, step_seconds, pauses(config, costs))
+    between = pauses(config, costs, draft.num_iterations)
+    steps = last_step(0, training, step_seconds, between)
     if steps < 1:
         raise ConfigError(
             f"The budget of {config.budget} has {max(0.0, left):.0f} s left: no time for depth "
@@ -260,14 +261,14 @@ class Pause(NamedTuple):
     seconds: float
 
 
-def pauses(config: PretrainConfig, costs: Costs) -> list[Pause]:
-    """Return the pauses of a run.
+def pauses(config: PretrainConfig, costs: Costs, total_steps: int) -> list[Pause]:
+    """Return the pauses of a run of about so many steps.
 
     An evaluation or a sample with an interval of 0 never happens; the last checkpoint always does.
     """
     optional = (
         Pause(config.eval_every, costs.evaluation),
-        Pause(config.sample_every, costs.sample),
+        Pause(config.sampling_interval(total_steps), costs.sample),
     )
     return [
         Pause(config.save_every, costs.save),
@@ -389,7 +390,8 @@ class Deadline:
         step_seconds = mean(steps[-max(AVERAGED_STEPS, planned // 10) :])
         self._costs = self._costs.model_copy(update={"step": step_seconds})
         left = AIM * self._budget - spent
-        allowed = last_step(event.step, left, step_seconds, pauses(self._config, self._costs))
+        between = pauses(self._config, self._costs, planned)
+        allowed = last_step(event.step, left, step_seconds, between)
         total = max(event.step + 1, min(allowed, plan.most_steps or allowed))  # one is under way
         if abs(total - planned) <= TOLERANCE * planned:
             return plan

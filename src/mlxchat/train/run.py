@@ -203,7 +203,9 @@ def _events(
         stage.compile(parts, activities.stop),
         lambda: state.plan.num_iterations,
         Hooks(clock, activities.evaluate, activities.sample, activities.save, activities.stop),
-        Cadence(config.eval_every, config.sample_every, config.save_every),
+        Cadence(
+            config.eval_every, config.sampling_interval(plan.num_iterations), config.save_every
+        ),
         step=state.step,
         evaluated=any(step == state.step for step, _ in activities.meter.evaluations),
         shards=activities.documents.shards,

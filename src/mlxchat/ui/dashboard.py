@@ -140,9 +140,11 @@ def dashboard(
     else:
         lines += _stacked(groups, meter.losses, inner, room)
     if sample and height - 2 - len(lines) > SAMPLE_LINES:
-        text = in_one_line(f"{sample.prompt}{sample.text}")
+        prompt = Text(f'sample after "{in_one_line(sample.prompt.strip())}"', style="dim")
+        prompt.truncate(inner, overflow="ellipsis")
+        text = in_one_line(sample.text.strip())
         wrapped = textwrap.wrap(text, inner, max_lines=SAMPLE_LINES, placeholder=" …")
-        lines += [Text(), *(Text(line, style="italic") for line in wrapped)]
+        lines += [prompt, *(Text(line, style="italic") for line in wrapped)]
     started = meter.started
     title = Text(f"{started.tag} · {started.where}" if started else "mlxchat")
     title.truncate(inner, overflow="ellipsis")

@@ -11,6 +11,7 @@ characters that control a terminal, so that no caller has to.
 import errno
 import os
 import sys
+import termios
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
@@ -152,3 +153,32 @@ def standard_output() -> Iterator[tuple[Output, Output]]:
         out.flush()
         err.flush()
         sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def control_keys_hidden() -> Iterator[None]:
+    """Keep the terminal from showing ^C within the context when Ctrl-C is pressed.
+
+    It would move the cursor, so that a panel that is drawn again and again would leave a border
+    behind. A process in the background must not touch the terminal: it would be stopped.
+    """
+    if not _has_keyboard():
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    hidden = [*before[:3], before[3] & ~termios.ECHOCTL, *before[4:]]
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, hidden)
+    try:
+        yield
+    finally:
+        with suppress(termios.error):  # the terminal may be gone
+            if _has_keyboard():
+                termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
+
+
+def _has_keyboard() -> bool:
+    """Return whether what is typed at a terminal comes to this process."""
+    try:
+        return sys.stdin.isatty() and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except (OSError, ValueError):  # it is closed, or the terminal is gone
+        return False

@@ -1,6 +1,7 @@
 """The three ways to show events: JSON, plain lines, and a live panel with bars."""
 
 import threading
+from contextlib import ExitStack
 from typing import Protocol
 
 from rich.console import Group, RenderableType
@@ -24,7 +25,7 @@ from mlxchat.telemetry.events import (
 )
 from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.dashboard import dashboard, shown_loss
-from mlxchat.ui.output import LiteralConsole
+from mlxchat.ui.output import LiteralConsole, control_keys_hidden
 from mlxchat.ui.text import TaskProgress, amount, as_options, bars, duration, in_one_line
 
 REFRESHES_PER_SECOND = 4
@@ -46,7 +47,8 @@ def describe(event: Event, meter: Meter) -> str | None:
                 bits += f" (best: {meter.best[1]:.4f}, step {meter.best[0]:,})"
             return f"step {event.step:,}: validation {bits}, loss {event.loss:.4f}"
         case Sampled():
-            return f"step {event.step:,}: sample: {event.prompt + event.text}"
+            prompt = event.prompt.strip()
+            return f'step {event.step:,}: sample after "{prompt}": {event.text.strip()}'
         case Saved():
             return f"step {event.step:,}: saved {event.path}"
         case Replanned():
@@ -56,6 +58,8 @@ def describe(event: Event, meter: Meter) -> str | None:
             )
         case Ended(reason="finished"):
             return f"Finished {amount(event.step, 'steps')} in {duration(meter.elapsed)}."
+        case Ended(step=0):
+            return "Stopped before the first step, so nothing was saved."
         case Ended():
             return f"Stopped after step {event.step:,}; the same command resumes from there."
         case Noted():
@@ -206,6 +210,7 @@ class LiveView:
         self._timer = timer
         self._switching = threading.Lock()
         self._live: Live | None = None
+        self._keys = ExitStack()  # while it is shown
         self._lock = threading.Lock()
         self._tasks = Tasks(timer)
         self._meter: Meter | None = None  # while a run is in progress
@@ -229,6 +234,7 @@ class LiveView:
     def _start(self) -> None:
         with self._switching:
             if self._live is None:
+                self._keys.enter_context(control_keys_hidden())
                 self._live = Live(
                     get_renderable=self._picture,
                     console=self._console,
@@ -243,6 +249,7 @@ class LiveView:
             if self._live is not None:
                 self._live.stop()
                 self._live = None
+                self._keys.close()
         with self._lock:
             self._meter = None
 

@@ -1,0 +1,59 @@
+"""The `--help` of the commands."""
+
+import re
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from mlxchat.cli.app import COMMANDS, GROUPS, app
+
+PATHS = [
+    [],
+    *([name] for name in COMMANDS),
+    *([name] for name in GROUPS),
+    *([name, sub] for name, (_, commands) in GROUPS.items() for sub in commands),
+]
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, path: list[str], columns: int) -> str:
+    """Return the help of a command as a terminal of that width shows it."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    return CliRunner().invoke(app, [*path, "--help"]).output
+
+
+@pytest.mark.parametrize("columns", [40, 80, 160])
+@pytest.mark.parametrize("path", PATHS, ids=" ".join)
+def test_the_help_of_every_command_fits(
+    monkeypatch: pytest.MonkeyPatch, path: list[str], columns: int
+) -> None:
+    lines = shown(monkeypatch, path, columns).splitlines()
+    assert max(len(line) for line in lines) <= columns
+    assert not any("<bool>" in line or line.endswith(" ") for line in lines)
+
+
+def test_every_option_is_in_the_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = shown(monkeypatch, ["train"], 80)
+    group = typer.main.get_command(app)
+    parameters = group.commands["train"].params  # type: ignore[attr-defined]
+    missing = [p.opts[0] for p in parameters if not re.search(rf"^  {p.opts[0]}\b", text, re.M)]
+    assert not missing
+
+
+def test_the_options_that_most_users_want_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = re.findall(r"^  (--[\w-]+)", shown(monkeypatch, ["train"], 80), re.M)
+    assert options[:5] == ["--depth", "--budget", "--dataset", "--model-tag", "--memory-limit"]
+
+
+def test_descriptions_stand_beside_names_and_below_them_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wide = shown(monkeypatch, ["sft"], 80)
+    assert re.search(r"^  --data \S+ +\w", wide, re.M)
+    narrow = shown(monkeypatch, ["sft"], 40).splitlines()
+    index = next(i for i, line in enumerate(narrow) if line.startswith("  --data "))
+    assert narrow[index + 1].startswith("      ")
+
+
+def test_the_help_of_a_group_lists_its_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert re.search(r"^  fetch +Download", shown(monkeypatch, ["data"], 80), re.M)
