@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from random import Random
 
@@ -144,19 +145,32 @@ def test_no_step_towards_an_answer_is_held_out() -> None:
 
 
 def test_letters_of_every_level() -> None:
-    for level, (longest, joined, backwards) in enumerate(SPELLING_LEVELS, start=1):
+    for level, (words, joined, backwards, _) in enumerate(SPELLING_LEVELS, start=1):
         source = generated_questions(TaskChoice("spelling", level), seed=3)
         for question in source.train[:50]:
             word, _, letters = question.answer.partition(":")
-            assert word in question.prompt and len(word) <= longest * joined
+            assert word in question.prompt and len(word) <= max(map(len, words)) * joined
             assert letters.split(",") == list(reversed(word) if backwards else word)
             wording = question.prompt.replace(word, "")
             assert any(said in wording for said in ("backwards", "end", "last")) == backwards
-    for level, (longest, joined, _) in enumerate(COUNTING_LEVELS, start=1):
+    for level, (words, joined, _, _) in enumerate(COUNTING_LEVELS, start=1):
         source = generated_questions(TaskChoice("counting", level), seed=3)
         for question in source.train[:50]:
             word, letter = what_is_asked("counting", question).split()
-            assert question.answer == str(word.count(letter)) and len(word) <= longest * joined
+            assert (
+                question.answer == str(word.count(letter))
+                and len(word) <= max(map(len, words)) * joined
+            )
+
+
+@pytest.mark.parametrize("level", [1, 3, 5])
+def test_no_count_is_worth_guessing(level: int) -> None:
+    counts = range(COUNTING_LEVELS[level - 1].most + 1)
+    source = generated_questions(TaskChoice("counting", level), seed=3)
+    for questions in (source.train[:SHOWN], source.held_out):
+        found = Counter(int(question.answer) for question in questions)
+        assert found.keys() == set(counts)
+        assert max(found.values()) < 1.3 * len(questions) / len(counts)
 
 
 def test_counting_keeps_out_what_the_conversations_of_sft_do() -> None:

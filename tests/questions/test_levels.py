@@ -33,16 +33,19 @@ def test_the_first_level_within_the_range_is_taken() -> None:
     assert (level.level, level.share, level.suits) == (3, 0.5, True)
     assert level.shares == {1: 1.0, 2: 0.9, 3: 0.5}
     assert found(0.6).level == found(0.2).level == 1
+    assert found(0.9, 0.1, 0.3).level == 3
 
 
 @pytest.mark.parametrize(
     ("shares", "level"),
     [
-        ((0.0,), 1),  # nothing is easier
-        ((1.0,) * 6, 1),  # nothing is harder, and all teach nothing
-        ((1.0, 0.95, 0.9, 0.9, 0.9, 0.8), 6),
-        ((0.9, 0.75, 0.05), 2),
-        ((0.95, 0.15), 2),
+        ((0.0, 0.0), 1),
+        ((0.05, 0.1), 2),
+        ((1.0,) * 7, 1),  # nothing is harder, and all teach nothing
+        ((1.0, 0.95, 0.9, 0.9, 0.9, 0.9, 0.8), 7),
+        ((0.9, 0.75, 0.05, 0.0), 2),
+        ((0.95, 0.15, 0.05), 2),
+        ((0.15, 0.9, 0.05), 1),
     ],
 )
 def test_without_one_within_it_answers_differ_the_most(

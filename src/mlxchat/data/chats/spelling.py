@@ -175,16 +175,11 @@ def final_answer(conversation: Conversation) -> str:
     return conversation.messages[-1].text.rpartition(ANSWER)[2].strip()
 
 
-def drawn_letter(rng: Random, word: str) -> str:
-    """Draw a letter to count in a word; few are not in it."""
-    return rng.choice(ascii_lowercase if rng.random() < FOREIGN_LETTER else word)
-
-
 def _drawn(rng: Random, wanted: bool) -> tuple[str, str]:
     """Draw a word and a letter that are held out or not, as ``wanted``."""
     while True:
         word = rng.choice(WORDS)
-        letter = drawn_letter(rng, word)
+        letter = rng.choice(ascii_lowercase if rng.random() < FOREIGN_LETTER else word)
         if is_pair_held_out(word, letter) == wanted:
             return word, letter
 
@@ -198,7 +193,7 @@ def counting_conversation(rng: Random, word: str, letter: str) -> Conversation:
     total = word.count(letter)
     reply = (
         Part(
-            "text", f"{taken_apart(word)}\n\nNow I count {letter}:\n{lines}\nSo {total}. Python:\n"
+            "text", f"{_taken_apart(word)}\n\nNow I count {letter}:\n{lines}\nSo {total}. Python:\n"
         ),
         Part("python", f"'{word}'.count('{letter}')"),
         Part("python_output", str(total)),
@@ -211,11 +206,10 @@ def counting_conversation(rng: Random, word: str, letter: str) -> Conversation:
 def spelling_conversation(rng: Random, word: str) -> Conversation:
     """Return a conversation that spells a word, asked for in one of many ways."""
     asked = typed(rng, rng.choice(SPELLING)).format(word=quoted(rng, word))
-    return Conversation((Message("user", asked), Message("assistant", taken_apart(word))))
+    return Conversation((Message("user", asked), Message("assistant", _taken_apart(word))))
 
 
-def taken_apart(word: str) -> str:
-    """Return a word and its letters, such as ``cow:c,o,w``."""
+def _taken_apart(word: str) -> str:
     return f"{word}:{','.join(word)}"
 
 

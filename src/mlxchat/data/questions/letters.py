@@ -1,19 +1,21 @@
 """Questions about the letters of words, in levels of difficulty: to spell, and to count.
 
-Wording and replies are those of `mlxchat.data.chats.spelling`; at the harder levels two words are
-joined to one that no text has, or the letters are asked for backwards. A word that is held out may
-still be spelled in the conversations of that module, which knows pairs of a word and a letter only:
-to measure spelling, do not train on those.
+Wording and replies are those of `mlxchat.data.chats.spelling`. The easiest words to spell are
+syllables of three letters; at the harder levels two words are joined to one that no text has, or
+the letters are asked for backwards. A word that is held out may still be spelled in the
+conversations of that module, which holds out pairs of a word and a letter: to measure spelling, do
+not train on those.
 """
 
-from functools import cache
+from collections.abc import Sequence
+from itertools import product
 from random import Random
+from string import ascii_lowercase
 from typing import NamedTuple
 
 from mlxchat.data.chats.spelling import (
     WORDS,
     counting_conversation,
-    drawn_letter,
     final_answer,
     is_pair_held_out,
     quoted,
@@ -28,31 +30,36 @@ class LettersLevel(NamedTuple):
     """The difficulty of a question about the letters of a word.
 
     Attributes:
-        longest: the most letters of a word that is drawn.
+        words: those that a word is drawn from.
         joined: how many words are joined to the one that is asked about.
         backwards: whether the letters are asked for from the last to the first.
+        most: the largest count that is asked for.
     """
 
-    longest: int
+    words: Sequence[str]
     joined: int = 1
     backwards: bool = False
+    most: int = 2
 
 
-_LONGEST_WORD = max(map(len, WORDS))
+_CONSONANTS, _VOWELS = "bdflmnrsv", "aeiou"
+_SYLLABLES = ["".join(letters) for letters in product(_CONSONANTS, _VOWELS, _CONSONANTS)]
+_OF_5, _OF_7 = ([word for word in WORDS if len(word) <= most] for most in (5, 7))
 SPELLING_LEVELS = (
-    LettersLevel(5),
-    LettersLevel(7),
-    LettersLevel(_LONGEST_WORD),
-    LettersLevel(7, joined=2),
-    LettersLevel(5, backwards=True),
-    LettersLevel(_LONGEST_WORD, backwards=True),
+    LettersLevel(_SYLLABLES),
+    LettersLevel(_OF_5),
+    LettersLevel(_OF_7),
+    LettersLevel(WORDS),
+    LettersLevel(_OF_7, joined=2),
+    LettersLevel(_OF_5, backwards=True),
+    LettersLevel(WORDS, backwards=True),
 )
 COUNTING_LEVELS = (
-    LettersLevel(5),
-    LettersLevel(7),
-    LettersLevel(_LONGEST_WORD),
-    LettersLevel(7, joined=2),
-    LettersLevel(_LONGEST_WORD, joined=2),
+    LettersLevel(_OF_5),
+    LettersLevel(_OF_7),
+    LettersLevel(WORDS),
+    LettersLevel(_OF_7, joined=2, most=3),
+    LettersLevel(WORDS, joined=2, most=4),
 )
 
 _BACKWARDS = (
@@ -80,21 +87,22 @@ def spelling_question(rng: Random, level: LettersLevel, held_out: bool) -> TaskQ
 
 
 def counting_question(rng: Random, level: LettersLevel, held_out: bool) -> TaskQuestion:
-    """Return a question how often a letter is in a word; the two are held out or not."""
-    while True:
+    """Return a question how often a letter is in a word; the two are held out or not.
+
+    Counts from 0 to the level's ``most`` are as frequent as each other: in words as they come most
+    counts are 1, and a model that is rewarded for right answers would learn to say that.
+    """
+    total = rng.randrange(level.most + 1)
+    pairs: list[tuple[str, str]] = []
+    while not pairs:
         word = _word(rng, level)
-        letter = drawn_letter(rng, word)
-        if is_pair_held_out(word, letter) == held_out:
-            break
-    conversation = counting_conversation(rng, word, letter)
+        letters = ascii_lowercase if total == 0 else sorted(set(word))
+        counted = ((word, letter) for letter in letters if word.count(letter) == total)
+        pairs = [pair for pair in counted if is_pair_held_out(*pair) == held_out]
+    conversation = counting_conversation(rng, *rng.choice(pairs))
     asked_of, reply = conversation.messages
     return TaskQuestion(Conversation((asked_of,)), final_answer(conversation), reply)
 
 
 def _word(rng: Random, level: LettersLevel) -> str:
-    return "".join(rng.choices(_words(level.longest), k=level.joined))
-
-
-@cache
-def _words(longest: int) -> tuple[str, ...]:
-    return tuple(word for word in WORDS if len(word) <= longest)
+    return "".join(rng.choices(level.words, k=level.joined))

@@ -48,9 +48,10 @@ def find_level(
 ) -> FoundLevel:
     """Return the level of a generated task at which to train a model.
 
-    Levels are tried from the easiest on, until the share of right answers is no longer above the
-    range. If none is within it, the best of those tried is the one whose groups of answers differ
-    the most: where the variance ``share * (1 - share)`` of right and wrong is greatest.
+    Levels are tried from the easiest on, until the share of right answers is within the range, or
+    has been below it at two levels, since the next one is not always the harder for a model. If
+    none is within it, the best of those tried is the one whose groups of answers differ the most:
+    where the variance ``share * (1 - share)`` of right and wrong is greatest.
 
     Args:
         name: the task.
@@ -61,6 +62,7 @@ def find_level(
         questions: how many are asked at each level.
     """
     shares: dict[int, float] = {}
+    too_hard = 0
     for level in range(1, levels_of(name) + 1):
         source = generated_questions(TaskChoice(name, level, calculator), seed)
         asked = source.train[:questions]
@@ -70,9 +72,10 @@ def find_level(
             for completion in completions
         ]
         shares[level] = sum(right) / len(right)
-        if shares[level] <= MOST_RIGHT:
+        found = FoundLevel(level, shares)
+        if found.suits:
+            return found
+        too_hard += found.share < FEWEST_RIGHT
+        if too_hard == 2:
             break
-    found = FoundLevel(level, shares)
-    if found.suits:
-        return found
     return FoundLevel(max(shares, key=lambda tried: shares[tried] * (1 - shares[tried])), shares)
