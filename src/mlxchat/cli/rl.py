@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mlxchat.cli.options import Fresh, Json, StayAwake
+from mlxchat.cli.options import First, Fresh, Json, StayAwake
 from mlxchat.cli.ranks import Hosts, RankCount, RankTimeout, follow_run, joined, launch_if_asked
 from mlxchat.cli.session import staying_awake, watch_run
 from mlxchat.cli.supervise import train_supervised
@@ -17,7 +17,10 @@ from mlxchat.ui.console import say
 
 
 def rl_command(
-    config: RlConfig,
+    config: Annotated[
+        RlConfig,
+        First("task", "level", "source", "reward", "num_iterations", "model_tag"),
+    ],
     fresh: Fresh = False,
     supervise: Annotated[
         bool,
