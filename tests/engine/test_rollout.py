@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 from support.cases import golden
+from support.marks import slow
 from support.models import network
 
 from mlxchat.config.inference import Sampling
 from mlxchat.engine.generate import generate_batch
+from mlxchat.engine.policy import Policy
 from mlxchat.engine.rollout import answer_keys, draw_answers
 from mlxchat.engine.sampling import make_row_sampler
 from mlxchat.engine.tools import ToolUse
@@ -104,3 +106,25 @@ def test_what_interrupts_the_drawing_ends_it() -> None:
         draw_answers(
             network().model, [[1]], prescribed, keys, stop=STOP, max_tokens=3, watch=interrupt
         )
+
+
+@slow  # MLX compiles C++ for it here
+@pytest.mark.parametrize("arch", ["classic", "modern"])
+def test_a_copy_generates_with_the_weights_of_the_moment(arch: str) -> None:
+    model, other = network(64, arch).model, network(64, arch, seed=2).model
+    policy = Policy(model, copied=True)
+    sample = make_row_sampler(Sampling(temperature=1.0), model.config.vocab_size)
+    keys = mx.array(np.concatenate([answer_keys(n, answers=1) for n in range(3)]))
+    draw = partial(
+        draw_answers,
+        prompts=[[5, 6], [5, 6], [7]],
+        sample=sample,
+        keys=keys,
+        stop=frozenset(),
+        max_tokens=6,
+    )
+    for weights in (model.named_parameters(), other.named_parameters()):
+        model.load_weights(list(weights.items()))
+        copy = policy.current()
+        assert copy is not model and copy.decode_step is not None
+        assert draw(copy) == draw(model)

@@ -34,8 +34,8 @@ def rl_config(folder: Path, arch: Architecture = "classic", **settings: object) 
         "max_tokens": 8,
         "top_k": 50,
         "device_batch_size": 4,
-        "num_iterations": 6,
-        "eval_every": 3,
+        "num_iterations": 4,
+        "eval_every": 0,
         "eval_questions": 3,
         "eval_samples": 2,
         "sample_every": 0,
@@ -60,7 +60,7 @@ def rl_run(home: Path, config: RlConfig, stop_at: int = 0, **keywords: bool) -> 
 
 
 def killed_settings(folder: Path) -> dict[str, object]:
-    config = rl_config(folder, num_iterations=16, save_every=2)
+    config = rl_config(folder, num_iterations=16, eval_every=7, save_every=2)
     return config.model_dump(mode="json", exclude_unset=True) | {"keep": 2}
 
 
