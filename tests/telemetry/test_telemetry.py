@@ -10,14 +10,17 @@ from support.strange_files import put_strange
 
 from mlxchat.errors import DiskError
 from mlxchat.telemetry.events import (
+    Drawing,
     Ended,
     Evaluated,
     Evaluating,
+    Judged,
     Memory,
     Noted,
     Position,
     Progressed,
     Replanned,
+    Rewarded,
     Sampled,
     Saved,
     Started,
@@ -45,6 +48,9 @@ def test_every_event_is_one_line_of_json_under_its_name():
         "step": stepped(1),
         "evaluating": Evaluating(0.0, 1, 2, 3),
         "evaluation": Evaluated(0.0, 1, 1.5, 3.0, 640, 2.0),
+        "drawing": Drawing(0.0, 1, 2, 3),
+        "rewards": Rewarded(0.0, 1, 0.4, 0.4, 0.1, 0.2, 31.5, 0.0, 0.08, 8100, 12000, 1.5),
+        "judgement": Judged(0.0, 1, 200, 8, 0.5, 0.5, 0.4, 0.6, 0.7, 0.6, 0.8, 31.0, 9.0),
         "sample": Sampled(0.0, 1, "Once", "\nupon “a” time\u2028"),
         "saved": Saved(0.0, 1, "/tmp/x", 0.5),
         "replan": Replanned(0.0, 1, 80, 100, "1h"),

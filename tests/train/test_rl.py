@@ -98,10 +98,8 @@ def test_micro_batches_change_nothing_but_rounding(tmp_path: Path) -> None:
 
 def test_rates_fall_along_the_schedule(tmp_path: Path) -> None:
     for schedule, third in (("linear", 1 / 3), ("cosine", 0.25)):
-        stage = Reinforcement(
-            rl_config(tmp_path, schedule=schedule, num_iterations=3), Home(tmp_path)
-        )
-        events = rl_run(tmp_path / schedule, stage.config)
+        config = rl_config(tmp_path, schedule=schedule, num_iterations=3)
+        events = rl_run(tmp_path / schedule, config)
         rates = [event.learning_rate for event in events if isinstance(event, Stepped)]
         assert rates[0] == pytest.approx(0.02 * 0.05)
         assert rates[2] == pytest.approx(third * rates[0])

@@ -7,11 +7,14 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from mlxchat.telemetry.events import (
+    Drawing,
     Evaluated,
     Evaluating,
+    Judged,
     Memory,
     Position,
     Progressed,
+    Rewarded,
     Sampled,
     Started,
     Stepped,
@@ -84,6 +87,26 @@ def test_no_number_is_cut_and_every_line_fits(width, height):
     for number in NUMBERS:
         assert number in text, number
     assert "\x1b" not in text
+
+
+REWARDED = Rewarded(0.0, 300, 0.43, 0.4, 0.12, 0.25, 31.6, 0.02, 0.081, 8_100, 12_000, 1.5)
+JUDGED = Judged(0.0, 300, 200, 8, 0.5, 0.52, 0.44, 0.6, 0.71, 0.61, 0.79, 31.0, 9.0, best=True)
+
+
+@pytest.mark.parametrize("width", [160, 80, 40])
+def test_a_run_by_rewards_shows_them_in_place_of_the_loss(width):
+    meter, latest = run(loss=2.2)
+    for step in range(1, 300):
+        meter.update(replace(REWARDED, step=step))
+    meter.update(JUDGED)
+    under_way = Drawing(0.0, 300, 64, 256)
+    panel = dashboard(meter, latest, width=width, height=40, sample=SAMPLE, under_way=under_way)
+    text = drawn(panel, width)
+    assert {cell_len(line) for line in text.splitlines()} == {width}
+    shown = ("drawing answers 64/256", "0.430", "52.0% ± 8.0", "71.0% ± 9.0", "12%", "25%", "0.081")
+    for number in (*shown, "31.6 tokens", "2%", "5,400 tokens/s", "453 tokens/s"):
+        assert number in text, number
+    assert "2.2000" not in text
 
 
 @pytest.mark.parametrize("width", [20, 30, 40, 80, 200])

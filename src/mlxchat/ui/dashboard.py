@@ -202,8 +202,9 @@ def _of_answers(
     learning.append(Cell("all right", f"{rewarded.all_right:.0%}"))
     learning.append(Cell("all wrong", f"{rewarded.all_wrong:.0%}"))
     learning.append(Cell("entropy", f"{rewarded.entropy:.3f}"))
-    cut = f", {rewarded.cut_off:.0%} cut off" if rewarded.cut_off else ""
-    learning.append(Cell("answer", f"{rewarded.length:.1f} tokens{cut}"))
+    learning.append(Cell("answer", f"{rewarded.length:.1f} tokens"))
+    if rewarded.cut_off:
+        learning.append(Cell("cut off", f"{rewarded.cut_off:.0%}"))
     speeds = [Cell("drawn", f"{speed(rewarded.tokens, rewarded.seconds)} tokens/s")]
     if latest:
         rate = speed(rewarded.learned, latest.seconds - rewarded.seconds)
