@@ -14,7 +14,7 @@ DEFAULT_DATASET = "fineweb-edu"  # nanochat's first dataset; data/shards.py desc
 STAGE_FOLDERS = {  # a folder of runs for each training stage, with nanochat's names
     "pretraining": "base_checkpoints",
     "fine-tuning": "chatsft_checkpoints",
-    "reinforcement": "chatrl_checkpoints",
+    "reinforcement learning": "chatrl_checkpoints",
 }
 
 

@@ -123,7 +123,7 @@ def test_a_model_card_knows_the_stage_and_its_held_out_questions_can_be_read(
     rl_run(home.root, rl_config(tmp_path, num_iterations=1))
     folder = store.directory(home.stage(Reinforcement.name) / "run", 1)
     [training] = history_of(folder, home).trainings
-    assert (training.stage, training.step) == ("reinforcement", 1)
+    assert (training.stage, training.step) == ("reinforcement learning", 1)
     assert training.data == ("its own answers to questions: questions.jsonl",)
     documents = validation_documents(folder, home)
     [(solved, _)] = list(documents.validation())

@@ -11,6 +11,7 @@ from support.saved_runs import RUNS, trainer_fields
 from mlxchat.checkpoint import files, trainer
 from mlxchat.checkpoint.layout import TRAINER
 from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.config.rl import RlConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.errors import CheckpointError
 from mlxchat.home import STAGE_FOLDERS, Home
@@ -30,7 +31,7 @@ def saved_step(name: str, home: Path, **changed: Any) -> Path:
 
 def test_every_stage_has_a_folder_and_settings_of_its_own() -> None:
     assert STAGES.keys() == STAGE_FOLDERS.keys()
-    assert {stage.settings for stage in STAGES.values()} == {PretrainConfig, SftConfig}
+    assert {stage.settings for stage in STAGES.values()} == {PretrainConfig, SftConfig, RlConfig}
 
 
 @pytest.mark.parametrize(("name", "kind"), [("classic", PretrainConfig), ("sft", SftConfig)])

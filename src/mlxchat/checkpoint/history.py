@@ -20,7 +20,7 @@ class Training(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: str
-    stage: str  # "pretraining" or "fine-tuning"
+    stage: str  # the name of a stage, such as "fine-tuning"
     step: int
     data: tuple[str, ...]  # in words, with licences
     tokens: int | None  # that the run has read

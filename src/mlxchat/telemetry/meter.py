@@ -192,9 +192,11 @@ class Meter:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Tokens per second in the recent steps."""
+        """Tokens per second in the recent steps; None if a step has as many as the model draws."""
         seconds = self.seconds_per_step
-        return self.started.tokens_per_step / seconds if self.started and seconds else None
+        if not self.started or not seconds or self.rewarded is not None:
+            return None
+        return self.started.tokens_per_step / seconds
 
     @property
     def flops_per_second(self) -> float | None:

@@ -171,7 +171,7 @@ def _questions(config: RlConfig, home: Home) -> QuestionDocuments:
 class Reinforcement(Stage[RlConfig, QuestionDocuments]):
     """The stage after fine-tuning."""
 
-    name = "reinforcement"
+    name = "reinforcement learning"
     settings = RlConfig
     draws = True
 

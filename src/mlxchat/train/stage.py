@@ -257,7 +257,7 @@ def history_of(folder: Path, home: Home) -> History:
         stage=state.stage,
         step=state.step,
         data=tuple(stage.data_in_words()),
-        tokens=state.plan.tokens_per_step * state.step,
+        tokens=None if stage.draws else state.plan.tokens_per_step * state.step,
         began_with=Path(stage.begins_with).name if stage.begins_with else None,
     )
     evaluations = state.meter.evaluations

@@ -150,7 +150,8 @@ def dashboard(
     else:
         lines += _stacked(groups, meter, inner, room)
     if sample and height - 2 - len(lines) > SAMPLE_LINES:
-        prompt = Text(f'sample after "{in_one_line(sample.prompt.strip())}"', style="dim")
+        worth = "" if sample.reward is None else f", reward {sample.reward:g}"
+        prompt = Text(f'sample{worth} after "{in_one_line(sample.prompt.strip())}"', style="dim")
         prompt.truncate(inner, overflow="ellipsis")
         text = in_one_line(sample.text.strip())
         wrapped = textwrap.wrap(text, inner, max_lines=SAMPLE_LINES, placeholder=" …")

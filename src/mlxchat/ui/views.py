@@ -54,7 +54,7 @@ def describe(event: Event, meter: Meter) -> str | None:
         case Sampled():
             worth = "" if event.reward is None else f", reward {event.reward:g}"
             prompt = event.prompt.strip()
-            return f'step {event.step:,}{worth}: sample after "{prompt}": {event.text.strip()}'
+            return f'step {event.step:,}: sample{worth} after "{prompt}": {event.text.strip()}'
         case Saved():
             return f"step {event.step:,}: saved {event.path}"
         case Replanned():
