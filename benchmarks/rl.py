@@ -18,6 +18,7 @@ import argparse
 import json
 import sys
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -44,7 +45,7 @@ from mlxchat.train.rl_documents import QuestionDocuments
 from mlxchat.train.sft import run_fine_tuning
 from mlxchat.train.world import ALONE
 
-WANTED = 0.25, 0.5  # of the questions right, to begin with
+BEGINNING = 0.25  # of the questions right, to begin with
 TUNED_EVERY = 10  # steps between two saved ones, among which the model to begin with is found
 SFT_RATES = 0.4  # of pretraining's, in the comparison
 Log = Callable[[Event], None]
@@ -169,14 +170,15 @@ def begin(home: Home, sizes: Sizes, seed: int, stop: Callable[[], bool]) -> int:
     config = sizes.tuned.model_copy(update={"seed": seed, "model_tag": f"tuned-{seed}"})
     seconds(run_fine_tuning(config, home, lambda _: None, stop=stop))
     run = home.finetuned / config.tag
-    chosen, nearest = -1, float("inf")
-    for step in store.steps(run):
-        share = judged(home, store.directory(run, step), sizes.rewarded, questions=40).pass_1
-        if abs(share - sum(WANTED) / 2) < nearest:
-            chosen, nearest = step, abs(share - sum(WANTED) / 2)
-        if share > WANTED[1]:
-            break
-    return chosen
+
+    def share(step: int) -> float:
+        found = judged(home, store.directory(run, step), sizes.rewarded, questions=40)
+        print(f"step {step} gets {found.pass_1:.0%} right", file=sys.stderr)
+        return found.pass_1
+
+    # More training, more right answers: the first step that gets enough of them.
+    steps = store.steps(run)
+    return steps[min(bisect_left(steps, BEGINNING, key=share), len(steps) - 1)]
 
 
 def stop_needed(home: Home, config: PretrainConfig) -> bool:
