@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from support.killed_runs import KilledRuns
+from support.killed_runs import NEW_MODEL, KilledRuns
 
 
 def main() -> None:
@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--arch", choices=("classic", "modern"), default="classic")
     given = parser.parse_args()
     settings = {
+        **NEW_MODEL,
         "arch": given.arch,
         "depth": given.depth,
         "num_iterations": given.num_iterations,

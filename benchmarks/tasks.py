@@ -38,10 +38,16 @@ WARM_UP = 16  # problems that are not counted: the first ones compile
 
 
 def random_model(depth: int, vocab_size: int, texts: Iterable[str], seed: int) -> SavedModel:
-    """Every matrix normal with a variance of one over its inputs, as if it talked."""
+    """A model with `random_weights` and a tokenizer of those texts."""
     learnt = bpe.Tokenizer.train(texts, vocab_size)
     config = GPTConfig.from_depth(depth, learnt.vocab_size, SEQUENCE_LEN)
     model = GPT(config, runtime.machine().compute_dtype)
+    return random_weights(SavedModel(model, learnt, conversational=True), seed)
+
+
+def random_weights(saved: SavedModel, seed: int) -> SavedModel:
+    """Every matrix normal with a variance of one over its inputs, as if it talked."""
+    model = GPT(saved.model.config, saved.model.dtype)
     weights = sorted(model.named_parameters().items())
     keys = mx.random.split(mx.random.key(seed), len(weights))
     drawn = [
@@ -49,7 +55,7 @@ def random_model(depth: int, vocab_size: int, texts: Iterable[str], seed: int) -
         for (name, weight), key in zip(weights, keys, strict=True)
     ]
     model.load_weights(drawn)
-    return SavedModel(model, learnt, conversational=True)
+    return SavedModel(model, saved.tokenizer, saved.conversational)
 
 
 def saved_model(folder: Path) -> SavedModel:

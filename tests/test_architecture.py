@@ -297,6 +297,7 @@ def test_settings_and_plans_import_no_mlx() -> None:
 COMMANDS = [
     "",
     "train",
+    "mid",
     "sft",
     "rl",
     "info",

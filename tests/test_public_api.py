@@ -62,7 +62,7 @@ def test_all_names_what_the_public_modules_define() -> None:
         if isinstance(value, type) and issubclass(value, errors.MlxchatError)
     }
     expected |= {"Model", "Loss", "CoreResult", *api.__all__}
-    expected |= {"GPT", "GPTConfig", "MuonAdamW", "PretrainConfig", "SftConfig", "RlConfig"}
+    expected |= {"GPT", "GPTConfig", "MuonAdamW", "PretrainConfig", "MidConfig", "SftConfig"}
     expected |= {"Tokenizer", "Conversation", "Message", "Chat"}
     assert set(mlxchat.__all__) == expected
     assert set(mlxchat.__all__) <= set(dir(mlxchat))

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from mlxchat import blas
 
 if TYPE_CHECKING:
-    from mlxchat.api import fine_tune, import_model, load, pretrain, reinforce
+    from mlxchat.api import fine_tune, import_model, load, mid_train, pretrain, reinforce
+    from mlxchat.config.mid import MidConfig
     from mlxchat.config.pretrain import PretrainConfig
     from mlxchat.config.rl import RlConfig
     from mlxchat.config.sft import SftConfig
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from mlxchat.model.gpt import GPT
     from mlxchat.optim.optimizer import MuonAdamW
     from mlxchat.telemetry.events import (
+        CoreMeasured,
         Drawing,
         Ended,
         Evaluated,
@@ -70,6 +72,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "Conversation",
+    "CoreMeasured",
     "CoreResult",
     "DataError",
     "DeviceError",
@@ -86,6 +89,7 @@ __all__ = [
     "Loss",
     "MemoryLimitError",
     "Message",
+    "MidConfig",
     "MlxchatError",
     "Model",
     "MuonAdamW",
@@ -106,12 +110,14 @@ __all__ = [
     "fine_tune",
     "import_model",
     "load",
+    "mid_train",
     "pretrain",
     "reinforce",
 ]
 
 _MODULES = {  # that define the public names
-    "mlxchat.api": "fine_tune import_model load pretrain reinforce",
+    "mlxchat.api": "fine_tune import_model load mid_train pretrain reinforce",
+    "mlxchat.config.mid": "MidConfig",
     "mlxchat.config.pretrain": "PretrainConfig",
     "mlxchat.config.rl": "RlConfig",
     "mlxchat.config.sft": "SftConfig",
@@ -122,8 +128,8 @@ _MODULES = {  # that define the public names
     "mlxchat.model.config": "GPTConfig",
     "mlxchat.model.gpt": "GPT",
     "mlxchat.optim.optimizer": "MuonAdamW",
-    "mlxchat.telemetry.events": "Drawing Ended Evaluated Evaluating Event Judged Noted "
-    "Progressed Replanned Rewarded Sampled Saved Started Stepped",
+    "mlxchat.telemetry.events": "CoreMeasured Drawing Ended Evaluated Evaluating Event Judged "
+    "Noted Progressed Replanned Rewarded Sampled Saved Started Stepped",
     "mlxchat.tokenizer.bpe": "Tokenizer",
     "mlxchat.tokenizer.messages": "Conversation Message",
     "mlxchat.trained": "Loss Model",

@@ -13,6 +13,7 @@ from typing import Any, cast
 from mlxchat import runtime
 from mlxchat.checkpoint import catalog, layout
 from mlxchat.config.inference import Dtype
+from mlxchat.config.mid import MidConfig
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.rl import RlConfig
 from mlxchat.config.sft import SftConfig
@@ -21,12 +22,12 @@ from mlxchat.errors import ConfigError
 from mlxchat.home import Home, expanded
 from mlxchat.interop import importers
 from mlxchat.telemetry.events import Event, Progressed, Report
+from mlxchat.train import mid, rl, sft
 from mlxchat.train import pretrain as pretraining
-from mlxchat.train import rl, sft
 from mlxchat.train.stage import history_of
 from mlxchat.trained import Model
 
-__all__ = ["fine_tune", "import_model", "load", "pretrain", "reinforce"]
+__all__ = ["fine_tune", "import_model", "load", "mid_train", "pretrain", "reinforce"]
 
 
 def load(
@@ -106,6 +107,46 @@ def pretrain(
     chosen, place = _config(PretrainConfig, config, settings), _home(home)
     return _one_stream(
         lambda report: pretraining.run_pretraining(chosen, place, report, stop=stop, fresh=fresh)
+    )
+
+
+def mid_train(
+    config: MidConfig | None = None,
+    *,
+    fresh: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+    home: str | Path | None = None,
+    **settings: Any,
+) -> Generator[Event, None, None]:
+    """Train a base model on all of many conversations, or resume the run of the same name.
+
+    It comes before `fine_tune`, and works as `pretrain` in every other way.
+
+    Args:
+        config: the settings as one object, in place of ``settings``.
+        fresh: set an earlier run of that name aside and train from scratch.
+        stop: polled; return True to save and stop.
+        home: where data, checkpoints and logs are; by default ``$MLXCHAT_HOME``.
+        **settings: the fields of `MidConfig`, such as ``source="d4"`` or ``data=["chats.jsonl"]``.
+
+    Raises:
+        ConfigError: at the call: a setting is unknown or out of bounds, or two do not go together.
+        MlxchatError: while iterating, as for `pretrain`; `NotFound` if there is no such model.
+
+    >>> import mlxchat
+    >>> for event in mlxchat.mid_train(
+    ...     source="quickstart", data=["chats.jsonl"], num_iterations=2, total_batch_size=256,
+    ...     eval_every=0, sample_every=0, model_tag="middle",
+    ... ):
+    ...     if isinstance(event, mlxchat.Saved):
+    ...         print(event.step)
+    2
+    >>> mlxchat.load("middle").conversational
+    True
+    """
+    chosen, place = _config(MidConfig, config, settings), _home(home)
+    return _one_stream(
+        lambda report: mid.run_mid_training(chosen, place, report, stop=stop, fresh=fresh)
     )
 
 

@@ -13,6 +13,7 @@ from mlxchat.errors import ConfigError
 DEFAULT_DATASET = "fineweb-edu"  # nanochat's first dataset; data/shards.py describes it
 STAGE_FOLDERS = {  # a folder of runs for each training stage, with nanochat's names
     "pretraining": "base_checkpoints",
+    "mid-training": "mid_checkpoints",
     "fine-tuning": "chatsft_checkpoints",
     "reinforcement learning": "chatrl_checkpoints",
 }

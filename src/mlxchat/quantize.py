@@ -130,9 +130,8 @@ def evaluate(
     context = saved.model.config.sequence_len
     rows = max(1, min(EVALUATION_TOKENS, tokens) // context)
     losses = mx.compile(saved.model.losses, inputs=saved.model.state)
-    answers_only = documents.conversational
     with Loader(
-        documents.validation(), saved.tokenizer, rows, context, answers_only=answers_only
+        documents.validation(), saved.tokenizer, rows, context, preparation=documents.preparation
     ) as batches:
         limit = math.ceil(tokens / (rows * context))
         yield from bits_per_byte(losses, batches, limit, saved.tokenizer, clock=clock)

@@ -273,6 +273,7 @@ class Model:
         *,
         max_per_task: int | None = None,
         bundle: str | Path | None = None,
+        memory_limit: str | None = None,
         fresh: bool = False,
         report: Report = lambda event: None,
     ) -> CoreResult:
@@ -285,6 +286,8 @@ class Model:
             max_per_task: the most examples of each task; by default all, about 91,000 together.
             bundle: nanochat's ``eval_bundle.zip``, or the folder it was unpacked to; by default
                 that in ``$MLXCHAT_HOME``, which is fetched if it is missing.
+            memory_limit: the memory to read examples in, such as ``"2GB"``, the model included;
+                by default 90% of what is free.
             fresh: forget the verdicts of an earlier evaluation.
             report: called with `Progressed` events, from other threads too.
 
@@ -293,6 +296,7 @@ class Model:
             NotFound: there is no such bundle.
             DataError: it is not the original, or cannot be fetched.
             LockedError: another process evaluates the same.
+            MemoryLimitError: not even a single row of the context fits.
 
         >>> import mlxchat
         >>> result = mlxchat.load("quickstart").evaluate_core(["copa"], bundle="eval_bundle")
@@ -301,7 +305,8 @@ class Model:
         """
         named = None if tasks is None else ",".join(tasks)
         given = {"tasks": named, "max_per_task": max_per_task, "bundle": bundle}
-        config = validated(BaseEvalConfig, {**given, "core": True})
+        given |= {"memory_limit": memory_limit, "core": True}
+        config = validated(BaseEvalConfig, given)
         name, saved = f"{self.name}_{self._history.step:06d}", self._saved(self.network)
         return evaluate_run(name, saved, config, self._home, report, fresh)[0]
 

@@ -25,8 +25,9 @@ from mlxchat.cli.app import app
 from mlxchat.config.sft import SftConfig
 from mlxchat.data.chats.mixture import ChatDocuments
 from mlxchat.data.documents import Cursor, Read
-from mlxchat.data.loader import BUFFER_CONVERSATIONS, Loader
+from mlxchat.data.loader import Loader
 from mlxchat.data.packing import unmask
+from mlxchat.data.preparation import ANSWERS, BUFFER_CONVERSATIONS
 from mlxchat.runtime import machine
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train.sft import OF_EARLIER_VERSION, chat_documents
@@ -125,10 +126,11 @@ def test_fine_tuning_goes_on_with_every_conversation_once(
     monkeypatch.chdir(home)
     saved = Saved("sft", home)
     folder = saved.step(saved.first)
-    documents = chat_documents(SftConfig.model_validate(saved.trainer()["settings"]))
+    settings = SftConfig.model_validate(saved.trainer()["settings"])
+    documents = chat_documents(settings, ANSWERS)
     tokenizer, state = Tokenizer.load(folder), read_loader(folder)
     reads = documents.training(state.cursor)
-    with Loader(reads, tokenizer, 2, 32, state, answers_only=True) as batches:
+    with Loader(reads, tokenizer, 2, 32, state, preparation=ANSWERS) as batches:
         taken = list(islice(batches, 90))
     after = taken[-1].state
     until = takewhile(lambda read: read[1] <= after.cursor, documents.training(state.cursor))

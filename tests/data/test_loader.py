@@ -18,6 +18,7 @@ from mlxchat.data.chats.sources import parse
 from mlxchat.data.corpus.documents import corpus_documents, document_text
 from mlxchat.data.documents import BuiltinDocuments, Cursor, Documents, Read, ShardDocuments
 from mlxchat.data.loader import Loader, LoaderState
+from mlxchat.data.preparation import ANSWERS
 from mlxchat.data.shards import LocalShards
 from mlxchat.errors import MlxchatError
 from mlxchat.tokenizer.bpe import Tokenizer
@@ -223,7 +224,7 @@ class Conversations:
 def test_conversations_are_kept_whole_and_only_answers_are_targets() -> None:
     conversations = Conversations(400)
     tokenizer = Tokenizer.train(map(document_text, conversations.all), 400)
-    with Loader(conversations(), tokenizer, B, 256, answers_only=True) as batches:
+    with Loader(conversations(), tokenizer, B, 256, preparation=ANSWERS) as batches:
         packed = list(batches)
     ids = np.concatenate([batch.ids for batch in packed])
     targets = np.concatenate([batch.targets for batch in packed])
@@ -289,7 +290,7 @@ def test_conversations_are_packed_row_for_row_as_nanochat_packs_them(tmp_path: P
         if isinstance(conversation, Conversation)
     )
     expected = rows_as_nanochat_packs_them(rendered, tokenizer.bos, 97)
-    with Loader(documents.training(Cursor()), tokenizer, B, 96, answers_only=True) as batches:
+    with Loader(documents.training(Cursor()), tokenizer, B, 96, preparation=ANSWERS) as batches:
         for batch in islice(batches, 200):  # more than an epoch
             for ids, targets in zip(batch.ids.tolist(), batch.targets.tolist(), strict=True):
                 assert (ids, targets) == next(expected)

@@ -1,9 +1,9 @@
-"""Best-fit packing equals nanochat's, resumes, pads and masks."""
+"""Packing equals nanochat's, resumes, pads and masks."""
 
 import numpy as np
 from support.cases import golden
 
-from mlxchat.data.packing import BestFit, Buffered, mask, unmask
+from mlxchat.data.packing import BestFit, Buffered, EndToEnd, mask, unmask
 
 GOLDEN = golden("packing.json")
 CAPACITY = GOLDEN["T"] + 1
@@ -125,3 +125,36 @@ def test_masked_tokens_keep_their_ids_and_are_no_targets() -> None:
     assert ids.tolist() == [[5, 0, 7, 0]]
     assert targets.tolist() == [[5, -1, -1, 0]]
     assert ids.dtype == targets.dtype == np.int32
+
+
+def all_rows(packing: EndToEnd) -> list[list[int]]:
+    rows = []
+    while (row := packing.row()) is not None:
+        rows.append(row.tolist())
+    return rows
+
+
+def end_to_end(source: Source, held: tuple[Buffered, ...] = ()) -> EndToEnd:
+    return EndToEnd(4, source, held, padding=-9)
+
+
+def test_rows_follow_each_other_through_documents_until_the_last_is_padded() -> None:
+    packing = end_to_end(Source([[1, 2], [], [3, 4, 5, 6, 7, 8, 9, 10, 11], [12]]))
+    assert all_rows(packing) == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]]
+    packing = end_to_end(Source([[1, 2, 3, 4, 5]]))
+    assert all_rows(packing) == [[1, 2, 3, 4], [5, -9, -9, -9]]
+
+
+def test_rows_that_follow_each_other_resume_within_a_document() -> None:
+    documents = [[i] * length for i, length in enumerate([3, 9, 1, 0, 14, 2, 6])]
+    source = Source(documents)
+    packing = end_to_end(source)
+    while (row := packing.row()) is not None:
+        held, position = packing.snapshot(), source.position
+        following = packing.row()
+        resumed = end_to_end(Source(documents, position), held).row()
+        assert (resumed is None) == (following is None)
+        if following is not None:
+            assert resumed is not None
+            assert resumed.tolist() == following.tolist()
+        assert len(row) == 4

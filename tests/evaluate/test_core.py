@@ -25,12 +25,13 @@ from mlxchat.evaluate.answers import Score
 from mlxchat.evaluate.core import (
     CORE,
     CoreResult,
-    KeptVerdicts,
     centered_error,
-    core_stem,
-    evaluate_core,
+    core_scores,
     evaluate_run,
+    measure_core,
 )
+from mlxchat.evaluate.core_examples import CoreExamples, read_items
+from mlxchat.evaluate.core_kept import KeptVerdicts, Verdicts, core_stem
 from mlxchat.evaluate.core_tasks import (
     CORE_TASKS,
     GPT2_CORE,
@@ -256,8 +257,8 @@ def test_an_interrupted_evaluation_resumes(
     expected, _ = evaluated(tmp_path / "other", bundle)
     judge, judged = core.judge_examples, []
 
-    def until_the_tenth(model, examples, padding):  # type: ignore[no-untyped-def]
-        for verdict in judge(model, examples, padding):
+    def until_the_tenth(model, examples, padding, limit):  # type: ignore[no-untyped-def]
+        for verdict in judge(model, examples, padding, limit=limit):
             judged.append(verdict)
             if len(judged) == 10:
                 raise KeyboardInterrupt
@@ -295,7 +296,7 @@ def test_what_a_power_cut_left_incomplete_is_judged_again(end: bytes, tmp_path: 
     whole = path.read_bytes()
     path.write_bytes(whole + end)
     with KeptVerdicts.open(path) as kept:
-        assert kept.verdicts == {("copa", 1): True, ("squad", 2): False}
+        assert kept.right == {("copa", 1): True, ("squad", 2): False}
         kept.add("copa", 4, False)
     assert path.read_bytes().startswith(whole) and path.read_bytes().count(b"\n") == 3
 
@@ -329,9 +330,9 @@ def test_another_model_has_files_of_its_own(tmp_path: Path) -> None:
 
 @needs_shared
 @pytest.mark.slow
-def test_core_of_the_bundle_is_nanochats(home: Path) -> None:
+def test_core_of_the_bundle_is_nanochats() -> None:
     goldens, saved = bundle_goldens("modern"), core_model("modern")
-    result = all_of_12(saved, home)
+    result = all_of_12(saved)
     assert result.core == pytest.approx(goldens["core_metric"], abs=1e-6)
     assert result.core == pytest.approx(CORE_OF_12, abs=1e-6)
     assert {each.task: each.share for each in result.scores} == pytest.approx(
@@ -342,9 +343,12 @@ def test_core_of_the_bundle_is_nanochats(home: Path) -> None:
     )
 
 
-def all_of_12(saved: SavedModel, home: Path) -> CoreResult:
-    with KeptVerdicts.open(home / "verdicts.jsonl") as kept:
-        return evaluate_core(saved, Bundle(ZIP), list(CORE_TASKS), 12, lambda event: None, kept)
+def all_of_12(saved: SavedModel) -> CoreResult:
+    examples = CoreExamples(read_items(Bundle(ZIP), list(CORE_TASKS), 12), saved.tokenizer)
+    verdicts = Verdicts()
+    for _ in measure_core(saved.model, examples, verdicts):
+        pass
+    return CoreResult(core_scores(examples, verdicts), 12)
 
 
 @needs_shared

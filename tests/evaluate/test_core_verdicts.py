@@ -19,8 +19,15 @@ from support.core_goldens import (
 from support.models import network
 from support.places import SHARED, needs_shared
 
-from mlxchat.errors import DataError
-from mlxchat.evaluate import core_verdicts
+from mlxchat.errors import DataError, MemoryLimitError
+from mlxchat.evaluate import core_batches
+from mlxchat.evaluate.core_batches import (
+    TOKENS_ONLY,
+    BatchLimit,
+    batch_limit,
+    groups,
+    reading,
+)
 from mlxchat.evaluate.core_prompts import (
     CoreExample,
     CoreRow,
@@ -36,8 +43,10 @@ from mlxchat.evaluate.core_tasks import (
     CoreTask,
     core_items,
 )
-from mlxchat.evaluate.core_verdicts import CoreVerdict, judge_examples, tokens_to_read
-from mlxchat.model.config import Architecture
+from mlxchat.evaluate.core_verdicts import CoreVerdict, judge_examples
+from mlxchat.model.config import Architecture, GPTConfig
+from mlxchat.model.gpt import GPT
+from mlxchat.runtime import mx
 from mlxchat.tokenizer.bpe import Tokenizer
 
 MARGIN = 1e-4  # of the best mean loss to the second: a smaller one may be decided by rounding
@@ -97,7 +106,7 @@ def test_many_at_a_time_are_judged_as_one_at_a_time(
 ) -> None:
     saved, examples = core_model(arch), examples_of(made)
     together = {v.index: v for v in judge_examples(saved.model, examples, saved.tokenizer.bos)}
-    monkeypatch.setattr(core_verdicts, "LOGITS", 3000)  # two tokens at a time
+    monkeypatch.setattr(core_batches, "MOST_LOGITS", 3000)  # two tokens at a time
     for example in examples:
         [alone] = judge_examples(saved.model, [example], saved.tokenizer.bos, share=False)
         assert alone.right == together[example.index].right
@@ -151,7 +160,7 @@ def test_equal_rows_are_equally_likely_and_the_first_counts() -> None:
     same, other = CoreRow((256, 1, 2, 3), 2, 4), CoreRow((256, 1, 9, 7), 2, 4)
     for rows in ((same, same), (same, same, other, same)):
         for gold in range(len(rows)):
-            [verdict] = judge_examples(saved.model, [CoreExample(0, rows, gold)], 256)
+            [verdict] = judge_examples(saved.model, [CoreExample.of(0, rows, gold)], 256)
             lowest = verdict.mean_losses.index(min(verdict.mean_losses))
             assert verdict.right == (lowest == gold)
             assert verdict.mean_losses[0] == verdict.mean_losses[1]
@@ -163,7 +172,7 @@ def test_a_row_without_tokens_that_count_is_chosen_in_the_first_place_only() -> 
     rows = mark_rows("multiple choice", [[256, 1, 2], [256, 1, 2, 3]])
     assert [(row.start, row.end) for row in rows] == [(3, 3), (3, 4)]
     for order, chosen in ((rows, 0), (rows[::-1], 0)):
-        [verdict] = judge_examples(saved.model, [CoreExample(0, order, chosen)], 256)
+        [verdict] = judge_examples(saved.model, [CoreExample.of(0, order, chosen)], 256)
         assert verdict.right
         assert math.isnan(verdict.mean_losses[order.index(rows[0])])
 
@@ -171,7 +180,7 @@ def test_a_row_without_tokens_that_count_is_chosen_in_the_first_place_only() -> 
 def test_equal_contexts_leave_no_token_to_predict() -> None:
     rows = mark_rows("schema", [[256, 1, 2], [256, 1, 2]])
     assert [row.start for row in rows] == [0, 0]
-    [verdict] = judge_examples(network().model, [CoreExample(0, rows, 0)], 256)
+    [verdict] = judge_examples(network().model, [CoreExample.of(0, rows, 0)], 256)
     assert verdict.right and all(map(math.isnan, verdict.mean_losses))
 
 
@@ -185,9 +194,9 @@ def test_a_completion_whose_prompt_is_joined_with_it_is_refused() -> None:
 
 def test_what_rows_begin_with_is_read_once() -> None:
     rows = mark_rows("multiple choice", [[256, *range(100), n] for n in (200, 201, 202)])
-    example = CoreExample(0, rows, 0)
-    assert tokens_to_read(example, n_layer=2) == 100 + 3 * 2
-    assert tokens_to_read(example, n_layer=0) == 3 * 102
+    example = CoreExample.of(0, rows, 0)
+    assert reading(example, n_layer=2).tokens == 100 + 3 * 2
+    assert reading(example, n_layer=0).tokens == 3 * 102
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -198,7 +207,69 @@ def test_prompts_beyond_context_and_window_are_read_whole(arch: Architecture, sh
     draw = random.Random(3)
     begins = [256, *(draw.randrange(256) for _ in range(400))]
     rows = mark_rows("multiple choice", [[*begins, 1, 2, 3], [*begins, 4], [*begins, 5, 6]])
-    [found] = judge_examples(saved.model, [CoreExample(0, rows, 0)], 256, share)
+    [found] = judge_examples(saved.model, [CoreExample.of(0, rows, 0)], 256, share)
     for row, mean in zip(rows, found.mean_losses, strict=True):
-        [alone] = judge_examples(saved.model, [CoreExample(0, (row,), 0)], 256, share=False)
+        [alone] = judge_examples(saved.model, [CoreExample.of(0, (row,), 0)], 256, share=False)
         assert mean == pytest.approx(alone.mean_losses[0], abs=1e-5)
+
+
+# Memory
+
+
+def long_examples(count: int, vocabulary: int = 250) -> list[CoreExample]:
+    draw = random.Random(5)
+    examples = []
+    for index in range(count):
+        begins = [256, *(draw.randrange(vocabulary) for _ in range(60 + index))]
+        rows = mark_rows("multiple choice", [[*begins, n, n, n + 1] for n in range(4)])
+        examples.append(CoreExample.of(index, rows, index % 4))
+    return examples
+
+
+def test_a_limit_of_memory_changes_how_many_are_read_but_no_verdict() -> None:
+    saved, examples = network(), long_examples(12)
+    expected = {v.index: v for v in judge_examples(saved.model, examples, 256)}
+    small, tiny = BatchLimit(memory=2**20), BatchLimit(memory=1)
+    sizes = [
+        [len(group) for group in groups(saved.model, examples, True, limit)]
+        for limit in (TOKENS_ONLY, small, tiny)
+    ]
+    assert len(sizes[0]) == 1 < len(sizes[1]) < 12 and sizes[2] == [1] * 12
+    for limit in (small, tiny):
+        for verdict in judge_examples(saved.model, examples, 256, limit=limit):
+            assert verdict.right == expected[verdict.index].right
+            assert verdict.mean_losses == pytest.approx(
+                expected[verdict.index].mean_losses, abs=1e-5
+            )
+
+
+def test_a_model_that_does_not_fit_is_refused() -> None:
+    model = network().model
+    with pytest.raises(MemoryLimitError, match=r"To read 512 tokens, this model needs .* MiB"):
+        batch_limit(model, "1MB")
+    limit = batch_limit(model, "200GB")
+    assert limit.memory is not None and limit.memory < 160e9
+    assert batch_limit(model, None).memory
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_batches_stay_within_the_memory_that_is_estimated(arch: Architecture) -> None:
+    config = GPTConfig(
+        arch=arch, sequence_len=512, vocab_size=4096, n_layer=4, n_head=2, n_kv_head=2, n_embd=256,
+        window_pattern="L" if arch == "classic" else "SL",
+    )  # fmt: skip
+    model, draw = GPT.new(config, seed=0), random.Random(1)
+    examples = []
+    for index in range(6):
+        begins = [draw.randrange(250) for _ in range(300)]
+        rows = mark_rows("multiple choice", [[*begins, *[n] * 20, n + 1] for n in range(4)])
+        examples.append(CoreExample.of(index, rows, 0))
+    mx.eval(model.parameters())
+    before = mx.get_active_memory()
+    for memory in (2**25, 2**27):
+        mx.reset_peak_memory()
+        usual = mx.set_memory_limit(1)  # nothing is computed ahead
+        list(judge_examples(model, examples, 256, limit=BatchLimit(memory=memory)))
+        mx.set_memory_limit(usual)
+        assert 0.2 * memory < mx.get_peak_memory() - before < memory

@@ -9,6 +9,7 @@ import pytest
 import typer
 from support.core_bundle import MADE, made_bundle
 from support.core_goldens import core_model
+from support.foreign_models import write_nanochat
 from support.models import BYTES, network, saved_in
 
 import mlxchat
@@ -17,6 +18,10 @@ from mlxchat.cli import evaluate_base
 from mlxchat.cli.evaluate_base import eval_base_command
 from mlxchat.config.inference import BaseEvalConfig
 from mlxchat.errors import ConfigError, DataError, MlxchatError, NotFound
+from mlxchat.evaluate.core_examples import read_items
+from mlxchat.evaluate.core_prompts import encode_examples
+from mlxchat.evaluate.core_tasks import CORE_TASKS, Bundle
+from mlxchat.evaluate.core_verdicts import judge_examples
 from mlxchat.evaluate.loss import bits_per_byte, lay_out_text
 from mlxchat.evaluate.text import require_texts, text_loss
 from mlxchat.runtime import mx
@@ -186,7 +191,7 @@ def test_ctrl_c_loses_nothing_that_is_complete(
     def interrupted(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mlxchat.evaluate.core.evaluate_core", interrupted)
+    monkeypatch.setattr("mlxchat.evaluate.core.measure_core", interrupted)
     with pytest.raises(typer.Exit) as ended:
         run(model, tasks="copa", bundle=bundle, samples=True)
     said = capsys.readouterr()
@@ -212,3 +217,23 @@ def test_the_same_from_python(
         loaded.evaluate_core(["x"])
     with pytest.raises(ConfigError, match="`max_per_task=0`"):
         loaded.evaluate_core(max_per_task=0)
+
+
+def test_a_quantized_and_an_imported_model_are_measured_alike(
+    bundle: Path, tmp_path: Path, home: Path
+) -> None:
+    """As one example at a time, each row from its beginning."""
+    imported = mlxchat.import_model(write_nanochat(tmp_path, "modern"), "theirs")
+    for loaded in (imported, imported.quantize(8, group_size=32)):
+        result = loaded.evaluate_core(MADE, bundle=bundle, memory_limit="2GB")
+        items = read_items(Bundle(bundle), MADE, None)
+        for score in result.scores:
+            task, of_task = CORE_TASKS[score.task], items[score.task]
+            examples = encode_examples(task, of_task, range(len(of_task)), loaded.tokenizer)
+            alone = [
+                verdict.right
+                for example in examples
+                for verdict in judge_examples(loaded.network, [example], BYTES.bos, share=False)
+            ]
+            assert sum(alone) == score.right
+    assert len(list((home / "base_eval").glob("*.csv"))) == 2

@@ -34,6 +34,7 @@ from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import (
+    CoreMeasured,
     Ended,
     Evaluated,
     Event,
@@ -384,10 +385,13 @@ def simulated(
     hooks = Hooks(
         clock,
         evaluate=lambda step: passing(6.0, Evaluated(clock(), step, 1.0, 1.0, 1, 6.0)),
+        core=lambda step: passing(30.0, CoreMeasured(clock(), step, 0.0, 0.0, 11, 30.0, {})),
         sample=lambda step: passing(3.0, Sampled(clock(), step, "", "")),
         save=lambda step, _: passing(0.5, Saved(clock(), step, "", 0.5)),
     )
-    cadence = Cadence(config.eval_every, config.sampling_interval(0), config.save_every)
+    cadence = Cadence(
+        config.eval_every, config.core_every, config.sampling_interval(0), config.save_every
+    )
     for event in train(launch, lambda: plans[-1].num_iterations, hooks, cadence):
         plans.append(deadline.follow(event, plans[-1], clock.seconds()))
     return (clock.now - origin) / 1000, taken
@@ -413,6 +417,14 @@ def test_a_run_keeps_to_its_budget_whatever_its_speed(drift: str, arch: str) -> 
     assert max(abs(a - b) for a, b in pairwise(rates)) < 0.06
     assert all(b <= a for a, b in pairwise(rates[plans[0].warmup_steps :]))
     assert rates[-1] < 0.1
+
+
+def test_core_is_part_of_the_budget() -> None:
+    used, plans = simulated(DRIFTS["as planned"], "classic", core_every=300, core_max_per_task=11)
+    assert 0.97 < used <= 1.01
+    without = simulated(DRIFTS["as planned"], "classic")[1]
+    measured = 1 + plans[-1].num_iterations // 300
+    assert len(without) - len(plans) == pytest.approx(30 * measured / 0.8, rel=0.1)
 
 
 TINY = PretrainConfig(

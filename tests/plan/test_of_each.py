@@ -39,6 +39,27 @@ def test_a_single_rank_exchanges_nothing() -> None:
     assert ALONE.sum(given) is given
 
 
+def test_matrices_are_rounded_on_their_way_and_vectors_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two ranks with the same numbers; those of a vector are shares of the loss, say."""
+    third = 1 / 3
+    monkeypatch.setattr(mx.distributed, "all_sum", lambda array, **_: array + array)
+    both = Pair([])
+    arrays = {"m": mx.full((2, 3), third), "v": mx.full((5,), third), "n": mx.full((3, 1), third)}
+    exact = both.sum(dict(arrays))
+    rounded = both.sum(dict(arrays), mx.bfloat16)
+    assert {name: each.shape for name, each in rounded.items()} == {
+        name: each.shape for name, each in arrays.items()
+    }
+    assert {each.dtype for each in rounded.values()} == {mx.float32}
+    for name in arrays:
+        assert exact[name].max().item() == np.float32(third) * 2
+        apart = abs(rounded[name].max().item() - 2 * third)
+        assert (apart > 1e-4) == (name != "v")
+        assert apart < 2**-8
+
+
 def test_rows_that_cannot_be_divided_are_refused_with_the_numbers_that_can() -> None:
     four = World()
     four.size = 4

@@ -123,6 +123,7 @@ TRAIN = "--dataset builtin --depth 1 --max-seq-len 32 --device-batch-size 4 --to
 TRAIN += " --vocab-size 300 --eval-tokens 512"
 USUAL = {  # what makes a command succeed, and soon
     "train": f"{TRAIN} --num-iterations 4 --model-tag base",
+    "mid": "--source base --data chats.jsonl --spelling 0 --num-iterations 2",
     "sft": "--source base --data chats.jsonl --spelling 0 --num-iterations 2",
     "rl": "--source tuned --task counting --level 1 --num-iterations 1 --examples 2 --samples 2 "
     "--max-tokens 4 --eval-every 0",
@@ -147,13 +148,15 @@ USUAL = {  # what makes a command succeed, and soon
     "eval base": "--samples",
     "eval chat": "--tasks spelling --max-problems 2 --max-tokens 4",
 }
-LONG = {"train", "sft", "rl", "scaling", "serve", "quickstart", "bench", "monitor", "doctor"}
+LONG = {"train", "mid", "sft", "rl", "scaling", "serve", "quickstart", "bench", "monitor"}
+LONG |= {"doctor"}
 LONG |= {"eval base", "eval chat"}
 """Commands that may run for so long that they are asked to end."""
 NOT_DRAWN = {"--ranks"}  # starts processes that would outlive an example
 
 USED = {  # the files that a command reads when it is run as in `USUAL`
     "train": ["home/base_checkpoints/**/*", "home/tokenizer_*/*", "home/logs/base/*"],
+    "mid": ["chats.jsonl", "home/base_checkpoints/base/**/*"],
     "sft": ["chats.jsonl", "rows.*", "home/base_checkpoints/base/**/*", "home/*_checkpoints/**/*"],
     "import": ["export-transformers/*", "export-nanochat/**/*"],
     "data fetch": ["text.txt", "rows.*", "texts/*"],

@@ -6,23 +6,26 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from mlxchat.checkpoint import files, layout, store, trainer
-from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.fingerprint import agree
 from mlxchat.home import Home
 from mlxchat.runtime import mx
-from mlxchat.train.pretrain import Pretraining, run_pretraining
-from mlxchat.train.stage import read_trainer
+from mlxchat.train.pretrain import Pretraining
+from mlxchat.train.run import run as run_stage
+from mlxchat.train.stage import Stage, read_trainer
 
-SETTINGS: Mapping[str, object] = {
+NEW_MODEL: Mapping[str, object] = {  # what pretraining needs beside `SETTINGS`
     "depth": 1,
     "dataset": "builtin",
     "vocab_size": 300,
     "max_seq_len": 32,
+}
+SETTINGS: Mapping[str, object] = {
     "device_batch_size": 4,
     "total_batch_size": 256,
     "num_iterations": 16,
@@ -42,10 +45,10 @@ if _ON_CPU:
     _PROCESSES.set_forkserver_preload(["mlxchat.train.pretrain"])  # each start is quick then
 
 
-def train(home: str, settings: Mapping[str, object]) -> None:
+def train(kind: type[Stage[Any, Any]], home: str, settings: Mapping[str, object]) -> None:
     """Train to the end."""
-    config = PretrainConfig.model_validate(settings)
-    for _ in run_pretraining(config, Home(Path(home)), lambda _: None):
+    own = {name: value for name, value in settings.items() if name in kind.settings.model_fields}
+    for _ in run_stage(kind(kind.settings.model_validate(own), Home(Path(home)))):
         pass
 
 
@@ -56,8 +59,7 @@ class KilledRuns:
         folder: for their homes.
         settings: of the runs, beside `SETTINGS`.
         undisturbed: what else the one has that is not killed.
-        train: trains to the end, in a process of its own.
-        stage: the name of the stage.
+        kind: the stage of the runs.
     """
 
     def __init__(
@@ -65,10 +67,9 @@ class KilledRuns:
         folder: Path,
         settings: Mapping[str, object],
         undisturbed: Mapping[str, object] | None = None,
-        train: Callable[[str, Mapping[str, object]], None] = train,
-        stage: str = Pretraining.name,
+        kind: type[Stage[Any, Any]] = Pretraining,
     ) -> None:
-        self._folder, self._train, self._stage = folder, train, stage
+        self._folder, self._kind = folder, kind
         self._settings = {**SETTINGS, **settings}
         self._steps = int(str(self._settings["num_iterations"]))
         self._straight = folder / "straight"
@@ -102,7 +103,7 @@ class KilledRuns:
         return counts
 
     def _start(self, home: Path, settings: Mapping[str, object]) -> BaseProcess:
-        process = _PROCESSES.Process(target=self._train, args=(str(home), settings))
+        process = _PROCESSES.Process(target=train, args=(self._kind, str(home), settings))
         process.start()
         return process
 
@@ -122,7 +123,7 @@ class KilledRuns:
         """Any moment of a start; two times of five one while a step is being written."""
         time.sleep(order.uniform(0, self._seconds))
         if order.random() < 0.4:
-            while process.is_alive() and not any(self._unfinished(home)):
+            while process.is_alive() and not self._unfinished(home):
                 time.sleep(0.0005)
             time.sleep(order.uniform(0, 0.01))
 
@@ -133,7 +134,7 @@ class KilledRuns:
             folder = store.directory(run, step)
             for name in files.files_with_checksums(folder):
                 files.verify_file(folder / name)
-        if any(self._unfinished(home)):
+        if self._unfinished(home):
             return "while a step was written"
         return "between" if store.steps(run) else "before a step was saved"
 
@@ -149,7 +150,7 @@ class KilledRuns:
         assert killed.data == straight.data and killed.revision == straight.revision
         for name in killed.data:
             assert agree(killed.fingerprints[name], straight.fingerprints[name]), f"{home}: {name}"
-        assert not any(self._unfinished(home))
+        assert not self._unfinished(home)
         keep = int(str(self._settings["keep"]))
         assert len(store.steps(run)) >= keep
         assert len(store.old_steps(run, keep)) <= 1  # killed between the last save and its end
@@ -158,7 +159,7 @@ class KilledRuns:
         assert steps == list(range(1, self._steps + 1)), f"{home}: steps as logged: {steps}"
 
     def _run(self, home: Path) -> Path:
-        return Home(home).stage(self._stage) / "run"
+        return Home(home).stage(self._kind.name) / "run"
 
-    def _unfinished(self, home: Path) -> Iterator[Path]:
-        return self._run(home).glob(".unfinished*")
+    def _unfinished(self, home: Path) -> list[Path]:
+        return list(self._run(home).glob(".unfinished*"))

@@ -1,7 +1,6 @@
 """Small runs of reinforcement learning: a model of random weights, and a reward that it can get."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from mlxchat.config.rl import RlConfig
@@ -62,9 +61,3 @@ def rl_run(home: Path, config: RlConfig, stop_at: int = 0, **keywords: bool) -> 
 def killed_settings(folder: Path) -> dict[str, object]:
     config = rl_config(folder, num_iterations=16, eval_every=7, save_every=2)
     return config.model_dump(mode="json", exclude_unset=True) | {"keep": 2}
-
-
-def train_by_rewards(home: str, settings: Mapping[str, object]) -> None:
-    """Train to the end, with the settings that are this stage's of those given."""
-    own = {name: value for name, value in settings.items() if name in RlConfig.model_fields}
-    rl_run(Path(home), RlConfig.model_validate(own | {"eval_tokens": None}))

@@ -10,6 +10,7 @@ from support.strange_files import put_strange
 
 from mlxchat.errors import DiskError
 from mlxchat.telemetry.events import (
+    CoreMeasured,
     Drawing,
     Ended,
     Evaluated,
@@ -48,6 +49,7 @@ def test_every_event_is_one_line_of_json_under_its_name():
         "step": stepped(1),
         "evaluating": Evaluating(0.0, 1, 2, 3),
         "evaluation": Evaluated(0.0, 1, 1.5, 3.0, 640, 2.0),
+        "core": CoreMeasured(0.0, 1, -0.01, 0.008, 500, 60.0, {"copa": -0.1, "squad": 0.08}),
         "drawing": Drawing(0.0, 1, 2, 3),
         "rewards": Rewarded(0.0, 1, 0.4, 0.4, 0.1, 0.2, 31.5, 0.0, 0.08, 8100, 12000, 1.5),
         "judgement": Judged(0.0, 1, 200, 8, 0.5, 0.5, 0.4, 0.6, 0.7, 0.6, 0.8, 31.0, 9.0),
@@ -250,6 +252,18 @@ def test_a_step_that_diverged_does_not_spoil_the_average_nor_the_state():
     assert meter.loss == pytest.approx(3.0)
     assert meter.bits_per_byte is None
     json.dumps(meter.state().model_dump(), allow_nan=False)
+
+
+def test_meter_keeps_core_as_it_was_measured():
+    meter, restored = Meter(), Meter()
+    for step, core in ((10, 0.05), (20, math.nan), (30, 0.07)):
+        meter.update(CoreMeasured(0.0, step, core, 0.01, 500, 60.0, {}))
+    assert meter.core == [(10, 0.05, 0.01, 500), (30, 0.07, 0.01, 500)]
+    restored.restore(MeterState.model_validate_json(meter.state().model_dump_json()))
+    assert restored.core == meter.core and restored.core[-1].error == 0.01
+    before = meter.state().model_dump()  # of a version that did not measure it
+    del before["core"]
+    assert MeterState.model_validate(before).core == ()
 
 
 def test_meter_keeps_the_last_and_the_best_evaluation_and_the_peak():

@@ -11,7 +11,7 @@ from mlxchat.data.loader import LoaderState, Stopped
 from mlxchat.errors import DataError
 from mlxchat.runtime import mx
 from mlxchat.telemetry.clock import Clock
-from mlxchat.telemetry.events import Ended, Evaluated, Event, Sampled, Saved, Stepped
+from mlxchat.telemetry.events import CoreMeasured, Ended, Evaluated, Event, Sampled, Saved, Stepped
 from mlxchat.train.divergence import NotFiniteError
 from mlxchat.train.loop import Cadence, Hooks, Pending, train
 
@@ -33,6 +33,7 @@ class Run:
     stop_at: str = ""  # the entry in the trace after which the run is asked to stop
     resumed_at: int = 0
     evaluated: bool = False
+    core_measured: bool = False
     epoch: int = 1
     best: tuple[int, ...] = ()  # the steps whose evaluation is the best so far
     trace: list[str] = field(default_factory=list)
@@ -64,6 +65,9 @@ class Run:
             self.now += 0.25
             yield Evaluated(self.now, step, 1.0, 2.0, batch, 0.5, best=step in self.best)
 
+    def measure_core(self, step: int) -> Iterator[Event]:
+        yield CoreMeasured(self.now, step, 0.1, 0.01, 500, 0.5, {})
+
     def sample(self, step: int) -> Iterator[Event]:
         yield Sampled(self.now, step, "prompt", "text")
 
@@ -72,7 +76,9 @@ class Run:
         yield Saved(self.now, step, "folder", 0.0)
 
     def events(self, total: Callable[[], int] | None = None) -> Iterator[Event]:
-        hooks = Hooks(self.clock, self.evaluate, self.sample, self.save, self.stop)
+        hooks = Hooks(
+            self.clock, self.evaluate, self.measure_core, self.sample, self.save, self.stop
+        )
         events = train(
             self.launch,
             total or (lambda: self.total),
@@ -80,6 +86,7 @@ class Run:
             self.cadence,
             step=self.resumed_at,
             evaluated=self.evaluated,
+            core_measured=self.core_measured,
             shards=4,
         )
         for event in events:
@@ -110,6 +117,23 @@ def test_the_next_step_is_launched_before_a_result_is_read() -> None:
     assert (first.loss, first.gradient_norm) == (3.0, 1.0)
     assert first.learning_rate == pytest.approx(0.02)
     assert (first.position.epoch, first.position.shard, first.position.shards) == (1, 2, 4)
+
+
+def test_core_is_measured_after_an_evaluation_and_before_samples_and_checkpoints() -> None:
+    run = Run(total=3, cadence=Cadence(eval_every=2, core_every=2, sample_every=2, save_every=2))
+    trace = run.without_launches()
+    assert [entry for entry in trace if entry.endswith(" 0")] == ["evaluated 0"] * 2
+    for step in (2, 3):
+        of_step = [entry for entry in trace if entry.endswith(f" {step}") and "ended" not in entry]
+        expected = [*["evaluated"] * 2, "coremeasured", "sampled", "saved"]
+        assert of_step[1:] == [f"{name} {step}" for name in expected]
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_resumed_run_measures_what_an_interruption_left_out(measured: bool) -> None:
+    run = Run(resumed_at=4, core_measured=measured, cadence=Cadence(core_every=4))
+    expected = ["coremeasured 6"] if measured else ["coremeasured 4", "coremeasured 6"]
+    assert [entry for entry in run.without_launches() if "core" in entry] == expected
 
 
 def test_the_loss_of_many_micro_batches_does_not_drift() -> None:

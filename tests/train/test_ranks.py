@@ -8,16 +8,19 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from psutil import Process, wait_procs
+from psutil import STATUS_STOPPED, Process, wait_procs
 
 from mlxchat.checkpoint import store
 from mlxchat.cli.ranks import environment, own
+from mlxchat.data.shards import DATASETS, shard_name
 from mlxchat.home import Home
 from mlxchat.runtime import mx
 from mlxchat.system import own_command
+from tests.support.hub_server import Fault, HubServer, address
 from tests.support.runs import SETTINGS, few, final, train_builtin_tokenizer
 
 STEPS = {**SETTINGS, "num_iterations": 12, "keep": 20, "device_batch_size": 4}  # 8 rows a step
@@ -58,14 +61,18 @@ class Rank:
 
 @contextmanager
 def together(
-    homes: Sequence[Path], arguments: Sequence[Sequence[str]], folder: Path
+    homes: Sequence[Path],
+    arguments: Sequence[Sequence[str]],
+    folder: Path,
+    more: Sequence[dict[str, str]] = (),
 ) -> Iterator[list[Rank]]:
-    """Start ranks, each with its home and arguments; all end with the context."""
+    """Start ranks, each with its home, arguments and variables; all end with the context."""
     addresses = environment(len(homes), folder)
     with ExitStack() as stack:
         ranks = []
         for rank, (home, words) in enumerate(zip(homes, arguments, strict=True)):
             variables = os.environ | addresses | own(rank) | {"MLXCHAT_HOME": str(home)}
+            variables |= more[rank] if more else {}
             ranks.append(Rank(words, variables, folder / f"said-{rank}.txt"))
             stack.callback(ranks[-1].end)
         yield ranks
@@ -93,6 +100,14 @@ def until_saved(home: Path, rank: Rank, steps: int = 0) -> None:
     while len(store.steps(Home(home).run("run"))) <= steps and rank.process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def until_logged(home: Path, events: int) -> None:
+    """Wait until the log has so many steps and evaluations."""
+    deadline = time.monotonic() + 60
+    while not Home(home).log("run").exists() or len(log(home)) < events:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def log(home: Path) -> list[dict[str, float]]:
@@ -139,8 +154,9 @@ def test_two_ranks_learn_what_one_process_does(tmp_path: Path, tokenizer: Path) 
         (2, {"total_batch_size": 96, "device_batch_size": 3}),  # 3 rows: not divisible by 2
         (2, {"arch": "modern"}),
         (2, {"dropout": 0.2}),
+        (2, {"rank_sums": "bfloat16"}),
     ],
-    ids=["three", "uneven", "modern", "dropout"],
+    ids=["three", "uneven", "modern", "dropout", "rounded"],
 )
 def test_ranks_of_any_number(
     tmp_path: Path, tokenizer: Path, ranks: int, settings: dict[str, object]
@@ -155,6 +171,12 @@ def test_ranks_of_any_number(
     codes = trained(ranks, tmp_path / "many", tokenizer, **settings)
     assert {code for code, _ in codes} == {0}, codes
     if "dropout" in settings:  # its masks differ by rank
+        return
+    if settings.pop("rank_sums", None):
+        alone(tmp_path / "one", tokenizer, **settings)
+        pairs = zip(log(tmp_path / "one"), log(tmp_path / "many"), strict=True)
+        apart = [abs(a["loss"] - b["loss"]) / a["loss"] for a, b in pairs]
+        assert 1e-7 < max(apart) < 2e-3
         return
     alone(tmp_path / "one", tokenizer, **settings)
     assert_alike(tmp_path / "one", tmp_path / "many")
@@ -236,22 +258,19 @@ def test_an_interrupt_on_any_rank_saves_once(tmp_path: Path, tokenizer: Path, ra
     settings = {"num_iterations": 20_000, "sample_every": 0, "save_every": 10_000, "eval_every": 0}
     words = ["train", *options(tokenizer_dir=tokenizer, **settings)]
     with together([tmp_path] * 2, [words] * 2, tmp_path) as ranks:
-        deadline = time.monotonic() + 60
-        while not Home(tmp_path).log("run").exists() or not log(tmp_path):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until_logged(tmp_path, 1)
         ranks[rank].process.send_signal(signal.SIGINT)
         codes = [each.ended()[0] for each in ranks]
     assert codes[0] == (130 if rank == 0 else 0)
     assert len(store.steps(Home(tmp_path).run("run"))) == 1
 
 
-def launcher(home: Path, *words: str) -> "subprocess.Popen[str]":
+def launcher(home: Path, *words: str, out: int = subprocess.DEVNULL) -> "subprocess.Popen[str]":
     """Start `mlxchat train` with more words, as a shell does."""
     return subprocess.Popen(
         own_command("mlxchat", "train", *words),
         env=os.environ | {"MLXCHAT_HOME": str(home)},
-        stdout=subprocess.DEVNULL,
+        stdout=out,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -270,6 +289,80 @@ def test_the_launcher_ends_as_rank_0_does(tmp_path: Path, tokenizer: Path) -> No
     assert "The 8 rows of a step cannot be divided evenly among 3 ranks." in said
     assert "rank 1:" not in said
     assert store.steps(Home(tmp_path).run("run"))[-1] == 12
+
+
+@pytest.mark.slow
+def test_ctrl_z_stops_all_ranks_for_longer_than_they_wait_for_each_other(
+    tmp_path: Path, tokenizer: Path
+) -> None:
+    settings = {"num_iterations": 20_000, "sample_every": 0, "save_every": 10_000, "eval_every": 0}
+    words = ["--ranks=2", "--rank-timeout=3", *options(tokenizer_dir=tokenizer, **settings)]
+    with launcher(tmp_path, *words) as process:
+        until_logged(tmp_path, 1)
+        everyone = [Process(process.pid), *Process(process.pid).children(recursive=True)]
+        process.send_signal(signal.SIGTSTP)
+        deadline = time.monotonic() + 60
+        while any(each.status() != STATUS_STOPPED for each in everyone):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        done = len(log(tmp_path))
+        time.sleep(6)
+        assert len(log(tmp_path)) == done
+        process.send_signal(signal.SIGCONT)
+        until_logged(tmp_path, done + 5)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=120)[1]
+    assert (process.returncode, said) == (130, "")
+
+
+@pytest.mark.slow
+def test_a_dry_run_names_what_ranks_would_be_refused(tmp_path: Path, tokenizer: Path) -> None:
+    words = ["--dry-run", "--json", *options(tokenizer_dir=tokenizer)]
+    with launcher(tmp_path, "--ranks=3", *words) as process:
+        said = process.communicate(timeout=120)[1]
+    assert process.returncode == 1
+    assert "The 8 rows of a step cannot be divided evenly among 3 ranks." in said
+    assert "Use 1, 2, 4 or 8 ranks, or a --total-batch-size of 6 or 9 rows." in said
+    facts = []
+    for ranks in (1, 2):
+        with launcher(tmp_path, f"--ranks={ranks}", *words, out=subprocess.PIPE) as process:
+            printed, said = process.communicate(timeout=120)
+        assert (process.returncode, said) == (0, "")
+        facts.append(json.loads(printed))
+    assert [each["ranks"] for each in facts] == [1, 2]
+    assert facts[1]["memory_limit"] < 0.75 * facts[0]["memory_limit"]  # they share the machine's
+    assert not Home(tmp_path).runs.exists()
+
+
+@pytest.mark.slow
+def test_a_budget_is_kept_by_the_speed_of_all_ranks(tmp_path: Path, tokenizer: Path) -> None:
+    settings = {"num_iterations": None, "total_batch_size": None, "sample_every": 0}
+    words = options(tokenizer_dir=tokenizer, depth=2, budget="40s", **settings)
+    began = time.monotonic()
+    with launcher(tmp_path, "--ranks=2", *words) as process:
+        said = process.communicate(timeout=180)[1]
+    assert (process.returncode, said) == (0, "")
+    assert time.monotonic() - began < 40 + 20  # ranks that start, on a machine that tests
+
+
+@pytest.mark.slow
+def test_a_slow_download_on_one_rank_ends_no_run(tmp_path: Path, tokenizer: Path) -> None:
+    """Rank 1 gets nothing of a shard for longer than ranks wait for each other."""
+    dataset = replace(DATASETS["fineweb-edu"], last_shard=3)
+    names = [shard_name(number) for number in (0, 1, DATASETS["fineweb-edu"].last_shard)]
+    few(tmp_path / "origin", 0, 1, DATASETS["fineweb-edu"].last_shard)
+    files = {address(dataset, name): tmp_path / "origin" / name for name in names}
+    shown = {"dataset": "fineweb-edu", "num_shards": 2}
+    words = ["train", "--rank-timeout=4", "--streaming", "--json"]
+    words += options(tokenizer_dir=tokenizer, **shown)
+    with HubServer(files) as quick, HubServer(files) as slow:
+        slow.faults = [Fault(names[1], cut=10, stall=9)]
+        homes = [tmp_path / "a", tmp_path / "b"]
+        hubs = [{"HF_ENDPOINT": server.endpoint} for server in (quick, slow)]
+        with together(homes, [words] * 2, tmp_path, hubs) as ranks:
+            ended = [rank.ended() for rank in ranks]
+    assert [code for code, _ in ended] == [0, 0], ended
+    assert f"Rank 1: Waiting for {names[1]}." in ended[0][1]
 
 
 @pytest.mark.slow
@@ -295,10 +388,7 @@ def test_ranks_save_and_end_when_their_launcher_is_killed(tmp_path: Path, tokeni
     settings = {"num_iterations": 20_000, "sample_every": 0, "save_every": 10_000, "eval_every": 0}
     words = ["--ranks=2", *options(tokenizer_dir=tokenizer, **settings)]
     with launcher(tmp_path, *words) as process:
-        deadline = time.monotonic() + 60
-        while not Home(tmp_path).log("run").exists() or not log(tmp_path):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until_logged(tmp_path, 1)
         ranks = Process(process.pid).children()
         process.kill()
         process.communicate(timeout=120)  # until the ranks have closed what they inherited

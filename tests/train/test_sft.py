@@ -21,6 +21,7 @@ from mlxchat.data.chats.reading import SourceReport, read_source
 from mlxchat.data.chats.sources import Source, parse
 from mlxchat.data.documents import Cursor
 from mlxchat.data.loader import Batch, Loader, LoaderState
+from mlxchat.data.preparation import ANSWERS
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.config import GPTConfig
@@ -35,8 +36,8 @@ from mlxchat.tokenizer.messages import Conversation, Message
 from mlxchat.train.base import Base, read_base
 from mlxchat.train.loop import StepParts, compile_step
 from mlxchat.train.pretrain import run_pretraining
-from mlxchat.train.sft import run_fine_tuning, with_source
-from mlxchat.train.sft_plan import sft_plan, survey
+from mlxchat.train.sft import FineTuning, run_fine_tuning
+from mlxchat.train.sft_plan import conversation_plan, survey
 from mlxchat.train.stage import validation_documents
 
 BASE = PretrainConfig(
@@ -138,14 +139,14 @@ def test_the_loss_equals_one_computed_by_hand_from_the_answers() -> None:
     model = GPT.new(config, dtype=mx.float32)
     model.lm_head.weight = mx.random.normal(model.lm_head.weight.shape, key=mx.random.key(1)) / 8
     documents = iter([(list(conversations), Cursor(1, 0, 3))])
-    [batch] = Loader(documents, tokenizer, 8, 32, answers_only=True)
+    [batch] = Loader(documents, tokenizer, 8, 32, preparation=ANSWERS)
     nats, learnt = 0.0, 0
     for conversation in conversations:
         ids, mask = tokenizer.render(conversation)
         # Each by itself, which is the same in a row with others only where they are not attended
         # to: so each is put into a row of its own.
         alone = iter([([conversation], Cursor(1, 0, 1))])
-        [row] = Loader(alone, tokenizer, 1, 32, answers_only=True)
+        [row] = Loader(alone, tokenizer, 1, 32, preparation=ANSWERS)
         logits = np.array(model(mx.array(row.ids)))[0].astype(np.float64)
         for position, (token, said) in enumerate(zip(ids[1:], mask[1:], strict=True)):
             if said:
@@ -156,7 +157,7 @@ def test_the_loss_equals_one_computed_by_hand_from_the_answers() -> None:
         assert row.ids[0, len(ids) :].tolist() == [tokenizer.bos] * (32 - len(ids))
     assert (batch.targets >= 0).sum() == learnt
     rows = [
-        next(Loader(iter([([c], Cursor())]), tokenizer, 1, 32, answers_only=True))
+        next(Loader(iter([([c], Cursor())]), tokenizer, 1, 32, preparation=ANSWERS))
         for c in conversations
     ]
     ids = mx.array(np.concatenate([row.ids for row in rows]))
@@ -280,7 +281,7 @@ def test_the_survey_counts_the_rows_that_training_packs(based: Path) -> None:
     assert found.conversations == len(rendered) == len(everything) - found.unanswered
     assert found.truncated == sum(len(ids) > 21 for ids, _ in rendered) > 0
     assert found.tokens == sum(min(21, len(ids)) for ids, _ in rendered)
-    assert found.answer_tokens == sum(sum(mask[:21]) for _, mask in rendered)
+    assert found.learned == sum(sum(mask[:21]) for _, mask in rendered)
     assert found.rows * 21 >= found.tokens
 
 
@@ -288,18 +289,18 @@ def test_the_batch_is_that_of_pretraining_or_small_enough_for_100_steps() -> Non
     model = GPTConfig(sequence_len=64, vocab_size=300, n_layer=1, n_head=1, n_kv_head=1, n_embd=64)
     rates = {"embedding": 0.2, "unembedding": 0.004, "matrix": 0.02}
     base = Base(model, rates, 64 * 64)
-    made = sft_plan(SftConfig(), base, 100_000, PLENTY)
+    made = conversation_plan(SftConfig(), base, 100_000, PLENTY)
     assert (made.rows_per_step, made.num_iterations) == (
         64,
         1563,
     )  # every row, the last step a part again
     assert made.learning_rates == {group: 0.8 * rate for group, rate in rates.items()}
     assert made.weight_decay == made.grad_clip == made.warmup_steps == made.final_lr_frac == 0
-    made = sft_plan(SftConfig(epochs=3), base, 1_000, PLENTY)
+    made = conversation_plan(SftConfig(epochs=3), base, 1_000, PLENTY)
     assert (made.rows_per_step, made.num_iterations) == (16, 188)
-    assert sft_plan(SftConfig(), base, 3, PLENTY).num_iterations == 3
+    assert conversation_plan(SftConfig(), base, 3, PLENTY).num_iterations == 3
     with pytest.raises(MlxchatError, match="not a multiple of a row's 64 tokens"):
-        sft_plan(SftConfig(total_batch_size=100), base, 100, PLENTY)
+        conversation_plan(SftConfig(total_batch_size=100), base, 100, PLENTY)
 
 
 def test_learning_rates_are_nanochats_where_the_model_says_nothing(based: Path) -> None:
@@ -371,11 +372,11 @@ def test_the_default_source_is_the_newest_trainable_base_model(based: Path) -> N
     (copy / "SHA256SUMS").unlink()
     (copy / "config.json").write_text(json.dumps({**config, "quantization": {"bits": 4}}))
     try:
-        assert with_source(SftConfig(), Home(based)).source == "base"
+        assert FineTuning.with_source(SftConfig(), Home(based)).source == "base"
     finally:
         shutil.rmtree(copy.parent)
     with pytest.raises(MlxchatError, match="There is no base model"):
-        with_source(SftConfig(), Home(based / "nowhere"))
+        FineTuning.with_source(SftConfig(), Home(based / "nowhere"))
 
 
 def test_a_run_without_a_source_resumes_with_its_own(based: Path, tmp_path: Path) -> None:
@@ -389,9 +390,9 @@ def test_a_run_without_a_source_resumes_with_its_own(based: Path, tmp_path: Path
     [step] = newer.iterdir()
     write_stamp(step, 2.0**33)
     files.write_checksums(step)
-    assert with_source(config, home).source == "base"
+    assert FineTuning.with_source(config, home).source == "base"
     assert run(tmp_path, config)[-1].step == 12
-    assert with_source(config, home).source == "newer"  # that one is finished
+    assert FineTuning.with_source(config, home).source == "newer"  # that one is finished
 
 
 def test_a_folder_of_a_runs_name_is_not_the_run(

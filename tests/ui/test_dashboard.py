@@ -7,6 +7,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from mlxchat.telemetry.events import (
+    CoreMeasured,
     Drawing,
     Evaluated,
     Evaluating,
@@ -127,6 +128,13 @@ def test_the_best_evaluation_is_shown_with_its_step():
     for step, bits in ((100, 1.3), (200, 1.2), (300, 1.35)):
         meter.update(Evaluated(0.0, step, bits, 3.0, 640, 1.0))
     assert "1.2000, step 200" in drawn(dashboard(meter, latest))
+
+
+@pytest.mark.parametrize("width", [40, 80, 160])
+def test_core_is_shown_with_its_error(width):
+    meter, latest = run()
+    meter.update(CoreMeasured(0.0, 200, -0.0123, 0.0081, 500, 60.0, {}))
+    assert "-0.0123 ± 0.0081" in drawn(dashboard(meter, latest, width=width), width)
 
 
 def test_curve_and_sample_appear_where_there_is_room():

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from mlxchat.checkpoint import layout, store
 from mlxchat.checkpoint.files import HISTORY
 from mlxchat.checkpoint.layout import Origin
+from mlxchat.telemetry.meter import CorePoint
 
 
 class Training(BaseModel):
@@ -20,7 +21,7 @@ class Training(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: str
-    stage: str  # the name of a stage, such as "fine-tuning"
+    stage: str  # its name, such as "pretraining"
     step: int
     data: tuple[str, ...]  # in words, with licences
     tokens: int | None  # that the run has read
@@ -37,6 +38,7 @@ class History(BaseModel):
     trainings: tuple[Training, ...] = ()
     origin: Origin | None = None  # the import of the model, or of the first one before it
     bits_per_byte: float | None = None  # on validation text
+    core: CorePoint | None = None  # of this step or an earlier one of its run
 
     @property
     def unknown(self) -> str | None:
@@ -45,17 +47,20 @@ class History(BaseModel):
             return f"the model that was imported from {self.origin.program}"
         return self.trainings[0].began_with if self.trainings else self.tag
 
-    def with_training(self, training: Training, bits_per_byte: float | None) -> "History":
-        """Return this history with one more run at its end."""
-        changed = {"trainings": (*self.trainings, training), "bits_per_byte": bits_per_byte}
+    def with_training(
+        self, training: Training, bits_per_byte: float | None, core: CorePoint | None
+    ) -> "History":
+        """Return this history with one more run at its end, and what that has measured."""
+        trainings = (*self.trainings, training)
+        changed = {"trainings": trainings, "bits_per_byte": bits_per_byte, "core": core}
         return self.model_copy(update=changed)
 
     def write(self, folder: Path) -> None:
         """Write this history into the directory of a model that is made from this one.
 
-        The bits per byte are left out: they are not the new model's.
+        The measurements are left out: they are not the new model's.
         """
-        kept = self.model_copy(update={"bits_per_byte": None})
+        kept = self.model_copy(update={"bits_per_byte": None, "core": None})
         (folder / HISTORY).write_text(kept.model_dump_json(indent=2), "utf-8")
 
 

@@ -34,12 +34,19 @@ from mlxchat.cli.ranks import tell_launcher
 from mlxchat.cli.rl import rl_command
 from mlxchat.cli.scaling import scaling_command
 from mlxchat.cli.serve import serve_command
-from mlxchat.cli.train import info_command, sft_command, tokenizer_train_command, train_command
+from mlxchat.cli.train import (
+    info_command,
+    mid_command,
+    sft_command,
+    tokenizer_train_command,
+    train_command,
+)
 from mlxchat.ui import console
 from mlxchat.ui.output import standard_output
 
 COMMANDS: dict[str, Command] = {
     "train": train_command,
+    "mid": mid_command,
     "sft": sft_command,
     "rl": rl_command,
     "info": info_command,

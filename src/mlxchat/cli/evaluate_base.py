@@ -24,6 +24,7 @@ from mlxchat.cli.options import (
 )
 from mlxchat.cli.session import exit_promptly
 from mlxchat.config.inference import BaseEvalConfig
+from mlxchat.config.units import to_bytes
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home, expanded
 from mlxchat.telemetry.events import Evaluated, Evaluating, Noted, Progressed, Report
@@ -77,6 +78,7 @@ def eval_base_command(
     """
     from mlxchat import runtime
     from mlxchat.checkpoint import layout
+    from mlxchat.evaluate.core_batches import PEAK_SHARE
     from mlxchat.evaluate.core_tasks import core_labels
     from mlxchat.evaluate.text import require_texts
 
@@ -87,6 +89,9 @@ def eval_base_command(
     folder = catalog.locate(home.stages, model_tag, step, checkpoint)
     name = model_in_words(folder, checkpoint)
     runtime.bound_buffer_cache()
+    if config.memory_limit:
+        limit = to_bytes(config.memory_limit)
+        runtime.hold_memory(limit, int(PEAK_SHARE * limit), None)
     saved = layout.read_model(folder, runtime.compute_dtype(dtype))
     results = BaseResults()
     with exit_promptly(), Screen(stream=sys.stderr) as screen:

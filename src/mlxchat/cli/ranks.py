@@ -21,7 +21,13 @@ from mlxchat import __version__
 from mlxchat.cli.options import PATH
 from mlxchat.cli.session import Interrupts
 from mlxchat.cli.supervise import NO_CRASH, Forwarding
-from mlxchat.config.ranks import ANOTHER_ENDED, EXIT_CODE_FILE, LAUNCHER, backend_of_ranks
+from mlxchat.config.ranks import (
+    ANOTHER_ENDED,
+    EXIT_CODE_FILE,
+    LAUNCHER,
+    SumDtype,
+    backend_of_ranks,
+)
 from mlxchat.config.run import RunConfig
 from mlxchat.errors import DeviceError, NotFound
 from mlxchat.home import Home
@@ -36,6 +42,7 @@ if TYPE_CHECKING:
 POLL = 0.1  # seconds between looks at the other ranks
 ENDING_GRACE = 10.0  # seconds for the other ranks to end by themselves once one has ended
 LOCALHOST = "127.0.0.1"
+BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 
 RankCount = Annotated[
     int,
@@ -61,6 +68,14 @@ RankTimeout = Annotated[
         min=1,
         metavar="SECONDS",
         help="End the run if another rank does not answer for so long, also while rank 0 saves.",
+    ),
+]
+
+RankSums = Annotated[
+    SumDtype,
+    typer.Option(
+        help="Precision in which ranks add up the gradients. bfloat16 is half as much to send, "
+        "for a slow link; docs/ranks.md has its error.",
     ),
 ]
 
@@ -169,7 +184,10 @@ def launch(ranks: int, patience: float) -> int:
 
 
 def environment(ranks: int, folder: Path) -> dict[str, str]:
-    """Return the variables by which the ranks find each other, as mlx.launch sets them."""
+    """Return the variables by which the ranks find each other, as mlx.launch sets them.
+
+    On a CPU each also gets its share of the cores: more threads than cores wait for each other.
+    """
     from mlxchat.runtime import mx
 
     if mx.cuda.is_available():
@@ -180,7 +198,8 @@ def environment(ranks: int, folder: Path) -> dict[str, str]:
         }
     hosts = folder / "hosts.json"
     hosts.write_text(json.dumps([[f"{LOCALHOST}:{port}"] for port in _free_ports(ranks)]))
-    return {"MLX_HOSTFILE": str(hosts)}
+    share = max(1, (os.cpu_count() or 1) // ranks)
+    return {"MLX_HOSTFILE": str(hosts), BLAS_THREADS: os.environ.get(BLAS_THREADS, str(share))}
 
 
 def own(rank: int) -> dict[str, str]:
@@ -256,14 +275,15 @@ def _free_ports(count: int) -> list[int]:
         return [int(each.getsockname()[1]) for each in sockets]
 
 
-def joined(config: RunConfig, patience: float) -> "World":
+def joined(config: RunConfig, patience: float, sums: SumDtype = "float32") -> "World":
     """Join the ranks that this process was launched with; one that was not is alone.
 
     Raises:
         ConfigError: the ranks were started with different settings or versions, which are named.
         DeviceError: they cannot be reached.
     """
-    from mlxchat.train.ranks import require_same
+    from mlxchat.runtime import compute_dtype
+    from mlxchat.train.sharing import require_same
     from mlxchat.train.world import connect
 
     def late(error: DeviceError) -> None:
@@ -272,14 +292,17 @@ def joined(config: RunConfig, patience: float) -> "World":
         os._exit(os.EX_SOFTWARE)
 
     tell_launcher()
-    world = connect(patience, late)
+    world = connect(patience, late, compute_dtype(sums))
     given = config.model_dump(mode="json", include=config.model_fields_set)
     settings = {f"`{name}`": json.dumps(value) for name, value in given.items()}
+    settings["`rank_sums`"] = sums
     require_same(world, {"mlxchat": __version__, "mlx": version("mlx"), **settings})
     return world
 
 
-def follow_run(kind: "type[Stage[Any, Any]]", world: "World", stay_awake: bool) -> None:
+def follow_run(
+    kind: "type[Stage[Any, Any]]", config: RunConfig, world: "World", stay_awake: bool
+) -> None:
     """Take part in a run that rank 0 leads.
 
     A signal here has rank 0 save and end, and so has the end of the process that started the ranks.
@@ -291,4 +314,4 @@ def follow_run(kind: "type[Stage[Any, Any]]", world: "World", stay_awake: bool) 
         def stop() -> bool:
             return interrupts.requested() or launcher_is_gone()
 
-        follow(kind, Home.from_environment(), world, stop)
+        follow(kind, config, Home.from_environment(), world, stop)

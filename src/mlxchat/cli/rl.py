@@ -6,7 +6,15 @@ from typing import Annotated
 import typer
 
 from mlxchat.cli.options import First, Fresh, Json, StayAwake
-from mlxchat.cli.ranks import Hosts, RankCount, RankTimeout, follow_run, joined, launch_if_asked
+from mlxchat.cli.ranks import (
+    Hosts,
+    RankCount,
+    RankSums,
+    RankTimeout,
+    follow_run,
+    joined,
+    launch_if_asked,
+)
 from mlxchat.cli.session import staying_awake, watch_run
 from mlxchat.cli.supervise import train_supervised
 from mlxchat.config.ranks import RANK_PATIENCE
@@ -31,6 +39,7 @@ def rl_command(
     ranks: RankCount = 1,
     hosts: Hosts = None,
     rank_timeout: RankTimeout = RANK_PATIENCE,
+    rank_sums: RankSums = "float32",
     stay_awake: StayAwake = True,
     json: Json = False,
 ) -> None:
@@ -48,21 +57,24 @@ def rl_command(
 
     To resume from the newest checkpoint, repeat the same command.
     """
-    launch_if_asked(ranks, hosts, rank_timeout)
-    from mlxchat.train.rl import Reinforcement, run_reinforcement, with_tuned_source
-
-    world = joined(config, rank_timeout)
-    if not world.leads:
-        follow_run(Reinforcement, world, stay_awake)
-        return
     home = Home.from_environment()
-    config = with_tuned_source(config, home)
     if supervise:
+        from mlxchat.train.rl import with_tuned_source
+
+        config = with_tuned_source(config, home)
         arguments = [word for word in sys.argv[1:] if word not in ("--supervise", "--fresh")]
         with staying_awake(stay_awake, json):  # between two processes as well
             arguments += ["--no-stay-awake", "--source", str(config.source)]
             code = train_supervised(arguments, config.tag, fresh, json)
         raise typer.Exit(code)
+    launch_if_asked(ranks, hosts, rank_timeout)
+    from mlxchat.train.rl import Reinforcement, run_reinforcement, with_tuned_source
+
+    world = joined(config, rank_timeout, rank_sums)
+    if not world.leads:
+        follow_run(Reinforcement, config, world, stay_awake)
+        return
+    config = with_tuned_source(config, home)
     with staying_awake(stay_awake, json):
         watch_run(
             lambda show, meter, stop: run_reinforcement(

@@ -12,10 +12,12 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
+
+import psutil
 
 from mlxchat.checkpoint import store
 from mlxchat.cli.session import SHOW_CURSOR, end_signals
@@ -212,9 +214,17 @@ class Forwarding:
                     self._process.send_signal(number)
 
     def _suspend(self, number: int, frame: FrameType | None) -> None:
-        """Stop both processes on Ctrl-Z, and continue both afterwards."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGSTOP)
+        """Stop this process and all that it has started on Ctrl-Z, and continue all afterwards.
+
+        They are the ranks of a run, too: those that go on would find that the others hang.
+        """
+        started = psutil.Process().children(recursive=True)
+        _for_each(started, psutil.Process.suspend)
         os.kill(os.getpid(), signal.SIGSTOP)
-        if self._process is not None:
-            self._process.send_signal(signal.SIGCONT)
+        _for_each(started, psutil.Process.resume)
+
+
+def _for_each(processes: Iterable[psutil.Process], act: Callable[[psutil.Process], None]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            act(process)

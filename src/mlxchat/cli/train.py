@@ -1,4 +1,4 @@
-"""The commands `train`, `sft`, `info` and `tokenizer train`."""
+"""The commands `train`, `mid`, `sft`, `info` and `tokenizer train`."""
 
 import sys
 import time
@@ -12,6 +12,7 @@ from mlxchat.cli.options import First, Fresh, Json, StayAwake
 from mlxchat.cli.ranks import (
     Hosts,
     RankCount,
+    RankSums,
     RankTimeout,
     follow_run,
     joined,
@@ -19,6 +20,7 @@ from mlxchat.cli.ranks import (
 )
 from mlxchat.cli.session import exit_promptly, staying_awake, watch_run
 from mlxchat.cli.supervise import train_supervised
+from mlxchat.config.mid import MidConfig
 from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig, PretrainConfig
 from mlxchat.config.ranks import RANK_PATIENCE, backend_of_ranks
 from mlxchat.config.sft import SftConfig
@@ -31,6 +33,7 @@ from mlxchat.ui.text import as_options
 
 if TYPE_CHECKING:
     from mlxchat.train.resume import SavedRun
+    from mlxchat.train.world import World
 
 DAY = 86_400  # seconds
 
@@ -55,6 +58,7 @@ def train_command(
     ranks: RankCount = 1,
     hosts: Hosts = None,
     rank_timeout: RankTimeout = RANK_PATIENCE,
+    rank_sums: RankSums = "float32",
     stay_awake: StayAwake = True,
     json: Json = False,
 ) -> None:
@@ -72,18 +76,18 @@ def train_command(
             arguments.append("--no-stay-awake")
             code = train_supervised(arguments, config.tag, fresh, json)
         raise typer.Exit(code)
-    home = Home.from_environment()
-    if dry_run:
-        _dry_run(config, home, fresh, json)
-        return
     launch_if_asked(ranks, hosts, rank_timeout, config.streaming)
-    if not (json or config.budget or backend_of_ranks()):
+    home = Home.from_environment()
+    if not (json or dry_run or config.budget or backend_of_ranks()):
         _say_how_long(config, home, fresh, yes)
     from mlxchat.train.pretrain import Pretraining, run_pretraining
 
-    world = joined(config, rank_timeout)
+    world = joined(config, rank_timeout, rank_sums)
     if not world.leads:
-        follow_run(Pretraining, world, stay_awake)
+        follow_run(Pretraining, config, world, stay_awake)
+        return
+    if dry_run:
+        _dry_run(config, home, world, fresh, json)
         return
     with staying_awake(stay_awake, json):
         watch_run(
@@ -96,12 +100,52 @@ def train_command(
         _say_how_to_talk(home.run(config.tag))
 
 
+def mid_command(
+    config: Annotated[MidConfig, First("source", "data", "identity", "epochs", "model_tag")],
+    fresh: Fresh = False,
+    ranks: RankCount = 1,
+    hosts: Hosts = None,
+    rank_timeout: RankTimeout = RANK_PATIENCE,
+    rank_sums: RankSums = "float32",
+    stay_awake: StayAwake = True,
+    json: Json = False,
+) -> None:
+    """Train a base model further on many conversations, before sft.
+
+    All of a conversation is learnt, what the user says and answers with
+    "weight": 0 too, and rows are packed without gaps. This is nanochat's
+    mid-training, meant for a large mixture of talk, questions and tools; if
+    you have a few thousand conversations, go straight to sft, which takes the
+    same files. To resume from the newest checkpoint, repeat the same command.
+    """
+    launch_if_asked(ranks, hosts, rank_timeout)
+    from mlxchat.train.mid import MidTraining, run_mid_training
+
+    world = joined(config, rank_timeout, rank_sums)
+    if not world.leads:
+        follow_run(MidTraining, config, world, stay_awake)
+        return
+    home = Home.from_environment()
+    config = MidTraining.with_source(config, home)
+    with staying_awake(stay_awake, json):
+        watch_run(
+            lambda show, meter, stop: run_mid_training(
+                config, home, show, meter, stop, fresh, world=world
+            ),
+            json,
+        )
+    if not json:
+        say(f"Teach it to answer: {command('sft', source=config.tag)} --data ...")
+        _say_how_to_talk(home.run(config.tag))
+
+
 def sft_command(
     config: Annotated[SftConfig, First("source", "data", "identity", "epochs", "model_tag")],
     fresh: Fresh = False,
     ranks: RankCount = 1,
     hosts: Hosts = None,
     rank_timeout: RankTimeout = RANK_PATIENCE,
+    rank_sums: RankSums = "float32",
     stay_awake: StayAwake = True,
     json: Json = False,
 ) -> None:
@@ -115,14 +159,14 @@ def sft_command(
     newest checkpoint, repeat the same command.
     """
     launch_if_asked(ranks, hosts, rank_timeout)
-    from mlxchat.train.sft import FineTuning, run_fine_tuning, with_source
+    from mlxchat.train.sft import FineTuning, run_fine_tuning
 
-    world = joined(config, rank_timeout)
+    world = joined(config, rank_timeout, rank_sums)
     if not world.leads:
-        follow_run(FineTuning, world, stay_awake)
+        follow_run(FineTuning, config, world, stay_awake)
         return
     home = Home.from_environment()
-    config = with_source(config, home)
+    config = FineTuning.with_source(config, home)
     with staying_awake(stay_awake, json):
         watch_run(
             lambda show, meter, stop: run_fine_tuning(
@@ -138,16 +182,25 @@ def info_command(
     config: Annotated[
         PretrainConfig, First("depth", "budget", "dataset", "model_tag", "memory_limit")
     ],
+    ranks: RankCount = 1,
+    hosts: Hosts = None,
+    rank_timeout: RankTimeout = RANK_PATIENCE,
     json: Json = False,
 ) -> None:
     """Show the size of a model, and the time and memory that training it takes here.
 
     Takes the same options as train.
     """
+    launch_if_asked(ranks, hosts, rank_timeout)
     from mlxchat.train.base import with_shape_of_base
+    from mlxchat.train.pretrain import Pretraining
 
+    world = joined(config, rank_timeout)
+    if not world.leads:
+        follow_run(Pretraining, config, world, stay_awake=False)
+        return
     home = Home.from_environment()
-    _show_estimate(with_shape_of_base(config, home), home, None, json, train=False)
+    _show_estimate(with_shape_of_base(config, home), home, world, None, json, train=False)
 
 
 def tokenizer_train_command(
@@ -219,10 +272,10 @@ def _can_ask() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def _dry_run(config: PretrainConfig, home: Home, fresh: bool, json: bool) -> None:
+def _dry_run(config: PretrainConfig, home: Home, world: "World", fresh: bool, json: bool) -> None:
     """Show what `train` would do, and fail where it would fail."""
     config, saved = _checked(config, home, fresh)
-    _show_estimate(config, home, saved, json, train=True)
+    _show_estimate(config, home, world, saved, json, train=True)
 
 
 def _checked(
@@ -238,6 +291,7 @@ def _checked(
     """
     from mlxchat.checkpoint.catalog import require_own_spelling
     from mlxchat.train.base import with_shape_of_base
+    from mlxchat.train.core import check_core
     from mlxchat.train.inputs import check_documents
     from mlxchat.train.pretrain import Pretraining
     from mlxchat.train.tokenizer import stored_tokenizer
@@ -246,6 +300,7 @@ def _checked(
     config = with_shape_of_base(config, home)
     saved = None if fresh else Pretraining(config, home).saved()
     if not (saved and saved.trainer.finished):
+        check_core(config, home)
         begun_with = (saved.trainer.data, saved.trainer.revision) if saved else ([], None)
         check_documents(config, home, *begun_with)
     if saved is None:
@@ -256,6 +311,7 @@ def _checked(
 def _show_estimate(
     config: PretrainConfig,
     home: Home,
+    world: "World",
     saved: "SavedRun[PretrainConfig] | None",
     json: bool,
     *,
@@ -268,7 +324,8 @@ def _show_estimate(
     from mlxchat.ui.tables import show
 
     with Screen(stream=sys.stderr) as screen:
-        facts = estimate_run(config, home, saved, screen.show, check_limits=train)
+        facts = estimate_run(config, home, saved, screen.show, world, check_limits=train)
+    world.dismiss()
     if json:
         say_json(facts.model_dump(mode="json"))
         return

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from mlxchat.config.pretrain import LARGEST_CONTEXT, LARGEST_DEPTH
 from mlxchat.config.sft import ENCODING, SKIP_BAD
+from mlxchat.config.units import spell_size
 from mlxchat.data.chats.sources import VALIDATION_SHARE
 from mlxchat.data.files import UTF_8
 from mlxchat.data.questions.choice import GENERATED, TaskChoice
@@ -188,6 +189,11 @@ class BaseEvalConfig(BaseModel):
         description="CORE's examples: nanochat's eval_bundle.zip, or the folder it was unpacked "
         "to. Default: eval_bundle.zip in $MLXCHAT_HOME.",
     )
+    memory_limit: str | None = Field(
+        None,
+        description="Memory to measure CORE in, such as 12GB or 800MB: as many examples are read "
+        "at a time as fit beside the model. Default: 90% of what is free.",
+    )
     text: list[str] | None = Field(
         None,
         description="A file to measure the bits per byte of; repeat for several. Text, or rows "
@@ -204,6 +210,11 @@ class BaseEvalConfig(BaseModel):
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path and expanded(path).absolute()
+
+    @field_validator("memory_limit")
+    @classmethod
+    def _canonical_size(cls, size: str | None) -> str | None:
+        return size and spell_size(size)
 
     @property
     def wants_core(self) -> bool:

@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from mlxchat.config.core import CoreConfig
 from mlxchat.config.recipes import RECIPES, Recipe, RecipeName, recipe_for
 from mlxchat.config.run import (
     INDEPENDENT,
@@ -130,7 +131,7 @@ class DataConfig(BaseModel):
         return self.dataset == BUILTIN and self.data_dir is None
 
 
-class PretrainConfig(RunConfig, DataConfig):
+class PretrainConfig(RunConfig, CoreConfig, DataConfig):
     """Settings of a pretraining run. The plan derives those that are ``None``."""
 
     independent: ClassVar[frozenset[str]] = INDEPENDENT | {
@@ -140,6 +141,7 @@ class PretrainConfig(RunConfig, DataConfig):
         "streaming",
         "max_cached_shards",
         "endpoint",
+        *CoreConfig.model_fields,
     }
 
     model_config = ConfigDict(title="Model and training")

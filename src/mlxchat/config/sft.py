@@ -1,4 +1,6 @@
-"""Settings of supervised fine-tuning. Pure: quick to import."""
+"""Settings of supervised fine-tuning, most of them mid-training's too. Pure: quick to import."""
+
+from typing import ClassVar
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -11,19 +13,19 @@ ENCODING = "Encoding of text without a byte-order mark, such as latin-1."
 SKIP_BAD = "Skip lines and rows that cannot be read, and say how many."
 
 
-class SftConfig(RunConfig):
-    """Settings of a fine-tuning run. The plan derives those that are ``None``.
+class ConversationConfig(RunConfig):
+    """Settings of a run that trains a model further on conversations.
 
-    The defaults are nanochat's (chat_sft at commit 92d63d4), for both architectures.
+    The plan derives those that are ``None``. The defaults are those of nanochat's fine-tuning
+    (chat_sft at commit 92d63d4), for both architectures.
     """
 
-    model_config = ConfigDict(title="Fine-tuning")
+    model_config = ConfigDict(title="Training on conversations")
+
+    suffix: ClassVar[str]  # of the run's name by default, after that of the model
 
     source: str | None = Field(
-        None,
-        json_schema_extra={"metavar": "MODEL"},
-        description="Model to fine-tune: the name of a run, or a model directory. Default: the "
-        "base model saved last.",
+        None, description="Model to begin with: the name of a run, or a model directory."
     )
     step: int | None = Field(
         None, ge=0, description="Saved step of that model. Default: the newest."
@@ -93,7 +95,7 @@ class SftConfig(RunConfig):
     )
 
     @model_validator(mode="after")
-    def _require_one_length(self) -> "SftConfig":
+    def _require_one_length(self) -> "ConversationConfig":
         if self.epochs and self.num_iterations:
             raise ConfigError(
                 f"`epochs={self.epochs}` determines the number of steps: "
@@ -106,5 +108,18 @@ class SftConfig(RunConfig):
     def tag(self) -> str:
         """The run's name."""
         if self.model_tag or self.source is None:
-            return self.model_tag or "sft"
-        return name_after(self.source, "-sft")
+            return self.model_tag or self.suffix
+        return name_after(self.source, f"-{self.suffix}")
+
+
+class SftConfig(ConversationConfig):
+    """Settings of a fine-tuning run."""
+
+    suffix = "sft"
+
+    source: str | None = Field(
+        None,
+        json_schema_extra={"metavar": "MODEL"},
+        description="Model to fine-tune: the name of a run, or a model directory. Default: the "
+        "base or mid-trained model saved last.",
+    )

@@ -13,6 +13,7 @@ from mlxchat.data.corpus.documents import corpus_documents, document_text
 from mlxchat.data.files import TEXT_COLUMN
 from mlxchat.data.fingerprint import KnownShards
 from mlxchat.data.parquet import parquet_rows, row_groups
+from mlxchat.data.preparation import CROPPED_TEXT, Preparation
 from mlxchat.data.shards import ShardSource
 from mlxchat.data.text_files import Reading, failures_named
 from mlxchat.errors import DataError
@@ -61,7 +62,11 @@ class Documents(Protocol):
 
     @property
     def conversational(self) -> bool:
-        """Whether it has conversations, of which only answers are learned, instead of text."""
+        """Whether it has conversations instead of text, so that models of it answer."""
+
+    @property
+    def preparation(self) -> Preparation:
+        """How its documents are made into rows, unless the stage makes others of them."""
 
     def training(self, start: Cursor) -> Iterator[Read]:
         """Yield training documents from a cursor on, without end."""
@@ -98,6 +103,7 @@ class ShardDocuments:
     """
 
     conversational = False
+    preparation = CROPPED_TEXT
 
     def __init__(
         self,
@@ -208,6 +214,7 @@ class BuiltinDocuments:
     names = ()
     fingerprints: ClassVar[dict[str, str]] = {}
     conversational = False
+    preparation = CROPPED_TEXT
 
     VALIDATION_SEED = 2**40  # above every seed a run may have
     VALIDATION_DOCUMENTS = 2048

@@ -4,7 +4,6 @@ A thread reads, tokenizes and packs ahead, so that training does not wait. Every
 own state, so batches that were prepared but never trained on are simply prepared again.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -15,15 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxchat.data.documents import Cursor, Read
-from mlxchat.data.packing import BestFit, Buffered, Tokens, mask, unmask
+from mlxchat.data.packing import Buffered, Tokens, unmask
+from mlxchat.data.preparation import CROPPED_TEXT, Preparation
 from mlxchat.tokenizer.bpe import Tokenizer
-from mlxchat.tokenizer.messages import Conversation, Document
 
-BUFFER_DOCUMENTS = 1000  # nanochat's
-BUFFER_CONVERSATIONS = 100  # nanochat's
 BATCHES_AHEAD = 8
 WAIT_SECONDS = 0.1  # for a batch, before asking again whether to stop
-TOKENIZER_THREADS = min(4, os.cpu_count() or 1)
 
 
 class Stopped(Exception):  # noqa: N818  (not an error: somebody asked for it)
@@ -83,9 +79,7 @@ class Loader:
         sequence_len: tokens in a row, T, not counting the last target.
         state: where to resume; None for the beginning.
         stop: asked, while waiting for a batch, whether to give up.
-        answers_only: the documents are conversations, which are kept whole in padded rows; only
-            what the assistant says is a target.
-        whole: use all of every document, also what a row has no room for.
+        preparation: how rows are made of the documents.
 
     Iterating raises `Stopped` if ``stop`` says so, and any error of reading.
     """
@@ -98,11 +92,10 @@ class Loader:
         sequence_len: int,
         state: LoaderState | None = None,
         stop: Callable[[], bool] = lambda: False,
-        answers_only: bool = False,
-        whole: bool = False,
+        preparation: Preparation = CROPPED_TEXT,
     ) -> None:
         self._documents, self._tokenizer, self._stop = documents, tokenizer, stop
-        self._answers_only, self._whole = answers_only, whole
+        self._preparation = preparation
         self._shape = (device_batch_size, sequence_len + 1)
         self._batches = self._read(state or LoaderState())
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="loader")
@@ -145,13 +138,10 @@ class Loader:
             if following is None:
                 return None
             batch, cursor = following
-            return self._encoded(batch)
+            return self._preparation.encode(self._tokenizer, batch, capacity)
 
         rows, capacity = self._shape
-        if self._answers_only:
-            packing = pack_answers(self._tokenizer, capacity, refill, state.buffered)
-        else:
-            packing = BestFit(capacity, BUFFER_DOCUMENTS, refill, state.buffered, whole=self._whole)
+        packing = self._preparation.pack(self._tokenizer, capacity, refill, state.buffered)
         while True:
             packed: list[Tokens] = []
             while len(packed) < rows and (row := packing.row()) is not None:
@@ -162,11 +152,6 @@ class Loader:
             after = LoaderState(cursor, packing.snapshot())
             yield Batch(ids[:, :-1], targets[:, 1:], after)
 
-    def _encoded(self, documents: list[Document]) -> list[list[int]]:
-        if self._answers_only:
-            return render_answers(self._tokenizer, documents, self._shape[1])
-        return self._tokenizer.encode_documents(documents, TOKENIZER_THREADS)
-
 
 def first_rows(batches: Iterable[Batch], rows: int) -> Iterator[Batch]:
     """Yield the first ``rows`` rows of some batches, cutting the last batch."""
@@ -175,28 +160,3 @@ def first_rows(batches: Iterable[Batch], rows: int) -> Iterator[Batch]:
         rows -= len(batch.ids)
         if rows <= 0:
             return
-
-
-def render_answers(
-    tokenizer: Tokenizer, documents: list[Document], capacity: int
-) -> list[list[int]]:
-    """Return the ids of conversations, masked where the assistant does not speak.
-
-    A conversation is left out if none of an answer is within the first ``capacity`` tokens.
-    """
-    rendered = (tokenizer.render(c) for c in documents if isinstance(c, Conversation))
-    return [
-        [token if learned else mask(token) for token, learned in zip(ids, answers, strict=True)]
-        for ids, answers in rendered
-        if any(answers[:capacity])
-    ]
-
-
-def pack_answers(
-    tokenizer: Tokenizer,
-    capacity: int,
-    refill: Callable[[], list[list[int]] | None],
-    buffered: Iterable[Buffered] = (),
-) -> BestFit:
-    """Pack conversations, as `render_answers` returns them, into rows padded with masked tokens."""
-    return BestFit(capacity, BUFFER_CONVERSATIONS, refill, buffered, mask(tokenizer.bos))

@@ -1,26 +1,30 @@
-"""Packing documents into rows by best fit, as nanochat's loaders do. Pure.
+"""Packing documents into rows, as nanochat's loaders do. Pure.
 
-Each row is filled with the largest buffered document that still fits, again and again. When none
-fits, the rest of the row is filled with the beginning of the shortest document, whose remainder is
-dropped; or it is padded, and only a document longer than a row is ever cut. So every row begins
-with the beginning of a document.
+By best fit, each row is filled with the largest buffered document that still fits, again and
+again. When none fits, the rest of the row is filled with the beginning of the shortest document,
+whose remainder is dropped; or it is padded, and only a document longer than a row is ever cut. So
+every row begins with the beginning of a document.
 
 Where rows are short or text is scarce, that drops much of it. Remainders can be kept instead: then
-a row may begin in the middle of a document, and every token is used.
+a row may begin in the middle of a document, and every token is used. `EndToEnd` keeps every token
+too, and the order: rows are cut from one long text, as in nanochat's first versions.
 
 Tokens that are not to be learned, such as a user's words and padding, are masked: they pass through
 the buffer, and through the checkpoints that hold it, as their complement, which is negative.
 """
 
 from bisect import bisect_left, bisect_right, insort
+from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Tokens = npt.NDArray[np.int32]
+Refill = Callable[[], Iterable[list[int]] | None]
+"""Returns the next documents; None when there are no more."""
 
 
 def mask(token: int) -> int:
@@ -45,14 +49,23 @@ class Buffered(NamedTuple):
     tokens: Tokens
 
 
+class Rows(Protocol):
+    """Rows that are packed from documents, one after another."""
+
+    def row(self) -> Tokens | None:
+        """Return the next row, (capacity,); None when the documents left do not fill one."""
+
+    def snapshot(self) -> tuple[Buffered, ...]:
+        """Return the buffered documents: with them and the same refills, the same rows follow."""
+
+
 class BestFit:
     """A buffer of documents, and the rows packed from it.
 
     Args:
         capacity: tokens in a row.
         size: documents to buffer before one is chosen.
-        refill: returns the next documents; None when there are no more, after which rows are
-            packed from those that are left.
+        refill: the source of documents; after the last, rows are packed from those that are left.
         documents: the documents in an earlier `snapshot`.
         padding: the token that fills a row where no document fits; None to cut one instead.
         whole: keep the remainders of documents that are cut, as documents of their own.
@@ -62,7 +75,7 @@ class BestFit:
         self,
         capacity: int,
         size: int,
-        refill: Callable[[], Iterable[list[int]] | None],
+        refill: Refill,
         documents: Iterable[Buffered] = (),
         padding: int | None = None,
         whole: bool = False,
@@ -135,3 +148,48 @@ class BestFit:
         length = self._documents[fitting - 1].length
         oldest = bisect_left(self._documents, length, key=lambda document: document.length)
         return self._documents.pop(oldest).tokens
+
+
+class EndToEnd:
+    """Rows that follow each other without gaps: each begins where the one before it ended.
+
+    Args:
+        capacity: tokens in a row.
+        refill: the source of documents.
+        documents: the documents in an earlier `snapshot`; the first may be the rest of one.
+        padding: the token that fills the very last row, after the end of all documents.
+    """
+
+    def __init__(
+        self, capacity: int, refill: Refill, documents: Iterable[Buffered], padding: int
+    ) -> None:
+        self.capacity = capacity
+        self._refill, self._padding = refill, padding
+        self._left = deque(document.tokens for document in documents)
+
+    def row(self) -> Tokens | None:
+        """Return the next row, (capacity,); None after the last."""
+        row = np.full(self.capacity, self._padding, np.int32)
+        position = 0
+        while position < self.capacity and self._has_more():
+            tokens = self._left.popleft()
+            part = tokens[: self.capacity - position]
+            row[position : position + len(part)] = part
+            position += len(part)
+            if len(part) < len(tokens):
+                self._left.appendleft(tokens[len(part) :])
+        return row if position else None
+
+    def snapshot(self) -> tuple[Buffered, ...]:
+        """Return what has been read and is in no row yet."""
+        left = enumerate(self._left)
+        return tuple(Buffered(len(tokens), arrival, tokens) for arrival, tokens in left)
+
+    def _has_more(self) -> bool:
+        """Read on if nothing is left; return whether anything is left then."""
+        while not self._left:
+            documents = self._refill()
+            if documents is None:
+                return False
+            self._left.extend(np.array(ids, np.int32) for ids in documents)
+        return True

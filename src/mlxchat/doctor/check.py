@@ -12,10 +12,10 @@ Health = Literal["ok", "warning", "failed", "not here"]
 """A warning is something slow or risky; what failed does not work; the rest does not apply here."""
 
 EVERYTHING = ("every command",)
-COMPUTING = ("train", "sft", "chat", "eval chat", "quantize", "bench", "quickstart")
-TRAINING = ("train", "sft", "quickstart")
+COMPUTING = ("train", "mid", "sft", "chat", "eval chat", "quantize", "bench", "quickstart")
+TRAINING = ("train", "mid", "sft", "quickstart")
 DECODING = ("chat", "eval chat")
-STORING = ("train", "sft", "data fetch", "quantize", "import", "export", "quickstart")
+STORING = ("train", "mid", "sft", "data fetch", "quantize", "import", "export", "quickstart")
 
 
 class Verdict(BaseModel):

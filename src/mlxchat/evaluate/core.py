@@ -1,48 +1,32 @@
 """CORE of a model: its score on each task, and their mean.
 
-`evaluate_core` goes through the tasks and keeps the verdict on each example in a file, so that an
-evaluation that was interrupted resumes where it was. The file belongs to one model, bundle and
-limit.
+`measure_core` goes through the tasks, as part of a run or, by `evaluate_run`, of a saved model.
+That keeps the verdict on each example in a file, so that an evaluation that was interrupted resumes
+where it was. The file belongs to one model, bundle and limit.
 """
 
-import hashlib
-import json
 import math
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
-
-import numpy as np
-from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.config.inference import BaseEvalConfig
 from mlxchat.disk import replacing, storing
-from mlxchat.errors import LockedError
 from mlxchat.evaluate.answers import Score, mean_centered
-from mlxchat.evaluate.core_prompts import CoreExample, encode_examples
-from mlxchat.evaluate.core_tasks import (
-    CORE_TASKS,
-    Bundle,
-    CoreItem,
-    core_items,
-    core_labels,
-    open_bundle,
-)
-from mlxchat.evaluate.core_verdicts import judge_examples, tokens_to_read
+from mlxchat.evaluate.core_batches import TOKENS_ONLY, BatchLimit, batch_limit, reading
+from mlxchat.evaluate.core_examples import CoreExamples, read_items
+from mlxchat.evaluate.core_kept import KeptVerdicts, Verdicts, core_stem
+from mlxchat.evaluate.core_prompts import CoreExample
+from mlxchat.evaluate.core_tasks import CORE_TASKS, core_labels, open_bundle
+from mlxchat.evaluate.core_verdicts import judge_examples
 from mlxchat.home import Home
-from mlxchat.json_text import as_type, parse_json
-from mlxchat.locks import Lock, in_use
-from mlxchat.runtime import mx
+from mlxchat.model.gpt import GPT
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 from mlxchat.telemetry.events import Noted, Progressed, Report
 
 CORE = "CORE"  # the task of the bar that counts the tokens of all tasks
 SAMPLE = 16  # examples of a task that tell how long they are
-JUDGED_AT_ONCE = 256  # examples that are encoded, then judged
 
 
 @dataclass(frozen=True)
@@ -124,239 +108,120 @@ def evaluate_run(
         MlxchatError: there is no such task or bundle, another process evaluates the same, and so
             on, as the error messages say.
     """
-    labels = core_labels(config.tasks)
+    labels, limit = core_labels(config.tasks), batch_limit(saved.model, config.memory_limit)
     bundle = open_bundle(config.bundle, home.eval_bundle, report)
     stem = home.base_evaluations / core_stem(name, saved, bundle, config.max_per_task)
+    items = read_items(bundle, labels, config.max_per_task)
     with KeptVerdicts.open(stem.with_name(f"{stem.name}.jsonl"), fresh) as kept:
-        result = evaluate_core(saved, bundle, labels, config.max_per_task, report, kept, clock)
+        total = sum(map(len, items.values()))
+        if done := sum(
+            (label, i) in kept.right for label in items for i in range(len(items[label]))
+        ):
+            report(Noted(clock(), f"{done:,} of {total:,} examples have been judged before."))
+        examples = CoreExamples(items, saved.tokenizer)
+        for event in measure_core(saved.model, examples, kept, limit, clock):
+            report(event)
+        scores = core_scores(examples, kept)
+    result = CoreResult(scores, config.max_per_task)
     csv = stem.with_name(f"{stem.name}.csv")
     result.write_csv(csv)
     return result, csv
 
 
-def evaluate_core(
-    saved: SavedModel,
-    bundle: Bundle,
-    labels: Sequence[str],
-    max_per_task: int | None,
-    report: Report,
-    kept: "KeptVerdicts",
+def measure_core(
+    model: GPT,
+    examples: CoreExamples,
+    verdicts: Verdicts,
+    limit: BatchLimit = TOKENS_ONLY,
     clock: Clock = SYSTEM_CLOCK,
-) -> CoreResult:
-    """Evaluate a model on tasks of CORE.
+) -> Iterator[Progressed]:
+    """Judge a model's answers to the examples of tasks; yields the progress.
 
     Args:
-        saved: the model.
-        bundle: has the tasks' examples.
-        labels: the tasks' labels.
-        max_per_task: the most examples of each; None for all.
-        report: receives the progress.
-        kept: the verdicts so far; new ones are added.
+        model: the network.
+        examples: all examples of the tasks.
+        verdicts: those so far; new ones are added.
+        limit: the most to compute at a time.
         clock: stamps the events.
 
     Raises:
-        MlxchatError: the examples of a task are missing or damaged, or too few; or a verdict cannot
-            be kept.
+        MlxchatError: an example cannot be encoded, or a verdict cannot be kept.
     """
-    contents = bundle.read(labels)
-    items = {label: core_items(label, contents[label], max_per_task) for label in labels}
     missing = {
-        label: [index for index in range(len(items[label])) if (label, index) not in kept.verdicts]
-        for label in labels
+        label: [index for index in range(len(items)) if (label, index) not in verdicts.right]
+        for label, items in examples.items.items()
     }
-    total = sum(map(len, items.values()))
-    if done := total - sum(map(len, missing.values())):
-        report(Noted(clock(), f"{done:,} of {total:,} examples have been judged before."))
-    progress = _Progress(saved, items, missing, report, clock)
-    for label in labels:
-        for example, right in _judged(saved, label, items[label], missing[label]):
-            kept.add(label, example.index, right)
-            progress.judged(label, example)
-        progress.end(label)
-    scores = [
+    progress = _Progress(model.config.n_layer, examples, missing, clock)
+    yield from progress.expect()
+    padding = examples.tokenizer.bos
+    for label, indices in missing.items():
+        for batch in examples.batches(label, indices):
+            by_index = {example.index: example for example in batch}
+            for verdict in judge_examples(model, batch, padding, limit=limit):
+                verdicts.add(label, verdict.index, verdict.right)
+                yield from progress.judged(label, by_index[verdict.index])
+        yield from progress.end(label)
+
+
+def core_scores(examples: CoreExamples, verdicts: Verdicts) -> tuple[Score, ...]:
+    """Return the score on each task, whose examples have all been judged."""
+    return tuple(
         Score(
             label,
-            problems=len(items[label]),
-            right=sum(kept.verdicts[label, index] for index in range(len(items[label]))),
+            problems=len(items),
+            right=sum(verdicts.right[label, index] for index in range(len(items))),
             random=CORE_TASKS[label].baseline / 100,
         )
-        for label in labels
-    ]
-    return CoreResult(tuple(scores), max_per_task)
-
-
-def _judged(
-    saved: SavedModel, label: str, items: Sequence[CoreItem], indices: Sequence[int]
-) -> Iterator[tuple[CoreExample, bool]]:
-    """Yield examples of a task, each with whether the model is right.
-
-    While the model reads some, the next ones are encoded.
-    """
-    task = CORE_TASKS[label]
-
-    def encoded(piece: Sequence[int]) -> list[CoreExample]:
-        return list(encode_examples(task, items, piece, saved.tokenizer))
-
-    with ThreadPoolExecutor(1, thread_name_prefix="encode") as pool:
-        pieces = [
-            indices[begin : begin + JUDGED_AT_ONCE]
-            for begin in range(0, len(indices), JUDGED_AT_ONCE)
-        ]
-        following = [pool.submit(encoded, piece) for piece in pieces[:1]]
-        for number in range(len(pieces)):
-            examples = following.pop().result()
-            following = [pool.submit(encoded, piece) for piece in pieces[number + 1 : number + 2]]
-            by_index = {example.index: example for example in examples}
-            for verdict in judge_examples(saved.model, examples, saved.tokenizer.bos):
-                yield by_index[verdict.index], verdict.right
+        for label, items in examples.items.items()
+    )
 
 
 class _Progress:
-    """Reports the examples of each task, and the tokens of all.
+    """Yields the examples of each task, and the tokens of all.
 
     Tasks differ in length by a factor of a hundred: only tokens tell how much time is left. Until a
     task has ended, a sample of its examples tells how many it has.
     """
 
     def __init__(
-        self,
-        saved: SavedModel,
-        items: dict[str, list[CoreItem]],
-        missing: dict[str, list[int]],
-        report: Report,
-        clock: Clock,
+        self, n_layer: int, examples: CoreExamples, missing: dict[str, list[int]], clock: Clock
     ) -> None:
-        self._report, self._clock = report, clock
-        self._items = {label: len(of_task) for label, of_task in items.items()}
-        self._judged = {label: self._items[label] - len(missing[label]) for label in items}
-        self._tokens = dict.fromkeys(items, 0)
-        self._n_layer = saved.model.config.n_layer
+        self._n_layer, self._clock = n_layer, clock
+        self._examples, self._missing = examples, missing
+        self._items = {label: len(items) for label, items in examples.items.items()}
+        self._judged = {label: self._items[label] - len(missing[label]) for label in missing}
+        self._tokens = dict.fromkeys(missing, 0)
         self._expected: dict[str, int] = {}
-        for label, indices in missing.items():
-            sample = indices[:: max(1, len(indices) // SAMPLE)]
-            encoded = encode_examples(CORE_TASKS[label], items[label], sample, saved.tokenizer)
-            lengths = [tokens_to_read(example, self._n_layer) for example in encoded]
-            self._expected[label] = round(sum(lengths) / max(1, len(sample)) * len(indices))
 
-    def judged(self, label: str, example: CoreExample) -> None:
+    def expect(self) -> Iterator[Progressed]:
+        """Encode a sample of each task."""
+        for label, indices in self._missing.items():
+            sample = indices[:: max(1, len(indices) // SAMPLE)]
+            lengths = [self._length(each) for each in self._examples.encoded(label, sample)]
+            self._expected[label] = round(sum(lengths) / max(1, len(sample)) * len(indices))
+            if self._expected[label]:
+                yield self._of_all()
+
+    def judged(self, label: str, example: CoreExample) -> Iterator[Progressed]:
         """Count an example."""
         self._judged[label] += 1
-        self._tokens[label] += tokens_to_read(example, self._n_layer)
-        self._show(label)
+        self._tokens[label] += self._length(example)
+        yield from self._both(label)
 
-    def end(self, label: str) -> None:
+    def end(self, label: str) -> Iterator[Progressed]:
         """Count a task as complete."""
         self._expected[label] = self._tokens[label]
-        self._show(label)
+        yield from self._both(label)
 
-    def _show(self, label: str) -> None:
-        now = self._clock()
-        done, total = self._judged[label], self._items[label]
-        self._report(Progressed(now, label, done, total, "examples"))
-        expected = sum(max(self._expected[name], tokens) for name, tokens in self._tokens.items())
-        self._report(Progressed(now, CORE, sum(self._tokens.values()), expected, "tokens"))
+    def _length(self, example: CoreExample) -> int:
+        return reading(example, self._n_layer).tokens
 
+    def _both(self, label: str) -> Iterator[Progressed]:
+        judged, items = self._judged[label], self._items[label]
+        yield Progressed(self._clock(), label, judged, items, "examples")
+        yield self._of_all()
 
-# ==== Verdicts on disk ====
-
-
-class _Line(BaseModel):
-    """A verdict in the file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    task: str
-    index: int
-    right: bool
-
-
-_LINES: TypeAdapter[_Line] = TypeAdapter(_Line)
-
-
-class KeptVerdicts:
-    """The verdicts on the examples of an evaluation, in a file to which new ones are added.
-
-    Attributes:
-        verdicts: whether each example is right, by task and number.
-    """
-
-    def __init__(self, file: TextIO, path: Path, verdicts: dict[tuple[str, int], bool]) -> None:
-        self.verdicts = verdicts
-        self._file, self._path = file, path
-
-    @classmethod
-    @contextmanager
-    def open(cls, path: Path, fresh: bool = False) -> "Iterator[KeptVerdicts]":
-        """Open the file, which is created if it is missing.
-
-        Args:
-            path: the file.
-            fresh: forget the verdicts in it.
-
-        Raises:
-            LockedError: another process evaluates the same.
-            DiskError: it cannot be read or written.
-        """
-        with storing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = Lock.take(path)
-        if lock is None:
-            raise _evaluated_elsewhere(path)
-        with lock:
-            with storing(path):
-                verdicts, end = ({}, 0) if fresh else _read_verdicts(path)
-                # Each line is handed to the system: the end of the process loses nothing.
-                file = path.open("r+", buffering=1, encoding="utf-8")
-                file.truncate(end)  # a line that a power cut left incomplete
-                file.seek(end)
-            with file:
-                yield cls(file, path, verdicts)
-
-    def add(self, task: str, index: int, right: bool) -> None:
-        """Add a verdict."""
-        self.verdicts[task, index] = right
-        line = json.dumps({"task": task, "index": index, "right": right})
-        with storing(self._path):
-            self._file.write(f"{line}\n")
-
-
-def _read_verdicts(path: Path) -> tuple[dict[tuple[str, int], bool], int]:
-    """Return the verdicts in a file, and the number of bytes up to the first damaged line."""
-    verdicts, end = {}, 0
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            kept = as_type(parse_json(line), _LINES)
-        except ValueError:
-            break
-        if not line.endswith(b"\n"):
-            break
-        verdicts[kept.task, kept.index] = kept.right
-        end += len(line)
-    return verdicts, end
-
-
-def _evaluated_elsewhere(path: Path) -> LockedError:
-    return in_use(
-        path, "Another process evaluates the same model.", "Wait for it to end, or stop it."
-    )
-
-
-def core_stem(name: str, saved: SavedModel, bundle: Bundle, max_per_task: int | None) -> str:
-    """Return the name of an evaluation's files, without suffix: another one for another model.
-
-    Args:
-        name: the model's, and its step.
-        saved: the model; its weights, precision and vocabulary count.
-        bundle: has the examples.
-        max_per_task: the most examples of each task; None for all.
-    """
-    digest = hashlib.sha256()
-    for part in (bundle.checksum, str(max_per_task), str(saved.model.dtype)):
-        digest.update(f"{part}\n".encode())
-    for token in sorted(saved.tokenizer.ranks, key=saved.tokenizer.ranks.__getitem__):
-        digest.update(b"%d " % len(token) + token)
-    for parameter, array in sorted(saved.model.named_parameters().items()):
-        digest.update(f"{parameter} {array.shape} {array.dtype}\n".encode())
-        digest.update(np.array(array.reshape(-1).view(mx.uint8)).data)
-    limit = "" if max_per_task is None else f"_{max_per_task}_per_task"
-    return f"{name}{limit}_{digest.hexdigest()[:8]}"
+    def _of_all(self) -> Progressed:
+        done, tokens = sum(self._tokens.values()), self._tokens
+        expected = sum(max(self._expected.get(name, 0), tokens[name]) for name in tokens)
+        return Progressed(self._clock(), CORE, done, expected, "tokens")

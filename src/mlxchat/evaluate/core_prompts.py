@@ -5,10 +5,10 @@ are plain concatenations: solved examples, each followed by a blank line, then t
 """
 
 import random
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import takewhile
 
 from mlxchat.errors import DataError
 from mlxchat.evaluate.core_tasks import (
@@ -43,11 +43,18 @@ class CoreExample:
         rows: a prompt for each answer or context, or the only one of a completion.
         gold: the number of the right row; None for a completion, which is right if the model
             predicts each token that counts.
+        prefix: how many ids all rows begin with.
     """
 
     index: int
     rows: tuple[CoreRow, ...]
     gold: int | None
+    prefix: int
+
+    @classmethod
+    def of(cls, index: int, rows: tuple[CoreRow, ...], gold: int | None) -> "CoreExample":
+        """Return the example with such rows."""
+        return cls(index, rows, gold, common_prefix([row.ids for row in rows]))
 
 
 # ==== Text ====
@@ -127,8 +134,11 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     >>> common_prefix([[7, 8, 9], [7, 8, 1, 2]])
     2
     """
-    columns = zip(*rows, strict=False)
-    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    # Of all rows, the first and the last in lexicographic order have the least in common.
+    ids = [list(row) for row in rows]
+    first, last = min(ids), max(ids)
+    shortest = min(len(first), len(last))
+    return bisect_left(range(shortest), True, key=lambda n: first[: n + 1] != last[: n + 1])
 
 
 def encode_examples(
@@ -157,7 +167,8 @@ def encode_examples(
                 f"Example {index} of {task.file} cannot be evaluated: {error}.",
                 "Leave the task out with `tasks`.",
             ) from error
-        return CoreExample(index, rows, None if isinstance(item, CompletionItem) else item.gold)
+        gold = None if isinstance(item, CompletionItem) else item.gold
+        return CoreExample.of(index, rows, gold)
 
     with ThreadPoolExecutor(ENCODERS) as pool:
         yield from pool.map(example, indices)

@@ -14,21 +14,17 @@ more, which is worth it for the only row of a completion too.
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
-from mlxchat.evaluate.answers import MAX_BATCH_TOKENS, padded
-from mlxchat.evaluate.core_prompts import CoreExample, CoreRow, common_prefix
+from mlxchat.evaluate.answers import padded
+from mlxchat.evaluate.core_batches import TOKENS_ONLY, BatchLimit, CoreReading, groups
+from mlxchat.evaluate.core_prompts import CoreExample, CoreRow
 from mlxchat.model.block import causal_attention
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.cpu import log_sum_exp
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import machine, mx
-
-SLACK = 16  # tokens of a prefix that may be read again, to read prefixes of similar length together
-WORTHWHILE = 0.95  # of an example's work: a prefix is read by itself if no more is left to do
-LOGITS = 2**24  # at a time
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,11 @@ class CoreVerdict:
 
 
 def judge_examples(
-    model: GPT, examples: Iterable[CoreExample], padding: int, share: bool | None = None
+    model: GPT,
+    examples: Iterable[CoreExample],
+    padding: int,
+    share: bool | None = None,
+    limit: BatchLimit = TOKENS_ONLY,
 ) -> Iterator[CoreVerdict]:
     """Yield a verdict on each example, in any order.
 
@@ -60,94 +60,42 @@ def judge_examples(
         padding: the token after the end of shorter rows.
         share: whether to read what the rows of an example begin with by itself; by default except
             on CUDA, which is faster with many long rows than with few and then short ones.
+        limit: the most to compute at a time. Of an example that is more by itself, the rows are
+            computed one after another.
     """
     if share is None:
         share = machine().backend != "cuda"
-    works = [_work(example, model.config.n_layer if share else 0) for example in examples]
-    for group in _groups(works):
-        yield from _judge_group(model, group, padding)
+    places = limit.places(model.config.vocab_size)
+    for group in groups(model, examples, share, limit):
+        parts = [group]
+        if not limit.allows(model, group):
+            [large] = group
+            parts = [[large._replace(rows=(row,), shared=0)] for row in large.rows]
+        of_row: dict[CoreRow, list[float]] = {}
+        for part in parts:
+            of_row |= _read(model, part, padding, places)
+        for each in group:
+            yield _verdict(each.example, [of_row[row] for row in each.example.rows])
 
 
-def tokens_to_read(example: CoreExample, n_layer: int) -> int:
-    """Return how many tokens of an example a model of so many layers reads, if it shares them."""
-    return _work(example, n_layer).tokens
-
-
-# ==== Plan ====
-
-
-class _Work(NamedTuple):
-    """An example, its different rows, and how many tokens of their beginning are read once."""
-
-    example: CoreExample
-    rows: tuple[CoreRow, ...]
-    shared: int
-
-    @property
-    def tokens(self) -> int:
-        return self.shared + sum(len(row.ids) - self.shared for row in self.rows)
-
-    @property
-    def longest(self) -> int:
-        return max(len(row.ids) for row in self.rows)
-
-
-def _work(example: CoreExample, n_layer: int) -> _Work:
-    """Return how to read an example with so many layers, or 0 to share nothing."""
-    rows = tuple(dict.fromkeys(example.rows))
-    whole = _Work(example, rows, 0)
-    if not n_layer:
-        return whole
-    # The last token in front of those that count predicts the first of them: a row reads it.
-    most = min(common_prefix([row.ids for row in rows]), *(row.start for row in rows)) - 1
-    shared = whole._replace(shared=max(0, most))
-    work = shared.tokens - shared.shared / n_layer  # the last layer of a prefix costs little
-    return shared if work <= WORTHWHILE * whole.tokens else whole
-
-
-def _groups(works: Iterable[_Work]) -> Iterator[list[_Work]]:
-    """Yield examples to compute together: of similar length, and alike in what they share."""
-    group: list[_Work] = []
-    rows = longest = 0
-    for work in sorted(works, key=lambda work: (work.shared, work.longest)):
-        rows, longest = rows + len(work.rows), max(longest, work.longest)
-        if group:
-            shared = group[0].shared
-            tokens = (len(group) + 1) * shared + rows * (longest - shared)
-            alike = bool(shared) == bool(work.shared) and work.shared - shared <= SLACK
-            if tokens > MAX_BATCH_TOKENS or not alike:
-                yield group
-                group, rows, longest = [], len(work.rows), work.longest
-        group.append(work)
-    if group:
-        yield group
-
-
-# ==== Computation ====
-
-
-def _judge_group(model: GPT, group: Sequence[_Work], padding: int) -> Iterator[CoreVerdict]:
-    rows = [row for work in group for row in work.rows]
+def _read(
+    model: GPT, group: Sequence[CoreReading], padding: int, places: int
+) -> dict[CoreRow, list[float]]:
+    """Return a loss or a token for each token that counts, of the rows of a group."""
+    rows = [row for each in group for row in each.rows]
     shared = group[0].shared  # the least; others read the rest of theirs with each row
     cache = None
     if shared:
         cache = PrefixCache(model.config)
-        model.features(mx.array([work.rows[0].ids[:shared] for work in group]), cache)
-        cache.repeat([len(work.rows) for work in group])
+        model.features(mx.array([each.rows[0].ids[:shared] for each in group]), cache)
+        cache.repeat([len(each.rows) for each in group])
     ids = padded([row.ids[shared:] for row in rows], padding)
     x = model.features(mx.array(ids), cache)  # (B, T, C)
     counted = [range(row.start, row.end) if row.start else range(0) for row in rows]
-    features = [
-        (number, place - 1 - shared) for number, places in enumerate(counted) for place in places
-    ]
-    targets = [row.ids[i] for row, places in zip(rows, counted, strict=True) for i in places]
-    values = iter(_of_tokens(model, x, features, targets, group[0].example.gold is None))
-    of_row = {}
-    for work in group:
-        for row in work.rows:
-            places = range(row.start, row.end) if row.start else ()
-            of_row[row] = [next(values) for _ in places]
-        yield _verdict(work.example, [of_row[row] for row in work.example.rows])
+    features = [(number, place - 1 - shared) for number, of in enumerate(counted) for place in of]
+    targets = [row.ids[place] for row, of in zip(rows, counted, strict=True) for place in of]
+    values = iter(_of_tokens(model, x, features, targets, group[0].example.gold is None, places))
+    return {row: [next(values) for _ in of] for row, of in zip(rows, counted, strict=True)}
 
 
 def _of_tokens(
@@ -156,6 +104,7 @@ def _of_tokens(
     places: Sequence[tuple[int, int]],
     targets: Sequence[int],
     likeliest: bool,
+    step: int,
 ) -> list[float]:
     """Return the loss of each target in nats or, with ``likeliest``, the token predicted for it.
 
@@ -165,9 +114,9 @@ def _of_tokens(
         places: the row and the position of each prediction.
         targets: what follows there.
         likeliest: whether to return tokens.
+        step: the most predictions at a time.
     """
     values: list[float] = []
-    step = max(1, LOGITS // model.config.vocab_size)
     for begin in range(0, len(places), step):
         row, position = mx.array(np.array(places[begin : begin + step], np.int32).T)  # (N,) each
         logits = model.logits(x[row, position])  # (N, V)

@@ -348,6 +348,7 @@ def _run(run: WatchedRun, now: float) -> dict[str, Any]:
         "bits_per_byte": meter.bits_per_byte,
         "best_step": meter.best and meter.best[0],
         "best_bits_per_byte": meter.best and meter.best[1],
+        "core": [point._asdict() for point in meter.core],
         "tokens_per_second": meter.tokens_per_second if run.state == "running" else None,
         "elapsed": meter.elapsed,
         "seconds_left": run.seconds_left(now),

@@ -30,7 +30,15 @@ from mlxchat.model.config import ASPECT_RATIO, GPTConfig
 from mlxchat.model.size import flops_per_token, parameters, scaling_parameters
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Costs, Plan, plan, recipe_batch, shape
-from mlxchat.telemetry.events import Evaluated, Evaluating, Event, Sampled, Saved, Stepped
+from mlxchat.telemetry.events import (
+    CoreMeasured,
+    Evaluated,
+    Evaluating,
+    Event,
+    Sampled,
+    Saved,
+    Stepped,
+)
 
 AIM = 0.995  # of the budget; the rest is for costs not yet seen, such as the first samples
 
@@ -46,6 +54,7 @@ TOKENS_PER_CHANNEL = 16  # the minimum in a step; Muon costs as much as about 4 
 TRAINING_SHARE = 0.9  # of the remaining time; the rest evaluates, samples and saves
 SETTLING = 3  # times that shape and tokens follow from each other
 WARMUP_SHARE = 0.05  # of the steps, at most, with the budget recipe
+CORE_TOKENS = 13_000  # that measuring CORE reads for one example of each task, about
 FORWARD_SHARE = 1 / 3  # of a training step's time, to evaluate as many tokens
 
 
@@ -228,7 +237,12 @@ def _with_steps_that_fit(
         ConfigError: not even one does.
     """
     evaluation = FORWARD_SHARE * step_seconds * draft.eval_rows / draft.rows_per_step
-    costs = Costs(step=step_seconds, evaluation=evaluation if config.eval_every else 0.0)
+    core = CORE_TOKENS * config.core_max_per_task / draft.tokens_per_step
+    costs = Costs(
+        step=step_seconds,
+        evaluation=evaluation if config.eval_every else 0.0,
+        core=FORWARD_SHARE * step_seconds * core if config.core_every else 0.0,
+    )
     training = AIM * left - costs.evaluation  # the first evaluation is before the first step
     between = pauses(config, costs, draft.num_iterations)
     steps = last_step(0, training, step_seconds, between)
@@ -236,8 +250,10 @@ def _with_steps_that_fit(
         raise ConfigError(
             f"The budget of {config.budget} has {max(0.0, left):.0f} s left: no time for depth "
             f"{draft.model.n_layer}, where a step of {draft.tokens_per_step:,} tokens takes about "
-            f"{step_seconds:.3g} s and an evaluation {costs.evaluation:.3g} s.",
-            "Use a longer `budget`, a smaller `depth` or `max_seq_len`, or fewer `eval_tokens`.",
+            f"{step_seconds:.3g} s, an evaluation {costs.evaluation:.3g} s and CORE "
+            f"{costs.core:.3g} s.",
+            "Use a longer `budget`, a smaller `depth` or `max_seq_len`, fewer `eval_tokens`, or a "
+            "smaller `core_max_per_task`.",
         )
     steps = min(steps, draft.most_steps or steps)
     warmup = draft.warmup_steps
@@ -268,6 +284,7 @@ def pauses(config: PretrainConfig, costs: Costs, total_steps: int) -> list[Pause
     """
     optional = (
         Pause(config.eval_every, costs.evaluation),
+        Pause(config.core_every, costs.core),
         Pause(config.sampling_interval(total_steps), costs.sample),
     )
     return [
@@ -369,6 +386,8 @@ class Deadline:
                 return self._replanned(event, plan, self._steps, now)
             case Evaluating() | Evaluated() | Sampled() | Saved():
                 self._add((COST_OF[type(event)], event.step), took)
+            case CoreMeasured():  # its progress comes between
+                self._costs = self._costs.model_copy(update={"core": event.seconds})
         return plan
 
     def _add(self, occasion: tuple[str, int], seconds: float) -> None:

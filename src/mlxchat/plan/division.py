@@ -206,7 +206,7 @@ def _too_large(
 ) -> MemoryLimitError:
     needed = training_bytes(model, least, resources)
     room = int(MARGIN * needed.pop("peak"))
-    limited_by = "beside other programs this machine can spare"
+    limited_by = f"beside other programs {resources.spared_by} can spare"
     if config.memory_limit not in (None, LEAST):
         unit = "GiB" if room >= UNIT_BYTES["GiB"] else "MiB"
         others = [*others, f"`memory_limit={math.ceil(10 * room / UNIT_BYTES[unit]) / 10:g}{unit}`"]

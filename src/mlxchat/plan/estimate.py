@@ -42,6 +42,7 @@ class Estimate(BaseModel):
     matmul_flops: float  # FLOP/s of a matrix product
     utilisation: float  # the share of that speed which training is expected to reach
     seconds: float  # for the steps that are left
+    ranks: int  # processes that train together; memory is that of each
 
 
 def estimate(
@@ -53,13 +54,15 @@ def estimate(
     room: Room,
     device: str,
     matmul_flops: float,
+    ranks: int = 1,
 ) -> Estimate:
     """Estimate what a plan takes. Its time follows from the steps measured for a time budget, if
     there is one.
 
     Args:
         saved_step: where the run resumes; None for a new run.
-        matmul_flops: FLOP/s of a matrix product on ``device``.
+        matmul_flops: FLOP/s of a matrix product on ``device``, or on those of all ranks together.
+        ranks: processes that train together.
     """
     step_flops = plan.flops_per_token * plan.tokens_per_step
     computed = step_flops * (1 + RECOMPUTING * plan.grad_checkpoint)
@@ -72,7 +75,7 @@ def estimate(
         parameters=parameters(plan.model),
         tokens=plan.tokens,
         total_flops=step_flops * plan.num_iterations,
-        memory={**training_bytes(plan.model, plan, resources), "cache": room.cache},
+        memory={**training_bytes(plan.model, plan.of_each(ranks), resources), "cache": room.cache},
         memory_limit=plan.memory_limit or resources.memory,
         memory_limit_given=room.given,
         machine_memory=room.machine,
@@ -80,4 +83,5 @@ def estimate(
         matmul_flops=matmul_flops,
         utilisation=step_flops / step_seconds / matmul_flops,
         seconds=(plan.num_iterations - (saved_step or 0)) * step_seconds,
+        ranks=ranks,
     )

@@ -26,6 +26,8 @@ class Resources(NamedTuple):
     chunk_rows: int  # positions in a chunk of the loss, the fastest where memory is plentiful
     micro_batch_tokens: int = 256  # that take as long as what each micro-batch takes besides
     streams: int = 1  # that compute parts of a micro-batch at the same time, if its rows allow it
+    devices: int = 1  # that compute: as many as there are ranks, but for those that share one
+    spared_by: str = "this machine"  # whose memory that is, for error messages
 
 
 class BatchPlan(BaseModel):

@@ -35,6 +35,7 @@ class Costs(BaseModel):
     spent: Seconds = 0.0
     step: Seconds
     evaluation: Seconds = 0.0
+    core: Seconds = 0.0
     sample: Seconds = 0.0
     save: Seconds = 0.0
 

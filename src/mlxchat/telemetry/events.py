@@ -142,6 +142,19 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class CoreMeasured:
+    """CORE, nanochat's metric of base models, after ``step`` steps."""
+
+    time: Time
+    step: Count
+    core: Measured  # 0 for guessing, 1 for all right
+    error: Measured  # its standard error
+    max_per_task: Count  # examples of each task, at most
+    seconds: Seconds
+    centered: dict[str, Measured]  # the scores that it is the mean of, by task
+
+
+@dataclass(frozen=True)
 class Drawing:
     """The progress of drawing the answers that a step learns from; shown, but not stored."""
 
@@ -258,6 +271,7 @@ Event = (
     | Stepped
     | Evaluating
     | Evaluated
+    | CoreMeasured
     | Drawing
     | Rewarded
     | Judged
@@ -276,6 +290,7 @@ EVENT_NAMES: dict[type, str] = {
     Stepped: "step",
     Evaluating: "evaluating",
     Evaluated: "evaluation",
+    CoreMeasured: "core",
     Drawing: "drawing",
     Rewarded: "rewards",
     Judged: "judgement",

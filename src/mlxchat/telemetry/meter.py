@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from mlxchat.telemetry.events import (
+    CoreMeasured,
     Count,
     Evaluated,
     Event,
@@ -25,6 +26,15 @@ LEAST_RECENT_STEPS = 3  # two can land together, and then the second one's secon
 MOST_POINTS = 1000
 
 
+class CorePoint(NamedTuple):
+    """CORE after a step, its standard error, and the most examples of a task."""
+
+    step: Count
+    core: Measured
+    error: Measured
+    max_per_task: Count
+
+
 class MeterState(BaseModel):
     """The fields of a `Meter` that a checkpoint keeps."""
 
@@ -35,6 +45,7 @@ class MeterState(BaseModel):
     peak_memory: Count
     losses: tuple[tuple[Count, Measured], ...]
     evaluations: tuple[tuple[Count, Measured], ...]
+    core: tuple[CorePoint, ...] = ()
     loss_sum: Measured
     loss_weight: Measured
     rewards: tuple[tuple[Count, Measured], ...] = ()
@@ -57,6 +68,7 @@ class Meter:
     peak_memory: int = 0  # bytes, of MLX
     losses: list[tuple[int, float]] = field(default_factory=list)  # (step, smoothed), thinned
     evaluations: list[tuple[int, float]] = field(default_factory=list)  # (step, bits per byte)
+    core: list[CorePoint] = field(default_factory=list)
     loss_sum: float = 0.0
     loss_weight: float = 0.0
     rewards: list[tuple[int, float]] = field(default_factory=list)  # (step, smoothed), thinned
@@ -88,6 +100,9 @@ class Meter:
             case Judged():
                 self.judged = event
                 self.scores.append((event.step, event.pass_1))
+            case CoreMeasured() if math.isfinite(event.core) and math.isfinite(event.error):
+                point = CorePoint(event.step, event.core, event.error, event.max_per_task)
+                self.core.append(point)
 
     def _reward(self, event: Rewarded) -> None:
         self.rewarded = event

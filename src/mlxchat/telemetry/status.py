@@ -31,6 +31,7 @@ from mlxchat.telemetry.events import (
     Evaluating,
     Event,
     Memory,
+    Progressed,
     Sampled,
     Started,
     Stepped,
@@ -143,6 +144,8 @@ class StatusFile:
                 self._activity = f"evaluating {event.batch:,}/{event.batches:,}"
             case Drawing():
                 self._activity = f"drawing answers {event.answers:,}/{event.total:,}"
+            case Progressed(total=int(total)) if total:
+                self._activity = f"{event.task} {event.done / total:.0%}"
             case Sampled():
                 self._activity = "sampling"
             case Started() | Stepped():

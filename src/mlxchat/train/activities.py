@@ -1,4 +1,4 @@
-"""The work of a run between steps: evaluating, sampling and saving."""
+"""The work of a run between steps: evaluating, measuring CORE, sampling and saving."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -12,6 +12,7 @@ from mlxchat.plan.budget import Deadline
 from mlxchat.telemetry.events import Evaluated, Event, Judged, Saved
 from mlxchat.telemetry.log import RunLog
 from mlxchat.telemetry.meter import Meter
+from mlxchat.train.core import RunCore
 from mlxchat.train.divergence import check_finite
 from mlxchat.train.ranks import Leader
 from mlxchat.train.resume import TrainState
@@ -28,9 +29,10 @@ class Activities:
         state: what is trained; its plan may change on the way.
         meter: the summary of the run, stored in each checkpoint.
         log: the run's log, synced to disk before a step is saved.
+        core: measures CORE; None if nobody asked for it.
         deadline: keeps the time budget, if there is one.
         revision: the revision of the dataset's files that a resumed run recorded; None if new.
-        leader: announces evaluations to the other ranks.
+        leader: announces evaluations to the other ranks, and keeps them waiting.
         stop: polled; return True to save and stop.
     """
 
@@ -39,13 +41,15 @@ class Activities:
     state: TrainState
     meter: Meter
     log: RunLog
+    core: RunCore | None
     deadline: Deadline | None
     revision: str | None
     leader: Leader
     stop: Callable[[], bool]
 
     def __post_init__(self) -> None:
-        self._evaluation = self.stage.evaluation(self.documents, self.state)
+        draw = self.leader.together.draw
+        self._evaluation = self.stage.evaluation(self.documents, self.state, draw)
 
     def evaluate(self, step: int) -> Iterator[Event]:
         """Measure the model on what is held out.
@@ -56,7 +60,7 @@ class Activities:
         def stop() -> bool:
             return self.stop() and step < self.state.plan.num_iterations
 
-        self.leader.evaluation(step, self.state.model.named_parameters())
+        self.leader.evaluation(step)
         for event in self._evaluation.events(step, stop):
             if isinstance(event, Evaluated):
                 yield replace(event, best=self.meter.is_best(event.bits_per_byte))
@@ -64,6 +68,11 @@ class Activities:
                 yield replace(event, best=self.meter.is_best_score(event.pass_1))
             else:
                 yield event
+
+    def measure_core(self, step: int) -> Iterator[Event]:
+        """Measure CORE. Whoever asks the run to end does not wait for it, after any step."""
+        if self.core:
+            yield from self.core.events(step, self.state, self.stage.clock, self.leader.wait)
 
     def sample(self, step: int) -> Iterator[Event]:
         """Show what the model writes."""

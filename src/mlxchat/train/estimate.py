@@ -9,7 +9,7 @@ from mlxchat.plan.estimate import Estimate, Room, VocabularySource, estimate
 from mlxchat.plan.plan import plan, refitted
 from mlxchat.telemetry.events import Noted, Report
 from mlxchat.train.inputs import text_on_disk
-from mlxchat.train.measure import Planner, resources
+from mlxchat.train.measure import Planner, resources_of_all
 from mlxchat.train.resume import SavedRun
 from mlxchat.train.tokenizer import (
     chooses_vocabulary,
@@ -17,6 +17,7 @@ from mlxchat.train.tokenizer import (
     vocabulary,
     with_tokenizer_near,
 )
+from mlxchat.train.world import ALONE, World
 
 
 def estimate_run(
@@ -24,6 +25,7 @@ def estimate_run(
     home: Home,
     saved: SavedRun[PretrainConfig] | None,
     report: Report,
+    world: World = ALONE,
     *,
     check_limits: bool,
 ) -> Estimate:
@@ -34,12 +36,13 @@ def estimate_run(
         home: where the tokenizer is.
         saved: the run as it was saved; None for a new one.
         report: called with a note before this machine's speed is measured.
+        world: the ranks that are to train together; this one is rank 0.
         check_limits: fail if this machine cannot grant the memory that the settings ask for.
 
     Raises:
         MlxchatError: the settings cannot work, or not in that memory.
     """
-    available = resources(config.dtype)
+    available = resources_of_all(world, config.dtype)
     source: VocabularySource = "tokenizer"
     step = None
     if saved:
@@ -51,16 +54,21 @@ def estimate_run(
         if config.budget:
             report(Noted(time.time(), "Measuring how fast this machine trains."))
             text = text_on_disk(config, home)
-            planner = Planner(config, available, time.monotonic(), time.monotonic, text=text)
+            timer = time.monotonic
+            planner = Planner(config, available, timer(), timer, text=text, world=world)
             wanted = planner.plan(None).model.vocab_size if chooses_vocabulary(config) else None
             if tokenizer := stored_tokenizer(with_tokenizer_near(config, home, wanted), home):
                 planner.text = text_on_disk(config, home, tokenizer)
         vocab_size, source = vocabulary(config, home, wanted)
         made = planner.plan(vocab_size) if planner else plan(config, vocab_size, available)
+    world.rows(made.rows_per_step)
     limit = made.memory_limit or available.memory
     machine = runtime.machine()
     room = Room(config.memory_limit, runtime.cache_at_peak(limit, made.peak), machine.memory)
     if check_limits:
         runtime.check_limits(limit, config.wired)
-    speed = runtime.matmul_flops(dtype=runtime.compute_dtype(config.dtype))
-    return estimate(made, config.tag, source, step, available, room, machine.device, speed)
+    of_one = runtime.matmul_flops(dtype=runtime.compute_dtype(config.dtype))
+    speed = available.devices * of_one
+    return estimate(
+        made, config.tag, source, step, available, room, machine.device, speed, world.size
+    )

@@ -1,18 +1,18 @@
 """Evaluations of a run on data that is held out; every rank takes a part of each."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Protocol
 
 from mlxchat.data.documents import Documents
-from mlxchat.data.loader import Loader, first_rows
+from mlxchat.data.loader import Batch, Loader, first_rows
 from mlxchat.evaluate.loss import bits_per_byte
 from mlxchat.runtime import mx
 from mlxchat.telemetry.clock import Clock
 from mlxchat.telemetry.events import Event
-from mlxchat.train.loop import ShouldStop
+from mlxchat.train.loop import Draw, ShouldStop
 from mlxchat.train.resume import TrainState
 from mlxchat.train.world import World
 
@@ -33,10 +33,26 @@ class Evaluation(Protocol):
 
 
 class LossEvaluation:
-    """Measures bits per byte of the first validation documents; each rank takes its batches."""
+    """Measures bits per byte of the first validation documents; each rank takes its batches.
 
-    def __init__(self, documents: Documents, state: TrainState, world: World, clock: Clock) -> None:
-        self._documents, self._state, self._world, self._clock = documents, state, world, clock
+    Args:
+        documents: the data.
+        state: what is evaluated.
+        world: the ranks.
+        clock: stamps the events.
+        draw: returns the first batch when all ranks have theirs: one may wait for its shard.
+    """
+
+    def __init__(
+        self,
+        documents: Documents,
+        state: TrainState,
+        world: World,
+        clock: Clock,
+        draw: Callable[[Draw], list[Batch]],
+    ) -> None:
+        self._documents, self._state, self._draw = documents, state, draw
+        self._world, self._clock = world, clock
         in_chunks = partial(state.model.losses, chunk_rows=state.plan.chunk_rows)
         self._losses = mx.compile(in_chunks, inputs=state.model.state)
 
@@ -47,11 +63,12 @@ class LossEvaluation:
         """
         plan, tokenizer, world = self._state.plan, self._state.tokenizer, self._world
         rows, context = plan.device_batch_size, plan.model.sequence_len
-        documents, answers_only = self._documents.validation(), self._documents.conversational
+        documents, preparation = self._documents.validation(), self._documents.preparation
         with Loader(
-            documents, tokenizer, rows, context, stop=stop, answers_only=answers_only
+            documents, tokenizer, rows, context, stop=stop, preparation=preparation
         ) as batches:
-            wanted = first_rows(batches, plan.eval_rows)
+            rest = first_rows(batches, plan.eval_rows)
+            wanted = chain(self._draw(lambda: list(islice(rest, 1))), rest)
             limit = math.ceil(plan.eval_rows / rows)
             yield from bits_per_byte(
                 self._losses,

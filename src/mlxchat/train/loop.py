@@ -68,14 +68,15 @@ Launch = Callable[[int], Pending]
 
 @dataclass(frozen=True)
 class Cadence:
-    """Steps between evaluations, samples and checkpoints; 0: never.
+    """Steps between evaluations, measurements of CORE, samples and checkpoints; 0: never.
 
-    The last step is always saved, and evaluated and sampled unless the cadence is 0. Where text is
+    The last step is always saved, and has the others unless their cadence is 0. Where text is
     read for a second time or more, a step whose evaluation is the best so far is saved too, unless
     the cadence is 0: a model that learns text by heart gets worse.
     """
 
     eval_every: int = 0
+    core_every: int = 0
     sample_every: int = 0
     save_every: int = 0
 
@@ -92,6 +93,7 @@ class Hooks:
     Attributes:
         clock: stamps the events and times the steps.
         evaluate: measures the validation loss, yielding its events.
+        core: measures CORE, yielding its events.
         sample: has the model continue prompts, yielding its events.
         save: saves a checkpoint with the loader's state after the step, yielding its events.
         stop: polled; returns True to save and stop.
@@ -99,6 +101,7 @@ class Hooks:
 
     clock: Clock
     evaluate: Callable[[int], Iterator[Event]] = nothing
+    core: Callable[[int], Iterator[Event]] = nothing
     sample: Callable[[int], Iterator[Event]] = nothing
     save: Callable[[int, LoaderState], Iterator[Event]] = nothing
     stop: ShouldStop = lambda: False
@@ -112,6 +115,7 @@ def train(
     *,
     step: int = 0,
     evaluated: bool = False,
+    core_measured: bool = False,
     shards: int = 1,
     ahead: bool = True,
 ) -> Iterator[Event]:
@@ -128,6 +132,7 @@ def train(
         cadence: how often each of them is due.
         step: the number of steps done so far.
         evaluated: whether that step has been evaluated already.
+        core_measured: whether its CORE has been measured already; it is not of new models.
         shards: the number of training shards, for the position in each `Stepped`.
         ahead: launch a step while the device still computes the one before. One that begins with
             samples of the model would wait for it anyway.
@@ -139,6 +144,8 @@ def train(
     """
     if cadence.eval_every and step % cadence.eval_every == 0 and not evaluated:
         yield from _until_stopped(hooks.evaluate(step), hooks.stop)
+    if step and cadence.core_every and step % cadence.core_every == 0 and not core_measured:
+        yield from _until_stopped(hooks.core(step), hooks.stop)
 
     launched: Pending | None = None  # the step launched last
     reported = True  # whether its `Stepped` has been yielded
@@ -189,17 +196,22 @@ def train(
 def _due(
     cadence: Cadence, hooks: Hooks, step: int, last: bool
 ) -> list[Callable[[int], Iterator[Event]]]:
-    """Return evaluation and sampling, where they are due after a step."""
-    optional = (cadence.eval_every, hooks.evaluate), (cadence.sample_every, hooks.sample)
+    """Return evaluation, CORE and sampling, where they are due after a step."""
+    optional = (
+        (cadence.eval_every, hooks.evaluate),
+        (cadence.core_every, hooks.core),
+        (cadence.sample_every, hooks.sample),
+    )
     return [activity for every, activity in optional if every and (last or step % every == 0)]
 
 
 def _perform(
     activities: list[Callable[[int], Iterator[Event]]], step: int, stop: ShouldStop, last: bool
 ) -> Generator[Event, None, tuple[MlxchatError | None, bool]]:
-    """Evaluate and sample; return the error if one fails, and whether the evaluation is the best.
+    """Evaluate, measure CORE and sample; ``stop`` can cut this short, except after the last step.
 
-    ``stop`` can cut them short, except after the last step.
+    Returns:
+        The error if one of them fails, and whether the evaluation is the best so far.
     """
     best = False
     try:
@@ -243,6 +255,9 @@ def _until_stopped(events: Iterator[Event], stop: ShouldStop) -> Iterator[Event]
 
 # ==== A step =====================================================================================
 
+Draw = Callable[[], list[Batch]]
+"""Returns the batches of a step, or the first of an evaluation; it may wait for a shard."""
+
 
 MicroBatch = tuple[mx.array, mx.array, mx.array | None]
 """Ids and targets, both (B, T), and the weights of the rows' losses, (B,), if they have any."""
@@ -261,8 +276,8 @@ class StepParts:
     dropout: float = 0.0
     seed: int = 0  # decides, with the number of the step, what dropout zeroes
     world: World = ALONE  # each rank computes with its own rows of every step
-    announce: Callable[[int], None] = lambda number: None  # called when a step's batches are there
-    # Whether each rank makes batches of its own, after the step was announced; or reads all ranks'.
+    draw: Callable[[int, Draw], list[Batch]] = lambda number, draw: draw()  # when all ranks can
+    # Whether each rank makes batches of its own, once all know of the step; or reads all ranks'.
     own_batches: bool = False
     news: Callable[[], Sequence[Event]] = lambda: ()  # what there is to tell of a step's batches
 
@@ -281,13 +296,11 @@ class StepParts:
         return self.plan.of_each(self.world.size)
 
     def next_batches(self, number: int) -> list[Batch]:
-        """Return the batches of a step, and announce it."""
+        """Return the batches of a step, which all ranks make."""
         if self.own_batches:
-            self.announce(number)
+            self.draw(number, list)  # what ranks make of their own, they make once all know of it
             return list(islice(self.batches, self.own_plan.accumulation))
-        batches = list(islice(self.batches, self.plan.accumulation))
-        self.announce(number)
-        return batches
+        return self.draw(number, lambda: list(islice(self.batches, self.plan.accumulation)))
 
     def own_rows(self, batches: Sequence[Batch]) -> Iterator[MicroBatch]:
         """Yield this rank's micro-batches of a step."""
@@ -342,7 +355,7 @@ def compile_step(parts: StepParts, stop: ShouldStop = lambda: False) -> Launch:
             mx.eval(shares[-1:])  # no more than one micro-batch under way
             shares.append(share)
         gradients[SHARES] = mx.stack(shares)  # by the same way to the other ranks
-        gradients = world.sum(gradients)
+        gradients = world.sum(gradients, world.sent_as)
         of_loss = gradients.pop(SHARES)
         rates = parts.rates(number - 1)
         norm = optimizer.update(model, gradients, rates, parts.grad_clip, plan.streams)

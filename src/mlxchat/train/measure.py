@@ -1,12 +1,13 @@
-"""The means of this machine for training, and its speed on synthetic data."""
+"""The means for training of this machine, or of all ranks, and their speed on synthetic data."""
 
 from functools import cache, partial
-from itertools import pairwise, repeat
+from itertools import repeat
 from statistics import median
+from typing import get_args
 
 import numpy as np
 
-from mlxchat import openblas
+from mlxchat import openblas, system
 from mlxchat.autotune import fastest
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.recipes import ENDLESS, Text
@@ -24,6 +25,7 @@ from mlxchat.runtime import compute_dtype, machine, matmul_flops, mx, spare_memo
 from mlxchat.streams import STREAMS, one_thread_each
 from mlxchat.telemetry.clock import Timer
 from mlxchat.train.loop import Compile, StepParts, compile_step
+from mlxchat.train.world import ALONE, Act, World
 
 MODEL_SEED = 0
 MOMENTUM = 0.95
@@ -51,6 +53,42 @@ def resources(dtype: str = "auto") -> Resources:
         chunk_rows=FASTEST_CHUNK_ROWS[here.backend],
         micro_batch_tokens=MICRO_BATCH_TOKENS[here.backend],
         streams=fastest_streams(),
+    )
+
+
+def resources_of_all(world: World, dtype: str = "auto") -> Resources:
+    """Return the means that every rank has, from which rank 0 plans."""
+    if world.alone:
+        return resources(dtype)
+    world.announce(Act.RESOURCES)
+    return least_resources(world, dtype)
+
+
+def least_resources(world: World, dtype: str = "auto") -> Resources:
+    """Return the least that any rank has for training; all ranks call it at the same time.
+
+    Ranks on one machine share its memory, but for NVIDIA's GPUs, which have their own.
+    """
+    own = resources(dtype)
+    kinds = get_args(ScoresHeld)
+    shares_memory = machine().backend != "cuda"
+    name = system.identity() if shares_memory else f"{system.identity()}, rank {world.rank}"
+    machines = world.gather_texts(name)
+    row = [own.memory, own.value_bytes, kinds.index(own.scores_held), own.streams]
+    memory, value_bytes, held, streams = world.gather(row).T
+    shares = [
+        int(free) // machines.count(each) for free, each in zip(memory, machines, strict=True)
+    ]
+    rank = shares.index(min(shares))
+    sharing = machines.count(machines[rank])
+    spared_by = f"the machine of rank {rank}"
+    return own._replace(
+        memory=shares[rank],
+        value_bytes=int(value_bytes.max()),
+        scores_held=kinds[int(held.max())],
+        streams=int(streams.min()),
+        devices=len(set(machines)),
+        spared_by=f"{spared_by}, for each of its {sharing} ranks," if sharing > 1 else spared_by,
     )
 
 
@@ -101,7 +139,7 @@ class Planner:
         started_at: when the budget started to run, by ``timer``.
         compile: makes the function that launches a step.
         text: how much there is.
-        ranks: that train together; what one of them can do is measured.
+        world: the ranks, which take the measured steps together.
     """
 
     def __init__(
@@ -112,16 +150,16 @@ class Planner:
         timer: Timer,
         compile: Compile = compile_step,
         text: Text = ENDLESS,
-        ranks: int = 1,
+        world: World = ALONE,
     ) -> None:
         budget = float(config.budget_seconds or 0)
         seconds = min(BUDGET_SHARE * budget, LONGEST_SECONDS)
         self._config, self._resources = config, resources
         self.text = text
-        of_one = step_timer(seconds, timer, compile, config.dtype)
-        self._measure = lambda draft: (taken := of_one(draft)) and taken / ranks
+        self._measure = step_timer(seconds, timer, compile, config.dtype, world)
         self._left = lambda: started_at + budget - timer()
-        self._presumed = ranks * UTILISATION * matmul_flops(dtype=compute_dtype(config.dtype))
+        speed = matmul_flops(dtype=compute_dtype(config.dtype))
+        self._presumed = resources.devices * UTILISATION * speed
         self._speeds: dict[int, float] = {}  # FLOP/s by depth
 
     def plan(self, vocab_size: int | None) -> Plan:
@@ -146,7 +184,11 @@ class Planner:
 
 
 def step_timer(
-    seconds: float, timer: Timer, compile: Compile = compile_step, dtype: str = "auto"
+    seconds: float,
+    timer: Timer,
+    compile: Compile = compile_step,
+    dtype: str = "auto",
+    world: World = ALONE,
 ) -> Measure:
     """Return a function that measures the steps of one plan after another, each plan's once.
 
@@ -158,6 +200,7 @@ def step_timer(
         timer: returns seconds since any origin.
         compile: makes the function that launches a step.
         dtype: the precision of the activations, as the setting names it.
+        world: the ranks that take the steps together; this one is rank 0.
     """
     left = seconds
     measured: dict[tuple[GPTConfig, int], float] = {}
@@ -166,7 +209,11 @@ def step_timer(
         nonlocal left
         step, begun = (plan.model, plan.tokens_per_step), timer()
         if step not in measured and left > 0:
-            measured[step] = step_seconds(plan, left / 2, timer, compile, dtype)
+            world.rows(plan.rows_per_step)
+            if not world.alone:
+                world.announce(Act.MEASURE)
+                world.gather_texts(plan.model_dump_json())
+            measured[step] = step_seconds(plan, left / 2, timer, compile, dtype, world)
             left -= timer() - begun
         return measured.get(step)
 
@@ -174,40 +221,49 @@ def step_timer(
 
 
 def step_seconds(
-    plan: Plan, limit: float, timer: Timer, compile: Compile = compile_step, dtype: str = "auto"
+    plan: Plan,
+    limit: float,
+    timer: Timer,
+    compile: Compile = compile_step,
+    dtype: str = "auto",
+    world: World = ALONE,
 ) -> float:
     """Train a new model for a few steps and return the seconds of the median one.
 
-    The time of compilation does not count, and the model is discarded.
+    The time of compilation does not count, and the model is discarded. All ranks call it at the
+    same time; rank 0's limit counts.
 
     Args:
         limit: seconds after which no further step is started; two steps are always taken.
         timer: returns seconds since any origin.
         compile: makes the function that launches a step.
         dtype: the precision of the activations, as the setting names it.
+        world: the ranks, each of which computes its rows.
     """
     started = timer()
-    accumulation = min(plan.accumulation, MICRO_BATCHES)
-    step = synthetic_step(plan.model_copy(update={"accumulation": accumulation}), dtype)
+    accumulation = min(plan.accumulation, MICRO_BATCHES * world.size)
+    step = synthetic_step(plan.model_copy(update={"accumulation": accumulation}), dtype, world)
     launch = compile(step)
-    ends = []
+    computing, waiting = list[float](), list[float]()  # seconds of each step
     for number in range(1, COUNTED_STEPS + 2):  # the first one compiles
-        metrics = launch(number).metrics
-        mx.eval(metrics, step.model.parameters(), step.optimizer.state)
-        ends.append(timer())
-        if number > 1 and ends[-1] - started > limit:
+        begun = timer()
+        pending = launch(number)
+        mx.eval(pending.metrics, step.model.parameters(), step.optimizer.state)
+        waiting.append(pending.waited or 0.0)
+        computing.append(timer() - begun - waiting[-1])
+        late = world.gather([timer() - started > limit])[0, 0]
+        if number > 1 and late:
             break
-    seconds = median(b - a for a, b in pairwise(ends))
     del launch, step
     mx.clear_cache()
     mx.reset_peak_memory()
-    return seconds * plan.accumulation / accumulation
+    return median(computing[1:]) * plan.accumulation / accumulation + median(waiting[1:])
 
 
 # ==== Training on synthetic data =================================================================
 
 
-def synthetic_step(plan: Plan, dtype: str = "auto") -> StepParts:
+def synthetic_step(plan: Plan, dtype: str = "auto", world: World = ALONE) -> StepParts:
     """Return the steps of a new model, on one batch of random tokens again and again.
 
     The rates are constant, which makes no difference to the time of a step.
@@ -229,4 +285,5 @@ def synthetic_step(plan: Plan, dtype: str = "auto") -> StepParts:
         plan=plan,
         grad_clip=plan.grad_clip,
         dropout=plan.dropout,
+        world=world,
     )

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+from mlxchat.data.loader import Batch
 from mlxchat.optim import schedule
 from mlxchat.optim.optimizer import Rates
 from mlxchat.runtime import mx
 from mlxchat.train.batches import Batches
-from mlxchat.train.loop import StepParts
+from mlxchat.train.loop import Draw, StepParts
 from mlxchat.train.resume import TrainState
 from mlxchat.train.stage import Stage
 
@@ -16,7 +17,7 @@ def step_parts(
     stage: Stage[Any, Any],
     state: TrainState,
     batches: Batches,
-    announce: Callable[[int], None] = lambda number: None,
+    draw: Callable[[int, Draw], list[Batch]] = lambda number, draw: draw(),
 ) -> StepParts:
     """Return the parts that the run's steps are computed with.
 
@@ -24,7 +25,7 @@ def step_parts(
         stage: the run's stage.
         state: what is trained; the rates follow its plan, which may change.
         batches: the batches of all ranks, or of this one if the stage draws its own.
-        announce: see `StepParts`.
+        draw: see `StepParts`.
     """
     plan = state.plan
     return StepParts(
@@ -37,7 +38,7 @@ def step_parts(
         plan.dropout,
         stage.config.seed,
         stage.world,
-        announce,
+        draw,
         stage.draws,
         batches.news,
     )

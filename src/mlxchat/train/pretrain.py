@@ -5,8 +5,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from mlxchat.checkpoint import catalog
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.corpus.documents import held_out_questions
-from mlxchat.data.documents import TextDocuments
+from mlxchat.data.documents import Documents, TextDocuments
 from mlxchat.data.loader import LoaderState
+from mlxchat.data.preparation import WHOLE_TEXT, Preparation
 from mlxchat.home import Home
 from mlxchat.model.gpt import GPT
 from mlxchat.optim import schedule
@@ -21,6 +22,7 @@ from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train import inputs
 from mlxchat.train.base import load_base, with_shape_of_base
+from mlxchat.train.core import RunCore
 from mlxchat.train.measure import Planner
 from mlxchat.train.resume import SavedRun, TrainState, new_optimizer
 from mlxchat.train.run import run
@@ -66,10 +68,9 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         """The model named by ``init_from``; None: random weights."""
         return self.config.init_from
 
-    @property
-    def whole_documents(self) -> bool:
-        """True with the recipe for budgets, whose rows are short."""
-        return self.config.recipe_name == "budget"
+    def preparation(self, documents: Documents) -> Preparation:
+        """Return how rows are made; the recipe for budgets, whose rows are short, drops nothing."""
+        return WHOLE_TEXT if self.config.recipe_name == "budget" else documents.preparation
 
     def data_in_words(self) -> list[str]:
         """Return the dataset's name and, for a hub dataset, its address and licence."""
@@ -125,7 +126,8 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
     ) -> Generator[Event, None, Prepared]:
         """Train a tokenizer if there is none, plan, and make the model.
 
-        If there is a time budget, the plan is based on the measured speed of this machine.
+        If there is a time budget, the plan is based on the measured speed of this machine, or of
+        all ranks.
         """
         config, home, clock = self.config, self.home, self.clock
         if config.budget:
@@ -151,7 +153,7 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         config, clock = self.config, self.clock
         text = inputs.size_of_text(config, documents)
         planner = Planner(
-            config, resources, started_at, clock.seconds, self.compile, text, self.world.size
+            config, resources, started_at, clock.seconds, self.compile, text, self.world
         )
         measuring = f"Measuring how fast this machine trains, for {config.budget}."
         wanted = None
@@ -166,6 +168,10 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
             yield Noted(clock(), measuring)
         planner.text = inputs.size_of_text(config, documents, tokenizer)
         return tokenizer, planner.plan(tokenizer.vocab_size)
+
+    def core(self) -> RunCore | None:
+        """Read the examples of CORE, if the settings ask for it."""
+        return RunCore.open(self.config, self.home, self.report)
 
     def prompts(
         self, tokenizer: Tokenizer, documents: TextDocuments

@@ -6,7 +6,7 @@ part of the questions right: where all answers are as good as each other, nothin
 """
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 
 from mlxchat.checkpoint import catalog, layout, store, trainer
 from mlxchat.config.rl import RlConfig
-from mlxchat.data.loader import LoaderState
+from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.data.questions.choice import GENERATED
 from mlxchat.data.questions.levels import FoundLevel, find_level
 from mlxchat.data.questions.question import TaskQuestion
@@ -33,7 +33,7 @@ from mlxchat.train.base import require_trainable
 from mlxchat.train.evaluation import Evaluation, never
 from mlxchat.train.examiner import Examiner
 from mlxchat.train.judgement import JudgedEvaluation
-from mlxchat.train.loop import ShouldStop
+from mlxchat.train.loop import Draw, ShouldStop
 from mlxchat.train.resume import SavedRun, TrainState, new_optimizer
 from mlxchat.train.rewards import CheckedReward, rewards_of
 from mlxchat.train.rl_documents import QuestionDocuments, files_of
@@ -269,7 +269,12 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
             stop,
         )
 
-    def evaluation(self, documents: QuestionDocuments, state: TrainState) -> Evaluation:
+    def evaluation(
+        self,
+        documents: QuestionDocuments,
+        state: TrainState,
+        draw: Callable[[Draw], list[Batch]] = lambda draw: draw(),
+    ) -> Evaluation:
         """Return what asks held-out questions."""
         assert state.plan.drawing is not None
         together = state.plan.drawing.together

@@ -9,6 +9,7 @@ from random import Random
 
 from mlxchat.data.documents import BATCH, Cursor, Read
 from mlxchat.data.fingerprint import fingerprint
+from mlxchat.data.preparation import ANSWERS
 from mlxchat.data.questions.question import QuestionSource, TaskQuestion
 from mlxchat.tokenizer.messages import Document
 
@@ -26,6 +27,7 @@ class QuestionDocuments:
     """
 
     conversational = True
+    preparation = ANSWERS
     shards = 1
 
     def __init__(self, source: QuestionSource, files: dict[str, str], seed: int) -> None:

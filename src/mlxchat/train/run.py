@@ -11,7 +11,8 @@ from mlxchat.checkpoint.best import judged_steps
 from mlxchat.checkpoint.files import require_connected
 from mlxchat.data.documents import Documents
 from mlxchat.device_failures import explained
-from mlxchat.errors import BackendError, ConfigError, command
+from mlxchat.errors import ConfigError, command
+from mlxchat.plan.memory import Resources
 from mlxchat.telemetry.events import Ended, Event, Noted, Replanned, Started
 from mlxchat.telemetry.log import RunLog
 from mlxchat.telemetry.meter import Meter
@@ -21,10 +22,11 @@ from mlxchat.train.batches import Batches
 from mlxchat.train.divergence import NotFiniteError, diverged
 from mlxchat.train.evaluation import never
 from mlxchat.train.loop import Cadence, Hooks, train
-from mlxchat.train.measure import resources
+from mlxchat.train.measure import resources_of_all
 from mlxchat.train.parts import step_parts
-from mlxchat.train.ranks import Leader, dismiss, send
+from mlxchat.train.ranks import Leader, Together, differing
 from mlxchat.train.resume import resume
+from mlxchat.train.sharing import send
 from mlxchat.train.stage import Prepared, Stage
 from mlxchat.train.world import RanksDifferError
 
@@ -69,9 +71,10 @@ def run(
         saved = None if fresh else stage.saved()
         if saved and saved.trainer.finished:
             yield Noted(clock(), f"The run {config.tag} is finished: {saved.folder}")
-            dismiss(stage.world)
+            stage.world.dismiss()
             return
         _require_own_name(stage)
+        core = stage.core()  # what is missing is said before the tokenizer is trained
 
         runtime.bound_buffer_cache()
         # Measured now, while the device is idle and empty; `Started` reports it.
@@ -84,11 +87,12 @@ def run(
 
         # Plan, tokenizer, model and optimizer: as saved, or new
         notes: tuple[str, ...] = ()
+        means = resources_of_all(stage.world, config.dtype)
         if saved:
-            state = yield from resume(config, saved, resources(config.dtype), clock)
+            state = yield from resume(config, saved, means, clock)
             meter.restore(saved.trainer.meter)
         else:
-            state, notes = yield from _begin(stage, documents, started_at, fresh)
+            state, notes = yield from _begin(stage, documents, means, started_at, fresh)
 
         send(stage, documents, state)
 
@@ -103,13 +107,19 @@ def run(
         def asked_to_end() -> bool:
             return log.failed or stop()
 
-        leader = Leader(stage.world, lambda: state.plan, asked_to_end)
+        def tell(text: str) -> None:
+            stage.report(Noted(clock(), text))
+
+        weights = state.model.named_parameters
+        together = Together(stage.world, asked_to_end, weights, tell=tell)
+        leader = Leader(stage.world, lambda: state.plan, together)
         activities = Activities(
             stage=stage,
             documents=documents,
             state=state,
             meter=meter,
             log=log,
+            core=core,
             deadline=stage.deadline(state.plan, started_at),
             revision=saved.trainer.revision if saved else None,
             leader=leader,
@@ -123,7 +133,7 @@ def run(
             log.write(event)
             status.update(event)
             yield event
-        leader.end()
+        stage.world.dismiss()
         log.check()
 
 
@@ -143,10 +153,14 @@ def _require_own_name(stage: Stage[Any, Any]) -> None:
 
 
 def _begin(
-    stage: Stage[Any, Any], documents: Documents, started_at: float, fresh: bool
+    stage: Stage[Any, Any],
+    documents: Documents,
+    means: Resources,
+    started_at: float,
+    fresh: bool,
 ) -> Generator[Event, None, Prepared]:
     """Prepare a new run; with ``fresh``, an earlier one is set aside once that has succeeded."""
-    state, notes = yield from stage.prepare(documents, resources(stage.config.dtype), started_at)
+    state, notes = yield from stage.prepare(documents, means, started_at)
     stage.world.rows(state.plan.rows_per_step)
     if fresh:
         yield from _set_aside(stage)
@@ -204,12 +218,23 @@ def _events(activities: Activities, batches: Batches, notes: tuple[str, ...]) ->
     events = train(
         stage.compile(parts, activities.stop),
         lambda: state.plan.num_iterations,
-        Hooks(clock, activities.evaluate, activities.sample, activities.save, activities.stop),
+        Hooks(
+            clock,
+            activities.evaluate,
+            activities.measure_core,
+            activities.sample,
+            activities.save,
+            activities.stop,
+        ),
         Cadence(
-            config.eval_every, config.sampling_interval(plan.num_iterations), config.save_every
+            config.eval_every,
+            activities.core.every if activities.core else 0,
+            config.sampling_interval(plan.num_iterations),
+            config.save_every,
         ),
         step=state.step,
         evaluated=activities.meter.evaluated(state.step),
+        core_measured=any(point.step == state.step for point in activities.meter.core),
         shards=activities.documents.shards,
         ahead=not stage.draws,
     )
@@ -224,11 +249,7 @@ def _events(activities: Activities, batches: Batches, notes: tuple[str, ...]) ->
     except NotFiniteError as error:
         raise diverged(error, stage.folder, activities.documents.names) from error
     except RanksDifferError as error:
-        raise BackendError(
-            str(error),
-            "One of the machines computes wrongly. What was saved since they last agreed, at the "
-            "evaluation before, may be wrong too: remove it before you resume.",
-        ) from error
+        raise differing(error) from error
 
 
 def _better_step(stage: Stage[Any, Any]) -> Iterator[Event]:

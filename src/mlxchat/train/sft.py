@@ -1,16 +1,18 @@
-"""Supervised fine-tuning: a model learns from conversations to answer."""
+"""Supervised fine-tuning, and what every stage has that trains a model on conversations."""
 
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import ClassVar, TypeVar
 
 from mlxchat.checkpoint import catalog, trainer
-from mlxchat.config.sft import SftConfig
+from mlxchat.config.sft import ConversationConfig, SftConfig
 from mlxchat.data.chats.identity import Identity
 from mlxchat.data.chats.mixture import CONVERSATIONS, ChatDocuments
 from mlxchat.data.chats.sources import BUILTIN, parse
 from mlxchat.data.loader import LoaderState
+from mlxchat.data.preparation import ANSWERS, Preparation
 from mlxchat.errors import DataError, MlxchatError, NotFound
 from mlxchat.home import Home
 from mlxchat.names import composed
@@ -26,8 +28,8 @@ from mlxchat.tokenizer.messages import Conversation, Message
 from mlxchat.train.base import load_base, read_base
 from mlxchat.train.resume import SavedRun, TrainState, new_optimizer, read_saved
 from mlxchat.train.run import run
-from mlxchat.train.sft_plan import sft_plan, survey
-from mlxchat.train.stage import Prepared, Stage
+from mlxchat.train.sft_plan import conversation_plan, survey
+from mlxchat.train.stage import Prepared, Stage, share_held_out
 from mlxchat.train.world import ALONE, World
 
 OF_EARLIER_VERSION = (
@@ -35,7 +37,13 @@ OF_EARLIER_VERSION = (
     "order and skipped more of them. The run resumes as this version reads and packs them, so it "
     "will not end as it would have there."
 )
+SEEN_BEFORE = (
+    "{} was trained with a validation share of {:g}: at {:g}, it may have learnt some of the "
+    "conversations that are held out now. Set `validation_share={:g}` to compare with it."
+)
 WEIGHT = re.compile(r":[\d.e+-]+$")  # of a source of conversations
+
+Tuning = TypeVar("Tuning", bound=ConversationConfig)
 
 
 def run_fine_tuning(
@@ -49,42 +57,11 @@ def run_fine_tuning(
     world: World = ALONE,
 ) -> Iterator[Event]:
     """Fine-tune a model, or resume the run of that name; see `mlxchat.train.run.run`."""
-    stage = FineTuning(with_source(config, home), home, report, clock, world=world)
-    return run(stage, meter, stop, fresh)
+    config = FineTuning.with_source(config, home)
+    return run(FineTuning(config, home, report, clock, world=world), meter, stop, fresh)
 
 
-def with_source(config: SftConfig, home: Home) -> SftConfig:
-    """Fill in the model to begin with, if the settings name none.
-
-    It is that of an unfinished run with the same settings, or else the newest base model.
-
-    Raises:
-        NotFound: there is no base model.
-    """
-    if config.source is not None:
-        return config
-    for name, folder in catalog.newest_steps([home.stage(FineTuning.name)]):
-        with suppress(MlxchatError):  # it cannot be resumed, or not with these settings
-            state = trainer.read_state(folder, {FineTuning.name: SftConfig})
-            same = config.model_copy(update={"source": state.settings.source})
-            if same.tag == name and not state.finished:
-                read_saved(folder.parent, FineTuning.name, same)
-                return same
-    newest = catalog.last_saved([home.runs], _can_be_tuned)
-    if newest is None:
-        raise NotFound(
-            f"There is no base model in {home.runs}.",
-            "Make one: mlxchat quickstart, or mlxchat train",
-        )
-    return config.model_copy(update={"source": newest.parent.name})
-
-
-def _can_be_tuned(folder: Path) -> bool:
-    set_aside = catalog.SET_ASIDE.search(folder.parent.name)
-    return not set_aside and catalog.quantized_bits(folder) is None
-
-
-def chat_documents(config: SftConfig) -> ChatDocuments:
+def chat_documents(config: ConversationConfig, preparation: Preparation) -> ChatDocuments:
     """Open the conversations that the settings name.
 
     Raises:
@@ -100,20 +77,53 @@ def chat_documents(config: SftConfig) -> ChatDocuments:
         [parse(text, config.encoding, config.skip_bad) for text in config.data or ()],
         seed=config.seed,
         validation_share=config.validation_share,
+        preparation=preparation,
         identity=Identity.parse(config.identity) if config.identity else None,
         spelling_conversations=config.spelling,
     )
 
 
-class FineTuning(Stage[SftConfig, ChatDocuments]):
-    """The stage after pretraining."""
+def _can_be_tuned(folder: Path) -> bool:
+    set_aside = catalog.SET_ASIDE.search(folder.parent.name)
+    return not set_aside and catalog.quantized_bits(folder) is None
 
-    name = "fine-tuning"
-    settings = SftConfig
+
+class ConversationStage(Stage[Tuning, ChatDocuments]):
+    """A stage that trains a model further, on conversations."""
+
+    after: ClassVar[tuple[str, ...]]  # the stages whose models it begins with by default
+    prepared: ClassVar[Preparation]  # how rows are made of its conversations
+
+    @classmethod
+    def with_source(cls, config: Tuning, home: Home) -> Tuning:
+        """Fill in the model to begin with, if the settings name none.
+
+        It is that of an unfinished run with the same settings, or else the newest of the stages
+        before.
+
+        Raises:
+            NotFound: there is no such model.
+        """
+        if config.source is not None:
+            return config
+        for name, folder in catalog.newest_steps([home.stage(cls.name)]):
+            with suppress(MlxchatError):  # it cannot be resumed, or not with these settings
+                state = trainer.read_state(folder, {cls.name: type(config)})
+                same = config.model_copy(update={"source": state.settings.source})
+                if same.tag == name and not state.finished:
+                    read_saved(folder.parent, cls.name, same)
+                    return same
+        newest = catalog.last_saved([home.stage(name) for name in cls.after], _can_be_tuned)
+        if newest is None:
+            raise NotFound(
+                f"There is no base model in {home.runs}.",
+                "Make one: mlxchat quickstart, or mlxchat train",
+            )
+        return config.model_copy(update={"source": newest.parent.name})
 
     @property
     def begins_with(self) -> str | None:
-        """The model to fine-tune."""
+        """The model to train further."""
         return self.config.source
 
     @property
@@ -144,9 +154,9 @@ class FineTuning(Stage[SftConfig, ChatDocuments]):
         """Return Muon's momentum after ``step`` updates: that of nanochat's classic pretraining."""
         return schedule.muon_momentum("classic", step, plan.num_iterations, plan.warmdown_ratio)
 
-    def open(self, saved: SavedRun[SftConfig] | None) -> ChatDocuments:
+    def open(self, saved: SavedRun[Tuning] | None) -> ChatDocuments:
         """Open the conversations: for a saved run, those that it was started with."""
-        documents = chat_documents(self.config)
+        documents = chat_documents(self.config, self.prepared)
         if saved:
             before, found = saved.trainer.fingerprints.copy(), documents.fingerprints.copy()
             read_before, read_now = before.pop(CONVERSATIONS, None), found.pop(CONVERSATIONS)
@@ -190,7 +200,7 @@ class FineTuning(Stage[SftConfig, ChatDocuments]):
 
     def validation(self, names: list[str]) -> ChatDocuments:
         """Open the conversations, of which some are held out."""
-        return chat_documents(self.config)
+        return chat_documents(self.config, self.prepared)
 
     def notes(self, documents: ChatDocuments) -> Iterable[str]:
         """Return the model to begin with, and how many rows of each source are used."""
@@ -201,21 +211,24 @@ class FineTuning(Stage[SftConfig, ChatDocuments]):
     def prepare(
         self, documents: ChatDocuments, resources: Resources, started_at: float
     ) -> Generator[Event, None, Prepared]:
-        """Read the model to fine-tune, and plan by its training and the conversations."""
+        """Read the model to train further, and plan by its training and the conversations."""
         config, home = self.config, self.home
         folder = catalog.find_model(home.stages, config.source, config.step)
         base = read_base(folder, home)
         tokenizer = Tokenizer.load(folder)
         found = survey(documents, tokenizer, base.model.sequence_len, self.report, self.clock)
         yield Noted(self.clock(), found.summary())
-        plan = sft_plan(config, base, found.rows, resources)
+        plan = conversation_plan(config, base, found.rows, resources)
         hold_memory(plan.memory_limit, plan.peak, config.wired)
         model, before = load_base(folder, home, config.dtype)
         optimizer = new_optimizer(model)
         if config.load_optimizer:
             optimizer.state = trainer.read_optimizer(folder, optimizer.state)
         state = TrainState(plan, tokenizer, model, optimizer, 0, LoaderState(), before)
-        return Prepared(state, ())
+        share, now = share_held_out(folder, home), config.validation_share
+        seen = share is not None and share < now
+        notes = (SEEN_BEFORE.format(config.source, share, now, share),) if seen else ()
+        return Prepared(state, notes)
 
     def prompts(
         self, tokenizer: Tokenizer, documents: ChatDocuments
@@ -225,3 +238,12 @@ class FineTuning(Stage[SftConfig, ChatDocuments]):
             question = Conversation((Message("user", conversation.turns()[0].text),))
             words = f"{question.messages[0].text}\n"
             yield words, tokenizer.render_for_completion(question)
+
+
+class FineTuning(ConversationStage[SftConfig]):
+    """The stage after pretraining or mid-training, which learns what the assistant says."""
+
+    name = "fine-tuning"
+    settings = SftConfig
+    after = ("pretraining", "mid-training")
+    prepared = ANSWERS

@@ -1,12 +1,11 @@
-"""The plan of fine-tuning: what follows from the model to begin with and the conversations."""
+"""The plan of training on conversations: what follows from them and the model to begin with."""
 
 from itertools import islice
 from typing import NamedTuple
 
-from mlxchat.config.sft import SftConfig
+from mlxchat.config.sft import ConversationConfig
 from mlxchat.data.chats.mixture import ChatDocuments
 from mlxchat.data.documents import BATCH, Cursor
-from mlxchat.data.loader import pack_answers, render_answers
 from mlxchat.data.packing import unmask
 from mlxchat.errors import DataError
 from mlxchat.model.size import flops_per_token, parameters
@@ -21,12 +20,14 @@ from mlxchat.train.base import Base
 LEAST_STEPS = 100  # over which the conversations are spread, if there are that many rows
 
 
-def sft_plan(config: SftConfig, base: Base, epoch_rows: int, resources: Resources) -> Plan:
+def conversation_plan(
+    config: ConversationConfig, base: Base, epoch_rows: int, resources: Resources
+) -> Plan:
     """Derive the numbers that the settings leave open.
 
     Args:
         config: the settings.
-        base: the model to fine-tune.
+        base: the model to train further.
         epoch_rows: rows that the conversations of an epoch take.
         resources: the means of the machine.
 
@@ -77,7 +78,7 @@ class Survey(NamedTuple):
     rows: int  # after packing, of ``context`` tokens
     context: int
     tokens: int
-    answer_tokens: int  # of those, the assistant's: only they have a loss
+    learned: int  # of those, the ones that have a loss
     truncated: int  # conversations longer than a row
     unanswered: int  # conversations skipped, as no answer begins within a row
 
@@ -89,7 +90,7 @@ class Survey(NamedTuple):
         full = self.tokens / (self.rows * (self.context + 1))
         return (
             f"{self.conversations:,} conversations per epoch: {self.tokens:,} tokens, "
-            f"{self.answer_tokens:,} of them answers, in {self.rows:,} rows of {self.context:,} "
+            f"{self.learned:,} of them learned, in {self.rows:,} rows of {self.context:,} "
             f"({full:.0%} full){rest}."
         )
 
@@ -97,7 +98,7 @@ class Survey(NamedTuple):
 def survey(
     documents: ChatDocuments, tokenizer: Tokenizer, context: int, report: Report, clock: Clock
 ) -> Survey:
-    """Render and pack the first epoch, as training will.
+    """Prepare the first epoch as training will.
 
     Args:
         documents: the conversations.
@@ -109,7 +110,8 @@ def survey(
     Raises:
         DataError: no conversation has an answer within the context.
     """
-    capacity, lengths, read = context + 1, list[int](), 0
+    preparation, capacity = documents.preparation, context + 1
+    lengths, read = list[int](), 0
     total = documents.epoch_size
     epoch = islice(documents.training(Cursor()), total)
 
@@ -118,32 +120,31 @@ def survey(
         following = next(epoch, None)
         if following is None:
             return None
-        encoded = render_answers(tokenizer, following[0], capacity)
+        encoded = preparation.encode(tokenizer, following[0], capacity)
         lengths.extend(map(len, encoded))
         read += 1
         if read % BATCH == 0 or read == total:
             report(Progressed(clock(), "reading", read, total, "conversations"))
         return encoded
 
-    packing = pack_answers(tokenizer, capacity, refill)
-    rows = answer_tokens = 0
+    packing = preparation.pack(tokenizer, capacity, refill, ())
+    rows = learned = 0
     while (row := packing.row()) is not None:
         rows += 1
         _, targets = unmask(row[1:])
-        answer_tokens += int((targets >= 0).sum())
+        learned += int((targets >= 0).sum())
     if not lengths:
         raise DataError(
             f"No conversation has an answer within the model's context of {context:,} tokens.",
             "Use shorter conversations, or a model with a longer context.",
         )
-    kept = sum(min(length, capacity) for length in lengths)
-    truncated = sum(length > capacity for length in lengths)
+    longest = capacity if preparation.cuts else max(lengths)
     return Survey(
         conversations=len(lengths),
         rows=rows,
         context=context,
-        tokens=kept,
-        answer_tokens=answer_tokens,
-        truncated=truncated,
+        tokens=sum(min(length, longest) for length in lengths),
+        learned=learned,
+        truncated=sum(length > longest for length in lengths),
         unanswered=read - len(lengths),
     )

@@ -7,7 +7,7 @@ subclass of `Stage` in ``train/NEW.py``, a row in `STAGES` (``train/__init__.py`
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -18,6 +18,8 @@ from mlxchat.checkpoint.history import History, Training
 from mlxchat.checkpoint.trainer import TrainerState
 from mlxchat.config.run import RunConfig
 from mlxchat.data.documents import Documents
+from mlxchat.data.loader import Batch
+from mlxchat.data.preparation import Preparation
 from mlxchat.engine.tools import ToolUse
 from mlxchat.errors import CheckpointError, MlxchatError
 from mlxchat.home import Home
@@ -29,8 +31,9 @@ from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 from mlxchat.telemetry.events import Event, Report, Sampled
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train.batches import Batches, LoadedBatches
+from mlxchat.train.core import RunCore
 from mlxchat.train.evaluation import Evaluation, LossEvaluation, never
-from mlxchat.train.loop import Compile, ShouldStop, compile_step
+from mlxchat.train.loop import Compile, Draw, ShouldStop, compile_step
 from mlxchat.train.resume import Config, SavedRun, TrainState, read_saved
 from mlxchat.train.samples import samples
 from mlxchat.train.world import ALONE, World
@@ -90,10 +93,9 @@ class Stage(ABC, Generic[Config, Corpus]):
         """The share of the conversations that is held out; None if there are no conversations."""
         return None
 
-    @property
-    def whole_documents(self) -> bool:
-        """Whether training uses what a row has no room for, too; nanochat drops it."""
-        return False
+    def preparation(self, documents: Documents) -> Preparation:
+        """Return how rows to train on are made of the documents."""
+        return documents.preparation
 
     @abstractmethod
     def data_in_words(self) -> list[str]:
@@ -183,6 +185,14 @@ class Stage(ABC, Generic[Config, Corpus]):
             MlxchatError: the settings cannot work, or not in that memory.
         """
 
+    def core(self) -> RunCore | None:
+        """Read what CORE is measured with during the run; None if it is not.
+
+        Raises:
+            MlxchatError: it is missing, damaged or cannot be fetched.
+        """
+        return None
+
     def batches(self, documents: Corpus, state: TrainState, stop: ShouldStop = never) -> Batches:
         """Open the training batches where the run is in the data.
 
@@ -195,13 +205,20 @@ class Stage(ABC, Generic[Config, Corpus]):
             state.plan.model.sequence_len,
             state.loader,
             stop,
-            documents.conversational,
-            self.whole_documents,
+            self.preparation(documents),
         )
 
-    def evaluation(self, documents: Corpus, state: TrainState) -> Evaluation:
-        """Return what measures the model on data that is held out."""
-        return LossEvaluation(documents, state, self.world, self.clock)
+    def evaluation(
+        self,
+        documents: Corpus,
+        state: TrainState,
+        draw: Callable[[Draw], list[Batch]] = lambda draw: draw(),
+    ) -> Evaluation:
+        """Return what measures the model on data that is held out.
+
+        ``draw`` returns the first batch when all ranks have theirs: one may wait for its shard.
+        """
+        return LossEvaluation(documents, state, self.world, self.clock, draw)
 
     def sampled(self, documents: Corpus, state: TrainState, step: int) -> Iterator[Event]:
         """Yield samples of what the model writes after ``step`` steps."""
@@ -260,8 +277,9 @@ def history_of(folder: Path, home: Home) -> History:
         tokens=None if stage.draws else state.plan.tokens_per_step * state.step,
         began_with=Path(stage.begins_with).name if stage.begins_with else None,
     )
-    evaluations = state.meter.evaluations
-    return before.with_training(training, evaluations[-1][1] if evaluations else None)
+    evaluations, core = state.meter.evaluations, state.meter.core
+    bits_per_byte = evaluations[-1][1] if evaluations else None
+    return before.with_training(training, bits_per_byte, core[-1] if core else None)
 
 
 def validation_documents(folder: Path, home: Home) -> Documents:

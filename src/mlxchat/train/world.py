@@ -6,10 +6,12 @@ exchange: numbers, texts and arrays. Everything goes through `mlx.core.distribut
 or ours, sets the environment variables that say who the ranks are.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,9 @@ from mlxchat.errors import ConfigError, DeviceError, reason_of
 from mlxchat.model.gpt import Arrays
 from mlxchat.runtime import mx
 
+START_PATIENCE = 3600.0  # seconds: rank 0 may have a tokenizer to train before it sends anything
+TICK = 0.5  # seconds at a time in which a rank counts how long it has waited
+
 SUMMED_BYTES = 32 * 2**20  # summed at a time, so that copies of the gradients take little memory
 
 COMPARED = 2**22  # words of an array at a time
@@ -26,6 +31,19 @@ WORD_TYPES = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32}  # by the size of an arra
 
 Late = Callable[[DeviceError], None]
 """Ends the process with that error, called in a thread of its own: the main thread hangs."""
+
+
+class Act(IntEnum):
+    """An announcement of rank 0: the act that follows, in which every rank takes part."""
+
+    RESOURCES = 0  # the ranks tell what they can spare
+    MEASURE = 1  # steps of a plan that follows, as text, are timed
+    BEGIN = 2  # the state of the run follows
+    STEP = 3
+    EVALUATE = 4
+    PLAN = 5  # a changed plan follows, as text
+    END = 6
+    WAIT = 7  # rank 0 is busy, and alive
 
 
 class RanksDifferError(Exception):
@@ -40,6 +58,7 @@ class World:
         on_cpu: exchange by the CPU, which waits for others without a GPU's watchdog.
         patience: seconds in which the other ranks must answer.
         late: called if they do not.
+        sent_as: how matrices of gradients travel; bfloat16 is half as much, and rounded.
     """
 
     def __init__(
@@ -48,9 +67,11 @@ class World:
         on_cpu: bool = True,
         patience: float = RANK_PATIENCE,
         late: Late = lambda error: None,
+        sent_as: mx.Dtype = mx.float32,
     ) -> None:
         self._group, self._late, self._patience = group, late, patience
         self._stream = mx.cpu if on_cpu else None
+        self.sent_as = sent_as
         self.rank = group.rank() if group else 0
         self.size = group.size() if group else 1
         self._waited = 0.0
@@ -72,14 +93,28 @@ class World:
             ConfigError: they cannot be divided evenly.
         """
         if total % self.size:
-            possible = [ranks for ranks in range(1, total + 1) if total % ranks == 0]
+            possible = [ranks for ranks in range(1, min(total, 64) + 1) if total % ranks == 0]
+            whole = total // self.size * self.size
+            near = [rows for rows in (whole, whole + self.size) if rows]
             raise ConfigError(
                 f"The {total:,} rows of a step cannot be divided evenly among {self.size} ranks.",
-                f"Use {_or(possible)} ranks, or a `total_batch_size` of as many rows as "
-                f"{self.size} divides.",
+                f"Use {_or(possible)} ranks, or a `total_batch_size` of {_or(near)} rows.",
             )
         each = total // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
+
+    def announce(self, act: Act, number: int = 0) -> None:
+        """Tell the other ranks what follows, with the number of a step; rank 0 does."""
+        self.gather([act, number])
+
+    def dismiss(self) -> None:
+        """Tell the other ranks that nothing follows, so that they end."""
+        self.announce(Act.END)
+
+    def heard(self) -> tuple[Act, int]:
+        """Wait for an announcement; the other ranks do."""
+        act, number = self.gather([Act.END, 0])[0]
+        return Act(int(act)), int(number)
 
     def gather(self, numbers: Sequence[float]) -> npt.NDArray[np.float64]:
         """Return the numbers of all ranks, exactly, a row for each: (ranks, numbers)."""
@@ -100,8 +135,12 @@ class World:
         rows = self._gathered(row)
         return [each[:n].tobytes().decode() for each, n in zip(rows, lengths, strict=True)]
 
-    def sum(self, arrays: Arrays) -> Arrays:
+    def sum(self, arrays: Arrays, sent_as: mx.Dtype | None = None) -> Arrays:
         """Return the sums over the ranks of arrays that have the same names and shapes on all.
+
+        Args:
+            arrays: what is added up.
+            sent_as: how matrices travel; None for as they are, as vectors and scalars always do.
 
         ``arrays`` is emptied on the way, so that their memory can be used again. What computes them
         has ended before anything is exchanged: nothing on a GPU waits for another machine.
@@ -113,9 +152,11 @@ class World:
         began, summed = time.perf_counter(), Arrays()
         for names in list(_pieces(arrays)):
             flat = mx.concatenate([arrays[name].reshape(-1) for name in names])
-            mx.eval(flat)
-            total = mx.distributed.all_sum(flat, group=self._group, stream=self._stream)
+            sent = flat.astype(sent_as) if sent_as and _is_matrix(arrays[names[0]]) else flat
+            mx.eval(sent)
+            total = mx.distributed.all_sum(sent, group=self._group, stream=self._stream)
             self._evaluate(total)
+            total = total.astype(flat.dtype)
             ends = np.cumsum([arrays[name].size for name in names])[:-1].tolist()
             for name, part in zip(names, mx.split(total, ends), strict=True):
                 summed[name] = part.reshape(arrays.pop(name).shape)
@@ -174,12 +215,13 @@ class World:
 ALONE = World()
 
 
-def connect(patience: float, late: Late) -> World:
+def connect(patience: float, late: Late, sent_as: mx.Dtype = mx.float32) -> World:
     """Join the ranks that this process was launched with; one that was not is alone.
 
     Args:
         patience: seconds in which the other ranks must answer, always.
         late: called in a thread of its own if they do not.
+        sent_as: see `World`.
 
     Raises:
         DeviceError: they cannot be reached.
@@ -192,20 +234,28 @@ def connect(patience: float, late: Late) -> World:
             group = mx.distributed.init(strict=True, backend=backend)
     except (RuntimeError, ValueError) as error:
         raise lost(f"The ranks could not connect ({backend}): {reason_of(error)}.") from error
-    return World(group, backend != "nccl", patience, late)
+    return World(group, backend != "nccl", patience, late, sent_as)
 
 
 @contextmanager
 def watched(patience: float, late: Late) -> Iterator[None]:
-    """Give up after ``patience``, from a thread: a main thread that hangs cannot be woken up."""
-    silent = lost(f"Another rank has not answered for {patience:.0f} s.")
-    timer = threading.Timer(patience, late, [silent])
-    timer.daemon = True
-    timer.start()
+    """Give up after ``patience``, from a thread: a main thread that hangs cannot be woken up.
+
+    Time in which this process is stopped, by Ctrl-Z, counts as one `TICK` at most.
+    """
+    done = threading.Event()
+
+    def watch() -> None:
+        for _ in range(math.ceil(patience / TICK)):
+            if done.wait(TICK):
+                return
+        late(lost(f"Another rank has not answered for {patience:.0f} s."))
+
+    threading.Thread(target=watch, name="watching ranks", daemon=True).start()
     try:
         yield
     finally:
-        timer.cancel()
+        done.set()
 
 
 def lost(problem: str) -> DeviceError:
@@ -218,12 +268,19 @@ def lost(problem: str) -> DeviceError:
 
 
 def _pieces(arrays: Arrays) -> Iterator[list[str]]:
-    """Divide arrays among pieces of one dtype, of `SUMMED_BYTES` or one array; yields names."""
+    """Divide arrays among pieces of `SUMMED_BYTES`, or of one array; yields their names.
+
+    The arrays of a piece have one dtype, and are matrices or none is.
+    """
+
+    def kind(array: mx.array) -> tuple[str, bool]:
+        return str(array.dtype), _is_matrix(array)
+
     piece: list[str] = []
     held = 0
-    for name, array in sorted(arrays.items(), key=lambda item: (str(item[1].dtype), item[0])):
+    for name, array in sorted(arrays.items(), key=lambda item: (kind(item[1]), item[0])):
         full = held + array.nbytes > SUMMED_BYTES
-        if piece and (full or array.dtype != arrays[piece[-1]].dtype):
+        if piece and (full or kind(array) != kind(arrays[piece[-1]])):
             yield piece
             piece, held = [], 0
         piece.append(name)
@@ -232,10 +289,15 @@ def _pieces(arrays: Arrays) -> Iterator[list[str]]:
         yield piece
 
 
+def _is_matrix(array: mx.array) -> bool:
+    return array.ndim > 1
+
+
 def _checksum(array: mx.array) -> float:
     """Return the sum of an array's words, each times an odd number of its place, modulo 2^32."""
     words = mx.view(array.reshape(-1), WORD_TYPES[array.itemsize])
-    odd = mx.arange(COMPARED, dtype=mx.uint32) * 2 + 1  # two words that are exchanged are noticed
+    places = mx.arange(min(COMPARED, words.size), dtype=mx.uint32)
+    odd = places * 2 + 1  # so that two words that are exchanged are noticed
     total = mx.array(0, mx.uint32)
     for first in range(0, words.size, COMPARED):
         piece = words[first : first + COMPARED].astype(mx.uint32)

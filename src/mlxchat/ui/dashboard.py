@@ -228,6 +228,9 @@ def _of_text(meter: Meter, latest: Stepped | None) -> tuple[list[Cell], list[Cel
         step, lowest = meter.best
         learning.append(Cell("bits per byte", f"{meter.bits_per_byte:.4f}"))
         learning.append(Cell("best", f"{lowest:.4f}, step {step:,}"))
+    if meter.core:
+        _, core, error, _ = meter.core[-1]
+        learning.append(Cell("CORE", f"{core:.4f} ± {error:.4f}"))
     if latest:
         learning.append(Cell("learning rate", f"{latest.learning_rate:.3g}"))
         learning.append(Cell("gradient norm", f"{latest.gradient_norm:.3g}"))

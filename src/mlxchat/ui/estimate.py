@@ -75,11 +75,22 @@ def _training(facts: Estimate) -> list[Row]:
         Row("steps", f"{plan.num_iterations:,}"),
         Row("tokens", f"{facts.tokens:,}", f"{ratio:,.3g} per parameter{counted}"),
         Row("tokens per step", f"{plan.tokens_per_step:,}", f"{batches} of {rows}"),
+        *_ranks(facts),
         Row("checkpointing", "on" if plan.grad_checkpoint else "off", activations),
         Row("FLOPs per token", f"{plan.flops_per_token:,}"),
         Row("FLOPs", f"{facts.total_flops:.3g}"),
         _time(facts),
     ]
+
+
+def _ranks(facts: Estimate) -> list[Row]:
+    """Return how the rows of a step are divided among several ranks."""
+    if facts.ranks == 1:
+        return []
+    each = facts.plan.of_each(facts.ranks)
+    rows = f"{amount(each.device_batch_size, 'rows')} of {facts.plan.model.sequence_len:,}"
+    said = f"each with {amount(each.accumulation, 'micro-batches')} of {rows}"
+    return [Row("ranks", str(facts.ranks), said)]
 
 
 def _time(facts: Estimate) -> Row:
@@ -115,7 +126,8 @@ def _memory(facts: Estimate) -> list[Row]:
     positions = plan.device_batch_size * plan.model.sequence_len
     chunk = min(positions, chunk_size(positions, plan.model.vocab_size, plan.chunk_rows))
     notes = NOTES | {"logits": f"in a micro-batch, {chunk:,} positions at a time"}
-    spare = f"what this machine can spare of {memory_size(facts.machine_memory)}"
+    each = " for each rank" if facts.ranks > 1 else ""
+    spare = f"what this machine can spare{each} of {memory_size(facts.machine_memory)}"
     given = facts.memory_limit_given and as_options(f"`memory_limit={facts.memory_limit_given}`")
     return [
         *(Row(name, memory_size(size), notes.get(name, "")) for name, size in facts.memory.items()),

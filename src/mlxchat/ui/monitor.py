@@ -255,6 +255,9 @@ def _numbers(run: WatchedRun, now: float) -> list[Cell]:
         cells.append(Cell("bits per byte", f"{meter.bits_per_byte:.4f}"))
     if meter.best is not None and meter.best[0] != meter.evaluations[-1][0]:
         cells.append(Cell("best", f"{meter.best[1]:.4f}, step {meter.best[0]:,}"))
+    if meter.core:
+        _, core, error, _ = meter.core[-1]
+        cells.append(Cell("CORE", f"{core:.4f} ± {error:.4f}"))
     if run.state == "running":
         rate, left = meter.tokens_per_second, run.seconds_left(now)
         cells.append(Cell("tokens/s", "–" if rate is None else f"{rate:,.0f}"))

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from mlxchat.telemetry.clock import Timer
 from mlxchat.telemetry.events import (
+    CoreMeasured,
     Drawing,
     Ended,
     Evaluated,
@@ -51,6 +52,11 @@ def describe(event: Event, meter: Meter) -> str | None:
             return f"step {event.step:,}: validation {bits}, loss {event.loss:.4f}"
         case Judged():
             return f"step {event.step:,}: {_judgement(event, meter)}"
+        case CoreMeasured():
+            return (
+                f"step {event.step:,}: CORE {event.core:.4f} ± {event.error:.4f}, of at most "
+                f"{event.max_per_task:,} examples a task"
+            )
         case Sampled():
             worth = "" if event.reward is None else f", reward {event.reward:g}"
             prompt = event.prompt.strip()

@@ -14,6 +14,7 @@ from mlxchat.data.chats.sources import BUILTIN, VALIDATION_SHARE, Source, listin
 from mlxchat.data.corpus.documents import corpus_documents
 from mlxchat.data.documents import Cursor, Read
 from mlxchat.data.fingerprint import fingerprint
+from mlxchat.data.preparation import ANSWERS, Preparation
 from mlxchat.data.questions.tasks import solved_conversations
 from mlxchat.errors import DataError
 from mlxchat.tokenizer.messages import Conversation
@@ -36,6 +37,7 @@ class ChatDocuments:
             ``weight`` times per epoch; a fractional part adds a random sample, drawn per epoch.
         seed: the seed of the order and of generated conversations.
         validation_share: the share of conversations to hold out, 0 to 1.
+        preparation: how rows are made of them.
         identity: who the model is: adds `IDENTITY_CONVERSATIONS` about it, in place of those of
             the built-in corpus.
         spelling_conversations: how many conversations about spelling and letters to generate.
@@ -62,10 +64,12 @@ class ChatDocuments:
         *,
         seed: int,
         validation_share: float = VALIDATION_SHARE,
+        preparation: Preparation = ANSWERS,
         identity: Identity | None = None,
         spelling_conversations: int = 0,
     ) -> None:
         self._seed = seed
+        self.preparation = preparation
         paths = dict.fromkeys(path for source in sources for path in listing(source).files)
         self.names = tuple(map(str, paths))
         self.fingerprints = {str(path): fingerprint(path) for path in paths}

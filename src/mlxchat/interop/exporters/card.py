@@ -114,6 +114,10 @@ def _figures(saved: SavedModel, history: History) -> Iterator[str]:
         yield f"| {training.stage} | {_trained_on(training)} |"
     if history.bits_per_byte is not None:
         yield f"| validation | {history.bits_per_byte:.4f} bits per byte |"
+    if history.core is not None:
+        step, core, error, most = history.core
+        of = f"at step {step:,}, at most {most:,} examples a task"
+        yield f"| CORE | {core:.4f} ± {error:.4f} {of} |"
 
 
 def _trained_on(training: Training) -> str:

@@ -1,0 +1,43 @@
+"""Mid-training, as nanochat had it (mid_train at commit dfc8833): conversations learned as text.
+
+A base model meets the form of conversations, tasks and tools in large amounts before fine-tuning
+teaches it to answer: all of every conversation is learned, questions too, at the learning rates of
+pretraining. nanochat's mixture is SmolTalk, MMLU's auxiliary questions, GSM8K, who the model is
+(twice), and spelling, each as often as it has rows.
+"""
+
+from collections.abc import Callable, Iterator
+
+from mlxchat.config.mid import MidConfig
+from mlxchat.data.preparation import DIALOGUE
+from mlxchat.home import Home
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
+from mlxchat.telemetry.events import Event, Report
+from mlxchat.telemetry.meter import Meter
+from mlxchat.train.run import run
+from mlxchat.train.sft import ConversationStage
+from mlxchat.train.world import ALONE, World
+
+
+def run_mid_training(
+    config: MidConfig,
+    home: Home,
+    report: Report,
+    meter: Meter | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    fresh: bool = False,
+    clock: Clock = SYSTEM_CLOCK,
+    world: World = ALONE,
+) -> Iterator[Event]:
+    """Mid-train a model, or resume the run of that name; see `mlxchat.train.run.run`."""
+    config = MidTraining.with_source(config, home)
+    return run(MidTraining(config, home, report, clock, world=world), meter, stop, fresh)
+
+
+class MidTraining(ConversationStage[MidConfig]):
+    """The stage between pretraining and fine-tuning, which learns all of the conversations."""
+
+    name = "mid-training"
+    settings = MidConfig
+    after = ("pretraining",)
+    prepared = DIALOGUE
