@@ -1,26 +1,40 @@
 """Reinforcement learning: a run from its settings to its end, interrupted or not; refusals."""
 
 import json
+from collections.abc import Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.marks import slow
 from support.models import network, saved_in
 from support.rl_runs import rl_config, rl_run
+from support.thread_ranks import in_threads
 
 from mlxchat.checkpoint import layout, store, trainer
 from mlxchat.config.rl import RlConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
+from mlxchat.plan.memory import Resources
 from mlxchat.runtime import mx
-from mlxchat.telemetry.events import Ended, Judged, Noted, Rewarded, Sampled, Started, Stepped
+from mlxchat.telemetry.events import (
+    Ended,
+    Event,
+    Judged,
+    Noted,
+    Rewarded,
+    Sampled,
+    Started,
+    Stepped,
+)
 from mlxchat.train.rl import (
     Reinforcement,
     run_reinforcement,
     with_level,
     with_tuned_source,
 )
-from mlxchat.train.stage import history_of, validation_documents
+from mlxchat.train.stage import Prepared, history_of, validation_documents
+from mlxchat.train.world import World
 
 
 def end_of(home: Path, step: int = 4) -> dict[str, mx.array]:
@@ -199,3 +213,32 @@ def test_the_note_of_a_reward_is_told(tmp_path: Path) -> None:
     )
     notes = [event.text for event in rl_run(tmp_path / "home", config) if isinstance(event, Noted)]
     assert any("printed" in note for note in notes)
+
+
+def test_ranks_draw_what_one_process_would_and_tell_of_all(tmp_path: Path) -> None:
+    config = rl_config(tmp_path)
+    resources = Resources(2**30, value_bytes=4, scores_held="none", chunk_rows=128)
+
+    def first_step(here: World) -> tuple[Rewarded, float, int]:
+        stage = Reinforcement(config, Home(tmp_path / "home"), world=here)
+        documents = stage.open(None)
+        *_, prepared = _with_result(stage.prepare(documents, resources, 0.0))
+        with stage.batches(documents, prepared.state) as batches:
+            number = prepared.state.plan.of_each(here.size).accumulation
+            made = [next(batches) for _ in range(number)]
+            [event] = batches.news()
+        tokens = sum(int((batch.targets >= 0).sum()) for batch in made)
+        return event, sum(float(abs(batch.weights).sum()) for batch in made), tokens
+
+    alone, weight, tokens = first_step(World())
+    of_ranks = in_threads(2, first_step)
+    for event, _, _ in of_ranks:
+        same = replace(event, time=alone.time, seconds=alone.seconds, entropy=alone.entropy)
+        assert same == alone
+    assert sum(weight for _, weight, _ in of_ranks) == pytest.approx(weight)
+    assert sum(tokens for _, _, tokens in of_ranks) == tokens
+
+
+def _with_result(events: Generator[Event, None, Prepared]) -> Iterator[Event | Prepared]:
+    """The events of a generator, and last what it returns."""
+    yield (yield from events)

@@ -174,6 +174,7 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
     name = "reinforcement learning"
     settings = RlConfig
     draws = True
+    _made: tuple[TrainState, Examiner] | None = None  # whose model the examiner asks
 
     @property
     def begins_with(self) -> str | None:
@@ -295,14 +296,18 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
             yield Sampled(self.clock(), step, f"{question.prompt}\n", text, reward)
 
     def _examiner(self, documents: QuestionDocuments, state: TrainState) -> Examiner:
+        """Return what asks the model of a state: one for steps, evaluations and samples."""
         drawing = state.plan.drawing
         assert drawing is not None
-        return Examiner(
-            state.model,
-            state.tokenizer,
-            documents.source,
-            self.reward,
-            self.config.sampling,
-            drawing.max_tokens,
-            drawing.together,
-        )
+        if self._made is None or self._made[0] is not state:
+            examiner = Examiner(
+                state.model,
+                state.tokenizer,
+                documents.source,
+                self.reward,
+                self.config.sampling,
+                drawing.max_tokens,
+                drawing.together,
+            )
+            self._made = state, examiner
+        return self._made[1]
