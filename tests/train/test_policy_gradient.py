@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support.cases import relative
+from support.cases import golden, relative
 from support.rl_goldens import RlCase
 
 from mlxchat.config.rl import RlConfig
@@ -12,6 +12,7 @@ from mlxchat.plan.memory import BatchPlan
 from mlxchat.runtime import mx
 from mlxchat.train.loop import StepParts, compile_step
 from mlxchat.train.policy_gradient import advantages, all_equal, row_weights
+from mlxchat.train.rewards import rewards_of
 from mlxchat.train.rl_plan import RL_MOMENTUM, rl_rates
 
 
@@ -81,3 +82,10 @@ def test_the_weight_of_an_answer_is_shared_among_the_tokens_of_its_pass() -> Non
     drawn = np.array([[2, 3, 0, 0]])
     found = row_weights(np.array([[1, -1, 2, -2]], np.float32), drawn, 2, questions=3)
     np.testing.assert_allclose(found * 3 * 2, [1 / 5, -1 / 5, 2, -2], rtol=1e-6)
+
+
+def test_rewards_of_gsm8k_are_nanochats() -> None:
+    judged = golden("rl/modern.json")["gsm8k_rewards"]
+    assert len(judged) > 10
+    reward = rewards_of(None, "number")
+    assert [reward.score("", text, "18") for text, _ in judged] == [given for _, given in judged]
