@@ -50,7 +50,15 @@ ALLOWED = {
     "engine": {"config", "model", "runtime", "tokenizer"},
     "serve": {"config", "engine", "model", "runtime", "tokenizer"},
     "checkpoint": {"config", "data", "model", "plan", "runtime", "tokenizer"},
-    "interop": {"checkpoint", "model", "optim", "runtime", "tokenizer"},
+    "interop": {
+        "checkpoint",
+        "config",
+        "evaluate",
+        "model",
+        "optim",
+        "runtime",
+        "tokenizer",
+    },
     "evaluate": {"checkpoint", "config", "data", "engine", "model", "runtime", "tokenizer"},
     "train": {
         "checkpoint",
@@ -110,6 +118,7 @@ OUTSIDE = {  # packages that only these parts may import
     "prompt_toolkit": {"ui"},
     "rich": {"ui"},
     "typer": {"cli"},
+    "gguf": {"interop"},
     "httpx": {"data"},
     "pyarrow": {"data", "evaluate"},
     "starlette": {"serve"},
@@ -216,6 +225,7 @@ def test_a_public_name_means_one_thing() -> None:
 
 FLAG = re.compile(r"--[a-z][a-z-]+")
 OTHER_PROGRAMS = {  # whose options these are, or the names of whose folders
+    "interop/exporters/gguf.py",
     "interop/exporters/mlx_lm.py",
     "interop/exporters/nanochat.py",
     "data/questions/files.py",
@@ -305,6 +315,7 @@ COMMANDS = [
     "chat",
     "serve",
     "quantize",
+    "fuse",
     "import",
     "export",
     "eval",

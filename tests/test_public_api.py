@@ -423,7 +423,7 @@ def test_wrong_arguments_of_a_model_are_config_errors(runs: Home) -> None:
         (lambda: model.chat(max_tokens=0), "`max_tokens=0`"),
         (lambda: model.chat(seed=-1), "`seed=-1`"),
         (lambda: model.quantize(7), "`bits=7`"),
-        (lambda: model.export("gguf"), r"`to=gguf`(.|\n)*mlx-lm, transformers, nanochat"),
+        (lambda: model.export("onnx"), r"`to=onnx`(.|\n)*mlx-lm, transformers, nanochat, gguf"),
         (lambda: model.export("mlx-lm", dtype="int8"), r"`dtype=int8`(.|\n)*float32, bfloat16"),
         (lambda: model.export("mlx-lm", dtype="int8x"), "`dtype=int8x`"),
         (lambda: model.save("a b"), "cannot be the name"),

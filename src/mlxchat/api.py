@@ -21,6 +21,11 @@ from mlxchat.config.validate import Validated, validated
 from mlxchat.errors import ConfigError
 from mlxchat.home import Home, expanded
 from mlxchat.interop import importers
+from mlxchat.interop.importers.adapter import (
+    concerns_adapter,
+    import_adapter,
+    open_adapter,
+)
 from mlxchat.telemetry.events import Event, Progressed, Report
 from mlxchat.train import mid, rl, sft
 from mlxchat.train import pretrain as pretraining
@@ -240,13 +245,15 @@ def import_model(
     softcap: float | None = None,
     conversational: bool | None = None,
     with_optimizer: bool = False,
+    onto: str | Path | None = None,
+    force: bool = False,
     home: str | Path | None = None,
 ) -> Model:
     """Import a model that another program trained, as a run that can be fine-tuned or continued.
 
     Supported are checkpoints of nanochat (``model_*.pt``), of the original mlxchat, which is
-    zhubert's of October 2025 (``model_*.npz``), and directories for transformers or mlx-lm. No code
-    in the files is run.
+    zhubert's of October 2025 (``model_*.npz``), and directories for transformers or mlx-lm; with
+    ``onto`` adapters of mlx-lm and PEFT. No code in the files is run.
 
     Args:
         path: the directory or file of the checkpoint.
@@ -257,6 +264,9 @@ def import_model(
             tensors the checkpoint has.
         conversational: whether it was trained on conversations; by default judged by its folder.
         with_optimizer: whether to import the state of its optimizer too.
+        onto: for an adapter, which takes none of the four before: the run, or the directory, of the
+            model to put it on.
+        force: put an adapter on another model than it is known to be of.
         home: where runs are; by default ``$MLXCHAT_HOME``.
 
     Raises:
@@ -264,8 +274,16 @@ def import_model(
         CheckpointError: the model is damaged, of an unknown architecture, or would run code.
         ConfigError: the name is another run's, or is not a valid name.
     """
+    path = expanded(path)
+    options = {"step": step, "tokenizer": tokenizer, "softcap": softcap}
+    if concerns_adapter(path, onto, force, **options, with_optimizer=with_optimizer or None):
+        place = _home(home)
+        base = catalog.find_model(place.stages, str(onto), None)
+        adapter = open_adapter(path, base, conversational, force)
+        run = catalog.new_run(place, name or adapter.name, adapter.conversational, "name")
+        return load(import_adapter(run, adapter), home=home)
     tokenizer_path = None if tokenizer is None else expanded(tokenizer)
-    foreign = importers.open_model(expanded(path), step, tokenizer_path, softcap, conversational)
+    foreign = importers.open_model(path, step, tokenizer_path, softcap, conversational)
     run = catalog.new_run(_home(home), name or foreign.name, foreign.conversational, "name")
     return load(importers.import_run(run, foreign, with_optimizer), home=home)
 

@@ -1,4 +1,4 @@
-"""Quantizes a trained model in place, measures its loss, and saves it as its own checkpoint.
+"""Quantizes a trained model in place, and measures its loss.
 
 Scales and offsets are stored in the dtype that this machine computes in. mlx-lm takes the dtype of
 its activations from them, so it computes as `mlxchat chat` does: in bfloat16 on GPUs, and in
@@ -11,16 +11,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from mlxchat.checkpoint import history, layout, store
-from mlxchat.checkpoint.history import History
+from mlxchat.checkpoint import layout
 from mlxchat.checkpoint.layout import SavedModel
-from mlxchat.config.run import require_name
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import Loader
 from mlxchat.errors import CheckpointError, command
 from mlxchat.evaluate.loss import bits_per_byte
 from mlxchat.model.gpt import GPT
-from mlxchat.model.quantization import Format, Quantization
+from mlxchat.model.quantization import Format
 from mlxchat.model.quantized import quantize_layers
 from mlxchat.runtime import mx
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
@@ -51,30 +49,17 @@ class QuantizedPart(NamedTuple):
         return 8 * self.bytes_after / self.parameters
 
 
-def destination(runs: Path, source: Path, quantization: Quantization) -> tuple[Path, int]:
-    """Return the run folder and the step under which to save the quantized copy of a model.
-
-    A saved step keeps its number; a directory from elsewhere becomes step 0 of a run of its name.
+def require_unquantized(source: Path) -> None:
+    """Check that the model in a directory can be quantized.
 
     Raises:
-        CheckpointError: the model is already quantized, or such a copy exists.
-        ConfigError: it is in a folder that no run can be named after.
+        CheckpointError: it is already.
     """
     if layout.is_quantized(source):
         raise CheckpointError(
             f"The model in {source} is already quantized.",
             f"Name the original run with `model_tag`, or talk to this one: {command('chat')}",
         )
-    tag, step = history.tag_and_step(source)
-    remedy = f"Rename {source}, or import it under a name with `model_tag`."
-    run = runs / require_name(f"{tag}-{quantization.name}", remedy)
-    if store.directory(run, step).exists():
-        raise CheckpointError(
-            f"There is already a quantized copy: {store.directory(run, step)}.",
-            "Delete that folder to replace it, or talk to it: "
-            f"{command('chat', model_tag=run.name)}",
-        )
-    return run, step
 
 
 def quantize(model: GPT, formats: Mapping[str, Format]) -> list[QuantizedPart]:
@@ -93,25 +78,6 @@ def quantize(model: GPT, formats: Mapping[str, Format]) -> list[QuantizedPart]:
         mx.eval(model.parameters())
     model.cast_matrices()
     return _parts(counts, model, formats)
-
-
-def save_quantized(run: Path, step: int, saved: SavedModel, past: History) -> Path:
-    """Save a quantized model as a step of a run, without an optimizer state.
-
-    Args:
-        run, step: as `destination` returns them; the caller has the run locked.
-        past: the history of the original model.
-
-    Raises:
-        CheckpointError: that step has been saved meanwhile.
-        DiskError: the disk is full or not writable.
-    """
-
-    def write(folder: Path) -> None:
-        layout.write_model(folder, saved.model, saved.tokenizer, saved.conversational)
-        past.write(folder)
-
-    return store.save(run, step, write)
 
 
 def evaluate(

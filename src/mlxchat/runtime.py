@@ -16,12 +16,14 @@ from mlxchat import system
 from mlxchat.errors import BackendError, ConfigError, MemoryLimitError
 from mlxchat.telemetry.events import Memory
 
-__all__ = ["mx", "nn", "tree_flatten"]  # of MLX, for other modules to import from here
+# Of MLX, for other modules to import from here.
+# Of MLX, for other modules to import from here.
+__all__ = ["mx", "nn", "tree_flatten", "tree_unflatten"]
 
 try:
     import mlx.core as mx
     import mlx.nn as nn
-    from mlx.utils import tree_flatten
+    from mlx.utils import tree_flatten, tree_unflatten
 except ImportError as error:
     raise BackendError(
         f"MLX has no backend on this machine ({error}).",

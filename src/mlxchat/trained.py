@@ -10,7 +10,7 @@ from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args
 
-from mlxchat.checkpoint import catalog, store
+from mlxchat.checkpoint import catalog, copies, store
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.config.inference import BaseEvalConfig, ChatSettings, Sampling, TextSettings
@@ -26,13 +26,14 @@ from mlxchat.evaluate.core import CoreResult, evaluate_run
 from mlxchat.evaluate.loss import bits_per_byte, lay_out_text
 from mlxchat.home import Home, expanded
 from mlxchat.interop import exporters
-from mlxchat.interop.programs import PROGRAMS, Program
+from mlxchat.interop.programs import PROGRAMS, GgufType, Program
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
+from mlxchat.model.lora import copied
 from mlxchat.model.quantization import Mode, Quantization
-from mlxchat.model.quantized import formats_of, quantize_layers
+from mlxchat.model.quantized import formats_of
 from mlxchat.model.size import LARGEST_ARRAY
-from mlxchat.quantize import quantize, save_quantized
+from mlxchat.quantize import quantize
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Evaluated, Report
 from mlxchat.tokenizer.bpe import ASSISTANT_END, Tokenizer
@@ -79,6 +80,7 @@ class Model:
         self.network: GPT = saved.model
         self.tokenizer: Tokenizer = saved.tokenizer
         self.conversational: bool = saved.conversational
+        self._base = saved.base
         self._history = history
         self._home = home
 
@@ -237,7 +239,7 @@ class Model:
             sampling=validated(Sampling, sampling),
             system=config.system,
         )
-        return start(self._decoding, served, config, bind(config), log)
+        return start(self._decoding, [served], config, bind(config), log)
 
     def loss(self, text: str | Sequence[int]) -> Loss:
         """Measure how well the model predicts a text, per token and per byte.
@@ -347,7 +349,7 @@ class Model:
     ) -> Model:
         """Return a copy with fewer bits per weight, which cannot be trained.
 
-        This model is unchanged.
+        This model is unchanged. In the copy, an adapter is part of the weights.
 
         Args:
             bits: 2, 3, 4, 5, 6 or 8; by default 4, or what the mode has.
@@ -366,22 +368,41 @@ class Model:
         """
         given = {"bits": bits, "group_size": group_size, "mode": mode, "mixed": mixed}
         chosen = validated(Quantization, given)
-        if formats_of(self.network):
+        if self._base is None and formats_of(self.network):
             raise ConfigError(
                 f"{self.name} is quantized already.", "Load the model it was made from."
             )
-        network = copied(self.network)
-        quantize(network, chosen.formats(self.config))
-        tag = f"{self.name}-{chosen.name}"
-        history = self._history.model_copy(update={"tag": tag, "bits_per_byte": None})
-        return Model(self._saved(network), history, self._home)
+        saved = self._whole()
+        quantize(saved.model, chosen.formats(self.config))
+        return self._changed(saved, chosen.name)
+
+    def fuse(self, *, keep_quantized: bool = False) -> Model:
+        """Return a copy in which the adapter is part of the weights.
+
+        This model is unchanged. The copy can be trained further, and saved without its base.
+
+        Args:
+            keep_quantized: quantize the layers of a quantized base again, as they were, by which
+                much of what the adapter has learnt is lost; by default they become float32.
+
+        Raises:
+            ConfigError: there is no adapter on this model.
+
+        >>> import mlxchat
+        >>> whole = mlxchat.load("quickstart-style").fuse()
+        >>> whole.name
+        'quickstart-style-fused'
+        """
+        if self._base is None:
+            raise ConfigError(f"There is no adapter on {self.name}.", "Use it as it is.")
+        return self._changed(self._whole(dequantize=not keep_quantized), "fused")
 
     def save(self, to: str | Path | None = None) -> Path:
         """Save the model as a run of its own, and return its directory.
 
         mlx-lm loads the directory of a classic model as it is. What training needs to resume is
         not saved; unless it is quantized, the model can be trained further as ``source`` or
-        ``init_from``.
+        ``init_from``. Of a model with an adapter only the adapter is saved.
 
         Args:
             to: a name, for `load` and the command line, or the path of a folder. By default the
@@ -406,7 +427,9 @@ class Model:
         with store.locked(run):
             if store.steps(run):
                 raise ConfigError(f"There is a model in {run} already.", "Name another folder.")
-            return save_quantized(run, self._history.step, self._saved(self.network), self._history)
+            return copies.save_copy(
+                run, self._history.step, self._saved(self.network), self._history
+            )
 
     def export(
         self,
@@ -414,20 +437,28 @@ class Model:
         out: str | Path | None = None,
         *,
         dtype: Precision | None = None,
+        quantize: GgufType | None = None,
     ) -> Path:
         """Write the model for another program, with its tokenizer and a model card.
 
         Args:
-            to: ``"mlx-lm"``, ``"transformers"`` (classic models only) or ``"nanochat"``.
+            to: ``"mlx-lm"``, ``"nanochat"``, or, for classic models only, ``"transformers"``,
+                ``"gguf"`` (llama.cpp, Ollama and LM Studio; it needs the extra ``gguf``) or
+                ``"peft"`` for the adapter on the model. The others get an adapter as part of the
+                weights.
             out: a new folder; by default one here, such as ``d12-mlx-lm``.
             dtype: the type of the matrices, ``"float32"``, ``"bfloat16"`` or ``"float16"``; by
                 default float32, or bfloat16 for a quantized model.
+            quantize: in place of it, the type of the matrices of ``"gguf"``: ``"f32"``, ``"f16"``
+                (the default), ``"bf16"``, ``"q8_0"``, ``"q5_1"``, ``"q5_0"``, ``"q4_1"`` or
+                ``"q4_0"``. For mlx-lm, export what the method `quantize` returns.
 
         Returns:
             The folder.
 
         Raises:
             ConfigError: there is no such format or type.
+            BackendError: the extra is not installed.
             CheckpointError: the program cannot run such a model, or the folder exists.
             LockedError: another process is writing that folder.
             DiskError: the disk is full or not writable.
@@ -447,12 +478,24 @@ class Model:
                 f"Matrices cannot be exported with `dtype={dtype}`.",
                 f"Give one of {', '.join(get_args(Precision))}.",
             )
-        quantized = bool(formats_of(self.network))
+        if to == "mlx-lm" and quantize is not None:
+            raise ConfigError(
+                "The types of `quantize` are those of gguf.",
+                "Export what the model's method `quantize` returns.",
+            )
+        quantized = self._base is None and bool(formats_of(self.network))
         folder = expanded(out or f"{self.name}-{to}").absolute()
-        exporters.require_readable(to, self.config, quantized, folder)
-        precision = getattr(mx, dtype or ("bfloat16" if quantized else "float32"))
+        exporters.require_readable(
+            to,
+            self.config,
+            quantized=quantized,
+            adapted=self._base is not None,
+            folder=folder,
+            quantize=quantize,
+        )
+        precision = exporters.precision(to, dtype, quantized)
         copy = self._saved(copied(self.network))  # which exporting casts
-        return exporters.write(to, folder, copy, self._history, precision).folder
+        return exporters.write(to, folder, copy, self._history, precision, quantize=quantize).folder
 
     @cached_property
     def _decoding(self) -> GPT:
@@ -462,7 +505,18 @@ class Model:
         return network
 
     def _saved(self, network: GPT) -> SavedModel:
-        return SavedModel(network, self.tokenizer, self.conversational)
+        return SavedModel(network, self.tokenizer, self.conversational, self._base)
+
+    def _whole(self, dequantize: bool = True) -> SavedModel:
+        """Return a copy of the model, with the adapter as a part of the weights if it has one."""
+        copy = self._saved(copied(self.network))
+        return copy if self._base is None else copies.fused(copy, dequantize)
+
+    def _changed(self, saved: SavedModel, kind: str) -> Model:
+        """Return a changed copy, which is called after this model and the kind of change."""
+        tag = f"{self.name}-{kind}"
+        history = self._history.model_copy(update={"tag": tag, "bits_per_byte": None})
+        return Model(saved, history, self._home)
 
     def _ids(self, text: str | Sequence[int]) -> list[int]:
         """Return the ids of a text, after ``<|bos|>``, or the given ids once they are checked."""
@@ -498,11 +552,3 @@ class Model:
             for token in tokens:
                 if piece := answer.take(token):
                     yield piece.text
-
-
-def copied(network: GPT) -> GPT:
-    """Return a copy that shares its arrays; replacing them in it leaves ``network`` unchanged."""
-    copy = GPT(network.config, network.dtype)
-    quantize_layers(copy, formats_of(network))
-    copy.load_weights(list(network.named_parameters().items()))
-    return copy

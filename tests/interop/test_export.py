@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import tiktoken
+from support.extras import extra
 from support.foreign_models import (
     assert_reference_logits,
     config,
@@ -456,6 +457,8 @@ def test_paths_are_quoted_for_the_language_of_the_command(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_row_names_a_module_with_the_functions_of_an_exporter(program: Program) -> None:
+    if program == "gguf":
+        extra("gguf")
     module = exporters.exporter(program)
     for name in ("require_known", "write", "usage"):
         ours, expected = getattr(module, name), getattr(exporters.Exporter, name)

@@ -640,7 +640,7 @@ def test_the_name_of_another_run_is_refused(tmp_path: Path) -> None:
         imported(source)
     assert "`model_tag`" in caught.value.remedy
     with pytest.raises(MlxchatError, match="cannot be the name"):
-        import_command(source, None, "a/b", None, None, None, False, True)
+        import_command(source, None, "a/b", None, None, None, False, json=True)
 
 
 @pytest.mark.parametrize("name", sorted(running(Path())))

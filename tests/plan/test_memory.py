@@ -2,15 +2,21 @@
 
 import pytest
 
+from mlxchat.model.adapter import LoraConfig, adapter_parameters
 from mlxchat.model.config import GPTConfig
+from mlxchat.model.gpt import GPT
+from mlxchat.model.lora import add_adapter
 from mlxchat.model.size import LARGEST_ARRAY, chunk_size, parameters
+from mlxchat.optim.optimizer import MuonAdamW
 from mlxchat.plan.memory import (
+    AdapterPlan,
     BatchPlan,
     Resources,
     ScoresHeld,
     activation_bytes,
     training_bytes,
 )
+from mlxchat.runtime import mx
 
 GB = 10**9
 CPU = Resources(memory=0, value_bytes=4, scores_held="all", chunk_rows=128)
@@ -104,3 +110,43 @@ def test_no_chunk_of_logits_is_too_large_an_array() -> None:
     assert chunk_size(64 * 4096, 65_536, 128) == 4096
     for positions in (2**14, 2**21, 2**26):
         assert chunk_size(positions, 65_536, 2**20) * 65_536 <= LARGEST_ARRAY
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_takes_no_more_than_it_holds(dtype: str) -> None:
+    """Frozen weights in the compute dtype, and of the adapter alone gradients and two moments."""
+    config = GPTConfig.from_depth(2, 512, 64, arch="modern")
+    model = GPT(config, getattr(mx, dtype))
+    lora = LoraConfig(rank=4, layers=1, modules=("attn.c_q", "lm_head"))
+    add_adapter(model, lora)
+    model.cast_frozen()
+    own = model.named_trainable()
+    held = sum(a.nbytes for name, a in model.named_parameters().items() if name not in own)
+    state = sum(a.nbytes for a in MuonAdamW(model).state.values())
+    plan = AdapterPlan(parameters=adapter_parameters(config, lora), frozen=held, layers=1)
+    resources = CPU._replace(value_bytes=getattr(mx, dtype).size)
+    division = BatchPlan(device_batch_size=4, accumulation=2)
+    needed = training_bytes(config, division, resources, plan)
+    assert needed["frozen"] == pytest.approx(
+        sum(parameters(config).values()) * resources.value_bytes, rel=0.01
+    )
+    assert needed["parameters"] == needed["gradients"] == sum(a.nbytes for a in own.values())
+    assert needed["optimizer"] == state - 4  # the number of the step
+    assert needed["peak"] < training_bytes(config, division, resources)["peak"]
+
+
+@pytest.mark.parametrize(("quantized", "measured"), [(True, 0.116404796)])
+def test_what_an_adapter_takes_is_close_to_the_measured(quantized: bool, measured: float) -> None:
+    """The peak in GB of `python benchmarks/adapters.py synthetic --depth 4 --vocab-size 4096
+    --max-seq-len 256 --device-batch-size 2`.
+    """
+    config = GPTConfig.from_depth(4, 4096, 256)
+    lora = LoraConfig().with_head()
+    plan = AdapterPlan(
+        parameters=adapter_parameters(config, lora),
+        frozen=round(0.625 * sum(parameters(config).values())),  # 4 bits, two floats for 64
+        layers=4,
+        dequantizes=quantized,
+    )
+    needed = training_bytes(config, BatchPlan(device_batch_size=2, accumulation=1), CPU, plan)
+    assert needed["peak"] / GB == pytest.approx(measured, rel=0.1)

@@ -256,6 +256,23 @@ def test_another_model_is_found_after_a_failure(opened: Opened) -> None:
     expect(opened.answer().locator(".content")).to_have_text(ANSWER)
 
 
+def test_one_of_several_models_is_chosen_in_the_settings(browser: Any) -> None:
+    scheduler = FakeScheduler(said)
+    with serving(scheduler, others=[model(name="pirate", adapter="pirate")]) as running:
+        opened = Opened(browser, running)
+        page, choice = opened.page, opened.page.get_by_label("Model")
+        page.click("#open-settings")
+        expect(choice).to_have_value("cow")
+        choice.select_option("pirate")
+        page.get_by_role("button", name="Save").click()
+        expect(page.locator("#model")).to_have_text("pirate")
+        opened.ask("Hello")
+        expect(opened.answer().locator(".content")).to_have_text(ANSWER)
+        assert [ticket.request.adapter for ticket in scheduler.tickets] == ["pirate"]
+        page.reload()
+        expect(page.locator("#model")).to_have_text("pirate")
+
+
 def test_the_server_is_looked_for_by_one_loop(opened: Opened) -> None:
     page = opened.page
     looks: list[str] = []

@@ -85,3 +85,13 @@ def test_there_are_so_many_entries_however_small_they_are() -> None:
         kept.keep([number], past(1))
     assert (len(kept), kept.size) == (MOST_KEPT, 4 * MOST_KEPT)
     assert [kept.longest([number, 0])[0] for number in (4, 5, MOST_KEPT + 4)] == [0, 1, 1]
+
+
+def test_an_adapter_continues_only_what_it_has_read() -> None:
+    kept = Prefixes(1000, fewest=1)
+    kept.keep([1, 2, 3], past(3))
+    assert kept.longest([1, 2, 3, 4], "cow") == (0, [])
+    kept.keep([1, 2], past(2), "cow")
+    kept.keep([1, 2, 3, 4], past(4), "cow")
+    assert [kept.longest([1, 2, 3, 4, 5], name)[0] for name in (None, "cow")] == [3, 4]
+    assert len(kept) == 2

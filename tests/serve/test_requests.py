@@ -221,6 +221,24 @@ def test_a_base_model_completes_and_says_that_it_does_not_answer() -> None:
     assert ask(service(served=base).app, "GET", "/v1/models/cow").json["chat"] is False
 
 
+def test_a_request_chooses_a_model_by_name() -> None:
+    scheduler, pirate = FakeScheduler(), model(name="pirate", adapter="pirate", context=100)
+    app = service(scheduler, model(conversational=False), others=[pirate]).app
+    listed = ask(app, "GET", "/v1/models").json["data"]
+    assert [(each["id"], each["chat"], each["context_length"]) for each in listed] == [
+        ("cow", False, 200),
+        ("pirate", True, 100),
+    ]
+    assert ask(app, "GET", "/v1/models/pirate").json == listed[1]
+    reply = ask(app, "POST", CHAT, {"messages": HI, "model": "pirate"})
+    assert (reply.status, reply.json["model"]) == (200, "pirate")
+    assert ask(app, "POST", CHAT, {"messages": HI}).status == 400  # the first is a base model
+    assert ask(app, "POST", COMPLETE, {"prompt": "The"}).json["model"] == "cow"
+    assert [ticket.request.adapter for ticket in scheduler.tickets] == ["pirate", None]
+    reply = ask(app, "POST", CHAT, {"messages": HI, "model": "hen"})
+    assert reply.status == 404 and "'cow', 'pirate'" in reply.error["message"]
+
+
 # ---- what is generated ---------------------------------------------------------------------------
 
 

@@ -65,6 +65,22 @@ REQUESTS = [
 ]
 
 
+def test_each_adapter_answers_as_it_does_alone() -> None:
+    """At the same time, and from the same prompt, of which each keeps what it has read itself."""
+    models = {name: network(128, seed=n).model for n, name in enumerate(("", "cow", "hen"))}
+    request = wanted(30, 6)
+    expected = [alone(model, request) for model in models.values()]
+    with scheduling(models.pop(""), adapted=models) as scheduler:
+        for _ in range(2):
+            asked = [replace(request, adapter=name) for name in (None, *models)]
+            answers = [ask(scheduler, each) for each in asked]
+            assert [answer.finished() for answer in answers] == 3 * [Finished("length")]
+            assert [answer.ids for answer in answers] == expected
+        assert scheduler.stats().cached_tokens == 3 * 29
+        with pytest.raises(ValueError, match="no adapter 'pig'"):
+            ask(scheduler, replace(request, adapter="pig"))
+
+
 def test_tokens_are_those_of_each_request_alone(model: GPT, monkeypatch: Any) -> None:
     """Together, read in pieces, and again from what was kept."""
     monkeypatch.setattr(module, "piece_size", lambda _: 32)

@@ -35,7 +35,7 @@ def network() -> GPT:
 def server() -> Iterator[Server]:
     served = ServedModel("cow", BYTES, CONTEXT, conversational=True, sampling=Sampling())
     config = ServeConfig(port=0, slots=4, queue=200)
-    with start(network(), served, config, bind(config)) as server:
+    with start(network(), [served], config, bind(config)) as server:
         yield server
 
 

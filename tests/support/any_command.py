@@ -1,9 +1,9 @@
 """Random options and damaged files for every command, and the rules that no input may break.
 
-The template is a home with a pretrained and a fine-tuned run, a quantized model, exports and data.
-Each example copies it, damages a file or two, and runs one command with random options in a forked
-process: importing MLX takes a second, a fork some milliseconds. An example follows from its
-number and a seed alone, so that it can be run again by itself.
+The template is a home with a pretrained and a fine-tuned run, a quantized model, an adapter,
+exports and data. Each example copies it, damages a file or two, and runs one command with random
+options in a forked process: importing MLX takes a second, a fork some milliseconds. An example
+follows from its number and a seed alone, so that it can be run again by itself.
 """
 
 import json
@@ -29,6 +29,8 @@ import typer
 
 import mlxchat.api  # noqa: F401  (before the forks, so that none of them has to load MLX)
 from mlxchat.cli.app import COMMANDS, GROUPS, app, main
+from mlxchat.home import Home
+from support.adapted import adapter_run
 
 EXIT_CODES = {0, 1, 2, 75}  # of the README's table; 70 needs a failing device
 SIGNALLED = {130, 143}
@@ -74,8 +76,11 @@ MEANINGFUL = {
     "--init-from": ["base"],
     "--budget": ["1s", "0s", "1h", "-1h", "1e9h"],
     "--window-pattern": ["L", "SSL", "sss"],
-    "--model-tag": ["base", "escape", "quantized"],
+    "--model-tag": ["base", "escape", "quantized", "adapted"],
     "--source": ["base"],
+    "--onto": ["base", "tuned", "adapted"],
+    "--adapter": ["adapted", "x=adapted", "=", "base=adapted"],
+    "--modules": ["attn.c_q", "mlp.c_fc,lm_head", "attn.c_q,", "wte"],
     "--step": ["2", "4"],
     "--data": [
         "chats.jsonl",
@@ -93,7 +98,8 @@ MEANINGFUL = {
     "--bits": ["2", "4", "8"],
     "--group-size": ["32", "64"],
     "--mode": ["affine", "mxfp4"],
-    "--to": ["mlx-lm", "transformers", "nanochat"],
+    "--to": ["mlx-lm", "transformers", "nanochat", "gguf", "peft"],
+    "--quantize": ["4", "q8_0", "f16"],
     "--out": ["new", "new/deeper", "text.txt", "home"],
     "--dtype": ["float32", "bfloat16", "float16"],
     "--from": ["text.txt", "rows.parquet", "rows.jsonl", "rows.csv", "texts", "home"],
@@ -132,6 +138,7 @@ USUAL = {  # what makes a command succeed, and soon
     "chat": "--prompt Hi --max-tokens 4",
     "serve": "--port 0",
     "quantize": "--model-tag base --eval-tokens 512",
+    "fuse": "--model-tag adapted --eval-tokens 512",
     "import": "export-transformers",
     "export": "--to mlx-lm --out new",
     "quickstart": "--questions 1",
@@ -365,6 +372,9 @@ def make_template(place: Path) -> Path:
         assert made.code == 0, f"{line}: {made.err}"
     [model] = (place / "home").glob("chatsft_checkpoints/tuned/step_*")
     shutil.copytree(model, place / "model")
+    home = Home(place / "home")
+    put = run_forked(lambda: adapter_run(home, model, "adapted"), place, 120)
+    assert put.code == 0, put.err
     return place
 
 

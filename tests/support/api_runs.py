@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 import mlxchat
+from mlxchat.home import Home
+from support.adapted import adapter_run
 from support.core_bundle import made_bundle
 
 TINY = {
@@ -30,7 +32,7 @@ TUNING = {
 
 
 def small_runs(home: Path, folder: Path) -> None:
-    """Train ``quickstart`` and ``quickstart-sft``.
+    """Train ``quickstart`` and ``quickstart-sft``; ``quickstart-style`` has a random adapter.
 
     ``chats.jsonl`` and ``eval_bundle`` go into ``folder``.
     """
@@ -38,6 +40,8 @@ def small_runs(home: Path, folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLXCHAT_HOME", str(home))
         list(mlxchat.pretrain(**TINY, model_tag="quickstart"))
+        place = Home(home)
+        adapter_run(place, place.runs / "quickstart" / "step_000004", "quickstart-style")
         list(mlxchat.fine_tune(**TUNING, data=[str(chats(folder))]))
 
 

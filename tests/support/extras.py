@@ -1,4 +1,4 @@
-"""Programs that only the extra ``interop`` installs."""
+"""Programs that only an extra installs."""
 
 import importlib
 import os
@@ -10,7 +10,7 @@ REQUIRED = "MLXCHAT_TEST_EXTRAS"  # set where they must be there, as in .ci/run
 
 
 def extra(name: str) -> ModuleType:
-    """Import a module of the extra; where it is not installed, skip the test.
+    """Import a module of an extra; where it is not installed, skip the test.
 
     With the environment variable `REQUIRED`, fail instead, so that nothing is skipped unnoticed.
     """

@@ -4,7 +4,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -163,11 +163,13 @@ def serving(
     scheduler: FakeScheduler | None = None,
     served: ServedModel | None = None,
     log: Callable[[str], None] = lambda line: None,
+    others: Sequence[ServedModel] = (),
     **settings: object,
 ) -> Iterator[Server]:
     """A running server on a free port."""
     config = ServeConfig(port=0, **settings)
-    server = Server(scheduler or FakeScheduler(), served or model(), config, bind(config), log)
+    models = [served or model(), *others]
+    server = Server(scheduler or FakeScheduler(), models, config, bind(config), log)
     try:
         yield server
     finally:
@@ -238,8 +240,9 @@ def service(
     scheduler: FakeScheduler | None = None,
     served: ServedModel | None = None,
     log: Callable[[str], None] = lambda line: None,
+    others: Sequence[ServedModel] = (),
     **settings: object,
 ) -> Service:
     """The application of a server."""
     config = ServeConfig(**settings)
-    return Service(served or model(), scheduler or FakeScheduler(), config, log)
+    return Service([served or model(), *others], scheduler or FakeScheduler(), config, log)

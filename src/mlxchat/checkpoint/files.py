@@ -10,15 +10,17 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mlxchat.disk import open_regular, read_regular
 from mlxchat.errors import CheckpointError, DiskError, MlxchatError, command, reason_of
-from mlxchat.json_text import parse_json
+from mlxchat.json_text import as_type, parse_json
 
 CONFIG = "config.json"
+MODEL = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 TRAINER = "trainer.json"
 TRAINER_FORMAT = 4  # of trainer.json
 READABLE_FORMATS = (3, 4)  # in format 3, the plan has older names and fewer fields
@@ -29,6 +31,8 @@ PIECE = 2**22  # bytes hashed at a time
 LONGEST = 200  # characters of a reason, which may quote the file
 MOST_JSON = 2**26  # bytes; a tokenizer of 65,536 tokens has 3 million
 MOST_CHECKSUMS = 2**20  # bytes of their list
+
+Record = TypeVar("Record", bound=BaseModel)
 
 _LINE = re.compile(r"([0-9a-f]{64})  ([^/]+)")  # of CHECKSUMS
 _STEP = re.compile(r"step_\d+")
@@ -44,17 +48,8 @@ _COPY = "Copy it again from where it was made."
 def write_checksums(folder: Path) -> None:
     """Write the checksums of all files in a folder."""
     names = sorted(path.name for path in folder.iterdir() if path.name != CHECKSUMS)
-    lines = [f"{_sha256(folder / name)}  {name}\n" for name in names]
+    lines = [f"{sha256_of(folder / name)}  {name}\n" for name in names]
     (folder / CHECKSUMS).write_text("".join(lines), "utf-8")
-
-
-def files_with_checksums(folder: Path) -> list[str]:
-    """Return the names of the files whose checksums a folder has.
-
-    Raises:
-        CheckpointError: it has no checksums, or their list is damaged.
-    """
-    return list(_read(folder))
 
 
 def verify_file(path: Path, report: Callable[[int], None] = lambda _: None) -> None:
@@ -69,11 +64,11 @@ def verify_file(path: Path, report: Callable[[int], None] = lambda _: None) -> N
     """
     if not os.path.lexists(path.parent / CHECKSUMS):
         return
-    expected = _read(path.parent).get(path.name)
+    expected = files_with_checksums(path.parent).get(path.name)
     if expected is None:
         raise damaged(path.parent / CHECKSUMS, f"it does not list {path.name}")
     try:
-        found = _sha256(path, report)
+        found = sha256_of(path, report)
     except FileNotFoundError as error:
         raise missing_file(path) from error
     except OSError as error:
@@ -88,7 +83,12 @@ def _cannot_be_read(path: Path, error: OSError) -> MlxchatError:
     return damaged(path, reason_of(error))
 
 
-def _read(folder: Path) -> dict[str, str]:
+def files_with_checksums(folder: Path) -> dict[str, str]:
+    """Return the checksums that a folder has, by the names of the files.
+
+    Raises:
+        CheckpointError: it has no checksums, or their list is damaged.
+    """
     path = folder / CHECKSUMS
     try:
         lines = read_regular(path, MOST_CHECKSUMS).decode("utf-8").split("\n")
@@ -109,7 +109,12 @@ def _read(folder: Path) -> dict[str, str]:
     return sums
 
 
-def _sha256(path: Path, report: Callable[[int], None] = lambda _: None) -> str:
+def sha256_of(path: Path, report: Callable[[int], None] = lambda _: None) -> str:
+    """Return the checksum of a file; ``report`` is called with the bytes read so far.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     digest, done = hashlib.sha256(), 0
     with open_regular(path) as file:
         while piece := file.read(PIECE):
@@ -117,6 +122,29 @@ def _sha256(path: Path, report: Callable[[int], None] = lambda _: None) -> str:
             done += len(piece)
             report(done)
     return digest.hexdigest()
+
+
+# Weight files
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Return the weight files of a model: those in its index, or the only one. Some may be missing.
+
+    Raises:
+        CheckpointError: the index is damaged, or names files in other folders.
+    """
+    index = folder / INDEX
+    if not index.exists():
+        return [folder / MODEL]
+    verify_file(index)
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(map(_is_name, listed.values())):
+        raise damaged(index, "no weight_map of files in the same folder")
+    return sorted({folder / name for name in listed.values()})
+
+
+def _is_name(file: object) -> bool:
+    return isinstance(file, str) and re.fullmatch(r"(\./)*[\w.-]+\.safetensors", file) is not None
 
 
 # Folders that may be links to another disk
@@ -181,6 +209,33 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise damaged(path, "not a JSON object")
     return fields
+
+
+def read_record(path: Path, kind: type[Record]) -> Record | None:
+    """Read a JSON file that holds a pydantic model; None if there is no such file.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    verify_file(path)
+    try:
+        return as_type(read_json(path), TypeAdapter(kind))
+    except ValidationError as error:
+        raise damaged(path, "it is not what mlxchat wrote") from error
+
+
+def read_checked_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file of a model's directory.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    if not path.exists():
+        raise missing_file(path)
+    verify_file(path)
+    return read_json(path)
 
 
 # Error messages

@@ -10,8 +10,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from mlxchat.checkpoint import layout, store
+from mlxchat.checkpoint.bases import BaseRecord, checksums_of_weights, is_adapter
 from mlxchat.checkpoint.files import HISTORY
 from mlxchat.checkpoint.layout import Origin
+from mlxchat.errors import CheckpointError, command
 from mlxchat.telemetry.meter import CorePoint
 
 
@@ -85,6 +87,22 @@ def read_file(folder: Path) -> History | None:
         CheckpointError: the file is damaged.
     """
     return layout.read_record(folder / HISTORY, History)
+
+
+def record_of_base(folder: Path) -> BaseRecord:
+    """Return what an adapter's directory says of the model in a directory, which it is put on.
+
+    Raises:
+        CheckpointError: its weights cannot be read, or it is an adapter itself.
+    """
+    if is_adapter(folder):
+        raise CheckpointError(
+            f"{folder} holds an adapter, which no other can be put on.",
+            f"Make one model of it and its base: {command('fuse', checkpoint=folder)}",
+        )
+    tag, step = tag_and_step(folder)
+    weights = checksums_of_weights(folder)
+    return BaseRecord(run=tag, step=step, folder=str(folder.resolve()), weights=weights)
 
 
 def tag_and_step(folder: Path) -> tuple[str, int]:

@@ -5,38 +5,43 @@
     saved.json      when it was saved
     SHA256SUMS      checksums of all files
 
+An adapter's directory has `mlxchat.checkpoint.adapters` and `mlxchat.checkpoint.bases` in place of
+the model's weights, and is read like any other: its model, and the adapter on it.
+
 mlx-lm reads the first line too. A saved step has more files: see `mlxchat.checkpoint.trainer` and
 `mlxchat.checkpoint.history`. Where there are checksums, each file is compared with its own before
 it is used; a directory that another program made has none.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from mlxchat.checkpoint import adapters
+from mlxchat.checkpoint.bases import BaseRecord, is_adapter, read_base_record, require_base
 from mlxchat.checkpoint.files import CONFIG as CONFIG
-from mlxchat.checkpoint.files import (
-    QUANTIZATION,
-    damaged,
-    missing_file,
-    read_json,
-    unreadable,
-    unusable,
-    verify_file,
-)
+from mlxchat.checkpoint.files import INDEX as INDEX
+from mlxchat.checkpoint.files import MODEL as MODEL
+from mlxchat.checkpoint.files import QUANTIZATION, damaged, missing_file, verify_file
 from mlxchat.checkpoint.files import TRAINER as TRAINER
+from mlxchat.checkpoint.files import model_files as model_files
+from mlxchat.checkpoint.files import read_checked_json as read_checked_json
+from mlxchat.checkpoint.files import read_record as read_record
 from mlxchat.checkpoint.stamp import verify_stamp
-from mlxchat.device_failures import explained
-from mlxchat.disk import open_regular, require_utf8
+from mlxchat.checkpoint.weights import check_arrays as check_arrays
+from mlxchat.checkpoint.weights import open_arrays as open_arrays
+from mlxchat.checkpoint.weights import open_unchecked as open_unchecked
+from mlxchat.checkpoint.weights import read_arrays as read_arrays
+from mlxchat.checkpoint.weights import read_model_arrays as read_model_arrays
 from mlxchat.errors import CheckpointError
 from mlxchat.json_text import as_type
 from mlxchat.model.config import ERAS, EraName, GPTConfig
 from mlxchat.model.gpt import GPT
+from mlxchat.model.lora import copied, load_adapter, prepare_together
 from mlxchat.model.norm import NORM_EPS
 from mlxchat.model.quantization import from_config, quantizable, to_config
 from mlxchat.model.quantized import formats_of, quantize_layers
@@ -49,8 +54,6 @@ from mlxchat.tokenizer.bpe import (
     Tokenizer,
 )
 
-MODEL = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 GENERATION = "generation_config.json"
 TEMPLATE = "chat_template.jinja"  # of transformers; else it is in the tokenizer's settings
 DEFAULT_CONTEXT = 2048  # that of transformers and mlx-lm
@@ -65,16 +68,23 @@ OWN_FIELDS = {  # names in config.json and in `GPTConfig`; optional in classic m
     SOFTCAP_FIELD: "softcap",
 }
 
-Record = TypeVar("Record", bound=BaseModel)
-
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A model that was read from its directory."""
+    """A model that was read from its directory, perhaps with an adapter on it."""
 
     model: GPT
     tokenizer: Tokenizer
     conversational: bool  # trained on conversations: it answers, and does not just continue
+    base: BaseRecord | None = None  # the model that its adapter was trained on
+
+
+def write_saved(folder: Path, saved: SavedModel) -> None:
+    """Write a model's files, or those of the adapter on it, without checksums, into a directory."""
+    if saved.base is None:
+        write_model(folder, saved.model, saved.tokenizer, saved.conversational)
+    else:
+        write_adapted(folder, saved.model, saved.tokenizer, saved.conversational, saved.base)
 
 
 def write_model(folder: Path, model: GPT, tokenizer: Tokenizer, conversational: bool) -> None:
@@ -83,6 +93,26 @@ def write_model(folder: Path, model: GPT, tokenizer: Tokenizer, conversational: 
     write_generation(folder, tokenizer)
     tokenizer.save(folder, conversational)
     mx.save_safetensors(str(folder / MODEL), model.named_parameters(), {"format": "mlx"})
+
+
+def write_adapted(
+    folder: Path, model: GPT, tokenizer: Tokenizer, conversational: bool, base: BaseRecord
+) -> None:
+    """Write the files of a model's adapter, without checksums, into a directory.
+
+    Args:
+        folder: the directory.
+        model: a model with an adapter.
+        tokenizer: the model's.
+        conversational: whether the adapter was trained on conversations.
+        base: the model without the adapter.
+    """
+    shape = {n: v for n, v in config_fields(model, tokenizer).items() if n != QUANTIZATION}
+    (folder / CONFIG).write_text(json.dumps(shape, indent=2), "utf-8")
+    write_generation(folder, tokenizer)
+    tokenizer.save(folder, conversational)
+    adapters.write_adapter(folder, model, base.folder)
+    base.write(folder)
 
 
 def write_generation(folder: Path, tokenizer: Tokenizer) -> None:
@@ -175,21 +205,79 @@ def is_quantized(folder: Path) -> bool:
     return read_checked_json(folder / CONFIG).get(QUANTIZATION) is not None
 
 
-def read_model(folder: Path, dtype: mx.Dtype) -> SavedModel:
-    """Read a model, quantized or not.
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that hold the weights of a model, those of an adapter's base among them.
+
+    Raises:
+        CheckpointError: as `model_files`, or the base is nowhere to be found.
+    """
+    if not is_adapter(folder):
+        return model_files(folder)
+    return [folder / adapters.ADAPTER_FILE, *model_files(require_base(folder))]
+
+
+def read_model(folder: Path, dtype: mx.Dtype, base: Path | None = None) -> SavedModel:
+    """Read a model, quantized or not, or an adapter and the model that it belongs to.
 
     Args:
-        folder: the model's directory.
+        folder: the directory of the model, or of the adapter.
         dtype: the dtype of the activations.
+        base: the directory of the model to put the adapter on, whatever its weights; by default
+            the one that it was trained on.
 
     Raises:
         CheckpointError: a file is missing or damaged; a tensor is missing, unexpected or has
-            another shape; or the tokenizer's vocabulary is not the model's. Each is named.
+            another shape; the tokenizer's vocabulary is not the model's; or the model that an
+            adapter belongs to is not there. Each is named.
     """
+    if not is_adapter(folder):
+        return _read_whole(folder, dtype)
+    return read_adapter(folder, _read_whole(base or require_base(folder), dtype).model)
+
+
+def read_adapter(folder: Path, model: GPT) -> SavedModel:
+    """Read an adapter, and put it on a model, in place, whatever the model's weights.
+
+    Args:
+        folder: the directory of the adapter.
+        model: a model without an adapter, not prepared for inference.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the model has another shape than the
+            adapter's own.
+    """
+    config, tokenizer = _read_beginning(folder, [folder / adapters.ADAPTER_FILE])
+    lora = adapters.read_lora_config(folder, config)
+    if model.config != config:
+        raise CheckpointError(
+            f"{folder} is an adapter of a model of another shape.",
+            "Use it with the model that it was trained on.",
+        )
+    arrays = read_arrays(folder / adapters.ADAPTER_FILE)
+    try:
+        load_adapter(model, lora, arrays)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error.problem}", error.remedy) from error
+    return SavedModel(model, tokenizer, has_chat_template(folder), read_base_record(folder))
+
+
+def _read_whole(folder: Path, dtype: mx.Dtype) -> SavedModel:
+    """Read the model in a directory that holds all of it."""
+    config, tokenizer = _read_beginning(folder, model_files(folder))
+    model = GPT(config, dtype)
+    weights = read_model_arrays(folder)
+    _quantize_as_stored(folder, model, weights)
+    check_arrays(folder, weights, model.named_parameters())
+    model.load_weights(list(weights.items()))
+    return SavedModel(model, tokenizer, has_chat_template(folder))
+
+
+def _read_beginning(folder: Path, weight_files: list[Path]) -> tuple[GPTConfig, Tokenizer]:
+    """Check that a directory is complete, and read the model's shape and its tokenizer."""
     for name in (CONFIG, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE):
         if not (folder / name).exists():
             raise missing_file(folder / name)
-    for file in model_files(folder):
+    for file in weight_files:
         if not file.exists():
             raise missing_file(file)
     for name in (TOKENIZER_FILE, GENERATION):
@@ -203,28 +291,41 @@ def read_model(folder: Path, dtype: mx.Dtype) -> SavedModel:
             f"the model {config.vocab_size:,}.",
             "Put back the tokenizer with which the model was trained.",
         )
-    model = GPT(config, dtype)
-    weights = read_model_arrays(folder)
-    _quantize_as_stored(folder, model, weights)
-    check_arrays(folder, weights, model.named_parameters())
-    model.load_weights(list(weights.items()))
-    return SavedModel(model, tokenizer, has_chat_template(folder))
+    return config, tokenizer
 
 
-def load_for_inference(folder: Path, dtype: str = "auto") -> SavedModel:
+def load_for_inference(folder: Path, dtype: str = "auto", base: Path | None = None) -> SavedModel:
     """Read a model for inference, with a bounded buffer cache.
 
     Args:
         folder: the model's directory.
         dtype: the precision to compute in, a key of `mlxchat.runtime.DTYPES` or auto.
+        base: as for `read_model`.
 
     Raises:
         MlxchatError: as `read_model`.
     """
     bound_buffer_cache()
-    saved = read_model(folder, compute_dtype(dtype))
+    saved = read_model(folder, compute_dtype(dtype), base)
     saved.model.prepare_for_inference()
     return saved
+
+
+def load_adapters_for_inference(
+    base: SavedModel, folders: Mapping[str, Path]
+) -> dict[str, SavedModel]:
+    """Read several adapters of one model for inference; its weights are held once.
+
+    Args:
+        base: the model, which is prepared for inference too.
+        folders: the directories of the adapters, by any names.
+
+    Raises:
+        MlxchatError: as `read_adapter`.
+    """
+    adapted = {name: read_adapter(folder, copied(base.model)) for name, folder in folders.items()}
+    prepare_together(base.model, [saved.model for saved in adapted.values()])
+    return adapted
 
 
 def _quantize_as_stored(folder: Path, model: GPT, weights: dict[str, mx.array]) -> None:
@@ -239,99 +340,6 @@ def _quantize_as_stored(folder: Path, model: GPT, weights: dict[str, mx.array]) 
         quantize_layers(model, {name: others.get(name, common) for name in stored})
     except ValueError as error:
         raise damaged(folder / CONFIG, error) from error
-
-
-# Weight files
-
-
-def model_files(folder: Path) -> list[Path]:
-    """Return the weight files of a model: those in its index, or the only one. Some may be missing.
-
-    Raises:
-        CheckpointError: the index is damaged, or names files in other folders.
-    """
-    index = folder / INDEX
-    if not index.exists():
-        return [folder / MODEL]
-    verify_file(index)
-    listed = read_json(index).get("weight_map")
-    if not isinstance(listed, dict) or not listed or not all(map(_is_name, listed.values())):
-        raise damaged(index, "no weight_map of files in the same folder")
-    return sorted({folder / name for name in listed.values()})
-
-
-def read_model_arrays(folder: Path) -> dict[str, mx.array]:
-    """Read the arrays in all weight files of a model.
-
-    Raises:
-        CheckpointError: a file is missing or damaged, or two hold an array of the same name.
-    """
-    arrays: dict[str, mx.array] = {}
-    for file in model_files(folder):
-        for name, array in read_arrays(file).items():
-            if name in arrays:
-                raise damaged(file, f"{name} is in another file too")
-            arrays[name] = array
-    return arrays
-
-
-def read_arrays(path: Path) -> dict[str, mx.array]:
-    """Read the arrays of a safetensors file."""
-    arrays = open_arrays(path)
-    try:
-        with explained():
-            mx.eval(arrays)
-    except RuntimeError as error:
-        raise damaged(path, error) from error
-    return arrays
-
-
-def open_arrays(path: Path) -> dict[str, mx.array]:
-    """Open a safetensors file; MLX reads its arrays when they are evaluated."""
-    if not path.exists():
-        raise missing_file(path)
-    verify_file(path)
-    return open_unchecked(path)
-
-
-def open_unchecked(path: Path) -> dict[str, mx.array]:
-    """Open a safetensors file as `open_arrays` does, without comparing its checksum."""
-    require_utf8(path)
-    try:
-        open_regular(path).close()  # MLX would wait for a pipe
-        with explained():
-            arrays: Any = mx.load(str(path))
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except (RuntimeError, ValueError) as error:
-        raise damaged(path, error) from error
-    if not isinstance(arrays, dict):
-        raise damaged(path, "not a table of arrays")
-    return arrays
-
-
-def check_arrays(
-    path: Path, found: Mapping[str, mx.array], expected: Mapping[str, mx.array]
-) -> None:
-    """Raise `CheckpointError` unless names and shapes are exactly those expected.
-
-    ``path`` is the file, or the model's directory, for the message.
-    """
-    faults = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
-    faults += [f"{name} is unexpected" for name in sorted(found.keys() - expected.keys())]
-    faults += [
-        f"{name} has shape {found[name].shape}, not {expected[name].shape}"
-        for name in sorted(expected.keys() & found.keys())
-        if found[name].shape != expected[name].shape
-    ]
-    if faults:
-        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
-        folder = path if path.is_dir() else path.parent
-        raise unusable(folder, f"{path}: {'; '.join(faults[:3])}{more}.")
-
-
-def _is_name(file: object) -> bool:
-    return isinstance(file, str) and re.fullmatch(r"(\./)*[\w.-]+\.safetensors", file) is not None
 
 
 # Small JSON files
@@ -359,30 +367,3 @@ def read_origin(folder: Path) -> Origin | None:
         CheckpointError: the file is damaged.
     """
     return read_record(folder / ORIGIN, Origin)
-
-
-def read_record(path: Path, kind: type[Record]) -> Record | None:
-    """Read a JSON file that holds a pydantic model; None if there is no such file.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    if not path.exists():
-        return None
-    verify_file(path)
-    try:
-        return as_type(read_json(path), TypeAdapter(kind))
-    except ValidationError as error:
-        raise damaged(path, "it is not what mlxchat wrote") from error
-
-
-def read_checked_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file of a model's directory.
-
-    Raises:
-        CheckpointError: the file is missing or damaged.
-    """
-    if not path.exists():
-        raise missing_file(path)
-    verify_file(path)
-    return read_json(path)

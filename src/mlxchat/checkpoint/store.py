@@ -17,6 +17,7 @@ from pathlib import Path
 
 from mlxchat import disk
 from mlxchat.checkpoint import files
+from mlxchat.checkpoint.bases import is_needed, needed_weights
 from mlxchat.checkpoint.best import step_to_keep
 from mlxchat.checkpoint.files import entries, is_folder, require_connected, unreadable
 from mlxchat.checkpoint.stamp import write_stamp
@@ -163,12 +164,21 @@ def tidy(run: Path) -> None:
 def old_steps(run: Path, keep: int) -> list[int]:
     """Return the steps that `prune` removes: all but the newest ``keep`` and the best one.
 
+    A step that an adapter in the same home needs is not removed either.
+
     Raises:
         OSError: the folder cannot be read.
     """
     saved = steps(run)
-    best = step_to_keep(directory(run, saved[-1]), saved) if saved[:-keep] else None
-    return [step for step in saved[:-keep] if step != best]
+    if not saved[:-keep]:
+        return []
+    best = step_to_keep(directory(run, saved[-1]), saved)
+    needed = needed_weights(run.parent.parent)
+    return [
+        step
+        for step in saved[:-keep]
+        if step != best and not is_needed(directory(run, step), needed)
+    ]
 
 
 def prune(run: Path, keep: int) -> list[int]:

@@ -25,6 +25,7 @@ from mlxchat.cli.evaluate import eval_chat_command
 from mlxchat.cli.evaluate_base import eval_base_command
 from mlxchat.cli.exchange import export_command, import_command
 from mlxchat.cli.failures import exit_code, lost_output, report_unforeseen
+from mlxchat.cli.fuse import fuse_command
 from mlxchat.cli.help import CommandWithHelp, GroupWithHelp
 from mlxchat.cli.monitor import monitor_command
 from mlxchat.cli.options import Command, options_from_models
@@ -54,6 +55,7 @@ COMMANDS: dict[str, Command] = {
     "chat": chat_command,
     "serve": serve_command,
     "quantize": quantize_command,
+    "fuse": fuse_command,
     "import": import_command,
     "export": export_command,
     "quickstart": quickstart_command,

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,15 +19,17 @@ from mlxchat.cli.options import (
     model_in_words,
     require_one_place,
 )
-from mlxchat.errors import CheckpointError
+from mlxchat.errors import CheckpointError, MlxchatError
 from mlxchat.home import Home, expanded
-from mlxchat.interop.programs import Program, runnable_models
+from mlxchat.interop.programs import PROGRAMS, GgufType, MlxBits, Program, runnable_models
 from mlxchat.model.quantization import Quantization
 from mlxchat.telemetry.events import Noted, Progressed
 from mlxchat.ui.console import Screen, say, say_json
 from mlxchat.ui.text import amount
 
 if TYPE_CHECKING:
+    from mlxchat.checkpoint.layout import SavedModel
+    from mlxchat.evaluate.temperature import NearestTemperatures
     from mlxchat.interop.exporters import Exported
     from mlxchat.interop.importers.model import Foreign
 
@@ -73,16 +76,35 @@ def import_command(
         bool,
         typer.Option("--with-optimizer", help="Import the optimizer state too, for use with sft."),
     ] = False,
+    onto: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Of an adapter: the run or directory of the model to put it on.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Of an adapter: put it on another model than its own."),
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Import a model that was trained elsewhere, as a run.
+    """Import a model, or an adapter, that was trained elsewhere, as a run.
 
     Reads checkpoints of nanochat (model_*.pt) of any era, the original mlxchat
-    (model_*.npz), transformers (NanoChatForCausalLM) and mlx-lm (nanochat).
-    No code in the files is run. Progress goes to standard error.
+    (model_*.npz), transformers (NanoChatForCausalLM) and mlx-lm (nanochat); and with
+    --onto adapters of mlx-lm and PEFT. No code in the files is run. Progress goes to
+    standard error.
     """
     from mlxchat.interop import importers
+    from mlxchat.interop.importers.adapter import concerns_adapter
 
+    options = {"step": step, "tokenizer": tokenizer, "softcap": softcap}
+    if concerns_adapter(path, onto, force, **options, with_optimizer=with_optimizer or None):
+        assert onto is not None
+        _import_adapter(path, onto, model_tag, conversational, force, json)
+        return
     foreign = importers.open_model(path, step, tokenizer, softcap, conversational)
     home, name = Home.from_environment(), model_tag or foreign.name
     run = catalog.new_run(home, name, foreign.conversational, "model_tag")
@@ -92,6 +114,50 @@ def import_command(
         report = _progress(screen, "reading")
         folder = importers.import_run(run, foreign, with_optimizer, report)
     _show_imported(foreign, run, folder, with_optimizer, json)
+
+
+def _import_adapter(
+    path: Path,
+    onto: str,
+    model_tag: str | None,
+    conversational: bool | None,
+    force: bool,
+    json: bool,
+) -> None:
+    from mlxchat.interop.importers.adapter import import_adapter, open_adapter
+    from mlxchat.model.adapter import adapted_layers
+
+    home = Home.from_environment()
+    base = catalog.find_model(home.stages, onto, None)
+    foreign = open_adapter(path, base, conversational, force)
+    run = catalog.new_run(home, model_tag or foreign.name, foreign.conversational, "model_tag")
+    with Screen(stream=sys.stderr) as screen:
+        for note in foreign.notes:
+            screen.show(Noted(time.time(), note))
+    folder = import_adapter(run, foreign)
+    lora = foreign.adapter.lora
+    if json:
+        facts = {
+            "path": str(folder),
+            "model_tag": run.name,
+            "program": foreign.program,
+            "base": str(base),
+            "rank": lora.rank,
+            "scale": lora.scale,
+            "dora": lora.dora,
+            "parameters": sum(array.size for array in foreign.adapter.arrays.values()),
+            "conversational": foreign.conversational,
+        }
+        say_json(facts)
+        return
+    from mlxchat.checkpoint.layout import read_config
+
+    count = len(adapted_layers(read_config(base), lora))
+    say(
+        f"{'DoRA' if lora.dora else 'LoRA'} of rank {lora.rank} on {amount(count, 'matrices')} of "
+        f"{foreign.base.run}: {folder}"
+    )
+    say(f"Talk to it: mlxchat chat --model-tag {run.name}")
 
 
 def _show_imported(
@@ -137,45 +203,66 @@ def export_command(
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option(
-            help="Type of the matrices. Default: float32; bfloat16 for a quantized model."
+            help="Type of the matrices, but for gguf. Default: float32; bfloat16 for a quantized "
+            "model."
         ),
     ] = None,
     quantize: Annotated[
-        Literal["2", "3", "4", "5", "6", "8"] | None,
-        typer.Option(help="Quantize to this many bits; mlx-lm only.", show_default=False),
+        Literal[MlxBits, GgufType] | None,
+        typer.Option(
+            help="mlx-lm: quantize to this many bits. gguf: type of the matrices; default: f16.",
+            show_default=False,
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
     """Export a model for another program, with its tokenizer and a model card.
 
-    Progress goes to standard error.
+    An adapter becomes a part of the model's weights, but for peft, which gets the
+    adapter alone. Progress goes to standard error.
     """
     require_one_place(model_tag, step, checkpoint)
     from mlxchat import runtime
-    from mlxchat.checkpoint import layout
+    from mlxchat.checkpoint import copies, layout
     from mlxchat.interop import exporters
     from mlxchat.quantize import quantize as quantize_in_place
-    from mlxchat.runtime import mx
     from mlxchat.train.stage import history_of
 
     home = Home.from_environment()
     source = catalog.locate(home.stages, model_tag, step, checkpoint)
     about = history_of(source, home)
     folder = (out or Path(f"{about.tag}-{to}")).absolute()
-    exporters.require_possible(to, source, folder)
-    quantization = Quantization(bits=int(quantize)) if quantize else None
-    if quantization:
-        _require_quantizable(to, source)
-    whole = quantization is None and not layout.is_quantized(source)
-    precision: mx.Dtype = getattr(mx, dtype or ("float32" if whole else "bfloat16"))
+    exporters.require_possible(to, source, folder, quantize)
+    quantized = layout.is_quantized(source)
+    quantization = _quantization(to, source, quantize, quantized)
+    precision = exporters.precision(to, dtype, quantization is not None or quantized)
     runtime.bound_buffer_cache()
     with Screen(stream=sys.stderr) as screen:
         screen.show(Noted(time.time(), f"The model: {model_in_words(source, checkpoint)}."))
         saved = layout.read_model(source, precision)
+        if saved.base is not None and not PROGRAMS[to].takes_adapters:
+            screen.show(Noted(time.time(), "The adapter is made part of the weights."))
+        if quantized and PROGRAMS[to].quantized == "dense":
+            text = "It is quantized: the values of its weights are exported, not their format."
+            screen.show(Noted(time.time(), text))
         if quantization:  # the measured bits per byte no longer hold
             about = about.model_copy(update={"bits_per_byte": None})
+            saved = saved if saved.base is None else copies.fused(saved)
             quantize_in_place(saved.model, quantization.formats(saved.model.config))
-        written = exporters.write(to, folder, saved, about, precision, _progress(screen, "writing"))
+        nearest = None
+        if not PROGRAMS[to].caps_logits:
+            nearest = _nearest_temperatures(saved, source, home, screen)
+        report = _progress(screen, "writing")
+        written = exporters.write(
+            to,
+            folder,
+            saved,
+            about,
+            precision,
+            report,
+            quantize=quantize,
+            temperatures=nearest,
+        )
     _show_exported(to, source, written, json)
 
 
@@ -191,20 +278,36 @@ def _show_exported(to: Program, source: Path, written: "Exported", json: bool) -
         say(f"  {line}")
 
 
-def _progress(screen: Screen, task: str) -> Callable[[int, int], None]:
-    """Return a function that shows how many of the bytes are done."""
-    return lambda done, total: screen.show(Progressed(time.time(), task, done, total, "bytes"))
+def _progress(screen: Screen, task: str, unit: str = "bytes") -> Callable[[int, int], None]:
+    """Return a function that shows how many of the bytes are done, or of another unit."""
+    return lambda done, total: screen.show(Progressed(time.time(), task, done, total, unit))
 
 
-def _require_quantizable(program: Program, source: Path) -> None:
-    from mlxchat.checkpoint import layout
-
-    if program != "mlx-lm":
-        raise CheckpointError(
-            f"{program} cannot read a model quantized by MLX.",
-            "Leave out --quantize, or export --to mlx-lm.",
-        )
-    if layout.is_quantized(source):
+def _quantization(
+    program: Program, source: Path, quantize: str | None, quantized: bool
+) -> Quantization | None:
+    """Return how MLX is to quantize the model before it is written; None if it is not."""
+    if quantize is None or PROGRAMS[program].quantized != "as it is":
+        return None
+    if quantized:
         raise CheckpointError(
             f"The model in {source} is already quantized.", "Leave out --quantize."
         )
+    return Quantization(bits=int(quantize))
+
+
+def _nearest_temperatures(
+    saved: "SavedModel", source: Path, home: Home, screen: Screen
+) -> "NearestTemperatures | None":
+    """Measure them on the validation text of the model's run; None if that is unavailable."""
+    from mlxchat.evaluate.temperature import nearest_temperatures
+    from mlxchat.train.stage import validation_documents
+
+    try:
+        with closing(validation_documents(source, home)) as documents:
+            report = _progress(screen, "measuring the temperature", "rows")
+            return nearest_temperatures(saved, documents, report)
+    except MlxchatError as error:
+        text = f"The temperature is measured on the built-in corpus. {error.problem}"
+        screen.show(Noted(time.time(), text))
+        return None

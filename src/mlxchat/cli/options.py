@@ -134,7 +134,7 @@ def options_from_models(command: Command) -> Command:
     @functools.wraps(command)
     def called(context: typer.Context, **values: Any) -> None:
         given = {name: values[name] for name in values if _is_given(context, name)}
-        made = {name: _make(settings.model, given) for name, settings in models.items()}
+        made = {name: _make(settings, given) for name, settings in models.items()}
         own = {name: values[name] for name in declared.keys() & values.keys()}
         command(**made, **own)
 
@@ -187,8 +187,9 @@ def _options(settings: _Settings) -> list[inspect.Parameter]:
 def _option(name: str, field: FieldInfo, panel: str | None) -> inspect.Parameter:
     """Return the option of a field.
 
-    Two of the field's `json_schema_extra` matter here: ``metavar`` is the placeholder of its value
-    in the help, and ``{"none": WORD}`` makes WORD stand for None among integers.
+    Three of the field's `json_schema_extra` matter here: ``metavar`` is the placeholder of its
+    value in the help, ``{"none": WORD}`` makes WORD stand for None among integers, and with
+    ``{"text": True}`` the model itself makes the value of a text.
     """
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     word = extra.get("none")
@@ -200,11 +201,12 @@ def _option(name: str, field: FieldInfo, panel: str | None) -> inspect.Parameter
         parser=_integer_or(str(word)) if word else None,
         metavar=str(metavar) if metavar else None,
     )
+    annotation = str | None if extra.get("text") else field.annotation
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=field.default,
-        annotation=Annotated[field.annotation, option],
+        annotation=Annotated[annotation, option],
     )
 
 
@@ -224,9 +226,10 @@ def _is_given(context: typer.Context, option: str) -> bool:
     return source is not None and source.name != "DEFAULT"
 
 
-def _make(model: type[BaseModel], given: dict[str, Any]) -> BaseModel:
+def _make(settings: _Settings, given: dict[str, Any]) -> BaseModel:
+    fields = settings.model.model_fields.keys() - settings.without
     try:
-        return model(**{name: given[name] for name in model.model_fields if name in given})
+        return settings.model(**{name: given[name] for name in given if name in fields})
     except ValidationError as error:
         fault = error.errors()[0]
         name = as_options(f"`{fault['loc'][0]}`") if fault["loc"] else None

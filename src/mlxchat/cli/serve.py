@@ -2,28 +2,33 @@
 
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mlxchat.checkpoint import catalog
-from mlxchat.cli.chat import load_chosen
 from mlxchat.cli.options import (
     Checkpoint,
     DtypeOption,
     ModelTag,
     StepNumber,
+    model_in_words,
     require_one_place,
 )
 from mlxchat.cli.session import Interrupts, exit_promptly
 from mlxchat.config.inference import Sampling
 from mlxchat.config.serve import ServeConfig
+from mlxchat.errors import CheckpointError, ConfigError, command
 from mlxchat.home import Home
 from mlxchat.ui.console import say, warning
 from mlxchat.ui.text import amount
 
 if TYPE_CHECKING:
+    from mlxchat.checkpoint.layout import SavedModel
     from mlxchat.serve.server import ServedModel, Server
 
 LOOK_SECONDS = 1.0  # between looks whether the server still runs
@@ -33,6 +38,16 @@ def serve_command(
     model_tag: ModelTag = None,
     step: StepNumber = None,
     checkpoint: Checkpoint = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]RUN",
+            help="Run with an adapter on the model, for requests that name it as their model; "
+            "repeat for several. The model is then the one of the first adapter, if none is "
+            "named.",
+            show_default=False,
+        ),
+    ] = None,
     dtype: DtypeOption = "auto",
     *,
     config: ServeConfig,
@@ -43,6 +58,9 @@ def serve_command(
     Clients need the address that is printed, as base_url, and any key. The
     options of sampling count where a request does not say. Each request is a
     line on standard error, without its text.
+
+    Several adapters on one model are served together: its weights are held once,
+    and a request chooses by the name of the model.
 
     Ctrl-C or SIGTERM ends the server when the answers under way are finished,
     after at most 30 seconds; Ctrl-C again ends it at once.
@@ -56,21 +74,34 @@ def serve_command(
         bind(config)
     ) as bound:  # a port that is taken is an error before the model is read
         with exit_promptly():
-            folder = catalog.locate(Home.from_environment().stages, model_tag, step, checkpoint)
-            saved, described = load_chosen(model_tag, step, checkpoint, dtype)
-        model = ServedModel(
-            name=tag_and_step(folder)[0],
-            tokenizer=saved.tokenizer,
-            context=saved.model.config.sequence_len,
-            conversational=saved.conversational,
-            sampling=sampling,
-            system=config.system,
-        )
+            home = Home.from_environment()
+            folders = _adapters(home, adapter or ())
+            if folders and (model_tag, step, checkpoint) == (None, None, None):
+                folder = _base_of(folders)
+            else:
+                folder = catalog.locate(home.stages, model_tag, step, checkpoint)
+            name = tag_and_step(folder)[0]
+            _require_belong(folders, folder, name)
+            saved, adapted = _loaded(folder, folders, dtype)
+        models = [
+            ServedModel(
+                name=called,
+                tokenizer=each.tokenizer,
+                context=each.model.config.sequence_len,
+                conversational=each.conversational,
+                sampling=sampling,
+                system=config.system,
+                adapter=called if called in adapted else None,
+            )
+            for called, each in {name: saved, **adapted}.items()
+        ]
+        log = partial(say, stream=sys.stderr)
+        networks = {called: each.model for called, each in adapted.items()}
         with (
             Interrupts(asked.set) as interrupts,
-            start(saved.model, model, config, bound, lambda line: say(line, sys.stderr)) as server,
+            start(saved.model, models, config, bound, log, networks) as server,
         ):
-            _announce(server, model, described, config)
+            _announce(server, models, model_in_words(folder, checkpoint), config)
             while server.running and not asked.wait(LOOK_SECONDS):
                 pass
             if asked.is_set():
@@ -80,10 +111,85 @@ def serve_command(
     raise thread_died()
 
 
-def _announce(server: "Server", model: "ServedModel", described: str, config: ServeConfig) -> None:
-    say(f"Serving {described}, called {model.name}. For OpenAI's clients: base_url {server.url}")
-    if not model.conversational:
+def _loaded(
+    folder: Path, folders: dict[str, Path], dtype: str
+) -> "tuple[SavedModel, dict[str, SavedModel]]":
+    """Read a model and the adapters on it, ready for inference."""
+    from mlxchat.checkpoint import layout
+    from mlxchat.runtime import bound_buffer_cache, compute_dtype
+
+    if not folders:
+        return layout.load_for_inference(folder, dtype), {}
+    bound_buffer_cache()
+    saved = layout.read_model(folder, compute_dtype(dtype))
+    return saved, layout.load_adapters_for_inference(saved, folders)
+
+
+def _adapters(home: Home, given: Sequence[str]) -> dict[str, Path]:
+    """Return the directories of adapters by the names that clients call them.
+
+    Args:
+        home: where runs are.
+        given: the names of runs or directories, each perhaps after a name and ``=``.
+    """
+    from mlxchat.checkpoint.bases import is_adapter
+    from mlxchat.checkpoint.history import tag_and_step
+
+    folders: dict[str, Path] = {}
+    for text in given:
+        called, _, source = text.rpartition("=")
+        folder = catalog.find_model(home.stages, source, None)
+        tag = tag_and_step(folder)[0]
+        if not is_adapter(folder):
+            raise CheckpointError(
+                f"{folder} holds a whole model, not an adapter.",
+                f"Serve it by itself: {command('serve', model_tag=tag)}",
+            )
+        if (name := called or tag) in folders:
+            raise _called_alike(name)
+        folders[name] = folder
+    return folders
+
+
+def _base_of(folders: dict[str, Path]) -> Path:
+    """Return the directory of the model that the first of these adapters was trained on."""
+    from mlxchat.checkpoint.bases import require_base
+
+    return require_base(next(iter(folders.values())))
+
+
+def _require_belong(folders: dict[str, Path], base: Path, name: str) -> None:
+    """Check that adapters were trained on a model, and are called otherwise than it."""
+    from mlxchat.checkpoint.bases import read_base_record
+    from mlxchat.checkpoint.history import record_of_base
+
+    if name in folders:
+        raise _called_alike(name)
+    weights = record_of_base(base).weights if folders else {}
+    for folder in folders.values():
+        record = read_base_record(folder)
+        if record.weights != weights:
+            raise CheckpointError(
+                f"{folder} is an adapter of {record.run}, step {record.step:,}, not of {base}.",
+                "Serve adapters of one model together, and others by another server.",
+            )
+
+
+def _called_alike(name: str) -> ConfigError:
+    return ConfigError(
+        f"Two of these models are called {name}.", f"Give one another name: `adapter=NAME={name}`"
+    )
+
+
+def _announce(
+    server: "Server", models: "Sequence[ServedModel]", described: str, config: ServeConfig
+) -> None:
+    first, *others = models
+    say(f"Serving {described}, called {first.name}. For OpenAI's clients: base_url {server.url}")
+    if not first.conversational:
         say("It is a base model: it continues text (/v1/completions) and does not answer.")
+    if others:
+        say(f"With adapters, each a model by its name: {', '.join(each.name for each in others)}.")
     if not config.loopback:
         say("Other machines reach it by the name or an address of this one.")
     if config.insecure and not (config.loopback or config.api_key):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlxchat.cli.options import First, Fresh, Json, StayAwake
+from mlxchat.cli.adapters import Lora, with_adapter
+from mlxchat.cli.options import First, Fresh, Json, StayAwake, Without
 from mlxchat.cli.ranks import (
     Hosts,
     RankCount,
@@ -20,6 +21,7 @@ from mlxchat.cli.ranks import (
 )
 from mlxchat.cli.session import exit_promptly, staying_awake, watch_run
 from mlxchat.cli.supervise import train_supervised
+from mlxchat.config.lora import LoraTraining
 from mlxchat.config.mid import MidConfig
 from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig, PretrainConfig
 from mlxchat.config.ranks import RANK_PATIENCE, backend_of_ranks
@@ -40,8 +42,13 @@ DAY = 86_400  # seconds
 
 def train_command(
     config: Annotated[
-        PretrainConfig, First("depth", "budget", "dataset", "model_tag", "memory_limit")
+        PretrainConfig,
+        First("depth", "budget", "dataset", "model_tag", "memory_limit"),
+        Without({"lora"}),
     ],
+    *,
+    lora: Lora = False,
+    adapter: Annotated[LoraTraining, Without({"dropout"})],
     fresh: Fresh = False,
     supervise: Annotated[
         bool,
@@ -68,6 +75,7 @@ def train_command(
     in the time you have. To resume from the newest checkpoint, repeat the same
     command.
     """
+    config = with_adapter(config, lora, adapter)
     if supervise and dry_run:
         raise typer.BadParameter("--supervise cannot be combined with --dry-run.")
     if supervise:
@@ -101,7 +109,14 @@ def train_command(
 
 
 def mid_command(
-    config: Annotated[MidConfig, First("source", "data", "identity", "epochs", "model_tag")],
+    config: Annotated[
+        MidConfig,
+        First("source", "data", "identity", "epochs", "model_tag"),
+        Without({"lora"}),
+    ],
+    *,
+    lora: Lora = False,
+    adapter: LoraTraining,
     fresh: Fresh = False,
     ranks: RankCount = 1,
     hosts: Hosts = None,
@@ -118,6 +133,7 @@ def mid_command(
     you have a few thousand conversations, go straight to sft, which takes the
     same files. To resume from the newest checkpoint, repeat the same command.
     """
+    config = with_adapter(config, lora, adapter)
     launch_if_asked(ranks, hosts, rank_timeout)
     from mlxchat.train.mid import MidTraining, run_mid_training
 
@@ -135,12 +151,20 @@ def mid_command(
             json,
         )
     if not json:
-        say(f"Teach it to answer: {command('sft', source=config.tag)} --data ...")
+        if not lora:
+            say(f"Teach it to answer: {command('sft', source=config.tag)} --data ...")
         _say_how_to_talk(home.run(config.tag))
 
 
 def sft_command(
-    config: Annotated[SftConfig, First("source", "data", "identity", "epochs", "model_tag")],
+    config: Annotated[
+        SftConfig,
+        First("source", "data", "identity", "epochs", "model_tag"),
+        Without({"lora"}),
+    ],
+    *,
+    lora: Lora = False,
+    adapter: LoraTraining,
     fresh: Fresh = False,
     ranks: RankCount = 1,
     hosts: Hosts = None,
@@ -158,6 +182,7 @@ def sft_command(
     used, changes and keys that are not used are counted and reported. To resume from the
     newest checkpoint, repeat the same command.
     """
+    config = with_adapter(config, lora, adapter)
     launch_if_asked(ranks, hosts, rank_timeout)
     from mlxchat.train.sft import FineTuning, run_fine_tuning
 
@@ -180,8 +205,13 @@ def sft_command(
 
 def info_command(
     config: Annotated[
-        PretrainConfig, First("depth", "budget", "dataset", "model_tag", "memory_limit")
+        PretrainConfig,
+        First("depth", "budget", "dataset", "model_tag", "memory_limit"),
+        Without({"lora"}),
     ],
+    *,
+    lora: Lora = False,
+    adapter: Annotated[LoraTraining, Without({"dropout"})],
     ranks: RankCount = 1,
     hosts: Hosts = None,
     rank_timeout: RankTimeout = RANK_PATIENCE,
@@ -191,6 +221,7 @@ def info_command(
 
     Takes the same options as train.
     """
+    config = with_adapter(config, lora, adapter)
     launch_if_asked(ranks, hosts, rank_timeout)
     from mlxchat.train.base import with_shape_of_base
     from mlxchat.train.pretrain import Pretraining

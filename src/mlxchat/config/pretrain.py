@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from mlxchat.config.core import CoreConfig
+from mlxchat.config.lora import AdapterRun
 from mlxchat.config.recipes import RECIPES, Recipe, RecipeName, recipe_for
 from mlxchat.config.run import (
     INDEPENDENT,
@@ -131,7 +132,7 @@ class DataConfig(BaseModel):
         return self.dataset == BUILTIN and self.data_dir is None
 
 
-class PretrainConfig(RunConfig, CoreConfig, DataConfig):
+class PretrainConfig(AdapterRun, RunConfig, CoreConfig, DataConfig):
     """Settings of a pretraining run. The plan derives those that are ``None``."""
 
     independent: ClassVar[frozenset[str]] = INDEPENDENT | {
@@ -242,8 +243,9 @@ class PretrainConfig(RunConfig, CoreConfig, DataConfig):
         None,
         ge=0,
         lt=1,
-        description="Share of activations that are zeroed at random in training. Default: 0; "
-        "budget up to 0.3, where the text is read more than 3 times.",
+        description="Share of activations that are zeroed at random in training; with `lora`, of "
+        "what the adapter reads. Default: 0; budget up to 0.3, where the text is read more than "
+        "3 times.",
     )
     grad_clip: float | None = Field(
         None,
@@ -315,6 +317,20 @@ class PretrainConfig(RunConfig, CoreConfig, DataConfig):
                 "go with it.",
                 "Leave one of them out.",
             )
+        if self.lora and self.init_from is None:
+            raise ConfigError(
+                "`lora` trains an adapter on a model, and none is named.",
+                "Name the model with `init_from`.",
+            )
+        self.require_effect(
+            "budget",
+            "embedding_lr",
+            "unembedding_lr",
+            "matrix_lr",
+            "scalar_lr",
+            "weight_decay",
+            "dropout",
+        )
         return self
 
     @property
@@ -336,7 +352,8 @@ class PretrainConfig(RunConfig, CoreConfig, DataConfig):
     def tag(self) -> str:
         """The run's name."""
         if self.init_from is not None:
-            return self.model_tag or name_after(self.init_from, "-continued")
+            suffix = "-continued-lora" if self.lora else "-continued"
+            return self.model_tag or name_after(self.init_from, suffix)
         if self.depth is None and self.budget:
             return self.model_tag or f"auto-{self.budget}"
         return self.model_tag or f"d{self.depth or DEFAULT_DEPTH}"
@@ -379,7 +396,7 @@ class PretrainConfig(RunConfig, CoreConfig, DataConfig):
             value = _recipe_name(*what)
         if value is None:
             value = getattr(_numbers(*what), name, None)
-        return "not given" if value is None else str(value)
+        return super().shown(settings | {name: value}, name)
 
 
 def _recipe_name(

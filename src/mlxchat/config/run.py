@@ -192,7 +192,10 @@ class RunConfig(MemoryConfig):
     @classmethod
     def shown(cls, settings: dict[str, Any], name: str) -> str:
         """Write the value of a setting, or its default if it is not given."""
-        return "not given" if settings[name] is None else str(settings[name])
+        value = settings[name]
+        if isinstance(value, dict):
+            return ", ".join(f"{part} {of_part}" for part, of_part in value.items())
+        return "not given" if value is None else str(value)
 
     def differences(self, stored: dict[str, Any]) -> list[str]:
         """List the settings that differ from those of a saved run, each as ``name (then -> now)``.

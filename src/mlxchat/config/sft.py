@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from pydantic import ConfigDict, Field, model_validator
 
+from mlxchat.config.lora import AdapterRun
 from mlxchat.config.run import LARGEST_COUNT, RunConfig, name_after
 from mlxchat.data.chats.sources import VALIDATION_SHARE
 from mlxchat.data.files import UTF_8
@@ -13,7 +14,7 @@ ENCODING = "Encoding of text without a byte-order mark, such as latin-1."
 SKIP_BAD = "Skip lines and rows that cannot be read, and say how many."
 
 
-class ConversationConfig(RunConfig):
+class ConversationConfig(AdapterRun, RunConfig):
     """Settings of a run that trains a model further on conversations.
 
     The plan derives those that are ``None``. The defaults are those of nanochat's fine-tuning
@@ -102,6 +103,7 @@ class ConversationConfig(RunConfig):
                 f"`num_iterations={self.num_iterations}` does not go with it.",
                 "Leave one of them out.",
             )
+        self.require_effect("init_lr_frac", "load_optimizer")
         return self
 
     @property
@@ -109,7 +111,7 @@ class ConversationConfig(RunConfig):
         """The run's name."""
         if self.model_tag or self.source is None:
             return self.model_tag or self.suffix
-        return name_after(self.source, f"-{self.suffix}")
+        return name_after(self.source, f"-{self.suffix}{'-lora' if self.lora else ''}")
 
 
 class SftConfig(ConversationConfig):

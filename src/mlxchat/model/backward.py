@@ -15,7 +15,7 @@ from mlxchat.model.loss import CHUNK_ROWS
 from mlxchat.model.rope import Rope
 from mlxchat.runtime import mx
 
-HEAD = "lm_head.weight"
+OF_HEAD = "lm_head."  # begins the names of the head's parameters
 
 
 def ordered_loss(
@@ -63,13 +63,14 @@ def ordered_loss(
                 middle = x
         x = model.final_norm(x, middle)  # (B, T, C)
     [x], head = _gate([x], head, summed)
-    return model.mean_loss(x, head[HEAD], targets, chunk_rows, count, weights)
+    with model.using(head):
+        return model.mean_loss(x, targets, chunk_rows, count, weights)
 
 
 def _stages(model: GPT) -> tuple[Arrays, list[Arrays], Arrays]:
-    """Split a model's parameters: embedding and scalars, the layers one by one, and the head."""
-    rest = model.named_parameters()
-    head = {HEAD: rest.pop(HEAD)}
+    """Split what is trained: embedding and scalars, the layers one by one, and the head."""
+    rest = model.named_trainable()
+    head = {name: rest.pop(name) for name in list(rest) if name.startswith(OF_HEAD)}
     layers = []
     for i in range(model.config.n_layer):
         own = f"transformer.h.{i}.", f"value_embeds.{i}."
@@ -87,6 +88,8 @@ def _gate(
     holds nothing any more.
     """
     names, n = list(parameters), len(streams)
+    if not (names or n):
+        return [], {}
 
     @mx.custom_function
     def identity(*arrays: mx.array) -> list[mx.array]:

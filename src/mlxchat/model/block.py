@@ -4,6 +4,7 @@ Shapes: B sequences of T positions, C channels in the residual stream, H query h
 S counts the positions that can be attended to, cached ones included.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Protocol
 
@@ -12,9 +13,10 @@ from mlxchat.model.config import GPTConfig
 from mlxchat.model.cpu import relu_squared
 from mlxchat.model.cpu_attention import bounded_attention
 from mlxchat.model.dropout import NO_DROPOUT, Dropout
+from mlxchat.model.linear import Linear
+from mlxchat.model.lora_linear import side_by_side
 from mlxchat.model.norm import Normed, norm_and_stream
 from mlxchat.model.product import product
-from mlxchat.model.quantized import QuantizedLinear
 from mlxchat.model.rope import Rope, norm_and_rotate, split_heads
 from mlxchat.model.size import query_block
 from mlxchat.runtime import machine, mx, nn
@@ -36,32 +38,6 @@ class LayerCache(Protocol):
         """
 
 
-class Linear(nn.Linear):
-    """A linear layer without bias. Its float32 weight is cast to the dtype of its input."""
-
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
-
-    def __call__(self, x: mx.array, onto: mx.array | None = None) -> mx.array:
-        """Map (..., in_features) to (..., out_features), and add ``onto``.
-
-        The addition is done in the kernel of the product where there is one for both.
-        """
-        return product(x, self.weight.astype(x.dtype), onto)
-
-    @property
-    def dense(self) -> mx.array:
-        """The weight as one matrix, (out_features, in_features), as `QuantizedLinear.dense` is."""
-        return self.weight
-
-    def to_quantized(  # type: ignore[override]  # only the arguments that we use
-        self, group_size: int, bits: int, mode: str
-    ) -> QuantizedLinear:
-        """Return this layer with its weight quantized; `nn.quantize` calls this."""
-        layer: QuantizedLinear = QuantizedLinear.from_linear(self, group_size, bits, mode)
-        return layer
-
-
 class Attention(nn.Module):
     """Causal self-attention; grouped-query if there are fewer key heads than query heads."""
 
@@ -76,7 +52,8 @@ class Attention(nn.Module):
         self.c_k = Linear(config.n_embd, config.kv_dim)
         self.c_v = Linear(config.n_embd, config.kv_dim)
         self.c_proj = Linear(config.n_embd, config.n_embd)
-        self.c_qkv: Linear | None = None  # replaces c_q, c_k and c_v after `fuse_qkv`
+        # Replaces c_q, c_k and c_v after `fuse_qkv`.
+        self.c_qkv: Callable[[mx.array], mx.array] | None = None
         self.gate_channels, self.gate_scale = config.traits.gate or (0, 1.0)
         if self.gate_channels and config.has_value_embedding(layer):
             self.ve_gate = Linear(self.gate_channels, config.n_kv_head)
@@ -166,17 +143,12 @@ class Attention(nn.Module):
         Layers that another program quantized in different formats are not fused.
         """
         names = ("c_q", "c_k", "c_v")
-        if len({_format(self[name]) for name in names}) > 1:
+        fused = side_by_side([self[name] for name in names])
+        if fused is None:
             return
-        layers = [self.pop(name) for name in names]
-        fused = {name: mx.concatenate([layer[name] for layer in layers]) for name in layers[0]}
-        # The former c_q becomes the fused layer: it keeps its class and quantization format, while
-        # its arrays, (out_features, ...), are replaced by the joined rows of all three.
-        self.c_qkv = layers[0].update(fused)
-
-
-def _format(layer: nn.Module) -> tuple[object, ...]:
-    return type(layer), *(getattr(layer, name, None) for name in ("bits", "group_size", "mode"))
+        for name in names:
+            self.pop(name)
+        self.c_qkv = fused
 
 
 def causal_attention(

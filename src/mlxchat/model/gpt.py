@@ -20,11 +20,14 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
-from mlxchat.model.block import Block, LayerCache, Linear
+from mlxchat.model.adapter import LoraConfig
+from mlxchat.model.block import Block, LayerCache
 from mlxchat.model.config import SMEAR_CHANNELS, GPTConfig
 from mlxchat.model.decoding import DecodeStep, read_position
 from mlxchat.model.dropout import NO_DROPOUT, Dropout
 from mlxchat.model.embedding import look_up
+from mlxchat.model.linear import Linear
+from mlxchat.model.lora_linear import LoraLinear, dropping
 from mlxchat.model.loss import CHUNK_ROWS, cross_entropies, mean_cross_entropy, soft_cap
 from mlxchat.model.norm import mix_and_norm, norm, norm_and_stream
 from mlxchat.model.rope import Rope
@@ -61,6 +64,7 @@ class GPT(nn.Module):
         dtype: the dtype of the activations.
 
     Attributes:
+        adapter: the adapter on the model, which alone is trained then (`mlxchat.model.lora`).
         decode_step: reads one position from buffers of fixed size, compiled; None unless
             `prepare_for_inference` has made it.
     """
@@ -69,6 +73,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.dtype = dtype
+        self.adapter: LoraConfig | None = None
         self.decode_step: DecodeStep | None = None
         era, layers = config.traits, range(config.n_layer)
         self.transformer: dict[str, Any] = {
@@ -156,7 +161,7 @@ class GPT(nn.Module):
             previous: (B, 1) ids that came just before them; None at the start.
             dropout: of the embeddings, in training.
         """
-        x = self._token_embedding(ids, dropout)  # (B, T, C)
+        x = self._token_embedding(ids, self._of_streams(dropout))  # (B, T, C)
         if not self.config.traits.smear_and_backout:
             return x
         # Smear: add to each embedding a gated share of the one before it.
@@ -196,7 +201,7 @@ class GPT(nn.Module):
             cache: the layer's keys and values of earlier positions.
             dropout: of the value embedding and of what the layer adds to ``x``, in training.
         """
-        of_embedding, of_block = dropout.split(2)
+        of_embedding, of_block = self._of_streams(dropout).split(2)
         if lambdas:
             a, b = lambdas["resid_lambdas"], lambdas["x0_lambdas"]
             normed, x0 = mix_and_norm(x, x0, a, b)
@@ -210,7 +215,10 @@ class GPT(nn.Module):
             if "v0_lambdas" in lambdas:
                 value_embedding = (lambdas["v0_lambdas"] * value_embedding).astype(self.dtype)
         block: Block = self.transformer["h"][i]
-        return block(normed, rope, value_embedding, cache, of_block), x0
+        if self.adapter is None:
+            return block(normed, rope, value_embedding, cache, of_block), x0
+        with dropping(block, dropout):
+            return block(normed, rope, value_embedding, cache), x0
 
     def final_norm(self, x: mx.array, middle: mx.array) -> mx.array:
         """Normalise the last layer's residual stream, (B, T, C), for the head.
@@ -226,6 +234,10 @@ class GPT(nn.Module):
         """Map features, (..., C), to softly capped logits in float32, (..., V)."""
         logits = self.lm_head(x)[..., : self.config.vocab_size]  # the rows beyond are padding
         return soft_cap(logits, self.config.softcap)
+
+    def _of_streams(self, dropout: Dropout) -> Dropout:
+        """Return the dropout of the network itself: none with an adapter, which has its own."""
+        return dropout if self.adapter is None else NO_DROPOUT
 
     def _token_embedding(self, ids: mx.array, dropout: Dropout = NO_DROPOUT) -> mx.array:
         return norm(dropout(self._rows(self.transformer["wte"], ids)))  # (B, T, C)
@@ -278,25 +290,37 @@ class GPT(nn.Module):
             weights: (B,), multiply the losses of each row by these; None for 1 each.
         """
         x = self.features(ids, dropout=dropout)  # (B, T, C)
-        # A gradient is needed for the parameter itself; quantized models are not trained.
-        return self.mean_loss(x, self.lm_head.weight, targets, chunk_rows, count, weights)
+        return self.mean_loss(x, targets, chunk_rows, count, weights)
 
     def mean_loss(
         self,
         x: mx.array,
-        head: mx.array,
         targets: mx.array,
         chunk_rows: int,
         count: mx.array | None,
         weights: mx.array | None = None,
     ) -> mx.array:
-        """Return the mean loss of features ``x``, (B, T, C); the head is (V or more, C)."""
-        config, flat = self.config, targets.reshape(-1)  # (B * T,)
+        """Return the mean loss of features ``x``, (B, T, C)."""
+        config, head, flat = self.config, self.lm_head, targets.reshape(-1)  # (B * T,)
         if weights is not None:
             weights = mx.repeat(weights, targets.shape[1])  # (B * T,)
         x = x.reshape(-1, config.n_embd)  # (B * T, C)
+        weight, frozen, added = head.dense, self.adapter is not None, None
+        if isinstance(head, LoraLinear):
+            frozen = head.stretch is None  # with DoRA the gradient passes through the whole weight
+            if frozen:
+                weight, added = head.linear.dense, (head.hidden(x), head.lora_b.T)
         return mean_cross_entropy(
-            x, head, flat, config.vocab_size, config.softcap, chunk_rows, count, weights
+            x,
+            weight,
+            flat,
+            config.vocab_size,
+            config.softcap,
+            chunk_rows,
+            count,
+            weights,
+            frozen=frozen,
+            added=added,
         )
 
     # ==== Parameters ====
@@ -304,6 +328,10 @@ class GPT(nn.Module):
     def named_parameters(self) -> Arrays:
         """Return all parameters by nanochat's names: ``transformer.h.0.attn.c_q.weight``."""
         return dict(tree_flatten(self.parameters()))
+
+    def named_trainable(self) -> Arrays:
+        """Return the parameters that training changes: all, or those of the adapter alone."""
+        return dict(tree_flatten(self.trainable_parameters()))
 
     @contextmanager
     def using(self, parameters: Arrays) -> Iterator[None]:
@@ -317,9 +345,17 @@ class GPT(nn.Module):
 
     def cast_matrices(self) -> None:
         """Store the matrices in the compute dtype, for faster inference. Training needs float32."""
+        self._cast(self.named_parameters())
+
+    def cast_frozen(self) -> None:
+        """Store the matrices that are not trained in the compute dtype: they take less memory."""
+        trained = self.named_trainable()
+        self._cast({n: w for n, w in self.named_parameters().items() if n not in trained})
+
+    def _cast(self, parameters: Arrays) -> None:
         matrices = {
             name: weight
-            for name, weight in self.named_parameters().items()
+            for name, weight in parameters.items()
             if weight.ndim > 1 and mx.issubdtype(weight.dtype, mx.floating)  # not quantized ones
         }
         self.load_weights([(n, w.astype(self.dtype)) for n, w in matrices.items()], strict=False)
@@ -332,6 +368,9 @@ class GPT(nn.Module):
             compiled: whether to make `decode_step`. By default on GPUs: on CPUs MLX would need a
                 C++ compiler on the user's machine.
         """
+        for layer in self.modules():
+            if isinstance(layer, LoraLinear):
+                layer.settle()
         self.cast_matrices()
         for block in self.transformer["h"]:
             block.attn.fuse_qkv()

@@ -11,7 +11,7 @@ from typing import cast
 from mlxchat.autotune import fastest, remembered
 from mlxchat.model.cpu import exp, log_sum_exp, sum_last, tanh
 from mlxchat.model.kernels.loss import CROSS_ENTROPY, cross_entropy_kernel
-from mlxchat.model.norm import HALF_PRECISION
+from mlxchat.model.norm import HALF_PRECISION, Pair
 from mlxchat.model.size import chunk_size
 from mlxchat.runtime import machine, mx
 
@@ -63,6 +63,9 @@ def mean_cross_entropy(
     chunk_rows: int,
     count: mx.array | None = None,
     weights: mx.array | None = None,
+    *,
+    frozen: bool = False,
+    added: Pair | None = None,
 ) -> mx.array:
     """Return the mean of `cross_entropies` over the targets that are not -1, a float32 scalar.
 
@@ -71,39 +74,66 @@ def mean_cross_entropy(
         count: divide the sum by this instead of by the number of those targets. A micro-batch
             passes the number in its whole step, so that the shares add up to the step's mean.
         weights: (N,), multiply the losses by these before they are added up; None for 1 each.
+        frozen: whether the weight is not trained, so that its gradient is left out.
+        added: (N, R) features and a (V or more, R) weight whose product is added to the logits: an
+            adapter on a frozen head, which is trained.
     """
     if count is None:
         count = mx.maximum((targets >= 0).sum(), 1)
     weight_of = 1 / count if weights is None else weights / count  # () or (N,), each loss's
 
     @mx.custom_function
-    def loss_and_gradients(x: mx.array, weight: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        half = weight[:vocab_size].astype(x.dtype)  # (V, C), in half precision on GPUs
+    def loss_and_gradients(x: mx.array, weight: mx.array, *more: mx.array) -> list[mx.array]:
+        # Of each pair of features and a weight: both, the weight in half precision on GPUs.
+        pairs = [(x, weight[:vocab_size].astype(x.dtype))]
+        if more:
+            pairs.append((more[0], more[1][:vocab_size].astype(x.dtype)))
         cross_entropy = _fastest_cross_entropy(vocab_size, x.dtype)
-        losses, d_x = list[mx.array](), list[mx.array]()
-        d_weight = mx.array(0.0)
+        losses: list[mx.array] = []
+        of_features: list[list[mx.array]] = [[] for _ in pairs]
+        of_weights = [mx.array(0.0)] * len(pairs)
         for chunk in _chunks(targets.size, vocab_size, chunk_rows):
             # One chunk after another: by then the logits of the one before are no longer needed.
-            features = mx.depends(x[chunk], [*losses[-1:], d_weight, *d_x[-1:]])  # (rows, C)
+            before = [*losses[-1:], *of_weights, *(each[-1] for each in of_features if each)]
+            rows = [mx.depends(features[chunk], before) for features, _ in pairs]
+            logits = rows[0] @ pairs[0][1].T  # (rows, V)
+            for features, half in zip(rows[1:], (half for _, half in pairs[1:]), strict=True):
+                logits = logits + features @ half.T
             of_chunk = weight_of if weights is None else weight_of[chunk]
-            loss, d_logits = cross_entropy(features @ half.T, targets[chunk], softcap, of_chunk)
+            loss, d_logits = cross_entropy(logits, targets[chunk], softcap, of_chunk)
             losses.append(loss if weights is None else loss * weights[chunk])  # (rows,)
-            d_x.append(d_logits @ half)  # (rows, C)
-            d_weight = d_weight + d_logits.T @ features  # (V, C)
-        if len(weight) > vocab_size:
-            d_weight = mx.concatenate([d_weight, mx.zeros_like(weight[vocab_size:])])
+            for i, (features, (_, half)) in enumerate(zip(rows, pairs, strict=True)):
+                of_features[i].append(d_logits @ half)  # (rows, C)
+                if i or not frozen:
+                    of_weights[i] = of_weights[i] + d_logits.T @ features  # (V, C)
         total = sum_last(mx.concatenate(losses), axes=1)
-        return total / count, mx.concatenate(d_x), d_weight
+        padded = [
+            _with_padding(gradient, whole)
+            for gradient, whole in zip(of_weights, (weight, *more[1:]), strict=True)
+        ]
+        return [total / count, *map(mx.concatenate, of_features), *padded]
 
     @loss_and_gradients.vjp
     def scale(
-        _: object, cotangents: list[mx.array], outputs: list[mx.array]
-    ) -> tuple[mx.array, mx.array]:
-        cotangent, (_, d_x, d_weight) = cotangents[0], outputs
-        return (cotangent * d_x).astype(d_x.dtype), cotangent * d_weight
+        primals: Sequence[mx.array], cotangents: list[mx.array], outputs: list[mx.array]
+    ) -> list[mx.array]:
+        cotangent, half = cotangents[0], len(primals) // 2
+        features = [(cotangent * d).astype(d.dtype) for d in outputs[1 : 1 + half]]
+        weights = [cotangent * d for d in outputs[1 + half :]]
+        if frozen:  # never computed
+            weights[0] = mx.zeros_like(primals[1])
+        return [each for pair in zip(features, weights, strict=True) for each in pair]
 
-    outputs = cast(Callable[..., Sequence[mx.array]], loss_and_gradients)(x, weight)
+    arguments = x, weight, *(added or ())
+    outputs = cast(Callable[..., Sequence[mx.array]], loss_and_gradients)(*arguments)
     return outputs[0]
+
+
+def _with_padding(gradient: mx.array, weight: mx.array) -> mx.array:
+    """Return the gradient of a weight, with zeros for rows beyond the vocabulary."""
+    if gradient.ndim == 0 or len(gradient) == len(weight):
+        return gradient
+    return mx.concatenate([gradient, mx.zeros_like(weight[len(gradient) :])])
 
 
 CrossEntropy = Callable[[mx.array, mx.array, float, mx.array], tuple[mx.array, mx.array]]

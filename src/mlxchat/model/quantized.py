@@ -1,10 +1,12 @@
-"""Layers with quantized weights, for inference only."""
+"""Layers with quantized weights. They are not trained, but adapters on them are."""
 
 from collections.abc import Mapping
+from typing import cast
 
 from mlxchat.model.quantization import Format
 from mlxchat.runtime import machine, mx, nn
 
+INSIDE = ".linear"  # ends the name of a layer within one that has an adapter
 DIRECT_ROWS = 4  # up to this many, MLX's quantized product on CPUs beats dequantizing first
 
 
@@ -12,28 +14,54 @@ class QuantizedLinear(nn.QuantizedLinear):
     """A quantized linear layer without bias, called like `mlxchat.model.block.Linear`."""
 
     def __call__(self, x: mx.array, onto: mx.array | None = None) -> mx.array:
-        """Map (..., in_features) to (..., out_features), and add ``onto``.
-
-        On CPUs MLX's product with quantized weights is not blocked and reaches 1 GFLOP/s, where
-        dequantizing and then the BLAS reach hundreds.
-        """
-        if machine().backend == "cpu" and x.size > DIRECT_ROWS * x.shape[-1]:
-            y = x @ self.dense.astype(x.dtype).T
-        else:
-            y = super().__call__(x).astype(x.dtype)  # which the scales may not have
+        """Map (..., in_features) to (..., out_features), and add ``onto``."""
+        few = x.size <= DIRECT_ROWS * x.shape[-1]
+        y = self._quantized_product(x) if few else self._product(x)
         return y if onto is None else onto + y
 
     @property
     def dense(self) -> mx.array:
         """The dequantized weight, (out_features, in_features)."""
-        return mx.dequantize(
-            self.weight,
-            self.scales,
-            self.biases,
-            group_size=self.group_size,
-            bits=self.bits,
-            mode=self.mode,
-        )
+        return dequantized(self)
+
+    def _quantized_product(self, x: mx.array) -> mx.array:
+        y: mx.array = super().__call__(x)
+        return y.astype(x.dtype)  # which the scales may not have
+
+    def _product(self, x: mx.array) -> mx.array:
+        """Return ``x @ self.dense.T``, whose gradient takes little time and memory.
+
+        On CPUs MLX's product with quantized weights is not blocked and reaches 1 GFLOP/s, where
+        dequantizing and then the BLAS reach hundreds. Of its gradient the same is true, and CUDA
+        has only its simplest kernel for that. There the weight is dequantized again: those of all
+        layers, held for the backward pass, would take what quantizing them saved.
+        """
+
+        @mx.custom_function
+        def product_with(x: mx.array) -> mx.array:
+            if machine().backend != "cpu":
+                return self._quantized_product(x)
+            return x @ self.dense.astype(x.dtype).T
+
+        @product_with.vjp
+        def gradient(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
+            # That this waits for the cotangent also keeps `mx.compile` from taking both for one.
+            return cotangent @ dequantized(self, after=cotangent).astype(x.dtype)
+
+        return cast(mx.array, product_with(x))
+
+
+def dequantized(layer: nn.Module, after: mx.array | None = None) -> mx.array:
+    """Return the weight of a quantized layer, dequantized once ``after`` is there."""
+    weight = layer.weight if after is None else mx.depends(layer.weight, after)
+    return mx.dequantize(
+        weight,
+        layer.scales,
+        layer.biases,
+        group_size=layer.group_size,
+        bits=layer.bits,
+        mode=layer.mode,
+    )
 
 
 def quantize_layers(model: nn.Module, formats: Mapping[str, Format]) -> None:
@@ -58,7 +86,9 @@ def quantize_layers(model: nn.Module, formats: Mapping[str, Format]) -> None:
 def formats_of(model: nn.Module) -> dict[str, Format]:
     """Return the format of each quantized layer of a model, by the layer's name."""
     return {
-        name: Format(group_size=layer.group_size, bits=layer.bits, mode=layer.mode)
+        name.removesuffix(INSIDE): Format(
+            group_size=layer.group_size, bits=layer.bits, mode=layer.mode
+        )
         for name, layer in model.named_modules()
         if isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding)
     }

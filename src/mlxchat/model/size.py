@@ -59,15 +59,16 @@ def query_block(backend: str, queries: int, keys: int, window: int) -> int:
     return min(block, queries)
 
 
-def flops_per_token(config: GPTConfig) -> int:
+def flops_per_token(config: GPTConfig, frozen: bool = False) -> int:
     """Return the floating-point operations of a forward and backward pass per token.
 
-    nanochat counts them so, after PaLM (https://arxiv.org/abs/2204.02311).
+    nanochat counts them so, after PaLM (https://arxiv.org/abs/2204.02311). A third of those with
+    the matrices are left out if they are ``frozen``: the products that give their own gradients.
     """
     gate = SMEAR_CHANNELS if config.traits.smear_and_backout else 0
     seen = sum(min(window, config.sequence_len) for window in config.windows)
     attention = 12 * config.n_embd * seen
-    return 6 * (scaling_parameters(config) + gate) + attention
+    return (4 if frozen else 6) * (scaling_parameters(config) + gate) + attention
 
 
 def chunk_size(positions: int, vocab_size: int, chunk_rows: int) -> int:

@@ -11,6 +11,7 @@ from functools import partial
 from itertools import cycle
 from typing import NamedTuple, cast
 
+from mlxchat.config.lora import LEARNING_RATE
 from mlxchat.config.recipes import RECIPES, Recipe
 from mlxchat.model.config import Architecture
 from mlxchat.model.cpu import sum_last
@@ -20,7 +21,12 @@ from mlxchat.optim.adamw import AdamW
 from mlxchat.optim.gradients import Accumulate, compile_gradients
 from mlxchat.optim.muon import Muon, NorMuon
 from mlxchat.optim.rule import Rule, Scalar, Step
-from mlxchat.optim.schedule import REFERENCE_BATCH, STEADY_MOMENTUM, learning_rates
+from mlxchat.optim.schedule import (
+    ADAPTER,
+    REFERENCE_BATCH,
+    STEADY_MOMENTUM,
+    learning_rates,
+)
 from mlxchat.runtime import machine, mx
 from mlxchat.streams import in_parts
 
@@ -58,13 +64,20 @@ PARAM_GROUPS: dict[Architecture, tuple[ParamGroup, ...]] = {  # the first match 
 }
 
 
+OF_ADAPTERS = ParamGroup(ADAPTER, r".*\.(lora_a|lora_b|m)$", AdamW((0.9, 0.999), 0.0))
+
+
+def _groups(arch: Architecture) -> tuple[ParamGroup, ...]:
+    return OF_ADAPTERS, *PARAM_GROUPS[arch]
+
+
 def group_of(arch: Architecture, name: str) -> ParamGroup:
     """Return the group of the parameter of that name.
 
     Raises:
         KeyError: the name matches no pattern.
     """
-    for group in PARAM_GROUPS[arch]:
+    for group in _groups(arch):
         if re.match(group.pattern, name):
             return group
     raise KeyError(name)
@@ -76,6 +89,11 @@ class Rates(NamedTuple):
     learning: Arrays  # learning rates by name of the group
     momentum: mx.array  # of Muon
     weight_decay: mx.array  # of the groups whose rule has no constant one
+
+    @property
+    def shown(self) -> mx.array:
+        """The learning rate that stands for all: that of the matrices, or of the adapter."""
+        return self.learning[MATRIX if MATRIX in self.learning else ADAPTER]
 
 
 Constants = dict[str, list[Scalar]]
@@ -89,8 +107,13 @@ and the number of streams to new parameters, new state and the norm."""
 
 
 def recipe_rates(recipe: Recipe, model: GPT, tokens_per_step: int = REFERENCE_BATCH) -> Rates:
-    """Return a recipe's rates for ``model`` between warm-up and warm-down."""
+    """Return a recipe's rates for ``model`` between warm-up and warm-down.
+
+    An adapter has a rate of its own, whatever the recipe.
+    """
     rates = learning_rates(recipe, model.config, tokens_per_step)
+    if model.adapter is not None:
+        rates = {ADAPTER: LEARNING_RATE}
     return Rates(
         {group: mx.array(rate) for group, rate in rates.items()},
         mx.array(STEADY_MOMENTUM[model.config.arch]),
@@ -105,7 +128,7 @@ class MuonAdamW:
         loss = optimizer.step(model, ids, targets)
 
     Args:
-        model: the model to be trained, its parameters float32.
+        model: the model to be trained, what is trained of it in float32.
         recipe: the source of the learning rates and the clipping of `step`; by default the
             architecture's.
         tokens_per_step: the number of tokens in a step. The modern recipe multiplies learning rates
@@ -122,7 +145,7 @@ class MuonAdamW:
     def __init__(
         self, model: GPT, recipe: Recipe | None = None, tokens_per_step: int = REFERENCE_BATCH
     ) -> None:
-        arch, parameters = model.config.arch, dict(sorted(model.named_parameters().items()))
+        arch, parameters = model.config.arch, dict(sorted(model.named_trainable().items()))
         recipe = recipe or RECIPES[arch]
         self.rates = recipe_rates(recipe, model, tokens_per_step)
         self.grad_clip = recipe.grad_clip
@@ -138,7 +161,7 @@ class MuonAdamW:
         as_scalar: Callable[[float], Scalar] = float if machine().backend == "cpu" else mx.array
         self._constants = {
             group.name: [as_scalar(number) for number in group.rule.constants]
-            for group in PARAM_GROUPS[arch]
+            for group in _groups(arch)
         }
         self._gradients_of: tuple[GPT, Accumulate] | None = None  # a model, its compiled gradients
 
@@ -158,7 +181,7 @@ class MuonAdamW:
         accumulate = self._gradients_of[1]
         ids, targets = mx.array(ids), mx.array(targets)
         count = mx.maximum((targets >= 0).sum(), 1)
-        loss, gradients = accumulate(model.named_parameters(), ids, targets, count, {})
+        loss, gradients = accumulate(model.named_trainable(), ids, targets, count, {})
         self.update(model, gradients, rates or self.rates, self.grad_clip)
         del gradients  # so that the update can reuse their memory
         mx.eval(loss, model.parameters(), self.state)
@@ -186,14 +209,14 @@ class MuonAdamW:
         """
         parameters, self.state, norm = self._compute_update(
             self._constants,
-            model.named_parameters(),
+            model.named_trainable(),
             gradients,
             self.state,
             rates,
             grad_clip,
             streams,
         )
-        model.load_weights(list(parameters.items()))
+        model.load_weights(list(parameters.items()), strict=False)
         return norm
 
 
@@ -284,7 +307,7 @@ def _deal(members: Sequence[Members], streams: int) -> list[list[Members]]:
 
 def _members(arch: Architecture, parameters: Arrays, dtype: mx.Dtype) -> Iterator[Members]:
     """Divide the parameters among groups, and those of stacked rules among stacks of one shape."""
-    for group in PARAM_GROUPS[arch]:
+    for group in _groups(arch):
         names = [name for name in parameters if group_of(arch, name) == group]
         if not group.rule.stacked:
             if names:

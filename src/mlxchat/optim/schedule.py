@@ -9,6 +9,7 @@ import math
 from mlxchat.config.recipes import Recipe
 from mlxchat.model.config import Architecture, GPTConfig
 
+ADAPTER = "adapter"  # the group of an adapter's parameters
 REFERENCE_WIDTH = 768  # for which the learning rates of AdamW were tuned
 REFERENCE_BATCH = 2**19  # tokens in a step, for which nanochat's modern rates were tuned
 SMEAR_RATE = 0.2  # learning rate of smear and backout, whatever the batch

@@ -13,7 +13,7 @@ from mlxchat.config.units import UNIT_BYTES, round_size, to_bytes
 from mlxchat.errors import MemoryLimitError
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import chunk_size, parameters
-from mlxchat.plan.memory import BatchPlan, Resources, training_bytes
+from mlxchat.plan.memory import AdapterPlan, BatchPlan, Resources, training_bytes
 
 LARGEST_DEVICE_BATCH = 32  # nanochat's
 SMALLEST_CHUNK_ROWS = 64
@@ -27,6 +27,13 @@ NEARLY = 1.02  # of the shortest time: the smallest micro-batch within it is cho
 # What a division costs, in units of the time that one token takes forward and backward.
 RECOMPUTING = 1 / 3  # with checkpointing the forward pass runs twice
 CHUNK_COST = 16  # to read the head's weight and write its gradient, for each chunk of the loss
+
+
+class Trainee(NamedTuple):
+    """What is trained: a whole model, or an adapter on one."""
+
+    model: GPTConfig
+    adapter: AdapterPlan | None = None
 
 
 class ShallowerModel(NamedTuple):
@@ -43,6 +50,7 @@ def fit(
     resources: Resources,
     shallower: Iterable[ShallowerModel] = (),
     saved: BatchPlan | None = None,
+    adapter: AdapterPlan | None = None,
 ) -> BatchPlan:
     """Return the division of a step into the smallest micro-batches that is about the fastest.
 
@@ -57,22 +65,24 @@ def fit(
         shallower: models of smaller depths, deepest first, to suggest when this one does not fit.
         saved: how a saved run divided its steps. It is kept, so that the run resumes bit for bit,
             as long as it agrees with the settings and its peak, without the margin, still fits.
+        adapter: the adapter that alone is trained; None if the whole model is.
 
     Raises:
         MemoryLimitError: nothing fits; names the smallest peak by component, and what would fit.
     """
-    limit = _limit(config, model, rows_per_step, resources)
-    if saved and _as_set(config, saved) and _peak(model, saved, resources) <= limit:
+    trainee = Trainee(model, adapter)
+    limit = _limit(config, trainee, rows_per_step, resources)
+    if saved and _as_set(config, saved) and _peak(trainee, saved, resources) <= limit:
         chosen = saved
     else:
-        least = _least(config, model, rows_per_step, resources)
-        if MARGIN * _peak(model, least, resources) > limit:
-            others = _alternatives(config, model, rows_per_step, resources, limit, shallower)
-            raise _too_large(config, model, least, resources, limit, others)
+        least = _least(config, trainee, rows_per_step, resources)
+        if MARGIN * _peak(trainee, least, resources) > limit:
+            others = _alternatives(config, trainee, rows_per_step, resources, limit, shallower)
+            raise _too_large(config, trainee, least, resources, limit, others)
         divisions = _divisions(config, rows_per_step, resources)
         chosen = _smallest_of_the_fast(
             {batch: _time(model, batch, resources) for batch in divisions},
-            lambda batch: MARGIN * _peak(model, batch, resources) <= limit,
+            lambda batch: MARGIN * _peak(trainee, batch, resources) <= limit,
         )
     return BatchPlan(
         device_batch_size=chosen.device_batch_size,
@@ -81,7 +91,7 @@ def fit(
         grad_checkpoint=chosen.grad_checkpoint,
         streams=chosen.streams,
         memory_limit=limit,
-        peak=_peak(model, chosen, resources),
+        peak=_peak(trainee, chosen, resources),
     )
 
 
@@ -95,7 +105,7 @@ def _smallest_of_the_fast(
     return next(batch for batch in fast if fits(batch))
 
 
-def _limit(config: MemoryConfig, model: GPTConfig, rows_per_step: int, resources: Resources) -> int:
+def _limit(config: MemoryConfig, trainee: Trainee, rows_per_step: int, resources: Resources) -> int:
     """Return the bytes that training may take: those in the settings, or what the machine spares.
 
     ``least`` stands for the smallest peak that any division of the step reaches and a little more,
@@ -105,7 +115,7 @@ def _limit(config: MemoryConfig, model: GPTConfig, rows_per_step: int, resources
         return resources.memory
     if config.memory_limit != LEAST:
         return to_bytes(config.memory_limit)
-    least = _peak(model, _least(config, model, rows_per_step, resources), resources)
+    least = _peak(trainee, _least(config, trainee, rows_per_step, resources), resources)
     return min(resources.memory, max(LEAST_LIMIT, int(MARGIN * LEAST_MARGIN * least)))
 
 
@@ -138,7 +148,7 @@ def _divisions(
 
 
 def _least(
-    config: MemoryConfig, model: GPTConfig, rows_per_step: int, resources: Resources
+    config: MemoryConfig, trainee: Trainee, rows_per_step: int, resources: Resources
 ) -> BatchPlan:
     """Return the division with the smallest peak.
 
@@ -150,11 +160,11 @@ def _least(
     extreme = [
         batch for batch in batches if batch.device_batch_size in ends and batch.chunk_rows == chunk
     ]
-    return min(extreme, key=lambda batch: _peak(model, batch, resources))
+    return min(extreme, key=lambda batch: _peak(trainee, batch, resources))
 
 
-def _peak(model: GPTConfig, batch: BatchPlan, resources: Resources) -> int:
-    return training_bytes(model, batch, resources)["peak"]
+def _peak(trainee: Trainee, batch: BatchPlan, resources: Resources) -> int:
+    return training_bytes(trainee.model, batch, resources, trainee.adapter)["peak"]
 
 
 def _time(model: GPTConfig, batch: BatchPlan, resources: Resources) -> float:
@@ -168,7 +178,7 @@ def _time(model: GPTConfig, batch: BatchPlan, resources: Resources) -> float:
 
 def _alternatives(
     config: MemoryConfig,
-    model: GPTConfig,
+    trainee: Trainee,
     rows_per_step: int,
     resources: Resources,
     limit: int,
@@ -176,21 +186,21 @@ def _alternatives(
 ) -> list[str]:
     """Return settings with which training would fit, the smallest change first."""
 
-    def fits(model: GPTConfig, batch: BatchPlan) -> bool:
-        return MARGIN * _peak(model, batch, resources) <= limit
+    def fits(trainee: Trainee, batch: BatchPlan) -> bool:
+        return MARGIN * _peak(trainee, batch, resources) <= limit
 
     found = []
     if config.grad_checkpoint == "off":
         relaxed = config.model_copy(update={"grad_checkpoint": "auto"})
-        if fits(model, _least(relaxed, model, rows_per_step, resources)):
+        if fits(trainee, _least(relaxed, trainee, rows_per_step, resources)):
             found.append("`grad_checkpoint=auto`")
     if config.device_batch_size:
         relaxed = config.model_copy(update={"device_batch_size": None})
         batches = _divisions(relaxed, rows_per_step, resources)
-        if sizes := [batch.device_batch_size for batch in batches if fits(model, batch)]:
+        if sizes := [batch.device_batch_size for batch in batches if fits(trainee, batch)]:
             found.append(f"`device_batch_size={max(sizes)}`")
     for other, rows in shallower:
-        if fits(other, _least(config, other, rows, resources)):
+        if fits(Trainee(other), _least(config, Trainee(other), rows, resources)):
             found.append(f"`depth={other.n_layer}`")
             break
     return found
@@ -198,13 +208,14 @@ def _alternatives(
 
 def _too_large(
     config: MemoryConfig,
-    model: GPTConfig,
+    trainee: Trainee,
     least: BatchPlan,
     resources: Resources,
     limit: int,
     others: list[str],
 ) -> MemoryLimitError:
-    needed = training_bytes(model, least, resources)
+    model, adapter = trainee
+    needed = training_bytes(model, least, resources, adapter)
     room = int(MARGIN * needed.pop("peak"))
     limited_by = f"beside other programs {resources.spared_by} can spare"
     if config.memory_limit not in (None, LEAST):
@@ -214,9 +225,17 @@ def _too_large(
     parts = ", ".join(f"{name} {round_size(size)}" for name, size in needed.items())
     rows = least.device_batch_size
     return MemoryLimitError(
-        f"Training {sum(parameters(model).values()):,} parameters, {rows:,} "
+        f"Training {_in_words(trainee)}, {rows:,} "
         f"{'row' if rows == 1 else 'rows'} of {model.sequence_len:,} tokens at once, needs at "
         f"least {round_size(room)}, including a 10% margin ({parts}); {limited_by} "
         f"{round_size(limit)}.",
         f"Use {' or '.join(others)}." if others else "Use a smaller `max_seq_len` or `vocab_size`.",
     )
+
+
+def _in_words(trainee: Trainee) -> str:
+    """Return what is trained."""
+    of_model = f"{sum(parameters(trainee.model).values()):,} parameters"
+    if trainee.adapter is None:
+        return of_model
+    return f"an adapter of {trainee.adapter.parameters:,} parameters on a model of {of_model}"

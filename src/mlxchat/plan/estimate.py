@@ -75,7 +75,10 @@ def estimate(
         parameters=parameters(plan.model),
         tokens=plan.tokens,
         total_flops=step_flops * plan.num_iterations,
-        memory={**training_bytes(plan.model, plan.of_each(ranks), resources), "cache": room.cache},
+        memory={
+            **training_bytes(plan.model, plan.of_each(ranks), resources, plan.adapter),
+            "cache": room.cache,
+        },
         memory_limit=plan.memory_limit or resources.memory,
         memory_limit_given=room.given,
         machine_memory=room.machine,

@@ -30,6 +30,18 @@ class Resources(NamedTuple):
     spared_by: str = "this machine"  # whose memory that is, for error messages
 
 
+class AdapterPlan(BaseModel):
+    """The sizes of an adapter that is trained, and of the model below it, which is not."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    parameters: Count  # of the adapter
+    frozen: Count  # bytes of the model's weights, as they are held
+    layers: int = Field(ge=1)  # the last ones, through which gradients pass
+    dequantizes: bool = False  # one matrix after another, of a quantized model
+    dora: bool = False
+
+
 class BatchPlan(BaseModel):
     """How an optimizer step is divided, and the memory that this takes."""
 
@@ -88,10 +100,16 @@ END_ARRAYS = 3  # after the last block: the stream, its norm and the gradient of
 CPU_LOGITS = 6  # float32 arrays of a chunk's logits on CPUs; on GPUs one, and one of activations
 STACK_ARRAYS = 4  # of the matrices that Muon orthogonalises together
 DRAWN_LOGITS = 6  # float32 arrays of an answer's next logits, which are sorted and drawn from
+DORA_BYTES = 12  # of each number of a matrix whose rows are measured: it, its change and their sum
 COMPUTED_AHEAD = 0.05  # of all: what follows is started before memory is freed
 
 
-def training_bytes(model: GPTConfig, batch: BatchPlan, resources: Resources) -> dict[str, int]:
+def training_bytes(
+    model: GPTConfig,
+    batch: BatchPlan,
+    resources: Resources,
+    adapter: AdapterPlan | None = None,
+) -> dict[str, int]:
     """Estimate the bytes that training takes, by component, and their ``peak`` at one time.
 
     ``parameters`` and ``optimizer`` exist throughout, and so do ``gradients``, except in a step's
@@ -101,7 +119,12 @@ def training_bytes(model: GPTConfig, batch: BatchPlan, resources: Resources) -> 
       it is added to the sum), and of ``activations`` those that the blocks keep;
     - the last block's backward pass takes ``activations``: gradients and casts of its matrices too;
     - the optimizer takes ``update``.
+
+    Where only an adapter is trained, ``parameters`` are the adapter's, and those of the model are
+    ``frozen``: they have neither gradients nor an optimizer's state.
     """
+    if adapter is not None:
+        return _adapter_bytes(model, batch, resources, adapter)
     value_bytes, size, checkpoint = (
         resources.value_bytes,
         batch.device_batch_size,
@@ -137,6 +160,38 @@ def training_bytes(model: GPTConfig, batch: BatchPlan, resources: Resources) -> 
         "gradients": weights,
         "optimizer": optimizer,
         **({"accumulation": head} if batch.accumulation > 1 else {}),
+        "activations": activations,
+        "logits": logits,
+        "update": update,
+        "peak": peak,
+    }
+
+
+def _adapter_bytes(
+    model: GPTConfig, batch: BatchPlan, resources: Resources, adapter: AdapterPlan
+) -> dict[str, int]:
+    """Estimate what training an adapter takes, as `training_bytes` does."""
+    value_bytes, size, streams = resources.value_bytes, batch.device_batch_size, batch.streams
+    own = 4 * adapter.parameters
+    kept = _kept_bytes(model, resources, batch.grad_checkpoint)[-adapter.layers :]
+    ends = END_ARRAYS * _array_bytes(model, value_bytes)
+    last = activation_bytes(model, resources, checkpoint=batch.grad_checkpoint)
+    below = sum(_kept_bytes(model, resources, batch.grad_checkpoint)[: -adapter.layers])
+    largest = 4 * model.n_embd**2  # of a block's matrices, in numbers
+    matrices = largest * (value_bytes * adapter.dequantizes + DORA_BYTES * adapter.dora)
+    activations = matrices + size * (last - below)
+    positions = size * model.sequence_len // streams
+    logits = streams * _logits_bytes(model, positions, value_bytes, batch.chunk_rows, adapter)
+    working = streams * own + max(size * sum(kept, ends) + logits, activations)
+    if batch.accumulation > 1:
+        working += own
+    update = 2 * own
+    peak = round((1 + COMPUTED_AHEAD) * (adapter.frozen + 3 * own + max(working, own + update)))
+    return {
+        "frozen": adapter.frozen,
+        "parameters": own,
+        "gradients": own,
+        "optimizer": 2 * own,
         "activations": activations,
         "logits": logits,
         "update": update,
@@ -231,11 +286,23 @@ def _largest_stack(model: GPTConfig, value_bytes: int) -> int:
     )
 
 
-def _logits_bytes(model: GPTConfig, positions: int, value_bytes: int, least_rows: int) -> int:
-    """Return the bytes of a chunk's logits, their gradients and products with the head's weight."""
+def _logits_bytes(
+    model: GPTConfig,
+    positions: int,
+    value_bytes: int,
+    least_rows: int,
+    adapter: AdapterPlan | None = None,
+) -> int:
+    """Return the bytes of a chunk's logits, their gradients and products with the head's weight.
+
+    A frozen head has no gradient, and is in the compute dtype already unless it is dequantized.
+    """
     vocabulary = model.padded_vocab_size
     chunk = vocabulary * min(positions, chunk_size(positions, model.vocab_size, least_rows))
     product = vocabulary * model.n_embd * value_bytes  # a chunk's gradient of the head
+    if adapter is not None:
+        logits = CPU_LOGITS * 4 if value_bytes == 4 else 4 + value_bytes
+        return product * adapter.dequantizes + logits * chunk
     if value_bytes == 4:
         return max(CPU_LOGITS * 4 * chunk, product + 2 * 4 * chunk)
     cast = vocabulary * model.n_embd * value_bytes

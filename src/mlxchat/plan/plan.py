@@ -12,15 +12,16 @@ from contextlib import suppress
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mlxchat.config.lora import LoraTraining
 from mlxchat.config.pretrain import DEFAULT_DEPTH, LARGEST_DEPTH, PretrainConfig
 from mlxchat.config.recipes import Recipe
 from mlxchat.config.run import LARGEST_COUNT, RunConfig
 from mlxchat.errors import ConfigError
 from mlxchat.model.config import ASPECT_RATIO, GPTConfig
 from mlxchat.model.size import flops_per_token, parameters, scaling_parameters
-from mlxchat.optim.schedule import REFERENCE_BATCH, learning_rates
+from mlxchat.optim.schedule import ADAPTER, REFERENCE_BATCH, learning_rates
 from mlxchat.plan.division import MARGIN, ShallowerModel, fit
-from mlxchat.plan.memory import BatchPlan, Resources, drawing_bytes
+from mlxchat.plan.memory import AdapterPlan, BatchPlan, Resources, drawing_bytes
 from mlxchat.telemetry.events import Count, Seconds
 
 REFERENCE_DEPTH = 12
@@ -73,6 +74,7 @@ class Plan(BatchPlan):
     most_steps: Count | None = None  # that a budget may prolong it to; None: no limit
     costs: Costs | None = None  # None: there is no time budget
     drawing: DrawingPlan | None = None  # None: it learns from data
+    adapter: AdapterPlan | None = None  # None: the whole model is trained
 
     @model_validator(mode="after")
     def _divided_as_a_whole(self) -> "Plan":
@@ -101,8 +103,10 @@ class Plan(BatchPlan):
         checkpointing = ", gradient checkpointing" if self.grad_checkpoint else ""
         dropout = f"; dropout {self.dropout:.2g}" if self.dropout else ""
         decay = f"weight decay {self.weight_decay:.3g}" if self.weight_decay else "no weight decay"
+        adapter = self.adapter
+        on = f"an adapter of {adapter.parameters:,} parameters on " if adapter else ""
         return (
-            f"{self.model.arch}, {self.parameters:,} parameters in {layers} of "
+            f"{on}{self.model.arch}, {self.parameters:,} parameters in {layers} of "
             f"width {self.model.n_embd}, vocabulary {self.model.vocab_size:,}; "
             f"{steps} of {self.tokens_per_step:,} tokens "
             f"({batches} of {rows} of {self.row_tokens:,}{checkpointing}); "
@@ -110,12 +114,18 @@ class Plan(BatchPlan):
         )
 
 
-def plan(config: PretrainConfig, vocab_size: int, resources: Resources) -> Plan:
+def plan(
+    config: PretrainConfig,
+    vocab_size: int,
+    resources: Resources,
+    adapter: AdapterPlan | None = None,
+) -> Plan:
     """Derive what pretraining's settings leave open.
 
     Args:
         vocab_size: tokens in the tokenizer's vocabulary.
         resources: the means of the machine.
+        adapter: the adapter that alone is trained; None if the whole model is.
 
     Raises:
         ConfigError: the batch sizes do not divide (those that do are named), the width cannot be
@@ -135,24 +145,32 @@ def plan(config: PretrainConfig, vocab_size: int, resources: Resources) -> Plan:
             f"{tokens_per_step:,} tokens.",
             "Give `num_iterations`, or a smaller `total_batch_size`.",
         )
-    batch = fit(config, model, rows, resources, _shallower(config, model))
+    shallower = () if adapter else _shallower(config, model)
+    batch = fit(config, model, rows, resources, shallower, adapter=adapter)
+    rates = learning_rates(recipe, model, tokens_per_step)
     return Plan(
         **dict(batch),
         model=model,
         parameters=sum(parameters(model).values()),
-        flops_per_token=flops_per_token(model),
+        flops_per_token=flops_per_token(model, frozen=adapter is not None),
         target_tokens=target_tokens,
         num_iterations=steps,
         tokens_per_step=tokens_per_step,
-        learning_rates=learning_rates(recipe, model, tokens_per_step),
-        weight_decay=_weight_decay(config, recipe, model, tokens_per_step),
+        learning_rates=adapter_rates(config.lora) if config.lora else rates,
+        weight_decay=0.0 if config.lora else _weight_decay(config, recipe, model, tokens_per_step),
         grad_clip=recipe.grad_clip,
-        dropout=config.dropout or 0.0,
+        dropout=config.lora.dropout if config.lora else config.dropout or 0.0,
         warmup_steps=recipe.warmup_steps,
         warmdown_ratio=recipe.warmdown_ratio,
         final_lr_frac=recipe.final_lr_frac,
         eval_rows=evaluation_rows(config, config.max_seq_len, tokens_per_step),
+        adapter=adapter,
     )
+
+
+def adapter_rates(lora: LoraTraining) -> dict[str, float]:
+    """Return the learning rate of an adapter, by the name of its group."""
+    return {ADAPTER: lora.learning_rate}
 
 
 def refitted(saved: Plan, config: RunConfig, resources: Resources) -> Plan:
@@ -166,8 +184,12 @@ def refitted(saved: Plan, config: RunConfig, resources: Resources) -> Plan:
         MemoryLimitError: training does not fit into memory.
     """
     step_rows(config, saved.row_tokens, saved.tokens_per_step)
-    rows = with_rows_of(saved.model, saved.row_tokens)
-    batch = fit(config, rows, saved.rows_per_step, resources, saved=saved)
+    model, rows, adapter = (
+        with_rows_of(saved.model, saved.row_tokens),
+        saved.rows_per_step,
+        saved.adapter,
+    )
+    batch = fit(config, model, rows, resources, saved=saved, adapter=adapter)
     return with_drawing(saved.model_copy(update=dict(batch)), resources)
 
 

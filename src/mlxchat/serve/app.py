@@ -60,8 +60,9 @@ class Service:
     """The server's routes, as one application for ASGI.
 
     Args:
-        model: what requests need to know of the model.
-        scheduler: the thread that owns it.
+        models: what requests need to know of each model, by other names. The first is the one
+            that a request gets which names none.
+        scheduler: the thread that owns them.
         config: the server's settings.
         log: where the line of each request goes.
 
@@ -71,10 +72,15 @@ class Service:
     """
 
     def __init__(
-        self, model: ServedModel, scheduler: Scheduler, config: ServeConfig, log: WriteLine
+        self,
+        models: Sequence[ServedModel],
+        scheduler: Scheduler,
+        config: ServeConfig,
+        log: WriteLine,
     ) -> None:
         self.closing = False
-        self._model, self._scheduler, self._config = model, scheduler, config
+        self._served = {model.name: model for model in models}
+        self._scheduler, self._config = scheduler, config
         self._latest_inbox: Inbox | None = None
         routes = [
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
@@ -104,7 +110,7 @@ class Service:
 
     async def _chat(self, http: HttpRequest) -> Response:
         wanted = parsed(await json_body(http), ChatRequest)
-        self._check_model(wanted.model)
+        model = self._named(wanted.model)
         if wanted.max_completion_tokens and wanted.max_tokens:
             raise invalid(
                 "'max_tokens' is the earlier name of 'max_completion_tokens'. Give one of them.",
@@ -112,12 +118,13 @@ class Service:
             )
         if wanted.top_logprobs and not wanted.logprobs:
             raise invalid("'top_logprobs' needs 'logprobs' to be true.", "top_logprobs")
-        prompt = await asyncio.to_thread(self._model.chat_prompt, wanted.messages)
+        prompt = await asyncio.to_thread(model.chat_prompt, wanted.messages)
         return await self._answer(
             http,
             wanted,
+            model,
             [prompt],
-            ChatReplies(self._model.name, wanted.logprobs),
+            ChatReplies(model.name, wanted.logprobs),
             most=wanted.max_completion_tokens or wanted.max_tokens or self._config.max_tokens,
             logprobs=wanted.top_logprobs if wanted.logprobs else None,
             calculator=True,
@@ -125,14 +132,15 @@ class Service:
 
     async def _complete(self, http: HttpRequest) -> Response:
         wanted = parsed(await json_body(http), CompletionRequest)
-        self._check_model(wanted.model)
+        model = self._named(wanted.model)
         texts: Sequence[str | Sequence[int]] = wanted.prompts
-        prompts = await asyncio.to_thread(lambda: [self._model.text_prompt(text) for text in texts])
+        prompts = await asyncio.to_thread(lambda: [model.text_prompt(text) for text in texts])
         return await self._answer(
             http,
             wanted,
+            model,
             prompts,
-            CompletionReplies(self._model.name, wanted.logprobs),
+            CompletionReplies(model.name, wanted.logprobs),
             most=wanted.max_tokens or self._completion_tokens,
             logprobs=wanted.logprobs,
             calculator=False,
@@ -142,6 +150,7 @@ class Service:
         self,
         http: HttpRequest,
         wanted: Parameters,
+        model: ServedModel,
         prompts: Sequence[tuple[int, ...]],
         replies: Replies,
         *,
@@ -154,6 +163,7 @@ class Service:
         Args:
             http: the request.
             wanted: its body.
+            model: the one that answers.
             prompts: ids, each of which fits.
             replies: writes the answers.
             most: the largest number of tokens in an answer; the context may be a smaller one.
@@ -167,8 +177,8 @@ class Service:
                 f"This asks for {count} answers; at most {self._config.queue} can wait at a time.",
                 "n" if wanted.n > 1 else "prompt",
             )
-        requests = self._requests(wanted, prompts, most, logprobs, calculator)
-        tokenizer = self._model.tokenizer
+        requests = self._requests(wanted, model, prompts, most, logprobs, calculator)
+        tokenizer = model.tokenizer
         answering = Answering(
             self._scheduler,
             self._inbox,
@@ -195,20 +205,21 @@ class Service:
     def _requests(
         self,
         wanted: Parameters,
+        model: ServedModel,
         prompts: Sequence[tuple[int, ...]],
         most: int,
         logprobs: int | None,
         calculator: bool,
     ) -> list[Request]:
         """Return what to ask of the scheduler: ``wanted.n`` answers to each prompt, in order."""
-        tokenizer = self._model.tokenizer
-        sampling = Sampling(**{**dict(self._model.sampling), **wanted.sampling})
-        bias = self._model.bias(wanted.logit_bias)
+        tokenizer = model.tokenizer
+        sampling = Sampling(**{**dict(model.sampling), **wanted.sampling})
+        bias = model.bias(wanted.logit_bias)
         seed = self._seed(wanted.seed)
         return [
             Request(
                 ids=ids,
-                max_tokens=min(most, self._model.context - len(ids)),
+                max_tokens=min(most, model.context - len(ids)),
                 sampling=sampling,
                 seed=(seed + choice) % 2**64,
                 stop=frozenset({tokenizer.bos, tokenizer.special(ASSISTANT_END)}),
@@ -217,6 +228,7 @@ class Service:
                 logit_bias=bias,
                 logprobs=logprobs,
                 tools=partial(ToolUse, tokenizer) if calculator else None,
+                adapter=model.adapter,
             )
             for ids in prompts
             for choice in range(wanted.n)
@@ -241,34 +253,27 @@ class Service:
             given = self._config.seed
         return random.getrandbits(63) if given is None else given % 2**64
 
-    def _check_model(self, name: str | None) -> None:
-        """Refuse the name of another model; there is only one, so that none need be given."""
-        if name is not None and name != self._model.name:
+    def _named(self, name: str | None) -> ServedModel:
+        """Return the model of a name, or the first one; refuse other names."""
+        if name is None:
+            return next(iter(self._served.values()))
+        if name not in self._served:
             raise ApiError(
                 404,
-                f"The model {name[:100]!r} does not exist. This server has {self._model.name!r}.",
+                f"The model {name[:100]!r} does not exist. This server has "
+                f"{', '.join(map(repr, self._served))}.",
                 "model",
                 "model_not_found",
             )
+        return self._served[name]
 
     # ---- about the server ------------------------------------------------------------------------
 
     async def _models(self, http: HttpRequest) -> Response:
-        return _json(ModelList(data=[self._card]))
+        return _json(ModelList(data=[_card(model) for model in self._served.values()]))
 
     async def _named_model(self, http: HttpRequest) -> Response:
-        self._check_model(http.path_params["name"])
-        return _json(self._card)
-
-    @property
-    def _card(self) -> ModelCard:
-        model = self._model
-        return ModelCard(
-            id=model.name,
-            created=model.created,
-            context_length=model.context,
-            chat=model.conversational,
-        )
+        return _json(_card(self._named(http.path_params["name"])))
 
     async def _health(self, http: HttpRequest) -> Response:
         if not self._scheduler.alive:
@@ -280,6 +285,15 @@ class Service:
     async def _metrics(self, http: HttpRequest) -> Response:
         text = self._recorder.exposition(self._scheduler.stats())
         return PlainTextResponse(text, headers={"content-type": "text/plain; version=0.0.4"})
+
+
+def _card(model: ServedModel) -> ModelCard:
+    return ModelCard(
+        id=model.name,
+        created=model.created,
+        context_length=model.context,
+        chat=model.conversational,
+    )
 
 
 async def _page(http: HttpRequest) -> Response:

@@ -2,7 +2,8 @@
 
 Each turn of a conversation begins with all the turns before it, and the conversations of a program
 with its system prompt. The keys and values of what was read are kept, the latest used longest, and
-a prompt continues those with which it shares the longest beginning.
+a prompt continues those with which it shares the longest beginning. Adapters on one model compute
+other keys and values from the same tokens, so that each continues its own only.
 
 Every conversation begins with the same few special tokens, so that what two prompts share counts
 only from so many tokens on.
@@ -23,6 +24,7 @@ class _Entry(NamedTuple):
     ids: np.ndarray
     past: Past
     size: int  # in bytes
+    adapter: str | None
 
 
 class Prefixes:
@@ -49,15 +51,19 @@ class Prefixes:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def longest(self, ids: Sequence[int]) -> tuple[int, Past]:
+    def longest(self, ids: Sequence[int], adapter: str | None = None) -> tuple[int, Past]:
         """Return how many of the first tokens an entry shares with ``ids``, and its past.
 
         The last of ``ids`` does not count: it is always read, for the logits after it. The past may
         be longer than what is shared.
+
+        Args:
+            ids: the prompt.
+            adapter: the one that reads it; None for the model without any.
         """
         prompt, best, shared = np.array(ids[:-1]), -1, self._fewest - 1
         for n, entry in enumerate(self._entries):
-            common = _common(entry.ids, prompt)
+            common = _common(entry.ids, prompt) if entry.adapter == adapter else 0
             if common > shared:
                 best, shared = n, common
         if best < 0:
@@ -66,8 +72,8 @@ class Prefixes:
         self._entries.append(entry)
         return shared, entry.past
 
-    def keep(self, ids: Sequence[int], past: Past) -> None:
-        """Keep the past of these tokens, if it fits, in place of those of their beginnings.
+    def keep(self, ids: Sequence[int], past: Past, adapter: str | None = None) -> None:
+        """Keep what an adapter has read of these tokens, in place of their beginnings, if it fits.
 
         Nothing is kept if an entry begins with these tokens. Those that were not used for longest
         make room.
@@ -75,10 +81,12 @@ class Prefixes:
         new, size = np.array(ids), sum(array.nbytes for array in past)
         if size > self.limit or len(new) < self._fewest:
             return
-        if any(_common(e.ids, new) == len(new) for e in self._entries):
+        own = [entry for entry in self._entries if entry.adapter == adapter]
+        if any(_common(entry.ids, new) == len(new) for entry in own):
             return
-        kept = [entry for entry in self._entries if _common(entry.ids, new) < len(entry.ids)]
-        self._entries = [*kept, _Entry(new, past, size)]
+        continued = {id(entry) for entry in own if _common(entry.ids, new) == len(entry.ids)}
+        kept = [entry for entry in self._entries if id(entry) not in continued]
+        self._entries = [*kept, _Entry(new, past, size, adapter)]
         self.size = sum(entry.size for entry in self._entries)
         while self.size > self.limit or len(self._entries) > MOST_KEPT:
             self.size -= self._entries.pop(0).size

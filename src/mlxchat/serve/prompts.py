@@ -35,6 +35,7 @@ class ServedModel:
         conversational: whether it was trained on conversations; if not, it only continues text.
         sampling: how tokens are chosen where a request does not say.
         system: the system message of conversations without one; None for none.
+        adapter: the scheduler's name for its adapter; None for a model that has none of its own.
         created: when the server started, in seconds since the epoch.
     """
 
@@ -44,6 +45,7 @@ class ServedModel:
     conversational: bool
     sampling: Sampling
     system: str | None = None
+    adapter: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @cached_property

@@ -1,6 +1,6 @@
 """A request to the scheduler, and what is delivered in answer to it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -25,6 +25,7 @@ class Request:
         logprobs: deliver each token's log probability, and so many of the likeliest alternatives,
             at most 20; None for neither.
         tools: called once, on the model's thread; returns what forces tokens.
+        adapter: the adapter that answers, by the scheduler's name for it; None for the model alone.
     """
 
     ids: tuple[int, ...]
@@ -37,6 +38,7 @@ class Request:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
     tools: Callable[[], Tool] | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,10 @@ class Stats:
     cache_bytes: int
 
 
-def require_answerable(request: Request, config: GPTConfig) -> None:
+def require_answerable(request: Request, config: GPTConfig, adapters: Set[str | None]) -> None:
     """Raise ValueError for what would fail, or be undefined, on the model's thread."""
+    if request.adapter not in adapters:
+        raise ValueError(f"there is no adapter {request.adapter!r}")
     if not request.ids or request.max_tokens < 1:
         raise ValueError("a request has at least one token, and asks for at least one")
     if len(request.ids) + request.max_tokens > config.sequence_len:

@@ -4,6 +4,9 @@ Between two tokens of those that are being answered, the thread reads one piece 
 the prompt that is next, so that no answer stalls for longer than a piece. MLX's arrays belong to
 the thread that computes with them: nothing of the model is touched by any other.
 
+There may be adapters on the model. The answers of one adapter advance together, like those of the
+model without any, and these groups take turns: each gets a token before any gets another.
+
 A request that fails, by what it delivers to, by its tool or while its prompt is read, ends by
 itself. When the model fails in a step, the requests that it was answering get the error, and the
 thread goes on with the others; when it fails again and again without a good step in between, the
@@ -14,7 +17,7 @@ cannot read a single token either: it may just be too long for the memory that i
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal
 
@@ -22,7 +25,7 @@ from mlxchat.device_failures import device_error
 from mlxchat.engine.cache import KVCache
 from mlxchat.engine.continuous import ChosenToken, ContinuousBatch, Member, TokenChoice
 from mlxchat.engine.generate import PREFILL_CHUNK, Tool
-from mlxchat.engine.rows import Past
+from mlxchat.engine.rows import Layout, Past
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.size import scaling_parameters
@@ -73,6 +76,7 @@ class Scheduler:
 
     Args:
         model: used by nobody else from now on.
+        adapted: the same model with an adapter on it, by the adapter's name; likewise.
         slots: the largest number of answers at a time.
         queue: the largest number of requests that wait.
         cache_bytes: keys and values that are kept for prompts that begin alike.
@@ -82,14 +86,18 @@ class Scheduler:
     def __init__(
         self,
         model: GPT,
+        adapted: Mapping[str, GPT] | None = None,
         *,
         slots: int = 16,
         queue: int = 64,
         cache_bytes: int = CACHE_BYTES,
         log: Callable[[str], None] = lambda text: None,
     ) -> None:
-        mx.eval(model.parameters())  # arrays that are still to be computed belong to this thread
-        self._model = model
+        self._models: dict[str | None, GPT] = {None: model}
+        self._models.update(adapted or {})
+        for each in self._models.values():  # arrays still to be computed belong to this thread
+            mx.eval(each.parameters())
+        self._config, self._layout = model.config, Layout(model.config)
         self._slots = slots
         self._queue_size = queue
         self._piece = piece_size(model.config)
@@ -104,7 +112,7 @@ class Scheduler:
         # The rest belongs to the model's thread.
         self._reading: Ticket | None = None
         self._running: dict[Member, Ticket] = {}
-        self._batch = ContinuousBatch(model)
+        self._batches = self._empty_batches()
         self._prefixes = Prefixes(cache_bytes)
         self._failures = self._steps = 0
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
@@ -122,9 +130,9 @@ class Scheduler:
             Busy: the queue is full.
             Closed: the scheduler is closed, or its model has failed for good.
             ValueError: the prompt is empty, or it and ``max_tokens`` pass the context, or a token
-                is not in the vocabulary, or the seed not of 64 bits.
+                is not in the vocabulary, or the seed not of 64 bits, or there is no such adapter.
         """
-        require_answerable(request, self._model.config)
+        require_answerable(request, self._config, self._models.keys())
         ticket = Ticket(self, request, deliver)
         with self._changed:
             if self._closing or not self.alive:
@@ -229,21 +237,18 @@ class Scheduler:
         ticket = self._reading
         if ticket is None:
             return
-        ids = ticket._request.ids
+        ids, adapter = ticket._request.ids, ticket._request.adapter
         if ticket._cache is None:
-            shared, past = self._prefixes.longest(ids)
-            ticket._cache = self._batch.layout.cache(ids[:shared], past)
+            shared, past = self._prefixes.longest(ids, adapter)
+            ticket._cache = self._layout.cache(ids[:shared], past)
             ticket.cached_tokens = shared
         read = ticket._cache.offset
-        piece = mx.array([ids[read : read + self._piece]])
-        features = self._model.features(piece, ticket._cache)
+        piece, model = mx.array([ids[read : read + self._piece]]), self._models[adapter]
+        features = model.features(piece, ticket._cache)
         mx.eval(features)
         self._count_step()
         if ticket._cache.offset == len(ids):
-            past, logits = (
-                self._batch.layout.past(ticket._cache),
-                self._model.logits(features[:, -1]),
-            )
+            past, logits = self._layout.past(ticket._cache), model.logits(features[:, -1])
             mx.eval(logits)
             ticket._cache, ticket._past_and_logits = None, (past, logits)
 
@@ -254,8 +259,9 @@ class Scheduler:
             self._join(ticket, *ticket._past_and_logits)
         if not self._running:
             return
-        for member, chosen in self._batch.step():
-            self._take(self._running[member], member, chosen)
+        for batch in self._batches.values():
+            for member, chosen in batch.step() if batch.members else ():
+                self._take(self._running[member], member, chosen)
         self._failures = 0
         self._count_step()
 
@@ -263,7 +269,7 @@ class Scheduler:
         """Let a prompt join; its first token follows."""
         request = ticket._request
         ticket._past_and_logits = None
-        self._prefixes.keep(request.ids, past)
+        self._prefixes.keep(request.ids, past, request.adapter)
         choice = TokenChoice(
             request.sampling,
             request.seed,
@@ -272,7 +278,8 @@ class Scheduler:
             request.logit_bias,
             request.logprobs,
         )
-        member, first = self._batch.join(request.ids, past, logits, choice, request.stop)
+        batch = self._batches[request.adapter]
+        member, first = batch.join(request.ids, past, logits, choice, request.stop)
         with self._changed:
             self._reading, self._running[member] = None, ticket
             self._prompts += len(request.ids)
@@ -309,7 +316,7 @@ class Scheduler:
             ticket._tool = ticket._tool or tools()
             forced = ticket._tool(token)
             if forced is not None:
-                self._batch.force(member, forced)
+                self._batches[ticket._request.adapter].force(member, forced)
 
         if error := _failure(force):
             self._leave(member)
@@ -321,9 +328,11 @@ class Scheduler:
         self._deliver(ticket, Finished(reason))
 
     def _leave(self, member: Member) -> None:
+        adapter = self._running[member]._request.adapter
+        batch = self._batches[adapter]
         if self._prefixes.limit:
-            self._prefixes.keep(*self._batch.past(member))
-        self._batch.leave(member)
+            self._prefixes.keep(*batch.past(member), adapter)
+        batch.leave(member)
         with self._changed:
             del self._running[member]
 
@@ -352,17 +361,20 @@ class Scheduler:
             self._begin_anew(self._reported(failed))
 
     def _read_one_token(self) -> None:
-        mx.eval(self._model(mx.array([[0]])))
+        mx.eval(self._models[None](mx.array([[0]])))
 
     def _begin_anew(self, error: Exception) -> None:
         """End what the model was doing with an error, and begin anew."""
         self._failures += 1
         self._end_all(error)
         self._prefixes.clear()
-        self._batch = ContinuousBatch(self._model)
+        self._batches = self._empty_batches()
         mx.clear_cache()
         if self._failures == MOST_FAILURES:
             self._die(error)
+
+    def _empty_batches(self) -> dict[str | None, ContinuousBatch]:
+        return {name: ContinuousBatch(model) for name, model in self._models.items()}
 
     def _die(self, error: Exception) -> None:
         with self._changed:

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -88,8 +89,8 @@ class Server:
     """A server that runs until it is closed, or its context ends.
 
     Args:
-        scheduler: the thread that owns the model; closed with the server.
-        model: what requests need to know of it.
+        scheduler: the thread that owns the models; closed with the server.
+        models: what requests need to know of each; the first answers those that name none.
         config: the settings.
         bound: the socket to listen on, from `bind`.
         log: gets a line for each request.
@@ -98,13 +99,13 @@ class Server:
     def __init__(
         self,
         scheduler: Scheduler,
-        model: ServedModel,
+        models: Sequence[ServedModel],
         config: ServeConfig,
         bound: socket.socket,
         log: WriteLine,
     ) -> None:
         self._scheduler = scheduler
-        self._service = Service(model, self._scheduler, config, log)
+        self._service = Service(models, self._scheduler, config, log)
         self._host, self._port = config.host.strip("[]"), bound.getsockname()[1]
         self._bound = bound
         self._uvicorn = uvicorn.Server(_uvicorn_config(self._service, config))
@@ -177,24 +178,31 @@ def thread_died() -> DeviceError:
 
 def start(
     network: GPT,
-    model: ServedModel,
+    models: Sequence[ServedModel],
     config: ServeConfig,
     bound: socket.socket,
     log: WriteLine = lambda line: None,
+    adapted: Mapping[str, GPT] | None = None,
 ) -> Server:
     """Return a running server.
 
     Args:
         network: prepared for inference; from now on it belongs to the server.
-        model: what requests need to know of it.
+        models: what requests need to know of it and of the others, the first one first.
         config: the settings.
         bound: the socket to listen on, from `bind`.
         log: gets a line for each request, and the traceback of each failure of the model.
+        adapted: the network with each of several adapters, by name (`mlxchat.serve.adapters`).
     """
     scheduler = Scheduler(
-        network, slots=config.slots, queue=config.queue, cache_bytes=config.cache_bytes, log=log
+        network,
+        adapted,
+        slots=config.slots,
+        queue=config.queue,
+        cache_bytes=config.cache_bytes,
+        log=log,
     )
-    return Server(scheduler, model, config, bound, log)
+    return Server(scheduler, models, config, bound, log)
 
 
 def _uvicorn_config(service: Service, config: ServeConfig) -> uvicorn.Config:

@@ -85,14 +85,19 @@ class Activities:
         """
         stage, state = self.stage, self.state
         began = stage.clock.seconds()
-        check_finite(state.model.named_parameters(), step, loader.cursor)
+        check_finite(state.model.named_trainable(), step, loader.cursor)
         check_finite(state.optimizer.state, step, loader.cursor)
         self.log.sync()
         record = self._trainer_state(step, began)
 
         def write(folder: Path) -> None:
             conversational = self.documents.conversational
-            layout.write_model(folder, state.model, state.tokenizer, conversational)
+            if state.base is None:
+                layout.write_model(folder, state.model, state.tokenizer, conversational)
+            else:
+                layout.write_adapted(
+                    folder, state.model, state.tokenizer, conversational, state.base
+                )
             trainer.write_state(folder, record, state.optimizer.state, loader)
             if state.before:
                 state.before.write(folder)

@@ -4,13 +4,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlxchat.checkpoint import catalog, layout, store
-from mlxchat.checkpoint.history import History
+from mlxchat.checkpoint.bases import BaseRecord, is_adapter, size_of_weights
+from mlxchat.checkpoint.history import History, record_of_base
+from mlxchat.config.lora import LoraConfig
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.errors import CheckpointError, ConfigError, MlxchatError, command
 from mlxchat.home import Home
+from mlxchat.model.adapter import adapter_parameters
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
+from mlxchat.model.lora import add_adapter
+from mlxchat.model.size import parameters
 from mlxchat.optim.schedule import REFERENCE_BATCH, learning_rates
+from mlxchat.plan.memory import AdapterPlan, Resources
 from mlxchat.plan.plan import shape
 from mlxchat.runtime import compute_dtype
 from mlxchat.train.stage import history_of, read_trainer, stage_of
@@ -24,17 +30,22 @@ class Base(NamedTuple):
     tokens_per_step: int
 
 
-def read_base(folder: Path, home: Home) -> Base:
+def read_base(folder: Path, home: Home, lora: LoraConfig | None = None) -> Base:
     """Read what a model's directory says of its training; nanochat's numbers if it says nothing.
 
     As in nanochat, the learning rates of a modern model are those before they were scaled by the
     batch.
 
+    Args:
+        folder: the model's directory.
+        home: where its run is, if it has one.
+        lora: the adapter that is to be trained on it; None if all of it is.
+
     Raises:
-        CheckpointError: there is no model, it is quantized, or another version saved it.
+        CheckpointError: there is no model, it cannot be trained, or another version saved it.
     """
     model = layout.read_config(folder)
-    require_trainable(folder)
+    require_trainable(folder, lora)
     if not (folder / layout.TRAINER).exists():
         config = PretrainConfig(arch=model.arch)
         rates = learning_rates(config.numbers, model, REFERENCE_BATCH)
@@ -44,32 +55,90 @@ def read_base(folder: Path, home: Home) -> Base:
     return Base(model, rates, state.plan.tokens_per_step)
 
 
-def require_trainable(folder: Path) -> None:
-    """Check that the model in a directory is not quantized.
+def require_trainable(folder: Path, lora: LoraConfig | None = None) -> None:
+    """Check that the model in a directory can be trained, as a whole or as an adapter says.
 
     Raises:
-        CheckpointError: it is.
+        CheckpointError: it cannot.
     """
-    if layout.is_quantized(folder):
+    if is_adapter(folder):
         raise CheckpointError(
-            f"The model in {folder} is quantized: it cannot be trained.",
-            "Name the model that it was made from with `source`, and quantize the result.",
+            f"{folder} is an adapter on another model: it cannot be trained further.",
+            f"Make one model of both first: {command('fuse', model_tag=folder.parent.name)}",
+        )
+    if lora is None and layout.is_quantized(folder):
+        raise CheckpointError(
+            f"The model in {folder} is quantized: only an adapter on it can be trained.",
+            "Use `lora`, or name the model that it was made from and quantize the result.",
         )
 
 
-def load_base(folder: Path, home: Home, dtype: str) -> tuple[GPT, History]:
+class Begun(NamedTuple):
+    """The model that a run begins with."""
+
+    model: GPT
+    before: History  # how it came to be
+    base: BaseRecord | None  # the model in its directory, if an adapter on it is trained
+
+
+def load_base(
+    folder: Path, home: Home, dtype: str, lora: LoraConfig | None = None, seed: int = 0
+) -> Begun:
     """Read the model in a directory to train it further, and how it came to be.
 
     Args:
         folder: the model's directory.
         home: where its run is, if it has one.
         dtype: the precision to train it in, as the setting names it.
+        lora: the adapter to put on it, which alone is trained then; None for none.
+        seed: decides about the initial values of an adapter.
 
     Raises:
         CheckpointError: a file is missing or damaged.
+        ConfigError: the adapter is to change parts that the model has not.
     """
-    model = layout.read_model(folder, compute_dtype(dtype)).model
-    return model, history_of(folder, home)
+    model, before = layout.read_model(folder, compute_dtype(dtype)).model, history_of(folder, home)
+    if lora is None:
+        return Begun(model, before, None)
+    add_adapter(model, lora, seed)
+    model.cast_frozen()
+    return Begun(model, before, record_of_base(folder))
+
+
+def adapter_plan(folder: Path, lora: LoraConfig | None, value_bytes: int) -> AdapterPlan | None:
+    """Return the sizes of an adapter on the model in a directory; None if all of it is trained.
+
+    Args:
+        folder: the model's directory.
+        lora: the adapter.
+        value_bytes: of a number in the compute dtype, in which plain weights are held.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+        ConfigError: the adapter is to change parts that the model has not.
+    """
+    if lora is None:
+        return None
+    model, quantized = layout.read_config(folder), layout.is_quantized(folder)
+    plain = sum(parameters(model).values()) * value_bytes
+    return AdapterPlan(
+        parameters=adapter_parameters(model, lora),
+        frozen=size_of_weights(folder) if quantized else plain,
+        layers=model.n_layer - lora.first_layer(model),
+        dequantizes=quantized,
+        dora=lora.dora,
+    )
+
+
+def adapter_of(config: PretrainConfig, home: Home, resources: Resources) -> AdapterPlan | None:
+    """Return the sizes of the adapter that continued pretraining trains; None if it trains all.
+
+    Raises:
+        MlxchatError: the model that it begins with cannot be read, or has not those parts.
+    """
+    if config.lora is None:
+        return None
+    return adapter_plan(folder_or_own(config, home), config.lora, resources.value_bytes)
 
 
 def with_shape_of_base(config: PretrainConfig, home: Home) -> PretrainConfig:
@@ -82,13 +151,10 @@ def with_shape_of_base(config: PretrainConfig, home: Home) -> PretrainConfig:
     """
     if config.init_from is None:
         return config
-    folder = _folder_or_own(config, home)
+    folder = folder_or_own(config, home)
     model = layout.read_config(folder)
-    if layout.is_quantized(folder):
-        raise CheckpointError(
-            f"The model in {folder} is quantized: it cannot be trained.",
-            "Begin with the model that it was made from.",
-        )
+    if folder.parent != home.runs / config.tag:  # not the run's own step, if the model is gone
+        require_trainable(folder, config.lora)
     given = config.model_dump(exclude_unset=True)
     determined = _determined(model, folder)
     for name, value in (determined | {"vocab_size": model.vocab_size}).items():
@@ -119,7 +185,7 @@ def _require_shape(
         )
 
 
-def _folder_or_own(config: PretrainConfig, home: Home) -> Path:
+def folder_or_own(config: PretrainConfig, home: Home) -> Path:
     """Return the directory of the model to begin with; if it is gone, the run's own newest step."""
     try:
         return catalog.find_model(home.stages, config.init_from, None)

@@ -8,6 +8,7 @@ from mlxchat.home import Home
 from mlxchat.plan.estimate import Estimate, Room, VocabularySource, estimate
 from mlxchat.plan.plan import plan, refitted
 from mlxchat.telemetry.events import Noted, Report
+from mlxchat.train.base import adapter_of
 from mlxchat.train.inputs import text_on_disk
 from mlxchat.train.measure import Planner, resources_of_all
 from mlxchat.train.resume import SavedRun
@@ -60,7 +61,10 @@ def estimate_run(
             if tokenizer := stored_tokenizer(with_tokenizer_near(config, home, wanted), home):
                 planner.text = text_on_disk(config, home, tokenizer)
         vocab_size, source = vocabulary(config, home, wanted)
-        made = planner.plan(vocab_size) if planner else plan(config, vocab_size, available)
+        if planner:
+            made = planner.plan(vocab_size)
+        else:
+            made = plan(config, vocab_size, available, adapter_of(config, home, available))
     world.rows(made.rows_per_step)
     limit = made.memory_limit or available.memory
     machine = runtime.machine()

@@ -18,7 +18,7 @@ from mlxchat.data.loader import Batch, LoaderState, Stopped
 from mlxchat.errors import MlxchatError
 from mlxchat.model.gpt import GPT, Arrays
 from mlxchat.optim.gradients import compile_gradients
-from mlxchat.optim.optimizer import MATRIX, MuonAdamW, Rates
+from mlxchat.optim.optimizer import MuonAdamW, Rates
 from mlxchat.plan.memory import BatchPlan
 from mlxchat.runtime import memory_use, mx
 from mlxchat.streams import one_thread_each
@@ -39,7 +39,7 @@ class Pending:
     """A step under way on the device.
 
     Attributes:
-        metrics: the gradient norm, the learning rate of the matrices and, of each micro-batch, its
+        metrics: the gradient norm, the learning rate (`Rates.shown`) and, of each micro-batch, its
             share of the loss: (2 + accumulation,).
         state: the loader's state after the step's last batch.
         waited: seconds spent on sums with other ranks; None of a single process.
@@ -349,7 +349,7 @@ def compile_step(parts: StepParts, stop: ShouldStop = lambda: False) -> Launch:
             if not len(ids):  # nothing is left to learn from
                 shares.append(mx.array(0.0))
                 continue
-            parameters = model.named_parameters()
+            parameters = model.named_trainable()
             share, gradients = accumulate(parameters, ids, targets, count, gradients, key, weights)
             mx.async_eval(share, gradients)
             mx.eval(shares[-1:])  # no more than one micro-batch under way
@@ -360,7 +360,7 @@ def compile_step(parts: StepParts, stop: ShouldStop = lambda: False) -> Launch:
         rates = parts.rates(number - 1)
         norm = optimizer.update(model, gradients, rates, parts.grad_clip, plan.streams)
         del gradients  # so that the update can reuse their memory
-        metrics = mx.concatenate([mx.stack([norm, rates.learning[MATRIX]]), of_loss])
+        metrics = mx.concatenate([mx.stack([norm, rates.shown]), of_loss])
         mx.async_eval(model.parameters(), optimizer.state, metrics)
         return Pending(number, metrics, batches[-1].state, world.seconds_waited(), parts.news())
 

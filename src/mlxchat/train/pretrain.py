@@ -21,7 +21,7 @@ from mlxchat.telemetry.events import Event, Noted, Report
 from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train import inputs
-from mlxchat.train.base import load_base, with_shape_of_base
+from mlxchat.train.base import adapter_of, load_base, with_shape_of_base
 from mlxchat.train.core import RunCore
 from mlxchat.train.measure import Planner
 from mlxchat.train.resume import SavedRun, TrainState, new_optimizer
@@ -134,16 +134,18 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
             tokenizer, made = yield from self._within_budget(documents, resources, started_at)
         else:
             tokenizer = yield from ready_tokenizer(config, home, documents, self.report, clock)
-            made = plan(config, tokenizer.vocab_size, resources)
+            adapter = adapter_of(config, home, resources)
+            made = plan(config, tokenizer.vocab_size, resources, adapter)
         hold_memory(made.memory_limit, made.peak, config.wired)
-        history = None
+        history = base = None
         if config.init_from:
             folder = catalog.find_model(home.stages, config.init_from, None)
-            model, history = load_base(folder, home, config.dtype)
+            lora = config.lora and config.lora.shape
+            model, history, base = load_base(folder, home, config.dtype, lora, config.seed)
         else:
             model = GPT.new(made.model, config.seed, compute_dtype(config.dtype))
         optimizer = new_optimizer(model)
-        state = TrainState(made, tokenizer, model, optimizer, 0, LoaderState(), history)
+        state = TrainState(made, tokenizer, model, optimizer, 0, LoaderState(), history, base)
         return Prepared(state, (reason(config, made),) if made.costs else ())
 
     def _within_budget(

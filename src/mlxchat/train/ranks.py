@@ -203,7 +203,7 @@ def _train(run: Received, note: LastNote, stop: ShouldStop) -> None:
     """Do what rank 0 announces, until it announces the end."""
     stage, documents, state = run
     world = stage.world
-    together = Together(world, stop, state.model.named_parameters, note)
+    together = Together(world, stop, state.model.named_trainable, note)
     evaluation = stage.evaluation(documents, state, together.draw)
     # The documents are closed first: that ends a wait for one of their shards.
     with stage.batches(documents, state) as batches, closing(documents):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 from mlxchat.checkpoint import history, layout, store, trainer
+from mlxchat.checkpoint.bases import BaseRecord, is_adapter, read_base_record
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.trainer import TrainerState
 from mlxchat.config.pretrain import PretrainConfig
@@ -43,11 +44,12 @@ class TrainState:
     step: int
     loader: LoaderState
     before: History | None = None  # how the model came to be that the run began with
+    base: BaseRecord | None = None  # the model below the adapter that is trained, if one is
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays that are saved: weights and the optimizer's state."""
-        arrays = *self.model.named_parameters().values(), *self.optimizer.state.values()
+        """Bytes of the arrays that are saved: what is trained and the optimizer's state."""
+        arrays = *self.model.named_trainable().values(), *self.optimizer.state.values()
         return sum(array.nbytes for array in arrays)
 
 
@@ -121,12 +123,13 @@ def load_state(plan: Plan, saved: SavedRun[Config], dtype: mx.Dtype) -> TrainSta
             f"{saved.folder}: {layout.CONFIG} and {layout.TRAINER} describe different models.",
             "Name another run with `model_tag`, or start from scratch with `fresh`.",
         )
+    stored.model.cast_frozen()
     optimizer = new_optimizer(stored.model)
     optimizer.state = trainer.read_optimizer(saved.folder, optimizer.state)
     loader = trainer.read_loader(saved.folder)
-    before = history.read_file(saved.folder)
-    step = saved.trainer.step
-    return TrainState(plan, stored.tokenizer, stored.model, optimizer, step, loader, before)
+    before, step = history.read_file(saved.folder), saved.trainer.step
+    base = read_base_record(saved.folder) if is_adapter(saved.folder) else None
+    return TrainState(plan, stored.tokenizer, stored.model, optimizer, step, loader, before, base)
 
 
 def new_optimizer(model: GPT) -> MuonAdamW:

@@ -110,7 +110,7 @@ def run(
         def tell(text: str) -> None:
             stage.report(Noted(clock(), text))
 
-        weights = state.model.named_parameters
+        weights = state.model.named_trainable
         together = Together(stage.world, asked_to_end, weights, tell=tell)
         leader = Leader(stage.world, lambda: state.plan, together)
         activities = Activities(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from mlxchat.checkpoint import catalog, trainer
+from mlxchat.checkpoint.layout import has_chat_template
 from mlxchat.config.sft import ConversationConfig, SftConfig
 from mlxchat.data.chats.identity import Identity
 from mlxchat.data.chats.mixture import CONVERSATIONS, ChatDocuments
@@ -25,7 +26,7 @@ from mlxchat.telemetry.events import Event, Noted, Report
 from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message
-from mlxchat.train.base import load_base, read_base
+from mlxchat.train.base import adapter_plan, load_base, read_base
 from mlxchat.train.resume import SavedRun, TrainState, new_optimizer, read_saved
 from mlxchat.train.run import run
 from mlxchat.train.sft_plan import conversation_plan, survey
@@ -214,17 +215,23 @@ class ConversationStage(Stage[Tuning, ChatDocuments]):
         """Read the model to train further, and plan by its training and the conversations."""
         config, home = self.config, self.home
         folder = catalog.find_model(home.stages, config.source, config.step)
-        base = read_base(folder, home)
+        lora = config.lora and config.lora.shape
+        if lora and not has_chat_template(folder):
+            # The tokens that begin and end a message were in no text that a base model has learnt
+            # from: to its head they are all the same.
+            lora = lora.with_head()
+        base = read_base(folder, home, lora)
+        adapter = adapter_plan(folder, lora, resources.value_bytes)
         tokenizer = Tokenizer.load(folder)
         found = survey(documents, tokenizer, base.model.sequence_len, self.report, self.clock)
         yield Noted(self.clock(), found.summary())
-        plan = conversation_plan(config, base, found.rows, resources)
+        plan = conversation_plan(config, base, found.rows, resources, adapter)
         hold_memory(plan.memory_limit, plan.peak, config.wired)
-        model, before = load_base(folder, home, config.dtype)
+        model, before, record = load_base(folder, home, config.dtype, lora, config.seed)
         optimizer = new_optimizer(model)
         if config.load_optimizer:
             optimizer.state = trainer.read_optimizer(folder, optimizer.state)
-        state = TrainState(plan, tokenizer, model, optimizer, 0, LoaderState(), before)
+        state = TrainState(plan, tokenizer, model, optimizer, 0, LoaderState(), before, record)
         share, now = share_held_out(folder, home), config.validation_share
         seen = share is not None and share < now
         notes = (SEEN_BEFORE.format(config.source, share, now, share),) if seen else ()

@@ -10,8 +10,8 @@ from mlxchat.data.packing import unmask
 from mlxchat.errors import DataError
 from mlxchat.model.size import flops_per_token, parameters
 from mlxchat.plan.division import fit
-from mlxchat.plan.memory import Resources
-from mlxchat.plan.plan import Plan, evaluation_rows, step_rows
+from mlxchat.plan.memory import AdapterPlan, Resources
+from mlxchat.plan.plan import Plan, adapter_rates, evaluation_rows, step_rows
 from mlxchat.telemetry.clock import Clock
 from mlxchat.telemetry.events import Progressed, Report
 from mlxchat.tokenizer.bpe import Tokenizer
@@ -21,7 +21,11 @@ LEAST_STEPS = 100  # over which the conversations are spread, if there are that 
 
 
 def conversation_plan(
-    config: ConversationConfig, base: Base, epoch_rows: int, resources: Resources
+    config: ConversationConfig,
+    base: Base,
+    epoch_rows: int,
+    resources: Resources,
+    adapter: AdapterPlan | None = None,
 ) -> Plan:
     """Derive the numbers that the settings leave open.
 
@@ -30,6 +34,7 @@ def conversation_plan(
         base: the model to train further.
         epoch_rows: rows that the conversations of an epoch take.
         resources: the means of the machine.
+        adapter: the adapter that alone is trained; None if the whole model is.
 
     Raises:
         ConfigError: the batch sizes do not divide.
@@ -42,25 +47,28 @@ def conversation_plan(
     else:
         rows = _batch(base.tokens_per_step // context, wanted, config.device_batch_size or 1)
     steps = config.num_iterations or -(-wanted // rows)
-    batch = fit(config, model, rows, resources)
+    batch = fit(config, model, rows, resources, adapter=adapter)
     total = rows * context
+    share = config.init_lr_frac
     return Plan(
         **dict(batch),
         model=model,
         parameters=sum(parameters(model).values()),
-        flops_per_token=flops_per_token(model),
+        flops_per_token=flops_per_token(model, frozen=adapter is not None),
         target_tokens=wanted * context,
         num_iterations=steps,
         tokens_per_step=total,
-        learning_rates={
-            group: config.init_lr_frac * rate for group, rate in base.learning_rates.items()
-        },
+        learning_rates=adapter_rates(config.lora)
+        if config.lora
+        else {group: share * rate for group, rate in base.learning_rates.items()},
         weight_decay=0.0,
         grad_clip=config.grad_clip,
+        dropout=config.lora.dropout if config.lora else 0.0,
         warmup_steps=round(config.warmup_ratio * steps),
         warmdown_ratio=config.warmdown_ratio,
         final_lr_frac=config.final_lr_frac,
         eval_rows=evaluation_rows(config, context, total),
+        adapter=adapter,
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 
 from mlxchat.checkpoint.trainer import TrainerState
 from mlxchat.data.documents import Documents
@@ -18,7 +18,11 @@ from mlxchat.data.loader import LoaderState
 from mlxchat.errors import ConfigError, DataError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.json_text import as_type, parse_json
+from mlxchat.model.adapter import LoraConfig
 from mlxchat.model.gpt import GPT
+from mlxchat.model.lora import add_adapter
+from mlxchat.model.quantization import Format
+from mlxchat.model.quantized import formats_of, quantize_layers
 from mlxchat.runtime import check_limits, compute_dtype, hold_memory, mx
 from mlxchat.telemetry.events import Report
 from mlxchat.telemetry.meter import Meter
@@ -26,6 +30,13 @@ from mlxchat.tokenizer.bpe import TOKENIZER_FILE, Tokenizer
 from mlxchat.train.resume import SavedRun, TrainState, new_optimizer
 from mlxchat.train.stage import Stage
 from mlxchat.train.world import START_PATIENCE, Act, World
+
+
+class ModelKind(BaseModel):
+    """What rank 0's model has beside its shape: the others make theirs alike."""
+
+    adapter: LoraConfig | None
+    formats: dict[str, Format]  # of quantized layers, by name
 
 
 def send(stage: Stage[Any, Any], documents: Documents, state: TrainState) -> None:
@@ -55,6 +66,8 @@ def send(stage: Stage[Any, Any], documents: Documents, state: TrainState) -> Non
     )
     world.announce(Act.BEGIN)
     world.gather_texts(record.model_dump_json())
+    of_model = ModelKind(adapter=state.model.adapter, formats=formats_of(state.model))
+    world.gather_texts(of_model.model_dump_json())
     with TemporaryDirectory() as folder:
         state.tokenizer.save(Path(folder))
         world.gather_texts((Path(folder) / TOKENIZER_FILE).read_text("utf-8"))
@@ -86,6 +99,7 @@ def receive(kind: type[Stage[Any, Any]], home: Home, world: World, report: Repor
     record: TrainerState[Any] = as_type(parse_json(text), TypeAdapter(TrainerState[kind.settings]))  # type: ignore[name-defined]
     stage = kind(record.settings, home, report, world=world)
     saved = SavedRun(stage.folder, record, record.plan)
+    of_model = as_type(parse_json(world.gather_texts("")[0]), TypeAdapter(ModelKind))
     tokenizer = _tokenizer(world.gather_texts("")[0])
     with ExitStack() as stack:
         try:
@@ -95,7 +109,7 @@ def receive(kind: type[Stage[Any, Any]], home: Home, world: World, report: Repor
             _require_all_ready(world, error)
             raise
         _require_all_ready(world, None)
-        state = _received(stage, saved, tokenizer)
+        state = _received(stage, saved, tokenizer, of_model)
         stack.pop_all()  # the documents stay open
     return Received(stage, documents, state)
 
@@ -124,10 +138,20 @@ def _documents(stage: Stage[Any, Any], saved: SavedRun[Any]) -> Documents:
     return documents
 
 
-def _received(stage: Stage[Any, Any], saved: SavedRun[Any], tokenizer: Tokenizer) -> TrainState:
+def _received(
+    stage: Stage[Any, Any],
+    saved: SavedRun[Any],
+    tokenizer: Tokenizer,
+    of_model: ModelKind,
+) -> TrainState:
+    """Return the state of rank 0."""
     plan, config = saved.plan, stage.config
     hold_memory(plan.memory_limit, plan.peak, config.wired)
     model = GPT.new(plan.model, config.seed, compute_dtype(config.dtype))
+    quantize_layers(model, of_model.formats)
+    if of_model.adapter is not None:
+        add_adapter(model, of_model.adapter)
+        model.cast_frozen()
     optimizer = new_optimizer(model)
     state = TrainState(plan, tokenizer, model, optimizer, saved.trainer.step, LoaderState())
     _share_arrays(stage.world, state)

@@ -18,12 +18,14 @@ GROUP_LABELS = {  # groups of parameters and of learning rates; others are shown
     "resid": "residual scalars",
     "x0": "embedding scalars",
     "smear": "smear and backout",
+    "adapter": "adapter",
 }
 NOTES = {
+    "frozen": "the model's weights, which are not trained",
     "scalars": "residual, embedding, smear and backout",
     "accumulation": "the head's gradient, before it is summed",
     "activations": "in a micro-batch",
-    "update": "in the optimizer's step: Muon's temporaries",
+    "update": "in the optimizer's step: temporaries",
     "peak": "the most at any one time",
     "cache": "kept for reuse in addition, at most",
 }
@@ -56,8 +58,11 @@ def estimate_sections(facts: Estimate) -> list[Section]:
         Row(GROUP_LABELS.get(name, name), f"{count:,}", NOTES.get(name, ""))
         for name, count in facts.parameters.items()
     ]
+    parameters.append(Row("all", f"{facts.plan.parameters:,}"))
+    if adapter := facts.plan.adapter:
+        parameters.append(Row("adapter", f"{adapter.parameters:,}", "in addition; only it learns"))
     return [
-        Section("Parameters", [*parameters, Row("all", f"{facts.plan.parameters:,}")]),
+        Section("Parameters", parameters),
         Section("Training", _training(facts)),
         Section("Learning rates", _rates(facts)),
         Section("Estimated memory", _memory(facts)),
@@ -113,7 +118,7 @@ def _rates(facts: Estimate) -> list[Row]:
             Row(GROUP_LABELS.get(name, name), f"{rate:.4g}")
             for name, rate in plan.learning_rates.items()
         ),
-        Row("weight decay", f"{plan.weight_decay:.4g}", decayed),
+        Row("weight decay", f"{plan.weight_decay:.4g}", "" if plan.adapter else decayed),
         clipped if plan.grad_clip else Row("gradient norm", "no limit"),
         Row("warm-up", f"{plan.warmup_steps:,}", "steps"),
         Row("dropout", f"{plan.dropout:.2g}" if plan.dropout else "none"),

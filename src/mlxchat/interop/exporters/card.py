@@ -49,7 +49,7 @@ def card(target: ExportFormat, saved: SavedModel, history: History, usage: Usage
         f"# {history.tag}",
         _what(saved),
         "\n".join(_figures(saved, history)),
-        f"## With {target.program}",
+        f"## With {target.title}",
         "\n".join([f"```{usage.language}", *usage.at("DIR"), "```"]),
         "`DIR` is this directory.",
         usage.remark,

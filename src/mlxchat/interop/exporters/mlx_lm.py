@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mlxchat.checkpoint import layout
-from mlxchat.checkpoint.history import History
-from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.interop.exporters.card import FOLDER, Usage
-from mlxchat.interop.exporters.weights import WeightWriter
+from mlxchat.interop.exporters.job import ExportJob
 from mlxchat.model.config import NO_WINDOW, GPTConfig
 from mlxchat.tokenizer.bpe import BOS
 
@@ -23,13 +21,13 @@ MODULE = "mlxchat_model.py"
 SOURCE = "mlxchat_model.py.txt"  # not a module of this package: mlx-lm runs it
 
 
-def require_known(config: GPTConfig) -> None:
+def require_known(config: GPTConfig, quantize: str | None) -> None:
     """Accept every model: the exported files have the network of any that mlx-lm does not know."""
 
 
-def write(folder: Path, saved: SavedModel, history: History, weights: WeightWriter) -> None:
+def write(folder: Path, job: ExportJob) -> None:
     """Write the model's files."""
-    model, tokenizer = saved.model, saved.tokenizer
+    model, tokenizer = job.saved.model, job.saved.tokenizer
     fields = layout.config_fields(model, tokenizer)
     if needs_module(model.config):
         fields |= {"model_file": MODULE, **_network(model.config)}
@@ -37,15 +35,15 @@ def write(folder: Path, saved: SavedModel, history: History, weights: WeightWrit
         (folder / MODULE).write_text(text, "utf-8")
     (folder / layout.CONFIG).write_text(json.dumps(fields, indent=2), "utf-8")
     layout.write_generation(folder, tokenizer)
-    tokenizer.save(folder, saved.conversational)
-    weights.write(folder, model.named_parameters(), "mlx")
+    tokenizer.save(folder, job.saved.conversational)
+    job.weights.write(folder, model.named_parameters(), "mlx")
 
 
-def usage(saved: SavedModel, history: History) -> Usage:
+def usage(job: ExportJob) -> Usage:
     """Return the commands that run the model in mlx-lm."""
-    foreign = needs_module(saved.model.config)
+    foreign = needs_module(job.saved.model.config)
     trust = " --trust-remote-code" if foreign else ""
-    prompt = "Hello! Who are you?" if saved.conversational else f"{BOS}The capital of France is"
+    prompt = "Hello! Who are you?" if job.saved.conversational else f"{BOS}The capital of France is"
     commands = [
         "pip install mlx-lm",
         f'mlx_lm.generate --model {FOLDER}{trust} --prompt "{prompt}"',
@@ -56,7 +54,7 @@ def usage(saved: SavedModel, history: History) -> Usage:
             f"mlx-lm knows nanochat's network of October 2025 only; `{MODULE}` in this directory "
             "has this model's network. `--trust-remote-code` lets mlx-lm run it."
         )
-    elif not saved.conversational:
+    elif not job.saved.conversational:
         remark = f"It continues a text, which must begin with `{BOS}`."
     return Usage("bash", tuple(commands), remark)
 

@@ -5,12 +5,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from mlxchat.checkpoint.history import History
-from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.errors import CheckpointError
 from mlxchat.interop import nanochat_files, torch_file
 from mlxchat.interop.exporters.card import FOLDER, Usage
-from mlxchat.interop.exporters.weights import WeightWriter
+from mlxchat.interop.exporters.job import ExportJob
 from mlxchat.model.config import EraName, GPTConfig
 from mlxchat.runtime import mx
 
@@ -27,7 +25,7 @@ COMMITS: dict[tuple[EraName, float], str] = {  # nanochat's, by era and softcap
 _CHAT_ONLY: tuple[EraName, ...] = ("classic", "lambdas", "values")
 
 
-def require_known(config: GPTConfig) -> None:
+def require_known(config: GPTConfig, quantize: str | None) -> None:
     """Check that some commit of nanochat has this network.
 
     Raises:
@@ -40,8 +38,9 @@ def require_known(config: GPTConfig) -> None:
         )
 
 
-def write(folder: Path, saved: SavedModel, history: History, weights: WeightWriter) -> None:
+def write(folder: Path, job: ExportJob) -> None:
     """Write the model's files."""
+    saved, history = job.saved, job.history
     config, tokenizer, step = saved.model.config, saved.tokenizer, history.step
     stage = nanochat_files.CHAT if saved.conversational else nanochat_files.BASE
     checkpoints = folder / stage / history.tag
@@ -61,7 +60,7 @@ def write(folder: Path, saved: SavedModel, history: History, weights: WeightWrit
     tensors = saved.model.named_parameters()
     torch_file.write_torch(checkpoints / nanochat_files.model_file(step), tensors)
     size = sum(array.nbytes for array in tensors.values())
-    weights.report(size, size)
+    job.weights.report(size, size)
 
     beside = folder / nanochat_files.TOKENIZER_FOLDER
     beside.mkdir()
@@ -71,12 +70,12 @@ def write(folder: Path, saved: SavedModel, history: History, weights: WeightWrit
     )
 
 
-def usage(saved: SavedModel, history: History) -> Usage:
+def usage(job: ExportJob) -> Usage:
     """Return the commands that get the right commit of nanochat and run the model."""
-    config = saved.model.config
+    config = job.saved.model.config
     commit = COMMITS[config.era, config.softcap]
-    tag = shlex.quote(history.tag)
-    if saved.conversational:
+    tag = shlex.quote(job.history.tag)
+    if job.saved.conversational:
         command = f"chat_cli -i sft -g {tag}"
     elif config.era in _CHAT_ONLY:
         command = f"chat_cli -i base -g {tag}"

@@ -7,11 +7,9 @@ import json
 from pathlib import Path
 
 from mlxchat.checkpoint import layout
-from mlxchat.checkpoint.history import History
-from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.errors import CheckpointError
 from mlxchat.interop.exporters.card import FOLDER, Usage
-from mlxchat.interop.exporters.weights import WeightWriter
+from mlxchat.interop.exporters.job import ExportJob
 from mlxchat.interop.importers.hugging_face import renamed
 from mlxchat.model.config import GPTConfig
 
@@ -33,7 +31,7 @@ _SHARED = (  # fields of config.json that have the same name here and there
 )
 
 
-def require_known(config: GPTConfig) -> None:
+def require_known(config: GPTConfig, quantize: str | None) -> None:
     """Check that transformers has such a network.
 
     Raises:
@@ -47,9 +45,9 @@ def require_known(config: GPTConfig) -> None:
         )
 
 
-def write(folder: Path, saved: SavedModel, history: History, weights: WeightWriter) -> None:
+def write(folder: Path, job: ExportJob) -> None:
     """Write the model's files."""
-    model, tokenizer = saved.model, saved.tokenizer
+    model, tokenizer = job.saved.model, job.saved.tokenizer
     ours = layout.config_fields(model, tokenizer)
     fields = {name: ours[name] for name in _SHARED} | {
         "dtype": str(model.lm_head.weight.dtype).removeprefix("mlx.core."),
@@ -61,14 +59,14 @@ def write(folder: Path, saved: SavedModel, history: History, weights: WeightWrit
     }
     (folder / layout.CONFIG).write_text(json.dumps(fields, indent=2), "utf-8")
     layout.write_generation(folder, tokenizer)
-    tokenizer.save(folder, saved.conversational)
+    tokenizer.save(folder, job.saved.conversational)
     tensors = {renamed(name): array for name, array in model.named_parameters().items()}
-    weights.write(folder, tensors, "pt")
+    job.weights.write(folder, tensors, "pt")
 
 
-def usage(saved: SavedModel, history: History) -> Usage:
+def usage(job: ExportJob) -> Usage:
     """Return the lines of Python that run the model in transformers."""
-    return Usage("python", _CONVERSATION if saved.conversational else _TEXT)
+    return Usage("python", _CONVERSATION if job.saved.conversational else _TEXT)
 
 
 _LOAD = (

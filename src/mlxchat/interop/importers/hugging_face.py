@@ -84,7 +84,7 @@ def open_hugging_face(
     found = model.find_tokenizer(tokenizer, [folder])
     of_transformers = all(name.startswith(("model.", *BODY, "lm_head.")) for name in tensors)
     if of_transformers:
-        tensors = {_plain(name): tensor for name, tensor in tensors.items()}
+        tensors = {plain_name(name): tensor for name, tensor in tensors.items()}
     ours = layout.read_config(folder)
     _require_nanochat(path, fields, ours)
     config = configure(
@@ -120,7 +120,8 @@ def renamed(name: str) -> str:
     return _renamed(name, {**PREFIXES, **LAYER_NAMES})
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return nanochat's name for a parameter or module that has transformers' name."""
     if name.startswith(BODY):
         name = f"model.{name}"
     return _renamed(name, {there: here for here, there in {**PREFIXES, **LAYER_NAMES}.items()})

@@ -199,10 +199,11 @@ function sampling() {
 }
 
 let model = null; // {id, chat, context_length}
+let names = []; // of all models that the server has
 let look = 0; // the number of the latest look at the server: the only one that counts
 let retry; // its timer, while the server does not answer
 
-/** Ask the server for its model, and again until it answers. */
+/** Ask the server for its models, and again until it answers. */
 async function connect() {
   clearTimeout(retry);
   const mine = ++look;
@@ -213,11 +214,12 @@ async function connect() {
   else retry = setTimeout(connect, RETRY_MS);
 }
 
-/** Return the model that the server has, or what keeps it from saying so. */
+/** Return the model that the settings name, or the server's first, or what keeps it from saying so. */
 async function lookForModel() {
   try {
     const { data } = await (await request("/v1/models")).json();
-    return { found: data[0], problem: "" };
+    names = data.map(({ id }) => id);
+    return { found: data.find(({ id }) => id === settings.model) ?? data[0], problem: "" };
   } catch (error) {
     if (!(error instanceof ServerError)) return { problem: "The server does not answer. Is it running?" };
     return { problem: error.status === 401 ? `${error.message} Enter it in the settings.` : error.message };
@@ -751,6 +753,9 @@ function showList(shown) {
 
 function openSettings() {
   const form = $("settings").querySelector("form");
+  $("models").hidden = names.length < 2;
+  form.elements.model.replaceChildren(...names.map((name) => make("option", {}, name)));
+  if (model) form.elements.model.value = model.id;
   form.elements.system.value = settings.system ?? "";
   form.elements.key.value = recall("sessionStorage", KEY, "");
   for (const name of NUMBERS) form.elements[name].value = settings[name] ?? "";
@@ -761,13 +766,14 @@ function openSettings() {
 function closeSettings() {
   if ($("settings").returnValue !== "save") return;
   const { elements } = $("settings").querySelector("form");
-  settings = { system: elements.system.value.trim() };
+  const chosen = names.length > 1 ? elements.model.value : settings.model;
+  settings = { system: elements.system.value.trim(), model: chosen };
   for (const name of NUMBERS) {
     if (elements[name].value !== "") settings[name] = elements[name].valueAsNumber;
   }
   keep("localStorage", SETTINGS, settings);
   keep("sessionStorage", KEY, elements.key.value);
-  connect(); // the key may be another one
+  connect(); // the key or the model may be another one
 }
 
 /** Return whether a key belongs to an input method; Safari tells of the one that ends it by 229 alone. */

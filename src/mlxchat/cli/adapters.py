@@ -1,0 +1,44 @@
+"""The options of training an adapter, which `train`, `info`, `mid` and `sft` share."""
+
+from typing import Annotated, TypeVar, cast
+
+import typer
+
+from mlxchat.config.lora import LoraTraining
+from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.config.sft import ConversationConfig
+from mlxchat.ui.text import as_options
+
+Lora = Annotated[
+    bool,
+    typer.Option(
+        "--lora",
+        help="Train an adapter on the model (LoRA), which itself stays as it is and may be "
+        "quantized. Takes less memory and disk; what it learns can be switched off.",
+        rich_help_panel="Adapter",
+    ),
+]
+TrainSettings = TypeVar("TrainSettings", bound=PretrainConfig | ConversationConfig)
+
+
+def with_adapter(config: TrainSettings, lora: bool, adapter: LoraTraining) -> TrainSettings:
+    """Return a run's settings with those of the adapter that it trains, if it trains one.
+
+    Args:
+        config: the settings; a `dropout` given there is the adapter's.
+        lora: whether an adapter is trained.
+        adapter: its settings.
+
+    Raises:
+        typer.BadParameter: settings of an adapter are given, and none is trained.
+        ConfigError: a setting has no effect on an adapter.
+    """
+    if not lora:
+        if adapter.model_fields_set:
+            option = as_options(f"`{sorted(adapter.model_fields_set)[0]}`")
+            raise typer.BadParameter(f"{option} is a setting of an adapter: use --lora too.")
+        return config
+    given = config.model_dump(exclude_unset=True)
+    if given.get("dropout") is not None:
+        adapter = adapter.model_copy(update={"dropout": given.pop("dropout")})
+    return cast(TrainSettings, type(config).model_validate({**given, "lora": adapter}))

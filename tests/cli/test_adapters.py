@@ -1,0 +1,180 @@
+"""Every command that uses a model takes a run with an adapter, and a command makes it whole."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.adapted import LORA, adapter_run, base_run, logits
+from support.models import network
+from typer.testing import CliRunner
+
+from mlxchat.checkpoint import layout
+from mlxchat.checkpoint.bases import require_base
+from mlxchat.cli.app import app
+from mlxchat.home import Home
+from mlxchat.interop.importers import open_model
+from mlxchat.interop.importers.model import read_network
+from mlxchat.json_text import parse_json
+from mlxchat.model.quantization import Quantization
+from mlxchat.model.quantized import formats_of
+from mlxchat.quantize import quantize
+from mlxchat.runtime import mx
+
+
+def run(*arguments: object) -> Any:
+    """What a command prints as JSON, or its text if it is none."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, f"{result.output}{result.exception}"
+    return parse_json(result.stdout) if "--json" in arguments else result.stdout
+
+
+def refused(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code != 0
+    return f"{result.output}{result.exception}"
+
+
+@pytest.fixture
+def adapted(home: Path) -> Path:
+    """The step of a run called cow, with an adapter on d2."""
+    place = Home(home)
+    return adapter_run(place, base_run(place, network(64)), "cow")
+
+
+@pytest.fixture
+def on_quantized(home: Path) -> Path:
+    """The step of a run called small, with an adapter on a model of 4 bits."""
+    saved = network(64)
+    quantize(saved.model, Quantization(bits=4, group_size=32).formats(saved.model.config))
+    return adapter_run(Home(home), base_run(Home(home), saved, "d2-4bit"), "small")
+
+
+def test_fuse_makes_a_whole_model_that_computes_the_same(adapted: Path) -> None:
+    facts = run("fuse", "--model-tag", "cow", "--json")
+    folder = Path(facts["path"])
+    assert folder.parts[-3:] == ("chatsft_checkpoints", "cow-fused", "step_000006")
+    assert facts["bits_per_byte_before"] is None and not facts["quantized"]
+    assert facts["bytes_after"] == (folder / layout.MODEL).stat().st_size
+    assert facts["bytes_before"] > facts["bytes_after"]
+    whole, before = (layout.read_model(path, mx.float32) for path in (folder, adapted))
+    assert whole.base is None and whole.model.adapter is None and whole.conversational
+    expected = logits(before.model)
+    assert mx.abs(logits(whole.model) - expected).max() < 1e-5 * mx.abs(expected).max()
+    assert "already a fused copy" in refused("fuse", "--model-tag", "cow")
+    assert "is whole" in refused("fuse", "--model-tag", "d2")
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_fuse_makes_a_quantized_model_plain_unless_told_otherwise(
+    kept: bool, on_quantized: Path
+) -> None:
+    facts = run("fuse", "--json", *(["--keep-quantized"] if kept else []))
+    assert facts["quantized"] is kept
+    before = layout.read_model(on_quantized, mx.float32).model
+    whole = layout.read_model(Path(facts["path"]), mx.float32).model
+    assert len(formats_of(whole)) == (len(formats_of(before)) if kept else 0)
+    expected = logits(before)
+    error = (mx.abs(logits(whole) - expected).max() / mx.abs(expected).max()).item()
+    assert error > 1e-3 if kept else error < 1e-5
+
+
+def test_quantize_fuses_first(adapted: Path) -> None:
+    result = CliRunner().invoke(app, ["quantize", "--bits", "8", "--group-size", "32", "--json"])
+    assert "made part of the weights first" in result.stderr
+    facts = parse_json(result.stdout)
+    assert Path(facts["path"]).parent.name == "cow-8bit-g32"
+    small = layout.read_model(Path(facts["path"]), mx.float32).model
+    expected = logits(layout.read_model(adapted, mx.float32).model)
+    assert mx.abs(logits(small) - expected).max() < 0.1 * mx.abs(expected).max()
+    base = layout.read_model(require_base(adapted), mx.float32)
+    assert mx.abs(logits(base.model) - expected).max() > 0.2 * mx.abs(expected).max()
+
+
+def test_commands_answer_as_the_fused_model(adapted: Path) -> None:
+    folder = run("fuse", "--json")["path"]
+    text = adapted / "text.txt"
+    text.write_text("The cow says moo, and the hen does not.", "utf-8")
+    for command in (
+        "chat --prompt Hi --temperature 0 --max-tokens 12",
+        "eval chat --tasks spelling --max-problems 2 --max-tokens 4",
+        f"eval base --text {text}",
+    ):
+        words = (*command.split(), "--json", "--checkpoint")
+        results = [run(*words, place) for place in (adapted, folder)]
+        for result in results:
+            result.pop("model", None)
+            for measured in result.get("texts", ()):
+                for name in ("loss", "bits_per_byte", "perplexity"):
+                    measured[name] = pytest.approx(measured[name], rel=1e-5)
+        assert results[0] == results[1], command
+
+
+def test_steps_with_adapters_are_listed_and_verified(adapted: Path) -> None:
+    listed = run("checkpoints", "list", "--json")
+    assert "cow" in str(listed)
+    run("checkpoints", "verify")
+    (adapted / "adapters.safetensors").write_bytes(b"")
+    assert "adapters.safetensors" in refused("checkpoints", "verify")
+
+
+@pytest.mark.parametrize("program", ["mlx-lm", "transformers", "nanochat"])
+def test_an_export_has_the_adapter_in_its_weights(
+    program: str, adapted: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run("export", "--to", program, "--out", out)
+    folder = out / "chatsft_checkpoints" / "cow" if program == "nanochat" else out
+    expected = logits(layout.read_model(adapted, mx.float32).model)
+    found = logits(read_network(open_model(folder)))
+    assert mx.abs(found - expected).max() < 1e-5 * mx.abs(expected).max()
+
+
+def test_an_adapter_goes_to_peft_and_comes_back(adapted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    facts = run("export", "--to", "peft", "--out", out, "--json")
+    assert any("d2-transformers" in line for line in facts["commands"])
+    names = {path.name for path in out.iterdir()}
+    assert names >= {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    settings = parse_json((out / "adapter_config.json").read_bytes())
+    assert (settings["r"], settings["lora_alpha"]) == (LORA.rank, LORA.rank * LORA.scale)
+    facts = run("import", out, "--onto", "d2", "--model-tag", "back", "--json")
+    assert (facts["program"], facts["rank"], facts["conversational"]) == ("peft", 2, True)
+    back, before = (layout.read_model(path, mx.float32) for path in (Path(facts["path"]), adapted))
+    assert back.base == before.base
+    assert mx.array_equal(logits(back.model), logits(before.model))
+    assert "no adapter on the model" in refused("export", "--to", "peft", "--model-tag", "d2")
+
+
+def test_an_adapter_of_ours_is_put_on_another_model_only_by_force(
+    adapted: Path, home: Path
+) -> None:
+    other = base_run(Home(home), network(64, seed=2), "other")
+    put = ("import", adapted, "--onto", "other", "--model-tag", "moved")
+    assert "weights of other, step 4, are others" in refused(*put)
+    folder = Path(run(*put, "--force", "--json")["path"])
+    moved, model = (layout.read_model(path, mx.float32).model for path in (folder, other))
+    assert not mx.allclose(logits(moved), logits(model))
+    assert require_base(folder) == other
+    assert run("import", adapted, "--onto", "d2", "--model-tag", "copy", "--json")["rank"] == 2
+
+
+def test_what_an_adapter_needs_for_its_import_is_said(adapted: Path, tmp_path: Path) -> None:
+    assert "`onto=RUN`" in refused("import", adapted)
+    assert "whole models" in refused("import", adapted, "--onto", "d2", "--softcap", "15")
+    assert "no adapter in" in refused("import", tmp_path, "--onto", "d2")
+    assert "for adapters" in refused("import", tmp_path, "--force")
+    assert "holds an adapter" in refused("import", adapted, "--onto", "cow")
+    (adapted / "adapters.safetensors").unlink()
+    assert "is missing" in refused("import", adapted, "--onto", "d2")
+
+
+def test_serve_refuses_what_is_not_an_adapter_of_the_model(adapted: Path, home: Path) -> None:
+    other = base_run(Home(home), network(64, seed=2), "other")
+    adapter_run(Home(home), other, "hen")
+    serve = ("serve", "--port", "0")
+    assert "not an adapter" in refused(*serve, "--adapter", "other")
+    two = refused(*serve, "--adapter", "cow", "--adapter", "hen")
+    assert "is an adapter of other, step 4" in two
+    assert "are called cow" in refused(*serve, "--adapter", "cow", "--adapter", "cow")
+    assert "are called d2" in refused(*serve, "--adapter", "d2=cow")
+    assert "no other can be put on" in refused(*serve, "--model-tag", "cow", "--adapter", "hen")
