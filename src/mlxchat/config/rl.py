@@ -58,8 +58,9 @@ class RlConfig(RunConfig):
         None,
         json_schema_extra={"metavar": "FILE:FUNCTION"},
         description="Python function of your own that takes prompt, completion and answer as "
-        "texts and returns a number. Append :0.5 to weight it; repeat for a sum of several. "
-        "Default: 1 for the task's right answer, else 0.",
+        "texts and returns a number; or answer, the task's own check, or form, 1 if there is a "
+        "number where the answer is looked for. Append :0.5 to weight it; repeat for a sum of "
+        "several. Default: answer.",
     )
     examples: int = Field(16, ge=1, le=4096, description="Questions in a step.")
     samples: int = Field(16, ge=2, le=4096, description="Answers that are drawn to each question.")
