@@ -17,9 +17,8 @@ from mlxchat.model.attention import UNSEEN, Span
 from mlxchat.model.block import causal_attention
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.decoding import DecodeStep, Held, Place
+from mlxchat.model.size import cache_capacity
 from mlxchat.runtime import mx
-
-STEP = 256  # positions in the smallest buffers
 
 KeysAndValues = tuple[mx.array, mx.array]
 """Keys and values of a layer, (B, n_kv_head, S, D) each."""
@@ -117,7 +116,10 @@ class KVLayer:
         joined._missing = longest - np.array(lengths, np.int32)
         keys, values = (
             mx.concatenate(
-                [_padded(x, longest - x.shape[2], capacity(longest) - longest) for x in arrays]
+                [
+                    _padded(x, longest - x.shape[2], cache_capacity(longest) - longest)
+                    for x in arrays
+                ]
             )
             for arrays in zip(*seen, strict=True)
         )
@@ -172,7 +174,7 @@ class KVLayer:
         T = keys.shape[2]
         if self._buffers is None and self._shared is None:
             end = min(T, self._kept + 1)
-            buffers = _with_room(keys, values, T, end, capacity(end))
+            buffers = _with_room(keys, values, T, end, cache_capacity(end))
             seen, hidden = (keys, values), None
         else:
             self.make_room(T)
@@ -193,7 +195,7 @@ class KVLayer:
         if self._end + T <= self.capacity:
             return
         kept = min(self._end, self._kept + 1)
-        buffers = _with_room(*self.buffers, self._end, kept, capacity(kept + T))
+        buffers = _with_room(*self.buffers, self._end, kept, cache_capacity(kept + T))
         missing = np.maximum(self._missing - (self._end - kept), 0)
         self._buffers, self._shared, self._end, self._missing = buffers, None, kept, missing
 
@@ -348,11 +350,6 @@ def read_with(step: DecodeStep, ids: mx.array, cache: KVCache | BatchCache) -> m
     for layer in cache.layers:
         layer.advance()
     return logits
-
-
-def capacity(positions: int) -> int:
-    """Return the size of buffers for so many positions: `STEP`, or the next doubling of it."""
-    return STEP << ((positions - 1) // STEP).bit_length()
 
 
 @cached

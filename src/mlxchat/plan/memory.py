@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.size import QUERY_BLOCK, STACK, chunk_size, parameters
+from mlxchat.model.size import QUERY_BLOCK, STACK, cache_capacity, chunk_size, parameters
 from mlxchat.telemetry.events import Count
 
 ScoresHeld = Literal["none", "windows", "all"]
@@ -231,9 +231,9 @@ def drawing_bytes(model: GPTConfig, resources: Resources) -> tuple[int, int]:
     weights = 4 * sum(counts.values())
     optimizer = 2 * weights - 4 * counts["matrices"]
     copy = weights if resources.value_bytes < 4 else 0
-    positions = 2 * model.n_layer * model.kv_dim * resources.value_bytes * model.sequence_len
-    # Buffers double when they are full, and both exist until the old ones are copied.
-    cache = 3 * positions
+    position = 2 * model.n_layer * model.kv_dim * resources.value_bytes
+    # While buffers grow, or lose the answers that have ended, half of them exist twice.
+    cache = 3 * position * cache_capacity(model.sequence_len) // 2
     logits = DRAWN_LOGITS * 4 * model.vocab_size
     return weights + optimizer + copy, cache + logits
 
