@@ -11,7 +11,7 @@ from mlxchat.engine.rollout import DrawnAnswer
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
-from mlxchat.train.policy_gradient import Rows, advantages, laid_out_rows, row_weights
+from mlxchat.train.policy_gradient import LaidOutRows, advantages, laid_out_rows, row_weights
 from support.cases import GOLDEN, golden
 
 
@@ -35,7 +35,7 @@ class RlExample:
         return np.array([self.facts["rewards"]], np.float32)
 
     @property
-    def rows(self) -> Rows:
+    def rows(self) -> LaidOutRows:
         answers = self.answers
         return laid_out_rows([self.facts["prompt"]] * len(answers), answers, self.padding)
 

@@ -24,7 +24,7 @@ _Floats = npt.NDArray[np.float32]
 _Ids = npt.NDArray[np.int32]
 
 
-class Rows(NamedTuple):
+class LaidOutRows(NamedTuple):
     """Answers laid out to be learnt, a row each.
 
     Attributes:
@@ -59,7 +59,7 @@ def all_equal(rewards: _Floats) -> npt.NDArray[np.bool_]:
 
 def laid_out_rows(
     prompts: Sequence[Sequence[int]], answers: Sequence[DrawnAnswer], padding: int, width: int = 0
-) -> Rows:
+) -> LaidOutRows:
     """Lay out answers with their prompts; each answer has a prompt, of at least one token.
 
     Args:
@@ -75,7 +75,7 @@ def laid_out_rows(
         begin, end = len(prompt), len(prompt) + len(answer.ids)
         ids[row, :begin], ids[row, begin:end] = prompt, answer.ids
         drawn[row, begin:end] = ~np.array(answer.forced, np.bool_)
-    return Rows(ids[:, :-1], np.where(drawn, ids, -1)[:, 1:])
+    return LaidOutRows(ids[:, :-1], np.where(drawn, ids, -1)[:, 1:])
 
 
 def row_weights(
