@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 from support.cases import golden
-from support.marks import slow
 from support.models import network
 
 from mlxchat.config.inference import Sampling
@@ -108,7 +107,7 @@ def test_what_interrupts_the_drawing_ends_it() -> None:
         )
 
 
-@slow  # MLX compiles C++ for it here
+@pytest.mark.slow  # MLX compiles C++ for it here
 @pytest.mark.parametrize("arch", ["classic", "modern"])
 def test_a_copy_generates_with_the_weights_of_the_moment(arch: str) -> None:
     model, other = network(64, arch).model, network(64, arch, seed=2).model

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.marks import slow
 from support.models import network, saved_in
 from support.rl_runs import rl_config, rl_run
 from support.thread_ranks import in_threads
@@ -180,7 +179,7 @@ def test_a_model_that_gets_nothing_right_is_told_to_be_fine_tuned(tmp_path: Path
     assert "Fine-tune" in raised.value.remedy
 
 
-@slow
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_level_that_was_found(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     rl_run(home.root, rl_config(tmp_path, task="spelling", level=2), stop_at=2)
