@@ -6,8 +6,8 @@
 Without `--gpu`: quickstart's model, made there if it is missing, is fine-tuned on a generated task
 for so long that it gets a third of the questions right. From there it is trained by rewards, and,
 beside that, fine-tuned on worked-out answers to questions of the same task, for the same time and
-at half the rates, the best of those that were tried. Both answer the same held-out questions 8
-times each, at temperature 1. Intervals are of 95%, over the questions.
+at half of the rates of sft. Both answer the same held-out questions 8 times each, at temperature 1.
+Intervals are of 95%, over the questions.
 
 With `--gpu`: a deeper model is pretrained on the built-in corpus, fine-tuned on the task and
 trained by rewards. Each call stops after so many minutes; the next one resumes, and prints the
