@@ -4,7 +4,7 @@
     python benchmarks/rl.py --home FOLDER --gpu [--depth 8] [--steps 400] [--minutes 9]
 
 Without `--gpu`: quickstart's model, made there if it is missing, is fine-tuned on a generated task
-for so long that it gets a third of the questions right. From there it is trained by rewards, and,
+for so long that it gets a fifth of the questions right. From there it is trained by rewards, and,
 beside that, fine-tuned on worked-out answers to questions of the same task, for the same time and
 at half of the rates of sft. Both answer the same held-out questions 8 times each, at temperature 1.
 Intervals are of 95%, over the questions.
