@@ -169,8 +169,8 @@ def _validate(
 
 
 def _samples(saved: "SavedModel") -> Iterable[tuple[str, str]]:
-    from mlxchat.train.activities import samples
     from mlxchat.train.pretrain import PROMPTS
+    from mlxchat.train.samples import samples
 
     tokenizer = saved.tokenizer
     prompts = ((prompt, [tokenizer.bos, *tokenizer.encode(prompt)]) for prompt in PROMPTS)
