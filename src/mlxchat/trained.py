@@ -515,7 +515,7 @@ class Model:
     def _changed(self, saved: SavedModel, kind: str) -> Model:
         """Return a changed copy, which is called after this model and the kind of change."""
         tag = f"{self.name}-{kind}"
-        history = self._history.model_copy(update={"tag": tag, "bits_per_byte": None})
+        history = self._history.unmeasured().model_copy(update={"tag": tag})
         return Model(saved, history, self._home)
 
     def _ids(self, text: str | Sequence[int]) -> list[int]:
