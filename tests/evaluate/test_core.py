@@ -89,6 +89,9 @@ def test_a_limit_leaves_room_for_the_shots() -> None:
     with pytest.raises(ConfigError, match="comes after 10 others") as caught:
         core_items("piqa", content, 10)
     assert "`max_per_task=11`" in caught.value.remedy
+    with pytest.raises(DataError, match="there are 1") as missing:
+        core_items("piqa", row.encode(), 500)
+    assert "max_per_task" not in missing.value.remedy  # no limit would help
 
 
 @pytest.mark.parametrize(
@@ -129,8 +132,9 @@ def test_another_zip_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "eval_bundle.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("eval_bundle/eval_data/x", "")
-    with pytest.raises(DataError, match="is not the bundle of CORE: its sha256 is"):
+    with pytest.raises(DataError, match="is not the bundle of CORE: its sha256 is") as caught:
         Bundle(path)
+    assert "`" not in caught.value.remedy  # the setting has another name in a run
 
 
 @pytest.fixture
@@ -171,7 +175,8 @@ def test_a_download_that_is_not_the_original_is_not_kept(server: HubServer, home
     server.faults.append(Fault(name=".zip", times=10, status=404))
     with pytest.raises(DataError, match="does not exist") as caught:
         fetched(server, home / "eval_bundle.zip")
-    assert "`bundle`" in caught.value.remedy
+    assert str(home / "eval_bundle.zip") in caught.value.remedy
+    assert "`" not in caught.value.remedy  # the setting has another name in a run
     assert not (home / "eval_bundle.zip").exists()
 
 

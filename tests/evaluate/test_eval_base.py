@@ -97,6 +97,11 @@ def test_texts_that_cannot_be_measured_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(DataError, match=r"empty\.txt has no text to predict"):
         text_loss(network(), tmp_path / "empty.txt", lambda event: None)
+    (tmp_path / "latin.txt").write_bytes(b"ol\xe9")
+    with pytest.raises(DataError, match=r"latin\.txt, line 1 is not UTF-8") as caught:
+        text_loss(network(), tmp_path / "latin.txt", lambda event: None)
+    for setting in ("`encoding`", "`skip_bad`"):  # there are none here
+        assert setting not in caught.value.remedy
 
 
 # The command

@@ -219,15 +219,20 @@ def core_items(label: str, content: bytes, limit: int | None) -> list[CoreItem]:
 
     Raises:
         ConfigError: the limit leaves too few examples for the task's shots.
-        DataError: a line is not an example of the task's kind.
+        DataError: there are too few, or a line is not an example of the task's kind.
     """
     task = CORE_TASKS[label]
     lines = list(enumerate(content.rstrip(b"\n").split(b"\n"), 1))
     random.Random(SHUFFLE).shuffle(lines)
     kept = lines[:limit]
     if len(kept) <= task.shots:
+        problem = (
+            f"Each example of {label} comes after {task.shots} others, and there are {len(kept)}."
+        )
+        if len(lines) <= task.shots:
+            raise DataError(problem, f"Use the original bundle: {BUNDLE_ADDRESS}")
         raise ConfigError(
-            f"Each example of {label} comes after {task.shots} others, and there are {len(kept)}.",
+            problem,
             f"Use `max_per_task={task.shots + 1}` or more, or name other tasks with `tasks`.",
         )
     return [_parsed_item(label, task, number, line) for number, line in kept]
@@ -275,14 +280,13 @@ class Bundle:
         elif not path.exists():
             raise NotFound(
                 f"There is no bundle of CORE's tasks at {path}.",
-                f"Name it with `bundle`; it is fetched from {BUNDLE_ADDRESS} otherwise.",
+                f"Name another; if none is named, it is fetched from {BUNDLE_ADDRESS}.",
             )
         elif (found := _sha256_of(path)) != BUNDLE_SHA256:
             raise DataError(
                 f"{path} is not the bundle of CORE: its sha256 is {found[:16]}..., not "
                 f"{BUNDLE_SHA256[:16]}...",
-                f"Fetch it again from {BUNDLE_ADDRESS}, or name the folder it was unpacked to with "
-                "`bundle`.",
+                f"Fetch it again from {BUNDLE_ADDRESS}, or name the folder it was unpacked to.",
             )
 
     @property
@@ -318,7 +322,7 @@ class Bundle:
         except FileNotFoundError as error:
             raise NotFound(
                 f"{self.path} has no {CORE_TASKS[label].file}, the examples of {label}.",
-                "Name other tasks with `tasks`, or use the whole bundle.",
+                f"Use the whole bundle, {BUNDLE_ADDRESS}, or leave that task out.",
             ) from error
         except OSError as error:
             problem = f"The examples of {label} in {self.path} cannot be read: {reason_of(error)}."
@@ -376,7 +380,7 @@ def fetch_bundle(destination: Path, report: Report, hub: Hub, clock: Clock = SYS
     try:
         download(hub, remote, destination, progress)
     except (DataError, NotFound) as error:
-        remedy = f"Check the network, or copy {remote.url} here by other means: `bundle`."
+        remedy = f"Check the network, or get {remote.url} by other means; it goes to {destination}."
         raise DataError(error.problem, remedy) from error
 
 
@@ -386,7 +390,7 @@ def _folder_of_data(path: Path) -> Path:
             return folder / _DATA
     raise NotFound(
         f"{path} has no folder {_DATA}, so it is no bundle of CORE's tasks.",
-        f"Give the folder or the zip file of {BUNDLE_ADDRESS} with `bundle`.",
+        f"Give the zip file of {BUNDLE_ADDRESS}, or the folder it was unpacked to.",
     )
 
 
