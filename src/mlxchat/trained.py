@@ -290,7 +290,7 @@ class Model:
                 that in ``$MLXCHAT_HOME``, which is fetched if it is missing.
             memory_limit: the memory to read examples in, such as ``"2GB"``, the model included;
                 by default 90% of what is free.
-            fresh: forget the verdicts of an earlier evaluation.
+            fresh: forget earlier verdicts on these tasks.
             report: called with `Progressed` events, from other threads too.
 
         Raises:

@@ -217,8 +217,10 @@ def test_the_csv_has_nanochats_form(tmp_path: Path) -> None:
         "Task                               , Accuracy  , Centered  ",
         "copa                               , 0.600000  , 0.200000  ",
         "boolq                              , 0.550000  , -0.184211 ",
-        "CORE                               ,           , 0.007895  ",
     ]
+    CoreResult(tuple(score(label, 100) for label in CORE_TASKS), 100).write_csv(path)
+    last = path.read_text().splitlines()[-1]
+    assert last == "CORE                               ,           , 1.000000  "
 
 
 # An evaluation
@@ -245,7 +247,7 @@ def test_every_example_is_judged_and_counted(home: Path, tmp_path: Path) -> None
     last = [event for event in progress if event.task == CORE][-1]
     assert last.done == last.total and last.unit == "tokens"
     [csv] = (home / "base_eval").glob("*.csv")
-    assert csv.read_text().count("\n") == 5
+    assert csv.read_text().count("\n") == 4
 
 
 def test_a_limit_counts_for_each_task(home: Path, tmp_path: Path) -> None:
@@ -288,6 +290,18 @@ def test_tasks_are_added_to_those_before(home: Path, tmp_path: Path) -> None:
     evaluated(home, bundle, tasks="copa")
     _, events = evaluated(home, bundle, tasks="copa,winograd")
     assert any(isinstance(event, Noted) and event.text.startswith("14 of 28") for event in events)
+    names = {path.name.split("_", 2)[-1] for path in (home / "base_eval").glob("*.csv")}
+    assert names == {"1_tasks.csv", "2_tasks.csv"}  # the scores of all tasks are never replaced
+
+
+def test_only_verdicts_on_the_tasks_at_hand_are_forgotten(home: Path, tmp_path: Path) -> None:
+    bundle = made_bundle(tmp_path)
+    evaluated(home, bundle)
+    [path] = (home / "base_eval").glob("*.jsonl")
+    with KeptVerdicts.open(path, ["copa"]) as kept:
+        assert {task for task, _ in kept.right} == {"winograd", "bigbench_operators"}
+    _, events = evaluated(home, bundle)
+    assert any(isinstance(event, Noted) and event.text.startswith("28 of 42") for event in events)
 
 
 @pytest.mark.parametrize(

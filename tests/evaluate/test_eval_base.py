@@ -174,6 +174,24 @@ def test_without_a_choice_what_there_is_is_measured(
     assert "CORE is not measured: --core fetches" in said.err
 
 
+def test_a_bundle_that_is_named_is_measured_or_refused(
+    model: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named: list[Path | None] = []
+
+    def noticed(name: str, saved: SavedModel, config: BaseEvalConfig, *_: object) -> NoReturn:
+        named.append(config.bundle)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlxchat.evaluate.core.evaluate_run", noticed)
+    with pytest.raises(typer.Exit):
+        run(model, bundle=bundle)
+    assert named == [bundle]
+    for setting in ({"bundle": bundle}, {"max_per_task": 12}):
+        with pytest.raises(ConfigError, match="is for CORE, which is not among"):
+            run(model, samples=True, **setting)
+
+
 def test_validation_text_that_is_asked_for_has_to_be_there(model: Path) -> None:
     with pytest.raises(MlxchatError, match="does not say what text the model was trained on"):
         run(model, validation=True)
