@@ -165,7 +165,7 @@ def _validate(
                 done = tokens * event.batch // event.batches
                 report(Progressed(event.time, "validation", done, tokens, "tokens"))
     assert isinstance(event, Evaluated)
-    report(Progressed(event.time, "validation", tokens, tokens, "tokens"))
+    report(Progressed(event.time, "validation", event.tokens, event.tokens, "tokens"))
     return event
 
 
