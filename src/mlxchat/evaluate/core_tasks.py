@@ -29,6 +29,7 @@ BUNDLE_HOST = "https://karpathy-public.s3.us-west-2.amazonaws.com"
 BUNDLE_ADDRESS = f"{BUNDLE_HOST}/eval_bundle.zip"
 BUNDLE_SHA256 = "46269c9bfde713cede6f3becaf3b5533731afc68857056febed2043883043198"
 BUNDLE_BYTES = 8_319_914
+_ORIGINAL = f"Use the original bundle: {BUNDLE_ADDRESS}"
 SHUFFLE = 1337  # nanochat's seed: which examples a limit leaves
 MOST_FILE_BYTES = 2**27  # of a task; the largest, coqa, has 19 million
 _DATA = "eval_data"  # the folder of the tasks' files
@@ -218,22 +219,18 @@ def core_items(label: str, content: bytes, limit: int | None) -> list[CoreItem]:
         limit: the most examples; None for all.
 
     Raises:
-        ConfigError: the limit leaves too few examples for the task's shots.
-        DataError: there are too few, or a line is not an example of the task's kind.
+        ConfigError: there are too few examples for the task's shots.
+        DataError: a line is not an example of the task's kind.
     """
     task = CORE_TASKS[label]
     lines = list(enumerate(content.rstrip(b"\n").split(b"\n"), 1))
     random.Random(SHUFFLE).shuffle(lines)
     kept = lines[:limit]
     if len(kept) <= task.shots:
-        problem = (
-            f"Each example of {label} comes after {task.shots} others, and there are {len(kept)}."
-        )
-        if len(lines) <= task.shots:
-            raise DataError(problem, f"Use the original bundle: {BUNDLE_ADDRESS}")
+        remedy = f"Use `max_per_task={task.shots + 1}` or more, or name other tasks with `tasks`."
         raise ConfigError(
-            problem,
-            f"Use `max_per_task={task.shots + 1}` or more, or name other tasks with `tasks`.",
+            f"Each example of {label} comes after {task.shots} others, and there are {len(kept)}.",
+            remedy if len(lines) > task.shots else _ORIGINAL,
         )
     return [_parsed_item(label, task, number, line) for number, line in kept]
 
@@ -249,7 +246,7 @@ def _parsed_item(label: str, task: CoreTask, number: int, line: bytes) -> CoreIt
             reason = f"{where}: {fault['msg']}" if where else fault["msg"]
         raise DataError(
             f"Line {number:,} of {Path(task.file).name} is no example of {label}: {reason}.",
-            f"Use the original bundle: {BUNDLE_ADDRESS}",
+            _ORIGINAL,
         ) from error
 
 
