@@ -35,12 +35,14 @@ from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import Quantization
 from mlxchat.quantize import quantize
 from mlxchat.runtime import mx
+from mlxchat.telemetry.meter import CorePoint
 from mlxchat.tokenizer.bpe import SPLIT_PATTERN, Tokenizer
 from mlxchat.tokenizer.files import CHAT_TEMPLATE
 
 gguf = extra("gguf")
 
-HISTORY = History(tag="my model", step=7, bits_per_byte=1.25)
+MEASURED = CorePoint(step=7, core=0.1, error=0.01, max_per_task=500)
+HISTORY = History(tag="my model", step=7, bits_per_byte=1.25, core=MEASURED)
 NEAREST = NearestTemperatures(usual=0.75, one=1.2, positions=512, text="a text")
 IDS = [256, *range(40, 70)]
 TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
@@ -374,7 +376,7 @@ def test_the_card_has_commands_and_warnings(tmp_path: Path) -> None:
         "The matrices are Q5_0, but the head is Q8_0.",
     ):
         assert text in card
-    assert "bits per byte" not in card  # they were measured with the cap
+    assert "bits per byte" not in card and "CORE" not in card  # they were measured with the cap
     assert out.usage.at("/it's")[1] == "llama-cli -m '/it'\"'\"'s'/my-model-Q5_0.gguf"
 
 

@@ -242,8 +242,8 @@ def export_command(
         if quantized and PROGRAMS[to].quantized == "dense":
             text = "It is quantized: the values of its weights are exported, not their format."
             screen.show(Noted(time.time(), text))
-        if quantization:  # the measured bits per byte no longer hold
-            about = about.model_copy(update={"bits_per_byte": None})
+        if quantization:
+            about = about.unmeasured()
             saved = saved if saved.base is None else copies.fused(saved)
             quantize_in_place(saved.model, quantization.formats(saved.model.config))
         nearest = None

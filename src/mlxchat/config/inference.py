@@ -3,7 +3,14 @@
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from mlxchat.config.pretrain import LARGEST_CONTEXT, LARGEST_DEPTH
 from mlxchat.config.sft import ENCODING, SKIP_BAD
@@ -215,6 +222,16 @@ class BaseEvalConfig(BaseModel):
     @classmethod
     def _canonical_size(cls, size: str | None) -> str | None:
         return size and spell_size(size)
+
+    @model_validator(mode="after")
+    def _measures_what_it_limits(self) -> "BaseEvalConfig":
+        given = [name for name in ("max_per_task", "bundle") if getattr(self, name) is not None]
+        if given and not (self.wants_core or self.names_nothing):
+            raise ConfigError(
+                f"`{given[0]}` is for CORE, which is not among what is to be measured.",
+                f"Add `core`, or leave out `{given[0]}`.",
+            )
+        return self
 
     @property
     def wants_core(self) -> bool:
