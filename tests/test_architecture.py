@@ -228,6 +228,7 @@ OTHER_PROGRAMS = {  # whose options these are, or the names of whose folders
     "interop/exporters/gguf.py",
     "interop/exporters/mlx_lm.py",
     "interop/exporters/nanochat.py",
+    "data/questions/files.py",
     "evaluate/tasks.py",
 }
 
@@ -308,6 +309,7 @@ COMMANDS = [
     "train",
     "mid",
     "sft",
+    "rl",
     "info",
     "scaling",
     "chat",

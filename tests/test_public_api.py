@@ -63,6 +63,7 @@ def test_all_names_what_the_public_modules_define() -> None:
     }
     expected |= {"Model", "Loss", "CoreResult", *api.__all__}
     expected |= {"GPT", "GPTConfig", "MuonAdamW", "PretrainConfig", "MidConfig", "SftConfig"}
+    expected |= {"RlConfig"}
     expected |= {"Tokenizer", "Conversation", "Message", "Chat"}
     assert set(mlxchat.__all__) == expected
     assert set(mlxchat.__all__) <= set(dir(mlxchat))

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 from mlxchat import blas
 
 if TYPE_CHECKING:
-    from mlxchat.api import fine_tune, import_model, load, mid_train, pretrain
+    from mlxchat.api import fine_tune, import_model, load, mid_train, pretrain, reinforce
     from mlxchat.config.mid import MidConfig
     from mlxchat.config.pretrain import PretrainConfig
+    from mlxchat.config.rl import RlConfig
     from mlxchat.config.sft import SftConfig
     from mlxchat.engine.chat import Chat
     from mlxchat.errors import (
@@ -43,13 +44,16 @@ if TYPE_CHECKING:
     from mlxchat.optim.optimizer import MuonAdamW
     from mlxchat.telemetry.events import (
         CoreMeasured,
+        Drawing,
         Ended,
         Evaluated,
         Evaluating,
         Event,
+        Judged,
         Noted,
         Progressed,
         Replanned,
+        Rewarded,
         Sampled,
         Saved,
         Started,
@@ -74,11 +78,13 @@ __all__ = [
     "DeviceError",
     "DiskError",
     "DivergedError",
+    "Drawing",
     "Ended",
     "Evaluated",
     "Evaluating",
     "Event",
     "GPTConfig",
+    "Judged",
     "LockedError",
     "Loss",
     "MemoryLimitError",
@@ -92,6 +98,8 @@ __all__ = [
     "PretrainConfig",
     "Progressed",
     "Replanned",
+    "Rewarded",
+    "RlConfig",
     "Sampled",
     "Saved",
     "SftConfig",
@@ -104,12 +112,14 @@ __all__ = [
     "load",
     "mid_train",
     "pretrain",
+    "reinforce",
 ]
 
 _MODULES = {  # that define the public names
-    "mlxchat.api": "fine_tune import_model load mid_train pretrain",
+    "mlxchat.api": "fine_tune import_model load mid_train pretrain reinforce",
     "mlxchat.config.mid": "MidConfig",
     "mlxchat.config.pretrain": "PretrainConfig",
+    "mlxchat.config.rl": "RlConfig",
     "mlxchat.config.sft": "SftConfig",
     "mlxchat.engine.chat": "Chat",
     "mlxchat.errors": "BackendError CheckpointError ConfigError DataError DeviceError DiskError "
@@ -118,8 +128,8 @@ _MODULES = {  # that define the public names
     "mlxchat.model.config": "GPTConfig",
     "mlxchat.model.gpt": "GPT",
     "mlxchat.optim.optimizer": "MuonAdamW",
-    "mlxchat.telemetry.events": "CoreMeasured Ended Evaluated Evaluating Event Noted Progressed "
-    "Replanned Sampled Saved Started Stepped",
+    "mlxchat.telemetry.events": "CoreMeasured Drawing Ended Evaluated Evaluating Event Judged "
+    "Noted Progressed Replanned Rewarded Sampled Saved Started Stepped",
     "mlxchat.tokenizer.bpe": "Tokenizer",
     "mlxchat.tokenizer.messages": "Conversation Message",
     "mlxchat.trained": "Loss Model",

@@ -15,6 +15,7 @@ from mlxchat.checkpoint import catalog, layout
 from mlxchat.config.inference import Dtype
 from mlxchat.config.mid import MidConfig
 from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.config.rl import RlConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.config.validate import Validated, validated
 from mlxchat.errors import ConfigError
@@ -26,12 +27,12 @@ from mlxchat.interop.importers.adapter import (
     open_adapter,
 )
 from mlxchat.telemetry.events import Event, Progressed, Report
-from mlxchat.train import mid, sft
+from mlxchat.train import mid, rl, sft
 from mlxchat.train import pretrain as pretraining
 from mlxchat.train.stage import history_of
 from mlxchat.trained import Model
 
-__all__ = ["fine_tune", "import_model", "load", "mid_train", "pretrain"]
+__all__ = ["fine_tune", "import_model", "load", "mid_train", "pretrain", "reinforce"]
 
 
 def load(
@@ -191,6 +192,47 @@ def fine_tune(
     chosen, place = _config(SftConfig, config, settings), _home(home)
     return _one_stream(
         lambda report: sft.run_fine_tuning(chosen, place, report, stop=stop, fresh=fresh)
+    )
+
+
+def reinforce(
+    config: RlConfig | None = None,
+    *,
+    fresh: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+    home: str | Path | None = None,
+    **settings: Any,
+) -> Generator[Event, None, None]:
+    """Train a model by rewards for its own answers, or resume the run of the same name.
+
+    It works as `pretrain` in every other way.
+
+    Args:
+        config: the settings as one object, in place of ``settings``.
+        fresh: set an earlier run of that name aside and train from scratch.
+        stop: polled; return True to save and stop.
+        home: where data, checkpoints and logs are; by default ``$MLXCHAT_HOME``.
+        **settings: the fields of `RlConfig`, such as ``source="d4-sft"`` or ``task="spelling"``.
+
+    Raises:
+        ConfigError: at the call: a setting is unknown or out of bounds, or two do not go together.
+        MlxchatError: while iterating, as for `pretrain`; `NotFound` if there is no such model.
+
+    >>> import mlxchat
+    >>> for event in mlxchat.reinforce(
+    ...     source="quickstart-sft", task="arithmetic", level=1, num_iterations=2, examples=2,
+    ...     samples=2, max_tokens=8, eval_every=0, sample_every=0, model_tag="rewarded",
+    ... ):
+    ...     if isinstance(event, mlxchat.Rewarded):
+    ...         print(event.step)
+    1
+    2
+    >>> mlxchat.load("rewarded").conversational
+    True
+    """
+    chosen, place = _config(RlConfig, config, settings), _home(home)
+    return _one_stream(
+        lambda report: rl.run_reinforcement(chosen, place, report, stop=stop, fresh=fresh)
     )
 
 

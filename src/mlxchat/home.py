@@ -15,6 +15,7 @@ STAGE_FOLDERS = {  # a folder of runs for each training stage, with nanochat's n
     "pretraining": "base_checkpoints",
     "mid-training": "mid_checkpoints",
     "fine-tuning": "chatsft_checkpoints",
+    "reinforcement learning": "chatrl_checkpoints",
 }
 
 
@@ -108,6 +109,11 @@ class Home:
     def log(self, tag: str) -> Path:
         """Return the log file of a run, with one JSON object per event."""
         return self.root / "logs" / tag / "metrics.jsonl"
+
+    @property
+    def task_data(self) -> Path:
+        """The folder of the files of tasks, laid out as on the hub."""
+        return self.root / "task_data"
 
     @property
     def eval_bundle(self) -> Path:

@@ -290,7 +290,7 @@ class Model:
                 that in ``$MLXCHAT_HOME``, which is fetched if it is missing.
             memory_limit: the memory to read examples in, such as ``"2GB"``, the model included;
                 by default 90% of what is free.
-            fresh: forget the verdicts of an earlier evaluation.
+            fresh: forget earlier verdicts on these tasks.
             report: called with `Progressed` events, from other threads too.
 
         Raises:
@@ -515,7 +515,7 @@ class Model:
     def _changed(self, saved: SavedModel, kind: str) -> Model:
         """Return a changed copy, which is called after this model and the kind of change."""
         tag = f"{self.name}-{kind}"
-        history = self._history.model_copy(update={"tag": tag, "bits_per_byte": None})
+        history = self._history.unmeasured().model_copy(update={"tag": tag})
         return Model(saved, history, self._home)
 
     def _ids(self, text: str | Sequence[int]) -> list[int]:

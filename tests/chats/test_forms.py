@@ -22,6 +22,7 @@ from mlxchat.data.chats.sources import Source
 from mlxchat.data.chats.turns import CUT_AT_END
 from mlxchat.data.chats.values import UnusableError
 from mlxchat.data.files import ROWS as KINDS
+from mlxchat.data.questions.choice import TaskChoice
 from mlxchat.errors import MlxchatError
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message, Part
@@ -368,6 +369,10 @@ def test_a_source_is_a_path_with_an_optional_weight(tmp_path: Path) -> None:
     assert sources.parse("builtin") == Source(None, 1)
     assert sources.parse("builtin:2") == Source(None, 2)
     assert str(sources.parse("builtin:2")) == "builtin"
+    task = sources.parse("arithmetic-4-calculator:0.5")
+    assert task == Source(None, 0.5, task=TaskChoice("arithmetic", 4, calculator=True))
+    assert str(task) == "arithmetic-4-calculator" and not task.is_corpus
+    assert sources.parse("./arithmetic") == Source(Path("arithmetic"))
 
 
 @pytest.mark.parametrize("tail", ["abc", "0", "-1", "nan", "inf", "1e9", ""])

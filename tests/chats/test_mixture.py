@@ -16,6 +16,8 @@ from mlxchat.data.chats.mixture import CONVERSATIONS, IDENTITY_CONVERSATIONS, Ch
 from mlxchat.data.chats.sources import Source, parse
 from mlxchat.data.corpus.documents import document_text
 from mlxchat.data.documents import Cursor, Documents
+from mlxchat.data.questions.choice import TaskChoice
+from mlxchat.data.questions.tasks import TRAIN_QUESTIONS, generated_questions
 from mlxchat.errors import MlxchatError
 from mlxchat.tokenizer.messages import Conversation
 
@@ -60,6 +62,23 @@ def held_out(documents: ChatDocuments) -> list[str]:
     batches = list(documents.validation())
     assert [found for batch, _ in batches for found in batch] == documents.held_out
     return asked(documents.held_out)
+
+
+def test_a_task_gives_its_questions_to_train_on_answered(first: Path) -> None:
+    documents = ChatDocuments([parse("spelling-2:0.5"), Source(first)], seed=3)
+    questions = generated_questions(TaskChoice("spelling", 2), seed=3)
+    task, file = documents.reports
+    assert (task.source, task.used, file.used) == ("spelling-2", TRAIN_QUESTIONS, 300)
+    assert documents.epoch_size == round((TRAIN_QUESTIONS - task.held_out) / 2) + (
+        300 - file.held_out
+    )
+    solved = {(question.prompt, question.reply.text) for question in questions.train}
+    used = [
+        (conversation.messages[0].text, conversation.messages[1].text)
+        for [conversation], _ in islice(documents.training(Cursor(1)), documents.epoch_size)
+    ]
+    assert sum(pair in solved for pair in used) == documents.epoch_size - 300 + file.held_out
+    assert not {prompt for prompt, _ in used} & {each.prompt for each in questions.held_out}
 
 
 def test_conversations_are_documents(first: Path) -> None:

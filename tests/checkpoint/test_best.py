@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlxchat.checkpoint import catalog, store
-from mlxchat.checkpoint.best import best_step
+from mlxchat.checkpoint.best import best_step, judged_steps
 
 Evaluations = list[tuple[int, float]]
 
@@ -95,3 +95,14 @@ def test_a_last_step_that_was_not_evaluated_is_not_called_worse(folder: Path) ->
     for step in (1, 2):
         save(folder, step, [(1, 1.0)])
     assert catalog.better_than_newest(folder) is None
+
+
+def test_a_run_that_is_judged_keeps_the_step_that_answers_most(folder: Path) -> None:
+    scores = [(1, 0.2), (2, 0.5), (3, 0.4), (4, 0.3)]
+    for step, _ in scores:
+        state = json.dumps({"meter": {"evaluations": [], "scores": scores[:step]}})
+        store.save(folder, step, lambda unfinished, s=state: _write(unfinished / "trainer.json", s))
+        store.prune(folder, 1)
+    assert store.steps(folder) == [2, 4]
+    newest = store.directory(folder, 4)
+    assert judged_steps(newest, [2, 4]) == [(2, 0.5), (4, 0.3)]

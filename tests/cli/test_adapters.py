@@ -133,6 +133,7 @@ def test_an_adapter_goes_to_peft_and_comes_back(adapted: Path, tmp_path: Path) -
     out = tmp_path / "out"
     facts = run("export", "--to", "peft", "--out", out, "--json")
     assert any("d2-transformers" in line for line in facts["commands"])
+    assert "LoRA of rank 2, scale 2, on `d2`" in (out / "README.md").read_text("utf-8")
     names = {path.name for path in out.iterdir()}
     assert names >= {"adapter_config.json", "adapter_model.safetensors", "README.md"}
     settings = parse_json((out / "adapter_config.json").read_bytes())

@@ -57,3 +57,31 @@ def test_it_serves_until_it_is_asked_to_end(
     assert re.search(r"^Finishing 2 answers, for at most 30 seconds\. Ctrl-C again", errors, re.M)
     assert errors.count("POST /v1/chat/completions 200") == 2
     assert "moo?" not in errors
+
+
+@pytest.mark.slow
+def test_adapters_are_models_of_their_own(home: Path, tmp_path: Path) -> None:
+    small_runs(home, tmp_path)
+    named = ["--adapter", "quickstart-style", "--adapter", "pirate=quickstart-style"]
+    command = [sys.executable, "-m", "mlxchat", "serve", "--port", "0", *named]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            assert process.stdout
+            announced = process.stdout.readline()
+            assert announced.startswith("Serving quickstart/step_000004, called quickstart.")
+            assert "It is a base model" in process.stdout.readline()
+            names = ["quickstart", "quickstart-style", "pirate"]
+            assert process.stdout.readline().rstrip().endswith(f"{names[1]}, {names[2]}.")
+            [url] = re.findall(r"base_url (http://127\.0\.0\.1:\d+/v1)\n", announced)
+            listed = httpx.get(f"{url}/models", timeout=60).json()["data"]
+            assert [each["id"] for each in listed] == names
+            asked = {"prompt": "The cow", "max_tokens": 20, "temperature": 0}
+            texts = [
+                httpx.post(f"{url}/completions", json={**asked, "model": name}, timeout=60).json()
+                for name in names
+            ]
+            base, style, pirate = (text["choices"][0]["text"] for text in texts)
+            assert base != style == pirate
+        finally:
+            process.kill()

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from support.hub_server import COMMIT, HubServer, address
 from support.killed_runs import NEW_MODEL, KilledRuns
+from support.rl_runs import killed_settings
 from support.runs import few
 from support.saved_runs import RUNS
 
@@ -14,6 +15,7 @@ from mlxchat.data.fingerprint import fingerprint
 from mlxchat.data.shards import DATASETS, REVISION
 from mlxchat.home import Home
 from mlxchat.train.mid import MidTraining
+from mlxchat.train.rl import Reinforcement
 from mlxchat.train.sft import FineTuning
 from mlxchat.train.stage import Stage, read_trainer
 
@@ -56,3 +58,8 @@ def test_a_run_killed_while_reading_shards_ends_with_the_same_data(
     ended = read_trainer(store.directory(Home(tmp_path / "straight").runs / "run", 16))
     assert ended.revision == COMMIT
     assert ended.fingerprints == {name: fingerprint(path) for name, path in files.items()}
+
+
+def test_a_run_killed_while_it_draws_answers_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    counts = KilledRuns(tmp_path, killed_settings(tmp_path), kind=Reinforcement).kill(10, seed=3)
+    assert counts["kills"] == 10

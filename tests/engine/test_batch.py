@@ -4,11 +4,12 @@ import pytest
 from support.cases import GOLDEN, golden
 
 from mlxchat.config.inference import Sampling
-from mlxchat.engine.cache import STEP, BatchCache, KVCache
+from mlxchat.engine.cache import BatchCache, KVCache
 from mlxchat.engine.generate import continue_greedily, generate, generate_batch, prefill
 from mlxchat.engine.sampling import make_sampler
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
+from mlxchat.model.size import CACHE_STEP
 from mlxchat.runtime import mx
 
 NEVER: frozenset[int] = frozenset()
@@ -38,7 +39,8 @@ def alone(model: GPT, ids: Sequence[int], count: int, stop: frozenset[int] = NEV
 
 
 @pytest.mark.parametrize(
-    "lengths", [(5,), (7, 7, 7), (1, 9, 4, 30), (2, 140, 60), (STEP - 3, 1), (1, 129, 128, 127)]
+    "lengths",
+    [(5,), (7, 7, 7), (1, 9, 4, 30), (2, 140, 60), (CACHE_STEP - 3, 1), (1, 129, 128, 127)],
 )
 def test_each_row_gets_the_logits_it_gets_alone(model: GPT, lengths: tuple[int, ...]) -> None:
     caches = [KVCache(model.config) for _ in lengths]

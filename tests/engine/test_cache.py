@@ -1,8 +1,9 @@
 import pytest
 
-from mlxchat.engine.cache import STEP, KVCache, KVLayer
+from mlxchat.engine.cache import KVCache, KVLayer
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
+from mlxchat.model.size import CACHE_STEP
 from mlxchat.runtime import mx
 
 
@@ -62,7 +63,7 @@ def test_an_interruption_leaves_it_unchanged(monkeypatch: pytest.MonkeyPatch) ->
     cache.extend(keys, values)
     monkeypatch.setattr(mx, "pad", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        cache.extend(*draw(1, STEP, 1))  # more than the buffers have room for
+        cache.extend(*draw(1, CACHE_STEP, 1))  # more than the buffers have room for
     assert cache.offset == 5
     assert mx.array_equal(cache.visible[0], keys)
     with pytest.raises(ValueError, match="shape"):  # between keys and values
@@ -85,9 +86,9 @@ def test_a_layer_keeps_the_dtype_of_the_keys() -> None:
         ([10], 9),
         ([30], 29),
         ([10, 1, 1, 20], 9),  # nothing is dropped before the buffers are full
-        ([10, STEP], 9),
+        ([10, CACHE_STEP], 9),
         ([10, 200, 200], 209),
-        ([1] * (STEP + 1), STEP - 1),
+        ([1] * (CACHE_STEP + 1), CACHE_STEP - 1),
     ],
 )
 def test_a_window_can_be_trimmed_as_far_as_it_holds_keys(pieces: list[int], smallest: int) -> None:
@@ -108,7 +109,7 @@ def test_a_window_holds_little_more_than_it_can_see() -> None:
     cache = KVLayer(8)
     for T in [1000, *[1] * 600]:
         cache.extend(*draw(1, T, 0))
-        assert sum(buffer.shape[2] for buffer in cache._buffers) == 2 * STEP
+        assert sum(buffer.shape[2] for buffer in cache._buffers) == 2 * CACHE_STEP
 
 
 CONFIG = GPTConfig(

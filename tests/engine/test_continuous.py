@@ -7,13 +7,14 @@ import pytest
 from support.models import network
 
 from mlxchat.config.inference import Sampling
-from mlxchat.engine.cache import STEP, KVCache
+from mlxchat.engine.cache import KVCache
 from mlxchat.engine.continuous import ChosenToken, ContinuousBatch, Member, TokenChoice
 from mlxchat.engine.generate import generate, prefill
 from mlxchat.engine.sampling import make_sampler
 from mlxchat.model import rope
 from mlxchat.model.block import Attention
 from mlxchat.model.gpt import GPT
+from mlxchat.model.size import CACHE_STEP
 from mlxchat.runtime import mx
 
 NEVER: frozenset[int] = frozenset()
@@ -95,7 +96,7 @@ def test_one_member_is_generated_as_by_generate(plain: GPT, choice: TokenChoice)
 
 def coming_and_going(model: GPT) -> Iterator[tuple[list[int], TokenChoice, list[int]]]:
     """Members of all lengths and choices join late and leave early, past growths and windows."""
-    company, lengths = Company(model), [3, STEP - 5, 300, 20, 1, 90]
+    company, lengths = Company(model), [3, CACHE_STEP - 5, 300, 20, 1, 90]
     members = []
     for length, choice in zip(lengths, CHOICES, strict=True):
         members.append((company.join(drawn(length), choice), length, choice))
@@ -191,12 +192,12 @@ def test_penalties_and_bias_follow_their_formulas(plain: GPT) -> None:
 def test_what_a_member_has_read_can_be_continued(plain: GPT) -> None:
     company = Company(plain)
     other = company.join(drawn(50), CHOICES[1])
-    member = company.join(drawn(STEP + 60), CHOICES[0])
+    member = company.join(drawn(CACHE_STEP + 60), CHOICES[0])
     company.steps(5)
     company.batch.leave(other)
     ids, past = company.batch.past(member)
-    assert ids == (drawn(STEP + 60) + company.ids(member))[:-1]
-    for length in (1, 30, STEP, len(ids)):  # any beginning, whatever the window
+    assert ids == (drawn(CACHE_STEP + 60) + company.ids(member))[:-1]
+    for length in (1, 30, CACHE_STEP, len(ids)):  # any beginning, whatever the window
         cache = company.batch.layout.cache(ids[:length], past)
         more = prefill(plain, [4, 5, 6], cache)
         assert mx.allclose(more, plain(mx.array([[*ids[:length], 4, 5, 6]]))[:, -1], atol=1e-4)

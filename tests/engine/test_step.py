@@ -9,11 +9,12 @@ import pytest
 from support.models import network
 
 from mlxchat.config.inference import Sampling
-from mlxchat.engine.cache import STEP, KVCache
+from mlxchat.engine.cache import KVCache
 from mlxchat.engine.generate import continue_greedily, generate, generate_batch
 from mlxchat.engine.sampling import make_sampler
 from mlxchat.model.block import Attention
 from mlxchat.model.gpt import GPT
+from mlxchat.model.size import CACHE_STEP
 from mlxchat.runtime import mx
 
 NEVER: frozenset[int] = frozenset()
@@ -71,7 +72,7 @@ def test_prompts_of_unequal_lengths_are_continued_as_each_alone(
     model: GPT, ahead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mlxchat.engine.generate.launches_ahead", lambda: ahead)
-    prompts = drawn(3, 300, STEP - 3, 200, 20)
+    prompts = drawn(3, 300, CACHE_STEP - 3, 200, 20)
     together = continue_greedily(model, prompts, NEVER, 40)
     assert together == [likeliest(model, *pair) for pair in zip(prompts, together, strict=True)]
 
@@ -108,7 +109,7 @@ def test_the_cache_holds_what_was_yielded_however_it_ends(
     model: GPT, ending: str, ahead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mlxchat.engine.generate.launches_ahead", lambda: ahead)
-    (ids,), cache, count = drawn(STEP + 10), KVCache(model.config), 6
+    (ids,), cache, count = drawn(CACHE_STEP + 10), KVCache(model.config), 6
     expected = list(generate(model, ids, KVCache(model.config), stop=NEVER, max_tokens=count + 1))
     stop = frozenset(expected[count:]) if ending == "stop token" else NEVER
     limit = count if ending == "limit" else 99
@@ -147,7 +148,7 @@ def test_the_buffers_are_written_in_place() -> None:
     config = network(CONTEXT).model.config.model_copy(update={"n_layer": 8})
     model, cache = GPT.new(config), KVCache(config)
     model.prepare_for_inference(compiled=True)
-    tokens = generate(model, drawn(4 * STEP - 40)[0], cache, stop=NEVER, max_tokens=30)
+    tokens = generate(model, drawn(4 * CACHE_STEP - 40)[0], cache, stop=NEVER, max_tokens=30)
     list(islice(tokens, 3))
     mx.synchronize()
     mx.reset_peak_memory()

@@ -89,6 +89,9 @@ def test_a_limit_leaves_room_for_the_shots() -> None:
     with pytest.raises(ConfigError, match="comes after 10 others") as caught:
         core_items("piqa", content, 10)
     assert "`max_per_task=11`" in caught.value.remedy
+    with pytest.raises(ConfigError, match="there are 1") as missing:
+        core_items("piqa", row.encode(), 500)
+    assert "max_per_task" not in missing.value.remedy  # no limit would help
 
 
 @pytest.mark.parametrize(
@@ -129,8 +132,9 @@ def test_another_zip_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "eval_bundle.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("eval_bundle/eval_data/x", "")
-    with pytest.raises(DataError, match="is not the bundle of CORE: its sha256 is"):
+    with pytest.raises(DataError, match="is not the bundle of CORE: its sha256 is") as caught:
         Bundle(path)
+    assert "`" not in caught.value.remedy  # the setting has another name in a run
 
 
 @pytest.fixture
@@ -171,7 +175,8 @@ def test_a_download_that_is_not_the_original_is_not_kept(server: HubServer, home
     server.faults.append(Fault(name=".zip", times=10, status=404))
     with pytest.raises(DataError, match="does not exist") as caught:
         fetched(server, home / "eval_bundle.zip")
-    assert "`bundle`" in caught.value.remedy
+    assert str(home / "eval_bundle.zip") in caught.value.remedy
+    assert "`" not in caught.value.remedy  # the setting has another name in a run
     assert not (home / "eval_bundle.zip").exists()
 
 
@@ -212,8 +217,10 @@ def test_the_csv_has_nanochats_form(tmp_path: Path) -> None:
         "Task                               , Accuracy  , Centered  ",
         "copa                               , 0.600000  , 0.200000  ",
         "boolq                              , 0.550000  , -0.184211 ",
-        "CORE                               ,           , 0.007895  ",
     ]
+    CoreResult(tuple(score(label, 100) for label in CORE_TASKS), 100).write_csv(path)
+    last = path.read_text().splitlines()[-1]
+    assert last == "CORE                               ,           , 1.000000  "
 
 
 # An evaluation
@@ -240,7 +247,7 @@ def test_every_example_is_judged_and_counted(home: Path, tmp_path: Path) -> None
     last = [event for event in progress if event.task == CORE][-1]
     assert last.done == last.total and last.unit == "tokens"
     [csv] = (home / "base_eval").glob("*.csv")
-    assert csv.read_text().count("\n") == 5
+    assert csv.read_text().count("\n") == 4
 
 
 def test_a_limit_counts_for_each_task(home: Path, tmp_path: Path) -> None:
@@ -283,6 +290,18 @@ def test_tasks_are_added_to_those_before(home: Path, tmp_path: Path) -> None:
     evaluated(home, bundle, tasks="copa")
     _, events = evaluated(home, bundle, tasks="copa,winograd")
     assert any(isinstance(event, Noted) and event.text.startswith("14 of 28") for event in events)
+    names = {path.name.split("_", 2)[-1] for path in (home / "base_eval").glob("*.csv")}
+    assert names == {"1_tasks.csv", "2_tasks.csv"}  # the scores of all tasks are never replaced
+
+
+def test_only_verdicts_on_the_tasks_at_hand_are_forgotten(home: Path, tmp_path: Path) -> None:
+    bundle = made_bundle(tmp_path)
+    evaluated(home, bundle)
+    [path] = (home / "base_eval").glob("*.jsonl")
+    with KeptVerdicts.open(path, ["copa"]) as kept:
+        assert {task for task, _ in kept.right} == {"winograd", "bigbench_operators"}
+    _, events = evaluated(home, bundle)
+    assert any(isinstance(event, Noted) and event.text.startswith("28 of 42") for event in events)
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,11 @@ def test_texts_that_cannot_be_measured_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(DataError, match=r"empty\.txt has no text to predict"):
         text_loss(network(), tmp_path / "empty.txt", lambda event: None)
+    (tmp_path / "latin.txt").write_bytes(b"ol\xe9")
+    with pytest.raises(DataError, match=r"latin\.txt, line 1 is not UTF-8") as caught:
+        text_loss(network(), tmp_path / "latin.txt", lambda event: None)
+    for setting in ("`encoding`", "`skip_bad`"):  # there are none here
+        assert setting not in caught.value.remedy
 
 
 # The command
@@ -167,6 +172,24 @@ def test_without_a_choice_what_there_is_is_measured(
     assert len(found["samples"]) == 7 and found["core"] is None and found["complete"]
     assert "The validation text is not measured." in said.err
     assert "CORE is not measured: --core fetches" in said.err
+
+
+def test_a_bundle_that_is_named_is_measured_or_refused(
+    model: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named: list[Path | None] = []
+
+    def noticed(name: str, saved: SavedModel, config: BaseEvalConfig, *_: object) -> NoReturn:
+        named.append(config.bundle)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlxchat.evaluate.core.evaluate_run", noticed)
+    with pytest.raises(typer.Exit):
+        run(model, bundle=bundle)
+    assert named == [bundle]
+    for setting in ({"bundle": bundle}, {"max_per_task": 12}):
+        with pytest.raises(ConfigError, match="is for CORE, which is not among"):
+            run(model, samples=True, **setting)
 
 
 def test_validation_text_that_is_asked_for_has_to_be_there(model: Path) -> None:

@@ -20,6 +20,9 @@ from support.task_rows import ARC, GSM8K, HUMAN_EVAL, MMLU, fill
 
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.config.inference import TASK_NAMES, ChatEvalConfig
+from mlxchat.data.questions.choice import TaskChoice
+from mlxchat.data.questions.question import final_number
+from mlxchat.data.questions.tasks import generated_questions
 from mlxchat.engine.generate import continue_greedily
 from mlxchat.engine.tools import ToolUse
 from mlxchat.errors import MlxchatError
@@ -35,7 +38,7 @@ from mlxchat.evaluate.answers import (
     write_answers,
 )
 from mlxchat.evaluate.execution import runs_through
-from mlxchat.evaluate.tasks import Choice, Exercise, final_number, problems, program, user_prompt
+from mlxchat.evaluate.tasks import Choice, Exercise, problems, program, user_prompt
 from mlxchat.model.config import Architecture, GPTConfig
 from mlxchat.runtime import mx
 
@@ -177,6 +180,26 @@ def test_spelling_needs_no_files(tmp_path: Path) -> None:
         assert sum(problem.is_right(f"#### {number}") for number in range(30)) == 1
 
 
+@pytest.mark.parametrize("name", ["arithmetic-4", "spelling-2", "counting"])
+def test_a_generated_task_is_measured_on_what_it_holds_out(name: str, tmp_path: Path) -> None:
+    choice = TaskChoice.parse(name)
+    assert choice
+    source = generated_questions(choice, seed=42)
+    made = problems(name, tmp_path, 30)
+    assert [problem.prompt for problem in made] == [
+        each.conversation for each in source.held_out[:30]
+    ]
+    assert not {each.prompt for each in made} & {each.conversation for each in source.train[:500]}
+    for problem, question in zip(made, source.held_out, strict=False):
+        assert isinstance(problem, Exercise)
+        assert problem.is_right(question.reply.text) and not problem.is_right("#### none")
+
+
+def test_a_level_that_a_task_lacks_is_said(tmp_path: Path) -> None:
+    with pytest.raises(MlxchatError, match="There is no level 99 of arithmetic"):
+        problems("arithmetic-99", tmp_path, None)
+
+
 @needs_shared
 @pytest.mark.parametrize(
     ("task", "count"),
@@ -199,6 +222,8 @@ def test_tasks_by_name() -> None:
     assert ChatEvalConfig().named is None
     assert ChatEvalConfig(tasks="gsm8k, ARC-Easy,gsm8k").named == ("arc-easy", "gsm8k")
     assert ChatEvalConfig(tasks="all").named == TASK_NAMES
+    made = ChatEvalConfig(tasks="spelling-2,arithmetic-4,spelling,spelling-2,arithmetic").named
+    assert made == ("spelling", "spelling-2", "arithmetic-4", "arithmetic")
     with pytest.raises(MlxchatError, match="There is no task 'hellaswag'"):
         ChatEvalConfig(tasks="gsm8k,hellaswag")
     with pytest.raises(MlxchatError, match="names no task"):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mlx.utils import tree_map
+from support.adapted import adapter_run, base_run
 from support.extras import extra
 from support.foreign_models import saved
 from support.models import BYTES, network, saved_in
@@ -20,11 +21,13 @@ from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from typer.testing import CliRunner
 
 import mlxchat
+from mlxchat.checkpoint import layout
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.cli.app import app
 from mlxchat.errors import BackendError, CheckpointError, ConfigError, DiskError, MlxchatError
 from mlxchat.evaluate.temperature import NearestTemperatures
+from mlxchat.home import Home
 from mlxchat.interop import exporters
 from mlxchat.interop.exporters.ollama import CHAT_GO_TEMPLATE
 from mlxchat.model.config import GPTConfig
@@ -32,12 +35,14 @@ from mlxchat.model.gpt import GPT
 from mlxchat.model.quantization import Quantization
 from mlxchat.quantize import quantize
 from mlxchat.runtime import mx
+from mlxchat.telemetry.meter import CorePoint
 from mlxchat.tokenizer.bpe import SPLIT_PATTERN, Tokenizer
 from mlxchat.tokenizer.files import CHAT_TEMPLATE
 
 gguf = extra("gguf")
 
-HISTORY = History(tag="my model", step=7, bits_per_byte=1.25)
+MEASURED = CorePoint(step=7, core=0.1, error=0.01, max_per_task=500)
+HISTORY = History(tag="my model", step=7, bits_per_byte=1.25, core=MEASURED)
 NEAREST = NearestTemperatures(usual=0.75, one=1.2, positions=512, text="a text")
 IDS = [256, *range(40, 70)]
 TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
@@ -274,6 +279,19 @@ def test_weights_of_a_quantized_model_are_its_values(tmp_path: Path) -> None:
     assert "| quantized | 4 bits" in card
 
 
+def test_an_adapter_is_a_part_of_the_weights(home: Path, tmp_path: Path) -> None:
+    base = base_run(Home(home), small())
+    adapted = adapter_run(Home(home), base, "tuned")
+    out = tmp_path / "out"
+    to = ["export", "--to", "gguf", "--checkpoint", str(adapted), "--out", str(out)]
+    result = CliRunner().invoke(app, [*to, "--quantize", "f32"])
+    assert result.exit_code == 0, result.output
+    expected = before_the_cap(layout.read_model(adapted, mx.float32).model, IDS)
+    [file] = out.glob("*.gguf")
+    assert np.abs(apertus(gguf.GGUFReader(file), IDS) - expected).max() < 1e-3
+    assert np.abs(before_the_cap(small().model, IDS) - expected).max() > 1
+
+
 # ==== Tokens ====
 
 
@@ -358,7 +376,7 @@ def test_the_card_has_commands_and_warnings(tmp_path: Path) -> None:
         "The matrices are Q5_0, but the head is Q8_0.",
     ):
         assert text in card
-    assert "bits per byte" not in card  # they were measured with the cap
+    assert "bits per byte" not in card and "CORE" not in card  # they were measured with the cap
     assert out.usage.at("/it's")[1] == "llama-cli -m '/it'\"'\"'s'/my-model-Q5_0.gguf"
 
 
@@ -387,6 +405,14 @@ def test_a_base_model_is_given_a_text(tmp_path: Path) -> None:
 # ==== What is refused ====
 
 
+def require_readable(
+    program: Any, config: GPTConfig, folder: Path, kind: str | None = None
+) -> None:
+    exporters.require_readable(
+        program, config, quantized=False, adapted=False, folder=folder, quantize=kind
+    )
+
+
 def test_modern_models_are_refused_with_the_reason(tmp_path: Path) -> None:
     source = saved_in(tmp_path / "model", network(arch="modern"))
     with pytest.raises(CheckpointError, match="classic network only") as caught:
@@ -396,9 +422,9 @@ def test_modern_models_are_refused_with_the_reason(tmp_path: Path) -> None:
 
 def test_rows_that_cannot_be_packed_are_refused(tmp_path: Path) -> None:
     config = GPTConfig(vocab_size=265, n_layer=1, n_head=2, n_kv_head=2, n_embd=48)
-    exporters.require_readable("gguf", config, False, tmp_path / "out", "f16")
+    require_readable("gguf", config, tmp_path / "out", "f16")
     with pytest.raises(CheckpointError, match="this model is 48 wide"):
-        exporters.require_readable("gguf", config, False, tmp_path / "out", "q8_0")
+        require_readable("gguf", config, tmp_path / "out", "q8_0")
 
 
 @pytest.mark.parametrize(
@@ -407,7 +433,7 @@ def test_rows_that_cannot_be_packed_are_refused(tmp_path: Path) -> None:
 def test_types_of_other_programs_are_refused(program: Any, kind: str, tmp_path: Path) -> None:
     config = small().model.config
     with pytest.raises(ConfigError, match=f"no weights of the type `quantize={kind}`"):
-        exporters.require_readable(program, config, False, tmp_path / "out", kind)
+        require_readable(program, config, tmp_path / "out", kind)
 
 
 def test_values_that_were_written_wrongly_are_noticed(
@@ -438,7 +464,7 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     for name in [name for name in sys.modules if "exporters.gguf" in name]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(BackendError, match="not installed") as caught:
-        exporters.require_readable("gguf", small().model.config, False, tmp_path / "out")
+        require_readable("gguf", small().model.config, tmp_path / "out")
     assert "[gguf]" in caught.value.remedy
 
 

@@ -82,7 +82,14 @@ MEANINGFUL = {
     "--adapter": ["adapted", "x=adapted", "=", "base=adapted"],
     "--modules": ["attn.c_q", "mlp.c_fc,lm_head", "attn.c_q,", "wte"],
     "--step": ["2", "4"],
-    "--data": ["chats.jsonl", "rows.parquet", "rows.csv", "home"],
+    "--data": [
+        "chats.jsonl",
+        "arithmetic-2:0.01",
+        "spelling-9",
+        "rows.parquet",
+        "rows.csv",
+        "home",
+    ],
     "--identity": ["name=Ada, made by=Grace, purpose=x", "name"],
     "--spelling": ["0", "2"],
     "--checkpoint": ["model", "export-mlx-lm", "export-transformers", "export-nanochat"],
@@ -101,7 +108,7 @@ MEANINGFUL = {
     "--endpoint": ["http://127.0.0.1:9", "http://me:secret@127.0.0.1:9", "ftp://x", "http://["],
     "--tokenizer": ["home", "export-nanochat"],
     "--tokenizer-dir": ["home", "model"],
-    "--tasks": ["arc-easy", "gsm8k,mmlu", "humaneval", "spelling"],
+    "--tasks": ["arc-easy", "gsm8k,mmlu", "humaneval", "spelling", "arithmetic-2"],
     "--task-data": ["texts", "home"],
     "--memory-limit": ["1GB", "1kb", "100TB", "auto"],
     "--wired-limit": ["1GB"],
@@ -124,6 +131,8 @@ USUAL = {  # what makes a command succeed, and soon
     "train": f"{TRAIN} --num-iterations 4 --model-tag base",
     "mid": "--source base --data chats.jsonl --spelling 0 --num-iterations 2",
     "sft": "--source base --data chats.jsonl --spelling 0 --num-iterations 2",
+    "rl": "--source tuned --task counting --level 1 --num-iterations 1 --examples 2 --samples 2 "
+    "--max-tokens 4 --eval-every 0",
     "info": "",
     "scaling": "--dataset builtin --budget 1s",  # refused at once: no ladder is over soon
     "chat": "--prompt Hi --max-tokens 4",
@@ -146,7 +155,8 @@ USUAL = {  # what makes a command succeed, and soon
     "eval base": "--samples",
     "eval chat": "--tasks spelling --max-problems 2 --max-tokens 4",
 }
-LONG = {"train", "mid", "sft", "scaling", "serve", "quickstart", "bench", "monitor", "doctor"}
+LONG = {"train", "mid", "sft", "rl", "scaling", "serve", "quickstart", "bench", "monitor"}
+LONG |= {"doctor"}
 LONG |= {"eval base", "eval chat"}
 """Commands that may run for so long that they are asked to end."""
 NOT_DRAWN = {"--ranks"}  # starts processes that would outlive an example

@@ -47,7 +47,8 @@ if _ON_CPU:
 
 def train(kind: type[Stage[Any, Any]], home: str, settings: Mapping[str, object]) -> None:
     """Train to the end."""
-    for _ in run_stage(kind(kind.settings.model_validate(settings), Home(Path(home)))):
+    own = {name: value for name, value in settings.items() if name in kind.settings.model_fields}
+    for _ in run_stage(kind(kind.settings.model_validate(own), Home(Path(home)))):
         pass
 
 

@@ -17,7 +17,7 @@ from mlxchat.home import Home
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted
 from mlxchat.tokenizer.bpe import Tokenizer
-from mlxchat.train import parts
+from mlxchat.train import evaluation
 from mlxchat.train.loop import Launch, Pending, ShouldStop, StepParts
 
 BITS = {0: 9.0, 2: 4.0, 4: 2.0, 6: 3.0, 8: 2.5, 10: 3.5, 12: 4.0}  # per byte, by step
@@ -52,7 +52,7 @@ def config(tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> 
         step, clock = arguments[4:6]
         yield Evaluated(clock(), step, BITS[step], 2.0, 64, 0.1)
 
-    monkeypatch.setattr(parts, "bits_per_byte", evaluations)
+    monkeypatch.setattr(evaluation, "bits_per_byte", evaluations)
     data = few(tmp_path / "data", 0, 1, documents=300)
     return OWN.model_copy(
         update={"data_dir": data, "eval_every": 2, "tokenizer_dir": tokenizer, "vocab_size": None}

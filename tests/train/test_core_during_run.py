@@ -19,6 +19,7 @@ from support.runs import (
     run_folder,
 )
 
+import mlxchat
 from mlxchat.checkpoint import layout
 from mlxchat.config.core import LEAST_PER_TASK
 from mlxchat.config.pretrain import PretrainConfig
@@ -114,6 +115,9 @@ def test_core_is_measured_logged_and_kept(
     text = card(PROGRAMS["mlx-lm"], saved, history, Usage("bash", ("run",)))
     shown = f"{last.core:.4f} ± {last.error:.4f} at step 12, at most 12 examples a task"
     assert f"| CORE | {shown} |" in text
+    quantized = mlxchat.load(folder).quantize(8, group_size=32)
+    out = quantized.export("mlx-lm", tmp_path / "quantized")
+    assert "CORE" not in (out / "README.md").read_text("utf-8")  # it has another
 
 
 def test_what_is_learnt_does_not_depend_on_core(tmp_path: Path, measuring: Measuring) -> None:
@@ -150,6 +154,9 @@ def test_whoever_asks_a_run_to_end_does_not_wait_for_core(
     assert len(bars) <= 3 * 12 * 2
     if step == 6:
         assert [event.step for event in measured(run(tmp_path, measuring()))] == [6, 12]
+    else:
+        notes = [event.text for event in events if isinstance(event, Noted)]
+        assert "CORE is not measured after step 12." in notes
 
 
 def test_a_missing_bundle_is_said_before_anything_is_trained(

@@ -12,11 +12,13 @@ from mlxchat.checkpoint import files, trainer
 from mlxchat.checkpoint.layout import TRAINER
 from mlxchat.config.mid import MidConfig
 from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.config.rl import RlConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.data.documents import BuiltinDocuments
 from mlxchat.data.preparation import WHOLE_TEXT
 from mlxchat.errors import CheckpointError
 from mlxchat.home import STAGE_FOLDERS, Home
+from mlxchat.telemetry.meter import Meter
 from mlxchat.train.pretrain import Pretraining
 from mlxchat.train.stage import STAGES, history_of, read_trainer, stage_of
 
@@ -32,7 +34,8 @@ def saved_step(name: str, home: Path, **changed: Any) -> Path:
 
 def test_every_stage_has_a_folder_and_settings_of_its_own() -> None:
     assert STAGES.keys() == STAGE_FOLDERS.keys()
-    assert {stage.settings for stage in STAGES.values()} == {PretrainConfig, MidConfig, SftConfig}
+    settings = {PretrainConfig, MidConfig, SftConfig, RlConfig}
+    assert {stage.settings for stage in STAGES.values()} == settings
 
 
 @pytest.mark.parametrize(("name", "kind"), [("classic", PretrainConfig), ("sft", SftConfig)])
@@ -54,7 +57,12 @@ def test_the_trainers_state_is_written_as_it_was_read(name: str, home: Path) -> 
     before["meter"] = {"core": [], **before["meter"]}  # measured since
     kind = type(state.settings)
     defaults = json.loads(kind().model_dump_json())  # of settings added since
-    assert written == {**before, "settings": defaults | kind.upgraded(before["settings"])}
+    meter = json.loads(Meter().state().model_dump_json())  # of numbers added since
+    assert written == {
+        **before,
+        "settings": defaults | kind.upgraded(before["settings"]),
+        "meter": meter | before["meter"],
+    }
 
 
 def test_a_run_from_before_there_were_recipes_has_its_architectures(home: Path) -> None:

@@ -24,7 +24,6 @@ from mlxchat.train import measure, ranks, world
 from mlxchat.train.inputs import open_documents
 from mlxchat.train.loop import Launch, Pending, ShouldStop, StepParts
 from mlxchat.train.measure import least_resources, step_seconds
-from mlxchat.train.parts import Evaluation
 from mlxchat.train.pretrain import Pretraining
 from mlxchat.train.ranks import LastNote, Together
 from mlxchat.train.resume import TrainState, new_optimizer
@@ -185,7 +184,7 @@ def test_an_evaluation_is_the_same_on_any_number_of_ranks(
         stage = Pretraining(config, Home(tmp_path), world=here)
         model = GPT.new(made.model, 0, mx.float32)
         state = TrainState(made, BYTES, model, new_optimizer(model), 0, LoaderState())
-        return cast(Evaluated, list(Evaluation(stage, opened, state).events(0))[-1])
+        return cast(Evaluated, list(stage.evaluation(opened, state).events(0))[-1])
 
     class Part(World):
         """One rank, which remembers what it has added up."""

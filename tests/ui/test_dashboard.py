@@ -8,11 +8,14 @@ from rich.console import Console
 
 from mlxchat.telemetry.events import (
     CoreMeasured,
+    Drawing,
     Evaluated,
     Evaluating,
+    Judged,
     Memory,
     Position,
     Progressed,
+    Rewarded,
     Sampled,
     Started,
     Stepped,
@@ -87,13 +90,33 @@ def test_no_number_is_cut_and_every_line_fits(width, height):
     assert "\x1b" not in text
 
 
+REWARDED = Rewarded(0.0, 300, 0.43, 0.4, 0.12, 0.25, 31.6, 0.02, 0.081, 8_100, 12_000, 1.5)
+JUDGED = Judged(0.0, 300, 200, 8, 0.5, 0.52, 0.44, 0.6, 0.71, 0.61, 0.79, 31.0, 9.0, best=True)
+
+
+@pytest.mark.parametrize("width", [160, 80, 40])
+def test_a_run_by_rewards_shows_them_in_place_of_the_loss(width):
+    meter, latest = run(loss=2.2)
+    for step in range(1, 300):
+        meter.update(replace(REWARDED, step=step))
+    meter.update(JUDGED)
+    under_way = Drawing(0.0, 300, 64, 256)
+    panel = dashboard(meter, latest, width=width, height=40, sample=SAMPLE, under_way=under_way)
+    text = drawn(panel, width)
+    assert {cell_len(line) for line in text.splitlines()} == {width}
+    shown = ("drawing answers 64/256", "0.430", "52.0% ± 8.0", "71.0% ± 9.0", "12%", "25%", "0.081")
+    for number in (*shown, "31.6 tokens", "2%", "5,400 tokens/s", "453 tokens/s"):
+        assert number in text, number
+    assert "2.2000" not in text
+
+
 @pytest.mark.parametrize("width", [20, 30, 40, 80, 200])
 @pytest.mark.parametrize("height", [4, 10, 16, 20])
 def test_it_fits_whatever_the_size(width, height):
     meter, latest = run()
     evaluating = Evaluating(0.0, 300, 1, 4)
     panel = dashboard(
-        meter, latest, width=width, height=height, sample=SAMPLE, evaluating=evaluating
+        meter, latest, width=width, height=height, sample=SAMPLE, under_way=evaluating
     )
     lines = drawn(panel, width).splitlines()
     assert {cell_len(line) for line in lines} == {width}
@@ -163,7 +186,7 @@ def test_the_peak_is_shown_beside_its_estimate(width):
 
 def test_evaluation_has_a_bar():
     meter, latest = run()
-    text = drawn(dashboard(meter, latest, evaluating=Evaluating(0.0, 300, 1, 4)))
+    text = drawn(dashboard(meter, latest, under_way=Evaluating(0.0, 300, 1, 4)))
     assert "evaluating 1/4" in text and "25.0%" in text
 
 

@@ -25,8 +25,16 @@ class EvaluatedStep(NamedTuple):
     bits_per_byte: float
 
 
+class JudgedStep(NamedTuple):
+    """A saved step and the share of held-out questions that it answers right."""
+
+    step: int
+    pass_1: float
+
+
 class _Meter(BaseModel):
     evaluations: tuple[tuple[Count, FiniteFloat], ...]
+    scores: tuple[tuple[Count, FiniteFloat], ...] = ()
 
 
 class _Trainer(BaseModel):
@@ -40,11 +48,20 @@ def evaluated_steps(newest: Path, steps: Sequence[int]) -> list[EvaluatedStep]:
 
     Nothing is known if its trainer's state cannot be read, or is of another version.
     """
+    bits = dict(_meter(newest).evaluations)
+    return [EvaluatedStep(step, bits[step]) for step in steps if step in bits]
+
+
+def judged_steps(newest: Path, steps: Sequence[int]) -> list[JudgedStep]:
+    """Return those of some saved steps that answered held-out questions, as `evaluated_steps`."""
+    scores = dict(_meter(newest).scores)
+    return [JudgedStep(step, scores[step]) for step in steps if step in scores]
+
+
+def _meter(newest: Path) -> _Meter:
     with suppress(MlxchatError, ValidationError):
-        state = as_type(read_json(newest / TRAINER), TypeAdapter(_Trainer))
-        bits = dict(state.meter.evaluations)
-        return [EvaluatedStep(step, bits[step]) for step in steps if step in bits]
-    return []
+        return as_type(read_json(newest / TRAINER), TypeAdapter(_Trainer)).meter
+    return _Meter(evaluations=())
 
 
 def best_step(newest: Path, steps: Sequence[int]) -> EvaluatedStep | None:
@@ -59,3 +76,15 @@ def best_step(newest: Path, steps: Sequence[int]) -> EvaluatedStep | None:
     """
     evaluated = evaluated_steps(newest, steps)
     return min(evaluated, key=lambda one: (one.bits_per_byte, -one.step), default=None)
+
+
+def step_to_keep(newest: Path, steps: Sequence[int]) -> int | None:
+    """Return the best of some saved steps, the newest of equal ones; None if none is known.
+
+    Reinforcement learning is judged by the questions answered right, other stages by bits per byte.
+    """
+    judged = judged_steps(newest, steps)
+    if judged:
+        return max(judged, key=lambda one: (one.pass_1, one.step)).step
+    best = best_step(newest, steps)
+    return best.step if best else None

@@ -57,13 +57,16 @@ class History(BaseModel):
         changed = {"trainings": trainings, "bits_per_byte": bits_per_byte, "core": core}
         return self.model_copy(update=changed)
 
-    def write(self, folder: Path) -> None:
-        """Write this history into the directory of a model that is made from this one.
+    def unmeasured(self) -> "History":
+        """Return this history for a model that is made from this one.
 
-        The measurements are left out: they are not the new model's.
+        What was measured is left out: it is not the new model's.
         """
-        kept = self.model_copy(update={"bits_per_byte": None, "core": None})
-        (folder / HISTORY).write_text(kept.model_dump_json(indent=2), "utf-8")
+        return self.model_copy(update={"bits_per_byte": None, "core": None})
+
+    def write(self, folder: Path) -> None:
+        """Write this history into the directory of a model that is made from this one."""
+        (folder / HISTORY).write_text(self.unmeasured().model_dump_json(indent=2), "utf-8")
 
 
 def read_before(folder: Path) -> History:

@@ -18,7 +18,7 @@ from pathlib import Path
 from mlxchat import disk
 from mlxchat.checkpoint import files
 from mlxchat.checkpoint.bases import is_needed, needed_weights
-from mlxchat.checkpoint.best import best_step
+from mlxchat.checkpoint.best import step_to_keep
 from mlxchat.checkpoint.files import entries, is_folder, require_connected, unreadable
 from mlxchat.checkpoint.stamp import write_stamp
 from mlxchat.device_failures import explained
@@ -172,12 +172,12 @@ def old_steps(run: Path, keep: int) -> list[int]:
     saved = steps(run)
     if not saved[:-keep]:
         return []
-    best = best_step(directory(run, saved[-1]), saved)
+    best = step_to_keep(directory(run, saved[-1]), saved)
     needed = needed_weights(run.parent.parent)
     return [
         step
         for step in saved[:-keep]
-        if (best is None or step != best.step) and not is_needed(directory(run, step), needed)
+        if step != best and not is_needed(directory(run, step), needed)
     ]
 
 

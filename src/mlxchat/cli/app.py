@@ -32,6 +32,7 @@ from mlxchat.cli.options import Command, options_from_models
 from mlxchat.cli.quantize import quantize_command
 from mlxchat.cli.quickstart import quickstart_command
 from mlxchat.cli.ranks import tell_launcher
+from mlxchat.cli.rl import rl_command
 from mlxchat.cli.scaling import scaling_command
 from mlxchat.cli.serve import serve_command
 from mlxchat.cli.train import (
@@ -48,6 +49,7 @@ COMMANDS: dict[str, Command] = {
     "train": train_command,
     "mid": mid_command,
     "sft": sft_command,
+    "rl": rl_command,
     "info": info_command,
     "scaling": scaling_command,
     "chat": chat_command,

@@ -50,8 +50,8 @@ def eval_chat_command(
     other answers are decoded at temperature 0, with the calculator. Each score is shown
     beside that of guessing; centered scores are 0 for guessing and 1 for all right.
 
-    Tasks are read from local files; spelling needs none. Progress goes to standard error.
-    Ctrl-C shows the complete results and exits with code 130.
+    Tasks are read from local files; spelling and made-up questions need none. Progress
+    goes to standard error. Ctrl-C shows the complete results and exits with code 130.
     """
     from mlxchat.evaluate.suite import (
         Results,
@@ -66,7 +66,7 @@ def eval_chat_command(
     from mlxchat.train.stage import share_held_out
 
     home = Home.from_environment()
-    task_data = config.task_data or home.root / "task_data"
+    task_data = config.task_data or home.task_data
     tasks, notes = select_tasks(config, task_data)
     problems = read_problems(config, tasks, task_data)
     sources = [parse(text, config.encoding, config.skip_bad) for text in config.data or ()]

@@ -58,7 +58,8 @@ def eval_base_command(
     checkpoint: Checkpoint = None,
     dtype: DtypeOption = "auto",
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Forget CORE's verdicts of an earlier evaluation.")
+        bool,
+        typer.Option("--fresh", help="Forget earlier verdicts on the tasks of CORE to measure."),
     ] = False,
     json: Json = False,
     *,
@@ -143,7 +144,7 @@ def _measure(
         results.texts.append(text_loss(saved, path, report))
     if config.samples or everything:
         results.samples += _samples(saved)
-    if config.wants_core or (everything and home.eval_bundle.exists()):
+    if config.wants_core or (everything and (config.bundle or home.eval_bundle.exists())):
         tag, number = history.tag_and_step(folder)
         name = f"{tag}_{number:06d}"
         results.core, results.csv = evaluate_run(name, saved, config, home, report, fresh)
@@ -164,13 +165,13 @@ def _validate(
                 done = tokens * event.batch // event.batches
                 report(Progressed(event.time, "validation", done, tokens, "tokens"))
     assert isinstance(event, Evaluated)
-    report(Progressed(event.time, "validation", tokens, tokens, "tokens"))
+    report(Progressed(event.time, "validation", event.tokens, event.tokens, "tokens"))
     return event
 
 
 def _samples(saved: "SavedModel") -> Iterable[tuple[str, str]]:
-    from mlxchat.train.activities import samples
     from mlxchat.train.pretrain import PROMPTS
+    from mlxchat.train.samples import samples
 
     tokenizer = saved.tokenizer
     prompts = ((prompt, [tokenizer.bos, *tokenizer.encode(prompt)]) for prompt in PROMPTS)

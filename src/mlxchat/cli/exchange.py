@@ -153,10 +153,7 @@ def _import_adapter(
     from mlxchat.checkpoint.layout import read_config
 
     count = len(adapted_layers(read_config(base), lora))
-    say(
-        f"{'DoRA' if lora.dora else 'LoRA'} of rank {lora.rank} on {amount(count, 'matrices')} of "
-        f"{foreign.base.run}: {folder}"
-    )
+    say(f"{lora}, on {amount(count, 'matrices')} of {foreign.base.run}: {folder}")
     say(f"Talk to it: mlxchat chat --model-tag {run.name}")
 
 
@@ -245,8 +242,8 @@ def export_command(
         if quantized and PROGRAMS[to].quantized == "dense":
             text = "It is quantized: the values of its weights are exported, not their format."
             screen.show(Noted(time.time(), text))
-        if quantization:  # the measured bits per byte no longer hold
-            about = about.model_copy(update={"bits_per_byte": None})
+        if quantization:
+            about = about.unmeasured()
             saved = saved if saved.base is None else copies.fused(saved)
             quantize_in_place(saved.model, quantization.formats(saved.model.config))
         nearest = None

@@ -38,8 +38,8 @@ def fuse_command(
         bool,
         typer.Option(
             "--keep-quantized",
-            help="Quantize the layers of a quantized base again, as they were. Much of what the "
-            "adapter has learnt is lost in rounding.",
+            help="Quantize the layers of a quantized base again, as they were. A part of what the "
+            "adapter has learnt is lost in rounding, sometimes most of it.",
         ),
     ] = False,
     eval_tokens: EvalTokens = EVAL_TOKENS,

@@ -3,13 +3,21 @@
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from mlxchat.config.pretrain import LARGEST_CONTEXT, LARGEST_DEPTH
 from mlxchat.config.sft import ENCODING, SKIP_BAD
 from mlxchat.config.units import spell_size
 from mlxchat.data.chats.sources import VALIDATION_SHARE
 from mlxchat.data.files import UTF_8
+from mlxchat.data.questions.choice import GENERATED, TaskChoice
 from mlxchat.errors import ConfigError
 from mlxchat.home import expanded
 from mlxchat.model.config import HEAD_DIM, Architecture
@@ -83,6 +91,10 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]  # of activations
 TaskName = Literal["arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval", "spelling"]
 TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
 ALL = "all"
+_TASKS_KNOWN = (
+    f"Give {', '.join(TASK_NAMES)} or {ALL}; or one that is made up: {', '.join(GENERATED)}, with "
+    "a level as in arithmetic-4."
+)
 
 
 class ChatEvalConfig(BaseModel):
@@ -92,8 +104,10 @@ class ChatEvalConfig(BaseModel):
 
     tasks: str | None = Field(
         None,
-        description=f"Tasks, separated by commas: any of {', '.join(TASK_NAMES)}; or all. "
-        "Default: those whose data is present.",
+        description=f"Tasks, separated by commas: any of {', '.join(TASK_NAMES)}; or all of "
+        "these; or made-up questions that no training on that task asks: arithmetic, counting, "
+        "or one level, such as arithmetic-4 or spelling-2. Default: those of the first whose data "
+        "is present.",
     )
     task_data: Path | None = Field(
         None,
@@ -137,21 +151,20 @@ class ChatEvalConfig(BaseModel):
     @classmethod
     def _known(cls, tasks: str | None) -> str | None:
         if tasks is not None and not _split(tasks):
-            raise ConfigError("`tasks` names no task.", f"Give {', '.join(TASK_NAMES)} or {ALL}.")
+            raise ConfigError("`tasks` names no task.", _TASKS_KNOWN)
         for name in _split(tasks):
-            if name not in (*TASK_NAMES, ALL):
-                raise ConfigError(
-                    f"There is no task {name!r}.", f"Give {', '.join(TASK_NAMES)} or {ALL}."
-                )
+            if name not in (*TASK_NAMES, ALL) and TaskChoice.parse(name) is None:
+                raise ConfigError(f"There is no task {name!r}.", _TASKS_KNOWN)
         return tasks
 
     @property
-    def named(self) -> tuple[TaskName, ...] | None:
-        """The tasks in the settings, each once; None if none is named."""
+    def named(self) -> tuple[str, ...] | None:
+        """The tasks in the settings, each once, generated ones last; None if none is named."""
         if self.tasks is None:
             return None
-        names = _split(self.tasks)
-        return tuple(name for name in TASK_NAMES if ALL in names or name in names)
+        names = dict.fromkeys(_split(self.tasks))
+        generated = (name for name in names if name not in (*TASK_NAMES, ALL))
+        return (*(name for name in TASK_NAMES if ALL in names or name in names), *generated)
 
 
 def _split(tasks: str | None) -> list[str]:
@@ -209,6 +222,16 @@ class BaseEvalConfig(BaseModel):
     @classmethod
     def _canonical_size(cls, size: str | None) -> str | None:
         return size and spell_size(size)
+
+    @model_validator(mode="after")
+    def _measures_what_it_limits(self) -> "BaseEvalConfig":
+        given = [name for name in ("max_per_task", "bundle") if getattr(self, name) is not None]
+        if given and not (self.wants_core or self.names_nothing):
+            raise ConfigError(
+                f"`{given[0]}` is for CORE, which is not among what is to be measured.",
+                f"Add `core`, or leave out `{given[0]}`.",
+            )
+        return self
 
     @property
     def wants_core(self) -> bool:

@@ -34,9 +34,10 @@ class ConversationConfig(AdapterRun, RunConfig):
     data: list[str] | None = Field(
         None,
         json_schema_extra={"metavar": "PATH"},
-        description="Conversations: a .jsonl, .json, .csv or .parquet file, a folder of those, or "
-        "builtin. Append :3 to use each conversation three times per epoch. Repeat for several "
-        "sources.",
+        description="Conversations: a .jsonl, .json, .csv or .parquet file, a folder of those, "
+        "builtin, or a task answered right: arithmetic, spelling or counting, with a level as in "
+        "arithmetic-4 and the calculator as in arithmetic-4-calculator. Append :3 to use each "
+        "conversation three times per epoch. Repeat for several sources.",
     )
     encoding: str = Field(UTF_8, description=ENCODING)
     skip_bad: bool = Field(False, description=SKIP_BAD)

@@ -58,12 +58,14 @@ class LoaderState:
 class Batch:
     """Token ids and, shifted by one, targets, both (B, T) int32; and the state after them.
 
-    A target that is not to be learned is -1.
+    A target that is not to be learned is -1. With ``weights``, (B,), the loss of a step is the sum
+    of all losses, each times the weight of its row; without, their mean.
     """
 
     ids: npt.NDArray[np.int32]
     targets: npt.NDArray[np.int32]
     state: LoaderState
+    weights: npt.NDArray[np.float32] | None = None
 
 
 class Loader:

@@ -17,9 +17,8 @@ from mlxchat.model.attention import UNSEEN, Span
 from mlxchat.model.block import causal_attention
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.decoding import DecodeStep, Held, Place
+from mlxchat.model.size import cache_capacity
 from mlxchat.runtime import mx
-
-STEP = 256  # positions in the smallest buffers
 
 KeysAndValues = tuple[mx.array, mx.array]
 """Keys and values of a layer, (B, n_kv_head, S, D) each."""
@@ -117,7 +116,10 @@ class KVLayer:
         joined._missing = longest - np.array(lengths, np.int32)
         keys, values = (
             mx.concatenate(
-                [_padded(x, longest - x.shape[2], capacity(longest) - longest) for x in arrays]
+                [
+                    _padded(x, longest - x.shape[2], cache_capacity(longest) - longest)
+                    for x in arrays
+                ]
             )
             for arrays in zip(*seen, strict=True)
         )
@@ -172,7 +174,7 @@ class KVLayer:
         T = keys.shape[2]
         if self._buffers is None and self._shared is None:
             end = min(T, self._kept + 1)
-            buffers = _with_room(keys, values, T, end, capacity(end))
+            buffers = _with_room(keys, values, T, end, cache_capacity(end))
             seen, hidden = (keys, values), None
         else:
             self.make_room(T)
@@ -193,7 +195,7 @@ class KVLayer:
         if self._end + T <= self.capacity:
             return
         kept = min(self._end, self._kept + 1)
-        buffers = _with_room(*self.buffers, self._end, kept, capacity(kept + T))
+        buffers = _with_room(*self.buffers, self._end, kept, cache_capacity(kept + T))
         missing = np.maximum(self._missing - (self._end - kept), 0)
         self._buffers, self._shared, self._end, self._missing = buffers, None, kept, missing
 
@@ -236,6 +238,12 @@ class KVLayer:
     def shared(self) -> "Share | None":
         """The place of its buffers among those of other layers; None if they are its own."""
         return self._shared
+
+    def keep(self, rows: mx.array) -> None:
+        """Forget all sequences but those in these rows."""
+        keys, values = self.buffers
+        self._buffers, self._shared = (keys[rows], values[rows]), None
+        self._missing = self._missing[np.array(rows)]
 
     def share(self, share: "Share") -> None:
         """Give up its own buffers for those at a place among other layers'."""
@@ -308,6 +316,12 @@ class BatchCache:
         self._lengths = self._lengths + 1
         return before
 
+    def keep(self, rows: mx.array) -> None:
+        """Forget all sequences but those in these rows."""
+        self._lengths, self.latest = self._lengths[np.array(rows)], self.latest[rows]
+        for layer in self.layers:
+            layer.keep(rows)
+
 
 def read_with(step: DecodeStep, ids: mx.array, cache: KVCache | BatchCache) -> mx.array:
     """Read the ids of one position, (B, 1), by a step, as the model would read them.
@@ -336,11 +350,6 @@ def read_with(step: DecodeStep, ids: mx.array, cache: KVCache | BatchCache) -> m
     for layer in cache.layers:
         layer.advance()
     return logits
-
-
-def capacity(positions: int) -> int:
-    """Return the size of buffers for so many positions: `STEP`, or the next doubling of it."""
-    return STEP << ((positions - 1) // STEP).bit_length()
 
 
 @cached

@@ -97,13 +97,15 @@ def generate_batch(
 ) -> Iterator[list[int | None]]:
     """Continue several prompts together; equal prompts are read only once.
 
-    Yields the next token of every prompt, None for those that have ended, until all have.
+    Yields the next token of every prompt, None for those that have ended, until all have. Whenever
+    half of those that are computed have ended, only the others are computed from then on.
 
     Args:
         model: the network; the caller makes sure that its context is long enough.
         prompts: token ids, at least one per prompt; the lengths may differ.
         sample: chooses tokens, such as `mlxchat.engine.sampling.make_sampler` makes one.
-        key: a key from `mx.random.key`, of the draws; by default that of seed 0.
+        key: of the draws: one key for all from `mx.random.key`, by default that of seed 0; or a
+            key for each, (B, 2), if ``sample`` takes those (`make_row_sampler`).
         stop: tokens that end a continuation; they are not yielded or penalised.
         max_tokens: yield at most this many tokens for a prompt.
         repetition_penalty: as for `generate`.
@@ -124,7 +126,8 @@ def generate_batch(
     batch = BatchCache([alone for alone, _ in rows])
     choose = _Choice(model, sample, key, repetition_penalty, [set(ids) - stop for ids in prompts])
     tokens = choose(mx.concatenate([logits for _, logits in rows]))  # (B,)
-    running, ahead = [True] * len(prompts), launches_ahead()
+    rows_of, ahead = list(range(len(prompts))), launches_ahead()  # the prompt of each row
+    running = [True] * len(prompts)  # by row
     tool_of_row = [tools() for _ in prompts] if tools else []
     del prefilled, rows, alone  # the batch has copies of what they hold
     mx.async_eval(tokens)
@@ -138,12 +141,23 @@ def generate_batch(
             return
         mx.async_eval(following)  # does nothing if it is under way
         yielded = [token if on else None for on, token in zip(running, values, strict=True)]
-        yield yielded
+        of_prompts: list[int | None] = [None] * len(prompts)
+        for prompt, token in zip(rows_of, yielded, strict=True):
+            of_prompts[prompt] = token
+        yield of_prompts
         tokens = following
         if tools:
             calls = zip(tool_of_row, yielded, strict=True)
             forced = [None if token is None else tool(token) for tool, token in calls]
             tokens = _forced(following, forced)
+        if 2 * sum(running) <= len(running):
+            left = [row for row, on in enumerate(running) if on]
+            kept = mx.array(left)
+            tokens = tokens[kept]
+            batch.keep(kept)
+            choose.keep(kept)
+            rows_of, running = [rows_of[row] for row in left], [True] * len(left)
+            tool_of_row = [tool_of_row[row] for row in left] if tools else []
 
 
 def continue_greedily(
@@ -209,7 +223,7 @@ class _Past(NamedTuple):
     """The inputs of the choice of a token besides the logits.
 
     Attributes:
-        key: of the draws that follow.
+        key: of the draws that follow, for all rows or one for each.
         seen: which tokens are penalised, (B, V); None without a repetition penalty.
     """
 
@@ -248,6 +262,11 @@ class _Choice:
         """
         tokens, self._past = self._rule(logits, latest, self._past)
         return tokens
+
+    def keep(self, rows: mx.array) -> None:
+        """Forget all rows but these."""
+        key, seen = self._past
+        self._past = _Past(key[rows] if key.ndim > 1 else key, None if seen is None else seen[rows])
 
 
 _Rule = Callable[[mx.array, mx.array | None, _Past], tuple[mx.array, _Past]]

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlxchat.engine.cache import KVCache, capacity, slots
+from mlxchat.engine.cache import KVCache, slots
 from mlxchat.model.attention import Span
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.decoding import FixedCache, Held, Place, put
 from mlxchat.model.gpt import GPT
+from mlxchat.model.size import cache_capacity
 from mlxchat.runtime import mx
 
 Past = list[mx.array]
@@ -100,7 +101,7 @@ class SequenceRows:
         if not self.lengths:
             self._buffers = []
             return
-        rows, positions = _power_of_two(last), capacity(max(self.lengths) + 1)
+        rows, positions = _power_of_two(last), cache_capacity(max(self.lengths) + 1)
         if rows * SHRINK <= self.size or positions * SHRINK <= self._slots:
             self._resize(rows, positions)
 
@@ -135,7 +136,7 @@ class SequenceRows:
 
     def _fit(self, like: Past | None = None) -> None:
         """Make room for all rows and one more position of each."""
-        rows, positions = _power_of_two(len(self.lengths)), capacity(max(self.lengths) + 1)
+        rows, positions = _power_of_two(len(self.lengths)), cache_capacity(max(self.lengths) + 1)
         if not self._buffers and like is not None:
             self._buffers = [
                 mx.zeros((*own.shape[:2], rows, own.shape[2], positions, own.shape[4]), own.dtype)

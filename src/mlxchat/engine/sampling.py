@@ -227,6 +227,20 @@ def sample_rows(
     return tokens, following
 
 
+@lru_cache
+def make_row_sampler(sampling: Sampling, vocab_size: int) -> Sampler:
+    """Return a sampler that takes a key for each row, (B, 2), and settings that they share.
+
+    What a row draws depends on its own key alone, whichever other rows there are.
+    """
+    settings, needs = row_settings([sampling], vocab_size)  # (1, 1) each
+
+    def sample(logits: mx.array, keys: mx.array) -> tuple[mx.array, mx.array]:
+        return sample_rows(logits, keys, settings, needs)
+
+    return sample
+
+
 _split = mx.vmap(mx.random.split)
 
 

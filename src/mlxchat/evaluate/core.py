@@ -61,14 +61,15 @@ class CoreResult:
         return len(self.scores) == len(CORE_TASKS)
 
     def write_csv(self, path: Path) -> None:
-        """Write the scores in the form of nanochat's scripts/base_eval.py.
+        """Write the scores in the form of nanochat's scripts/base_eval.py; CORE if it is known.
 
         Raises:
             DiskError: the file cannot be written.
         """
         rows = [("Task", "Accuracy", "Centered")]
         rows += [(s.task, f"{s.share:.6f}", f"{s.centered:.6f}") for s in self.scores]
-        rows.append((CORE, "", f"{self.core:.6f}"))
+        if self.has_all_tasks:
+            rows.append((CORE, "", f"{self.core:.6f}"))
         text = "".join(
             f"{task:<35}, {share:<10}, {centered:<10}\n" for task, share, centered in rows
         )
@@ -98,7 +99,7 @@ def evaluate_run(
         config: the settings.
         home: where the verdicts and scores are kept, and the examples are by default.
         report: receives the progress.
-        fresh: forget earlier verdicts.
+        fresh: forget earlier verdicts on these tasks.
         clock: stamps the events.
 
     Returns:
@@ -112,7 +113,8 @@ def evaluate_run(
     bundle = open_bundle(config.bundle, home.eval_bundle, report)
     stem = home.base_evaluations / core_stem(name, saved, bundle, config.max_per_task)
     items = read_items(bundle, labels, config.max_per_task)
-    with KeptVerdicts.open(stem.with_name(f"{stem.name}.jsonl"), fresh) as kept:
+    forget = labels if fresh else ()
+    with KeptVerdicts.open(stem.with_name(f"{stem.name}.jsonl"), forget) as kept:
         total = sum(map(len, items.values()))
         if done := sum(
             (label, i) in kept.right for label in items for i in range(len(items[label]))
@@ -123,7 +125,8 @@ def evaluate_run(
             report(event)
         scores = core_scores(examples, kept)
     result = CoreResult(scores, config.max_per_task)
-    csv = stem.with_name(f"{stem.name}.csv")
+    of_tasks = "" if result.has_all_tasks else f"_{len(scores)}_tasks"  # beside those of all
+    csv = stem.with_name(f"{stem.name}{of_tasks}.csv")
     result.write_csv(csv)
     return result, csv
 

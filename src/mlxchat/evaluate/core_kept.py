@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -57,12 +57,12 @@ class KeptVerdicts(Verdicts):
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path, fresh: bool = False) -> "Iterator[KeptVerdicts]":
+    def open(cls, path: Path, forget: Collection[str] = ()) -> "Iterator[KeptVerdicts]":
         """Open the file, which is created if it is missing.
 
         Args:
             path: the file.
-            fresh: forget the verdicts in it.
+            forget: the tasks whose verdicts in it are forgotten.
 
         Raises:
             LockedError: another process evaluates the same.
@@ -75,13 +75,21 @@ class KeptVerdicts(Verdicts):
             raise _evaluated_elsewhere(path)
         with lock:
             with storing(path):
-                verdicts, end = ({}, 0) if fresh else _read_verdicts(path)
+                before, end = _read_verdicts(path)
+                remaining = {key: right for key, right in before.items() if key[0] not in forget}
+                anew = len(remaining) < len(before)
+                if anew:
+                    end = 0
                 # Each line is handed to the system: the end of the process loses nothing.
                 file = path.open("r+", buffering=1, encoding="utf-8")
                 file.truncate(end)  # a line that a power cut left incomplete
                 file.seek(end)
             with file:
-                yield cls(file, path, verdicts)
+                kept = cls(file, path, {} if anew else remaining)
+                if anew:
+                    for (task, index), right in remaining.items():
+                        kept.add(task, index, right)
+                yield kept
 
     def add(self, task: str, index: int, right: bool) -> None:
         """Add a verdict, to the file too."""

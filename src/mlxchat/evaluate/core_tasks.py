@@ -29,6 +29,7 @@ BUNDLE_HOST = "https://karpathy-public.s3.us-west-2.amazonaws.com"
 BUNDLE_ADDRESS = f"{BUNDLE_HOST}/eval_bundle.zip"
 BUNDLE_SHA256 = "46269c9bfde713cede6f3becaf3b5533731afc68857056febed2043883043198"
 BUNDLE_BYTES = 8_319_914
+_ORIGINAL = f"Use the original bundle: {BUNDLE_ADDRESS}"
 SHUFFLE = 1337  # nanochat's seed: which examples a limit leaves
 MOST_FILE_BYTES = 2**27  # of a task; the largest, coqa, has 19 million
 _DATA = "eval_data"  # the folder of the tasks' files
@@ -218,7 +219,7 @@ def core_items(label: str, content: bytes, limit: int | None) -> list[CoreItem]:
         limit: the most examples; None for all.
 
     Raises:
-        ConfigError: the limit leaves too few examples for the task's shots.
+        ConfigError: there are too few examples for the task's shots.
         DataError: a line is not an example of the task's kind.
     """
     task = CORE_TASKS[label]
@@ -226,9 +227,10 @@ def core_items(label: str, content: bytes, limit: int | None) -> list[CoreItem]:
     random.Random(SHUFFLE).shuffle(lines)
     kept = lines[:limit]
     if len(kept) <= task.shots:
+        remedy = f"Use `max_per_task={task.shots + 1}` or more, or name other tasks with `tasks`."
         raise ConfigError(
             f"Each example of {label} comes after {task.shots} others, and there are {len(kept)}.",
-            f"Use `max_per_task={task.shots + 1}` or more, or name other tasks with `tasks`.",
+            remedy if len(lines) > task.shots else _ORIGINAL,
         )
     return [_parsed_item(label, task, number, line) for number, line in kept]
 
@@ -244,7 +246,7 @@ def _parsed_item(label: str, task: CoreTask, number: int, line: bytes) -> CoreIt
             reason = f"{where}: {fault['msg']}" if where else fault["msg"]
         raise DataError(
             f"Line {number:,} of {Path(task.file).name} is no example of {label}: {reason}.",
-            f"Use the original bundle: {BUNDLE_ADDRESS}",
+            _ORIGINAL,
         ) from error
 
 
@@ -275,14 +277,13 @@ class Bundle:
         elif not path.exists():
             raise NotFound(
                 f"There is no bundle of CORE's tasks at {path}.",
-                f"Name it with `bundle`; it is fetched from {BUNDLE_ADDRESS} otherwise.",
+                f"Name another; if none is named, it is fetched from {BUNDLE_ADDRESS}.",
             )
         elif (found := _sha256_of(path)) != BUNDLE_SHA256:
             raise DataError(
                 f"{path} is not the bundle of CORE: its sha256 is {found[:16]}..., not "
                 f"{BUNDLE_SHA256[:16]}...",
-                f"Fetch it again from {BUNDLE_ADDRESS}, or name the folder it was unpacked to with "
-                "`bundle`.",
+                f"Fetch it again from {BUNDLE_ADDRESS}, or name the folder it was unpacked to.",
             )
 
     @property
@@ -318,7 +319,7 @@ class Bundle:
         except FileNotFoundError as error:
             raise NotFound(
                 f"{self.path} has no {CORE_TASKS[label].file}, the examples of {label}.",
-                "Name other tasks with `tasks`, or use the whole bundle.",
+                f"Use the whole bundle, {BUNDLE_ADDRESS}, or leave that task out.",
             ) from error
         except OSError as error:
             problem = f"The examples of {label} in {self.path} cannot be read: {reason_of(error)}."
@@ -376,7 +377,7 @@ def fetch_bundle(destination: Path, report: Report, hub: Hub, clock: Clock = SYS
     try:
         download(hub, remote, destination, progress)
     except (DataError, NotFound) as error:
-        remedy = f"Check the network, or copy {remote.url} here by other means: `bundle`."
+        remedy = f"Check the network, or get {remote.url} by other means; it goes to {destination}."
         raise DataError(error.problem, remedy) from error
 
 
@@ -386,7 +387,7 @@ def _folder_of_data(path: Path) -> Path:
             return folder / _DATA
     raise NotFound(
         f"{path} has no folder {_DATA}, so it is no bundle of CORE's tasks.",
-        f"Give the folder or the zip file of {BUNDLE_ADDRESS} with `bundle`.",
+        f"Give the zip file of {BUNDLE_ADDRESS}, or the folder it was unpacked to.",
     )
 
 

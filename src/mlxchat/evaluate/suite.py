@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlxchat.checkpoint.layout import SavedModel
-from mlxchat.config.inference import ChatEvalConfig, TaskName
+from mlxchat.config.inference import ChatEvalConfig
 from mlxchat.data.chats.mixture import ChatDocuments
 from mlxchat.data.chats.sources import VALIDATION_SHARE, Source
 from mlxchat.errors import ConfigError, NotFound
@@ -44,7 +44,7 @@ PARTLY_TRAINED = (
 class Suite:
     """Everything a model is evaluated on: problems by task, questions and conversations."""
 
-    tasks: dict[TaskName, list[Problem]]
+    tasks: dict[str, list[Problem]]
     builtin: Sequence[Exercise]
     conversations: Sequence[Conversation]
 
@@ -61,7 +61,7 @@ class Results:
     complete: bool = False
 
 
-def select_tasks(config: ChatEvalConfig, task_data: Path) -> tuple[list[TaskName], list[str]]:
+def select_tasks(config: ChatEvalConfig, task_data: Path) -> tuple[list[str], list[str]]:
     """Return the tasks to run, and notes about the ones that are skipped.
 
     Raises:
@@ -110,8 +110,8 @@ def held_out_share(
 
 
 def read_problems(
-    config: ChatEvalConfig, tasks: Sequence[TaskName], task_data: Path
-) -> dict[TaskName, list[Problem]]:
+    config: ChatEvalConfig, tasks: Sequence[str], task_data: Path
+) -> dict[str, list[Problem]]:
     """Return at most `max_problems` problems of each task.
 
     Raises:
@@ -122,7 +122,7 @@ def read_problems(
 
 def select_suite(
     config: ChatEvalConfig,
-    tasks: dict[TaskName, list[Problem]],
+    tasks: dict[str, list[Problem]],
     sources: Sequence[Source],
     share: float,
 ) -> Suite:
@@ -137,7 +137,7 @@ def select_suite(
     if sources:
         documents = ChatDocuments(sources, seed=BUILTIN_SEED, validation_share=share)
         conversations = documents.held_out[: config.max_problems]
-    has_builtin = any(source.path is None for source in sources)
+    has_builtin = any(source.is_corpus for source in sources)
     builtin = builtin_questions(config.max_problems) if has_builtin else []
     return Suite(tasks, builtin, conversations)
 
@@ -187,5 +187,5 @@ def _held_out_loss(saved: SavedModel, laid_out: HeldOut, report: Report) -> Eval
     return event
 
 
-def _running_code(names: Sequence[TaskName]) -> list[TaskName]:
-    return [name for name in names if TASKS[name].runs_code]
+def _running_code(names: Sequence[str]) -> list[str]:
+    return [name for name, task in TASKS.items() if name in names and task.runs_code]

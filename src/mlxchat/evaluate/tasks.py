@@ -1,8 +1,9 @@
 """The evaluation tasks: where their files are, what a row asks, and when an answer is right.
 
-A task is one row of `TASKS`. To add one, write a `TaskRow` for its files and put its name into
-`mlxchat.config.inference.TaskName`. A folder of task data is laid out as on Hugging Face:
-``<organisation>--<name>/<config>/<split>/*.parquet``.
+A task that reinforcement learning trains on (`mlxchat.data.questions`) is measured by the questions
+that it holds out. Any other task is one row of `TASKS`. To add one, write a `TaskRow` for its files
+and put its name into `mlxchat.config.inference.TaskName`. A folder of task data is laid out as on
+Hugging Face: ``<organisation>--<name>/<config>/<split>/*.parquet``.
 
 Prompts and rules are nanochat's (commit 92d63d4, tasks/), so that its models see the prompts they
 were trained on and scores can be compared.
@@ -13,25 +14,28 @@ import string
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from mlxchat.config.inference import TaskName
 from mlxchat.data.chats import spelling
 from mlxchat.data.chats.forms import multiple_choice
 from mlxchat.data.files import Wanted
 from mlxchat.data.parquet import parquet_rows
+from mlxchat.data.questions.choice import TaskChoice
+from mlxchat.data.questions.files import parquet_files, split_files
+from mlxchat.data.questions.question import final_number
+from mlxchat.data.questions.tasks import generated_questions
 from mlxchat.data.text_files import Reading, failures_named
-from mlxchat.errors import DataError, NotFound
+from mlxchat.errors import DataError
 from mlxchat.evaluate.execution import runs_through
 from mlxchat.tokenizer.messages import Conversation, Message
 
 SHUFFLE_SEED = 42  # nanochat's, so that the first problems are the same ones
 SPELLING_PROBLEMS = 256  # as in nanochat's SpellingBee
-_NUMBER = re.compile(r"#### (-?[0-9.,]+)")
 _FENCED = re.compile(r"```(?:python)?[ \t\r]*\n(.*?)\n```", re.DOTALL)
 
 
@@ -81,18 +85,6 @@ def user_prompt(text: str) -> Conversation:
     return Conversation((Message("user", text),))
 
 
-def final_number(text: str) -> str | None:
-    """Return the number after the first ``#### ``, without commas, or None (GSM8K's rule).
-
-    It is a string: 18.0 and 18 are different answers.
-
-    >>> final_number("6 * 3 = 18, so #### 1,018")
-    '1018'
-    """
-    found = _NUMBER.search(text)
-    return found[1].replace(",", "") if found else None
-
-
 def program(prompt: str, answer: str, test: str, entry_point: str) -> str:
     """Return the program that judges an answer to a HumanEval prompt.
 
@@ -120,11 +112,6 @@ def solves(prompt: str, test: str, entry_point: str) -> Callable[[str], bool]:
     return lambda answer: runs_through(program(prompt, answer, test, entry_point))
 
 
-def parquet_files(folder: Path) -> list[Path]:
-    """Return the parquet files of a split by name; none if the folder does not exist."""
-    return sorted(folder.glob("*.parquet"))
-
-
 def read_rows(folder: Path, form: type["TaskRow"]) -> list[dict[str, Any]]:
     """Return all rows of a split, file by file, each as a dictionary by column.
 
@@ -134,18 +121,10 @@ def read_rows(folder: Path, form: type["TaskRow"]) -> list[dict[str, Any]]:
         NotFound: the folder has no parquet file.
         DataError: a file is damaged, or repeats itself too often.
     """
-    paths = parquet_files(folder)
-    if not paths:
-        organisation, _, name = folder.parent.parent.name.partition("--")
-        raise NotFound(
-            f"There is no task data in {folder}.",
-            f"Put the parquet files of {organisation}/{name}, config {folder.parent.name}, split "
-            f"{folder.name}, there, or name the folder of your task data with `task_data`.",
-        )
     fields = form.model_fields.items()
     wanted = Wanted([field.alias or name for name, field in fields], "problems")
     rows: list[dict[str, Any]] = []
-    for path in paths:
+    for path in split_files(folder):
         try:
             with failures_named(path):
                 rows += (row.values for row in parquet_rows(Reading(path), wanted))
@@ -255,7 +234,7 @@ class Task:
     runs_code: bool = False
 
 
-TASKS: dict[TaskName, Task] = {
+TASKS: dict[str, Task] = {
     "arc-easy": Task("allenai--ai2_arc/ARC-Easy/test", ArcRow),
     "arc-challenge": Task("allenai--ai2_arc/ARC-Challenge/test", ArcRow),
     "mmlu": Task("cais--mmlu/all/test", MmluRow),
@@ -265,18 +244,28 @@ TASKS: dict[TaskName, Task] = {
 }
 
 
-def is_available(name: TaskName, task_data: Path) -> bool:
+def is_available(name: str, task_data: Path) -> bool:
     """Return whether the files of a task are there, or it needs none."""
     folder = TASKS[name].folder
     return folder is None or bool(parquet_files(task_data / folder))
 
 
-def problems(name: TaskName, task_data: Path, limit: int | None) -> list[Problem]:
+def problems(name: str, task_data: Path, limit: int | None) -> list[Problem]:
     """Return the first ``limit`` problems of a task, or all, in a fixed order.
 
+    Args:
+        name: a name of `TASKS`, or a generated task such as arithmetic-4, whose held-out questions
+            are the problems.
+        task_data: the folder of task data.
+        limit: the most problems; None for all.
+
     Raises:
-        MlxchatError: its files are missing or damaged, or a row has another form.
+        MlxchatError: its files are missing or damaged, a row has another form, or there is no such
+            level.
     """
+    choice = None if name in TASKS else TaskChoice.parse(name)
+    if choice:
+        return [*_held_out_problems(choice)[:limit]]
     task = TASKS[name]
     if task.folder is None or task.row is None:
         count = SPELLING_PROBLEMS if limit is None else min(limit, SPELLING_PROBLEMS)
@@ -288,6 +277,14 @@ def problems(name: TaskName, task_data: Path, limit: int | None) -> list[Problem
     rows = read_rows(folder, task.row)
     order = np.random.default_rng(SHUFFLE_SEED).permutation(len(rows))[:limit].tolist()
     return [_parsed(task.row, rows[number], folder, number).problem() for number in order]
+
+
+def _held_out_problems(choice: TaskChoice) -> list[Exercise]:
+    source = generated_questions(choice, seed=0)  # which changes only the others
+    return [
+        Exercise(question.conversation, partial(source.is_right, question))
+        for question in source.held_out
+    ]
 
 
 def _spelling_problem(conversation: Conversation) -> Exercise:

@@ -75,7 +75,11 @@ def text_loss(
     Raises:
         DataError: it cannot be read, or has nothing to predict.
     """
-    texts = list(_texts(path, saved.tokenizer))
+    try:
+        texts = list(_texts(path, saved.tokenizer))
+    except DataError as error:  # its remedy may be a setting that there is none of here
+        remedy = "Mend it, or convert it to UTF-8; or name another file with `text`."
+        raise DataError(error.problem, remedy) from error
     batches = lay_out_text(texts, saved.tokenizer.bos, saved.model.config.sequence_len)
     try:
         for event in bits_per_byte(saved.model.losses, batches, len(batches), saved.tokenizer):

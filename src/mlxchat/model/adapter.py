@@ -82,6 +82,9 @@ class LoraConfig(BaseModel):
             )
         return modules
 
+    def __str__(self) -> str:
+        return f"{'DoRA' if self.dora else 'LoRA'} of rank {self.rank}, scale {self.scale:g}"
+
     def with_head(self) -> "LoraConfig":
         """Return this adapter with the head among what it changes, unless modules are named."""
         if self.modules is not None:

@@ -28,6 +28,7 @@ def ordered_loss(
     summed: Mapping[str, mx.array] | None = None,
     checkpoint: bool = False,
     dropout: Dropout = NO_DROPOUT,
+    weights: mx.array | None = None,
 ) -> mx.array:
     """Return `GPT.loss`, with control over its backward pass.
 
@@ -38,11 +39,11 @@ def ordered_loss(
             then gives their sum with this micro-batch's gradients.
         checkpoint: compute each layer's activations again in the backward pass instead of holding
             them (https://arxiv.org/abs/1604.06174).
-        dropout: as for `GPT.loss`.
+        dropout, weights: as for `GPT.loss`.
     """
     if not summed and not checkpoint:
         # Nothing to add and nothing to compute again: MLX's own order will do.
-        return model.loss(ids, targets, chunk_rows, count, dropout)
+        return model.loss(ids, targets, chunk_rows, count, dropout, weights)
     embedding, layers, head = _stages(model)
     run = _checkpointed if checkpoint else _plain
     rope = Rope(model.config.traits.rope_base, 0)
@@ -63,7 +64,7 @@ def ordered_loss(
         x = model.final_norm(x, middle)  # (B, T, C)
     [x], head = _gate([x], head, summed)
     with model.using(head):
-        return model.mean_loss(x, targets, chunk_rows, count)
+        return model.mean_loss(x, targets, chunk_rows, count, weights)
 
 
 def _stages(model: GPT) -> tuple[Arrays, list[Arrays], Arrays]:

@@ -276,6 +276,7 @@ class GPT(nn.Module):
         chunk_rows: int = CHUNK_ROWS,
         count: mx.array | None = None,
         dropout: Dropout = NO_DROPOUT,
+        weights: mx.array | None = None,
     ) -> mx.array:
         """Return the mean of `losses` over the targets that are not -1, to be differentiated.
 
@@ -286,15 +287,23 @@ class GPT(nn.Module):
             ids, targets, chunk_rows: as for `losses`.
             count: divide by this instead, the number of targets in all micro-batches of a step.
             dropout: in training.
+            weights: (B,), multiply the losses of each row by these; None for 1 each.
         """
         x = self.features(ids, dropout=dropout)  # (B, T, C)
-        return self.mean_loss(x, targets, chunk_rows, count)
+        return self.mean_loss(x, targets, chunk_rows, count, weights)
 
     def mean_loss(
-        self, x: mx.array, targets: mx.array, chunk_rows: int, count: mx.array | None
+        self,
+        x: mx.array,
+        targets: mx.array,
+        chunk_rows: int,
+        count: mx.array | None,
+        weights: mx.array | None = None,
     ) -> mx.array:
         """Return the mean loss of features ``x``, (B, T, C)."""
         config, head, flat = self.config, self.lm_head, targets.reshape(-1)  # (B * T,)
+        if weights is not None:
+            weights = mx.repeat(weights, targets.shape[1])  # (B * T,)
         x = x.reshape(-1, config.n_embd)  # (B * T, C)
         weight, frozen, added = head.dense, self.adapter is not None, None
         if isinstance(head, LoraLinear):
@@ -309,6 +318,7 @@ class GPT(nn.Module):
             config.softcap,
             chunk_rows,
             count,
+            weights,
             frozen=frozen,
             added=added,
         )

@@ -62,6 +62,7 @@ def mean_cross_entropy(
     softcap: float,
     chunk_rows: int,
     count: mx.array | None = None,
+    weights: mx.array | None = None,
     *,
     frozen: bool = False,
     added: Pair | None = None,
@@ -72,12 +73,14 @@ def mean_cross_entropy(
         x, weight, targets, vocab_size, softcap, chunk_rows: as for `cross_entropies`.
         count: divide the sum by this instead of by the number of those targets. A micro-batch
             passes the number in its whole step, so that the shares add up to the step's mean.
+        weights: (N,), multiply the losses by these before they are added up; None for 1 each.
         frozen: whether the weight is not trained, so that its gradient is left out.
         added: (N, R) features and a (V or more, R) weight whose product is added to the logits: an
             adapter on a frozen head, which is trained.
     """
     if count is None:
         count = mx.maximum((targets >= 0).sum(), 1)
+    weight_of = 1 / count if weights is None else weights / count  # () or (N,), each loss's
 
     @mx.custom_function
     def loss_and_gradients(x: mx.array, weight: mx.array, *more: mx.array) -> list[mx.array]:
@@ -96,8 +99,9 @@ def mean_cross_entropy(
             logits = rows[0] @ pairs[0][1].T  # (rows, V)
             for features, half in zip(rows[1:], (half for _, half in pairs[1:]), strict=True):
                 logits = logits + features @ half.T
-            loss, d_logits = cross_entropy(logits, targets[chunk], softcap, 1 / count)
-            losses.append(loss)  # (rows,)
+            of_chunk = weight_of if weights is None else weight_of[chunk]
+            loss, d_logits = cross_entropy(logits, targets[chunk], softcap, of_chunk)
+            losses.append(loss if weights is None else loss * weights[chunk])  # (rows,)
             for i, (features, (_, half)) in enumerate(zip(rows, pairs, strict=True)):
                 of_features[i].append(d_logits @ half)  # (rows, C)
                 if i or not frozen:
@@ -144,7 +148,7 @@ def cross_entropy_formula(
         logits: (R, V), before the soft cap.
         targets: (R,) integers; the loss and the gradient are 0 where the target is -1.
         softcap: the bound of the logits.
-        weight: of each loss in the sum, a scalar.
+        weight: of the losses in the sum, a scalar or (R,).
 
     Returns:
         (R,) in float32, and (R, V) in the dtype of the logits.

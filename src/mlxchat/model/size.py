@@ -7,6 +7,7 @@ from mlxchat.model.config import SMEAR_CHANNELS, GPTConfig
 
 STACK = 2**26  # bytes that Muon orthogonalises at once, unless a single matrix is larger
 QUERY_BLOCK = 256  # queries that attention takes at a time where it has no fused kernel
+CACHE_STEP = 256  # positions in the smallest buffers of keys and values
 CUDA_QUERY_BLOCK = 512  # the least where a fused kernel would compute what a window hides
 CHUNK_LOGITS = 2**21  # the minimum of logits per chunk: small vocabularies take more positions
 MOST_CHUNKS = 64  # the maximum number of chunks: each makes the compiled graph larger
@@ -78,3 +79,12 @@ def chunk_size(positions: int, vocab_size: int, chunk_rows: int) -> int:
     """
     rows = max(chunk_rows, CHUNK_LOGITS // vocab_size, -(-positions // MOST_CHUNKS))
     return min(rows, LARGEST_ARRAY // vocab_size)
+
+
+def cache_capacity(positions: int) -> int:
+    """Return the size of a cache's buffers for so many positions.
+
+    >>> cache_capacity(85), cache_capacity(257), cache_capacity(600)
+    (256, 512, 1024)
+    """
+    return CACHE_STEP << ((positions - 1) // CACHE_STEP).bit_length()

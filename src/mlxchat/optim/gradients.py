@@ -22,6 +22,7 @@ class Accumulate(Protocol):
         count: mx.array,
         gradients: Arrays,
         key: mx.array | None = None,
+        weights: mx.array | None = None,
     ) -> tuple[mx.array, Arrays]:
         """Return the share of the loss, a float32 scalar, and the sums of gradients by name.
 
@@ -33,6 +34,7 @@ class Accumulate(Protocol):
             count: the number of positions that count in the whole step, a scalar, at least 1.
             gradients: the sums so far by parameter name; empty before the first micro-batch.
             key: decides what dropout zeroes; None for no dropout.
+            weights: (B,), of the losses of each row; None for 1 each.
         """
 
 
@@ -60,6 +62,7 @@ def compile_gradients(
         count: mx.array,
         summed: Arrays,
         dropped: Dropout,
+        weights: mx.array | None,
     ) -> mx.array:
         with model.using(parameters):
             return ordered_loss(
@@ -71,6 +74,7 @@ def compile_gradients(
                 summed=summed,
                 checkpoint=checkpoint,
                 dropout=dropped,
+                weights=weights,
             )
 
     def accumulate(
@@ -80,14 +84,16 @@ def compile_gradients(
         count: mx.array,
         gradients: Arrays,
         key: mx.array | None = None,
+        weights: mx.array | None = None,
     ) -> tuple[mx.array, Arrays]:
         compute, sums = mx.value_and_grad(share_of_loss), [gradients, *[Arrays()] * (streams - 1)]
         each = Dropout(dropout, key).split(streams)
-        rows = zip(mx.split(ids, streams), mx.split(targets, streams), sums, each, strict=True)
+        own = [None] * streams if weights is None else mx.split(weights, streams)
+        rows = zip(mx.split(ids, streams), mx.split(targets, streams), sums, each, own, strict=True)
         parts = in_parts(
             [
-                partial(compute, parameters, part, of_part, count, sum_, own)
-                for part, of_part, sum_, own in rows
+                partial(compute, parameters, part, of_part, count, sum_, dropped, of_rows)
+                for part, of_part, sum_, dropped, of_rows in rows
             ]
         )
         share, gradients = parts[0]

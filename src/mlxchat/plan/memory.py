@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.size import QUERY_BLOCK, STACK, chunk_size, parameters
+from mlxchat.model.size import QUERY_BLOCK, STACK, cache_capacity, chunk_size, parameters
 from mlxchat.telemetry.events import Count
 
 ScoresHeld = Literal["none", "windows", "all"]
@@ -99,6 +99,7 @@ END_ARRAYS = 3  # after the last block: the stream, its norm and the gradient of
 
 CPU_LOGITS = 6  # float32 arrays of a chunk's logits on CPUs; on GPUs one, and one of activations
 STACK_ARRAYS = 4  # of the matrices that Muon orthogonalises together
+DRAWN_LOGITS = 6  # float32 arrays of an answer's next logits, which are sorted and drawn from
 DORA_BYTES = 12  # of each number of a matrix whose rows are measured: it, its change and their sum
 COMPUTED_AHEAD = 0.05  # of all: what follows is started before memory is freed
 
@@ -217,6 +218,24 @@ def activation_bytes(model: GPTConfig, resources: Resources, *, checkpoint: bool
         arrays, floats = MIXED_ARRAYS + STREAM_ARRAYS, MIXED_FLOATS + STREAM_FLOATS
         block += _mixed_bytes(model, value_bytes, arrays, floats)
     return sum(kept) + block
+
+
+def drawing_bytes(model: GPTConfig, resources: Resources) -> tuple[int, int]:
+    """Estimate the bytes that drawing answers takes between two steps of training.
+
+    Returns:
+        What weights, their copy for decoding and the optimizer's state take; and what each answer
+        takes that is drawn at a time, if it is as long as a row.
+    """
+    counts = parameters(model)
+    weights = 4 * sum(counts.values())
+    optimizer = 2 * weights - 4 * counts["matrices"]
+    copy = weights if resources.value_bytes < 4 else 0
+    position = 2 * model.n_layer * model.kv_dim * resources.value_bytes
+    # While buffers grow, or lose the answers that have ended, half of them exist twice.
+    cache = 3 * position * cache_capacity(model.sequence_len) // 2
+    logits = DRAWN_LOGITS * 4 * model.vocab_size
+    return weights + optimizer + copy, cache + logits
 
 
 def _kept_bytes(model: GPTConfig, resources: Resources, checkpoint: bool) -> list[int]:

@@ -20,8 +20,8 @@ from mlxchat.errors import ConfigError
 from mlxchat.model.config import ASPECT_RATIO, GPTConfig
 from mlxchat.model.size import flops_per_token, parameters, scaling_parameters
 from mlxchat.optim.schedule import ADAPTER, REFERENCE_BATCH, learning_rates
-from mlxchat.plan.division import ShallowerModel, fit
-from mlxchat.plan.memory import AdapterPlan, BatchPlan, Resources
+from mlxchat.plan.division import MARGIN, ShallowerModel, fit
+from mlxchat.plan.memory import AdapterPlan, BatchPlan, Resources, drawing_bytes
 from mlxchat.telemetry.events import Count, Seconds
 
 REFERENCE_DEPTH = 12
@@ -39,6 +39,16 @@ class Costs(BaseModel):
     core: Seconds = 0.0
     sample: Seconds = 0.0
     save: Seconds = 0.0
+
+
+class DrawingPlan(BaseModel):
+    """How the answers are drawn that reinforcement learning learns from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    row_tokens: int = Field(ge=1)  # the longest row that a micro-batch can have
+    max_tokens: int = Field(ge=1)  # in an answer
+    together: int = Field(ge=1)  # answers that are drawn at a time
 
 
 class Plan(BatchPlan):
@@ -63,13 +73,19 @@ class Plan(BatchPlan):
     eval_rows: Count  # in an evaluation, at most
     most_steps: Count | None = None  # that a budget may prolong it to; None: no limit
     costs: Costs | None = None  # None: there is no time budget
+    drawing: DrawingPlan | None = None  # None: it learns from data
     adapter: AdapterPlan | None = None  # None: the whole model is trained
 
     @model_validator(mode="after")
     def _divided_as_a_whole(self) -> "Plan":
-        if self.rows_per_step * self.model.sequence_len != self.tokens_per_step:
+        if self.rows_per_step * self.row_tokens != self.tokens_per_step:
             raise ValueError("the micro-batches of a step do not have the step's tokens")
         return self
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens in a row, at most."""
+        return self.drawing.row_tokens if self.drawing else self.model.sequence_len
 
     @property
     def tokens(self) -> int:
@@ -93,7 +109,7 @@ class Plan(BatchPlan):
             f"{on}{self.model.arch}, {self.parameters:,} parameters in {layers} of "
             f"width {self.model.n_embd}, vocabulary {self.model.vocab_size:,}; "
             f"{steps} of {self.tokens_per_step:,} tokens "
-            f"({batches} of {rows} of {self.model.sequence_len:,}{checkpointing}); "
+            f"({batches} of {rows} of {self.row_tokens:,}{checkpointing}); "
             f"learning rates {rates}; {decay}{dropout}."
         )
 
@@ -167,10 +183,32 @@ def refitted(saved: Plan, config: RunConfig, resources: Resources) -> Plan:
         ConfigError: the device batch size in the settings does not divide the rows of a step.
         MemoryLimitError: training does not fit into memory.
     """
-    step_rows(config, saved.model.sequence_len, saved.tokens_per_step)
-    rows, adapter = saved.rows_per_step, saved.adapter
-    batch = fit(config, saved.model, rows, resources, saved=saved, adapter=adapter)
-    return saved.model_copy(update=dict(batch))
+    step_rows(config, saved.row_tokens, saved.tokens_per_step)
+    model, rows, adapter = (
+        with_rows_of(saved.model, saved.row_tokens),
+        saved.rows_per_step,
+        saved.adapter,
+    )
+    batch = fit(config, model, rows, resources, saved=saved, adapter=adapter)
+    return with_drawing(saved.model_copy(update=dict(batch)), resources)
+
+
+def with_rows_of(model: GPTConfig, row_tokens: int) -> GPTConfig:
+    """Return the shape of a model that has no longer rows than these."""
+    return model.model_copy(update={"sequence_len": row_tokens})
+
+
+def with_drawing(plan: Plan, resources: Resources) -> Plan:
+    """Return a plan by which no more answers are drawn at a time than its memory limit allows."""
+    if plan.drawing is None:
+        return plan
+    model = with_rows_of(plan.model, plan.row_tokens)
+    least, each = drawing_bytes(model, resources)
+    room = max(0, int(plan.memory_limit / MARGIN) - least)
+    together = max(1, min(plan.drawing.together, room // each))
+    drawing = plan.drawing.model_copy(update={"together": together})
+    peak = max(plan.peak, least + together * each)
+    return plan.model_copy(update={"drawing": drawing, "peak": peak})
 
 
 # ==== The model's shape ==========================================================================

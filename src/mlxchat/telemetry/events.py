@@ -155,6 +155,58 @@ class CoreMeasured:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """The progress of drawing the answers that a step learns from; shown, but not stored."""
+
+    time: Time
+    step: Count
+    answers: Count  # that have ended so far
+    total: Count
+
+
+@dataclass(frozen=True)
+class Rewarded:
+    """The answers that a step learns from have been drawn and rewarded."""
+
+    time: Time
+    step: Count
+    reward: Measured  # mean over the answers
+    right: Measured  # share of the answers
+    all_right: Measured  # share of the questions to which every answer was right
+    all_wrong: Measured  # share of those to which none was
+    length: Measured  # tokens of an answer, mean
+    cut_off: Measured  # share of the answers that were as long as they may be
+    entropy: Measured  # of the next token, nats, mean
+    tokens: Count  # of all answers
+    learned: Count  # tokens in the rows that are learnt from, prompts included
+    seconds: Seconds  # of drawing and rewarding
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How well the model answers held-out questions after ``step`` steps.
+
+    pass@k is the share of questions of which at least one of k answers is right; the low and high
+    ends are those of a 95% interval.
+    """
+
+    time: Time
+    step: Count
+    questions: Count
+    samples: Count  # answers to each question, the k of ``pass_k``
+    reward: Measured  # mean over the answers
+    pass_1: Measured
+    pass_1_low: Measured
+    pass_1_high: Measured
+    pass_k: Measured
+    pass_k_low: Measured
+    pass_k_high: Measured
+    length: Measured  # tokens of an answer, mean
+    seconds: Seconds
+    best: bool = False  # whether pass_1 is the highest of the run so far
+
+
+@dataclass(frozen=True)
 class Sampled:
     """The model's continuation of a prompt after ``step`` steps."""
 
@@ -162,6 +214,7 @@ class Sampled:
     step: Count
     prompt: str
     text: str
+    reward: Measured | None = None  # None if it is not judged
 
 
 @dataclass(frozen=True)
@@ -219,6 +272,9 @@ Event = (
     | Evaluating
     | Evaluated
     | CoreMeasured
+    | Drawing
+    | Rewarded
+    | Judged
     | Sampled
     | Saved
     | Replanned
@@ -235,6 +291,9 @@ EVENT_NAMES: dict[type, str] = {
     Evaluating: "evaluating",
     Evaluated: "evaluation",
     CoreMeasured: "core",
+    Drawing: "drawing",
+    Rewarded: "rewards",
+    Judged: "judgement",
     Sampled: "sample",
     Saved: "saved",
     Ended: "ended",

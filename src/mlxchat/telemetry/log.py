@@ -9,6 +9,7 @@ from mlxchat.disk import open_regular, replacing, sync
 from mlxchat.errors import DiskError, reason_of
 from mlxchat.json_text import parse_json
 from mlxchat.telemetry.events import (
+    Drawing,
     Evaluating,
     Event,
     Progressed,
@@ -123,8 +124,8 @@ class JsonLines:
         return cls(path)
 
     def write(self, event: Event) -> None:
-        """Append an event, unless it only shows progress (`Evaluating`, `Progressed`)."""
-        if not isinstance(event, (Evaluating, Progressed)):
+        """Append an event, unless it only shows progress, as `Evaluating` does."""
+        if not isinstance(event, (Evaluating, Drawing, Progressed)):
             self._file.write(f"{event_to_json(event)}\n")
             self._file.flush()
 

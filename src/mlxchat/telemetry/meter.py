@@ -11,8 +11,10 @@ from mlxchat.telemetry.events import (
     Count,
     Evaluated,
     Event,
+    Judged,
     Measured,
     Replanned,
+    Rewarded,
     Seconds,
     Started,
     Stepped,
@@ -46,6 +48,10 @@ class MeterState(BaseModel):
     core: tuple[CorePoint, ...] = ()
     loss_sum: Measured
     loss_weight: Measured
+    rewards: tuple[tuple[Count, Measured], ...] = ()
+    scores: tuple[tuple[Count, Measured], ...] = ()
+    reward_sum: Measured = 0.0
+    reward_weight: Measured = 0.0
     stride: Annotated[Count, Field(ge=1)]
 
 
@@ -65,8 +71,14 @@ class Meter:
     core: list[CorePoint] = field(default_factory=list)
     loss_sum: float = 0.0
     loss_weight: float = 0.0
-    stride: int = 1  # `losses` holds the steps that it divides
+    rewards: list[tuple[int, float]] = field(default_factory=list)  # (step, smoothed), thinned
+    scores: list[tuple[int, float]] = field(default_factory=list)  # (step, pass@1)
+    reward_sum: float = 0.0
+    reward_weight: float = 0.0
+    stride: int = 1  # `losses` and `rewards` hold the steps that it divides
     started: Started | None = field(default=None, init=False)
+    rewarded: Rewarded | None = field(default=None, init=False)  # the last of this process
+    judged: Judged | None = field(default=None, init=False)
     _recent: list[float] | None = field(default=None, init=False)  # None until a step is done
     _waited: list[float] = field(default_factory=list, init=False)  # for ranks, in as many steps
 
@@ -83,9 +95,24 @@ class Meter:
                 self.started = replace(self.started, total_steps=event.total_steps)
             case Evaluated() if math.isfinite(event.bits_per_byte):
                 self.evaluations.append((event.step, event.bits_per_byte))
+            case Rewarded():
+                self._reward(event)
+            case Judged():
+                self.judged = event
+                self.scores.append((event.step, event.pass_1))
             case CoreMeasured() if math.isfinite(event.core) and math.isfinite(event.error):
                 point = CorePoint(event.step, event.core, event.error, event.max_per_task)
                 self.core.append(point)
+
+    def _reward(self, event: Rewarded) -> None:
+        self.rewarded = event
+        if math.isfinite(event.reward):
+            self.reward_sum = SMOOTHING * self.reward_sum + (1 - SMOOTHING) * event.reward
+            self.reward_weight = SMOOTHING * self.reward_weight + (1 - SMOOTHING)
+        reward = self.reward
+        new = not self.rewards or event.step > self.rewards[-1][0]
+        if reward is not None and new and event.step % self.stride == 0:
+            self.rewards.append((event.step, reward))
 
     def _step(self, event: Stepped) -> None:
         self.step = event.step
@@ -111,6 +138,7 @@ class Meter:
         if len(self.losses) >= MOST_POINTS:
             self.stride *= 2
             self.losses = [point for point in self.losses if point[0] % self.stride == 0]
+            self.rewards = [point for point in self.rewards if point[0] % self.stride == 0]
 
     @property
     def total_steps(self) -> int:
@@ -126,6 +154,24 @@ class Meter:
     def loss(self) -> float | None:
         """Exponential average of the finite step losses in nats, corrected for its bias to zero."""
         return self.loss_sum / self.loss_weight if self.loss_weight else None
+
+    @property
+    def reward(self) -> float | None:
+        """Exponential average of the steps' mean rewards, corrected for its bias to zero."""
+        return self.reward_sum / self.reward_weight if self.reward_weight else None
+
+    @property
+    def best_score(self) -> tuple[int, float] | None:
+        """The evaluation with the highest pass@1, the first of equal ones: step and pass@1."""
+        return max(self.scores, key=lambda point: point[1], default=None)
+
+    def is_best_score(self, pass_1: float) -> bool:
+        """Return whether a new pass@1 is higher than any before."""
+        return self.best_score is None or pass_1 > self.best_score[1]
+
+    def evaluated(self, step: int) -> bool:
+        """Return whether there was an evaluation after so many steps."""
+        return any(done == step for done, _ in (*self.evaluations, *self.scores))
 
     @property
     def bits_per_byte(self) -> float | None:
@@ -161,9 +207,11 @@ class Meter:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Tokens per second in the recent steps."""
+        """Tokens per second in the recent steps; None if a step has as many as the model draws."""
         seconds = self.seconds_per_step
-        return self.started.tokens_per_step / seconds if self.started and seconds else None
+        if not self.started or not seconds or self.rewarded is not None:
+            return None
+        return self.started.tokens_per_step / seconds
 
     @property
     def flops_per_second(self) -> float | None:

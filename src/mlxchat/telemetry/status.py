@@ -26,6 +26,7 @@ from mlxchat.system import identity
 from mlxchat.telemetry.clock import TimeOfDay
 from mlxchat.telemetry.events import (
     Count,
+    Drawing,
     Ended,
     Evaluating,
     Event,
@@ -141,6 +142,8 @@ class StatusFile:
         match event:
             case Evaluating():
                 self._activity = f"evaluating {event.batch:,}/{event.batches:,}"
+            case Drawing():
+                self._activity = f"drawing answers {event.answers:,}/{event.total:,}"
             case Progressed(total=int(total)) if total:
                 self._activity = f"{event.task} {event.done / total:.0%}"
             case Sampled():

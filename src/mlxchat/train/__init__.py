@@ -2,7 +2,10 @@
 
 from mlxchat.train.mid import MidTraining
 from mlxchat.train.pretrain import Pretraining
+from mlxchat.train.rl import Reinforcement
 from mlxchat.train.sft import FineTuning
 from mlxchat.train.stage import STAGES
 
-STAGES.update({stage.name: stage for stage in (Pretraining, MidTraining, FineTuning)})
+STAGES.update(
+    {stage.name: stage for stage in (Pretraining, MidTraining, FineTuning, Reinforcement)}
+)

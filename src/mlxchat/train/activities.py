@@ -1,32 +1,23 @@
 """The work of a run between steps: evaluating, measuring CORE, sampling and saving."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from mlxchat.checkpoint import layout, store, trainer
+from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import LoaderState
-from mlxchat.engine.generate import Tool, continue_greedily
-from mlxchat.engine.tools import ToolUse
-from mlxchat.model.gpt import GPT
 from mlxchat.plan.budget import Deadline
-from mlxchat.telemetry.events import Evaluated, Event, Sampled, Saved
+from mlxchat.telemetry.events import Evaluated, Event, Judged, Saved
 from mlxchat.telemetry.log import RunLog
 from mlxchat.telemetry.meter import Meter
-from mlxchat.tokenizer.bpe import ASSISTANT_END, Tokenizer
 from mlxchat.train.core import RunCore
 from mlxchat.train.divergence import check_finite
-from mlxchat.train.parts import Evaluation
 from mlxchat.train.ranks import Leader
 from mlxchat.train.resume import TrainState
 from mlxchat.train.stage import Stage
-
-SAMPLES = 7
-SAMPLE_TOKENS = 16  # at most; also at most a quarter of the context
 
 
 @dataclass
@@ -59,10 +50,10 @@ class Activities:
 
     def __post_init__(self) -> None:
         draw = self.leader.together.draw
-        self._evaluation = Evaluation(self.stage, self.documents, self.state, draw)
+        self._evaluation = self.stage.evaluation(self.documents, self.state, draw)
 
     def evaluate(self, step: int) -> Iterator[Event]:
-        """Measure the bits per byte of the first validation documents.
+        """Measure the model on what is held out.
 
         The evaluation after the last step is not cut short by ``stop``.
         """
@@ -74,6 +65,8 @@ class Activities:
         for event in self._evaluation.events(step, stop):
             if isinstance(event, Evaluated):
                 yield replace(event, best=self.meter.is_best(event.bits_per_byte))
+            elif isinstance(event, Judged):
+                yield replace(event, best=self.meter.is_best_score(event.pass_1))
             else:
                 yield event
 
@@ -83,12 +76,8 @@ class Activities:
             yield from self.core.events(step, self.state, self.stage.clock, self.leader.wait)
 
     def sample(self, step: int) -> Iterator[Event]:
-        """Have the model continue the stage's prompts."""
-        model, tokenizer = self.state.model, self.state.tokenizer
-        prompts = self.stage.prompts(tokenizer, self.documents)
-        tools = partial(ToolUse, tokenizer) if self.documents.conversational else None
-        for prompt, text in samples(model, tokenizer, prompts, tools):
-            yield Sampled(self.stage.clock(), step, prompt, text)
+        """Show what the model writes."""
+        yield from self.stage.sampled(self.documents, self.state, step)
 
     def save(self, step: int, loader: LoaderState) -> Iterator[Event]:
         """Save a checkpoint, then remove the oldest ones beyond ``keep``, but not the best.
@@ -104,12 +93,8 @@ class Activities:
 
         def write(folder: Path) -> None:
             conversational = self.documents.conversational
-            if state.base is None:
-                layout.write_model(folder, state.model, state.tokenizer, conversational)
-            else:
-                layout.write_adapted(
-                    folder, state.model, state.tokenizer, conversational, state.base
-                )
+            saved = SavedModel(state.model, state.tokenizer, conversational, state.base)
+            layout.write_saved(folder, saved)
             trainer.write_state(folder, record, state.optimizer.state, loader)
             if state.before:
                 state.before.write(folder)
@@ -130,29 +115,3 @@ class Activities:
             revision=self.stage.revision or self.revision,
             fingerprints=self.documents.fingerprints,
         )
-
-
-def samples(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompts: Iterable[tuple[str, list[int]]],
-    tools: Callable[[], Tool] | None,
-) -> Iterator[tuple[str, str]]:
-    """Yield the first prompts that leave room in the context, each with its greedy continuation.
-
-    Args:
-        model: continues them.
-        tokenizer: decodes the continuations.
-        prompts: each prompt as text and as ids.
-        tools: makes the tool that the model may use; None for no tools.
-    """
-    context = model.config.sequence_len
-    length = min(SAMPLE_TOKENS, context // 4)
-    room = context - length
-    fitting = list(islice(((words, ids) for words, ids in prompts if len(ids) <= room), SAMPLES))
-    if not fitting:
-        return
-    stop = frozenset({tokenizer.bos, tokenizer.special(ASSISTANT_END)})
-    continuations = continue_greedily(model, [ids for _, ids in fitting], stop, length, tools)
-    for (words, _), tokens in zip(fitting, continuations, strict=True):
-        yield words, tokenizer.decode(tokens)

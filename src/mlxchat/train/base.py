@@ -45,7 +45,7 @@ def read_base(folder: Path, home: Home, lora: LoraConfig | None = None) -> Base:
         CheckpointError: there is no model, it cannot be trained, or another version saved it.
     """
     model = layout.read_config(folder)
-    _require_trainable(folder, lora)
+    require_trainable(folder, lora)
     if not (folder / layout.TRAINER).exists():
         config = PretrainConfig(arch=model.arch)
         rates = learning_rates(config.numbers, model, REFERENCE_BATCH)
@@ -55,8 +55,12 @@ def read_base(folder: Path, home: Home, lora: LoraConfig | None = None) -> Base:
     return Base(model, rates, state.plan.tokens_per_step)
 
 
-def _require_trainable(folder: Path, lora: LoraConfig | None) -> None:
-    """Raise `CheckpointError` if the model in a directory cannot be trained, or not as a whole."""
+def require_trainable(folder: Path, lora: LoraConfig | None = None) -> None:
+    """Check that the model in a directory can be trained, as a whole or as an adapter says.
+
+    Raises:
+        CheckpointError: it cannot.
+    """
     if is_adapter(folder):
         raise CheckpointError(
             f"{folder} is an adapter on another model: it cannot be trained further.",
@@ -150,7 +154,7 @@ def with_shape_of_base(config: PretrainConfig, home: Home) -> PretrainConfig:
     folder = folder_or_own(config, home)
     model = layout.read_config(folder)
     if folder.parent != home.runs / config.tag:  # not the run's own step, if the model is gone
-        _require_trainable(folder, config.lora)
+        require_trainable(folder, config.lora)
     given = config.model_dump(exclude_unset=True)
     determined = _determined(model, folder)
     for name, value in (determined | {"vocab_size": model.vocab_size}).items():

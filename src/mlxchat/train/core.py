@@ -55,7 +55,7 @@ class RunCore:
     ) -> Iterator[Event]:
         """Measure CORE after a step, yielding progress and, last, a `CoreMeasured`.
 
-        If it cannot be measured, a `Noted` says why: that is no reason to end a run.
+        If it is not measured, a `Noted` says so: that is no reason to end a run.
 
         Args:
             step: the number of steps done.
@@ -72,6 +72,7 @@ class RunCore:
                 if event.task == CORE:
                     yield event
                 if stop():
+                    yield Noted(clock(), f"CORE is not measured after step {step:,}.")
                     return
         except DataError as error:
             yield Noted(clock(), f"CORE is not measured. {error.problem}")

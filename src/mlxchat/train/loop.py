@@ -43,12 +43,14 @@ class Pending:
             share of the loss: (2 + accumulation,).
         state: the loader's state after the step's last batch.
         waited: seconds spent on sums with other ranks; None of a single process.
+        news: what there is to tell of what the step learns from, before the step itself.
     """
 
     step: int
     metrics: mx.array
     state: LoaderState
     waited: float | None = None
+    news: Sequence[Event] = ()
 
     def read(self) -> tuple[float, float, float]:
         """Wait for the step; return its loss, the gradient norm and the learning rate.
@@ -115,6 +117,7 @@ def train(
     evaluated: bool = False,
     core_measured: bool = False,
     shards: int = 1,
+    ahead: bool = True,
 ) -> Iterator[Event]:
     """Train from ``step`` to the last one, or until ``hooks.stop`` returns True.
 
@@ -131,6 +134,8 @@ def train(
         evaluated: whether that step has been evaluated already.
         core_measured: whether its CORE has been measured already; it is not of new models.
         shards: the number of training shards, for the position in each `Stepped`.
+        ahead: launch a step while the device still computes the one before. One that begins with
+            samples of the model would wait for it anyway.
 
     Raises:
         MlxchatError: data cannot be read, or an evaluation or a sample failed.
@@ -149,6 +154,9 @@ def train(
     # it, so evaluations, samples and checkpoints do not count as training.
     timed_from = hooks.clock.seconds()
     while step < total_steps():
+        if launched and not reported and not ahead:
+            yield from _finish(launched, timed_from, hooks.clock, shards)
+            reported, timed_from = True, hooks.clock.seconds()
         try:
             following = launch(step + 1)  # while the device still computes the step before
         except (Stopped, MlxchatError) as error:
@@ -219,6 +227,7 @@ def _perform(
 
 def _finish(pending: Pending, timed_from: float, clock: Clock, shards: int) -> Iterator[Event]:
     """Wait for a step to end, yield its result, and raise `NotFiniteError` if it is not finite."""
+    yield from pending.news
     loss, norm, learning_rate = pending.read()
     cursor = pending.state.cursor
     seconds = clock.seconds() - timed_from
@@ -250,6 +259,10 @@ Draw = Callable[[], list[Batch]]
 """Returns the batches of a step, or the first of an evaluation; it may wait for a shard."""
 
 
+MicroBatch = tuple[mx.array, mx.array, mx.array | None]
+"""Ids and targets, both (B, T), and the weights of the rows' losses, (B,), if they have any."""
+
+
 @dataclass(frozen=True)
 class StepParts:
     """The parts that all optimizer steps of a run are computed with."""
@@ -264,6 +277,9 @@ class StepParts:
     seed: int = 0  # decides, with the number of the step, what dropout zeroes
     world: World = ALONE  # each rank computes with its own rows of every step
     draw: Callable[[int, Draw], list[Batch]] = lambda number, draw: draw()  # when all ranks can
+    # Whether each rank makes batches of its own, once all know of the step; or reads all ranks'.
+    own_batches: bool = False
+    news: Callable[[], Sequence[Event]] = lambda: ()  # what there is to tell of a step's batches
 
     def keys(self, number: int) -> list[mx.array | None]:
         """Return what decides about dropout in each micro-batch of a step; None without it."""
@@ -279,11 +295,19 @@ class StepParts:
         """How this rank's rows of a step are divided."""
         return self.plan.of_each(self.world.size)
 
-    def own_rows(self, batches: Sequence[Batch]) -> Iterator[tuple[mx.array, mx.array]]:
-        """Yield ids and targets, both (B, T), of this rank's micro-batches of a step."""
-        if self.world.alone:
+    def next_batches(self, number: int) -> list[Batch]:
+        """Return the batches of a step, which all ranks make."""
+        if self.own_batches:
+            self.draw(number, list)  # what ranks make of their own, they make once all know of it
+            return list(islice(self.batches, self.own_plan.accumulation))
+        return self.draw(number, lambda: list(islice(self.batches, self.plan.accumulation)))
+
+    def own_rows(self, batches: Sequence[Batch]) -> Iterator[MicroBatch]:
+        """Yield this rank's micro-batches of a step."""
+        if self.world.alone or self.own_batches:
             for batch in batches:
-                yield mx.array(batch.ids), mx.array(batch.targets)
+                weights = None if batch.weights is None else mx.array(batch.weights)
+                yield mx.array(batch.ids), mx.array(batch.targets), weights
             return
         own = self.world.rows(self.plan.rows_per_step)
         ids = np.concatenate([batch.ids for batch in batches])[own]
@@ -291,7 +315,7 @@ class StepParts:
         size = self.own_plan.device_batch_size
         for first in range(0, len(ids), size):
             part = slice(first, first + size)
-            yield mx.array(ids[part]), mx.array(targets[part])
+            yield mx.array(ids[part]), mx.array(targets[part]), None
 
 
 class Compile(Protocol):
@@ -315,14 +339,18 @@ def compile_step(parts: StepParts, stop: ShouldStop = lambda: False) -> Launch:
 
     @one_thread_each(plan.streams)
     def launch(number: int) -> Pending:
-        batches = parts.draw(number, lambda: list(islice(parts.batches, parts.plan.accumulation)))
-        count = mx.array(max(1, sum(int((batch.targets >= 0).sum()) for batch in batches)))
+        batches = parts.next_batches(number)
+        count = mx.array(_divisor(batches))
         shares, gradients = list[mx.array](), Arrays()  # of the loss, each a scalar
-        for (ids, targets), key in zip(parts.own_rows(batches), parts.keys(number), strict=True):
+        own = zip(parts.own_rows(batches), parts.keys(number), strict=True)
+        for (ids, targets, weights), key in own:
             if stop():
                 raise Stopped
+            if not len(ids):  # nothing is left to learn from
+                shares.append(mx.array(0.0))
+                continue
             parameters = model.named_trainable()
-            share, gradients = accumulate(parameters, ids, targets, count, gradients, key)
+            share, gradients = accumulate(parameters, ids, targets, count, gradients, key, weights)
             mx.async_eval(share, gradients)
             mx.eval(shares[-1:])  # no more than one micro-batch under way
             shares.append(share)
@@ -334,6 +362,13 @@ def compile_step(parts: StepParts, stop: ShouldStop = lambda: False) -> Launch:
         del gradients  # so that the update can reuse their memory
         metrics = mx.concatenate([mx.stack([norm, rates.shown]), of_loss])
         mx.async_eval(model.parameters(), optimizer.state, metrics)
-        return Pending(number, metrics, batches[-1].state, world.seconds_waited())
+        return Pending(number, metrics, batches[-1].state, world.seconds_waited(), parts.news())
 
     return launch
+
+
+def _divisor(batches: Sequence[Batch]) -> int:
+    """Return by what the sum of a step's losses is divided: their number, if they count alike."""
+    if any(batch.weights is not None for batch in batches):
+        return 1
+    return max(1, sum(int((batch.targets >= 0).sum()) for batch in batches))

@@ -25,9 +25,10 @@ from mlxchat.model.gpt import Arrays
 from mlxchat.plan.plan import Plan
 from mlxchat.telemetry.clock import SYSTEM_CLOCK
 from mlxchat.telemetry.events import Event, Noted
+from mlxchat.train.evaluation import never
 from mlxchat.train.loop import Draw, ShouldStop
 from mlxchat.train.measure import least_resources, step_seconds
-from mlxchat.train.parts import Evaluation, never, opened_batches, step_parts
+from mlxchat.train.parts import step_parts
 from mlxchat.train.sharing import Received, receive
 from mlxchat.train.stage import Stage
 from mlxchat.train.world import START_PATIENCE, Act, RanksDifferError, World
@@ -203,9 +204,9 @@ def _train(run: Received, note: LastNote, stop: ShouldStop) -> None:
     stage, documents, state = run
     world = stage.world
     together = Together(world, stop, state.model.named_trainable, note)
-    evaluation = Evaluation(stage, documents, state, together.draw)
+    evaluation = stage.evaluation(documents, state, together.draw)
     # The documents are closed first: that ends a wait for one of their shards.
-    with opened_batches(stage, documents, state) as batches, closing(documents):
+    with stage.batches(documents, state) as batches, closing(documents):
         launch = stage.compile(step_parts(stage, state, batches, together.of_step))
         while True:
             act, number = world.heard()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 from mlxchat.checkpoint import history, layout, store, trainer
-from mlxchat.checkpoint.bases import BaseRecord, is_adapter, read_base_record
+from mlxchat.checkpoint.bases import BaseRecord
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.trainer import TrainerState
 from mlxchat.config.pretrain import PretrainConfig
@@ -128,8 +128,9 @@ def load_state(plan: Plan, saved: SavedRun[Config], dtype: mx.Dtype) -> TrainSta
     optimizer.state = trainer.read_optimizer(saved.folder, optimizer.state)
     loader = trainer.read_loader(saved.folder)
     before, step = history.read_file(saved.folder), saved.trainer.step
-    base = read_base_record(saved.folder) if is_adapter(saved.folder) else None
-    return TrainState(plan, stored.tokenizer, stored.model, optimizer, step, loader, before, base)
+    return TrainState(
+        plan, stored.tokenizer, stored.model, optimizer, step, loader, before, stored.base
+    )
 
 
 def new_optimizer(model: GPT) -> MuonAdamW:

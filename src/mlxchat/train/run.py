@@ -7,9 +7,9 @@ from typing import Any
 
 from mlxchat import runtime
 from mlxchat.checkpoint import catalog, store
+from mlxchat.checkpoint.best import judged_steps
 from mlxchat.checkpoint.files import require_connected
 from mlxchat.data.documents import Documents
-from mlxchat.data.loader import Batch
 from mlxchat.device_failures import explained
 from mlxchat.errors import ConfigError, command
 from mlxchat.plan.memory import Resources
@@ -18,15 +18,19 @@ from mlxchat.telemetry.log import RunLog
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.status import StatusFile, status_path
 from mlxchat.train.activities import Activities
+from mlxchat.train.batches import Batches
 from mlxchat.train.divergence import NotFiniteError, diverged
+from mlxchat.train.evaluation import never
 from mlxchat.train.loop import Cadence, Hooks, train
 from mlxchat.train.measure import resources_of_all
-from mlxchat.train.parts import never, opened_batches, step_parts
+from mlxchat.train.parts import step_parts
 from mlxchat.train.ranks import Leader, Together, differing
 from mlxchat.train.resume import resume
 from mlxchat.train.sharing import send
 from mlxchat.train.stage import Prepared, Stage
 from mlxchat.train.world import RanksDifferError
+
+CLEARLY_WORSE_SCORE = 0.03  # of the questions; less may be chance
 
 
 def run(
@@ -122,7 +126,7 @@ def run(
             # What several ranks do together is not cut short by one of them.
             stop=asked_to_end if stage.world.alone else never,
         )
-        batches = stack.enter_context(opened_batches(stage, documents, state, activities.stop))
+        batches = stack.enter_context(stage.batches(documents, state, activities.stop))
         for event in _events(activities, batches, notes):
             store.require_lock(stage.folder)
             meter.update(event)
@@ -177,9 +181,7 @@ def _set_aside(stage: Stage[Any, Any]) -> Iterator[Event]:
     yield Noted(stage.clock(), f"The earlier run was set aside as {aside}.")
 
 
-def _events(
-    activities: Activities, batches: Iterator[Batch], notes: tuple[str, ...]
-) -> Iterator[Event]:
+def _events(activities: Activities, batches: Batches, notes: tuple[str, ...]) -> Iterator[Event]:
     """Train to the end, or until stopped; yields what happens.
 
     Args:
@@ -231,9 +233,10 @@ def _events(
             config.save_every,
         ),
         step=state.step,
-        evaluated=any(step == state.step for step, _ in activities.meter.evaluations),
+        evaluated=activities.meter.evaluated(state.step),
         core_measured=any(point.step == state.step for point in activities.meter.core),
         shards=activities.documents.shards,
+        ahead=not stage.draws,
     )
     try:
         with explained():
@@ -253,6 +256,7 @@ def _better_step(stage: Stage[Any, Any]) -> Iterator[Event]:
     """Say so if an earlier step that is saved is clearly better than the last one."""
     found = catalog.better_than_newest(stage.folder)
     if found is None:
+        yield from _better_judged(stage)
         return
     best, last = found
     use = command("chat", model_tag=stage.folder.name, step=best.step)
@@ -262,6 +266,22 @@ def _better_step(stage: Stage[Any, Any]) -> Iterator[Event]:
         f"where step {last.step:,} has {last.bits_per_byte:.4f}. It is kept. To use it: {use}; sft "
         "and eval chat take `step` too.",
     )
+
+
+def _better_judged(stage: Stage[Any, Any]) -> Iterator[Event]:
+    saved = store.steps(stage.folder)
+    judged = judged_steps(store.directory(stage.folder, saved[-1]), saved)
+    if not judged or judged[-1].step != saved[-1]:
+        return
+    best, last = max(judged, key=lambda one: (one.pass_1, one.step)), judged[-1]
+    if best.pass_1 - last.pass_1 > CLEARLY_WORSE_SCORE:
+        use = command("chat", model_tag=stage.folder.name, step=best.step)
+        yield Noted(
+            stage.clock(),
+            f"Step {best.step:,} answers more held-out questions right than the last one: "
+            f"{best.pass_1:.1%} where step {last.step:,} has {last.pass_1:.1%}. It is kept. "
+            f"To use it: {use}",
+        )
 
 
 def _keep_deadline(activities: Activities, event: Event, now: float) -> Iterator[Event]:

@@ -7,7 +7,8 @@ subclass of `Stage` in ``train/NEW.py``, a row in `STAGES` (``train/__init__.py`
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -17,18 +18,24 @@ from mlxchat.checkpoint.history import History, Training
 from mlxchat.checkpoint.trainer import TrainerState
 from mlxchat.config.run import RunConfig
 from mlxchat.data.documents import Documents
+from mlxchat.data.loader import Batch
 from mlxchat.data.preparation import Preparation
+from mlxchat.engine.tools import ToolUse
 from mlxchat.errors import CheckpointError, MlxchatError
 from mlxchat.home import Home
+from mlxchat.optim import schedule
 from mlxchat.plan.budget import Deadline
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
-from mlxchat.telemetry.events import Event, Report
+from mlxchat.telemetry.events import Event, Report, Sampled
 from mlxchat.tokenizer.bpe import Tokenizer
+from mlxchat.train.batches import Batches, LoadedBatches
 from mlxchat.train.core import RunCore
-from mlxchat.train.loop import Compile, compile_step
+from mlxchat.train.evaluation import Evaluation, LossEvaluation, never
+from mlxchat.train.loop import Compile, Draw, ShouldStop, compile_step
 from mlxchat.train.resume import Config, SavedRun, TrainState, read_saved
+from mlxchat.train.samples import samples
 from mlxchat.train.world import ALONE, World
 
 Corpus = TypeVar("Corpus", bound=Documents)
@@ -55,6 +62,7 @@ class Stage(ABC, Generic[Config, Corpus]):
 
     name: ClassVar[str]  # in trainer.json
     settings: ClassVar[type[RunConfig]]  # the class of ``config``
+    draws: ClassVar[bool] = False  # whether the model draws what it learns from, each rank its own
 
     def __init__(
         self,
@@ -103,6 +111,16 @@ class Stage(ABC, Generic[Config, Corpus]):
     @abstractmethod
     def momentum(self, plan: Plan, step: int) -> float:
         """Return Muon's momentum after ``step`` updates."""
+
+    def learning_rate_multiplier(self, plan: Plan, step: int) -> float:
+        """Return the factor on all learning rates after ``step`` updates."""
+        return schedule.learning_rate_multiplier(
+            step,
+            plan.num_iterations,
+            plan.warmup_steps,
+            plan.warmdown_ratio,
+            plan.final_lr_frac,
+        )
 
     def deadline(self, plan: Plan, started_at: float) -> Deadline | None:
         """Return what keeps the run within its time budget; None if it has none.
@@ -175,9 +193,44 @@ class Stage(ABC, Generic[Config, Corpus]):
         """
         return None
 
-    @abstractmethod
+    def batches(self, documents: Corpus, state: TrainState, stop: ShouldStop = never) -> Batches:
+        """Open the training batches where the run is in the data.
+
+        ``stop`` is asked while a batch is waited for, which then raises `Stopped`.
+        """
+        return LoadedBatches(
+            documents.training(state.loader.cursor),
+            state.tokenizer,
+            state.plan.device_batch_size,
+            state.plan.model.sequence_len,
+            state.loader,
+            stop,
+            self.preparation(documents),
+        )
+
+    def evaluation(
+        self,
+        documents: Corpus,
+        state: TrainState,
+        draw: Callable[[Draw], list[Batch]] = lambda draw: draw(),
+    ) -> Evaluation:
+        """Return what measures the model on data that is held out.
+
+        ``draw`` returns the first batch when all ranks have theirs: one may wait for its shard.
+        """
+        return LossEvaluation(documents, state, self.world, self.clock, draw)
+
+    def sampled(self, documents: Corpus, state: TrainState, step: int) -> Iterator[Event]:
+        """Yield samples of what the model writes after ``step`` steps."""
+        model, tokenizer = state.model, state.tokenizer
+        tools = partial(ToolUse, tokenizer) if documents.conversational else None
+        prompts = self.prompts(tokenizer, documents)
+        for prompt, text in samples(model, tokenizer, prompts, tools):
+            yield Sampled(self.clock(), step, prompt, text)
+
     def prompts(self, tokenizer: Tokenizer, documents: Corpus) -> Iterable[tuple[str, list[int]]]:
         """Return the prompts of the samples, each as text and as ids."""
+        return ()
 
     @property
     def revision(self) -> str | None:
@@ -221,7 +274,7 @@ def history_of(folder: Path, home: Home) -> History:
         stage=state.stage,
         step=state.step,
         data=tuple(stage.data_in_words()),
-        tokens=state.plan.tokens_per_step * state.step,
+        tokens=None if stage.draws else state.plan.tokens_per_step * state.step,
         began_with=Path(stage.begins_with).name if stage.begins_with else None,
     )
     evaluations, core = state.meter.evaluations, state.meter.core

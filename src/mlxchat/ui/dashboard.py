@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.panel import Panel
 from rich.text import Text
 
-from mlxchat.telemetry.events import Evaluating, Memory, Sampled, Stepped
+from mlxchat.telemetry.events import Drawing, Evaluating, Memory, Rewarded, Sampled, Stepped
 from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.text import (
     Cell,
@@ -59,6 +59,13 @@ def labelled_curve(
     axis = title.center(width - margin - 2)
     axis = f"{first}{axis[len(first) : len(axis) - len(last)]}{last}"
     return [*lines, Text(" " * (margin + 2) + axis, style="dim")]
+
+
+def progress_curve(meter: Meter, width: int, height: int) -> list[Text]:
+    """Return the `labelled_curve` of a run's rewards, or of its losses if it has none."""
+    if meter.rewards:
+        return labelled_curve(meter.rewards, width, height, "reward")
+    return labelled_curve(meter.losses, width, height)
 
 
 def curve(points: Sequence[tuple[float, float]], width: int, height: int) -> list[str]:
@@ -112,7 +119,7 @@ def dashboard(
     width: int = 80,
     height: int = 24,
     waited: float = 0.0,
-    evaluating: Evaluating | None = None,
+    under_way: Evaluating | Drawing | None = None,
     sample: Sampled | None = None,
 ) -> Panel:
     """Return the panel of a run, at most ``height`` lines of exactly ``width`` characters.
@@ -121,14 +128,17 @@ def dashboard(
         meter: the run's events so far, folded.
         latest: the last step; None before the first one of this process.
         waited: seconds since the last event, so that the clocks advance during a long step.
-        evaluating: the progress of the current evaluation.
+        under_way: the progress of an evaluation, or of the answers that a step learns from.
         sample: the model's last sample.
     """
     inner = width - 4
     lines = [_progress(meter, inner)]
-    if evaluating:
-        label = f"evaluating {evaluating.batch:,}/{evaluating.batches:,}"
-        lines.append(labelled_bar(label, evaluating.batch, evaluating.batches, inner))
+    if isinstance(under_way, Evaluating):
+        label = f"evaluating {under_way.batch:,}/{under_way.batches:,}"
+        lines.append(labelled_bar(label, under_way.batch, under_way.batches, inner))
+    elif under_way:
+        label = f"drawing answers {under_way.answers:,}/{under_way.total:,}"
+        lines.append(labelled_bar(label, under_way.answers, under_way.total, inner))
     elif latest is None and waited >= SLOW:
         compiling = Text(f"compiling the first step, {duration(waited)} so far", style="dim")
         compiling.truncate(inner, overflow="ellipsis")
@@ -136,11 +146,12 @@ def dashboard(
     groups = _numbers(meter, latest, waited)
     room = height - 2 - len(lines)
     if width >= BESIDE_WIDTH and room >= BESIDE_HEIGHT - 3:
-        lines += [Text(), *_beside(groups, meter.losses, inner)]
+        lines += [Text(), *_beside(groups, meter, inner)]
     else:
-        lines += _stacked(groups, meter.losses, inner, room)
+        lines += _stacked(groups, meter, inner, room)
     if sample and height - 2 - len(lines) > SAMPLE_LINES:
-        prompt = Text(f'sample after "{in_one_line(sample.prompt.strip())}"', style="dim")
+        worth = "" if sample.reward is None else f", reward {sample.reward:g}"
+        prompt = Text(f'sample{worth} after "{in_one_line(sample.prompt.strip())}"', style="dim")
         prompt.truncate(inner, overflow="ellipsis")
         text = in_one_line(sample.text.strip())
         wrapped = textwrap.wrap(text, inner, max_lines=SAMPLE_LINES, placeholder=" …")
@@ -159,6 +170,58 @@ def _progress(meter: Meter, width: int) -> Text:
 
 def _numbers(meter: Meter, latest: Stepped | None, waited: float) -> list[list[Cell]]:
     """Return three groups of numbers, one per column if there is room: loss, speed, memory."""
+    if meter.rewarded is not None:
+        learning, speeds = _of_answers(meter, meter.rewarded, latest)
+    else:
+        learning, speeds = _of_text(meter, latest)
+    left = meter.seconds_left
+    if meter.waiting_share is not None:
+        speeds.append(Cell("waiting for ranks", f"{meter.waiting_share:.0%}"))
+    speeds.append(Cell("elapsed", duration(meter.elapsed + waited)))
+    speeds.append(Cell("left", "–" if left is None else duration(max(0.0, left - waited))))
+    if not latest:
+        return [learning, speeds, []]
+    here = latest.position
+    place = f"epoch {here.epoch:,}, shard {here.shard + 1:,}/{here.shards:,}"
+    return [learning, speeds, [Cell("data", place), *_memory(latest.memory, meter)]]
+
+
+def _of_answers(
+    meter: Meter, rewarded: Rewarded, latest: Stepped | None
+) -> tuple[list[Cell], list[Cell]]:
+    """Return what a run that learns from rewarded answers shows of these, and of its speed."""
+    reward = math.nan if meter.reward is None else meter.reward
+    learning = [Cell("reward", f"{reward:.3f}")]
+    if meter.judged is not None:
+        judged = meter.judged
+        half = (judged.pass_1_high - judged.pass_1_low) / 2
+        learning.append(Cell("pass@1", f"{judged.pass_1:.1%} ± {100 * half:.1f}"))
+        if judged.samples > 1:
+            half = (judged.pass_k_high - judged.pass_k_low) / 2
+            of_k = f"{judged.pass_k:.1%} ± {100 * half:.1f}"
+            learning.append(Cell(f"pass@{judged.samples}", of_k))
+    learning.append(Cell("all right", f"{rewarded.all_right:.0%}"))
+    learning.append(Cell("all wrong", f"{rewarded.all_wrong:.0%}"))
+    learning.append(Cell("entropy", f"{rewarded.entropy:.3f}"))
+    learning.append(Cell("answer", f"{rewarded.length:.1f} tokens"))
+    if rewarded.cut_off:
+        learning.append(Cell("cut off", f"{rewarded.cut_off:.0%}"))
+    speeds = [Cell("drawn", f"{speed(rewarded.tokens, rewarded.seconds)} tokens/s")]
+    if latest:
+        rate = speed(rewarded.learned, latest.seconds - rewarded.seconds)
+        speeds.append(Cell("learnt", f"{rate} tokens/s"))
+        speeds.append(Cell("learning rate", f"{latest.learning_rate:.3g}"))
+        speeds.append(Cell("gradient norm", f"{latest.gradient_norm:.3g}"))
+    return learning, speeds
+
+
+def speed(tokens: int, seconds: float) -> str:
+    """Return tokens per second as text; a dash if no time has passed."""
+    return f"{tokens / seconds:,.0f}" if seconds > 0 else "–"
+
+
+def _of_text(meter: Meter, latest: Stepped | None) -> tuple[list[Cell], list[Cell]]:
+    """Return what a run that learns from text shows of its loss and of its speed."""
     diverged = latest is not None and not math.isfinite(latest.loss)
     learning = [Cell("loss", shown_loss(meter, latest), "bold red" if diverged else "bold")]
     if meter.bits_per_byte is not None and meter.best is not None:
@@ -171,21 +234,13 @@ def _numbers(meter: Meter, latest: Stepped | None, waited: float) -> list[list[C
     if latest:
         learning.append(Cell("learning rate", f"{latest.learning_rate:.3g}"))
         learning.append(Cell("gradient norm", f"{latest.gradient_norm:.3g}"))
-    rate, left = meter.tokens_per_second, meter.seconds_left
-    speed = [Cell("tokens/s", "–" if rate is None else f"{rate:,.0f}")]
+    rate = meter.tokens_per_second
+    speeds = [Cell("tokens/s", "–" if rate is None else f"{rate:,.0f}")]
     if meter.mfu is not None:
-        speed.append(Cell("MFU", f"{meter.mfu:.1%}"))
+        speeds.append(Cell("MFU", f"{meter.mfu:.1%}"))
     if meter.matmul_share is not None:
-        speed.append(Cell("of a matmul", f"{meter.matmul_share:.1%}"))
-    if meter.waiting_share is not None:
-        speed.append(Cell("waiting for ranks", f"{meter.waiting_share:.0%}"))
-    speed.append(Cell("elapsed", duration(meter.elapsed + waited)))
-    speed.append(Cell("left", "–" if left is None else duration(max(0.0, left - waited))))
-    if not latest:
-        return [learning, speed, []]
-    here = latest.position
-    place = f"epoch {here.epoch:,}, shard {here.shard + 1:,}/{here.shards:,}"
-    return [learning, speed, [Cell("data", place), *_memory(latest.memory, meter)]]
+        speeds.append(Cell("of a matmul", f"{meter.matmul_share:.1%}"))
+    return learning, speeds
 
 
 def _memory(memory: Memory, meter: Meter) -> list[Cell]:
@@ -201,18 +256,14 @@ def _memory(memory: Memory, meter: Meter) -> list[Cell]:
     ]
 
 
-def _beside(
-    groups: Sequence[Sequence[Cell]], points: Sequence[tuple[int, float]], width: int
-) -> list[Text]:
+def _beside(groups: Sequence[Sequence[Cell]], meter: Meter, width: int) -> list[Text]:
     numbers = column([cell for group in groups for cell in group])
     room = width - len(numbers[0]) - 2 * GAP
-    drawn = labelled_curve(points, room, len(numbers))
+    drawn = progress_curve(meter, room, len(numbers))
     return join([numbers, drawn], 2 * GAP) if drawn else numbers
 
 
-def _stacked(
-    groups: Sequence[Sequence[Cell]], points: Sequence[tuple[int, float]], width: int, room: int
-) -> list[Text]:
+def _stacked(groups: Sequence[Sequence[Cell]], meter: Meter, width: int, room: int) -> list[Text]:
     """Return as many columns of numbers as fit, and the curve in the lines below them."""
     cells = [cell for group in groups for cell in group]
     half = (len(cells) + 1) // 2
@@ -225,5 +276,5 @@ def _stacked(
     roomy = spare >= CURVE_HEIGHT
     height = min(spare - 2 * roomy - (1 + SAMPLE_LINES) * roomy, CURVE_HEIGHT)
     blank = [Text()] if roomy else []
-    curve = labelled_curve(points, width, height) if height >= 4 else []
+    curve = progress_curve(meter, width, height) if height >= 4 else []
     return [*blank, *numbers[:room], *(blank if curve else []), *curve]

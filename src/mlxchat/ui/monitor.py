@@ -24,7 +24,7 @@ from rich.text import Text
 from mlxchat.monitor.runs import Snapshot, WatchedRun
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Timer
 from mlxchat.telemetry.events import MACHINE_FULL
-from mlxchat.ui.dashboard import GAP, labelled_curve, shown_loss
+from mlxchat.ui.dashboard import GAP, progress_curve, shown_loss
 from mlxchat.ui.text import (
     Cell,
     TextPanel,
@@ -226,7 +226,7 @@ def run_panel(run: WatchedRun, now: float, width: int, rows: int) -> TextPanel:
     numbers = column(cells, LEAST_VALUE)
     spare = width - len(numbers[0]) - 2 * GAP
     height = max(len(numbers), rows - len(notice))
-    drawn = labelled_curve(run.meter.losses, spare, height) if spare >= LEAST_CURVE else []
+    drawn = progress_curve(run.meter, spare, height) if spare >= LEAST_CURVE else []
     body = join([numbers, drawn], 2 * GAP) if drawn else numbers
     return TextPanel(_title(run), [*lines, *notice, *body], color)
 
@@ -245,7 +245,12 @@ def _ago(time: float, now: float) -> str:
 
 def _numbers(run: WatchedRun, now: float) -> list[Cell]:
     meter = run.meter
-    cells = [Cell("loss", shown_loss(meter, run.latest))]
+    if meter.reward is None:
+        cells = [Cell("loss", shown_loss(meter, run.latest))]
+    else:
+        cells = [Cell("reward", f"{meter.reward:.3f}")]
+    if meter.scores:
+        cells.append(Cell("pass@1", f"{meter.scores[-1][1]:.1%}"))
     if meter.bits_per_byte is not None:
         cells.append(Cell("bits per byte", f"{meter.bits_per_byte:.4f}"))
     if meter.best is not None and meter.best[0] != meter.evaluations[-1][0]:

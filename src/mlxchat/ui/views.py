@@ -11,13 +11,16 @@ from rich.text import Text
 from mlxchat.telemetry.clock import Timer
 from mlxchat.telemetry.events import (
     CoreMeasured,
+    Drawing,
     Ended,
     Evaluated,
     Evaluating,
     Event,
+    Judged,
     Noted,
     Progressed,
     Replanned,
+    Rewarded,
     Sampled,
     Saved,
     Started,
@@ -25,7 +28,7 @@ from mlxchat.telemetry.events import (
     event_to_json,
 )
 from mlxchat.telemetry.meter import Meter
-from mlxchat.ui.dashboard import dashboard, shown_loss
+from mlxchat.ui.dashboard import dashboard, shown_loss, speed
 from mlxchat.ui.output import LiteralConsole, control_keys_hidden
 from mlxchat.ui.text import TaskProgress, amount, as_options, bars, duration, in_one_line
 
@@ -47,14 +50,17 @@ def describe(event: Event, meter: Meter) -> str | None:
             elif meter.best:
                 bits += f" (best: {meter.best[1]:.4f}, step {meter.best[0]:,})"
             return f"step {event.step:,}: validation {bits}, loss {event.loss:.4f}"
+        case Judged():
+            return f"step {event.step:,}: {_judgement(event, meter)}"
         case CoreMeasured():
             return (
                 f"step {event.step:,}: CORE {event.core:.4f} ± {event.error:.4f}, of at most "
                 f"{event.max_per_task:,} examples a task"
             )
         case Sampled():
+            worth = "" if event.reward is None else f", reward {event.reward:g}"
             prompt = event.prompt.strip()
-            return f'step {event.step:,}: sample after "{prompt}": {event.text.strip()}'
+            return f'step {event.step:,}: sample{worth} after "{prompt}": {event.text.strip()}'
         case Saved():
             return f"step {event.step:,}: saved {event.path}"
         case Replanned():
@@ -70,12 +76,27 @@ def describe(event: Event, meter: Meter) -> str | None:
             return f"Stopped after step {event.step:,}; the same command resumes from there."
         case Noted():
             return as_options(event.text)
-        case Stepped() | Evaluating() | Progressed():
+        case Stepped() | Rewarded() | Evaluating() | Drawing() | Progressed():
             return None
+
+
+def _judgement(event: Judged, meter: Meter) -> str:
+    text = f"{event.questions:,} held-out questions: pass@1 {event.pass_1:.1%} "
+    text += f"({event.pass_1_low:.1%} to {event.pass_1_high:.1%})"
+    if event.best:
+        text += ", the best so far"
+    elif meter.best_score:
+        text += f" (best: {meter.best_score[1]:.1%}, step {meter.best_score[0]:,})"
+    if event.samples > 1:
+        text += f", pass@{event.samples} {event.pass_k:.1%}"
+        text += f" ({event.pass_k_low:.1%} to {event.pass_k_high:.1%})"
+    return f"{text}, reward {event.reward:.3f}, {event.length:.0f} tokens an answer"
 
 
 def step_line(event: Stepped, meter: Meter) -> str:
     """Return the line that describes a step, for a log that people read."""
+    if meter.rewarded is not None:
+        return _rewarded_line(event, meter, meter.rewarded)
     parts = [
         f"step {event.step:,}/{meter.total_steps:,}",
         f"loss {shown_loss(meter, event)}",
@@ -88,6 +109,26 @@ def step_line(event: Stepped, meter: Meter) -> str:
         parts.append(f"MFU {meter.mfu:.1%}")
     if meter.matmul_share is not None:
         parts.append(f"{meter.matmul_share:.1%} of a matmul")
+    if meter.waiting_share is not None:
+        parts.append(f"{meter.waiting_share:.0%} waiting for ranks")
+    if meter.seconds_left is not None:
+        parts.append(f"{duration(meter.seconds_left)} left")
+    return ", ".join(parts)
+
+
+def _rewarded_line(event: Stepped, meter: Meter, rewarded: Rewarded) -> str:
+    parts = [
+        f"step {event.step:,}/{meter.total_steps:,}",
+        f"reward {rewarded.reward:.3f}",
+        f"all right {rewarded.all_right:.0%}",
+        f"all wrong {rewarded.all_wrong:.0%}",
+        f"{rewarded.length:.1f} tokens",
+        f"entropy {rewarded.entropy:.3f}",
+        f"lr {event.learning_rate:.3g}",
+        f"norm {event.gradient_norm:.3g}",
+        f"{speed(rewarded.tokens, rewarded.seconds)} tokens/s drawn",
+        f"{speed(rewarded.learned, event.seconds - rewarded.seconds)} learnt",
+    ]
     if meter.waiting_share is not None:
         parts.append(f"{meter.waiting_share:.0%} waiting for ranks")
     if meter.seconds_left is not None:
@@ -221,7 +262,7 @@ class LiveView:
         self._tasks = Tasks(timer)
         self._meter: Meter | None = None  # while a run is in progress
         self._latest: Stepped | None = None
-        self._evaluating: Evaluating | None = None
+        self._under_way: Evaluating | Drawing | None = None
         self._sample: Sampled | None = None
         self._since = timer()
 
@@ -264,7 +305,7 @@ class LiveView:
             return self._tasks.update(event)
         if not isinstance(event, Noted):
             self._since = self._timer()
-            self._evaluating = event if isinstance(event, Evaluating) else None
+            self._under_way = event if isinstance(event, Evaluating | Drawing) else None
         match event:
             case Started():
                 self._meter, self._latest, self._sample = meter, None, None
@@ -272,13 +313,13 @@ class LiveView:
                 self._latest = event
             case Sampled():
                 self._sample = event
-            case Evaluated():
+            case Evaluated() | Judged():
                 return None
         return describe(event, meter)
 
     def _picture(self) -> Group:
         with self._lock:
-            meter, latest, evaluating = self._meter, self._latest, self._evaluating
+            meter, latest, under_way = self._meter, self._latest, self._under_way
             sample, since, tasks = self._sample, self._since, self._tasks.shown()
         now, (width, height) = self._timer(), self._console.size
         parts: list[RenderableType] = []
@@ -290,7 +331,7 @@ class LiveView:
                 width=width,
                 height=height - 1 - len(tasks),
                 waited=max(0.0, now - since),
-                evaluating=evaluating,
+                under_way=under_way,
                 sample=sample,
             )
             parts.append(panel)

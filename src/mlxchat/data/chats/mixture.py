@@ -15,6 +15,7 @@ from mlxchat.data.corpus.documents import corpus_documents
 from mlxchat.data.documents import Cursor, Read
 from mlxchat.data.fingerprint import fingerprint
 from mlxchat.data.preparation import ANSWERS, Preparation
+from mlxchat.data.questions.tasks import solved_conversations
 from mlxchat.errors import DataError
 from mlxchat.tokenizer.messages import Conversation
 
@@ -24,7 +25,7 @@ CONVERSATIONS = "conversations"  # names their fingerprint among those of the fi
 
 
 class ChatDocuments:
-    """Conversations of files, of the built-in corpus and of generators, all kept in memory.
+    """Conversations of files, the built-in corpus, tasks and generators, all kept in memory.
 
     Which conversations are held out for validation depends on their content alone: those whose
     hash is in the lowest ``validation_share`` of all possible hashes, or else the lowest of their
@@ -176,7 +177,9 @@ class _Lot:
 
 
 def _read(source: Source, seed: int, identity: Identity | None) -> _Lot:
-    if source.path is None:
+    if source.task:
+        return _made(str(source), solved_conversations(source.task, seed), source.weight)
+    if source.is_corpus:
         return _made(
             BUILTIN, islice(_builtin(seed, identity), BUILTIN_CONVERSATIONS), source.weight
         )

@@ -1,4 +1,4 @@
-"""Sources of conversations: files, folders and the built-in corpus, each with a weight.
+"""Sources of conversations: files, folders, the built-in corpus and tasks, each with a weight.
 
 Quick to import, so that settings can be checked before anything is read.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlxchat.data.files import COMPRESSED, ROWS, UTF_8, found_in, kind, stem
+from mlxchat.data.questions.choice import GENERATED, TaskChoice
 from mlxchat.errors import DataError, NotFound
 from mlxchat.home import expanded
 
@@ -21,8 +22,8 @@ _FOR_EVALUATION = re.compile(r"(test|validation|dev)(-\d+-of-\d+)?", re.IGNORECA
 
 _FORM = (
     f"Give a file that ends in {', '.join(ROWS)} (compressed: {', '.join(COMPRESSED)} after that), "
-    f"a folder of those, or {BUILTIN}; with a weight up to {LARGEST_WEIGHT:,} if you like, such as "
-    "chats.jsonl:3 or chats.jsonl:0.5."
+    f"a folder of those, {BUILTIN}, or a task: {', '.join(GENERATED)}; with a weight up to "
+    f"{LARGEST_WEIGHT:,} if you like, such as chats.jsonl:3 or chats.jsonl:0.5."
 )
 
 
@@ -31,20 +32,27 @@ class Source:
     """Conversations to train on.
 
     Attributes:
-        path: a file or a folder of files; None for the built-in corpus. (The user names a file that
-            is called like it ``./builtin``.)
+        path: a file or a folder of files; None for what is built in: the corpus or a task. (The
+            user names a file that is called like one of these ``./builtin``.)
         weight: how many times each conversation is used per epoch.
         encoding: the encoding of text without a byte-order mark.
         skip_bad: skip lines and rows that cannot be read, as those that cannot be used.
+        task: a task whose questions to train on are asked and answered right.
     """
 
     path: Path | None
     weight: float = 1.0
     encoding: str = UTF_8
     skip_bad: bool = False
+    task: TaskChoice | None = None
 
     def __str__(self) -> str:
-        return str(self.path or BUILTIN)
+        return str(self.path or self.task or BUILTIN)
+
+    @property
+    def is_corpus(self) -> bool:
+        """Whether it is the built-in corpus."""
+        return self.path is None and self.task is None
 
 
 def parse(text: str, encoding: str = UTF_8, skip_bad: bool = False) -> Source:
@@ -52,18 +60,19 @@ def parse(text: str, encoding: str = UTF_8, skip_bad: bool = False) -> Source:
 
     Raises:
         NotFound: the path does not exist, and the text after its last colon is not a weight.
-        ConfigError: it begins with ``~`` and a name that is no user's.
+        ConfigError: it begins with ``~`` and a name that is no user's, or names a task that is not
+            asked so.
     """
     head, colon, tail = text.rpartition(":")
     if not colon or expanded(text).exists():
-        return Source(_path(text), 1.0, encoding, skip_bad)
+        return _source(text, 1.0, encoding, skip_bad)
     try:
         weight = float(tail)
     except ValueError:
         weight = math.nan
     if not (head and 0 < weight <= LARGEST_WEIGHT):
         raise NotFound(f"{text} does not exist, and {tail!r} is not a weight.", _FORM)
-    return Source(_path(head), weight, encoding, skip_bad)
+    return _source(head, weight, encoding, skip_bad)
 
 
 class Listing(NamedTuple):
@@ -123,7 +132,9 @@ def _split_for_evaluation(file: Path, root: Path) -> Path | None:
     return None
 
 
-def _path(text: str) -> Path | None:
-    if not text:
+def _source(name: str, weight: float, encoding: str, skip_bad: bool) -> Source:
+    if not name:
         raise DataError("A source of conversations has no name.", _FORM)
-    return None if text == BUILTIN else expanded(text)
+    task = TaskChoice.parse(name)
+    path = None if task or name == BUILTIN else expanded(name)
+    return Source(path, weight, encoding, skip_bad, task)

@@ -8,11 +8,11 @@ and the count so far without spaces, so that a letter is the same token everywhe
 Each pair of a word and a letter is either trained on or held out, by a hash of the two.
 """
 
-import hashlib
 from collections.abc import Iterator
 from random import Random
 from string import ascii_lowercase
 
+from mlxchat.data.questions.question import ANSWER, is_question_held_out
 from mlxchat.tokenizer.messages import Conversation, Message, Part
 
 WORDS: tuple[str, ...] = tuple(
@@ -90,7 +90,6 @@ WORDS: tuple[str, ...] = tuple(
 )
 
 
-ANSWER = "#### "  # stands before the final answer, as in GSM8K
 SPELLED = 1 / 4  # share of conversations that spell a word and count nothing
 FOREIGN_LETTER = 1 / 8  # share of letters that are drawn from the alphabet, not from the word
 LAZY = 1 / 3  # share of questions that are typed without capitals
@@ -155,21 +154,20 @@ def spelling_conversations(seed: int, count: int) -> Iterator[Conversation]:
     for number in range(count):
         rng = Random(f"spelling/{seed}/{number}")
         if rng.random() < SPELLED:
-            yield _spelled(rng, rng.choice(WORDS))
+            yield spelling_conversation(rng, rng.choice(WORDS))
         else:
-            yield _counted(rng, *_drawn(rng, wanted=False))
+            yield counting_conversation(rng, *_drawn(rng, wanted=False))
 
 
 def held_out_conversations(count: int, seed: int = 0) -> list[Conversation]:
     """Return ``count`` conversations that count letters, each about a pair never trained on."""
     rng = Random(f"spelling/held out/{seed}")
-    return [_counted(rng, *_drawn(rng, wanted=True)) for _ in range(count)]
+    return [counting_conversation(rng, *_drawn(rng, wanted=True)) for _ in range(count)]
 
 
 def is_pair_held_out(word: str, letter: str) -> bool:
     """Return whether a word and a letter to count are held out of training: one pair in ten."""
-    digest = hashlib.sha256(f"{word} {letter}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") % PAIRS_PER_HELD_OUT == 0
+    return is_question_held_out(f"{word} {letter}", PAIRS_PER_HELD_OUT)
 
 
 def final_answer(conversation: Conversation) -> str:
@@ -186,8 +184,9 @@ def _drawn(rng: Random, wanted: bool) -> tuple[str, str]:
             return word, letter
 
 
-def _counted(rng: Random, word: str, letter: str) -> Conversation:
-    quoted = {"word": _quoted(rng, word), "letter": _quoted(rng, letter)}
+def counting_conversation(rng: Random, word: str, letter: str) -> Conversation:
+    """Return a conversation that counts a letter in a word, asked in one of many ways."""
+    fields = {"word": quoted(rng, word), "letter": quoted(rng, letter)}
     lines = "".join(
         f"{number}:{found}={word[:number].count(letter)}\n" for number, found in enumerate(word, 1)
     )
@@ -200,12 +199,13 @@ def _counted(rng: Random, word: str, letter: str) -> Conversation:
         Part("python_output", str(total)),
         Part("text", f"\n\n{ANSWER}{total}"),
     )
-    asked = _typed(rng, rng.choice(COUNTING)).format(**quoted)
+    asked = typed(rng, rng.choice(COUNTING)).format(**fields)
     return Conversation((Message("user", asked), Message("assistant", reply)))
 
 
-def _spelled(rng: Random, word: str) -> Conversation:
-    asked = _typed(rng, rng.choice(SPELLING)).format(word=_quoted(rng, word))
+def spelling_conversation(rng: Random, word: str) -> Conversation:
+    """Return a conversation that spells a word, asked for in one of many ways."""
+    asked = typed(rng, rng.choice(SPELLING)).format(word=quoted(rng, word))
     return Conversation((Message("user", asked), Message("assistant", _taken_apart(word))))
 
 
@@ -213,13 +213,14 @@ def _taken_apart(word: str) -> str:
     return f"{word}:{','.join(word)}"
 
 
-def _typed(rng: Random, template: str) -> str:
+def typed(rng: Random, template: str) -> str:
     """Vary a question's capitals and final mark, as people do when they type."""
     if rng.random() < LAZY:
         template = template.lower()
     return template.rstrip(" .?") if rng.random() < UNMARKED else template
 
 
-def _quoted(rng: Random, text: str) -> str:
+def quoted(rng: Random, text: str) -> str:
+    """Put a word in quotation marks, or leave it without."""
     quote = rng.choice(_QUOTES)
     return f"{quote}{text}{quote}"

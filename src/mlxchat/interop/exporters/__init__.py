@@ -207,8 +207,7 @@ def write(
         saved = copies.fused(saved)
     if not row.caps_logits:
         temperatures = temperatures or nearest_temperatures(saved)
-        # The bits per byte were measured with the cap.
-        history = history.model_copy(update={"bits_per_byte": None})
+        history = history.unmeasured()  # what it holds was measured with the cap
     job = ExportJob(saved, history, WeightWriter(limit, report), quantize, temperatures)
     with disk.new_folder(folder, _ELSEWHERE) as unfinished:
         cast_matrices(saved.model, dtype)

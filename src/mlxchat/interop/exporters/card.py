@@ -109,6 +109,8 @@ def _figures(saved: SavedModel, history: History) -> Iterator[str]:
     yield f"| vocabulary | {config.vocab_size:,} tokens |"
     if formats := formats_of(saved.model):
         yield f"| quantized | {', '.join(sorted({str(f) for f in formats.values()}))} |"
+    if saved.base is not None and saved.model.adapter is not None:
+        yield f"| adapter | {saved.model.adapter}, on `{saved.base.run}` |"
     yield f"| step | {history.step:,} |"
     for training in history.trainings:
         yield f"| {training.stage} | {_trained_on(training)} |"

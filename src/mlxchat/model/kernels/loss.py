@@ -15,7 +15,7 @@ THREADS = 512
 _BODY = """
   using Some = Pack<T, WIDTH>;
   SHARED float sums[32];
-  const float bound = scalars[0], share = scalars[1];
+  const float bound = bounds[0], share = weights[block_id];
   const float twice = 2.88539008f / bound;  // 2 log2(e)
   const float height = 1.44269504f * bound;
   const int target = targets[block_id];
@@ -60,7 +60,10 @@ _BODY = """
 """
 
 CROSS_ENTROPY = Kernel(
-    "mlxchat_cross_entropy", ["logits", "targets", "scalars"], ["losses", "d_logits"], _BODY
+    "mlxchat_cross_entropy",
+    ["logits", "targets", "weights", "bounds"],
+    ["losses", "d_logits"],
+    _BODY,
 )
 
 
@@ -69,9 +72,9 @@ def cross_entropy_kernel(
 ) -> tuple[mx.array, mx.array]:
     """Return what `mlxchat.model.loss.cross_entropy_formula` returns."""
     R, V = logits.shape
-    scalars = mx.stack([mx.array(softcap), weight.astype(mx.float32)])
+    weights = mx.contiguous(mx.broadcast_to(weight.astype(mx.float32), (R,)))
     losses, d_logits = CROSS_ENTROPY(
-        [logits, targets.astype(mx.int32), scalars],
+        [logits, targets.astype(mx.int32), weights, mx.array([softcap])],
         [((R,), mx.float32), ((R, V), logits.dtype)],
         blocks=R,
         threads=THREADS,

@@ -1,0 +1,1 @@
+"""Questions whose answers can be checked: generated ones in levels of difficulty, and of files."""

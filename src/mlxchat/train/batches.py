@@ -1,0 +1,26 @@
+"""Where the batches of a stage come from: from data, or from the model itself."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from mlxchat.data.loader import Batch, Loader
+from mlxchat.telemetry.events import Event
+
+
+class Batches(Iterator[Batch], AbstractContextManager["Batches"], Protocol):
+    """The batches of a run from where it is, step by step; leaving the context ends them."""
+
+    def news(self) -> Sequence[Event]:
+        """Return what there is to tell of the batches since it was last asked."""
+
+
+class LoadedBatches(Loader):
+    """Batches of data, of which there is nothing to tell."""
+
+    def __enter__(self) -> "LoadedBatches":
+        return self
+
+    def news(self) -> Sequence[Event]:
+        """Return nothing."""
+        return ()

@@ -1,0 +1,126 @@
+"""Asking a model questions: many answers to each, as texts, with rewards."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from mlxchat.config.inference import Sampling
+from mlxchat.data.questions.question import QuestionSource, TaskQuestion
+from mlxchat.engine.policy import Policy
+from mlxchat.engine.rollout import DrawnAnswer, draw_answers
+from mlxchat.engine.sampling import make_row_sampler
+from mlxchat.engine.tools import ToolUse
+from mlxchat.model.gpt import GPT
+from mlxchat.runtime import mx
+from mlxchat.tokenizer.bpe import ASSISTANT_END, Tokenizer
+from mlxchat.train.rewards import CheckedReward
+
+Watch = Callable[[int], None]  # gets the number of answers that have ended; may raise to give up
+
+
+@dataclass(frozen=True)
+class Examined:
+    """The answers to Q questions, S to each, in order of the questions: Q * S of them.
+
+    Attributes:
+        prompts: token ids of the question of each answer.
+        answers: their tokens.
+        texts: their texts, with the names of special tokens.
+        rewards: (Q, S).
+        right: (Q, S), whether each gives the right answer, whatever its reward.
+    """
+
+    prompts: list[list[int]]
+    answers: list[DrawnAnswer]
+    texts: list[str]
+    rewards: npt.NDArray[np.float32]
+    right: npt.NDArray[np.bool_]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all answers."""
+        return sum(len(answer.ids) for answer in self.answers)
+
+
+class Examiner:
+    """Asks a model, as it is at the time, and judges what it answers.
+
+    Args:
+        model: the model, which may be in training.
+        tokenizer: its tokenizer.
+        source: whose questions are asked.
+        reward: rewards answers.
+        sampling: how they are drawn.
+        max_tokens: the length at which an answer is cut off.
+        together: how many are drawn at a time.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        source: QuestionSource,
+        reward: CheckedReward,
+        sampling: Sampling,
+        max_tokens: int,
+        together: int,
+    ) -> None:
+        self._policy, self._tokenizer = Policy(model), tokenizer
+        self._source, self._reward = source, reward
+        self._sample = make_row_sampler(sampling, model.config.vocab_size)
+        self._max_tokens, self._together = max_tokens, together
+        self._stop = frozenset({tokenizer.bos, tokenizer.special(ASSISTANT_END)})
+
+    def ask(
+        self,
+        questions: Sequence[TaskQuestion],
+        keys: npt.NDArray[np.uint32],
+        watch: Watch = lambda ended: None,
+    ) -> Examined:
+        """Draw answers to questions, and reward them.
+
+        Args:
+            questions: Q of them, at least one.
+            keys: (Q, S, 2), the key of each answer.
+            watch: called while they are drawn.
+
+        Raises:
+            ConfigError: a reward has failed too often.
+        """
+        samples, tokenizer = keys.shape[1], self._tokenizer
+        rendered = [tokenizer.render_for_completion(q.conversation) for q in questions]
+        prompts = [ids for ids in rendered for _ in range(samples)]
+        answers = self._drawn(prompts, mx.array(keys.reshape(-1, 2)), watch)
+        texts = [tokenizer.decode(answer.ids, keep_special=True) for answer in answers]
+        asked = [question for question in questions for _ in range(samples)]
+        pairs = list(zip(asked, texts, strict=True))
+        rewards = [self._reward.score(q.prompt, text, q.answer) for q, text in pairs]
+        right = [self._source.is_right(q, text) for q, text in pairs]
+        shape = len(questions), samples
+        return Examined(
+            prompts,
+            answers,
+            texts,
+            np.array(rewards, np.float32).reshape(shape),
+            np.array(right, np.bool_).reshape(shape),
+        )
+
+    def _drawn(self, prompts: list[list[int]], keys: mx.array, watch: Watch) -> list[DrawnAnswer]:
+        model = self._policy.current()
+        answers: list[DrawnAnswer] = []
+        for first in range(0, len(prompts), self._together):
+            part, done = slice(first, first + self._together), len(answers)
+            answers += draw_answers(
+                model,
+                prompts[part],
+                self._sample,
+                keys[part],
+                stop=self._stop,
+                max_tokens=self._max_tokens,
+                tools=partial(ToolUse, self._tokenizer),
+                watch=lambda ended, done=done: watch(done + ended),  # type: ignore[misc]
+            )
+        return answers

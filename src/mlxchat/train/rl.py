@@ -1,0 +1,313 @@
+"""Reinforcement learning: a model learns from which of its own answers are right.
+
+To each question it draws several answers, and those that are better than the others to the same
+question become likelier (`mlxchat.train.policy_gradient`). The model to begin with must answer a
+part of the questions right: where all answers are as good as each other, nothing is learnt.
+"""
+
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from mlxchat.checkpoint import catalog, layout, store, trainer
+from mlxchat.config.rl import RlConfig
+from mlxchat.data.loader import Batch, LoaderState
+from mlxchat.data.questions.choice import GENERATED
+from mlxchat.data.questions.levels import FoundLevel, find_level
+from mlxchat.data.questions.question import TaskQuestion
+from mlxchat.data.questions.tasks import questions_of
+from mlxchat.engine.rollout import answer_keys
+from mlxchat.errors import CheckpointError, ConfigError, DataError, MlxchatError, NotFound, command
+from mlxchat.home import Home
+from mlxchat.plan.memory import Resources
+from mlxchat.plan.plan import Plan
+from mlxchat.runtime import compute_dtype, hold_memory
+from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
+from mlxchat.telemetry.events import Event, Noted, Progressed, Report, Sampled
+from mlxchat.telemetry.meter import Meter
+from mlxchat.train.base import require_trainable
+from mlxchat.train.evaluation import Evaluation, never
+from mlxchat.train.examiner import Examiner
+from mlxchat.train.judgement import JudgedEvaluation
+from mlxchat.train.loop import Draw, ShouldStop
+from mlxchat.train.resume import SavedRun, TrainState, new_optimizer
+from mlxchat.train.rewards import CheckedReward, rewards_of
+from mlxchat.train.rl_documents import QuestionDocuments, files_of
+from mlxchat.train.rl_plan import RL_MOMENTUM, question_survey, rl_plan
+from mlxchat.train.rollouts import OF_EVALUATIONS, Rollouts
+from mlxchat.train.run import run
+from mlxchat.train.stage import Prepared, Stage, history_of
+from mlxchat.train.world import ALONE, World
+
+SHOWN = 2  # samples
+LEVEL_SAMPLES = 4  # answers to each question by which a level is chosen
+LEVEL_TOGETHER = 256
+
+
+def run_reinforcement(
+    config: RlConfig,
+    home: Home,
+    report: Report,
+    meter: Meter | None = None,
+    stop: ShouldStop = never,
+    fresh: bool = False,
+    clock: Clock = SYSTEM_CLOCK,
+    world: World = ALONE,
+) -> Iterator[Event]:
+    """Train a model by rewards, or resume the run of that name; see `mlxchat.train.run.run`."""
+    config = with_tuned_source(config, home)
+    config, notes = with_level(config, home, report, clock, fresh)
+    for note in notes:
+        yield Noted(clock(), note)
+    stage = Reinforcement(config, home, report, clock, world=world)
+    yield from run(stage, meter, stop, fresh)
+
+
+def with_tuned_source(config: RlConfig, home: Home) -> RlConfig:
+    """Fill in the model to begin with, if the settings name none: the last one fine-tuned.
+
+    Raises:
+        NotFound: there is none.
+    """
+    if config.source is not None:
+        return config
+    newest = catalog.last_saved([home.finetuned], _can_be_trained)
+    if newest is None:
+        raise NotFound(
+            f"There is no fine-tuned model in {home.finetuned}.",
+            "Make one: mlxchat quickstart, or mlxchat sft",
+        )
+    return config.model_copy(update={"source": newest.parent.name})
+
+
+def _can_be_trained(folder: Path) -> bool:
+    set_aside = catalog.SET_ASIDE.search(folder.parent.name)
+    return not set_aside and catalog.quantized_bits(folder) is None
+
+
+def with_level(
+    config: RlConfig, home: Home, report: Report, clock: Clock, fresh: bool = False
+) -> tuple[RlConfig, list[str]]:
+    """Fill in the level of a generated task: the saved run's, or one that suits the model.
+
+    Returns:
+        The settings, and what to tell the user of it.
+
+    Raises:
+        ConfigError: the model answers nothing right at any level.
+        MlxchatError: there is no such model.
+    """
+    if config.task not in GENERATED or config.level is not None:
+        return config, []
+    if not fresh:
+        with suppress(MlxchatError):  # there is none, or it cannot be resumed: `run` says why
+            newest = store.latest(home.stage(Reinforcement.name) / config.tag)
+            if newest:
+                state = trainer.read_state(newest, {Reinforcement.name: RlConfig})
+                return config.model_copy(update={"level": state.settings.level}), []
+    found = _found_level(config, home, report, clock)
+    tried = ", ".join(f"{share:.0%} at level {level}" for level, share in found.shares.items())
+    if not found.share:
+        raise ConfigError(
+            f"The model answers none of the questions of {config.task} right ({tried}): there is "
+            "nothing to reward.",
+            "Fine-tune it on the task first, or choose another `task`.",
+        )
+    note = f"Level {found.level} of {config.task}, of which the model gets {found.share:.0%} right"
+    note += "." if found.suits else f", though 20 to 60% would suit it better ({tried})."
+    return config.model_copy(update={"level": found.level}), [note]
+
+
+def _found_level(config: RlConfig, home: Home, report: Report, clock: Clock) -> FoundLevel:
+    folder = catalog.find_model(home.stages, config.source, config.step)
+    saved = layout.read_model(folder, compute_dtype(config.dtype))
+    asked = 0
+
+    def answer(questions: Sequence[TaskQuestion]) -> list[list[str]]:
+        nonlocal asked
+        asked += 1
+        source = _questions(config.model_copy(update={"level": 1}), home).source
+        examiner = Examiner(
+            saved.model,
+            saved.tokenizer,
+            source,
+            rewards_of(None, source.check),
+            config.sampling,
+            min(config.max_tokens, saved.model.config.sequence_len // 2),
+            LEVEL_TOGETHER,
+        )
+        keys = [
+            answer_keys(config.seed, OF_EVALUATIONS, asked, index, answers=LEVEL_SAMPLES)
+            for index in range(len(questions))
+        ]
+        texts = examiner.ask(questions, np.stack(keys)).texts
+        report(Progressed(clock(), "finding a level", asked, None, "levels"))
+        return [texts[i : i + LEVEL_SAMPLES] for i in range(0, len(texts), LEVEL_SAMPLES)]
+
+    return find_level(config.task, answer, seed=config.seed, calculator=config.calculator)
+
+
+def _questions(config: RlConfig, home: Home) -> QuestionDocuments:
+    """Open the questions that the settings name.
+
+    Raises:
+        MlxchatError: there is no such task, file or reward.
+    """
+    source = questions_of(
+        config.task,
+        level=config.level,
+        calculator=config.calculator,
+        seed=config.seed,
+        task_data=config.task_data or home.task_data,
+    )
+    rewards = rewards_of(config.reward, source.check)
+    return QuestionDocuments(source, files_of(config.task, rewards.fingerprints), config.seed)
+
+
+class Reinforcement(Stage[RlConfig, QuestionDocuments]):
+    """The stage after fine-tuning."""
+
+    name = "reinforcement learning"
+    settings = RlConfig
+    draws = True
+    _made: tuple[TrainState, Examiner] | None = None  # whose model the examiner asks
+
+    @property
+    def begins_with(self) -> str | None:
+        """The model to train."""
+        return self.config.source
+
+    def data_in_words(self) -> list[str]:
+        """Return the task."""
+        config = self.config
+        level = f", level {config.level}" if config.level else ""
+        calculator = ", with the calculator" if config.calculator else ""
+        return [f"its own answers to questions: {Path(config.task).name}{level}{calculator}"]
+
+    def learning_rates(self, plan: Plan) -> dict[str, float]:
+        """Return the rates before they were made smaller for this stage."""
+        share = self.config.init_lr_frac
+        return {group: rate / share for group, rate in plan.learning_rates.items()}
+
+    def momentum(self, plan: Plan, step: int) -> float:
+        """Return Muon's momentum, which is constant."""
+        return RL_MOMENTUM
+
+    def learning_rate_multiplier(self, plan: Plan, step: int) -> float:
+        """Return the factor on all learning rates, which falls from 1 to 0."""
+        if self.config.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * step / plan.num_iterations))
+        return super().learning_rate_multiplier(plan, step)
+
+    @cached_property
+    def reward(self) -> CheckedReward:
+        """What answers are rewarded by."""
+        return rewards_of(self.config.reward, _questions(self.config, self.home).source.check)
+
+    def open(self, saved: SavedRun[RlConfig] | None) -> QuestionDocuments:
+        """Open the questions: for a saved run, those that it was started with."""
+        documents = _questions(self.config, self.home)
+        if saved:
+            self._require_same(saved.trainer.fingerprints, documents.fingerprints)
+        return documents
+
+    def _require_same(self, before: dict[str, str], found: dict[str, str]) -> None:
+        changed = sorted(name for name, _ in before.items() ^ found.items())
+        if changed:
+            raise DataError(
+                f"{changed[0]} is not what it was when the run {self.config.tag} was started.",
+                "Restore it, name another run with `model_tag`, or start from scratch with "
+                "`fresh`.",
+            )
+
+    def validation(self, names: list[str]) -> QuestionDocuments:
+        """Open the questions, of which some are held out."""
+        return _questions(self.config, self.home)
+
+    def notes(self, documents: QuestionDocuments) -> Iterator[str]:
+        """Return the model to begin with."""
+        yield f"The model to begin with: {self.config.source}."
+
+    def prepare(
+        self, documents: QuestionDocuments, resources: Resources, started_at: float
+    ) -> Generator[Event, None, Prepared]:
+        """Read the model to train, and plan by the questions."""
+        config, home = self.config, self.home
+        folder = catalog.find_model(home.stages, config.source, config.step)
+        require_trainable(folder)
+        saved = layout.read_model(folder, compute_dtype(config.dtype))
+        if not saved.conversational:
+            raise CheckpointError(
+                f"The model in {folder} was not trained on conversations: it does not answer.",
+                f"Fine-tune it first: {command('sft', source=config.source)}",
+            )
+        found = question_survey(documents.source, saved.tokenizer, self.report, self.clock)
+        yield Noted(self.clock(), found.summary(documents.source.name))
+        plan = rl_plan(config, saved.model.config, found, resources)
+        hold_memory(plan.memory_limit, plan.peak, config.wired)
+        optimizer, before = new_optimizer(saved.model), history_of(folder, home)
+        state = TrainState(plan, saved.tokenizer, saved.model, optimizer, 0, LoaderState(), before)
+        return Prepared(state, ())
+
+    def batches(
+        self, documents: QuestionDocuments, state: TrainState, stop: ShouldStop = never
+    ) -> Rollouts:
+        """Return the answers to learn from, step by step."""
+        examiner = self._examiner(documents, state)
+        return Rollouts(
+            self.config,
+            documents,
+            state,
+            examiner,
+            self.reward,
+            self.world,
+            self.report,
+            self.clock,
+            stop,
+        )
+
+    def evaluation(
+        self,
+        documents: QuestionDocuments,
+        state: TrainState,
+        draw: Callable[[Draw], list[Batch]] = lambda draw: draw(),
+    ) -> Evaluation:
+        """Return what asks held-out questions."""
+        assert state.plan.drawing is not None
+        together = state.plan.drawing.together
+        examiner = self._examiner(documents, state)
+        return JudgedEvaluation(self.config, documents, examiner, together, self.world, self.clock)
+
+    def sampled(
+        self, documents: QuestionDocuments, state: TrainState, step: int
+    ) -> Iterator[Event]:
+        """Yield answers to the first held-out questions, with their rewards."""
+        questions = list(documents.source.held_out[:SHOWN])
+        seed, numbers = self.config.seed, range(len(questions))
+        keys = np.stack([answer_keys(seed, OF_EVALUATIONS, n, answers=1) for n in numbers])
+        asked = self._examiner(documents, state).ask(questions, keys)
+        for question, text, reward in zip(
+            questions, asked.texts, asked.rewards[:, 0].tolist(), strict=True
+        ):
+            yield Sampled(self.clock(), step, f"{question.prompt}\n", text, reward)
+
+    def _examiner(self, documents: QuestionDocuments, state: TrainState) -> Examiner:
+        """Return what asks the model of a state: one for steps, evaluations and samples."""
+        drawing = state.plan.drawing
+        assert drawing is not None
+        if self._made is None or self._made[0] is not state:
+            examiner = Examiner(
+                state.model,
+                state.tokenizer,
+                documents.source,
+                self.reward,
+                self.config.sampling,
+                drawing.max_tokens,
+                drawing.together,
+            )
+            self._made = state, examiner
+        return self._made[1]

@@ -1,0 +1,243 @@
+"""Reinforcement learning: a run from its settings to its end, interrupted or not; refusals."""
+
+import json
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.models import network, saved_in
+from support.rl_runs import rl_config, rl_run
+from support.thread_ranks import in_threads
+
+from mlxchat.checkpoint import layout, store, trainer
+from mlxchat.config.rl import RlConfig
+from mlxchat.errors import MlxchatError
+from mlxchat.home import Home
+from mlxchat.plan.memory import Resources
+from mlxchat.runtime import mx
+from mlxchat.telemetry.events import (
+    Ended,
+    Event,
+    Judged,
+    Noted,
+    Rewarded,
+    Sampled,
+    Started,
+    Stepped,
+)
+from mlxchat.train.rl import (
+    Reinforcement,
+    run_reinforcement,
+    with_level,
+    with_tuned_source,
+)
+from mlxchat.train.stage import Prepared, history_of, validation_documents
+from mlxchat.train.world import World
+
+
+def end_of(home: Path, step: int = 4) -> dict[str, mx.array]:
+    folder = store.directory(Home(home).stage(Reinforcement.name) / "run", step)
+    names = (layout.MODEL, trainer.OPTIMIZER, trainer.LOADER)
+    return {f"{n} {k}": v for n in names for k, v in layout.read_arrays(folder / n).items()}
+
+
+def assert_same(a: dict[str, mx.array], b: dict[str, mx.array]) -> None:
+    assert a.keys() == b.keys()
+    assert all(mx.array_equal(a[name], b[name]).item() for name in a)
+
+
+@pytest.mark.parametrize("arch", ["classic", "modern"])
+def test_a_run_tells_what_it_learns_from_and_raises_its_reward(arch: str, tmp_path: Path) -> None:
+    config = rl_config(
+        tmp_path,
+        arch,
+        init_lr_frac=0.2,
+        examples=8,
+        samples=8,
+        device_batch_size=16,
+        num_iterations=8,
+        eval_every=3,
+        sample_every=8,
+    )
+    events = rl_run(tmp_path / "home", config)
+    told = [event for event in events if isinstance(event, Rewarded)]
+    assert [event.step for event in told] == list(range(1, 9))
+    assert told[-1].reward > told[0].reward + 0.2
+    assert all(event.entropy > 0 and event.tokens and event.seconds > 0 for event in told)
+    assert [event.step for event in events if isinstance(event, Judged)] == [0, 3, 6, 8]
+    samples = [event for event in events if isinstance(event, Sampled)]
+    assert len(samples) == 2 and all(event.reward is not None for event in samples)
+    kinds = [type(event) for event in events]
+    assert kinds.index(Rewarded) < kinds.index(Stepped)  # of the same step
+    assert isinstance(events[-1], Ended)
+    lines = Home(tmp_path / "home").log("run").read_text().splitlines()
+    assert sum(json.loads(line)["event"] == "rewards" for line in lines) == 8
+
+
+def test_an_interrupted_run_ends_bit_for_bit_as_an_undisturbed_one(tmp_path: Path) -> None:
+    config = rl_config(tmp_path)
+    rl_run(tmp_path / "straight", config)
+    rl_run(tmp_path / "home", config, stop_at=1)
+    events = rl_run(tmp_path / "home", config)
+    assert [event.step for event in events if isinstance(event, Started)] == [1]
+    assert_same(end_of(tmp_path / "home"), end_of(tmp_path / "straight"))
+
+
+def test_a_run_that_is_stopped_while_it_draws_has_lost_nothing(tmp_path: Path) -> None:
+    config = rl_config(tmp_path)
+    rl_run(tmp_path / "straight", config)
+    polls = 0
+
+    def stop() -> bool:
+        nonlocal polls
+        polls += 1
+        return polls == 25  # between two tokens of an answer
+
+    events = list(run_reinforcement(config, Home(tmp_path / "home"), lambda _: None, stop=stop))
+    last = events[-1]
+    assert isinstance(last, Ended) and last.reason == "interrupted" and 0 < last.step < 4
+    rl_run(tmp_path / "home", config)
+    assert_same(end_of(tmp_path / "home"), end_of(tmp_path / "straight"))
+
+
+def test_micro_batches_change_nothing_but_rounding(tmp_path: Path) -> None:
+    for size in (16, 2):
+        config = rl_config(tmp_path, device_batch_size=size, num_iterations=1)
+        rl_run(tmp_path / str(size), config)
+    a, b = (end_of(tmp_path / str(size), step=1) for size in (16, 2))
+    assert all(mx.allclose(a[name], b[name], atol=1e-4).item() for name in a)
+
+
+def test_rates_fall_along_the_schedule(tmp_path: Path) -> None:
+    for schedule, third in (("linear", 1 / 3), ("cosine", 0.25)):
+        config = rl_config(tmp_path, schedule=schedule, num_iterations=3)
+        events = rl_run(tmp_path / schedule, config)
+        rates = [event.learning_rate for event in events if isinstance(event, Stepped)]
+        assert rates[0] == pytest.approx(0.02 * 0.05)
+        assert rates[2] == pytest.approx(third * rates[0])
+
+
+def test_skipped_groups_do_not_dilute_the_others(tmp_path: Path) -> None:
+    (tmp_path / "reward.py").write_text("")
+    norms = {}
+    for skip in (False, True):
+        config = rl_config(tmp_path, skip_equal=skip, num_iterations=1, max_tokens=1)
+        events = rl_run(tmp_path / str(skip), config)
+        [step] = (event for event in events if isinstance(event, Stepped))
+        norms[skip] = step.gradient_norm
+    assert 0 < norms[False] <= norms[True]
+
+
+def test_a_model_card_knows_the_stage_and_its_held_out_questions_can_be_read(
+    tmp_path: Path,
+) -> None:
+    home = Home(tmp_path / "home")
+    rl_run(home.root, rl_config(tmp_path, num_iterations=1))
+    folder = store.directory(home.stage(Reinforcement.name) / "run", 1)
+    [training] = history_of(folder, home).trainings
+    assert (training.stage, training.step) == ("reinforcement learning", 1)
+    assert training.data == ("its own answers to questions: questions.jsonl",)
+    documents = validation_documents(folder, home)
+    [(solved, _)] = list(documents.validation())
+    assert len(solved) == 3
+
+
+def test_a_changed_reward_is_not_resumed(tmp_path: Path) -> None:
+    config = rl_config(tmp_path)
+    rl_run(tmp_path / "home", config, stop_at=2)
+    (tmp_path / "reward.py").write_text("def reward(prompt, completion, answer): return 1.0")
+    with pytest.raises(MlxchatError, match=r"reward\.py is not what it was"):
+        rl_run(tmp_path / "home", config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"task": "dreaming"}, "no task"),
+        ({"task": "arithmetic", "level": 99}, "level 99"),
+        ({"device_batch_size": 5}, "does not divide the 16"),
+        ({"reward": ["nowhere.py:reward"]}, "nowhere.py"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(
+    settings: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(MlxchatError, match=said):
+        rl_run(tmp_path / "home", rl_config(tmp_path, **settings))
+
+
+def test_a_base_model_is_refused(tmp_path: Path) -> None:
+    saved_in(tmp_path / "model", network(64), conversational=False)
+    with pytest.raises(MlxchatError, match="does not answer"):
+        rl_run(tmp_path / "home", rl_config(tmp_path))
+
+
+def test_a_model_that_gets_nothing_right_is_told_to_be_fine_tuned(tmp_path: Path) -> None:
+    with pytest.raises(MlxchatError, match="none of the questions") as raised:
+        rl_run(tmp_path / "home", rl_config(tmp_path, task="spelling", reward=None))
+    assert "Fine-tune" in raised.value.remedy
+
+
+@pytest.mark.slow
+def test_a_resumed_run_keeps_the_level_that_was_found(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    rl_run(home.root, rl_config(tmp_path, task="spelling", level=2), stop_at=2)
+    found, notes = with_level(rl_config(tmp_path, task="spelling"), home, print, lambda: 0.0)
+    assert found.level == 2 and notes == []
+
+
+def test_the_default_source_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(MlxchatError, match="no fine-tuned model"):
+        with_tuned_source(RlConfig(), Home(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"epochs": 1, "num_iterations": 2}, {"samples": 6, "pass_size": 4}]
+)
+def test_settings_that_do_not_go_together_are_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(MlxchatError):
+        RlConfig(**settings)
+
+
+def test_passes_are_nanochats_where_they_divide_the_samples() -> None:
+    assert RlConfig().samples_per_pass == 8
+    assert RlConfig(samples=12).samples_per_pass == 12
+
+
+def test_the_note_of_a_reward_is_told(tmp_path: Path) -> None:
+    config = rl_config(tmp_path, num_iterations=1)
+    (tmp_path / "reward.py").write_text(
+        "def reward(prompt, completion, answer):\n    print('x')\n    return len(completion)"
+    )
+    notes = [event.text for event in rl_run(tmp_path / "home", config) if isinstance(event, Noted)]
+    assert any("printed" in note for note in notes)
+
+
+def test_ranks_draw_what_one_process_would_and_tell_of_all(tmp_path: Path) -> None:
+    config = rl_config(tmp_path)
+    resources = Resources(2**30, value_bytes=4, scores_held="none", chunk_rows=128)
+
+    def first_step(here: World) -> tuple[Rewarded, float, int]:
+        stage = Reinforcement(config, Home(tmp_path / "home"), world=here)
+        documents = stage.open(None)
+        *_, prepared = _with_result(stage.prepare(documents, resources, 0.0))
+        with stage.batches(documents, prepared.state) as batches:
+            number = prepared.state.plan.of_each(here.size).accumulation
+            made = [next(batches) for _ in range(number)]
+            [event] = batches.news()
+        tokens = sum(int((batch.targets >= 0).sum()) for batch in made)
+        return event, sum(float(abs(batch.weights).sum()) for batch in made), tokens
+
+    alone, weight, tokens = first_step(World())
+    of_ranks = in_threads(2, first_step)
+    for event, _, _ in of_ranks:
+        same = replace(event, time=alone.time, seconds=alone.seconds, entropy=alone.entropy)
+        assert same == alone
+    assert sum(weight for _, weight, _ in of_ranks) == pytest.approx(weight)
+    assert sum(tokens for _, _, tokens in of_ranks) == tokens
+
+
+def _with_result(events: Generator[Event, None, Prepared]) -> Iterator[Event | Prepared]:
+    """The events of a generator, and last what it returns."""
+    yield (yield from events)
