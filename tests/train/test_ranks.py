@@ -265,15 +265,25 @@ def test_an_interrupt_on_any_rank_saves_once(tmp_path: Path, tokenizer: Path, ra
     assert len(store.steps(Home(tmp_path).run("run"))) == 1
 
 
-def launcher(home: Path, *words: str, out: int = subprocess.DEVNULL) -> "subprocess.Popen[str]":
-    """Start `mlxchat train` with more words, as a shell does."""
-    return subprocess.Popen(
+@contextmanager
+def launcher(
+    home: Path, *words: str, out: int = subprocess.DEVNULL
+) -> Iterator["subprocess.Popen[str]"]:
+    """Start `mlxchat train` with more words, as a shell does; a test that fails leaves nothing."""
+    with subprocess.Popen(
         own_command("mlxchat", "train", *words),
         env=os.environ | {"MLXCHAT_HOME": str(home)},
         stdout=out,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                started = Process(process.pid).children(recursive=True)
+                for each in (*started, process):
+                    each.kill()
 
 
 @pytest.mark.slow
