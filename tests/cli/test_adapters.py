@@ -176,5 +176,11 @@ def test_serve_refuses_what_is_not_an_adapter_of_the_model(adapted: Path, home: 
     two = refused(*serve, "--adapter", "cow", "--adapter", "hen")
     assert "is an adapter of other, step 4" in two
     assert "are called cow" in refused(*serve, "--adapter", "cow", "--adapter", "cow")
-    assert "are called d2" in refused(*serve, "--adapter", "d2=cow")
+    alike = refused(*serve, "--adapter", "d2=cow")
+    assert "are called d2" in alike and "`adapter=NAME=RUN`" in alike
+    for incomplete in ("=cow", "hat=", ""):
+        assert "lacks a name or a run" in refused(*serve, "--adapter", incomplete)
     assert "no other can be put on" in refused(*serve, "--model-tag", "cow", "--adapter", "hen")
+    place = adapted.rename(adapted.with_name("step=6"))
+    named = ("--adapter", f"hat={place}", "--adapter", "hat=hen")
+    assert "are called hat" in refused(*serve, *named)
