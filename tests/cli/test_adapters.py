@@ -111,7 +111,8 @@ def test_commands_answer_as_the_fused_model(adapted: Path) -> None:
 
 def test_steps_with_adapters_are_listed_and_verified(adapted: Path) -> None:
     listed = run("checkpoints", "list", "--json")
-    assert "cow" in str(listed)
+    assert {each["tag"]: each["base"] for each in listed} == {"cow": "d2", "d2": None}
+    assert "adapter on d2" in run("checkpoints", "list")
     run("checkpoints", "verify")
     (adapted / "adapters.safetensors").write_bytes(b"")
     assert "adapters.safetensors" in refused("checkpoints", "verify")
