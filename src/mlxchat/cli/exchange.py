@@ -155,9 +155,13 @@ def _import_adapter(
     count = len(adapted_layers(read_config(base), lora))
     say(
         f"{'DoRA' if lora.dora else 'LoRA'} of rank {lora.rank} on {amount(count, 'matrices')} of "
-        f"{foreign.base.run}: {folder}"
+        f"{foreign.base.run}, {_kind(foreign.conversational)}: {folder}"
     )
     say(f"Talk to it: mlxchat chat --model-tag {run.name}")
+
+
+def _kind(conversational: bool) -> str:
+    return "trained on conversations" if conversational else "a base model"
 
 
 def _show_imported(
@@ -180,7 +184,7 @@ def _show_imported(
         }
         say_json(facts)
         return
-    kind = "trained on conversations" if foreign.conversational else "a base model"
+    kind = _kind(foreign.conversational)
     layers = amount(config.n_layer, "layers")
     say(f"{count:,} parameters in {layers}, nanochat's era {config.era!r}, {kind}: {folder}")
     say(f"Talk to it: mlxchat chat --model-tag {run.name}")
