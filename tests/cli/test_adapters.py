@@ -144,6 +144,24 @@ def test_an_adapter_goes_to_peft_and_comes_back(adapted: Path, tmp_path: Path) -
     assert back.base == before.base
     assert mx.array_equal(logits(back.model), logits(before.model))
     assert "no adapter on the model" in refused("export", "--to", "peft", "--model-tag", "d2")
+    assert "in float32" in refused("export", "--to", "peft", "--dtype", "float16")
+
+
+def test_an_adapter_on_a_quantized_model_goes_to_peft_for_the_model_it_was_made_from(
+    on_quantized: Path, tmp_path: Path
+) -> None:
+    run("export", "--to", "peft", "--model-tag", "small", "--out", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert "d2-4bit, is quantized, which transformers cannot read" in card
+    assert "--model-tag d2-4bit" not in card  # that export would be refused
+
+
+def test_an_adapter_from_elsewhere_is_fused_into_a_run_of_its_stage(
+    adapted: Path, tmp_path: Path
+) -> None:
+    stick = adapted.rename(tmp_path / "stick")
+    facts = run("fuse", "--checkpoint", stick, "--json")
+    assert Path(facts["path"]).parts[-3:] == ("chatsft_checkpoints", "stick-fused", "step_000000")
 
 
 def test_an_adapter_of_ours_is_put_on_another_model_only_by_force(
