@@ -53,7 +53,7 @@ from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Evaluated
 from mlxchat.train.loop import StepParts, compile_step
 from mlxchat.train.measure import resources
-from mlxchat.train.sft import chat_documents, run_fine_tuning
+from mlxchat.train.sft import FineTuning, chat_documents, run_fine_tuning
 
 BITS = Quantization(bits=4)
 CASES: Mapping[str, dict[str, Any] | None] = {  # settings of the adapter; None: the whole model
@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("home", nargs="?", type=Path, help="a home with quickstart's base model")
     parser.add_argument("--cases", nargs="+", choices=list(CASES))
     parser.add_argument("--learning-rate", type=float, nargs="+", help="of the adapters")
+    parser.add_argument("--warmup-ratio", type=float, help="of the adapters' learning rate")
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--depth", type=int, default=20)
     parser.add_argument("--vocab-size", type=int, default=65_536)
@@ -108,6 +109,7 @@ def of_quickstart(given: argparse.Namespace) -> dict[str, Any]:
                 "source": quantized_base(home) if case == "qlora" else BASE_CONFIG.tag,
                 "identity": f"name={finetuning.NAME}, made by=Grace",
                 "lora": None if lora is None else LoraTraining.model_validate(lora),
+                **({"warmup_ratio": given.warmup_ratio} if lora and given.warmup_ratio else {}),
                 "model_tag": case,
             }
         )
@@ -159,7 +161,7 @@ def weight_files(step: Path) -> list[Path]:
 
 def loss(config: SftConfig, saved: SavedModel) -> float:
     """Bits per byte on the held-out conversations."""
-    documents: Documents = chat_documents(config)
+    documents: Documents = chat_documents(config, FineTuning.prepared)
     *_, last = evaluate(saved, documents, EVALUATED)
     assert isinstance(last, Evaluated)
     return round(last.bits_per_byte, 5)

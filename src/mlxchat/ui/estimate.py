@@ -25,7 +25,7 @@ NOTES = {
     "scalars": "residual, embedding, smear and backout",
     "accumulation": "the head's gradient, before it is summed",
     "activations": "in a micro-batch",
-    "update": "in the optimizer's step: Muon's temporaries",
+    "update": "in the optimizer's step: temporaries",
     "peak": "the most at any one time",
     "cache": "kept for reuse in addition, at most",
 }
@@ -118,7 +118,7 @@ def _rates(facts: Estimate) -> list[Row]:
             Row(GROUP_LABELS.get(name, name), f"{rate:.4g}")
             for name, rate in plan.learning_rates.items()
         ),
-        Row("weight decay", f"{plan.weight_decay:.4g}", decayed),
+        Row("weight decay", f"{plan.weight_decay:.4g}", "" if plan.adapter else decayed),
         clipped if plan.grad_clip else Row("gradient norm", "no limit"),
         Row("warm-up", f"{plan.warmup_steps:,}", "steps"),
         Row("dropout", f"{plan.dropout:.2g}" if plan.dropout else "none"),
