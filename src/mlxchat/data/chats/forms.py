@@ -13,8 +13,8 @@
 =====================================================  ============================================
 
 A list or an object may be JSON text, a row may stand alone under the key ``train``, as those of
-MMLU's auxiliary_train do, and every row may have a text named ``system`` or ``system_prompt``. Other keys are ignored and counted. How messages become turns is in
-`mlxchat.data.chats.turns`.
+MMLU's auxiliary_train do, and every row may have a text named ``system`` or ``system_prompt``.
+Other keys are ignored and counted. How messages become turns is in `mlxchat.data.chats.turns`.
 """
 
 import re
