@@ -57,3 +57,12 @@ def test_descriptions_stand_beside_names_and_below_them_on_a_narrow_terminal(
 
 def test_the_help_of_a_group_lists_its_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.search(r"^  fetch +Download", shown(monkeypatch, ["data"], 80), re.M)
+
+
+@pytest.mark.parametrize("columns", [0, 1, 10**20])
+def test_a_width_that_no_terminal_has_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    lines = shown(monkeypatch, ["train"], columns).splitlines()
+    assert lines[0].startswith("Usage: ")
+    assert max(len(line) for line in lines) <= 100

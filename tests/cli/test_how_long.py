@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import typer
 from support.program import Program
 
 from mlxchat import runtime
@@ -28,34 +27,59 @@ def program(
     return Program(monkeypatch, capsys)
 
 
-def answer(monkeypatch: pytest.MonkeyPatch, yes: bool) -> list[str]:
-    """Sit at a terminal and answer; returns a list of the questions."""
+def answer(monkeypatch: pytest.MonkeyPatch, said: str | type[BaseException]) -> list[str]:
+    """Sit at a terminal and answer, or press a key that raises; returns a list of the questions."""
     asked: list[str] = []
 
-    def confirm(text: str) -> bool:
-        asked.append(text)
-        return yes
+    def typed(question: str) -> str:
+        asked.append(question)
+        if isinstance(said, str):
+            return said
+        raise said
 
     monkeypatch.setattr(module, "_can_ask", lambda: True)
-    monkeypatch.setattr(typer, "confirm", confirm)
+    monkeypatch.setattr("builtins.input", typed)
     return asked
 
 
+@pytest.mark.parametrize("said", ["n", "", "perhaps", EOFError])
 def test_a_run_of_more_than_a_day_is_started_only_if_the_user_agrees(
-    program: Program, monkeypatch: pytest.MonkeyPatch, prepared_home: Path
+    said: str | type[BaseException],
+    program: Program,
+    monkeypatch: pytest.MonkeyPatch,
+    prepared_home: Path,
 ) -> None:
-    asked = answer(monkeypatch, yes=False)
-    code, out, _ = program(*LONG)
-    assert (code, asked) == (1, ["Start it?"])
+    asked = answer(monkeypatch, said)
+    code, out, err = program(*LONG)
+    assert (code, asked, err) == (1, ["Start it? [y/N] "], "")
+    assert "Nothing was started." in out
     assert "d12: about 416 days of training on this machine" in out
     assert "--budget 1h" in out
     assert not (prepared_home / "base_checkpoints" / "d12").exists()
 
 
+def test_ctrl_c_at_the_question_is_no_mistake_of_the_program(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer(monkeypatch, KeyboardInterrupt)
+    code, _, err = program(*LONG)
+    assert (code, err) == (130, "")
+
+
+@pytest.mark.parametrize("said", ["y", " Yes "])
+def test_a_user_who_agrees_gets_the_run(
+    said: str, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer(monkeypatch, said)
+    monkeypatch.setattr("mlxchat.train.pretrain.run_pretraining", lambda *_, **__: iter(()))
+    monkeypatch.setattr(module, "_say_how_to_talk", lambda run: None)
+    assert program(*LONG)[0] == 0
+
+
 def test_a_short_run_is_started_without_a_question(
     program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = answer(monkeypatch, yes=False)
+    asked = answer(monkeypatch, "n")
     code, out, _ = program(*SHORT)
     assert (code, asked) == (0, [])
     assert "short: about a second of training on this machine" in out
@@ -65,7 +89,7 @@ def test_a_short_run_is_started_without_a_question(
 def test_nobody_is_asked_who_has_answered_or_cannot(
     option: str, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = answer(monkeypatch, yes=False)
+    asked = answer(monkeypatch, "n")
     monkeypatch.setattr("mlxchat.train.pretrain.run_pretraining", lambda *_, **__: iter(()))
     program(*LONG, option)
     assert not asked

@@ -9,8 +9,9 @@ import sys
 import sysconfig
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
@@ -19,7 +20,7 @@ import typer
 
 from mlxchat import __version__
 from mlxchat.cli.options import PATH
-from mlxchat.cli.session import Interrupts
+from mlxchat.cli.session import Interrupts, end_signals
 from mlxchat.cli.supervise import NO_CRASH, Forwarding
 from mlxchat.config.ranks import (
     ANOTHER_ENDED,
@@ -29,8 +30,9 @@ from mlxchat.config.ranks import (
     backend_of_ranks,
 )
 from mlxchat.config.run import RunConfig
-from mlxchat.errors import DeviceError, NotFound
+from mlxchat.errors import ConfigError, DeviceError, NotFound
 from mlxchat.home import Home
+from mlxchat.json_text import parse_json
 from mlxchat.system import kept_awake, own_command
 from mlxchat.ui.console import error as say_error
 from mlxchat.ui.console import say
@@ -40,7 +42,9 @@ if TYPE_CHECKING:
     from mlxchat.train.world import World
 
 POLL = 0.1  # seconds between looks at the other ranks
-ENDING_GRACE = 10.0  # seconds for the other ranks to end by themselves once one has ended
+LONGEST_PATIENCE = 86_400.0  # seconds
+LAST_WORDS = 2.0  # seconds for the other ranks to end by themselves once rank 0 has ended
+ENDING_GRACE = 10.0  # seconds for a rank to end once it was told to, or has lost another
 LOCALHOST = "127.0.0.1"
 BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 
@@ -66,6 +70,7 @@ RankTimeout = Annotated[
     float,
     typer.Option(
         min=1,
+        max=LONGEST_PATIENCE,
         metavar="SECONDS",
         help="End the run if another rank does not answer for so long, also while rank 0 saves.",
     ),
@@ -103,10 +108,14 @@ def launch_if_asked(
 def launch_on(hosts: Path) -> int:
     """Run this very command on the hosts of a file by mlx.launch, and return rank 0's exit code.
 
-    mlx.launch itself ends with 0 whatever happens, so rank 0 writes its code into a file.
+    mlx.launch itself ends with 0 whatever happens, so rank 0 writes its code into a file. A rank 0
+    that is ended at once, by a second Ctrl-C or before its first step, writes none.
+
+    Raises:
+        NotFound: there is no such file.
+        ConfigError: it does not name the hosts.
     """
-    if not hosts.is_file():
-        raise NotFound(f"There is no hostfile {hosts}.", "See docs/ranks.md for what is in it.")
+    _check_hosts(hosts)
     program = Path(sysconfig.get_path("scripts")) / "mlx.launch"
     with tempfile.TemporaryDirectory(prefix="mlxchat-") as folder:
         result = Path(folder) / "code"
@@ -116,11 +125,35 @@ def launch_on(hosts: Path) -> int:
             code = forwarding.run([*command, *own_command("mlxchat", *sys.argv[1:])])
         if code_of_leader := _read(result):
             return int(code_of_leader)
+    if forwarding.asked_to_end:
+        return 128 + forwarding.received[0]
     say_error(
         "Rank 0 has not said how it ended.",
         "What it printed is above. The first host of the file must be this machine.",
     )
     return code or os.EX_SOFTWARE
+
+
+def _check_hosts(hosts: Path) -> None:
+    """Check that a hostfile names two hosts or more; mlx.launch checks the rest.
+
+    Raises:
+        NotFound: there is no such file.
+        ConfigError: it is not a hostfile, or names fewer.
+    """
+    remedy = "See docs/ranks.md for what is in it."
+    if not hosts.is_file():
+        raise NotFound(f"There is no hostfile {hosts}.", remedy)
+    try:
+        found = parse_json(hosts.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"The hostfile {hosts} cannot be read: {error}.", remedy) from error
+    named = found.get("hosts") if isinstance(found, dict) else found
+    if not isinstance(named, list):
+        raise ConfigError(f"The hostfile {hosts} has no list of hosts.", remedy)
+    if len(named) < 2:
+        count = "one host" if named else "no host"
+        raise ConfigError(f"The hostfile {hosts} names {count}; it takes two or more.", remedy)
 
 
 def tell_launcher(code: int | None = None) -> None:
@@ -240,19 +273,22 @@ def ended_together(
     finally:
         done.set()
         watching.join()
-        for end in (lambda process: None, subprocess.Popen.terminate, subprocess.Popen.kill):
-            for process in others:
-                if process.poll() is None:
-                    end(process)
-                    with_patience(process)
+        running = _still_running(others, LAST_WORDS)
+        for end in (subprocess.Popen.terminate, subprocess.Popen.kill):
+            for process in running:
+                end(process)
+            running = _still_running(running, ENDING_GRACE)
 
 
-def with_patience(process: subprocess.Popen[bytes]) -> None:
-    """Wait for a process to end, for `ENDING_GRACE` seconds at most."""
-    try:
-        process.wait(ENDING_GRACE)
-    except subprocess.TimeoutExpired:
-        return
+def _still_running(
+    processes: list[subprocess.Popen[bytes]], seconds: float
+) -> list[subprocess.Popen[bytes]]:
+    """Wait for processes to end; returns those that have not after so many seconds."""
+    until = time.monotonic() + seconds
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, until - time.monotonic()))
+    return [process for process in processes if process.poll() is None]
 
 
 def _show(rank: int, process: subprocess.Popen[bytes], said: IO[str]) -> None:
@@ -292,12 +328,27 @@ def joined(config: RunConfig, patience: float, sums: SumDtype = "float32") -> "W
         os._exit(os.EX_SOFTWARE)
 
     tell_launcher()
-    world = connect(patience, late, compute_dtype(sums))
     given = config.model_dump(mode="json", include=config.model_fields_set)
     settings = {f"`{name}`": json.dumps(value) for name, value in given.items()}
     settings["`rank_sums`"] = sums
-    require_same(world, {"mlxchat": __version__, "mlx": version("mlx"), **settings})
+    with _ended_by_signals():
+        world = connect(patience, late, compute_dtype(sums))
+        require_same(world, {"mlxchat": __version__, "mlx": version("mlx"), **settings})
     return world
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let `end_signals` end the process at once within the context.
+
+    While MLX waits for the other ranks to start, no handler and no thread of Python's runs.
+    """
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in end_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def follow_run(

@@ -293,9 +293,18 @@ def _say_how_long(config: PretrainConfig, home: Home, fresh: bool, yes: bool) ->
     if facts.seconds < DAY or saved or yes or not _can_ask():
         return
     say("A smaller model (--depth 4) or a time (--budget 1h) makes it shorter.")
-    if not typer.confirm("Start it?"):
+    if not _agreed("Start it? [y/N] "):
         say("Nothing was started.")
         raise typer.Exit(1)
+
+
+def _agreed(question: str) -> bool:
+    """Ask a question; Ctrl-D is a no."""
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        say("")
+        return False
 
 
 def _can_ask() -> bool:

@@ -7,6 +7,7 @@ or ours, sets the environment variables that say who the ranks are.
 """
 
 import math
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -219,7 +220,8 @@ def connect(patience: float, late: Late, sent_as: mx.Dtype = mx.float32) -> Worl
     """Join the ranks that this process was launched with; one that was not is alone.
 
     Args:
-        patience: seconds in which the other ranks must answer, always.
+        patience: seconds in which the other ranks must answer, always; if they do not start within
+            that time, the process is ended by SIGALRM.
         late: called in a thread of its own if they do not.
         sent_as: see `World`.
 
@@ -230,10 +232,13 @@ def connect(patience: float, late: Late, sent_as: mx.Dtype = mx.float32) -> Worl
     if backend is None:
         return ALONE
     try:
-        with watched(patience, late):
-            group = mx.distributed.init(strict=True, backend=backend)
+        # MLX lets no thread of Python's run meanwhile, so that `watched` would wait as well.
+        signal.setitimer(signal.ITIMER_REAL, patience)
+        group = mx.distributed.init(strict=True, backend=backend)
     except (RuntimeError, ValueError) as error:
         raise lost(f"The ranks could not connect ({backend}): {reason_of(error)}.") from error
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
     return World(group, backend != "nccl", patience, late, sent_as)
 
 

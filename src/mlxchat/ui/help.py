@@ -11,7 +11,7 @@ from rich.text import Text
 
 from mlxchat.ui.output import LiteralConsole, console_for
 
-WIDEST = 100  # columns; longer lines are hard to read
+NARROWEST, WIDEST = 20, 100  # columns; shorter or longer lines are hard to read
 ONE_COLUMN = 60  # columns below which a description goes below the name
 LABEL_WIDTH = 28  # columns of the names and their values, where there are two columns
 
@@ -31,7 +31,8 @@ def print_help(
     """
     console = console_for(sys.stdout)
     asked = os.environ.get("COLUMNS", "")
-    width = min(int(asked) if asked.isdecimal() else console.width, WIDEST)
+    width = int(asked) if asked.isdecimal() and int(asked) else console.width
+    width = max(NARROWEST, min(width, WIDEST))
     for number, paragraph in enumerate(above):
         if number:
             console.print()
