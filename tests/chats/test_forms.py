@@ -294,7 +294,8 @@ def test_multiple_choice_is_worded_as_in_nanochat() -> None:
         "answerKey": "B",
     }
     numbered_in_csv = {**mmlu, "choices": '["cat", "dog"]', "answer": "1"}
-    for row in (mmlu, arc, numbered_in_csv):
+    auxiliary = {"train": mmlu}  # a row of MMLU's auxiliary_train on the hub
+    for row in (mmlu, arc, numbered_in_csv, auxiliary):
         assert forms.read_row(row).conversation == said(expected, "B")
 
 

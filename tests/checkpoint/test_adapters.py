@@ -113,6 +113,20 @@ def test_the_base_is_found_by_its_weights(home: Home) -> None:
     assert mx.array_equal(found.model(IDS), expected)
 
 
+def test_the_base_of_an_adapter_elsewhere_is_looked_for_in_the_home(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = layout.read_model(step(home), mx.float32).model(IDS)
+    (home.runs / "d2").rename(home.runs / "renamed")
+    stick = shutil.copytree(step(home), tmp_path / "stick" / "adapter")
+    monkeypatch.setenv("MLXCHAT_HOME", str(home.root))
+    assert mx.array_equal(layout.read_model(stick, mx.float32).model(IDS), expected)
+    monkeypatch.setenv("MLXCHAT_HOME", str(tmp_path / "empty"))
+    with pytest.raises(CheckpointError, match=f"nowhere in {tmp_path / 'empty'}") as caught:
+        layout.read_model(stick, mx.float32)
+    assert f"mlxchat import {stick} --onto DIR" in caught.value.remedy
+
+
 def test_another_base_is_refused_unless_it_is_named(home: Home) -> None:
     base = home.runs / "d2" / "step_000002"
     shutil.rmtree(base)

@@ -111,7 +111,8 @@ def test_commands_answer_as_the_fused_model(adapted: Path) -> None:
 
 def test_steps_with_adapters_are_listed_and_verified(adapted: Path) -> None:
     listed = run("checkpoints", "list", "--json")
-    assert "cow" in str(listed)
+    assert {each["tag"]: each["base"] for each in listed} == {"cow": "d2", "d2": None}
+    assert "adapter on d2" in run("checkpoints", "list")
     run("checkpoints", "verify")
     (adapted / "adapters.safetensors").write_bytes(b"")
     assert "adapters.safetensors" in refused("checkpoints", "verify")
@@ -144,6 +145,24 @@ def test_an_adapter_goes_to_peft_and_comes_back(adapted: Path, tmp_path: Path) -
     assert back.base == before.base
     assert mx.array_equal(logits(back.model), logits(before.model))
     assert "no adapter on the model" in refused("export", "--to", "peft", "--model-tag", "d2")
+    assert "in float32" in refused("export", "--to", "peft", "--dtype", "float16")
+
+
+def test_an_adapter_on_a_quantized_model_goes_to_peft_for_the_model_it_was_made_from(
+    on_quantized: Path, tmp_path: Path
+) -> None:
+    run("export", "--to", "peft", "--model-tag", "small", "--out", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert "d2-4bit, is quantized, which transformers cannot read" in card
+    assert "--model-tag d2-4bit" not in card  # that export would be refused
+
+
+def test_an_adapter_from_elsewhere_is_fused_into_a_run_of_its_stage(
+    adapted: Path, tmp_path: Path
+) -> None:
+    stick = adapted.rename(tmp_path / "stick")
+    facts = run("fuse", "--checkpoint", stick, "--json")
+    assert Path(facts["path"]).parts[-3:] == ("chatsft_checkpoints", "stick-fused", "step_000000")
 
 
 def test_an_adapter_of_ours_is_put_on_another_model_only_by_force(
@@ -177,5 +196,11 @@ def test_serve_refuses_what_is_not_an_adapter_of_the_model(adapted: Path, home: 
     two = refused(*serve, "--adapter", "cow", "--adapter", "hen")
     assert "is an adapter of other, step 4" in two
     assert "are called cow" in refused(*serve, "--adapter", "cow", "--adapter", "cow")
-    assert "are called d2" in refused(*serve, "--adapter", "d2=cow")
+    alike = refused(*serve, "--adapter", "d2=cow")
+    assert "are called d2" in alike and "`adapter=NAME=RUN`" in alike
+    for incomplete in ("=cow", "hat=", ""):
+        assert "lacks a name or a run" in refused(*serve, "--adapter", incomplete)
     assert "no other can be put on" in refused(*serve, "--model-tag", "cow", "--adapter", "hen")
+    place = adapted.rename(adapted.with_name("step=6"))
+    named = ("--adapter", f"hat={place}", "--adapter", "hat=hen")
+    assert "are called hat" in refused(*serve, *named)

@@ -52,6 +52,7 @@ def test_list_shows_every_saved_step(program: Program, runs: Path) -> None:
         "bytes": sum(path.stat().st_size for path in folder.iterdir()),
         "saved": json.loads((folder / "saved.json").read_text())["time"],
         "bits": 4,
+        "base": None,
         "trainable": False,
     }
 

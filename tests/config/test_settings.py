@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from mlxchat.checkpoint.catalog import new_run
+from mlxchat.config.lora import LoraTraining
 from mlxchat.config.pretrain import PRESETS, PretrainConfig
 from mlxchat.config.recipes import BUDGET_RECIPE, CLASSIC_RECIPE, MODERN_RECIPE, Recipe
 from mlxchat.config.run import is_name
@@ -105,6 +106,18 @@ def test_spelling_out_a_default_is_no_difference() -> None:
     assert PretrainConfig(arch="modern", embedding_lr=0.2).differences(stored) == [
         "`embedding_lr` (0.3 -> 0.2)"
     ]
+
+
+def test_of_an_adapter_the_settings_that_differ_are_named() -> None:
+    stored = SftConfig(lora=LoraTraining(rank=4)).model_dump(mode="json")
+    assert SftConfig(lora=LoraTraining(rank=4)).differences(stored) == []
+    other = SftConfig(lora=LoraTraining(rank=4, layers=3, learning_rate=0.01))
+    assert other.differences(stored) == [
+        "`layers` (not given -> 3)",
+        "`learning_rate` (0.001 -> 0.01)",
+    ]
+    [without] = SftConfig().differences(stored)
+    assert without.startswith("`lora` (rank 4, scale 20.0, dropout 0.0, dora False")
 
 
 def test_another_architecture_is_one_difference() -> None:

@@ -138,10 +138,18 @@ def test_an_adapter_of_nothing_is_refused(wrong: dict[str, object]) -> None:
     assert model.named_trainable().keys() == model.named_parameters().keys()
 
 
-@pytest.mark.parametrize("modules", ["", "attn.c_q,attn.c_q"])
-def test_modules_are_named_once(modules: str) -> None:
-    with pytest.raises(ConfigError, match="`modules`"):
-        LoraConfig.model_validate({"modules": modules or ()})
+@pytest.mark.parametrize(
+    ("modules", "problem"),
+    [
+        ((), "empty name, or none"),
+        ("", "empty name, or none"),
+        ("attn.c_q,", "empty name, or none"),
+        ("attn.c_q, attn.c_q", "twice"),
+    ],
+)
+def test_modules_are_named_once(modules: object, problem: str) -> None:
+    with pytest.raises(ConfigError, match=f"`modules` .*{problem}"):
+        LoraConfig.model_validate({"modules": modules})
 
 
 # ==== Gradients ====

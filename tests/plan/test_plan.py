@@ -8,7 +8,7 @@ from mlxchat.config.pretrain import LARGEST_CONTEXT, PretrainConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import parameters
-from mlxchat.plan.memory import Resources
+from mlxchat.plan.memory import AdapterPlan, Resources
 from mlxchat.plan.plan import Plan, plan, refitted
 
 GIB = 1024**3
@@ -137,6 +137,10 @@ def test_the_summary_is_a_line_with_every_rate(arch: str) -> None:
     assert f"{made.parameters:,} parameters" in line
     assert all(f"{rate:.3g} {group}" in line for group, rate in made.learning_rates.items())
     assert ("no weight decay" in line) == (arch == "classic")
+    adapter = AdapterPlan(parameters=1234, frozen=10**6, layers=4)
+    assert (
+        "AdamW trains an adapter of 1,234" in made.model_copy(update={"adapter": adapter}).summary()
+    )
 
 
 @pytest.mark.parametrize("rows", [5, 100])

@@ -18,8 +18,8 @@ from mlxchat.checkpoint.files import (
     read_record,
     sha256_of,
 )
-from mlxchat.errors import CheckpointError, MlxchatError
-from mlxchat.home import STAGE_FOLDERS
+from mlxchat.errors import CheckpointError, MlxchatError, command
+from mlxchat.home import STAGE_FOLDERS, Home
 from mlxchat.telemetry.events import Count
 
 BASE_FILE = "base.json"
@@ -84,11 +84,14 @@ def size_of_weights(folder: Path) -> int:
 def require_base(folder: Path) -> Path:
     """Return the directory of the model that the adapter in a directory was trained on.
 
+    It is looked for where it was, and in the home that the adapter is in; that of an adapter which
+    is in none is ``$MLXCHAT_HOME``.
+
     Raises:
         CheckpointError: that model is nowhere to be found, or has other weights now.
     """
     record = read_base_record(folder)
-    home = folder.resolve().parent.parent.parent
+    home = _home_of(folder)
     name = f"step_{record.step:06d}"
     named = [home / stage / record.run / name for stage in STAGE_FOLDERS.values()]
     changed = None
@@ -105,9 +108,10 @@ def require_base(folder: Path) -> Path:
             "Put back the model that it was trained on: an adapter does nothing sensible on "
             "another.",
         )
+    elsewhere = command("import", folder, onto="DIR")
     raise CheckpointError(
         f"{folder} is an adapter of {model}, which is nowhere in {home} nor in {record.folder}.",
-        "Put that model back.",
+        f"Put that model back; or, if it is in another directory: {elsewhere}",
     )
 
 
@@ -130,6 +134,12 @@ def needed_weights(home: Path) -> set[frozenset[tuple[str, str]]]:
 def is_needed(folder: Path, needed: set[frozenset[tuple[str, str]]]) -> bool:
     """Tell whether the model in a step is among those that adapters need."""
     return bool(needed) and any(_has_weights(folder, dict(weights)) for weights in needed)
+
+
+def _home_of(folder: Path) -> Path:
+    """Return the home that a step is in; the usual one if it is in none."""
+    runs = folder.resolve().parent.parent
+    return runs.parent if runs.name in STAGE_FOLDERS.values() else Home.from_environment().root
 
 
 def _has_weights(folder: Path, weights: dict[str, str]) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlxchat.checkpoint import store
+from mlxchat.checkpoint.bases import BASE_FILE
 from mlxchat.checkpoint.best import EvaluatedStep, best_step, evaluated_steps
 from mlxchat.checkpoint.files import (
     CONFIG,
@@ -47,6 +48,7 @@ class SavedStep:
     bytes: int
     saved: float  # seconds since the epoch
     bits: int | None  # of most weights; None if the model is not quantized
+    base: str | None  # the run of the model that it is an adapter on; None if the model is whole
     trainable: bool  # whether training can resume from it
 
 
@@ -358,8 +360,10 @@ def saved_steps(runs: Iterable[Path], fault: Callable[[MlxchatError], None]) -> 
 
 def _saved_step(run: Path, step: int, folder: Path) -> SavedStep:
     saved, size, bits = _saved_at(folder), store.size(folder), quantized_bits(folder)
+    base = _field(folder / BASE_FILE, "run")
+    named = one_line(base, LONGEST) if isinstance(base, str) else None
     trainable = bits is None and _field(folder / TRAINER, "format") in READABLE_FORMATS
-    return SavedStep(run.name, step, folder, size, saved, bits, trainable)
+    return SavedStep(run.name, step, folder, size, saved, bits, named, trainable)
 
 
 def quantized_bits(folder: Path) -> int | None:

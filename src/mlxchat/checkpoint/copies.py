@@ -27,7 +27,8 @@ def destination(home: Home, source: Path, kind: str, ending: str) -> tuple[Path,
     """Return the run folder and the step under which to save a changed copy of a model.
 
     The copy of a run of some stage is a run of that stage, with an ending after its name. A saved
-    step keeps its number; a directory from elsewhere becomes step 0 of a run of its name.
+    step keeps its number; a directory from elsewhere becomes step 0 of a run of its name, one of
+    fine-tuning if the model has a chat template.
 
     Args:
         home: where runs are.
@@ -43,7 +44,8 @@ def destination(home: Home, source: Path, kind: str, ending: str) -> tuple[Path,
     tag, step = history.tag_and_step(source)
     remedy = f"Rename {source}, or import it under a name with `model_tag`."
     name = require_name(f"{tag}-{ending}", remedy)
-    run = (stage if stage in home.stages else home.runs) / name
+    elsewhere = home.finetuned if layout.has_chat_template(source) else home.runs
+    run = (stage if stage in home.stages else elsewhere) / name
     if store.directory(run, step).exists():
         raise CheckpointError(
             f"There is already a {kind} copy: {store.directory(run, step)}.",

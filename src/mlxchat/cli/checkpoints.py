@@ -24,7 +24,7 @@ _NOTHING = "{} has no saved steps. Train a model: mlxchat train"
 
 
 def list_command(model_tag: AnyTag = None, json: Json = False) -> None:
-    """Show the saved steps of all runs, quantized copies included, and their sizes.
+    """Show the saved steps of all runs, quantized copies and adapters included, and their sizes.
 
     Exits with code 1 if some of them cannot be read.
     """
@@ -135,13 +135,19 @@ def _show_table(found: Sequence[SavedStep]) -> None:
                 saved.step,
                 round(saved.bytes / 1e6, 1),
                 "yes" if saved.trainable else "no",
-                f"quantized, {saved.bits} bits" if saved.bits else "full precision",
+                _model_in_words(saved),
                 time.strftime(DATE, time.localtime(saved.saved)),
             ]
             for saved in found
         ],
     )
     say(f"{amount(len(found), 'steps')}, {amount(sum(saved.bytes for saved in found), 'bytes')}")
+
+
+def _model_in_words(saved: SavedStep) -> str:
+    if saved.base is not None:
+        return f"adapter on {saved.base}"
+    return f"quantized, {saved.bits} bits" if saved.bits else "full precision"
 
 
 def _fault(folder: Path, screen: Screen) -> str | None:

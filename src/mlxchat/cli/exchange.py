@@ -153,8 +153,13 @@ def _import_adapter(
     from mlxchat.checkpoint.layout import read_config
 
     count = len(adapted_layers(read_config(base), lora))
-    say(f"{lora}, on {amount(count, 'matrices')} of {foreign.base.run}: {folder}")
+    where = f"{foreign.base.run}, {_kind(foreign.conversational)}"
+    say(f"{lora}, on {amount(count, 'matrices')} of {where}: {folder}")
     say(f"Talk to it: mlxchat chat --model-tag {run.name}")
+
+
+def _kind(conversational: bool) -> str:
+    return "trained on conversations" if conversational else "a base model"
 
 
 def _show_imported(
@@ -177,7 +182,7 @@ def _show_imported(
         }
         say_json(facts)
         return
-    kind = "trained on conversations" if foreign.conversational else "a base model"
+    kind = _kind(foreign.conversational)
     layers = amount(config.n_layer, "layers")
     say(f"{count:,} parameters in {layers}, nanochat's era {config.era!r}, {kind}: {folder}")
     say(f"Talk to it: mlxchat chat --model-tag {run.name}")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mlxchat.serve.server import ServedModel, Server
 
 LOOK_SECONDS = 1.0  # between looks whether the server still runs
+_HOW_TO_CALL_IT = "Write `adapter=RUN`, or `adapter=NAME=RUN` to choose what clients call it."
 
 
 def serve_command(
@@ -131,13 +132,20 @@ def _adapters(home: Home, given: Sequence[str]) -> dict[str, Path]:
     Args:
         home: where runs are.
         given: the names of runs or directories, each perhaps after a name and ``=``.
+
+    Raises:
+        ConfigError: a name or a run is missing beside ``=``, or two adapters are called the same.
+        CheckpointError: a run has no adapter.
     """
     from mlxchat.checkpoint.bases import is_adapter
     from mlxchat.checkpoint.history import tag_and_step
 
     folders: dict[str, Path] = {}
     for text in given:
-        called, _, source = text.rpartition("=")
+        # The first = ends the name: a directory may have others.
+        called, source = text.split("=", 1) if "=" in text else (None, text)
+        if not source or called == "":
+            raise ConfigError(f"`adapter={text}` lacks a name or a run.", _HOW_TO_CALL_IT)
         folder = catalog.find_model(home.stages, source, None)
         tag = tag_and_step(folder)[0]
         if not is_adapter(folder):
@@ -176,9 +184,7 @@ def _require_belong(folders: dict[str, Path], base: Path, name: str) -> None:
 
 
 def _called_alike(name: str) -> ConfigError:
-    return ConfigError(
-        f"Two of these models are called {name}.", f"Give one another name: `adapter=NAME={name}`"
-    )
+    return ConfigError(f"Two of these models are called {name}.", _HOW_TO_CALL_IT)
 
 
 def _announce(

@@ -2,6 +2,7 @@
 
 import re
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -194,17 +195,21 @@ class RunConfig(MemoryConfig):
         """Write the value of a setting, or its default if it is not given."""
         value = settings[name]
         if isinstance(value, dict):
-            return ", ".join(f"{part} {of_part}" for part, of_part in value.items())
+            given = {part: of_part for part, of_part in value.items() if of_part is not None}
+            return ", ".join(f"{part} {of_part}" for part, of_part in given.items())
         return "not given" if value is None else str(value)
 
     def differences(self, stored: dict[str, Any]) -> list[str]:
         """List the settings that differ from those of a saved run, each as ``name (then -> now)``.
 
         Those in ``independent`` may differ, since they do not change what is learned. Spelling out
-        a default is no difference.
+        a default is no difference. Settings that belong together, as an adapter's do, are compared
+        one by one where both runs have them.
         """
         then = type(self)().model_dump(mode="json") | stored
         now = self.model_dump(mode="json")
+        both = [name for name in now if isinstance(now[name], dict) and then[name]]
+        then, now = (_with_parts_of(both, settings) for settings in (then, now))
         return [
             f"`{name}` ({self.shown(then, name)} -> {self.shown(now, name)})"
             for name in now
@@ -212,3 +217,9 @@ class RunConfig(MemoryConfig):
             and then[name] != now[name]
             and composed(self.shown(then, name)) != composed(self.shown(now, name))
         ]
+
+
+def _with_parts_of(names: Sequence[str], settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings in which the parts of some take the place of the whole."""
+    whole = {name: value for name, value in settings.items() if name not in names}
+    return whole | {part: value for name in names for part, value in settings[name].items()}

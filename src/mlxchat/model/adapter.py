@@ -23,7 +23,7 @@ class LoraConfig(BaseModel):
     """An adapter: how large it is, and which layers it changes.
 
     Raises:
-        ConfigError: no module is named, or one twice.
+        ConfigError: a module's name is empty, or there is none, or one is named twice.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", title="Adapter")
@@ -73,10 +73,13 @@ class LoraConfig(BaseModel):
     @field_validator("modules")
     @classmethod
     def _require_distinct(cls, modules: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if modules is not None and (not modules or len(set(modules)) < len(modules)):
+        if modules is None:
+            return None
+        empty = not modules or not all(modules)
+        if empty or len(set(modules)) < len(modules):
             raise ConfigError(
-                "`modules` names no part of a layer."
-                if not modules
+                "`modules` has an empty name, or none."
+                if empty
                 else "`modules` names a part of a layer twice.",
                 "Name each part once, such as `modules=attn.c_q,attn.c_v`, or leave it out.",
             )

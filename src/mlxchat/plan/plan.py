@@ -104,10 +104,10 @@ class Plan(BatchPlan):
         dropout = f"; dropout {self.dropout:.2g}" if self.dropout else ""
         decay = f"weight decay {self.weight_decay:.3g}" if self.weight_decay else "no weight decay"
         adapter = self.adapter
-        on = f"an adapter of {adapter.parameters:,} parameters on " if adapter else ""
+        trained = f", AdamW trains an adapter of {adapter.parameters:,}" if adapter else ""
         return (
-            f"{on}{self.model.arch}, {self.parameters:,} parameters in {layers} of "
-            f"width {self.model.n_embd}, vocabulary {self.model.vocab_size:,}; "
+            f"{self.model.arch}, {self.parameters:,} parameters in {layers} of "
+            f"width {self.model.n_embd}, vocabulary {self.model.vocab_size:,}{trained}; "
             f"{steps} of {self.tokens_per_step:,} tokens "
             f"({batches} of {rows} of {self.row_tokens:,}{checkpointing}); "
             f"learning rates {rates}; {decay}{dropout}."

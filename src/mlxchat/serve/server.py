@@ -192,7 +192,7 @@ def start(
         config: the settings.
         bound: the socket to listen on, from `bind`.
         log: gets a line for each request, and the traceback of each failure of the model.
-        adapted: the network with each of several adapters, by name (`mlxchat.serve.adapters`).
+        adapted: the network with each of several adapters, by name.
     """
     scheduler = Scheduler(
         network,

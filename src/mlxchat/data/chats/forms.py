@@ -12,9 +12,9 @@
 ``{"inputs", "targets"}``                              FLAN, Aya
 =====================================================  ============================================
 
-A list or an object may be JSON text, and every row may have a text named ``system`` or
-``system_prompt``. Other keys are ignored and counted. How messages become turns is in
-`mlxchat.data.chats.turns`.
+A list or an object may be JSON text, a row may stand alone under the key ``train``, as those of
+MMLU's auxiliary_train do, and every row may have a text named ``system`` or ``system_prompt``.
+Other keys are ignored and counted. How messages become turns is in `mlxchat.data.chats.turns`.
 """
 
 import re
@@ -81,6 +81,8 @@ def read_row(row: object) -> Usable:
     """
     if isinstance(row, list):
         row = {"messages": row}
+    if isinstance(row, dict) and row.keys() == {"train"}:
+        row = unfolded(row["train"])
     if not isinstance(row, dict):
         raise UnusableError("neither an object nor a list of messages")
     held, form = _recognised(row)

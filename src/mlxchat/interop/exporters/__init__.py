@@ -151,8 +151,12 @@ def precision(program: Program, dtype: str | None, quantized: bool) -> mx.Dtype:
         quantized: whether the model is quantized, or will be.
 
     Raises:
-        ConfigError: the program has types of its own.
+        ConfigError: the program has types of its own, or gets an adapter, which is in float32.
     """
+    if PROGRAMS[program].takes_adapters:
+        if dtype is not None:
+            raise ConfigError("An adapter's matrices are written in float32.", "Leave out `dtype`.")
+        return mx.float32
     if PROGRAMS[program].quantized == "dense":
         if dtype is not None:
             raise ConfigError(

@@ -23,6 +23,7 @@ from mlxchat.interop.exporters.card import FOLDER, Usage
 from mlxchat.interop.exporters.job import ExportJob
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.lora import adapter_arrays
+from mlxchat.model.quantized import formats_of
 from mlxchat.runtime import mx
 
 
@@ -63,7 +64,14 @@ def usage(job: ExportJob) -> Usage:
     )
     assert saved.base is not None
     export = command("export", to="transformers", model_tag=saved.base.run, step=saved.base.step)
-    return Usage("python", lines, f"The model that it is on comes from: `{export}`")
+    remark = f"The model that it is on comes from: `{export}`"
+    if formats_of(saved.model):
+        remark = (
+            f"The model that it is on, {saved.base.run}, is quantized, which transformers cannot "
+            f"read: export the model that it was made from to the folder {base}. With its more "
+            "exact weights the adapter computes nearly the same."
+        )
+    return Usage("python", lines, remark)
 
 
 def _base_folder(saved: SavedModel) -> str:
