@@ -12,6 +12,7 @@ from support.cases import golden
 from support.marks import slow
 
 from mlxchat.checkpoint import catalog, files, layout, store, trainer
+from mlxchat.checkpoint.bases import BASE_FILE
 from mlxchat.checkpoint.stamp import write_stamp
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig
@@ -372,6 +373,9 @@ def test_the_default_source_is_the_newest_trainable_base_model(based: Path) -> N
     (copy / "SHA256SUMS").unlink()
     (copy / "config.json").write_text(json.dumps({**config, "quantization": {"bits": 4}}))
     try:
+        assert FineTuning.with_source(SftConfig(), Home(based)).source == "base"
+        (copy / "config.json").write_text(json.dumps(config))
+        (copy / BASE_FILE).write_text("{}")  # as beside an adapter, which is no whole model
         assert FineTuning.with_source(SftConfig(), Home(based)).source == "base"
     finally:
         shutil.rmtree(copy.parent)

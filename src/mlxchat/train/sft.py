@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from mlxchat.checkpoint import catalog, trainer
+from mlxchat.checkpoint.bases import is_adapter
 from mlxchat.checkpoint.layout import has_chat_template
 from mlxchat.config.sft import ConversationConfig, SftConfig
 from mlxchat.data.chats.identity import Identity
@@ -85,8 +86,10 @@ def chat_documents(config: ConversationConfig, preparation: Preparation) -> Chat
 
 
 def _can_be_tuned(folder: Path) -> bool:
-    set_aside = catalog.SET_ASIDE.search(folder.parent.name)
-    return not set_aside and catalog.quantized_bits(folder) is None
+    """Return whether a run is chosen by default: it can be trained, and was not set aside."""
+    if catalog.SET_ASIDE.search(folder.parent.name) or is_adapter(folder):
+        return False
+    return catalog.quantized_bits(folder) is None
 
 
 class ConversationStage(Stage[Tuning, ChatDocuments]):
