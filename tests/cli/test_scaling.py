@@ -47,7 +47,7 @@ def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         ("--budget 1h --dataset mine", "no data", "mlxchat data fetch"),
         ("--budget 1h --eval-every 0", "--eval-every 0", "Leave it out"),
         (f"--budget 1h --model-tag {'a' * 99}", "cannot be the name of a run", "--model-tag"),
-        ("--budget 1h --preset quick", "--num-iterations 100", "one of them"),
+        ("--budget 1h --preset test", "--num-iterations 2", "one of them"),
         ("--budget 60s --depths 2,3,4", "--budget 1m is too short for 3 runs", "--budget 2m20s"),
         ("--budget 60s", "--budget 1m is too short for 4 runs", "--budget 5m"),
         ("--budget 1h --recipe classic --arch modern", "--recipe classic", "one of them"),

@@ -88,6 +88,13 @@ class Without(frozenset[str]):
     """
 
 
+class Unset(frozenset[str]):
+    """In ``Annotated``, beside a settings model: its fields that the command line does not set.
+
+    A parameter of the command that has the name of such a field is another thing.
+    """
+
+
 class First(tuple[str, ...]):
     """In ``Annotated``, beside a settings model: its fields that most users want.
 
@@ -104,6 +111,7 @@ class _Settings(NamedTuple):
 
     model: type[BaseModel]
     without: Without
+    unset: Unset
     first: First
 
 
@@ -154,13 +162,14 @@ def _help_text(command: Command) -> str | None:
 
 def _settings_of(annotation: Any) -> _Settings | None:
     """Return a parameter's settings model and its marks; None if it has none."""
-    without, first = Without(), First()
+    without, unset, first = Without(), Unset(), First()
     if get_origin(annotation) is Annotated:
         annotation, *marks = get_args(annotation)
         without = next((mark for mark in marks if isinstance(mark, Without)), without)
+        unset = next((mark for mark in marks if isinstance(mark, Unset)), unset)
         first = next((mark for mark in marks if isinstance(mark, First)), first)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return _Settings(annotation, without, first)
+        return _Settings(annotation, without, unset, first)
     return None
 
 
@@ -172,7 +181,7 @@ def _options(settings: _Settings) -> list[inspect.Parameter]:
     """
     model = settings.model
     options = [_option(name, model.model_fields[name], None) for name in settings.first]
-    listed = settings.without | set(settings.first)
+    listed = settings.without | settings.unset | set(settings.first)
     for declaring in model.__mro__:
         if not issubclass(declaring, BaseModel) or declaring is BaseModel:
             continue
@@ -227,7 +236,7 @@ def _is_given(context: typer.Context, option: str) -> bool:
 
 
 def _make(settings: _Settings, given: dict[str, Any]) -> BaseModel:
-    fields = settings.model.model_fields.keys() - settings.without
+    fields = settings.model.model_fields.keys() - settings.unset
     try:
         return settings.model(**{name: given[name] for name in given if name in fields})
     except ValidationError as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlxchat.cli.adapters import Lora, with_adapter
-from mlxchat.cli.options import First, Fresh, Json, StayAwake, Without
+from mlxchat.cli.options import First, Fresh, Json, StayAwake, Unset
 from mlxchat.cli.ranks import (
     Hosts,
     RankCount,
@@ -44,11 +44,11 @@ def train_command(
     config: Annotated[
         PretrainConfig,
         First("depth", "budget", "dataset", "model_tag", "memory_limit"),
-        Without({"lora"}),
+        Unset({"lora"}),
     ],
     *,
     lora: Lora = False,
-    adapter: Annotated[LoraTraining, Without({"dropout"})],
+    adapter: Annotated[LoraTraining, Unset({"dropout"})],
     fresh: Fresh = False,
     supervise: Annotated[
         bool,
@@ -112,7 +112,7 @@ def mid_command(
     config: Annotated[
         MidConfig,
         First("source", "data", "identity", "epochs", "model_tag"),
-        Without({"lora"}),
+        Unset({"lora"}),
     ],
     *,
     lora: Lora = False,
@@ -160,7 +160,7 @@ def sft_command(
     config: Annotated[
         SftConfig,
         First("source", "data", "identity", "epochs", "model_tag"),
-        Without({"lora"}),
+        Unset({"lora"}),
     ],
     *,
     lora: Lora = False,
@@ -207,11 +207,11 @@ def info_command(
     config: Annotated[
         PretrainConfig,
         First("depth", "budget", "dataset", "model_tag", "memory_limit"),
-        Without({"lora"}),
+        Unset({"lora"}),
     ],
     *,
     lora: Lora = False,
-    adapter: Annotated[LoraTraining, Without({"dropout"})],
+    adapter: Annotated[LoraTraining, Unset({"dropout"})],
     ranks: RankCount = 1,
     hosts: Hosts = None,
     rank_timeout: RankTimeout = RANK_PATIENCE,
