@@ -57,6 +57,7 @@ def likeliest(model: GPT, ids: list[int], said: list[int]) -> list[int]:
     return mx.argmax(logits, axis=-1).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_uncompiled")
 def test_tokens_are_those_of_a_pass_without_a_cache(model: GPT) -> None:
     """They cross two growths of the buffers, and the window twice."""

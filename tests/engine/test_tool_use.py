@@ -114,6 +114,7 @@ def alone(model: GPT, ids: Sequence[int], stop: frozenset[int], count: int = 24)
     return list(tokens)
 
 
+@pytest.mark.slow
 def test_forced_tokens_are_read_like_others(model: GPT) -> None:
     expected = [by_hand(model, ids, 24)[0] for ids in PROMPTS]
     assert [alone(model, ids, NEVER) for ids in PROMPTS] == expected
@@ -132,6 +133,7 @@ def test_a_stop_token_drawn_where_another_is_forced_does_not_stop(model: GPT) ->
     pytest.fail("no prompt has a token that is drawn only where another is forced")
 
 
+@pytest.mark.slow
 def test_rows_that_have_ended_call_no_tool(model: GPT) -> None:
     texts = [by_hand(model, ids, 24)[0] for ids in PROMPTS]
     stop = frozenset({texts[0][2], texts[1][11]})
@@ -157,6 +159,7 @@ def test_the_cache_holds_forced_tokens_and_continues(model: GPT) -> None:
     assert list(again) == by_hand(model, [*ids, *said, 11], 8)[0]
 
 
+@pytest.mark.slow
 def test_the_penalty_counts_forced_tokens_and_not_those_they_replace(model: GPT) -> None:
     expected = [by_hand(model, ids, 24, penalty=1e6)[0] for ids in PROMPTS]
     assert any({*by_hand(model, ids, 24, penalty=1e6)[1]} & {*said} for ids, said in

@@ -242,6 +242,7 @@ def test_the_same_from_python(
         loaded.evaluate_core(max_per_task=0)
 
 
+@pytest.mark.slow
 def test_a_quantized_and_an_imported_model_are_measured_alike(
     bundle: Path, tmp_path: Path, home: Path
 ) -> None:

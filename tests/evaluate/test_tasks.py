@@ -291,6 +291,7 @@ def test_a_random_model_guesses_on_arc_easy() -> None:
 # Writing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [slow(1), 3, slow(16)])
 def test_written_answers_are_those_of_each_prompt_alone(batch_size: int) -> None:
     saved = network(sequence_len=64)  # so that some prompts and most answers go beyond it

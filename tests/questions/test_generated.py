@@ -187,6 +187,7 @@ def shown(questions: Sequence[TaskQuestion]) -> str:
     return repr([(question.prompt, question.answer) for question in questions[:3]])
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_questions_in_every_process() -> None:
     choices = [TaskChoice("arithmetic", 4), TaskChoice("spelling"), TaskChoice("counting", 2)]
     script = (

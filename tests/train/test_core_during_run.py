@@ -120,6 +120,7 @@ def test_core_is_measured_logged_and_kept(
     assert "CORE" not in (out / "README.md").read_text("utf-8")  # it has another
 
 
+@pytest.mark.slow
 def test_what_is_learnt_does_not_depend_on_core(tmp_path: Path, measuring: Measuring) -> None:
     run(tmp_path / "without", measuring(core_every=0))
     assert len(measured(run(tmp_path / "with", measuring(core_every=4)))) == 3
@@ -141,6 +142,7 @@ def test_kept_examples_are_as_they_were_encoded(bundle: Path) -> None:
             assert found == [expected[index] for index in sorted(indices)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [6, 12])
 def test_whoever_asks_a_run_to_end_does_not_wait_for_core(
     step: int, tmp_path: Path, measuring: Measuring

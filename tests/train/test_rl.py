@@ -47,6 +47,7 @@ def assert_same(a: dict[str, mx.array], b: dict[str, mx.array]) -> None:
     assert all(mx.array_equal(a[name], b[name]).item() for name in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["classic", "modern"])
 def test_a_run_tells_what_it_learns_from_and_raises_its_reward(arch: str, tmp_path: Path) -> None:
     config = rl_config(
@@ -75,6 +76,7 @@ def test_a_run_tells_what_it_learns_from_and_raises_its_reward(arch: str, tmp_pa
     assert sum(json.loads(line)["event"] == "rewards" for line in lines) == 8
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_bit_for_bit_as_an_undisturbed_one(tmp_path: Path) -> None:
     config = rl_config(tmp_path)
     rl_run(tmp_path / "straight", config)
