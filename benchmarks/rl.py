@@ -95,7 +95,7 @@ def on_gpu(depth: int, level: int, steps: int) -> Sizes:
         dataset="builtin",
         model_tag=f"d{depth}",
         depth=depth,
-        vocab_size=2048,
+        vocab_size=1024,  # the most that the built-in corpus supports is 1,528
         max_seq_len=256,
         total_batch_size=64 * 256,
         num_iterations=600,
