@@ -80,8 +80,9 @@ def test_ranks_that_outlive_rank_0_are_ended_together(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])  # the one listens, the other one calls
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGALRM])
+@pytest.mark.parametrize(  # rank 0 listens, rank 1 calls
+    ("number", "rank"), [(signal.SIGINT, 0), (signal.SIGTERM, 1), (signal.SIGALRM, 0)]
+)
 def test_a_rank_that_waits_for_another_to_start_can_be_ended(
     tmp_path: Path, home: Path, rank: int, number: int
 ) -> None:
