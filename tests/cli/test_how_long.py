@@ -72,7 +72,7 @@ def test_a_user_who_agrees_gets_the_run(
 ) -> None:
     answer(monkeypatch, said)
     monkeypatch.setattr("mlxchat.train.pretrain.run_pretraining", lambda *_, **__: iter(()))
-    monkeypatch.setattr(module, "_say_how_to_talk", lambda run: None)
+    monkeypatch.setattr(module, "say_how_to_talk", lambda run: None)
     assert program(*LONG)[0] == 0
 
 

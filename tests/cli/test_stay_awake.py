@@ -9,7 +9,7 @@ from support.macs import FakeCaffeinate, FakeMac
 from support.program import Program
 
 import mlxchat.train.sft  # noqa: F401  (MLX is imported before this machine plays a Mac)
-from mlxchat.cli import quickstart, supervise, train
+from mlxchat.cli import quickstart, stages, supervise
 
 TRAIN = ("train", "--depth", "1")
 COMMANDS = [
@@ -27,7 +27,7 @@ class Training:
         self.awake: list[bool] = []
         self.expects_awake = False  # then it waits until `caffeinate` has started
         self.caffeinate: FakeCaffeinate = FakeMac(monkeypatch, {}).caffeinate(folder)
-        for module in (train, quickstart):
+        for module in (stages, quickstart):
             monkeypatch.setattr(module, "watch_run", self._train)
         monkeypatch.setattr(quickstart, "load_chosen", self._end)
         monkeypatch.setattr(supervise, "supervise", self._supervise)

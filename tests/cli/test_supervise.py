@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.program import Program
 
 from mlxchat import __version__
 from mlxchat.cli.supervise import supervise
@@ -178,3 +179,34 @@ def test_a_closed_terminal_ends_the_run_unless_ignored(
         assert signal.getsignal(signal.SIGHUP) == handler
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        ("train --depth 4", "base_checkpoints/d4"),
+        ("mid --source d4 --data builtin", "mid_checkpoints/d4-mid"),
+        ("sft --source d4 --data builtin", "chatsft_checkpoints/d4-sft"),
+        ("rl --source d4-sft --task arithmetic", "chatrl_checkpoints/d4-sft-rl"),
+    ],
+)
+def test_the_checkpoints_of_the_very_stage_tell_whether_a_run_gets_on(
+    words: str,
+    folder: str,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also those of a new run, which no folder tells the stage of."""
+    called: list[tuple[list[str], Path]] = []
+
+    def train(arguments: list[str], run: Path, fresh: bool, json: bool) -> int:
+        called.append((arguments, run))
+        return 7
+
+    monkeypatch.setattr("mlxchat.cli.stages.train_supervised", train)
+    code, _, _ = Program(monkeypatch, capsys)(*words.split(), "--supervise")
+    [(arguments, run)] = called
+    assert (code, run) == (7, home / folder)
+    assert arguments[: len(words.split())] == words.split()
+    assert "--no-stay-awake" in arguments and "--supervise" not in arguments

@@ -27,6 +27,12 @@ Fresh = Annotated[
     bool,
     typer.Option("--fresh", help="Start from scratch, and rename an earlier run of that name."),
 ]
+Supervise = Annotated[
+    bool,
+    typer.Option(
+        "--supervise", help="Restart from the last checkpoint whenever the process crashes."
+    ),
+]
 StayAwake = Annotated[
     bool,
     typer.Option(

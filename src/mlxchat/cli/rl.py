@@ -1,11 +1,8 @@
 """The command `rl`."""
 
-import sys
 from typing import Annotated
 
-import typer
-
-from mlxchat.cli.options import First, Fresh, Json, StayAwake
+from mlxchat.cli.options import First, Fresh, Json, StayAwake, Supervise
 from mlxchat.cli.ranks import (
     Hosts,
     RankCount,
@@ -15,13 +12,10 @@ from mlxchat.cli.ranks import (
     joined,
     launch_if_asked,
 )
-from mlxchat.cli.session import staying_awake, watch_run
-from mlxchat.cli.supervise import train_supervised
+from mlxchat.cli.stages import lead, say_how_to_talk, supervise_this
 from mlxchat.config.ranks import RANK_PATIENCE
 from mlxchat.config.rl import RlConfig
-from mlxchat.errors import command
 from mlxchat.home import Home
-from mlxchat.ui.console import say
 
 
 def rl_command(
@@ -30,12 +24,7 @@ def rl_command(
         First("task", "level", "source", "reward", "num_iterations", "model_tag"),
     ],
     fresh: Fresh = False,
-    supervise: Annotated[
-        bool,
-        typer.Option(
-            "--supervise", help="Restart from the last checkpoint whenever the process crashes."
-        ),
-    ] = False,
+    supervise: Supervise = False,
     ranks: RankCount = 1,
     hosts: Hosts = None,
     rank_timeout: RankTimeout = RANK_PATIENCE,
@@ -57,30 +46,19 @@ def rl_command(
 
     To resume from the newest checkpoint, repeat the same command.
     """
-    home = Home.from_environment()
-    if supervise:
-        from mlxchat.train.rl import with_tuned_source
-
-        config = with_tuned_source(config, home)
-        arguments = [word for word in sys.argv[1:] if word not in ("--supervise", "--fresh")]
-        with staying_awake(stay_awake, json):  # between two processes as well
-            arguments += ["--no-stay-awake", "--source", str(config.source)]
-            code = train_supervised(arguments, config.tag, fresh, json)
-        raise typer.Exit(code)
-    launch_if_asked(ranks, hosts, rank_timeout)
     from mlxchat.train.rl import Reinforcement, run_reinforcement, with_tuned_source
 
+    home = Home.from_environment()
+    if supervise:
+        config = with_tuned_source(config, home)
+        run = home.stage(Reinforcement.name) / config.tag
+        supervise_this(run, fresh, stay_awake, json, "--source", str(config.source))
+    launch_if_asked(ranks, hosts, rank_timeout)
     world = joined(config, rank_timeout, rank_sums)
     if not world.leads:
         follow_run(Reinforcement, config, world, stay_awake)
         return
     config = with_tuned_source(config, home)
-    with staying_awake(stay_awake, json):
-        watch_run(
-            lambda show, meter, stop: run_reinforcement(
-                config, home, show, meter, stop, fresh, world=world
-            ),
-            json,
-        )
+    lead(run_reinforcement, config, world, fresh=fresh, stay_awake=stay_awake, json=json)
     if not json:
-        say(f"Talk to it: {command('chat', model_tag=config.tag)}")
+        say_how_to_talk(home.run(config.tag))

@@ -22,7 +22,6 @@ import psutil
 from mlxchat.checkpoint import store
 from mlxchat.cli.session import SHOW_CURSOR, end_signals
 from mlxchat.errors import BackendError, MlxchatError
-from mlxchat.home import Home
 from mlxchat.system import on_mac, own_command
 from mlxchat.telemetry.events import Noted
 from mlxchat.ui.console import Screen
@@ -38,12 +37,12 @@ Tell = Callable[[str], None]
 CommandLine = Callable[[bool], list[str]]  # makes the command line, given whether to start fresh
 
 
-def train_supervised(arguments: list[str], tag: str, fresh: bool, json: bool) -> int:
+def train_supervised(arguments: list[str], run: Path, fresh: bool, json: bool) -> int:
     """Train in a child process, restarting it until it is done, and return its exit code.
 
     Args:
         arguments: the arguments of the child's program.
-        tag: the name of the run.
+        run: the folder of the run's checkpoints.
         fresh: whether to start from scratch, renaming an earlier run of that name.
         json: whether to print JSON.
     """
@@ -57,7 +56,7 @@ def train_supervised(arguments: list[str], tag: str, fresh: bool, json: bool) ->
         with Screen(json) as screen:
             screen.show(Noted(time.time(), text))
 
-    return supervise(command, Home.from_environment().run(tag), fresh, tell)
+    return supervise(command, run, fresh, tell)
 
 
 def supervise(command: CommandLine, run: Path, fresh: bool, tell: Tell) -> int:

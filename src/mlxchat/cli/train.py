@@ -3,13 +3,12 @@
 import sys
 import time
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mlxchat.cli.adapters import Lora, with_adapter
-from mlxchat.cli.options import First, Fresh, Json, StayAwake, Unset
+from mlxchat.cli.options import First, Fresh, Json, StayAwake, Supervise, Unset
 from mlxchat.cli.ranks import (
     Hosts,
     RankCount,
@@ -19,8 +18,8 @@ from mlxchat.cli.ranks import (
     joined,
     launch_if_asked,
 )
-from mlxchat.cli.session import exit_promptly, staying_awake, watch_run
-from mlxchat.cli.supervise import train_supervised
+from mlxchat.cli.session import exit_promptly
+from mlxchat.cli.stages import lead, say_how_to_talk, supervise_this
 from mlxchat.config.lora import LoraTraining
 from mlxchat.config.mid import MidConfig
 from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig, PretrainConfig
@@ -50,12 +49,7 @@ def train_command(
     lora: Lora = False,
     adapter: Annotated[LoraTraining, Unset({"dropout"})],
     fresh: Fresh = False,
-    supervise: Annotated[
-        bool,
-        typer.Option(
-            "--supervise", help="Restart from the last checkpoint whenever the process crashes."
-        ),
-    ] = False,
+    supervise: Supervise = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan of the run without training.")
     ] = False,
@@ -79,11 +73,7 @@ def train_command(
     if supervise and dry_run:
         raise typer.BadParameter("--supervise cannot be combined with --dry-run.")
     if supervise:
-        arguments = [word for word in sys.argv[1:] if word not in ("--supervise", "--fresh")]
-        with staying_awake(stay_awake, json):  # between two processes as well
-            arguments.append("--no-stay-awake")
-            code = train_supervised(arguments, config.tag, fresh, json)
-        raise typer.Exit(code)
+        supervise_this(Home.from_environment().runs / config.tag, fresh, stay_awake, json)
     launch_if_asked(ranks, hosts, rank_timeout, config.streaming)
     home = Home.from_environment()
     if not (json or dry_run or config.budget or backend_of_ranks()):
@@ -97,15 +87,9 @@ def train_command(
     if dry_run:
         _dry_run(config, home, world, fresh, json)
         return
-    with staying_awake(stay_awake, json):
-        watch_run(
-            lambda show, meter, stop: run_pretraining(
-                config, home, show, meter, stop, fresh, world=world
-            ),
-            json,
-        )
+    lead(run_pretraining, config, world, fresh=fresh, stay_awake=stay_awake, json=json)
     if not json:
-        _say_how_to_talk(home.run(config.tag))
+        say_how_to_talk(home.run(config.tag))
 
 
 def mid_command(
@@ -118,6 +102,7 @@ def mid_command(
     lora: Lora = False,
     adapter: LoraTraining,
     fresh: Fresh = False,
+    supervise: Supervise = False,
     ranks: RankCount = 1,
     hosts: Hosts = None,
     rank_timeout: RankTimeout = RANK_PATIENCE,
@@ -134,26 +119,24 @@ def mid_command(
     same files. To resume from the newest checkpoint, repeat the same command.
     """
     config = with_adapter(config, lora, adapter)
-    launch_if_asked(ranks, hosts, rank_timeout)
     from mlxchat.train.mid import MidTraining, run_mid_training
 
+    home = Home.from_environment()
+    if supervise:
+        config = MidTraining.with_source(config, home)
+        run = home.stage(MidTraining.name) / config.tag
+        supervise_this(run, fresh, stay_awake, json, "--source", str(config.source))
+    launch_if_asked(ranks, hosts, rank_timeout)
     world = joined(config, rank_timeout, rank_sums)
     if not world.leads:
         follow_run(MidTraining, config, world, stay_awake)
         return
-    home = Home.from_environment()
     config = MidTraining.with_source(config, home)
-    with staying_awake(stay_awake, json):
-        watch_run(
-            lambda show, meter, stop: run_mid_training(
-                config, home, show, meter, stop, fresh, world=world
-            ),
-            json,
-        )
+    lead(run_mid_training, config, world, fresh=fresh, stay_awake=stay_awake, json=json)
     if not json:
         if not lora:
             say(f"Teach it to answer: {command('sft', source=config.tag)} --data ...")
-        _say_how_to_talk(home.run(config.tag))
+        say_how_to_talk(home.run(config.tag))
 
 
 def sft_command(
@@ -166,6 +149,7 @@ def sft_command(
     lora: Lora = False,
     adapter: LoraTraining,
     fresh: Fresh = False,
+    supervise: Supervise = False,
     ranks: RankCount = 1,
     hosts: Hosts = None,
     rank_timeout: RankTimeout = RANK_PATIENCE,
@@ -183,24 +167,22 @@ def sft_command(
     newest checkpoint, repeat the same command.
     """
     config = with_adapter(config, lora, adapter)
-    launch_if_asked(ranks, hosts, rank_timeout)
     from mlxchat.train.sft import FineTuning, run_fine_tuning
 
+    home = Home.from_environment()
+    if supervise:
+        config = FineTuning.with_source(config, home)
+        run = home.stage(FineTuning.name) / config.tag
+        supervise_this(run, fresh, stay_awake, json, "--source", str(config.source))
+    launch_if_asked(ranks, hosts, rank_timeout)
     world = joined(config, rank_timeout, rank_sums)
     if not world.leads:
         follow_run(FineTuning, config, world, stay_awake)
         return
-    home = Home.from_environment()
     config = FineTuning.with_source(config, home)
-    with staying_awake(stay_awake, json):
-        watch_run(
-            lambda show, meter, stop: run_fine_tuning(
-                config, home, show, meter, stop, fresh, world=world
-            ),
-            json,
-        )
+    lead(run_fine_tuning, config, world, fresh=fresh, stay_awake=stay_awake, json=json)
     if not json:
-        _say_how_to_talk(home.run(config.tag))
+        say_how_to_talk(home.run(config.tag))
 
 
 def info_command(
@@ -262,15 +244,6 @@ def tokenizer_train_command(
         say_json({"vocab_size": tokenizer.vocab_size, "folder": str(folder)})
     else:
         say(f"Saved a tokenizer with {tokenizer.vocab_size:,} tokens in {folder}.")
-
-
-def _say_how_to_talk(run: Path) -> None:
-    """Show the command that talks to a run's last step, or to its best if that is better."""
-    from mlxchat.checkpoint.catalog import better_than_newest
-
-    better = better_than_newest(run)
-    named = {"model_tag": run.name, **({"step": better[0].step} if better else {})}
-    say(f"Talk to it: {command('chat', **named)}")
 
 
 def _say_how_long(config: PretrainConfig, home: Home, fresh: bool, yes: bool) -> None:
