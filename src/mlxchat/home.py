@@ -1,4 +1,4 @@
-"""Where files are on disk: in one folder, ``$MLXCHAT_HOME``, by default ``~/.cache/mlxchat``.
+"""The places of all files on disk: one folder, ``$MLXCHAT_HOME``, by default ``~/.cache/mlxchat``.
 
 ``MLXCHAT_HOME`` may begin with ``~``, and be relative to the working directory.
 """

@@ -47,7 +47,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class Loss(NamedTuple):
-    """How well a model predicts a text."""
+    """The loss of a model on a text."""
 
     nats_per_token: float  # mean cross entropy
     bits_per_byte: float  # comparable between tokenizers

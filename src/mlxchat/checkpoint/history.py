@@ -1,4 +1,4 @@
-"""How a model came to be: the import it started from and the runs it was trained in, oldest first.
+"""The origin of a model: the import it started from and the runs it was trained in, oldest first.
 
 A saved step's own files describe its own run, or its import. Everything before that is kept in
 ``history.json``, which is written into the steps of a run that began with another model and into
@@ -31,7 +31,7 @@ class Training(BaseModel):
 
 
 class History(BaseModel):
-    """How a model came to be, as far as that is known."""
+    """The origin of a model, as far as it is known."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

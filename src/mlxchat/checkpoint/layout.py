@@ -346,7 +346,7 @@ def _quantize_as_stored(folder: Path, model: GPT, weights: dict[str, mx.array]) 
 
 
 class Origin(BaseModel):
-    """Where an imported model is from."""
+    """The place that an imported model is from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -26,7 +26,7 @@ MAX_TOKENS = "Maximum length of an answer in tokens."
 
 
 class Sampling(BaseModel):
-    """How the next token is chosen. The penalty applies first, then the filters in field order."""
+    """The choice of the next token. The penalty applies first, then the filters in field order."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, title="Sampling")
 
@@ -59,7 +59,7 @@ class Sampling(BaseModel):
 
 
 class TextSettings(BaseModel):
-    """How many tokens a program generates, and from which seed."""
+    """The number of tokens that a program generates, and the seed of its draws."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,4 +1,4 @@
-"""How a process is told that it is one of several ranks. Pure: quick to import."""
+"""The variables that make a process one of several ranks. Pure: quick to import."""
 
 import os
 from typing import Literal

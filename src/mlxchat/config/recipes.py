@@ -159,7 +159,7 @@ DROPOUT, DROPOUT_EPOCHS = 0.3, 8  # the most, from so many epochs on
 
 
 class Text(NamedTuple):
-    """How much text a run can read before it reads it again.
+    """The amount of text that a run can read before it reads it again.
 
     Attributes:
         bytes: of an epoch, about; infinite where the text never ends or is not on disk.

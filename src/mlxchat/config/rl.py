@@ -152,7 +152,7 @@ class RlConfig(RunConfig):
 
     @property
     def sampling(self) -> Sampling:
-        """How answers are drawn."""
+        """The sampling of the answers."""
         return Sampling(temperature=self.temperature, top_k=self.top_k)
 
     @property

@@ -17,7 +17,7 @@ AUTO: Literal["auto"] = "auto"  # the wired limit that suits the run
 
 
 class MemoryConfig(BaseModel):
-    """How much memory to train in. Except for rounding, nothing that is learned depends on it."""
+    """The memory to train in. Except for rounding, nothing that is learned depends on it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", title="Memory")
 
@@ -129,7 +129,7 @@ def name_after(source: str, suffix: str) -> str:
 
 
 class RunConfig(MemoryConfig):
-    """How a run is evaluated, sampled, saved and named."""
+    """The evaluation, samples, checkpoints and name of a run."""
 
     model_config = ConfigDict(title="Evaluating and saving")
 

@@ -66,7 +66,7 @@ class Documents(Protocol):
 
     @property
     def preparation(self) -> Preparation:
-        """How its documents are made into rows, unless the stage makes others of them."""
+        """The way in which its documents become rows, unless the stage has its own."""
 
     def training(self, start: Cursor) -> Iterator[Read]:
         """Yield training documents from a cursor on, without end."""

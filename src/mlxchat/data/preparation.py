@@ -1,4 +1,4 @@
-"""How documents are prepared for training: encoded, masked, and packed into rows.
+"""Prepares documents for training: they are encoded, masked, and packed into rows.
 
 `CROPPED_TEXT` and `ANSWERS` are the ways of nanochat's base_train and chat_sft (commit 92d63d4),
 `DIALOGUE` is that of its mid_train (commit dfc8833) with one row in a micro-batch.

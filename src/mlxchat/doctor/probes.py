@@ -47,7 +47,7 @@ class Attempt(Measurement):
 
 
 class Names(Measurement):
-    """How the disk tells names apart."""
+    """The way in which the disk tells names apart."""
 
     renamed: bool  # a folder with a file in it took another name, whole
     case_sensitive: bool
@@ -86,7 +86,7 @@ class FirstKernel(Measurement):
 
 
 class Load(Measurement):
-    """How long the device worked without a pause."""
+    """The seconds for which the device worked without a pause."""
 
     seconds: float
     longest: float  # seconds of the slowest piece of it
@@ -104,7 +104,7 @@ class Products(Measurement):
 
 
 class Roundings(Measurement):
-    """How far products in three precisions are from those in float64, relative to their norm."""
+    """The errors of products in three precisions against float64, relative to their norm."""
 
     float32: float
     float16: float

@@ -1,1 +1,1 @@
-"""How good a model is: validation loss, and the share of problems that it solves."""
+"""The quality of a model: validation loss, and the share of problems that it solves."""

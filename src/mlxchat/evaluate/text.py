@@ -20,7 +20,7 @@ ENCODED_AT_ONCE = 2**20  # characters of a text
 
 @dataclass(frozen=True)
 class TextLoss:
-    """How well a model predicts the text of a file.
+    """The loss of a model on the text of a file.
 
     Attributes:
         path: the file.

@@ -67,7 +67,7 @@ class Adapter(NamedTuple):
 
 
 class _Adapted(NamedTuple):
-    """What an adapter does to one layer, in our orientation."""
+    """The arrays of an adapter on one layer, in our orientation."""
 
     a: mx.array  # (in, rank)
     b: mx.array  # (rank, out)

@@ -261,7 +261,7 @@ class GPTConfig(BaseModel):
 
     @property
     def windows(self) -> tuple[int, ...]:
-        """How many positions before its own a token can attend to, for each layer.
+        """The number of positions before its own that a token can attend to, for each layer.
 
         A sequence may be longer than the context. There, and in small contexts, where the short
         window is the longer one, these windows are nanochat's too.

@@ -25,7 +25,7 @@ Mode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
 
 
 class Format(BaseModel):
-    """How the weights of one layer are stored. The fields are those of MLX."""
+    """The format in which the weights of one layer are stored. The fields are those of MLX."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -47,7 +47,7 @@ FLOATING: dict[Mode, Format] = {  # each mode has one format
 
 
 class Quantization(BaseModel):
-    """How to quantize a model. ``None`` stands for the mode's own value, or the default.
+    """The way to quantize a model. ``None`` stands for the mode's own value, or the default.
 
     Raises:
         ConfigError: the mode has no such bits or groups.

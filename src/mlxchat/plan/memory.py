@@ -43,7 +43,7 @@ class AdapterPlan(BaseModel):
 
 
 class BatchPlan(BaseModel):
-    """How an optimizer step is divided, and the memory that this takes."""
+    """The division of an optimizer step, and the memory that it takes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -63,7 +63,7 @@ class BatchPlan(BaseModel):
 
     @property
     def division(self) -> tuple[int, int, int, bool, int]:
-        """How a step is divided, without the memory that this takes."""
+        """The division of a step, without the memory that it takes."""
         return (
             self.device_batch_size,
             self.accumulation,

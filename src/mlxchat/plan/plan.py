@@ -42,7 +42,7 @@ class Costs(BaseModel):
 
 
 class DrawingPlan(BaseModel):
-    """How the answers are drawn that reinforcement learning learns from."""
+    """The plan of drawing the answers that reinforcement learning learns from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,4 +1,4 @@
-"""What the server has done: a line of the log for each request, and counts for Prometheus."""
+"""Records the work of the server: a line of the log for each request, and counts for Prometheus."""
 
 import time
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What models have read, by its tokens: what two prompts share is read once.
+"""Keeps what models have read, by its tokens: what two prompts share is read once.
 
 Each turn of a conversation begins with all the turns before it, and the conversations of a program
 with its system prompt. The keys and values of what was read are kept, the latest used longest, and

@@ -1,4 +1,4 @@
-"""What is let in: by the Host, the origin, the key and the type of a request.
+"""Decides which requests are let in, by Host, origin, key and content type.
 
 The danger to a server on one's own machine is a web page that its user visits. It can send requests
 to any address, though only read the answers that the server lets it (CORS); and its own name can be

@@ -184,7 +184,7 @@ class Rewarded:
 
 @dataclass(frozen=True)
 class Judged:
-    """How well the model answers held-out questions after ``step`` steps.
+    """The model's answers to held-out questions were judged after ``step`` steps.
 
     pass@k is the share of questions of which at least one of k answers is right; the low and high
     ends are those of a 95% interval.

@@ -1,4 +1,4 @@
-"""Where the batches of a stage come from: from data, or from the model itself."""
+"""The sources of a stage's batches: data, or the model itself."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager

@@ -1,4 +1,4 @@
-"""How well a model in training answers questions that it never learns from."""
+"""Judges the answers of a model in training to questions that it never learns from."""
 
 from collections.abc import Iterator
 

@@ -292,7 +292,7 @@ class StepParts:
 
     @property
     def own_plan(self) -> BatchPlan:
-        """How this rank's rows of a step are divided."""
+        """The division of this rank's rows of a step."""
         return self.plan.of_each(self.world.size)
 
     def next_batches(self, number: int) -> list[Batch]:

@@ -1,4 +1,4 @@
-"""What reinforcement learning learns from rewarded answers: nanochat's simple form of GRPO.
+"""The loss of rewarded answers: nanochat's simple form of GRPO.
 
 An answer's advantage is its reward minus the mean reward of all answers to its question. The loss
 of a pass, a part of those answers, is the mean over its tokens of their negative log probabilities

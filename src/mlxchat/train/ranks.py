@@ -1,4 +1,4 @@
-"""How ranks train together: rank 0 runs the course of `mlxchat.train.run`, the others follow it.
+"""Ranks that train together: rank 0 runs the course of `mlxchat.train.run`, the others follow it.
 
 Rank 0 makes the run or loads it, and sends it to the others (`mlxchat.train.sharing`). Before each
 step and each evaluation it announces what follows; the others do that, and nothing else. So

@@ -61,7 +61,7 @@ class WeightedReward(NamedTuple):
 
 @dataclass(frozen=True)
 class Fault:
-    """What a function did in place of returning a number.
+    """The fault of a function that did not return a number.
 
     Attributes:
         kind: a short phrase, the same for similar faults.

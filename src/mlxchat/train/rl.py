@@ -205,7 +205,7 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
 
     @cached_property
     def reward(self) -> CheckedReward:
-        """What answers are rewarded by."""
+        """The reward of an answer."""
         return rewards_of(self.config.reward, _questions(self.config, self.home).source.check)
 
     def open(self, saved: SavedRun[RlConfig] | None) -> QuestionDocuments:

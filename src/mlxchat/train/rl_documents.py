@@ -41,7 +41,7 @@ class QuestionDocuments:
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Those of the files that the run depends on, and of what is asked."""
+        """The fingerprints of the files that the run depends on, and of the questions."""
         digest = hashlib.sha256()
         for question in (*islice(self.source.train, SEEN), *self.source.held_out[:SEEN]):
             digest.update(f"{question.prompt}\0{question.answer}\0".encode())

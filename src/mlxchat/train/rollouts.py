@@ -39,7 +39,7 @@ OF_STEPS, OF_EVALUATIONS = 0, 1  # in the seeds of answers
 
 
 class LearntRows(NamedTuple):
-    """What a rank learns from in a step: the rows that have a gradient, the longest last.
+    """The rows that a rank learns from in a step: those that have a gradient, the longest last.
 
     Attributes:
         ids, targets: (R, T).
@@ -54,7 +54,7 @@ class LearntRows(NamedTuple):
 
 
 class AnswerSums(NamedTuple):
-    """What a rank's answers of a step add up to; `Rewarded` has their means."""
+    """The sums over a rank's answers of a step; `Rewarded` has their means."""
 
     questions: float
     answers: float

@@ -33,7 +33,7 @@ from mlxchat.train.world import START_PATIENCE, Act, World
 
 
 class ModelKind(BaseModel):
-    """What rank 0's model has beside its shape: the others make theirs alike."""
+    """The properties of rank 0's model beside its shape, which the others' models get too."""
 
     adapter: LoraConfig | None
     formats: dict[str, Format]  # of quantized layers, by name

@@ -1,4 +1,4 @@
-"""What `mlxchat scaling` has found: a table of the runs, a chart, and the law in sentences."""
+"""The output of `mlxchat scaling`: a table of the runs, a chart, and the law in sentences."""
 
 import math
 import shlex

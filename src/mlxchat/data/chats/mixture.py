@@ -153,7 +153,7 @@ class _Lot:
 
     @property
     def _part(self) -> int:
-        """How many are drawn once more per epoch; at least 1 if the weight is below 1."""
+        """The number of those drawn once more per epoch; at least 1 if the weight is below 1."""
         rows = len(self.conversations)
         return round((self.weight - self._whole) * rows) or int(rows > 0 and self._whole == 0)
 

@@ -1,4 +1,4 @@
-"""What an exporter is given: a model, its history, and how its weights are to be stored."""
+"""The job of an exporter: a model, its history, and the form that its weights get."""
 
 from dataclasses import dataclass
 
