@@ -6,6 +6,7 @@ import pytest
 
 from mlxchat.data.questions.levels import FoundLevel, find_level
 from mlxchat.data.questions.question import TaskQuestion
+from mlxchat.data.questions.tasks import levels_of
 
 Answers = Callable[[Sequence[TaskQuestion]], Sequence[Sequence[str]]]
 
@@ -34,6 +35,7 @@ def test_the_first_level_within_the_range_is_taken() -> None:
     assert level.shares == {1: 1.0, 2: 0.9, 3: 0.5}
     assert found(0.6).level == found(0.2).level == 1
     assert found(0.9, 0.1, 0.3).level == 3
+    assert found(0.0, 0.02, 0.0, 0.0, 0.4).level == 5  # of a model that was fine-tuned on it alone
 
 
 @pytest.mark.parametrize(
@@ -51,9 +53,9 @@ def test_the_first_level_within_the_range_is_taken() -> None:
 def test_without_one_within_it_answers_differ_the_most(
     shares: tuple[float, ...], level: int
 ) -> None:
-    best = found(*shares)
+    best = found(*shares, *[0.0] * (levels_of("spelling") - len(shares)))
     assert best.level == level and not best.suits
-    assert len(best.shares) == len(shares)
+    assert len(best.shares) == levels_of("spelling")
 
 
 def test_it_asks_questions_to_train_on_and_as_they_will_be_asked() -> None:

@@ -48,10 +48,10 @@ def find_level(
 ) -> FoundLevel:
     """Return the level of a generated task at which to train a model.
 
-    Levels are tried from the easiest on, until the share of right answers is within the range, or
-    has been below it at two levels, since the next one is not always the harder for a model. If
-    none is within it, the best of those tried is the one whose groups of answers differ the most:
-    where the variance ``share * (1 - share)`` of right and wrong is greatest.
+    Levels are tried from the easiest on, until the share of right answers is within the range: a
+    model that was fine-tuned on one level may know that one alone. If none is within it, the best
+    is the one whose groups of answers differ the most: where the variance ``share * (1 - share)``
+    of right and wrong is greatest.
 
     Args:
         name: the task.
@@ -62,7 +62,6 @@ def find_level(
         questions: how many are asked at each level.
     """
     shares: dict[int, float] = {}
-    too_hard = 0
     for level in range(1, levels_of(name) + 1):
         source = generated_questions(TaskChoice(name, level, calculator), seed)
         asked = source.train[:questions]
@@ -75,7 +74,4 @@ def find_level(
         found = FoundLevel(level, shares)
         if found.suits:
             return found
-        too_hard += found.share < FEWEST_RIGHT
-        if too_hard == 2:
-            break
     return FoundLevel(max(shares, key=lambda tried: shares[tried] * (1 - shares[tried])), shares)
