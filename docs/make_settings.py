@@ -135,7 +135,8 @@ def _row(parameter: inspect.Parameter, field: FieldInfo | None) -> tuple[Row, st
     if isinstance(info, ArgumentInfo):
         names = [parameter.name.upper()]
     else:
-        names = [part for each in info.param_decls or () for part in each.split("/")[:1]]
+        given = [info.default, *(info.param_decls or ())]  # typer's first is the default elsewhere
+        names = [name.split("/")[0] for name in given if isinstance(name, str) and name[:1] == "-"]
         names = names or ["--" + parameter.name.replace("_", "-")]
     default = parameter.default if field is None else field.get_default()
     extra = field.json_schema_extra if field and isinstance(field.json_schema_extra, dict) else {}
