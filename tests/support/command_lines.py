@@ -18,6 +18,7 @@ from mlxchat.cli.options import Command, options_from_models
 
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = {"", "bash", "console", "sh"}  # languages of blocks with commands
+READ_WHEN_PARSED = {"--config", "--resume"}  # name files and runs, which a reader has
 OPERATORS = {"|", "&&", "||", ";", "&"}
 
 
@@ -85,6 +86,10 @@ def parse(given: list[str]) -> None:
     if words != given:  # it ends before the rest is read; the command must exist
         assert tuple(words) in _names() or not words, f"there is no command {words}"
         return
+    for option in READ_WHEN_PARSED.intersection(words):
+        assert option in options(), f"there is no option {option}"
+        place = words.index(option)
+        words = words[:place] + words[place + 2 :]
     _program()(words, prog_name="mlxchat", standalone_mode=False)
 
 
