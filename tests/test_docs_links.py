@@ -1,4 +1,4 @@
-"""Links of the documentation lead to files and headings that exist, on GitHub and on the site."""
+"""Pages are the same on GitHub and on the site: links, headings, and where a block begins."""
 
 import re
 import unicodedata
@@ -53,6 +53,24 @@ def test_no_heading_comes_twice(page: Path) -> None:
         return
     found = [on_the_site(heading) for heading in headings(page)]
     assert sorted(set(found)) == sorted(found)
+
+
+def kind(line: str) -> str:
+    """What block of a page a line belongs to."""
+    if re.match(r"(- |\d+\. |  )", line):
+        return "list"
+    return {"|": "table", "#": "heading", ">": "quotation", "": "nothing"}.get(line[:1], "text")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_an_empty_line_is_between_two_blocks(page: Path) -> None:
+    """Without it the site takes a list, a table or a heading for more of what is above."""
+    lines = FENCED.sub("", page.read_text("utf-8")).splitlines()
+    for above, below in zip(lines, lines[1:], strict=False):
+        kinds = {kind(above), kind(below)}
+        if "nothing" not in kinds and kinds != {"list", "text"}:
+            assert len(kinds) == 1, below
+        assert (kind(above), kind(below)) != ("text", "list"), below
 
 
 @pytest.mark.parametrize(
