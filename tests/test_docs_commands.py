@@ -13,7 +13,7 @@ PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])
 SCRIPT = re.compile(r"(?:benchmarks|docs)/\w+\.py")
 OTHERS = {  # options of other programs
     *("--extra", "--trust-remote-code", "--adapter-path", "--model", "--hostfile"),
-    *("--shell", "--host"),
+    *("--logdir", "--project"),
 }
 
 
