@@ -136,7 +136,8 @@ def _row(parameter: inspect.Parameter, field: FieldInfo | None) -> tuple[Row, st
         names = [parameter.name.upper()]
     else:
         given = [info.default, *(info.param_decls or ())]  # typer's first is the default elsewhere
-        names = [name.split("/")[0] for name in given if isinstance(name, str) and name[:1] == "-"]
+        given = [part for name in given if isinstance(name, str) for part in name.split("/")]
+        names = [name for name in given if name[:1] == "-" and not name.startswith("--no-")]
         names = names or ["--" + parameter.name.replace("_", "-")]
     default = parameter.default if field is None else field.get_default()
     extra = field.json_schema_extra if field and isinstance(field.json_schema_extra, dict) else {}
@@ -222,7 +223,7 @@ def _presets() -> str:
     rows = [
         (
             f"`--preset {name}`",
-            as_options(" ".join(f"`{key}={value}`" for key, value in given.items())),
+            f"`{as_options(' '.join(f'`{key}={value}`' for key, value in given.items()))}`",
         )
         for name, given in PRESETS.items()
     ]
@@ -231,15 +232,22 @@ def _presets() -> str:
 
 def _recipes() -> str:
     """Return the numbers that each recipe trains with."""
+    settings = {"vocabulary": "vocab_size"}
     rows = [
-        (f"`{name}`", *(_default(getattr(recipe, name)) for recipe in RECIPES.values()))
+        (
+            f"`{as_options(f'`{settings.get(name, name)}`')}`",
+            *(_default(getattr(recipe, name)) for recipe in RECIPES.values()),
+        )
         for name in Recipe._fields
+        if name != "transferred"
     ]
     text = (
         "What `train` takes where you give nothing. Learning rates are those of a model of width "
-        "768. An empty cell is derived: [recipes.md](recipes.md) says how."
+        "768; those of modern, and its weight decay, are scaled by the batch and the depth. An "
+        "empty cell is derived. The vocabulary and the data ratio of budget are the largest: both "
+        "are smaller in short runs ([recipes.md](recipes.md#the-budget-recipe))."
     )
-    return "\n".join(["## Recipes", "", text, "", *_table(("number", *RECIPES), rows)])
+    return "\n".join(["## Recipes", "", text, "", *_table(("option", *RECIPES), rows)])
 
 
 def _environment() -> str:

@@ -105,6 +105,8 @@ def test_the_page_of_settings_has_bounds_and_defaults() -> None:
         ["| `--data`", "PATH, repeatable", ""],
         ["| `--prompt`, `-p`", "text", ""],
         ["| `--stay-awake`", "yes or no", "yes"],
+        ["| `--chat`, `--base`", "yes or no", ""],
+        ["| `PATH`", "PATH", ""],
     ):
         assert row in rows
 
