@@ -28,6 +28,7 @@ from mlxchat.config.sft import SftConfig
 from mlxchat.errors import command
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Noted
+from mlxchat.telemetry.trackers import require_tracker
 from mlxchat.ui.console import Screen, say, say_json
 from mlxchat.ui.tables import about
 from mlxchat.ui.text import as_options
@@ -309,6 +310,7 @@ def _checked(
     from mlxchat.train.pretrain import Pretraining
     from mlxchat.train.tokenizer import stored_tokenizer
 
+    require_tracker(config.track)
     require_own_spelling(home, config.tag, "model_tag")
     config = with_shape_of_base(config, home)
     saved = None if fresh else Pretraining(config, home).saved()

@@ -170,9 +170,8 @@ class RunConfig(MemoryConfig):
 
     track: TrackerName | None = Field(
         None,
-        description="Follow the run with a tracker, which is sent settings, metrics and samples, "
-        "as docs/tracking.md lists. wandb can be offline; the others are on this machine. Each is "
-        "an extra of its name.",
+        description="Send settings, metrics and samples of the run to a tracker, too; "
+        "docs/tracking.md says which, and where they go. Each tracker needs the extra of its name.",
     )
 
     @property
@@ -206,7 +205,7 @@ class RunConfig(MemoryConfig):
         >>> {"source", "data", "identity"} & settings.for_trackers().keys()
         {'source'}
         """
-        return _impersonal(self.model_dump(mode="json"))
+        return _impersonal(self.model_dump())
 
     @classmethod
     def upgraded(cls, stored: dict[str, Any]) -> dict[str, Any]:

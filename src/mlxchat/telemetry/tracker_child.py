@@ -38,6 +38,7 @@ _SAMPLES = "samples"
 _POLL = 0.2  # seconds between looks
 _MOST_REMEMBERED = 2**16  # bytes
 _MOST_REASON = 300  # characters
+_NO_REASON = "<no message>"  # what wandb says of its own errors where it knows nothing
 
 Say = Callable[[str, str], None]  # gets the kind of an answer, and its text
 
@@ -155,7 +156,8 @@ def _main() -> None:
     try:
         follow_run_by_lines(sys.stdin.buffer, say)
     except Exception as error:  # noqa: BLE001  (it may be any)
-        say(FAILED, " ".join(reason_of(error).split())[:_MOST_REASON])
+        reason = " ".join(reason_of(error).split())[:_MOST_REASON]
+        say(FAILED, type(error).__name__ if reason == _NO_REASON else reason)
         sys.exit(1)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 from mlxchat.errors import ConfigError
 
 TrackerName = Literal["wandb", "trackio", "tensorboard"]
-LIBRARIES: dict[TrackerName, str] = {
+TRACKER_LIBRARIES: dict[TrackerName, str] = {
     "wandb": "wandb",
     "trackio": "trackio",
     "tensorboard": "tensorboardX",
@@ -90,10 +90,10 @@ def require_tracker(name: TrackerName | None) -> None:
     """
     if name is None:
         return
-    found = find_spec(LIBRARIES[name])
+    found = find_spec(TRACKER_LIBRARIES[name])
     if found is None or found.origin is None:  # a folder of that name is no library
         raise ConfigError(
-            f"The library {LIBRARIES[name]}, which `track={name}` needs, is not installed.",
+            f"The library {TRACKER_LIBRARIES[name]}, which `track={name}` needs, is not installed.",
             f'Install the extra {name}: pip install -e ".[{name}]"',
         )
 
@@ -137,6 +137,7 @@ class _Wandb:
                 console="off",
                 disable_code=True,
                 disable_git=True,
+                host="",
                 save_code=False,
                 x_disable_machine_info=True,
                 x_disable_meta=True,  # the user, the machine, the paths, the command line

@@ -44,8 +44,6 @@ _SILENT_WAIT = 2.0  # seconds of waiting at the end that nobody needs to be told
 _LAST_WORDS = 1.0  # seconds to hear them in, once the process has ended
 _GIGABYTE = 1e9
 
-Tell = Callable[[str], None]  # shows a message to the user; called from other threads too
-
 
 def tracked_values(event: Event, meter: Meter) -> dict[str, float]:
     """Return the numbers that a tracker gets of an event, by name, those that are finite.
@@ -94,7 +92,7 @@ class Tracking:
     Args:
         run: the run.
         meter: folds in each event before that function gets it.
-        tell: shows a message to the user.
+        tell: shows a message to the user; called from other threads too.
         finish_seconds: the longest wait at the end.
         most_waiting: steps that wait for the tracker, at most.
     """
@@ -103,12 +101,13 @@ class Tracking:
         self,
         run: TrackedRun,
         meter: Meter,
-        tell: Tell,
+        tell: Callable[[str], None],
         finish_seconds: float = FINISH_SECONDS,
         most_waiting: int = _MOST_WAITING,
     ) -> None:
         self._run, self._meter, self._tell = run, meter, tell
         self._finish_seconds = finish_seconds
+        self._said = Path(run.folder) / "tracking.log"
         self._queue: queue.Queue[str | None] = queue.Queue(most_waiting)  # None: that is all
         self._step = TrackedStep(run.step, {}, [])  # not complete before a later one begins
         self._late = False  # whether the tracker has not kept up
@@ -147,12 +146,12 @@ class Tracking:
             self._failed = True
             self._tell(
                 f"{self._run.tracker} has failed: {reason}. The run goes on without it, and its "
-                "own log has everything."
+                f"own log has everything. What the library said: {self._said}"
             )
 
     def __enter__(self) -> Callable[[Event], None]:
         try:
-            with (Path(self._run.folder) / "tracking.log").open("wb") as said:
+            with self._said.open("wb") as said:
                 self._process = subprocess.Popen(
                     own_command(_CHILD),
                     stdin=subprocess.PIPE,
