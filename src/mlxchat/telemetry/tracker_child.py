@@ -35,6 +35,7 @@ from mlxchat.telemetry.trackers import (
 WHERE, FAILED, ENDED = "where", "failed", "ended"  # the kinds of answers, and the last line's key
 
 _SAMPLES = "samples"
+_NICE = 10  # on CPUs training needs the cores
 _POLL = 0.2  # seconds between looks
 _MOST_REMEMBERED = 2**16  # bytes
 _MOST_REASON = 300  # characters
@@ -147,6 +148,7 @@ def _end_after(parent: int) -> None:
 def _main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the library prints is no answer
+    os.nice(_NICE)
 
     def say(kind: str, text: str) -> None:
         answers.write(f"{json.dumps({kind: text})}\n")
