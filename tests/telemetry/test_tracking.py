@@ -170,7 +170,7 @@ def test_a_folder_of_its_name_is_no_library(
 class Recorder:
     """Stands for a run of wandb or trackio."""
 
-    offline, url, dir, step = False, "https://wandb.example/runs/1", "/x/run/files", 0
+    offline, url, dir, step = False, "https://wandb.example/runs/1", "/x y/run-1/files", 0
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, object]] = []
@@ -235,7 +235,7 @@ def test_wandb_gets_no_more_than_it_is_told(recorder: Recorder, tmp_path: Path) 
 def test_wandb_offline_says_how_to_send_the_run(recorder: Recorder, tmp_path: Path) -> None:
     recorder.offline = True
     tracker = begin_tracking(TrackedRun("wandb", "d4", str(tmp_path), 0, {}), "abc", known=False)
-    assert tracker.where().endswith("wandb sync /x/run")
+    assert tracker.where().endswith("wandb sync '/x y'/offline-run-*-abc")
 
 
 @pytest.mark.parametrize(("known", "resume"), [(False, "never"), (True, "allow")])

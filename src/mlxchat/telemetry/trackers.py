@@ -5,6 +5,7 @@ runs in, never in the one that trains.
 """
 
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -125,7 +126,7 @@ class _Wandb:
     def __init__(self, run: TrackedRun, key: str, known: bool) -> None:
         import wandb
 
-        self._wandb = wandb
+        self._wandb, self._key = wandb, key
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", _PROJECT),
             name=run.name,
@@ -150,11 +151,10 @@ class _Wandb:
 
     def where(self) -> str:
         if self._run.offline:
-            return f"wandb is offline. To send the run later: wandb sync {self._synced()}"
+            parts = Path(self._run.dir).parents[1]  # one of them for each time that it was resumed
+            found = f"{shlex.quote(str(parts))}/offline-run-*-{self._key}"
+            return f"wandb is offline. To send the run later: wandb sync {found}"
         return f"wandb: {self._run.url}"
-
-    def _synced(self) -> Path:
-        return Path(self._run.dir).parent
 
     def log(self, step: TrackedStep) -> None:
         values: dict[str, Any] = dict(step.values)
