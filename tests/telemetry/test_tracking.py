@@ -194,7 +194,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     library = SimpleNamespace(
         init=made.init,
         Settings=lambda **given: given,
-        Table=lambda columns, data: data,
+        Html=lambda page, **_: page,
         Markdown=str,
     )
     monkeypatch.setitem(sys.modules, "wandb", library)
@@ -210,7 +210,7 @@ def test_wandb_gets_no_more_than_it_is_told(recorder: Recorder, tmp_path: Path) 
     run = TrackedRun("wandb", "d4", str(tmp_path), 50, {"depth": 4})
     tracker = begin_tracking(run, "abc", known=True)
     recorder.step = 53  # what it would continue with
-    tracker.log(TrackedStep(52, {"train/loss": 2.0}, [TrackedSample("Once", "upon")]))
+    tracker.log(TrackedStep(52, {"train/loss": 2.0}, [TrackedSample("<Once>", "upon")]))
     tracker.finish(failed=True)
     [(_, given), log, end] = recorder.calls
     assert isinstance(given, dict)
@@ -226,7 +226,8 @@ def test_wandb_gets_no_more_than_it_is_told(recorder: Recorder, tmp_path: Path) 
     private = ("x_disable_meta", "x_disable_machine_info", "x_disable_stats", "disable_git")
     assert all(settings[name] for name in private)
     assert settings["host"] == "" and not settings["save_code"]
-    samples = [["Once", "upon", None]]
+    text = "Prompt:\n\n    &lt;Once&gt;\n\nText:\n\n    upon"
+    samples = f"<pre style='white-space: pre-wrap'>{text}</pre>"
     assert log == ("log", ({"train/loss": 2.0, "samples": samples, "step": 52}, 53))
     assert end == ("finish", 1)
     assert tracker.where() == "wandb: https://wandb.example/runs/1"

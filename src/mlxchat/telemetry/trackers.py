@@ -8,6 +8,7 @@ import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -139,6 +140,7 @@ class _Wandb:
                 disable_code=True,
                 disable_git=True,
                 host="",
+                program="mlxchat",
                 save_code=False,
                 x_disable_machine_info=True,
                 x_disable_meta=True,  # the user, the machine, the paths, the command line
@@ -159,9 +161,9 @@ class _Wandb:
     def log(self, step: TrackedStep) -> None:
         values: dict[str, Any] = dict(step.values)
         if step.samples:
-            rows = [[one.prompt, one.text, one.reward] for one in step.samples]
-            columns = ["prompt", "text", "reward"]
-            values["samples"] = self._wandb.Table(columns=columns, data=rows)
+            # A table would be an artifact, of which wandb asks the server before it goes on.
+            page = _as_html(step.samples)
+            values["samples"] = self._wandb.Html(page, inject=False, data_is_not_path=True)
         # A resumed run may not return to a step that it has left; the x axis is ours.
         self._run.log({**values, "step": step.step}, step=max(step.step, self._run.step))
 
@@ -236,6 +238,10 @@ def _as_markdown(samples: Sequence[TrackedSample]) -> str:
             f"Prompt:\n\n{_indented(one.prompt)}\n\nText{worth}:\n\n{_indented(one.text)}"
         )
     return "\n\n---\n\n".join(blocks)
+
+
+def _as_html(samples: Sequence[TrackedSample]) -> str:
+    return f"<pre style='white-space: pre-wrap'>{escape(_as_markdown(samples))}</pre>"
 
 
 def _indented(text: str) -> str:
