@@ -275,7 +275,9 @@ def test_tensorboard_begins_anew_with_a_new_run(
     for path in (ours, other):
         path.touch()
     begin_tracking(a_run(tmp_path, 50), "abc", known=True)
-    assert ours.exists() and not written_by
+    begin_tracking(a_run(tmp_path, 50), "abc", known=False)
+    written_by.clear()
+    assert ours.exists()
     begin_tracking(a_run(tmp_path), "abc", known=False)
     assert other.exists() and not ours.exists()
     assert written_by == [("settings", "| setting | value |\n| --- | --- |\n| depth | 4 |", 0)]
@@ -345,6 +347,15 @@ def test_a_run_from_the_beginning_is_a_new_one(tmp_path: Path, follower: Followe
     follow(lines(a_run(tmp_path), *losses(1, 2)))
     follow(lines(a_run(tmp_path), *losses(1, 2)))
     assert len(follower.steps) == 4
+    [(first, _), (second, known)] = follower.begun
+    assert first != second and not known
+
+
+def test_a_copy_of_a_run_is_a_new_one(tmp_path: Path, follower: Follower) -> None:
+    follow(lines(a_run(tmp_path), *losses(1, 2)))
+    copy = TrackedRun("tensorboard", "d4-copy", str(tmp_path), 1, {})
+    follow(lines(copy, *losses(2)))
+    assert [each.step for each in follower.steps] == [1, 2, 2]
     [(first, _), (second, known)] = follower.begun
     assert first != second and not known
 

@@ -49,10 +49,12 @@ class Remembered:
     """What a tracker has been told of a run.
 
     Attributes:
+        name: the run's name; that of a copy differs.
         key: what tells the run from all others.
         sent: the last step of which a value was sent, by the value's name.
     """
 
+    name: str
     key: str = field(default_factory=lambda: secrets.token_hex(4))
     sent: dict[str, int] = field(default_factory=dict)
 
@@ -88,8 +90,10 @@ def follow_run_by_lines(lines: Iterable[bytes], say: Say) -> None:
     with _only_one(run):
         path = Path(run.folder) / "tracking.json"
         everything = _read(path) if run.step else {}
-        known = run.tracker in everything
-        memory = everything.setdefault(run.tracker, Remembered())
+        memory = everything.get(run.tracker)
+        known = memory is not None and memory.name == run.name
+        if memory is None or not known:
+            memory = everything[run.tracker] = Remembered(run.name)
         _write(path, everything)
         tracker = begin_tracking(run, memory.key, known)
         say(WHERE, tracker.where())

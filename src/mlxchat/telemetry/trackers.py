@@ -209,7 +209,7 @@ class _TensorBoard:
         from tensorboardX import SummaryWriter
 
         self._folder = Path(run.folder)
-        if not known:
+        if not run.step:
             for path in self._folder.glob(f"events.out.tfevents.*{_OURS}"):
                 path.unlink()
         self._writer = SummaryWriter(run.folder, flush_secs=_FLUSH_SECONDS, filename_suffix=_OURS)

@@ -19,6 +19,7 @@ from typing import Any
 from mlxchat.errors import reason_of
 from mlxchat.json_text import parse_json
 from mlxchat.system import own_command
+from mlxchat.telemetry import tracker_child
 from mlxchat.telemetry.events import (
     CoreMeasured,
     Evaluated,
@@ -30,7 +31,6 @@ from mlxchat.telemetry.events import (
     json_line,
 )
 from mlxchat.telemetry.meter import Meter
-from mlxchat.telemetry.tracker_child import ENDED, FAILED, WHERE
 from mlxchat.telemetry.trackers import (
     FINISH_SECONDS,
     TrackedRun,
@@ -38,7 +38,6 @@ from mlxchat.telemetry.trackers import (
     TrackedStep,
 )
 
-_CHILD = "mlxchat.telemetry.tracker_child"
 _MOST_WAITING = 10_000  # steps in the queue
 _SILENT_WAIT = 2.0  # seconds of waiting at the end that nobody needs to be told of
 _LAST_WORDS = 1.0  # seconds to hear them in, once the process has ended
@@ -112,7 +111,7 @@ class Tracking:
         self._step = TrackedStep(run.step, {}, [])  # not complete before a later one begins
         self._late = False  # whether the tracker has not kept up
         self._failed = False
-        self._ending = False
+        self._killed = False
         self._process: subprocess.Popen[bytes] | None = None
         self._threads: list[threading.Thread] = []
 
@@ -153,7 +152,7 @@ class Tracking:
         try:
             with self._said.open("wb") as said:
                 self._process = subprocess.Popen(
-                    own_command(_CHILD),
+                    own_command(tracker_child.__name__),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=said,
@@ -182,14 +181,17 @@ class Tracking:
         assert process.stdout
         with process.stdout as stream:
             for line in stream:
-                answer = parse_json(line)
-                assert isinstance(answer, dict)
-                if FAILED in answer:
-                    self._fail(answer[FAILED])
-                elif not self._ending:
-                    self._tell(answer[WHERE])
-        if process.wait() and not self._ending:
+                with suppress(ValueError):  # it was killed while it wrote this
+                    self._answered(parse_json(line))
+        if process.wait() and not self._killed:
             self._fail(f"its process has ended ({process.returncode})")
+
+    def _answered(self, answer: object) -> None:
+        match answer:
+            case {tracker_child.FAILED: str(reason)}:
+                self._fail(reason)
+            case {tracker_child.WHERE: str(where)}:
+                self._tell(where)
 
     def __exit__(
         self,
@@ -201,14 +203,14 @@ class Tracking:
             return
         try:
             self._pass_on()
-            self._put_last(json_line({ENDED: FAILED if isinstance(error, Exception) else "done"}))
+            how = tracker_child.FAILED if isinstance(error, Exception) else "done"
+            self._put_last(json_line({tracker_child.ENDED: how}))
             self._put_last(None)
             self._wait(self._process)
         finally:
-            self._ending = True
             if self._process.poll() is None:
+                self._killed = True
                 self._process.kill()
-                self._process.wait()
             for thread in self._threads:
                 thread.join(_LAST_WORDS)
 
