@@ -15,6 +15,7 @@ from mlxchat.config.sft import SftConfig
 from mlxchat.errors import ConfigError
 from mlxchat.json_text import parse_json
 from mlxchat.telemetry import tracker_child, trackers
+from mlxchat.telemetry import tracking as tracking_module
 from mlxchat.telemetry.events import (
     CoreMeasured,
     Ended,
@@ -380,6 +381,12 @@ def test_a_damaged_memory_begins_a_new_run(
 
 
 # The run and the process together
+
+
+@pytest.fixture(autouse=True)
+def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not mention a wait that a busy machine causes."""
+    monkeypatch.setattr(tracking_module, "_SILENT_WAIT", 15.0)
 
 
 def tracked(

@@ -40,7 +40,7 @@ from mlxchat.telemetry.trackers import (
 
 _MOST_WAITING = 10_000  # steps in the queue
 _SILENT_WAIT = 2.0  # seconds of waiting at the end that nobody needs to be told of
-_LAST_WORDS = 1.0  # seconds to hear them in, once the process has ended
+_LAST_WORDS = 3.0  # seconds to hear them in, once the process has ended
 _GIGABYTE = 1e9
 
 
