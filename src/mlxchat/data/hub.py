@@ -207,9 +207,8 @@ class Hub:
             furthest = max(furthest, reached)
             wait = max(self.backoff * 2 ** (failed - 1), pause)
             if failed == ATTEMPTS or self.timer() - began + wait > patience:
-                attempts = "1 attempt" if failed == 1 else f"{failed} attempts"
                 raise kind(
-                    f"{url} cannot be had: {reason} ({attempts}).",
+                    f"{url} cannot be had: {reason} ({failed} attempts).",
                     "Check the network and `endpoint`, then run the same command again: "
                     "the download resumes.",
                 )
