@@ -86,7 +86,8 @@ def test_an_interrupted_run_ends_bit_for_bit_as_an_undisturbed_one(tmp_path: Pat
     assert_same(end_of(tmp_path / "home"), end_of(tmp_path / "straight"))
 
 
-def test_a_run_that_is_stopped_while_it_draws_has_lost_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at", [33, 45])  # in step 2, between two tokens and between two rewards
+def test_a_run_that_is_stopped_while_it_draws_has_lost_nothing(at: int, tmp_path: Path) -> None:
     config = rl_config(tmp_path)
     rl_run(tmp_path / "straight", config)
     polls = 0
@@ -94,11 +95,11 @@ def test_a_run_that_is_stopped_while_it_draws_has_lost_nothing(tmp_path: Path) -
     def stop() -> bool:
         nonlocal polls
         polls += 1
-        return polls == 25  # between two tokens of an answer
+        return polls == at
 
     events = list(run_reinforcement(config, Home(tmp_path / "home"), lambda _: None, stop=stop))
     last = events[-1]
-    assert isinstance(last, Ended) and last.reason == "interrupted" and 0 < last.step < 4
+    assert isinstance(last, Ended) and last.reason == "interrupted" and last.step == 1
     rl_run(tmp_path / "home", config)
     assert_same(end_of(tmp_path / "home"), end_of(tmp_path / "straight"))
 

@@ -85,7 +85,7 @@ class Examiner:
         Args:
             questions: Q of them, at least one.
             keys: (Q, S, 2), the key of each answer.
-            watch: called while they are drawn.
+            watch: called while they are drawn, and before each is rewarded.
 
         Raises:
             ConfigError: a reward has failed too often.
@@ -96,9 +96,11 @@ class Examiner:
         answers = self._drawn(prompts, mx.array(keys.reshape(-1, 2)), watch)
         texts = [tokenizer.decode(answer.ids, keep_special=True) for answer in answers]
         asked = [question for question in questions for _ in range(samples)]
-        pairs = list(zip(asked, texts, strict=True))
-        rewards = [self._reward.score(q.prompt, text, q.answer) for q, text in pairs]
-        right = [self._source.is_right(q, text) for q, text in pairs]
+        rewards, right = [], []
+        for question, text in zip(asked, texts, strict=True):
+            watch(len(answers))
+            rewards.append(self._reward.score(question.prompt, text, question.answer))
+            right.append(self._source.is_right(question, text))
         shape = len(questions), samples
         return Examined(
             prompts,
