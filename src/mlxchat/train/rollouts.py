@@ -105,7 +105,7 @@ class Rollouts:
         self._step, self._cursor = state.step, state.loader.cursor
         self._ready: deque[Batch] = deque()
         self._news: list[Event] = []
-        self._collapse = CollapseWatch()
+        self._collapse = CollapseWatch("learning_rate" if config.lora else "init_lr_frac")
 
     def __iter__(self) -> Iterator[Batch]:
         return self
