@@ -268,6 +268,7 @@ def test_too_many_faults_end_the_run(own: Path) -> None:
         checked.score("", "", "")
     assert f"{allowed + 1} of {FEWEST_SCORED + 1} completions" in caught.value.problem
     assert "own.py:raises raised ZeroDivisionError" in caught.value.problem
+    assert "`fresh`" in caught.value.remedy  # a run is not resumed with another function
 
 
 def test_a_function_that_always_fails_ends_the_run_soon(own: Path) -> None:

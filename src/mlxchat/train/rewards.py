@@ -140,7 +140,7 @@ class CheckedReward:
             raise ConfigError(
                 f"The reward failed for {self.faulty:,} of {self.scored:,} completions; the last "
                 f"time {name} {fault.detail}",
-                "Mend the function, and resume the run.",
+                "Mend the function, and start from scratch with `fresh`.",
             )
 
 
