@@ -286,6 +286,16 @@ def test_the_note_of_a_reward_is_told(tmp_path: Path) -> None:
     assert any("printed" in note for note in notes)
 
 
+def test_questions_that_ranks_cannot_divide_are_said_before_anything_is_made(
+    tmp_path: Path,
+) -> None:
+    config, two = rl_config(tmp_path, examples=3), World()
+    two.size = 2
+    with pytest.raises(MlxchatError, match="The 3 questions of a step") as raised:
+        Reinforcement(config, Home(tmp_path / "home"), world=two).open(None)
+    assert raised.value.remedy == "Use 1 or 3 ranks, or a `examples` of 2 or 4 questions."
+
+
 def test_ranks_draw_what_one_process_would_and_tell_of_all(tmp_path: Path) -> None:
     config = rl_config(tmp_path)
     resources = Resources(2**30, value_bytes=4, scores_held="none", chunk_rows=128)

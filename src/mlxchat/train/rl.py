@@ -222,6 +222,7 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
 
     def open(self, saved: SavedRun[RlConfig] | None) -> QuestionDocuments:
         """Open the questions: for a saved run, those that it was started with."""
+        self.world.rows(self.config.examples, "questions", "examples")
         source = _questions(self.config, self.home)
         _ = self.reward  # what is wrong with it is said before anything else is made
         files = files_of(self.config.task, reward_fingerprints(self.config.reward))
