@@ -68,8 +68,11 @@ def _integer(digits: str) -> int:
 def _is_deep(value: object) -> bool:
     level = [value]
     for _ in range(MOST_NESTED):
-        level = [inner for outer in level for inner in _within(outer)]
-    return any(isinstance(inner, list | dict) for inner in level)
+        inner = (value for outer in level for value in _within(outer))
+        level = [value for value in inner if isinstance(value, list | dict)]
+        if not level:
+            return False
+    return True
 
 
 def _within(value: object) -> Iterable[object]:

@@ -2,7 +2,8 @@
 
 A run is in several folders, which no system call renames together. So a rename first gives the log
 a second place, then renames the folder of the saved steps, and removes the first log last. After a
-crash the same command finishes the work: it sees two logs with the same content.
+crash the same command finishes the work: it sees two logs with the same content. A copy's saved
+steps come last, and whole.
 
 A run that is being trained is locked, and left alone.
 """
@@ -77,7 +78,7 @@ def copy_run(home: Home, name: str, new: str, report: Report = lambda _: None) -
         LockedError: the run is being trained.
         DiskError: the disk is full, or cannot be written.
     """
-    _require_usable(home, new)
+    _require_usable(home, new, apart_from=name)
     run = find_run(home, name)
     steps = store.require_steps(run.folder) if run.folder else []
     if run.folder is None or not steps:
@@ -87,6 +88,11 @@ def copy_run(home: Home, name: str, new: str, report: Report = lambda _: None) -
         )
     with _held(home, run), _held(home, run, new):
         begun = _begun(home, run, new)
+        with storing(home.base_evaluations, _ANOTHER_NAME):
+            for path in run.evaluations:
+                target = path.with_name(new + path.name.removeprefix(run.name))
+                with replacing(target) as partial:
+                    shutil.copy2(path, partial)
         if run.log and not begun:
             with storing(home.log(new).parent, _ANOTHER_NAME):
                 _copy_log(run.log, home.log(new).parent)
@@ -97,11 +103,6 @@ def copy_run(home: Home, name: str, new: str, report: Report = lambda _: None) -
                 source = store.directory(run.folder, step)
                 target = store.directory(unfinished, step)
                 shutil.copytree(source, target, copy_function=copying.link_or_copy)
-        with storing(home.base_evaluations, _ANOTHER_NAME):
-            for path in run.evaluations:
-                target = path.with_name(new + path.name.removeprefix(run.name))
-                with replacing(target) as partial:
-                    shutil.copy2(path, partial)
 
 
 @dataclass(frozen=True)
