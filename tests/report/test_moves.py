@@ -157,7 +157,7 @@ def test_a_removal_says_what_it_removes(place: Home) -> None:
     assert planned.use.bytes == of_fox
     remove_run(place, "fox")
     assert names(place) == ["fox-sft"]
-    assert not [path for path in place.runs.iterdir()]
+    assert not list(place.runs.iterdir())
 
 
 def test_the_model_below_an_adapter_stays(place: Home) -> None:

@@ -196,7 +196,7 @@ def test_files_that_are_linked_count_once(tmp_path: Path) -> None:
 
 
 def test_stages_have_their_settings() -> None:
-    assert STAGE_SETTINGS == {name: stage.settings for name, stage in STAGES.items()}
+    assert {name: stage.settings for name, stage in STAGES.items()} == STAGE_SETTINGS
     assert STAGE_SETTINGS.keys() == STAGE_COMMANDS.keys() == STAGE_FOLDERS.keys()
 
 

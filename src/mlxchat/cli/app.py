@@ -19,7 +19,7 @@ from mlxchat import __version__
 from mlxchat.cli.bench import bench_command
 from mlxchat.cli.chat import chat_command
 from mlxchat.cli.checkpoints import list_command, prune_command, verify_command
-from mlxchat.cli.data import fetch_command, status_command
+from mlxchat.cli.data import fetch_command, remove_command, status_command
 from mlxchat.cli.doctor import doctor_command
 from mlxchat.cli.evaluate import eval_chat_command
 from mlxchat.cli.evaluate_base import eval_base_command
@@ -86,8 +86,8 @@ GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
         },
     ),
     "data": (
-        "Download training data, or prepare your own.",
-        {"fetch": fetch_command, "status": status_command},
+        "Download training data, prepare your own, or remove it.",
+        {"fetch": fetch_command, "status": status_command, "remove": remove_command},
     ),
     "tokenizer": ("Train a tokenizer.", {"train": tokenizer_train_command}),
     "checkpoints": (
