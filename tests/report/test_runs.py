@@ -129,7 +129,7 @@ def test_the_end_of_a_log_is_read_in_blocks_of_any_size(
     with log.open("a") as file:
         file.write('{"event": "step", "time": 1')  # cut off by a kill
     for block in (1, 7, 100, 10**6):
-        monkeypatch.setattr(log_end, "BLOCK", block)
+        monkeypatch.setattr(log_end, "BLOCK_BYTES", block)
         assert read_log_end(log, 10) == whole
     part = read_log_end(log, 10, most=2000)
     assert not part.whole and part.seconds == pytest.approx(50.0)

@@ -17,9 +17,9 @@ from mlxchat.report.runs import RunSummary
 from mlxchat.ui.console import Screen, say, say_json
 from mlxchat.ui.text import amount
 
-Name = Annotated[str, typer.Argument(help="Name of a run.", show_default=False)]
-Names = Annotated[list[str], typer.Argument(help="Names of runs.", show_default=False)]
-NewName = Annotated[str, typer.Argument(metavar="NEW", help="Its new name.", show_default=False)]
+RunName = Annotated[str, typer.Argument(help="Name of a run.", show_default=False)]
+RunNames = Annotated[list[str], typer.Argument(help="Names of runs.", show_default=False)]
+NewRunName = Annotated[str, typer.Argument(metavar="NEW", help="Its new name.", show_default=False)]
 
 NO_RUNS = "{} has no runs. Train a model: mlxchat quickstart"
 
@@ -44,7 +44,7 @@ def runs_list_command(json: Json = False) -> None:
 
 
 def runs_show_command(
-    name: Name,
+    name: RunName,
     everything: Annotated[
         bool, typer.Option("--all", help="Show settings that have their defaults, too.")
     ] = False,
@@ -55,10 +55,10 @@ def runs_show_command(
     Derived settings stand apart from given ones. Last comes the command that repeats it:
     add --fresh to begin from scratch, or another --model-tag.
     """
-    from mlxchat.report.description import describe
+    from mlxchat.report.description import described_run
     from mlxchat.ui.runs import show_description
 
-    described = describe(Home.from_environment(), name)
+    described = described_run(Home.from_environment(), name)
     if not json:
         show_description(described, everything)
         return
@@ -83,20 +83,20 @@ def runs_show_command(
     )
 
 
-def runs_compare_command(names: Names, json: Json = False) -> None:
+def runs_compare_command(names: RunNames, json: Json = False) -> None:
     """Show runs side by side: results, tokens, time, size, and the settings that differ.
 
     Says which one is better, where they were measured on the same text.
     """
-    from mlxchat.report.description import describe
-    from mlxchat.report.differences import differing_settings, verdict
+    from mlxchat.report.description import described_run
+    from mlxchat.report.differences import compared, differing_settings
     from mlxchat.ui.runs import show_comparison
 
     chosen = list(dict.fromkeys(names))
     if len(chosen) < 2:
         raise typer.BadParameter("Name two or more runs.", param_hint="NAMES")
-    described = [describe(Home.from_environment(), name) for name in chosen]
-    found = verdict(described)
+    described = [described_run(Home.from_environment(), name) for name in chosen]
+    found = compared(described)
     if not json:
         show_comparison(described, found)
         return
@@ -116,7 +116,7 @@ def runs_compare_command(names: Names, json: Json = False) -> None:
     )
 
 
-def runs_rename_command(name: Name, new: NewName, json: Json = False) -> None:
+def runs_rename_command(name: RunName, new: NewRunName, json: Json = False) -> None:
     """Rename a run: its saved steps, its log and its evaluations.
 
     To resume it, repeat its command with the new name as --model-tag.
@@ -131,7 +131,7 @@ def runs_rename_command(name: Name, new: NewName, json: Json = False) -> None:
         say(f"{name} is called {new} now.")
 
 
-def runs_copy_command(name: Name, new: NewName, json: Json = False) -> None:
+def runs_copy_command(name: RunName, new: NewRunName, json: Json = False) -> None:
     """Copy a run, to train it further in two ways.
 
     Its saved steps share the disk's space with those of the copy, where the disk can do
@@ -149,7 +149,7 @@ def runs_copy_command(name: Name, new: NewName, json: Json = False) -> None:
 
 
 def runs_remove_command(
-    names: Names, yes: Annotated[bool, Yes] = False, json: Json = False
+    names: RunNames, yes: Annotated[bool, Yes] = False, json: Json = False
 ) -> None:
     """Remove runs: their saved steps, logs and evaluations. Says how large they are, and asks.
 
@@ -178,7 +178,7 @@ def runs_remove_command(
 
 
 def runs_export_command(
-    name: Name,
+    name: RunName,
     to: Annotated[LogFormat, typer.Option(help="What to write.")] = "csv",
     out: Annotated[
         Path | None,

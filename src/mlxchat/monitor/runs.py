@@ -182,9 +182,9 @@ class Runs:
     def _run(self, tag: str, log: Log, now: float) -> WatchedRun:
         path, steps = self._home.log(tag), _saved(self._home.run(tag))
         try:
-            found = read_file(status_path(path), read_status)
+            found = read_of_run(status_path(path), read_status)
             status = with_host_name(found, self._machine, self.host)
-            read_file(path, lambda _: log.read())
+            read_of_run(path, lambda _: log.read())
             last_seen = last_sign(path, log.time, status, now)
             quiet = self._quiet(tag, last_seen, now)
         except MlxchatError as error:
@@ -240,7 +240,7 @@ def with_host_name(status: Status | None, machine: str, host: str) -> Status | N
     return replace(status, process=replace(status.process, host=host))
 
 
-def read_file(path: Path, read: Callable[[Path], Found]) -> Found:
+def read_of_run(path: Path, read: Callable[[Path], Found]) -> Found:
     """Return what ``read`` makes of a file.
 
     Raises:

@@ -112,7 +112,7 @@ class RunDescription:
     fault: str | None = None
 
 
-def describe(home: Home, name: str) -> RunDescription:
+def described_run(home: Home, name: str) -> RunDescription:
     """Return a run in detail.
 
     Raises:

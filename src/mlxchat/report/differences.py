@@ -14,11 +14,11 @@ from mlxchat.report.description import RunDescription, SettingRow
 
 NO_DIFFERENCE = 0.001  # of the bits per byte; another order of the data changes as much
 NO_DIFFERENCE_RIGHT = 0.03  # of the questions; less may be chance
-QUESTIONS = ("task", "level", "calculator", "eval_questions", "max_tokens")
+_ASKED = ("task", "level", "calculator", "eval_questions", "max_tokens")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Comparison:
     """Which of several runs is better.
 
     Attributes:
@@ -49,47 +49,47 @@ def differing_settings(runs: Sequence[RunDescription]) -> list[tuple[str, list[S
     return differing
 
 
-def verdict(runs: Sequence[RunDescription]) -> Verdict:
+def compared(runs: Sequence[RunDescription]) -> Comparison:
     """Return which of two or more runs is better, by the lowest bits per byte of each."""
     stages = {run.summary.stage for run in runs}
     if len(stages) > 1:
-        return Verdict(None, "They are of different stages, so that nothing compares them.")
+        return Comparison(None, "They are of different stages, so that nothing compares them.")
     if stages == {"reinforcement learning"}:
         return _by_questions(runs)
     unmeasured = [run.summary.name for run in runs if run.summary.best is None]
     if unmeasured:
-        return Verdict(None, f"{_listed(unmeasured)} has no bits per byte.")
+        return Comparison(None, f"{_listed(unmeasured)} has no bits per byte.")
     if len({_measured_on(run) for run in runs}) > 1:
-        return Verdict(None, "Their bits per byte were measured on different text.")
+        return Comparison(None, "Their bits per byte were measured on different text.")
     ranked = sorted(runs, key=lambda run: run.summary.best[1] if run.summary.best else 0.0)
     (first, lowest), (second, next_lowest) = [
         (run.summary.name, run.summary.best[1] if run.summary.best else 0.0) for run in ranked[:2]
     ]
     share = (next_lowest - lowest) / next_lowest if next_lowest else 0.0
     if share < NO_DIFFERENCE:
-        return Verdict(
+        return Comparison(
             None,
             f"{first} and {second} differ by {share:.2%}, which another order of the data does.",
         )
     amounts = {run.plan.eval_rows * run.plan.model.sequence_len for run in runs if run.plan}
     unequal = ", measured on unequal amounts of text" if len(amounts) > 1 else ""
     below = f"{next_lowest - lowest:.4f} bits per byte ({share:.1%}) below {second}{unequal}."
-    return Verdict(first, below)
+    return Comparison(first, below)
 
 
-def _by_questions(runs: Sequence[RunDescription]) -> Verdict:
+def _by_questions(runs: Sequence[RunDescription]) -> Comparison:
     unmeasured = [run.summary.name for run in runs if not run.summary.scores]
     if unmeasured:
-        return Verdict(None, f"{_listed(unmeasured)} has not been asked held-out questions.")
-    asked = {tuple(_setting(run, name) for name in QUESTIONS) for run in runs}
+        return Comparison(None, f"{_listed(unmeasured)} has not been asked held-out questions.")
+    asked = {tuple(_setting(run, name) for name in _ASKED) for run in runs}
     if len(asked) > 1:
-        return Verdict(None, "They were asked different questions.")
+        return Comparison(None, "They were asked different questions.")
     best = {run.summary.name: max(share for _, share in run.summary.scores) for run in runs}
     first, second, *_ = sorted(best, key=lambda name: -best[name])
     ahead = best[first] - best[second]
     if ahead < NO_DIFFERENCE_RIGHT:
-        return Verdict(None, f"{first} and {second} differ by {ahead:.1%}, which may be chance.")
-    return Verdict(first, f"{ahead:.1%} more held-out questions right than {second}.")
+        return Comparison(None, f"{first} and {second} differ by {ahead:.1%}, which may be chance.")
+    return Comparison(first, f"{ahead:.1%} more held-out questions right than {second}.")
 
 
 def _setting(run: RunDescription, name: str) -> Any:

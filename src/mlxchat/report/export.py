@@ -68,10 +68,10 @@ TAGS = {  # the names under which TensorBoard groups what is measured
     "bits_per_byte": "validation/bits_per_byte",
     "core": "validation/core",
 }
-REPORT_BYTES = 2**20
+_TOLD_BYTES = 2**20
 
 
-class Exported(NamedTuple):
+class ExportedLog(NamedTuple):
     """What was written: where, and how many lines or values."""
 
     path: Path
@@ -85,7 +85,7 @@ def export_log(
     out: Path | None = None,
     report: Report = lambda _: None,
     clock: TimeOfDay = SYSTEM_CLOCK,
-) -> Exported:
+) -> ExportedLog:
     """Write the log of a run in a form that other programs read.
 
     Args:
@@ -114,10 +114,10 @@ def export_log(
         raise ConfigError(f"{target} exists already; nothing was written.", "Use another `out`.")
     reader = _Reader(log, name, report, clock)
     if to == "csv":
-        return Exported(target, _write_csv(reader, target))
+        return ExportedLog(target, _write_csv(reader, target))
     writer = _writer_class()
     with new_folder(target, ANOTHER_PLACE) as unfinished, storing(target, ANOTHER_PLACE):
-        return Exported(target, _write_tensorboard(reader, writer(str(unfinished))))
+        return ExportedLog(target, _write_tensorboard(reader, writer(str(unfinished))))
 
 
 class _Reader:
@@ -138,7 +138,7 @@ class _Reader:
                 total = os.fstat(file.fileno()).st_size
                 while line := file.readline(MOST_LINE):
                     done, number = done + len(line), number + 1
-                    if done - told >= REPORT_BYTES:
+                    if done - told >= _TOLD_BYTES:
                         told = done
                         self._tell(done, total)
                     if (event := _event(line)) is not None:

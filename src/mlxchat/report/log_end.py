@@ -29,7 +29,7 @@ from mlxchat.telemetry.events import (
 )
 from mlxchat.telemetry.log import MOST_LINE
 
-BLOCK = 2**14  # bytes read at a time
+BLOCK_BYTES = 2**14  # bytes read at a time
 MOST_READ = 2**20  # bytes of a log that are read at most: 2,000 steps or more
 
 
@@ -144,7 +144,7 @@ def _lines_backwards(file: BinaryIO, size: int, most: int) -> Iterator[bytes]:
     place, least, rest = size, max(0, size - most), b""
     at_the_end = True  # where what follows the last line feed is an incomplete line, or nothing
     while place > least:
-        begin = max(least, place - BLOCK)
+        begin = max(least, place - BLOCK_BYTES)
         file.seek(begin)
         rest, *lines = (file.read(place - begin) + rest).split(b"\n")
         place = begin

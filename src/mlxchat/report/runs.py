@@ -31,7 +31,7 @@ from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.json_text import as_type
 from mlxchat.monitor.machine import lives
-from mlxchat.monitor.runs import State, last_sign, read_file, run_state, with_host_name
+from mlxchat.monitor.runs import State, last_sign, read_of_run, run_state, with_host_name
 from mlxchat.report.log_end import LogEnd, read_log_end
 from mlxchat.report.places import RunPlaces, all_runs, disk_use
 from mlxchat.system import identity
@@ -222,9 +222,9 @@ class Summaries:
         when = _when_saved(newest)
         if places.log and not fault:
             try:
-                found = read_file(status_path(log), read_status)
+                found = read_of_run(status_path(log), read_status)
                 status = with_host_name(found, self._machine, self._host)
-                end = read_file(log, lambda path: read_log_end(path, saved))
+                end = read_of_run(log, lambda path: read_log_end(path, saved))
                 seen = last_sign(log, end.time, status, self._now)
             except MlxchatError as error:
                 fault = error.problem

@@ -11,7 +11,7 @@ from datetime import datetime
 from rich.text import Text
 
 from mlxchat.report.description import RunDescription, SettingRow
-from mlxchat.report.differences import Verdict, differing_settings
+from mlxchat.report.differences import Comparison, differing_settings
 from mlxchat.report.moves import RunRemoval
 from mlxchat.report.runs import ModelFacts, RunSummary
 from mlxchat.ui.monitor import COLORS, ending_in_words
@@ -26,8 +26,8 @@ STAGE_NAMES = {  # short: the commands
     "fine-tuning": "sft",
     "reinforcement learning": "rl",
 }
-DATE = "%d %b %Y, %H:%M"
-GAP = 2
+WHEN = "%d %b %Y, %H:%M"
+_GAP = 2
 LABEL = 16  # columns of the names in a description
 
 
@@ -121,8 +121,8 @@ def _print_entry(console: LiteralConsole, run: RunSummary, row: Sequence[str]) -
     _line(console, Text.assemble((name, "bold"), "  ", (state, _color(run))))
     facts = [stage, model, amount_of(steps), bits_with_unit(run, bits), seconds, size, when]
     text = " · ".join(fact for fact in facts if fact and fact != UNKNOWN)
-    for line in _flowed(text.split(" · "), console.width - GAP):
-        _line(console, Text(" " * GAP + line))
+    for line in _flowed(text.split(" · "), console.width - _GAP):
+        _line(console, Text(" " * _GAP + line))
 
 
 def amount_of(steps: str) -> str:
@@ -157,7 +157,7 @@ def _print_grid(
     columns = list(zip(headings, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
     room = console.width if console.is_terminal else PIPE_WIDTH
-    if sum(widths) + GAP * (len(widths) - 1) > room:
+    if sum(widths) + _GAP * (len(widths) - 1) > room:
         return False
     for number, row in enumerate((headings, *rows)):
         line = Text()
@@ -165,7 +165,7 @@ def _print_grid(
             style = "bold" if number == 0 else ""
             if colors and number and index == len(row) - 1:
                 style = colors[number - 1]
-            line.append(" " * GAP if index else "")
+            line.append(" " * _GAP if index else "")
             line.append(f"{cell:>{width}}" if index in numeric else f"{cell:<{width}}", style)
         line.rstrip()
         _line(console, line)
@@ -217,7 +217,7 @@ def show_description(
 def _ending(run: RunSummary, now: float) -> str:
     assert run.state
     said = ending_in_words(run.state, run.when, run.saved_steps, run.failure, now)
-    return said or f"Training since {datetime.fromtimestamp(run.began or now):{DATE}}."
+    return said or f"Training since {datetime.fromtimestamp(run.began or now):{WHEN}}."
 
 
 def _overview(run: RunDescription) -> list[tuple[str, str]]:
@@ -246,7 +246,7 @@ def _overview(run: RunDescription) -> list[tuple[str, str]]:
     for number, start in enumerate(run.starts):
         began = "resumed" if number else "started"
         at = f" at step {start.step:,}" if start.step else ""
-        add(began, f"{datetime.fromtimestamp(start.time):{DATE}}{at}, {start.where}")
+        add(began, f"{datetime.fromtimestamp(start.time):{WHEN}}{at}, {start.where}")
     add("size", amount(summary.bytes, "bytes"))
     add("folder", summary.places.folder)
     add("log", summary.places.log)
@@ -301,7 +301,7 @@ def _steps(run: RunDescription) -> list[tuple[str, str]]:
                     (
                         f"{bits[saved.step]:.4f} bits/byte" if saved.step in bits else "",
                         amount(saved.bytes, "bytes"),
-                        f"{datetime.fromtimestamp(saved.saved):{DATE}}",
+                        f"{datetime.fromtimestamp(saved.saved):{WHEN}}",
                     ),
                 )
             ),
@@ -316,7 +316,7 @@ def _facts(console: LiteralConsole, title: str, facts: Sequence[tuple[str, str]]
         return
     _heading(console, title)
     width = console.width if console.is_terminal else PIPE_WIDTH
-    label = max(len(name) for name, _ in facts) + GAP
+    label = max(len(name) for name, _ in facts) + _GAP
     for name, value in facts:
         shown = [harmless(line.plain) for line in wrapped(value, max(10, width - label))] or [""]
         for number, line in enumerate(shown):
@@ -337,7 +337,7 @@ def _paragraph(console: LiteralConsole, text: str) -> None:
 # ==== Several runs ====
 
 
-def show_comparison(runs: Sequence[RunDescription], found: Verdict) -> None:
+def show_comparison(runs: Sequence[RunDescription], found: Comparison) -> None:
     """Print runs side by side, or one below the other where the terminal is too narrow."""
     console = console_for(sys.stdout)
     rows = _measurements(runs)
@@ -394,11 +394,11 @@ def _print_below(
     console: LiteralConsole, names: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> None:
     """Print for each fact the value of each run below its name."""
-    label = max(map(len, names)) + GAP
+    label = max(map(len, names)) + _GAP
     for title, *values in rows:
         _line(console, Text(title, "bold"))
         for name, value in zip(names, values, strict=True):
-            shown = wrapped(value, max(10, console.width - label - GAP)) or [Text()]
+            shown = wrapped(value, max(10, console.width - label - _GAP)) or [Text()]
             for number, line in enumerate(shown):
                 beside = f"{name if number == 0 else '':<{label}}"
                 _line(console, Text.assemble("  ", (beside, "dim"), line))
