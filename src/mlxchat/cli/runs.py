@@ -71,6 +71,7 @@ def runs_show_command(
             "command": described.command,
             "learns_from": list(described.data),
             "imported_from": described.origin,
+            "made_from": described.made_from,
             "versions": described.versions,
             "starts": [asdict(start) for start in described.starts],
             "samples": [asdict(sample) for sample in described.samples],

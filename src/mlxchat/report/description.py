@@ -9,7 +9,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mlxchat.checkpoint import store
 from mlxchat.checkpoint.catalog import SavedStep, saved_steps
-from mlxchat.checkpoint.files import ORIGIN, TRAINER, in_words, read_json, unreadable
+from mlxchat.checkpoint.files import HISTORY, ORIGIN, TRAINER, in_words, read_json, unreadable
 from mlxchat.config.lora import LoraTraining
 from mlxchat.config.pretrain import PRESETS, PretrainConfig
 from mlxchat.config.rl import RlConfig
@@ -28,7 +28,6 @@ from mlxchat.telemetry.events import Event, Sampled, Started
 
 SettingOrigin = Literal["given", "derived", "default"]
 OWN_ROWS = {"lora", "model_tag"}  # settings that are shown by other means
-NO_NUMBERS = {"preset", "endpoint", "wired_limit", "memory_limit"}  # nothing stands for their None
 
 DERIVED: dict[str, Callable[[Plan, RunConfig], object]] = {  # what a plan makes of settings
     "arch": lambda plan, _: plan.model.arch,
@@ -91,7 +90,8 @@ class RunDescription:
         samples: the last ones.
         steps: its saved steps.
         continued: the runs that began with its model.
-        origin: where its model was imported from.
+        origin: the program that its model was imported from.
+        made_from: the model that it was made from: of a quantized copy, say.
         fault: why its settings cannot be read.
     """
 
@@ -109,6 +109,7 @@ class RunDescription:
     steps: tuple[SavedStep, ...] = ()
     continued: tuple[str, ...] = ()
     origin: str | None = None
+    made_from: str | None = None
     fault: str | None = None
 
 
@@ -133,8 +134,9 @@ def described_run(home: Home, name: str) -> RunDescription:
     newest = store.directory(folder, steps[-1].step) if folder and steps else None
     if newest is None:
         return RunDescription(summary, **common)
-    common["origin"] = _origin(newest)
+    common["origin"] = _text_in(newest / ORIGIN, "program")
     if not (newest / TRAINER).exists():
+        common["made_from"] = _text_in(newest / HISTORY, "tag")
         return RunDescription(summary, **common)
     try:
         record, config = _read_record(newest)
@@ -181,14 +183,13 @@ def _of_log(log: Path) -> tuple[list[Started], list[Sampled]]:
     return starts, [sample for sample in samples if sample.step == samples[-1].step]
 
 
-def _origin(newest: Path) -> str | None:
-    if not (newest / ORIGIN).exists():
-        return None
+def _text_in(path: Path, entry: str) -> str | None:
+    """Return an entry of a JSON file; None if there is none, or the file cannot be read."""
     try:
-        program = read_json(newest / ORIGIN).get("program")
-    except MlxchatError as error:
-        return error.problem
-    return program if isinstance(program, str) else None
+        text = read_json(path).get(entry) if path.exists() else None
+    except MlxchatError:
+        return None
+    return text if isinstance(text, str) else None
 
 
 # ==== Settings ====
@@ -209,12 +210,20 @@ def setting_rows(config: RunConfig, plan: Plan) -> tuple[SettingRow, ...]:
             rows.append(SettingRow(name, _shown(value), "given"))
         elif value is None and made is not None:
             rows.append(SettingRow(name, _shown(made(plan, config)), "derived"))
-        elif name not in NO_NUMBERS and config.shown(stored, name) != "not given":
-            origin: SettingOrigin = "derived" if value is None else "default"
-            rows.append(SettingRow(name, config.shown(stored, name), origin))
+        elif value is not None:
+            rows.append(SettingRow(name, _shown(value), "default"))
+        elif (of_recipe := _of_recipe(config, name)) is not None:
+            rows.append(SettingRow(name, _shown(of_recipe), "derived"))
     rates = plan.learning_rates.items()
     rows += [SettingRow(f"rate: {group}", f"{rate:.4g}", "derived") for group, rate in rates]
     return (*rows, *_adapter_rows(getattr(config, "lora", None)))
+
+
+def _of_recipe(config: RunConfig, name: str) -> object:
+    """Return what the recipe of pretraining has for a setting; None if it has nothing."""
+    if not isinstance(config, PretrainConfig):
+        return None
+    return config.recipe_name if name == "recipe" else getattr(config.numbers, name, None)
 
 
 def _adapter_rows(lora: LoraTraining | None) -> list[SettingRow]:

@@ -33,18 +33,18 @@ class Comparison:
 def differing_settings(runs: Sequence[RunDescription]) -> list[tuple[str, list[SettingRow | None]]]:
     """Return the settings whose values differ, each with the values of all runs.
 
-    A setting that a run's stage does not have is None there. Runs whose settings are not known
-    are left out of the comparison, but have a None too.
+    A run whose stage does not have a setting, or whose settings are not known, has None there,
+    which counts as a difference only if another run was given that setting.
     """
     tables = [{row.name: row for row in run.rows} for run in runs]
     names = dict.fromkeys(name for table in tables for name in table)
     differing = []
     for name in names:
         rows = [table.get(name) for table in tables]
-        values = {
-            row.value if row else None for row, table in zip(rows, tables, strict=True) if table
-        }
-        if len(values) > 1:
+        present = [row for row in rows if row is not None]
+        lacking = any(name not in table for table in tables if table)
+        given = any(row.origin == "given" for row in present)
+        if len({row.value for row in present}) > 1 or (lacking and given):
             differing.append((name, rows))
     return differing
 

@@ -235,7 +235,7 @@ def _rows(events: _Reader) -> Iterator[dict[str, float]]:
 def _written(value: float) -> str:
     if isinstance(value, int):
         return str(value)
-    return f"{value:.10g}" if math.isfinite(value) else ""
+    return repr(value) if math.isfinite(value) else ""
 
 
 # ==== TensorBoard ====

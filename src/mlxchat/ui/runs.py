@@ -5,7 +5,7 @@ Where a terminal is too narrow for a table, each run is a few short lines.
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
 from rich.text import Text
@@ -16,7 +16,6 @@ from mlxchat.report.moves import RunRemoval
 from mlxchat.report.runs import ModelFacts, RunSummary
 from mlxchat.ui.monitor import COLORS, ending_in_words
 from mlxchat.ui.output import PIPE_WIDTH, LiteralConsole, console_for
-from mlxchat.ui.tables import flops_per_second
 from mlxchat.ui.text import amount, as_options, duration, harmless, in_one_line, wrapped
 
 UNKNOWN = "–"
@@ -60,10 +59,12 @@ def _cells(run: RunSummary, now: float) -> list[str]:
 
 
 def _when(when: float, now: float) -> str:
-    """Return how long ago something was: ``5m``, ``3h`` or, after a week, the date."""
+    """Return how long ago something was: ``5m ago``, ``3h ago`` or, after a week, the date."""
     seconds = max(0.0, now - when)
+    if seconds < 60:
+        return "now"
     if seconds < 3600:
-        return f"{max(1, int(seconds // 60))}m ago"
+        return f"{int(seconds // 60)}m ago"
     if seconds < 2 * 86_400:
         return f"{int(seconds // 3600)}h ago"
     if seconds < 7 * 86_400:
@@ -230,6 +231,7 @@ def _overview(run: RunDescription) -> list[tuple[str, str]]:
     add("stage", summary.stage if summary.state else None)
     add("model", _model_in_words(summary.model))
     add("imported from", run.origin)
+    add("made from", run.made_from)
     add("began with", summary.began_with)
     add("data", ", ".join(run.data))
     add("steps", None if summary.step is None else steps_in_brief(summary))
@@ -240,8 +242,8 @@ def _overview(run: RunDescription) -> list[tuple[str, str]]:
     if summary.core:
         add("CORE", f"{summary.core[-1][1]:.4f} ± {summary.core[-1][2]:.4f}")
     add("time", None if summary.seconds is None else f"{duration(summary.seconds)} of training")
-    if summary.flops and summary.seconds:
-        add("speed", flops_per_second(summary.flops / summary.seconds))
+    if summary.tokens and summary.seconds:
+        add("speed", f"{summary.tokens / summary.seconds:,.0f} tokens/s")
     add("peak memory", summary.peak_memory and amount(summary.peak_memory, "bytes"))
     for number, start in enumerate(run.starts):
         began = "resumed" if number else "started"
@@ -340,22 +342,17 @@ def _paragraph(console: LiteralConsole, text: str) -> None:
 def show_comparison(runs: Sequence[RunDescription], found: Comparison) -> None:
     """Print runs side by side, or one below the other where the terminal is too narrow."""
     console = console_for(sys.stdout)
-    rows = _measurements(runs)
+    differing = differing_settings(runs)
     settings = [
         [name, *(UNKNOWN if row is None else _marked(row) for row in values)]
-        for name, values in differing_settings(runs)
+        for name, values in differing
     ]
     names = [in_one_line(run.summary.name) for run in runs]
-    if not _print_grid(
-        console,
-        ["", *names],
-        [*rows, *([["", *[""] * len(runs)]] if settings else []), *settings],
-        set(),
-    ):
+    rows = _measurements(runs)
+    empty = [[""] * (1 + len(runs))] if settings else []
+    if not _print_grid(console, ["", *names], [*rows, *empty, *settings], set()):
         _print_below(console, names, [*rows, *settings])
-    if any(
-        row and row.origin == "derived" for _, values in differing_settings(runs) for row in values
-    ):
+    if any(row and row.origin == "derived" for _, values in differing for row in values):
         _line(console, Text("* derived", "dim"))
     if not settings:
         console.print()
@@ -367,23 +364,30 @@ def show_comparison(runs: Sequence[RunDescription], found: Comparison) -> None:
 
 def _measurements(runs: Sequence[RunDescription]) -> list[list[str]]:
     of = [run.summary for run in runs]
+
+    def row(title: str, shown: Callable[[RunSummary], str | None]) -> list[str]:
+        return [title, *(shown(run) or UNKNOWN for run in of)]
+
     rows = [
-        ["state", *(run.state or "model" for run in of)],
-        ["stage", *(STAGE_NAMES.get(run.stage or "", UNKNOWN) for run in of)],
-        ["model", *(model_in_brief(run.model) for run in of)],
-        [
-            "bits/byte",
-            *(UNKNOWN if run.bits_per_byte is None else f"{run.bits_per_byte:.4f}" for run in of),
-        ],
-        ["best", *(UNKNOWN if run.best is None else f"{run.best[1]:.4f}" for run in of)],
-        ["pass@1", *(UNKNOWN if run.pass_1 is None else f"{run.pass_1:.1%}" for run in of)],
-        ["steps", *(steps_in_brief(run) for run in of)],
-        ["tokens", *(UNKNOWN if run.tokens is None else _in_short(run.tokens) for run in of)],
-        ["FLOPs", *(UNKNOWN if run.flops is None else f"{run.flops:.3g}" for run in of)],
-        ["time", *(UNKNOWN if run.seconds is None else duration(run.seconds) for run in of)],
-        ["size", *(amount(run.bytes, "bytes") for run in of)],
+        row("state", lambda run: run.state or "model"),
+        row("stage", lambda run: STAGE_NAMES.get(run.stage or "") if run.state else None),
+        row("model", lambda run: model_in_brief(run.model)),
+        row("bits/byte", lambda run: _formatted(run.bits_per_byte, ".4f")),
+        row("best", lambda run: _formatted(run.best and run.best[1], ".4f")),
+        row("pass@1", lambda run: _formatted(run.pass_1, ".1%")),
+        row("steps", steps_in_brief),
+        row("tokens", lambda run: None if run.tokens is None else _in_short(run.tokens)),
+        row("FLOPs", lambda run: _formatted(run.flops, ".3g")),
+        row("time", lambda run: None if run.seconds is None else duration(run.seconds)),
+        row("size", lambda run: amount(run.bytes, "bytes")),
     ]
+    if rows[3][1:] == rows[4][1:]:
+        del rows[4]
     return [row for row in rows if any(cell != UNKNOWN for cell in row[1:])]
+
+
+def _formatted(value: float | None, form: str) -> str | None:
+    return None if value is None else format(value, form)
 
 
 def _marked(row: SettingRow) -> str:
