@@ -12,7 +12,7 @@ STAGE_SETTINGS: dict[str, type[RunConfig]] = {
     "fine-tuning": SftConfig,
     "reinforcement learning": RlConfig,
 }
-STAGE_COMMANDS = {  # the command that runs each stage
+COMMAND_OF_STAGE = {  # the command that runs each stage
     "pretraining": "train",
     "mid-training": "mid",
     "fine-tuning": "sft",

@@ -15,7 +15,7 @@ from mlxchat.config.pretrain import PRESETS, PretrainConfig
 from mlxchat.config.rl import RlConfig
 from mlxchat.config.run import RunConfig
 from mlxchat.config.sft import ConversationConfig
-from mlxchat.config.stages import STAGE_COMMANDS, STAGE_SETTINGS
+from mlxchat.config.stages import COMMAND_OF_STAGE, STAGE_SETTINGS
 from mlxchat.data.shards import DATASETS
 from mlxchat.errors import ConfigError, MlxchatError, command
 from mlxchat.home import Home
@@ -151,7 +151,7 @@ def described_run(home: Home, name: str) -> RunDescription:
         config,
         record.plan,
         setting_rows(config, record.plan),
-        repeating_command(record.stage, config, name, ranks),
+        command_of_run(record.stage, config, name, ranks),
         data_of(config, record.data, record.revision),
         record.data[-1] if record.data and isinstance(config, PretrainConfig) else None,
         tuple(sorted(record.fingerprints.items())),
@@ -248,10 +248,10 @@ def _shown(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def repeating_command(stage: str, config: RunConfig, name: str, ranks: int = 1) -> str:
+def command_of_run(stage: str, config: RunConfig, name: str, ranks: int = 1) -> str:
     """Return the command that trains a run of the same settings and the same name.
 
-    >>> repeating_command("pretraining", PretrainConfig(depth=4, seed=7), "d4")
+    >>> command_of_run("pretraining", PretrainConfig(depth=4, seed=7), "d4")
     'mlxchat train --depth 4 --seed 7'
     """
     preset = _preset(config)
@@ -273,7 +273,7 @@ def repeating_command(stage: str, config: RunConfig, name: str, ranks: int = 1) 
         options["ranks"] = ranks
     if not _is_default_name(config, name):
         options["model_tag"] = name
-    return command(STAGE_COMMANDS[stage], **options)
+    return command(COMMAND_OF_STAGE[stage], **options)
 
 
 def _preset(config: RunConfig) -> Mapping[str, Any]:
