@@ -73,7 +73,12 @@ def test_the_settings_of_an_adapter_are_shown() -> None:
     [
         ("pretraining", PretrainConfig(), "d12", "mlxchat train"),
         ("pretraining", PretrainConfig(preset="quick"), "quick", "mlxchat train --preset quick"),
-        ("pretraining", PretrainConfig(depth=4), "mine", "mlxchat train --depth 4 --model-tag mine"),
+        (
+            "pretraining",
+            PretrainConfig(depth=4),
+            "mine",
+            "mlxchat train --depth 4 --model-tag mine",
+        ),
         (
             "fine-tuning",
             SftConfig(source="d4", data=["a b.jsonl", "builtin:2"], load_optimizer=True),
