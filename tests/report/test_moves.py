@@ -1,5 +1,6 @@
 """Renaming, copying and removing runs: what moves, what is refused, and what a crash leaves."""
 
+import errno
 import json
 import os
 import shutil
@@ -11,9 +12,10 @@ import pytest
 from support.checkpoints import put_step
 from support.places import REPOSITORY
 from support.run_homes import MadeRun, put_adapter, put_evaluation
+from support.strange_files import STRANGE, put_strange
 
 from mlxchat.checkpoint import store
-from mlxchat.errors import CheckpointError, ConfigError, LockedError, NotFound
+from mlxchat.errors import CheckpointError, ConfigError, DiskError, LockedError, NotFound
 from mlxchat.home import Home
 from mlxchat.report.moves import copy_run, planned_removals, remove_run, rename_run
 from mlxchat.report.places import all_runs, find_run
@@ -135,6 +137,32 @@ def test_a_copy_on_a_disk_without_links_reports_its_progress(
     assert len(told) == 10 and told[-1].done == told[-1].total  # type: ignore[attr-defined]
     [planned] = planned_removals(place, ["hen"])
     assert planned.use.shared == 0
+
+
+@pytest.mark.parametrize("kind", sorted(STRANGE.keys() - {"folder", "large"}))
+def test_strange_files_are_not_copied(place: Home, kind: str) -> None:
+    step, [evaluation, _] = place.runs / "fox" / "step_000030", find_run(place, "fox").evaluations
+    for path in (step / "tokenizer.json", evaluation, place.log("fox")):
+        content = path.read_bytes() if path.exists() else None
+        put_strange(kind, path)
+        with pytest.raises(CheckpointError, match=r"cannot be read") as error:
+            copy_run(place, "fox", "hen")
+        assert path.name in error.value.problem and not (place.runs / "hen").exists()
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+
+
+def test_a_full_disk_ends_a_copy(place: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(shutil, "copy2", full)
+    with pytest.raises(DiskError, match="No space left") as error:
+        copy_run(place, "fox", "hen")
+    assert error.value.remedy.startswith("Make room on the disk")
+    assert names(place) == ["fox"]
 
 
 def test_only_what_is_saved_can_be_copied(place: Home) -> None:

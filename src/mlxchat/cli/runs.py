@@ -125,11 +125,14 @@ def runs_rename_command(name: RunName, new: NewRunName, json: Json = False) -> N
     from mlxchat.report.moves import rename_run
 
     home = Home.from_environment()
-    rename_run(home, name, new)
+    later = rename_run(home, name, new)
     if json:
-        say_json({"name": new, "before": name, "folder": str(home.run(new))})
-    else:
-        say(f"{name} is called {new} now.")
+        facts = {"name": new, "before": name, "folder": str(home.run(new))}
+        say_json({**facts, "later_runs": later})
+        return
+    say(f"{name} is called {new} now.")
+    if later:
+        say(f"In the settings of runs that began with it, it is {name}: {', '.join(later)}.")
 
 
 def runs_copy_command(name: RunName, new: NewRunName, json: Json = False) -> None:

@@ -1,6 +1,6 @@
 """A run in detail: its settings and where they are from, its command, data, steps and samples."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -90,6 +90,7 @@ class RunDescription:
         samples: the last ones.
         steps: its saved steps.
         continued: the runs that began with its model.
+        base_is_there: whether the model that it began with is still where its settings say.
         origin: the program that its model was imported from.
         made_from: the model that it was made from: of a quantized copy, say.
         fault: why its settings cannot be read.
@@ -108,6 +109,7 @@ class RunDescription:
     samples: tuple[Sampled, ...] = ()
     steps: tuple[SavedStep, ...] = ()
     continued: tuple[str, ...] = ()
+    base_is_there: bool = True
     origin: str | None = None
     made_from: str | None = None
     fault: str | None = None
@@ -125,11 +127,13 @@ def described_run(home: Home, name: str) -> RunDescription:
     starts, samples = _of_log(home.log(name))
     folder = summary.places.folder
     steps = saved_steps([folder], lambda _: None) if folder else []
+    every = Summaries(home).all()
     common: dict[str, Any] = {
         "starts": tuple(starts),
         "samples": tuple(samples),
         "steps": tuple(steps),
-        "continued": tuple(run.name for run in beginning_with(name, Summaries(home).all())),
+        "continued": tuple(run.name for run in beginning_with(name, every)),
+        "base_is_there": _is_there(summary.began_with, [run.name for run in every]),
     }
     newest = store.directory(folder, steps[-1].step) if folder and steps else None
     if newest is None:
@@ -181,6 +185,11 @@ def _of_log(log: Path) -> tuple[list[Started], list[Sampled]]:
     starts = [event for event in events if isinstance(event, Started)]
     samples = [event for event in events if isinstance(event, Sampled)]
     return starts, [sample for sample in samples if sample.step == samples[-1].step]
+
+
+def _is_there(model: str | None, names: Sequence[str]) -> bool:
+    """Return whether a run, or the directory of a model, has a name."""
+    return model is None or model in names or Path(model).expanduser().is_dir()
 
 
 def _text_in(path: Path, entry: str) -> str | None:

@@ -12,7 +12,7 @@ import filecmp
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from mlxchat.checkpoint import store
 from mlxchat.checkpoint.bases import BASE_FILE, BaseRecord, is_needed
 from mlxchat.checkpoint.files import read_record, unreadable
 from mlxchat.config.run import NAME_IN_WORDS, require_name
-from mlxchat.disk import new_folder, replacing, storing, sync
+from mlxchat.disk import new_folder, open_regular, replacing, storing, sync
 from mlxchat.errors import CheckpointError, ConfigError, LockedError, MlxchatError, command
 from mlxchat.home import Home
 from mlxchat.names import namesake
@@ -34,11 +34,14 @@ _ANOTHER_NAME = "choose another name"
 _PERMITTED = "check who may write there, and repeat the same command"
 
 
-def rename_run(home: Home, name: str, new: str) -> None:
+def rename_run(home: Home, name: str, new: str) -> list[str]:
     """Rename a run: its saved steps, its log and its evaluations.
 
     The settings in its saved steps stay as they are: with its new name as ``model_tag``, the
-    command that trained it resumes it.
+    command that trained it resumes it. So do those of runs that began with its model.
+
+    Returns:
+        The names of those runs, whose settings have its earlier name.
 
     Raises:
         NotFound: there is no such run.
@@ -48,6 +51,7 @@ def rename_run(home: Home, name: str, new: str) -> None:
     """
     _require_usable(home, new, apart_from=name)
     run = find_run(home, name)
+    later = beginning_with(name, Summaries(home).all())
     with _held(home, run), _held(home, run, new), storing(f"The run {new}", _PERMITTED):
         begun = _begun(home, run, new)
         for path in run.evaluations:
@@ -64,6 +68,7 @@ def rename_run(home: Home, name: str, new: str) -> None:
             sync(run.log.parent)
         for folder in _lockable(home, run):
             store.drop_lock_file(folder)
+    return [one.name for one in later]
 
 
 def copy_run(home: Home, name: str, new: str, report: Report = lambda _: None) -> None:
@@ -91,6 +96,7 @@ def copy_run(home: Home, name: str, new: str, report: Report = lambda _: None) -
         with storing(home.base_evaluations, _ANOTHER_NAME):
             for path in run.evaluations:
                 target = path.with_name(new + path.name.removeprefix(run.name))
+                _require_regular(path)
                 with replacing(target) as partial:
                     shutil.copy2(path, partial)
         if run.log and not begun:
@@ -100,9 +106,8 @@ def copy_run(home: Home, name: str, new: str, report: Report = lambda _: None) -
         with new_folder(folder, _ANOTHER_NAME) as unfinished, storing(folder, _ANOTHER_NAME):
             copying = _Copying(name, disk_use([run.folder]).bytes, report)
             for step in steps:
-                source = store.directory(run.folder, step)
                 target = store.directory(unfinished, step)
-                shutil.copytree(source, target, copy_function=copying.link_or_copy)
+                _copy_folder(store.directory(run.folder, step), target, copying.link_or_copy)
 
 
 @dataclass(frozen=True)
@@ -256,7 +261,31 @@ def _lockable(home: Home, run: RunPlaces) -> list[Path]:
 def _copy_log(log: Path, new: Path) -> None:
     """Copy the folder of a log, which appears whole or not at all."""
     with new_folder(new, _ANOTHER_NAME) as unfinished:
-        shutil.copytree(log, unfinished, dirs_exist_ok=True)
+        _copy_folder(log, unfinished, shutil.copy2)
+
+
+def _copy_folder(source: Path, target: Path, copy: Callable[[Path, Path], object]) -> None:
+    """Copy a folder, in which there must be nothing but regular files and folders.
+
+    Raises:
+        CheckpointError: a file in it is something else, or cannot be read.
+        OSError: the copy cannot be written.
+    """
+    target.mkdir(exist_ok=True)
+    for path in sorted(source.iterdir()):
+        if path.is_dir():
+            _copy_folder(path, target / path.name, copy)
+            continue
+        _require_regular(path)
+        copy(path, target / path.name)
+
+
+def _require_regular(path: Path) -> None:
+    """Raise `CheckpointError` for a pipe, a device, or a file that cannot be read."""
+    try:
+        open_regular(path).close()
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 class _Copying:
@@ -266,12 +295,12 @@ class _Copying:
         self._name, self._total, self._report = name, total, report
         self._done = 0
 
-    def link_or_copy(self, source: str, target: str) -> None:
+    def link_or_copy(self, source: Path, target: Path) -> None:
         try:
             os.link(source, target)
         except OSError:  # a disk without links, or another disk
             shutil.copy2(source, target)
-        self._done += Path(target).stat().st_size
+        self._done += target.stat().st_size
         self._report(Progressed(time.time(), self._name, self._done, self._total, "bytes"))
 
 

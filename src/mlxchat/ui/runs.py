@@ -232,7 +232,8 @@ def _overview(run: RunDescription) -> list[tuple[str, str]]:
     add("model", _model_in_words(summary.model))
     add("imported from", run.origin)
     add("made from", run.made_from)
-    add("began with", summary.began_with)
+    gone = "" if run.base_is_there else ", which was renamed or removed"
+    add("began with", summary.began_with and f"{summary.began_with}{gone}")
     add("data", ", ".join(run.data))
     add("steps", None if summary.step is None else steps_in_brief(summary))
     add("tokens", summary.tokens and f"{summary.tokens:,}")
