@@ -91,7 +91,7 @@ def copy_run(home: Home, name: str, new: str, report: Report = lambda _: None) -
             f"Nothing of the run {name} is saved: there is nothing to copy.",
             f"Its log can be exported: {command('runs export', name)}",
         )
-    with _held(home, run), _held(home, run, new):
+    with _held(home, run), _held(home, run, new), ExitStack() as undo:
         begun = _begun(home, run, new)
         with storing(home.base_evaluations, _ANOTHER_NAME):
             for path in run.evaluations:
@@ -99,7 +99,9 @@ def copy_run(home: Home, name: str, new: str, report: Report = lambda _: None) -
                 _require_regular(path)
                 with replacing(target) as partial:
                     shutil.copy2(path, partial)
+                undo.callback(target.unlink)
         if run.log and not begun:
+            undo.callback(shutil.rmtree, home.log(new).parent, ignore_errors=True)
             with storing(home.log(new).parent, _ANOTHER_NAME):
                 _copy_log(run.log, home.log(new).parent)
         folder = run.folder.with_name(new)
@@ -108,6 +110,7 @@ def copy_run(home: Home, name: str, new: str, report: Report = lambda _: None) -
             for step in steps:
                 target = store.directory(unfinished, step)
                 _copy_folder(store.directory(run.folder, step), target, copying.link_or_copy)
+        undo.pop_all()
 
 
 @dataclass(frozen=True)
