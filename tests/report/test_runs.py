@@ -15,6 +15,7 @@ from support.strange_files import STRANGE, put_strange
 from mlxchat.config.stages import COMMAND_OF_STAGE, STAGE_SETTINGS
 from mlxchat.errors import ConfigError, NotFound
 from mlxchat.home import STAGE_FOLDERS, Home
+from mlxchat.monitor.runs import Runs
 from mlxchat.report import log_end
 from mlxchat.report.log_end import read_log_end, told_of
 from mlxchat.report.places import disk_use, find_run
@@ -75,6 +76,12 @@ def test_states_are_those_of_the_monitor(place: Home) -> None:
         "copy": None,
     }
     assert runs["b"].failure == "The disk is full."
+    MadeRun("e", steps=20, saved=(20,), ended=None).put(place)
+    (place.root / "logs" / ".being-copied.unfinished").mkdir()
+    for alive in (False, True):
+        watched = Runs(place, "here", lambda _, alive=alive: alive, "here").read(NOW)
+        found = {name: run.state for name, run in read(place, alive).items() if run.places.log}
+        assert {run.tag: run.state for run in watched} == found
     assert runs["copy"].model.bits == 4 and runs["copy"].saved_steps == (3,)
 
 

@@ -110,7 +110,9 @@ def status_command(json: Json = False) -> None:
 
 
 def remove_command(
-    dataset: Annotated[str, typer.Argument(help="Name of a dataset on disk.", show_default=False)],
+    dataset: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of a dataset on disk.", show_default=False)
+    ],
     yes: Annotated[bool, Yes] = False,
     json: Json = False,
 ) -> None:

@@ -17,8 +17,10 @@ from mlxchat.report.runs import RunSummary
 from mlxchat.ui.console import Screen, say, say_json
 from mlxchat.ui.text import amount
 
-RunName = Annotated[str, typer.Argument(help="Name of a run.", show_default=False)]
-RunNames = Annotated[list[str], typer.Argument(help="Names of runs.", show_default=False)]
+RunName = Annotated[str, typer.Argument(metavar="NAME", help="Name of a run.", show_default=False)]
+RunNames = Annotated[
+    list[str], typer.Argument(metavar="NAME", help="Names of runs.", show_default=False)
+]
 NewRunName = Annotated[str, typer.Argument(metavar="NEW", help="Its new name.", show_default=False)]
 
 NO_RUNS = "{} has no runs. Train a model: mlxchat quickstart"
@@ -95,7 +97,7 @@ def runs_compare_command(names: RunNames, json: Json = False) -> None:
 
     chosen = list(dict.fromkeys(names))
     if len(chosen) < 2:
-        raise typer.BadParameter("Name two or more runs.", param_hint="NAMES")
+        raise typer.BadParameter("Name two or more runs.", param_hint="NAME")
     described = [described_run(Home.from_environment(), name) for name in chosen]
     found = compared(described)
     if not json:

@@ -276,8 +276,13 @@ def last_sign(path: Path, logged: float | None, status: Status | None, now: floa
 
 
 def _tags(logs: Path) -> list[str]:
+    """Return the names of the folders of logs; one that is being copied is hidden."""
     try:
-        return sorted(path.name for path in logs.iterdir() if os.path.isdir(path))  # noqa: PTH112
+        return sorted(
+            path.name
+            for path in logs.iterdir()
+            if not path.name.startswith(".") and os.path.isdir(path)  # noqa: PTH112
+        )
     except OSError:
         return []
 
