@@ -118,6 +118,7 @@ def test_rename_and_copy(program: Program, place: Home) -> None:
 
 
 def test_remove_says_what_and_asks(program: Program, place: Home, answers: list[str]) -> None:
+    assert program("runs", "remove", "fox", "--json")[0] == 1
     answers += ["n", "", "yes"]
     code, said, _ = program("runs", "remove", "fox")
     assert code == 1 and "2 saved steps, its log, 2 files of evaluations; " in said

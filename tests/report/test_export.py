@@ -11,7 +11,7 @@ from support.run_homes import MadeRun
 from mlxchat.errors import CheckpointError, ConfigError, NotFound
 from mlxchat.home import Home
 from mlxchat.report.export import COLUMNS, export_log
-from mlxchat.telemetry.events import Progressed
+from mlxchat.telemetry.events import Progressed, Rewarded, event_to_json
 
 
 @pytest.fixture
@@ -40,6 +40,16 @@ def test_numbers_that_are_none_are_empty(place: Home, tmp_path: Path) -> None:
     exported = export_log(place, "fox", "csv", tmp_path / "fox.csv")
     with exported.path.open(newline="") as file:
         assert {row["loss"] for row in csv.DictReader(file)} == {""}
+
+
+def test_steps_of_reinforcement_learning_have_no_fixed_tokens(place: Home, tmp_path: Path) -> None:
+    log = place.log("fox")
+    rewards = Rewarded(1.0, 40, 0.5, 0.25, 0.1, 0.2, 12.0, 0.0, 1.0, 500, 400, 3.0)
+    log.write_text(f"{log.read_text()}{event_to_json(rewards)}\n")
+    exported = export_log(place, "fox", "csv", tmp_path / "fox.csv")
+    with exported.path.open(newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    assert (last["reward"], last["right"], last["tokens"]) == ("0.5", "0.25", "")
 
 
 def test_what_cannot_be_exported(

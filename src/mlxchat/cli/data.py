@@ -134,7 +134,7 @@ def remove_command(
             say("  Its tokenizer is removed, too.")
         if needing:
             say(f"  Without it, these runs cannot be resumed: {', '.join(needing)}.")
-    require_agreement("Remove it?", yes)
+    require_agreement("Remove it?", yes, json)
     remove_dataset(home, found)
     if json:
         facts = {"removed": found.name, "bytes": found.bytes, "unfinished_runs": needing}

@@ -24,18 +24,19 @@ def can_ask() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def require_agreement(question: str, yes: bool) -> None:
+def require_agreement(question: str, yes: bool, json: bool) -> None:
     """Ask whether to remove something, unless ``yes`` answers already.
 
     Raises:
-        ConfigError: there is nobody to ask.
+        ConfigError: there is nobody to ask; with ``json`` it is a program.
         typer.Exit: the answer is no.
     """
     if yes:
         return
-    if not can_ask():
+    if json or not can_ask():
+        reason = "a program cannot be asked" if json else "there is no terminal to ask at"
         raise ConfigError(
-            "Nothing was removed: there is no terminal to ask at.",
+            f"Nothing was removed: {reason}.",
             "Give --yes to remove it without being asked.",
         )
     if not agreed(question):

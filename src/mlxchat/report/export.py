@@ -213,10 +213,9 @@ def _rows_to(file: TextIO) -> "csv.DictWriter[str]":
 def _rows(events: _Reader) -> Iterator[dict[str, float]]:
     """Yield a row for each step, with all that was measured after it."""
     row: dict[str, float] = {}
-    tokens_per_step, elapsed = 0, 0.0
+    tokens_per_step, elapsed = math.nan, 0.0
     for event in events:
-        if isinstance(event, Started):
-            tokens_per_step = event.tokens_per_step
+        tokens_per_step = _tokens_of_steps(event, tokens_per_step)
         values = measured_values(event)
         if not values:
             continue
@@ -230,6 +229,13 @@ def _rows(events: _Reader) -> Iterator[dict[str, float]]:
         row = {**row, **place, "tokens": step * tokens_per_step, **values}
     if row:
         yield row
+
+
+def _tokens_of_steps(event: Event, before: float) -> float:
+    """Return the tokens of a step from an event on; NaN if they differ from step to step."""
+    if isinstance(event, Rewarded):
+        return math.nan
+    return event.tokens_per_step if isinstance(event, Started) else before
 
 
 def _written(value: float) -> str:
@@ -258,11 +264,10 @@ def _writer_class() -> Any:
 
 
 def _write_tensorboard(reader: _Reader, writer: Any) -> int:
-    written, tokens_per_step = 0, 0
+    written, tokens_per_step = 0, math.nan
     with writer:
         for event in reader:
-            if isinstance(event, Started):
-                tokens_per_step = event.tokens_per_step
+            tokens_per_step = _tokens_of_steps(event, tokens_per_step)
             values = measured_values(event)
             if isinstance(event, Stepped) and event.seconds > 0:
                 values["tokens_per_second"] = tokens_per_step / event.seconds

@@ -259,7 +259,7 @@ class Summaries:
     ) -> State | None:
         if fault:
             return "unreadable"
-        if places.log and (status or end.time is not None):
+        if places.log and (status or end.time is not None or trainer is None):
             return run_state(end.ending, status, quiet, self._host, self._lives)
         if trainer is None:
             return None
