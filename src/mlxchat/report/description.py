@@ -212,7 +212,7 @@ def setting_rows(config: RunConfig, plan: Plan) -> tuple[SettingRow, ...]:
     }
     rows = []
     for name in fields:
-        if name in OWN_ROWS:
+        if name in OWN_ROWS or (name == "eval_tokens" and isinstance(config, RlConfig)):
             continue
         value, made = stored[name], DERIVED.get(name)
         if getattr(config, name) != defaults[name]:

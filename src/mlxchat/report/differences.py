@@ -67,10 +67,8 @@ def compared(runs: Sequence[RunDescription]) -> Comparison:
     ]
     share = (next_lowest - lowest) / next_lowest if next_lowest else 0.0
     if share < NO_DIFFERENCE:
-        return Comparison(
-            None,
-            f"{first} and {second} differ by {share:.2%}, which another order of the data does.",
-        )
+        chance = "another order of the data changes as much"
+        return Comparison(None, f"{first} and {second} differ by {share:.2%}; {chance}.")
     amounts = {run.plan.eval_rows * run.plan.model.sequence_len for run in runs if run.plan}
     unequal = ", measured on unequal amounts of text" if len(amounts) > 1 else ""
     below = f"{next_lowest - lowest:.4f} bits per byte ({share:.1%}) below {second}{unequal}."
