@@ -121,10 +121,12 @@ OUTSIDE = {  # packages that only these parts may import
     "rich": {"ui"},
     "typer": {"cli"},
     "gguf": {"interop"},
+    "wandb": {"telemetry"},
+    "trackio": {"telemetry"},
+    "tensorboardX": {"report", "telemetry"},
     "httpx": {"data"},
     "pyarrow": {"data", "evaluate"},
     "starlette": {"serve"},
-    "tensorboardX": {"report"},
     "uvicorn": {"serve"},
 }
 
@@ -233,6 +235,7 @@ OTHER_PROGRAMS = {  # whose options these are, or the names of whose folders
     "interop/exporters/nanochat.py",
     "data/questions/files.py",
     "evaluate/tasks.py",
+    "telemetry/trackers.py",
 }
 
 

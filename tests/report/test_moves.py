@@ -54,6 +54,33 @@ def test_a_rename_moves_everything_and_changes_nothing(place: Home) -> None:
     assert files(place) == before
 
 
+def put_tracked(place: Home, tag: str) -> Path:
+    """What trackers leave beside a log."""
+    folder = place.log(tag).parent
+    (folder / "tracking.json").write_text('{"key": "abc"}')
+    (folder / "wandb" / "run-1").mkdir(parents=True)
+    (folder / "wandb" / "run-1" / "logs").write_text("x")
+    (folder / "wandb" / "latest-run").symlink_to("run-1")
+    (folder / "wandb" / "debug.log").symlink_to("gone.log")
+    return folder
+
+
+def test_what_trackers_left_is_renamed_but_not_copied(place: Home) -> None:
+    put_tracked(place, "fox")
+    rename_run(place, "fox", "hen")
+    log = place.log("hen").parent
+    assert (log / "wandb" / "latest-run" / "logs").read_text() == "x"
+    assert (log / "wandb" / "debug.log").is_symlink() and (log / "tracking.json").exists()
+    assert not place.log("fox").parent.exists()
+    copy_run(place, "hen", "fox")
+    assert {path.name for path in place.log("fox").parent.iterdir()} == {
+        "metrics.jsonl",
+        "status.json",
+    }
+    remove_run(place, "hen")
+    assert names(place) == ["fox"]
+
+
 @pytest.mark.parametrize("new", ["../x", "", "a/b", "-x", "x" * 101, "fox"])
 def test_names_that_no_run_can_have(place: Home, new: str) -> None:
     for work in (rename_run, copy_run):
@@ -228,6 +255,7 @@ def test_a_kill_at_any_moment_loses_nothing(tmp_path: Path) -> None:
     place = Home(tmp_path / "small" / "home")
     MadeRun("fox", steps=3, saved=(3,)).put(place)
     put_evaluation(place, "fox", 3)
+    put_tracked(place, "fox")
     ended = subprocess.run(
         [sys.executable, "-m", "support.killed_moves", str(place.root.parent)],
         check=False,

@@ -69,7 +69,7 @@ def kill_everywhere(
     number = 0
     while True:
         home = Home(folder / f"home{number}")
-        shutil.copytree(folder / "home", home.root)
+        shutil.copytree(folder / "home", home.root, symlinks=True)
         before = contents(home)
         killed = killed_at(number, lambda home=home: work(home))  # type: ignore[misc]
         if not killed:

@@ -29,6 +29,8 @@ from mlxchat.telemetry.events import (
     event_from_json,
 )
 from mlxchat.telemetry.log import MOST_LINE
+from mlxchat.telemetry.meter import Meter
+from mlxchat.telemetry.tracking import tracked_values
 
 LogFormat = Literal["csv", "tensorboard"]
 ANOTHER_PLACE = "choose another place with `out`"
@@ -52,22 +54,6 @@ COLUMNS = (
     "pass_1",
     "pass_k",
 )
-TAGS = {  # the names under which TensorBoard groups what is measured
-    "loss": "train/loss",
-    "learning_rate": "train/learning_rate",
-    "gradient_norm": "train/gradient_norm",
-    "seconds": "speed/seconds",
-    "tokens_per_second": "speed/tokens_per_second",
-    "memory_active": "memory/active",
-    "memory_peak": "memory/peak",
-    "reward": "rl/reward",
-    "right": "rl/right",
-    "pass_1": "rl/pass_1",
-    "pass_k": "rl/pass_k",
-    "validation_loss": "validation/loss",
-    "bits_per_byte": "validation/bits_per_byte",
-    "core": "validation/core",
-}
 _TOLD_BYTES = 2**20
 
 
@@ -258,25 +244,25 @@ def _writer_class() -> Any:
     except ImportError as error:
         raise ConfigError(
             "Files for TensorBoard are written by tensorboardX, which is not installed.",
-            'Install it: pip install "mlxchat[tensorboard]"; or write a CSV file: `to=csv`.',
+            'Install the extra tensorboard: pip install -e ".[tensorboard]"; or write a CSV file: '
+            "`to=csv`.",
         ) from error
     return SummaryWriter
 
 
 def _write_tensorboard(reader: _Reader, writer: Any) -> int:
-    written, tokens_per_step = 0, math.nan
+    """Write what a run that is tracked sends to TensorBoard, under the same names."""
+    written, meter = 0, Meter()
     with writer:
         for event in reader:
-            tokens_per_step = _tokens_of_steps(event, tokens_per_step)
-            values = measured_values(event)
-            if isinstance(event, Stepped) and event.seconds > 0:
-                values["tokens_per_second"] = tokens_per_step / event.seconds
-            for name, value in values.items():
-                if name in TAGS and math.isfinite(value):
-                    writer.add_scalar(TAGS[name], value, event.step, walltime=event.time)  # type: ignore[union-attr]
-                    written += 1
+            meter.update(event)
+            for name, value in tracked_values(event, meter).items():
+                writer.add_scalar(name, value, getattr(event, "step", 0), walltime=event.time)
+                written += 1
             if isinstance(event, Sampled):
-                text = f"{event.prompt} → {event.text}"
+                # Indented by four, nothing in it counts as markup.
+                lines = f"{event.prompt} → {event.text}".splitlines()
+                text = "\n".join(f"    {line}" for line in lines)
                 writer.add_text("samples", text, event.step, walltime=event.time)
                 written += 1
     return written

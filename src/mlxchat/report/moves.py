@@ -1,9 +1,9 @@
 """Renames, copies and removes runs, so that a crash at any moment loses nothing.
 
 A run is in several folders, which no system call renames together. So a rename first gives the log
-a second place, then renames the folder of the saved steps, and removes the first log last. After a
-crash the same command finishes the work: it sees two logs with the same content. A copy's saved
-steps come last, and whole.
+a second place, then renames the folder of the saved steps and what trackers have left beside the
+log, and removes the first log last. After a crash the same command finishes the work: it sees two
+logs with the same content. A copy's saved steps come last, and whole.
 
 A run that is being trained is locked, and left alone.
 """
@@ -30,6 +30,7 @@ from mlxchat.report.runs import RunSummary, Summaries, beginning_with
 from mlxchat.telemetry.events import Progressed, Report
 
 WAIT = "Wait for it to end, or end it with Ctrl-C: it saves its work first."
+LOG_FILES = ("metrics.jsonl", "status.json")
 _ANOTHER_NAME = "choose another name"
 _PERMITTED = "check who may write there, and repeat the same command"
 
@@ -64,8 +65,7 @@ def rename_run(home: Home, name: str, new: str) -> list[str]:
             run.folder.rename(run.folder.with_name(new))
             sync(run.folder.parent)
         if run.log:
-            shutil.rmtree(run.log)
-            sync(run.log.parent)
+            _move_rest(run.log, home.log(new).parent)
         for folder in _lockable(home, run):
             store.drop_lock_file(folder)
     return [one.name for one in later]
@@ -227,10 +227,11 @@ def _begun(home: Home, run: RunPlaces, new: str) -> bool:
 
 
 def _is_within(log: Path, other: Path) -> bool:
-    """Return whether each file of a log's folder is in another one, with the same content."""
-    names = [path.name for path in log.iterdir()]
-    same, _, _ = filecmp.cmpfiles(log, other, names, shallow=False)
-    return len(same) == len(names)
+    """Return whether a log and its status are in another folder, too, with the same content."""
+    there = [name for name in LOG_FILES if os.path.lexists(log / name)]
+    same, _, _ = filecmp.cmpfiles(log, other, there, shallow=False)
+    complete = LOG_FILES[0] in there or not any(log.iterdir())
+    return complete and len(same) == len(there)
 
 
 # ==== Locks ====
@@ -262,9 +263,27 @@ def _lockable(home: Home, run: RunPlaces) -> list[Path]:
 
 
 def _copy_log(log: Path, new: Path) -> None:
-    """Copy the folder of a log, which appears whole or not at all."""
+    """Copy a log and its status into a new folder, which appears whole or not at all.
+
+    What trackers have left beside them is not copied: it says which run of theirs this one is.
+    """
     with new_folder(new, _ANOTHER_NAME) as unfinished:
-        _copy_folder(log, unfinished, shutil.copy2)
+        for name in LOG_FILES:
+            if os.path.lexists(log / name):
+                _require_regular(log / name)
+                shutil.copy2(log / name, unfinished / name)
+
+
+def _move_rest(log: Path, new: Path) -> None:
+    """Move what is beside a log that has been copied, and remove the log."""
+    for path in log.iterdir():
+        if path.name not in LOG_FILES:
+            path.rename(new / path.name)
+    sync(new)
+    for name in reversed(LOG_FILES):
+        (log / name).unlink(missing_ok=True)
+    log.rmdir()
+    sync(log.parent)
 
 
 def _copy_folder(source: Path, target: Path, copy: Callable[[Path, Path], object]) -> None:

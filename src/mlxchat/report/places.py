@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -137,15 +137,21 @@ def disk_use(paths: Iterable[Path]) -> DiskUse:
     return DiskUse(sum(found.st_size for found in facts.values()), shared)
 
 
-def _files(paths: Iterable[Path]) -> Iterable[str | Path]:
+def _files(paths: Iterable[Path]) -> Iterator[str | Path]:
+    seen: set[tuple[int, int]] = set()  # folders; a link can lead to one above it
     for path in paths:
         if not path.is_dir():
             yield path
             continue
         folders = [str(path)]
         while folders:
+            folder = folders.pop()
             try:
-                with os.scandir(folders.pop()) as listed:
+                facts = Path(folder).stat()
+                if (facts.st_dev, facts.st_ino) in seen:
+                    continue
+                seen.add((facts.st_dev, facts.st_ino))
+                with os.scandir(folder) as listed:
                     for entry in listed:
                         if entry.is_dir():
                             folders.append(entry.path)
