@@ -25,6 +25,7 @@ from mlxchat.config.pretrain import PRESETS
 from mlxchat.config.recipes import RECIPES, Recipe
 from mlxchat.ui.text import as_options
 
+LONG = 4  # rows; shorter tables are shown each time
 PAGE = Path(__file__).parent / "settings.md"
 TOP = """# Settings
 
@@ -112,7 +113,7 @@ def _command(name: str, command: Command, seen: dict[tuple[Row, ...], str]) -> s
         title = f"{panel}, {name}" if panel else ""
         lines += ["", *([f"### {title}", ""] if title else [])]
         here = title or f"mlxchat {name}"
-        shown = seen.setdefault(tuple(rows), here)
+        shown = seen.setdefault(tuple(rows), here) if len(rows) >= LONG else here
         if shown == here:
             lines += _table(("option", "value", "default", "meaning"), rows)
         else:
