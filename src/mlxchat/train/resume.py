@@ -7,7 +7,7 @@ when it is read (`KnownShards`).
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 from mlxchat.checkpoint import history, layout, store, trainer
 from mlxchat.checkpoint.bases import BaseRecord
@@ -53,7 +53,8 @@ class TrainState:
         return sum(array.nbytes for array in arrays)
 
 
-class SavedRun(NamedTuple, Generic[Config]):
+@dataclass(frozen=True)
+class SavedRun(Generic[Config]):
     """The newest checkpoint of a run."""
 
     folder: Path
