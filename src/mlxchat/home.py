@@ -17,6 +17,12 @@ STAGE_FOLDERS = {  # a folder of runs for each training stage, with nanochat's n
     "fine-tuning": "chatsft_checkpoints",
     "reinforcement learning": "chatrl_checkpoints",
 }
+STAGE_COMMANDS = {  # the command that trains each
+    "pretraining": "train",
+    "mid-training": "mid",
+    "fine-tuning": "sft",
+    "reinforcement learning": "rl",
+}
 
 
 def expanded(path: str | Path) -> Path:
@@ -105,6 +111,10 @@ class Home:
     def run(self, tag: str) -> Path:
         """Return the folder of a run's saved steps; a new name is that of a pretraining run."""
         return next((runs / tag for runs in self.stages if (runs / tag).is_dir()), self.runs / tag)
+
+    def stage_of(self, run: Path) -> str:
+        """Return the name of the stage of which a folder is a run."""
+        return next(name for name in STAGE_FOLDERS if self.stage(name) == run.parent)
 
     def log(self, tag: str) -> Path:
         """Return the log file of a run, with one JSON object per event."""

@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+from mlxchat.cli.layers import Layers
 from mlxchat.cli.options import First, Fresh, Json, StayAwake, Supervise
 from mlxchat.cli.ranks import (
     Hosts,
@@ -23,6 +24,7 @@ def rl_command(
         RlConfig,
         First("task", "level", "source", "reward", "num_iterations", "model_tag"),
     ],
+    below: Layers,
     fresh: Fresh = False,
     supervise: Supervise = False,
     ranks: RankCount = 1,

@@ -81,8 +81,8 @@ def read_saved(run: Path, stage: str, config: Config) -> SavedRun[Config] | None
     if differences := config.differences(state.settings.model_dump(mode="json")):
         raise ConfigError(
             f"The run {config.tag} was started with other settings: {', '.join(differences)}.",
-            "Repeat those to resume it, name another run with `model_tag`, or set the old one "
-            "aside with `fresh`.",
+            f"Leave them as they were (`resume={config.tag}` alone does that), name another run "
+            "with `model_tag`, or set the old one aside with `fresh`.",
         )
     plan = state.plan
     rows = evaluation_rows(config, plan.model.sequence_len, plan.tokens_per_step)

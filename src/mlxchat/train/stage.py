@@ -3,7 +3,7 @@
 `STAGES` lists them. The loop (`loop`), the course of a run (`run`), resuming (`resume`) and the
 format of a checkpoint are the same for all. To add a stage: its settings in ``config/NEW.py``, its
 subclass of `Stage` in ``train/NEW.py``, a row in `STAGES` (``train/__init__.py``) and in
-`mlxchat.home.STAGE_FOLDERS`, and a command.
+`STAGE_FOLDERS` and `STAGE_COMMANDS` (`mlxchat.home`), and a command.
 """
 
 from abc import ABC, abstractmethod
