@@ -325,6 +325,7 @@ COMMANDS = [
     "bench",
     "monitor",
     "doctor",
+    "help",
     "data",
     "data fetch",
     "data status",

@@ -21,6 +21,7 @@ from mlxchat.cli.chat import chat_command
 from mlxchat.cli.checkpoints import list_command, prune_command, verify_command
 from mlxchat.cli.data import fetch_command, status_command
 from mlxchat.cli.doctor import doctor_command
+from mlxchat.cli.environment import TOPIC, help_command
 from mlxchat.cli.evaluate import eval_chat_command
 from mlxchat.cli.evaluate_base import eval_base_command
 from mlxchat.cli.exchange import export_command, import_command
@@ -62,6 +63,7 @@ COMMANDS: dict[str, Command] = {
     "bench": bench_command,
     "monitor": monitor_command,
     "doctor": doctor_command,
+    "help": help_command,
 }
 GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
     "data": (
@@ -84,7 +86,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Train a GPT on your own machine, and talk to it.",
-    epilog="Begin with: mlxchat quickstart",
+    epilog=f"Begin with: mlxchat quickstart\n\nEnvironment variables: mlxchat help {TOPIC}",
 )
 for name, command in COMMANDS.items():
     app.command(name, cls=CommandWithHelp)(options_from_models(command))
