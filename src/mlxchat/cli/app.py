@@ -19,6 +19,7 @@ from mlxchat import __version__
 from mlxchat.cli.bench import bench_command
 from mlxchat.cli.chat import chat_command
 from mlxchat.cli.checkpoints import list_command, prune_command, verify_command
+from mlxchat.cli.completion import InstallCompletion, ShowCompletion, answer_shells
 from mlxchat.cli.data import fetch_command, status_command
 from mlxchat.cli.doctor import doctor_command
 from mlxchat.cli.environment import TOPIC, help_command
@@ -84,6 +85,7 @@ GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
 app = typer.Typer(
     cls=GroupWithHelp,
     no_args_is_help=True,
+    add_completion=False,  # typer's options know no other shell than the current one
     pretty_exceptions_enable=False,
     help="Train a GPT on your own machine, and talk to it.",
     epilog=f"Begin with: mlxchat quickstart\n\nEnvironment variables: mlxchat help {TOPIC}",
@@ -108,6 +110,8 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    install_completion: InstallCompletion = None,
+    show_completion: ShowCompletion = None,
 ) -> None:
     pass
 
@@ -121,6 +125,7 @@ def main() -> None:
     warnings.showwarning = _show_warning
     sys.excepthook = report_unforeseen
     threading.excepthook = _report_thread
+    answer_shells(os.environ)
     program = typer.main.get_command(app)  # calling `app` itself would replace the hook
     with standard_output() as (out, err):
         code = exit_code(lambda: program(prog_name="mlxchat", standalone_mode=False))

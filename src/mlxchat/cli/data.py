@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from mlxchat.cli.completion import data_names
 from mlxchat.cli.options import PATH, Json
 from mlxchat.cli.session import exit_promptly
 from mlxchat.config.run import NAME_IN_WORDS, is_name
@@ -31,6 +32,7 @@ def fetch_command(
         typer.Option(
             help=f"One of {dataset_names()}; default: {DEFAULT_DATASET}. With --from, a name for "
             "your text; default: the name of the file or folder.",
+            autocompletion=data_names,
         ),
     ] = None,
     source: Annotated[

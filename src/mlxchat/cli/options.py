@@ -13,6 +13,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from mlxchat.cli.completion import COMPLETIONS, resumable_names, run_names
 from mlxchat.cli.layers import Layers
 from mlxchat.config.inference import Dtype
 from mlxchat.config.run import RunConfig
@@ -36,6 +37,7 @@ Resume = Annotated[
         "influence on what is learnt, such as --memory-limit, may be given too.",
         show_default=False,
         metavar="NAME",
+        autocompletion=resumable_names,
     ),
 ]
 ConfigFile = Annotated[
@@ -69,11 +71,14 @@ ModelTag = Annotated[
         help="Name of the run. Default: the one saved last.",
         show_default=False,
         metavar="NAME",
+        autocompletion=run_names,
     ),
 ]
 AnyTag = Annotated[
     str | None,
-    typer.Option(help="Name of a run. Default: all runs.", show_default=False),
+    typer.Option(
+        help="Name of a run. Default: all runs.", show_default=False, autocompletion=run_names
+    ),
 ]
 StepNumber = Annotated[
     int | None, typer.Option(help="Saved step. Default: the newest.", show_default=False)
@@ -254,9 +259,10 @@ def _options(settings: _Settings) -> list[inspect.Parameter]:
 def _option(name: str, field: FieldInfo, panel: str | None) -> inspect.Parameter:
     """Return the option of a field.
 
-    Three of the field's `json_schema_extra` matter here: ``metavar`` is the placeholder of its
-    value in the help, ``{"none": WORD}`` makes WORD stand for None among integers, and with
-    ``{"text": True}`` the model itself makes the value of a text.
+    Four of the field's `json_schema_extra` matter here: ``metavar`` is the placeholder of its
+    value in the help, ``{"none": WORD}`` makes WORD stand for None among integers, with
+    ``{"text": True}`` the model itself makes the value of a text, and ``complete`` says what a
+    shell completes its value with (`COMPLETIONS`).
     """
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     word = extra.get("none")
@@ -267,6 +273,7 @@ def _option(name: str, field: FieldInfo, panel: str | None) -> inspect.Parameter
         rich_help_panel=panel,
         parser=_integer_or(str(word)) if word else None,
         metavar=str(metavar) if metavar else None,
+        autocompletion=COMPLETIONS.get(str(extra.get("complete"))),
     )
     annotation = str | None if extra.get("text") else field.annotation
     return inspect.Parameter(
