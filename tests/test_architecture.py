@@ -119,6 +119,9 @@ OUTSIDE = {  # packages that only these parts may import
     "rich": {"ui"},
     "typer": {"cli"},
     "gguf": {"interop"},
+    "wandb": {"telemetry"},
+    "trackio": {"telemetry"},
+    "tensorboardX": {"telemetry"},
     "httpx": {"data"},
     "pyarrow": {"data", "evaluate"},
     "starlette": {"serve"},
@@ -230,6 +233,7 @@ OTHER_PROGRAMS = {  # whose options these are, or the names of whose folders
     "interop/exporters/nanochat.py",
     "data/questions/files.py",
     "evaluate/tasks.py",
+    "telemetry/trackers.py",
 }
 
 

@@ -331,6 +331,7 @@ def _run_child(
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.environ.update(HOME=str(place), MLXCHAT_HOME=str(place / "home"), HF_HUB_OFFLINE="1")
+    os.environ.update(WANDB_MODE="offline", TRACKIO_DIR=str(place / "trackio"))
     os.environ.update(environment)
     try:
         work()

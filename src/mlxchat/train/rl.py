@@ -29,6 +29,7 @@ from mlxchat.runtime import compute_dtype, hold_memory
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 from mlxchat.telemetry.events import Event, Noted, Progressed, Report, Sampled
 from mlxchat.telemetry.meter import Meter
+from mlxchat.telemetry.trackers import require_tracker
 from mlxchat.train.base import require_trainable
 from mlxchat.train.evaluation import Evaluation, never
 from mlxchat.train.examiner import Examiner
@@ -59,6 +60,7 @@ def run_reinforcement(
     world: World = ALONE,
 ) -> Iterator[Event]:
     """Train a model by rewards, or resume the run of that name; see `mlxchat.train.run.run`."""
+    require_tracker(config.track)
     config = with_tuned_source(config, home)
     config, notes = with_level(config, home, report, clock, fresh)
     for note in notes:
