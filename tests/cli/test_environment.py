@@ -68,6 +68,7 @@ def test_no_variable_is_read_by_a_name_that_is_made_up() -> None:
         ("data/hub.py", "source"),
         ("data/hub.py", "variable"),
         ("doctor/privacy.py", "HOME_VARIABLE"),
+        ("telemetry/trackers.py", "variable"),
     }
 
 

@@ -60,6 +60,15 @@ VARIABLES_BY_TOPIC: dict[str, tuple[Variable, ...]] = {
             "Key that mlxchat serve asks its clients for; --api-key goes before it.",
         ),
     ),
+    "Trackers": (
+        Variable(("WANDB_PROJECT", "TRACKIO_PROJECT"), "Project of --track. Default: mlxchat."),
+        Variable(("WANDB_DIR",), "Folder of wandb's files. Default: that of the run's log."),
+        Variable(
+            ("WANDB_ERROR_REPORTING", "GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY"),
+            "What the trackers' libraries report about themselves, which mlxchat turns off unless "
+            "you set it. Their other variables have their effect, too: see docs/tracking.md.",
+        ),
+    ),
     "Speed": (
         Variable(
             ("OPENBLAS_NUM_THREADS",), "Threads of matrix products on Linux CPUs. Default: all."
