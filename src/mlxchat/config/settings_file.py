@@ -130,12 +130,12 @@ class SettingsFile:
     def _instead(self, name: str, options: Collection[str]) -> str:
         """Return what to do about an unknown key."""
         known, value = self.kind.model_fields, self.values[name]
-        if nearest := get_close_matches(name, [_ADAPTER] if isinstance(value, dict) else known, 1):
-            return f"Did you mean {nearest[0]}?"
-        if name in options:
-            return f"It is an option of the command line: `{name}`."
         if name in LoraTraining.model_fields and _ADAPTER in known:
             return f"It is a setting of an adapter: write it below a line [{_ADAPTER}]."
+        if name in options:
+            return f"It is an option of the command line: `{name}`."
+        if nearest := get_close_matches(name, [_ADAPTER] if isinstance(value, dict) else known, 1):
+            return f"Did you mean {nearest[0]}?"
         if isinstance(value, dict):
             return (
                 f"Leave out the line [{name}] and keep what is below it: settings have no groups."
