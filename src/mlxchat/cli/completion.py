@@ -12,10 +12,11 @@ import typer
 import typer.completion
 
 from mlxchat.checkpoint import catalog, store
+from mlxchat.config.stages import COMMAND_OF_STAGE
 from mlxchat.data.chats.sources import BUILTIN
 from mlxchat.data.shards import DATASETS, dataset_folders
 from mlxchat.errors import MlxchatError
-from mlxchat.home import STAGE_COMMANDS, Home
+from mlxchat.home import Home
 
 REQUEST = "_MLXCHAT_COMPLETE"  # the variable in which a shell's script asks, by typer's rules
 WIDE = "1000"  # columns: a description must stay on one line
@@ -24,7 +25,7 @@ _OPTIONS = ("--install-completion", "--show-completion")
 
 Shell = Literal["current", "bash", "zsh", "fish"]
 
-_STAGES = {name: stage for stage, name in STAGE_COMMANDS.items()}
+_STAGES = {name: stage for stage, name in COMMAND_OF_STAGE.items()}
 
 
 def run_names(incomplete: str) -> list[str]:

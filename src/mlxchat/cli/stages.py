@@ -14,9 +14,10 @@ from mlxchat.cli.session import Show, Stop, staying_awake, watch_run
 from mlxchat.cli.supervise import train_supervised
 from mlxchat.config.run import RunConfig
 from mlxchat.config.settings_file import MOST_SETTINGS
+from mlxchat.config.stages import COMMAND_OF_STAGE
 from mlxchat.disk import read_regular
 from mlxchat.errors import command
-from mlxchat.home import STAGE_COMMANDS, Home, expanded
+from mlxchat.home import Home, expanded
 from mlxchat.telemetry.events import Event
 from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.console import say
@@ -64,7 +65,7 @@ def lead(
     except typer.Exit:  # it was interrupted
         run, unfinished = home.run(config.tag), any(one.step != one.total_steps for one in meters)
         if unfinished and not json and store.steps(run):
-            name = STAGE_COMMANDS[home.stage_of(run)]
+            name = COMMAND_OF_STAGE[home.stage_of(run)]
             say(f"Or resume it with: {command(name, resume=run.name)}")
         raise
 

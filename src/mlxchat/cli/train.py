@@ -3,11 +3,12 @@
 import sys
 import time
 from contextlib import closing
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mlxchat.cli.adapters import Lora, with_adapter
+from mlxchat.cli.info import saved_folder, saved_run, show_model
 from mlxchat.cli.layers import Layers
 from mlxchat.cli.options import First, Fresh, Json, StayAwake, Supervise, Unset, Without
 from mlxchat.cli.ranks import (
@@ -25,6 +26,7 @@ from mlxchat.config.lora import LoraTraining
 from mlxchat.config.mid import MidConfig
 from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig, PretrainConfig
 from mlxchat.config.ranks import RANK_PATIENCE
+from mlxchat.config.run import RunConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.errors import command
 from mlxchat.home import Home
@@ -207,9 +209,16 @@ def info_command(
 ) -> None:
     """Show the size of a model, and the time and memory that training it takes here.
 
-    Takes the same options as train.
+    Takes the same options as train. With --model-tag alone it describes that run,
+    of any stage.
     """
     config = with_adapter(config, lora, adapter)
+    home = Home.from_environment()
+    newest = saved_folder(config, home)
+    saved = saved_run(config, newest) if newest else None
+    if newest and saved is None:
+        show_model(newest, json)
+        return
     launch_if_asked(ranks, hosts, rank_timeout)
     from mlxchat.train.base import with_shape_of_base
     from mlxchat.train.pretrain import Pretraining
@@ -218,9 +227,8 @@ def info_command(
     if not world.leads:
         follow_run(Pretraining, config, world, stay_awake=False)
         return
-    home = Home.from_environment()
-    config = with_shape_of_base(config, home)
-    _show_estimate(config, below, home, world, None, json, train=False)
+    settings = saved.trainer.settings if saved else with_shape_of_base(config, home)
+    _show_estimate(settings, below, home, world, saved, json, train=False)
 
 
 def tokenizer_train_command(
@@ -336,11 +344,11 @@ def _checked(
 
 
 def _show_estimate(
-    config: PretrainConfig,
+    config: RunConfig,
     below: Layers,
     home: Home,
     world: "World",
-    saved: "SavedRun[PretrainConfig] | None",
+    saved: "SavedRun[Any] | None",
     json: bool,
     *,
     train: bool,
@@ -358,8 +366,8 @@ def _show_estimate(
         say_json({**facts.model_dump(mode="json"), "settings": config.model_dump(mode="json")})
         return
     heading = estimate_heading(facts)
-    if facts.plan.costs:
+    if isinstance(config, PretrainConfig) and facts.plan.costs:
         heading.append(as_options(reason(config, facts.plan)))
-    if config.of_preset:
+    if isinstance(config, PretrainConfig) and config.of_preset:
         heading.append(as_options(f"Preset {config.preset}: {config.of_preset}"))
     show(heading, [*below.sections(config), *estimate_sections(facts)])

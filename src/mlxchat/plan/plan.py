@@ -226,7 +226,7 @@ def with_drawing(plan: Plan, resources: Resources) -> Plan:
     if plan.drawing is None:
         return plan
     model = with_rows_of(plan.model, plan.row_tokens)
-    least, each = drawing_bytes(model, resources)
+    least, each = drawing_bytes(model, resources, plan.adapter)
     room = max(0, int(plan.memory_limit / MARGIN) - least)
     together = max(1, min(plan.drawing.together, room // each))
     drawing = plan.drawing.model_copy(update={"together": together})

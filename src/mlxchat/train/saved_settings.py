@@ -7,8 +7,9 @@ from typing import Any
 from mlxchat.checkpoint import catalog, store
 from mlxchat.checkpoint.files import one_line
 from mlxchat.config.run import RunConfig
+from mlxchat.config.stages import COMMAND_OF_STAGE
 from mlxchat.errors import ConfigError, NotFound, command
-from mlxchat.home import STAGE_COMMANDS, Home
+from mlxchat.home import Home
 from mlxchat.train.stage import STAGES, read_trainer
 
 
@@ -53,7 +54,7 @@ def settings_to_resume(
     if of_stage != stage.name:
         raise ConfigError(
             f"{name} is a run of {of_stage}, not of {stage.name}.",
-            f"Resume it with: {command(STAGE_COMMANDS[of_stage], resume=name)}",
+            f"Resume it with: {command(COMMAND_OF_STAGE[of_stage], resume=name)}",
         )
     newest = store.latest(run)
     if newest is None:
