@@ -113,7 +113,13 @@ def status_command(json: Json = False) -> None:
 
 def remove_command(
     dataset: Annotated[
-        str, typer.Argument(metavar="NAME", help="Name of a dataset on disk.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="Name of a dataset on disk.",
+            show_default=False,
+            autocompletion=data_names,
+        ),
     ],
     yes: Annotated[bool, Yes] = False,
     json: Json = False,
