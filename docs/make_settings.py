@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from typer.models import ArgumentInfo
 
 from mlxchat.cli.app import COMMANDS, GROUPS
+from mlxchat.cli.environment import VARIABLES_BY_TOPIC
 from mlxchat.cli.options import Command, options_from_models, settings_models
 from mlxchat.config.pretrain import PRESETS
 from mlxchat.config.recipes import RECIPES, Recipe
@@ -36,40 +37,14 @@ mlxchat train --help
 prints what a command takes. This page lists the same for all of them: `docs/make_settings.py`
 writes it from the declarations that the program itself reads.
 
-- From Python a setting has the same name with underscores: `--max-seq-len 512` is `max_seq_len=512`
-  ([api.md](api.md)).
+- In a file of settings and from Python a setting has the same name with underscores:
+  `--max-seq-len 512` is `max_seq_len=512` ([settings-files.md](settings-files.md), [api.md](api.md)).
 - A default that is empty here is derived from the other settings; the description says how.
 - Sizes are written 12GB, 800MB or 7.5GiB, durations 90s, 30m, 1h30m or 2d.
 - `yes or no` is an option without a value: `--streaming`, or `--no-streaming` to take it back.
 - An unknown option, or a value out of bounds, ends the command with exit code 2 before anything is
   computed.
 """
-ENVIRONMENT = {
-    "MLXCHAT_HOME": "The folder that everything is kept in. Default: `$XDG_CACHE_HOME/mlxchat`, "
-    "else `~/.cache/mlxchat`.",
-    "MLXCHAT_API_KEY": "The key that clients of `mlxchat serve` must send.",
-    "MLXCHAT_DEBUG": "`1` shows the whole traceback of an error.",
-    "HF_ENDPOINT": "The hub that shards come from. Default: `https://huggingface.co`.",
-    "HF_TOKEN": "Your token for the hub. Default: the one that `hf auth login` has stored.",
-    "HUGGING_FACE_HUB_TOKEN": "The same, where `HF_TOKEN` is not set.",
-    "HF_TOKEN_PATH": "The file of the stored token. Default: `token` in `$HF_HOME`.",
-    "HF_HOME": "The folder of the hub's own client. Default: `~/.cache/huggingface`.",
-    "HF_HUB_DISABLE_IMPLICIT_TOKEN": "`1` sends no token.",
-    "HF_HUB_OFFLINE": "`1` forbids downloads.",
-    "HTTP_PROXY": "The proxy of downloads; also `HTTPS_PROXY` and `ALL_PROXY`.",
-    "NO_PROXY": "The hosts that are reached without a proxy.",
-    "SSL_CERT_FILE": "A file of the certificates that downloads trust.",
-    "SSL_CERT_DIR": "Folders of such certificates.",
-    "XDG_CACHE_HOME": "The folder of caches, in place of `~/.cache`.",
-    "WANDB_PROJECT": "The project of runs that wandb tracks. Default: mlxchat.",
-    "TRACKIO_PROJECT": "The project of runs that trackio tracks. Default: mlxchat.",
-    "WANDB_ERROR_REPORTING": "`true` lets wandb report its own errors, which is off otherwise.",
-    "GRADIO_ANALYTICS_ENABLED": "`True` lets gradio, of trackio, report its use; off otherwise.",
-    "OPENBLAS_NUM_THREADS": "The threads of matrix products on a Linux CPU.",
-    "CUDA_VISIBLE_DEVICES": "The GPUs that may be used; ranks take them in this order.",
-    "COLUMNS": "The width of what is printed.",
-    "NO_COLOR": "Any value prints without colours.",
-}
 
 
 class Row(NamedTuple):
@@ -256,8 +231,15 @@ def _recipes() -> str:
 
 
 def _environment() -> str:
-    rows = [(f"`{name}`", meaning) for name, meaning in ENVIRONMENT.items()]
-    return "\n".join(["## Environment variables", "", *_table(("variable", "meaning"), rows)])
+    """Return the table of environment variables, as `mlxchat help environment` prints it."""
+    rows = [
+        (topic, ", ".join(f"`{name}`" for name in variable.names), variable.purpose)
+        for topic, variables in VARIABLES_BY_TOPIC.items()
+        for variable in variables
+    ]
+    heads = ("for", "variable", "meaning")
+    text = "`mlxchat help environment` prints them, too. Options go before them."
+    return "\n".join(["## Environment variables", "", text, "", *_table(heads, rows)])
 
 
 def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:

@@ -331,6 +331,7 @@ COMMANDS = [
     "bench",
     "monitor",
     "doctor",
+    "help",
     "data",
     "data fetch",
     "data remove",
