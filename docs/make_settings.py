@@ -38,7 +38,8 @@ prints what a command takes. This page lists the same for all of them: `docs/mak
 writes it from the declarations that the program itself reads.
 
 - In a file of settings and from Python a setting has the same name with underscores:
-  `--max-seq-len 512` is `max_seq_len=512` ([settings-files.md](settings-files.md), [api.md](api.md)).
+  `--max-seq-len 512` is `max_seq_len=512` ([settings-files.md](settings-files.md),
+  [api.md](api.md)).
 - A default that is empty here is derived from the other settings; the description says how.
 - Sizes are written 12GB, 800MB or 7.5GiB, durations 90s, 30m, 1h30m or 2d.
 - `yes or no` is an option without a value: `--streaming`, or `--no-streaming` to take it back.
