@@ -13,6 +13,7 @@ from typing import Literal
 import psutil
 
 from mlxchat import system
+from mlxchat.counts import counted
 from mlxchat.errors import BackendError, ConfigError, MemoryLimitError
 from mlxchat.telemetry.events import Memory
 
@@ -129,7 +130,9 @@ def compute_dtype(name: str = "auto") -> mx.Dtype:
 
 
 def _processor_name() -> str:
-    return f"{mx.device_info().get('device_name', 'CPU')}, {psutil.cpu_count()} cores"
+    return (
+        f"{mx.device_info().get('device_name', 'CPU')}, {counted(psutil.cpu_count() or 1, 'cores')}"
+    )
 
 
 def peak_flops(device: str) -> float | None:

@@ -19,6 +19,7 @@ from mlxchat.errors import ConfigError, NotFound
 from mlxchat.home import DEFAULT_DATASET, Home
 from mlxchat.names import namesake, without_marks
 from mlxchat.ui.console import Screen, say, say_json, table
+from mlxchat.ui.text import amount
 
 
 def fetch_command(
@@ -120,7 +121,8 @@ def _download(
     ):
         paths = fetch(folder, DATASETS[dataset], num_shards, hub, screen.show, workers)
     if not json:
-        say(f"{len(paths) - 1} training shards and the validation shard are in {folder}.")
+        shards = amount(len(paths) - 1, "training shards")
+        say(f"In {folder}: {shards} and the validation shard.")
         say(f"Next: {_train_on(dataset)}")
 
 
@@ -150,9 +152,9 @@ def _ingest(source: Path, dataset: str | None, encoding: str, skip_bad: bool, js
         say_json(asdict(summary))
         return
     say(
-        f"{summary.documents:,} documents with {summary.characters:,} characters are in "
-        f"{len(summary.shards)} shards in {folder}, {summary.validation_documents:,} of them for "
-        "validation."
+        f"In {folder}: {amount(summary.documents, 'documents')} with "
+        f"{amount(summary.characters, 'characters')} in {amount(len(summary.shards), 'shards')}, "
+        f"{amount(summary.validation_documents, 'documents')} of them for validation."
     )
     say(f"Next: {_train_on(dataset)}")
 

@@ -33,6 +33,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import NamedTuple
 
+from mlxchat.counts import counted
 from mlxchat.data.fingerprint import fingerprint
 from mlxchat.data.questions.question import AnswerCheck, final_number, is_right
 from mlxchat.errors import ConfigError, NotFound, reason_of
@@ -120,8 +121,8 @@ class CheckedReward:
 
     def summary(self) -> str:
         """Return the counts as a line; "" if there is nothing to count."""
-        counted = [f"{name} {kind}: {count:,}" for (name, kind), count in self.counts.items()]
-        return f"Of {self.scored:,} rewards: {', '.join(counted)}." if counted else ""
+        faults = [f"{name} {kind}: {count:,}" for (name, kind), count in self.counts.items()]
+        return f"Of {counted(self.scored, 'rewards')}: {', '.join(faults)}." if faults else ""
 
     def _called(self, name: str, call: Callable[[], object]) -> float | Fault:
         """Return what a function returns, as a number, or its fault; counts what is to be said."""

@@ -13,13 +13,10 @@ from rich.console import Group
 from rich.panel import Panel
 from rich.text import Text
 
+from mlxchat.counts import counted
 from mlxchat.telemetry.events import Progressed
 
 RATE_SECONDS = 15.0  # a task's rate is measured over its last seconds
-SINGULAR = {
-    "batches": "batch",
-    "micro-batches": "micro-batch",
-}  # units whose singular loses more than an s
 LEAST_BAR = 10  # characters; amounts and rates are left out before the bar gets shorter
 
 _CONTROLLING = {
@@ -76,8 +73,7 @@ def memory_size(count: float) -> str:
 def amount(count: float, unit: str) -> str:
     """Return a count with its unit: ``1 step``, ``2 steps``; bytes as ``95.1 MB``."""
     if unit != "bytes":
-        shown = f"{count:,.0f}"
-        return f"{shown} {SINGULAR.get(unit, unit.removesuffix('s')) if shown == '1' else unit}"
+        return counted(count, unit)
     for name, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= factor:
             return f"{count / factor:.1f} {name}"

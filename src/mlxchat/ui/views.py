@@ -55,7 +55,7 @@ def describe(event: Event, meter: Meter) -> str | None:
         case CoreMeasured():
             return (
                 f"step {event.step:,}: CORE {event.core:.4f} ± {event.error:.4f}, of at most "
-                f"{event.max_per_task:,} examples a task"
+                f"{amount(event.max_per_task, 'examples')} a task"
             )
         case Sampled():
             worth = "" if event.reward is None else f", reward {event.reward:g}"
@@ -65,8 +65,8 @@ def describe(event: Event, meter: Meter) -> str | None:
             return f"step {event.step:,}: saved {event.path}"
         case Replanned():
             return (
-                f"Now {event.total_steps:,} steps instead of {event.before:,}, to keep within the "
-                f"budget of {event.budget}."
+                f"Now {amount(event.total_steps, 'steps')} instead of {event.before:,}, to keep "
+                f"within the budget of {event.budget}."
             )
         case Ended(reason="finished"):
             return f"Finished {amount(event.step, 'steps')} in {duration(meter.elapsed)}."
@@ -81,7 +81,7 @@ def describe(event: Event, meter: Meter) -> str | None:
 
 
 def _judgement(event: Judged, meter: Meter) -> str:
-    text = f"{event.questions:,} held-out questions: pass@1 {event.pass_1:.1%} "
+    text = f"{amount(event.questions, 'held-out questions')}: pass@1 {event.pass_1:.1%} "
     text += f"({event.pass_1_low:.1%} to {event.pass_1_high:.1%})"
     if event.best:
         text += ", the best so far"
@@ -90,7 +90,7 @@ def _judgement(event: Judged, meter: Meter) -> str:
     if event.samples > 1:
         text += f", pass@{event.samples} {event.pass_k:.1%}"
         text += f" ({event.pass_k_low:.1%} to {event.pass_k_high:.1%})"
-    return f"{text}, reward {event.reward:.3f}, {event.length:.0f} tokens an answer"
+    return f"{text}, reward {event.reward:.3f}, {amount(event.length, 'tokens')} an answer"
 
 
 def step_line(event: Stepped, meter: Meter) -> str:
