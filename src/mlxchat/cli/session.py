@@ -34,8 +34,10 @@ Show = Callable[[Event], None]
 Stop = Callable[[], bool]
 
 
-def watch_run(start: Callable[[Show, Meter, Stop], Iterator[Event]], json: bool) -> None:
+def watch_run(start: Callable[[Show, Meter, Stop], Iterator[Event]], json: bool) -> Meter:
     """Show the events of a run; after its first step, Ctrl-C saves before it ends the program.
+
+    Returns the meter of the run, which has not started if it was finished before.
 
     Args:
         start: starts the run and returns its events. Its arguments show an event from elsewhere,
@@ -62,6 +64,7 @@ def watch_run(start: Callable[[Show, Meter, Stop], Iterator[Event]], json: bool)
             screen.show(event)
     if interrupts.requested():
         raise typer.Exit(interrupts.exit_code)
+    return meter
 
 
 @contextmanager
