@@ -69,7 +69,8 @@ WRITING = (
     f"After every {BASE_CONFIG.total_batch_size:,} guesses it is corrected a little: that is a "
     f"step, and there are {BASE_CONFIG.num_iterations}. Words and parts of words are called "
     "tokens; a list of them, the tokenizer, is made first. Once a few steps are done, the panel "
-    "shows how much time is left."
+    "shows how much time is left; halfway and at the end, samples show how the model continues "
+    "some texts."
 )
 ANSWERING = (
     "2 of 3: it learns to answer. The same model reads questions with their answers, for "

@@ -225,9 +225,11 @@ def _of_text(meter: Meter, latest: Stepped | None) -> tuple[list[Cell], list[Cel
     diverged = latest is not None and not math.isfinite(latest.loss)
     learning = [Cell("loss", shown_loss(meter, latest), "bold red" if diverged else "bold")]
     if meter.bits_per_byte is not None and meter.best is not None:
-        step, lowest = meter.best
-        learning.append(Cell("bits per byte", f"{meter.bits_per_byte:.4f}"))
-        learning.append(Cell("best", f"{lowest:.4f}, step {step:,}"))
+        (step, lowest), latest_step = meter.best, meter.evaluations[-1][0]
+        at = f"{meter.bits_per_byte:.4f}, step {latest_step:,}"
+        learning.append(Cell("bits per byte", at))
+        if step != latest_step:
+            learning.append(Cell("best", f"{lowest:.4f}, step {step:,}"))
     if meter.core:
         _, core, error, _ = meter.core[-1]
         learning.append(Cell("CORE", f"{core:.4f} ± {error:.4f}"))
