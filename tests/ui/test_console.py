@@ -409,3 +409,14 @@ def test_ui_imports_neither_mlx_nor_training():
     ).stdout.split()
     assert not {name for name in loaded if name.split(".")[0] == "mlx"}
     assert not {name for name in loaded if name.startswith("mlxchat.train")}
+
+
+def test_the_time_of_an_evaluation_is_foretold_without_that_of_compiling():
+    console = LiteralConsole(file=io.StringIO(), force_terminal=True, width=80, height=24)
+    now = [0.0]
+    with Screen(console=console, timer=lambda: now[0]) as screen:
+        screen.show(started())
+        for batch, time in ((0, 0.0), (1, 60.0), (2, 61.0), (3, 62.0)):
+            now[0] = time
+            screen.show(Evaluating(time, 0, batch, 10))
+    assert "30.0%  7s left" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())

@@ -131,6 +131,16 @@ def test_the_best_evaluation_is_shown_with_its_step():
     assert "1.3500, step 300" in text and "1.2000, step 200" in text
 
 
+@pytest.mark.parametrize(("width", "shown"), [(40, False), (80, True), (160, True)])
+def test_an_evaluation_says_how_long_it_will_take_where_there_is_room(width, shown):
+    meter, _ = run()
+    under_way = Evaluating(0.0, 0, 50, 200)
+    panel = dashboard(meter, None, width=width, height=24, under_way=under_way, left=754.0)
+    text = drawn(panel, width)
+    assert "evaluating 50/200" in text and "25.0%" in text
+    assert ("25.0%  12m 34s left" in text) == shown
+
+
 def test_an_evaluation_that_is_the_best_is_shown_once_with_its_step():
     meter, latest = run()
     meter.update(Evaluated(0.0, 250, 1.3, 3.0, 640, 1.0))

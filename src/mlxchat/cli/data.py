@@ -15,7 +15,7 @@ from mlxchat.config.sft import ENCODING, SKIP_BAD
 from mlxchat.data.chats.sources import BUILTIN
 from mlxchat.data.files import UTF_8, stem
 from mlxchat.data.shards import DATASETS, dataset_names, status
-from mlxchat.errors import ConfigError, NotFound
+from mlxchat.errors import ConfigError, NotFound, command
 from mlxchat.home import DEFAULT_DATASET, Home
 from mlxchat.names import namesake, without_marks
 from mlxchat.ui.console import Screen, say, say_json, table
@@ -123,7 +123,7 @@ def _download(
     if not json:
         shards = amount(len(paths) - 1, "training shards")
         say(f"In {folder}: {shards} and the validation shard.")
-        say(f"Next: {_train_on(dataset)}")
+        say(_train_on(dataset))
 
 
 def _ingest(source: Path, dataset: str | None, encoding: str, skip_bad: bool, json: bool) -> None:
@@ -154,11 +154,11 @@ def _ingest(source: Path, dataset: str | None, encoding: str, skip_bad: bool, js
     say(
         f"In {folder}: {amount(summary.documents, 'documents')} with "
         f"{amount(summary.characters, 'characters')} in {amount(len(summary.shards), 'shards')}, "
-        f"{amount(summary.validation_documents, 'documents')} of them for validation."
+        f"{summary.validation_documents:,} of them for validation."
     )
-    say(f"Next: {_train_on(dataset)}")
+    say(_train_on(dataset))
 
 
 def _train_on(dataset: str) -> str:
-    option = "" if dataset == DEFAULT_DATASET else f" --dataset {dataset}"
-    return f"mlxchat train --depth 4{option}"
+    named = {} if dataset == DEFAULT_DATASET else {"dataset": dataset}
+    return f"Next, for an hour (or 10m, or 8h): {command('train', budget='1h', **named)}"

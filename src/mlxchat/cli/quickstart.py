@@ -19,7 +19,7 @@ from mlxchat.data.chats.sources import BUILTIN
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Event, Noted, Progressed, Started
 from mlxchat.telemetry.meter import Meter
-from mlxchat.ui.console import Screen, answers, explain, say, say_json
+from mlxchat.ui.console import Screen, answers, say, say_json, say_paragraphs
 from mlxchat.ui.tables import about
 from mlxchat.ui.text import amount
 
@@ -64,7 +64,7 @@ INTRODUCTION = (
     "takes one to three minutes on a laptop that has nothing else to do, and needs no network. "
     "Ctrl-C stops it; the same command goes on from there."
 )
-WRITING = (
+TO_WRITE = (
     "1 of 3: it learns to write. It reads short stories and guesses how they go on, word by word. "
     f"After every {BASE_CONFIG.total_batch_size:,} guesses it is corrected a little: that is a "
     f"step, and there are {BASE_CONFIG.num_iterations}. Words and parts of words are called "
@@ -72,7 +72,7 @@ WRITING = (
     "shows how much time is left; halfway and at the end, samples show how the model continues "
     "some texts."
 )
-ANSWERING = (
+TO_ANSWER = (
     "2 of 3: it learns to answer. The same model reads questions with their answers, for "
     f"{TUNED_CONFIG.num_iterations} steps"
 )
@@ -99,7 +99,7 @@ def quickstart_command(
     that it never saw in training.
     """
     if not json:
-        explain(INTRODUCTION, WRITING)
+        say_paragraphs(INTRODUCTION, TO_WRITE)
     from mlxchat.data.corpus.documents import held_out_questions
     from mlxchat.evaluate.answers import write_answers
     from mlxchat.evaluate.loss import LONGEST_REPLY, word_for_word
@@ -111,12 +111,12 @@ def quickstart_command(
     with staying_awake(stay_awake, json):
         written = _train(run_pretraining, base, home, fresh, json)
         if not json:
-            explain(*_learnt(written), _answering(written))
+            say_paragraphs(*_learnt(written), _answering(written))
         _train(run_fine_tuning, TUNED_CONFIG, home, fresh, json)
     saved, name = load_chosen(TUNED_CONFIG.tag, None, None)
     asked, answered = held_out_questions(questions), dict[str, Any]()
     if not json:
-        explain(
+        say_paragraphs(
             f"3 of 3: it is examined. It answers {amount(questions, 'questions')} that were not "
             "among those that it has read, which takes seconds."
         )
@@ -179,8 +179,8 @@ def _answering(meter: Meter) -> str:
     """Say what comes second, and how long it takes at the speed of the first run."""
     seconds = meter.seconds_per_step
     if seconds is None:  # the first run was finished before
-        return f"{ANSWERING}."
-    return f"{ANSWERING}: {about((TUNED_CONFIG.num_iterations or 0) * seconds)}."
+        return f"{TO_ANSWER}."
+    return f"{TO_ANSWER}: {about((TUNED_CONFIG.num_iterations or 0) * seconds)}."
 
 
 def _show_score(asked: "list[Question]", outcomes: "list[Outcome]", json: bool) -> None:

@@ -102,6 +102,11 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
             inputs.require_same_data(self.config, self.home, state)
         return saved
 
+    def require_named_data(self) -> None:
+        """Check that the text is there which the settings name."""
+        if self.config.model_fields_set & {"dataset", "data_dir"}:
+            inputs.check_documents(self.config, self.home, [])
+
     def open(self, saved: SavedRun[PretrainConfig] | None) -> TextDocuments:
         """Open the dataset: for a saved run, the very files that it was started with."""
         if saved:

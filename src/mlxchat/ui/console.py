@@ -84,7 +84,7 @@ def say(text: str = "", stream: TextIO | None = None) -> None:
     console_for(stream or sys.stdout).print(Text(text), soft_wrap=True)
 
 
-def explain(*paragraphs: str, stream: TextIO | None = None) -> None:
+def say_paragraphs(*paragraphs: str, stream: TextIO | None = None) -> None:
     """Print paragraphs of prose between empty lines; on a terminal, lines end between words."""
     console = console_for(stream or sys.stdout)
     for paragraph in paragraphs:

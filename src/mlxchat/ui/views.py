@@ -263,6 +263,7 @@ class LiveView:
         self._meter: Meter | None = None  # while a run is in progress
         self._latest: Stepped | None = None
         self._under_way: Evaluating | Drawing | None = None
+        self._pace: TaskProgress | None = None  # of what is under way
         self._sample: Sampled | None = None
         self._since = timer()
 
@@ -306,6 +307,7 @@ class LiveView:
         if not isinstance(event, Noted):
             self._since = self._timer()
             self._under_way = event if isinstance(event, Evaluating | Drawing) else None
+            self._pace = self._pace_after(event)
         match event:
             case Started():
                 self._meter, self._latest, self._sample = meter, None, None
@@ -317,11 +319,29 @@ class LiveView:
                 return None
         return describe(event, meter)
 
+    def _pace_after(self, event: Event) -> TaskProgress | None:
+        """Return the pace of an evaluation, or of the answers of a step, after its next event."""
+        match event:
+            case Evaluating():
+                done, total, unit = event.batch, event.batches, "batches"
+            case Drawing():
+                done, total, unit = event.answers, event.total, "answers"
+            case _:
+                return None
+        progress = Progressed(event.time, unit, done, total, unit)
+        # The first batch compiles, so that its time would mislead.
+        if self._pace is None or not 0 < self._pace.latest.done <= done:
+            return TaskProgress(progress, self._timer())
+        self._pace.update(progress, self._timer())
+        return self._pace
+
     def _picture(self) -> Group:
         with self._lock:
             meter, latest, under_way = self._meter, self._latest, self._under_way
             sample, since, tasks = self._sample, self._since, self._tasks.shown()
-        now, (width, height) = self._timer(), self._console.size
+            now = self._timer()
+            left = self._pace.seconds_left(now) if self._pace else None
+        width, height = self._console.size
         parts: list[RenderableType] = []
         if meter is not None:
             tasks = tasks[-max(1, height // 4) :]
@@ -332,6 +352,7 @@ class LiveView:
                 height=height - 1 - len(tasks),
                 waited=max(0.0, now - since),
                 under_way=under_way,
+                left=left,
                 sample=sample,
             )
             parts.append(panel)
