@@ -420,3 +420,20 @@ def test_the_time_of_an_evaluation_is_foretold_without_that_of_compiling():
             now[0] = time
             screen.show(Evaluating(time, 0, batch, 10))
     assert "30.0%  7s left" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())
+
+
+def test_the_words_of_an_error_are_not_broken(monkeypatch):
+    console = terminal(40)
+    monkeypatch.setattr("mlxchat.ui.console.console_for", lambda stream: console)
+    folder = "/home/ada/.cache/mlxchat/base_data_of_my_novels"
+    error(
+        f"There is no folder {folder}, so no data.",
+        "Get some: mlxchat data fetch --from a novel.txt",
+    )
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue())
+    assert shown.splitlines() == [
+        "Error: There is no folder",
+        f"{folder}, so no data.",  # the terminal breaks it, so that it can be copied
+        "Get some: mlxchat data fetch --from a",
+        "novel.txt",
+    ]

@@ -162,7 +162,9 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         planner = Planner(
             config, resources, started_at, clock.seconds, self.compile, text, self.world
         )
-        measuring = f"Measuring how fast this machine trains, for {config.budget}."
+        measuring = (
+            f"Measuring how fast this machine trains, to see what fits into {config.budget}."
+        )
         wanted = None
         if chooses_vocabulary(config):
             yield Noted(clock(), measuring)

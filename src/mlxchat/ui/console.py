@@ -21,6 +21,8 @@ from mlxchat.ui.text import as_options, in_one_line
 from mlxchat.ui.views import JsonView, LiveView, PlainView, View
 from mlxchat.ui.wrapping import WordStream
 
+NARROW = 60  # columns of a terminal below which the words of a remedy are kept whole
+
 
 class Screen:
     """Shows the events of a run, of downloads and of other tasks, as a context manager.
@@ -103,8 +105,11 @@ def error(problem: str, remedy: str = "", stream: TextIO | None = None) -> None:
     console = console_for(stream or sys.stderr)
     console.print(Text("Error: ", "bold red"), end="", soft_wrap=True)
     _print_words(console, in_one_line(as_options(problem)), len("Error: "))
-    if remedy:  # the terminal wraps it, so that a command in it can be copied whole
-        console.print(Text(in_one_line(as_options(remedy))), soft_wrap=True)
+    remedy = in_one_line(as_options(remedy))
+    if remedy and console.width < NARROW:
+        _print_words(console, remedy)
+    elif remedy:  # the terminal wraps it, so that a command in it can be copied whole
+        console.print(Text(remedy), soft_wrap=True)
 
 
 def _print_words(console: LiteralConsole, text: str, column: int = 0) -> None:
