@@ -3,9 +3,11 @@ import io
 import json
 import math
 import os
+import pty
 import re
 import subprocess
 import sys
+import termios
 import threading
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from mlxchat.telemetry.events import (
     Stepped,
 )
 from mlxchat.telemetry.meter import Meter
+from mlxchat.ui import output
 from mlxchat.ui.console import Screen, answers, error, say, say_json, table, warning
 from mlxchat.ui.output import LiteralConsole, Output, console_for
 from mlxchat.ui.tables import Row, Section, show
@@ -261,6 +264,7 @@ def test_a_stream_that_its_owner_has_closed_takes_nothing_more():
 def test_output_into_head_ends_without_a_traceback():
     program = """
 import sys
+import termios
 from mlxchat.telemetry.events import Noted
 from mlxchat.ui.console import Screen, say
 with Screen() as screen:
@@ -437,3 +441,17 @@ def test_the_words_of_an_error_are_not_broken(monkeypatch):
         "Get some: mlxchat data fetch --from a",
         "novel.txt",
     ]
+
+
+def test_a_process_that_ends_at_once_leaves_the_terminal_as_it_was(monkeypatch):
+    keyboard, screen = pty.openpty()
+    with os.fdopen(screen) as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        monkeypatch.setattr(output, "_has_keyboard", lambda: True)
+        before = termios.tcgetattr(stream)
+        with output.control_keys_hidden():
+            assert termios.tcgetattr(stream) != before
+            output.show_control_keys()
+            assert termios.tcgetattr(stream) == before
+        assert termios.tcgetattr(stream) == before
+    os.close(keyboard)
