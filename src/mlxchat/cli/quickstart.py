@@ -78,7 +78,7 @@ TO_ANSWER = (
 )
 NEXT = (
     ("mlxchat chat", "Talk to it again."),
-    ("mlxchat data fetch --num-shards 8", "Get real text to learn from: 0.9 GB of web pages."),
+    ("mlxchat data fetch --num-shards 2", "Get real text to learn from: 0.3 GB of web pages."),
     ("mlxchat data fetch --from novels.txt", "Or bring text of your own."),
     ("mlxchat train --budget 1h", "Train a larger model on it, for an hour (or 10m, or 8h)."),
     ('mlxchat sft --identity "name=Ada"', "Teach that model to answer, and who it is."),
@@ -179,7 +179,7 @@ def _answering(meter: Meter) -> str:
     """Say what comes second, and how long it takes at the speed of the first run."""
     seconds = meter.seconds_per_step
     if seconds is None:  # the first run was finished before
-        return f"{TO_ANSWER}."
+        return f"{TO_ANSWER}. What is finished is not done again without --fresh."
     return f"{TO_ANSWER}: {about((TUNED_CONFIG.num_iterations or 0) * seconds)}."
 
 
