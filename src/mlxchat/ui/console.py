@@ -21,7 +21,7 @@ from mlxchat.ui.text import as_options, in_one_line
 from mlxchat.ui.views import JsonView, LiveView, PlainView, View
 from mlxchat.ui.wrapping import WordStream
 
-NARROW = 60  # columns of a terminal below which the words of a remedy are kept whole
+ROOM_FOR_COMMANDS = 60  # columns of a terminal below which the words of a remedy are kept whole
 
 
 class Screen:
@@ -106,7 +106,7 @@ def error(problem: str, remedy: str = "", stream: TextIO | None = None) -> None:
     console.print(Text("Error: ", "bold red"), end="", soft_wrap=True)
     _print_words(console, in_one_line(as_options(problem)), len("Error: "))
     remedy = in_one_line(as_options(remedy))
-    if remedy and console.width < NARROW:
+    if remedy and console.width < ROOM_FOR_COMMANDS:
         _print_words(console, remedy)
     elif remedy:  # the terminal wraps it, so that a command in it can be copied whole
         console.print(Text(remedy), soft_wrap=True)
