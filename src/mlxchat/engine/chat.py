@@ -265,8 +265,8 @@ class Chat:
         takes = "takes" if self.settings.system is None else "and the system message take"
         raise ConfigError(
             f"The message {takes} {counted(len(prompt), 'tokens')}; the model's context is "
-            f"{context}.",
-            f"Shorten it to fewer than {context} tokens.",
+            f"{context:,}.",
+            f"Shorten it to fewer than {context:,} tokens.",
         )
 
     def _least_dropped(self, turns: Sequence[_Turn], longest: int) -> int:
