@@ -83,6 +83,10 @@ class Home:
         """The folder of the tokenizer that runs use by default."""
         return self.root / "tokenizer"
 
+    def own_tokenizer(self, dataset: str) -> Path:
+        """Return the folder of the tokenizer of a user's own text, or of the built-in corpus."""
+        return self.root / f"tokenizer_{dataset}"
+
     def stage(self, name: str) -> Path:
         """Return the folder of a stage's runs, each a folder of saved steps."""
         return self.root / STAGE_FOLDERS[name]

@@ -63,7 +63,7 @@ def test_matrices_are_rounded_on_their_way_and_vectors_are_not(
 def test_rows_that_cannot_be_divided_are_refused_with_the_numbers_that_can() -> None:
     four = World()
     four.size = 4
-    with pytest.raises(MlxchatError, match="The batch of 6 rows cannot be divided") as raised:
+    with pytest.raises(MlxchatError, match="The 6 rows of a step cannot be divided") as raised:
         four.rows(6)
     assert raised.value.remedy.startswith("Use 1, 2, 3 or 6 ranks")
 

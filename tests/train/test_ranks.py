@@ -165,7 +165,7 @@ def test_ranks_of_any_number(
     if settings.get("total_batch_size") == 96:
         codes = trained(ranks, tmp_path / "many", tokenizer, **settings)
         assert codes[0][0] == 1
-        assert "The batch of 3 rows cannot be divided evenly among 2 ranks." in codes[0][1]
+        assert "The 3 rows of a step cannot be divided evenly among 2 ranks." in codes[0][1]
         assert "Use 1 or 3 ranks" in codes[0][1]
         return
     codes = trained(ranks, tmp_path / "many", tokenizer, **settings)
@@ -296,7 +296,7 @@ def test_the_launcher_ends_as_rank_0_does(tmp_path: Path, tokenizer: Path) -> No
     with launcher(tmp_path, *words) as process:
         said = process.communicate(timeout=120)[1]
     assert process.returncode == 1
-    assert "The batch of 8 rows cannot be divided evenly among 3 ranks." in said
+    assert "The 8 rows of a step cannot be divided evenly among 3 ranks." in said
     assert "rank 1:" not in said
     assert store.steps(Home(tmp_path).run("run"))[-1] == 12
 
@@ -331,7 +331,7 @@ def test_a_dry_run_names_what_ranks_would_be_refused(tmp_path: Path, tokenizer: 
     with launcher(tmp_path, "--ranks=3", *words) as process:
         said = process.communicate(timeout=120)[1]
     assert process.returncode == 1
-    assert "The batch of 8 rows cannot be divided evenly among 3 ranks." in said
+    assert "The 8 rows of a step cannot be divided evenly among 3 ranks." in said
     assert "Use 1, 2, 4 or 8 ranks, or a --total-batch-size of 6 or 9 rows." in said
     facts = []
     for ranks in (1, 2):
