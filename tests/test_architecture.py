@@ -333,6 +333,7 @@ COMMANDS = [
     "bench",
     "monitor",
     "doctor",
+    "help",
     "data",
     "data fetch",
     "data remove",
