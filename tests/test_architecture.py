@@ -90,6 +90,7 @@ ALLOWED = {
     },
     "api": {"checkpoint", "config", "interop", "runtime", "train", "trained"},
     "monitor": {"checkpoint"},
+    "report": {"checkpoint", "config", "evaluate", "model", "monitor", "plan", "train"},
     "doctor": {"config", "engine", "model", "optim", "plan", "runtime", "train"},
     "ui": {"doctor", "model", "monitor", "plan", "tokenizer"},
     "cli": {
@@ -106,6 +107,7 @@ ALLOWED = {
         "monitor",
         "plan",
         "quantize",
+        "report",
         "runtime",
         "serve",
         "tokenizer",
@@ -325,6 +327,7 @@ COMMANDS = [
     "bench",
     "monitor",
     "doctor",
+    "report",
     "data",
     "data fetch",
     "data status",

@@ -32,6 +32,7 @@ from mlxchat.cli.options import Command, options_from_models
 from mlxchat.cli.quantize import quantize_command
 from mlxchat.cli.quickstart import quickstart_command
 from mlxchat.cli.ranks import tell_launcher
+from mlxchat.cli.report import report_command
 from mlxchat.cli.rl import rl_command
 from mlxchat.cli.scaling import scaling_command
 from mlxchat.cli.serve import serve_command
@@ -61,6 +62,7 @@ COMMANDS: dict[str, Command] = {
     "quickstart": quickstart_command,
     "bench": bench_command,
     "monitor": monitor_command,
+    "report": report_command,
     "doctor": doctor_command,
 }
 GROUPS: dict[str, tuple[str, dict[str, Command]]] = {

@@ -1,0 +1,1 @@
+"""Reports of runs: what is known of a run, its curves, and one HTML file that shows them."""
