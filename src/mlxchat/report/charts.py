@@ -39,7 +39,7 @@ TICKS = 5  # on an axis, about
 
 _UNITS: dict[str, Callable[[float], str]] = {
     "count": count_in_words,
-    "bytes": bytes_in_words,
+    "bytes": lambda value: bytes_in_words(value) if value else "0",
     "share": lambda value: share_in_words(value, 0),
     "number": lambda value: figure(value, 3),
 }
@@ -69,7 +69,7 @@ class Line(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """Something that happened during a run, such as a resume: a vertical line, or a ring at ``y``."""
+    """Something that happened in a run, such as a resume: a vertical line, or a ring at ``y``."""
 
     colour: int
     x: dict[AxisName, float]
@@ -163,11 +163,13 @@ def roomy(axis: Scale, share: float = 0.04) -> Scale:
 _TIMES = [1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 10_800, 21_600, 43_200]
 
 
-def ticks(axis: Scale, of_time: bool = False) -> list[float]:
-    """Return about `TICKS` round numbers within a scale."""
+def ticks(axis: Scale, unit: str = "number") -> list[float]:
+    """Return about `TICKS` numbers within a scale that are round in a unit: bytes, time, others."""
     if axis.log and axis.last / axis.first >= 6:
         return _log_ticks(axis)
-    step = _round_step((axis.last - axis.first) / TICKS, of_time)
+    least = (axis.last - axis.first) / (1.6 * TICKS if axis.log else TICKS)
+    whole = 2.0 ** (10 * math.floor(math.log2(max(least, 1)) / 10)) if unit == "bytes" else 1.0
+    step = whole * _round_step(least / whole, unit == "time")
     begin = math.ceil(axis.first / step - 1e-9)
     end = math.floor(axis.last / step + 1e-9)
     return [number * step for number in range(begin, end + 1)][: 4 * TICKS]
@@ -185,7 +187,9 @@ def _round_step(least: float, of_time: bool) -> float:
 def _log_ticks(axis: Scale) -> list[float]:
     first, last = math.floor(math.log10(axis.first)), math.ceil(math.log10(axis.last))
     decades = last - first
-    factors = (1, 2, 5) if decades <= 2 else (1, 3) if decades <= 3 else (1,)
+    factors: tuple[float, ...] = (1, 2, 5) if decades <= 2 else (1, 3) if decades <= 3 else (1,)
+    if axis.last / axis.first < 15:
+        factors = (1, 1.5, 2, 3, 4, 6, 8)
     every = max(1, -(-decades // (TICKS + 2)))
     powers = [10.0**power for power in range(first, last + 1) if power % every == 0]
     found = [factor * power for power in powers for factor in factors]
@@ -231,7 +235,7 @@ def svg(chart: Chart) -> str:
 def _y_axis(chart: Chart, vertical: Scale) -> str:
     write = _UNITS[chart.unit]
     parts = []
-    for value in _distinct(ticks(vertical), write):
+    for value in _distinct(ticks(vertical, chart.unit), write):
         y = _down(vertical, value)
         parts.append(f'<path class="grid" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 7}" y="{y}" dy=".34em" text-anchor="end">')
@@ -254,7 +258,7 @@ def _x_axis(axis: AxisName, across: Scale) -> str:
     write = _writer(axis)
     bottom = HEIGHT - BOTTOM
     parts = [f'<path class="axis" d="M{LEFT} {bottom}H{WIDTH - RIGHT}"/>']
-    values = _distinct(ticks(across, axis == "time"), write)
+    values = _distinct(ticks(across, axis), write)
     room = -math.inf
     for value in values:
         x = LEFT + float(across.at(np.array([value]))[0])

@@ -1,4 +1,4 @@
-"""The curves of runs: which charts a report has, what is drawn in them, and the numbers behind them.
+"""The curves of runs: the charts of a report, what is drawn in them, and the numbers behind them.
 
 The numbers go into the page as JSON, under the names of `Chart.series`, so that the page is also
 the record of a run.
@@ -56,14 +56,12 @@ def run_curves(facts: RunFacts, runs: int = 1) -> RunCurves:
         kept = thinned(value, most)
         low, high = (end[kept] for end in limits) if limits else (None, None)
         seconds = facts.log.seconds_at(step[kept])
-        found[name] = Series(
-            name, step[kept], seconds, value[kept], int(len(value)), low, high
-        )
+        found[name] = Series(name, step[kept], seconds, value[kept], len(value), low, high)
     return RunCurves(facts, found)
 
 
 def _quantities(facts: RunFacts) -> Iterator[tuple[Any, ...]]:
-    """Yield each quantity: its name, steps and values, and the ends of an interval if it has one."""
+    """Yield each quantity: name, steps, values, and the ends of an interval if it has one."""
     log = facts.log
     steps, drawn = log.steps, log.rewards
     yield "bits_per_byte", log.evaluations.step, log.evaluations["bits_per_byte"]
@@ -71,6 +69,7 @@ def _quantities(facts: RunFacts) -> Iterator[tuple[Any, ...]]:
     yield "loss_smoothed", steps.step, smoothed(steps["loss"])
     yield "learning_rate", steps.step, steps["learning_rate"]
     yield "gradient_norm", steps.step, steps["gradient_norm"]
+    yield "gradient_norm_smoothed", steps.step, smoothed(steps["gradient_norm"])
     yield "peak_memory", steps.step, steps["peak"]
     seconds = recent_seconds(steps)
     seconds = np.where(seconds > 0, seconds, np.nan)
@@ -118,7 +117,13 @@ _KINDS = (
     _Kind("entropy", "Entropy of the next token, nats", "number", ("entropy",), from_zero=True),
     _Kind("length", "Tokens of an answer", "count", ("length",), from_zero=True),
     _Kind("rate", "Learning rate of the matrices", "number", ("learning_rate",), from_zero=True),
-    _Kind("norm", "Gradient norm before clipping", "number", ("gradient_norm",), log_y=True),
+    _Kind(
+        "norm",
+        "Gradient norm before clipping",
+        "number",
+        ("gradient_norm", "gradient_norm_smoothed"),
+        log_y=True,
+    ),
     _Kind("speed", "Tokens per second", "count", ("tokens_per_second",), from_zero=True),
     _Kind("pace", "Seconds of a step", "number", ("seconds_per_step",), from_zero=True),
     _Kind("memory", "Peak memory of MLX", "bytes", ("peak_memory",), from_zero=True),
@@ -126,7 +131,7 @@ _KINDS = (
 
 
 def charts(runs: Sequence[RunCurves]) -> list[Chart]:
-    """Return the charts of runs, laid over each other; those of which there is nothing are left out.
+    """Return the charts of runs, laid over each other; without those that have nothing to show.
 
     The loss of reinforcement learning is none: it says nothing about the model.
     """
@@ -188,9 +193,7 @@ def _places(facts: RunFacts, step: Values, seconds: Values) -> dict[AxisName, Va
     }
 
 
-def _line(
-    run: RunCurves, colour: int, name: str, axes: Sequence[AxisName], faint: bool
-) -> Line:
+def _line(run: RunCurves, colour: int, name: str, axes: Sequence[AxisName], faint: bool) -> Line:
     series = run.series[name]
     places = _places(run.facts, series.step, series.seconds)
     return Line(
@@ -209,7 +212,9 @@ def _marks(kind: _Kind, runs: Sequence[RunCurves], axes: Sequence[AxisName]) -> 
     """Yield the resumes of all runs, and the best evaluation where that is what is drawn."""
     for number, run in enumerate(runs):
         name = f"{run.facts.name}: " if len(runs) > 1 else ""
-        points = [(step, f"{name}{text}", None) for step, text in interruptions(run.facts)]
+        points: list[tuple[int, str, float | None]] = [
+            (step, f"{name}{text}", None) for step, text in interruptions(run.facts)
+        ]
         best = run.facts.best
         if kind.key == "bits" and best:
             step, bits = best

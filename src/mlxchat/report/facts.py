@@ -5,6 +5,7 @@ in `RunFacts.faults`; only a run of which there is nothing at all is an error.
 """
 
 import math
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -157,12 +158,12 @@ class RunFacts:
     @property
     def mfu(self) -> float | None:
         """Model FLOPs utilisation by the chip's data sheet; None if that is unknown."""
-        return self._share_of(self.log.started and self.log.started.peak_flops)
+        return self._share_of(self.log.started.peak_flops if self.log.started else None)
 
     @property
     def matmul_share(self) -> float | None:
         """The FLOP/s as a share of a matrix product's, as measured on that machine."""
-        return self._share_of(self.log.started and self.log.started.matmul_flops)
+        return self._share_of(self.log.started.matmul_flops if self.log.started else None)
 
     def _share_of(self, most: float | None) -> float | None:
         rate, flops = self.tokens_per_second, self.flops_per_token
@@ -293,16 +294,14 @@ def _stage_of_folder(home: Home, folder: Path) -> str | None:
     return next((stage for stage in STAGE_FOLDERS if home.stage(stage) == folder.parent), None)
 
 
-def _from_meter(
-    log: RunLogRead, trainer: TrainerState[Any], faults: list[str]
-) -> RunLogRead:
+def _from_meter(log: RunLogRead, trainer: TrainerState[Any], faults: list[str]) -> RunLogRead:
     """Return a log with the curves that a saved step has, which are thinned."""
     meter = trainer.meter
     faults.append("Its log has no steps: the curves are those that its newest saved step has.")
     losses, evaluations = np.array(meter.losses), np.array(meter.evaluations)
     steps, values = _pair(losses)
     empty = np.full(len(steps), np.nan)
-    nothing = {name: empty for name in ("learning_rate", "gradient_norm", "seconds", "peak")}
+    nothing = dict.fromkeys(("learning_rate", "gradient_norm", "seconds", "peak"), empty)
     at, bits = _pair(evaluations)
     unknown = np.full(len(at), np.nan)
     return RunLogRead(
@@ -334,8 +333,6 @@ def _state(log: RunLogRead, status: Status | None, now: float) -> State:
 
 
 def _is_here(process: Process) -> bool:
-    import socket
-
     return process.runs_on(identity(), socket.gethostname())
 
 

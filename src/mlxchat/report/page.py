@@ -5,7 +5,6 @@ It asks for nothing from outside, and everything but the values on hover works w
 
 import json
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -19,6 +18,7 @@ from mlxchat.report.facts import RunFacts
 from mlxchat.report.provenance import repeating_command
 from mlxchat.report.samples import last_samples, samples_over_time
 from mlxchat.report.scores import TaskScore
+from mlxchat.report.series import smoothed
 from mlxchat.report.tables import (
     Html,
     code,
@@ -71,7 +71,7 @@ def page(runs: Sequence[Shown], now: float) -> str:
     curves = [run_curves(run.facts, len(runs)) for run in runs]
     generator = f"mlxchat {__version__}, {moment(now)}"
     names = ", ".join(run.facts.name for run in runs)
-    body = [_heading([run.facts for run in runs], now)]
+    body: list[str] = [_heading([run.facts for run in runs], now)]
     body += [_curves(curves)]
     if len(runs) > 1:
         body += _compared([run.facts for run in runs])
@@ -101,7 +101,9 @@ def _document(names: str, body: str, data: object, generator: str) -> str:
         "checked>",
         '<input class="switch" type="radio" name="scale" id="scale-log" aria-label="logarithmic">',
     ]
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+    policy = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+    )
     return "\n".join(
         [
             "<!doctype html>",
@@ -147,11 +149,7 @@ def _finite(value: object) -> object:
 
 
 def _heading(runs: Sequence[RunFacts], now: float) -> Html:
-    title = escape(runs[0].name)
-    if len(runs) > 1:
-        title = " · ".join(
-            f"{_swatch(number)} {escape(facts.name)}" for number, facts in enumerate(runs)
-        )
+    title = escape(", ".join(facts.name for facts in runs))
     lead = "".join(f"<p>{html(_sentence(facts))}</p>" for facts in runs[:1] if len(runs) == 1)
     notices = "".join(
         f'<p class="notice">{html(text)}</p>'
@@ -173,9 +171,11 @@ def _sentence(facts: RunFacts) -> str:
     if facts.trainer and size:
         model = facts.trainer.plan.model
         size += f" ({model.arch}, {counted(model.n_layer, 'layers')} of width {model.n_embd:,})"
-    data = "; ".join(facts.history.trainings[-1].data) if facts.history and (
-        facts.history.trainings
-    ) else ""
+    data = (
+        "; ".join(facts.history.trainings[-1].data)
+        if facts.history and (facts.history.trainings)
+        else ""
+    )
     on = f" on {facts.device}" if facts.device else ""
     first = f"{what} of {size or 'a model'}{f' on {data}' if data else ''}."
     steps = counted(facts.step, "steps")
@@ -220,12 +220,14 @@ def _tiles(facts: RunFacts) -> Html:
     judged = facts.log.judged[-1] if facts.log.judged else None
     share = "MFU" if facts.mfu is not None else "of a matrix product’s speed"
     core = facts.log.core[-1] if facts.log.core else None
+    reward = smoothed(facts.log.rewards["reward"])
     tiles = [
         (
             "pass@1, held-out questions",
             share_in_words(judged.pass_1) if judged else None,
             f"95%: {judged.pass_1_low:.1%} to {judged.pass_1_high:.1%}" if judged else "",
         ),
+        ("reward", figure(float(reward[-1]), 3) if len(reward) else None, "average at the end"),
         ("bits per byte", figure(facts.final_bits) if facts.final_bits else None, lowest),
         (
             "CORE",
@@ -234,6 +236,7 @@ def _tiles(facts: RunFacts) -> Html:
             if core
             else "",
         ),
+        ("steps", f"{facts.step:,}" if facts.step else None, f"of {facts.total_steps:,}"),
         ("training time", time_in_words(facts.seconds) if facts.seconds else None, ""),
         (
             "tokens",
@@ -290,9 +293,7 @@ _ROWS = (
         lambda f: f.best[1] if f.best else None,
         min,
     ),
-    _Row(
-        "CORE", core_in_words, lambda f: f.log.core[-1].core if f.log.core else None, max
-    ),
+    _Row("CORE", core_in_words, lambda f: f.log.core[-1].core if f.log.core else None, max),
     _Row(
         "pass@1",
         pass_1_in_words,
@@ -321,14 +322,15 @@ def _figures(runs: Sequence[RunFacts]) -> Html:
     if any(text != "—" for text in multipliers[1:]):
         rows.append(("compute multiplier", *multipliers))
         explained = (
-            f"Compute multiplier: the FLOPs that {runs[0].name} needed for the bits per byte that "
-            "a run ended with, divided by that run’s own. Above 1×, it needed less compute. "
-            "Between evaluations a straight line in the logarithms is taken. A run whose learning "
-            "rate has not fallen yet is worse than one that was planned to end there, so that "
-            "runs of different lengths look better than they are against a longer one."
+            f"Compute multiplier: the FLOPs after which {runs[0].name} was as good, in bits per "
+            "byte, as the other run at its end, divided by the FLOPs that the other run took. 2× "
+            "is half the compute for the same result. Between evaluations it is interpolated on "
+            "logarithmic axes. In the middle of a run, before its learning rate has fallen, a "
+            "model is worse than one whose training was planned to end there: against a longer "
+            "baseline, multipliers are too high."
         )
         if same_validation(runs) is False:
-            explained = f"They are not measured on the same text. {explained}"
+            explained = f"These runs were not measured on the same text. {explained}"
     head = ("", *(Html(f"{_swatch(n)} {escape(f.name)}") for n, f in enumerate(runs)))
     below = f'<p class="remark">{escape(explained)}</p>' if explained else ""
     return Html(f'<section class="figures">{table(head, rows)}{below}</section>')
@@ -368,9 +370,7 @@ def _curves(runs: Sequence[RunCurves]) -> Html:
     )
     legend = ""
     if len(runs) > 1:
-        entries = [
-            f"<li>{_swatch(n)} {escape(run.facts.name)}</li>" for n, run in enumerate(runs)
-        ]
+        entries = [f"<li>{_swatch(n)} {escape(run.facts.name)}</li>" for n, run in enumerate(runs)]
         legend = f'<ul class="legend">{"".join(entries)}</ul>'
     several = " several" if len(runs) > 1 else ""
     cells = "".join(
@@ -434,8 +434,7 @@ def _sections(run: Shown, generator: str, level: int) -> list[Html]:
         )
     again = Html()
     if facts.trainer is not None and facts.state in ("interrupted", "failed", "died"):
-        resume = repeating_command(facts.trainer.stage, facts.trainer.settings)
-        resume = resume.removesuffix(" --fresh") if False else resume.rsplit(" ", 1)[0]
+        resume = repeating_command(facts.trainer.stage, facts.trainer.settings, fresh=False)
         again = Html(f"<p>To resume it: {code(resume)}</p>")
     return [
         _section("Samples", samples_over_time(facts), level=level),
@@ -448,8 +447,3 @@ def _sections(run: Shown, generator: str, level: int) -> list[Html]:
         _section("Provenance", again, provenance_table(facts, generator), level=level),
         _section("Notes", folded("What the run said", notes_list(facts)), level=level),
     ]
-
-
-def page_of_now(runs: Sequence[Shown]) -> str:
-    """Return the page as of now."""
-    return page(runs, time.time())

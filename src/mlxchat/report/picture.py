@@ -1,4 +1,4 @@
-"""A picture of the main curves, to post: drawn by matplotlib, which the extra ``report`` installs."""
+"""A picture of the main curves, to post, drawn by matplotlib: the extra ``report`` installs it."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -7,7 +7,7 @@ from typing import Any
 
 from mlxchat.disk import replacing, storing
 from mlxchat.errors import ConfigError
-from mlxchat.report.charts import Chart
+from mlxchat.report.charts import AxisName, Chart
 from mlxchat.report.curves import charts, run_curves
 from mlxchat.report.facts import RunFacts
 from mlxchat.report.words import bytes_in_words, count_in_words, figure, time_in_words
@@ -52,7 +52,7 @@ def draw_picture(runs: Sequence[RunFacts], path: Path) -> Path:
 
 
 def _draw(axes: Any, chart: Chart, several: bool) -> None:
-    axis = "flops" if several and "flops" in chart.lines[0].x else "step"
+    axis: AxisName = "flops" if several and "flops" in chart.lines[0].x else "step"
     for line in chart.lines:
         colour = COLOURS_DRAWN[line.colour % len(COLOURS_DRAWN)]
         axes.plot(

@@ -1,4 +1,4 @@
-"""Where a run came from: its settings, which of them were derived, and the command that repeats it."""
+"""Where a run came from: its settings, those that were derived, the command that repeats it."""
 
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -36,8 +36,8 @@ class ShownSetting(NamedTuple):
     origin: Origin
 
 
-def repeating_command(stage: str, settings: RunConfig) -> str:
-    """Return the command that starts a run with these settings from scratch.
+def repeating_command(stage: str, settings: RunConfig, fresh: bool = True) -> str:
+    """Return the command that starts a run with these settings from scratch, or resumes it.
 
     Settings at their defaults are left out. Of a folder below the user's own, the path begins with
     ``~``, which the command line takes, too.
@@ -49,7 +49,7 @@ def repeating_command(stage: str, settings: RunConfig) -> str:
     if isinstance(lora, LoraTraining):
         words += [_option("lora", True)]
         words += [_option(name, getattr(lora, name)) for name in _given(lora)]
-    return " ".join([*words, _option("fresh", True)])
+    return " ".join([*words, _option("fresh", True)] if fresh else words)
 
 
 def _given(settings: BaseModel) -> list[str]:
@@ -127,7 +127,7 @@ def _group(model: type[BaseModel], name: str) -> str:
     """Return the title of the first model that declares a setting."""
     declaring = [base for base in model.__mro__ if name in vars(base).get("__annotations__", {})]
     title = declaring[-1].model_config.get("title") if declaring else None  # type: ignore[attr-defined]
-    return title or "Model"
+    return title or "Adapter"
 
 
 def _derived(settings: RunConfig, plan: Plan) -> dict[str, object]:

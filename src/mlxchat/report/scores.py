@@ -18,12 +18,12 @@ class TaskScore(NamedTuple):
 
     task: str
     right: int
-    count: int
+    examples: int
 
     @property
     def share(self) -> float:
         """The share of the examples that were right."""
-        return self.right / self.count
+        return self.right / self.examples
 
 
 def kept_scores(home: Home, name: str, step: int, since: float) -> list[TaskScore]:

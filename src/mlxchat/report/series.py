@@ -1,8 +1,8 @@
 """The log of a run, read at once into columns: steps, evaluations, rewards, samples, resumes.
 
-A run of 250,000 steps leaves 100 MB of lines, nearly all of them alike. A line in the very form that
-`event_to_json` writes is read by a regular expression made from the event's fields; all others are
-checked one by one by `event_from_json`, and those that are no events are counted and skipped.
+A run of 250,000 steps leaves 100 MB of lines, nearly all of them alike. A line in the form that
+`event_to_json` writes is read by a regular expression, which is made from the event's fields; all
+others are checked one by one by `event_from_json`, and what is no event is counted and skipped.
 """
 
 import math
@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import UnionType
 from typing import Any, BinaryIO, NamedTuple, get_args, get_origin
@@ -43,6 +44,18 @@ from mlxchat.telemetry.meter import RATE_STEPS, SMOOTHING
 Values = npt.NDArray[np.float64]
 
 MOST_NOTES = 200  # of a log that are kept; a run writes some ten
+
+
+STEP_COLUMNS = ("loss", "learning_rate", "gradient_norm", "seconds", "peak")
+EVALUATION_COLUMNS = ("bits_per_byte", "loss", "tokens")
+REWARD_COLUMNS = ("reward", "right", "length", "cut_off", "entropy", "tokens", "seconds")
+_KEPT: dict[type, tuple[str, ...]] = {  # of the events that are many: fields, in their order there
+    Stepped: STEP_COLUMNS,
+    Evaluated: EVALUATION_COLUMNS,
+    Rewarded: REWARD_COLUMNS,
+}
+_ALWAYS = ("time", "step")  # stand before the columns in a row
+_Row = tuple[bytes, ...]  # numbers as they are written
 
 
 @dataclass(frozen=True)
@@ -116,19 +129,8 @@ class RunLogRead:
         if not len(self.steps):
             return np.zeros(len(step))
         reached = np.searchsorted(self.steps.step, step, side="right")
-        return np.concatenate([[0.0], elapsed(self.steps)])[reached]
-
-
-STEP_COLUMNS = ("loss", "learning_rate", "gradient_norm", "seconds", "peak")
-EVALUATION_COLUMNS = ("bits_per_byte", "loss", "tokens")
-REWARD_COLUMNS = ("reward", "right", "length", "entropy", "cut_off", "tokens", "seconds")
-_KEPT: dict[type, tuple[str, ...]] = {  # the fields of the events of which there are many
-    Stepped: STEP_COLUMNS,
-    Evaluated: EVALUATION_COLUMNS,
-    Rewarded: REWARD_COLUMNS,
-}
-_ALWAYS = ("time", "step")  # stand before the columns in a row
-_Row = tuple[bytes, ...]  # numbers as they are written
+        seconds: Values = np.concatenate([[0.0], elapsed(self.steps)])[reached]
+        return seconds
 
 
 def read_run_log(path: Path) -> RunLogRead:
@@ -285,9 +287,9 @@ _READERS = {b'{"event": "%s"' % _name(kind): _reader(kind) for kind in _KEPT}
 
 def _row(event: Any) -> _Row:
     """Return the row of an event that was read in another way."""
-    memory = {"peak": event.memory.peak} if isinstance(event, Stepped) else {}
+    found = {**vars(event), **(vars(event.memory) if isinstance(event, Stepped) else {})}
     names = (*_ALWAYS, *_KEPT[type(event)])
-    return tuple(str(float(memory.get(n) or getattr(event, n, 0))).encode() for n in names)
+    return tuple(str(float(found[name])).encode() for name in names)
 
 
 def _columns(names: Sequence[str], rows: Sequence[_Row]) -> Columns:
@@ -326,7 +328,8 @@ def recent_seconds(steps: Columns) -> Values:
     total = np.concatenate([[0.0], elapsed(steps)])
     end = np.arange(1, len(steps) + 1)
     begin = np.maximum(end - RATE_STEPS, 0)
-    return (total[end] - total[begin]) / np.maximum(end - begin, 1)
+    mean: Values = (total[end] - total[begin]) / np.maximum(end - begin, 1)
+    return mean
 
 
 def smoothing(count: int) -> float:
@@ -362,7 +365,7 @@ def thinned(values: Values, most: int) -> npt.NDArray[np.int64]:
         return np.arange(count)
     edges = np.linspace(0, count, max(1, (most - 2) // 2) + 1).astype(np.int64)
     kept = {0, count - 1}
-    for begin, end in zip(edges[:-1], edges[1:], strict=True):
+    for begin, end in pairwise(edges.tolist()):
         piece = values[begin:end]
         finite = np.isfinite(piece)
         if not finite.all():

@@ -33,7 +33,6 @@ from mlxchat.report.words import (
 )
 
 MOST_ROWS = 150  # of a table of evaluations
-_UNTITLED = "Model and training"
 
 
 class Html(str):
@@ -86,6 +85,13 @@ def folded(title: str, content: str, opened: bool = False) -> Html:
 def code(text: str) -> Html:
     """Return a text as code."""
     return Html(f"<code>{escape(text)}</code>")
+
+
+def command_line(text: str) -> Html:
+    """Return a command that is wrapped between its options only."""
+    first, *options = text.split(" --")
+    parts = [f"<span>--{escape(option)}</span>" for option in options]
+    return Html(f"<pre>{' '.join([escape(first), *parts])}</pre>")
 
 
 def moment(seconds: float | None) -> str:
@@ -225,7 +231,7 @@ def data_table(facts: RunFacts) -> Html:
         rows.append(("bytes in a token of the validation text", figure(size, 3)))
     if trainer is not None and trainer.revision:
         rows.append(("commit on the hub", code(trainer.revision)))
-    files = []
+    files: list[tuple[object, ...]] = []
     if trainer is not None:
         shown = trainer.data[:20] + trainer.data[-1:] if len(trainer.data) > 21 else trainer.data
         files = [(code(n), code(trainer.fingerprints.get(n, "")[:16] or "—")) for n in shown]
@@ -280,18 +286,20 @@ def judged_table(facts: RunFacts) -> Html:
     rows = []
     for event in (events[place] for place in kept):
         first = Interval(event.pass_1, event.pass_1_low, event.pass_1_high)
-        of_k = Interval(event.pass_k, event.pass_k_low, event.pass_k_high)
+        several = Interval(event.pass_k, event.pass_k_low, event.pass_k_high)
         rows.append(
             (
                 f"{event.step:,}",
                 f"{event.questions:,}",
                 str(first),
-                f"{of_k} of {event.samples}",
+                str(several),
                 figure(event.reward, 3),
                 figure(event.length, 3),
             )
         )
-    head = ("step", "questions", "pass@1", "pass@k", "reward", "tokens of an answer")
+    ks = sorted({event.samples for event in events})
+    of_k = f"pass@{'/'.join(map(str, ks))}"
+    head = ("step", "questions", "pass@1", of_k, "reward", "tokens of an answer")
     return table(head, rows)
 
 
@@ -307,10 +315,10 @@ def core_table(facts: RunFacts, kept: Sequence[TaskScore]) -> Html:
     if kept:
         for score in kept:
             task = CORE_TASKS[score.task]
-            interval = pass_at_k([1] * score.right + [0] * (score.count - score.right), 1, 1)
+            interval = pass_at_k([1] * score.right + [0] * (score.examples - score.right), 1, 1)
             centered = (score.share - task.baseline / 100) / (1 - task.baseline / 100)
             right = f"{interval.value:.1%} ({interval.low:.1%} to {interval.high:.1%})"
-            rows.append(_core_row(score.task, right, f"{score.count:,}", centered))
+            rows.append(_core_row(score.task, right, f"{score.examples:,}", centered))
     elif facts.log.core:
         last = facts.log.core[-1]
         for name, centered in last.centered.items():
@@ -337,7 +345,7 @@ def provenance_table(facts: RunFacts, generator: str) -> Html:
     """Return versions, machine, times, seed, checksums, resumes and the command that repeats it."""
     trainer, rows = facts.trainer, list[tuple[object, ...]]()
     if trainer is not None:
-        again = Html(f"<pre>{escape(repeating_command(trainer.stage, trainer.settings))}</pre>")
+        again = command_line(repeating_command(trainer.stage, trainer.settings))
         rows.append(("command that repeats it", again))
         rows.append(("trained with", f"mlxchat {trainer.mlxchat}, MLX {trainer.mlx}"))
         seed = getattr(trainer.settings, "seed", None)
@@ -369,4 +377,4 @@ def notes_list(facts: RunFacts) -> Html:
 
 def memory_in_words(facts: RunFacts) -> str:
     """Return the peak of MLX's memory."""
-    return bytes_in_words(facts.peak_memory)
+    return bytes_in_words(facts.peak_memory or None)

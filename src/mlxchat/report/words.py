@@ -69,7 +69,7 @@ def time_in_words(seconds: float | None) -> str:
         return _UNKNOWN
     if 0 < seconds < 10:
         return f"{seconds:.2g} s"
-    left, parts = round(seconds), []
+    left, parts = round(seconds), list[str]()
     for size, unit in ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s")):
         whole, left = divmod(left, size)
         if whole or parts:
@@ -83,8 +83,10 @@ def bytes_in_words(count: float | None) -> str:
     >>> bytes_in_words(3 * 2**30), bytes_in_words(5 * 2**20)
     ('3.0 GiB', '5 MiB')
     """
-    if not count or not math.isfinite(count):
+    if count is None or not math.isfinite(count):
         return _UNKNOWN
+    if count >= 2**40:
+        return f"{count / 2**40:.1f} TiB"
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 

@@ -4,7 +4,8 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const [left, right, top, bottom, width, height] = [54, 448, 10, 214, 460, 250];
   const svgNames = "http://www.w3.org/2000/svg";
-  const labels = { loss: "step", loss_smoothed: "average", reward: "step", reward_smoothed: "average" };
+  const superscript = (number) => String(number).replace(/./g, (digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"["0123456789-".indexOf(digit)]);
+  const smoothed = "_smoothed";
 
   const chosen = (name) => document.querySelector(`input[name=${name}]:checked`).id.split("-")[1];
 
@@ -32,7 +33,10 @@
   function figure(value) {
     if (value === null) return "not finite";
     const size = Math.abs(value);
-    if (size >= 1e15 || (size > 0 && size < 1e-3)) return value.toExponential(2);
+    if (size >= 1e12 || (size > 0 && size < 1e-4)) {
+      const [factor, power] = value.toExponential(2).split("e");
+      return `${Number(factor)}·10${superscript(Number(power))}`;
+    }
     return value.toLocaleString("en", { maximumSignificantDigits: size < 1e4 ? 5 : 7 });
   }
 
@@ -106,7 +110,8 @@
         const line = document.createElement("div");
         const swatch = document.createElement("i");
         swatch.className = one.colour;
-        const words = [data.runs.length > 1 ? one.run.name : "", labels[one.name] ?? ""].filter(Boolean);
+        const kind = names.length < 2 ? "" : one.name.endsWith(smoothed) ? "average" : "this step";
+        const words = [data.runs.length > 1 ? one.run.name : "", kind].filter(Boolean);
         let text = quantity(one.value, chart.dataset.unit);
         if (one.series.low) text += ` (${quantity(one.series.low[one.at], chart.dataset.unit)} to ` +
           `${quantity(one.series.high[one.at], chart.dataset.unit)})`;
@@ -121,7 +126,8 @@
       const wide = values.offsetWidth;
       const beside = middle + 14 + wide > room ? middle - 14 - wide : middle + 14;
       values.style.left = `${Math.max(0, Math.min(room - wide, beside))}px`;
-      values.style.top = `${chart.offsetTop + (top + 4) * box.height / height}px`;
+      const above = box.top - figureElement.getBoundingClientRect().top;
+      values.style.top = `${above + (top + 4) * box.height / height}px`;
     }
 
     chart.addEventListener("pointermove", show);
