@@ -168,20 +168,22 @@ def ticks(axis: Scale, unit: str = "number") -> list[float]:
     if axis.log and axis.last / axis.first >= 6:
         return _log_ticks(axis)
     least = (axis.last - axis.first) / (1.6 * TICKS if axis.log else TICKS)
-    whole = 2.0 ** (10 * math.floor(math.log2(max(least, 1)) / 10)) if unit == "bytes" else 1.0
-    step = whole * _round_step(least / whole, unit == "time")
+    step = _round_step(least, unit)
     begin = math.ceil(axis.first / step - 1e-9)
     end = math.floor(axis.last / step + 1e-9)
     return [number * step for number in range(begin, end + 1)][: 4 * TICKS]
 
 
-def _round_step(least: float, of_time: bool) -> float:
+def _round_step(least: float, unit: str) -> float:
+    of_time = unit == "time"
+    if unit == "bytes" and least > 0:
+        return 2.0 ** math.ceil(math.log2(least))
     if of_time and 0.5 < least < 43_200:
         return float(min(size for size in (*_TIMES, 86_400) if size >= least))
-    unit = 86_400.0 if of_time and least >= 43_200 else 1.0
-    power = 10.0 ** math.floor(math.log10(least / unit))
-    factor = next(f for f in (1, 2, 5, 10, 20) if f * power >= least / unit * (1 - 1e-9))
-    return factor * power * unit
+    whole = 86_400.0 if of_time and least >= 43_200 else 1.0
+    power = 10.0 ** math.floor(math.log10(least / whole))
+    factor = next(f for f in (1, 2, 5, 10, 20) if f * power >= least / whole * (1 - 1e-9))
+    return factor * power * whole
 
 
 def _log_ticks(axis: Scale) -> list[float]:

@@ -20,7 +20,7 @@ from mlxchat.checkpoint import catalog, store
 from mlxchat.checkpoint.files import files_with_checksums, model_files, one_line
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.trainer import TrainerState
-from mlxchat.config.run import RunConfig
+from mlxchat.config.run import RunConfig, is_name
 from mlxchat.errors import MlxchatError, NotFound, reason_of
 from mlxchat.home import STAGE_FOLDERS, Home
 from mlxchat.monitor.machine import lives
@@ -210,6 +210,8 @@ def read_facts(home: Home, name: str, now: Callable[[], float] = time.time) -> R
         NotFound: there is nothing of such a run.
         MlxchatError: a folder of runs cannot be read.
     """
+    if not is_name(name):
+        raise _unknown(home, name)
     path, folder = home.log(name), home.run(name)
     steps = tuple(store.require_steps(folder))
     newest = store.directory(folder, steps[-1]) if steps else None

@@ -39,13 +39,14 @@ class ShownSetting(NamedTuple):
 def repeating_command(stage: str, settings: RunConfig, fresh: bool = True) -> str:
     """Return the command that starts a run with these settings from scratch, or resumes it.
 
-    Settings at their defaults are left out. Of a folder below the user's own, the path begins with
+    Settings at their defaults are left out, and so is a ``None`` that only Python can give in place
+    of a default. Of a folder below the user's own, the path begins with
     ``~``, which the command line takes, too.
     """
     words = [command(STAGE_COMMANDS[stage])]
     given = {name: getattr(settings, name) for name in _given(settings)}
     lora = given.pop("lora", None)
-    words += [_option(name, value) for name, value in given.items()]
+    words += [_option(name, value) for name, value in given.items() if value is not None]
     if isinstance(lora, LoraTraining):
         words += [_option("lora", True)]
         words += [_option(name, getattr(lora, name)) for name in _given(lora)]

@@ -13,7 +13,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import UnionType
-from typing import Any, BinaryIO, NamedTuple, get_args, get_origin
+from typing import Any, BinaryIO, NamedTuple, Union, get_args, get_origin
 
 import numpy as np
 import numpy.typing as npt
@@ -274,7 +274,7 @@ def _pattern(kind: type, kept: Sequence[str]) -> bytes:
 
 def _value_pattern(kind: Any) -> bytes:
     """Return a regular expression for the values of a field's type."""
-    members = get_args(kind) if get_origin(kind) is UnionType else (kind,)
+    members = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     if kind == Count:
         return _COUNT
     if kind == Time:
