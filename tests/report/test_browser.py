@@ -80,8 +80,8 @@ def test_the_axis_is_switched_without_a_script(browser: Any, reports: list[Path]
         opened.page.click(f"label[for=x-{axis}]")
         opened.page.click("label[for=scale-log]")
         assert opened.x_names() == {name}
-        lines = opened.page.locator("svg[data-chart=rate] .line:visible")
-        assert lines.count() == 1
+        lines = opened.page.locator("svg[data-chart=loss] .line:visible")
+        assert lines.count() == 2
 
 
 def test_values_are_shown_on_hover(browser: Any, reports: list[Path]) -> None:

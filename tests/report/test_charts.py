@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from mlxchat.report.charts import Chart, Level, Line, Mark, Scale, scale, svg, ticks
+from mlxchat.report.charts import AxisScale, Chart, Level, Line, Mark, scale, svg, ticks
 
 
 def chart(values: list[float], **more: object) -> Chart:
@@ -87,7 +87,7 @@ def test_values_stand_where_the_scales_say() -> None:
 def test_ticks_are_round(
     first: float, last: float, log: bool, unit: str, expected: list[float]
 ) -> None:
-    assert ticks(Scale(first, last, log, 100), unit) == pytest.approx(expected)
+    assert ticks(AxisScale(first, last, log, 100), unit) == pytest.approx(expected)
 
 
 def test_a_scale_of_one_value_has_room() -> None:

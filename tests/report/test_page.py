@@ -111,9 +111,7 @@ def test_runs_are_laid_over_each_other(home: Path) -> None:
     page, data = report(home, "a", "b", "c")
     assert [run["name"] for run in data["runs"]] == ["a", "b", "c"]
     assert "1× (baseline)" in page.text and "at least 1×" in page.text
-    [loss] = [
-        svg for svg in page.of("svg") if svg.get("data-chart") == "loss"
-    ]
+    [loss] = [svg for svg in page.of("svg") if svg.get("data-chart") == "loss"]
     assert loss["data-series"] == "loss loss_smoothed"
     colours = {
         attributes["class"]

@@ -146,6 +146,7 @@ USUAL = {  # what makes a command succeed, and soon
     "--seconds 0.1",
     "monitor": "--once",
     "doctor": "",
+    "report": "base tuned",
     "data fetch": "--from text.txt --dataset other",
     "data status": "",
     "tokenizer train": "--dataset own --vocab-size 300 --tokenizer-dir new --max-chars 9999",
@@ -159,7 +160,7 @@ LONG = {"train", "mid", "sft", "rl", "scaling", "serve", "quickstart", "bench", 
 LONG |= {"doctor"}
 LONG |= {"eval base", "eval chat"}
 """Commands that may run for so long that they are asked to end."""
-NOT_DRAWN = {"--ranks"}  # starts processes that would outlive an example
+NOT_DRAWN = {"--ranks", "--open"}  # start processes that would outlive an example
 
 USED = {  # the files that a command reads when it is run as in `USUAL`
     "train": ["home/base_checkpoints/**/*", "home/tokenizer_*/*", "home/logs/base/*"],
@@ -167,6 +168,7 @@ USED = {  # the files that a command reads when it is run as in `USUAL`
     "sft": ["chats.jsonl", "rows.*", "home/base_checkpoints/base/**/*", "home/*_checkpoints/**/*"],
     "import": ["export-transformers/*", "export-nanochat/**/*"],
     "data fetch": ["text.txt", "rows.*", "texts/*"],
+    "report": ["home/logs/**/*", "home/base_checkpoints/base/**/*"],
     "data status": ["home/base_data_own/*"],
     "tokenizer train": ["home/base_data_own/*"],
 }

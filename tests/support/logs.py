@@ -24,7 +24,9 @@ from mlxchat.telemetry.events import (
 from support.saved_runs import RUNS
 
 BEGAN = 1_790_000_000.0
-HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='hacked = 2'> \"&amp; \x1b[2J"
+HOSTILE = (
+    "</script><script>window.hacked = 1</script><img src=x onerror='hacked = 2'> \"&amp; \x1b[2J"
+)
 TASKS = ("copa", "squad", HOSTILE)
 
 
@@ -44,9 +46,7 @@ def started(tag: str, step: int = 0, total: int = 100, time: float = BEGAN) -> S
 
 def stepped(step: int, loss: float, seconds: float = 0.5, waited: float | None = None) -> Stepped:
     memory = Memory(10**9, 2 * 10**9, 10**8, 8 * 10**9, 16 * 10**9, "normal")
-    return Stepped(
-        BEGAN + step, step, loss, 0.02, 0.5, seconds, Position(1, 0, 1), memory, waited
-    )
+    return Stepped(BEGAN + step, step, loss, 0.02, 0.5, seconds, Position(1, 0, 1), memory, waited)
 
 
 def evaluated(step: int, bits: float) -> Evaluated:
@@ -85,9 +85,7 @@ def reinforcement(tag: str, steps: int = 20) -> list[Event]:
         events.append(stepped(step, 0.01))
         if step % 5 == 0:
             interval = (right, right - 0.1, right + 0.1)
-            events.append(
-                Judged(BEGAN + step, step, 60, 8, right, *interval, *interval, 12.0, 3.0)
-            )
+            events.append(Judged(BEGAN + step, step, 60, 8, right, *interval, *interval, 12.0, 3.0))
             events.append(Sampled(BEGAN + step, step, "2+2?\n", "4", 1.0))
     return [*events, Ended(BEGAN + steps, steps, "finished")]
 

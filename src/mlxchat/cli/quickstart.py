@@ -14,9 +14,10 @@ from mlxchat.config.inference import ChatSettings
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.data.chats.sources import BUILTIN
+from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Progressed
-from mlxchat.ui.console import Screen, answers, say, say_json
+from mlxchat.ui.console import Screen, answers, say, say_json, warning
 
 if TYPE_CHECKING:
     from mlxchat.data.corpus.world import Question
@@ -93,6 +94,7 @@ def quickstart_command(
             answered[outcome.problem.prompt.messages[0].text] = outcome
             screen.show(Progressed(time.time(), "questions", len(answered), questions, "questions"))
     _show_score(asked, [answered[question.prompt] for question in asked], json)
+    _write_reports(home, json)
     if json:
         return
     say("Next:")
@@ -103,6 +105,24 @@ def quickstart_command(
     if sys.stdin.isatty() and sys.stdout.isatty():
         say()
         talk(saved, name, ChatSettings(max_tokens=128), prompt=None, history=True)
+
+
+def _write_reports(home: Home, json: bool) -> None:
+    """Write a report of each of the two runs, and say where; that it fails is only a warning."""
+    from mlxchat.report.write import write_report
+
+    try:
+        paths = [write_report(home, [tag]).path for tag in (BASE_CONFIG.tag, TUNED_CONFIG.tag)]
+    except MlxchatError as error:
+        warning(f"{error.problem} {error.remedy}")
+        return
+    if json:
+        say_json({"event": "reports", "paths": paths})
+        return
+    say("How the training went, as pages for your browser:")
+    for path in paths:
+        say(f"  {path}")
+    say()
 
 
 def _show_score(asked: "list[Question]", outcomes: "list[Outcome]", json: bool) -> None:

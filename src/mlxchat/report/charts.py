@@ -31,10 +31,10 @@ AXES: dict[AxisName, str] = {
     "flops": "FLOPs",
 }
 SCALES = ("lin", "log")  # of the x axis
-COLOURS = 6  # in the style sheet; more lines than that take the first again, in other dashes
+LINE_COLOURS = 6  # in the style sheet; more lines than that take the first again, in other dashes
 
-WIDTH, HEIGHT = 460, 250
-LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 36
+_WIDTH, _HEIGHT = 460, 250
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 12, 10, 36
 TICKS = 5  # on an axis, about
 
 _UNITS: dict[str, Callable[[float], str]] = {
@@ -108,7 +108,7 @@ class Chart(NamedTuple):
     series: Sequence[str] = ()
 
 
-class Scale(NamedTuple):
+class AxisScale(NamedTuple):
     """Where values are on an axis of a length; a logarithmic one has none for what is below 0."""
 
     first: float
@@ -131,7 +131,7 @@ class Scale(NamedTuple):
 
 def scale(
     values: Sequence[Values], length: float, log: bool = False, from_zero: bool = False
-) -> Scale | None:
+) -> AxisScale | None:
     """Return the scale that holds all finite values; None if there are none that it can hold.
 
     One that is asked to be logarithmic has room for positive values only.
@@ -146,10 +146,10 @@ def scale(
     if not last - first > 1e-9 * max(abs(first), abs(last)):  # a single value
         room = abs(last) / 10 or 1.0
         first, last = first - (0 if from_zero else room), last + room
-    return Scale(first, last, log, length)
+    return AxisScale(first, last, log, length)
 
 
-def roomy(axis: Scale, share: float = 0.04) -> Scale:
+def roomy(axis: AxisScale, share: float = 0.04) -> AxisScale:
     """Return a scale with room above and, unless it begins at 0, below its values."""
     if axis.log:
         factor = (axis.last / axis.first) ** share
@@ -163,7 +163,7 @@ def roomy(axis: Scale, share: float = 0.04) -> Scale:
 _TIMES = [1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 10_800, 21_600, 43_200]
 
 
-def ticks(axis: Scale, unit: str = "number") -> list[float]:
+def ticks(axis: AxisScale, unit: str = "number") -> list[float]:
     """Return about `TICKS` numbers within a scale that are round in a unit: bytes, time, others."""
     if axis.log and axis.last / axis.first >= 6:
         return _log_ticks(axis)
@@ -186,7 +186,7 @@ def _round_step(least: float, unit: str) -> float:
     return factor * power * whole
 
 
-def _log_ticks(axis: Scale) -> list[float]:
+def _log_ticks(axis: AxisScale) -> list[float]:
     first, last = math.floor(math.log10(axis.first)), math.ceil(math.log10(axis.last))
     decades = last - first
     factors: tuple[float, ...] = (1, 2, 5) if decades <= 2 else (1, 3) if decades <= 3 else (1,)
@@ -203,7 +203,7 @@ def _log_ticks(axis: Scale) -> list[float]:
 
 def svg(chart: Chart) -> str:
     """Return the chart as an ``svg`` element; empty if nothing of it can be drawn."""
-    height = HEIGHT - TOP - BOTTOM
+    height = _HEIGHT - _TOP - _BOTTOM
     limits = [end for line in chart.lines for end in (line.low, line.high) if end is not None]
     ys = [line.y for line in chart.lines] + limits
     log = chart.log_y and all(bool((y[np.isfinite(y)] > 0).all()) for y in ys)
@@ -217,7 +217,7 @@ def svg(chart: Chart) -> str:
     for axis in axes:
         for kind in SCALES:
             xs = [line.x[axis][np.isfinite(line.y)] for line in chart.lines]
-            across = scale(xs, WIDTH - LEFT - RIGHT, kind == "log", from_zero=True)
+            across = scale(xs, _WIDTH - _LEFT - _RIGHT, kind == "log", from_zero=True)
             if across is None:
                 continue
             name = f"{axis}-{kind}"
@@ -227,26 +227,26 @@ def svg(chart: Chart) -> str:
     parts = [f'<g class="kind {" ".join(names)}">{part}</g>' for part, names in drawn.items()]
     facts = json.dumps({"x": domains, "y": [vertical.first, vertical.last, vertical.log]})
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}" '
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(chart.title)}" '
         f'data-chart="{chart.key}" data-series="{escape(" ".join(chart.series))}" '
         f'data-unit="{chart.unit}" data-scales="{escape(facts)}">'
         f"{_y_axis(chart, vertical)}{''.join(parts)}</svg>"
     )
 
 
-def _y_axis(chart: Chart, vertical: Scale) -> str:
+def _y_axis(chart: Chart, vertical: AxisScale) -> str:
     write = _UNITS[chart.unit]
     parts = []
     for value in _distinct(ticks(vertical, chart.unit), write):
         y = _down(vertical, value)
-        parts.append(f'<path class="grid" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 7}" y="{y}" dy=".34em" text-anchor="end">')
+        parts.append(f'<path class="grid" d="M{_LEFT} {y}H{_WIDTH - _RIGHT}"/>')
+        parts.append(f'<text class="tick" x="{_LEFT - 7}" y="{y}" dy=".34em" text-anchor="end">')
         parts.append(f"{escape(write(value))}</text>")
     for level in chart.levels:
         if vertical.first <= level.y <= vertical.last:
             y = _down(vertical, level.y)
-            parts.append(f'<path class="level" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')
-            parts.append(f'<text class="level-name" x="{WIDTH - RIGHT}" y="{y - 4:g}" ')
+            parts.append(f'<path class="level" d="M{_LEFT} {y}H{_WIDTH - _RIGHT}"/>')
+            parts.append(f'<text class="level-name" x="{_WIDTH - _RIGHT}" y="{y - 4:g}" ')
             parts.append(f'text-anchor="end">{escape(level.text)}</text>')
     return "".join(parts)
 
@@ -256,49 +256,49 @@ def _distinct(values: Sequence[float], write: Callable[[float], str]) -> list[fl
     return list({write(value): value for value in reversed(values)}.values())[::-1]
 
 
-def _x_axis(axis: AxisName, across: Scale) -> str:
+def _x_axis(axis: AxisName, across: AxisScale) -> str:
     write = _writer(axis)
-    bottom = HEIGHT - BOTTOM
-    parts = [f'<path class="axis" d="M{LEFT} {bottom}H{WIDTH - RIGHT}"/>']
+    bottom = _HEIGHT - _BOTTOM
+    parts = [f'<path class="axis" d="M{_LEFT} {bottom}H{_WIDTH - _RIGHT}"/>']
     values = _distinct(ticks(across, axis), write)
     room = -math.inf
     for value in values:
-        x = LEFT + float(across.at(np.array([value]))[0])
+        x = _LEFT + float(across.at(np.array([value]))[0])
         label = write(value)
-        half = 3.2 * len(label)
+        half = 3.6 * len(label)
         if x - half < room + 4:
             continue
-        anchor = "end" if x + half > WIDTH else "middle"
+        anchor = "end" if x + half > _WIDTH else "middle"
         room = x + half if anchor == "middle" else x
         parts.append(f'<path class="axis" d="M{x:g} {bottom}v4"/>')
         parts.append(f'<text class="tick" x="{x:g}" y="{bottom + 16}" text-anchor="{anchor}">')
         parts.append(f"{escape(label)}</text>")
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="name" x="{middle:g}" y="{HEIGHT - 4}" text-anchor="middle">')
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    parts.append(f'<text class="name" x="{middle:g}" y="{_HEIGHT - 4}" text-anchor="middle">')
     parts.append(f"{AXES[axis]}</text>")
     return "".join(parts)
 
 
 def _writer(axis: AxisName) -> Callable[[float], str]:
     if axis == "time":
-        return time_in_words
+        return lambda seconds: time_in_words(seconds) if seconds else "0"
     return power_of_ten_or_zero if axis == "flops" else count_in_words
 
 
-def _down(vertical: Scale, value: float) -> float:
+def _down(vertical: AxisScale, value: float) -> float:
     """Return how far down in the picture a value is."""
-    return float(np.round(HEIGHT - BOTTOM - vertical.at(np.array([value]))[0], 1))
+    return float(np.round(_HEIGHT - _BOTTOM - vertical.at(np.array([value]))[0], 1))
 
 
-def _lines(chart: Chart, axis: AxisName, across: Scale, vertical: Scale) -> str:
+def _lines(chart: Chart, axis: AxisName, across: AxisScale, vertical: AxisScale) -> str:
     parts = []
     for mark in chart.marks:
         parts.append(_mark(mark, axis, across, vertical))
     for line in chart.lines:
-        x = LEFT + across.at(line.x[axis])
-        y = HEIGHT - BOTTOM - vertical.at(line.y)
+        x = _LEFT + across.at(line.x[axis])
+        y = _HEIGHT - _BOTTOM - vertical.at(line.y)
         if line.low is not None and line.high is not None:
-            low, high = (HEIGHT - BOTTOM - vertical.at(end) for end in (line.low, line.high))
+            low, high = (_HEIGHT - _BOTTOM - vertical.at(end) for end in (line.low, line.high))
             parts.append(f'<path class="band c{line.colour}" d="{_area(x, low, high)}"/>')
         kind = "faint " if line.faint else ""
         parts.append(f'<path class="line {kind}c{line.colour}" d="{path(x, y)}"/>')
@@ -333,16 +333,16 @@ def _area(x: Values, low: Values, high: Values) -> str:
     return f"{there}L{back[1:]}Z"
 
 
-def _mark(mark: Mark, axis: AxisName, across: Scale, vertical: Scale) -> str:
-    x = LEFT + float(across.at(np.array([mark.x[axis]]))[0])
-    if not LEFT <= x <= WIDTH - RIGHT:
+def _mark(mark: Mark, axis: AxisName, across: AxisScale, vertical: AxisScale) -> str:
+    x = _LEFT + float(across.at(np.array([mark.x[axis]]))[0])
+    if not _LEFT <= x <= _WIDTH - _RIGHT:
         return ""
     title = f"<title>{escape(mark.text)}</title>"
     if mark.y is None:
-        bottom = HEIGHT - BOTTOM
+        bottom = _HEIGHT - _BOTTOM
         return (
-            f'<g class="resume c{mark.colour}">{title}<path d="M{x:g} {TOP}V{bottom}"/>'
-            f'<path class="flag" d="M{x:g} {TOP - 8}l7 4-7 4z"/>'
+            f'<g class="resume c{mark.colour}">{title}<path d="M{x:g} {_TOP}V{bottom}"/>'
+            f'<path class="flag" d="M{x:g} {_TOP - 8}l7 4-7 4z"/>'
             f'<rect x="{x - 5:g}" y="0" width="10" height="{bottom}"/></g>'
         )
     y = _down(vertical, mark.y)

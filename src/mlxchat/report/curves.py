@@ -17,6 +17,7 @@ from mlxchat.report.words import figure, share_in_words
 
 MOST_POINTS_DRAWN = 1000  # of a curve; with several runs, of the curves of one chart together
 LEAST_POINTS_DRAWN = 120
+MOST_WITH_STEPS = 4  # runs in a chart that shows each step behind the average
 
 
 class Series(NamedTuple):
@@ -145,7 +146,7 @@ def charts(runs: Sequence[RunCurves]) -> list[Chart]:
             _line(run, number, name, axes, faint=place < len(kind.series) - 1)
             for number, run in enumerate(runs)
             for place, name in enumerate(kind.series)
-            if name in run.series
+            if name in run.series and (len(runs) <= MOST_WITH_STEPS or name == kind.series[-1])
         ]
         if not lines:
             continue
@@ -160,7 +161,7 @@ def charts(runs: Sequence[RunCurves]) -> list[Chart]:
                 from_zero=kind.from_zero,
                 marks=list(_marks(kind, runs, axes)),
                 levels=_levels() if kind.key == "core" else (),
-                series=kind.series,
+                series=kind.series if len(runs) <= MOST_WITH_STEPS else kind.series[-1:],
             )
         )
     return found

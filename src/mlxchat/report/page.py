@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlxchat import __version__
-from mlxchat.report.charts import AXES, COLOURS, Chart, axes_of, svg
+from mlxchat.report.charts import AXES, LINE_COLOURS, Chart, axes_of, svg
 from mlxchat.report.compare import compute_multiplier, same_validation
 from mlxchat.report.curves import RunCurves, charts, in_json, run_curves
 from mlxchat.report.facts import RunFacts
@@ -30,6 +30,7 @@ from mlxchat.report.tables import (
     flops_in_words,
     folded,
     html,
+    html_table,
     judged_table,
     memory_in_words,
     moment,
@@ -39,7 +40,6 @@ from mlxchat.report.tables import (
     provenance_table,
     settings_table,
     speed_in_words,
-    table,
 )
 from mlxchat.report.words import (
     count_in_words,
@@ -333,7 +333,7 @@ def _figures(runs: Sequence[RunFacts]) -> Html:
             explained = f"These runs were not measured on the same text. {explained}"
     head = ("", *(Html(f"{_swatch(n)} {escape(f.name)}") for n, f in enumerate(runs)))
     below = f'<p class="remark">{escape(explained)}</p>' if explained else ""
-    return Html(f'<section class="figures">{table(head, rows)}{below}</section>')
+    return Html(f'<section class="figures">{html_table(head, rows)}{below}</section>')
 
 
 def _multipliers(runs: Sequence[RunFacts]) -> list[str]:
@@ -349,7 +349,7 @@ def _swatch(number: int) -> str:
     """Return a short piece of a run's line."""
     return (
         f'<svg class="swatch" viewBox="0 0 26 8" aria-hidden="true">'
-        f'<path class="line c{number % COLOURS} d{number % COLOURS}" d="M1 4H25"/></svg>'
+        f'<path class="line c{number % LINE_COLOURS} d{number % LINE_COLOURS}" d="M1 4H25"/></svg>'
     )
 
 

@@ -19,7 +19,7 @@ STAGE_COMMANDS = {  # the commands that begin the runs of each stage
     "reinforcement learning": "rl",
 }
 
-Origin = Literal["given", "default", "derived"]
+SettingOrigin = Literal["given", "default", "derived"]
 
 
 class ShownSetting(NamedTuple):
@@ -33,7 +33,7 @@ class ShownSetting(NamedTuple):
     group: str
     name: str
     value: str
-    origin: Origin
+    origin: SettingOrigin
 
 
 def repeating_command(stage: str, settings: RunConfig, fresh: bool = True) -> str:
@@ -70,11 +70,11 @@ def _option(name: str, value: object) -> str:
     if isinstance(value, dict | BaseModel):
         fields = value if isinstance(value, dict) else value.model_dump(exclude_none=True)
         value = ", ".join(f"{part}={text}" for part, text in fields.items() if text is not None)
-    value = shortened(str(value)) if isinstance(value, Path | str) else value
+    value = without_home(str(value)) if isinstance(value, Path | str) else value
     return command("", **{name: value}).removeprefix(command("")).lstrip()
 
 
-def shortened(text: str) -> str:
+def without_home(text: str) -> str:
     """Return a path with ``~`` for the user's own folder, which is nobody else's business."""
     own = str(Path.home()) if _has_home() else ""
     return f"~{text[len(own) :]}" if len(own) > 1 and text.startswith(f"{own}/") else text
@@ -97,7 +97,7 @@ def shown_settings(settings: RunConfig, plan: Plan) -> list[ShownSetting]:
         if value in (None, "auto") and derived.get(name) is not None:
             found.append(ShownSetting(group, name, _shown(derived[name]), "derived"))
             continue
-        origin: Origin = "default" if value == field.default else "given"
+        origin: SettingOrigin = "default" if value == field.default else "given"
         if origin == "default" and name in derived and derived[name] != value:
             found.append(ShownSetting(group, name, _shown(derived[name]), "derived"))
         else:
@@ -183,4 +183,4 @@ def _shown(value: Any) -> str:
     if isinstance(value, BaseModel):
         parts = {name: getattr(value, name) for name in type(value).model_fields}
         return ", ".join(f"{n} {_shown(v)}" for n, v in parts.items() if v is not None)
-    return shortened(str(value))
+    return without_home(str(value))

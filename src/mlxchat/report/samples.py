@@ -54,7 +54,7 @@ def _grid(heads: Sequence[str], columns: Sequence[dict[str, Sampled]]) -> str:
             f'<div class="sample"><p class="prompt">{escape(_short(prompt.strip()))}</p>'
             f'<div class="answers">{"".join(cells)}</div></div>'
         )
-    return f'<div class="samples" style="--columns: {len(heads)}">{"".join(rows)}</div>'
+    return f'<div class="samples">{"".join(rows)}</div>'
 
 
 def _text(sample: Sampled | None) -> str:

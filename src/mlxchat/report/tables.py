@@ -32,7 +32,9 @@ from mlxchat.report.words import (
     time_in_words,
 )
 
-MOST_ROWS = 150  # of a table of evaluations
+MOST_EVALUATIONS = 150  # of a table of evaluations
+OF_THE_MACHINE = {"memory_limit"}  # settings that differ by themselves unless they are given
+SMALL = 14  # rows of a table that is not divided among columns
 
 
 class Html(str):
@@ -44,7 +46,7 @@ def html(value: object) -> str:
     return value if isinstance(value, Html) else escape(str(value))
 
 
-def table(
+def html_table(
     head: Sequence[object],
     rows: Iterable[Sequence[object]],
     texts: int = 1,
@@ -69,8 +71,9 @@ def table(
     )
     above = f"<caption>{html(caption)}</caption>" if caption else ""
     top = f"<thead><tr>{named}</tr></thead>" if any(head) else ""
+    kind = "scroll small" if len(drawn) <= SMALL else "scroll"
     return Html(
-        f'<div class="scroll"><table>{above}{top}<tbody>{"".join(drawn)}</tbody></table></div>'
+        f'<div class="{kind}"><table>{above}{top}<tbody>{"".join(drawn)}</tbody></table></div>'
     )
 
 
@@ -148,8 +151,8 @@ def settings_table(facts: RunFacts) -> Html:
     parts = []
     for group, settings in groups.items():
         rows = [(code(s.name), s.value, _origin(s.origin)) for s in settings]
-        parts.append(table(("", "", ""), rows, texts=3, caption=group))
-    plan = table(("", ""), plan_facts(facts.trainer.plan), texts=2, caption="What follows")
+        parts.append(html_table(("", "", ""), rows, texts=3, caption=group))
+    plan = html_table(("", ""), plan_facts(facts.trainer.plan), texts=2, caption="What follows")
     return Html(f'<div class="columns">{"".join(parts)}{plan}</div>')
 
 
@@ -165,13 +168,16 @@ def compared_settings(runs: Sequence[RunFacts], only_different: bool) -> Html:
             shown = shown_settings(facts.trainer.settings, facts.trainer.plan)
             columns[facts.name] = {setting.name: setting for setting in shown}
     names = dict.fromkeys(name for column in columns.values() for name in column)
+    names.pop("model_tag", None)
     rows = []
     for name in names:
         of_each = [column.get(name) for column in columns.values()]
         values = [setting.value if setting else "—" for setting in of_each]
+        if name in OF_THE_MACHINE and all(s is None or s.origin != "given" for s in of_each):
+            continue
         if (len(set(values)) > 1) == only_different:
             rows.append((code(name), *values))
-    return table(("setting", *columns), rows, texts=1 + len(columns))
+    return html_table(("setting", *columns), rows, texts=1 + len(columns))
 
 
 # ==== The model and its data =====================================================================
@@ -211,8 +217,8 @@ def parameters_table(facts: RunFacts) -> Html:
         ("vocabulary", counted(model.vocab_size, "tokens")),
         ("attention windows", model.window_pattern),
     ]
-    counts_table = table(("parameters", "count", "share"), rows)
-    return Html(f'<div class="columns">{counts_table}{table(("shape", ""), shape, 2)}</div>')
+    counts_table = html_table(("parameters", "count", "share"), rows)
+    return Html(f'<div class="columns">{counts_table}{html_table(("shape", ""), shape, 2)}</div>')
 
 
 def data_table(facts: RunFacts) -> Html:
@@ -237,9 +243,9 @@ def data_table(facts: RunFacts) -> Html:
         files = [(code(n), code(trainer.fingerprints.get(n, "")[:16] or "—")) for n in shown]
         if len(trainer.data) > len(shown):
             files.insert(20, (f"{len(trainer.data) - 21:,} more", ""))
-    listed = table(("file", "fingerprint"), files, texts=2)
+    listed = html_table(("file", "fingerprint"), files, texts=2)
     count = len(trainer.data) if trainer else 0
-    return Html(table(("", ""), rows, 2) + folded(counted(count, "files"), listed))
+    return Html(html_table(("", ""), rows, 2) + folded(counted(count, "files"), listed))
 
 
 def bytes_per_token(facts: RunFacts) -> float | None:
@@ -258,7 +264,7 @@ def bytes_per_token(facts: RunFacts) -> float | None:
 def evaluations_table(facts: RunFacts) -> Html:
     """Return the evaluations of a run; of many, those from which its curve is drawn."""
     found = facts.log.evaluations
-    kept = thinned(found["bits_per_byte"], MOST_ROWS)
+    kept = thinned(found["bits_per_byte"], MOST_EVALUATIONS)
     best = facts.best[0] if facts.best else None
     seconds = facts.log.seconds_at(found.step[kept])
     rows = []
@@ -276,13 +282,13 @@ def evaluations_table(facts: RunFacts) -> Html:
                 Html(html(figure(bits, 5)) + mark),
             )
         )
-    return table(("step", "tokens", "training time", "loss", "bits per byte"), rows)
+    return html_table(("step", "tokens", "training time", "loss", "bits per byte"), rows)
 
 
 def judged_table(facts: RunFacts) -> Html:
     """Return what was measured on held-out questions, with intervals."""
     events = facts.log.judged
-    kept = thinned(np.array([event.pass_1 for event in events]), MOST_ROWS).tolist()
+    kept = thinned(np.array([event.pass_1 for event in events]), MOST_EVALUATIONS).tolist()
     rows = []
     for event in (events[place] for place in kept):
         first = Interval(event.pass_1, event.pass_1_low, event.pass_1_high)
@@ -300,7 +306,7 @@ def judged_table(facts: RunFacts) -> Html:
     ks = sorted({event.samples for event in events})
     of_k = f"pass@{'/'.join(map(str, ks))}"
     head = ("step", "questions", "pass@1", of_k, "reward", "tokens of an answer")
-    return table(head, rows)
+    return html_table(head, rows)
 
 
 def core_table(facts: RunFacts, kept: Sequence[TaskScore]) -> Html:
@@ -327,7 +333,7 @@ def core_table(facts: RunFacts, kept: Sequence[TaskScore]) -> Html:
             error = 1.96 * math.sqrt(share * (1 - share) / max(1, last.max_per_task))
             right = f"{share:.1%} ± {error:.1%} or more"
             rows.append(_core_row(name, right, f"≤ {last.max_per_task:,}", centered))
-    return table(head, rows)
+    return html_table(head, rows)
 
 
 def _core_row(name: str, right: str, count: str, centered: float) -> tuple[object, ...]:
@@ -366,13 +372,13 @@ def provenance_table(facts: RunFacts, generator: str) -> Html:
         words = f"from {replan.before:,} to {replan.total_steps:,}, to keep {replan.budget}"
         rows.append((f"steps changed at step {replan.step:,}", words))
     rows.append(("this report", generator))
-    return table(("", ""), rows, texts=2)
+    return html_table(("", ""), rows, texts=2)
 
 
 def notes_list(facts: RunFacts) -> Html:
     """Return the notes in a run's log."""
     rows = [(moment(note.time), note.text[:2000]) for note in facts.log.notes]
-    return table(("", ""), rows, texts=2)
+    return html_table(("", ""), rows, texts=2)
 
 
 def memory_in_words(facts: RunFacts) -> str:

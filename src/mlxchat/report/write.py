@@ -14,7 +14,7 @@ from mlxchat.report.facts import RunFacts, read_facts
 from mlxchat.report.page import GENERATOR, Shown, page
 from mlxchat.report.scores import TaskScore, kept_scores
 
-LONGEST_NAME = 100  # characters of a file's name by default
+LONGEST_FILE_NAME = 100  # characters of a file's name by default
 _ELSEWHERE = "choose another file with `output`"
 
 
@@ -56,7 +56,7 @@ def report_path(home: Home, names: Sequence[str], output: Path | None) -> Path:
         ConfigError: there is another file.
     """
     file = f"{'_and_'.join(names)}.html"
-    if len(file) > LONGEST_NAME:
+    if len(file) > LONGEST_FILE_NAME:
         file = f"{names[0]}_and_{len(names) - 1}_others.html"
     path = home.reports / file if output is None else output
     path = path / file if path.is_dir() else path
