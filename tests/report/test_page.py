@@ -1,6 +1,7 @@
 """The page of a report: complete, self-contained, and safe whatever a run has said."""
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -84,6 +85,7 @@ def test_what_a_run_said_cannot_become_markup(home: Path) -> None:
     write_log(home, "run", pretraining("run"))
     page, _ = report(home, "run")
     assert "<script>window.hacked = 1</script>" in page.text
+    assert "\x1b" not in page.text
     assert [attributes for attributes in page.of("script") if attributes] == [
         {"type": "application/json", "id": "data"}
     ]
@@ -145,6 +147,20 @@ def test_a_saved_run_has_settings_parameters_and_command(home: Path, name: str) 
     for text in ("command that repeats it", "--fresh", "derived", "token embedding", "sha256 of"):
         assert text in page.text, text
     assert "To resume it" not in page.text  # nothing says that it has ended
+
+
+def test_the_verdicts_of_an_evaluation_have_intervals(home: Path) -> None:
+    run = saved_run(home, "classic")
+    folder = Home(home).base_evaluations
+    folder.mkdir()
+    lines = [{"task": "copa", "index": n, "right": n < 60} for n in range(100)]
+    path = folder / f"{run}_000008_12345678.jsonl"
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    page, _ = report(home, run)
+    assert "60.0% (50.2% to 69.1%)" in page.text
+    os.utime(path, (0, 0))  # of an earlier run of that name
+    page, _ = report(home, run)
+    assert "CORE by task" not in page.text
 
 
 def test_the_settings_of_runs_are_compared(home: Path) -> None:

@@ -1,5 +1,6 @@
 """The command `report`: one HTML file about one or more runs."""
 
+import sys
 import webbrowser
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,14 +10,14 @@ import typer
 from mlxchat.cli.options import PATH, Json
 from mlxchat.cli.session import exit_promptly
 from mlxchat.home import Home
-from mlxchat.ui.console import say, say_json
+from mlxchat.ui.console import Screen, say, say_json
 
 
 def report_command(
     names: Annotated[
         list[str],
         typer.Argument(
-            metavar="NAME...",
+            metavar="NAME",
             help="Runs to report on. With several, the others are compared with the first.",
             show_default=False,
         ),
@@ -53,7 +54,8 @@ def report_command(
 
         if png:
             require_matplotlib()
-        written = write_report(Home.from_environment(), names, output)
+        with Screen(stream=sys.stderr) as screen:
+            written = write_report(Home.from_environment(), names, output, screen.show)
         picture = draw_picture(written.runs, written.path.with_suffix(".png")) if png else None
     if json:
         say_json(_facts(written.path, picture, written.runs))

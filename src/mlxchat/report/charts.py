@@ -246,8 +246,8 @@ def _y_axis(chart: Chart, vertical: AxisScale) -> str:
         if vertical.first <= level.y <= vertical.last:
             y = _down(vertical, level.y)
             parts.append(f'<path class="level" d="M{_LEFT} {y}H{_WIDTH - _RIGHT}"/>')
-            parts.append(f'<text class="level-name" x="{_WIDTH - _RIGHT}" y="{y - 4:g}" ')
-            parts.append(f'text-anchor="end">{escape(level.text)}</text>')
+            parts.append(f'<text class="level-name" x="{_LEFT + 4}" y="{y - 4:g}">')
+            parts.append(f"{escape(level.text)}</text>")
     return "".join(parts)
 
 

@@ -27,6 +27,7 @@ from mlxchat.monitor.machine import lives
 from mlxchat.monitor.runs import SILENT_SECONDS, State
 from mlxchat.report.series import Columns, RunLogRead, Values, elapsed, read_run_log
 from mlxchat.system import identity
+from mlxchat.telemetry.events import Progressed, Report
 from mlxchat.telemetry.status import Process, Status, read_status, status_path
 from mlxchat.train.stage import history_of, read_trainer
 
@@ -198,27 +199,30 @@ class RunFacts:
         return max(0, self.total_steps - self.step) * seconds
 
 
-def read_facts(home: Home, name: str, now: Callable[[], float] = time.time) -> RunFacts:
+def read_facts(
+    home: Home,
+    name: str,
+    now: Callable[[], float] = time.time,
+    report: Report = lambda _: None,
+) -> RunFacts:
     """Read all that there is of a run.
 
     Args:
         home: where it is.
         name: its name.
         now: returns the time of day, by which a run without a sign of life is told.
+        report: receives the progress of reading a long log.
 
     Raises:
         NotFound: there is nothing of such a run.
         MlxchatError: a folder of runs cannot be read.
     """
-    if not is_name(name):
-        raise _unknown(home, name)
+    require_run(home, name)
     path, folder = home.log(name), home.run(name)
     steps = tuple(store.require_steps(folder))
     newest = store.directory(folder, steps[-1]) if steps else None
-    if newest is None and not path.parent.is_dir():
-        raise _unknown(home, name)
     faults: list[str] = []
-    log = _log(path, faults)
+    log = _log(path, faults, report)
     status = None
     try:
         status = read_status(status_path(path))
@@ -245,6 +249,19 @@ def read_facts(home: Home, name: str, now: Callable[[], float] = time.time) -> R
     )
 
 
+def require_run(home: Home, name: str) -> None:
+    """Check that there is something of a run.
+
+    Raises:
+        NotFound: there is nothing; the message names others.
+        MlxchatError: its folder cannot be read.
+    """
+    if not is_name(name):
+        raise _unknown(home, name)
+    if not home.log(name).parent.is_dir() and not store.require_steps(home.run(name)):
+        raise _unknown(home, name)
+
+
 def _unknown(home: Home, name: str) -> NotFound:
     names = {run.name for run in catalog.runs(home.stages)}
     with suppress(OSError):
@@ -259,9 +276,13 @@ def _unknown(home: Home, name: str) -> NotFound:
     return NotFound(f"There is no run called {one_line(name)}.", remedy)
 
 
-def _log(path: Path, faults: list[str]) -> RunLogRead:
+def _log(path: Path, faults: list[str], report: Report) -> RunLogRead:
+    def read_so_far(done: int) -> None:
+        total = max(done, path.stat().st_size)
+        report(Progressed(time.time(), path.parent.name, done, total, "bytes"))
+
     try:
-        log = read_run_log(path)
+        log = read_run_log(path, read_so_far)
     except OSError as error:
         faults.append(f"Its log cannot be read: {reason_of(error)}.")
         return RunLogRead()

@@ -77,11 +77,11 @@ def _draw(axes: Any, chart: Chart, several: bool) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if chart.log_y:
-        from matplotlib.ticker import LogLocator, ScalarFormatter
+        from matplotlib.ticker import FormatStrFormatter, LogLocator
 
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.yaxis.set_minor_locator(LogLocator(subs=()))
     if several:
         axes.legend(frameon=False)

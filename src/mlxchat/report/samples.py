@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from mlxchat.report.facts import RunFacts
-from mlxchat.report.words import figure
+from mlxchat.report.words import figure, without_controls
 from mlxchat.telemetry.events import Sampled
 
 STEPS_SHOWN = 5
@@ -65,4 +65,5 @@ def _text(sample: Sampled | None) -> str:
 
 
 def _short(text: str) -> str:
+    text = without_controls(text)
     return text if len(text) <= LONGEST_SAMPLE else f"{text[:LONGEST_SAMPLE]}…"

@@ -7,7 +7,7 @@ others are checked one by one by `event_from_json`, and what is no event is coun
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from itertools import pairwise
@@ -43,6 +43,7 @@ from mlxchat.telemetry.meter import RATE_STEPS, SMOOTHING
 
 Values = npt.NDArray[np.float64]
 
+REPORTED = 20_000  # lines, which take a tenth of a second
 MOST_NOTES = 200  # of a log that are kept; a run writes some ten
 
 
@@ -133,10 +134,14 @@ class RunLogRead:
         return seconds
 
 
-def read_run_log(path: Path) -> RunLogRead:
+def read_run_log(path: Path, report: Callable[[int], None] = lambda _: None) -> RunLogRead:
     """Read the whole log of a run.
 
     A last line without its end, which is still being written or was cut off by a kill, is left out.
+
+    Args:
+        path: the log.
+        report: called with the bytes read so far, each time that there are `REPORTED` more lines.
 
     Raises:
         OSError: it cannot be read; it may be missing.
@@ -149,6 +154,8 @@ def read_run_log(path: Path) -> RunLogRead:
             if reader and (match := reader.pattern.fullmatch(line)):
                 rows[reader.kind].append(match.groups())
                 lines += 1
+                if lines % REPORTED == 0:
+                    report(file.tell())
                 continue
             if not line.endswith(b"\n"):
                 if len(line) < MOST_LINE:

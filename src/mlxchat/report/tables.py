@@ -30,6 +30,7 @@ from mlxchat.report.words import (
     power_of_ten_or_zero,
     share_in_words,
     time_in_words,
+    without_controls,
 )
 
 MOST_EVALUATIONS = 150  # of a table of evaluations
@@ -43,7 +44,7 @@ class Html(str):
 
 def html(value: object) -> str:
     """Return a value as HTML."""
-    return value if isinstance(value, Html) else escape(str(value))
+    return value if isinstance(value, Html) else escape(without_controls(str(value)))
 
 
 def html_table(

@@ -1,9 +1,11 @@
 """Numbers as a report shows them, on axes, in tables and in sentences."""
 
 import math
+import re
 
 _SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 _UNKNOWN = "—"
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def figure(value: float | None, digits: int = 4) -> str:
@@ -99,6 +101,15 @@ def share_in_words(value: float | None, digits: int = 1) -> str:
     if value is None or not math.isfinite(value):
         return _UNKNOWN
     return f"{value:.{digits}%}"
+
+
+def without_controls(text: str) -> str:
+    """Return a text without control characters other than tabs and line feeds, as HTML allows.
+
+    >>> without_controls("a\\x1b[2J\\nb")
+    'a[2J\\nb'
+    """
+    return _CONTROLS.sub("", text)
 
 
 def counted(count: int, noun: str) -> str:

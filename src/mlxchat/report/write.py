@@ -10,9 +10,10 @@ from mlxchat.checkpoint.stamp import saved_at
 from mlxchat.disk import open_regular, replacing, storing
 from mlxchat.errors import ConfigError
 from mlxchat.home import Home
-from mlxchat.report.facts import RunFacts, read_facts
+from mlxchat.report.facts import RunFacts, read_facts, require_run
 from mlxchat.report.page import GENERATOR, Shown, page
 from mlxchat.report.scores import TaskScore, kept_scores
+from mlxchat.telemetry.events import Report
 
 LONGEST_FILE_NAME = 100  # characters of a file's name by default
 _ELSEWHERE = "choose another file with `output`"
@@ -25,7 +26,12 @@ class WrittenReport(NamedTuple):
     runs: list[RunFacts]
 
 
-def write_report(home: Home, names: Sequence[str], output: Path | None = None) -> WrittenReport:
+def write_report(
+    home: Home,
+    names: Sequence[str],
+    output: Path | None = None,
+    report: Report = lambda _: None,
+) -> WrittenReport:
     """Write the report of one or more runs.
 
     Args:
@@ -33,14 +39,18 @@ def write_report(home: Home, names: Sequence[str], output: Path | None = None) -
         names: the names of the runs; the first one is what the others are compared with.
         output: the file, or a folder for it; None for one in `Home.reports`. An earlier report
             there is replaced.
+        report: receives the progress of reading long logs.
 
     Raises:
         NotFound: there is no such run.
         ConfigError: the file is there, and is no report.
         DiskError: it cannot be written.
     """
-    runs = [read_facts(home, name) for name in dict.fromkeys(names)]
-    path = report_path(home, [facts.name for facts in runs], output)
+    names = list(dict.fromkeys(names))
+    for name in names:
+        require_run(home, name)
+    path = report_path(home, names, output)
+    runs = [read_facts(home, name, report=report) for name in names]
     text = page([Shown(facts, _scores(home, facts)) for facts in runs], time.time())
     with storing(path, _ELSEWHERE):
         path.parent.mkdir(parents=True, exist_ok=True)
