@@ -17,6 +17,12 @@ STAGE_FOLDERS = {  # a folder of runs for each training stage, with nanochat's n
     "fine-tuning": "chatsft_checkpoints",
     "reinforcement learning": "chatrl_checkpoints",
 }
+STAGE_COMMANDS = {  # the command that trains each
+    "pretraining": "train",
+    "mid-training": "mid",
+    "fine-tuning": "sft",
+    "reinforcement learning": "rl",
+}
 
 
 def expanded(path: str | Path) -> Path:

@@ -14,9 +14,9 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.rl import RlConfig
 from mlxchat.config.run import RunConfig
 from mlxchat.config.sft import SftConfig
-from mlxchat.home import Home
+from mlxchat.home import STAGE_COMMANDS, Home
 from mlxchat.report.facts import read_facts
-from mlxchat.report.provenance import STAGE_COMMANDS, repeating_command, shown_settings
+from mlxchat.report.provenance import command_of_run, shown_settings
 
 NAMES = {command: stage for stage, command in STAGE_COMMANDS.items()}
 
@@ -48,7 +48,7 @@ def parsed(line: str, kind: type[RunConfig]) -> tuple[dict[str, Any], dict[str, 
     ],
 )
 def test_the_command_gives_the_same_settings(command: str, config: RunConfig) -> None:
-    line = repeating_command(NAMES[command], config)
+    line = command_of_run(NAMES[command], config, config.tag, fresh=True)
     own, others = parsed(line, type(config))
     assert type(config).model_validate(own) == config
     assert others == {"fresh": True}
@@ -58,17 +58,23 @@ def test_an_adapter_is_in_the_command() -> None:
     config = SftConfig.model_validate(
         {"source": "d4", "lora": {"rank": 16, "modules": ["attn.c_q", "mlp.c_fc"], "dora": True}}
     )
-    _, others = parsed(repeating_command("fine-tuning", config), SftConfig)
+    _, others = parsed(command_of_run("fine-tuning", config, "d4-sft-lora", 2), SftConfig)
     assert others.pop("modules") in (("attn.c_q", "mlp.c_fc"), "attn.c_q,mlp.c_fc")
-    assert others == {"lora": True, "rank": 16, "dora": True, "fresh": True}
+    assert others == {"lora": True, "rank": 16, "dora": True, "ranks": 2}
 
 
 def test_the_users_own_folder_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/Users/ada")
-    line = repeating_command("pretraining", PretrainConfig(data_dir=Path("/Users/ada/texts")))
+    line = command_of_run("pretraining", PretrainConfig(data_dir=Path("/Users/ada/texts")), "new")
     assert "ada" not in line
     own, _ = parsed(line, PretrainConfig)
     assert PretrainConfig.model_validate(own).data_dir == Path("/Users/ada/texts")
+
+
+def test_a_run_that_was_renamed_is_named() -> None:
+    config = PretrainConfig(depth=4, model_tag="old")
+    assert command_of_run("pretraining", config, "new") == "mlxchat train --depth 4 --model-tag new"
+    assert command_of_run("pretraining", config, "d4") == "mlxchat train --depth 4"
 
 
 def test_settings_are_marked(home: Path) -> None:

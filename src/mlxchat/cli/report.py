@@ -10,7 +10,7 @@ import typer
 from mlxchat.cli.options import PATH, Json
 from mlxchat.cli.session import exit_promptly
 from mlxchat.home import Home
-from mlxchat.ui.console import Screen, say, say_json
+from mlxchat.ui.console import Screen, say, say_json, warning
 
 
 def report_command(
@@ -68,8 +68,8 @@ def report_command(
         say(f"The report: {written.path}")
         if picture:
             say(f"The picture: {picture}")
-    if open_page:
-        webbrowser.open(written.path.resolve().as_uri())
+    if open_page and not webbrowser.open(written.path.resolve().as_uri()):
+        warning("No browser can be opened from here.")
 
 
 def _facts(path: Path, picture: Path | None, runs: Any) -> dict[str, Any]:

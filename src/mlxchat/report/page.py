@@ -15,7 +15,6 @@ from mlxchat.report.charts import AXES, LINE_COLOURS, Chart, axes_of, svg
 from mlxchat.report.compare import compute_multiplier, same_validation
 from mlxchat.report.curves import RunCurves, charts, in_json, run_curves
 from mlxchat.report.facts import RunFacts
-from mlxchat.report.provenance import repeating_command
 from mlxchat.report.samples import last_samples, samples_over_time
 from mlxchat.report.scores import TaskScore
 from mlxchat.report.series import smoothed
@@ -38,6 +37,7 @@ from mlxchat.report.tables import (
     parameters_table,
     pass_1_in_words,
     provenance_table,
+    run_command,
     settings_table,
     speed_in_words,
 )
@@ -434,8 +434,7 @@ def _sections(run: Shown, generator: str, level: int) -> list[Html]:
         )
     again = Html()
     if facts.trainer is not None and facts.state in ("interrupted", "failed", "died"):
-        resume = repeating_command(facts.trainer.stage, facts.trainer.settings, fresh=False)
-        again = Html(f"<p>To resume it: {code(resume)}</p>")
+        again = Html(f"<p>To resume it: {code(run_command(facts, fresh=False))}</p>")
     return [
         _section("Samples", samples_over_time(facts), level=level),
         _section("CORE by task", core, remark, level=level),

@@ -1,23 +1,18 @@
 """Where a run came from: its settings, those that were derived, the command that repeats it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel
 
 from mlxchat.config.lora import LoraTraining
-from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.config.pretrain import PRESETS, PretrainConfig
 from mlxchat.config.run import RunConfig
-from mlxchat.errors import command
+from mlxchat.errors import ConfigError, command
+from mlxchat.home import STAGE_COMMANDS
 from mlxchat.plan.plan import Plan
 from mlxchat.report.words import bytes_in_words, counted, figure
-
-STAGE_COMMANDS = {  # the commands that begin the runs of each stage
-    "pretraining": "train",
-    "mid-training": "mid",
-    "fine-tuning": "sft",
-    "reinforcement learning": "rl",
-}
 
 SettingOrigin = Literal["given", "default", "derived"]
 
@@ -36,27 +31,61 @@ class ShownSetting(NamedTuple):
     origin: SettingOrigin
 
 
-def repeating_command(stage: str, settings: RunConfig, fresh: bool = True) -> str:
-    """Return the command that starts a run with these settings from scratch, or resumes it.
+def command_of_run(
+    stage: str, config: RunConfig, name: str, ranks: int = 1, fresh: bool = False
+) -> str:
+    """Return the command that trains a run of the same settings and the same name.
 
     Settings at their defaults are left out, and so is a ``None`` that only Python can give in place
-    of a default. Of a folder below the user's own, the path begins with
-    ``~``, which the command line takes, too.
+    of a default. Of a folder below the user's own, the path begins with ``~``, which the command
+    line takes, too.
+
+    Args:
+        stage: its stage.
+        config: its settings.
+        name: its name.
+        ranks: the processes that train it.
+        fresh: whether it starts from scratch where there is such a run, and does not resume it.
+
+    >>> command_of_run("pretraining", PretrainConfig(depth=4, seed=7), "d4", fresh=True)
+    'mlxchat train --seed 7 --depth 4 --fresh'
     """
-    words = [command(STAGE_COMMANDS[stage])]
-    given = {name: getattr(settings, name) for name in _given(settings)}
-    lora = given.pop("lora", None)
-    words += [_option(name, value) for name, value in given.items() if value is not None]
+    preset, given = _preset(config), _given(config)
+    options = {name: value for name, value in given.items() if value != preset.get(name)}
+    options.pop("model_tag", None)
+    lora = options.pop("lora", None)
     if isinstance(lora, LoraTraining):
-        words += [_option("lora", True)]
-        words += [_option(name, getattr(lora, name)) for name in _given(lora)]
-    return " ".join([*words, _option("fresh", True)] if fresh else words)
+        options |= {"lora": True, **_given(lora)}
+    if ranks > 1:
+        options["ranks"] = ranks
+    if not _is_default_name(config, name):
+        options["model_tag"] = name
+    if fresh:
+        options["fresh"] = True
+    words = (_option(name, value) for name, value in options.items() if value is not None)
+    return " ".join([command(STAGE_COMMANDS[stage]), *words])
 
 
-def _given(settings: BaseModel) -> list[str]:
-    """Return the names of the settings that differ from their defaults."""
-    fields = type(settings).model_fields
-    return [name for name in fields if getattr(settings, name) != fields[name].default]
+def _preset(config: RunConfig) -> Mapping[str, Any]:
+    """Return the settings that the preset of a run stands for; none without one."""
+    preset = config.preset if isinstance(config, PretrainConfig) else None
+    return PRESETS[preset] if preset else {}
+
+
+def _is_default_name(config: RunConfig, name: str) -> bool:
+    """Return whether a run of these settings would have that name without being given it."""
+    own = {"model_tag": _preset(config).get("model_tag")}
+    try:
+        return name == config.model_copy(update=own).tag
+    except ConfigError:
+        return False
+
+
+def _given(settings: BaseModel) -> dict[str, object]:
+    """Return the settings that differ from their defaults."""
+    fields = type(settings).model_fields.items()
+    found = {name: getattr(settings, name) for name, _ in fields}
+    return {name: found[name] for name, entry in fields if found[name] != entry.default}
 
 
 def _option(name: str, value: object) -> str:

@@ -16,8 +16,8 @@ from mlxchat.model.size import parameters
 from mlxchat.report.facts import RunFacts, interruptions
 from mlxchat.report.provenance import (
     ShownSetting,
+    command_of_run,
     plan_facts,
-    repeating_command,
     shown_settings,
 )
 from mlxchat.report.scores import TaskScore
@@ -89,6 +89,15 @@ def folded(title: str, content: str, opened: bool = False) -> Html:
 def code(text: str) -> Html:
     """Return a text as code."""
     return Html(f"<code>{escape(text)}</code>")
+
+
+def run_command(facts: RunFacts, fresh: bool) -> str:
+    """Return the command that repeats a run, or resumes it; empty if its settings are unknown."""
+    if facts.trainer is None:
+        return ""
+    ranks = facts.log.started.ranks if facts.log.started else 1
+    trainer = facts.trainer
+    return command_of_run(trainer.stage, trainer.settings, facts.name, ranks, fresh)
 
 
 def command_line(text: str) -> Html:
@@ -352,7 +361,7 @@ def provenance_table(facts: RunFacts, generator: str) -> Html:
     """Return versions, machine, times, seed, checksums, resumes and the command that repeats it."""
     trainer, rows = facts.trainer, list[tuple[object, ...]]()
     if trainer is not None:
-        again = command_line(repeating_command(trainer.stage, trainer.settings))
+        again = command_line(run_command(facts, fresh=True))
         rows.append(("command that repeats it", again))
         rows.append(("trained with", f"mlxchat {trainer.mlxchat}, MLX {trainer.mlx}"))
         seed = getattr(trainer.settings, "seed", None)

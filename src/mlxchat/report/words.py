@@ -11,8 +11,8 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 def figure(value: float | None, digits: int = 4) -> str:
     """Return a number with so many significant digits, thousands in groups.
 
-    >>> figure(0.123456), figure(123456.7), figure(1e-7), figure(None)
-    ('0.1235', '123,457', '1·10⁻⁷', '—')
+    >>> figure(0.123456), figure(123456.7), figure(2e-7), figure(None)
+    ('0.1235', '123,457', '2·10⁻⁷', '—')
     """
     if value is None or not math.isfinite(value):
         return _UNKNOWN
