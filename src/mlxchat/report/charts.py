@@ -36,6 +36,7 @@ LINE_COLOURS = 6  # in the style sheet; more lines than that take the first agai
 _WIDTH, _HEIGHT = 460, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 12, 10, 36
 TICKS = 5  # on an axis, about
+LEAST_LOG = 1e-45  # on a logarithmic axis: no float32 is smaller
 
 _UNITS: dict[str, Callable[[float], str]] = {
     "count": count_in_words,
@@ -90,7 +91,7 @@ class Chart(NamedTuple):
     Attributes:
         key: its name in the page.
         title: what it shows.
-        unit: what y is counted in: count, bytes, share or number.
+        unit: what y is with_noun in: count, bytes, share or number.
         lines: from the back to the front.
         log_y: whether the y axis is logarithmic, if all is positive.
         from_zero: whether the y axis begins at 0.
@@ -120,8 +121,8 @@ class AxisScale(NamedTuple):
         """Return the distances from the axis's beginning."""
         with np.errstate(divide="ignore", invalid="ignore"):
             if self.log:
-                span = math.log(self.last / self.first)
-                share = np.log(values / self.first) / span
+                first, last = math.log(self.first), math.log(self.last)
+                share = (np.log(values) - first) / (last - first)
             else:
                 share = (values - self.first) / (self.last - self.first)
         share = np.where(np.isfinite(share), share, np.nan)
@@ -137,7 +138,7 @@ def scale(
     One that is asked to be logarithmic has room for positive values only.
     """
     joined = np.concatenate([np.zeros(0), *values])
-    finite = joined[np.isfinite(joined) & ((joined > 0) | (not log))]
+    finite = joined[np.isfinite(joined) & ((joined >= LEAST_LOG) | (not log))]
     if not len(finite):
         return None
     first, last = float(finite.min()), float(finite.max())
@@ -206,7 +207,7 @@ def svg(chart: Chart) -> str:
     height = _HEIGHT - _TOP - _BOTTOM
     limits = [end for line in chart.lines for end in (line.low, line.high) if end is not None]
     ys = [line.y for line in chart.lines] + limits
-    log = chart.log_y and all(bool((y[np.isfinite(y)] > 0).all()) for y in ys)
+    log = chart.log_y and all(bool((y[np.isfinite(y)] >= LEAST_LOG).all()) for y in ys)
     vertical = scale(ys, height, log, chart.from_zero)
     if vertical is None:
         return ""

@@ -31,6 +31,7 @@ from mlxchat.telemetry.events import Progressed, Report
 from mlxchat.telemetry.status import Process, Status, read_status, status_path
 from mlxchat.train.stage import history_of, read_trainer
 
+LEAST_SECONDS = 1e-9  # of a step; with fewer its log is damaged
 LEAST_RATE_STEPS = 10  # after which the first step, which compiles, is left out of the speed
 
 
@@ -117,9 +118,9 @@ class RunFacts:
     @property
     def seconds(self) -> float:
         """The seconds of training, without evaluations and pauses."""
-        counted = elapsed(self.log.steps)
-        if len(counted):
-            return float(counted[-1])
+        until = elapsed(self.log.steps)
+        if len(until):
+            return float(until[-1])
         return self.trainer.meter.elapsed if self.trainer else 0.0
 
     @property
@@ -147,7 +148,7 @@ class RunFacts:
         """The mean of all steps but the first, which compiles."""
         seconds = self.log.steps["seconds"]
         seconds = seconds[1:] if len(seconds) > LEAST_RATE_STEPS else seconds
-        known = seconds[np.isfinite(seconds) & (seconds > 0)]
+        known = seconds[np.isfinite(seconds) & (seconds > LEAST_SECONDS)]
         return float(known.mean()) if len(known) else None
 
     @property

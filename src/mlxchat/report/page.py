@@ -43,7 +43,7 @@ from mlxchat.report.tables import (
 )
 from mlxchat.report.words import (
     count_in_words,
-    counted,
+    with_noun,
     figure,
     power_of_ten_or_zero,
     share_in_words,
@@ -170,7 +170,7 @@ def _sentence(facts: RunFacts) -> str:
     size = f"a model of {count_in_words(facts.parameters)} parameters" if facts.parameters else ""
     if facts.trainer and size:
         model = facts.trainer.plan.model
-        size += f" ({model.arch}, {counted(model.n_layer, 'layers')} of width {model.n_embd:,})"
+        size += f" ({model.arch}, {with_noun(model.n_layer, 'layers')} of width {model.n_embd:,})"
     data = (
         "; ".join(facts.history.trainings[-1].data)
         if facts.history and (facts.history.trainings)
@@ -178,7 +178,7 @@ def _sentence(facts: RunFacts) -> str:
     )
     on = f" on {facts.device}" if facts.device else ""
     first = f"{what} of {size or 'a model'}{f' on {data}' if data else ''}."
-    steps = counted(facts.step, "steps")
+    steps = with_noun(facts.step, "steps")
     tokens = f" of {facts.tokens_per_step:,} tokens" if facts.tokens_per_step else ""
     how_long = f", in {time_in_words(facts.seconds)} of training" if facts.seconds else ""
     return f"{first} {steps}{tokens}{on}{how_long}."

@@ -12,7 +12,7 @@ from mlxchat.config.run import RunConfig
 from mlxchat.errors import ConfigError, command
 from mlxchat.home import STAGE_COMMANDS
 from mlxchat.plan.plan import Plan
-from mlxchat.report.words import bytes_in_words, counted, figure
+from mlxchat.report.words import bytes_in_words, with_noun, figure
 
 SettingOrigin = Literal["given", "default", "derived"]
 
@@ -139,7 +139,7 @@ def plan_facts(plan: Plan) -> list[tuple[str, str]]:
     rates = [
         (f"learning rate, {group}", figure(rate)) for group, rate in plan.learning_rates.items()
     ]
-    rows = f"{plan.accumulation:,} × {counted(plan.device_batch_size, 'rows')}"
+    rows = f"{plan.accumulation:,} × {with_noun(plan.device_batch_size, 'rows')}"
     facts = [
         ("micro-batches of a step", f"{rows} of {plan.row_tokens:,} tokens"),
         ("tokens of a step", f"{plan.tokens_per_step:,}"),
