@@ -12,7 +12,7 @@ from mlxchat.config.run import RunConfig
 from mlxchat.errors import ConfigError, command
 from mlxchat.home import STAGE_COMMANDS
 from mlxchat.plan.plan import Plan
-from mlxchat.report.words import bytes_in_words, with_noun, figure
+from mlxchat.report.words import bytes_in_words, figure, with_noun
 
 SettingOrigin = Literal["given", "default", "derived"]
 

@@ -25,11 +25,11 @@ from mlxchat.report.series import thinned
 from mlxchat.report.words import (
     bytes_in_words,
     count_in_words,
-    with_noun,
     figure,
     power_of_ten_or_zero,
     share_in_words,
     time_in_words,
+    with_noun,
     without_controls,
 )
 
