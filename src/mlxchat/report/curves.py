@@ -11,7 +11,7 @@ import numpy as np
 
 from mlxchat.evaluate.core_tasks import GPT2_CORE, GPT2_SIZES
 from mlxchat.report.charts import AxisName, Chart, Level, Line, Mark
-from mlxchat.report.facts import LEAST_SECONDS, RunFacts, interruptions
+from mlxchat.report.facts import LEAST_STEP_SECONDS, RunFacts, interruptions
 from mlxchat.report.series import Values, recent_seconds, smoothed, thinned
 from mlxchat.report.words import figure, share_in_words
 
@@ -73,7 +73,7 @@ def _quantities(facts: RunFacts) -> Iterator[tuple[Any, ...]]:
     yield "gradient_norm_smoothed", steps.step, smoothed(steps["gradient_norm"])
     yield "peak_memory", steps.step, steps["peak"]
     seconds = recent_seconds(steps)
-    seconds = np.where(seconds > LEAST_SECONDS, seconds, np.nan)
+    seconds = np.where(seconds > LEAST_STEP_SECONDS, seconds, np.nan)
     if facts.tokens_per_step:
         yield "tokens_per_second", steps.step, facts.tokens_per_step / seconds
     else:

@@ -31,7 +31,7 @@ from mlxchat.telemetry.events import Progressed, Report
 from mlxchat.telemetry.status import Process, Status, read_status, status_path
 from mlxchat.train.stage import history_of, read_trainer
 
-LEAST_SECONDS = 1e-9  # of a step; with fewer its log is damaged
+LEAST_STEP_SECONDS = 1e-9  # of a step; with fewer its log is damaged
 LEAST_RATE_STEPS = 10  # after which the first step, which compiles, is left out of the speed
 
 
@@ -148,7 +148,7 @@ class RunFacts:
         """The mean of all steps but the first, which compiles."""
         seconds = self.log.steps["seconds"]
         seconds = seconds[1:] if len(seconds) > LEAST_RATE_STEPS else seconds
-        known = seconds[np.isfinite(seconds) & (seconds > LEAST_SECONDS)]
+        known = seconds[np.isfinite(seconds) & (seconds > LEAST_STEP_SECONDS)]
         return float(known.mean()) if len(known) else None
 
     @property
