@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from mlxchat.report.charts import AxisScale, Chart, Level, Line, Mark, scale, svg, ticks
+from mlxchat.report.charts import AxisScale, Chart, Level, Line, Mark, line_look, scale, svg, ticks
+from mlxchat.report.page import LOOK
 
 
 def chart(values: list[float], **more: object) -> Chart:
@@ -93,3 +94,11 @@ def test_ticks_are_round(
 def test_a_scale_of_one_value_has_room() -> None:
     found = scale([np.array([5.0])], 100)
     assert found is not None and found.first < 5 < found.last
+
+
+def test_no_two_of_many_lines_look_the_same() -> None:
+    looks = [line_look(number) for number in range(36)]
+    assert len(set(looks)) == 36
+    style = (LOOK / "report.css").read_text("utf-8")
+    for number in range(6):
+        assert f".c{number} {{ --c: var(--c{number})" in style

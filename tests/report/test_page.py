@@ -120,7 +120,7 @@ def test_runs_are_laid_over_each_other(home: Path) -> None:
         for attributes in page.of("path")
         if (attributes.get("class") or "").startswith("line ")
     }
-    assert {"line c0", "line c1", "line c2"} <= colours
+    assert {"line c0 d0", "line c1 d1", "line c2 d2"} <= colours
     assert (Home(home).reports / "a_and_b_and_c.html").exists()
 
 

@@ -300,13 +300,13 @@ def _lines(chart: Chart, axis: AxisName, across: AxisScale, vertical: AxisScale)
         y = _HEIGHT - _BOTTOM - vertical.at(line.y)
         if line.low is not None and line.high is not None:
             low, high = (_HEIGHT - _BOTTOM - vertical.at(end) for end in (line.low, line.high))
-            parts.append(f'<path class="band c{line.colour}" d="{_area(x, low, high)}"/>')
+            parts.append(f'<path class="band {line_look(line.colour)}" d="{_area(x, low, high)}"/>')
         kind = "faint " if line.faint else ""
-        parts.append(f'<path class="line {kind}c{line.colour}" d="{path(x, y)}"/>')
+        parts.append(f'<path class="line {kind}{line_look(line.colour)}" d="{path(x, y)}"/>')
         if line.dotted:
             points = ((a, b) for a, b in zip(x, y, strict=True) if a == a and b == b)
             dots = "".join(f"M{a:g} {b:g}h0" for a, b in points)
-            parts.append(f'<path class="dots c{line.colour}" d="{dots}"/>')
+            parts.append(f'<path class="dots {line_look(line.colour)}" d="{dots}"/>')
     return "".join(parts)
 
 
@@ -342,12 +342,27 @@ def _mark(mark: Mark, axis: AxisName, across: AxisScale, vertical: AxisScale) ->
     if mark.y is None:
         bottom = _HEIGHT - _BOTTOM
         return (
-            f'<g class="resume c{mark.colour}">{title}<path d="M{x:g} {_TOP}V{bottom}"/>'
+            f'<g class="resume {line_look(mark.colour)}">{title}<path d="M{x:g} {_TOP}V{bottom}"/>'
             f'<path class="flag" d="M{x:g} {_TOP - 8}l7 4-7 4z"/>'
             f'<rect x="{x - 5:g}" y="0" width="10" height="{bottom}"/></g>'
         )
     y = _down(vertical, mark.y)
-    return f'<circle class="best c{mark.colour}" cx="{x:g}" cy="{y:g}" r="5">{title}</circle>'
+    look = line_look(mark.colour)
+    return f'<circle class="best {look}" cx="{x:g}" cy="{y:g}" r="5">{title}</circle>'
+
+
+def line_look(number: int) -> str:
+    """Return the classes of a line: its colour and its dashes, of which no two pairs are the same.
+
+    >>> line_look(1), line_look(7)
+    ('c1 d1', 'c1 d2')
+    """
+    return f"c{number % LINE_COLOURS} d{dashes(number)}"
+
+
+def dashes(number: int) -> int:
+    """Return the number of a line's dashes."""
+    return (number + number // LINE_COLOURS) % LINE_COLOURS
 
 
 def axes_of(charts: Sequence[Chart]) -> Iterator[AxisName]:

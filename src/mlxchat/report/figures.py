@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
-from mlxchat.report.charts import LINE_COLOURS
+from mlxchat.report.charts import line_look
 from mlxchat.report.compare import compute_multiplier, same_validation
 from mlxchat.report.facts import RunFacts
 from mlxchat.report.series import smoothed
@@ -128,7 +128,7 @@ def compared_figures(runs: Sequence[RunFacts]) -> Html:
             continue
         values = [row.value(facts) for facts in runs]
         known = [value for value in values if value is not None]
-        best = row.best(known) if row.best and len(known) > 1 else None
+        best = row.best(known) if row.best and len(set(known)) > 1 else None
         cells = [
             Html(f"<strong>{escape(text)}</strong>") if best is not None and value == best else text
             for text, value in zip(texts, values, strict=True)
@@ -165,5 +165,5 @@ def swatch(number: int) -> str:
     """Return a short piece of a run's line."""
     return (
         f'<svg class="swatch" viewBox="0 0 26 8" aria-hidden="true">'
-        f'<path class="line c{number % LINE_COLOURS} d{number % LINE_COLOURS}" d="M1 4H25"/></svg>'
+        f'<path class="line {line_look(number)}" d="M1 4H25"/></svg>'
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from mlxchat.disk import replacing, storing
 from mlxchat.errors import ConfigError
-from mlxchat.report.charts import AxisName, Chart
+from mlxchat.report.charts import AxisName, Chart, dashes
 from mlxchat.report.curves import charts, run_curves
 from mlxchat.report.facts import RunFacts
 from mlxchat.report.words import bytes_in_words, count_in_words, figure, time_in_words
@@ -61,7 +61,7 @@ def _draw(axes: Any, chart: Chart, several: bool) -> None:
             color=colour,
             alpha=0.3 if line.faint else 1,
             linewidth=0.8 if line.faint else 1.8,
-            linestyle=DASHES[line.colour % len(DASHES)] if several and not line.faint else "-",
+            linestyle=DASHES[dashes(line.colour)] if several and not line.faint else "-",
             marker="o" if line.dotted else None,
             markersize=3,
             label=None if line.faint else line.label,
