@@ -17,12 +17,6 @@ STAGE_FOLDERS = {  # a folder of runs for each training stage, with nanochat's n
     "fine-tuning": "chatsft_checkpoints",
     "reinforcement learning": "chatrl_checkpoints",
 }
-STAGE_COMMANDS = {  # the command that trains each
-    "pretraining": "train",
-    "mid-training": "mid",
-    "fine-tuning": "sft",
-    "reinforcement learning": "rl",
-}
 
 
 def expanded(path: str | Path) -> Path:
@@ -88,6 +82,10 @@ class Home:
     def tokenizer(self) -> Path:
         """The folder of the tokenizer that runs use by default."""
         return self.root / "tokenizer"
+
+    def own_tokenizer(self, dataset: str) -> Path:
+        """Return the folder of the tokenizer of a user's own text, or of the built-in corpus."""
+        return self.root / f"tokenizer_{dataset}"
 
     def stage(self, name: str) -> Path:
         """Return the folder of a stage's runs, each a folder of saved steps."""

@@ -215,7 +215,7 @@ def test_a_long_run_makes_a_small_page(home: Path) -> None:
 
 
 def test_an_unknown_run_is_an_error_that_names_others(home: Path) -> None:
-    with pytest.raises(NotFound, match="no run in"):
+    with pytest.raises(NotFound, match="no run called a"):
         write_report(Home(home), ["a"])
     write_log(home, "resumed", pretraining("resumed"))
     with pytest.raises(NotFound) as failed:

@@ -14,11 +14,12 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.rl import RlConfig
 from mlxchat.config.run import RunConfig
 from mlxchat.config.sft import SftConfig
-from mlxchat.home import STAGE_COMMANDS, Home
+from mlxchat.config.stages import COMMAND_OF_STAGE
+from mlxchat.home import Home
 from mlxchat.report.facts import read_facts
 from mlxchat.report.provenance import command_of_run, shown_settings
 
-NAMES = {command: stage for stage, command in STAGE_COMMANDS.items()}
+NAMES = {command: stage for stage, command in COMMAND_OF_STAGE.items()}
 
 
 def parsed(line: str, kind: type[RunConfig]) -> tuple[dict[str, Any], dict[str, Any]]:

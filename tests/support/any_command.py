@@ -149,6 +149,14 @@ USUAL = {  # what makes a command succeed, and soon
     "report": "base tuned",
     "data fetch": "--from text.txt --dataset other",
     "data status": "",
+    "data remove": "own --yes",
+    "runs list": "",
+    "runs show": "base",
+    "runs compare": "base tuned",
+    "runs rename": "base renamed",
+    "runs copy": "base copied",
+    "runs remove": "tuned --yes",
+    "runs export": "base --out new",
     "tokenizer train": "--dataset own --vocab-size 300 --tokenizer-dir new --max-chars 9999",
     "checkpoints list": "",
     "checkpoints verify": "",
@@ -170,6 +178,10 @@ USED = {  # the files that a command reads when it is run as in `USUAL`
     "data fetch": ["text.txt", "rows.*", "texts/*"],
     "report": ["home/logs/**/*", "home/base_checkpoints/base/**/*"],
     "data status": ["home/base_data_own/*"],
+    "runs list": ["home/*_checkpoints/**/*", "home/logs/*/*"],
+    "runs show": ["home/base_checkpoints/base/**/*", "home/logs/base/*"],
+    "runs compare": ["home/*_checkpoints/**/trainer.json", "home/logs/*/*"],
+    "runs export": ["home/logs/base/*"],
     "tokenizer train": ["home/base_data_own/*"],
 }
 ENVIRONMENT = {
@@ -319,6 +331,7 @@ def _run_child(
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.environ.update(HOME=str(place), MLXCHAT_HOME=str(place / "home"), HF_HUB_OFFLINE="1")
+    os.environ.update(WANDB_MODE="offline", TRACKIO_DIR=str(place / "trackio"))
     os.environ.update(environment)
     try:
         work()

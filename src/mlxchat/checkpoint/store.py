@@ -209,9 +209,16 @@ def prune(run: Path, keep: int) -> list[int]:
 _held: dict[Path, Lock] = {}  # the locks of this process, by run
 
 
+_WAIT = "Wait for it to end, or name another run with `model_tag`."
+
+
 @contextmanager
-def locked(run: Path) -> Iterator[None]:
+def locked(run: Path, wait: str = _WAIT) -> Iterator[None]:
     """Keep other processes from writing to a run. The lock of a process that died is void.
+
+    Args:
+        run: the run's folder, which need not exist.
+        wait: what to do while another process has the lock, for the error message.
 
     Raises:
         LockedError: another process writes to it.
@@ -228,7 +235,7 @@ def locked(run: Path) -> Iterator[None]:
         raise in_use(
             path,
             f"Another process is using the run {run.name}.",
-            "Wait for it to end, or name another run with `model_tag`.",
+            wait,
         )
     with lock:
         _held[run] = lock
@@ -236,6 +243,12 @@ def locked(run: Path) -> Iterator[None]:
             yield
         finally:
             del _held[run]
+
+
+def drop_lock_file(run: Path) -> None:
+    """Remove the lock file of a run that this process has `locked`, and that is gone."""
+    with suppress(OSError):
+        _lock_file(run).unlink()
 
 
 def require_lock(run: Path) -> None:

@@ -19,7 +19,7 @@ from mlxchat import __version__
 from mlxchat.cli.bench import bench_command
 from mlxchat.cli.chat import chat_command
 from mlxchat.cli.checkpoints import list_command, prune_command, verify_command
-from mlxchat.cli.data import fetch_command, status_command
+from mlxchat.cli.data import fetch_command, remove_command, status_command
 from mlxchat.cli.doctor import doctor_command
 from mlxchat.cli.evaluate import eval_chat_command
 from mlxchat.cli.evaluate_base import eval_base_command
@@ -34,6 +34,15 @@ from mlxchat.cli.quickstart import quickstart_command
 from mlxchat.cli.ranks import tell_launcher
 from mlxchat.cli.report import report_command
 from mlxchat.cli.rl import rl_command
+from mlxchat.cli.runs import (
+    runs_compare_command,
+    runs_copy_command,
+    runs_export_command,
+    runs_list_command,
+    runs_remove_command,
+    runs_rename_command,
+    runs_show_command,
+)
 from mlxchat.cli.scaling import scaling_command
 from mlxchat.cli.serve import serve_command
 from mlxchat.cli.train import (
@@ -66,9 +75,21 @@ COMMANDS: dict[str, Command] = {
     "doctor": doctor_command,
 }
 GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
+    "runs": (
+        "List, compare, rename, copy, remove and export runs.",
+        {
+            "list": runs_list_command,
+            "show": runs_show_command,
+            "compare": runs_compare_command,
+            "rename": runs_rename_command,
+            "copy": runs_copy_command,
+            "remove": runs_remove_command,
+            "export": runs_export_command,
+        },
+    ),
     "data": (
-        "Download training data, or prepare your own.",
-        {"fetch": fetch_command, "status": status_command},
+        "Download training data, prepare your own, or remove it.",
+        {"fetch": fetch_command, "status": status_command, "remove": remove_command},
     ),
     "tokenizer": ("Train a tokenizer.", {"train": tokenizer_train_command}),
     "checkpoints": (

@@ -3,11 +3,12 @@
 import sys
 import time
 from contextlib import closing
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mlxchat.cli.adapters import Lora, with_adapter
+from mlxchat.cli.info import saved_folder, saved_run, show_model
 from mlxchat.cli.options import First, Fresh, Json, StayAwake, Supervise, Unset
 from mlxchat.cli.ranks import (
     Hosts,
@@ -23,11 +24,13 @@ from mlxchat.cli.stages import lead, say_how_to_talk, supervise_this
 from mlxchat.config.lora import LoraTraining
 from mlxchat.config.mid import MidConfig
 from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig, PretrainConfig
-from mlxchat.config.ranks import RANK_PATIENCE, backend_of_ranks
+from mlxchat.config.ranks import RANK_PATIENCE
+from mlxchat.config.run import RunConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.errors import command
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Noted
+from mlxchat.telemetry.trackers import require_tracker
 from mlxchat.ui.console import Screen, say, say_json
 from mlxchat.ui.tables import about
 from mlxchat.ui.text import as_options
@@ -76,8 +79,6 @@ def train_command(
         supervise_this(Home.from_environment().runs / config.tag, fresh, stay_awake, json)
     launch_if_asked(ranks, hosts, rank_timeout, config.streaming)
     home = Home.from_environment()
-    if not (json or dry_run or config.budget or backend_of_ranks()):
-        _say_how_long(config, home, fresh, yes)
     from mlxchat.train.pretrain import Pretraining, run_pretraining
 
     world = joined(config, rank_timeout, rank_sums)
@@ -87,6 +88,8 @@ def train_command(
     if dry_run:
         _dry_run(config, home, world, fresh, json)
         return
+    if not (json or config.budget):
+        _say_how_long(config, home, world, fresh, yes)
     lead(run_pretraining, config, world, fresh=fresh, stay_awake=stay_awake, json=json)
     if not json:
         say_how_to_talk(home.run(config.tag))
@@ -201,9 +204,16 @@ def info_command(
 ) -> None:
     """Show the size of a model, and the time and memory that training it takes here.
 
-    Takes the same options as train.
+    Takes the same options as train. With --model-tag alone it describes that run,
+    of any stage.
     """
     config = with_adapter(config, lora, adapter)
+    home = Home.from_environment()
+    newest = saved_folder(config, home)
+    saved = saved_run(config, newest) if newest else None
+    if newest and saved is None:
+        show_model(newest, json)
+        return
     launch_if_asked(ranks, hosts, rank_timeout)
     from mlxchat.train.base import with_shape_of_base
     from mlxchat.train.pretrain import Pretraining
@@ -212,8 +222,8 @@ def info_command(
     if not world.leads:
         follow_run(Pretraining, config, world, stay_awake=False)
         return
-    home = Home.from_environment()
-    _show_estimate(with_shape_of_base(config, home), home, world, None, json, train=False)
+    settings = saved.trainer.settings if saved else with_shape_of_base(config, home)
+    _show_estimate(settings, home, world, saved, json, train=False)
 
 
 def tokenizer_train_command(
@@ -246,10 +256,12 @@ def tokenizer_train_command(
         say(f"Saved a tokenizer with {tokenizer.vocab_size:,} tokens in {folder}.")
 
 
-def _say_how_long(config: PretrainConfig, home: Home, fresh: bool, yes: bool) -> None:
+def _say_how_long(
+    config: PretrainConfig, home: Home, world: "World", fresh: bool, yes: bool
+) -> None:
     """Say how long a run will take here; ask whether to start one that takes more than a day.
 
-    There must be a terminal to ask at.
+    There must be a terminal to ask at. Rank 0 asks; the others wait for it.
 
     Raises:
         typer.Exit: the answer is no.
@@ -260,14 +272,16 @@ def _say_how_long(config: PretrainConfig, home: Home, fresh: bool, yes: bool) ->
     if saved and saved.trainer.finished:
         return
     with Screen() as screen:
-        facts = estimate_run(config, home, saved, screen.show, check_limits=True)
-        text = f"{facts.tag}: {about(facts.seconds)} of training on this machine, by estimate."
+        facts = estimate_run(config, home, saved, screen.show, world, check_limits=True)
+        where = "on this machine" if world.alone else f"by {world.size} ranks"
+        text = f"{facts.tag}: {about(facts.seconds)} of training {where}, by estimate."
         screen.show(Noted(time.time(), text))
     if facts.seconds < DAY or saved or yes or not _can_ask():
         return
     say("A smaller model (--depth 4) or a time (--budget 1h) makes it shorter.")
     if not _agreed("Start it? [y/N] "):
         say("Nothing was started.")
+        world.dismiss()
         raise typer.Exit(1)
 
 
@@ -309,6 +323,7 @@ def _checked(
     from mlxchat.train.pretrain import Pretraining
     from mlxchat.train.tokenizer import stored_tokenizer
 
+    require_tracker(config.track)
     require_own_spelling(home, config.tag, "model_tag")
     config = with_shape_of_base(config, home)
     saved = None if fresh else Pretraining(config, home).saved()
@@ -322,10 +337,10 @@ def _checked(
 
 
 def _show_estimate(
-    config: PretrainConfig,
+    config: RunConfig,
     home: Home,
     world: "World",
-    saved: "SavedRun[PretrainConfig] | None",
+    saved: "SavedRun[Any] | None",
     json: bool,
     *,
     train: bool,
@@ -343,8 +358,8 @@ def _show_estimate(
         say_json(facts.model_dump(mode="json"))
         return
     heading = estimate_heading(facts)
-    if facts.plan.costs:
+    if isinstance(config, PretrainConfig) and facts.plan.costs:
         heading.append(as_options(reason(config, facts.plan)))
-    if config.of_preset:
+    if isinstance(config, PretrainConfig) and config.of_preset:
         heading.append(as_options(f"Preset {config.preset}: {config.of_preset}"))
     show(heading, estimate_sections(facts))

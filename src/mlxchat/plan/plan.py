@@ -9,6 +9,7 @@ nanochat tuned them (base_train at commit 92d63d4).
 import math
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -51,6 +52,24 @@ class DrawingPlan(BaseModel):
     together: int = Field(ge=1)  # answers that are drawn at a time
 
 
+_TRACKED = {
+    "accumulation",
+    "device_batch_size",
+    "dropout",
+    "final_lr_frac",
+    "flops_per_token",
+    "grad_clip",
+    "learning_rates",
+    "model",
+    "num_iterations",
+    "parameters",
+    "tokens_per_step",
+    "warmdown_ratio",
+    "warmup_steps",
+    "weight_decay",
+}
+
+
 class Plan(BatchPlan):
     """The plan of a run, stored in its checkpoints.
 
@@ -91,6 +110,10 @@ class Plan(BatchPlan):
     def tokens(self) -> int:
         """Tokens that the run trains on."""
         return self.num_iterations * self.tokens_per_step
+
+    def for_trackers(self) -> dict[str, Any]:
+        """Return what the plan says of model, steps and rates."""
+        return self.model_dump(mode="json", include=_TRACKED)
 
     def summary(self) -> str:
         """Return the plan in one line."""
@@ -203,7 +226,7 @@ def with_drawing(plan: Plan, resources: Resources) -> Plan:
     if plan.drawing is None:
         return plan
     model = with_rows_of(plan.model, plan.row_tokens)
-    least, each = drawing_bytes(model, resources)
+    least, each = drawing_bytes(model, resources, plan.adapter)
     room = max(0, int(plan.memory_limit / MARGIN) - least)
     together = max(1, min(plan.drawing.together, room // each))
     drawing = plan.drawing.model_copy(update={"together": together})

@@ -1,1 +1,1 @@
-"""Reports of runs: what is known of a run, its curves, and one HTML file that shows them."""
+"""Runs looked at afterwards: what is on disk of each, side by side, moved, and in one HTML file."""

@@ -8,27 +8,26 @@ import math
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mlxchat.checkpoint import catalog, store
-from mlxchat.checkpoint.files import files_with_checksums, model_files, one_line
+from mlxchat.checkpoint import store
+from mlxchat.checkpoint.files import files_with_checksums, model_files
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.trainer import TrainerState
-from mlxchat.config.run import RunConfig, is_name
-from mlxchat.errors import MlxchatError, NotFound, reason_of
-from mlxchat.home import STAGE_FOLDERS, Home
+from mlxchat.config.run import RunConfig
+from mlxchat.errors import MlxchatError, reason_of
+from mlxchat.home import Home
 from mlxchat.monitor.machine import lives
-from mlxchat.monitor.runs import SILENT_SECONDS, State
+from mlxchat.monitor.runs import State, run_state, with_host_name
+from mlxchat.report.places import find_run
 from mlxchat.report.series import Columns, RunLogRead, Values, elapsed, read_run_log
 from mlxchat.system import identity
 from mlxchat.telemetry.events import Progressed, Report
-from mlxchat.telemetry.status import Process, Status, read_status, status_path
+from mlxchat.telemetry.status import Status, read_status, status_path
 from mlxchat.train.stage import history_of, read_trainer
 
 LEAST_STEP_SECONDS = 1e-9  # of a step; with fewer its log is damaged
@@ -216,12 +215,12 @@ def read_facts(
 
     Raises:
         NotFound: there is nothing of such a run.
+        ConfigError: two stages have a run of that name.
         MlxchatError: a folder of runs cannot be read.
     """
-    require_run(home, name)
-    path, folder = home.log(name), home.run(name)
-    steps = tuple(store.require_steps(folder))
-    newest = store.directory(folder, steps[-1]) if steps else None
+    places, path = find_run(home, name), home.log(name)
+    steps = tuple(store.require_steps(places.folder)) if places.folder else ()
+    newest = store.directory(places.folder, steps[-1]) if places.folder and steps else None
     faults: list[str] = []
     log = _log(path, faults, report)
     status = None
@@ -234,7 +233,7 @@ def read_facts(
     trainer, history, sums = _saved_state(newest, home, faults)
     if trainer is not None and not len(log.evaluations) and not len(log.steps):
         log = _from_meter(log, trainer, faults)
-    stage = trainer.stage if trainer else _stage_of_folder(home, folder) if newest else None
+    stage = trainer.stage if trainer else places.stage
     return RunFacts(
         name=name,
         stage=stage,
@@ -248,33 +247,6 @@ def read_facts(
         saved=steps,
         faults=tuple(faults),
     )
-
-
-def require_run(home: Home, name: str) -> None:
-    """Check that there is something of a run.
-
-    Raises:
-        NotFound: there is nothing; the message names others.
-        MlxchatError: its folder cannot be read.
-    """
-    if not is_name(name):
-        raise _unknown(home, name)
-    if not home.log(name).parent.is_dir() and not store.require_steps(home.run(name)):
-        raise _unknown(home, name)
-
-
-def _unknown(home: Home, name: str) -> NotFound:
-    names = {run.name for run in catalog.runs(home.stages)}
-    with suppress(OSError):
-        names |= {path.parent.name for path in (home.root / "logs").glob("*/metrics.jsonl")}
-    if not names:
-        return NotFound(
-            f"There is no run in {home.root}.", "Make one: mlxchat quickstart, or mlxchat train"
-        )
-    near = get_close_matches(name, names, 1)
-    listed = one_line(", ".join(sorted(names)), 1000)
-    remedy = f"Did you mean {near[0]}?" if near else f"There are: {listed}."
-    return NotFound(f"There is no run called {one_line(name)}.", remedy)
 
 
 def _log(path: Path, faults: list[str], report: Report) -> RunLogRead:
@@ -314,10 +286,6 @@ def _saved_state(
     return trainer, history, sums
 
 
-def _stage_of_folder(home: Home, folder: Path) -> str | None:
-    return next((stage for stage in STAGE_FOLDERS if home.stage(stage) == folder.parent), None)
-
-
 def _from_meter(log: RunLogRead, trainer: TrainerState[Any], faults: list[str]) -> RunLogRead:
     """Return a log with the curves that a saved step has, which are thinned."""
     meter = trainer.meter
@@ -345,19 +313,11 @@ def _pair(points: Values) -> tuple[Values, Values]:
 
 def _state(log: RunLogRead, status: Status | None, now: float) -> State:
     """Return the state of a run, as `mlxchat monitor` tells it."""
-    if status and status.ended:
-        return status.ended
-    ending = log.endings[-1] if log.endings else None
-    if ending is not None:
-        return "finished" if ending.reason == "finished" else "interrupted"
-    if status and _is_here(status.process) and not lives(status.process):
-        return "died"
-    last = status.time if status else log.last
-    return "silent" if last is None or now - last > SILENT_SECONDS else "running"
-
-
-def _is_here(process: Process) -> bool:
-    return process.runs_on(identity(), socket.gethostname())
+    host, ending = socket.gethostname(), log.endings[-1] if log.endings else None
+    status = with_host_name(status, identity(), host) if status else None
+    seen = status.time if status else log.last
+    quiet = math.inf if seen is None else now - seen
+    return run_state(ending.reason if ending else None, status, quiet, host, lives)
 
 
 def interruptions(facts: RunFacts) -> Iterator[tuple[int, str]]:

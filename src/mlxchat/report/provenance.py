@@ -9,8 +9,8 @@ from pydantic import BaseModel
 from mlxchat.config.lora import LoraTraining
 from mlxchat.config.pretrain import PRESETS, PretrainConfig
 from mlxchat.config.run import RunConfig
+from mlxchat.config.stages import COMMAND_OF_STAGE
 from mlxchat.errors import ConfigError, command
-from mlxchat.home import STAGE_COMMANDS
 from mlxchat.plan.plan import Plan
 from mlxchat.report.words import bytes_in_words, figure, with_noun
 
@@ -63,7 +63,7 @@ def command_of_run(
     if fresh:
         options["fresh"] = True
     words = (_option(name, value) for name, value in options.items() if value is not None)
-    return " ".join([command(STAGE_COMMANDS[stage]), *words])
+    return " ".join([command(COMMAND_OF_STAGE[stage]), *words])
 
 
 def _preset(config: RunConfig) -> Mapping[str, Any]:

@@ -10,8 +10,9 @@ from mlxchat.checkpoint.stamp import saved_at
 from mlxchat.disk import open_regular, replacing, storing
 from mlxchat.errors import ConfigError
 from mlxchat.home import Home
-from mlxchat.report.facts import RunFacts, read_facts, require_run
+from mlxchat.report.facts import RunFacts, read_facts
 from mlxchat.report.page import GENERATOR, Shown, page
+from mlxchat.report.places import find_run
 from mlxchat.report.scores import TaskScore, kept_scores
 from mlxchat.telemetry.events import Report
 
@@ -48,7 +49,7 @@ def write_report(
     """
     names = list(dict.fromkeys(names))
     for name in names:
-        require_run(home, name)
+        find_run(home, name)
     path = report_path(home, names, output)
     runs = [read_facts(home, name, report=report) for name in names]
     text = page([Shown(facts, _scores(home, facts)) for facts in runs], time.time())

@@ -2,8 +2,8 @@
 
 `STAGES` lists them. The loop (`loop`), the course of a run (`run`), resuming (`resume`) and the
 format of a checkpoint are the same for all. To add a stage: its settings in ``config/NEW.py``, its
-subclass of `Stage` in ``train/NEW.py``, a row in `STAGES` (``train/__init__.py``) and in
-`mlxchat.home.STAGE_FOLDERS`, and a command.
+subclass of `Stage` in ``train/NEW.py``, a row in `STAGES` (``train/__init__.py``), in
+`mlxchat.home.STAGE_FOLDERS` and in `mlxchat.config.stages`, and a command.
 """
 
 from abc import ABC, abstractmethod

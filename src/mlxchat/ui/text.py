@@ -19,6 +19,7 @@ RATE_SECONDS = 15.0  # a task's rate is measured over its last seconds
 SINGULAR = {
     "batches": "batch",
     "micro-batches": "micro-batch",
+    "files of evaluations": "file of evaluations",
 }  # units whose singular loses more than an s
 LEAST_BAR = 10  # characters; amounts and rates are left out before the bar gets shorter
 
