@@ -341,6 +341,7 @@ COMMANDS = [
     "monitor",
     "doctor",
     "report",
+    "help",
     "data",
     "data fetch",
     "data remove",

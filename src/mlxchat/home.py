@@ -110,6 +110,10 @@ class Home:
         """Return the folder of a run's saved steps; a new name is that of a pretraining run."""
         return next((runs / tag for runs in self.stages if (runs / tag).is_dir()), self.runs / tag)
 
+    def stage_of(self, run: Path) -> str:
+        """Return the name of the stage of which a folder is a run."""
+        return next(name for name in STAGE_FOLDERS if self.stage(name) == run.parent)
+
     def log(self, tag: str) -> Path:
         """Return the log file of a run, with one JSON object per event."""
         return self.root / "logs" / tag / "metrics.jsonl"

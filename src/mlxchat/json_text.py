@@ -39,7 +39,7 @@ def parse_json(text: str | bytes) -> object:
         value: object = json.loads(decoded.removeprefix("\ufeff"), parse_int=_integer)
     except RecursionError:
         raise ValueError(_NESTED) from None
-    if decoded.count("[") + decoded.count("{") > MOST_NESTED and _is_deep(value):
+    if decoded.count("[") + decoded.count("{") > MOST_NESTED and is_deep(value):
         raise ValueError(_NESTED)
     return value
 
@@ -64,7 +64,8 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def _is_deep(value: object) -> bool:
+def is_deep(value: object) -> bool:
+    """Return whether more than `MOST_NESTED` arrays and objects are within each other."""
     level = [value]
     for _ in range(MOST_NESTED):
         level = [inner for outer in level for inner in _nested(outer)]

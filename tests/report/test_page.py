@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.logs import (
+    BEGAN,
     HOSTILE,
     evaluated,
     pretraining,
@@ -24,6 +25,7 @@ from mlxchat.cli.app import app
 from mlxchat.errors import NotFound
 from mlxchat.home import Home
 from mlxchat.report.write import write_report
+from mlxchat.telemetry.events import Ended, event_to_json
 
 VOID = {"meta", "link", "input", "br", "img"}
 
@@ -147,6 +149,17 @@ def test_a_saved_run_has_settings_parameters_and_command(home: Path, name: str) 
     for text in ("command that repeats it", "--fresh", "derived", "token embedding", "sha256 of"):
         assert text in page.text, text
     assert "To resume it" not in page.text  # nothing says that it has ended
+
+
+def test_how_to_resume_a_run_that_was_stopped_is_said(home: Path) -> None:
+    run = saved_run(home, "classic")
+    (Home(home).log(run).parent / "status.json").unlink()
+    with Home(home).log(run).open("a") as log:
+        log.write(event_to_json(Ended(BEGAN, 8, "interrupted")) + "\n")
+    page, data = report(home, run)
+    assert data["runs"][0]["state"] == "interrupted"
+    assert "classic was stopped" not in page.text and "This run was stopped at step 8" in page.text
+    assert f"To resume it: mlxchat train --resume {run}" in page.text
 
 
 def test_the_verdicts_of_an_evaluation_have_intervals(home: Path) -> None:

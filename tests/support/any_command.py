@@ -76,6 +76,8 @@ MEANINGFUL = {
     "--init-from": ["base"],
     "--budget": ["1s", "0s", "1h", "-1h", "1e9h"],
     "--window-pattern": ["L", "SSL", "sss"],
+    "--config": ["settings.toml", "tuning.toml", "text.txt", "/dev/stdin", "home"],
+    "--resume": ["base", "tuned", "quantized", "adapted", "..", ""],
     "--model-tag": ["base", "escape", "quantized", "adapted"],
     "--source": ["base"],
     "--onto": ["base", "tuned", "adapted"],
@@ -128,7 +130,7 @@ SECRET = "secret"
 TRAIN = "--dataset builtin --depth 1 --max-seq-len 32 --device-batch-size 4 --total-batch-size 256"
 TRAIN += " --vocab-size 300 --eval-tokens 512"
 USUAL = {  # what makes a command succeed, and soon
-    "train": f"{TRAIN} --num-iterations 4 --model-tag base",
+    "train": f"{TRAIN} --num-iterations 4 --model-tag base --config settings.toml",
     "mid": "--source base --data chats.jsonl --spelling 0 --num-iterations 2",
     "sft": "--source base --data chats.jsonl --spelling 0 --num-iterations 2",
     "rl": "--source tuned --task counting --level 1 --num-iterations 1 --examples 2 --samples 2 "
@@ -147,6 +149,7 @@ USUAL = {  # what makes a command succeed, and soon
     "monitor": "--once",
     "doctor": "",
     "report": "base tuned",
+    "help": "environment",
     "data fetch": "--from text.txt --dataset other",
     "data status": "",
     "data remove": "own --yes",
@@ -171,9 +174,20 @@ LONG |= {"eval base", "eval chat"}
 NOT_DRAWN = {"--ranks", "--open"}  # start processes that would outlive an example
 
 USED = {  # the files that a command reads when it is run as in `USUAL`
-    "train": ["home/base_checkpoints/**/*", "home/tokenizer_*/*", "home/logs/base/*"],
+    "train": [
+        "settings.toml",
+        "home/base_checkpoints/**/*",
+        "home/tokenizer_*/*",
+        "home/logs/base/*",
+    ],
     "mid": ["chats.jsonl", "home/base_checkpoints/base/**/*"],
-    "sft": ["chats.jsonl", "rows.*", "home/base_checkpoints/base/**/*", "home/*_checkpoints/**/*"],
+    "sft": [
+        "chats.jsonl",
+        "tuning.toml",
+        "rows.*",
+        "home/base_checkpoints/base/**/*",
+        "home/*_checkpoints/**/*",
+    ],
     "import": ["export-transformers/*", "export-nanochat/**/*"],
     "data fetch": ["text.txt", "rows.*", "texts/*"],
     "report": ["home/logs/**/*", "home/base_checkpoints/base/**/*"],
@@ -374,6 +388,8 @@ def make_template(place: Path) -> Path:
     lines = "".join(json.dumps({"messages": messages}) + "\n" for messages in turns)
     (place / "chats.jsonl").write_text(lines)
     pq.write_table(pa.table({"text": texts, "messages": turns}), place / "rows.parquet")
+    (place / "settings.toml").write_text("keep = 2\nsave_every = 2\n")
+    (place / "tuning.toml").write_text('data = ["chats.jsonl"]\nkeep = 2\n[lora]\nrank = 2\n')
     for line in (
         "data fetch --from text.txt --dataset own",
         f"train {USUAL['train']} --sample-every 0 --save-every 2 --keep 2",

@@ -19,8 +19,10 @@ from mlxchat import __version__
 from mlxchat.cli.bench import bench_command
 from mlxchat.cli.chat import chat_command
 from mlxchat.cli.checkpoints import list_command, prune_command, verify_command
+from mlxchat.cli.completion import InstallCompletion, ShowCompletion, answer_shells
 from mlxchat.cli.data import fetch_command, remove_command, status_command
 from mlxchat.cli.doctor import doctor_command
+from mlxchat.cli.environment import TOPIC, help_command
 from mlxchat.cli.evaluate import eval_chat_command
 from mlxchat.cli.evaluate_base import eval_base_command
 from mlxchat.cli.exchange import export_command, import_command
@@ -73,6 +75,7 @@ COMMANDS: dict[str, Command] = {
     "monitor": monitor_command,
     "report": report_command,
     "doctor": doctor_command,
+    "help": help_command,
 }
 GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
     "runs": (
@@ -105,9 +108,10 @@ GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
 app = typer.Typer(
     cls=GroupWithHelp,
     no_args_is_help=True,
+    add_completion=False,  # typer's options know no other shell than the current one
     pretty_exceptions_enable=False,
     help="Train a GPT on your own machine, and talk to it.",
-    epilog="Begin with: mlxchat quickstart",
+    epilog=f"Begin with: mlxchat quickstart\n\nEnvironment variables: mlxchat help {TOPIC}",
 )
 for name, command in COMMANDS.items():
     app.command(name, cls=CommandWithHelp)(options_from_models(command))
@@ -129,6 +133,8 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    install_completion: InstallCompletion = None,
+    show_completion: ShowCompletion = None,
 ) -> None:
     pass
 
@@ -142,6 +148,7 @@ def main() -> None:
     warnings.showwarning = _show_warning
     sys.excepthook = report_unforeseen
     threading.excepthook = _report_thread
+    answer_shells(os.environ)
     program = typer.main.get_command(app)  # calling `app` itself would replace the hook
     with standard_output() as (out, err):
         code = exit_code(lambda: program(prog_name="mlxchat", standalone_mode=False))

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from mlxchat.cli.completion import data_names
 from mlxchat.cli.options import PATH, Json
 from mlxchat.cli.questions import Yes, require_agreement
 from mlxchat.cli.session import exit_promptly
@@ -35,6 +36,7 @@ def fetch_command(
         typer.Option(
             help=f"One of {dataset_names()}; default: {DEFAULT_DATASET}. With --from, a name for "
             "your text; default: the name of the file or folder.",
+            autocompletion=data_names,
         ),
     ] = None,
     source: Annotated[
@@ -111,7 +113,13 @@ def status_command(json: Json = False) -> None:
 
 def remove_command(
     dataset: Annotated[
-        str, typer.Argument(metavar="NAME", help="Name of a dataset on disk.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="Name of a dataset on disk.",
+            show_default=False,
+            autocompletion=data_names,
+        ),
     ],
     yes: Annotated[bool, Yes] = False,
     json: Json = False,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mlxchat.cli.completion import run_names
 from mlxchat.cli.options import PATH, Json
 from mlxchat.cli.session import exit_promptly
 from mlxchat.home import Home
@@ -20,6 +21,7 @@ def report_command(
             metavar="NAME",
             help="Runs to report on. With several, the others are compared with the first.",
             show_default=False,
+            autocompletion=run_names,
         ),
     ],
     output: Annotated[

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from mlxchat.cli.adapters import Lora, with_adapter
+from mlxchat.cli.layers import Layers
 from mlxchat.cli.options import First, Fresh, Json, StayAwake, Supervise, Unset
 from mlxchat.cli.ranks import (
     Hosts,
@@ -29,6 +30,7 @@ def rl_command(
     *,
     lora: Lora = False,
     adapter: LoraTraining,
+    below: Layers,
     fresh: Fresh = False,
     supervise: Supervise = False,
     ranks: RankCount = 1,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mlxchat.cli.completion import run_names
 from mlxchat.cli.options import PATH, Json
 from mlxchat.cli.questions import Yes, require_agreement
 from mlxchat.cli.session import exit_promptly
@@ -17,9 +18,17 @@ from mlxchat.report.runs import RunSummary
 from mlxchat.ui.console import Screen, say, say_json
 from mlxchat.ui.text import amount
 
-RunName = Annotated[str, typer.Argument(metavar="NAME", help="Name of a run.", show_default=False)]
+RunName = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="Name of a run.", show_default=False, autocompletion=run_names
+    ),
+]
 RunNames = Annotated[
-    list[str], typer.Argument(metavar="NAME", help="Names of runs.", show_default=False)
+    list[str],
+    typer.Argument(
+        metavar="NAME", help="Names of runs.", show_default=False, autocompletion=run_names
+    ),
 ]
 NewRunName = Annotated[str, typer.Argument(metavar="NEW", help="Its new name.", show_default=False)]
 

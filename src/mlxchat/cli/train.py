@@ -9,7 +9,8 @@ import typer
 
 from mlxchat.cli.adapters import Lora, with_adapter
 from mlxchat.cli.info import saved_folder, saved_run, show_model
-from mlxchat.cli.options import First, Fresh, Json, StayAwake, Supervise, Unset
+from mlxchat.cli.layers import Layers
+from mlxchat.cli.options import First, Fresh, Json, StayAwake, Supervise, Unset, Without
 from mlxchat.cli.ranks import (
     Hosts,
     RankCount,
@@ -51,6 +52,7 @@ def train_command(
     *,
     lora: Lora = False,
     adapter: Annotated[LoraTraining, Unset({"dropout"})],
+    below: Layers,
     fresh: Fresh = False,
     supervise: Supervise = False,
     dry_run: Annotated[
@@ -70,7 +72,7 @@ def train_command(
 
     --depth alone determines the model; --budget picks the one that learns most
     in the time you have. To resume from the newest checkpoint, repeat the same
-    command.
+    command, or name the run with --resume.
     """
     config = with_adapter(config, lora, adapter)
     if supervise and dry_run:
@@ -86,7 +88,7 @@ def train_command(
         follow_run(Pretraining, config, world, stay_awake)
         return
     if dry_run:
-        _dry_run(config, home, world, fresh, json)
+        _dry_run(config, below, home, world, fresh, json)
         return
     if not (json or config.budget):
         _say_how_long(config, home, world, fresh, yes)
@@ -104,6 +106,7 @@ def mid_command(
     *,
     lora: Lora = False,
     adapter: LoraTraining,
+    below: Layers,
     fresh: Fresh = False,
     supervise: Supervise = False,
     ranks: RankCount = 1,
@@ -151,6 +154,7 @@ def sft_command(
     *,
     lora: Lora = False,
     adapter: LoraTraining,
+    below: Layers,
     fresh: Fresh = False,
     supervise: Supervise = False,
     ranks: RankCount = 1,
@@ -197,6 +201,7 @@ def info_command(
     *,
     lora: Lora = False,
     adapter: Annotated[LoraTraining, Unset({"dropout"})],
+    below: Annotated[Layers, Without({"resume"})],
     ranks: RankCount = 1,
     hosts: Hosts = None,
     rank_timeout: RankTimeout = RANK_PATIENCE,
@@ -223,7 +228,7 @@ def info_command(
         follow_run(Pretraining, config, world, stay_awake=False)
         return
     settings = saved.trainer.settings if saved else with_shape_of_base(config, home)
-    _show_estimate(settings, home, world, saved, json, train=False)
+    _show_estimate(settings, below, home, world, saved, json, train=False)
 
 
 def tokenizer_train_command(
@@ -299,10 +304,12 @@ def _can_ask() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def _dry_run(config: PretrainConfig, home: Home, world: "World", fresh: bool, json: bool) -> None:
+def _dry_run(
+    config: PretrainConfig, below: Layers, home: Home, world: "World", fresh: bool, json: bool
+) -> None:
     """Show what `train` would do, and fail where it would fail."""
     config, saved = _checked(config, home, fresh)
-    _show_estimate(config, home, world, saved, json, train=True)
+    _show_estimate(config, below, home, world, saved, json, train=True)
 
 
 def _checked(
@@ -338,6 +345,7 @@ def _checked(
 
 def _show_estimate(
     config: RunConfig,
+    below: Layers,
     home: Home,
     world: "World",
     saved: "SavedRun[Any] | None",
@@ -355,11 +363,11 @@ def _show_estimate(
         facts = estimate_run(config, home, saved, screen.show, world, check_limits=train)
     world.dismiss()
     if json:
-        say_json(facts.model_dump(mode="json"))
+        say_json({**facts.model_dump(mode="json"), "settings": config.model_dump(mode="json")})
         return
     heading = estimate_heading(facts)
     if isinstance(config, PretrainConfig) and facts.plan.costs:
         heading.append(as_options(reason(config, facts.plan)))
     if isinstance(config, PretrainConfig) and config.of_preset:
         heading.append(as_options(f"Preset {config.preset}: {config.of_preset}"))
-    show(heading, estimate_sections(facts))
+    show(heading, [*below.sections(config), *estimate_sections(facts)])

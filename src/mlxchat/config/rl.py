@@ -29,6 +29,7 @@ class RlConfig(AdapterRun, RunConfig):
 
     source: str | None = Field(
         None,
+        json_schema_extra={"metavar": "MODEL", "complete": "runs"},
         description="Model to begin with, fine-tuned on conversations: the name of a run, or a "
         "model directory. Default: the fine-tuned model saved last.",
     )

@@ -164,7 +164,7 @@ class RunConfig(MemoryConfig):
     model_tag: str | None = Field(
         None,
         pattern=NAME_PATTERN,
-        json_schema_extra={"metavar": "NAME"},
+        json_schema_extra={"metavar": "NAME", "complete": "runs"},
         description="Name of the run. Default: from its settings, such as d12, auto-2h or d12-sft.",
     )
 

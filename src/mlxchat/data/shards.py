@@ -206,17 +206,24 @@ def status(home: Home) -> list[FolderStatus]:
     A dataset of the hub has its validation shard if the hub's last shard is there; a user's own
     dataset, if it has at least two files.
     """
+    return [_folder_status(name, path) for name, path in dataset_folders(home).items()]
+
+
+def dataset_folders(home: Home) -> dict[str, Path]:
+    """Return the folders of datasets under ``home`` by the datasets' names, in their order."""
     first = home.data(DEFAULT_DATASET)
     folders = sorted(
         path
         for path in first.parent.glob(f"{first.name}*")
         if path.is_dir() and (path == first or path.name.startswith(f"{first.name}_"))
     )
-    return [_folder_status(folder, first) for folder in folders]
+    return {
+        DEFAULT_DATASET if path == first else path.name.removeprefix(f"{first.name}_"): path
+        for path in folders
+    }
 
 
-def _folder_status(folder: Path, first: Path) -> FolderStatus:
-    name = DEFAULT_DATASET if folder == first else folder.name.removeprefix(f"{first.name}_")
+def _folder_status(name: str, folder: Path) -> FolderStatus:
     names = shard_names(folder)
     known = DATASETS.get(name)
     return FolderStatus(

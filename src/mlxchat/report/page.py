@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlxchat import __version__
+from mlxchat.config.stages import COMMAND_OF_STAGE
+from mlxchat.errors import command
 from mlxchat.report.charts import AXES, Chart, axes_of, svg
 from mlxchat.report.curves import RunCurves, charts, in_json, run_curves
 from mlxchat.report.facts import RunFacts
@@ -31,7 +33,6 @@ from mlxchat.report.tables import (
     notes_list,
     parameters_table,
     provenance_table,
-    run_command,
     settings_table,
 )
 from mlxchat.report.words import (
@@ -281,7 +282,8 @@ def _sections(run: Shown, generator: str, level: int) -> list[Html]:
         )
     again = Html()
     if facts.trainer is not None and facts.state in ("interrupted", "failed", "died"):
-        again = Html(f"<p>To resume it: {code(run_command(facts, fresh=False))}</p>")
+        resume = command(COMMAND_OF_STAGE[facts.trainer.stage], resume=facts.name)
+        again = Html(f"<p>To resume it: {code(resume)}</p>")
     return [
         _section("Samples", samples_over_time(facts), level=level),
         _section("CORE by task", core, remark, level=level),

@@ -91,13 +91,13 @@ def code(text: str) -> Html:
     return Html(f"<code>{escape(text)}</code>")
 
 
-def run_command(facts: RunFacts, fresh: bool) -> str:
-    """Return the command that repeats a run, or resumes it; empty if its settings are unknown."""
+def repeating_command(facts: RunFacts) -> str:
+    """Return the command that repeats a run from scratch; empty if its settings are unknown."""
     if facts.trainer is None:
         return ""
     ranks = facts.log.started.ranks if facts.log.started else 1
     trainer = facts.trainer
-    return command_of_run(trainer.stage, trainer.settings, facts.name, ranks, fresh)
+    return command_of_run(trainer.stage, trainer.settings, facts.name, ranks, fresh=True)
 
 
 def command_line(text: str) -> Html:
@@ -361,7 +361,7 @@ def provenance_table(facts: RunFacts, generator: str) -> Html:
     """Return versions, machine, times, seed, checksums, resumes and the command that repeats it."""
     trainer, rows = facts.trainer, list[tuple[object, ...]]()
     if trainer is not None:
-        again = command_line(run_command(facts, fresh=True))
+        again = command_line(repeating_command(facts))
         rows.append(("command that repeats it", again))
         rows.append(("trained with", f"mlxchat {trainer.mlxchat}, MLX {trainer.mlx}"))
         seed = getattr(trainer.settings, "seed", None)

@@ -1,6 +1,7 @@
 """Pretraining: a new model, or an existing one, is trained on text."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import replace
 
 from mlxchat.checkpoint import catalog
 from mlxchat.config.pretrain import PretrainConfig
@@ -98,7 +99,7 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         saved = super().saved()
         if saved and not saved.trainer.finished:
             state = inputs.with_names_on_disk(self.config, self.home, saved.trainer)
-            saved = saved._replace(trainer=state)
+            saved = replace(saved, trainer=state)
             inputs.require_same_data(self.config, self.home, state)
         return saved
 
