@@ -14,6 +14,7 @@ from mlxchat.ui.text import as_options
 SOURCE = Path(__file__).parent.parent / "src" / "mlxchat"
 ANYONE = {
     "autotune",
+    "counts",
     "device_failures",
     "disk",
     "errors",
@@ -28,6 +29,7 @@ ANYONE = {
 ALLOWED = {
     "__main__": {"cli"},
     "autotune": {"runtime"},
+    "counts": set(),
     "device_failures": set(),
     "disk": set(),
     "errors": set(),

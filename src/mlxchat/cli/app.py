@@ -151,7 +151,7 @@ def main() -> None:
     answer_shells(os.environ)
     program = typer.main.get_command(app)  # calling `app` itself would replace the hook
     with standard_output() as (out, err):
-        code = exit_code(lambda: program(prog_name="mlxchat", standalone_mode=False))
+        code = exit_code(lambda: program(prog_name="mlxchat", standalone_mode=False), program)
         lost = lost_output(out, err)
     tell_launcher(code or lost)
     sys.exit(code or lost)

@@ -190,8 +190,9 @@ def _download(
     ):
         paths = fetch(folder, DATASETS[dataset], num_shards, hub, screen.show, workers)
     if not json:
-        say(f"{len(paths) - 1} training shards and the validation shard are in {folder}.")
-        say(f"Next: {_train_on(dataset)}")
+        shards = amount(len(paths) - 1, "training shards")
+        say(f"In {folder}: {shards} and the validation shard.")
+        say(_train_on(dataset))
 
 
 def _ingest(
@@ -229,16 +230,16 @@ def _ingest(
         say_json(asdict(summary))
         return
     say(
-        f"{summary.documents:,} documents with {summary.characters:,} characters are in "
-        f"{len(summary.shards)} shards in {folder}, {summary.validation_documents:,} of them for "
-        "validation."
+        f"In {folder}: {amount(summary.documents, 'documents')} with "
+        f"{amount(summary.characters, 'characters')} in {amount(len(summary.shards), 'shards')}, "
+        f"{summary.validation_documents:,} of them for validation."
     )
     if replace and home.own_tokenizer(dataset).is_dir():
         renew = command("tokenizer train", dataset=dataset)
         say(f"Its tokenizer is the one of the earlier text. To make a new one: {renew}")
-    say(f"Next: {_train_on(dataset)}")
+    say(_train_on(dataset))
 
 
 def _train_on(dataset: str) -> str:
-    option = "" if dataset == DEFAULT_DATASET else f" --dataset {dataset}"
-    return f"mlxchat train --depth 4{option}"
+    named = {} if dataset == DEFAULT_DATASET else {"dataset": dataset}
+    return f"Next, for an hour (or 10m, or 8h): {command('train', budget='1h', **named)}"

@@ -30,6 +30,7 @@ Fresh = Annotated[
     bool,
     typer.Option("--fresh", help="Start from scratch, and rename an earlier run of that name."),
 ]
+Replace = Annotated[bool, typer.Option("--fresh", help="Replace a copy of that name.")]
 Resume = Annotated[
     str | None,
     typer.Option(

@@ -181,7 +181,7 @@ def runs_remove_command(
         for removal in planned:
             for line in removal_in_words(removal):
                 say(line)
-    what = "it" if len(planned) == 1 else f"these {len(planned):,} runs"
+    what = "it" if len(planned) == 1 else f"these {amount(len(planned), 'runs')}"
     require_agreement(f"Remove {what}?", yes, json)
     for removal in planned:
         remove_run(home, removal.run.name)

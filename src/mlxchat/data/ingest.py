@@ -138,7 +138,8 @@ def _found(source: Path) -> FoundFiles:
     kinds = ", ".join(OWN_KINDS)
     remedy = (
         f"Give a file that ends in one of {kinds} (compressed: {', '.join(COMPRESSED)} after that),"
-        " or a folder of such files."
+        " or a folder of such files. Other documents, such as .docx or .pdf, have to be saved as "
+        "text first."
     )
     if not source.exists():
         raise NotFound(f"{source} does not exist.", remedy)

@@ -91,7 +91,7 @@ class Chart(NamedTuple):
     Attributes:
         key: its name in the page.
         title: what it shows.
-        unit: what y is with_noun in: count, bytes, share or number.
+        unit: what y is counted in: count, bytes, share or number.
         lines: from the back to the front.
         log_y: whether the y axis is logarithmic, if all is positive.
         from_zero: whether the y axis begins at 0.

@@ -16,6 +16,7 @@ from mlxchat.config.rl import RlConfig
 from mlxchat.config.run import RunConfig
 from mlxchat.config.sft import ConversationConfig
 from mlxchat.config.stages import STAGE_SETTINGS
+from mlxchat.counts import counted
 from mlxchat.data.shards import DATASETS
 from mlxchat.errors import ConfigError, MlxchatError
 from mlxchat.home import Home
@@ -262,7 +263,11 @@ def data_of(config: RunConfig, files: list[str], revision: str | None) -> tuple[
     if isinstance(config, ConversationConfig):
         parts = list(config.data or ())
         parts += ["its identity"] if config.identity else []
-        parts += [f"{config.spelling:,} conversations about spelling"] if config.spelling else []
+        parts += (
+            [counted(config.spelling, "conversations") + " about spelling"]
+            if config.spelling
+            else []
+        )
         return tuple(parts)
     if isinstance(config, RlConfig):
         level = "" if config.level is None else f", level {config.level}"
@@ -273,6 +278,6 @@ def data_of(config: RunConfig, files: list[str], revision: str | None) -> tuple[
     name = f"the shards in {config.data_dir}" if config.data_dir else config.dataset
     licence = DATASETS[config.dataset].licence_note if config.dataset in DATASETS else None
     parts = [name if licence is None or config.data_dir else f"{name} ({licence})"]
-    parts += [f"{len(files) - 1:,} training shards"] if len(files) > 1 else []
+    parts += [counted(len(files) - 1, "training shards")] if len(files) > 1 else []
     parts += [f"revision {revision[:12]}"] if revision else []
     return tuple(parts)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from mlxchat import __version__
 from mlxchat.config.stages import COMMAND_OF_STAGE
+from mlxchat.counts import counted
 from mlxchat.errors import command
 from mlxchat.report.charts import AXES, Chart, axes_of, svg
 from mlxchat.report.curves import RunCurves, charts, in_json, run_curves
@@ -38,7 +39,6 @@ from mlxchat.report.tables import (
 from mlxchat.report.words import (
     count_in_words,
     time_in_words,
-    with_noun,
 )
 
 LOOK = Path(__file__).parent / "look"
@@ -161,7 +161,7 @@ def _sentence(facts: RunFacts) -> str:
     size = f"a model of {count_in_words(facts.parameters)} parameters" if facts.parameters else ""
     if facts.trainer and size:
         model = facts.trainer.plan.model
-        size += f" ({model.arch}, {with_noun(model.n_layer, 'layers')} of width {model.n_embd:,})"
+        size += f" ({model.arch}, {counted(model.n_layer, 'layers')} of width {model.n_embd:,})"
     data = (
         "; ".join(facts.history.trainings[-1].data)
         if facts.history and (facts.history.trainings)
@@ -169,7 +169,7 @@ def _sentence(facts: RunFacts) -> str:
     )
     on = f" on {facts.device}" if facts.device else ""
     first = f"{what} of {size or 'a model'}{f' on {data}' if data else ''}."
-    steps = with_noun(facts.step, "steps")
+    steps = counted(facts.step, "steps")
     tokens = f" of {facts.tokens_per_step:,} tokens" if facts.tokens_per_step else ""
     how_long = f", in {time_in_words(facts.seconds)} of training" if facts.seconds else ""
     return f"{first} {steps}{tokens}{on}{how_long}."

@@ -10,9 +10,10 @@ from mlxchat.config.lora import LoraTraining
 from mlxchat.config.pretrain import PRESETS, PretrainConfig
 from mlxchat.config.run import RunConfig
 from mlxchat.config.stages import COMMAND_OF_STAGE
+from mlxchat.counts import counted
 from mlxchat.errors import ConfigError, command
 from mlxchat.plan.plan import Plan
-from mlxchat.report.words import bytes_in_words, figure, with_noun
+from mlxchat.report.words import bytes_in_words, figure
 
 SettingOrigin = Literal["given", "default", "derived"]
 
@@ -139,7 +140,7 @@ def plan_facts(plan: Plan) -> list[tuple[str, str]]:
     rates = [
         (f"learning rate, {group}", figure(rate)) for group, rate in plan.learning_rates.items()
     ]
-    rows = f"{plan.accumulation:,} × {with_noun(plan.device_batch_size, 'rows')}"
+    rows = f"{plan.accumulation:,} × {counted(plan.device_batch_size, 'rows')}"
     facts = [
         ("micro-batches of a step", f"{rows} of {plan.row_tokens:,} tokens"),
         ("tokens of a step", f"{plan.tokens_per_step:,}"),

@@ -2,7 +2,7 @@
 
 A run of 250,000 steps leaves 100 MB of lines, nearly all of them alike. A line in the form that
 `event_to_json` writes is read by a regular expression, which is made from the event's fields; all
-others are checked one by one by `event_from_json`, and what is no event is with_noun and skipped.
+others are checked one by one by `event_from_json`, and what is no event is counted and skipped.
 """
 
 import math

@@ -10,6 +10,7 @@ from html import escape
 
 import numpy as np
 
+from mlxchat.counts import counted
 from mlxchat.evaluate.core_tasks import CORE_TASKS, GPT2_SIZES
 from mlxchat.evaluate.pass_at_k import Interval, pass_at_k
 from mlxchat.model.size import parameters
@@ -29,7 +30,6 @@ from mlxchat.report.words import (
     power_of_ten_or_zero,
     share_in_words,
     time_in_words,
-    with_noun,
     without_controls,
 )
 
@@ -205,7 +205,7 @@ def parameters_table(facts: RunFacts) -> Html:
     named = {
         "wte": "token embedding",
         "lm_head": "head",
-        "matrices": f"matrices of {with_noun(plan.model.n_layer, 'layers')}",
+        "matrices": f"matrices of {counted(plan.model.n_layer, 'layers')}",
         "value_embeds": "value embeddings",
         "scalars": "scalars",
     }
@@ -223,8 +223,8 @@ def parameters_table(facts: RunFacts) -> Html:
         ("layers", f"{model.n_layer}"),
         ("width", f"{model.n_embd:,}"),
         ("heads", f"{model.n_head}, {model.n_kv_head} of keys and values"),
-        ("context", with_noun(model.sequence_len, "tokens")),
-        ("vocabulary", with_noun(model.vocab_size, "tokens")),
+        ("context", counted(model.sequence_len, "tokens")),
+        ("vocabulary", counted(model.vocab_size, "tokens")),
         ("attention windows", model.window_pattern),
     ]
     counts_table = html_table(("parameters", "count", "share"), rows)
@@ -255,7 +255,7 @@ def data_table(facts: RunFacts) -> Html:
             files.insert(20, (f"{len(trainer.data) - 21:,} more", ""))
     listed = html_table(("file", "fingerprint"), files, texts=2)
     count = len(trainer.data) if trainer else 0
-    return Html(html_table(("", ""), rows, 2) + folded(with_noun(count, "files"), listed))
+    return Html(html_table(("", ""), rows, 2) + folded(counted(count, "files"), listed))
 
 
 def bytes_per_token(facts: RunFacts) -> float | None:

@@ -80,7 +80,7 @@ def time_in_words(seconds: float | None) -> str:
 
 
 def bytes_in_words(count: float | None) -> str:
-    """Return a number of bytes in powers of 1,024, as memory is with_noun.
+    """Return a number of bytes in powers of 1,024, as memory is counted.
 
     >>> bytes_in_words(3 * 2**30), bytes_in_words(5 * 2**20)
     ('3.0 GiB', '5 MiB')
@@ -110,12 +110,3 @@ def without_controls(text: str) -> str:
     'a[2J\\nb'
     """
     return _CONTROLS.sub("", text)
-
-
-def with_noun(count: int, noun: str) -> str:
-    """Return a count with its noun, in the singular where it is 1.
-
-    >>> with_noun(1, "steps"), with_noun(2500, "steps")
-    ('1 step', '2,500 steps')
-    """
-    return f"{count:,} {noun.removesuffix('s') if count == 1 else noun}"

@@ -103,6 +103,11 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
             inputs.require_same_data(self.config, self.home, state)
         return saved
 
+    def require_named_data(self) -> None:
+        """Check that the text is there which the settings name."""
+        if self.config.model_fields_set & {"dataset", "data_dir"}:
+            inputs.check_documents(self.config, self.home, [])
+
     def open(self, saved: SavedRun[PretrainConfig] | None) -> TextDocuments:
         """Open the dataset: for a saved run, the very files that it was started with."""
         if saved:
@@ -158,7 +163,9 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         planner = Planner(
             config, resources, started_at, clock.seconds, self.compile, text, self.world
         )
-        measuring = f"Measuring how fast this machine trains, for {config.budget}."
+        measuring = (
+            f"Measuring how fast this machine trains, to see what fits into {config.budget}."
+        )
         wanted = None
         if chooses_vocabulary(config):
             yield Noted(clock(), measuring)

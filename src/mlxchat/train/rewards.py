@@ -33,6 +33,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any, NamedTuple
 
+from mlxchat.counts import counted
 from mlxchat.data.fingerprint import fingerprint
 from mlxchat.data.questions.question import AnswerCheck, final_number, is_right
 from mlxchat.errors import ConfigError, NotFound, reason_of
@@ -132,7 +133,7 @@ class CheckedReward:
         if count == 1:
             self._notes.append(f"The reward {name} {detail}")
         elif set(str(count)[1:]) == {"0"} and str(count)[0] == "1":
-            calls = f"{count:,} times in {self.scored + 1:,} calls"
+            calls = f"{counted(count, 'times')} in {self.scored + 1:,} calls"
             self._notes.append(f"The reward {name} {kind} {calls}; the last time it {detail}")
 
     def _require_few(self, name: str, fault: Fault) -> None:

@@ -222,6 +222,10 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
         """The reward of an answer. Its functions' files are run when it is first used."""
         return rewards_of(self.config.reward, _questions(self.config, self.home).check)
 
+    def require_named_data(self) -> None:
+        """Check that the questions and the reward are there which the settings name."""
+        _questions(self.config, self.home)
+
     def open(self, saved: SavedRun[RlConfig] | None) -> QuestionDocuments:
         """Open the questions: for a saved run, those that it was started with."""
         self.world.rows(self.config.examples, "questions", "examples")

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from mlxchat.config.recipes import RECIPES
 from mlxchat.config.rl import RlConfig
+from mlxchat.counts import counted
 from mlxchat.data.questions.question import QuestionSource, TaskQuestion
 from mlxchat.errors import ConfigError
 from mlxchat.model.config import GPTConfig
@@ -33,8 +34,8 @@ class QuestionSurvey(NamedTuple):
     def summary(self, name: str) -> str:
         """Return it in a sentence."""
         return (
-            f"{name}: {self.train:,} questions to learn from, {self.held_out:,} held out; prompts "
-            f"of up to {self.longest:,} tokens."
+            f"{name}: {counted(self.train, 'questions')} to learn from, {self.held_out:,} held "
+            f"out; prompts of up to {counted(self.longest, 'tokens')}."
         )
 
 

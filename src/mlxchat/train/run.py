@@ -265,6 +265,7 @@ def _events(activities: Activities, batches: Batches, notes: tuple[str, ...]) ->
         core_measured=any(point.step == state.step for point in activities.meter.core),
         shards=activities.documents.shards,
         ahead=not stage.draws,
+        computes_at_launch=machine.backend == "cpu",
     )
     try:
         with explained():

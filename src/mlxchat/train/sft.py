@@ -10,7 +10,7 @@ from mlxchat.checkpoint.layout import has_chat_template
 from mlxchat.config.sft import ConversationConfig, SftConfig
 from mlxchat.data.chats.identity import Identity
 from mlxchat.data.chats.mixture import CONVERSATIONS, ChatDocuments
-from mlxchat.data.chats.sources import BUILTIN, parse
+from mlxchat.data.chats.sources import BUILTIN, listing, parse
 from mlxchat.data.loader import LoaderState
 from mlxchat.data.preparation import ANSWERS, Preparation
 from mlxchat.errors import DataError, NotFound
@@ -137,8 +137,16 @@ class ConversationStage(Stage[Tuning, ChatDocuments]):
         """Return Muon's momentum after ``step`` updates: that of nanochat's classic pretraining."""
         return schedule.muon_momentum("classic", step, plan.num_iterations, plan.warmdown_ratio)
 
+    def require_named_data(self) -> None:
+        """Check that the files are there which the settings name."""
+        for text in self.config.data or ():
+            listing(parse(text, self.config.encoding, self.config.skip_bad))
+
     def open(self, saved: SavedRun[Tuning] | None) -> ChatDocuments:
         """Open the conversations: for a saved run, those that it was started with."""
+        if saved is None:  # what is missing is said before all conversations are read
+            self.require_named_data()
+            catalog.find_model(self.home.stages, self.config.source, self.config.step)
         documents = chat_documents(self.config, self.prepared)
         if saved:
             before, found = saved.trainer.fingerprints.copy(), documents.fingerprints.copy()

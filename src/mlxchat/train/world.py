@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxchat.config.ranks import ANOTHER_ENDED, RANK_PATIENCE, backend_of_ranks
+from mlxchat.counts import counted
 from mlxchat.errors import ConfigError, DeviceError, reason_of
 from mlxchat.model.gpt import Arrays
 from mlxchat.runtime import mx
@@ -103,7 +104,7 @@ class World:
             whole = total // self.size * self.size
             near = [rows for rows in (whole, whole + self.size) if rows]
             raise ConfigError(
-                f"The {total:,} {named} of a step cannot be divided evenly among {self.size} "
+                f"The {counted(total, named)} of a step cannot be divided evenly among {self.size} "
                 "ranks.",
                 f"Use {_or(possible)} ranks, or a `{setting}` of {_or(near)} {named}.",
             )

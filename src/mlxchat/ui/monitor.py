@@ -253,7 +253,8 @@ def _numbers(run: WatchedRun, now: float) -> list[Cell]:
     if meter.scores:
         cells.append(Cell("pass@1", f"{meter.scores[-1][1]:.1%}"))
     if meter.bits_per_byte is not None:
-        cells.append(Cell("bits per byte", f"{meter.bits_per_byte:.4f}"))
+        at = f"{meter.bits_per_byte:.4f}, step {meter.evaluations[-1][0]:,}"
+        cells.append(Cell("bits per byte", at))
     if meter.best is not None and meter.best[0] != meter.evaluations[-1][0]:
         cells.append(Cell("best", f"{meter.best[1]:.4f}, step {meter.best[0]:,}"))
     if meter.core:
