@@ -34,6 +34,7 @@ from mlxchat.cli.options import Command, options_from_models
 from mlxchat.cli.quantize import quantize_command
 from mlxchat.cli.quickstart import quickstart_command
 from mlxchat.cli.ranks import tell_launcher
+from mlxchat.cli.report import report_command
 from mlxchat.cli.rl import rl_command
 from mlxchat.cli.runs import (
     runs_compare_command,
@@ -72,6 +73,7 @@ COMMANDS: dict[str, Command] = {
     "quickstart": quickstart_command,
     "bench": bench_command,
     "monitor": monitor_command,
+    "report": report_command,
     "doctor": doctor_command,
     "help": help_command,
 }
