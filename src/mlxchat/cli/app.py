@@ -140,7 +140,7 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line, and end the process with its exit code (README.md lists them)."""
+    """Run the command line, and end the process with its exit code (docs/files.md lists them)."""
     sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115, PTH123  (the program was given none)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job
