@@ -10,7 +10,8 @@ from typing import Any
 
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.sft import ConversationConfig
-from mlxchat.report.description import RunDescription, SettingRow
+from mlxchat.report.description import RunDescription
+from mlxchat.report.provenance import SettingRow
 
 NO_DIFFERENCE = 0.001  # of the bits per byte; another order of the data changes as much
 NO_DIFFERENCE_RIGHT = 0.03  # of the questions; less may be chance

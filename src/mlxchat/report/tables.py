@@ -16,10 +16,10 @@ from mlxchat.evaluate.pass_at_k import Interval, pass_at_k
 from mlxchat.model.size import parameters
 from mlxchat.report.facts import RunFacts, interruptions
 from mlxchat.report.provenance import (
-    ShownSetting,
+    SettingRow,
     command_of_run,
     plan_facts,
-    shown_settings,
+    setting_rows,
 )
 from mlxchat.report.scores import TaskScore
 from mlxchat.report.series import thinned
@@ -34,7 +34,6 @@ from mlxchat.report.words import (
 )
 
 MOST_EVALUATIONS = 150  # of a table of evaluations
-OF_THE_MACHINE = {"memory_limit"}  # settings that differ by themselves unless they are given
 SMALL = 14  # rows of a table that is not divided among columns
 
 
@@ -155,8 +154,8 @@ def settings_table(facts: RunFacts) -> Html:
     """Return all settings of a run in their groups, those that were derived marked."""
     if facts.trainer is None:
         return Html()
-    groups: dict[str, list[ShownSetting]] = {}
-    for setting in shown_settings(facts.trainer.settings, facts.trainer.plan):
+    groups: dict[str, list[SettingRow]] = {}
+    for setting in setting_rows(facts.trainer.settings, facts.trainer.plan):
         groups.setdefault(setting.group, []).append(setting)
     parts = []
     for group, settings in groups.items():
@@ -172,10 +171,10 @@ def _origin(origin: str) -> Html:
 
 def compared_settings(runs: Sequence[RunFacts], only_different: bool) -> Html:
     """Return the settings of several runs beside each other."""
-    columns: dict[str, dict[str, ShownSetting]] = {}
+    columns: dict[str, dict[str, SettingRow]] = {}
     for facts in runs:
         if facts.trainer is not None:
-            shown = shown_settings(facts.trainer.settings, facts.trainer.plan)
+            shown = setting_rows(facts.trainer.settings, facts.trainer.plan)
             columns[facts.name] = {setting.name: setting for setting in shown}
     names = dict.fromkeys(name for column in columns.values() for name in column)
     names.pop("model_tag", None)
@@ -183,8 +182,6 @@ def compared_settings(runs: Sequence[RunFacts], only_different: bool) -> Html:
     for name in names:
         of_each = [column.get(name) for column in columns.values()]
         values = [setting.value if setting else "—" for setting in of_each]
-        if name in OF_THE_MACHINE and all(s is None or s.origin != "given" for s in of_each):
-            continue
         if (len(set(values)) > 1) == only_different:
             rows.append((code(name), *values))
     return html_table(("setting", *columns), rows, texts=1 + len(columns))

@@ -10,9 +10,10 @@ from datetime import datetime
 
 from rich.text import Text
 
-from mlxchat.report.description import RunDescription, SettingRow
+from mlxchat.report.description import RunDescription
 from mlxchat.report.differences import Comparison, differing_settings
 from mlxchat.report.moves import RunRemoval
+from mlxchat.report.provenance import SettingRow
 from mlxchat.report.runs import ModelFacts, RunSummary
 from mlxchat.ui.monitor import COLORS, ending_in_words
 from mlxchat.ui.output import PIPE_WIDTH, LiteralConsole, console_for
