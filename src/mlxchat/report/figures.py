@@ -7,7 +7,6 @@ from typing import NamedTuple
 from mlxchat.report.charts import line_look
 from mlxchat.report.compare import compute_multiplier, same_validation
 from mlxchat.report.facts import RunFacts
-from mlxchat.report.series import smoothed
 from mlxchat.report.tables import (
     Html,
     core_in_words,
@@ -18,6 +17,7 @@ from mlxchat.report.tables import (
     speed_in_words,
 )
 from mlxchat.report.words import (
+    bits_in_words,
     count_in_words,
     figure,
     power_of_ten_or_zero,
@@ -31,20 +31,21 @@ def run_tiles(facts: RunFacts) -> Html:
     best = facts.best
     lowest = ""
     if best and facts.final_bits is not None and best[1] < facts.final_bits:
-        lowest = f"lowest {figure(best[1])} at step {best[0]:,}"
+        lowest = f"lowest {bits_in_words(best[1])} at step {best[0]:,}"
     ratio = facts.tokens / facts.parameters if facts.tokens and facts.parameters else None
     judged = facts.log.judged[-1] if facts.log.judged else None
     share = "MFU" if facts.mfu is not None else "of a matrix product’s speed"
     core = facts.log.core[-1] if facts.log.core else None
-    reward = smoothed(facts.log.rewards["reward"])
+    of_steps = f"of {facts.total_steps:,}" if facts.total_steps else ""
+    reward = facts.average_reward
     tiles = [
         (
             "pass@1, held-out questions",
             share_in_words(judged.pass_1) if judged else None,
             f"95%: {judged.pass_1_low:.1%} to {judged.pass_1_high:.1%}" if judged else "",
         ),
-        ("reward", figure(float(reward[-1]), 3) if len(reward) else None, "average at the end"),
-        ("bits per byte", figure(facts.final_bits) if facts.final_bits else None, lowest),
+        ("reward", None if reward is None else figure(reward, 3), "average at the end"),
+        ("bits per byte", bits_in_words(facts.final_bits) if facts.final_bits else None, lowest),
         (
             "CORE",
             figure(core.core) if core else None,
@@ -52,7 +53,7 @@ def run_tiles(facts: RunFacts) -> Html:
             if core
             else "",
         ),
-        ("steps", f"{facts.step:,}" if facts.step else None, f"of {facts.total_steps:,}"),
+        ("steps", f"{facts.step:,}" if facts.step else None, of_steps),
         ("training time", time_in_words(facts.seconds) if facts.seconds else None, ""),
         (
             "tokens",
@@ -102,10 +103,10 @@ _ROWS = (
     _Row("tokens per second", lambda f: count_in_words(f.tokens_per_second)),
     _Row("MFU, or share of a matrix product", speed_in_words),
     _Row("peak memory", memory_in_words),
-    _Row("final bits per byte", lambda f: figure(f.final_bits), lambda f: f.final_bits, min),
+    _Row("final bits per byte", lambda f: bits_in_words(f.final_bits), lambda f: f.final_bits, min),
     _Row(
         "lowest bits per byte",
-        lambda f: f"{figure(f.best[1])} at step {f.best[0]:,}" if f.best else None,
+        lambda f: f"{bits_in_words(f.best[1])} at step {f.best[0]:,}" if f.best else None,
         lambda f: f.best[1] if f.best else None,
         min,
     ),

@@ -1,6 +1,6 @@
 """Where a run came from: its settings, those that were derived, the command that repeats it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from mlxchat.config.lora import LoraTraining
 from mlxchat.config.pretrain import PRESETS, PretrainConfig
 from mlxchat.config.run import AUTO, RunConfig
+from mlxchat.config.sft import ConversationConfig
 from mlxchat.config.stages import COMMAND_OF_STAGE
 from mlxchat.counts import counted
 from mlxchat.errors import ConfigError, command
@@ -151,6 +152,27 @@ def _adapter_rows(lora: LoraTraining) -> list[SettingRow]:
         given = value != getattr(default, name)
         rows.append(SettingRow(name, _typed(value), "given" if given else "default", "Adapter"))
     return rows
+
+
+def measured_on(
+    config: RunConfig, data: Sequence[str], fingerprints: Mapping[str, str]
+) -> tuple[object, ...]:
+    """Return what tells the text that bits per byte were measured on from other text.
+
+    Args:
+        config: the settings of the run.
+        data, fingerprints: the files of its data, and what tells each of them from others.
+    """
+    if isinstance(config, PretrainConfig):
+        if config.is_builtin:
+            return "builtin", config.seed
+        validation = data[-1] if data else ""
+        dataset = None if fingerprints else config.dataset
+        return validation, fingerprints.get(validation), dataset
+    if isinstance(config, ConversationConfig):
+        chosen = tuple(config.data or ()), config.identity, config.spelling
+        return (*chosen, config.validation_share, config.seed, *sorted(fingerprints.items()))
+    return ()
 
 
 def plan_facts(plan: Plan) -> list[tuple[str, str]]:

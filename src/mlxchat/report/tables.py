@@ -24,6 +24,7 @@ from mlxchat.report.provenance import (
 from mlxchat.report.scores import TaskScore
 from mlxchat.report.series import thinned
 from mlxchat.report.words import (
+    bits_in_words,
     bytes_in_words,
     count_in_words,
     figure,
@@ -285,8 +286,8 @@ def evaluations_table(facts: RunFacts) -> Html:
                 f"{step:,}",
                 count_in_words(tokens),
                 time_in_words(after),
-                figure(found["loss"][place], 5),
-                Html(html(figure(bits, 5)) + mark),
+                bits_in_words(found["loss"][place]),
+                Html(html(bits_in_words(bits)) + mark),
             )
         )
     return html_table(("step", "tokens", "training time", "loss", "bits per byte"), rows)

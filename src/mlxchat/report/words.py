@@ -47,6 +47,17 @@ def power_of_ten_or_zero(value: float) -> str:
     return power_of_ten(value) if value else "0"
 
 
+def bits_in_words(bits: float | None) -> str:
+    """Return bits per byte, or a loss, with as many decimals as runs differ by.
+
+    >>> bits_in_words(0.9), bits_in_words(12.34567)
+    ('0.9000', '12.3457')
+    """
+    if bits is None or not abs(bits) < 1000:
+        return figure(bits)
+    return f"{bits:.4f}"
+
+
 def count_in_words(value: float | None) -> str:
     """Return a count in thousands, millions, billions or trillions.
 
