@@ -11,9 +11,9 @@ from mlxchat.report.tables import (
     Html,
     core_in_words,
     flops_in_words,
-    html_table,
     memory_in_words,
     pass_1_in_words,
+    side_by_side,
     speed_in_words,
 )
 from mlxchat.report.words import (
@@ -122,7 +122,7 @@ _ROWS = (
 
 def compared_figures(runs: Sequence[RunFacts]) -> Html:
     """Return the figures of several runs beside each other, and the compute multipliers."""
-    rows = []
+    rows = list[Sequence[object]]()
     for row in _ROWS:
         texts = [row.text(facts) or "—" for facts in runs]
         if all(text == "—" for text in texts):
@@ -148,9 +148,13 @@ def compared_figures(runs: Sequence[RunFacts]) -> Html:
         )
         if same_validation(runs) is False:
             explained = f"These runs were not measured on the same text. {explained}"
+    if any(f.history and f.history.trainings and f.history.trainings[-1].began_with for f in runs):
+        explained = (
+            f"FLOPs are those of each run alone, without the model it began with. {explained}"
+        )
     head = ("", *(Html(f"{swatch(n)} {escape(f.name)}") for n, f in enumerate(runs)))
     below = f'<p class="remark">{escape(explained)}</p>' if explained else ""
-    return Html(f'<section class="figures">{html_table(head, rows)}{below}</section>')
+    return Html(f'<section class="figures">{side_by_side(head, rows)}{below}</section>')
 
 
 def _multipliers(runs: Sequence[RunFacts]) -> list[str]:

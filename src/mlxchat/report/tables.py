@@ -35,6 +35,7 @@ from mlxchat.report.words import (
 )
 
 MOST_EVALUATIONS = 150  # of a table of evaluations
+RUNS_BESIDE = 5  # runs in a table, which is how many fit on paper
 SMALL = 14  # rows of a table that is not divided among columns
 
 
@@ -76,6 +77,22 @@ def html_table(
     return Html(
         f'<div class="{kind}"><table>{above}{top}<tbody>{"".join(drawn)}</tbody></table></div>'
     )
+
+
+def side_by_side(head: Sequence[object], rows: Sequence[Sequence[object]], texts: int = 1) -> Html:
+    """Return a table of a column for each run; of many runs, as several tables, which paper holds.
+
+    Args:
+        head: the name of the first column, and of each run.
+        rows: a name, and a cell for each run.
+        texts: as `html_table` has it.
+    """
+    parts = []
+    for first in range(1, len(head), RUNS_BESIDE):
+        runs = slice(first, first + RUNS_BESIDE)
+        part = [(row[0], *row[runs]) for row in rows]
+        parts.append(html_table((head[0], *head[runs]), part, texts))
+    return Html(f'<div class="beside">{"".join(parts)}</div>') if any(parts) else Html()
 
 
 def folded(title: str, content: str, opened: bool = False) -> Html:
@@ -185,7 +202,7 @@ def compared_settings(runs: Sequence[RunFacts], only_different: bool) -> Html:
         values = [setting.value if setting else "—" for setting in of_each]
         if (len(set(values)) > 1) == only_different:
             rows.append((code(name), *values))
-    return html_table(("setting", *columns), rows, texts=1 + len(columns))
+    return side_by_side(("setting", *columns), rows, texts=1 + len(columns))
 
 
 # ==== The model and its data =====================================================================
