@@ -6,7 +6,8 @@ What the rows of an example begin with is read once, by itself, wherever that sa
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from mlxchat.config.units import round_size, to_bytes
+from mlxchat.config.units import to_bytes
+from mlxchat.counts import round_size
 from mlxchat.errors import MemoryLimitError
 from mlxchat.evaluate.answers import MAX_BATCH_TOKENS
 from mlxchat.evaluate.core_prompts import CoreExample, CoreRow

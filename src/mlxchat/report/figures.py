@@ -13,8 +13,8 @@ from mlxchat.report.tables import (
     flops_in_words,
     memory_in_words,
     pass_1_in_words,
-    side_by_side,
     speed_in_words,
+    table_of_runs,
 )
 from mlxchat.report.words import (
     bits_in_words,
@@ -66,7 +66,7 @@ def run_tiles(facts: RunFacts) -> Html:
             "",
         ),
         (share, speed_in_words(facts) if facts.matmul_share or facts.mfu else None, ""),
-        ("peak memory", memory_in_words(facts) if facts.peak_memory else None, ""),
+        ("peak memory", memory_in_words(facts), ""),
         (
             "FLOPs",
             power_of_ten_or_zero(facts.flops) if facts.flops else None,
@@ -154,7 +154,7 @@ def compared_figures(runs: Sequence[RunFacts]) -> Html:
         )
     head = ("", *(Html(f"{swatch(n)} {escape(f.name)}") for n, f in enumerate(runs)))
     below = f'<p class="remark">{escape(explained)}</p>' if explained else ""
-    return Html(f'<section class="figures">{side_by_side(head, rows)}{below}</section>')
+    return Html(f'<section class="figures">{table_of_runs(head, rows)}{below}</section>')
 
 
 def _multipliers(runs: Sequence[RunFacts]) -> list[str]:

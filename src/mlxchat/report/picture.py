@@ -5,12 +5,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mlxchat.counts import round_size
 from mlxchat.disk import replacing, storing
 from mlxchat.errors import ConfigError
 from mlxchat.report.charts import AxisName, Chart, dashes
 from mlxchat.report.curves import charts, run_curves
 from mlxchat.report.facts import RunFacts
-from mlxchat.report.words import bits_in_words, bytes_in_words, count_in_words, time_in_words
+from mlxchat.report.words import bits_in_words, count_in_words, time_in_words
 
 COLOURS_DRAWN = ("#0072b2", "#d55e00", "#00875f", "#b3508e", "#b98600", "#2c93c9")
 DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (1, 2)), "-.", (0, (10, 3)), (0, (3, 1.5)))
@@ -99,7 +100,7 @@ def _caption(runs: Sequence[RunFacts]) -> str:
         known += [f"{bits_in_words(run.final_bits)} bits per byte"] if run.final_bits else []
         known += [f"{count_in_words(run.tokens)} tokens"] if run.tokens else []
         known += [time_in_words(run.seconds)] if run.seconds else []
-        known += [bytes_in_words(run.peak_memory)] if run.peak_memory else []
+        known += [round_size(run.peak_memory)] if run.peak_memory else []
         known += [run.device] if run.device else []
         parts.append(", ".join(known).replace(":,", ":"))
     return "\n".join([*parts[:4], "mlxchat"]).replace("$", r"\$")

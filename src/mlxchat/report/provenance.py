@@ -11,10 +11,9 @@ from mlxchat.config.pretrain import PRESETS, PretrainConfig
 from mlxchat.config.run import AUTO, RunConfig
 from mlxchat.config.sft import ConversationConfig
 from mlxchat.config.stages import COMMAND_OF_STAGE
-from mlxchat.counts import counted
+from mlxchat.counts import counted, round_size
 from mlxchat.errors import ConfigError, command
 from mlxchat.plan.plan import Plan
-from mlxchat.report.words import bytes_in_words
 
 SettingOrigin = Literal["given", "default", "derived"]
 
@@ -185,9 +184,9 @@ def plan_facts(plan: Plan) -> list[tuple[str, str]]:
         ("recomputed activations", "yes" if plan.grad_checkpoint else "no"),
     ]
     if plan.memory_limit:
-        facts.append(("memory limit", bytes_in_words(plan.memory_limit)))
+        facts.append(("memory limit", round_size(plan.memory_limit)))
     if plan.peak:
-        facts.append(("estimated peak memory", bytes_in_words(plan.peak)))
+        facts.append(("estimated peak memory", round_size(plan.peak)))
     return facts
 
 

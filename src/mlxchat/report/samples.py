@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
+from mlxchat.harmless import harmless
 from mlxchat.report.facts import RunFacts
-from mlxchat.report.words import figure, without_controls
+from mlxchat.report.words import figure
 from mlxchat.telemetry.events import Sampled
 
 STEPS_SHOWN = 5
@@ -61,7 +62,8 @@ def _grid(heads: Sequence[str], columns: Sequence[dict[str, Sampled]]) -> str:
             f'<div class="sample"><p class="prompt">{escape(_short(prompt.strip()))}</p>'
             f'<div class="answers">{"".join(cells)}</div></div>'
         )
-    return f'<div class="samples" style="--columns: {len(columns)}">{"".join(rows)}</div>'
+    kind = f"samples beside-{min(len(columns), STEPS_SHOWN)}"
+    return f'<div class="{kind}">{"".join(rows)}</div>'
 
 
 def _text(sample: Sampled) -> str:
@@ -70,5 +72,5 @@ def _text(sample: Sampled) -> str:
 
 
 def _short(text: str) -> str:
-    text = without_controls(text)
+    text = harmless(text)
     return text if len(text) <= LONGEST_SAMPLE else f"{text[:LONGEST_SAMPLE]}…"

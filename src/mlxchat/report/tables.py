@@ -10,9 +10,10 @@ from html import escape
 
 import numpy as np
 
-from mlxchat.counts import counted
+from mlxchat.counts import counted, round_size
 from mlxchat.evaluate.core_tasks import CORE_TASKS, GPT2_SIZES
 from mlxchat.evaluate.pass_at_k import Interval, pass_at_k
+from mlxchat.harmless import harmless
 from mlxchat.model.size import parameters
 from mlxchat.report.facts import RunFacts, interruptions
 from mlxchat.report.provenance import (
@@ -25,13 +26,11 @@ from mlxchat.report.scores import TaskScore
 from mlxchat.report.series import thinned
 from mlxchat.report.words import (
     bits_in_words,
-    bytes_in_words,
     count_in_words,
     figure,
     power_of_ten_or_zero,
     share_in_words,
     time_in_words,
-    without_controls,
 )
 
 MOST_EVALUATIONS = 150  # of a table of evaluations
@@ -45,7 +44,7 @@ class Html(str):
 
 def html(value: object) -> str:
     """Return a value as HTML."""
-    return value if isinstance(value, Html) else escape(without_controls(str(value)))
+    return value if isinstance(value, Html) else escape(harmless(str(value)))
 
 
 def html_table(
@@ -79,7 +78,7 @@ def html_table(
     )
 
 
-def side_by_side(head: Sequence[object], rows: Sequence[Sequence[object]], texts: int = 1) -> Html:
+def table_of_runs(head: Sequence[object], rows: Sequence[Sequence[object]], texts: int = 1) -> Html:
     """Return a table of a column for each run; of many runs, as several tables, which paper holds.
 
     Args:
@@ -202,7 +201,7 @@ def compared_settings(runs: Sequence[RunFacts], only_different: bool) -> Html:
         values = [setting.value if setting else "—" for setting in of_each]
         if (len(set(values)) > 1) == only_different:
             rows.append((code(name), *values))
-    return side_by_side(("setting", *columns), rows, texts=1 + len(columns))
+    return table_of_runs(("setting", *columns), rows, texts=1 + len(columns))
 
 
 # ==== The model and its data =====================================================================
@@ -406,6 +405,6 @@ def notes_list(facts: RunFacts) -> Html:
     return html_table(("", ""), rows, texts=2)
 
 
-def memory_in_words(facts: RunFacts) -> str:
-    """Return the peak of MLX's memory."""
-    return bytes_in_words(facts.peak_memory or None)
+def memory_in_words(facts: RunFacts) -> str | None:
+    """Return the peak of MLX's memory; None if it is unknown."""
+    return round_size(facts.peak_memory) if facts.peak_memory else None

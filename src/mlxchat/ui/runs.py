@@ -10,6 +10,7 @@ from datetime import datetime
 
 from rich.text import Text
 
+from mlxchat.harmless import harmless
 from mlxchat.report.description import RunDescription
 from mlxchat.report.differences import Comparison, differing_settings
 from mlxchat.report.moves import RunRemoval
@@ -17,7 +18,7 @@ from mlxchat.report.provenance import SettingRow
 from mlxchat.report.runs import ModelFacts, RunSummary
 from mlxchat.ui.monitor import COLORS, ending_in_words
 from mlxchat.ui.output import PIPE_WIDTH, LiteralConsole, console_for
-from mlxchat.ui.text import amount, as_options, duration, harmless, in_one_line, wrapped
+from mlxchat.ui.text import amount, as_options, duration, in_one_line, wrapped
 
 UNKNOWN = "–"
 STAGE_NAMES = {  # short: the commands
