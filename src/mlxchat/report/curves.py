@@ -242,7 +242,12 @@ def _marks(kind: _Kind, runs: Sequence[RunCurves], axes: Sequence[AxisName]) -> 
 
 def in_json(run: RunCurves) -> dict[str, Any]:
     """Return the numbers of a run for the page's data."""
-    facts = run.facts
+    series = {name: _series(series) for name, series in run.series.items()}
+    return {**facts_in_json(run.facts), "series": series}
+
+
+def facts_in_json(facts: RunFacts) -> dict[str, Any]:
+    """Return the figures of a run, without its curves."""
     return {
         "name": facts.name,
         "stage": facts.stage,
@@ -266,7 +271,7 @@ def in_json(run: RunCurves) -> dict[str, Any]:
             {"step": e.step, "core": e.core, "error": e.error, "centered": e.centered}
             for e in facts.log.core
         ],
-        "series": {name: _series(series) for name, series in run.series.items()},
+        "faults": list(facts.faults),
     }
 
 

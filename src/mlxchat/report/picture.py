@@ -15,6 +15,7 @@ from mlxchat.report.words import bits_in_words, count_in_words, time_in_words
 
 COLOURS_DRAWN = ("#0072b2", "#d55e00", "#00875f", "#b3508e", "#b98600", "#2c93c9")
 DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (1, 2)), "-.", (0, (10, 3)), (0, (3, 1.5)))
+PNG_MARK = b"mlxchat report"  # tells a picture of a report from others
 MAIN = ("pass_1", "bits", "reward", "loss", "entropy", "rate")  # the first two that a run has
 
 
@@ -31,8 +32,8 @@ def require_matplotlib() -> None:
         )
 
 
-def draw_picture(runs: Sequence[RunFacts], path: Path) -> Path:
-    """Draw the two main charts of runs, and a line of figures, into a PNG file; return its path.
+def draw_picture(runs: Sequence[RunFacts], path: Path) -> None:
+    """Draw the two main charts of runs, and a line of figures, into a PNG file.
 
     Raises:
         DiskError: it cannot be written.
@@ -48,8 +49,7 @@ def draw_picture(runs: Sequence[RunFacts], path: Path) -> Path:
         _draw(canvas.figure.add_subplot(1, len(main), place + 1), chart, len(runs) > 1)
     canvas.figure.supxlabel(_caption(runs), x=0.01, ha="left", fontsize=10, color="#5a616b")
     with storing(path), replacing(path) as partial:
-        canvas.figure.savefig(partial, format="png")
-    return path
+        canvas.figure.savefig(partial, format="png", metadata={"Software": PNG_MARK.decode()})
 
 
 def _draw(axes: Any, chart: Chart, several: bool) -> None:
