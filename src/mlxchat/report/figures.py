@@ -140,7 +140,7 @@ def compared_figures(runs: Sequence[RunFacts]) -> Html:
         rows.append(("compute multiplier", *multipliers))
         explained = (
             f"Compute multiplier: the FLOPs after which {runs[0].name} was as good, in bits per "
-            "byte, as the other run at its end, divided by the FLOPs that the other run took. 2× "
+            "byte, as the other run at its last evaluation, divided by those of the other run. 2× "
             "is half the compute for the same result. Between evaluations it is interpolated on "
             "logarithmic axes. In the middle of a run, before its learning rate has fallen, a "
             "model is worse than one whose training was planned to end there: against a longer "
