@@ -140,7 +140,7 @@ def setting_rows(config: RunConfig, plan: Plan) -> tuple[SettingRow, ...]:
             value, origin = made, "derived"
         rows.append(SettingRow(name, _typed(value), origin, group))
     rates = plan.learning_rates.items()
-    rows += [SettingRow(f"rate: {name}", _typed(rate), "derived", "Rates") for name, rate in rates]
+    rows += [SettingRow(f"rate: {name}", f"{rate:.4g}", "derived", "Rates") for name, rate in rates]
     return tuple(rows)
 
 
