@@ -4,16 +4,13 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
+from mlxchat.counts import round_size
+from mlxchat.evaluate.pass_at_k import Interval
 from mlxchat.report.charts import line_look
 from mlxchat.report.compare import compute_multiplier, same_validation
 from mlxchat.report.facts import RunFacts
 from mlxchat.report.tables import (
     Html,
-    core_in_words,
-    flops_in_words,
-    memory_in_words,
-    pass_1_in_words,
-    speed_in_words,
     table_of_runs,
 )
 from mlxchat.report.words import (
@@ -65,8 +62,8 @@ def run_tiles(facts: RunFacts) -> Html:
             f"{facts.tokens_per_second:,.0f}" if facts.tokens_per_second else None,
             "",
         ),
-        (share, speed_in_words(facts) if facts.matmul_share or facts.mfu else None, ""),
-        ("peak memory", memory_in_words(facts), ""),
+        (share, _speed_in_words(facts) if facts.matmul_share or facts.mfu else None, ""),
+        ("peak memory", _memory_in_words(facts), ""),
         (
             "FLOPs",
             power_of_ten_or_zero(facts.flops) if facts.flops else None,
@@ -80,6 +77,39 @@ def run_tiles(facts: RunFacts) -> Html:
         if value is not None
     ]
     return Html(f'<dl class="tiles">{"".join(drawn)}</dl>')
+
+
+def _core_in_words(facts: RunFacts) -> str | None:
+    """Return the last CORE of a run with its interval of 95%; None without one."""
+    if not facts.log.core:
+        return None
+    last = facts.log.core[-1]
+    return f"{figure(last.core)} ± {figure(1.96 * last.error, 2)}"
+
+
+def _speed_in_words(facts: RunFacts) -> str:
+    """Return the share of the chip's speed, or that of a matrix product on it."""
+    if facts.mfu is not None:
+        return share_in_words(facts.mfu)
+    return share_in_words(facts.matmul_share)
+
+
+def _flops_in_words(facts: RunFacts) -> str:
+    """Return the FLOPs of a run."""
+    return power_of_ten_or_zero(facts.flops) if facts.flops is not None else "—"
+
+
+def _pass_1_in_words(facts: RunFacts) -> str | None:
+    """Return the last pass@1 of a run with its interval; None without one."""
+    if not facts.log.judged:
+        return None
+    last = facts.log.judged[-1]
+    return str(Interval(last.pass_1, last.pass_1_low, last.pass_1_high))
+
+
+def _memory_in_words(facts: RunFacts) -> str | None:
+    """Return the peak of MLX's memory; None if it is unknown."""
+    return round_size(facts.peak_memory) if facts.peak_memory else None
 
 
 class _Row(NamedTuple):
@@ -98,11 +128,11 @@ _ROWS = (
     _Row("parameters", lambda f: count_in_words(f.parameters)),
     _Row("steps", lambda f: f"{f.step:,} of {f.total_steps:,}" if f.total_steps else None),
     _Row("tokens", lambda f: count_in_words(f.tokens)),
-    _Row("FLOPs", flops_in_words),
+    _Row("FLOPs", _flops_in_words),
     _Row("training time", lambda f: time_in_words(f.seconds)),
     _Row("tokens per second", lambda f: count_in_words(f.tokens_per_second)),
-    _Row("MFU, or share of a matrix product", speed_in_words),
-    _Row("peak memory", memory_in_words),
+    _Row("MFU, or share of a matrix product", _speed_in_words),
+    _Row("peak memory", _memory_in_words),
     _Row("final bits per byte", lambda f: bits_in_words(f.final_bits), lambda f: f.final_bits, min),
     _Row(
         "lowest bits per byte",
@@ -110,10 +140,10 @@ _ROWS = (
         lambda f: f.best[1] if f.best else None,
         min,
     ),
-    _Row("CORE", core_in_words, lambda f: f.log.core[-1].core if f.log.core else None, max),
+    _Row("CORE", _core_in_words, lambda f: f.log.core[-1].core if f.log.core else None, max),
     _Row(
         "pass@1",
-        pass_1_in_words,
+        _pass_1_in_words,
         lambda f: f.log.judged[-1].pass_1 if f.log.judged else None,
         max,
     ),

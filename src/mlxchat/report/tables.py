@@ -10,7 +10,7 @@ from html import escape
 
 import numpy as np
 
-from mlxchat.counts import counted, round_size
+from mlxchat.counts import counted
 from mlxchat.evaluate.core_tasks import CORE_TASKS, GPT2_SIZES
 from mlxchat.evaluate.pass_at_k import Interval, pass_at_k
 from mlxchat.harmless import harmless
@@ -28,7 +28,6 @@ from mlxchat.report.words import (
     bits_in_words,
     count_in_words,
     figure,
-    power_of_ten_or_zero,
     share_in_words,
     time_in_words,
 )
@@ -131,37 +130,6 @@ def moment(seconds: float | None) -> str:
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
     except (OverflowError, ValueError, OSError):
         return "—"
-
-
-# ==== Figures ====================================================================================
-
-
-def core_in_words(facts: RunFacts) -> str | None:
-    """Return the last CORE of a run with its interval of 95%; None without one."""
-    if not facts.log.core:
-        return None
-    last = facts.log.core[-1]
-    return f"{figure(last.core)} ± {figure(1.96 * last.error, 2)}"
-
-
-def speed_in_words(facts: RunFacts) -> str:
-    """Return the share of the chip's speed, or that of a matrix product on it."""
-    if facts.mfu is not None:
-        return share_in_words(facts.mfu)
-    return share_in_words(facts.matmul_share)
-
-
-def flops_in_words(facts: RunFacts) -> str:
-    """Return the FLOPs of a run."""
-    return power_of_ten_or_zero(facts.flops) if facts.flops is not None else "—"
-
-
-def pass_1_in_words(facts: RunFacts) -> str | None:
-    """Return the last pass@1 of a run with its interval; None without one."""
-    if not facts.log.judged:
-        return None
-    last = facts.log.judged[-1]
-    return str(Interval(last.pass_1, last.pass_1_low, last.pass_1_high))
 
 
 # ==== Settings ===================================================================================
@@ -403,8 +371,3 @@ def notes_list(facts: RunFacts) -> Html:
     """Return the notes in a run's log."""
     rows = [(moment(note.time), note.text[:2000]) for note in facts.log.notes]
     return html_table(("", ""), rows, texts=2)
-
-
-def memory_in_words(facts: RunFacts) -> str | None:
-    """Return the peak of MLX's memory; None if it is unknown."""
-    return round_size(facts.peak_memory) if facts.peak_memory else None
