@@ -107,14 +107,14 @@ def how_to_get(dataset: str, others: Sequence[str] = ()) -> str:
         others: the datasets on disk.
 
     >>> print(how_to_get("wikitext"))
-    The hub has fineweb-edu and climbmix: mlxchat data fetch --dataset fineweb-edu --num-shards 2, for example. \
-Text of your own gets that name by: mlxchat data fetch --from PATH --dataset wikitext
+    The hub has fineweb-edu and climbmix: mlxchat data fetch --dataset fineweb-edu --num-shards 2, \
+for example. Text of your own gets that name by: mlxchat data fetch --from PATH --dataset wikitext
     """
     if dataset in DATASETS:
         named = {} if dataset == DEFAULT_DATASET else {"dataset": dataset}
         return (
-            f"Get some: {command('data fetch', **named, num_shards=ENOUGH_SHARDS)}. Bring your own: "
-            f"{command('data fetch', from_='PATH')}. Or train with `streaming`."
+            f"Download some: {command('data fetch', **named, num_shards=ENOUGH_SHARDS)}. "
+            f"Use your own text: {command('data fetch', from_='PATH')}. Or train with `streaming`."
         )
     near = get_close_matches(dataset, (*others, *DATASETS), 1)
     meant = f"Did you mean `dataset={near[0]}`? " if near else ""
