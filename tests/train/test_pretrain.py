@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -67,8 +66,6 @@ def test_events_come_in_order(straight: tuple[Path, list[Event]]) -> None:
     ]
     assert store.steps(Home(home).runs / "run") == [9, 12]
     assert logged(home, "step") == list(range(1, 13))
-    sampled = Counter(event.step for event in events if isinstance(event, Sampled))
-    assert sampled == {6: SAMPLES_ON_THE_WAY, 12: BUILTIN_PROMPTS}
     losses = [event.loss for event in events if isinstance(event, Stepped)]
     assert losses[-1] < losses[0] - 1
     folder = store.latest(Home(home).runs / "run")
