@@ -239,7 +239,7 @@ def _ingest(
     say(
         f"In {folder}: {amount(summary.documents, 'documents')} with "
         f"{amount(summary.characters, 'characters')} in {amount(len(summary.shards), 'shards')}. "
-        f"{amount(summary.validation_documents, 'documents')} of these are held out for validation."
+        f"Held out for validation: {amount(summary.validation_documents, 'documents')}."
     )
     if replace and home.own_tokenizer(dataset).is_dir():
         renew = command("tokenizer train", dataset=dataset)
