@@ -115,7 +115,7 @@ def with_level(
             f"The model answers none of the {config.task} questions correctly, at any level, so "
             "there is nothing to reward.",
             "Fine-tune it on the task first, or choose another `task`: "
-            + command("sft", data=str(learnt), model_tag=config.task),
+            + command("sft", source=config.source, data=str(learnt), model_tag=config.task),
         )
     tried = ", ".join(f"{share:.0%} at level {level}" for level, share in found.shares.items())
     note = f"Level {found.level} of {config.task}, of which the model gets {found.share:.0%} right"
