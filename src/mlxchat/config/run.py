@@ -151,8 +151,8 @@ class RunConfig(MemoryConfig):
     sample_every: int | None = Field(
         None,
         ge=0,
-        description="Steps between samples of what the model writes; 0: never. Default: a fifth of "
-        "the run. The last step has one, too.",
+        description="Steps between samples of what the model writes, two each time; 0: never. "
+        "Default: a fifth of the run. After the last step there are more.",
     )
     save_every: int = Field(
         50,
