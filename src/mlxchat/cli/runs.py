@@ -67,7 +67,7 @@ def runs_show_command(
     add --fresh to begin from scratch, or another --model-tag.
     """
     from mlxchat.report.description import described_run
-    from mlxchat.ui.runs import show_description
+    from mlxchat.ui.run_details import show_description
 
     described = described_run(Home.from_environment(), name)
     if not json:
@@ -102,7 +102,7 @@ def runs_compare_command(names: RunNames, json: Json = False) -> None:
     """
     from mlxchat.report.description import described_run
     from mlxchat.report.differences import compared, differing_settings
-    from mlxchat.ui.runs import show_comparison
+    from mlxchat.ui.run_details import show_comparison
 
     chosen = list(dict.fromkeys(names))
     if len(chosen) < 2:
@@ -227,9 +227,7 @@ def runs_export_command(
 
 def _facts(run: RunSummary) -> dict[str, Any]:
     """Return a run at a glance as plain values for JSON."""
-    facts = {
-        name: value for name, value in asdict(run).items() if name not in ("places", "settings")
-    }
+    facts = {name: value for name, value in asdict(run).items() if name != "places"}
     places = run.places
     return {
         "name": run.name,
@@ -238,7 +236,6 @@ def _facts(run: RunSummary) -> dict[str, Any]:
         "best_step": run.best and run.best[0],
         "best_bits_per_byte": run.best and run.best[1],
         "pass_1": run.pass_1,
-        "began_with": run.began_with,
         "folder": places.folder and str(places.folder),
         "log": places.log and str(places.log),
         "evaluation_files": [str(path) for path in places.evaluations],
