@@ -44,7 +44,7 @@ def answer(monkeypatch: pytest.MonkeyPatch, said: str | type[BaseException]) -> 
             return said
         raise said
 
-    monkeypatch.setattr(module, "_can_ask", lambda: True)
+    monkeypatch.setattr(module, "can_ask", lambda: True)
     monkeypatch.setattr("builtins.input", typed)
     return asked
 

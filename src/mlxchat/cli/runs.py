@@ -3,7 +3,7 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,9 +14,11 @@ from mlxchat.cli.session import exit_promptly
 from mlxchat.errors import command
 from mlxchat.home import Home
 from mlxchat.report.export import LogFormat
-from mlxchat.report.runs import RunSummary
 from mlxchat.ui.console import Screen, say, say_json
 from mlxchat.ui.text import amount
+
+if TYPE_CHECKING:
+    from mlxchat.report.runs import RunSummary
 
 RunName = Annotated[
     str,
@@ -225,7 +227,7 @@ def runs_export_command(
         say(f"Look at them: tensorboard --logdir {exported.path}")
 
 
-def _facts(run: RunSummary) -> dict[str, Any]:
+def _facts(run: "RunSummary") -> dict[str, Any]:
     """Return a run at a glance as plain values for JSON."""
     facts = {name: value for name, value in asdict(run).items() if name != "places"}
     places = run.places
