@@ -15,11 +15,11 @@ class SummaryWriter:
         self.file = (Path(folder) / "written.jsonl").open("a")
         {at_start}
 
-    def add_scalar(self, name, value, step):
+    def add_scalar(self, name, value, step, time):
         {at_value}
         self._write(name, value, step)
 
-    def add_text(self, name, value, step):
+    def add_text(self, name, value, step, time=None):
         self._write(name, value, step)
 
     def _write(self, *what):
