@@ -267,23 +267,26 @@ def test_trackio_measures_nothing_itself(
 def test_tensorboard_begins_anew_with_a_new_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written_by: list[object] = []
-    library = SimpleNamespace(
-        SummaryWriter=lambda folder, **_: SimpleNamespace(
-            add_text=lambda *given: written_by.append(given)
-        )
-    )
-    monkeypatch.setitem(sys.modules, "tensorboardX", library)
+    written_by: list[dict[str, object]] = []
+    writer = SimpleNamespace(write_event=written_by.append)
+    summary = SimpleNamespace(scalar=lambda *given: given, text=lambda *given: given)
+    for name, module in {
+        "tensorboardX": SimpleNamespace(summary=summary),
+        "tensorboardX.event_file_writer": SimpleNamespace(EventsWriter=lambda *_: writer),
+        "tensorboardX.proto": SimpleNamespace(),
+        "tensorboardX.proto.event_pb2": SimpleNamespace(Event=dict),
+    }.items():
+        monkeypatch.setitem(sys.modules, name, module)
     ours, other = (tmp_path / f"events.out.tfevents.1.host{end}" for end in (".mlxchat", ""))
     for path in (ours, other):
         path.touch()
     begin_tracking(a_run(tmp_path, 50), "abc", known=True)
-    begin_tracking(a_run(tmp_path, 50), "abc", known=False)
-    written_by.clear()
-    assert ours.exists()
+    assert ours.exists() and not written_by
     begin_tracking(a_run(tmp_path), "abc", known=False)
     assert other.exists() and not ours.exists()
-    assert written_by == [("settings", "| setting | value |\n| --- | --- |\n| depth | 4 |", 0)]
+    table = "| setting | value |\n| --- | --- |\n| depth | 4 |"
+    [event] = written_by
+    assert (event["summary"], event["step"]) == (("settings", table), 0)
 
 
 # What is sent, by the process of the tracker

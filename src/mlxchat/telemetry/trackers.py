@@ -6,6 +6,7 @@ runs in, never in the one that trains.
 
 import os
 import shlex
+import time
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from importlib.util import find_spec
@@ -170,27 +171,42 @@ class _Trackio:
 
 
 class _TensorBoard:
-    """TensorBoard's event files, beside the log of the run."""
+    """TensorBoard's event files, beside the log of the run.
+
+    Each value is written at once. The library's own `SummaryWriter` leaves that to a thread, which
+    ends when the disk is full, and then whoever writes waits for it forever.
+    """
 
     def __init__(self, run: TrackedRun, key: str, known: bool) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
 
-        self._folder = Path(run.folder)
+        self._folder, self._event = Path(run.folder), Event
+        self._scalar, self._text = summary.scalar, summary.text
         if not run.step:
             for path in self._folder.glob(f"events.out.tfevents.*{_OURS}"):
                 path.unlink()
-        self._writer = SummaryWriter(run.folder, flush_secs=_FLUSH_SECONDS, filename_suffix=_OURS)
+        self._writer = EventsWriter(str(self._folder / "events"), _OURS)
+        self._flushed = 0.0
         if not known:
-            self._writer.add_text("settings", _as_table(run.settings), run.step)
+            self._write(self._text("settings", _as_table(run.settings)), run.step)
 
     def where(self) -> str:
         return f"To look at the run: tensorboard --logdir {self._folder.parent}"
 
     def log(self, step: TrackedStep) -> None:
         for name, value in step.values.items():
-            self._writer.add_scalar(name, value, step.step, step.time)
+            self._write(self._scalar(name, value), step.step, step.time)
         if step.samples:
-            self._writer.add_text("samples", _as_markdown(step.samples), step.step, step.time)
+            self._write(self._text("samples", _as_markdown(step.samples)), step.step, step.time)
+        if time.monotonic() > self._flushed + _FLUSH_SECONDS:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def _write(self, summary: Any, step: int, at: float | None = None) -> None:
+        at = time.time() if at is None else at
+        self._writer.write_event(self._event(wall_time=at, step=step, summary=summary))
 
     def finish(self, failed: bool) -> None:
         self._writer.close()
