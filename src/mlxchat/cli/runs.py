@@ -143,9 +143,9 @@ def runs_rename_command(name: RunName, new: NewRunName, json: Json = False) -> N
         facts = {"name": new, "before": name, "folder": str(home.run(new))}
         say_json({**facts, "later_runs": later})
         return
-    say(f"{name} is called {new} now.")
+    say(f"{name} is now called {new}.")
     if later:
-        say(f"In the settings of runs that began with it, it is {name}: {', '.join(later)}.")
+        say(f"Runs that began with it still name it {name} in their settings: {', '.join(later)}.")
 
 
 def runs_copy_command(name: RunName, new: NewRunName, json: Json = False) -> None:
@@ -191,7 +191,7 @@ def runs_remove_command(
         removed = [{"name": one.run.name, **one.use._asdict()} for one in planned]
         say_json({"removed": removed, "bytes": total})
     else:
-        say(f"{amount(len(planned), 'runs')} removed, {amount(total, 'bytes')}.")
+        say(f"Removed {amount(len(planned), 'runs')}, {amount(total, 'bytes')}.")
 
 
 def runs_export_command(
@@ -222,7 +222,7 @@ def runs_export_command(
     if json:
         say_json({**exported._asdict(), "path": str(exported.path)})
         return
-    say(f"{amount(exported.rows, 'lines' if to == 'csv' else 'values')} are in {exported.path}.")
+    say(f"Wrote {amount(exported.rows, 'lines' if to == 'csv' else 'values')} to {exported.path}.")
     if to == "tensorboard":
         say(f"Look at them: tensorboard --logdir {exported.path}")
 

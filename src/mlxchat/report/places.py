@@ -96,11 +96,12 @@ def find_run(home: Home, name: str) -> RunPlaces:
 
 def no_such_run(name: str, names: Sequence[str]) -> NotFound:
     """Return the error for a name that no run has."""
-    problem = f"There is no run called {one_line(name)}."
+    problem = f"There is no run called {one_line(name) or repr(name)}."
     if not names:
         return NotFound(problem, "There are no runs yet. Make one: mlxchat quickstart")
-    near = get_close_matches(name, names, 3, 0.5)
-    if near:
+    alike = {other.casefold(): other for other in names}
+    found = get_close_matches(name.casefold(), alike, 3, 0.5)
+    if near := [alike[each] for each in found]:
         return NotFound(problem, f"Did you mean {one_line(' or '.join(near), 5 * LONGEST)}?")
     return NotFound(problem, "mlxchat runs list shows all of them.")
 

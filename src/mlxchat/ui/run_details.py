@@ -208,7 +208,9 @@ def show_comparison(runs: Sequence[RunDescription], found: Comparison) -> None:
         print_line(console, Text("* derived", "dim"))
     if not settings:
         console.print()
-        print_line(console, Text("Their settings are the same."))
+        unknown = [in_one_line(run.summary.name) for run in runs if not run.rows]
+        same = f"The settings of {' and '.join(unknown)} are not known."
+        print_line(console, Text(same if unknown else "Their settings are the same."))
     console.print()
     better = f"Better: {found.best}, " if found.best else ""
     console.print(Text(in_one_line(f"{better}{found.reason}"), "bold" if found.best else ""))
