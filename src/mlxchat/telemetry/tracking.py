@@ -162,20 +162,23 @@ class Tracking:
 
     def _wait(self, process: "subprocess.Popen[bytes]") -> None:
         """Wait until the tracker has sent what is left, as long as it may take."""
-        name, rest = self._run.tracker, max(0.0, self._finish_seconds - _SILENT_WAIT)
-        if self._has_ended(process, min(_SILENT_WAIT, self._finish_seconds)):
-            return
-        self._tell(
-            f"Waiting for {name} to send the rest, at most {rest:.0f} s. Ctrl-C ends the wait."
-        )
-        if not self._has_ended(process, rest):
-            self._tell(f"{name} has not ended in time; some of the run may be missing there.")
+        name, began, asked_before = self._run.tracker, time.monotonic(), self._stop()
 
-    def _has_ended(self, process: "subprocess.Popen[bytes]", seconds: float) -> bool:
-        """Return whether a process has ended after some seconds, or when the user asks to end."""
-        asked_before, until = self._stop(), time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0 and self._stop() == asked_before:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(min(left, _POLL))
-                return True
-        return False
+        def has_ended_by(seconds: float) -> bool:
+            """Wait so long since the beginning, unless the user asks to end meanwhile."""
+            while (left := began + seconds - time.monotonic()) > 0 and self._stop() == asked_before:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(min(left, _POLL))
+                    return True
+            return process.poll() is not None
+
+        silent = min(_SILENT_WAIT, self._finish_seconds)
+        if has_ended_by(silent):
+            return
+        if self._stop() == asked_before:
+            rest = self._finish_seconds - silent
+            self._tell(
+                f"Waiting for {name} to send the rest, at most {rest:.0f} s. Ctrl-C ends the wait."
+            )
+        if not has_ended_by(self._finish_seconds):
+            self._tell(f"{name} did not finish; some of the run may be missing there.")
