@@ -226,16 +226,24 @@ def test_data_remove(program: Program, place: Home, own_text: Path, answers: lis
     assert code == 1 and "There are none." in told
 
 
+@pytest.mark.parametrize(
+    ("saved", "reads"), [((20,), "on mine"), ((), "and has saved nothing yet")]
+)
 def test_a_dataset_in_use_stays(
-    program: Program, place: Home, own_text: Path, monkeypatch: pytest.MonkeyPatch
+    saved: tuple[int, ...],
+    reads: str,
+    program: Program,
+    place: Home,
+    own_text: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import mlxchat.report.runs
 
-    MadeRun("busy", settings={"dataset": "mine"}, steps=20, saved=(20,), ended=None).put(place)
+    MadeRun("busy", settings={"dataset": "mine"}, steps=20, saved=saved, ended=None).put(place)
     monkeypatch.setattr(mlxchat.report.runs, "run_state", lambda *_: "running")
     for command in (["remove", "mine", "--yes"], ["fetch", "--from", str(own_text), "--replace"]):
         code, _, told = program("data", *command)
-        assert code == os.EX_TEMPFAIL and "busy is being trained on mine" in told
+        assert code == os.EX_TEMPFAIL and f"busy is being trained {reads}" in told
     assert place.data("mine").exists()
 
 

@@ -284,7 +284,10 @@ def beginning_with(name: str, runs: Sequence[RunSummary]) -> list[RunSummary]:
 
 
 def reading_from(dataset: str, folder: Path, runs: Sequence[RunSummary]) -> list[RunSummary]:
-    """Return the runs that are trained on a dataset.
+    """Return the runs that are trained on a dataset, or may be.
+
+    What a run is trained on is known once it has saved a step. One that is being trained and has
+    saved none may be trained on any.
 
     Args:
         dataset: its name.
@@ -294,8 +297,11 @@ def reading_from(dataset: str, folder: Path, runs: Sequence[RunSummary]) -> list
     return [
         run
         for run in runs
-        if run.stage == "pretraining"
-        and (run.dataset == dataset if run.data_dir is None else run.data_dir == str(folder))
+        if (run.stage in ("pretraining", None) and run.state == "running" and not run.saved_steps)
+        or (
+            run.stage == "pretraining"
+            and (run.dataset == dataset if run.data_dir is None else run.data_dir == str(folder))
+        )
     ]
 
 
