@@ -133,7 +133,7 @@ def runs_compare_command(names: RunNames, json: Json = False) -> None:
 def runs_rename_command(name: RunName, new: NewRunName, json: Json = False) -> None:
     """Rename a run: its saved steps, its log and its evaluations.
 
-    To resume it, repeat its command with the new name as --model-tag.
+    To resume it, give its new name to --resume of train, mid, sft or rl.
     """
     from mlxchat.report.moves import rename_run
 

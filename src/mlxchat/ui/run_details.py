@@ -13,7 +13,7 @@ from mlxchat.report.runs import ModelFacts, RunSummary
 from mlxchat.ui.monitor import ending_in_words
 from mlxchat.ui.output import PIPE_WIDTH, LiteralConsole, console_for
 from mlxchat.ui.runs import (
-    COLUMN_GAP,
+    GRID_GAP,
     STAGE_NAMES,
     UNKNOWN,
     in_short,
@@ -170,7 +170,7 @@ def _facts(console: LiteralConsole, title: str, facts: Sequence[tuple[str, str]]
         return
     _heading(console, title)
     width = console.width if console.is_terminal else PIPE_WIDTH
-    label = max(len(name) for name, _ in facts) + COLUMN_GAP
+    label = max(len(name) for name, _ in facts) + GRID_GAP
     for name, value in facts:
         shown = [harmless(line.plain) for line in wrapped(value, max(10, width - label))] or [""]
         for number, line in enumerate(shown):
@@ -252,11 +252,11 @@ def _print_below(
     console: LiteralConsole, names: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> None:
     """Print for each fact the value of each run below its name."""
-    label = max(map(len, names)) + COLUMN_GAP
+    label = max(map(len, names)) + GRID_GAP
     for title, *values in rows:
         print_line(console, Text(title, "bold"))
         for name, value in zip(names, values, strict=True):
-            shown = wrapped(value, max(10, console.width - label - COLUMN_GAP)) or [Text()]
+            shown = wrapped(value, max(10, console.width - label - GRID_GAP)) or [Text()]
             for number, line in enumerate(shown):
                 beside = f"{name if number == 0 else '':<{label}}"
                 print_line(console, Text.assemble("  ", (beside, "dim"), line))

@@ -26,7 +26,7 @@ STAGE_NAMES = {  # short: the commands
     "fine-tuning": "sft",
     "reinforcement learning": "rl",
 }
-COLUMN_GAP = 2  # columns between those of a table
+GRID_GAP = 2  # blanks between columns
 
 
 def show_runs(runs: Sequence[RunSummary], now: float | None = None) -> None:
@@ -122,8 +122,8 @@ def _print_entry(console: LiteralConsole, run: RunSummary, row: Sequence[str]) -
     print_line(console, Text.assemble((name, "bold"), "  ", (state, state_color(run))))
     facts = [stage, model, amount_of(steps), bits_with_unit(run, bits), seconds, size, when]
     text = " · ".join(fact for fact in facts if fact and fact != UNKNOWN)
-    for line in _flowed(text.split(" · "), console.width - COLUMN_GAP):
-        print_line(console, Text(" " * COLUMN_GAP + line))
+    for line in _flowed(text.split(" · "), console.width - GRID_GAP):
+        print_line(console, Text(" " * GRID_GAP + line))
 
 
 def amount_of(steps: str) -> str:
@@ -158,7 +158,7 @@ def print_grid(
     columns = list(zip(headings, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
     room = console.width if console.is_terminal else PIPE_WIDTH
-    if sum(widths) + COLUMN_GAP * (len(widths) - 1) > room:
+    if sum(widths) + GRID_GAP * (len(widths) - 1) > room:
         return False
     for number, row in enumerate((headings, *rows)):
         line = Text()
@@ -166,7 +166,7 @@ def print_grid(
             style = "bold" if number == 0 else ""
             if colors and number and index == len(row) - 1:
                 style = colors[number - 1]
-            line.append(" " * COLUMN_GAP if index else "")
+            line.append(" " * GRID_GAP if index else "")
             line.append(f"{cell:>{width}}" if index in numeric else f"{cell:<{width}}", style)
         line.rstrip()
         print_line(console, line)
