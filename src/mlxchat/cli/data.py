@@ -155,7 +155,7 @@ def remove_command(
         facts = {"removed": found.name, "bytes": found.bytes, "unfinished_runs": needing}
         say_json(facts)
     else:
-        say(f"{found.name} is removed, {amount(found.bytes, 'bytes')}.")
+        say(f"Removed {found.name}, {amount(found.bytes, 'bytes')}.")
 
 
 def _unfinished_runs(home: Home, dataset: str) -> list[str]:
@@ -169,8 +169,9 @@ def _unfinished_runs(home: Home, dataset: str) -> list[str]:
     using = reading_from(dataset, home.data(dataset), summaries(home))
     for run in using:
         if run.state == "running":
+            reads = "on" if run.saved_steps else "and has saved nothing yet: it may be reading"
             raise LockedError(
-                f"The run {run.name} is being trained on {dataset}.",
+                f"The run {run.name} is being trained {reads} {dataset}.",
                 "Wait for it to end, or end it with Ctrl-C: it saves its work first.",
             )
     return [run.name for run in using if run.state != "finished"]

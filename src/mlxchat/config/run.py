@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from mlxchat.config.units import spell_size, to_bytes
 from mlxchat.errors import ConfigError
 from mlxchat.names import composed
-from mlxchat.telemetry.trackers import TrackerName
+from mlxchat.telemetry.tracked import TrackerName
 
 LEAST = "least"  # the memory limit that is as small as possible
 AUTO: Literal["auto"] = "auto"  # the wired limit that suits the run
