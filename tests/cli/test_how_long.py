@@ -59,7 +59,7 @@ def test_a_run_of_more_than_a_day_is_started_only_if_the_user_agrees(
     asked = answer(monkeypatch, said)
     code, out, err = program(*LONG)
     assert (code, asked, err) == (1, ["Start it? [y/N] "], "")
-    assert "Nothing was started." in out
+    assert "The run was not started." in out
     assert "d12: about 416 days of training on this machine" in out
     assert "--budget 1h" in out
     assert not (prepared_home / "base_checkpoints" / "d12").exists()
@@ -118,4 +118,4 @@ def test_rank_0_asks_while_the_others_wait(
     in_threads(2, take_part)
     out = capsys.readouterr().out
     assert asked == ["Start it? [y/N] "]
-    assert "of training by 2 ranks, by estimate." in out and "Nothing was started." in out
+    assert "of training by 2 ranks, by estimate." in out and "The run was not started." in out

@@ -117,7 +117,7 @@ def test_usage_errors_name_the_option(arguments: list[str], said: str, program: 
             marks=pytest.mark.skipif(sys.platform == "darwin", reason="this is one"),
         ),
         (["info", "--depth", "5"], "width of 320", "--head-dim"),
-        (["train", "--dataset", "mine", "--streaming"], "Only a dataset of the hub", "--dataset"),
+        (["train", "--dataset", "mine", "--streaming"], "Only a dataset on the hub", "--dataset"),
         (["data", "fetch", "--dataset", "mine"], "no dataset 'mine'", "--from"),
         (["data", "fetch", "--dataset", "a\nb\x1b[2J"], r"no dataset 'a\nb\x1b[2J'", "--from"),
         (["data", "fetch", "--from", "nowhere", "--dataset", "mine"], "nowhere", ""),
@@ -301,7 +301,7 @@ def test_text_in_another_encoding_and_without_its_bad_lines(
     summary = json.loads(made.splitlines()[-1])
     assert (summary["documents"], summary["skipped"]) == (2, {"is not valid JSON": 2})
     code, _, errors = program("data", "fetch", "--skip-bad")
-    assert code == 2 and "give --from" in errors
+    assert code == 2 and "only apply to your own text" in errors
 
 
 @pytest.mark.slow

@@ -210,7 +210,7 @@ def test_data_remove(program: Program, place: Home, own_text: Path, answers: lis
     place.own_tokenizer("mine").mkdir()
     answers += ["n"]
     code, said, _ = program("data", "remove", "mine")
-    assert code == 1 and "mine: 2 shards, " in said and "Its tokenizer is removed, too." in said
+    assert code == 1 and "mine: 2 shards, " in said and "Its tokenizer is removed too." in said
     assert "cannot be resumed: on-mine." in said
     code, said, _ = program("data", "remove", "mine", "--yes", "--json")
     assert code == 0 and json.loads(said)["unfinished_runs"] == ["on-mine"]

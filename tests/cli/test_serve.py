@@ -38,7 +38,7 @@ def test_it_serves_until_it_is_asked_to_end(
             assert process.stdout and process.stderr
             announced = process.stdout.readline()
             assert announced.startswith("Serving quickstart-sft/step_000002, called quickstart-sft")
-            assert process.stdout.readline() == "Ctrl-C ends the server.\n"
+            assert process.stdout.readline() == "Press Ctrl-C to stop the server.\n"
             [url] = re.findall(r"base_url (http://127\.0\.0\.1:\d+/v1)\n", announced)
             alone = answer(url)
             texts: list[str] = []

@@ -46,7 +46,7 @@ FAULTS = [  # text, problem, remedy
     ("rank = 2", "line 1: there is no setting 'rank'", "below a line [lora]"),
     ("[model]\ndepth = 2", "line 1: there is no setting 'model'", "Leave out the line [model]"),
     ("[loar]\nrank = 2", "line 1: there is no setting 'loar'", "Did you mean lora?"),
-    ("zzz = 2", "line 1: there is no setting 'zzz'", "without its dashes"),
+    ("zzz = 2", "line 1: there is no setting 'zzz'", "without the leading dashes"),
     ("[lora]\n\nrnk = 2", "line 3: [lora] has no setting 'rnk'", "Did you mean rank?"),
     ("[lora]\nzzz = 2", "line 2: [lora] has no setting 'zzz'", "It has: "),
     ('depth = "12"', 'line 1: depth = "12": input should be a valid integer', "layers"),
@@ -96,7 +96,7 @@ def test_lists_are_settings_of_several_values(tmp_path: Path) -> None:
 
 
 def test_what_is_no_file_is_said(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="There is no file of settings"):
+    with pytest.raises(NotFound, match="There is no settings file"):
         SettingsFile.read(tmp_path / "none.toml", PretrainConfig)
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         SettingsFile.read(tmp_path, PretrainConfig)
