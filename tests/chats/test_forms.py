@@ -219,7 +219,7 @@ UNUSABLE = {
         [user([{"type": "python", "text": "1"}]), assistant("Ho")]
     ],
     "no question": [[assistant("Ho")], [{"role": "system", "content": "Be kind."}]],
-    "a system message amid the conversation": [
+    "a system message in the middle of the conversation": [
         [user("Hi"), {"role": "system", "content": "Be kind."}, assistant("Ho")],
     ],
     "no answer": [[user("Hi")], [{"role": "system", "content": "Be kind."}, user("Hi")]],
@@ -234,7 +234,7 @@ UNUSABLE = {
         share(("human", "Hi"), ("observation", "3"), ("gpt", "Three.")),
         share(("human", "Hi"), ("gpt", "Wait."), ("observation", "3"), ("gpt", "Three.")),
     ],
-    "a tool call that nothing follows": [
+    "a tool call with nothing after it": [
         share(("human", "Find!"), ("function_call", "find")),
         share(("human", "Find!"), ("function_call", "find"), ("gpt", "Three.")),
         share(("human", "Find!"), ("function_call", "find"), ("observation", "3")),
@@ -517,9 +517,9 @@ def test_splits_for_evaluation_are_left_out_of_a_folder(tmp_path: Path) -> None:
 
 def test_a_folder_with_only_evaluation_splits_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "test" / "0.jsonl", ROWS)
-    with pytest.raises(MlxchatError, match=r"is for evaluation: .*test, for example") as caught:
+    with pytest.raises(MlxchatError, match=r"is meant for evaluation, such as .*test") as caught:
         reading.read_source(Source(tmp_path))
-    assert "name it itself" in caught.value.remedy
+    assert "name the file itself" in caught.value.remedy
 
 
 @needs_shared

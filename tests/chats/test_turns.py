@@ -247,7 +247,7 @@ def test_what_follows_the_last_answer_to_learn_is_cut() -> None:
 
 
 def test_a_conversation_with_nothing_left_to_learn_is_skipped() -> None:
-    with pytest.raises(UnusableError, match="every answer is marked as not to be learnt"):
+    with pytest.raises(UnusableError, match="every answer is marked as not to be trained on"):
         forms.read_row([HI, WRONG | {"weight": 0}])
     for row in ({"messages": [HI, HO], "train": False}, {"prompt": "Hi", "completion": "Ho"}):
         with pytest.raises(UnusableError, match="marked as not to be learnt"):
@@ -371,7 +371,7 @@ def test_a_value_that_json_does_not_know_is_taken_or_skipped(
     conversations, report = reading.read_source(Source(tmp_path / "a.parquet"))
     assert conversations[0] == talk("Hi", "Ho")
     if written is None:
-        assert report.skipped == {"a tool's value that JSON does not know": 1}
+        assert report.skipped == {"a tool's value that JSON cannot represent": 1}
     else:
         assert conversations[1].messages[1].parts[0].text == (
             '{"name": "buy", "arguments": {"x": ' + written + "}}"

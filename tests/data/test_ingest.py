@@ -185,8 +185,8 @@ def test_a_folder_is_read_with_its_subfolders(
     assert summary.files == 3
     notes = [event.text for event in events if isinstance(event, Noted)]
     assert notes == [
-        f"Passed over in {source}: 2 hidden (._b.txt, .hidden); 1 of another kind (image.png).",
-        f"{source / 'empty.txt'} does not hold any text and is skipped.",
+        f"Files ignored in {source}: 2 hidden (._b.txt, .hidden); 1 of another kind (image.png).",
+        f"{source / 'empty.txt'} contains no text and is skipped.",
     ]
 
 
@@ -405,7 +405,7 @@ def test_a_missing_or_empty_source_is_refused(tmp_path: Path, run: Run) -> None:
 def test_an_existing_dataset_is_left_alone(tmp_path: Path, run: Run) -> None:
     summary = run(write_lines(tmp_path / "own.jsonl", ["one", "two"]))
     before = [path.read_bytes() for path in summary.shards]
-    with pytest.raises(MlxchatError, match="holds shards already") as caught:
+    with pytest.raises(MlxchatError, match="already contains shards") as caught:
         run(write_lines(tmp_path / "own.jsonl", ["three", "four"]))
     assert "another dataset" in caught.value.remedy
     assert [path.read_bytes() for path in summary.shards] == before

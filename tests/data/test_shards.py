@@ -235,7 +235,9 @@ def test_garbage_from_a_server_is_not_announced_as_done(
     garbage = tmp_path / "garbage"
     garbage.write_text("<html>Log in!</html>")
     server.files = dict.fromkeys(server.files, garbage)
-    with pytest.raises(MlxchatError, match=r"sent no parquet shard.*is not a parquet") as caught:
+    with pytest.raises(
+        MlxchatError, match=r"did not send a parquet shard.*is not a parquet"
+    ) as caught:
         fetch(folder, TINY, 2, hub, events.append)
     assert "endpoint" in caught.value.remedy and "Delete" not in caught.value.remedy
     progress = [event for event in events if isinstance(event, Progressed)]

@@ -59,7 +59,7 @@ class Dataset:
         count = self.last_shard if num_shards is None else num_shards
         if not 1 <= count <= self.last_shard:
             raise ConfigError(
-                f"`num_shards={count}` cannot be had: {self.name} has {self.last_shard} training "
+                f"`num_shards={count}` is too many: {self.name} has {self.last_shard} training "
                 "shards.",
                 f"Give a number from 1 to {self.last_shard}.",
             )
@@ -112,7 +112,7 @@ Text of your own gets that name by: mlxchat data fetch --from PATH --dataset wik
     if dataset in DATASETS:
         named = {} if dataset == DEFAULT_DATASET else {"dataset": dataset}
         return (
-            f"Get some: {command('data fetch', **named, num_shards=8)}. Bring your own: "
+            f"Download some: {command('data fetch', **named, num_shards=8)}. Use your own text: "
             f"{command('data fetch', from_='PATH')}. Or train with `streaming`."
         )
     near = get_close_matches(dataset, (*others, *DATASETS), 1)
@@ -120,8 +120,8 @@ Text of your own gets that name by: mlxchat data fetch --from PATH --dataset wik
     on_disk = f"On disk: {', '.join(others)}. " if others else ""
     return (
         f"{meant}{on_disk}The hub has {' and '.join(DATASETS)}: "
-        f"{command('data fetch', dataset=DEFAULT_DATASET)}, for example. Text of your own gets "
-        f"that name by: {command('data fetch', from_='PATH', dataset=dataset)}"
+        f"{command('data fetch', dataset=DEFAULT_DATASET)}, for example. To give your own text "
+        f"that name: {command('data fetch', from_='PATH', dataset=dataset)}"
     )
 
 
@@ -173,12 +173,13 @@ class LocalShards:
     ) -> None:
         remedy = remedy or how_to_get(DEFAULT_DATASET)
         if not folder.is_dir():
-            raise NotFound(f"There is no folder {folder}, so no data.", remedy)
+            raise NotFound(f"There is no data: the folder {folder} does not exist.", remedy)
         names = shard_names(folder) if names is None else names
         if len(names) < 2:
             found = f"only one shard, {names[0]}" if names else "no shards"
             raise DataError(
-                f"{folder} holds {found}; at least two are needed, as the last is validation.",
+                f"{folder} contains {found}; at least two are needed, since the last one is used "
+                "for validation.",
                 remedy,
             )
         self.folder = folder
@@ -186,8 +187,8 @@ class LocalShards:
         self.validation = names[-1]
         if num_shards is not None and num_shards > len(self.training):
             raise DataError(
-                f"{folder} holds {len(self.training)} of the {num_shards} training shards that "
-                "are needed.",
+                f"{folder} contains only {len(self.training)} of the {num_shards} training shards "
+                "needed.",
                 remedy,
             )
 
@@ -303,12 +304,12 @@ def check_shard(path: Path) -> None:
         DataError: it is not a shard (`shard_fault`).
     """
     if not path.is_file():
-        raise NotFound(f"{path} does not exist.", "Get it with: mlxchat data fetch")
+        raise NotFound(f"{path} does not exist.", "Download it: mlxchat data fetch")
     if fault := shard_fault(path):
         raise DataError(
             f"{path} {fault}.",
-            "A shard is a parquet file with a column text of strings. One that came from the hub "
-            "can be deleted and fetched again.",
+            "A shard is a parquet file with a column of strings called text. A downloaded one can "
+            "be deleted and downloaded again.",
         )
 
 
@@ -338,5 +339,5 @@ def shard_fault(path: Path) -> str | None:
         kind = kind.value_type
     strings = (pa.string(), pa.large_string(), pa.string_view())
     if kind not in (*strings, pa.binary(), pa.large_binary(), pa.binary_view()):
-        return f"holds {kind}, not strings, in its column text"
+        return f"has {kind}, not strings, in its column text"
     return None
