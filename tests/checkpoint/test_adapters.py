@@ -122,7 +122,7 @@ def test_the_base_of_an_adapter_elsewhere_is_looked_for_in_the_home(
     monkeypatch.setenv("MLXCHAT_HOME", str(home.root))
     assert mx.array_equal(layout.read_model(stick, mx.float32).model(IDS), expected)
     monkeypatch.setenv("MLXCHAT_HOME", str(tmp_path / "empty"))
-    with pytest.raises(CheckpointError, match=f"nowhere in {tmp_path / 'empty'}") as caught:
+    with pytest.raises(CheckpointError, match=f"neither in {tmp_path / 'empty'}") as caught:
         layout.read_model(stick, mx.float32)
     assert f"mlxchat import {stick} --onto DIR" in caught.value.remedy
 
