@@ -115,7 +115,7 @@ def test_a_process_that_hangs_is_ended(
 ) -> None:
     python_is("exec sleep 60", tmp_path, monkeypatch)
     probe = probes.Probe("measured_device", "describe_device", probes.Device, 0.05)
-    with pytest.raises(BackendError, match="did not end within") as caught:
+    with pytest.raises(BackendError, match="did not finish within") as caught:
         host.measure(probe)
     assert "run the check again" in caught.value.remedy
 

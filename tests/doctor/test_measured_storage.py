@@ -92,5 +92,5 @@ def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
     outcome, said = really("home", tmp_path / "file")
     assert outcome == "failed" and "EEXIST" in said
     assert [really(name, tmp_path / "file") for name in TRIED] == [
-        ("not here", "the home cannot be written ")
+        ("not here", "the home is not writable ")
     ] * 4
