@@ -261,7 +261,7 @@ def test_an_adapter_is_not_trained_on(based: Path, tmp_path: Path) -> None:
     home = Path(shutil.copytree(based, tmp_path / "home"))
     run(home, tuning(home).model_copy(update={"num_iterations": 1, "eval_every": 0}))
     again = tuning(home, "tuned").model_copy(update={"model_tag": "again"})
-    with pytest.raises(CheckpointError, match="is an adapter on another model"):
+    with pytest.raises(CheckpointError, match="is an adapter, which cannot be trained further"):
         run(home, again)
 
 

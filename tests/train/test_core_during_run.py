@@ -166,7 +166,7 @@ def test_a_missing_bundle_is_said_before_anything_is_trained(
 ) -> None:
     config = measuring(core_bundle=tmp_path / "none.zip", tokenizer_dir=None)
     for check in (lambda: run(tmp_path, config), lambda: check_core(config, Home(tmp_path))):
-        with pytest.raises(NotFound, match=r"There is no bundle of CORE's tasks at .*none\.zip"):
+        with pytest.raises(NotFound, match=r"There is no bundle of CORE tasks at .*none\.zip"):
             check()
     assert not (tmp_path / "tokenizer").exists()
     check_core(config.model_copy(update={"core_every": 0}), Home(tmp_path))

@@ -92,7 +92,7 @@ def test_a_nan_loss_is_reported_even_if_the_disk_is_full(
     with pytest.raises(MlxchatError) as raised:
         run(tmp_path, config, compile=diverging(8, [float("nan"), 1.0, 0.1]))
     assert "The loss is nan in step 8, with the data read up to" in raised.value.problem
-    assert "could not be set aside: " in raised.value.problem
+    assert "could not be copied: " in raised.value.problem
     assert "No space left on device" in raised.value.problem
     assert "smaller learning rates" in raised.value.remedy
     assert store.steps(run_folder(tmp_path)) == [3, 6]
@@ -145,7 +145,7 @@ def test_a_disconnected_disk_is_named_and_changes_nothing(
     with pytest.raises(MlxchatError) as raised:
         run(prepared, SHORT, fresh=fresh)
     assert f"{moved} is a link to {disk / 'moved'}, which is not" in raised.value.problem
-    assert "disk connected" in raised.value.remedy
+    assert "Connect its disk" in raised.value.remedy
     (prepared / "unplugged").rename(disk)
     assert store.steps(run_folder(prepared)) == [3, 6]
     assert log.read_bytes() == before

@@ -49,7 +49,7 @@ def test_the_tokenizer_is_replaced_when_the_new_one_is_ready(tmp_path: Path) -> 
 
 
 def test_a_tokenizer_needs_text(tmp_path: Path) -> None:
-    with pytest.raises(MlxchatError, match="contain no text"):
+    with pytest.raises(MlxchatError, match="contains no text"):
         train_tokenizer(Empty(1), tmp_path / "tokenizer", 300, lambda _: None)
     assert not (tmp_path / "tokenizer").exists()
 

@@ -249,7 +249,7 @@ def test_other_data_on_one_rank_is_refused_by_name(tmp_path: Path, tokenizer: Pa
         for code, said in [rank.ended() for rank in ranks]:
             assert code == 1, said
             assert "Rank 1: shard_0000" in said
-            assert "is not the file of that name that rank 0 has" in said
+            assert "differs from rank 0's file of that name" in said
 
 
 @pytest.mark.slow

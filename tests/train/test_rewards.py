@@ -89,12 +89,12 @@ def test_several_are_summed_by_their_weights(own: Path) -> None:
         ("OWN:lenght", NotFound, "length, same, raises"),
         ("OWN:number", NotFound, "has no function 'number'"),
         ("OWN:two", ConfigError, "does not take prompt, completion and answer"),
-        ("OWN", ConfigError, "nor names a function"),
+        ("OWN", ConfigError, "nor the name of a function"),
         ("OWN:length:0", ConfigError, "weight"),
         ("answer:nan", ConfigError, "weight"),
         ("answer:1e7", ConfigError, "weight"),
         ("FOLDER:f", ConfigError, "cannot be read"),
-        ("", ConfigError, "nor names a function"),
+        ("", ConfigError, "nor the name of a function"),
     ],
 )
 def test_a_name_without_a_function_is_said(

@@ -66,7 +66,7 @@ def test_a_changed_file_is_refused(tmp_path: Path, changed: str) -> None:
     ):
         with pytest.raises(MlxchatError) as raised:
             resume()
-        assert f"{data / changed} is not the file of that name" in raised.value.problem
+        assert f"{data / changed} has changed since the run started" in raised.value.problem
         assert "Restore that file" in raised.value.remedy and "`fresh`" in raised.value.remedy
     (data / changed).write_bytes(began_with)
     run(tmp_path, config)
@@ -212,10 +212,10 @@ def test_streamed_shards_are_the_same_as_those_on_disk(tmp_path: Path, tiny: Dat
         (data / name).unlink()
     with HubServer(at_hub(other)) as server:
         streamed = QUIET.model_copy(update={"streaming": True, "endpoint": server.endpoint})
-        with pytest.raises(MlxchatError, match="is not the file of that name") as raised:
+        with pytest.raises(MlxchatError, match="has changed since the run started") as raised:
             run(going_on, streamed)
         assert f"{data / STREAMED}/shard_" in raised.value.problem
-        assert "if streaming downloaded it, delete it" in raised.value.remedy
+        assert "if it was streamed, delete it" in raised.value.remedy
         assert read_trainer(newest(going_on)).step == 3
         for path in (data / STREAMED).glob("*.parquet*"):
             path.unlink()
@@ -244,7 +244,7 @@ def test_a_shard_streamed_again_must_be_the_same(tmp_path: Path, tiny: Dataset) 
         }
         shutil.rmtree(Home(tmp_path).data(tiny.name))
         server.files = at_hub(other)
-        with pytest.raises(MlxchatError, match="is not the file of that name"):
+        with pytest.raises(MlxchatError, match="has changed since the run started"):
             run(tmp_path, config)
         shutil.rmtree(Home(tmp_path).data(tiny.name))
         server.files = at_hub(same)

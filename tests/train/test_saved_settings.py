@@ -61,7 +61,7 @@ def test_a_renamed_run_keeps_its_new_name(saved: Home) -> None:
         (PretrainConfig, "", {}, NotFound, "no run '' to resume", "There are: "),
         (PretrainConfig, "a\n\x1b[2J", {}, NotFound, "no run 'a ?[2J'", "There are: "),
         (PretrainConfig, "{base}s", {}, NotFound, "no run", "Did you mean {base}?"),
-        (MidConfig, "nothing", {}, NotFound, "no run 'nothing'", "None has been"),
+        (MidConfig, "nothing", {}, NotFound, "no run 'nothing'", "No run has been"),
         (PretrainConfig, "{tuned}", {}, ConfigError, "of fine-tuning, not of pre", "mlxchat sft"),
         (RlConfig, "{base}", {}, ConfigError, "of pretraining, not of rein", "mlxchat train --res"),
         (PretrainConfig, "{base}", {"model_tag": "x"}, ConfigError, "`model_tag=x`", "one of them"),

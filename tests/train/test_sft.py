@@ -356,7 +356,7 @@ def test_conversations_without_an_answer_in_the_context_are_skipped(
     events = run(based, config)
     assert all(event.loss > 0 for event in events if isinstance(event, Stepped))
     [note] = [e.text for e in events if isinstance(e, Noted) and "per epoch" in e.text]
-    assert "have no answer within that and are skipped" in note
+    assert "have no answer within the context and were skipped" in note
     data = write(tmp_path / "long.jsonl", [long, {**long, "id": 1}, *[long] * 4])
     other = {"messages": [{"role": "user", "content": "who " * 200}, talks(1)[0]["messages"][1]]}
     write(data, [long, other])
@@ -438,14 +438,14 @@ def test_files_that_another_version_reads_in_another_way_are_refused(
         return conversations[1:], report
 
     monkeypatch.setattr(mixture, "read_source", skipping_one)
-    with pytest.raises(MlxchatError, match="a version of mlxchat that reads or makes up other"):
+    with pytest.raises(MlxchatError, match="a version of mlxchat that reads or generates"):
         run(based, config)
 
 
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"data": None}, "There is nothing to learn from"),
+        ({"data": None}, "No training data is given"),
         ({"data": ["nowhere.jsonl"]}, "nowhere.jsonl does not exist"),
         ({"source": "nobody"}, "There is no trained model called nobody"),
         ({"model_tag": "base"}, "base is the name of another run"),

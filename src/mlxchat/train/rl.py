@@ -1,8 +1,8 @@
-"""Reinforcement learning: a model learns from which of its own answers are right.
+"""Reinforcement learning: a model learns from rewards for its own answers.
 
-To each question it draws several answers, and those that are better than the others to the same
-question become likelier (`mlxchat.train.policy_gradient`). The model to begin with must answer a
-part of the questions right: where all answers are as good as each other, nothing is learnt.
+It samples several answers to each question, and those that score better than the others become more
+likely (`mlxchat.train.policy_gradient`). The initial model must already answer some of the
+questions correctly: if all answers are equally good, there is nothing to learn.
 """
 
 import math
@@ -112,13 +112,16 @@ def with_level(
     if not found.share:
         learnt = TaskChoice(config.task, 1, config.calculator)
         raise ConfigError(
-            f"The model answers none of the questions of {config.task} right ({tried}): there is "
-            "nothing to reward.",
+            f"The model answers none of the {config.task} questions correctly ({tried}), so there "
+            "is nothing to reward.",
             "Fine-tune it on the task first, or choose another `task`: "
             + command("sft", data=str(learnt), model_tag=config.task),
         )
-    note = f"Level {found.level} of {config.task}, of which the model gets {found.share:.0%} right"
-    note += "." if found.suits else f", though 20 to 60% would suit it better ({tried})."
+    note = (
+        f"Chose level {found.level} of {config.task}, at which the model answers "
+        f"{found.share:.0%} correctly"
+    )
+    note += "." if found.suits else f", although 20 to 60% would be better ({tried})."
     return config.model_copy(update={"level": found.level}), [note]
 
 
@@ -144,7 +147,7 @@ def _found_level(config: RlConfig, home: Home, report: Report, clock: Clock) -> 
             for index in range(len(questions))
         ]
         texts = examiner.ask(questions, np.stack(keys)).texts
-        report(Progressed(clock(), "finding a level", asked, None, "levels"))
+        report(Progressed(clock(), "finding a suitable level", asked, None, "levels"))
         return [texts[i : i + LEVEL_SAMPLES] for i in range(0, len(texts), LEVEL_SAMPLES)]
 
     return find_level(config.task, answer, seed=config.seed, calculator=config.calculator)
@@ -161,7 +164,7 @@ def _tuned_folder(config: RlConfig, home: Home) -> Path:
     require_trainable(folder, config.lora)
     if not layout.has_chat_template(folder):
         raise CheckpointError(
-            f"The model in {folder} was not trained on conversations: it does not answer.",
+            f"The model in {folder} was not trained on conversations, so it cannot answer.",
             f"Fine-tune it first: {command('sft', source=config.source)}",
         )
     return folder
@@ -241,8 +244,8 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
         changed = sorted(name for name, _ in before.items() ^ found.items())
         if changed:
             raise DataError(
-                f"{changed[0]} is not what it was when the run {self.config.tag} was started.",
-                "Restore it, name another run with `model_tag`, or start from scratch with "
+                f"{changed[0]} has changed since the run {self.config.tag} was started.",
+                "Restore it, use another name with `model_tag`, or start from scratch with "
                 "`fresh`.",
             )
 
@@ -252,7 +255,7 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
 
     def notes(self, documents: QuestionDocuments) -> Iterator[str]:
         """Return the model to begin with."""
-        yield f"The model to begin with: {self.config.source}."
+        yield f"Starting from the model {self.config.source}."
 
     def prepare(
         self, documents: QuestionDocuments, resources: Resources, started_at: float
