@@ -120,7 +120,7 @@ def test_a_folder_is_a_bundle_at_either_level(tmp_path: Path) -> None:
 
 
 def test_what_a_bundle_lacks_is_named(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="There is no bundle of CORE's tasks at"):
+    with pytest.raises(NotFound, match="There is no bundle of CORE tasks at"):
         Bundle(tmp_path / "none.zip")
     with pytest.raises(NotFound, match="has no folder eval_data"):
         Bundle(tmp_path)
@@ -132,7 +132,7 @@ def test_another_zip_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "eval_bundle.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("eval_bundle/eval_data/x", "")
-    with pytest.raises(DataError, match="is not the bundle of CORE: its sha256 is") as caught:
+    with pytest.raises(DataError, match="is not the CORE bundle: its sha256 is") as caught:
         Bundle(path)
     assert "`" not in caught.value.remedy  # the setting has another name in a run
 
@@ -324,7 +324,7 @@ def test_two_processes_do_not_evaluate_the_same(tmp_path: Path) -> None:
     path = tmp_path / "verdicts.jsonl"
     with (
         KeptVerdicts.open(path),
-        pytest.raises(LockedError, match="evaluates the same model"),
+        pytest.raises(LockedError, match="is evaluating the same model"),
         KeptVerdicts.open(path),
     ):
         pass
