@@ -45,7 +45,7 @@ def test_tables_fit_and_cut_nothing(host: type[Host], width: int, tmp_path: Path
     for finding in facts.of("ok"):
         assert finding.check in text
         assert finding.measures.split()[0] in words
-    assert ("What only a Mac can tell" in text) == bool(facts.only_on_a_mac)
+    assert ("Questions that only a Mac can answer" in text) == bool(facts.only_on_a_mac)
 
 
 @pytest.mark.parametrize("width", [40, 80, 160])
@@ -63,7 +63,7 @@ def test_a_narrow_and_a_medium_table_say_it_in_order(wrong: Examination) -> None
         text = " ".join(drawn(wrong, width).split())
         text = text[text.index("failed rotation") :]
         order = [
-            "How far the compiled rotary",
+            "The error of the compiled rotary",
             "It is largest in the forward pass.",
             "Do not trust",
             "Affects: train",

@@ -48,7 +48,7 @@ def test_commands_are_those_of_the_terminal() -> None:
         ANSWER,
         {"notes": ["temperature: 0.5"]},
         {"notes": ["Took back: Hi"]},
-        {"error": {"problem": "There is no message yet.", "remedy": "Say something to the model."}},
+        {"error": {"problem": "There is no message yet.", "remedy": "Type a message."}},
     ]
 
 
@@ -63,9 +63,9 @@ def test_an_answer_is_given_again() -> None:
     [
         (b"Hi", "not valid JSON"),
         (b"\xff", "not valid JSON"),
-        (b"[]", "not an object with one entry"),
-        ({}, "not an object with one entry"),
-        ({"content": "Hi", "command": "/undo"}, "not an object with one entry"),
+        (b"[]", "not an object with exactly one entry"),
+        ({}, "not an object with exactly one entry"),
+        ({"content": "Hi", "command": "/undo"}, "not an object with exactly one entry"),
         ({"content": 3}, "neither"),
         ({"text": "Hi"}, "neither"),
         ({"command": "undo"}, "begins with a slash"),

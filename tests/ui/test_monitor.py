@@ -157,7 +157,10 @@ def test_runs_of_long_ago_get_a_line_and_are_counted_where_there_is_no_room() ->
     [
         (run(state="died"), ["killed or crashed", "5s ago", "resumes from step 1,300"]),
         (run(state="died", saved=()), ["nothing was saved", "saved steps    none"]),
-        (run(state="silent", last_seen=NOW - 125), ["Silent since", "2m 05s ago", "process 101"]),
+        (
+            run(state="silent", last_seen=NOW - 125),
+            ["No sign of life since", "2m 05s ago", "process 101"],
+        ),
         (run(state="finished"), ["Finished on"]),
         (run(state="interrupted"), ["Stopped on", "resumes from step 1,300"]),
         (run(state="failed", failure="No\nroom \x1b[2J left."), ["Failed on", "No room [2J left."]),

@@ -243,7 +243,7 @@ def _of_text(meter: Meter, latest: Stepped | None) -> tuple[list[Cell], list[Cel
     if meter.mfu is not None:
         speeds.append(Cell("MFU", f"{meter.mfu:.1%}"))
     if meter.matmul_share is not None:
-        speeds.append(Cell("of a matmul", f"{meter.matmul_share:.1%}"))
+        speeds.append(Cell("of matmul speed", f"{meter.matmul_share:.1%}"))
     return learning, speeds
 
 
