@@ -414,9 +414,9 @@ def test_wrong_arguments_of_a_model_are_config_errors(runs: Home) -> None:
         (lambda: model.generate("A", temperature=-1), "`temperature=-1`"),
         (lambda: model.generate("A", topk=3), "Did you mean `top_k`"),
         (lambda: model.generate("moo " * 500), "context is 128"),
-        (lambda: model.generate([]), "not token ids"),
-        (lambda: model.logits([300]), "not token ids"),
-        (lambda: model.generate([1.5]), "not token ids"),  # type: ignore[list-item]
+        (lambda: model.generate([]), "not valid token ids"),
+        (lambda: model.logits([300]), "not valid token ids"),
+        (lambda: model.generate([1.5]), "not valid token ids"),  # type: ignore[list-item]
         (lambda: model.generate("A", seed=-1), "`seed=-1`"),
         (lambda: model.generate("A", seed=2**64), "`seed=18446744073709551616`"),
         (lambda: model.generate("A", max_tokens=-1), "`max_tokens=-1`"),
