@@ -25,7 +25,7 @@ def test_a_tilde_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     assert expanded("~/x") == Path("/home/ada/x")
     assert expanded("x/~") == Path("x/~")
-    with pytest.raises(ConfigError, match="home folder of nobody-of-that-name, and there is no"):
+    with pytest.raises(ConfigError, match="home folder of nobody-of-that-name, but there is no"):
         expanded(NOWHERE)
 
 

@@ -396,13 +396,17 @@ def test_logits_go_on_beyond_the_context(runs: Home, monkeypatch: pytest.MonkeyP
     assert logits.shape == (len(ids), model.config.vocab_size)
     assert np.allclose(logits[:100], np.array(model.logits(ids[:100])), atol=1e-4)
     monkeypatch.setattr("mlxchat.trained.LARGEST_ARRAY", 200 * model.config.padded_vocab_size)
-    with pytest.raises(mlxchat.ConfigError, match=r"246 tokens, too many(.|\n)*200 tokens at most"):
+    with pytest.raises(
+        mlxchat.ConfigError, match=r"246 tokens, which is too many(.|\n)*200 tokens at most"
+    ):
         model.logits(ids)
 
 
 def test_a_config_object_is_instead_of_settings() -> None:
     config = mlxchat.PretrainConfig(depth=1)
-    with pytest.raises(mlxchat.ConfigError, match="`seed` does not go with a PretrainConfig"):
+    with pytest.raises(
+        mlxchat.ConfigError, match="`seed` cannot be combined with a PretrainConfig"
+    ):
         mlxchat.pretrain(config, seed=1)
     with pytest.raises(mlxchat.ConfigError, match="is not of type SftConfig"):
         mlxchat.fine_tune(config)  # type: ignore[arg-type]

@@ -454,7 +454,7 @@ def test_a_folder_is_read_in_order_without_hidden_files(tmp_path: Path) -> None:
     conversations, report = reading.read_source(Source(tmp_path))
     assert conversations == [forms.read_row(row).conversation for row in ROWS]
     assert report.passed_over == "1 hidden (.hidden); 1 of another kind (notes.txt)"
-    assert report.summary().endswith(f"; passed over: {report.passed_over}.")
+    assert report.summary().endswith(f"; files ignored: {report.passed_over}.")
 
 
 def test_every_row_is_accounted_for(tmp_path: Path) -> None:
@@ -469,7 +469,7 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     assert report.examples[0] == f"{path}, line 1: no answer"
     assert len(report.examples) == reading.EXAMPLES
     assert report.summary() == (
-        f"{path}: 23 of 31 rows used; changed: everything after the last answer cut (3); "
+        f"{path}: 23 of 31 rows used; changed: text after the last answer dropped (3); "
         f"skipped: no answer (7), unknown format: keys text (1), first {path}, line 1: no answer."
     )
 
@@ -540,9 +540,9 @@ def test_rows_that_a_task_is_scored_on_are_not_trained_on() -> None:
         (
             "a.jsonl",
             b"[]\n{}\n[]\n",
-            r"3 rows, of which none .*: no messages \(2\), unknown format",
+            r"3 rows, none of which .*: no messages \(2\), unknown format",
         ),
-        ("a.json", b"{}", r"a.json does not hold a list"),
+        ("a.json", b"{}", r"a.json does not contain a list"),
         ("a.json", b"[1, ", r"a.json is not valid JSON"),
         ("a.parquet", b"PAR1 and no more", r"a.parquet is damaged"),
         ("a.txt", b"Hello", r"a.txt holds text, not conversations"),
@@ -570,7 +570,7 @@ def test_any_bytes_are_conversations_or_a_clear_error(suffix: str, content: byte
 
 def test_a_parquet_file_of_something_else_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
-    with pytest.raises(MlxchatError, match=r"no column of conversations .its columns: text"):
+    with pytest.raises(MlxchatError, match=r"no column with conversations .its columns: text"):
         reading.read_source(Source(tmp_path / "a.parquet"))
 
 

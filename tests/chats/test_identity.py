@@ -57,7 +57,7 @@ def test_an_identity_is_read(text: str, identity: Identity) -> None:
         ("name=", "'name=' in the identity is not of the form KEY=VALUE"),
         ("=Ada", "'=Ada' in the identity is not of the form KEY=VALUE"),
         ("name=,made by=Grace", "'name=' in the identity is not of the form KEY=VALUE"),
-        ("name=Ada; made by=Grace", "name would be 'Ada; made by=Grace': a comma goes between"),
+        ("name=Ada; made by=Grace", "name would be 'Ada; made by=Grace'. Separate"),
         ("name=Ada made by=Grace", "name would be 'Ada made by=Grace'"),
         ("name=Ada, made by=Grace born=2026", "made by would be 'Grace born=2026'"),
         ("made by=Grace", "does not include a name"),

@@ -328,7 +328,7 @@ def test_a_traceback_does_not_change_the_exit_code(
     with store.locked(runs / "busy"):
         code, _, told = program("prune", "--model-tag", "busy")
     assert code == os.EX_TEMPFAIL
-    assert "Traceback" in told and told.endswith("name another run with --model-tag.\n")
+    assert "Traceback" in told and told.endswith("use another name with --model-tag.\n")
     code, _, told = program("list", "--model-tag", "d9")
     assert code == 1 and "Traceback" in told
 

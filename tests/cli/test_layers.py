@@ -100,7 +100,7 @@ def test_a_file_may_say_auto_and_the_command_line_may_say_it_after_a_number(
         ('keep = "2"', [], 'run.toml, line 12: keep = "2": input should be', "keep"),
         ("supervise = true", [], "there is no setting 'supervise'", "command line: --supervise"),
         ('memory_limit = "12"', [], "run.toml, line 12: '12' is not an amount", "12GB"),
-        ("", ["--budget", "1h"], "--num-iterations 2 does not go with it", "one of them"),
+        ("", ["--budget", "1h"], "--num-iterations 2 cannot be given as well", "one of them"),
         ("[lora]\nrank = 2", [], "--lora trains an adapter on a model", "--init-from"),
     ],
 )

@@ -112,7 +112,7 @@ def test_usage_errors_name_the_option(arguments: list[str], said: str, program: 
         ([*TINY, "--dry-run", "--memory-limit", "900TB"], "this machine has", "--memory-limit"),
         pytest.param(
             [*TINY, "--wired-limit", "1GB"],
-            "--wired-limit is for Macs",
+            "--wired-limit only works on Macs",
             "Leave it out",
             marks=pytest.mark.skipif(sys.platform == "darwin", reason="this is one"),
         ),
@@ -293,7 +293,7 @@ def test_text_in_another_encoding_and_without_its_bad_lines(
     for options, said in (
         ((), "line 1 is not UTF-8"),
         (("--encoding", "latin-1"), "line 2 is not valid JSON"),
-        (("--encoding", "no-such"), "--encoding no-such is no encoding"),
+        (("--encoding", "no-such"), "--encoding no-such is not a known text encoding"),
     ):
         code, _, errors = program(*fetch, *options)
         assert code == 1 and said in errors
@@ -349,7 +349,7 @@ def test_chat_answers_lines_of_json(trained: dict[str, str]) -> None:
 def test_chat_names_the_model_or_step_that_is_missing(at_trained: Program) -> None:
     for option, value, problem, remedy in (
         ("--model-tag", "other", "other", "tiny"),
-        ("--step", "7", "no saved step 7", "40"),
+        ("--step", "7", "no checkpoint of step 7", "40"),
     ):
         code, _, errors = at_trained("chat", option, value)
         assert code == 1

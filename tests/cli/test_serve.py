@@ -54,7 +54,9 @@ def test_it_serves_until_it_is_asked_to_end(
     asking.join()
     assert texts == [alone]  # the second answer, whose seed is 1
     assert process.returncode == code
-    assert re.search(r"^Finishing 2 answers, for at most 30 seconds\. Ctrl-C again", errors, re.M)
+    assert re.search(
+        r"^Finishing 2 answers, for at most 30 seconds\. Press Ctrl-C again", errors, re.M
+    )
     assert errors.count("POST /v1/chat/completions 200") == 2
     assert "moo?" not in errors
 

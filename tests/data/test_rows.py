@@ -84,7 +84,7 @@ def test_wide_characters_without_a_mark_are_not_taken_for_utf_8(
 ) -> None:
     path = tmp_path / "own.jsonl"
     path.write_bytes('{"text": "plain"}\n'.encode(encoding))
-    with pytest.raises(DataError, match=r"own.jsonl has a zero byte") as caught:
+    with pytest.raises(DataError, match=r"own.jsonl begins with a zero byte") as caught:
         read(path)
     assert "`encoding`" in caught.value.remedy
     assert read(path, encoding) == [{"text": "plain"}]
@@ -209,7 +209,7 @@ def test_a_list_is_the_same_in_pieces_of_any_size(
 )
 def test_what_is_no_list_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "own.json").write_text(text)
-    with pytest.raises(DataError, match=r"own\.json.* (is not valid JSON|does not hold a list)"):
+    with pytest.raises(DataError, match=r"own\.json.* (is not valid JSON|does not contain a list)"):
         read(tmp_path / "own.json")
 
 
@@ -228,7 +228,7 @@ def test_fields_of_a_table_may_be_longer_than_python_thinks(tmp_path: Path) -> N
 
 def test_a_table_without_a_column_that_is_wanted_is_named(tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_text("content,id\nx,1\n")
-    with pytest.raises(DataError, match=r"no column of text \(its columns: content, id\)"):
+    with pytest.raises(DataError, match=r"no column with text \(its columns: content, id\)"):
         read(tmp_path / "own.csv")
 
 
@@ -252,8 +252,8 @@ def test_what_is_passed_over_in_a_folder_is_said(tmp_path: Path) -> None:
     found = found_in(tmp_path, ROWS)
     assert found.files == (tmp_path / "a" / "c.csv.gz", tmp_path / "b.jsonl")
     assert str(found) == (
-        "2 hidden (.git, .d.csv); 3 of another kind (f.pdf, g.png, h); 1 not a file, or a link to "
-        "nothing (gone.csv); 1 a link to a folder (link)"
+        "2 hidden (.git, .d.csv); 3 of another type (f.pdf, g.png, h); 1 not a regular file, "
+        "or a broken link (gone.csv); 1 a link to a folder (link)"
     )
 
 

@@ -73,7 +73,7 @@ def test_renaming_that_leaves_the_old_name(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(Path, "rename", lambda old, new: shutil.copytree(old, new))
     outcome, said = really("rename", tmp_path)
-    assert outcome == "failed" and "still there" in said
+    assert outcome == "failed" and "still exists" in said
 
 
 def test_renaming_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,7 @@ def test_a_limit_leaves_room_for_the_shots() -> None:
 )
 def test_a_line_that_is_no_example_is_named(line: bytes) -> None:
     good = b'{"query": "?", "choices": ["a"], "gold": 0}\n'
-    with pytest.raises(DataError, match=r"Line 2 of copa\.jsonl is no example of copa"):
+    with pytest.raises(DataError, match=r"Line 2 of copa\.jsonl is not an example of copa"):
         core_items("copa", good + line + b"\n" + good, None)
 
 
@@ -278,7 +278,7 @@ def test_an_interrupted_evaluation_resumes(
     assert result == expected
     assert len(judged) == 3 * EXAMPLES + 1  # the tenth twice
     notes = [event.text for event in events if isinstance(event, Noted)]
-    assert notes == [f"9 of {3 * EXAMPLES} examples had been judged before."]
+    assert notes == [f"9 of {3 * EXAMPLES} examples had already been evaluated."]
     assert evaluated(home, bundle)[0] == expected
     assert len(judged) == 3 * EXAMPLES + 1
     assert evaluated(home, bundle, fresh=True)[0] == expected

@@ -285,7 +285,7 @@ def test_the_results_are_shown_in_words(
     run(json=False, checkpoint=saved, data=["builtin"], max_problems=20)
     said = capsys.readouterr()
     assert "held-out conversations: loss" in said.out and "word for word" in said.out
-    assert "did not fit into 64 tokens and lost their end" in said.out
+    assert "did not fit into 64 tokens and were truncated" in said.out
 
 
 @pytest.mark.slow

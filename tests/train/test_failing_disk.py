@@ -28,7 +28,7 @@ def test_a_log_that_fails_from_the_first_event_ends_the_run(
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(JsonLines, "write", full)
-        with pytest.raises(MlxchatError, match="ended there; no step is saved"):
+        with pytest.raises(MlxchatError, match="stopped there; no checkpoint was saved"):
             run(prepared, SHORT)
     assert store.steps(run_folder(prepared)) == []
     run(prepared, SHORT, stop_at=3)

@@ -226,7 +226,7 @@ def test_a_rank_that_is_stopped_ends_the_others(tmp_path: Path, tokenizer: Path)
         code, said = leader.ended()
         assert time.monotonic() - began < 30
         assert code == os.EX_SOFTWARE
-        assert "Another rank has not answered for 5 s." in said
+        assert "Another rank has not responded for 5 s." in said
 
 
 @pytest.mark.slow

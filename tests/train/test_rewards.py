@@ -177,7 +177,7 @@ def test_a_file_is_run_once_however_many_functions_it_has(tmp_path: Path) -> Non
         ([1.0], "returned [1.0], of type list"),
         (1j, "of type complex"),
         ("x" * 1000, "xxx..., of type str"),
-        (10**400, "returned inf; a reward is at most 1,000,000"),
+        (10**400, "returned inf; a reward must be between -1,000,000 and 1,000,000"),
         (-1e39, "returned -1e+39"),
     ],
 )

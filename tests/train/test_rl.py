@@ -156,7 +156,7 @@ def test_a_changed_reward_is_not_resumed(tmp_path: Path) -> None:
     config = rl_config(tmp_path)
     rl_run(tmp_path / "home", config, stop_at=2)
     (tmp_path / "reward.py").write_text("def reward(prompt, completion, answer): return 1.0")
-    with pytest.raises(MlxchatError, match=r"reward\.py is not what it was"):
+    with pytest.raises(MlxchatError, match=r"reward\.py has changed since"):
         rl_run(tmp_path / "home", config)
 
 

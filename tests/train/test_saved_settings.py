@@ -113,7 +113,7 @@ def test_python_names_what_does_not_go_together(saved: Home) -> None:
     base, _ = names(saved)
     for problem, arguments in (
         ("`fresh` starts from scratch", {"fresh": True}),
-        ("`resume` does not go with a PretrainConfig", {"config": CONFIG}),
+        ("`resume` cannot be combined with a PretrainConfig", {"config": CONFIG}),
         ("There is no setting `deep`", {"deep": 4}),
     ):
         with pytest.raises(ConfigError, match=problem):

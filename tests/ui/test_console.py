@@ -436,7 +436,7 @@ def test_the_words_of_an_error_are_not_broken(monkeypatch):
     )
     shown = re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue())
     assert shown.splitlines() == [
-        "Error: There is no folder",
+        "Error: There is no data: the folder",
         f"{folder} does not exist.",  # the terminal breaks it, so that it can be copied
         "Get some: mlxchat data fetch --from a",
         "novel.txt",

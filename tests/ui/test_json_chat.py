@@ -68,7 +68,7 @@ def test_an_answer_is_given_again() -> None:
         ({"content": "Hi", "command": "/undo"}, "not an object with exactly one entry"),
         ({"content": 3}, "neither"),
         ({"text": "Hi"}, "neither"),
-        ({"command": "undo"}, "begins with a slash"),
+        ({"command": "undo"}, "starts with a slash"),
         ({"command": "/leave"}, "Unknown command /leave."),
         ({"command": "/top-p 2"}, "/top-p 2: input should be"),
         ({"command": "/save a\0b"}, "Cannot write a"),

@@ -207,7 +207,7 @@ def test_every_setting_is_a_command() -> None:
 def test_a_setting_out_of_bounds_is_named_as_it_was_typed() -> None:
     chat = Parrot()
     shown = talk(chat, "/top-p 2", "/seed x", width=500)
-    assert "/top-p 2: input should be less than or equal to 1. /top-p: Keep only" in shown
+    assert "/top-p 2: input should be less than or equal to 1. /top-p: Sample only" in shown
     assert "/seed x: input should be a valid integer" in shown
     assert chat.settings == ChatSettings()
 

@@ -78,7 +78,7 @@ def _meaningful(system: str | None) -> str | None:
 
 
 SystemMessage = Annotated[str | None, AfterValidator(_meaningful)]
-READ_FIRST = "As in nanochat, they are put at the start of the first message."
+READ_FIRST = "As in nanochat, it is put at the start of the first message."
 
 
 class ChatSettings(TextSettings, Sampling):

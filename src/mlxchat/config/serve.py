@@ -56,7 +56,7 @@ class ServeConfig(BaseModel):
         "server's own page.",
         json_schema_extra={"metavar": "ORIGIN"},
     )
-    slots: int = Field(16, ge=1, le=256, description="Answers to generate at a time.")
+    slots: int = Field(16, ge=1, le=256, description="Answers to generate in parallel.")
     queue: int = Field(
         64,
         ge=1,

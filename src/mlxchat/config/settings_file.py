@@ -213,7 +213,7 @@ def _read(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = reason_of(error) if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError(
-            f"The settings file {path} cannot be read: {reason}.",
+            f"{path} cannot be read: {reason}.",
             "Check its name, its type and its permissions.",
         ) from error
 

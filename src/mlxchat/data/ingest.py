@@ -149,7 +149,7 @@ def _found(source: Path) -> FoundFiles:
         return FoundFiles((source,), {})
     found = found_in(source, OWN_KINDS)
     if not found.files:
-        others = f" (passed over: {found})" if found.passed_over else ""
+        others = f" (files ignored: {found})" if found.passed_over else ""
         raise DataError(f"There is no {kinds} in {source}{others}.", remedy)
     return found
 

@@ -86,7 +86,7 @@ DEVICE_CHECKS = (
         absent=with_mlx,
     ),
     Check(
-        name="fastest implementations",
+        name="fastest variants",
         measures=(
             "Where several implementations compute the same thing, the one that was fastest here. "
             "One that fails or is wrong is not used."

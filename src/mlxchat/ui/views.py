@@ -55,7 +55,7 @@ def describe(event: Event, meter: Meter) -> str | None:
         case CoreMeasured():
             return (
                 f"step {event.step:,}: CORE {event.core:.4f} ± {event.error:.4f}, of at most "
-                f"{amount(event.max_per_task, 'examples')} a task"
+                f"{amount(event.max_per_task, 'examples')} per task"
             )
         case Sampled():
             worth = "" if event.reward is None else f", reward {event.reward:g}"
@@ -90,7 +90,7 @@ def _judgement(event: Judged, meter: Meter) -> str:
     if event.samples > 1:
         text += f", pass@{event.samples} {event.pass_k:.1%}"
         text += f" ({event.pass_k_low:.1%} to {event.pass_k_high:.1%})"
-    return f"{text}, reward {event.reward:.3f}, {amount(event.length, 'tokens')} an answer"
+    return f"{text}, reward {event.reward:.3f}, {amount(event.length, 'tokens')} per answer"
 
 
 def step_line(event: Stepped, meter: Meter) -> str:

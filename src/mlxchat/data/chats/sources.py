@@ -117,7 +117,7 @@ def listing(source: Source) -> Listing:
     everything = found_in(path, ROWS)
     found = [file for file in everything.files if file.name != HUB_MANIFEST]
     if not found:
-        others = f" (passed over: {everything})" if everything.passed_over else ""
+        others = f" (files ignored: {everything})" if everything.passed_over else ""
         raise DataError(f"There is no {', '.join(ROWS)} in {path}{others}.", _FORM)
     splits = {file: split for file in found if (split := _split_for_evaluation(file, path))}
     if len(splits) == len(found):

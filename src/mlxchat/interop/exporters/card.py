@@ -120,7 +120,7 @@ def _figures(saved: SavedModel, history: History) -> Iterator[str]:
         yield f"| validation | {history.bits_per_byte:.4f} bits per byte |"
     if history.core is not None:
         step, core, error, most = history.core
-        of = f"at step {step:,}, at most {counted(most, 'examples')} a task"
+        of = f"at step {step:,}, at most {counted(most, 'examples')} per task"
         yield f"| CORE | {core:.4f} ± {error:.4f} {of} |"
 
 
