@@ -118,4 +118,4 @@ def test_rank_0_asks_while_the_others_wait(
     in_threads(2, take_part)
     out = capsys.readouterr().out
     assert asked == ["Start it? [y/N] "]
-    assert "of training by 2 ranks, by estimate." in out and "The run was not started." in out
+    assert "of training by 2 ranks, as an estimate." in out and "The run was not started." in out

@@ -122,8 +122,8 @@ def test_usage_errors_name_the_option(arguments: list[str], said: str, program: 
         (["data", "fetch", "--dataset", "a\nb\x1b[2J"], r"no dataset 'a\nb\x1b[2J'", "--from"),
         (["data", "fetch", "--from", "nowhere", "--dataset", "mine"], "nowhere", ""),
         (["data", "fetch", "--from", "a b.txt", "--dataset", "climbmix"], "another data", "my-a-b"),
-        (["data", "fetch", "--from", "novel.txt", "--dataset", "../x"], "cannot be the name", "my"),
-        (["data", "fetch", "--from", "novel.txt", "--dataset", "x\n"], "cannot be the name", "my"),
+        (["data", "fetch", "--from", "novel.txt", "--dataset", "../x"], "cannot be called", "my"),
+        (["data", "fetch", "--from", "novel.txt", "--dataset", "x\n"], "cannot be called", "my"),
         (["chat", "--model-tag", "a\nb"], "no trained model", "mlxchat"),
         (["train", "--init-from", "a\nb"], "cannot be the name of a run", "--model-tag"),
         (["sft", "--source", "..", "--spelling", "9"], "cannot be the name", "--model-tag"),
@@ -278,7 +278,7 @@ def test_a_dry_run_reports_the_saved_run(at_trained: Program) -> None:
     same = [*TINY, "--num-iterations", "40", "--dry-run"]
     assert facts(at_trained, *same)["saved_step"] == 40
     _, shown, _ = at_trained(*same)
-    assert "step 40 of 40 is saved" in shown and "the run is finished" in shown
+    assert "newest checkpoint is step 40 of 40" in shown and "the run is finished" in shown
     assert facts(at_trained, *same, "--fresh")["saved_step"] is None
     code, _, errors = at_trained(*TINY, "--num-iterations", "41", "--dry-run")
     assert code == 1

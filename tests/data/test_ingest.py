@@ -185,7 +185,7 @@ def test_a_folder_is_read_with_its_subfolders(
     assert summary.files == 3
     notes = [event.text for event in events if isinstance(event, Noted)]
     assert notes == [
-        f"Files ignored in {source}: 2 hidden (._b.txt, .hidden); 1 of another kind (image.png).",
+        f"Files ignored in {source}: 2 hidden (._b.txt, .hidden); 1 of another type (image.png).",
         f"{source / 'empty.txt'} contains no text and is skipped.",
     ]
 
@@ -249,7 +249,7 @@ def test_null_text_is_skipped_and_counted(tmp_path: Path, run: Run, events: list
     reason = 'has a "text" that is null'
     assert run(path).skipped == {reason: 3}
     notes = [event.text for event in events if isinstance(event, Noted)]
-    assert notes == [f"Skipped: 3, of which {path}, line 3, which {reason}."]
+    assert notes == [f"Skipped: 3. The first is {path}, line 3, which {reason}."]
     table = pa.table({"text": ["one", None, "two"]})
     pq.write_table(table, tmp_path / "own.parquet")
     assert run(tmp_path / "own.parquet", tmp_path / "other").skipped == {reason: 1}
@@ -320,7 +320,7 @@ def test_what_is_passed_over_is_said(tmp_path: Path, run: Run) -> None:
     with pytest.raises(MlxchatError, match=r"files ignored: 3 of another type \(b\.pdf, "):
         run(source)
     write_lines(source / "a.jsonl", ["one", "two"])
-    assert run(source).passed_over == {str(path): "of another kind" for path in others}
+    assert run(source).passed_over == {str(path): "of another type" for path in others}
 
 
 def test_a_small_file_that_stands_for_much_is_refused(tmp_path: Path, run: Run) -> None:
@@ -399,7 +399,7 @@ def test_a_missing_or_empty_source_is_refused(tmp_path: Path, run: Run) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(MlxchatError, match="is neither a file nor a folder") as caught:
         run(tmp_path / "pipe")
-    assert "to a file" in caught.value.remedy
+    assert "to a regular file" in caught.value.remedy
 
 
 def test_an_existing_dataset_is_left_alone(tmp_path: Path, run: Run) -> None:

@@ -232,7 +232,7 @@ def test_a_failed_export_leaves_no_files(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_folder_that_mlx_cannot_write_is_refused(tmp_path: Path) -> None:
     model, out = saved(tmp_path / "a", "classic"), tmp_path / os.fsdecode(b"caf\xe9")
-    with pytest.raises(MlxchatError, match="is not in UTF-8"):
+    with pytest.raises(MlxchatError, match="is not valid UTF-8"):
         exporters.write("mlx-lm", out, model, HISTORY, mx.float32)
 
 

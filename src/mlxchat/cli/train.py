@@ -281,7 +281,7 @@ def _say_how_long(
     with Screen() as screen:
         facts = estimate_run(config, home, saved, screen.show, world, check_limits=True)
         where = "on this machine" if world.alone else f"by {world.size} ranks"
-        text = f"{facts.tag}: an estimated {about(facts.seconds)} of training {where}."
+        text = f"{facts.tag}: {about(facts.seconds)} of training {where}, as an estimate."
         screen.show(Noted(time.time(), text))
     if facts.seconds < DAY or saved or yes or not _can_ask():
         return

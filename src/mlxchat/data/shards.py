@@ -59,8 +59,8 @@ class Dataset:
         count = self.last_shard if num_shards is None else num_shards
         if not 1 <= count <= self.last_shard:
             raise ConfigError(
-                f"`num_shards={count}` is too many: {self.name} has {self.last_shard} training "
-                "shards.",
+                f"`num_shards={count}` is not possible: {self.name} has {self.last_shard} "
+                "training shards.",
                 f"Give a number from 1 to {self.last_shard}.",
             )
         return tuple(shard_name(index) for index in range(count))
