@@ -453,7 +453,7 @@ def test_a_folder_is_read_in_order_without_hidden_files(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("notes")
     conversations, report = reading.read_source(Source(tmp_path))
     assert conversations == [forms.read_row(row).conversation for row in ROWS]
-    assert report.passed_over == "1 hidden (.hidden); 1 of another kind (notes.txt)"
+    assert report.passed_over == "1 hidden (.hidden); 1 of another type (notes.txt)"
     assert report.summary().endswith(f"; files ignored: {report.passed_over}.")
 
 

@@ -171,7 +171,7 @@ def test_a_line_too_long_is_named_and_can_be_skipped(
     head, body = (b"text\n", b"%s\n") if name == "own.csv" else (b"\n", b'{"text": "%s"}\n')
     path = tmp_path / name
     path.write_bytes(head + body % b"one" + body % (b"a" * 5000) + body % b"two")
-    with pytest.raises(DataError, match=r"line 3 is longer than the 1,000 characters"):
+    with pytest.raises(DataError, match=r"line 3 is longer than the maximum of 1,000 characters"):
         read(path)
     found, skipped = skipping(path)
     assert texts(found) == ["one", "two"] and len(skipped) == 1
@@ -182,7 +182,9 @@ def test_a_long_line_takes_no_more_memory_than_it_may(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(100_000_000)  # a line of zeros, which takes no room on the disk
     tracemalloc.start()
-    with pytest.raises(DataError, match="line 1 is longer than the 32,000,000 characters"):
+    with pytest.raises(
+        DataError, match="line 1 is longer than the maximum of 32,000,000 characters"
+    ):
         list(lines(Reading(path)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -217,7 +219,7 @@ def test_an_element_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "LARGEST_VALUE", 1000)
     monkeypatch.setattr(module, "JSON_PIECE", 100)
     (tmp_path / "own.json").write_text(json.dumps([{"text": "one"}, {"text": "a" * 5000}]))
-    with pytest.raises(DataError, match=r"row 2 is longer than the 1,000 characters"):
+    with pytest.raises(DataError, match=r"row 2 is longer than the maximum of 1,000 characters"):
         read(tmp_path / "own.json")
 
 

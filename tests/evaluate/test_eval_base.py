@@ -171,7 +171,7 @@ def test_without_a_choice_what_there_is_is_measured(
     found = json.loads(said.out)
     assert len(found["samples"]) == 7 and found["core"] is None and found["complete"]
     assert "The validation text is not measured." in said.err
-    assert "CORE is not measured: --core fetches" in said.err
+    assert "CORE is not measured. To measure it, add --core" in said.err
 
 
 def test_a_bundle_that_is_named_is_measured_or_refused(

@@ -273,7 +273,7 @@ def test_an_adapter_is_not_trained_on(based: Path, tmp_path: Path) -> None:
     ],
 )
 def test_settings_without_effect_on_an_adapter_are_refused(settings: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="has no effect on an adapter"):
+    with pytest.raises(ConfigError, match="has no effect with `lora`"):
         SftConfig.model_validate(settings)
 
 

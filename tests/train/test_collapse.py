@@ -30,7 +30,7 @@ def test_a_reward_that_falls_after_it_has_risen() -> None:
 
 def test_negative_rewards_that_fall_after_they_have_risen() -> None:
     [(step, note)] = told([-2.0] * 20 + [-1.0] * 20 + [-2.0] * 20)
-    assert step > 40 and "after -1.000 before" in note
+    assert step > 40 and "from a peak of -1.000" in note
 
 
 @pytest.mark.parametrize("height", [0.0, -5.0])

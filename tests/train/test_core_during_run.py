@@ -183,7 +183,7 @@ def test_examples_that_cannot_be_encoded_do_not_end_a_run(
     events = run(tmp_path, measuring())
     assert isinstance(events[-1], Ended) and not measured(events)
     notes = [event.text for event in events if isinstance(event, Noted)]
-    assert notes.count("CORE is not measured. Example 3 of made.jsonl cannot be evaluated.") == 2
+    assert notes.count("CORE was not measured. Example 3 of made.jsonl cannot be evaluated.") == 2
 
 
 def test_the_fewest_examples_leave_room_for_the_shots() -> None:

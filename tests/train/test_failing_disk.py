@@ -35,7 +35,7 @@ def test_a_log_that_fails_from_the_first_event_ends_the_run(
     (saved,) = store.steps(run_folder(prepared))
     with monkeypatch.context() as patched:
         patched.setattr(JsonLines, "write", full)
-        with pytest.raises(MlxchatError, match=f"ended there; step {saved} is saved"):
+        with pytest.raises(MlxchatError, match=f"stopped there; step {saved} was saved"):
             run(prepared, SHORT)
     assert store.steps(run_folder(prepared)) == [saved]
     run(prepared, SHORT)
@@ -144,7 +144,7 @@ def test_a_disconnected_disk_is_named_and_changes_nothing(
     disk.rename(prepared / "unplugged")
     with pytest.raises(MlxchatError) as raised:
         run(prepared, SHORT, fresh=fresh)
-    assert f"{moved} is a link to {disk / 'moved'}, which is not" in raised.value.problem
+    assert f"{moved} is a link to {disk / 'moved'}, which does not exist" in raised.value.problem
     assert "Connect its disk" in raised.value.remedy
     (prepared / "unplugged").rename(disk)
     assert store.steps(run_folder(prepared)) == [3, 6]
