@@ -89,7 +89,7 @@ def test_a_limit_leaves_room_for_the_shots() -> None:
     with pytest.raises(ConfigError, match="contains 10 other examples") as caught:
         core_items("piqa", content, 10)
     assert "`max_per_task=11`" in caught.value.remedy
-    with pytest.raises(ConfigError, match="there are only 1") as missing:
+    with pytest.raises(ConfigError, match="number of examples is 1") as missing:
         core_items("piqa", row.encode(), 500)
     assert "max_per_task" not in missing.value.remedy  # no limit would help
 

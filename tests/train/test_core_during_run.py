@@ -158,7 +158,7 @@ def test_whoever_asks_a_run_to_end_does_not_wait_for_core(
         assert [event.step for event in measured(run(tmp_path, measuring()))] == [6, 12]
     else:
         notes = [event.text for event in events if isinstance(event, Noted)]
-        assert "CORE is not measured after step 12." in notes
+        assert "CORE was not measured after step 12." in notes
 
 
 def test_a_missing_bundle_is_said_before_anything_is_trained(

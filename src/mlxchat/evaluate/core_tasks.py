@@ -229,8 +229,8 @@ def core_items(label: str, content: bytes, limit: int | None) -> list[CoreItem]:
     if len(kept) <= task.shots:
         remedy = f"Use `max_per_task={task.shots + 1}` or more, or name other tasks with `tasks`."
         raise ConfigError(
-            f"Each prompt of {label} contains {task.shots} other examples, and there are only "
-            f"{len(kept)} examples.",
+            f"Each prompt of {label} contains {task.shots} other examples, but the number of "
+            f"examples is {len(kept)}.",
             remedy if len(lines) > task.shots else _ORIGINAL,
         )
     return [_parsed_item(label, task, number, line) for number, line in kept]
