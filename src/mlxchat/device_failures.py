@@ -87,7 +87,7 @@ def explain(text: str) -> DeviceError | None:
     """Return the error for a message of MLX; None if it is not about a device that failed.
 
     >>> explain("[METAL] Command buffer execution failed: Impacting Interactivity").problem
-    "macOS stopped the GPU's work, because the display had to wait for it ([METAL] Command buffer \
+    "macOS stopped the GPU's work because it delayed the display ([METAL] Command buffer \
 execution failed: Impacting Interactivity)."
     >>> explain("Could not determine home directory.") is None
     True

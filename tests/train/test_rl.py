@@ -181,7 +181,7 @@ def test_a_base_model_is_refused_before_it_is_asked(
     task: dict[str, object], tmp_path: Path
 ) -> None:
     saved_in(tmp_path / "model", network(64), conversational=False)
-    with pytest.raises(MlxchatError, match="does not answer"):
+    with pytest.raises(MlxchatError, match="so it cannot answer"):
         rl_run(tmp_path / "home", rl_config(tmp_path, **task))
 
 
@@ -254,7 +254,7 @@ def test_an_adapter_is_trained_and_resumed_bit_for_bit(bits: int | None, tmp_pat
 
 
 def test_settings_without_effect_on_an_adapter_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(MlxchatError, match="no effect on an adapter"):
+    with pytest.raises(MlxchatError, match="no effect with `lora`"):
         rl_config(tmp_path, lora=True, init_lr_frac=0.1)
     assert RlConfig(source="d4", lora=True).tag == "d4-rl-lora"
 

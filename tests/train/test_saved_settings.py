@@ -65,7 +65,7 @@ def test_a_renamed_run_keeps_its_new_name(saved: Home) -> None:
         (PretrainConfig, "{tuned}", {}, ConfigError, "of fine-tuning, not of pre", "mlxchat sft"),
         (RlConfig, "{base}", {}, ConfigError, "of pretraining, not of rein", "mlxchat train --res"),
         (PretrainConfig, "{base}", {"model_tag": "x"}, ConfigError, "`model_tag=x`", "one of them"),
-        (PretrainConfig, "empty", {}, NotFound, "has saved no step", "Repeat the command"),
+        (PretrainConfig, "empty", {}, NotFound, "has not saved a checkpoint", "Repeat the command"),
     ],
 )
 def test_a_run_that_cannot_be_resumed_is_refused(

@@ -107,7 +107,7 @@ def how_to_get(dataset: str, others: Sequence[str] = ()) -> str:
 
     >>> print(how_to_get("wikitext"))
     The hub has fineweb-edu and climbmix: mlxchat data fetch --dataset fineweb-edu, for example. \
-Text of your own gets that name by: mlxchat data fetch --from PATH --dataset wikitext
+To give your own text that name: mlxchat data fetch --from PATH --dataset wikitext
     """
     if dataset in DATASETS:
         named = {} if dataset == DEFAULT_DATASET else {"dataset": dataset}
