@@ -18,10 +18,14 @@ from mlxchat.ui.output import LiteralConsole
 WATCHDOG = "[METAL] Command buffer execution failed: Impacting Interactivity (0000000e)"
 NO_ROOM = "[metal::malloc] Unable to allocate 9 bytes."
 KINDS = [
-    (RuntimeError(WATCHDOG), DeviceError, "because the display had to wait"),
-    (RuntimeError(NO_ROOM), DeviceError, "no memory left"),
+    (RuntimeError(WATCHDOG), DeviceError, "because it delayed the display"),
+    (RuntimeError(NO_ROOM), DeviceError, "out of memory"),
     (MemoryError(), MemoryLimitError, "machine is out of memory"),
-    (MemoryError("Unable to allocate 9 GiB"), MemoryLimitError, "used up: Unable to allocate"),
+    (
+        MemoryError("Unable to allocate 9 GiB"),
+        MemoryLimitError,
+        "out of memory: Unable to allocate",
+    ),
 ]
 
 

@@ -57,7 +57,7 @@ def test_a_log_that_cannot_be_appended_to_is_kept(
         patched.setattr("mlxchat.telemetry.log._lines_until", some)
         with pytest.raises(MlxchatError, match=r"The log .* cannot be written: No space") as raised:
             run(prepared, SHORT)
-    assert str(log) in raised.value.problem and "same command" in raised.value.remedy
+    assert str(log) in raised.value.problem and "repeat the command" in raised.value.remedy
     assert log.read_bytes() == before
     run(prepared, SHORT)
     assert logged(prepared, "step") == list(range(1, 13))
