@@ -441,7 +441,9 @@ def test_bad_lines_can_be_skipped_and_are_counted(tmp_path: Path) -> None:
 def test_a_small_file_that_stands_for_much_is_refused(
     tmp_path: Path, bomb: Callable[[Path], Path]
 ) -> None:
-    with pytest.raises(MlxchatError, match=r"chats\.parquet.* than (the )?\d\d,000,000 "):
+    with pytest.raises(
+        MlxchatError, match=r"chats\.parquet.* than (the )?(maximum of )?\d\d,000,000 "
+    ):
         reading.read_source(Source(bomb(tmp_path / "chats.parquet")))
 
 

@@ -61,7 +61,7 @@ def test_an_identity_is_read(text: str, identity: Identity) -> None:
         ("name=Ada made by=Grace", "name would be 'Ada made by=Grace'"),
         ("name=Ada, made by=Grace born=2026", "made by would be 'Grace born=2026'"),
         ("made by=Grace", "does not include a name"),
-        ("name=Ada, name=Bob", "says name twice"),
+        ("name=Ada, name=Bob", "gives name twice"),
         ("name=A\nda", "name is too long or has unprintable characters"),
         (f"name={'a' * 61}", "60 characters are the most"),
         (f"name=Ada, born={'a' * 301}", "300 characters are the most"),
