@@ -16,7 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mlxchat.disk import open_regular, read_regular
 from mlxchat.errors import CheckpointError, DiskError, MlxchatError, command, reason_of
-from mlxchat.json_text import as_type, parse_json
+from mlxchat.json_text import as_type, parse_json, parse_json_as
 
 CONFIG = "config.json"
 MODEL = "model.safetensors"
@@ -34,13 +34,15 @@ MOST_JSON = 2**26  # bytes; a tokenizer of 65,536 tokens has 3 million
 MOST_CHECKSUMS = 2**20  # bytes of their list
 
 Record = TypeVar("Record", bound=BaseModel)
+Loaded = TypeVar("Loaded")
 
 _LINE = re.compile(r"([0-9a-f]{64})  ([^/]+)")  # of CHECKSUMS
 _STEP = re.compile(r"step_\d+")
 _EARLIER = (
-    "Delete that directory to resume from an earlier step (chat: `step`), or train with `fresh`."
+    "To resume from an earlier checkpoint, delete that directory (for a chat, use `step`). Or "
+    "start from scratch with `fresh`."
 )
-_COPY = "Copy it again from where it was made."
+_COPY = "Copy it again from the original."
 
 
 # Checksums
@@ -177,8 +179,8 @@ def unplugged(path: Path) -> MlxchatError | None:
     if broken is None:
         return None
     return DiskError(
-        f"{broken} is a link to {broken.readlink()}, which is not there.",
-        "Is its disk connected? Connect it, or remove the link to do without it.",
+        f"{broken} is a link to {broken.readlink()}, which does not exist.",
+        "Connect its disk, or remove the link to continue without it.",
     )
 
 
@@ -212,6 +214,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return fields
 
 
+def read_json_as(path: Path, kind: TypeAdapter[Loaded]) -> Loaded:
+    """Read a JSON file as an object of a type, quickly: what the type leaves out is not looked at.
+
+    Raises:
+        CheckpointError: it is missing, damaged, very large or no regular file.
+    """
+    try:
+        return parse_json_as(read_regular(path, MOST_JSON), kind)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except ValueError as error:
+        raise damaged(path, error) from error
+
+
 def read_record(path: Path, kind: type[Record]) -> Record | None:
     """Read a JSON file that holds a pydantic model; None if there is no such file.
 
@@ -224,7 +240,7 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
     try:
         return as_type(read_json(path), TypeAdapter(kind))
     except ValidationError as error:
-        raise damaged(path, "it is not what mlxchat wrote") from error
+        raise damaged(path, "it is not in mlxchat's format") from error
 
 
 def read_checked_json(path: Path) -> dict[str, Any]:
@@ -253,7 +269,7 @@ def unreadable(path: Path, error: OSError) -> MlxchatError:
     away = unplugged(path) if isinstance(error, FileNotFoundError) else None
     return away or CheckpointError(
         f"{path} cannot be read: {reason_of(error)}.",
-        "Check what it is, who owns it and who may read it.",
+        "Check its type, owner and permissions.",
     )
 
 
@@ -274,8 +290,8 @@ def refused(path: Path, reason: str) -> MlxchatError:
     """Return the error for a file that asks for more than being read as data."""
     return CheckpointError(
         f"{path} is refused: {one_line(reason)}.",
-        "Nothing in it was run. Do not load it with pickle or torch unless you trust its author; "
-        "save it again with nothing but tensors, numbers, text, lists and dictionaries.",
+        "None of its code was run. Do not load it with pickle or torch unless you trust its "
+        "author. Save it again with only tensors, numbers, strings, lists and dictionaries.",
     )
 
 

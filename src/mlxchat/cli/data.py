@@ -17,7 +17,7 @@ from mlxchat.config.run import NAME_IN_WORDS, is_name
 from mlxchat.config.sft import ENCODING, SKIP_BAD
 from mlxchat.data.chats.sources import BUILTIN
 from mlxchat.data.files import UTF_8, stem
-from mlxchat.data.shards import DATASETS, dataset_names, status
+from mlxchat.data.shards import DATASETS, ENOUGH_SHARDS, dataset_names, status
 from mlxchat.errors import ConfigError, LockedError, NotFound, command
 from mlxchat.home import DEFAULT_DATASET, Home
 from mlxchat.names import namesake, without_marks
@@ -29,13 +29,17 @@ from mlxchat.ui.text import amount
 def fetch_command(
     num_shards: Annotated[
         int | None,
-        typer.Option(help="Training shards to download, 100 MB each. Default: 8.", min=1),
+        typer.Option(
+            help=f"Training shards to download, 100 MB each. Default: {ENOUGH_SHARDS}, enough for "
+            "hours of training on a laptop.",
+            min=1,
+        ),
     ] = None,
     dataset: Annotated[
         str | None,
         typer.Option(
-            help=f"One of {dataset_names()}; default: {DEFAULT_DATASET}. With --from, a name for "
-            "your text; default: the name of the file or folder.",
+            help=f"One of {dataset_names()}. Default: {DEFAULT_DATASET}. With --from, "
+            "a name for your text. Default: the name of the file or folder.",
             autocompletion=data_names,
         ),
     ] = None,
@@ -54,7 +58,7 @@ def fetch_command(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help=SKIP_BAD)] = False,
     replace: Annotated[
         bool,
-        typer.Option("--replace", help="With --from: replace the text that has that name."),
+        typer.Option("--replace", help="With --from: replace the existing text of that name."),
     ] = False,
     endpoint: Annotated[
         str | None,
@@ -68,16 +72,18 @@ def fetch_command(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Download training shards and the validation shard, or make shards of your own text.
+    """Download training shards and the validation shard, or make shards from your own text.
 
-    Shards that are complete are not downloaded again; interrupted downloads resume.
+    Complete shards are not downloaded again, and interrupted downloads resume.
     """
     if source is None and (encoding or skip_bad or replace):
         raise typer.BadParameter(
-            "--encoding, --skip-bad and --replace are for your own text: give --from."
+            "--encoding, --skip-bad and --replace only apply to your own text, which --from names."
         )
     if source is None:
-        _download(dataset or DEFAULT_DATASET, num_shards or 8, endpoint, workers or 4, json)
+        _download(
+            dataset or DEFAULT_DATASET, num_shards or ENOUGH_SHARDS, endpoint, workers or 4, json
+        )
     elif num_shards or endpoint or workers:
         raise typer.BadParameter(
             "--from cannot be combined with --num-shards, --endpoint or --workers."
@@ -93,15 +99,16 @@ def status_command(json: Json = False) -> None:
     if json:
         say_json([{**asdict(folder), "path": str(folder.path)} for folder in found])
     elif not found:
-        say(f"{home.root} has no data. Get some: mlxchat data fetch --num-shards 8")
+        get = command("data fetch", num_shards=ENOUGH_SHARDS)
+        say(f"There is no data in {home.root}. Download some: {get}")
     else:
         table(
-            ["dataset", "shards", "MB", "validation", "unfinished", "folder"],
+            ["dataset", "shards", "size", "validation", "unfinished", "folder"],
             [
                 [
                     folder.name,
                     folder.shards,
-                    round(folder.bytes / 1e6),
+                    amount(folder.bytes, "bytes"),
                     "yes" if folder.has_validation else "missing",
                     len(folder.partial_files),
                     str(folder.path),
@@ -124,10 +131,10 @@ def remove_command(
     yes: Annotated[bool, Yes] = False,
     json: Json = False,
 ) -> None:
-    """Remove a dataset from the disk. Says how large it is and which runs need it, and asks.
+    """Remove a dataset. Shows its size and the runs that need it, and asks first.
 
-    The tokenizer of your own text is removed with it; models have their own copies. A
-    dataset of the hub can be downloaded again.
+    If it is your own text, its tokenizer is removed too; models have their own copies. A downloaded
+    dataset can be downloaded again.
     """
     from mlxchat.data.removal import find_dataset, remove_dataset, require_idle, tokenizer_of
 
@@ -139,16 +146,16 @@ def remove_command(
     if not json:
         say(f"{found.name}: {amount(found.shards, 'shards')}, {amount(found.bytes, 'bytes')}.")
         if tokenizer:
-            say("  Its tokenizer is removed, too.")
+            say("  Its tokenizer is removed too.")
         if needing:
-            say(f"  Without it, these runs cannot be resumed: {', '.join(needing)}.")
+            say(f"  These runs cannot be resumed without it: {', '.join(needing)}.")
     require_agreement("Remove it?", yes, json)
     remove_dataset(home, found)
     if json:
         facts = {"removed": found.name, "bytes": found.bytes, "unfinished_runs": needing}
         say_json(facts)
     else:
-        say(f"{found.name} is removed, {amount(found.bytes, 'bytes')}.")
+        say(f"Removed {found.name}, {amount(found.bytes, 'bytes')}.")
 
 
 def _unfinished_runs(home: Home, dataset: str) -> list[str]:
@@ -162,8 +169,9 @@ def _unfinished_runs(home: Home, dataset: str) -> list[str]:
     using = reading_from(dataset, home.data(dataset), summaries(home))
     for run in using:
         if run.state == "running":
+            reads = "on" if run.saved_steps else "and has saved nothing yet: it may be reading"
             raise LockedError(
-                f"The run {run.name} is being trained on {dataset}.",
+                f"The run {run.name} is being trained {reads} {dataset}.",
                 "Wait for it to end, or end it with Ctrl-C: it saves its work first.",
             )
     return [run.name for run in using if run.state != "finished"]
@@ -177,7 +185,7 @@ def _download(
 
     if dataset not in DATASETS:
         raise NotFound(
-            f"mlxchat knows no dataset {dataset!a:.120} on the hub.",
+            f"There is no dataset {dataset!a:.120} to download.",
             f"Use --dataset {' or '.join(DATASETS)}, or your own text with --from PATH.",
         )
     folder = Home.from_environment().data(dataset)
@@ -205,23 +213,26 @@ def _ingest(
     dataset = dataset or suggested
     taken = dataset.lower() in {*DATASETS, BUILTIN}
     if taken or not is_name(dataset):
-        why = "it is that of another dataset" if taken else f"use {NAME_IN_WORDS}"
+        why = "that is the name of another dataset" if taken else f"use {NAME_IN_WORDS}"
         raise ConfigError(
-            f"{dataset!a:.120} cannot be the name of your text: {why}.",
+            f"Your text cannot be called {dataset!a:.120}: {why}.",
             f"Choose another name, such as: --dataset my-{suggested}",
         )
     home = Home.from_environment()
     folder = home.data(dataset)
     if other := namesake(folder):
         raise ConfigError(
-            f"{dataset} differs from the name of the text in {other} in case only: on the disk of "
-            "a Mac both are one.",
+            f"{dataset} and the text in {other} have names that differ only in case, which a "
+            "Mac's disk does not distinguish.",
             "Choose another name with --dataset.",
         )
     stale = _unfinished_runs(home, dataset) if replace and folder.exists() else []
     with Screen(json) as screen:
         if stale:
-            text = f"These runs on the earlier text cannot be resumed then: {', '.join(stale)}."
+            text = (
+                "These runs were trained on the old text and can no longer be "
+                f"resumed: {', '.join(stale)}."
+            )
             screen.show(Noted(time.time(), text))
         summary = ingest(
             source, folder, screen.show, encoding=encoding, skip_bad=skip_bad, replace=replace
@@ -231,12 +242,12 @@ def _ingest(
         return
     say(
         f"In {folder}: {amount(summary.documents, 'documents')} with "
-        f"{amount(summary.characters, 'characters')} in {amount(len(summary.shards), 'shards')}, "
-        f"{summary.validation_documents:,} of them for validation."
+        f"{amount(summary.characters, 'characters')} in {amount(len(summary.shards), 'shards')}. "
+        f"Held out for validation: {amount(summary.validation_documents, 'documents')}."
     )
     if replace and home.own_tokenizer(dataset).is_dir():
         renew = command("tokenizer train", dataset=dataset)
-        say(f"Its tokenizer is the one of the earlier text. To make a new one: {renew}")
+        say(f"Its tokenizer is still that of the old text. To train a new one: {renew}")
     say(_train_on(dataset))
 
 

@@ -1,4 +1,4 @@
-"""A run, from its settings to a trained model: what happens in which order, whatever the stage."""
+"""A run from its settings to a trained model: the sequence of events, common to all stages."""
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
@@ -17,8 +17,9 @@ from mlxchat.telemetry.events import Ended, Event, Noted, Replanned, Report, Sta
 from mlxchat.telemetry.log import RunLog
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.status import StatusFile, status_path
-from mlxchat.telemetry.trackers import TrackedRun, require_tracker
-from mlxchat.telemetry.tracking import Tracking, tracked_settings
+from mlxchat.telemetry.tracked import TrackedRun, tracked_settings
+from mlxchat.telemetry.trackers import require_tracker
+from mlxchat.telemetry.tracking import Tracking
 from mlxchat.train.activities import Activities
 from mlxchat.train.batches import Batches
 from mlxchat.train.divergence import NotFiniteError, diverged
@@ -106,7 +107,7 @@ def run(
             StatusFile(status_path(path), meter, runtime.memory_use, clock)
         )
 
-        track = stack.enter_context(_tracking(stage, state, meter))
+        track = stack.enter_context(_tracking(stage, state, meter, stop))
 
         # Training
         def asked_to_end() -> bool:
@@ -153,8 +154,8 @@ def _require_own_name(stage: Stage[Any, Any]) -> None:
     for runs in stage.home.stages:
         if runs != stage.folder.parent and store.latest(runs / tag):
             raise ConfigError(
-                f"{tag} is the name of another run: {runs / tag}.",
-                "Name this one with `model_tag`.",
+                f"The name {tag} is already used by another run: {runs / tag}.",
+                "Choose another name with `model_tag`.",
             )
 
 
@@ -174,7 +175,7 @@ def _begin(
 
 
 def _tracking(
-    stage: Stage[Any, Any], state: TrainState, meter: Meter
+    stage: Stage[Any, Any], state: TrainState, meter: Meter, stop: Callable[[], bool]
 ) -> AbstractContextManager[Report]:
     """Return a context whose function gives events to the tracker, if the settings name one."""
     config, clock = stage.config, stage.clock
@@ -192,6 +193,7 @@ def _tracking(
         TrackedRun(config.track, config.tag, folder, state.step, settings),
         meter,
         tell=lambda text: stage.report(Noted(clock(), text)),
+        stop=stop,
     )
 
 
@@ -206,7 +208,7 @@ def _set_aside(stage: Stage[Any, Any]) -> Iterator[Event]:
     if home.log(folder.name).exists():
         home.log(folder.name).parent.rename(home.log(aside).parent)
     folder.rename(folder.with_name(aside))
-    yield Noted(stage.clock(), f"The earlier run was set aside as {aside}.")
+    yield Noted(stage.clock(), f"The earlier run was renamed to {aside}.")
 
 
 def _events(activities: Activities, batches: Batches, notes: tuple[str, ...]) -> Iterator[Event]:
@@ -291,9 +293,9 @@ def _better_step(stage: Stage[Any, Any]) -> Iterator[Event]:
     use = command("chat", model_tag=stage.folder.name, step=best.step)
     yield Noted(
         stage.clock(),
-        f"Step {best.step:,} is better than the last one: {best.bits_per_byte:.4f} bits per byte "
-        f"where step {last.step:,} has {last.bits_per_byte:.4f}. It is kept. To use it: {use}; sft "
-        "and eval chat take `step` too.",
+        f"Step {best.step:,} is better than the last one ({best.bits_per_byte:.4f} bits per byte; "
+        f"step {last.step:,} has {last.bits_per_byte:.4f}), so its checkpoint is kept. To use it: "
+        f"{use}. sft and eval chat accept `step` too.",
     )
 
 
@@ -307,9 +309,9 @@ def _better_judged(stage: Stage[Any, Any]) -> Iterator[Event]:
         use = command("chat", model_tag=stage.folder.name, step=best.step)
         yield Noted(
             stage.clock(),
-            f"Step {best.step:,} answers more held-out questions right than the last one: "
-            f"{best.pass_1:.1%} where step {last.step:,} has {last.pass_1:.1%}. It is kept. "
-            f"To use it: {use}",
+            f"Step {best.step:,} answers more held-out questions correctly than the last one "
+            f"({best.pass_1:.1%}; step {last.step:,} has {last.pass_1:.1%}), so its checkpoint is "
+            f"kept. To use it: {use}",
         )
 
 
