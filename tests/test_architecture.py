@@ -15,6 +15,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "mlxchat"
 ANYONE = {
     "autotune",
     "counts",
+    "harmless",
     "device_failures",
     "disk",
     "errors",
@@ -33,6 +34,7 @@ ALLOWED = {
     "device_failures": set(),
     "disk": set(),
     "errors": set(),
+    "harmless": set(),
     "home": set(),
     "json_text": set(),
     "locks": set(),

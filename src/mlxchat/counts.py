@@ -1,4 +1,4 @@
-"""Counts in words: a number with what is counted, in the singular where it is one."""
+"""Counts in words: a number with what is counted, in the singular where it is one; bytes."""
 
 SINGULAR = {"batches": "batch", "micro-batches": "micro-batch", "matrices": "matrix"}
 """Nouns whose singular is not the plural without its s; also with words before them."""
@@ -22,3 +22,8 @@ def counted(count: float, unit: str) -> str:
     nouns, of, rest = unit.partition(" of ")
     *before, noun = nouns.split(" ")
     return " ".join((shown, *before, SINGULAR.get(noun, noun.removesuffix("s")))) + of + rest
+
+
+def round_size(size: float) -> str:
+    """Return bytes for display, in powers of 1,024: ``602 MiB`` or ``1.2 GiB``."""
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxchat.config.pretrain import PretrainConfig
-from mlxchat.config.units import UNIT_BYTES, round_size, spell_size, to_bytes
+from mlxchat.config.units import UNIT_BYTES, spell_size, to_bytes
+from mlxchat.counts import round_size
 from mlxchat.errors import MlxchatError
 from mlxchat.plan.division import MARGIN
 from mlxchat.plan.memory import Resources, training_bytes

@@ -8,12 +8,12 @@ from rich.console import Console
 
 from mlxchat import runtime
 from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.counts import round_size
 from mlxchat.plan.estimate import Estimate, Room, estimate
 from mlxchat.plan.memory import Resources, training_bytes
 from mlxchat.plan.plan import Costs, plan
 from mlxchat.ui.estimate import GROUP_LABELS, estimate_heading, estimate_sections
 from mlxchat.ui.tables import Row, Section, about, flops_per_second, show, tables
-from mlxchat.ui.text import memory_size
 
 GIB = 1024**3
 RESOURCES = Resources(128 * GIB, 2, "none", 1024)
@@ -114,7 +114,7 @@ def test_memory_is_shown_by_component_with_its_limit() -> None:
     assert set(facts.memory) == {*training_bytes(facts.plan.model, facts.plan, RESOURCES), "cache"}
     for component, size in facts.memory.items():
         (line,) = (line for line in text.splitlines() if line.startswith(component))
-        assert memory_size(size) in line
+        assert round_size(size) in line
     assert "128.0 GiB  what this machine can spare of 192.0 GiB" in text
     told = facts.model_copy(update={"memory_limit_given": "least"})
     assert "128.0 GiB  --memory-limit least" in drawn(told, 80)

@@ -1,14 +1,16 @@
 """The compute multiplier, and what is said of runs that differ."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.logs import evaluated, pretraining, started, stepped, write_log
+from support.logs import evaluated, pretraining, saved_run, started, stepped, write_log
 
 from mlxchat.home import Home
-from mlxchat.report.compare import compute_multiplier, flops_to_reach
+from mlxchat.report.compare import compute_multiplier, flops_to_reach, same_validation
 from mlxchat.report.facts import RunFacts, read_facts
+from mlxchat.telemetry.events import event_to_json
 
 
 def run(home: Path, name: str, points: dict[int, float]) -> RunFacts:
@@ -32,6 +34,30 @@ def test_what_a_baseline_never_reached_is_a_bound(home: Path) -> None:
     baseline = run(home, "a", {10: 2.0, 40: 1.0})
     assert compute_multiplier(baseline, run(home, "b", {20: 0.9})) == (2.0, "at least")
     assert compute_multiplier(baseline, run(home, "c", {20: 2.5})) == (0.5, "at most")
+
+
+def test_steps_after_the_last_evaluation_are_not_paid_for(home: Path) -> None:
+    baseline = run(home, "a", {10: 2.0, 20: 1.5, 40: 1.0})
+    run(home, "b", {10: 1.9, 20: 1.0})
+    with Home(home).log("b").open("a") as log:
+        log.writelines(f"{event_to_json(stepped(step, 3.0))}\n" for step in range(21, 40))
+    other = read_facts(Home(home), "b")
+    assert other.step == 39
+    assert compute_multiplier(baseline, other) == (pytest.approx(2.0), "exactly")
+
+
+def test_text_of_another_seed_is_another_text(home: Path) -> None:
+    facts = [read_facts(Home(home), saved_run(home, name)) for name in ("classic", "modern")]
+    assert same_validation(facts) is True
+    trainer = facts[1].trainer
+    assert trainer is not None
+    settings = trainer.settings.model_copy(update={"dataset": "builtin", "seed": 7})
+    first = trainer.settings.model_copy(update={"dataset": "builtin"})
+    both = [
+        replace(facts[1], trainer=trainer.model_copy(update={"settings": each}))
+        for each in (first, settings)
+    ]
+    assert same_validation(both) is False
 
 
 def test_between_evaluations_it_is_a_line_in_logarithms() -> None:

@@ -20,10 +20,9 @@ from mlxchat.report.description import (
     RunDescription,
     data_of,
     described_run,
-    setting_rows,
 )
 from mlxchat.report.differences import compared, differing_settings
-from mlxchat.report.provenance import command_of_run
+from mlxchat.report.provenance import command_of_run, setting_rows
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from mlxchat.cli.app import app
 from mlxchat.errors import NotFound
 from mlxchat.home import Home
 from mlxchat.report.write import write_report
-from mlxchat.telemetry.events import Ended, event_to_json
+from mlxchat.telemetry.events import Ended, Sampled, event_to_json
 
 VOID = {"meta", "link", "input", "br", "img"}
 
@@ -126,6 +126,29 @@ def test_runs_are_laid_over_each_other(home: Path) -> None:
     assert (Home(home).reports / "a_and_b_and_c.html").exists()
 
 
+def test_many_runs_are_compared_in_tables_that_paper_holds(home: Path) -> None:
+    names = [f"run-{number}" for number in range(12)]
+    for name in names:
+        write_log(home, name, pretraining(name, 20))
+    page, _ = report(home, *names)
+    text = write_report(Home(home), names).path.read_text("utf-8")
+    [figures] = re.findall('<section class="figures">(.*?)</section>', text)
+    heads = [head.count('scope="col"') - 1 for head in re.findall("<thead>.*?</thead>", figures)]
+    assert heads == [5, 5, 2]
+    assert "12 runs compared" in page.text and "run-0, run-1, …" in page.text
+
+
+def test_a_run_without_samples_takes_no_room_beside_others(home: Path) -> None:
+    write_log(home, "a", pretraining("a", 20))
+    write_log(home, "b", pretraining("b", 10))
+    write_log(home, "c", [*pretraining("c", 20), Sampled(BEGAN, 20, "Only c says", " this")])
+    text = write_report(Home(home), ["a", "b", "c"]).path.read_text("utf-8")
+    samples = text[text.index("Samples at the end") :].split("</section>")[0]
+    assert "<h4>a</h4>" in samples and "<h4>b</h4>" not in samples
+    last = samples.split('class="prompt"')[-1]
+    assert "Only c says" in last and last.count("<h4>") == 1
+
+
 def test_reinforcement_learning_shows_what_counts_there(home: Path) -> None:
     write_log(home, "rl", reinforcement("rl"))
     page, data = report(home, "rl")
@@ -189,7 +212,9 @@ def test_without_its_log_a_run_has_the_curves_of_its_checkpoint(home: Path) -> N
     Home(home).log(run).unlink()
     page, data = report(home, run)
     assert "Its log cannot be read" in page.text
-    assert data["runs"][0]["series"]["loss"]["step"]
+    assert data["runs"][0]["seconds"] > 0
+    series = data["runs"][0]["series"]
+    assert series["loss_smoothed"]["step"] and "loss" not in series  # it is an average already
 
 
 @pytest.mark.parametrize(

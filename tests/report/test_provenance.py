@@ -16,8 +16,9 @@ from mlxchat.config.run import RunConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.config.stages import COMMAND_OF_STAGE
 from mlxchat.home import Home
+from mlxchat.report.description import described_run
 from mlxchat.report.facts import read_facts
-from mlxchat.report.provenance import command_of_run, shown_settings
+from mlxchat.report.provenance import command_of_run, setting_rows
 
 NAMES = {command: stage for stage, command in COMMAND_OF_STAGE.items()}
 
@@ -81,10 +82,12 @@ def test_a_run_that_was_renamed_is_named() -> None:
 def test_settings_are_marked(home: Path) -> None:
     facts = read_facts(Home(home), saved_run(home, "modern"))
     assert facts.trainer is not None
-    shown = {s.name: s for s in shown_settings(facts.trainer.settings, facts.trainer.plan)}
-    assert shown["depth"][2:] == ("2", "given")
+    shown = {s.name: s for s in setting_rows(facts.trainer.settings, facts.trainer.plan)}
+    assert shown["depth"][1:3] == ("2", "given")
     assert shown["window_pattern"].origin == "derived"
     assert shown["device_batch_size"].origin == "given"
-    assert shown["seed"][2:] == ("42", "default")
-    assert shown["grad_checkpoint"][2:] == ("off", "derived")
+    assert shown["seed"][1:3] == ("42", "default")
+    assert shown["grad_checkpoint"][1:3] == ("off", "derived")
+    described = described_run(Home(home), "modern").rows
+    assert all(shown[row.name] == row for row in described)  # `runs show` has the same rows
     assert {s.group for s in shown.values()} >= {"Memory", "Data and tokenizer", "CORE"}

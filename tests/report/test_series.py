@@ -121,6 +121,22 @@ def test_smoothing_follows_and_skips_what_is_not_finite() -> None:
     assert np.isnan(smoothed(np.array([np.nan]))).all()
 
 
+@pytest.mark.parametrize("steps", [500, 50_000])
+def test_the_average_of_a_falling_loss_does_not_lag_at_first(steps: int) -> None:
+    step = np.arange(1, steps + 1)
+    average = smoothed(10 / step**0.3)
+    assert average[0] == 10
+    assert (average / (10 / step**0.3)).max() < 1.13
+
+
+def test_in_the_end_the_average_is_that_of_nanochat() -> None:
+    values = np.random.default_rng(0).normal(size=1000)
+    total = 0.0
+    for value in values.tolist():
+        total = 0.9 * total + 0.1 * value
+    assert smoothed(values)[-1] == pytest.approx(total / (1 - 0.9**1000))
+
+
 @pytest.mark.slow
 def test_a_quarter_of_a_million_steps_are_read_in_seconds(home: Path) -> None:
     path = write_log(home, "long", pretraining("long", 250_000))

@@ -6,6 +6,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from mlxchat.harmless import harmless
 from mlxchat.telemetry.events import (
     CoreMeasured,
     Drawing,
@@ -22,7 +23,7 @@ from mlxchat.telemetry.events import (
 )
 from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.dashboard import curve, dashboard
-from mlxchat.ui.text import LEAST_BAR, TaskProgress, amount, bars, duration, harmless, in_one_line
+from mlxchat.ui.text import LEAST_BAR, TaskProgress, amount, bars, duration, in_one_line
 
 GIB = 2**30
 

@@ -7,10 +7,11 @@ import typer
 
 from mlxchat.cli.options import Json
 from mlxchat.config.inference import BenchConfig
+from mlxchat.counts import round_size
 from mlxchat.telemetry.clock import SYSTEM_CLOCK
 from mlxchat.ui.console import Screen, say, say_json
 from mlxchat.ui.tables import Row, Section, flops_per_second, markdown, show
-from mlxchat.ui.text import amount, memory_size
+from mlxchat.ui.text import amount
 
 if TYPE_CHECKING:
     from mlxchat.bench import Bench
@@ -93,7 +94,7 @@ def _training(facts: "Bench") -> list[Row]:
             f"({training.matmul_share:.1%} of a matrix product's {product} here)",
         ),
         mfu,
-        Row("peak memory", memory_size(training.peak_memory)),
+        Row("peak memory", round_size(training.peak_memory)),
         Row(
             "first step",
             _seconds(first),
@@ -120,7 +121,7 @@ def _machine(facts: "Bench") -> list[Row]:
     return [
         Row("device", "", environment.device),
         Row("backend", "", f"{environment.backend}, {environment.compute_dtype}"),
-        Row("memory", "", memory_size(environment.memory)),
+        Row("memory", "", round_size(environment.memory)),
         Row("mlxchat", "", environment.mlxchat),
         Row("mlx", "", environment.mlx),
         Row("python", "", environment.python),

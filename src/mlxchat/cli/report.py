@@ -3,7 +3,7 @@
 import sys
 import webbrowser
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from mlxchat.cli.options import PATH, Json
 from mlxchat.cli.session import exit_promptly
 from mlxchat.home import Home
 from mlxchat.ui.console import Screen, say, say_json, warning
+
+if TYPE_CHECKING:
+    from mlxchat.report.write import WrittenReport
 
 
 def report_command(
@@ -52,16 +55,12 @@ def report_command(
     still training.
     """
     with exit_promptly():
-        from mlxchat.report.picture import draw_picture, require_matplotlib
         from mlxchat.report.write import write_report
 
-        if png:
-            require_matplotlib()
         with Screen(stream=sys.stderr) as screen:
-            written = write_report(Home.from_environment(), names, output, screen.show)
-        picture = draw_picture(written.runs, written.path.with_suffix(".png")) if png else None
+            written = write_report(Home.from_environment(), names, output, screen.show, png)
     if json:
-        say_json(_facts(written.path, picture, written.runs))
+        say_json(_facts(written))
     else:
         for state in (run for run in written.runs if run.state == "running"):
             say(f"{state.name} is still training. The report shows it at step {state.step:,}.")
@@ -69,16 +68,14 @@ def report_command(
             for fault in run.faults:
                 say(f"{run.name}: {fault}")
         say(f"The report: {written.path}")
-        if picture:
-            say(f"The picture: {picture}")
+        if written.picture:
+            say(f"The picture: {written.picture}")
     if open_page and not webbrowser.open(written.path.resolve().as_uri()):
         warning("No browser could be opened.")
 
 
-def _facts(path: Path, picture: Path | None, runs: Any) -> dict[str, Any]:
-    from mlxchat.report.curves import in_json, run_curves
+def _facts(written: "WrittenReport") -> dict[str, Any]:
+    from mlxchat.report.curves import facts_in_json
 
-    each = [in_json(run_curves(run, len(runs))) for run in runs]
-    for run in each:
-        del run["series"]  # they are in the page
-    return {"report": path, "picture": picture, "runs": each}
+    each = [facts_in_json(run) for run in written.runs]
+    return {"report": written.path, "picture": written.picture, "runs": each}

@@ -74,12 +74,6 @@ def spell_size(text: str) -> str:
     return "".join(_parts(text))
 
 
-def round_size(size: int) -> str:
-    """Write bytes for display: ``602 MiB`` or ``1.2 GiB``."""
-    gib = size / UNIT_BYTES["GiB"]
-    return f"{gib:,.1f} GiB" if gib >= 1 else f"{size / UNIT_BYTES['MiB']:,.0f} MiB"
-
-
 def _parts(text: str) -> tuple[str, str]:
     match = _SIZE.fullmatch(text.strip())
     units = {unit.lower(): unit for unit in UNIT_BYTES}

@@ -6,7 +6,8 @@ The common beginning of an example's rows is read only once, if that saves enoug
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from mlxchat.config.units import round_size, to_bytes
+from mlxchat.config.units import to_bytes
+from mlxchat.counts import round_size
 from mlxchat.errors import MemoryLimitError
 from mlxchat.evaluate.answers import MAX_BATCH_TOKENS
 from mlxchat.evaluate.core_prompts import CoreExample, CoreRow

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from mlxchat.config.run import LEAST, MemoryConfig
-from mlxchat.config.units import UNIT_BYTES, round_size, to_bytes
-from mlxchat.counts import counted
+from mlxchat.config.units import UNIT_BYTES, to_bytes
+from mlxchat.counts import counted, round_size
 from mlxchat.errors import MemoryLimitError
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import chunk_size, parameters

@@ -13,9 +13,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from mlxchat.counts import round_size
 from mlxchat.report.series import Values
 from mlxchat.report.words import (
-    bytes_in_words,
     count_in_words,
     figure,
     power_of_ten_or_zero,
@@ -40,7 +40,7 @@ LEAST_LOG = 1e-45  # on a logarithmic axis: no float32 is smaller
 
 _UNITS: dict[str, Callable[[float], str]] = {
     "count": count_in_words,
-    "bytes": lambda value: bytes_in_words(value) if value else "0",
+    "bytes": lambda value: round_size(value) if value else "0",
     "share": lambda value: share_in_words(value, 0),
     "number": lambda value: figure(value, 3),
 }

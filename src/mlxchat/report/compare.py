@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from mlxchat.report.facts import RunFacts
+from mlxchat.report.provenance import measured_on
 from mlxchat.report.series import Values
 
 
@@ -14,7 +15,8 @@ class ComputeMultiplier(NamedTuple):
     """How much more compute a baseline needs to be as good as another run has become.
 
     Attributes:
-        value: its FLOPs divided by those of the other run; above 1 if that needs less.
+        value: its FLOPs divided by those of the other run until its last evaluation; above 1 if
+            that needs less.
         bound: whether the value is exact, or the baseline gets so far only with more FLOPs than it
             has had (``at least``), or has got there before its first evaluation (``at most``).
     """
@@ -25,9 +27,12 @@ class ComputeMultiplier(NamedTuple):
 
 def compute_multiplier(baseline: RunFacts, other: RunFacts) -> ComputeMultiplier | None:
     """Return the compute multiplier of a run; None where bits per byte or FLOPs are not known."""
-    target, spent = other.final_bits, other.flops
-    points = flops_and_bits(baseline)
-    if target is None or not spent or points is None or not target > 0:
+    points, last = flops_and_bits(baseline), other.last_evaluation
+    if points is None or last is None or last[1] <= 0:
+        return None
+    step, target = last
+    spent = other.flops_at(step)
+    if not spent:
         return None
     needed, bound = flops_to_reach(target, *points)
     return ComputeMultiplier(needed / spent, bound)
@@ -72,12 +77,8 @@ def same_validation(runs: Sequence[RunFacts]) -> bool | None:
 
     Bits per byte can be compared then, whatever the vocabulary.
     """
-    trainers = [facts.trainer for facts in runs]
-    if any(trainer is None for trainer in trainers):
+    trainers = [facts.trainer for facts in runs if facts.trainer is not None]
+    if len(trainers) < len(runs):
         return None
-    held_out = {
-        (t.stage, t.data[-1] if t.data else "", t.fingerprints.get(t.data[-1]) if t.data else None)
-        for t in trainers
-        if t is not None
-    }
-    return len(held_out) == 1
+    texts = {(t.stage, *measured_on(t.settings, t.data, t.fingerprints)) for t in trainers}
+    return len(texts) == 1

@@ -12,8 +12,8 @@ import numpy as np
 from mlxchat.evaluate.core_tasks import GPT2_CORE, GPT2_SIZES
 from mlxchat.report.charts import AxisName, Chart, Level, Line, Mark
 from mlxchat.report.facts import LEAST_STEP_SECONDS, RunFacts, interruptions
-from mlxchat.report.series import Values, recent_seconds, smoothed, thinned
-from mlxchat.report.words import figure, share_in_words
+from mlxchat.report.series import Columns, Values, recent_seconds, smoothed, thinned
+from mlxchat.report.words import bits_in_words, share_in_words
 
 MOST_POINTS_DRAWN = 1000  # of a curve; with several runs, of the curves of one chart together
 LEAST_POINTS_DRAWN = 120
@@ -66,11 +66,9 @@ def _quantities(facts: RunFacts) -> Iterator[tuple[Any, ...]]:
     log = facts.log
     steps, drawn = log.steps, log.rewards
     yield "bits_per_byte", log.evaluations.step, log.evaluations["bits_per_byte"]
-    yield "loss", steps.step, steps["loss"]
-    yield "loss_smoothed", steps.step, smoothed(steps["loss"])
+    yield from _with_average("loss", steps, log.averaged)
     yield "learning_rate", steps.step, steps["learning_rate"]
-    yield "gradient_norm", steps.step, steps["gradient_norm"]
-    yield "gradient_norm_smoothed", steps.step, smoothed(steps["gradient_norm"])
+    yield from _with_average("gradient_norm", steps)
     yield "peak_memory", steps.step, steps["peak"]
     seconds = recent_seconds(steps)
     seconds = np.where(seconds > LEAST_STEP_SECONDS, seconds, np.nan)
@@ -78,8 +76,7 @@ def _quantities(facts: RunFacts) -> Iterator[tuple[Any, ...]]:
         yield "tokens_per_second", steps.step, facts.tokens_per_step / seconds
     else:
         yield "seconds_per_step", steps.step, seconds
-    yield "reward", drawn.step, drawn["reward"]
-    yield "reward_smoothed", drawn.step, smoothed(drawn["reward"])
+    yield from _with_average("reward", drawn, log.averaged)
     for name in ("entropy", "length", "cut_off"):
         yield name, drawn.step, drawn[name]
     judged = {event.step: event for event in log.judged}
@@ -95,6 +92,15 @@ def _quantities(facts: RunFacts) -> Iterator[tuple[Any, ...]]:
     value = np.array([core[int(step)].core for step in at])
     error = 1.96 * np.array([core[int(step)].error for step in at])
     yield "core", at, value, value - error, value + error
+
+
+def _with_average(
+    name: str, columns: Columns, averaged: bool = False
+) -> Iterator[tuple[str, Values, Values]]:
+    """Yield a column and its exponential average, or the latter only if it is one already."""
+    if not averaged:
+        yield name, columns.step, columns[name]
+    yield f"{name}_smoothed", columns.step, columns[name] if averaged else smoothed(columns[name])
 
 
 class _Kind(NamedTuple):
@@ -219,7 +225,7 @@ def _marks(kind: _Kind, runs: Sequence[RunCurves], axes: Sequence[AxisName]) -> 
         best = run.facts.best
         if kind.key == "bits" and best:
             step, bits = best
-            text = f"{name}lowest, {figure(bits, 5)} at step {step:,}"
+            text = f"{name}lowest, {bits_in_words(bits)} at step {step:,}"
             points.append((step, text, bits))
         if kind.key == "pass_1" and run.facts.log.judged:
             top = max(run.facts.log.judged, key=lambda event: event.pass_1)
@@ -236,7 +242,12 @@ def _marks(kind: _Kind, runs: Sequence[RunCurves], axes: Sequence[AxisName]) -> 
 
 def in_json(run: RunCurves) -> dict[str, Any]:
     """Return the numbers of a run for the page's data."""
-    facts = run.facts
+    series = {name: _series(series) for name, series in run.series.items()}
+    return {**facts_in_json(run.facts), "series": series}
+
+
+def facts_in_json(facts: RunFacts) -> dict[str, Any]:
+    """Return the figures of a run, without its curves."""
     return {
         "name": facts.name,
         "stage": facts.stage,
@@ -260,7 +271,7 @@ def in_json(run: RunCurves) -> dict[str, Any]:
             {"step": e.step, "core": e.core, "error": e.error, "centered": e.centered}
             for e in facts.log.core
         ],
-        "series": {name: _series(series) for name, series in run.series.items()},
+        "faults": list(facts.faults),
     }
 
 

@@ -1,16 +1,15 @@
 """A run in detail: its settings and where they are from, its command, data, steps and samples."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mlxchat.checkpoint import store
 from mlxchat.checkpoint.catalog import SavedStep, saved_steps
 from mlxchat.checkpoint.files import HISTORY, ORIGIN, TRAINER, in_words, read_json, unreadable
-from mlxchat.config.lora import LoraTraining
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.rl import RlConfig
 from mlxchat.config.run import RunConfig
@@ -24,37 +23,9 @@ from mlxchat.json_text import as_type
 from mlxchat.plan.plan import Plan
 from mlxchat.report.log_end import told_of
 from mlxchat.report.places import find_run
-from mlxchat.report.provenance import SettingOrigin, command_of_run
+from mlxchat.report.provenance import NOT_SET, SettingRow, command_of_run, setting_rows
 from mlxchat.report.runs import RunSummary, Summaries, beginning_with
 from mlxchat.telemetry.events import Event, Sampled, Started
-
-OWN_ROWS = {"lora", "model_tag"}  # settings that are shown by other means
-
-DERIVED: dict[str, Callable[[Plan, RunConfig], object]] = {  # what a plan makes of settings
-    "arch": lambda plan, _: plan.model.arch,
-    "depth": lambda plan, _: plan.model.n_layer,
-    "device_batch_size": lambda plan, _: plan.device_batch_size,
-    "dropout": lambda plan, _: plan.dropout,
-    "eval_tokens": lambda plan, _: plan.eval_rows * plan.model.sequence_len,
-    "final_lr_frac": lambda plan, _: plan.final_lr_frac,
-    "grad_clip": lambda plan, _: plan.grad_clip,
-    "max_seq_len": lambda plan, _: plan.model.sequence_len,
-    "num_iterations": lambda plan, _: plan.num_iterations,
-    "sample_every": lambda plan, config: config.sampling_interval(plan.num_iterations),
-    "total_batch_size": lambda plan, _: plan.tokens_per_step,
-    "vocab_size": lambda plan, _: plan.model.vocab_size,
-    "warmdown_ratio": lambda plan, _: plan.warmdown_ratio,
-    "warmup_steps": lambda plan, _: plan.warmup_steps,
-    "window_pattern": lambda plan, _: plan.model.window_pattern,
-}
-
-
-class SettingRow(NamedTuple):
-    """A setting of a run, its value in words, and whether it was given, derived or is a default."""
-
-    name: str
-    value: str
-    origin: SettingOrigin
 
 
 class _Record(BaseModel):
@@ -155,7 +126,7 @@ def described_run(home: Home, name: str) -> RunDescription:
         summary,
         config,
         record.plan,
-        setting_rows(config, record.plan),
+        _rows_shown(config, record.plan),
         command_of_run(record.stage, config, name, ranks),
         data_of(config, record.data, record.revision),
         record.data[-1] if record.data and isinstance(config, PretrainConfig) else None,
@@ -202,60 +173,10 @@ def _text_in(path: Path, entry: str) -> str | None:
     return text if isinstance(text, str) else None
 
 
-# ==== Settings ====
-
-
-def setting_rows(config: RunConfig, plan: Plan) -> tuple[SettingRow, ...]:
-    """Return the settings of a run: the given ones, those that were derived, and the defaults."""
-    fields, stored = type(config).model_fields, config.model_dump(mode="json")
-    defaults = {
-        name: entry.get_default(call_default_factory=True) for name, entry in fields.items()
-    }
-    rows = []
-    for name in fields:
-        if name in OWN_ROWS or (name == "eval_tokens" and isinstance(config, RlConfig)):
-            continue
-        value, made = stored[name], DERIVED.get(name)
-        if getattr(config, name) != defaults[name]:
-            rows.append(SettingRow(name, _shown(value), "given"))
-        elif value is None and made is not None:
-            rows.append(SettingRow(name, _shown(made(plan, config)), "derived"))
-        elif value is not None:
-            rows.append(SettingRow(name, _shown(value), "default"))
-        elif (of_recipe := _of_recipe(config, name)) is not None:
-            rows.append(SettingRow(name, _shown(of_recipe), "derived"))
-    rates = plan.learning_rates.items()
-    rows += [SettingRow(f"rate: {group}", f"{rate:.4g}", "derived") for group, rate in rates]
-    return (*rows, *_adapter_rows(getattr(config, "lora", None)))
-
-
-def _of_recipe(config: RunConfig, name: str) -> object:
-    """Return what the recipe of pretraining has for a setting; None if it has nothing."""
-    if not isinstance(config, PretrainConfig):
-        return None
-    return config.recipe_name if name == "recipe" else getattr(config.numbers, name, None)
-
-
-def _adapter_rows(lora: LoraTraining | None) -> list[SettingRow]:
-    if lora is None:
-        return []
-    default = LoraTraining()
-    rows = [SettingRow("lora", "true", "given")]
-    for name in LoraTraining.model_fields:
-        value = getattr(lora, name)
-        if value is not None:
-            given = value != getattr(default, name)
-            rows.append(SettingRow(name, _shown(value), "given" if given else "default"))
-    return rows
-
-
-def _shown(value: object) -> str:
-    """Return a value as it is typed."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return ",".join(map(str, value))
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+def _rows_shown(config: RunConfig, plan: Plan) -> tuple[SettingRow, ...]:
+    """Return the settings that have a value, without the name, which the user has just said."""
+    rows = setting_rows(config, plan)
+    return tuple(row for row in rows if row.value != NOT_SET and row.name != "model_tag")
 
 
 def data_of(config: RunConfig, files: list[str], revision: str | None) -> tuple[str, ...]:

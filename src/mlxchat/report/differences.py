@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlxchat.config.pretrain import PretrainConfig
-from mlxchat.config.sft import ConversationConfig
-from mlxchat.report.description import RunDescription, SettingRow
+from mlxchat.report.description import RunDescription
+from mlxchat.report.provenance import SettingRow, measured_on
 
 NO_DIFFERENCE = 0.001  # of the bits per byte; another order of the data changes as much
 NO_DIFFERENCE_RIGHT = 0.03  # of the questions; less may be chance
@@ -96,19 +95,11 @@ def _setting(run: RunDescription, name: str) -> Any:
     return getattr(run.config, name, None)
 
 
-def _measured_on(run: RunDescription) -> tuple[Any, ...]:
-    """Return what tells the text that bits per byte were measured on from other text."""
-    config, files = run.config, dict(run.files)
-    if config is None:
+def _measured_on(run: RunDescription) -> tuple[object, ...]:
+    """Return what tells the text of a run's bits per byte from other text; its name if unknown."""
+    if run.config is None:
         return (run.summary.name,)
-    if isinstance(config, PretrainConfig):
-        if config.is_builtin:
-            return "builtin", config.seed
-        validation = run.validation_file
-        return validation, files.get(validation or ""), None if files else config.dataset
-    assert isinstance(config, ConversationConfig)
-    chosen = tuple(config.data or ()), config.identity, config.spelling
-    return (*chosen, config.validation_share, config.seed, *run.files)
+    return measured_on(run.config, [run.validation_file or ""], dict(run.files))
 
 
 def _listed(names: Sequence[str]) -> str:

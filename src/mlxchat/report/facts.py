@@ -7,12 +7,13 @@ in `RunFacts.faults`; only a run of which there is nothing at all is an error.
 import math
 import socket
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mlxchat.checkpoint import store
 from mlxchat.checkpoint.files import files_with_checksums, model_files
@@ -24,14 +25,24 @@ from mlxchat.home import Home
 from mlxchat.monitor.machine import lives
 from mlxchat.monitor.runs import State, run_state, with_host_name
 from mlxchat.report.places import find_run
-from mlxchat.report.series import Columns, RunLogRead, Values, elapsed, read_run_log
+from mlxchat.report.series import (
+    EVALUATION_COLUMNS,
+    REWARD_COLUMNS,
+    STEP_COLUMNS,
+    Columns,
+    RunLogRead,
+    Values,
+    elapsed,
+    read_run_log,
+    smoothed,
+)
 from mlxchat.system import identity
-from mlxchat.telemetry.events import Progressed, Report
+from mlxchat.telemetry.events import CoreMeasured, Progressed, Report
 from mlxchat.telemetry.status import Status, read_status, status_path
 from mlxchat.train.stage import history_of, read_trainer
 
 LEAST_STEP_SECONDS = 1e-9  # of a step; with fewer its log is damaged
-LEAST_RATE_STEPS = 10  # after which the first step, which compiles, is left out of the speed
+LEAST_RATE_STEPS = 10  # with which the first of each process are left out of the speed
 
 
 @dataclass(frozen=True)
@@ -118,7 +129,7 @@ class RunFacts:
     def seconds(self) -> float:
         """The seconds of training, without evaluations and pauses."""
         until = elapsed(self.log.steps)
-        if len(until):
+        if len(until) and until[-1]:
             return float(until[-1])
         return self.trainer.meter.elapsed if self.trainer else 0.0
 
@@ -128,27 +139,48 @@ class RunFacts:
         return self.log.evaluations["bits_per_byte"]
 
     @property
-    def final_bits(self) -> float | None:
-        """The bits per byte of the last evaluation."""
-        finite = self.bits_per_byte[np.isfinite(self.bits_per_byte)]
-        return float(finite[-1]) if len(finite) else None
+    def last_evaluation(self) -> tuple[int, float] | None:
+        """The last evaluation: step and bits per byte."""
+        return self._evaluation(lambda bits: np.flatnonzero(np.isfinite(bits))[-1])
 
     @property
     def best(self) -> tuple[int, float] | None:
         """The evaluation with the lowest bits per byte: step and bits."""
+        return self._evaluation(np.nanargmin)
+
+    def _evaluation(self, chosen: Callable[[Values], Any]) -> tuple[int, float] | None:
         bits = self.bits_per_byte
         if not np.isfinite(bits).any():
             return None
-        place = int(np.nanargmin(bits))
+        place = int(chosen(bits))
         return int(self.log.evaluations.step[place]), float(bits[place])
 
     @property
+    def final_bits(self) -> float | None:
+        """The bits per byte of the last evaluation."""
+        return self.last_evaluation[1] if self.last_evaluation else None
+
+    @property
+    def average_reward(self) -> float | None:
+        """The exponential average of the rewards, at the end."""
+        rewards = self.log.rewards["reward"]
+        average = rewards if self.log.averaged else smoothed(rewards)
+        return float(average[-1]) if len(average) else None
+
+    @property
     def seconds_per_step(self) -> float | None:
-        """The mean of all steps but the first, which compiles."""
-        seconds = self.log.steps["seconds"]
-        seconds = seconds[1:] if len(seconds) > LEAST_RATE_STEPS else seconds
-        known = seconds[np.isfinite(seconds) & (seconds > LEAST_STEP_SECONDS)]
-        return float(known.mean()) if len(known) else None
+        """The mean of all steps but the first of each process, which compiles."""
+        timed = self._timed
+        return float(self.log.steps["seconds"][timed].mean()) if timed.any() else None
+
+    @property
+    def _timed(self) -> npt.NDArray[np.bool_]:
+        """Which steps the speed is measured by."""
+        steps, seconds = self.log.steps.step, self.log.steps["seconds"]
+        known = np.isfinite(seconds) & (seconds > LEAST_STEP_SECONDS)
+        first = np.isin(steps, [start.step + 1 for start in self.log.starts])
+        rest = known & ~first
+        return rest if rest.sum() >= LEAST_RATE_STEPS else known
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -159,16 +191,24 @@ class RunFacts:
     @property
     def mfu(self) -> float | None:
         """Model FLOPs utilisation by the chip's data sheet; None if that is unknown."""
-        return self._share_of(self.log.started.peak_flops if self.log.started else None)
+        return self._share_of([start.peak_flops for start in self.log.starts])
 
     @property
     def matmul_share(self) -> float | None:
         """The FLOP/s as a share of a matrix product's, as measured on that machine."""
-        return self._share_of(self.log.started.matmul_flops if self.log.started else None)
+        return self._share_of([start.matmul_flops for start in self.log.starts])
 
-    def _share_of(self, most: float | None) -> float | None:
-        rate, flops = self.tokens_per_second, self.flops_per_token
-        return rate * flops / most if rate and flops and most and math.isfinite(most) else None
+    def _share_of(self, most: Sequence[float | None]) -> float | None:
+        """Return the FLOPs as a share of those that each process could have done in its time."""
+        per_step, timed = self.flops_at(1.0), self._timed
+        if not per_step or not timed.any() or not most:
+            return None
+        begun = np.array([start.step for start in self.log.starts])
+        process = np.searchsorted(begun, self.log.steps.step[timed] - 1, side="right") - 1
+        rates = np.array([rate or math.nan for rate in most])[process]
+        possible = float((self.log.steps["seconds"][timed] * rates).sum())
+        share = per_step * float(timed.sum()) / possible if possible else math.nan
+        return share if math.isfinite(share) else None
 
     @property
     def peak_memory(self) -> int:
@@ -290,25 +330,22 @@ def _from_meter(log: RunLogRead, trainer: TrainerState[Any], faults: list[str]) 
     """Return a log with the curves that a saved step has, which are thinned."""
     meter = trainer.meter
     faults.append("Its log has no steps: the curves are those that its newest saved step has.")
-    losses, evaluations = np.array(meter.losses), np.array(meter.evaluations)
-    steps, values = _pair(losses)
-    empty = np.full(len(steps), np.nan)
-    nothing = dict.fromkeys(("learning_rate", "gradient_norm", "seconds", "peak"), empty)
-    at, bits = _pair(evaluations)
-    unknown = np.full(len(at), np.nan)
-    return RunLogRead(
-        starts=log.starts,
-        endings=log.endings,
-        steps=Columns(steps, {"loss": values, **nothing}),
-        evaluations=Columns(at, {"bits_per_byte": bits, "loss": unknown, "tokens": unknown}),
-        notes=log.notes,
-        lines=log.lines,
-        damaged=log.damaged,
+    core = [CoreMeasured(log.last or 0.0, *point, seconds=0.0, centered={}) for point in meter.core]
+    return replace(
+        log,
+        steps=_columns_of(meter.losses, STEP_COLUMNS, "loss"),
+        evaluations=_columns_of(meter.evaluations, EVALUATION_COLUMNS, "bits_per_byte"),
+        rewards=_columns_of(meter.rewards, REWARD_COLUMNS, "reward"),
+        core=log.core or core,
+        averaged=True,
     )
 
 
-def _pair(points: Values) -> tuple[Values, Values]:
-    return (points[:, 0], points[:, 1]) if len(points) else (np.zeros(0), np.zeros(0))
+def _columns_of(points: Sequence[tuple[int, float]], names: Sequence[str], known: str) -> Columns:
+    """Return columns of which one is known."""
+    steps, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
+    unknown = np.full(len(steps), np.nan)
+    return Columns(steps, {**dict.fromkeys(names, unknown), known: values})
 
 
 def _state(log: RunLogRead, status: Status | None, now: float) -> State:

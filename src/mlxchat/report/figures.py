@@ -4,20 +4,17 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
+from mlxchat.counts import round_size
+from mlxchat.evaluate.pass_at_k import Interval
 from mlxchat.report.charts import line_look
 from mlxchat.report.compare import compute_multiplier, same_validation
 from mlxchat.report.facts import RunFacts
-from mlxchat.report.series import smoothed
 from mlxchat.report.tables import (
     Html,
-    core_in_words,
-    flops_in_words,
-    html_table,
-    memory_in_words,
-    pass_1_in_words,
-    speed_in_words,
+    table_of_runs,
 )
 from mlxchat.report.words import (
+    bits_in_words,
     count_in_words,
     figure,
     power_of_ten_or_zero,
@@ -31,20 +28,21 @@ def run_tiles(facts: RunFacts) -> Html:
     best = facts.best
     lowest = ""
     if best and facts.final_bits is not None and best[1] < facts.final_bits:
-        lowest = f"lowest {figure(best[1])} at step {best[0]:,}"
+        lowest = f"lowest {bits_in_words(best[1])} at step {best[0]:,}"
     ratio = facts.tokens / facts.parameters if facts.tokens and facts.parameters else None
     judged = facts.log.judged[-1] if facts.log.judged else None
     share = "MFU" if facts.mfu is not None else "of a matrix product’s speed"
     core = facts.log.core[-1] if facts.log.core else None
-    reward = smoothed(facts.log.rewards["reward"])
+    of_steps = f"of {facts.total_steps:,}" if facts.total_steps else ""
+    reward = facts.average_reward
     tiles = [
         (
             "pass@1, held-out questions",
             share_in_words(judged.pass_1) if judged else None,
             f"95%: {judged.pass_1_low:.1%} to {judged.pass_1_high:.1%}" if judged else "",
         ),
-        ("reward", figure(float(reward[-1]), 3) if len(reward) else None, "average at the end"),
-        ("bits per byte", figure(facts.final_bits) if facts.final_bits else None, lowest),
+        ("reward", None if reward is None else figure(reward, 3), "average at the end"),
+        ("bits per byte", bits_in_words(facts.final_bits) if facts.final_bits else None, lowest),
         (
             "CORE",
             figure(core.core) if core else None,
@@ -52,7 +50,7 @@ def run_tiles(facts: RunFacts) -> Html:
             if core
             else "",
         ),
-        ("steps", f"{facts.step:,}" if facts.step else None, f"of {facts.total_steps:,}"),
+        ("steps", f"{facts.step:,}" if facts.step else None, of_steps),
         ("training time", time_in_words(facts.seconds) if facts.seconds else None, ""),
         (
             "tokens",
@@ -64,8 +62,8 @@ def run_tiles(facts: RunFacts) -> Html:
             f"{facts.tokens_per_second:,.0f}" if facts.tokens_per_second else None,
             "",
         ),
-        (share, speed_in_words(facts) if facts.matmul_share or facts.mfu else None, ""),
-        ("peak memory", memory_in_words(facts) if facts.peak_memory else None, ""),
+        (share, _speed_in_words(facts) if facts.matmul_share or facts.mfu else None, ""),
+        ("peak memory", _memory_in_words(facts), ""),
         (
             "FLOPs",
             power_of_ten_or_zero(facts.flops) if facts.flops else None,
@@ -79,6 +77,39 @@ def run_tiles(facts: RunFacts) -> Html:
         if value is not None
     ]
     return Html(f'<dl class="tiles">{"".join(drawn)}</dl>')
+
+
+def _core_in_words(facts: RunFacts) -> str | None:
+    """Return the last CORE of a run with its interval of 95%; None without one."""
+    if not facts.log.core:
+        return None
+    last = facts.log.core[-1]
+    return f"{figure(last.core)} ± {figure(1.96 * last.error, 2)}"
+
+
+def _speed_in_words(facts: RunFacts) -> str:
+    """Return the share of the chip's speed, or that of a matrix product on it."""
+    if facts.mfu is not None:
+        return share_in_words(facts.mfu)
+    return share_in_words(facts.matmul_share)
+
+
+def _flops_in_words(facts: RunFacts) -> str:
+    """Return the FLOPs of a run."""
+    return power_of_ten_or_zero(facts.flops) if facts.flops is not None else "—"
+
+
+def _pass_1_in_words(facts: RunFacts) -> str | None:
+    """Return the last pass@1 of a run with its interval; None without one."""
+    if not facts.log.judged:
+        return None
+    last = facts.log.judged[-1]
+    return str(Interval(last.pass_1, last.pass_1_low, last.pass_1_high))
+
+
+def _memory_in_words(facts: RunFacts) -> str | None:
+    """Return the peak of MLX's memory; None if it is unknown."""
+    return round_size(facts.peak_memory) if facts.peak_memory else None
 
 
 class _Row(NamedTuple):
@@ -97,22 +128,22 @@ _ROWS = (
     _Row("parameters", lambda f: count_in_words(f.parameters)),
     _Row("steps", lambda f: f"{f.step:,} of {f.total_steps:,}" if f.total_steps else None),
     _Row("tokens", lambda f: count_in_words(f.tokens)),
-    _Row("FLOPs", flops_in_words),
+    _Row("FLOPs", _flops_in_words),
     _Row("training time", lambda f: time_in_words(f.seconds)),
     _Row("tokens per second", lambda f: count_in_words(f.tokens_per_second)),
-    _Row("MFU, or share of a matrix product", speed_in_words),
-    _Row("peak memory", memory_in_words),
-    _Row("final bits per byte", lambda f: figure(f.final_bits), lambda f: f.final_bits, min),
+    _Row("MFU, or share of a matrix product", _speed_in_words),
+    _Row("peak memory", _memory_in_words),
+    _Row("final bits per byte", lambda f: bits_in_words(f.final_bits), lambda f: f.final_bits, min),
     _Row(
         "lowest bits per byte",
-        lambda f: f"{figure(f.best[1])} at step {f.best[0]:,}" if f.best else None,
+        lambda f: f"{bits_in_words(f.best[1])} at step {f.best[0]:,}" if f.best else None,
         lambda f: f.best[1] if f.best else None,
         min,
     ),
-    _Row("CORE", core_in_words, lambda f: f.log.core[-1].core if f.log.core else None, max),
+    _Row("CORE", _core_in_words, lambda f: f.log.core[-1].core if f.log.core else None, max),
     _Row(
         "pass@1",
-        pass_1_in_words,
+        _pass_1_in_words,
         lambda f: f.log.judged[-1].pass_1 if f.log.judged else None,
         max,
     ),
@@ -121,7 +152,7 @@ _ROWS = (
 
 def compared_figures(runs: Sequence[RunFacts]) -> Html:
     """Return the figures of several runs beside each other, and the compute multipliers."""
-    rows = []
+    rows = list[Sequence[object]]()
     for row in _ROWS:
         texts = [row.text(facts) or "—" for facts in runs]
         if all(text == "—" for text in texts):
@@ -139,7 +170,7 @@ def compared_figures(runs: Sequence[RunFacts]) -> Html:
         rows.append(("compute multiplier", *multipliers))
         explained = (
             f"Compute multiplier: the FLOPs after which {runs[0].name} was as good, in bits per "
-            "byte, as the other run at its end, divided by the FLOPs that the other run took. 2× "
+            "byte, as the other run at its last evaluation, divided by those of the other run. 2× "
             "is half the compute for the same result. Between evaluations it is interpolated on "
             "logarithmic axes. In the middle of a run, before its learning rate has fallen, a "
             "model is worse than one whose training was planned to end there: against a longer "
@@ -147,9 +178,13 @@ def compared_figures(runs: Sequence[RunFacts]) -> Html:
         )
         if same_validation(runs) is False:
             explained = f"These runs were not measured on the same text. {explained}"
+    if any(f.history and f.history.trainings and f.history.trainings[-1].began_with for f in runs):
+        explained = (
+            f"FLOPs are those of each run alone, without the model it began with. {explained}"
+        )
     head = ("", *(Html(f"{swatch(n)} {escape(f.name)}") for n, f in enumerate(runs)))
     below = f'<p class="remark">{escape(explained)}</p>' if explained else ""
-    return Html(f'<section class="figures">{html_table(head, rows)}{below}</section>')
+    return Html(f'<section class="figures">{table_of_runs(head, rows)}{below}</section>')
 
 
 def _multipliers(runs: Sequence[RunFacts]) -> list[str]:

@@ -42,6 +42,7 @@ from mlxchat.report.words import (
 )
 
 LOOK = Path(__file__).parent / "look"
+NAMES_IN_TITLE = 4
 GENERATOR = '<meta name="generator" content="mlxchat'  # tells a report from other files
 
 
@@ -140,7 +141,8 @@ def _finite(value: object) -> object:
 
 
 def _heading(runs: Sequence[RunFacts], now: float) -> Html:
-    title = escape(", ".join(facts.name for facts in runs))
+    names = [facts.name for facts in runs]
+    title = ", ".join(names if len(runs) <= NAMES_IN_TITLE else [*names[:2], "…"])
     lead = "".join(f"<p>{html(_sentence(facts))}</p>" for facts in runs[:1] if len(runs) == 1)
     notices = "".join(
         f'<p class="notice">{html(text)}</p>'
@@ -150,8 +152,8 @@ def _heading(runs: Sequence[RunFacts], now: float) -> Html:
     figures = run_tiles(runs[0]) if len(runs) == 1 else compared_figures(runs)
     kind = "Run report" if len(runs) == 1 else f"{len(runs)} runs compared"
     return Html(
-        f'<header><p class="kind-of-page">{kind}</p><h1>{title}</h1>{lead}{notices}</header>'
-        f"{figures}"
+        f'<header><p class="kind-of-page">{kind}</p><h1>{escape(title)}</h1>{lead}{notices}'
+        f"</header>{figures}"
     )
 
 

@@ -5,15 +5,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mlxchat.counts import round_size
 from mlxchat.disk import replacing, storing
 from mlxchat.errors import ConfigError
 from mlxchat.report.charts import AxisName, Chart, dashes
 from mlxchat.report.curves import charts, run_curves
 from mlxchat.report.facts import RunFacts
-from mlxchat.report.words import bytes_in_words, count_in_words, figure, time_in_words
+from mlxchat.report.words import bits_in_words, count_in_words, time_in_words
 
 COLOURS_DRAWN = ("#0072b2", "#d55e00", "#00875f", "#b3508e", "#b98600", "#2c93c9")
 DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (1, 2)), "-.", (0, (10, 3)), (0, (3, 1.5)))
+PNG_MARK = b"mlxchat report"  # tells a picture of a report from others
 MAIN = ("pass_1", "bits", "reward", "loss", "entropy", "rate")  # the first two that a run has
 
 
@@ -30,8 +32,8 @@ def require_matplotlib() -> None:
         )
 
 
-def draw_picture(runs: Sequence[RunFacts], path: Path) -> Path:
-    """Draw the two main charts of runs, and a line of figures, into a PNG file; return its path.
+def draw_picture(runs: Sequence[RunFacts], path: Path) -> None:
+    """Draw the two main charts of runs, and a line of figures, into a PNG file.
 
     Raises:
         DiskError: it cannot be written.
@@ -47,8 +49,7 @@ def draw_picture(runs: Sequence[RunFacts], path: Path) -> Path:
         _draw(canvas.figure.add_subplot(1, len(main), place + 1), chart, len(runs) > 1)
     canvas.figure.supxlabel(_caption(runs), x=0.01, ha="left", fontsize=10, color="#5a616b")
     with storing(path), replacing(path) as partial:
-        canvas.figure.savefig(partial, format="png")
-    return path
+        canvas.figure.savefig(partial, format="png", metadata={"Software": PNG_MARK.decode()})
 
 
 def _draw(axes: Any, chart: Chart, several: bool) -> None:
@@ -96,10 +97,10 @@ def _caption(runs: Sequence[RunFacts]) -> str:
     for run in runs:
         known = [f"{run.name}:"] if len(runs) > 1 else []
         known += [f"{count_in_words(run.parameters)} parameters"] if run.parameters else []
-        known += [f"{figure(run.final_bits)} bits per byte"] if run.final_bits else []
+        known += [f"{bits_in_words(run.final_bits)} bits per byte"] if run.final_bits else []
         known += [f"{count_in_words(run.tokens)} tokens"] if run.tokens else []
         known += [time_in_words(run.seconds)] if run.seconds else []
-        known += [bytes_in_words(run.peak_memory)] if run.peak_memory else []
+        known += [round_size(run.peak_memory)] if run.peak_memory else []
         known += [run.device] if run.device else []
         parts.append(", ".join(known).replace(":,", ":"))
     return "\n".join([*parts[:4], "mlxchat"]).replace("$", r"\$")

@@ -1,6 +1,6 @@
 """Where a run came from: its settings, those that were derived, the command that repeats it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -8,28 +8,33 @@ from pydantic import BaseModel
 
 from mlxchat.config.lora import LoraTraining
 from mlxchat.config.pretrain import PRESETS, PretrainConfig
-from mlxchat.config.run import RunConfig
+from mlxchat.config.run import AUTO, RunConfig
+from mlxchat.config.sft import ConversationConfig
 from mlxchat.config.stages import COMMAND_OF_STAGE
-from mlxchat.counts import counted
+from mlxchat.counts import counted, round_size
 from mlxchat.errors import ConfigError, command
 from mlxchat.plan.plan import Plan
-from mlxchat.report.words import bytes_in_words, figure
 
 SettingOrigin = Literal["given", "default", "derived"]
 
 
-class ShownSetting(NamedTuple):
-    """A setting of a run, as a report shows it.
+NOT_SET = "not set"  # the value of a setting that is None, and from which nothing is derived
+
+
+class SettingRow(NamedTuple):
+    """A setting of a run, as ``runs show``, ``runs compare`` and reports show it.
 
     Attributes:
-        group: the title of the settings that it is among.
+        name: its name.
+        value: its value as it is typed, or `NOT_SET`.
         origin: ``given`` if it differs from the default; ``derived`` if the run's plan has it.
+        group: the title of the settings that it is among.
     """
 
-    group: str
     name: str
     value: str
     origin: SettingOrigin
+    group: str
 
 
 def command_of_run(
@@ -117,40 +122,71 @@ def _has_home() -> bool:
         return False
 
 
-def shown_settings(settings: RunConfig, plan: Plan) -> list[ShownSetting]:
-    """Return all settings of a run with their values, those that the plan derived among them."""
-    derived = _derived(settings, plan)
-    found = []
-    for name, field in type(settings).model_fields.items():
-        value: object = getattr(settings, name)
-        group = _group(type(settings), name)
-        if value in (None, "auto") and derived.get(name) is not None:
-            found.append(ShownSetting(group, name, _shown(derived[name]), "derived"))
+def setting_rows(config: RunConfig, plan: Plan) -> tuple[SettingRow, ...]:
+    """Return all settings of a run: those given, those that the plan derived, and the defaults.
+
+    Those of an adapter and the learning rates that came of it all are among them.
+    """
+    derived = _derived(config, plan)
+    rows = []
+    for name, field in type(config).model_fields.items():
+        value, group = getattr(config, name), _group(type(config), name)
+        if isinstance(value, LoraTraining):
+            rows += [SettingRow(name, _typed(True), "given", group), *_adapter_rows(value)]
             continue
         origin: SettingOrigin = "default" if value == field.default else "given"
-        if origin == "default" and name in derived and derived[name] != value:
-            found.append(ShownSetting(group, name, _shown(derived[name]), "derived"))
-        else:
-            found.append(ShownSetting(group, name, _shown(value), origin))
-    return found
+        made = derived.get(name)
+        if made not in (None, value) and (origin == "default" or value in (None, AUTO)):
+            value, origin = made, "derived"
+        rows.append(SettingRow(name, _typed(value), origin, group))
+    rates = plan.learning_rates.items()
+    rows += [SettingRow(f"rate: {name}", f"{rate:.4g}", "derived", "Rates") for name, rate in rates]
+    return tuple(rows)
+
+
+def _adapter_rows(lora: LoraTraining) -> list[SettingRow]:
+    default, rows = LoraTraining(), []
+    for name in LoraTraining.model_fields:
+        value = getattr(lora, name)
+        given = value != getattr(default, name)
+        rows.append(SettingRow(name, _typed(value), "given" if given else "default", "Adapter"))
+    return rows
+
+
+def measured_on(
+    config: RunConfig, data: Sequence[str], fingerprints: Mapping[str, str]
+) -> tuple[object, ...]:
+    """Return what tells the text that bits per byte were measured on from other text.
+
+    Args:
+        config: the settings of the run.
+        data, fingerprints: the files of its data, and what tells each of them from others.
+    """
+    if isinstance(config, PretrainConfig):
+        if config.is_builtin:
+            return "builtin", config.seed
+        validation = data[-1] if data else ""
+        dataset = None if fingerprints else config.dataset
+        return validation, fingerprints.get(validation), dataset
+    if isinstance(config, ConversationConfig):
+        chosen = tuple(config.data or ()), config.identity, config.spelling
+        return (*chosen, config.validation_share, config.seed, *sorted(fingerprints.items()))
+    return ()
 
 
 def plan_facts(plan: Plan) -> list[tuple[str, str]]:
     """Return the numbers of a plan that are no settings, with their names."""
-    rates = [
-        (f"learning rate, {group}", figure(rate)) for group, rate in plan.learning_rates.items()
-    ]
     rows = f"{plan.accumulation:,} × {counted(plan.device_batch_size, 'rows')}"
     facts = [
         ("micro-batches of a step", f"{rows} of {plan.row_tokens:,} tokens"),
         ("tokens of a step", f"{plan.tokens_per_step:,}"),
         ("FLOPs of a token", f"{plan.flops_per_token:,}"),
-        *rates,
-        ("weight decay", figure(plan.weight_decay)),
         ("recomputed activations", "yes" if plan.grad_checkpoint else "no"),
     ]
+    if plan.memory_limit:
+        facts.append(("memory limit", round_size(plan.memory_limit)))
     if plan.peak:
-        facts.append(("estimated peak memory", bytes_in_words(plan.peak)))
+        facts.append(("estimated peak memory", round_size(plan.peak)))
     return facts
 
 
@@ -164,7 +200,6 @@ def _group(model: type[BaseModel], name: str) -> str:
 def _derived(settings: RunConfig, plan: Plan) -> dict[str, object]:
     """Return what the settings that may be left open have come to, by their names."""
     model = plan.model
-    rows = plan.eval_rows * plan.row_tokens
     derived: dict[str, object] = {
         "model_tag": settings.tag,
         "depth": model.n_layer,
@@ -176,8 +211,7 @@ def _derived(settings: RunConfig, plan: Plan) -> dict[str, object]:
         "total_batch_size": plan.tokens_per_step,
         "device_batch_size": plan.device_batch_size,
         "grad_checkpoint": "on" if plan.grad_checkpoint else "off",
-        "memory_limit": bytes_in_words(plan.memory_limit) if plan.memory_limit else None,
-        "eval_tokens": rows if plan.drawing is None else None,
+        "eval_tokens": plan.eval_rows * plan.row_tokens if plan.drawing is None else None,
         "sample_every": settings.sampling_interval(plan.num_iterations),
         "dropout": plan.dropout,
         "grad_clip": plan.grad_clip,
@@ -198,19 +232,14 @@ def _derived(settings: RunConfig, plan: Plan) -> dict[str, object]:
 _RECIPE = {"target_param_data_ratio", "embedding_lr", "unembedding_lr", "scalar_lr"}
 
 
-def _shown(value: Any) -> str:
-    """Return the value of a setting as a text."""
-    if value is None or value == "":
-        return "not set"
+def _typed(value: object) -> str:
+    """Return the value of a setting as it is typed."""
+    if value in (None, ""):
+        return NOT_SET
     if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}" if abs(value) >= 10_000 else str(value)
-    if isinstance(value, float):
-        return figure(value)
+        return str(value).lower()
     if isinstance(value, list | tuple):
-        return ", ".join(map(_shown, value))
+        return ",".join(map(_typed, value))
     if isinstance(value, BaseModel):
-        parts = {name: getattr(value, name) for name in type(value).model_fields}
-        return ", ".join(f"{n} {_shown(v)}" for n, v in parts.items() if v is not None)
-    return without_home(str(value))
+        return ",".join(f"{n}={_typed(v)}" for n, v in value if v is not None)
+    return f"{value:.6g}" if isinstance(value, float) else without_home(str(value))

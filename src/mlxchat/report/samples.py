@@ -1,10 +1,12 @@
 """Samples in a report: over time side by side, and the last ones of several runs."""
 
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
+from mlxchat.harmless import harmless
 from mlxchat.report.facts import RunFacts
-from mlxchat.report.words import figure, without_controls
+from mlxchat.report.words import figure
 from mlxchat.telemetry.events import Sampled
 
 STEPS_SHOWN = 5
@@ -24,11 +26,12 @@ def samples_over_time(facts: RunFacts) -> str:
 
 def last_samples(runs: Sequence[RunFacts]) -> str:
     """Return the last samples of several runs side by side; empty without samples."""
+    runs = [facts for facts in runs if facts.log.samples]
     columns = []
     for facts in runs:
-        last = facts.log.samples[-1].step if facts.log.samples else None
+        last = facts.log.samples[-1].step
         columns.append({s.prompt: s for s in facts.log.samples if s.step == last})
-    return _grid([facts.name for facts in runs], columns) if any(columns) else ""
+    return _grid([facts.name for facts in runs], columns)
 
 
 def _spread(steps: Sequence[int], most: int) -> list[int]:
@@ -40,30 +43,34 @@ def _spread(steps: Sequence[int], most: int) -> list[int]:
 
 
 def _grid(heads: Sequence[str], columns: Sequence[dict[str, Sampled]]) -> str:
-    """Return a row for each prompt, with a cell for each column; a list on a narrow screen."""
-    prompts = dict.fromkeys(prompt for column in reversed(columns) for prompt in column)
+    """Return a row for each prompt, with a cell for each column; a list on a narrow screen.
+
+    Prompts that most columns have come first: others are of interest to few.
+    """
+    prompts = Counter(prompt for column in reversed(columns) for prompt in column)
     if not prompts:
         return ""
     rows = []
-    for prompt in list(prompts)[:PROMPTS_SHOWN]:
-        cells = []
-        for head, column in zip(heads, columns, strict=True):
-            sample = column.get(prompt)
-            cells.append(f"<div><h4>{escape(head)}</h4>{_text(sample)}</div>")
+    for prompt, _ in prompts.most_common(PROMPTS_SHOWN):
+        cells = [
+            f"<div><h4>{escape(head)}</h4>{_text(column[prompt])}</div>"
+            if prompt in column
+            else "<div></div>"
+            for head, column in zip(heads, columns, strict=True)
+        ]
         rows.append(
             f'<div class="sample"><p class="prompt">{escape(_short(prompt.strip()))}</p>'
             f'<div class="answers">{"".join(cells)}</div></div>'
         )
-    return f'<div class="samples">{"".join(rows)}</div>'
+    kind = f"samples beside-{min(len(columns), STEPS_SHOWN)}"
+    return f'<div class="{kind}">{"".join(rows)}</div>'
 
 
-def _text(sample: Sampled | None) -> str:
-    if sample is None:
-        return '<p class="none">—</p>'
+def _text(sample: Sampled) -> str:
     reward = "" if sample.reward is None else f"<small>reward {figure(sample.reward, 3)}</small>"
     return f"<p>{escape(_short(sample.text.strip())) or '<em>nothing</em>'}{reward}</p>"
 
 
 def _short(text: str) -> str:
-    text = without_controls(text)
+    text = harmless(text)
     return text if len(text) <= LONGEST_SAMPLE else f"{text[:LONGEST_SAMPLE]}…"

@@ -32,7 +32,6 @@ from mlxchat.telemetry.events import (
     Replanned,
     Rewarded,
     Sampled,
-    Saved,
     Started,
     Stepped,
     Time,
@@ -44,12 +43,13 @@ from mlxchat.telemetry.meter import RATE_STEPS, SMOOTHING
 Values = npt.NDArray[np.float64]
 
 REPORTED = 20_000  # lines, which take a tenth of a second
+FIRST_SHARE = 5  # of a value in the average is this divided by the number of values so far
 MOST_NOTES = 200  # of a log that are kept; a run writes some ten
 
 
 STEP_COLUMNS = ("loss", "learning_rate", "gradient_norm", "seconds", "peak")
-EVALUATION_COLUMNS = ("bits_per_byte", "loss", "tokens")
-REWARD_COLUMNS = ("reward", "right", "length", "cut_off", "entropy", "tokens", "seconds")
+EVALUATION_COLUMNS = ("bits_per_byte", "loss")
+REWARD_COLUMNS = ("reward", "length", "cut_off", "entropy")
 _KEPT: dict[type, tuple[str, ...]] = {  # of the events that are many: fields, in their order there
     Stepped: STEP_COLUMNS,
     Evaluated: EVALUATION_COLUMNS,
@@ -91,6 +91,7 @@ class RunLogRead:
         rewards: the means of what was drawn, in reinforcement learning.
         samples: all samples, in order.
         notes: the first `MOST_NOTES` notes.
+        averaged: whether losses and rewards are exponential averages already.
         lines, damaged: how many lines there are, and how many of them are no events.
         first, last: the times of the first and the last event; None if there is none.
     """
@@ -103,9 +104,9 @@ class RunLogRead:
     judged: list[Judged] = field(default_factory=list)
     core: list[CoreMeasured] = field(default_factory=list)
     samples: list[Sampled] = field(default_factory=list)
-    saves: list[int] = field(default_factory=list)
     replans: list[Replanned] = field(default_factory=list)
     notes: list[Noted] = field(default_factory=list)
+    averaged: bool = False
     lines: int = 0
     damaged: int = 0
     first: float | None = None
@@ -182,7 +183,6 @@ def read_run_log(path: Path, report: Callable[[int], None] = lambda _: None) -> 
         judged=found.judged,
         core=found.core,
         samples=found.samples,
-        saves=found.saves,
         replans=found.replans,
         notes=found.notes,
         lines=lines,
@@ -206,7 +206,6 @@ class _Folded:
         self.judged: list[Judged] = []
         self.core: list[CoreMeasured] = []
         self.samples: list[Sampled] = []
-        self.saves: list[int] = []
         self.replans: list[Replanned] = []
         self.notes: list[Noted] = []
         self.times: list[float] = []
@@ -230,8 +229,6 @@ class _Folded:
                 self.core.append(event)
             case Sampled():
                 self.samples.append(event)
-            case Saved():
-                self.saves.append(event.step)
             case Replanned():
                 self.replans.append(event)
             case Noted() if len(self.notes) < MOST_NOTES:
@@ -349,14 +346,19 @@ def smoothing(count: int) -> float:
 
 
 def smoothed(values: Values) -> Values:
-    """Return the exponential average of values, corrected for its bias to zero, without NaN."""
-    factor, total, weight = smoothing(len(values)), 0.0, 0.0
+    """Return the exponential average of values, without those that are not finite.
+
+    It begins with the first value, and so has no bias to zero. At first it goes over a fifth of the
+    values so far only: a loss falls fast there, and the average would lag far behind it.
+    """
+    least, average, count = 1 - smoothing(len(values)), math.nan, 0
     result = []
     for value in values.tolist():
         if math.isfinite(value):
-            total = factor * total + (1 - factor) * value
-            weight = factor * weight + (1 - factor)
-        result.append(total / weight if weight else math.nan)
+            count += 1
+            share = max(least, min(1.0, FIRST_SHARE / count))
+            average = average + share * (value - average) if count > 1 else value
+        result.append(average)
     return np.array(result)
 
 

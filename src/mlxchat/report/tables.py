@@ -13,28 +13,27 @@ import numpy as np
 from mlxchat.counts import counted
 from mlxchat.evaluate.core_tasks import CORE_TASKS, GPT2_SIZES
 from mlxchat.evaluate.pass_at_k import Interval, pass_at_k
+from mlxchat.harmless import harmless
 from mlxchat.model.size import parameters
 from mlxchat.report.facts import RunFacts, interruptions
 from mlxchat.report.provenance import (
-    ShownSetting,
+    SettingRow,
     command_of_run,
     plan_facts,
-    shown_settings,
+    setting_rows,
 )
 from mlxchat.report.scores import TaskScore
 from mlxchat.report.series import thinned
 from mlxchat.report.words import (
-    bytes_in_words,
+    bits_in_words,
     count_in_words,
     figure,
-    power_of_ten_or_zero,
     share_in_words,
     time_in_words,
-    without_controls,
 )
 
 MOST_EVALUATIONS = 150  # of a table of evaluations
-OF_THE_MACHINE = {"memory_limit"}  # settings that differ by themselves unless they are given
+RUNS_BESIDE = 5  # runs in a table, which is how many fit on paper
 SMALL = 14  # rows of a table that is not divided among columns
 
 
@@ -44,7 +43,7 @@ class Html(str):
 
 def html(value: object) -> str:
     """Return a value as HTML."""
-    return value if isinstance(value, Html) else escape(without_controls(str(value)))
+    return value if isinstance(value, Html) else escape(harmless(str(value)))
 
 
 def html_table(
@@ -76,6 +75,22 @@ def html_table(
     return Html(
         f'<div class="{kind}"><table>{above}{top}<tbody>{"".join(drawn)}</tbody></table></div>'
     )
+
+
+def table_of_runs(head: Sequence[object], rows: Sequence[Sequence[object]], texts: int = 1) -> Html:
+    """Return a table of a column for each run; of many runs, as several tables, which paper holds.
+
+    Args:
+        head: the name of the first column, and of each run.
+        rows: a name, and a cell for each run.
+        texts: as `html_table` has it.
+    """
+    parts = []
+    for first in range(1, len(head), RUNS_BESIDE):
+        runs = slice(first, first + RUNS_BESIDE)
+        part = [(row[0], *row[runs]) for row in rows]
+        parts.append(html_table((head[0], *head[runs]), part, texts))
+    return Html(f'<div class="beside">{"".join(parts)}</div>') if any(parts) else Html()
 
 
 def folded(title: str, content: str, opened: bool = False) -> Html:
@@ -117,37 +132,6 @@ def moment(seconds: float | None) -> str:
         return "—"
 
 
-# ==== Figures ====================================================================================
-
-
-def core_in_words(facts: RunFacts) -> str | None:
-    """Return the last CORE of a run with its interval of 95%; None without one."""
-    if not facts.log.core:
-        return None
-    last = facts.log.core[-1]
-    return f"{figure(last.core)} ± {figure(1.96 * last.error, 2)}"
-
-
-def speed_in_words(facts: RunFacts) -> str:
-    """Return the share of the chip's speed, or that of a matrix product on it."""
-    if facts.mfu is not None:
-        return share_in_words(facts.mfu)
-    return share_in_words(facts.matmul_share)
-
-
-def flops_in_words(facts: RunFacts) -> str:
-    """Return the FLOPs of a run."""
-    return power_of_ten_or_zero(facts.flops) if facts.flops is not None else "—"
-
-
-def pass_1_in_words(facts: RunFacts) -> str | None:
-    """Return the last pass@1 of a run with its interval; None without one."""
-    if not facts.log.judged:
-        return None
-    last = facts.log.judged[-1]
-    return str(Interval(last.pass_1, last.pass_1_low, last.pass_1_high))
-
-
 # ==== Settings ===================================================================================
 
 
@@ -155,8 +139,8 @@ def settings_table(facts: RunFacts) -> Html:
     """Return all settings of a run in their groups, those that were derived marked."""
     if facts.trainer is None:
         return Html()
-    groups: dict[str, list[ShownSetting]] = {}
-    for setting in shown_settings(facts.trainer.settings, facts.trainer.plan):
+    groups: dict[str, list[SettingRow]] = {}
+    for setting in setting_rows(facts.trainer.settings, facts.trainer.plan):
         groups.setdefault(setting.group, []).append(setting)
     parts = []
     for group, settings in groups.items():
@@ -172,10 +156,10 @@ def _origin(origin: str) -> Html:
 
 def compared_settings(runs: Sequence[RunFacts], only_different: bool) -> Html:
     """Return the settings of several runs beside each other."""
-    columns: dict[str, dict[str, ShownSetting]] = {}
+    columns: dict[str, dict[str, SettingRow]] = {}
     for facts in runs:
         if facts.trainer is not None:
-            shown = shown_settings(facts.trainer.settings, facts.trainer.plan)
+            shown = setting_rows(facts.trainer.settings, facts.trainer.plan)
             columns[facts.name] = {setting.name: setting for setting in shown}
     names = dict.fromkeys(name for column in columns.values() for name in column)
     names.pop("model_tag", None)
@@ -183,11 +167,9 @@ def compared_settings(runs: Sequence[RunFacts], only_different: bool) -> Html:
     for name in names:
         of_each = [column.get(name) for column in columns.values()]
         values = [setting.value if setting else "—" for setting in of_each]
-        if name in OF_THE_MACHINE and all(s is None or s.origin != "given" for s in of_each):
-            continue
         if (len(set(values)) > 1) == only_different:
             rows.append((code(name), *values))
-    return html_table(("setting", *columns), rows, texts=1 + len(columns))
+    return table_of_runs(("setting", *columns), rows, texts=1 + len(columns))
 
 
 # ==== The model and its data =====================================================================
@@ -288,8 +270,8 @@ def evaluations_table(facts: RunFacts) -> Html:
                 f"{step:,}",
                 count_in_words(tokens),
                 time_in_words(after),
-                figure(found["loss"][place], 5),
-                Html(html(figure(bits, 5)) + mark),
+                bits_in_words(found["loss"][place]),
+                Html(html(bits_in_words(bits)) + mark),
             )
         )
     return html_table(("step", "tokens", "training time", "loss", "bits per byte"), rows)
@@ -389,8 +371,3 @@ def notes_list(facts: RunFacts) -> Html:
     """Return the notes in a run's log."""
     rows = [(moment(note.time), note.text[:2000]) for note in facts.log.notes]
     return html_table(("", ""), rows, texts=2)
-
-
-def memory_in_words(facts: RunFacts) -> str:
-    """Return the peak of MLX's memory."""
-    return bytes_in_words(facts.peak_memory or None)

@@ -1,11 +1,9 @@
 """Numbers as a report shows them, on axes, in tables and in sentences."""
 
 import math
-import re
 
 _SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 _UNKNOWN = "—"
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def figure(value: float | None, digits: int = 4) -> str:
@@ -47,6 +45,17 @@ def power_of_ten_or_zero(value: float) -> str:
     return power_of_ten(value) if value else "0"
 
 
+def bits_in_words(bits: float | None) -> str:
+    """Return bits per byte, or a loss, with as many decimals as runs differ by.
+
+    >>> bits_in_words(0.9), bits_in_words(12.34567)
+    ('0.9000', '12.3457')
+    """
+    if bits is None or not abs(bits) < 1000:
+        return figure(bits)
+    return f"{bits:.4f}"
+
+
 def count_in_words(value: float | None) -> str:
     """Return a count in thousands, millions, billions or trillions.
 
@@ -79,19 +88,6 @@ def time_in_words(seconds: float | None) -> str:
     return " ".join(part for part in parts[:2] if part[0] != "0") or "0 s"
 
 
-def bytes_in_words(count: float | None) -> str:
-    """Return a number of bytes in powers of 1,024, as memory is counted.
-
-    >>> bytes_in_words(3 * 2**30), bytes_in_words(5 * 2**20)
-    ('3.0 GiB', '5 MiB')
-    """
-    if count is None or not math.isfinite(count):
-        return _UNKNOWN
-    if count >= 2**40:
-        return f"{count / 2**40:.1f} TiB"
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
-
-
 def share_in_words(value: float | None, digits: int = 1) -> str:
     """Return a share in percent.
 
@@ -101,12 +97,3 @@ def share_in_words(value: float | None, digits: int = 1) -> str:
     if value is None or not math.isfinite(value):
         return _UNKNOWN
     return f"{value:.{digits}%}"
-
-
-def without_controls(text: str) -> str:
-    """Return a text without control characters other than tabs and line feeds, as HTML allows.
-
-    >>> without_controls("a\\x1b[2J\\nb")
-    'a[2J\\nb'
-    """
-    return _CONTROLS.sub("", text)

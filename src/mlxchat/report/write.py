@@ -12,6 +12,7 @@ from mlxchat.errors import ConfigError
 from mlxchat.home import Home
 from mlxchat.report.facts import RunFacts, read_facts
 from mlxchat.report.page import GENERATOR, Shown, page
+from mlxchat.report.picture import PNG_MARK, draw_picture, require_matplotlib
 from mlxchat.report.places import find_run
 from mlxchat.report.scores import TaskScore, kept_scores
 from mlxchat.telemetry.events import Report
@@ -21,9 +22,10 @@ _ELSEWHERE = "choose another file with `output`"
 
 
 class WrittenReport(NamedTuple):
-    """A report on disk, and the runs in it."""
+    """A report on disk, its picture if one was asked for, and the runs in it."""
 
     path: Path
+    picture: Path | None
     runs: list[RunFacts]
 
 
@@ -32,6 +34,7 @@ def write_report(
     names: Sequence[str],
     output: Path | None = None,
     report: Report = lambda _: None,
+    png: bool = False,
 ) -> WrittenReport:
     """Write the report of one or more runs.
 
@@ -41,44 +44,62 @@ def write_report(
         output: the file, or a folder for it; None for one in `Home.reports`. An earlier report
             there is replaced.
         report: receives the progress of reading long logs.
+        png: whether to draw a picture beside it, too.
 
     Raises:
         NotFound: there is no such run.
-        ConfigError: the file is there, and is no report.
+        ConfigError: the file is there, and is no report, or there is no matplotlib for a picture.
         DiskError: it cannot be written.
     """
+    if png:
+        require_matplotlib()
     names = list(dict.fromkeys(names))
     for name in names:
         find_run(home, name)
     path = report_path(home, names, output)
+    picture = path.with_suffix(".png") if png else None
+    if picture:
+        _require_own(picture, PNG_MARK)
     runs = [read_facts(home, name, report=report) for name in names]
     text = page([Shown(facts, _scores(home, facts)) for facts in runs], time.time())
     with storing(path, _ELSEWHERE):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
             partial.write_text(text, "utf-8")
-    return WrittenReport(path, runs)
+    if picture:
+        draw_picture(runs, picture)
+    return WrittenReport(path, picture, runs)
 
 
 def report_path(home: Home, names: Sequence[str], output: Path | None) -> Path:
     """Return where the report of these runs is written.
 
     Raises:
-        ConfigError: there is another file.
+        ConfigError: there is another file, or it has the name of a picture.
     """
     file = f"{'_and_'.join(names)}.html"
     if len(file) > LONGEST_FILE_NAME:
         file = f"{names[0]}_and_{len(names) - 1}_others.html"
     path = home.reports / file if output is None else output
     path = path / file if path.is_dir() else path
+    if path.suffix.lower() == ".png":
+        raise ConfigError(
+            f"A report is HTML, and {path.name} the name of a picture.",
+            "Let its name end in .html; with `png` the picture is written beside it.",
+        )
+    _require_own(path, GENERATOR.encode())
+    return path
+
+
+def _require_own(path: Path, mark: bytes) -> None:
+    """Check that a file is missing or empty, or has the mark of those that are written here."""
     if path.exists():
         with storing(path, _ELSEWHERE), open_regular(path) as existing:
             head = existing.read(1000)
-        if head and GENERATOR.encode() not in head:
+        if head and mark not in head:
             raise ConfigError(
                 f"{path} is no report, and is not replaced.", "Give another file with `output`."
             )
-    return path
 
 
 def _scores(home: Home, facts: RunFacts) -> list[TaskScore]:

@@ -13,6 +13,7 @@ from rich.console import Group
 from rich.panel import Panel
 from rich.text import Text
 
+from mlxchat.counts import round_size
 from mlxchat.telemetry.events import Drawing, Evaluating, Memory, Rewarded, Sampled, Stepped
 from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.text import (
@@ -22,7 +23,6 @@ from mlxchat.ui.text import (
     in_one_line,
     join,
     labelled_bar,
-    memory_size,
     unwrapped,
 )
 
@@ -248,14 +248,14 @@ def _of_text(meter: Meter, latest: Stepped | None) -> tuple[list[Cell], list[Cel
 
 
 def _memory(memory: Memory, meter: Meter) -> list[Cell]:
-    peak = memory_size(meter.peak_memory)
+    peak = round_size(meter.peak_memory)
     if meter.started and meter.started.estimated_memory:
-        peak += f" of ~{memory_size(meter.started.estimated_memory)}"
-    used = f"{memory.machine_used / 2**30:.1f} of {memory_size(memory.machine_total)}"
+        peak += f" of ~{round_size(meter.started.estimated_memory)}"
+    used = f"{memory.machine_used / 2**30:.1f} of {round_size(memory.machine_total)}"
     return [
-        Cell("MLX active", memory_size(memory.active)),
+        Cell("MLX active", round_size(memory.active)),
         Cell("MLX peak", peak),
-        Cell("MLX cache", memory_size(memory.cache)),
+        Cell("MLX cache", round_size(memory.cache)),
         Cell("machine", used, "bold yellow" if memory.machine_full else "bold"),
     ]
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 
+from mlxchat.counts import round_size
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import chunk_size
 from mlxchat.plan.estimate import Estimate
 from mlxchat.plan.plan import counted_parameters
 from mlxchat.ui.tables import Row, Section, about, flops_per_second
-from mlxchat.ui.text import amount, as_options, memory_size
+from mlxchat.ui.text import amount, as_options
 
 GROUP_LABELS = {  # groups of parameters and of learning rates; others are shown by their own name
     "wte": "embedding",
@@ -150,9 +151,9 @@ def _memory(facts: Estimate) -> list[Row]:
     chunk = min(positions, chunk_size(positions, plan.model.vocab_size, plan.chunk_rows))
     notes = NOTES | {"logits": f"in a micro-batch, {chunk:,} positions at a time"}
     each = " for each rank" if facts.ranks > 1 else ""
-    spare = f"what this machine can spare{each} of {memory_size(facts.machine_memory)}"
+    spare = f"what this machine can spare{each} of {round_size(facts.machine_memory)}"
     given = facts.memory_limit_given and as_options(f"`memory_limit={facts.memory_limit_given}`")
     return [
-        *(Row(name, memory_size(size), notes.get(name, "")) for name, size in facts.memory.items()),
-        Row("limit", memory_size(facts.memory_limit), given or spare),
+        *(Row(name, round_size(size), notes.get(name, "")) for name, size in facts.memory.items()),
+        Row("limit", round_size(facts.memory_limit), given or spare),
     ]

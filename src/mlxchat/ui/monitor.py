@@ -21,6 +21,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from mlxchat.counts import round_size
 from mlxchat.monitor.runs import Snapshot, State, WatchedRun
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Timer
 from mlxchat.telemetry.events import MACHINE_FULL
@@ -37,7 +38,6 @@ from mlxchat.ui.text import (
     in_one_line,
     join,
     labelled_bar,
-    memory_size,
     unwrapped,
     wrapped,
 )
@@ -86,11 +86,11 @@ def _machine(snapshot: Snapshot, width: int) -> TextPanel:
     """Return the panel of memory, memory pressure and disk."""
     machine, disk = snapshot.machine, snapshot.disk
     used, total = machine.memory_used, machine.memory_total
-    label = f"memory {used / 2**30:.1f} of {memory_size(total)}"
+    label = f"memory {used / 2**30:.1f} of {round_size(total)}"
     facts = []
     if machine.pressure:
         facts.append(Cell("pressure", machine.pressure, PRESSURES[machine.pressure]))
-    swap = f"{machine.swap_used / 2**30:.1f} of {memory_size(machine.swap_total)}"
+    swap = f"{machine.swap_used / 2**30:.1f} of {round_size(machine.swap_total)}"
     facts.append(Cell("swap", swap if machine.swap_total else "none"))
     facts.append(Cell("free on disk", amount(disk.free, "bytes")))
     parts = ("shards", "checkpoints", "tokenizer", "logs")
@@ -158,7 +158,7 @@ def _processes(snapshot: Snapshot, width: int) -> list[TextPanel]:
     for program in snapshot.processes:
         run = running.pop((snapshot.machine.host, program.pid), None)
         name = in_one_line(program.command if run is None else f"train {run.tag}")
-        rows.append(_row(program.pid, name, run, memory_size(program.resident)))
+        rows.append(_row(program.pid, name, run, round_size(program.resident)))
     for (host, pid), run in running.items():
         rows.append(_row(pid, in_one_line(f"train {run.tag} on {host}"), run, "–"))
     headings: tuple[str, ...]
@@ -173,7 +173,7 @@ def _row(pid: int, name: str, run: WatchedRun | None, resident: str) -> tuple[st
     if run is None or run.status is None:
         return str(pid), name, "–", "–", "–", resident
     memory = run.status.memory
-    sizes = (memory_size(size) for size in (memory.active, memory.peak, memory.cache))
+    sizes = (round_size(size) for size in (memory.active, memory.peak, memory.cache))
     return str(pid), name, *sizes, resident
 
 

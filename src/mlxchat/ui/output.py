@@ -19,7 +19,7 @@ from typing import Any, TextIO, cast
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from mlxchat.ui.text import harmless
+from mlxchat.harmless import harmless
 
 PIPE_WIDTH = 1000  # columns: lines in files and pipes are not wrapped
 

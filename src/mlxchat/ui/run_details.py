@@ -7,8 +7,10 @@ from datetime import datetime
 
 from rich.text import Text
 
-from mlxchat.report.description import RunDescription, SettingRow
+from mlxchat.harmless import harmless
+from mlxchat.report.description import RunDescription
 from mlxchat.report.differences import Comparison, differing_settings
+from mlxchat.report.provenance import SettingRow
 from mlxchat.report.runs import ModelFacts, RunSummary
 from mlxchat.ui.monitor import ending_in_words
 from mlxchat.ui.output import PIPE_WIDTH, LiteralConsole, console_for
@@ -23,7 +25,7 @@ from mlxchat.ui.runs import (
     state_color,
     steps_in_brief,
 )
-from mlxchat.ui.text import amount, as_options, duration, harmless, in_one_line, wrapped
+from mlxchat.ui.text import amount, as_options, duration, in_one_line, wrapped
 
 WHEN = "%d %b %Y, %H:%M"
 

@@ -14,16 +14,12 @@ from rich.panel import Panel
 from rich.text import Text
 
 from mlxchat.counts import counted
+from mlxchat.harmless import harmless
 from mlxchat.telemetry.events import Progressed
 
 RATE_SECONDS = 15.0  # a task's rate is measured over its last seconds
 LEAST_BAR = 10  # characters; amounts and rates are left out before the bar gets shorter
 
-_CONTROLLING = {
-    code: None
-    for code in (*range(0x20), *range(0x7F, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A))
-    if chr(code) not in "\n\t"
-}
 _LINE_BREAK = re.compile(r"\s*[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]\s*")
 _SETTING = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
 _OTHERWISE = {"conversational": "chat"}  # settings whose option's name differs
@@ -65,11 +61,6 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400}d {whole % 86400 // 3600:02}h"
 
 
-def memory_size(count: float) -> str:
-    """Return a number of bytes as text, in powers of 1,024: ``3.1 GiB``."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
-
-
 def amount(count: float, unit: str) -> str:
     """Return a count with its unit: ``1 step``, ``2 steps``; bytes as ``95.1 MB``."""
     if unit != "bytes":
@@ -78,18 +69,6 @@ def amount(count: float, unit: str) -> str:
         if count >= factor:
             return f"{count / factor:.1f} {name}"
     return f"{count:.0f} B"
-
-
-def harmless(text: str) -> str:
-    """Return text of any origin without the characters that control a terminal.
-
-    Line feeds and tabs stay. Besides control characters those are left out that make a terminal
-    show text in another order than it is in.
-
-    >>> harmless("a\\x1b[2Jb")
-    'a[2Jb'
-    """
-    return text.translate(_CONTROLLING)
 
 
 def in_one_line(text: str) -> str:

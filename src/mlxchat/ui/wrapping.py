@@ -10,8 +10,8 @@ from itertools import groupby
 from rich.cells import get_character_cell_size
 from rich.text import Text
 
+from mlxchat.harmless import harmless
 from mlxchat.ui.output import PIPE_WIDTH, LiteralConsole
-from mlxchat.ui.text import harmless
 
 TAB = 8  # cells
 _JOINER = "\u200d"  # makes one emoji of several
