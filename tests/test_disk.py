@@ -304,5 +304,5 @@ def test_anything_else_is_an_error_at_once(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("use", [Home, open_unchecked])
 def test_a_path_that_mlx_cannot_open_is_refused(use: Callable[[Path], object]) -> None:
-    with pytest.raises(ConfigError, match="is not in UTF-8"):
+    with pytest.raises(ConfigError, match="is not valid UTF-8"):
         use(Path(os.fsdecode(b"/caf\xe9")))

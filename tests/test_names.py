@@ -75,7 +75,7 @@ def test_text_cannot_be_named_like_another_but_for_case(
     (tmp_path / "a.txt").write_text("Some text.\n\nMore text.\n")
     Home(home).data("novels").mkdir(parents=True)
     for name, said in (
-        ("Novels", "in case only"),
+        ("Novels", "only in case"),
         ("ClimbMix", "another data"),
         ("BUILTIN", "another data"),
     ):

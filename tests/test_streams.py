@@ -1,6 +1,7 @@
 """Steps on two CPU streams equal those on one, and leave OpenBLAS its threads."""
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 from support.cases import Case
@@ -23,29 +24,42 @@ def on_streams(step: StepParts, streams: int, checkpoint: bool) -> StepParts:
     return replace(step, plan=plan)
 
 
-def first_step(case: Case, micro_rows: int, streams: int, checkpoint: bool) -> tuple[float, Arrays]:
+class FirstStep(NamedTuple):
+    loss: float
+    gradients: Arrays
+    weights: Arrays
+
+
+def first_step(case: Case, micro_rows: int, streams: int, checkpoint: bool) -> FirstStep:
     step = on_streams(prepare(case, micro_rows, grad_clip=0.1), streams, checkpoint)
     loss, _ = loss_and_norm(compile_step(step)(1))
-    return loss, optimized_gradients(step) | step.model.named_parameters()
+    return FirstStep(loss, optimized_gradients(step), step.model.named_parameters())
 
 
 @pytest.mark.parametrize(("micro_rows", "checkpoint"), [(4, False), (2, True)])
 def test_a_step_on_two_streams_equals_one_on_one(
     case: Case, micro_rows: int, checkpoint: bool
 ) -> None:
-    expected_loss, expected = first_step(case, micro_rows, 1, checkpoint)
-    loss, found = first_step(case, micro_rows, 2, checkpoint)
-    assert loss == pytest.approx(expected_loss, rel=1e-6)
-    assert found.keys() == expected.keys()
-    for name, array in found.items():
-        assert mx.allclose(array, expected[name], rtol=1e-4, atol=1e-6), name
-    assert joint_norm(found) == pytest.approx(joint_norm(expected), rel=1e-5)
+    """AdamW's first update is as long for any gradient: where one is mere rounding, so is it."""
+    expected = first_step(case, micro_rows, 1, checkpoint)
+    found = first_step(case, micro_rows, 2, checkpoint)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+    assert found.weights.keys() == expected.weights.keys() == found.gradients.keys()
+    for name, gradient in expected.gradients.items():
+        assert mx.allclose(found.gradients[name], gradient, rtol=1e-4, atol=1e-6), name
+        size = mx.abs(gradient)
+        noise = (size > 0) & (size < 1e-5 * size.mean())
+        assert noise.sum().item() <= 1e-3 * noise.size, name
+        weights = mx.where(noise, expected.weights[name], found.weights[name])
+        assert mx.allclose(weights, expected.weights[name], rtol=1e-4, atol=1e-6), name
+    assert joint_norm(found.gradients) == pytest.approx(joint_norm(expected.gradients), rel=1e-5)
 
 
 def test_two_streams_give_the_same_bits_again(case: Case) -> None:
-    (loss, found), (again, found_again) = (first_step(case, 4, 2, False) for _ in range(2))
-    assert loss == again
-    assert all(mx.array_equal(array, found_again[name]) for name, array in found.items())
+    once, again = (first_step(case, 4, 2, False) for _ in range(2))
+    assert once.loss == again.loss
+    for name, weights in once.weights.items():
+        assert mx.array_equal(weights, again.weights[name]), name
 
 
 def test_each_part_is_computed() -> None:

@@ -251,6 +251,6 @@ def test_a_run_that_another_process_took_over_is_not_written_to(when: str, tmp_p
 def test_a_saved_step_is_never_replaced(tmp_path: Path) -> None:
     run = tmp_path / "run"
     store.save(run, 1, lambda folder: (folder / "file").write_text("first"))
-    with pytest.raises(MlxchatError, match="exists already"):
+    with pytest.raises(MlxchatError, match="already exists"):
         store.save(run, 1, lambda folder: (folder / "file").write_text("second"))
     assert (run / "step_000001" / "file").read_text() == "first"

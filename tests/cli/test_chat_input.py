@@ -67,7 +67,7 @@ def test_any_bytes_on_standard_input_are_answered_or_refused(
         return
     assert said.endswith("\n")
     assert not text or ANSWER.startswith(said[:-1])
-    assert ("not all UTF-8" in warned) == (content.decode("utf-8", "replace").encode() != content)
+    assert ("not valid UTF-8" in warned) == (content.decode("utf-8", "replace").encode() != content)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     [
         ("--budget 90", "'90' is not a duration", "1h30m"),
         ("--budget 1h --depths 2,2", "--depths 2,2 has depth 2 twice", "once"),
-        ("--budget 1h --depths 2,4", "fewer than 3 runs", "3 depths"),
+        ("--budget 1h --depths 2,4", "at least 3 runs", "3 depths"),
         ("--budget 1h --depths -1", "'-1' is not a depth of 1 to 64", "2,3,4"),
         ("--budget 1h --depths 2,4,5", "width of 320", "--depth 4 or 6"),
         ("--budget 1h --dataset mine", "no data", "mlxchat data fetch"),

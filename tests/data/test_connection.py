@@ -114,7 +114,7 @@ def test_a_file_without_certificates_is_named(
 ) -> None:
     (tmp_path / "empty.pem").touch()
     environment.setenv("SSL_CERT_FILE", str(tmp_path / "empty.pem"))
-    with pytest.raises(MlxchatError, match=r"empty\.pem, which SSL_CERT_FILE names") as caught:
+    with pytest.raises(MlxchatError, match=r"empty\.pem, named by SSL_CERT_FILE") as caught:
         open_client(5.0)
     assert isinstance(caught.value.__cause__, ssl.SSLError)
 

@@ -360,7 +360,7 @@ def test_a_network_that_stays_down_is_an_error(
         """Stop after the last attempt, so that none follows before the reader has woken up."""
         return time.monotonic() if server.count("HEAD", shard_name(0)) < 3 * ATTEMPTS else 0.0
 
-    with pytest.raises(MlxchatError, match=r"shard_00000\.parquet cannot be had.*503"):
+    with pytest.raises(MlxchatError, match=r"shard_00000\.parquet could not be downloaded.*503"):
         stream(clock=Clock(seconds=seconds)).acquire(shard_name(0))
     assert server.count("HEAD", shard_name(0)) == 3 * ATTEMPTS
 
@@ -383,7 +383,7 @@ def test_a_network_that_has_never_worked_is_an_error_at_once(
         write_shard(folder / STREAMED / shard_name(5))
     monkeypatch.setattr(httpx.Client, "send", refuse)
     source = stream()
-    with pytest.raises(MlxchatError, match="cannot be had: no route to host"):
+    with pytest.raises(MlxchatError, match="could not be downloaded: no route to host"):
         source.acquire(shard_name(0))
     source.close()
     assert len(asked) == ATTEMPTS or (answered_before and asked.count(shard_name(0)) > ATTEMPTS)

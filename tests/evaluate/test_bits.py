@@ -48,7 +48,7 @@ def test_no_more_batches_than_asked_for() -> None:
 
 
 def test_too_little_text_for_a_row_is_refused() -> None:
-    with pytest.raises(MlxchatError, match="does not fill one row"):
+    with pytest.raises(MlxchatError, match="does not fill a single row"):
         list(bits_per_byte(nats, [], 3, TOKENIZER))
 
 

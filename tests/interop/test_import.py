@@ -629,7 +629,7 @@ def test_a_tokenizer_of_nanochat_keeps_its_ids(tmp_path: Path) -> None:
 @needs_shared
 def test_a_tokenizer_of_another_size_is_refused(tmp_path: Path) -> None:
     source = SHARED / "data" / "tokenizers" / "nanochat_65536_a.pkl"
-    with pytest.raises(MlxchatError, match=r"65,536 tokens, the model in .* 265"):
+    with pytest.raises(MlxchatError, match=r"65,536 tokens, but the model in .* 265"):
         open_model(write_nanochat(tmp_path, "classic"), tokenizer=source)
 
 
@@ -833,7 +833,7 @@ def test_one_rank_of_a_sharded_classic_optimizer_is_refused(tmp_path: Path) -> N
     for step in ("3", [3], mx.zeros(3), None):
         state = {key: entry | {"step": step} for key, entry in adam["state"].items()}
         torch_file.write_torch(path, [{"state": state}, muon])
-        with pytest.raises(MlxchatError, match="how many steps"):
+        with pytest.raises(MlxchatError, match="no step count"):
             imported(folder, with_optimizer=True)
     del muon["state"][3]
     torch_file.write_torch(path, [adam, muon])

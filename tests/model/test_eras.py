@@ -235,7 +235,7 @@ def test_unknown_tensors_are_named_in_the_error(
     with pytest.raises(MlxchatError) as raised:
         era_of({name: shape for name, shape in both.items() if shape is not None})
     assert message in raised.value.problem
-    assert "October 2025 to July 2026" in raised.value.remedy
+    assert "between October 2025 and July 2026" in raised.value.remedy
 
 
 def test_tensors_that_all_eras_have_do_not_decide_the_era() -> None:

@@ -329,7 +329,7 @@ def test_waiting_ends_with_the_server_or_the_models_thread(
     with serving(scheduler) as running:
         ending = threading.Timer(0.05, setattr, (scheduler, "alive", False))
         ending.start()
-        with pytest.raises(DeviceError, match="thread has died"):
+        with pytest.raises(DeviceError, match="thread has stopped"):
             running.wait()
         scheduler.alive = True
         threading.Timer(0.05, running.close, (0,)).start()

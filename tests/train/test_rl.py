@@ -209,7 +209,7 @@ def test_the_remedy_for_a_base_model_names_its_fine_tuned_one(tuned: bool, tmp_p
     for run in (base, home.finetuned / "d2-sft") if tuned else (base,):
         run.mkdir(parents=True)
         saved_in(store.directory(run, 1), network(64), conversational=run != base)
-    with pytest.raises(MlxchatError, match="does not answer") as raised:
+    with pytest.raises(MlxchatError, match="cannot answer") as raised:
         rl_run(home.root, rl_config(tmp_path, source="d2"))
     named = "mlxchat rl --source d2-sft" if tuned else "mlxchat sft --source d2"
     assert named in raised.value.remedy

@@ -165,7 +165,7 @@ def _tuned_folder(config: RlConfig, home: Home) -> Path:
     require_trainable(folder, config.lora)
     if not layout.has_chat_template(folder):
         raise CheckpointError(
-            f"The model in {folder} was not trained on conversations: it does not answer.",
+            f"The model in {folder} was not trained on conversations, so it cannot answer.",
             _to_answer(str(config.source), home),
         )
     return folder
