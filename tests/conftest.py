@@ -10,6 +10,7 @@ import pytest
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # for matrices this small, threads only wait
 # On CUDA and M5 float32 products would be rounded to 10 bits of mantissa: too coarse for 1e-4.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
+os.environ["WANDB_MODE"] = "offline"  # whoever is logged in sends nothing from a test
 pytest.register_assert_rewrite("support")
 
 from support.cases import Case  # noqa: E402
@@ -34,6 +35,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "home"
     monkeypatch.setenv("MLXCHAT_HOME", str(folder))
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "MLXCHAT_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     return folder

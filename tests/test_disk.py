@@ -232,6 +232,37 @@ def test_an_interruption_leaves_nothing_and_a_kill_nothing_that_looks_whole(tmp_
     assert [path.name for path in folder.iterdir()] == ["a"]
 
 
+def test_a_folder_is_replaced_once_the_new_one_is_complete(tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    folder.mkdir()
+    (folder / "old").touch()
+    with pytest.raises(KeyboardInterrupt), new_folder(folder, ELSEWHERE, replace=True):
+        raise KeyboardInterrupt
+    assert [path.name for path in folder.iterdir()] == ["old"]
+    with new_folder(folder, ELSEWHERE, replace=True) as unfinished:
+        (unfinished / "new").touch()
+        assert [path.name for path in folder.iterdir()] == ["old"]
+    assert [path.name for path in folder.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_folder_that_was_being_replaced_gets_its_name_back(tmp_path: Path) -> None:
+    folder, before = tmp_path / "made", tmp_path / ".made.before"
+    before.mkdir()
+    (before / "old").touch()
+    with pytest.raises(DiskError, match="nothing was written"), new_folder(folder, ELSEWHERE):
+        pass
+    assert [path.name for path in folder.iterdir()] == ["old"]
+    folder.rename(before)
+    with new_folder(folder, ELSEWHERE, replace=True) as unfinished:
+        assert folder.exists()
+        (unfinished / "new").touch()
+    before.mkdir()  # as of a process that was killed before it removed it
+    with new_folder(folder, ELSEWHERE, replace=True) as unfinished:
+        (unfinished / "newer").touch()
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
     for name in ("file", "folder"):
         (tmp_path / "folder").mkdir(exist_ok=True)

@@ -364,7 +364,7 @@ def trained(prepared_home: Path) -> Path:
 
 def run(json: bool = True, tag: str | None = "tiny", tokens: int = 128, **given: object) -> None:
     checkpoint = given.pop("checkpoint", None)
-    quantize_command(Quantization(**given), tag, None, checkpoint, tokens, json)
+    quantize_command(Quantization(**given), tag, None, checkpoint, tokens, json=json)
 
 
 def test_a_saved_step_becomes_a_run_of_its_own(

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from mlxchat import runtime
 from mlxchat.checkpoint import catalog, layout
@@ -16,8 +16,9 @@ from mlxchat.config.inference import Dtype
 from mlxchat.config.mid import MidConfig
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.rl import RlConfig
+from mlxchat.config.run import RunConfig
 from mlxchat.config.sft import SftConfig
-from mlxchat.config.validate import Validated, validated
+from mlxchat.config.validate import validated
 from mlxchat.errors import ConfigError
 from mlxchat.home import Home, expanded
 from mlxchat.interop import importers
@@ -29,10 +30,13 @@ from mlxchat.interop.importers.adapter import (
 from mlxchat.telemetry.events import Event, Progressed, Report
 from mlxchat.train import mid, rl, sft
 from mlxchat.train import pretrain as pretraining
+from mlxchat.train.saved_settings import settings_to_resume
 from mlxchat.train.stage import history_of
 from mlxchat.trained import Model
 
 __all__ = ["fine_tune", "import_model", "load", "mid_train", "pretrain", "reinforce"]
+
+_Chosen = TypeVar("_Chosen", bound=RunConfig)
 
 
 def load(
@@ -70,6 +74,7 @@ def load(
 def pretrain(
     config: PretrainConfig | None = None,
     *,
+    resume: str | None = None,
     fresh: bool = False,
     stop: Callable[[], bool] = lambda: False,
     home: str | Path | None = None,
@@ -87,13 +92,16 @@ def pretrain(
 
     Args:
         config: the settings as one object, in place of ``settings``.
+        resume: the name of a saved run to resume with its own settings; ``settings`` then has only
+            what may change, such as ``memory_limit``.
         fresh: set an earlier run of that name aside and train from scratch.
         stop: polled; return True to save and stop.
         home: where data, checkpoints and logs are; by default ``$MLXCHAT_HOME``.
         **settings: the fields of `PretrainConfig`, such as ``depth=4`` or ``dataset="builtin"``.
 
     Raises:
-        ConfigError: at the call: a setting is unknown or out of bounds, or two do not go together.
+        ConfigError: at the call: a setting is unknown or out of bounds, or two do not go together;
+            or the run to resume is of another stage. `NotFound` if there is no such run.
         MlxchatError: while iterating: the settings are not those of the run to resume, there is no
             such model, data cannot be read, and so on, as the error messages say.
 
@@ -109,7 +117,8 @@ def pretrain(
     >>> mlxchat.load("tiny").config.n_layer
     1
     """
-    chosen, place = _config(PretrainConfig, config, settings), _home(home)
+    place = _home(home)
+    chosen = _config(PretrainConfig, config, settings, resume, fresh, place)
     return _one_stream(
         lambda report: pretraining.run_pretraining(chosen, place, report, stop=stop, fresh=fresh)
     )
@@ -118,6 +127,7 @@ def pretrain(
 def mid_train(
     config: MidConfig | None = None,
     *,
+    resume: str | None = None,
     fresh: bool = False,
     stop: Callable[[], bool] = lambda: False,
     home: str | Path | None = None,
@@ -129,13 +139,16 @@ def mid_train(
 
     Args:
         config: the settings as one object, in place of ``settings``.
+        resume: the name of a saved run to resume with its own settings; ``settings`` then has only
+            what may change, such as ``memory_limit``.
         fresh: set an earlier run of that name aside and train from scratch.
         stop: polled; return True to save and stop.
         home: where data, checkpoints and logs are; by default ``$MLXCHAT_HOME``.
         **settings: the fields of `MidConfig`, such as ``source="d4"`` or ``data=["chats.jsonl"]``.
 
     Raises:
-        ConfigError: at the call: a setting is unknown or out of bounds, or two do not go together.
+        ConfigError: at the call: a setting is unknown or out of bounds, or two do not go together;
+            or the run to resume is of another stage. `NotFound` if there is no such run.
         MlxchatError: while iterating, as for `pretrain`; `NotFound` if there is no such model.
 
     >>> import mlxchat
@@ -149,7 +162,8 @@ def mid_train(
     >>> mlxchat.load("middle").conversational
     True
     """
-    chosen, place = _config(MidConfig, config, settings), _home(home)
+    place = _home(home)
+    chosen = _config(MidConfig, config, settings, resume, fresh, place)
     return _one_stream(
         lambda report: mid.run_mid_training(chosen, place, report, stop=stop, fresh=fresh)
     )
@@ -158,6 +172,7 @@ def mid_train(
 def fine_tune(
     config: SftConfig | None = None,
     *,
+    resume: str | None = None,
     fresh: bool = False,
     stop: Callable[[], bool] = lambda: False,
     home: str | Path | None = None,
@@ -169,13 +184,16 @@ def fine_tune(
 
     Args:
         config: the settings as one object, in place of ``settings``.
+        resume: the name of a saved run to resume with its own settings; ``settings`` then has only
+            what may change, such as ``memory_limit``.
         fresh: set an earlier run of that name aside and train from scratch.
         stop: polled; return True to save and stop.
         home: where data, checkpoints and logs are; by default ``$MLXCHAT_HOME``.
         **settings: the fields of `SftConfig`, such as ``source="d4"`` or ``data=["chats.jsonl"]``.
 
     Raises:
-        ConfigError: at the call: a setting is unknown or out of bounds, or two do not go together.
+        ConfigError: at the call: a setting is unknown or out of bounds, or two do not go together;
+            or the run to resume is of another stage. `NotFound` if there is no such run.
         MlxchatError: while iterating, as for `pretrain`; `NotFound` if there is no such model.
 
     >>> import mlxchat
@@ -189,7 +207,8 @@ def fine_tune(
     >>> mlxchat.load("tuned").conversational
     True
     """
-    chosen, place = _config(SftConfig, config, settings), _home(home)
+    place = _home(home)
+    chosen = _config(SftConfig, config, settings, resume, fresh, place)
     return _one_stream(
         lambda report: sft.run_fine_tuning(chosen, place, report, stop=stop, fresh=fresh)
     )
@@ -198,6 +217,7 @@ def fine_tune(
 def reinforce(
     config: RlConfig | None = None,
     *,
+    resume: str | None = None,
     fresh: bool = False,
     stop: Callable[[], bool] = lambda: False,
     home: str | Path | None = None,
@@ -209,13 +229,16 @@ def reinforce(
 
     Args:
         config: the settings as one object, in place of ``settings``.
+        resume: the name of a saved run to resume with its own settings; ``settings`` then has only
+            what may change, such as ``memory_limit``.
         fresh: set an earlier run of that name aside and train from scratch.
         stop: polled; return True to save and stop.
         home: where data, checkpoints and logs are; by default ``$MLXCHAT_HOME``.
         **settings: the fields of `RlConfig`, such as ``source="d4-sft"`` or ``task="spelling"``.
 
     Raises:
-        ConfigError: at the call: a setting is unknown or out of bounds, or two do not go together.
+        ConfigError: at the call: a setting is unknown or out of bounds, or two do not go together;
+            or the run to resume is of another stage. `NotFound` if there is no such run.
         MlxchatError: while iterating, as for `pretrain`; `NotFound` if there is no such model.
 
     >>> import mlxchat
@@ -230,7 +253,8 @@ def reinforce(
     >>> mlxchat.load("rewarded").conversational
     True
     """
-    chosen, place = _config(RlConfig, config, settings), _home(home)
+    place = _home(home)
+    chosen = _config(RlConfig, config, settings, resume, fresh, place)
     return _one_stream(
         lambda report: rl.run_reinforcement(chosen, place, report, stop=stop, fresh=fresh)
     )
@@ -329,18 +353,33 @@ def _one_stream(begin: Callable[[Report], Iterator[Event]]) -> Generator[Event, 
         yield from reports.take()
 
 
-def _config(kind: type[Validated], config: Validated | None, settings: dict[str, Any]) -> Validated:
-    """Return the settings of a run, given as one object or one by one."""
+def _config(
+    kind: type[_Chosen],
+    config: _Chosen | None,
+    settings: dict[str, Any],
+    resumed: str | None,
+    fresh: bool,
+    home: Home,
+) -> _Chosen:
+    """Return the settings of a run, given as one object, one by one, or by its name."""
+    if resumed is not None and fresh:
+        raise ConfigError(
+            f"`resume={resumed}` goes on with a run, and `fresh` starts from scratch.",
+            "Leave one of them out.",
+        )
     if config is None:
+        if resumed is not None:
+            settings = settings_to_resume(kind, resumed, home, settings)
         return validated(kind, settings)
     if not isinstance(config, kind):
         raise ConfigError(
             f"{config!r:.100} is not of type {kind.__name__}.",
             "Give settings by their names, as in `depth=4`.",
         )
-    if settings:
+    if settings or resumed is not None:
+        other = next(iter(settings), "resume")
         raise ConfigError(
-            f"`{next(iter(settings))}` does not go with a {kind.__name__}, which has all settings.",
+            f"`{other}` does not go with a {kind.__name__}, which has all settings.",
             "Give one or the other.",
         )
     return config

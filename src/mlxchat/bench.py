@@ -19,6 +19,7 @@ from mlxchat import __version__, runtime
 from mlxchat.autotune import Tuned, tuned
 from mlxchat.config.inference import BenchConfig
 from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.counts import counted
 from mlxchat.engine.cache import KVCache
 from mlxchat.engine.generate import generate, prefill
 from mlxchat.errors import MemoryLimitError
@@ -157,8 +158,9 @@ def planned(config: BenchConfig, resources: Resources) -> Plan:
     made = plan(settings, config.vocab_size, resources)
     if made.grad_checkpoint:
         raise MemoryLimitError(
-            f"{config.device_batch_size:,} rows of {config.max_seq_len:,} tokens at once only fit "
-            "in memory with gradient checkpointing, which the benchmark does not use.",
+            f"{counted(config.device_batch_size, 'rows')} of {config.max_seq_len:,} tokens at "
+            "once only fit in memory with gradient checkpointing, which the benchmark does not "
+            "use.",
             "Use a smaller `device_batch_size`, `max_seq_len`, `vocab_size` or `depth`.",
         )
     return made

@@ -22,6 +22,7 @@ from mlxchat.locks import UNSUPPORTED, Lock, in_use
 _GIB = 2**30
 RESERVE = _GIB  # bytes of disk that downloads leave free
 UNFINISHED = ".unfinished"  # ends the name of a folder that is being made
+BEFORE = ".before"  # ends the name of one that is being replaced
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ELSEWHERE = "choose another folder with MLXCHAT_HOME"
@@ -85,15 +86,17 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(folder: Path, elsewhere: str) -> Iterator[Path]:
+def new_folder(folder: Path, elsewhere: str, replace: bool = False) -> Iterator[Path]:
     """Yield an empty folder that takes its place and name at the end, whole, or is removed.
 
     It grows within ``.NAME.unfinished``, which one process at a time can use; what a process that
-    died has left there is removed.
+    died has left there is removed. A folder that is replaced is ``.NAME.before`` for a moment; if
+    a process died in that moment, it gets its name back first.
 
     Args:
-        folder: the new folder, which is missing or empty.
+        folder: the new folder, which is missing or empty, unless ``replace``.
         elsewhere: how to choose another one, for the remedies.
+        replace: remove what has that name, once the new folder is complete.
 
     Raises:
         LockedError: another process is making it.
@@ -109,7 +112,9 @@ def new_folder(folder: Path, elsewhere: str) -> Iterator[Path]:
     with lock:
         try:
             with storing(folder, elsewhere):
-                _require_free(folder, elsewhere)
+                _recover(folder)
+                if not replace:
+                    _require_free(folder, elsewhere)
                 for leftover in place.iterdir():
                     _remove(leftover)
                 unfinished.mkdir()
@@ -117,13 +122,38 @@ def new_folder(folder: Path, elsewhere: str) -> Iterator[Path]:
             with storing(folder, elsewhere):
                 for path in (*unfinished.rglob("*"), unfinished):
                     sync(path)
-                _require_free(folder, elsewhere)
-                unfinished.rename(folder)
+                if replace:
+                    _swap(unfinished, folder)
+                else:
+                    _require_free(folder, elsewhere)
+                    unfinished.rename(folder)
                 sync(folder.parent)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
             with suppress(OSError):
                 place.rmdir()
+
+
+def _swap(unfinished: Path, folder: Path) -> None:
+    """Put a complete folder in the place of another, which is removed."""
+    before = folder.with_name(f".{folder.name}{BEFORE}")
+    if os.path.lexists(folder):
+        folder.rename(before)
+    unfinished.rename(folder)
+    if os.path.lexists(before):
+        sync(folder.parent)
+        _remove(before)
+
+
+def _recover(folder: Path) -> None:
+    """Undo a replacement that a process began and did not complete, or remove what it has left."""
+    before = folder.with_name(f".{folder.name}{BEFORE}")
+    if not os.path.lexists(before):
+        return
+    if folder.exists():
+        _remove(before)
+    else:
+        before.rename(folder)
 
 
 def _remove(path: Path) -> None:

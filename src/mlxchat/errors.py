@@ -86,12 +86,15 @@ def command(name: str, *arguments: str | Path, **options: object) -> str:
 
     >>> command("sft", source="d4", load_optimizer=True)
     'mlxchat sft --source d4 --load-optimizer'
+    >>> command("sft", data=["a.jsonl", "b.jsonl"])
+    'mlxchat sft --data a.jsonl --data b.jsonl'
     """
     words = ["mlxchat", *name.split(), *(shlex.quote(str(word)) for word in arguments)]
-    for option, value in options.items():
-        words.append("--" + option.strip("_").replace("_", "-"))
-        if value is not True:
-            words.append(shlex.quote(str(value)))
+    for option, given in options.items():
+        for value in given if isinstance(given, list) else [given]:
+            words.append("--" + option.strip("_").replace("_", "-"))
+            if value is not True:
+                words.append(shlex.quote(str(value)))
     return " ".join(words)
 
 

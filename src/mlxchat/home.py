@@ -83,6 +83,10 @@ class Home:
         """The folder of the tokenizer that runs use by default."""
         return self.root / "tokenizer"
 
+    def own_tokenizer(self, dataset: str) -> Path:
+        """Return the folder of the tokenizer of a user's own text, or of the built-in corpus."""
+        return self.root / f"tokenizer_{dataset}"
+
     def stage(self, name: str) -> Path:
         """Return the folder of a stage's runs, each a folder of saved steps."""
         return self.root / STAGE_FOLDERS[name]
@@ -105,6 +109,10 @@ class Home:
     def run(self, tag: str) -> Path:
         """Return the folder of a run's saved steps; a new name is that of a pretraining run."""
         return next((runs / tag for runs in self.stages if (runs / tag).is_dir()), self.runs / tag)
+
+    def stage_of(self, run: Path) -> str:
+        """Return the name of the stage of which a folder is a run."""
+        return next(name for name in STAGE_FOLDERS if self.stage(name) == run.parent)
 
     def log(self, tag: str) -> Path:
         """Return the log file of a run, with one JSON object per event."""

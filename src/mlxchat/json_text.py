@@ -8,7 +8,6 @@ takes no halves, and NaN and Infinity only where the type does.
 """
 
 import json
-from collections.abc import Iterable
 from typing import TypeVar
 
 from pydantic import TypeAdapter
@@ -40,7 +39,7 @@ def parse_json(text: str | bytes) -> object:
         value: object = json.loads(decoded.removeprefix("\ufeff"), parse_int=_integer)
     except RecursionError:
         raise ValueError(_NESTED) from None
-    if decoded.count("[") + decoded.count("{") > MOST_NESTED and _is_deep(value):
+    if decoded.count("[") + decoded.count("{") > MOST_NESTED and is_deep(value):
         raise ValueError(_NESTED)
     return value
 
@@ -65,14 +64,21 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def _is_deep(value: object) -> bool:
+def is_deep(value: object) -> bool:
+    """Return whether more than `MOST_NESTED` arrays and objects are within each other."""
     level = [value]
     for _ in range(MOST_NESTED):
-        level = [inner for outer in level for inner in _within(outer)]
-    return any(isinstance(inner, list | dict) for inner in level)
+        level = [inner for outer in level for inner in _nested(outer)]
+        if not level:
+            return False
+    return True
 
 
-def _within(value: object) -> Iterable[object]:
+def _nested(value: object) -> list[object]:
+    """Return the arrays and objects directly within a value."""
     if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
+        return [inner for inner in value.values() if type(inner) in _NESTING]
+    return [inner for inner in value if type(inner) in _NESTING] if isinstance(value, list) else []
+
+
+_NESTING = (list, dict)  # which are all that the reader makes

@@ -12,11 +12,11 @@ from typing import Literal
 
 import psutil
 
-from mlxchat import system
+from mlxchat import openblas, system
+from mlxchat.counts import counted
 from mlxchat.errors import BackendError, ConfigError, MemoryLimitError
 from mlxchat.telemetry.events import Memory
 
-# Of MLX, for other modules to import from here.
 # Of MLX, for other modules to import from here.
 __all__ = ["mx", "nn", "tree_flatten", "tree_unflatten"]
 
@@ -129,7 +129,9 @@ def compute_dtype(name: str = "auto") -> mx.Dtype:
 
 
 def _processor_name() -> str:
-    return f"{mx.device_info().get('device_name', 'CPU')}, {psutil.cpu_count()} cores"
+    return (
+        f"{mx.device_info().get('device_name', 'CPU')}, {counted(psutil.cpu_count() or 1, 'cores')}"
+    )
 
 
 def peak_flops(device: str) -> float | None:
@@ -154,10 +156,26 @@ def matmul_flops(seconds: float = 0.3, dtype: mx.Dtype | None = None) -> float:
 
     The fastest product counts. Matrices grow as long as time allows: small ones do not fill a GPU.
 
+    On a CPU whose cores other programs use too, the threads of a product wait for each other, and
+    it is many times slower than one on a single thread. Training is not, so both are measured
+    there, which takes twice as long.
+
     Args:
         seconds: how long to measure.
         dtype: of the matrices; by default the compute dtype.
     """
+    fastest, threads = _fastest_product(seconds, dtype), openblas.threads()
+    if machine().backend != "cpu" or threads <= 1:
+        return fastest
+    openblas.set_threads(1)
+    try:
+        return max(fastest, _fastest_product(seconds, dtype))
+    finally:
+        openblas.set_threads(threads)
+
+
+def _fastest_product(seconds: float, dtype: mx.Dtype | None) -> float:
+    """Return the FLOP/s of the fastest matrix product in about ``seconds``."""
     begin, fastest, size = time.perf_counter(), 0.0, 512
     while True:
         a = mx.full((size, size), 1 / size, dtype or machine().compute_dtype)

@@ -545,7 +545,7 @@ def test_rows_that_a_task_is_scored_on_are_not_trained_on() -> None:
         ("a.json", b"{}", r"a.json does not hold a list"),
         ("a.json", b"[1, ", r"a.json is not valid JSON"),
         ("a.parquet", b"PAR1 and no more", r"a.parquet is damaged"),
-        ("a.txt", b"Hello", r"a.txt is not one of .jsonl, .json, .csv, .parquet"),
+        ("a.txt", b"Hello", r"a.txt holds text, not conversations"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes, problem: str) -> None:

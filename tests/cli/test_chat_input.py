@@ -97,7 +97,7 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_lengths(
     with pytest.raises(MlxchatError) as raised:
         piped(b"x" * 1000, talks, monkeypatch)
     tokens = 1004 if talks else 1001
-    assert f"takes {tokens} tokens; the model's context is {CONTEXT}" in raised.value.problem
+    assert f"takes {tokens:,} tokens; the model's context is {CONTEXT}" in raised.value.problem
     assert f"fewer than {CONTEXT}" in raised.value.remedy
 
 

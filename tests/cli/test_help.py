@@ -66,3 +66,9 @@ def test_a_width_that_no_terminal_has_is_not_used(
     lines = shown(monkeypatch, ["train"], columns).splitlines()
     assert lines[0].startswith("Usage: ")
     assert max(len(line) for line in lines) <= 100
+
+
+def test_settings_that_are_models_are_no_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their fields are, or nothing is: no text on a command line is a whole model."""
+    assert not re.search(r"^  --lora ", shown(monkeypatch, ["scaling"], 80), re.M)
+    assert re.search(r"^  --lora {3,}\w", shown(monkeypatch, ["train"], 80), re.M)

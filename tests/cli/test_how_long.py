@@ -3,10 +3,17 @@
 from pathlib import Path
 
 import pytest
+import typer
 from support.program import Program
+from support.thread_ranks import ThreadWorld, in_threads
 
 from mlxchat import runtime
 from mlxchat.cli import train as module
+from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.home import Home
+from mlxchat.train.evaluation import never
+from mlxchat.train.pretrain import Pretraining
+from mlxchat.train.ranks import follow
 
 SHORT = (
     "train --dataset builtin --depth 1 --max-seq-len 32 --total-batch-size 256 --vocab-size 300 "
@@ -93,3 +100,22 @@ def test_nobody_is_asked_who_has_answered_or_cannot(
     monkeypatch.setattr("mlxchat.train.pretrain.run_pretraining", lambda *_, **__: iter(()))
     program(*LONG, option)
     assert not asked
+
+
+def test_rank_0_asks_while_the_others_wait(
+    prepared_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = answer(monkeypatch, "n")
+    config = PretrainConfig(dataset="builtin", depth=12)
+
+    def take_part(world: ThreadWorld) -> None:
+        if not world.leads:
+            follow(Pretraining, config, Home(prepared_home), world, never)
+            return
+        with pytest.raises(typer.Exit):
+            module._say_how_long(config, Home(prepared_home), world, fresh=False, yes=False)
+
+    in_threads(2, take_part)
+    out = capsys.readouterr().out
+    assert asked == ["Start it? [y/N] "]
+    assert "of training by 2 ranks, by estimate." in out and "Nothing was started." in out

@@ -311,7 +311,7 @@ def test_own_text_is_fetched_and_trained_on(tmp_path: Path, program: Program) ->
     result = mlxchat("data", "fetch", "--from", str(source))
     assert result.returncode == 0, result.stderr
     assert "2 shards in" in result.stdout
-    assert "mlxchat train --depth 4 --dataset novel" in result.stdout
+    assert "mlxchat train --budget 1h --dataset novel" in result.stdout
     _, again, _ = program("data", "fetch", "--from", str(source), "--dataset", "other", "--json")
     assert len(json.loads(again.splitlines()[-1])["shards"]) == 2
     _, status, _ = program("data", "status")

@@ -1,25 +1,34 @@
 """Proxies, the hosts without one, and certificates, as environments of many kinds name them."""
 
 import os
+import socket
 import ssl
+import time
 from pathlib import Path
 
 import httpx
 import pytest
 
+from mlxchat.data import connection
 from mlxchat.data.addresses import bare_address, without_credentials
-from mlxchat.data.connection import exemptions, open_client
+from mlxchat.data.connection import exemptions, open_client, require_reachable
 from mlxchat.errors import MlxchatError
 
 
 @pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def unset(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name in ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
+
+
+@pytest.fixture
+def environment(unset: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    unset.setattr(connection, "require_reachable", lambda *_: True)
+    return unset
 
 
 class Way(httpx.BaseTransport):
@@ -132,3 +141,70 @@ def test_an_address_is_shown_without_credentials(address: str, shown: str) -> No
 
 def test_a_valid_address_keeps_its_path() -> None:
     assert bare_address("https://a:b@h.example/@own/x?t=a@b") == "https://h.example/@own/x"
+
+
+ADDRESSES = [f"10.0.0.{number}" for number in range(1, 9)]  # as many as the hub has
+
+
+@pytest.fixture
+def network(unset: pytest.MonkeyPatch) -> dict[str, OSError | None]:
+    """What becomes of a connection to each address; one that is not in it gets no answer."""
+    outcomes: dict[str, OSError | None] = {}
+
+    def look_up(host: str, port: int, **_: object) -> list[object]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (each, port)) for each in ADDRESSES]
+
+    def connect(self: socket.socket, address: tuple[str, int]) -> None:
+        if address[0] not in outcomes:
+            time.sleep(self.gettimeout() or 0)
+            raise TimeoutError("timed out")
+        if outcome := outcomes[address[0]]:
+            raise outcome
+
+    unset.setattr(socket, "getaddrinfo", look_up)
+    unset.setattr(socket.socket, "connect", connect)
+    return outcomes
+
+
+def test_a_host_that_drops_packets_at_all_addresses_takes_one_time_limit(
+    network: dict[str, OSError | None],
+) -> None:
+    network[ADDRESSES[0]] = OSError(101, "Network is unreachable")  # as without IPv6
+    began = time.monotonic()
+    with (
+        open_client(0.2) as client,
+        pytest.raises(httpx.ConnectTimeout, match=r"hub\.example did not answer for 0\.2 s"),
+    ):
+        client.get("http://hub.example/x")
+    assert time.monotonic() - began < 1.5  # eight limits, one after the other, are 1.6
+
+
+def test_a_host_that_answers_at_one_address_is_reachable(
+    network: dict[str, OSError | None],
+) -> None:
+    network[ADDRESSES[-1]] = None
+    began = time.monotonic()
+    assert require_reachable("hub.example", 443, 5.0)
+    assert time.monotonic() - began < 4
+
+
+def test_a_host_that_refuses_is_left_to_say_so(network: dict[str, OSError | None]) -> None:
+    network |= dict.fromkeys(ADDRESSES, ConnectionRefusedError(111, "Connection refused"))
+    assert not require_reachable("hub.example", 443, 5.0)
+
+
+def test_a_name_that_nobody_knows_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_up(*_: object, **__: object) -> list[object]:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with pytest.raises(httpx.ConnectError, match="Name or service not known"):
+        require_reachable("hub.example", 443, 5.0)
+
+
+def test_names_that_are_looked_up_for_ever_take_one_time_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(1.0))
+    with pytest.raises(httpx.ConnectTimeout, match=r"the addresses of hub\.example"):
+        require_reachable("hub.example", 443, 0.05)

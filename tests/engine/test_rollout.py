@@ -14,6 +14,9 @@ from mlxchat.engine.policy import Policy
 from mlxchat.engine.rollout import answer_keys, draw_answers
 from mlxchat.engine.sampling import make_row_sampler
 from mlxchat.engine.tools import ToolUse
+from mlxchat.model.adapter import LoraConfig
+from mlxchat.model.config import Architecture
+from mlxchat.model.lora import add_adapter
 from mlxchat.runtime import mx
 
 STOP = frozenset({0})
@@ -108,9 +111,14 @@ def test_what_interrupts_the_drawing_ends_it() -> None:
 
 
 @pytest.mark.slow  # MLX compiles C++ for it here
+@pytest.mark.parametrize("adapted", [False, True], ids=["whole", "adapter"])
 @pytest.mark.parametrize("arch", ["classic", "modern"])
-def test_a_copy_generates_with_the_weights_of_the_moment(arch: str) -> None:
+def test_a_copy_generates_with_the_weights_of_the_moment(arch: Architecture, adapted: bool) -> None:
     model, other = network(64, arch).model, network(64, arch, seed=2).model
+    for each in (model, other) if adapted else ():
+        add_adapter(each, LoraConfig(rank=2, dora=True))
+        arrays = each.named_trainable().items()
+        each.load_weights([(name, array + 0.1) for name, array in arrays], strict=False)
     policy = Policy(model, copied=True)
     sample = make_row_sampler(Sampling(temperature=1.0), model.config.vocab_size)
     keys = mx.array(np.concatenate([answer_keys(n, answers=1) for n in range(3)]))

@@ -278,7 +278,7 @@ def test_an_interrupted_evaluation_resumes(
     assert result == expected
     assert len(judged) == 3 * EXAMPLES + 1  # the tenth twice
     notes = [event.text for event in events if isinstance(event, Noted)]
-    assert notes == [f"9 of {3 * EXAMPLES} examples have been judged before."]
+    assert notes == [f"9 of {3 * EXAMPLES} examples had been judged before."]
     assert evaluated(home, bundle)[0] == expected
     assert len(judged) == 3 * EXAMPLES + 1
     assert evaluated(home, bundle, fresh=True)[0] == expected

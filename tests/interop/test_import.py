@@ -367,7 +367,7 @@ def test_rows_for_padding_may_be_counted_as_vocabulary(tmp_path: Path) -> None:
         ({"rope_parameters": [1]}, "rope_parameters is [1]"),
         ({"quantization": {"bits": 4}}, "is quantized"),
         ({"num_hidden_layers": 10**9}, "n_layer: Input should be less"),
-        ({"num_hidden_layers": 1000}, "1000 layers"),
+        ({"num_hidden_layers": 1000}, "1,000 layers"),
         ({"max_position_embeddings": 2**40}, "sequence_len: Input should be less"),
         ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling.type is 'linear'"),
         (
@@ -505,7 +505,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_refused(
         (config("classic") | {"dropout": 0.1}, "dropout"),
         (config("classic") | {"window_pattern": "SSSL"}, "no short windows"),
         (config("classic") | {"n_layer": 10**9}, "n_layer: Input should be less"),
-        (config("classic") | {"n_layer": 1000}, "1000 layers"),
+        (config("classic") | {"n_layer": 1000}, "1,000 layers"),
         (config("classic") | {"n_embd": 2**16}, "width"),
         (config("classic") | {"sequence_len": 2**40}, "sequence_len: Input should be less"),
         (config("classic") | {"\x1b[2J\n": 1}, r"'\x1b[2J\n'"),

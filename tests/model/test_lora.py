@@ -17,6 +17,7 @@ from mlxchat.model.lora import (
     add_adapter,
     fuse_adapter,
     load_adapter,
+    plain_weights,
     remove_adapter,
 )
 from mlxchat.model.lora_linear import LoraLinear
@@ -91,6 +92,17 @@ def test_with_adapter_equals_fused_and_off_equals_the_base(base: GPT, lora: Lora
     fuse_adapter(base)
     assert not formats_of(base)
     assert_close(base(IDS), on, 1e-5)
+
+
+def test_plain_weights_compute_the_same_and_leave_the_model_as_it_is(
+    base: GPT, lora: LoraConfig
+) -> None:
+    before = formats_of(base)
+    arrays = trained(base, lora)
+    plain = GPT(base.config, base.dtype)
+    plain.load_weights(list(plain_weights(base).items()))
+    assert_close(plain(IDS), base(IDS), 1e-5)
+    assert formats_of(base) == before and adapter_arrays(base).keys() == arrays.keys()
 
 
 def test_a_quantized_model_may_stay_quantized(lora: LoraConfig) -> None:

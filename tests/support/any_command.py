@@ -76,6 +76,8 @@ MEANINGFUL = {
     "--init-from": ["base"],
     "--budget": ["1s", "0s", "1h", "-1h", "1e9h"],
     "--window-pattern": ["L", "SSL", "sss"],
+    "--config": ["settings.toml", "tuning.toml", "text.txt", "/dev/stdin", "home"],
+    "--resume": ["base", "tuned", "quantized", "adapted", "..", ""],
     "--model-tag": ["base", "escape", "quantized", "adapted"],
     "--source": ["base"],
     "--onto": ["base", "tuned", "adapted"],
@@ -128,7 +130,7 @@ SECRET = "secret"
 TRAIN = "--dataset builtin --depth 1 --max-seq-len 32 --device-batch-size 4 --total-batch-size 256"
 TRAIN += " --vocab-size 300 --eval-tokens 512"
 USUAL = {  # what makes a command succeed, and soon
-    "train": f"{TRAIN} --num-iterations 4 --model-tag base",
+    "train": f"{TRAIN} --num-iterations 4 --model-tag base --config settings.toml",
     "mid": "--source base --data chats.jsonl --spelling 0 --num-iterations 2",
     "sft": "--source base --data chats.jsonl --spelling 0 --num-iterations 2",
     "rl": "--source tuned --task counting --level 1 --num-iterations 1 --examples 2 --samples 2 "
@@ -146,8 +148,17 @@ USUAL = {  # what makes a command succeed, and soon
     "--seconds 0.1",
     "monitor": "--once",
     "doctor": "",
+    "help": "environment",
     "data fetch": "--from text.txt --dataset other",
     "data status": "",
+    "data remove": "own --yes",
+    "runs list": "",
+    "runs show": "base",
+    "runs compare": "base tuned",
+    "runs rename": "base renamed",
+    "runs copy": "base copied",
+    "runs remove": "tuned --yes",
+    "runs export": "base --out new",
     "tokenizer train": "--dataset own --vocab-size 300 --tokenizer-dir new --max-chars 9999",
     "checkpoints list": "",
     "checkpoints verify": "",
@@ -162,12 +173,27 @@ LONG |= {"eval base", "eval chat"}
 NOT_DRAWN = {"--ranks"}  # starts processes that would outlive an example
 
 USED = {  # the files that a command reads when it is run as in `USUAL`
-    "train": ["home/base_checkpoints/**/*", "home/tokenizer_*/*", "home/logs/base/*"],
+    "train": [
+        "settings.toml",
+        "home/base_checkpoints/**/*",
+        "home/tokenizer_*/*",
+        "home/logs/base/*",
+    ],
     "mid": ["chats.jsonl", "home/base_checkpoints/base/**/*"],
-    "sft": ["chats.jsonl", "rows.*", "home/base_checkpoints/base/**/*", "home/*_checkpoints/**/*"],
+    "sft": [
+        "chats.jsonl",
+        "tuning.toml",
+        "rows.*",
+        "home/base_checkpoints/base/**/*",
+        "home/*_checkpoints/**/*",
+    ],
     "import": ["export-transformers/*", "export-nanochat/**/*"],
     "data fetch": ["text.txt", "rows.*", "texts/*"],
     "data status": ["home/base_data_own/*"],
+    "runs list": ["home/*_checkpoints/**/*", "home/logs/*/*"],
+    "runs show": ["home/base_checkpoints/base/**/*", "home/logs/base/*"],
+    "runs compare": ["home/*_checkpoints/**/trainer.json", "home/logs/*/*"],
+    "runs export": ["home/logs/base/*"],
     "tokenizer train": ["home/base_data_own/*"],
 }
 ENVIRONMENT = {
@@ -317,6 +343,7 @@ def _run_child(
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.environ.update(HOME=str(place), MLXCHAT_HOME=str(place / "home"), HF_HUB_OFFLINE="1")
+    os.environ.update(WANDB_MODE="offline", TRACKIO_DIR=str(place / "trackio"))
     os.environ.update(environment)
     try:
         work()
@@ -359,6 +386,8 @@ def make_template(place: Path) -> Path:
     lines = "".join(json.dumps({"messages": messages}) + "\n" for messages in turns)
     (place / "chats.jsonl").write_text(lines)
     pq.write_table(pa.table({"text": texts, "messages": turns}), place / "rows.parquet")
+    (place / "settings.toml").write_text("keep = 2\nsave_every = 2\n")
+    (place / "tuning.toml").write_text('data = ["chats.jsonl"]\nkeep = 2\n[lora]\nrank = 2\n')
     for line in (
         "data fetch --from text.txt --dataset own",
         f"train {USUAL['train']} --sample-every 0 --save-every 2 --keep 2",

@@ -28,9 +28,15 @@ def test_a_reward_that_falls_after_it_has_risen() -> None:
     assert note.startswith("The reward falls: 0.4") and "`init_lr_frac`" in note
 
 
+def test_negative_rewards_that_fall_after_they_have_risen() -> None:
+    [(step, note)] = told([-2.0] * 20 + [-1.0] * 20 + [-2.0] * 20)
+    assert step > 40 and "after -1.000 before" in note
+
+
+@pytest.mark.parametrize("height", [0.0, -5.0])
 @pytest.mark.parametrize("rewards", [[0.3] * 60, [0.3, 0.2] * 30, [0.01 * n for n in range(60)]])
-def test_rewards_that_stay_or_rise(rewards: list[float]) -> None:
-    assert told(rewards) == []
+def test_rewards_that_stay_or_rise(rewards: list[float], height: float) -> None:
+    assert told([reward + height for reward in rewards]) == []
 
 
 def test_an_entropy_near_zero() -> None:
@@ -39,5 +45,9 @@ def test_an_entropy_near_zero() -> None:
 
 
 def test_questions_that_are_nearly_all_settled() -> None:
-    [(_, note)] = told([0.3] * 30, all_right=0.9, all_wrong=0.08)
-    assert note.startswith("Of 98% of the questions")
+    [(_, note)] = told([0.3] * 30, all_equal=0.98)
+    assert "the same reward, for 98% of the questions" in note
+
+
+def test_answers_that_are_all_wrong_but_rewarded_differently_are_learnt_from() -> None:
+    assert told([0.3] * 30, all_wrong=1.0, all_equal=0.0) == []

@@ -34,6 +34,7 @@ class Run:
     resumed_at: int = 0
     evaluated: bool = False
     core_measured: bool = False
+    computes_at_launch: bool = False
     epoch: int = 1
     best: tuple[int, ...] = ()  # the steps whose evaluation is the best so far
     trace: list[str] = field(default_factory=list)
@@ -88,6 +89,7 @@ class Run:
             evaluated=self.evaluated,
             core_measured=self.core_measured,
             shards=4,
+            computes_at_launch=self.computes_at_launch,
         )
         for event in events:
             self.trace.append(f"{type(event).__name__} {event.step}".lower())
@@ -196,6 +198,12 @@ def test_the_time_of_a_step_does_not_include_what_is_between_steps() -> None:
 def test_the_times_of_steps_add_up_to_the_time_of_the_run() -> None:
     run = Run(total=3)  # launching a step takes a second, before the result of the last is read
     assert [event.seconds for event in run.events() if isinstance(event, Stepped)] == [2.0, 1.0, 0]
+
+
+@pytest.mark.parametrize("eval_every", [0, 1, 2, 3])
+def test_a_step_that_is_computed_when_it_is_launched_takes_that_long(eval_every: int) -> None:
+    run = Run(total=4, computes_at_launch=True, cadence=Cadence(eval_every=eval_every))
+    assert [event.seconds for event in run.events() if isinstance(event, Stepped)] == [1.0] * 4
 
 
 @pytest.mark.parametrize(("evaluated", "first"), [(True, "stepped 5"), (False, "evaluated 4")])

@@ -2,11 +2,14 @@
 
 import threading
 from contextlib import suppress
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
 from mlxchat.errors import ConfigError, MlxchatError, NotFound
+from mlxchat.runtime import mx
 from mlxchat.telemetry.clock import Clock
 from mlxchat.train import rewards
 from mlxchat.train.rewards import (
@@ -14,6 +17,7 @@ from mlxchat.train.rewards import (
     MOST_FAULTY,
     CheckedReward,
     WeightedReward,
+    reward_fingerprints,
     rewards_of,
 )
 
@@ -61,7 +65,7 @@ def test_by_default_a_right_answer_counts_1() -> None:
     assert number.score("6*7?", "42", "42") == number.score("", "#### 42.0", "42") == 0
     assert exact.score("Spell cow.", " cow:c,o,w\n", "cow:c,o,w") == 1
     assert exact.score("Spell cow.", "cow:c,o,w!", "cow:c,o,w") == 0
-    assert number.scored == 3 and number.notes() == [] and number.summary() == ""
+    assert number.scored == 3 and number.notes() == [] and not number.counts
 
 
 def test_the_form_is_a_number_after_the_mark() -> None:
@@ -70,10 +74,11 @@ def test_the_form_is_a_number_after_the_mark() -> None:
 
 
 def test_several_are_summed_by_their_weights(own: Path) -> None:
-    several = rewards_of([f"{own}:length:-0.5", "answer:2", f"{own}:same"], "exact")
+    given = [f"{own}:length:-0.5", "answer:2", f"{own}:same"]
+    several = rewards_of(given, "exact")
     assert several.score("", "cow", "cow") == -1.5 + 2 + 1
     assert several.score("", "cows", "cow") == -2
-    assert list(several.fingerprints) == [str(own)]  # a file is run once
+    assert list(reward_fingerprints(given)) == [str(own)]
     assert not (own.parent / "__pycache__").exists()
 
 
@@ -87,6 +92,7 @@ def test_several_are_summed_by_their_weights(own: Path) -> None:
         ("OWN", ConfigError, "nor names a function"),
         ("OWN:length:0", ConfigError, "weight"),
         ("answer:nan", ConfigError, "weight"),
+        ("answer:1e7", ConfigError, "weight"),
         ("FOLDER:f", ConfigError, "cannot be read"),
         ("", ConfigError, "nor names a function"),
     ],
@@ -128,7 +134,37 @@ def test_an_exception_counts_0_and_is_said_once_with_its_line(own: Path) -> None
     [note] = checked.notes()
     assert "own.py:raises raised ZeroDivisionError: division by zero (line 11)." in note
     assert checked.notes() == [] and (checked.scored, checked.faulty) == (3, 2)
-    assert checked.summary() == "Of 3 rewards: own.py:raises raised an exception: 2."
+    assert checked.counts == {("own.py:raises", "raised an exception"): 2}
+
+
+def test_the_count_of_a_fault_is_said_when_it_has_another_digit() -> None:
+    checked = single(lambda prompt, *_: print("x") or 1)
+    said = []
+    for call in range(1, 121):
+        checked.score("", "", "")
+        said += [(call, note) for note in checked.notes()]
+    assert [call for call, _ in said] == [1, 10, 100]
+    assert said[1][1].startswith("The reward own printed 10 times in 10 calls; the last time it")
+
+
+def test_the_text_of_an_exception_is_one_line_of_bounded_length() -> None:
+    def fails(*_: str) -> float:
+        raise ValueError("x" * 500 + "\n" + "y" * 3000)
+
+    checked = single(fails)
+    checked.score("", "", "")
+    [note] = checked.notes()
+    assert len(note) < 300 and "\n" not in note
+
+
+def test_a_file_is_run_once_however_many_functions_it_has(tmp_path: Path) -> None:
+    path, seen = tmp_path / "own.py", tmp_path / "seen"
+    functions = "".join(f"\ndef {name}(a, b, c): return 1" for name in "fg")
+    path.write_text(f"import os\nos.mkdir({str(seen)!r}){functions}")
+    reward_fingerprints([f"{path}:f"])
+    assert not seen.exists()
+    rewards_of([f"{path}:f", f"{path}:g"], "number")
+    assert seen.exists()
 
 
 @pytest.mark.parametrize(
@@ -141,10 +177,11 @@ def test_an_exception_counts_0_and_is_said_once_with_its_line(own: Path) -> None
         ([1.0], "returned [1.0], of type list"),
         (1j, "of type complex"),
         ("x" * 1000, "xxx..., of type str"),
-        (10**400, "raised OverflowError"),
+        (10**400, "returned inf; a reward is at most 1,000,000"),
+        (-1e39, "returned -1e+39"),
     ],
 )
-def test_what_is_no_finite_number_counts_0(value: object, said: str) -> None:
+def test_what_is_no_number_to_learn_from_counts_0(value: object, said: str) -> None:
     checked = single(lambda *_: value)
     assert checked.score("", "", "") == 0
     [note] = checked.notes()
@@ -154,7 +191,16 @@ def test_what_is_no_finite_number_counts_0(value: object, said: str) -> None:
 
 def test_truth_and_other_numbers_are_numbers() -> None:
     numpy = pytest.importorskip("numpy")
-    for value, reward in ((True, 1.0), (numpy.float32(0.5), 0.5), (numpy.int64(3), 3.0)):
+    for value, reward in (
+        (True, 1.0),
+        (numpy.float32(0.5), 0.5),
+        (numpy.int64(3), 3.0),
+        (numpy.bool_(True), 1.0),
+        (numpy.array(2.5), 2.5),
+        (mx.array(2.5), 2.5),
+        (Decimal("0.5"), 0.5),
+        (Fraction(1, 2), 0.5),
+    ):
         scored = single(lambda *_, value=value: value).score("", "", "")
         assert scored == reward and type(scored) is float
 
@@ -166,7 +212,7 @@ def test_what_is_printed_is_said_and_changes_nothing(
     assert [checked.score("", text, "") for text in ("moo", "x" * 500)] == [2, 2]
     [note] = checked.notes()
     assert r"printed 'seen moo\nerror\n'" in note
-    assert checked.faulty == 0 and "printed: 2" in checked.summary()
+    assert checked.faulty == 0 and checked.counts == {("own.py:prints", "printed"): 2}
     assert capsys.readouterr() == ("", "")
 
 
@@ -222,6 +268,7 @@ def test_too_many_faults_end_the_run(own: Path) -> None:
         checked.score("", "", "")
     assert f"{allowed + 1} of {FEWEST_SCORED + 1} completions" in caught.value.problem
     assert "own.py:raises raised ZeroDivisionError" in caught.value.problem
+    assert "`fresh`" in caught.value.remedy  # a run is not resumed with another function
 
 
 def test_a_function_that_always_fails_ends_the_run_soon(own: Path) -> None:

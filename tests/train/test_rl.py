@@ -11,9 +11,14 @@ from support.rl_runs import rl_config, rl_run
 from support.thread_ranks import in_threads
 
 from mlxchat.checkpoint import layout, store, trainer
+from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.config.rl import RlConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
+from mlxchat.model.adapter import LoraConfig
+from mlxchat.model.lora import adapter_arrays
+from mlxchat.model.quantization import Format, quantizable
+from mlxchat.model.quantized import quantize_layers
 from mlxchat.plan.memory import Resources
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import (
@@ -26,6 +31,7 @@ from mlxchat.telemetry.events import (
     Started,
     Stepped,
 )
+from mlxchat.train.base import load_base
 from mlxchat.train.rl import (
     Reinforcement,
     run_reinforcement,
@@ -86,7 +92,8 @@ def test_an_interrupted_run_ends_bit_for_bit_as_an_undisturbed_one(tmp_path: Pat
     assert_same(end_of(tmp_path / "home"), end_of(tmp_path / "straight"))
 
 
-def test_a_run_that_is_stopped_while_it_draws_has_lost_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at", [33, 45])  # in step 2, between two tokens and between two rewards
+def test_a_run_that_is_stopped_while_it_draws_has_lost_nothing(at: int, tmp_path: Path) -> None:
     config = rl_config(tmp_path)
     rl_run(tmp_path / "straight", config)
     polls = 0
@@ -94,11 +101,11 @@ def test_a_run_that_is_stopped_while_it_draws_has_lost_nothing(tmp_path: Path) -
     def stop() -> bool:
         nonlocal polls
         polls += 1
-        return polls == 25  # between two tokens of an answer
+        return polls == at
 
     events = list(run_reinforcement(config, Home(tmp_path / "home"), lambda _: None, stop=stop))
     last = events[-1]
-    assert isinstance(last, Ended) and last.reason == "interrupted" and 0 < last.step < 4
+    assert isinstance(last, Ended) and last.reason == "interrupted" and last.step == 1
     rl_run(tmp_path / "home", config)
     assert_same(end_of(tmp_path / "home"), end_of(tmp_path / "straight"))
 
@@ -169,10 +176,13 @@ def test_settings_that_cannot_work_are_refused(
         rl_run(tmp_path / "home", rl_config(tmp_path, **settings))
 
 
-def test_a_base_model_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", [{}, {"task": "arithmetic", "reward": None}])
+def test_a_base_model_is_refused_before_it_is_asked(
+    task: dict[str, object], tmp_path: Path
+) -> None:
     saved_in(tmp_path / "model", network(64), conversational=False)
     with pytest.raises(MlxchatError, match="does not answer"):
-        rl_run(tmp_path / "home", rl_config(tmp_path))
+        rl_run(tmp_path / "home", rl_config(tmp_path, **task))
 
 
 def test_a_model_that_gets_nothing_right_is_told_to_be_fine_tuned(tmp_path: Path) -> None:
@@ -187,6 +197,66 @@ def test_a_resumed_run_keeps_the_level_that_was_found(tmp_path: Path) -> None:
     rl_run(home.root, rl_config(tmp_path, task="spelling", level=2), stop_at=2)
     found, notes = with_level(rl_config(tmp_path, task="spelling"), home, print, lambda: 0.0)
     assert found.level == 2 and notes == []
+
+
+def test_by_default_an_unfinished_run_goes_on_and_adapters_are_passed_over(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    config = rl_config(tmp_path, model_tag=None, level=2, task="spelling")
+    first = saved_in_run(home, "first", network(64))
+    rl_run(home.root, config.model_copy(update={"source": "first"}), stop_at=2)
+    saved_in_run(home, "second", network(64))
+    left_out = config.model_copy(update={"source": None, "level": None})
+    settled = with_tuned_source(left_out, home)
+    assert (settled.source, settled.level) == ("first", 2)
+    other = with_tuned_source(left_out.model_copy(update={"samples": 8}), home)
+    assert (other.source, other.level) == ("second", None)
+    begun = load_base(first, home, "float32", LoraConfig(rank=2))
+    saved = layout.read_model(first, mx.float32)
+    adapter = SavedModel(begun.model, saved.tokenizer, True, begun.base)
+    third = home.finetuned / "third"
+    store.save(third, 1, lambda folder: layout.write_saved(folder, adapter))
+    assert with_tuned_source(left_out.model_copy(update={"samples": 8}), home) == other
+    with pytest.raises(MlxchatError, match="is an adapter") as raised:
+        rl_run(home.root, config.model_copy(update={"source": "third", "level": None}))
+    assert raised.value.remedy.endswith("mlxchat fuse --model-tag third")
+
+
+def saved_in_run(home: Home, name: str, saved: SavedModel) -> Path:
+    return store.save(
+        home.finetuned / name,
+        1,
+        lambda folder: layout.write_model(folder, saved.model, saved.tokenizer, True),
+    )
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_an_adapter_is_trained_and_resumed_bit_for_bit(bits: int | None, tmp_path: Path) -> None:
+    lora = {"rank": 2, "learning_rate": 0.01}
+    if bits:
+        saved = network(64)
+        layers = [layer.name for layer in quantizable(saved.model.config)]
+        quantize_layers(saved.model, dict.fromkeys(layers, Format(group_size=32, bits=bits)))
+        saved_in(tmp_path / "model", saved)
+        with pytest.raises(MlxchatError, match="only an adapter") as raised:
+            rl_run(tmp_path / "home", rl_config(tmp_path))
+        assert "`lora`" in raised.value.remedy
+    config = rl_config(tmp_path, lora=lora)
+    rl_run(tmp_path / "straight", config)
+    rl_run(tmp_path / "home", config, stop_at=1)
+    rl_run(tmp_path / "home", config)
+    trained = []
+    for home in ("straight", "home"):
+        folder = store.directory(Home(tmp_path / home).stage(Reinforcement.name) / "run", 4)
+        assert not (folder / layout.MODEL).exists()
+        trained.append(adapter_arrays(layout.read_model(folder, mx.float32).model))
+    assert_same(*trained)
+    assert any(name.endswith("lora_b") and array.any().item() for name, array in trained[0].items())
+
+
+def test_settings_without_effect_on_an_adapter_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(MlxchatError, match="no effect on an adapter"):
+        rl_config(tmp_path, lora=True, init_lr_frac=0.1)
+    assert RlConfig(source="d4", lora=True).tag == "d4-rl-lora"
 
 
 def test_the_default_source_must_exist(tmp_path: Path) -> None:
@@ -214,6 +284,16 @@ def test_the_note_of_a_reward_is_told(tmp_path: Path) -> None:
     )
     notes = [event.text for event in rl_run(tmp_path / "home", config) if isinstance(event, Noted)]
     assert any("printed" in note for note in notes)
+
+
+def test_questions_that_ranks_cannot_divide_are_said_before_anything_is_made(
+    tmp_path: Path,
+) -> None:
+    config, two = rl_config(tmp_path, examples=3), World()
+    two.size = 2
+    with pytest.raises(MlxchatError, match="The 3 questions of a step") as raised:
+        Reinforcement(config, Home(tmp_path / "home"), world=two).open(None)
+    assert raised.value.remedy == "Use 1 or 3 ranks, or a `examples` of 2 or 4 questions."
 
 
 def test_ranks_draw_what_one_process_would_and_tell_of_all(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@ import io
 import json
 import math
 import os
+import pty
 import re
 import subprocess
 import sys
+import termios
 import threading
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from mlxchat.telemetry.events import (
     Stepped,
 )
 from mlxchat.telemetry.meter import Meter
+from mlxchat.ui import output
 from mlxchat.ui.console import Screen, answers, error, say, say_json, table, warning
 from mlxchat.ui.output import LiteralConsole, Output, console_for
 from mlxchat.ui.tables import Row, Section, show
@@ -261,6 +264,7 @@ def test_a_stream_that_its_owner_has_closed_takes_nothing_more():
 def test_output_into_head_ends_without_a_traceback():
     program = """
 import sys
+import termios
 from mlxchat.telemetry.events import Noted
 from mlxchat.ui.console import Screen, say
 with Screen() as screen:
@@ -409,3 +413,45 @@ def test_ui_imports_neither_mlx_nor_training():
     ).stdout.split()
     assert not {name for name in loaded if name.split(".")[0] == "mlx"}
     assert not {name for name in loaded if name.startswith("mlxchat.train")}
+
+
+def test_the_time_of_an_evaluation_is_foretold_without_that_of_compiling():
+    console = LiteralConsole(file=io.StringIO(), force_terminal=True, width=80, height=24)
+    now = [0.0]
+    with Screen(console=console, timer=lambda: now[0]) as screen:
+        screen.show(started())
+        for batch, time in ((0, 0.0), (1, 60.0), (2, 61.0), (3, 62.0)):
+            now[0] = time
+            screen.show(Evaluating(time, 0, batch, 10))
+    assert "30.0%  7s left" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())
+
+
+def test_the_words_of_an_error_are_not_broken(monkeypatch):
+    console = terminal(40)
+    monkeypatch.setattr("mlxchat.ui.console.console_for", lambda stream: console)
+    folder = "/home/ada/.cache/mlxchat/base_data_of_my_novels"
+    error(
+        f"There is no folder {folder}, so no data.",
+        "Get some: mlxchat data fetch --from a novel.txt",
+    )
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue())
+    assert shown.splitlines() == [
+        "Error: There is no folder",
+        f"{folder}, so no data.",  # the terminal breaks it, so that it can be copied
+        "Get some: mlxchat data fetch --from a",
+        "novel.txt",
+    ]
+
+
+def test_a_process_that_ends_at_once_leaves_the_terminal_as_it_was(monkeypatch):
+    keyboard, screen = pty.openpty()
+    with os.fdopen(screen) as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        monkeypatch.setattr(output, "_has_keyboard", lambda: True)
+        before = termios.tcgetattr(stream)
+        with output.control_keys_hidden():
+            assert termios.tcgetattr(stream) != before
+            output.show_control_keys()
+            assert termios.tcgetattr(stream) == before
+        assert termios.tcgetattr(stream) == before
+    os.close(keyboard)

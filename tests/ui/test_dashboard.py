@@ -79,8 +79,8 @@ NUMBERS = (
 @pytest.mark.parametrize("height", [24, 40])
 def test_no_number_is_cut_and_every_line_fits(width, height):
     meter, latest = run(loss=2.2)
-    for bits in (1.30, 1.35):
-        meter.update(Evaluated(0.0, 300, bits, 3.0, 640, 1.0))
+    for step, bits in ((250, 1.30), (300, 1.35)):
+        meter.update(Evaluated(0.0, step, bits, 3.0, 640, 1.0))
     text = drawn(dashboard(meter, latest, width=width, height=height, sample=SAMPLE), width)
     lines = text.splitlines()
     assert {cell_len(line) for line in lines} == {width}
@@ -127,7 +127,25 @@ def test_the_best_evaluation_is_shown_with_its_step():
     meter, latest = run()
     for step, bits in ((100, 1.3), (200, 1.2), (300, 1.35)):
         meter.update(Evaluated(0.0, step, bits, 3.0, 640, 1.0))
-    assert "1.2000, step 200" in drawn(dashboard(meter, latest))
+    text = drawn(dashboard(meter, latest))
+    assert "1.3500, step 300" in text and "1.2000, step 200" in text
+
+
+@pytest.mark.parametrize(("width", "shown"), [(40, False), (80, True), (160, True)])
+def test_an_evaluation_says_how_long_it_will_take_where_there_is_room(width, shown):
+    meter, _ = run()
+    under_way = Evaluating(0.0, 0, 50, 200)
+    panel = dashboard(meter, None, width=width, height=24, under_way=under_way, left=754.0)
+    text = drawn(panel, width)
+    assert "evaluating 50/200" in text and "25.0%" in text
+    assert ("25.0%  12m 34s left" in text) == shown
+
+
+def test_an_evaluation_that_is_the_best_is_shown_once_with_its_step():
+    meter, latest = run()
+    meter.update(Evaluated(0.0, 250, 1.3, 3.0, 640, 1.0))
+    text = drawn(dashboard(meter, latest))
+    assert "1.3000, step 250" in text and "best" not in text
 
 
 @pytest.mark.parametrize("width", [40, 80, 160])

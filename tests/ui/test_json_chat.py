@@ -69,7 +69,7 @@ def test_an_answer_is_given_again() -> None:
         ({"content": 3}, "neither"),
         ({"text": "Hi"}, "neither"),
         ({"command": "undo"}, "begins with a slash"),
-        ({"command": "/quit"}, "Unknown command /quit."),
+        ({"command": "/leave"}, "Unknown command /leave."),
         ({"command": "/top-p 2"}, "/top-p 2: input should be"),
         ({"command": "/save a\0b"}, "Cannot write a"),
         ({"command": "/save \ud800"}, "Cannot write "),

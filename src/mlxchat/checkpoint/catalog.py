@@ -86,7 +86,7 @@ def find(stages: Sequence[Path], tag: str | None, step: int | None) -> Path:
     chosen = newest.get(tag) if tag else last_saved(stages)
     if not newest or (tag is None and chosen is None):
         raise NotFound(
-            f"There is no trained model in {' or '.join(map(str, stages))}.",
+            f"There is no trained model in {_common(stages)} yet.",
             "Make one: mlxchat quickstart, or mlxchat train",
         )
     if chosen is None:
@@ -101,6 +101,11 @@ def find(stages: Sequence[Path], tag: str | None, step: int | None) -> Path:
         listed = ", ".join(str(number) for number in store.steps(run))
         raise NotFound(f"{run.name} has no saved step {step}.", f"It has: {listed}.")
     return store.directory(run, step)
+
+
+def _common(stages: Sequence[Path]) -> Path:
+    """Return the folder of all these folders, for a message that does not list them."""
+    return stages[0].parent if len(stages) > 1 else stages[0]
 
 
 def locate(stages: Sequence[Path], tag: str | None, step: int | None, folder: Path | None) -> Path:

@@ -23,7 +23,9 @@ def fused(saved: SavedModel, dequantize: bool = True) -> SavedModel:
     return replace(saved, base=None)
 
 
-def destination(home: Home, source: Path, kind: str, ending: str) -> tuple[Path, int]:
+def destination(
+    home: Home, source: Path, kind: str, ending: str, fresh: bool = False
+) -> tuple[Path, int]:
     """Return the run folder and the step under which to save a changed copy of a model.
 
     The copy of a run of some stage is a run of that stage, with an ending after its name. A saved
@@ -35,9 +37,10 @@ def destination(home: Home, source: Path, kind: str, ending: str) -> tuple[Path,
         source: the model's directory.
         kind: what it is made, such as ``quantized``.
         ending: of the name, such as ``4bit``.
+        fresh: whether a copy that there is may be replaced.
 
     Raises:
-        CheckpointError: there is such a copy.
+        CheckpointError: there is such a copy, and it may not.
         ConfigError: the model is in a folder that no run can be named after.
     """
     stage = source.resolve().parent.parent
@@ -46,22 +49,22 @@ def destination(home: Home, source: Path, kind: str, ending: str) -> tuple[Path,
     name = require_name(f"{tag}-{ending}", remedy)
     elsewhere = home.finetuned if layout.has_chat_template(source) else home.runs
     run = (stage if stage in home.stages else elsewhere) / name
-    if store.directory(run, step).exists():
+    if store.directory(run, step).exists() and not fresh:
         raise CheckpointError(
             f"There is already a {kind} copy: {store.directory(run, step)}.",
-            "Delete that folder to replace it, or talk to it: "
-            f"{command('chat', model_tag=run.name)}",
+            f"Talk to it: {command('chat', model_tag=run.name)}. Or make it again with `fresh`.",
         )
     return run, step
 
 
-def save_copy(run: Path, step: int, saved: SavedModel, past: History) -> Path:
+def save_copy(run: Path, step: int, saved: SavedModel, past: History, fresh: bool = False) -> Path:
     """Save a model as a step of a run, without what training needs to resume.
 
     Args:
         run, step: as `destination` returns them; the caller has the run locked.
         saved: the model. If there is an adapter on it, the adapter is what is saved.
         past: the history of the original model.
+        fresh: whether to replace that step, if it is there.
 
     Raises:
         CheckpointError: that step has been saved meanwhile.
@@ -72,4 +75,4 @@ def save_copy(run: Path, step: int, saved: SavedModel, past: History) -> Path:
         layout.write_saved(folder, saved)
         past.write(folder)
 
-    return store.save(run, step, write)
+    return store.save(run, step, write, replaces=fresh)

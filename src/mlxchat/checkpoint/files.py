@@ -26,6 +26,7 @@ TRAINER_FORMAT = 4  # of trainer.json
 READABLE_FORMATS = (3, 4)  # in format 3, the plan has older names and fewer fields
 CHECKSUMS = "SHA256SUMS"
 HISTORY = "history.json"
+ORIGIN = "origin.json"  # of an imported model
 QUANTIZATION = "quantization"  # in config.json, where mlx-lm has it
 PIECE = 2**22  # bytes hashed at a time
 LONGEST = 200  # characters of a reason, which may quote the file

@@ -26,6 +26,7 @@ from mlxchat.checkpoint.bases import BaseRecord, is_adapter, read_base_record, r
 from mlxchat.checkpoint.files import CONFIG as CONFIG
 from mlxchat.checkpoint.files import INDEX as INDEX
 from mlxchat.checkpoint.files import MODEL as MODEL
+from mlxchat.checkpoint.files import ORIGIN as ORIGIN
 from mlxchat.checkpoint.files import QUANTIZATION, damaged, missing_file, verify_file
 from mlxchat.checkpoint.files import TRAINER as TRAINER
 from mlxchat.checkpoint.files import model_files as model_files
@@ -57,7 +58,6 @@ from mlxchat.tokenizer.bpe import (
 GENERATION = "generation_config.json"
 TEMPLATE = "chat_template.jinja"  # of transformers; else it is in the tokenizer's settings
 DEFAULT_CONTEXT = 2048  # that of transformers and mlx-lm
-ORIGIN = "origin.json"
 MODEL_TYPES: dict[EraName, str] = {  # mlx-lm and transformers know the first
     era: "nanochat" if era == "classic" else f"nanochat_{era}" for era in ERAS
 }

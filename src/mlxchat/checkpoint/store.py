@@ -95,6 +95,7 @@ def save(
     write: Callable[[Path], None],
     needed: int | None = None,
     clock: Clock = SYSTEM_CLOCK,
+    replaces: bool = False,
 ) -> Path:
     """Save a step; returns its directory.
 
@@ -104,10 +105,11 @@ def save(
         write: writes the step's files into an empty folder.
         needed: bytes that they take, roughly; None for those of the step before.
         clock: stamps the step with the time of day.
+        replaces: whether the same step is removed once this one is written, if it is there.
 
     Raises:
         DiskError: the disk is full or cannot be written; earlier steps are untouched.
-        CheckpointError: that step is there already.
+        CheckpointError: that step is there already, and is not to be replaced.
         LockedError: another process has taken over the run (`require_lock`).
     """
 
@@ -116,7 +118,7 @@ def save(
         write_stamp(folder, clock())
         files.write_checksums(folder)
 
-    return _place(run, step, write_with_checksums, needed)
+    return _place(run, step, write_with_checksums, needed, replaces)
 
 
 def keep_aside(run: Path, step: int) -> Path:
@@ -209,9 +211,16 @@ def prune(run: Path, keep: int) -> list[int]:
 _held: dict[Path, Lock] = {}  # the locks of this process, by run
 
 
+_WAIT = "Wait for it to end, or name another run with `model_tag`."
+
+
 @contextmanager
-def locked(run: Path) -> Iterator[None]:
+def locked(run: Path, wait: str = _WAIT) -> Iterator[None]:
     """Keep other processes from writing to a run. The lock of a process that died is void.
+
+    Args:
+        run: the run's folder, which need not exist.
+        wait: what to do while another process has the lock, for the error message.
 
     Raises:
         LockedError: another process writes to it.
@@ -228,7 +237,7 @@ def locked(run: Path) -> Iterator[None]:
         raise in_use(
             path,
             f"Another process is using the run {run.name}.",
-            "Wait for it to end, or name another run with `model_tag`.",
+            wait,
         )
     with lock:
         _held[run] = lock
@@ -236,6 +245,12 @@ def locked(run: Path) -> Iterator[None]:
             yield
         finally:
             del _held[run]
+
+
+def drop_lock_file(run: Path) -> None:
+    """Remove the lock file of a run that this process has `locked`, and that is gone."""
+    with suppress(OSError):
+        _lock_file(run).unlink()
 
 
 def require_lock(run: Path) -> None:
@@ -273,18 +288,24 @@ def _no_lock(path: Path, error: OSError) -> DiskError:
     )
 
 
-def _place(run: Path, step: int, write: Callable[[Path], None], needed: int | None = None) -> Path:
+def _place(
+    run: Path,
+    step: int,
+    write: Callable[[Path], None],
+    needed: int | None = None,
+    replaces: bool = False,
+) -> Path:
     try:
         with explained():
-            return _written(run, directory(run, step), write)
+            return _written(run, directory(run, step), write, replaces)
     except (OSError, RuntimeError) as error:  # MLX raises the latter
         raise _not_saved(run, step, reason_of(error), needed) from error
 
 
-def _written(run: Path, final: Path, write: Callable[[Path], None]) -> Path:
+def _written(run: Path, final: Path, write: Callable[[Path], None], replaces: bool) -> Path:
     """Write a directory in a run's folder; nothing is left of it if that fails."""
     require_lock(run)
-    if final.exists():
+    if final.exists() and not replaces:
         raise CheckpointError(
             f"{final} exists already; nothing was written.",
             "Name another run, or delete that folder to replace it.",
@@ -298,7 +319,11 @@ def _written(run: Path, final: Path, write: Callable[[Path], None]) -> Path:
         for path in [*unfinished_step.iterdir(), unfinished_step]:
             disk.sync(path)
         require_lock(run)
+        if final.exists():
+            final.rename(run / f"{_UNFINISHED}{final.name}.{secrets.token_hex(4)}")
         unfinished_step.rename(final)
+        if replaces:
+            _remove_unfinished(run)
         for folder in (run, run.parent):
             disk.sync(folder)
     finally:

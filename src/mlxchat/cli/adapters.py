@@ -1,4 +1,4 @@
-"""The options of training an adapter, which `train`, `info`, `mid` and `sft` share."""
+"""The options of training an adapter, which `train`, `info`, `mid`, `sft` and `rl` share."""
 
 from typing import Annotated, TypeVar, cast
 
@@ -6,6 +6,7 @@ import typer
 
 from mlxchat.config.lora import LoraTraining
 from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.config.rl import RlConfig
 from mlxchat.config.sft import ConversationConfig
 from mlxchat.ui.text import as_options
 
@@ -18,7 +19,7 @@ Lora = Annotated[
         rich_help_panel="Adapter",
     ),
 ]
-TrainSettings = TypeVar("TrainSettings", bound=PretrainConfig | ConversationConfig)
+TrainSettings = TypeVar("TrainSettings", bound=PretrainConfig | ConversationConfig | RlConfig)
 
 
 def with_adapter(config: TrainSettings, lora: bool, adapter: LoraTraining) -> TrainSettings:

@@ -19,8 +19,10 @@ from mlxchat import __version__
 from mlxchat.cli.bench import bench_command
 from mlxchat.cli.chat import chat_command
 from mlxchat.cli.checkpoints import list_command, prune_command, verify_command
-from mlxchat.cli.data import fetch_command, status_command
+from mlxchat.cli.completion import InstallCompletion, ShowCompletion, answer_shells
+from mlxchat.cli.data import fetch_command, remove_command, status_command
 from mlxchat.cli.doctor import doctor_command
+from mlxchat.cli.environment import TOPIC, help_command
 from mlxchat.cli.evaluate import eval_chat_command
 from mlxchat.cli.evaluate_base import eval_base_command
 from mlxchat.cli.exchange import export_command, import_command
@@ -33,6 +35,15 @@ from mlxchat.cli.quantize import quantize_command
 from mlxchat.cli.quickstart import quickstart_command
 from mlxchat.cli.ranks import tell_launcher
 from mlxchat.cli.rl import rl_command
+from mlxchat.cli.runs import (
+    runs_compare_command,
+    runs_copy_command,
+    runs_export_command,
+    runs_list_command,
+    runs_remove_command,
+    runs_rename_command,
+    runs_show_command,
+)
 from mlxchat.cli.scaling import scaling_command
 from mlxchat.cli.serve import serve_command
 from mlxchat.cli.train import (
@@ -62,11 +73,24 @@ COMMANDS: dict[str, Command] = {
     "bench": bench_command,
     "monitor": monitor_command,
     "doctor": doctor_command,
+    "help": help_command,
 }
 GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
+    "runs": (
+        "List, compare, rename, copy, remove and export runs.",
+        {
+            "list": runs_list_command,
+            "show": runs_show_command,
+            "compare": runs_compare_command,
+            "rename": runs_rename_command,
+            "copy": runs_copy_command,
+            "remove": runs_remove_command,
+            "export": runs_export_command,
+        },
+    ),
     "data": (
-        "Download training data, or prepare your own.",
-        {"fetch": fetch_command, "status": status_command},
+        "Download training data, prepare your own, or remove it.",
+        {"fetch": fetch_command, "status": status_command, "remove": remove_command},
     ),
     "tokenizer": ("Train a tokenizer.", {"train": tokenizer_train_command}),
     "checkpoints": (
@@ -82,9 +106,10 @@ GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
 app = typer.Typer(
     cls=GroupWithHelp,
     no_args_is_help=True,
+    add_completion=False,  # typer's options know no other shell than the current one
     pretty_exceptions_enable=False,
     help="Train a GPT on your own machine, and talk to it.",
-    epilog="Begin with: mlxchat quickstart",
+    epilog=f"Begin with: mlxchat quickstart\n\nEnvironment variables: mlxchat help {TOPIC}",
 )
 for name, command in COMMANDS.items():
     app.command(name, cls=CommandWithHelp)(options_from_models(command))
@@ -106,6 +131,8 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    install_completion: InstallCompletion = None,
+    show_completion: ShowCompletion = None,
 ) -> None:
     pass
 
@@ -119,9 +146,10 @@ def main() -> None:
     warnings.showwarning = _show_warning
     sys.excepthook = report_unforeseen
     threading.excepthook = _report_thread
+    answer_shells(os.environ)
     program = typer.main.get_command(app)  # calling `app` itself would replace the hook
     with standard_output() as (out, err):
-        code = exit_code(lambda: program(prog_name="mlxchat", standalone_mode=False))
+        code = exit_code(lambda: program(prog_name="mlxchat", standalone_mode=False), program)
         lost = lost_output(out, err)
     tell_launcher(code or lost)
     sys.exit(code or lost)

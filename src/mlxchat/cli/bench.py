@@ -76,7 +76,11 @@ def _training(facts: "Bench") -> list[Row]:
         more = ", which counts its ALUs only" if training.mfu > 1 else ""
         mfu = Row("MFU", f"{training.mfu:.1%}", f"of the chip's {peak}{more}")
     return [
-        Row("tokens/s", _rate(training.tokens_per_second), f"(median of {len(seconds)} steps)"),
+        Row(
+            "tokens/s",
+            _rate(training.tokens_per_second),
+            f"(median of {amount(len(seconds), 'steps')})",
+        ),
         Row(
             "step time",
             _seconds(training.tokens_per_step / training.tokens_per_second),

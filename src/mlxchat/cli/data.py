@@ -1,6 +1,7 @@
-"""The commands `data fetch` and `data status`."""
+"""The commands `data fetch`, `data status` and `data remove`."""
 
 import re
+import time
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -8,17 +9,21 @@ from typing import Annotated
 
 import typer
 
+from mlxchat.cli.completion import data_names
 from mlxchat.cli.options import PATH, Json
+from mlxchat.cli.questions import Yes, require_agreement
 from mlxchat.cli.session import exit_promptly
 from mlxchat.config.run import NAME_IN_WORDS, is_name
 from mlxchat.config.sft import ENCODING, SKIP_BAD
 from mlxchat.data.chats.sources import BUILTIN
 from mlxchat.data.files import UTF_8, stem
 from mlxchat.data.shards import DATASETS, dataset_names, status
-from mlxchat.errors import ConfigError, NotFound
+from mlxchat.errors import ConfigError, LockedError, NotFound, command
 from mlxchat.home import DEFAULT_DATASET, Home
 from mlxchat.names import namesake, without_marks
+from mlxchat.telemetry.events import Noted
 from mlxchat.ui.console import Screen, say, say_json, table
+from mlxchat.ui.text import amount
 
 
 def fetch_command(
@@ -31,6 +36,7 @@ def fetch_command(
         typer.Option(
             help=f"One of {dataset_names()}; default: {DEFAULT_DATASET}. With --from, a name for "
             "your text; default: the name of the file or folder.",
+            autocompletion=data_names,
         ),
     ] = None,
     source: Annotated[
@@ -46,6 +52,10 @@ def fetch_command(
         str | None, typer.Option(help=f"{ENCODING} Default: {UTF_8}.", show_default=False)
     ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help=SKIP_BAD)] = False,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="With --from: replace the text that has that name."),
+    ] = False,
     endpoint: Annotated[
         str | None,
         typer.Option(
@@ -62,8 +72,10 @@ def fetch_command(
 
     Shards that are complete are not downloaded again; interrupted downloads resume.
     """
-    if source is None and (encoding or skip_bad):
-        raise typer.BadParameter("--encoding and --skip-bad are for your own text: give --from.")
+    if source is None and (encoding or skip_bad or replace):
+        raise typer.BadParameter(
+            "--encoding, --skip-bad and --replace are for your own text: give --from."
+        )
     if source is None:
         _download(dataset or DEFAULT_DATASET, num_shards or 8, endpoint, workers or 4, json)
     elif num_shards or endpoint or workers:
@@ -71,7 +83,7 @@ def fetch_command(
             "--from cannot be combined with --num-shards, --endpoint or --workers."
         )
     else:
-        _ingest(source, dataset, encoding or UTF_8, skip_bad, json)
+        _ingest(source, dataset, encoding or UTF_8, skip_bad, replace, json)
 
 
 def status_command(json: Json = False) -> None:
@@ -99,6 +111,64 @@ def status_command(json: Json = False) -> None:
         )
 
 
+def remove_command(
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="Name of a dataset on disk.",
+            show_default=False,
+            autocompletion=data_names,
+        ),
+    ],
+    yes: Annotated[bool, Yes] = False,
+    json: Json = False,
+) -> None:
+    """Remove a dataset from the disk. Says how large it is and which runs need it, and asks.
+
+    The tokenizer of your own text is removed with it; models have their own copies. A
+    dataset of the hub can be downloaded again.
+    """
+    from mlxchat.data.removal import find_dataset, remove_dataset, require_idle, tokenizer_of
+
+    home = Home.from_environment()
+    found = find_dataset(home, dataset)
+    require_idle(found)
+    tokenizer = tokenizer_of(home, found)
+    needing = _unfinished_runs(home, found.name)
+    if not json:
+        say(f"{found.name}: {amount(found.shards, 'shards')}, {amount(found.bytes, 'bytes')}.")
+        if tokenizer:
+            say("  Its tokenizer is removed, too.")
+        if needing:
+            say(f"  Without it, these runs cannot be resumed: {', '.join(needing)}.")
+    require_agreement("Remove it?", yes, json)
+    remove_dataset(home, found)
+    if json:
+        facts = {"removed": found.name, "bytes": found.bytes, "unfinished_runs": needing}
+        say_json(facts)
+    else:
+        say(f"{found.name} is removed, {amount(found.bytes, 'bytes')}.")
+
+
+def _unfinished_runs(home: Home, dataset: str) -> list[str]:
+    """Return the names of the runs on a dataset that could still be resumed.
+
+    Raises:
+        LockedError: one is being trained.
+    """
+    from mlxchat.report.runs import reading_from, summaries
+
+    using = reading_from(dataset, home.data(dataset), summaries(home))
+    for run in using:
+        if run.state == "running":
+            raise LockedError(
+                f"The run {run.name} is being trained on {dataset}.",
+                "Wait for it to end, or end it with Ctrl-C: it saves its work first.",
+            )
+    return [run.name for run in using if run.state != "finished"]
+
+
 def _download(
     dataset: str, num_shards: int, endpoint: str | None, workers: int, json: bool
 ) -> None:
@@ -120,11 +190,14 @@ def _download(
     ):
         paths = fetch(folder, DATASETS[dataset], num_shards, hub, screen.show, workers)
     if not json:
-        say(f"{len(paths) - 1} training shards and the validation shard are in {folder}.")
-        say(f"Next: {_train_on(dataset)}")
+        shards = amount(len(paths) - 1, "training shards")
+        say(f"In {folder}: {shards} and the validation shard.")
+        say(_train_on(dataset))
 
 
-def _ingest(source: Path, dataset: str | None, encoding: str, skip_bad: bool, json: bool) -> None:
+def _ingest(
+    source: Path, dataset: str | None, encoding: str, skip_bad: bool, replace: bool, json: bool
+) -> None:
     from mlxchat.data.ingest import ingest
 
     letters = without_marks(stem(source.resolve()))
@@ -137,26 +210,36 @@ def _ingest(source: Path, dataset: str | None, encoding: str, skip_bad: bool, js
             f"{dataset!a:.120} cannot be the name of your text: {why}.",
             f"Choose another name, such as: --dataset my-{suggested}",
         )
-    folder = Home.from_environment().data(dataset)
+    home = Home.from_environment()
+    folder = home.data(dataset)
     if other := namesake(folder):
         raise ConfigError(
             f"{dataset} differs from the name of the text in {other} in case only: on the disk of "
             "a Mac both are one.",
             "Choose another name with --dataset.",
         )
+    stale = _unfinished_runs(home, dataset) if replace and folder.exists() else []
     with Screen(json) as screen:
-        summary = ingest(source, folder, screen.show, encoding=encoding, skip_bad=skip_bad)
+        if stale:
+            text = f"These runs on the earlier text cannot be resumed then: {', '.join(stale)}."
+            screen.show(Noted(time.time(), text))
+        summary = ingest(
+            source, folder, screen.show, encoding=encoding, skip_bad=skip_bad, replace=replace
+        )
     if json:
         say_json(asdict(summary))
         return
     say(
-        f"{summary.documents:,} documents with {summary.characters:,} characters are in "
-        f"{len(summary.shards)} shards in {folder}, {summary.validation_documents:,} of them for "
-        "validation."
+        f"In {folder}: {amount(summary.documents, 'documents')} with "
+        f"{amount(summary.characters, 'characters')} in {amount(len(summary.shards), 'shards')}, "
+        f"{summary.validation_documents:,} of them for validation."
     )
-    say(f"Next: {_train_on(dataset)}")
+    if replace and home.own_tokenizer(dataset).is_dir():
+        renew = command("tokenizer train", dataset=dataset)
+        say(f"Its tokenizer is the one of the earlier text. To make a new one: {renew}")
+    say(_train_on(dataset))
 
 
 def _train_on(dataset: str) -> str:
-    option = "" if dataset == DEFAULT_DATASET else f" --dataset {dataset}"
-    return f"mlxchat train --depth 4{option}"
+    named = {} if dataset == DEFAULT_DATASET else {"dataset": dataset}
+    return f"Next, for an hour (or 10m, or 8h): {command('train', budget='1h', **named)}"

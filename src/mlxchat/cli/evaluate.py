@@ -136,10 +136,10 @@ def _show(results: "Results", context: int) -> None:
         loss, laid_out = results.loss, results.laid_out
         say(
             f"{amount(laid_out.conversations, 'held-out conversations')}: loss {loss.loss:.4f}, "
-            f"{loss.bits_per_byte:.4f} bits per byte, on {loss.tokens:,} tokens of answers"
+            f"{loss.bits_per_byte:.4f} bits per byte, on {amount(loss.tokens, 'tokens')} of answers"
         )
         if laid_out.cut:
-            say(f"{laid_out.cut:,} of them did not fit into {context:,} tokens and lost their end.")
+            say(f"{laid_out.cut:,} of them did not fit into {context:,} tokens and ended there.")
     if results.replies:
         shown = _word_for_word(results.replies)
         say(f"Last replies of at most {LONGEST_REPLY} tokens: {shown}")

@@ -254,7 +254,11 @@ def _show_core(model: str, core: "CoreResult", csv: Path) -> None:
     tasks = f"all {len(CORE_TASKS)} tasks"
     if not core.has_all_tasks:
         tasks = f"only {len(core.scores)} of {len(CORE_TASKS)} tasks"
-    limit = "" if core.max_per_task is None else f", at most {core.max_per_task:,} examples each"
+    limit = (
+        ""
+        if core.max_per_task is None
+        else f", at most {amount(core.max_per_task, 'examples')} each"
+    )
     measure = "CORE" if core.has_all_tasks else "Mean centered score"
     say(
         f"{model}: {measure} {core.core:.4f} ± {core.error:.4f} ({tasks}{limit}; mlxchat "

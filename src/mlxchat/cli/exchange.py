@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mlxchat.checkpoint import catalog
+from mlxchat.cli.completion import run_names
 from mlxchat.cli.options import (
     PATH,
     Checkpoint,
@@ -81,6 +82,7 @@ def import_command(
         typer.Option(
             metavar="RUN",
             help="Of an adapter: the run or directory of the model to put it on.",
+            autocompletion=run_names,
             show_default=False,
         ),
     ] = None,

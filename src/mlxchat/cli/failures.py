@@ -5,6 +5,8 @@ mistake of the program: two lines as well, with the traceback in a file.
 """
 
 import os
+import re
+import shlex
 import sys
 import tempfile
 import traceback
@@ -18,25 +20,33 @@ import typer
 
 from mlxchat.device_failures import device_error, out_of_memory
 from mlxchat.errors import DeviceError, LockedError, MlxchatError, reason_of
+from mlxchat.errors import command as mlxchat
 from mlxchat.ui import console
 from mlxchat.ui.output import Output
 
 # typer exports no name for usage errors of all kinds, but this is one of them.
 USAGE_ERRORS = cast(tuple[type[Exception], ...], typer.BadParameter.__bases__)
+TRAINS_ON_TEXT = ("mlxchat train", "mlxchat info", "mlxchat scaling")
+OF_TEXT = ("--from", "--data", "--file", "--text", "--input")  # options that these have not
+UNEXPECTED = re.compile(r"Got unexpected extra arguments?(?:\(s\))? \((.+)\)")
 NO_TRACEBACK_YET = "Repeat the command with MLXCHAT_DEBUG=1, and report it with what that prints."
 
 
-def exit_code(command: Callable[[], int | None]) -> int:
+def exit_code(command: Callable[[], int | None], program: object = None) -> int:
     """Run a command, print an error message if it fails, and return the exit code.
 
     With ``MLXCHAT_DEBUG=1`` the traceback of a failure is printed first; nothing else changes.
+
+    Args:
+        command: what to run.
+        program: all commands, as typer makes them, to name the one that was given.
     """
     try:
         return command() or 0
     except SystemExit as ended:  # typer ends so after it has shown or installed the completion
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except USAGE_ERRORS as error:
-        return _report_usage(error)
+        return _report_usage(error, _given(program))
     except (MlxchatError, OSError, RuntimeError, MemoryError) as error:
         known = _understood(error)
         if known is None:
@@ -84,14 +94,46 @@ def report_unforeseen(
     console.error(f"This is a mistake in mlxchat. {what.rstrip('.')}.", remedy)
 
 
-def _report_usage(error: Exception) -> int:
-    """Report wrong usage, unless it was the lack of arguments, which has printed the help."""
+def _report_usage(error: Exception, given: str) -> int:
+    """Report wrong usage, unless it was the lack of arguments, which has printed the help.
+
+    Args:
+        error: of typer.
+        given: the command that was given.
+    """
     context: typer.Context | None = getattr(error, "ctx", None)
     if message := error.format_message():  # type: ignore[attr-defined]
-        program = context.command_path if context else "mlxchat"
+        given = context.command_path if context else given
         message = message.replace(": Value error, ", ": ", 1)  # pydantic's words, by way of typer
-        console.error(message, f"See: {program} --help")
+        console.error(message, f"{_meant(error, given, context)}See: {given} --help")
     return 2
+
+
+def _given(program: object) -> str:
+    """Return the command that was given: the words that name commands and their groups."""
+    named = "mlxchat"
+    for word in sys.argv[1:]:
+        program = getattr(program, "commands", {}).get(word)
+        if program is None:
+            break
+        named = f"{named} {word}"
+    return named
+
+
+def _meant(error: Exception, given: str, context: typer.Context | None) -> str:
+    """Return what the user may have meant, as the beginning of a remedy; "" if that is unclear."""
+    if getattr(error, "option_name", None) in OF_TEXT and given in TRAINS_ON_TEXT:
+        return f"Your own text gets a name by: {mlxchat('data fetch', from_='PATH')}. "
+    extra = UNEXPECTED.fullmatch(error.message) if hasattr(error, "message") else None
+    if extra is None or context is None:
+        return ""
+    flags = {flag for parameter in context.command.params for flag in parameter.opts}
+    word = extra[1].split()[0]
+    named = ("--from", "--data" if "." in word else "--source", "--model-tag")
+    flag = next((flag for flag in named if flag in flags), None)
+    if flag is None or given in TRAINS_ON_TEXT:
+        return ""
+    return f"Did you mean: {given} {flag} {shlex.quote(word)}? "
 
 
 def _understood(error: Exception) -> MlxchatError | None:

@@ -11,6 +11,7 @@ from mlxchat.cli.options import (
     Checkpoint,
     Json,
     ModelTag,
+    Replace,
     StepNumber,
     model_in_words,
     require_one_place,
@@ -43,6 +44,7 @@ def fuse_command(
         ),
     ] = False,
     eval_tokens: EvalTokens = EVAL_TOKENS,
+    fresh: Replace = False,
     json: Json = False,
 ) -> None:
     """Make one whole model of an adapter and the model that it is on.
@@ -69,7 +71,7 @@ def fuse_command(
             f"The model in {source} is whole: there is no adapter on it.",
             f"Talk to it as it is: {command('chat', checkpoint=source)}",
         )
-    run, number = copies.destination(home, source, "fused", "fused")
+    run, number = copies.destination(home, source, "fused", "fused", fresh)
     runtime.bound_buffer_cache()
     with (
         store.locked(run),
@@ -81,7 +83,7 @@ def fuse_command(
         screen.show(Noted(time.time(), f"The model: {model_in_words(source, checkpoint)}."))
         before = measured(saved, documents, "before", eval_tokens, screen)
         whole = copies.fused(saved, dequantize=not keep_quantized)
-        folder = copies.save_copy(run, number, whole, past)
+        folder = copies.save_copy(run, number, whole, past, fresh)
         after = before and measured(whole, documents, "after", eval_tokens, screen)
     facts = {
         "source": str(source),

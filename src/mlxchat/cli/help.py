@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from typer.core import TyperCommand, TyperGroup
 
+from mlxchat.cli.completion import first_sentences, with_shell_named
 from mlxchat.ui.help import HelpEntry, print_help
 
 ARGUMENTS, OPTIONS = "Arguments", "Options"
@@ -18,9 +19,21 @@ class CommandWithHelp(TyperCommand):
         """Print the help."""
         _show_help(self, ctx)
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Return what a shell completes a word with."""
+        return first_sentences(super().shell_complete(ctx, incomplete))
+
 
 class GroupWithHelp(TyperGroup):
     """A group of commands that prints its own help."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Parse the arguments of the group; those about completion may name a shell."""
+        return super().parse_args(ctx, with_shell_named(args))
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Return what a shell completes a word with."""
+        return first_sentences(super().shell_complete(ctx, incomplete))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help."""

@@ -7,13 +7,16 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, cast, get_args, get_origin
 
 import typer
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from mlxchat.cli.completion import COMPLETIONS, resumable_names, run_names
+from mlxchat.cli.layers import Layers
 from mlxchat.config.inference import Dtype
+from mlxchat.config.run import RunConfig
 from mlxchat.config.validate import spell_fault
 from mlxchat.home import expanded
 from mlxchat.ui.text import as_options
@@ -27,6 +30,28 @@ Fresh = Annotated[
     bool,
     typer.Option("--fresh", help="Start from scratch, and rename an earlier run of that name."),
 ]
+Replace = Annotated[bool, typer.Option("--fresh", help="Replace a copy of that name.")]
+Resume = Annotated[
+    str | None,
+    typer.Option(
+        help="Resume this run with the settings that it was saved with. Others that have no "
+        "influence on what is learnt, such as --memory-limit, may be given too.",
+        show_default=False,
+        metavar="NAME",
+        autocompletion=resumable_names,
+    ),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="TOML file of settings: a line such as max_seq_len = 512 for an option --max-seq-len "
+        "512. What is given on the command line wins.",
+        show_default=False,
+        **(PATH | {"metavar": "FILE"}),
+    ),
+]
+LAYERS = {"resume": Resume, "settings_file": ConfigFile}  # the options that `Layers` stands for
 Supervise = Annotated[
     bool,
     typer.Option(
@@ -44,11 +69,17 @@ StayAwake = Annotated[
 ModelTag = Annotated[
     str | None,
     typer.Option(
-        help="Name of the run. Default: the one saved last.", show_default=False, metavar="NAME"
+        help="Name of the run. Default: the one saved last.",
+        show_default=False,
+        metavar="NAME",
+        autocompletion=run_names,
     ),
 ]
 AnyTag = Annotated[
-    str | None, typer.Option(help="Name of a run. Default: all runs.", show_default=False)
+    str | None,
+    typer.Option(
+        help="Name of a run. Default: all runs.", show_default=False, autocompletion=run_names
+    ),
 ]
 StepNumber = Annotated[
     int | None, typer.Option(help="Saved step. Default: the newest.", show_default=False)
@@ -126,7 +157,8 @@ def options_from_models(command: Command) -> Command:
 
     The command is called with models that hold only the options the user gave, so that
     `model_fields_set` tells them from defaults. A value out of bounds is a usage error that names
-    the option.
+    the option. A parameter that is `Layers` is replaced by the options that add settings below
+    those of the command line.
     """
     declared = inspect.signature(command).parameters
     models = {
@@ -134,10 +166,13 @@ def options_from_models(command: Command) -> Command:
         for name, parameter in declared.items()
         if (settings := _settings_of(parameter.annotation))
     }
+    layered = next((name for name in declared if _is_layers(declared[name])), None)
     parameters = []
     for name, parameter in declared.items():
         if name in models:
             parameters += _options(models[name])
+        elif name == layered:
+            parameters += _layer_options(parameter)
         else:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
@@ -148,7 +183,15 @@ def options_from_models(command: Command) -> Command:
     @functools.wraps(command)
     def called(context: typer.Context, **values: Any) -> None:
         given = {name: values[name] for name in values if _is_given(context, name)}
-        made = {name: _make(settings, given) for name, settings in models.items()}
+        made: dict[str, Any] = {}
+        if layered is not None:
+            kind = cast(type[RunConfig], next(iter(models.values())).model)
+            made[layered] = layers = Layers.below(kind, values, given)
+            given = {**layers.values, **given}
+            values |= {name: given[name] for name in values.keys() & layers.values.keys()}
+        for name, settings in models.items():
+            make = functools.partial(_make, settings, given)
+            made[name] = made[layered].explain(make) if layered is not None else make()
         own = {name: values[name] for name in declared.keys() & values.keys()}
         command(**made, **own)
 
@@ -179,6 +222,21 @@ def _settings_of(annotation: Any) -> _Settings | None:
     return None
 
 
+def _is_layers(parameter: inspect.Parameter) -> bool:
+    annotation = parameter.annotation
+    return Layers in (annotation, *get_args(annotation)[:1])
+
+
+def _layer_options(layers: inspect.Parameter) -> list[inspect.Parameter]:
+    """Return the options that `Layers` stands for, but those that a mark beside it leaves out."""
+    marks = [mark for mark in get_args(layers.annotation) if isinstance(mark, Without)]
+    return [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)
+        for name, option in LAYERS.items()
+        if not any(name in mark for mark in marks)
+    ]
+
+
 def _options(settings: _Settings) -> list[inspect.Parameter]:
     """Return an option per field, in panels titled by the declaring models, own fields first.
 
@@ -202,9 +260,10 @@ def _options(settings: _Settings) -> list[inspect.Parameter]:
 def _option(name: str, field: FieldInfo, panel: str | None) -> inspect.Parameter:
     """Return the option of a field.
 
-    Three of the field's `json_schema_extra` matter here: ``metavar`` is the placeholder of its
-    value in the help, ``{"none": WORD}`` makes WORD stand for None among integers, and with
-    ``{"text": True}`` the model itself makes the value of a text.
+    Four of the field's `json_schema_extra` matter here: ``metavar`` is the placeholder of its
+    value in the help, ``{"none": WORD}`` makes WORD stand for None among integers, with
+    ``{"text": True}`` the model itself makes the value of a text, and ``complete`` says what a
+    shell completes its value with (`COMPLETIONS`).
     """
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     word = extra.get("none")
@@ -215,6 +274,7 @@ def _option(name: str, field: FieldInfo, panel: str | None) -> inspect.Parameter
         rich_help_panel=panel,
         parser=_integer_or(str(word)) if word else None,
         metavar=str(metavar) if metavar else None,
+        autocompletion=COMPLETIONS.get(str(extra.get("complete"))),
     )
     annotation = str | None if extra.get("text") else field.annotation
     return inspect.Parameter(

@@ -9,6 +9,7 @@ from mlxchat.cli.options import (
     Checkpoint,
     Json,
     ModelTag,
+    Replace,
     StepNumber,
     model_in_words,
     require_one_place,
@@ -37,6 +38,7 @@ def quantize_command(
     step: StepNumber = None,
     checkpoint: Checkpoint = None,
     eval_tokens: EvalTokens = EVAL_TOKENS,
+    fresh: Replace = False,
     json: Json = False,
 ) -> None:
     """Save a copy of a model in fewer bits: about a sixth of its size at 4 bits.
@@ -57,7 +59,7 @@ def quantize_command(
     home = Home.from_environment()
     source = catalog.locate(home.stages, model_tag, step, checkpoint)
     require_unquantized(source)
-    run, number = copies.destination(home, source, "quantized", quantization.name)
+    run, number = copies.destination(home, source, "quantized", quantization.name, fresh)
     formats = quantization.formats(layout.read_config(source))
     runtime.bound_buffer_cache()
     with (
@@ -74,7 +76,7 @@ def quantize_command(
             screen.show(Noted(time.time(), "The adapter is made part of the weights first."))
             saved = copies.fused(saved)
         parts = quantize(saved.model, formats)
-        folder = copies.save_copy(run, number, saved, past)
+        folder = copies.save_copy(run, number, saved, past, fresh)
         after = before and measured(saved, documents, "after", eval_tokens, screen)
     facts = {
         "source": str(source),

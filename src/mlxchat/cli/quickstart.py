@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,14 +10,18 @@ import typer
 
 from mlxchat.cli.chat import load_chosen, talk
 from mlxchat.cli.options import Fresh, Json, StayAwake
-from mlxchat.cli.session import staying_awake, watch_run
+from mlxchat.cli.session import Show, Stop, staying_awake, watch_run
 from mlxchat.config.inference import ChatSettings
 from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.config.run import RunConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.data.chats.sources import BUILTIN
 from mlxchat.home import Home
-from mlxchat.telemetry.events import Progressed
-from mlxchat.ui.console import Screen, answers, say, say_json
+from mlxchat.telemetry.events import Event, Noted, Progressed, Started
+from mlxchat.telemetry.meter import Meter
+from mlxchat.ui.console import Screen, answers, say, say_json, say_paragraphs
+from mlxchat.ui.tables import about
+from mlxchat.ui.text import amount
 
 if TYPE_CHECKING:
     from mlxchat.data.corpus.world import Question
@@ -37,7 +42,7 @@ BASE_CONFIG = PretrainConfig(
     warmdown_ratio=0.5,
     eval_every=375,
     eval_tokens=16 * 128 * 16,
-    sample_every=0,
+    sample_every=375,
     save_every=375,
     keep=1,
 )
@@ -54,6 +59,30 @@ TUNED_CONFIG = SftConfig(
 )
 SHOWN_ANSWERS = 6
 ANSWERED_TOGETHER = 16  # questions in a batch
+INTRODUCTION = (
+    "This makes a small language model on this machine, from nothing, and lets you talk to it. It "
+    "takes one to three minutes on a laptop that has nothing else to do, and needs no network. "
+    "Ctrl-C stops it; the same command goes on from there."
+)
+TO_WRITE = (
+    "1 of 3: it learns to write. It reads short stories and guesses how they go on, word by word. "
+    f"After every {BASE_CONFIG.total_batch_size:,} guesses it is corrected a little: that is a "
+    f"step, and there are {BASE_CONFIG.num_iterations}. Words and parts of words are called "
+    "tokens; a list of them, the tokenizer, is made first. Once a few steps are done, the panel "
+    "shows how much time is left; halfway and at the end, samples show how the model continues "
+    "some texts."
+)
+TO_ANSWER = (
+    "2 of 3: it learns to answer. The same model reads questions with their answers, for "
+    f"{TUNED_CONFIG.num_iterations} steps"
+)
+NEXT = (
+    ("mlxchat chat", "Talk to it again."),
+    ("mlxchat data fetch --num-shards 2", "Get real text to learn from: 0.3 GB of web pages."),
+    ("mlxchat data fetch --from novels.txt", "Or bring text of your own."),
+    ("mlxchat train --budget 1h", "Train a larger model on it, for an hour (or 10m, or 8h)."),
+    ('mlxchat sft --identity "name=Ada"', "Teach that model to answer, and who it is."),
+)
 
 
 def quickstart_command(
@@ -69,6 +98,8 @@ def quickstart_command(
     Needs no network and takes a few minutes. The model is scored on questions
     that it never saw in training.
     """
+    if not json:
+        say_paragraphs(INTRODUCTION, TO_WRITE)
     from mlxchat.data.corpus.documents import held_out_questions
     from mlxchat.evaluate.answers import write_answers
     from mlxchat.evaluate.loss import LONGEST_REPLY, word_for_word
@@ -78,15 +109,17 @@ def quickstart_command(
     home = Home.from_environment()
     base = BASE_CONFIG.model_copy(update={"tokenizer_dir": home.root / "tokenizer_quickstart"})
     with staying_awake(stay_awake, json):
-        watch_run(
-            lambda show, meter, stop: run_pretraining(base, home, show, meter, stop, fresh), json
-        )
-        watch_run(
-            lambda show, meter, stop: run_fine_tuning(TUNED_CONFIG, home, show, meter, stop, fresh),
-            json,
-        )
+        written = _train(run_pretraining, base, home, fresh, json)
+        if not json:
+            say_paragraphs(*_learnt(written), _answering(written))
+        _train(run_fine_tuning, TUNED_CONFIG, home, fresh, json)
     saved, name = load_chosen(TUNED_CONFIG.tag, None, None)
     asked, answered = held_out_questions(questions), dict[str, Any]()
+    if not json:
+        say_paragraphs(
+            f"3 of 3: it is examined. It answers {amount(questions, 'questions')} that were not "
+            "among those that it has read, which takes seconds."
+        )
     with Screen(json) as screen:
         exercises = word_for_word(asked)
         for outcome in write_answers(saved, exercises, ANSWERED_TOGETHER, LONGEST_REPLY):
@@ -96,13 +129,58 @@ def quickstart_command(
     if json:
         return
     say("Next:")
-    say("  mlxchat chat                                          talk to it")
-    say("  mlxchat data fetch --num-shards 8                     get real text")
-    say("  mlxchat train --depth 4                               train on it")
-    say("  mlxchat sft --source d4 --data chats.jsonl            teach it to answer")
+    for command, purpose in NEXT:
+        say(f"  {command}")
+        say(f"      {purpose}")
     if sys.stdin.isatty() and sys.stdout.isatty():
         say()
         talk(saved, name, ChatSettings(max_tokens=128), prompt=None, history=True)
+
+
+def _train(
+    start: Callable[..., Iterator[Event]], config: RunConfig, home: Home, fresh: bool, json: bool
+) -> Meter:
+    """Train in this terminal, without what only people want to know who chose the settings."""
+
+    def begin(show: Show, meter: Meter, stop: Stop) -> Iterator[Event]:
+        events = start(config, home, show, meter, stop, fresh)
+        return events if json else _without_plan(events)
+
+    return watch_run(begin, json)
+
+
+def _without_plan(events: Iterator[Event]) -> Iterator[Event]:
+    """Leave out what is noted before the run starts and when it does, if it starts at all."""
+    noted: list[Event] = []
+    planning = True
+    for event in events:
+        if planning and isinstance(event, Noted):
+            noted.append(event)
+            continue
+        planning = planning and isinstance(event, Started | Progressed)
+        noted.clear()
+        yield event
+    yield from noted  # such as that the run is finished
+
+
+def _learnt(meter: Meter) -> Iterator[str]:
+    """Say what training has changed, and what its figures mean."""
+    if not meter.evaluations:
+        return
+    (first, before), (last, after) = meter.evaluations[0], meter.evaluations[-1]
+    yield (
+        f"On stories that it does not learn from, it was off by {before:.2f} bits per byte at step "
+        f"{first:,}, and by {after:.2f} at step {last:,}: so much it has to be told, for each "
+        "letter, to know how the story goes on. Less is better."
+    )
+
+
+def _answering(meter: Meter) -> str:
+    """Say what comes second, and how long it takes at the speed of the first run."""
+    seconds = meter.seconds_per_step
+    if seconds is None:  # the first run was finished before
+        return f"{TO_ANSWER}. What is finished is not done again without --fresh."
+    return f"{TO_ANSWER}: {about((TUNED_CONFIG.num_iterations or 0) * seconds)}."
 
 
 def _show_score(asked: "list[Question]", outcomes: "list[Outcome]", json: bool) -> None:

@@ -2,7 +2,9 @@
 
 from typing import Annotated
 
-from mlxchat.cli.options import First, Fresh, Json, StayAwake, Supervise
+from mlxchat.cli.adapters import Lora, with_adapter
+from mlxchat.cli.layers import Layers
+from mlxchat.cli.options import First, Fresh, Json, StayAwake, Supervise, Unset
 from mlxchat.cli.ranks import (
     Hosts,
     RankCount,
@@ -13,6 +15,7 @@ from mlxchat.cli.ranks import (
     launch_if_asked,
 )
 from mlxchat.cli.stages import lead, say_how_to_talk, supervise_this
+from mlxchat.config.lora import LoraTraining
 from mlxchat.config.ranks import RANK_PATIENCE
 from mlxchat.config.rl import RlConfig
 from mlxchat.home import Home
@@ -22,7 +25,12 @@ def rl_command(
     config: Annotated[
         RlConfig,
         First("task", "level", "source", "reward", "num_iterations", "model_tag"),
+        Unset({"lora"}),
     ],
+    *,
+    lora: Lora = False,
+    adapter: LoraTraining,
+    below: Layers,
     fresh: Fresh = False,
     supervise: Supervise = False,
     ranks: RankCount = 1,
@@ -46,6 +54,7 @@ def rl_command(
 
     To resume from the newest checkpoint, repeat the same command.
     """
+    config = with_adapter(config, lora, adapter)
     from mlxchat.train.rl import Reinforcement, run_reinforcement, with_tuned_source
 
     home = Home.from_environment()

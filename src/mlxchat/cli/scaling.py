@@ -16,7 +16,7 @@ from mlxchat.ui.console import Screen, say_json
 LONGER = (1, 10)  # times the budget, for one run: what to foretell
 
 Shared = Annotated[
-    PretrainConfig, Without({"depth", "budget", "num_iterations", "init_from", "model_tag"})
+    PretrainConfig, Without({"depth", "budget", "num_iterations", "init_from", "lora", "model_tag"})
 ]
 
 

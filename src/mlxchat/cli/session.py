@@ -20,9 +20,10 @@ from mlxchat.system import kept_awake
 from mlxchat.telemetry.events import Event, Noted, Started, Stepped
 from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.console import Screen
+from mlxchat.ui.output import show_control_keys
 
 SHOW_CURSOR = b"\x1b[?25h"
-GRACE = 2.0  # seconds to clean up in when there is nothing to save
+GRACE = 1.5  # seconds to clean up in when there is nothing to save
 AWAKE = (
     "This Mac is kept awake while it trains, as long as its lid is open (--no-stay-awake leaves "
     "its settings alone)."
@@ -34,8 +35,10 @@ Show = Callable[[Event], None]
 Stop = Callable[[], bool]
 
 
-def watch_run(start: Callable[[Show, Meter, Stop], Iterator[Event]], json: bool) -> None:
+def watch_run(start: Callable[[Show, Meter, Stop], Iterator[Event]], json: bool) -> Meter:
     """Show the events of a run; after its first step, Ctrl-C saves before it ends the program.
+
+    Returns the meter of the run, which has not started if it was finished before.
 
     Args:
         start: starts the run and returns its events. Its arguments show an event from elsewhere,
@@ -62,6 +65,7 @@ def watch_run(start: Callable[[Show, Meter, Stop], Iterator[Event]], json: bool)
             screen.show(event)
     if interrupts.requested():
         raise typer.Exit(interrupts.exit_code)
+    return meter
 
 
 @contextmanager
@@ -175,6 +179,7 @@ class Interrupts:
 
 
 def _exit_now(number: int) -> None:
+    show_control_keys()
     if sys.stdout.isatty():
         os.write(sys.stdout.fileno(), SHOW_CURSOR)
     os._exit(128 + number)

@@ -3,12 +3,14 @@
 import sys
 import time
 from contextlib import closing
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mlxchat.cli.adapters import Lora, with_adapter
-from mlxchat.cli.options import First, Fresh, Json, StayAwake, Supervise, Unset
+from mlxchat.cli.info import saved_folder, saved_run, show_model
+from mlxchat.cli.layers import Layers
+from mlxchat.cli.options import First, Fresh, Json, StayAwake, Supervise, Unset, Without
 from mlxchat.cli.ranks import (
     Hosts,
     RankCount,
@@ -23,11 +25,13 @@ from mlxchat.cli.stages import lead, say_how_to_talk, supervise_this
 from mlxchat.config.lora import LoraTraining
 from mlxchat.config.mid import MidConfig
 from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig, PretrainConfig
-from mlxchat.config.ranks import RANK_PATIENCE, backend_of_ranks
+from mlxchat.config.ranks import RANK_PATIENCE
+from mlxchat.config.run import RunConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.errors import command
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Noted
+from mlxchat.telemetry.trackers import require_tracker
 from mlxchat.ui.console import Screen, say, say_json
 from mlxchat.ui.tables import about
 from mlxchat.ui.text import as_options
@@ -48,6 +52,7 @@ def train_command(
     *,
     lora: Lora = False,
     adapter: Annotated[LoraTraining, Unset({"dropout"})],
+    below: Layers,
     fresh: Fresh = False,
     supervise: Supervise = False,
     dry_run: Annotated[
@@ -67,7 +72,7 @@ def train_command(
 
     --depth alone determines the model; --budget picks the one that learns most
     in the time you have. To resume from the newest checkpoint, repeat the same
-    command.
+    command, or name the run with --resume.
     """
     config = with_adapter(config, lora, adapter)
     if supervise and dry_run:
@@ -76,8 +81,6 @@ def train_command(
         supervise_this(Home.from_environment().runs / config.tag, fresh, stay_awake, json)
     launch_if_asked(ranks, hosts, rank_timeout, config.streaming)
     home = Home.from_environment()
-    if not (json or dry_run or config.budget or backend_of_ranks()):
-        _say_how_long(config, home, fresh, yes)
     from mlxchat.train.pretrain import Pretraining, run_pretraining
 
     world = joined(config, rank_timeout, rank_sums)
@@ -85,8 +88,10 @@ def train_command(
         follow_run(Pretraining, config, world, stay_awake)
         return
     if dry_run:
-        _dry_run(config, home, world, fresh, json)
+        _dry_run(config, below, home, world, fresh, json)
         return
+    if not (json or config.budget):
+        _say_how_long(config, home, world, fresh, yes)
     lead(run_pretraining, config, world, fresh=fresh, stay_awake=stay_awake, json=json)
     if not json:
         say_how_to_talk(home.run(config.tag))
@@ -101,6 +106,7 @@ def mid_command(
     *,
     lora: Lora = False,
     adapter: LoraTraining,
+    below: Layers,
     fresh: Fresh = False,
     supervise: Supervise = False,
     ranks: RankCount = 1,
@@ -148,6 +154,7 @@ def sft_command(
     *,
     lora: Lora = False,
     adapter: LoraTraining,
+    below: Layers,
     fresh: Fresh = False,
     supervise: Supervise = False,
     ranks: RankCount = 1,
@@ -194,6 +201,7 @@ def info_command(
     *,
     lora: Lora = False,
     adapter: Annotated[LoraTraining, Unset({"dropout"})],
+    below: Annotated[Layers, Without({"resume"})],
     ranks: RankCount = 1,
     hosts: Hosts = None,
     rank_timeout: RankTimeout = RANK_PATIENCE,
@@ -201,9 +209,16 @@ def info_command(
 ) -> None:
     """Show the size of a model, and the time and memory that training it takes here.
 
-    Takes the same options as train.
+    Takes the same options as train. With --model-tag alone it describes that run,
+    of any stage.
     """
     config = with_adapter(config, lora, adapter)
+    home = Home.from_environment()
+    newest = saved_folder(config, home)
+    saved = saved_run(config, newest) if newest else None
+    if newest and saved is None:
+        show_model(newest, json)
+        return
     launch_if_asked(ranks, hosts, rank_timeout)
     from mlxchat.train.base import with_shape_of_base
     from mlxchat.train.pretrain import Pretraining
@@ -212,8 +227,8 @@ def info_command(
     if not world.leads:
         follow_run(Pretraining, config, world, stay_awake=False)
         return
-    home = Home.from_environment()
-    _show_estimate(with_shape_of_base(config, home), home, world, None, json, train=False)
+    settings = saved.trainer.settings if saved else with_shape_of_base(config, home)
+    _show_estimate(settings, below, home, world, saved, json, train=False)
 
 
 def tokenizer_train_command(
@@ -246,10 +261,12 @@ def tokenizer_train_command(
         say(f"Saved a tokenizer with {tokenizer.vocab_size:,} tokens in {folder}.")
 
 
-def _say_how_long(config: PretrainConfig, home: Home, fresh: bool, yes: bool) -> None:
+def _say_how_long(
+    config: PretrainConfig, home: Home, world: "World", fresh: bool, yes: bool
+) -> None:
     """Say how long a run will take here; ask whether to start one that takes more than a day.
 
-    There must be a terminal to ask at.
+    There must be a terminal to ask at. Rank 0 asks; the others wait for it.
 
     Raises:
         typer.Exit: the answer is no.
@@ -260,14 +277,16 @@ def _say_how_long(config: PretrainConfig, home: Home, fresh: bool, yes: bool) ->
     if saved and saved.trainer.finished:
         return
     with Screen() as screen:
-        facts = estimate_run(config, home, saved, screen.show, check_limits=True)
-        text = f"{facts.tag}: {about(facts.seconds)} of training on this machine, by estimate."
+        facts = estimate_run(config, home, saved, screen.show, world, check_limits=True)
+        where = "on this machine" if world.alone else f"by {world.size} ranks"
+        text = f"{facts.tag}: {about(facts.seconds)} of training {where}, by estimate."
         screen.show(Noted(time.time(), text))
     if facts.seconds < DAY or saved or yes or not _can_ask():
         return
     say("A smaller model (--depth 4) or a time (--budget 1h) makes it shorter.")
     if not _agreed("Start it? [y/N] "):
         say("Nothing was started.")
+        world.dismiss()
         raise typer.Exit(1)
 
 
@@ -285,10 +304,12 @@ def _can_ask() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def _dry_run(config: PretrainConfig, home: Home, world: "World", fresh: bool, json: bool) -> None:
+def _dry_run(
+    config: PretrainConfig, below: Layers, home: Home, world: "World", fresh: bool, json: bool
+) -> None:
     """Show what `train` would do, and fail where it would fail."""
     config, saved = _checked(config, home, fresh)
-    _show_estimate(config, home, world, saved, json, train=True)
+    _show_estimate(config, below, home, world, saved, json, train=True)
 
 
 def _checked(
@@ -309,6 +330,7 @@ def _checked(
     from mlxchat.train.pretrain import Pretraining
     from mlxchat.train.tokenizer import stored_tokenizer
 
+    require_tracker(config.track)
     require_own_spelling(home, config.tag, "model_tag")
     config = with_shape_of_base(config, home)
     saved = None if fresh else Pretraining(config, home).saved()
@@ -322,10 +344,11 @@ def _checked(
 
 
 def _show_estimate(
-    config: PretrainConfig,
+    config: RunConfig,
+    below: Layers,
     home: Home,
     world: "World",
-    saved: "SavedRun[PretrainConfig] | None",
+    saved: "SavedRun[Any] | None",
     json: bool,
     *,
     train: bool,
@@ -340,11 +363,11 @@ def _show_estimate(
         facts = estimate_run(config, home, saved, screen.show, world, check_limits=train)
     world.dismiss()
     if json:
-        say_json(facts.model_dump(mode="json"))
+        say_json({**facts.model_dump(mode="json"), "settings": config.model_dump(mode="json")})
         return
     heading = estimate_heading(facts)
-    if facts.plan.costs:
+    if isinstance(config, PretrainConfig) and facts.plan.costs:
         heading.append(as_options(reason(config, facts.plan)))
-    if config.of_preset:
+    if isinstance(config, PretrainConfig) and config.of_preset:
         heading.append(as_options(f"Preset {config.preset}: {config.of_preset}"))
-    show(heading, estimate_sections(facts))
+    show(heading, [*below.sections(config), *estimate_sections(facts)])

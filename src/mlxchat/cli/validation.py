@@ -12,6 +12,7 @@ from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Evaluated, Evaluating, Noted, Progressed
 from mlxchat.ui.console import Screen, say
+from mlxchat.ui.text import amount
 
 if TYPE_CHECKING:
     from mlxchat.checkpoint.layout import SavedModel
@@ -85,5 +86,5 @@ def say_losses(facts: Mapping[str, Any]) -> None:
     if after is not None:
         say(
             f"{before:.4f} bits per byte before, {after:.4f} after ({after / before - 1:+.2%}), "
-            f"on {facts['validation_tokens']:,} validation tokens"
+            f"on {amount(facts['validation_tokens'], 'validation tokens')}"
         )

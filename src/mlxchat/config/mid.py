@@ -15,7 +15,7 @@ class MidConfig(ConversationConfig):
 
     source: str | None = Field(
         None,
-        json_schema_extra={"metavar": "MODEL"},
+        json_schema_extra={"metavar": "MODEL", "complete": "runs"},
         description="Model to train further: the name of a run, or a model directory. Default: "
         "the base model saved last.",
     )

@@ -79,7 +79,7 @@ class DataConfig(BaseModel):
     dataset: str = Field(
         DEFAULT_DATASET,
         pattern=NAME_PATTERN,
-        json_schema_extra={"metavar": "NAME"},
+        json_schema_extra={"metavar": "NAME", "complete": "datasets"},
         description=f"{dataset_names()}, builtin, or the name of your own text added with "
         "`mlxchat data fetch`.",
     )
@@ -168,7 +168,7 @@ class PretrainConfig(AdapterRun, RunConfig, CoreConfig, DataConfig):
     )
     init_from: str | None = Field(
         None,
-        json_schema_extra={"metavar": "MODEL"},
+        json_schema_extra={"metavar": "MODEL", "complete": "runs"},
         description="Start from the weights of this model: the name of a run, or a model "
         "directory. The run takes over its shape and tokenizer.",
     )

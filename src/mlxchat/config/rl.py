@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from mlxchat.config.inference import Sampling
+from mlxchat.config.lora import AdapterRun
 from mlxchat.config.pretrain import LARGEST_CONTEXT
 from mlxchat.config.run import LARGEST_COUNT, RunConfig, name_after
 from mlxchat.errors import ConfigError
@@ -15,7 +16,7 @@ INDEPENDENT_HERE = frozenset({"eval_questions", "eval_samples", "task_data"})
 PASS_SIZE = 8  # nanochat's device batch
 
 
-class RlConfig(RunConfig):
+class RlConfig(AdapterRun, RunConfig):
     """Settings of a reinforcement learning run. The plan derives those that are ``None``.
 
     The defaults are nanochat's (chat_rl at commit 92d63d4), for both architectures, but for how
@@ -28,6 +29,7 @@ class RlConfig(RunConfig):
 
     source: str | None = Field(
         None,
+        json_schema_extra={"metavar": "MODEL", "complete": "runs"},
         description="Model to begin with, fine-tuned on conversations: the name of a run, or a "
         "model directory. Default: the fine-tuned model saved last.",
     )
@@ -136,6 +138,9 @@ class RlConfig(RunConfig):
                 f"`pass_size={self.pass_size}` does not divide `samples={self.samples}`.",
                 "Use one that does, or leave it out.",
             )
+        self.require_effect(
+            "embedding_lr", "unembedding_lr", "matrix_lr", "init_lr_frac", "weight_decay"
+        )
         return self
 
     @property
@@ -160,4 +165,4 @@ class RlConfig(RunConfig):
         """The run's name."""
         if self.model_tag or self.source is None:
             return self.model_tag or "rl"
-        return name_after(self.source, "-rl")
+        return name_after(self.source, f"-rl{'-lora' if self.lora else ''}")

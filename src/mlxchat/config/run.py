@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from mlxchat.config.units import spell_size, to_bytes
 from mlxchat.errors import ConfigError
 from mlxchat.names import composed
+from mlxchat.telemetry.trackers import TrackerName
 
 LEAST = "least"  # the memory limit that is as small as possible
 AUTO: Literal["auto"] = "auto"  # the wired limit that suits the run
@@ -89,8 +90,13 @@ INDEPENDENT = frozenset(
         "save_every",
         "keep",
         "model_tag",
+        "track",
     }
 )
+
+# What a tracker may be told of a text: a word, such as the name of a run, or a size. No path and no
+# file looks so.
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[0-9]+[A-Za-z]*)?")
 
 
 def is_name(text: str) -> bool:
@@ -158,8 +164,14 @@ class RunConfig(MemoryConfig):
     model_tag: str | None = Field(
         None,
         pattern=NAME_PATTERN,
-        json_schema_extra={"metavar": "NAME"},
+        json_schema_extra={"metavar": "NAME", "complete": "runs"},
         description="Name of the run. Default: from its settings, such as d12, auto-2h or d12-sft.",
+    )
+
+    track: TrackerName | None = Field(
+        None,
+        description="Send settings, metrics and samples of the run to a tracker, too; "
+        "docs/tracking.md says which, and where they go. Each tracker needs the extra of its name.",
     )
 
     @property
@@ -184,6 +196,16 @@ class RunConfig(MemoryConfig):
         This is classic nanochat's; the modern one evaluates 80 steps of 2^19 tokens.
         """
         return 20
+
+    def for_trackers(self) -> dict[str, Any]:
+        """Return the settings that say nothing of their user and the machine: no paths, no texts.
+
+        >>> from mlxchat.config.sft import SftConfig
+        >>> settings = SftConfig(source="d4", step=None, data=["mine.jsonl"], identity="name=Ada")
+        >>> {"source", "data", "identity"} & settings.for_trackers().keys()
+        {'source'}
+        """
+        return _impersonal(self.model_dump())
 
     @classmethod
     def upgraded(cls, stored: dict[str, Any]) -> dict[str, Any]:
@@ -223,3 +245,17 @@ def _with_parts_of(names: Sequence[str], settings: dict[str, Any]) -> dict[str, 
     """Return settings in which the parts of some take the place of the whole."""
     whole = {name: value for name, value in settings.items() if name not in names}
     return whole | {part: value for name in names for part, value in settings[name].items()}
+
+
+def _impersonal(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers, switches and words among settings."""
+    inner = {
+        name: _impersonal(value) if isinstance(value, dict) else value
+        for name, value in settings.items()
+    }
+    return {
+        name: value
+        for name, value in inner.items()
+        if isinstance(value, int | float | dict)
+        or (isinstance(value, str) and _WORD.fullmatch(value))
+    }

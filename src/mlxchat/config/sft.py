@@ -121,7 +121,7 @@ class SftConfig(ConversationConfig):
 
     source: str | None = Field(
         None,
-        json_schema_extra={"metavar": "MODEL"},
+        json_schema_extra={"metavar": "MODEL", "complete": "runs"},
         description="Model to fine-tune: the name of a run, or a model directory. Default: the "
         "base or mid-trained model saved last.",
     )

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from mlxchat.config.pretrain import IN_WORDS
-from mlxchat.errors import ConfigError
+from mlxchat.config.run import NAME_IN_WORDS
+from mlxchat.errors import ConfigError, command
 
 Validated = TypeVar("Validated", bound=BaseModel)
 
@@ -60,5 +61,8 @@ def _as_text(kind: type[BaseModel], name: str, value: object) -> object:
 def spell_fault(fault: ErrorDetails) -> str:
     """Return what pydantic finds wrong with a value, as the rest of a sentence."""
     if fault["type"] == "string_pattern_mismatch":
+        if fault["loc"][:1] == ("dataset",):
+            fetch = command("data fetch", from_=fault["input"])
+            return f"{NAME_IN_WORDS}; text of your own gets such a name by {fetch}"
         return IN_WORDS[fault["ctx"]["pattern"]]
     return fault["msg"][:1].lower() + fault["msg"][1:]

@@ -7,11 +7,17 @@ certificates. httpx reads the same, but refuses many a ``NO_PROXY`` that other p
 
 import os
 import re
+import socket
 import ssl
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
 from urllib.request import getproxies
 
 import httpx
@@ -19,6 +25,7 @@ import httpx
 from mlxchat.data.addresses import without_credentials
 from mlxchat.errors import DataError, reason_of
 
+DEFAULT_PORTS = {"http": 80, "https": 443}
 _CERTIFICATES = {"SSL_CERT_FILE": "file", "SSL_CERT_DIR": "folder"}  # the first that is set
 
 
@@ -26,7 +33,8 @@ def open_client(timeout: float) -> httpx.Client:
     """Return a client that connects as the environment says.
 
     Args:
-        timeout: seconds without a byte until a request fails.
+        timeout: seconds without a byte until a request fails, and until a host counts as out of
+            reach that was not reached before.
 
     Raises:
         DataError: a proxy or the certificates cannot be used; the variable is named.
@@ -41,7 +49,7 @@ def open_client(timeout: float) -> httpx.Client:
     direct = httpx.HTTPTransport(verify=context)
     return httpx.Client(
         timeout=timeout,
-        transport=_Routes(direct, proxies, exemptions(settings.get("no", ""))),
+        transport=_Routes(direct, proxies, exemptions(settings.get("no", "")), timeout),
     )
 
 
@@ -53,8 +61,11 @@ class _Routes(httpx.BaseTransport):
         direct: httpx.BaseTransport,
         proxies: Mapping[str, httpx.BaseTransport],
         exempt: "tuple[Exemption, ...]",
+        timeout: float,
     ) -> None:
         self._direct, self._proxies, self._exempt = direct, proxies, exempt
+        self._timeout = timeout
+        self._reached: set[tuple[str, int]] = set()  # hosts and ports
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request."""
@@ -62,12 +73,90 @@ class _Routes(httpx.BaseTransport):
         way = self._proxies.get(url.scheme) or self._proxies.get("all") or self._direct
         if any(exemption.covers(url) for exemption in self._exempt):
             way = self._direct
+        if way is self._direct:
+            self._require_reachable(url)
         return way.handle_request(request)
+
+    def _require_reachable(self, url: httpx.URL) -> None:
+        place = url.raw_host.decode("ascii"), url.port or DEFAULT_PORTS.get(url.scheme, 0)
+        if place not in self._reached and require_reachable(*place, self._timeout):
+            self._reached.add(place)
 
     def close(self) -> None:
         """Close all connections."""
         for transport in (self._direct, *self._proxies.values()):
             transport.close()
+
+
+def require_reachable(host: str, port: int, timeout: float) -> bool:
+    """Return whether a host can be connected to, by any of its addresses; all are tried at once.
+
+    httpx tries one after the other, and each has the whole time: where packets are dropped, the
+    hub's eight addresses take 80 seconds. It waits for the name's addresses without a limit.
+
+    Args:
+        host: a name or an address.
+        port: the port.
+        timeout: seconds for all of it.
+
+    Returns:
+        False if every address refuses: httpx will say why, at once.
+
+    Raises:
+        httpx.ConnectError: the name's addresses cannot be had.
+        httpx.ConnectTimeout: nothing answers in time.
+    """
+    until = time.monotonic() + timeout
+    looked_up = _in_threads([lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)])
+    found = _next(looked_up, until, f"the addresses of {host} were not found in time")
+    if isinstance(found, UnicodeError):
+        return False
+    if isinstance(found, Exception):
+        raise httpx.ConnectError(str(found)) from found
+
+    def connect(family: int, kind: int, protocol: int, name: str, address: tuple[str, int]) -> None:
+        with socket.socket(family, kind, protocol) as connection:
+            connection.settimeout(max(0.001, until - time.monotonic()))
+            connection.connect(address)
+
+    tried = _in_threads([partial(connect, *each) for each in found])
+    silent = f"{host} did not answer for {timeout:g} s"
+    late = False
+    for _ in found:
+        answer = _next(tried, until, silent)
+        if answer is None:
+            return True
+        late = late or isinstance(answer, TimeoutError)
+    if late:
+        raise httpx.ConnectTimeout(silent)
+    return False
+
+
+def _in_threads(calls: Sequence[Callable[[], Any]]) -> "SimpleQueue[Any]":
+    """Call functions at the same time; what they return, or raise, comes through a queue."""
+    answers: SimpleQueue[Any] = SimpleQueue()
+
+    def run(call: Callable[[], Any]) -> None:
+        try:
+            answers.put(call())
+        except (OSError, UnicodeError) as error:
+            answers.put(error)
+
+    for call in calls:
+        threading.Thread(target=run, args=[call], name="connecting", daemon=True).start()
+    return answers
+
+
+def _next(answers: "SimpleQueue[Any]", until: float, problem: str) -> Any:
+    """Return the next answer.
+
+    Raises:
+        httpx.ConnectTimeout: none comes in time, which is said as ``problem``.
+    """
+    try:
+        return answers.get(timeout=max(0.0, until - time.monotonic()))
+    except Empty:
+        raise httpx.ConnectTimeout(problem) from None
 
 
 @dataclass(frozen=True)
@@ -88,7 +177,7 @@ class Exemption:
         """Return whether a request to that address goes directly to its host."""
         if self.scheme not in (None, url.scheme):
             return False
-        if self.port not in (None, url.port or {"http": 80, "https": 443}.get(url.scheme)):
+        if self.port not in (None, url.port or DEFAULT_PORTS.get(url.scheme)):
             return False
         return self.host == "*" or any(
             self._is_of(name.lower().rstrip("."))

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import httpx
 
+from mlxchat.counts import counted
 from mlxchat.data.hub import Hub, RemoteFile, TryAgain, check_status
 from mlxchat.disk import storing, sync
 from mlxchat.errors import DataError
@@ -148,7 +149,7 @@ class _Transfer:
                 self._report(offset)
                 if (elapsed := hub.timer() - since) > PACE_SECONDS:
                     if came < SLOWEST * elapsed:
-                        raise TryAgain(f"only {came} bytes came in {elapsed:.0f} s")
+                        raise TryAgain(f"only {counted(came, 'bytes')} came in {elapsed:.0f} s")
                     since, came = hub.timer(), 0
 
     def _check_range(self, response: httpx.Response, offset: int) -> None:

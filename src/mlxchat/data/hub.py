@@ -23,6 +23,7 @@ from typing import TypeVar
 import httpx
 
 from mlxchat import __version__
+from mlxchat.counts import counted
 from mlxchat.data.addresses import bare_address, without_credentials
 from mlxchat.data.connection import open_client
 from mlxchat.errors import ConfigError, DataError, NotFound, reason_of
@@ -208,7 +209,7 @@ class Hub:
             wait = max(self.backoff * 2 ** (failed - 1), pause)
             if failed == ATTEMPTS or self.timer() - began + wait > patience:
                 raise kind(
-                    f"{url} cannot be had: {reason} ({failed} attempts).",
+                    f"{url} cannot be had: {reason} ({counted(failed, 'attempts')}).",
                     "Check the network and `endpoint`, then run the same command again: "
                     "the download resumes.",
                 )

@@ -63,6 +63,7 @@ def ingest(
     clock: TimeOfDay = SYSTEM_CLOCK,
     encoding: str = UTF_8,
     skip_bad: bool = False,
+    replace: bool = False,
 ) -> IngestSummary:
     """Write the user's text as shards. The same source and seed give the same shards.
 
@@ -74,6 +75,7 @@ def ingest(
         clock: returns seconds since the epoch.
         encoding: the encoding of text without a byte-order mark.
         skip_bad: leave out lines and rows that cannot be read.
+        replace: put the shards in the place of those in ``folder``, once they are complete.
 
     Raises:
         ConfigError: ``encoding`` is not known.
@@ -82,9 +84,10 @@ def ingest(
         DiskError: ``folder`` is not empty, or cannot be written.
         LockedError: another process is writing the folder.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not replace and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         what = "holds shards already" if shard_names(folder) else "is not empty"
-        raise DiskError(f"{folder} {what}; nothing was written.", "Choose another dataset name.")
+        remedy = "Choose another dataset name, or put your text in its place with `replace`."
+        raise DiskError(f"{folder} {what}; nothing was written.", remedy)
     found = _found(source)
     files, skipped = found.files, _Skipped()
 
@@ -95,7 +98,7 @@ def ingest(
         note(f"Passed over in {source}: {found}.")
     meter = _Meter(source.resolve().name, sum(path.stat().st_size for path in files), report, clock)
     _remove_leftovers(folder.parent)
-    with new_folder(folder, _ELSEWHERE) as unfinished:
+    with new_folder(folder, _ELSEWHERE, replace) as unfinished:
         split = _Split(unfinished, random.Random(seed))
         for path in files:
             before = split.documents
@@ -135,7 +138,8 @@ def _found(source: Path) -> FoundFiles:
     kinds = ", ".join(OWN_KINDS)
     remedy = (
         f"Give a file that ends in one of {kinds} (compressed: {', '.join(COMPRESSED)} after that),"
-        " or a folder of such files."
+        " or a folder of such files. Other documents, such as .docx or .pdf, have to be saved as "
+        "text first."
     )
     if not source.exists():
         raise NotFound(f"{source} does not exist.", remedy)

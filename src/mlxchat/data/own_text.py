@@ -11,10 +11,11 @@ from mlxchat.data.files import TEXT, TEXT_COLUMN, kind
 from mlxchat.data.rows import rows
 from mlxchat.data.shards import shard_fault
 from mlxchat.data.text_files import Reading, failures_named, open_text
-from mlxchat.errors import DataError
+from mlxchat.errors import DataError, command
 
 OWN_KINDS = (*TEXT, ".jsonl", ".csv", ".parquet")  # .json beside text is hardly ever text
 LONGEST_DOCUMENT = 8_000  # characters
+CONVERSATION_KEYS = {"messages", "conversations"}  # of rows for fine-tuning
 LINE_PIECE = 2**16  # longer lines are read in pieces of this size
 
 
@@ -43,6 +44,11 @@ def _rows(reading: Reading, leave_out: Callable[[str, str], None]) -> Iterator[s
             f"{path} {fault}.", "It should be a whole parquet file with a column of strings, text."
         )
     for place, row in rows(reading, TEXT_COLUMN):
+        if isinstance(row, dict) and "text" not in row and row.keys() & CONVERSATION_KEYS:
+            raise DataError(
+                f"{path} holds conversations, not text ({place}).",
+                f"A model that was trained learns from them by: {command('sft', data=path)}",
+            )
         if not isinstance(row, dict) or "text" not in row:
             reading.bad(place, 'has no string "text"')
         elif (text := row["text"]) is None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
 
+from mlxchat.counts import counted
 from mlxchat.data.cells import UNREAD
 from mlxchat.data.files import Wanted, kind
 from mlxchat.data.parquet import parquet_rows
@@ -145,7 +146,9 @@ def _table(reading: Reading, wanted: Wanted) -> Iterator[Placed]:
         elif len(fields) == len(header):
             yield place, dict(zip(header, fields, strict=True))
         elif fields:
-            reading.bad(place, f"has {len(fields)} fields where the first line has {len(header)}")
+            reading.bad(
+                place, f"has {counted(len(fields), 'fields')}, the first line {len(header)}"
+            )
 
 
 def _parquet(reading: Reading, wanted: Wanted) -> Iterator[Placed]:

@@ -7,6 +7,7 @@ order, the last file is validation and all others are training.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol
 
@@ -97,6 +98,33 @@ def dataset_names() -> str:
     )
 
 
+def how_to_get(dataset: str, others: Sequence[str] = ()) -> str:
+    """Return the remedy where a dataset has no shards on disk.
+
+    Args:
+        dataset: its name.
+        others: the datasets on disk.
+
+    >>> print(how_to_get("wikitext"))
+    The hub has fineweb-edu and climbmix: mlxchat data fetch --dataset fineweb-edu, for example. \
+Text of your own gets that name by: mlxchat data fetch --from PATH --dataset wikitext
+    """
+    if dataset in DATASETS:
+        named = {} if dataset == DEFAULT_DATASET else {"dataset": dataset}
+        return (
+            f"Get some: {command('data fetch', **named, num_shards=8)}. Bring your own: "
+            f"{command('data fetch', from_='PATH')}. Or train with `streaming`."
+        )
+    near = get_close_matches(dataset, (*others, *DATASETS), 1)
+    meant = f"Did you mean `dataset={near[0]}`? " if near else ""
+    on_disk = f"On disk: {', '.join(others)}. " if others else ""
+    return (
+        f"{meant}{on_disk}The hub has {' and '.join(DATASETS)}: "
+        f"{command('data fetch', dataset=DEFAULT_DATASET)}, for example. Text of your own gets "
+        f"that name by: {command('data fetch', from_='PATH', dataset=dataset)}"
+    )
+
+
 class ShardSource(Protocol):
     """A source of shards for a loader. A shard is on disk between acquire and release."""
 
@@ -129,6 +157,7 @@ class LocalShards:
         folder: the dataset's folder.
         num_shards: the number of training shards to use; None for all.
         names: the file names to use, validation last; None for all parquet files in the folder.
+        remedy: what to do if there are none; by default, how to get the default dataset.
 
     Raises:
         NotFound: the folder does not exist.
@@ -140,11 +169,9 @@ class LocalShards:
         folder: Path,
         num_shards: int | None = None,
         names: Sequence[str] | None = None,
+        remedy: str = "",
     ) -> None:
-        remedy = (
-            f"Get some: {command('data fetch', num_shards=8)}. Bring your own: "
-            f"{command('data fetch', from_='PATH')}. Or train with `streaming`."
-        )
+        remedy = remedy or how_to_get(DEFAULT_DATASET)
         if not folder.is_dir():
             raise NotFound(f"There is no folder {folder}, so no data.", remedy)
         names = shard_names(folder) if names is None else names
@@ -206,17 +233,24 @@ def status(home: Home) -> list[FolderStatus]:
     A dataset of the hub has its validation shard if the hub's last shard is there; a user's own
     dataset, if it has at least two files.
     """
+    return [_folder_status(name, path) for name, path in dataset_folders(home).items()]
+
+
+def dataset_folders(home: Home) -> dict[str, Path]:
+    """Return the folders of datasets under ``home`` by the datasets' names, in their order."""
     first = home.data(DEFAULT_DATASET)
     folders = sorted(
         path
         for path in first.parent.glob(f"{first.name}*")
         if path.is_dir() and (path == first or path.name.startswith(f"{first.name}_"))
     )
-    return [_folder_status(folder, first) for folder in folders]
+    return {
+        DEFAULT_DATASET if path == first else path.name.removeprefix(f"{first.name}_"): path
+        for path in folders
+    }
 
 
-def _folder_status(folder: Path, first: Path) -> FolderStatus:
-    name = DEFAULT_DATASET if folder == first else folder.name.removeprefix(f"{first.name}_")
+def _folder_status(name: str, folder: Path) -> FolderStatus:
     names = shard_names(folder)
     known = DATASETS.get(name)
     return FolderStatus(

@@ -51,12 +51,15 @@ class Reading:
         skip: called with the place and the fault of each line or row that cannot be read, which is
             then left out; None to end the reading there.
         advance: called with the number of bytes after each read from the file.
+        settable: whether who reads it has settings of the encoding and of what is skipped, which
+            errors may name.
     """
 
     path: Path
     encoding: str = UTF_8
     skip: Callable[[str, str], None] | None = None
     advance: Callable[[int], object] = int
+    settable: bool = True
 
     def __post_init__(self) -> None:
         """Check that the encoding is known.
@@ -86,10 +89,8 @@ class Reading:
             DataError: nothing is to be skipped.
         """
         if self.skip is None:
-            raise DataError(
-                f"{place} {fault}{detail and f': {detail}'}.",
-                f"{remedy}, or leave out what is like it with `skip_bad`.",
-            )
+            skipping = ", or leave out what is like it with `skip_bad`" if self.settable else ""
+            raise DataError(f"{place} {fault}{detail and f': {detail}'}.", f"{remedy}{skipping}.")
         self.skip(place, fault)
 
     def is_decoded(self, place: str, text: str, encoding: str) -> bool:
@@ -104,7 +105,7 @@ class Reading:
             return True
         name = encoding.removesuffix("-sig")
         remedy = "Convert the file to UTF-8"
-        if encoding == self.encoding:
+        if encoding == self.encoding and self.settable:
             remedy += ", or say how it is encoded with `encoding`"
         self.bad(place, f"is not {name.upper() if name.startswith('utf') else name}", remedy=remedy)
         return False

@@ -7,6 +7,7 @@ import time
 import numpy as np
 
 from mlxchat.autotune import shown_question, tuned
+from mlxchat.counts import counted
 from mlxchat.doctor.probes import Device, FastestWay, FirstKernel, Load
 from mlxchat.runtime import machine, mx
 
@@ -44,7 +45,7 @@ def _openblas() -> str:
     symbols.openblas_get_config.restype = ctypes.c_char_p
     said = symbols.openblas_get_config().decode("ascii", "replace")
     threads = symbols.openblas_get_num_threads()
-    return f"{' '.join(said.split()[:2])}, {threads} thread{'' if threads == 1 else 's'}"
+    return f"{' '.join(said.split()[:2])}, {counted(threads, 'threads')}"
 
 
 def compile_kernel() -> FirstKernel:

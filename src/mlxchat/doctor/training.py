@@ -3,6 +3,7 @@
 The gradients come last: with CUDA their kernels take a minute or two to compile the first time.
 """
 
+from mlxchat.counts import counted
 from mlxchat.doctor.arithmetic import DO_NOT_TRUST
 from mlxchat.doctor.check import (
     TRAINING,
@@ -27,7 +28,9 @@ SLOWER_HELD = 1.3  # times as slow as without the limit
 
 def _learning(host: Host) -> Verdict:
     steps = host.measure(STEPS)
-    value = f"loss {steps.first_loss:.2f} to {steps.last_loss:.2f} in {steps.count} steps"
+    value = (
+        f"loss {steps.first_loss:.2f} to {steps.last_loss:.2f} in {counted(steps.count, 'steps')}"
+    )
     if not steps.last_loss <= steps.first_loss - LEAST_FALL:
         return wrong(value, "The updates do not reach the model, or are wrong.")
     return good(value)

@@ -21,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mlxchat.config.inference import ChatSettings
 from mlxchat.config.validate import validated
+from mlxchat.counts import counted
 from mlxchat.device_failures import answer_error
 from mlxchat.disk import read_regular, replacing
 from mlxchat.engine.answer import Answer
@@ -263,8 +264,9 @@ class Chat:
             return dropped, prompt
         takes = "takes" if self.settings.system is None else "and the system message take"
         raise ConfigError(
-            f"The message {takes} {len(prompt)} tokens; the model's context is {context}.",
-            f"Shorten it to fewer than {context} tokens.",
+            f"The message {takes} {counted(len(prompt), 'tokens')}; the model's context is "
+            f"{context:,}.",
+            f"Shorten it to fewer than {context:,} tokens.",
         )
 
     def _least_dropped(self, turns: Sequence[_Turn], longest: int) -> int:

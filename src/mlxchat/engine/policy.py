@@ -4,6 +4,7 @@ from functools import partial
 
 from mlxchat.model.decoding import read_position
 from mlxchat.model.gpt import GPT, Arrays
+from mlxchat.model.lora import plain_weights
 from mlxchat.runtime import machine, mx
 
 FUSED = {".c_qkv.": (".c_q.", ".c_k.", ".c_v.")}
@@ -13,7 +14,8 @@ class Policy:
     """The model as it is trained, in the form in which it generates fastest.
 
     On CPUs that is the model itself. GPUs get a copy in the compute dtype with a compiled step,
-    which is traced once and takes the weights of the moment.
+    which is traced once and takes the weights of the moment; an adapter is part of them there, and
+    nothing is quantized.
 
     Args:
         model: the model in training.
@@ -31,12 +33,12 @@ class Policy:
             return self._model
         if self._copy is None:
             self._copy = copy = GPT(self._model.config, self._model.dtype)
-            copy.load_weights(list(self._model.named_parameters().items()))
+            copy.load_weights(list(plain_weights(self._model).items()))
             copy.prepare_for_inference(compiled=False)
             # With the weights as inputs: otherwise those of the first step would be traced.
             copy.decode_step = mx.compile(partial(read_position, copy), inputs=copy.state)
             return copy
-        trained, copy = self._model.named_parameters(), self._copy
+        trained, copy = plain_weights(self._model), self._copy
         held = copy.named_parameters()
         now = [(name, _trained(name, trained).astype(old.dtype)) for name, old in held.items()]
         copy.load_weights(now)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.config.inference import BaseEvalConfig
+from mlxchat.counts import counted
 from mlxchat.disk import replacing, storing
 from mlxchat.evaluate.answers import Score, mean_centered
 from mlxchat.evaluate.core_batches import TOKENS_ONLY, BatchLimit, batch_limit, reading
@@ -119,7 +120,9 @@ def evaluate_run(
         if done := sum(
             (label, i) in kept.right for label in items for i in range(len(items[label]))
         ):
-            report(Noted(clock(), f"{done:,} of {total:,} examples have been judged before."))
+            report(
+                Noted(clock(), f"{done:,} of {counted(total, 'examples')} had been judged before.")
+            )
         examples = CoreExamples(items, saved.tokenizer)
         for event in measure_core(saved.model, examples, kept, limit, clock):
             report(event)

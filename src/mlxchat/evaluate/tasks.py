@@ -127,7 +127,7 @@ def read_rows(folder: Path, form: type["TaskRow"]) -> list[dict[str, Any]]:
     for path in split_files(folder):
         try:
             with failures_named(path):
-                rows += (row.values for row in parquet_rows(Reading(path), wanted))
+                rows += (row.values for row in parquet_rows(Reading(path, settable=False), wanted))
         except DataError as error:
             raise DataError(error.problem, "Replace it with an intact parquet file.") from error
     return rows

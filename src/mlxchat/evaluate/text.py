@@ -93,7 +93,7 @@ def text_loss(
 
 def _texts(path: Path, tokenizer: Tokenizer) -> Iterator[list[int]]:
     """Yield the ids of each text in a file."""
-    reading = Reading(path)
+    reading = Reading(path, settable=False)
     if kind(path) not in TEXT:
         for document in read_documents(reading, leave_out=lambda place, reason: None):
             yield [tokenizer.bos, *tokenizer.encode(document)]

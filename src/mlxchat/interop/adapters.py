@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from mlxchat.checkpoint.files import in_words, one_line
+from mlxchat.counts import counted
 from mlxchat.errors import CheckpointError, ConfigError
 from mlxchat.interop.importers.hugging_face import plain_name, renamed
 from mlxchat.model.adapter import HEAD, LoraConfig, adapted_layers, module_of
@@ -277,7 +278,7 @@ def _config(layers: Iterable[str], config: GPTConfig, **numbers: Any) -> LoraCon
         if place is None or int(place[1]) >= config.n_layer:
             raise _refused(
                 f"it changes {one_line(layer, 99)}, which is neither the head nor a matrix in one "
-                f"of the model's {config.n_layer} layers"
+                f"of the model's {counted(config.n_layer, 'layers')}"
             )
         first = min(first, int(place[1]))
         modules[place[2]] = None

@@ -115,6 +115,19 @@ def fuse_adapter(model: GPT, dequantize: bool = True) -> None:
     mx.eval(model.parameters())
 
 
+def plain_weights(model: GPT) -> Arrays:
+    """Return the weights of a model without adapter, not quantized, that computes the same.
+
+    Args:
+        model: any model, which does not change, not prepared for inference.
+    """
+    if model.adapter is None:
+        return model.named_parameters()
+    fused = copied(model)
+    fuse_adapter(fused)
+    return fused.named_parameters()
+
+
 def _dequantize_rest(model: GPT) -> None:
     """Replace quantized layers, embeddings among them, by plain ones in float32."""
     plain: dict[str, nn.Module] = {}

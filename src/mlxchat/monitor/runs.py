@@ -182,21 +182,16 @@ class Runs:
     def _run(self, tag: str, log: Log, now: float) -> WatchedRun:
         path, steps = self._home.log(tag), _saved(self._home.run(tag))
         try:
-            status = self._here(_read(status_path(path), read_status))
-            _read(path, lambda _: log.read())
-            last_seen = _last_seen(path, log, status, now)
+            found = read_of_run(status_path(path), read_status)
+            status = with_host_name(found, self._machine, self.host)
+            read_of_run(path, lambda _: log.read())
+            last_seen = last_sign(path, log.time, status, now)
             quiet = self._quiet(tag, last_seen, now)
         except MlxchatError as error:
             fault = error.problem
             return WatchedRun(tag, "unreadable", None, Meter(), None, None, *steps, fault)
-        state = self._state(log.ending, status, quiet)
+        state = run_state(log.ending, status, quiet, self.host, self._lives)
         return WatchedRun(tag, state, last_seen, log.meter, log.latest, status, *steps)
-
-    def _here(self, status: Status | None) -> Status | None:
-        """Return a status with this machine's present name, if its process is of this machine."""
-        if status is None or not status.process.runs_on(self._machine, self.host):
-            return status
-        return replace(status, process=replace(status.process, host=self.host))
 
     def _quiet(self, tag: str, last_seen: float | None, now: float) -> float:
         """Return for how many seconds a run has given no sign of life.
@@ -212,18 +207,40 @@ class Runs:
             self._signs[tag] = last_seen, seconds
         return seconds - self._signs[tag][1]
 
-    def _state(self, ending: str | None, status: Status | None, quiet: float) -> State:
-        if status and status.ended:
-            return status.ended
-        if ending:
-            return "finished" if ending == "finished" else "interrupted"
-        here = status is not None and status.process.host == self.host
-        if status and here and not self._lives(status.process):
-            return "died"
-        return "silent" if quiet > SILENT_SECONDS else "running"
+
+def run_state(
+    ending: str | None,
+    status: Status | None,
+    quiet: float,
+    host: str,
+    lives: Callable[[Process], bool],
+) -> State:
+    """Return the state of a run whose log and status can be read.
+
+    Args:
+        ending: how the run ended according to its log; None if it did not.
+        status: its last status; None if it has none.
+        quiet: for how many seconds it has given no sign of life.
+        host: the name of this machine.
+        lives: returns whether a process of this machine is still running.
+    """
+    if status and status.ended:
+        return status.ended
+    if ending:
+        return "finished" if ending == "finished" else "interrupted"
+    if status and status.process.host == host and not lives(status.process):
+        return "died"
+    return "silent" if quiet > SILENT_SECONDS else "running"
 
 
-def _read(path: Path, read: Callable[[Path], Found]) -> Found:
+def with_host_name(status: Status | None, machine: str, host: str) -> Status | None:
+    """Return a status with a machine's present name, if its process is of that machine."""
+    if status is None or not status.process.runs_on(machine, host):
+        return status
+    return replace(status, process=replace(status.process, host=host))
+
+
+def read_of_run(path: Path, read: Callable[[Path], Found]) -> Found:
     """Return what ``read`` makes of a file.
 
     Raises:
@@ -237,24 +254,35 @@ def _read(path: Path, read: Callable[[Path], Found]) -> Found:
         raise damaged(path, error) from error
 
 
-def _last_seen(path: Path, log: Log, status: Status | None, now: float) -> float | None:
-    """Return the time of the last sign of life; None if there was none.
+def last_sign(path: Path, logged: float | None, status: Status | None, now: float) -> float | None:
+    """Return the time of a run's last sign of life; None if there was none.
 
     A status is at most a few seconds older than the log. Where the clock was set back, the times of
     the log are ahead, so the status counts.
 
+    Args:
+        path: the log.
+        logged: the time of its last event; None if there is none.
+        status: the run's last status; None if it has none.
+        now: seconds since the epoch.
+
     Raises:
         MlxchatError: it is far in the future.
     """
-    last_seen = status.time if status else log.time
+    last_seen = status.time if status else logged
     if last_seen is not None and last_seen > now + AHEAD_SECONDS:
         raise damaged(path.parent, "its times are more than a day ahead")
     return last_seen
 
 
 def _tags(logs: Path) -> list[str]:
+    """Return the names of the folders of logs; one that is being copied is hidden."""
     try:
-        return sorted(path.name for path in logs.iterdir() if os.path.isdir(path))  # noqa: PTH112
+        return sorted(
+            path.name
+            for path in logs.iterdir()
+            if not path.name.startswith(".") and os.path.isdir(path)  # noqa: PTH112
+        )
     except OSError:
         return []
 

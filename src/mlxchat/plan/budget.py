@@ -25,6 +25,7 @@ from typing import NamedTuple
 from mlxchat.config.pretrain import LARGEST_DEPTH, PretrainConfig
 from mlxchat.config.recipes import ENDLESS, MOST_EPOCHS, Scale, Text, scale_for
 from mlxchat.config.units import spell_duration
+from mlxchat.counts import counted
 from mlxchat.errors import ConfigError, MlxchatError
 from mlxchat.model.config import ASPECT_RATIO, GPTConfig
 from mlxchat.model.size import flops_per_token, parameters, scaling_parameters
@@ -119,8 +120,8 @@ def reason(config: PretrainConfig, plan: Plan) -> str:
         why = f"the shallowest; even so it gets only {each} (of {enough:g})"
     speed = f", at {plan.tokens_per_step / plan.costs.step:,.0f} tokens/s" if plan.costs else ""
     said = (
-        f"Budget {config.budget}: depth {depth}, {why}; {plan.num_iterations:,} steps of "
-        f"{plan.tokens_per_step:,} tokens{speed}."
+        f"Budget {config.budget}: depth {depth}, {why}; "
+        f"{counted(plan.num_iterations, 'steps')} of {plan.tokens_per_step:,} tokens{speed}."
     )
     if plan.costs and plan.num_iterations == plan.most_steps:
         takes = spell_duration(max(1, round(plan.num_iterations * plan.costs.step)))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from mlxchat.config.run import LEAST, MemoryConfig
 from mlxchat.config.units import UNIT_BYTES, round_size, to_bytes
+from mlxchat.counts import counted
 from mlxchat.errors import MemoryLimitError
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import chunk_size, parameters
@@ -225,8 +226,8 @@ def _too_large(
     parts = ", ".join(f"{name} {round_size(size)}" for name, size in needed.items())
     rows = least.device_batch_size
     return MemoryLimitError(
-        f"Training {_in_words(trainee)}, {rows:,} "
-        f"{'row' if rows == 1 else 'rows'} of {model.sequence_len:,} tokens at once, needs at "
+        f"Training {_in_words(trainee)}, "
+        f"{counted(rows, 'rows')} of {model.sequence_len:,} tokens at once, needs at "
         f"least {round_size(room)}, including a 10% margin ({parts}); {limited_by} "
         f"{round_size(limit)}.",
         f"Use {' or '.join(others)}." if others else "Use a smaller `max_seq_len` or `vocab_size`.",

@@ -220,7 +220,9 @@ def activation_bytes(model: GPTConfig, resources: Resources, *, checkpoint: bool
     return sum(kept) + block
 
 
-def drawing_bytes(model: GPTConfig, resources: Resources) -> tuple[int, int]:
+def drawing_bytes(
+    model: GPTConfig, resources: Resources, adapter: AdapterPlan | None = None
+) -> tuple[int, int]:
     """Estimate the bytes that drawing answers takes between two steps of training.
 
     Returns:
@@ -229,13 +231,15 @@ def drawing_bytes(model: GPTConfig, resources: Resources) -> tuple[int, int]:
     """
     counts = parameters(model)
     weights = 4 * sum(counts.values())
-    optimizer = 2 * weights - 4 * counts["matrices"]
     copy = weights if resources.value_bytes < 4 else 0
+    trained = 3 * weights - 4 * counts["matrices"]  # with the optimizer's state
+    if adapter is not None:
+        trained = adapter.frozen + 3 * 4 * adapter.parameters
     position = 2 * model.n_layer * model.kv_dim * resources.value_bytes
     # While buffers grow, or lose the answers that have ended, half of them exist twice.
     cache = 3 * position * cache_capacity(model.sequence_len) // 2
     logits = DRAWN_LOGITS * 4 * model.vocab_size
-    return weights + optimizer + copy, cache + logits
+    return trained + copy, cache + logits
 
 
 def _kept_bytes(model: GPTConfig, resources: Resources, checkpoint: bool) -> list[int]:

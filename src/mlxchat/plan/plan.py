@@ -9,6 +9,7 @@ nanochat tuned them (base_train at commit 92d63d4).
 import math
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -16,6 +17,7 @@ from mlxchat.config.lora import LoraTraining
 from mlxchat.config.pretrain import DEFAULT_DEPTH, LARGEST_DEPTH, PretrainConfig
 from mlxchat.config.recipes import Recipe
 from mlxchat.config.run import LARGEST_COUNT, RunConfig
+from mlxchat.counts import counted
 from mlxchat.errors import ConfigError
 from mlxchat.model.config import ASPECT_RATIO, GPTConfig
 from mlxchat.model.size import flops_per_token, parameters, scaling_parameters
@@ -49,6 +51,24 @@ class DrawingPlan(BaseModel):
     row_tokens: int = Field(ge=1)  # the longest row that a micro-batch can have
     max_tokens: int = Field(ge=1)  # in an answer
     together: int = Field(ge=1)  # answers that are drawn at a time
+
+
+_TRACKED = {
+    "accumulation",
+    "device_batch_size",
+    "dropout",
+    "final_lr_frac",
+    "flops_per_token",
+    "grad_clip",
+    "learning_rates",
+    "model",
+    "num_iterations",
+    "parameters",
+    "tokens_per_step",
+    "warmdown_ratio",
+    "warmup_steps",
+    "weight_decay",
+}
 
 
 class Plan(BatchPlan):
@@ -92,24 +112,25 @@ class Plan(BatchPlan):
         """Tokens that the run trains on."""
         return self.num_iterations * self.tokens_per_step
 
+    def for_trackers(self) -> dict[str, Any]:
+        """Return what the plan says of model, steps and rates."""
+        return self.model_dump(mode="json", include=_TRACKED)
+
     def summary(self) -> str:
         """Return the plan in one line."""
         rates = ", ".join(f"{rate:.3g} {group}" for group, rate in self.learning_rates.items())
-        n_layer = self.model.n_layer
-        layers = "1 layer" if n_layer == 1 else f"{n_layer} layers"
-        steps = "1 step" if self.num_iterations == 1 else f"{self.num_iterations:,} steps"
-        rows = "1 row" if self.device_batch_size == 1 else f"{self.device_batch_size} rows"
-        batches = f"{self.accumulation} micro-batch{'' if self.accumulation == 1 else 'es'}"
+        rows = counted(self.device_batch_size, f"rows of {self.row_tokens:,}")
         checkpointing = ", gradient checkpointing" if self.grad_checkpoint else ""
         dropout = f"; dropout {self.dropout:.2g}" if self.dropout else ""
         decay = f"weight decay {self.weight_decay:.3g}" if self.weight_decay else "no weight decay"
         adapter = self.adapter
         trained = f", AdamW trains an adapter of {adapter.parameters:,}" if adapter else ""
         return (
-            f"{self.model.arch}, {self.parameters:,} parameters in {layers} of "
-            f"width {self.model.n_embd}, vocabulary {self.model.vocab_size:,}{trained}; "
-            f"{steps} of {self.tokens_per_step:,} tokens "
-            f"({batches} of {rows} of {self.row_tokens:,}{checkpointing}); "
+            f"{self.model.arch}, {self.parameters:,} parameters in "
+            f"{counted(self.model.n_layer, 'layers')} of width {self.model.n_embd}, "
+            f"vocabulary {self.model.vocab_size:,}{trained}; "
+            f"{counted(self.num_iterations, 'steps')} of {self.tokens_per_step:,} tokens "
+            f"({counted(self.accumulation, 'micro-batches')} of {rows}{checkpointing}); "
             f"learning rates {rates}; {decay}{dropout}."
         )
 
@@ -203,7 +224,7 @@ def with_drawing(plan: Plan, resources: Resources) -> Plan:
     if plan.drawing is None:
         return plan
     model = with_rows_of(plan.model, plan.row_tokens)
-    least, each = drawing_bytes(model, resources)
+    least, each = drawing_bytes(model, resources, plan.adapter)
     room = max(0, int(plan.memory_limit / MARGIN) - least)
     together = max(1, min(plan.drawing.together, room // each))
     drawing = plan.drawing.model_copy(update={"together": together})
@@ -310,7 +331,7 @@ def step_rows(config: RunConfig, context: int, tokens_per_step: int) -> int:
     unit = f"a row's {context:,} tokens"
     if device_batch_size > 1:
         tokens = device_batch_size * context
-        unit = f"{device_batch_size} rows of {context:,} tokens ({tokens:,})"
+        unit = f"{counted(device_batch_size, 'rows')} of {context:,} tokens ({tokens:,})"
     problem = f"A total batch of {tokens_per_step:,} tokens is not a multiple of {unit}."
     if left:
         below, above = max(1, rows // device_batch_size), rows // device_batch_size + 1

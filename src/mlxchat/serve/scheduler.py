@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal
 
+from mlxchat.counts import counted
 from mlxchat.device_failures import device_error
 from mlxchat.engine.cache import KVCache
 from mlxchat.engine.continuous import ChosenToken, ContinuousBatch, Member, TokenChoice
@@ -139,7 +140,8 @@ class Scheduler:
                 raise _closed(self._dead)
             if len(self._queue) >= self._queue_size:
                 raise Busy(
-                    f"{self._queue_size} requests are waiting already.", "Try again in a moment."
+                    f"The queue is full ({counted(self._queue_size, 'requests')}).",
+                    "Try again in a moment.",
                 )
             self._queue.append(ticket)
             self._changed.notify_all()

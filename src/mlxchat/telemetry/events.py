@@ -180,6 +180,7 @@ class Rewarded:
     tokens: Count  # of all answers
     learned: Count  # tokens in the rows that are learnt from, prompts included
     seconds: Seconds  # of drawing and rewarding
+    all_equal: Measured = math.nan  # share of the questions to which all got the same reward
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,17 @@
 """The model that a run begins with: its shape, and what its own training says of learning rates."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
-from mlxchat.checkpoint import catalog, layout, store
+from mlxchat.checkpoint import catalog, layout, store, trainer
 from mlxchat.checkpoint.bases import BaseRecord, is_adapter, size_of_weights
 from mlxchat.checkpoint.history import History, record_of_base
 from mlxchat.config.lora import LoraConfig
 from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.config.rl import RlConfig
+from mlxchat.config.sft import ConversationConfig
 from mlxchat.errors import CheckpointError, ConfigError, MlxchatError, command
 from mlxchat.home import Home
 from mlxchat.model.adapter import adapter_parameters
@@ -19,6 +23,7 @@ from mlxchat.optim.schedule import REFERENCE_BATCH, learning_rates
 from mlxchat.plan.memory import AdapterPlan, Resources
 from mlxchat.plan.plan import shape
 from mlxchat.runtime import compute_dtype
+from mlxchat.train.resume import read_saved
 from mlxchat.train.stage import history_of, read_trainer, stage_of
 
 
@@ -71,6 +76,48 @@ def require_trainable(folder: Path, lora: LoraConfig | None = None) -> None:
             f"The model in {folder} is quantized: only an adapter on it can be trained.",
             "Use `lora`, or name the model that it was made from and quantize the result.",
         )
+
+
+Beginning = TypeVar("Beginning", bound=ConversationConfig | RlConfig)
+
+
+def with_default_source(
+    config: Beginning, home: Home, stage: str, after: Sequence[str], found: Sequence[str] = ()
+) -> Beginning | None:
+    """Fill in the model to begin with, if the settings name none; None if there is no such model.
+
+    It is that of an unfinished run with the same settings, or else the newest of the stages before
+    that can be trained and was not set aside.
+
+    Args:
+        config: the settings.
+        home: where the runs are.
+        stage: the name of the stage that begins with it.
+        after: those of the stages before.
+        found: other settings that a run finds where none is given: those of the unfinished run.
+    """
+    if config.source is not None:
+        return config
+    for name, folder in catalog.newest_steps([home.stage(stage)]):
+        with suppress(MlxchatError):  # it cannot be resumed, or not with these settings
+            state = trainer.read_state(folder, {stage: type(config)})
+            left_out = [field for field in found if getattr(config, field) is None]
+            filled = {field: getattr(state.settings, field) for field in ("source", *left_out)}
+            same = cast(Beginning, config.model_copy(update=filled))
+            if same.tag == name and not state.finished:
+                read_saved(folder.parent, stage, same)
+                return same
+    newest = catalog.last_saved([home.stage(name) for name in after], _can_be_trained)
+    if newest is None:
+        return None
+    return cast(Beginning, config.model_copy(update={"source": newest.parent.name}))
+
+
+def _can_be_trained(folder: Path) -> bool:
+    """Return whether a run is chosen by default: it can be trained, and was not set aside."""
+    if catalog.SET_ASIDE.search(folder.parent.name) or is_adapter(folder):
+        return False
+    return catalog.quantized_bits(folder) is None
 
 
 class Begun(NamedTuple):

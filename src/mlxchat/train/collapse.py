@@ -5,6 +5,7 @@ steps, or the entropy goes to zero, all answers to a question become the same, a
 any more.
 """
 
+import math
 from collections import deque
 
 from mlxchat.telemetry.events import Rewarded
@@ -13,19 +14,22 @@ WATCHED_STEPS = 10  # that are averaged
 LEAST_REWARD = 0.1  # a rise by less is no height to fall from
 FALLEN = 0.6  # of the highest average
 LEAST_ENTROPY = 0.01  # nats a token: a second choice once in a thousand tokens
-NOTHING_LEFT = 0.95  # share of questions whose answers are all right or all wrong
-
-_REMEDY = "Ctrl-C saves and ends the run. Smaller rates help: `init_lr_frac`."
+NOTHING_LEFT = 0.95  # share of questions all of whose answers got the same reward
 
 
 class CollapseWatch:
-    """Watches a run's answers, and says once of each kind that something goes wrong."""
+    """Watches a run's answers, and says once of each kind that something goes wrong.
 
-    def __init__(self) -> None:
+    Args:
+        rate: the setting by which all learning rates are made smaller.
+    """
+
+    def __init__(self, rate: str = "init_lr_frac") -> None:
         self._recent: deque[Rewarded] = deque(maxlen=WATCHED_STEPS)
-        self._highest = 0.0
-        self._lowest: float | None = None
+        self._first: float | None = None  # average of the reward
+        self._highest = -math.inf
         self._said: set[str] = set()
+        self._remedy = f"Ctrl-C saves and ends the run. Smaller rates help: `{rate}`."
 
     def notes(self, event: Rewarded) -> list[str]:
         """Return what is to be said after a step."""
@@ -33,25 +37,26 @@ class CollapseWatch:
         if len(self._recent) < WATCHED_STEPS:
             return []
         reward, entropy = self._mean("reward"), self._mean("entropy")
-        self._lowest = reward if self._lowest is None else self._lowest
+        self._first = reward if self._first is None else self._first
         self._highest = max(self._highest, reward)
-        risen, fallen = self._highest - self._lowest, self._highest - reward
+        risen, fallen = self._highest - self._first, self._highest - reward
         notes = dict[str, str]()
         if risen >= LEAST_REWARD and fallen > (1 - FALLEN) * risen:
             notes["reward"] = (
                 f"The reward falls: {reward:.3f} in the last {WATCHED_STEPS} steps, after "
-                f"{self._highest:.3f} before. {_REMEDY} The best step is kept."
+                f"{self._highest:.3f} before. {self._remedy} The best step is kept."
             )
         if entropy < LEAST_ENTROPY:
             notes["entropy"] = (
                 f"The entropy has fallen to {entropy:.4f} nats a token: nearly all answers to a "
-                f"question are the same, and little can be learnt any more. {_REMEDY}"
+                f"question are the same, and little can be learnt any more. {self._remedy}"
             )
-        settled = self._mean("all_right") + self._mean("all_wrong")
+        settled = self._mean("all_equal")
         if settled > NOTHING_LEFT:
             notes["settled"] = (
-                f"Of {settled:.0%} of the questions all answers are right, or all are wrong: there "
-                "is little left to learn. Another `level` or `task` would teach more."
+                f"All answers to a question got the same reward, for {settled:.0%} of the "
+                "questions: there is little to learn from. Another `level` or `task` would teach "
+                "more."
             )
         fresh = [note for kind, note in notes.items() if kind not in self._said]
         self._said |= notes.keys()

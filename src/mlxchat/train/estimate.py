@@ -1,9 +1,11 @@
 """The estimate of a run on this machine, before it starts or resumes."""
 
 import time
+from typing import Any
 
 from mlxchat import runtime
 from mlxchat.config.pretrain import PretrainConfig
+from mlxchat.config.run import RunConfig
 from mlxchat.home import Home
 from mlxchat.plan.estimate import Estimate, Room, VocabularySource, estimate
 from mlxchat.plan.plan import plan, refitted
@@ -22,9 +24,9 @@ from mlxchat.train.world import ALONE, World
 
 
 def estimate_run(
-    config: PretrainConfig,
+    config: RunConfig,
     home: Home,
-    saved: SavedRun[PretrainConfig] | None,
+    saved: SavedRun[Any] | None,
     report: Report,
     world: World = ALONE,
     *,
@@ -33,7 +35,7 @@ def estimate_run(
     """Plan a run, or take the plan of the saved one, and estimate what it takes here.
 
     Args:
-        config: the run's settings.
+        config: the run's settings; those of pretraining if it is new.
         home: where the tokenizer is.
         saved: the run as it was saved; None for a new one.
         report: called with a note before this machine's speed is measured.
@@ -51,6 +53,7 @@ def estimate_run(
         if not saved.trainer.finished:
             made = refitted(made, config, available)
     else:
+        assert isinstance(config, PretrainConfig)
         planner = wanted = None
         if config.budget:
             report(Noted(time.time(), "Measuring how fast this machine trains."))

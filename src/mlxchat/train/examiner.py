@@ -15,6 +15,7 @@ from mlxchat.engine.sampling import make_row_sampler
 from mlxchat.engine.tools import ToolUse
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
+from mlxchat.streams import STREAMS, one_thread_each
 from mlxchat.tokenizer.bpe import ASSISTANT_END, Tokenizer
 from mlxchat.train.rewards import CheckedReward
 
@@ -56,6 +57,7 @@ class Examiner:
         sampling: how they are drawn.
         max_tokens: the length at which an answer is cut off.
         together: how many are drawn at a time.
+        streams: of a step of training; answers are drawn with the threads that it has.
     """
 
     def __init__(
@@ -67,11 +69,12 @@ class Examiner:
         sampling: Sampling,
         max_tokens: int,
         together: int,
+        streams: int = STREAMS,
     ) -> None:
         self._policy, self._tokenizer = Policy(model), tokenizer
         self._source, self._reward = source, reward
         self._sample = make_row_sampler(sampling, model.config.vocab_size)
-        self._max_tokens, self._together = max_tokens, together
+        self._max_tokens, self._together, self._streams = max_tokens, together, streams
         self._stop = frozenset({tokenizer.bos, tokenizer.special(ASSISTANT_END)})
 
     def ask(
@@ -85,7 +88,7 @@ class Examiner:
         Args:
             questions: Q of them, at least one.
             keys: (Q, S, 2), the key of each answer.
-            watch: called while they are drawn.
+            watch: called while they are drawn, and before each is rewarded.
 
         Raises:
             ConfigError: a reward has failed too often.
@@ -93,12 +96,16 @@ class Examiner:
         samples, tokenizer = keys.shape[1], self._tokenizer
         rendered = [tokenizer.render_for_completion(q.conversation) for q in questions]
         prompts = [ids for ids in rendered for _ in range(samples)]
-        answers = self._drawn(prompts, mx.array(keys.reshape(-1, 2)), watch)
+        # On two cores that are shared, products of two threads take many times as long.
+        with one_thread_each(self._streams):
+            answers = self._drawn(prompts, mx.array(keys.reshape(-1, 2)), watch)
         texts = [tokenizer.decode(answer.ids, keep_special=True) for answer in answers]
         asked = [question for question in questions for _ in range(samples)]
-        pairs = list(zip(asked, texts, strict=True))
-        rewards = [self._reward.score(q.prompt, text, q.answer) for q, text in pairs]
-        right = [self._source.is_right(q, text) for q, text in pairs]
+        rewards, right = [], []
+        for question, text in zip(asked, texts, strict=True):
+            watch(len(answers))
+            rewards.append(self._reward.score(question.prompt, text, question.answer))
+            right.append(self._source.is_right(question, text))
         shape = len(questions), samples
         return Examined(
             prompts,

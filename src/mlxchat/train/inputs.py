@@ -16,7 +16,15 @@ from mlxchat.data.documents import BuiltinDocuments, ShardDocuments, TextDocumen
 from mlxchat.data.fetch import pin
 from mlxchat.data.fingerprint import frames
 from mlxchat.data.hub import Hub
-from mlxchat.data.shards import DATASETS, Dataset, LocalShards, pinned_revision, shard_names
+from mlxchat.data.shards import (
+    DATASETS,
+    Dataset,
+    LocalShards,
+    how_to_get,
+    pinned_revision,
+    shard_names,
+    status,
+)
 from mlxchat.data.streaming import StreamingShards
 from mlxchat.errors import ConfigError, DataError, NotFound, command
 from mlxchat.home import Home
@@ -55,7 +63,8 @@ def open_documents(config: DataConfig, home: Home, report: Report) -> TextDocume
     folder = _folder(config, home)
     if config.streaming:
         return _stream(config, folder, config.num_shards, report, {})
-    shards = LocalShards(folder, config.num_shards)
+    remedy = "" if config.data_dir else _how_to_get(config.dataset, home)
+    shards = LocalShards(folder, config.num_shards, remedy=remedy)
     dataset = DATASETS.get(config.dataset) if config.data_dir is None else None
     if dataset and shards.validation != dataset.validation:
         raise NotFound(
@@ -64,6 +73,11 @@ def open_documents(config: DataConfig, home: Home, report: Report) -> TextDocume
         )
     known = frames(folder, (*shards.training, shards.validation))
     return ShardDocuments(shards, known=known, seed=config.seed)
+
+
+def _how_to_get(dataset: str, home: Home) -> str:
+    """Return the remedy where a dataset is not on disk."""
+    return how_to_get(dataset, [folder.name for folder in status(home) if folder.has_validation])
 
 
 def open_validation(config: DataConfig, home: Home, names: list[str]) -> TextDocuments:

@@ -118,6 +118,7 @@ def train(
     core_measured: bool = False,
     shards: int = 1,
     ahead: bool = True,
+    computes_at_launch: bool = False,
 ) -> Iterator[Event]:
     """Train from ``step`` to the last one, or until ``hooks.stop`` returns True.
 
@@ -136,6 +137,8 @@ def train(
         shards: the number of training shards, for the position in each `Stepped`.
         ahead: launch a step while the device still computes the one before. One that begins with
             samples of the model would wait for it anyway.
+        computes_at_launch: whether a step is done when it has been launched, but for a few of its
+            operations. On CPUs it is: MLX queues no more than ten there.
 
     Raises:
         MlxchatError: data cannot be read, or an evaluation or a sample failed.
@@ -148,6 +151,7 @@ def train(
         yield from _until_stopped(hooks.core(step), hooks.stop)
 
     launched: Pending | None = None  # the step launched last
+    ended: float | None = None  # when it was done, if that is known
     reported = True  # whether its `Stepped` has been yielded
     saved_step = step
     # `Stepped.seconds` counts from here: the end of the previous step or of the activities after
@@ -155,13 +159,14 @@ def train(
     timed_from = hooks.clock.seconds()
     while step < total_steps():
         if launched and not reported and not ahead:
-            yield from _finish(launched, timed_from, hooks.clock, shards)
+            yield from _finish(launched, timed_from, ended, hooks.clock, shards)
             reported, timed_from = True, hooks.clock.seconds()
         try:
             following = launch(step + 1)  # while the device still computes the step before
+            following_ended = hooks.clock.seconds() if computes_at_launch else None
         except (Stopped, MlxchatError) as error:
             if launched and not reported:
-                yield from _finish(launched, timed_from, hooks.clock, shards)
+                yield from _finish(launched, timed_from, ended, hooks.clock, shards)
             if launched and launched.step > saved_step:
                 yield from hooks.save(launched.step, launched.state)
             if not isinstance(error, Stopped):
@@ -169,9 +174,9 @@ def train(
             yield Ended(hooks.clock(), step, "interrupted")
             return
         if launched and not reported:
-            yield from _finish(launched, timed_from, hooks.clock, shards)
-            timed_from = hooks.clock.seconds()
-        launched, reported = following, False
+            yield from _finish(launched, timed_from, ended, hooks.clock, shards)
+            timed_from = hooks.clock.seconds() if ended is None else ended
+        launched, reported, ended = following, False, following_ended
         step = launched.step
 
         last = step == total_steps()
@@ -180,7 +185,7 @@ def train(
         if not (save_due or activities):
             continue
         # These need the step's parameters: wait for it before the next one is launched.
-        yield from _finish(launched, timed_from, hooks.clock, shards)
+        yield from _finish(launched, timed_from, ended, hooks.clock, shards)
         reported = True
         failure, best = yield from _perform(activities, step, hooks.stop, last)
         read_again = launched.state.cursor.epoch > 1
@@ -225,12 +230,17 @@ def _perform(
     return None, best
 
 
-def _finish(pending: Pending, timed_from: float, clock: Clock, shards: int) -> Iterator[Event]:
-    """Wait for a step to end, yield its result, and raise `NotFiniteError` if it is not finite."""
+def _finish(
+    pending: Pending, timed_from: float, ended: float | None, clock: Clock, shards: int
+) -> Iterator[Event]:
+    """Wait for a step to end, yield its result, and raise `NotFiniteError` if it is not finite.
+
+    It took from ``timed_from`` until it ``ended``, or until now if that is not known.
+    """
     yield from pending.news
     loss, norm, learning_rate = pending.read()
     cursor = pending.state.cursor
-    seconds = clock.seconds() - timed_from
+    seconds = (clock.seconds() if ended is None else ended) - timed_from
     yield Stepped(
         clock(),
         pending.step,

@@ -1,6 +1,7 @@
 """Pretraining: a new model, or an existing one, is trained on text."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import replace
 
 from mlxchat.checkpoint import catalog
 from mlxchat.config.pretrain import PretrainConfig
@@ -98,9 +99,14 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         saved = super().saved()
         if saved and not saved.trainer.finished:
             state = inputs.with_names_on_disk(self.config, self.home, saved.trainer)
-            saved = saved._replace(trainer=state)
+            saved = replace(saved, trainer=state)
             inputs.require_same_data(self.config, self.home, state)
         return saved
+
+    def require_named_data(self) -> None:
+        """Check that the text is there which the settings name."""
+        if self.config.model_fields_set & {"dataset", "data_dir"}:
+            inputs.check_documents(self.config, self.home, [])
 
     def open(self, saved: SavedRun[PretrainConfig] | None) -> TextDocuments:
         """Open the dataset: for a saved run, the very files that it was started with."""
@@ -157,7 +163,9 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         planner = Planner(
             config, resources, started_at, clock.seconds, self.compile, text, self.world
         )
-        measuring = f"Measuring how fast this machine trains, for {config.budget}."
+        measuring = (
+            f"Measuring how fast this machine trains, to see what fits into {config.budget}."
+        )
         wanted = None
         if chooses_vocabulary(config):
             yield Noted(clock(), measuring)

@@ -7,7 +7,7 @@ when it is read (`KnownShards`).
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 from mlxchat.checkpoint import history, layout, store, trainer
 from mlxchat.checkpoint.bases import BaseRecord
@@ -53,7 +53,8 @@ class TrainState:
         return sum(array.nbytes for array in arrays)
 
 
-class SavedRun(NamedTuple, Generic[Config]):
+@dataclass(frozen=True)
+class SavedRun(Generic[Config]):
     """The newest checkpoint of a run."""
 
     folder: Path
@@ -80,8 +81,8 @@ def read_saved(run: Path, stage: str, config: Config) -> SavedRun[Config] | None
     if differences := config.differences(state.settings.model_dump(mode="json")):
         raise ConfigError(
             f"The run {config.tag} was started with other settings: {', '.join(differences)}.",
-            "Repeat those to resume it, name another run with `model_tag`, or set the old one "
-            "aside with `fresh`.",
+            f"Leave them as they were (`resume={config.tag}` alone does that), name another run "
+            "with `model_tag`, or set the old one aside with `fresh`.",
         )
     plan = state.plan
     rows = evaluation_rows(config, plan.model.sequence_len, plan.tokens_per_step)

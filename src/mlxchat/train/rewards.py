@@ -9,11 +9,12 @@ a number. Several are summed, each with a weight. One of the user's own is named
     form                      built in: 1 if there is a number after "#### ", right or wrong
 
 The file runs in this process, with all that its user may do. Whatever a function does, the run goes
-on: where it raises an exception, returns what is no finite number or takes longer than
-`LONGEST_CALL`, its reward is 0. What it prints is not shown, and neither that nor a slow call
-changes the reward. The first fault of each kind is said, all are counted, and the run ends only if
-more than `MOST_FAULTY` of the answers, of at least `FEWEST_SCORED`, met one. A function has to give
-equal texts equal rewards, or a resumed run is not what the undisturbed one would have been.
+on: where it raises an exception, takes longer than `LONGEST_CALL`, or returns no number or one
+beyond `LARGEST_REWARD`, its part of the reward is 0. What it prints is not shown, and neither that
+nor a slow call changes the reward. Faults are counted by kind from the start of the process; the
+first of each kind is said, then the tenth, the hundredth and so on. The run ends only if more than
+`MOST_FAULTY` of the answers, of at least `FEWEST_SCORED`, met one. A function has to give equal
+texts equal rewards, or a resumed run is not what the undisturbed one would have been.
 """
 
 import inspect
@@ -28,11 +29,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from mlxchat.counts import counted
 from mlxchat.data.fingerprint import fingerprint
 from mlxchat.data.questions.question import AnswerCheck, final_number, is_right
 from mlxchat.errors import ConfigError, NotFound, reason_of
@@ -41,11 +42,13 @@ from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 
 Reward = Callable[[str, str, str], float]  # of prompt, completion and answer
 
+LARGEST_REWARD = 1e6  # of a function, above 0 or below; also the largest weight
 LONGEST_CALL = 10.0  # seconds, after which a function is stopped
 SLOW_CALL = 1.0  # seconds, from which on a call is said to be slow
 MOST_FAULTY = 0.25  # share of answers
 FEWEST_SCORED = 32  # answers before that share ends a run
 _SHOWN = 80  # characters of what a function returned or printed
+_SHOWN_ERROR = 200  # characters of an exception
 _FORM = (
     "Name a function as rewards.py:function, with a weight if you like: rewards.py:function:0.5."
 )
@@ -61,7 +64,7 @@ class WeightedReward(NamedTuple):
 
 @dataclass(frozen=True)
 class Fault:
-    """The fault of a function that did not return a number.
+    """The fault of a function that did not return a number to learn from.
 
     Attributes:
         kind: a short phrase, the same for similar faults.
@@ -79,18 +82,11 @@ class CheckedReward:
         scored: the number of completions that have been scored.
         faulty: those of them for which a function failed.
         counts: faults, calls that printed and slow calls, by function and kind.
-        fingerprints: those of the files, by path, so that a resumed run can compare them.
     """
 
-    def __init__(
-        self,
-        rewards: Sequence[WeightedReward],
-        fingerprints: dict[str, str] | None = None,
-        clock: Clock = SYSTEM_CLOCK,
-    ) -> None:
+    def __init__(self, rewards: Sequence[WeightedReward], clock: Clock = SYSTEM_CLOCK) -> None:
         self.scored = self.faulty = 0
         self.counts: Counter[tuple[str, str]] = Counter()
-        self.fingerprints = fingerprints or {}
         self._rewards, self._clock = tuple(rewards), clock
         self._notes: list[str] = []
 
@@ -111,17 +107,12 @@ class CheckedReward:
         if fault:
             self.faulty += 1
             self._require_few(*fault)
-        return total if math.isfinite(total) else 0.0
+        return total
 
     def notes(self) -> list[str]:
-        """Return what is to be said since the last call: the first fault of each kind."""
+        """Return what is to be said since the last call: the 1st, 10th, 100th fault of a kind."""
         said, self._notes = self._notes, []
         return said
-
-    def summary(self) -> str:
-        """Return the counts as a line; "" if there is nothing to count."""
-        counted = [f"{name} {kind}: {count:,}" for (name, kind), count in self.counts.items()]
-        return f"Of {self.scored:,} rewards: {', '.join(counted)}." if counted else ""
 
     def _called(self, name: str, call: Callable[[], object]) -> float | Fault:
         """Return what a function returns, as a number, or its fault; counts what is to be said."""
@@ -132,30 +123,85 @@ class CheckedReward:
         if heard.text:
             self._count(name, "printed", f"printed {heard.text!r}, which is not shown.")
         if isinstance(result, Fault):
-            self._count(name, result.kind, f"{result.detail} Its reward is 0.")
+            self._count(name, result.kind, f"{result.detail} That counts as 0.")
         elif took >= SLOW_CALL:
             self._count(name, "was slow", f"took {took:.1f} s for one completion.")
         return result
 
     def _count(self, name: str, kind: str, detail: str) -> None:
-        self.counts[name, kind] += 1
-        if self.counts[name, kind] == 1:
-            self._notes.append(f"The reward {name} {detail} (Said once, then counted.)")
+        self.counts[name, kind] = count = self.counts[name, kind] + 1
+        if count == 1:
+            self._notes.append(f"The reward {name} {detail}")
+        elif set(str(count)[1:]) == {"0"} and str(count)[0] == "1":
+            calls = f"{counted(count, 'times')} in {self.scored + 1:,} calls"
+            self._notes.append(f"The reward {name} {kind} {calls}; the last time it {detail}")
 
     def _require_few(self, name: str, fault: Fault) -> None:
         if self.scored >= FEWEST_SCORED and self.faulty > MOST_FAULTY * self.scored:
             raise ConfigError(
                 f"The reward failed for {self.faulty:,} of {self.scored:,} completions; the last "
                 f"time {name} {fault.detail}",
-                "Mend the function, and resume the run.",
+                "Mend the function, and start from scratch with `fresh`.",
             )
 
 
+class NamedReward(NamedTuple):
+    """A reward as the settings name it.
+
+    Attributes:
+        name: that of a function, or of a built-in reward.
+        weight: the factor that it counts with.
+        file: where the function is; None if it is built in.
+    """
+
+    name: str
+    weight: float
+    file: Path | None
+
+
+_BUILT_IN = ("answer", "form")
+
+
+def named_rewards(given: Sequence[str] | None) -> list[NamedReward]:
+    """Read the names of rewards, each perhaps with a weight; see the top of this module.
+
+    Raises:
+        ConfigError: a name has another form.
+    """
+    rewards = []
+    for text in given or ("answer",):
+        named, weight = _with_weight(text)
+        if named in _BUILT_IN:
+            rewards.append(NamedReward(named, weight, None))
+            continue
+        file, _, function = named.rpartition(":")
+        if not file or not function.isidentifier():
+            raise ConfigError(
+                f"The reward {text!r} is neither {' nor '.join(_BUILT_IN)}, nor names a function.",
+                _FORM,
+            )
+        rewards.append(NamedReward(function, weight, expanded(file).absolute()))
+    return rewards
+
+
+def reward_fingerprints(given: Sequence[str] | None) -> dict[str, str]:
+    """Return the fingerprints of the files of rewards by path, so that resuming can compare them.
+
+    Raises:
+        ConfigError: a name has another form.
+        OSError: a file cannot be read; `rewards_of` says which, and what to do.
+    """
+    files = {reward.file for reward in named_rewards(given) if reward.file}
+    return {str(file): fingerprint(file) for file in sorted(files)}
+
+
 def rewards_of(given: Sequence[str] | None, check: AnswerCheck) -> CheckedReward:
-    """Return the rewards that the settings name; by default, whether the answer is right.
+    """Return the rewards that the settings name, by default whether the answer is right.
+
+    The files of functions are run, each once.
 
     Args:
-        given: names of rewards, each perhaps with a weight; see the top of this module.
+        given: names of rewards, as for `named_rewards`.
         check: how the task's answers are checked.
 
     Raises:
@@ -169,24 +215,15 @@ def rewards_of(given: Sequence[str] | None, check: AnswerCheck) -> CheckedReward
     }
     modules: dict[Path, ModuleType] = {}
     rewards: list[WeightedReward] = []
-    for text in given or ("answer",):
-        named, weight = _with_weight(text)
-        if named in built_in:
-            rewards.append(WeightedReward(named, built_in[named], weight))
+    for name, weight, file in named_rewards(given):
+        if file is None:
+            rewards.append(WeightedReward(name, built_in[name], weight))
             continue
-        file, _, function = named.rpartition(":")
-        if not file or not function.isidentifier():
-            raise ConfigError(
-                f"The reward {text!r} is neither {' nor '.join(built_in)}, nor names a function.",
-                _FORM,
-            )
-        path = expanded(file).absolute()
-        if path not in modules:
-            modules[path] = _module(path)
-        rewards.append(
-            WeightedReward(f"{path.name}:{function}", _function(modules[path], function), weight)
-        )
-    return CheckedReward(rewards, {str(path): fingerprint(path) for path in modules})
+        if file not in modules:
+            modules[file] = _module(file)
+        function = _function(modules[file], name)
+        rewards.append(WeightedReward(f"{file.name}:{name}", function, weight))
+    return CheckedReward(rewards)
 
 
 def _with_weight(text: str) -> tuple[str, float]:
@@ -196,8 +233,11 @@ def _with_weight(text: str) -> tuple[str, float]:
         weight = float(tail)
     except ValueError:
         return text, 1.0
-    if not math.isfinite(weight) or weight == 0:
-        raise ConfigError(f"The weight of the reward {text!r} is {tail}.", "Give another number.")
+    if not 0 < abs(weight) <= LARGEST_REWARD:
+        raise ConfigError(
+            f"The weight of the reward {text!r} is {tail}.",
+            f"Give a number up to {LARGEST_REWARD:,.0f}, above or below 0.",
+        )
     return head, weight
 
 
@@ -261,21 +301,36 @@ class _TookTooLongError(BaseException):
 
 
 def _number_of(call: Callable[[], object]) -> float | Fault:
-    """Return what a call returns, if that is a finite number, or what it did instead."""
+    """Return what a call returns, if that is a number to learn from, or what it did instead."""
     try:
         with _limited(LONGEST_CALL):
             result = call()
-        if not isinstance(result, Real):
+            number = _as_number(result)
+        if number is None:
             kind = type(result).__name__
             return Fault("returned no number", f"returned {_short(result)}, of type {kind}.")
-        number = float(result)
     except _TookTooLongError:
         return Fault("took too long", f"took more than {LONGEST_CALL:g} s, and was stopped.")
     except (Exception, SystemExit) as error:  # noqa: BLE001  (the code is the user's)
         return Fault("raised an exception", f"raised {_said(error)}.")
-    if not math.isfinite(number):
+    if math.isnan(number):
         return Fault("returned no number", f"returned {number}.")
+    if abs(number) > LARGEST_REWARD:
+        bound = f"at most {LARGEST_REWARD:,.0f}, and at least minus that"
+        return Fault("returned too large a number", f"returned {number:g}; a reward is {bound}.")
     return number
+
+
+def _as_number(result: Any) -> float | None:
+    """Return a number of whatever library as a float; None for a text and what else is none."""
+    if isinstance(result, str | bytes | bytearray):
+        return None
+    try:
+        return float(result)
+    except (TypeError, ValueError):
+        return None
+    except OverflowError:  # an integer of hundreds of digits
+        return math.inf if result > 0 else -math.inf
 
 
 def _short(result: object) -> str:
@@ -285,7 +340,9 @@ def _short(result: object) -> str:
 
 def _said(error: BaseException) -> str:
     """Return the last line of a traceback, and the line of the file that it leads to."""
-    last = traceback.format_exception_only(error)[-1].strip().rstrip(".")
+    last = " ".join(traceback.format_exception_only(error)[-1].split()).rstrip(".")
+    if len(last) > _SHOWN_ERROR:
+        last = f"{last[:_SHOWN_ERROR]}..."
     if isinstance(error, SyntaxError):
         return f"{last} (line {error.lineno})"
     frames = traceback.extract_tb(error.__traceback__)

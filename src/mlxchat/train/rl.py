@@ -16,9 +16,9 @@ import numpy as np
 from mlxchat.checkpoint import catalog, layout, store, trainer
 from mlxchat.config.rl import RlConfig
 from mlxchat.data.loader import Batch, LoaderState
-from mlxchat.data.questions.choice import GENERATED
+from mlxchat.data.questions.choice import GENERATED, TaskChoice
 from mlxchat.data.questions.levels import FoundLevel, find_level
-from mlxchat.data.questions.question import TaskQuestion
+from mlxchat.data.questions.question import QuestionSource, TaskQuestion
 from mlxchat.data.questions.tasks import questions_of
 from mlxchat.engine.rollout import answer_keys
 from mlxchat.errors import CheckpointError, ConfigError, DataError, MlxchatError, NotFound, command
@@ -29,18 +29,21 @@ from mlxchat.runtime import compute_dtype, hold_memory
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 from mlxchat.telemetry.events import Event, Noted, Progressed, Report, Sampled
 from mlxchat.telemetry.meter import Meter
-from mlxchat.train.base import require_trainable
+from mlxchat.telemetry.trackers import require_tracker
+from mlxchat.tokenizer.bpe import Tokenizer
+from mlxchat.train.base import adapter_plan, load_base, require_trainable, with_default_source
 from mlxchat.train.evaluation import Evaluation, never
 from mlxchat.train.examiner import Examiner
 from mlxchat.train.judgement import JudgedEvaluation
 from mlxchat.train.loop import Draw, ShouldStop
 from mlxchat.train.resume import SavedRun, TrainState, new_optimizer
-from mlxchat.train.rewards import CheckedReward, rewards_of
+from mlxchat.train.rewards import CheckedReward, reward_fingerprints, rewards_of
 from mlxchat.train.rl_documents import QuestionDocuments, files_of
 from mlxchat.train.rl_plan import RL_MOMENTUM, question_survey, rl_plan
 from mlxchat.train.rollouts import OF_EVALUATIONS, Rollouts
 from mlxchat.train.run import run
-from mlxchat.train.stage import Prepared, Stage, history_of
+from mlxchat.train.sft import FineTuning
+from mlxchat.train.stage import Prepared, Stage
 from mlxchat.train.world import ALONE, World
 
 SHOWN = 2  # samples
@@ -59,6 +62,7 @@ def run_reinforcement(
     world: World = ALONE,
 ) -> Iterator[Event]:
     """Train a model by rewards, or resume the run of that name; see `mlxchat.train.run.run`."""
+    require_tracker(config.track)
     config = with_tuned_source(config, home)
     config, notes = with_level(config, home, report, clock, fresh)
     for note in notes:
@@ -68,25 +72,19 @@ def run_reinforcement(
 
 
 def with_tuned_source(config: RlConfig, home: Home) -> RlConfig:
-    """Fill in the model to begin with, if the settings name none: the last one fine-tuned.
+    """Fill in the model to begin with, as `with_default_source` does: one that was fine-tuned.
 
     Raises:
         NotFound: there is none.
     """
-    if config.source is not None:
-        return config
-    newest = catalog.last_saved([home.finetuned], _can_be_trained)
-    if newest is None:
+    name = Reinforcement.name
+    settled = with_default_source(config, home, name, [FineTuning.name], found=["level"])
+    if settled is None:
         raise NotFound(
             f"There is no fine-tuned model in {home.finetuned}.",
             "Make one: mlxchat quickstart, or mlxchat sft",
         )
-    return config.model_copy(update={"source": newest.parent.name})
-
-
-def _can_be_trained(folder: Path) -> bool:
-    set_aside = catalog.SET_ASIDE.search(folder.parent.name)
-    return not set_aside and catalog.quantized_bits(folder) is None
+    return settled
 
 
 def with_level(
@@ -99,7 +97,7 @@ def with_level(
 
     Raises:
         ConfigError: the model answers nothing right at any level.
-        MlxchatError: there is no such model.
+        MlxchatError: there is no such model, or it cannot be trained.
     """
     if config.task not in GENERATED or config.level is not None:
         return config, []
@@ -112,10 +110,12 @@ def with_level(
     found = _found_level(config, home, report, clock)
     tried = ", ".join(f"{share:.0%} at level {level}" for level, share in found.shares.items())
     if not found.share:
+        learnt = TaskChoice(config.task, 1, config.calculator)
         raise ConfigError(
             f"The model answers none of the questions of {config.task} right ({tried}): there is "
             "nothing to reward.",
-            "Fine-tune it on the task first, or choose another `task`.",
+            "Fine-tune it on the task first, or choose another `task`: "
+            + command("sft", data=str(learnt), model_tag=config.task),
         )
     note = f"Level {found.level} of {config.task}, of which the model gets {found.share:.0%} right"
     note += "." if found.suits else f", though 20 to 60% would suit it better ({tried})."
@@ -123,23 +123,22 @@ def with_level(
 
 
 def _found_level(config: RlConfig, home: Home, report: Report, clock: Clock) -> FoundLevel:
-    folder = catalog.find_model(home.stages, config.source, config.step)
-    saved = layout.read_model(folder, compute_dtype(config.dtype))
+    saved = layout.read_model(_tuned_folder(config, home), compute_dtype(config.dtype))
+    source = _questions(config.model_copy(update={"level": 1}), home)  # all are judged alike
+    examiner = Examiner(
+        saved.model,
+        saved.tokenizer,
+        source,
+        rewards_of(None, source.check),
+        config.sampling,
+        min(config.max_tokens, saved.model.config.sequence_len // 2),
+        LEVEL_TOGETHER,
+    )
     asked = 0
 
     def answer(questions: Sequence[TaskQuestion]) -> list[list[str]]:
         nonlocal asked
         asked += 1
-        source = _questions(config.model_copy(update={"level": 1}), home).source
-        examiner = Examiner(
-            saved.model,
-            saved.tokenizer,
-            source,
-            rewards_of(None, source.check),
-            config.sampling,
-            min(config.max_tokens, saved.model.config.sequence_len // 2),
-            LEVEL_TOGETHER,
-        )
         keys = [
             answer_keys(config.seed, OF_EVALUATIONS, asked, index, answers=LEVEL_SAMPLES)
             for index in range(len(questions))
@@ -151,21 +150,36 @@ def _found_level(config: RlConfig, home: Home, report: Report, clock: Clock) -> 
     return find_level(config.task, answer, seed=config.seed, calculator=config.calculator)
 
 
-def _questions(config: RlConfig, home: Home) -> QuestionDocuments:
+def _tuned_folder(config: RlConfig, home: Home) -> Path:
+    """Return the directory of the model to begin with.
+
+    Raises:
+        NotFound: there is none.
+        CheckpointError: it cannot be trained, or does not answer.
+    """
+    folder = catalog.find_model(home.stages, config.source, config.step)
+    require_trainable(folder, config.lora)
+    if not layout.has_chat_template(folder):
+        raise CheckpointError(
+            f"The model in {folder} was not trained on conversations: it does not answer.",
+            f"Fine-tune it first: {command('sft', source=config.source)}",
+        )
+    return folder
+
+
+def _questions(config: RlConfig, home: Home) -> QuestionSource:
     """Open the questions that the settings name.
 
     Raises:
-        MlxchatError: there is no such task, file or reward.
+        MlxchatError: there is no such task or file.
     """
-    source = questions_of(
+    return questions_of(
         config.task,
         level=config.level,
         calculator=config.calculator,
         seed=config.seed,
         task_data=config.task_data or home.task_data,
     )
-    rewards = rewards_of(config.reward, source.check)
-    return QuestionDocuments(source, files_of(config.task, rewards.fingerprints), config.seed)
 
 
 class Reinforcement(Stage[RlConfig, QuestionDocuments]):
@@ -205,12 +219,20 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
 
     @cached_property
     def reward(self) -> CheckedReward:
-        """The reward of an answer."""
-        return rewards_of(self.config.reward, _questions(self.config, self.home).source.check)
+        """The reward of an answer. Its functions' files are run when it is first used."""
+        return rewards_of(self.config.reward, _questions(self.config, self.home).check)
+
+    def require_named_data(self) -> None:
+        """Check that the questions and the reward are there which the settings name."""
+        _questions(self.config, self.home)
 
     def open(self, saved: SavedRun[RlConfig] | None) -> QuestionDocuments:
         """Open the questions: for a saved run, those that it was started with."""
-        documents = _questions(self.config, self.home)
+        self.world.rows(self.config.examples, "questions", "examples")
+        source = _questions(self.config, self.home)
+        _ = self.reward  # what is wrong with it is said before anything else is made
+        files = files_of(self.config.task, reward_fingerprints(self.config.reward))
+        documents = QuestionDocuments(source, files, self.config.seed)
         if saved:
             self._require_same(saved.trainer.fingerprints, documents.fingerprints)
         return documents
@@ -226,7 +248,7 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
 
     def validation(self, names: list[str]) -> QuestionDocuments:
         """Open the questions, of which some are held out."""
-        return _questions(self.config, self.home)
+        return QuestionDocuments(_questions(self.config, self.home), {}, self.config.seed)
 
     def notes(self, documents: QuestionDocuments) -> Iterator[str]:
         """Return the model to begin with."""
@@ -237,20 +259,17 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
     ) -> Generator[Event, None, Prepared]:
         """Read the model to train, and plan by the questions."""
         config, home = self.config, self.home
-        folder = catalog.find_model(home.stages, config.source, config.step)
-        require_trainable(folder)
-        saved = layout.read_model(folder, compute_dtype(config.dtype))
-        if not saved.conversational:
-            raise CheckpointError(
-                f"The model in {folder} was not trained on conversations: it does not answer.",
-                f"Fine-tune it first: {command('sft', source=config.source)}",
-            )
-        found = question_survey(documents.source, saved.tokenizer, self.report, self.clock)
+        folder = _tuned_folder(config, home)
+        lora = config.lora and config.lora.shape
+        adapter = adapter_plan(folder, lora, resources.value_bytes)
+        tokenizer = Tokenizer.load(folder)
+        found = question_survey(documents.source, tokenizer, self.report, self.clock)
         yield Noted(self.clock(), found.summary(documents.source.name))
-        plan = rl_plan(config, saved.model.config, found, resources)
+        plan = rl_plan(config, layout.read_config(folder), found, resources, adapter)
         hold_memory(plan.memory_limit, plan.peak, config.wired)
-        optimizer, before = new_optimizer(saved.model), history_of(folder, home)
-        state = TrainState(plan, saved.tokenizer, saved.model, optimizer, 0, LoaderState(), before)
+        model, before, record = load_base(folder, home, config.dtype, lora, config.seed)
+        optimizer = new_optimizer(model)
+        state = TrainState(plan, tokenizer, model, optimizer, 0, LoaderState(), before, record)
         return Prepared(state, ())
 
     def batches(
@@ -308,6 +327,7 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
                 self.config.sampling,
                 drawing.max_tokens,
                 drawing.together,
+                state.plan.streams,
             )
             self._made = state, examiner
         return self._made[1]

@@ -5,14 +5,15 @@ from typing import NamedTuple
 
 from mlxchat.config.recipes import RECIPES
 from mlxchat.config.rl import RlConfig
+from mlxchat.counts import counted
 from mlxchat.data.questions.question import QuestionSource, TaskQuestion
 from mlxchat.errors import ConfigError
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import flops_per_token, parameters
 from mlxchat.optim.schedule import REFERENCE_BATCH, learning_rates
 from mlxchat.plan.division import fit
-from mlxchat.plan.memory import Resources
-from mlxchat.plan.plan import DrawingPlan, Plan, with_drawing, with_rows_of
+from mlxchat.plan.memory import AdapterPlan, Resources
+from mlxchat.plan.plan import DrawingPlan, Plan, adapter_rates, with_drawing, with_rows_of
 from mlxchat.telemetry.clock import Clock
 from mlxchat.telemetry.events import Progressed, Report
 from mlxchat.tokenizer.bpe import Tokenizer
@@ -33,8 +34,8 @@ class QuestionSurvey(NamedTuple):
     def summary(self, name: str) -> str:
         """Return it in a sentence."""
         return (
-            f"{name}: {self.train:,} questions to learn from, {self.held_out:,} held out; prompts "
-            f"of up to {self.longest:,} tokens."
+            f"{name}: {counted(self.train, 'questions')} to learn from, {self.held_out:,} held "
+            f"out; prompts of up to {counted(self.longest, 'tokens')}."
         )
 
 
@@ -59,7 +60,11 @@ def question_survey(
 
 
 def rl_plan(
-    config: RlConfig, model: GPTConfig, found: QuestionSurvey, resources: Resources
+    config: RlConfig,
+    model: GPTConfig,
+    found: QuestionSurvey,
+    resources: Resources,
+    adapter: AdapterPlan | None = None,
 ) -> Plan:
     """Derive the numbers that the settings leave open.
 
@@ -68,6 +73,7 @@ def rl_plan(
         model: the shape of the model to begin with.
         found: the questions.
         resources: the means of the machine.
+        adapter: the adapter that alone is trained; None if the whole model is.
 
     Raises:
         ConfigError: the model's context has no room for answers, or the rows do not divide.
@@ -88,19 +94,20 @@ def rl_plan(
         )
     max_tokens = min(config.max_tokens, room)
     row_tokens = found.longest + max_tokens
-    batch = fit(config, with_rows_of(model, row_tokens), config.rows, resources)
+    batch = fit(config, with_rows_of(model, row_tokens), config.rows, resources, adapter=adapter)
     wanted = (config.epochs or 1) * found.train
     plan = Plan(
         **dict(batch),
         model=model,
         parameters=sum(parameters(model).values()),
-        flops_per_token=flops_per_token(model),
+        flops_per_token=flops_per_token(model, frozen=adapter is not None),
         target_tokens=0,
         num_iterations=config.num_iterations or max(1, wanted // config.examples),
         tokens_per_step=config.rows * row_tokens,
-        learning_rates=rl_rates(config, model),
+        learning_rates=adapter_rates(config.lora) if config.lora else rl_rates(config, model),
         weight_decay=config.weight_decay,
         grad_clip=config.grad_clip,
+        dropout=config.lora.dropout if config.lora else 0.0,
         warmup_steps=0,
         warmdown_ratio=1.0,
         final_lr_frac=0.0,
@@ -110,6 +117,7 @@ def rl_plan(
             max_tokens=max_tokens,
             together=max(config.samples, min(MOST_TOGETHER, config.rows)),
         ),
+        adapter=adapter,
     )
     return with_drawing(plan, resources)
 

@@ -62,6 +62,7 @@ class AnswerSums(NamedTuple):
     right: float
     all_right: float
     all_wrong: float
+    all_equal: float
     tokens: float
     cut_off: float
     nats: float
@@ -104,7 +105,7 @@ class Rollouts:
         self._step, self._cursor = state.step, state.loader.cursor
         self._ready: deque[Batch] = deque()
         self._news: list[Event] = []
-        self._collapse = CollapseWatch()
+        self._collapse = CollapseWatch("learning_rate" if config.lora else "init_lr_frac")
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -210,6 +211,7 @@ class Rollouts:
             right=float(right.sum()),
             all_right=float(right.all(axis=1).sum()),
             all_wrong=float((~right.any(axis=1)).sum()),
+            all_equal=float(all_equal(asked.rewards).sum()),
             tokens=asked.tokens,
             cut_off=cut_off,
             nats=nats,
@@ -231,6 +233,7 @@ class Rollouts:
             tokens=int(total.tokens),
             learned=int(total.learned),
             seconds=float(of_ranks[:, -1].max()),
+            all_equal=total.all_equal / total.questions,
         )
         said = [*self._reward.notes(), *self._collapse.notes(event)]
         self._news += [event, *(Noted(self._clock(), text) for text in said)]

@@ -1,11 +1,11 @@
 """A run, from its settings to a trained model: what happens in which order, whatever the stage."""
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from itertools import count
 from typing import Any
 
-from mlxchat import runtime
+from mlxchat import __version__, runtime
 from mlxchat.checkpoint import catalog, store
 from mlxchat.checkpoint.best import judged_steps
 from mlxchat.checkpoint.files import require_connected
@@ -13,10 +13,12 @@ from mlxchat.data.documents import Documents
 from mlxchat.device_failures import explained
 from mlxchat.errors import ConfigError, command
 from mlxchat.plan.memory import Resources
-from mlxchat.telemetry.events import Ended, Event, Noted, Replanned, Started
+from mlxchat.telemetry.events import Ended, Event, Noted, Replanned, Report, Started
 from mlxchat.telemetry.log import RunLog
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.status import StatusFile, status_path
+from mlxchat.telemetry.trackers import TrackedRun, require_tracker
+from mlxchat.telemetry.tracking import Tracking, tracked_settings
 from mlxchat.train.activities import Activities
 from mlxchat.train.batches import Batches
 from mlxchat.train.divergence import NotFiniteError, diverged
@@ -25,7 +27,7 @@ from mlxchat.train.loop import Cadence, Hooks, train
 from mlxchat.train.measure import resources_of_all
 from mlxchat.train.parts import step_parts
 from mlxchat.train.ranks import Leader, Together, differing
-from mlxchat.train.resume import resume
+from mlxchat.train.resume import TrainState, resume
 from mlxchat.train.sharing import send
 from mlxchat.train.stage import Prepared, Stage
 from mlxchat.train.world import RanksDifferError
@@ -59,6 +61,7 @@ def run(
     """
     config, home, clock = stage.config, stage.home, stage.clock
     meter, started_at = meter or Meter(), clock.seconds()
+    require_tracker(config.track)
     with ExitStack() as stack:
         # Only one process at a time may write to a run.
         stack.enter_context(store.locked(stage.folder))
@@ -103,6 +106,8 @@ def run(
             StatusFile(status_path(path), meter, runtime.memory_use, clock)
         )
 
+        track = stack.enter_context(_tracking(stage, state, meter))
+
         # Training
         def asked_to_end() -> bool:
             return log.failed or stop()
@@ -132,6 +137,7 @@ def run(
             meter.update(event)
             log.write(event)
             status.update(event)
+            track(event)
             yield event
         stage.world.dismiss()
         log.check()
@@ -165,6 +171,28 @@ def _begin(
     if fresh:
         yield from _set_aside(stage)
     return Prepared(state, (state.plan.summary(), *notes))
+
+
+def _tracking(
+    stage: Stage[Any, Any], state: TrainState, meter: Meter
+) -> AbstractContextManager[Report]:
+    """Return a context whose function gives events to the tracker, if the settings name one."""
+    config, clock = stage.config, stage.clock
+    if config.track is None:
+        return nullcontext(lambda _: None)
+    here = {
+        "stage": stage.name,
+        "device": runtime.machine().device,
+        "ranks": stage.world.size,
+        "mlxchat": __version__,
+    }
+    settings = tracked_settings(config.for_trackers(), state.plan.for_trackers(), here)
+    folder = str(stage.home.log(config.tag).parent)
+    return Tracking(
+        TrackedRun(config.track, config.tag, folder, state.step, settings),
+        meter,
+        tell=lambda text: stage.report(Noted(clock(), text)),
+    )
 
 
 def _set_aside(stage: Stage[Any, Any]) -> Iterator[Event]:
@@ -237,6 +265,7 @@ def _events(activities: Activities, batches: Batches, notes: tuple[str, ...]) ->
         core_measured=any(point.step == state.step for point in activities.meter.core),
         shards=activities.documents.shards,
         ahead=not stage.draws,
+        computes_at_launch=machine.backend == "cpu",
     )
     try:
         with explained():

@@ -2,20 +2,18 @@
 
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from mlxchat.checkpoint import catalog, trainer
-from mlxchat.checkpoint.bases import is_adapter
 from mlxchat.checkpoint.layout import has_chat_template
 from mlxchat.config.sft import ConversationConfig, SftConfig
 from mlxchat.data.chats.identity import Identity
 from mlxchat.data.chats.mixture import CONVERSATIONS, ChatDocuments
-from mlxchat.data.chats.sources import BUILTIN, parse
+from mlxchat.data.chats.sources import BUILTIN, listing, parse
 from mlxchat.data.loader import LoaderState
 from mlxchat.data.preparation import ANSWERS, Preparation
-from mlxchat.errors import DataError, MlxchatError, NotFound
+from mlxchat.errors import DataError, NotFound
 from mlxchat.home import Home
 from mlxchat.names import composed
 from mlxchat.optim import schedule
@@ -27,8 +25,8 @@ from mlxchat.telemetry.events import Event, Noted, Report
 from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message
-from mlxchat.train.base import adapter_plan, load_base, read_base
-from mlxchat.train.resume import SavedRun, TrainState, new_optimizer, read_saved
+from mlxchat.train.base import adapter_plan, load_base, read_base, with_default_source
+from mlxchat.train.resume import SavedRun, TrainState, new_optimizer
 from mlxchat.train.run import run
 from mlxchat.train.sft_plan import conversation_plan, survey
 from mlxchat.train.stage import Prepared, Stage, share_held_out
@@ -85,13 +83,6 @@ def chat_documents(config: ConversationConfig, preparation: Preparation) -> Chat
     )
 
 
-def _can_be_tuned(folder: Path) -> bool:
-    """Return whether a run is chosen by default: it can be trained, and was not set aside."""
-    if catalog.SET_ASIDE.search(folder.parent.name) or is_adapter(folder):
-        return False
-    return catalog.quantized_bits(folder) is None
-
-
 class ConversationStage(Stage[Tuning, ChatDocuments]):
     """A stage that trains a model further, on conversations."""
 
@@ -100,30 +91,18 @@ class ConversationStage(Stage[Tuning, ChatDocuments]):
 
     @classmethod
     def with_source(cls, config: Tuning, home: Home) -> Tuning:
-        """Fill in the model to begin with, if the settings name none.
-
-        It is that of an unfinished run with the same settings, or else the newest of the stages
-        before.
+        """Fill in the model to begin with, as `with_default_source` does.
 
         Raises:
             NotFound: there is no such model.
         """
-        if config.source is not None:
-            return config
-        for name, folder in catalog.newest_steps([home.stage(cls.name)]):
-            with suppress(MlxchatError):  # it cannot be resumed, or not with these settings
-                state = trainer.read_state(folder, {cls.name: type(config)})
-                same = config.model_copy(update={"source": state.settings.source})
-                if same.tag == name and not state.finished:
-                    read_saved(folder.parent, cls.name, same)
-                    return same
-        newest = catalog.last_saved([home.stage(name) for name in cls.after], _can_be_tuned)
-        if newest is None:
+        settled = with_default_source(config, home, cls.name, cls.after)
+        if settled is None:
             raise NotFound(
                 f"There is no base model in {home.runs}.",
                 "Make one: mlxchat quickstart, or mlxchat train",
             )
-        return config.model_copy(update={"source": newest.parent.name})
+        return settled
 
     @property
     def begins_with(self) -> str | None:
@@ -158,8 +137,16 @@ class ConversationStage(Stage[Tuning, ChatDocuments]):
         """Return Muon's momentum after ``step`` updates: that of nanochat's classic pretraining."""
         return schedule.muon_momentum("classic", step, plan.num_iterations, plan.warmdown_ratio)
 
+    def require_named_data(self) -> None:
+        """Check that the files are there which the settings name."""
+        for text in self.config.data or ():
+            listing(parse(text, self.config.encoding, self.config.skip_bad))
+
     def open(self, saved: SavedRun[Tuning] | None) -> ChatDocuments:
         """Open the conversations: for a saved run, those that it was started with."""
+        if saved is None:  # what is missing is said before all conversations are read
+            self.require_named_data()
+            catalog.find_model(self.home.stages, self.config.source, self.config.step)
         documents = chat_documents(self.config, self.prepared)
         if saved:
             before, found = saved.trainer.fingerprints.copy(), documents.fingerprints.copy()

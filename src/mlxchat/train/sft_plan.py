@@ -4,6 +4,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from mlxchat.config.sft import ConversationConfig
+from mlxchat.counts import counted
 from mlxchat.data.chats.mixture import ChatDocuments
 from mlxchat.data.documents import BATCH, Cursor
 from mlxchat.data.packing import unmask
@@ -97,8 +98,9 @@ class Survey(NamedTuple):
             rest += f"; {self.unanswered:,} have no answer within that and are skipped"
         full = self.tokens / (self.rows * (self.context + 1))
         return (
-            f"{self.conversations:,} conversations per epoch: {self.tokens:,} tokens, "
-            f"{self.learned:,} of them learned, in {self.rows:,} rows of {self.context:,} "
+            f"{counted(self.conversations, 'conversations')} per epoch: "
+            f"{counted(self.tokens, 'tokens')}, {self.learned:,} of them learned, in "
+            f"{counted(self.rows, 'rows')} of {self.context:,} "
             f"({full:.0%} full){rest}."
         )
 

@@ -2,8 +2,8 @@
 
 `STAGES` lists them. The loop (`loop`), the course of a run (`run`), resuming (`resume`) and the
 format of a checkpoint are the same for all. To add a stage: its settings in ``config/NEW.py``, its
-subclass of `Stage` in ``train/NEW.py``, a row in `STAGES` (``train/__init__.py``) and in
-`mlxchat.home.STAGE_FOLDERS`, and a command.
+subclass of `Stage` in ``train/NEW.py``, a row in `STAGES` (``train/__init__.py``), in
+`mlxchat.home.STAGE_FOLDERS` and in `mlxchat.config.stages`, and a command.
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +21,7 @@ from mlxchat.data.documents import Documents
 from mlxchat.data.loader import Batch
 from mlxchat.data.preparation import Preparation
 from mlxchat.engine.tools import ToolUse
-from mlxchat.errors import CheckpointError, MlxchatError
+from mlxchat.errors import CheckpointError, ConfigError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.optim import schedule
 from mlxchat.plan.budget import Deadline
@@ -141,7 +141,18 @@ class Stage(ABC, Generic[Config, Corpus]):
             DataError: it was started with other data.
             CheckpointError: it cannot be read.
         """
-        return read_saved(self.folder, self.name, self.config)
+        try:
+            return read_saved(self.folder, self.name, self.config)
+        except ConfigError:
+            self.require_named_data()  # a name that is mistyped explains why settings differ
+            raise
+
+    def require_named_data(self) -> None:
+        """Check that the data are there which the settings name, as far as that is quick.
+
+        Raises:
+            MlxchatError: some are missing, or of a kind that cannot be used.
+        """
 
     @abstractmethod
     def open(self, saved: SavedRun[Config] | None) -> Corpus:

@@ -26,7 +26,7 @@ TASK = "reading text for the tokenizer"
 def tokenizer_folder(config: DataConfig, home: Home) -> Path:
     """Return the folder of the run's tokenizer, which all datasets of the hub share."""
     of_its_own = config.data_dir is None and config.dataset not in DATASETS
-    default = home.root / f"tokenizer_{config.dataset}" if of_its_own else home.tokenizer
+    default = home.own_tokenizer(config.dataset) if of_its_own else home.tokenizer
     return config.tokenizer_dir or default
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxchat.config.ranks import ANOTHER_ENDED, RANK_PATIENCE, backend_of_ranks
+from mlxchat.counts import counted
 from mlxchat.errors import ConfigError, DeviceError, reason_of
 from mlxchat.model.gpt import Arrays
 from mlxchat.runtime import mx
@@ -87,8 +88,13 @@ class World:
         """Whether this is the rank that decides, saves and reports."""
         return self.rank == 0
 
-    def rows(self, total: int) -> slice:
+    def rows(self, total: int, named: str = "rows", setting: str = "total_batch_size") -> slice:
         """Return which of a step's rows are this rank's.
+
+        Args:
+            total: the number of rows.
+            named: what they are, for an error.
+            setting: decides how many there are.
 
         Raises:
             ConfigError: they cannot be divided evenly.
@@ -98,8 +104,9 @@ class World:
             whole = total // self.size * self.size
             near = [rows for rows in (whole, whole + self.size) if rows]
             raise ConfigError(
-                f"The {total:,} rows of a step cannot be divided evenly among {self.size} ranks.",
-                f"Use {_or(possible)} ranks, or a `total_batch_size` of {_or(near)} rows.",
+                f"The {counted(total, named)} of a step cannot be divided evenly among {self.size} "
+                "ranks.",
+                f"Use {_or(possible)} ranks, or a `{setting}` of {_or(near)} {named}.",
             )
         each = total // self.size
         return slice(self.rank * each, (self.rank + 1) * each)

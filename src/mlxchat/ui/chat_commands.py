@@ -191,6 +191,7 @@ SLASH_COMMANDS = {
     "/load": SlashCommand(_load, "resume the conversation in a file", "FILE"),
     "/help": SlashCommand(_help, "show this list"),
     "/exit": SlashCommand(_exit, "leave, as Ctrl-D does"),
+    "/quit": SlashCommand(_exit, "leave as well"),
     "/settings": SlashCommand(_settings, "show all settings"),
 }
 

@@ -19,6 +19,9 @@ from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.output import PIPE_WIDTH, LiteralConsole, console_for
 from mlxchat.ui.text import as_options, in_one_line
 from mlxchat.ui.views import JsonView, LiveView, PlainView, View
+from mlxchat.ui.wrapping import WordStream
+
+ROOM_FOR_COMMANDS = 60  # columns of a terminal below which the words of a remedy are kept whole
 
 
 class Screen:
@@ -76,8 +79,20 @@ class Screen:
 
 
 def say(text: str = "", stream: TextIO | None = None) -> None:
-    """Print text, by default to standard output; the terminal wraps it."""
+    """Print text, by default to standard output; the terminal wraps it.
+
+    A command in it can be copied whole, even if it takes several lines.
+    """
     console_for(stream or sys.stdout).print(Text(text), soft_wrap=True)
+
+
+def say_paragraphs(*paragraphs: str, stream: TextIO | None = None) -> None:
+    """Print paragraphs of prose between empty lines; on a terminal, lines end between words."""
+    console = console_for(stream or sys.stdout)
+    for paragraph in paragraphs:
+        console.write("\n")
+        _print_words(console, paragraph)
+    console.write("\n")
 
 
 def say_json(value: object) -> None:
@@ -88,10 +103,21 @@ def say_json(value: object) -> None:
 def error(problem: str, remedy: str = "", stream: TextIO | None = None) -> None:
     """Print an error and, on a line of its own, its remedy, by default to standard error."""
     console = console_for(stream or sys.stderr)
-    shown = Text.assemble(("Error: ", "bold red"), in_one_line(as_options(problem)))
-    console.print(shown, soft_wrap=True)
-    if remedy:
-        console.print(Text(in_one_line(as_options(remedy))), soft_wrap=True)
+    console.print(Text("Error: ", "bold red"), end="", soft_wrap=True)
+    _print_words(console, in_one_line(as_options(problem)), len("Error: "))
+    remedy = in_one_line(as_options(remedy))
+    if remedy and console.width < ROOM_FOR_COMMANDS:
+        _print_words(console, remedy)
+    elif remedy:  # the terminal wraps it, so that a command in it can be copied whole
+        console.print(Text(remedy), soft_wrap=True)
+
+
+def _print_words(console: LiteralConsole, text: str, column: int = 0) -> None:
+    """Print a text from a column on; a word longer than a line stays whole, to be copied."""
+    words = WordStream(console, column)
+    words.write(text)
+    words.close()
+    console.write("\n")
 
 
 def warning(text: str, stream: TextIO | None = None) -> None:

@@ -120,6 +120,7 @@ def dashboard(
     height: int = 24,
     waited: float = 0.0,
     under_way: Evaluating | Drawing | None = None,
+    left: float | None = None,
     sample: Sampled | None = None,
 ) -> Panel:
     """Return the panel of a run, at most ``height`` lines of exactly ``width`` characters.
@@ -129,16 +130,17 @@ def dashboard(
         latest: the last step; None before the first one of this process.
         waited: seconds since the last event, so that the clocks advance during a long step.
         under_way: the progress of an evaluation, or of the answers that a step learns from.
+        left: seconds until that is done; None if it is not known.
         sample: the model's last sample.
     """
     inner = width - 4
     lines = [_progress(meter, inner)]
     if isinstance(under_way, Evaluating):
         label = f"evaluating {under_way.batch:,}/{under_way.batches:,}"
-        lines.append(labelled_bar(label, under_way.batch, under_way.batches, inner))
+        lines.append(labelled_bar(label, under_way.batch, under_way.batches, inner, left=left))
     elif under_way:
         label = f"drawing answers {under_way.answers:,}/{under_way.total:,}"
-        lines.append(labelled_bar(label, under_way.answers, under_way.total, inner))
+        lines.append(labelled_bar(label, under_way.answers, under_way.total, inner, left=left))
     elif latest is None and waited >= SLOW:
         compiling = Text(f"compiling the first step, {duration(waited)} so far", style="dim")
         compiling.truncate(inner, overflow="ellipsis")
@@ -225,9 +227,11 @@ def _of_text(meter: Meter, latest: Stepped | None) -> tuple[list[Cell], list[Cel
     diverged = latest is not None and not math.isfinite(latest.loss)
     learning = [Cell("loss", shown_loss(meter, latest), "bold red" if diverged else "bold")]
     if meter.bits_per_byte is not None and meter.best is not None:
-        step, lowest = meter.best
-        learning.append(Cell("bits per byte", f"{meter.bits_per_byte:.4f}"))
-        learning.append(Cell("best", f"{lowest:.4f}, step {step:,}"))
+        (step, lowest), latest_step = meter.best, meter.evaluations[-1][0]
+        at = f"{meter.bits_per_byte:.4f}, step {latest_step:,}"
+        learning.append(Cell("bits per byte", at))
+        if step != latest_step:
+            learning.append(Cell("best", f"{lowest:.4f}, step {step:,}"))
     if meter.core:
         _, core, error, _ = meter.core[-1]
         learning.append(Cell("CORE", f"{core:.4f} ± {error:.4f}"))

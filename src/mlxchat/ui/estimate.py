@@ -1,5 +1,8 @@
 """The tables of `mlxchat info` and `mlxchat train --dry-run`: an estimate, in words."""
 
+from collections.abc import Mapping
+
+from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import chunk_size
 from mlxchat.plan.estimate import Estimate
 from mlxchat.plan.plan import counted_parameters
@@ -41,8 +44,7 @@ def estimate_heading(facts: Estimate) -> list[str]:
     model = facts.plan.model
     source = VOCABULARY_SOURCES[facts.vocabulary_from]
     lines = [
-        f"{facts.tag}: {model.arch}, {amount(model.n_layer, 'layers')} of width {model.n_embd:,}, "
-        f"{amount(model.n_head, 'heads')}, context {model.sequence_len:,}",
+        model_heading(facts.tag, model),
         as_options(f"Vocabulary {model.vocab_size:,} ({source})."),
     ]
     if facts.saved_step is not None:
@@ -52,13 +54,26 @@ def estimate_heading(facts: Estimate) -> list[str]:
     return lines
 
 
+def model_heading(tag: str, model: GPTConfig) -> str:
+    """Return the line that names a model and its shape."""
+    return (
+        f"{tag}: {model.arch}, {amount(model.n_layer, 'layers')} of width {model.n_embd:,}, "
+        f"{amount(model.n_head, 'heads')}, context {model.sequence_len:,}"
+    )
+
+
+def parameter_rows(groups: Mapping[str, int]) -> list[Row]:
+    """Return the parameters of a model by group, and all of them."""
+    rows = [
+        Row(GROUP_LABELS.get(name, name), f"{count:,}", NOTES.get(name, ""))
+        for name, count in groups.items()
+    ]
+    return [*rows, Row("all", f"{sum(groups.values()):,}")]
+
+
 def estimate_sections(facts: Estimate) -> list[Section]:
     """Return the numbers, section by section."""
-    parameters = [
-        Row(GROUP_LABELS.get(name, name), f"{count:,}", NOTES.get(name, ""))
-        for name, count in facts.parameters.items()
-    ]
-    parameters.append(Row("all", f"{facts.plan.parameters:,}"))
+    parameters = parameter_rows(facts.parameters)
     if adapter := facts.plan.adapter:
         parameters.append(Row("adapter", f"{adapter.parameters:,}", "in addition; only it learns"))
     return [

@@ -21,7 +21,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from mlxchat.monitor.runs import Snapshot, WatchedRun
+from mlxchat.monitor.runs import Snapshot, State, WatchedRun
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Timer
 from mlxchat.telemetry.events import MACHINE_FULL
 from mlxchat.ui.dashboard import GAP, progress_curve, shown_loss
@@ -239,7 +239,8 @@ def _title(run: WatchedRun) -> str:
     return f"{run.tag} · {doing} · process {process.pid} on {process.host}"
 
 
-def _ago(time: float, now: float) -> str:
+def ago(time: float, now: float) -> str:
+    """Return how long ago something happened: ``3m 05s ago``."""
     return f"{duration(max(0.0, now - time))} ago"
 
 
@@ -252,7 +253,8 @@ def _numbers(run: WatchedRun, now: float) -> list[Cell]:
     if meter.scores:
         cells.append(Cell("pass@1", f"{meter.scores[-1][1]:.1%}"))
     if meter.bits_per_byte is not None:
-        cells.append(Cell("bits per byte", f"{meter.bits_per_byte:.4f}"))
+        at = f"{meter.bits_per_byte:.4f}, step {meter.evaluations[-1][0]:,}"
+        cells.append(Cell("bits per byte", at))
     if meter.best is not None and meter.best[0] != meter.evaluations[-1][0]:
         cells.append(Cell("best", f"{meter.best[1]:.4f}, step {meter.best[0]:,}"))
     if meter.core:
@@ -269,32 +271,49 @@ def _numbers(run: WatchedRun, now: float) -> list[Cell]:
     more = "… " if len(run.saved_steps) > SHOWN_STEPS else ""
     cells.append(Cell("saved steps", f"{more}{steps}" or "none"))
     if run.saved is not None:
-        cells.append(Cell("last saved", _ago(run.saved, now)))
+        cells.append(Cell("last saved", ago(run.saved, now)))
     return cells
 
 
 def _notice(run: WatchedRun, now: float) -> str:
     """Return a sentence about a run that has ended or is not running as it should."""
-    if run.state == "running":
-        return ""
+    if run.state == "unreadable":
+        return f"It cannot be watched: {run.fault} This says nothing about its saved steps."
+    failure = run.status.failure if run.status else None
+    return ending_in_words(run.state, run.last_seen, run.saved_steps, failure, now)
+
+
+def ending_in_words(
+    state: State,
+    last_seen: float | None,
+    saved_steps: Sequence[int],
+    failure: str | None,
+    now: float,
+) -> str:
+    """Return a sentence on how a run ended and what its command does now; empty while it runs.
+
+    Args:
+        state: the run's state, any but unreadable.
+        last_seen: the time of its last sign of life; None if there was none.
+        saved_steps: ascending.
+        failure: the error message, if it failed.
+        now: seconds since the epoch.
+    """
     when = "its start"
-    if run.last_seen is not None:
-        when = (
-            f"{datetime.fromtimestamp(run.last_seen):%d %b, %H:%M:%S}, {_ago(run.last_seen, now)}"
-        )
+    if last_seen is not None:
+        when = f"{datetime.fromtimestamp(last_seen):%d %b, %H:%M:%S}, {ago(last_seen, now)}"
     resume = "nothing was saved, so the same command starts from scratch"
-    if run.saved_steps:
-        resume = f"the same command resumes from step {run.saved_steps[-1]:,}"
-    match run.state:
+    if saved_steps:
+        resume = f"the same command resumes from step {saved_steps[-1]:,}"
+    match state:
+        case "running":
+            return ""
         case "finished":
             return f"Finished on {when}."
         case "interrupted":
             return f"Stopped on {when}; {resume}."
         case "failed":
-            problem = (run.status.failure if run.status else None) or ""
-            return f"Failed on {when}: {as_options(problem)} Once that is fixed, {resume}."
-        case "unreadable":
-            return f"It cannot be watched: {run.fault} This says nothing about its saved steps."
+            return f"Failed on {when}: {as_options(failure or '')} Once that is fixed, {resume}."
         case "died":
             return f"Its process was killed or crashed. Last seen on {when}; {resume}."
         case _:
@@ -315,7 +334,7 @@ def runs_table(runs: Sequence[WatchedRun], now: float, width: int, room: int | N
         meter, left = run.meter, run.seconds_left(now)
         step = f"{meter.step:,}/{meter.total_steps:,}"
         bits = "–" if meter.bits_per_byte is None else f"{meter.bits_per_byte:.4f}"
-        time = "–" if run.last_seen is None else _ago(run.last_seen, now)
+        time = "–" if run.last_seen is None else ago(run.last_seen, now)
         if run.state == "running":
             time = "–" if left is None else f"{duration(left)} left"
         rows.append(

@@ -167,10 +167,21 @@ def control_keys_hidden() -> Iterator[None]:
         return
     before = termios.tcgetattr(sys.stdin)
     hidden = [*before[:3], before[3] & ~termios.ECHOCTL, *before[4:]]
+    _before_hiding.append(before)
     termios.tcsetattr(sys.stdin, termios.TCSANOW, hidden)
     try:
         yield
     finally:
+        show_control_keys()
+
+
+_before_hiding: list[list[Any]] = []  # the terminal's settings, while `control_keys_hidden`
+
+
+def show_control_keys() -> None:
+    """Undo `control_keys_hidden`; for a process that ends at once, too."""
+    while _before_hiding:
+        before = _before_hiding.pop()
         with suppress(termios.error):  # the terminal may be gone
             if _has_keyboard():
                 termios.tcsetattr(sys.stdin, termios.TCSANOW, before)

@@ -13,13 +13,10 @@ from rich.console import Group
 from rich.panel import Panel
 from rich.text import Text
 
+from mlxchat.counts import counted
 from mlxchat.telemetry.events import Progressed
 
 RATE_SECONDS = 15.0  # a task's rate is measured over its last seconds
-SINGULAR = {
-    "batches": "batch",
-    "micro-batches": "micro-batch",
-}  # units whose singular loses more than an s
 LEAST_BAR = 10  # characters; amounts and rates are left out before the bar gets shorter
 
 _CONTROLLING = {
@@ -76,8 +73,7 @@ def memory_size(count: float) -> str:
 def amount(count: float, unit: str) -> str:
     """Return a count with its unit: ``1 step``, ``2 steps``; bytes as ``95.1 MB``."""
     if unit != "bytes":
-        shown = f"{count:,.0f}"
-        return f"{shown} {SINGULAR.get(unit, unit.removesuffix('s')) if shown == '1' else unit}"
+        return counted(count, unit)
     for name, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= factor:
             return f"{count / factor:.1f} {name}"
@@ -115,10 +111,18 @@ def bar(share: float, width: int, style: str) -> Text:
     return Text.assemble(("━" * filled, style), ("─" * (width - filled), "dim"))
 
 
-def labelled_bar(label: str, done: int, total: int, width: int, style: str = "cyan") -> Text:
-    """Return ``label ━━━━━━──── 61.7%``, without the bar if there is no room for it."""
+def labelled_bar(
+    label: str, done: int, total: int, width: int, style: str = "cyan", left: float | None = None
+) -> Text:
+    """Return ``label ━━━━━━──── 61.7%  12s left``, without the bar if there is no room for it.
+
+    The seconds that are ``left``, if they are known, are left out before the bar is.
+    """
     share = done / total if total else 0.0
     percent = f"{share:.1%}"
+    if left is not None:
+        with_left = f"{percent}  {duration(left)} left"
+        percent = with_left if width - len(label) - len(with_left) - 4 >= LEAST_BAR else percent
     room = width - len(label) - len(percent) - 4
     line = Text(f"{label}  ", style="bold")
     return line.append_text(bar(share, room, style)).append(f"  {percent}")
@@ -160,6 +164,11 @@ class TaskProgress:
         done, seconds = self.latest.done - before, now - since
         return done / seconds if done > 0 and seconds > 0 else None
 
+    def seconds_left(self, now: float) -> float | None:
+        """Return the time until it is complete; None if that or its total is unknown."""
+        rate, total = self.rate(now), self.latest.total
+        return (total - self.latest.done) / rate if rate and total else None
+
 
 def bars(tasks: Sequence[TaskProgress], *, width: int, now: float) -> Group:
     """Return a line per task: name, bar, and as many as fit of share, time, rate, amount."""
@@ -187,7 +196,8 @@ def _task_columns(task: TaskProgress, now: float) -> tuple[str, str, str, str, s
     """Return name, share, time left, rate and amount, the most important first."""
     event, rate = task.latest, task.rate(now)
     share = f"{event.done / event.total:.0%}" if event.total else ""
-    left = duration((event.total - event.done) / rate) if rate and event.total else ""
+    seconds = task.seconds_left(now)
+    left = "" if seconds is None else duration(seconds)
     done = amount(event.done, event.unit)
     if event.total is not None:
         so_far = done if event.unit == "bytes" else f"{event.done:,}"

@@ -55,7 +55,7 @@ def describe(event: Event, meter: Meter) -> str | None:
         case CoreMeasured():
             return (
                 f"step {event.step:,}: CORE {event.core:.4f} ± {event.error:.4f}, of at most "
-                f"{event.max_per_task:,} examples a task"
+                f"{amount(event.max_per_task, 'examples')} a task"
             )
         case Sampled():
             worth = "" if event.reward is None else f", reward {event.reward:g}"
@@ -65,8 +65,8 @@ def describe(event: Event, meter: Meter) -> str | None:
             return f"step {event.step:,}: saved {event.path}"
         case Replanned():
             return (
-                f"Now {event.total_steps:,} steps instead of {event.before:,}, to keep within the "
-                f"budget of {event.budget}."
+                f"Now {amount(event.total_steps, 'steps')} instead of {event.before:,}, to keep "
+                f"within the budget of {event.budget}."
             )
         case Ended(reason="finished"):
             return f"Finished {amount(event.step, 'steps')} in {duration(meter.elapsed)}."
@@ -81,7 +81,7 @@ def describe(event: Event, meter: Meter) -> str | None:
 
 
 def _judgement(event: Judged, meter: Meter) -> str:
-    text = f"{event.questions:,} held-out questions: pass@1 {event.pass_1:.1%} "
+    text = f"{amount(event.questions, 'held-out questions')}: pass@1 {event.pass_1:.1%} "
     text += f"({event.pass_1_low:.1%} to {event.pass_1_high:.1%})"
     if event.best:
         text += ", the best so far"
@@ -90,7 +90,7 @@ def _judgement(event: Judged, meter: Meter) -> str:
     if event.samples > 1:
         text += f", pass@{event.samples} {event.pass_k:.1%}"
         text += f" ({event.pass_k_low:.1%} to {event.pass_k_high:.1%})"
-    return f"{text}, reward {event.reward:.3f}, {event.length:.0f} tokens an answer"
+    return f"{text}, reward {event.reward:.3f}, {amount(event.length, 'tokens')} an answer"
 
 
 def step_line(event: Stepped, meter: Meter) -> str:
@@ -263,6 +263,7 @@ class LiveView:
         self._meter: Meter | None = None  # while a run is in progress
         self._latest: Stepped | None = None
         self._under_way: Evaluating | Drawing | None = None
+        self._pace: TaskProgress | None = None  # of what is under way
         self._sample: Sampled | None = None
         self._since = timer()
 
@@ -306,6 +307,7 @@ class LiveView:
         if not isinstance(event, Noted):
             self._since = self._timer()
             self._under_way = event if isinstance(event, Evaluating | Drawing) else None
+            self._pace = self._pace_after(event)
         match event:
             case Started():
                 self._meter, self._latest, self._sample = meter, None, None
@@ -317,11 +319,29 @@ class LiveView:
                 return None
         return describe(event, meter)
 
+    def _pace_after(self, event: Event) -> TaskProgress | None:
+        """Return the pace of an evaluation, or of the answers of a step, after its next event."""
+        match event:
+            case Evaluating():
+                done, total, unit = event.batch, event.batches, "batches"
+            case Drawing():
+                done, total, unit = event.answers, event.total, "answers"
+            case _:
+                return None
+        progress = Progressed(event.time, unit, done, total, unit)
+        # The first batch compiles, so that its time would mislead.
+        if self._pace is None or not 0 < self._pace.latest.done <= done:
+            return TaskProgress(progress, self._timer())
+        self._pace.update(progress, self._timer())
+        return self._pace
+
     def _picture(self) -> Group:
         with self._lock:
             meter, latest, under_way = self._meter, self._latest, self._under_way
             sample, since, tasks = self._sample, self._since, self._tasks.shown()
-        now, (width, height) = self._timer(), self._console.size
+            now = self._timer()
+            left = self._pace.seconds_left(now) if self._pace else None
+        width, height = self._console.size
         parts: list[RenderableType] = []
         if meter is not None:
             tasks = tasks[-max(1, height // 4) :]
@@ -332,6 +352,7 @@ class LiveView:
                 height=height - 1 - len(tasks),
                 waited=max(0.0, now - since),
                 under_way=under_way,
+                left=left,
                 sample=sample,
             )
             parts.append(panel)

@@ -28,13 +28,14 @@ class WordStream:
     a console that is no terminal, or one whose width is unknown, text is written as it comes.
 
     Args:
-        console: where to write. Its cursor is at the beginning of a line.
+        console: where to write.
+        column: the cells that are written on its line already.
     """
 
-    def __init__(self, console: LiteralConsole) -> None:
+    def __init__(self, console: LiteralConsole, column: int = 0) -> None:
         self._console = console
         self._wraps = console.is_terminal and not console.is_dumb_terminal
-        self._column = 0  # cells written on this line
+        self._column = column  # cells written on this line
         self._width = self._known_width()  # of the terminal when the last word was written
         self._blanks = ""  # after the last word that was written
         self._word: list[tuple[str, bool]] = []  # characters, and whether each is dimmed

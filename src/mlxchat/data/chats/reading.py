@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mlxchat.counts import counted
 from mlxchat.data.chats import forms
 from mlxchat.data.chats.sources import Source, listing
 from mlxchat.data.chats.values import UnusableError
@@ -48,7 +49,7 @@ class SourceReport:
 
     def summary(self) -> str:
         """Return the report as one line."""
-        said = f"{self.source}: {self.used:,} of {_rows(self.rows)} used"
+        said = f"{self.source}: {self.used:,} of {counted(self.rows, 'rows')} used"
         if self.held_out:
             said += f", {self.held_out:,} of them held out"
         if self.changed:
@@ -119,7 +120,8 @@ def _nothing(source: Source, skipped: Counter[str]) -> MlxchatError:
     if not skipped:
         return DataError(f"{source} is empty: it holds no rows.", remedy)
     return DataError(
-        f"{source} has {_rows(skipped.total())}, of which none can be used: {_counted(skipped)}.",
+        f"{source} has {counted(skipped.total(), 'rows')}, of which none can be used: "
+        f"{_counted(skipped)}.",
         remedy,
     )
 
@@ -129,10 +131,5 @@ def _counted(reasons: Mapping[str, int], limit: int = EXAMPLES) -> str:
     ranked = Counter(reasons).most_common()
     said = ", ".join(f"{reason} ({count:,})" for reason, count in ranked[:limit])
     if others := [count for _, count in ranked[limit:]]:
-        noun = "other" if len(others) == 1 else "others"
-        said += f" and {len(others):,} {noun} ({_rows(sum(others))})"
+        said += f" and {counted(len(others), 'others')} ({counted(sum(others), 'rows')})"
     return said
-
-
-def _rows(count: int) -> str:
-    return f"{count:,} {'row' if count == 1 else 'rows'}"

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from mlxchat.data.files import COMPRESSED, ROWS, UTF_8, found_in, kind, stem
+from mlxchat.data.files import COMPRESSED, ROWS, TEXT, UTF_8, found_in, kind, stem
 from mlxchat.data.questions.choice import GENERATED, TaskChoice
-from mlxchat.errors import DataError, NotFound
+from mlxchat.errors import DataError, NotFound, command
 from mlxchat.home import expanded
 
 BUILTIN = "builtin"
@@ -103,6 +103,12 @@ def listing(source: Source) -> Listing:
     if path is None:
         return Listing()
     if path.is_file():
+        if kind(path) in TEXT:
+            raise DataError(
+                f"{path} holds text, not conversations.",
+                f"Text is trained on as it is: {command('data fetch', from_=path)}, then "
+                f"{command('train')} with its name. {_FORM}",
+            )
         if kind(path) not in ROWS:
             raise DataError(f"{path} is not one of {', '.join(ROWS)}.", _FORM)
         return Listing((path,))

@@ -79,7 +79,7 @@ def _source(name: str, paths: list[Path], seed: int) -> QuestionSource:
     read = [
         (place, _question(place, row))
         for path in paths
-        for place, row in rows(Reading(path), _COLUMNS)
+        for place, row in rows(Reading(path, settable=False), _COLUMNS)
     ]
     solved = [final_number(question.reply.text) is not None for _, question in read]
     if any(solved) and not all(solved):

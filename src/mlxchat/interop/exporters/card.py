@@ -8,6 +8,7 @@ from typing import NamedTuple
 from mlxchat import __version__
 from mlxchat.checkpoint.history import History, Training
 from mlxchat.checkpoint.layout import SavedModel
+from mlxchat.counts import counted
 from mlxchat.interop.programs import ExportFormat
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.quantized import formats_of
@@ -102,8 +103,9 @@ def _figures(saved: SavedModel, history: History) -> Iterator[str]:
     yield "|---|---|"
     yield f"| parameters | {sum(parameters(config).values()):,} |"
     yield (
-        f"| network | {config.n_layer} layers of width {config.n_embd}, {config.n_head} heads, "
-        f"{config.n_kv_head} key/value heads |"
+        f"| network | {counted(config.n_layer, 'layers')} of width {config.n_embd}, "
+        f"{counted(config.n_head, 'heads')}, "
+        f"{counted(config.n_kv_head, 'key/value heads')} |"
     )
     yield f"| context | {config.sequence_len:,} tokens |"
     yield f"| vocabulary | {config.vocab_size:,} tokens |"
@@ -118,12 +120,12 @@ def _figures(saved: SavedModel, history: History) -> Iterator[str]:
         yield f"| validation | {history.bits_per_byte:.4f} bits per byte |"
     if history.core is not None:
         step, core, error, most = history.core
-        of = f"at step {step:,}, at most {most:,} examples a task"
+        of = f"at step {step:,}, at most {counted(most, 'examples')} a task"
         yield f"| CORE | {core:.4f} ± {error:.4f} {of} |"
 
 
 def _trained_on(training: Training) -> str:
-    read = "" if training.tokens is None else f"{training.tokens:,} tokens"
+    read = "" if training.tokens is None else counted(training.tokens, "tokens")
     data = ", ".join(training.data)
     return " of ".join(filter(None, [read, data])) or "unknown"
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from mlxchat.checkpoint.files import damaged, read_json
+from mlxchat.counts import counted
 from mlxchat.errors import CheckpointError, ConfigError, NotFound
 from mlxchat.interop import nanochat_files
 from mlxchat.model.config import (
@@ -183,8 +184,8 @@ def configure(
     if config.n_layer > len(shapes) or config.vocab_size > rows or config.n_embd != width:
         raise damaged(  # before building a network that may be huge
             settings,
-            f"{config.n_layer} layers, a vocabulary of {config.vocab_size} and a width of "
-            f"{config.n_embd}; there are {len(shapes)} tensors, {EMBEDDING_WEIGHT} has shape "
+            f"{counted(config.n_layer, 'layers')}, a vocabulary of {config.vocab_size} and a width "
+            f"of {config.n_embd}; there are {len(shapes)} tensors, {EMBEDDING_WEIGHT} has shape "
             f"{(rows, width)}",
         )
     _check(path, config, tensors)

@@ -1,0 +1,325 @@
+"""A run in detail: its settings and where they are from, its command, data, steps and samples."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from mlxchat.checkpoint import store
+from mlxchat.checkpoint.catalog import SavedStep, saved_steps
+from mlxchat.checkpoint.files import HISTORY, ORIGIN, TRAINER, in_words, read_json, unreadable
+from mlxchat.config.lora import LoraTraining
+from mlxchat.config.pretrain import PRESETS, PretrainConfig
+from mlxchat.config.rl import RlConfig
+from mlxchat.config.run import RunConfig
+from mlxchat.config.sft import ConversationConfig
+from mlxchat.config.stages import COMMAND_OF_STAGE, STAGE_SETTINGS
+from mlxchat.counts import counted
+from mlxchat.data.shards import DATASETS
+from mlxchat.errors import ConfigError, MlxchatError, command
+from mlxchat.home import Home
+from mlxchat.json_text import as_type
+from mlxchat.plan.plan import Plan
+from mlxchat.report.log_end import told_of
+from mlxchat.report.places import find_run
+from mlxchat.report.runs import RunSummary, Summaries, beginning_with
+from mlxchat.telemetry.events import Event, Sampled, Started
+
+SettingOrigin = Literal["given", "derived", "default"]
+OWN_ROWS = {"lora", "model_tag"}  # settings that are shown by other means
+
+DERIVED: dict[str, Callable[[Plan, RunConfig], object]] = {  # what a plan makes of settings
+    "arch": lambda plan, _: plan.model.arch,
+    "depth": lambda plan, _: plan.model.n_layer,
+    "device_batch_size": lambda plan, _: plan.device_batch_size,
+    "dropout": lambda plan, _: plan.dropout,
+    "eval_tokens": lambda plan, _: plan.eval_rows * plan.model.sequence_len,
+    "final_lr_frac": lambda plan, _: plan.final_lr_frac,
+    "grad_clip": lambda plan, _: plan.grad_clip,
+    "max_seq_len": lambda plan, _: plan.model.sequence_len,
+    "num_iterations": lambda plan, _: plan.num_iterations,
+    "sample_every": lambda plan, config: config.sampling_interval(plan.num_iterations),
+    "total_batch_size": lambda plan, _: plan.tokens_per_step,
+    "vocab_size": lambda plan, _: plan.model.vocab_size,
+    "warmdown_ratio": lambda plan, _: plan.warmdown_ratio,
+    "warmup_steps": lambda plan, _: plan.warmup_steps,
+    "window_pattern": lambda plan, _: plan.model.window_pattern,
+}
+
+
+class SettingRow(NamedTuple):
+    """A setting of a run, its value in words, and whether it was given, derived or is a default."""
+
+    name: str
+    value: str
+    origin: SettingOrigin
+
+
+class _Record(BaseModel):
+    """The part of the trainer's state that describes a run (`mlxchat.checkpoint.trainer`)."""
+
+    stage: str
+    settings: dict[str, Any]
+    plan: Plan
+    mlxchat: str
+    mlx: str
+    data: list[str] = []
+    revision: str | None = None
+    fingerprints: dict[str, str] = {}
+
+
+_RECORD: TypeAdapter[_Record] = TypeAdapter(_Record)
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """A run in detail. What is not known of it is None or empty.
+
+    Attributes:
+        summary: the run at a glance.
+        config: its settings.
+        plan: what was derived from them.
+        rows: its settings, with the derived ones.
+        command: the command that repeats it.
+        data: what it learns from, in words.
+        validation_file: the name of the shard that bits per byte are measured on.
+        files: what tells the files of its data from others, by their names.
+        versions: of mlxchat and MLX that saved it.
+        starts: each start and resumption.
+        samples: the last ones.
+        steps: its saved steps.
+        continued: the runs that began with its model.
+        base_is_there: whether the model that it began with is still where its settings say.
+        origin: the program that its model was imported from.
+        made_from: the model that it was made from: of a quantized copy, say.
+        fault: why its settings cannot be read.
+    """
+
+    summary: RunSummary
+    config: RunConfig | None = None
+    plan: Plan | None = None
+    rows: tuple[SettingRow, ...] = ()
+    command: str | None = None
+    data: tuple[str, ...] = ()
+    validation_file: str | None = None
+    files: tuple[tuple[str, str], ...] = ()
+    versions: str | None = None
+    starts: tuple[Started, ...] = ()
+    samples: tuple[Sampled, ...] = ()
+    steps: tuple[SavedStep, ...] = ()
+    continued: tuple[str, ...] = ()
+    base_is_there: bool = True
+    origin: str | None = None
+    made_from: str | None = None
+    fault: str | None = None
+
+
+def described_run(home: Home, name: str) -> RunDescription:
+    """Return a run in detail.
+
+    Raises:
+        NotFound: there is no such run.
+        ConfigError: two stages have a run of that name.
+        MlxchatError: a folder of runs cannot be read.
+    """
+    summary = Summaries(home).read(find_run(home, name))
+    starts, samples = _of_log(home.log(name))
+    folder = summary.places.folder
+    steps = saved_steps([folder], lambda _: None) if folder else []
+    every = Summaries(home).all()
+    common: dict[str, Any] = {
+        "starts": tuple(starts),
+        "samples": tuple(samples),
+        "steps": tuple(steps),
+        "continued": tuple(run.name for run in beginning_with(name, every)),
+        "base_is_there": _is_there(summary.began_with, [run.name for run in every]),
+    }
+    newest = store.directory(folder, steps[-1].step) if folder and steps else None
+    if newest is None:
+        return RunDescription(summary, **common)
+    common["origin"] = _text_in(newest / ORIGIN, "program")
+    if not (newest / TRAINER).exists():
+        common["made_from"] = _text_in(newest / HISTORY, "tag")
+        return RunDescription(summary, **common)
+    try:
+        record, config = _read_record(newest)
+    except MlxchatError as error:
+        return RunDescription(summary, **common, fault=error.problem)
+    except ValidationError as error:
+        fault = f"{newest / TRAINER} was saved by another version of mlxchat ({in_words(error)})."
+        return RunDescription(summary, **common, fault=fault)
+    ranks = starts[-1].ranks if starts else 1
+    return RunDescription(
+        summary,
+        config,
+        record.plan,
+        setting_rows(config, record.plan),
+        command_of_run(record.stage, config, name, ranks),
+        data_of(config, record.data, record.revision),
+        record.data[-1] if record.data and isinstance(config, PretrainConfig) else None,
+        tuple(sorted(record.fingerprints.items())),
+        f"mlxchat {record.mlxchat}, MLX {record.mlx}",
+        **common,
+    )
+
+
+def _read_record(newest: Path) -> tuple[_Record, RunConfig]:
+    record = as_type(read_json(newest / TRAINER), _RECORD)
+    kind = STAGE_SETTINGS.get(record.stage)
+    if kind is None:
+        raise ConfigError(f"{newest / TRAINER}: its stage is {record.stage!a:.99}.")
+    return record, as_type(kind.upgraded(record.settings), TypeAdapter(kind))
+
+
+def _of_log(log: Path) -> tuple[list[Started], list[Sampled]]:
+    """Return every start of a run, and its samples after the last step that has some.
+
+    Raises:
+        MlxchatError: the log cannot be read.
+    """
+    try:
+        events: list[Event] = told_of(log, Started, Sampled)
+    except OSError as error:
+        raise unreadable(log, error) from error
+    starts = [event for event in events if isinstance(event, Started)]
+    samples = [event for event in events if isinstance(event, Sampled)]
+    return starts, [sample for sample in samples if sample.step == samples[-1].step]
+
+
+def _is_there(model: str | None, names: Sequence[str]) -> bool:
+    """Return whether a run, or the directory of a model, has a name."""
+    return model is None or model in names or Path(model).expanduser().is_dir()
+
+
+def _text_in(path: Path, entry: str) -> str | None:
+    """Return an entry of a JSON file; None if there is none, or the file cannot be read."""
+    try:
+        text = read_json(path).get(entry) if path.exists() else None
+    except MlxchatError:
+        return None
+    return text if isinstance(text, str) else None
+
+
+# ==== Settings ====
+
+
+def setting_rows(config: RunConfig, plan: Plan) -> tuple[SettingRow, ...]:
+    """Return the settings of a run: the given ones, those that were derived, and the defaults."""
+    fields, stored = type(config).model_fields, config.model_dump(mode="json")
+    defaults = {
+        name: entry.get_default(call_default_factory=True) for name, entry in fields.items()
+    }
+    rows = []
+    for name in fields:
+        if name in OWN_ROWS or (name == "eval_tokens" and isinstance(config, RlConfig)):
+            continue
+        value, made = stored[name], DERIVED.get(name)
+        if getattr(config, name) != defaults[name]:
+            rows.append(SettingRow(name, _shown(value), "given"))
+        elif value is None and made is not None:
+            rows.append(SettingRow(name, _shown(made(plan, config)), "derived"))
+        elif value is not None:
+            rows.append(SettingRow(name, _shown(value), "default"))
+        elif (of_recipe := _of_recipe(config, name)) is not None:
+            rows.append(SettingRow(name, _shown(of_recipe), "derived"))
+    rates = plan.learning_rates.items()
+    rows += [SettingRow(f"rate: {group}", f"{rate:.4g}", "derived") for group, rate in rates]
+    return (*rows, *_adapter_rows(getattr(config, "lora", None)))
+
+
+def _of_recipe(config: RunConfig, name: str) -> object:
+    """Return what the recipe of pretraining has for a setting; None if it has nothing."""
+    if not isinstance(config, PretrainConfig):
+        return None
+    return config.recipe_name if name == "recipe" else getattr(config.numbers, name, None)
+
+
+def _adapter_rows(lora: LoraTraining | None) -> list[SettingRow]:
+    if lora is None:
+        return []
+    default = LoraTraining()
+    rows = [SettingRow("lora", "true", "given")]
+    for name in LoraTraining.model_fields:
+        value = getattr(lora, name)
+        if value is not None:
+            given = value != getattr(default, name)
+            rows.append(SettingRow(name, _shown(value), "given" if given else "default"))
+    return rows
+
+
+def _shown(value: object) -> str:
+    """Return a value as it is typed."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def command_of_run(stage: str, config: RunConfig, name: str, ranks: int = 1) -> str:
+    """Return the command that trains a run of the same settings and the same name.
+
+    >>> command_of_run("pretraining", PretrainConfig(depth=4, seed=7), "d4")
+    'mlxchat train --depth 4 --seed 7'
+    """
+    preset = _preset(config)
+    options: dict[str, object] = {}
+    for setting, entry in type(config).model_fields.items():
+        value = getattr(config, setting)
+        if setting in OWN_ROWS or value == preset.get(setting, entry.get_default()):
+            continue
+        options[setting] = value
+    lora = getattr(config, "lora", None)
+    if lora is not None:
+        options["lora"] = True
+        default = LoraTraining()
+        for setting in LoraTraining.model_fields:
+            value = getattr(lora, setting)
+            if value != getattr(default, setting):
+                options[setting] = ",".join(value) if isinstance(value, tuple) else value
+    if ranks > 1:
+        options["ranks"] = ranks
+    if not _is_default_name(config, name):
+        options["model_tag"] = name
+    return command(COMMAND_OF_STAGE[stage], **options)
+
+
+def _preset(config: RunConfig) -> Mapping[str, Any]:
+    """Return the settings that the preset of a run stands for; none without one."""
+    preset = config.preset if isinstance(config, PretrainConfig) else None
+    return PRESETS[preset] if preset else {}
+
+
+def _is_default_name(config: RunConfig, name: str) -> bool:
+    own = {"model_tag": _preset(config).get("model_tag")}
+    try:
+        return name == config.model_copy(update=own).tag
+    except ConfigError:
+        return False
+
+
+def data_of(config: RunConfig, files: list[str], revision: str | None) -> tuple[str, ...]:
+    """Return what a run learns from, a phrase for each part."""
+    if isinstance(config, ConversationConfig):
+        parts = list(config.data or ())
+        parts += ["its identity"] if config.identity else []
+        parts += (
+            [counted(config.spelling, "conversations") + " about spelling"]
+            if config.spelling
+            else []
+        )
+        return tuple(parts)
+    if isinstance(config, RlConfig):
+        level = "" if config.level is None else f", level {config.level}"
+        return (f"{config.task}{level}",)
+    assert isinstance(config, PretrainConfig)
+    if config.is_builtin:
+        return ("the built-in corpus",)
+    name = f"the shards in {config.data_dir}" if config.data_dir else config.dataset
+    licence = DATASETS[config.dataset].licence_note if config.dataset in DATASETS else None
+    parts = [name if licence is None or config.data_dir else f"{name} ({licence})"]
+    parts += [counted(len(files) - 1, "training shards")] if len(files) > 1 else []
+    parts += [f"revision {revision[:12]}"] if revision else []
+    return tuple(parts)

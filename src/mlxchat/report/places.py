@@ -1,0 +1,190 @@
+"""All that is on disk of a run: its saved steps, its log and status, its evaluations on CORE."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NamedTuple
+
+from mlxchat.checkpoint.files import LONGEST, entries, is_folder, one_line, unreadable
+from mlxchat.errors import ConfigError, NotFound
+from mlxchat.home import STAGE_FOLDERS, Home
+
+EVALUATION = re.compile(r"(.+)_([0-9]{6,})(_[0-9]+_per_task)?_[0-9a-f]{8}(_[0-9]+_tasks)?\.\w+")
+_LOCK = re.compile(r"\.(.+)\.lock")  # of a run, in the folder of its stage
+
+
+@dataclass(frozen=True)
+class RunPlaces:
+    """The places of a run on disk.
+
+    Attributes:
+        name: the run's name.
+        stage: its stage; None if nothing on disk says which.
+        folder: the folder of its saved steps; None if it has none.
+        log: the folder of its log and its status; None if it has none, as an imported model.
+        evaluations: the files of what its model got right of CORE.
+    """
+
+    name: str
+    stage: str | None
+    folder: Path | None
+    log: Path | None
+    evaluations: tuple[Path, ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All of them."""
+        return tuple(path for path in (self.folder, self.log, *self.evaluations) if path)
+
+
+def all_runs(home: Home) -> list[RunPlaces]:
+    """Return the places of all runs in a home, in order of their names.
+
+    A name that is in the folders of two stages has two entries.
+
+    Raises:
+        MlxchatError: a folder of runs cannot be read.
+    """
+    listed = [(stage, path) for stage in STAGE_FOLDERS for path in _below(home.stage(stage))]
+    logs = {path.name: path for path in _below(home.root / "logs") if _holds_run(path)}
+    evaluations = evaluations_by_run(home)
+    runs = [
+        RunPlaces(
+            path.name,
+            stage,
+            path,
+            logs.get(path.name),
+            tuple(evaluations.get(path.name, ())),
+        )
+        for stage, path in listed
+        if _holds_run(path)
+    ]
+    locked = {
+        found[1]: stage for stage, path in listed if (found := _LOCK.fullmatch(path.name))
+    }  # a run that has saved nothing yet has a lock in the folder of its stage
+    for name in logs.keys() - {run.name for run in runs}:
+        of_run = tuple(evaluations.get(name, ()))
+        runs.append(RunPlaces(name, locked.get(name), None, logs[name], of_run))
+    return sorted(runs, key=lambda run: (run.name, run.stage or ""))
+
+
+def find_run(home: Home, name: str) -> RunPlaces:
+    """Return the places of a run.
+
+    Raises:
+        NotFound: there is no such run; the message names similar ones.
+        ConfigError: two stages have a run of that name.
+        MlxchatError: a folder of runs cannot be read.
+    """
+    runs = all_runs(home)
+    found = [run for run in runs if run.name == name]
+    if not found:
+        raise no_such_run(name, [run.name for run in runs])
+    if len(found) > 1:
+        folders = " and ".join(str(run.folder) for run in found)
+        raise ConfigError(
+            f"There are two runs called {one_line(name)}: {folders}.",
+            "Rename one of these folders; mlxchat keeps names apart.",
+        )
+    return found[0]
+
+
+def no_such_run(name: str, names: Sequence[str]) -> NotFound:
+    """Return the error for a name that no run has."""
+    problem = f"There is no run called {one_line(name)}."
+    if not names:
+        return NotFound(problem, "There are no runs yet. Make one: mlxchat quickstart")
+    near = get_close_matches(name, names, 3, 0.5)
+    if near:
+        return NotFound(problem, f"Did you mean {one_line(' or '.join(near), 5 * LONGEST)}?")
+    return NotFound(problem, "mlxchat runs list shows all of them.")
+
+
+def evaluations_by_run(home: Home) -> dict[str, list[Path]]:
+    """Return the files of evaluations on CORE by the names of their runs."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(_below(home.base_evaluations)):
+        if match := EVALUATION.fullmatch(path.name):
+            found.setdefault(match[1], []).append(path)
+    return found
+
+
+class DiskUse(NamedTuple):
+    """The bytes of files, each counted once, and those of them that other folders share."""
+
+    bytes: int
+    shared: int = 0
+
+
+def disk_use(paths: Iterable[Path]) -> DiskUse:
+    """Return the bytes of files and of all in folders; what vanishes meanwhile does not count.
+
+    A file that is linked several times, as those of a copied run are, counts once.
+    """
+    links: dict[tuple[int, int], int] = {}
+    facts: dict[tuple[int, int], os.stat_result] = {}
+    for file in _files(paths):
+        try:
+            found = Path(file).stat()
+        except OSError:
+            continue
+        key = found.st_dev, found.st_ino
+        facts[key], links[key] = found, links.get(key, 0) + 1
+    shared = sum(found.st_size for key, found in facts.items() if found.st_nlink > links[key])
+    return DiskUse(sum(found.st_size for found in facts.values()), shared)
+
+
+def _files(paths: Iterable[Path]) -> Iterator[str | Path]:
+    seen: set[tuple[int, int]] = set()  # folders; a link can lead to one above it
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        folders = [str(path)]
+        while folders:
+            folder = folders.pop()
+            try:
+                facts = Path(folder).stat()
+                if (facts.st_dev, facts.st_ino) in seen:
+                    continue
+                seen.add((facts.st_dev, facts.st_ino))
+                with os.scandir(folder) as listed:
+                    for entry in listed:
+                        if entry.is_dir():
+                            folders.append(entry.path)
+                        else:
+                            yield entry.path
+            except OSError:
+                continue
+
+
+def _below(folder: Path) -> list[Path]:
+    """Return what is in a folder; nothing if there is no folder.
+
+    Raises:
+        MlxchatError: it cannot be read.
+    """
+    try:
+        return entries(folder)
+    except OSError as error:
+        raise unreadable(folder, error) from error
+
+
+def _holds_run(path: Path) -> bool:
+    return not path.name.startswith(".") and is_folder(path)
+
+
+def require_free_name(home: Home, name: str) -> None:
+    """Check that no run has a name.
+
+    Raises:
+        ConfigError: one has.
+        MlxchatError: a folder of runs cannot be read.
+    """
+    taken = [run for run in all_runs(home) if run.name == name]
+    if taken:
+        where = taken[0].folder or taken[0].log
+        raise ConfigError(f"There is already a run called {name}: {where}.", "Choose another name.")

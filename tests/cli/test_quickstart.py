@@ -1,0 +1,67 @@
+"""What `quickstart` says: what it does in plain words, and none of the settings."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer
+from support.program import Program
+
+from mlxchat.cli import quickstart
+from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Started
+from mlxchat.telemetry.meter import Meter
+
+PLAN = Noted(0.0, "classic, learning rates 0.098 embedding")
+WARNING = Noted(0.0, "The memory is full.")
+
+
+def trained(config: Any, home: Any, show: Any, meter: Meter, *_: Any) -> Iterator[Event]:
+    started = Started(0.0, config.tag, 0, 750, 2048, 10, None, "a chip", 1000)
+    first, last = Evaluated(0.0, 0, 2.74, 3.5, 640, 1.0), Evaluated(0.0, 750, 0.21, 1, 640, 1.0)
+    for event in (PLAN, started, PLAN, first, WARNING, last, Ended(0.0, 750, "finished")):
+        meter.update(event)
+        yield event
+
+
+def finished(*_: Any) -> Iterator[Event]:
+    yield Noted(0.0, "The run quickstart is finished.")
+
+
+@pytest.fixture
+def said(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> str:
+    """What the program says of a run, up to the chat."""
+
+    def end(*_: object) -> None:
+        raise typer.Exit
+
+    run, *arguments = request.param
+    monkeypatch.setattr("mlxchat.train.pretrain.run_pretraining", run)
+    monkeypatch.setattr("mlxchat.train.sft.run_fine_tuning", run)
+    monkeypatch.setattr(quickstart, "load_chosen", end)
+    code, out, errors = Program(monkeypatch, capsys)("quickstart", *arguments)
+    assert (code, errors) == (0, "")
+    return out
+
+
+@pytest.mark.parametrize("said", [(trained,)], indirect=True)
+def test_each_part_is_explained_and_no_setting_is(said: str) -> None:
+    assert said.index("1 of 3: it learns to write") < said.index("quickstart: step 0 of 750")
+    assert "off by 2.74 bits per byte at step 0, and by 0.21 at step 750" in said
+    assert "2 of 3: it learns to answer" in said
+    assert PLAN.text not in said and WARNING.text in said
+
+
+@pytest.mark.parametrize("said", [(finished,)], indirect=True)
+def test_a_run_that_is_finished_is_said_to_be(said: str) -> None:
+    assert said.count("The run quickstart is finished.") == 2
+    assert "is not done again without --fresh" in said
+
+
+@pytest.mark.parametrize("said", [(trained, "--json")], indirect=True)
+def test_programs_get_every_event_and_no_prose(said: str) -> None:
+    assert said.count(PLAN.text) == 4
+    assert all(line.startswith("{") for line in said.splitlines())

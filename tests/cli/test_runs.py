@@ -1,0 +1,253 @@
+"""`mlxchat runs`, `info --model-tag` and `data remove`, as they are typed."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from support.checkpoints import put_step
+from support.program import Program
+from support.run_homes import MadeRun, put_adapter, put_evaluation
+
+from mlxchat.checkpoint import store
+from mlxchat.cli import questions
+from mlxchat.home import Home
+from mlxchat.report.places import all_runs
+
+
+@pytest.fixture
+def place(home: Path) -> Home:
+    place = Home(home)
+    MadeRun("fox").put(place)
+    put_evaluation(place, "fox", 40)
+    MadeRun("hen", settings={"dropout": 0.1}, bits=0.1, began=1_790_100_000.0).put(place)
+    return place
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
+    return Program(monkeypatch, capsys)
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is typed at a terminal."""
+    typed: list[str] = []
+    monkeypatch.setattr(questions, "can_ask", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda _: typed.pop(0))
+    return typed
+
+
+def test_list(program: Program, place: Home) -> None:
+    code, said, _ = program("runs", "list")
+    assert code == 0
+    lines = said.splitlines()
+    assert [line.split()[0] for line in lines] == ["run", "fox", "hen", "2"]
+    assert "d2, 524k" in lines[1] and "1m 20s" in lines[1] and lines[1].endswith("finished")
+    code, said, _ = program("runs", "list", "--json")
+    first, second = json.loads(said)
+    assert (first["name"], first["state"], first["step"]) == ("fox", "finished", 40)
+    assert second["bits_per_byte"] == 1.1 + 1 / 41 and len(first["evaluation_files"]) == 2
+
+
+def test_list_of_an_empty_home(program: Program) -> None:
+    assert "has no runs" in program("runs", "list")[1]
+    assert program("runs", "list", "--json")[1] == "[]\n"
+
+
+@pytest.mark.parametrize("columns", [40, 80, 160])
+def test_no_line_is_wider_than_the_terminal(
+    program: Program, place: Home, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("mlxchat.ui.output.Output.isatty", lambda _: True)
+    MadeRun("a-run-with-a-name-of-its-own", settings={"matrix_lr": 0.1}, ended="failed").put(place)
+    put_adapter(place, "fox-lora", place.runs / "fox" / "step_000040")
+    for command in (["list"], ["compare", "fox", "hen", "fox-lora"], ["show", "fox"]):
+        code, said, _ = program("runs", *command)
+        lines = [line for line in said.splitlines() if not line.startswith("mlxchat ")]
+        assert code == 0 and max(map(len, _plain(lines))) <= columns, command
+
+
+def _plain(lines: list[str]) -> list[str]:
+    from rich.text import Text
+
+    return [Text.from_ansi(line).plain for line in lines]
+
+
+def test_show(program: Program, place: Home) -> None:
+    code, said, _ = program("runs", "show", "fox")
+    assert code == 0
+    for part in (
+        "Finished on",
+        "classic, 2 layers",
+        "Settings",
+        "Derived",
+        "step 40",
+        "saw 40 hens",
+    ):
+        assert part in said
+    assert "Defaults" not in said and "Defaults" in program("runs", "show", "fox", "--all")[1]
+    assert said.splitlines()[-1].startswith("mlxchat train --dataset builtin")
+    shown = json.loads(program("runs", "show", "fox", "--json")[1])
+    assert shown["settings"]["depth"] == {"value": "2", "origin": "given"}
+    assert shown["samples"][0]["text"] == " saw 40 hens." and len(shown["checkpoints"]) == 2
+    code, _, told = program("runs", "show", "fx")
+    assert code == 1 and "Did you mean fox?" in told
+
+
+def test_compare(program: Program, place: Home) -> None:
+    code, said, _ = program("runs", "compare", "fox", "hen")
+    assert code == 0 and "Better: fox, 0.1000 bits per byte (8.9%) below hen." in said
+    assert "dropout" in said and "0 *" in said
+    compared = json.loads(program("runs", "compare", "fox", "hen", "--json")[1])
+    assert compared["better"] == "fox" and compared["differences"]["dropout"]["hen"] == "0.1"
+    assert program("runs", "compare", "fox", "fox")[0] == 2
+
+
+def test_rename_and_copy(program: Program, place: Home) -> None:
+    assert program("runs", "rename", "fox", "wolf")[1] == "fox is called wolf now.\n"
+    assert "wolf2 is a copy of wolf" in program("runs", "copy", "wolf", "wolf2")[1]
+    assert {run.name for run in all_runs(place)} == {"hen", "wolf", "wolf2"}
+    code, _, told = program("runs", "rename", "wolf", "hen")
+    assert code == 1 and "already a run called hen" in told
+    with store.locked(place.runs / "hen"):
+        code, _, told = program("runs", "rename", "hen", "cow")
+    assert code == os.EX_TEMPFAIL and "it saves its work first" in told
+
+
+def test_remove_says_what_and_asks(program: Program, place: Home, answers: list[str]) -> None:
+    assert program("runs", "remove", "fox", "--json")[0] == 1
+    answers += ["n", "", "yes"]
+    code, said, _ = program("runs", "remove", "fox")
+    assert code == 1 and "2 saved steps, its log, 2 files of evaluations; " in said
+    assert "Nothing was removed." in said
+    assert program("runs", "remove", "fox")[0] == 1
+    code, said, _ = program("runs", "remove", "fox")
+    assert code == 0 and "1 run removed" in said
+    assert [run.name for run in all_runs(place)] == ["hen"]
+
+
+def test_remove_without_a_terminal_needs_yes(program: Program, place: Home) -> None:
+    code, said, told = program("runs", "remove", "fox", "hen")
+    assert code == 1 and "fox: 2 saved steps" in said and "--yes" in told
+    code, said, _ = program("runs", "remove", "fox", "hen", "--yes", "--json")
+    removed = json.loads(said)
+    assert code == 0 and [run["name"] for run in removed["removed"]] == ["fox", "hen"]
+    assert all_runs(place) == []
+
+
+def test_export(program: Program, place: Home, tmp_path: Path) -> None:
+    out = tmp_path / "fox.csv"
+    code, said, _ = program("runs", "export", "fox", "--out", str(out))
+    assert code == 0 and said == f"41 lines are in {out}.\n"
+    assert len(out.read_text().splitlines()) == 42
+    code, _, told = program("runs", "export", "fox", "--out", str(out))
+    assert code == 1 and "exists already" in told
+    code, said, _ = program("runs", "export", "fox", "--out", str(tmp_path / "b"), "--json")
+    assert json.loads(said) == {"path": str(tmp_path / "b"), "rows": 41}
+
+
+# ==== info --model-tag ====
+
+
+def write_model(folder: Path) -> None:
+    fields = json.loads((folder / "config.json").read_text())
+    shape = {"num_hidden_layers": 3, "hidden_size": 192, "num_attention_heads": 3}
+    fields |= {"model_type": "nanochat", "vocab_size": 512, **shape}
+    (folder / "config.json").write_text(json.dumps(fields))
+    (folder / "SHA256SUMS").unlink()
+
+
+def test_info_describes_the_run_and_no_other(program: Program, place: Home) -> None:
+    MadeRun("tuned", stage="fine-tuning").put(place)
+    for name in ("fox", "tuned"):
+        code, said, _ = program("info", "--model-tag", name, "--json")
+        facts = json.loads(said)
+        assert code == 0 and (facts["tag"], facts["saved_step"]) == (name, 40)
+        assert facts["plan"]["model"]["n_layer"] == 2 and facts["plan"]["num_iterations"] == 40
+    code, said, _ = program("info", "--model-tag", "fox", "--memory-limit", "2GB", "--json")
+    assert json.loads(said)["memory_limit_given"] == "2GB"
+    code, _, told = program("info", "--model-tag", "fox", "--depth", "3")
+    assert code == 1 and "--depth (2 -> 3)" in told
+    code, _, told = program("info", "--model-tag", "tuned", "--depth", "3")
+    assert code == 1 and "run of another stage" in told
+    code, _, told = program("info", "--model-tag", "fix")
+    assert code == 1 and "Did you mean fox?" in told
+    new = ["--depth", "1", "--dataset", "builtin", "--vocab-size", "300", "--max-seq-len", "64"]
+    code, said, _ = program("info", "--model-tag", "new", *new, "--json")
+    assert code == 0 and json.loads(said)["plan"]["model"]["n_layer"] == 1
+
+
+def test_info_describes_a_model_that_was_not_trained_here(program: Program, place: Home) -> None:
+    write_model(put_step(place.runs / "small", 7, quantized=True))
+    code, said, _ = program("info", "--model-tag", "small")
+    assert code == 0 and "classic, 3 layers of width 192" in said
+    assert "quantized to 4 bits" in said and "Parameters" in said
+    facts = json.loads(program("info", "--model-tag", "small", "--json")[1])
+    assert (facts["saved_step"], facts["bits"], facts["model"]["n_layer"]) == (7, 4, 3)
+    code, _, told = program("info", "--model-tag", "small", "--depth", "2")
+    assert code == 1 and "was not trained as this run" in told
+
+
+# ==== data remove, data fetch --replace ====
+
+
+@pytest.fixture
+def own_text(program: Program, tmp_path: Path) -> Path:
+    source = tmp_path / "mine.jsonl"
+    source.write_text("".join(json.dumps({"text": f"Fox {i}"}) + "\n" for i in range(9)))
+    assert program("data", "fetch", "--from", str(source))[0] == 0
+    return source
+
+
+def test_data_remove(program: Program, place: Home, own_text: Path, answers: list[str]) -> None:
+    MadeRun("on-mine", settings={"dataset": "mine"}, steps=20, saved=(20,), ended="failed").put(
+        place
+    )
+    MadeRun("done", settings={"dataset": "mine"}).put(place)
+    place.own_tokenizer("mine").mkdir()
+    answers += ["n"]
+    code, said, _ = program("data", "remove", "mine")
+    assert code == 1 and "mine: 2 shards, " in said and "Its tokenizer is removed, too." in said
+    assert "cannot be resumed: on-mine." in said
+    code, said, _ = program("data", "remove", "mine", "--yes", "--json")
+    assert code == 0 and json.loads(said)["unfinished_runs"] == ["on-mine"]
+    assert not place.data("mine").exists() and not place.own_tokenizer("mine").exists()
+    code, _, told = program("data", "remove", "mine", "--yes")
+    assert code == 1 and "There are none." in told
+
+
+def test_a_dataset_in_use_stays(
+    program: Program, place: Home, own_text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlxchat.report.runs
+
+    MadeRun("busy", settings={"dataset": "mine"}, steps=20, saved=(20,), ended=None).put(place)
+    monkeypatch.setattr(mlxchat.report.runs, "run_state", lambda *_: "running")
+    for command in (["remove", "mine", "--yes"], ["fetch", "--from", str(own_text), "--replace"]):
+        code, _, told = program("data", *command)
+        assert code == os.EX_TEMPFAIL and "busy is being trained on mine" in told
+    assert place.data("mine").exists()
+
+
+def test_data_fetch_replaces_own_text(program: Program, place: Home, own_text: Path) -> None:
+    before = {path.name: path.read_bytes() for path in place.data("mine").iterdir()}
+    own_text.write_text(own_text.read_text().replace("Fox", "Hen"))
+    code, _, told = program("data", "fetch", "--from", str(own_text))
+    assert code == 1 and "--replace" in told
+    own_text.with_suffix(".txt").write_text("one")
+    for source in (own_text.with_suffix(".txt"), own_text.with_name("missing.txt")):
+        assert program("data", "fetch", "--from", str(source), "--dataset", "mine", "--replace")[0]
+    assert {path.name: path.read_bytes() for path in place.data("mine").iterdir()} == before
+    place.own_tokenizer("mine").mkdir()
+    code, said, _ = program("data", "fetch", "--from", str(own_text), "--replace")
+    assert code == 0 and "9 documents" in said and "tokenizer train --dataset mine" in said
+    assert {path.name: path.read_bytes() for path in place.data("mine").iterdir()} != before
+    assert program("data", "fetch", "--replace")[0] == 2
+
+
+def test_nobody_is_asked_who_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
+    assert not questions.can_ask()
