@@ -1,15 +1,21 @@
-"""The documentation names files that exist, and its Python runs."""
+"""The documentation names files that exist, its Python runs, and the site can be built of it."""
 
+import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.api_runs import small_runs
+from support.extras import extra
 
 from mlxchat.doctor.system import NEWEST_PYTHON, OLDEST_PYTHON
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md"])
+OUTSIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "MEMORY.md")  # pages of the site beside docs/
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / name for name in OUTSIDE)])
 PLACES = [ROOT, ROOT / "src" / "mlxchat", ROOT / "tests"]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 QUOTED = re.compile(r"`([^`\n]+)`")
@@ -27,7 +33,6 @@ def test_paths_exist(page: Path) -> None:
     named = {path.replace("NEW.py", "__init__.py") for path in paths(page)}  # NEW is the reader's
     missing = {path for path in named if not any((place / path).exists() for place in PLACES)}
     assert not missing
-    assert named or page.name == "api.md"
 
 
 def test_the_tree_names_every_folder() -> None:
@@ -63,6 +68,66 @@ def test_the_versions_of_python_are_the_same_everywhere() -> None:
     assert f"Python 3.{first[1]} to 3.{last[1]}" in (ROOT / "README.md").read_text("utf-8")
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8")
     assert f'python: ["3.{first[1]}", "3.{last[1]}"]' in workflow
+
+
+def make_settings() -> Any:
+    """The script that writes the page of all settings."""
+    spec = importlib.util.spec_from_file_location("make_settings", ROOT / "docs/make_settings.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_settings_is_what_the_declarations_say() -> None:
+    script = make_settings()
+    assert script.PAGE.read_text("utf-8") == script.page(), "run: python docs/make_settings.py"
+
+
+def test_a_stale_page_of_settings_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = make_settings()
+    monkeypatch.setattr(script, "PAGE", tmp_path / "settings.md")
+    for arguments, expected in ((["--check"], 1), ([], 0), (["--check"], 0)):
+        monkeypatch.setattr(sys, "argv", ["make_settings.py", *arguments])
+        assert script.main() == expected
+
+
+def test_the_page_of_settings_has_bounds_and_defaults() -> None:
+    rows = [line.split(" | ")[:3] for line in make_settings().page().splitlines()]
+    for row in (
+        ["| `--depth`", "integer, 1 to 64, or auto", ""],
+        ["| `--matrix-lr`", "number, more than 0", "0.02"],
+        ["| `--dtype`", "one of auto, bfloat16, float32", "auto"],
+        ["| `--seed`", "integer, at least 0, less than 2^32", "42"],
+        ["| `--ranks`", "integer, 1 to 64", "1"],
+        ["| `--data`", "PATH, repeatable", ""],
+        ["| `--prompt`, `-p`", "text", ""],
+        ["| `--stay-awake`", "yes or no", "yes"],
+        ["| `--chat`, `--base`", "yes or no", ""],
+        ["| `PATH`", "PATH", ""],
+    ):
+        assert row in rows
+
+
+def test_every_page_is_in_the_menu_of_the_site() -> None:
+    menu = re.findall(r"^ +- .*: ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.M)
+    pages = {page.name if page.name not in OUTSIDE else page.name.lower() for page in PAGES}
+    assert sorted(menu) == sorted(pages)
+
+
+@pytest.mark.slow  # needs the extra docs
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    extra("mkdocs")
+    extra("material")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    page = (tmp_path / "training" / "index.html").read_text("utf-8")
+    assert 'href="../memory/"' in page
+    assert (tmp_path / "memory" / "index.html").is_file()
 
 
 @pytest.mark.slow  # test_public_api has what a notebook does, with a smaller model

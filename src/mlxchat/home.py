@@ -134,6 +134,11 @@ class Home:
         return self.root / "base_eval"
 
     @property
+    def reports(self) -> Path:
+        """The folder of the reports of runs."""
+        return self.root / "reports"
+
+    @property
     def chat_history(self) -> Path:
         """The file of what was typed in chats."""
         return self.root / "chat_history.jsonl"

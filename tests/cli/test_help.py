@@ -32,6 +32,15 @@ def test_the_help_of_every_command_fits(
     assert not any("<bool>" in line or line.endswith(" ") for line in lines)
 
 
+@pytest.mark.parametrize("path", PATHS, ids=" ".join)
+def test_no_option_takes_a_whole_settings_model(
+    monkeypatch: pytest.MonkeyPatch, path: list[str]
+) -> None:
+    """Such as `lora`, which is a group of options: its name would be that of a class."""
+    names = re.findall(r"^  --[\w-]+ (\w+)", shown(monkeypatch, path, 80), re.M)
+    assert not any(name.endswith(("CONFIG", "TRAINING")) for name in names)
+
+
 def test_every_option_is_in_the_help(monkeypatch: pytest.MonkeyPatch) -> None:
     text = shown(monkeypatch, ["train"], 80)
     group = typer.main.get_command(app)

@@ -18,12 +18,12 @@ from mlxchat.errors import NotFound
 from mlxchat.home import Home
 from mlxchat.report.description import (
     RunDescription,
-    command_of_run,
     data_of,
     described_run,
     setting_rows,
 )
 from mlxchat.report.differences import compared, differing_settings
+from mlxchat.report.provenance import command_of_run
 
 
 @pytest.fixture

@@ -148,6 +148,7 @@ USUAL = {  # what makes a command succeed, and soon
     "--seconds 0.1",
     "monitor": "--once",
     "doctor": "",
+    "report": "base tuned",
     "help": "environment",
     "data fetch": "--from text.txt --dataset other",
     "data status": "",
@@ -170,7 +171,7 @@ LONG = {"train", "mid", "sft", "rl", "scaling", "serve", "quickstart", "bench", 
 LONG |= {"doctor"}
 LONG |= {"eval base", "eval chat"}
 """Commands that may run for so long that they are asked to end."""
-NOT_DRAWN = {"--ranks"}  # starts processes that would outlive an example
+NOT_DRAWN = {"--ranks", "--open"}  # start processes that would outlive an example
 
 USED = {  # the files that a command reads when it is run as in `USUAL`
     "train": [
@@ -189,6 +190,7 @@ USED = {  # the files that a command reads when it is run as in `USUAL`
     ],
     "import": ["export-transformers/*", "export-nanochat/**/*"],
     "data fetch": ["text.txt", "rows.*", "texts/*"],
+    "report": ["home/logs/**/*", "home/base_checkpoints/base/**/*"],
     "data status": ["home/base_data_own/*"],
     "runs list": ["home/*_checkpoints/**/*", "home/logs/*/*"],
     "runs show": ["home/base_checkpoints/base/**/*", "home/logs/base/*"],

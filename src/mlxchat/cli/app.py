@@ -34,6 +34,7 @@ from mlxchat.cli.options import Command, options_from_models
 from mlxchat.cli.quantize import quantize_command
 from mlxchat.cli.quickstart import quickstart_command
 from mlxchat.cli.ranks import tell_launcher
+from mlxchat.cli.report import report_command
 from mlxchat.cli.rl import rl_command
 from mlxchat.cli.runs import (
     runs_compare_command,
@@ -72,6 +73,7 @@ COMMANDS: dict[str, Command] = {
     "quickstart": quickstart_command,
     "bench": bench_command,
     "monitor": monitor_command,
+    "report": report_command,
     "doctor": doctor_command,
     "help": help_command,
 }
@@ -138,7 +140,7 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line, and end the process with its exit code (README.md lists them)."""
+    """Run the command line, and end the process with its exit code (docs/files.md lists them)."""
     sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115, PTH123  (the program was given none)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job

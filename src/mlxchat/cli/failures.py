@@ -1,4 +1,4 @@
-"""Error messages and exit codes of the commands. The README has a table of the codes.
+"""Error messages and exit codes of the commands. docs/files.md has a table of the codes.
 
 An error that the user can fix is two lines: the problem and the remedy. An unforeseen one is a
 mistake of the program: two lines as well, with the traceback in a file.

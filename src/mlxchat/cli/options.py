@@ -201,6 +201,12 @@ def options_from_models(command: Command) -> Command:
     return called
 
 
+def settings_models(command: Command) -> list[type[BaseModel]]:
+    """Return the settings models among the parameters of a command, before they are replaced."""
+    parameters = inspect.signature(command).parameters.values()
+    return [found.model for each in parameters if (found := _settings_of(each.annotation))]
+
+
 def _help_text(command: Command) -> str | None:
     """Return the docstring of a command, from its source where `python -OO` has dropped it."""
     if sys.flags.optimize < 2:

@@ -16,10 +16,11 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.run import RunConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.data.chats.sources import BUILTIN
+from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Event, Noted, Progressed, Started
 from mlxchat.telemetry.meter import Meter
-from mlxchat.ui.console import Screen, answers, say, say_json, say_paragraphs
+from mlxchat.ui.console import Screen, answers, say, say_json, say_paragraphs, warning
 from mlxchat.ui.tables import about
 from mlxchat.ui.text import amount
 
@@ -126,6 +127,7 @@ def quickstart_command(
             answered[outcome.problem.prompt.messages[0].text] = outcome
             screen.show(Progressed(time.time(), "questions", len(answered), questions, "questions"))
     _show_score(asked, [answered[question.prompt] for question in asked], json)
+    _write_reports(home, json)
     if json:
         return
     say("Next:")
@@ -181,6 +183,24 @@ def _answering(meter: Meter) -> str:
     if seconds is None:  # the first run was finished before
         return f"{TO_ANSWER}. What is finished is not done again without --fresh."
     return f"{TO_ANSWER}: {about((TUNED_CONFIG.num_iterations or 0) * seconds)}."
+
+
+def _write_reports(home: Home, json: bool) -> None:
+    """Write a report of each of the two runs, and say where; that it fails is only a warning."""
+    from mlxchat.report.write import write_report
+
+    try:
+        paths = [write_report(home, [tag]).path for tag in (BASE_CONFIG.tag, TUNED_CONFIG.tag)]
+    except MlxchatError as error:
+        warning(f"{error.problem} {error.remedy}")
+        return
+    if json:
+        say_json({"event": "reports", "paths": paths})
+        return
+    say("How it learned, with curves and samples, as pages for your browser:")
+    for path in paths:
+        say(f"  {path}")
+    say()
 
 
 def _show_score(asked: "list[Question]", outcomes: "list[Outcome]", json: bool) -> None:

@@ -75,7 +75,7 @@ class KeptVerdicts(Verdicts):
             raise _evaluated_elsewhere(path)
         with lock:
             with storing(path):
-                before, end = _read_verdicts(path)
+                before, end = read_verdicts(path)
                 remaining = {key: right for key, right in before.items() if key[0] not in forget}
                 anew = len(remaining) < len(before)
                 if anew:
@@ -99,7 +99,7 @@ class KeptVerdicts(Verdicts):
             self._file.write(f"{line}\n")
 
 
-def _read_verdicts(path: Path) -> tuple[dict[tuple[str, int], bool], int]:
+def read_verdicts(path: Path) -> tuple[dict[tuple[str, int], bool], int]:
     """Return the verdicts in a file, and the number of bytes up to the first damaged line."""
     verdicts, end = {}, 0
     for line in path.read_bytes().splitlines(keepends=True):

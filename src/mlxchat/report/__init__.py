@@ -1,1 +1,1 @@
-"""Runs looked at afterwards: what is on disk of each, side by side, moved, copied and removed."""
+"""Runs looked at afterwards: what is on disk of each, side by side, moved, and in one HTML file."""

@@ -1,9 +1,9 @@
 """A run in detail: its settings and where they are from, its command, data, steps and samples."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -11,23 +11,23 @@ from mlxchat.checkpoint import store
 from mlxchat.checkpoint.catalog import SavedStep, saved_steps
 from mlxchat.checkpoint.files import HISTORY, ORIGIN, TRAINER, in_words, read_json, unreadable
 from mlxchat.config.lora import LoraTraining
-from mlxchat.config.pretrain import PRESETS, PretrainConfig
+from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.rl import RlConfig
 from mlxchat.config.run import RunConfig
 from mlxchat.config.sft import ConversationConfig
-from mlxchat.config.stages import COMMAND_OF_STAGE, STAGE_SETTINGS
+from mlxchat.config.stages import STAGE_SETTINGS
 from mlxchat.counts import counted
 from mlxchat.data.shards import DATASETS
-from mlxchat.errors import ConfigError, MlxchatError, command
+from mlxchat.errors import ConfigError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.json_text import as_type
 from mlxchat.plan.plan import Plan
 from mlxchat.report.log_end import told_of
 from mlxchat.report.places import find_run
+from mlxchat.report.provenance import SettingOrigin, command_of_run
 from mlxchat.report.runs import RunSummary, Summaries, beginning_with
 from mlxchat.telemetry.events import Event, Sampled, Started
 
-SettingOrigin = Literal["given", "derived", "default"]
 OWN_ROWS = {"lora", "model_tag"}  # settings that are shown by other means
 
 DERIVED: dict[str, Callable[[Plan, RunConfig], object]] = {  # what a plan makes of settings
@@ -256,48 +256,6 @@ def _shown(value: object) -> str:
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def command_of_run(stage: str, config: RunConfig, name: str, ranks: int = 1) -> str:
-    """Return the command that trains a run of the same settings and the same name.
-
-    >>> command_of_run("pretraining", PretrainConfig(depth=4, seed=7), "d4")
-    'mlxchat train --depth 4 --seed 7'
-    """
-    preset = _preset(config)
-    options: dict[str, object] = {}
-    for setting, entry in type(config).model_fields.items():
-        value = getattr(config, setting)
-        if setting in OWN_ROWS or value == preset.get(setting, entry.get_default()):
-            continue
-        options[setting] = value
-    lora = getattr(config, "lora", None)
-    if lora is not None:
-        options["lora"] = True
-        default = LoraTraining()
-        for setting in LoraTraining.model_fields:
-            value = getattr(lora, setting)
-            if value != getattr(default, setting):
-                options[setting] = ",".join(value) if isinstance(value, tuple) else value
-    if ranks > 1:
-        options["ranks"] = ranks
-    if not _is_default_name(config, name):
-        options["model_tag"] = name
-    return command(COMMAND_OF_STAGE[stage], **options)
-
-
-def _preset(config: RunConfig) -> Mapping[str, Any]:
-    """Return the settings that the preset of a run stands for; none without one."""
-    preset = config.preset if isinstance(config, PretrainConfig) else None
-    return PRESETS[preset] if preset else {}
-
-
-def _is_default_name(config: RunConfig, name: str) -> bool:
-    own = {"model_tag": _preset(config).get("model_tag")}
-    try:
-        return name == config.model_copy(update=own).tag
-    except ConfigError:
-        return False
 
 
 def data_of(config: RunConfig, files: list[str], revision: str | None) -> tuple[str, ...]:

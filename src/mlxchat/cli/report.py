@@ -1,0 +1,83 @@
+"""The command `report`: one HTML file about one or more runs."""
+
+import sys
+import webbrowser
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mlxchat.cli.completion import run_names
+from mlxchat.cli.options import PATH, Json
+from mlxchat.cli.session import exit_promptly
+from mlxchat.home import Home
+from mlxchat.ui.console import Screen, say, say_json, warning
+
+
+def report_command(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME",
+            help="Runs to report on. With several, the others are compared with the first.",
+            show_default=False,
+            autocompletion=run_names,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to write, or a folder for it. Default: NAME.html in the folder reports of "
+            "$MLXCHAT_HOME. An earlier report is replaced.",
+            show_default=False,
+            **PATH,
+        ),
+    ] = None,
+    png: Annotated[
+        bool,
+        typer.Option(
+            "--png", help="Also draw the main curves as a picture beside it (needs matplotlib)."
+        ),
+    ] = False,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Show it in the browser afterwards.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Write a report of a run, or of several compared: one HTML file.
+
+    It needs no network and no other file, prints well, and has the curves, samples,
+    settings, data, scores and origin of each run, and the command that repeats it. A
+    run that goes on can be reported on, too.
+    """
+    with exit_promptly():
+        from mlxchat.report.picture import draw_picture, require_matplotlib
+        from mlxchat.report.write import write_report
+
+        if png:
+            require_matplotlib()
+        with Screen(stream=sys.stderr) as screen:
+            written = write_report(Home.from_environment(), names, output, screen.show)
+        picture = draw_picture(written.runs, written.path.with_suffix(".png")) if png else None
+    if json:
+        say_json(_facts(written.path, picture, written.runs))
+    else:
+        for state in (run for run in written.runs if run.state == "running"):
+            say(f"{state.name} goes on: this is how it stands at step {state.step:,}.")
+        for run in written.runs:
+            for fault in run.faults:
+                say(f"{run.name}: {fault}")
+        say(f"The report: {written.path}")
+        if picture:
+            say(f"The picture: {picture}")
+    if open_page and not webbrowser.open(written.path.resolve().as_uri()):
+        warning("No browser can be opened from here.")
+
+
+def _facts(path: Path, picture: Path | None, runs: Any) -> dict[str, Any]:
+    from mlxchat.report.curves import in_json, run_curves
+
+    each = [in_json(run_curves(run, len(runs))) for run in runs]
+    for run in each:
+        del run["series"]  # they are in the page
+    return {"report": path, "picture": picture, "runs": each}

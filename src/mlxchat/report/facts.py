@@ -1,0 +1,328 @@
+"""All that is known of a run: its log, its status, and the newest step that it has saved.
+
+A run may be under way, and any of its files may be damaged or missing. What cannot be read is named
+in `RunFacts.faults`; only a run of which there is nothing at all is an error.
+"""
+
+import math
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlxchat.checkpoint import store
+from mlxchat.checkpoint.files import files_with_checksums, model_files
+from mlxchat.checkpoint.history import History
+from mlxchat.checkpoint.trainer import TrainerState
+from mlxchat.config.run import RunConfig
+from mlxchat.errors import MlxchatError, reason_of
+from mlxchat.home import Home
+from mlxchat.monitor.machine import lives
+from mlxchat.monitor.runs import State, run_state, with_host_name
+from mlxchat.report.places import find_run
+from mlxchat.report.series import Columns, RunLogRead, Values, elapsed, read_run_log
+from mlxchat.system import identity
+from mlxchat.telemetry.events import Progressed, Report
+from mlxchat.telemetry.status import Status, read_status, status_path
+from mlxchat.train.stage import history_of, read_trainer
+
+LEAST_STEP_SECONDS = 1e-9  # of a step; with fewer its log is damaged
+LEAST_RATE_STEPS = 10  # after which the first step, which compiles, is left out of the speed
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A run, as a report shows it.
+
+    Attributes:
+        name: its name.
+        stage: the stage of its training; None if there are no saved steps that say.
+        state: what it is doing, or how it ended.
+        log: its log; empty if there is none.
+        status: its last status; None if there is none.
+        folder: its newest saved step; None if there is none.
+        trainer: the state saved there; None if that cannot be read.
+        history: how its model came to be.
+        checksums: sha256 of the weight files saved there.
+        saved: the numbers of its saved steps.
+        faults: what could not be read, and why.
+    """
+
+    name: str
+    stage: str | None
+    state: State
+    log: RunLogRead
+    status: Status | None
+    folder: Path | None
+    trainer: TrainerState[RunConfig] | None
+    history: History | None
+    checksums: dict[str, str] = field(default_factory=dict)
+    saved: tuple[int, ...] = ()
+    faults: tuple[str, ...] = ()
+
+    @property
+    def drawn(self) -> bool:
+        """Whether it learns from what it draws itself, so that steps have no fixed tokens."""
+        return len(self.log.rewards) > 0 or self.stage == "reinforcement learning"
+
+    @property
+    def step(self) -> int:
+        """The completed steps."""
+        steps = self.log.steps.step
+        candidates = [self.trainer.step if self.trainer else 0]
+        candidates += [self.log.started.step if self.log.started else 0]
+        return int(max(steps[-1] if len(steps) else 0, *candidates))
+
+    @property
+    def total_steps(self) -> int:
+        """The steps of the whole run; 0 if nothing says."""
+        return self.log.total_steps or (self.trainer.plan.num_iterations if self.trainer else 0)
+
+    @property
+    def tokens_per_step(self) -> int | None:
+        """The tokens of a step; None if they differ from step to step, or are unknown."""
+        if self.drawn:
+            return None
+        if self.log.started:
+            return self.log.started.tokens_per_step
+        return self.trainer.plan.tokens_per_step if self.trainer else None
+
+    @property
+    def flops_per_token(self) -> int | None:
+        """The FLOPs of training on a token; None if unknown."""
+        if self.log.started:
+            return self.log.started.flops_per_token
+        return self.trainer.plan.flops_per_token if self.trainer else None
+
+    @property
+    def tokens(self) -> int | None:
+        """The tokens that it has been trained on."""
+        return self.tokens_per_step and self.tokens_per_step * self.step
+
+    @property
+    def flops(self) -> float | None:
+        """The FLOPs that this took, by the model's formula."""
+        return self.flops_at(float(self.step))
+
+    def flops_at(self, step: float) -> float | None:
+        """Return the FLOPs of so many steps."""
+        if not self.tokens_per_step or not self.flops_per_token:
+            return None
+        return step * self.tokens_per_step * self.flops_per_token
+
+    @property
+    def seconds(self) -> float:
+        """The seconds of training, without evaluations and pauses."""
+        until = elapsed(self.log.steps)
+        if len(until):
+            return float(until[-1])
+        return self.trainer.meter.elapsed if self.trainer else 0.0
+
+    @property
+    def bits_per_byte(self) -> Values:
+        """The bits per byte of the evaluations."""
+        return self.log.evaluations["bits_per_byte"]
+
+    @property
+    def final_bits(self) -> float | None:
+        """The bits per byte of the last evaluation."""
+        finite = self.bits_per_byte[np.isfinite(self.bits_per_byte)]
+        return float(finite[-1]) if len(finite) else None
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """The evaluation with the lowest bits per byte: step and bits."""
+        bits = self.bits_per_byte
+        if not np.isfinite(bits).any():
+            return None
+        place = int(np.nanargmin(bits))
+        return int(self.log.evaluations.step[place]), float(bits[place])
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """The mean of all steps but the first, which compiles."""
+        seconds = self.log.steps["seconds"]
+        seconds = seconds[1:] if len(seconds) > LEAST_RATE_STEPS else seconds
+        known = seconds[np.isfinite(seconds) & (seconds > LEAST_STEP_SECONDS)]
+        return float(known.mean()) if len(known) else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The speed of training."""
+        seconds, tokens = self.seconds_per_step, self.tokens_per_step
+        return tokens / seconds if tokens and seconds else None
+
+    @property
+    def mfu(self) -> float | None:
+        """Model FLOPs utilisation by the chip's data sheet; None if that is unknown."""
+        return self._share_of(self.log.started.peak_flops if self.log.started else None)
+
+    @property
+    def matmul_share(self) -> float | None:
+        """The FLOP/s as a share of a matrix product's, as measured on that machine."""
+        return self._share_of(self.log.started.matmul_flops if self.log.started else None)
+
+    def _share_of(self, most: float | None) -> float | None:
+        rate, flops = self.tokens_per_second, self.flops_per_token
+        return rate * flops / most if rate and flops and most and math.isfinite(most) else None
+
+    @property
+    def peak_memory(self) -> int:
+        """The most bytes of MLX; 0 if unknown."""
+        peak = self.log.steps["peak"]
+        known = peak[np.isfinite(peak)]
+        saved = self.trainer.meter.peak_memory if self.trainer else 0
+        return int(known.max()) if len(known) else saved
+
+    @property
+    def device(self) -> str | None:
+        """The device that it was trained on, or the last one of several."""
+        return self.log.started.where if self.log.started else None
+
+    @property
+    def parameters(self) -> int | None:
+        """The parameters of the model."""
+        if self.log.started:
+            return self.log.started.parameters
+        return self.trainer.plan.parameters if self.trainer else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The seconds until the last step; None unless it runs."""
+        seconds = self.seconds_per_step
+        if self.state != "running" or seconds is None:
+            return None
+        return max(0, self.total_steps - self.step) * seconds
+
+
+def read_facts(
+    home: Home,
+    name: str,
+    now: Callable[[], float] = time.time,
+    report: Report = lambda _: None,
+) -> RunFacts:
+    """Read all that there is of a run.
+
+    Args:
+        home: where it is.
+        name: its name.
+        now: returns the time of day, by which a run without a sign of life is told.
+        report: receives the progress of reading a long log.
+
+    Raises:
+        NotFound: there is nothing of such a run.
+        ConfigError: two stages have a run of that name.
+        MlxchatError: a folder of runs cannot be read.
+    """
+    places, path = find_run(home, name), home.log(name)
+    steps = tuple(store.require_steps(places.folder)) if places.folder else ()
+    newest = store.directory(places.folder, steps[-1]) if places.folder and steps else None
+    faults: list[str] = []
+    log = _log(path, faults, report)
+    status = None
+    try:
+        status = read_status(status_path(path))
+    except OSError as error:
+        faults.append(f"Its status cannot be read: {reason_of(error)}.")
+    except ValueError:
+        faults.append("Its status is damaged.")
+    trainer, history, sums = _saved_state(newest, home, faults)
+    if trainer is not None and not len(log.evaluations) and not len(log.steps):
+        log = _from_meter(log, trainer, faults)
+    stage = trainer.stage if trainer else places.stage
+    return RunFacts(
+        name=name,
+        stage=stage,
+        state=_state(log, status, now()),
+        log=log,
+        status=status,
+        folder=newest,
+        trainer=trainer,
+        history=history,
+        checksums=sums,
+        saved=steps,
+        faults=tuple(faults),
+    )
+
+
+def _log(path: Path, faults: list[str], report: Report) -> RunLogRead:
+    def read_so_far(done: int) -> None:
+        total = max(done, path.stat().st_size)
+        report(Progressed(time.time(), path.parent.name, done, total, "bytes"))
+
+    try:
+        log = read_run_log(path, read_so_far)
+    except OSError as error:
+        faults.append(f"Its log cannot be read: {reason_of(error)}.")
+        return RunLogRead()
+    if log.damaged:
+        lines = "1 line" if log.damaged == 1 else f"{log.damaged:,} lines"
+        of = f"of {log.lines:,} in its log"
+        faults.append(f"{lines} {of} cannot be read; the curves are of the rest.")
+    return log
+
+
+def _saved_state(
+    newest: Path | None, home: Home, faults: list[str]
+) -> tuple[TrainerState[RunConfig] | None, History | None, dict[str, str]]:
+    """Return the trainer's state, the history and the checksums of a saved step."""
+    if newest is None:
+        return None, None, {}
+    trainer, history, sums = None, None, dict[str, str]()
+    try:
+        history = history_of(newest, home)
+        listed = files_with_checksums(newest)
+        names = {file.name for file in model_files(newest)} | {"adapters.safetensors"}
+        sums = {name: digest for name, digest in listed.items() if name in names}
+        trainer = read_trainer(newest)
+    except MlxchatError as error:
+        faults.append(error.problem)
+    except OSError as error:
+        faults.append(f"{newest.name} cannot be read: {reason_of(error)}.")
+    return trainer, history, sums
+
+
+def _from_meter(log: RunLogRead, trainer: TrainerState[Any], faults: list[str]) -> RunLogRead:
+    """Return a log with the curves that a saved step has, which are thinned."""
+    meter = trainer.meter
+    faults.append("Its log has no steps: the curves are those that its newest saved step has.")
+    losses, evaluations = np.array(meter.losses), np.array(meter.evaluations)
+    steps, values = _pair(losses)
+    empty = np.full(len(steps), np.nan)
+    nothing = dict.fromkeys(("learning_rate", "gradient_norm", "seconds", "peak"), empty)
+    at, bits = _pair(evaluations)
+    unknown = np.full(len(at), np.nan)
+    return RunLogRead(
+        starts=log.starts,
+        endings=log.endings,
+        steps=Columns(steps, {"loss": values, **nothing}),
+        evaluations=Columns(at, {"bits_per_byte": bits, "loss": unknown, "tokens": unknown}),
+        notes=log.notes,
+        lines=log.lines,
+        damaged=log.damaged,
+    )
+
+
+def _pair(points: Values) -> tuple[Values, Values]:
+    return (points[:, 0], points[:, 1]) if len(points) else (np.zeros(0), np.zeros(0))
+
+
+def _state(log: RunLogRead, status: Status | None, now: float) -> State:
+    """Return the state of a run, as `mlxchat monitor` tells it."""
+    host, ending = socket.gethostname(), log.endings[-1] if log.endings else None
+    status = with_host_name(status, identity(), host) if status else None
+    seen = status.time if status else log.last
+    quiet = math.inf if seen is None else now - seen
+    return run_state(ending.reason if ending else None, status, quiet, host, lives)
+
+
+def interruptions(facts: RunFacts) -> Iterator[tuple[int, str]]:
+    """Yield each resume of a run: its step, and what came before it in words."""
+    for started, before in zip(facts.log.starts[1:], facts.log.endings, strict=False):
+        how = "it was stopped" if before is not None else "its process ended without saving"
+        began = "Started again from" if started.step == 0 else "Resumed at"
+        yield started.step, f"{began} step {started.step:,}, after {how}"

@@ -1,0 +1,169 @@
+"""The figures of a report: those of one run, large, and those of several beside each other."""
+
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import NamedTuple
+
+from mlxchat.report.charts import line_look
+from mlxchat.report.compare import compute_multiplier, same_validation
+from mlxchat.report.facts import RunFacts
+from mlxchat.report.series import smoothed
+from mlxchat.report.tables import (
+    Html,
+    core_in_words,
+    flops_in_words,
+    html_table,
+    memory_in_words,
+    pass_1_in_words,
+    speed_in_words,
+)
+from mlxchat.report.words import (
+    count_in_words,
+    figure,
+    power_of_ten_or_zero,
+    share_in_words,
+    time_in_words,
+)
+
+
+def run_tiles(facts: RunFacts) -> Html:
+    """Return the figures of one run, large."""
+    best = facts.best
+    lowest = ""
+    if best and facts.final_bits is not None and best[1] < facts.final_bits:
+        lowest = f"lowest {figure(best[1])} at step {best[0]:,}"
+    ratio = facts.tokens / facts.parameters if facts.tokens and facts.parameters else None
+    judged = facts.log.judged[-1] if facts.log.judged else None
+    share = "MFU" if facts.mfu is not None else "of a matrix product’s speed"
+    core = facts.log.core[-1] if facts.log.core else None
+    reward = smoothed(facts.log.rewards["reward"])
+    tiles = [
+        (
+            "pass@1, held-out questions",
+            share_in_words(judged.pass_1) if judged else None,
+            f"95%: {judged.pass_1_low:.1%} to {judged.pass_1_high:.1%}" if judged else "",
+        ),
+        ("reward", figure(float(reward[-1]), 3) if len(reward) else None, "average at the end"),
+        ("bits per byte", figure(facts.final_bits) if facts.final_bits else None, lowest),
+        (
+            "CORE",
+            figure(core.core) if core else None,
+            f"± {figure(1.96 * core.error, 2)}, at most {core.max_per_task:,} a task"
+            if core
+            else "",
+        ),
+        ("steps", f"{facts.step:,}" if facts.step else None, f"of {facts.total_steps:,}"),
+        ("training time", time_in_words(facts.seconds) if facts.seconds else None, ""),
+        (
+            "tokens",
+            count_in_words(facts.tokens) if facts.tokens else None,
+            f"{figure(ratio, 3)} for each parameter" if ratio else "",
+        ),
+        (
+            "tokens per second",
+            f"{facts.tokens_per_second:,.0f}" if facts.tokens_per_second else None,
+            "",
+        ),
+        (share, speed_in_words(facts) if facts.matmul_share or facts.mfu else None, ""),
+        ("peak memory", memory_in_words(facts) if facts.peak_memory else None, ""),
+        (
+            "FLOPs",
+            power_of_ten_or_zero(facts.flops) if facts.flops else None,
+            "of training, by the model’s formula" if facts.flops else "",
+        ),
+    ]
+    drawn = [
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}"
+        f"{f'<small>{escape(more)}</small>' if more else ''}</dd></div>"
+        for name, value, more in tiles
+        if value is not None
+    ]
+    return Html(f'<dl class="tiles">{"".join(drawn)}</dl>')
+
+
+class _Row(NamedTuple):
+    """A row of the figures of several runs; the best of them is bold if that is known."""
+
+    name: str
+    text: Callable[[RunFacts], str | None]
+    value: Callable[[RunFacts], float | None] = lambda facts: None
+    best: Callable[..., float] | None = None
+
+
+_ROWS = (
+    _Row("stage", lambda f: f.stage),
+    _Row("state", lambda f: f.state),
+    _Row("machine", lambda f: f.device),
+    _Row("parameters", lambda f: count_in_words(f.parameters)),
+    _Row("steps", lambda f: f"{f.step:,} of {f.total_steps:,}" if f.total_steps else None),
+    _Row("tokens", lambda f: count_in_words(f.tokens)),
+    _Row("FLOPs", flops_in_words),
+    _Row("training time", lambda f: time_in_words(f.seconds)),
+    _Row("tokens per second", lambda f: count_in_words(f.tokens_per_second)),
+    _Row("MFU, or share of a matrix product", speed_in_words),
+    _Row("peak memory", memory_in_words),
+    _Row("final bits per byte", lambda f: figure(f.final_bits), lambda f: f.final_bits, min),
+    _Row(
+        "lowest bits per byte",
+        lambda f: f"{figure(f.best[1])} at step {f.best[0]:,}" if f.best else None,
+        lambda f: f.best[1] if f.best else None,
+        min,
+    ),
+    _Row("CORE", core_in_words, lambda f: f.log.core[-1].core if f.log.core else None, max),
+    _Row(
+        "pass@1",
+        pass_1_in_words,
+        lambda f: f.log.judged[-1].pass_1 if f.log.judged else None,
+        max,
+    ),
+)
+
+
+def compared_figures(runs: Sequence[RunFacts]) -> Html:
+    """Return the figures of several runs beside each other, and the compute multipliers."""
+    rows = []
+    for row in _ROWS:
+        texts = [row.text(facts) or "—" for facts in runs]
+        if all(text == "—" for text in texts):
+            continue
+        values = [row.value(facts) for facts in runs]
+        known = [value for value in values if value is not None]
+        best = row.best(known) if row.best and len(set(known)) > 1 else None
+        cells = [
+            Html(f"<strong>{escape(text)}</strong>") if best is not None and value == best else text
+            for text, value in zip(texts, values, strict=True)
+        ]
+        rows.append((row.name, *cells))
+    multipliers, explained = _multipliers(runs), ""
+    if any(text != "—" for text in multipliers[1:]):
+        rows.append(("compute multiplier", *multipliers))
+        explained = (
+            f"Compute multiplier: the FLOPs after which {runs[0].name} was as good, in bits per "
+            "byte, as the other run at its end, divided by the FLOPs that the other run took. 2× "
+            "is half the compute for the same result. Between evaluations it is interpolated on "
+            "logarithmic axes. In the middle of a run, before its learning rate has fallen, a "
+            "model is worse than one whose training was planned to end there: against a longer "
+            "baseline, multipliers are too high."
+        )
+        if same_validation(runs) is False:
+            explained = f"These runs were not measured on the same text. {explained}"
+    head = ("", *(Html(f"{swatch(n)} {escape(f.name)}") for n, f in enumerate(runs)))
+    below = f'<p class="remark">{escape(explained)}</p>' if explained else ""
+    return Html(f'<section class="figures">{html_table(head, rows)}{below}</section>')
+
+
+def _multipliers(runs: Sequence[RunFacts]) -> list[str]:
+    texts = ["1× (baseline)"]
+    for facts in runs[1:]:
+        found = compute_multiplier(runs[0], facts)
+        sign = {"exactly": "", "at least": "at least ", "at most": "at most "}
+        texts.append("—" if found is None else f"{sign[found.bound]}{figure(found.value, 3)}×")
+    return texts
+
+
+def swatch(number: int) -> str:
+    """Return a short piece of a run's line."""
+    return (
+        f'<svg class="swatch" viewBox="0 0 26 8" aria-hidden="true">'
+        f'<path class="line {line_look(number)}" d="M1 4H25"/></svg>'
+    )

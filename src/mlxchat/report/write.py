@@ -1,0 +1,90 @@
+"""Reads runs and writes their report."""
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from mlxchat.checkpoint.stamp import saved_at
+from mlxchat.disk import open_regular, replacing, storing
+from mlxchat.errors import ConfigError
+from mlxchat.home import Home
+from mlxchat.report.facts import RunFacts, read_facts
+from mlxchat.report.page import GENERATOR, Shown, page
+from mlxchat.report.places import find_run
+from mlxchat.report.scores import TaskScore, kept_scores
+from mlxchat.telemetry.events import Report
+
+LONGEST_FILE_NAME = 100  # characters of a file's name by default
+_ELSEWHERE = "choose another file with `output`"
+
+
+class WrittenReport(NamedTuple):
+    """A report on disk, and the runs in it."""
+
+    path: Path
+    runs: list[RunFacts]
+
+
+def write_report(
+    home: Home,
+    names: Sequence[str],
+    output: Path | None = None,
+    report: Report = lambda _: None,
+) -> WrittenReport:
+    """Write the report of one or more runs.
+
+    Args:
+        home: where the runs are.
+        names: the names of the runs; the first one is what the others are compared with.
+        output: the file, or a folder for it; None for one in `Home.reports`. An earlier report
+            there is replaced.
+        report: receives the progress of reading long logs.
+
+    Raises:
+        NotFound: there is no such run.
+        ConfigError: the file is there, and is no report.
+        DiskError: it cannot be written.
+    """
+    names = list(dict.fromkeys(names))
+    for name in names:
+        find_run(home, name)
+    path = report_path(home, names, output)
+    runs = [read_facts(home, name, report=report) for name in names]
+    text = page([Shown(facts, _scores(home, facts)) for facts in runs], time.time())
+    with storing(path, _ELSEWHERE):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            partial.write_text(text, "utf-8")
+    return WrittenReport(path, runs)
+
+
+def report_path(home: Home, names: Sequence[str], output: Path | None) -> Path:
+    """Return where the report of these runs is written.
+
+    Raises:
+        ConfigError: there is another file.
+    """
+    file = f"{'_and_'.join(names)}.html"
+    if len(file) > LONGEST_FILE_NAME:
+        file = f"{names[0]}_and_{len(names) - 1}_others.html"
+    path = home.reports / file if output is None else output
+    path = path / file if path.is_dir() else path
+    if path.exists():
+        with storing(path, _ELSEWHERE), open_regular(path) as existing:
+            head = existing.read(1000)
+        if head and GENERATOR.encode() not in head:
+            raise ConfigError(
+                f"{path} is no report, and is not replaced.", "Give another file with `output`."
+            )
+    return path
+
+
+def _scores(home: Home, facts: RunFacts) -> list[TaskScore]:
+    if facts.folder is None:
+        return []
+    with suppress(OSError):
+        since = saved_at(facts.folder, facts.step, None)
+        return kept_scores(home, facts.name, facts.saved[-1], since)
+    return []
