@@ -1,6 +1,7 @@
 """What shells complete: their scripts, and the names of runs and datasets."""
 
 import contextlib
+import functools
 import io
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import typer.main
 
@@ -31,12 +33,17 @@ def runs(home: Path) -> Home:
     return made
 
 
+@functools.cache
+def program() -> click.Command:
+    return typer.main.get_command(app)
+
+
 def printed(*arguments: str) -> str:
     """What the program prints, as a shell starts it."""
     answer_shells(os.environ)
-    program, out = typer.main.get_command(app), io.StringIO()
+    out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-        program([*arguments], prog_name="mlxchat", standalone_mode=False)
+        program()([*arguments], prog_name="mlxchat", standalone_mode=False)
     return out.getvalue()
 
 

@@ -222,9 +222,9 @@ def test_a_run_that_goes_on_says_so(home: Path) -> None:
 
 
 def test_a_long_run_makes_a_small_page(home: Path) -> None:
-    write_log(home, "run", pretraining("run", 20_000))
+    write_log(home, "run", pretraining("run", 6_000))
     written = write_report(Home(home), ["run"])
-    assert written.path.stat().st_size < 900_000
+    assert written.path.stat().st_size < 900_000  # which more steps add nothing to
 
 
 def test_an_unknown_run_is_an_error_that_names_others(home: Path) -> None:

@@ -18,6 +18,7 @@ def steps_of(name: str, log_folder: Path) -> list[int | None]:
     return [step for value, _, step in written(log_folder) if value == name]
 
 
+@pytest.mark.slow  # tests/telemetry has the same without a run
 def test_a_tracked_run_that_is_resumed_is_told_of_once(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -31,6 +32,7 @@ def test_a_tracked_run_that_is_resumed_is_told_of_once(
     assert steps_of("settings", log_folder) == [0]
 
 
+@pytest.mark.slow  # tests/telemetry has the same without a run
 def test_a_tracker_that_fails_does_not_end_a_run(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
