@@ -1,6 +1,6 @@
 """Prints the licences of all that mlxchat depends on, as the tables of docs/licences.md.
 
-    python docs/make_licences.py          asks pip for the metadata: needs a network
+    python docs/make_licences.py          asks pip (25.1 or later) for the metadata: needs a network
     python docs/make_licences.py --write  puts the tables into the page
 
 pip resolves mlxchat with all its extras for the machine that this runs on, and installs nothing.
@@ -31,7 +31,7 @@ Metadata = dict[str, Any]
 
 def main() -> int:
     """Print the tables, or put them into the page."""
-    tables = "\n".join(page_of(resolved()))
+    tables = "\n".join(page_of(resolved())).rstrip("\n") + "\n"
     if "--write" not in sys.argv:
         print(tables)
         return 0

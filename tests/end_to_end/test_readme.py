@@ -34,7 +34,7 @@ SMALL = (
 )
 SHORTER = (  # each replaces what is to its left in a line
     (r"^(mlxchat train )(--budget \w+)$", rf"\1\2 --dry-run && \1{SMALL}"),
-    (r"^(mlxchat train --dataset novels )--budget \w+$", rf"\1{SMALL}"),
+    (r"^(mlxchat train --dataset novels )--budget \w+", rf"\1{SMALL}"),
     (r"^(mlxchat train --depth 12.*)$", r"\1 --model-tag planned --dry-run"),  # d12 is taken
     (r"--num-iterations \d\d+", "--num-iterations 2"),
     (r"^(mlxchat sft --data chats.jsonl.*)$", r"\1 --num-iterations 3"),
