@@ -91,7 +91,7 @@ def _load_openblas() -> None:
     except (OSError, PackageNotFoundError) as error:
         warnings.warn(
             f"OpenBLAS is not available ({error}): training will be 10 to 30 times slower. "
-            'The extra cpu brings it, pip install -e ".[cpu]"; for a processor without AVX-512 '
+            'The extra cpu brings it, pip install "mlxchat[cpu]"; for a processor without AVX-512 '
             "your system does, as in apt install libopenblas0",
             RuntimeWarning,
             stacklevel=3,

@@ -77,8 +77,8 @@ DEVICE_CHECKS = (
         measures="The device that MLX computes on, and its memory.",
         limit=f"the GPU, if there is one, with at least {LEAST_GPU_MEMORY // _GIB} GiB",
         remedy=(
-            'With an NVIDIA GPU, install its backend: pip install -e ".[cuda]". On a Mac, log in '
-            "at its screen or over SSH: programs without a session may see no GPU."
+            'With an NVIDIA GPU, install its backend: pip install "mlxchat[cuda]". On a Mac, log '
+            "in at its screen or over SSH: programs without a session may see no GPU."
         ),
         commands=COMPUTING,
         examine=_gpu,

@@ -249,8 +249,8 @@ SYSTEM_CHECKS = (
         measures="The library that MLX multiplies matrices with on Linux CPUs.",
         limit="OpenBLAS",
         remedy=(
-            'pip install -e ".[cpu]" brings it; for a processor without AVX-512 the system does, '
-            "as in apt install libopenblas0."
+            'pip install "mlxchat[cpu]" brings it; for a processor without AVX-512 the system '
+            "does: apt install libopenblas0."
         ),
         commands=COMPUTING,
         examine=_blas,

@@ -244,8 +244,8 @@ def _writer_class() -> Any:
     except ImportError as error:
         raise ConfigError(
             "Files for TensorBoard are written by tensorboardX, which is not installed.",
-            'Install the extra tensorboard: pip install -e ".[tensorboard]"; or write a CSV file: '
-            "`to=csv`.",
+            'Install the extra tensorboard: pip install "mlxchat[tensorboard]"; or write a CSV '
+            "file: `to=csv`.",
         ) from error
     return SummaryWriter
 

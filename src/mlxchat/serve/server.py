@@ -32,7 +32,7 @@ try:
 except ImportError as error:
     raise BackendError(
         f"The server's libraries are not installed ({error}).",
-        'Install the extra serve: pip install -e ".[serve]"',
+        'Install the extra serve: pip install "mlxchat[serve]"',
     ) from error
 
 __all__ = [  # import them from here

@@ -96,7 +96,7 @@ def require_tracker(name: TrackerName | None) -> None:
     if found is None or found.origin is None:  # a folder of that name is no library
         raise ConfigError(
             f"The library {TRACKER_LIBRARIES[name]}, which `track={name}` needs, is not installed.",
-            f'Install the extra {name}: pip install -e ".[{name}]"',
+            f'Install the extra {name}: pip install "mlxchat[{name}]"',
         )
 
 
