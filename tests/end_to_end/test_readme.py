@@ -37,6 +37,7 @@ SHORTER = (  # each replaces what is to its left in a line
     (r"^(mlxchat train --dataset novels )--budget \w+", rf"\1{SMALL}"),
     (r"^(mlxchat train --depth 12.*)$", r"\1 --model-tag planned --dry-run"),  # d12 is taken
     (r"--num-iterations \d\d+", "--num-iterations 2"),
+    (r"^(mlxchat rl .*)$", r"\1 --eval-every 0"),
     (r"^(mlxchat sft --data chats.jsonl.*)$", r"\1 --num-iterations 3"),
 )
 NOT_RUN = {
@@ -96,7 +97,7 @@ def answers_until_interrupted(environment: dict[str, str], folder: Path) -> None
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
     ) as server:
         try:
-            for path, expected in (("/", "<html"), ("/v1/models", "quickstart")):
+            for path, expected in (("/", "<html"), ("/v1/models", "mlxchat")):
                 assert expected in got(f"http://127.0.0.1:{port}{path}", server)
         finally:
             server.send_signal(signal.SIGINT)
