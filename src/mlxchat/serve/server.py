@@ -124,6 +124,11 @@ class Server:
         return f"http://{f'[{host}]' if ':' in host else host}:{self._port}/v1"
 
     @property
+    def page_url(self) -> str:
+        """The address of the page to talk to the model, on this machine."""
+        return self.url.removesuffix("v1")
+
+    @property
     def running(self) -> bool:
         """Whether it answers requests."""
         return self._thread.is_alive() and self._scheduler.alive and not self._service.closing
